@@ -1,0 +1,116 @@
+//! What whoever started us says about the machine. Everything is copied out at once: GRUB may put its information
+//! into memory that is handed out later.
+
+use crate::BootError;
+use multiboot2::{BootInformation, MemoryAreaType};
+use pvh::start_info::{MemmapType, reader::StartInfoReader};
+
+/// Most regions of memory that are looked at.
+const MAX_REGIONS: usize = 64;
+
+/// A region of physical memory.
+#[derive(Clone, Copy, Default)]
+pub struct Region {
+    pub start: u64,
+    pub end: u64,
+    /// Whether it is plain memory.
+    pub usable: bool,
+    /// The firmware's type, for the kernel to show.
+    pub kind: u32,
+}
+
+/// What is known of the machine.
+pub struct Firmware {
+    regions: [Region; MAX_REGIONS],
+    count: usize,
+    /// The ramdisk, identity-mapped; empty if there is none.
+    pub ramdisk: &'static [u8],
+    /// Physical address of the RSDP.
+    pub rsdp: Option<u64>,
+    /// Memory that holds the RSDP's copy and so must stay.
+    pub information: (u64, u64),
+}
+
+impl Firmware {
+    pub fn regions(&self) -> &[Region] {
+        &self.regions[..self.count]
+    }
+
+    fn new() -> Firmware {
+        Firmware {
+            regions: [Region::default(); MAX_REGIONS],
+            count: 0,
+            ramdisk: &[],
+            rsdp: None,
+            information: (0, 0),
+        }
+    }
+
+    fn add(&mut self, start: u64, len_bytes: u64, usable: bool, kind: u32) {
+        if self.count < MAX_REGIONS && len_bytes > 0 {
+            self.regions[self.count] = Region { start, end: start.saturating_add(len_bytes), usable, kind };
+            self.count += 1;
+        }
+    }
+
+    fn finish(mut self) -> Result<Firmware, BootError> {
+        if self.count == 0 {
+            return Err(BootError::Firmware("no memory map"));
+        }
+        let count = self.count;
+        self.regions[..count].sort_unstable_by_key(|region| region.start);
+        Ok(self)
+    }
+}
+
+/// Reads the start information of a PVH loader at physical address `information` (xen/include/public/arch-x86/hvm/start_info.h).
+pub fn pvh(information: u32) -> Result<Firmware, BootError> {
+    let mut firmware = Firmware::new();
+    // SAFETY: the first 4 GiB are identity-mapped and nothing of them has been handed out yet.
+    let reader = unsafe { StartInfoReader::from_paddr_identity(information) }
+        .ok_or(BootError::Firmware("no PVH start information"))?;
+    for entry in reader.memmap() {
+        firmware.add(entry.addr, entry.size, entry.ty() == MemmapType::Ram, entry.ty);
+    }
+    firmware.rsdp = Some(reader.raw().rsdp_paddr).filter(|address| *address != 0);
+    if let Some(module) = reader.modlist().next() {
+        let module = module.as_slice();
+        // SAFETY: the ramdisk stays where it is, and its memory is never handed out.
+        firmware.ramdisk = unsafe { core::slice::from_raw_parts(module.as_ptr(), module.len()) };
+    }
+    firmware.finish()
+}
+
+/// Reads the boot information of a multiboot2 loader at physical address `information` (Multiboot2 specification 3.6).
+pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
+    let mut firmware = Firmware::new();
+    // SAFETY: the first 4 GiB are identity-mapped and nothing of them has been handed out yet.
+    let info = unsafe { BootInformation::load(information as usize as *const _) }
+        .map_err(|_| BootError::Firmware("no multiboot2 information"))?;
+    let map = info.memory_map_tag().ok_or(BootError::Firmware("no memory map"))?;
+    for area in map.memory_areas() {
+        let kind = area.typ();
+        firmware.add(
+            area.start_address(),
+            area.size(),
+            MemoryAreaType::from(kind) == MemoryAreaType::Available,
+            u32::from(kind),
+        );
+    }
+    firmware.information = (info.start_address() as u64, info.end_address() as u64);
+    // The RSDP is a copy behind the tag's 8-byte header.
+    let after_header = |tag: *const u8| tag as u64 + 8;
+    firmware.rsdp = info
+        .rsdp_v2_tag()
+        .map(|tag| after_header(core::ptr::from_ref(tag).cast()))
+        .or_else(|| info.rsdp_v1_tag().map(|tag| after_header(core::ptr::from_ref(tag).cast())));
+    if let Some(module) = info.module_tags().next() {
+        let (start, end) = (module.start_address() as usize, module.end_address() as usize);
+        if end < start {
+            return Err(BootError::Firmware("the ramdisk ends before it begins"));
+        }
+        // SAFETY: GRUB put the ramdisk there; its memory is never handed out.
+        firmware.ramdisk = unsafe { core::slice::from_raw_parts(start as *const u8, end - start) };
+    }
+    firmware.finish()
+}

@@ -1,0 +1,172 @@
+//! Builds the loader, the kernel and the modules.
+//!
+//! The kernel is linked at fixed addresses in the top 2 GiB; a module is a shared object whose undefined symbols are its
+//! requests for services. So they are built with different flags, into different folders.
+
+use crate::toolchain::Toolchain;
+use crate::{project, target};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What was built.
+#[derive(Debug, Clone)]
+pub struct System {
+    /// The loader, for QEMU's `-kernel` or GRUB's `multiboot2`.
+    pub loader: PathBuf,
+    /// The kernel, with its symbols.
+    pub kernel: PathBuf,
+    /// The kernel as the ramdisk has it, without debug information.
+    pub packed_kernel: PathBuf,
+    /// The modules.
+    pub modules: Vec<Module>,
+}
+
+/// A module that was built.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// With debug information, for gdb.
+    pub debug: PathBuf,
+    /// As the ramdisk has it.
+    pub packed: PathBuf,
+}
+
+/// Folders of `drivers/` that are not modules.
+const NOT_MODULES: [&str; 1] = ["sdk"];
+const KERNEL_FLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "code-model=kernel"];
+// The target's code model is the kernel's; in position-independent code it makes no difference.
+const MODULE_FLAGS: [&str; 2] = ["-C", "relocation-model=pic"];
+
+/// Builds everything; `quiet` hides what the compiler says unless it fails.
+pub fn system(quiet: bool) -> Result<System> {
+    let toolchain = Toolchain::find()?;
+    let kernel_dir = target().join("kernel");
+    let module_dir = target().join("modules");
+    // One at a time: built together, the loader would get the features that only the kernel's dependencies want.
+    for package in ["ringfence-loader", "ringfence-kernel"] {
+        let mut cargo = toolchain.cargo("build", &KERNEL_FLAGS, &kernel_dir);
+        run(cargo.args(["--release", "-p", package]), quiet)?;
+    }
+    let names = module_names()?;
+    let mut cargo = toolchain.cargo("build", &MODULE_FLAGS, &module_dir);
+    cargo.arg("--release");
+    for (_, package) in names.iter().filter_map(|(name, package)| Some((name, package.as_ref()?))) {
+        cargo.args(["-p", package]);
+    }
+    run(&mut cargo, quiet)?;
+
+    let built = |dir: &Path, file: &str| dir.join("x86_64-unknown-none/release").join(file);
+    let kernel = built(&kernel_dir, "ringfence-kernel");
+    let packed_kernel = target().join("kernel.packed");
+    strip(&kernel, &packed_kernel)?;
+    let mut modules = Vec::new();
+    for (name, package) in names {
+        let object = match package {
+            Some(package) => built(&module_dir, &format!("lib{}.a", package.replace('-', "_"))),
+            None => compile_c(&name)?,
+        };
+        modules.push(link(&toolchain, &name, &object)?);
+    }
+    Ok(System { loader: built(&kernel_dir, "ringfence-loader"), kernel, packed_kernel, modules })
+}
+
+/// Runs clippy over what is built for the bare machine, with warnings denied.
+pub fn lint() -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    let packages = ["ringfence-loader", "ringfence-kernel"].map(String::from).into_iter();
+    let modules = module_names()?.into_iter().filter_map(|(_, package)| package);
+    for package in packages.chain(modules) {
+        let dir = target().join("clippy");
+        let mut cargo = toolchain.cargo("clippy", &[], &dir);
+        run(cargo.args(["--quiet", "--release", "-p", &package, "--", "-D", "warnings"]), false)?;
+    }
+    Ok(())
+}
+
+/// Names of all modules, and the packages of those in Rust; the others are in C.
+fn module_names() -> Result<Vec<(String, Option<String>)>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(project().join("drivers"))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if NOT_MODULES.contains(&name.as_str()) || !path.is_dir() {
+            continue;
+        }
+        let package = path.join("Cargo.toml").is_file().then(|| format!("rf-{name}"));
+        names.push((name, package));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Compiles `drivers/NAME/NAME.c`.
+fn compile_c(name: &str) -> Result<PathBuf> {
+    let source = project().join("drivers").join(name).join(format!("{name}.c"));
+    let object = target().join(format!("{name}.o"));
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-c", "-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fPIC"]);
+    gcc.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
+    gcc.arg("-I").arg(header()?).arg("-o").arg(&object).arg(&source);
+    run(&mut gcc, true)?;
+    Ok(object)
+}
+
+/// Links a module: a shared object that exports its entry point only.
+fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
+    let exports = target().join("module.exports");
+    write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
+    let debug = target().join(format!("{name}.debug"));
+    let mut linker = toolchain.linker();
+    linker.args(["-shared", "-z", "now", "-z", "relro", "-z", "separate-code", "-z", "noexecstack"]);
+    linker.args(["--gc-sections", "--undefined=rf_upcall", "--undefined=rf_manifest", "--build-id=none"]);
+    linker.arg("--version-script").arg(&exports).arg("-o").arg(&debug).arg(object);
+    run(&mut linker, true)?;
+    let packed = target().join(format!("{name}.rfm"));
+    strip(&debug, &packed)?;
+    Ok(Module { name: name.to_string(), debug, packed })
+}
+
+/// Writes the C header for drivers; returns the folder that has it.
+fn header() -> Result<PathBuf> {
+    bail!("the C header is not generated yet")
+}
+
+/// Copies an ELF file without debug information; its symbols stay, for reports.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from), true)
+}
+
+/// Writes a file, unless it has that content already.
+pub(crate) fn write_if_changed(path: &Path, content: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+    fs::write(path, content).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Runs a tool; what it says is shown as it comes, or, if `quiet`, only when it fails.
+pub(crate) fn run(command: &mut Command, quiet: bool) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let missing = || format!("cannot run {name}: is it installed? 'make setup' installs what is missing");
+    if !quiet {
+        let status = command.status().with_context(missing)?;
+        if !status.success() {
+            bail!("{name} failed");
+        }
+        return Ok(());
+    }
+    let output = command.output().with_context(missing)?;
+    if !output.status.success() {
+        bail!("{name} failed:\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+/// Writes a text file.
+pub fn write_script(path: &Path, content: &str) -> Result<()> {
+    write_if_changed(path, content)
+}

@@ -1,0 +1,34 @@
+//! The same system for machines with a BIOS: a hybrid ISO image with GRUB, made by `grub-mkrescue`.
+
+use crate::build::{System, run};
+use crate::ramdisk::{self, Contents};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use tempfile::TempDir;
+
+/// GRUB's menu: one entry, at once.
+const MENU: &str = "\
+set timeout=0
+set default=0
+terminal_input console
+terminal_output console
+menuentry 'Ringfence' {
+    multiboot2 /boot/loader
+    module2 /boot/ramdisk.tar
+}
+";
+
+/// Writes an ISO image with `contents` to `image`.
+pub fn make(system: &System, contents: &Contents, image: &Path) -> Result<()> {
+    let tree = TempDir::new()?;
+    let boot = tree.path().join("boot");
+    fs::create_dir_all(boot.join("grub"))?;
+    fs::write(boot.join("grub/grub.cfg"), MENU)?;
+    fs::copy(&system.loader, boot.join("loader")).context("copying the loader")?;
+    fs::write(boot.join("ramdisk.tar"), ramdisk::pack(system, contents)?)?;
+    let mut mkrescue = Command::new("grub-mkrescue");
+    mkrescue.arg("-o").arg(image).arg(tree.path());
+    run(&mut mkrescue, true)
+}

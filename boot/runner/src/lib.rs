@@ -1,0 +1,33 @@
+//! The host's side of Ringfence: builds the kernel and its modules, packs the ramdisk, boots all of it in QEMU and says
+//! how that ended. `cargo run` is its command line; the tests use it as a library.
+//!
+//! * [`toolchain`]: which compiler builds for the bare machine
+//! * [`build`]: loader, kernel and modules
+//! * [`ramdisk`]: the one file that the loader gets
+//! * [`machine`]: a QEMU machine, and how a run of it ended
+//! * [`iso`]: the same system for machines with a BIOS
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+pub mod build;
+pub mod iso;
+pub mod machine;
+pub mod ramdisk;
+pub mod toolchain;
+
+/// The project's folder.
+pub fn project() -> PathBuf {
+    // This crate is in boot/runner.
+    let mut path = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    path.pop();
+    path.pop();
+    path
+}
+
+/// The folder for everything that is built.
+pub fn target() -> PathBuf {
+    let own = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    own.unwrap_or_else(|| project().join("target")).join("ringfence")
+}

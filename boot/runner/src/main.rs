@@ -1,0 +1,197 @@
+//! `cargo run`: builds Ringfence and boots it in QEMU.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use ringfence::machine::{GDB_PORT, Machine, Protocol};
+use ringfence::ramdisk::Contents;
+use ringfence::{build, iso, target};
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Builds Ringfence and boots it in QEMU with its console on the terminal.
+///
+/// Leave with 'shutdown' or Ctrl-A X.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Verb>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Write a hybrid ISO image that boots from BIOS firmware.
+    Iso {
+        /// Where to write it.
+        #[arg(default_value = "ringfence.iso")]
+        image: PathBuf,
+        /// Shell commands to run and end, separated by ';'.
+        #[arg(long, value_name = "CMD; CMD")]
+        exec: Option<String>,
+    },
+    /// Only build.
+    Build,
+    /// Run clippy over kernel, loader and modules, with warnings denied.
+    Lint,
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// Run shell commands, print their output, and power off. Exit status: 0 if all succeeded, 1 if one failed, 2 after
+    /// a kernel panic or triple fault, 3 after the time limit.
+    #[arg(long, value_name = "CMD; CMD")]
+    exec: Option<String>,
+    /// Do not load drivers at boot.
+    #[arg(long)]
+    no_autoload: bool,
+    /// Put a module file into the ramdisk (repeatable).
+    #[arg(long, value_name = "FILE")]
+    module: Vec<PathBuf>,
+    /// Attach a disk image (repeatable). Without one there is a scratch disk of 64 MiB.
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
+    /// QEMU's name of the network card, or 'none'.
+    #[arg(long, value_name = "MODEL", default_value = "e1000")]
+    nic: String,
+    /// QEMU's name of the SCSI adapter, or 'none'.
+    #[arg(long, value_name = "MODEL", default_value = "virtio-scsi-pci")]
+    hba: String,
+    /// Memory in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    memory: u32,
+    /// Forward a TCP port of this host to one of the guest (repeatable).
+    #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
+    forward: Vec<(u16, u16)>,
+    /// QEMU's accelerator.
+    #[arg(long, default_value = "tcg", value_parser = ["tcg", "kvm"])]
+    accel: String,
+    /// Count instructions: one a nanosecond.
+    #[arg(long)]
+    icount: bool,
+    /// Wait for gdb on port 1234.
+    #[arg(long)]
+    gdb: bool,
+    /// Longest run in seconds.
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+    /// Machine-readable output: one JSON object a line. Needs --exec.
+    #[arg(long, requires = "exec")]
+    json: bool,
+}
+
+fn parse_forward(text: &str) -> Result<(u16, u16), String> {
+    let (host, guest) = text.split_once(':').ok_or("it must be HOST:GUEST")?;
+    let port = |text: &str| text.parse().map_err(|_| format!("'{text}' is not a port"));
+    Ok((port(host)?, port(guest)?))
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("ringfence: {error:#}");
+            ExitCode::from(4)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    match cli.command {
+        None => boot(cli.run),
+        Some(Verb::Build) => build::system(false).map(|_| 0),
+        Some(Verb::Lint) => build::lint().map(|()| 0),
+        Some(Verb::Iso { image, exec }) => {
+            let system = build::system(false)?;
+            let contents = Contents { exec, autoload: true, ..Contents::default() };
+            iso::make(&system, &contents, &image)?;
+            println!("{}", image.display());
+            Ok(0)
+        }
+    }
+}
+
+fn boot(arguments: RunArguments) -> Result<u8> {
+    for path in arguments.module.iter().chain(&arguments.disk) {
+        if !path.is_file() {
+            bail!("there is no file {}", path.display());
+        }
+    }
+    let system = build::system(arguments.exec.is_some())?;
+    let mut disks = arguments.disk;
+    if disks.is_empty() && arguments.hba != "none" {
+        disks.push(scratch_disk()?);
+    }
+    let machine = Machine {
+        contents: Contents {
+            modules: arguments.module,
+            exec: arguments.exec.clone(),
+            autoload: !arguments.no_autoload,
+        },
+        disks,
+        nic: arguments.nic,
+        hba: arguments.hba,
+        memory: arguments.memory,
+        forwards: arguments.forward.into_iter().map(|(host, guest)| (Protocol::Tcp, host, guest)).collect(),
+        accel: arguments.accel,
+        icount: arguments.icount,
+        gdb: arguments.gdb,
+        timeout: arguments.timeout.map(Duration::from_secs),
+        ..Machine::default()
+    };
+    if machine.gdb {
+        explain_gdb(&system)?;
+    }
+    if arguments.exec.is_none() {
+        let end = machine.run_interactively(&system)?;
+        if end.status() != 0 {
+            eprintln!("ringfence: {}", end.description());
+        }
+        return Ok(end.status());
+    }
+    let show = |line: &str| match arguments.json {
+        true => println!("{}", json!({ "console": line })),
+        false => println!("{line}"),
+    };
+    let run = machine.run(&system, show)?;
+    if arguments.json {
+        println!("{}", json!({ "end": run.end.description(), "status": run.end.status() }));
+    } else if run.end.status() > 1 {
+        eprintln!("ringfence: {}", run.end.description());
+    }
+    Ok(run.end.status())
+}
+
+/// A disk that is there when no other is, and whose content nobody relies on.
+fn scratch_disk() -> Result<PathBuf> {
+    const BYTES: u64 = 64 << 20;
+    let path = target().join("scratch.img");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot make the scratch disk {}", path.display()))?;
+    if file.metadata()?.len() != BYTES {
+        file.set_len(BYTES)?;
+    }
+    Ok(path)
+}
+
+/// Prints the command that connects gdb, with the symbols of the kernel and, once they are loaded, of the modules.
+fn explain_gdb(system: &build::System) -> Result<()> {
+    use ringfence_abi::layout::{IMAGE, slot_base};
+    let mut script = format!("file {}\ntarget remote :{GDB_PORT}\n", system.kernel.display());
+    script += "# rf-symbols FILE SLOT: the symbols of a module, where 'lsmod' says that it is\n";
+    script += "define rf-symbols\n";
+    script += &format!("  add-symbol-file $arg0 -o ({:#x} + ($arg1) * {:#x})\n", slot_base(0) + IMAGE, slot_base(1) - slot_base(0));
+    script += "end\n";
+    for module in &system.modules {
+        script += &format!("# rf-symbols {} SLOT\n", module.debug.display());
+    }
+    let path = target().join("gdb.script");
+    build::write_script(&path, &script)?;
+    println!("gdb -x {}", path.display());
+    println!("then, once a module is loaded: rf-symbols {}/NAME.debug SLOT", target().display());
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Which compiler builds for the bare machine: the user's own, if it has the target, or the distribution's with the
+//! sysroot that `boot/setup.sh` made.
+
+use crate::project;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The target that everything but the runner is built for.
+pub const TARGET: &str = "x86_64-unknown-none";
+
+/// A compiler for [`TARGET`].
+pub struct Toolchain {
+    sysroot: PathBuf,
+    /// Whether it is another than the one that `cargo` uses by itself.
+    foreign: bool,
+}
+
+impl Toolchain {
+    /// Finds it; sets up what is missing.
+    pub fn find() -> Result<Toolchain> {
+        if let Some(found) = Self::look()? {
+            return Ok(found);
+        }
+        let status = Command::new(setup_script()).status().context("running boot/setup.sh")?;
+        if !status.success() {
+            bail!("boot/setup.sh failed");
+        }
+        Self::look()?.context("boot/setup.sh made no toolchain for the bare machine")
+    }
+
+    fn look() -> Result<Option<Toolchain>> {
+        let output =
+            Command::new(setup_script()).arg("--print-sysroot").output().context("running boot/setup.sh")?;
+        let sysroot = String::from_utf8(output.stdout)?.trim().to_string();
+        if sysroot.is_empty() {
+            return Ok(None);
+        }
+        let sysroot = PathBuf::from(sysroot);
+        // The sysroot that the script makes has a compiler of its own; rustup's is used through cargo as it is.
+        let foreign = sysroot.join("bin/rustc").is_file() && !sysroot.join("bin/cargo").is_file();
+        let foreign = foreign && sysroot != Path::new("/usr");
+        Ok(Some(Toolchain { sysroot, foreign }))
+    }
+
+    /// A cargo that builds for [`TARGET`] with `flags` for the compiler, into `target_dir`.
+    pub fn cargo(&self, subcommand: &str, flags: &[&str], target_dir: &Path) -> Command {
+        let mut command = Command::new("cargo");
+        // What an outer cargo has set up for its own compiler must not leak into this one.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_") && text != "CARGO_HOME" || text == "RUSTFLAGS" || text == "RUSTC" {
+                command.env_remove(&name);
+            }
+        }
+        command.current_dir(project());
+        if self.foreign {
+            // Clippy's driver is a compiler too, and does not go through the wrapper.
+            command.env("RUSTC", self.sysroot.join("bin/rustc")).env("SYSROOT", &self.sysroot);
+            command.env("PATH", prepend_path("/usr/bin"));
+        }
+        let flags: Vec<String> = flags.iter().map(|flag| format!("{flag:?}")).collect();
+        command.args([subcommand, "--target", TARGET]);
+        command.arg("--config").arg(format!("target.{TARGET}.rustflags=[{}]", flags.join(",")));
+        command.arg("--target-dir").arg(target_dir);
+        command
+    }
+
+    /// A linker.
+    pub fn linker(&self) -> Command {
+        let mut linker = Command::new(self.sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld"));
+        linker.args(["-flavor", "gnu"]);
+        linker
+    }
+}
+
+fn setup_script() -> PathBuf {
+    project().join("boot/setup.sh")
+}
+
+fn prepend_path(first: &str) -> std::ffi::OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = std::iter::once(PathBuf::from(first)).chain(std::env::split_paths(&path));
+    std::env::join_paths(all).unwrap_or(path)
+}

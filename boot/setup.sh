@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Sets up what Ringfence needs and this machine lacks. Safe to run again: what is there is left alone.
+#
+#   1. host packages: QEMU, a linker, the tools of the ISO (apt on Debian and Ubuntu, advice elsewhere)
+#   2. `core` and `alloc` for x86_64-unknown-none: from rustup where it can, else built once from the
+#      distribution's rust-src into a cached sysroot (1 to 3 minutes)
+#
+# `boot/setup.sh --print-sysroot` prints the sysroot that the target is built with, and does nothing else.
+set -euo pipefail
+
+target=x86_64-unknown-none
+host=x86_64-unknown-linux-gnu
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/ringfence"
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+has_target() { [ -n "$1" ] && [ -d "$1/lib/rustlib/$target/lib" ]; }
+
+distribution_sysroot() { # of the distribution's compiler, or nothing
+    [ -x /usr/bin/rustc ] || return 0
+    # The content of this script is part of the key: a sysroot built by another version of it is not used.
+    printf '%s/sysroot-%s-%s\n' "$cache" "$(/usr/bin/rustc --version | cut -d' ' -f2)" "$(cksum <"$0" | cut -d' ' -f1)"
+}
+
+find_sysroot() {
+    local own
+    own=$(rustc --print sysroot 2>/dev/null || true)
+    if has_target "$own"; then echo "$own"; return; fi
+    own=$(distribution_sysroot)
+    if has_target "$own"; then echo "$own"; fi
+}
+
+if [ "${1:-}" = --print-sysroot ]; then
+    find_sysroot
+    exit 0
+fi
+
+# ---- 1. packages -----------------------------------------------------------------------------------
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); } # command, Debian package that has it
+need qemu-system-x86_64 qemu-system-x86
+need gcc gcc
+need xorriso xorriso
+need mformat mtools
+need grub-mkrescue grub-common
+[ -d /usr/lib/grub/i386-pc ] || missing+=(grub-pc-bin)
+[ -e /usr/include/stdint.h ] || missing+=(libc6-dev)
+command -v cargo >/dev/null 2>&1 || missing+=(rustc-web cargo-web rust-web-src rust-web-clippy rustfmt-web lld-19)
+
+install() {
+    command -v apt-get >/dev/null 2>&1 || die "please install what these Debian packages hold, then run this again: $*"
+    local sudo=
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    say "installing $*"
+    $sudo apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
+        || die "apt-get could not install: $*"
+}
+[ ${#missing[@]} = 0 ] || install "${missing[@]}"
+
+# ---- 2. the target ---------------------------------------------------------------------------------
+if has_target "$(find_sysroot)"; then
+    exit 0
+fi
+if command -v rustup >/dev/null 2>&1 && timeout 120 rustup target add "$target" >/dev/null 2>&1 &&
+    has_target "$(rustc --print sysroot)"; then
+    say "rustup added $target"
+    exit 0
+fi
+
+say "rustup cannot add $target here: building core and alloc from the distribution's rust-src (1 to 3 minutes, once)"
+if [ ! -d /usr/lib/rustlib/src/rust/library/core ] || [ ! -x /usr/bin/rustc ] ||
+    [ "$(/usr/bin/rustc --version | cut -d. -f2)" -lt 90 ]; then
+    install rustc-web cargo-web rust-web-src
+fi
+[ -x /usr/bin/cargo-clippy ] && [ -x /usr/bin/rustfmt ] || install rust-web-clippy rustfmt-web || true
+
+lld=
+for candidate in "$(rustc --print sysroot 2>/dev/null)/lib/rustlib/$host/bin/rust-lld" /usr/lib/llvm-*/bin/lld; do
+    [ -x "$candidate" ] && lld=$candidate
+done
+if [ -z "$lld" ]; then
+    install lld-19
+    lld=/usr/lib/llvm-19/bin/lld
+fi
+
+sysroot=$(distribution_sysroot)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+library="$work/library"
+cp -r /usr/lib/rustlib/src/rust/library "$library"
+# compiler_builtins as a crate of its own pulls in nothing; std's other dependencies are not needed.
+mkdir -p "$work/seed/src"
+cat >"$work/seed/Cargo.toml" <<TOML
+[package]
+name = "seed"
+version = "0.0.0"
+edition = "2021"
+[profile.release]
+opt-level = 3
+debug = 1
+panic = "abort"
+TOML
+printf '#![no_std]\n' >"$work/seed/src/lib.rs"
+(
+    cd "$work/seed"
+    # Bootstrap is set for this one step only: everything after it is plain stable Rust.
+    RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc __CARGO_TESTS_ONLY_SRC_ROOT="$library" \
+        RUSTFLAGS="-C embed-bitcode=yes -C force-frame-pointers=yes --remap-path-prefix=$work=/rustc" \
+        /usr/bin/cargo build --release --target "$target" \
+        -Zbuild-std=core,alloc -Zbuild-std-features=compiler-builtins-mem
+) || die "building core for $target failed"
+
+part="$sysroot.part.$$"
+rm -rf "$part"
+mkdir -p "$part/lib/rustlib/$target/lib" "$part/lib/rustlib/$host/bin" "$part/bin"
+cp "$work"/seed/target/$target/release/deps/lib{core,alloc,compiler_builtins}-*.rlib "$part/lib/rustlib/$target/lib/"
+ln -s "/usr/lib/rustlib/$host/lib" "$part/lib/rustlib/$host/lib"
+ln -s "$lld" "$part/lib/rustlib/$host/bin/rust-lld"
+printf '#!/bin/sh\nexec /usr/bin/rustc --sysroot "%s" "$@"\n' "$sysroot" >"$part/bin/rustc"
+chmod +x "$part/bin/rustc"
+rm -rf "$sysroot"
+mv "$part" "$sysroot"
+say "$target is ready"

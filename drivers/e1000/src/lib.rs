@@ -1,0 +1,215 @@
+//! Intel 82540EM, as QEMU's `e1000` is one. Section and table numbers are those of the *PCI/PCI-X Family of Gigabit
+//! Ethernet Controllers Software Developer's Manual*, 317453-006.
+//!
+//! Legacy descriptors in two DMA rings, one frame each; interrupts for reception only. The rings are longer than there
+//! are frames, so they never fill up.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod registers;
+
+use registers::{self as reg, ctrl, int, rctl, rxd, tctl, txd};
+use ringfence_sdk::abi::net::{RX_FRAMES, TX_FRAMES};
+use ringfence_sdk::device::{self, Mmio};
+use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::net::{Nic, NicDriver, Queues};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
+
+driver!(
+    NicDriver<E1000>,
+    Manifest::new("e1000", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Nic)
+        .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x1004)])
+        .dma_kib(64)
+);
+
+/// Descriptors in each ring: more than frames, so that head and tail never meet with work between them.
+const TX_RING: usize = 2 * TX_FRAMES;
+const RX_RING: usize = 2 * RX_FRAMES;
+/// Bytes in a descriptor.
+const DESCRIPTOR: usize = 16;
+/// How long a reset may take.
+const RESET_NS: u64 = 10_000_000;
+
+struct E1000 {
+    registers: Mmio,
+    mac: [u8; 6],
+    tx: Ring,
+    rx: Ring,
+    /// Which frame each descriptor has.
+    tx_frames: [u32; TX_RING],
+    rx_frames: [u32; RX_RING],
+    /// Whether the device is to interrupt when it has sent: only while something is left to be reclaimed.
+    tx_interrupt: bool,
+}
+
+/// A descriptor ring: `next` is the one to fill next, `done` the one that the device finishes next.
+struct Ring {
+    memory: Dma,
+    len: usize,
+    next: usize,
+    done: usize,
+}
+
+impl Ring {
+    fn new(len: usize) -> Result<Ring> {
+        Ok(Ring { memory: Dma::new(len * DESCRIPTOR)?, len, next: 0, done: 0 })
+    }
+
+    fn after(&self, index: usize) -> usize {
+        (index + 1) % self.len
+    }
+}
+
+impl Nic for E1000 {
+    fn init() -> Result<E1000> {
+        let registers = Mmio::map(0)?;
+        // 14.3: reset, then no interrupts, also none that the reset has caused.
+        registers.write32(reg::IMC, u32::MAX);
+        registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::RST);
+        let deadline = service::time_ns() + RESET_NS;
+        while registers.read32(reg::CTRL) & ctrl::RST != 0 {
+            if service::time_ns() > deadline {
+                log::error!("the device does not come out of reset");
+                return Err(Refusal::NotFound);
+            }
+        }
+        registers.write32(reg::IMC, u32::MAX);
+        registers.read32(reg::ICR);
+        registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::SLU | ctrl::ASDE);
+
+        // 13.5.2: the reset loaded the address from the EEPROM into the first receive address register.
+        let [a, b, c, d] = registers.read32(reg::RAL0).to_le_bytes();
+        let [e, f, _, _] = registers.read32(reg::RAH0).to_le_bytes();
+        let mac = [a, b, c, d, e, f];
+        log::info!("82540EM at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        Ok(E1000 {
+            registers,
+            mac,
+            tx: Ring::new(TX_RING)?,
+            rx: Ring::new(RX_RING)?,
+            tx_frames: [0; TX_RING],
+            rx_frames: [0; RX_RING],
+            tx_interrupt: false,
+        })
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    fn start(&mut self, queues: &mut Queues) -> Result<()> {
+        let registers = &self.registers;
+        // 14.4: receive initialization.
+        for entry in 0..reg::MTA_ENTRIES {
+            registers.write32(reg::MTA + 4 * entry, 0);
+        }
+        let ring = |base, ring: &Ring| {
+            let address = ring.memory.physical(0);
+            registers.write32(base, address as u32);
+            registers.write32(base + 4, (address >> 32) as u32);
+            registers.write32(base + 8, (ring.len * DESCRIPTOR) as u32);
+            registers.write32(base + 0x10, 0);
+            registers.write32(base + 0x18, 0);
+        };
+        ring(reg::RDBAL, &self.rx);
+        ring(reg::TDBAL, &self.tx);
+        device::enable_dma()?;
+        // 14.5: transmit initialization, with the inter-packet gap of table 13-77 for copper.
+        registers.write32(reg::TIPG, 10 | 8 << 10 | 6 << 20);
+        registers.write32(reg::TCTL, tctl::EN | tctl::PSP | 0xf << tctl::CT | 0x40 << tctl::COLD);
+        registers.write32(reg::RCTL, rctl::EN | rctl::BAM | rctl::SECRC);
+        self.refill(queues);
+        self.registers.write32(reg::IMS, int::RXT0 | int::RXDMT0 | int::RXO | int::LSC);
+        device::enable_interrupts()
+    }
+
+    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        if events.contains(Events::INTERRUPT) {
+            // Reading the causes clears them and lowers the line (13.4.17).
+            let causes = self.registers.read32(reg::ICR);
+            if causes & int::LSC != 0 {
+                let up = self.registers.read32(reg::STATUS) & reg::STATUS_LU != 0;
+                log::info!("link {}", if up { "up" } else { "down" });
+            }
+        }
+        self.transmit(queues);
+        self.receive(queues);
+        Reply::ACKNOWLEDGED
+    }
+
+    fn exit(&mut self) {
+        self.registers.write32(reg::IMC, u32::MAX);
+        self.registers.write32(reg::RCTL, 0);
+        self.registers.write32(reg::TCTL, 0);
+        self.registers.write32(reg::CTRL, self.registers.read32(reg::CTRL) | ctrl::RST);
+    }
+}
+
+impl E1000 {
+    /// Hands new frames to the device, all with one write of the tail, and takes back what it has sent (3.3).
+    fn transmit(&mut self, queues: &mut Queues) {
+        let before = self.tx.next;
+        while let Some(frame) = queues.take_transmit() {
+            let index = self.tx.next;
+            let at = index * DESCRIPTOR;
+            self.tx.memory.write(at, frame.physical);
+            let command = u64::from(txd::EOP | txd::IFCS | txd::RS);
+            self.tx.memory.write(at + 8, u64::from(frame.len_bytes) | command << 24);
+            self.tx_frames[index] = frame.number;
+            self.tx.next = self.tx.after(index);
+        }
+        if self.tx.next != before {
+            dma::write_barrier();
+            self.registers.write32(reg::TDT, self.tx.next as u32);
+        }
+        while self.tx.done != self.tx.next {
+            let status: u8 = self.tx.memory.read(self.tx.done * DESCRIPTOR + 12);
+            if status & txd::DD == 0 {
+                break;
+            }
+            queues.give_transmitted(self.tx_frames[self.tx.done]);
+            self.tx.done = self.tx.after(self.tx.done);
+        }
+        let left = self.tx.done != self.tx.next;
+        if left != self.tx_interrupt {
+            self.tx_interrupt = left;
+            self.registers.write32(if left { reg::IMS } else { reg::IMC }, int::TXDW);
+        }
+    }
+
+    /// Delivers what was received and gives the device new frames (3.2).
+    fn receive(&mut self, queues: &mut Queues) {
+        while self.rx.done != self.rx.next {
+            let at = self.rx.done * DESCRIPTOR;
+            let status: u8 = self.rx.memory.read(at + 12);
+            if status & rxd::DD == 0 {
+                break;
+            }
+            dma::read_barrier();
+            let (len_bytes, errors): (u16, u8) = (self.rx.memory.read(at + 8), self.rx.memory.read(at + 13));
+            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer goes back.
+            let good = errors & rxd::ERRORS == 0 && status & rxd::EOP != 0;
+            queues.give_received(self.rx_frames[self.rx.done], if good { len_bytes.into() } else { 0 });
+            self.rx.done = self.rx.after(self.rx.done);
+        }
+        self.refill(queues);
+    }
+
+    fn refill(&mut self, queues: &mut Queues) {
+        let before = self.rx.next;
+        while let Some(frame) = queues.take_empty() {
+            let index = self.rx.next;
+            self.rx.memory.write(index * DESCRIPTOR, frame.physical);
+            self.rx.memory.write(index * DESCRIPTOR + 8, 0u64);
+            self.rx_frames[index] = frame.number;
+            self.rx.next = self.rx.after(index);
+        }
+        if self.rx.next != before {
+            dma::write_barrier();
+            self.registers.write32(reg::RDT, self.rx.next as u32);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The attacks, by verb. Each takes a number; what it returns, if it returns, is shown.
+
+use core::arch::asm;
+use ringfence_sdk::service::raw;
+
+/// An attack.
+type Attack = fn(u64) -> u64;
+
+/// All attacks and their verbs.
+pub static ATTACKS: &[(&str, Attack)] = &[
+    ("list", list),
+    // memory
+    ("read", read),
+    ("write", write),
+    ("execute", execute),
+    ("write-text", write_text),
+    ("execute-data", execute_data),
+    ("write-relro", write_relro),
+    ("recurse", recurse),
+    ("big-frame", big_frame),
+    // instructions
+    ("cli", cli),
+    ("hlt", hlt),
+    ("read-cr3", read_cr3),
+    ("write-cr3", write_cr3),
+    ("lidt", lidt),
+    ("rdmsr", rdmsr),
+    ("in", port_in),
+    ("out", port_out),
+    ("int", int_0x80),
+    ("int3", int3),
+    ("syscall", syscall),
+    ("sysenter", sysenter),
+    ("ud2", ud2),
+    ("sse", sse),
+    ("divide", divide),
+    // control flow
+    ("far-call", far_call),
+    ("far-jump-ring0", far_jump_ring0),
+    ("iret-ring0", iret_ring0),
+    ("trap-flag-gate", trap_flag_gate),
+    ("bad-stack-gate", bad_stack_gate),
+    ("bad-stack", bad_stack),
+    ("flags", flags),
+    // services
+    ("log-pointer", log_pointer),
+    ("log-length", log_length),
+    ("panic", panic),
+    ("heap", heap),
+    ("loop", endless),
+    ("loop-df", endless_df),
+    ("gate-flood", gate_flood),
+];
+
+fn list(_: u64) -> u64 {
+    for (name, _) in ATTACKS {
+        log::info!("{name}");
+    }
+    ATTACKS.len() as u64
+}
+
+fn read(address: u64) -> u64 {
+    let value: u64;
+    // SAFETY: none; that is the point, here and below.
+    unsafe { asm!("mov {}, [{}]", out(reg) value, in(reg) address) };
+    value
+}
+
+fn write(address: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("mov qword ptr [{}], 0x41", in(reg) address) };
+    0
+}
+
+fn execute(address: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("call {}", in(reg) address, clobber_abi("C")) };
+    0
+}
+
+fn write_text(_: u64) -> u64 {
+    write(write_text as *const () as u64)
+}
+
+fn execute_data(_: u64) -> u64 {
+    let code = [0xc3u8; 16];
+    execute(code.as_ptr() as u64)
+}
+
+/// The table of attacks holds pointers, so it was relocated, and made read-only afterwards.
+fn write_relro(_: u64) -> u64 {
+    write(ATTACKS.as_ptr() as u64)
+}
+
+#[inline(never)]
+fn deeper(depth: u64) -> u64 {
+    let frame = core::hint::black_box([depth; 32]);
+    if depth == u64::MAX { 0 } else { deeper(depth + 1) + core::hint::black_box(frame)[0] }
+}
+
+fn recurse(_: u64) -> u64 {
+    deeper(0)
+}
+
+/// Reaches far below the stack at once, over the guard if it were only a page.
+fn big_frame(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("mov qword ptr [rsp - 0x40000], 1") };
+    0
+}
+
+fn cli(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("cli") };
+    0
+}
+
+fn hlt(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("hlt") };
+    0
+}
+
+fn read_cr3(_: u64) -> u64 {
+    let value: u64;
+    // SAFETY: none.
+    unsafe { asm!("mov {}, cr3", out(reg) value) };
+    value
+}
+
+fn write_cr3(value: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("mov cr3, {}", in(reg) value) };
+    0
+}
+
+fn lidt(_: u64) -> u64 {
+    let pointer = [0u8; 10];
+    // SAFETY: none.
+    unsafe { asm!("lidt [{}]", in(reg) &pointer) };
+    0
+}
+
+fn rdmsr(number: u64) -> u64 {
+    let low: u32;
+    // SAFETY: none.
+    unsafe { asm!("rdmsr", in("ecx") number as u32, out("eax") low, out("edx") _) };
+    low.into()
+}
+
+fn port_in(port: u64) -> u64 {
+    let value: u8;
+    // SAFETY: none.
+    unsafe { asm!("in al, dx", in("dx") port as u16, out("al") value) };
+    value.into()
+}
+
+fn port_out(port: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("out dx, al", in("dx") port as u16, in("al") 0u8) };
+    0
+}
+
+fn int_0x80(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("int 0x80") };
+    0
+}
+
+fn int3(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("int3") };
+    0
+}
+
+fn syscall(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("syscall", out("rcx") _, out("r11") _) };
+    0
+}
+
+fn sysenter(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("sysenter") };
+    0
+}
+
+fn ud2(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("ud2") };
+    0
+}
+
+fn sse(_: u64) -> u64 {
+    // SAFETY: none. By its bytes, because this target's assembler is told that there is no SSE: xorps %xmm0, %xmm0.
+    unsafe { asm!(".byte 0x0f, 0x57, 0xc0") };
+    0
+}
+
+fn divide(divisor: u64) -> u64 {
+    let quotient: u64;
+    // SAFETY: none.
+    unsafe { asm!("div {}", in(reg) divisor, inout("rax") 1u64 => quotient, inout("rdx") 0u64 => _) };
+    quotient
+}
+
+/// Calls far through any selector.
+fn far_call(selector: u64) -> u64 {
+    let target = [0u16, 0, selector as u16];
+    // SAFETY: none. FF /3 without REX.W, as gates want it.
+    unsafe { asm!(".byte 0xff, 0x18", in("rax") target.as_ptr(), clobber_abi("C")) };
+    0
+}
+
+fn far_jump_ring0(_: u64) -> u64 {
+    let target = [0u16, 0, 8];
+    // SAFETY: none. FF /5: jmp far [rax].
+    unsafe { asm!(".byte 0xff, 0x28", in("rax") target.as_ptr()) };
+    0
+}
+
+fn iret_ring0(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe {
+        asm!(
+            "mov {0}, rsp",
+            "push 0x10",
+            "push {0}",
+            "push 2",
+            "push 8",
+            "lea {0}, [rip + 2f]",
+            "push {0}",
+            "iretq",
+            "2:",
+            out(reg) _
+        )
+    };
+    0
+}
+
+/// Single-steps into a gate: the debug exception arrives in ring 0, on the gate's first instruction.
+fn trap_flag_gate(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe {
+        asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
+        raw::rf_null() as u64
+    }
+}
+
+/// Calls a gate with a stack pointer that is nowhere. It works: the kernel does not use the driver's stack.
+fn bad_stack_gate(stack: u64) -> u64 {
+    let target = [0u16, 0, selector_of(0)];
+    let result: u64;
+    // SAFETY: none.
+    unsafe {
+        asm!(
+            "mov r12, rsp",
+            "mov rsp, rcx",
+            ".byte 0xff, 0x18", // call far [rax]
+            "mov rsp, r12",
+            inout("rax") target.as_ptr() as u64 => result, in("rcx") stack, out("r12") _, clobber_abi("C")
+        )
+    };
+    result
+}
+
+/// Waits for interrupts with a stack pointer that is nowhere. They have stacks of their own.
+fn bad_stack(stack: u64) -> u64 {
+    // SAFETY: none.
+    unsafe {
+        asm!(
+            "mov r12, rsp",
+            "mov rsp, {0}",
+            "mov rcx, 100000000",
+            "2: dec rcx",
+            "jnz 2b",
+            "mov rsp, r12",
+            in(reg) stack, out("rcx") _, out("r12") _
+        )
+    };
+    0
+}
+
+/// Sets every flag that POPF lets it set, calls a gate, and returns the flags it has then.
+fn flags(_: u64) -> u64 {
+    let after: u64;
+    // SAFETY: none. Not TF: that has an attack of its own.
+    unsafe {
+        asm!("pushfq", "or qword ptr [rsp], 0x247ed5", "popfq");
+        raw::rf_null();
+        asm!("pushfq", "pop {}", out(reg) after);
+    }
+    after
+}
+
+/// The selector of a service's gate (the layout is the kernel's; it is no secret).
+fn selector_of(service: u16) -> u16 {
+    (6 + 2 * service) << 3 | 5
+}
+
+fn log_pointer(address: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { raw::rf_log(3, address, 16) as u64 }
+}
+
+fn log_length(len_bytes: u64) -> u64 {
+    let text = [b'a'; 16];
+    // SAFETY: none.
+    unsafe { raw::rf_log(3, text.as_ptr() as u64, len_bytes) as u64 }
+}
+
+fn panic(_: u64) -> u64 {
+    panic!("as it was told");
+}
+
+/// Takes heap until there is none.
+fn heap(_: u64) -> u64 {
+    let mut taken = 0;
+    // SAFETY: takes no pointers.
+    while unsafe { raw::rf_heap_grow(4096) } > 0 {
+        taken += 4096;
+    }
+    taken
+}
+
+fn endless(_: u64) -> u64 {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+fn endless_df(_: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("std", "2: jmp 2b", options(noreturn)) }
+}
+
+fn gate_flood(_: u64) -> u64 {
+    loop {
+        // SAFETY: takes no arguments.
+        unsafe { raw::rf_null() };
+    }
+}

@@ -1,0 +1,151 @@
+//! The driver's own PCI function: configuration space, interrupts, registers.
+
+use crate::Result;
+use crate::service::{answer, raw};
+use core::ptr::NonNull;
+use ringfence_abi::service::Refusal;
+use volatile::VolatilePtr;
+
+/// Reads `width_bytes` (1, 2 or 4) bytes of configuration space at `offset`.
+pub fn pci_read(offset: u64, width_bytes: u64) -> Result<u32> {
+    // SAFETY: no pointers.
+    answer(unsafe { raw::rf_pci_read(offset, width_bytes) }).map(|value| value as u32)
+}
+
+/// Lets the device read and write memory.
+pub fn enable_dma() -> Result<()> {
+    const COMMAND: u64 = 4;
+    const BUS_MASTER: u64 = 1 << 2;
+    // SAFETY: no pointers.
+    answer(unsafe { raw::rf_pci_write(COMMAND, 2, BUS_MASTER) }).map(|_| ())
+}
+
+/// Lets the device's interrupts through: from now on, one polls the driver.
+pub fn enable_interrupts() -> Result<()> {
+    // SAFETY: no arguments.
+    answer(unsafe { raw::rf_irq_enable() }).map(|_| ())
+}
+
+/// Lets interrupts through again, for a driver that did not acknowledge when it was polled.
+pub fn acknowledge_interrupt() -> Result<()> {
+    // SAFETY: no arguments.
+    answer(unsafe { raw::rf_irq_ack() }).map(|_| ())
+}
+
+/// The capabilities in configuration space (PCI 3.0, 6.7): offset and id of each.
+pub fn capabilities() -> impl Iterator<Item = (u64, u8)> {
+    const POINTER: u64 = 0x34;
+    const MAX: usize = 48;
+    let read = |offset: u64| pci_read(offset, 1).unwrap_or(0) as u8;
+    let next = move |offset: u8| (offset & 0xfc != 0).then_some(u64::from(offset & 0xfc));
+    let first = next(read(POINTER));
+    // A list that bites its own tail ends all the same.
+    core::iter::successors(first, move |offset| next(read(offset + 1))).take(MAX).map(move |offset| (offset, read(offset)))
+}
+
+/// The registers of a memory BAR.
+#[derive(Clone, Copy)]
+pub struct Mmio {
+    start: NonNull<u8>,
+    len_bytes: usize,
+}
+
+macro_rules! mmio_access {
+    ($read:ident, $write:ident, $type:ty) => {
+        /// Reads the register at `offset`. Panics if it is not inside the BAR or not aligned.
+        pub fn $read(&self, offset: usize) -> $type {
+            self.register::<$type>(offset).read()
+        }
+
+        /// Writes the register at `offset`. Panics if it is not inside the BAR or not aligned.
+        pub fn $write(&self, offset: usize, value: $type) {
+            self.register::<$type>(offset).write(value);
+        }
+    };
+}
+
+impl Mmio {
+    /// Maps memory BAR `bar`.
+    pub fn map(bar: u64) -> Result<Mmio> {
+        // SAFETY: no pointers.
+        let (start, len) = unsafe { (answer(raw::rf_bar_map(bar))?, answer(raw::rf_bar_len(bar))?) };
+        // An I/O BAR's "address" is a port number.
+        let is_memory = start > u64::from(u16::MAX);
+        let start = NonNull::new(start as *mut u8).filter(|_| is_memory).ok_or(Refusal::Invalid)?;
+        Ok(Mmio { start, len_bytes: len as usize })
+    }
+
+    /// A part of it: `len_bytes` bytes from `offset`.
+    pub fn part(&self, offset: usize, len_bytes: usize) -> Result<Mmio> {
+        match offset.checked_add(len_bytes) {
+            // SAFETY: inside the BAR.
+            Some(end) if end <= self.len_bytes => {
+                Ok(Mmio { start: unsafe { self.start.add(offset) }, len_bytes })
+            }
+            _ => Err(Refusal::Invalid),
+        }
+    }
+
+    fn register<T: Copy>(&self, offset: usize) -> VolatilePtr<'_, T> {
+        assert!(offset % size_of::<T>() == 0 && offset + size_of::<T>() <= self.len_bytes, "register {offset:#x}");
+        // SAFETY: inside the BAR, which the kernel mapped for good; access is volatile.
+        unsafe { VolatilePtr::new(self.start.add(offset).cast()) }
+    }
+
+    mmio_access!(read8, write8, u8);
+    mmio_access!(read16, write16, u16);
+    mmio_access!(read32, write32, u32);
+    mmio_access!(read64, write64, u64);
+}
+
+/// The ports of an I/O BAR.
+#[derive(Clone, Copy)]
+pub struct Ports {
+    first: u16,
+    count: u16,
+}
+
+macro_rules! port_access {
+    ($read:ident, $write:ident, $type:ty, $register:tt) => {
+        /// Reads port `offset`. Panics if it is not one of the BAR's.
+        pub fn $read(&self, offset: u16) -> $type {
+            let port = self.port(offset, size_of::<$type>());
+            let value: $type;
+            // SAFETY: a port of the driver's own device.
+            unsafe {
+                core::arch::asm!(concat!("in ", $register, ", dx"), in("dx") port, out($register) value,
+                    options(nomem, nostack, preserves_flags));
+            }
+            value
+        }
+
+        /// Writes port `offset`. Panics if it is not one of the BAR's.
+        pub fn $write(&self, offset: u16, value: $type) {
+            let port = self.port(offset, size_of::<$type>());
+            // SAFETY: a port of the driver's own device.
+            unsafe {
+                core::arch::asm!(concat!("out dx, ", $register), in("dx") port, in($register) value,
+                    options(nostack, preserves_flags));
+            }
+        }
+    };
+}
+
+impl Ports {
+    /// Opens the ports of I/O BAR `bar`.
+    pub fn open(bar: u64) -> Result<Ports> {
+        // SAFETY: no pointers.
+        let (first, count) = unsafe { (answer(raw::rf_bar_map(bar))?, answer(raw::rf_bar_len(bar))?) };
+        let first = u16::try_from(first).map_err(|_| Refusal::Invalid)?;
+        Ok(Ports { first, count: count as u16 })
+    }
+
+    fn port(&self, offset: u16, width_bytes: usize) -> u16 {
+        assert!(usize::from(offset) + width_bytes <= usize::from(self.count), "port {offset:#x}");
+        self.first + offset
+    }
+
+    port_access!(read8, write8, u8, "al");
+    port_access!(read16, write16, u16, "ax");
+    port_access!(read32, write32, u32, "eax");
+}

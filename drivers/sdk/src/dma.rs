@@ -1,0 +1,86 @@
+//! Memory that driver and device share.
+
+use crate::Result;
+use crate::service::{answer, raw};
+use core::ptr::NonNull;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Physically contiguous memory that the device can reach. Dropping it gives it back: stop the device first.
+///
+/// The device may write it at any moment, so values are copied in and out; no reference to it exists.
+pub struct Dma {
+    start: NonNull<u8>,
+    physical: u64,
+    len_bytes: usize,
+}
+
+impl Dma {
+    /// `len_bytes` bytes, zeroed, rounded up to pages.
+    pub fn new(len_bytes: usize) -> Result<Dma> {
+        // SAFETY: no pointers go in; what comes back is fresh memory of the driver's own.
+        let (start, physical) = unsafe {
+            let start = answer(raw::rf_dma_alloc(len_bytes as u64))?;
+            (start, answer(raw::rf_dma_phys(start))?)
+        };
+        let start = NonNull::new(start as *mut u8).ok_or(crate::Refusal::NoMemory)?;
+        Ok(Dma { start, physical, len_bytes })
+    }
+
+    /// The physical address of the byte at `offset`, for the device.
+    pub fn physical(&self, offset: usize) -> u64 {
+        self.physical + offset as u64
+    }
+
+    /// Copies a value out. Panics if it is not all inside.
+    pub fn read<T: FromBytes>(&self, offset: usize) -> T {
+        let place = self.place(offset, size_of::<T>()).cast::<T>();
+        // SAFETY: inside the memory; any bytes are a `T`.
+        unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } }
+    }
+
+    /// Copies a value in. Panics if it does not fit.
+    pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
+        let place = self.place(offset, size_of::<T>()).cast::<T>();
+        // SAFETY: inside the memory.
+        unsafe { if place.is_aligned() { place.write_volatile(value) } else { place.write_unaligned(value) } }
+    }
+
+    /// Copies bytes out. Panics if they are not all inside.
+    pub fn read_bytes(&self, offset: usize, to: &mut [u8]) {
+        let place = self.place(offset, to.len());
+        // SAFETY: inside the memory, and `to` is elsewhere.
+        unsafe { core::ptr::copy_nonoverlapping(place.as_ptr(), to.as_mut_ptr(), to.len()) };
+    }
+
+    /// Copies bytes in. Panics if they do not fit.
+    pub fn write_bytes(&self, offset: usize, from: &[u8]) {
+        let place = self.place(offset, from.len());
+        // SAFETY: inside the memory, and `from` is elsewhere.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), place.as_ptr(), from.len()) };
+    }
+
+    fn place(&self, offset: usize, len_bytes: usize) -> NonNull<u8> {
+        let inside = offset.checked_add(len_bytes).is_some_and(|end| end <= self.len_bytes);
+        assert!(inside, "{len_bytes} bytes at {offset:#x} of DMA memory");
+        // SAFETY: inside the memory.
+        unsafe { self.start.add(offset) }
+    }
+}
+
+impl Drop for Dma {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a reference to it. It can only be refused if the kernel never gave it.
+        unsafe { raw::rf_dma_free(self.start.as_ptr() as u64) };
+    }
+}
+
+/// Makes what was written to memory before visible to the device before what is written after.
+pub fn write_barrier() {
+    // x86 stores are seen in order; it is the compiler that must not move them.
+    core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
+}
+
+/// Keeps reads of memory after it from being done before it.
+pub fn read_barrier() {
+    core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
+}

@@ -1,0 +1,47 @@
+//! The driver's heap: grows through the kernel, a piece at a time, up to the budget in the manifest.
+
+use crate::service::{answer, raw};
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use linked_list_allocator::Heap;
+
+/// Least growth in bytes: so many pages cost one call.
+const STEP: usize = 16 << 10;
+
+struct DriverHeap(UnsafeCell<Heap>);
+
+// SAFETY: a driver has one thread and is never entered again before it has returned.
+unsafe impl Sync for DriverHeap {}
+
+#[global_allocator]
+static HEAP: DriverHeap = DriverHeap(UnsafeCell::new(Heap::empty()));
+
+// SAFETY: the allocator's own promises are passed on.
+unsafe impl GlobalAlloc for DriverHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: see `Sync`.
+        let heap = unsafe { &mut *self.0.get() };
+        if let Ok(block) = heap.allocate_first_fit(layout) {
+            return block.as_ptr();
+        }
+        // Enough for the block, its alignment and the allocator's own bookkeeping.
+        let wanted = (layout.size() + layout.align() + 64).next_multiple_of(STEP);
+        // SAFETY: the kernel maps fresh memory that nobody else has, right behind what there is.
+        let grown = unsafe {
+            match answer(raw::rf_heap_grow(wanted as u64)) {
+                Err(_) => return core::ptr::null_mut(),
+                Ok(start) if heap.size() == 0 => heap.init(start as *mut u8, wanted),
+                Ok(_) => heap.extend(wanted),
+            }
+            heap.allocate_first_fit(layout)
+        };
+        grown.map_or(core::ptr::null_mut(), |block| block.as_ptr())
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let Some(block) = core::ptr::NonNull::new(block) {
+            // SAFETY: see `Sync`; the block came from `alloc` with this layout.
+            unsafe { (*self.0.get()).deallocate(block, layout) };
+        }
+    }
+}

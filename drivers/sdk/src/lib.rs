@@ -1,0 +1,117 @@
+//! What a driver module is written with. A driver crate forbids unsafe code and does not know its ring: this crate has
+//! all the unsafe code there is on the driver's side.
+//!
+//! * [`driver!`]: the manifest and the entry point
+//! * [`Driver`], [`net::Nic`], [`scsi::ScsiHost`]: what a driver is
+//! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
+//! * [`dma::Dma`]: memory shared with the device
+//! * `log`'s macros and `alloc`'s collections just work
+#![no_std]
+
+extern crate alloc;
+
+use core::cell::UnsafeCell;
+
+pub mod device;
+pub mod dma;
+mod heap;
+pub mod manifest;
+pub mod net;
+mod panic;
+pub mod scsi;
+pub mod service;
+mod shared;
+
+pub use manifest::Manifest;
+pub use ringfence_abi as abi;
+pub use ringfence_abi::manifest::Kind;
+pub use ringfence_abi::service::Refusal;
+pub use ringfence_abi::upcall::{Events, Reply};
+
+/// What goes wrong in a driver without ending it.
+pub type Result<T> = core::result::Result<T, Refusal>;
+
+/// A driver module.
+pub trait Driver: Sized + 'static {
+    /// Takes the device into service.
+    fn init() -> Result<Self>;
+
+    /// Looks after the device and the queues. An interrupt is let through again if the reply acknowledges it.
+    fn poll(&mut self, events: Events) -> Reply {
+        let _ = events;
+        Reply::ACKNOWLEDGED
+    }
+
+    /// Does what a person typed behind `tell NAME`; the result is shown.
+    fn command(&mut self, text: &str) -> Result<u64> {
+        let _ = text;
+        Err(Refusal::NotFound)
+    }
+
+    /// Stops the device.
+    fn exit(&mut self) {}
+}
+
+/// Makes a module of a [`Driver`]: `driver!(Type, Manifest::new("name", "version")...)`.
+#[macro_export]
+macro_rules! driver {
+    ($driver:ty, $manifest:expr) => {
+        const _: () = {
+            // The linker keeps what is called so, and all that it needs.
+            #[unsafe(export_name = "rf_manifest")]
+            #[unsafe(link_section = ".ringfence")]
+            static MANIFEST: $crate::abi::manifest::Manifest = $manifest.build();
+
+            static INSTANCE: $crate::Instance<$driver> = $crate::Instance::new();
+
+            #[unsafe(no_mangle)]
+            extern "C" fn rf_upcall(operation: u64, a: u64, b: u64, c: u64) -> i64 {
+                let _ = (b, c);
+                INSTANCE.enter(operation, a)
+            }
+        };
+    };
+}
+
+/// Holds the driver between upcalls. Only [`driver!`] makes one.
+#[doc(hidden)]
+pub struct Instance<D>(UnsafeCell<Option<D>>);
+
+// SAFETY: the kernel never enters a driver again before it has returned.
+unsafe impl<D> Sync for Instance<D> {}
+
+impl<D: Driver> Instance<D> {
+    #[doc(hidden)]
+    #[allow(clippy::new_without_default, reason = "only the macro makes one")]
+    pub const fn new() -> Self {
+        Instance(UnsafeCell::new(None))
+    }
+
+    #[doc(hidden)]
+    pub fn enter(&self, operation: u64, a: u64) -> i64 {
+        use ringfence_abi::upcall;
+        // SAFETY: see `Sync`: this is the only reference while it lives.
+        let instance = unsafe { &mut *self.0.get() };
+        let result = match (operation, instance) {
+            (upcall::INIT, instance) => {
+                service::start_logging();
+                D::init().map(|driver| {
+                    *instance = Some(driver);
+                    0
+                })
+            }
+            (upcall::NULL, _) => Ok(0),
+            (upcall::POLL, Some(driver)) => Ok(driver.poll(Events::from_bits_truncate(a)).bits()),
+            (upcall::COMMAND, Some(driver)) => shared::mailbox(a).and_then(|text| driver.command(&text)),
+            (upcall::EXIT, Some(driver)) => {
+                driver.exit();
+                Ok(0)
+            }
+            _ => Err(Refusal::Invalid),
+        };
+        match result {
+            Ok(value) => (value & i64::MAX as u64) as i64,
+            Err(refusal) => refusal.to_result(),
+        }
+    }
+}

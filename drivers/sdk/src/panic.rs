@@ -1,0 +1,22 @@
+//! A driver that panics gives up: the kernel logs why and ends it.
+
+use crate::service::{LineBuffer, raw};
+use core::fmt::Write;
+use core::panic::PanicInfo;
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    let mut line = LineBuffer::new();
+    // A message that is too long is cut off.
+    let _ = write!(line, "panicked: {}", info.message());
+    if let Some(location) = info.location() {
+        let _ = write!(line, " at {}:{}", location.file(), location.line());
+    }
+    let (text, len_bytes) = line.parts();
+    // SAFETY: the line lives as long as the driver, which is not long.
+    unsafe { raw::rf_panic(text, len_bytes) };
+    // The kernel does not return here; a loop would be ended by the time budget.
+    loop {
+        core::hint::spin_loop();
+    }
+}

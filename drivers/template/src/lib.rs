@@ -1,0 +1,25 @@
+//! The smallest driver: it logs. Copy this folder, rename it, and read `docs/writing-a-driver.md`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+use ringfence_sdk::{Driver, Manifest, Result, driver};
+
+driver!(Template, Manifest::new("template", env!("CARGO_PKG_VERSION")));
+
+struct Template;
+
+impl Driver for Template {
+    fn init() -> Result<Template> {
+        log::info!("hello from a driver that does not know its ring");
+        Ok(Template)
+    }
+
+    fn command(&mut self, text: &str) -> Result<u64> {
+        log::info!("was told '{text}'");
+        Ok(text.len() as u64)
+    }
+
+    fn exit(&mut self) {
+        log::info!("good-bye");
+    }
+}

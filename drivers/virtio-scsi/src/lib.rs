@@ -1,0 +1,185 @@
+//! virtio SCSI host over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4 (virtqueues), 4.1 (PCI) and 5.6
+//! (SCSI host).
+//!
+//! One request queue with three fixed descriptors for each request the kernel can have under way, and the event queue,
+//! whose events are logged.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod pci;
+mod queue;
+mod wire;
+
+use pci::Transport;
+use queue::Virtqueue;
+use ringfence_sdk::abi::scsi::{HOST_RESET, REQUESTS};
+use ringfence_sdk::device;
+use ringfence_sdk::dma::Dma;
+use ringfence_sdk::scsi::{
+    DIRECTION_IN, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, Queues, Request, ScsiDriver,
+    ScsiHost, ScsiInfo,
+};
+use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
+use wire::{Event, REQUEST_BYTES, RESPONSE_BYTES, RequestHeader, Response, response};
+
+driver!(
+    ScsiDriver<VirtioScsi>,
+    Manifest::new("virtio-scsi", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Scsi)
+        .pci(&[(0x1af4, 0x1048), (0x1af4, 0x1004)])
+        .dma_kib(64)
+);
+
+/// Numbers of the virtqueues (5.6.2).
+const EVENT_QUEUE: u16 = 1;
+const REQUEST_QUEUE: u16 = 2;
+/// Descriptors a request takes: header, response, data.
+const DESCRIPTORS: u16 = 3;
+/// Events that can wait.
+const EVENTS: u16 = 8;
+/// Each request's header and response get a cache line's multiple of their own.
+const SLOT_BYTES: usize = 256;
+const RESPONSE_OFFSET: usize = 128;
+const _: () = assert!(REQUEST_BYTES <= RESPONSE_OFFSET && RESPONSE_OFFSET + RESPONSE_BYTES <= SLOT_BYTES);
+
+struct VirtioScsi {
+    transport: Transport,
+    requests: Virtqueue,
+    events: Virtqueue,
+    /// Headers and responses.
+    slots: Dma,
+    /// Where the device puts events.
+    event_buffers: Dma,
+    info: ScsiInfo,
+}
+
+impl ScsiHost for VirtioScsi {
+    fn init() -> Result<VirtioScsi> {
+        // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
+        let mut transport = Transport::find()?;
+        transport.begin()?;
+        let config = transport.config()?;
+        let limit = |offset, most: u32| config.read32(offset).min(most);
+        let info = ScsiInfo {
+            max_targets: u32::from(config.read16(wire::config::MAX_TARGET)).min(255) + 1,
+            max_luns: limit(wire::config::MAX_LUN, 255) + 1,
+            queue_depth: REQUESTS as u32,
+            reserved: 0,
+        };
+        let requests = transport.queue(REQUEST_QUEUE, (REQUESTS as u16 * DESCRIPTORS).next_power_of_two())?;
+        let events = transport.queue(EVENT_QUEUE, EVENTS)?;
+        let slots = Dma::new(REQUESTS * SLOT_BYTES)?;
+        let event_buffers = Dma::new(usize::from(EVENTS) * size_of::<Event>())?;
+        let mut host = VirtioScsi { transport, requests, events, slots, event_buffers, info };
+        host.describe_slots();
+        device::enable_dma()?;
+        host.transport.finish();
+        for index in 0..EVENTS {
+            host.offer_event_buffer(index);
+        }
+        host.transport.notify(EVENT_QUEUE);
+        device::enable_interrupts()?;
+        log::info!("{} targets, {} requests at once", host.info.max_targets, host.info.queue_depth);
+        Ok(host)
+    }
+
+    fn info(&self) -> ScsiInfo {
+        self.info
+    }
+
+    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        if events.contains(Events::INTERRUPT) {
+            // 4.1.4.5: reading the status lowers the line.
+            self.transport.acknowledge();
+            self.take_events();
+        }
+        let mut submitted = false;
+        while let Some((number, request)) = queues.take() {
+            self.submit(number, &request);
+            submitted = true;
+        }
+        if submitted {
+            self.requests.publish();
+            if self.requests.wants_notification() {
+                self.transport.notify(REQUEST_QUEUE);
+            }
+        }
+        while let Some(head) = self.requests.take_used() {
+            let number = usize::from(head / DESCRIPTORS);
+            if number < REQUESTS {
+                queues.complete(number, &self.outcome(number));
+            }
+        }
+        Reply::ACKNOWLEDGED
+    }
+
+    fn exit(&mut self) {
+        self.transport.reset();
+    }
+}
+
+impl VirtioScsi {
+    /// Fills in what never changes: where each request's header and response are.
+    fn describe_slots(&mut self) {
+        for number in 0..REQUESTS {
+            let slot = number * SLOT_BYTES;
+            let head = number as u16 * DESCRIPTORS;
+            self.requests.describe(head, self.slots.physical(slot), REQUEST_BYTES as u32);
+            let response = self.slots.physical(slot + RESPONSE_OFFSET);
+            self.requests.describe(head + 1, response, RESPONSE_BYTES as u32);
+        }
+    }
+
+    fn submit(&mut self, number: usize, request: &Request) {
+        let slot = number * SLOT_BYTES;
+        let header = RequestHeader::new(request.target as u8, request.lun as u16, number as u64, &request.cdb);
+        self.slots.write(slot, header);
+        // 2.4.4.2: what the device reads comes before what it writes.
+        let head = number as u16 * DESCRIPTORS;
+        let (response, data) = (head + 1, head + 2);
+        self.requests.describe(data, request.data_pa, request.data_len);
+        match request.direction {
+            DIRECTION_OUT => self.requests.chain(&[(head, false), (data, false), (response, true)]),
+            DIRECTION_IN => self.requests.chain(&[(head, false), (response, true), (data, true)]),
+            _ => self.requests.chain(&[(head, false), (response, true)]),
+        }
+        self.requests.offer(head);
+    }
+
+    fn outcome(&self, number: usize) -> Outcome {
+        let response: Response = self.slots.read(number * SLOT_BYTES + RESPONSE_OFFSET);
+        let mut sense = [0; MAX_SENSE];
+        for (to, from) in sense.iter_mut().zip(response.sense) {
+            *to = from;
+        }
+        Outcome {
+            host: match response.response {
+                response::OK => HOST_OK,
+                response::BAD_TARGET | response::INCORRECT_LUN => HOST_NO_DEVICE,
+                response::RESET | response::ABORTED => HOST_RESET,
+                _ => HOST_ERROR,
+            },
+            status: response.status.into(),
+            residual: response.residual.get(),
+            sense_len: response.sense_len.get().min(MAX_SENSE as u32),
+            sense,
+        }
+    }
+
+    fn offer_event_buffer(&mut self, index: u16) {
+        let offset = usize::from(index) * size_of::<Event>();
+        self.events.describe(index, self.event_buffers.physical(offset), size_of::<Event>() as u32);
+        self.events.chain(&[(index, true)]);
+        self.events.offer(index);
+        self.events.publish();
+    }
+
+    fn take_events(&mut self) {
+        while let Some(index) = self.events.take_used() {
+            let event: Event = self.event_buffers.read(usize::from(index % EVENTS) * size_of::<Event>());
+            log::info!("event {:#x} of unit {:02x?}", event.event.get(), event.lun);
+            self.offer_event_buffer(index % EVENTS);
+            self.transport.notify(EVENT_QUEUE);
+        }
+    }
+}

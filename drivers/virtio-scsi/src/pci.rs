@@ -1,0 +1,170 @@
+//! The PCI transport (VIRTIO 1.0, 4.1): finds the device's structures through its vendor capabilities.
+
+use crate::queue::Virtqueue;
+use ringfence_sdk::device::{self, Mmio};
+use ringfence_sdk::{Refusal, Result, service};
+
+/// PCI capability id of vendor capabilities.
+const VENDOR_CAPABILITY: u8 = 0x09;
+/// Values of `cfg_type` (4.1.4).
+const COMMON: u8 = 1;
+const NOTIFY: u8 = 2;
+const ISR: u8 = 3;
+const DEVICE: u8 = 4;
+
+/// Offsets into the common configuration (4.1.4.3).
+mod common {
+    pub const DEVICE_FEATURE_SELECT: usize = 0;
+    pub const DEVICE_FEATURE: usize = 4;
+    pub const DRIVER_FEATURE_SELECT: usize = 8;
+    pub const DRIVER_FEATURE: usize = 12;
+    pub const DEVICE_STATUS: usize = 20;
+    pub const QUEUE_SELECT: usize = 22;
+    pub const QUEUE_SIZE: usize = 24;
+    pub const QUEUE_ENABLE: usize = 28;
+    pub const QUEUE_NOTIFY_OFF: usize = 30;
+    pub const QUEUE_DESC: usize = 32;
+}
+
+/// Bits of the device status (2.1).
+mod status {
+    pub const ACKNOWLEDGE: u8 = 1;
+    pub const DRIVER: u8 = 2;
+    pub const DRIVER_OK: u8 = 4;
+    pub const FEATURES_OK: u8 = 8;
+}
+
+/// VIRTIO_F_VERSION_1, in the upper half of the features.
+const VERSION_1: u32 = 1;
+/// How long a reset may take.
+const RESET_NS: u64 = 100_000_000;
+/// Queues whose notification address is kept.
+const QUEUES: usize = 3;
+
+/// A virtio device on PCI.
+pub struct Transport {
+    common: Mmio,
+    notify: Mmio,
+    notify_multiplier: usize,
+    isr: Mmio,
+    config: Option<Mmio>,
+    notify_offsets: [usize; QUEUES],
+}
+
+impl Transport {
+    /// Finds the structures and maps the BARs that hold them.
+    pub fn find() -> Result<Transport> {
+        let (mut common, mut notify, mut isr, mut config) = (None, None, None, None);
+        let mut notify_multiplier = 0;
+        for (at, id) in device::capabilities() {
+            if id != VENDOR_CAPABILITY {
+                continue;
+            }
+            let kind = device::pci_read(at + 3, 1)? as u8;
+            let bar = device::pci_read(at + 4, 1)?;
+            let (offset, len_bytes) = (device::pci_read(at + 8, 4)?, device::pci_read(at + 12, 4)?);
+            let place = match kind {
+                COMMON => &mut common,
+                NOTIFY => {
+                    notify_multiplier = device::pci_read(at + 16, 4)? as usize;
+                    &mut notify
+                }
+                ISR => &mut isr,
+                DEVICE => &mut config,
+                _ => continue,
+            };
+            // The first of each kind is the preferred one.
+            if place.is_none() {
+                *place = Some(Mmio::map(bar.into())?.part(offset as usize, len_bytes as usize)?);
+            }
+        }
+        Ok(Transport {
+            common: common.ok_or(Refusal::NotFound)?,
+            notify: notify.ok_or(Refusal::NotFound)?,
+            notify_multiplier,
+            isr: isr.ok_or(Refusal::NotFound)?,
+            config,
+            notify_offsets: [0; QUEUES],
+        })
+    }
+
+    /// Resets the device and negotiates: version 1, nothing else.
+    pub fn begin(&mut self) -> Result<()> {
+        self.reset();
+        let deadline = service::time_ns() + RESET_NS;
+        while self.common.read8(common::DEVICE_STATUS) != 0 {
+            if service::time_ns() > deadline {
+                log::error!("the device does not come out of reset");
+                return Err(Refusal::NotFound);
+            }
+        }
+        self.common.write8(common::DEVICE_STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        self.common.write32(common::DEVICE_FEATURE_SELECT, 1);
+        if self.common.read32(common::DEVICE_FEATURE) & VERSION_1 == 0 {
+            log::error!("the device does not speak virtio 1.0");
+            return Err(Refusal::NotFound);
+        }
+        for (half, features) in [(0, 0), (1, VERSION_1)] {
+            self.common.write32(common::DRIVER_FEATURE_SELECT, half);
+            self.common.write32(common::DRIVER_FEATURE, features);
+        }
+        let wanted = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+        self.common.write8(common::DEVICE_STATUS, wanted);
+        if self.common.read8(common::DEVICE_STATUS) & status::FEATURES_OK == 0 {
+            log::error!("the device refuses the features");
+            return Err(Refusal::NotFound);
+        }
+        Ok(())
+    }
+
+    /// The device's own configuration.
+    pub fn config(&self) -> Result<Mmio> {
+        self.config.ok_or(Refusal::NotFound)
+    }
+
+    /// Sets up queue `number` with at most `size` descriptors, a power of two.
+    pub fn queue(&mut self, number: u16, size: u16) -> Result<Virtqueue> {
+        self.common.write16(common::QUEUE_SELECT, number);
+        let most = self.common.read16(common::QUEUE_SIZE);
+        if most < size {
+            log::error!("queue {number} has only {most} descriptors");
+            return Err(Refusal::NotFound);
+        }
+        let queue = Virtqueue::new(size)?;
+        self.common.write16(common::QUEUE_SIZE, queue.size());
+        for (index, physical) in queue.physical().into_iter().enumerate() {
+            // 4.1.3.1: two 32-bit accesses.
+            let at = common::QUEUE_DESC + 8 * index;
+            self.common.write32(at, physical as u32);
+            self.common.write32(at + 4, (physical >> 32) as u32);
+        }
+        let offset = self.common.read16(common::QUEUE_NOTIFY_OFF);
+        let kept = self.notify_offsets.get_mut(usize::from(number)).ok_or(Refusal::Invalid)?;
+        *kept = usize::from(offset) * self.notify_multiplier;
+        self.common.write16(common::QUEUE_ENABLE, 1);
+        Ok(queue)
+    }
+
+    /// The device may go.
+    pub fn finish(&mut self) {
+        let before = self.common.read8(common::DEVICE_STATUS);
+        self.common.write8(common::DEVICE_STATUS, before | status::DRIVER_OK);
+    }
+
+    /// Tells the device that there is something in queue `number`.
+    pub fn notify(&self, number: u16) {
+        if let Some(offset) = self.notify_offsets.get(usize::from(number)) {
+            self.notify.write16(*offset, number);
+        }
+    }
+
+    /// Lowers the interrupt line.
+    pub fn acknowledge(&self) {
+        self.isr.read8(0);
+    }
+
+    /// Stops the device.
+    pub fn reset(&mut self) {
+        self.common.write8(common::DEVICE_STATUS, 0);
+    }
+}

@@ -1,0 +1,92 @@
+//! A split virtqueue (VIRTIO 1.0, 2.4).
+
+use ringfence_sdk::Result;
+use ringfence_sdk::dma::{self, Dma};
+
+/// Descriptor flags (2.4.5).
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+/// Flag of the used ring: the device need not be notified (2.4.8).
+const NO_NOTIFY: u16 = 1;
+const DESCRIPTOR: usize = 16;
+
+/// A split virtqueue, seen from the driver. Which descriptor serves what is the caller's affair.
+pub struct Virtqueue {
+    memory: Dma,
+    size: u16,
+    available: usize,
+    used: usize,
+    /// Entries offered, and how many of those the device knows of.
+    offered: u16,
+    taken: u16,
+}
+
+impl Virtqueue {
+    /// A queue of `size` descriptors, a power of two.
+    pub fn new(size: u16) -> Result<Virtqueue> {
+        let available = usize::from(size) * DESCRIPTOR;
+        let used = (available + 6 + 2 * usize::from(size)).next_multiple_of(4);
+        let memory = Dma::new(used + 6 + 8 * usize::from(size))?;
+        Ok(Virtqueue { memory, size, available, used, offered: 0, taken: 0 })
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Physical addresses of descriptor table, available ring and used ring.
+    pub fn physical(&self) -> [u64; 3] {
+        [0, self.available, self.used].map(|offset| self.memory.physical(offset))
+    }
+
+    /// Says where the buffer of a descriptor is.
+    pub fn describe(&mut self, descriptor: u16, physical: u64, len_bytes: u32) {
+        let at = usize::from(descriptor) * DESCRIPTOR;
+        self.memory.write(at, physical);
+        self.memory.write(at + 8, len_bytes);
+    }
+
+    /// Chains descriptors; for each, whether the device writes its buffer.
+    pub fn chain(&mut self, chain: &[(u16, bool)]) {
+        for (index, (descriptor, device_writes)) in chain.iter().enumerate() {
+            let at = usize::from(*descriptor) * DESCRIPTOR;
+            let next = chain.get(index + 1).map(|(next, _)| *next);
+            let flags = if *device_writes { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
+            self.memory.write(at + 12, flags);
+            self.memory.write(at + 14, next.unwrap_or(0));
+        }
+    }
+
+    /// Puts a chain into the available ring; the device sees it after [`Virtqueue::publish`].
+    pub fn offer(&mut self, head: u16) {
+        let entry = self.available + 4 + 2 * usize::from(self.offered % self.size);
+        self.memory.write(entry, head);
+        self.offered = self.offered.wrapping_add(1);
+    }
+
+    /// Shows the device what was offered.
+    pub fn publish(&mut self) {
+        dma::write_barrier();
+        self.memory.write(self.available + 2, self.offered);
+    }
+
+    /// Whether the device wants to be told.
+    pub fn wants_notification(&self) -> bool {
+        // 2.4.8.1: the index must be visible before the flag is read.
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+        self.memory.read::<u16>(self.used) & NO_NOTIFY == 0
+    }
+
+    /// The head of the next chain that the device has finished.
+    pub fn take_used(&mut self) -> Option<u16> {
+        let index: u16 = self.memory.read(self.used + 2);
+        if index == self.taken {
+            return None;
+        }
+        dma::read_barrier();
+        let entry = self.used + 4 + 8 * usize::from(self.taken % self.size);
+        self.taken = self.taken.wrapping_add(1);
+        Some(self.memory.read::<u32>(entry) as u16)
+    }
+}

@@ -1,0 +1,91 @@
+//! Where things lie in a domain's slot: one top-level page-table entry (512 GiB), the same in ring 0 and in ring 1.
+//!
+//! Every region is followed by unmapped addresses, so that running off its end faults.
+
+/// Number of domains that can exist at once, and so of slots.
+pub const MAX_DOMAINS: usize = 64;
+/// Bytes of address space from one slot to the next: what one entry of the top-level page table covers.
+pub const SLOT_SIZE: u64 = 1 << 39;
+/// Bytes in a page.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Stubs through which the module calls services: written by the kernel, executable and read-only for the driver.
+pub const STUBS: u64 = 0x0020_0000;
+/// The module's segments, as linked from address 0.
+pub const IMAGE: u64 = 0x0040_0000;
+/// Largest extent of a module's segments, in bytes.
+pub const IMAGE_MAX: u64 = 0x0100_0000;
+/// First address above the stack, which grows down from here.
+pub const STACK_TOP: u64 = 0x0180_0000;
+/// Largest stack, in bytes.
+pub const STACK_MAX: u64 = 0x0010_0000;
+/// One page through which the kernel hands text to the driver ([`crate::upcall::COMMAND`]).
+pub const MAILBOX: u64 = 0x01f0_0000;
+/// Queues shared with the kernel.
+pub const QUEUE: u64 = 0x0200_0000;
+/// Heap, which grows up from here.
+pub const HEAP: u64 = 0x0400_0000;
+/// Largest heap, in bytes.
+pub const HEAP_MAX: u64 = 0x0400_0000;
+/// DMA memory.
+pub const DMA: u64 = 0x1000_0000;
+/// Largest extent of DMA memory, in bytes.
+pub const DMA_MAX: u64 = 0x1000_0000;
+/// Memory BARs of the domain's device.
+pub const MMIO: u64 = 0x2000_0000;
+/// Largest extent of mapped BARs, in bytes.
+pub const MMIO_MAX: u64 = 0x1000_0000;
+
+/// First address of slot `slot`. Slot 0 begins at 512 GiB, so no slot holds address 0 or anything near it.
+pub const fn slot_base(slot: usize) -> u64 {
+    (slot as u64 + 1) * SLOT_SIZE
+}
+
+/// The slot that `address` lies in, if it lies in one.
+pub const fn slot_of(address: u64) -> Option<usize> {
+    let index = address / SLOT_SIZE;
+    if index >= 1 && index <= MAX_DOMAINS as u64 { Some(index as usize - 1) } else { None }
+}
+
+/// What region of its slot an address lies in, in words for a person.
+pub fn region_name(address: u64) -> &'static str {
+    match address % SLOT_SIZE {
+        STUBS..IMAGE => "service stubs",
+        IMAGE..0x0140_0000 => "image",
+        0x0170_0000..STACK_TOP => "stack",
+        MAILBOX..QUEUE => "mailbox",
+        QUEUE..HEAP => "queues",
+        HEAP..0x0800_0000 => "heap",
+        DMA..MMIO => "DMA memory",
+        MMIO..0x3000_0000 => "device memory",
+        _ => "unused part",
+    }
+}
+
+// The regions do not overlap, and the literals that patterns need agree with the constants.
+const _: () = {
+    assert!(IMAGE + IMAGE_MAX == 0x0140_0000);
+    assert!(STACK_TOP - STACK_MAX == 0x0170_0000);
+    assert!(IMAGE + IMAGE_MAX < STACK_TOP - STACK_MAX);
+    assert!(HEAP + HEAP_MAX == 0x0800_0000);
+    assert!(HEAP + HEAP_MAX <= DMA);
+    assert!(DMA + DMA_MAX <= MMIO);
+    assert!(MMIO + MMIO_MAX == 0x3000_0000);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_knows_its_own_addresses_and_no_others() {
+        for slot in 0..MAX_DOMAINS {
+            assert_eq!(slot_of(slot_base(slot)), Some(slot));
+            assert_eq!(slot_of(slot_base(slot) + SLOT_SIZE - 1), Some(slot));
+        }
+        assert_eq!(slot_of(0), None);
+        assert_eq!(slot_of(SLOT_SIZE - 1), None);
+        assert_eq!(slot_of(slot_base(MAX_DOMAINS)), None);
+        assert_eq!(slot_of(u64::MAX), None);
+    }
+}

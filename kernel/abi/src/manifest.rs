@@ -1,0 +1,249 @@
+//! What a module says about itself, in its section [`SECTION`], before any of it runs. All fields little-endian.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Name of the ELF section that holds the [`Manifest`].
+pub const SECTION: &str = ".ringfence";
+/// First field of every manifest.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGFNCE");
+/// How many PCI ids a module can name.
+pub const MAX_PCI_IDS: usize = 8;
+
+/// What a module is, and so which services it can be granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Neither of the others.
+    Other = 0,
+    /// A network interface.
+    Nic = 1,
+    /// A SCSI host bus adapter.
+    Scsi = 2,
+}
+
+/// Vendor and device id of a PCI function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PciId {
+    /// Vendor id; 0xffff ends the list.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+}
+
+impl PciId {
+    /// Ends the list of a manifest's ids; also what a slot without a device reads as.
+    pub const NONE: PciId = PciId { vendor: 0xffff, device: 0xffff };
+}
+
+/// What a module says about itself.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Manifest {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// [`ABI_VERSION`](crate::ABI_VERSION) that the module was built for.
+    pub abi_version: u32,
+    /// A [`Kind`].
+    pub kind: u32,
+    /// Name in ASCII, filled up with zeros.
+    pub name: [u8; 32],
+    /// Version in ASCII, filled up with zeros.
+    pub version: [u8; 16],
+    /// The PCI functions it drives, ended by [`PciId::NONE`] if there are fewer.
+    pub pci_ids: [PciId; MAX_PCI_IDS],
+    /// Most heap it may have, in bytes.
+    pub heap_bytes: u32,
+    /// Most DMA memory it may have, in bytes, queues of its kind not counted.
+    pub dma_bytes: u32,
+    /// Stack, in bytes.
+    pub stack_bytes: u32,
+    /// Longest time that one upcall may take, in milliseconds.
+    pub upcall_ms: u32,
+}
+
+// The layout is part of the ABI.
+const _: () = assert!(size_of::<Manifest>() == 112 && align_of::<Manifest>() == 8);
+
+/// What is wrong with a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManifestError {
+    /// Shorter than a [`Manifest`].
+    Short,
+    /// It does not begin with [`MAGIC`].
+    Magic,
+    /// It was built for this other version of the ABI.
+    AbiVersion(u32),
+    /// Its kind is not known.
+    Kind(u32),
+    /// Its name is empty, not ended by a zero, or has other characters than lower-case letters, digits, `-` and `_`.
+    Name,
+    /// Its version is not printable ASCII ended by a zero.
+    Version,
+    /// A budget is zero where it must not be, or larger than its region of the slot.
+    Budget(&'static str),
+}
+
+impl core::fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            ManifestError::Short => write!(f, "manifest is cut short"),
+            ManifestError::Magic => write!(f, "manifest does not begin with RINGFNCE"),
+            ManifestError::AbiVersion(other) => {
+                write!(f, "built for ABI version {other}, this kernel has {}", crate::ABI_VERSION)
+            }
+            ManifestError::Kind(kind) => write!(f, "unknown kind {kind}"),
+            ManifestError::Name => write!(f, "name must be lower-case letters, digits, - and _"),
+            ManifestError::Version => write!(f, "version must be printable ASCII"),
+            ManifestError::Budget(which) => write!(f, "{which} budget is out of range"),
+        }
+    }
+}
+
+impl Manifest {
+    /// Copies a manifest out of `bytes` and checks every field.
+    pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
+        let (manifest, _) = Manifest::read_from_prefix(bytes).map_err(|_| ManifestError::Short)?;
+        if manifest.magic != MAGIC {
+            return Err(ManifestError::Magic);
+        }
+        if manifest.abi_version != crate::ABI_VERSION {
+            return Err(ManifestError::AbiVersion(manifest.abi_version));
+        }
+        manifest.kind()?;
+        let name = text(&manifest.name).ok_or(ManifestError::Name)?;
+        if name.is_empty() || !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_')) {
+            return Err(ManifestError::Name);
+        }
+        text(&manifest.version).ok_or(ManifestError::Version)?;
+        let within = |value: u32, least: u64, most: u64| (least..=most).contains(&u64::from(value));
+        if !within(manifest.heap_bytes, 0, crate::layout::HEAP_MAX) {
+            return Err(ManifestError::Budget("heap"));
+        }
+        if !within(manifest.dma_bytes, 0, crate::layout::DMA_MAX) {
+            return Err(ManifestError::Budget("DMA"));
+        }
+        if !within(manifest.stack_bytes, crate::layout::PAGE_SIZE, crate::layout::STACK_MAX) {
+            return Err(ManifestError::Budget("stack"));
+        }
+        if !within(manifest.upcall_ms, 1, 60_000) {
+            return Err(ManifestError::Budget("time"));
+        }
+        Ok(manifest)
+    }
+
+    /// The kind, if it is a known one.
+    pub fn kind(&self) -> Result<Kind, ManifestError> {
+        match self.kind {
+            0 => Ok(Kind::Other),
+            1 => Ok(Kind::Nic),
+            2 => Ok(Kind::Scsi),
+            other => Err(ManifestError::Kind(other)),
+        }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        text(&self.name).unwrap_or("?")
+    }
+
+    /// The version.
+    pub fn version(&self) -> &str {
+        text(&self.version).unwrap_or("?")
+    }
+
+    /// The PCI functions it drives.
+    pub fn pci_ids(&self) -> impl Iterator<Item = PciId> {
+        self.pci_ids.into_iter().take_while(|id| *id != PciId::NONE)
+    }
+}
+
+/// `text` as a field of `N` bytes, for a manifest that is made at compile time. Panics if it does not fit.
+pub const fn field<const N: usize>(text: &str) -> [u8; N] {
+    let bytes = text.as_bytes();
+    assert!(bytes.len() < N, "too long for its field of the manifest");
+    let mut field = [0; N];
+    let mut index = 0;
+    while index < bytes.len() {
+        field[index] = bytes[index];
+        index += 1;
+    }
+    field
+}
+
+/// `ids` as a manifest holds them. Panics if there are too many.
+pub const fn pci_ids(ids: &[(u16, u16)]) -> [PciId; MAX_PCI_IDS] {
+    assert!(ids.len() <= MAX_PCI_IDS, "too many PCI ids");
+    let mut list = [PciId::NONE; MAX_PCI_IDS];
+    let mut index = 0;
+    while index < ids.len() {
+        list[index] = PciId { vendor: ids[index].0, device: ids[index].1 };
+        index += 1;
+    }
+    list
+}
+
+/// The printable ASCII before the first zero.
+fn text(field: &[u8]) -> Option<&str> {
+    let end = field.iter().position(|byte| *byte == 0)?;
+    let text = core::str::from_utf8(field.get(..end)?).ok()?;
+    text.bytes().all(|byte| (0x20..0x7f).contains(&byte)).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn good() -> Manifest {
+        Manifest {
+            magic: MAGIC,
+            abi_version: crate::ABI_VERSION,
+            kind: Kind::Nic as u32,
+            name: field("e1000"),
+            version: field("0.1.0"),
+            pci_ids: pci_ids(&[(0x8086, 0x100e)]),
+            heap_bytes: 65536,
+            dma_bytes: 65536,
+            stack_bytes: 16384,
+            upcall_ms: 100,
+        }
+    }
+
+    #[test]
+    fn a_good_manifest_is_read_back() {
+        let manifest = Manifest::parse(good().as_bytes()).unwrap();
+        assert_eq!(manifest.name(), "e1000");
+        assert_eq!(manifest.version(), "0.1.0");
+        assert_eq!(manifest.kind(), Ok(Kind::Nic));
+        assert_eq!(manifest.pci_ids().count(), 1);
+    }
+
+    #[test]
+    fn each_bad_field_is_named() {
+        let refused = |change: fn(&mut Manifest)| {
+            let mut manifest = good();
+            change(&mut manifest);
+            Manifest::parse(manifest.as_bytes()).unwrap_err()
+        };
+        assert_eq!(Manifest::parse(&good().as_bytes()[..111]).unwrap_err(), ManifestError::Short);
+        assert_eq!(refused(|m| m.magic ^= 1), ManifestError::Magic);
+        assert_eq!(refused(|m| m.abi_version = 9), ManifestError::AbiVersion(9));
+        assert_eq!(refused(|m| m.kind = 7), ManifestError::Kind(7));
+        assert_eq!(refused(|m| m.name = [0; 32]), ManifestError::Name);
+        assert_eq!(refused(|m| m.name = [b'a'; 32]), ManifestError::Name);
+        assert_eq!(refused(|m| m.name = field("A b")), ManifestError::Name);
+        assert_eq!(refused(|m| m.version = [0xff; 16]), ManifestError::Version);
+        assert_eq!(refused(|m| m.heap_bytes = u32::MAX), ManifestError::Budget("heap"));
+        assert_eq!(refused(|m| m.dma_bytes = u32::MAX), ManifestError::Budget("DMA"));
+        assert_eq!(refused(|m| m.stack_bytes = 0), ManifestError::Budget("stack"));
+        assert_eq!(refused(|m| m.upcall_ms = 0), ManifestError::Budget("time"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Manifest::parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a network driver and the kernel share: four rings of frame numbers, and the frames themselves in DMA memory.
+//!
+//! A ring's entry is a frame number in its low half and a length in bytes in its high half. A frame belongs to one side
+//! at a time: the kernel lends transmit frames through `transmit` and gets them back through `transmitted`; it lends
+//! receive frames through `empty` and gets them back, filled, through `received`.
+
+use crate::queue::Place;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of room in a frame: a multiple of what the 82540EM and its kin can be told.
+pub const FRAME_BYTES: usize = 2048;
+/// Longest Ethernet frame without its check sequence.
+pub const MAX_FRAME: usize = 1514;
+/// Frames for transmission, numbered from 0.
+pub const TX_FRAMES: usize = 64;
+/// Frames for reception, numbered from 0. As many as a TCP window of 64 KiB has full segments, and again.
+pub const RX_FRAMES: usize = 128;
+
+/// Frames to send: kernel to driver.
+pub const TRANSMIT: Place = Place::new(8, TX_FRAMES);
+/// Frames sent: driver to kernel.
+pub const TRANSMITTED: Place = Place::new(TRANSMIT.end(), TX_FRAMES);
+/// Frames to be filled: kernel to driver.
+pub const EMPTY: Place = Place::new(TRANSMITTED.end(), RX_FRAMES);
+/// Frames filled: driver to kernel.
+pub const RECEIVED: Place = Place::new(EMPTY.end(), RX_FRAMES);
+
+/// Word of the queue memory that holds the physical address of transmit frame 0; the others follow it.
+pub const TX_PHYSICAL: usize = 0;
+/// Word of the queue memory that holds the physical address of receive frame 0; the others follow it.
+pub const RX_PHYSICAL: usize = 1;
+/// Length of the queue memory in bytes.
+pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;
+
+/// What a driver says of its interface with `rf_net_register`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NetInfo {
+    /// Ethernet address.
+    pub mac: [u8; 6],
+    /// Must be zero.
+    pub reserved: [u8; 2],
+}
+
+/// A ring entry for `len_bytes` bytes in frame `frame`.
+pub const fn entry(frame: u32, len_bytes: u32) -> u64 {
+    frame as u64 | (len_bytes as u64) << 32
+}
+
+/// Frame number and length in bytes of a ring entry.
+pub const fn split(entry: u64) -> (u32, u32) {
+    (entry as u32, (entry >> 32) as u32)
+}

@@ -1,0 +1,231 @@
+//! A single-producer single-consumer ring of 64-bit entries in memory that kernel and driver share.
+//!
+//! **Neither side believes the other.** Each end keeps its own position in private memory and reads from shared memory
+//! only the other's; a position that cannot be true is a [`Lie`] and nothing is taken. What an entry says is for the
+//! taker to check. The code is the same on both sides and never forms a reference to the shared memory: all access goes
+//! through [`Words`], which either side implements with volatile loads and stores.
+
+/// Shared memory as 64-bit words.
+pub trait Words {
+    /// Reads word `index`; an index outside the memory reads 0.
+    fn load(&self, index: usize) -> u64;
+    /// Writes word `index`; an index outside the memory is ignored.
+    fn store(&self, index: usize, value: u64);
+}
+
+impl<W: Words + ?Sized> Words for &W {
+    fn load(&self, index: usize) -> u64 {
+        (**self).load(index)
+    }
+    fn store(&self, index: usize, value: u64) {
+        (**self).store(index, value)
+    }
+}
+
+/// Where a ring lies: `base` is the index of its first word, `capacity` the number of its entries, a power of two.
+///
+/// Words 0 and 8 (a cache line each) hold how many entries were ever put and taken; the entries begin at word 16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the first word.
+    pub base: usize,
+    /// Number of entries, a power of two.
+    pub capacity: usize,
+}
+
+const TAKEN: usize = 8;
+const ENTRIES: usize = 16;
+
+impl Place {
+    /// A ring at word `base` with room for `capacity` entries, which must be a power of two.
+    pub const fn new(base: usize, capacity: usize) -> Place {
+        assert!(capacity.is_power_of_two());
+        Place { base, capacity }
+    }
+
+    /// The first word behind the ring.
+    pub const fn end(self) -> usize {
+        self.base + ENTRIES + self.capacity
+    }
+
+    fn entry(self, position: u64) -> usize {
+        self.base + ENTRIES + (position as usize & (self.capacity - 1))
+    }
+}
+
+/// The other side's position cannot be true: it went backwards, or ahead by more than the ring holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lie {
+    /// What it claims.
+    pub claimed: u64,
+    /// What this side has counted.
+    pub own: u64,
+}
+
+/// The end that puts entries into a ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Producer {
+    place: Place,
+    put: u64,
+    taken: u64,
+}
+
+impl Producer {
+    /// The producer's end of a ring that is empty.
+    pub const fn new(place: Place) -> Producer {
+        Producer { place, put: 0, taken: 0 }
+    }
+
+    /// How many entries can still be put.
+    pub fn room(&mut self, words: &impl Words) -> Result<usize, Lie> {
+        let taken = words.load(self.place.base + TAKEN);
+        if taken < self.taken || taken > self.put {
+            return Err(Lie { claimed: taken, own: self.put });
+        }
+        self.taken = taken;
+        Ok(self.place.capacity - (self.put - taken) as usize)
+    }
+
+    /// Puts `entry`; `Ok(false)` if the ring is full.
+    pub fn put(&mut self, words: &impl Words, entry: u64) -> Result<bool, Lie> {
+        // Only ask the other side (and its cache line) when the ring looks full.
+        if (self.put - self.taken) as usize == self.place.capacity && self.room(words)? == 0 {
+            return Ok(false);
+        }
+        words.store(self.place.entry(self.put), entry);
+        self.put += 1;
+        words.store(self.place.base, self.put);
+        Ok(true)
+    }
+}
+
+/// The end that takes entries out of a ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Consumer {
+    place: Place,
+    taken: u64,
+    put: u64,
+}
+
+impl Consumer {
+    /// The consumer's end of a ring that is empty.
+    pub const fn new(place: Place) -> Consumer {
+        Consumer { place, taken: 0, put: 0 }
+    }
+
+    /// How many entries are there to take.
+    pub fn len(&mut self, words: &impl Words) -> Result<usize, Lie> {
+        let put = words.load(self.place.base);
+        if put < self.put || put - self.taken > self.place.capacity as u64 {
+            return Err(Lie { claimed: put, own: self.taken });
+        }
+        self.put = put;
+        Ok((put - self.taken) as usize)
+    }
+
+    /// Takes the oldest entry, if there is one.
+    pub fn take(&mut self, words: &impl Words) -> Result<Option<u64>, Lie> {
+        if self.taken == self.put && self.len(words)? == 0 {
+            return Ok(None);
+        }
+        let entry = words.load(self.place.entry(self.taken));
+        self.taken += 1;
+        words.store(self.place.base + TAKEN, self.taken);
+        Ok(Some(entry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::cell::Cell;
+    use std::collections::VecDeque;
+
+    struct Memory(Vec<Cell<u64>>);
+
+    impl Memory {
+        fn new(words: usize) -> Memory {
+            Memory(vec![Cell::new(0); words])
+        }
+    }
+
+    impl Words for Memory {
+        fn load(&self, index: usize) -> u64 {
+            self.0.get(index).map_or(0, Cell::get)
+        }
+        fn store(&self, index: usize, value: u64) {
+            if let Some(word) = self.0.get(index) {
+                word.set(value);
+            }
+        }
+    }
+
+    const PLACE: Place = Place::new(3, 8);
+
+    #[test]
+    fn a_full_ring_takes_no_more_and_an_empty_one_gives_nothing() {
+        let memory = Memory::new(PLACE.end());
+        let (mut producer, mut consumer) = (Producer::new(PLACE), Consumer::new(PLACE));
+        assert_eq!(consumer.take(&memory), Ok(None));
+        for entry in 0..8 {
+            assert_eq!(producer.put(&memory, entry), Ok(true));
+        }
+        assert_eq!(producer.put(&memory, 8), Ok(false));
+        assert_eq!(consumer.len(&memory), Ok(8));
+        assert_eq!(consumer.take(&memory), Ok(Some(0)));
+        assert_eq!(producer.put(&memory, 8), Ok(true));
+    }
+
+    #[test]
+    fn lies_are_seen() {
+        let memory = Memory::new(PLACE.end());
+        let mut consumer = Consumer::new(PLACE);
+        memory.store(PLACE.base, 9);
+        assert_eq!(consumer.take(&memory), Err(Lie { claimed: 9, own: 0 }));
+        memory.store(PLACE.base, 2);
+        assert_eq!(consumer.len(&memory), Ok(2));
+        memory.store(PLACE.base, 1);
+        assert_eq!(consumer.len(&memory), Err(Lie { claimed: 1, own: 0 }));
+
+        let memory = Memory::new(PLACE.end());
+        let mut producer = Producer::new(PLACE);
+        assert_eq!(producer.put(&memory, 1), Ok(true));
+        memory.store(PLACE.base + TAKEN, 2);
+        assert_eq!(producer.room(&memory), Err(Lie { claimed: 2, own: 1 }));
+        memory.store(PLACE.base + TAKEN, u64::MAX);
+        assert_eq!(producer.room(&memory), Err(Lie { claimed: u64::MAX, own: 1 }));
+    }
+
+    proptest! {
+        /// Whatever is put comes out, once and in order.
+        #[test]
+        fn behaves_like_a_queue(steps in proptest::collection::vec(any::<Option<u64>>(), 0..400)) {
+            let memory = Memory::new(PLACE.end());
+            let (mut producer, mut consumer) = (Producer::new(PLACE), Consumer::new(PLACE));
+            let mut model = VecDeque::new();
+            for step in steps {
+                match step {
+                    Some(entry) => {
+                        let fits = model.len() < PLACE.capacity;
+                        prop_assert_eq!(producer.put(&memory, entry), Ok(fits));
+                        if fits { model.push_back(entry); }
+                    }
+                    None => prop_assert_eq!(consumer.take(&memory), Ok(model.pop_front())),
+                }
+            }
+        }
+
+        /// Whatever the other side writes into its position, a consumer never sees more entries than the ring has.
+        #[test]
+        fn a_lying_producer_gains_nothing(claims in proptest::collection::vec(any::<u64>(), 0..50)) {
+            let memory = Memory::new(PLACE.end());
+            let mut consumer = Consumer::new(PLACE);
+            for claim in claims {
+                memory.store(PLACE.base, claim);
+                if let Ok(len) = consumer.len(&memory) { prop_assert!(len <= PLACE.capacity); }
+                let _ = consumer.take(&memory);
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What the kernel asks of a driver. A module has one entry point, the symbol [`ENTRY`]:
+//!
+//! ```c
+//! int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c);
+//! ```
+//!
+//! It is never entered again before it has returned. 0 or more is success, negative is minus a
+//! [`Refusal`](crate::service::Refusal).
+
+use bitflags::bitflags;
+
+/// The symbol of a module's entry point.
+pub const ENTRY: &str = "rf_upcall";
+
+/// Take the device into service. Called once, first.
+pub const INIT: u64 = 0;
+/// Look after the queues and the device: `a` holds [`Events`], the result [`Reply`].
+pub const POLL: u64 = 1;
+/// Stop the device. Called last.
+pub const EXIT: u64 = 2;
+/// Do what the text of `a` bytes in the mailbox page says; the result is shown to the person who typed it.
+pub const COMMAND: u64 = 3;
+/// Return at once: the cost of a crossing.
+pub const NULL: u64 = 4;
+
+/// An operation in words for a person.
+pub fn name(operation: u64) -> &'static str {
+    match operation {
+        INIT => "init",
+        POLL => "poll",
+        EXIT => "exit",
+        COMMAND => "command",
+        NULL => "null",
+        _ => "unknown upcall",
+    }
+}
+
+bitflags! {
+    /// Why a driver is polled.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Events: u64 {
+        /// The device's interrupt line was raised; it stays masked until acknowledged.
+        const INTERRUPT = 1 << 0;
+        /// The kernel put something into a queue.
+        const QUEUE = 1 << 1;
+    }
+
+    /// What a driver answers to [`POLL`].
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Reply: u64 {
+        /// The interrupt is dealt with: unmask the line.
+        const ACKNOWLEDGED = 1 << 0;
+    }
+}

@@ -1,0 +1,20 @@
+//! The kernel's logic that needs no hardware: pure functions over bytes and numbers, tested on the host.
+//!
+//! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
+//! * [`module`]: reads a module file and refuses what is malformed, with the reason
+//! * [`extent`]: ranges of addresses, and whether one lies within another
+//! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
+//! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
+//!
+//! There is no unsafe code, and nothing here panics on what a driver, a module file or a device says.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod cdb;
+pub mod descriptor;
+pub mod extent;
+pub mod module;
+pub mod port_bitmap;
+pub mod sense;

@@ -1,0 +1,373 @@
+//! Reads a module file: an ELF64 shared object (`ET_DYN`) whose undefined symbols are its requests for services.
+//!
+//! [`Module::parse`] checks everything that the loader later relies on, and refuses the file with the reason. It maps
+//! nothing and runs nothing. **Whatever the bytes are, it returns**: it never panics, and takes no more memory than a
+//! small multiple of the file's length.
+
+use crate::extent::{Extent, align_up};
+use alloc::vec::Vec;
+use core::fmt;
+use object::LittleEndian as LE;
+use object::elf;
+use object::read::SectionIndex;
+use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, Sym};
+use ringfence_abi::layout::{IMAGE_MAX, PAGE_SIZE};
+use ringfence_abi::manifest::{self, Kind, Manifest, ManifestError};
+use ringfence_abi::service::{self, SERVICE_COUNT, SERVICES};
+use ringfence_abi::upcall::ENTRY;
+
+type Header = elf::FileHeader64<LE>;
+
+/// Most `PT_LOAD` segments that a module may have.
+pub const MAX_SEGMENTS: usize = 16;
+
+/// A module file that may be loaded. Addresses are offsets from the image's base.
+#[derive(Debug)]
+pub struct Module<'a> {
+    /// What it says about itself.
+    pub manifest: Manifest,
+    /// What to map, in ascending order, no two on the same page.
+    pub segments: Vec<Segment<'a>>,
+    /// What to patch once it is mapped; every target lies in a writable segment.
+    pub relocations: Vec<Relocation>,
+    /// Whole pages that become read-only after relocation.
+    pub relro: Option<Extent>,
+    /// Length of the image in bytes, whole pages.
+    pub len_bytes: u64,
+    /// The entry point.
+    pub entry: u64,
+    /// The services it asks for, by number.
+    pub imports: Imports,
+}
+
+/// A part of the file to map.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// The pages it takes.
+    pub pages: Extent,
+    /// Where `bytes` go; the rest of the pages is zero.
+    pub start: u64,
+    /// The bytes in the file.
+    pub bytes: &'a [u8],
+    /// Whether the driver may write it.
+    pub writable: bool,
+    /// Whether the driver may execute it.
+    pub executable: bool,
+}
+
+/// Eight bytes to patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relocation {
+    /// Where.
+    pub at: u64,
+    /// With what.
+    pub value: Value,
+}
+
+/// What to patch in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// The address of this offset into the image.
+    Image(u64),
+    /// The address of the stub of this service.
+    Stub(usize),
+}
+
+/// A set of services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Imports(u64);
+
+const _: () = assert!(SERVICE_COUNT <= 64);
+
+impl Imports {
+    /// Whether service `number` is in the set.
+    pub fn contains(self, number: usize) -> bool {
+        number < SERVICE_COUNT && self.0 & 1 << number != 0
+    }
+
+    /// Adds service `number`; one that does not exist is ignored.
+    pub fn insert(&mut self, number: usize) {
+        if number < SERVICE_COUNT {
+            self.0 |= 1 << number;
+        }
+    }
+
+    /// The services in the set, ascending.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..SERVICE_COUNT).filter(move |number| self.contains(*number))
+    }
+}
+
+/// Why a module file is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleError {
+    /// It is no ELF file, or its tables do not lie within it.
+    NotElf,
+    /// It is an ELF file, but not a 64-bit x86-64 shared object.
+    NotSharedObject,
+    /// It has no `.ringfence` section.
+    NoManifest,
+    /// The manifest is wrong.
+    Manifest(ManifestError),
+    /// It has no segments to load, or too many.
+    SegmentCount(usize),
+    /// Segment `.0` lies outside the file, or has more bytes in the file than in memory.
+    SegmentBounds(usize),
+    /// Segment `.0` may be written and executed.
+    WritableAndExecutable(usize),
+    /// Segment `.0` shares a page with the one before it, or comes before it.
+    Overlap(usize),
+    /// The image is larger than a slot has room for.
+    TooLarge(u64),
+    /// It has something that is not supported.
+    Unsupported(&'static str),
+    /// A relocation of this type is not supported.
+    RelocationType(u32),
+    /// A relocation patches bytes that are not in a writable segment.
+    RelocationTarget(u64),
+    /// A relocation points outside the image.
+    RelocationValue(u64),
+    /// A relocation names a symbol that does not exist.
+    Symbol(usize),
+    /// It asks for something that is not a service; the first bytes of its name.
+    UnknownService([u8; 32]),
+    /// It asks for a service that its kind is not granted.
+    NotGranted(usize),
+    /// It has no entry point, or not in executable code.
+    NoEntry,
+}
+
+impl fmt::Display for ModuleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModuleError::NotElf => write!(f, "not a well-formed ELF file"),
+            ModuleError::NotSharedObject => write!(f, "not a 64-bit x86-64 shared object"),
+            ModuleError::NoManifest => write!(f, "no {} section", manifest::SECTION),
+            ModuleError::Manifest(error) => write!(f, "{error}"),
+            ModuleError::SegmentCount(count) => write!(f, "{count} segments to load (1 to {MAX_SEGMENTS} are allowed)"),
+            ModuleError::SegmentBounds(index) => write!(f, "segment {index} lies outside the file"),
+            ModuleError::WritableAndExecutable(index) => write!(f, "segment {index} is writable and executable"),
+            ModuleError::Overlap(index) => write!(f, "segment {index} overlaps the one before it"),
+            ModuleError::TooLarge(bytes) => write!(f, "image of {bytes:#x} bytes is too large (most: {IMAGE_MAX:#x})"),
+            ModuleError::Unsupported(what) => write!(f, "{what} is not supported"),
+            ModuleError::RelocationType(kind) => write!(f, "relocation type {kind} is not supported"),
+            ModuleError::RelocationTarget(at) => write!(f, "relocation at {at:#x} is not in a writable segment"),
+            ModuleError::RelocationValue(value) => write!(f, "relocation to {value:#x} is outside the image"),
+            ModuleError::Symbol(index) => write!(f, "relocation names symbol {index}, which does not exist"),
+            ModuleError::UnknownService(name) => {
+                let name = name.split(|byte| *byte == 0).next().unwrap_or(&[]);
+                write!(f, "asks for unknown service ")?;
+                name.iter().try_for_each(|byte| write!(f, "{}", byte.escape_ascii()))
+            }
+            ModuleError::NotGranted(number) => {
+                let name = SERVICES.get(*number).map_or("?", |service| service.symbol);
+                write!(f, "asks for {name}, which its kind is not granted")
+            }
+            ModuleError::NoEntry => write!(f, "no function {ENTRY} in its code"),
+        }
+    }
+}
+
+/// Which services a module with `manifest` is granted, if it asks.
+pub fn grantable(manifest: &Manifest, number: usize) -> bool {
+    let has_device = manifest.pci_ids().next().is_some();
+    match SERVICES.get(number).map(|service| service.symbol) {
+        None => false,
+        Some("rf_net_register") => manifest.kind() == Ok(Kind::Nic),
+        Some("rf_scsi_register") => manifest.kind() == Ok(Kind::Scsi),
+        Some(symbol) if ["rf_bar_", "rf_pci_", "rf_irq_", "rf_dma_"].iter().any(|part| symbol.starts_with(part)) => {
+            has_device
+        }
+        Some(_) => true,
+    }
+}
+
+impl<'a> Module<'a> {
+    /// Reads a module file and checks it.
+    pub fn parse(file: &'a [u8]) -> Result<Module<'a>, ModuleError> {
+        let header = Header::parse(file).map_err(|_| ModuleError::NotElf)?;
+        if !header.is_little_endian() || header.e_machine(LE) != elf::EM_X86_64 || header.e_type(LE) != elf::ET_DYN {
+            return Err(ModuleError::NotSharedObject);
+        }
+        let sections = header.sections(LE, file).map_err(|_| ModuleError::NotElf)?;
+
+        let (_, section) = sections.section_by_name(LE, manifest::SECTION.as_bytes()).ok_or(ModuleError::NoManifest)?;
+        let manifest = Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?)
+            .map_err(ModuleError::Manifest)?;
+
+        let image = Image::parse(header, file)?;
+        let mut imports = Imports::default();
+        let mut relocations = Vec::new();
+        for section in sections.iter() {
+            match section.sh_type(LE) {
+                elf::SHT_REL | elf::SHT_RELR if section.sh_flags(LE).contains(elf::SHF_ALLOC) => {
+                    return Err(ModuleError::Unsupported("a REL or RELR relocation section"));
+                }
+                elf::SHT_RELA if section.sh_flags(LE).contains(elf::SHF_ALLOC) => {}
+                _ => continue,
+            }
+            let Some((entries, link)) = section.rela(LE, file).map_err(|_| ModuleError::NotElf)? else { continue };
+            let symbols = match link {
+                SectionIndex(0) => None,
+                link => Some(sections.symbol_table_by_index(LE, file, link).map_err(|_| ModuleError::NotElf)?),
+            };
+            relocations.reserve_exact(entries.len());
+            for entry in entries {
+                let value = match entry.r_type(LE, false) {
+                    elf::R_X86_64_NONE => continue,
+                    elf::R_X86_64_RELATIVE => image.value(entry.r_addend(LE) as u64)?,
+                    elf::R_X86_64_GLOB_DAT | elf::R_X86_64_JUMP_SLOT | elf::R_X86_64_64 => {
+                        let index = entry.r_sym(LE, false) as usize;
+                        let missing = ModuleError::Symbol(index);
+                        let symbols = symbols.as_ref().ok_or(missing)?;
+                        let symbol = symbols.symbols().get(index).ok_or(missing)?;
+                        if symbol.is_undefined(LE) {
+                            let name = symbol.name(LE, symbols.strings()).map_err(|_| missing)?;
+                            let number = service::by_symbol(name).ok_or_else(|| unknown_service(name))?;
+                            if !grantable(&manifest, number) {
+                                return Err(ModuleError::NotGranted(number));
+                            }
+                            imports.insert(number);
+                            Value::Stub(number)
+                        } else {
+                            image.value(symbol.st_value(LE).wrapping_add(entry.r_addend(LE) as u64))?
+                        }
+                    }
+                    other => return Err(ModuleError::RelocationType(other.0)),
+                };
+                let at = entry.r_offset(LE);
+                let patched = Extent::new(at, 8);
+                if !image.segments.iter().any(|segment| segment.writable && segment.pages.encloses(patched)) {
+                    return Err(ModuleError::RelocationTarget(at));
+                }
+                relocations.push(Relocation { at, value });
+            }
+        }
+
+        // The entry point, by name in the dynamic symbols.
+        let symbols = sections.symbols(LE, file, elf::SHT_DYNSYM).map_err(|_| ModuleError::NotElf)?;
+        let entry = symbols
+            .iter()
+            .find(|symbol| !symbol.is_undefined(LE) && symbols.symbol_name(LE, symbol) == Ok(ENTRY.as_bytes()))
+            .map(|symbol| symbol.st_value(LE))
+            .filter(|entry| image.segments.iter().any(|segment| segment.executable && segment.pages.contains(*entry)))
+            .ok_or(ModuleError::NoEntry)?;
+
+        let Image { segments, relro, len_bytes } = image;
+        Ok(Module { manifest, segments, relocations, relro, len_bytes, entry, imports })
+    }
+}
+
+fn unknown_service(name: &[u8]) -> ModuleError {
+    let mut start = [0; 32];
+    for (to, from) in start.iter_mut().zip(name) {
+        *to = *from;
+    }
+    ModuleError::UnknownService(start)
+}
+
+struct Image<'a> {
+    segments: Vec<Segment<'a>>,
+    relro: Option<Extent>,
+    len_bytes: u64,
+}
+
+impl<'a> Image<'a> {
+    fn parse(header: &Header, file: &'a [u8]) -> Result<Image<'a>, ModuleError> {
+        let headers = header.program_headers(LE, file).map_err(|_| ModuleError::NotElf)?;
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut relro = None;
+        let mut len_bytes = 0;
+        for header in headers {
+            match header.p_type(LE) {
+                elf::PT_LOAD => {}
+                elf::PT_TLS => return Err(ModuleError::Unsupported("thread-local storage")),
+                elf::PT_INTERP => return Err(ModuleError::Unsupported("an interpreter")),
+                elf::PT_DYNAMIC => {
+                    check_dynamic(header, file)?;
+                    continue;
+                }
+                elf::PT_GNU_RELRO => {
+                    relro = Some(Extent::new(header.p_vaddr(LE), header.p_memsz(LE)));
+                    continue;
+                }
+                _ => continue,
+            }
+            let index = segments.len();
+            if index == MAX_SEGMENTS {
+                return Err(ModuleError::SegmentCount(index + 1));
+            }
+            let bounds = ModuleError::SegmentBounds(index);
+            let bytes = header.data(LE, file).map_err(|()| bounds)?;
+            let (start, memory) = (header.p_vaddr(LE), header.p_memsz(LE));
+            if bytes.len() as u64 > memory {
+                return Err(bounds);
+            }
+            let first_page = start & !(PAGE_SIZE - 1);
+            let end = start.checked_add(memory).and_then(|end| align_up(end, PAGE_SIZE)).ok_or(bounds)?;
+            if end > IMAGE_MAX {
+                return Err(ModuleError::TooLarge(end));
+            }
+            if first_page < len_bytes {
+                return Err(ModuleError::Overlap(index));
+            }
+            let flags = header.p_flags(LE);
+            let (writable, executable) = (flags.contains(elf::PF_W), flags.contains(elf::PF_X));
+            if writable && executable {
+                return Err(ModuleError::WritableAndExecutable(index));
+            }
+            len_bytes = end;
+            let pages = Extent::new(first_page, end - first_page);
+            segments.push(Segment { pages, start, bytes, writable, executable });
+        }
+        if segments.is_empty() {
+            return Err(ModuleError::SegmentCount(0));
+        }
+        // Whole pages only, and only those that a writable segment has: others need no protection.
+        let relro = relro.and_then(|relro| {
+            let first = relro.start & !(PAGE_SIZE - 1);
+            let end = relro.end()? & !(PAGE_SIZE - 1);
+            let pages = Extent::new(first, end.checked_sub(first)?);
+            let inside = segments.iter().any(|segment| segment.writable && segment.pages.encloses(pages));
+            (inside && pages.len_bytes > 0).then_some(pages)
+        });
+        Ok(Image { segments, relro, len_bytes })
+    }
+
+    fn value(&self, offset: u64) -> Result<Value, ModuleError> {
+        if offset <= self.len_bytes { Ok(Value::Image(offset)) } else { Err(ModuleError::RelocationValue(offset)) }
+    }
+}
+
+/// Refuses what would have to run, or be found, before the entry point is called.
+fn check_dynamic(header: &elf::ProgramHeader64<LE>, file: &[u8]) -> Result<(), ModuleError> {
+    for entry in header.dynamic(LE, file).map_err(|_| ModuleError::NotElf)?.unwrap_or(&[]) {
+        match entry.tag(LE) {
+            elf::DT_NEEDED => return Err(ModuleError::Unsupported("another shared object (DT_NEEDED)")),
+            elf::DT_INIT | elf::DT_INIT_ARRAY | elf::DT_FINI | elf::DT_FINI_ARRAY => {
+                return Err(ModuleError::Unsupported("a constructor or destructor"));
+            }
+            elf::DT_TEXTREL => return Err(ModuleError::Unsupported("a relocation of code (DT_TEXTREL)")),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The function that `offset` from the image's base lies in, and how far into it: from the file's symbol table.
+pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
+    let header = Header::parse(file).ok()?;
+    let sections = header.sections(LE, file).ok()?;
+    let symbols = sections.symbols(LE, file, elf::SHT_SYMTAB).ok()?;
+    let symbol = symbols
+        .iter()
+        .filter(|symbol| symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(LE))
+        .filter(|symbol| symbol.st_value(LE) <= offset)
+        .max_by_key(|symbol| symbol.st_value(LE))?;
+    // Hand-written assembly has symbols of size 0: they reach to the next one.
+    let into = offset - symbol.st_value(LE);
+    if symbol.st_size(LE) != 0 && into >= symbol.st_size(LE) {
+        return None;
+    }
+    Some((symbols.symbol_name(LE, symbol).ok()?, into))
+}

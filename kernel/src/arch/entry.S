@@ -1,0 +1,253 @@
+/* Every way into the kernel and out of it: gates, traps, upcalls. All of it lies in the entry area, because all of it
+   runs, at least for an instruction, with a domain's root in CR3.
+
+   What holds at every label reached from ring 1:
+     - CPL is 0, but CR3 is the domain's and all registers are the driver's. Where a trap came from is decided by CR3.
+     - A call gate clears nothing: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ.
+     - RSP points into the stacks' page of the loaded root. It has the same address in every root but is another frame,
+       so nothing survives on it across a write to CR3: values cross in registers.
+   Driver arguments: RDI, RSI, RDX, RCX, R8 (System V). Free for us: RAX, R9, R10, R11. */
+
+.section .entry.text, "ax"
+
+/* ---- gates: driver -> kernel ------------------------------------------------------------------------------------ */
+
+/* One entry a service; the macro GATE is expanded once for each line of the service table (arch/gates.rs). */
+.macro GATE number
+.p2align 4
+.global gate_\number
+gate_\number:
+    lea rax, [rip + service_entry_\number]
+    jmp gate_enter
+.endm
+
+.p2align 4
+gate_enter:
+    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS        (SDM 6.8.5.1, 5.8.5.1) */
+    push 2
+    popfq                               /* IF, TF, DF, AC, NT = 0 */
+    pop r10                             /* driver RIP */
+    pop r11                             /* CS: only DRIVER_CODE can have called */
+    pop r11                             /* driver RSP */
+    mov r9, qword ptr [{kernel_cr3}]
+    mov cr3, r9
+    mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
+    /* kernel stack, below the continuation of the upcall; 16-byte aligned */
+    push r11
+    push r10
+    call rax                            /* service_entry_N: does not return if the driver is ended */
+    /* kernel stack, from RSP up:  driver RIP | driver RSP | continuation */
+    pop r10
+    pop r11
+    mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
+    mov cr3, rcx
+    mov rsp, {entry_stack_top}
+    push {driver_stack}
+    push r11
+    push {driver_code}
+    push r10
+    xor ecx, ecx                        /* kernel registers stay here */
+    xor edx, edx
+    xor esi, esi
+    xor edi, edi
+    xor r8d, r8d
+    xor r9d, r9d
+    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS;   RAX: result */
+    sti                                 /* takes effect behind the return */
+    retfq
+
+/* ---- upcalls: kernel -> driver ---------------------------------------------------------------------------------- */
+
+/* extern "C" fn enter_sandboxed(&UpcallFrame) -> (rax: value, rdx: 0 if the driver returned, 1 if it was ended) */
+.p2align 4
+.global enter_sandboxed
+enter_sandboxed:
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    pushfq
+    push qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
+    /* kernel stack, from RSP up:  outer continuation | RFLAGS | R15-R12 | RBX | RBP | return address */
+    sub rsp, 8                          /* 16-byte aligned: services run right below */
+    cli
+    mov [rip + {cpu} + {cpu_upcall_rsp}], rsp
+    mov rax, [rdi + {frame_cr3}]
+    mov r10, [rdi + {frame_rip}]
+    mov r11, [rdi + {frame_rsp}]
+    mov rsi, [rdi + {frame_args} + 8]
+    mov rdx, [rdi + {frame_args} + 16]
+    mov rcx, [rdi + {frame_args} + 24]
+    mov rdi, [rdi + {frame_args}]
+    xor ebx, ebx
+    mov ds, ebx
+    mov es, ebx
+    mov fs, ebx
+    mov gs, ebx
+    mov cr3, rax
+    mov rsp, {entry_stack_top}
+    push {driver_stack}
+    push r11
+    push 0x202                          /* IF; IOPL 0 */
+    push {driver_code}
+    push r10
+    xor eax, eax
+    xor ebp, ebp
+    xor r8d, r8d
+    xor r9d, r9d
+    xor r10d, r10d
+    xor r11d, r11d
+    xor r12d, r12d
+    xor r13d, r13d
+    xor r14d, r14d
+    xor r15d, r15d
+    /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
+    iretq
+
+/* extern "C" fn enter_trusted(&UpcallFrame) -> the same. The driver runs on the kernel's stack, in the kernel's root. */
+.p2align 4
+.global enter_trusted
+enter_trusted:
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    pushfq
+    push qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
+    sub rsp, 8
+    mov [rip + {cpu} + {cpu_upcall_rsp}], rsp
+    mov rax, [rdi + {frame_rip}]
+    mov rsi, [rdi + {frame_args} + 8]
+    mov rdx, [rdi + {frame_args} + 16]
+    mov rcx, [rdi + {frame_args} + 24]
+    mov rdi, [rdi + {frame_args}]
+    call rax
+    xor edx, edx
+    jmp leave_upcall
+
+/* The gate at which a sandboxed upcall ends. RAX: the driver's value. */
+.p2align 4
+.global gate_return
+gate_return:
+    push 2
+    popfq
+    mov rcx, qword ptr [{kernel_cr3}]
+    mov cr3, rcx
+    xor edx, edx
+    jmp leave_upcall
+
+/* extern "C" fn abort_upcall() -> !   Ends the upcall that is under way, whatever runs on top of it. Kernel root. */
+.p2align 4
+.global abort_upcall
+abort_upcall:
+    mov edx, 1
+leave_upcall:
+    mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
+    add rsp, 8
+    /* kernel stack, from RSP up:  outer continuation | RFLAGS | R15-R12 | RBX | RBP | return address */
+    pop qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
+    popfq
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
+
+/* ---- traps: exceptions and interrupts, from the kernel or from a driver ------------------------------------------ */
+
+.p2align 4
+.global trap_vectors
+trap_vectors:
+.set vector, 0
+.rept 256
+    .p2align 4
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    push 0                              /* where the CPU pushes no error code */
+    .endif
+    push vector
+    jmp trap_enter
+    .set vector, vector + 1
+.endr
+
+.p2align 4
+trap_enter:
+    /* stacks' page, from RSP up:  vector | error code | RIP | CS | RFLAGS | RSP | SS */
+    push rax
+    push rbx
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push rbp
+    push r8
+    push r9
+    push r10
+    push r11
+    push r12
+    push r13
+    push r14
+    push r15
+    push 2
+    popfq
+    mov rbp, rsp
+    /* RBP: the TrapFrame (arch/traps.rs), in the stacks' page of the loaded root */
+    mov rax, cr3
+    mov rcx, qword ptr [{kernel_cr3}]
+    cmp rax, rcx
+    jne 1f
+
+    mov rdi, rbp                        /* from the kernel: its own stacks' page */
+    call trap_stack                     /* RSP: a stack for the handler */
+    call trap_from_kernel
+    jmp 2f
+
+1:  mov cr3, rcx                        /* from a driver: the frame is in its page, read it through physical memory */
+    mov rdi, rbp
+    sub rdi, {stacks}
+    add rdi, [rip + {cpu} + {cpu_domain_stacks}]
+    mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
+    call trap_from_driver               /* returns only if the driver may go on; has sanitized the frame */
+    mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
+    mov cr3, rcx
+
+2:  mov rsp, rbp
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rbp
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rbx
+    pop rax
+    add rsp, 16                         /* vector, error code */
+    iretq
+
+/* Switches to the stack for a trap from the kernel: one each for interrupts, exceptions, and what can hit those. */
+trap_stack:
+    pop rax
+    mov rsp, [rip + {cpu} + {cpu_interrupt_stack}]
+    mov rcx, [rdi + {trap_vector}]
+    cmp rcx, 32
+    jae 1f
+    mov rsp, [rip + {cpu} + {cpu_exception_stack}]
+    cmp rcx, 2
+    je 2f
+    cmp rcx, 8
+    je 2f
+    cmp rcx, 18
+    jne 1f
+2:  mov rsp, [rip + {cpu} + {cpu_critical_stack}]
+1:  jmp rax

@@ -1,0 +1,116 @@
+//! Puts `entry.S` together: the constants it takes from Rust, and one gate entry for each service.
+
+use super::cpu::{CPU, Cpu};
+use super::entry_area;
+use super::traps::TrapFrame;
+use core::arch::global_asm;
+use core::mem::offset_of;
+use ringfence_abi::for_each_service;
+use ringfence_abi::service::SERVICE_COUNT;
+use ringfence_core::descriptor;
+
+global_asm!(
+    include_str!("entry.S"),
+    kernel_cr3 = const entry_area::KERNEL_CR3 as i64,
+    entry_stack_top = const entry_area::ENTRY_STACK_TOP as i64,
+    stacks = const entry_area::STACKS as i64,
+    driver_code = const descriptor::DRIVER_CODE,
+    driver_stack = const descriptor::DRIVER_STACK,
+    cpu = sym CPU,
+    cpu_upcall_rsp = const offset_of!(Cpu, upcall_rsp),
+    cpu_domain_cr3 = const offset_of!(Cpu, domain_cr3),
+    cpu_domain_stacks = const offset_of!(Cpu, domain_stacks),
+    cpu_interrupt_stack = const offset_of!(Cpu, interrupt_stack),
+    cpu_exception_stack = const offset_of!(Cpu, exception_stack),
+    cpu_critical_stack = const offset_of!(Cpu, critical_stack),
+    frame_cr3 = const offset_of!(UpcallFrame, cr3),
+    frame_rip = const offset_of!(UpcallFrame, rip),
+    frame_rsp = const offset_of!(UpcallFrame, rsp),
+    frame_args = const offset_of!(UpcallFrame, args),
+    trap_vector = const offset_of!(TrapFrame, vector),
+);
+
+macro_rules! define_gates {
+    ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
+        global_asm!(
+            ".section .entry.text, \"ax\"",
+            $(concat!("GATE ", $number),)*
+            ".text",
+        );
+
+        unsafe extern "C" {
+            $(
+                #[link_name = concat!("gate_", $number)]
+                safe fn $symbol();
+            )*
+        }
+
+        /// Address of each service's gate entry, by number.
+        pub fn gate_entries() -> [u64; SERVICE_COUNT] {
+            [$($symbol as *const () as u64),*]
+        }
+    };
+}
+for_each_service!(define_gates);
+
+unsafe extern "C" {
+    fn gate_return();
+    fn enter_sandboxed(frame: *const UpcallFrame) -> UpcallEnd;
+    fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
+    fn abort_upcall() -> !;
+}
+
+/// Address of the return gate's entry.
+pub fn return_gate_entry() -> u64 {
+    gate_return as *const () as u64
+}
+
+/// With what a driver is entered.
+#[repr(C)]
+pub struct UpcallFrame {
+    /// The domain's root; not used for a trusted one.
+    pub cr3: u64,
+    /// Entry point.
+    pub rip: u64,
+    /// Stack; not used for a trusted domain, which runs on the kernel's.
+    pub rsp: u64,
+    /// Arguments in RDI, RSI, RDX, RCX.
+    pub args: [u64; 4],
+}
+
+/// How an upcall came back.
+#[repr(C)]
+pub struct UpcallEnd {
+    /// What the driver returned.
+    pub value: i64,
+    /// 0 if it returned, 1 if it was ended.
+    pub ended: u64,
+}
+
+/// Runs a driver in ring 1 until it returns or is ended.
+///
+/// # Safety
+/// `frame` and [`super::cpu::this`] must describe the same domain, and its root must map the entry area.
+pub unsafe fn run_sandboxed(frame: &UpcallFrame) -> UpcallEnd {
+    // SAFETY: as the caller promises.
+    unsafe { enter_sandboxed(frame) }
+}
+
+/// Runs a driver in ring 0 until it returns or asks to be ended.
+///
+/// # Safety
+/// `frame.rip` must be the entry point of a trusted domain. What it does in ring 0 nobody checks: that is what
+/// trusting it means.
+pub unsafe fn run_trusted(frame: &UpcallFrame) -> UpcallEnd {
+    // SAFETY: as the caller promises.
+    unsafe { enter_trusted(frame) }
+}
+
+/// Ends the upcall that is under way: [`run_sandboxed`] or [`run_trusted`] returns with `ended` set.
+///
+/// # Safety
+/// An upcall must be under way, and nothing on the stack above it may need to be dropped.
+pub unsafe fn end_upcall() -> ! {
+    // SAFETY: as the caller promises.
+    unsafe { abort_upcall() }
+}

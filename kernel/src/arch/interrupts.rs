@@ -1,0 +1,81 @@
+//! The two 8259 interrupt controllers, and what happens on each line.
+//!
+//! **Interrupts never run driver code.** A device's line is masked when it fires and stays masked until its driver has
+//! acknowledged it; here it is only noted.
+
+use core::sync::atomic::{AtomicU16, Ordering};
+use embassy_sync::waitqueue::AtomicWaker;
+use pic8259::ChainedPics;
+use spin::Mutex;
+
+/// Vector of line 0; line n has the n-th after it.
+pub const FIRST_VECTOR: u8 = 32;
+/// Lines of the two controllers.
+pub const LINES: u8 = 16;
+
+const TIMER: u8 = 0;
+const CASCADE: u8 = 2;
+const SERIAL: u8 = 4;
+
+// SAFETY: the controllers are mapped where no exception lies.
+static PICS: Mutex<ChainedPics> = Mutex::new(unsafe { ChainedPics::new(FIRST_VECTOR, FIRST_VECTOR + 8) });
+
+/// Lines of devices that fired and have not been taken by [`take_fired`].
+static FIRED: AtomicU16 = AtomicU16::new(0);
+static ON_FIRED: AtomicWaker = AtomicWaker::new();
+
+/// Initializes the controllers with every line masked but the timer's and the console's.
+pub fn init() {
+    let mut pics = PICS.lock();
+    // SAFETY: once, with interrupts off.
+    unsafe {
+        pics.initialize();
+        let open = 1u16 << TIMER | 1 << CASCADE | 1 << SERIAL;
+        let [first, second] = (!open).to_le_bytes();
+        pics.write_masks(first, second);
+    }
+}
+
+/// Masks or unmasks `line`.
+pub fn set_masked(line: u8, masked: bool) {
+    if line >= LINES {
+        return;
+    }
+    x86_64::instructions::interrupts::without_interrupts(|| {
+        let mut pics = PICS.lock();
+        // SAFETY: masking a line is always allowed, and so is letting one through: its handler is below.
+        unsafe {
+            let masks = u16::from_le_bytes(pics.read_masks());
+            let masks = if masked { masks | 1 << line } else { masks & !(1 << line) };
+            let [first, second] = masks.to_le_bytes();
+            pics.write_masks(first, second);
+        }
+    });
+}
+
+/// Lines of devices that fired since the last call, as a set of bits. `waker` is woken at the next one.
+pub fn take_fired(waker: Option<&core::task::Waker>) -> u16 {
+    if let Some(waker) = waker {
+        ON_FIRED.register(waker);
+    }
+    FIRED.swap(0, Ordering::AcqRel)
+}
+
+/// Handles one interrupt, with interrupts off.
+pub fn handle(vector: u8) {
+    let Some(line) = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES) else {
+        return;
+    };
+    match line {
+        TIMER => super::time::tick(),
+        SERIAL => crate::console::receive(),
+        7 | 15 => return, // spurious: nothing is in service
+        _ => {
+            set_masked(line, true);
+            FIRED.fetch_or(1 << line, Ordering::AcqRel);
+            ON_FIRED.wake();
+        }
+    }
+    // SAFETY: `line` is in service.
+    unsafe { PICS.lock().notify_end_of_interrupt(vector) };
+}

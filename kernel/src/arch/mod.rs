@@ -1,0 +1,16 @@
+//! All that knows the CPU.
+//!
+//! * [`entry_area`]: the pages that every root maps: entry text, GDT, IDT, TSS, LDT, entry stacks
+//! * `entry.S`, [`gates`]: every way into the kernel and out of it
+//! * [`traps`]: exceptions and interrupts in Rust
+//! * [`cpu`]: per-CPU state and control registers
+//! * [`interrupts`], [`time`]: 8259 and 8254
+//! * [`power`]: how the machine ends
+
+pub mod cpu;
+pub mod entry_area;
+pub mod gates;
+pub mod interrupts;
+pub mod power;
+pub mod time;
+pub mod traps;

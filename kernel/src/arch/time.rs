@@ -1,0 +1,75 @@
+//! Time: the TSC, calibrated once against the PIT, and the PIT's tick.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use x86_64::instructions::port::Port;
+
+/// Ticks a second.
+pub const TICK_HZ: u32 = 250;
+/// Input clock of the PIT in Hz (8254 data sheet, as wired in the PC).
+const PIT_HZ: u32 = 1_193_182;
+
+static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
+static TSC_AT_START: AtomicU64 = AtomicU64::new(0);
+
+/// A reading of the time stamp counter.
+#[inline]
+pub fn tsc() -> u64 {
+    // SAFETY: every x86-64 CPU has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Calibrates the TSC and starts the tick.
+pub fn init() {
+    let start = tsc();
+    TSC_AT_START.store(start, Ordering::Relaxed);
+    const MILLISECONDS: u32 = 10;
+    let count = (PIT_HZ / 1000 * MILLISECONDS) as u16;
+    // Channel 2 counts down once (mode 0); its output is bit 5 of port 0x61, its gate bit 0.
+    let (mut command, mut channel2, mut gate) = (Port::<u8>::new(0x43), Port::<u8>::new(0x42), Port::<u8>::new(0x61));
+    // SAFETY: the PIT and its gate are the kernel's.
+    let elapsed = unsafe {
+        let before = gate.read() & !0b11;
+        gate.write(before | 1);
+        command.write(0b1011_0000);
+        channel2.write(count as u8);
+        channel2.write((count >> 8) as u8);
+        let start = tsc();
+        while gate.read() & 1 << 5 == 0 {}
+        let elapsed = tsc() - start;
+        gate.write(before);
+        elapsed
+    };
+    TSC_PER_SECOND.store((elapsed * 1000 / u64::from(MILLISECONDS)).max(1_000_000), Ordering::Relaxed);
+
+    // Channel 0: rate generator (mode 2).
+    let divisor = (PIT_HZ / TICK_HZ) as u16;
+    let mut channel0 = Port::<u8>::new(0x40);
+    // SAFETY: as above.
+    unsafe {
+        command.write(0b0011_0100);
+        channel0.write(divisor as u8);
+        channel0.write((divisor >> 8) as u8);
+    }
+}
+
+/// TSC ticks a second.
+pub fn tsc_per_second() -> u64 {
+    TSC_PER_SECOND.load(Ordering::Relaxed)
+}
+
+/// Nanoseconds that `ticks` TSC ticks take.
+pub fn nanoseconds(ticks: u64) -> u64 {
+    (u128::from(ticks) * 1_000_000_000 / u128::from(tsc_per_second())) as u64
+}
+
+/// Nanoseconds since [`init`].
+pub fn uptime_ns() -> u64 {
+    nanoseconds(tsc().saturating_sub(TSC_AT_START.load(Ordering::Relaxed)))
+}
+
+/// The timer interrupt: counts against the upcall under way, and wakes who waited for a time.
+pub fn tick() {
+    let left = &super::cpu::this().ticks_left;
+    left.set(left.get().saturating_sub(1));
+    crate::task::tick();
+}

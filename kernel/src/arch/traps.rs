@@ -1,0 +1,141 @@
+//! Exceptions and interrupts, once `entry.S` has saved the registers and found out whom they hit.
+//!
+//! **Who is to blame:** a trap with a domain's root in CR3 is that domain's, even in ring 0 (a gate's first
+//! instructions run there with the driver's flags). A trap with the kernel's root is the kernel's own.
+
+use super::cpu;
+use super::entry_area;
+use super::interrupts;
+use crate::domain::fault::{Cause, Fault};
+use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
+
+/// What `entry.S` pushes: all registers, and what the CPU pushed.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the fields are registers")]
+pub struct TrapFrame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+impl core::fmt::Display for TrapFrame {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let rows: [[(&str, u64); 4]; 5] = [
+            [("rax", self.rax), ("rbx", self.rbx), ("rcx", self.rcx), ("rdx", self.rdx)],
+            [("rsi", self.rsi), ("rdi", self.rdi), ("rbp", self.rbp), ("rsp", self.rsp)],
+            [("r8 ", self.r8), ("r9 ", self.r9), ("r10", self.r10), ("r11", self.r11)],
+            [("r12", self.r12), ("r13", self.r13), ("r14", self.r14), ("r15", self.r15)],
+            [("rip", self.rip), ("flg", self.rflags), ("cs ", self.cs), ("ss ", self.ss)],
+        ];
+        for (index, row) in rows.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "   ")?;
+            for (name, value) in row {
+                write!(f, " {name}={value:016x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names of the exceptions (SDM vol. 3A, table 6-1).
+pub fn exception_name(vector: u64) -> &'static str {
+    match vector {
+        0 => "#DE divide error",
+        1 => "#DB debug exception",
+        2 => "NMI",
+        3 => "#BP breakpoint",
+        4 => "#OF overflow",
+        5 => "#BR bound range exceeded",
+        6 => "#UD invalid opcode",
+        7 => "#NM no coprocessor",
+        8 => "#DF double fault",
+        10 => "#TS invalid TSS",
+        11 => "#NP segment not present",
+        12 => "#SS stack fault",
+        13 => "#GP general protection",
+        14 => "#PF page fault",
+        16 => "#MF x87 error",
+        17 => "#AC alignment check",
+        18 => "#MC machine check",
+        19 => "#XM SIMD error",
+        20 => "#VE virtualization exception",
+        21 => "#CP control protection",
+        _ => "exception",
+    }
+}
+
+const FIRST_INTERRUPT: u64 = 32;
+const NMI: u64 = 2;
+const MACHINE_CHECK: u64 = 18;
+
+/// A trap that hit the kernel, or a trusted driver, which is the kernel by choice.
+#[unsafe(no_mangle)]
+extern "C" fn trap_from_kernel(frame: &TrapFrame) {
+    // A copy: another trap of the same kind reuses the place.
+    let frame = *frame;
+    match frame.vector {
+        FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
+        NMI => log::warn!("NMI ignored"),
+        vector => crate::panic::exception(exception_name(vector), &frame, fault_address(vector)),
+    }
+}
+
+/// A trap while a domain's root was loaded. `frame` is in the domain's own page, seen through physical memory.
+#[unsafe(no_mangle)]
+extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
+    // SAFETY: `entry.S` computed the address from the domain's stacks' page. Copy in, use the copy.
+    let mut copy = unsafe { frame.read_volatile() };
+    match copy.vector {
+        FIRST_INTERRUPT.. => {
+            interrupts::handle(copy.vector as u8);
+            if cpu::this().ticks_left.get() == 0 {
+                Fault::end_driver(Cause::Overrun, copy);
+            }
+        }
+        NMI => log::warn!("NMI ignored"),
+        MACHINE_CHECK => crate::panic::exception(exception_name(MACHINE_CHECK), &copy, None),
+        vector => Fault::end_driver(Cause::Exception { address: fault_address(vector) }, copy),
+    }
+    // The driver goes on. What it goes on with is not what lies in its page but what is known to be right.
+    let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);
+    if !at_gate {
+        copy.cs = u64::from(DRIVER_CODE);
+        copy.ss = u64::from(DRIVER_STACK);
+        copy.rflags = copy.rflags & RFLAGS_DRIVER | RFLAGS_ALWAYS;
+    }
+    // SAFETY: as above.
+    unsafe { frame.write_volatile(copy) };
+}
+
+/// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: what a driver may have set. Not IOPL, not VM.
+const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
+/// IF and the bit that is always 1.
+const RFLAGS_ALWAYS: u64 = 0x202;
+
+fn fault_address(vector: u64) -> Option<u64> {
+    const PAGE_FAULT: u64 = 14;
+    (vector == PAGE_FAULT).then(|| x86_64::registers::control::Cr2::read_raw())
+}

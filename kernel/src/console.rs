@@ -1,0 +1,171 @@
+//! The console, which is the first serial port, and the kernel's log.
+//!
+//! Output is polled; input arrives by interrupt and waits in a ring for the shell.
+
+use crate::arch::time;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use core::fmt::{self, Write};
+use core::task::Waker;
+use embassy_sync::waitqueue::AtomicWaker;
+use heapless::spsc::Queue;
+use log::{Level, Log, Metadata, Record};
+use spin::Mutex;
+use uart_16550::backend::PioBackend;
+use uart_16550::spec::registers::IER;
+use uart_16550::spec::registers::FifoTriggerLevel;
+use uart_16550::{BaudRate, Config, Uart16550};
+use x86_64::instructions::interrupts::without_interrupts;
+
+/// COM1.
+const BASE_PORT: u16 = 0x3f8;
+/// Lines of the log that are kept.
+const LOG_LINES: usize = 512;
+/// Bytes of input that can wait.
+const INPUT_BYTES: usize = 1024;
+
+static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+/// The same port, for the interrupt handler, which only receives: it must never wait for who is sending.
+static RECEIVER: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
+static ON_INPUT: AtomicWaker = AtomicWaker::new();
+static LOG: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+struct Logger;
+static LOGGER: Logger = Logger;
+
+/// Opens the port and the log. Without a port all output is dropped.
+pub fn init() {
+    let config = Config {
+        interrupts: IER::DATA_READY,
+        fifo_trigger_level: Some(FifoTriggerLevel::One),
+        baud_rate: BaudRate::Baud115200,
+        ..Config::DEFAULT
+    };
+    // SAFETY: the port is the kernel's; the two handles use different registers (see `RECEIVER`).
+    let open = || unsafe { Uart16550::new_port(BASE_PORT) }.ok();
+    *UART.lock() = open().and_then(|mut uart| uart.init(config).is_ok().then_some(uart));
+    *RECEIVER.lock() = open();
+    // Fails only if there is a logger already.
+    if log::set_logger(&LOGGER).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+}
+
+/// Writes bytes as they are.
+pub fn write_bytes(bytes: &[u8]) {
+    without_interrupts(|| {
+        if let Some(uart) = UART.lock().as_mut() {
+            uart.send_bytes_exact(bytes);
+        }
+    });
+}
+
+/// Breaks whatever lock a panic may have hit, so that it can still speak.
+///
+/// # Safety
+/// Only a panic may call it: nothing else runs afterwards.
+pub unsafe fn break_locks() {
+    // SAFETY: as the caller promises.
+    unsafe {
+        UART.force_unlock();
+        LOG.force_unlock();
+    }
+}
+
+struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for (index, line) in text.split('\n').enumerate() {
+            if index > 0 {
+                write_bytes(b"\r\n");
+            }
+            write_bytes(line.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// Writes formatted text to the console.
+pub fn print(arguments: fmt::Arguments) {
+    // The console itself does not fail; a Display that does has printed what it could.
+    let _ = Console.write_fmt(arguments);
+}
+
+/// Writes formatted text to the console.
+#[macro_export]
+macro_rules! print {
+    ($($argument:tt)*) => { $crate::console::print(format_args!($($argument)*)) };
+}
+
+/// Writes formatted text and a line end to the console.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::print!("\n") };
+    ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
+}
+
+/// The serial interrupt: moves input into the ring. What does not fit is lost.
+pub fn receive() {
+    if let (Some(mut receiver), Some(mut input)) = (RECEIVER.try_lock(), INPUT.try_lock())
+        && let Some(receiver) = receiver.as_mut()
+    {
+        while let Ok(byte) = receiver.try_receive_byte() {
+            let _ = input.enqueue(byte);
+        }
+    }
+    ON_INPUT.wake();
+}
+
+/// Has `waker` woken when there is input.
+pub fn wake_on_input(waker: &Waker) {
+    ON_INPUT.register(waker);
+}
+
+/// The next byte of input; if there is none, `waker` is woken when there is.
+pub fn read_byte(waker: Option<&Waker>) -> Option<u8> {
+    if let Some(waker) = waker {
+        ON_INPUT.register(waker);
+    }
+    without_interrupts(|| INPUT.lock().dequeue())
+}
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record) {
+        let seconds = time::uptime_ns() / 1000;
+        let level = match record.level() {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            Level::Info | Level::Debug | Level::Trace => "",
+        };
+        let line = format!("[{:4}.{:06}] {level}{}", seconds / 1_000_000, seconds % 1_000_000, record.args());
+        println!("{line}");
+        without_interrupts(|| {
+            let mut lines = LOG.lock();
+            if lines.len() == LOG_LINES {
+                lines.pop_front();
+            }
+            lines.push_back(line);
+        });
+    }
+
+    fn flush(&self) {}
+}
+
+/// Calls `with` for each line of the log that is kept, oldest first.
+pub fn for_each_line(mut with: impl FnMut(&str)) {
+    let count = LOG.lock().len();
+    for index in 0..count {
+        // One at a time: printing one must not happen under the lock.
+        let line = LOG.lock().get(index).cloned();
+        if let Some(line) = line {
+            with(&line);
+        }
+    }
+}

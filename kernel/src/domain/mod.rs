@@ -1,0 +1,132 @@
+//! A domain: a loaded driver module, its memory, its grants, and the ring it runs in.
+//!
+//! * [`space`]: its root, slot, capability table and I/O bitmap
+//! * [`memory`]: the only way to open a pointer that it passed
+//! * [`upcall`]: running it, which is a call that returns a reason
+//! * [`fault`]: why it was ended, in words for a person
+//! * [`device`]: the PCI function it drives
+
+use crate::module::File;
+use alloc::string::String;
+use alloc::sync::Arc;
+use ringfence_abi::layout::{self, PAGE_SIZE};
+use ringfence_abi::manifest::Manifest;
+use ringfence_core::extent::Extent;
+use ringfence_core::module::Imports;
+use spin::Mutex;
+
+pub mod device;
+pub mod fault;
+pub mod memory;
+pub mod space;
+pub mod upcall;
+
+pub use space::Ring;
+
+/// A domain that several parts of the kernel know.
+///
+/// It is locked while it runs. Services reach it through the CPU's state, never through the lock; everything else
+/// in the kernel runs between upcalls.
+pub type Handle = Arc<Mutex<Domain>>;
+
+/// A loaded driver module.
+pub struct Domain {
+    /// Its name: the module's, with a number behind it if there are several.
+    pub name: String,
+    /// The module file it was loaded from.
+    pub file: File,
+    /// What the module says about itself.
+    pub manifest: Manifest,
+    /// The services it asked for and was granted.
+    pub imports: Imports,
+    /// Its address space.
+    pub space: space::Space,
+    /// Offset of its entry point in the image.
+    pub entry: u64,
+    /// Length of its image in bytes.
+    pub image_bytes: u64,
+    /// The PCI function it drives.
+    pub device: Option<device::Device>,
+    /// Length of its heap in bytes.
+    pub heap_bytes: u64,
+    /// DMA memory that it asked for.
+    pub dma: alloc::vec::Vec<DmaRegion>,
+    /// Where its next DMA region goes.
+    pub dma_next: u64,
+    /// The network interface it offers.
+    pub net: Option<crate::net::queues::Queues>,
+    /// The SCSI host it offers.
+    pub scsi: Option<crate::scsi::queues::Queues>,
+    /// The upcall that is under way, or was last.
+    pub upcall: u64,
+    /// Its last calls of services.
+    pub calls: fault::CallLog,
+    /// Why it was ended, if it was.
+    pub fault: Option<fault::Fault>,
+    /// How often it was entered.
+    pub upcalls: u64,
+    /// Whether its `init` succeeded and its `exit` has not run.
+    pub running: bool,
+}
+
+/// DMA memory of a domain.
+#[derive(Debug, Clone, Copy)]
+pub struct DmaRegion {
+    /// Where the driver sees it.
+    pub extent: Extent,
+    /// Its physical address.
+    pub pa: u64,
+}
+
+impl Domain {
+    /// First address of its slot.
+    pub fn base(&self) -> u64 {
+        layout::slot_base(self.space.slot())
+    }
+
+    /// The extent of its slot.
+    pub fn slot_extent(&self) -> Extent {
+        Extent::new(self.base(), layout::SLOT_SIZE)
+    }
+
+    /// The ring it runs in.
+    pub fn ring(&self) -> Ring {
+        self.space.ring()
+    }
+
+    /// Moves it between rings. Nothing of it runs right now, because whoever calls this holds its lock: its memory,
+    /// its state and what its device is doing stay as they are.
+    pub fn set_ring(&mut self, ring: Ring) {
+        self.space.set_ring(ring, self.imports);
+    }
+
+    /// Adds physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use for DMA.
+    pub fn add_dma(&mut self, len_bytes: u64) -> Result<DmaRegion, crate::memory::frames::OutOfMemory> {
+        use crate::memory::frames::OutOfMemory;
+        let start = self.base() + layout::DMA + self.dma_next;
+        let next = self.dma_next.checked_add(len_bytes + PAGE_SIZE).ok_or(OutOfMemory)?;
+        if next > layout::DMA_MAX {
+            return Err(OutOfMemory);
+        }
+        let pa = self.space.map_contiguous(start, len_bytes)?;
+        // A page is left out behind each region, so that running off its end faults.
+        self.dma_next = next;
+        let region = DmaRegion { extent: Extent::new(start, len_bytes), pa };
+        self.dma.push(region);
+        Ok(region)
+    }
+
+    /// Whether it can be run.
+    pub fn is_alive(&self) -> bool {
+        self.fault.is_none()
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        // The device first: what it may still write must not be somebody else's by then.
+        if let Some(device) = self.device.take() {
+            device.release();
+        }
+    }
+}

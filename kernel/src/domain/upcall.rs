@@ -1,0 +1,124 @@
+//! Running a driver: a call that returns a reason.
+
+use super::fault::{Cause, Fault};
+use super::{Domain, Ring};
+use crate::arch::cpu;
+use crate::arch::gates::{self, UpcallFrame};
+use crate::arch::time::TICK_HZ;
+use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
+use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall;
+
+/// Why an upcall has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpcallError {
+    /// The driver refused.
+    Refused(Refusal),
+    /// The driver returned a negative value that is no refusal.
+    Nonsense(i64),
+    /// The driver was ended: its [`Domain::fault`] says why.
+    Ended,
+}
+
+impl core::fmt::Display for UpcallError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            UpcallError::Refused(refusal) => write!(f, "refused: {refusal}"),
+            UpcallError::Nonsense(value) => write!(f, "returned nonsense: {value}"),
+            UpcallError::Ended => write!(f, "the driver was ended"),
+        }
+    }
+}
+
+impl Domain {
+    /// Enters the driver and returns what it answers, 0 or more.
+    pub fn upcall(&mut self, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
+        if !self.is_alive() {
+            return Err(UpcallError::Ended);
+        }
+        self.upcall = operation;
+        self.upcalls += 1;
+        let [a, b, c] = arguments;
+        let frame = UpcallFrame {
+            cr3: self.space.cr3(),
+            rip: self.base() + IMAGE + self.entry,
+            // As after a call: the return address is on the stack, which is aligned right above it.
+            rsp: self.base() + STACK_TOP - 16 - 8,
+            args: [operation, a, b, c],
+        };
+        let cpu = cpu::this();
+        let outer = (cpu.domain.get(), cpu.domain_cr3.get(), cpu.domain_stacks.get(), cpu.ticks_left.get());
+        cpu.domain.set(core::ptr::from_mut(self));
+        cpu.domain_cr3.set(frame.cr3);
+        cpu.domain_stacks.set(self.space.stacks_alias());
+        cpu.ticks_left.set(budget_ticks(self.manifest.upcall_ms));
+        let end = match self.ring() {
+            Ring::Sandboxed => {
+                self.space.write(frame.rsp, &self.space.return_stub().to_le_bytes());
+                // SAFETY: frame and CPU state are this domain's.
+                unsafe { gates::run_sandboxed(&frame) }
+            }
+            // SAFETY: the domain is trusted, so the kernel's root may execute its slot.
+            Ring::Trusted => unsafe { gates::run_trusted(&frame) },
+        };
+        let (domain, cr3, stacks, ticks) = outer;
+        cpu.domain.set(domain);
+        cpu.domain_cr3.set(cr3);
+        cpu.domain_stacks.set(stacks);
+        cpu.ticks_left.set(ticks);
+        if end.ended != 0 {
+            return Err(UpcallError::Ended);
+        }
+        match u64::try_from(end.value) {
+            Ok(value) => Ok(value),
+            Err(_) => Err(Refusal::from_result(end.value)
+                .map_or(UpcallError::Nonsense(end.value), UpcallError::Refused)),
+        }
+    }
+
+    /// Hands `text` (at most a page; the rest is cut off) to the driver's command entry.
+    pub fn command(&mut self, text: &str) -> Result<u64, UpcallError> {
+        let bytes = text.as_bytes();
+        let bytes = bytes.get(..PAGE_SIZE as usize).unwrap_or(bytes);
+        self.space.write(self.base() + MAILBOX, bytes);
+        self.upcall(upcall::COMMAND, [bytes.len() as u64, 0, 0])
+    }
+
+    /// Ends the driver from outside an upcall: something it left behind cannot be true.
+    pub fn condemn(&mut self, cause: Cause) {
+        if self.is_alive() {
+            let fault = Fault::new(self, cause, None);
+            log::error!("{fault}");
+            self.fault = Some(fault);
+        }
+    }
+}
+
+/// At least one whole tick more than asked for: the first one may come at once.
+///
+/// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame.
+fn budget_ticks(milliseconds: u32) -> u32 {
+    (u64::from(milliseconds) * u64::from(TICK_HZ)).div_ceil(1000) as u32 + 1
+}
+
+/// Runs `then` with the domain whose upcall is under way.
+///
+/// Only services call this: they run while [`Domain::upcall`] waits for the driver and uses `self` no further.
+pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
+    let domain = cpu::this().domain.get();
+    // SAFETY: set by `Domain::upcall` from its `&mut self`, which lies idle until the driver returns; services are
+    // never entered twice at a time by one domain.
+    unsafe { domain.as_mut() }.map(then)
+}
+
+/// Ends the driver whose upcall is under way: its `upcall` returns [`UpcallError::Ended`].
+pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
+    let recorded = with_current(|domain| {
+        let fault = fault(domain);
+        log::error!("{fault}");
+        domain.fault = Some(fault);
+    });
+    assert!(recorded.is_some(), "a driver was to be ended, but none runs");
+    // SAFETY: a driver runs; callers hold nothing that needs to be dropped.
+    unsafe { gates::end_upcall() }
+}

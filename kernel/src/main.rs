@@ -1,0 +1,85 @@
+//! The Ringfence kernel: loads driver modules into ring 1, where they cannot hurt it, and into ring 0 once they have
+//! earned it.
+//!
+//! Where to read on: [`domain`] is what a loaded driver is; [`arch::gates`] with `arch/entry.S` is how it is entered
+//! and left; [`service`] is what it may ask for; [`module`] is how it gets in. `docs/architecture.md` has the map.
+#![no_std]
+#![no_main]
+#![warn(missing_docs)]
+
+extern crate alloc;
+
+mod arch;
+mod console;
+mod domain;
+mod memory;
+#[forbid(unsafe_code)]
+mod module;
+#[forbid(unsafe_code)]
+mod net;
+mod panic;
+mod pci;
+#[forbid(unsafe_code)]
+mod ramdisk;
+#[forbid(unsafe_code)]
+mod scsi;
+mod service;
+#[forbid(unsafe_code)]
+mod shell;
+mod symbols;
+mod task;
+
+use bootloader_api::config::Mapping;
+use bootloader_api::info::Optional;
+use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
+
+const CONFIG: BootloaderConfig = {
+    let mut config = BootloaderConfig::new_default();
+    config.kernel_stack_size = 256 << 10;
+    config.mappings.physical_memory = Some(Mapping::FixedAddress(0xffff_8000_0000_0000));
+    // The lower half is the domains'.
+    config.mappings.dynamic_range_start = Some(0xffff_b000_0000_0000);
+    config.mappings.dynamic_range_end = Some(0xffff_feff_ffff_ffff);
+    config
+};
+entry_point!(kernel_main, config = &CONFIG);
+
+/// Brings the machine up, one step a line.
+fn kernel_main(info: &'static mut BootInfo) -> ! {
+    console::init();
+    if let Err(reason) = memory::init(info) {
+        println!("boot failed: {reason}");
+        arch::power::end(arch::power::Ending::Panic);
+    }
+    arch::entry_area::init(memory::kernel_root());
+    memory::init_trap_stacks().expect("memory for the trap stacks");
+    memory::protect_entry_area();
+    let protections = arch::cpu::init();
+    arch::interrupts::init();
+    arch::time::init();
+    symbols::init(physical(info.kernel_addr, info.kernel_len));
+    if let Optional::Some(address) = info.ramdisk_addr {
+        ramdisk::init(mapped(address, info.ramdisk_len));
+    }
+    let (_, frames) = memory::frames::count();
+    log::info!("Ringfence {}: {} MiB free, {protections}", env!("CARGO_PKG_VERSION"), frames / 256);
+    log::info!("pci: {} functions", pci::functions().len());
+    task::run(|spawner| {
+        task::spawn(spawner, module::serve_interrupts);
+        task::spawn(spawner, scsi::run);
+        net::start(spawner);
+        task::spawn(spawner, shell::run);
+    })
+}
+
+/// Memory that the loader left at a physical address.
+fn physical(address: u64, len_bytes: u64) -> &'static [u8] {
+    // SAFETY: the loader says so, and the memory is not in the frame allocator.
+    unsafe { core::slice::from_raw_parts(memory::at_physical(address), len_bytes as usize) }
+}
+
+/// Memory that the loader mapped.
+fn mapped(address: u64, len_bytes: u64) -> &'static [u8] {
+    // SAFETY: the loader says so.
+    unsafe { core::slice::from_raw_parts(address as *const u8, len_bytes as usize) }
+}

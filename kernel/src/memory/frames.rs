@@ -1,0 +1,64 @@
+//! Physical frames: who owns which is known only to the owner; here is what nobody owns.
+
+use buddy_system_allocator::FrameAllocator;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use ringfence_abi::layout::PAGE_SIZE;
+use spin::{Lazy, Mutex};
+
+/// Blocks of up to 2^20 frames, 4 GiB.
+const ORDERS: usize = 21;
+
+static FREE: Lazy<Mutex<FrameAllocator<ORDERS>>> = Lazy::new(|| Mutex::new(FrameAllocator::new()));
+static FREE_COUNT: AtomicU64 = AtomicU64::new(0);
+static TOTAL_COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// There are not that many free frames in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutOfMemory;
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("out of memory")
+    }
+}
+
+/// Gives the memory from `start` to `end` to the allocator; parts of frames at the ends are left out.
+pub fn add(start: u64, end: u64) {
+    let (first, last) = (start.next_multiple_of(PAGE_SIZE) / PAGE_SIZE, end / PAGE_SIZE);
+    if first < last {
+        FREE.lock().add_frame(first as usize, last as usize);
+        FREE_COUNT.fetch_add(last - first, Ordering::Relaxed);
+        TOTAL_COUNT.fetch_add(last - first, Ordering::Relaxed);
+    }
+}
+
+/// Physical address of `count` zeroed frames in a row.
+pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
+    if count == 0 {
+        return Err(OutOfMemory);
+    }
+    let mut free = FREE.lock();
+    let first = free.alloc(count).ok_or(OutOfMemory)?;
+    // The allocator deals in powers of two: what is beyond `count` goes back at once.
+    for surplus in first + count..first + count.next_power_of_two() {
+        free.dealloc(surplus, 1);
+    }
+    drop(free);
+    FREE_COUNT.fetch_sub(count as u64, Ordering::Relaxed);
+    let address = first as u64 * PAGE_SIZE;
+    // SAFETY: the frames are ours since just now, and physical memory is mapped.
+    unsafe { core::ptr::write_bytes(super::at_physical(address), 0, count * PAGE_SIZE as usize) };
+    Ok(address)
+}
+
+/// Gives back the frame at physical address `address`, which came from [`allocate`] (alone or as one of several).
+pub fn free(address: u64) {
+    FREE.lock().dealloc((address / PAGE_SIZE) as usize, 1);
+    FREE_COUNT.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Frames that are free, and frames in all.
+pub fn count() -> (u64, u64) {
+    (FREE_COUNT.load(Ordering::Relaxed), TOTAL_COUNT.load(Ordering::Relaxed))
+}

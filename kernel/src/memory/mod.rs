@@ -1,0 +1,105 @@
+//! Physical memory, the kernel's own address space, and the kernel's heap.
+//!
+//! * [`frames`]: who owns which frame
+//! * [`tables`]: page tables, the kernel's and the domains'
+//! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
+//!
+//! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and, not
+//! executable, every domain's slot.
+
+use bootloader_api::BootInfo;
+use bootloader_api::info::{MemoryRegionKind, Optional};
+use core::sync::atomic::{AtomicU64, Ordering};
+use linked_list_allocator::LockedHeap;
+use ringfence_abi::layout::PAGE_SIZE;
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+pub mod frames;
+pub mod shared;
+pub mod tables;
+
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
+
+/// Least and most heap in bytes; in between it is an eighth of memory.
+const HEAP_LEAST: u64 = 8 << 20;
+const HEAP_MOST: u64 = 64 << 20;
+/// Where the kernel's trap stacks lie, each with an unmapped page below it.
+const STACKS: u64 = 0xffff_a000_0000_0000;
+/// Length of a trap stack in bytes.
+const STACK_BYTES: u64 = 32 << 10;
+
+static PHYSICAL_OFFSET: AtomicU64 = AtomicU64::new(0);
+static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// Where the kernel sees physical address `pa`.
+pub fn at_physical(pa: u64) -> *mut u8 {
+    (PHYSICAL_OFFSET.load(Ordering::Relaxed) + pa) as *mut u8
+}
+
+/// Physical address of the kernel's top-level page table.
+pub fn kernel_root() -> u64 {
+    KERNEL_ROOT.load(Ordering::Relaxed)
+}
+
+/// Takes over memory from the loader. Called once, first of all that allocates.
+pub fn init(info: &BootInfo) -> Result<(), &'static str> {
+    let Optional::Some(offset) = info.physical_memory_offset else {
+        return Err("the loader did not map physical memory");
+    };
+    PHYSICAL_OFFSET.store(offset, Ordering::Relaxed);
+    let (root, _) = x86_64::registers::control::Cr3::read();
+    KERNEL_ROOT.store(root.start_address().as_u64(), Ordering::Relaxed);
+
+    // The heap is one piece of the largest region; the frame allocator, which needs the heap, gets the rest.
+    let usable = || info.memory_regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable);
+    let total: u64 = usable().map(|region| region.end - region.start).sum();
+    let largest = usable().max_by_key(|region| region.end - region.start).ok_or("there is no usable memory")?;
+    let heap_start = largest.start.next_multiple_of(PAGE_SIZE);
+    let heap_len = (total / 8).clamp(HEAP_LEAST, HEAP_MOST) & !(PAGE_SIZE - 1);
+    if heap_start + heap_len + HEAP_LEAST > largest.end {
+        return Err("too little memory for the kernel's heap");
+    }
+    // SAFETY: usable memory that nobody else has.
+    unsafe { HEAP.lock().init(at_physical(heap_start), heap_len as usize) };
+    for region in usable() {
+        let start = if region.start == largest.start { heap_start + heap_len } else { region.start };
+        frames::add(start, region.end);
+    }
+    tables::drop_lower_half();
+    Ok(())
+}
+
+/// Makes the three trap stacks: for interrupts, exceptions, and what can hit those.
+pub fn init_trap_stacks() -> Result<(), frames::OutOfMemory> {
+    let mut tops = [0; 3];
+    for (index, top) in tops.iter_mut().enumerate() {
+        let bottom = STACKS + index as u64 * 2 * STACK_BYTES + PAGE_SIZE;
+        for page in (bottom..bottom + STACK_BYTES).step_by(PAGE_SIZE as usize) {
+            let frame = frames::allocate(1)?;
+            tables::map(kernel_root(), page, frame, Flags::PRESENT | Flags::WRITABLE | Flags::NO_EXECUTE)?;
+        }
+        *top = bottom + STACK_BYTES;
+    }
+    let cpu = crate::arch::cpu::this();
+    let [interrupt, exception, critical] = tops;
+    cpu.interrupt_stack.set(interrupt);
+    cpu.exception_stack.set(exception);
+    cpu.critical_stack.set(critical);
+    Ok(())
+}
+
+/// Makes the entry area's tables read-only for the kernel too, once they are complete.
+pub fn protect_entry_area() {
+    use crate::arch::entry_area;
+    for page in (entry_area::CONSTANTS..entry_area::STACKS).step_by(PAGE_SIZE as usize) {
+        tables::set_flags(kernel_root(), page, Flags::PRESENT | Flags::NO_EXECUTE);
+    }
+    x86_64::instructions::tlb::flush_all();
+}
+
+/// Bytes of the kernel's heap: in use, and in all.
+pub fn heap_use() -> (usize, usize) {
+    let heap = HEAP.lock();
+    (heap.used(), heap.size())
+}

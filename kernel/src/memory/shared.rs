@@ -1,0 +1,72 @@
+//! Memory that somebody else (a driver, a device) may write at any moment.
+//!
+//! **No Rust reference to it is ever formed.** It is copied in and out with volatile accesses; what was copied in is
+//! checked, and the copy is used.
+
+use super::at_physical;
+use ringfence_abi::queue::Words;
+
+/// Physically contiguous memory that belongs to a domain, as the kernel sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedMemory {
+    pa: u64,
+    len_bytes: usize,
+}
+
+impl SharedMemory {
+    /// `len_bytes` bytes from physical address `pa`, which must be frames that stay allocated as long as this is used:
+    /// a domain drops what refers to its memory before the memory.
+    pub fn new(pa: u64, len_bytes: usize) -> SharedMemory {
+        SharedMemory { pa, len_bytes }
+    }
+
+    /// Its physical address.
+    pub fn physical(&self) -> u64 {
+        self.pa
+    }
+
+    /// Copies `to.len()` bytes from `offset`; `false`, and nothing, if that is not all inside.
+    pub fn read(&self, offset: usize, to: &mut [u8]) -> bool {
+        if !self.has(offset, to.len()) {
+            return false;
+        }
+        // SAFETY: inside the memory, and `to` is the kernel's own.
+        unsafe { core::ptr::copy_nonoverlapping(at_physical(self.pa).add(offset), to.as_mut_ptr(), to.len()) };
+        true
+    }
+
+    /// Copies `from` to `offset`; `false`, and nothing, if that is not all inside.
+    pub fn write(&self, offset: usize, from: &[u8]) -> bool {
+        if !self.has(offset, from.len()) {
+            return false;
+        }
+        // SAFETY: inside the memory, and `from` is the kernel's own.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), at_physical(self.pa).add(offset), from.len()) };
+        true
+    }
+
+    fn has(&self, offset: usize, len_bytes: usize) -> bool {
+        offset.checked_add(len_bytes).is_some_and(|end| end <= self.len_bytes)
+    }
+}
+
+impl Words for SharedMemory {
+    fn load(&self, index: usize) -> u64 {
+        match index.checked_mul(8) {
+            // SAFETY: inside the memory and aligned.
+            Some(offset) if self.has(offset, 8) => unsafe {
+                at_physical(self.pa).add(offset).cast::<u64>().read_volatile()
+            },
+            _ => 0,
+        }
+    }
+
+    fn store(&self, index: usize, value: u64) {
+        if let Some(offset) = index.checked_mul(8)
+            && self.has(offset, 8)
+        {
+            // SAFETY: inside the memory and aligned.
+            unsafe { at_physical(self.pa).add(offset).cast::<u64>().write_volatile(value) };
+        }
+    }
+}

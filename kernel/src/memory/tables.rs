@@ -1,0 +1,124 @@
+//! Page tables (SDM vol. 3A, 4.5), reached through the mapping of physical memory.
+//!
+//! An entry that maps a frame which is freed together with the entry has [`OWNED`] set; all others map what belongs to
+//! somebody else: a device, or the kernel.
+
+use super::frames::{self, OutOfMemory};
+use super::{at_physical, kernel_root};
+use ringfence_abi::layout::PAGE_SIZE;
+use x86_64::PhysAddr;
+use x86_64::structures::paging::page_table::PageTableEntry;
+use x86_64::structures::paging::{PageTable, PageTableFlags as Flags};
+
+/// The frame belongs to the mapping: whoever drops one frees the other.
+pub const OWNED: Flags = Flags::BIT_9;
+/// Rights of a table's own entry: the pages below decide.
+const TABLE: Flags = Flags::PRESENT.union(Flags::WRITABLE);
+
+fn index(address: u64, level: u8) -> usize {
+    (address >> (12 + 9 * (u64::from(level) - 1)) & 511) as usize
+}
+
+/// The table at physical address `pa`.
+///
+/// One CPU, and no two calls into this module at once: the reference is the only one while it lives.
+fn table<'a>(pa: u64) -> &'a mut PageTable {
+    // SAFETY: callers pass frames that hold page tables.
+    unsafe { &mut *at_physical(pa).cast() }
+}
+
+/// The lowest-level entry for `address` under `root`, with the tables above it made if `make` says so.
+fn entry<'a>(root: u64, address: u64, make: bool) -> Result<Option<&'a mut PageTableEntry>, OutOfMemory> {
+    let mut current = table(root);
+    for level in [4, 3, 2] {
+        let entry = &mut current[index(address, level)];
+        if entry.flags().contains(Flags::HUGE_PAGE) {
+            return Ok(None);
+        }
+        if entry.is_unused() {
+            if !make {
+                return Ok(None);
+            }
+            entry.set_addr(PhysAddr::new(frames::allocate(1)?), TABLE);
+        }
+        current = table(entry.addr().as_u64());
+    }
+    Ok(Some(&mut current[index(address, 1)]))
+}
+
+/// Maps the page at `address` under `root` to the frame at `pa`, replacing what was there.
+pub fn map(root: u64, address: u64, pa: u64, flags: Flags) -> Result<(), OutOfMemory> {
+    let entry = entry(root, address, true)?.ok_or(OutOfMemory)?;
+    entry.set_addr(PhysAddr::new(pa), flags);
+    Ok(())
+}
+
+/// Changes the rights of the page at `address` under `root`; one that is not mapped stays so. OWNED stays as it is.
+pub fn set_flags(root: u64, address: u64, flags: Flags) {
+    if let Ok(Some(entry)) = entry(root, address, false)
+        && !entry.is_unused()
+    {
+        let owned = entry.flags() & OWNED;
+        entry.set_flags(flags | owned);
+    }
+}
+
+/// Unmaps the page at `address` under `root` and frees its frame if it is owned.
+pub fn unmap(root: u64, address: u64) {
+    if let Ok(Some(entry)) = entry(root, address, false)
+        && !entry.is_unused()
+    {
+        let (pa, owned) = (entry.addr().as_u64(), entry.flags().contains(OWNED));
+        entry.set_unused();
+        x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
+        if owned {
+            frames::free(pa);
+        }
+    }
+}
+
+/// Physical address and rights of `address` under `root`, if it is mapped by a 4 KiB page.
+pub fn translate(root: u64, address: u64) -> Option<(u64, Flags)> {
+    let entry = entry(root, address, false).ok()??;
+    entry.flags().contains(Flags::PRESENT).then(|| (entry.addr().as_u64() + address % PAGE_SIZE, entry.flags()))
+}
+
+/// Sets the top-level entry of `root` for `address`: the table at `pa`, or nothing.
+pub fn set_top(root: u64, address: u64, to: Option<(u64, Flags)>) {
+    let entry = &mut table(root)[index(address, 4)];
+    match to {
+        Some((pa, flags)) => entry.set_addr(PhysAddr::new(pa), TABLE | flags),
+        None => entry.set_unused(),
+    }
+}
+
+/// Sets an entry of a table that maps 1 GiB or less: the table at `child` under the one at `parent` of `level`.
+pub fn set_child(parent: u64, level: u8, address: u64, child: u64) {
+    table(parent)[index(address, level)].set_addr(PhysAddr::new(child), TABLE);
+}
+
+/// Frees the table at `pa` of `level`, all tables below it and all frames they own.
+pub fn free_tree(pa: u64, level: u8) {
+    for entry in table(pa).iter().filter(|entry| !entry.is_unused()) {
+        if level > 1 {
+            free_tree(entry.addr().as_u64(), level - 1);
+        } else if entry.flags().contains(OWNED) {
+            frames::free(entry.addr().as_u64());
+        }
+    }
+    frames::free(pa);
+}
+
+/// Number of tables in the tree at `pa` of `level`.
+pub fn count_tree(pa: u64, level: u8) -> u64 {
+    let below = |entry: &PageTableEntry| count_tree(entry.addr().as_u64(), level - 1);
+    1 + if level > 1 { table(pa).iter().filter(|entry| !entry.is_unused()).map(below).sum() } else { 0 }
+}
+
+/// Drops what the loader left in the kernel's lower half, where the domains' slots will be.
+pub fn drop_lower_half() {
+    for entry in table(kernel_root()).iter_mut().take(256) {
+        entry.set_unused();
+    }
+    x86_64::instructions::tlb::flush_all();
+}

@@ -1,0 +1,330 @@
+//! Loaded modules: from a file to a running driver, and back to free memory.
+
+use crate::arch::interrupts;
+use crate::domain::device::{self, Device};
+use crate::domain::fault::{Cause, CallLog};
+use crate::domain::space::{Space, rights};
+use crate::domain::upcall::UpcallError;
+use crate::domain::{Domain, Handle, Ring};
+use crate::memory::frames::OutOfMemory;
+use crate::pci::{self, Function};
+use crate::ramdisk;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
+use ringfence_abi::manifest::Manifest;
+use ringfence_abi::upcall::{EXIT, Events, INIT, POLL, Reply};
+use ringfence_core::extent::align_up;
+use ringfence_core::module::{Module, ModuleError, Value};
+use spin::Mutex;
+
+/// A module file in the ramdisk.
+#[derive(Debug, Clone)]
+pub struct File {
+    /// Its name without `.rfm`.
+    pub name: String,
+    /// Its content.
+    pub bytes: &'static [u8],
+}
+
+static LOADED: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
+
+/// Why a module is not loaded, or not unloaded.
+#[derive(Debug)]
+pub enum LoadError {
+    /// There is no such file in the ramdisk.
+    NoFile(String),
+    /// The file is refused.
+    Refused(ModuleError),
+    /// All slots are taken.
+    NoSlot,
+    /// There is not enough memory.
+    NoMemory,
+    /// No PCI function that it drives is free.
+    NoDevice,
+    /// Its `init` failed.
+    Init(UpcallError),
+    /// No such module is loaded.
+    NotLoaded(String),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::NoFile(name) => write!(f, "there is no module '{name}' in the ramdisk"),
+            LoadError::Refused(error) => write!(f, "refused: {error}"),
+            LoadError::NoSlot => write!(f, "all {} slots are taken", ringfence_abi::layout::MAX_DOMAINS),
+            LoadError::NoMemory => write!(f, "out of memory"),
+            LoadError::NoDevice => write!(f, "no free device that it drives"),
+            LoadError::Init(error) => write!(f, "init: {error}"),
+            LoadError::NotLoaded(name) => write!(f, "no module '{name}' is loaded"),
+        }
+    }
+}
+
+impl From<OutOfMemory> for LoadError {
+    fn from(_: OutOfMemory) -> LoadError {
+        LoadError::NoMemory
+    }
+}
+
+/// All loaded modules.
+pub fn loaded() -> Vec<Handle> {
+    LOADED.lock().clone()
+}
+
+/// The loaded module called `name`.
+pub fn find(name: &str) -> Result<Handle, LoadError> {
+    let found = loaded().into_iter().find(|handle| handle.lock().name == name);
+    found.ok_or_else(|| LoadError::NotLoaded(name.to_string()))
+}
+
+/// The module file `name` in the ramdisk.
+pub fn file(name: &str) -> Result<File, LoadError> {
+    ramdisk::modules().find(|file| file.name == name).ok_or_else(|| LoadError::NoFile(name.to_string()))
+}
+
+/// Loads a module into `ring` and runs its `init`. On any error nothing of it stays.
+pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
+    let module = Module::parse(file.bytes).map_err(LoadError::Refused)?;
+    let device = take_device(&module.manifest)?;
+    let handle = Arc::new(Mutex::new(map(file, module, device, ring)?));
+    LOADED.lock().push(handle.clone());
+    if let Err(error) = handle.lock().upcall(INIT, [0; 3]) {
+        forget(&handle);
+        return Err(LoadError::Init(error));
+    }
+    handle.lock().running = true;
+    crate::net::attach(&handle);
+    crate::scsi::attach(&handle);
+    Ok(handle)
+}
+
+/// Takes a free function that `manifest` names; none if it names none.
+fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
+    if manifest.pci_ids().next().is_none() {
+        return Ok(None);
+    }
+    let drives = |function: &&Function| manifest.pci_ids().any(|id| id == function.id);
+    let device = pci::functions().iter().filter(drives).find_map(Device::take);
+    device.map(Some).ok_or(LoadError::NoDevice)
+}
+
+/// Maps a module: image, stack, mailbox, stubs and gates. Relocations are applied before anyone else sees it.
+fn map(file: &File, module: Module, device: Option<Device>, ring: Ring) -> Result<Domain, LoadError> {
+    // The device is in the domain from the start, so that every early return releases it.
+    let mut domain = Domain {
+        name: free_name(module.manifest.name()),
+        file: file.clone(),
+        manifest: module.manifest,
+        imports: module.imports,
+        space: match Space::new() {
+            Ok(Some(space)) => space,
+            refused => {
+                if let Some(device) = device {
+                    device.release();
+                }
+                return Err(if refused.is_err() { LoadError::NoMemory } else { LoadError::NoSlot });
+            }
+        },
+        entry: module.entry,
+        image_bytes: module.len_bytes,
+        device,
+        heap_bytes: 0,
+        dma: Vec::new(),
+        dma_next: 0,
+        net: None,
+        scsi: None,
+        upcall: INIT,
+        calls: CallLog::default(),
+        fault: None,
+        upcalls: 0,
+        running: false,
+    };
+    let slot = domain.base();
+    let image = slot + IMAGE;
+    let space = &mut domain.space;
+    for segment in &module.segments {
+        let flags = match (segment.writable, segment.executable) {
+            (true, _) => rights::WRITE,
+            (false, true) => rights::EXECUTE,
+            (false, false) => rights::READ,
+        };
+        space.map_fresh(image + segment.pages.start, segment.pages.len_bytes, flags)?;
+        space.write(image + segment.start, segment.bytes);
+    }
+    for relocation in &module.relocations {
+        let value = match relocation.value {
+            Value::Image(offset) => image + offset,
+            Value::Stub(service) => space.stub(service),
+        };
+        space.write(image + relocation.at, &value.to_le_bytes());
+    }
+    if let Some(relro) = module.relro {
+        space.protect(image + relro.start, relro.len_bytes, rights::READ);
+    }
+    let stack = align_up(u64::from(module.manifest.stack_bytes), PAGE_SIZE).ok_or(LoadError::NoMemory)?;
+    domain.manifest.stack_bytes = stack as u32;
+    space.map_fresh(slot + STACK_TOP - stack, stack, rights::WRITE)?;
+    space.map_fresh(slot + MAILBOX, PAGE_SIZE, rights::WRITE)?;
+    space.set_grants(module.imports);
+    space.set_ring(ring, module.imports);
+    Ok(domain)
+}
+
+/// `name`, or `name.2`, `name.3`... if it is taken.
+fn free_name(name: &str) -> String {
+    let taken = |candidate: &str| loaded().iter().any(|handle| handle.lock().name == candidate);
+    let numbered = (2..).map(|number| format!("{name}.{number}"));
+    core::iter::once(name.to_string()).chain(numbered).find(|candidate| !taken(candidate)).unwrap_or_default()
+}
+
+/// Stops a driver and frees all it had.
+pub fn unload(name: &str) -> Result<(), LoadError> {
+    let handle = find(name)?;
+    crate::net::detach(&handle);
+    crate::scsi::detach(&handle);
+    let mut domain = handle.lock();
+    if domain.is_alive()
+        && let Err(error) = domain.upcall(EXIT, [0; 3])
+    {
+        log::warn!("{name}: exit: {error}");
+    }
+    drop(domain);
+    forget(&handle);
+    Ok(())
+}
+
+/// Stops all drivers.
+pub fn unload_all() {
+    for handle in loaded() {
+        let name = handle.lock().name.clone();
+        if let Err(error) = unload(&name) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn forget(handle: &Handle) {
+    LOADED.lock().retain(|other| !Arc::ptr_eq(other, handle));
+}
+
+/// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has.
+pub fn autoload() {
+    for function in pci::functions() {
+        if device::is_taken(function.address) {
+            continue;
+        }
+        let drives = |file: &File| {
+            Module::parse(file.bytes).is_ok_and(|module| module.manifest.pci_ids().any(|id| id == function.id))
+        };
+        let Some(file) = ramdisk::modules().find(drives) else { continue };
+        match load(&file, Ring::Sandboxed) {
+            Ok(handle) => log::info!("{}: loaded into ring 1 for {}", handle.lock().name, function.address),
+            Err(error) => log::error!("{}: {error}", file.name),
+        }
+    }
+}
+
+/// Lets a driver look after its device and its queues, and passes on what it left there.
+pub fn poll(handle: &Handle, events: Events) -> bool {
+    let mut domain = handle.lock();
+    let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
+    let acknowledged = match reply {
+        Ok(reply) => Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED),
+        Err(_) => false,
+    };
+    if events.contains(Events::INTERRUPT)
+        && !acknowledged
+        && let Some(device) = &domain.device
+    {
+        device.mask();
+    }
+    collect(&mut domain);
+    if !domain.is_alive() {
+        quiesce(&mut domain);
+    }
+    domain.is_alive()
+}
+
+/// Takes what a driver put into its queues.
+pub fn collect(domain: &mut Domain) {
+    let mut cause = None;
+    if let Some(scsi) = &mut domain.scsi {
+        cause = scsi.collect().err();
+    }
+    if domain.net.is_some() {
+        crate::net::wake();
+    }
+    if let Some(cause) = cause {
+        domain.condemn(cause);
+        quiesce(domain);
+    }
+}
+
+/// Stops the device of a driver that was ended, and tells those who wait for it.
+pub fn quiesce(domain: &mut Domain) {
+    if let Some(device) = domain.device.take() {
+        device.release();
+    }
+    if let Some(scsi) = &mut domain.scsi {
+        scsi.fail_all();
+    }
+    crate::net::wake();
+}
+
+/// Ends a driver for what it left in a queue.
+pub fn condemn(handle: &Handle, cause: Cause) {
+    let mut domain = handle.lock();
+    domain.condemn(cause);
+    quiesce(&mut domain);
+}
+
+/// The task that polls drivers whose devices raised their line.
+pub async fn serve_interrupts() {
+    loop {
+        let fired = core::future::poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
+            0 => core::task::Poll::Pending,
+            fired => core::task::Poll::Ready(fired),
+        })
+        .await;
+        poll_lines(fired);
+        embassy_futures::yield_now().await;
+    }
+}
+
+/// Polls the drivers of all devices on the lines in `fired`, and unmasks the lines.
+pub fn poll_lines(fired: u16) {
+    for handle in loaded() {
+        let line = handle.lock().device.as_ref().and_then(Device::active_line);
+        if line.is_some_and(|line| fired & 1 << line != 0) {
+            poll(&handle, Events::INTERRUPT);
+        }
+    }
+    for line in (0..interrupts::LINES).filter(|line| fired & 1 << line != 0) {
+        interrupts::set_masked(line, false);
+    }
+}
+
+/// Which driver an address belongs to, for a panic: it takes no locks that may be held.
+pub struct Owner(pub u64);
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slot = ringfence_abi::layout::slot_of(self.0);
+        if let Some(loaded) = LOADED.try_lock() {
+            for handle in loaded.iter() {
+                // The one that runs is locked by who runs it.
+                if let Some(domain) = handle.try_lock()
+                    && Some(domain.space.slot()) == slot
+                {
+                    return write!(f, "{}", domain.name);
+                }
+            }
+        }
+        crate::domain::upcall::with_current(|domain| write!(f, "{}", domain.name)).unwrap_or(Ok(()))
+    }
+}

@@ -1,0 +1,363 @@
+//! The network stack (smoltcp) above the drivers, and the small servers that make it testable.
+//!
+//! * [`queues`]: frames to and from a driver
+//! * [`servers`]: echo (7), discard (9) and character generator (19)
+//!
+//! One task looks after all interfaces: it lets the stack take what drivers delivered and hands what the stack wants
+//! to send to them, a batch at a time, so that one crossing moves many frames.
+
+use crate::domain::Handle;
+use crate::domain::fault::Cause;
+use crate::{module, task};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+use embassy_futures::select::select;
+use embassy_sync::waitqueue::AtomicWaker;
+use embassy_time::{Duration, Instant, Timer, with_timeout};
+use queues::{Counts, Queues};
+use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
+use ringfence_abi::upcall::Events;
+use servers::Servers;
+use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
+use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
+use smoltcp::socket::{dhcpv4, icmp};
+use smoltcp::time::Instant as StackInstant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Address};
+use spin::Mutex;
+
+pub mod queues;
+mod servers;
+
+static INTERFACES: Mutex<Vec<Interface>> = Mutex::new(Vec::new());
+static WORK: AtomicWaker = AtomicWaker::new();
+/// Set when there may be something to do, so that no wake is lost.
+static PENDING: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
+
+/// A network interface: a driver and the stack above it.
+struct Interface {
+    name: String,
+    handle: Handle,
+    stack: Stack,
+    sockets: SocketSet<'static>,
+    dhcp: SocketHandle,
+    icmp: SocketHandle,
+    servers: Servers,
+    /// Who waits for a lease.
+    on_lease: Vec<Waker>,
+}
+
+fn now() -> StackInstant {
+    StackInstant::from_micros(Instant::now().as_micros() as i64)
+}
+
+/// Lets the network task look whether there is something to do.
+pub fn wake() {
+    PENDING.store(true, core::sync::atomic::Ordering::Release);
+    WORK.wake();
+}
+
+/// Puts a stack above a driver that offers a network interface.
+pub fn attach(handle: &Handle) {
+    let Some(mac) = handle.lock().net.as_ref().map(|queues| queues.mac) else { return };
+    let mut domain = handle.lock();
+    let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
+    config.random_seed = crate::arch::time::tsc();
+    let Some(queues) = domain.net.as_mut() else { return };
+    let mut cause = None;
+    let stack = Stack::new(config, &mut Adapter { queues, cause: &mut cause }, now());
+    drop(domain);
+    let mut sockets = SocketSet::new(Vec::new());
+    let dhcp = sockets.add(dhcpv4::Socket::new());
+    let icmp_buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 8], vec![0; 8 * 128]);
+    let icmp = sockets.add(icmp::Socket::new(icmp_buffer(), icmp_buffer()));
+    let servers = Servers::new(&mut sockets);
+    let mut interfaces = INTERFACES.lock();
+    let name = (0..).map(|number| format!("eth{number}")).find(|name| interfaces.iter().all(|i| i.name != *name));
+    let name = name.unwrap_or_default();
+    interfaces.push(Interface { name, handle: handle.clone(), stack, sockets, dhcp, icmp, servers, on_lease: Vec::new() });
+    drop(interfaces);
+    wake();
+}
+
+/// Takes the stack away from a driver.
+pub fn detach(handle: &Handle) {
+    INTERFACES.lock().retain(|interface| !Arc::ptr_eq(&interface.handle, handle));
+}
+
+/// The task that looks after all interfaces.
+pub async fn run() {
+    loop {
+        let mut next = None;
+        let count = INTERFACES.lock().len();
+        for index in 0..count {
+            // The lock is not held while a driver runs: its frames come back through here.
+            let (handle, unsent, at) = {
+                let mut interfaces = INTERFACES.lock();
+                let Some(interface) = interfaces.get_mut(index) else { break };
+                let unsent = match interface.serve() {
+                    Ok(unsent) => unsent,
+                    Err(cause) => {
+                        let handle = interface.handle.clone();
+                        drop(interfaces);
+                        module::condemn(&handle, cause);
+                        continue;
+                    }
+                };
+                (interface.handle.clone(), unsent, interface.stack.poll_at(now(), &interface.sockets))
+            };
+            if unsent > 0 {
+                module::poll(&handle, Events::QUEUE);
+            }
+            if let Some(at) = at {
+                let at = Instant::from_micros(at.total_micros().max(0) as u64);
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
+            }
+        }
+        let work = poll_fn(|context| {
+            WORK.register(context.waker());
+            match PENDING.swap(false, core::sync::atomic::Ordering::AcqRel) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        });
+        match next {
+            // A moment at least, so that other tasks run.
+            Some(at) if at <= Instant::now() => embassy_futures::yield_now().await,
+            Some(at) => {
+                select(work, Timer::at(at)).await;
+            }
+            None => work.await,
+        }
+    }
+}
+
+impl Interface {
+    /// Lets the stack and the servers do all they can; returns how many frames wait for the driver.
+    fn serve(&mut self) -> Result<usize, Cause> {
+        let mut domain = self.handle.lock();
+        if !domain.is_alive() {
+            return Ok(0);
+        }
+        let Some(queues) = domain.net.as_mut() else { return Ok(0) };
+        let mut cause = None;
+        loop {
+            let changed = self.stack.poll(now(), &mut Adapter { queues, cause: &mut cause }, &mut self.sockets);
+            if let Some(cause) = cause {
+                return Err(cause);
+            }
+            let served = self.servers.serve(&mut self.sockets);
+            if changed == smoltcp::iface::PollResult::None && !served {
+                break;
+            }
+        }
+        if let Some(event) = self.sockets.get_mut::<dhcpv4::Socket>(self.dhcp).poll() {
+            self.stack.update_ip_addrs(|addresses| addresses.clear());
+            self.stack.routes_mut().remove_default_ipv4_route();
+            if let dhcpv4::Event::Configured(config) = event {
+                let address = config.address;
+                // There is room for one address and one route: both tables were just emptied.
+                self.stack.update_ip_addrs(|addresses| {
+                    let _ = addresses.push(IpCidr::Ipv4(address));
+                });
+                if let Some(router) = config.router {
+                    let _ = self.stack.routes_mut().add_default_ipv4_route(router);
+                }
+                log::info!("{}: address {address} from DHCP", self.name);
+                for waker in self.on_lease.drain(..) {
+                    waker.wake();
+                }
+            }
+        }
+        Ok(queues.take_unsent())
+    }
+
+    fn address(&self) -> Option<String> {
+        self.stack.ip_addrs().first().map(ToString::to_string)
+    }
+}
+
+/// A driver's queues as smoltcp sees them.
+struct Adapter<'a> {
+    queues: &'a mut Queues,
+    /// What the driver did wrong, if it did.
+    cause: &'a mut Option<Cause>,
+}
+
+/// A received frame: a copy that the driver cannot change any more.
+struct Received {
+    frame: [u8; FRAME_BYTES],
+    len_bytes: usize,
+}
+
+struct Sending<'a> {
+    queues: &'a mut Queues,
+    cause: &'a mut Option<Cause>,
+}
+
+impl phy::Device for Adapter<'_> {
+    type RxToken<'a>
+        = Received
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Sending<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _now: StackInstant) -> Option<(Received, Sending<'_>)> {
+        // An answer may be due at once: only take a frame if one can be sent.
+        self.transmit(_now)?;
+        let mut received = Received { frame: [0; FRAME_BYTES], len_bytes: 0 };
+        match self.queues.receive(&mut received.frame) {
+            Ok(len_bytes) => {
+                received.len_bytes = len_bytes?;
+                Some((received, Sending { queues: self.queues, cause: self.cause }))
+            }
+            Err(cause) => {
+                *self.cause = Some(cause);
+                None
+            }
+        }
+    }
+
+    fn transmit(&mut self, _now: StackInstant) -> Option<Sending<'_>> {
+        match self.queues.can_send() {
+            Ok(true) => Some(Sending { queues: self.queues, cause: self.cause }),
+            Ok(false) => None,
+            Err(cause) => {
+                *self.cause = Some(cause);
+                None
+            }
+        }
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = MAX_FRAME;
+        capabilities.checksum = ChecksumCapabilities::default();
+        capabilities
+    }
+}
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.frame.get(..self.len_bytes).unwrap_or(&[]))
+    }
+}
+
+impl phy::TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
+        let mut frame = [0; FRAME_BYTES];
+        // smoltcp keeps to the size that `capabilities` names.
+        let frame = &mut frame[..len_bytes.min(MAX_FRAME)];
+        let result = f(frame);
+        if let Err(cause) = self.queues.send(frame) {
+            *self.cause = Some(cause);
+        }
+        result
+    }
+}
+
+/// What is known of an interface.
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// The driver's name.
+    pub driver: String,
+    /// Ethernet address.
+    pub mac: String,
+    /// IPv4 address with prefix length, once there is one.
+    pub address: Option<String>,
+    /// Default router.
+    pub router: Option<String>,
+    /// Frames.
+    pub counts: Counts,
+}
+
+/// What is known of all interfaces.
+pub fn status() -> Vec<Status> {
+    let describe = |interface: &mut Interface| {
+        let domain = interface.handle.lock();
+        let mut router = None;
+        interface.stack.routes_mut().update(|routes| router = routes.first().map(|route| route.via_router.to_string()));
+        Status {
+            name: interface.name.clone(),
+            driver: domain.name.clone(),
+            mac: domain.net.as_ref().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default(),
+            address: interface.address(),
+            router,
+            counts: domain.net.as_ref().map(|queues| queues.counts).unwrap_or_default(),
+        }
+    };
+    INTERFACES.lock().iter_mut().map(describe).collect()
+}
+
+/// Waits until the first interface has an address; `false` if there is no interface or `limit` has passed.
+pub async fn wait_for_address(limit: Duration) -> bool {
+    let leased = poll_fn(|context| {
+        let mut interfaces = INTERFACES.lock();
+        match interfaces.first_mut() {
+            None => Poll::Ready(false),
+            Some(interface) if interface.address().is_some() => Poll::Ready(true),
+            Some(interface) => {
+                interface.on_lease.push(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    });
+    with_timeout(limit, leased).await.unwrap_or(false)
+}
+
+/// Sends one ICMP echo request to `host` and waits for the answer; returns the round trip, or `None` after `limit`.
+pub async fn ping(host: Ipv4Address, sequence: u16, limit: Duration) -> Result<Option<Duration>, &'static str> {
+    const IDENT: u16 = 0x5246;
+    let started = Instant::now();
+    {
+        let mut interfaces = INTERFACES.lock();
+        let interface = interfaces.first_mut().ok_or("there is no network interface")?;
+        let source = interface.stack.ipv4_addr().ok_or("the interface has no address yet")?;
+        let _ = source;
+        let socket = interface.sockets.get_mut::<icmp::Socket>(interface.icmp);
+        if !socket.is_open() {
+            socket.bind(icmp::Endpoint::Ident(IDENT)).map_err(|_| "the ICMP socket is in use")?;
+        }
+        while socket.can_recv() {
+            let _ = socket.recv();
+        }
+        let request = Icmpv4Repr::EchoRequest { ident: IDENT, seq_no: sequence, data: &[0x52; 56] };
+        let buffer = socket
+            .send(request.buffer_len(), IpAddress::Ipv4(host))
+            .map_err(|_| "too many requests are under way")?;
+        request.emit(&mut Icmpv4Packet::new_unchecked(buffer), &ChecksumCapabilities::default());
+    }
+    wake();
+    let answered = poll_fn(|context| {
+        let mut interfaces = INTERFACES.lock();
+        let Some(interface) = interfaces.first_mut() else { return Poll::Pending };
+        let socket = interface.sockets.get_mut::<icmp::Socket>(interface.icmp);
+        while let Ok((packet, from)) = socket.recv() {
+            let Ok(packet) = Icmpv4Packet::new_checked(packet) else { continue };
+            let reply = Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default());
+            if let Ok(Icmpv4Repr::EchoReply { ident: IDENT, seq_no, .. }) = reply
+                && seq_no == sequence
+                && from == IpAddress::Ipv4(host)
+            {
+                return Poll::Ready(());
+            }
+        }
+        socket.register_recv_waker(context.waker());
+        Poll::Pending
+    });
+    Ok(with_timeout(limit, answered).await.ok().map(|()| started.elapsed()))
+}
+
+/// Starts the network task.
+pub fn start(spawner: embassy_executor::Spawner) {
+    task::spawn(spawner, run);
+}

@@ -1,0 +1,153 @@
+//! The kernel's end of a network driver's queues ([`ringfence_abi::net`]).
+
+use crate::domain::Domain;
+use crate::domain::fault::Cause;
+use crate::domain::space::rights;
+use crate::memory::frames::OutOfMemory;
+use crate::memory::shared::SharedMemory;
+use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
+use ringfence_abi::net::{
+    EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_FRAMES, RX_PHYSICAL, TRANSMIT, TRANSMITTED, TX_FRAMES,
+    TX_PHYSICAL, entry, split,
+};
+use ringfence_abi::queue::{Consumer, Lie, Producer, Words};
+
+/// Shortest frame that is worth looking at: an Ethernet header.
+const MIN_FRAME: usize = 14;
+
+/// The kernel's end of a network driver's queues.
+pub struct Queues {
+    /// Ethernet address of the interface.
+    pub mac: [u8; 6],
+    memory: SharedMemory,
+    tx: SharedMemory,
+    rx: SharedMemory,
+    transmit: Producer,
+    transmitted: Consumer,
+    empty: Producer,
+    received: Consumer,
+    /// Which frames the driver has: the kernel believes only itself.
+    tx_lent: [bool; TX_FRAMES],
+    rx_lent: [bool; RX_FRAMES],
+    /// Frames put into `transmit` since the driver was last polled.
+    unsent: usize,
+    /// Counters for `ip`.
+    pub counts: Counts,
+}
+
+/// What went through an interface.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Frames handed to the driver.
+    pub sent: u64,
+    /// Frames that it delivered.
+    pub received: u64,
+}
+
+impl Queues {
+    /// Maps queues and frames into `domain`, and lends it all receive frames.
+    pub fn new(domain: &mut Domain, mac: [u8; 6]) -> Result<Queues, OutOfMemory> {
+        let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);
+        let tx = domain.add_dma((TX_FRAMES * FRAME_BYTES) as u64)?;
+        let rx = domain.add_dma((RX_FRAMES * FRAME_BYTES) as u64)?;
+        let pa = domain.space.map_contiguous(domain.base() + QUEUE, queue_len as u64)?;
+        domain.space.protect(domain.base() + QUEUE, queue_len as u64, rights::WRITE);
+        let memory = SharedMemory::new(pa, queue_len);
+        memory.store(TX_PHYSICAL, tx.pa);
+        memory.store(RX_PHYSICAL, rx.pa);
+        let mut queues = Queues {
+            mac,
+            memory,
+            tx: SharedMemory::new(tx.pa, TX_FRAMES * FRAME_BYTES),
+            rx: SharedMemory::new(rx.pa, RX_FRAMES * FRAME_BYTES),
+            transmit: Producer::new(TRANSMIT),
+            transmitted: Consumer::new(TRANSMITTED),
+            empty: Producer::new(EMPTY),
+            received: Consumer::new(RECEIVED),
+            tx_lent: [false; TX_FRAMES],
+            rx_lent: [false; RX_FRAMES],
+            unsent: 0,
+            counts: Counts::default(),
+        };
+        for frame in 0..RX_FRAMES {
+            // The ring is empty and as long as there are frames.
+            let _ = queues.lend(frame);
+        }
+        Ok(queues)
+    }
+
+    fn lend(&mut self, frame: usize) -> Result<(), Cause> {
+        if self.empty.put(&self.memory, entry(frame as u32, FRAME_BYTES as u32)).map_err(lie("empty"))? {
+            self.rx_lent[frame] = true;
+        }
+        Ok(())
+    }
+
+    /// Takes back the frames that were sent.
+    fn reclaim(&mut self) -> Result<(), Cause> {
+        while let Some(taken) = self.transmitted.take(&self.memory).map_err(lie("transmitted"))? {
+            let (frame, _) = split(taken);
+            match self.tx_lent.get_mut(frame as usize) {
+                Some(lent) if *lent => *lent = false,
+                _ => return Err(Cause::QueueEntry { queue: "transmitted", entry: taken }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a frame can be sent.
+    pub fn can_send(&mut self) -> Result<bool, Cause> {
+        if self.tx_lent.contains(&false) {
+            return Ok(true);
+        }
+        self.reclaim()?;
+        Ok(self.tx_lent.contains(&false))
+    }
+
+    /// Puts a frame (at most [`MAX_FRAME`] bytes) into the driver's hands; `false` if there is no room. The driver
+    /// looks at it when it is polled.
+    pub fn send(&mut self, frame: &[u8]) -> Result<bool, Cause> {
+        if frame.len() > MAX_FRAME || !self.can_send()? {
+            return Ok(false);
+        }
+        let Some(number) = self.tx_lent.iter().position(|lent| !lent) else { return Ok(false) };
+        self.tx.write(number * FRAME_BYTES, frame);
+        let put = self.transmit.put(&self.memory, entry(number as u32, frame.len() as u32)).map_err(lie("transmit"))?;
+        if put {
+            self.tx_lent[number] = true;
+            self.unsent += 1;
+            self.counts.sent += 1;
+        }
+        Ok(put)
+    }
+
+    /// Frames put in since the last call: the driver must be polled for them.
+    pub fn take_unsent(&mut self) -> usize {
+        core::mem::take(&mut self.unsent)
+    }
+
+    /// Copies the next received frame into `to` and returns its length in bytes.
+    pub fn receive(&mut self, to: &mut [u8; FRAME_BYTES]) -> Result<Option<usize>, Cause> {
+        loop {
+            let Some(taken) = self.received.take(&self.memory).map_err(lie("received"))? else { return Ok(None) };
+            let (frame, len_bytes) = split(taken);
+            let (frame, len_bytes) = (frame as usize, len_bytes as usize);
+            let bad = Cause::QueueEntry { queue: "received", entry: taken };
+            match self.rx_lent.get_mut(frame) {
+                Some(lent) if *lent => *lent = false,
+                _ => return Err(bad),
+            }
+            let room = to.get_mut(..len_bytes).ok_or(bad)?;
+            self.rx.read(frame * FRAME_BYTES, room);
+            self.lend(frame)?;
+            if len_bytes >= MIN_FRAME {
+                self.counts.received += 1;
+                return Ok(Some(len_bytes));
+            }
+        }
+    }
+}
+
+fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
+    move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
+}

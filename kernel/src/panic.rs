@@ -1,0 +1,85 @@
+//! The kernel's own end: message, registers, backtrace, and a status that no orderly end has.
+
+use crate::arch::power::{self, Ending};
+use crate::arch::traps::TrapFrame;
+use crate::println;
+use crate::symbols::{self, Location};
+use core::sync::atomic::{AtomicBool, Ordering};
+use ringfence_abi::layout::slot_of;
+
+static PANICKING: AtomicBool = AtomicBool::new(false);
+
+/// Most frames of a backtrace.
+const MAX_FRAMES: usize = 32;
+
+fn begin() {
+    x86_64::instructions::interrupts::disable();
+    if PANICKING.swap(true, Ordering::SeqCst) {
+        // A panic in a panic: the console or the symbols are what is broken.
+        power::end(Ending::Panic);
+    }
+    // SAFETY: nothing else runs any more.
+    unsafe { crate::console::break_locks() };
+}
+
+fn end() -> ! {
+    println!("ringfence: kernel panic");
+    power::end(Ending::Panic)
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    begin();
+    println!("\nkernel panic: {}", info.message());
+    if let Some(location) = info.location() {
+        println!("    at {location}");
+    }
+    let rbp: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    backtrace(rbp);
+    end()
+}
+
+/// An exception that hit the kernel, or a driver that the kernel trusts.
+pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
+    begin();
+    print_headline(name, frame, address);
+    println!("{frame}");
+    backtrace(frame.rbp);
+    end()
+}
+
+fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
+    println!("\nkernel panic: {name}, error code {:#x}, at {}", frame.error_code, Location(frame.rip));
+    if let Some(address) = address {
+        println!("    address {address:#x} ({})", symbols::kernel_region(address));
+    }
+    if slot_of(frame.rip).is_some() {
+        println!("    in a driver that runs trusted in ring 0: {}", crate::module::Owner(frame.rip));
+    }
+}
+
+fn backtrace(mut rbp: u64) {
+    println!("    backtrace:");
+    for _ in 0..MAX_FRAMES {
+        // Frame pointers of the kernel lie on its stacks, in the upper half; a broken one is not followed.
+        if rbp >> 47 != 0x1_ffff || rbp % 8 != 0 {
+            break;
+        }
+        let readable = |address| crate::memory::tables::translate(crate::memory::kernel_root(), address).is_some();
+        if !readable(rbp) || !readable(rbp + 8) {
+            break;
+        }
+        // SAFETY: both words are mapped.
+        let (next, return_address) = unsafe { ((rbp as *const u64).read(), (rbp as *const u64).add(1).read()) };
+        if return_address == 0 {
+            break;
+        }
+        println!("        {}", Location(return_address));
+        if next <= rbp {
+            break;
+        }
+        rbp = next;
+    }
+}

@@ -1,0 +1,184 @@
+//! PCI functions: enumeration, and access to configuration space by the mechanism of ports 0xcf8 and 0xcfc
+//! (PCI Local Bus Specification 3.0, 3.2.2.3.2).
+
+use alloc::vec::Vec;
+use pci_types::device_type::DeviceType;
+use pci_types::{Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, MAX_BARS, PciAddress, PciHeader, PciPciBridgeHeader};
+use ringfence_abi::manifest::PciId;
+use spin::{Mutex, Once};
+use x86_64::instructions::port::Port;
+
+/// Configuration space, through the two ports.
+#[derive(Debug, Clone, Copy)]
+pub struct ConfigSpace;
+
+static PORTS: Mutex<(Port<u32>, Port<u32>)> = Mutex::new((Port::new(0xcf8), Port::new(0xcfc)));
+
+impl ConfigRegionAccess for ConfigSpace {
+    unsafe fn read(&self, address: PciAddress, offset: u16) -> u32 {
+        let mut ports = PORTS.lock();
+        // SAFETY: the ports are the kernel's; reading has no side effects here.
+        unsafe {
+            ports.0.write(selector(address, offset));
+            ports.1.read()
+        }
+    }
+
+    unsafe fn write(&self, address: PciAddress, offset: u16, value: u32) {
+        let mut ports = PORTS.lock();
+        // SAFETY: the ports are the kernel's; callers answer for what they write.
+        unsafe {
+            ports.0.write(selector(address, offset));
+            ports.1.write(value);
+        }
+    }
+}
+
+fn selector(address: PciAddress, offset: u16) -> u32 {
+    1 << 31
+        | u32::from(address.bus()) << 16
+        | u32::from(address.device()) << 11
+        | u32::from(address.function()) << 8
+        | u32::from(offset & 0xfc)
+}
+
+/// A PCI function as it was found at boot.
+#[derive(Debug, Clone)]
+pub struct Function {
+    /// Bus, device and function number.
+    pub address: PciAddress,
+    /// Vendor and device id.
+    pub id: PciId,
+    /// Base class, sub-class, programming interface.
+    pub class: (u8, u8, u8),
+    /// Base address registers.
+    pub bars: [Option<Bar>; MAX_BARS],
+    /// How many ports an I/O BAR has; 0 for the others.
+    pub port_counts: [u32; MAX_BARS],
+    /// The interrupt line that firmware routed it to, if it has one.
+    pub line: Option<u8>,
+}
+
+impl Function {
+    /// Reads the 32 bits of configuration space at `offset`, rounded down to a multiple of 4.
+    pub fn read(&self, offset: u16) -> u32 {
+        // SAFETY: reading has no side effects on the functions that exist.
+        unsafe { ConfigSpace.read(self.address, offset) }
+    }
+
+    /// The command register.
+    pub fn command(&self) -> CommandRegister {
+        PciHeader::new(self.address).command(ConfigSpace)
+    }
+
+    /// Sets the bits of `on` in the command register and clears those of `off`.
+    pub fn change_command(&self, on: CommandRegister, off: CommandRegister) {
+        PciHeader::new(self.address).update_command(ConfigSpace, |command| (command | on) - off);
+    }
+
+    /// What kind of thing it is.
+    pub fn kind(&self) -> DeviceType {
+        DeviceType::from((self.class.0, self.class.1))
+    }
+}
+
+static FUNCTIONS: Once<Vec<Function>> = Once::new();
+
+/// All functions that were found at boot.
+pub fn functions() -> &'static [Function] {
+    FUNCTIONS.call_once(|| {
+        let mut found = Vec::new();
+        scan_bus(0, &mut found);
+        found
+    })
+}
+
+fn scan_bus(bus: u8, found: &mut Vec<Function>) {
+    for device in 0..32 {
+        let first = PciHeader::new(PciAddress::new(0, bus, device, 0));
+        if first.id(ConfigSpace).0 == PciId::NONE.vendor {
+            continue;
+        }
+        let functions = if first.has_multiple_functions(ConfigSpace) { 8 } else { 1 };
+        for function in 0..functions {
+            let address = PciAddress::new(0, bus, device, function);
+            let header = PciHeader::new(address);
+            let (vendor, device) = header.id(ConfigSpace);
+            if vendor == PciId::NONE.vendor {
+                continue;
+            }
+            let (_, base, sub, interface) = header.revision_and_class(ConfigSpace);
+            let mut bars = [const { None }; MAX_BARS];
+            let mut port_counts = [0; MAX_BARS];
+            let mut line = None;
+            match header.header_type(ConfigSpace) {
+                HeaderType::Endpoint => {
+                    if let Some(endpoint) = EndpointHeader::from_header(header, ConfigSpace) {
+                        (bars, port_counts) = read_bars(&endpoint);
+                        let (pin, routed) = endpoint.interrupt(ConfigSpace);
+                        line = (pin != 0 && routed < crate::arch::interrupts::LINES).then_some(routed);
+                    }
+                }
+                HeaderType::PciPciBridge => {
+                    if let Some(bridge) = PciPciBridgeHeader::from_header(header, ConfigSpace) {
+                        let below = bridge.secondary_bus_number(ConfigSpace);
+                        if below > bus {
+                            scan_bus(below, found);
+                        }
+                    }
+                }
+                _ => {}
+            }
+            let id = PciId { vendor, device };
+            found.push(Function { address, id, class: (base, sub, interface), bars, port_counts, line });
+        }
+    }
+}
+
+/// Reads the BARs, for which their sizes must be probed: decoding is off meanwhile.
+fn read_bars(endpoint: &EndpointHeader) -> ([Option<Bar>; MAX_BARS], [u32; MAX_BARS]) {
+    let mut header = endpoint.header();
+    let decode = CommandRegister::IO_ENABLE | CommandRegister::MEMORY_ENABLE;
+    let before = header.command(ConfigSpace);
+    header.update_command(ConfigSpace, |command| command - decode);
+    let mut bars = [const { None }; MAX_BARS];
+    let mut port_counts = [0; MAX_BARS];
+    let mut upper_half = false;
+    for ((slot, bar), port_count) in (0u8..).zip(bars.iter_mut()).zip(port_counts.iter_mut()) {
+        if core::mem::take(&mut upper_half) {
+            continue;
+        }
+        *bar = endpoint.bar(slot, ConfigSpace);
+        upper_half = matches!(bar, Some(Bar::Memory64 { .. }));
+        if let Some(Bar::Io { .. }) = bar {
+            *port_count = probe_ports(endpoint, slot);
+        }
+    }
+    header.update_command(ConfigSpace, |_| before);
+    (bars, port_counts)
+}
+
+/// How many ports I/O BAR `slot` has (PCI 3.0, 6.2.5.1), which `pci_types` does not say.
+fn probe_ports(endpoint: &EndpointHeader, slot: u8) -> u32 {
+    const FIRST_BAR: u16 = 0x10;
+    let (address, offset) = (endpoint.header().address(), FIRST_BAR + 4 * u16::from(slot));
+    // SAFETY: decoding is off, so the register can hold anything for a moment.
+    let mask = unsafe {
+        let before = ConfigSpace.read(address, offset);
+        ConfigSpace.write(address, offset, u32::MAX);
+        let mask = ConfigSpace.read(address, offset);
+        ConfigSpace.write(address, offset, before);
+        mask
+    };
+    // Devices may leave the upper 16 bits zero.
+    (!(mask & 0xfffc | 0xffff_0000)).wrapping_add(1)
+}
+
+/// First address and length in bytes of a memory BAR.
+pub fn memory_extent(bar: &Bar) -> Option<(u64, u64)> {
+    match *bar {
+        Bar::Memory32 { address, size, .. } => Some((u64::from(address), u64::from(size))),
+        Bar::Memory64 { address, size, .. } => Some((address, size)),
+        Bar::Io { .. } => None,
+    }
+}

@@ -1,0 +1,126 @@
+//! A disk: a logical unit with blocks.
+
+use super::{ScsiError, execute};
+use crate::domain::Handle;
+use alloc::string::String;
+use embassy_futures::join::join_array;
+use ringfence_abi::scsi::MAX_DATA;
+use ringfence_core::cdb::{self, Capacity, Identity};
+
+/// Peripheral device type of a disk (SPC-4 6.6.2, table 174).
+const DIRECT_ACCESS: u8 = 0;
+/// How many commands of one transfer are under way at once.
+const DEPTH: usize = 4;
+
+/// A disk.
+pub struct Disk {
+    /// Its name in the shell.
+    pub name: String,
+    handle: Handle,
+    /// SCSI target.
+    pub target: u32,
+    /// Logical unit.
+    pub lun: u32,
+    /// What INQUIRY says.
+    pub identity: Identity,
+    /// What READ CAPACITY says.
+    pub capacity: Capacity,
+}
+
+impl Disk {
+    /// Asks a logical unit what it is; `None` if it is no disk.
+    pub async fn open(handle: &Handle, target: u32, lun: u32) -> Result<Option<Disk>, ScsiError> {
+        const INQUIRY_BYTES: usize = 36;
+        let mut data = [0; INQUIRY_BYTES];
+        let len = execute(handle, target, lun, &cdb::inquiry(INQUIRY_BYTES as u16), &[], &mut data).await?;
+        let identity = cdb::identity(data.get(..len).unwrap_or(&[])).ok_or(ScsiError::Short)?;
+        if !identity.present || identity.device_type != DIRECT_ACCESS {
+            return Ok(None);
+        }
+        execute(handle, target, lun, &cdb::test_unit_ready(), &[], &mut []).await?;
+        let mut data = [0; 8];
+        let len = execute(handle, target, lun, &cdb::read_capacity_10(), &[], &mut data).await?;
+        let capacity = match cdb::capacity_10(data.get(..len).unwrap_or(&[])) {
+            Some(capacity) => capacity,
+            None => {
+                let mut data = [0; 32];
+                let len = execute(handle, target, lun, &cdb::read_capacity_16(), &[], &mut data).await?;
+                cdb::capacity_16(data.get(..len).unwrap_or(&[])).ok_or(ScsiError::Short)?
+            }
+        };
+        if !(512..=4096).contains(&capacity.block_bytes) || !capacity.block_bytes.is_power_of_two() {
+            log::warn!("target {target}, unit {lun}: blocks of {} bytes are not supported", capacity.block_bytes);
+            return Ok(None);
+        }
+        Ok(Some(Disk { name: String::new(), handle: handle.clone(), target, lun, identity, capacity }))
+    }
+
+    /// The driver's domain.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Length of a block in bytes.
+    pub fn block_bytes(&self) -> usize {
+        self.capacity.block_bytes as usize
+    }
+
+    fn check_range(&self, lba: u64, blocks: u64) -> Result<(), ScsiError> {
+        match lba.checked_add(blocks) {
+            Some(end) if end <= self.capacity.blocks => Ok(()),
+            _ => Err(ScsiError::OutOfRange),
+        }
+    }
+
+    /// Reads whole blocks from `lba` into `data`, whose length is a multiple of the block's.
+    pub async fn read(&self, lba: u64, data: &mut [u8]) -> Result<(), ScsiError> {
+        let block_bytes = self.block_bytes();
+        self.check_range(lba, (data.len() / block_bytes) as u64)?;
+        let mut chunks = data.chunks_mut(MAX_DATA).zip((lba..).step_by(MAX_DATA / block_bytes)).fuse();
+        loop {
+            // `None` reads nothing: the last round may be short.
+            let round: [_; DEPTH] = core::array::from_fn(|_| chunks.next());
+            if round[0].is_none() {
+                return Ok(());
+            }
+            for result in join_array(round.map(|chunk| self.read_chunk(chunk))).await {
+                result?;
+            }
+        }
+    }
+
+    async fn read_chunk(&self, chunk: Option<(&mut [u8], u64)>) -> Result<(), ScsiError> {
+        let Some((data, lba)) = chunk else { return Ok(()) };
+        let cdb = cdb::read(lba, (data.len() / self.block_bytes()) as u32);
+        let moved = execute(&self.handle, self.target, self.lun, &cdb, &[], data).await?;
+        if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
+    }
+
+    /// Writes whole blocks from `data`, whose length is a multiple of the block's, to `lba`.
+    pub async fn write(&self, lba: u64, data: &[u8]) -> Result<(), ScsiError> {
+        let block_bytes = self.block_bytes();
+        self.check_range(lba, (data.len() / block_bytes) as u64)?;
+        let mut chunks = data.chunks(MAX_DATA).zip((lba..).step_by(MAX_DATA / block_bytes)).fuse();
+        loop {
+            let round: [_; DEPTH] = core::array::from_fn(|_| chunks.next());
+            if round[0].is_none() {
+                return Ok(());
+            }
+            for result in join_array(round.map(|chunk| self.write_chunk(chunk))).await {
+                result?;
+            }
+        }
+    }
+
+    async fn write_chunk(&self, chunk: Option<(&[u8], u64)>) -> Result<(), ScsiError> {
+        let Some((data, lba)) = chunk else { return Ok(()) };
+        let cdb = cdb::write(lba, (data.len() / self.block_bytes()) as u32);
+        let moved = execute(&self.handle, self.target, self.lun, &cdb, data, &mut []).await?;
+        if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
+    }
+
+    /// Waits until everything written is on the medium.
+    pub async fn flush(&self) -> Result<(), ScsiError> {
+        execute(&self.handle, self.target, self.lun, &cdb::synchronize_cache(), &[], &mut []).await.map(|_| ())
+    }
+}

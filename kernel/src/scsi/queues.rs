@@ -1,0 +1,190 @@
+//! The kernel's end of a SCSI driver's queues ([`ringfence_abi::scsi`]).
+
+use crate::domain::Domain;
+use crate::domain::fault::Cause;
+use crate::memory::frames::OutOfMemory;
+use crate::memory::shared::SharedMemory;
+use core::task::Waker;
+use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
+use ringfence_abi::queue::{Consumer, Lie, Producer};
+use ringfence_abi::scsi::{
+    COMPLETE, HOST_RESET, MAX_DATA, MAX_SENSE, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome,
+    write_request,
+};
+use ringfence_core::cdb::Cdb;
+
+/// The kernel's end of a SCSI driver's queues.
+pub struct Queues {
+    /// What the driver says of its adapter, checked.
+    pub info: ScsiInfo,
+    memory: SharedMemory,
+    data: SharedMemory,
+    submit: Producer,
+    complete: Consumer,
+    requests: [State; REQUESTS],
+    /// Woken when a request becomes free.
+    on_free: Option<Waker>,
+}
+
+enum State {
+    Free,
+    /// The driver has it; who waits for it, if someone still does.
+    Sent {
+        waker: Option<Waker>,
+        abandoned: bool,
+    },
+    Done(Outcome),
+}
+
+/// Where a request's data goes.
+pub enum Data<'a> {
+    /// There is none.
+    None,
+    /// The device returns up to so many bytes.
+    In(usize),
+    /// To the device.
+    Out(&'a [u8]),
+}
+
+/// Number of a request that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(usize);
+
+impl Queues {
+    /// Maps queues and data memory into `domain`.
+    pub fn new(domain: &mut Domain, info: ScsiInfo) -> Result<Queues, OutOfMemory> {
+        let data = domain.add_dma((REQUESTS * MAX_DATA) as u64)?;
+        let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);
+        let pa = domain.space.map_contiguous(domain.base() + QUEUE, queue_len as u64)?;
+        Ok(Queues {
+            info,
+            memory: SharedMemory::new(pa, queue_len),
+            data: SharedMemory::new(data.pa, REQUESTS * MAX_DATA),
+            submit: Producer::new(SUBMIT),
+            complete: Consumer::new(COMPLETE),
+            requests: [const { State::Free }; REQUESTS],
+            on_free: None,
+        })
+    }
+
+    /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all are under way.
+    /// Data longer than [`MAX_DATA`] is cut off.
+    pub fn begin(&mut self, target: u32, lun: u32, cdb: &Cdb, data: Data) -> Result<Option<Ticket>, Cause> {
+        let depth = self.info.queue_depth as usize;
+        let Some(number) = self.requests.iter().take(depth).position(|state| matches!(state, State::Free)) else {
+            return Ok(None);
+        };
+        let (direction, data_len) = match data {
+            Data::None => (ringfence_abi::scsi::DIRECTION_NONE, 0),
+            Data::In(len_bytes) => (ringfence_abi::scsi::DIRECTION_IN, len_bytes.min(MAX_DATA)),
+            Data::Out(bytes) => {
+                let bytes = bytes.get(..MAX_DATA).unwrap_or(bytes);
+                self.data.write(number * MAX_DATA, bytes);
+                (ringfence_abi::scsi::DIRECTION_OUT, bytes.len())
+            }
+        };
+        let request = Request {
+            data_pa: self.data.physical() + (number * MAX_DATA) as u64,
+            data_len: data_len as u32,
+            direction,
+            target,
+            lun,
+            cdb_len: cdb.len_bytes() as u32,
+            reserved: 0,
+            cdb: cdb.padded(),
+        };
+        write_request(&self.memory, number, &request);
+        if !self.submit.put(&self.memory, number as u64).map_err(lie("submit"))? {
+            return Ok(None);
+        }
+        self.requests[number] = State::Sent { waker: None, abandoned: false };
+        Ok(Some(Ticket(number)))
+    }
+
+    /// Takes what the driver has completed.
+    pub fn collect(&mut self) -> Result<(), Cause> {
+        while let Some(taken) = self.complete.take(&self.memory).map_err(lie("complete"))? {
+            let bad = Cause::QueueEntry { queue: "complete", entry: taken };
+            let number = usize::try_from(taken).map_err(|_| bad)?;
+            let Some(State::Sent { .. }) = self.requests.get(number) else { return Err(bad) };
+            let outcome = read_outcome(&self.memory, number).ok_or(bad)?;
+            self.settle(number, outcome);
+        }
+        Ok(())
+    }
+
+    /// Ends all requests under way: the driver is gone.
+    pub fn fail_all(&mut self) {
+        let outcome = Outcome { host: HOST_RESET, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
+        for number in 0..REQUESTS {
+            if matches!(self.requests[number], State::Sent { .. }) {
+                self.settle(number, outcome);
+            }
+        }
+    }
+
+    fn settle(&mut self, number: usize, outcome: Outcome) {
+        let Some(state) = self.requests.get_mut(number) else { return };
+        if let State::Sent { waker, abandoned } = core::mem::replace(state, State::Done(outcome)) {
+            if abandoned {
+                self.free(number);
+            } else if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    fn free(&mut self, number: usize) {
+        if let Some(state) = self.requests.get_mut(number) {
+            *state = State::Free;
+        }
+        if let Some(waker) = self.on_free.take() {
+            waker.wake();
+        }
+    }
+
+    /// Wakes `waker` when a request becomes free.
+    pub fn wake_when_free(&mut self, waker: &Waker) {
+        if let Some(other) = self.on_free.replace(waker.clone()) {
+            other.wake();
+        }
+    }
+
+    /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete. It is over then.
+    pub fn finish(&mut self, ticket: Ticket, data: &mut [u8], waker: Option<&Waker>) -> Option<Outcome> {
+        match self.requests.get_mut(ticket.0)? {
+            State::Done(outcome) => {
+                let outcome = *outcome;
+                let len = data.len().min(MAX_DATA);
+                if let Some(data) = data.get_mut(..len) {
+                    self.data.read(ticket.0 * MAX_DATA, data);
+                }
+                self.free(ticket.0);
+                Some(outcome)
+            }
+            State::Sent { waker: slot, .. } => {
+                *slot = waker.cloned();
+                None
+            }
+            State::Free => None,
+        }
+    }
+
+    /// Nobody waits for this request any more; it becomes free when the driver completes it.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        match self.requests.get_mut(ticket.0) {
+            Some(State::Sent { abandoned, .. }) => *abandoned = true,
+            Some(State::Done(_)) => self.free(ticket.0),
+            _ => {}
+        }
+    }
+
+    /// How many requests are under way.
+    pub fn under_way(&self) -> usize {
+        self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
+    }
+}
+
+fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
+    move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
+}

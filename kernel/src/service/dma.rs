@@ -1,0 +1,35 @@
+//! `rf_dma_*`: memory that the driver and its device share, up to the budget in the manifest.
+
+use super::Answer;
+use crate::domain::Domain;
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::service::Refusal;
+use ringfence_core::extent::align_up;
+
+/// Most regions that one domain can have.
+const MAX_REGIONS: usize = 256;
+
+/// Maps `len_bytes` bytes, rounded up to pages, of physically contiguous zeroed memory; returns where.
+pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
+    let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
+    let used: u64 = domain.dma.iter().map(|region| region.extent.len_bytes).sum();
+    let total = used.checked_add(len_bytes).ok_or(Refusal::NoMemory)?;
+    if total > u64::from(domain.manifest.dma_bytes) || domain.dma.len() >= MAX_REGIONS {
+        return Err(Refusal::NoMemory.into());
+    }
+    Ok(domain.add_dma(len_bytes)?.extent.start)
+}
+
+/// Gives back the region that begins at `address`.
+pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
+    let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
+    let region = domain.dma.swap_remove(index);
+    domain.space.unmap(region.extent.start, region.extent.len_bytes);
+    Ok(0)
+}
+
+/// The physical address of `address`, which lies in one of the domain's regions.
+pub fn rf_dma_phys(domain: &mut Domain, address: u64) -> Answer {
+    let region = domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;
+    Ok(region.pa + (address - region.extent.start))
+}

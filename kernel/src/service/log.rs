@@ -1,0 +1,35 @@
+//! `rf_log`: a line in the kernel's log, under the driver's name.
+
+use super::Answer;
+use crate::domain::Domain;
+use crate::domain::memory::Allegation;
+use alloc::string::String;
+use log::Level;
+use ringfence_abi::service::Refusal;
+
+/// Longest line in bytes.
+const MAX_LINE: u64 = 512;
+
+/// Logs `len_bytes` bytes of text at `level` (1 error to 5 trace). Refuses longer lines and other levels.
+pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Answer {
+    let level = match level {
+        1 => Level::Error,
+        2 => Level::Warn,
+        3 => Level::Info,
+        4 => Level::Debug,
+        5 => Level::Trace,
+        _ => return Err(Refusal::Invalid.into()),
+    };
+    if len_bytes > MAX_LINE {
+        return Err(Refusal::Invalid.into());
+    }
+    log::log!(level, "{}: {}", domain.name, read_text(domain, text, len_bytes)?);
+    Ok(0)
+}
+
+/// Copies in text that a driver passed; what is not printable is replaced.
+pub fn read_text(domain: &Domain, text: u64, len_bytes: u64) -> Result<String, super::No> {
+    let bytes = Allegation::new(text, len_bytes).copy_in(domain)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect())
+}

@@ -1,0 +1,111 @@
+//! What a driver may ask of the kernel: one file a group of services, one gate and one function each.
+//!
+//! A service is a safe function from the caller's domain and its arguments to an answer. A request that cannot be
+//! granted is refused, and the driver goes on; what no correct driver asks is a fault, and ends it. **Nothing that a
+//! driver passes can panic the kernel.** Interrupts are off while a sandboxed driver's service runs, so services are
+//! short and bounded.
+
+use crate::domain::Domain;
+use crate::domain::fault::{Cause, Fault};
+use crate::domain::upcall::{end_current, with_current};
+use ringfence_abi::for_each_service;
+use ringfence_abi::service::{Refusal, SERVICE_COUNT};
+
+mod bar;
+mod dma;
+mod heap;
+mod irq;
+mod log;
+mod net;
+mod null;
+mod panic;
+mod pci;
+mod scsi;
+mod time;
+
+use bar::{rf_bar_len, rf_bar_map};
+use dma::{rf_dma_alloc, rf_dma_free, rf_dma_phys};
+use heap::rf_heap_grow;
+use irq::{rf_irq_ack, rf_irq_enable};
+use log::rf_log;
+use net::rf_net_register;
+use null::rf_null;
+use panic::rf_panic;
+use pci::{rf_pci_read, rf_pci_write};
+use scsi::rf_scsi_register;
+use time::rf_time_ns;
+
+/// What a service has to say: a value below 2^63, or why not.
+type Answer = Result<u64, No>;
+
+/// Why a service has no value.
+enum No {
+    /// The driver may go on.
+    Refused(Refusal),
+    /// The driver is ended.
+    Fault(Cause),
+}
+
+impl From<Refusal> for No {
+    fn from(refusal: Refusal) -> No {
+        No::Refused(refusal)
+    }
+}
+
+impl From<Cause> for No {
+    fn from(cause: Cause) -> No {
+        No::Fault(cause)
+    }
+}
+
+impl From<crate::memory::frames::OutOfMemory> for No {
+    fn from(_: crate::memory::frames::OutOfMemory) -> No {
+        No::Refused(Refusal::NoMemory)
+    }
+}
+
+/// Runs a service for the domain whose upcall is under way. Everything it used is dropped before a driver is ended.
+fn serve(number: usize, arguments: [u64; 3], service: impl FnOnce(&mut Domain) -> Answer) -> i64 {
+    let answer = with_current(|domain| {
+        domain.calls.begin(number, arguments);
+        let result = match service(domain) {
+            Ok(value) => value as i64,
+            Err(No::Refused(refusal)) => refusal.to_result(),
+            Err(No::Fault(cause)) => return Err(cause),
+        };
+        domain.calls.end(result);
+        Ok(result)
+    });
+    match answer {
+        Some(Ok(result)) => result,
+        Some(Err(cause)) => end_current(|domain| Fault::new(domain, cause, None)),
+        None => Refusal::Denied.to_result(),
+    }
+}
+
+macro_rules! first_three {
+    () => { [0, 0, 0] };
+    ($a:ident) => { [$a, 0, 0] };
+    ($a:ident $b:ident) => { [$a, $b, 0] };
+    ($a:ident $b:ident $c:ident $($rest:ident)*) => { [$a, $b, $c] };
+}
+
+macro_rules! define_entries {
+    ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
+        /// What gates call in ring 0, and trusted drivers directly. Nothing but the ABI is shed here.
+        mod entry {
+            $(
+                #[unsafe(export_name = concat!("service_entry_", $number))]
+                pub extern "C" fn $symbol($($argument: $type),*) -> i64 {
+                    super::serve($number, first_three!($($argument)*), |domain| super::$symbol(domain, $($argument),*))
+                }
+            )*
+        }
+
+        /// Address of each service's entry for trusted drivers, by number.
+        pub fn entries() -> [u64; SERVICE_COUNT] {
+            [$(entry::$symbol as *const () as u64),*]
+        }
+    };
+}
+for_each_service!(define_entries);

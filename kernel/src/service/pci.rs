@@ -1,0 +1,43 @@
+//! `rf_pci_*`: configuration space of the domain's own device, as far as it is harmless.
+
+use super::Answer;
+use crate::domain::Domain;
+use pci_types::CommandRegister;
+use ringfence_abi::service::Refusal;
+
+/// Length of configuration space in bytes.
+const CONFIG_BYTES: u64 = 256;
+/// Offset of the command register.
+const COMMAND: u64 = 4;
+/// Bits of the command register that a driver may change. Decoding and interrupts are the kernel's.
+const COMMAND_BITS: CommandRegister = CommandRegister::BUS_MASTER_ENABLE;
+
+/// Reads `width_bytes` (1, 2 or 4) bytes at `offset`, a multiple of the width.
+pub fn rf_pci_read(domain: &mut Domain, offset: u64, width_bytes: u64) -> Answer {
+    let device = domain.device.as_ref().ok_or(Refusal::NotFound)?;
+    check_place(offset, width_bytes)?;
+    let word = device.function().read(offset as u16 & !3) >> (8 * (offset & 3));
+    let mask = u32::MAX >> (32 - 8 * width_bytes);
+    Ok(u64::from(word & mask))
+}
+
+/// Writes `width_bytes` bytes at `offset`. Only bus mastering, in the command register, is the driver's to change;
+/// everything else is denied: a BAR that moves would let the device answer for somebody else's addresses.
+pub fn rf_pci_write(domain: &mut Domain, offset: u64, width_bytes: u64, value: u64) -> Answer {
+    let device = domain.device.as_ref().ok_or(Refusal::NotFound)?;
+    check_place(offset, width_bytes)?;
+    if offset != COMMAND || width_bytes != 2 {
+        return Err(Refusal::Denied.into());
+    }
+    let wanted = CommandRegister::from_bits_retain(value as u16);
+    device.function().change_command(wanted & COMMAND_BITS, COMMAND_BITS - wanted);
+    Ok(0)
+}
+
+fn check_place(offset: u64, width_bytes: u64) -> Result<(), Refusal> {
+    if matches!(width_bytes, 1 | 2 | 4) && offset < CONFIG_BYTES && offset % width_bytes == 0 {
+        Ok(())
+    } else {
+        Err(Refusal::Invalid)
+    }
+}

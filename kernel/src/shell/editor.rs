@@ -1,0 +1,122 @@
+//! The line editor (ushell) on the console: editing, history, completion of commands, modules and disks.
+
+use super::commands;
+use crate::{console, module, ramdisk, scsi};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::convert::Infallible;
+use core::future::poll_fn;
+use core::str::FromStr;
+use core::task::Poll;
+use ushell::autocomplete::Autocomplete;
+use ushell::history::LRUHistory;
+use ushell::{Input, Read, ShellError, UShell, Write};
+
+/// Longest line in bytes.
+const LINE_BYTES: usize = 256;
+/// Lines that are remembered.
+const HISTORY_LINES: usize = 32;
+const CTRL_C: u8 = 3;
+
+/// What was typed.
+pub enum Line {
+    /// A line, without white space at its ends.
+    Command(String),
+    /// Ctrl-C.
+    Cancelled,
+}
+
+/// Reads lines from the console.
+pub struct LineEditor(UShell<Serial, Completion, LRUHistory<LINE_BYTES, HISTORY_LINES>, LINE_BYTES>);
+
+impl LineEditor {
+    /// An editor with no history.
+    pub fn new() -> LineEditor {
+        LineEditor(UShell::new(Serial, Completion, LRUHistory::default()))
+    }
+
+    /// Reads a line. The prompt is already there.
+    pub async fn read_line(&mut self) -> Line {
+        poll_fn(|context| {
+            // Registers who is to be woken; the editor itself takes the bytes.
+            console::wake_on_input(context.waker());
+            loop {
+                match self.0.poll() {
+                    Ok(Some(Input::Command((command, arguments)))) => {
+                        let mut line = command.to_string();
+                        line.push(' ');
+                        line.push_str(arguments);
+                        return Poll::Ready(Line::Command(line.trim().to_string()));
+                    }
+                    Ok(Some(Input::Control(CTRL_C))) => {
+                        self.0.reset();
+                        return Poll::Ready(Line::Cancelled);
+                    }
+                    Ok(_) => {}
+                    Err(ShellError::WouldBlock) => return Poll::Pending,
+                    // Not UTF-8: the line is dropped.
+                    Err(_) => {
+                        self.0.reset();
+                        return Poll::Ready(Line::Cancelled);
+                    }
+                }
+            }
+        })
+        .await
+    }
+}
+
+struct Serial;
+
+impl Read<u8> for Serial {
+    type Error = Infallible;
+
+    fn read(&mut self) -> nb::Result<u8, Infallible> {
+        console::read_byte(None).ok_or(nb::Error::WouldBlock)
+    }
+}
+
+impl Write<u8> for Serial {
+    type Error = Infallible;
+
+    fn write(&mut self, byte: u8) -> nb::Result<(), Infallible> {
+        console::write_bytes(&[byte]);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> nb::Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+struct Completion;
+
+impl Autocomplete<LINE_BYTES> for Completion {
+    fn suggest(&self, typed: &str) -> Option<heapless::String<LINE_BYTES>> {
+        let (before, word) = typed.rsplit_once(' ').map_or(("", typed), |(before, word)| (before, word));
+        let candidates = if before.trim().is_empty() { commands::names() } else { argument_names() };
+        let candidates: Vec<&str> = candidates.iter().map(String::as_str).filter(|name| name.starts_with(word)).collect();
+        let (first, others) = candidates.split_first()?;
+        let common = others.iter().fold(first.len(), |common, other| {
+            first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
+        });
+        let mut suffix = first.get(word.len()..common)?.to_string();
+        if others.is_empty() {
+            suffix.push(' ');
+        }
+        // The editor copies it behind what is typed, and does not check that there is room.
+        let fits = !suffix.is_empty() && typed.len() + suffix.len() < LINE_BYTES;
+        fits.then(|| heapless::String::from_str(&suffix).ok()).flatten()
+    }
+}
+
+/// Modules in the ramdisk, loaded modules, disks.
+fn argument_names() -> Vec<String> {
+    let mut names: Vec<String> = ramdisk::modules().map(|file| file.name).collect();
+    names.extend(module::loaded().iter().map(|handle| handle.lock().name.clone()));
+    names.extend(scsi::disks().iter().map(|disk| disk.name.clone()));
+    names.extend(commands::names());
+    names.sort();
+    names.dedup();
+    names
+}

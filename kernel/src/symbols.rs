@@ -1,0 +1,62 @@
+//! The kernel's own symbols, from the ELF file that the loader left in memory: for backtraces.
+
+use core::fmt;
+use ringfence_core::module::symbol_at;
+use spin::Once;
+
+static FILE: Once<&'static [u8]> = Once::new();
+
+unsafe extern "C" {
+    static __kernel_start: u8;
+    static __kernel_end: u8;
+    static __text_start: u8;
+    static __text_end: u8;
+}
+
+/// Takes the kernel's ELF file.
+pub fn init(file: &'static [u8]) {
+    FILE.call_once(|| file);
+}
+
+/// Whether `address` lies in the kernel's text.
+pub fn is_kernel_text(address: u64) -> bool {
+    (&raw const __text_start as u64..&raw const __text_end as u64).contains(&address)
+        || crate::arch::entry_area::is_text(address)
+}
+
+/// What part of the kernel's half an address lies in, in words for a person.
+pub fn kernel_region(address: u64) -> &'static str {
+    let image = &raw const __kernel_start as u64..&raw const __kernel_end as u64;
+    let text = &raw const __text_start as u64..&raw const __text_end as u64;
+    if text.contains(&address) {
+        "kernel text"
+    } else if image.contains(&address) {
+        if address < text.start { "kernel read-only data" } else { "kernel data" }
+    } else {
+        "kernel memory"
+    }
+}
+
+/// A symbol's name as its author wrote it.
+pub struct Demangled<'a>(pub &'a [u8]);
+
+impl fmt::Display for Demangled<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match core::str::from_utf8(self.0) {
+            Ok(name) => write!(f, "{:#}", rustc_demangle::demangle(name)),
+            Err(_) => write!(f, "{}", self.0.escape_ascii()),
+        }
+    }
+}
+
+/// `function+0x12` for an address in the kernel, the bare address for others.
+pub struct Location(pub u64);
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match FILE.get().and_then(|file| symbol_at(file, self.0)) {
+            Some((name, into)) if is_kernel_text(self.0) => write!(f, "{}+{into:#x}", Demangled(name)),
+            _ => write!(f, "{:#x}", self.0),
+        }
+    }
+}

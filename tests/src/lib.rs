@@ -1,0 +1,50 @@
+//! A small harness for tests that boot the whole system: each test is a line or two over [`boot`].
+//!
+//! Every run has a time limit, and passes only with the agreed status *and* the agreed last line.
+
+use ringfence::build::{self, System};
+use ringfence::machine::{End, Machine, Run};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// Longest run of a test that does not name another limit: far more than any takes on an idle machine.
+pub const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// The system, built once.
+pub fn system() -> &'static System {
+    static SYSTEM: OnceLock<System> = OnceLock::new();
+    SYSTEM.get_or_init(|| build::system(true).expect("the system builds"))
+}
+
+/// A machine without devices and drivers that runs `commands`, separated by `;`.
+pub fn bare(commands: &str) -> Machine {
+    let mut machine = machine(commands);
+    machine.nic = "none".into();
+    machine.hba = "none".into();
+    machine
+}
+
+/// A machine with a network card and a SCSI adapter, and their drivers, that runs `commands`, separated by `;`.
+pub fn machine(commands: &str) -> Machine {
+    let mut machine = Machine { timeout: Some(TIME_LIMIT), ..Machine::default() };
+    machine.contents.exec = Some(commands.to_string());
+    machine
+}
+
+/// Boots a machine and waits for its end.
+pub fn boot(machine: &Machine) -> Run {
+    machine.run(system(), |_| ()).expect("QEMU runs")
+}
+
+/// Boots a machine on which every command must succeed; returns its console.
+pub fn boot_well(machine: &Machine) -> String {
+    let run = boot(machine);
+    assert_eq!(run.end, End::Done, "the console said:\n{}", run.text());
+    run.text()
+}
+
+/// Asserts that `text` has a line that contains `part`.
+#[track_caller]
+pub fn assert_says(text: &str, part: &str) {
+    assert!(text.lines().any(|line| line.contains(part)), "no line has '{part}':\n{text}");
+}

@@ -1,0 +1,86 @@
+//! From power-on to prompt, and all the ways to end.
+
+use ringfence::iso;
+use ringfence::machine::{Boot, End};
+use ringfence_tests::{assert_says, bare, boot, boot_well, machine, system};
+
+#[test]
+fn boots_to_the_shell_with_64_mib() {
+    let text = boot_well(&bare("help; mem; dmesg"));
+    assert_says(&text, "protections: NX WP SMEP SMAP UMIP");
+    assert_says(&text, "ringfence> mem");
+}
+
+#[test]
+fn a_cpu_without_the_protections_will_do() {
+    let mut machine = bare("insmod rogue; tell rogue flags");
+    machine.extra = vec!["-cpu".into(), "qemu64,-smep,-smap,-umip".into()];
+    assert_says(&boot_well(&machine), "protections: NX WP");
+}
+
+#[test]
+fn a_command_that_fails_fails_the_run() {
+    assert_eq!(boot(&bare("nonsense")).end, End::CommandFailed);
+}
+
+#[test]
+fn a_kernel_panic_has_a_status_and_a_backtrace() {
+    let run = boot(&bare("panic"));
+    assert_eq!(run.end, End::Panic);
+    assert_says(&run.text(), "kernel panic: as asked for");
+    assert_says(&run.text(), "ringfence_kernel::shell::commands");
+}
+
+#[test]
+fn too_little_memory_is_said() {
+    let mut machine = bare("help");
+    machine.memory = 8;
+    let run = boot(&machine);
+    assert_eq!(run.end, End::Panic, "{}", run.text());
+    assert_says(&run.text(), "boot failed: too little memory");
+}
+
+#[test]
+fn a_missing_kernel_is_said() {
+    let mut system = system().clone();
+    let directory = tempfile::tempdir().unwrap();
+    system.packed_kernel = directory.path().join("kernel");
+    std::fs::write(&system.packed_kernel, b"this is no kernel").unwrap();
+    let run = bare("help").run(&system, |_| ()).unwrap();
+    assert_eq!(run.end, End::Panic);
+    assert_says(&run.text(), "boot failed: the kernel cannot be loaded: it is not an ELF file");
+}
+
+#[test]
+fn an_endless_run_meets_its_time_limit() {
+    let mut machine = bare("sleep 1000000");
+    machine.timeout = Some(std::time::Duration::from_secs(3));
+    assert_eq!(boot(&machine).end, End::TimeLimit);
+}
+
+#[test]
+fn the_iso_boots_from_bios_firmware() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("ringfence.iso");
+    let mut machine = machine("insmod template; lsmod");
+    iso::make(system(), &machine.contents, &image).expect("grub-mkrescue makes the image");
+    machine.boot = Boot::Iso(image);
+    assert_says(&boot_well(&machine), "template: loaded into ring 1");
+}
+
+#[test]
+fn lines_are_edited_completed_and_remembered() {
+    let mut machine = bare("");
+    machine.contents.exec = None;
+    let mut running = machine.start(system()).unwrap();
+    running.wait_for("Type 'help'").unwrap();
+    // Backspace, completion of a command and of a module's name, and the line before.
+    running.type_line("insx\x08m\ttempl\t").unwrap();
+    running.wait_for("template: loaded into ring 1, slot 0").unwrap();
+    running.type_line("\x1b[A").unwrap();
+    running.wait_for("template.2: loaded into ring 1, slot 1").unwrap();
+    running.type_line("nonsense").unwrap();
+    running.wait_for("there is no command 'nonsense'").unwrap();
+    running.type_line("shutdown").unwrap();
+    assert_eq!(running.finish(|_| ()).unwrap().end, End::Done);
+}

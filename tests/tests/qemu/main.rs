@@ -1,0 +1,7 @@
+//! Tests that boot the whole system in QEMU.
+
+mod boot;
+mod modules;
+mod network;
+mod sandbox;
+mod scsi;

@@ -1,0 +1,97 @@
+//! Loading, unloading, moving between rings, refusing.
+
+use ringfence::machine::End;
+use ringfence_tests::{assert_says, bare, boot, boot_well, system};
+
+#[test]
+fn a_module_runs_in_both_rings_and_moves() {
+    let text = boot_well(&bare(
+        "insmod template --ring 0; tell template a; ring template 1; tell template bb; ring template 0; \
+         tell template ccc; rmmod template",
+    ));
+    for answer in ["template: 1 (0x1)", "template: 2 (0x2)", "template: 3 (0x3)", "template: good-bye"] {
+        assert_says(&text, answer);
+    }
+}
+
+#[test]
+fn a_trusted_driver_that_panics_is_ended_alone() {
+    let run = boot(&bare("insmod rogue --ring 0; tell rogue panic; insmod template; tell template a"));
+    assert_eq!(run.end, End::CommandFailed, "{}", run.text());
+    assert_says(&run.text(), "fault: rogue: gave up, in command");
+    assert_says(&run.text(), "template: 1 (0x1)");
+}
+
+fn free_frames(text: &str) -> Vec<String> {
+    let free = |line: &str| line.split_whitespace().nth(1).map(str::to_string);
+    text.lines().filter(|line| line.starts_with("frames ")).filter_map(free).collect()
+}
+
+fn heap_used(text: &str) -> Vec<String> {
+    let used = |line: &str| line.split_whitespace().nth(1).map(str::to_string);
+    text.lines().filter(|line| line.starts_with("heap ")).filter_map(used).collect()
+}
+
+#[test]
+fn a_thousand_loads_leave_memory_as_it_was() {
+    // Once before, so that what is made once is made.
+    let text = boot_well(&bare("insmod null; rmmod null; mem; repeat 1000 insmod null, rmmod null; mem"));
+    let (free, used) = (free_frames(&text), heap_used(&text));
+    assert_eq!(free.len(), 2);
+    assert_eq!(free[0], free[1]);
+    assert_eq!(used[0], used[1], "{text}");
+}
+
+#[test]
+fn a_killed_driver_leaves_memory_as_it_was() {
+    let attack = "insmod rogue; tell rogue write 0; rmmod rogue";
+    let run = boot(&bare(&format!("{attack}; mem; {attack}; {attack}; mem")));
+    let free = free_frames(&run.text());
+    assert_eq!(free.len(), 2, "{}", run.text());
+    assert_eq!(free[0], free[1]);
+}
+
+#[test]
+fn all_slots_can_be_taken_and_one_more_is_refused() {
+    let run = boot(&bare("repeat 64 insmod null; insmod null; tell null.64 calls 1; lsmod"));
+    assert_eq!(run.end, End::CommandFailed);
+    assert_says(&run.text(), "null: all 64 slots are taken");
+    assert_says(&run.text(), "null.64");
+}
+
+#[test]
+fn malformed_modules_are_refused_with_the_reason() {
+    let good = system().modules.iter().find(|module| module.name == "template").expect("template is built");
+    let good = std::fs::read(&good.packed).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut machine = bare("insmod text; insmod short; insmod abi; insmod rwx; insmod template");
+    let mut add = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(format!("{name}.rfm"));
+        std::fs::write(&path, bytes).unwrap();
+        machine.contents.modules.push(path);
+    };
+    add("text", b"I am not a module");
+    add("short", &good[..200]);
+    let mut other_abi = good.clone();
+    let manifest = find(&good, b"RINGFNCE");
+    other_abi[manifest + 8] = 9;
+    add("abi", &other_abi);
+    let mut rwx = good.clone();
+    // Flags of every program header: read, write and execute.
+    let (offset, count) = (u64::from_le_bytes(good[32..40].try_into().unwrap()) as usize, good[56] as usize);
+    for header in 0..count {
+        rwx[offset + header * 56 + 4] = 7;
+    }
+    add("rwx", &rwx);
+    let run = boot(&machine);
+    let text = run.text();
+    assert_says(&text, "text: refused: not a well-formed ELF file");
+    assert_says(&text, "short: refused: not a well-formed ELF file");
+    assert_says(&text, "abi: refused: built for ABI version 9, this kernel has 1");
+    assert_says(&text, "rwx: refused: segment 0 is writable and executable");
+    assert_says(&text, "template: loaded into ring 1");
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> usize {
+    bytes.windows(part.len()).position(|window| window == part).expect("it is there")
+}

@@ -1,0 +1,111 @@
+//! Real traffic through the e1000 driver, in both rings.
+
+use ringfence::machine::{Machine, Protocol, Running};
+use ringfence_tests::{TIME_LIMIT, assert_says, boot_well, machine, system};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+#[test]
+fn dhcp_and_ping_work_in_both_rings() {
+    let text = boot_well(&machine("ip; ping 10.0.2.2 -c 3; ring e1000 0; ping 10.0.2.2 -c 3; ring e1000 1; ping 10.0.2.2 -c 3"));
+    assert_says(&text, "eth0: 10.0.2.15/24 via e1000");
+    assert_eq!(text.lines().filter(|line| line.contains("3 sent, 3 answered")).count(), 3);
+}
+
+/// A port that nobody uses right now.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A machine whose shell waits for input, with the servers' ports forwarded.
+fn serving(ports: &[(Protocol, u16, u16)]) -> Running {
+    let mut machine = Machine { timeout: Some(TIME_LIMIT), hba: "none".into(), ..Machine::default() };
+    machine.forwards = ports.to_vec();
+    let mut running = machine.start(system()).unwrap();
+    running.wait_for("address 10.0.2.15/24 from DHCP").unwrap();
+    running
+}
+
+/// Bytes that differ everywhere.
+fn pattern(len_bytes: usize) -> Vec<u8> {
+    (0..len_bytes as u64).map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}
+
+fn connect(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+}
+
+/// Sends `data` to the echo server and returns what comes back.
+fn echo(port: u16, data: &[u8]) -> Vec<u8> {
+    let mut stream = connect(port);
+    let mut writer = stream.try_clone().unwrap();
+    let sent = data.to_vec();
+    let sender = std::thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    sender.join().unwrap();
+    back
+}
+
+#[test]
+fn tcp_echo_returns_every_byte() {
+    let port = free_port();
+    let mut running = serving(&[(Protocol::Tcp, port, 7)]);
+    let data = pattern(2 << 20);
+    assert!(echo(port, &data) == data, "the echo differs");
+    running.type_line("shutdown").unwrap();
+}
+
+#[test]
+fn a_driver_changes_rings_in_the_middle_of_a_stream() {
+    let port = free_port();
+    let mut running = serving(&[(Protocol::Tcp, port, 7)]);
+    let data = pattern(4 << 20);
+    let expected = data.clone();
+    let stream = std::thread::spawn(move || echo(port, &data));
+    let mut changes = 0;
+    while !stream.is_finished() {
+        let ring = changes % 2;
+        running.type_line(&format!("ring e1000 {ring}")).unwrap();
+        running.wait_for(&format!("e1000: now in ring {ring}")).unwrap();
+        changes += 1;
+    }
+    assert!(stream.join().unwrap() == expected, "the echo differs");
+    assert!(changes > 4, "only {changes} changes");
+    running.type_line("shutdown").unwrap();
+}
+
+#[test]
+fn udp_echo_discard_and_character_generator_work() {
+    let (udp, discard, chargen) = (free_port(), free_port(), free_port());
+    let mut running =
+        serving(&[(Protocol::Udp, udp, 7), (Protocol::Tcp, discard, 9), (Protocol::Tcp, chargen, 19)]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket.connect(("127.0.0.1", udp)).unwrap();
+    for len_bytes in [1, 100, 1400] {
+        let data = pattern(len_bytes);
+        socket.send(&data).unwrap();
+        let mut back = [0; 2048];
+        let received = socket.recv(&mut back).unwrap();
+        assert_eq!(&back[..received], data);
+    }
+    let mut sink = connect(discard);
+    sink.write_all(&pattern(1 << 20)).unwrap();
+    sink.shutdown(Shutdown::Write).unwrap();
+    // The server closes when it has read everything, and says nothing.
+    assert_eq!(sink.read_to_end(&mut Vec::new()).unwrap(), 0);
+    let mut lines = vec![0; 74 * 95];
+    connect(chargen).read_exact(&mut lines).unwrap();
+    for (number, line) in lines.chunks(74).enumerate() {
+        let expected: Vec<u8> = (0..72).map(|column| b' ' + ((number + column) % 95) as u8).collect();
+        assert_eq!(line, [expected.as_slice(), b"\r\n"].concat());
+    }
+    running.type_line("shutdown").unwrap();
+}

@@ -1,0 +1,74 @@
+//! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own bytes.
+
+use ringfence::machine::End;
+use ringfence_tests::{assert_says, boot, boot_well, machine};
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+const BLOCK: usize = 512;
+
+/// A disk image of `blocks` blocks, all different.
+fn image(directory: &TempDir, name: &str, blocks: usize) -> PathBuf {
+    let path = directory.path().join(name);
+    let words = (0..(blocks * BLOCK / 8) as u64).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    std::fs::write(&path, words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    path
+}
+
+/// The sum that the shell prints for `count` blocks from `lba`.
+fn sum(path: &PathBuf, lba: usize, count: usize) -> String {
+    let bytes = std::fs::read(path).unwrap();
+    let part = &bytes[lba * BLOCK..(lba + count) * BLOCK];
+    let digest: String = Sha256::digest(part).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{digest}  {} bytes", part.len())
+}
+
+#[test]
+fn reads_are_the_images_bytes_in_both_rings() {
+    let directory = TempDir::new().unwrap();
+    let path = image(&directory, "disk.img", 8192);
+    let mut machine = machine(
+        "lsblk; blkread disk0 0 1; blkread disk0 100 3000; ring virtio-scsi 0; blkread disk0 8191 1; \
+         blkread disk0 0 8192",
+    );
+    machine.disks = vec![path.clone()];
+    let text = boot_well(&machine);
+    assert_says(&text, "disk0    virtio-scsi           0    0       8192    512  QEMU QEMU HARDDISK");
+    for (lba, count) in [(0, 1), (100, 3000), (8191, 1), (0, 8192)] {
+        assert_says(&text, &sum(&path, lba, count));
+    }
+}
+
+#[test]
+fn writes_and_copies_reach_the_images() {
+    let directory = TempDir::new().unwrap();
+    let (first, second) = (image(&directory, "first.img", 4096), image(&directory, "second.img", 4096));
+    let before = std::fs::read(&first).unwrap();
+    let mut machine = machine(
+        "blkwrite disk0 1000 700 42; ring virtio-scsi 0; blkwrite disk0 2000 300 43; ring virtio-scsi 1; \
+         blkcopy disk0 900 disk1 5 1500",
+    );
+    machine.disks = vec![first.clone(), second.clone()];
+    let text = boot_well(&machine);
+    for line in [sum(&first, 1000, 700), sum(&first, 2000, 300), sum(&second, 5, 1500)] {
+        assert_says(&text, &line);
+    }
+    assert_eq!(sum(&first, 900, 1500), sum(&second, 5, 1500));
+    // The blocks around are what they were, and the ones written are not.
+    let after = std::fs::read(&first).unwrap();
+    assert!(after[..1000 * BLOCK] == before[..1000 * BLOCK] && after[2300 * BLOCK..] == before[2300 * BLOCK..]);
+    assert!(after[1000 * BLOCK..1700 * BLOCK] != before[1000 * BLOCK..1700 * BLOCK]);
+}
+
+#[test]
+fn errors_of_the_device_are_decoded() {
+    let directory = TempDir::new().unwrap();
+    let mut machine = machine("blkread disk0 4095 2; blkread disk7 0 1; blkread disk0 x 1");
+    machine.disks = vec![image(&directory, "disk.img", 4096)];
+    let run = boot(&machine);
+    assert_eq!(run.end, End::CommandFailed);
+    assert_says(&run.text(), "error: disk0 has only 4096 blocks");
+    assert_says(&run.text(), "error: there is no disk 'disk7'");
+    assert_says(&run.text(), "error: the first block must be a number, not 'x'; usage: blkread DISK LBA COUNT");
+}

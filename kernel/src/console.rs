@@ -13,8 +13,8 @@ use heapless::spsc::Queue;
 use log::{Level, Log, Metadata, Record};
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::IER;
 use uart_16550::spec::registers::FifoTriggerLevel;
+use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::interrupts::without_interrupts;
 

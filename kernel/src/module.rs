@@ -2,7 +2,7 @@
 
 use crate::arch::interrupts;
 use crate::domain::device::{self, Device};
-use crate::domain::fault::{Cause, CallLog};
+use crate::domain::fault::{CallLog, Cause};
 use crate::domain::space::{Space, rights};
 use crate::domain::upcall::UpcallError;
 use crate::domain::{Domain, Handle, Ring};

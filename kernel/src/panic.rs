@@ -63,8 +63,8 @@ fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
 fn backtrace(mut rbp: u64) {
     println!("    backtrace:");
     for _ in 0..MAX_FRAMES {
-        // Frame pointers of the kernel lie on its stacks, in the upper half; a broken one is not followed.
-        if rbp >> 47 != 0x1_ffff || rbp % 8 != 0 {
+        // Frame pointers lie on the kernel's stacks or on a trusted driver's; a broken one is not followed.
+        if rbp % 8 != 0 || !x86_64::VirtAddr::try_new(rbp).is_ok_and(|address| address.as_u64() == rbp) {
             break;
         }
         let readable = |address| crate::memory::tables::translate(crate::memory::kernel_root(), address).is_some();

@@ -3,7 +3,10 @@
 
 use alloc::vec::Vec;
 use pci_types::device_type::DeviceType;
-use pci_types::{Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, MAX_BARS, PciAddress, PciHeader, PciPciBridgeHeader};
+use pci_types::{
+    Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, MAX_BARS, PciAddress, PciHeader,
+    PciPciBridgeHeader,
+};
 use ringfence_abi::manifest::PciId;
 use spin::{Mutex, Once};
 use x86_64::instructions::port::Port;

@@ -37,13 +37,7 @@ impl Firmware {
     }
 
     fn new() -> Firmware {
-        Firmware {
-            regions: [Region::default(); MAX_REGIONS],
-            count: 0,
-            ramdisk: &[],
-            rsdp: None,
-            information: (0, 0),
-        }
+        Firmware { regions: [Region::default(); MAX_REGIONS], count: 0, ramdisk: &[], rsdp: None, information: (0, 0) }
     }
 
     fn add(&mut self, start: u64, len_bytes: u64, usable: bool, kind: u32) {

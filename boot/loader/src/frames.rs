@@ -30,8 +30,7 @@ impl<'a> Frames<'a> {
         let loader = (&raw const __loader_start as u64, &raw const __loader_end as u64);
         let ramdisk = firmware.ramdisk.as_ptr_range();
         let outward = |(start, end): (u64, u64)| (start & !(FRAME - 1), end.next_multiple_of(FRAME));
-        let mut kept =
-            [loader, (ramdisk.start as u64, ramdisk.end as u64), firmware.information].map(outward);
+        let mut kept = [loader, (ramdisk.start as u64, ramdisk.end as u64), firmware.information].map(outward);
         kept.sort_unstable();
         Frames { firmware, kept, next: LOWEST }
     }

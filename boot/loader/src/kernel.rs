@@ -3,17 +3,17 @@
 use crate::BootError;
 use crate::firmware::Firmware;
 use crate::frames::{FRAME, Frames};
+use bootloader_api::BootInfo;
 use bootloader_api::config::{BootloaderConfig, Mapping};
 use bootloader_api::info::{MemoryRegion, MemoryRegions, Optional};
-use bootloader_api::BootInfo;
 use core::convert::Infallible;
+use elf::ElfBytes;
 use elf::abi;
 use elf::endian::LittleEndian;
 use elf::segment::ProgramHeader;
-use elf::ElfBytes;
 use x86_64::VirtAddr;
-use x86_64::structures::paging::PageTableFlags as Flags;
 use x86_64::structures::paging::PageTable;
+use x86_64::structures::paging::PageTableFlags as Flags;
 
 const LARGE_PAGE: u64 = 2 << 20;
 const PML4_ENTRY: u64 = 1 << 39;
@@ -91,8 +91,7 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
     // The boot information, and behind it the memory map, which is written last because writing it allocates nothing.
     let info_va = space.choose(mappings.boot_info)?;
     let map_offset = (size_of::<BootInfo>() as u64).next_multiple_of(align_of::<MemoryRegion>() as u64);
-    let info_len =
-        (map_offset + (frames.map_len() * size_of::<MemoryRegion>()) as u64).next_multiple_of(FRAME);
+    let info_len = (map_offset + (frames.map_len() * size_of::<MemoryRegion>()) as u64).next_multiple_of(FRAME);
     let info_pa = frames.allocate(info_len / FRAME)?;
     space.map(frames, info_va, info_pa, info_len, DATA)?;
     let map_len = frames.write_map((info_pa + map_offset) as *mut MemoryRegion);
@@ -190,9 +189,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    fn map_segment(
-        &mut self, frames: &mut Frames, segment: &ProgramHeader, bytes: &[u8],
-    ) -> Result<(), BootError> {
+    fn map_segment(&mut self, frames: &mut Frames, segment: &ProgramHeader, bytes: &[u8]) -> Result<(), BootError> {
         let (va, memory) = (segment.p_vaddr, segment.p_memsz);
         if memory == 0 {
             return Ok(());
@@ -200,7 +197,7 @@ impl AddressSpace {
         if bytes.len() as u64 > memory || va.checked_add(memory).is_none() || va >> 47 != 0x1ffff {
             return Err(BootError::Kernel("a segment is not in the higher half"));
         }
-                let mut page = Flags::PRESENT;
+        let mut page = Flags::PRESENT;
         page.set(Flags::WRITABLE, segment.p_flags & abi::PF_W != 0);
         page.set(Flags::NO_EXECUTE, segment.p_flags & abi::PF_X == 0);
         if page.contains(Flags::WRITABLE) && !page.contains(Flags::NO_EXECUTE) {

@@ -65,8 +65,7 @@ fn find_kernel(ramdisk: &'static [u8]) -> Result<&'static [u8], BootError> {
     if ramdisk.is_empty() {
         return Err(BootError::Ramdisk("there is none"));
     }
-    let archive =
-        tar_no_std::TarArchiveRef::new(ramdisk).map_err(|_| BootError::Ramdisk("it is not a tar archive"))?;
+    let archive = tar_no_std::TarArchiveRef::new(ramdisk).map_err(|_| BootError::Ramdisk("it is not a tar archive"))?;
     for entry in archive.entries() {
         if entry.filename().as_str() == Ok("kernel") {
             return Ok(entry.data());

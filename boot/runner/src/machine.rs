@@ -291,12 +291,10 @@ impl Running {
     fn next_line(&mut self) -> Option<String> {
         let line = match self.deadline {
             None => self.lines.recv().ok(),
-            Some(deadline) => {
-                match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                    Ok(line) => Some(line),
-                    Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => None,
-                }
-            }
+            Some(deadline) => match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => Some(line),
+                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => None,
+            },
         }?;
         self.seen.push(line.clone());
         Some(line)

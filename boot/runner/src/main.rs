@@ -184,7 +184,11 @@ fn explain_gdb(system: &build::System) -> Result<()> {
     let mut script = format!("file {}\ntarget remote :{GDB_PORT}\n", system.kernel.display());
     script += "# rf-symbols FILE SLOT: the symbols of a module, where 'lsmod' says that it is\n";
     script += "define rf-symbols\n";
-    script += &format!("  add-symbol-file $arg0 -o ({:#x} + ($arg1) * {:#x})\n", slot_base(0) + IMAGE, slot_base(1) - slot_base(0));
+    script += &format!(
+        "  add-symbol-file $arg0 -o ({:#x} + ($arg1) * {:#x})\n",
+        slot_base(0) + IMAGE,
+        slot_base(1) - slot_base(0)
+    );
     script += "end\n";
     for module in &system.modules {
         script += &format!("# rf-symbols {} SLOT\n", module.debug.display());

@@ -30,8 +30,7 @@ impl Toolchain {
     }
 
     fn look() -> Result<Option<Toolchain>> {
-        let output =
-            Command::new(setup_script()).arg("--print-sysroot").output().context("running boot/setup.sh")?;
+        let output = Command::new(setup_script()).arg("--print-sysroot").output().context("running boot/setup.sh")?;
         let sysroot = String::from_utf8(output.stdout)?.trim().to_string();
         if sysroot.is_empty() {
             return Ok(None);

@@ -59,6 +59,7 @@ fn list(_: u64) -> u64 {
     ATTACKS.len() as u64
 }
 
+#[inline(never)]
 fn read(address: u64) -> u64 {
     let value: u64;
     // SAFETY: none; that is the point, here and below.
@@ -66,12 +67,14 @@ fn read(address: u64) -> u64 {
     value
 }
 
+#[inline(never)]
 fn write(address: u64) -> u64 {
     // SAFETY: none.
     unsafe { asm!("mov qword ptr [{}], 0x41", in(reg) address) };
     0
 }
 
+#[inline(never)]
 fn execute(address: u64) -> u64 {
     // SAFETY: none.
     unsafe { asm!("call {}", in(reg) address, clobber_abi("C")) };

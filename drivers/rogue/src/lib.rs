@@ -10,10 +10,7 @@ mod attacks;
 
 use ringfence_sdk::{Driver, Manifest, Refusal, Result, driver};
 
-driver!(
-    Rogue,
-    Manifest::new("rogue", env!("CARGO_PKG_VERSION")).heap_kib(256).stack_kib(16).upcall_ms(100)
-);
+driver!(Rogue, Manifest::new("rogue", env!("CARGO_PKG_VERSION")).heap_kib(256).stack_kib(16).upcall_ms(100));
 
 struct Rogue;
 

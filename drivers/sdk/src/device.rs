@@ -40,7 +40,9 @@ pub fn capabilities() -> impl Iterator<Item = (u64, u8)> {
     let next = move |offset: u8| (offset & 0xfc != 0).then_some(u64::from(offset & 0xfc));
     let first = next(read(POINTER));
     // A list that bites its own tail ends all the same.
-    core::iter::successors(first, move |offset| next(read(offset + 1))).take(MAX).map(move |offset| (offset, read(offset)))
+    core::iter::successors(first, move |offset| next(read(offset + 1)))
+        .take(MAX)
+        .map(move |offset| (offset, read(offset)))
 }
 
 /// The registers of a memory BAR.
@@ -79,9 +81,7 @@ impl Mmio {
     pub fn part(&self, offset: usize, len_bytes: usize) -> Result<Mmio> {
         match offset.checked_add(len_bytes) {
             // SAFETY: inside the BAR.
-            Some(end) if end <= self.len_bytes => {
-                Ok(Mmio { start: unsafe { self.start.add(offset) }, len_bytes })
-            }
+            Some(end) if end <= self.len_bytes => Ok(Mmio { start: unsafe { self.start.add(offset) }, len_bytes }),
             _ => Err(Refusal::Invalid),
         }
     }

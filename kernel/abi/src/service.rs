@@ -91,8 +91,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Refusal; 5] =
-        [Refusal::Invalid, Refusal::NoMemory, Refusal::NotFound, Refusal::Busy, Refusal::Denied];
+    const ALL: [Refusal; 5] = [Refusal::Invalid, Refusal::NoMemory, Refusal::NotFound, Refusal::Busy, Refusal::Denied];
 
     /// The result in RAX that says so: negative.
     pub const fn to_result(self) -> i64 {

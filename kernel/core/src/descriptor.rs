@@ -117,7 +117,11 @@ const fn flat() -> u64 {
 const fn system(kind: u64, base: u64, bytes: u64) -> [u64; 2] {
     let limit = bytes - 1;
     [
-        limit & 0xffff | (base & 0xff_ffff) << 16 | kind << 40 | PRESENT | (limit >> 16 & 0xf) << 48
+        limit & 0xffff
+            | (base & 0xff_ffff) << 16
+            | kind << 40
+            | PRESENT
+            | (limit >> 16 & 0xf) << 48
             | (base >> 24 & 0xff) << 56,
         base >> 32,
     ]

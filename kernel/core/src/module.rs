@@ -192,8 +192,8 @@ impl<'a> Module<'a> {
         let sections = header.sections(LE, file).map_err(|_| ModuleError::NotElf)?;
 
         let (_, section) = sections.section_by_name(LE, manifest::SECTION.as_bytes()).ok_or(ModuleError::NoManifest)?;
-        let manifest = Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?)
-            .map_err(ModuleError::Manifest)?;
+        let manifest =
+            Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?).map_err(ModuleError::Manifest)?;
 
         let image = Image::parse(header, file)?;
         let mut imports = Imports::default();

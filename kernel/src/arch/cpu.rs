@@ -65,11 +65,8 @@ const IA32_SYSENTER_CS: u32 = 0x174;
 /// kernel nor drivers use them, so no state leaks. No SYSCALL or SYSENTER: they ignore privilege levels.
 pub fn init() -> Protections {
     let leaf7 = core::arch::x86_64::__cpuid_count(7, 0);
-    let protections = Protections {
-        smep: leaf7.ebx & 1 << 7 != 0,
-        smap: leaf7.ebx & 1 << 20 != 0,
-        umip: leaf7.ecx & 1 << 2 != 0,
-    };
+    let protections =
+        Protections { smep: leaf7.ebx & 1 << 7 != 0, smap: leaf7.ebx & 1 << 20 != 0, umip: leaf7.ecx & 1 << 2 != 0 };
     let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
     cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, protections.smep);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, protections.smap);

@@ -106,7 +106,8 @@ enter_sandboxed:
     /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
     iretq
 
-/* extern "C" fn enter_trusted(&UpcallFrame) -> the same. The driver runs on the kernel's stack, in the kernel's root. */
+/* extern "C" fn enter_trusted(&UpcallFrame) -> the same. The driver runs on its own stack, in the kernel's root; the
+   services that it calls run right there. */
 .p2align 4
 .global enter_trusted
 enter_trusted:
@@ -124,7 +125,9 @@ enter_trusted:
     mov rsi, [rdi + {frame_args} + 8]
     mov rdx, [rdi + {frame_args} + 16]
     mov rcx, [rdi + {frame_args} + 24]
+    mov rsp, [rdi + {frame_rsp}]
     mov rdi, [rdi + {frame_args}]
+    add rsp, 8                          /* the call below puts a return address there */
     call rax
     xor edx, edx
     jmp leave_upcall

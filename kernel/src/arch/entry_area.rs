@@ -143,8 +143,7 @@ pub fn is_text(rip: u64) -> bool {
 pub fn init(kernel_cr3: u64) {
     let area = AREA.0.get();
     // The segment's limit ends with the bitmap: see `port_bitmap::Ports`.
-    let [tss_low, tss_high] =
-        descriptor::tss(IO_BITMAP - TSS_BYTES as u64, (TSS_BYTES + port_bitmap::BYTES) as u64);
+    let [tss_low, tss_high] = descriptor::tss(IO_BITMAP - TSS_BYTES as u64, (TSS_BYTES + port_bitmap::BYTES) as u64);
     let [ldt_low, ldt_high] = descriptor::ldt(LDT, descriptor::LDT_BYTES as u64);
     let gdt = [0, descriptor::code64(0), descriptor::data(0), tss_low, tss_high, ldt_low, ldt_high];
     // SAFETY: nothing else runs yet, and the area is mapped writable until `memory::protect_entry_area`.
@@ -177,8 +176,10 @@ unsafe fn load(gdt: u64, idt: u64) {
     use x86_64::VirtAddr;
     use x86_64::instructions::{segmentation, tables};
     use x86_64::registers::segmentation::{CS, Segment, SegmentSelector};
-    let pointer =
-        |base, bytes: usize| x86_64::structures::DescriptorTablePointer { limit: (bytes - 1) as u16, base: VirtAddr::new(base) };
+    let pointer = |base, bytes: usize| x86_64::structures::DescriptorTablePointer {
+        limit: (bytes - 1) as u16,
+        base: VirtAddr::new(base),
+    };
     let null = SegmentSelector(0);
     // SAFETY: as the caller promises; the selectors name what `init` put there.
     unsafe {

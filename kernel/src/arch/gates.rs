@@ -72,7 +72,7 @@ pub struct UpcallFrame {
     pub cr3: u64,
     /// Entry point.
     pub rip: u64,
-    /// Stack; not used for a trusted domain, which runs on the kernel's.
+    /// Stack, with room for a return address at its top.
     pub rsp: u64,
     /// Arguments in RDI, RSI, RDX, RCX.
     pub args: [u64; 4],

@@ -110,7 +110,16 @@ fn write_cause(out: &mut String, domain: &Domain, cause: Cause, frame: Option<&T
             match describe_selector(frame.error_code) {
                 SelectorName::Gate(number) => write!(out, " on the gate of {}", symbol(number)),
                 SelectorName::ReturnGate => write!(out, " on the return gate"),
-                SelectorName::Interrupt(vector) => write!(out, " on int {vector:#x}"),
+                SelectorName::Interrupt(vector) => {
+                    // The instruction itself is the better witness: QEMU shifts the vector by 4 in place of 3.
+                    let mut code = [0; 2];
+                    let vector = match (domain.space.read(frame.rip, &mut code), code) {
+                        (true, [0xcd, vector]) => vector,
+                        (true, [0xcc, _]) => 3,
+                        _ => vector,
+                    };
+                    write!(out, " on int {vector:#x}")
+                }
                 SelectorName::Global(entry) => write!(out, " on entry {entry} of the GDT"),
                 SelectorName::Local(entry) => write!(out, " on entry {entry} of the LDT"),
             }

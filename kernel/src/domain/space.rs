@@ -318,6 +318,11 @@ impl Drop for Space {
     }
 }
 
+/// Whether a domain has slot `slot`.
+pub fn is_taken(slot: usize) -> bool {
+    SLOTS.lock().get(slot).copied().unwrap_or(false)
+}
+
 fn take_slot() -> Option<usize> {
     let mut slots = SLOTS.lock();
     let slot = slots.iter().position(|taken| !taken)?;

@@ -71,8 +71,9 @@ impl Domain {
         }
         match u64::try_from(end.value) {
             Ok(value) => Ok(value),
-            Err(_) => Err(Refusal::from_result(end.value)
-                .map_or(UpcallError::Nonsense(end.value), UpcallError::Refused)),
+            Err(_) => {
+                Err(Refusal::from_result(end.value).map_or(UpcallError::Nonsense(end.value), UpcallError::Refused))
+            }
         }
     }
 

@@ -79,7 +79,16 @@ pub fn attach(handle: &Handle) {
     let mut interfaces = INTERFACES.lock();
     let name = (0..).map(|number| format!("eth{number}")).find(|name| interfaces.iter().all(|i| i.name != *name));
     let name = name.unwrap_or_default();
-    interfaces.push(Interface { name, handle: handle.clone(), stack, sockets, dhcp, icmp, servers, on_lease: Vec::new() });
+    interfaces.push(Interface {
+        name,
+        handle: handle.clone(),
+        stack,
+        sockets,
+        dhcp,
+        icmp,
+        servers,
+        on_lease: Vec::new(),
+    });
     drop(interfaces);
     wake();
 }
@@ -331,9 +340,8 @@ pub async fn ping(host: Ipv4Address, sequence: u16, limit: Duration) -> Result<O
             let _ = socket.recv();
         }
         let request = Icmpv4Repr::EchoRequest { ident: IDENT, seq_no: sequence, data: &[0x52; 56] };
-        let buffer = socket
-            .send(request.buffer_len(), IpAddress::Ipv4(host))
-            .map_err(|_| "too many requests are under way")?;
+        let buffer =
+            socket.send(request.buffer_len(), IpAddress::Ipv4(host)).map_err(|_| "too many requests are under way")?;
         request.emit(&mut Icmpv4Packet::new_unchecked(buffer), &ChecksumCapabilities::default());
     }
     wake();

@@ -98,7 +98,12 @@ impl Drop for Waiting<'_> {
 
 /// Sends one command and waits for its outcome; data that comes in goes to `data_in`.
 async fn execute_once(
-    handle: &Handle, target: u32, lun: u32, cdb: &Cdb, data_out: &[u8], data_in: &mut [u8],
+    handle: &Handle,
+    target: u32,
+    lun: u32,
+    cdb: &Cdb,
+    data_out: &[u8],
+    data_in: &mut [u8],
 ) -> Result<Outcome, ScsiError> {
     let ticket = poll_fn(|context| {
         let mut domain = handle.lock();
@@ -160,7 +165,12 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
 /// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted to mention
 /// (UNIT ATTENTION) is passed over.
 pub async fn execute(
-    handle: &Handle, target: u32, lun: u32, cdb: &Cdb, data_out: &[u8], data_in: &mut [u8],
+    handle: &Handle,
+    target: u32,
+    lun: u32,
+    cdb: &Cdb,
+    data_out: &[u8],
+    data_in: &mut [u8],
 ) -> Result<usize, ScsiError> {
     let len_bytes = data_out.len().max(data_in.len());
     let mut result = Err(ScsiError::TimedOut);
@@ -232,7 +242,9 @@ async fn scan(handle: &Handle) {
     for target in 0..info.max_targets {
         let listed = execute(handle, target, 0, &cdb::report_luns(LIST_BYTES as u32), &[], &mut list).await;
         let luns: Vec<u32> = match listed {
-            Ok(len_bytes) => cdb::luns(list.get(..len_bytes).unwrap_or(&[])).filter(|lun| *lun < info.max_luns).collect(),
+            Ok(len_bytes) => {
+                cdb::luns(list.get(..len_bytes).unwrap_or(&[])).filter(|lun| *lun < info.max_luns).collect()
+            }
             Err(ScsiError::NoDevice) => continue,
             Err(ScsiError::NoDriver) => return,
             Err(error) => {
@@ -254,7 +266,13 @@ fn keep(mut disk: Disk) {
     let mut disks = DISKS.lock();
     let name = (0..).map(|number| format!("disk{number}")).find(|name| disks.iter().all(|disk| disk.name != *name));
     disk.name = name.unwrap_or_default();
-    log::info!("{}: {} {}, {} blocks of {} bytes", disk.name, disk.identity.vendor, disk.identity.product,
-        disk.capacity.blocks, disk.capacity.block_bytes);
+    log::info!(
+        "{}: {} {}, {} blocks of {} bytes",
+        disk.name,
+        disk.identity.vendor,
+        disk.identity.product,
+        disk.capacity.blocks,
+        disk.capacity.block_bytes
+    );
     disks.push(Arc::new(disk));
 }

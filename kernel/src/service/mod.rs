@@ -84,10 +84,18 @@ fn serve(number: usize, arguments: [u64; 3], service: impl FnOnce(&mut Domain) -
 }
 
 macro_rules! first_three {
-    () => { [0, 0, 0] };
-    ($a:ident) => { [$a, 0, 0] };
-    ($a:ident $b:ident) => { [$a, $b, 0] };
-    ($a:ident $b:ident $c:ident $($rest:ident)*) => { [$a, $b, $c] };
+    () => {
+        [0, 0, 0]
+    };
+    ($a:ident) => {
+        [$a, 0, 0]
+    };
+    ($a:ident $b:ident) => {
+        [$a, $b, 0]
+    };
+    ($a:ident $b:ident $c:ident $($rest:ident)*) => {
+        [$a, $b, $c]
+    };
 }
 
 macro_rules! define_entries {

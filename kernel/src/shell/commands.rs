@@ -251,7 +251,8 @@ async fn lspci(arguments: Arguments<'_>) -> Outcome {
     for function in pci::functions() {
         let (base, sub, _) = function.class;
         let class = pci_ids::Subclass::from_cid_sid(base, sub).map(pci_ids::Subclass::name);
-        let class = class.or_else(|| pci_ids::Class::from_id(base).map(pci_ids::Class::name)).unwrap_or("unknown class");
+        let class =
+            class.or_else(|| pci_ids::Class::from_id(base).map(pci_ids::Class::name)).unwrap_or("unknown class");
         println!(
             "{} {:04x}:{:04x} {class}{}",
             function.address,
@@ -318,7 +319,10 @@ async fn ping(mut arguments: Arguments<'_>) -> Outcome {
 async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     scsi::settled().await;
-    println!("{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {}", "DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL");
+    println!(
+        "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {}",
+        "DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL"
+    );
     for disk in scsi::disks() {
         println!(
             "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {} {} {}",

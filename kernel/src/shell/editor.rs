@@ -95,7 +95,8 @@ impl Autocomplete<LINE_BYTES> for Completion {
     fn suggest(&self, typed: &str) -> Option<heapless::String<LINE_BYTES>> {
         let (before, word) = typed.rsplit_once(' ').map_or(("", typed), |(before, word)| (before, word));
         let candidates = if before.trim().is_empty() { commands::names() } else { argument_names() };
-        let candidates: Vec<&str> = candidates.iter().map(String::as_str).filter(|name| name.starts_with(word)).collect();
+        let candidates: Vec<&str> =
+            candidates.iter().map(String::as_str).filter(|name| name.starts_with(word)).collect();
         let (first, others) = candidates.split_first()?;
         let common = others.iter().fold(first.len(), |common, other| {
             first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()

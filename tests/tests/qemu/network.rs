@@ -8,7 +8,9 @@ use std::time::Duration;
 
 #[test]
 fn dhcp_and_ping_work_in_both_rings() {
-    let text = boot_well(&machine("ip; ping 10.0.2.2 -c 3; ring e1000 0; ping 10.0.2.2 -c 3; ring e1000 1; ping 10.0.2.2 -c 3"));
+    let text = boot_well(&machine(
+        "ip; ping 10.0.2.2 -c 3; ring e1000 0; ping 10.0.2.2 -c 3; ring e1000 1; ping 10.0.2.2 -c 3",
+    ));
     assert_says(&text, "eth0: 10.0.2.15/24 via e1000");
     assert_eq!(text.lines().filter(|line| line.contains("3 sent, 3 answered")).count(), 3);
 }
@@ -84,8 +86,7 @@ fn a_driver_changes_rings_in_the_middle_of_a_stream() {
 #[test]
 fn udp_echo_discard_and_character_generator_work() {
     let (udp, discard, chargen) = (free_port(), free_port(), free_port());
-    let mut running =
-        serving(&[(Protocol::Udp, udp, 7), (Protocol::Tcp, discard, 9), (Protocol::Tcp, chargen, 19)]);
+    let mut running = serving(&[(Protocol::Udp, udp, 7), (Protocol::Tcp, discard, 9), (Protocol::Tcp, chargen, 19)]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     socket.connect(("127.0.0.1", udp)).unwrap();

@@ -10,6 +10,8 @@
 extern crate alloc;
 
 mod arch;
+#[forbid(unsafe_code)]
+mod bench;
 mod console;
 mod domain;
 mod memory;

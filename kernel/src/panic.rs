@@ -64,7 +64,7 @@ fn backtrace(mut rbp: u64) {
     println!("    backtrace:");
     for _ in 0..MAX_FRAMES {
         // Frame pointers lie on the kernel's stacks or on a trusted driver's; a broken one is not followed.
-        if rbp % 8 != 0 || !x86_64::VirtAddr::try_new(rbp).is_ok_and(|address| address.as_u64() == rbp) {
+        if !rbp.is_multiple_of(8) || !x86_64::VirtAddr::try_new(rbp).is_ok_and(|address| address.as_u64() == rbp) {
             break;
         }
         let readable = |address| crate::memory::tables::translate(crate::memory::kernel_root(), address).is_some();

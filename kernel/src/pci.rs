@@ -2,7 +2,6 @@
 //! (PCI Local Bus Specification 3.0, 3.2.2.3.2).
 
 use alloc::vec::Vec;
-use pci_types::device_type::DeviceType;
 use pci_types::{
     Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, MAX_BARS, PciAddress, PciHeader,
     PciPciBridgeHeader,
@@ -69,19 +68,9 @@ impl Function {
         unsafe { ConfigSpace.read(self.address, offset) }
     }
 
-    /// The command register.
-    pub fn command(&self) -> CommandRegister {
-        PciHeader::new(self.address).command(ConfigSpace)
-    }
-
     /// Sets the bits of `on` in the command register and clears those of `off`.
     pub fn change_command(&self, on: CommandRegister, off: CommandRegister) {
         PciHeader::new(self.address).update_command(ConfigSpace, |command| (command | on) - off);
-    }
-
-    /// What kind of thing it is.
-    pub fn kind(&self) -> DeviceType {
-        DeviceType::from((self.class.0, self.class.1))
     }
 }
 

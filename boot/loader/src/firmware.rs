@@ -84,12 +84,7 @@ pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
     let map = info.memory_map_tag().ok_or(BootError::Firmware("no memory map"))?;
     for area in map.memory_areas() {
         let kind = area.typ();
-        firmware.add(
-            area.start_address(),
-            area.size(),
-            MemoryAreaType::from(kind) == MemoryAreaType::Available,
-            u32::from(kind),
-        );
+        firmware.add(area.start_address(), area.size(), kind == MemoryAreaType::Available, u32::from(kind));
     }
     firmware.information = (info.start_address() as u64, info.end_address() as u64);
     // The RSDP is a copy behind the tag's 8-byte header.

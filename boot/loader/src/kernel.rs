@@ -132,7 +132,7 @@ impl AddressSpace {
         let mut space = AddressSpace { root, used: [false; 512], range: (0, u64::MAX) };
         // This code must stay mapped until it has jumped. The kernel drops the entry.
         // SAFETY: only read; `entry.S` filled it in before any Rust ran.
-        let identity = unsafe { (&*(&raw const boot_pml4))[0].clone() };
+        let identity = unsafe { boot_pml4[0].clone() };
         table(root)[0] = identity;
         space.used[0] = true;
         Ok(space)

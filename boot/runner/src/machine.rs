@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -291,10 +291,7 @@ impl Running {
     fn next_line(&mut self) -> Option<String> {
         let line = match self.deadline {
             None => self.lines.recv().ok(),
-            Some(deadline) => match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => Some(line),
-                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => None,
-            },
+            Some(deadline) => self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
         }?;
         self.seen.push(line.clone());
         Some(line)

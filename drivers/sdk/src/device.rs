@@ -87,7 +87,10 @@ impl Mmio {
     }
 
     fn register<T: Copy>(&self, offset: usize) -> VolatilePtr<'_, T> {
-        assert!(offset % size_of::<T>() == 0 && offset + size_of::<T>() <= self.len_bytes, "register {offset:#x}");
+        assert!(
+            offset.is_multiple_of(size_of::<T>()) && offset + size_of::<T>() <= self.len_bytes,
+            "register {offset:#x}"
+        );
         // SAFETY: inside the BAR, which the kernel mapped for good; access is volatile.
         unsafe { VolatilePtr::new(self.start.add(offset).cast()) }
     }

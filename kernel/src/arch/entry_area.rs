@@ -159,6 +159,30 @@ pub fn init(kernel_cr3: u64) {
     }
 }
 
+/// Points an interrupt vector that nothing else uses to `target`, and lets ring 1 raise it; or, with `None`, takes that
+/// back. Only `bench` does this, and only while it measures.
+pub fn set_bench_vector(vector: u8, target: Option<u64>) {
+    const PRIVILEGE_1: u64 = 1 << 45;
+    let entry = CONSTANTS + offset_of!(Data, idt) as u64 + u64::from(vector) * 16;
+    let Some((pa, _)) = crate::memory::tables::translate(crate::memory::kernel_root(), entry) else { return };
+    let [low, high] = match target {
+        Some(target) => {
+            let [low, high] = descriptor::interrupt_gate(target, 0);
+            [low | PRIVILEGE_1, high]
+        }
+        None => {
+            let own = &raw const trap_vectors as u64 + u64::from(vector) * VECTOR_STRIDE;
+            descriptor::interrupt_gate(own, stack_of(vector.into()))
+        }
+    };
+    // SAFETY: an entry of the IDT, through physical memory because its page is read-only.
+    unsafe {
+        let entry = crate::memory::at_physical(pa).cast::<u64>();
+        entry.write_volatile(low);
+        entry.add(1).write_volatile(high);
+    }
+}
+
 fn stack_of(vector: usize) -> u8 {
     match vector {
         1 => ist::DEBUG,

@@ -30,6 +30,17 @@ global_asm!(
     trap_vector = const offset_of!(TrapFrame, vector),
 );
 
+global_asm!(
+    include_str!("bench.S"),
+    kernel_cr3 = const entry_area::KERNEL_CR3 as i64,
+    entry_stack_top = const entry_area::ENTRY_STACK_TOP as i64,
+    driver_code = const descriptor::DRIVER_CODE,
+    driver_stack = const descriptor::DRIVER_STACK,
+    cpu = sym CPU,
+    cpu_upcall_rsp = const offset_of!(Cpu, upcall_rsp),
+    cpu_domain_cr3 = const offset_of!(Cpu, domain_cr3),
+);
+
 macro_rules! define_gates {
     ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
         global_asm!(
@@ -58,6 +69,30 @@ unsafe extern "C" {
     fn enter_sandboxed(frame: *const UpcallFrame) -> UpcallEnd;
     fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
     fn abort_upcall() -> !;
+}
+
+/// Entries that only `bench` uses, in place of rf_null's.
+pub mod bench {
+    unsafe extern "C" {
+        fn bench_gate_bare();
+        fn bench_gate_shared();
+        fn bench_interrupt();
+    }
+
+    /// The shortest crossing with two CR3 writes.
+    pub fn bare() -> u64 {
+        bench_gate_bare as *const () as u64
+    }
+
+    /// The kernel's own path without its CR3 writes.
+    pub fn shared() -> u64 {
+        bench_gate_shared as *const () as u64
+    }
+
+    /// The shortest crossing through an interrupt gate.
+    pub fn interrupt() -> u64 {
+        bench_interrupt as *const () as u64
+    }
 }
 
 /// Address of the return gate's entry.

@@ -61,6 +61,16 @@ pub fn take_fired(waker: Option<&core::task::Waker>) -> u16 {
     FIRED.swap(0, Ordering::AcqRel)
 }
 
+/// Halts until the next interrupt, unless a device's line has fired already.
+pub fn halt_unless_fired() {
+    x86_64::instructions::interrupts::disable();
+    if FIRED.load(Ordering::Acquire) == 0 {
+        x86_64::instructions::interrupts::enable_and_hlt();
+    } else {
+        x86_64::instructions::interrupts::enable();
+    }
+}
+
 /// Handles one interrupt, with interrupts off.
 pub fn handle(vector: u8) {
     let Some(line) = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES) else {

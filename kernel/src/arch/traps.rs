@@ -137,5 +137,5 @@ const RFLAGS_ALWAYS: u64 = 0x202;
 
 fn fault_address(vector: u64) -> Option<u64> {
     const PAGE_FAULT: u64 = 14;
-    (vector == PAGE_FAULT).then(|| x86_64::registers::control::Cr2::read_raw())
+    (vector == PAGE_FAULT).then(x86_64::registers::control::Cr2::read_raw)
 }

@@ -53,8 +53,6 @@ pub enum Cause {
 /// A record of why a driver was ended.
 #[derive(Debug)]
 pub struct Fault {
-    /// What it did.
-    pub cause: Cause,
     /// The first line of the report: driver, what, where.
     pub headline: String,
     /// The rest: registers and calls.
@@ -75,7 +73,7 @@ impl Fault {
             let _ = writeln!(details, "{frame}");
         }
         let _ = write!(details, "{}", domain.calls);
-        Fault { cause, headline, details }
+        Fault { headline, details }
     }
 
     /// Ends the driver whose upcall is under way because of a trap.

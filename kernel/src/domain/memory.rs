@@ -55,13 +55,8 @@ pub fn describe(domain: &Domain, address: u64) -> &'static str {
     }
     match layout::slot_of(address) {
         None => "unmapped",
-        Some(slot) if slot != domain.space.slot() => {
-            if super::space::is_taken(slot) {
-                "another domain's slot"
-            } else {
-                "unmapped"
-            }
-        }
+        Some(slot) if slot != domain.space.slot() && super::space::is_taken(slot) => "another domain's slot",
+        Some(slot) if slot != domain.space.slot() => "unmapped",
         Some(_) => match domain.space.translate(address) {
             Some((_, flags)) => {
                 use x86_64::structures::paging::PageTableFlags as Flags;

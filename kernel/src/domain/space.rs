@@ -67,6 +67,21 @@ pub struct Space {
     stacks: u64,
 }
 
+/// See [`Space::shared_root`].
+pub struct SharedRoot {
+    /// What CR3 holds to use it.
+    pub root: u64,
+    table: u64,
+}
+
+impl SharedRoot {
+    /// Frees it; nobody may use it any more.
+    pub fn free(self) {
+        frames::free(self.root);
+        frames::free(self.table);
+    }
+}
+
 /// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
 const STUB_BYTES: u64 = 32;
 const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
@@ -199,6 +214,43 @@ impl Space {
         tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table, flags)));
         x86_64::instructions::tlb::flush_all();
         self.ring = ring;
+    }
+
+    /// Has service `number`'s gate lead elsewhere, for `bench`. [`Space::set_grants`] takes it back.
+    pub fn retarget_gate(&mut self, number: usize, target: u64) {
+        let [low, high] = descriptor::call_gate(target, true);
+        let entry = descriptor::gate_entry(number);
+        let ldt = at_physical(self.ldt).cast::<u64>();
+        // SAFETY: as in `set_grants`.
+        unsafe {
+            ldt.add(entry).write(low);
+            ldt.add(entry + 1).write(high);
+        }
+    }
+
+    /// Has service `number`'s stub raise an interrupt, for `bench`. [`Space::set_ring`] takes it back.
+    pub fn stub_to_interrupt(&mut self, number: usize, vector: u8) {
+        let mut stub = [0xcc; STUB_BYTES as usize];
+        stub[..3].copy_from_slice(&[0xcd, vector, 0xc3]);
+        self.write_stub(number, stub);
+    }
+
+    /// A root that maps the kernel as well as the domain: what crossings cost if there were no protection of memory.
+    /// For `bench` only.
+    pub fn shared_root(&self) -> Result<SharedRoot, OutOfMemory> {
+        let root = frames::allocate(1)?;
+        let Ok(table) = frames::allocate(1) else {
+            frames::free(root);
+            return Err(OutOfMemory);
+        };
+        tables::merge(root, kernel_root(), table, self.root, entry_area::BASE);
+        tables::set_top(root, slot_base(self.slot), Some((self.slot_table, Flags::empty())));
+        Ok(SharedRoot { root, table })
+    }
+
+    /// Has upcalls use another root; returns the one before.
+    pub fn use_root(&mut self, root: u64) -> u64 {
+        core::mem::replace(&mut self.root, root)
     }
 
     fn write_stub(&self, number: usize, stub: [u8; STUB_BYTES as usize]) {

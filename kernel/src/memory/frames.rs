@@ -25,7 +25,7 @@ impl fmt::Display for OutOfMemory {
 
 /// Gives the memory from `start` to `end` to the allocator; parts of frames at the ends are left out.
 pub fn add(start: u64, end: u64) {
-    let (first, last) = (start.next_multiple_of(PAGE_SIZE) / PAGE_SIZE, end / PAGE_SIZE);
+    let (first, last) = (start.div_ceil(PAGE_SIZE), end / PAGE_SIZE);
     if first < last {
         FREE.lock().add_frame(first as usize, last as usize);
         FREE_COUNT.fetch_add(last - first, Ordering::Relaxed);

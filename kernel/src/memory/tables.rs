@@ -92,11 +92,6 @@ pub fn set_top(root: u64, address: u64, to: Option<(u64, Flags)>) {
     }
 }
 
-/// Sets an entry of a table that maps 1 GiB or less: the table at `child` under the one at `parent` of `level`.
-pub fn set_child(parent: u64, level: u8, address: u64, child: u64) {
-    table(parent)[index(address, level)].set_addr(PhysAddr::new(child), TABLE);
-}
-
 /// Frees the table at `pa` of `level`, all tables below it and all frames they own.
 pub fn free_tree(pa: u64, level: u8) {
     for entry in table(pa).iter().filter(|entry| !entry.is_unused()) {
@@ -109,10 +104,19 @@ pub fn free_tree(pa: u64, level: u8) {
     frames::free(pa);
 }
 
-/// Number of tables in the tree at `pa` of `level`.
-pub fn count_tree(pa: u64, level: u8) -> u64 {
-    let below = |entry: &PageTableEntry| count_tree(entry.addr().as_u64(), level - 1);
-    1 + if level > 1 { table(pa).iter().filter(|entry| !entry.is_unused()).map(below).sum() } else { 0 }
+/// Fills `root` with all that `kernel` maps, but with what `domain` maps for the GiB around `address`; `table` becomes
+/// the table of level 3 that joins them.
+pub fn merge(root: u64, kernel: u64, table_pa: u64, domain: u64, address: u64) {
+    let copy = |to: u64, from: u64| {
+        for (to, from) in table(to).iter_mut().zip(table(from).iter()) {
+            *to = from.clone();
+        }
+    };
+    copy(root, kernel);
+    let below = |root: u64| table(root)[index(address, 4)].addr().as_u64();
+    copy(table_pa, below(kernel));
+    table(table_pa)[index(address, 3)] = table(below(domain))[index(address, 3)].clone();
+    table(root)[index(address, 4)].set_addr(PhysAddr::new(table_pa), TABLE);
 }
 
 /// Drops what the loader left in the kernel's lower half, where the domains' slots will be.

@@ -307,6 +307,11 @@ pub fn status() -> Vec<Status> {
     INTERFACES.lock().iter_mut().map(describe).collect()
 }
 
+/// The driver of the first interface.
+pub fn first_driver() -> Option<Handle> {
+    INTERFACES.lock().first().map(|interface| interface.handle.clone())
+}
+
 /// Waits until the first interface has an address; `false` if there is no interface or `limit` has passed.
 pub async fn wait_for_address(limit: Duration) -> bool {
     let leased = poll_fn(|context| {

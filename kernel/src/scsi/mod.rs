@@ -1,7 +1,7 @@
 //! SCSI above the drivers: commands, their errors, and the disks that were found.
 //!
 //! * [`queues`]: requests to and from a driver
-//! * [`disk`]: blocks
+//! * [`disk`]: the blocks of one disk
 
 use crate::domain::Handle;
 use crate::module;

@@ -178,11 +178,6 @@ impl Queues {
             _ => {}
         }
     }
-
-    /// How many requests are under way.
-    pub fn under_way(&self) -> usize {
-        self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
-    }
 }
 
 fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {

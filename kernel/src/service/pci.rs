@@ -35,7 +35,7 @@ pub fn rf_pci_write(domain: &mut Domain, offset: u64, width_bytes: u64, value: u
 }
 
 fn check_place(offset: u64, width_bytes: u64) -> Result<(), Refusal> {
-    if matches!(width_bytes, 1 | 2 | 4) && offset < CONFIG_BYTES && offset % width_bytes == 0 {
+    if matches!(width_bytes, 1 | 2 | 4) && offset < CONFIG_BYTES && offset.is_multiple_of(width_bytes) {
         Ok(())
     } else {
         Err(Refusal::Invalid)

@@ -56,6 +56,7 @@ static COMMANDS: &[Command] = &[
     command!("dmesg", "dmesg", "the kernel's log", dmesg),
     command!("mem", "mem", "memory: free, kernel, domains", mem),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),
+    command!("bench", "bench [NAME] [--json]", "what protection costs: all, or names that begin so", bench),
     command!("sleep", "sleep MILLISECONDS", "wait", sleep),
     command!("panic", "panic", "panic the kernel, to see what that looks like", panic),
     command!("shutdown", "shutdown", "stop all drivers and end", shutdown),
@@ -479,6 +480,17 @@ async fn repeat(mut arguments: Arguments<'_>) -> Outcome {
     }
     println!("{count} times in {} ms", (time::uptime_ns() - started) / 1_000_000);
     Ok(())
+}
+
+async fn bench(mut arguments: Arguments<'_>) -> Outcome {
+    let (mut prefix, mut json) = ("", false);
+    while let Some(word) = arguments.optional() {
+        match word {
+            "--json" => json = true,
+            word => prefix = word,
+        }
+    }
+    crate::bench::run(prefix, json).await
 }
 
 async fn sleep(mut arguments: Arguments<'_>) -> Outcome {

@@ -1,0 +1,53 @@
+/* Gates that only `bench` puts in place of rf_null's, to tell apart what a crossing is made of. Comments as in entry.S. */
+
+.section .entry.text, "ax"
+
+/* The shortest crossing with the same two CR3 writes: no checks, no stack switch, nothing saved, nothing cleared. */
+.p2align 4
+.global bench_gate_bare
+bench_gate_bare:
+    mov rax, qword ptr [{kernel_cr3}]
+    mov cr3, rax
+    mov rax, [rip + {cpu} + {cpu_domain_cr3}]
+    mov cr3, rax
+    retfq
+
+/* gate_enter without its CR3 writes, for a root that maps the kernel too. */
+.p2align 4
+.global bench_gate_shared
+bench_gate_shared:
+    lea rax, [rip + service_entry_0]
+    push 2
+    popfq
+    pop r10
+    pop r11
+    pop r11
+    mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
+    push r11
+    push r10
+    call rax
+    pop r10
+    pop r11
+    mov rsp, {entry_stack_top}
+    push {driver_stack}
+    push r11
+    push {driver_code}
+    push r10
+    xor ecx, ecx
+    xor edx, edx
+    xor esi, esi
+    xor edi, edi
+    xor r8d, r8d
+    xor r9d, r9d
+    sti
+    retfq
+
+/* The same crossing through an interrupt gate. */
+.p2align 4
+.global bench_interrupt
+bench_interrupt:
+    mov rax, qword ptr [{kernel_cr3}]
+    mov cr3, rax
+    mov rax, [rip + {cpu} + {cpu_domain_cr3}]
+    mov cr3, rax
+    iretq

@@ -1,0 +1,158 @@
+//! Single crossings.
+
+use super::{Row, alternate};
+use crate::arch::gates::bench as entries;
+use crate::arch::{entry_area, time};
+use crate::domain::{Handle, Ring};
+use crate::module;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use ringfence_abi::layout::MAX_DOMAINS;
+use ringfence_abi::upcall::NULL;
+
+/// Crossings in one sample, and samples.
+const EACH: u64 = 200;
+const SAMPLES: usize = 51;
+/// The service that does nothing.
+const NULL_SERVICE: usize = 0;
+/// A vector that nothing uses.
+const VECTOR: u8 = 0x81;
+/// The module that does nothing.
+const MODULE: &str = "null";
+
+/// Measures crossings with one domain of its own loaded, and with all slots taken.
+pub fn run(print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    print(&near_call());
+    print(&cr3_write());
+    let handle = load()?;
+    let result = measure(&handle, print);
+    let name = handle.lock().name.clone();
+    drop(handle);
+    module::unload(&name).map_err(|error| error.to_string())?;
+    result
+}
+
+fn load() -> Result<Handle, String> {
+    let file = module::file(MODULE).map_err(|error| error.to_string())?;
+    module::load(&file, Ring::Sandboxed).map_err(|error| error.to_string())
+}
+
+fn measure(handle: &Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let gates = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
+        let [mut trusted, mut gate] = alternate(handle, SAMPLES, || calls(handle), || Row::new("call/gate", "ticks"))?;
+        trusted.name = "call/trusted";
+        let mut bare = Row::new("call/bare", "ticks").ring(Ring::Sandboxed);
+        // The two are compared, so they alternate.
+        gate.samples.clear();
+        for number in 0..=SAMPLES {
+            let ours = calls(handle)?;
+            let theirs = with_gate(handle, entries::bare(), || calls(handle))?;
+            if number > 0 {
+                gate.samples.push(ours);
+                bare.samples.push(theirs);
+            }
+        }
+        [trusted, gate, bare].iter().for_each(print);
+        Ok(())
+    };
+    gates(print)?;
+
+    let mut shared = Row::new("call/gate-shared", "ticks").ring(Ring::Sandboxed);
+    for _ in 0..SAMPLES {
+        shared.samples.push(with_shared_root(handle)?);
+    }
+    print(&shared);
+
+    let mut interrupt = Row::new("call/int", "ticks").ring(Ring::Sandboxed);
+    entry_area::set_bench_vector(VECTOR, Some(entries::interrupt()));
+    handle.lock().space.stub_to_interrupt(NULL_SERVICE, VECTOR);
+    let samples: Result<Vec<f64>, String> = (0..SAMPLES).map(|_| calls(handle)).collect();
+    entry_area::set_bench_vector(VECTOR, None);
+    handle.lock().set_ring(Ring::Sandboxed);
+    interrupt.samples = samples?;
+    print(&interrupt);
+
+    let upcalls = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
+        let rows = alternate(handle, SAMPLES, || upcalls(handle), || Row::new("upcall", "ticks"))?;
+        rows.iter().for_each(print);
+        Ok(())
+    };
+    upcalls(print)?;
+
+    // The same with every slot taken.
+    let mut others = Vec::new();
+    while module::loaded().len() < MAX_DOMAINS {
+        others.push(load()?);
+    }
+    let result = gates(print).and_then(|()| upcalls(print));
+    for other in others {
+        let name = other.lock().name.clone();
+        module::unload(&name).map_err(|error| error.to_string())?;
+    }
+    result
+}
+
+/// TSC ticks of one call of the empty service by the driver.
+fn calls(handle: &Handle) -> Result<f64, String> {
+    let ticks = handle.lock().command(&format!("calls {EACH}")).map_err(|error| error.to_string())?;
+    Ok(ticks as f64 / EACH as f64)
+}
+
+fn with_gate<T>(handle: &Handle, target: u64, then: impl FnOnce() -> T) -> T {
+    handle.lock().space.retarget_gate(NULL_SERVICE, target);
+    let result = then();
+    let mut domain = handle.lock();
+    let imports = domain.imports;
+    domain.space.set_grants(imports);
+    result
+}
+
+fn with_shared_root(handle: &Handle) -> Result<f64, String> {
+    let command = format!("calls {EACH}");
+    with_gate(handle, entries::shared(), || {
+        let mut domain = handle.lock();
+        let shared = domain.space.shared_root().map_err(|error| error.to_string())?;
+        let own = domain.space.use_root(shared.root);
+        let ticks = domain.command(&command);
+        domain.space.use_root(own);
+        shared.free();
+        Ok(ticks.map_err(|error| error.to_string())? as f64 / EACH as f64)
+    })
+}
+
+/// TSC ticks of one empty upcall.
+fn upcalls(handle: &Handle) -> Result<f64, String> {
+    let mut domain = handle.lock();
+    let start = time::tsc();
+    for _ in 0..EACH {
+        domain.upcall(NULL, [0; 3]).map_err(|error| error.to_string())?;
+    }
+    Ok((time::tsc() - start) as f64 / EACH as f64)
+}
+
+#[inline(never)]
+extern "C" fn nothing() {
+    core::hint::black_box(());
+}
+
+fn near_call() -> Row {
+    let mut row = Row::new("call/near", "ticks").ring(Ring::Trusted);
+    let call: extern "C" fn() = core::hint::black_box(nothing);
+    for _ in 0..SAMPLES {
+        let start = time::tsc();
+        (0..EACH).for_each(|_| call());
+        row.samples.push((time::tsc() - start) as f64 / EACH as f64);
+    }
+    row
+}
+
+fn cr3_write() -> Row {
+    let mut row = Row::new("call/cr3", "ticks").ring(Ring::Trusted);
+    for _ in 0..SAMPLES {
+        let start = time::tsc();
+        (0..EACH).for_each(|_| x86_64::instructions::tlb::flush_all());
+        row.samples.push((time::tsc() - start) as f64 / EACH as f64);
+    }
+    row
+}

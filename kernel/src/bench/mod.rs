@@ -1,0 +1,155 @@
+//! What protection costs: measured on this machine, in this boot, with the same loaded drivers in both rings.
+//!
+//! * [`calls`]: single crossings
+//! * [`nic`], [`scsi`]: whole operations
+//!
+//! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats exactly. What is
+//! compared is alternated sample by sample, so that what disturbs one disturbs the other.
+
+use crate::arch::{interrupts, time};
+use crate::domain::{Handle, Ring};
+use crate::{module, println};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+mod calls;
+mod nic;
+mod scsi;
+
+/// One line of results.
+pub struct Row {
+    name: &'static str,
+    ring: Option<Ring>,
+    batch: Option<usize>,
+    domains: usize,
+    unit: &'static str,
+    /// One value a sample.
+    samples: Vec<f64>,
+}
+
+impl Row {
+    fn new(name: &'static str, unit: &'static str) -> Row {
+        Row { name, ring: None, batch: None, domains: module::loaded().len(), unit, samples: Vec::new() }
+    }
+
+    fn ring(mut self, ring: Ring) -> Row {
+        self.ring = Some(ring);
+        self
+    }
+
+    fn batch(mut self, batch: usize) -> Row {
+        self.batch = Some(batch);
+        self
+    }
+
+    /// The value that a share of all samples does not exceed.
+    fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().saturating_sub(1);
+        sorted.get((last as f64 * share) as usize).copied().unwrap_or(0.0)
+    }
+
+    /// The worse end of the samples: for rates that is the low one.
+    fn p99(&self) -> f64 {
+        self.quantile(if self.unit.ends_with("/s") { 0.01 } else { 0.99 })
+    }
+
+    /// Prints the row, for a person or as a JSON object.
+    fn print(&self, json: bool) {
+        let (median, p99) = (self.quantile(0.5), self.p99());
+        let ring = self.ring.map(|ring| ring.to_string());
+        let batch = self.batch.map(|batch| batch.to_string());
+        if json {
+            let field = |name: &str, value: &Option<String>| match value {
+                Some(value) => alloc::format!("\"{name}\":{value},"),
+                None => String::new(),
+            };
+            println!(
+                "{{\"name\":\"{}\",{}{}\"domains\":{},\"unit\":\"{}\",\"count\":{},\"median\":{median:.1},\"p99\":{p99:.1}}}",
+                self.name,
+                field("ring", &ring),
+                field("batch", &batch),
+                self.domains,
+                self.unit,
+                self.samples.len()
+            );
+        } else {
+            println!(
+                "{:<20} {:>4} {:>5} {:>7} {median:>14.1} {p99:>14.1} {}",
+                self.name,
+                ring.as_deref().unwrap_or("-"),
+                batch.as_deref().unwrap_or("-"),
+                self.domains,
+                self.unit
+            );
+        }
+    }
+}
+
+/// Runs the benchmarks whose names begin with `prefix`.
+pub async fn run(prefix: &str, json: bool) -> Result<(), String> {
+    if !json {
+        println!("{:<20} {:>4} {:>5} {:>7} {:>14} {:>14} UNIT", "NAME", "RING", "BATCH", "DOMAINS", "MEDIAN", "P99");
+    }
+    let wanted = |part: &str| part.starts_with(prefix) || prefix.starts_with(part);
+    let mut none = true;
+    if wanted("call") || wanted("upcall") {
+        calls::run(&mut |row| row.print(json))?;
+        none = false;
+    }
+    if wanted("nic") && nic::run(&mut |row| row.print(json)).await? {
+        none = false;
+    }
+    if wanted("scsi") && scsi::run(&mut |row| row.print(json)).await? {
+        none = false;
+    }
+    if none { Err("nothing to measure: is the driver loaded?".to_string()) } else { Ok(()) }
+}
+
+/// The rings in the order in which samples alternate.
+const RINGS: [Ring; 2] = [Ring::Trusted, Ring::Sandboxed];
+
+/// Takes `count` samples of `sample` in each ring, alternating, and returns a row for each.
+fn alternate(
+    handle: &Handle,
+    count: usize,
+    mut sample: impl FnMut() -> Result<f64, String>,
+    row: impl Fn() -> Row,
+) -> Result<[Row; 2], String> {
+    let before = handle.lock().ring();
+    let mut rows = RINGS.map(|ring| row().ring(ring));
+    // The first of each is thrown away: it fills caches, QEMU's of translated code among them.
+    for number in 0..=count {
+        for (ring, row) in RINGS.into_iter().zip(&mut rows) {
+            handle.lock().set_ring(ring);
+            let value = sample()?;
+            if number > 0 {
+                row.samples.push(value);
+            }
+        }
+    }
+    handle.lock().set_ring(before);
+    Ok(rows)
+}
+
+/// Waits for a device's interrupt and has its driver polled; `false` after a second without one.
+fn wait_for_interrupt() -> bool {
+    let start = time::tsc();
+    loop {
+        let fired = interrupts::take_fired(None);
+        if fired != 0 {
+            module::poll_lines(fired);
+            return true;
+        }
+        if time::tsc() - start > time::tsc_per_second() {
+            return false;
+        }
+        interrupts::halt_unless_fired();
+    }
+}
+
+/// Operations a second, from a count and the TSC ticks it took.
+fn rate(count: usize, ticks: u64) -> f64 {
+    count as f64 * time::tsc_per_second() as f64 / ticks.max(1) as f64
+}

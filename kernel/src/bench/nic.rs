@@ -1,0 +1,111 @@
+//! Frames through a network driver: ARP requests to the router, which answers each at once.
+
+use super::{Row, alternate, rate, wait_for_interrupt};
+use crate::arch::time;
+use crate::domain::Handle;
+use crate::{module, net};
+use alloc::string::{String, ToString};
+use ringfence_abi::net::FRAME_BYTES;
+use ringfence_abi::upcall::Events;
+
+/// Frames in one sample, and samples.
+const EACH: usize = 256;
+const SAMPLES: usize = 15;
+/// Frames handed over in one crossing.
+const BATCHES: [usize; 3] = [1, 8, 32];
+/// Length of a frame without its check sequence, in bytes.
+const FRAME: usize = 60;
+
+/// Measures frames a second; `false` if there is no network interface.
+pub async fn run(print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+    let Some(handle) = net::first_driver() else { return Ok(false) };
+    net::wait_for_address(embassy_time::Duration::from_secs(5)).await;
+    let unknown = frame(&handle, false);
+    for batch in BATCHES {
+        let sample = || send(&handle, &unknown, batch);
+        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/tx", "frames/s").batch(batch))?;
+        rows.iter().for_each(&mut *print);
+    }
+    let request = frame(&handle, true);
+    for batch in BATCHES {
+        let sample = || exchange(&handle, &request, batch, EACH).map(|ticks| rate(EACH, ticks));
+        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/rx", "frames/s").batch(batch))?;
+        rows.iter().for_each(&mut *print);
+    }
+    let sample = || exchange(&handle, &request, 1, 1).map(|ticks| time::nanoseconds(ticks) as f64 / 1000.0);
+    let rows = alternate(&handle, 101, sample, || Row::new("nic/rtt", "us").batch(1))?;
+    rows.iter().for_each(&mut *print);
+    Ok(true)
+}
+
+/// An ARP request for the router's address (RFC 826), or a frame of a type that nobody knows.
+fn frame(handle: &Handle, request: bool) -> [u8; FRAME] {
+    let mac = handle.lock().net.as_ref().map(|queues| queues.mac).unwrap_or_default();
+    let mut frame = [0; FRAME];
+    let parts: [(usize, &[u8]); 7] = [
+        (0, &[0xff; 6]),
+        (6, &mac),
+        (12, &[0x08, 0x06]),
+        (14, &[0, 1, 8, 0, 6, 4, 0, 1]),
+        (22, &mac),
+        (28, &[10, 0, 2, 15]),
+        (38, &[10, 0, 2, 2]),
+    ];
+    for (at, bytes) in parts {
+        if let Some(place) = frame.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    }
+    if !request {
+        // An experimental type (IEEE 802, 9.2.3).
+        [frame[12], frame[13]] = [0x88, 0xb5];
+    }
+    frame
+}
+
+/// Puts a batch into the driver's hands and has it sent.
+fn hand_over(handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> {
+    {
+        let mut domain = handle.lock();
+        let queues = domain.net.as_mut().ok_or("the driver is gone")?;
+        for _ in 0..batch {
+            if !queues.send(frame).map_err(|_| "the driver lies")? {
+                return Err("the driver does not send".to_string());
+            }
+        }
+        queues.take_unsent();
+    }
+    if module::poll(handle, Events::QUEUE) { Ok(()) } else { Err("the driver was ended".to_string()) }
+}
+
+/// Frames a second, sent in batches.
+fn send(handle: &Handle, frame: &[u8], batch: usize) -> Result<f64, String> {
+    let start = time::tsc();
+    for _ in 0..EACH / batch {
+        hand_over(handle, frame, batch)?;
+    }
+    Ok(rate(EACH, time::tsc() - start))
+}
+
+/// Sends requests in batches and waits for the answers of each; returns the TSC ticks of all.
+fn exchange(handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result<u64, String> {
+    let mut buffer = [0; FRAME_BYTES];
+    let start = time::tsc();
+    for _ in 0..count / batch {
+        hand_over(handle, frame, batch)?;
+        let mut missing = batch;
+        while missing > 0 {
+            {
+                let mut domain = handle.lock();
+                let queues = domain.net.as_mut().ok_or("the driver is gone")?;
+                while missing > 0 && queues.receive(&mut buffer).map_err(|_| "the driver lies")?.is_some() {
+                    missing -= 1;
+                }
+            }
+            if missing > 0 && !wait_for_interrupt() {
+                return Err("the router does not answer".to_string());
+            }
+        }
+    }
+    Ok(time::tsc() - start)
+}

@@ -1,0 +1,118 @@
+//! Reads through a SCSI driver.
+
+use super::{Row, alternate, rate, wait_for_interrupt};
+use crate::arch::time;
+use crate::module;
+use crate::scsi::disk::Disk;
+use crate::scsi::queues::{Data, Ticket};
+use crate::scsi::{self, check_outcome};
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use ringfence_abi::scsi::MAX_DATA;
+use ringfence_abi::upcall::Events;
+use ringfence_core::cdb;
+
+/// Reads in one sample, and samples.
+const EACH: usize = 128;
+const SAMPLES: usize = 15;
+/// Requests handed over in one crossing, with 32 under way.
+const BATCHES: [usize; 3] = [1, 8, 32];
+const DEPTH: usize = 32;
+const SMALL: usize = 4096;
+
+/// Measures reads a second; `false` if there is no disk.
+pub async fn run(print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+    scsi::settled().await;
+    let Some(disk) = scsi::disks().into_iter().next() else { return Ok(false) };
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let places = disk.capacity.blocks * disk.block_bytes() as u64 / SMALL as u64;
+    if places == 0 {
+        return Err("the disk is too small".to_string());
+    }
+    let mut next = move |_| {
+        // xorshift64: where a read goes only must not be where the last one went.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % places
+    };
+    let blocks = SMALL / disk.block_bytes();
+    let sample = || read(&disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64).map(|ticks| rate(EACH, ticks));
+    let rows = alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/read4k/depth1", "reads/s").batch(1))?;
+    rows.iter().for_each(&mut *print);
+    for batch in BATCHES {
+        let sample =
+            || read(&disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64).map(|ticks| rate(EACH, ticks));
+        let row = || Row::new("scsi/read4k/depth32", "reads/s").batch(batch);
+        let rows = alternate(disk.handle(), SAMPLES, sample, row)?;
+        rows.iter().for_each(&mut *print);
+    }
+    let large_blocks = (MAX_DATA / disk.block_bytes()) as u64;
+    let large_places = disk.capacity.blocks / large_blocks;
+    if large_places > 0 {
+        let sample = || {
+            let ticks = read(&disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
+            Ok(rate(EACH * MAX_DATA, ticks) / 1e6)
+        };
+        let rows = alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", "MB/s").batch(8))?;
+        rows.iter().for_each(&mut *print);
+    }
+    Ok(true)
+}
+
+/// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a time; returns the TSC
+/// ticks of all.
+fn read(
+    disk: &Disk,
+    count: usize,
+    len_bytes: usize,
+    depth: usize,
+    batch: usize,
+    mut place: impl FnMut(usize) -> u64,
+) -> Result<u64, String> {
+    let handle = disk.handle();
+    let mut buffer = vec![0; len_bytes];
+    let mut under_way: Vec<Ticket> = Vec::with_capacity(depth);
+    let (mut begun, mut done) = (0, 0);
+    let start = time::tsc();
+    while done < count {
+        // A batch goes out when there is room for all of it.
+        while begun < count && under_way.len() + batch.min(count - begun) <= depth {
+            {
+                let mut domain = handle.lock();
+                let queues = domain.scsi.as_mut().ok_or("the driver is gone")?;
+                for _ in 0..batch.min(count - begun) {
+                    let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
+                    let ticket = queues.begin(disk.target, disk.lun, &cdb, Data::In(len_bytes));
+                    under_way.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
+                    begun += 1;
+                }
+            }
+            if !module::poll(handle, Events::QUEUE) {
+                return Err("the driver was ended".to_string());
+            }
+        }
+        let before = done;
+        {
+            let mut domain = handle.lock();
+            let queues = domain.scsi.as_mut().ok_or("the driver is gone")?;
+            let mut failed = None;
+            under_way.retain(|ticket| match queues.finish(*ticket, &mut buffer, None) {
+                None => true,
+                Some(outcome) => {
+                    failed = check_outcome(&outcome, "READ", len_bytes).err().or(failed);
+                    done += 1;
+                    false
+                }
+            });
+            if let Some(error) = failed {
+                return Err(error.to_string());
+            }
+        }
+        if done == before && !wait_for_interrupt() {
+            return Err("the disk does not answer".to_string());
+        }
+    }
+    Ok(time::tsc() - start)
+}

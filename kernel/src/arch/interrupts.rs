@@ -3,7 +3,7 @@
 //! **Interrupts never run driver code.** A device's line is masked when it fires and stays masked until its driver has
 //! acknowledged it; here it is only noted.
 
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;
 use pic8259::ChainedPics;
 use spin::Mutex;
@@ -65,14 +65,30 @@ pub fn take_fired(waker: Option<&core::task::Waker>) -> u16 {
 pub fn halt_unless_fired() {
     x86_64::instructions::interrupts::disable();
     if FIRED.load(Ordering::Acquire) == 0 {
+        HALTED_AT.store(super::time::tsc(), Ordering::Relaxed);
         x86_64::instructions::interrupts::enable_and_hlt();
     } else {
         x86_64::instructions::interrupts::enable();
     }
 }
 
+/// TSC at the last halt, until an interrupt ends it; and TSC ticks halted in all.
+static HALTED_AT: AtomicU64 = AtomicU64::new(0);
+static IDLE: AtomicU64 = AtomicU64::new(0);
+
+/// TSC ticks that the CPU spent halted, as far as [`halt_unless_fired`] halted it.
+pub fn idle_ticks() -> u64 {
+    IDLE.load(Ordering::Relaxed)
+}
+
 /// Handles one interrupt, with interrupts off.
 pub fn handle(vector: u8) {
+    match HALTED_AT.swap(0, Ordering::Relaxed) {
+        0 => {}
+        halted_at => {
+            IDLE.fetch_add(super::time::tsc().saturating_sub(halted_at), Ordering::Relaxed);
+        }
+    }
     let Some(line) = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES) else {
         return;
     };

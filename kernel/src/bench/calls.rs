@@ -22,11 +22,11 @@ const VECTOR: u8 = 0x81;
 const MODULE: &str = "null";
 
 /// Measures crossings with one domain of its own loaded, and with all slots taken.
-pub fn run(print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    print(&near_call());
-    print(&cr3_write());
+pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    print(&near_call(unit));
+    print(&cr3_write(unit));
     let handle = load()?;
-    let result = measure(&handle, print);
+    let result = measure(&handle, unit, print);
     let name = handle.lock().name.clone();
     drop(handle);
     module::unload(&name).map_err(|error| error.to_string())?;
@@ -38,11 +38,11 @@ fn load() -> Result<Handle, String> {
     module::load(&file, Ring::Sandboxed).map_err(|error| error.to_string())
 }
 
-fn measure(handle: &Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     let gates = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
-        let [mut trusted, mut gate] = alternate(handle, SAMPLES, || calls(handle), || Row::new("call/gate", "ticks"))?;
+        let [mut trusted, mut gate] = alternate(handle, SAMPLES, || calls(handle), || Row::new("call/gate", unit))?;
         trusted.name = "call/trusted";
-        let mut bare = Row::new("call/bare", "ticks").ring(Ring::Sandboxed);
+        let mut bare = Row::new("call/bare", unit).ring(Ring::Sandboxed);
         // The two are compared, so they alternate.
         gate.samples.clear();
         for number in 0..=SAMPLES {
@@ -58,13 +58,13 @@ fn measure(handle: &Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> 
     };
     gates(print)?;
 
-    let mut shared = Row::new("call/gate-shared", "ticks").ring(Ring::Sandboxed);
+    let mut shared = Row::new("call/gate-shared", unit).ring(Ring::Sandboxed);
     for _ in 0..SAMPLES {
         shared.samples.push(with_shared_root(handle)?);
     }
     print(&shared);
 
-    let mut interrupt = Row::new("call/int", "ticks").ring(Ring::Sandboxed);
+    let mut interrupt = Row::new("call/int", unit).ring(Ring::Sandboxed);
     entry_area::set_bench_vector(VECTOR, Some(entries::interrupt()));
     handle.lock().space.stub_to_interrupt(NULL_SERVICE, VECTOR);
     let samples: Result<Vec<f64>, String> = (0..SAMPLES).map(|_| calls(handle)).collect();
@@ -74,7 +74,7 @@ fn measure(handle: &Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> 
     print(&interrupt);
 
     let upcalls = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
-        let rows = alternate(handle, SAMPLES, || upcalls(handle), || Row::new("upcall", "ticks"))?;
+        let rows = alternate(handle, SAMPLES, || upcalls(handle), || Row::new("upcall", unit))?;
         rows.iter().for_each(print);
         Ok(())
     };
@@ -136,8 +136,8 @@ extern "C" fn nothing() {
     core::hint::black_box(());
 }
 
-fn near_call() -> Row {
-    let mut row = Row::new("call/near", "ticks").ring(Ring::Trusted);
+fn near_call(unit: &'static str) -> Row {
+    let mut row = Row::new("call/near", unit).ring(Ring::Trusted);
     let call: extern "C" fn() = core::hint::black_box(nothing);
     for _ in 0..SAMPLES {
         let start = time::tsc();
@@ -147,8 +147,8 @@ fn near_call() -> Row {
     row
 }
 
-fn cr3_write() -> Row {
-    let mut row = Row::new("call/cr3", "ticks").ring(Ring::Trusted);
+fn cr3_write(unit: &'static str) -> Row {
+    let mut row = Row::new("call/cr3", unit).ring(Ring::Trusted);
     for _ in 0..SAMPLES {
         let start = time::tsc();
         (0..EACH).for_each(|_| x86_64::instructions::tlb::flush_all());

@@ -88,20 +88,20 @@ impl Row {
 }
 
 /// Runs the benchmarks whose names begin with `prefix`.
-pub async fn run(prefix: &str, json: bool) -> Result<(), String> {
+pub async fn run(prefix: &str, json: bool, mode: Mode) -> Result<(), String> {
     if !json {
         println!("{:<20} {:>4} {:>5} {:>7} {:>14} {:>14} UNIT", "NAME", "RING", "BATCH", "DOMAINS", "MEDIAN", "P99");
     }
     let wanted = |part: &str| part.starts_with(prefix) || prefix.starts_with(part);
     let mut none = true;
     if wanted("call") || wanted("upcall") {
-        calls::run(&mut |row| row.print(json))?;
+        calls::run(mode.unit("ticks"), &mut |row| row.print(json))?;
         none = false;
     }
-    if wanted("nic") && nic::run(&mut |row| row.print(json)).await? {
+    if wanted("nic") && nic::run(mode, &mut |row| row.print(json)).await? {
         none = false;
     }
-    if wanted("scsi") && scsi::run(&mut |row| row.print(json)).await? {
+    if wanted("scsi") && scsi::run(mode, &mut |row| row.print(json)).await? {
         none = false;
     }
     if none { Err("nothing to measure: is the driver loaded?".to_string()) } else { Ok(()) }
@@ -149,7 +149,55 @@ fn wait_for_interrupt() -> bool {
     }
 }
 
-/// Operations a second, from a count and the TSC ticks it took.
-fn rate(count: usize, ticks: u64) -> f64 {
-    count as f64 * time::tsc_per_second() as f64 / ticks.max(1) as f64
+/// What a row of whole operations says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Operations a second, or what the operation is measured in.
+    Time,
+    /// TSC ticks of an operation in which the CPU was not halted: instructions, under `-icount shift=0`.
+    Instructions,
+}
+
+impl Mode {
+    /// The unit of a row that is measured in `unit` when it is about time.
+    fn unit(self, unit: &'static str) -> &'static str {
+        match self {
+            Mode::Time => unit,
+            Mode::Instructions => "instructions",
+        }
+    }
+}
+
+/// What a number of operations cost.
+struct Cost {
+    count: usize,
+    ticks: u64,
+    busy: u64,
+}
+
+impl Cost {
+    /// What a row says of it: `factor` times operations a second, or instructions an operation.
+    fn value(&self, mode: Mode, factor: f64) -> f64 {
+        match mode {
+            Mode::Time => factor * self.count as f64 * time::tsc_per_second() as f64 / self.ticks.max(1) as f64,
+            Mode::Instructions => self.busy as f64 / self.count.max(1) as f64,
+        }
+    }
+}
+
+/// Measures the cost of operations.
+struct Stopwatch {
+    tsc: u64,
+    idle: u64,
+}
+
+impl Stopwatch {
+    fn start() -> Stopwatch {
+        Stopwatch { tsc: time::tsc(), idle: interrupts::idle_ticks() }
+    }
+
+    fn stop(self, count: usize) -> Cost {
+        let ticks = time::tsc() - self.tsc;
+        Cost { count, ticks, busy: ticks.saturating_sub(interrupts::idle_ticks() - self.idle) }
+    }
 }

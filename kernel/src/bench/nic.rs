@@ -1,6 +1,6 @@
 //! Frames through a network driver: ARP requests to the router, which answers each at once.
 
-use super::{Row, alternate, rate, wait_for_interrupt};
+use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
 use crate::arch::time;
 use crate::domain::Handle;
 use crate::{module, net};
@@ -17,23 +17,29 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const FRAME: usize = 60;
 
 /// Measures frames a second; `false` if there is no network interface.
-pub async fn run(print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, String> {
     let Some(handle) = net::first_driver() else { return Ok(false) };
     net::wait_for_address(embassy_time::Duration::from_secs(5)).await;
     let unknown = frame(&handle, false);
     for batch in BATCHES {
-        let sample = || send(&handle, &unknown, batch);
-        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/tx", "frames/s").batch(batch))?;
+        let sample = || Ok(send(&handle, &unknown, batch)?.value(mode, 1.0));
+        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/tx", mode.unit("frames/s")).batch(batch))?;
         rows.iter().for_each(&mut *print);
     }
     let request = frame(&handle, true);
     for batch in BATCHES {
-        let sample = || exchange(&handle, &request, batch, EACH).map(|ticks| rate(EACH, ticks));
-        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/rx", "frames/s").batch(batch))?;
+        let sample = || Ok(exchange(&handle, &request, batch, EACH)?.value(mode, 1.0));
+        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/rx", mode.unit("frames/s")).batch(batch))?;
         rows.iter().for_each(&mut *print);
     }
-    let sample = || exchange(&handle, &request, 1, 1).map(|ticks| time::nanoseconds(ticks) as f64 / 1000.0);
-    let rows = alternate(&handle, 101, sample, || Row::new("nic/rtt", "us").batch(1))?;
+    let sample = || {
+        let cost = exchange(&handle, &request, 1, 1)?;
+        Ok(match mode {
+            Mode::Time => time::nanoseconds(cost.ticks) as f64 / 1000.0,
+            Mode::Instructions => cost.value(mode, 1.0),
+        })
+    };
+    let rows = alternate(&handle, 101, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?;
     rows.iter().for_each(&mut *print);
     Ok(true)
 }
@@ -78,19 +84,19 @@ fn hand_over(handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> 
     if module::poll(handle, Events::QUEUE) { Ok(()) } else { Err("the driver was ended".to_string()) }
 }
 
-/// Frames a second, sent in batches.
-fn send(handle: &Handle, frame: &[u8], batch: usize) -> Result<f64, String> {
-    let start = time::tsc();
+/// Sends frames in batches.
+fn send(handle: &Handle, frame: &[u8], batch: usize) -> Result<Cost, String> {
+    let watch = Stopwatch::start();
     for _ in 0..EACH / batch {
         hand_over(handle, frame, batch)?;
     }
-    Ok(rate(EACH, time::tsc() - start))
+    Ok(watch.stop(EACH))
 }
 
-/// Sends requests in batches and waits for the answers of each; returns the TSC ticks of all.
-fn exchange(handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result<u64, String> {
+/// Sends requests in batches and waits for the answers of each.
+fn exchange(handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result<Cost, String> {
     let mut buffer = [0; FRAME_BYTES];
-    let start = time::tsc();
+    let watch = Stopwatch::start();
     for _ in 0..count / batch {
         hand_over(handle, frame, batch)?;
         let mut missing = batch;
@@ -107,5 +113,5 @@ fn exchange(handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result
             }
         }
     }
-    Ok(time::tsc() - start)
+    Ok(watch.stop(count))
 }

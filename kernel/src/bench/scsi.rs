@@ -1,7 +1,6 @@
 //! Reads through a SCSI driver.
 
-use super::{Row, alternate, rate, wait_for_interrupt};
-use crate::arch::time;
+use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
 use crate::module;
 use crate::scsi::disk::Disk;
 use crate::scsi::queues::{Data, Ticket};
@@ -22,7 +21,7 @@ const DEPTH: usize = 32;
 const SMALL: usize = 4096;
 
 /// Measures reads a second; `false` if there is no disk.
-pub async fn run(print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, String> {
     scsi::settled().await;
     let Some(disk) = scsi::disks().into_iter().next() else { return Ok(false) };
     let mut random = 0x2545_f491_4f6c_dd1du64;
@@ -38,13 +37,13 @@ pub async fn run(print: &mut impl FnMut(&Row)) -> Result<bool, String> {
         random % places
     };
     let blocks = SMALL / disk.block_bytes();
-    let sample = || read(&disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64).map(|ticks| rate(EACH, ticks));
-    let rows = alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/read4k/depth1", "reads/s").batch(1))?;
+    let sample = || Ok(read(&disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64)?.value(mode, 1.0));
+    let rows =
+        alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/read4k/depth1", mode.unit("reads/s")).batch(1))?;
     rows.iter().for_each(&mut *print);
     for batch in BATCHES {
-        let sample =
-            || read(&disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64).map(|ticks| rate(EACH, ticks));
-        let row = || Row::new("scsi/read4k/depth32", "reads/s").batch(batch);
+        let sample = || Ok(read(&disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64)?.value(mode, 1.0));
+        let row = || Row::new("scsi/read4k/depth32", mode.unit("reads/s")).batch(batch);
         let rows = alternate(disk.handle(), SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
     }
@@ -52,17 +51,16 @@ pub async fn run(print: &mut impl FnMut(&Row)) -> Result<bool, String> {
     let large_places = disk.capacity.blocks / large_blocks;
     if large_places > 0 {
         let sample = || {
-            let ticks = read(&disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
-            Ok(rate(EACH * MAX_DATA, ticks) / 1e6)
+            let cost = read(&disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
+            Ok(cost.value(mode, MAX_DATA as f64 / 1e6))
         };
-        let rows = alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", "MB/s").batch(8))?;
+        let rows = alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", mode.unit("MB/s")).batch(8))?;
         rows.iter().for_each(&mut *print);
     }
     Ok(true)
 }
 
-/// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a time; returns the TSC
-/// ticks of all.
+/// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a time.
 fn read(
     disk: &Disk,
     count: usize,
@@ -70,12 +68,12 @@ fn read(
     depth: usize,
     batch: usize,
     mut place: impl FnMut(usize) -> u64,
-) -> Result<u64, String> {
+) -> Result<Cost, String> {
     let handle = disk.handle();
     let mut buffer = vec![0; len_bytes];
     let mut under_way: Vec<Ticket> = Vec::with_capacity(depth);
     let (mut begun, mut done) = (0, 0);
-    let start = time::tsc();
+    let watch = Stopwatch::start();
     while done < count {
         // A batch goes out when there is room for all of it.
         while begun < count && under_way.len() + batch.min(count - begun) <= depth {
@@ -114,5 +112,5 @@ fn read(
             return Err("the disk does not answer".to_string());
         }
     }
-    Ok(time::tsc() - start)
+    Ok(watch.stop(count))
 }

@@ -3,6 +3,7 @@
 use super::arguments::Arguments;
 use super::{Outcome, said};
 use crate::arch::time;
+use crate::bench::Mode;
 use crate::domain::Ring;
 use crate::domain::device::is_taken;
 use crate::scsi::disk::Disk;
@@ -56,7 +57,12 @@ static COMMANDS: &[Command] = &[
     command!("dmesg", "dmesg", "the kernel's log", dmesg),
     command!("mem", "mem", "memory: free, kernel, domains", mem),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),
-    command!("bench", "bench [NAME] [--json]", "what protection costs: all, or names that begin so", bench),
+    command!(
+        "bench",
+        "bench [NAME] [--json] [--instructions]",
+        "what protection costs: all, or names that begin so",
+        bench
+    ),
     command!("sleep", "sleep MILLISECONDS", "wait", sleep),
     command!("panic", "panic", "panic the kernel, to see what that looks like", panic),
     command!("shutdown", "shutdown", "stop all drivers and end", shutdown),
@@ -483,14 +489,15 @@ async fn repeat(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 async fn bench(mut arguments: Arguments<'_>) -> Outcome {
-    let (mut prefix, mut json) = ("", false);
+    let (mut prefix, mut json, mut mode) = ("", false, Mode::Time);
     while let Some(word) = arguments.optional() {
         match word {
             "--json" => json = true,
+            "--instructions" => mode = Mode::Instructions,
             word => prefix = word,
         }
     }
-    crate::bench::run(prefix, json).await
+    crate::bench::run(prefix, json, mode).await
 }
 
 async fn sleep(mut arguments: Arguments<'_>) -> Outcome {

@@ -5,12 +5,14 @@
 //! * [`build`]: loader, kernel and modules
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
+//! * [`bench`]: what protection costs
 //! * [`iso`]: the same system for machines with a BIOS
 
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 
+pub mod bench;
 pub mod build;
 pub mod iso;
 pub mod machine;

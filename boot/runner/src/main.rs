@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{GDB_PORT, Machine, Protocol};
 use ringfence::ramdisk::Contents;
-use ringfence::{build, iso, target};
+use ringfence::{bench, build, iso, target};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +33,15 @@ enum Verb {
         /// Shell commands to run and end, separated by ';'.
         #[arg(long, value_name = "CMD; CMD")]
         exec: Option<String>,
+    },
+    /// Measure what protection costs, in both rings.
+    Bench {
+        /// Folder for a page with tables and charts.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
     },
     /// Only build.
     Build,
@@ -105,6 +114,11 @@ fn run(cli: Cli) -> Result<u8> {
         None => boot(cli.run),
         Some(Verb::Build) => build::system(false).map(|_| 0),
         Some(Verb::Lint) => build::lint().map(|()| 0),
+        Some(Verb::Bench { out, json }) => {
+            let system = build::system(true)?;
+            bench::run(&system, &scratch_disk()?, &bench::Options { json, out })?;
+            Ok(0)
+        }
         Some(Verb::Iso { image, exec }) => {
             let system = build::system(false)?;
             let contents = Contents { exec, autoload: true, ..Contents::default() };

@@ -1,0 +1,289 @@
+//! `cargo run -- bench`: what protection costs, in times and in instructions, from this machine and this minute.
+//!
+//! The kernel measures crossings, frames and reads in both rings in one boot (`kernel/src/bench`); a second boot with
+//! `-icount` counts their instructions; a third moves TCP streams between host and guest. What is derived from other
+//! rows (losses, ratios) is a row as well.
+//!
+//! * [`host`]: keeps the host's CPUs awake, so that a guest that waits is not punished for it
+//! * [`report`]: the tables, for the terminal and as a page
+
+mod host;
+mod report;
+
+use crate::build::System;
+use crate::machine::{End, Machine, Protocol, Running};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// One result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured.
+    pub name: String,
+    /// The driver's ring.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ring: Option<u8>,
+    /// Operations handed over in one crossing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u64>,
+    /// Loaded domains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domains: Option<u64>,
+    /// Unit of the values.
+    pub unit: String,
+    /// Samples.
+    pub count: u64,
+    /// Their median.
+    pub median: f64,
+    /// The value that 99 of 100 samples are no worse than.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99: Option<f64>,
+}
+
+impl Row {
+    fn of(name: &str, unit: &str, mut samples: Vec<f64>) -> Row {
+        samples.sort_by(f64::total_cmp);
+        let last = samples.len().saturating_sub(1);
+        let at = |share: f64| samples.get((last as f64 * share) as usize).copied().unwrap_or(0.0);
+        let worst = if unit.ends_with("/s") { 0.01 } else { 0.99 };
+        Row {
+            name: name.to_string(),
+            ring: None,
+            batch: None,
+            domains: None,
+            unit: unit.to_string(),
+            count: samples.len() as u64,
+            median: at(0.5),
+            p99: Some(at(worst)),
+        }
+    }
+
+    fn derived(name: &str, unit: &str, value: f64) -> Row {
+        Row { count: 1, p99: None, ..Row::of(name, unit, vec![value]) }
+    }
+}
+
+/// What to do with the results.
+pub struct Options {
+    /// Print each row as a JSON object.
+    pub json: bool,
+    /// Folder for a page with tables and charts.
+    pub out: Option<PathBuf>,
+}
+
+/// Longest run of one boot.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+/// Boots to measure the time to the prompt.
+const BOOTS: usize = 5;
+/// Bytes of a TCP stream, and streams in each ring.
+const STREAM_BYTES: usize = 32 << 20;
+const STREAMS: usize = 3;
+/// UDP round trips in each ring.
+const ROUND_TRIPS: usize = 200;
+
+/// Measures everything.
+pub fn run(system: &System, disk: &Path, options: &Options) -> Result<()> {
+    let awake = host::Awake::new();
+    let progress = |what: &str| eprintln!("bench: {what}");
+    let machine = Machine { disks: vec![disk.to_path_buf()], timeout: Some(TIME_LIMIT), ..Machine::default() };
+
+    progress("times, in one boot (a minute)");
+    let mut rows = in_guest(system, &machine, "bench --json", &mut |process| awake.pin(process))?;
+    progress("instructions, in a boot with -icount");
+    let counting = Machine { icount: true, ..machine.clone() };
+    rows.extend(in_guest(system, &counting, "bench --json --instructions", &mut |_| ())?);
+    progress("streams between host and guest");
+    rows.extend(streams(system, &machine)?);
+    progress("boots to the prompt");
+    rows.push(boots(system, &machine)?);
+    rows.extend(derive(&rows));
+
+    if options.json {
+        for row in &rows {
+            println!("{}", serde_json::to_string(row)?);
+        }
+    } else {
+        print!("{}", report::text(&rows));
+    }
+    if let Some(out) = &options.out {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        let page = out.join("bench.html");
+        std::fs::write(&page, report::page(&rows)?).with_context(|| format!("cannot write {}", page.display()))?;
+        eprintln!("bench: {}", page.display());
+    }
+    Ok(())
+}
+
+/// Runs the kernel's own benchmarks and reads the rows that it prints.
+fn in_guest(system: &System, machine: &Machine, command: &str, pin: &mut dyn FnMut(u32)) -> Result<Vec<Row>> {
+    let mut machine = machine.clone();
+    machine.contents.exec = Some(command.to_string());
+    let running = machine.start(system)?;
+    pin(running.process());
+    let run = running.finish(|_| ())?;
+    if run.end != End::Done {
+        bail!("the benchmark ended badly ({}):\n{}", run.end.description(), run.text());
+    }
+    let rows = run.lines.iter().filter(|line| line.starts_with('{')).map(|line| Ok(serde_json::from_str(line)?));
+    rows.collect()
+}
+
+/// Time from QEMU's start to the shell's prompt.
+fn boots(system: &System, machine: &Machine) -> Result<Row> {
+    let mut machine = machine.clone();
+    machine.contents.exec = Some("help help".to_string());
+    let mut samples = Vec::new();
+    for _ in 0..BOOTS {
+        let start = Instant::now();
+        let mut running = machine.start(system)?;
+        running.wait_for("ringfence> ")?;
+        samples.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    Ok(Row::of("boot/prompt", "ms", samples))
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// TCP streams to and from the guest and UDP round trips, with the driver in each ring in turn.
+fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
+    let (discard, chargen, udp) = (free_port()?, free_port()?, free_port()?);
+    let mut machine = machine.clone();
+    machine.forwards = vec![(Protocol::Tcp, discard, 9), (Protocol::Tcp, chargen, 19), (Protocol::Udp, udp, 7)];
+    let mut running = machine.start(system)?;
+    running.wait_for("from DHCP")?;
+    let mut samples: [[Vec<f64>; 3]; 2] = Default::default();
+    for round in 0..=STREAMS {
+        for ring in [0, 1] {
+            change_ring(&mut running, ring)?;
+            let values = [to_guest(discard)?, from_guest(chargen)?, round_trip(udp)?];
+            if round > 0 {
+                for (samples, value) in samples[ring].iter_mut().zip(values) {
+                    samples.push(value);
+                }
+            }
+        }
+    }
+    running.type_line("shutdown")?;
+    let mut rows = Vec::new();
+    for (ring, samples) in (0..).zip(samples) {
+        for ((name, unit), samples) in
+            [("tcp/in", "MB/s"), ("tcp/out", "MB/s"), ("udp/rtt", "us")].into_iter().zip(samples)
+        {
+            rows.push(Row { ring: Some(ring), ..Row::of(name, unit, samples) });
+        }
+    }
+    Ok(rows)
+}
+
+fn change_ring(running: &mut Running, ring: usize) -> Result<()> {
+    running.type_line(&format!("ring e1000 {ring}"))?;
+    running.wait_for(&format!("e1000: now in ring {ring}"))?;
+    Ok(())
+}
+
+fn connect(port: u16) -> Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    Ok(stream)
+}
+
+fn megabytes_a_second(start: Instant) -> f64 {
+    STREAM_BYTES as f64 / 1e6 / start.elapsed().as_secs_f64()
+}
+
+fn to_guest(port: u16) -> Result<f64> {
+    let mut stream = connect(port)?;
+    let piece = vec![0x52; 1 << 16];
+    let start = Instant::now();
+    for _ in 0..STREAM_BYTES / piece.len() {
+        stream.write_all(&piece)?;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    // The guest closes when it has read everything.
+    stream.read_to_end(&mut Vec::new())?;
+    Ok(megabytes_a_second(start))
+}
+
+fn from_guest(port: u16) -> Result<f64> {
+    let mut stream = connect(port)?;
+    let mut piece = vec![0; 1 << 16];
+    let start = Instant::now();
+    for _ in 0..STREAM_BYTES / piece.len() {
+        stream.read_exact(&mut piece)?;
+    }
+    Ok(megabytes_a_second(start))
+}
+
+/// Median of UDP round trips, in microseconds.
+fn round_trip(port: u16) -> Result<f64> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(("127.0.0.1", port))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut samples = Vec::new();
+    let mut back = [0; 64];
+    for _ in 0..ROUND_TRIPS {
+        let start = Instant::now();
+        socket.send(&[0x52; 32])?;
+        socket.recv(&mut back).context("the guest does not echo")?;
+        samples.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(Row::of("", "us", samples).median)
+}
+
+/// Finds the one row that matches.
+fn find<'a>(rows: &'a [Row], name: &str, ring: u8, batch: Option<u64>, instructions: bool) -> Option<&'a Row> {
+    rows.iter().find(|row| {
+        row.name == name && row.ring == Some(ring) && row.batch == batch && (row.unit == "instructions") == instructions
+    })
+}
+
+/// What follows from the rows: losses of ring 1 against ring 0, and our gate against the bare crossing.
+fn derive(rows: &[Row]) -> Vec<Row> {
+    let mut derived = Vec::new();
+    let parts = [
+        ("loss/nic", "nic/tx"),
+        ("loss/nic-rx", "nic/rx"),
+        ("loss/scsi", "scsi/read4k/depth32"),
+        ("loss/scsi-depth1", "scsi/read4k/depth1"),
+        ("loss/scsi-seq", "scsi/seq"),
+        ("loss/tcp-in", "tcp/in"),
+        ("loss/tcp-out", "tcp/out"),
+    ];
+    for (name, of) in parts {
+        for sandboxed in rows.iter().filter(|row| row.name == of && row.ring == Some(1)) {
+            let instructions = sandboxed.unit == "instructions";
+            let Some(trusted) = find(rows, of, 0, sandboxed.batch, instructions) else { continue };
+            // Of a rate less is worse, of a cost more.
+            let loss = match instructions {
+                false => 1.0 - sandboxed.median / trusted.median,
+                true => sandboxed.median / trusted.median - 1.0,
+            };
+            let unit = if instructions { "% instructions" } else { "%" };
+            derived.push(Row { batch: sandboxed.batch, ..Row::derived(name, unit, loss * 100.0) });
+            if ["frames/s", "reads/s"].contains(&sandboxed.unit.as_str()) {
+                // One upcall hands over a batch; interrupts come on top.
+                let crossings = sandboxed.median / sandboxed.batch.unwrap_or(1) as f64;
+                let name = of.replace('/', "-");
+                derived.push(Row {
+                    batch: sandboxed.batch,
+                    ..Row::derived(&format!("crossings/{name}"), "1/s", crossings)
+                });
+            }
+        }
+    }
+    for gate in rows.iter().filter(|row| row.name == "call/gate" && row.unit == "ticks") {
+        let bare =
+            rows.iter().find(|row| row.name == "call/bare" && row.unit == "ticks" && row.domains == gate.domains);
+        if let Some(bare) = bare {
+            let ratio = gate.median / bare.median;
+            derived.push(Row { domains: gate.domains, ..Row::derived("ratio/gate-bare", "ratio", ratio) });
+        }
+    }
+    derived
+}

@@ -1,0 +1,220 @@
+//! The results as a table for the terminal, and as a page with charts that needs nothing else.
+
+use super::Row;
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+use std::fmt::Write;
+
+/// What Linux 6.1's in-kernel drivers do on the same emulated devices, under QEMU 7.2 TCG on a machine like the one this
+/// was developed on (medians of three boots): name, batch, unit, value.
+const LINUX: &[(&str, Option<u64>, &str, f64)] = &[
+    ("nic/tx", Some(1), "frames/s", 40_000.0),
+    ("nic/tx", Some(1), "instructions", 4_600.0),
+    ("scsi/read4k/depth1", Some(1), "reads/s", 3_000.0),
+    ("scsi/read4k/depth1", Some(1), "instructions", 15_700.0),
+    ("scsi/read4k/depth32", Some(32), "reads/s", 12_500.0),
+    ("scsi/seq", Some(8), "MB/s", 165.0),
+    ("tcp/in", None, "MB/s", 43.0),
+    ("tcp/out", None, "MB/s", 21.0),
+    ("udp/rtt", None, "us", 370.0),
+];
+
+/// The loss that was feared when this was first proposed, in 1997, in percent.
+pub const FEARED: f64 = 25.0;
+
+fn linux(row: &Row) -> Option<f64> {
+    let found =
+        LINUX.iter().find(|(name, batch, unit, _)| *name == row.name && *batch == row.batch && *unit == row.unit);
+    found.map(|(.., value)| *value)
+}
+
+fn number(value: f64) -> String {
+    if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") }
+}
+
+fn optional(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_string(), |value| value.to_string())
+}
+
+/// A row that both rings have, side by side.
+struct Pair<'a> {
+    trusted: &'a Row,
+    sandboxed: &'a Row,
+}
+
+/// The rows of whole operations, paired.
+fn pairs(rows: &[Row]) -> Vec<Pair<'_>> {
+    let operations = ["nic/", "scsi/", "tcp/", "udp/"];
+    let sandboxed = rows.iter().filter(|row| row.ring == Some(1));
+    sandboxed
+        .filter(|row| operations.iter().any(|prefix| row.name.starts_with(prefix)))
+        .filter_map(|sandboxed| {
+            let same = |row: &&Row| {
+                row.ring == Some(0)
+                    && row.name == sandboxed.name
+                    && row.batch == sandboxed.batch
+                    && row.unit == sandboxed.unit
+            };
+            Some(Pair { trusted: rows.iter().find(same)?, sandboxed })
+        })
+        .collect()
+}
+
+impl Pair<'_> {
+    /// What ring 1 loses, in percent: of a rate what is missing, of a cost what is added.
+    fn loss(&self) -> f64 {
+        let ratio = self.sandboxed.median / self.trusted.median;
+        100.0 * if self.sandboxed.unit.ends_with("/s") { 1.0 - ratio } else { ratio - 1.0 }
+    }
+}
+
+const PAIR_HEAD: [&str; 7] = ["operation", "batch", "ring 0", "ring 1", "loss %", "Linux", "unit"];
+const ROW_HEAD: [&str; 7] = ["name", "ring", "batch", "domains", "median", "p99", "unit"];
+
+fn pair_cells(pair: &Pair) -> [String; 7] {
+    [
+        pair.sandboxed.name.clone(),
+        optional(pair.sandboxed.batch),
+        number(pair.trusted.median),
+        number(pair.sandboxed.median),
+        format!("{:.1}", pair.loss()),
+        optional(linux(pair.sandboxed).map(number)),
+        pair.sandboxed.unit.clone(),
+    ]
+}
+
+fn row_cells(row: &Row) -> [String; 7] {
+    [
+        row.name.clone(),
+        optional(row.ring),
+        optional(row.batch),
+        optional(row.domains),
+        if row.unit == "ratio" { format!("{:.2}", row.median) } else { number(row.median) },
+        optional(row.p99.map(number)),
+        row.unit.clone(),
+    ]
+}
+
+/// Rows that are not shown side by side.
+fn singles(rows: &[Row]) -> Vec<&Row> {
+    let single = |row: &&Row| {
+        ["call/", "upcall", "boot/", "ratio/", "loss/", "crossings/"].iter().any(|prefix| row.name.starts_with(prefix))
+    };
+    rows.iter().filter(single).collect()
+}
+
+/// The tables for a terminal of 80 columns.
+pub fn text(rows: &[Row]) -> String {
+    let mut out = String::new();
+    let mut line = |cells: [String; 7], widths: [usize; 7]| {
+        let mut text = String::new();
+        for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            // Names and units to the left, numbers to the right. Writing to a String does not fail.
+            let _ = if index == 0 || index == 6 {
+                write!(text, "{cell:<width$} ")
+            } else {
+                write!(text, "{cell:>width$} ")
+            };
+        }
+        let _ = writeln!(out, "{}", text.trim_end());
+    };
+    let widths = [22, 6, 9, 9, 7, 9, 12];
+    line(PAIR_HEAD.map(String::from), widths);
+    for pair in pairs(rows) {
+        line(pair_cells(&pair), widths);
+    }
+    line(std::array::from_fn(|_| String::new()), widths);
+    let widths = [30, 4, 5, 7, 10, 10, 14];
+    line(ROW_HEAD.map(String::from), widths);
+    for row in singles(rows) {
+        line(row_cells(row), widths);
+    }
+    let _ = writeln!(out, "\nThe loss that was feared in 1997: {FEARED} % or more.");
+    out
+}
+
+/// A page with the tables and bar charts.
+pub fn page(rows: &[Row]) -> Result<String> {
+    let mut page = String::from(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Ringfence: what protection costs</title>\n\
+         <style>body{font:16px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em}\
+         table{border-collapse:collapse;margin:1em 0}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:right}\
+         td:first-child,th:first-child,td:last-child,th:last-child{text-align:left}svg{max-width:100%;height:auto}</style>\n\
+         <h1>Ringfence: what protection costs</h1>\n\
+         <p>The same loaded driver, trusted in ring 0 and sandboxed in ring 1, sample by sample in turn. Times under \
+         QEMU's TCG: compare within this page only. Instructions repeat exactly.</p>\n",
+    );
+    let pairs = pairs(rows);
+    for (title, unit) in [("Loss of time in ring 1", "/s"), ("Added instructions in ring 1", "instructions")] {
+        let bars: Vec<(String, f64)> = pairs
+            .iter()
+            .filter(|pair| pair.sandboxed.unit.ends_with(unit))
+            .map(|pair| {
+                let batch = pair.sandboxed.batch.map(|batch| format!(" \u{d7}{batch}")).unwrap_or_default();
+                (format!("{}{batch}", pair.sandboxed.name), pair.loss())
+            })
+            .collect();
+        if !bars.is_empty() {
+            page += &chart(title, &bars)?;
+        }
+    }
+    page += "<h2>Operations</h2>\n";
+    page += &table(PAIR_HEAD, pairs.iter().map(pair_cells));
+    page += "<h2>Crossings and what follows</h2>\n";
+    page += &table(ROW_HEAD, singles(rows).into_iter().map(row_cells));
+    page += "</html>\n";
+    Ok(page)
+}
+
+fn table(head: [&str; 7], rows: impl Iterator<Item = [String; 7]>) -> String {
+    let cells = |tag: &str, cells: Vec<String>| -> String {
+        cells.iter().map(|cell| format!("<{tag}>{cell}</{tag}>")).collect()
+    };
+    let mut table = format!("<table><tr>{}</tr>\n", cells("th", head.map(String::from).to_vec()));
+    for row in rows {
+        table += &format!("<tr>{}</tr>\n", cells("td", row.to_vec()));
+    }
+    table + "</table>\n"
+}
+
+/// Horizontal bars in percent, with a line where the feared loss is.
+fn chart(title: &str, bars: &[(String, f64)]) -> Result<String> {
+    const WIDTH: u32 = 900;
+    const BAR: u32 = 26;
+    let mut svg = String::new();
+    {
+        let height = 90 + BAR * bars.len() as u32;
+        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        let failed = |error: &dyn std::fmt::Display| anyhow!("drawing the chart: {error}");
+        let most = bars.iter().map(|(_, loss)| *loss).fold(FEARED * 1.2, f64::max);
+        let least = bars.iter().map(|(_, loss)| *loss).fold(0.0, f64::min);
+        let count = bars.len() as f64;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(format!("{title}, %"), ("sans-serif", 20))
+            .margin(8)
+            .x_label_area_size(30)
+            .y_label_area_size(210)
+            .build_cartesian_2d(least..most, 0.0..count)
+            .map_err(|error| failed(&error))?;
+        let label = |place: &f64| {
+            let index = (count - place).floor() as usize;
+            bars.get(index).map_or(String::new(), |(name, _)| name.clone())
+        };
+        chart.configure_mesh().disable_y_mesh().y_labels(0).x_desc("%").draw().map_err(|error| failed(&error))?;
+        let bar = |(index, (_, loss)): (usize, &(String, f64))| {
+            let top = count - index as f64;
+            Rectangle::new([(0.0, top - 0.85), (*loss, top - 0.15)], RGBColor(70, 110, 180).filled())
+        };
+        chart.draw_series(bars.iter().enumerate().map(bar)).map_err(|error| failed(&error))?;
+        let names = (0..bars.len()).map(|index| {
+            let place = count - index as f64 - 0.5;
+            let text = format!("{}  {:.1}", label(&place), bars[index].1);
+            EmptyElement::at((least, place)) + Text::new(text, (-200, -7), ("sans-serif", 13))
+        });
+        chart.draw_series(names).map_err(|error| failed(&error))?;
+        let feared = PathElement::new(vec![(FEARED, 0.0), (FEARED, count)], RED.stroke_width(2));
+        chart.draw_series([feared]).map_err(|error| failed(&error))?;
+        area.present().map_err(|error| failed(&error))?;
+    }
+    Ok(format!("<h2>{title}</h2>\n{svg}<p>The red line: {FEARED} %, which was feared in 1997.</p>\n"))
+}

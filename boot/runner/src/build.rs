@@ -109,7 +109,7 @@ fn compile_c(name: &str) -> Result<PathBuf> {
     let mut gcc = Command::new("gcc");
     gcc.args(["-c", "-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fPIC"]);
     gcc.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
-    gcc.arg("-I").arg(header()?).arg("-o").arg(&object).arg(&source);
+    gcc.arg("-I").arg(crate::header::write()?).arg("-o").arg(&object).arg(&source);
     run(&mut gcc, true)?;
     Ok(object)
 }
@@ -127,11 +127,6 @@ fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
     let packed = target().join(format!("{name}.rfm"));
     strip(&debug, &packed)?;
     Ok(Module { name: name.to_string(), debug, packed })
-}
-
-/// Writes the C header for drivers; returns the folder that has it.
-fn header() -> Result<PathBuf> {
-    bail!("the C header is not generated yet")
 }
 
 /// Copies an ELF file without debug information; its symbols stay, for reports.

@@ -3,6 +3,7 @@
 //!
 //! * [`toolchain`]: which compiler builds for the bare machine
 //! * [`build`]: loader, kernel and modules
+//! * `header`: what modules in C include
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
 //! * [`bench`]: what protection costs
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 pub mod bench;
 pub mod build;
+mod header;
 pub mod iso;
 pub mod machine;
 pub mod ramdisk;

@@ -5,7 +5,7 @@
 /// Number of domains that can exist at once, and so of slots.
 pub const MAX_DOMAINS: usize = 64;
 /// Bytes of address space from one slot to the next: what one entry of the top-level page table covers.
-pub const SLOT_SIZE: u64 = 1 << 39;
+pub const SLOT_SIZE: u64 = 0x80_0000_0000;
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;
 

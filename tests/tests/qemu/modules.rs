@@ -15,6 +15,18 @@ fn a_module_runs_in_both_rings_and_moves() {
 }
 
 #[test]
+fn a_module_in_c_runs_in_both_rings() {
+    let text = boot_well(&bare(
+        "insmod hello-c; tell hello-c a; ring hello-c 0; tell hello-c b; rmmod hello-c; insmod hello-c --ring 0",
+    ));
+    assert_eq!(text.lines().filter(|line| line.ends_with("hello-c: hello from C")).count(), 2);
+    // Its state moves with it.
+    assert_says(&text, "hello-c: 1 (0x1)");
+    assert_says(&text, "hello-c: 2 (0x2)");
+    assert_says(&text, "hello-c: good-bye from C");
+}
+
+#[test]
 fn a_trusted_driver_that_panics_is_ended_alone() {
     let run = boot(&bare("insmod rogue --ring 0; tell rogue panic; insmod template; tell template a"));
     assert_eq!(run.end, End::CommandFailed, "{}", run.text());

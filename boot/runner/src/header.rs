@@ -1,0 +1,65 @@
+//! The C header for drivers, generated from `kernel/abi`: types and constants by cbindgen, services from their table.
+
+use crate::build::write_if_changed;
+use crate::{project, target};
+use anyhow::{Context, Result};
+use cbindgen::{Builder, Config, EnumConfig, ExportConfig, Language, Style};
+use ringfence_abi::manifest::MAGIC;
+use ringfence_abi::service::SERVICES;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Files of the ABI that C can use as they are.
+const SOURCES: [&str; 6] = ["lib.rs", "layout.rs", "manifest.rs", "upcall.rs", "net.rs", "scsi.rs"];
+
+/// Types that no exported function names, and that drivers need all the same.
+const TYPES: [&str; 7] = ["Manifest", "PciId", "Kind", "NetInfo", "ScsiInfo", "Request", "Outcome"];
+
+/// Writes `ringfence.h`; returns the folder that has it.
+pub fn write() -> Result<PathBuf> {
+    let config = Config {
+        language: Language::C,
+        style: Style::Type,
+        include_guard: Some("RINGFENCE_H".to_string()),
+        documentation: true,
+        cpp_compat: false,
+        no_includes: true,
+        sys_includes: vec!["stdint.h".to_string()],
+        usize_is_size_t: false,
+        trailer: Some(services()?),
+        export: ExportConfig {
+            prefix: Some("Rf".to_string()),
+            include: TYPES.map(String::from).to_vec(),
+            ..ExportConfig::default()
+        },
+        enumeration: EnumConfig { prefix_with_name: true, ..EnumConfig::default() },
+        ..Config::default()
+    };
+    let mut builder = Builder::new().with_config(config);
+    for source in SOURCES {
+        builder = builder.with_src(project().join("kernel/abi/src").join(source));
+    }
+    let mut header = Vec::new();
+    builder.generate().context("generating the C header")?.write(&mut header);
+    // Constants are shouted in C, where they are defined and where they are the length of an array.
+    let header = String::from_utf8(header)?.replace("#define Rf", "#define RF_").replace("[Rf", "[RF_");
+    let folder = target().join("include");
+    write_if_changed(&folder.join("ringfence.h"), &header)?;
+    Ok(folder)
+}
+
+/// Declarations of the services, and the constants that only Rust can compute.
+fn services() -> Result<String> {
+    let mut text = String::new();
+    writeln!(text, "/** First field of every manifest. */\n#define RF_MAGIC {MAGIC:#x}ULL")?;
+    for (level, name) in (1..).zip(["ERROR", "WARN", "INFO", "DEBUG", "TRACE"]) {
+        writeln!(text, "#define RF_LOG_{name} {level}")?;
+    }
+    writeln!(text)?;
+    for service in SERVICES {
+        let arguments: Vec<String> = service.arguments.iter().map(|name| format!("uint64_t {name}")).collect();
+        let arguments = if arguments.is_empty() { "void".to_string() } else { arguments.join(", ") };
+        writeln!(text, "/** {}. */\nint64_t {}({arguments});", service.what, service.symbol)?;
+    }
+    Ok(text)
+}

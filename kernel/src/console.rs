@@ -119,16 +119,28 @@ pub fn receive() {
     ON_INPUT.wake();
 }
 
+/// Whether Ctrl-C waits in the input: it is taken out, with all that was typed before it. `waker` is woken at the next
+/// input.
+pub fn take_interrupt(waker: &Waker) -> bool {
+    const CTRL_C: u8 = 3;
+    ON_INPUT.register(waker);
+    without_interrupts(|| {
+        let mut input = INPUT.lock();
+        let Some(place) = input.iter().position(|byte| *byte == CTRL_C) else { return false };
+        (0..=place).for_each(|_| {
+            input.dequeue();
+        });
+        true
+    })
+}
+
 /// Has `waker` woken when there is input.
 pub fn wake_on_input(waker: &Waker) {
     ON_INPUT.register(waker);
 }
 
-/// The next byte of input; if there is none, `waker` is woken when there is.
-pub fn read_byte(waker: Option<&Waker>) -> Option<u8> {
-    if let Some(waker) = waker {
-        ON_INPUT.register(waker);
-    }
+/// The next byte of input.
+pub fn read_byte() -> Option<u8> {
     without_interrupts(|| INPUT.lock().dequeue())
 }
 

@@ -48,3 +48,20 @@ pub fn boot_well(machine: &Machine) -> String {
 pub fn assert_says(text: &str, part: &str) {
     assert!(text.lines().any(|line| line.contains(part)), "no line has '{part}':\n{text}");
 }
+
+/// The runner's command line, built once.
+pub fn runner() -> std::path::PathBuf {
+    static RUNNER: OnceLock<std::path::PathBuf> = OnceLock::new();
+    let build = || {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = std::process::Command::new(cargo)
+            .args(["build", "--quiet", "-p", "ringfence"])
+            .current_dir(ringfence::project())
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the runner builds");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map(std::path::PathBuf::from);
+        target.unwrap_or_else(|| ringfence::project().join("target")).join("debug/ringfence")
+    };
+    RUNNER.get_or_init(build).clone()
+}

@@ -15,8 +15,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// QEMU's name.
+/// QEMU's name, unless `RINGFENCE_QEMU` names another one.
 pub const QEMU: &str = "qemu-system-x86_64";
+
+fn qemu() -> OsString {
+    std::env::var_os("RINGFENCE_QEMU").unwrap_or_else(|| QEMU.into())
+}
 /// Where gdb connects.
 pub const GDB_PORT: u16 = 1234;
 
@@ -159,7 +163,7 @@ pub struct Running {
 impl Machine {
     /// QEMU's command line, without the console.
     fn command(&self, system: &System, files: &TempDir) -> Result<Command> {
-        let mut qemu = Command::new(QEMU);
+        let mut qemu = Command::new(qemu());
         qemu.args(["-machine", "pc", "-accel", &self.accel, "-no-reboot", "-display", "none", "-vga", "none"]);
         qemu.args(["-cpu", if self.accel == "kvm" { "host" } else { "max" }]);
         qemu.args(["-m", &format!("{}M", self.memory), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
@@ -353,7 +357,8 @@ impl Drop for Running {
 }
 
 fn start(qemu: &mut Command) -> Result<Child> {
-    qemu.spawn().with_context(|| format!("cannot start {QEMU}: is it installed? 'make setup' installs it"))
+    let name = qemu.get_program().to_string_lossy().into_owned();
+    qemu.spawn().with_context(|| format!("cannot start {name}: is it installed? 'make setup' installs it"))
 }
 
 /// QEMU splits its options at commas; one in a name is doubled.

@@ -64,6 +64,7 @@ static COMMANDS: &[Command] = &[
         bench
     ),
     command!("sleep", "sleep MILLISECONDS", "wait", sleep),
+    command!("wait", "wait", "wait for commands that were started with & behind them", wait),
     command!("panic", "panic", "panic the kernel, to see what that looks like", panic),
     command!("shutdown", "shutdown", "stop all drivers and end", shutdown),
 ];
@@ -498,6 +499,11 @@ async fn bench(mut arguments: Arguments<'_>) -> Outcome {
         }
     }
     crate::bench::run(prefix, json, mode).await
+}
+
+/// Only the shell itself knows what it waits for: it never gets here unless `wait` is part of another command.
+async fn wait(arguments: Arguments<'_>) -> Outcome {
+    arguments.wrong("only a line of its own can wait")
 }
 
 async fn sleep(mut arguments: Arguments<'_>) -> Outcome {

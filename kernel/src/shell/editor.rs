@@ -72,7 +72,7 @@ impl Read<u8> for Serial {
     type Error = Infallible;
 
     fn read(&mut self) -> nb::Result<u8, Infallible> {
-        console::read_byte(None).ok_or(nb::Error::WouldBlock)
+        console::read_byte().ok_or(nb::Error::WouldBlock)
     }
 }
 

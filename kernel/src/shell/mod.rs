@@ -9,9 +9,12 @@
 
 use crate::arch::power::{self, Ending};
 use crate::{console, module, print, println, ramdisk};
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
-use core::future::poll_fn;
-use core::task::Poll;
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::{Context, Poll};
 use editor::{Line, LineEditor};
 use embassy_futures::select::{Either, select};
 
@@ -24,7 +27,6 @@ pub type Outcome = Result<(), String>;
 
 /// The line before each command.
 pub const PROMPT: &str = "ringfence> ";
-const CTRL_C: u8 = 3;
 
 /// Loads drivers, then runs the commands in the ramdisk, or those that are typed.
 pub async fn run() {
@@ -32,23 +34,24 @@ pub async fn run() {
     if !options.lines().any(|option| option == "no-autoload") {
         module::autoload();
     }
+    let mut jobs = Jobs::default();
     if let Some(script) = ramdisk::text("exec") {
-        let mut failed = 0;
         for command in script.split([';', '\n']).map(str::trim).filter(|command| !command.is_empty()) {
             println!("{PROMPT}{command}");
-            failed += usize::from(!execute(command).await);
+            jobs.execute(command).await;
         }
-        finish(failed);
+        jobs.finish().await;
+        finish(jobs.failed);
     }
     println!("Type 'help' for the commands, 'shutdown' or Ctrl-A X to leave.");
     let mut editor = LineEditor::new();
     loop {
         print!("{PROMPT}");
-        match editor.read_line().await {
+        match jobs.beside(editor.read_line()).await {
             Line::Command(command) => {
                 println!();
                 if !command.is_empty() {
-                    execute(&command).await;
+                    jobs.execute(&command).await;
                 }
             }
             Line::Cancelled => println!("^C"),
@@ -67,25 +70,70 @@ pub fn finish(failed: usize) -> ! {
     power::end(Ending::CommandFailed)
 }
 
-/// Runs one command; Ctrl-C gives it up. Whether it succeeded.
-async fn execute(line: &str) -> bool {
-    let interrupted = poll_fn(|context| {
-        while let Some(byte) = console::read_byte(Some(context.waker())) {
-            if byte == CTRL_C {
-                return Poll::Ready(());
+/// Commands that were started with `&` and still run, and how many commands failed.
+#[derive(Default)]
+struct Jobs {
+    running: Vec<Pin<Box<dyn Future<Output = Outcome>>>>,
+    failed: usize,
+}
+
+impl Jobs {
+    /// Runs one command; Ctrl-C gives it up. One that ends with `&` goes on beside those that follow.
+    async fn execute(&mut self, line: &str) {
+        if let Some(line) = line.strip_suffix('&') {
+            let line = line.trim().to_string();
+            self.running.push(Box::pin(async move { commands::run(&line).await }));
+            return;
+        }
+        if line == "wait" {
+            self.finish().await;
+            return;
+        }
+        let interrupted = poll_fn(|context| match console::take_interrupt(context.waker()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        match self.beside(select(commands::run(line), interrupted)).await {
+            Either::First(outcome) => self.count(outcome),
+            Either::Second(()) => self.count(Err("interrupted".to_string())),
+        }
+    }
+
+    /// Waits for all that run.
+    async fn finish(&mut self) {
+        poll_fn(|context| {
+            self.poll(context);
+            if self.running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Waits for `future` while the others go on.
+    async fn beside<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = core::pin::pin!(future);
+        poll_fn(|context| {
+            self.poll(context);
+            future.as_mut().poll(context)
+        })
+        .await
+    }
+
+    fn poll(&mut self, context: &mut Context) {
+        let mut ended = Vec::new();
+        self.running.retain_mut(|job| match job.as_mut().poll(context) {
+            Poll::Ready(outcome) => {
+                ended.push(outcome);
+                false
             }
-        }
-        Poll::Pending
-    });
-    match select(commands::run(line), interrupted).await {
-        Either::First(Ok(())) => true,
-        Either::First(Err(reason)) => {
+            Poll::Pending => true,
+        });
+        ended.into_iter().for_each(|outcome| self.count(outcome));
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        if let Err(reason) = outcome {
             println!("error: {reason}");
-            false
-        }
-        Either::Second(()) => {
-            println!("^C");
-            false
+            self.failed += 1;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Tests that boot the whole system in QEMU.
 
+mod bench;
 mod boot;
 mod modules;
 mod network;

@@ -62,6 +62,24 @@ fn writes_and_copies_reach_the_images() {
 }
 
 #[test]
+fn a_driver_changes_rings_in_the_middle_of_a_copy() {
+    let directory = TempDir::new().unwrap();
+    let (first, second) = (image(&directory, "first.img", 65536), directory.path().join("second.img"));
+    std::fs::write(&second, vec![0; 65536 * BLOCK]).unwrap();
+    let mut machine = machine(
+        "lsblk; blkcopy disk0 0 disk1 0 65536 &; repeat 100 ring virtio-scsi 0, sleep 1, ring virtio-scsi 1, sleep 1; \
+         wait",
+    );
+    machine.disks = vec![first.clone(), second.clone()];
+    let text = boot_well(&machine);
+    assert_says(&text, &sum(&first, 0, 65536));
+    assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap(), "the copy differs");
+    // The copy was still under way when the ring had changed many times.
+    let before_end = text.lines().take_while(|line| !line.contains(&sum(&first, 0, 65536)));
+    assert!(before_end.filter(|line| line.contains("virtio-scsi: now in ring")).count() > 20, "{text}");
+}
+
+#[test]
 fn errors_of_the_device_are_decoded() {
     let directory = TempDir::new().unwrap();
     let mut machine = machine("blkread disk0 4095 2; blkread disk7 0 1; blkread disk0 x 1");

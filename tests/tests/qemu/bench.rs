@@ -1,0 +1,64 @@
+//! `cargo run -- bench` prints every row that it promises. What the rows say is nobody's business here.
+
+use std::process::Command;
+
+#[test]
+fn every_row_is_there() {
+    ringfence_tests::system();
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new(ringfence_tests::runner())
+        .args(["bench", "--json", "--out"])
+        .arg(directory.path())
+        .output()
+        .expect("the runner runs");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let has = |name: &str, ring: Option<u64>, batch: Option<u64>, unit: &str| {
+        rows.iter().any(|row| {
+            row["name"] == name && row["ring"].as_u64() == ring && row["batch"].as_u64() == batch && row["unit"] == unit
+        })
+    };
+    let mut missing = Vec::new();
+    let mut expect = |name: &str, ring, batch, unit: &str| {
+        if !has(name, ring, batch, unit) {
+            missing.push(format!("{name}, ring {ring:?}, batch {batch:?}, {unit}"));
+        }
+    };
+    for unit in ["ticks", "instructions"] {
+        for (name, ring) in
+            [("near", 0), ("trusted", 0), ("cr3", 0), ("gate", 1), ("gate-shared", 1), ("bare", 1), ("int", 1)]
+        {
+            expect(&format!("call/{name}"), Some(ring), None, unit);
+        }
+    }
+    for ring in [0, 1] {
+        expect("upcall", Some(ring), None, "ticks");
+        for batch in [1, 8, 32] {
+            expect("nic/tx", Some(ring), Some(batch), "frames/s");
+            expect("nic/tx", Some(ring), Some(batch), "instructions");
+            expect("nic/rx", Some(ring), Some(batch), "frames/s");
+            expect("scsi/read4k/depth32", Some(ring), Some(batch), "reads/s");
+        }
+        expect("nic/rtt", Some(ring), Some(1), "us");
+        expect("scsi/read4k/depth1", Some(ring), Some(1), "reads/s");
+        expect("scsi/read4k/depth1", Some(ring), Some(1), "instructions");
+        expect("scsi/seq", Some(ring), Some(8), "MB/s");
+        for (name, unit) in [("tcp/in", "MB/s"), ("tcp/out", "MB/s"), ("udp/rtt", "us")] {
+            expect(name, Some(ring), None, unit);
+        }
+    }
+    for batch in [1, 8, 32] {
+        expect("loss/nic", None, Some(batch), "%");
+        expect("loss/scsi", None, Some(batch), "%");
+    }
+    expect("boot/prompt", None, None, "ms");
+    expect("ratio/gate-bare", None, None, "ratio");
+    assert!(missing.is_empty(), "missing:\n{}", missing.join("\n"));
+    // With one domain and with all of them.
+    for domains in [3, 64] {
+        assert!(rows.iter().any(|row| row["name"] == "call/gate" && row["domains"] == domains));
+    }
+    let page = std::fs::read_to_string(directory.path().join("bench.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("scsi/read4k/depth32"));
+}

@@ -1,0 +1,65 @@
+//! The runner's command line: exit statuses, and one clear line for each mistake.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    ringfence_tests::system();
+    Command::new(ringfence_tests::runner()).args(arguments).output().expect("the runner runs")
+}
+
+/// Runs it and returns its status and the one line that it must say.
+fn mistake(arguments: &[&str]) -> (i32, String) {
+    let output = run(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    (output.status.code().unwrap(), text.trim().to_string())
+}
+
+#[test]
+fn statuses_tell_how_a_run_ended() {
+    let status = |commands: &str, more: &[&str]| {
+        let arguments = [&["--nic", "none", "--hba", "none", "--exec", commands], more].concat();
+        run(&arguments).status.code()
+    };
+    assert_eq!(status("help; lspci", &[]), Some(0));
+    assert_eq!(status("help; nonsense; lspci", &[]), Some(1));
+    assert_eq!(status("panic", &[]), Some(2));
+    assert_eq!(status("sleep 100000", &["--timeout", "3"]), Some(3));
+}
+
+#[test]
+fn mistakes_are_one_clear_line() {
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = busy.local_addr().unwrap().port();
+    let (status, line) = mistake(&["--exec", "help", "--forward", &format!("{port}:7")]);
+    assert!(status == 4 && line.starts_with(&format!("ringfence: port {port} cannot be used")), "{line}");
+    let (status, line) = mistake(&["--exec", "help", "--disk", "/nowhere/disk.img"]);
+    assert_eq!((status, line.as_str()), (4, "ringfence: there is no file /nowhere/disk.img"));
+    let (status, line) = mistake(&["--exec", "help", "--module", "/nowhere/driver.rfm"]);
+    assert_eq!((status, line.as_str()), (4, "ringfence: there is no file /nowhere/driver.rfm"));
+}
+
+#[test]
+fn a_missing_qemu_is_said() {
+    ringfence_tests::system();
+    let output = Command::new(ringfence_tests::runner())
+        .args(["--exec", "help"])
+        .env("RINGFENCE_QEMU", "no-such-qemu")
+        .output()
+        .expect("the runner runs");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text.starts_with("ringfence: cannot start no-such-qemu: is it installed?"), "{text}");
+    assert_eq!(text.lines().count(), 1);
+}
+
+#[test]
+fn json_is_one_object_a_line() {
+    let output = run(&["--json", "--nic", "none", "--hba", "none", "--exec", "lspci"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["console"].as_str().is_some_and(|text| text.contains("Host bridge"))));
+    assert_eq!(lines.last().unwrap()["end"], "done");
+    assert_eq!(lines.last().unwrap()["status"], 0);
+}

@@ -40,19 +40,21 @@ pub struct TrapFrame {
 
 impl core::fmt::Display for TrapFrame {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let rows: [[(&str, u64); 4]; 5] = [
-            [("rax", self.rax), ("rbx", self.rbx), ("rcx", self.rcx), ("rdx", self.rdx)],
-            [("rsi", self.rsi), ("rdi", self.rdi), ("rbp", self.rbp), ("rsp", self.rsp)],
-            [("r8 ", self.r8), ("r9 ", self.r9), ("r10", self.r10), ("r11", self.r11)],
-            [("r12", self.r12), ("r13", self.r13), ("r14", self.r14), ("r15", self.r15)],
-            [("rip", self.rip), ("flg", self.rflags), ("cs ", self.cs), ("ss ", self.ss)],
+        let rows: [&[(&str, u64)]; 7] = [
+            &[("rax", self.rax), ("rbx", self.rbx), ("rcx", self.rcx)],
+            &[("rdx", self.rdx), ("rsi", self.rsi), ("rdi", self.rdi)],
+            &[("rbp", self.rbp), ("rsp", self.rsp), ("r8 ", self.r8)],
+            &[("r9 ", self.r9), ("r10", self.r10), ("r11", self.r11)],
+            &[("r12", self.r12), ("r13", self.r13), ("r14", self.r14)],
+            &[("r15", self.r15), ("rip", self.rip), ("flg", self.rflags)],
+            &[("cs ", self.cs), ("ss ", self.ss), ("err", self.error_code)],
         ];
         for (index, row) in rows.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
             write!(f, "   ")?;
-            for (name, value) in row {
+            for (name, value) in *row {
                 write!(f, " {name}={value:016x}")?;
             }
         }

@@ -53,9 +53,9 @@ pub enum Cause {
 /// A record of why a driver was ended.
 #[derive(Debug)]
 pub struct Fault {
-    /// The first line of the report: driver, what, where.
+    /// The first line of the report: driver, what, during what.
     pub headline: String,
-    /// The rest: registers and calls.
+    /// The rest: where, registers and calls.
     pub details: String,
 }
 
@@ -68,8 +68,8 @@ impl Fault {
         let _ = write_cause(&mut headline, domain, cause, frame);
         let _ = write!(headline, ", in {}", upcall::name(domain.upcall));
         if let Some(frame) = frame {
-            let _ = write!(headline, ", at {}", Place { domain, rip: frame.rip });
-            let _ = writeln!(details, "    ring {}, slot {}", frame.cs & 3, domain.space.slot());
+            let _ = writeln!(details, "    at {}", Place { domain, rip: frame.rip });
+            let _ = writeln!(details, "    in ring {}, slot {}", frame.cs & 3, domain.space.slot());
             let _ = writeln!(details, "{frame}");
         }
         let _ = write!(details, "{}", domain.calls);

@@ -83,9 +83,11 @@ fn every_attack_ends_its_driver_with_the_exact_fault_and_nobody_else() {
         if fault.is_empty() {
             assert_says(report, "refused: not found");
         } else {
-            let said = report.lines().find(|line| line.contains("fault: rogue: "));
-            if !said.is_some_and(|line| line.contains(fault)) {
-                wrong.push(format!("{attack}\n    should say {fault}\n    but says   {}", said.unwrap_or(report)));
+            // The first line says what, the second where.
+            let mut said = report.lines().skip_while(|line| !line.contains("fault: rogue: "));
+            let said = format!("{}, {}", said.next().unwrap_or(report), said.next().unwrap_or("").trim());
+            if !said.contains(fault) {
+                wrong.push(format!("{attack}\n    should say {fault}\n    but says   {said}"));
             }
         }
         let after = &text[start + report.len()..];

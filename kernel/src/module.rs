@@ -6,7 +6,7 @@ use crate::domain::fault::{CallLog, Cause};
 use crate::domain::space::{Space, rights};
 use crate::domain::upcall::UpcallError;
 use crate::domain::{Domain, Handle, Ring};
-use crate::memory::frames::OutOfMemory;
+use crate::memory::frames::{self, OutOfMemory};
 use crate::pci::{self, Function};
 use crate::ramdisk;
 use alloc::format;
@@ -97,7 +97,6 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
         forget(&handle);
         return Err(LoadError::Init(error));
     }
-    handle.lock().running = true;
     crate::net::attach(&handle);
     crate::scsi::attach(&handle);
     Ok(handle)
@@ -108,7 +107,7 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     if manifest.pci_ids().next().is_none() {
         return Ok(None);
     }
-    let drives = |function: &&Function| manifest.pci_ids().any(|id| id == function.id);
+    let drives = |function: &&Function| function.is_device && manifest.pci_ids().any(|id| id == function.id);
     let device = pci::functions().iter().filter(drives).find_map(Device::take);
     device.map(Some).ok_or(LoadError::NoDevice)
 }
@@ -142,8 +141,12 @@ fn map(file: &File, module: Module, device: Option<Device>, ring: Ring) -> Resul
         calls: CallLog::default(),
         fault: None,
         upcalls: 0,
-        running: false,
+        log_left: 0,
+        log_dropped: 0,
+        stopped: false,
+        promised: 0,
     };
+    domain.promised = frames::promise(&domain.manifest, domain.image_bytes)?;
     let slot = domain.base();
     let image = slot + IMAGE;
     let space = &mut domain.space;
@@ -193,6 +196,8 @@ pub fn unload(name: &str) -> Result<(), LoadError> {
     {
         log::warn!("{name}: exit: {error}");
     }
+    domain.stopped = true;
+    quiesce(&mut domain);
     drop(domain);
     forget(&handle);
     Ok(())

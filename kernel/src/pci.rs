@@ -53,6 +53,8 @@ pub struct Function {
     pub id: PciId,
     /// Base class, sub-class, programming interface.
     pub class: (u8, u8, u8),
+    /// Whether a driver can have it: an endpoint, and no bridge of any kind.
+    pub is_device: bool,
     /// Base address registers.
     pub bars: [Option<Bar>; MAX_BARS],
     /// How many ports an I/O BAR has; 0 for the others.
@@ -103,6 +105,8 @@ fn scan_bus(bus: u8, found: &mut Vec<Function>) {
             let mut bars = [const { None }; MAX_BARS];
             let mut port_counts = [0; MAX_BARS];
             let mut line = None;
+            const BRIDGE: u8 = 6;
+            let is_device = matches!(header.header_type(ConfigSpace), HeaderType::Endpoint) && base != BRIDGE;
             match header.header_type(ConfigSpace) {
                 HeaderType::Endpoint => {
                     if let Some(endpoint) = EndpointHeader::from_header(header, ConfigSpace) {
@@ -122,7 +126,7 @@ fn scan_bus(bus: u8, found: &mut Vec<Function>) {
                 _ => {}
             }
             let id = PciId { vendor, device };
-            found.push(Function { address, id, class: (base, sub, interface), bars, port_counts, line });
+            found.push(Function { address, id, class: (base, sub, interface), is_device, bars, port_counts, line });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The kernel's own symbols, from the ELF file that the loader left in memory: for backtraces.
 
 use core::fmt;
+use core::fmt::Write;
 use ringfence_core::module::symbol_at;
 use spin::Once;
 
@@ -37,15 +38,37 @@ pub fn kernel_region(address: u64) -> &'static str {
     }
 }
 
-/// A symbol's name as its author wrote it.
+/// A symbol's name as its author wrote it. A module file can say anything there: what is longer than a name has to be
+/// is cut off, and what is not printable is replaced.
 pub struct Demangled<'a>(pub &'a [u8]);
+
+/// Longest name in bytes.
+const MAX_NAME: usize = 160;
+
+struct Limited<'a, 'b> {
+    out: &'a mut fmt::Formatter<'b>,
+    left: usize,
+}
+
+impl fmt::Write for Limited<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            // Failing here stops who writes: a short mangled name can stand for a megabyte.
+            self.left = self.left.checked_sub(c.len_utf8()).ok_or(fmt::Error)?;
+            self.out.write_char(if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })?;
+        }
+        Ok(())
+    }
+}
 
 impl fmt::Display for Demangled<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match core::str::from_utf8(self.0) {
-            Ok(name) => write!(f, "{:#}", rustc_demangle::demangle(name)),
-            Err(_) => write!(f, "{}", self.0.escape_ascii()),
-        }
+        let mut limited = Limited { out: f, left: MAX_NAME };
+        let whole = match core::str::from_utf8(self.0) {
+            Ok(name) => write!(limited, "{:#}", rustc_demangle::demangle(name)),
+            Err(_) => write!(limited, "{}", self.0.escape_ascii()),
+        };
+        if whole.is_err() { f.write_str("...") } else { Ok(()) }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use ringfence_sdk::{Driver, Manifest, Refusal, Result, driver, service};
 
-driver!(Null, Manifest::new("null", env!("CARGO_PKG_VERSION")).upcall_ms(60_000));
+driver!(Null, Manifest::new("null", env!("CARGO_PKG_VERSION")).upcall_ms(1000));
 
 struct Null;
 

@@ -9,6 +9,11 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGFNCE");
 /// How many PCI ids a module can name.
 pub const MAX_PCI_IDS: usize = 8;
 
+/// Longest time that a manifest can allow one upcall, in milliseconds: nothing else runs meanwhile.
+pub const MAX_UPCALL_MS: u64 = 1000;
+/// Smallest stack in bytes: in ring 0 the services run on it as well.
+pub const MIN_STACK: u64 = 16 << 10;
+
 /// What a module is, and so which services it can be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -123,10 +128,10 @@ impl Manifest {
         if !within(manifest.dma_bytes, 0, crate::layout::DMA_MAX) {
             return Err(ManifestError::Budget("DMA"));
         }
-        if !within(manifest.stack_bytes, crate::layout::PAGE_SIZE, crate::layout::STACK_MAX) {
+        if !within(manifest.stack_bytes, MIN_STACK, crate::layout::STACK_MAX) {
             return Err(ManifestError::Budget("stack"));
         }
-        if !within(manifest.upcall_ms, 1, 60_000) {
+        if !within(manifest.upcall_ms, 1, MAX_UPCALL_MS) {
             return Err(ManifestError::Budget("time"));
         }
         Ok(manifest)

@@ -21,6 +21,9 @@ type Header = elf::FileHeader64<LE>;
 /// Most `PT_LOAD` segments that a module may have.
 pub const MAX_SEGMENTS: usize = 16;
 
+/// Most relocations that a module may have.
+pub const MAX_RELOCATIONS: usize = 1 << 15;
+
 /// A module file that may be loaded. Addresses are offsets from the image's base.
 #[derive(Debug)]
 pub struct Module<'a> {
@@ -121,6 +124,8 @@ pub enum ModuleError {
     TooLarge(u64),
     /// It has something that is not supported.
     Unsupported(&'static str),
+    /// It has too many relocations.
+    RelocationCount(usize),
     /// A relocation of this type is not supported.
     RelocationType(u32),
     /// A relocation patches bytes that are not in a writable segment.
@@ -150,6 +155,7 @@ impl fmt::Display for ModuleError {
             ModuleError::Overlap(index) => write!(f, "segment {index} overlaps the one before it"),
             ModuleError::TooLarge(bytes) => write!(f, "image of {bytes:#x} bytes is too large (most: {IMAGE_MAX:#x})"),
             ModuleError::Unsupported(what) => write!(f, "{what} is not supported"),
+            ModuleError::RelocationCount(count) => write!(f, "{count} relocations (most: {MAX_RELOCATIONS})"),
             ModuleError::RelocationType(kind) => write!(f, "relocation type {kind} is not supported"),
             ModuleError::RelocationTarget(at) => write!(f, "relocation at {at:#x} is not in a writable segment"),
             ModuleError::RelocationValue(value) => write!(f, "relocation to {value:#x} is outside the image"),
@@ -211,7 +217,10 @@ impl<'a> Module<'a> {
                 SectionIndex(0) => None,
                 link => Some(sections.symbol_table_by_index(LE, file, link).map_err(|_| ModuleError::NotElf)?),
             };
-            relocations.reserve_exact(entries.len());
+            let total = relocations.len() + entries.len();
+            if total > MAX_RELOCATIONS || relocations.try_reserve_exact(entries.len()).is_err() {
+                return Err(ModuleError::RelocationCount(total));
+            }
             for entry in entries {
                 let value = match entry.r_type(LE, false) {
                     elf::R_X86_64_NONE => continue,

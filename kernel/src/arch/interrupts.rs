@@ -72,6 +72,21 @@ pub fn halt_unless_fired() {
     }
 }
 
+/// The lines that are in service.
+fn in_service() -> u16 {
+    use x86_64::instructions::port::Port;
+    const READ_IN_SERVICE: u8 = 0x0b;
+    let read = |port| {
+        let mut command = Port::<u8>::new(port);
+        // SAFETY: OCW3 chooses what the next read returns, nothing else.
+        unsafe {
+            command.write(READ_IN_SERVICE);
+            command.read()
+        }
+    };
+    u16::from_le_bytes([read(0x20), read(0xa0)])
+}
+
 /// TSC at the last halt, until an interrupt ends it; and TSC ticks halted in all.
 static HALTED_AT: AtomicU64 = AtomicU64::new(0);
 static IDLE: AtomicU64 = AtomicU64::new(0);
@@ -92,10 +107,19 @@ pub fn handle(vector: u8) {
     let Some(line) = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES) else {
         return;
     };
+    // A line that fell again before it was asked for is reported as the controller's last, and is not in service.
+    let spurious = (line == 7 || line == 15) && in_service() & 1 << line == 0;
+    if spurious {
+        if line == 15 {
+            // The first controller did take the second one's word for it (8259A data sheet, "Default IR7").
+            // SAFETY: the cascade line is in service.
+            unsafe { PICS.lock().notify_end_of_interrupt(FIRST_VECTOR + CASCADE) };
+        }
+        return;
+    }
     match line {
         TIMER => super::time::tick(),
         SERIAL => crate::console::receive(),
-        7 | 15 => return, // spurious: nothing is in service
         _ => {
             set_masked(line, true);
             FIRED.fetch_or(1 << line, Ordering::AcqRel);

@@ -123,7 +123,7 @@ fn alternate(
     for number in 0..=count {
         for (ring, row) in RINGS.into_iter().zip(&mut rows) {
             handle.lock().set_ring(ring);
-            let value = sample()?;
+            let value = sample().inspect_err(|_| handle.lock().set_ring(before))?;
             if number > 0 {
                 row.samples.push(value);
             }

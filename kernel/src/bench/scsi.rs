@@ -1,6 +1,7 @@
 //! Reads through a SCSI driver.
 
 use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
+use crate::domain::Handle;
 use crate::module;
 use crate::scsi::disk::Disk;
 use crate::scsi::queues::{Data, Ticket};
@@ -25,7 +26,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
     scsi::settled().await;
     let Some(disk) = scsi::disks().into_iter().next() else { return Ok(false) };
     let mut random = 0x2545_f491_4f6c_dd1du64;
-    let places = disk.capacity.blocks * disk.block_bytes() as u64 / SMALL as u64;
+    let places = disk.capacity.blocks / (SMALL / disk.block_bytes()) as u64;
     if places == 0 {
         return Err("the disk is too small".to_string());
     }
@@ -60,6 +61,20 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
     Ok(true)
 }
 
+/// Requests under way, which are given up when a measurement ends early.
+struct UnderWay<'a> {
+    handle: &'a Handle,
+    tickets: Vec<Ticket>,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if let Some(scsi) = self.handle.lock().scsi.as_mut() {
+            self.tickets.iter().for_each(|ticket| scsi.abandon(*ticket));
+        }
+    }
+}
+
 /// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a time.
 fn read(
     disk: &Disk,
@@ -71,19 +86,19 @@ fn read(
 ) -> Result<Cost, String> {
     let handle = disk.handle();
     let mut buffer = vec![0; len_bytes];
-    let mut under_way: Vec<Ticket> = Vec::with_capacity(depth);
+    let mut under_way = UnderWay { handle, tickets: Vec::with_capacity(depth) };
     let (mut begun, mut done) = (0, 0);
     let watch = Stopwatch::start();
     while done < count {
         // A batch goes out when there is room for all of it.
-        while begun < count && under_way.len() + batch.min(count - begun) <= depth {
+        while begun < count && under_way.tickets.len() + batch.min(count - begun) <= depth {
             {
                 let mut domain = handle.lock();
                 let queues = domain.scsi.as_mut().ok_or("the driver is gone")?;
                 for _ in 0..batch.min(count - begun) {
                     let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
                     let ticket = queues.begin(disk.target, disk.lun, &cdb, Data::In(len_bytes));
-                    under_way.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
+                    under_way.tickets.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
                     begun += 1;
                 }
             }
@@ -96,7 +111,7 @@ fn read(
             let mut domain = handle.lock();
             let queues = domain.scsi.as_mut().ok_or("the driver is gone")?;
             let mut failed = None;
-            under_way.retain(|ticket| match queues.finish(*ticket, &mut buffer, None) {
+            under_way.tickets.retain(|ticket| match queues.finish(*ticket, &mut buffer, None) {
                 None => true,
                 Some(outcome) => {
                     failed = check_outcome(&outcome, "READ", len_bytes).err().or(failed);

@@ -49,7 +49,7 @@ pub struct Domain {
     pub device: Option<device::Device>,
     /// Length of its heap in bytes.
     pub heap_bytes: u64,
-    /// DMA memory that it asked for.
+    /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the kernel's to free.
     pub dma: alloc::vec::Vec<DmaRegion>,
     /// Where its next DMA region goes.
     pub dma_next: u64,
@@ -65,8 +65,14 @@ pub struct Domain {
     pub fault: Option<fault::Fault>,
     /// How often it was entered.
     pub upcalls: u64,
-    /// Whether its `init` succeeded and its `exit` has not run.
-    pub running: bool,
+    /// Lines that it may still log in the upcall under way, and lines that were dropped.
+    pub log_left: u32,
+    /// See `log_left`.
+    pub log_dropped: u32,
+    /// Set when it is being unloaded: it is not entered any more.
+    pub stopped: bool,
+    /// Frames that are kept for it (see [`crate::memory::frames::promise`]).
+    pub promised: u64,
 }
 
 /// DMA memory of a domain.
@@ -100,8 +106,8 @@ impl Domain {
         self.space.set_ring(ring, self.imports);
     }
 
-    /// Adds physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use for DMA.
-    pub fn add_dma(&mut self, len_bytes: u64) -> Result<DmaRegion, crate::memory::frames::OutOfMemory> {
+    /// Maps physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use for DMA.
+    pub fn map_dma(&mut self, len_bytes: u64) -> Result<DmaRegion, crate::memory::frames::OutOfMemory> {
         use crate::memory::frames::OutOfMemory;
         let start = self.base() + layout::DMA + self.dma_next;
         let next = self.dma_next.checked_add(len_bytes + PAGE_SIZE).ok_or(OutOfMemory)?;
@@ -111,14 +117,12 @@ impl Domain {
         let pa = self.space.map_contiguous(start, len_bytes)?;
         // A page is left out behind each region, so that running off its end faults.
         self.dma_next = next;
-        let region = DmaRegion { extent: Extent::new(start, len_bytes), pa };
-        self.dma.push(region);
-        Ok(region)
+        Ok(DmaRegion { extent: Extent::new(start, len_bytes), pa })
     }
 
     /// Whether it can be run.
     pub fn is_alive(&self) -> bool {
-        self.fault.is_none()
+        self.fault.is_none() && !self.stopped
     }
 }
 
@@ -128,5 +132,6 @@ impl Drop for Domain {
         if let Some(device) = self.device.take() {
             device.release();
         }
+        crate::memory::frames::take_back_promise(self.promised);
     }
 }

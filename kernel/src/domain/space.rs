@@ -332,12 +332,16 @@ impl Space {
         true
     }
 
-    /// Copies bytes from `start` into `to`; `false` if a page is not mapped.
+    /// Copies bytes from `start` into `to`; `false` if a page is not the domain's own memory. Registers of its device are
+    /// not: reading them does things, and they need not lie where the kernel has physical memory mapped.
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
         let mut done = 0;
         while done < to.len() {
             let address = start + done as u64;
-            let Some((pa, _)) = self.translate(address) else { return false };
+            let Some((pa, flags)) = self.translate(address) else { return false };
+            if !flags.contains(rights::OWN) {
+                return false;
+            }
             let here = (to.len() - done).min((PAGE_SIZE - address % PAGE_SIZE) as usize);
             // SAFETY: `here` bytes from `pa` lie in one frame of the domain, and `to` has room for them.
             unsafe { core::ptr::copy_nonoverlapping(at_physical(pa), to.as_mut_ptr().add(done), here) };

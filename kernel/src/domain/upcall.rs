@@ -9,6 +9,9 @@ use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall;
 
+/// Lines that a driver may log in one upcall.
+const LOG_LINES: u32 = 64;
+
 /// Why an upcall has no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpcallError {
@@ -36,6 +39,7 @@ impl Domain {
         if !self.is_alive() {
             return Err(UpcallError::Ended);
         }
+        self.log_left = LOG_LINES;
         self.upcall = operation;
         self.upcalls += 1;
         let [a, b, c] = arguments;
@@ -66,6 +70,10 @@ impl Domain {
         cpu.domain_cr3.set(cr3);
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.set(ticks);
+        if self.log_dropped > 0 {
+            log::warn!("{}: {} more lines in one upcall were dropped", self.name, self.log_dropped);
+            self.log_dropped = 0;
+        }
         if end.ended != 0 {
             return Err(UpcallError::Ended);
         }

@@ -4,6 +4,7 @@ use buddy_system_allocator::FrameAllocator;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::manifest::Manifest;
 use spin::{Lazy, Mutex};
 
 /// Blocks of up to 2^20 frames, 4 GiB.
@@ -12,6 +13,7 @@ const ORDERS: usize = 21;
 static FREE: Lazy<Mutex<FrameAllocator<ORDERS>>> = Lazy::new(|| Mutex::new(FrameAllocator::new()));
 static FREE_COUNT: AtomicU64 = AtomicU64::new(0);
 static TOTAL_COUNT: AtomicU64 = AtomicU64::new(0);
+static PROMISED: AtomicU64 = AtomicU64::new(0);
 
 /// There are not that many free frames in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,27 @@ pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
 pub fn free(address: u64) {
     FREE.lock().dealloc((address / PAGE_SIZE) as usize, 1);
     FREE_COUNT.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Keeps frames for a module: all that its manifest allows it. Returns how many, for [`take_back_promise`].
+///
+/// Manifests together are promised no more than three quarters of memory, so that no set of modules can take what the
+/// kernel needs.
+pub fn promise(manifest: &Manifest, image_bytes: u64) -> Result<u64, OutOfMemory> {
+    let bytes = [manifest.heap_bytes, manifest.dma_bytes, manifest.stack_bytes].map(u64::from);
+    let count = bytes.iter().map(|bytes| bytes.div_ceil(PAGE_SIZE)).sum::<u64>() + image_bytes / PAGE_SIZE;
+    let most = TOTAL_COUNT.load(Ordering::Relaxed) / 4 * 3;
+    let promised = PROMISED.load(Ordering::Relaxed);
+    if promised + count > most {
+        return Err(OutOfMemory);
+    }
+    PROMISED.store(promised + count, Ordering::Relaxed);
+    Ok(count)
+}
+
+/// Takes back what [`promise`] kept.
+pub fn take_back_promise(count: u64) {
+    PROMISED.fetch_sub(count, Ordering::Relaxed);
 }
 
 /// Frames that are free, and frames in all.

@@ -7,11 +7,14 @@
 //! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and, not
 //! executable, every domain's slot.
 
+use alloc::vec::Vec;
 use bootloader_api::BootInfo;
 use bootloader_api::info::{MemoryRegionKind, Optional};
 use core::sync::atomic::{AtomicU64, Ordering};
 use linked_list_allocator::LockedHeap;
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_core::extent::Extent;
+use spin::Once;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 pub mod frames;
@@ -31,6 +34,7 @@ const STACK_BYTES: u64 = 32 << 10;
 
 static PHYSICAL_OFFSET: AtomicU64 = AtomicU64::new(0);
 static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
+static RAM: Once<Vec<Extent>> = Once::new();
 
 /// Where the kernel sees physical address `pa`.
 pub fn at_physical(pa: u64) -> *mut u8 {
@@ -66,8 +70,17 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
         let start = if region.start == largest.start { heap_start + heap_len } else { region.start };
         frames::add(start, region.end);
     }
+    let is_ram = |kind| matches!(kind, MemoryRegionKind::Usable | MemoryRegionKind::Bootloader);
+    let ram = info.memory_regions.iter().filter(|region| is_ram(region.kind));
+    RAM.call_once(|| ram.map(|region| Extent::new(region.start, region.end - region.start)).collect());
     tables::drop_lower_half();
     Ok(())
+}
+
+/// Whether some of `extent` is memory, by the firmware's map: what a device claims to be registers must not be.
+pub fn is_ram(extent: Extent) -> bool {
+    const LOW: Extent = Extent::new(0, 1 << 20);
+    extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
 }
 
 /// Makes the three trap stacks: for interrupts, exceptions, and what can hit those.

@@ -61,6 +61,14 @@ pub fn wake() {
     WORK.wake();
 }
 
+/// Most interfaces: each one's sockets take a megabyte of the kernel's heap.
+const MAX_INTERFACES: usize = 4;
+
+/// Whether another interface can be had.
+pub fn has_room() -> bool {
+    INTERFACES.lock().len() < MAX_INTERFACES
+}
+
 /// Puts a stack above a driver that offers a network interface.
 pub fn attach(handle: &Handle) {
     let Some(mac) = handle.lock().net.as_ref().map(|queues| queues.mac) else { return };
@@ -117,7 +125,9 @@ pub async fn run() {
                         continue;
                     }
                 };
-                (interface.handle.clone(), unsent, interface.stack.poll_at(now(), &interface.sockets))
+                let alive = interface.handle.lock().is_alive();
+                let at = interface.stack.poll_at(now(), &interface.sockets).filter(|_| alive);
+                (interface.handle.clone(), unsent, at)
             };
             if unsent > 0 {
                 module::poll(&handle, Events::QUEUE);
@@ -135,10 +145,9 @@ pub async fn run() {
             }
         });
         match next {
-            // A moment at least, so that other tasks run.
-            Some(at) if at <= Instant::now() => embassy_futures::yield_now().await,
+            // What is due and was not done just now waits for the driver: it is tried again at the next tick.
             Some(at) => {
-                select(work, Timer::at(at)).await;
+                select(work, Timer::at(at.max(Instant::now() + Duration::from_millis(1)))).await;
             }
             None => work.await,
         }
@@ -167,13 +176,16 @@ impl Interface {
         if let Some(event) = self.sockets.get_mut::<dhcpv4::Socket>(self.dhcp).poll() {
             self.stack.update_ip_addrs(|addresses| addresses.clear());
             self.stack.routes_mut().remove_default_ipv4_route();
-            if let dhcpv4::Event::Configured(config) = event {
+            if let dhcpv4::Event::Configured(config) = event
+                && is_host(config.address.address())
+            {
                 let address = config.address;
                 // There is room for one address and one route: both tables were just emptied.
                 self.stack.update_ip_addrs(|addresses| {
                     let _ = addresses.push(IpCidr::Ipv4(address));
                 });
-                if let Some(router) = config.router {
+                // The stack takes for granted that routers are hosts.
+                if let Some(router) = config.router.filter(|router| is_host(*router)) {
                     let _ = self.stack.routes_mut().add_default_ipv4_route(router);
                 }
                 log::info!("{}: address {address} from DHCP", self.name);
@@ -188,6 +200,22 @@ impl Interface {
     fn address(&self) -> Option<String> {
         self.stack.ip_addrs().first().map(ToString::to_string)
     }
+}
+
+/// Whether an address can be a single host's (RFC 1122, 3.2.1.3).
+fn is_host(address: Ipv4Address) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast() && !address.is_loopback()
+}
+
+/// Whether a frame's source can be answered: the stack takes for granted that it can. All but IPv4 it knows itself.
+fn has_sane_source(frame: &[u8]) -> bool {
+    const TYPE: core::ops::Range<usize> = 12..14;
+    const SOURCE: core::ops::Range<usize> = 26..30;
+    if frame.get(TYPE) != Some(&[0x08, 0x00]) {
+        return true;
+    }
+    let source = frame.get(SOURCE).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+    source.is_some_and(|source| is_host(Ipv4Address::from(source)))
 }
 
 /// A driver's queues as smoltcp sees them.
@@ -222,14 +250,16 @@ impl phy::Device for Adapter<'_> {
         // An answer may be due at once: only take a frame if one can be sent.
         self.transmit(_now)?;
         let mut received = Received { frame: [0; FRAME_BYTES], len_bytes: 0 };
-        match self.queues.receive(&mut received.frame) {
-            Ok(len_bytes) => {
-                received.len_bytes = len_bytes?;
-                Some((received, Sending { queues: self.queues, cause: self.cause }))
+        loop {
+            match self.queues.receive(&mut received.frame) {
+                Ok(len_bytes) => received.len_bytes = len_bytes?,
+                Err(cause) => {
+                    *self.cause = Some(cause);
+                    return None;
+                }
             }
-            Err(cause) => {
-                *self.cause = Some(cause);
-                None
+            if received.frame.get(..received.len_bytes).is_some_and(has_sane_source) {
+                return Some((received, Sending { queues: self.queues, cause: self.cause }));
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use crate::domain::Domain;
 use crate::domain::fault::Cause;
-use crate::domain::space::rights;
 use crate::memory::frames::OutOfMemory;
 use crate::memory::shared::SharedMemory;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
@@ -48,10 +47,21 @@ impl Queues {
     /// Maps queues and frames into `domain`, and lends it all receive frames.
     pub fn new(domain: &mut Domain, mac: [u8; 6]) -> Result<Queues, OutOfMemory> {
         let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);
-        let tx = domain.add_dma((TX_FRAMES * FRAME_BYTES) as u64)?;
-        let rx = domain.add_dma((RX_FRAMES * FRAME_BYTES) as u64)?;
-        let pa = domain.space.map_contiguous(domain.base() + QUEUE, queue_len as u64)?;
-        domain.space.protect(domain.base() + QUEUE, queue_len as u64, rights::WRITE);
+        let start = domain.base() + QUEUE;
+        let pa = domain.space.map_contiguous(start, queue_len as u64)?;
+        // On an error what is mapped by then goes again.
+        let tx = domain.map_dma((TX_FRAMES * FRAME_BYTES) as u64);
+        let rx = domain.map_dma((RX_FRAMES * FRAME_BYTES) as u64);
+        let (tx, rx) = match (tx, rx) {
+            (Ok(tx), Ok(rx)) => (tx, rx),
+            (tx, rx) => {
+                domain.space.unmap(start, queue_len as u64);
+                for region in [tx, rx].into_iter().flatten() {
+                    domain.space.unmap(region.extent.start, region.extent.len_bytes);
+                }
+                return Err(OutOfMemory);
+            }
+        };
         let memory = SharedMemory::new(pa, queue_len);
         memory.store(TX_PHYSICAL, tx.pa);
         memory.store(RX_PHYSICAL, rx.pa);

@@ -28,6 +28,8 @@ pub mod queues;
 
 /// Longest time that a command may take.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Most disks that one host can have.
+const MAX_DISKS: usize = 64;
 /// How often a command is sent when the device only wants to say that something changed.
 const TRIES: usize = 4;
 
@@ -105,7 +107,7 @@ async fn execute_once(
     data_out: &[u8],
     data_in: &mut [u8],
 ) -> Result<Outcome, ScsiError> {
-    let ticket = poll_fn(|context| {
+    let begun = poll_fn(|context| {
         let mut domain = handle.lock();
         if !domain.is_alive() {
             return Poll::Ready(Err(ScsiError::NoDriver));
@@ -128,8 +130,8 @@ async fn execute_once(
                 Poll::Ready(Err(ScsiError::NoDriver))
             }
         }
-    })
-    .await?;
+    });
+    let ticket = with_timeout(TIME_LIMIT, begun).await.unwrap_or(Err(ScsiError::TimedOut))?;
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
     module::poll(handle, Events::QUEUE);
     let outcome = poll_fn(|context| {
@@ -241,7 +243,7 @@ async fn scan(handle: &Handle) {
     let mut list = vec![0; LIST_BYTES];
     for target in 0..info.max_targets {
         let listed = execute(handle, target, 0, &cdb::report_luns(LIST_BYTES as u32), &[], &mut list).await;
-        let luns: Vec<u32> = match listed {
+        let mut luns: Vec<u32> = match listed {
             Ok(len_bytes) => {
                 cdb::luns(list.get(..len_bytes).unwrap_or(&[])).filter(|lun| *lun < info.max_luns).collect()
             }
@@ -252,7 +254,13 @@ async fn scan(handle: &Handle) {
                 continue;
             }
         };
+        luns.sort_unstable();
+        luns.dedup();
         for lun in luns {
+            if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.handle(), handle)).count() >= MAX_DISKS {
+                log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", handle.lock().name);
+                return;
+            }
             match Disk::open(handle, target, lun).await {
                 Ok(Some(disk)) => keep(disk),
                 Ok(None) => {}

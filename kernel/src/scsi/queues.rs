@@ -53,9 +53,13 @@ pub struct Ticket(usize);
 impl Queues {
     /// Maps queues and data memory into `domain`.
     pub fn new(domain: &mut Domain, info: ScsiInfo) -> Result<Queues, OutOfMemory> {
-        let data = domain.add_dma((REQUESTS * MAX_DATA) as u64)?;
         let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);
-        let pa = domain.space.map_contiguous(domain.base() + QUEUE, queue_len as u64)?;
+        let start = domain.base() + QUEUE;
+        let pa = domain.space.map_contiguous(start, queue_len as u64)?;
+        let Ok(data) = domain.map_dma((REQUESTS * MAX_DATA) as u64) else {
+            domain.space.unmap(start, queue_len as u64);
+            return Err(OutOfMemory);
+        };
         Ok(Queues {
             info,
             memory: SharedMemory::new(pa, queue_len),
@@ -121,6 +125,9 @@ impl Queues {
                 self.settle(number, outcome);
             }
         }
+        if let Some(waker) = self.on_free.take() {
+            waker.wake();
+        }
     }
 
     fn settle(&mut self, number: usize, outcome: Outcome) {
@@ -145,8 +152,11 @@ impl Queues {
 
     /// Wakes `waker` when a request becomes free.
     pub fn wake_when_free(&mut self, waker: &Waker) {
-        if let Some(other) = self.on_free.replace(waker.clone()) {
-            other.wake();
+        // Who was there first looks again, and registers again if there is still none. Several waits of one task share
+        // its waker.
+        match self.on_free.replace(waker.clone()) {
+            Some(other) if !other.will_wake(waker) => other.wake(),
+            _ => {}
         }
     }
 

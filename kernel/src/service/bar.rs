@@ -13,6 +13,9 @@ use ringfence_core::port_bitmap::Ports;
 /// Most ports that an I/O BAR can have (PCI 3.0, 6.2.5.1).
 const MAX_PORTS: u32 = 256;
 
+/// First port that an I/O BAR can begin with.
+const FIRST_PORT: u16 = 0x400;
+
 /// Maps memory BAR `bar` and returns where, or opens the ports of I/O BAR `bar` and returns the first.
 ///
 /// A BAR whose pages hold another device's registers as well is refused.
@@ -27,7 +30,8 @@ pub fn rf_bar_map(domain: &mut Domain, bar: u64) -> Answer {
         Some((pa, len_bytes)) => {
             let first = pa & !(PAGE_SIZE - 1);
             let len = align_up(pa - first + len_bytes, PAGE_SIZE).ok_or(Refusal::Invalid)?;
-            if shares_pages(device.function(), Extent::new(first, len)) {
+            let pages = Extent::new(first, len);
+            if crate::memory::is_ram(pages) || shares_pages(device.function(), pages) {
                 return Err(Refusal::Denied.into());
             }
             let start = device.next;
@@ -40,6 +44,10 @@ pub fn rf_bar_map(domain: &mut Domain, bar: u64) -> Answer {
             let Bar::Io { port } = found else { return Err(Refusal::NotFound.into()) };
             let first = u16::try_from(port).map_err(|_| Refusal::Invalid)?;
             let count = port_count(device, index).min(MAX_PORTS) as u16;
+            // Below are the ports of the mainboard's own devices; no firmware puts a BAR there.
+            if first < FIRST_PORT {
+                return Err(Refusal::Denied.into());
+            }
             domain.space.allow_ports(Ports { first, count })?;
             port.into()
         }

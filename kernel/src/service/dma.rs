@@ -17,7 +17,9 @@ pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     if total > u64::from(domain.manifest.dma_bytes) || domain.dma.len() >= MAX_REGIONS {
         return Err(Refusal::NoMemory.into());
     }
-    Ok(domain.add_dma(len_bytes)?.extent.start)
+    let region = domain.map_dma(len_bytes)?;
+    domain.dma.push(region);
+    Ok(region.extent.start)
 }
 
 /// Gives back the region that begins at `address`.

@@ -23,6 +23,12 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
     if len_bytes > MAX_LINE {
         return Err(Refusal::Invalid.into());
     }
+    // Counted, not printed: a driver must not push everybody else's lines out of the log.
+    let Some(left) = domain.log_left.checked_sub(1) else {
+        domain.log_dropped = domain.log_dropped.saturating_add(1);
+        return Err(Refusal::Busy.into());
+    };
+    domain.log_left = left;
     log::log!(level, "{}: {}", domain.name, read_text(domain, text, len_bytes)?);
     Ok(0)
 }

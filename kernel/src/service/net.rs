@@ -20,6 +20,9 @@ pub fn rf_net_register(domain: &mut Domain, info: u64) -> Answer {
     if domain.net.is_some() {
         return Err(Refusal::Busy.into());
     }
+    if !crate::net::has_room() {
+        return Err(Refusal::NoMemory.into());
+    }
     domain.net = Some(Queues::new(domain, info.mac)?);
     Ok(domain.base() + QUEUE)
 }

@@ -3,6 +3,8 @@
 use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
 use crate::arch::time;
 use crate::domain::Handle;
+use crate::domain::fault::Cause;
+use crate::net::queues::Queues;
 use crate::{module, net};
 use alloc::string::{String, ToString};
 use ringfence_abi::net::FRAME_BYTES;
@@ -69,17 +71,27 @@ fn frame(handle: &Handle, request: bool) -> [u8; FRAME] {
     frame
 }
 
+/// Looks into a driver's queues; a lie that is found there ends the driver.
+fn with_queues<T>(handle: &Handle, look: impl FnOnce(&mut Queues) -> Result<T, Cause>) -> Result<T, String> {
+    let result = look(handle.lock().net.as_mut().ok_or("the driver is gone")?);
+    result.map_err(|cause| {
+        module::condemn(handle, cause);
+        "the driver lied".to_string()
+    })
+}
+
 /// Puts a batch into the driver's hands and has it sent.
 fn hand_over(handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> {
-    {
-        let mut domain = handle.lock();
-        let queues = domain.net.as_mut().ok_or("the driver is gone")?;
+    let all = with_queues(handle, |queues| {
+        let mut all = true;
         for _ in 0..batch {
-            if !queues.send(frame).map_err(|_| "the driver lies")? {
-                return Err("the driver does not send".to_string());
-            }
+            all &= queues.send(frame)?;
         }
         queues.take_unsent();
+        Ok(all)
+    })?;
+    if !all {
+        return Err("the driver does not send".to_string());
     }
     if module::poll(handle, Events::QUEUE) { Ok(()) } else { Err("the driver was ended".to_string()) }
 }
@@ -101,13 +113,12 @@ fn exchange(handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result
         hand_over(handle, frame, batch)?;
         let mut missing = batch;
         while missing > 0 {
-            {
-                let mut domain = handle.lock();
-                let queues = domain.net.as_mut().ok_or("the driver is gone")?;
-                while missing > 0 && queues.receive(&mut buffer).map_err(|_| "the driver lies")?.is_some() {
+            with_queues(handle, |queues| {
+                while missing > 0 && queues.receive(&mut buffer)?.is_some() {
                     missing -= 1;
                 }
-            }
+                Ok(())
+            })?;
             if missing > 0 && !wait_for_interrupt() {
                 return Err("the router does not answer".to_string());
             }

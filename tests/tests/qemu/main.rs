@@ -2,6 +2,7 @@
 
 mod bench;
 mod boot;
+mod lies;
 mod modules;
 mod network;
 mod sandbox;

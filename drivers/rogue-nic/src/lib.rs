@@ -1,0 +1,132 @@
+//! A network driver that lies to the kernel: `tell rogue-nic VERB` does one thing to its queues that is not true, or asks
+//! for one thing that is not its to have. It claims an e1000 but leaves it alone.
+//!
+//! Beside `rogue`, this is the other driver with unsafe code of its own.
+#![no_std]
+
+use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
+use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMITTED, TX_PHYSICAL, entry};
+use ringfence_sdk::abi::queue::Place;
+use ringfence_sdk::service::raw;
+use ringfence_sdk::{Driver, Kind, Manifest, Refusal, Result, driver};
+
+driver!(
+    RogueNic,
+    Manifest::new("rogue-nic", env!("CARGO_PKG_VERSION")).kind(Kind::Nic).pci(&[(0x8086, 0x100e)]).dma_kib(64)
+);
+
+/// Words of a ring's positions: put, taken, and the first entry.
+const PUT: usize = 0;
+const TAKEN: usize = 8;
+const ENTRIES: usize = 16;
+
+struct RogueNic {
+    queues: *mut u64,
+}
+
+impl RogueNic {
+    fn set(&self, place: Place, word: usize, value: u64) {
+        // SAFETY: queue memory of its own, which nobody must believe.
+        unsafe { self.queues.add(place.base + word).write_volatile(value) };
+    }
+
+    /// Puts one entry into a ring that is the driver's to fill.
+    fn put(&self, place: Place, value: u64) {
+        self.set(place, ENTRIES, value);
+        self.set(place, PUT, 1);
+    }
+
+    /// Any address in the slot tells where it begins.
+    fn slot(&self) -> u64 {
+        self.queues as u64 & !(SLOT_SIZE - 1)
+    }
+}
+
+impl Driver for RogueNic {
+    fn init() -> Result<RogueNic> {
+        let info = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], reserved: [0; 2] };
+        // SAFETY: `info` lives until the call returns.
+        let start = unsafe { raw::rf_net_register(&raw const info as u64) };
+        if start < 0 {
+            return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
+        }
+        Ok(RogueNic { queues: start as *mut u64 })
+    }
+
+    fn command(&mut self, text: &str) -> Result<u64> {
+        let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
+        // SAFETY of the services: they believe nothing.
+        Ok(match text {
+            // The queues' frames are the kernel's to free.
+            "free-frames" => refusal(unsafe { raw::rf_dma_free(self.slot() + DMA) }),
+            "phys-frames" => refusal(unsafe { raw::rf_dma_phys(self.slot() + DMA) }),
+            "register-twice" => {
+                let info = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], reserved: [0; 2] };
+                refusal(unsafe { raw::rf_net_register(&raw const info as u64) })
+            }
+            "register-group" => {
+                let info = NetInfo { mac: [0xff; 6], reserved: [0; 2] };
+                refusal(unsafe { raw::rf_net_register(&raw const info as u64) })
+            }
+            // Configuration space that is the kernel's: BAR 0, the interrupt line, decoding.
+            "move-bar" => refusal(unsafe { raw::rf_pci_write(0x10, 4, 0) }),
+            "move-line" => refusal(unsafe { raw::rf_pci_write(0x3c, 1, 1) }),
+            "beyond-config" => refusal(unsafe { raw::rf_pci_read(256, 4) }),
+            "odd-config" => refusal(unsafe { raw::rf_pci_read(1, 4) }),
+            "no-such-bar" => refusal(unsafe { raw::rf_bar_map(6) }),
+            "huge-bar" => refusal(unsafe { raw::rf_bar_map(u64::MAX) }),
+            "dma-forever" => {
+                let mut regions = 0;
+                while unsafe { raw::rf_dma_alloc(4096) } > 0 {
+                    regions += 1;
+                }
+                regions
+            }
+            "dma-all" => refusal(unsafe { raw::rf_dma_alloc(u64::MAX) }),
+            // Registers are not memory that the kernel reads for a driver.
+            "log-registers" => {
+                let registers = unsafe { raw::rf_bar_map(0) };
+                unsafe { raw::rf_log(3, registers as u64, 16) as u64 }
+            }
+            // Positions that cannot be true.
+            "received-ahead" => {
+                self.set(RECEIVED, PUT, 1000);
+                0
+            }
+            "transmitted-ahead" => {
+                self.set(TRANSMITTED, PUT, u64::MAX);
+                0
+            }
+            "empty-ahead" => {
+                self.set(EMPTY, TAKEN, u64::MAX);
+                self.put(RECEIVED, entry(0, 60));
+                0
+            }
+            // Entries that are not its to give.
+            "no-such-frame" => {
+                self.put(RECEIVED, entry(u32::MAX, 60));
+                0
+            }
+            "huge-frame" => {
+                self.put(RECEIVED, entry(0, u32::MAX));
+                0
+            }
+            "frame-not-lent" => {
+                self.put(TRANSMITTED, entry(200, 0));
+                0
+            }
+            "frame-twice" => {
+                self.set(RECEIVED, ENTRIES, entry(0, 60));
+                self.set(RECEIVED, ENTRIES + 1, entry(0, 60));
+                self.set(RECEIVED, PUT, 2);
+                0
+            }
+            // It only says where the frames are; the kernel does not read it back.
+            "move-frames" => {
+                unsafe { self.queues.add(TX_PHYSICAL).write_volatile(0) };
+                0
+            }
+            _ => return Err(Refusal::NotFound),
+        })
+    }
+}

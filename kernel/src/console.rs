@@ -32,6 +32,9 @@ static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
 static ON_INPUT: AtomicWaker = AtomicWaker::new();
 static LOG: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
+/// Target of log records that need no word before them.
+pub const REPORT: &str = "report";
+
 struct Logger;
 static LOGGER: Logger = Logger;
 
@@ -152,6 +155,8 @@ impl Log for Logger {
     fn log(&self, record: &Record) {
         let seconds = time::uptime_ns() / 1000;
         let level = match record.level() {
+            // A report says itself what it is.
+            _ if record.target() == REPORT => "",
             Level::Error => "error: ",
             Level::Warn => "warning: ",
             Level::Info | Level::Debug | Level::Trace => "",

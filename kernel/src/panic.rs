@@ -34,9 +34,16 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
     if let Some(location) = info.location() {
         println!("    at {location}");
     }
-    let rbp: u64;
-    // SAFETY: reads a register.
-    unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    let (rbp, rsp): (u64, u64);
+    // SAFETY: reads registers.
+    unsafe {
+        core::arch::asm!("mov {}, rbp", "mov {}, rsp", out(reg) rbp, out(reg) rsp, options(nomem, nostack, preserves_flags));
+    }
+    // What is in the others is the panic's own by now.
+    use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
+    println!("    rsp={rsp:016x} rbp={rbp:016x} flg={:016x}", x86_64::registers::rflags::read_raw());
+    println!("    cr0={:016x} cr2={:016x} cr4={:016x}", Cr0::read_raw(), Cr2::read_raw(), Cr4::read_raw());
+    println!("    cr3={:016x}", Cr3::read_raw().0.start_address());
     backtrace(rbp);
     end()
 }
@@ -76,7 +83,8 @@ fn backtrace(mut rbp: u64) {
         if return_address == 0 {
             break;
         }
-        println!("        {}", Location(return_address));
+        // A call at a function's very end returns behind it.
+        println!("        {}", Location(return_address - 1));
         if next <= rbp {
             break;
         }

@@ -3,6 +3,7 @@
 //!
 //! Beside `rogue`, this is the other driver with unsafe code of its own.
 #![no_std]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMITTED, TX_PHYSICAL, entry};
@@ -55,7 +56,6 @@ impl Driver for RogueNic {
 
     fn command(&mut self, text: &str) -> Result<u64> {
         let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
-        // SAFETY of the services: they believe nothing.
         Ok(match text {
             // The queues' frames are the kernel's to free.
             "free-frames" => refusal(unsafe { raw::rf_dma_free(self.slot() + DMA) }),

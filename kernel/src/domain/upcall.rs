@@ -97,7 +97,7 @@ impl Domain {
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
             let fault = Fault::new(self, cause, None);
-            log::error!("{fault}");
+            log::error!(target: crate::console::REPORT, "{fault}");
             self.fault = Some(fault);
         }
     }
@@ -124,7 +124,7 @@ pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
 pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
-        log::error!("{fault}");
+        log::error!(target: crate::console::REPORT, "{fault}");
         domain.fault = Some(fault);
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");

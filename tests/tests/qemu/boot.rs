@@ -51,6 +51,33 @@ fn a_missing_kernel_is_said() {
     assert_says(&run.text(), "boot failed: the kernel cannot be loaded: it is not an ELF file");
 }
 
+/// Boots with other bytes for a ramdisk.
+fn boot_with_ramdisk(bytes: &[u8]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ramdisk");
+    std::fs::write(&path, bytes).unwrap();
+    let mut machine = bare("help");
+    // QEMU takes the last one.
+    machine.extra = vec!["-initrd".into(), path.into()];
+    let run = boot(&machine);
+    assert_eq!(run.end, End::Panic, "{}", run.text());
+    run.text()
+}
+
+#[test]
+fn a_damaged_ramdisk_is_said() {
+    assert_says(&boot_with_ramdisk(&[0x55; 4096]), "boot failed: the ramdisk is damaged");
+    assert_says(&boot_with_ramdisk(b"short"), "boot failed: the ramdisk is damaged: it is not a tar archive");
+    // An archive without the kernel.
+    let contents = ringfence::ramdisk::Contents { autoload: true, ..Default::default() };
+    let mut archive = ringfence::ramdisk::pack(system(), &contents).unwrap();
+    archive[0] = b'x';
+    let checksum = std::str::from_utf8(&archive[148..155]).unwrap();
+    let checksum = u32::from_str_radix(checksum, 8).unwrap() + u32::from(b'x' - b'k');
+    archive[148..155].copy_from_slice(format!("{checksum:07o}").as_bytes());
+    assert_says(&boot_with_ramdisk(&archive), "boot failed: there is no file 'kernel' in the ramdisk");
+}
+
 #[test]
 fn an_endless_run_meets_its_time_limit() {
     let mut machine = bare("sleep 1000000");

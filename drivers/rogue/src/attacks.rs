@@ -42,6 +42,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("bad-stack-gate", bad_stack_gate),
     ("bad-stack", bad_stack),
     ("flags", flags),
+    ("leaks", leaks),
     // services
     ("log-pointer", log_pointer),
     ("log-length", log_length),
@@ -294,6 +295,40 @@ fn flags(_: u64) -> u64 {
         asm!("pushfq", "pop {}", out(reg) after);
     }
     after
+}
+
+/// Counts registers that hold an address of the kernel's half after a gate call, though none did before, and words of
+/// the entry stacks that name the kernel's memory. The entry area's own addresses are no secret.
+fn leaks(_: u64) -> u64 {
+    const ENTRY_AREA: core::ops::Range<u64> = 0xffff_ffff_c000_0000..0xffff_ffff_c000_9000;
+    const STACKS: u64 = 0xffff_ffff_c000_8000;
+    let target = [0u16, 0, selector_of(0)];
+    let mut registers = [0u64; 16];
+    // SAFETY: none. Every register but RSP is set to 1, but RAX, which leads to the gate.
+    unsafe {
+        asm!(
+            "push rbx",
+            "push rbp",
+            "push {out}",
+            "mov rbx, 1", "mov rcx, 1", "mov rdx, 1", "mov rsi, 1", "mov rdi, 1", "mov rbp, 1",
+            "mov r8, 1", "mov r9, 1", "mov r10, 1", "mov r11, 1", "mov r12, 1", "mov r13, 1", "mov r14, 1", "mov r15, 1",
+            ".byte 0xff, 0x18",
+            "xchg rax, [rsp]",
+            "mov [rax], rbx", "mov [rax + 8], rcx", "mov [rax + 16], rdx", "mov [rax + 24], rsi", "mov [rax + 32], rdi",
+            "mov [rax + 40], rbp", "mov [rax + 48], r8", "mov [rax + 56], r9", "mov [rax + 64], r10", "mov [rax + 72], r11",
+            "mov [rax + 80], r12", "mov [rax + 88], r13", "mov [rax + 96], r14", "mov [rax + 104], r15",
+            "pop rcx",
+            "mov [rax + 112], rcx",
+            "pop rbp",
+            "pop rbx",
+            out = in(reg) registers.as_mut_ptr(), inout("rax") target.as_ptr() => _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _, clobber_abi("C")
+        );
+    }
+    let is_kernel = |value: &u64| value >> 63 != 0 && !ENTRY_AREA.contains(value);
+    // SAFETY: the entry stacks are readable in every root.
+    let stacks = (0..512).map(|word| unsafe { (STACKS as *const u64).add(word).read_volatile() });
+    (registers.into_iter().filter(is_kernel).count() + stacks.filter(is_kernel).count()) as u64
 }
 
 /// The selector of a service's gate (the layout is the kernel's; it is no secret).

@@ -161,6 +161,7 @@ pub const fn interrupt_gate(target: u64, ist: u8) -> [u64; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// The bits as the manual's figures give them, spelled out once by hand.
     #[test]
@@ -182,6 +183,30 @@ mod tests {
         // which fill bits 0-31 of the upper half: the type field is in bits 40-44.
         for target in [u64::MAX, 0xffff_ffff_8000_0000, 0x7fff_ffff_ffff] {
             assert_eq!(call_gate(target, true)[1] >> 40 & 0x1f, 0);
+        }
+    }
+
+    proptest! {
+        /// What the CPU reads out of a gate is what was put in.
+        #[test]
+        fn gates_lead_where_they_should(target in any::<u64>(), present in any::<bool>(), ist in 0u8..8) {
+            let offset = |[low, high]: [u64; 2]| low & 0xffff | (low >> 48 & 0xffff) << 16 | high << 32;
+            let selector = |low: u64| (low >> 16 & 0xffff) as u16;
+            let gate = call_gate(target, present);
+            prop_assert_eq!(offset(gate), target);
+            prop_assert_eq!(selector(gate[0]), KERNEL_CODE);
+            prop_assert_eq!((gate[0] >> 40 & 0x1f, gate[0] >> 45 & 3, gate[0] >> 47 & 1), (0xc, 1, u64::from(present)));
+            let gate = interrupt_gate(target, ist);
+            prop_assert_eq!(offset(gate), target);
+            prop_assert_eq!((gate[0] >> 32 & 7, gate[0] >> 40 & 0x1f, gate[0] >> 45 & 3), (ist.into(), 0xe, 0));
+        }
+
+        #[test]
+        fn system_descriptors_keep_base_and_limit(base in any::<u64>(), bytes in 1u64..0x10_0000) {
+            for [low, high] in [tss(base, bytes), ldt(base, bytes)] {
+                prop_assert_eq!((low >> 16 & 0xff_ffff) | (low >> 56) << 24 | high << 32, base);
+                prop_assert_eq!((low & 0xffff) | (low >> 48 & 0xf) << 16, bytes - 1);
+            }
         }
     }
 

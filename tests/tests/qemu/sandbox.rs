@@ -99,11 +99,13 @@ fn every_attack_ends_its_driver_with_the_exact_fault_and_nobody_else() {
 #[test]
 fn what_a_driver_may_do_it_can() {
     let script = "insmod rogue; tell rogue bad-stack-gate 0x10; tell rogue bad-stack-gate 0xffffffff80000000; \
-                  tell rogue flags; tell rogue heap; tell rogue log-length 16; tell rogue log-length 513; \
+                  tell rogue flags; tell rogue leaks; tell rogue heap; tell rogue log-length 16; tell rogue log-length 513; \
                   tell rogue list";
     let text = ringfence_tests::boot_well(&bare(script));
     // All of its budget of 256 KiB, less what it had already.
     assert_says(&text, "rogue: 245760 (0x3c000)");
+    let answer = |verb: &str| text.lines().skip_while(|line| !line.ends_with(verb)).nth(1).unwrap().to_string();
+    assert_eq!(answer("tell rogue leaks"), "rogue: 0 (0x0)");
     // IF set and IOPL 0, whatever it had asked for.
     let flags = text.lines().skip_while(|line| !line.contains("tell rogue flags")).nth(1).expect("an answer");
     let flags = u64::from_str_radix(flags.split("0x").nth(1).unwrap().trim_end_matches(')'), 16).unwrap();

@@ -19,6 +19,20 @@ pub fn init(file: &'static [u8]) {
     FILE.call_once(|| file);
 }
 
+/// Everything of the kernel that must never change once it runs: read-only data, text, entry text, descriptor tables.
+pub fn constant_parts() -> [&'static [u8]; 2] {
+    use crate::arch::entry_area;
+    let (image, entry) = (&raw const __kernel_start, entry_area::BASE as *const u8);
+    let image_len = &raw const __text_end as usize - image as usize;
+    // SAFETY: mapped, read-only, for good.
+    unsafe {
+        [
+            core::slice::from_raw_parts(image, image_len),
+            core::slice::from_raw_parts(entry, (entry_area::STACKS - entry_area::BASE) as usize),
+        ]
+    }
+}
+
 /// Whether `address` lies in the kernel's text.
 pub fn is_kernel_text(address: u64) -> bool {
     (&raw const __text_start as u64..&raw const __text_end as u64).contains(&address)

@@ -2,6 +2,8 @@
 //!
 //! Every run has a time limit, and passes only with the agreed status *and* the agreed last line.
 
+pub mod attacks;
+
 use ringfence::build::{self, System};
 use ringfence::machine::{End, Machine, Run};
 use std::sync::OnceLock;

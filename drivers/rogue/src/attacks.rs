@@ -1,10 +1,11 @@
 //! The attacks, by verb. Each takes a number; what it returns, if it returns, is shown.
 
+use crate::instructions;
 use core::arch::asm;
 use ringfence_sdk::service::raw;
 
 /// An attack.
-type Attack = fn(u64) -> u64;
+pub type Attack = fn(u64) -> u64;
 
 /// All attacks and their verbs.
 pub static ATTACKS: &[(&str, Attack)] = &[
@@ -38,6 +39,14 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("far-call", far_call),
     ("far-jump-ring0", far_jump_ring0),
     ("iret-ring0", iret_ring0),
+    ("int-n", instructions::int_n),
+    ("load-ds", instructions::load_ds),
+    ("load-es", instructions::load_es),
+    ("load-fs", instructions::load_fs),
+    ("load-gs", instructions::load_gs),
+    ("load-ss", instructions::load_ss),
+    ("far-return", instructions::far_return),
+    ("interrupt-return", instructions::interrupt_return),
     ("trap-flag-gate", trap_flag_gate),
     ("bad-stack-gate", bad_stack_gate),
     ("bad-stack", bad_stack),
@@ -57,7 +66,10 @@ fn list(_: u64) -> u64 {
     for (name, _) in ATTACKS {
         log::info!("{name}");
     }
-    ATTACKS.len() as u64
+    for (name, _) in instructions::INSTRUCTIONS {
+        log::info!("{name}");
+    }
+    (ATTACKS.len() + instructions::INSTRUCTIONS.len()) as u64
 }
 
 #[inline(never)]

@@ -7,6 +7,7 @@
 extern crate alloc;
 
 mod attacks;
+mod instructions;
 
 use ringfence_sdk::{Driver, Manifest, Refusal, Result, driver};
 
@@ -26,7 +27,11 @@ impl Driver for Rogue {
             None => argument.trim().parse(),
         };
         let argument = argument.map_err(|_| Refusal::Invalid)?;
-        let attack = attacks::ATTACKS.iter().find(|(name, _)| *name == verb).ok_or(Refusal::NotFound)?;
+        let attack = attacks::ATTACKS
+            .iter()
+            .chain(instructions::INSTRUCTIONS)
+            .find(|(name, _)| *name == verb)
+            .ok_or(Refusal::NotFound)?;
         Ok((attack.1)(argument))
     }
 }

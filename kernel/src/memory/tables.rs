@@ -119,6 +119,21 @@ pub fn merge(root: u64, kernel: u64, table_pa: u64, domain: u64, address: u64) {
     table(root)[index(address, 4)].set_addr(PhysAddr::new(table_pa), TABLE);
 }
 
+/// Calls `with` for each entry that the kernel's root has for its own half, tables and pages, without the bits that the
+/// CPU sets by itself.
+pub fn for_each_kernel_entry(with: &mut dyn FnMut(u64)) {
+    fn visit(entries: &mut dyn Iterator<Item = &PageTableEntry>, level: u8, with: &mut dyn FnMut(u64)) {
+        for entry in entries.filter(|entry| !entry.is_unused()) {
+            let flags = entry.flags() - Flags::ACCESSED - Flags::DIRTY;
+            with(entry.addr().as_u64() | flags.bits());
+            if level > 1 && !flags.contains(Flags::HUGE_PAGE) {
+                visit(&mut table(entry.addr().as_u64()).iter(), level - 1, with);
+            }
+        }
+    }
+    visit(&mut table(kernel_root()).iter().skip(256), 4, with);
+}
+
 /// Drops what the loader left in the kernel's lower half, where the domains' slots will be.
 pub fn drop_lower_half() {
     for entry in table(kernel_root()).iter_mut().take(256) {

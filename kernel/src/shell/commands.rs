@@ -56,6 +56,7 @@ static COMMANDS: &[Command] = &[
     command!("blkcopy", "blkcopy FROM LBA TO LBA COUNT", "copy blocks", blkcopy),
     command!("dmesg", "dmesg", "the kernel's log", dmesg),
     command!("mem", "mem", "memory: free, kernel, domains", mem),
+    command!("integrity", "integrity", "SHA-256 of what of the kernel must never change", integrity),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),
     command!(
         "bench",
@@ -473,6 +474,22 @@ async fn mem(arguments: Arguments<'_>) -> Outcome {
             domain.image_bytes / 1024
         );
     }
+    Ok(())
+}
+
+async fn integrity(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let mut sum = Sha256::new();
+    for part in crate::symbols::constant_parts() {
+        sum.update(part);
+    }
+    let mut entries = 0;
+    memory::tables::for_each_kernel_entry(&mut |entry| {
+        sum.update(entry.to_le_bytes());
+        entries += 1;
+    });
+    let sum: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("{sum}  text, read-only data, descriptor tables, {entries} page-table entries");
     Ok(())
 }
 

@@ -28,6 +28,8 @@ mod scsi;
 mod service;
 #[forbid(unsafe_code)]
 mod shell;
+#[forbid(unsafe_code)]
+mod supervise;
 mod symbols;
 mod task;
 
@@ -68,6 +70,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     log::info!("pci: {} functions", pci::functions().len());
     task::run(|spawner| {
         task::spawn(spawner, module::serve_interrupts);
+        task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::run);
         net::start(spawner);
         task::spawn(spawner, shell::run);

@@ -15,7 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
-use ringfence_abi::manifest::Manifest;
+use ringfence_abi::manifest::{Manifest, Policy};
 use ringfence_abi::upcall::{EXIT, Events, INIT, POLL, Reply};
 use ringfence_core::extent::align_up;
 use ringfence_core::module::{Module, ModuleError, Value};
@@ -89,17 +89,45 @@ pub fn file(name: &str) -> Result<File, LoadError> {
 
 /// Loads a module into `ring` and runs its `init`. On any error nothing of it stays.
 pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
-    let module = Module::parse(file.bytes).map_err(LoadError::Refused)?;
-    let device = take_device(&module.manifest)?;
-    let handle = Arc::new(Mutex::new(map(file, module, device, ring)?));
+    let handle = start(file, ring, None)?;
     LOADED.lock().push(handle.clone());
-    if let Err(error) = handle.lock().upcall(INIT, [0; 3]) {
-        forget(&handle);
-        return Err(LoadError::Init(error));
-    }
     crate::net::attach(&handle);
     crate::scsi::attach(&handle);
     Ok(handle)
+}
+
+/// Maps a module and runs its `init`; nobody knows it yet. On any error nothing of it stays.
+fn start(file: &File, ring: Ring, name: Option<&str>) -> Result<Handle, LoadError> {
+    let module = Module::parse(file.bytes).map_err(LoadError::Refused)?;
+    let device = take_device(&module.manifest)?;
+    let mut domain = map(file, module, device, ring)?;
+    if let Some(name) = name {
+        domain.name = name.to_string();
+    }
+    domain.upcall(INIT, [0; 3]).map_err(LoadError::Init)?;
+    Ok(Arc::new(Mutex::new(domain)))
+}
+
+/// Puts a fresh instance in place of a driver that was ended; what is above the old one is above the new one then.
+pub fn replace(dead: &Handle) -> Result<(), LoadError> {
+    let (file, name) = {
+        let mut domain = dead.lock();
+        quiesce(&mut domain);
+        frames::take_back_promise(core::mem::take(&mut domain.promised));
+        (domain.file.clone(), domain.name.clone())
+    };
+    let fresh = start(&file, Ring::Sandboxed, Some(&name))?;
+    {
+        let (mut old, mut new) = (dead.lock(), fresh.lock());
+        new.faults_at = core::mem::take(&mut old.faults_at);
+        new.policy = old.policy;
+    }
+    if let Some(place) = LOADED.lock().iter_mut().find(|other| Arc::ptr_eq(other, dead)) {
+        *place = fresh.clone();
+    }
+    crate::net::replace(dead, &fresh);
+    crate::scsi::replace(dead, &fresh);
+    Ok(())
 }
 
 /// Takes a free function that `manifest` names; none if it names none.
@@ -143,6 +171,9 @@ fn map(file: &File, module: Module, device: Option<Device>, ring: Ring) -> Resul
         upcalls: 0,
         log_left: 0,
         log_dropped: 0,
+        policy: module.manifest.policy().unwrap_or(Policy::Stop),
+        faults_at: Vec::new(),
+        given_up: false,
         stopped: false,
         promised: 0,
     };
@@ -279,6 +310,7 @@ pub fn quiesce(domain: &mut Domain) {
         scsi.fail_all();
     }
     crate::net::wake();
+    crate::supervise::note();
 }
 
 /// Ends a driver for what it left in a queue.

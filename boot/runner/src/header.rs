@@ -13,7 +13,7 @@ use std::path::PathBuf;
 const SOURCES: [&str; 6] = ["lib.rs", "layout.rs", "manifest.rs", "upcall.rs", "net.rs", "scsi.rs"];
 
 /// Types that no exported function names, and that drivers need all the same.
-const TYPES: [&str; 7] = ["Manifest", "PciId", "Kind", "NetInfo", "ScsiInfo", "Request", "Outcome"];
+const TYPES: [&str; 8] = ["Manifest", "PciId", "Kind", "Policy", "NetInfo", "ScsiInfo", "Request", "Outcome"];
 
 /// Writes `ringfence.h`; returns the folder that has it.
 pub fn write() -> Result<PathBuf> {

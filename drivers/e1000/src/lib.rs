@@ -23,6 +23,7 @@ driver!(
         .kind(Kind::Nic)
         .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x1004)])
         .dma_kib(64)
+        .restart()
 );
 
 /// Descriptors in each ring: more than frames, so that head and tail never meet with work between them.

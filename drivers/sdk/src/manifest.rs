@@ -1,7 +1,7 @@
 //! Makes a manifest at compile time.
 
 use ringfence_abi::ABI_VERSION;
-use ringfence_abi::manifest::{self, Kind, MAGIC, Manifest as Raw};
+use ringfence_abi::manifest::{self, Kind, MAGIC, Manifest as Raw, Policy};
 
 /// What a module says about itself. Budgets not named are small ones.
 pub struct Manifest(Raw);
@@ -20,6 +20,8 @@ impl Manifest {
             dma_bytes: 0,
             stack_bytes: 32 << 10,
             upcall_ms: 200,
+            policy: Policy::Stop as u32,
+            reserved: 0,
         })
     }
 
@@ -56,6 +58,12 @@ impl Manifest {
     /// Longest time that one upcall may take, in milliseconds.
     pub const fn upcall_ms(mut self, milliseconds: u32) -> Manifest {
         self.0.upcall_ms = milliseconds;
+        self
+    }
+
+    /// Has the driver loaded anew when it was ended by a fault.
+    pub const fn restart(mut self) -> Manifest {
+        self.0.policy = Policy::Restart as u32;
         self
     }
 

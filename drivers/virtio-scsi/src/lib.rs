@@ -28,6 +28,7 @@ driver!(
         .kind(Kind::Scsi)
         .pci(&[(0x1af4, 0x1048), (0x1af4, 0x1004)])
         .dma_kib(64)
+        .restart()
 );
 
 /// Numbers of the virtqueues (5.6.2).

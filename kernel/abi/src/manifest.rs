@@ -26,6 +26,16 @@ pub enum Kind {
     Scsi = 2,
 }
 
+/// What happens to a driver that was ended by a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Policy {
+    /// It stays as it is, for a person to look at.
+    Stop = 0,
+    /// It is loaded anew.
+    Restart = 1,
+}
+
 /// Vendor and device id of a PCI function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -65,10 +75,14 @@ pub struct Manifest {
     pub stack_bytes: u32,
     /// Longest time that one upcall may take, in milliseconds.
     pub upcall_ms: u32,
+    /// A [`Policy`].
+    pub policy: u32,
+    /// Must be zero.
+    pub reserved: u32,
 }
 
 // The layout is part of the ABI.
-const _: () = assert!(size_of::<Manifest>() == 112 && align_of::<Manifest>() == 8);
+const _: () = assert!(size_of::<Manifest>() == 120 && align_of::<Manifest>() == 8);
 
 /// What is wrong with a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +93,8 @@ pub enum ManifestError {
     Magic,
     /// It was built for this other version of the ABI.
     AbiVersion(u32),
+    /// Its policy is not known, or a reserved field is not zero.
+    Policy(u32),
     /// Its kind is not known.
     Kind(u32),
     /// Its name is empty, not ended by a zero, or has other characters than lower-case letters, digits, `-` and `_`.
@@ -97,6 +113,7 @@ impl core::fmt::Display for ManifestError {
             ManifestError::AbiVersion(other) => {
                 write!(f, "built for ABI version {other}, this kernel has {}", crate::ABI_VERSION)
             }
+            ManifestError::Policy(policy) => write!(f, "unknown policy {policy}, or a reserved field is not zero"),
             ManifestError::Kind(kind) => write!(f, "unknown kind {kind}"),
             ManifestError::Name => write!(f, "name must be lower-case letters, digits, - and _"),
             ManifestError::Version => write!(f, "version must be printable ASCII"),
@@ -116,6 +133,7 @@ impl Manifest {
             return Err(ManifestError::AbiVersion(manifest.abi_version));
         }
         manifest.kind()?;
+        manifest.policy()?;
         let name = text(&manifest.name).ok_or(ManifestError::Name)?;
         if name.is_empty() || !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_')) {
             return Err(ManifestError::Name);
@@ -144,6 +162,15 @@ impl Manifest {
             1 => Ok(Kind::Nic),
             2 => Ok(Kind::Scsi),
             other => Err(ManifestError::Kind(other)),
+        }
+    }
+
+    /// The policy, if it is a known one.
+    pub fn policy(&self) -> Result<Policy, ManifestError> {
+        match (self.policy, self.reserved) {
+            (0, 0) => Ok(Policy::Stop),
+            (1, 0) => Ok(Policy::Restart),
+            (other, _) => Err(ManifestError::Policy(other)),
         }
     }
 
@@ -212,6 +239,8 @@ mod tests {
             dma_bytes: 65536,
             stack_bytes: 16384,
             upcall_ms: 100,
+            policy: Policy::Restart as u32,
+            reserved: 0,
         }
     }
 
@@ -231,10 +260,12 @@ mod tests {
             change(&mut manifest);
             Manifest::parse(manifest.as_bytes()).unwrap_err()
         };
-        assert_eq!(Manifest::parse(&good().as_bytes()[..111]).unwrap_err(), ManifestError::Short);
+        assert_eq!(Manifest::parse(&good().as_bytes()[..119]).unwrap_err(), ManifestError::Short);
         assert_eq!(refused(|m| m.magic ^= 1), ManifestError::Magic);
         assert_eq!(refused(|m| m.abi_version = 9), ManifestError::AbiVersion(9));
         assert_eq!(refused(|m| m.kind = 7), ManifestError::Kind(7));
+        assert_eq!(refused(|m| m.policy = 2), ManifestError::Policy(2));
+        assert_eq!(refused(|m| m.reserved = 1), ManifestError::Policy(1));
         assert_eq!(refused(|m| m.name = [0; 32]), ManifestError::Name);
         assert_eq!(refused(|m| m.name = [b'a'; 32]), ManifestError::Name);
         assert_eq!(refused(|m| m.name = field("A b")), ManifestError::Name);

@@ -40,12 +40,12 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
     let blocks = SMALL / disk.block_bytes();
     let sample = || Ok(read(&disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64)?.value(mode, 1.0));
     let rows =
-        alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/read4k/depth1", mode.unit("reads/s")).batch(1))?;
+        alternate(&disk.handle(), SAMPLES, sample, || Row::new("scsi/read4k/depth1", mode.unit("reads/s")).batch(1))?;
     rows.iter().for_each(&mut *print);
     for batch in BATCHES {
         let sample = || Ok(read(&disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64)?.value(mode, 1.0));
         let row = || Row::new("scsi/read4k/depth32", mode.unit("reads/s")).batch(batch);
-        let rows = alternate(disk.handle(), SAMPLES, sample, row)?;
+        let rows = alternate(&disk.handle(), SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
     }
     let large_blocks = (MAX_DATA / disk.block_bytes()) as u64;
@@ -55,7 +55,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
             let cost = read(&disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
             Ok(cost.value(mode, MAX_DATA as f64 / 1e6))
         };
-        let rows = alternate(disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", mode.unit("MB/s")).batch(8))?;
+        let rows = alternate(&disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", mode.unit("MB/s")).batch(8))?;
         rows.iter().for_each(&mut *print);
     }
     Ok(true)
@@ -84,7 +84,7 @@ fn read(
     batch: usize,
     mut place: impl FnMut(usize) -> u64,
 ) -> Result<Cost, String> {
-    let handle = disk.handle();
+    let handle = &disk.handle();
     let mut buffer = vec![0; len_bytes];
     let mut under_way = UnderWay { handle, tickets: Vec::with_capacity(depth) };
     let (mut begun, mut done) = (0, 0);

@@ -23,6 +23,8 @@ pub enum Cause {
     },
     /// An upcall took longer than its budget.
     Overrun,
+    /// A person asked for it.
+    Killed,
     /// The driver gave up: it has logged why.
     Panic,
     /// It passed a pointer that is not its own memory.
@@ -124,6 +126,7 @@ fn write_cause(out: &mut String, domain: &Domain, cause: Cause, frame: Option<&T
         }
         (Cause::Exception { .. }, None) => write!(out, "an exception"),
         (Cause::Overrun, _) => write!(out, "took longer than {} ms", domain.manifest.upcall_ms),
+        (Cause::Killed, _) => write!(out, "killed"),
         (Cause::Panic, _) => write!(out, "gave up"),
         (Cause::BadPointer { address, len_bytes }, _) => {
             let last = domain.calls.last().map_or("?", |call| symbol(call.service));

@@ -10,7 +10,7 @@ use crate::module::File;
 use alloc::string::String;
 use alloc::sync::Arc;
 use ringfence_abi::layout::{self, PAGE_SIZE};
-use ringfence_abi::manifest::Manifest;
+use ringfence_abi::manifest::{Manifest, Policy};
 use ringfence_core::extent::Extent;
 use ringfence_core::module::Imports;
 use spin::Mutex;
@@ -69,6 +69,12 @@ pub struct Domain {
     pub log_left: u32,
     /// See `log_left`.
     pub log_dropped: u32,
+    /// What happens when it is ended by a fault.
+    pub policy: Policy,
+    /// When it was ended by faults lately, in nanoseconds since boot.
+    pub faults_at: alloc::vec::Vec<u64>,
+    /// Set when it was ended too often.
+    pub given_up: bool,
     /// Set when it is being unloaded: it is not entered any more.
     pub stopped: bool,
     /// Frames that are kept for it (see [`crate::memory::frames::promise`]).

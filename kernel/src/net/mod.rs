@@ -101,6 +101,16 @@ pub fn attach(handle: &Handle) {
     wake();
 }
 
+/// Puts the stack of a driver that was ended above the one that came in its place: address, routes and sockets stay.
+pub fn replace(dead: &Handle, fresh: &Handle) {
+    let Some(mac) = fresh.lock().net.as_ref().map(|queues| queues.mac) else { return detach(dead) };
+    if let Some(interface) = INTERFACES.lock().iter_mut().find(|interface| Arc::ptr_eq(&interface.handle, dead)) {
+        interface.handle = fresh.clone();
+        interface.stack.set_hardware_addr(HardwareAddress::Ethernet(EthernetAddress(mac)));
+    }
+    wake();
+}
+
 /// Takes the stack away from a driver.
 pub fn detach(handle: &Handle) {
     INTERFACES.lock().retain(|interface| !Arc::ptr_eq(&interface.handle, handle));

@@ -1,8 +1,9 @@
 //! A disk: a logical unit with blocks.
 
-use super::{ScsiError, execute};
+use super::{Host, ScsiError, execute};
 use crate::domain::Handle;
 use alloc::string::String;
+use alloc::sync::Arc;
 use embassy_futures::join::join_array;
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_core::cdb::{self, Capacity, Identity};
@@ -16,7 +17,7 @@ const DEPTH: usize = 4;
 pub struct Disk {
     /// Its name in the shell.
     pub name: String,
-    handle: Handle,
+    host: Arc<Host>,
     /// SCSI target.
     pub target: u32,
     /// Logical unit.
@@ -29,22 +30,22 @@ pub struct Disk {
 
 impl Disk {
     /// Asks a logical unit what it is; `None` if it is no disk.
-    pub async fn open(handle: &Handle, target: u32, lun: u32) -> Result<Option<Disk>, ScsiError> {
+    pub async fn open(host: &Arc<Host>, target: u32, lun: u32) -> Result<Option<Disk>, ScsiError> {
         const INQUIRY_BYTES: usize = 36;
         let mut data = [0; INQUIRY_BYTES];
-        let len = execute(handle, target, lun, &cdb::inquiry(INQUIRY_BYTES as u16), &[], &mut data).await?;
+        let len = execute(host, target, lun, &cdb::inquiry(INQUIRY_BYTES as u16), &[], &mut data).await?;
         let identity = cdb::identity(data.get(..len).unwrap_or(&[])).ok_or(ScsiError::Short)?;
         if !identity.present || identity.device_type != DIRECT_ACCESS {
             return Ok(None);
         }
-        execute(handle, target, lun, &cdb::test_unit_ready(), &[], &mut []).await?;
+        execute(host, target, lun, &cdb::test_unit_ready(), &[], &mut []).await?;
         let mut data = [0; 8];
-        let len = execute(handle, target, lun, &cdb::read_capacity_10(), &[], &mut data).await?;
+        let len = execute(host, target, lun, &cdb::read_capacity_10(), &[], &mut data).await?;
         let capacity = match cdb::capacity_10(data.get(..len).unwrap_or(&[])) {
             Some(capacity) => capacity,
             None => {
                 let mut data = [0; 32];
-                let len = execute(handle, target, lun, &cdb::read_capacity_16(), &[], &mut data).await?;
+                let len = execute(host, target, lun, &cdb::read_capacity_16(), &[], &mut data).await?;
                 cdb::capacity_16(data.get(..len).unwrap_or(&[])).ok_or(ScsiError::Short)?
             }
         };
@@ -52,12 +53,17 @@ impl Disk {
             log::warn!("target {target}, unit {lun}: blocks of {} bytes are not supported", capacity.block_bytes);
             return Ok(None);
         }
-        Ok(Some(Disk { name: String::new(), handle: handle.clone(), target, lun, identity, capacity }))
+        Ok(Some(Disk { name: String::new(), host: host.clone(), target, lun, identity, capacity }))
     }
 
-    /// The driver's domain.
-    pub fn handle(&self) -> &Handle {
-        &self.handle
+    /// The host that it is on.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The driver that the host has right now.
+    pub fn handle(&self) -> Handle {
+        self.host.handle()
     }
 
     /// Length of a block in bytes.
@@ -92,7 +98,7 @@ impl Disk {
     async fn read_chunk(&self, chunk: Option<(&mut [u8], u64)>) -> Result<(), ScsiError> {
         let Some((data, lba)) = chunk else { return Ok(()) };
         let cdb = cdb::read(lba, (data.len() / self.block_bytes()) as u32);
-        let moved = execute(&self.handle, self.target, self.lun, &cdb, &[], data).await?;
+        let moved = execute(&self.host, self.target, self.lun, &cdb, &[], data).await?;
         if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
     }
 
@@ -115,12 +121,12 @@ impl Disk {
     async fn write_chunk(&self, chunk: Option<(&[u8], u64)>) -> Result<(), ScsiError> {
         let Some((data, lba)) = chunk else { return Ok(()) };
         let cdb = cdb::write(lba, (data.len() / self.block_bytes()) as u32);
-        let moved = execute(&self.handle, self.target, self.lun, &cdb, data, &mut []).await?;
+        let moved = execute(&self.host, self.target, self.lun, &cdb, data, &mut []).await?;
         if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
     }
 
     /// Waits until everything written is on the medium.
     pub async fn flush(&self) -> Result<(), ScsiError> {
-        execute(&self.handle, self.target, self.lun, &cdb::synchronize_cache(), &[], &mut []).await.map(|_| ())
+        execute(&self.host, self.target, self.lun, &cdb::synchronize_cache(), &[], &mut []).await.map(|_| ())
     }
 }

@@ -4,7 +4,7 @@
 //! * [`disk`]: the blocks of one disk
 
 use crate::domain::Handle;
-use crate::module;
+use crate::{module, supervise};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::sync::Arc;
@@ -12,6 +12,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::poll_fn;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Poll, Waker};
 use disk::Disk;
 use embassy_sync::waitqueue::AtomicWaker;
@@ -33,9 +34,63 @@ const MAX_DISKS: usize = 64;
 /// How often a command is sent when the device only wants to say that something changed.
 const TRIES: usize = 4;
 
+/// A SCSI host: a driver, and whatever comes in its place when it was ended.
+pub struct Host {
+    current: Mutex<Handle>,
+    /// Set when it was unloaded.
+    gone: AtomicBool,
+    /// Who waits for another driver.
+    waiting: Mutex<Vec<Waker>>,
+}
+
+/// How long commands wait for a driver to come back.
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+/// How often one command is sent again because its driver was ended.
+const RESTARTS: usize = 16;
+
+static HOSTS: Mutex<Vec<Arc<Host>>> = Mutex::new(Vec::new());
+
+impl Host {
+    /// The driver that it has right now.
+    pub fn handle(&self) -> Handle {
+        self.current.lock().clone()
+    }
+
+    fn wake(&self) {
+        core::mem::take(&mut *self.waiting.lock()).into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until another driver is in place of `old`; `false` if none will be.
+    async fn another_than(&self, old: &Handle) -> bool {
+        let another = poll_fn(|context| {
+            let current = self.handle();
+            if self.gone.load(Ordering::Acquire) {
+                Poll::Ready(false)
+            } else if !Arc::ptr_eq(&current, old) {
+                Poll::Ready(true)
+            } else if !supervise::will_be_back(&current) {
+                Poll::Ready(false)
+            } else {
+                self.waiting.lock().push(context.waker().clone());
+                Poll::Pending
+            }
+        });
+        with_timeout(RESTART_LIMIT, another).await.unwrap_or(false)
+    }
+}
+
+fn host_of(handle: &Handle) -> Option<Arc<Host>> {
+    HOSTS.lock().iter().find(|host| Arc::ptr_eq(&host.handle(), handle)).cloned()
+}
+
+/// Has all that wait for a driver look again.
+pub fn wake_waiting() {
+    HOSTS.lock().iter().for_each(|host| host.wake());
+}
+
 static DISKS: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
 /// Hosts that have not been scanned yet; the first one is being scanned.
-static TO_SCAN: Mutex<VecDeque<Handle>> = Mutex::new(VecDeque::new());
+static TO_SCAN: Mutex<VecDeque<Arc<Host>>> = Mutex::new(VecDeque::new());
 static ON_TO_SCAN: AtomicWaker = AtomicWaker::new();
 static ON_SETTLED: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
@@ -166,8 +221,11 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
 
 /// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted to mention
 /// (UNIT ATTENTION) is passed over.
+///
+/// If the driver is ended meanwhile and comes back, the command is sent again: nobody was told that it was done, and
+/// the blocks that it reads or writes are the same. `data_out` is the caller's and has not changed.
 pub async fn execute(
-    handle: &Handle,
+    host: &Host,
     target: u32,
     lun: u32,
     cdb: &Cdb,
@@ -175,30 +233,55 @@ pub async fn execute(
     data_in: &mut [u8],
 ) -> Result<usize, ScsiError> {
     let len_bytes = data_out.len().max(data_in.len());
-    let mut result = Err(ScsiError::TimedOut);
-    for _ in 0..TRIES {
-        let outcome = execute_once(handle, target, lun, cdb, data_out, data_in).await?;
-        result = check_outcome(&outcome, cdb.name(), len_bytes);
-        match result {
-            Err(ScsiError::Status { sense: Some(sense), .. }) if sense.key == Sense::UNIT_ATTENTION => {}
-            _ => break,
+    let (mut tries, mut restarts) = (0, 0);
+    loop {
+        let handle = host.handle();
+        let outcome = execute_once(&handle, target, lun, cdb, data_out, data_in).await;
+        match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), len_bytes)) {
+            Err(ScsiError::NoDriver) if restarts < RESTARTS && host.another_than(&handle).await => restarts += 1,
+            Err(ScsiError::Status { sense: Some(sense), .. })
+                if sense.key == Sense::UNIT_ATTENTION && tries < TRIES =>
+            {
+                tries += 1;
+            }
+            result => return result,
         }
     }
-    result
 }
 
 /// Has the units of a driver that offers a SCSI host looked for.
 pub fn attach(handle: &Handle) {
     if handle.lock().scsi.is_some() {
-        TO_SCAN.lock().push_back(handle.clone());
+        let host = Arc::new(Host {
+            current: Mutex::new(handle.clone()),
+            gone: AtomicBool::new(false),
+            waiting: Mutex::new(Vec::new()),
+        });
+        HOSTS.lock().push(host.clone());
+        TO_SCAN.lock().push_back(host);
         ON_TO_SCAN.wake();
+    }
+}
+
+/// Puts another driver in place of one that was ended; what waits for it goes on.
+pub fn replace(dead: &Handle, fresh: &Handle) {
+    if fresh.lock().scsi.is_none() {
+        return detach(dead);
+    }
+    if let Some(host) = host_of(dead) {
+        *host.current.lock() = fresh.clone();
+        host.wake();
     }
 }
 
 /// Takes the disks away that a driver had.
 pub fn detach(handle: &Handle) {
-    DISKS.lock().retain(|disk| !Arc::ptr_eq(disk.handle(), handle));
-    TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, handle));
+    let Some(host) = host_of(handle) else { return };
+    host.gone.store(true, Ordering::Release);
+    host.wake();
+    HOSTS.lock().retain(|other| !Arc::ptr_eq(other, &host));
+    DISKS.lock().retain(|disk| !Arc::ptr_eq(disk.host(), &host));
+    TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, &host));
 }
 
 /// Waits until all hosts have been scanned.
@@ -221,28 +304,28 @@ pub fn disks() -> Vec<Arc<Disk>> {
 /// The task that scans hosts.
 pub async fn run() {
     loop {
-        let handle = poll_fn(|context| {
+        let host = poll_fn(|context| {
             ON_TO_SCAN.register(context.waker());
             match TO_SCAN.lock().front() {
-                Some(handle) => Poll::Ready(handle.clone()),
+                Some(host) => Poll::Ready(host.clone()),
                 None => Poll::Pending,
             }
         })
         .await;
-        scan(&handle).await;
-        TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, &handle));
+        scan(&host).await;
+        TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, &host));
         let waiting = core::mem::take(&mut *ON_SETTLED.lock());
         waiting.into_iter().for_each(Waker::wake);
     }
 }
 
 /// Looks at every target for its logical units, and keeps the disks.
-async fn scan(handle: &Handle) {
+async fn scan(host: &Arc<Host>) {
     const LIST_BYTES: usize = 8 + 256 * 8;
-    let Some(info) = handle.lock().scsi.as_ref().map(|scsi| scsi.info) else { return };
+    let Some(info) = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info) else { return };
     let mut list = vec![0; LIST_BYTES];
     for target in 0..info.max_targets {
-        let listed = execute(handle, target, 0, &cdb::report_luns(LIST_BYTES as u32), &[], &mut list).await;
+        let listed = execute(host, target, 0, &cdb::report_luns(LIST_BYTES as u32), &[], &mut list).await;
         let mut luns: Vec<u32> = match listed {
             Ok(len_bytes) => {
                 cdb::luns(list.get(..len_bytes).unwrap_or(&[])).filter(|lun| *lun < info.max_luns).collect()
@@ -250,21 +333,21 @@ async fn scan(handle: &Handle) {
             Err(ScsiError::NoDevice) => continue,
             Err(ScsiError::NoDriver) => return,
             Err(error) => {
-                log::warn!("{}: target {target}: {error}", handle.lock().name);
+                log::warn!("{}: target {target}: {error}", host.handle().lock().name);
                 continue;
             }
         };
         luns.sort_unstable();
         luns.dedup();
         for lun in luns {
-            if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.handle(), handle)).count() >= MAX_DISKS {
-                log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", handle.lock().name);
+            if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.host(), host)).count() >= MAX_DISKS {
+                log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", host.handle().lock().name);
                 return;
             }
-            match Disk::open(handle, target, lun).await {
+            match Disk::open(host, target, lun).await {
                 Ok(Some(disk)) => keep(disk),
                 Ok(None) => {}
-                Err(error) => log::warn!("{}: target {target}, unit {lun}: {error}", handle.lock().name),
+                Err(error) => log::warn!("{}: target {target}, unit {lun}: {error}", host.handle().lock().name),
             }
         }
     }

@@ -6,6 +6,7 @@ use crate::arch::time;
 use crate::bench::Mode;
 use crate::domain::Ring;
 use crate::domain::device::is_taken;
+use crate::domain::fault::Cause;
 use crate::scsi::disk::Disk;
 use crate::{console, memory, module, net, pci, println, ramdisk, scsi, shell};
 use alloc::boxed::Box;
@@ -18,6 +19,7 @@ use core::future::Future;
 use core::pin::Pin;
 use embassy_time::{Duration, Timer};
 use pci_ids::FromId;
+use ringfence_abi::manifest::Policy;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::module::Module;
 use sha2::{Digest, Sha256};
@@ -46,6 +48,8 @@ static COMMANDS: &[Command] = &[
     command!("rmmod", "rmmod NAME", "stop a driver and free all it had", rmmod),
     command!("ring", "ring NAME 0|1", "move a running driver to another ring", ring),
     command!("tell", "tell NAME TEXT", "hand a text to a driver's own command entry", tell),
+    command!("kill", "kill NAME", "end a driver as a fault would", kill),
+    command!("policy", "policy NAME restart|stop", "what happens when a driver was ended by a fault", policy),
     command!("faults", "faults [NAME]", "why drivers were ended", faults),
     command!("lspci", "lspci", "PCI functions", lspci),
     command!("ip", "ip", "network interfaces; waits for an address", ip),
@@ -224,6 +228,34 @@ async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     }
     let value = answer.map_err(|error| format!("{name}: {error}"))?;
     println!("{name}: {value} ({value:#x})");
+    Ok(())
+}
+
+async fn kill(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    arguments.end()?;
+    let handle = module::find(name).map_err(said)?;
+    if !handle.lock().is_alive() {
+        return Err(format!("{name} was ended already"));
+    }
+    module::condemn(&handle, Cause::Killed);
+    Ok(())
+}
+
+async fn policy(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    let policy = match arguments.word("the policy")? {
+        "restart" => Policy::Restart,
+        "stop" => Policy::Stop,
+        other => return arguments.wrong(&format!("'{other}' is no policy")),
+    };
+    arguments.end()?;
+    let handle = module::find(name).map_err(said)?;
+    let mut domain = handle.lock();
+    domain.policy = policy;
+    domain.given_up = false;
+    // One that was ended already is restarted now.
+    crate::supervise::note();
     Ok(())
 }
 

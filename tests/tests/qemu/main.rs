@@ -5,5 +5,6 @@ mod boot;
 mod lies;
 mod modules;
 mod network;
+mod restart;
 mod sandbox;
 mod scsi;

@@ -16,12 +16,12 @@ fn dhcp_and_ping_work_in_both_rings() {
 }
 
 /// A port that nobody uses right now.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A machine whose shell waits for input, with the servers' ports forwarded.
-fn serving(ports: &[(Protocol, u16, u16)]) -> Running {
+pub fn serving(ports: &[(Protocol, u16, u16)]) -> Running {
     let mut machine = Machine { timeout: Some(TIME_LIMIT), hba: "none".into(), ..Machine::default() };
     machine.forwards = ports.to_vec();
     let mut running = machine.start(system()).unwrap();
@@ -30,7 +30,7 @@ fn serving(ports: &[(Protocol, u16, u16)]) -> Running {
 }
 
 /// Bytes that differ everywhere.
-fn pattern(len_bytes: usize) -> Vec<u8> {
+pub fn pattern(len_bytes: usize) -> Vec<u8> {
     (0..len_bytes as u64).map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }
 
@@ -41,7 +41,7 @@ fn connect(port: u16) -> TcpStream {
 }
 
 /// Sends `data` to the echo server and returns what comes back.
-fn echo(port: u16, data: &[u8]) -> Vec<u8> {
+pub fn echo(port: u16, data: &[u8]) -> Vec<u8> {
     let mut stream = connect(port);
     let mut writer = stream.try_clone().unwrap();
     let sent = data.to_vec();

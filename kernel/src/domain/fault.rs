@@ -3,15 +3,20 @@
 use super::Domain;
 use super::memory::describe;
 use super::upcall::end_current;
+use crate::arch::time;
 use crate::arch::traps::{TrapFrame, exception_name};
 use crate::symbols;
+use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::fmt::Write;
 use ringfence_abi::layout::IMAGE;
 use ringfence_abi::service::{Refusal, SERVICES};
 use ringfence_abi::upcall;
 use ringfence_core::descriptor::{SelectorName, describe_selector};
+use spin::Mutex;
 
 /// What a driver did that ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +57,24 @@ pub enum Cause {
     },
 }
 
+/// Faults that are kept.
+const KEPT: usize = 32;
+
+/// The last faults of all drivers, oldest first, and how many there were in all.
+static HISTORY: Mutex<(VecDeque<Arc<Fault>>, usize)> = Mutex::new((VecDeque::new(), 0));
+
+/// The faults that are kept, each with its number, which counts from 1 since boot.
+pub fn history() -> Vec<(usize, Arc<Fault>)> {
+    let history = HISTORY.lock();
+    let first = history.1 - history.0.len() + 1;
+    (first..).zip(history.0.iter().cloned()).collect()
+}
+
 /// A record of why a driver was ended.
 #[derive(Debug)]
 pub struct Fault {
+    /// When, in nanoseconds since boot.
+    pub at_ns: u64,
     /// The first line of the report: driver, what, during what.
     pub headline: String,
     /// The rest: where, registers and calls.
@@ -75,7 +95,20 @@ impl Fault {
             let _ = writeln!(details, "{frame}");
         }
         let _ = write!(details, "{}", domain.calls);
-        Fault { headline, details }
+        Fault { at_ns: time::uptime_ns(), headline, details }
+    }
+
+    /// Prints the report, and keeps it.
+    pub fn report(self) -> Arc<Fault> {
+        log::error!(target: crate::console::REPORT, "{self}");
+        let fault = Arc::new(self);
+        let mut history = HISTORY.lock();
+        if history.0.len() == KEPT {
+            history.0.pop_front();
+        }
+        history.0.push_back(fault.clone());
+        history.1 += 1;
+        fault
     }
 
     /// Ends the driver whose upcall is under way because of a trap.

@@ -62,7 +62,7 @@ pub struct Domain {
     /// Its last calls of services.
     pub calls: fault::CallLog,
     /// Why it was ended, if it was.
-    pub fault: Option<fault::Fault>,
+    pub fault: Option<Arc<fault::Fault>>,
     /// How often it was entered.
     pub upcalls: u64,
     /// Lines that it may still log in the upcall under way, and lines that were dropped.

@@ -97,8 +97,7 @@ impl Domain {
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
             let fault = Fault::new(self, cause, None);
-            log::error!(target: crate::console::REPORT, "{fault}");
-            self.fault = Some(fault);
+            self.fault = Some(fault.report());
         }
     }
 }
@@ -124,8 +123,7 @@ pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
 pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
-        log::error!(target: crate::console::REPORT, "{fault}");
-        domain.fault = Some(fault);
+        domain.fault = Some(fault.report());
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");
     // SAFETY: a driver runs; callers hold nothing that needs to be dropped.

@@ -6,7 +6,7 @@ use crate::arch::time;
 use crate::bench::Mode;
 use crate::domain::Ring;
 use crate::domain::device::is_taken;
-use crate::domain::fault::Cause;
+use crate::domain::fault::{Cause, history};
 use crate::scsi::disk::Disk;
 use crate::{console, memory, module, net, pci, println, ramdisk, scsi, shell};
 use alloc::boxed::Box;
@@ -50,7 +50,7 @@ static COMMANDS: &[Command] = &[
     command!("tell", "tell NAME TEXT", "hand a text to a driver's own command entry", tell),
     command!("kill", "kill NAME", "end a driver as a fault would", kill),
     command!("policy", "policy NAME restart|stop", "what happens when a driver was ended by a fault", policy),
-    command!("faults", "faults [NAME]", "why drivers were ended", faults),
+    command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", faults),
     command!("lspci", "lspci", "PCI functions", lspci),
     command!("ip", "ip", "network interfaces; waits for an address", ip),
     command!("ping", "ping HOST [-c COUNT]", "ICMP echo requests", ping),
@@ -260,24 +260,28 @@ async fn policy(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 async fn faults(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.optional();
+    let wanted = match arguments.optional() {
+        Some(word) => Some(arguments.as_number::<usize>("the fault", word)?),
+        None => None,
+    };
     arguments.end()?;
-    let mut any = false;
-    for handle in module::loaded() {
-        let domain = handle.lock();
-        if name.is_none_or(|name| name == domain.name)
-            && let Some(fault) = &domain.fault
-        {
-            any = true;
-            println!("{}", fault.headline);
-            if name.is_some() {
-                println!("{}", fault.details.trim_end());
-            }
+    let kept = history();
+    let Some(wanted) = wanted else {
+        for (number, fault) in &kept {
+            println!(
+                "{number:>4}  {:>5}.{:03} s  {}",
+                fault.at_ns / 1_000_000_000,
+                fault.at_ns / 1_000_000 % 1000,
+                fault.headline
+            );
         }
-    }
-    if !any {
-        println!("none");
-    }
+        if kept.is_empty() {
+            println!("none");
+        }
+        return Ok(());
+    };
+    let (_, fault) = kept.iter().find(|(number, _)| *number == wanted).ok_or(format!("fault {wanted} is not kept"))?;
+    println!("{}\n{}", fault.headline, fault.details.trim_end());
     Ok(())
 }
 

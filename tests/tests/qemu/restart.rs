@@ -45,13 +45,22 @@ fn a_copy_survives_its_driver() {
 #[test]
 fn restarts_lose_no_memory_and_have_an_end() {
     let run = boot(&machine(
-        "kill e1000; sleep 100; mem; kill e1000; sleep 200; mem; repeat 10 kill e1000, sleep 3000; lsmod",
+        "kill e1000; sleep 100; mem; kill e1000; sleep 200; mem; repeat 10 kill e1000, sleep 3000; lsmod; faults; faults 2; faults 99",
     ));
     assert_eq!(run.end, End::CommandFailed, "{}", run.text());
     let free: Vec<&String> = run.lines.iter().filter(|line| line.starts_with("frames ")).collect();
     assert_eq!(free[0], free[1], "frames were lost");
     assert_says(&run.text(), "e1000: given up after 8 restarts in 60 s");
     assert_says(&run.text(), "error: e1000 was ended already");
+    // Kept, though the instances are gone.
+    for number in 1..=9 {
+        assert!(
+            run.lines
+                .iter()
+                .any(|line| line.starts_with(&format!("{number:>4}  ")) && line.contains("  e1000: killed, in "))
+        );
+    }
+    assert_says(&run.text(), "error: fault 99 is not kept");
 }
 
 #[test]

@@ -68,6 +68,7 @@ async fn revive(dead: &Handle) {
     }
     // It may have been unloaded, or its policy changed, in the meantime.
     if !will_be_back(dead) {
+        crate::scsi::wake_waiting();
         return;
     }
     let start = time::tsc();

@@ -20,8 +20,10 @@ const FRAME: usize = 60;
 
 /// Measures frames a second; `false` if there is no network interface.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+    if net::first_driver().is_some() {
+        net::wait_for_address(embassy_time::Duration::from_secs(5)).await;
+    }
     let Some(handle) = net::first_driver() else { return Ok(false) };
-    net::wait_for_address(embassy_time::Duration::from_secs(5)).await;
     let unknown = frame(&handle, false);
     for batch in BATCHES {
         let sample = || Ok(send(&handle, &unknown, batch)?.value(mode, 1.0));

@@ -64,9 +64,10 @@ pub fn wake() {
 /// Most interfaces: each one's sockets take a megabyte of the kernel's heap.
 const MAX_INTERFACES: usize = 4;
 
-/// Whether another interface can be had.
+/// Whether another interface can be had. One whose driver is dead does not count: it is its successor that asks.
 pub fn has_room() -> bool {
-    INTERFACES.lock().len() < MAX_INTERFACES
+    let alive = |interface: &&Interface| interface.handle.try_lock().is_none_or(|domain| domain.is_alive());
+    INTERFACES.lock().iter().filter(alive).count() < MAX_INTERFACES
 }
 
 /// Puts a stack above a driver that offers a network interface.
@@ -113,7 +114,11 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
 
 /// Takes the stack away from a driver.
 pub fn detach(handle: &Handle) {
-    INTERFACES.lock().retain(|interface| !Arc::ptr_eq(&interface.handle, handle));
+    let mut interfaces = INTERFACES.lock();
+    for interface in interfaces.iter_mut().filter(|interface| Arc::ptr_eq(&interface.handle, handle)) {
+        interface.on_lease.drain(..).for_each(Waker::wake);
+    }
+    interfaces.retain(|interface| !Arc::ptr_eq(&interface.handle, handle));
 }
 
 /// The task that looks after all interfaces.

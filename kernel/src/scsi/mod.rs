@@ -18,7 +18,7 @@ use disk::Disk;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, with_timeout};
 use queues::{Data, Ticket};
-use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, Outcome};
+use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb::{self, Cdb};
 use ringfence_core::sense::{self, Sense};
@@ -39,6 +39,8 @@ pub struct Host {
     current: Mutex<Handle>,
     /// Set when it was unloaded.
     gone: AtomicBool,
+    /// Set when all its units have been looked at.
+    scanned: AtomicBool,
     /// Who waits for another driver.
     waiting: Mutex<Vec<Waker>>,
 }
@@ -101,6 +103,8 @@ pub enum ScsiError {
     NoDevice,
     /// The adapter failed, with this code.
     Host(u32),
+    /// The device was reset, or aborted the command.
+    Reset,
     /// The driver was ended, or is not there.
     NoDriver,
     /// The device reported an error.
@@ -125,6 +129,7 @@ impl fmt::Display for ScsiError {
         match self {
             ScsiError::NoDevice => write!(f, "no such device"),
             ScsiError::Host(code) => write!(f, "the adapter failed (code {code})"),
+            ScsiError::Reset => write!(f, "the device was reset"),
             ScsiError::NoDriver => write!(f, "the driver is gone"),
             ScsiError::Status { command, status, sense: Some(sense) } => {
                 write!(f, "{command}: {}: {sense}", sense::status_name(*status))
@@ -208,7 +213,8 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
     match outcome.host {
         HOST_OK => {}
         HOST_NO_DEVICE => return Err(ScsiError::NoDevice),
-        ringfence_abi::scsi::HOST_RESET => return Err(ScsiError::NoDriver),
+        queues::NO_DRIVER => return Err(ScsiError::NoDriver),
+        HOST_RESET => return Err(ScsiError::Reset),
         code => return Err(ScsiError::Host(code)),
     }
     let status = outcome.status as u8;
@@ -238,7 +244,12 @@ pub async fn execute(
         let handle = host.handle();
         let outcome = execute_once(&handle, target, lun, cdb, data_out, data_in).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), len_bytes)) {
-            Err(ScsiError::NoDriver) if restarts < RESTARTS && host.another_than(&handle).await => restarts += 1,
+            Err(ScsiError::NoDriver) if restarts < RESTARTS && host.another_than(&handle).await => {
+                restarts += 1;
+                // A fresh driver has reset the device, which mentions that.
+                tries = 0;
+            }
+            Err(ScsiError::Reset) if tries < TRIES => tries += 1,
             Err(ScsiError::Status { sense: Some(sense), .. })
                 if sense.key == Sense::UNIT_ATTENTION && tries < TRIES =>
             {
@@ -255,6 +266,7 @@ pub fn attach(handle: &Handle) {
         let host = Arc::new(Host {
             current: Mutex::new(handle.clone()),
             gone: AtomicBool::new(false),
+            scanned: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
         });
         HOSTS.lock().push(host.clone());
@@ -271,6 +283,12 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
     if let Some(host) = host_of(dead) {
         *host.current.lock() = fresh.clone();
         host.wake();
+        // A scan that its end cut short begins again.
+        let mut to_scan = TO_SCAN.lock();
+        if !host.scanned.load(Ordering::Acquire) && !to_scan.iter().any(|other| Arc::ptr_eq(other, &host)) {
+            to_scan.push_back(host);
+            ON_TO_SCAN.wake();
+        }
     }
 }
 
@@ -345,16 +363,23 @@ async fn scan(host: &Arc<Host>) {
                 return;
             }
             match Disk::open(host, target, lun).await {
-                Ok(Some(disk)) => keep(disk),
+                Ok(Some(disk)) => keep(disk, host),
                 Ok(None) => {}
                 Err(error) => log::warn!("{}: target {target}, unit {lun}: {error}", host.handle().lock().name),
             }
         }
     }
+    host.scanned.store(true, Ordering::Release);
 }
 
-fn keep(mut disk: Disk) {
+fn keep(mut disk: Disk, host: &Host) {
     let mut disks = DISKS.lock();
+    let known = |other: &Arc<Disk>| {
+        core::ptr::eq(&**other.host(), host) && (other.target, other.lun) == (disk.target, disk.lun)
+    };
+    if host.gone.load(Ordering::Acquire) || disks.iter().any(known) {
+        return;
+    }
     let name = (0..).map(|number| format!("disk{number}")).find(|name| disks.iter().all(|disk| disk.name != *name));
     disk.name = name.unwrap_or_default();
     log::info!(

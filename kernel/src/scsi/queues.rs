@@ -8,10 +8,13 @@ use core::task::Waker;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::queue::{Consumer, Lie, Producer};
 use ringfence_abi::scsi::{
-    COMPLETE, HOST_RESET, MAX_DATA, MAX_SENSE, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome,
+    COMPLETE, MAX_DATA, MAX_SENSE, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome,
     write_request,
 };
 use ringfence_core::cdb::Cdb;
+
+/// What the kernel itself puts for a driver's `HOST_*` code when there is no driver any more.
+pub const NO_DRIVER: u32 = u32::MAX;
 
 /// The kernel's end of a SCSI driver's queues.
 pub struct Queues {
@@ -32,6 +35,8 @@ enum State {
     Sent {
         waker: Option<Waker>,
         abandoned: bool,
+        /// The unit that it writes to, if it does.
+        writes: Option<(u32, u32)>,
     },
     Done(Outcome),
 }
@@ -78,6 +83,12 @@ impl Queues {
         let Some(number) = self.requests.iter().take(depth).position(|state| matches!(state, State::Free)) else {
             return Ok(None);
         };
+        // A write that nobody waits for any more is still with the device. Nothing may overtake it.
+        let pending = |state: &State| matches!(state, State::Sent { abandoned: true, writes: Some(unit), .. } if *unit == (target, lun));
+        if self.requests.iter().any(pending) {
+            return Ok(None);
+        }
+        let writes = matches!(data, Data::Out(_)).then_some((target, lun));
         let (direction, data_len) = match data {
             Data::None => (ringfence_abi::scsi::DIRECTION_NONE, 0),
             Data::In(len_bytes) => (ringfence_abi::scsi::DIRECTION_IN, len_bytes.min(MAX_DATA)),
@@ -101,7 +112,7 @@ impl Queues {
         if !self.submit.put(&self.memory, number as u64).map_err(lie("submit"))? {
             return Ok(None);
         }
-        self.requests[number] = State::Sent { waker: None, abandoned: false };
+        self.requests[number] = State::Sent { waker: None, abandoned: false, writes };
         Ok(Some(Ticket(number)))
     }
 
@@ -119,7 +130,7 @@ impl Queues {
 
     /// Ends all requests under way: the driver is gone.
     pub fn fail_all(&mut self) {
-        let outcome = Outcome { host: HOST_RESET, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
+        let outcome = Outcome { host: NO_DRIVER, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
         for number in 0..REQUESTS {
             if matches!(self.requests[number], State::Sent { .. }) {
                 self.settle(number, outcome);
@@ -132,7 +143,7 @@ impl Queues {
 
     fn settle(&mut self, number: usize, outcome: Outcome) {
         let Some(state) = self.requests.get_mut(number) else { return };
-        if let State::Sent { waker, abandoned } = core::mem::replace(state, State::Done(outcome)) {
+        if let State::Sent { waker, abandoned, .. } = core::mem::replace(state, State::Done(outcome)) {
             if abandoned {
                 self.free(number);
             } else if let Some(waker) = waker {

@@ -254,8 +254,11 @@ async fn policy(mut arguments: Arguments<'_>) -> Outcome {
     let mut domain = handle.lock();
     domain.policy = policy;
     domain.given_up = false;
-    // One that was ended already is restarted now.
+    domain.faults_at.clear();
+    drop(domain);
+    // One that was ended already is restarted now, or those who wait for that need not wait any longer.
     crate::supervise::note();
+    scsi::wake_waiting();
     Ok(())
 }
 
@@ -537,6 +540,7 @@ async fn repeat(mut arguments: Arguments<'_>) -> Outcome {
         for command in commands.split(',').map(str::trim) {
             Box::pin(run(command)).await?;
         }
+        embassy_futures::yield_now().await;
     }
     println!("{count} times in {} ms", (time::uptime_ns() - started) / 1_000_000);
     Ok(())

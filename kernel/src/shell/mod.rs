@@ -86,7 +86,11 @@ impl Jobs {
             return;
         }
         if line == "wait" {
-            self.finish().await;
+            let waited = self.finish_or_interrupted().await;
+            if !waited {
+                self.running.clear();
+                self.count(Err("interrupted".to_string()));
+            }
             return;
         }
         let interrupted = poll_fn(|context| match console::take_interrupt(context.waker()) {
@@ -106,6 +110,19 @@ impl Jobs {
             if self.running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+    }
+
+    /// Waits for all that run; `false` if Ctrl-C came first.
+    async fn finish_or_interrupted(&mut self) -> bool {
+        poll_fn(|context| {
+            self.poll(context);
+            match (self.running.is_empty(), console::take_interrupt(context.waker())) {
+                (true, _) => Poll::Ready(true),
+                (_, true) => Poll::Ready(false),
+                _ => Poll::Pending,
+            }
+        })
+        .await
     }
 
     /// Waits for `future` while the others go on.

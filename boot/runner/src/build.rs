@@ -109,8 +109,8 @@ fn compile_c(name: &str) -> Result<PathBuf> {
     let mut gcc = Command::new("gcc");
     gcc.args(["-c", "-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fPIC"]);
     gcc.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
-    gcc.arg("-I").arg(crate::header::write()?).arg("-o").arg(&object).arg(&source);
-    run(&mut gcc, true)?;
+    gcc.arg("-I").arg(crate::header::write()?).arg(&source);
+    replace(&object, |to| run(gcc.arg("-o").arg(to), true))?;
     Ok(object)
 }
 
@@ -122,8 +122,8 @@ fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
     let mut linker = toolchain.linker();
     linker.args(["-shared", "-z", "now", "-z", "relro", "-z", "separate-code", "-z", "noexecstack"]);
     linker.args(["--gc-sections", "--undefined=rf_upcall", "--undefined=rf_manifest", "--build-id=none"]);
-    linker.arg("--version-script").arg(&exports).arg("-o").arg(&debug).arg(object);
-    run(&mut linker, true)?;
+    linker.arg("--version-script").arg(&exports).arg(object);
+    replace(&debug, |to| run(linker.arg("-o").arg(to), true))?;
     let packed = target().join(format!("{name}.rfm"));
     strip(&debug, &packed)?;
     Ok(Module { name: name.to_string(), debug, packed })
@@ -131,7 +131,7 @@ fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
 
 /// Copies an ELF file without debug information; its symbols stay, for reports.
 fn strip(from: &Path, to: &Path) -> Result<()> {
-    run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from), true)
+    replace(to, |to| run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from), true))
 }
 
 /// Writes a file, unless it has that content already.
@@ -140,7 +140,20 @@ pub(crate) fn write_if_changed(path: &Path, content: &str) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-    fs::write(path, content).with_context(|| format!("writing {}", path.display()))
+    replace(path, |to| fs::write(to, content).with_context(|| format!("writing {}", path.display())))
+}
+
+/// Has `make` make a file beside `path` and puts it in its place, all at once: another run of this program may be reading
+/// or making the same file.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let made = make(&part).and_then(|()| Ok(fs::rename(&part, path)?));
+    if made.is_err() {
+        // It may not have been made at all.
+        let _ = fs::remove_file(&part);
+    }
+    made
 }
 
 /// Runs a tool; what it says is shown as it comes, or, if `quiet`, only when it fails.

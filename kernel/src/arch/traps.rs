@@ -7,6 +7,7 @@ use super::cpu;
 use super::entry_area;
 use super::interrupts;
 use crate::domain::fault::{Cause, Fault};
+use core::sync::atomic::{AtomicU64, Ordering};
 use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
 
 /// What `entry.S` pushes: all registers, and what the CPU pushed.
@@ -124,6 +125,7 @@ extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
     }
     // The driver goes on. What it goes on with is not what lies in its page but what is known to be right.
     let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);
+    if at_gate { &ON_GATES } else { &IN_DRIVERS }.fetch_add(1, Ordering::Relaxed);
     if !at_gate {
         copy.cs = u64::from(DRIVER_CODE);
         copy.ss = u64::from(DRIVER_STACK);
@@ -131,6 +133,14 @@ extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
     }
     // SAFETY: as above.
     unsafe { frame.write_volatile(copy) };
+}
+
+static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);
+static ON_GATES: AtomicU64 = AtomicU64::new(0);
+
+/// How many interrupts hit drivers in ring 1, and how many the entry code while a domain's root was loaded.
+pub fn interrupt_counts() -> (u64, u64) {
+    (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.load(Ordering::Relaxed))
 }
 
 /// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: what a driver may have set. Not IOPL, not VM.

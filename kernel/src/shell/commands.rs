@@ -60,6 +60,7 @@ static COMMANDS: &[Command] = &[
     command!("blkcopy", "blkcopy FROM LBA TO LBA COUNT", "copy blocks", blkcopy),
     command!("dmesg", "dmesg", "the kernel's log", dmesg),
     command!("mem", "mem", "memory: free, kernel, domains", mem),
+    command!("irqs", "irqs", "where interrupts hit that came while a driver ran", irqs),
     command!("integrity", "integrity", "SHA-256 of what of the kernel must never change", integrity),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),
     command!(
@@ -513,6 +514,13 @@ async fn mem(arguments: Arguments<'_>) -> Outcome {
             domain.image_bytes / 1024
         );
     }
+    Ok(())
+}
+
+async fn irqs(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let (in_drivers, on_gates) = crate::arch::traps::interrupt_counts();
+    println!("{in_drivers} in drivers, {on_gates} in entry code with a driver's root");
     Ok(())
 }
 

@@ -164,6 +164,18 @@ fn what_a_driver_may_do_it_can() {
     assert_eq!(flags & 0x3200, 0x200, "flags are {flags:#x}");
 }
 
+/// A call gate does not turn interrupts off: some hit the entry code while the driver's root is still loaded. TCG takes
+/// interrupts between translated blocks, which end at each write to CR3 among others.
+#[test]
+fn interrupts_hit_gates_and_nothing_comes_of_it() {
+    let script = "insmod template; insmod null; repeat 400 tell null calls 2000; tell template still there; irqs";
+    let text = ringfence_tests::boot_well(&bare(script));
+    let counts = text.lines().find(|line| line.ends_with("in entry code with a driver's root")).expect("irqs answers");
+    let count = |word: usize| counts.split_whitespace().nth(word).unwrap().parse::<u64>().unwrap();
+    assert!(count(0) > 0 && count(3) > 0, "{counts}");
+    assert_says(&text, "template: 11 (0xb)");
+}
+
 #[test]
 fn the_same_attacks_in_ring_0_are_the_kernels_end() {
     let run = boot(&bare("insmod rogue --ring 0; tell rogue read 0"));

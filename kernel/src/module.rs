@@ -1,8 +1,9 @@
 //! Loaded modules: from a file to a running driver, and back to free memory.
 
 use crate::arch::interrupts;
+use crate::domain::calls::CallLog;
 use crate::domain::device::{self, Device};
-use crate::domain::fault::{CallLog, Cause};
+use crate::domain::fault::Cause;
 use crate::domain::space::{Space, rights};
 use crate::domain::upcall::UpcallError;
 use crate::domain::{Domain, Handle, Ring};

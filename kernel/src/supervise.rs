@@ -7,6 +7,8 @@
 use crate::arch::time;
 use crate::domain::Handle;
 use crate::module;
+use alloc::format;
+use alloc::string::String;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
@@ -57,7 +59,13 @@ async fn revive(dead: &Handle) {
         domain.faults_at.push(now);
         (domain.name.clone(), domain.faults_at.len())
     };
+    let note = |done: String| {
+        if let Some(fault) = &dead.lock().fault {
+            fault.set_done(done);
+        }
+    };
     if count > LIMIT {
+        note(format!("it was given up after {LIMIT} restarts"));
         log::error!("{name}: given up after {LIMIT} restarts in {} s", WINDOW_NS / 1_000_000_000);
         dead.lock().given_up = true;
         crate::scsi::wake_waiting();
@@ -75,8 +83,12 @@ async fn revive(dead: &Handle) {
     match module::replace(dead) {
         Ok(()) => {
             let microseconds = time::nanoseconds(time::tsc() - start) / 1000;
+            note(format!("it was restarted in ring 1 within {microseconds} us (restart {count})"));
             log::info!("{name}: restarted in ring 1 within {microseconds} us (restart {count})");
         }
-        Err(error) => log::error!("{name}: restart {count}: {error}"),
+        Err(error) => {
+            note(format!("restart {count} failed: {error}"));
+            log::error!("{name}: restart {count}: {error}");
+        }
     }
 }

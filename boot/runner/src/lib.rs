@@ -7,6 +7,7 @@
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
 //! * [`bench`]: what protection costs
+//! * [`source`]: source lines for fault reports
 //! * [`iso`]: the same system for machines with a BIOS
 
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ mod header;
 pub mod iso;
 pub mod machine;
 pub mod ramdisk;
+pub mod source;
 pub mod toolchain;
 
 /// The project's folder.

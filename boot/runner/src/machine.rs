@@ -5,9 +5,10 @@
 
 use crate::build::System;
 use crate::ramdisk::{self, Contents};
+use crate::source::Sources;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -156,6 +157,7 @@ pub struct Running {
     child: Child,
     lines: mpsc::Receiver<String>,
     seen: Vec<String>,
+    sources: Sources,
     deadline: Option<Instant>,
     _files: TempDir,
 }
@@ -239,11 +241,16 @@ impl Machine {
         let files = TempDir::new()?;
         let mut qemu = self.command(system, &files)?;
         // Ctrl-A X leaves; Ctrl-C goes to the guest.
-        qemu.args(["-serial", "mon:stdio"]);
+        qemu.args(["-serial", "mon:stdio"]).stdout(Stdio::piped());
         let mut child = start(&mut qemu)?;
+        let output = child.stdout.take().context("QEMU has no output")?;
+        let sources = Sources::new(system, &self.contents.modules);
+        let shown = std::thread::spawn(move || show(output, sources));
         let deadline = self.timeout.map(|limit| Instant::now() + limit);
         loop {
             if let Some(status) = child.try_wait()? {
+                // The last of what it said.
+                let _ = shown.join();
                 return Ok(match classify(status) {
                     // A person's Ctrl-A X ends QEMU with 0, as a triple fault does; the screen shows which it was.
                     Some(0) => End::Left,
@@ -281,7 +288,8 @@ impl Machine {
             }
         });
         let deadline = self.timeout.map(|limit| Instant::now() + limit);
-        Ok(Running { child, lines, seen: Vec::new(), deadline, _files: files })
+        let sources = Sources::new(system, &self.contents.modules);
+        Ok(Running { child, lines, seen: Vec::new(), sources, deadline, _files: files })
     }
 
     /// Boots it and waits for its end; `show` is called for each line as it comes.
@@ -297,6 +305,10 @@ impl Running {
             None => self.lines.recv().ok(),
             Some(deadline) => self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
         }?;
+        let line = match self.sources.annotation(&line) {
+            Some(annotation) => line + &annotation,
+            None => line,
+        };
         self.seen.push(line.clone());
         Some(line)
     }
@@ -359,6 +371,28 @@ impl Drop for Running {
 fn start(qemu: &mut Command) -> Result<Child> {
     let name = qemu.get_program().to_string_lossy().into_owned();
     qemu.spawn().with_context(|| format!("cannot start {name}: is it installed? 'make setup' installs it"))
+}
+
+/// Passes on what comes, as it comes, with source lines at the ends of the lines that have some.
+fn show(mut from: impl Read, mut sources: Sources) {
+    let mut line = Vec::new();
+    let mut bytes = [0; 4096];
+    let mut out = std::io::stdout().lock();
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        for byte in &bytes[..count] {
+            if matches!(byte, b'\r' | b'\n') {
+                if let Some(annotation) = sources.annotation(&String::from_utf8_lossy(&line)) {
+                    // Nobody is there to be told if it fails.
+                    let _ = out.write_all(annotation.as_bytes());
+                }
+                line.clear();
+            } else if line.len() < 1024 {
+                line.push(*byte);
+            }
+            let _ = out.write_all(&[*byte]);
+        }
+        let _ = out.flush();
+    }
 }
 
 /// QEMU splits its options at commas; one in a name is doubled.

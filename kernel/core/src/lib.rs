@@ -2,6 +2,7 @@
 //!
 //! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
+//! * [`disassembly`]: machine code in words, for fault reports
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
@@ -14,6 +15,7 @@ extern crate alloc;
 
 pub mod cdb;
 pub mod descriptor;
+pub mod disassembly;
 pub mod extent;
 pub mod module;
 pub mod port_bitmap;

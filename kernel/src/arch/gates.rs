@@ -141,6 +141,14 @@ pub unsafe fn run_trusted(frame: &UpcallFrame) -> UpcallEnd {
     unsafe { enter_trusted(frame) }
 }
 
+/// RSP of the driver in ring 1 whose gate call is under way: `gate_enter` in `entry.S` left it right below the
+/// continuation of the upcall.
+pub fn caller_rsp() -> u64 {
+    let driver_rsp = super::cpu::this().upcall_rsp.get() - 8;
+    // SAFETY: the kernel's own stack, which is mapped for good; it is only read.
+    unsafe { (driver_rsp as *const u64).read() }
+}
+
 /// Ends the upcall that is under way: [`run_sandboxed`] or [`run_trusted`] returns with `ended` set.
 ///
 /// # Safety

@@ -1,19 +1,17 @@
-//! Why a driver was ended, in words for a person.
+//! Why drivers were ended: the causes, and the record of each. [`super::report`] has the words.
 
-use super::Domain;
-use super::memory::describe;
+use super::calls::{CallLog, Last};
+use super::report::{write_cause, write_details};
 use super::upcall::end_current;
-use crate::arch::time;
-use crate::arch::traps::{TrapFrame, exception_name};
-use crate::symbols;
+use super::{Domain, Ring};
+use crate::arch::traps::TrapFrame;
+use crate::arch::{gates, time};
 use alloc::collections::VecDeque;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
 use core::fmt::Write;
-use ringfence_abi::layout::IMAGE;
-use ringfence_abi::service::{Refusal, SERVICES};
+use ringfence_abi::manifest::Policy;
 use ringfence_abi::upcall;
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use spin::Mutex;
@@ -57,6 +55,20 @@ pub enum Cause {
     },
 }
 
+/// Where a driver was when it was ended.
+#[derive(Debug, Clone, Copy)]
+pub enum Site<'a> {
+    /// It ran, and these were its registers.
+    Trap(&'a TrapFrame),
+    /// It had called a service; its stack pointer.
+    Gate {
+        /// RSP in ring 1.
+        rsp: u64,
+    },
+    /// It did not run.
+    Nowhere,
+}
+
 /// Faults that are kept.
 const KEPT: usize = 32;
 
@@ -75,32 +87,55 @@ pub fn history() -> Vec<(usize, Arc<Fault>)> {
 pub struct Fault {
     /// When, in nanoseconds since boot.
     pub at_ns: u64,
+    /// What kind of fault it was, in one word: see [`kind`].
+    pub kind: &'static str,
     /// The first line of the report: driver, what, during what.
     pub headline: String,
-    /// The rest: where, registers and calls.
-    pub details: String,
+    /// Where, registers, stack, and what it had.
+    details: String,
+    /// Its last calls of services.
+    calls: CallLog,
+    /// What was done about it.
+    done: Mutex<String>,
 }
 
+/// Calls that a report shows; [`Fault::in_full`] has all that are kept.
+const CALLS_SHOWN: usize = 8;
+
 impl Fault {
-    /// Records what `domain` did; `frame` has its registers if it ran.
-    pub fn new(domain: &Domain, cause: Cause, frame: Option<&TrapFrame>) -> Fault {
+    /// Records what `domain` did in the gate call that is under way.
+    pub fn at_gate(domain: &Domain, cause: Cause) -> Fault {
+        match domain.ring() {
+            Ring::Sandboxed => Fault::new(domain, cause, Site::Gate { rsp: gates::caller_rsp() }),
+            Ring::Trusted => Fault::new(domain, cause, Site::Nowhere),
+        }
+    }
+
+    /// Records what `domain` did.
+    pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         // Writing to a String does not fail.
         let (mut headline, mut details) = (String::new(), String::new());
         let _ = write!(headline, "{}: ", domain.name);
-        let _ = write_cause(&mut headline, domain, cause, frame);
+        let _ = write_cause(&mut headline, domain, cause, site);
         let _ = write!(headline, ", in {}", upcall::name(domain.upcall));
-        if let Some(frame) = frame {
-            let _ = writeln!(details, "    at {}", Place { domain, rip: frame.rip });
-            let _ = writeln!(details, "    in ring {}, slot {}", frame.cs & 3, domain.space.slot());
-            let _ = writeln!(details, "{frame}");
+        let _ = write_details(&mut details, domain, site);
+        let done = match domain.policy {
+            Policy::Restart => "it will be restarted",
+            Policy::Stop => "it stays ended: its policy is to stop",
+        };
+        Fault {
+            at_ns: time::uptime_ns(),
+            kind: kind(cause, site),
+            headline,
+            details,
+            calls: domain.calls.clone(),
+            done: Mutex::new(done.to_string()),
         }
-        let _ = write!(details, "{}", domain.calls);
-        Fault { at_ns: time::uptime_ns(), headline, details }
     }
 
     /// Prints the report, and keeps it.
     pub fn report(self) -> Arc<Fault> {
-        log::error!(target: crate::console::REPORT, "{self}");
+        log::error!(target: crate::console::REPORT, "fault: {}", self.text(CALLS_SHOWN));
         let fault = Arc::new(self);
         let mut history = HISTORY.lock();
         if history.0.len() == KEPT {
@@ -111,156 +146,50 @@ impl Fault {
         fault
     }
 
+    /// The report with all calls that are kept.
+    pub fn in_full(&self) -> String {
+        self.text(CallLog::LEN)
+    }
+
+    /// Notes what was done about it.
+    pub fn set_done(&self, done: String) {
+        *self.done.lock() = done;
+    }
+
+    fn text(&self, calls: usize) -> String {
+        alloc::format!(
+            "{}\n{}{}\n    then: {}",
+            self.headline,
+            self.details,
+            Last(&self.calls, calls),
+            self.done.lock()
+        )
+    }
+
     /// Ends the driver whose upcall is under way because of a trap.
     pub fn end_driver(cause: Cause, frame: TrapFrame) -> ! {
-        end_current(|domain| Fault::new(domain, cause, Some(&frame)))
+        end_current(|domain| Fault::new(domain, cause, Site::Trap(&frame)))
     }
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "fault: {}\n{}", self.headline, self.details.trim_end())
-    }
-}
-
-fn write_cause(out: &mut String, domain: &Domain, cause: Cause, frame: Option<&TrapFrame>) -> fmt::Result {
-    match (cause, frame) {
-        (Cause::Exception { address: Some(address) }, Some(frame)) => {
-            // Page-fault error code (SDM vol. 3A, 4.7): bit 1 write, bit 4 instruction fetch.
-            let verb = match (frame.error_code & 1 << 1 != 0, frame.error_code & 1 << 4 != 0) {
-                (_, true) => "executing",
-                (true, _) => "writing",
-                _ => "reading",
-            };
-            write!(out, "#PF {verb} {address:#x} ({})", describe(domain, address))
-        }
-        (Cause::Exception { .. }, Some(frame)) => {
-            write!(out, "{}", exception_name(frame.vector))?;
-            const WITH_SELECTOR: [u64; 4] = [10, 11, 12, 13];
-            if !WITH_SELECTOR.contains(&frame.vector) || frame.error_code == 0 {
-                return Ok(());
-            }
-            match describe_selector(frame.error_code) {
-                SelectorName::Gate(number) => write!(out, " on the gate of {}", symbol(number)),
-                SelectorName::ReturnGate => write!(out, " on the return gate"),
-                SelectorName::Interrupt(vector) => {
-                    // The instruction itself is the better witness: QEMU shifts the vector by 4 in place of 3.
-                    let mut code = [0; 2];
-                    let vector = match (domain.space.read(frame.rip, &mut code), code) {
-                        (true, [0xcd, vector]) => vector,
-                        (true, [0xcc, _]) => 3,
-                        _ => vector,
-                    };
-                    write!(out, " on int {vector:#x}")
-                }
-                SelectorName::Global(entry) => write!(out, " on entry {entry} of the GDT"),
-                SelectorName::Local(entry) => write!(out, " on entry {entry} of the LDT"),
-            }
-        }
-        (Cause::Exception { .. }, None) => write!(out, "an exception"),
-        (Cause::Overrun, _) => write!(out, "took longer than {} ms", domain.manifest.upcall_ms),
-        (Cause::Killed, _) => write!(out, "killed"),
-        (Cause::Panic, _) => write!(out, "gave up"),
-        (Cause::BadPointer { address, len_bytes }, _) => {
-            let last = domain.calls.last().map_or("?", |call| symbol(call.service));
-            write!(out, "bad pointer to {last}: {len_bytes:#x} bytes at {address:#x} ({})", describe(domain, address))
-        }
-        (Cause::QueueLie { queue, claimed, counted }, _) => {
-            write!(out, "lied about the {queue} queue: position {claimed:#x}, but {counted:#x} is counted")
-        }
-        (Cause::QueueEntry { queue, entry }, _) => write!(out, "bad entry {entry:#x} in the {queue} queue"),
-    }
-}
-
-fn symbol(service: usize) -> &'static str {
-    SERVICES.get(service).map_or("?", |service| service.symbol)
-}
-
-/// Where in the driver an address lies: `function+0x12`, or what else it is.
-struct Place<'a> {
-    domain: &'a Domain,
-    rip: u64,
-}
-
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let offset = self.rip.wrapping_sub(self.domain.base() + IMAGE);
-        if offset < self.domain.image_bytes
-            && let Some((name, into)) = ringfence_core::module::symbol_at(self.domain.file.bytes, offset)
-        {
-            return write!(f, "{}+{into:#x}", symbols::Demangled(name));
-        }
-        write!(f, "{:#x} ({})", self.rip, describe(self.domain, self.rip))
-    }
-}
-
-/// A call of a service.
-#[derive(Debug, Clone, Copy)]
-pub struct Call {
-    /// The service's number.
-    pub service: usize,
-    /// Its arguments; those it does not take are 0.
-    pub arguments: [u64; 3],
-    /// What it returned; `None` while it runs, and if it ended the driver.
-    pub result: Option<i64>,
-}
-
-/// The last calls of services, oldest first.
-#[derive(Debug, Default)]
-pub struct CallLog {
-    calls: [Option<Call>; CallLog::LEN],
-    next: usize,
-}
-
-impl CallLog {
-    const LEN: usize = 32;
-
-    /// Notes that a service is called.
-    pub fn begin(&mut self, service: usize, arguments: [u64; 3]) {
-        self.next = (self.next + 1) % Self::LEN;
-        self.calls[self.next] = Some(Call { service, arguments, result: None });
-    }
-
-    /// Notes what it returned.
-    pub fn end(&mut self, result: i64) {
-        if let Some(call) = &mut self.calls[self.next] {
-            call.result = Some(result);
-        }
-    }
-
-    /// The last call.
-    pub fn last(&self) -> Option<Call> {
-        self.calls[self.next]
-    }
-
-    /// All calls that are kept, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Call> {
-        (1..=Self::LEN).filter_map(|back| self.calls[(self.next + back) % Self::LEN].as_ref())
-    }
-}
-
-impl fmt::Display for CallLog {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 8;
-        let count = self.iter().count();
-        write!(f, "    last calls:")?;
-        if count == 0 {
-            write!(f, " none")?;
-        }
-        for call in self.iter().skip(count.saturating_sub(SHOWN)) {
-            write!(f, "\n        {}(", symbol(call.service))?;
-            let taken = SERVICES.get(call.service).map_or(0, |service| service.arguments.len());
-            for (index, argument) in call.arguments.iter().take(taken).enumerate() {
-                write!(f, "{}{argument:#x}", if index > 0 { ", " } else { "" })?;
-            }
-            match call.result {
-                None => write!(f, ") did not return")?,
-                Some(result) => match Refusal::from_result(result) {
-                    Some(refusal) => write!(f, ") = {refusal}")?,
-                    None => write!(f, ") = {result:#x}")?,
-                },
-            }
-        }
-        Ok(())
+/// The kind of a fault, in one word for programs.
+fn kind(cause: Cause, site: Site) -> &'static str {
+    const INVALID_OPCODE: u64 = 6;
+    const GATE: [u64; 2] = [11, 13];
+    const GENERAL_PROTECTION: u64 = 13;
+    const PAGE_FAULT: u64 = 14;
+    match (cause, site) {
+        (Cause::Exception { .. }, Site::Trap(frame)) => match (frame.vector, describe_selector(frame.error_code)) {
+            (vector, SelectorName::Gate(_) | SelectorName::ReturnGate) if GATE.contains(&vector) => "gate-fault",
+            (INVALID_OPCODE, _) => "invalid-opcode",
+            (GENERAL_PROTECTION, _) => "general-protection",
+            (PAGE_FAULT, _) => "page-fault",
+            _ => "exception",
+        },
+        (Cause::Exception { .. }, _) => "exception",
+        (Cause::Overrun, _) => "overrun",
+        (Cause::Killed, _) => "killed",
+        (Cause::Panic, _) => "panic",
+        (Cause::BadPointer { .. } | Cause::QueueLie { .. } | Cause::QueueEntry { .. }, _) => "gate-fault",
     }
 }

@@ -3,7 +3,7 @@
 //! * [`space`]: its root, slot, capability table and I/O bitmap
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: running it, which is a call that returns a reason
-//! * [`fault`]: why it was ended, in words for a person
+//! * [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
 //! * [`device`]: the PCI function it drives
 
 use crate::module::File;
@@ -15,9 +15,11 @@ use ringfence_core::extent::Extent;
 use ringfence_core::module::Imports;
 use spin::Mutex;
 
+pub mod calls;
 pub mod device;
 pub mod fault;
 pub mod memory;
+mod report;
 pub mod space;
 pub mod upcall;
 
@@ -60,7 +62,7 @@ pub struct Domain {
     /// The upcall that is under way, or was last.
     pub upcall: u64,
     /// Its last calls of services.
-    pub calls: fault::CallLog,
+    pub calls: calls::CallLog,
     /// Why it was ended, if it was.
     pub fault: Option<Arc<fault::Fault>>,
     /// How often it was entered.

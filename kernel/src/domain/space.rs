@@ -315,6 +315,8 @@ impl Space {
 
     /// Physical address and rights of `address`, if the domain has it mapped.
     pub fn translate(&self, address: u64) -> Option<(u64, Flags)> {
+        // The tables would not know: they ignore the bits that make an address non-canonical.
+        x86_64::VirtAddr::try_new(address).ok()?;
         tables::translate(self.root, address)
     }
 

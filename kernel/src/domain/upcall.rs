@@ -1,6 +1,6 @@
 //! Running a driver: a call that returns a reason.
 
-use super::fault::{Cause, Fault};
+use super::fault::{Cause, Fault, Site};
 use super::{Domain, Ring};
 use crate::arch::cpu;
 use crate::arch::gates::{self, UpcallFrame};
@@ -96,7 +96,7 @@ impl Domain {
     /// Ends the driver from outside an upcall: something it left behind cannot be true.
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
-            let fault = Fault::new(self, cause, None);
+            let fault = Fault::new(self, cause, Site::Nowhere);
             self.fault = Some(fault.report());
         }
     }

@@ -44,6 +44,11 @@ pub struct Counts {
 }
 
 impl Queues {
+    /// Frames that the driver has, or has given back since the kernel looked last.
+    pub fn handed_over(&self) -> usize {
+        self.tx_lent.iter().filter(|lent| **lent).count()
+    }
+
     /// Maps queues and frames into `domain`, and lends it all receive frames.
     pub fn new(domain: &mut Domain, mac: [u8; 6]) -> Result<Queues, OutOfMemory> {
         let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);

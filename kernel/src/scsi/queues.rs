@@ -76,6 +76,11 @@ impl Queues {
         })
     }
 
+    /// Requests that the driver has.
+    pub fn under_way(&self) -> usize {
+        self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
+    }
+
     /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all are under way.
     /// Data longer than [`MAX_DATA`] is cut off.
     pub fn begin(&mut self, target: u32, lun: u32, cdb: &Cdb, data: Data) -> Result<Option<Ticket>, Cause> {

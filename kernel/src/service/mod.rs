@@ -78,7 +78,7 @@ fn serve(number: usize, arguments: [u64; 3], service: impl FnOnce(&mut Domain) -
     });
     match answer {
         Some(Ok(result)) => result,
-        Some(Err(cause)) => end_current(|domain| Fault::new(domain, cause, None)),
+        Some(Err(cause)) => end_current(|domain| Fault::at_gate(domain, cause)),
         None => Refusal::Denied.to_result(),
     }
 }

@@ -273,9 +273,10 @@ async fn faults(mut arguments: Arguments<'_>) -> Outcome {
     let Some(wanted) = wanted else {
         for (number, fault) in &kept {
             println!(
-                "{number:>4}  {:>5}.{:03} s  {}",
+                "{number:>4}  {:>5}.{:03} s  {:<18}  {}",
                 fault.at_ns / 1_000_000_000,
                 fault.at_ns / 1_000_000 % 1000,
+                fault.kind,
                 fault.headline
             );
         }
@@ -285,7 +286,7 @@ async fn faults(mut arguments: Arguments<'_>) -> Outcome {
         return Ok(());
     };
     let (_, fault) = kept.iter().find(|(number, _)| *number == wanted).ok_or(format!("fault {wanted} is not kept"))?;
-    println!("{}\n{}", fault.headline, fault.details.trim_end());
+    println!("{}", fault.in_full());
     Ok(())
 }
 

@@ -5,6 +5,7 @@ mod boot;
 mod lies;
 mod modules;
 mod network;
+mod report;
 mod restart;
 mod sandbox;
 mod scsi;

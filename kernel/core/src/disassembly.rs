@@ -1,0 +1,51 @@
+//! Machine code in words, for fault reports.
+
+use alloc::string::String;
+use iced_x86::{Decoder, DecoderOptions, FastFormatter, Mnemonic};
+
+/// Longest instruction in bytes (Intel SDM vol. 2A, 2.3.11).
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// The first instruction of `code`, which lies at `address`, in Intel syntax with its bytes before it, or `None` if it is
+/// cut short or is no instruction.
+pub fn instruction(code: &[u8], address: u64) -> Option<String> {
+    let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
+    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    if instruction.mnemonic() == Mnemonic::INVALID {
+        return None;
+    }
+    let mut text = String::new();
+    for byte in code.get(..instruction.len())? {
+        // Writing to a String does not fail.
+        let _ = core::fmt::write(&mut text, format_args!("{byte:02x}"));
+    }
+    text.push_str("  ");
+    let mut formatter = FastFormatter::new();
+    formatter.options_mut().set_use_hex_prefix(true);
+    formatter.options_mut().set_space_after_operand_separator(true);
+    formatter.format(&instruction, &mut text);
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn instructions_are_named_with_their_bytes() {
+        assert_eq!(instruction(&[0x48, 0x8b, 0x07, 0xc3], 0x1000).unwrap(), "488b07  mov rax, [rdi]");
+        assert_eq!(instruction(&[0xeb, 0xfe], 0x8000001000).unwrap(), "ebfe  jmp 0x8000001000");
+        assert_eq!(instruction(&[0x0f, 0x0b], 0).unwrap(), "0f0b  ud2");
+        assert_eq!(instruction(&[0x48, 0x8b], 0), None);
+        assert_eq!(instruction(&[], 0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(code in proptest::collection::vec(any::<u8>(), 0..20), address in any::<u64>()) {
+            let _ = instruction(&code, address);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What is said, and kept, of a driver that was ended.
+
+use ringfence::machine::End;
+use ringfence_tests::{assert_says, bare, boot, machine};
+
+/// The lines of the first report in `lines`, without the time of the log.
+fn report(lines: &[String]) -> Vec<String> {
+    let first = lines.iter().position(|line| line.contains("fault: ")).expect("a report");
+    let (_, headline) = lines[first].split_once("fault: ").unwrap();
+    let rest = lines[first + 1..].iter().take_while(|line| line.starts_with("    "));
+    std::iter::once(headline.to_string()).chain(rest.cloned()).collect()
+}
+
+#[test]
+fn a_report_has_all_that_is_known() {
+    let run = boot(&bare("insmod rogue; tell rogue read 0; faults; faults 1"));
+    assert_eq!(run.end, End::CommandFailed);
+    let report = report(&run.lines);
+    assert_eq!(report[0], "rogue: #PF reading 0x0 (null), in command");
+    assert!(report[1].starts_with("    at rf_rogue::attacks::read+0x"), "{report:?}");
+    // The runner knows the source.
+    assert!(report[1].contains(", drivers/rogue/src/attacks.rs:"), "{report:?}");
+    assert!(report[2].contains("  mov ") && report[2].contains("["), "{report:?}");
+    let has = |part: &str| assert!(report.iter().any(|line| line.contains(part)), "no '{part}' in {report:#?}");
+    has("version 0.1.0, ring 1, slot 0, upcall 2, up ");
+    has("rdi=0000000000000000");
+    has("    stack: ");
+    has("        rf_upcall+0x");
+    has("    held: image ");
+    has("        rf_heap_grow(0x4000) = 0x");
+    has("    then: it stays ended: its policy is to stop");
+    // Kept word for word.
+    let kept: Vec<&String> = run.lines.iter().skip_while(|line| !line.ends_with("faults 1")).skip(1).collect();
+    assert!(report.iter().zip(kept).all(|(printed, kept)| printed == kept), "{}", run.text());
+}
+
+#[test]
+fn all_of_the_last_calls_are_kept_and_the_last_are_shown() {
+    let run = boot(&bare("insmod null; tell null calls 40; kill null; faults 1"));
+    let shown = report(&run.lines).iter().filter(|line| line.ends_with("rf_null() = 0x0")).count();
+    let kept = run.lines.iter().skip_while(|line| !line.ends_with("faults 1"));
+    assert_eq!((shown, kept.filter(|line| line.ends_with("rf_null() = 0x0")).count()), (8, 32));
+}
+
+#[test]
+fn a_report_says_what_was_done() {
+    let run = boot(&machine("kill e1000; sleep 300; faults 1"));
+    assert_eq!(run.end, End::Done, "{}", run.text());
+    assert!(report(&run.lines).last().unwrap().ends_with("then: it will be restarted"));
+    assert_says(&run.text(), "    then: it was restarted in ring 1 within ");
+    assert_says(&run.text(), "    held: device 0000:00:0");
+}
+
+/// Times, addresses, registers and calls: with instructions for a clock, all is the same each time.
+#[test]
+fn a_report_is_the_same_each_time_under_icount() {
+    let mut machine = bare("insmod template; insmod rogue; tell rogue recurse; tell rogue.9 x");
+    machine.icount = true;
+    let reports = [(); 2].map(|()| report(&boot(&machine).lines));
+    assert!(reports[0].len() > 15, "{:#?}", reports[0]);
+    assert_eq!(reports[0], reports[1]);
+}

@@ -14,6 +14,7 @@ mod arch;
 mod bench;
 mod console;
 mod domain;
+mod limits;
 mod memory;
 #[forbid(unsafe_code)]
 mod module;

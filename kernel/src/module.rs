@@ -9,14 +9,14 @@ use crate::domain::upcall::UpcallError;
 use crate::domain::{Domain, Handle, Ring};
 use crate::memory::frames::{self, OutOfMemory};
 use crate::pci::{self, Function};
-use crate::ramdisk;
+use crate::{ramdisk, supervise};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
-use ringfence_abi::manifest::{Manifest, Policy};
+use ringfence_abi::manifest::{Manifest, Policy, RING1_ONLY};
 use ringfence_abi::upcall::{EXIT, Events, INIT, POLL, Reply};
 use ringfence_core::extent::align_up;
 use ringfence_core::module::{Module, ModuleError, Value};
@@ -101,34 +101,39 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
 fn start(file: &File, ring: Ring, name: Option<&str>) -> Result<Handle, LoadError> {
     let module = Module::parse(file.bytes).map_err(LoadError::Refused)?;
     let device = take_device(&module.manifest)?;
-    let mut domain = map(file, module, device, ring)?;
+    let mut domain = map(file, module, device)?;
     if let Some(name) = name {
         domain.name = name.to_string();
+    }
+    match supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
+        Some(why) => log::warn!("{}: loaded into ring 1: {why}", domain.name),
+        None => domain.set_ring(ring),
     }
     domain.upcall(INIT, [0; 3]).map_err(LoadError::Init)?;
     Ok(Arc::new(Mutex::new(domain)))
 }
 
-/// Puts a fresh instance in place of a driver that was ended; what is above the old one is above the new one then.
-pub fn replace(dead: &Handle) -> Result<(), LoadError> {
-    let (file, name) = {
+/// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then.
+pub fn replace(dead: &Handle, file: &File, ring: Ring) -> Result<Handle, LoadError> {
+    let name = {
         let mut domain = dead.lock();
         quiesce(&mut domain);
         frames::take_back_promise(core::mem::take(&mut domain.promised));
-        (domain.file.clone(), domain.name.clone())
+        domain.name.clone()
     };
-    let fresh = start(&file, Ring::Sandboxed, Some(&name))?;
+    let fresh = start(file, ring, Some(&name))?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         new.faults_at = core::mem::take(&mut old.faults_at);
         new.policy = old.policy;
+        new.ring1_only = old.ring1_only;
     }
     if let Some(place) = LOADED.lock().iter_mut().find(|other| Arc::ptr_eq(other, dead)) {
         *place = fresh.clone();
     }
     crate::net::replace(dead, &fresh);
     crate::scsi::replace(dead, &fresh);
-    Ok(())
+    Ok(fresh)
 }
 
 /// Takes a free function that `manifest` names; none if it names none.
@@ -142,7 +147,7 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
 }
 
 /// Maps a module: image, stack, mailbox, stubs and gates. Relocations are applied before anyone else sees it.
-fn map(file: &File, module: Module, device: Option<Device>, ring: Ring) -> Result<Domain, LoadError> {
+fn map(file: &File, module: Module, device: Option<Device>) -> Result<Domain, LoadError> {
     // The device is in the domain from the start, so that every early return releases it.
     let mut domain = Domain {
         name: free_name(module.manifest.name()),
@@ -152,9 +157,8 @@ fn map(file: &File, module: Module, device: Option<Device>, ring: Ring) -> Resul
         space: match Space::new() {
             Ok(Some(space)) => space,
             refused => {
-                if let Some(device) = device {
-                    device.release();
-                }
+                // It has not been a bus master, so it does stop.
+                let _ = device.map(Device::stop);
                 return Err(if refused.is_err() { LoadError::NoMemory } else { LoadError::NoSlot });
             }
         },
@@ -173,6 +177,8 @@ fn map(file: &File, module: Module, device: Option<Device>, ring: Ring) -> Resul
         log_left: 0,
         log_dropped: 0,
         policy: module.manifest.policy().unwrap_or(Policy::Stop),
+        ring1_only: module.manifest.flags & RING1_ONLY != 0,
+        stop_ns: 0,
         faults_at: Vec::new(),
         given_up: false,
         stopped: false,
@@ -206,7 +212,7 @@ fn map(file: &File, module: Module, device: Option<Device>, ring: Ring) -> Resul
     space.map_fresh(slot + STACK_TOP - stack, stack, rights::WRITE)?;
     space.map_fresh(slot + MAILBOX, PAGE_SIZE, rights::WRITE)?;
     space.set_grants(module.imports);
-    space.set_ring(ring, module.imports);
+    space.set_ring(Ring::Sandboxed, module.imports);
     Ok(domain)
 }
 
@@ -252,7 +258,7 @@ fn forget(handle: &Handle) {
 /// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has.
 pub fn autoload() {
     for function in pci::functions() {
-        if device::is_taken(function.address) {
+        if device::state(function.address) != device::State::Free {
             continue;
         }
         let drives = |file: &File| {
@@ -304,9 +310,7 @@ pub fn collect(domain: &mut Domain) {
 
 /// Stops the device of a driver that was ended, and tells those who wait for it.
 pub fn quiesce(domain: &mut Domain) {
-    if let Some(device) = domain.device.take() {
-        device.release();
-    }
+    domain.stop_device();
     if let Some(scsi) = &mut domain.scsi {
         scsi.fail_all();
     }

@@ -1,12 +1,16 @@
-//! Brings drivers back that were ended by a fault, if their policy says so.
+//! Brings drivers back that were ended by a fault, if their policy says so, and keeps an eye on who has earned ring 0.
 //!
 //! The same file is loaded anew, into ring 1 whatever ring it was in, under the same name. What is above stays: an
 //! interface keeps its address and its sockets, a SCSI host its disks and the commands that wait for it. The first
-//! restart comes at once, each further one waits twice as long; too many in a minute are the last.
+//! restart comes at once, each further one waits twice as long; too many in a minute are the last
+//! ([`crate::limits`]). A module that faulted in ring 1 is not trusted until a person forgives it with `policy`.
 
 use crate::arch::time;
-use crate::domain::Handle;
+use crate::domain::fault::Cause;
+use crate::domain::{Domain, Handle, Ring};
+use crate::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
 use crate::module;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use core::future::poll_fn;
@@ -15,20 +19,38 @@ use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::Timer;
 use ringfence_abi::manifest::Policy;
-
-/// Restarts within [`WINDOW_NS`] after which a driver is given up.
-const LIMIT: usize = 8;
-const WINDOW_NS: u64 = 60_000_000_000;
-/// Wait before the second restart; it doubles with each further one.
-const FIRST_WAIT_MS: u64 = 10;
+use spin::Mutex;
 
 static WORK: AtomicWaker = AtomicWaker::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
+/// How often each module file faulted in ring 1 since boot, or since a person forgave it.
+static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
 /// A driver may have been ended.
 pub fn note() {
     PENDING.store(true, Ordering::Release);
     WORK.wake();
+}
+
+/// Counts a fault against the module of `domain`. Being killed by a person is none.
+pub fn count(domain: &Domain, cause: Cause) {
+    if domain.ring() == Ring::Sandboxed && cause != Cause::Killed {
+        *FAULTED.lock().entry(domain.file.name.clone()).or_insert(0) += 1;
+    }
+}
+
+/// Forgets the faults of the module of `domain`.
+pub fn forgive(domain: &Domain) {
+    FAULTED.lock().remove(&domain.file.name);
+}
+
+/// Why `domain` may not run in ring 0, if it may not.
+pub fn distrust(domain: &Domain) -> Option<String> {
+    if domain.ring1_only {
+        return Some("it is for ring 1 only".into());
+    }
+    let faults = FAULTED.lock().get(&domain.file.name).copied()?;
+    Some(format!("it faulted {faults} times in ring 1; 'policy' forgives that"))
 }
 
 /// Whether a driver that was ended will be back.
@@ -52,39 +74,47 @@ pub async fn run() {
 }
 
 async fn revive(dead: &Handle) {
+    let window = RESTART_WINDOW_S.get() * 1_000_000_000;
     let (name, count) = {
         let mut domain = dead.lock();
         let now = time::uptime_ns();
-        domain.faults_at.retain(|at| now - at < WINDOW_NS);
+        domain.faults_at.retain(|at| now - at < window);
         domain.faults_at.push(now);
-        (domain.name.clone(), domain.faults_at.len())
+        (domain.name.clone(), domain.faults_at.len() as u64)
     };
     let note = |done: String| {
         if let Some(fault) = &dead.lock().fault {
             fault.set_done(done);
         }
     };
-    if count > LIMIT {
-        note(format!("it was given up after {LIMIT} restarts"));
-        log::error!("{name}: given up after {LIMIT} restarts in {} s", WINDOW_NS / 1_000_000_000);
+    let limit = RESTARTS.get();
+    if count > limit {
+        note(format!("it was given up after {limit} restarts"));
+        log::error!("{name}: given up after {limit} restarts in {} s", RESTART_WINDOW_S.get());
         dead.lock().given_up = true;
         crate::scsi::wake_waiting();
         return;
     }
     if count > 1 {
-        Timer::after_millis(FIRST_WAIT_MS << (count - 2)).await;
+        const MOST_DOUBLINGS: u64 = 10;
+        Timer::after_millis(RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS)).await;
     }
     // It may have been unloaded, or its policy changed, in the meantime.
     if !will_be_back(dead) {
         crate::scsi::wake_waiting();
         return;
     }
-    let start = time::tsc();
-    match module::replace(dead) {
-        Ok(()) => {
-            let microseconds = time::nanoseconds(time::tsc() - start) / 1000;
-            note(format!("it was restarted in ring 1 within {microseconds} us (restart {count})"));
-            log::info!("{name}: restarted in ring 1 within {microseconds} us (restart {count})");
+    let (file, since) = {
+        let domain = dead.lock();
+        (domain.file.clone(), domain.fault.as_ref().map_or(0, |fault| fault.at_ns))
+    };
+    match module::replace(dead, &file, Ring::Sandboxed) {
+        Ok(_) => {
+            let (total, stop) = ((time::uptime_ns() - since) / 1000, dead.lock().stop_ns / 1000);
+            let done =
+                format!("restarted in ring 1 within {total} us, {stop} for stopping its device (restart {count})");
+            log::info!("{name}: {done}");
+            note(format!("it was {done}"));
         }
         Err(error) => {
             note(format!("restart {count} failed: {error}"));

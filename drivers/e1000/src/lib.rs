@@ -24,6 +24,7 @@ driver!(
         .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x1004)])
         .dma_kib(64)
         .restart()
+        .reset_register(0, reg::CTRL as u32, ctrl::RST, ctrl::RST, 10_000)
 );
 
 /// Descriptors in each ring: more than frames, so that head and tail never meet with work between them.
@@ -121,7 +122,11 @@ impl Nic for E1000 {
         // 14.5: transmit initialization, with the inter-packet gap of table 13-77 for copper.
         registers.write32(reg::TIPG, 10 | 8 << 10 | 6 << 20);
         registers.write32(reg::TCTL, tctl::EN | tctl::PSP | 0xf << tctl::CT | 0x40 << tctl::COLD);
-        registers.write32(reg::RCTL, rctl::EN | rctl::BAM | rctl::SECRC);
+        // QEMU's model keeps this over a reset, and receives nothing for a second after each write.
+        let receive = rctl::EN | rctl::BAM | rctl::SECRC;
+        if registers.read32(reg::RCTL) != receive {
+            registers.write32(reg::RCTL, receive);
+        }
         self.refill(queues);
         self.registers.write32(reg::IMS, int::RXT0 | int::RXDMT0 | int::RXO | int::LSC);
         device::enable_interrupts()

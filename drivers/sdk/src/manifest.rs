@@ -2,6 +2,7 @@
 
 use ringfence_abi::ABI_VERSION;
 use ringfence_abi::manifest::{self, Kind, MAGIC, Manifest as Raw, Policy};
+use ringfence_abi::reset::{Reset, ResetMethod};
 
 /// What a module says about itself. Budgets not named are small ones.
 pub struct Manifest(Raw);
@@ -21,7 +22,8 @@ impl Manifest {
             stack_bytes: 32 << 10,
             upcall_ms: 200,
             policy: Policy::Stop as u32,
-            reserved: 0,
+            flags: 0,
+            reset: Reset::UNKNOWN,
         })
     }
 
@@ -64,6 +66,34 @@ impl Manifest {
     /// Has the driver loaded anew when it was ended by a fault.
     pub const fn restart(mut self) -> Manifest {
         self.0.policy = Policy::Restart as u32;
+        self
+    }
+
+    /// Has the driver never run in ring 0.
+    pub const fn ring1_only(mut self) -> Manifest {
+        self.0.flags |= manifest::RING1_ONLY;
+        self
+    }
+
+    /// The device is reset by setting the bits `set` of the 32-bit register at `offset` in BAR `bar`, and is ready when the
+    /// bits `wait_mask` are clear again, within `limit_us` microseconds.
+    pub const fn reset_register(mut self, bar: u32, offset: u32, set: u32, wait_mask: u32, limit_us: u32) -> Manifest {
+        self.0.reset = Reset {
+            method: ResetMethod::Register as u32,
+            bar,
+            offset,
+            width_bytes: 4,
+            set,
+            wait_mask,
+            wait_value: 0,
+            limit_us,
+        };
+        self
+    }
+
+    /// The device is a virtio device on PCI, which has one way to be reset.
+    pub const fn reset_virtio(mut self, limit_us: u32) -> Manifest {
+        self.0.reset = Reset { method: ResetMethod::Virtio as u32, limit_us, ..Reset::UNKNOWN };
         self
     }
 

@@ -29,6 +29,7 @@ driver!(
         .pci(&[(0x1af4, 0x1048), (0x1af4, 0x1004)])
         .dma_kib(64)
         .restart()
+        .reset_virtio(100_000)
 );
 
 /// Numbers of the virtqueues (5.6.2).

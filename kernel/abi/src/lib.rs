@@ -14,9 +14,10 @@ pub mod layout;
 pub mod manifest;
 pub mod net;
 pub mod queue;
+pub mod reset;
 pub mod scsi;
 pub mod service;
 pub mod upcall;
 
 /// Version of everything in this crate. The loader refuses a module that was built for another one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -1,5 +1,6 @@
 //! What a module says about itself, in its section [`SECTION`], before any of it runs. All fields little-endian.
 
+use crate::reset::Reset;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Name of the ELF section that holds the [`Manifest`].
@@ -25,6 +26,9 @@ pub enum Kind {
     /// A SCSI host bus adapter.
     Scsi = 2,
 }
+
+/// Flag of a manifest: the module is never run in ring 0.
+pub const RING1_ONLY: u32 = 1;
 
 /// What happens to a driver that was ended by a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,12 +81,14 @@ pub struct Manifest {
     pub upcall_ms: u32,
     /// A [`Policy`].
     pub policy: u32,
-    /// Must be zero.
-    pub reserved: u32,
+    /// [`RING1_ONLY`] or 0.
+    pub flags: u32,
+    /// How its device is reset when it was ended.
+    pub reset: Reset,
 }
 
 // The layout is part of the ABI.
-const _: () = assert!(size_of::<Manifest>() == 120 && align_of::<Manifest>() == 8);
+const _: () = assert!(size_of::<Manifest>() == 152 && align_of::<Manifest>() == 8);
 
 /// What is wrong with a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +99,12 @@ pub enum ManifestError {
     Magic,
     /// It was built for this other version of the ABI.
     AbiVersion(u32),
-    /// Its policy is not known, or a reserved field is not zero.
+    /// Its policy is not known.
     Policy(u32),
+    /// It has flags that are not known.
+    Flags(u32),
+    /// The recipe for resetting its device makes no sense.
+    Reset,
     /// Its kind is not known.
     Kind(u32),
     /// Its name is empty, not ended by a zero, or has other characters than lower-case letters, digits, `-` and `_`.
@@ -113,7 +123,9 @@ impl core::fmt::Display for ManifestError {
             ManifestError::AbiVersion(other) => {
                 write!(f, "built for ABI version {other}, this kernel has {}", crate::ABI_VERSION)
             }
-            ManifestError::Policy(policy) => write!(f, "unknown policy {policy}, or a reserved field is not zero"),
+            ManifestError::Policy(policy) => write!(f, "unknown policy {policy}"),
+            ManifestError::Flags(flags) => write!(f, "unknown flags {flags:#x}"),
+            ManifestError::Reset => write!(f, "the recipe for resetting the device makes no sense"),
             ManifestError::Kind(kind) => write!(f, "unknown kind {kind}"),
             ManifestError::Name => write!(f, "name must be lower-case letters, digits, - and _"),
             ManifestError::Version => write!(f, "version must be printable ASCII"),
@@ -134,6 +146,10 @@ impl Manifest {
         }
         manifest.kind()?;
         manifest.policy()?;
+        if manifest.flags & !RING1_ONLY != 0 {
+            return Err(ManifestError::Flags(manifest.flags));
+        }
+        manifest.reset.method().ok_or(ManifestError::Reset)?;
         let name = text(&manifest.name).ok_or(ManifestError::Name)?;
         if name.is_empty() || !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_')) {
             return Err(ManifestError::Name);
@@ -167,10 +183,10 @@ impl Manifest {
 
     /// The policy, if it is a known one.
     pub fn policy(&self) -> Result<Policy, ManifestError> {
-        match (self.policy, self.reserved) {
-            (0, 0) => Ok(Policy::Stop),
-            (1, 0) => Ok(Policy::Restart),
-            (other, _) => Err(ManifestError::Policy(other)),
+        match self.policy {
+            0 => Ok(Policy::Stop),
+            1 => Ok(Policy::Restart),
+            other => Err(ManifestError::Policy(other)),
         }
     }
 
@@ -240,7 +256,8 @@ mod tests {
             stack_bytes: 16384,
             upcall_ms: 100,
             policy: Policy::Restart as u32,
-            reserved: 0,
+            flags: 0,
+            reset: Reset::UNKNOWN,
         }
     }
 
@@ -260,12 +277,13 @@ mod tests {
             change(&mut manifest);
             Manifest::parse(manifest.as_bytes()).unwrap_err()
         };
-        assert_eq!(Manifest::parse(&good().as_bytes()[..119]).unwrap_err(), ManifestError::Short);
+        assert_eq!(Manifest::parse(&good().as_bytes()[..151]).unwrap_err(), ManifestError::Short);
         assert_eq!(refused(|m| m.magic ^= 1), ManifestError::Magic);
         assert_eq!(refused(|m| m.abi_version = 9), ManifestError::AbiVersion(9));
         assert_eq!(refused(|m| m.kind = 7), ManifestError::Kind(7));
         assert_eq!(refused(|m| m.policy = 2), ManifestError::Policy(2));
-        assert_eq!(refused(|m| m.reserved = 1), ManifestError::Policy(1));
+        assert_eq!(refused(|m| m.flags = 2), ManifestError::Flags(2));
+        assert_eq!(refused(|m| m.reset.method = 9), ManifestError::Reset);
         assert_eq!(refused(|m| m.name = [0; 32]), ManifestError::Name);
         assert_eq!(refused(|m| m.name = [b'a'; 32]), ManifestError::Name);
         assert_eq!(refused(|m| m.name = field("A b")), ManifestError::Name);

@@ -1,16 +1,41 @@
 //! The PCI function that a domain drives: it has this one and no other.
+//!
+//! **Memory of a driver whose device may still write to it is never used for anything else.** When a driver ends, its
+//! device's interrupts and bus mastering go off, then the kernel resets the device ([`super::reset`]); only then is the
+//! memory freed. A device that does not come to rest is set aside for good, and the memory with it.
 
-use crate::arch::interrupts;
-use crate::pci::{self, Function};
+use super::Domain;
+use super::reset::{NotReset, ResetRegister};
+use crate::arch::{interrupts, time};
+use crate::pci::{self, Function, memory_extent};
 use alloc::vec::Vec;
-use pci_types::{CommandRegister, PciAddress};
-use ringfence_core::extent::Extent;
+use pci_types::{Bar, CommandRegister, PciAddress};
+use ringfence_abi::layout::{MMIO, MMIO_MAX, PAGE_SIZE};
+use ringfence_abi::service::Refusal;
+use ringfence_core::extent::{Extent, align_up};
+use ringfence_core::port_bitmap::Ports;
 use spin::Mutex;
 
-/// Functions that a domain has.
-static TAKEN: Mutex<Vec<PciAddress>> = Mutex::new(Vec::new());
+/// Functions that a domain has, or that are set aside.
+static TAKEN: Mutex<Vec<(PciAddress, State)>> = Mutex::new(Vec::new());
 
-/// A PCI function that a domain has. [`Device::release`] gives it back.
+/// Who has a PCI function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nobody.
+    Free,
+    /// A domain.
+    Driven,
+    /// Nobody, and nobody will: it could not be stopped.
+    SetAside,
+}
+
+/// Most ports that an I/O BAR can have (PCI 3.0, 6.2.5.1).
+const MAX_PORTS: u32 = 256;
+/// First port that an I/O BAR can begin with.
+const FIRST_PORT: u16 = 0x400;
+
+/// A PCI function that a domain has. [`Device::stop`] gives it back.
 pub struct Device {
     function: &'static Function,
     /// Whether its interrupts reach the driver.
@@ -18,23 +43,28 @@ pub struct Device {
     /// Its BARs that are mapped: where the driver sees them, or the first port.
     pub mapped: [Option<u64>; pci_types::MAX_BARS],
     /// Where the next BAR goes, from the start of the slot's MMIO region.
-    pub next: u64,
+    next: u64,
+    /// Whether it has been a bus master.
+    used_dma: bool,
+    /// How it is reset, found before it became a bus master.
+    reset: Option<ResetRegister>,
 }
 
 impl Device {
     /// Takes `function`, if no domain has it.
     pub fn take(function: &'static Function) -> Option<Device> {
         let mut taken = TAKEN.lock();
-        if taken.contains(&function.address) {
+        if taken.iter().any(|(address, _)| *address == function.address) {
             return None;
         }
-        taken.push(function.address);
+        taken.push((function.address, State::Driven));
         // Memory and I/O decoding on; no DMA and no interrupts until the driver asks.
         function.change_command(
             CommandRegister::MEMORY_ENABLE | CommandRegister::IO_ENABLE | CommandRegister::INTERRUPT_DISABLE,
             CommandRegister::BUS_MASTER_ENABLE,
         );
-        Some(Device { function, interrupts: false, mapped: [None; pci_types::MAX_BARS], next: 0 })
+        let mapped = [None; pci_types::MAX_BARS];
+        Some(Device { function, interrupts: false, mapped, next: 0, used_dma: false, reset: None })
     }
 
     /// The function.
@@ -63,20 +93,126 @@ impl Device {
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::empty());
     }
 
-    /// Stops its interrupts and its DMA and gives it back. From here on it writes to no memory.
-    pub fn release(self) {
+    /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
+    /// memory. If it does not come to rest nobody gets it any more.
+    pub fn stop(self) -> Result<(), NotReset> {
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
-        TAKEN.lock().retain(|address| *address != self.function.address);
+        let stopped = match (&self.reset, self.used_dma) {
+            (_, false) => Ok(()),
+            (Some(reset), true) => reset.run(),
+            (None, true) => Err(NotReset::NoRecipe),
+        };
+        let mut taken = TAKEN.lock();
+        match stopped {
+            Ok(()) => taken.retain(|(address, _)| *address != self.function.address),
+            Err(_) => taken
+                .iter_mut()
+                .filter(|(address, _)| *address == self.function.address)
+                .for_each(|(_, state)| *state = State::SetAside),
+        }
+        stopped
+    }
+
+    fn bar(&self, bar: u64) -> Result<(usize, Bar), Refusal> {
+        let index = usize::try_from(bar).map_err(|_| Refusal::NotFound)?;
+        let found = self.function.bars.get(index).copied().flatten().ok_or(Refusal::NotFound)?;
+        Ok((index, found))
+    }
+
+    fn port_count(&self, index: usize) -> u32 {
+        self.function.port_counts.get(index).copied().unwrap_or(0)
     }
 }
 
-/// Whether a domain has the function at `address`.
-pub fn is_taken(address: PciAddress) -> bool {
-    TAKEN.lock().contains(&address)
+impl Domain {
+    /// Maps memory BAR `bar` of its device and returns where, or opens the ports of I/O BAR `bar` and returns the first.
+    ///
+    /// A BAR whose pages hold another device's registers as well is refused.
+    pub fn map_bar(&mut self, bar: u64) -> Result<u64, Refusal> {
+        let base = self.base() + MMIO;
+        let device = self.device.as_mut().ok_or(Refusal::NotFound)?;
+        let (index, found) = device.bar(bar)?;
+        if let Some(mapped) = device.mapped.get(index).copied().flatten() {
+            return Ok(mapped);
+        }
+        let mapped = match memory_extent(&found) {
+            Some((pa, len_bytes)) => {
+                let first = pa & !(PAGE_SIZE - 1);
+                let len = align_up(pa - first + len_bytes, PAGE_SIZE).ok_or(Refusal::Invalid)?;
+                let pages = Extent::new(first, len);
+                if crate::memory::is_ram(pages) || shares_pages(device.function(), pages) {
+                    return Err(Refusal::Denied);
+                }
+                let start = device.next;
+                let next =
+                    start.checked_add(len + PAGE_SIZE).filter(|next| *next <= MMIO_MAX).ok_or(Refusal::NoMemory)?;
+                self.space.map_device(base + start, first, len).map_err(|_| Refusal::NoMemory)?;
+                device.next = next;
+                base + start + (pa - first)
+            }
+            None => {
+                let Bar::Io { port } = found else { return Err(Refusal::NotFound) };
+                let first = u16::try_from(port).map_err(|_| Refusal::Invalid)?;
+                let count = device.port_count(index).min(MAX_PORTS) as u16;
+                // Below are the ports of the mainboard's own devices; no firmware puts a BAR there.
+                if first < FIRST_PORT {
+                    return Err(Refusal::Denied);
+                }
+                self.space.allow_ports(Ports { first, count }).map_err(|_| Refusal::NoMemory)?;
+                port.into()
+            }
+        };
+        if let Some(slot) = device.mapped.get_mut(index) {
+            *slot = Some(mapped);
+        }
+        Ok(mapped)
+    }
+
+    /// Length of BAR `bar` of its device in bytes, or in ports.
+    pub fn bar_len(&self, bar: u64) -> Result<u64, Refusal> {
+        let device = self.device.as_ref().ok_or(Refusal::NotFound)?;
+        let (index, found) = device.bar(bar)?;
+        Ok(memory_extent(&found).map_or(device.port_count(index).into(), |(_, len_bytes)| len_bytes))
+    }
+
+    /// Lets its device be a bus master, or not any more. How to reset it must be known by then.
+    pub fn set_bus_master(&mut self, on: bool) -> Result<(), Refusal> {
+        if on && self.device.as_ref().is_some_and(|device| !device.used_dma) {
+            let reset = ResetRegister::find(self)?;
+            if let Some(device) = &mut self.device {
+                (device.reset, device.used_dma) = (reset, true);
+            }
+        }
+        let device = self.device.as_ref().ok_or(Refusal::NotFound)?;
+        let (set, cleared) = match on {
+            true => (CommandRegister::BUS_MASTER_ENABLE, CommandRegister::empty()),
+            false => (CommandRegister::empty(), CommandRegister::BUS_MASTER_ENABLE),
+        };
+        device.function.change_command(set, cleared);
+        Ok(())
+    }
+
+    /// Stops its device and gives it back. If it does not stop, all memory of the domain is set aside with it.
+    pub fn stop_device(&mut self) {
+        let Some(device) = self.device.take() else { return };
+        let address = device.function.address;
+        let start = time::tsc();
+        let stopped = device.stop();
+        self.stop_ns = time::nanoseconds(time::tsc() - start);
+        if let Err(why) = stopped {
+            log::error!("{}: {address} is set aside for good, and the driver's memory with it: {why}", self.name);
+            self.space.set_aside();
+        }
+    }
+}
+
+/// Who has the function at `address`.
+pub fn state(address: PciAddress) -> State {
+    TAKEN.lock().iter().find(|(taken, _)| *taken == address).map_or(State::Free, |(_, state)| *state)
 }
 
 /// Whether the pages of `bar`, a BAR of `function`, hold registers of another function too.
-pub fn shares_pages(function: &Function, bar: Extent) -> bool {
+fn shares_pages(function: &Function, bar: Extent) -> bool {
     pci::functions()
         .iter()
         .filter(|other| other.address != function.address)

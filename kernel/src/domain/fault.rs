@@ -37,6 +37,13 @@ pub enum Cause {
         /// The length that went with it, in bytes.
         len_bytes: u64,
     },
+    /// It did not finish what it had been given in time.
+    Stuck {
+        /// What.
+        what: &'static str,
+        /// The time, in milliseconds.
+        limit_ms: u64,
+    },
     /// Its position in a queue cannot be true.
     QueueLie {
         /// Which queue.
@@ -115,6 +122,7 @@ impl Fault {
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         // Writing to a String does not fail.
         let (mut headline, mut details) = (String::new(), String::new());
+        crate::supervise::count(domain, cause);
         let _ = write!(headline, "{}: ", domain.name);
         let _ = write_cause(&mut headline, domain, cause, site);
         let _ = write!(headline, ", in {}", upcall::name(domain.upcall));
@@ -188,6 +196,7 @@ fn kind(cause: Cause, site: Site) -> &'static str {
         },
         (Cause::Exception { .. }, _) => "exception",
         (Cause::Overrun, _) => "overrun",
+        (Cause::Stuck { .. }, _) => "stuck",
         (Cause::Killed, _) => "killed",
         (Cause::Panic, _) => "panic",
         (Cause::BadPointer { .. } | Cause::QueueLie { .. } | Cause::QueueEntry { .. }, _) => "gate-fault",

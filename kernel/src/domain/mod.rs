@@ -4,7 +4,7 @@
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: running it, which is a call that returns a reason
 //! * [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
-//! * [`device`]: the PCI function it drives
+//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped
 
 use crate::module::File;
 use alloc::string::String;
@@ -20,6 +20,7 @@ pub mod device;
 pub mod fault;
 pub mod memory;
 mod report;
+pub mod reset;
 pub mod space;
 pub mod upcall;
 
@@ -73,6 +74,10 @@ pub struct Domain {
     pub log_dropped: u32,
     /// What happens when it is ended by a fault.
     pub policy: Policy,
+    /// How long it took to stop its device, in nanoseconds.
+    pub stop_ns: u64,
+    /// Whether it must not run in ring 0.
+    pub ring1_only: bool,
     /// When it was ended by faults lately, in nanoseconds since boot.
     pub faults_at: alloc::vec::Vec<u64>,
     /// Set when it was ended too often.
@@ -137,9 +142,7 @@ impl Domain {
 impl Drop for Domain {
     fn drop(&mut self) {
         // The device first: what it may still write must not be somebody else's by then.
-        if let Some(device) = self.device.take() {
-            device.release();
-        }
+        self.stop_device();
         crate::memory::frames::take_back_promise(self.promised);
     }
 }

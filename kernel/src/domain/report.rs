@@ -157,6 +157,7 @@ pub fn write_cause(out: &mut String, domain: &Domain, cause: Cause, site: Site) 
         }
         (Cause::Exception { .. }, _) => write!(out, "an exception"),
         (Cause::Overrun, _) => write!(out, "took longer than {} ms", domain.manifest.upcall_ms),
+        (Cause::Stuck { what, limit_ms }, _) => write!(out, "left a {what} undone for {limit_ms} ms"),
         (Cause::Killed, _) => write!(out, "killed"),
         (Cause::Panic, _) => write!(out, "gave up"),
         (Cause::BadPointer { address, len_bytes }, _) => {

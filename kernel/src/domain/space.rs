@@ -65,6 +65,8 @@ pub struct Space {
     ldt: u64,
     io_bitmap: Option<u64>,
     stacks: u64,
+    /// Set when none of its memory may be used again.
+    set_aside: bool,
 }
 
 /// See [`Space::shared_root`].
@@ -99,6 +101,7 @@ impl Space {
             ldt: 0,
             io_bitmap: None,
             stacks: 0,
+            set_aside: false,
         };
         // On an error `space` is dropped, which frees what it has by then.
         space.root = frames::allocate(1)?;
@@ -132,6 +135,11 @@ impl Space {
     /// The ring whose stubs are in place.
     pub fn ring(&self) -> Ring {
         self.ring
+    }
+
+    /// Has its memory and its slot never used again: a device may still write there.
+    pub fn set_aside(&mut self) {
+        self.set_aside = true;
     }
 
     /// What CR3 holds while the domain runs sandboxed.
@@ -355,6 +363,9 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
+        if self.set_aside {
+            return;
+        }
         tables::set_top(kernel_root(), slot_base(self.slot), None);
         x86_64::instructions::tlb::flush_all();
         for (table, level) in [(self.slot_table, 3), (self.entry_table, 3)] {

@@ -8,6 +8,7 @@
 
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
+use crate::limits::TRANSMIT_MS;
 use crate::{module, task};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -107,6 +108,9 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
     let Some(mac) = fresh.lock().net.as_ref().map(|queues| queues.mac) else { return detach(dead) };
     if let Some(interface) = INTERFACES.lock().iter_mut().find(|interface| Arc::ptr_eq(&interface.handle, dead)) {
         interface.handle = fresh.clone();
+        if let (Some(old), Some(new)) = (&mut dead.lock().net, &mut fresh.lock().net) {
+            new.take_over(old);
+        }
         interface.stack.set_hardware_addr(HardwareAddress::Ethernet(EthernetAddress(mac)));
     }
     wake();
@@ -131,8 +135,8 @@ pub async fn run() {
             let (handle, unsent, at) = {
                 let mut interfaces = INTERFACES.lock();
                 let Some(interface) = interfaces.get_mut(index) else { break };
-                let unsent = match interface.serve() {
-                    Ok(unsent) => unsent,
+                let (unsent, deadline) = match interface.serve() {
+                    Ok(served) => served,
                     Err(cause) => {
                         let handle = interface.handle.clone();
                         drop(interfaces);
@@ -141,14 +145,15 @@ pub async fn run() {
                     }
                 };
                 let alive = interface.handle.lock().is_alive();
-                let at = interface.stack.poll_at(now(), &interface.sockets).filter(|_| alive);
+                let at = interface.stack.poll_at(now(), &interface.sockets);
+                let at = at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64));
+                let at = at.into_iter().chain(deadline).min().filter(|_| alive);
                 (interface.handle.clone(), unsent, at)
             };
             if unsent > 0 {
                 module::poll(&handle, Events::QUEUE);
             }
             if let Some(at) = at {
-                let at = Instant::from_micros(at.total_micros().max(0) as u64);
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
         }
@@ -170,13 +175,14 @@ pub async fn run() {
 }
 
 impl Interface {
-    /// Lets the stack and the servers do all they can; returns how many frames wait for the driver.
-    fn serve(&mut self) -> Result<usize, Cause> {
+    /// Lets the stack and the servers do all they can; returns how many frames wait for the driver, and when it
+    /// is taken for stuck if it sends none of those it has.
+    fn serve(&mut self) -> Result<(usize, Option<Instant>), Cause> {
         let mut domain = self.handle.lock();
         if !domain.is_alive() {
-            return Ok(0);
+            return Ok((0, None));
         }
-        let Some(queues) = domain.net.as_mut() else { return Ok(0) };
+        let Some(queues) = domain.net.as_mut() else { return Ok((0, None)) };
         let mut cause = None;
         loop {
             let changed = self.stack.poll(now(), &mut Adapter { queues, cause: &mut cause }, &mut self.sockets);
@@ -209,7 +215,11 @@ impl Interface {
                 }
             }
         }
-        Ok(queues.take_unsent())
+        let deadline = queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000));
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() });
+        }
+        Ok((queues.take_unsent(), deadline))
     }
 
     fn address(&self) -> Option<String> {

@@ -1,9 +1,12 @@
 //! The kernel's end of a network driver's queues ([`ringfence_abi::net`]).
 
+use crate::arch::time;
 use crate::domain::Domain;
 use crate::domain::fault::Cause;
+use crate::limits::TRANSMIT_MS;
 use crate::memory::frames::OutOfMemory;
 use crate::memory::shared::SharedMemory;
+use alloc::collections::VecDeque;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::net::{
     EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_FRAMES, RX_PHYSICAL, TRANSMIT, TRANSMITTED, TX_FRAMES,
@@ -30,6 +33,10 @@ pub struct Queues {
     rx_lent: [bool; RX_FRAMES],
     /// Frames put into `transmit` since the driver was last polled.
     unsent: usize,
+    /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since boot.
+    progress_ns: u64,
+    /// The frames it has, in the order in which it got them.
+    order: VecDeque<(usize, usize)>,
     /// Counters for `ip`.
     pub counts: Counts,
 }
@@ -46,7 +53,30 @@ pub struct Counts {
 impl Queues {
     /// Frames that the driver has, or has given back since the kernel looked last.
     pub fn handed_over(&self) -> usize {
-        self.tx_lent.iter().filter(|lent| **lent).count()
+        self.order.len()
+    }
+
+    /// Takes back what was sent. When the driver is taken for stuck unless it sends another frame, in nanoseconds since
+    /// boot; `None` if it has none.
+    pub fn deadline_ns(&mut self) -> Result<Option<u64>, Cause> {
+        self.reclaim()?;
+        Ok((!self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
+    }
+
+    /// Hands over again what another driver, which was ended, had and did not send. What it may have sent is sent
+    /// twice, which networks do as well.
+    pub fn take_over(&mut self, other: &mut Queues) {
+        // What it lied about is not taken over.
+        let _ = other.reclaim();
+        let mut frame = [0; FRAME_BYTES];
+        for (number, len_bytes) in core::mem::take(&mut other.order) {
+            let Some(frame) = frame.get_mut(..len_bytes) else { continue };
+            if other.tx.read(number * FRAME_BYTES, frame) {
+                // The new driver's queue is as long and has nothing in it yet.
+                let _ = self.send(frame);
+            }
+        }
+        self.counts = other.counts;
     }
 
     /// Maps queues and frames into `domain`, and lends it all receive frames.
@@ -82,6 +112,8 @@ impl Queues {
             tx_lent: [false; TX_FRAMES],
             rx_lent: [false; RX_FRAMES],
             unsent: 0,
+            progress_ns: 0,
+            order: VecDeque::with_capacity(TX_FRAMES),
             counts: Counts::default(),
         };
         for frame in 0..RX_FRAMES {
@@ -106,6 +138,8 @@ impl Queues {
                 Some(lent) if *lent => *lent = false,
                 _ => return Err(Cause::QueueEntry { queue: "transmitted", entry: taken }),
             }
+            self.order.retain(|(number, _)| *number != frame as usize);
+            self.progress_ns = time::uptime_ns();
         }
         Ok(())
     }
@@ -129,7 +163,11 @@ impl Queues {
         self.tx.write(number * FRAME_BYTES, frame);
         let put = self.transmit.put(&self.memory, entry(number as u32, frame.len() as u32)).map_err(lie("transmit"))?;
         if put {
+            if self.order.is_empty() {
+                self.progress_ns = time::uptime_ns();
+            }
             self.tx_lent[number] = true;
+            self.order.push_back((number, frame.len()));
             self.unsent += 1;
             self.counts.sent += 1;
         }

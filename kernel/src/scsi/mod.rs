@@ -4,6 +4,8 @@
 //! * [`disk`]: the blocks of one disk
 
 use crate::domain::Handle;
+use crate::domain::fault::Cause;
+use crate::limits::{COMMAND_MS, PAUSE_MS};
 use crate::{module, supervise};
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -27,8 +29,6 @@ use spin::Mutex;
 pub mod disk;
 pub mod queues;
 
-/// Longest time that a command may take.
-const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Most disks that one host can have.
 const MAX_DISKS: usize = 64;
 /// How often a command is sent when the device only wants to say that something changed.
@@ -45,8 +45,6 @@ pub struct Host {
     waiting: Mutex<Vec<Waker>>,
 }
 
-/// How long commands wait for a driver to come back.
-const RESTART_LIMIT: Duration = Duration::from_secs(10);
 /// How often one command is sent again because its driver was ended.
 const RESTARTS: usize = 16;
 
@@ -77,7 +75,7 @@ impl Host {
                 Poll::Pending
             }
         });
-        with_timeout(RESTART_LIMIT, another).await.unwrap_or(false)
+        with_timeout(Duration::from_millis(PAUSE_MS.get()), another).await.unwrap_or(false)
     }
 }
 
@@ -118,7 +116,7 @@ pub enum ScsiError {
     },
     /// The device moved less data than it was asked for.
     Short,
-    /// It did not answer in time.
+    /// The driver has as many commands as it can, and finishes none.
     TimedOut,
     /// The blocks are not all on the disk.
     OutOfRange,
@@ -138,7 +136,7 @@ impl fmt::Display for ScsiError {
                 write!(f, "{command}: {}", sense::status_name(*status))
             }
             ScsiError::Short => write!(f, "the device moved too little data"),
-            ScsiError::TimedOut => write!(f, "no answer within {} s", TIME_LIMIT.as_secs()),
+            ScsiError::TimedOut => write!(f, "the driver took no more commands for {} ms", COMMAND_MS.get()),
             ScsiError::OutOfRange => write!(f, "beyond the end of the disk"),
         }
     }
@@ -191,7 +189,9 @@ async fn execute_once(
             }
         }
     });
-    let ticket = with_timeout(TIME_LIMIT, begun).await.unwrap_or(Err(ScsiError::TimedOut))?;
+    let limit_ms = COMMAND_MS.get();
+    let limit = Duration::from_millis(limit_ms);
+    let ticket = with_timeout(limit, begun).await.unwrap_or(Err(ScsiError::TimedOut))?;
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
     module::poll(handle, Events::QUEUE);
     let outcome = poll_fn(|context| {
@@ -203,9 +203,13 @@ async fn execute_once(
             None => Poll::Pending,
         }
     });
-    let outcome = with_timeout(TIME_LIMIT, outcome).await.unwrap_or(Err(ScsiError::TimedOut))?;
+    let Ok(outcome) = with_timeout(limit, outcome).await else {
+        // The driver, or its device, is stuck. Both are begun anew, if the policy is to restart.
+        module::condemn(handle, Cause::Stuck { what: "SCSI command", limit_ms });
+        return Err(ScsiError::NoDriver);
+    };
     waiting.ticket = None;
-    Ok(outcome)
+    outcome
 }
 
 /// What an outcome of `len_bytes` bytes of data means: how many were moved, or what went wrong.

@@ -9,8 +9,6 @@ use ringfence_abi::service::Refusal;
 const CONFIG_BYTES: u64 = 256;
 /// Offset of the command register.
 const COMMAND: u64 = 4;
-/// Bits of the command register that a driver may change. Decoding and interrupts are the kernel's.
-const COMMAND_BITS: CommandRegister = CommandRegister::BUS_MASTER_ENABLE;
 
 /// Reads `width_bytes` (1, 2 or 4) bytes at `offset`, a multiple of the width.
 pub fn rf_pci_read(domain: &mut Domain, offset: u64, width_bytes: u64) -> Answer {
@@ -22,15 +20,16 @@ pub fn rf_pci_read(domain: &mut Domain, offset: u64, width_bytes: u64) -> Answer
 }
 
 /// Writes `width_bytes` bytes at `offset`. Only bus mastering, in the command register, is the driver's to change;
-/// everything else is denied: a BAR that moves would let the device answer for somebody else's addresses.
+/// everything else is denied: decoding and interrupts are the kernel's, and a BAR that moves would let the device answer
+/// for somebody else's addresses. Refused as invalid if the manifest's recipe for a reset does not fit the device.
 pub fn rf_pci_write(domain: &mut Domain, offset: u64, width_bytes: u64, value: u64) -> Answer {
-    let device = domain.device.as_ref().ok_or(Refusal::NotFound)?;
+    domain.device.as_ref().ok_or(Refusal::NotFound)?;
     check_place(offset, width_bytes)?;
     if offset != COMMAND || width_bytes != 2 {
         return Err(Refusal::Denied.into());
     }
     let wanted = CommandRegister::from_bits_retain(value as u16);
-    device.function().change_command(wanted & COMMAND_BITS, COMMAND_BITS - wanted);
+    domain.set_bus_master(wanted.contains(CommandRegister::BUS_MASTER_ENABLE))?;
     Ok(0)
 }
 

@@ -5,10 +5,10 @@ use super::{Outcome, said};
 use crate::arch::time;
 use crate::bench::Mode;
 use crate::domain::Ring;
-use crate::domain::device::is_taken;
+use crate::domain::device::{self, State};
 use crate::domain::fault::{Cause, history};
 use crate::scsi::disk::Disk;
-use crate::{console, memory, module, net, pci, println, ramdisk, scsi, shell};
+use crate::{console, limits, memory, module, net, pci, println, ramdisk, scsi, shell, supervise};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -49,7 +49,13 @@ static COMMANDS: &[Command] = &[
     command!("ring", "ring NAME 0|1", "move a running driver to another ring", ring),
     command!("tell", "tell NAME TEXT", "hand a text to a driver's own command entry", tell),
     command!("kill", "kill NAME", "end a driver as a fault would", kill),
-    command!("policy", "policy NAME restart|stop", "what happens when a driver was ended by a fault", policy),
+    command!(
+        "policy",
+        "policy NAME restart|stop|ring0-never",
+        "what becomes of a driver that faulted; forgives what was",
+        policy
+    ),
+    command!("limits", "limits [NAME VALUE]", "how patient the kernel is with drivers: all, or change one", limits),
     command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", faults),
     command!("lspci", "lspci", "PCI functions", lspci),
     command!("ip", "ip", "network interfaces; waits for an address", ip),
@@ -212,6 +218,9 @@ async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     if !domain.is_alive() {
         return Err(format!("{name} was ended by a fault"));
     }
+    if let Some(why) = supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
+        return Err(format!("{name} stays in ring 1: {why}"));
+    }
     domain.set_ring(ring);
     println!("{name}: now in ring {ring}");
     Ok(())
@@ -246,21 +255,45 @@ async fn kill(mut arguments: Arguments<'_>) -> Outcome {
 async fn policy(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
     let policy = match arguments.word("the policy")? {
-        "restart" => Policy::Restart,
-        "stop" => Policy::Stop,
+        "restart" => Some(Policy::Restart),
+        "stop" => Some(Policy::Stop),
+        "ring0-never" => None,
         other => return arguments.wrong(&format!("'{other}' is no policy")),
     };
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
     let mut domain = handle.lock();
-    domain.policy = policy;
-    domain.given_up = false;
-    domain.faults_at.clear();
+    match policy {
+        Some(policy) => {
+            domain.policy = policy;
+            domain.given_up = false;
+            domain.faults_at.clear();
+            supervise::forgive(&domain);
+        }
+        None => {
+            domain.ring1_only = true;
+            domain.set_ring(Ring::Sandboxed);
+        }
+    }
     drop(domain);
     // One that was ended already is restarted now, or those who wait for that need not wait any longer.
-    crate::supervise::note();
+    supervise::note();
     scsi::wake_waiting();
     Ok(())
+}
+
+async fn limits(mut arguments: Arguments<'_>) -> Outcome {
+    let Some(name) = arguments.optional() else {
+        for limit in limits::ALL {
+            println!("{:<18} {:>8}  {}", limit.name, limit.get(), limit.what);
+        }
+        return Ok(());
+    };
+    let value = arguments.number("the value")?;
+    arguments.end()?;
+    let limit = limits::ALL.into_iter().find(|limit| limit.name == name);
+    let limit = limit.ok_or_else(|| format!("there is no limit '{name}'; 'limits' lists them"))?;
+    limit.set(value).map_err(|(least, most)| format!("{name} must be {least} to {most}, not {value}"))
 }
 
 async fn faults(mut arguments: Arguments<'_>) -> Outcome {
@@ -308,7 +341,11 @@ async fn lspci(arguments: Arguments<'_>) -> Outcome {
             function.address,
             function.id.vendor,
             function.id.device,
-            if is_taken(function.address) { "  [driven]" } else { "" },
+            match device::state(function.address) {
+                State::Free => "",
+                State::Driven => "  [driven]",
+                State::SetAside => "  [set aside]",
+            },
         );
         println!("             {}", device_name(function.id.vendor, function.id.device));
     }

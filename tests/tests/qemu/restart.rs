@@ -1,8 +1,8 @@
 //! Drivers that are ended come back, and what is above them sees a pause and no error.
 
 use crate::network::{echo, free_port, pattern, serving};
-use ringfence::machine::{End, Protocol};
-use ringfence_tests::{assert_says, boot, boot_well, machine};
+use ringfence::machine::{End, Machine, Protocol};
+use ringfence_tests::{assert_says, bare, boot, boot_well, machine, system};
 use tempfile::TempDir;
 
 #[test]
@@ -79,6 +79,93 @@ fn a_policy_of_stop_leaves_it_ended_and_restart_brings_it_back() {
     assert_says(&text, "ended by a fault");
     assert_says(&text, "virtio-scsi: restarted in ring 1");
     assert_eq!(text.lines().filter(|line| line.ends_with("  512 bytes")).count(), 2, "{text}");
-    assert_says(&text, "error: 'sometimes' is no policy; usage: policy NAME restart|stop");
+    assert_says(&text, "error: 'sometimes' is no policy; usage: policy NAME restart|stop|ring0-never");
     assert!(run.lines.last().unwrap().ends_with("2 commands failed"));
+}
+
+/// A machine with `name`, the e1000's module with some bytes of its manifest's recipe for a reset changed: each at an
+/// offset into the recipe.
+fn with_other_recipe(name: &str, changes: &[(usize, u32)], commands: &str) -> (Machine, TempDir) {
+    const RECIPE: usize = 120;
+    let module = system().modules.iter().find(|module| module.name == "e1000").expect("e1000 is built");
+    let mut bytes = std::fs::read(&module.packed).unwrap();
+    let manifest = bytes.windows(8).position(|window| window == b"RINGFNCE").expect("a manifest");
+    for (offset, value) in changes {
+        bytes[manifest + RECIPE + offset..][..4].copy_from_slice(&value.to_le_bytes());
+    }
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join(format!("{name}.rfm"));
+    std::fs::write(&path, bytes).unwrap();
+    let mut machine = machine(commands);
+    machine.hba = "none".into();
+    machine.contents.autoload = false;
+    machine.contents.modules.push(path);
+    (machine, directory)
+}
+
+const METHOD: usize = 0;
+const OFFSET: usize = 8;
+const WAIT_MASK: usize = 20;
+const WAIT_VALUE: usize = 24;
+
+/// What a device may still write to is never anybody else's memory.
+#[test]
+fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
+    let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
+    let script = "insmod template; rmmod template; mem; insmod stubborn; rmmod e1000; mem; lspci; insmod e1000";
+    let (machine, _directory) = with_other_recipe("stubborn", &never, script);
+    let text = boot(&machine).text();
+    assert_says(
+        &text,
+        "e1000: 0000:00:02.0 is set aside for good, and the driver's memory with it: its reset was not done within 10000 us",
+    );
+    assert_says(&text, "[set aside]");
+    assert_says(&text, "error: e1000: no free device that it drives");
+    let free: Vec<u64> = text
+        .lines()
+        .filter(|line| line.starts_with("frames "))
+        .map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap())
+        .collect();
+    // The image, the stack, the frames in both directions and the rings.
+    assert!(free[0] - free[1] > 100, "only {} frames were set aside", free[0] - free[1]);
+}
+
+#[test]
+fn a_device_that_nobody_can_reset_is_set_aside_too() {
+    let (machine, _directory) = with_other_recipe("untold", &[(METHOD, 0)], "insmod untold; kill e1000; lspci");
+    let text = boot(&machine).text();
+    assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
+    assert_says(&text, "[set aside]");
+}
+
+#[test]
+fn no_dma_before_it_is_known_how_to_stop_it() {
+    let (machine, _directory) =
+        with_other_recipe("beyond", &[(OFFSET, 1 << 20)], "insmod beyond; lspci; insmod e1000; ip");
+    let text = boot(&machine).text();
+    assert_says(&text, "error: beyond: init: refused: invalid argument");
+    assert_says(&text, "e1000: loaded into ring 1");
+    assert_says(&text, "eth0: 10.0.2.15/24");
+}
+
+#[test]
+fn a_module_that_faulted_in_ring_1_is_not_trusted() {
+    let script = "insmod rogue; tell rogue read 0; rmmod rogue; insmod rogue --ring 0; lsmod; ring rogue 0; \
+                  policy rogue stop; ring rogue 0; policy rogue ring0-never; ring rogue 0; lsmod";
+    let run = boot(&bare(script));
+    assert_eq!(run.end, End::CommandFailed);
+    let text = run.text();
+    assert_says(&text, "rogue: loaded into ring 1: it faulted 1 times in ring 1; 'policy' forgives that");
+    assert_says(&text, "error: rogue stays in ring 1: it faulted 1 times in ring 1; 'policy' forgives that");
+    assert_says(&text, "rogue: now in ring 0");
+    assert_says(&text, "error: rogue stays in ring 1: it is for ring 1 only");
+    assert_eq!(text.matches("\nrogue            1").count(), 2, "{text}");
+}
+
+#[test]
+fn limits_are_changed_and_bad_values_refused() {
+    let run = boot(&bare("limits restarts 1; limits; limits restarts 0; limits nonsense 1"));
+    assert_says(&run.text(), "restarts                  1  restarts before a driver is given up");
+    assert_says(&run.text(), "error: restarts must be 1 to 1000, not 0");
+    assert_says(&run.text(), "error: there is no limit 'nonsense'; 'limits' lists them");
 }

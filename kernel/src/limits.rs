@@ -1,0 +1,52 @@
+//! The limits that a person can change while the system runs (`limits NAME VALUE`): how long the kernel is patient.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that a person can change.
+pub struct Limit {
+    /// Its name in the shell.
+    pub name: &'static str,
+    /// What it limits, with its unit.
+    pub what: &'static str,
+    least: u64,
+    most: u64,
+    value: AtomicU64,
+}
+
+impl Limit {
+    const fn new(name: &'static str, what: &'static str, [least, value, most]: [u64; 3]) -> Limit {
+        Limit { name, what, least, most, value: AtomicU64::new(value) }
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+
+    /// Changes it; the error says what values it can have.
+    pub fn set(&self, value: u64) -> Result<(), (u64, u64)> {
+        if !(self.least..=self.most).contains(&value) {
+            return Err((self.least, self.most));
+        }
+        self.value.store(value, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Restarts within [`RESTART_WINDOW_S`] after which a driver is given up.
+pub static RESTARTS: Limit = Limit::new("restarts", "restarts before a driver is given up", [1, 8, 1000]);
+/// See [`RESTARTS`].
+pub static RESTART_WINDOW_S: Limit = Limit::new("restart-window-s", "seconds they are counted over", [1, 60, 3600]);
+/// Wait before the second restart; it doubles with each further one.
+pub static RESTART_WAIT_MS: Limit =
+    Limit::new("restart-wait-ms", "ms before the second restart, twice that before the third...", [0, 10, 1000]);
+/// How long commands wait for a driver to come back.
+pub static PAUSE_MS: Limit =
+    Limit::new("pause-ms", "ms that a command waits for its driver to be back", [1, 10_000, 600_000]);
+/// How long a SCSI command may take before its driver is taken for dead.
+pub static COMMAND_MS: Limit = Limit::new("command-ms", "ms that a SCSI command may take", [1, 30_000, 600_000]);
+/// How long a frame may wait to be sent before its driver is taken for dead.
+pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may take to be sent", [1, 5_000, 600_000]);
+
+/// All of them.
+pub static ALL: [&Limit; 6] = [&RESTARTS, &RESTART_WINDOW_S, &RESTART_WAIT_MS, &PAUSE_MS, &COMMAND_MS, &TRANSMIT_MS];

@@ -7,6 +7,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Waker;
 use embassy_sync::waitqueue::AtomicWaker;
 use heapless::spsc::Queue;
@@ -25,6 +26,7 @@ const LOG_LINES: usize = 512;
 /// Bytes of input that can wait.
 const INPUT_BYTES: usize = 1024;
 
+static MUTED: AtomicBool = AtomicBool::new(false);
 static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 /// The same port, for the interrupt handler, which only receives: it must never wait for who is sending.
 static RECEIVER: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
@@ -56,8 +58,16 @@ pub fn init() {
     }
 }
 
+/// Holds back what is written, or does not any more. The log is kept all the same.
+pub fn mute(muted: bool) {
+    MUTED.store(muted, Ordering::Relaxed);
+}
+
 /// Writes bytes as they are.
 pub fn write_bytes(bytes: &[u8]) {
+    if MUTED.load(Ordering::Relaxed) {
+        return;
+    }
     without_interrupts(|| {
         if let Some(uart) = UART.lock().as_mut() {
             uart.send_bytes_exact(bytes);
@@ -70,6 +80,7 @@ pub fn write_bytes(bytes: &[u8]) {
 /// # Safety
 /// Only a panic may call it: nothing else runs afterwards.
 pub unsafe fn break_locks() {
+    mute(false);
     // SAFETY: as the caller promises.
     unsafe {
         UART.force_unlock();

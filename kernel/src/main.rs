@@ -33,6 +33,7 @@ mod shell;
 mod supervise;
 mod symbols;
 mod task;
+mod trial;
 
 use bootloader_api::config::Mapping;
 use bootloader_api::info::Optional;

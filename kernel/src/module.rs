@@ -1,6 +1,6 @@
 //! Loaded modules: from a file to a running driver, and back to free memory.
 
-use crate::arch::interrupts;
+use crate::arch::{interrupts, watch};
 use crate::domain::calls::CallLog;
 use crate::domain::device::{self, Device};
 use crate::domain::fault::Cause;
@@ -28,7 +28,27 @@ pub struct File {
     /// Its name without `.rfm`.
     pub name: String,
     /// Its content.
-    pub bytes: &'static [u8],
+    pub bytes: Content,
+}
+
+/// The content of a module file.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// As it is in the ramdisk.
+    Ramdisk(&'static [u8]),
+    /// Made by the kernel.
+    Made(Arc<[u8]>),
+}
+
+impl core::ops::Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Content::Ramdisk(bytes) => bytes,
+            Content::Made(bytes) => bytes,
+        }
+    }
 }
 
 static LOADED: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
@@ -48,6 +68,8 @@ pub enum LoadError {
     NoDevice,
     /// Its `init` failed.
     Init(UpcallError),
+    /// It does not offer what the driver before it offered.
+    Different,
     /// No such module is loaded.
     NotLoaded(String),
 }
@@ -61,6 +83,7 @@ impl fmt::Display for LoadError {
             LoadError::NoMemory => write!(f, "out of memory"),
             LoadError::NoDevice => write!(f, "no free device that it drives"),
             LoadError::Init(error) => write!(f, "init: {error}"),
+            LoadError::Different => write!(f, "it does not offer what the driver before it offered"),
             LoadError::NotLoaded(name) => write!(f, "no module '{name}' is loaded"),
         }
     }
@@ -90,7 +113,7 @@ pub fn file(name: &str) -> Result<File, LoadError> {
 
 /// Loads a module into `ring` and runs its `init`. On any error nothing of it stays.
 pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
-    let handle = start(file, ring, None)?;
+    let handle = start(file, ring, None, None)?;
     LOADED.lock().push(handle.clone());
     crate::net::attach(&handle);
     crate::scsi::attach(&handle);
@@ -98,8 +121,8 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
 }
 
 /// Maps a module and runs its `init`; nobody knows it yet. On any error nothing of it stays.
-fn start(file: &File, ring: Ring, name: Option<&str>) -> Result<Handle, LoadError> {
-    let module = Module::parse(file.bytes).map_err(LoadError::Refused)?;
+fn start(file: &File, ring: Ring, name: Option<&str>, watched: Option<u64>) -> Result<Handle, LoadError> {
+    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     let device = take_device(&module.manifest)?;
     let mut domain = map(file, module, device)?;
     if let Some(name) = name {
@@ -109,21 +132,29 @@ fn start(file: &File, ring: Ring, name: Option<&str>) -> Result<Handle, LoadErro
         Some(why) => log::warn!("{}: loaded into ring 1: {why}", domain.name),
         None => domain.set_ring(ring),
     }
+    if let Some(offset) = watched {
+        watch::set(domain.base() + IMAGE + offset);
+    }
     domain.upcall(INIT, [0; 3]).map_err(LoadError::Init)?;
     Ok(Arc::new(Mutex::new(domain)))
 }
 
 /// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then.
-pub fn replace(dead: &Handle, file: &File, ring: Ring) -> Result<Handle, LoadError> {
+/// `watched` is the offset in the image of an instruction to watch from the start ([`watch`]).
+pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
     let name = {
         let mut domain = dead.lock();
         quiesce(&mut domain);
         frames::take_back_promise(core::mem::take(&mut domain.promised));
         domain.name.clone()
     };
-    let fresh = start(file, ring, Some(&name))?;
+    let fresh = start(file, ring, Some(&name), watched)?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
+        // On this return the fresh one is dropped, and the dead one stays in its place.
+        if (old.net.is_some(), old.scsi.is_some()) != (new.net.is_some(), new.scsi.is_some()) {
+            return Err(LoadError::Different);
+        }
         new.faults_at = core::mem::take(&mut old.faults_at);
         new.policy = old.policy;
         new.ring1_only = old.ring1_only;
@@ -262,7 +293,7 @@ pub fn autoload() {
             continue;
         }
         let drives = |file: &File| {
-            Module::parse(file.bytes).is_ok_and(|module| module.manifest.pci_ids().any(|id| id == function.id))
+            Module::parse(&file.bytes).is_ok_and(|module| module.manifest.pci_ids().any(|id| id == function.id))
         };
         let Some(file) = ramdisk::modules().find(drives) else { continue };
         match load(&file, Ring::Sandboxed) {

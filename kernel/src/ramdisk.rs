@@ -1,7 +1,7 @@
 //! The ramdisk: a tar archive with the kernel, the modules (`NAME.rfm`) and what the runner wants said (`exec`,
 //! `options`).
 
-use crate::module::File;
+use crate::module::{Content, File};
 use alloc::string::{String, ToString};
 use spin::Once;
 use tar_no_std::TarArchiveRef;
@@ -33,7 +33,7 @@ pub fn files() -> impl Iterator<Item = (String, &'static [u8])> {
 pub fn modules() -> impl Iterator<Item = File> {
     files().filter_map(|(name, bytes)| {
         let name = name.strip_suffix(MODULE_ENDING)?.to_string();
-        Some(File { name, bytes })
+        Some(File { name, bytes: Content::Ramdisk(bytes) })
     })
 }
 

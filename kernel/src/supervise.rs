@@ -108,7 +108,7 @@ async fn revive(dead: &Handle) {
         let domain = dead.lock();
         (domain.file.clone(), domain.fault.as_ref().map_or(0, |fault| fault.at_ns))
     };
-    match module::replace(dead, &file, Ring::Sandboxed) {
+    match module::replace(dead, &file, Ring::Sandboxed, None) {
         Ok(_) => {
             let (total, stop) = ((time::uptime_ns() - since) / 1000, dead.lock().stop_ns / 1000);
             let done =

@@ -7,6 +7,8 @@
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
 //! * [`bench`]: what protection costs
+//! * [`campaign`]: what becomes of drivers whose code is changed
+//! * [`echo`]: an echo server; `page`: tables and charts
 //! * [`source`]: source lines for fault reports
 //! * [`iso`]: the same system for machines with a BIOS
 
@@ -16,9 +18,12 @@ use std::path::PathBuf;
 
 pub mod bench;
 pub mod build;
+pub mod campaign;
+pub mod echo;
 mod header;
 pub mod iso;
 pub mod machine;
+mod page;
 pub mod ramdisk;
 pub mod source;
 pub mod toolchain;

@@ -313,6 +313,21 @@ impl Running {
         Some(line)
     }
 
+    /// The next line, if it comes within `limit`; `None` otherwise, and when there are no more.
+    pub fn line_within(&mut self, limit: Duration) -> Option<String> {
+        self.deadline = Some(Instant::now() + limit);
+        let line = self.next_line();
+        // Who reads line by line keeps what it needs.
+        self.seen.clear();
+        line
+    }
+
+    /// Waits for the end, at most for `limit`.
+    pub fn finish_within(mut self, limit: Duration) -> Result<End> {
+        self.deadline = Some(Instant::now() + limit);
+        Ok(self.finish(|_| ())?.end)
+    }
+
     /// Waits for a line that contains `text`.
     pub fn wait_for(&mut self, text: &str) -> Result<String> {
         while let Some(line) = self.next_line() {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{GDB_PORT, Machine, Protocol};
 use ringfence::ramdisk::Contents;
-use ringfence::{bench, build, iso, target};
+use ringfence::{bench, build, campaign, iso, target};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +37,28 @@ enum Verb {
     /// Measure what protection costs, in both rings.
     Bench {
         /// Folder for a page with tables and charts.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change the machine code of drivers, one instruction at a time, and see what becomes of them and of the kernel.
+    /// Exit status 0 only if no kernel was hurt and every service restored.
+    Campaign {
+        /// Modules to change.
+        #[arg(long, value_delimiter = ',', default_value = "e1000,virtio-scsi")]
+        modules: Vec<String>,
+        /// How many changes.
+        #[arg(long, default_value_t = 300)]
+        mutants: usize,
+        /// Where the random numbers begin.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Ring of the changed modules; 0 is the control group, in which kernels die.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+        ring: u8,
+        /// Folder for the results, and a page with a chart of both rings' results there.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
         /// One JSON object a line.
@@ -118,6 +140,11 @@ fn run(cli: Cli) -> Result<u8> {
             let system = build::system(true)?;
             bench::run(&system, &scratch_disk()?, &bench::Options { json, out })?;
             Ok(0)
+        }
+        Some(Verb::Campaign { modules, mutants, seed, ring, out, json }) => {
+            let system = build::system(true)?;
+            let options = campaign::Options { modules, mutants, seed, ring, out, json };
+            Ok(u8::from(!campaign::run(&system, &scratch_disk()?, &options)?))
         }
         Some(Verb::Iso { image, exec }) => {
             let system = build::system(false)?;

@@ -10,7 +10,7 @@ extern crate alloc;
 
 mod registers;
 
-use registers::{self as reg, ctrl, int, rctl, rxd, tctl, txd};
+use registers::{self as reg, ctrl, eerd, int, rctl, rxd, tctl, txd};
 use ringfence_sdk::abi::net::{RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
@@ -34,6 +34,8 @@ const RX_RING: usize = 2 * RX_FRAMES;
 const DESCRIPTOR: usize = 16;
 /// How long a reset may take.
 const RESET_NS: u64 = 10_000_000;
+/// How long reading a word of the EEPROM may take.
+const EEPROM_NS: u64 = 10_000_000;
 
 struct E1000 {
     registers: Mmio,
@@ -82,10 +84,17 @@ impl Nic for E1000 {
         registers.read32(reg::ICR);
         registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::SLU | ctrl::ASDE);
 
-        // 13.5.2: the reset loaded the address from the EEPROM into the first receive address register.
-        let [a, b, c, d] = registers.read32(reg::RAL0).to_le_bytes();
-        let [e, f, _, _] = registers.read32(reg::RAH0).to_le_bytes();
+        // QEMU's model keeps its registers over a reset: what another driver left there must not matter.
+        for register in reg::DELAYS.into_iter().chain(reg::UNUSED).chain([reg::RXCSUM]) {
+            registers.write32(register, 0);
+        }
+        // 5.6.1: the first three words of the EEPROM are the address.
+        let [a, b] = eeprom(&registers, 0)?;
+        let [c, d] = eeprom(&registers, 1)?;
+        let [e, f] = eeprom(&registers, 2)?;
         let mac = [a, b, c, d, e, f];
+        registers.write32(reg::RAL0, u32::from_le_bytes([a, b, c, d]));
+        registers.write32(reg::RAH0, u32::from_le_bytes([e, f, 0, 0]) | reg::RAH_AV);
         log::info!("82540EM at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         Ok(E1000 {
             registers,
@@ -151,6 +160,22 @@ impl Nic for E1000 {
         self.registers.write32(reg::RCTL, 0);
         self.registers.write32(reg::TCTL, 0);
         self.registers.write32(reg::CTRL, self.registers.read32(reg::CTRL) | ctrl::RST);
+    }
+}
+
+/// Word `address` of the EEPROM (5.3.1).
+fn eeprom(registers: &Mmio, address: u32) -> Result<[u8; 2]> {
+    registers.write32(reg::EERD, address << 8 | eerd::START);
+    let deadline = service::time_ns() + EEPROM_NS;
+    loop {
+        let read = registers.read32(reg::EERD);
+        if read & eerd::DONE != 0 {
+            return Ok(((read >> 16) as u16).to_le_bytes());
+        }
+        if service::time_ns() > deadline {
+            log::error!("the EEPROM does not answer");
+            return Err(Refusal::NotFound);
+        }
     }
 }
 

@@ -6,6 +6,8 @@ pub const CTRL: usize = 0x0000;
 pub const STATUS: usize = 0x0008;
 /// STATUS: link up.
 pub const STATUS_LU: u32 = 1 << 1;
+/// EEPROM read (13.4.4).
+pub const EERD: usize = 0x0014;
 /// Interrupt cause read; reading clears (13.4.17).
 pub const ICR: usize = 0x00c0;
 /// Interrupt mask set (13.4.20).
@@ -34,6 +36,23 @@ pub const MTA_ENTRIES: usize = 128;
 pub const RAL0: usize = 0x5400;
 /// Receive address 0, high half (13.5.3).
 pub const RAH0: usize = 0x5404;
+/// RAH0: the address is valid.
+pub const RAH_AV: u32 = 1 << 31;
+/// Interrupt throttling (13.4.18), and the delays of interrupts for reception (13.4.30, 13.4.31) and transmission
+/// (13.4.43, 13.4.45): all off when zero.
+pub const DELAYS: [usize; 5] = [0x00c4, 0x2820, 0x282c, 0x3820, 0x382c];
+/// Receive checksum control (13.4.32).
+pub const RXCSUM: usize = 0x5000;
+/// VLAN filters and flow control types (13.4.12 ff.): not used when zero.
+pub const UNUSED: [usize; 4] = [0x0028, 0x002c, 0x0030, 0x0170];
+
+/// Bits of [`EERD`].
+pub mod eerd {
+    /// Read the word whose address begins at bit 8.
+    pub const START: u32 = 1 << 0;
+    /// The word is there, from bit 16 on.
+    pub const DONE: u32 = 1 << 4;
+}
 
 /// Bits of [`CTRL`].
 pub mod ctrl {

@@ -5,6 +5,7 @@
 //! * [`traps`]: exceptions and interrupts in Rust
 //! * [`cpu`]: per-CPU state and control registers
 //! * [`interrupts`], [`time`]: 8259 and 8254
+//! * [`watch`]: an instruction breakpoint
 //! * [`power`]: how the machine ends
 
 pub mod cpu;
@@ -14,3 +15,4 @@ pub mod interrupts;
 pub mod power;
 pub mod time;
 pub mod traps;
+pub mod watch;

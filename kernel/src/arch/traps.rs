@@ -6,6 +6,7 @@
 use super::cpu;
 use super::entry_area;
 use super::interrupts;
+use super::watch;
 use crate::domain::fault::{Cause, Fault};
 use core::sync::atomic::{AtomicU64, Ordering};
 use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
@@ -103,6 +104,7 @@ extern "C" fn trap_from_kernel(frame: &TrapFrame) {
         FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
         // Nothing here sends one, and it can hit any lock: it is not even logged.
         NMI => {}
+        watch::DEBUG if watch::was_hit() => {}
         vector => crate::panic::exception(exception_name(vector), &frame, fault_address(vector)),
     }
 }
@@ -120,6 +122,7 @@ extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
             }
         }
         NMI => {}
+        watch::DEBUG if watch::was_hit() => {}
         MACHINE_CHECK => crate::panic::exception(exception_name(MACHINE_CHECK), &copy, None),
         vector => Fault::end_driver(Cause::Exception { address: fault_address(vector) }, copy),
     }

@@ -89,6 +89,16 @@ pub fn history() -> Vec<(usize, Arc<Fault>)> {
     (first..).zip(history.0.iter().cloned()).collect()
 }
 
+/// How many faults there were since boot.
+pub fn count() -> usize {
+    HISTORY.lock().1
+}
+
+/// The first fault behind the first `before` ones, if there was one and it is kept.
+pub fn since(before: usize) -> Option<Arc<Fault>> {
+    history().into_iter().find(|(number, _)| *number > before).map(|(_, fault)| fault)
+}
+
 /// A record of why a driver was ended.
 #[derive(Debug)]
 pub struct Fault {

@@ -191,6 +191,6 @@ impl fmt::Display for Place<'_> {
 /// The function that `address` lies in, how far into it, and how far into the image.
 fn symbol(domain: &Domain, address: u64) -> Option<(&[u8], u64, u64)> {
     let offset = address.wrapping_sub(domain.base() + IMAGE);
-    let (name, into) = symbol_at(domain.file.bytes, offset).filter(|_| offset < domain.image_bytes)?;
+    let (name, into) = symbol_at(&domain.file.bytes, offset).filter(|_| offset < domain.image_bytes)?;
     Some((name, into, offset))
 }

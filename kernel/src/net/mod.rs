@@ -1,5 +1,6 @@
 //! The network stack (smoltcp) above the drivers, and the small servers that make it testable.
 //!
+//! * [`client`]: a TCP client that checks an echo server
 //! * [`queues`]: frames to and from a driver
 //! * [`servers`]: echo (7), discard (9) and character generator (19)
 //!
@@ -31,6 +32,7 @@ use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Address};
 use spin::Mutex;
 
+pub mod client;
 pub mod queues;
 mod servers;
 

@@ -1,6 +1,6 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
-//! * [`commands`]: the table of commands and most of them
+//! * [`commands`]: the table of commands; [`modules`], [`disks`], [`network`], [`trials`] have those that are about these
 //! * [`arguments`]: what a command makes of its arguments, and what it says when they are wrong
 //! * [`editor`]: history and completion
 //!
@@ -12,6 +12,7 @@ use crate::{console, module, print, println, ramdisk};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+pub use commands::run_all;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -20,7 +21,11 @@ use embassy_futures::select::{Either, select};
 
 pub mod arguments;
 mod commands;
+mod disks;
 mod editor;
+mod modules;
+mod network;
+mod trials;
 
 /// A command's end: nothing, or what went wrong, in words for a person.
 pub type Outcome = Result<(), String>;

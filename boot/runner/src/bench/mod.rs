@@ -112,7 +112,7 @@ pub fn run(system: &System, disk: &Path, options: &Options) -> Result<()> {
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let page = out.join("bench.html");
-        std::fs::write(&page, report::page(&rows)?).with_context(|| format!("cannot write {}", page.display()))?;
+        std::fs::write(&page, report::html(&rows)?).with_context(|| format!("cannot write {}", page.display()))?;
         eprintln!("bench: {}", page.display());
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! The results as a table for the terminal, and as a page with charts that needs nothing else.
 
 use super::Row;
-use anyhow::{Result, anyhow};
-use plotters::prelude::*;
+use crate::page;
+use anyhow::Result;
 use std::fmt::Write;
 
 /// What Linux 6.1's in-kernel drivers do on the same emulated devices, under QEMU 7.2 TCG on a machine like the one this
@@ -134,28 +134,24 @@ pub fn text(rows: &[Row]) -> String {
 }
 
 /// A page with the tables and bar charts.
-pub fn page(rows: &[Row]) -> Result<String> {
-    let mut page = String::from(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Ringfence: what protection costs</title>\n\
-         <style>body{font:16px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em}\
-         table{border-collapse:collapse;margin:1em 0}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:right}\
-         td:first-child,th:first-child,td:last-child,th:last-child{text-align:left}svg{max-width:100%;height:auto}</style>\n\
-         <h1>Ringfence: what protection costs</h1>\n\
-         <p>The same loaded driver, trusted in ring 0 and sandboxed in ring 1, sample by sample in turn. Times under \
-         QEMU's TCG: compare within this page only. Instructions repeat exactly.</p>\n",
-    );
+pub fn html(rows: &[Row]) -> Result<String> {
+    let mut page = page::head("Ringfence: what protection costs");
+    page += "<p>The same loaded driver, trusted in ring 0 and sandboxed in ring 1, sample by sample in turn. Times under \
+             QEMU's TCG: compare within this page only. Instructions repeat exactly.</p>\n";
     let pairs = pairs(rows);
     for (title, unit) in [("Loss of time in ring 1", "/s"), ("Added instructions in ring 1", "instructions")] {
-        let bars: Vec<(String, f64)> = pairs
+        let bars: Vec<(String, Vec<f64>)> = pairs
             .iter()
             .filter(|pair| pair.sandboxed.unit.ends_with(unit))
             .map(|pair| {
                 let batch = pair.sandboxed.batch.map(|batch| format!(" \u{d7}{batch}")).unwrap_or_default();
-                (format!("{}{batch}", pair.sandboxed.name), pair.loss())
+                (format!("{}{batch}", pair.sandboxed.name), vec![pair.loss()])
             })
             .collect();
         if !bars.is_empty() {
-            page += &chart(title, &bars)?;
+            page += &format!("<h2>{title}</h2>\n");
+            page += &page::bars(&[title.to_string()], &bars, "%", Some(FEARED))?;
+            page += &format!("<p>The red line: {FEARED} %, which was feared in 1997.</p>\n");
         }
     }
     page += "<h2>Operations</h2>\n";
@@ -167,54 +163,6 @@ pub fn page(rows: &[Row]) -> Result<String> {
 }
 
 fn table(head: [&str; 7], rows: impl Iterator<Item = [String; 7]>) -> String {
-    let cells = |tag: &str, cells: Vec<String>| -> String {
-        cells.iter().map(|cell| format!("<{tag}>{cell}</{tag}>")).collect()
-    };
-    let mut table = format!("<table><tr>{}</tr>\n", cells("th", head.map(String::from).to_vec()));
-    for row in rows {
-        table += &format!("<tr>{}</tr>\n", cells("td", row.to_vec()));
-    }
-    table + "</table>\n"
-}
-
-/// Horizontal bars in percent, with a line where the feared loss is.
-fn chart(title: &str, bars: &[(String, f64)]) -> Result<String> {
-    const WIDTH: u32 = 900;
-    const BAR: u32 = 26;
-    let mut svg = String::new();
-    {
-        let height = 90 + BAR * bars.len() as u32;
-        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-        let failed = |error: &dyn std::fmt::Display| anyhow!("drawing the chart: {error}");
-        let most = bars.iter().map(|(_, loss)| *loss).fold(FEARED * 1.2, f64::max);
-        let least = bars.iter().map(|(_, loss)| *loss).fold(0.0, f64::min);
-        let count = bars.len() as f64;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(format!("{title}, %"), ("sans-serif", 20))
-            .margin(8)
-            .x_label_area_size(30)
-            .y_label_area_size(210)
-            .build_cartesian_2d(least..most, 0.0..count)
-            .map_err(|error| failed(&error))?;
-        let label = |place: &f64| {
-            let index = (count - place).floor() as usize;
-            bars.get(index).map_or(String::new(), |(name, _)| name.clone())
-        };
-        chart.configure_mesh().disable_y_mesh().y_labels(0).x_desc("%").draw().map_err(|error| failed(&error))?;
-        let bar = |(index, (_, loss)): (usize, &(String, f64))| {
-            let top = count - index as f64;
-            Rectangle::new([(0.0, top - 0.85), (*loss, top - 0.15)], RGBColor(70, 110, 180).filled())
-        };
-        chart.draw_series(bars.iter().enumerate().map(bar)).map_err(|error| failed(&error))?;
-        let names = (0..bars.len()).map(|index| {
-            let place = count - index as f64 - 0.5;
-            let text = format!("{}  {:.1}", label(&place), bars[index].1);
-            EmptyElement::at((least, place)) + Text::new(text, (-200, -7), ("sans-serif", 13))
-        });
-        chart.draw_series(names).map_err(|error| failed(&error))?;
-        let feared = PathElement::new(vec![(FEARED, 0.0), (FEARED, count)], RED.stroke_width(2));
-        chart.draw_series([feared]).map_err(|error| failed(&error))?;
-        area.present().map_err(|error| failed(&error))?;
-    }
-    Ok(format!("<h2>{title}</h2>\n{svg}<p>The red line: {FEARED} %, which was feared in 1997.</p>\n"))
+    let rows = std::iter::once(head.map(String::from)).chain(rows);
+    page::table(&rows.map(Vec::from).collect::<Vec<_>>())
 }

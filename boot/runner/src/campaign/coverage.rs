@@ -1,0 +1,67 @@
+//! Which instructions of the modules a workload executes: QEMU lists the code that it translates, and it translates what
+//! is about to run.
+
+use crate::build::System;
+use crate::machine::{End, Machine};
+use anyhow::{Context, Result, bail};
+use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, slot_base, slot_of};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Runs `commands` and returns, for each module that `lsmod` lists then, the offsets in its image of what was executed.
+pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BTreeMap<String, BTreeSet<u64>>> {
+    let directory = tempfile::TempDir::new()?;
+    let log = directory.path().join("in_asm.log");
+    let mut machine = machine.clone();
+    machine.contents.exec = Some(format!("{commands}; lsmod"));
+    let slots = format!("{:#x}..{:#x}", slot_base(0), slot_base(MAX_DOMAINS) - 1);
+    machine.extra.extend(["-d", "in_asm", "-dfilter", &slots, "-D"].map(Into::into));
+    machine.extra.push(log.clone().into());
+    let run = machine.run(system, |_| ())?;
+    if run.end != End::Done {
+        bail!("the workload fails even with good modules ({}):\n{}", run.end.description(), run.text());
+    }
+    let names = slots_in(&run.lines);
+    let log = std::fs::read_to_string(&log).context("QEMU left no list of what it translated")?;
+    let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+    for address in log.lines().filter_map(instruction_address) {
+        let Some(name) = slot_of(address).and_then(|slot| names.get(&slot)) else { continue };
+        let offset = address % (slot_base(1) - slot_base(0));
+        if let Some(offset) = offset.checked_sub(IMAGE) {
+            found.entry(name.clone()).or_default().insert(offset);
+        }
+    }
+    Ok(found)
+}
+
+/// Slots and the modules in them, from the table that `lsmod` prints.
+fn slots_in(lines: &[String]) -> BTreeMap<usize, String> {
+    let rows = lines.iter().skip_while(|line| !line.starts_with("MODULE ")).skip(1);
+    rows.map_while(|line| {
+        let mut words = line.split_whitespace();
+        let (name, slot) = (words.next()?, words.nth(1)?);
+        Some((slot.parse().ok()?, name.to_string()))
+    })
+    .collect()
+}
+
+/// The address of a line like `0x8000402220:  55    pushq %rbp`; lines with nothing but bytes go on with the one before.
+fn instruction_address(line: &str) -> Option<u64> {
+    let (address, rest) = line.strip_prefix("0x")?.split_once(':')?;
+    let is_byte = |word: &str| word.len() == 2 && u8::from_str_radix(word, 16).is_ok();
+    rest.split_whitespace().find(|word| !is_byte(word))?;
+    u64::from_str_radix(address, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_as_qemu_writes_them() {
+        assert_eq!(instruction_address("0x8000402220:  55                       pushq    %rbp"), Some(0x8000402220));
+        assert_eq!(instruction_address("0x8000402262:  00"), None);
+        assert_eq!(instruction_address("----------------"), None);
+        let lines = ["MODULE RING SLOT", "e1000   1    3        11 0000:00:02.0 running", "ringfence: done"];
+        assert_eq!(slots_in(&lines.map(String::from)), BTreeMap::from([(3, "e1000".to_string())]));
+    }
+}

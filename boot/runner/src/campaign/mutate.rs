@@ -1,0 +1,337 @@
+//! Changes of machine code in the manner of the fault injectors of Rio, Nooks and MINIX 3: small mistakes that programmers
+//! make, or that memory makes, one instruction at a time.
+
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, FlowControl, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind,
+    Register,
+};
+
+/// A kind of change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// One bit of the instruction is flipped.
+    BitFlip,
+    /// The instruction is gone.
+    Removed,
+    /// One register operand is another one.
+    Operand,
+    /// The displacement, the base or the index of a memory operand is another one.
+    Address,
+    /// A conditional branch is never taken.
+    BranchRemoved,
+    /// A condition is inverted.
+    ConditionInverted,
+    /// A register or a variable is not set to its first value.
+    InitDropped,
+    /// An argument of a call is not loaded.
+    ArgumentDropped,
+    /// What a counter or a length is compared with is another number.
+    BoundChanged,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 9] = [
+        Kind::BitFlip,
+        Kind::Removed,
+        Kind::Operand,
+        Kind::Address,
+        Kind::BranchRemoved,
+        Kind::ConditionInverted,
+        Kind::InitDropped,
+        Kind::ArgumentDropped,
+        Kind::BoundChanged,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::BitFlip => "bit flipped",
+            Kind::Removed => "instruction removed",
+            Kind::Operand => "operand changed",
+            Kind::Address => "address changed",
+            Kind::BranchRemoved => "branch removed",
+            Kind::ConditionInverted => "condition inverted",
+            Kind::InitDropped => "initialisation dropped",
+            Kind::ArgumentDropped => "argument dropped",
+            Kind::BoundChanged => "loop bound changed",
+        }
+    }
+}
+
+/// An instruction that the workload executes.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Its offset in the image.
+    pub offset: u64,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Decoded at its offset.
+    pub instruction: Instruction,
+    /// Whether a call follows before control can go elsewhere.
+    pub before_call: bool,
+}
+
+/// Decodes the instructions at `offsets` (sorted) of an image; what does not decode is left out.
+pub fn sites(image: impl Fn(u64) -> Vec<u8>, offsets: &[u64]) -> Vec<Site> {
+    let mut sites: Vec<Site> = Vec::new();
+    for offset in offsets {
+        let bytes = image(*offset);
+        let instruction = decode(&bytes, *offset);
+        if instruction.is_invalid() || instruction.len() > bytes.len() {
+            continue;
+        }
+        let bytes = bytes[..instruction.len()].to_vec();
+        sites.push(Site { offset: *offset, bytes, instruction, before_call: false });
+    }
+    // From the back: a call marks those before it.
+    let mut call_near = false;
+    for site in sites.iter_mut().rev() {
+        call_near = match site.instruction.flow_control() {
+            FlowControl::Next => call_near,
+            FlowControl::Call | FlowControl::IndirectCall => true,
+            _ => false,
+        };
+        site.before_call = call_near;
+    }
+    sites
+}
+
+fn decode(bytes: &[u8], offset: u64) -> Instruction {
+    Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE).decode()
+}
+
+/// `bytes` at `offset` as text.
+pub fn text(bytes: &[u8], offset: u64) -> String {
+    let mut decoder = Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE);
+    let mut formatter = IntelFormatter::new();
+    let mut lines = Vec::new();
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.mnemonic() != Mnemonic::Nop {
+            let mut line = String::new();
+            formatter.format(&instruction, &mut line);
+            lines.push(line);
+        }
+    }
+    if lines.is_empty() { "nop".to_string() } else { lines.join("; ") }
+}
+
+/// The bytes of `site` with a change of kind `kind`, as many as before; `None` if there is none of that kind.
+pub fn mutate(site: &Site, kind: Kind, random: &mut fastrand::Rng) -> Option<Vec<u8>> {
+    let instruction = &site.instruction;
+    let removed = || Some(vec![0x90; site.bytes.len()]);
+    let changed = match kind {
+        Kind::BitFlip => {
+            let mut bytes = site.bytes.clone();
+            let index = random.usize(..bytes.len());
+            bytes[index] ^= 1 << random.u32(..8);
+            Some(bytes)
+        }
+        Kind::Removed => removed(),
+        Kind::Operand => encode(site, &change_register(instruction, random)?),
+        Kind::Address => encode(site, &change_address(instruction, random)?),
+        Kind::BranchRemoved => instruction.is_jcc_short_or_near().then(removed)?,
+        Kind::ConditionInverted => {
+            let mut inverted = *instruction;
+            inverted.negate_condition_code();
+            encode(site, &inverted)
+        }
+        Kind::InitDropped => {
+            let sets = match instruction.mnemonic() {
+                Mnemonic::Mov => is_immediate(instruction.op1_kind()),
+                Mnemonic::Xor => {
+                    instruction.op1_kind() == OpKind::Register
+                        && instruction.op0_register() == instruction.op1_register()
+                }
+                _ => false,
+            };
+            sets.then(removed)?
+        }
+        Kind::ArgumentDropped => {
+            const ARGUMENTS: [Register; 6] =
+                [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+            let loads = matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Lea | Mnemonic::Xor)
+                && instruction.op0_kind() == OpKind::Register
+                && ARGUMENTS.contains(&instruction.op0_register().full_register());
+            (loads && site.before_call).then(removed)?
+        }
+        Kind::BoundChanged => {
+            let compares = matches!(instruction.mnemonic(), Mnemonic::Cmp) && is_immediate(instruction.op1_kind());
+            if !compares {
+                return None;
+            }
+            let mut changed = *instruction;
+            let bound = instruction.immediate(1);
+            let other = match random.u32(..4) {
+                0 => bound.wrapping_add(1),
+                1 => bound.wrapping_sub(1),
+                2 => bound.wrapping_mul(2),
+                _ => !bound,
+            };
+            // The immediate may be too narrow for it.
+            let fits = encode_immediate(&mut changed, other);
+            fits.then(|| encode(site, &changed))?
+        }
+    }?;
+    (changed != site.bytes).then_some(changed)
+}
+
+fn is_immediate(kind: OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+    )
+}
+
+/// Sets the second operand, an immediate, to `value` cut to its width.
+fn encode_immediate(instruction: &mut Instruction, value: u64) -> bool {
+    match instruction.op1_kind() {
+        OpKind::Immediate8 | OpKind::Immediate8to16 | OpKind::Immediate8to32 | OpKind::Immediate8to64 => {
+            instruction.set_immediate8(value as u8);
+        }
+        OpKind::Immediate16 => instruction.set_immediate16(value as u16),
+        OpKind::Immediate32 | OpKind::Immediate32to64 => instruction.set_immediate32(value as u32),
+        _ => return false,
+    }
+    true
+}
+
+/// General-purpose registers that a compiler uses for anything.
+const REGISTERS: [Register; 15] = [
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RBX,
+    Register::RBP,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+    Register::R12,
+    Register::R13,
+    Register::R14,
+    Register::R15,
+];
+
+/// Another register of the same width as `register`, if that is a general-purpose one.
+fn another(register: Register, random: &mut fastrand::Rng) -> Option<Register> {
+    if !register.is_gpr() {
+        return None;
+    }
+    let other = REGISTERS[random.usize(..REGISTERS.len())];
+    let number = other.number() as u32;
+    Some(match register.size() {
+        8 => other,
+        4 => Register::EAX + number,
+        2 => Register::AX + number,
+        // SPL, BPL, SIL and DIL lie behind AH to BH.
+        _ if number < 4 => Register::AL + number,
+        _ => Register::SPL + (number - 4),
+    })
+}
+
+fn change_register(instruction: &Instruction, random: &mut fastrand::Rng) -> Option<Instruction> {
+    let operands: Vec<u32> =
+        (0..instruction.op_count()).filter(|operand| instruction.op_kind(*operand) == OpKind::Register).collect();
+    let operand = *operands.get(random.usize(..operands.len().max(1)))?;
+    let mut changed = *instruction;
+    changed.try_set_op_register(operand, another(instruction.op_register(operand), random)?).ok()?;
+    Some(changed)
+}
+
+fn change_address(instruction: &Instruction, random: &mut fastrand::Rng) -> Option<Instruction> {
+    let has_memory = (0..instruction.op_count()).any(|operand| instruction.op_kind(operand) == OpKind::Memory);
+    if !has_memory || instruction.code() == Code::Nop_rm32 {
+        return None;
+    }
+    let mut changed = *instruction;
+    let base = instruction.memory_base();
+    if base.is_gpr() && random.u32(..3) == 0 {
+        changed.set_memory_base(another(base, random)?);
+        return Some(changed);
+    }
+    const STEPS: [u64; 8] = [1, 4, 8, 16, 64, 256, 4096, 1 << 20];
+    let step = STEPS[random.usize(..STEPS.len())];
+    let displacement = instruction.memory_displacement64();
+    let other = if random.bool() { displacement.wrapping_add(step) } else { displacement.wrapping_sub(step) };
+    changed.set_memory_displacement64(other);
+    Some(changed)
+}
+
+/// `instruction` in place of the one at `site`; `None` if it is longer.
+fn encode(site: &Site, instruction: &Instruction) -> Option<Vec<u8>> {
+    let mut encoder = Encoder::new(64);
+    encoder.encode(instruction, site.offset).ok()?;
+    let mut bytes = encoder.take_buffer();
+    if bytes.len() > site.bytes.len() {
+        return None;
+    }
+    bytes.resize(site.bytes.len(), 0x90);
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(bytes: &[u8]) -> Site {
+        let mut sites = sites(|_| bytes.to_vec(), &[0x1000]);
+        sites.remove(0)
+    }
+
+    fn all(bytes: &[u8], kind: Kind) -> Vec<String> {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut seen: Vec<String> = (0..200)
+            .filter_map(|_| mutate(&site(bytes), kind, &mut random))
+            .inspect(|changed| assert_eq!(changed.len(), site(bytes).bytes.len()))
+            .map(|changed| text(&changed, 0x1000))
+            .collect();
+        seen.sort();
+        seen.dedup();
+        seen
+    }
+
+    #[test]
+    fn each_kind_changes_what_it_says() {
+        // mov [rbx+10h],rax
+        let store = [0x48, 0x89, 0x43, 0x10];
+        assert_eq!(all(&store, Kind::Removed), ["nop"]);
+        assert!(all(&store, Kind::Operand).contains(&"mov [rbx+10h],rsi".to_string()));
+        assert!(all(&store, Kind::Address).contains(&"mov [rbx+18h],rax".to_string()));
+        let mut random = fastrand::Rng::with_seed(1);
+        let flipped = mutate(&site(&store), Kind::BitFlip, &mut random).unwrap();
+        assert_eq!(flipped.iter().zip(store).map(|(now, before)| (now ^ before).count_ones()).sum::<u32>(), 1);
+        // jne $+2
+        assert_eq!(all(&[0x75, 0x00], Kind::ConditionInverted), ["je short 0000000000001002h"]);
+        assert_eq!(all(&[0x75, 0x00], Kind::BranchRemoved), ["nop"]);
+        // xor ecx,ecx; mov dword [rdi],5
+        assert_eq!(all(&[0x31, 0xc9], Kind::InitDropped), ["nop"]);
+        assert_eq!(all(&[0xc7, 0x07, 5, 0, 0, 0], Kind::InitDropped), ["nop"]);
+        // cmp rcx,20h
+        assert!(all(&[0x48, 0x83, 0xf9, 0x20], Kind::BoundChanged).contains(&"cmp rcx,1Fh".to_string()));
+        // What has no such thing is left alone.
+        assert!(all(&store, Kind::ConditionInverted).is_empty());
+        assert!(all(&[0xc3], Kind::Operand).is_empty());
+    }
+
+    #[test]
+    fn arguments_are_those_before_a_call() {
+        // mov rdi,rbx; call $+5; mov rdi,rbx; ret
+        let code = [0x48, 0x89, 0xdf, 0xe8, 0, 0, 0, 0, 0x48, 0x89, 0xdf, 0xc3];
+        let sites = sites(|offset| code[offset as usize..].to_vec(), &[0, 3, 8, 11]);
+        let mut random = fastrand::Rng::with_seed(1);
+        let dropped: Vec<bool> =
+            sites.iter().map(|site| mutate(site, Kind::ArgumentDropped, &mut random).is_some()).collect();
+        assert_eq!(dropped, [true, false, false, false]);
+    }
+}

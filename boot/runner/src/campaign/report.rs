@@ -1,0 +1,226 @@
+//! The results of a campaign: a table for the terminal, and a page with a chart.
+
+use super::{Options, Outcome};
+use crate::page;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// The outcome of a change that ended the kernel.
+pub const KERNEL_DEATH: &str = "kernel death";
+
+/// All outcomes, from harmless to worst.
+pub const OUTCOMES: [&str; 15] = [
+    "not activated",
+    "masked",
+    "wrong result",
+    "page fault",
+    "#GP",
+    "#UD",
+    "other exception",
+    "gate refusal",
+    "gate fault",
+    "watchdog",
+    "driver panic",
+    "device stuck",
+    "killed",
+    "unknown",
+    KERNEL_DEATH,
+];
+
+/// The outcome's name, from what the kernel says of a trial.
+pub fn outcome(activated: bool, kind: &str) -> &'static str {
+    match kind {
+        "fine" if !activated => "not activated",
+        "fine" => "masked",
+        "wrong" => "wrong result",
+        "page-fault" => "page fault",
+        "general-protection" => "#GP",
+        "invalid-opcode" => "#UD",
+        "exception" => "other exception",
+        "refused" => "gate refusal",
+        "gate-fault" => "gate fault",
+        "overrun" => "watchdog",
+        "panic" => "driver panic",
+        "stuck" => "device stuck",
+        "killed" => "killed",
+        _ => "unknown",
+    }
+}
+
+/// Writes the results to the folder, and the page with all that are there, of both rings. Returns these.
+pub fn keep(outcomes: &[Outcome], options: &Options) -> Result<Vec<Outcome>> {
+    let mut all = outcomes.to_vec();
+    let Some(out) = &options.out else { return Ok(all) };
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let path = |ring: u8| out.join(format!("campaign-ring{ring}.json"));
+    let lines: Vec<String> = outcomes.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    let own = path(options.ring);
+    std::fs::write(&own, lines.join("\n") + "\n").with_context(|| format!("cannot write {}", own.display()))?;
+    let other = path(1 - options.ring);
+    if let Ok(text) = std::fs::read_to_string(&other) {
+        for line in text.lines() {
+            all.push(serde_json::from_str(line).with_context(|| format!("{} is damaged", other.display()))?);
+        }
+    }
+    let page = out.join("campaign.html");
+    std::fs::write(&page, html(&all)?).with_context(|| format!("cannot write {}", page.display()))?;
+    eprintln!("campaign: {}", page.display());
+    Ok(all)
+}
+
+/// A column of the table: all changes of one module in one ring.
+struct Column<'a> {
+    head: String,
+    outcomes: Vec<&'a Outcome>,
+}
+
+impl Column<'_> {
+    fn count(&self, outcome: &str) -> usize {
+        self.outcomes.iter().filter(|other| other.outcome == outcome).count()
+    }
+
+    fn intact(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.kernel_intact).count()
+    }
+
+    fn restored(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.restored).count()
+    }
+
+    fn host_stopped(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.host_stopped).count()
+    }
+
+    /// Median of the times that it took to bring a good module back, in microseconds.
+    fn median_us(&self) -> u64 {
+        let mut times: Vec<u64> =
+            self.outcomes.iter().filter(|outcome| outcome.restored).map(|outcome| outcome.restore_us).collect();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied().unwrap_or(0)
+    }
+}
+
+fn columns(outcomes: &[Outcome]) -> Vec<Column<'_>> {
+    let mut columns: BTreeMap<(u8, &str), Vec<&Outcome>> = BTreeMap::new();
+    for outcome in outcomes {
+        columns.entry((1 - outcome.ring, &outcome.module)).or_default().push(outcome);
+    }
+    let column = |((inverse, module), outcomes): ((u8, &str), Vec<_>)| Column {
+        head: format!("{module}/{}", 1 - inverse),
+        outcomes,
+    };
+    columns.into_iter().map(column).collect()
+}
+
+/// The rows of the table: a name, and a cell for each column.
+fn rows(columns: &[Column]) -> Vec<(String, Vec<String>)> {
+    let mut rows = Vec::new();
+    let mut row = |name: &str, cell: &dyn Fn(&Column) -> String| {
+        rows.push((name.to_string(), columns.iter().map(cell).collect::<Vec<_>>()));
+    };
+    row("changes", &|column| column.outcomes.len().to_string());
+    for outcome in OUTCOMES {
+        if columns.iter().any(|column| column.count(outcome) > 0) || outcome == KERNEL_DEATH {
+            row(outcome, &|column| column.count(outcome).to_string());
+        }
+    }
+    row("kernel intact", &|column| percent(column.intact(), column.outcomes.len()));
+    // Those after which QEMU's network takes no more frames are counted on their own.
+    row("QEMU network stopped", &|column| column.host_stopped().to_string());
+    row("service restored", &|column| percent(column.restored(), column.outcomes.len() - column.host_stopped()));
+    row("median us to restore", &|column| column.median_us().to_string());
+    rows
+}
+
+fn percent(count: usize, of: usize) -> String {
+    format!("{:.2} %", 100.0 * count as f64 / of.max(1) as f64)
+}
+
+/// The table for a terminal of 80 columns, and every change that hurt more than its driver.
+pub fn text(outcomes: &[Outcome]) -> String {
+    let columns = columns(outcomes);
+    // Writing to a String does not fail.
+    let mut out = format!("{:<22}", "module/ring");
+    for column in &columns {
+        let _ = write!(out, "{:>14}", column.head);
+    }
+    for (name, cells) in rows(&columns) {
+        let _ = write!(out, "\n{name:<22}");
+        for cell in cells {
+            let _ = write!(out, "{cell:>14}");
+        }
+    }
+    out.push('\n');
+    for outcome in outcomes.iter().filter(|outcome| outcome.ring == 1 && !outcome.is_good()) {
+        let _ = writeln!(
+            out,
+            "\n{} at {:#x}: {}: {} -> {}\n    {}: {}",
+            outcome.module, outcome.offset, outcome.change, outcome.before, outcome.after, outcome.outcome, outcome.why
+        );
+    }
+    out
+}
+
+/// The page with the chart and the tables.
+fn html(outcomes: &[Outcome]) -> Result<String> {
+    let columns = columns(outcomes);
+    let mut out = page::head("Ringfence: what becomes of broken drivers");
+    out += "<p>Each change is one instruction of a driver, as programmers or memory get it wrong. Each changed driver was put to \
+            work in the place of the good one; then the good one took its place again. Of each driver, the share of outcomes in \
+            percent:</p>\n";
+    let bars: Vec<(String, Vec<f64>)> = OUTCOMES
+        .iter()
+        .filter(|outcome| columns.iter().any(|column| column.count(outcome) > 0))
+        .map(|outcome| {
+            let share = |column: &Column| 100.0 * column.count(outcome) as f64 / column.outcomes.len() as f64;
+            (outcome.to_string(), columns.iter().map(share).collect())
+        })
+        .collect();
+    let heads: Vec<String> = columns.iter().map(|column| column.head.clone()).collect();
+    out += &page::bars(&heads, &bars, "% of changes", None)?;
+    let mut cells = vec![std::iter::once("outcome".to_string()).chain(heads).collect::<Vec<_>>()];
+    cells.extend(rows(&columns).into_iter().map(|(name, row)| std::iter::once(name).chain(row).collect()));
+    out += &page::table(&cells);
+    out += "<h2>By kind of change</h2>\n";
+    let mut kinds: BTreeMap<(&str, u8), (usize, usize, usize)> = BTreeMap::new();
+    for outcome in outcomes {
+        let entry = kinds.entry((&outcome.change, outcome.ring)).or_default();
+        entry.0 += 1;
+        entry.1 += usize::from(!["not activated", "masked"].contains(&outcome.outcome.as_str()));
+        entry.2 += usize::from(outcome.outcome == KERNEL_DEATH);
+    }
+    let mut cells = vec![["change", "ring", "changes", "with an effect", "kernel deaths"].map(String::from).to_vec()];
+    for ((change, ring), (count, effects, deaths)) in kinds {
+        cells.push(vec![change.into(), ring.to_string(), count.to_string(), effects.to_string(), deaths.to_string()]);
+    }
+    out += &page::table(&cells);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_fault_has_an_outcome() {
+        let kinds = [
+            "fine",
+            "wrong",
+            "page-fault",
+            "general-protection",
+            "invalid-opcode",
+            "exception",
+            "refused",
+            "gate-fault",
+            "overrun",
+            "panic",
+            "stuck",
+            "killed",
+        ];
+        for kind in kinds {
+            assert!(OUTCOMES.contains(&outcome(true, kind)) && outcome(true, kind) != "unknown", "{kind}");
+        }
+        assert_eq!(outcome(false, "fine"), "not activated");
+    }
+}

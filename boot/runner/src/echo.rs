@@ -1,0 +1,39 @@
+//! An echo server on the host (RFC 862), for guests that check their network.
+
+use anyhow::Result;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+/// A server that runs as long as the program.
+pub struct Server {
+    port: u16,
+}
+
+impl Server {
+    /// Starts it on any free port of the loopback interface, which guests reach as 10.0.2.2.
+    pub fn start() -> Result<Server> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || serve(stream));
+            }
+        });
+        Ok(Server { port })
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+/// Until the other side is done, or gone.
+fn serve(mut stream: TcpStream) {
+    let mut bytes = [0; 16384];
+    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+        if stream.write_all(&bytes[..count]).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Commands about disks.
+
+use super::arguments::Arguments;
+use super::{Outcome, said};
+use crate::scsi::disk::Disk;
+use crate::{println, scsi};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use sha2::{Digest, Sha256};
+
+pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    scsi::settled().await;
+    println!(
+        "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {}",
+        "DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL"
+    );
+    for disk in scsi::disks() {
+        println!(
+            "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {} {} {}",
+            disk.name,
+            disk.handle().lock().name,
+            disk.target,
+            disk.lun,
+            disk.capacity.blocks,
+            disk.capacity.block_bytes,
+            disk.identity.vendor,
+            disk.identity.product,
+            disk.identity.revision
+        );
+    }
+    Ok(())
+}
+
+pub async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
+    scsi::settled().await;
+    let found = scsi::disks().into_iter().find(|disk| disk.name == name);
+    found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))
+}
+
+/// Bytes that are moved at once.
+const PIECE: usize = 256 << 10;
+
+/// Calls for each piece of `blocks` blocks from `lba`: its first block, and its length in bytes.
+fn pieces(disk: &Disk, lba: u64, blocks: u64) -> impl Iterator<Item = (u64, usize)> {
+    let block_bytes = disk.block_bytes();
+    let each = (PIECE / block_bytes) as u64;
+    (0..blocks.div_ceil(each)).map(move |piece| {
+        let first = piece * each;
+        (lba + first, (blocks - first).min(each) as usize * block_bytes)
+    })
+}
+
+fn check_range(disk: &Disk, lba: u64, blocks: u64) -> Outcome {
+    match lba.checked_add(blocks) {
+        Some(end) if end <= disk.capacity.blocks => Ok(()),
+        _ => Err(format!("{} has only {} blocks", disk.name, disk.capacity.blocks)),
+    }
+}
+
+fn print_sum(sum: Sha256, bytes: u64) {
+    let sum: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("{sum}  {bytes} bytes");
+}
+
+/// Fills `data` with a pattern that differs with the seed and the block's address (xorshift64*).
+fn fill(data: &mut [u8], lba: u64, seed: u64) {
+    let mut state = (seed ^ lba.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
+    for word in data.chunks_mut(8) {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let bytes = state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
+        word.copy_from_slice(bytes.get(..word.len()).unwrap_or(&bytes));
+    }
+}
+
+pub async fn blkread(mut arguments: Arguments<'_>) -> Outcome {
+    let disk = find_disk(arguments.word("the disk")?).await?;
+    let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
+    arguments.end()?;
+    check_range(&disk, lba, blocks)?;
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    for (lba, len_bytes) in pieces(&disk, lba, blocks) {
+        let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
+        disk.read(lba, data).await.map_err(said)?;
+        sum.update(data);
+    }
+    print_sum(sum, blocks * disk.block_bytes() as u64);
+    Ok(())
+}
+
+pub async fn blkwrite(mut arguments: Arguments<'_>) -> Outcome {
+    let disk = find_disk(arguments.word("the disk")?).await?;
+    let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
+    let seed = arguments.number("the seed")?;
+    arguments.end()?;
+    check_range(&disk, lba, blocks)?;
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    for (lba, len_bytes) in pieces(&disk, lba, blocks) {
+        let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
+        fill(data, lba, seed);
+        disk.write(lba, data).await.map_err(said)?;
+        sum.update(data);
+    }
+    disk.flush().await.map_err(said)?;
+    print_sum(sum, blocks * disk.block_bytes() as u64);
+    Ok(())
+}
+
+pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
+    let from = find_disk(arguments.word("the disk to read")?).await?;
+    let from_lba = arguments.number("the first block to read")?;
+    let to = find_disk(arguments.word("the disk to write")?).await?;
+    let to_lba = arguments.number("the first block to write")?;
+    let blocks = arguments.number("the count")?;
+    arguments.end()?;
+    if from.block_bytes() != to.block_bytes() {
+        return Err("the disks have blocks of different lengths".to_string());
+    }
+    check_range(&from, from_lba, blocks)?;
+    check_range(&to, to_lba, blocks)?;
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    for ((read, len_bytes), (write, _)) in pieces(&from, from_lba, blocks).zip(pieces(&to, to_lba, blocks)) {
+        let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
+        from.read(read, data).await.map_err(said)?;
+        to.write(write, data).await.map_err(said)?;
+        sum.update(data);
+    }
+    to.flush().await.map_err(said)?;
+    print_sum(sum, blocks * from.block_bytes() as u64);
+    Ok(())
+}
+
+/// Reads `blocks` blocks from `lba` and compares them with the pattern of `seed`.
+async fn verify(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Outcome {
+    let (mut buffer, mut expected) = (vec![0; PIECE], vec![0; PIECE]);
+    for (lba, len_bytes) in pieces(disk, lba, blocks) {
+        let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
+        let expected = expected.get_mut(..len_bytes).unwrap_or(&mut []);
+        fill(expected, lba, seed);
+        disk.read(lba, data).await.map_err(said)?;
+        if let Some(at) = data.iter().zip(&*expected).position(|(is, should)| is != should) {
+            return Err(format!("block {} is not what was written", lba + (at / disk.block_bytes()) as u64));
+        }
+    }
+    Ok(())
+}
+
+pub async fn blkverify(mut arguments: Arguments<'_>) -> Outcome {
+    let disk = find_disk(arguments.word("the disk")?).await?;
+    let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
+    let seed = arguments.number("the seed")?;
+    arguments.end()?;
+    check_range(&disk, lba, blocks)?;
+    verify(&disk, lba, blocks, seed).await?;
+    println!("{blocks} blocks are as they were written");
+    Ok(())
+}
+
+pub async fn blkcheck(mut arguments: Arguments<'_>) -> Outcome {
+    let disk = find_disk(arguments.word("the disk")?).await?;
+    let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
+    let seed = arguments.number("the seed")?;
+    arguments.end()?;
+    check_range(&disk, lba, blocks)?;
+    let mut buffer = vec![0; PIECE];
+    for (lba, len_bytes) in pieces(&disk, lba, blocks) {
+        let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
+        fill(data, lba, seed);
+        disk.write(lba, data).await.map_err(said)?;
+    }
+    disk.flush().await.map_err(said)?;
+    verify(&disk, lba, blocks, seed).await?;
+    println!("{blocks} blocks were written and read back");
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Commands about modules and the drivers that run.
+
+use super::arguments::Arguments;
+use super::commands::device_name;
+use super::{Outcome, said};
+use crate::domain::Ring;
+use crate::domain::fault::{Cause, history};
+use crate::{limits, module, println, ramdisk, scsi, supervise};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use ringfence_abi::manifest::Policy;
+use ringfence_abi::service::SERVICES;
+use ringfence_core::module::Module;
+
+pub async fn lsmod(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    println!("{:<16} {:>4} {:>4} {:>9} {:<12} {}", "MODULE", "RING", "SLOT", "UPCALLS", "DEVICE", "STATE");
+    for handle in module::loaded() {
+        let domain = handle.lock();
+        let device = domain.device.as_ref().map(|device| device.function().address.to_string());
+        println!(
+            "{:<16} {:>4} {:>4} {:>9} {:<12} {}",
+            domain.name,
+            domain.ring(),
+            domain.space.slot(),
+            domain.upcalls,
+            device.as_deref().unwrap_or("-"),
+            if domain.is_alive() { "running" } else { "ended by a fault" }
+        );
+    }
+    Ok(())
+}
+
+pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
+    let Some(name) = arguments.optional() else {
+        println!("{:<16} {:>8}  {}", "FILE", "BYTES", "DRIVES");
+        for file in ramdisk::modules() {
+            let drives = match Module::parse(&file.bytes) {
+                Ok(module) => {
+                    let ids: Vec<String> =
+                        module.manifest.pci_ids().map(|id| format!("{:04x}:{:04x}", id.vendor, id.device)).collect();
+                    ids.join(" ")
+                }
+                Err(error) => format!("refused: {error}"),
+            };
+            println!("{:<16} {:>8}  {drives}", file.name, file.bytes.len());
+        }
+        return Ok(());
+    };
+    arguments.end()?;
+    let file = module::file(name).map_err(said)?;
+    let module = Module::parse(&file.bytes).map_err(|error| format!("refused: {error}"))?;
+    let manifest = &module.manifest;
+    println!("name      {}", manifest.name());
+    println!("version   {}", manifest.version());
+    println!("file      {} bytes, {} bytes loaded", file.bytes.len(), module.len_bytes);
+    for id in manifest.pci_ids() {
+        println!("drives    {:04x}:{:04x}  {}", id.vendor, id.device, device_name(id.vendor, id.device));
+    }
+    println!(
+        "budget    heap {} KiB, DMA {} KiB, stack {} KiB, {} ms an upcall",
+        manifest.heap_bytes / 1024,
+        manifest.dma_bytes / 1024,
+        manifest.stack_bytes / 1024,
+        manifest.upcall_ms
+    );
+    for number in module.imports.iter() {
+        if let Some(service) = SERVICES.get(number) {
+            println!("asks for  {:<18} {}", service.symbol, service.what);
+        }
+    }
+    Ok(())
+}
+
+pub fn parse_ring(arguments: &Arguments, word: &str) -> Result<Ring, String> {
+    match word {
+        "0" => Ok(Ring::Trusted),
+        "1" => Ok(Ring::Sandboxed),
+        other => arguments.wrong(&format!("the ring must be 0 or 1, not '{other}'")),
+    }
+}
+
+pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    let mut ring = Ring::Sandboxed;
+    match arguments.optional() {
+        None => {}
+        Some("--ring") => {
+            let word = arguments.word("the ring")?;
+            ring = parse_ring(&arguments, word)?;
+        }
+        Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
+    }
+    arguments.end()?;
+    let handle = module::load(&module::file(name).map_err(said)?, ring).map_err(|error| format!("{name}: {error}"))?;
+    scsi::settled().await;
+    let domain = handle.lock();
+    println!("{}: loaded into ring {}, slot {}", domain.name, domain.ring(), domain.space.slot());
+    Ok(())
+}
+
+pub async fn rmmod(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    arguments.end()?;
+    module::unload(name).map_err(said)?;
+    println!("{name}: unloaded");
+    Ok(())
+}
+
+pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    let word = arguments.word("the ring")?;
+    let ring = parse_ring(&arguments, word)?;
+    arguments.end()?;
+    let handle = module::find(name).map_err(said)?;
+    let mut domain = handle.lock();
+    if !domain.is_alive() {
+        return Err(format!("{name} was ended by a fault"));
+    }
+    if let Some(why) = supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
+        return Err(format!("{name} stays in ring 1: {why}"));
+    }
+    domain.set_ring(ring);
+    println!("{name}: now in ring {ring}");
+    Ok(())
+}
+
+pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    let text = arguments.rest();
+    let handle = module::find(name).map_err(said)?;
+    let answer = handle.lock().command(text);
+    let mut domain = handle.lock();
+    module::collect(&mut domain);
+    if !domain.is_alive() {
+        module::quiesce(&mut domain);
+    }
+    let value = answer.map_err(|error| format!("{name}: {error}"))?;
+    println!("{name}: {value} ({value:#x})");
+    Ok(())
+}
+
+pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    arguments.end()?;
+    let handle = module::find(name).map_err(said)?;
+    if !handle.lock().is_alive() {
+        return Err(format!("{name} was ended already"));
+    }
+    module::condemn(&handle, Cause::Killed);
+    Ok(())
+}
+
+pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the module's name")?;
+    let policy = match arguments.word("the policy")? {
+        "restart" => Some(Policy::Restart),
+        "stop" => Some(Policy::Stop),
+        "ring0-never" => None,
+        other => return arguments.wrong(&format!("'{other}' is no policy")),
+    };
+    arguments.end()?;
+    let handle = module::find(name).map_err(said)?;
+    let mut domain = handle.lock();
+    match policy {
+        Some(policy) => {
+            domain.policy = policy;
+            domain.given_up = false;
+            domain.faults_at.clear();
+            supervise::forgive(&domain);
+        }
+        None => {
+            domain.ring1_only = true;
+            domain.set_ring(Ring::Sandboxed);
+        }
+    }
+    drop(domain);
+    // One that was ended already is restarted now, or those who wait for that need not wait any longer.
+    supervise::note();
+    scsi::wake_waiting();
+    Ok(())
+}
+
+pub async fn limits(mut arguments: Arguments<'_>) -> Outcome {
+    let Some(name) = arguments.optional() else {
+        for limit in limits::ALL {
+            println!("{:<18} {:>8}  {}", limit.name, limit.get(), limit.what);
+        }
+        return Ok(());
+    };
+    let value = arguments.number("the value")?;
+    arguments.end()?;
+    let limit = limits::ALL.into_iter().find(|limit| limit.name == name);
+    let limit = limit.ok_or_else(|| format!("there is no limit '{name}'; 'limits' lists them"))?;
+    limit.set(value).map_err(|(least, most)| format!("{name} must be {least} to {most}, not {value}"))
+}
+
+pub async fn faults(mut arguments: Arguments<'_>) -> Outcome {
+    let wanted = match arguments.optional() {
+        Some(word) => Some(arguments.as_number::<usize>("the fault", word)?),
+        None => None,
+    };
+    arguments.end()?;
+    let kept = history();
+    let Some(wanted) = wanted else {
+        for (number, fault) in &kept {
+            println!(
+                "{number:>4}  {:>5}.{:03} s  {:<18}  {}",
+                fault.at_ns / 1_000_000_000,
+                fault.at_ns / 1_000_000 % 1000,
+                fault.kind,
+                fault.headline
+            );
+        }
+        if kept.is_empty() {
+            println!("none");
+        }
+        return Ok(());
+    };
+    let (_, fault) = kept.iter().find(|(number, _)| *number == wanted).ok_or(format!("fault {wanted} is not kept"))?;
+    println!("{}", fault.in_full());
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Commands about the network.
+
+use super::Outcome;
+use super::arguments::Arguments;
+use crate::{net, println};
+use alloc::format;
+use alloc::string::ToString;
+use embassy_time::{Duration, with_timeout};
+
+pub async fn ip(arguments: Arguments<'_>) -> Outcome {
+    const LIMIT: Duration = Duration::from_secs(10);
+    arguments.end()?;
+    let leased = net::wait_for_address(LIMIT).await;
+    let interfaces = net::status();
+    for interface in &interfaces {
+        println!(
+            "{}: {} via {}, {}, router {}, {} frames out, {} in",
+            interface.name,
+            interface.address.as_deref().unwrap_or("no address"),
+            interface.driver,
+            interface.mac,
+            interface.router.as_deref().unwrap_or("none"),
+            interface.counts.sent,
+            interface.counts.received
+        );
+    }
+    match (interfaces.is_empty(), leased) {
+        (true, _) => Err("there is no network interface".to_string()),
+        (_, false) => Err(format!("no address from DHCP within {} s", LIMIT.as_secs())),
+        _ => Ok(()),
+    }
+}
+
+pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
+    let word = arguments.word("the host's address")?;
+    let host = word.parse().or_else(|_| arguments.wrong(&format!("'{word}' is not an IPv4 address")))?;
+    let (mut count, mut limit) = (4, Duration::from_secs(2));
+    while let Some(option) = arguments.optional() {
+        match option {
+            "-c" => count = arguments.number::<u16>("the count")?,
+            "-W" => limit = Duration::from_millis(arguments.number("the limit")?),
+            other => return arguments.wrong(&format!("'{other}' is not known")),
+        }
+    }
+    if !net::wait_for_address(Duration::from_secs(10)).await {
+        return Err("the interface has no address".to_string());
+    }
+    let mut answered = 0;
+    for sequence in 1..=count {
+        match net::ping(host, sequence, limit).await? {
+            Some(time) => {
+                answered += 1;
+                println!("answer from {host}: seq={sequence} time={} us", time.as_micros());
+            }
+            None => println!("no answer: seq={sequence}"),
+        }
+    }
+    println!("{count} sent, {answered} answered");
+    if answered == count { Ok(()) } else { Err(format!("{} lost", count - answered)) }
+}
+
+pub async fn tcpecho(mut arguments: Arguments<'_>) -> Outcome {
+    let word = arguments.word("the host's address")?;
+    let host = word.parse().or_else(|_| arguments.wrong(&format!("'{word}' is not an IPv4 address")))?;
+    let port = arguments.number("the port")?;
+    let len_bytes: usize = arguments.number("the length")?;
+    let limit = match arguments.optional() {
+        None => Duration::from_secs(10),
+        Some("-W") => Duration::from_millis(arguments.number("the limit")?),
+        Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
+    };
+    arguments.end()?;
+    let echoed = with_timeout(limit, net::client::echo(host, port, len_bytes)).await;
+    echoed.unwrap_or(Err("not all came back in time"))?;
+    println!("{len_bytes} bytes came back as they were");
+    Ok(())
+}

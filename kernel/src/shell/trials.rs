@@ -1,0 +1,61 @@
+//! Commands that change the code of drivers, to see what comes of it.
+
+use super::arguments::Arguments;
+use super::{Outcome, said};
+use crate::trial::{self, Patch};
+use crate::{console, module, println};
+use alloc::format;
+use ringfence_abi::layout::IMAGE;
+
+fn parse_patch(arguments: &Arguments, word: &str) -> Result<Patch, alloc::string::String> {
+    Patch::parse(word).map_or_else(|| arguments.wrong(&format!("'{word}' is no OFFSET:BYTES in hexadecimal")), Ok)
+}
+
+/// Prints one JSON object; nothing else is printed meanwhile.
+pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the driver's name")?;
+    let word = arguments.word("the change")?;
+    let patch = parse_patch(&arguments, word)?;
+    let watched = arguments.number("the offset in the image")?;
+    let word = arguments.word("the ring")?;
+    let ring = super::modules::parse_ring(&arguments, word)?;
+    let usage = arguments.wrong("three lists of commands are needed");
+    let mut lists = arguments.rest().split('|').map(str::trim);
+    let (Some(work), Some(check), Some(after)) = (lists.next(), lists.next(), lists.next()) else { return usage };
+    let handle = module::find(name).map_err(said)?;
+    let good = module::file(name).map_err(said)?;
+    let patched = patch.apply(&good).ok_or("the change does not lie inside the file")?;
+    console::mute(true);
+    let lists = [work, check, after];
+    let outcome = trial::run(handle, &good, &patched, ring, watched, lists).await;
+    console::mute(false);
+    println!(
+        "{{\"activated\":{},\"kind\":\"{}\",\"why\":{:?},\"restored\":{},\"restored_why\":{:?},\"restore_us\":{},\"checksum\":\"{:016x}\",\"free\":{}}}",
+        outcome.activated,
+        outcome.kind,
+        outcome.why,
+        outcome.restored.is_ok(),
+        outcome.restored.as_ref().err().map_or("", |why| why),
+        outcome.restore_us,
+        outcome.checksum,
+        outcome.free
+    );
+    outcome.restored.map_err(|why| format!("{name} is not restored: {why}"))
+}
+
+/// Changes the code of a driver where it lies.
+pub async fn poke(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the driver's name")?;
+    let word = arguments.word("the change")?;
+    let patch = parse_patch(&arguments, word)?;
+    arguments.end()?;
+    let handle = module::find(name).map_err(said)?;
+    let domain = handle.lock();
+    let end = patch.at.checked_add(patch.bytes.len()).map(|end| end as u64);
+    if end.is_none_or(|end| end > domain.image_bytes)
+        || !domain.space.write(domain.base() + IMAGE + patch.at as u64, &patch.bytes)
+    {
+        return Err("the change does not lie inside the image".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Trials: a module whose code was changed takes the place of a running driver, is put to work, and the good one takes
+//! its place again. What a fault-injection campaign does, one change at a time.
+
+use crate::arch::{time, watch};
+use crate::domain::fault::{self, Cause};
+use crate::domain::{Handle, Ring};
+use crate::memory::{frames, tables};
+use crate::module::{self, Content, File};
+use crate::shell::run_all;
+use crate::symbols;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// A change of a module file.
+#[derive(Debug, Clone)]
+pub struct Patch {
+    /// Offset in the file in bytes.
+    pub at: usize,
+    /// What is there instead.
+    pub bytes: Vec<u8>,
+}
+
+impl Patch {
+    /// The change as `OFFSET:HEX`, both in hexadecimal.
+    pub fn parse(text: &str) -> Option<Patch> {
+        let (at, hex) = text.split_once(':')?;
+        let at = usize::from_str_radix(at, 16).ok()?;
+        let byte = |pair: &[u8]| u8::from_str_radix(core::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes = hex.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>()?;
+        (!bytes.is_empty()).then_some(Patch { at, bytes })
+    }
+
+    /// `file` with the change in it; `None` if it does not lie inside.
+    pub fn apply(&self, file: &File) -> Option<File> {
+        let mut bytes = file.bytes.to_vec();
+        bytes.get_mut(self.at..self.at.checked_add(self.bytes.len())?)?.copy_from_slice(&self.bytes);
+        Some(File { name: file.name.clone(), bytes: Content::Made(bytes.into()) })
+    }
+}
+
+/// What became of a changed module.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Whether the changed instruction was executed.
+    pub activated: bool,
+    /// One word: the kind of the fault that ended it ([`fault::kind`]), `refused` if its `init` did, `wrong` if the work
+    /// failed though it still ran, or `fine`.
+    pub kind: &'static str,
+    /// The fault's first line, or what failed.
+    pub why: String,
+    /// Whether the good module did the work afterwards; if not, why.
+    pub restored: Result<(), String>,
+    /// From the end of the changed module until the good one was in its place, in microseconds.
+    pub restore_us: u64,
+    /// Checksum of what of the kernel must never change.
+    pub checksum: u64,
+    /// Free frames.
+    pub free: u64,
+}
+
+/// Puts `patched` in the place of the driver `handle`, does `work`, and puts `good` in its place.
+///
+/// `watched` is the offset in the image of the instruction that was changed. The lists of commands are: the work for the
+/// changed module; what the good one checks of that work, if it seemed to be done; and what the good one must do after all.
+pub async fn run(
+    handle: Handle,
+    good: &File,
+    patched: &File,
+    ring: Ring,
+    watched: u64,
+    [work, check, after]: [&str; 3],
+) -> Outcome {
+    let before = fault::count();
+    handle.lock().end(Cause::Killed);
+    let (mutant, mut why) = match module::replace(&handle, patched, ring, Some(watched)) {
+        Ok(mutant) => (mutant, run_all(work).await.err()),
+        Err(error) => (handle.clone(), Some(error.to_string())),
+    };
+    let started = !Arc::ptr_eq(&mutant, &handle);
+    let activated = watch::take();
+    let ended = time::uptime_ns();
+    let fault = fault::since(before);
+    mutant.lock().end(Cause::Killed);
+    let ended = fault.as_ref().map_or(ended, |fault| fault.at_ns);
+    let replaced = module::replace(&mutant, good, Ring::Sandboxed, None).map_err(|error| error.to_string());
+    let restore_us = (time::uptime_ns() - ended) / 1000;
+    let mut restored = replaced.map(drop);
+    let mut kind = match (&fault, &why) {
+        (Some(fault), _) => fault.kind,
+        (None, None) => "fine",
+        (None, Some(_)) if started => "wrong",
+        (None, Some(_)) => "refused",
+    };
+    if restored.is_ok() {
+        // What looked right may have been wrong in the same way twice.
+        if kind == "fine"
+            && let Err(error) = run_all(check).await
+        {
+            (kind, why) = ("wrong", Some(error));
+        }
+        restored = run_all(after).await;
+    }
+    let why = fault.map(|fault| fault.headline.clone()).or(why).unwrap_or_default();
+    // Their memory goes with them.
+    drop((mutant, handle));
+    Outcome { activated, kind, why, restored, restore_us, checksum: checksum(), free: frames::count().0 }
+}
+
+/// A checksum (FNV-1a over words) of everything of the kernel that must never change: text, read-only data, descriptor
+/// tables and its part of the page tables.
+pub fn checksum() -> u64 {
+    const START: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let mut sum = START;
+    let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(PRIME).rotate_left(29);
+    for part in symbols::constant_parts() {
+        let (words, rest) = part.as_chunks::<8>();
+        words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
+        rest.iter().for_each(|byte| add((*byte).into()));
+    }
+    tables::for_each_kernel_entry(&mut add);
+    sum
+}

@@ -209,7 +209,7 @@ fn map(file: &File, module: Module, device: Option<Device>) -> Result<Domain, Lo
         log_dropped: 0,
         policy: module.manifest.policy().unwrap_or(Policy::Stop),
         ring1_only: module.manifest.flags & RING1_ONLY != 0,
-        stop_ns: 0,
+        stop_ticks: 0,
         faults_at: Vec::new(),
         given_up: false,
         stopped: false,

@@ -6,7 +6,7 @@
 //! ([`crate::limits`]). A module that faulted in ring 1 is not trusted until a person forgives it with `policy`.
 
 use crate::arch::time;
-use crate::domain::fault::Cause;
+use crate::domain::fault::{self, Cause};
 use crate::domain::{Domain, Handle, Ring};
 use crate::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
 use crate::module;
@@ -25,6 +25,14 @@ static WORK: AtomicWaker = AtomicWaker::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
 /// How often each module file faulted in ring 1 since boot, or since a person forgave it.
 static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+
+/// How long the last driver that was restarted was away, and how long it took of that to stop its device, in TSC ticks.
+static LAST: Mutex<[u64; 2]> = Mutex::new([0; 2]);
+
+/// See [`LAST`].
+pub fn last_restart() -> [u64; 2] {
+    *LAST.lock()
+}
 
 /// A driver may have been ended.
 pub fn note() {
@@ -53,10 +61,15 @@ pub fn distrust(domain: &Domain) -> Option<String> {
     Some(format!("it faulted {faults} times in ring 1; 'policy' forgives that"))
 }
 
+/// Whether `domain` is restarted when it is ended.
+pub fn restarts(domain: &Domain) -> bool {
+    !domain.stopped && domain.policy == Policy::Restart && !domain.given_up
+}
+
 /// Whether a driver that was ended will be back.
 pub fn will_be_back(handle: &Handle) -> bool {
     let domain = handle.lock();
-    domain.fault.is_some() && !domain.stopped && domain.policy == Policy::Restart && !domain.given_up
+    domain.fault.is_some() && restarts(&domain)
 }
 
 /// The task that restarts drivers.
@@ -69,7 +82,9 @@ pub async fn run() {
         .await;
         while let Some(dead) = module::loaded().into_iter().find(will_be_back) {
             revive(&dead).await;
+            fault::print_pending();
         }
+        fault::print_pending();
     }
 }
 
@@ -95,7 +110,8 @@ async fn revive(dead: &Handle) {
         crate::scsi::wake_waiting();
         return;
     }
-    if count > 1 {
+    if count > 1 && RESTART_WAIT_MS.get() > 0 {
+        fault::print_pending();
         const MOST_DOUBLINGS: u64 = 10;
         Timer::after_millis(RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS)).await;
     }
@@ -106,11 +122,13 @@ async fn revive(dead: &Handle) {
     }
     let (file, since) = {
         let domain = dead.lock();
-        (domain.file.clone(), domain.fault.as_ref().map_or(0, |fault| fault.at_ns))
+        (domain.file.clone(), domain.fault.as_ref().map_or(0, |fault| fault.at_tsc))
     };
     match module::replace(dead, &file, Ring::Sandboxed, None) {
         Ok(_) => {
-            let (total, stop) = ((time::uptime_ns() - since) / 1000, dead.lock().stop_ns / 1000);
+            let ticks = [time::tsc().saturating_sub(since), dead.lock().stop_ticks];
+            *LAST.lock() = ticks;
+            let [total, stop] = ticks.map(|ticks| time::nanoseconds(ticks) / 1000);
             let done =
                 format!("restarted in ring 1 within {total} us, {stop} for stopping its device (restart {count})");
             log::info!("{name}: {done}");

@@ -10,6 +10,7 @@
 //! * [`campaign`]: what becomes of drivers whose code is changed
 //! * [`echo`]: an echo server; `page`: tables and charts
 //! * [`source`]: source lines for fault reports
+//! * [`soak`]: streams and copies that go on while their drivers are ended
 //! * [`iso`]: the same system for machines with a BIOS
 
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod iso;
 pub mod machine;
 mod page;
 pub mod ramdisk;
+pub mod soak;
 pub mod source;
 pub mod toolchain;
 

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{GDB_PORT, Machine, Protocol};
 use ringfence::ramdisk::Contents;
-use ringfence::{bench, build, campaign, iso, target};
+use ringfence::{bench, build, campaign, iso, soak, target};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,6 +62,19 @@ enum Verb {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
         /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a TCP stream and disk copies go on while their drivers are ended at random moments in random ways. Exit status
+    /// 0 only if nothing was lost.
+    Soak {
+        /// How long.
+        #[arg(long, value_name = "M", default_value_t = 5.0)]
+        minutes: f64,
+        /// Where the random numbers begin.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Print the summary as a JSON object.
         #[arg(long)]
         json: bool,
     },
@@ -145,6 +158,14 @@ fn run(cli: Cli) -> Result<u8> {
             let system = build::system(true)?;
             let options = campaign::Options { modules, mutants, seed, ring, out, json };
             Ok(u8::from(!campaign::run(&system, &scratch_disk()?, &options)?))
+        }
+        Some(Verb::Soak { minutes, seed, json }) => {
+            if !(0.0..=10_000.0).contains(&minutes) {
+                bail!("--minutes must be 0 to 10000, not {minutes}");
+            }
+            let system = build::system(true)?;
+            let options = soak::Options { time: Duration::from_secs_f64(minutes * 60.0), seed, json };
+            Ok(u8::from(!soak::run(&system, &options)?.is_good()))
         }
         Some(Verb::Iso { image, exec }) => {
             let system = build::system(false)?;

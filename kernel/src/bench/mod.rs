@@ -2,6 +2,7 @@
 //!
 //! * [`calls`]: single crossings
 //! * [`nic`], [`scsi`]: whole operations
+//! * [`recovery`]: how long a driver that was ended is away
 //!
 //! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats exactly. What is
 //! compared is alternated sample by sample, so that what disturbs one disturbs the other.
@@ -14,6 +15,7 @@ use alloc::vec::Vec;
 
 mod calls;
 mod nic;
+mod recovery;
 mod scsi;
 
 /// One line of results.
@@ -102,6 +104,9 @@ pub async fn run(prefix: &str, json: bool, mode: Mode) -> Result<(), String> {
         none = false;
     }
     if wanted("scsi") && scsi::run(mode, &mut |row| row.print(json)).await? {
+        none = false;
+    }
+    if wanted("recovery") && recovery::run(mode, &mut |row| row.print(json)).await? {
         none = false;
     }
     if none { Err("nothing to measure: is the driver loaded?".to_string()) } else { Ok(()) }

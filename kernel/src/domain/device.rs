@@ -198,7 +198,7 @@ impl Domain {
         let address = device.function.address;
         let start = time::tsc();
         let stopped = device.stop();
-        self.stop_ns = time::nanoseconds(time::tsc() - start);
+        self.stop_ticks = time::tsc() - start;
         if let Err(why) = stopped {
             log::error!("{}: {address} is set aside for good, and the driver's memory with it: {why}", self.name);
             self.space.set_aside();

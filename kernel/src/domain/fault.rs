@@ -82,6 +82,15 @@ const KEPT: usize = 32;
 /// The last faults of all drivers, oldest first, and how many there were in all.
 static HISTORY: Mutex<(VecDeque<Arc<Fault>>, usize)> = Mutex::new((VecDeque::new(), 0));
 
+/// Faults whose report is still to be printed.
+static PENDING: Mutex<Vec<Arc<Fault>>> = Mutex::new(Vec::new());
+
+/// Prints the reports of drivers that were to be restarted first.
+pub fn print_pending() {
+    let pending = core::mem::take(&mut *PENDING.lock());
+    pending.iter().for_each(|fault| fault.print());
+}
+
 /// The faults that are kept, each with its number, which counts from 1 since boot.
 pub fn history() -> Vec<(usize, Arc<Fault>)> {
     let history = HISTORY.lock();
@@ -104,6 +113,8 @@ pub fn since(before: usize) -> Option<Arc<Fault>> {
 pub struct Fault {
     /// When, in nanoseconds since boot.
     pub at_ns: u64,
+    /// When, as a reading of the TSC.
+    pub at_tsc: u64,
     /// What kind of fault it was, in one word: see [`kind`].
     pub kind: &'static str,
     /// The first line of the report: driver, what, during what.
@@ -130,6 +141,7 @@ impl Fault {
 
     /// Records what `domain` did.
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
+        let (at_ns, at_tsc) = (time::uptime_ns(), time::tsc());
         // Writing to a String does not fail.
         let (mut headline, mut details) = (String::new(), String::new());
         crate::supervise::count(domain, cause);
@@ -142,7 +154,8 @@ impl Fault {
             Policy::Stop => "it stays ended: its policy is to stop",
         };
         Fault {
-            at_ns: time::uptime_ns(),
+            at_ns,
+            at_tsc,
             kind: kind(cause, site),
             headline,
             details,
@@ -151,10 +164,15 @@ impl Fault {
         }
     }
 
-    /// Prints the report, and keeps it.
-    pub fn report(self) -> Arc<Fault> {
-        log::error!(target: crate::console::REPORT, "fault: {}", self.text(CALLS_SHOWN));
+    /// Keeps the report, and prints it; or, if the driver is to be restarted, leaves that to [`print_pending`]: printing
+    /// takes longer than a restart.
+    pub fn report(self, restart: bool) -> Arc<Fault> {
         let fault = Arc::new(self);
+        if restart {
+            PENDING.lock().push(fault.clone());
+        } else {
+            fault.print();
+        }
         let mut history = HISTORY.lock();
         if history.0.len() == KEPT {
             history.0.pop_front();
@@ -162,6 +180,10 @@ impl Fault {
         history.0.push_back(fault.clone());
         history.1 += 1;
         fault
+    }
+
+    fn print(&self) {
+        log::error!(target: crate::console::REPORT, "fault: {}", self.text(CALLS_SHOWN));
     }
 
     /// The report with all calls that are kept.

@@ -74,8 +74,8 @@ pub struct Domain {
     pub log_dropped: u32,
     /// What happens when it is ended by a fault.
     pub policy: Policy,
-    /// How long it took to stop its device, in nanoseconds.
-    pub stop_ns: u64,
+    /// How long it took to stop its device, in TSC ticks.
+    pub stop_ticks: u64,
     /// Whether it must not run in ring 0.
     pub ring1_only: bool,
     /// When it was ended by faults lately, in nanoseconds since boot.

@@ -5,6 +5,7 @@ use super::{Domain, Ring};
 use crate::arch::cpu;
 use crate::arch::gates::{self, UpcallFrame};
 use crate::arch::time::TICK_HZ;
+use crate::supervise;
 use alloc::sync::Arc;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::service::Refusal;
@@ -105,7 +106,7 @@ impl Domain {
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
             let fault = Fault::new(self, cause, Site::Nowhere);
-            self.fault = Some(fault.report());
+            self.fault = Some(fault.report(supervise::restarts(self)));
         }
     }
 }
@@ -131,7 +132,7 @@ pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
 pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
-        domain.fault = Some(fault.report());
+        domain.fault = Some(fault.report(supervise::restarts(domain)));
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");
     // SAFETY: a driver runs; callers hold nothing that needs to be dropped.

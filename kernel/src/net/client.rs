@@ -1,9 +1,9 @@
 //! A TCP client that checks an echo server (RFC 862), and by that the driver in between.
 
 use super::{INTERFACES, wake};
-use crate::arch::time;
 use alloc::vec;
 use core::future::poll_fn;
+use core::sync::atomic::{AtomicU16, Ordering};
 use core::task::Poll;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
@@ -11,6 +11,11 @@ use smoltcp::wire::{IpAddress, Ipv4Address};
 
 /// Room in each direction in bytes.
 const BUFFER_BYTES: usize = 16384;
+
+/// The dynamic ports (RFC 6335, 6). Each connection gets the next one: the other side may remember one that was cut off.
+const FIRST_PORT: u16 = 49152;
+const PORTS: u16 = 16384;
+static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
 /// The connection, which goes when this goes.
 struct Connection(SocketHandle);
@@ -37,8 +42,7 @@ pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), 
         let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let handle = interface.sockets.add(tcp::Socket::new(buffer(), buffer()));
         let connection = Connection(handle);
-        // One of the dynamic ports (RFC 6335, 6), another one each time.
-        let local = 49152 + (time::tsc() >> 8) as u16 % 16384;
+        let local = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
         let socket = interface.sockets.get_mut::<tcp::Socket>(handle);
         let begun = socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local);
         if begun.is_err() {

@@ -67,7 +67,7 @@ fn print_sum(sum: Sha256, bytes: u64) {
 
 /// Fills `data` with a pattern that differs with the seed and the block's address (xorshift64*).
 fn fill(data: &mut [u8], lba: u64, seed: u64) {
-    let mut state = (seed ^ lba.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
+    let mut state = (seed << 1 ^ lba.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
     for word in data.chunks_mut(8) {
         state ^= state >> 12;
         state ^= state << 25;

@@ -98,7 +98,9 @@ fn row_cells(row: &Row) -> [String; 7] {
 /// Rows that are not shown side by side.
 fn singles(rows: &[Row]) -> Vec<&Row> {
     let single = |row: &&Row| {
-        ["call/", "upcall", "boot/", "ratio/", "loss/", "crossings/"].iter().any(|prefix| row.name.starts_with(prefix))
+        ["call/", "upcall", "recovery/", "boot/", "ratio/", "loss/", "crossings/"]
+            .iter()
+            .any(|prefix| row.name.starts_with(prefix))
     };
     rows.iter().filter(single).collect()
 }

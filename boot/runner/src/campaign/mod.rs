@@ -10,8 +10,8 @@
 //! * [`report`]: the table, for the terminal and as a page
 
 mod capture;
-mod coverage;
-mod mutate;
+pub(crate) mod coverage;
+pub(crate) mod mutate;
 pub mod report;
 
 use crate::build::System;

@@ -1,0 +1,419 @@
+//! `cargo run -- soak`: a TCP stream and disk copies go on for minutes while their drivers are ended at random moments in
+//! random ways. Nothing may be lost.
+//!
+//! The ways are those in which code stops at once: each is a change of the running driver's code (`poke`), at its entry
+//! point or at an instruction that the work executes, or the `kill` command. A driver that goes on and computes wrong
+//! things is what `campaign` is about: nobody below can notice wrong data.
+
+use crate::build::{Module, System};
+use crate::campaign::{coverage, mutate};
+use crate::machine::{Machine, Protocol, Running};
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSymbol};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{IsTerminal, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// What to do.
+pub struct Options {
+    /// How long.
+    pub time: Duration,
+    /// Where the random numbers begin.
+    pub seed: u64,
+    /// Print the summary as a JSON object.
+    pub json: bool,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Drivers that were ended.
+    pub crashes: u64,
+    /// Drivers that came back.
+    pub restarts: u64,
+    /// Median and longest time from the end of a driver until it was back, in microseconds.
+    pub restart_us: (u64, u64),
+    /// Bytes that went through the stream and back.
+    pub stream_bytes: u64,
+    /// Bytes that were written to disks.
+    pub disk_bytes: u64,
+    /// Bytes that were not what they should be.
+    pub wrong_bytes: u64,
+    /// Connections that ended before they were closed.
+    pub lost_connections: u64,
+    /// Frames of memory that were not free again.
+    pub leaked_frames: i64,
+}
+
+impl Summary {
+    /// Whether nothing was lost.
+    pub fn is_good(&self) -> bool {
+        self.wrong_bytes == 0 && self.lost_connections == 0 && self.leaked_frames == 0 && self.crashes == self.restarts
+    }
+
+    fn text(&self) -> String {
+        let rows = [
+            ("crashes", self.crashes.to_string()),
+            ("restarts", self.restarts.to_string()),
+            ("restart, median", format!("{} us", self.restart_us.0)),
+            ("restart, longest", format!("{} us", self.restart_us.1)),
+            ("through the stream and back", format!("{} bytes", self.stream_bytes)),
+            ("written to disks", format!("{} bytes", self.disk_bytes)),
+            ("bytes wrong", self.wrong_bytes.to_string()),
+            ("connections lost", self.lost_connections.to_string()),
+            ("memory leaked", format!("{} frames", self.leaked_frames)),
+        ];
+        rows.map(|(name, value)| format!("{name:<28} {value}\n")).concat()
+    }
+}
+
+/// Blocks that are written and copied, and their bytes.
+const BLOCKS: u64 = 16384;
+const BLOCK_BYTES: u64 = 512;
+/// Time between two ends of a driver, in milliseconds.
+const PAUSE_MS: std::ops::Range<u64> = 100..900;
+/// Longest time in which no copy ends, or the stream brings nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Code that stops at once and fits anywhere: it is never longer than the instruction that it replaces, so that no jump
+/// leads into its middle.
+const SHORT: [&[u8]; 4] = [
+    &[0x0f, 0x0b], // ud2
+    &[0xf4],       // hlt
+    &[0xcc],       // int3
+    &[0xeb, 0xfe], // jmp to itself
+];
+/// Code for the entry point, where no jump leads.
+const LONG: [&[u8]; 4] = [
+    &[0x31, 0xc0, 0x48, 0x89, 0x00],                      // xor eax, eax; mov [rax], rax
+    &[0x48, 0xc7, 0xc0, 0, 0, 0, 0x80, 0x48, 0x89, 0x00], // mov rax, 0xffffffff80000000; mov [rax], rax
+    &[0x50, 0xeb, 0xfd],                                  // push rax, for ever
+    &[0x31, 0xd2, 0x31, 0xc9, 0xf7, 0xf1],                // xor edx, edx; xor ecx, ecx; div ecx
+];
+
+/// Ways to end one driver.
+struct Victim {
+    name: String,
+    entry: u64,
+    /// Offsets of executed instructions, and their lengths.
+    sites: Vec<(u64, usize)>,
+}
+
+impl Victim {
+    fn new(module: &Module, executed: &[u64]) -> Result<Victim> {
+        let file = std::fs::read(&module.packed)?;
+        let elf = object::File::parse(&*file)?;
+        let entry = elf.symbols().find(|symbol| symbol.name() == Ok("rf_upcall"));
+        let entry = entry.with_context(|| format!("{} has no rf_upcall", module.name))?.address();
+        // Text lies in a file as in memory.
+        let bytes =
+            |offset: u64| file.get(offset as usize..).map_or(Vec::new(), |rest| rest[..rest.len().min(15)].to_vec());
+        let sites = mutate::sites(bytes, executed);
+        let sites = sites.into_iter().map(|site| (site.offset, site.bytes.len())).collect();
+        Ok(Victim { name: module.name.clone(), entry, sites })
+    }
+
+    /// The command that ends it, now or at the next time that the place is executed.
+    fn command(&self, random: &mut fastrand::Rng) -> String {
+        let (offset, code) = match random.u32(..8) {
+            0 => return format!("kill {}", self.name),
+            1..4 => (self.entry, LONG[random.usize(..LONG.len())]),
+            _ => {
+                let (offset, len) = self.sites[random.usize(..self.sites.len())];
+                let fitting: Vec<&[u8]> = SHORT.into_iter().filter(|code| code.len() <= len).collect();
+                (offset, fitting[random.usize(..fitting.len())])
+            }
+        };
+        let hex: String = code.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("poke {} {offset:x}:{hex}", self.name)
+    }
+}
+
+/// Lets it all go on for so long, and says what happened.
+pub fn run(system: &System, options: &Options) -> Result<Summary> {
+    let mut random = fastrand::Rng::with_seed(options.seed);
+    let directory = TempDir::new()?;
+    let disks = ["from.img", "to.img"].map(|name| directory.path().join(name));
+    for disk in &disks {
+        File::create(disk)?.set_len(BLOCKS * BLOCK_BYTES)?;
+    }
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let machine = Machine {
+        disks: disks.to_vec(),
+        forwards: vec![(Protocol::Tcp, port, 7)],
+        timeout: Some(options.time + 4 * PATIENCE),
+        ..Machine::default()
+    };
+    eprintln!("soak: finding out what the work executes");
+    let quiet = Machine { forwards: Vec::new(), ..machine.clone() };
+    let executed = coverage::executed(system, &quiet, "ip; ping 10.0.2.2; blkcheck disk0 0 256 1")?;
+    let victims: Vec<Victim> = executed
+        .iter()
+        .filter_map(|(name, offsets)| {
+            let module = system.modules.iter().find(|module| module.name == *name)?;
+            Some(Victim::new(module, &offsets.iter().copied().collect::<Vec<_>>()))
+        })
+        .collect::<Result<_>>()?;
+
+    let mut running = machine.start(system)?;
+    running.wait_for("from DHCP")?;
+    for limit in ["restarts 1000", "restart-wait-ms 0", "command-ms 2000", "transmit-ms 500"] {
+        running.type_line(&format!("limits {limit}"))?;
+    }
+    running.type_line("mem")?;
+    let before = frames(&running.wait_for("frames  ")?)?;
+    let stream = Stream::start(port, options.seed)?;
+    let mut soak = Soak {
+        running,
+        disks,
+        summary: Summary::default(),
+        times: Vec::new(),
+        copies: 0,
+        recent: VecDeque::new(),
+        written: None,
+    };
+    let end = Instant::now() + options.time;
+    if let Err(error) = soak.go_on(&victims, end, &mut random, stream, before) {
+        let recent: Vec<&str> = soak.recent.iter().map(String::as_str).collect();
+        bail!("{error:#}; the console said last:\n{}", recent.join("\n"));
+    }
+    soak.times.sort_unstable();
+    let last = soak.times.len().saturating_sub(1);
+    let at = |index: usize| soak.times.get(index).copied().unwrap_or(0);
+    soak.summary.restart_us = (at(last / 2), at(last));
+    if options.json {
+        let summary = &soak.summary;
+        println!(
+            "{}",
+            json!({
+                "crashes": summary.crashes, "restarts": summary.restarts, "restart_us_median": summary.restart_us.0,
+                "restart_us_longest": summary.restart_us.1, "stream_bytes": summary.stream_bytes,
+                "disk_bytes": summary.disk_bytes, "wrong_bytes": summary.wrong_bytes,
+                "lost_connections": summary.lost_connections, "leaked_frames": summary.leaked_frames,
+            })
+        );
+    } else {
+        print!("{}", soak.summary.text());
+    }
+    Ok(soak.summary)
+}
+
+fn progress(summary: &Summary, end: Instant) {
+    let left = end.saturating_duration_since(Instant::now()).as_secs();
+    if std::io::stderr().is_terminal() {
+        eprint!("\rsoak: {} crashes, {} s to go    ", summary.crashes, left);
+    } else if summary.crashes.is_multiple_of(50) {
+        eprintln!("soak: {} crashes, {} s to go", summary.crashes, left);
+    }
+}
+
+/// Free frames, from the line that `mem` prints.
+fn frames(line: &str) -> Result<i64> {
+    line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("not a count: {line}"))
+}
+
+struct Soak {
+    running: Running,
+    disks: [PathBuf; 2],
+    summary: Summary,
+    times: Vec<u64>,
+    copies: u64,
+    /// The console's last lines that tell of drivers.
+    recent: VecDeque<String>,
+    /// What the guest says that it wrote to the first disk, once it has.
+    written: Option<String>,
+}
+
+impl Soak {
+    /// Ends drivers until `end`, then waits for all that is under way.
+    fn go_on(
+        &mut self,
+        victims: &[Victim],
+        end: Instant,
+        random: &mut fastrand::Rng,
+        stream: Stream,
+        before: i64,
+    ) -> Result<()> {
+        self.next_copy()?;
+        let mut heard = Instant::now();
+        while Instant::now() < end {
+            let next = Instant::now() + Duration::from_millis(random.u64(PAUSE_MS));
+            while let Some(left) = next.checked_duration_since(Instant::now()) {
+                if let Some(line) = self.running.line_within(left)
+                    && self.note(&line)?
+                {
+                    heard = Instant::now();
+                }
+            }
+            if heard.elapsed() > PATIENCE {
+                bail!("no copy has ended for {} s", PATIENCE.as_secs());
+            }
+            let victim = &victims[random.usize(..victims.len())];
+            self.running.type_line(&victim.command(random))?;
+            progress(&self.summary, end);
+        }
+        let copies = self.copies;
+        while self.copies == copies {
+            self.line(Instant::now() + PATIENCE, "the last copy to end")?;
+        }
+        let (bytes, wrong, lost) = stream.stop();
+        (self.summary.stream_bytes, self.summary.lost_connections) = (bytes, lost);
+        self.summary.wrong_bytes += wrong;
+        self.settle(before)
+    }
+
+    /// The next line, which is taken notice of; `what` is what is waited for.
+    fn line(&mut self, limit: Instant, what: &str) -> Result<String> {
+        let left = limit.saturating_duration_since(Instant::now());
+        let line = self.running.line_within(left).with_context(|| format!("waited in vain for {what}"))?;
+        self.note(&line)?;
+        Ok(line)
+    }
+
+    /// Has the first disk written with another pattern.
+    fn next_copy(&mut self) -> Result<()> {
+        self.running.type_line(&format!("blkwrite disk0 0 {BLOCKS} {} &", self.copies + 1))
+    }
+
+    /// Takes notice of a line of the console; whether a copy went on.
+    fn note(&mut self, line: &str) -> Result<bool> {
+        const RECENT: usize = 60;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        // What is always said is of no interest.
+        if line.starts_with('[')
+            || line.starts_with("    then: ")
+            || line.contains("error")
+            || line.contains("poke")
+            || line.contains("kill")
+        {
+            self.recent.push_back(line.to_string());
+        }
+        if line.contains("] fault: ") {
+            self.summary.crashes += 1;
+        }
+        if let Some((_, rest)) = line.split_once(": restarted in ring 1 within ") {
+            self.summary.restarts += 1;
+            self.times.extend(rest.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
+        }
+        if line.contains("kernel panic") || line.starts_with("error: ") || line.contains("given up") {
+            bail!("the console says: {line}");
+        }
+        let Some(sum) = line.strip_suffix(&format!("  {} bytes", BLOCKS * BLOCK_BYTES)) else { return Ok(false) };
+        // The line may begin with what was typed.
+        let sum = sum[sum.len().saturating_sub(64)..].to_string();
+        self.summary.disk_bytes += BLOCKS * BLOCK_BYTES;
+        match self.written.take() {
+            None => {
+                self.running.type_line(&format!("blkcopy disk0 0 disk1 0 {BLOCKS} &"))?;
+                self.written = Some(sum);
+            }
+            Some(written) => {
+                self.summary.wrong_bytes += self.compare(&written, &sum)?;
+                self.copies += 1;
+                self.next_copy()?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Bytes in which the disks differ from each other, or all of them if they are not what the guest wrote and copied.
+    fn compare(&self, written: &str, copied: &str) -> Result<u64> {
+        let [from, to] = [std::fs::read(&self.disks[0])?, std::fs::read(&self.disks[1])?];
+        let sum: String = Sha256::digest(&from).iter().map(|byte| format!("{byte:02x}")).collect();
+        if sum != written || sum != copied {
+            return Ok(from.len() as u64);
+        }
+        Ok(from.iter().zip(&to).filter(|(from, to)| from != to).count() as u64)
+    }
+
+    /// Replaces both drivers by fresh ones, and counts the frames that are free then and were not before.
+    fn settle(&mut self, before: i64) -> Result<()> {
+        for name in ["e1000", "virtio-scsi"] {
+            let wanted = self.summary.crashes + 1;
+            self.running.type_line(&format!("kill {name}"))?;
+            let limit = Instant::now() + PATIENCE;
+            while self.summary.crashes < wanted || self.summary.restarts < self.summary.crashes {
+                self.line(limit, &format!("{name} to be back"))?;
+            }
+        }
+        self.running.type_line("mem")?;
+        let limit = Instant::now() + PATIENCE;
+        loop {
+            let line = self.line(limit, "the free memory")?;
+            if line.starts_with("frames  ") {
+                self.summary.leaked_frames = before - frames(&line)?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A stream of random bytes through the guest's echo server, and what came back.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    sender: JoinHandle<Option<[u8; 32]>>,
+    receiver: JoinHandle<(u64, u64, [u8; 32])>,
+}
+
+impl Stream {
+    fn start(port: u16, seed: u64) -> Result<Stream> {
+        let socket = TcpStream::connect(("127.0.0.1", port)).context("connecting to the guest")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (mut out, mut back) = (socket.try_clone()?, socket);
+        let (stopped, count) = (stop.clone(), sent.clone());
+        // Both ends know the bytes from the same seed; each has its own checksum of what went through its hands.
+        let sender = std::thread::spawn(move || {
+            let (mut random, mut sum) = (fastrand::Rng::with_seed(seed), Sha256::new());
+            let mut piece = [0; 4096];
+            while !stopped.load(Ordering::Relaxed) {
+                random.fill(&mut piece);
+                out.write_all(&piece).ok()?;
+                sum.update(piece);
+                count.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            }
+            out.shutdown(Shutdown::Write).ok()?;
+            Some(sum.finalize().into())
+        });
+        let receiver = std::thread::spawn(move || {
+            let (mut random, mut sum) = (fastrand::Rng::with_seed(seed), Sha256::new());
+            let (mut piece, mut expected) = ([0; 4096], [0; 4096]);
+            let (mut bytes, mut wrong) = (0, 0);
+            let mut filled = 0;
+            while let Ok(count @ 1..) = back.read(&mut piece[filled..]) {
+                sum.update(&piece[filled..filled + count]);
+                bytes += count as u64;
+                filled += count;
+                if filled == piece.len() {
+                    random.fill(&mut expected);
+                    wrong += piece.iter().zip(&expected).filter(|(is, should)| is != should).count() as u64;
+                    filled = 0;
+                }
+            }
+            (bytes, wrong, sum.finalize().into())
+        });
+        Ok(Stream { stop, sent, sender, receiver })
+    }
+
+    /// Closes it; returns the bytes that came back, those that were wrong, and 1 if it ended before that.
+    fn stop(self) -> (u64, u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent_sum = self.sender.join().ok().flatten();
+        let Ok((bytes, wrong, sum)) = self.receiver.join() else { return (0, 0, 1) };
+        let whole = bytes == self.sent.load(Ordering::Relaxed) && sent_sum == Some(sum);
+        (bytes, wrong, u64::from(!whole))
+    }
+}

@@ -359,6 +359,11 @@ impl Soak {
     }
 }
 
+/// Says at once that the stream is lost: the console's lines of that moment tell why.
+fn ended(doing: &str, error: &std::io::Error) {
+    eprintln!("\nsoak: {doing} ended: {error}");
+}
+
 /// A stream of random bytes through the guest's echo server, and what came back.
 struct Stream {
     stop: Arc<AtomicBool>,
@@ -381,7 +386,7 @@ impl Stream {
             let mut piece = [0; 4096];
             while !stopped.load(Ordering::Relaxed) {
                 random.fill(&mut piece);
-                out.write_all(&piece).ok()?;
+                out.write_all(&piece).inspect_err(|error| ended("sending", error)).ok()?;
                 sum.update(piece);
                 count.fetch_add(piece.len() as u64, Ordering::Relaxed);
             }
@@ -393,7 +398,8 @@ impl Stream {
             let (mut piece, mut expected) = ([0; 4096], [0; 4096]);
             let (mut bytes, mut wrong) = (0, 0);
             let mut filled = 0;
-            while let Ok(count @ 1..) = back.read(&mut piece[filled..]) {
+            let mut read = |room: &mut [u8]| back.read(room).inspect_err(|error| ended("receiving", error));
+            while let Ok(count @ 1..) = read(&mut piece[filled..]) {
                 sum.update(&piece[filled..filled + count]);
                 bytes += count as u64;
                 filled += count;

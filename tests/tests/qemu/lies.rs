@@ -87,3 +87,60 @@ fn a_driver_that_floods_the_log_is_cut_short() {
     assert_says(&run.text(), "null: 936 more lines in one upcall were dropped");
     assert!(!run.text().contains("line 64"));
 }
+
+/// Verb of `rogue-scsi`, and what the next command that reads says.
+const SCSI_ANSWERS: &[(&str, &str)] = &[
+    ("residual", "error: the device moved too little data"),
+    ("sense", "error: READ(10): CHECK CONDITION"),
+    ("host", "error: the adapter failed (code 77)"),
+    ("gone", "error: the driver is gone"),
+];
+
+/// Verb of `rogue-scsi`, and the fault that it ends with.
+const SCSI_FAULTS: &[(&str, &str)] = &[
+    ("lose", "left a SCSI command undone for 300 ms"),
+    ("twice", "bad entry 0x0 in the complete queue"),
+    ("another", "bad entry 0x7 in the complete queue"),
+    ("beyond", "bad entry 0xffffffffffffffff in the complete queue"),
+    ("ahead", "lied about the complete queue: position 0x3e8, but 0x"),
+    ("read-ahead", "lied about the submit queue: position 0xffffffffffffffff, but 0x"),
+    ("unasked", "bad entry 0x0 in the complete queue"),
+];
+
+#[test]
+fn lies_about_commands_are_errors_or_faults() {
+    let mut script = String::from("limits command-ms 300; insmod rogue-scsi; rmmod rogue-scsi; mem; insmod rogue-scsi");
+    for (verb, _) in SCSI_ANSWERS {
+        script += &format!("; tell rogue-scsi {verb}; blkread disk0 0 4; blkread disk0 0 4");
+    }
+    script += "; tell rogue-scsi register-twice; tell rogue-scsi register-huge; rmmod rogue-scsi";
+    for (verb, _) in SCSI_FAULTS {
+        script +=
+            &format!("; insmod rogue-scsi; tell rogue-scsi {verb}; repeat 40 blkread disk0 0 4; rmmod rogue-scsi");
+    }
+    let run = boot(&ringfence_tests::bare(&(script + "; insmod rogue-scsi; blkread disk0 0 4; rmmod rogue-scsi; mem")));
+    assert_eq!(run.end, End::CommandFailed, "{}", run.text());
+    let text = run.text();
+    let after = |verb: &str| {
+        let start = text.find(&format!("tell rogue-scsi {verb}\n")).expect("it was run");
+        text[start..].lines()
+    };
+    for (verb, answer) in SCSI_ANSWERS {
+        // The command after that is as good as ever.
+        let lines: Vec<&str> = after(verb).take(6).collect();
+        assert_eq!(lines[3], *answer, "{verb}: {lines:?}");
+        assert!(lines[5].ends_with("  2048 bytes"), "{verb}: {lines:?}");
+    }
+    assert!(after("register-twice").nth(1).unwrap().ends_with("4 (0x4)"));
+    assert!(after("register-huge").nth(1).unwrap().ends_with("1 (0x1)"));
+    let mut wrong = Vec::new();
+    for (verb, fault) in SCSI_FAULTS {
+        let said = after(verb).find(|line| line.contains("fault: rogue-scsi: ")).unwrap_or("nothing");
+        if !said.contains(fault) {
+            wrong.push(format!("{verb}\n    should say {fault}\n    but says   {said}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let free: Vec<&String> = run.lines.iter().filter(|line| line.starts_with("frames ")).collect();
+    assert_eq!(free[0], free[1], "frames were lost");
+}

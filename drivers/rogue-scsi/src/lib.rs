@@ -1,0 +1,196 @@
+//! A SCSI driver with a made-up disk of zeros, which lies to the kernel: `tell rogue-scsi VERB` says what is wrong with its
+//! answer to the next command that reads blocks. It has no device.
+//!
+//! Beside `rogue` and `rogue-nic`, this is the other driver with unsafe code of its own.
+#![no_std]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
+
+use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
+use ringfence_sdk::abi::queue::{Place, Words};
+use ringfence_sdk::abi::scsi::{
+    COMPLETE, HOST_OK, MAX_DATA, MAX_SENSE, Outcome, REQUESTS, Request, SUBMIT, ScsiInfo, read_request, write_outcome,
+};
+use ringfence_sdk::service::raw;
+use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver};
+
+driver!(RogueScsi, Manifest::new("rogue-scsi", env!("CARGO_PKG_VERSION")).kind(Kind::Scsi));
+
+/// Words of a ring's positions: put, taken, and the first entry.
+const PUT: usize = 0;
+const TAKEN: usize = 8;
+const ENTRIES: usize = 16;
+
+/// What is wrong with the next answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    None,
+    /// The command is never answered.
+    Lose,
+    /// It is answered twice.
+    Twice,
+    /// Another one, which is not under way, is answered.
+    Another,
+    /// One that cannot exist is answered.
+    Beyond,
+    /// More answers are announced than the ring holds.
+    Ahead,
+    /// More is said to be left over than was asked for.
+    Residual,
+    /// More sense data is announced than there is room for.
+    Sense,
+    /// A code that no driver has.
+    Host,
+    /// The code that the kernel uses for drivers that are gone.
+    Gone,
+    /// The queue of commands is said to be read further than it was written.
+    ReadAhead,
+}
+
+/// The disk: blocks, and bytes in each.
+const BLOCKS: u32 = 1024;
+const BLOCK_BYTES: u32 = 512;
+
+struct RogueScsi {
+    queues: *mut u64,
+    taken: u64,
+    put: u64,
+    lie: Lie,
+    /// From now on: the kernel only asks when its queue looks full.
+    read_ahead: bool,
+}
+
+struct Memory(*mut u64);
+
+impl Words for Memory {
+    fn load(&self, index: usize) -> u64 {
+        unsafe { self.0.add(index).read_volatile() }
+    }
+    fn store(&self, index: usize, value: u64) {
+        unsafe { self.0.add(index).write_volatile(value) }
+    }
+}
+
+impl RogueScsi {
+    fn memory(&self) -> Memory {
+        Memory(self.queues)
+    }
+
+    fn set(&self, place: Place, word: usize, value: u64) {
+        self.memory().store(place.base + word, value);
+    }
+
+    fn answer(&mut self, number: u64) {
+        let at = ENTRIES + self.put as usize % REQUESTS;
+        self.set(COMPLETE, at, number);
+        self.put += 1;
+        self.set(COMPLETE, PUT, self.put);
+    }
+
+    /// Where a request's data lies: what the queues brought is the first DMA memory in the slot.
+    fn write_data(&self, number: u64, bytes: &[u8]) {
+        let slot = self.queues as u64 & !(SLOT_SIZE - 1);
+        let data = (slot + DMA + number * MAX_DATA as u64) as *mut u8;
+        for (index, byte) in bytes.iter().enumerate() {
+            unsafe { data.add(index).write_volatile(*byte) };
+        }
+    }
+
+    fn carry_out(&mut self, number: u64, request: &Request) {
+        const REPORT_LUNS: u8 = 0xa0;
+        const INQUIRY: u8 = 0x12;
+        const READ_CAPACITY_10: u8 = 0x25;
+        const READ_10: u8 = 0x28;
+        let mut outcome = Outcome { host: HOST_OK, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
+        match request.cdb[0] {
+            REPORT_LUNS => self.write_data(number, &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            INQUIRY => self.write_data(number, &[0; 36]),
+            READ_CAPACITY_10 => {
+                let [a, b, c, d] = (BLOCKS - 1).to_be_bytes();
+                let [e, f, g, h] = BLOCK_BYTES.to_be_bytes();
+                self.write_data(number, &[a, b, c, d, e, f, g, h]);
+            }
+            _ => {}
+        }
+        let lie = if request.cdb[0] == READ_10 { core::mem::replace(&mut self.lie, Lie::None) } else { Lie::None };
+        match lie {
+            Lie::Residual => outcome.residual = u32::MAX,
+            Lie::Sense => outcome.sense_len = u32::MAX,
+            Lie::Host => outcome.host = 77,
+            Lie::Gone => outcome.host = u32::MAX,
+            _ => {}
+        }
+        if lie == Lie::Sense {
+            outcome.status = 2;
+        }
+        write_outcome(&self.memory(), number as usize, &outcome);
+        match lie {
+            Lie::Lose => {}
+            Lie::Twice => {
+                self.answer(number);
+                self.answer(number);
+            }
+            Lie::Another => self.answer((number + 7) % REQUESTS as u64),
+            Lie::Beyond => self.answer(u64::MAX),
+            Lie::Ahead => self.set(COMPLETE, PUT, 1000),
+            Lie::ReadAhead => {
+                self.read_ahead = true;
+                self.answer(number);
+            }
+            _ => self.answer(number),
+        }
+    }
+}
+
+impl Driver for RogueScsi {
+    fn init() -> Result<RogueScsi> {
+        let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
+        let start = unsafe { raw::rf_scsi_register(&raw const info as u64) };
+        if start < 0 {
+            return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
+        }
+        Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie: Lie::None, read_ahead: false })
+    }
+
+    fn poll(&mut self, _: Events) -> Reply {
+        while self.taken != self.memory().load(SUBMIT.base + PUT) {
+            let number = self.memory().load(SUBMIT.base + ENTRIES + self.taken as usize % REQUESTS);
+            self.taken += 1;
+            self.set(SUBMIT, TAKEN, if self.read_ahead { u64::MAX } else { self.taken });
+            if let Some(request) = read_request(&self.memory(), number as usize) {
+                self.carry_out(number, &request);
+            }
+        }
+        Reply::empty()
+    }
+
+    fn command(&mut self, text: &str) -> Result<u64> {
+        let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
+        self.lie = match text {
+            "lose" => Lie::Lose,
+            "twice" => Lie::Twice,
+            "another" => Lie::Another,
+            "beyond" => Lie::Beyond,
+            "ahead" => Lie::Ahead,
+            "residual" => Lie::Residual,
+            "sense" => Lie::Sense,
+            "host" => Lie::Host,
+            "gone" => Lie::Gone,
+            "read-ahead" => Lie::ReadAhead,
+            // Not about the next answer.
+            "unasked" => {
+                self.answer(0);
+                return Ok(0);
+            }
+            "register-twice" => {
+                let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: 1, reserved: 0 };
+                return Ok(refusal(unsafe { raw::rf_scsi_register(&raw const info as u64) }));
+            }
+            "register-huge" => {
+                let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, reserved: 0 };
+                return Ok(refusal(unsafe { raw::rf_scsi_register(&raw const info as u64) }));
+            }
+            _ => return Err(Refusal::NotFound),
+        };
+        Ok(0)
+    }
+}

@@ -5,15 +5,22 @@
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
+mod gates;
+
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMITTED, TX_PHYSICAL, entry};
 use ringfence_sdk::abi::queue::Place;
 use ringfence_sdk::service::raw;
-use ringfence_sdk::{Driver, Kind, Manifest, Refusal, Result, driver};
+use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver};
 
 driver!(
     RogueNic,
-    Manifest::new("rogue-nic", env!("CARGO_PKG_VERSION")).kind(Kind::Nic).pci(&[(0x8086, 0x100e)]).dma_kib(64)
+    Manifest::new("rogue-nic", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Nic)
+        .pci(&[(0x8086, 0x100e)])
+        .dma_kib(64)
+        .upcall_ms(1000)
+        .reset_register(0, 0, 1 << 26, 1 << 26, 10_000)
 );
 
 /// Words of a ring's positions: put, taken, and the first entry.
@@ -23,6 +30,10 @@ const ENTRIES: usize = 16;
 
 struct RogueNic {
     queues: *mut u64,
+    /// Where the next random numbers begin.
+    random: u64,
+    /// What it answers when it is polled.
+    reply: Reply,
 }
 
 impl RogueNic {
@@ -51,10 +62,30 @@ impl Driver for RogueNic {
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
-        Ok(RogueNic { queues: start as *mut u64 })
+        Ok(RogueNic { queues: start as *mut u64, random: 0x1997, reply: Reply::empty() })
+    }
+
+    fn poll(&mut self, _: Events) -> Reply {
+        self.reply
     }
 
     fn command(&mut self, text: &str) -> Result<u64> {
+        if let Some((verb, number)) = text.split_once(' ') {
+            let number = match number.strip_prefix("0x") {
+                Some(digits) => u64::from_str_radix(digits, 16),
+                None => number.parse(),
+            };
+            let number = number.map_err(|_| Refusal::Invalid)?;
+            let slot = self.slot();
+            return Ok(match verb {
+                "extremes" => gates::all_extremes(slot, number),
+                "random" => gates::at_random(slot, number, &mut self.random),
+                "log-at" => unsafe { raw::rf_log(3, number, 16) as u64 },
+                "panic-at" => unsafe { raw::rf_panic(number, 16) as u64 },
+                "register-at" => unsafe { raw::rf_net_register(number) as u64 },
+                _ => return Err(Refusal::NotFound),
+            });
+        }
         let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
         Ok(match text {
             // The queues' frames are the kernel's to free.
@@ -119,6 +150,19 @@ impl Driver for RogueNic {
                 self.set(RECEIVED, ENTRIES, entry(0, 60));
                 self.set(RECEIVED, ENTRIES + 1, entry(0, 60));
                 self.set(RECEIVED, PUT, 2);
+                0
+            }
+            // The device interrupts, and nobody turns that off: it says that it has not, and that it has.
+            "interrupt" | "interrupt-storm" => {
+                const INTERRUPT_CAUSE_SET: u64 = 0xc8;
+                const INTERRUPT_MASK_SET: u64 = 0xd0;
+                let registers = unsafe { raw::rf_bar_map(0) } as u64;
+                self.reply = if text == "interrupt" { Reply::empty() } else { Reply::ACKNOWLEDGED };
+                unsafe {
+                    raw::rf_irq_enable();
+                    ((registers + INTERRUPT_MASK_SET) as *mut u32).write_volatile(u32::MAX);
+                    ((registers + INTERRUPT_CAUSE_SET) as *mut u32).write_volatile(1);
+                }
                 0
             }
             // It only says where the frames are; the kernel does not read it back.

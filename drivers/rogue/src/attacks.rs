@@ -50,7 +50,11 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("trap-flag-gate", trap_flag_gate),
     ("bad-stack-gate", bad_stack_gate),
     ("bad-stack", bad_stack),
+    ("bad-stack-fault", bad_stack_fault),
+    ("gate-at-page-end", gate_at_page_end),
+    ("shadowed-gate", shadowed_gate),
     ("flags", flags),
+    ("flag", flag),
     ("leaks", leaks),
     // services
     ("log-pointer", log_pointer),
@@ -295,6 +299,60 @@ fn bad_stack(stack: u64) -> u64 {
         )
     };
     0
+}
+
+/// Faults with a stack pointer that is nowhere. Exceptions have stacks of their own.
+fn bad_stack_fault(stack: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("mov rsp, {0}", "ud2", in(reg) stack, options(noreturn)) }
+}
+
+/// Calls a gate with an instruction that begins in a page's last byte and ends in the next page.
+fn gate_at_page_end(_: u64) -> u64 {
+    let target = [0u16, 0, selector_of(0)];
+    let result: u64;
+    // SAFETY: none.
+    unsafe {
+        asm!(
+            "jmp 2f",
+            ".balign 4096",
+            ".skip 4094, 0x90",
+            "2: nop",
+            ".byte 0xff, 0x18", // call far [rax]
+            inout("rax") target.as_ptr() as u64 => result, clobber_abi("C")
+        )
+    };
+    result
+}
+
+/// Single-steps into a gate from the shadow of a write to SS, which holds the step back until the gate was entered.
+fn shadowed_gate(_: u64) -> u64 {
+    let target = [0u16, 0, selector_of(0)];
+    // SAFETY: none.
+    unsafe {
+        asm!(
+            "mov ecx, 1", // the null selector that ring 1 has in SS
+            "pushfq",
+            "or qword ptr [rsp], 0x100",
+            "popfq",
+            "mov ss, cx",
+            ".byte 0xff, 0x18",
+            inout("rax") target.as_ptr() as u64 => _, out("rcx") _, clobber_abi("C")
+        )
+    };
+    0
+}
+
+/// Sets one flag, calls a gate, and returns the flags it has then.
+fn flag(bit: u64) -> u64 {
+    let after: u64;
+    // SAFETY: none.
+    unsafe {
+        asm!("pushfq", "or qword ptr [rsp], {}", "popfq", in(reg) 1u64 << (bit & 63));
+        raw::rf_null();
+        asm!("pushfq", "pop {}", out(reg) after);
+    }
+    after
 }
 
 /// Sets every flag that POPF lets it set, calls a gate, and returns the flags it has then.

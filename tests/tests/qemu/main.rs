@@ -2,6 +2,7 @@
 
 mod bench;
 mod boot;
+mod gates;
 mod lies;
 mod modules;
 mod network;

@@ -1,5 +1,6 @@
 //! Loading, unloading, moving between rings, refusing.
 
+use object::{Object, ObjectSymbol};
 use ringfence::machine::End;
 use ringfence_tests::{assert_says, bare, boot, boot_well, system};
 
@@ -106,4 +107,35 @@ fn malformed_modules_are_refused_with_the_reason() {
 
 fn find(bytes: &[u8], part: &[u8]) -> usize {
     bytes.windows(part.len()).position(|window| window == part).expect("it is there")
+}
+
+/// A jump to itself, written over the entry point, is found in whatever upcall comes next.
+#[test]
+fn endless_loops_anywhere_are_cut_short() {
+    /// The module's file, and where its entry point lies, in the file as in the image.
+    fn entry_of(name: &str) -> (Vec<u8>, usize) {
+        let module = system().modules.iter().find(|module| module.name == name).expect("it is built");
+        let bytes = std::fs::read(&module.packed).unwrap();
+        let elf = object::File::parse(&*bytes).unwrap();
+        let entry = elf.symbols().find(|symbol| symbol.name() == Ok("rf_upcall")).expect("an entry point").address();
+        (bytes.clone(), entry as usize)
+    }
+    let (mut endless, entry) = entry_of("template");
+    endless[entry..entry + 2].copy_from_slice(&[0xeb, 0xfe]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("endless.rfm");
+    std::fs::write(&path, endless).unwrap();
+    let mut machine = ringfence_tests::machine(&format!(
+        "insmod endless; insmod template; poke template {:x}:ebfe; tell template x; rmmod template; insmod template; \
+         poke template {:x}:ebfe; rmmod template; ip; policy e1000 stop; poke e1000 {:x}:ebfe; ping 10.0.2.2 -c 1 -W 10",
+        entry,
+        entry,
+        entry_of("e1000").1
+    ));
+    machine.contents.modules.push(path);
+    let text = boot(&machine).text();
+    for (driver, upcall) in [("template", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll")] {
+        assert_says(&text, &format!("fault: {driver}: took longer than 200 ms, in {upcall}"));
+    }
+    assert_says(&text, "error: endless: init: the driver was ended");
 }

@@ -139,9 +139,23 @@ Beside the tables below:
 * `sandbox::no_selector_leads_anywhere_but_to_its_own_segments`: MOV to DS, ES, FS, GS and SS, far return and interrupt
   return, with every selector of GDT and LDT and every requested privilege level; all but the driver's own segments are a #GP
   that names the entry.
-* `sandbox::what_a_driver_may_do_it_can`: gate calls with RSP anywhere, all flags set, and no kernel address in any
-  register or on the entry stacks afterwards.
-* `lies::*`: a network driver's lies about its queues, and requests for what is not its own.
+* `sandbox::what_a_driver_may_do_it_can`: gate calls with RSP anywhere, all flags set, from the last byte of a page, and no
+  kernel address in any register or on the entry stacks afterwards.
+* `sandbox::each_flag_alone_changes_nothing`: POPF with every flag, one at a time, and a gate call with it.
+* `gates::every_argument_at_every_extreme`, `gates::random_calls_of_every_service`: all services without pointers with every
+  argument at 22 extremes, 10,648 calls each, and thousands of random calls of every service.
+* `gates::pointers_to_what_is_not_its_own_end_the_driver`: null, kernel, other slots, the ends of the slot and of the stack,
+  non-canonical addresses and such that overflow, passed to every service that takes a pointer.
+* `gates::interrupts_that_never_end_stop_nobody`: a device that interrupts for ever, with a driver that says so and one that
+  says it is quiet.
+* `lies::*`: a network and a SCSI driver's lies about their queues, and requests for what is not their own.
+* `restart::*`: devices that do not stop, modules that faulted and want ring 0.
+* `modules::endless_loops_anywhere_are_cut_short`: an endless loop in every upcall that a driver has.
+
+What a driver passes cannot change between check and use: services copy it in first and use the copy, there is one CPU, and the
+driver does not run meanwhile. A device could change it by DMA; then the copy is what counts. The return gate without an upcall,
+or twice, cannot be tried: a driver runs only in an upcall, and the return gate ends it. A data breakpoint needs a debug
+register, which ring 1 does not have (`mov-dr0`).
 
 Not shown by QEMU 7.2's emulation: PCID, CET and protection keys for ring 1 are not used; `emms` is not refused under CR0.EM
 there (hardware raises #UD), which does no harm: no MMX state is ever used. QEMU shifts the vector in the error code of a
@@ -151,17 +165,37 @@ refused `int n` by 4, the manual by 3; the report takes the vector from the inst
 #[test]
 fn what_a_driver_may_do_it_can() {
     let script = "insmod rogue; tell rogue bad-stack-gate 0x10; tell rogue bad-stack-gate 0xffffffff80000000; \
-                  tell rogue flags; tell rogue leaks; tell rogue heap; tell rogue log-length 16; tell rogue log-length 513; \
+                  tell rogue gate-at-page-end; tell rogue flags; tell rogue leaks; tell rogue heap; tell rogue log-length 16; tell rogue log-length 513; \
                   tell rogue list";
     let text = ringfence_tests::boot_well(&bare(script));
     // All of its budget of 256 KiB, less what it had already.
     assert_says(&text, "rogue: 245760 (0x3c000)");
     let answer = |verb: &str| text.lines().skip_while(|line| !line.ends_with(verb)).nth(1).unwrap().to_string();
+    assert_eq!(answer("tell rogue gate-at-page-end"), "rogue: 0 (0x0)");
     assert_eq!(answer("tell rogue leaks"), "rogue: 0 (0x0)");
     // IF set and IOPL 0, whatever it had asked for.
     let flags = text.lines().skip_while(|line| !line.contains("tell rogue flags")).nth(1).expect("an answer");
     let flags = u64::from_str_radix(flags.split("0x").nth(1).unwrap().trim_end_matches(')'), 16).unwrap();
     assert_eq!(flags & 0x3200, 0x200, "flags are {flags:#x}");
+}
+
+/// Each flag that POPF could set, alone, but TF, which has an attack of its own.
+#[test]
+fn each_flag_alone_changes_nothing() {
+    const TF: u64 = 8;
+    let bits: Vec<u64> = (0..22).filter(|bit| *bit != TF).collect();
+    let script: Vec<String> = bits.iter().map(|bit| format!("tell rogue flag {bit}")).collect();
+    let text = ringfence_tests::boot_well(&bare(&format!("insmod rogue; {}; tell rogue flag 0", script.join("; "))));
+    let answers: Vec<u64> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("rogue: ")?.split("(0x").nth(1))
+        .map(|hex| u64::from_str_radix(hex.trim_end_matches(')'), 16).unwrap())
+        .collect();
+    assert_eq!(answers.len(), bits.len() + 1, "{text}");
+    // IF set, and IOPL, NT, VM, VIF and VIP clear behind the gate, whatever was asked for.
+    for (bit, flags) in bits.iter().zip(answers) {
+        assert_eq!(flags & 0x1a_7200, 0x200, "flag {bit}: {flags:#x}");
+    }
 }
 
 /// A call gate does not turn interrupts off: some hit the entry code while the driver's root is still loaded. TCG takes

@@ -1,0 +1,127 @@
+//! Calls of services with arguments that no driver would pass: every one at every extreme, and at random.
+
+use core::arch::asm;
+use ringfence_sdk::abi::layout::{DMA, HEAP, SLOT_SIZE, STACK_TOP};
+use ringfence_sdk::abi::service::SERVICE_COUNT;
+use ringfence_sdk::service::raw;
+
+/// Calls made in one upcall: they must fit into its time budget.
+const CALLS: u64 = 4000;
+
+/// Names every service, so that it is asked for.
+fn import_all() -> [u64; 15] {
+    [
+        raw::rf_null as *const () as u64,
+        raw::rf_log as *const () as u64,
+        raw::rf_panic as *const () as u64,
+        raw::rf_heap_grow as *const () as u64,
+        raw::rf_time_ns as *const () as u64,
+        raw::rf_dma_alloc as *const () as u64,
+        raw::rf_dma_free as *const () as u64,
+        raw::rf_dma_phys as *const () as u64,
+        raw::rf_bar_map as *const () as u64,
+        raw::rf_bar_len as *const () as u64,
+        raw::rf_pci_read as *const () as u64,
+        raw::rf_pci_write as *const () as u64,
+        raw::rf_irq_enable as *const () as u64,
+        raw::rf_irq_ack as *const () as u64,
+        raw::rf_net_register as *const () as u64,
+    ]
+}
+
+/// Calls service `number` through its gate (the layout of the LDT is the kernel's; it is no secret) with every register
+/// that could be an argument set.
+fn call(number: u64, arguments: [u64; 3]) -> i64 {
+    let target = [0u16, 0, ((6 + 2 * number) << 3 | 5) as u16];
+    let [a, b, c] = arguments;
+    let result: i64;
+    // SAFETY: the services believe nothing.
+    unsafe {
+        asm!(
+            ".byte 0xff, 0x18", // call far [rax]
+            inout("rax") target.as_ptr() as u64 => result,
+            inout("rdi") a => _, inout("rsi") b => _, inout("rdx") c => _, inout("rcx") !a => _,
+            inout("r8") !b => _, inout("r9") !c => _, inout("r10") a ^ b => _, inout("r11") b ^ c => _,
+        )
+    };
+    result
+}
+
+/// What arguments are at their extremes: numbers, and addresses of all kinds.
+fn extremes(slot: u64) -> [u64; 22] {
+    [
+        0,
+        1,
+        2,
+        4,
+        7,
+        4095,
+        4096,
+        i64::MAX as u64,
+        1 << 63,
+        u64::MAX - 4095,
+        u64::MAX,
+        0x0000_8000_0000_0000,
+        0xffff_7fff_ffff_ffff,
+        0xffff_8000_0000_0000,
+        0xffff_ffff_8000_0000,
+        0xffff_ffff_c000_8000,
+        slot,
+        slot + DMA,
+        slot + HEAP,
+        slot + STACK_TOP - 4,
+        slot + SLOT_SIZE - 8,
+        slot ^ SLOT_SIZE << 1,
+    ]
+}
+
+/// Calls service `number` with all extremes in all its arguments; returns how many calls that were.
+pub fn all_extremes(slot: u64, number: u64) -> u64 {
+    core::hint::black_box(import_all());
+    let values = extremes(slot);
+    let mut calls = 0;
+    for a in values {
+        for b in values {
+            for c in values {
+                call(number, [a, b, c]);
+                calls += 1;
+            }
+        }
+    }
+    calls
+}
+
+/// Calls service `number` at random; `state` is where the random numbers begin and go on.
+pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
+    const LOG: u64 = 1;
+    const NET_REGISTER: u64 = 14;
+    core::hint::black_box(import_all());
+    let values = extremes(slot);
+    let text = [b'x'; 512];
+    let mut random = || {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state
+    };
+    for _ in 0..CALLS.min(u64::MAX / SERVICE_COUNT as u64) {
+        let mut argument = || {
+            let number = random();
+            match number % 4 {
+                0 => number >> 2,
+                1 => (number >> 2) % 300,
+                _ => values.get((number >> 2) as usize % values.len()).copied().unwrap_or(0),
+            }
+        };
+        let mut arguments = [argument(), argument(), argument()];
+        // A pointer that is not its own ends the driver, which is another test.
+        if number == LOG {
+            arguments[1] = text.as_ptr() as u64;
+        }
+        if number == NET_REGISTER {
+            arguments[0] = text.as_ptr() as u64;
+        }
+        call(number, arguments);
+    }
+    CALLS
+}

@@ -7,6 +7,7 @@ use pci_types::{
     PciPciBridgeHeader,
 };
 use ringfence_abi::manifest::PciId;
+use ringfence_core::pci::port_count;
 use spin::{Mutex, Once};
 use x86_64::instructions::port::Port;
 
@@ -166,8 +167,7 @@ fn probe_ports(endpoint: &EndpointHeader, slot: u8) -> u32 {
         ConfigSpace.write(address, offset, before);
         mask
     };
-    // Devices may leave the upper 16 bits zero.
-    (!(mask & 0xfffc | 0xffff_0000)).wrapping_add(1)
+    port_count(mask)
 }
 
 /// First address and length in bytes of a memory BAR.

@@ -5,39 +5,11 @@ use crate::arch::{time, watch};
 use crate::domain::fault::{self, Cause};
 use crate::domain::{Handle, Ring};
 use crate::memory::{frames, tables};
-use crate::module::{self, Content, File};
+use crate::module::{self, File};
 use crate::shell::run_all;
 use crate::symbols;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
-
-/// A change of a module file.
-#[derive(Debug, Clone)]
-pub struct Patch {
-    /// Offset in the file in bytes.
-    pub at: usize,
-    /// What is there instead.
-    pub bytes: Vec<u8>,
-}
-
-impl Patch {
-    /// The change as `OFFSET:HEX`, both in hexadecimal.
-    pub fn parse(text: &str) -> Option<Patch> {
-        let (at, hex) = text.split_once(':')?;
-        let at = usize::from_str_radix(at, 16).ok()?;
-        let byte = |pair: &[u8]| u8::from_str_radix(core::str::from_utf8(pair).ok()?, 16).ok();
-        let bytes = hex.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>()?;
-        (!bytes.is_empty()).then_some(Patch { at, bytes })
-    }
-
-    /// `file` with the change in it; `None` if it does not lie inside.
-    pub fn apply(&self, file: &File) -> Option<File> {
-        let mut bytes = file.bytes.to_vec();
-        bytes.get_mut(self.at..self.at.checked_add(self.bytes.len())?)?.copy_from_slice(&self.bytes);
-        Some(File { name: file.name.clone(), bytes: Content::Made(bytes.into()) })
-    }
-}
 
 /// What became of a changed module.
 #[derive(Debug)]

@@ -81,6 +81,8 @@ const BLOCKS: u64 = 16384;
 const BLOCK_BYTES: u64 = 512;
 /// Time between two ends of a driver, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 100..900;
+/// How long changed code may wait to be executed before its driver is ended by `kill`.
+const ARMED: Duration = Duration::from_millis(300);
 /// Longest time in which no copy ends, or the stream brings nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -258,7 +260,21 @@ impl Soak {
                 bail!("no copy has ended for {} s", PATIENCE.as_secs());
             }
             let victim = &victims[random.usize(..victims.len())];
+            let crashes = self.summary.crashes;
             self.running.type_line(&victim.command(random))?;
+            // Changed code must not lie in wait for the one frame that comes again in seconds.
+            let until = Instant::now() + ARMED;
+            while self.summary.crashes == crashes {
+                let Some(left) = until.checked_duration_since(Instant::now()) else {
+                    self.running.type_line(&format!("kill {}", victim.name))?;
+                    break;
+                };
+                if let Some(line) = self.running.line_within(left)
+                    && self.note(&line)?
+                {
+                    heard = Instant::now();
+                }
+            }
             progress(&self.summary, end);
         }
         let copies = self.copies;
@@ -306,7 +322,8 @@ impl Soak {
             self.summary.restarts += 1;
             self.times.extend(rest.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
         }
-        if line.contains("kernel panic") || line.starts_with("error: ") || line.contains("given up") {
+        let late = line.starts_with("error: ") && line.ends_with(" was ended already");
+        if line.contains("kernel panic") || line.starts_with("error: ") && !late || line.contains("given up") {
             bail!("the console says: {line}");
         }
         let Some(sum) = line.strip_suffix(&format!("  {} bytes", BLOCKS * BLOCK_BYTES)) else { return Ok(false) };

@@ -3,6 +3,8 @@
 //! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
 //! * [`disassembly`]: machine code in words, for fault reports
+//! * [`arguments`]: what a shell command makes of its words
+//! * [`pci`]: what a PCI function says of itself
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
@@ -13,10 +15,12 @@
 
 extern crate alloc;
 
+pub mod arguments;
 pub mod cdb;
 pub mod descriptor;
 pub mod disassembly;
 pub mod extent;
 pub mod module;
+pub mod pci;
 pub mod port_bitmap;
 pub mod sense;

@@ -5,10 +5,10 @@
 
 use super::Domain;
 use crate::arch::time;
-use crate::pci::Function;
 use core::fmt;
 use ringfence_abi::reset::{Reset, ResetMethod};
 use ringfence_abi::service::Refusal;
+use ringfence_core::pci::virtio_common;
 use x86_64::instructions::port::Port;
 
 /// Why a device is not reset.
@@ -61,7 +61,7 @@ impl ResetRegister {
             ResetMethod::Unknown => return Ok(None),
             ResetMethod::Register => (recipe.bar, recipe.offset, recipe),
             ResetMethod::Virtio => {
-                let (bar, offset) = virtio_common(device.function()).ok_or(Refusal::Invalid)?;
+                let (bar, offset) = virtio_common(|offset| device.function().read(offset)).ok_or(Refusal::Invalid)?;
                 let wait = Reset { width_bytes: STATUS_BYTES, wait_mask: 0xff, wait_value: 0, set: 0, ..recipe };
                 (bar, offset.checked_add(STATUS).ok_or(Refusal::Invalid)?, wait)
             }
@@ -129,30 +129,4 @@ impl ResetRegister {
             }
         }
     }
-}
-
-/// BAR and offset of a virtio device's common configuration (VIRTIO 1.0, 4.1.4).
-fn virtio_common(function: &Function) -> Option<(u32, u32)> {
-    const STATUS: u16 = 4;
-    const HAS_CAPABILITIES: u32 = 1 << 20;
-    const CAPABILITIES: u16 = 0x34;
-    const VENDOR: u32 = 9;
-    const COMMON: u32 = 1;
-    /// Capabilities are 4 bytes or longer, from 0x40 on.
-    const MOST: usize = 48;
-    if function.read(STATUS) & HAS_CAPABILITIES == 0 {
-        return None;
-    }
-    let mut at = function.read(CAPABILITIES) & 0xfc;
-    for _ in 0..MOST {
-        if at == 0 {
-            return None;
-        }
-        let head = function.read(at as u16);
-        if head & 0xff == VENDOR && head >> 24 == COMMON && at <= 0xf0 {
-            return Some((function.read(at as u16 + 4) & 0xff, function.read(at as u16 + 8)));
-        }
-        at = head >> 8 & 0xfc;
-    }
-    None
 }

@@ -1,7 +1,6 @@
 //! The commands: a table with the help of each, and those that are about the machine as a whole.
 
 use super::Outcome;
-use super::arguments::Arguments;
 use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
 use super::modules::{faults, insmod, kill, limits, lsmod, modinfo, policy, ring, rmmod, tell};
 use super::network::{ip, ping, tcpecho};
@@ -18,6 +17,7 @@ use core::future::Future;
 use core::pin::Pin;
 use embassy_time::Timer;
 use pci_ids::FromId;
+use ringfence_core::arguments::Arguments;
 
 type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 

@@ -1,6 +1,5 @@
 //! Commands about disks.
 
-use super::arguments::Arguments;
 use super::{Outcome, said};
 use crate::scsi::disk::Disk;
 use crate::{println, scsi};
@@ -8,6 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
+use ringfence_core::arguments::Arguments;
 use sha2::{Digest, Sha256};
 
 pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {

@@ -1,7 +1,6 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
 //! * [`commands`]: the table of commands; [`modules`], [`disks`], [`network`], [`trials`] have those that are about these
-//! * [`arguments`]: what a command makes of its arguments, and what it says when they are wrong
 //! * [`editor`]: history and completion
 //!
 //! Commands that the runner left in the ramdisk (`exec`) are run first and the machine is ended, so that a script sees
@@ -19,7 +18,6 @@ use core::task::{Context, Poll};
 use editor::{Line, LineEditor};
 use embassy_futures::select::{Either, select};
 
-pub mod arguments;
 mod commands;
 mod disks;
 mod editor;

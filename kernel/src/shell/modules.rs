@@ -1,6 +1,5 @@
 //! Commands about modules and the drivers that run.
 
-use super::arguments::Arguments;
 use super::commands::device_name;
 use super::{Outcome, said};
 use crate::domain::Ring;
@@ -11,6 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::service::SERVICES;
+use ringfence_core::arguments::Arguments;
 use ringfence_core::module::Module;
 
 pub async fn lsmod(arguments: Arguments<'_>) -> Outcome {

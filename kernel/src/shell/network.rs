@@ -1,11 +1,11 @@
 //! Commands about the network.
 
 use super::Outcome;
-use super::arguments::Arguments;
 use crate::{net, println};
 use alloc::format;
 use alloc::string::ToString;
 use embassy_time::{Duration, with_timeout};
+use ringfence_core::arguments::Arguments;
 
 pub async fn ip(arguments: Arguments<'_>) -> Outcome {
     const LIMIT: Duration = Duration::from_secs(10);

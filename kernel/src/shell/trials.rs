@@ -1,11 +1,12 @@
 //! Commands that change the code of drivers, to see what comes of it.
 
-use super::arguments::Arguments;
 use super::{Outcome, said};
-use crate::trial::{self, Patch};
+use crate::module::{Content, File};
+use crate::trial;
 use crate::{console, module, println};
 use alloc::format;
 use ringfence_abi::layout::IMAGE;
+use ringfence_core::arguments::{Arguments, Patch};
 
 fn parse_patch(arguments: &Arguments, word: &str) -> Result<Patch, alloc::string::String> {
     Patch::parse(word).map_or_else(|| arguments.wrong(&format!("'{word}' is no OFFSET:BYTES in hexadecimal")), Ok)
@@ -24,7 +25,8 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let (Some(work), Some(check), Some(after)) = (lists.next(), lists.next(), lists.next()) else { return usage };
     let handle = module::find(name).map_err(said)?;
     let good = module::file(name).map_err(said)?;
-    let patched = patch.apply(&good).ok_or("the change does not lie inside the file")?;
+    let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
+    let patched = File { name: good.name.clone(), bytes: Content::Made(patched.into()) };
     console::mute(true);
     let lists = [work, check, after];
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists).await;

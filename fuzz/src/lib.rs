@@ -1,0 +1,125 @@
+//! What the fuzz targets do with their bytes: whatever the bytes are, nothing panics, and what is accepted is sound.
+//!
+//! `cargo +nightly fuzz run NAME` finds new ones; `corpus/NAME` has those that are kept, and `cargo test` replays them.
+#![forbid(unsafe_code)]
+
+use ringfence_abi::manifest::Manifest;
+use ringfence_abi::queue::{Consumer, Place, Producer, Words};
+use ringfence_abi::scsi as commands;
+use ringfence_core::arguments::{Arguments, Patch};
+use ringfence_core::module::{Module, symbol_at};
+use ringfence_core::sense::Sense;
+use ringfence_core::{cdb, disassembly, pci as space};
+use std::cell::RefCell;
+
+/// A target's name and what it does.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 6] =
+    [("loader", loader), ("manifest", manifest), ("queue", queue), ("pci", pci), ("scsi", scsi), ("shell", shell)];
+
+/// A module file.
+pub fn loader(data: &[u8]) {
+    if let Ok(module) = Module::parse(data) {
+        let mut end = 0;
+        for segment in &module.segments {
+            assert!(!(segment.writable && segment.executable));
+            assert!(segment.pages.start >= end && segment.start >= segment.pages.start);
+            end = segment.pages.start + segment.pages.len_bytes;
+            assert!(segment.start + segment.bytes.len() as u64 <= end && end <= module.len_bytes);
+        }
+        for relocation in &module.relocations {
+            let inside = |segment: &&ringfence_core::module::Segment| {
+                segment.writable
+                    && segment.pages.start <= relocation.at
+                    && relocation.at + 8 <= segment.pages.start + segment.pages.len_bytes
+            };
+            assert!(module.segments.iter().find(inside).is_some());
+        }
+    }
+    // Reports look for symbols in files that were accepted, and in the kernel's.
+    let _ = symbol_at(data, 0x2000);
+    let _ = disassembly::instruction(data, 0x8000_0040_0000);
+}
+
+/// A manifest.
+pub fn manifest(data: &[u8]) {
+    if let Ok(manifest) = Manifest::parse(data) {
+        assert!(!manifest.name().is_empty() && manifest.name() != "?");
+        assert!(manifest.pci_ids().count() <= 8 && manifest.reset.method().is_some());
+    }
+}
+
+/// Shared memory of a queue, whose other side writes what the bytes say.
+struct Memory(RefCell<Vec<u64>>);
+
+impl Words for Memory {
+    fn load(&self, index: usize) -> u64 {
+        self.0.borrow().get(index).copied().unwrap_or(0)
+    }
+    fn store(&self, index: usize, value: u64) {
+        if let Some(word) = self.0.borrow_mut().get_mut(index) {
+            *word = value;
+        }
+    }
+}
+
+/// Both ends of a queue, while somebody else writes anything into its memory.
+pub fn queue(data: &[u8]) {
+    const CAPACITY: usize = 8;
+    let place = Place::new(0, CAPACITY);
+    let memory = Memory(RefCell::new(vec![0; place.end()]));
+    let (mut producer, mut consumer) = (Producer::new(place), Consumer::new(place));
+    let mut steps = data.chunks_exact(10);
+    for step in &mut steps {
+        let value = u64::from_le_bytes(step[2..].try_into().unwrap_or_default());
+        match step[0] % 4 {
+            0 => memory.store(usize::from(step[1]) % place.end(), value),
+            1 => {
+                let _ = producer.put(&memory, value);
+            }
+            2 => {
+                let _ = consumer.take(&memory);
+            }
+            _ => {
+                // What is believed of the other side never exceeds the ring.
+                assert!(consumer.len(&memory).unwrap_or(0) <= CAPACITY);
+                assert!(producer.room(&memory).unwrap_or(0) <= CAPACITY);
+            }
+        }
+    }
+    let words = Memory(RefCell::new(
+        data.chunks_exact(8).map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap_or_default())).collect(),
+    ));
+    let _ = (commands::read_outcome(&words, 0), commands::read_request(&words, commands::REQUESTS - 1));
+}
+
+/// Configuration space of a PCI function.
+pub fn pci(data: &[u8]) {
+    let read = |offset: u16| {
+        let bytes = data.get(usize::from(offset)..usize::from(offset) + 4);
+        bytes.and_then(|bytes| bytes.try_into().ok()).map_or(u32::MAX, u32::from_le_bytes)
+    };
+    assert!(space::capabilities(read).len() <= 48);
+    let _ = space::virtio_common(read);
+    let _ = space::port_count(read(0x10));
+}
+
+/// What a SCSI device answers.
+pub fn scsi(data: &[u8]) {
+    let _ = Sense::parse(data).map(|sense| sense.to_string());
+    let _ = (cdb::identity(data), cdb::capacity_10(data), cdb::capacity_16(data));
+    assert!(cdb::luns(data).count() <= data.len() / 8);
+}
+
+/// What a person types behind a command.
+pub fn shell(data: &[u8]) {
+    let Ok(text) = core::str::from_utf8(data) else { return };
+    let mut arguments = Arguments::new(text, "usage");
+    let word = arguments.word("the word").unwrap_or("");
+    let _ = (arguments.number::<u64>("the number"), arguments.number::<u8>("the number"));
+    let _ = Patch::parse(word).and_then(|patch| patch.apply(&[0; 64]));
+    let rest = arguments.rest();
+    assert!(text.contains(rest));
+}

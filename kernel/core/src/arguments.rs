@@ -1,0 +1,134 @@
+//! What a command makes of its arguments, and what it says when they are wrong.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::str::{FromStr, SplitWhitespace};
+
+/// The words behind a command.
+pub struct Arguments<'a> {
+    text: &'a str,
+    words: SplitWhitespace<'a>,
+    usage: &'static str,
+}
+
+impl<'a> Arguments<'a> {
+    /// The words of `text`; `usage` is shown when they are wrong.
+    pub fn new(text: &'a str, usage: &'static str) -> Arguments<'a> {
+        Arguments { text, words: text.split_whitespace(), usage }
+    }
+
+    /// The next word, which there must be.
+    pub fn word(&mut self, what: &str) -> Result<&'a str, String> {
+        self.words.next().ok_or_else(|| format!("{what} is missing; usage: {}", self.usage))
+    }
+
+    /// The next word, if there is one.
+    pub fn optional(&mut self) -> Option<&'a str> {
+        self.words.next()
+    }
+
+    /// The next word as a number (decimal, or hexadecimal with 0x), which there must be.
+    pub fn number<T: TryFrom<u64>>(&mut self, what: &str) -> Result<T, String> {
+        let word = self.word(what)?;
+        self.as_number(what, word)
+    }
+
+    /// `word` as a number.
+    pub fn as_number<T: TryFrom<u64>>(&self, what: &str, word: &str) -> Result<T, String> {
+        let parsed = match word.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => u64::from_str(word),
+        };
+        let number = parsed.map_err(|_| format!("{what} must be a number, not '{word}'; usage: {}", self.usage))?;
+        T::try_from(number).map_err(|_| format!("{what} {word} is too large"))
+    }
+
+    /// All that is left, as it was typed.
+    pub fn rest(self) -> &'a str {
+        match self.words.clone().next() {
+            // The next word is a part of `text`: what begins with it is the rest.
+            Some(word) => self.text.get(word.as_ptr() as usize - self.text.as_ptr() as usize..).unwrap_or(word),
+            None => "",
+        }
+    }
+
+    /// That there is nothing left.
+    pub fn end(mut self) -> Result<(), String> {
+        match self.words.next() {
+            None => Ok(()),
+            Some(word) => Err(format!("'{word}' is one too many; usage: {}", self.usage)),
+        }
+    }
+
+    /// That an argument is wrong.
+    pub fn wrong<T>(&self, what: &str) -> Result<T, String> {
+        Err(format!("{what}; usage: {}", self.usage))
+    }
+}
+
+/// A change of bytes somewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch {
+    /// Offset in bytes.
+    pub at: usize,
+    /// What is there instead.
+    pub bytes: Vec<u8>,
+}
+
+impl Patch {
+    /// The change as `OFFSET:BYTES`, both in hexadecimal.
+    pub fn parse(text: &str) -> Option<Patch> {
+        let (at, hex) = text.split_once(':')?;
+        let at = usize::from_str_radix(at, 16).ok()?;
+        let byte = |pair: &[u8]| u8::from_str_radix(core::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes = hex.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>()?;
+        (!bytes.is_empty()).then_some(Patch { at, bytes })
+    }
+
+    /// `content` with the change in it; `None` if it does not lie inside.
+    pub fn apply(&self, content: &[u8]) -> Option<Vec<u8>> {
+        let mut bytes = content.to_vec();
+        bytes.get_mut(self.at..self.at.checked_add(self.bytes.len())?)?.copy_from_slice(&self.bytes);
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_numbers_and_the_rest_are_told_apart() {
+        let mut arguments = Arguments::new(" disk0 0x10  12 and  so on ", "usage");
+        assert_eq!(arguments.word("the disk"), Ok("disk0"));
+        assert_eq!(arguments.number::<u64>("the block"), Ok(16));
+        assert_eq!(arguments.number::<u8>("the count"), Ok(12));
+        assert_eq!(arguments.rest(), "and  so on ");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut arguments = Arguments::new("x 300", "blkread DISK");
+        assert_eq!(
+            arguments.number::<u64>("the block").unwrap_err(),
+            "the block must be a number, not 'x'; usage: blkread DISK"
+        );
+        assert_eq!(arguments.number::<u8>("the count").unwrap_err(), "the count 300 is too large");
+        assert_eq!(arguments.word("the seed").unwrap_err(), "the seed is missing; usage: blkread DISK");
+        let left = Arguments::new("one", "usage").end();
+        assert_eq!(left.unwrap_err(), "'one' is one too many; usage: usage");
+    }
+
+    #[test]
+    fn changes_are_read_and_applied() {
+        let patch = Patch::parse("2:90cc").unwrap();
+        assert_eq!(patch, Patch { at: 2, bytes: vec![0x90, 0xcc] });
+        assert_eq!(patch.apply(&[0; 4]), Some(vec![0, 0, 0x90, 0xcc]));
+        assert_eq!(patch.apply(&[0; 3]), None);
+        assert_eq!(Patch { at: usize::MAX, bytes: vec![0] }.apply(&[0]), None);
+        for wrong in ["", "2", "2:", "x:90", "2:9g"] {
+            assert_eq!(Patch::parse(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Replays what the fuzzer has found, and what it began with (`fuzz/corpus`).
+
+#[test]
+fn every_kept_input_is_survived() {
+    for (name, target) in ringfence_fuzz::TARGETS {
+        let directory = ringfence::project().join("fuzz/corpus").join(name);
+        let mut count = 0;
+        for entry in std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display())) {
+            target(&std::fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "there is nothing in {}", directory.display());
+    }
+}

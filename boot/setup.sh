@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what Ringfence needs and this machine lacks. Safe to run again: what is there is left alone.
 #
-#   1. host packages: QEMU, a linker, the tools of the ISO (apt on Debian and Ubuntu, advice elsewhere)
+#   1. host packages: QEMU, Bochs, a linker, the tools of the ISO (apt on Debian and Ubuntu, advice elsewhere)
 #   2. `core` and `alloc` for x86_64-unknown-none: from rustup where it can, else built once from the
 #      distribution's rust-src into a cached sysroot (1 to 3 minutes)
 #
@@ -42,6 +42,10 @@ need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); } # command, Debian
 need qemu-system-x86_64 qemu-system-x86
 need gcc gcc
 need xorriso xorriso
+# bochs-term, or it would bring a desktop's libraries for its window.
+command -v bochs >/dev/null 2>&1 || missing+=(bochs bochs-term)
+[ -e /usr/share/bochs/BIOS-bochs-latest ] || missing+=(bochsbios)
+[ -e /usr/share/bochs/VGABIOS-lgpl-latest ] || missing+=(vgabios)
 need mformat mtools
 need grub-mkrescue grub-common
 [ -d /usr/lib/grub/i386-pc ] || missing+=(grub-pc-bin)

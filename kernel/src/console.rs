@@ -18,6 +18,7 @@ use uart_16550::spec::registers::FifoTriggerLevel;
 use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::interrupts::without_interrupts;
+use x86_64::instructions::port::Port;
 
 /// COM1.
 const BASE_PORT: u16 = 0x3f8;
@@ -73,6 +74,18 @@ pub fn write_bytes(bytes: &[u8]) {
             uart.send_bytes_exact(bytes);
         }
     });
+}
+
+/// Waits until all that was written is out. A port that never says so is not waited for.
+pub fn drain() {
+    const LINE_STATUS: u16 = BASE_PORT + 5;
+    const TRANSMITTER_EMPTY: u8 = 1 << 6;
+    for _ in 0..1_000_000 {
+        // SAFETY: reading the line status has no effect on what is sent.
+        if unsafe { Port::<u8>::new(LINE_STATUS).read() } & TRANSMITTER_EMPTY != 0 {
+            break;
+        }
+    }
 }
 
 /// Breaks whatever lock a panic may have hit, so that it can still speak.

@@ -124,6 +124,19 @@ pub const INSTRUCTIONS: &[(&str, &str)] = &[
     ("fxsave", "#NM no coprocessor, in command"),
 ];
 
+/// What Bochs says differently, and is right to: attack, fault, and why.
+pub const BOCHS: &[(&str, &str, &str)] = &[
+    (
+        "sysenter",
+        "#GP general protection, in command, at rf_rogue::attacks::sysenter+",
+        "SYSENTER_CS is 0 (SDM vol. 2, SYSENTER); QEMU does not know it in 64-bit mode for its CPU's vendor",
+    ),
+    ("sysexit", "#GP general protection, in command", "ring 0 only (SDM vol. 2, SYSEXIT); QEMU as for `sysenter`"),
+    ("invpcid", "#GP general protection, in command", "ring 0 only; QEMU's CPU does not have it"),
+    ("xsetbv", "#UD invalid opcode, in command", "CR4.OSXSAVE = 0 comes first (SDM vol. 2, XSETBV); QEMU looks at the ring first"),
+    ("emms", "#UD invalid opcode, in command", "CR0.EM = 1 (SDM vol. 2, EMMS); QEMU does not look at that"),
+];
+
 /// Instructions that ring 1 has, and that do no harm.
 pub const HARMLESS: &[&str] = &["rdtsc", "cpuid", "prefetch-kernel", "emms"];
 

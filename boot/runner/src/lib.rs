@@ -6,6 +6,7 @@
 //! * `header`: what modules in C include
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
+//! * [`bochs`]: another emulator, for a second opinion
 //! * [`bench`]: what protection costs
 //! * [`campaign`]: what becomes of drivers whose code is changed
 //! * [`echo`]: an echo server; `page`: tables and charts
@@ -18,6 +19,7 @@
 use std::path::PathBuf;
 
 pub mod bench;
+pub mod bochs;
 pub mod build;
 pub mod campaign;
 pub mod echo;

@@ -1,4 +1,4 @@
-//! How the machine ends: through QEMU's isa-debug-exit device, where there is one.
+//! How the machine ends: through QEMU's isa-debug-exit device or Bochs' port, where there is one.
 //!
 //! A triple fault ends QEMU with status 0, so no order to end has that status. A run is good only if it ended with
 //! the status of [`Ending::Done`] *and* the console's last line said so.
@@ -18,12 +18,19 @@ pub enum Ending {
 }
 
 const EXIT_PORT: u16 = 0xf4;
+const BOCHS_SHUTDOWN_PORT: u16 = 0x8900;
 
 /// Ends the machine.
 pub fn end(ending: Ending) -> ! {
     x86_64::instructions::interrupts::disable();
+    crate::console::drain();
     // SAFETY: the port is QEMU's exit device or nobody's.
     unsafe { Port::new(EXIT_PORT).write(ending as u32) };
+    // Bochs ends when it is told so, a letter at a time.
+    for letter in b"Shutdown" {
+        // SAFETY: the port is Bochs' or nobody's.
+        unsafe { Port::new(BOCHS_SHUTDOWN_PORT).write(*letter) };
+    }
     // Writing the port ends QEMU, but not before its next step; elsewhere this is where it all stops.
     loop {
         x86_64::instructions::hlt();

@@ -133,7 +133,11 @@ pub const BOCHS: &[(&str, &str, &str)] = &[
     ),
     ("sysexit", "#GP general protection, in command", "ring 0 only (SDM vol. 2, SYSEXIT); QEMU as for `sysenter`"),
     ("invpcid", "#GP general protection, in command", "ring 0 only; QEMU's CPU does not have it"),
-    ("xsetbv", "#UD invalid opcode, in command", "CR4.OSXSAVE = 0 comes first (SDM vol. 2, XSETBV); QEMU looks at the ring first"),
+    (
+        "xsetbv",
+        "#UD invalid opcode, in command",
+        "CR4.OSXSAVE = 0 comes first (SDM vol. 2, XSETBV); QEMU looks at the ring first",
+    ),
     ("emms", "#UD invalid opcode, in command", "CR0.EM = 1 (SDM vol. 2, EMMS); QEMU does not look at that"),
 ];
 

@@ -10,7 +10,7 @@ fn outcomes(mutants: usize, ring: u8) -> Vec<Outcome> {
     let disk = directory.path().join("disk.img");
     std::fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
     let modules = ["e1000", "virtio-scsi"].map(String::from).to_vec();
-    let options = Options { modules, mutants, seed: 1997, ring, out: None, json: true };
+    let options = Options { modules, mutants, seed: 1997, skip: 0, ring, out: None, json: true };
     campaign::outcomes(system(), &disk, &options).unwrap()
 }
 

@@ -55,6 +55,9 @@ enum Verb {
         /// Where the random numbers begin.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Leave the first ones out: to come back to a later one.
+        #[arg(long, default_value_t = 0)]
+        skip: usize,
         /// Ring of the changed modules; 0 is the control group, in which kernels die.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
@@ -154,9 +157,9 @@ fn run(cli: Cli) -> Result<u8> {
             bench::run(&system, &scratch_disk()?, &bench::Options { json, out })?;
             Ok(0)
         }
-        Some(Verb::Campaign { modules, mutants, seed, ring, out, json }) => {
+        Some(Verb::Campaign { modules, mutants, seed, skip, ring, out, json }) => {
             let system = build::system(true)?;
-            let options = campaign::Options { modules, mutants, seed, ring, out, json };
+            let options = campaign::Options { modules, mutants, seed, skip, ring, out, json };
             Ok(u8::from(!campaign::run(&system, &scratch_disk()?, &options)?))
         }
         Some(Verb::Soak { minutes, seed, json }) => {

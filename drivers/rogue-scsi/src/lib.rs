@@ -26,6 +26,8 @@ enum Lie {
     None,
     /// The command is never answered.
     Lose,
+    /// No command is answered any more.
+    LoseAll,
     /// It is answered twice.
     Twice,
     /// Another one, which is not under way, is answered.
@@ -111,6 +113,13 @@ impl RogueScsi {
             }
             _ => {}
         }
+        if request.cdb[0] == READ_10 {
+            let [_, _, a, b, c, d, ..] = request.cdb;
+            log::info!("reads block {}", u32::from_be_bytes([a, b, c, d]));
+        }
+        if self.lie == Lie::LoseAll {
+            return;
+        }
         let lie = if request.cdb[0] == READ_10 { core::mem::replace(&mut self.lie, Lie::None) } else { Lie::None };
         match lie {
             Lie::Residual => outcome.residual = u32::MAX,
@@ -171,6 +180,7 @@ impl Driver for RogueScsi {
         let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
         self.lie = match text {
             "lose" => Lie::Lose,
+            "lose-all" => Lie::LoseAll,
             "twice" => Lie::Twice,
             "another" => Lie::Another,
             "beyond" => Lie::Beyond,

@@ -7,14 +7,14 @@ use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::{COMMAND_MS, PAUSE_MS};
 use crate::{module, supervise};
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::poll_fn;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use disk::Disk;
 use embassy_sync::waitqueue::AtomicWaker;
@@ -41,8 +41,39 @@ pub struct Host {
     gone: AtomicBool,
     /// Set when all its units have been looked at.
     scanned: AtomicBool,
-    /// Who waits for another driver.
+    /// Who waits for another driver, or for its turn to send a command again.
     waiting: Mutex<Vec<Waker>>,
+    /// Commands so far: each one's number is its place among those that are sent again.
+    commands: AtomicU64,
+    /// Commands that are to be sent again.
+    to_repeat: Mutex<BTreeSet<u64>>,
+}
+
+/// A place among the commands that are to be sent again. It is given up when this goes.
+struct Turn<'a> {
+    host: &'a Host,
+    number: u64,
+}
+
+impl Turn<'_> {
+    /// Waits until all commands with smaller numbers were sent again.
+    async fn come(&self) {
+        poll_fn(|context| {
+            if self.host.to_repeat.lock().first() == Some(&self.number) {
+                return Poll::Ready(());
+            }
+            self.host.waiting.lock().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.host.to_repeat.lock().remove(&self.number);
+        self.host.wake();
+    }
 }
 
 /// How often one command is sent again because its driver was ended.
@@ -54,6 +85,12 @@ impl Host {
     /// The driver that it has right now.
     pub fn handle(&self) -> Handle {
         self.current.lock().clone()
+    }
+
+    /// A place among the commands that are to be sent again, for the one with this number.
+    fn turn(&self, number: u64) -> Turn<'_> {
+        self.to_repeat.lock().insert(number);
+        Turn { host: self, number }
     }
 
     fn wake(&self) {
@@ -156,7 +193,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Sends one command and waits for its outcome; data that comes in goes to `data_in`.
+/// Sends one command and waits for its outcome; data that comes in goes to `data_in`. `turn` is given up when it is sent.
 async fn execute_once(
     handle: &Handle,
     target: u32,
@@ -164,6 +201,7 @@ async fn execute_once(
     cdb: &Cdb,
     data_out: &[u8],
     data_in: &mut [u8],
+    turn: Option<Turn<'_>>,
 ) -> Result<Outcome, ScsiError> {
     let begun = poll_fn(|context| {
         let mut domain = handle.lock();
@@ -192,6 +230,8 @@ async fn execute_once(
     let limit_ms = COMMAND_MS.get();
     let limit = Duration::from_millis(limit_ms);
     let ticket = with_timeout(limit, begun).await.unwrap_or(Err(ScsiError::TimedOut))?;
+    // The next one may be sent.
+    drop(turn);
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
     module::poll(handle, Events::QUEUE);
     let outcome = poll_fn(|context| {
@@ -232,8 +272,8 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
 /// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted to mention
 /// (UNIT ATTENTION) is passed over.
 ///
-/// If the driver is ended meanwhile and comes back, the command is sent again: nobody was told that it was done, and
-/// the blocks that it reads or writes are the same. `data_out` is the caller's and has not changed.
+/// If the driver is ended meanwhile and comes back, the command is sent again, in the order of those that were under way:
+/// nobody was told that it was done, and the blocks that it reads or writes are the same. `data_out` is the caller's and has not changed.
 pub async fn execute(
     host: &Host,
     target: u32,
@@ -243,12 +283,22 @@ pub async fn execute(
     data_in: &mut [u8],
 ) -> Result<usize, ScsiError> {
     let len_bytes = data_out.len().max(data_in.len());
+    let number = host.commands.fetch_add(1, Ordering::Relaxed);
     let (mut tries, mut restarts) = (0, 0);
+    let mut turn: Option<Turn> = None;
     loop {
+        if let Some(turn) = &turn {
+            turn.come().await;
+        }
         let handle = host.handle();
-        let outcome = execute_once(&handle, target, lun, cdb, data_out, data_in).await;
+        let outcome = execute_once(&handle, target, lun, cdb, data_out, data_in, turn.take()).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), len_bytes)) {
-            Err(ScsiError::NoDriver) if restarts < RESTARTS && host.another_than(&handle).await => {
+            Err(ScsiError::NoDriver) if restarts < RESTARTS => {
+                // Those that were under way go again in the order in which they were first sent.
+                turn = Some(host.turn(number));
+                if !host.another_than(&handle).await {
+                    return Err(ScsiError::NoDriver);
+                }
                 restarts += 1;
                 // A fresh driver has reset the device, which mentions that.
                 tries = 0;
@@ -272,6 +322,8 @@ pub fn attach(handle: &Handle) {
             gone: AtomicBool::new(false),
             scanned: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
+            commands: AtomicU64::new(0),
+            to_repeat: Mutex::new(BTreeSet::new()),
         });
         HOSTS.lock().push(host.clone());
         TO_SCAN.lock().push_back(host);

@@ -123,7 +123,7 @@ fn lies_about_commands_are_errors_or_faults() {
     let text = run.text();
     let after = |verb: &str| {
         let start = text.find(&format!("tell rogue-scsi {verb}\n")).expect("it was run");
-        text[start..].lines()
+        text[start..].lines().filter(|line| !line.contains("reads block"))
     };
     for (verb, answer) in SCSI_ANSWERS {
         // The command after that is as good as ever.

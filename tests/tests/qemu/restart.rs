@@ -169,3 +169,16 @@ fn limits_are_changed_and_bad_values_refused() {
     assert_says(&run.text(), "error: restarts must be 1 to 1000, not 0");
     assert_says(&run.text(), "error: there is no limit 'nonsense'; 'limits' lists them");
 }
+
+#[test]
+fn commands_are_sent_again_in_order() {
+    let text = boot_well(&bare(
+        "insmod rogue-scsi; policy rogue-scsi restart; tell rogue-scsi lose-all; blkread disk0 0 512 &; sleep 50; \
+         kill rogue-scsi; wait; lsmod",
+    ));
+    let reads: Vec<&str> =
+        text.lines().filter_map(|line| line.split_once("rogue-scsi: reads block ")).map(|(_, block)| block).collect();
+    // Four commands of 64 KiB at once; the first driver answers none of them, the second one all.
+    assert_eq!(reads, ["0", "128", "256", "384", "0", "128", "256", "384"], "{text}");
+    assert_says(&text, "  262144 bytes");
+}

@@ -34,6 +34,8 @@ pub struct Options {
     pub mutants: usize,
     /// Where the random numbers begin.
     pub seed: u64,
+    /// How many of the first changes to leave out: to come back to one of them.
+    pub skip: usize,
     /// Ring of the changed modules.
     pub ring: u8,
     /// Folder for the results and the page.
@@ -125,6 +127,7 @@ pub fn outcomes(system: &System, disk: &Path, options: &Options) -> Result<Vec<O
     let machine = Machine { disks: vec![disk.to_path_buf()], ..Machine::default() };
     eprintln!("campaign: finding out what the work executes");
     let mutants = mutants(system, &machine, server.port(), options)?;
+    let mutants = mutants.get(options.skip..).context("all changes are left out")?;
     let mut outcomes: Vec<Outcome> = Vec::new();
     let start = Instant::now();
     while outcomes.len() < mutants.len() {

@@ -4,11 +4,13 @@
 //! The host makes the changes, from a seed, at places that the work really executes; the kernel's `trial` command carries
 //! one out. All run in one boot, unless the kernel dies: then the next boot goes on with the change after that.
 //!
+//! * [`autopsy`]: where a machine is that says no more
 //! * [`capture`]: whether the host's network still takes frames
 //! * [`coverage`]: which instructions the work executes
 //! * [`mutate`]: changes of one instruction
 //! * [`report`]: the table, for the terminal and as a page
 
+mod autopsy;
 mod capture;
 pub(crate) mod coverage;
 pub(crate) mod mutate;
@@ -250,6 +252,8 @@ struct Boot {
 
 /// What the guest sent.
 const CAPTURE: &str = "sent.pcap";
+/// Where QEMU answers questions.
+const SOCKET: &str = "qmp";
 
 impl Boot {
     fn start(system: &System, machine: &Machine, port: u16, ring: u8, mutants: &[Mutant]) -> Result<Boot> {
@@ -269,6 +273,7 @@ impl Boot {
         machine.contents.exec = Some(script);
         let directory = TempDir::new()?;
         machine.extra.extend(capture::arguments(&directory.path().join(CAPTURE)));
+        machine.extra.extend(autopsy::arguments(&directory.path().join(SOCKET)));
         Ok(Boot { directory, running: Some(machine.start(system)?), checksum: None, free: None, seen: Vec::new() })
     }
 
@@ -324,9 +329,10 @@ impl Boot {
     fn last_words(&mut self) -> String {
         let panic = self.seen.iter().find(|line| line.contains("panic: ") || line.contains("boot failed"));
         let said = panic.or(self.seen.last()).cloned().unwrap_or_default();
+        let place = autopsy::place(&self.directory.path().join(SOCKET));
         let end = self.running.take().map(|running| running.finish_within(Duration::from_secs(1)));
         match end {
-            Some(Ok(End::TimeLimit)) => format!("silent for {} s; {said}", SILENCE.as_secs()),
+            Some(Ok(End::TimeLimit)) => format!("silent for {} s, {place}; {said}", SILENCE.as_secs()),
             _ => said,
         }
     }

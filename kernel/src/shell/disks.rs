@@ -93,21 +93,33 @@ pub async fn blkread(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-pub async fn blkwrite(mut arguments: Arguments<'_>) -> Outcome {
+/// Disk, first block, count and seed, as the commands about patterns take them.
+async fn pattern_arguments(mut arguments: Arguments<'_>) -> Result<(Arc<Disk>, u64, u64, u64), String> {
     let disk = find_disk(arguments.word("the disk")?).await?;
     let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
     let seed = arguments.number("the seed")?;
     arguments.end()?;
     check_range(&disk, lba, blocks)?;
+    Ok((disk, lba, blocks, seed))
+}
+
+/// Writes the pattern of `seed` and waits until the disk has it for good; returns its checksum.
+async fn write_pattern(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Result<Sha256, String> {
     let mut sum = Sha256::new();
     let mut buffer = vec![0; PIECE];
-    for (lba, len_bytes) in pieces(&disk, lba, blocks) {
+    for (lba, len_bytes) in pieces(disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         fill(data, lba, seed);
         disk.write(lba, data).await.map_err(said)?;
         sum.update(data);
     }
     disk.flush().await.map_err(said)?;
+    Ok(sum)
+}
+
+pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
+    let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
+    let sum = write_pattern(&disk, lba, blocks, seed).await?;
     print_sum(sum, blocks * disk.block_bytes() as u64);
     Ok(())
 }
@@ -152,30 +164,16 @@ async fn verify(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Outcome {
     Ok(())
 }
 
-pub async fn blkverify(mut arguments: Arguments<'_>) -> Outcome {
-    let disk = find_disk(arguments.word("the disk")?).await?;
-    let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
-    let seed = arguments.number("the seed")?;
-    arguments.end()?;
-    check_range(&disk, lba, blocks)?;
+pub async fn blkverify(arguments: Arguments<'_>) -> Outcome {
+    let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
     verify(&disk, lba, blocks, seed).await?;
     println!("{blocks} blocks are as they were written");
     Ok(())
 }
 
-pub async fn blkcheck(mut arguments: Arguments<'_>) -> Outcome {
-    let disk = find_disk(arguments.word("the disk")?).await?;
-    let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
-    let seed = arguments.number("the seed")?;
-    arguments.end()?;
-    check_range(&disk, lba, blocks)?;
-    let mut buffer = vec![0; PIECE];
-    for (lba, len_bytes) in pieces(&disk, lba, blocks) {
-        let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
-        fill(data, lba, seed);
-        disk.write(lba, data).await.map_err(said)?;
-    }
-    disk.flush().await.map_err(said)?;
+pub async fn blkcheck(arguments: Arguments<'_>) -> Outcome {
+    let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
+    write_pattern(&disk, lba, blocks, seed).await?;
     verify(&disk, lba, blocks, seed).await?;
     println!("{blocks} blocks were written and read back");
     Ok(())

@@ -17,6 +17,7 @@ use ringfence_core::module::symbol_at;
 
 /// Words of the stack that are shown, and that are searched for return addresses.
 const STACK_SHOWN: u64 = 8;
+const STACK_COLUMNS: usize = 3;
 const STACK_SEARCHED: u64 = 64;
 /// Return addresses that are shown.
 const CALLERS: usize = 4;
@@ -81,13 +82,15 @@ fn write_stack(out: &mut String, domain: &Domain, rsp: u64) -> fmt::Result {
     if word(0).is_none() {
         return writeln!(out, "    stack: none, rsp is in {}", describe(domain, rsp));
     }
-    for row in 0..STACK_SHOWN / 3 + 1 {
-        write!(out, "    {}", if row == 0 { "stack:" } else { "      " })?;
-        for word in (row * 3..(row * 3 + 3).min(STACK_SHOWN)).map_while(word) {
-            write!(out, " {word:016x}")?;
-        }
-        writeln!(out)?;
+    for (index, word) in (0..STACK_SHOWN).map_while(word).enumerate() {
+        let lead = match index {
+            0 => "    stack:",
+            _ if index.is_multiple_of(STACK_COLUMNS) => "\n          ",
+            _ => "",
+        };
+        write!(out, "{lead} {word:016x}")?;
     }
+    writeln!(out)?;
     // Behind a call inside a function: where a function begins nothing returns to.
     let is_return = |address: &u64| symbol(domain, address.wrapping_sub(1)).is_some();
     let mut callers = (0..STACK_SEARCHED).map_while(word).filter(is_return).take(CALLERS).peekable();

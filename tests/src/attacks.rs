@@ -124,6 +124,9 @@ pub const INSTRUCTIONS: &[(&str, &str)] = &[
     ("fxsave", "#NM no coprocessor, in command"),
 ];
 
+const NULL_SS: &str =
+    "a null selector in SS must have the current privilege level (SDM vol. 2, MOV); QEMU does not ask";
+
 /// What Bochs says differently, and is right to: attack, fault, and why.
 pub const BOCHS: &[(&str, &str, &str)] = &[
     (
@@ -138,6 +141,9 @@ pub const BOCHS: &[(&str, &str, &str)] = &[
         "#UD invalid opcode, in command",
         "CR4.OSXSAVE = 0 comes first (SDM vol. 2, XSETBV); QEMU looks at the ring first",
     ),
+    ("load-ss 0x0", "#GP general protection, in command", NULL_SS),
+    ("load-ss 0x2", "#GP general protection, in command", NULL_SS),
+    ("load-ss 0x3", "#GP general protection, in command", NULL_SS),
     ("emms", "#UD invalid opcode, in command", "CR0.EM = 1 (SDM vol. 2, EMMS); QEMU does not look at that"),
 ];
 
@@ -147,7 +153,7 @@ pub const HARMLESS: &[&str] = &["rdtsc", "cpuid", "prefetch-kernel", "emms"];
 /// Verbs that load a segment register, and those that return to a code segment.
 pub const DATA_LOADS: &[&str] = &["load-ds", "load-es", "load-fs", "load-gs"];
 /// See [`DATA_LOADS`].
-pub const CODE_LOADS: &[&str] = &["far-return", "interrupt-return"];
+pub const CODE_LOADS: &[&str] = &["far-return", "interrupt-return", "far-jump"];
 
 /// Every selector of the GDT and the LDT and two beyond each, with every requested privilege level.
 pub fn selectors() -> impl Iterator<Item = u16> {
@@ -160,6 +166,9 @@ pub fn selectors() -> impl Iterator<Item = u16> {
 /// What must become of `verb` with `selector`: the fault, or `None` if it is allowed (Intel SDM vol. 2, MOV, RET, IRET).
 pub fn segment_fault(verb: &str, selector: u16) -> Option<String> {
     let privilege = selector & 3;
+    if verb == "far-jump" {
+        return Some(far_jump_fault(selector));
+    }
     let is_code = CODE_LOADS.contains(&verb);
     if selector & !3 == 0 {
         // QEMU lets any null selector into SS; the manual asks for the current privilege level.
@@ -189,6 +198,41 @@ pub fn segment_fault(verb: &str, selector: u16) -> Option<String> {
         SelectorName::Interrupt(_) => unreachable!("bit 1 is clear"),
     };
     Some(format!("#GP general protection on {what}, in command"))
+}
+
+/// The fault of a far jump to `selector` (Intel SDM vol. 2, JMP): one that is let through ends at address 0.
+fn far_jump_fault(selector: u16) -> String {
+    let on = |fault: &str, what: &str| format!("{fault} on {what}, in command");
+    let denied = |what: &str| on("#GP general protection", what);
+    if selector & !3 == 0 {
+        return "#GP general protection, in command".to_string();
+    }
+    if selector & !3 == descriptor::DRIVER_CODE & !3 && selector & 3 <= 1 {
+        return "#PF executing 0x0 (null), in command".to_string();
+    }
+    match descriptor::describe_selector(u64::from(selector & !3)) {
+        // A gate of ring 1 with a privilege level that may use it: not there, or it leads to ring 0, where a jump may not.
+        SelectorName::Gate(number) if selector & 3 <= 1 && is_gate(selector) => {
+            match GRANTED.contains(&SERVICES[number].symbol) {
+                true => denied("entry 1 of the GDT"),
+                false => on("#NP segment not present", &format!("the gate of {}", SERVICES[number].symbol)),
+            }
+        }
+        SelectorName::ReturnGate if selector & 3 <= 1 && is_gate(selector) => denied("entry 1 of the GDT"),
+        SelectorName::Gate(number) => denied(&format!("the gate of {}", SERVICES[number].symbol)),
+        SelectorName::ReturnGate => denied("the return gate"),
+        SelectorName::Global(entry) => denied(&format!("entry {entry} of the GDT")),
+        SelectorName::Local(entry) => denied(&format!("entry {entry} of the LDT")),
+        SelectorName::Interrupt(_) => unreachable!("bit 1 is clear"),
+    }
+}
+
+/// Services that `rogue` asks for.
+const GRANTED: [&str; 4] = ["rf_null", "rf_log", "rf_panic", "rf_heap_grow"];
+
+/// Whether a selector names the first half of a gate.
+fn is_gate(selector: u16) -> bool {
+    (selector >> 3).is_multiple_of(2)
 }
 
 /// What an attack tries and what stops it, in words.

@@ -47,6 +47,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("load-ss", instructions::load_ss),
     ("far-return", instructions::far_return),
     ("interrupt-return", instructions::interrupt_return),
+    ("far-jump", instructions::far_jump),
     ("trap-flag-gate", trap_flag_gate),
     ("bad-stack-gate", bad_stack_gate),
     ("bad-stack", bad_stack),

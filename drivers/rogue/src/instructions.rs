@@ -128,3 +128,15 @@ pub fn interrupt_return(selector: u64) -> u64 {
     };
     0
 }
+
+/// Jumps far to a selector.
+#[inline(never)]
+pub fn far_jump(selector: u64) -> u64 {
+    let target = [0u16, 0, 0, 0, 0];
+    // SAFETY: none. FF /5 with a 64-bit offset would be Intel's only; the offset of this one is 32 bits, which cannot reach
+    // the slot: a jump that is let through goes to the address 0, and faults there.
+    unsafe {
+        asm!("mov word ptr [rcx + 4], ax", ".byte 0xff, 0x29", in("rax") selector, in("rcx") target.as_ptr());
+    }
+    0
+}

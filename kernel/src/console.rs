@@ -59,9 +59,19 @@ pub fn init() {
     }
 }
 
-/// Holds back what is written, or does not any more. The log is kept all the same.
-pub fn mute(muted: bool) {
-    MUTED.store(muted, Ordering::Relaxed);
+/// Nothing is written as long as this is there. The log is kept all the same.
+pub struct Mute;
+
+/// Holds back what is written until what is returned is dropped.
+pub fn mute() -> Mute {
+    MUTED.store(true, Ordering::Relaxed);
+    Mute
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        MUTED.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Writes bytes as they are.
@@ -93,7 +103,7 @@ pub fn drain() {
 /// # Safety
 /// Only a panic may call it: nothing else runs afterwards.
 pub unsafe fn break_locks() {
-    mute(false);
+    MUTED.store(false, Ordering::Relaxed);
     // SAFETY: as the caller promises.
     unsafe {
         UART.force_unlock();

@@ -23,6 +23,11 @@ impl Limit {
         self.value.load(Ordering::Relaxed)
     }
 
+    /// Changes it until what is returned is dropped.
+    pub fn for_now(&'static self, value: u64) -> ForNow {
+        ForNow { limit: self, before: self.value.swap(value, Ordering::Relaxed) }
+    }
+
     /// Changes it; the error says what values it can have.
     pub fn set(&self, value: u64) -> Result<(), (u64, u64)> {
         if !(self.least..=self.most).contains(&value) {
@@ -30,6 +35,18 @@ impl Limit {
         }
         self.value.store(value, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Gives a limit back the value that it had.
+pub struct ForNow {
+    limit: &'static Limit,
+    before: u64,
+}
+
+impl Drop for ForNow {
+    fn drop(&mut self) {
+        self.limit.value.store(self.before, Ordering::Relaxed);
     }
 }
 

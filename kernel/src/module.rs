@@ -3,7 +3,7 @@
 use crate::arch::{interrupts, watch};
 use crate::domain::calls::CallLog;
 use crate::domain::device::{self, Device};
-use crate::domain::fault::Cause;
+use crate::domain::fault::{self, Cause};
 use crate::domain::space::{Space, rights};
 use crate::domain::upcall::UpcallError;
 use crate::domain::{Domain, Handle, Ring};
@@ -68,6 +68,8 @@ pub enum LoadError {
     NoDevice,
     /// Its `init` failed.
     Init(UpcallError),
+    /// The instruction to watch does not lie in the image.
+    Outside,
     /// It does not offer what the driver before it offered.
     Different,
     /// No such module is loaded.
@@ -83,6 +85,7 @@ impl fmt::Display for LoadError {
             LoadError::NoMemory => write!(f, "out of memory"),
             LoadError::NoDevice => write!(f, "no free device that it drives"),
             LoadError::Init(error) => write!(f, "init: {error}"),
+            LoadError::Outside => write!(f, "the instruction to watch does not lie in the image"),
             LoadError::Different => write!(f, "it does not offer what the driver before it offered"),
             LoadError::NotLoaded(name) => write!(f, "no module '{name}' is loaded"),
         }
@@ -113,7 +116,8 @@ pub fn file(name: &str) -> Result<File, LoadError> {
 
 /// Loads a module into `ring` and runs its `init`. On any error nothing of it stays.
 pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
-    let handle = start(file, ring, None, None)?;
+    // A driver that nobody knows yet is not restarted: its report is due now.
+    let handle = start(file, ring, None, None).inspect_err(|_| fault::print_pending())?;
     LOADED.lock().push(handle.clone());
     crate::net::attach(&handle);
     crate::scsi::attach(&handle);
@@ -133,6 +137,9 @@ fn start(file: &File, ring: Ring, name: Option<&str>, watched: Option<u64>) -> R
         None => domain.set_ring(ring),
     }
     if let Some(offset) = watched {
+        if offset >= domain.image_bytes {
+            return Err(LoadError::Outside);
+        }
         watch::set(domain.base() + IMAGE + offset);
     }
     domain.upcall(INIT, [0; 3]).map_err(LoadError::Init)?;
@@ -142,13 +149,17 @@ fn start(file: &File, ring: Ring, name: Option<&str>, watched: Option<u64>) -> R
 /// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then.
 /// `watched` is the offset in the image of an instruction to watch from the start ([`watch`]).
 pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
-    let name = {
+    if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
+        return Err(LoadError::NotLoaded(dead.lock().name.clone()));
+    }
+    let (name, ring1_only) = {
         let mut domain = dead.lock();
         quiesce(&mut domain);
         frames::take_back_promise(core::mem::take(&mut domain.promised));
-        domain.name.clone()
+        (domain.name.clone(), domain.ring1_only)
     };
-    let fresh = start(file, ring, Some(&name), watched)?;
+    let fresh = start(file, if ring1_only { Ring::Sandboxed } else { ring }, Some(&name), watched)?;
+    fresh.lock().ring1_only |= ring1_only;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         // On this return the fresh one is dropped, and the dead one stays in its place.
@@ -157,7 +168,8 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         }
         new.faults_at = core::mem::take(&mut old.faults_at);
         new.policy = old.policy;
-        new.ring1_only = old.ring1_only;
+        // It has been replaced: nobody is to do that again.
+        old.stopped = true;
     }
     if let Some(place) = LOADED.lock().iter_mut().find(|other| Arc::ptr_eq(other, dead)) {
         *place = fresh.clone();
@@ -211,6 +223,7 @@ fn map(file: &File, module: Module, device: Option<Device>) -> Result<Domain, Lo
         ring1_only: module.manifest.flags & RING1_ONLY != 0,
         stop_ticks: 0,
         faults_at: Vec::new(),
+        restart_at: None,
         given_up: false,
         stopped: false,
         promised: 0,

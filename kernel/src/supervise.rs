@@ -13,11 +13,14 @@ use crate::module;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
+use embassy_futures::select::select;
+use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::Timer;
+use embassy_time::{Instant, Timer};
 use ringfence_abi::manifest::Policy;
 use spin::Mutex;
 
@@ -72,49 +75,76 @@ pub fn will_be_back(handle: &Handle) -> bool {
     domain.fault.is_some() && restarts(&domain)
 }
 
-/// The task that restarts drivers.
+/// The task that restarts drivers: each when its time has come, whatever becomes of the others.
 pub async fn run() {
     loop {
-        poll_fn(|context| {
-            WORK.register(context.waker());
-            if PENDING.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-        while let Some(dead) = module::loaded().into_iter().find(will_be_back) {
-            revive(&dead).await;
-            fault::print_pending();
+        let dead: Vec<Handle> = module::loaded().into_iter().filter(will_be_back).collect();
+        let due = dead.iter().filter_map(|dead| Some((plan(dead)?, dead.clone()))).min_by_key(|(at, _)| *at);
+        drop(dead);
+        match due {
+            Some((at, dead)) if at <= time::uptime_ns() => {
+                revive(&dead);
+                fault::print_pending();
+                yield_now().await;
+            }
+            due => {
+                fault::print_pending();
+                let work = poll_fn(|context| {
+                    WORK.register(context.waker());
+                    if PENDING.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
+                });
+                match due.map(|(at, _)| at) {
+                    Some(at) => {
+                        select(work, Timer::at(Instant::from_micros(at / 1000 + 1))).await;
+                    }
+                    None => work.await,
+                }
+            }
         }
-        fault::print_pending();
     }
 }
 
-async fn revive(dead: &Handle) {
+/// When a driver that was ended is to be restarted, in nanoseconds since boot. Counts the attempt when it is planned;
+/// `None` if it was one too many.
+fn plan(dead: &Handle) -> Option<u64> {
+    const MOST_DOUBLINGS: u64 = 10;
     let window = RESTART_WINDOW_S.get() * 1_000_000_000;
+    let mut domain = dead.lock();
+    if let Some(at) = domain.restart_at {
+        return Some(at);
+    }
+    let now = time::uptime_ns();
+    domain.faults_at.retain(|at| now - at < window);
+    domain.faults_at.push(now);
+    let count = domain.faults_at.len() as u64;
+    let limit = RESTARTS.get();
+    if count > limit {
+        log::error!("{}: given up after {limit} restarts in {} s", domain.name, RESTART_WINDOW_S.get());
+        if let Some(fault) = &domain.fault {
+            fault.set_done(format!("it was given up after {limit} restarts"));
+        }
+        domain.given_up = true;
+        drop(domain);
+        crate::scsi::wake_waiting();
+        return None;
+    }
+    let wait_ms = if count > 1 { RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS) } else { 0 };
+    let at = now + wait_ms * 1_000_000;
+    domain.restart_at = Some(at);
+    Some(at)
+}
+
+fn revive(dead: &Handle) {
     let (name, count) = {
         let mut domain = dead.lock();
-        let now = time::uptime_ns();
-        domain.faults_at.retain(|at| now - at < window);
-        domain.faults_at.push(now);
-        (domain.name.clone(), domain.faults_at.len() as u64)
+        domain.restart_at = None;
+        (domain.name.clone(), domain.faults_at.len())
     };
     let note = |done: String| {
         if let Some(fault) = &dead.lock().fault {
             fault.set_done(done);
         }
     };
-    let limit = RESTARTS.get();
-    if count > limit {
-        note(format!("it was given up after {limit} restarts"));
-        log::error!("{name}: given up after {limit} restarts in {} s", RESTART_WINDOW_S.get());
-        dead.lock().given_up = true;
-        crate::scsi::wake_waiting();
-        return;
-    }
-    if count > 1 && RESTART_WAIT_MS.get() > 0 {
-        fault::print_pending();
-        const MOST_DOUBLINGS: u64 = 10;
-        Timer::after_millis(RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS)).await;
-    }
     // It may have been unloaded, or its policy changed, in the meantime.
     if !will_be_back(dead) {
         crate::scsi::wake_waiting();

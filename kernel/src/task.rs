@@ -2,6 +2,7 @@
 
 use crate::arch::time;
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::Future;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -98,5 +99,12 @@ pub fn run(init: impl FnOnce(Spawner)) -> ! {
         } else {
             interrupts::enable_and_hlt();
         }
+    }
+}
+
+/// Adds a waker to those that wait for something, once: a task may be polled any number of times before that comes.
+pub fn wait_in(waiting: &mut Vec<Waker>, waker: &Waker) {
+    if !waiting.iter().any(|other| other.will_wake(waker)) {
+        waiting.push(waker.clone());
     }
 }

@@ -10,6 +10,7 @@ use crate::shell::run_all;
 use crate::symbols;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use ringfence_abi::manifest::Policy;
 
 /// What became of a changed module.
 #[derive(Debug)]
@@ -44,7 +45,12 @@ pub async fn run(
     [work, check, after]: [&str; 3],
 ) -> Outcome {
     let before = fault::count();
-    handle.lock().end(Cause::Killed);
+    let policy = {
+        let mut driver = handle.lock();
+        driver.end(Cause::Killed);
+        // Nobody else is to replace the changed one.
+        core::mem::replace(&mut driver.policy, Policy::Stop)
+    };
     let (mutant, mut why) = match module::replace(&handle, patched, ring, Some(watched)) {
         Ok(mutant) => (mutant, run_all(work).await.err()),
         Err(error) => (handle.clone(), Some(error.to_string())),
@@ -57,7 +63,7 @@ pub async fn run(
     let ended = fault.as_ref().map_or(ended, |fault| fault.at_ns);
     let replaced = module::replace(&mutant, good, Ring::Sandboxed, None).map_err(|error| error.to_string());
     let restore_us = (time::uptime_ns() - ended) / 1000;
-    let mut restored = replaced.map(drop);
+    let mut restored = replaced.map(|good| good.lock().policy = policy);
     let mut kind = match (&fault, &why) {
         (Some(fault), _) => fault.kind,
         (None, None) => "fine",

@@ -25,6 +25,8 @@ driver!(
         .dma_kib(64)
         .restart()
         .reset_register(0, reg::CTRL as u32, ctrl::RST, ctrl::RST, 10_000)
+        // QEMU's model keeps its rings over a reset; those of no length it leaves alone.
+        .reset_zero([reg::RDLEN as u32, reg::TDLEN as u32])
 );
 
 /// Descriptors in each ring: more than frames, so that head and tail never meet with work between them.

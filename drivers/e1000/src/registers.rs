@@ -22,6 +22,9 @@ pub const TCTL: usize = 0x0400;
 pub const TIPG: usize = 0x0410;
 /// Receive descriptor base (13.4.25); behind it the base's upper half, the length, at 0x10 the head.
 pub const RDBAL: usize = 0x2800;
+/// Receive and transmit descriptor length (13.4.27, 13.4.38).
+pub const RDLEN: usize = RDBAL + 8;
+pub const TDLEN: usize = TDBAL + 8;
 /// Receive descriptor tail (13.4.29).
 pub const RDT: usize = 0x2818;
 /// Transmit descriptor base (13.4.36), laid out like the receive side's.

@@ -21,6 +21,7 @@ driver!(
         .dma_kib(64)
         .upcall_ms(1000)
         .reset_register(0, 0, 1 << 26, 1 << 26, 10_000)
+        .reset_zero([0x2808, 0x3808])
 );
 
 /// Words of a ring's positions: put, taken, and the first entry.

@@ -87,7 +87,15 @@ impl Manifest {
             wait_mask,
             wait_value: 0,
             limit_us,
+            ..Reset::UNKNOWN
         };
+        self
+    }
+
+    /// Two 32-bit registers of the same BAR are set to 0 before the reset: lengths of descriptor rings, say, for devices
+    /// that keep them.
+    pub const fn reset_zero(mut self, offsets: [u32; 2]) -> Manifest {
+        self.0.reset.zero = offsets;
         self
     }
 

@@ -88,7 +88,7 @@ pub struct Manifest {
 }
 
 // The layout is part of the ABI.
-const _: () = assert!(size_of::<Manifest>() == 152 && align_of::<Manifest>() == 8);
+const _: () = assert!(size_of::<Manifest>() == 160 && align_of::<Manifest>() == 8);
 
 /// What is wrong with a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,7 +277,7 @@ mod tests {
             change(&mut manifest);
             Manifest::parse(manifest.as_bytes()).unwrap_err()
         };
-        assert_eq!(Manifest::parse(&good().as_bytes()[..151]).unwrap_err(), ManifestError::Short);
+        assert_eq!(Manifest::parse(&good().as_bytes()[..159]).unwrap_err(), ManifestError::Short);
         assert_eq!(refused(|m| m.magic ^= 1), ManifestError::Magic);
         assert_eq!(refused(|m| m.abi_version = 9), ManifestError::AbiVersion(9));
         assert_eq!(refused(|m| m.kind = 7), ManifestError::Kind(7));

@@ -7,6 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Number of base address registers of a PCI function.
 const BARS: u32 = 6;
+/// No register: see [`Reset::zero`].
+pub const NO_REGISTER: u32 = u32::MAX;
 /// Longest time that a reset may take, in microseconds: nothing else runs meanwhile.
 pub const MAX_RESET_US: u32 = 100_000;
 
@@ -40,6 +42,8 @@ pub struct Reset {
     pub wait_mask: u32,
     /// What those bits are when the device is reset.
     pub wait_value: u32,
+    /// Offsets of 32-bit registers in the same BAR that are set to 0 before that; [`NO_REGISTER`] stands for none.
+    pub zero: [u32; 2],
     /// Longest time that may take, in microseconds, at most [`MAX_RESET_US`].
     pub limit_us: u32,
 }
@@ -54,12 +58,14 @@ impl Reset {
         set: 0,
         wait_mask: 0,
         wait_value: 0,
+        zero: [NO_REGISTER; 2],
         limit_us: 0,
     };
 
     /// The method, if the recipe makes sense.
     pub fn method(&self) -> Option<ResetMethod> {
-        if self.limit_us > MAX_RESET_US {
+        let aligned = |offset: &u32| *offset == NO_REGISTER || offset.is_multiple_of(4);
+        if self.limit_us > MAX_RESET_US || !self.zero.iter().all(aligned) {
             return None;
         }
         match self.method {
@@ -87,6 +93,7 @@ mod tests {
         assert_eq!(Reset { bar: 6, ..good }.method(), None);
         assert_eq!(Reset { width_bytes: 8, ..good }.method(), None);
         assert_eq!(Reset { width_bytes: 0, ..good }.method(), None);
+        assert_eq!(Reset { zero: [2, NO_REGISTER], ..good }.method(), None);
         assert_eq!(Reset { offset: 2, ..good }.method(), None);
         assert_eq!(Reset { limit_us: MAX_RESET_US + 1, ..good }.method(), None);
     }

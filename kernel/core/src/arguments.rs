@@ -34,6 +34,13 @@ impl<'a> Arguments<'a> {
         self.as_number(what, word)
     }
 
+    /// The next word as milliseconds, at most a day.
+    pub fn milliseconds(&mut self, what: &str) -> Result<u64, String> {
+        const DAY: u64 = 24 * 60 * 60 * 1000;
+        let value = self.number(what)?;
+        if value > DAY { Err(format!("{what} is longer than a day")) } else { Ok(value) }
+    }
+
     /// `word` as a number.
     pub fn as_number<T: TryFrom<u64>>(&self, what: &str, word: &str) -> Result<T, String> {
         let parsed = match word.strip_prefix("0x") {
@@ -115,6 +122,10 @@ mod tests {
             "the block must be a number, not 'x'; usage: blkread DISK"
         );
         assert_eq!(arguments.number::<u8>("the count").unwrap_err(), "the count 300 is too large");
+        assert_eq!(
+            Arguments::new("99999999999", "usage").milliseconds("the limit").unwrap_err(),
+            "the limit is longer than a day"
+        );
         assert_eq!(arguments.word("the seed").unwrap_err(), "the seed is missing; usage: blkread DISK");
         let left = Arguments::new("one", "usage").end();
         assert_eq!(left.unwrap_err(), "'one' is one too many; usage: usage");

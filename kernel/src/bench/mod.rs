@@ -9,7 +9,8 @@
 
 use crate::arch::{interrupts, time};
 use crate::domain::{Handle, Ring};
-use crate::{module, println};
+use crate::{module, println, supervise};
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -123,6 +124,9 @@ fn alternate(
     row: impl Fn() -> Row,
 ) -> Result<[Row; 2], String> {
     let before = handle.lock().ring();
+    if let Some(why) = supervise::distrust(&handle.lock()) {
+        return Err(format!("the driver cannot be measured in ring 0: {why}"));
+    }
     let mut rows = RINGS.map(|ring| row().ring(ring));
     // The first of each is thrown away: it fills caches, QEMU's of translated code among them.
     for number in 0..=count {

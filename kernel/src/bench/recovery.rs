@@ -32,13 +32,10 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
         some = true;
         let mut rows = [name, reset].map(|name| Row::new(name, mode.unit("us")));
         // Nothing is printed meanwhile: that takes longer than a restart.
-        console::mute(true);
-        let wait = RESTART_WAIT_MS.get();
-        let _ = RESTART_WAIT_MS.set(0);
-        let measured = measure(handle, mode, &mut rows).await;
-        let _ = RESTART_WAIT_MS.set(wait);
-        console::mute(false);
-        measured?;
+        let mute = console::mute();
+        let at_once = RESTART_WAIT_MS.for_now(0);
+        measure(handle, mode, &mut rows).await?;
+        drop((mute, at_once));
         rows.iter().for_each(&mut *print);
     }
     Ok(some)

@@ -96,8 +96,12 @@ impl Device {
     /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
     /// memory. If it does not come to rest nobody gets it any more.
     pub fn stop(self) -> Result<(), NotReset> {
+        // Some devices turn it on by themselves: QEMU's legacy virtio does for drivers that forget to.
+        const COMMAND: u16 = 4;
+        let used_dma =
+            self.used_dma || self.function.read(COMMAND) & CommandRegister::BUS_MASTER_ENABLE.bits() as u32 != 0;
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
-        let stopped = match (&self.reset, self.used_dma) {
+        let stopped = match (&self.reset, used_dma) {
             (_, false) => Ok(()),
             (Some(reset), true) => reset.run(),
             (None, true) => Err(NotReset::NoRecipe),

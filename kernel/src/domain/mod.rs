@@ -80,6 +80,8 @@ pub struct Domain {
     pub ring1_only: bool,
     /// When it was ended by faults lately, in nanoseconds since boot.
     pub faults_at: alloc::vec::Vec<u64>,
+    /// When it is to be restarted, in nanoseconds since boot, once that is planned.
+    pub restart_at: Option<u64>,
     /// Set when it was ended too often.
     pub given_up: bool,
     /// Set when it is being unloaded: it is not entered any more.

@@ -6,7 +6,7 @@
 use super::Domain;
 use crate::arch::time;
 use core::fmt;
-use ringfence_abi::reset::{Reset, ResetMethod};
+use ringfence_abi::reset::{NO_REGISTER, Reset, ResetMethod};
 use ringfence_abi::service::Refusal;
 use ringfence_core::pci::virtio_common;
 use x86_64::instructions::port::Port;
@@ -33,6 +33,8 @@ impl fmt::Display for NotReset {
 #[derive(Debug, Clone, Copy)]
 pub struct ResetRegister {
     place: Place,
+    /// Registers that are set to 0 first.
+    zero: [Option<Place>; 2],
     width_bytes: u32,
     clear: u32,
     set: u32,
@@ -73,12 +75,21 @@ impl ResetRegister {
         let is_port =
             domain.device.as_ref().and_then(|device| device.function().port_counts.get(bar as usize).copied());
         let mapped = domain.map_bar(bar.into())?;
-        let place = match is_port {
-            Some(1..) => Place::Port((mapped + u64::from(offset)) as u16),
-            _ => Place::Memory(mapped + u64::from(offset)),
+        let is_port = matches!(is_port, Some(1..));
+        let at = |offset: u32| match is_port {
+            true => Place::Port((mapped + u64::from(offset)) as u16),
+            false => Place::Memory(mapped + u64::from(offset)),
         };
+        let mut zero = [None; 2];
+        for (place, offset) in zero.iter_mut().zip(register.zero).filter(|(_, offset)| *offset != NO_REGISTER) {
+            if u64::from(offset) + 4 > domain.bar_len(bar.into())? {
+                return Err(Refusal::Invalid);
+            }
+            *place = Some(at(offset));
+        }
         Ok(Some(ResetRegister {
-            place,
+            place: at(offset),
+            zero,
             width_bytes: register.width_bytes,
             // virtio's is written as a whole.
             clear: if recipe.method() == Some(ResetMethod::Virtio) { u32::MAX } else { 0 },
@@ -92,7 +103,10 @@ impl ResetRegister {
     /// Resets the device and waits for that, which takes no longer than the recipe says.
     pub fn run(&self) -> Result<(), NotReset> {
         let start = time::tsc();
-        self.write(self.read() & !self.clear | self.set);
+        for place in self.zero.into_iter().flatten() {
+            write(place, 4, 0);
+        }
+        write(self.place, self.width_bytes, self.read() & !self.clear | self.set);
         while self.read() & self.wait_mask != self.wait_value {
             if time::nanoseconds(time::tsc() - start) > u64::from(self.limit_us) * 1000 {
                 return Err(NotReset::TimedOut(self.limit_us));
@@ -115,18 +129,18 @@ impl ResetRegister {
             }
         }
     }
+}
 
-    fn write(&self, value: u32) {
-        // SAFETY: as for `read`; what it does to the device is what its driver's manifest asked for.
-        unsafe {
-            match (self.place, self.width_bytes) {
-                (Place::Memory(address), 1) => (address as *mut u8).write_volatile(value as u8),
-                (Place::Memory(address), 2) => (address as *mut u16).write_volatile(value as u16),
-                (Place::Memory(address), _) => (address as *mut u32).write_volatile(value),
-                (Place::Port(port), 1) => Port::new(port).write(value as u8),
-                (Place::Port(port), 2) => Port::new(port).write(value as u16),
-                (Place::Port(port), _) => Port::new(port).write(value),
-            }
+fn write(place: Place, width_bytes: u32, value: u32) {
+    // SAFETY: as for `read`; what it does to the device is what its driver's manifest asked for.
+    unsafe {
+        match (place, width_bytes) {
+            (Place::Memory(address), 1) => (address as *mut u8).write_volatile(value as u8),
+            (Place::Memory(address), 2) => (address as *mut u16).write_volatile(value as u16),
+            (Place::Memory(address), _) => (address as *mut u32).write_volatile(value),
+            (Place::Port(port), 1) => Port::new(port).write(value as u8),
+            (Place::Port(port), 2) => Port::new(port).write(value as u16),
+            (Place::Port(port), _) => Port::new(port).write(value),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A TCP client that checks an echo server (RFC 862), and by that the driver in between.
 
-use super::{INTERFACES, wake};
+use super::{INTERFACES, Interface, wake};
 use alloc::vec;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicU16, Ordering};
@@ -18,13 +18,24 @@ const PORTS: u16 = 16384;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
 /// The connection, which goes when this goes.
-struct Connection(SocketHandle);
+struct Connection {
+    /// Number of its interface, which may be gone before it.
+    interface: u64,
+    socket: SocketHandle,
+}
+
+impl Connection {
+    /// Its interface among those that there are.
+    fn interface<'a>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut Interface> {
+        interfaces.iter_mut().find(|interface| interface.number == self.interface)
+    }
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let Some(interface) = INTERFACES.lock().first_mut() {
-            interface.sockets.get_mut::<tcp::Socket>(self.0).abort();
-            interface.sockets.remove(self.0);
+        if let Some(interface) = self.interface(&mut INTERFACES.lock()) {
+            interface.sockets.get_mut::<tcp::Socket>(self.socket).abort();
+            interface.sockets.remove(self.socket);
         }
     }
 }
@@ -41,7 +52,7 @@ pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), 
         let interface = interfaces.first_mut().ok_or("there is no network interface")?;
         let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let handle = interface.sockets.add(tcp::Socket::new(buffer(), buffer()));
-        let connection = Connection(handle);
+        let connection = Connection { interface: interface.number, socket: handle };
         let local = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
         let socket = interface.sockets.get_mut::<tcp::Socket>(handle);
         let begun = socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local);
@@ -56,8 +67,10 @@ pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), 
     let (mut sent, mut received) = (0, 0);
     let result = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
-        let Some(interface) = interfaces.first_mut() else { return Poll::Ready(Err("the interface is gone")) };
-        let socket = interface.sockets.get_mut::<tcp::Socket>(connection.0);
+        let Some(interface) = connection.interface(&mut interfaces) else {
+            return Poll::Ready(Err("the interface is gone"));
+        };
+        let socket = interface.sockets.get_mut::<tcp::Socket>(connection.socket);
         if !socket.is_open() {
             return Poll::Ready(Err("the connection was refused or reset"));
         }

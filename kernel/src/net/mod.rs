@@ -10,6 +10,7 @@
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::TRANSMIT_MS;
+use crate::task::wait_in;
 use crate::{module, task};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -37,12 +38,15 @@ pub mod queues;
 mod servers;
 
 static INTERFACES: Mutex<Vec<Interface>> = Mutex::new(Vec::new());
+static NEXT_NUMBER: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 static WORK: AtomicWaker = AtomicWaker::new();
 /// Set when there may be something to do, so that no wake is lost.
 static PENDING: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
 
 /// A network interface: a driver and the stack above it.
 struct Interface {
+    /// No other has had it.
+    number: u64,
     name: String,
     handle: Handle,
     stack: Stack,
@@ -92,6 +96,7 @@ pub fn attach(handle: &Handle) {
     let name = (0..).map(|number| format!("eth{number}")).find(|name| interfaces.iter().all(|i| i.name != *name));
     let name = name.unwrap_or_default();
     interfaces.push(Interface {
+        number: NEXT_NUMBER.fetch_add(1, core::sync::atomic::Ordering::Relaxed),
         name,
         handle: handle.clone(),
         stack,
@@ -134,7 +139,7 @@ pub async fn run() {
         let count = INTERFACES.lock().len();
         for index in 0..count {
             // The lock is not held while a driver runs: its frames come back through here.
-            let (handle, unsent, at) = {
+            let (handle, unsent, deadline, at) = {
                 let mut interfaces = INTERFACES.lock();
                 let Some(interface) = interfaces.get_mut(index) else { break };
                 let (unsent, deadline) = match interface.serve() {
@@ -150,10 +155,25 @@ pub async fn run() {
                 let at = interface.stack.poll_at(now(), &interface.sockets);
                 let at = at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64));
                 let at = at.into_iter().chain(deadline).min().filter(|_| alive);
-                (interface.handle.clone(), unsent, at)
+                (interface.handle.clone(), unsent, deadline, at)
             };
-            if unsent > 0 {
+            let overdue = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
+            if unsent > 0 || overdue(deadline) {
                 module::poll(&handle, Events::QUEUE);
+            }
+            // Only a driver that has just had its chance is to blame.
+            if overdue(deadline) {
+                let again = handle.lock().net.as_mut().map(|queues| queues.deadline_ns());
+                let cause = match again {
+                    Some(Ok(Some(at))) if overdue(Some(Instant::from_micros(at / 1000))) => {
+                        Some(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() })
+                    }
+                    Some(Err(cause)) => Some(cause),
+                    _ => None,
+                };
+                if let Some(cause) = cause {
+                    module::condemn(&handle, cause);
+                }
             }
             if let Some(at) = at {
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
@@ -218,9 +238,6 @@ impl Interface {
             }
         }
         let deadline = queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000));
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() });
-        }
         Ok((queues.take_unsent(), deadline))
     }
 
@@ -377,7 +394,7 @@ pub async fn wait_for_address(limit: Duration) -> bool {
             None => Poll::Ready(false),
             Some(interface) if interface.address().is_some() => Poll::Ready(true),
             Some(interface) => {
-                interface.on_lease.push(context.waker().clone());
+                wait_in(&mut interface.on_lease, context.waker());
                 Poll::Pending
             }
         }

@@ -6,6 +6,7 @@
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::{COMMAND_MS, PAUSE_MS};
+use crate::task::wait_in;
 use crate::{module, supervise};
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::format;
@@ -62,7 +63,7 @@ impl Turn<'_> {
             if self.host.to_repeat.lock().first() == Some(&self.number) {
                 return Poll::Ready(());
             }
-            self.host.waiting.lock().push(context.waker().clone());
+            wait_in(&mut self.host.waiting.lock(), context.waker());
             Poll::Pending
         })
         .await;
@@ -108,7 +109,7 @@ impl Host {
             } else if !supervise::will_be_back(&current) {
                 Poll::Ready(false)
             } else {
-                self.waiting.lock().push(context.waker().clone());
+                wait_in(&mut self.waiting.lock(), context.waker());
                 Poll::Pending
             }
         });
@@ -153,8 +154,6 @@ pub enum ScsiError {
     },
     /// The device moved less data than it was asked for.
     Short,
-    /// The driver has as many commands as it can, and finishes none.
-    TimedOut,
     /// The blocks are not all on the disk.
     OutOfRange,
 }
@@ -173,7 +172,6 @@ impl fmt::Display for ScsiError {
                 write!(f, "{command}: {}", sense::status_name(*status))
             }
             ScsiError::Short => write!(f, "the device moved too little data"),
-            ScsiError::TimedOut => write!(f, "the driver took no more commands for {} ms", COMMAND_MS.get()),
             ScsiError::OutOfRange => write!(f, "beyond the end of the disk"),
         }
     }
@@ -229,7 +227,13 @@ async fn execute_once(
     });
     let limit_ms = COMMAND_MS.get();
     let limit = Duration::from_millis(limit_ms);
-    let ticket = with_timeout(limit, begun).await.unwrap_or(Err(ScsiError::TimedOut))?;
+    let stuck = Cause::Stuck { what: "SCSI command", limit_ms };
+    let Ok(ticket) = with_timeout(limit, begun).await else {
+        // Nothing became free all the time: what fills the queue is stuck, and maybe nobody waits for it any more.
+        module::condemn(handle, stuck);
+        return Err(ScsiError::NoDriver);
+    };
+    let ticket = ticket?;
     // The next one may be sent.
     drop(turn);
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
@@ -245,7 +249,7 @@ async fn execute_once(
     });
     let Ok(outcome) = with_timeout(limit, outcome).await else {
         // The driver, or its device, is stuck. Both are begun anew, if the policy is to restart.
-        module::condemn(handle, Cause::Stuck { what: "SCSI command", limit_ms });
+        module::condemn(handle, stuck);
         return Err(ScsiError::NoDriver);
     };
     waiting.ticket = None;
@@ -364,7 +368,7 @@ pub async fn settled() {
         if TO_SCAN.lock().is_empty() {
             return Poll::Ready(());
         }
-        ON_SETTLED.lock().push(context.waker().clone());
+        wait_in(&mut ON_SETTLED.lock(), context.waker());
         Poll::Pending
     })
     .await;

@@ -228,7 +228,7 @@ async fn wait(arguments: Arguments<'_>) -> Outcome {
 }
 
 async fn sleep(mut arguments: Arguments<'_>) -> Outcome {
-    let milliseconds = arguments.number("the time")?;
+    let milliseconds = arguments.milliseconds("the time")?;
     arguments.end()?;
     Timer::after_millis(milliseconds).await;
     Ok(())

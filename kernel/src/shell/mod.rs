@@ -7,6 +7,7 @@
 //! the same as a person.
 
 use crate::arch::power::{self, Ending};
+use crate::domain::fault;
 use crate::{console, module, print, println, ramdisk};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -65,6 +66,7 @@ pub async fn run() {
 /// Ends the machine in order, and says so in the last line.
 pub fn finish(failed: usize) -> ! {
     module::unload_all();
+    fault::print_pending();
     if failed == 0 {
         println!("ringfence: done");
         power::end(Ending::Done)

@@ -168,6 +168,7 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
             domain.policy = policy;
             domain.given_up = false;
             domain.faults_at.clear();
+            domain.restart_at = None;
             supervise::forgive(&domain);
         }
         None => {

@@ -38,7 +38,7 @@ pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
     while let Some(option) = arguments.optional() {
         match option {
             "-c" => count = arguments.number::<u16>("the count")?,
-            "-W" => limit = Duration::from_millis(arguments.number("the limit")?),
+            "-W" => limit = Duration::from_millis(arguments.milliseconds("the limit")?),
             other => return arguments.wrong(&format!("'{other}' is not known")),
         }
     }
@@ -66,7 +66,7 @@ pub async fn tcpecho(mut arguments: Arguments<'_>) -> Outcome {
     let len_bytes: usize = arguments.number("the length")?;
     let limit = match arguments.optional() {
         None => Duration::from_secs(10),
-        Some("-W") => Duration::from_millis(arguments.number("the limit")?),
+        Some("-W") => Duration::from_millis(arguments.milliseconds("the limit")?),
         Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
     };
     arguments.end()?;

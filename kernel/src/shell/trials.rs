@@ -27,10 +27,10 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let good = module::file(name).map_err(said)?;
     let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
     let patched = File { name: good.name.clone(), bytes: Content::Made(patched.into()) };
-    console::mute(true);
+    let mute = console::mute();
     let lists = [work, check, after];
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists).await;
-    console::mute(false);
+    drop(mute);
     println!(
         "{{\"activated\":{},\"kind\":\"{}\",\"why\":{:?},\"restored\":{},\"restored_why\":{:?},\"restore_us\":{},\"checksum\":\"{:016x}\",\"free\":{}}}",
         outcome.activated,

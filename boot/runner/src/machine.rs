@@ -44,6 +44,8 @@ pub struct Machine {
     pub boot: Boot,
     /// Disk images.
     pub disks: Vec<PathBuf>,
+    /// Whether what the guest flushes may stay in the host's memory.
+    pub volatile_disks: bool,
     /// QEMU's name of the network card, or `none`.
     pub nic: String,
     /// QEMU's name of the SCSI adapter, or `none`.
@@ -79,6 +81,7 @@ impl Default for Machine {
             contents: Contents { autoload: true, ..Contents::default() },
             boot: Boot::Direct,
             disks: Vec::new(),
+            volatile_disks: false,
             nic: "e1000".to_string(),
             hba: "virtio-scsi-pci".to_string(),
             memory: 64,
@@ -198,7 +201,8 @@ impl Machine {
         if self.hba != "none" {
             qemu.args(["-device", &format!("{},id=hba0", self.hba)]);
             for (index, disk) in self.disks.iter().enumerate() {
-                qemu.arg("-drive").arg(drive_argument(&format!("disk{index}"), disk, ""));
+                let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
+                qemu.arg("-drive").arg(drive_argument(&format!("disk{index}"), disk, cache));
                 qemu.args(["-device", &format!("scsi-hd,drive=disk{index},bus=hba0.0,scsi-id={index}")]);
             }
         } else if !self.disks.is_empty() {

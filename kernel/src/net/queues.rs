@@ -132,13 +132,21 @@ impl Queues {
 
     /// Takes back the frames that were sent.
     fn reclaim(&mut self) -> Result<(), Cause> {
+        let mut progress = false;
         while let Some(taken) = self.transmitted.take(&self.memory).map_err(lie("transmitted"))? {
             let (frame, _) = split(taken);
             match self.tx_lent.get_mut(frame as usize) {
                 Some(lent) if *lent => *lent = false,
                 _ => return Err(Cause::QueueEntry { queue: "transmitted", entry: taken }),
             }
-            self.order.retain(|(number, _)| *number != frame as usize);
+            // Devices send in order; if this one does not, it is looked for.
+            match self.order.front() {
+                Some((number, _)) if *number == frame as usize => drop(self.order.pop_front()),
+                _ => self.order.retain(|(number, _)| *number != frame as usize),
+            }
+            progress = true;
+        }
+        if progress {
             self.progress_ns = time::uptime_ns();
         }
         Ok(())

@@ -84,6 +84,8 @@ pub async fn run() {
         match due {
             Some((at, dead)) if at <= time::uptime_ns() => {
                 revive(&dead);
+                // Its memory is free before anybody else runs.
+                drop(dead);
                 fault::print_pending();
                 yield_now().await;
             }

@@ -1,42 +1,97 @@
-//! A TCP client that checks an echo server (RFC 862), and by that the driver in between.
+//! Clients: ping (RFC 792), and a TCP client that checks an echo server (RFC 862), and by that the driver in between.
 
 use super::{INTERFACES, Interface, wake};
 use alloc::vec;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicU16, Ordering};
 use core::task::Poll;
+use embassy_time::{Duration, Instant, with_timeout};
 use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp;
-use smoltcp::wire::{IpAddress, Ipv4Address};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::socket::{AnySocket, icmp, tcp};
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, Ipv4Address};
 
-/// Room in each direction in bytes.
+/// Room in each direction in bytes: of a connection, and of a ping.
 const BUFFER_BYTES: usize = 16384;
+const PACKET_BYTES: usize = 128;
+
+static NEXT_IDENT: AtomicU16 = AtomicU16::new(0x5246);
 
 /// The dynamic ports (RFC 6335, 6). Each connection gets the next one: the other side may remember one that was cut off.
 const FIRST_PORT: u16 = 49152;
 const PORTS: u16 = 16384;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
-/// The connection, which goes when this goes.
-struct Connection {
+/// A socket of one command's own, which goes when this goes. What one command cannot send is in nobody else's way.
+struct OwnSocket {
     /// Number of its interface, which may be gone before it.
     interface: u64,
-    socket: SocketHandle,
+    handle: SocketHandle,
 }
 
-impl Connection {
+impl OwnSocket {
+    fn open(interface: &mut Interface, socket: impl AnySocket<'static>) -> OwnSocket {
+        OwnSocket { interface: interface.number, handle: interface.sockets.add(socket) }
+    }
+
     /// Its interface among those that there are.
     fn interface<'a>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut Interface> {
         interfaces.iter_mut().find(|interface| interface.number == self.interface)
     }
+
+    /// The socket, unless its interface is gone.
+    fn get<'a, T: AnySocket<'static>>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut T> {
+        Some(self.interface(interfaces)?.sockets.get_mut(self.handle))
+    }
 }
 
-impl Drop for Connection {
+impl Drop for OwnSocket {
     fn drop(&mut self) {
         if let Some(interface) = self.interface(&mut INTERFACES.lock()) {
-            interface.sockets.get_mut::<tcp::Socket>(self.socket).abort();
-            interface.sockets.remove(self.socket);
+            interface.sockets.remove(self.handle);
         }
+    }
+}
+
+/// Sends one ICMP echo request to `host` and waits for the answer; returns the round trip, or `None` after `limit`.
+pub async fn ping(host: Ipv4Address, sequence: u16, limit: Duration) -> Result<Option<Duration>, &'static str> {
+    let started = Instant::now();
+    // An answer that comes too late must not be taken for the next one's.
+    let ident = NEXT_IDENT.fetch_add(1, Ordering::Relaxed);
+    let own = {
+        let mut interfaces = INTERFACES.lock();
+        let interface = interfaces.first_mut().ok_or("there is no network interface")?;
+        interface.stack.ipv4_addr().ok_or("the interface has no address yet")?;
+        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 1], vec![0; PACKET_BYTES]);
+        let mut socket = icmp::Socket::new(buffer(), buffer());
+        socket.bind(icmp::Endpoint::Ident(ident)).map_err(|_| "the ICMP socket is in use")?;
+        let request = Icmpv4Repr::EchoRequest { ident, seq_no: sequence, data: &[0x52; 56] };
+        let packet = socket.send(request.buffer_len(), IpAddress::Ipv4(host)).map_err(|_| "no request can be sent")?;
+        request.emit(&mut Icmpv4Packet::new_unchecked(packet), &ChecksumCapabilities::default());
+        OwnSocket::open(interface, socket)
+    };
+    wake();
+    let answered = poll_fn(|context| {
+        let mut interfaces = INTERFACES.lock();
+        let Some(socket) = own.get::<icmp::Socket>(&mut interfaces) else {
+            return Poll::Ready(Err("the interface is gone"));
+        };
+        while let Ok((packet, from)) = socket.recv() {
+            let Ok(packet) = Icmpv4Packet::new_checked(packet) else { continue };
+            let reply = Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default());
+            if let Ok(Icmpv4Repr::EchoReply { seq_no, .. }) = reply
+                && seq_no == sequence
+                && from == IpAddress::Ipv4(host)
+            {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        socket.register_recv_waker(context.waker());
+        Poll::Pending
+    });
+    match with_timeout(limit, answered).await {
+        Ok(answered) => answered.map(|()| Some(started.elapsed())),
+        Err(_) => Ok(None),
     }
 }
 
@@ -47,30 +102,28 @@ fn pattern(offset: usize) -> u8 {
 
 /// Sends `len_bytes` bytes to the echo server at `host` and `port`, and compares what comes back.
 pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), &'static str> {
-    let connection = {
+    let own = {
         let mut interfaces = INTERFACES.lock();
         let interface = interfaces.first_mut().ok_or("there is no network interface")?;
         let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
-        let handle = interface.sockets.add(tcp::Socket::new(buffer(), buffer()));
-        let connection = Connection { interface: interface.number, socket: handle };
+        let own = OwnSocket::open(interface, tcp::Socket::new(buffer(), buffer()));
         let local = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
-        let socket = interface.sockets.get_mut::<tcp::Socket>(handle);
+        let socket = interface.sockets.get_mut::<tcp::Socket>(own.handle);
         let begun = socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local);
         if begun.is_err() {
-            // The lock is not held when the connection goes.
+            // The lock is not held when the socket goes.
             drop(interfaces);
             return Err("no connection can be made");
         }
-        connection
+        own
     };
     wake();
     let (mut sent, mut received) = (0, 0);
     let result = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
-        let Some(interface) = connection.interface(&mut interfaces) else {
+        let Some(socket) = own.get::<tcp::Socket>(&mut interfaces) else {
             return Poll::Ready(Err("the interface is gone"));
         };
-        let socket = interface.sockets.get_mut::<tcp::Socket>(connection.socket);
         if !socket.is_open() {
             return Poll::Ready(Err("the connection was refused or reset"));
         }
@@ -108,7 +161,7 @@ pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), 
         Poll::Pending
     })
     .await;
-    drop(connection);
+    drop(own);
     wake();
     result
 }

@@ -1,6 +1,6 @@
 //! The network stack (smoltcp) above the drivers, and the small servers that make it testable.
 //!
-//! * [`client`]: a TCP client that checks an echo server
+//! * [`client`]: ping, and a TCP client that checks an echo server
 //! * [`queues`]: frames to and from a driver
 //! * [`servers`]: echo (7), discard (9) and character generator (19)
 //!
@@ -15,7 +15,6 @@ use crate::{module, task};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
@@ -28,9 +27,9 @@ use ringfence_abi::upcall::Events;
 use servers::Servers;
 use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
-use smoltcp::socket::{dhcpv4, icmp};
+use smoltcp::socket::dhcpv4;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
 use spin::Mutex;
 
 pub mod client;
@@ -52,7 +51,6 @@ struct Interface {
     stack: Stack,
     sockets: SocketSet<'static>,
     dhcp: SocketHandle,
-    icmp: SocketHandle,
     servers: Servers,
     /// Who waits for a lease.
     on_lease: Vec<Waker>,
@@ -89,8 +87,6 @@ pub fn attach(handle: &Handle) {
     drop(domain);
     let mut sockets = SocketSet::new(Vec::new());
     let dhcp = sockets.add(dhcpv4::Socket::new());
-    let icmp_buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 8], vec![0; 8 * 128]);
-    let icmp = sockets.add(icmp::Socket::new(icmp_buffer(), icmp_buffer()));
     let servers = Servers::new(&mut sockets);
     let mut interfaces = INTERFACES.lock();
     let name = (0..).map(|number| format!("eth{number}")).find(|name| interfaces.iter().all(|i| i.name != *name));
@@ -102,7 +98,6 @@ pub fn attach(handle: &Handle) {
         stack,
         sockets,
         dhcp,
-        icmp,
         servers,
         on_lease: Vec::new(),
     });
@@ -400,48 +395,6 @@ pub async fn wait_for_address(limit: Duration) -> bool {
         }
     });
     with_timeout(limit, leased).await.unwrap_or(false)
-}
-
-/// Sends one ICMP echo request to `host` and waits for the answer; returns the round trip, or `None` after `limit`.
-pub async fn ping(host: Ipv4Address, sequence: u16, limit: Duration) -> Result<Option<Duration>, &'static str> {
-    const IDENT: u16 = 0x5246;
-    let started = Instant::now();
-    {
-        let mut interfaces = INTERFACES.lock();
-        let interface = interfaces.first_mut().ok_or("there is no network interface")?;
-        let source = interface.stack.ipv4_addr().ok_or("the interface has no address yet")?;
-        let _ = source;
-        let socket = interface.sockets.get_mut::<icmp::Socket>(interface.icmp);
-        if !socket.is_open() {
-            socket.bind(icmp::Endpoint::Ident(IDENT)).map_err(|_| "the ICMP socket is in use")?;
-        }
-        while socket.can_recv() {
-            let _ = socket.recv();
-        }
-        let request = Icmpv4Repr::EchoRequest { ident: IDENT, seq_no: sequence, data: &[0x52; 56] };
-        let buffer =
-            socket.send(request.buffer_len(), IpAddress::Ipv4(host)).map_err(|_| "too many requests are under way")?;
-        request.emit(&mut Icmpv4Packet::new_unchecked(buffer), &ChecksumCapabilities::default());
-    }
-    wake();
-    let answered = poll_fn(|context| {
-        let mut interfaces = INTERFACES.lock();
-        let Some(interface) = interfaces.first_mut() else { return Poll::Pending };
-        let socket = interface.sockets.get_mut::<icmp::Socket>(interface.icmp);
-        while let Ok((packet, from)) = socket.recv() {
-            let Ok(packet) = Icmpv4Packet::new_checked(packet) else { continue };
-            let reply = Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default());
-            if let Ok(Icmpv4Repr::EchoReply { ident: IDENT, seq_no, .. }) = reply
-                && seq_no == sequence
-                && from == IpAddress::Ipv4(host)
-            {
-                return Poll::Ready(());
-            }
-        }
-        socket.register_recv_waker(context.waker());
-        Poll::Pending
-    });
-    Ok(with_timeout(limit, answered).await.ok().map(|()| started.elapsed()))
 }
 
 /// Starts the network task.

@@ -47,7 +47,7 @@ pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
     }
     let mut answered = 0;
     for sequence in 1..=count {
-        match net::ping(host, sequence, limit).await? {
+        match net::client::ping(host, sequence, limit).await? {
             Some(time) => {
                 answered += 1;
                 println!("answer from {host}: seq={sequence} time={} us", time.as_micros());

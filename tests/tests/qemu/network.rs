@@ -1,7 +1,7 @@
 //! Real traffic through the e1000 driver, in both rings.
 
-use ringfence::machine::{Machine, Protocol, Running};
-use ringfence_tests::{TIME_LIMIT, assert_says, boot_well, machine, system};
+use ringfence::machine::{End, Machine, Protocol, Running};
+use ringfence_tests::{TIME_LIMIT, assert_says, boot, boot_well, machine, system};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -116,4 +116,14 @@ fn udp_echo_discard_and_character_generator_work() {
         assert_eq!(line, [expected.as_slice(), b"\r\n"].concat());
     }
     running.type_line("shutdown").unwrap();
+}
+
+/// What waits for a host that is not there is in nobody else's way.
+#[test]
+fn a_host_that_is_not_there_delays_no_other() {
+    let run = boot(&machine("ip; ping 10.0.2.99 -c 1 -W 200; ping 10.0.2.2 -c 1 -W 5000"));
+    assert_eq!(run.end, End::CommandFailed, "{}", run.text());
+    assert_says(&run.text(), "no answer: seq=1");
+    assert_says(&run.text(), "answer from 10.0.2.2: seq=1");
+    assert!(run.lines.last().unwrap().ends_with("1 command failed"), "{}", run.text());
 }

@@ -7,6 +7,7 @@
 
 mod gates;
 
+use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMITTED, TX_PHYSICAL, entry};
 use ringfence_sdk::abi::queue::Place;
@@ -163,6 +164,18 @@ impl Driver for RogueNic {
                     raw::rf_irq_enable();
                     ((registers + INTERRUPT_MASK_SET) as *mut u32).write_volatile(u32::MAX);
                     ((registers + INTERRUPT_CAUSE_SET) as *mut u32).write_volatile(1);
+                }
+                0
+            }
+            // A virtio device of before 1.0 in place of the e1000, by a changed manifest: QEMU's turn on bus mastering by
+            // themselves when their driver says that it is there.
+            "legacy-bus-master" => {
+                const DEVICE_STATUS: u16 = 18;
+                const ACKNOWLEDGE: u8 = 1;
+                const DRIVER: u8 = 2;
+                let first = unsafe { raw::rf_bar_map(0) };
+                for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+                    unsafe { asm!("out dx, al", in("dx") first as u16 + DEVICE_STATUS, in("al") status) };
                 }
                 0
             }

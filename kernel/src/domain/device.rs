@@ -93,15 +93,17 @@ impl Device {
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::empty());
     }
 
+    /// Whether it is a bus master right now.
+    fn is_bus_master(&self) -> bool {
+        const COMMAND: u16 = 4;
+        self.function.read(COMMAND) & CommandRegister::BUS_MASTER_ENABLE.bits() as u32 != 0
+    }
+
     /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
     /// memory. If it does not come to rest nobody gets it any more.
     pub fn stop(self) -> Result<(), NotReset> {
-        // Some devices turn it on by themselves: QEMU's legacy virtio does for drivers that forget to.
-        const COMMAND: u16 = 4;
-        let used_dma =
-            self.used_dma || self.function.read(COMMAND) & CommandRegister::BUS_MASTER_ENABLE.bits() as u32 != 0;
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
-        let stopped = match (&self.reset, used_dma) {
+        let stopped = match (&self.reset, self.used_dma) {
             (_, false) => Ok(()),
             (Some(reset), true) => reset.run(),
             (None, true) => Err(NotReset::NoRecipe),
@@ -198,6 +200,14 @@ impl Domain {
 
     /// Stops its device and gives it back. If it does not stop, all memory of the domain is set aside with it.
     pub fn stop_device(&mut self) {
+        // Some turn bus mastering on by themselves: QEMU's virtio does for drivers of before 1.0, which forget to.
+        if self.device.as_ref().is_some_and(|device| !device.used_dma && device.is_bus_master()) {
+            // A recipe that does not fit the device is none.
+            let reset = ResetRegister::find(self).ok().flatten();
+            if let Some(device) = &mut self.device {
+                (device.reset, device.used_dma) = (reset, true);
+            }
+        }
         let Some(device) = self.device.take() else { return };
         let address = device.function.address;
         let start = time::tsc();

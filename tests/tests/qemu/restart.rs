@@ -83,37 +83,37 @@ fn a_policy_of_stop_leaves_it_ended_and_restart_brings_it_back() {
     assert!(run.lines.last().unwrap().ends_with("2 commands failed"));
 }
 
-/// A machine with `name`, the e1000's module with some bytes of its manifest's recipe for a reset changed: each at an
-/// offset into the recipe.
-fn with_other_recipe(name: &str, changes: &[(usize, u32)], commands: &str) -> (Machine, TempDir) {
-    const RECIPE: usize = 120;
-    let module = system().modules.iter().find(|module| module.name == "e1000").expect("e1000 is built");
+/// A machine with `name`, a file of `module` with some words of its manifest changed: each at an offset into the manifest.
+fn with_other_manifest(module: &str, name: &str, changes: &[(usize, u32)], commands: &str) -> (Machine, TempDir) {
+    let module = system().modules.iter().find(|other| other.name == module).expect("the module is built");
     let mut bytes = std::fs::read(&module.packed).unwrap();
     let manifest = bytes.windows(8).position(|window| window == b"RINGFNCE").expect("a manifest");
     for (offset, value) in changes {
-        bytes[manifest + RECIPE + offset..][..4].copy_from_slice(&value.to_le_bytes());
+        bytes[manifest + offset..][..4].copy_from_slice(&value.to_le_bytes());
     }
     let directory = TempDir::new().unwrap();
     let path = directory.path().join(format!("{name}.rfm"));
     std::fs::write(&path, bytes).unwrap();
     let mut machine = machine(commands);
-    machine.hba = "none".into();
     machine.contents.autoload = false;
     machine.contents.modules.push(path);
     (machine, directory)
 }
 
-const METHOD: usize = 0;
-const OFFSET: usize = 8;
-const WAIT_MASK: usize = 20;
-const WAIT_VALUE: usize = 24;
+// Where the manifest has the first PCI id, and the recipe for a reset.
+const PCI_ID: usize = 64;
+const METHOD: usize = 120;
+const OFFSET: usize = METHOD + 8;
+const WAIT_MASK: usize = METHOD + 20;
+const WAIT_VALUE: usize = METHOD + 24;
+const LIMIT_US: usize = METHOD + 36;
 
 /// What a device may still write to is never anybody else's memory.
 #[test]
 fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
     let script = "insmod template; rmmod template; mem; insmod stubborn; rmmod e1000; mem; lspci; insmod e1000";
-    let (machine, _directory) = with_other_recipe("stubborn", &never, script);
+    let (machine, _directory) = with_other_manifest("e1000", "stubborn", &never, script);
     let text = boot(&machine).text();
     assert_says(
         &text,
@@ -132,8 +132,27 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
 
 #[test]
 fn a_device_that_nobody_can_reset_is_set_aside_too() {
-    let (machine, _directory) = with_other_recipe("untold", &[(METHOD, 0)], "insmod untold; kill e1000; lspci");
+    let (machine, _directory) =
+        with_other_manifest("e1000", "untold", &[(METHOD, 0)], "insmod untold; kill e1000; lspci");
     let text = boot(&machine).text();
+    assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
+    assert_says(&text, "[set aside]");
+}
+
+/// A device that became a bus master without the kernel's leave is reset as well, or set aside.
+#[test]
+fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
+    const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1004_1af4);
+    let virtio = [VIRTIO_SCSI, (METHOD, 2), (LIMIT_US, 10_000)];
+    let script = |name| format!("insmod {name}; tell rogue-nic legacy-bus-master; rmmod rogue-nic; lspci");
+    let (machine, _directory) =
+        with_other_manifest("rogue-nic", "known", &virtio, &(script("known") + "; insmod virtio-scsi"));
+    let text = boot_well(&machine);
+    assert!(!text.contains("set aside"), "{text}");
+    assert_says(&text, "virtio-scsi: loaded into ring 1");
+    let (machine, _directory) =
+        with_other_manifest("rogue-nic", "unknown", &[VIRTIO_SCSI, (METHOD, 0)], &script("unknown"));
+    let text = boot_well(&machine);
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
 }
@@ -141,7 +160,7 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
 #[test]
 fn no_dma_before_it_is_known_how_to_stop_it() {
     let (machine, _directory) =
-        with_other_recipe("beyond", &[(OFFSET, 1 << 20)], "insmod beyond; lspci; insmod e1000; ip");
+        with_other_manifest("e1000", "beyond", &[(OFFSET, 1 << 20)], "insmod beyond; lspci; insmod e1000; ip");
     let text = boot(&machine).text();
     assert_says(&text, "error: beyond: init: refused: invalid argument");
     assert_says(&text, "e1000: loaded into ring 1");

@@ -1,5 +1,5 @@
 //! A SCSI driver with a made-up disk of zeros, which lies to the kernel: `tell rogue-scsi VERB` says what is wrong with its
-//! answer to the next command that reads blocks. It has no device.
+//! answer to the next command that reads blocks, or writes some. It has no device.
 //!
 //! Beside `rogue` and `rogue-nic`, this is the other driver with unsafe code of its own.
 #![no_std]
@@ -26,6 +26,8 @@ enum Lie {
     None,
     /// The command is never answered.
     Lose,
+    /// The next command that writes is never answered.
+    LoseWrite,
     /// No command is answered any more.
     LoseAll,
     /// It is answered twice.
@@ -89,10 +91,10 @@ impl RogueScsi {
     }
 
     /// Where a request's data lies: what the queues brought is the first DMA memory in the slot.
-    fn write_data(&self, number: u64, bytes: &[u8]) {
+    fn write_data<'a>(&self, number: u64, bytes: impl IntoIterator<Item = &'a u8>) {
         let slot = self.queues as u64 & !(SLOT_SIZE - 1);
         let data = (slot + DMA + number * MAX_DATA as u64) as *mut u8;
-        for (index, byte) in bytes.iter().enumerate() {
+        for (index, byte) in bytes.into_iter().enumerate() {
             unsafe { data.add(index).write_volatile(*byte) };
         }
     }
@@ -102,6 +104,7 @@ impl RogueScsi {
         const INQUIRY: u8 = 0x12;
         const READ_CAPACITY_10: u8 = 0x25;
         const READ_10: u8 = 0x28;
+        const WRITE_10: u8 = 0x2a;
         let mut outcome = Outcome { host: HOST_OK, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
         match request.cdb[0] {
             REPORT_LUNS => self.write_data(number, &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -111,16 +114,25 @@ impl RogueScsi {
                 let [e, f, g, h] = BLOCK_BYTES.to_be_bytes();
                 self.write_data(number, &[a, b, c, d, e, f, g, h]);
             }
+            // What was written lies there still.
+            READ_10 => {
+                let blocks = usize::from(u16::from_be_bytes([request.cdb[7], request.cdb[8]]));
+                self.write_data(number, core::iter::repeat_n(&0, blocks * BLOCK_BYTES as usize));
+            }
             _ => {}
         }
-        if request.cdb[0] == READ_10 {
-            let [_, _, a, b, c, d, ..] = request.cdb;
-            log::info!("reads block {}", u32::from_be_bytes([a, b, c, d]));
+        let [_, _, a, b, c, d, ..] = request.cdb;
+        let block = u32::from_be_bytes([a, b, c, d]);
+        match request.cdb[0] {
+            READ_10 => log::info!("reads block {block}"),
+            WRITE_10 => log::info!("writes block {block}"),
+            _ => {}
         }
-        if self.lie == Lie::LoseAll {
+        if self.lie == Lie::LoseAll || self.lie == Lie::LoseWrite && request.cdb[0] == WRITE_10 {
             return;
         }
-        let lie = if request.cdb[0] == READ_10 { core::mem::replace(&mut self.lie, Lie::None) } else { Lie::None };
+        let reads = request.cdb[0] == READ_10 && self.lie != Lie::LoseWrite;
+        let lie = if reads { core::mem::replace(&mut self.lie, Lie::None) } else { Lie::None };
         match lie {
             Lie::Residual => outcome.residual = u32::MAX,
             Lie::Sense => outcome.sense_len = u32::MAX,
@@ -180,6 +192,7 @@ impl Driver for RogueScsi {
         let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
         self.lie = match text {
             "lose" => Lie::Lose,
+            "lose-write" => Lie::LoseWrite,
             "lose-all" => Lie::LoseAll,
             "twice" => Lie::Twice,
             "another" => Lie::Another,

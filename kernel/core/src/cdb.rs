@@ -3,6 +3,11 @@
 use alloc::string::{String, ToString};
 use ringfence_abi::scsi::MAX_CDB;
 
+const READ_10: u8 = 0x28;
+const WRITE_10: u8 = 0x2a;
+const READ_16: u8 = 0x88;
+const WRITE_16: u8 = 0x8a;
+
 /// A command descriptor block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cdb {
@@ -29,17 +34,28 @@ impl Cdb {
         self.len_bytes
     }
 
+    /// The READ of the blocks that this WRITE writes; `None` if it is no WRITE.
+    pub fn read_back(&self) -> Option<Cdb> {
+        let mut read = *self;
+        read.bytes[0] = match self.bytes[0] {
+            WRITE_10 => READ_10,
+            WRITE_16 => READ_16,
+            _ => return None,
+        };
+        Some(read)
+    }
+
     /// The command's name.
     pub fn name(&self) -> &'static str {
         match self.bytes[0] {
             0x00 => "TEST UNIT READY",
             0x12 => "INQUIRY",
             0x25 => "READ CAPACITY(10)",
-            0x28 => "READ(10)",
-            0x2a => "WRITE(10)",
+            READ_10 => "READ(10)",
+            WRITE_10 => "WRITE(10)",
             0x35 => "SYNCHRONIZE CACHE(10)",
-            0x88 => "READ(16)",
-            0x8a => "WRITE(16)",
+            READ_16 => "READ(16)",
+            WRITE_16 => "WRITE(16)",
             0x9e => "READ CAPACITY(16)",
             0xa0 => "REPORT LUNS",
             _ => "command",
@@ -76,12 +92,12 @@ pub fn read_capacity_16() -> Cdb {
 
 /// READ(10) or, where the address or the count is too large for it, READ(16) (SBC-3 5.12, 5.14).
 pub fn read(lba: u64, blocks: u32) -> Cdb {
-    transfer(0x28, 0x88, lba, blocks)
+    transfer(READ_10, READ_16, lba, blocks)
 }
 
 /// WRITE(10) or, where the address or the count is too large for it, WRITE(16) (SBC-3 5.33, 5.35).
 pub fn write(lba: u64, blocks: u32) -> Cdb {
-    transfer(0x2a, 0x8a, lba, blocks)
+    transfer(WRITE_10, WRITE_16, lba, blocks)
 }
 
 /// SYNCHRONIZE CACHE(10) of the whole disk (SBC-3 5.22).

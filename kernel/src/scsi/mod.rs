@@ -273,11 +273,41 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
     Ok(len_bytes.saturating_sub(outcome.residual as usize))
 }
 
+/// Whether the device only wanted to mention something, and the command can be sent again.
+fn is_mention(error: &ScsiError) -> bool {
+    match error {
+        ScsiError::Reset => true,
+        ScsiError::Status { sense: Some(sense), .. } => sense.key == Sense::UNIT_ATTENTION,
+        _ => false,
+    }
+}
+
+/// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is on the disk: its blocks
+/// are read and compared. `false` if that cannot be found out; then it is written again, which does no harm.
+async fn is_written(host: &Host, target: u32, lun: u32, cdb: &Cdb, data_out: &[u8]) -> bool {
+    let Some(read) = cdb.read_back() else { return false };
+    let mut found = Vec::new();
+    if found.try_reserve_exact(data_out.len()).is_err() {
+        return false;
+    }
+    found.resize(data_out.len(), 0);
+    for _ in 0..TRIES {
+        let outcome = execute_once(&host.handle(), target, lun, &read, &[], &mut found, None).await;
+        match outcome.and_then(|outcome| check_outcome(&outcome, read.name(), data_out.len())) {
+            Ok(len_bytes) => return len_bytes == data_out.len() && found == data_out,
+            Err(error) if is_mention(&error) => {}
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
 /// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted to mention
 /// (UNIT ATTENTION) is passed over.
 ///
-/// If the driver is ended meanwhile and comes back, the command is sent again, in the order of those that were under way:
-/// nobody was told that it was done, and the blocks that it reads or writes are the same. `data_out` is the caller's and has not changed.
+/// If the driver is ended meanwhile and comes back, the commands that were under way are sent again in their order: nobody
+/// was told that they were done. Those that write may have been, all the same: that is looked up first ([`is_written`]).
+/// `data_out` is the caller's and has not changed.
 pub async fn execute(
     host: &Host,
     target: u32,
@@ -293,6 +323,10 @@ pub async fn execute(
     loop {
         if let Some(turn) = &turn {
             turn.come().await;
+            if is_written(host, target, lun, cdb, data_out).await {
+                log::info!("{}: a {} was done before its driver was ended", host.handle().lock().name, cdb.name());
+                return Ok(data_out.len());
+            }
         }
         let handle = host.handle();
         let outcome = execute_once(&handle, target, lun, cdb, data_out, data_in, turn.take()).await;
@@ -307,12 +341,7 @@ pub async fn execute(
                 // A fresh driver has reset the device, which mentions that.
                 tries = 0;
             }
-            Err(ScsiError::Reset) if tries < TRIES => tries += 1,
-            Err(ScsiError::Status { sense: Some(sense), .. })
-                if sense.key == Sense::UNIT_ATTENTION && tries < TRIES =>
-            {
-                tries += 1;
-            }
+            Err(error) if is_mention(&error) && tries < TRIES => tries += 1,
             result => return result,
         }
     }

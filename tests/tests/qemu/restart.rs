@@ -201,3 +201,26 @@ fn commands_are_sent_again_in_order() {
     assert_eq!(reads, ["0", "128", "256", "384", "0", "128", "256", "384"], "{text}");
     assert_says(&text, "  262144 bytes");
 }
+
+/// A write whose driver is ended may be on the disk or not: what is there is not written again, what is not is.
+#[test]
+fn a_write_that_may_be_done_is_looked_up() {
+    // The disk of `rogue-scsi` has zeros, whatever is written.
+    let text = boot_well(&bare(
+        "limits command-ms 300; insmod rogue-scsi; policy rogue-scsi restart; \
+         tell rogue-scsi lose-write; blkwrite disk0 8 1 7; tell rogue-scsi lose-write; blkcopy disk0 100 disk0 200 1",
+    ));
+    let said: Vec<&str> =
+        text.lines().filter_map(|line| line.split_once("] rogue-scsi: ")).map(|(_, said)| said).collect();
+    let blocks = |said: &&&str| said.ends_with(" block 8") || said.ends_with("was ended") || said.ends_with("00");
+    let order = [
+        "writes block 8",
+        "reads block 8",
+        "writes block 8",
+        "reads block 100",
+        "writes block 200",
+        "reads block 200",
+        "a WRITE(10) was done before its driver was ended",
+    ];
+    assert_eq!(said.iter().filter(blocks).copied().collect::<Vec<_>>(), order, "{text}");
+}

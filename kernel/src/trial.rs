@@ -9,7 +9,6 @@ use crate::module::{self, File};
 use crate::shell::run_all;
 use crate::symbols;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
 use ringfence_abi::manifest::Policy;
 
 /// What became of a changed module.
@@ -32,7 +31,42 @@ pub struct Outcome {
     pub free: u64,
 }
 
-/// Puts `patched` in the place of the driver `handle`, does `work`, and puts `good` in its place.
+/// A changed module in the place of a good one, which takes its place again at the latest when this goes: a person's
+/// Ctrl-C drops a trial that is half done.
+struct Mutant<'a> {
+    handle: Handle,
+    good: &'a File,
+    /// What was to become of the good one when it was ended.
+    policy: Policy,
+    /// Whether the good one is to take its place yet.
+    in_place: bool,
+}
+
+impl Mutant<'_> {
+    /// Ends it, and puts the good one in its place.
+    fn put_back(&mut self) -> Result<(), String> {
+        self.in_place = false;
+        self.handle.lock().end(Cause::Killed);
+        let good =
+            module::replace(&self.handle, self.good, Ring::Sandboxed, None).map_err(|error| error.to_string())?;
+        good.lock().policy = self.policy;
+        Ok(())
+    }
+}
+
+impl Drop for Mutant<'_> {
+    fn drop(&mut self) {
+        if self.in_place {
+            watch::take();
+            if let Err(error) = self.put_back() {
+                log::error!("the driver that was changed has no successor: {error}");
+            }
+        }
+    }
+}
+
+/// Puts `patched` in the place of the driver `handle`, does `work`, and puts `good` in its place. That is done, too, if
+/// the future is dropped before it is ready.
 ///
 /// `watched` is the offset in the image of the instruction that was changed. The lists of commands are: the work for the
 /// changed module; what the good one checks of that work, if it seemed to be done; and what the good one must do after all.
@@ -51,19 +85,20 @@ pub async fn run(
         // Nobody else is to replace the changed one.
         core::mem::replace(&mut driver.policy, Policy::Stop)
     };
-    let (mutant, mut why) = match module::replace(&handle, patched, ring, Some(watched)) {
-        Ok(mutant) => (mutant, run_all(work).await.err()),
-        Err(error) => (handle.clone(), Some(error.to_string())),
+    let mut mutant = Mutant { handle, good, policy, in_place: true };
+    let (started, mut why) = match module::replace(&mutant.handle, patched, ring, Some(watched)) {
+        Ok(handle) => {
+            mutant.handle = handle;
+            (true, run_all(work).await.err())
+        }
+        Err(error) => (false, Some(error.to_string())),
     };
-    let started = !Arc::ptr_eq(&mutant, &handle);
     let activated = watch::take();
     let ended = time::uptime_ns();
     let fault = fault::since(before);
-    mutant.lock().end(Cause::Killed);
     let ended = fault.as_ref().map_or(ended, |fault| fault.at_ns);
-    let replaced = module::replace(&mutant, good, Ring::Sandboxed, None).map_err(|error| error.to_string());
+    let mut restored = mutant.put_back();
     let restore_us = (time::uptime_ns() - ended) / 1000;
-    let mut restored = replaced.map(|good| good.lock().policy = policy);
     let mut kind = match (&fault, &why) {
         (Some(fault), _) => fault.kind,
         (None, None) => "fine",
@@ -80,8 +115,8 @@ pub async fn run(
         restored = run_all(after).await;
     }
     let why = fault.map(|fault| fault.headline.clone()).or(why).unwrap_or_default();
-    // Their memory goes with them.
-    drop((mutant, handle));
+    // Its memory goes with it.
+    drop(mutant);
     Outcome { activated, kind, why, restored, restore_us, checksum: checksum(), free: frames::count().0 }
 }
 

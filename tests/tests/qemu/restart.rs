@@ -224,3 +224,30 @@ fn a_write_that_may_be_done_is_looked_up() {
     ];
     assert_eq!(said.iter().filter(blocks).copied().collect::<Vec<_>>(), order, "{text}");
 }
+
+/// A driver that was changed for a trial does not stay when Ctrl-C ends the trial early: the good one does, with its policy.
+#[test]
+fn a_trial_given_up_leaves_the_good_driver() {
+    let module = system().modules.iter().find(|module| module.name == "e1000").unwrap();
+    let file = std::fs::read(&module.packed).unwrap();
+    // The manifest begins with the name in 32 bytes; the version follows.
+    let name = file.windows(32).position(|bytes| bytes.starts_with(b"e1000\0") && bytes.ends_with(&[0; 26])).unwrap();
+    let version = &file[name + 32..];
+    assert!(version.starts_with(env!("CARGO_PKG_VERSION").as_bytes()), "{version:?}");
+    let mut machine = machine("");
+    machine.contents.exec = None;
+    let mut running = machine.start(system()).unwrap();
+    running.wait_for("Type 'help'").unwrap();
+    running.type_line("ip").unwrap();
+    running.wait_for("eth0: ").unwrap();
+    // Nobody answers: it would take until the end of the limit. Whoever reads the line does not take Ctrl-C with it.
+    let patch = format!("trial e1000 {:x}:58 0 1 ping 10.0.2.99 -c 1000 | help | help\r\x03", name + 32);
+    running.type_line(&patch).unwrap();
+    running.wait_for("error: interrupted").unwrap();
+    // It is restarted, as its policy was, and the report says which version it was.
+    running.type_line("kill e1000").unwrap();
+    running.wait_for("e1000: restarted in ring 1").unwrap();
+    running.wait_for(&format!("version {}, ring 1", env!("CARGO_PKG_VERSION"))).unwrap();
+    running.type_line("ping 10.0.2.2 -c 1 -W 5000").unwrap();
+    running.wait_for("1 sent, 1 answered").unwrap();
+}

@@ -4,7 +4,7 @@
 use crate::arch::{time, watch};
 use crate::domain::fault::{self, Cause};
 use crate::domain::{Handle, Ring};
-use crate::memory::{frames, tables};
+use crate::memory::{frames, stray, tables};
 use crate::module::{self, File};
 use crate::shell::run_all;
 use crate::symbols;
@@ -29,6 +29,8 @@ pub struct Outcome {
     pub checksum: u64,
     /// Free frames.
     pub free: u64,
+    /// Frames that were written to though nobody had them: what a device was told to, if the changed module is sandboxed.
+    pub stray: u64,
 }
 
 /// A changed module in the place of a good one, which takes its place again at the latest when this goes: a person's
@@ -117,7 +119,16 @@ pub async fn run(
     let why = fault.map(|fault| fault.headline.clone()).or(why).unwrap_or_default();
     // Its memory goes with it.
     drop(mutant);
-    Outcome { activated, kind, why, restored, restore_us, checksum: checksum(), free: frames::count().0 }
+    Outcome {
+        activated,
+        kind,
+        why,
+        restored,
+        restore_us,
+        checksum: checksum(),
+        free: frames::count().0,
+        stray: stray::count(),
+    }
 }
 
 /// A checksum (FNV-1a over words) of everything of the kernel that must never change: text, read-only data, descriptor

@@ -1,5 +1,7 @@
 //! Physical frames: who owns which is known only to the owner; here is what nobody owns.
 
+use super::stray;
+use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +51,7 @@ pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
     drop(free);
     FREE_COUNT.fetch_sub(count as u64, Ordering::Relaxed);
     let address = first as u64 * PAGE_SIZE;
+    (0..count as u64).for_each(|index| stray::allocated(address + index * PAGE_SIZE));
     zero(address, count);
     Ok(address)
 }
@@ -65,8 +68,25 @@ fn zero(address: u64, count: usize) {
 
 /// Gives back the frame at physical address `address`, which came from [`allocate`] (alone or as one of several).
 pub fn free(address: u64) {
+    stray::freed(address);
     FREE.lock().dealloc((address / PAGE_SIZE) as usize, 1);
     FREE_COUNT.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Calls `visit` with the address of each frame that nobody owns. It must not allocate or free any.
+pub fn for_each_free(mut visit: impl FnMut(u64)) {
+    // All are taken, the largest blocks first, and given back when there are no more.
+    let mut free = FREE.lock();
+    let mut taken = Vec::new();
+    for order in (0..ORDERS).rev() {
+        while let Some(first) = free.alloc(1 << order) {
+            taken.push((first, 1 << order));
+        }
+    }
+    for (first, count) in &taken {
+        (*first..first + count).for_each(|frame| visit(frame as u64 * PAGE_SIZE));
+    }
+    taken.into_iter().for_each(|(first, count)| free.dealloc(first, count));
 }
 
 /// Keeps frames for a module: all that its manifest allows it. Returns how many, for [`take_back_promise`].

@@ -2,6 +2,7 @@
 //!
 //! * [`frames`]: who owns which frame
 //! * [`tables`]: page tables, the kernel's and the domains'
+//! * [`stray`]: what devices write to memory that nobody has
 //! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
 //!
 //! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and, not
@@ -19,6 +20,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 pub mod frames;
 pub mod shared;
+pub mod stray;
 pub mod tables;
 
 #[global_allocator]

@@ -195,6 +195,7 @@ async fn irqs(arguments: Arguments<'_>) -> Outcome {
 async fn integrity(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     println!("{:016x}  text, read-only data, descriptor tables, page tables", trial::checksum());
+    println!("{:16}  frames written to that nobody has, since this was asked last", memory::stray::count());
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists).await;
     drop(mute);
     println!(
-        "{{\"activated\":{},\"kind\":\"{}\",\"why\":{:?},\"restored\":{},\"restored_why\":{:?},\"restore_us\":{},\"checksum\":\"{:016x}\",\"free\":{}}}",
+        "{{\"activated\":{},\"kind\":\"{}\",\"why\":{:?},\"restored\":{},\"restored_why\":{:?},\"restore_us\":{},\"checksum\":\"{:016x}\",\"free\":{},\"stray\":{}}}",
         outcome.activated,
         outcome.kind,
         outcome.why,
@@ -40,7 +40,8 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
         outcome.restored.as_ref().err().map_or("", |why| why),
         outcome.restore_us,
         outcome.checksum,
-        outcome.free
+        outcome.free,
+        outcome.stray
     );
     outcome.restored.map_err(|why| format!("{name} is not restored: {why}"))
 }

@@ -40,7 +40,7 @@ fn survive(attack: &str) -> String {
          insmod rogue-nic; {attack}; tell rogue-nic extremes 0; rmmod rogue-nic; tell template still there; mem; integrity"
     )));
     assert_says(&text, "template: 11 (0xb)");
-    for part in ["frames ", "text, read-only data"] {
+    for part in ["frames  ", "text, read-only data", "   0  frames written to"] {
         let lines: Vec<&str> = text.lines().filter(|line| line.contains(part)).collect();
         assert!(lines.len() == 2 && lines[0] == lines[1], "{lines:?}");
     }

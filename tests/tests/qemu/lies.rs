@@ -2,7 +2,7 @@
 //! reason, and the real driver can take its device afterwards.
 
 use ringfence::machine::{End, Machine};
-use ringfence_tests::{assert_says, boot, machine};
+use ringfence_tests::{assert_says, boot, boot_well, machine};
 
 /// Verb, and the refusal that the service answers.
 const REFUSED: &[(&str, u64)] = &[
@@ -143,4 +143,16 @@ fn lies_about_commands_are_errors_or_faults() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let free: Vec<&String> = run.lines.iter().filter(|line| line.starts_with("frames ")).collect();
     assert_eq!(free[0], free[1], "frames were lost");
+}
+
+/// Nothing fences a device yet, but what it writes to memory that nobody has is seen.
+#[test]
+fn what_a_device_writes_to_free_memory_is_counted() {
+    // 40 MiB is in the middle of free memory.
+    let text = boot_well(&with_nic(
+        "integrity; insmod rogue-nic; integrity; tell rogue-nic device-writes 0x2800000; integrity; integrity",
+    ));
+    let counts: Vec<&str> =
+        text.lines().filter_map(|line| line.split_once("  frames written to")).map(|(n, _)| n).collect();
+    assert_eq!(counts.iter().map(|count| count.trim()).collect::<Vec<_>>(), ["0", "0", "1", "0"], "{text}");
 }

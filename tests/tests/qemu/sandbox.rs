@@ -36,6 +36,7 @@ fn attack_on(attacks: &[String], check_each: bool, run: impl Fn(&str) -> Vec<Str
     };
     same("the kernel", "text, read-only data, descriptor tables");
     same("free memory", "frames    ");
+    same("what nobody has", "frames written to that nobody has");
     let answers = text.matches("template: 11 (0xb)").count();
     assert_eq!(answers, attacks.len(), "the second driver did not always answer");
     // In order: what lies between one attack and the next.

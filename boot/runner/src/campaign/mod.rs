@@ -71,6 +71,8 @@ pub struct Outcome {
     pub restore_us: u64,
     /// Whether it sent a frame of no length, after which QEMU's network takes no more: no driver can restore that.
     pub host_stopped: bool,
+    /// Frames that were written to though nobody had them: by the device, if the module was in ring 1.
+    pub stray: u64,
     /// Whether the kernel lived, and nothing of it that must not change had changed.
     pub kernel_intact: bool,
 }
@@ -93,6 +95,7 @@ struct Trial {
     restore_us: u64,
     checksum: String,
     free: u64,
+    stray: u64,
 }
 
 /// One changed instruction.
@@ -293,6 +296,7 @@ impl Boot {
             restored: false,
             restore_us: 0,
             host_stopped: false,
+            stray: 0,
             kernel_intact: false,
         };
         loop {
@@ -312,6 +316,7 @@ impl Boot {
             outcome.why = trial.why;
             outcome.restored = trial.restored;
             outcome.restore_us = trial.restore_us;
+            outcome.stray = trial.stray;
             if !trial.restored {
                 let sent = std::fs::read(self.directory.path().join(CAPTURE)).unwrap_or_default();
                 outcome.host_stopped = mutant.module == "e1000" && capture::has_empty_frame(&sent);

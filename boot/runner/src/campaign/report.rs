@@ -92,6 +92,10 @@ impl Column<'_> {
         self.outcomes.iter().filter(|outcome| outcome.host_stopped).count()
     }
 
+    fn stray(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.stray > 0).count()
+    }
+
     /// Median of the times that it took to bring a good module back, in microseconds.
     fn median_us(&self) -> u64 {
         let mut times: Vec<u64> =
@@ -126,6 +130,8 @@ fn rows(columns: &[Column]) -> Vec<(String, Vec<String>)> {
         }
     }
     row("kernel intact", &|column| percent(column.intact(), column.outcomes.len()));
+    // In ring 1 it is the device that did that, as it was told: nothing fences it yet.
+    row("wrote to free memory", &|column| column.stray().to_string());
     // Those after which QEMU's network takes no more frames are counted on their own.
     row("QEMU network stopped", &|column| column.host_stopped().to_string());
     row("service restored", &|column| percent(column.restored(), column.outcomes.len() - column.host_stopped()));

@@ -1,0 +1,88 @@
+//! Stray writes: a device that a driver told wrong writes to memory that is not the driver's. Nothing holds that back
+//! without an IOMMU, but what it does to memory that nobody has can be seen: that is filled with ones, and looked at.
+//!
+//! Off until it is asked for ([`count`]), because it costs a look at all of free memory.
+
+use super::{at_physical, frames};
+use crate::ramdisk;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use ringfence_abi::layout::PAGE_SIZE;
+use spin::Mutex;
+
+/// What a free frame is filled with. Ones are compared with one AND a word.
+const FILL: u64 = u64::MAX;
+/// Conventional memory: the loader gives it to nobody.
+const LOW_BYTES: usize = 640 << 10;
+const UNROLLED: usize = 8;
+
+static ON: AtomicBool = AtomicBool::new(false);
+/// Free frames that were found changed, and places of [`constant_sum`] that were, since the last count.
+static FOUND: AtomicU64 = AtomicU64::new(0);
+/// What [`constant_sum`] was.
+static SUM: Mutex<u64> = Mutex::new(0);
+
+/// Frames that were written to though nobody had them, since this was asked for last. The first time begins the watch.
+pub fn count() -> u64 {
+    let sum = constant_sum();
+    let before = core::mem::replace(&mut *SUM.lock(), sum);
+    if !ON.swap(true, Ordering::Relaxed) {
+        frames::for_each_free(fill);
+        return 0;
+    }
+    if sum != before {
+        FOUND.fetch_add(1, Ordering::Relaxed);
+    }
+    frames::for_each_free(|frame| {
+        check(frame);
+    });
+    FOUND.swap(0, Ordering::Relaxed)
+}
+
+/// The frame at `address` is free from now on.
+pub fn freed(address: u64) {
+    if ON.load(Ordering::Relaxed) {
+        fill(address);
+    }
+}
+
+/// The frame at `address` is free no more.
+pub fn allocated(address: u64) {
+    if ON.load(Ordering::Relaxed) {
+        check(address);
+    }
+}
+
+fn words(address: u64) -> impl Iterator<Item = *mut [u64; UNROLLED]> {
+    let first = at_physical(address).cast::<[u64; UNROLLED]>();
+    (0..PAGE_SIZE as usize / size_of::<[u64; UNROLLED]>()).map(move |index| first.wrapping_add(index))
+}
+
+fn fill(address: u64) {
+    for words in words(address) {
+        // SAFETY: a free frame, and all of physical memory is mapped.
+        unsafe { words.write_volatile([FILL; UNROLLED]) };
+    }
+}
+
+/// Counts the frame if it is not as it was filled, and fills it again.
+fn check(address: u64) {
+    let all = words(address).fold(FILL, |all, words| {
+        // SAFETY: as for `fill`; volatile, because a device may write to it.
+        unsafe { words.read_volatile() }.iter().fold(all, |all, word| all & word)
+    });
+    if all != FILL {
+        FOUND.fetch_add(1, Ordering::Relaxed);
+        fill(address);
+    }
+}
+
+/// A sum over memory that is in use, or nobody's, and never changes: conventional memory, and the modules' files.
+fn constant_sum() -> u64 {
+    // SAFETY: mapped memory that the kernel never writes to.
+    let low = unsafe { core::slice::from_raw_parts(at_physical(0), LOW_BYTES) };
+    core::iter::once(low).chain(ramdisk::files().map(|(_, bytes)| bytes)).fold(0, |sum: u64, bytes| {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let sum = words.iter().fold(sum, |sum, word| sum.rotate_left(1).wrapping_add(u64::from_le_bytes(*word)));
+        rest.iter().fold(sum, |sum, byte| sum.rotate_left(1).wrapping_add(u64::from(*byte)))
+    })
+}

@@ -13,7 +13,6 @@ use spin::Mutex;
 const FILL: u64 = u64::MAX;
 /// Conventional memory: the loader gives it to nobody.
 const LOW_BYTES: usize = 640 << 10;
-const UNROLLED: usize = 8;
 
 static ON: AtomicBool = AtomicBool::new(false);
 /// Free frames that were found changed, and places of [`constant_sum`] that were, since the last count.
@@ -52,24 +51,22 @@ pub fn allocated(address: u64) {
     }
 }
 
-fn words(address: u64) -> impl Iterator<Item = *mut [u64; UNROLLED]> {
-    let first = at_physical(address).cast::<[u64; UNROLLED]>();
-    (0..PAGE_SIZE as usize / size_of::<[u64; UNROLLED]>()).map(move |index| first.wrapping_add(index))
+fn words(address: u64) -> impl Iterator<Item = *mut u64> {
+    let first = at_physical(address).cast::<u64>();
+    (0..PAGE_SIZE as usize / size_of::<u64>()).map(move |index| first.wrapping_add(index))
 }
 
 fn fill(address: u64) {
-    for words in words(address) {
+    for word in words(address) {
         // SAFETY: a free frame, and all of physical memory is mapped.
-        unsafe { words.write_volatile([FILL; UNROLLED]) };
+        unsafe { word.write_volatile(FILL) };
     }
 }
 
 /// Counts the frame if it is not as it was filled, and fills it again.
 fn check(address: u64) {
-    let all = words(address).fold(FILL, |all, words| {
-        // SAFETY: as for `fill`; volatile, because a device may write to it.
-        unsafe { words.read_volatile() }.iter().fold(all, |all, word| all & word)
-    });
+    // SAFETY: as for `fill`; volatile, because a device may write to it.
+    let all = words(address).fold(FILL, |all, word| all & unsafe { word.read_volatile() });
     if all != FILL {
         FOUND.fetch_add(1, Ordering::Relaxed);
         fill(address);

@@ -1,6 +1,7 @@
 //! The console, which is the first serial port, and the kernel's log.
 //!
-//! Output is polled; input arrives by interrupt and waits in a ring for the shell.
+//! Output is polled; input arrives by interrupt and waits in a ring for the shell. What is printed while a line is being
+//! typed appears above that line.
 
 use crate::arch::time;
 use alloc::collections::VecDeque;
@@ -12,6 +13,7 @@ use core::task::Waker;
 use embassy_sync::waitqueue::AtomicWaker;
 use heapless::spsc::Queue;
 use log::{Level, Log, Metadata, Record};
+use ringfence_core::typed_line::TypedLine;
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::FifoTriggerLevel;
@@ -37,6 +39,16 @@ static LOG: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 /// Target of log records that need no word before them.
 pub const REPORT: &str = "report";
+
+/// The line that is being typed, while one is.
+static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
+
+struct Typed {
+    prompt: &'static str,
+    line: TypedLine,
+    /// Whether it is on the screen: not while something else is being printed.
+    shown: bool,
+}
 
 struct Logger;
 static LOGGER: Logger = Logger;
@@ -107,7 +119,53 @@ pub unsafe fn break_locks() {
     // SAFETY: as the caller promises.
     unsafe {
         UART.force_unlock();
+        TYPED.force_unlock();
         LOG.force_unlock();
+    }
+}
+
+/// A line is going to be typed behind `prompt`, which is printed.
+pub fn begin_line(prompt: &'static str) {
+    *TYPED.lock() = Some(Typed { prompt, line: TypedLine::new(), shown: true });
+    write_bytes(prompt.as_bytes());
+}
+
+/// The line editor writes a byte.
+pub fn edit_line(byte: u8) {
+    write_bytes(&[byte]);
+    if let Some(typed) = TYPED.lock().as_mut() {
+        typed.line.write(byte);
+    }
+}
+
+/// The line has been typed; it stays where it is.
+pub fn end_line() {
+    *TYPED.lock() = None;
+}
+
+/// Takes the line that is being typed off the screen.
+fn hide_line() {
+    // Whoever has the lock is busy with the line.
+    if let Some(mut typed) = TYPED.try_lock()
+        && let Some(typed) = typed.as_mut().filter(|typed| typed.shown)
+    {
+        write_bytes(b"\r\x1b[K");
+        typed.shown = false;
+    }
+}
+
+/// Shows it again: what was printed has ended its own line.
+fn show_line() {
+    if let Some(mut typed) = TYPED.try_lock()
+        && let Some(typed) = typed.as_mut().filter(|typed| !typed.shown)
+    {
+        let (text, left) = typed.line.shown();
+        write_bytes(typed.prompt.as_bytes());
+        write_bytes(text);
+        if left > 0 {
+            write_bytes(format!("\x1b[{left}D").as_bytes());
+        }
+        typed.shown = true;
     }
 }
 
@@ -115,11 +173,18 @@ struct Console;
 
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.is_empty() {
+            return Ok(());
+        }
+        hide_line();
         for (index, line) in text.split('\n').enumerate() {
             if index > 0 {
                 write_bytes(b"\r\n");
             }
             write_bytes(line.as_bytes());
+        }
+        if text.ends_with('\n') {
+            show_line();
         }
         Ok(())
     }

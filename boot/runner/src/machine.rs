@@ -345,9 +345,13 @@ impl Running {
 
     /// Types `text` and the return key.
     pub fn type_line(&mut self, text: &str) -> Result<()> {
+        self.type_text(&format!("{text}\r"))
+    }
+
+    /// Types `text`.
+    pub fn type_text(&mut self, text: &str) -> Result<()> {
         let input = self.child.stdin.as_mut().context("the console is closed")?;
         input.write_all(text.as_bytes())?;
-        input.write_all(b"\r")?;
         Ok(input.flush()?)
     }
 

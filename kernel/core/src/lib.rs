@@ -4,6 +4,7 @@
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`arguments`]: what a shell command makes of its words
+//! * [`typed_line`]: what a terminal shows of a line that is being edited
 //! * [`pci`]: what a PCI function says of itself
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
@@ -24,3 +25,4 @@ pub mod module;
 pub mod pci;
 pub mod port_bitmap;
 pub mod sense;
+pub mod typed_line;

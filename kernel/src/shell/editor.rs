@@ -35,9 +35,10 @@ impl LineEditor {
         LineEditor(UShell::new(Serial, Completion, LRUHistory::default()))
     }
 
-    /// Reads a line. The prompt is already there.
-    pub async fn read_line(&mut self) -> Line {
-        poll_fn(|context| {
+    /// Reads a line behind `prompt`.
+    pub async fn read_line(&mut self, prompt: &'static str) -> Line {
+        console::begin_line(prompt);
+        let line = poll_fn(|context| {
             // Registers who is to be woken; the editor itself takes the bytes.
             console::wake_on_input(context.waker());
             loop {
@@ -62,7 +63,9 @@ impl LineEditor {
                 }
             }
         })
-        .await
+        .await;
+        console::end_line();
+        line
     }
 }
 
@@ -80,7 +83,7 @@ impl Write<u8> for Serial {
     type Error = Infallible;
 
     fn write(&mut self, byte: u8) -> nb::Result<(), Infallible> {
-        console::write_bytes(&[byte]);
+        console::edit_line(byte);
         Ok(())
     }
 

@@ -8,7 +8,7 @@
 
 use crate::arch::power::{self, Ending};
 use crate::domain::fault;
-use crate::{console, module, print, println, ramdisk};
+use crate::{console, module, println, ramdisk};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -50,8 +50,7 @@ pub async fn run() {
     println!("Type 'help' for the commands, 'shutdown' or Ctrl-A X to leave.");
     let mut editor = LineEditor::new();
     loop {
-        print!("{PROMPT}");
-        match jobs.beside(editor.read_line()).await {
+        match jobs.beside(editor.read_line(PROMPT)).await {
             Line::Command(command) => {
                 println!();
                 if !command.is_empty() {

@@ -95,6 +95,25 @@ fn the_iso_boots_from_bios_firmware() {
     assert_says(&boot_well(&machine), "template: loaded into ring 1");
 }
 
+/// What is printed meanwhile appears above the line that is being typed, and does not become part of it.
+#[test]
+fn a_line_that_is_being_typed_stays_whole() {
+    let mut machine = machine("");
+    machine.contents.exec = None;
+    let mut running = machine.start(system()).unwrap();
+    running.wait_for("Type 'help'").unwrap();
+    running.type_text("help xx\x1b[D\x1b[D").unwrap();
+    let said = running.wait_for("eth0: address").unwrap();
+    assert!(said.starts_with("ringfence> help xx\x1b[D\x1b[D\r\x1b[K["), "{said:?}");
+    running.type_line("insmod \x1b[C\x1b[C\x08\x08").unwrap();
+    // The line again, with the cursor where it was.
+    let line = running.wait_for("help xx\x1b[2Di").unwrap();
+    assert!(line.starts_with("ringfence> "), "{line:?}");
+    running.wait_for("insmod NAME [--ring 0|1]").unwrap();
+    running.type_line("shutdown").unwrap();
+    assert_eq!(running.finish(|_| ()).unwrap().end, End::Done);
+}
+
 #[test]
 fn lines_are_edited_completed_and_remembered() {
     let mut machine = bare("");

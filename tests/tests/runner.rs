@@ -63,3 +63,16 @@ fn json_is_one_object_a_line() {
     assert_eq!(lines.last().unwrap()["end"], "done");
     assert_eq!(lines.last().unwrap()["status"], 0);
 }
+
+/// What another bootloader needs can be had as files; the ramdisk has the kernel, too, for this one.
+#[test]
+fn the_parts_are_written_for_other_bootloaders() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("parts");
+    let output = run(&["build", "--out", out.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = |name: &str| std::fs::read(out.join(name)).unwrap();
+    let (kernel, ramdisk, loader) = (read("kernel"), read("ramdisk.tar"), read("loader"));
+    assert!(kernel.starts_with(b"\x7fELF") && loader.starts_with(b"\x7fELF"));
+    assert!(ramdisk.len() > kernel.len() && ramdisk.windows(5).any(|bytes| bytes == b"e1000"));
+}

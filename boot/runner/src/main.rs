@@ -5,9 +5,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{GDB_PORT, Machine, Protocol};
 use ringfence::ramdisk::Contents;
-use ringfence::{bench, build, campaign, iso, soak, target};
+use ringfence::{bench, build, campaign, iso, ramdisk, soak, target};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -82,7 +82,11 @@ enum Verb {
         json: bool,
     },
     /// Only build.
-    Build,
+    Build {
+        /// Folder for the kernel, the ramdisk and the loader, for other bootloaders.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// Run clippy over kernel, loader and modules, with warnings denied.
     Lint,
 }
@@ -147,10 +151,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// Writes what a bootloader needs to `out`.
+fn parts(system: &build::System, out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let contents = Contents { autoload: true, ..Contents::default() };
+    let parts = [
+        ("kernel", std::fs::read(&system.packed_kernel)?),
+        ("ramdisk.tar", ramdisk::pack(system, &contents)?),
+        ("loader", std::fs::read(&system.loader)?),
+    ];
+    for (name, bytes) in parts {
+        let path = out.join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
 fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         None => boot(cli.run),
-        Some(Verb::Build) => build::system(false).map(|_| 0),
+        Some(Verb::Build { out }) => {
+            let system = build::system(false)?;
+            if let Some(out) = out {
+                parts(&system, &out)?;
+            }
+            Ok(0)
+        }
         Some(Verb::Lint) => build::lint().map(|()| 0),
         Some(Verb::Bench { out, json }) => {
             let system = build::system(true)?;

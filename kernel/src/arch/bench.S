@@ -51,3 +51,7 @@ bench_interrupt:
     mov rax, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rax
     iretq
+
+.irp name, bench_gate_bare, bench_gate_shared, bench_interrupt
+.type \name, @function
+.endr

@@ -16,6 +16,7 @@
 .macro GATE number
 .p2align 4
 .global gate_\number
+.type gate_\number, @function
 gate_\number:
     lea rax, [rip + service_entry_\number]
     jmp gate_enter
@@ -254,3 +255,8 @@ trap_stack:
     jne 1f
 2:  mov rsp, [rip + {cpu} + {cpu_critical_stack}]
 1:  jmp rax
+
+/* Backtraces and reports name what is a function. */
+.irp name, gate_enter, enter_sandboxed, enter_trusted, gate_return, abort_upcall, trap_vectors, trap_enter, trap_stack
+.type \name, @function
+.endr

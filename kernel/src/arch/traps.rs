@@ -9,7 +9,10 @@ use super::interrupts;
 use super::watch;
 use crate::domain::fault::{Cause, Fault};
 use core::sync::atomic::{AtomicU64, Ordering};
+use heapless::FnvIndexMap;
 use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
+use spin::Mutex;
+use x86_64::instructions::interrupts::without_interrupts;
 
 /// What `entry.S` pushes: all registers, and what the CPU pushed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -128,8 +131,15 @@ extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
     }
     // The driver goes on. What it goes on with is not what lies in its page but what is known to be right.
     let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);
-    if at_gate { &ON_GATES } else { &IN_DRIVERS }.fetch_add(1, Ordering::Relaxed);
-    if !at_gate {
+    if at_gate {
+        let mut on_gates = ON_GATES.lock();
+        match on_gates.get_mut(&copy.rip) {
+            Some(count) => *count += 1,
+            // There is room for all that lie before the first POPFQ.
+            None => drop(on_gates.insert(copy.rip, 1)),
+        }
+    } else {
+        IN_DRIVERS.fetch_add(1, Ordering::Relaxed);
         copy.cs = u64::from(DRIVER_CODE);
         copy.ss = u64::from(DRIVER_STACK);
         copy.rflags = copy.rflags & RFLAGS_DRIVER | RFLAGS_ALWAYS;
@@ -139,11 +149,14 @@ extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
 }
 
 static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);
-static ON_GATES: AtomicU64 = AtomicU64::new(0);
+/// Instructions of the entry code, and how often an interrupt hit each while a domain's root was loaded.
+type OnGates = FnvIndexMap<u64, u64, 64>;
+static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
 
-/// How many interrupts hit drivers in ring 1, and how many the entry code while a domain's root was loaded.
-pub fn interrupt_counts() -> (u64, u64) {
-    (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.load(Ordering::Relaxed))
+/// How many interrupts hit drivers in ring 1, and which instructions of the entry code how many hit while a domain's root
+/// was loaded.
+pub fn interrupt_counts() -> (u64, OnGates) {
+    without_interrupts(|| (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.lock().clone()))
 }
 
 /// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: what a driver may have set. Not IOPL, not VM.

@@ -8,6 +8,7 @@ use super::trials::{poke, trial};
 use crate::arch::time;
 use crate::bench::Mode;
 use crate::domain::device::{self, State};
+use crate::symbols::Location;
 use crate::{console, memory, module, pci, println, shell, trial};
 use alloc::boxed::Box;
 use alloc::format;
@@ -188,7 +189,13 @@ async fn mem(arguments: Arguments<'_>) -> Outcome {
 async fn irqs(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     let (in_drivers, on_gates) = crate::arch::traps::interrupt_counts();
-    println!("{in_drivers} in drivers, {on_gates} in entry code with a driver's root");
+    let count: u64 = on_gates.values().sum();
+    println!("{in_drivers} in drivers, {count} in entry code with a driver's root");
+    let mut on_gates: Vec<(u64, u64)> = on_gates.into_iter().collect();
+    on_gates.sort_unstable();
+    for (at, count) in on_gates {
+        println!("{count:>10} at {}", Location(at));
+    }
     Ok(())
 }
 

@@ -59,6 +59,8 @@ struct RogueScsi {
     taken: u64,
     put: u64,
     lie: Lie,
+    /// Where the next random numbers begin.
+    random: u64,
     /// From now on: the kernel only asks when its queue looks full.
     read_ahead: bool,
 }
@@ -169,7 +171,7 @@ impl Driver for RogueScsi {
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
-        Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie: Lie::None, read_ahead: false })
+        Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie: Lie::None, random: 0x1997, read_ahead: false })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
@@ -215,6 +217,22 @@ impl Driver for RogueScsi {
             "register-huge" => {
                 let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, reserved: 0 };
                 return Ok(refusal(unsafe { raw::rf_scsi_register(&raw const info as u64) }));
+            }
+            // Any registration that four numbers can ask for, over and over.
+            "random" => {
+                const CALLS: u64 = 4000;
+                for _ in 0..CALLS {
+                    let [max_targets, max_luns, queue_depth, reserved] = core::array::from_fn(|_| {
+                        self.random ^= self.random << 13;
+                        self.random ^= self.random >> 7;
+                        self.random ^= self.random << 17;
+                        // Half of them nearly make sense.
+                        if self.random & 1 == 0 { (self.random >> 8) as u32 } else { (self.random >> 8) as u32 % 300 }
+                    });
+                    let info = ScsiInfo { max_targets, max_luns, queue_depth, reserved };
+                    unsafe { raw::rf_scsi_register(&raw const info as u64) };
+                }
+                return Ok(CALLS);
             }
             _ => return Err(Refusal::NotFound),
         };

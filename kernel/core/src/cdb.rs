@@ -208,6 +208,15 @@ mod tests {
     }
 
     #[test]
+    fn a_write_can_be_read_back() {
+        for (lba, blocks) in [(5, 8), (1 << 40, 8), (5, 1 << 20)] {
+            assert_eq!(write(lba, blocks).read_back(), Some(read(lba, blocks)));
+        }
+        assert_eq!(read(5, 8).read_back(), None);
+        assert_eq!(synchronize_cache().read_back(), None);
+    }
+
+    #[test]
     fn luns_are_listed() {
         let mut data = vec![0, 0, 0, 16, 0, 0, 0, 0];
         data.extend([0, 0, 0, 0, 0, 0, 0, 0]);

@@ -33,7 +33,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    // iced-x86 widens references in a way that Stacked Borrows does not allow; there is no unsafe code of ours.
     #[test]
+    #[cfg_attr(miri, ignore)]
     fn instructions_are_named_with_their_bytes() {
         assert_eq!(instruction(&[0x48, 0x8b, 0x07, 0xc3], 0x1000).unwrap(), "488b07  mov rax, [rdi]");
         assert_eq!(instruction(&[0xeb, 0xfe], 0x8000001000).unwrap(), "ebfe  jmp 0x8000001000");
@@ -44,6 +46,7 @@ mod tests {
 
     proptest! {
         #[test]
+        #[cfg_attr(miri, ignore)]
         fn no_bytes_make_it_panic(code in proptest::collection::vec(any::<u8>(), 0..20), address in any::<u64>()) {
             let _ = instruction(&code, address);
         }

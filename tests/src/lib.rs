@@ -51,6 +51,25 @@ pub fn assert_says(text: &str, part: &str) {
     assert!(text.lines().any(|line| line.contains(part)), "no line has '{part}':\n{text}");
 }
 
+/// Commands that ask whether an attack has hurt anybody: a second driver, `template`, must answer, and the kernel says how
+/// it is and how much memory is free.
+pub const HEALTH: &str = "tell template still there; integrity; mem";
+
+/// Asserts that [`HEALTH`] was asked `times` times, and that all was well each time and the same as the first time.
+#[track_caller]
+pub fn assert_unharmed(text: &str, times: usize) {
+    let wanted = [
+        ("the second driver", "template: 11 (0xb)"),
+        ("the kernel", "text, read-only data, descriptor tables, page tables"),
+        ("what nobody has", "   0  frames written to that nobody has"),
+        ("free memory", "frames    "),
+    ];
+    for (what, part) in wanted {
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains(part)).collect();
+        assert!(lines.len() == times && lines.iter().all(|line| *line == lines[0]), "{what}: {lines:?}\n{text}");
+    }
+}
+
 /// The runner's command line, built once.
 pub fn runner() -> std::path::PathBuf {
     static RUNNER: OnceLock<std::path::PathBuf> = OnceLock::new();

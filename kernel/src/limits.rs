@@ -56,7 +56,7 @@ pub static RESTARTS: Limit = Limit::new("restarts", "restarts before a driver is
 pub static RESTART_WINDOW_S: Limit = Limit::new("restart-window-s", "seconds they are counted over", [1, 60, 3600]);
 /// Wait before the second restart; it doubles with each further one.
 pub static RESTART_WAIT_MS: Limit =
-    Limit::new("restart-wait-ms", "ms before the second restart, twice that before the third...", [0, 10, 1000]);
+    Limit::new("restart-wait-ms", "ms before the second restart, doubled for each one", [0, 10, 1000]);
 /// How long commands wait for a driver to come back.
 pub static PAUSE_MS: Limit =
     Limit::new("pause-ms", "ms that a command waits for its driver to be back", [1, 10_000, 600_000]);

@@ -161,8 +161,7 @@ fn revive(dead: &Handle) {
             let ticks = [time::tsc().saturating_sub(since), dead.lock().stop_ticks];
             *LAST.lock() = ticks;
             let [total, stop] = ticks.map(|ticks| time::nanoseconds(ticks) / 1000);
-            let done =
-                format!("restarted in ring 1 within {total} us, {stop} for stopping its device (restart {count})");
+            let done = format!("restarted in ring 1 after {total} us (reset {stop}), #{count}");
             log::info!("{name}: {done}");
             note(format!("it was {done}"));
         }

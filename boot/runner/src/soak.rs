@@ -318,7 +318,7 @@ impl Soak {
         if line.contains("] fault: ") {
             self.summary.crashes += 1;
         }
-        if let Some((_, rest)) = line.split_once(": restarted in ring 1 within ") {
+        if let Some((_, rest)) = line.split_once(": restarted in ring 1 after ") {
             self.summary.restarts += 1;
             self.times.extend(rest.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
         }

@@ -7,7 +7,9 @@ use super::{Domain, Ring};
 use crate::arch::time;
 use crate::arch::traps::exception_name;
 use crate::symbols;
+use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use core::fmt::Write;
 use ringfence_abi::layout::IMAGE;
@@ -107,15 +109,19 @@ fn write_stack(out: &mut String, domain: &Domain, rsp: u64) -> fmt::Result {
 /// What the driver has, and gives back when it is ended.
 fn write_held(out: &mut String, domain: &Domain) -> fmt::Result {
     write!(out, "    held: ")?;
+    let mut others = Vec::new();
     if let Some(device) = &domain.device {
         let bars = device.mapped.iter().flatten().count();
-        write!(out, "device {}, {bars} BARs, ", device.function().address)?;
+        others.push(format!("device {}, {bars} BARs", device.function().address));
     }
     if let Some(scsi) = &domain.scsi {
-        write!(out, "{} SCSI requests, ", scsi.under_way())?;
+        others.push(format!("{} SCSI requests", scsi.under_way()));
     }
     if let Some(net) = &domain.net {
-        write!(out, "{} frames to send, ", net.handed_over())?;
+        others.push(format!("{} frames to send", net.handed_over()));
+    }
+    if !others.is_empty() {
+        write!(out, "{},\n          ", others.join(", "))?;
     }
     let dma = domain.dma.iter().map(|region| region.extent.len_bytes).sum::<u64>();
     let kib = |bytes: u64| bytes / 1024;

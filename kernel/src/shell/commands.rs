@@ -125,8 +125,9 @@ async fn help(mut arguments: Arguments<'_>) -> Outcome {
         }
         None => {
             for command in COMMANDS {
-                println!("{:<36} {}", command.usage, command.help);
+                println!("{:<12} {}", command.name, command.help);
             }
+            println!("'help NAME' says how one is used.");
         }
     }
     arguments.end()

@@ -56,7 +56,8 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
     println!("version   {}", manifest.version());
     println!("file      {} bytes, {} bytes loaded", file.bytes.len(), module.len_bytes);
     for id in manifest.pci_ids() {
-        println!("drives    {:04x}:{:04x}  {}", id.vendor, id.device, device_name(id.vendor, id.device));
+        println!("drives    {:04x}:{:04x}", id.vendor, id.device);
+        println!("             {}", device_name(id.vendor, id.device));
     }
     println!(
         "budget    heap {} KiB, DMA {} KiB, stack {} KiB, {} ms an upcall",

@@ -14,12 +14,12 @@ pub async fn ip(arguments: Arguments<'_>) -> Outcome {
     let interfaces = net::status();
     for interface in &interfaces {
         println!(
-            "{}: {} via {}, {}, router {}, {} frames out, {} in",
+            "{}: {} via {}, router {}\n      {}, {} frames out, {} in",
             interface.name,
             interface.address.as_deref().unwrap_or("no address"),
             interface.driver,
-            interface.mac,
             interface.router.as_deref().unwrap_or("none"),
+            interface.mac,
             interface.counts.sent,
             interface.counts.received
         );

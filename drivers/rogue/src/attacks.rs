@@ -368,9 +368,14 @@ fn flags(_: u64) -> u64 {
     after
 }
 
-/// Counts registers that hold an address of the kernel's half after a gate call, though none did before, and words of
-/// the entry stacks that name the kernel's memory. The entry area's own addresses are no secret.
-fn leaks(_: u64) -> u64 {
+/// Calls a gate `calls` times and once more, and counts registers that hold an address of the kernel's half after that,
+/// though none did before, and words of the entry stacks that name the kernel's memory: what the gate or an interrupt left
+/// there. The entry area's own addresses are no secret.
+fn leaks(calls: u64) -> u64 {
+    for _ in 0..calls {
+        // SAFETY: does nothing.
+        unsafe { raw::rf_null() };
+    }
     const ENTRY_AREA: core::ops::Range<u64> = 0xffff_ffff_c000_0000..0xffff_ffff_c000_9000;
     const STACKS: u64 = 0xffff_ffff_c000_8000;
     let target = [0u16, 0, selector_of(0)];

@@ -16,9 +16,9 @@ bench_gate_bare:
 .p2align 4
 .global bench_gate_shared
 bench_gate_shared:
-    lea rax, [rip + service_entry_0]
     push 2
     popfq
+    lea rax, [rip + service_entry_0]
     pop r10
     pop r11
     pop r11

@@ -18,15 +18,17 @@
 .global gate_\number
 .type gate_\number, @function
 gate_\number:
+    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS        (SDM 6.8.5.1, 5.8.5.1) */
+    push 2
+    popfq                               /* IF, TF, DF, AC, NT = 0 */
+    /* Not before: an interrupt leaves the registers in the stacks' page, where the driver can read them. */
     lea rax, [rip + service_entry_\number]
     jmp gate_enter
 .endm
 
 .p2align 4
 gate_enter:
-    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS        (SDM 6.8.5.1, 5.8.5.1) */
-    push 2
-    popfq                               /* IF, TF, DF, AC, NT = 0 */
+    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS */
     pop r10                             /* driver RIP */
     pop r11                             /* CS: only DRIVER_CODE can have called */
     pop r11                             /* driver RSP */

@@ -120,6 +120,8 @@ pub unsafe fn break_locks() {
     unsafe {
         UART.force_unlock();
         TYPED.force_unlock();
+        // Not dropped: that takes the heap's lock. Nor is it shown again, which may allocate.
+        core::mem::forget(TYPED.lock().take());
         LOG.force_unlock();
     }
 }
@@ -143,7 +145,7 @@ pub fn end_line() {
     *TYPED.lock() = None;
 }
 
-/// Takes the line that is being typed off the screen.
+/// Takes the line that is being typed off the screen: its last row, if it is wider than the terminal.
 fn hide_line() {
     // Whoever has the lock is busy with the line.
     if let Some(mut typed) = TYPED.try_lock()

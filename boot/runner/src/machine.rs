@@ -19,9 +19,13 @@ use tempfile::TempDir;
 /// QEMU's name, unless `RINGFENCE_QEMU` names another one.
 pub const QEMU: &str = "qemu-system-x86_64";
 
-fn qemu() -> OsString {
+/// The QEMU that is started.
+pub fn qemu() -> OsString {
     std::env::var_os("RINGFENCE_QEMU").unwrap_or_else(|| QEMU.into())
 }
+/// What the kernel writes to take the line that is being typed off the screen.
+pub const ERASED: &str = "\r\x1b[K";
+
 /// Where gdb connects.
 pub const GDB_PORT: u16 = 1234;
 
@@ -284,7 +288,9 @@ impl Machine {
             let mut reader = BufReader::new(output);
             let mut bytes = Vec::new();
             while reader.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
-                let line = String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_string();
+                let line = String::from_utf8_lossy(&bytes);
+                // What came before was taken off the screen again.
+                let line = line.rsplit(ERASED).next().unwrap_or_default().trim_end_matches(['\r', '\n']).to_string();
                 bytes.clear();
                 if sender.send(line).is_err() {
                     break;

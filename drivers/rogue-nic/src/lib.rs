@@ -169,8 +169,8 @@ impl Driver for RogueNic {
                 0
             }
             // A virtio device of before 1.0 in place of the e1000, by a changed manifest: QEMU's turn on bus mastering by
-            // themselves when their driver says that it is there.
-            "legacy-bus-master" => {
+            // themselves when their driver says that it is there. `-hidden` turns it off again, as if it had never been on.
+            "legacy-bus-master" | "legacy-bus-master-hidden" => {
                 const DEVICE_STATUS: u16 = 18;
                 const ACKNOWLEDGE: u8 = 1;
                 const DRIVER: u8 = 2;
@@ -178,7 +178,7 @@ impl Driver for RogueNic {
                 for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
                     unsafe { asm!("out dx, al", in("dx") first as u16 + DEVICE_STATUS, in("al") status) };
                 }
-                0
+                if text.ends_with("-hidden") { refusal(unsafe { raw::rf_pci_write(4, 2, 0) }) } else { 0 }
             }
             // It only says where the frames are; the kernel does not read it back.
             "move-frames" => {

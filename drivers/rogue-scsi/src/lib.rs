@@ -218,7 +218,7 @@ impl Driver for RogueScsi {
                 let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, reserved: 0 };
                 return Ok(refusal(unsafe { raw::rf_scsi_register(&raw const info as u64) }));
             }
-            // Any registration that four numbers can ask for, over and over.
+            // Any registration that four numbers can ask for, over and over; it has one, so that each is refused.
             "random" => {
                 const CALLS: u64 = 4000;
                 for _ in 0..CALLS {

@@ -189,6 +189,7 @@ impl Domain {
                 (device.reset, device.used_dma) = (reset, true);
             }
         }
+        self.notice_bus_master();
         let device = self.device.as_ref().ok_or(Refusal::NotFound)?;
         let (set, cleared) = match on {
             true => (CommandRegister::BUS_MASTER_ENABLE, CommandRegister::empty()),
@@ -198,9 +199,9 @@ impl Domain {
         Ok(())
     }
 
-    /// Stops its device and gives it back. If it does not stop, all memory of the domain is set aside with it.
-    pub fn stop_device(&mut self) {
-        // Some turn bus mastering on by themselves: QEMU's virtio does for drivers of before 1.0, which forget to.
+    /// Looks whether its device has made itself a bus master, as QEMU's virtio does for drivers of before 1.0, which forget
+    /// to; it is reset like any other then. To be called before bus mastering is turned off.
+    fn notice_bus_master(&mut self) {
         if self.device.as_ref().is_some_and(|device| !device.used_dma && device.is_bus_master()) {
             // A recipe that does not fit the device is none.
             let reset = ResetRegister::find(self).ok().flatten();
@@ -208,6 +209,11 @@ impl Domain {
                 (device.reset, device.used_dma) = (reset, true);
             }
         }
+    }
+
+    /// Stops its device and gives it back. If it does not stop, all memory of the domain is set aside with it.
+    pub fn stop_device(&mut self) {
+        self.notice_bus_master();
         let Some(device) = self.device.take() else { return };
         let address = device.function.address;
         let start = time::tsc();

@@ -34,6 +34,9 @@ const STACKS: u64 = 0xffff_a000_0000_0000;
 /// Length of a trap stack in bytes.
 const STACK_BYTES: u64 = 32 << 10;
 
+/// Memory below this is nobody's.
+const LOW_BYTES: u64 = 1 << 20;
+
 static PHYSICAL_OFFSET: AtomicU64 = AtomicU64::new(0);
 static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
 static RAM: Once<Vec<Extent>> = Once::new();
@@ -57,6 +60,7 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
     let (root, _) = x86_64::registers::control::Cr3::read();
     KERNEL_ROOT.store(root.start_address().as_u64(), Ordering::Relaxed);
 
+    // Conventional memory is left alone: firmware keeps things there, and address 0 stands for no frame.
     // The heap is one piece of the largest region; the frame allocator, which needs the heap, gets the rest.
     let usable = || info.memory_regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable);
     let total: u64 = usable().map(|region| region.end - region.start).sum();
@@ -70,7 +74,7 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
     unsafe { HEAP.lock().init(at_physical(heap_start), heap_len as usize) };
     for region in usable() {
         let start = if region.start == largest.start { heap_start + heap_len } else { region.start };
-        frames::add(start, region.end);
+        frames::add(start.max(LOW_BYTES), region.end);
     }
     let is_ram = |kind| matches!(kind, MemoryRegionKind::Usable | MemoryRegionKind::Bootloader);
     let ram = info.memory_regions.iter().filter(|region| is_ram(region.kind));
@@ -81,7 +85,7 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
 
 /// Whether some of `extent` is memory, by the firmware's map: what a device claims to be registers must not be.
 pub fn is_ram(extent: Extent) -> bool {
-    const LOW: Extent = Extent::new(0, 1 << 20);
+    const LOW: Extent = Extent::new(0, LOW_BYTES);
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
 }
 

@@ -11,7 +11,7 @@ use spin::Mutex;
 
 /// What a free frame is filled with. Ones are compared with one AND a word.
 const FILL: u64 = u64::MAX;
-/// Conventional memory: the loader gives it to nobody.
+/// Conventional memory, which nobody has ([`super::init`]).
 const LOW_BYTES: usize = 640 << 10;
 
 static ON: AtomicBool = AtomicBool::new(false);

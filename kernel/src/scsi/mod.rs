@@ -191,7 +191,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Sends one command and waits for its outcome; data that comes in goes to `data_in`. `turn` is given up when it is sent.
+/// Sends one command and waits for its outcome; data that comes in goes to `data_in`. `turn` is given up when it is sent, or
+/// if it writes, when it is done: who has the next turn may read what it writes.
 async fn execute_once(
     handle: &Handle,
     target: u32,
@@ -199,7 +200,7 @@ async fn execute_once(
     cdb: &Cdb,
     data_out: &[u8],
     data_in: &mut [u8],
-    turn: Option<Turn<'_>>,
+    mut turn: Option<Turn<'_>>,
 ) -> Result<Outcome, ScsiError> {
     let begun = poll_fn(|context| {
         let mut domain = handle.lock();
@@ -234,8 +235,9 @@ async fn execute_once(
         return Err(ScsiError::NoDriver);
     };
     let ticket = ticket?;
-    // The next one may be sent.
-    drop(turn);
+    if data_out.is_empty() {
+        turn.take();
+    }
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
     module::poll(handle, Events::QUEUE);
     let outcome = poll_fn(|context| {

@@ -1,6 +1,6 @@
 //! What a driver in ring 1 may not do, and exactly what is said when it does.
 
-use ringfence::machine::{End, Machine, QEMU};
+use ringfence::machine::{End, Machine, qemu};
 use ringfence_tests::attacks::{
     BOCHS, CODE_LOADS, DATA_LOADS, FAULTS, HARMLESS, INSTRUCTIONS, explain, segment_fault, selectors,
 };
@@ -306,16 +306,19 @@ fn interrupts_hit_every_instruction_that_they_can() {
             };
         }
     }
-    // No other of these can be; what the benchmark puts in a gate's place is not held to that.
+    // Nothing behind these can be, in no gate; what the benchmark puts in a gate's place is not held to that.
     let gates = seen.iter().filter(|at| !at.starts_with("bench_"));
-    assert!(gates.clone().all(|at| INTERRUPTED.contains(&at.as_str())), "{seen:?}");
+    assert!(
+        gates.clone().all(|at| at.starts_with("gate_") && (at.ends_with("+0x0") || at.ends_with("+0x2"))),
+        "{seen:?}"
+    );
     running.type_line("shutdown").unwrap();
     assert_eq!(running.finish(|_| ()).unwrap().end, End::Done);
 }
 
 /// Has QEMU make each instruction a translated block of its own: the option has another name since 8.1.
 fn step_singly(machine: &mut Machine) {
-    let output = std::process::Command::new(QEMU).arg("--version").output().expect("QEMU is there");
+    let output = std::process::Command::new(qemu()).arg("--version").output().expect("QEMU is there");
     let text = String::from_utf8_lossy(&output.stdout);
     let version = text.split_whitespace().nth(3).expect("a version");
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));

@@ -76,3 +76,19 @@ fn the_parts_are_written_for_other_bootloaders() {
     assert!(kernel.starts_with(b"\x7fELF") && loader.starts_with(b"\x7fELF"));
     assert!(ramdisk.len() > kernel.len() && ramdisk.windows(5).any(|bytes| bytes == b"e1000"));
 }
+
+/// gdb finds a module's functions in the slot that it is told. Where there is no gdb, only what it is told is looked at.
+#[test]
+fn gdb_finds_the_functions_of_a_module() {
+    let system = ringfence_tests::system();
+    let script = ringfence::gdb::symbols(system);
+    assert!(script.contains("  add-symbol-file $arg0 -o 0x8000400000+($arg1)*0x8000000000\n"), "{script}");
+    let module = system.modules.iter().find(|module| module.name == "e1000").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let ask = format!("{script}set confirm off\nrf-symbols {} 1\ninfo symbol rf_upcall\n", module.debug.display());
+    std::fs::write(file.path(), ask + "info address rf_upcall\n").unwrap();
+    let Ok(output) = Command::new("gdb").args(["-q", "-batch", "-x"]).arg(file.path()).output() else { return };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("with all sections offset by 0x10000400000"), "{text}");
+    assert!(text.contains("rf_upcall in section .text"), "{text}");
+}

@@ -10,6 +10,7 @@
 //! * [`bench`]: what protection costs
 //! * [`campaign`]: what becomes of drivers whose code is changed
 //! * [`echo`]: an echo server; `page`: tables and charts
+//! * [`gdb`]: what gdb is told
 //! * [`source`]: source lines for fault reports
 //! * [`soak`]: streams and copies that go on while their drivers are ended
 //! * [`iso`]: the same system for machines with a BIOS
@@ -23,6 +24,7 @@ pub mod bochs;
 pub mod build;
 pub mod campaign;
 pub mod echo;
+pub mod gdb;
 mod header;
 pub mod iso;
 pub mod machine;

@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use ringfence::machine::{GDB_PORT, Machine, Protocol};
+use ringfence::machine::{Machine, Protocol};
 use ringfence::ramdisk::Contents;
-use ringfence::{bench, build, campaign, iso, ramdisk, soak, target};
+use ringfence::{bench, build, campaign, gdb, iso, ramdisk, soak, target};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -272,21 +272,8 @@ fn scratch_disk() -> Result<PathBuf> {
 
 /// Prints the command that connects gdb, with the symbols of the kernel and, once they are loaded, of the modules.
 fn explain_gdb(system: &build::System) -> Result<()> {
-    use ringfence_abi::layout::{IMAGE, slot_base};
-    let mut script = format!("file {}\ntarget remote :{GDB_PORT}\n", system.kernel.display());
-    script += "# rf-symbols FILE SLOT: the symbols of a module, where 'lsmod' says that it is\n";
-    script += "define rf-symbols\n";
-    script += &format!(
-        "  add-symbol-file $arg0 -o ({:#x} + ($arg1) * {:#x})\n",
-        slot_base(0) + IMAGE,
-        slot_base(1) - slot_base(0)
-    );
-    script += "end\n";
-    for module in &system.modules {
-        script += &format!("# rf-symbols {} SLOT\n", module.debug.display());
-    }
     let path = target().join("gdb.script");
-    build::write_script(&path, &script)?;
+    build::write_script(&path, &gdb::script(system))?;
     println!("gdb -x {}", path.display());
     println!("then, once a module is loaded: rf-symbols {}/NAME.debug SLOT", target().display());
     Ok(())

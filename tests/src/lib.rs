@@ -5,7 +5,7 @@
 pub mod attacks;
 
 use ringfence::build::{self, System};
-use ringfence::machine::{End, Machine, Run};
+use ringfence::machine::{End, Machine, Run, Running};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -45,6 +45,14 @@ pub fn boot_well(machine: &Machine) -> String {
     run.text()
 }
 
+/// Starts `machine`, whatever commands it was to run, and waits until it asks for some.
+pub fn at_prompt(mut machine: Machine) -> Running {
+    machine.contents.exec = None;
+    let mut running = machine.start(system()).expect("QEMU runs");
+    running.wait_for("Type 'help'").expect("the prompt");
+    running
+}
+
 /// Asserts that `text` has a line that contains `part`.
 #[track_caller]
 pub fn assert_says(text: &str, part: &str) {
@@ -66,7 +74,7 @@ pub fn assert_unharmed(text: &str, times: usize) {
     ];
     for (what, part) in wanted {
         let lines: Vec<&str> = text.lines().filter(|line| line.contains(part)).collect();
-        assert!(lines.len() == times && lines.iter().all(|line| *line == lines[0]), "{what}: {lines:?}\n{text}");
+        assert!(lines.len() == times && lines.iter().all(|line| *line == lines[0]), "{what}: {lines:?}");
     }
 }
 

@@ -23,8 +23,9 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub fn qemu() -> OsString {
     std::env::var_os("RINGFENCE_QEMU").unwrap_or_else(|| QEMU.into())
 }
+
 /// What the kernel writes to take the line that is being typed off the screen.
-pub const ERASED: &str = "\r\x1b[K";
+const ERASED: &str = "\r\x1b[K";
 
 /// Where gdb connects.
 pub const GDB_PORT: u16 = 1234;

@@ -12,7 +12,7 @@ use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMITTED, TX_PHYSICAL, entry};
 use ringfence_sdk::abi::queue::Place;
 use ringfence_sdk::service::raw;
-use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver};
+use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, device, driver};
 
 driver!(
     RogueNic,
@@ -84,7 +84,10 @@ impl Driver for RogueNic {
                 "random" => gates::at_random(slot, number, &mut self.random),
                 "log-at" => unsafe { raw::rf_log(3, number, 16) as u64 },
                 "panic-at" => unsafe { raw::rf_panic(number, 16) as u64 },
-                "device-writes" => device_writes(number) as u64,
+                "device-writes" => {
+                    device_writes(number)?;
+                    0
+                }
                 "register-at" => unsafe { raw::rf_net_register(number) as u64 },
                 _ => return Err(Refusal::NotFound),
             });
@@ -191,10 +194,8 @@ impl Driver for RogueNic {
 }
 
 /// Has the e1000 take what lies at physical address `address` for a ring of descriptors: a frame of ones is a ring of
-/// frames to send that are to be reported as sent. Returns what came of asking for DMA.
-fn device_writes(address: u64) -> i64 {
-    const COMMAND: u64 = 4;
-    const BUS_MASTER: u64 = 1 << 2;
+/// frames to send that are to be reported as sent.
+fn device_writes(address: u64) -> Result<()> {
     // Transmit control; base, length, head and tail of the transmit ring (e1000 manual, 13.4.33 to 13.4.40).
     const TCTL: u64 = 0x400;
     const ENABLE: u32 = 1 << 1;
@@ -204,12 +205,12 @@ fn device_writes(address: u64) -> i64 {
     const TDH: u64 = 0x3810;
     const TDT: u64 = 0x3818;
     let ring = [(TDBAL, address as u32), (TDBAH, (address >> 32) as u32), (TDLEN, 128), (TDH, 0)];
+    device::enable_dma()?;
     unsafe {
         let registers = raw::rf_bar_map(0) as u64;
-        let asked = raw::rf_pci_write(COMMAND, 2, BUS_MASTER);
         for (offset, value) in ring.into_iter().chain([(TCTL, ENABLE), (TDT, 1)]) {
             ((registers + offset) as *mut u32).write_volatile(value);
         }
-        asked
     }
+    Ok(())
 }

@@ -81,11 +81,6 @@ impl TypedLine {
         }
     }
 
-    /// The line is over; another begins.
-    pub fn clear(&mut self) {
-        *self = TypedLine::new();
-    }
-
     /// The text, and how many places to its left the cursor is.
     pub fn shown(&self) -> (&[u8], usize) {
         (&self.text, self.text.len().saturating_sub(self.cursor))

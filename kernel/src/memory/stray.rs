@@ -12,7 +12,7 @@ use spin::Mutex;
 /// What a free frame is filled with. Ones are compared with one AND a word.
 const FILL: u64 = u64::MAX;
 /// Conventional memory, which nobody has ([`super::init`]).
-const LOW_BYTES: usize = 640 << 10;
+const CONVENTIONAL_BYTES: u64 = 640 << 10;
 
 static ON: AtomicBool = AtomicBool::new(false);
 /// Free frames that were found changed, and places of [`constant_sum`] that were, since the last count.
@@ -31,9 +31,7 @@ pub fn count() -> u64 {
     if sum != before {
         FOUND.fetch_add(1, Ordering::Relaxed);
     }
-    frames::for_each_free(|frame| {
-        check(frame);
-    });
+    frames::for_each_free(check);
     FOUND.swap(0, Ordering::Relaxed)
 }
 
@@ -75,11 +73,16 @@ fn check(address: u64) {
 
 /// A sum over memory that is in use, or nobody's, and never changes: conventional memory, and the modules' files.
 fn constant_sum() -> u64 {
-    // SAFETY: mapped memory that the kernel never writes to.
-    let low = unsafe { core::slice::from_raw_parts(at_physical(0), LOW_BYTES) };
-    core::iter::once(low).chain(ramdisk::files().map(|(_, bytes)| bytes)).fold(0, |sum: u64, bytes| {
+    let mut sum: u64 = 0;
+    let mut add = |word: u64| sum = sum.rotate_left(1).wrapping_add(word);
+    for word in (0..CONVENTIONAL_BYTES).step_by(PAGE_SIZE as usize).flat_map(words) {
+        // SAFETY: all of physical memory is mapped; volatile, as for `check`.
+        add(unsafe { word.read_volatile() });
+    }
+    for (_, bytes) in ramdisk::files() {
         let (words, rest) = bytes.as_chunks::<8>();
-        let sum = words.iter().fold(sum, |sum, word| sum.rotate_left(1).wrapping_add(u64::from_le_bytes(*word)));
-        rest.iter().fold(sum, |sum, byte| sum.rotate_left(1).wrapping_add(u64::from(*byte)))
-    })
+        words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
+        rest.iter().for_each(|byte| add((*byte).into()));
+    }
+    sum
 }

@@ -236,7 +236,8 @@ async fn execute_once(
     };
     let ticket = ticket?;
     if data_out.is_empty() {
-        turn.take();
+        // The next one may be sent.
+        drop(turn.take());
     }
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
     module::poll(handle, Events::QUEUE);

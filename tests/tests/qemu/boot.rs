@@ -2,7 +2,7 @@
 
 use ringfence::iso;
 use ringfence::machine::{Boot, End};
-use ringfence_tests::{assert_says, bare, boot, boot_well, machine, system};
+use ringfence_tests::{assert_says, at_prompt, bare, boot, boot_well, machine, system};
 
 #[test]
 fn boots_to_the_shell_with_64_mib() {
@@ -98,10 +98,7 @@ fn the_iso_boots_from_bios_firmware() {
 /// What is printed meanwhile appears above the line that is being typed, and does not become part of it.
 #[test]
 fn a_line_that_is_being_typed_stays_whole() {
-    let mut machine = bare("");
-    machine.contents.exec = None;
-    let mut running = machine.start(system()).unwrap();
-    running.wait_for("Type 'help'").unwrap();
+    let mut running = at_prompt(bare(""));
     // It says so in half a second.
     running.type_line("repeat 1 sleep 500 &").unwrap();
     running.type_text("help xx\x1b[D\x1b[D").unwrap();
@@ -119,10 +116,7 @@ fn a_line_that_is_being_typed_stays_whole() {
 
 #[test]
 fn lines_are_edited_completed_and_remembered() {
-    let mut machine = bare("");
-    machine.contents.exec = None;
-    let mut running = machine.start(system()).unwrap();
-    running.wait_for("Type 'help'").unwrap();
+    let mut running = at_prompt(bare(""));
     // Backspace, completion of a command and of a module's name, and the line before.
     running.type_line("insx\x08m\ttempl\t").unwrap();
     running.wait_for("template: loaded into ring 1, slot 0").unwrap();

@@ -74,6 +74,7 @@ fn what_is_printed_fits_80_columns() {
     machine.disks = vec![directory.path().join("disk.img")];
     std::fs::File::create(&machine.disks[0]).unwrap().set_len(1 << 20).unwrap();
     let run = boot(&machine);
+    assert_eq!(run.end, End::CommandFailed, "{}", run.text());
     assert!(run.lines.len() > 200, "{}", run.text());
     let allowed =
         |line: &&String| line.starts_with("ringfence> ") || line.contains("fault: ") || line.contains(", drivers/");

@@ -2,7 +2,7 @@
 
 use crate::network::{echo, free_port, pattern, serving};
 use ringfence::machine::{End, Machine, Protocol};
-use ringfence_tests::{assert_says, bare, boot, boot_well, machine, system};
+use ringfence_tests::{assert_says, at_prompt, bare, boot, boot_well, machine, system};
 use tempfile::TempDir;
 
 #[test]
@@ -235,10 +235,7 @@ fn a_trial_given_up_leaves_the_good_driver() {
     let name = file.windows(32).position(|bytes| bytes.starts_with(b"e1000\0") && bytes.ends_with(&[0; 26])).unwrap();
     let version = &file[name + 32..];
     assert!(version.starts_with(env!("CARGO_PKG_VERSION").as_bytes()), "{version:?}");
-    let mut machine = machine("");
-    machine.contents.exec = None;
-    let mut running = machine.start(system()).unwrap();
-    running.wait_for("Type 'help'").unwrap();
+    let mut running = at_prompt(machine(""));
     running.type_line("ip").unwrap();
     running.wait_for("eth0: ").unwrap();
     // Nobody answers: it would take until the end of the limit. Whoever reads the line does not take Ctrl-C with it.

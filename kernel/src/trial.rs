@@ -116,7 +116,7 @@ pub async fn run(
         }
         restored = run_all(after).await;
     }
-    let why = fault.map(|fault| fault.headline.clone()).or(why).unwrap_or_default();
+    let why = fault.map(|fault| fault.headline().to_string()).or(why).unwrap_or_default();
     // Its memory goes with it.
     drop(mutant);
     Outcome {

@@ -1,7 +1,7 @@
 //! Why drivers were ended: the causes, and the record of each. [`super::report`] has the words.
 
 use super::calls::{CallLog, Last};
-use super::report::{write_cause, write_details};
+use super::report::{Scene, Words};
 use super::upcall::end_current;
 use super::{Domain, Ring};
 use crate::arch::traps::TrapFrame;
@@ -10,11 +10,9 @@ use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt::Write;
 use ringfence_abi::manifest::Policy;
-use ringfence_abi::upcall;
 use ringfence_core::descriptor::{SelectorName, describe_selector};
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 /// What a driver did that ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,10 +115,9 @@ pub struct Fault {
     pub at_tsc: u64,
     /// What kind of fault it was, in one word: see [`kind`].
     pub kind: &'static str,
-    /// The first line of the report: driver, what, during what.
-    pub headline: String,
-    /// Where, registers, stack, and what it had.
-    details: String,
+    /// What there is to say, until it is said for the first time.
+    scene: Mutex<Option<Scene>>,
+    words: Once<Words>,
     /// Its last calls of services.
     calls: CallLog,
     /// What was done about it.
@@ -142,13 +139,7 @@ impl Fault {
     /// Records what `domain` did.
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         let (at_ns, at_tsc) = (time::uptime_ns(), time::tsc());
-        // Writing to a String does not fail.
-        let (mut headline, mut details) = (String::new(), String::new());
         crate::supervise::count(domain, cause);
-        let _ = write!(headline, "{}: ", domain.name);
-        let _ = write_cause(&mut headline, domain, cause, site);
-        let _ = write!(headline, ", in {}", upcall::name(domain.upcall));
-        let _ = write_details(&mut details, domain, site);
         let done = match domain.policy {
             Policy::Restart => "it will be restarted",
             Policy::Stop => "it stays ended: its policy is to stop",
@@ -157,15 +148,15 @@ impl Fault {
             at_ns,
             at_tsc,
             kind: kind(cause, site),
-            headline,
-            details,
+            scene: Mutex::new(Some(Scene::new(domain, cause, site))),
+            words: Once::new(),
             calls: domain.calls.clone(),
             done: Mutex::new(done.to_string()),
         }
     }
 
-    /// Keeps the report, and prints it; or, if the driver is to be restarted, leaves that to [`print_pending`]: printing
-    /// takes longer than a restart.
+    /// Keeps the report, and prints it; or, if the driver is to be restarted, leaves that to [`print_pending`]: finding the
+    /// words and printing them takes longer than a restart.
     pub fn report(self, restart: bool) -> Arc<Fault> {
         let fault = Arc::new(self);
         if restart {
@@ -191,19 +182,23 @@ impl Fault {
         self.text(CallLog::LEN)
     }
 
+    /// The first line of the report: driver, what, during what.
+    pub fn headline(&self) -> &str {
+        &self.words().headline
+    }
+
+    fn words(&self) -> &Words {
+        self.words.call_once(|| self.scene.lock().take().as_ref().map(Words::new).unwrap_or_default())
+    }
+
     /// Notes what was done about it.
     pub fn set_done(&self, done: String) {
         *self.done.lock() = done;
     }
 
     fn text(&self, calls: usize) -> String {
-        alloc::format!(
-            "{}\n{}{}\n    then: {}",
-            self.headline,
-            self.details,
-            Last(&self.calls, calls),
-            self.done.lock()
-        )
+        let Words { headline, details } = self.words();
+        alloc::format!("{headline}\n{details}{}\n    then: {}", Last(&self.calls, calls), self.done.lock())
     }
 
     /// Ends the driver whose upcall is under way because of a trap.

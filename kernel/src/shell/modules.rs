@@ -212,7 +212,7 @@ pub async fn faults(mut arguments: Arguments<'_>) -> Outcome {
                 fault.at_ns / 1_000_000_000,
                 fault.at_ns / 1_000_000 % 1000,
                 fault.kind,
-                fault.headline
+                fault.headline()
             );
         }
         if kept.is_empty() {

@@ -124,14 +124,12 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
     Ok(handle)
 }
 
-/// Maps a module and runs its `init`; nobody knows it yet. On any error nothing of it stays.
-fn start(file: &File, ring: Ring, name: Option<&str>, watched: Option<u64>) -> Result<Handle, LoadError> {
+/// Maps a module, in the place of a driver that was ended if one is given, and runs its `init`; nobody knows it yet. On
+/// any error nothing of it stays.
+fn start(file: &File, ring: Ring, dead: Option<&Handle>, watched: Option<u64>) -> Result<Handle, LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     let device = take_device(&module.manifest)?;
-    let mut domain = map(file, module, device)?;
-    if let Some(name) = name {
-        domain.name = name.to_string();
-    }
+    let mut domain = map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
     match supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
         Some(why) => log::warn!("{}: loaded into ring 1: {why}", domain.name),
         None => domain.set_ring(ring),
@@ -152,13 +150,13 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
-    let (name, ring1_only) = {
+    let ring1_only = {
         let mut domain = dead.lock();
         quiesce(&mut domain);
         frames::take_back_promise(core::mem::take(&mut domain.promised));
-        (domain.name.clone(), domain.ring1_only)
+        domain.ring1_only
     };
-    let fresh = start(file, if ring1_only { Ring::Sandboxed } else { ring }, Some(&name), watched)?;
+    let fresh = start(file, if ring1_only { Ring::Sandboxed } else { ring }, Some(dead), watched)?;
     fresh.lock().ring1_only |= ring1_only;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
@@ -189,15 +187,21 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     device.map(Some).ok_or(LoadError::NoDevice)
 }
 
-/// Maps a module: image, stack, mailbox, stubs and gates. Relocations are applied before anyone else sees it.
-fn map(file: &File, module: Module, device: Option<Device>) -> Result<Domain, LoadError> {
+/// Maps a module: image, stack, mailbox, stubs and gates. Relocations are applied before anyone else sees it. It takes over
+/// what it can of a driver that was ended, if one is given.
+fn map(
+    file: &File,
+    module: Module,
+    device: Option<Device>,
+    mut dead: Option<&mut Domain>,
+) -> Result<Domain, LoadError> {
     // The device is in the domain from the start, so that every early return releases it.
     let mut domain = Domain {
-        name: free_name(module.manifest.name()),
+        name: dead.as_ref().map_or_else(|| free_name(module.manifest.name()), |dead| dead.name.clone()),
         file: file.clone(),
         manifest: module.manifest,
         imports: module.imports,
-        space: match Space::new() {
+        space: match Space::new(dead.as_mut().map(|dead| &mut dead.space)) {
             Ok(Some(space)) => space,
             refused => {
                 // It has not been a bus master, so it does stop.
@@ -238,6 +242,12 @@ fn map(file: &File, module: Module, device: Option<Device>) -> Result<Domain, Lo
             (false, true) => rights::EXECUTE,
             (false, false) => rights::READ,
         };
+        if !segment.writable
+            && let Some(dead) = &mut dead
+            && space.take_over(&mut dead.space, segment, flags)?
+        {
+            continue;
+        }
         space.map_fresh(image + segment.pages.start, segment.pages.len_bytes, flags)?;
         space.write(image + segment.start, segment.bytes);
     }

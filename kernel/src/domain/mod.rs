@@ -1,6 +1,6 @@
 //! A domain: a loaded driver module, its memory, its grants, and the ring it runs in.
 //!
-//! * [`space`]: its root, slot, capability table and I/O bitmap
+//! * [`space`]: its root, slot, capability table and I/O bitmap; [`inherit`]: what of that a successor takes over
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: running it, which is a call that returns a reason
 //! * [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
@@ -18,6 +18,7 @@ use spin::Mutex;
 pub mod calls;
 pub mod device;
 pub mod fault;
+mod inherit;
 pub mod memory;
 mod report;
 pub mod reset;

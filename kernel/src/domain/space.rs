@@ -56,6 +56,8 @@ impl fmt::Display for Ring {
 /// A domain's address space. Dropping it frees all of it.
 pub struct Space {
     slot: usize,
+    /// Not any more once it has a successor, which is in the slot from then on.
+    has_slot: bool,
     ring: Ring,
     /// Physical addresses: the root; the slot's table of level 3; the entry area's of level 3.
     root: u64,
@@ -89,11 +91,13 @@ const STUB_BYTES: u64 = 32;
 const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
 
 impl Space {
-    /// An empty address space in a free slot, sandboxed; `None` if all slots are taken.
-    pub fn new() -> Result<Option<Space>, OutOfMemory> {
-        let Some(slot) = take_slot() else { return Ok(None) };
+    /// An empty address space, sandboxed, in the slot of `before`, which is never entered again, or in a free one; `None` if
+    /// all slots are taken.
+    pub fn new(before: Option<&mut Space>) -> Result<Option<Space>, OutOfMemory> {
+        let Some(slot) = before.and_then(Space::leave_slot).or_else(take_slot) else { return Ok(None) };
         let mut space = Space {
             slot,
+            has_slot: true,
             ring: Ring::Sandboxed,
             root: 0,
             slot_table: 0,
@@ -140,6 +144,20 @@ impl Space {
     /// Has its memory and its slot never used again: a device may still write there.
     pub fn set_aside(&mut self) {
         self.set_aside = true;
+    }
+
+    /// Whether that was done.
+    pub fn is_set_aside(&self) -> bool {
+        self.set_aside
+    }
+
+    /// Leaves its slot to a successor, if it may and still has it. Its memory stays its own.
+    fn leave_slot(&mut self) -> Option<usize> {
+        let leaves = self.has_slot && !self.set_aside;
+        leaves.then(|| {
+            self.has_slot = false;
+            self.slot
+        })
     }
 
     /// What CR3 holds while the domain runs sandboxed.
@@ -366,8 +384,11 @@ impl Drop for Space {
         if self.set_aside {
             return;
         }
-        tables::set_top(kernel_root(), slot_base(self.slot), None);
-        x86_64::instructions::tlb::flush_all();
+        if self.has_slot {
+            tables::set_top(kernel_root(), slot_base(self.slot), None);
+            x86_64::instructions::tlb::flush_all();
+            SLOTS.lock()[self.slot] = false;
+        }
         for (table, level) in [(self.slot_table, 3), (self.entry_table, 3)] {
             if table != 0 {
                 tables::free_tree(table, level);
@@ -383,7 +404,6 @@ impl Drop for Space {
                 frames::free(bitmap + offset);
             }
         }
-        SLOTS.lock()[self.slot] = false;
     }
 }
 

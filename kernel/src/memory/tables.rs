@@ -65,16 +65,18 @@ pub fn set_flags(root: u64, address: u64, flags: Flags) {
 
 /// Unmaps the page at `address` under `root` and frees its frame if it is owned.
 pub fn unmap(root: u64, address: u64) {
-    if let Ok(Some(entry)) = entry(root, address, false)
-        && !entry.is_unused()
-    {
-        let (pa, owned) = (entry.addr().as_u64(), entry.flags().contains(OWNED));
-        entry.set_unused();
-        x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
-        if owned {
-            frames::free(pa);
-        }
+    if let Some(frame) = take(root, address) {
+        frames::free(frame);
     }
+}
+
+/// Unmaps the page at `address` under `root`; returns its frame, which is the caller's then, if it was owned.
+pub fn take(root: u64, address: u64) -> Option<u64> {
+    let entry = entry(root, address, false).ok()?.filter(|entry| !entry.is_unused())?;
+    let (pa, owned) = (entry.addr().as_u64(), entry.flags().contains(OWNED));
+    entry.set_unused();
+    x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
+    owned.then_some(pa)
 }
 
 /// Physical address and rights of `address` under `root`, if it is mapped by a 4 KiB page.

@@ -109,17 +109,18 @@ fn find(bytes: &[u8], part: &[u8]) -> usize {
     bytes.windows(part.len()).position(|window| window == part).expect("it is there")
 }
 
+/// The module's file, and where its entry point lies, in the file as in the image.
+pub fn entry_of(name: &str) -> (Vec<u8>, usize) {
+    let module = system().modules.iter().find(|module| module.name == name).expect("it is built");
+    let bytes = std::fs::read(&module.packed).unwrap();
+    let elf = object::File::parse(&*bytes).unwrap();
+    let entry = elf.symbols().find(|symbol| symbol.name() == Ok("rf_upcall")).expect("an entry point").address();
+    (bytes.clone(), entry as usize)
+}
+
 /// A jump to itself, written over the entry point, is found in whatever upcall comes next.
 #[test]
 fn endless_loops_anywhere_are_cut_short() {
-    /// The module's file, and where its entry point lies, in the file as in the image.
-    fn entry_of(name: &str) -> (Vec<u8>, usize) {
-        let module = system().modules.iter().find(|module| module.name == name).expect("it is built");
-        let bytes = std::fs::read(&module.packed).unwrap();
-        let elf = object::File::parse(&*bytes).unwrap();
-        let entry = elf.symbols().find(|symbol| symbol.name() == Ok("rf_upcall")).expect("an entry point").address();
-        (bytes.clone(), entry as usize)
-    }
     let (mut endless, entry) = entry_of("template");
     endless[entry..entry + 2].copy_from_slice(&[0xeb, 0xfe]);
     let directory = tempfile::tempdir().unwrap();

@@ -63,6 +63,35 @@ fn restarts_lose_no_memory_and_have_an_end() {
     assert_says(&run.text(), "error: fault 99 is not kept");
 }
 
+/// It comes back in its slot, so that one is there even when all others are taken, and its pages go with it.
+#[test]
+fn a_driver_comes_back_where_it_was() {
+    let text = boot_well(&bare(
+        "insmod template; repeat 63 insmod null; policy template restart; tell template x; mem; kill template; sleep 100; \
+         tell template xx; mem; lsmod",
+    ));
+    assert_says(&text, "template: restarted in ring 1");
+    assert_says(&text, "template: 2 (0x2)");
+    assert_says(&text, "template         1    0         2 -            running");
+    let free: Vec<&str> = text.lines().filter(|line| line.starts_with("frames ")).collect();
+    assert_eq!(free[0], free[1], "frames were lost");
+}
+
+/// Of the pages that a driver leaves to its successor those are taken that are what the file says, and no others.
+#[test]
+fn what_is_wrong_with_a_driver_s_code_is_not_inherited() {
+    let (_, entry) = crate::modules::entry_of("template");
+    let text = boot(&bare(&format!(
+        "insmod template; policy template restart; poke template {entry:x}:0f0b; tell template x; sleep 100; \
+         tell template xx"
+    )))
+    .text();
+    assert_says(&text, "fault: template: #UD invalid opcode, in command");
+    let restarted = text.lines().find(|line| line.contains("template: restarted")).expect("it is restarted");
+    assert!(restarted.ends_with("#1"), "not at once: {restarted}");
+    assert_says(&text, "template: 2 (0x2)");
+}
+
 #[test]
 fn a_policy_of_stop_leaves_it_ended_and_restart_brings_it_back() {
     let directory = TempDir::new().unwrap();

@@ -3,7 +3,7 @@
 use crate::arch::power::{self, Ending};
 use crate::arch::traps::TrapFrame;
 use crate::println;
-use crate::symbols::{self, Location};
+use crate::symbols::Location;
 use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_abi::layout::slot_of;
 
@@ -60,7 +60,7 @@ pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
 fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
     println!("\nkernel panic: {name}, error code {:#x}, at {}", frame.error_code, Location(frame.rip));
     if let Some(address) = address {
-        println!("    address {address:#x} ({})", symbols::kernel_region(address));
+        println!("    address {address:#x} ({})", crate::memory::map::describe(address));
     }
     if slot_of(frame.rip).is_some() {
         println!("    in a driver that runs trusted in ring 0: {}", crate::module::Owner(frame.rip));

@@ -39,17 +39,15 @@ pub fn is_kernel_text(address: u64) -> bool {
         || crate::arch::entry_area::is_text(address)
 }
 
-/// What part of the kernel's half an address lies in, in words for a person.
-pub fn kernel_region(address: u64) -> &'static str {
-    let image = &raw const __kernel_start as u64..&raw const __kernel_end as u64;
-    let text = &raw const __text_start as u64..&raw const __text_end as u64;
-    if text.contains(&address) {
-        "kernel text"
-    } else if image.contains(&address) {
-        if address < text.start { "kernel read-only data" } else { "kernel data" }
-    } else {
-        "kernel memory"
-    }
+/// The parts of the kernel's image: start, end, and what it is.
+pub fn image_parts() -> [(u64, u64, &'static str); 3] {
+    let [start, text, text_end, end] =
+        [&raw const __kernel_start, &raw const __text_start, &raw const __text_end, &raw const __kernel_end];
+    [
+        (start as u64, text as u64, "kernel read-only data"),
+        (text as u64, text_end as u64, "kernel text"),
+        (text_end as u64, end as u64, "kernel data"),
+    ]
 }
 
 /// A symbol's name as its author wrote it. A module file can say anything there: what is longer than a name has to be

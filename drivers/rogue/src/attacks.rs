@@ -22,8 +22,6 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     // instructions
     ("cli", cli),
     ("hlt", hlt),
-    ("read-cr3", read_cr3),
-    ("write-cr3", write_cr3),
     ("lidt", lidt),
     ("rdmsr", rdmsr),
     ("in", port_in),
@@ -53,7 +51,9 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("bad-stack", bad_stack),
     ("bad-stack-fault", bad_stack_fault),
     ("gate-at-page-end", gate_at_page_end),
+    ("gate-offset", gate_offset),
     ("shadowed-gate", shadowed_gate),
+    ("shadowed-return", shadowed_return),
     ("flags", flags),
     ("flag", flag),
     ("leaks", leaks),
@@ -142,19 +142,6 @@ fn hlt(_: u64) -> u64 {
     0
 }
 
-fn read_cr3(_: u64) -> u64 {
-    let value: u64;
-    // SAFETY: none.
-    unsafe { asm!("mov {}, cr3", out(reg) value) };
-    value
-}
-
-fn write_cr3(value: u64) -> u64 {
-    // SAFETY: none.
-    unsafe { asm!("mov cr3, {}", in(reg) value) };
-    0
-}
-
 fn lidt(_: u64) -> u64 {
     let pointer = [0u8; 10];
     // SAFETY: none.
@@ -225,12 +212,28 @@ fn divide(divisor: u64) -> u64 {
     quotient
 }
 
-/// Calls far through any selector.
+/// Calls far through any selector, with no arguments.
 fn far_call(selector: u64) -> u64 {
-    let target = [0u16, 0, selector as u16];
-    // SAFETY: none. FF /3 without REX.W, as gates want it.
-    unsafe { asm!(".byte 0xff, 0x18", in("rax") target.as_ptr(), clobber_abi("C")) };
-    0
+    call_far([0, 0, selector as u16])
+}
+
+/// Calls a gate with any offset.
+fn gate_offset(offset: u64) -> u64 {
+    call_far([offset as u16, (offset >> 16) as u16, selector_of(0)])
+}
+
+/// Calls far to an offset of 32 bits and a selector.
+fn call_far(target: [u16; 3]) -> u64 {
+    let result: u64;
+    // SAFETY: none. FF /3 without REX.W, as gates want it: call far [rax].
+    unsafe {
+        asm!(
+            ".byte 0xff, 0x18",
+            inout("rax") target.as_ptr() as u64 => result, inout("rdi") 0u64 => _, inout("rsi") 0u64 => _,
+            inout("rdx") 0u64 => _, clobber_abi("C")
+        )
+    };
+    result
 }
 
 fn far_jump_ring0(_: u64) -> u64 {
@@ -328,7 +331,17 @@ fn gate_at_page_end(_: u64) -> u64 {
 
 /// Single-steps into a gate from the shadow of a write to SS, which holds the step back until the gate was entered.
 fn shadowed_gate(_: u64) -> u64 {
-    let target = [0u16, 0, selector_of(0)];
+    shadowed(selector_of(0))
+}
+
+/// The same with the gate that ends an upcall.
+fn shadowed_return(_: u64) -> u64 {
+    const RETURN_GATE: u16 = 4 << 3 | 5;
+    shadowed(RETURN_GATE)
+}
+
+fn shadowed(selector: u16) -> u64 {
+    let target = [0u16, 0, selector];
     // SAFETY: none.
     unsafe {
         asm!(

@@ -47,18 +47,41 @@ pub const fn slot_of(address: u64) -> Option<usize> {
     if index >= 1 && index <= MAX_DOMAINS as u64 { Some(index as usize - 1) } else { None }
 }
 
-/// What region of its slot an address lies in, in words for a person.
-pub fn region_name(address: u64) -> &'static str {
+/// A region of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Region {
+    /// [`STUBS`]
+    Stubs,
+    /// [`IMAGE`]
+    Image,
+    /// Below [`STACK_TOP`]
+    Stack,
+    /// [`MAILBOX`]
+    Mailbox,
+    /// [`QUEUE`]
+    Queues,
+    /// [`HEAP`]
+    Heap,
+    /// [`DMA`]
+    Dma,
+    /// [`MMIO`]
+    Registers,
+    /// Between the regions.
+    None,
+}
+
+/// The region of its slot that an address lies in.
+pub const fn region_of(address: u64) -> Region {
     match address % SLOT_SIZE {
-        STUBS..IMAGE => "service stubs",
-        IMAGE..0x0140_0000 => "image",
-        0x0170_0000..STACK_TOP => "stack",
-        MAILBOX..QUEUE => "mailbox",
-        QUEUE..HEAP => "queues",
-        HEAP..0x0800_0000 => "heap",
-        DMA..MMIO => "DMA memory",
-        MMIO..0x3000_0000 => "device memory",
-        _ => "unused part",
+        STUBS..IMAGE => Region::Stubs,
+        IMAGE..0x0140_0000 => Region::Image,
+        0x0170_0000..STACK_TOP => Region::Stack,
+        MAILBOX..QUEUE => Region::Mailbox,
+        QUEUE..HEAP => Region::Queues,
+        HEAP..0x0800_0000 => Region::Heap,
+        DMA..MMIO => Region::Dma,
+        MMIO..0x3000_0000 => Region::Registers,
+        _ => Region::None,
     }
 }
 

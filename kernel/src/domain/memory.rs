@@ -2,10 +2,12 @@
 
 use super::Domain;
 use super::fault::Cause;
-use crate::arch::entry_area;
+use crate::memory::map;
 use alloc::vec;
 use alloc::vec::Vec;
+use ringfence_abi::layout::{self, Region};
 use ringfence_core::extent::Extent;
+use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// Memory that a driver says is its own.
 #[derive(Debug, Clone, Copy)]
@@ -33,48 +35,41 @@ impl Allegation {
 
 /// What lies at an address, seen from `domain`: in words for a person.
 pub fn describe(domain: &Domain, address: u64) -> &'static str {
-    use ringfence_abi::layout;
     const FIRST_PAGE: u64 = 0x1000;
     if address < FIRST_PAGE {
         return "null";
     }
-    if address >> 47 != 0 && address >> 47 != 0x1_ffff {
-        return "non-canonical";
+    match (address >> 47, layout::slot_of(address)) {
+        (0, None) => "unmapped",
+        (0, Some(slot)) if slot == domain.space.slot() => own(domain, address),
+        (0, Some(slot)) if super::space::is_taken(slot) => "another domain's slot",
+        (0, Some(_)) => "unmapped",
+        (0x1_ffff, _) => map::describe(address),
+        _ => "non-canonical",
     }
-    if (entry_area::BASE..entry_area::BASE + entry_area::LEN_BYTES).contains(&address) {
-        return match address & !0xfff {
-            entry_area::STACKS => "entry stacks",
-            entry_area::LDT => "capability table (LDT)",
-            page if page >= entry_area::IO_BITMAP => "I/O bitmap",
-            page if page >= entry_area::CONSTANTS => "descriptor tables",
-            _ => "entry text",
-        };
-    }
-    if address >> 47 != 0 {
-        return crate::symbols::kernel_region(address);
-    }
-    match layout::slot_of(address) {
-        None => "unmapped",
-        Some(slot) if slot != domain.space.slot() && super::space::is_taken(slot) => "another domain's slot",
-        Some(slot) if slot != domain.space.slot() => "unmapped",
-        Some(_) => match domain.space.translate(address) {
-            Some((_, flags)) => {
-                use x86_64::structures::paging::PageTableFlags as Flags;
-                match (flags.contains(Flags::WRITABLE), flags.contains(Flags::NO_EXECUTE)) {
-                    (false, false) => "own text",
-                    (false, true) => "own read-only data",
-                    (true, _) => "own data",
-                }
-            }
-            None => {
-                let stack_bottom = layout::STACK_TOP - u64::from(domain.manifest.stack_bytes);
-                let offset = address % layout::SLOT_SIZE;
-                if (layout::STACK_TOP - layout::STACK_MAX - (1 << 20)..stack_bottom).contains(&offset) {
-                    "guard below own stack"
-                } else {
-                    "own slot, unmapped"
-                }
-            }
+}
+
+/// What lies at an address of the domain's own slot.
+fn own(domain: &Domain, address: u64) -> &'static str {
+    let offset = address % layout::SLOT_SIZE;
+    let Some((_, flags)) = domain.space.translate(address) else {
+        let stack_bottom = layout::STACK_TOP - u64::from(domain.manifest.stack_bytes);
+        let below_stack = (layout::STACK_TOP - layout::STACK_MAX - (1 << 20)..stack_bottom).contains(&offset);
+        return if below_stack { "guard below own stack" } else { "own slot, unmapped" };
+    };
+    match layout::region_of(address) {
+        Region::Image => match (flags.contains(Flags::WRITABLE), flags.contains(Flags::NO_EXECUTE)) {
+            (false, false) => "own text",
+            (false, true) => "own read-only data",
+            (true, _) => "own data",
         },
+        Region::Stubs => "own service stubs",
+        Region::Stack => "own stack",
+        Region::Mailbox => "own mailbox",
+        Region::Queues => "own queues",
+        Region::Heap => "own heap",
+        Region::Dma => "own DMA memory",
+        Region::Registers => "own device's registers",
+        Region::None => "own slot",
     }
 }

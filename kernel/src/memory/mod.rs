@@ -1,6 +1,7 @@
 //! Physical memory, the kernel's own address space, and the kernel's heap.
 //!
 //! * [`frames`]: who owns which frame
+//! * [`map`]: what lies where, in words
 //! * [`tables`]: page tables, the kernel's and the domains'
 //! * [`stray`]: what devices write to memory that nobody has
 //! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
@@ -19,6 +20,7 @@ use spin::Once;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 pub mod frames;
+pub mod map;
 pub mod shared;
 pub mod stray;
 pub mod tables;
@@ -33,6 +35,8 @@ const HEAP_MOST: u64 = 64 << 20;
 const STACKS: u64 = 0xffff_a000_0000_0000;
 /// Length of a trap stack in bytes.
 const STACK_BYTES: u64 = 32 << 10;
+/// Trap stacks: for interrupts, exceptions, and what can hit those.
+const TRAP_STACKS: usize = 3;
 
 /// Memory below this is nobody's.
 const LOW_BYTES: u64 = 1 << 20;
@@ -80,6 +84,9 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
     let ram = info.memory_regions.iter().filter(|region| is_ram(region.kind));
     RAM.call_once(|| ram.map(|region| Extent::new(region.start, region.end - region.start)).collect());
     tables::drop_lower_half();
+    let boot_stack = Extent::new(info.kernel_stack_bottom, info.kernel_stack_len);
+    let ramdisk = Extent::new(info.ramdisk_addr.into_option().unwrap_or(0), info.ramdisk_len);
+    map::init(Extent::new(at_physical(heap_start) as u64, heap_len), boot_stack, ramdisk);
     Ok(())
 }
 
@@ -89,11 +96,16 @@ pub fn is_ram(extent: Extent) -> bool {
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
 }
 
-/// Makes the three trap stacks: for interrupts, exceptions, and what can hit those.
+/// Where a trap stack begins.
+const fn trap_stack(index: usize) -> u64 {
+    STACKS + index as u64 * 2 * STACK_BYTES + PAGE_SIZE
+}
+
+/// Makes the trap stacks.
 pub fn init_trap_stacks() -> Result<(), frames::OutOfMemory> {
-    let mut tops = [0; 3];
+    let mut tops = [0; TRAP_STACKS];
     for (index, top) in tops.iter_mut().enumerate() {
-        let bottom = STACKS + index as u64 * 2 * STACK_BYTES + PAGE_SIZE;
+        let bottom = trap_stack(index);
         for page in (bottom..bottom + STACK_BYTES).step_by(PAGE_SIZE as usize) {
             let frame = frames::allocate(1)?;
             tables::map(kernel_root(), page, frame, Flags::PRESENT | Flags::WRITABLE | Flags::NO_EXECUTE)?;

@@ -85,6 +85,48 @@ pub fn translate(root: u64, address: u64) -> Option<(u64, Flags)> {
     entry.flags().contains(Flags::PRESENT).then(|| (entry.addr().as_u64() + address % PAGE_SIZE, entry.flags()))
 }
 
+/// Whether anything is mapped at `address` under `root`, by pages of whatever size.
+pub fn is_mapped(root: u64, address: u64) -> bool {
+    let mut current = root;
+    for level in [4, 3, 2, 1] {
+        let entry = &table(current)[index(address, level)];
+        if !entry.flags().contains(Flags::PRESENT) {
+            return false;
+        }
+        if level == 1 || entry.flags().contains(Flags::HUGE_PAGE) {
+            break;
+        }
+        current = entry.addr().as_u64();
+    }
+    true
+}
+
+/// Whether the frame at `pa` holds a page table of the kernel's root, or one that a domain shares with it.
+pub fn is_table(pa: u64) -> bool {
+    fn is_below(table_pa: u64, level: u8, pa: u64) -> bool {
+        let is_table = |entry: &&PageTableEntry| !entry.is_unused() && !entry.flags().contains(Flags::HUGE_PAGE);
+        let mut below = table(table_pa).iter().filter(is_table).map(|entry| entry.addr().as_u64());
+        table_pa == pa || level > 1 && below.any(|next| is_below(next, level - 1, pa))
+    }
+    is_below(kernel_root(), 4, pa)
+}
+
+/// Calls `with` for each page of 4 KiB that `root` maps: its address, in ascending order, and its rights.
+pub fn for_each_page(root: u64, with: &mut dyn FnMut(u64, Flags)) {
+    fn visit(table_pa: u64, level: u8, base: u64, with: &mut dyn FnMut(u64, Flags)) {
+        for (index, entry) in table(table_pa).iter().enumerate().filter(|(_, entry)| !entry.is_unused()) {
+            let address = base | (index as u64) << (12 + 9 * (u64::from(level) - 1));
+            if level > 1 {
+                visit(entry.addr().as_u64(), level - 1, address, with);
+            } else {
+                // Bit 47 goes on into the bits above it.
+                with(((address << 16) as i64 >> 16) as u64, entry.flags());
+            }
+        }
+    }
+    visit(root, 4, 0, with);
+}
+
 /// Sets the top-level entry of `root` for `address`: the table at `pa`, or nothing.
 pub fn set_top(root: u64, address: u64, to: Option<(u64, Flags)>) {
     let entry = &mut table(root)[index(address, 4)];

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
+use super::memory::{integrity, mem, vmmap};
 use super::modules::{faults, insmod, kill, limits, lsmod, modinfo, policy, ring, rmmod, tell};
 use super::network::{ip, ping, tcpecho};
 use super::trials::{poke, trial};
@@ -9,7 +10,7 @@ use crate::arch::time;
 use crate::bench::Mode;
 use crate::domain::device::{self, State};
 use crate::symbols::Location;
-use crate::{console, memory, module, pci, println, shell, trial};
+use crate::{console, pci, println, shell};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -43,7 +44,7 @@ static COMMANDS: &[Command] = &[
     command!("insmod", "insmod NAME [--ring 0|1]", "load a module, into ring 1 unless told otherwise", insmod),
     command!("rmmod", "rmmod NAME", "stop a driver and free all it had", rmmod),
     command!("ring", "ring NAME 0|1", "move a running driver to another ring", ring),
-    command!("tell", "tell NAME TEXT", "hand a text to a driver's own command entry", tell),
+    command!("tell", "tell NAME TEXT", "hand a text to a driver; @PART stands for a part's address", tell),
     command!("kill", "kill NAME", "end a driver as a fault would", kill),
     command!(
         "policy",
@@ -70,6 +71,7 @@ static COMMANDS: &[Command] = &[
     command!("blkverify", "blkverify DISK LBA COUNT SEED", "compare blocks with the pattern", blkverify),
     command!("dmesg", "dmesg", "the kernel's log", dmesg),
     command!("mem", "mem", "memory: free, kernel, domains", mem),
+    command!("vmmap", "vmmap [NAME]", "what lies where in the kernel's address space, or a driver's", vmmap),
     command!("irqs", "irqs", "where interrupts hit that came while a driver ran", irqs),
     command!("integrity", "integrity", "checksum of what of the kernel must never change", integrity),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),
@@ -168,25 +170,6 @@ async fn dmesg(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-async fn mem(arguments: Arguments<'_>) -> Outcome {
-    arguments.end()?;
-    let (free, total) = memory::frames::count();
-    let (used, size) = memory::heap_use();
-    println!("frames    {free} free of {total}");
-    println!("heap      {used} bytes used of {size}");
-    for handle in module::loaded() {
-        let domain = handle.lock();
-        println!(
-            "{:<16} heap {} KiB, DMA {} KiB, image {} KiB",
-            domain.name,
-            domain.heap_bytes / 1024,
-            domain.dma.iter().map(|region| region.extent.len_bytes).sum::<u64>() / 1024,
-            domain.image_bytes / 1024
-        );
-    }
-    Ok(())
-}
-
 async fn irqs(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     let (in_drivers, on_gates) = crate::arch::traps::interrupt_counts();
@@ -197,13 +180,6 @@ async fn irqs(arguments: Arguments<'_>) -> Outcome {
     for (at, count) in on_gates {
         println!("{count:>10} at {}", Location(at));
     }
-    Ok(())
-}
-
-async fn integrity(arguments: Arguments<'_>) -> Outcome {
-    arguments.end()?;
-    println!("{:016x}  text, read-only data, descriptor tables, page tables", trial::checksum());
-    println!("{:16}  frames written to that nobody has, since this was asked last", memory::stray::count());
     Ok(())
 }
 

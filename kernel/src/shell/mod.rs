@@ -1,6 +1,7 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
-//! * [`commands`]: the table of commands; [`modules`], [`disks`], [`network`], [`trials`] have those that are about these
+//! * [`commands`]: the table of commands; [`modules`], [`disks`], [`memory`], [`network`], [`trials`] have those that are about
+//!   these
 //! * [`editor`]: history and completion
 //!
 //! Commands that the runner left in the ramdisk (`exec`) are run first and the machine is ended, so that a script sees
@@ -22,6 +23,7 @@ use embassy_futures::select::{Either, select};
 mod commands;
 mod disks;
 mod editor;
+mod memory;
 mod modules;
 mod network;
 mod trials;

@@ -4,6 +4,7 @@ use super::commands::device_name;
 use super::{Outcome, said};
 use crate::domain::Ring;
 use crate::domain::fault::{Cause, history};
+use crate::memory::map;
 use crate::{limits, module, println, ramdisk, scsi, supervise};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -129,9 +130,9 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
 
 pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let text = arguments.rest();
+    let text = with_addresses(arguments.rest())?;
     let handle = module::find(name).map_err(said)?;
-    let answer = handle.lock().command(text);
+    let answer = handle.lock().command(&text);
     let mut domain = handle.lock();
     module::collect(&mut domain);
     if !domain.is_alive() {
@@ -140,6 +141,18 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let value = answer.map_err(|error| format!("{name}: {error}"))?;
     println!("{name}: {value} ({value:#x})");
     Ok(())
+}
+
+/// `text` with an address for each word that names a part of the kernel: `@kernel-text`.
+fn with_addresses(text: &str) -> Result<String, String> {
+    let word = |word: &str| match word.strip_prefix('@') {
+        None => Ok(word.to_string()),
+        Some(name) => match map::find(name) {
+            Some(part) => Ok(format!("{:#x}", part.extent.start)),
+            None => Err(format!("the kernel has no part '{name}'; 'vmmap' lists them, with spaces for hyphens")),
+        },
+    };
+    Ok(text.split(' ').map(word).collect::<Result<Vec<String>, String>>()?.join(" "))
 }
 
 pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {

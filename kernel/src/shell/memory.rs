@@ -1,0 +1,91 @@
+//! Commands about memory: how much, where, and whether it is as it should be.
+
+use super::{Outcome, said};
+use crate::domain::memory::describe;
+use crate::memory::{frames, heap_use, kernel_root, map, stray, tables};
+use crate::{module, println, trial};
+use alloc::vec::Vec;
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_core::arguments::Arguments;
+use ringfence_core::extent::Extent;
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+pub async fn mem(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let (free, total) = frames::count();
+    let (used, size) = heap_use();
+    println!("frames    {free} free of {total}");
+    println!("heap      {used} bytes used of {size}");
+    for handle in module::loaded() {
+        let domain = handle.lock();
+        println!(
+            "{:<16} heap {} KiB, DMA {} KiB, image {} KiB",
+            domain.name,
+            domain.heap_bytes / 1024,
+            domain.dma.iter().map(|region| region.extent.len_bytes).sum::<u64>() / 1024,
+            domain.image_bytes / 1024
+        );
+    }
+    Ok(())
+}
+
+/// A row of `vmmap`.
+struct Row {
+    extent: Extent,
+    rights: &'static str,
+    what: &'static str,
+}
+
+fn rights(flags: Flags) -> &'static str {
+    match (flags.contains(Flags::WRITABLE), flags.contains(Flags::NO_EXECUTE)) {
+        (false, true) => "r--",
+        (false, false) => "r-x",
+        (true, true) => "rw-",
+        (true, false) => "rwx",
+    }
+}
+
+pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.optional();
+    arguments.end()?;
+    let mut rows: Vec<Row> = Vec::new();
+    match name {
+        None => {
+            // Physical memory is mapped with large pages, whose rights nobody needs to look up.
+            let of_first = |start| tables::translate(kernel_root(), start).map_or("rw-", |(_, flags)| rights(flags));
+            let mapped = map::parts().chain([map::physical_memory()]).filter(|part| part.extent.len_bytes > 0);
+            rows.extend(mapped.map(|part| Row {
+                extent: part.extent,
+                rights: of_first(part.extent.start),
+                what: part.what,
+            }));
+            rows.sort_by_key(|row| row.extent.start);
+        }
+        Some(name) => {
+            let handle = module::find(name).map_err(said)?;
+            let domain = handle.lock();
+            tables::for_each_page(domain.space.cr3(), &mut |page, flags| {
+                let (rights, what) = (rights(flags), describe(&domain, page));
+                match rows.last_mut() {
+                    Some(row) if row.extent.end() == Some(page) && (row.rights, row.what) == (rights, what) => {
+                        row.extent.len_bytes += PAGE_SIZE;
+                    }
+                    _ => rows.push(Row { extent: Extent::new(page, PAGE_SIZE), rights, what }),
+                }
+            });
+        }
+    }
+    println!("{:<16}  {:<16} {:>7}  RIGHTS  WHAT", "START", "END", "KIB");
+    for Row { extent, rights, what } in rows {
+        let (start, kib) = (extent.start, extent.len_bytes / 1024);
+        println!("{start:016x}  {:016x} {kib:>7}  {rights}     {what}", start.saturating_add(extent.len_bytes));
+    }
+    Ok(())
+}
+
+pub async fn integrity(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    println!("{:016x}  text, read-only data, descriptor tables, page tables", trial::checksum());
+    println!("{:16}  frames written to that nobody has, since this was asked last", stray::count());
+    Ok(())
+}

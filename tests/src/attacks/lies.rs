@@ -1,0 +1,181 @@
+//! Attacks on services and queues: by drivers that lie about their queues, ask for what is not their own, and pass what no
+//! driver would.
+
+use super::{Attack, Expected};
+use ringfence_abi::layout::{MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base};
+use ringfence_abi::service::by_symbol;
+
+/// Verb of `rogue-nic`, and the refusal that the service answers, or what it is given.
+const REFUSED: &[(&str, u64)] = &[
+    ("free-frames", 3),
+    ("phys-frames", 3),
+    ("register-twice", 4),
+    ("register-group", 1),
+    ("move-bar", 5),
+    ("move-line", 5),
+    ("beyond-config", 1),
+    ("odd-config", 1),
+    ("no-such-bar", 3),
+    ("huge-bar", 3),
+    ("dma-all", 1),
+    // All of its budget of 64 KiB.
+    ("dma-forever", 16),
+    ("move-frames", 0),
+];
+
+/// Requests of `rogue-nic` for what is not its own.
+pub fn refused() -> Vec<Attack> {
+    REFUSED.iter().map(|(verb, answer)| Attack::answer("rogue-nic", *verb, Some(*answer))).collect()
+}
+
+/// Verb of `rogue-nic`, and the fault that it ends with: at once, or when the kernel next looks.
+const NIC_FAULTS: &[(&str, &str)] = &[
+    ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x"),
+    ("received-ahead", "lied about the received queue: position 0x3e8, but 0x0 is counted"),
+    ("empty-ahead", "lied about the empty queue: position 0xffffffffffffffff, but 0x80 is counted"),
+    ("transmitted-ahead", "lied about the transmitted queue: position 0xffffffffffffffff, but 0x0 is counted"),
+    ("no-such-frame", "bad entry 0x3cffffffff in the received queue"),
+    ("huge-frame", "bad entry 0xffffffff00000000 in the received queue"),
+    ("frame-not-lent", "bad entry 0xc8 in the transmitted queue"),
+    ("frame-twice", "bad entry 0x3c00000000 in the received queue"),
+];
+
+/// Lies of `rogue-nic` about its queues.
+pub fn nic_faults() -> Vec<Attack> {
+    let attack = |(verb, fault): &(&str, &str)| {
+        // The kernel only asks for frames back when it has none left: the bench sends all it has.
+        let then = if fault.contains("transmitted") { "bench nic" } else { "sleep 20" };
+        Attack::fault("rogue-nic", *verb, *fault).then(then)
+    };
+    NIC_FAULTS.iter().map(attack).collect()
+}
+
+/// Verb of `rogue-scsi`, and what the next command that reads says; the one after that is as good as ever.
+const SCSI_ANSWERS: &[(&str, &str)] = &[
+    ("residual", "error: the device moved too little data"),
+    ("sense", "error: READ(10): CHECK CONDITION"),
+    ("host", "error: the adapter failed (code 77)"),
+    ("gone", "error: the driver is gone"),
+];
+
+/// Lies of `rogue-scsi` about a command's outcome that are an error for who waits for it, and no more.
+pub fn scsi_answers() -> Vec<Attack> {
+    let attack = |(verb, answer): &(&str, &str)| Attack {
+        expected: Expected::Lines(vec![answer.to_string(), "  2048 bytes".into()]),
+        ..Attack::answer("rogue-scsi", *verb, None).then("blkread disk0 0 4; blkread disk0 0 4")
+    };
+    let refused = [("register-twice", 4), ("register-huge", 1)];
+    let refused = refused.map(|(verb, answer)| Attack::answer("rogue-scsi", verb, Some(answer)));
+    SCSI_ANSWERS.iter().map(attack).chain(refused).collect()
+}
+
+/// Verb of `rogue-scsi`, and the fault that it ends with.
+const SCSI_FAULTS: &[(&str, &str)] = &[
+    ("lose", "left a SCSI command undone for 300 ms"),
+    ("twice", "bad entry 0x0 in the complete queue"),
+    ("another", "bad entry 0x7 in the complete queue"),
+    ("beyond", "bad entry 0xffffffffffffffff in the complete queue"),
+    ("ahead", "lied about the complete queue: position 0x3e8, but 0x"),
+    ("read-ahead", "lied about the submit queue: position 0xffffffffffffffff, but 0x"),
+    ("unasked", "bad entry 0x0 in the complete queue"),
+];
+
+/// Lies of `rogue-scsi` about its queues.
+pub fn scsi_faults() -> Vec<Attack> {
+    let attack =
+        |(verb, fault): &(&str, &str)| Attack::fault("rogue-scsi", *verb, *fault).then("repeat 40 blkread disk0 0 4");
+    SCSI_FAULTS.iter().map(attack).collect()
+}
+
+/// Services without pointers, which no arguments may end the driver with.
+const WITHOUT_POINTERS: [&str; 12] = [
+    "rf_null",
+    "rf_heap_grow",
+    "rf_time_ns",
+    "rf_dma_alloc",
+    "rf_dma_free",
+    "rf_dma_phys",
+    "rf_bar_map",
+    "rf_bar_len",
+    "rf_pci_read",
+    "rf_pci_write",
+    "rf_irq_enable",
+    "rf_irq_ack",
+];
+
+fn number(symbol: &str) -> usize {
+    by_symbol(symbol.as_bytes()).expect("there is such a service")
+}
+
+/// Every service without pointers with every argument at 22 extremes.
+pub fn extremes() -> Vec<Attack> {
+    let attack = |symbol| Attack::answer("rogue-nic", format!("extremes {}", number(symbol)), Some(22 * 22 * 22));
+    WITHOUT_POINTERS.into_iter().map(attack).collect()
+}
+
+/// Random calls of every service, 4,000 at a time: 20,000 of each here, but for the log, which keeps lines.
+///
+/// `limits transmit-ms 600000; insmod rogue-nic; repeat 2500 tell rogue-nic random N` makes ten million. `rf_panic` is not
+/// among them: each call ends the driver ([`bad_pointers`]).
+pub fn random() -> Vec<Attack> {
+    let attack = |symbol| {
+        let times = if symbol == "rf_log" { 1 } else { 5 };
+        Attack::answer("rogue-nic", format!("random {}", number(symbol)), Some(4000)).times(times)
+    };
+    let mut attacks: Vec<Attack> =
+        WITHOUT_POINTERS.into_iter().chain(["rf_log", "rf_net_register"]).map(attack).collect();
+    attacks.push(Attack::answer("rogue-scsi", "random", Some(4000)).times(5));
+    attacks
+}
+
+/// Addresses of 16 bytes that are not all in the driver's own memory, seen from slot 1.
+fn foreign_addresses() -> [u64; 16] {
+    let base = slot_base(1);
+    [
+        0,
+        1,
+        u64::MAX,
+        u64::MAX - 7,
+        1 << 63,
+        0x0000_8000_0000_0000,
+        0xffff_7fff_ffff_fff0,
+        0xffff_8000_0000_0000,
+        0xffff_ffff_8000_0000,
+        0xffff_ffff_c000_8000,
+        base,
+        base - 8,
+        base + STACK_TOP - 4,
+        base + STACK_TOP,
+        base + SLOT_SIZE - 8,
+        slot_base(MAX_DOMAINS - 1),
+    ]
+}
+
+/// Module, verb, the service that is passed a pointer, and how many bytes it copies from there.
+const WITH_POINTERS: [(&str, &str, &str, u64); 4] = [
+    ("rogue-nic", "log-at", "rf_log", 16),
+    ("rogue-nic", "panic-at", "rf_panic", 16),
+    ("rogue-nic", "register-at", "rf_net_register", 8),
+    ("rogue-scsi", "register-at", "rf_scsi_register", 16),
+];
+
+/// Pointers to what is not the driver's own, passed to every service that takes one.
+pub fn bad_pointers() -> Vec<Attack> {
+    let mut attacks = Vec::new();
+    for (module, verb, symbol, len_bytes) in WITH_POINTERS {
+        for address in foreign_addresses() {
+            let fault = format!("bad pointer to {symbol}: {len_bytes:#x} bytes at {address:#x} (");
+            attacks.push(Attack::fault(module, format!("{verb} {address:#x}"), fault));
+        }
+    }
+    attacks
+}
+
+/// Devices that interrupt for ever, with a driver that says so and one that says that it is quiet: others go on.
+pub fn endless_interrupts() -> Vec<Attack> {
+    let attack = |verb| Attack {
+        expected: Expected::Lines(vec!["template: 4 (0x4)".into()]),
+        ..Attack::answer("rogue-nic", verb, None).then("sleep 100; tell template busy")
+    };
+    ["interrupt", "interrupt-storm"].map(attack).to_vec()
+}

@@ -1,0 +1,210 @@
+//! The attacks and what must come of each: the tables behind the tests, and behind `docs/attacks.md`; and the one boot in
+//! which all of them run.
+//!
+//! * [`rogue`]: on the CPU and on memory
+//! * [`lies`]: on services and queues, by drivers of a network card and of a SCSI adapter
+//! * [`page`]: the document
+
+pub mod lies;
+pub mod page;
+pub mod rogue;
+
+use crate::{HEALTH, TIME_LIMIT, assert_unharmed, boot, machine};
+use ringfence::machine::End;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+/// Something that a module is told to do, and what must come of it.
+#[derive(Debug, Clone)]
+pub struct Attack {
+    /// The module, which is loaded for this and unloaded afterwards.
+    pub module: &'static str,
+    /// What it is told.
+    pub tell: String,
+    /// How often.
+    pub times: usize,
+    /// Commands that bring to light what came of it, if it does not show at once.
+    pub then: String,
+    /// What must come of it.
+    pub expected: Expected,
+}
+
+/// What must come of an attack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Its driver is ended, and the first two lines of the report have this in them; `@` is the address of the part of the
+    /// kernel that the attack names.
+    Fault(String),
+    /// The driver answers this each time, or anything, and goes on.
+    Answer(Option<u64>),
+    /// Lines with these ends are said, in this order.
+    Lines(Vec<String>),
+}
+
+impl Attack {
+    /// An attack by `module` that is to end with a fault.
+    pub fn fault(module: &'static str, tell: impl Into<String>, fault: impl Into<String>) -> Attack {
+        Attack { module, tell: tell.into(), times: 1, then: String::new(), expected: Expected::Fault(fault.into()) }
+    }
+
+    /// An attempt by `module` of something that does no harm.
+    pub fn answer(module: &'static str, tell: impl Into<String>, answer: Option<u64>) -> Attack {
+        Attack { module, tell: tell.into(), times: 1, then: String::new(), expected: Expected::Answer(answer) }
+    }
+
+    /// The same with commands behind it.
+    pub fn then(mut self, then: &str) -> Attack {
+        self.then = format!("; {then}");
+        self
+    }
+
+    /// The same so many times.
+    pub fn times(mut self, times: usize) -> Attack {
+        self.times = times;
+        self
+    }
+
+    /// What the shell is told to carry it out.
+    fn script(&self) -> String {
+        let Attack { module, tell, times, then, .. } = self;
+        let repeat = if *times > 1 { format!("repeat {times} ") } else { String::new() };
+        format!("insmod {module}; {repeat}tell {module} {tell}{then}; rmmod {module}")
+    }
+
+    /// Whether `report`, what the console said meanwhile, is what it must be; otherwise what is wrong.
+    fn check(&self, report: &str, parts: &BTreeMap<String, String>) -> Result<(), String> {
+        let Attack { module, tell, times, .. } = self;
+        // The first line says what, the second where.
+        let mut lines = report.lines().skip_while(|line| !line.contains(&format!("fault: {module}: ")));
+        let fault = lines.next().map(|first| format!("{first}, {}", lines.next().unwrap_or("").trim()));
+        let is_answer = |line: &&str| line.starts_with(&format!("{module}: ")) && line.contains(" (0x");
+        let answers: Vec<&str> = report.lines().filter(is_answer).collect();
+        let (right, expected) = match &self.expected {
+            Expected::Fault(expected) => {
+                let part = tell.split(' ').find_map(|word| word.strip_prefix('@'));
+                let address = part.and_then(|part| parts.get(part)).map_or("@", String::as_str);
+                let expected = expected.replace('@', address);
+                (fault.as_ref().is_some_and(|fault| fault.contains(&expected)), expected)
+            }
+            Expected::Answer(None) => (fault.is_none() && answers.len() == *times, "an answer".to_string()),
+            Expected::Answer(Some(answer)) => {
+                let expected = format!("{module}: {answer} ({answer:#x})");
+                (fault.is_none() && answers.len() == *times && answers.iter().all(|said| *said == expected), expected)
+            }
+            Expected::Lines(expected) => {
+                let mut lines = report.lines();
+                (expected.iter().all(|end| lines.any(|line| line.ends_with(end))), expected.join(", then "))
+            }
+        };
+        let said = fault.unwrap_or_else(|| report.to_string());
+        if right { Ok(()) } else { Err(format!("{module} {tell}\n    should say {expected}\n    but says   {said}")) }
+    }
+}
+
+/// The attacks that all run in one boot.
+pub fn all() -> Vec<Attack> {
+    let groups = [
+        rogue::memory(),
+        rogue::others(),
+        rogue::instructions(),
+        rogue::harmless(),
+        rogue::interrupts(),
+        rogue::segment_loads(),
+        lies::refused(),
+        lies::nic_faults(),
+        lies::scsi_answers(),
+        lies::scsi_faults(),
+        lies::extremes(),
+        lies::random(),
+        lies::bad_pointers(),
+        lies::endless_interrupts(),
+    ];
+    groups.concat()
+}
+
+/// Carries out `attacks` on a machine that `run` boots with a script, and returns the console of; panics with all that did
+/// not come out as they must. A second driver lives beside them.
+///
+/// If `check_each`, then after each one the second driver must answer, what of the kernel must never change must not have,
+/// nobody may have written to free memory, and as many frames must be free as before; otherwise that is so at the end.
+pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) -> Vec<String>) -> Reports {
+    let after_each = if check_each { HEALTH } else { "tell template x" };
+    let mut script = String::from("insmod template; tell template x; vmmap");
+    // Once before, so that what is made once is made.
+    let mut modules: Vec<&str> = attacks.iter().map(|attack| attack.module).collect();
+    modules.dedup();
+    modules.iter().for_each(|module| script += &format!("; insmod {module}; tell {module} nothing; rmmod {module}"));
+    script += "; insmod rogue; tell rogue write 0; rmmod rogue";
+    script += &format!("; {HEALTH}");
+    for attack in attacks {
+        script += &format!("; sleep 0; {}; {after_each}", attack.script());
+    }
+    let text = run(&format!("{script}; {HEALTH}")).join("\n");
+    assert_unharmed(&text, if check_each { attacks.len() + 2 } else { 2 });
+    let answers = text.matches("template: 1 (0x1)").count();
+    assert_eq!(answers, if check_each { 1 } else { attacks.len() + 1 }, "the second driver did not always answer");
+    // What lies between one attack and the next.
+    let (before, all) = text.split_once("> sleep 0\n").expect("there are attacks");
+    let reports: Vec<&str> =
+        all.split("> sleep 0\n").map(|report| report.split("> rmmod").next().unwrap_or("")).collect();
+    assert_eq!(reports.len(), attacks.len());
+    Reports {
+        of: attacks.iter().zip(reports).map(|(attack, report)| (attack.script(), report.to_string())).collect(),
+        parts: parts(before),
+    }
+}
+
+/// What attacks left.
+pub struct Reports {
+    /// By the attack's script.
+    of: BTreeMap<String, String>,
+    /// Addresses of the kernel's parts.
+    parts: BTreeMap<String, String>,
+}
+
+impl Reports {
+    /// Asserts that each of `attacks` came out as it must.
+    #[track_caller]
+    pub fn assert(&self, attacks: &[Attack]) {
+        assert!(!attacks.is_empty());
+        let wrong: Vec<String> =
+            attacks.iter().filter_map(|attack| attack.check(&self.of[&attack.script()], &self.parts).err()).collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}
+
+/// The first address of each part of the kernel, as `vmmap` prints them, by the name that `tell` knows it by.
+fn parts(text: &str) -> BTreeMap<String, String> {
+    let part = |line: &str| {
+        let start = line.get(..16).filter(|start| u64::from_str_radix(start, 16).is_ok())?;
+        let what = line.get(52..)?;
+        Some((what.replace('/', "").replace(' ', "-").to_lowercase(), format!("0x{start}")))
+    };
+    text.lines().filter_map(part).collect()
+}
+
+/// What all attacks left, out of one boot in which all of them run, each in a domain of its own.
+pub fn in_one_boot() -> &'static Reports {
+    // One that panics once does so for all who ask.
+    static REPORTS: LazyLock<Reports> = LazyLock::new(|| {
+        carry_out(&all(), true, |script| {
+            let mut machine = machine(&format!(
+                "limits command-ms 300; {script}; insmod e1000; ip; insmod virtio-scsi; blkread disk0 0 8"
+            ));
+            machine.contents.autoload = false;
+            let disk = tempfile::NamedTempFile::new().expect("a disk");
+            disk.as_file().set_len(1 << 20).expect("a disk of 1 MiB");
+            machine.disks = vec![disk.path().to_path_buf()];
+            machine.timeout = Some(5 * TIME_LIMIT);
+            let run = boot(&machine);
+            // The attacks failed, which is their purpose; the machine did not, and the devices work for who treats them well.
+            let last = run.lines[run.lines.len().saturating_sub(60)..].join("\n");
+            assert_eq!(run.end, End::CommandFailed, "{last}");
+            for good in ["eth0: 10.0.2.15/24 via e1000", "  4096 bytes"] {
+                assert!(last.contains(good), "no '{good}':\n{last}");
+            }
+            run.lines
+        })
+    });
+    &REPORTS
+}

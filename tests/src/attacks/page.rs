@@ -1,0 +1,160 @@
+//! The document of the attacks, `docs/attacks.md`.
+
+use super::rogue::{BOCHS, HARMLESS};
+use super::{Attack, Expected, lies, rogue};
+use ringfence_abi::service::Refusal;
+
+/// What the document says, by the tables.
+pub fn page() -> String {
+    let mut page = String::from(HEAD);
+    let mut section = |test: &str, attacks: &[Attack]| {
+        page += &format!("\n## `{test}`\n\n| attack | tries | stopped by | report |\n|---|---|---|---|\n");
+        for attack in attacks {
+            let (tries, stops) = explain(&attack.tell);
+            let report = match &attack.expected {
+                Expected::Fault(fault) => fault.clone(),
+                Expected::Lines(lines) => lines.join(", then ").replace("then   ", "then "),
+                // The drivers that lie answer with the refusal that they got, as a positive number.
+                Expected::Answer(Some(answer)) => match Refusal::from_result(-(*answer as i64)) {
+                    Some(refusal) if attack.tell != "dma-forever" => format!("refused: {refusal}"),
+                    _ => format!("answers {answer}"),
+                },
+                Expected::Answer(None) => "answers".to_string(),
+            };
+            page += &format!("| `{}` | {tries} | {stops} | {report} |\n", attack.tell);
+        }
+    };
+    section("sandbox::nothing_but_its_own_memory_is_there", &rogue::memory());
+    section("sandbox::every_attack_ends_its_driver_with_the_exact_fault", &rogue::others());
+    section("sandbox::every_instruction_that_ring_1_does_not_have_faults", &rogue::instructions());
+    section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
+    section(
+        "lies::each_lie_about_commands_is_an_error_or_a_fault",
+        &[lies::scsi_answers(), lies::scsi_faults()].concat(),
+    );
+    section("lies::what_is_not_its_own_is_refused", &lies::refused());
+    page += "\n## `sandbox::what_does_no_harm_is_allowed`\n\n| what | why |\n|---|---|\n";
+    for (verb, _, why) in HARMLESS {
+        page += &format!("| `{verb}` | {why} |\n");
+    }
+    page += "\n## Where Bochs differs: `sandbox::the_same_attacks_fail_under_bochs`\n\n| attack | report under Bochs | why |\n|---|---|---|\n";
+    for (verb, fault, why) in BOCHS {
+        page += &format!("| `{verb}` | {fault} | {why} |\n");
+    }
+    page
+}
+
+const HEAD: &str = "\
+# Attacks
+
+Made from the tables of the tests that prove it (`tests/src/attacks/`). Each attack is something that `drivers/rogue`,
+`rogue-nic` or `rogue-scsi` is told, in a domain of its own, and all of them run in one boot: after each, a second driver must
+still answer; checksums of the kernel's text, read-only data, descriptor tables and page tables, and the count of free frames,
+must be what they were, and nobody may have written to free memory. At the end the real drivers take the devices and work. `@`
+stands for the address of a part of the kernel, as `vmmap` shows them; the report has the address.
+
+`rogue`'s attacks also run, from the ISO image, under Bochs, a second and stricter model of the CPU's rings. Where the two
+differ the last table has what Bochs says, and why; nothing goes through in either.
+
+Too many for a table, but in the same boot:
+
+* `sandbox::no_interrupt_can_be_raised_by_instruction`: `int 0` to `int 255`, each a #GP that names its vector.
+* `sandbox::no_selector_leads_anywhere_but_to_its_own_segments`: MOV to DS, ES, FS, GS and SS, far return, interrupt return, far
+  jump and far call, with every selector of GDT and LDT and every requested privilege level; all but the driver's own segments
+  and the gates that it was granted are a #GP or #NP that names the entry.
+* `sandbox::no_interrupt_and_no_selector_under_bochs`: both under Bochs, which takes minutes and is run on demand.
+* `gates::every_argument_at_every_extreme`, `gates::random_calls_of_every_service`: all services without pointers with every
+  argument at 22 extremes, 10,648 calls each, and 20,000 random calls of every service. Ten million of each were made, too.
+* `gates::pointers_to_what_is_not_its_own_end_the_driver`: null, kernel, other slots, the ends of the slot and of the stack,
+  non-canonical addresses and such that overflow, passed to every service that takes a pointer.
+* `gates::interrupts_that_never_end_stop_nobody`: a device that interrupts for ever, with a driver that says so and one that
+  says it is quiet.
+
+In boots of their own, because they need other modules, or leave the machine other than it was:
+
+* `sandbox::each_flag_alone_changes_nothing`: POPF with every flag, one at a time, and a gate call with it.
+* `sandbox::interrupts_hit_every_instruction_that_they_can`: interrupts on each instruction of a gate that one can hit.
+* `restart::*`: devices that do not stop, whose memory is set aside; modules that faulted and want ring 0; code that was changed
+  before a restart.
+* `modules::endless_loops_anywhere_are_cut_short`: an endless loop in every upcall that a driver has.
+* `lies::a_driver_that_floods_the_log_is_cut_short`, `lies::what_a_device_writes_to_free_memory_is_counted`.
+
+What a driver passes cannot change between check and use: services copy it in first and use the copy, there is one CPU, and the
+driver does not run meanwhile. A device could change it by DMA; then the copy is what counts. The return gate without an upcall,
+or twice, cannot be tried: a driver runs only in an upcall, and the return gate ends it. Each call of `rf_panic` ends its driver,
+so that it is not called at random but with each bad pointer.
+
+Not shown by QEMU 7.2's emulation: PCID, CET and protection keys for ring 1 are not used. QEMU shifts the vector in the error code of a
+refused `int n` by 4, the manual by 3; the report takes the vector from the instruction.
+";
+
+/// What an attack tries and what stops it, in words.
+fn explain(verb: &str) -> (String, &'static str) {
+    let (name, argument) = verb.split_once(' ').unwrap_or((verb, ""));
+    let (tries, stops) = match name {
+        "read" | "write" | "execute" if argument == "0x8000000000000000" => {
+            ("goes to ARG", "there is no such address: it is not canonical")
+        }
+        "read" => ("reads ARG", "the domain's root does not map it"),
+        "write" => ("writes ARG", "the domain's root does not map it writable"),
+        "execute" => ("jumps to ARG", "the domain's root does not map it executable"),
+        "write-text" => ("writes its own text", "mapped read-only"),
+        "execute-data" => ("executes its own stack", "mapped NX"),
+        "write-relro" => ("writes its relocated constants", "read-only after relocation"),
+        "recurse" => ("recurses until the stack is gone", "unmapped addresses below the stack"),
+        "big-frame" => ("reaches 256 KiB below the stack at once", "unmapped addresses below the stack"),
+        "in" | "out" => ("uses port ARG", "the I/O bitmap, and IOPL 0"),
+        "int" | "int3" => ("raises an interrupt by instruction", "IDT gates have privilege 0"),
+        "far-call" => ("calls far to selector ARG", "the gate is not present, or it is no gate of ring 1"),
+        "far-jump-ring0" => ("jumps far to the kernel's code segment", "privilege check"),
+        "iret-ring0" => ("returns from an interrupt to the kernel's code segment", "privilege check"),
+        "shadowed-gate" => (
+            "single-steps into a gate from the shadow of a write to SS",
+            "the trap is attributed by CR3, and has a stack of its own",
+        ),
+        "flag" => ("sets the trap flag", "the debug exception is the driver's"),
+        "shadowed-return" => (
+            "single-steps into the return gate from the shadow of a write to SS",
+            "the trap is attributed by CR3, and has a stack of its own",
+        ),
+        "bad-stack-fault" => ("faults with RSP at ARG", "exceptions have stacks of their own"),
+        "trap-flag-gate" => ("single-steps into a gate", "the trap is attributed by CR3, and has a stack of its own"),
+        "log-pointer" => ("has the kernel read ARG", "the pointer is not in its slot"),
+        "panic" => ("panics", "`rf_panic`"),
+        "loop" => ("loops for ever", "time budget"),
+        "loop-df" => ("loops for ever with the direction flag set", "time budget; traps clear the flag"),
+        "gate-flood" => ("calls a gate for ever", "time budget"),
+        "bad-stack" => ("waits for interrupts with RSP at ARG", "interrupts have stacks of their own"),
+        "divide" => ("divides by zero", "exception"),
+        "ud2" => ("executes an invalid opcode", "exception"),
+        "sse" | "fninit" | "avx" | "fxsave" => ("uses SSE, AVX or x87", "CR0.EM, no CR4.OSFXSR"),
+        "syscall" | "sysenter" | "sysretq" | "sysexit" => ("executes `NAME`", "EFER.SCE = 0, SYSENTER_CS = 0"),
+        "sgdt" | "sidt" | "sldt" | "str" | "smsw" => ("executes `NAME`", "UMIP"),
+        "rdfsbase" | "rdgsbase" | "wrfsbase" | "wrgsbase" => ("executes `NAME`", "CR4.FSGSBASE = 0"),
+        "in16" | "in32" | "out16" | "out32" | "insb" | "insw" | "insd" | "rep-insb" | "outsb" | "outsw" | "outsd"
+        | "rep-outsb" => ("executes `NAME`", "the I/O bitmap, and IOPL 0"),
+        "xgetbv" | "rdpkru" | "wrpkru" => ("executes `NAME`", "CR4.OSXSAVE = 0, CR4.PKE = 0"),
+        "vmcall" | "vmmcall" | "vmxoff" | "vmlaunch" | "vmrun" | "vmload" | "vmsave" | "stgi" | "clgi" | "skinit"
+        | "invlpga" | "getsec" | "encls" | "rsm" | "monitor" | "mwait" => ("executes `NAME`", "not enabled"),
+        "received-ahead" | "empty-ahead" | "transmitted-ahead" | "ahead" | "read-ahead" => {
+            ("claims a position in a queue that cannot be true", "the kernel keeps its own")
+        }
+        "no-such-frame" | "huge-frame" | "beyond" => ("puts an entry into a queue that cannot exist", "checked"),
+        "frame-not-lent" | "frame-twice" | "twice" | "another" | "unasked" => {
+            ("gives back what it has not, or not any more", "the kernel keeps its own account of what it has lent")
+        }
+        "lose" => ("leaves a command undone", "`limits command-ms`"),
+        "residual" | "sense" => ("says that more was left over, or more is wrong, than there can be", "checked"),
+        "host" | "gone" => ("answers with a code that no driver has", "an error like others"),
+        "log-registers" => ("has the kernel read its device's registers", "they are not memory"),
+        "free-frames" | "phys-frames" => ("asks for the queues' memory as if it were its own", "it is the kernel's"),
+        "register-twice" | "register-group" | "register-huge" => ("registers what cannot be", "checked"),
+        "move-bar" | "move-line" => ("writes configuration registers that are the kernel's", "checked"),
+        "beyond-config" | "odd-config" => ("reads outside configuration space, or across registers", "checked"),
+        "no-such-bar" | "huge-bar" => ("maps a BAR that does not exist", "checked"),
+        "dma-all" | "dma-forever" => ("takes DMA memory until there is none", "the budget in its manifest"),
+        "move-frames" => ("changes where its frames are said to be", "only the driver reads that"),
+        _ => ("executes `NAME`", "privileged"),
+    };
+    (tries.replace("ARG", argument).replace("NAME", verb), stops)
+}

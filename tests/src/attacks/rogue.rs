@@ -1,0 +1,444 @@
+//! Attacks on the CPU and on memory, by `rogue`: the one driver that tries everything that ring 1 must not have.
+
+use super::Attack;
+use ringfence_abi::service::SERVICES;
+use ringfence_core::descriptor::{self, SelectorName};
+
+const MODULE: &str = "rogue";
+
+/// The parts of the kernel that no driver's root maps: as `tell` knows them, and what reports call them.
+const KERNEL_PARTS: &[(&str, &str)] = &[
+    ("@kernel-text", "kernel text"),
+    ("@kernel-read-only-data", "kernel read-only data"),
+    ("@kernel-data", "kernel data"),
+    ("@kernel-heap", "kernel heap"),
+    ("@kernel-stack", "kernel stack"),
+    ("@interrupt-stack", "interrupt stack"),
+    ("@exception-stack", "exception stack"),
+    ("@critical-stack", "critical stack"),
+    ("@page-tables", "page tables"),
+    ("@physical-memory", "physical memory"),
+    ("@ramdisk", "ramdisk"),
+];
+
+/// The parts that every root maps, read-only and not executable.
+const TABLES: &[(&str, &str)] =
+    &[("@gdt", "GDT"), ("@idt", "IDT"), ("@tss", "TSS"), ("@io-bitmap", "I/O bitmap"), ("@ldt", "LDT")];
+
+/// Other places that a driver has not: an address, and what reports call it.
+const OTHER_PLACES: &[(&str, &str)] = &[
+    ("0x8", "null"),
+    ("0x123456789000", "unmapped"),
+    // The registers of the network card, where the kernel would see them.
+    ("0xffff8000feb80000", "device registers"),
+    ("0xffffa00000000000", "guard below a kernel stack"),
+    // The first page and the stack of the second driver, which is in slot 0, and a slot that is free.
+    ("0x8000400000", "another domain's slot"),
+    ("0x80017ff000", "another domain's slot"),
+    ("0x200000400000", "unmapped"),
+];
+
+/// Every kind of access to everything that is not the driver's.
+pub fn memory() -> Vec<Attack> {
+    let mut attacks = Vec::new();
+    let mut add = |verb: &str, place: &str, what: &str| {
+        let address = if place.starts_with('@') { "@" } else { place };
+        let fault = match verb {
+            "read" => format!("#PF reading {address} ({what}), in command, at rf_rogue::attacks::read+"),
+            "write" => format!("#PF writing {address} ({what}), in command, at rf_rogue::attacks::write+"),
+            _ => format!("#PF executing {address} ({what}), in command, at {address} ({what})"),
+        };
+        attacks.push(Attack::fault(MODULE, format!("{verb} {place}"), fault));
+    };
+    for (place, what) in KERNEL_PARTS.iter().chain(OTHER_PLACES) {
+        ["read", "write", "execute"].iter().for_each(|verb| add(verb, place, what));
+    }
+    for (place, what) in TABLES {
+        ["write", "execute"].iter().for_each(|verb| add(verb, place, what));
+    }
+    add("write", "@entry-text", "entry text");
+    add("execute", "@entry-stacks", "entry stacks");
+    attacks
+}
+
+/// Other things that must end its driver with a fault.
+pub fn others() -> Vec<Attack> {
+    FAULTS.iter().map(|(verb, fault)| Attack::fault(MODULE, *verb, *fault)).collect()
+}
+
+/// Single instructions that ring 1 does not have.
+pub fn instructions() -> Vec<Attack> {
+    INSTRUCTIONS.iter().map(|(verb, fault)| Attack::fault(MODULE, *verb, *fault)).collect()
+}
+
+/// What a driver may do, though it looks as if it should not.
+pub fn harmless() -> Vec<Attack> {
+    let answer = |(verb, answer, _): &(&str, Option<u64>, _)| Attack::answer(MODULE, *verb, *answer);
+    HARMLESS.iter().map(answer).collect()
+}
+
+/// Every `int n`.
+pub fn interrupts() -> Vec<Attack> {
+    let fault =
+        |number| format!("#GP general protection on int {number:#x}, in command, at rf_rogue::instructions::int_n+");
+    (0..256).map(|number| Attack::fault(MODULE, format!("int-n {number}"), fault(number))).collect()
+}
+
+/// Every way to load a segment register or to go to a segment, with every selector.
+pub fn segment_loads() -> Vec<Attack> {
+    let verbs = DATA_LOADS.iter().chain(CODE_LOADS).chain(&["load-ss"]);
+    let with_all = |verb: &&'static str| {
+        let verb = *verb;
+        selectors().map(move |selector| match segment_fault(verb, selector) {
+            Some(fault) => Attack::fault(MODULE, format!("{verb} {selector:#x}"), fault),
+            None => Attack::answer(MODULE, format!("{verb} {selector:#x}"), None),
+        })
+    };
+    verbs.flat_map(with_all).collect()
+}
+
+/// Attack, and the beginning of the fault it must end with.
+const FAULTS: &[(&str, &str)] = &[
+    ("read 0x8000000000000000", "#GP general protection, in command, at rf_rogue::attacks::read+"),
+    ("write 0x8000000000000000", "#GP general protection, in command, at rf_rogue::attacks::write+"),
+    ("execute 0x8000000000000000", "#GP general protection, in command, at 0x8000000000000000 (non-canonical)"),
+    // The kernel's own entry code, run in ring 1.
+    ("execute @entry-text", "#GP general protection, in command, at 0xffffffffc0000"),
+    ("execute 0xffffffffc0000004", "#GP general protection, in command, at 0xffffffffc0000"),
+    // Its own stubs, mailbox and stack.
+    ("write 0x10000200000", "#PF writing 0x10000200000 (own service stubs), in command, at rf_rogue::attacks::write+"),
+    ("execute 0x10001f00000", "#PF executing 0x10001f00000 (own mailbox), in command, at 0x10001f00000"),
+    (
+        "read 0x10001700000",
+        "#PF reading 0x10001700000 (guard below own stack), in command, at rf_rogue::attacks::read+",
+    ),
+    ("write-text", "(own text), in command, at rf_rogue::attacks::write+"),
+    ("execute-data", "(own stack), in command, at "),
+    ("write-relro", "(own read-only data), in command, at rf_rogue::attacks::write+"),
+    ("recurse", "(guard below own stack), in command, at rf_rogue::attacks::deeper+"),
+    ("big-frame", "(guard below own stack), in command, at rf_rogue::attacks::big_frame+"),
+    ("cli", "#GP general protection, in command, at rf_rogue::attacks::cli+"),
+    ("hlt", "#GP general protection, in command, at rf_rogue::attacks::hlt+"),
+    ("lidt", "#GP general protection, in command, at rf_rogue::attacks::lidt+"),
+    ("rdmsr 0xc0000080", "#GP general protection, in command, at rf_rogue::attacks::rdmsr+"),
+    ("in 0x60", "#GP general protection, in command, at rf_rogue::attacks::port_in+"),
+    ("out 0xf4", "#GP general protection, in command, at rf_rogue::attacks::port_out+"),
+    ("out 0xffff", "#GP general protection, in command, at rf_rogue::attacks::port_out+"),
+    ("int", "#GP general protection on int 0x80, in command, at rf_rogue::attacks::int_0x80+"),
+    ("int3", "#GP general protection on int 0x3, in command, at rf_rogue::attacks::int3+"),
+    ("syscall", "#UD invalid opcode, in command, at rf_rogue::attacks::syscall+"),
+    ("sysenter", "#UD invalid opcode, in command, at rf_rogue::attacks::sysenter+"),
+    ("ud2", "#UD invalid opcode, in command, at rf_rogue::attacks::ud2+"),
+    ("sse", "#UD invalid opcode, in command, at rf_rogue::attacks::sse+"),
+    ("divide 0", "#DE divide error, in command, at rf_rogue::attacks::divide+"),
+    ("far-call 0x125", "#NP segment not present on the gate of rf_scsi_register, in command"),
+    // The upper half of a gate, and code that is no gate.
+    ("far-call 0x12d", "#GP general protection on the gate of rf_scsi_register, in command"),
+    ("far-call 0xffff", "#GP general protection on entry 8191 of the LDT, in command"),
+    ("far-call 8", "#GP general protection on entry 1 of the GDT, in command"),
+    ("far-call 0x18", "#GP general protection on entry 3 of the GDT, in command"),
+    ("far-jump-ring0", "#GP general protection on entry 1 of the GDT, in command"),
+    ("iret-ring0", "#GP general protection on entry 1 of the GDT, in command"),
+    ("shadowed-return", "#DB debug exception, in command, at 0xffffffffc000"),
+    ("trap-flag-gate", "#DB debug exception, in command, at "),
+    ("shadowed-gate", "#DB debug exception, in command, at 0xffffffffc000"),
+    ("flag 8", "#DB debug exception, in command, at "),
+    // The last word of its stack, and the first one behind.
+    ("read 0x100017ffffc", "#PF reading 0x10001800000 (own slot, unmapped), in command, at rf_rogue::attacks::read+"),
+    ("write 0x100017ffffc", "#PF writing 0x10001800000 (own slot, unmapped), in command, at rf_rogue::attacks::write+"),
+    ("bad-stack-fault 0", "#UD invalid opcode, in command, at rf_rogue::attacks::bad_stack_fault+"),
+    ("bad-stack-fault @kernel-stack", "#UD invalid opcode, in command, at rf_rogue::attacks::bad_stack_fault+"),
+    ("bad-stack-fault 0x8000000000000000", "#UD invalid opcode, in command, at rf_rogue::attacks::bad_stack_fault+"),
+    ("log-pointer 0", "bad pointer to rf_log: 0x10 bytes at 0x0 (null), in command"),
+    ("log-pointer 0xffffffff80000000", "bad pointer to rf_log: 0x10 bytes at 0xffffffff80000000"),
+    ("log-pointer 0xfffffffffffffff8", "bad pointer to rf_log: 0x10 bytes at 0xfffffffffffffff8"),
+    ("log-pointer @kernel-stack", "bad pointer to rf_log: 0x10 bytes at @ (kernel stack)"),
+    ("log-pointer @entry-stacks", "bad pointer to rf_log: 0x10 bytes at @ (entry stacks)"),
+    ("log-pointer 0x8000400000", "bad pointer to rf_log: 0x10 bytes at 0x8000400000 (another domain's slot)"),
+    ("panic", "gave up, in command"),
+    ("loop", "took longer than 100 ms, in command, at rf_rogue::attacks::endless+"),
+    ("loop-df", "took longer than 100 ms, in command, at rf_rogue::attacks::endless_df+"),
+    ("gate-flood", "took longer than 100 ms, in command, at "),
+    ("bad-stack 0", "took longer than 100 ms, in command, at rf_rogue::attacks::bad_stack+"),
+    ("bad-stack @kernel-text", "took longer than 100 ms, in command, at rf_rogue::attacks::bad_stack+"),
+    ("bad-stack 0x8000000000000000", "took longer than 100 ms, in command, at rf_rogue::attacks::bad_stack+"),
+    ("bad-stack 0xffffffffc0008800", "took longer than 100 ms, in command, at rf_rogue::attacks::bad_stack+"),
+];
+
+/// Instructions that ring 1 does not have, and the fault that each must end with. Those of VMX, SVM and MONITOR are not
+/// there at all in QEMU's emulation, and so invalid.
+const INSTRUCTIONS: &[(&str, &str)] = &[
+    ("sti", "#GP general protection, in command"),
+    ("clts", "#GP general protection, in command"),
+    ("invd", "#GP general protection, in command"),
+    ("wbinvd", "#GP general protection, in command"),
+    ("lmsw", "#GP general protection, in command"),
+    ("lldt", "#GP general protection, in command"),
+    ("ltr", "#GP general protection, in command"),
+    ("lgdt", "#GP general protection, in command"),
+    ("invlpg", "#GP general protection, in command"),
+    ("invpcid", "#UD invalid opcode, in command"),
+    ("swapgs", "#GP general protection, in command"),
+    ("sysretq", "#UD invalid opcode, in command"),
+    ("sysexit", "#UD invalid opcode, in command"),
+    ("xsetbv", "#GP general protection, in command"),
+    ("wrmsr", "#GP general protection, in command"),
+    ("rdpmc", "#GP general protection, in command"),
+    ("monitor", "#UD invalid opcode, in command"),
+    ("mwait", "#UD invalid opcode, in command"),
+    ("vmcall", "#UD invalid opcode, in command"),
+    ("vmmcall", "#UD invalid opcode, in command"),
+    ("mov-cr0", "#GP general protection, in command"),
+    ("mov-from-cr0", "#GP general protection, in command"),
+    ("mov-cr1", "#GP general protection, in command"),
+    ("mov-from-cr1", "#GP general protection, in command"),
+    ("mov-cr2", "#GP general protection, in command"),
+    ("mov-from-cr2", "#GP general protection, in command"),
+    ("mov-cr3", "#GP general protection, in command"),
+    ("mov-from-cr3", "#GP general protection, in command"),
+    ("mov-cr4", "#GP general protection, in command"),
+    ("mov-from-cr4", "#GP general protection, in command"),
+    ("mov-cr5", "#GP general protection, in command"),
+    ("mov-from-cr5", "#GP general protection, in command"),
+    ("mov-cr6", "#GP general protection, in command"),
+    ("mov-from-cr6", "#GP general protection, in command"),
+    ("mov-cr7", "#GP general protection, in command"),
+    ("mov-from-cr7", "#GP general protection, in command"),
+    ("mov-cr8", "#GP general protection, in command"),
+    ("mov-from-cr8", "#GP general protection, in command"),
+    ("mov-dr0", "#GP general protection, in command"),
+    ("mov-from-dr0", "#GP general protection, in command"),
+    ("mov-dr1", "#GP general protection, in command"),
+    ("mov-from-dr1", "#GP general protection, in command"),
+    ("mov-dr2", "#GP general protection, in command"),
+    ("mov-from-dr2", "#GP general protection, in command"),
+    ("mov-dr3", "#GP general protection, in command"),
+    ("mov-from-dr3", "#GP general protection, in command"),
+    ("mov-dr4", "#GP general protection, in command"),
+    ("mov-from-dr4", "#GP general protection, in command"),
+    ("mov-dr5", "#GP general protection, in command"),
+    ("mov-from-dr5", "#GP general protection, in command"),
+    ("mov-dr6", "#GP general protection, in command"),
+    ("mov-from-dr6", "#GP general protection, in command"),
+    ("mov-dr7", "#GP general protection, in command"),
+    ("mov-from-dr7", "#GP general protection, in command"),
+    ("in16", "#GP general protection, in command"),
+    ("in32", "#GP general protection, in command"),
+    ("out16", "#GP general protection, in command"),
+    ("out32", "#GP general protection, in command"),
+    ("insb", "#GP general protection, in command"),
+    ("insw", "#GP general protection, in command"),
+    ("insd", "#GP general protection, in command"),
+    ("rep-insb", "#GP general protection, in command"),
+    ("outsb", "#GP general protection, in command"),
+    ("outsw", "#GP general protection, in command"),
+    ("outsd", "#GP general protection, in command"),
+    ("rep-outsb", "#GP general protection, in command"),
+    ("wbnoinvd", "#GP general protection, in command"),
+    ("rsm", "#UD invalid opcode, in command"),
+    ("clac", "#UD invalid opcode, in command"),
+    ("stac", "#UD invalid opcode, in command"),
+    ("getsec", "#UD invalid opcode, in command"),
+    ("encls", "#UD invalid opcode, in command"),
+    ("vmxoff", "#UD invalid opcode, in command"),
+    ("vmlaunch", "#UD invalid opcode, in command"),
+    ("vmrun", "#UD invalid opcode, in command"),
+    ("vmload", "#UD invalid opcode, in command"),
+    ("vmsave", "#UD invalid opcode, in command"),
+    ("stgi", "#UD invalid opcode, in command"),
+    ("clgi", "#UD invalid opcode, in command"),
+    ("skinit", "#UD invalid opcode, in command"),
+    ("invlpga", "#UD invalid opcode, in command"),
+    ("xgetbv", "#UD invalid opcode, in command"),
+    ("rdpkru", "#UD invalid opcode, in command"),
+    ("wrpkru", "#UD invalid opcode, in command"),
+    ("rdfsbase", "#UD invalid opcode, in command"),
+    ("rdgsbase", "#UD invalid opcode, in command"),
+    ("wrfsbase", "#UD invalid opcode, in command"),
+    ("wrgsbase", "#UD invalid opcode, in command"),
+    ("sgdt", "#GP general protection, in command"),
+    ("sidt", "#GP general protection, in command"),
+    ("sldt", "#GP general protection, in command"),
+    ("str", "#GP general protection, in command"),
+    ("smsw", "#GP general protection, in command"),
+    ("fninit", "#NM no coprocessor, in command"),
+    ("avx", "#UD invalid opcode, in command"),
+    ("fxsave", "#NM no coprocessor, in command"),
+];
+
+const NULL_SS: &str =
+    "a null selector in SS must have the current privilege level (SDM vol. 2, MOV); QEMU does not ask";
+
+const FAR_CALL: &str =
+    "a stack of 64 bits even with a null selector in SS (SDM vol. 1, 6.2.2); QEMU's push takes 32 bits of RSP";
+
+const NO_SUCH_REGISTER: &str = "there is no such register, which comes first (SDM vol. 2, MOV to/from control registers); QEMU looks at the ring first";
+
+/// What Bochs says differently, and is right to: attack, fault, and why.
+pub const BOCHS: &[(&str, &str, &str)] = &[
+    (
+        "sysenter",
+        "#GP general protection, in command, at rf_rogue::attacks::sysenter+",
+        "SYSENTER_CS is 0 (SDM vol. 2, SYSENTER); QEMU does not know it in 64-bit mode for its CPU's vendor",
+    ),
+    (
+        "execute 0x8000000000000000",
+        "#GP general protection, in command, at rf_rogue::attacks::execute+",
+        "a call to where no address is faults before it is made (SDM vol. 2, CALL); QEMU makes it",
+    ),
+    ("mov-cr1", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("mov-from-cr1", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("mov-cr5", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("mov-from-cr5", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("mov-cr6", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("mov-from-cr6", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("mov-cr7", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("mov-from-cr7", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
+    ("far-call 0xc", "#PF executing 0x0 (null), in command", FAR_CALL),
+    ("far-call 0xd", "#PF executing 0x0 (null), in command", FAR_CALL),
+    ("sysexit", "#GP general protection, in command", "ring 0 only (SDM vol. 2, SYSEXIT); QEMU as for `sysenter`"),
+    ("invpcid", "#GP general protection, in command", "ring 0 only; QEMU's CPU does not have it"),
+    (
+        "xsetbv",
+        "#UD invalid opcode, in command",
+        "CR4.OSXSAVE = 0 comes first (SDM vol. 2, XSETBV); QEMU looks at the ring first",
+    ),
+    ("load-ss 0x0", "#GP general protection, in command", NULL_SS),
+    ("load-ss 0x2", "#GP general protection, in command", NULL_SS),
+    ("load-ss 0x3", "#GP general protection, in command", NULL_SS),
+    ("emms", "#UD invalid opcode, in command", "CR0.EM = 1 (SDM vol. 2, EMMS); QEMU does not look at that"),
+];
+
+/// What does no harm: the answer, if it is always the same, and why it does none.
+pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
+    ("rdtsc", None, "time is no secret"),
+    ("rdtscp", None, "time is no secret"),
+    ("cpuid", None, "nor is the CPU"),
+    ("endbr64", Some(0), "does nothing without CET"),
+    ("emms", Some(0), "QEMU does not look at CR0.EM; there is no x87 state to clear"),
+    ("prefetch-kernel", None, "a prefetch does not fault and returns nothing"),
+    ("read @entry-text", None, "no secret, and the same in every root"),
+    ("read @gdt", None, "as `entry-text`"),
+    ("read @idt", None, "as `entry-text`"),
+    ("read @tss", None, "as `entry-text`"),
+    ("read @ldt", None, "its own"),
+    ("read @io-bitmap", None, "its own"),
+    ("read @entry-stacks", None, "its own; the kernel keeps nothing there"),
+    ("write @entry-stacks", Some(0), "its own; the kernel keeps nothing there"),
+    ("gate-offset 0xdeadbeef", Some(0), "a gate ignores the offset"),
+    ("gate-at-page-end", Some(0), "a gate call is one instruction, wherever it lies"),
+    ("bad-stack-gate 0x10", Some(0), "the kernel does not use the driver's stack"),
+    ("bad-stack-gate @kernel-stack", Some(0), "the kernel does not use the driver's stack"),
+    ("bad-stack-gate 0x8000000000000000", Some(0), "the kernel does not use the driver's stack"),
+    ("leaks", Some(0), "gates clear registers: no kernel address is in any, or on the entry stacks"),
+    ("heap", Some(245_760), "its budget of 256 KiB, less what it had already"),
+    ("log-length 16", Some(0), "a line"),
+    ("log-length 513", Some(i64::MAX as u64), "refused: longer than a line may be"),
+];
+
+/// Verbs that load a segment register, and those that return to a code segment.
+const DATA_LOADS: &[&str] = &["load-ds", "load-es", "load-fs", "load-gs"];
+/// See [`DATA_LOADS`].
+const CODE_LOADS: &[&str] = &["far-return", "interrupt-return", "far-jump", "far-call"];
+
+/// Every selector of the GDT and the LDT and two beyond each, with every requested privilege level.
+fn selectors() -> impl Iterator<Item = u16> {
+    let global = 0..descriptor::GDT_ENTRIES as u16 + 2;
+    let local = 0..(descriptor::LDT_BYTES / 8) as u16 + 2;
+    let entries = global.map(|entry| entry << 3).chain(local.map(|entry| entry << 3 | 4));
+    entries.flat_map(|entry| (0..4).map(move |privilege| entry | privilege))
+}
+
+/// What must become of `verb` with `selector`: the fault, or `None` if it is allowed (Intel SDM vol. 2, MOV, RET, IRET).
+fn segment_fault(verb: &str, selector: u16) -> Option<String> {
+    let privilege = selector & 3;
+    match verb {
+        "far-jump" => return Some(far_jump_fault(selector)),
+        "far-call" => return far_call_fault(selector),
+        _ => {}
+    }
+    let is_code = CODE_LOADS.contains(&verb);
+    if selector & !3 == 0 {
+        // QEMU lets any null selector into SS; the manual asks for the current privilege level.
+        return is_code.then(|| "#GP general protection, in command".to_string());
+    }
+    let allowed = match selector & !3 {
+        code if code == descriptor::DRIVER_CODE & !3 => match (verb, is_code) {
+            ("load-ss", _) => false,
+            (_, true) => privilege == 1,
+            _ => privilege <= 1,
+        },
+        data if data == descriptor::DRIVER_DATA & !3 => match (verb, is_code) {
+            ("load-ss", _) => privilege == 1,
+            (_, true) => false,
+            _ => privilege <= 1,
+        },
+        _ => false,
+    };
+    if allowed {
+        return None;
+    }
+    let what = match descriptor::describe_selector(u64::from(selector & !3)) {
+        SelectorName::Global(entry) => format!("entry {entry} of the GDT"),
+        SelectorName::Local(entry) => format!("entry {entry} of the LDT"),
+        SelectorName::ReturnGate => "the return gate".to_string(),
+        SelectorName::Gate(number) => format!("the gate of {}", SERVICES[number].symbol),
+        SelectorName::Interrupt(_) => unreachable!("bit 1 is clear"),
+    };
+    Some(format!("#GP general protection on {what}, in command"))
+}
+
+/// The fault of a far jump to `selector` (Intel SDM vol. 2, JMP): one that is let through ends at address 0.
+fn far_jump_fault(selector: u16) -> String {
+    let on = |fault: &str, what: &str| format!("{fault} on {what}, in command");
+    let denied = |what: &str| on("#GP general protection", what);
+    if selector & !3 == 0 {
+        return "#GP general protection, in command".to_string();
+    }
+    if selector & !3 == descriptor::DRIVER_CODE & !3 && selector & 3 <= 1 {
+        return "#PF executing 0x0 (null), in command".to_string();
+    }
+    match descriptor::describe_selector(u64::from(selector & !3)) {
+        // A gate of ring 1 with a privilege level that may use it: not there, or it leads to ring 0, where a jump may not.
+        SelectorName::Gate(number) if selector & 3 <= 1 && is_gate(selector) => {
+            match GRANTED.contains(&SERVICES[number].symbol) {
+                true => denied("entry 1 of the GDT"),
+                false => on("#NP segment not present", &format!("the gate of {}", SERVICES[number].symbol)),
+            }
+        }
+        SelectorName::ReturnGate if selector & 3 <= 1 && is_gate(selector) => denied("entry 1 of the GDT"),
+        SelectorName::Gate(number) => denied(&format!("the gate of {}", SERVICES[number].symbol)),
+        SelectorName::ReturnGate => denied("the return gate"),
+        SelectorName::Global(entry) => denied(&format!("entry {entry} of the GDT")),
+        SelectorName::Local(entry) => denied(&format!("entry {entry} of the LDT")),
+        SelectorName::Interrupt(_) => unreachable!("bit 1 is clear"),
+    }
+}
+
+/// The fault of a far call to `selector` with no arguments (Intel SDM vol. 2, CALL): as a jump, but that a gate leads on.
+fn far_call_fault(selector: u16) -> Option<String> {
+    let granted = |symbol: &str| GRANTED.contains(&symbol);
+    match descriptor::describe_selector(u64::from(selector & !3)) {
+        SelectorName::Gate(number) if selector & 3 <= 1 && is_gate(selector) && granted(SERVICES[number].symbol) => {
+            match SERVICES[number].symbol {
+                // Null is nobody's, not even for no bytes.
+                "rf_panic" => Some("bad pointer to rf_panic: 0x0 bytes at 0x0 (null), in command".into()),
+                // These answer, or refuse.
+                _ => None,
+            }
+        }
+        // It ends the upcall, with what happens to be in RAX.
+        SelectorName::ReturnGate if selector & 3 <= 1 && is_gate(selector) => None,
+        // QEMU pushes the return address to the lower half of the stack's address.
+        _ if selector & !3 == descriptor::DRIVER_CODE & !3 && selector & 3 <= 1 => Some("#PF writing 0x17ff".into()),
+        _ => Some(far_jump_fault(selector)),
+    }
+}
+
+/// Services that `rogue` asks for.
+const GRANTED: [&str; 4] = ["rf_null", "rf_log", "rf_panic", "rf_heap_grow"];
+
+/// Whether a selector names the first half of a gate.
+fn is_gate(selector: u16) -> bool {
+    (selector >> 3).is_multiple_of(2)
+}

@@ -33,6 +33,8 @@ mod shell;
 mod supervise;
 mod symbols;
 mod task;
+#[forbid(unsafe_code)]
+mod trace;
 mod trial;
 
 use bootloader_api::config::Mapping;

@@ -9,6 +9,7 @@ use crate::domain::upcall::UpcallError;
 use crate::domain::{Domain, Handle, Ring};
 use crate::memory::frames::{self, OutOfMemory};
 use crate::pci::{self, Function};
+use crate::trace::{self, What};
 use crate::{ramdisk, supervise};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -140,6 +141,7 @@ fn start(file: &File, ring: Ring, dead: Option<&Handle>, watched: Option<u64>) -
         }
         watch::set(domain.base() + IMAGE + offset);
     }
+    domain.traced = trace::traces(&domain.name);
     domain.upcall(INIT, [0; 3]).map_err(LoadError::Init)?;
     Ok(Arc::new(Mutex::new(domain)))
 }
@@ -168,6 +170,7 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         new.policy = old.policy;
         // It has been replaced: nobody is to do that again.
         old.stopped = true;
+        trace::note(&new, || What::Replaced);
     }
     if let Some(place) = LOADED.lock().iter_mut().find(|other| Arc::ptr_eq(other, dead)) {
         *place = fresh.clone();
@@ -219,6 +222,7 @@ fn map(
         scsi: None,
         upcall: INIT,
         calls: CallLog::default(),
+        traced: false,
         fault: None,
         upcalls: 0,
         log_left: 0,

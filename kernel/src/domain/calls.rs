@@ -9,7 +9,7 @@ pub fn service_name(service: usize) -> &'static str {
 }
 
 /// A call of a service.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     /// The service's number.
     pub service: usize,
@@ -32,7 +32,7 @@ impl CallLog {
 
     /// Notes that a service is called.
     pub fn begin(&mut self, service: usize, arguments: [u64; 3]) {
-        self.next = (self.next + 1) % Self::LEN;
+        self.next = self.next.wrapping_add(1) % Self::LEN;
         self.calls[self.next] = Some(Call { service, arguments, result: None });
     }
 
@@ -54,6 +54,23 @@ impl CallLog {
     }
 }
 
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}(", service_name(self.service))?;
+        let taken = SERVICES.get(self.service).map_or(0, |service| service.arguments.len());
+        for (index, argument) in self.arguments.iter().take(taken).enumerate() {
+            write!(f, "{}{argument:#x}", if index > 0 { ", " } else { "" })?;
+        }
+        match self.result {
+            None => write!(f, ") did not return"),
+            Some(result) => match Refusal::from_result(result) {
+                Some(refusal) => write!(f, ") = {refusal}"),
+                None => write!(f, ") = {result:#x}"),
+            },
+        }
+    }
+}
+
 /// The last so many calls of a log, oldest first, in words for a person.
 pub struct Last<'a>(pub &'a CallLog, pub usize);
 
@@ -65,20 +82,6 @@ impl fmt::Display for Last<'_> {
         if count == 0 {
             write!(f, " none")?;
         }
-        for call in log.iter().skip(count.saturating_sub(shown)) {
-            write!(f, "\n        {}(", service_name(call.service))?;
-            let taken = SERVICES.get(call.service).map_or(0, |service| service.arguments.len());
-            for (index, argument) in call.arguments.iter().take(taken).enumerate() {
-                write!(f, "{}{argument:#x}", if index > 0 { ", " } else { "" })?;
-            }
-            match call.result {
-                None => write!(f, ") did not return")?,
-                Some(result) => match Refusal::from_result(result) {
-                    Some(refusal) => write!(f, ") = {refusal}")?,
-                    None => write!(f, ") = {result:#x}")?,
-                },
-            }
-        }
-        Ok(())
+        log.iter().skip(count.saturating_sub(shown)).try_for_each(|call| write!(f, "\n        {call}"))
     }
 }

@@ -6,6 +6,7 @@ use super::upcall::end_current;
 use super::{Domain, Ring};
 use crate::arch::traps::TrapFrame;
 use crate::arch::{gates, time};
+use crate::trace::{self, What};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -140,6 +141,12 @@ impl Fault {
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         let (at_ns, at_tsc) = (time::uptime_ns(), time::tsc());
         crate::supervise::count(domain, cause);
+        let kind = kind(cause, site);
+        // The call that it was ended in, if it was in one.
+        if let Site::Gate { .. } = site {
+            trace::note_call(domain, ());
+        }
+        trace::note(domain, || What::Ended(kind));
         let done = match domain.policy {
             Policy::Restart => "it will be restarted",
             Policy::Stop => "it stays ended: its policy is to stop",
@@ -147,7 +154,7 @@ impl Fault {
         Fault {
             at_ns,
             at_tsc,
-            kind: kind(cause, site),
+            kind,
             scene: Mutex::new(Some(Scene::new(domain, cause, site))),
             words: Once::new(),
             calls: domain.calls.clone(),

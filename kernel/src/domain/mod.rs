@@ -65,6 +65,8 @@ pub struct Domain {
     pub upcall: u64,
     /// Its last calls of services.
     pub calls: calls::CallLog,
+    /// Whether what it does is noted ([`crate::trace`]).
+    pub traced: bool,
     /// Why it was ended, if it was.
     pub fault: Option<Arc<fault::Fault>>,
     /// How often it was entered.

@@ -4,8 +4,9 @@ use super::fault::{Cause, Fault, Site};
 use super::{Domain, Ring};
 use crate::arch::cpu;
 use crate::arch::gates::{self, UpcallFrame};
-use crate::arch::time::TICK_HZ;
+use crate::arch::time::{self, TICK_HZ};
 use crate::supervise;
+use crate::trace::{self, What};
 use alloc::sync::Arc;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::service::Refusal;
@@ -44,6 +45,11 @@ impl Domain {
         self.log_left = LOG_LINES;
         self.upcall = operation;
         self.upcalls += 1;
+        let mut entered = 0;
+        trace::note(self, || {
+            entered = time::tsc();
+            What::Enter(operation, arguments)
+        });
         let [a, b, c] = arguments;
         let frame = UpcallFrame {
             cr3: self.space.cr3(),
@@ -79,12 +85,14 @@ impl Domain {
         if end.ended != 0 {
             return Err(UpcallError::Ended);
         }
-        match u64::try_from(end.value) {
+        let result = match u64::try_from(end.value) {
             Ok(value) => Ok(value),
             Err(_) => {
                 Err(Refusal::from_result(end.value).map_or(UpcallError::Nonsense(end.value), UpcallError::Refused))
             }
-        }
+        };
+        trace::note(self, || What::Leave(result, time::tsc().saturating_sub(entered)));
+        result
     }
 
     /// Hands `text` (at most a page; the rest is cut off) to the driver's command entry.

@@ -8,6 +8,7 @@
 use crate::domain::Domain;
 use crate::domain::fault::{Cause, Fault};
 use crate::domain::upcall::{end_current, with_current};
+use crate::trace;
 use ringfence_abi::for_each_service;
 use ringfence_abi::service::{Refusal, SERVICE_COUNT};
 
@@ -74,7 +75,7 @@ fn serve(number: usize, arguments: [u64; 3], service: impl FnOnce(&mut Domain) -
             Err(No::Fault(cause)) => return Err(cause),
         };
         domain.calls.end(result);
-        Ok(result)
+        Ok(trace::note_call(domain, result))
     });
     match answer {
         Some(Ok(result)) => result,

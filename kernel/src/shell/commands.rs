@@ -5,6 +5,7 @@ use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
 use super::memory::{integrity, mem, vmmap};
 use super::modules::{faults, insmod, kill, limits, lsmod, modinfo, policy, ring, rmmod, tell};
 use super::network::{ip, ping, tcpecho};
+use super::trace::trace;
 use super::trials::{poke, trial};
 use crate::arch::time;
 use crate::bench::Mode;
@@ -54,6 +55,7 @@ static COMMANDS: &[Command] = &[
     ),
     command!("limits", "limits [NAME VALUE]", "how patient the kernel is with drivers: all, or change one", limits),
     command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", faults),
+    command!("trace", "trace NAME COMMAND", "what a driver is asked and asks for while a command runs", trace),
     command!("lspci", "lspci", "PCI functions", lspci),
     command!("ip", "ip", "network interfaces; waits for an address", ip),
     command!("ping", "ping HOST [-c COUNT] [-W MS]", "ICMP echo requests", ping),

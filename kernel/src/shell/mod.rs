@@ -1,6 +1,6 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
-//! * [`commands`]: the table of commands; [`modules`], [`disks`], [`memory`], [`network`], [`trials`] have those that are about
+//! * [`commands`]: the table of commands; [`modules`], [`disks`], [`memory`], [`network`], [`trace`], [`trials`] have those that are about
 //!   these
 //! * [`editor`]: history and completion
 //!
@@ -26,6 +26,7 @@ mod editor;
 mod memory;
 mod modules;
 mod network;
+mod trace;
 mod trials;
 
 /// A command's end: nothing, or what went wrong, in words for a person.

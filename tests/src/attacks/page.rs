@@ -77,7 +77,8 @@ In boots of their own, because they need other modules, or leave the machine oth
 * `restart::*`: devices that do not stop, whose memory is set aside; modules that faulted and want ring 0; code that was changed
   before a restart.
 * `modules::endless_loops_anywhere_are_cut_short`: an endless loop in every upcall that a driver has.
-* `lies::a_driver_that_floods_the_log_is_cut_short`, `lies::what_a_device_writes_to_free_memory_is_counted`.
+* `trace::a_driver_that_floods_a_trace_takes_no_more_than_its_share`, `lies::a_driver_that_floods_the_log_is_cut_short`,
+  `lies::what_a_device_writes_to_free_memory_is_counted`.
 
 What a driver passes cannot change between check and use: services copy it in first and use the copy, there is one CPU, and the
 driver does not run meanwhile. A device could change it by DMA; then the copy is what counts. The return gate without an upcall,

@@ -10,3 +10,4 @@ mod report;
 mod restart;
 mod sandbox;
 mod scsi;
+mod trace;

@@ -68,7 +68,7 @@ fn what_is_printed_fits_80_columns() {
         "help; lsmod; modinfo; modinfo e1000; modinfo virtio-scsi; insmod rogue; lspci; ip; ping 10.0.2.2 -c 1; lsblk; \
          blkread disk0 0 8; blkwrite disk0 0 8 1; blkcheck disk0 0 8 1; blkcopy disk0 0 disk0 64 8; tell rogue read 0; \
          kill e1000; kill virtio-scsi; sleep 300; faults; faults 1; faults 2; limits; ring e1000 0; mem; irqs; integrity; \
-         bench call; nonsense; insmod; insmod nope; blkread disk9 0 1; ping x; help ping; dmesg",
+         bench call; nonsense; insmod; insmod nope; blkread disk9 0 1; ping x; help ping; vmmap; vmmap e1000; trace e1000 ping 10.0.2.2 -c 1; dmesg",
     );
     let directory = tempfile::tempdir().unwrap();
     machine.disks = vec![directory.path().join("disk.img")];

@@ -1,0 +1,111 @@
+//! Traces: what one driver is asked, and asks for, while a command runs (`trace NAME COMMAND`).
+//!
+//! **A trace takes no more than [`EVENTS`] places, whatever the driver does**: the oldest go, and are counted. Nothing is
+//! allocated while it runs. A driver that is not traced pays one look at [`Domain::traced`] for each crossing.
+
+use crate::arch::time;
+use crate::domain::Domain;
+use crate::domain::calls::Call;
+use crate::domain::upcall::UpcallError;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use spin::Mutex;
+
+/// Events that are kept.
+pub const EVENTS: usize = 512;
+
+/// Something that happened at a driver's boundary.
+#[derive(Debug, Clone, Copy)]
+pub enum What {
+    /// The kernel entered it: the operation and its arguments.
+    Enter(u64, [u64; 3]),
+    /// It returned, so many TSC ticks after it was entered.
+    Leave(Result<u64, UpcallError>, u64),
+    /// It called a service.
+    Call(Call),
+    /// It was ended: the kind of the fault.
+    Ended(&'static str),
+    /// Another instance was put in its place.
+    Replaced,
+}
+
+/// When, in TSC ticks since the trace began, and what.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// When.
+    pub at: u64,
+    /// What.
+    pub what: What,
+}
+
+/// What was traced.
+#[derive(Debug)]
+pub struct Trace {
+    /// The driver's name: a successor has the same.
+    name: String,
+    began: u64,
+    /// The events that are kept, oldest first.
+    pub events: VecDeque<Event>,
+    /// How many were not.
+    pub lost: u64,
+}
+
+/// The trace that is under way.
+static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
+
+/// Begins to trace the driver called `name`; `false` if a trace is under way, or there is no memory for one.
+pub fn begin(name: &str) -> bool {
+    let mut events = VecDeque::new();
+    let mut trace = TRACE.lock();
+    if trace.is_some() || events.try_reserve_exact(EVENTS).is_err() {
+        return false;
+    }
+    *trace = Some(Trace { name: name.into(), began: time::tsc(), events, lost: 0 });
+    true
+}
+
+/// Ends the trace that is under way.
+pub fn end() -> Option<Trace> {
+    TRACE.lock().take()
+}
+
+/// Whether the driver called `name` is traced.
+pub fn traces(name: &str) -> bool {
+    TRACE.lock().as_ref().is_some_and(|trace| trace.name == name)
+}
+
+/// Notes what happened to `domain`, if it is traced.
+#[inline]
+pub fn note(domain: &Domain, what: impl FnOnce() -> What) {
+    if domain.traced {
+        record(what());
+    }
+}
+
+/// Notes the last call of a service by `domain`, if it is traced, and returns `result`: then nothing has to be kept across
+/// this in every call that is not.
+#[inline]
+pub fn note_call<T>(domain: &Domain, result: T) -> T {
+    if domain.traced { record_call(domain, result) } else { result }
+}
+
+#[cold]
+#[inline(never)]
+fn record_call<T>(domain: &Domain, result: T) -> T {
+    if let Some(call) = domain.calls.last() {
+        record(What::Call(call));
+    }
+    result
+}
+
+#[cold]
+#[inline(never)]
+fn record(what: What) {
+    if let Some(trace) = TRACE.lock().as_mut() {
+        if trace.events.len() == EVENTS {
+            trace.events.pop_front();
+            trace.lost += 1;
+        }
+        trace.events.push_back(Event { at: time::tsc().saturating_sub(trace.began), what });
+    }
+}

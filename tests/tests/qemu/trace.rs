@@ -1,0 +1,63 @@
+//! What `trace` shows of a driver's boundary, and that nothing a traced driver does takes more than its share.
+
+use ringfence::machine::End;
+use ringfence_tests::{HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot, boot_well, machine};
+
+/// The lines of the traces in `text`, without the time.
+fn events(text: &str) -> Vec<&str> {
+    text.lines().filter_map(|line| line.split_once(" us  ")).map(|(_, event)| event.trim()).collect()
+}
+
+#[test]
+fn a_trace_shows_upcalls_and_calls_in_both_rings() {
+    let traced = "trace template tell template x";
+    let text = boot_well(&bare(&format!("insmod template; tell template x; {traced}; ring template 0; {traced}")));
+    let events = events(&text);
+    assert_eq!(events.len(), 6, "{text}");
+    for ring in events.chunks(3) {
+        assert_eq!(ring[0], "> command(0x1, 0x0, 0x0)");
+        assert!(ring[1].starts_with("rf_log(0x3, 0x80017f") && ring[1].ends_with(", 0xc) = 0x0"), "{ring:?}");
+        assert!(ring[2].starts_with("< 0x1  after "), "{ring:?}");
+    }
+}
+
+#[test]
+fn a_trace_goes_on_with_a_driver_that_comes_back() {
+    let run =
+        boot(&machine("kill e1000; trace e1000 sleep 100; trace e1000; trace nope help; trace e1000 trace e1000 help"));
+    assert_eq!(run.end, End::CommandFailed);
+    let text = run.text();
+    let events = events(&text);
+    assert_eq!(events[0], "> init(0x0, 0x0, 0x0)", "{text}");
+    assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
+    assert_says(&text, "error: the command is missing; usage: trace NAME COMMAND");
+    assert_says(&text, "error: no module 'nope' is loaded");
+    assert_says(&text, "error: a trace is under way already");
+}
+
+/// Whatever a driver does, so many events are kept, the last ones, and no memory is taken for others.
+#[test]
+fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
+    let attack = format!("insmod rogue; trace rogue tell rogue gate-flood; rmmod rogue; {HEALTH}");
+    let run = boot(&bare(&format!("insmod template; tell template x; {attack}; {attack}; {attack}")));
+    assert_eq!(run.end, End::CommandFailed);
+    let text = run.text();
+    assert_eq!(text.matches(" earlier events were not kept").count(), 3, "{text}");
+    let events = events(&text);
+    assert_eq!(events, ["rf_null() = 0x0  511 times", "! ended: overrun"].repeat(3), "{text}");
+    assert_unharmed(&text, 3);
+    // What is left in the kernel's heap is the report, which is kept, and not the trace.
+    let used = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
+    let used: Vec<u64> = text.lines().filter_map(used).collect();
+    assert!(used[2] - used[1] < 16 << 10, "{used:?}");
+}
+
+#[test]
+fn a_trace_ends_with_its_command_even_if_that_is_given_up() {
+    let mut running = at_prompt(bare(""));
+    running.type_line("insmod template").unwrap();
+    running.type_line("trace template sleep 1000000\r\x03").unwrap();
+    running.wait_for("error: interrupted").unwrap();
+    running.type_line("trace template tell template x").unwrap();
+    running.wait_for("events").unwrap();
+}

@@ -33,10 +33,17 @@ impl Sources {
                 self.loaded.entry(name.to_string()).or_insert(loader)
             }
         };
-        let location = loader.as_ref()?.find_location(offset).ok()??;
-        let file = Path::new(location.file?);
-        let file = file.strip_prefix(project()).unwrap_or(file);
-        Some(format!(", {}:{}", file.display(), location.line?))
+        // What a library's function was inlined into says more than the library does.
+        let mut frames = loader.as_ref()?.find_frames(offset).ok()?;
+        while let Ok(Some(frame)) = frames.next() {
+            let location = frame.location.and_then(|location| Some((location.file?, location.line?)));
+            if let Some((file, line)) = location
+                && let Ok(file) = Path::new(file).strip_prefix(project())
+            {
+                return Some(format!(", {}:{line}", file.display()));
+            }
+        }
+        None
     }
 }
 

@@ -164,14 +164,46 @@ impl RogueScsi {
     }
 }
 
+/// Any registration that four numbers can ask for; `state` is where the random numbers begin and go on.
+fn any_registration(state: &mut u64) -> ScsiInfo {
+    let [max_targets, max_luns, queue_depth, reserved] = core::array::from_fn(|_| {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        // Half of them nearly make sense.
+        if *state & 1 == 0 { (*state >> 8) as u32 } else { (*state >> 8) as u32 % 300 }
+    });
+    ScsiInfo { max_targets, max_luns, queue_depth, reserved }
+}
+
+/// Asks for registrations that are wrong in one number at least; fails if one is not refused for that.
+fn register_wrongly(state: &mut u64) -> Result<()> {
+    const CALLS: usize = 1000;
+    for number in 0..CALLS {
+        let mut info = any_registration(state);
+        match number % 4 {
+            0 => info.max_targets = 0,
+            1 => info.max_luns = 257 + info.max_luns / 2,
+            2 => info.queue_depth = 1 + REQUESTS as u32 + info.queue_depth / 2,
+            _ => info.reserved |= 1,
+        }
+        if unsafe { raw::rf_scsi_register(&raw const info as u64) } != Refusal::Invalid.to_result() {
+            return Err(Refusal::Denied);
+        }
+    }
+    Ok(())
+}
+
 impl Driver for RogueScsi {
     fn init() -> Result<RogueScsi> {
+        let mut random = 0x1997;
+        register_wrongly(&mut random)?;
         let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
         let start = unsafe { raw::rf_scsi_register(&raw const info as u64) };
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
-        Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie: Lie::None, random: 0x1997, read_ahead: false })
+        Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie: Lie::None, random, read_ahead: false })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
@@ -218,18 +250,11 @@ impl Driver for RogueScsi {
                 let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, reserved: 0 };
                 return Ok(refusal(unsafe { raw::rf_scsi_register(&raw const info as u64) }));
             }
-            // Any registration that four numbers can ask for, over and over; it has one, so that each is refused.
+            // It is registered, so that each is refused.
             "random" => {
                 const CALLS: u64 = 4000;
                 for _ in 0..CALLS {
-                    let [max_targets, max_luns, queue_depth, reserved] = core::array::from_fn(|_| {
-                        self.random ^= self.random << 13;
-                        self.random ^= self.random >> 7;
-                        self.random ^= self.random << 17;
-                        // Half of them nearly make sense.
-                        if self.random & 1 == 0 { (self.random >> 8) as u32 } else { (self.random >> 8) as u32 % 300 }
-                    });
-                    let info = ScsiInfo { max_targets, max_luns, queue_depth, reserved };
+                    let info = any_registration(&mut self.random);
                     unsafe { raw::rf_scsi_register(&raw const info as u64) };
                 }
                 return Ok(CALLS);

@@ -65,10 +65,29 @@ impl Words for Memory {
     }
 }
 
-/// Both ends of a queue, while somebody else writes anything into its memory.
+/// Shared memory that is another one each time it is read, as the bytes say.
+struct Changing<'a>(RefCell<std::slice::ChunksExact<'a, u8>>);
+
+impl Words for Changing<'_> {
+    fn load(&self, _: usize) -> u64 {
+        let next = self.0.borrow_mut().next().and_then(|bytes| bytes.try_into().ok());
+        next.map_or(0, u64::from_le_bytes)
+    }
+    fn store(&self, _: usize, _: u64) {}
+}
+
+/// Both ends of a queue, while somebody else writes anything into its memory: between two operations, and within one.
 pub fn queue(data: &[u8]) {
     const CAPACITY: usize = 8;
     let place = Place::new(0, CAPACITY);
+    let changing = Changing(RefCell::new(data.chunks_exact(8)));
+    let (mut producer, mut consumer) = (Producer::new(place), Consumer::new(place));
+    while changing.0.borrow().len() > 0 {
+        let _ = (consumer.take(&changing), producer.put(&changing, 1));
+        assert!(consumer.len(&changing).unwrap_or(0) <= CAPACITY);
+        assert!(producer.room(&changing).unwrap_or(0) <= CAPACITY);
+        let _ = commands::read_outcome(&changing, 0);
+    }
     let memory = Memory(RefCell::new(vec![0; place.end()]));
     let (mut producer, mut consumer) = (Producer::new(place), Consumer::new(place));
     let mut steps = data.chunks_exact(10);

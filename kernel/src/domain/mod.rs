@@ -20,7 +20,7 @@ pub mod device;
 pub mod fault;
 mod inherit;
 pub mod memory;
-mod report;
+pub mod report;
 pub mod reset;
 pub mod space;
 pub mod upcall;

@@ -198,7 +198,7 @@ impl Scene {
     /// Where it happened, the registers, the stack, and what the driver had.
     fn write_details(&self, out: &mut String) -> fmt::Result {
         if let Some(rip) = self.rip {
-            writeln!(out, "    at {}", Place { scene: self, spot: rip })?;
+            writeln!(out, "    at {}", self.place(rip.address).unwrap_or_else(|| format!("{rip}")))?;
             if let Some(instruction) = disassembly::instruction(&self.code, rip.address) {
                 writeln!(out, "    {instruction}")?;
             }
@@ -242,7 +242,9 @@ impl Scene {
         }
         for address in calls {
             // A call at a function's very end returns behind it.
-            writeln!(out, "        {}", Place { scene: self, spot: Spot { address, what: "own text" } })?;
+            if let Some(place) = self.place(address) {
+                writeln!(out, "        {place}")?;
+            }
         }
         Ok(())
     }
@@ -264,12 +266,38 @@ impl Scene {
         writeln!(out, "image {image} KiB, heap {heap} KiB, DMA {dma} KiB")
     }
 
-    /// The function that `address` lies in, how far into it, and how far into the image.
-    fn symbol(&self, address: u64) -> Option<(&[u8], u64, u64)> {
-        let offset = address.checked_sub(self.image).filter(|offset| *offset < self.image_bytes)?;
-        let (name, into) = symbol_at(&self.file.bytes, offset)?;
-        Some((name, into, offset))
+    fn place(&self, address: u64) -> Option<String> {
+        place_name(&self.file, self.symbol(address))
     }
+
+    fn symbol(&self, address: u64) -> Option<(&[u8], u64, u64)> {
+        symbol(&self.file, self.image, self.image_bytes, address)
+    }
+}
+
+/// The function that `address` lies in, how far into it, and how far into the image.
+fn symbol(file: &File, image: u64, image_bytes: u64, address: u64) -> Option<(&[u8], u64, u64)> {
+    let offset = address.checked_sub(image).filter(|offset| *offset < image_bytes)?;
+    let (name, into) = symbol_at(&file.bytes, offset)?;
+    Some((name, into, offset))
+}
+
+/// Where the instruction is behind which a trap came at `rip`. If it was a jump, only where it led is known.
+pub fn before(domain: &Domain, rip: u64) -> String {
+    let address = rip.wrapping_sub(1);
+    let found = symbol(&domain.file, domain.base() + IMAGE, domain.image_bytes, address);
+    match place_name(&domain.file, found) {
+        Some(place) => format!("at {place}"),
+        // Held back until a gate was entered.
+        None if symbols::is_kernel_text(rip) => format!("before {}", symbols::Location(rip)),
+        None => format!("before {}", Spot::new(domain, rip)),
+    }
+}
+
+/// The words for what [`symbol`] found.
+fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
+    let (name, into, offset) = found?;
+    Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.name))
 }
 
 /// The bytes of the instruction at `rip`, and maybe some behind it, as far as that is the driver's own memory.
@@ -279,23 +307,6 @@ fn code(domain: &Domain, rip: u64) -> Vec<u8> {
     let readable = |&len: &usize| code.get_mut(..len).is_some_and(|code| domain.space.read(rip, code));
     let len = (1..=MAX_INSTRUCTION).rev().find(readable).unwrap_or(0);
     code.iter().copied().take(len).collect()
-}
-
-/// Where in the driver an address lies: `function+0x12`, or what else it is.
-struct Place<'a> {
-    scene: &'a Scene,
-    spot: Spot,
-}
-
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.scene.symbol(self.spot.address) {
-            Some((name, into, offset)) => {
-                write!(f, "{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), self.scene.file.name)
-            }
-            None => write!(f, "{}", self.spot),
-        }
-    }
 }
 
 /// A scene in words for a person.

@@ -55,7 +55,12 @@ static COMMANDS: &[Command] = &[
     ),
     command!("limits", "limits [NAME VALUE]", "how patient the kernel is with drivers: all, or change one", limits),
     command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", faults),
-    command!("trace", "trace NAME COMMAND", "what a driver is asked and asks for while a command runs", trace),
+    command!(
+        "trace",
+        "trace NAME [--watch ADDRESS[:BYTES]] COMMAND",
+        "what a driver is asked and asks for while a command runs",
+        trace
+    ),
     command!("lspci", "lspci", "PCI functions", lspci),
     command!("ip", "ip", "network interfaces; waits for an address", ip),
     command!("ping", "ping HOST [-c COUNT] [-W MS]", "ICMP echo requests", ping),

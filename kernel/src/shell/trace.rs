@@ -2,13 +2,17 @@
 
 use super::{Outcome, commands, said};
 use crate::arch::time;
+use crate::domain::report::before;
 use crate::module;
 use crate::println;
 use crate::trace::{self, Event, What};
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use ringfence_abi::upcall;
 use ringfence_core::arguments::Arguments;
+use ringfence_core::extent::Extent;
 
 /// Ends the trace when the command ends, or when Ctrl-C drops it.
 struct Tracing<'a>(&'a str);
@@ -30,14 +34,21 @@ fn mark(name: &str, traced: bool) {
 pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let usage = arguments.wrong("the command is missing");
-    let command = arguments.rest();
+    let handle = module::find(name).map_err(said)?;
+    let mut command = arguments.rest();
+    let mut watched = None;
+    if let Some(rest) = command.strip_prefix("--watch ") {
+        let (word, rest) = rest.trim_start().split_once(' ').unwrap_or((rest, ""));
+        watched = Some(parse_watched(word, handle.lock().slot_extent())?);
+        command = rest.trim_start();
+    }
     if command.is_empty() {
         return usage;
     }
-    module::find(name).map_err(said)?;
-    if !trace::begin(name) {
+    if !trace::begin(name, watched) {
         return Err("a trace is under way already, or there is no memory for one".into());
     }
+    drop(handle);
     let tracing = Tracing(name);
     mark(name, true);
     let outcome = Box::pin(commands::run(command)).await;
@@ -50,30 +61,51 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
         // The same call over and over is one line.
         let same = |a: &Event, b: &Event| matches!((a.what, b.what), (What::Call(a), What::Call(b)) if a == b);
         let events: Vec<Event> = trace.events.iter().copied().collect();
-        events.chunk_by(same).for_each(print);
+        events.chunk_by(same).for_each(|same| print(name, same));
         println!("{:>10}  {} events", "", trace.lost + trace.events.len() as u64);
     }
     outcome
 }
 
+/// What `ADDRESS`, or `ADDRESS:LENGTH`, says: a word of 1, 2, 4 or (without a length) 8 bytes in the driver's `slot`.
+fn parse_watched(word: &str, slot: Extent) -> Result<Extent, String> {
+    let (address, len_bytes) = word.split_once(':').unwrap_or((word, "8"));
+    let address = address.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let len_bytes = len_bytes.parse().ok().filter(|len_bytes| [1, 2, 4, 8].contains(len_bytes));
+    let (Some(address), Some(len_bytes)) = (address, len_bytes) else {
+        return Err(format!("'{word}' is no address in hexadecimal with 0x, with :1, :2, :4 or :8 behind it"));
+    };
+    let watched = Extent::new(address, len_bytes);
+    match slot.encloses(watched) && address.is_multiple_of(len_bytes) {
+        true => Ok(watched),
+        false => Err(format!("{word} is not in the driver's slot, or no multiple of its length")),
+    }
+}
+
 /// Prints an event and when it was, in microseconds, or several that are the same and when the first one was.
-fn print(same: &[Event]) {
+fn print(name: &str, same: &[Event]) {
     let Some(event) = same.first() else { return };
-    let at = time::nanoseconds(event.at) / 1000;
+    let at_us = time::nanoseconds(event.at) / 1000;
     match event.what {
         What::Enter(operation, [a, b, c]) => {
-            println!("{at:>7} us  > {}({a:#x}, {b:#x}, {c:#x})", upcall::name(operation));
+            println!("{at_us:>7} us  > {}({a:#x}, {b:#x}, {c:#x})", upcall::name(operation));
         }
         What::Leave(result, ticks) => {
             let us = time::nanoseconds(ticks) / 1000;
             match result {
-                Ok(value) => println!("{at:>7} us  < {value:#x}  after {us} us"),
-                Err(error) => println!("{at:>7} us  < {error}  after {us} us"),
+                Ok(value) => println!("{at_us:>7} us  < {value:#x}  after {us} us"),
+                Err(error) => println!("{at_us:>7} us  < {error}  after {us} us"),
             }
         }
-        What::Call(call) if same.len() > 1 => println!("{at:>7} us      {call}  {} times", same.len()),
-        What::Call(call) => println!("{at:>7} us      {call}"),
-        What::Ended(kind) => println!("{at:>7} us  ! ended: {kind}"),
-        What::Replaced => println!("{at:>7} us  ! replaced"),
+        What::Call(call) if same.len() > 1 => println!("{at_us:>7} us      {call}  {} times", same.len()),
+        What::Call(call) => println!("{at_us:>7} us      {call}"),
+        What::Ended(kind) => println!("{at_us:>7} us  ! ended: {kind}"),
+        What::Access(rip, value) => {
+            println!("{at_us:>7} us    * {}", value.map_or("?".into(), |value| format!("{value:#x}")));
+            if let Ok(handle) = module::find(name) {
+                println!("              {}", before(&handle.lock(), rip));
+            }
+        }
+        What::Replaced => println!("{at_us:>7} us  ! replaced"),
     }
 }

@@ -73,6 +73,8 @@ Too many for a table, but in the same boot:
 In boots of their own, because they need other modules, or leave the machine other than it was:
 
 * `sandbox::each_flag_alone_changes_nothing`: POPF with every flag, one at a time, and a gate call with it.
+* `sandbox::a_debug_exception_held_back_into_a_gate_is_the_drivers`: MOV to SS from memory that is watched, and a gate call right
+  behind it (CVE-2018-8897): under Bochs, which models that, the debug exception comes on the gate's first instruction.
 * `sandbox::interrupts_hit_every_instruction_that_they_can`: interrupts on each instruction of a gate that one can hit.
 * `restart::*`: devices that do not stop, whose memory is set aside; modules that faulted and want ring 0; code that was changed
   before a restart.

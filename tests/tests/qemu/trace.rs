@@ -30,9 +30,30 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
     let events = events(&text);
     assert_eq!(events[0], "> init(0x0, 0x0, 0x0)", "{text}");
     assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
-    assert_says(&text, "error: the command is missing; usage: trace NAME COMMAND");
+    assert_says(&text, "error: the command is missing; usage: trace NAME [--watch ADDRESS[:BYTES]] COMMAND");
     assert_says(&text, "error: no module 'nope' is loaded");
     assert_says(&text, "error: a trace is under way already");
+}
+
+/// The CPU's debug registers see each access, in both rings.
+#[test]
+fn a_trace_shows_who_touches_what_is_watched() {
+    // The mailbox has the text of the command.
+    let traced = "trace template --watch 0x8001f00000:1 tell template x";
+    let run = boot(&bare(&format!(
+        "insmod template; tell template x; {traced}; ring template 0; {traced}; trace template tell template y; \
+         trace template --watch 0x8001f00001:2 help; trace template --watch 8 help; trace template --watch 0x10001f00000"
+    )));
+    assert_eq!(run.end, End::CommandFailed);
+    let text = run.text();
+    let touched: Vec<&str> = text.lines().filter(|line| line.ends_with(" us    * 0x78")).collect();
+    let places = text.lines().filter(|line| line.starts_with("              at ringfence_sdk::shared::mailbox+0x"));
+    assert!(touched.len() >= 2 && places.count() == touched.len(), "{text}");
+    // Nothing is watched any more.
+    assert!(!text.contains("* 0x79"), "{text}");
+    assert_says(&text, "error: 0x8001f00001:2 is not in the driver's slot, or no multiple of its length");
+    assert_says(&text, "error: '8' is no address in hexadecimal with 0x, with :1, :2, :4 or :8 behind it");
+    assert_says(&text, "error: 0x10001f00000 is not in the driver's slot");
 }
 
 /// Whatever a driver does, so many events are kept, the last ones, and no memory is taken for others.

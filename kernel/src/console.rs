@@ -8,7 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::task::Waker;
 use embassy_sync::waitqueue::AtomicWaker;
 use heapless::spsc::Queue;
@@ -42,9 +42,10 @@ pub const REPORT: &str = "report";
 
 /// The line that is being typed, while one is.
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
+/// Columns of the terminal, as far as is known.
+static COLUMNS: AtomicUsize = AtomicUsize::new(80);
 
 struct Typed {
-    prompt: &'static str,
     line: TypedLine,
     /// Whether it is on the screen: not while something else is being printed.
     shown: bool,
@@ -126,32 +127,42 @@ pub unsafe fn break_locks() {
     }
 }
 
+/// The terminal has so many columns.
+pub fn set_columns(columns: usize) {
+    COLUMNS.store(columns, Ordering::Relaxed);
+}
+
 /// A line is going to be typed behind `prompt`, which is printed.
 pub fn begin_line(prompt: &'static str) {
-    *TYPED.lock() = Some(Typed { prompt, line: TypedLine::new(), shown: true });
-    write_bytes(prompt.as_bytes());
+    let line = TypedLine::new(prompt, COLUMNS.load(Ordering::Relaxed));
+    write_bytes(&line.show());
+    *TYPED.lock() = Some(Typed { line, shown: true });
 }
 
 /// The line editor writes a byte.
 pub fn edit_line(byte: u8) {
-    write_bytes(&[byte]);
     if let Some(typed) = TYPED.lock().as_mut() {
-        typed.line.write(byte);
+        let sent = typed.line.edit(byte);
+        if typed.shown {
+            write_bytes(&sent);
+        }
     }
 }
 
 /// The line has been typed; it stays where it is.
 pub fn end_line() {
-    *TYPED.lock() = None;
+    if let Some(typed) = TYPED.lock().take() {
+        write_bytes(&typed.line.leave());
+    }
 }
 
-/// Takes the line that is being typed off the screen: its last row, if it is wider than the terminal.
+/// Takes the line that is being typed off the screen.
 fn hide_line() {
     // Whoever has the lock is busy with the line.
     if let Some(mut typed) = TYPED.try_lock()
         && let Some(typed) = typed.as_mut().filter(|typed| typed.shown)
     {
-        write_bytes(b"\r\x1b[K");
+        write_bytes(&typed.line.hide());
         typed.shown = false;
     }
 }
@@ -161,12 +172,7 @@ fn show_line() {
     if let Some(mut typed) = TYPED.try_lock()
         && let Some(typed) = typed.as_mut().filter(|typed| !typed.shown)
     {
-        let (text, left) = typed.line.shown();
-        write_bytes(typed.prompt.as_bytes());
-        write_bytes(text);
-        if left > 0 {
-            write_bytes(format!("\x1b[{left}D").as_bytes());
-        }
+        write_bytes(&typed.line.show());
         typed.shown = true;
     }
 }

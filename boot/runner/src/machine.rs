@@ -25,7 +25,7 @@ pub fn qemu() -> OsString {
 }
 
 /// What the kernel writes to take the line that is being typed off the screen.
-const ERASED: &str = "\r\x1b[K";
+const ERASED: &str = "\x1b[J";
 
 /// Where gdb connects.
 pub const GDB_PORT: u16 = 1234;

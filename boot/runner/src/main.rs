@@ -223,6 +223,7 @@ fn boot(arguments: RunArguments) -> Result<u8> {
             modules: arguments.module,
             exec: arguments.exec.clone(),
             autoload: !arguments.no_autoload,
+            columns: terminal_size::terminal_size().map(|(width, _)| width.0),
         },
         disks,
         nic: arguments.nic,

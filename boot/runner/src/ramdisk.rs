@@ -14,6 +14,8 @@ pub struct Contents {
     pub exec: Option<String>,
     /// Whether devices get their drivers at boot.
     pub autoload: bool,
+    /// Columns of the terminal, if they are known.
+    pub columns: Option<u16>,
 }
 
 /// The archive.
@@ -36,8 +38,15 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
         }
         add(&format!("{name}.rfm"), &read(path)?)?;
     }
+    let mut options = String::new();
     if !contents.autoload {
-        add("options", b"no-autoload\n")?;
+        options += "no-autoload\n";
+    }
+    if let Some(columns) = contents.columns {
+        options += &format!("columns {columns}\n");
+    }
+    if !options.is_empty() {
+        add("options", options.as_bytes())?;
     }
     if let Some(exec) = &contents.exec {
         add("exec", exec.as_bytes())?;

@@ -1,9 +1,13 @@
 //! What a terminal shows of a line that is being edited, from what the line editor writes: so that something else can be
-//! printed in between, and the line shown again below it.
+//! printed in between, and the line shown again below it; and so that a line may be wider than the terminal, which the editor
+//! does not know about.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 const BACKSPACE: u8 = 8;
+const BELL: u8 = 7;
 const ESCAPE: u8 = 0x1b;
 
 /// Where in a control sequence (ECMA-48, 5.4) the last byte was.
@@ -16,9 +20,12 @@ enum Sequence {
     Parameter(usize),
 }
 
-/// A line and the place of the cursor in it.
-#[derive(Debug, Default)]
+/// A line behind a prompt, and the place of the cursor in it.
+#[derive(Debug)]
 pub struct TypedLine {
+    prompt: &'static str,
+    /// Columns of the terminal, at least 2.
+    columns: usize,
     text: Vec<u8>,
     cursor: usize,
     saved: usize,
@@ -26,14 +33,40 @@ pub struct TypedLine {
 }
 
 impl TypedLine {
-    /// An empty line.
-    pub const fn new() -> TypedLine {
-        TypedLine { text: Vec::new(), cursor: 0, saved: 0, sequence: Sequence::None }
+    /// An empty line behind `prompt` on a terminal with so many columns.
+    pub fn new(prompt: &'static str, columns: usize) -> TypedLine {
+        TypedLine { prompt, columns: columns.max(2), text: Vec::new(), cursor: 0, saved: 0, sequence: Sequence::None }
+    }
+
+    /// Takes a byte that the editor writes; returns what the terminal is to be sent.
+    pub fn edit(&mut self, byte: u8) -> Vec<u8> {
+        if byte == BELL {
+            return [byte].to_vec();
+        }
+        let (fitted, hide, before) = (self.fits(), self.hide(), (self.text.len(), self.cursor));
+        let is_character = self.sequence == Sequence::None && byte != ESCAPE;
+        self.write(byte);
+        let after = (self.text.len(), self.cursor);
+        match fitted && self.fits() {
+            true if is_character => [byte].to_vec(),
+            // Control sequences are sent when they are complete: what one saves, another may restore on another row.
+            true => {
+                let moved = match after.1 as isize - before.1 as isize {
+                    0 => String::new(),
+                    right @ 1.. => format!("\x1b[{right}C"),
+                    left => format!("\x1b[{}D", -left),
+                };
+                let erased = if after.0 < before.0 { "\x1b[K" } else { "" };
+                (moved + erased).into_bytes()
+            }
+            false if before == after => Vec::new(),
+            false => [hide, self.show()].concat(),
+        }
     }
 
     /// Does what a terminal does with `byte`: characters, backspace, and the sequences that move the cursor in its line
     /// (CUB, CUF), save and restore it, and erase to the end (EL). Any other has no effect.
-    pub fn write(&mut self, byte: u8) {
+    fn write(&mut self, byte: u8) {
         self.sequence = match (self.sequence, byte) {
             (_, ESCAPE) => Sequence::Escape,
             (Sequence::Escape, b'[') => Sequence::Parameter(0),
@@ -76,14 +109,61 @@ impl TypedLine {
             b'C' => self.cursor = self.cursor.saturating_add(number.max(1)).min(self.text.len()),
             b'K' => self.text.truncate(self.cursor),
             b's' => self.saved = self.cursor,
-            b'u' => self.cursor = self.saved,
+            b'u' => self.cursor = self.saved.min(self.text.len()),
             _ => {}
         }
     }
 
-    /// The text, and how many places to its left the cursor is.
-    pub fn shown(&self) -> (&[u8], usize) {
-        (&self.text, self.text.len().saturating_sub(self.cursor))
+    /// Whether it leaves the last column of its row free: a terminal that has written there waits for the next character
+    /// before it goes on to the next row.
+    fn fits(&self) -> bool {
+        self.end() < self.columns
+    }
+
+    /// Columns from the start of the prompt to the end of the text, and to the cursor.
+    fn end(&self) -> usize {
+        self.prompt.len() + self.text.len()
+    }
+
+    fn at(&self) -> usize {
+        self.prompt.len() + self.cursor
+    }
+
+    /// What takes the line off the terminal: the cursor is where the prompt began then.
+    pub fn hide(&self) -> Vec<u8> {
+        match self.at() / self.columns {
+            0 => b"\r\x1b[J".to_vec(),
+            rows => format!("\r\x1b[{rows}A\x1b[J").into_bytes(),
+        }
+    }
+
+    /// What shows it, from the first column of a row.
+    pub fn show(&self) -> Vec<u8> {
+        let (end, at) = (self.end(), self.at());
+        let mut out = self.prompt.as_bytes().to_vec();
+        out.extend(&self.text);
+        if end.is_multiple_of(self.columns) {
+            out.extend(b"\r\n");
+        }
+        match (end / self.columns - at / self.columns, end - at) {
+            (0, 0) => {}
+            (0, left) => out.extend(format!("\x1b[{left}D").bytes()),
+            (rows, _) => {
+                out.extend(format!("\x1b[{rows}A\r").bytes());
+                if let column @ 1.. = at % self.columns {
+                    out.extend(format!("\x1b[{column}C").bytes());
+                }
+            }
+        }
+        out
+    }
+
+    /// What moves the cursor to its last row.
+    pub fn leave(&self) -> Vec<u8> {
+        match self.end() / self.columns - self.at() / self.columns {
+            0 => Vec::new(),
+            rows => format!("\x1b[{rows}B").into_bytes(),
+        }
     }
 }
 
@@ -92,11 +172,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const PROMPT: &str = "> ";
+
     fn shown(written: &[u8]) -> (String, usize) {
-        let mut line = TypedLine::new();
-        written.iter().for_each(|byte| line.write(*byte));
-        let (text, left) = line.shown();
-        (String::from_utf8_lossy(text).trim_end().to_string(), left)
+        let mut line = TypedLine::new(PROMPT, 80);
+        written.iter().for_each(|byte| drop(line.edit(*byte)));
+        (String::from_utf8_lossy(&line.text).trim_end().to_string(), line.end() - line.at())
     }
 
     #[test]
@@ -109,15 +190,85 @@ mod tests {
         assert_eq!(shown(b"help insmod\x1b[11D\x1b[Kip\x07"), ("ip".into(), 0));
     }
 
+    /// Something that an editor does.
+    #[derive(Debug, Clone)]
+    enum Edit {
+        Type(String),
+        Left(usize),
+        Right(usize),
+        Backspace,
+        Insert,
+        Erase,
+        Bell,
+    }
+
+    fn edit() -> impl Strategy<Value = Edit> {
+        prop_oneof![
+            4 => "[a-z ]{1,12}".prop_map(Edit::Type),
+            1 => (1..20usize).prop_map(Edit::Left),
+            1 => (1..20usize).prop_map(Edit::Right),
+            1 => Just(Edit::Backspace),
+            1 => Just(Edit::Insert),
+            1 => Just(Edit::Erase),
+            1 => Just(Edit::Bell),
+        ]
+    }
+
+    impl Edit {
+        /// What an editor writes for it, which never leaves the line.
+        fn written(&self, line: &TypedLine) -> String {
+            match self {
+                Edit::Type(text) => text.clone(),
+                Edit::Left(count) if line.cursor > 0 => format!("\x1b[{}D", count.min(&line.cursor)),
+                Edit::Right(count) if line.cursor < line.text.len() => {
+                    format!("\x1b[{}C", count.min(&(line.text.len() - line.cursor)))
+                }
+                Edit::Backspace if line.cursor > 0 => "\x08 \x08".into(),
+                Edit::Insert => "\x1b[s\x1b[Kab\x1b[u".into(),
+                Edit::Erase => "\x1b[K".into(),
+                Edit::Bell => "\x07".into(),
+                _ => String::new(),
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn the_cursor_stays_in_the_line(written in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut line = TypedLine::new();
+            let mut line = TypedLine::new(PROMPT, 10);
             for byte in &written {
-                line.write(*byte);
+                line.edit(*byte);
                 prop_assert!(line.text.len() <= written.len());
-                prop_assert!(line.shown().1 <= line.text.len());
+                prop_assert!(line.at() <= line.end());
             }
+        }
+
+        /// However wide the line, a terminal shows it below what was printed in between.
+        #[test]
+        fn a_terminal_shows_the_line(edits in proptest::collection::vec(edit(), 0..30), columns in 4..40usize) {
+            const ROWS: usize = 100;
+            let mut terminal = vt100::Parser::new(ROWS as u16, columns as u16, 0);
+            let mut line = TypedLine::new(PROMPT, columns);
+            terminal.process(&line.show());
+            for (index, edit) in edits.iter().enumerate() {
+                edit.written(&line).bytes().for_each(|byte| terminal.process(&line.edit(byte)));
+                if index % 4 == 3 {
+                    terminal.process(&line.hide());
+                    terminal.process(b"log\r\n");
+                    terminal.process(&line.show());
+                }
+            }
+            let above = edits.len() / 4;
+            let all: Vec<u8> = PROMPT.bytes().chain(line.text.iter().copied()).collect();
+            let mut expected = vec!["log".to_string(); above];
+            expected.extend(all.chunks(columns).map(|row| String::from_utf8_lossy(row).trim_end().to_string()));
+            let rows: Vec<String> = terminal.screen().rows(0, columns as u16).map(|row| row.trim_end().to_string()).collect();
+            prop_assert_eq!(&rows[..expected.len()], &expected[..]);
+            prop_assert!(rows[expected.len()..].iter().all(String::is_empty));
+            let (row, column) = terminal.screen().cursor_position();
+            prop_assert_eq!((row as usize, column as usize), (above + line.at() / columns, line.at() % columns));
+            terminal.process(&line.leave());
+            prop_assert_eq!(terminal.screen().cursor_position().0 as usize, above + line.end() / columns);
         }
     }
 }

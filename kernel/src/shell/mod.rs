@@ -38,6 +38,9 @@ pub const PROMPT: &str = "ringfence> ";
 /// Loads drivers, then runs the commands in the ramdisk, or those that are typed.
 pub async fn run() {
     let options = ramdisk::text("options").unwrap_or("");
+    if let Some(columns) = options.lines().find_map(|option| option.strip_prefix("columns ")?.parse().ok()) {
+        console::set_columns(columns);
+    }
     if !options.lines().any(|option| option == "no-autoload") {
         module::autoload();
     }

@@ -60,6 +60,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("leaks", leaks),
     // services
     ("log-pointer", log_pointer),
+    ("log-pointer-quiet", log_pointer_quiet),
     ("log-length", log_length),
     ("panic", panic),
     ("heap", heap),
@@ -446,6 +447,12 @@ fn selector_of(service: u16) -> u16 {
 fn log_pointer(address: u64) -> u64 {
     // SAFETY: none.
     unsafe { raw::rf_log(3, address, 16) as u64 }
+}
+
+/// At a level that is not shown.
+fn log_pointer_quiet(address: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { raw::rf_log(5, address, 16) as u64 }
 }
 
 fn log_length(len_bytes: u64) -> u64 {

@@ -10,7 +10,8 @@ use ringfence_abi::service::Refusal;
 /// Longest line in bytes.
 const MAX_LINE: u64 = 512;
 
-/// Logs `len_bytes` bytes of text at `level` (1 error to 5 trace). Refuses longer lines and other levels.
+/// Logs `len_bytes` bytes of text at `level` (1 error to 5 trace; what is above 3, info, is not kept). Refuses longer lines
+/// and other levels.
 pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Answer {
     let level = match level {
         1 => Level::Error,
@@ -29,7 +30,9 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
         return Err(Refusal::Busy.into());
     };
     domain.log_left = left;
-    log::log!(level, "{}: {}", domain.name, read_text(domain, text, len_bytes)?);
+    // Whether or not it is shown: a bad pointer is one at any level.
+    let text = read_text(domain, text, len_bytes)?;
+    log::log!(level, "{}: {text}", domain.name);
     Ok(0)
 }
 

@@ -17,13 +17,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
-use ringfence_abi::manifest::{Manifest, Policy, RING1_ONLY};
+use ringfence_abi::manifest::{Manifest, Policy};
 use ringfence_abi::upcall::{EXIT, Events, INIT, POLL, Reply};
 use ringfence_core::extent::align_up;
 use ringfence_core::module::{Module, ModuleError, Value};
 use spin::Mutex;
 
-/// A module file in the ramdisk.
+/// A module file.
 #[derive(Debug, Clone)]
 pub struct File {
     /// Its name without `.rfm`.
@@ -152,14 +152,12 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
-    let ring1_only = {
+    {
         let mut domain = dead.lock();
         quiesce(&mut domain);
         frames::take_back_promise(core::mem::take(&mut domain.promised));
-        domain.ring1_only
-    };
-    let fresh = start(file, if ring1_only { Ring::Sandboxed } else { ring }, Some(dead), watched)?;
-    fresh.lock().ring1_only |= ring1_only;
+    }
+    let fresh = start(file, ring, Some(dead), watched)?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         // On this return the fresh one is dropped, and the dead one stays in its place.
@@ -228,7 +226,6 @@ fn map(
         log_left: 0,
         log_dropped: 0,
         policy: module.manifest.policy().unwrap_or(Policy::Stop),
-        ring1_only: module.manifest.flags & RING1_ONLY != 0,
         stop_ticks: 0,
         faults_at: Vec::new(),
         restart_at: None,

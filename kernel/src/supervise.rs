@@ -10,7 +10,7 @@ use crate::domain::fault::{self, Cause};
 use crate::domain::{Domain, Handle, Ring};
 use crate::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
 use crate::module;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,13 +21,16 @@ use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Instant, Timer};
-use ringfence_abi::manifest::Policy;
+use ringfence_abi::manifest::{Policy, RING1_ONLY};
 use spin::Mutex;
 
 static WORK: AtomicWaker = AtomicWaker::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
 /// How often each module file faulted in ring 1 since boot, or since a person forgave it.
 static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+
+/// Module files that a person has said are never to run in ring 0.
+static NEVER: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// How long the last driver that was restarted was away, and how long it took of that to stop its device, in TSC ticks.
 static LAST: Mutex<[u64; 2]> = Mutex::new([0; 2]);
@@ -55,9 +58,20 @@ pub fn forgive(domain: &Domain) {
     FAULTED.lock().remove(&domain.file.name);
 }
 
+/// Has the module file `name` never run in ring 0 again, until the machine ends. What of it runs there is moved to ring 1.
+pub fn never_trust(name: &str) {
+    NEVER.lock().insert(name.into());
+    for handle in module::loaded() {
+        let mut domain = handle.lock();
+        if domain.file.name == name {
+            domain.set_ring(Ring::Sandboxed);
+        }
+    }
+}
+
 /// Why `domain` may not run in ring 0, if it may not.
 pub fn distrust(domain: &Domain) -> Option<String> {
-    if domain.ring1_only {
+    if domain.manifest.flags & RING1_ONLY != 0 || NEVER.lock().contains(&domain.file.name) {
         return Some("it is for ring 1 only".into());
     }
     let faults = FAULTED.lock().get(&domain.file.name).copied()?;

@@ -79,8 +79,6 @@ pub struct Domain {
     pub policy: Policy,
     /// How long it took to stop its device, in TSC ticks.
     pub stop_ticks: u64,
-    /// Whether it must not run in ring 0.
-    pub ring1_only: bool,
     /// When it was ended by faults lately, in nanoseconds since boot.
     pub faults_at: alloc::vec::Vec<u64>,
     /// When it is to be restarted, in nanoseconds since boot, once that is planned.

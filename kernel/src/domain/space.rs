@@ -237,8 +237,10 @@ impl Space {
             Ring::Sandboxed => Flags::NO_EXECUTE,
             Ring::Trusted => Flags::empty(),
         };
-        tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table, flags)));
-        x86_64::instructions::tlb::flush_all();
+        if self.has_slot {
+            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table, flags)));
+            x86_64::instructions::tlb::flush_all();
+        }
         self.ring = ring;
     }
 

@@ -176,9 +176,9 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
     };
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
-    let mut domain = handle.lock();
     match policy {
         Some(policy) => {
+            let mut domain = handle.lock();
             domain.policy = policy;
             domain.given_up = false;
             domain.faults_at.clear();
@@ -186,11 +186,10 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
             supervise::forgive(&domain);
         }
         None => {
-            domain.ring1_only = true;
-            domain.set_ring(Ring::Sandboxed);
+            let file = handle.lock().file.name.clone();
+            supervise::never_trust(&file);
         }
     }
-    drop(domain);
     // One that was ended already is restarted now, or those who wait for that need not wait any longer.
     supervise::note();
     scsi::wake_waiting();

@@ -46,7 +46,7 @@ pub async fn run() {
     }
     let mut jobs = Jobs::default();
     if let Some(script) = ramdisk::text("exec") {
-        for command in script.split([';', '\n']).map(str::trim).filter(|command| !command.is_empty()) {
+        for command in commands_of(script) {
             println!("{PROMPT}{command}");
             jobs.execute(command).await;
         }
@@ -57,15 +57,20 @@ pub async fn run() {
     let mut editor = LineEditor::new();
     loop {
         match jobs.beside(editor.read_line(PROMPT)).await {
-            Line::Command(command) => {
+            Line::Command(line) => {
                 println!();
-                if !command.is_empty() {
-                    jobs.execute(&command).await;
+                for command in commands_of(&line) {
+                    jobs.execute(command).await;
                 }
             }
             Line::Cancelled => println!("^C"),
         }
     }
+}
+
+/// The commands in a text.
+fn commands_of(text: &str) -> impl Iterator<Item = &str> {
+    text.split([';', '\n']).map(str::trim).filter(|command| !command.is_empty())
 }
 
 /// Ends the machine in order, and says so in the last line.

@@ -122,8 +122,9 @@ fn lines_are_edited_completed_and_remembered() {
     running.wait_for("template: loaded into ring 1, slot 0").unwrap();
     running.type_line("\x1b[A").unwrap();
     running.wait_for("template.2: loaded into ring 1, slot 1").unwrap();
-    running.type_line("nonsense").unwrap();
+    running.type_line("nonsense; tell template abc").unwrap();
     running.wait_for("there is no command 'nonsense'").unwrap();
+    running.wait_for("template: 3 (0x3)").unwrap();
     running.type_line("shutdown").unwrap();
     assert_eq!(running.finish(|_| ()).unwrap().end, End::Done);
 }

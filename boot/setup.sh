@@ -75,7 +75,7 @@ fi
 
 say "rustup cannot add $target here: building core and alloc from the distribution's rust-src (1 to 3 minutes, once)"
 if [ ! -d /usr/lib/rustlib/src/rust/library/core ] || [ ! -x /usr/bin/rustc ] ||
-    [ "$(/usr/bin/rustc --version | cut -d. -f2)" -lt 90 ]; then
+    [ "$(/usr/bin/rustc --version | cut -d. -f2)" -lt 91 ]; then
     install rustc-web cargo-web rust-web-src
 fi
 [ -x /usr/bin/cargo-clippy ] && [ -x /usr/bin/rustfmt ] || install rust-web-clippy rustfmt-web || true

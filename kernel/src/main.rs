@@ -76,7 +76,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, module::serve_interrupts);
         task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::run);
-        net::start(spawner);
+        task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
     })
 }

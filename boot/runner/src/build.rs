@@ -135,7 +135,7 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Writes a file, unless it has that content already.
-pub(crate) fn write_if_changed(path: &Path, content: &str) -> Result<()> {
+pub fn write_if_changed(path: &Path, content: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|old| old == content) {
         return Ok(());
     }
@@ -172,9 +172,4 @@ pub(crate) fn run(command: &mut Command, quiet: bool) -> Result<()> {
         bail!("{name} failed:\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     }
     Ok(())
-}
-
-/// Writes a text file.
-pub fn write_script(path: &Path, content: &str) -> Result<()> {
-    write_if_changed(path, content)
 }

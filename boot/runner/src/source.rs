@@ -23,7 +23,7 @@ impl Sources {
         Sources { files, loaded: HashMap::new() }
     }
 
-    /// What to add to a line of the console: `, at FILE:LINE` if it names an address in a module whose source is known.
+    /// What to add to a line of the console: `, FILE:LINE` if it names an address in a module whose source is known.
     pub fn annotation(&mut self, line: &str) -> Option<String> {
         let (name, offset) = address_in(line)?;
         let loader = match self.loaded.get(name) {

@@ -6,8 +6,6 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-extern crate alloc;
-
 mod registers;
 
 use registers::{self as reg, ctrl, eerd, int, rctl, rxd, tctl, txd};

@@ -1,7 +1,7 @@
 //! A network driver that lies to the kernel: `tell rogue-nic VERB` does one thing to its queues that is not true, or asks
-//! for one thing that is not its to have. It claims an e1000 but leaves it alone.
+//! for one thing that is not its to have. It claims an e1000, which few of the verbs touch.
 //!
-//! Beside `rogue`, this is the other driver with unsafe code of its own.
+//! Like `rogue`, it has unsafe code of its own.
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 

@@ -1,7 +1,7 @@
 //! A SCSI driver with a made-up disk of zeros, which lies to the kernel: `tell rogue-scsi VERB` says what is wrong with its
 //! answer to the next command that reads blocks, or writes some. It has no device.
 //!
-//! Beside `rogue` and `rogue-nic`, this is the other driver with unsafe code of its own.
+//! Like `rogue`, it has unsafe code of its own.
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 

@@ -48,7 +48,7 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Longest line that the kernel takes, in bytes.
+/// Longest line in bytes: what it needs of a driver's stack is little.
 const LINE_BYTES: usize = 256;
 
 /// A line in the making; what does not fit is cut off.

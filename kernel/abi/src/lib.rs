@@ -2,7 +2,7 @@
 //!
 //! * [`service`]: what a driver may ask of the kernel, through one call gate each
 //! * [`upcall`]: what the kernel asks of a driver, through the module's single entry point
-//! * [`manifest`]: what a module says about itself before any of it runs
+//! * [`manifest`]: what a module says about itself before any of it runs; [`reset`]: how its device is stopped
 //! * [`layout`]: where things lie in a domain's slot of the address space
 //! * [`queue`], [`net`], [`scsi`]: the queues in memory that kernel and driver share
 //!

@@ -39,7 +39,7 @@ bitflags! {
     /// Why a driver is polled.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Events: u64 {
-        /// The device's interrupt line was raised; it stays masked until acknowledged.
+        /// The device's interrupt line was raised; the device is held back unless this is acknowledged.
         const INTERRUPT = 1 << 0;
         /// The kernel put something into a queue.
         const QUEUE = 1 << 1;
@@ -48,7 +48,7 @@ bitflags! {
     /// What a driver answers to [`POLL`].
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Reply: u64 {
-        /// The interrupt is dealt with: unmask the line.
+        /// The interrupt is dealt with: the device may raise the next.
         const ACKNOWLEDGED = 1 << 0;
     }
 }

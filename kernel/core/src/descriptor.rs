@@ -53,7 +53,7 @@ pub const fn return_gate_entry() -> usize {
     FIRST_GATE
 }
 
-/// What a selector in an error code names, in words for a person: `(table, what)`.
+/// What a selector in an error code names.
 pub fn describe_selector(error_code: u64) -> SelectorName {
     if error_code & 0b010 != 0 {
         return SelectorName::Interrupt((error_code >> 3) as u8);

@@ -175,7 +175,7 @@ impl fmt::Display for ModuleError {
 }
 
 /// Which services a module with `manifest` is granted, if it asks.
-pub fn grantable(manifest: &Manifest, number: usize) -> bool {
+fn grantable(manifest: &Manifest, number: usize) -> bool {
     let has_device = manifest.pci_ids().next().is_some();
     match SERVICES.get(number).map(|service| service.symbol) {
         None => false,

@@ -26,7 +26,7 @@ pub struct Cpu {
     pub ticks_left: Cell<u32>,
 }
 
-// SAFETY: there is one CPU. Interrupt handlers touch only `ticks_left`, and only while a driver runs.
+// SAFETY: there is one CPU. Interrupt handlers write only `ticks_left`, which nobody reads and writes back.
 unsafe impl Sync for Cpu {}
 
 /// The one CPU's state, for `entry.S`. Rust goes through [`this`].

@@ -1,7 +1,7 @@
 //! The two 8259 interrupt controllers, and what happens on each line.
 //!
-//! **Interrupts never run driver code.** A device's line is masked when it fires and stays masked until its driver has
-//! acknowledged it; here it is only noted.
+//! **Interrupts never run driver code.** A device's line is masked when it fires, which is only noted here, until its driver
+//! was polled; a device whose driver did not acknowledge is held back by itself then (`domain/device.rs`).
 
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;

@@ -5,7 +5,7 @@
 //! * [`traps`]: exceptions and interrupts in Rust
 //! * [`cpu`]: per-CPU state and control registers
 //! * [`interrupts`], [`time`]: 8259 and 8254
-//! * [`watch`]: an instruction breakpoint
+//! * [`watch`]: breakpoints on an instruction and on memory
 //! * [`power`]: how the machine ends
 
 pub mod cpu;

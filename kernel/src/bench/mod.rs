@@ -45,22 +45,22 @@ impl Row {
         self
     }
 
-    /// The value that a share of all samples does not exceed.
-    fn quantile(&self, share: f64) -> f64 {
+    /// The smallest sample that so many percent of all do not exceed.
+    fn percentile(&self, percent: usize) -> f64 {
         let mut sorted = self.samples.clone();
         sorted.sort_by(f64::total_cmp);
-        let last = sorted.len().saturating_sub(1);
-        sorted.get((last as f64 * share) as usize).copied().unwrap_or(0.0)
+        let rank = (sorted.len() * percent).div_ceil(100);
+        sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
     }
 
     /// The worse end of the samples: for rates that is the low one.
     fn p99(&self) -> f64 {
-        self.quantile(if self.unit.ends_with("/s") { 0.01 } else { 0.99 })
+        self.percentile(if self.unit.ends_with("/s") { 1 } else { 99 })
     }
 
     /// Prints the row, for a person or as a JSON object.
     fn print(&self, json: bool) {
-        let (median, p99) = (self.quantile(0.5), self.p99());
+        let (median, p99) = (self.percentile(50), self.p99());
         let ring = self.ring.map(|ring| ring.to_string());
         let batch = self.batch.map(|batch| batch.to_string());
         if json {

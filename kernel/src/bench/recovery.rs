@@ -1,5 +1,5 @@
-//! How long a driver that was ended is away: until another instance is in its place, has started its device, and has what
-//! the one before left undone.
+//! How long a driver that was ended is away: until another instance has started its device, is in its place, and has the
+//! frames that the one before did not send; commands that wait for it go next.
 
 use super::{Mode, Row};
 use crate::arch::time;

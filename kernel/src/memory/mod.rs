@@ -6,8 +6,8 @@
 //! * [`stray`]: what devices write to memory that nobody has
 //! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
 //!
-//! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and, not
-//! executable, every domain's slot.
+//! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every
+//! domain's slot, not executable unless the domain is trusted.
 
 use alloc::vec::Vec;
 use bootloader_api::BootInfo;

@@ -1,7 +1,7 @@
 //! Memory that somebody else (a driver, a device) may write at any moment.
 //!
-//! **No Rust reference to it is ever formed.** It is copied in and out with volatile accesses; what was copied in is
-//! checked, and the copy is used.
+//! **No Rust reference to it is ever formed.** Words of queues are read and written one at a time, bulk data is copied in and out;
+//! what was copied in is checked, and the copy is used.
 
 use super::at_physical;
 use ringfence_abi::queue::Words;

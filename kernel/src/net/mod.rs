@@ -10,8 +10,8 @@
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::TRANSMIT_MS;
+use crate::module;
 use crate::task::wait_in;
-use crate::{module, task};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -395,9 +395,4 @@ pub async fn wait_for_address(limit: Duration) -> bool {
         }
     });
     with_timeout(limit, leased).await.unwrap_or(false)
-}
-
-/// Starts the network task.
-pub fn start(spawner: embassy_executor::Spawner) {
-    task::spawn(spawner, run);
 }

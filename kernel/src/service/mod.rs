@@ -101,7 +101,7 @@ macro_rules! first_three {
 
 macro_rules! define_entries {
     ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
-        /// What gates call in ring 0, and trusted drivers directly. Nothing but the ABI is shed here.
+        /// What gates call in ring 0, and trusted drivers directly: from the ABI's registers to a Rust function.
         mod entry {
             $(
                 #[unsafe(export_name = concat!("service_entry_", $number))]

@@ -80,7 +80,7 @@ static COMMANDS: &[Command] = &[
     command!("mem", "mem", "memory: free, kernel, domains", mem),
     command!("vmmap", "vmmap [NAME]", "what lies where in the kernel's address space, or a driver's", vmmap),
     command!("irqs", "irqs", "where interrupts hit that came while a driver ran", irqs),
-    command!("integrity", "integrity", "checksum of what of the kernel must never change", integrity),
+    command!("integrity", "integrity", "what must never change of the kernel, and stray writes", integrity),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),
     command!(
         "bench",
@@ -88,11 +88,11 @@ static COMMANDS: &[Command] = &[
         "what protection costs: all, or names that begin so",
         bench
     ),
-    command!("poke", "poke NAME OFFSET:BYTES", "change the code of a running driver, to break it", poke),
+    command!("poke", "poke NAME OFFSET:BYTES", "change a running driver's image, to break it; both in hex", poke),
     command!(
         "trial",
         "trial NAME OFFSET:BYTES AT RING WORK | CHECK | AFTER",
-        "put a changed module to work, then the good one",
+        "put a module with a changed file to work, then the good one (JSON)",
         trial
     ),
     command!("sleep", "sleep MILLISECONDS", "wait", sleep),

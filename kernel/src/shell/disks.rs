@@ -34,7 +34,7 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-pub async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
+async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
     scsi::settled().await;
     let found = scsi::disks().into_iter().find(|disk| disk.name == name);
     found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))

@@ -82,7 +82,7 @@ fn a_debug_exception_held_back_into_a_gate_is_the_drivers() {
     }
 }
 
-/// As the two tests above, under Bochs, which takes minutes: `cargo test -- --ignored bochs`.
+/// Every `int n` and every selector under Bochs, which takes minutes: `cargo test -- --ignored bochs`.
 #[test]
 #[ignore = "takes minutes"]
 fn no_interrupt_and_no_selector_under_bochs() {

@@ -26,8 +26,7 @@ pub fn place(socket: &Path) -> String {
         Some(text) => {
             let word =
                 |name: &str| text.split_whitespace().find(|word| word.starts_with(name)).unwrap_or("").to_string();
-            let level = text.split_whitespace().find(|word| word.starts_with("CPL=")).unwrap_or("").to_string();
-            format!("the CPU is at {} {level} {}", word("RIP="), word("CR3="))
+            format!("the CPU is at {} {} {}", word("RIP="), word("CPL="), word("CR3="))
         }
         None => "QEMU itself does not answer".to_string(),
     }

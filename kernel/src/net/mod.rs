@@ -69,10 +69,11 @@ pub fn wake() {
 /// Most interfaces: each one's sockets take a megabyte of the kernel's heap.
 const MAX_INTERFACES: usize = 4;
 
-/// Whether another interface can be had. One whose driver is dead does not count: it is its successor that asks.
-pub fn has_room() -> bool {
-    let alive = |interface: &&Interface| interface.handle.try_lock().is_none_or(|domain| domain.is_alive());
-    INTERFACES.lock().iter().filter(alive).count() < MAX_INTERFACES
+/// Whether the driver called `name` can have an interface. One of that name does not count: it is its successor that asks.
+pub fn has_room(name: &str) -> bool {
+    // A driver that runs is locked by who runs it, and is no successor.
+    let others = |interface: &&Interface| interface.handle.try_lock().is_none_or(|domain| domain.name != name);
+    INTERFACES.lock().iter().filter(others).count() < MAX_INTERFACES
 }
 
 /// Puts a stack above a driver that offers a network interface.

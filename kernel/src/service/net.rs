@@ -20,7 +20,7 @@ pub fn rf_net_register(domain: &mut Domain, info: u64) -> Answer {
     if domain.net.is_some() {
         return Err(Refusal::Busy.into());
     }
-    if !crate::net::has_room() {
+    if !crate::net::has_room(&domain.name) {
         return Err(Refusal::NoMemory.into());
     }
     domain.net = Some(Queues::new(domain, info.mac)?);

@@ -17,6 +17,21 @@ fn dhcp_and_ping_work_in_both_rings() {
     assert_eq!(text.lines().filter(|line| line.contains("3 sent, 3 answered")).count(), 3);
 }
 
+/// Each interface takes a megabyte of the kernel's heap, whether its driver lives or not.
+#[test]
+fn there_are_four_interfaces_and_no_more() {
+    // A device is free again when its driver was ended: one will do.
+    let fill: String = ["rogue-nic", "rogue-nic.2", "rogue-nic.3", "rogue-nic.4"]
+        .map(|name| format!("insmod rogue-nic; kill {name}; "))
+        .concat();
+    let mut machine = machine(&format!("{fill}insmod rogue-nic; policy rogue-nic.3 restart; sleep 200"));
+    machine.contents.autoload = false;
+    let text = boot(&machine).text();
+    assert_says(&text, "error: rogue-nic: init: refused: no memory");
+    // A successor takes the place of the one before it.
+    assert_says(&text, "rogue-nic.3: restarted in ring 1");
+}
+
 /// A port that nobody uses right now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

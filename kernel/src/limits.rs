@@ -62,8 +62,11 @@ pub static PAUSE_MS: Limit =
     Limit::new("pause-ms", "ms that a command waits for its driver to be back", [1, 10_000, 600_000]);
 /// How long a SCSI command may take before its driver is taken for dead.
 pub static COMMAND_MS: Limit = Limit::new("command-ms", "ms that a SCSI command may take", [1, 30_000, 600_000]);
+/// How long the units of a SCSI host are looked for.
+pub static SCAN_MS: Limit = Limit::new("scan-ms", "ms that a SCSI host's units are looked for", [1, 30_000, 600_000]);
 /// How long a frame may wait to be sent before its driver is taken for dead.
 pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may take to be sent", [1, 5_000, 600_000]);
 
 /// All of them.
-pub static ALL: [&Limit; 6] = [&RESTARTS, &RESTART_WINDOW_S, &RESTART_WAIT_MS, &PAUSE_MS, &COMMAND_MS, &TRANSMIT_MS];
+pub static ALL: [&Limit; 7] =
+    [&RESTARTS, &RESTART_WINDOW_S, &RESTART_WAIT_MS, &PAUSE_MS, &COMMAND_MS, &SCAN_MS, &TRANSMIT_MS];

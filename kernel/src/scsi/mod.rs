@@ -5,7 +5,7 @@
 
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
-use crate::limits::{COMMAND_MS, PAUSE_MS};
+use crate::limits::{COMMAND_MS, PAUSE_MS, SCAN_MS};
 use crate::task::wait_in;
 use crate::{module, supervise};
 use alloc::collections::{BTreeSet, VecDeque};
@@ -422,19 +422,25 @@ pub async fn run() {
             }
         })
         .await;
-        scan(&host).await;
+        if with_timeout(Duration::from_millis(SCAN_MS.get()), scan(&host)).await.is_err() {
+            log::warn!("{}: not all units were found within {} ms", host.handle().lock().name, SCAN_MS.get());
+            host.scanned.store(true, Ordering::Release);
+        }
         TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, &host));
         let waiting = core::mem::take(&mut *ON_SETTLED.lock());
         waiting.into_iter().for_each(Waker::wake);
     }
 }
 
-/// Looks at every target for its logical units, and keeps the disks.
+/// Looks at every target for its logical units, and keeps the disks. A host with too many errors is not looked at any more:
+/// each of them is a line of the log.
 async fn scan(host: &Arc<Host>) {
     const LIST_BYTES: usize = 8 + 256 * 8;
+    const MAX_ERRORS: usize = 16;
+    let mut errors = 0;
     let Some(info) = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info) else { return };
     let mut list = vec![0; LIST_BYTES];
-    for target in 0..info.max_targets {
+    'targets: for target in 0..info.max_targets {
         let listed = execute(host, target, 0, &cdb::report_luns(LIST_BYTES as u32), &[], &mut list).await;
         let mut luns: Vec<u32> = match listed {
             Ok(len_bytes) => {
@@ -444,6 +450,10 @@ async fn scan(host: &Arc<Host>) {
             Err(ScsiError::NoDriver) => return,
             Err(error) => {
                 log::warn!("{}: target {target}: {error}", host.handle().lock().name);
+                errors += 1;
+                if errors == MAX_ERRORS {
+                    break;
+                }
                 continue;
             }
         };
@@ -457,9 +467,18 @@ async fn scan(host: &Arc<Host>) {
             match Disk::open(host, target, lun).await {
                 Ok(Some(disk)) => keep(disk, host),
                 Ok(None) => {}
-                Err(error) => log::warn!("{}: target {target}, unit {lun}: {error}", host.handle().lock().name),
+                Err(error) => {
+                    log::warn!("{}: target {target}, unit {lun}: {error}", host.handle().lock().name);
+                    errors += 1;
+                }
+            }
+            if errors == MAX_ERRORS {
+                break 'targets;
             }
         }
+    }
+    if errors == MAX_ERRORS {
+        log::warn!("{}: {MAX_ERRORS} errors; the rest of its units is left out", host.handle().lock().name);
     }
     host.scanned.store(true, Ordering::Release);
 }

@@ -35,8 +35,15 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
 }
 
 async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
-    scsi::settled().await;
-    let found = scsi::disks().into_iter().find(|disk| disk.name == name);
+    let find = || scsi::disks().into_iter().find(|disk| disk.name == name);
+    // One that is known already need not wait for others.
+    let found = match find() {
+        Some(disk) => Some(disk),
+        None => {
+            scsi::settled().await;
+            find()
+        }
+    };
     found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))
 }
 

@@ -24,6 +24,19 @@ fn sum(path: &PathBuf, lba: usize, count: usize) -> String {
     format!("{digest}  {} bytes", part.len())
 }
 
+/// An adapter that takes too long to say what it has stops nobody but itself.
+#[test]
+fn the_search_for_units_has_an_end() {
+    let directory = TempDir::new().unwrap();
+    let mut machine =
+        machine("limits scan-ms 1; insmod virtio-scsi; lsblk; insmod rogue-scsi; lsblk; blkread disk0 0 1");
+    machine.disks = vec![image(&directory, "disk.img", 8)];
+    machine.contents.autoload = false;
+    let run = boot(&machine);
+    assert_says(&run.text(), "virtio-scsi: not all units were found within 1 ms");
+    assert_says(&run.text(), "rogue-scsi: loaded into ring 1");
+}
+
 #[test]
 fn reads_are_the_images_bytes_in_both_rings() {
     let directory = TempDir::new().unwrap();

@@ -18,6 +18,7 @@ fn begin() {
         // A panic in a panic: the console or the symbols are what is broken.
         power::end(Ending::Panic);
     }
+    crate::arch::watch::end_all();
     // SAFETY: nothing else runs any more.
     unsafe { crate::console::break_locks() };
 }

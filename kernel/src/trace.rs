@@ -56,6 +56,16 @@ pub struct Trace {
     pub lost: u64,
 }
 
+impl Trace {
+    fn add(&mut self, what: What) {
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+            self.lost += 1;
+        }
+        self.events.push_back(Event { at: time::tsc().saturating_sub(self.began), what });
+    }
+}
+
 /// The trace that is under way.
 static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
 
@@ -111,24 +121,22 @@ fn record_call<T>(domain: &Domain, result: T) -> T {
 
 /// Notes that the driver whose upcall is under way has read or written what is watched; `rip` is behind the instruction.
 pub fn note_access(rip: u64) {
-    let watched = TRACE.lock().as_ref().and_then(|trace| trace.watched);
+    // A service that a trusted driver calls runs on its stack: it may be this module that has touched what is watched.
+    let Some(mut trace) = TRACE.try_lock() else { return };
+    let Some(trace) = trace.as_mut() else { return };
     let value = with_current(|domain| {
-        let watched = watched?;
+        let watched = trace.watched?;
         let mut bytes = [0; 8];
         let read = domain.space.read(watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
         read.then(|| u64::from_le_bytes(bytes))
     });
-    record(What::Access(rip, value.flatten()));
+    trace.add(What::Access(rip, value.flatten()));
 }
 
 #[cold]
 #[inline(never)]
 fn record(what: What) {
     if let Some(trace) = TRACE.lock().as_mut() {
-        if trace.events.len() == EVENTS {
-            trace.events.pop_front();
-            trace.lost += 1;
-        }
-        trace.events.push_back(Event { at: time::tsc().saturating_sub(trace.began), what });
+        trace.add(what);
     }
 }

@@ -107,7 +107,7 @@ extern "C" fn trap_from_kernel(frame: &TrapFrame) {
         FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
         // Nothing here sends one, and it can hit any lock: it is not even logged.
         NMI => {}
-        // A trusted driver did that: nobody else goes to its slot.
+        // A trusted driver did that, or a service that it called, which runs on its stack.
         watch::DEBUG if watch::noticed(frame.rip) => {}
         vector => crate::panic::exception(exception_name(vector), &frame, fault_address(vector)),
     }

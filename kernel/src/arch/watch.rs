@@ -86,6 +86,11 @@ pub fn set_access(address: u64, len_bytes: u64) {
     set_dr7(dr7() | access_bits(len_bytes));
 }
 
+/// Ends all watches: a panic looks at what may be watched.
+pub fn end_all() {
+    set_dr7(NONE);
+}
+
 /// Ends the watch of memory.
 pub fn end_access() {
     turn_off(access_bits(4));

@@ -56,6 +56,16 @@ fn a_trace_shows_who_touches_what_is_watched() {
     assert_says(&text, "error: 0x10001f00000 is not in the driver's slot");
 }
 
+/// A trusted driver's services run on its stack. That they touch what is watched there, with the trace in hand, stops nothing.
+#[test]
+fn the_stack_of_a_trusted_driver_can_be_watched() {
+    const STACK_TOP: u64 = 0x80_0180_0000;
+    let words = (1..200).map(|word| format!("; trace template --watch {:#x} tell template x", STACK_TOP - 8 * word));
+    let script: String = words.collect();
+    let text = boot_well(&bare(&format!("insmod template; ring template 0{script}; tell template good-bye")));
+    assert_says(&text, "template: 8 (0x8)");
+}
+
 /// Whatever a driver does, so many events are kept, the last ones, and no memory is taken for others.
 #[test]
 fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {

@@ -67,6 +67,13 @@ pub fn uptime_ns() -> u64 {
     nanoseconds(tsc().saturating_sub(TSC_AT_START.load(Ordering::Relaxed)))
 }
 
+/// Counts `ticks` TSC ticks, in which no timer interrupt could come, against the upcall under way: whole ticks of the timer.
+pub fn charge(ticks: u64) {
+    let missed = nanoseconds(ticks) / (1_000_000_000 / u64::from(TICK_HZ));
+    let left = &super::cpu::this().ticks_left;
+    left.set(left.get().saturating_sub(u32::try_from(missed).unwrap_or(u32::MAX)));
+}
+
 /// The timer interrupt: counts against the upcall under way, and wakes who waited for a time.
 pub fn tick() {
     let left = &super::cpu::this().ticks_left;

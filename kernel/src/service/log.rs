@@ -1,6 +1,7 @@
 //! `rf_log`: a line in the kernel's log, under the driver's name.
 
 use super::Answer;
+use crate::arch::time;
 use crate::domain::Domain;
 use crate::domain::memory::Allegation;
 use alloc::string::String;
@@ -32,7 +33,10 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
     domain.log_left = left;
     // Whether or not it is shown: a bad pointer is one at any level.
     let text = read_text(domain, text, len_bytes)?;
+    let began = time::tsc();
     log::log!(level, "{}: {text}", domain.name);
+    // Interrupts are off meanwhile: a slow serial port takes the driver's time all the same.
+    time::charge(time::tsc().saturating_sub(began));
     Ok(0)
 }
 
@@ -40,5 +44,5 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
 pub fn read_text(domain: &Domain, text: u64, len_bytes: u64) -> Result<String, super::No> {
     let bytes = Allegation::new(text, len_bytes).copy_in(domain)?;
     let text = String::from_utf8_lossy(&bytes);
-    Ok(text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect())
+    Ok(text.chars().map(|c| if c.is_control() || c == char::REPLACEMENT_CHARACTER { '?' } else { c }).collect())
 }

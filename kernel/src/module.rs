@@ -146,8 +146,8 @@ fn start(file: &File, ring: Ring, dead: Option<&Handle>, watched: Option<u64>) -
     Ok(Arc::new(Mutex::new(domain)))
 }
 
-/// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then.
-/// `watched` is the offset in the image of an instruction to watch from the start ([`watch`]).
+/// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then. On an
+/// error the old one stays where it was, with all it has. `watched` is the offset in the image of an instruction to watch from the start ([`watch`]).
 pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
     if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
@@ -157,13 +157,20 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         quiesce(&mut domain);
         frames::take_back_promise(core::mem::take(&mut domain.promised));
     }
-    let fresh = start(file, ring, Some(dead), watched)?;
+    let offers = |handle: &Handle| {
+        let domain = handle.lock();
+        (domain.net.is_some(), domain.scsi.is_some())
+    };
+    let fresh = start(file, ring, Some(dead), watched)
+        .and_then(|fresh| if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) });
+    let fresh = fresh.inspect_err(|_| {
+        let mut domain = dead.lock();
+        domain.space.return_to_slot();
+        // What was just taken back, and nobody else has asked for anything in between.
+        domain.promised = frames::promise(&domain.manifest, domain.image_bytes).unwrap_or(0);
+    })?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
-        // On this return the fresh one is dropped, and the dead one stays in its place.
-        if (old.net.is_some(), old.scsi.is_some()) != (new.net.is_some(), new.scsi.is_some()) {
-            return Err(LoadError::Different);
-        }
         new.faults_at = core::mem::take(&mut old.faults_at);
         new.policy = old.policy;
         // It has been replaced: nobody is to do that again.

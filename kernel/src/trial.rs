@@ -7,7 +7,7 @@ use crate::domain::{Handle, Ring};
 use crate::memory::{frames, stray, tables};
 use crate::module::{self, File};
 use crate::shell::run_all;
-use crate::symbols;
+use crate::{supervise, symbols};
 use alloc::string::{String, ToString};
 use ringfence_abi::manifest::Policy;
 
@@ -49,10 +49,16 @@ impl Mutant<'_> {
     fn put_back(&mut self) -> Result<(), String> {
         self.in_place = false;
         self.handle.lock().end(Cause::Killed);
-        let good =
-            module::replace(&self.handle, self.good, Ring::Sandboxed, None).map_err(|error| error.to_string())?;
-        good.lock().policy = self.policy;
-        Ok(())
+        let good = module::replace(&self.handle, self.good, Ring::Sandboxed, None);
+        let mut driver = good.as_ref().unwrap_or(&self.handle).lock();
+        driver.policy = self.policy;
+        // If it could not be replaced, it is the good one that is to be tried again, and not the changed one.
+        driver.file = self.good.clone();
+        drop(driver);
+        good.map(drop).map_err(|error| {
+            supervise::note();
+            error.to_string()
+        })
     }
 }
 

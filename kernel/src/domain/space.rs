@@ -160,6 +160,17 @@ impl Space {
         })
     }
 
+    /// Takes its slot again, if it has left that and nobody has it: no successor came of it.
+    pub fn return_to_slot(&mut self) {
+        let mut slots = SLOTS.lock();
+        if let Some(taken) = slots.get_mut(self.slot).filter(|taken| !self.has_slot && !**taken) {
+            *taken = true;
+            self.has_slot = true;
+            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table, Flags::NO_EXECUTE)));
+            x86_64::instructions::tlb::flush_all();
+        }
+    }
+
     /// What CR3 holds while the domain runs sandboxed.
     pub fn cr3(&self) -> u64 {
         self.root

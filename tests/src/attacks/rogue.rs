@@ -437,7 +437,7 @@ fn far_call_fault(selector: u16) -> Option<String> {
 }
 
 /// Services that `rogue` asks for.
-const GRANTED: [&str; 4] = ["rf_null", "rf_log", "rf_panic", "rf_heap_grow"];
+const GRANTED: [&str; 5] = ["rf_null", "rf_log", "rf_panic", "rf_heap_grow", "rf_time_ns"];
 
 /// Whether a selector names the first half of a gate.
 fn is_gate(selector: u16) -> bool {

@@ -129,6 +129,59 @@ fn with_other_manifest(module: &str, name: &str, changes: &[(usize, u32)], comma
     (machine, directory)
 }
 
+/// A machine with `late`, a `rogue` whose `init` fails a second after the start, and where in its file the time is.
+fn with_late(commands: &str) -> (Machine, TempDir, usize) {
+    const LATEST_NS: u64 = 1_000_000_000;
+    let module = system().modules.iter().find(|module| module.name == "rogue").expect("the module is built");
+    let mut bytes = std::fs::read(&module.packed).unwrap();
+    let find =
+        |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).position(|window| window == part).expect("it is there");
+    let latest = find(&bytes, b"init-by:") + 8;
+    bytes[latest..][..8].copy_from_slice(&LATEST_NS.to_le_bytes());
+    let name = find(&bytes, b"rogue\0\0\0\0\0\0\0\0\0\0\0");
+    bytes[name..][..5].copy_from_slice(b"late\0");
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("late.rfm");
+    std::fs::write(&path, bytes).unwrap();
+    let mut machine = bare(commands);
+    machine.contents.modules.push(path);
+    (machine, directory, latest)
+}
+
+/// A driver whose restart failed has its slot and its memory still, and touches nobody else's.
+#[test]
+fn a_restart_that_fails_leaves_all_as_it_was() {
+    let (machine, _directory, _) = with_late(
+        "limits restarts 1; insmod late; insmod template; policy late restart; sleep 1200; kill late; sleep 100; \
+         insmod null; policy late ring0-never; ring template 0; tell template x; ring null 0; tell null calls 1; rmmod late; \
+         tell template xx; tell null calls 1; lsmod",
+    );
+    let text = boot_well(&machine);
+    assert_says(&text, "error: late: restart 1: init: refused: busy");
+    assert_says(&text, "error: late: given up after 1 restarts in 60 s");
+    assert_says(&text, "null: loaded into ring 1, slot 2");
+    for said in ["template: 1 (0x1)", "template: 2 (0x2)", "null             0    2         3 -            running"] {
+        assert_says(&text, said);
+    }
+}
+
+/// If the good driver does not come back after a trial, it is tried again, and never the changed one.
+#[test]
+fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
+    let (mut machine, _directory, latest) = with_late("");
+    machine.contents.exec = Some(format!(
+        "insmod late; policy late restart; trial late {latest:x}:ffffffffffffffff 0 1 sleep 1500 | help | help; sleep 100; \
+         policy late restart; sleep 100; lsmod"
+    ));
+    let run = boot(&machine);
+    let text = run.text();
+    assert_says(&text, "\"kind\":\"fine\"");
+    assert_says(&text, "error: late is not restored: init: refused: busy");
+    assert_says(&text, "error: late: restart 1: init: refused: busy");
+    assert!(!text.contains("late: restarted"), "{text}");
+    assert_says(&text, "ended by a fault");
+}
+
 // Where the manifest has the first PCI id, and the recipe for a reset.
 const PCI_ID: usize = 64;
 const METHOD: usize = 120;

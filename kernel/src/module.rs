@@ -222,6 +222,7 @@ fn map(
         device,
         heap_bytes: 0,
         dma: Vec::new(),
+        dma_kept: Vec::new(),
         dma_next: 0,
         net: None,
         scsi: None,

@@ -119,6 +119,24 @@ impl Driver for RogueNic {
                 }
                 regions
             }
+            // Memory that it gives back while its device is a bus master: it comes back to it, empty, and to nobody else.
+            "dma-again" | "dma-freed" => {
+                const LEN_BYTES: u64 = 8192;
+                device::enable_dma()?;
+                let allocate = || unsafe {
+                    let start = raw::rf_dma_alloc(LEN_BYTES) as u64;
+                    (start, raw::rf_dma_phys(start))
+                };
+                let (start, physical) = allocate();
+                unsafe { (start as *mut u64).write_volatile(1) };
+                unsafe { raw::rf_dma_free(start) };
+                if text == "dma-freed" {
+                    return Ok(unsafe { (start as *const u64).read_volatile() });
+                }
+                let (again, physical_again) = allocate();
+                let word = unsafe { (again as *const u64).read_volatile() };
+                (physical == physical_again && word == 0).into()
+            }
             "dma-all" => refusal(unsafe { raw::rf_dma_alloc(u64::MAX) }),
             // Registers are not memory that the kernel reads for a driver.
             "log-registers" => {

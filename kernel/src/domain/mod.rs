@@ -55,6 +55,8 @@ pub struct Domain {
     pub heap_bytes: u64,
     /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the kernel's to free.
     pub dma: alloc::vec::Vec<DmaRegion>,
+    /// DMA memory that it has given back while its device may still write there. It is nobody else's until that is stopped.
+    pub dma_kept: alloc::vec::Vec<DmaRegion>,
     /// Where its next DMA region goes.
     pub dma_next: u64,
     /// The network interface it offers.

@@ -31,6 +31,8 @@ pub mod rights {
     pub const EXECUTE: Flags = Flags::PRESENT;
     /// Device registers: read and write, not cached.
     pub const DEVICE: Flags = WRITE.union(Flags::NO_CACHE).union(Flags::WRITE_THROUGH);
+    /// Not even read: the frame stays with its page, and goes with it.
+    pub const KEPT: Flags = Flags::NO_EXECUTE;
     /// The frame goes when the mapping goes.
     pub const OWN: Flags = OWNED;
 }

@@ -57,7 +57,7 @@ pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
 }
 
 /// Fills `count` frames from `address` with zeros, a word at a time: emulators take string instructions byte by byte.
-fn zero(address: u64, count: usize) {
+pub fn zero(address: u64, count: usize) {
     let words = super::at_physical(address).cast::<u64>();
     for index in 0..count * PAGE_SIZE as usize / size_of::<u64>() {
         // SAFETY: the frames are the caller's, and physical memory is mapped. Volatile, or it would be a memset again.

@@ -2,6 +2,9 @@
 
 use super::Answer;
 use crate::domain::Domain;
+use crate::domain::device::Device;
+use crate::domain::space::rights;
+use crate::memory::frames;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::Refusal;
 use ringfence_core::extent::align_up;
@@ -12,21 +15,38 @@ const MAX_REGIONS: usize = 256;
 /// Maps `len_bytes` bytes, rounded up to pages, of physically contiguous zeroed memory; returns where.
 pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
-    let used: u64 = domain.dma.iter().map(|region| region.extent.len_bytes).sum();
-    let total = used.checked_add(len_bytes).ok_or(Refusal::NoMemory)?;
-    if total > u64::from(domain.manifest.dma_bytes) || domain.dma.len() >= MAX_REGIONS {
-        return Err(Refusal::NoMemory.into());
-    }
-    let region = domain.map_dma(len_bytes)?;
+    let region = match domain.dma_kept.iter().position(|region| region.extent.len_bytes == len_bytes) {
+        Some(index) => {
+            let region = domain.dma_kept.swap_remove(index);
+            frames::zero(region.pa, (len_bytes / PAGE_SIZE) as usize);
+            domain.space.protect(region.extent.start, len_bytes, rights::WRITE);
+            region
+        }
+        None => {
+            let regions = || domain.dma.iter().chain(&domain.dma_kept);
+            let used: u64 = regions().map(|region| region.extent.len_bytes).sum();
+            let total = used.checked_add(len_bytes).ok_or(Refusal::NoMemory)?;
+            if total > u64::from(domain.manifest.dma_bytes) || regions().count() >= MAX_REGIONS {
+                return Err(Refusal::NoMemory.into());
+            }
+            domain.map_dma(len_bytes)?
+        }
+    };
     domain.dma.push(region);
     Ok(region.extent.start)
 }
 
-/// Gives back the region that begins at `address`.
+/// Gives back the region that begins at `address`: it faults from then on. As long as the device may write to memory it
+/// stays the domain's, for its next region of that length.
 pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
     let region = domain.dma.swap_remove(index);
-    domain.space.unmap(region.extent.start, region.extent.len_bytes);
+    if domain.device.as_ref().is_some_and(Device::may_write_memory) {
+        domain.space.protect(region.extent.start, region.extent.len_bytes, rights::KEPT);
+        domain.dma_kept.push(region);
+    } else {
+        domain.space.unmap(region.extent.start, region.extent.len_bytes);
+    }
     Ok(0)
 }
 

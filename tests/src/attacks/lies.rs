@@ -21,6 +21,8 @@ const REFUSED: &[(&str, u64)] = &[
     // All of its budget of 64 KiB.
     ("dma-forever", 16),
     ("move-frames", 0),
+    // The same memory, zeroed.
+    ("dma-again", 1),
 ];
 
 /// Requests of `rogue-nic` for what is not its own.
@@ -30,6 +32,7 @@ pub fn refused() -> Vec<Attack> {
 
 /// Verb of `rogue-nic`, and the fault that it ends with: at once, or when the kernel next looks.
 const NIC_FAULTS: &[(&str, &str)] = &[
+    ("dma-freed", "(own slot, unmapped), in command, at "),
     ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x"),
     ("received-ahead", "lied about the received queue: position 0x3e8, but 0x0 is counted"),
     ("empty-ahead", "lied about the empty queue: position 0xffffffffffffffff, but 0x80 is counted"),

@@ -16,7 +16,9 @@ pub fn page() -> String {
                 Expected::Lines(lines) => lines.join(", then ").replace("then   ", "then "),
                 // The drivers that lie answer with the refusal that they got, as a positive number.
                 Expected::Answer(Some(answer)) => match Refusal::from_result(-(*answer as i64)) {
-                    Some(refusal) if attack.tell != "dma-forever" => format!("refused: {refusal}"),
+                    Some(refusal) if !attack.tell.starts_with("dma-") || attack.tell == "dma-all" => {
+                        format!("refused: {refusal}")
+                    }
                     _ => format!("answers {answer}"),
                 },
                 Expected::Answer(None) => "answers".to_string(),
@@ -158,6 +160,9 @@ fn explain(verb: &str) -> (String, &'static str) {
         "beyond-config" | "odd-config" => ("reads outside configuration space, or across registers", "checked"),
         "no-such-bar" | "huge-bar" => ("maps a BAR that does not exist", "checked"),
         "dma-all" | "dma-forever" => ("takes DMA memory until there is none", "the budget in its manifest"),
+        "dma-again" | "dma-freed" => {
+            ("gives DMA memory back while its device may write there", "it stays the driver's, and faults meanwhile")
+        }
         "move-frames" => ("changes where its frames are said to be", "only the driver reads that"),
         _ => ("executes `NAME`", "privileged"),
     };

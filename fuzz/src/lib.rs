@@ -7,8 +7,10 @@ use ringfence_abi::manifest::Manifest;
 use ringfence_abi::queue::{Consumer, Place, Producer, Words};
 use ringfence_abi::scsi as commands;
 use ringfence_core::arguments::{Arguments, Patch};
+use ringfence_core::keys::Keys;
 use ringfence_core::module::{Module, symbol_at};
 use ringfence_core::sense::Sense;
+use ringfence_core::typed_line::TypedLine;
 use ringfence_core::{cdb, disassembly, pci as space};
 use std::cell::RefCell;
 
@@ -132,8 +134,9 @@ pub fn scsi(data: &[u8]) {
     assert!(cdb::luns(data).count() <= data.len() / 8);
 }
 
-/// What a person types behind a command.
+/// What a person types: as keys, and as words behind a command.
 pub fn shell(data: &[u8]) {
+    typed(data.get(..1000).unwrap_or(data));
     let Ok(text) = core::str::from_utf8(data) else { return };
     let mut arguments = Arguments::new(text, "usage");
     let word = arguments.word("the word").unwrap_or("");
@@ -141,4 +144,19 @@ pub fn shell(data: &[u8]) {
     let _ = Patch::parse(word).and_then(|patch| patch.apply(&[0; 64]));
     let rest = arguments.rest();
     assert!(text.contains(rest));
+}
+
+/// Keys on their way to the line editor, and what it writes.
+fn typed(data: &[u8]) {
+    const COLUMNS: usize = 10;
+    let (mut keys, mut line) = (Keys::new(), TypedLine::new("> ", COLUMNS));
+    for byte in data {
+        let (cursor, len) = line.position();
+        assert!(cursor <= len && len <= data.len());
+        keys.press(*byte, cursor, len);
+        while let Some(byte) = keys.take() {
+            line.edit(byte);
+        }
+        let _ = (line.hide(), line.show(), line.leave());
+    }
 }

@@ -149,6 +149,11 @@ pub fn edit_line(byte: u8) {
     }
 }
 
+/// Where the cursor is in the line that is being typed: characters before it, and in all.
+pub fn position_in_line() -> (usize, usize) {
+    TYPED.lock().as_ref().map_or((0, 0), |typed| typed.line.position())
+}
+
 /// The line has been typed; it stays where it is.
 pub fn end_line() {
     if let Some(typed) = TYPED.lock().take() {

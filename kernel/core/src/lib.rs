@@ -4,7 +4,7 @@
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`arguments`]: what a shell command makes of its words
-//! * [`typed_line`]: what a terminal shows of a line that is being edited
+//! * [`keys`], [`typed_line`]: between a terminal and the line editor
 //! * [`pci`]: what a PCI function says of itself
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
@@ -21,6 +21,7 @@ pub mod cdb;
 pub mod descriptor;
 pub mod disassembly;
 pub mod extent;
+pub mod keys;
 pub mod module;
 pub mod pci;
 pub mod port_bitmap;

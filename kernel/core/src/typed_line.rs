@@ -30,12 +30,22 @@ pub struct TypedLine {
     cursor: usize,
     saved: usize,
     sequence: Sequence,
+    /// The last two bytes: a space between two backspaces deletes the last character.
+    last: [u8; 2],
 }
 
 impl TypedLine {
     /// An empty line behind `prompt` on a terminal with so many columns.
     pub fn new(prompt: &'static str, columns: usize) -> TypedLine {
-        TypedLine { prompt, columns: columns.max(2), text: Vec::new(), cursor: 0, saved: 0, sequence: Sequence::None }
+        TypedLine {
+            prompt,
+            columns: columns.max(2),
+            text: Vec::new(),
+            cursor: 0,
+            saved: 0,
+            sequence: Sequence::None,
+            last: [0; 2],
+        }
     }
 
     /// Takes a byte that the editor writes; returns what the terminal is to be sent.
@@ -67,6 +77,8 @@ impl TypedLine {
     /// Does what a terminal does with `byte`: characters, backspace, and the sequences that move the cursor in its line
     /// (CUB, CUF), save and restore it, and erase to the end (EL). Any other has no effect.
     fn write(&mut self, byte: u8) {
+        let deletes = self.last == [BACKSPACE, b' '] && byte == BACKSPACE && self.cursor == self.text.len();
+        self.last = [self.last[1], byte];
         self.sequence = match (self.sequence, byte) {
             (_, ESCAPE) => Sequence::Escape,
             (Sequence::Escape, b'[') => Sequence::Parameter(0),
@@ -83,6 +95,9 @@ impl TypedLine {
                 Sequence::None
             }
         };
+        if deletes {
+            self.text.truncate(self.cursor);
+        }
     }
 
     fn character(&mut self, byte: u8) {
@@ -118,6 +133,11 @@ impl TypedLine {
     /// before it goes on to the next row.
     fn fits(&self) -> bool {
         self.end() < self.columns
+    }
+
+    /// Characters before the cursor, and in all.
+    pub fn position(&self) -> (usize, usize) {
+        (self.cursor, self.text.len())
     }
 
     /// Columns from the start of the prompt to the end of the text, and to the cursor.
@@ -177,7 +197,7 @@ mod tests {
     fn shown(written: &[u8]) -> (String, usize) {
         let mut line = TypedLine::new(PROMPT, 80);
         written.iter().for_each(|byte| drop(line.edit(*byte)));
-        (String::from_utf8_lossy(&line.text).trim_end().to_string(), line.end() - line.at())
+        (String::from_utf8_lossy(&line.text).to_string(), line.end() - line.at())
     }
 
     #[test]

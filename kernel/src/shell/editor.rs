@@ -8,6 +8,7 @@ use core::convert::Infallible;
 use core::future::poll_fn;
 use core::str::FromStr;
 use core::task::Poll;
+use ringfence_core::keys::Keys;
 use ushell::autocomplete::Autocomplete;
 use ushell::history::LRUHistory;
 use ushell::{Input, Read, ShellError, UShell, Write};
@@ -32,7 +33,7 @@ pub struct LineEditor(UShell<Serial, Completion, LRUHistory<LINE_BYTES, HISTORY_
 impl LineEditor {
     /// An editor with no history.
     pub fn new() -> LineEditor {
-        LineEditor(UShell::new(Serial, Completion, LRUHistory::default()))
+        LineEditor(UShell::new(Serial(Keys::new()), Completion, LRUHistory::default()))
     }
 
     /// Reads a line behind `prompt`.
@@ -69,13 +70,20 @@ impl LineEditor {
     }
 }
 
-struct Serial;
+struct Serial(Keys);
 
 impl Read<u8> for Serial {
     type Error = Infallible;
 
     fn read(&mut self) -> nb::Result<u8, Infallible> {
-        console::read_byte().ok_or(nb::Error::WouldBlock)
+        loop {
+            if let Some(byte) = self.0.take() {
+                return Ok(byte);
+            }
+            // The editor has shown all that it was told before.
+            let (cursor, len) = console::position_in_line();
+            self.0.press(console::read_byte().ok_or(nb::Error::WouldBlock)?, cursor, len);
+        }
     }
 }
 

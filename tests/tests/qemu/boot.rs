@@ -122,6 +122,9 @@ fn lines_are_edited_completed_and_remembered() {
     running.wait_for("template: loaded into ring 1, slot 0").unwrap();
     running.type_line("\x1b[A").unwrap();
     running.wait_for("template.2: loaded into ring 1, slot 1").unwrap();
+    // Home, End, and Delete in the middle.
+    running.type_line("mmem\x1b[H\x1b[3~help \x1b[F").unwrap();
+    running.wait_for("memory: free, kernel, domains").unwrap();
     running.type_line("nonsense; tell template abc").unwrap();
     running.wait_for("there is no command 'nonsense'").unwrap();
     running.wait_for("template: 3 (0x3)").unwrap();

@@ -40,6 +40,11 @@ pub enum Boot {
     Iso(PathBuf),
 }
 
+/// A TCP port of this host that nobody uses right now.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
 /// A machine to boot.
 #[derive(Debug, Clone)]
 pub struct Machine {

@@ -7,7 +7,7 @@
 
 use crate::build::{Module, System};
 use crate::campaign::{coverage, mutate};
-use crate::machine::{Machine, Protocol, Running};
+use crate::machine::{Machine, Protocol, Running, free_port};
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSymbol};
 use serde_json::json;
@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -148,7 +148,7 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     for disk in &disks {
         File::create(disk)?.set_len(BLOCKS * BLOCK_BYTES)?;
     }
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = free_port()?;
     let machine = Machine {
         disks: disks.to_vec(),
         forwards: vec![(Protocol::Tcp, port, 7)],

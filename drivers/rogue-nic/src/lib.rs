@@ -10,7 +10,7 @@ mod gates;
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMITTED, TX_PHYSICAL, entry};
-use ringfence_sdk::abi::queue::Place;
+use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN};
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, device, driver};
 
@@ -24,11 +24,6 @@ driver!(
         .reset_register(0, 0, 1 << 26, 1 << 26, 10_000)
         .reset_zero([0x2808, 0x3808])
 );
-
-/// Words of a ring's positions: put, taken, and the first entry.
-const PUT: usize = 0;
-const TAKEN: usize = 8;
-const ENTRIES: usize = 16;
 
 struct RogueNic {
     queues: *mut u64,

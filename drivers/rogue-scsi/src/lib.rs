@@ -6,7 +6,7 @@
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
-use ringfence_sdk::abi::queue::{Place, Words};
+use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN, Words};
 use ringfence_sdk::abi::scsi::{
     COMPLETE, HOST_OK, MAX_DATA, MAX_SENSE, Outcome, REQUESTS, Request, SUBMIT, ScsiInfo, read_request, write_outcome,
 };
@@ -14,11 +14,6 @@ use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver};
 
 driver!(RogueScsi, Manifest::new("rogue-scsi", env!("CARGO_PKG_VERSION")).kind(Kind::Scsi));
-
-/// Words of a ring's positions: put, taken, and the first entry.
-const PUT: usize = 0;
-const TAKEN: usize = 8;
-const ENTRIES: usize = 16;
 
 /// What is wrong with the next answer.
 #[derive(Clone, Copy, PartialEq, Eq)]

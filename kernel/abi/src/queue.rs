@@ -33,8 +33,12 @@ pub struct Place {
     pub capacity: usize,
 }
 
-const TAKEN: usize = 8;
-const ENTRIES: usize = 16;
+/// Word of a ring that holds how many entries were ever put.
+pub const PUT: usize = 0;
+/// Word that holds how many were taken.
+pub const TAKEN: usize = 8;
+/// Word of the first entry.
+pub const ENTRIES: usize = 16;
 
 impl Place {
     /// A ring at word `base` with room for `capacity` entries, which must be a power of two.
@@ -94,7 +98,7 @@ impl Producer {
         }
         words.store(self.place.entry(self.put), entry);
         self.put += 1;
-        words.store(self.place.base, self.put);
+        words.store(self.place.base + PUT, self.put);
         Ok(true)
     }
 }
@@ -115,7 +119,7 @@ impl Consumer {
 
     /// How many entries are there to take.
     pub fn len(&mut self, words: &impl Words) -> Result<usize, Lie> {
-        let put = words.load(self.place.base);
+        let put = words.load(self.place.base + PUT);
         if put < self.put || put - self.taken > self.place.capacity as u64 {
             return Err(Lie { claimed: put, own: self.taken });
         }

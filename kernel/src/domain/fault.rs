@@ -12,6 +12,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use ringfence_abi::manifest::Policy;
+use ringfence_abi::queue::Lie;
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use spin::{Mutex, Once};
 
@@ -59,6 +60,13 @@ pub enum Cause {
         /// The entry.
         entry: u64,
     },
+}
+
+impl Cause {
+    /// What a lie about the position in `queue` is.
+    pub fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
+        move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
+    }
 }
 
 /// Where a driver was when it was ended.

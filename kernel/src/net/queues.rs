@@ -12,7 +12,7 @@ use ringfence_abi::net::{
     EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_FRAMES, RX_PHYSICAL, TRANSMIT, TRANSMITTED, TX_FRAMES,
     TX_PHYSICAL, entry, split,
 };
-use ringfence_abi::queue::{Consumer, Lie, Producer, Words};
+use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Shortest frame that is worth looking at: an Ethernet header.
 const MIN_FRAME: usize = 14;
@@ -124,7 +124,7 @@ impl Queues {
     }
 
     fn lend(&mut self, frame: usize) -> Result<(), Cause> {
-        if self.empty.put(&self.memory, entry(frame as u32, FRAME_BYTES as u32)).map_err(lie("empty"))? {
+        if self.empty.put(&self.memory, entry(frame as u32, FRAME_BYTES as u32)).map_err(Cause::lie("empty"))? {
             self.rx_lent[frame] = true;
         }
         Ok(())
@@ -133,7 +133,7 @@ impl Queues {
     /// Takes back the frames that were sent.
     fn reclaim(&mut self) -> Result<(), Cause> {
         let mut progress = false;
-        while let Some(taken) = self.transmitted.take(&self.memory).map_err(lie("transmitted"))? {
+        while let Some(taken) = self.transmitted.take(&self.memory).map_err(Cause::lie("transmitted"))? {
             let (frame, _) = split(taken);
             match self.tx_lent.get_mut(frame as usize) {
                 Some(lent) if *lent => *lent = false,
@@ -169,7 +169,10 @@ impl Queues {
         }
         let Some(number) = self.tx_lent.iter().position(|lent| !lent) else { return Ok(false) };
         self.tx.write(number * FRAME_BYTES, frame);
-        let put = self.transmit.put(&self.memory, entry(number as u32, frame.len() as u32)).map_err(lie("transmit"))?;
+        let put = self
+            .transmit
+            .put(&self.memory, entry(number as u32, frame.len() as u32))
+            .map_err(Cause::lie("transmit"))?;
         if put {
             if self.order.is_empty() {
                 self.progress_ns = time::uptime_ns();
@@ -190,7 +193,9 @@ impl Queues {
     /// Copies the next received frame into `to` and returns its length in bytes.
     pub fn receive(&mut self, to: &mut [u8; FRAME_BYTES]) -> Result<Option<usize>, Cause> {
         loop {
-            let Some(taken) = self.received.take(&self.memory).map_err(lie("received"))? else { return Ok(None) };
+            let Some(taken) = self.received.take(&self.memory).map_err(Cause::lie("received"))? else {
+                return Ok(None);
+            };
             let (frame, len_bytes) = split(taken);
             let (frame, len_bytes) = (frame as usize, len_bytes as usize);
             let bad = Cause::QueueEntry { queue: "received", entry: taken };
@@ -207,8 +212,4 @@ impl Queues {
             }
         }
     }
-}
-
-fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
-    move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
 }

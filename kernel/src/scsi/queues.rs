@@ -6,7 +6,7 @@ use crate::memory::frames::OutOfMemory;
 use crate::memory::shared::SharedMemory;
 use core::task::Waker;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
-use ringfence_abi::queue::{Consumer, Lie, Producer};
+use ringfence_abi::queue::{Consumer, Producer};
 use ringfence_abi::scsi::{
     COMPLETE, MAX_DATA, MAX_SENSE, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome,
     write_request,
@@ -114,7 +114,7 @@ impl Queues {
             cdb: cdb.padded(),
         };
         write_request(&self.memory, number, &request);
-        if !self.submit.put(&self.memory, number as u64).map_err(lie("submit"))? {
+        if !self.submit.put(&self.memory, number as u64).map_err(Cause::lie("submit"))? {
             return Ok(None);
         }
         self.requests[number] = State::Sent { waker: None, abandoned: false, writes };
@@ -123,7 +123,7 @@ impl Queues {
 
     /// Takes what the driver has completed.
     pub fn collect(&mut self) -> Result<(), Cause> {
-        while let Some(taken) = self.complete.take(&self.memory).map_err(lie("complete"))? {
+        while let Some(taken) = self.complete.take(&self.memory).map_err(Cause::lie("complete"))? {
             let bad = Cause::QueueEntry { queue: "complete", entry: taken };
             let number = usize::try_from(taken).map_err(|_| bad)?;
             let Some(State::Sent { .. }) = self.requests.get(number) else { return Err(bad) };
@@ -204,8 +204,4 @@ impl Queues {
             _ => {}
         }
     }
-}
-
-fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
-    move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
 }

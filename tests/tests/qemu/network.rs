@@ -3,7 +3,7 @@
 use ringfence::machine::{End, Machine, Protocol, Running};
 use ringfence_tests::{TIME_LIMIT, assert_says, boot, boot_well, machine, system};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn there_are_four_interfaces_and_no_more() {
 
 /// A port that nobody uses right now.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    ringfence::machine::free_port().unwrap()
 }
 
 /// A machine whose shell waits for input, with the servers' ports forwarded.

@@ -38,6 +38,9 @@ fn mistakes_are_one_clear_line() {
     assert_eq!((status, line.as_str()), (4, "ringfence: there is no file /nowhere/disk.img"));
     let (status, line) = mistake(&["--exec", "help", "--module", "/nowhere/driver.rfm"]);
     assert_eq!((status, line.as_str()), (4, "ringfence: there is no file /nowhere/driver.rfm"));
+    let (status, line) = mistake(&["bench", "nonsense"]);
+    let said = "ringfence: no row that is measured has a name that begins with 'nonsense'";
+    assert_eq!((status, line.as_str()), (4, said));
 }
 
 #[test]

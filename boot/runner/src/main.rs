@@ -36,6 +36,9 @@ enum Verb {
     },
     /// Measure what protection costs, in both rings.
     Bench {
+        /// Only rows whose names begin so, and what is derived from them.
+        #[arg(default_value = "")]
+        name: String,
         /// Folder for a page with tables and charts.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
@@ -179,9 +182,9 @@ fn run(cli: Cli) -> Result<u8> {
             Ok(0)
         }
         Some(Verb::Lint) => build::lint().map(|()| 0),
-        Some(Verb::Bench { out, json }) => {
+        Some(Verb::Bench { name, out, json }) => {
             let system = build::system(true)?;
-            bench::run(&system, &scratch_disk()?, &bench::Options { json, out })?;
+            bench::run(&system, &scratch_disk()?, &bench::Options { name, json, out })?;
             Ok(0)
         }
         Some(Verb::Campaign { modules, mutants, seed, skip, ring, out, json }) => {

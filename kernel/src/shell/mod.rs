@@ -19,6 +19,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use editor::{Line, LineEditor};
 use embassy_futures::select::{Either, select};
+use embassy_futures::yield_now;
 
 mod commands;
 mod disks;
@@ -116,6 +117,8 @@ impl Jobs {
             Either::First(outcome) => self.count(outcome),
             Either::Second(()) => self.count(Err("interrupted".to_string())),
         }
+        // A driver that it ended is back before the next command.
+        yield_now().await;
     }
 
     /// Waits for all that run.

@@ -23,12 +23,13 @@ fn a_trace_shows_upcalls_and_calls_in_both_rings() {
 
 #[test]
 fn a_trace_goes_on_with_a_driver_that_comes_back() {
-    let run =
-        boot(&machine("kill e1000; trace e1000 sleep 100; trace e1000; trace nope help; trace e1000 trace e1000 help"));
+    let run = boot(&machine(
+        "trace e1000 repeat 1 kill e1000, sleep 100; trace e1000; trace nope help; trace e1000 trace e1000 help",
+    ));
     assert_eq!(run.end, End::CommandFailed);
     let text = run.text();
     let events = events(&text);
-    assert_eq!(events[0], "> init(0x0, 0x0, 0x0)", "{text}");
+    assert_eq!(events[..2], ["! ended: killed", "> init(0x0, 0x0, 0x0)"], "{text}");
     assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
     assert_says(&text, "error: the command is missing; usage: trace NAME [--watch ADDRESS[:BYTES]] COMMAND");
     assert_says(&text, "error: no module 'nope' is loaded");

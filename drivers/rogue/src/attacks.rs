@@ -376,7 +376,10 @@ fn watched_gate(address: u64) -> u64 {
     result
 }
 
-/// Sets one flag, calls a gate, and returns the flags it has then.
+/// IF, IOPL, NT, VM, VIF and VIP: of these a driver has IF, whatever it asks for.
+const NOT_THE_DRIVERS: u64 = 0x1a_7200;
+
+/// Sets one flag, calls a gate, and returns which of those it has then that are not its to set.
 fn flag(bit: u64) -> u64 {
     let after: u64;
     // SAFETY: none.
@@ -385,10 +388,10 @@ fn flag(bit: u64) -> u64 {
         raw::rf_null();
         asm!("pushfq", "pop {}", out(reg) after);
     }
-    after
+    after & NOT_THE_DRIVERS
 }
 
-/// Sets every flag that POPF lets it set, calls a gate, and returns the flags it has then.
+/// The same with every flag that POPF lets it set.
 fn flags(_: u64) -> u64 {
     let after: u64;
     // SAFETY: none. Not TF: that has an attack of its own.
@@ -397,7 +400,7 @@ fn flags(_: u64) -> u64 {
         raw::rf_null();
         asm!("pushfq", "pop {}", out(reg) after);
     }
-    after
+    after & NOT_THE_DRIVERS
 }
 
 /// Calls a gate `calls` times and once more, and counts registers that hold an address of the kernel's half after that,

@@ -1,7 +1,7 @@
 //! Attacks on services and queues: by drivers that lie about their queues, ask for what is not their own, and pass what no
 //! driver would.
 
-use super::{Attack, Expected};
+use super::Attack;
 use ringfence_abi::layout::{MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base};
 use ringfence_abi::service::by_symbol;
 
@@ -63,9 +63,9 @@ const SCSI_ANSWERS: &[(&str, &str)] = &[
 
 /// Lies of `rogue-scsi` about a command's outcome that are an error for who waits for it, and no more.
 pub fn scsi_answers() -> Vec<Attack> {
-    let attack = |(verb, answer): &(&str, &str)| Attack {
-        expected: Expected::Lines(vec![answer.to_string(), "  2048 bytes".into()]),
-        ..Attack::answer("rogue-scsi", *verb, None).then("blkread disk0 0 4; blkread disk0 0 4")
+    let attack = |(verb, answer): &(&str, &str)| {
+        let attack = Attack::answer("rogue-scsi", *verb, None).then("blkread disk0 0 4; blkread disk0 0 4");
+        attack.says(&[answer, "  2048 bytes"])
     };
     let refused = [("register-twice", 4), ("register-huge", 1)];
     let refused = refused.map(|(verb, answer)| Attack::answer("rogue-scsi", verb, Some(answer)));
@@ -177,9 +177,8 @@ pub fn bad_pointers() -> Vec<Attack> {
 
 /// Devices that interrupt for ever, with a driver that says so and one that says that it is quiet: others go on.
 pub fn endless_interrupts() -> Vec<Attack> {
-    let attack = |verb| Attack {
-        expected: Expected::Lines(vec!["template: 4 (0x4)".into()]),
-        ..Attack::answer("rogue-nic", verb, None).then("sleep 100; tell template busy")
+    let attack = |verb| {
+        Attack::answer("rogue-nic", verb, None).then("sleep 100; tell template busy").says(&["template: 4 (0x4)"])
     };
     ["interrupt", "interrupt-storm"].map(attack).to_vec()
 }

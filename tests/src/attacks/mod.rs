@@ -23,6 +23,8 @@ pub struct Attack {
     pub tell: String,
     /// How often.
     pub times: usize,
+    /// The command that the shell does that under: `trace`, say.
+    pub under: &'static str,
     /// Commands that bring to light what came of it, if it does not show at once.
     pub then: String,
     /// What must come of it.
@@ -44,12 +46,26 @@ pub enum Expected {
 impl Attack {
     /// An attack by `module` that is to end with a fault.
     pub fn fault(module: &'static str, tell: impl Into<String>, fault: impl Into<String>) -> Attack {
-        Attack { module, tell: tell.into(), times: 1, then: String::new(), expected: Expected::Fault(fault.into()) }
+        Attack {
+            module,
+            tell: tell.into(),
+            times: 1,
+            under: "",
+            then: String::new(),
+            expected: Expected::Fault(fault.into()),
+        }
     }
 
     /// An attempt by `module` of something that does no harm.
     pub fn answer(module: &'static str, tell: impl Into<String>, answer: Option<u64>) -> Attack {
-        Attack { module, tell: tell.into(), times: 1, then: String::new(), expected: Expected::Answer(answer) }
+        Attack {
+            module,
+            tell: tell.into(),
+            times: 1,
+            under: "",
+            then: String::new(),
+            expected: Expected::Answer(answer),
+        }
     }
 
     /// The same with commands behind it.
@@ -64,11 +80,23 @@ impl Attack {
         self
     }
 
+    /// The same under a command.
+    pub fn under(mut self, command: &'static str) -> Attack {
+        self.under = command;
+        self
+    }
+
+    /// The same if lines with these ends must be said.
+    pub fn says(mut self, lines: &[&str]) -> Attack {
+        self.expected = Expected::Lines(lines.iter().map(|line| line.to_string()).collect());
+        self
+    }
+
     /// What the shell is told to carry it out.
     fn script(&self) -> String {
-        let Attack { module, tell, times, then, .. } = self;
+        let Attack { module, tell, times, under, then, .. } = self;
         let repeat = if *times > 1 { format!("repeat {times} ") } else { String::new() };
-        format!("insmod {module}; {repeat}tell {module} {tell}{then}; rmmod {module}")
+        format!("insmod {module}; {repeat}{under}tell {module} {tell}{then}; rmmod {module}")
     }
 
     /// Whether `report`, what the console said meanwhile, is what it must be; otherwise what is wrong.
@@ -110,6 +138,7 @@ pub fn all() -> Vec<Attack> {
         rogue::harmless(),
         rogue::interrupts(),
         rogue::segment_loads(),
+        rogue::floods(),
         lies::refused(),
         lies::nic_faults(),
         lies::scsi_answers(),

@@ -13,7 +13,7 @@ pub fn page() -> String {
             let (tries, stops) = explain(&attack.tell);
             let report = match &attack.expected {
                 Expected::Fault(fault) => fault.clone(),
-                Expected::Lines(lines) => lines.join(", then ").replace("then   ", "then "),
+                Expected::Lines(lines) => lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(", then "),
                 // The drivers that lie answer with the refusal that they got, as a positive number.
                 Expected::Answer(Some(answer)) => match Refusal::from_result(-(*answer as i64)) {
                     Some(refusal) if !attack.tell.starts_with("dma-") || attack.tell == "dma-all" => {
@@ -23,12 +23,14 @@ pub fn page() -> String {
                 },
                 Expected::Answer(None) => "answers".to_string(),
             };
-            page += &format!("| `{}` | {tries} | {stops} | {report} |\n", attack.tell);
+            let under = attack.under;
+            page += &format!("| `{under}{}` | {tries} | {stops} | {report} |\n", attack.tell);
         }
     };
     section("sandbox::nothing_but_its_own_memory_is_there", &rogue::memory());
     section("sandbox::every_attack_ends_its_driver_with_the_exact_fault", &rogue::others());
     section("sandbox::every_instruction_that_ring_1_does_not_have_faults", &rogue::instructions());
+    section("sandbox::floods_take_no_more_than_their_share", &rogue::floods());
     section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
     section(
         "lies::each_lie_about_commands_is_an_error_or_a_fault",
@@ -76,15 +78,13 @@ In boots of their own, because they need other modules or another machine, or le
 
 * `sandbox::no_interrupt_and_no_selector_under_bochs`: `int n` and all selectors under Bochs, which takes minutes and is run on
   demand.
-* `sandbox::each_flag_alone_changes_nothing`: POPF with every flag, one at a time, and a gate call with it.
 * `sandbox::a_debug_exception_held_back_into_a_gate_is_the_drivers`: MOV to SS from memory that is watched, and a gate call right
   behind it (CVE-2018-8897): under Bochs, which models that, the debug exception comes on the gate's first instruction.
 * `sandbox::interrupts_hit_every_instruction_that_they_can`: interrupts on each instruction of a gate that one can hit.
 * `restart::*`: devices that do not stop, whose memory is set aside; modules that faulted and want ring 0; code that was changed
   before a restart.
 * `modules::endless_loops_anywhere_are_cut_short`: an endless loop in every upcall that a driver has.
-* `trace::a_driver_that_floods_a_trace_takes_no_more_than_its_share`, `lies::a_driver_that_floods_the_log_is_cut_short`,
-  `lies::what_a_device_writes_to_free_memory_is_counted`.
+* `lies::what_a_device_writes_to_free_memory_is_counted`.
 
 What a driver passes cannot change between check and use: services copy it in first and use the copy, there is one CPU, and the
 driver does not run meanwhile. A device could change it by DMA; then the copy is what counts. The return gate without an upcall,
@@ -127,6 +127,11 @@ fn explain(verb: &str) -> (String, &'static str) {
         "bad-stack-fault" => ("faults with RSP at ARG", "exceptions have stacks of their own"),
         "trap-flag-gate" => ("single-steps into a gate", "the trap is attributed by CR3, and has a stack of its own"),
         "log-pointer" | "log-pointer-quiet" => ("has the kernel read ARG", "the pointer is not in its slot"),
+        "log" => ("logs ARG lines in one upcall", "64 lines an upcall"),
+        "watched-gate" => (
+            "loads SS from watched memory right before a gate call",
+            "the debug exception is attributed by CR3, and has a stack of its own",
+        ),
         "panic" => ("panics", "`rf_panic`"),
         "loop" => ("loops for ever", "time budget"),
         "loop-df" => ("loops for ever with the direction flag set", "time budget; traps clear the flag"),

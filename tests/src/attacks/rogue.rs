@@ -77,6 +77,21 @@ pub fn harmless() -> Vec<Attack> {
     HARMLESS.iter().map(answer).collect()
 }
 
+/// More than there is room for, of lines of the log and of what is traced; and a load of SS from memory that is watched right
+/// before a gate call (CVE-2018-8897), where the debug exception may be held back until the gate was entered.
+pub fn floods() -> Vec<Attack> {
+    vec![
+        Attack::answer("null", "log 1000", None).says(&["null: 936 more lines in one upcall were dropped"]),
+        Attack::answer(MODULE, "gate-flood", None).under("trace rogue ").says(&[
+            "rogue: took longer than 100 ms, in command",
+            " earlier events were not kept",
+            "rf_null() = 0x0  511 times",
+            "! ended: overrun",
+        ]),
+        Attack::answer(MODULE, "watched-gate 0x10001f00000", Some(0)).under("trace rogue --watch 0x10001f00000:2 "),
+    ]
+}
+
 /// Every `int n`.
 pub fn interrupts() -> Vec<Attack> {
     let fault =
@@ -308,6 +323,10 @@ pub const BOCHS: &[(&str, &str, &str)] = &[
     ("emms", "#UD invalid opcode, in command", "CR0.EM = 1 (SDM vol. 2, EMMS); QEMU does not look at that"),
 ];
 
+/// All that a driver has of the flags that are not its to set.
+const IF: u64 = 0x200;
+const FLAGS: &str = "a flag that is not its to set stays as it is; a gate clears the others";
+
 /// What does no harm: the answer, if it is always the same, and why it does none.
 pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("rdtsc", None, "time is no secret"),
@@ -329,6 +348,28 @@ pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("bad-stack-gate 0x10", Some(0), "the kernel does not use the driver's stack"),
     ("bad-stack-gate @kernel-stack", Some(0), "the kernel does not use the driver's stack"),
     ("bad-stack-gate 0x8000000000000000", Some(0), "the kernel does not use the driver's stack"),
+    ("flags", Some(IF), FLAGS),
+    ("flag 0", Some(IF), FLAGS),
+    ("flag 1", Some(IF), FLAGS),
+    ("flag 2", Some(IF), FLAGS),
+    ("flag 3", Some(IF), FLAGS),
+    ("flag 4", Some(IF), FLAGS),
+    ("flag 5", Some(IF), FLAGS),
+    ("flag 6", Some(IF), FLAGS),
+    ("flag 7", Some(IF), FLAGS),
+    ("flag 9", Some(IF), FLAGS),
+    ("flag 10", Some(IF), FLAGS),
+    ("flag 11", Some(IF), FLAGS),
+    ("flag 12", Some(IF), FLAGS),
+    ("flag 13", Some(IF), FLAGS),
+    ("flag 14", Some(IF), FLAGS),
+    ("flag 15", Some(IF), FLAGS),
+    ("flag 16", Some(IF), FLAGS),
+    ("flag 17", Some(IF), FLAGS),
+    ("flag 18", Some(IF), FLAGS),
+    ("flag 19", Some(IF), FLAGS),
+    ("flag 20", Some(IF), FLAGS),
+    ("flag 21", Some(IF), FLAGS),
     ("leaks", Some(0), "gates clear registers: no kernel address is in any, or on the entry stacks"),
     ("heap", Some(245_760), "its budget of 256 KiB, less what it had already"),
     ("log-length 16", Some(0), "a line"),

@@ -27,6 +27,11 @@ fn what_does_no_harm_is_allowed() {
 }
 
 #[test]
+fn floods_take_no_more_than_their_share() {
+    in_one_boot().assert(&rogue::floods());
+}
+
+#[test]
 fn no_interrupt_can_be_raised_by_instruction() {
     in_one_boot().assert(&rogue::interrupts());
 }
@@ -100,34 +105,6 @@ fn the_attack_table_is_current() {
         std::fs::write(&path, &page).unwrap();
     }
     assert!(std::fs::read_to_string(&path).unwrap() == page, "docs/attacks.md is not what the tests say");
-}
-
-/// IF is set and IOPL 0 behind a gate, whatever a driver had asked for.
-#[test]
-fn all_flags_at_once_change_nothing() {
-    let text = ringfence_tests::boot_well(&bare("insmod rogue; tell rogue flags; tell rogue list"));
-    let flags = text.lines().skip_while(|line| !line.contains("tell rogue flags")).nth(1).expect("an answer");
-    let flags = u64::from_str_radix(flags.split("0x").nth(1).unwrap().trim_end_matches(')'), 16).unwrap();
-    assert_eq!(flags & 0x3200, 0x200, "flags are {flags:#x}");
-}
-
-/// Each flag that POPF could set, alone, but TF, which has an attack of its own.
-#[test]
-fn each_flag_alone_changes_nothing() {
-    const TF: u64 = 8;
-    let bits: Vec<u64> = (0..22).filter(|bit| *bit != TF).collect();
-    let script: Vec<String> = bits.iter().map(|bit| format!("tell rogue flag {bit}")).collect();
-    let text = ringfence_tests::boot_well(&bare(&format!("insmod rogue; {}; tell rogue flag 0", script.join("; "))));
-    let answers: Vec<u64> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("rogue: ")?.split("(0x").nth(1))
-        .map(|hex| u64::from_str_radix(hex.trim_end_matches(')'), 16).unwrap())
-        .collect();
-    assert_eq!(answers.len(), bits.len() + 1, "{text}");
-    // IF set, and IOPL, NT, VM, VIF and VIP clear behind the gate, whatever was asked for.
-    for (bit, flags) in bits.iter().zip(answers) {
-        assert_eq!(flags & 0x1a_7200, 0x200, "flag {bit}: {flags:#x}");
-    }
 }
 
 /// The instructions of gates that an interrupt can hit: a call gate does not turn interrupts off, the gate itself does that

@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use disk::Disk;
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::{Duration, with_timeout};
+use embassy_time::{Duration, Instant, with_timeout};
 use queues::{Data, Ticket};
 use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
 use ringfence_abi::upcall::Events;
@@ -40,7 +40,7 @@ pub struct Host {
     current: Mutex<Handle>,
     /// Set when it was unloaded.
     gone: AtomicBool,
-    /// Set when all its units have been looked at.
+    /// Set when its units have been looked at, as far as they are.
     scanned: AtomicBool,
     /// Who waits for another driver, or for its turn to send a command again.
     waiting: Mutex<Vec<Waker>>,
@@ -422,25 +422,31 @@ pub async fn run() {
             }
         })
         .await;
-        if with_timeout(Duration::from_millis(SCAN_MS.get()), scan(&host)).await.is_err() {
-            log::warn!("{}: not all units were found within {} ms", host.handle().lock().name, SCAN_MS.get());
-            host.scanned.store(true, Ordering::Release);
-        }
+        scan(&host).await;
         TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, &host));
         let waiting = core::mem::take(&mut *ON_SETTLED.lock());
         waiting.into_iter().for_each(Waker::wake);
     }
 }
 
-/// Looks at every target for its logical units, and keeps the disks. A host with too many errors is not looked at any more:
-/// each of them is a line of the log.
+/// Looks at every target for its logical units, and keeps the disks. A host that takes too long for all of them, or has too
+/// many errors, each of which is a line of the log, is not looked at any further. One whose driver is ended is looked at
+/// again, when it has another.
 async fn scan(host: &Arc<Host>) {
     const LIST_BYTES: usize = 8 + 256 * 8;
     const MAX_ERRORS: usize = 16;
+    let limit_ms = SCAN_MS.get();
+    let deadline = Instant::now() + Duration::from_millis(limit_ms);
+    let name = || host.handle().lock().name.clone();
     let mut errors = 0;
+    let mut late = false;
     let Some(info) = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info) else { return };
     let mut list = vec![0; LIST_BYTES];
     'targets: for target in 0..info.max_targets {
+        late = Instant::now() >= deadline;
+        if late {
+            break;
+        }
         let listed = execute(host, target, 0, &cdb::report_luns(LIST_BYTES as u32), &[], &mut list).await;
         let mut luns: Vec<u32> = match listed {
             Ok(len_bytes) => {
@@ -449,7 +455,7 @@ async fn scan(host: &Arc<Host>) {
             Err(ScsiError::NoDevice) => continue,
             Err(ScsiError::NoDriver) => return,
             Err(error) => {
-                log::warn!("{}: target {target}: {error}", host.handle().lock().name);
+                log::warn!("{}: target {target}: {error}", name());
                 errors += 1;
                 if errors == MAX_ERRORS {
                     break;
@@ -460,15 +466,20 @@ async fn scan(host: &Arc<Host>) {
         luns.sort_unstable();
         luns.dedup();
         for lun in luns {
+            late = Instant::now() >= deadline;
+            if late {
+                break 'targets;
+            }
             if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.host(), host)).count() >= MAX_DISKS {
-                log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", host.handle().lock().name);
+                log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", name());
                 return;
             }
             match Disk::open(host, target, lun).await {
                 Ok(Some(disk)) => keep(disk, host),
                 Ok(None) => {}
+                Err(ScsiError::NoDriver) => return,
                 Err(error) => {
-                    log::warn!("{}: target {target}, unit {lun}: {error}", host.handle().lock().name);
+                    log::warn!("{}: target {target}, unit {lun}: {error}", name());
                     errors += 1;
                 }
             }
@@ -478,7 +489,10 @@ async fn scan(host: &Arc<Host>) {
         }
     }
     if errors == MAX_ERRORS {
-        log::warn!("{}: {MAX_ERRORS} errors; the rest of its units is left out", host.handle().lock().name);
+        log::warn!("{}: {MAX_ERRORS} errors; the rest of its units is left out", name());
+    }
+    if late {
+        log::warn!("{}: not all units were found within {limit_ms} ms", name());
     }
     host.scanned.store(true, Ordering::Release);
 }

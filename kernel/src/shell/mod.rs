@@ -117,7 +117,9 @@ impl Jobs {
             Either::First(outcome) => self.count(outcome),
             Either::Second(()) => self.count(Err("interrupted".to_string())),
         }
-        // A driver that it ended is back before the next command.
+        // A driver that it ended is back before the next command. Who became ready last is next (embassy-executor's queue),
+        // which after one turn may be this task again.
+        yield_now().await;
         yield_now().await;
     }
 

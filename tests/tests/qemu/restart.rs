@@ -77,6 +77,13 @@ fn a_driver_comes_back_where_it_was() {
     assert_eq!(free[0], free[1], "frames were lost");
 }
 
+/// Whoever types the next command finds it back.
+#[test]
+fn a_driver_is_back_before_the_next_command() {
+    let text = boot_well(&bare("insmod template; policy template restart; help; kill template; tell template x"));
+    assert_says(&text, "template: 1 (0x1)");
+}
+
 /// Of the pages that a driver leaves to its successor those are taken that are what the file says, and no others.
 #[test]
 fn what_is_wrong_with_a_driver_s_code_is_not_inherited() {

@@ -162,7 +162,7 @@ pub fn end_line() {
 }
 
 /// Takes the line that is being typed off the screen.
-fn hide_line() {
+pub fn hide_line() {
     // Whoever has the lock is busy with the line.
     if let Some(mut typed) = TYPED.try_lock()
         && let Some(typed) = typed.as_mut().filter(|typed| typed.shown)
@@ -172,8 +172,8 @@ fn hide_line() {
     }
 }
 
-/// Shows it again: what was printed has ended its own line.
-fn show_line() {
+/// Shows it again, from the first column of a row.
+pub fn show_line() {
     if let Some(mut typed) = TYPED.try_lock()
         && let Some(typed) = typed.as_mut().filter(|typed| !typed.shown)
     {

@@ -36,6 +36,11 @@ impl Keys {
         Keys { sequence: Sequence::None, out: VecDeque::new() }
     }
 
+    /// Whether the editor has more than one key to read: those of one that is said in several.
+    pub fn are_several(&self) -> bool {
+        self.out.len() > RIGHT.len()
+    }
+
     /// The next byte for the editor.
     pub fn take(&mut self) -> Option<u8> {
         self.out.pop_front()

@@ -70,6 +70,11 @@ impl TypedLine {
                 (moved + erased).into_bytes()
             }
             false if before == after => Vec::new(),
+            // One more at the end.
+            false if is_character && before.0 == before.1 && after == (before.0 + 1, before.1 + 1) => {
+                let wrap: &[u8] = if self.end().is_multiple_of(self.columns) { b"\r\n" } else { b"" };
+                [&[byte], wrap].concat()
+            }
             false => [hide, self.show()].concat(),
         }
     }

@@ -33,7 +33,7 @@ pub struct LineEditor(UShell<Serial, Completion, LRUHistory<LINE_BYTES, HISTORY_
 impl LineEditor {
     /// An editor with no history.
     pub fn new() -> LineEditor {
-        LineEditor(UShell::new(Serial(Keys::new()), Completion, LRUHistory::default()))
+        LineEditor(UShell::new(Serial { keys: Keys::new(), hidden: false }, Completion, LRUHistory::default()))
     }
 
     /// Reads a line behind `prompt`.
@@ -70,19 +70,30 @@ impl LineEditor {
     }
 }
 
-struct Serial(Keys);
+struct Serial {
+    keys: Keys,
+    /// Whether the line is off the screen until the editor has read all of a key that is said in several.
+    hidden: bool,
+}
 
 impl Read<u8> for Serial {
     type Error = Infallible;
 
     fn read(&mut self) -> nb::Result<u8, Infallible> {
         loop {
-            if let Some(byte) = self.0.take() {
+            if let Some(byte) = self.keys.take() {
                 return Ok(byte);
             }
             // The editor has shown all that it was told before.
+            if core::mem::take(&mut self.hidden) {
+                console::show_line();
+            }
             let (cursor, len) = console::position_in_line();
-            self.0.press(console::read_byte().ok_or(nb::Error::WouldBlock)?, cursor, len);
+            self.keys.press(console::read_byte().ok_or(nb::Error::WouldBlock)?, cursor, len);
+            if self.keys.are_several() {
+                console::hide_line();
+                self.hidden = true;
+            }
         }
     }
 }

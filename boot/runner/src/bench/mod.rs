@@ -117,6 +117,7 @@ pub fn run(system: &System, disk: &Path, options: &Options) -> Result<()> {
         progress("boots to the prompt");
         rows.push(boots(system, &machine)?);
     }
+    rows.retain(|row| row.name.starts_with(&options.name));
     rows.extend(derive(&rows));
     if rows.is_empty() {
         bail!("no row that is measured has a name that begins with '{}'", options.name);

@@ -114,10 +114,10 @@ impl Driver for RogueNic {
                 }
                 regions
             }
-            // Memory that it gives back while its device is a bus master: it comes back to it, empty, and to nobody else.
+            // Memory that it gives back, which its device may have been told of: it comes back to it, empty, and to nobody
+            // else.
             "dma-again" | "dma-freed" => {
                 const LEN_BYTES: u64 = 8192;
-                device::enable_dma()?;
                 let allocate = || unsafe {
                     let start = raw::rf_dma_alloc(LEN_BYTES) as u64;
                     (start, raw::rf_dma_phys(start))

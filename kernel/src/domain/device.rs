@@ -93,11 +93,6 @@ impl Device {
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::empty());
     }
 
-    /// Whether it may write to memory that it was told of: it is a bus master, or was.
-    pub fn may_write_memory(&self) -> bool {
-        self.used_dma || self.is_bus_master()
-    }
-
     /// Whether it is a bus master right now.
     fn is_bus_master(&self) -> bool {
         const COMMAND: u16 = 4;

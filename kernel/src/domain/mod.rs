@@ -55,7 +55,7 @@ pub struct Domain {
     pub heap_bytes: u64,
     /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the kernel's to free.
     pub dma: alloc::vec::Vec<DmaRegion>,
-    /// DMA memory that it has given back while its device may still write there. It is nobody else's until that is stopped.
+    /// DMA memory that it has given back. Its device may write there still: it is nobody else's until that is stopped.
     pub dma_kept: alloc::vec::Vec<DmaRegion>,
     /// Where its next DMA region goes.
     pub dma_next: u64,
@@ -136,6 +136,11 @@ impl Domain {
         // A page is left out behind each region, so that running off its end faults.
         self.dma_next = next;
         Ok(DmaRegion { extent: Extent::new(start, len_bytes), pa })
+    }
+
+    /// Bytes of DMA memory that count against its budget.
+    pub fn dma_bytes(&self) -> u64 {
+        self.dma.iter().chain(&self.dma_kept).map(|region| region.extent.len_bytes).sum()
     }
 
     /// Whether it can be run.

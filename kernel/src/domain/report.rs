@@ -136,7 +136,7 @@ impl Scene {
                 scsi_requests: domain.scsi.as_ref().map(|scsi| scsi.under_way()),
                 frames: domain.net.as_ref().map(|net| net.handed_over()),
                 heap_bytes: domain.heap_bytes,
-                dma_bytes: domain.dma.iter().map(|region| region.extent.len_bytes).sum(),
+                dma_bytes: domain.dma_bytes(),
             },
         }
     }

@@ -121,7 +121,8 @@ impl Domain {
 
 /// At least one whole tick more than asked for: the first one may come at once.
 ///
-/// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame.
+/// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame. What a service takes is
+/// counted as far as that goes ([`time::charged`]).
 fn budget_ticks(milliseconds: u32) -> u32 {
     (u64::from(milliseconds) * u64::from(TICK_HZ)).div_ceil(1000) as u32 + 1
 }

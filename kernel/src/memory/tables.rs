@@ -111,7 +111,7 @@ pub fn is_table(pa: u64) -> bool {
     is_below(kernel_root(), 4, pa)
 }
 
-/// Calls `with` for each page of 4 KiB that `root` maps: its address, in ascending order, and its rights.
+/// Calls `with` for each page of 4 KiB that `root` has a frame for: its address, in ascending order, and its rights.
 pub fn for_each_page(root: u64, with: &mut dyn FnMut(u64, Flags)) {
     fn visit(table_pa: u64, level: u8, base: u64, with: &mut dyn FnMut(u64, Flags)) {
         for (index, entry) in table(table_pa).iter().enumerate().filter(|(_, entry)| !entry.is_unused()) {

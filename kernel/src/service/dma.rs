@@ -1,9 +1,9 @@
 //! `rf_dma_*`: memory that the driver and its device share, up to the budget in the manifest.
 
 use super::Answer;
-use crate::domain::Domain;
-use crate::domain::device::Device;
+use crate::arch::time;
 use crate::domain::space::rights;
+use crate::domain::{DmaRegion, Domain};
 use crate::memory::frames;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::Refusal;
@@ -15,6 +15,13 @@ const MAX_REGIONS: usize = 256;
 /// Maps `len_bytes` bytes, rounded up to pages, of physically contiguous zeroed memory; returns where.
 pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
+    let region = time::charged(|| allocate(domain, len_bytes))?;
+    domain.dma.push(region);
+    Ok(region.extent.start)
+}
+
+/// A region of `len_bytes` bytes: one that was given back, or a fresh one.
+fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
     let region = match domain.dma_kept.iter().position(|region| region.extent.len_bytes == len_bytes) {
         Some(index) => {
             let region = domain.dma_kept.swap_remove(index);
@@ -23,30 +30,24 @@ pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
             region
         }
         None => {
-            let regions = || domain.dma.iter().chain(&domain.dma_kept);
-            let used: u64 = regions().map(|region| region.extent.len_bytes).sum();
-            let total = used.checked_add(len_bytes).ok_or(Refusal::NoMemory)?;
-            if total > u64::from(domain.manifest.dma_bytes) || regions().count() >= MAX_REGIONS {
-                return Err(Refusal::NoMemory.into());
+            let total = domain.dma_bytes().checked_add(len_bytes).ok_or(Refusal::NoMemory)?;
+            let regions = domain.dma.len() + domain.dma_kept.len();
+            if total > u64::from(domain.manifest.dma_bytes) || regions >= MAX_REGIONS {
+                return Err(Refusal::NoMemory);
             }
-            domain.map_dma(len_bytes)?
+            domain.map_dma(len_bytes).map_err(|_| Refusal::NoMemory)?
         }
     };
-    domain.dma.push(region);
-    Ok(region.extent.start)
+    Ok(region)
 }
 
-/// Gives back the region that begins at `address`: it faults from then on. As long as the device may write to memory it
-/// stays the domain's, for its next region of that length.
+/// Gives back the region that begins at `address`: it faults from then on. It stays the domain's, for its next region of that
+/// length, until the device is stopped: that may have been told of it, and may be made a bus master later.
 pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
     let region = domain.dma.swap_remove(index);
-    if domain.device.as_ref().is_some_and(Device::may_write_memory) {
-        domain.space.protect(region.extent.start, region.extent.len_bytes, rights::KEPT);
-        domain.dma_kept.push(region);
-    } else {
-        domain.space.unmap(region.extent.start, region.extent.len_bytes);
-    }
+    domain.space.protect(region.extent.start, region.extent.len_bytes, rights::KEPT);
+    domain.dma_kept.push(region);
     Ok(0)
 }
 

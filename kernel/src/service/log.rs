@@ -33,10 +33,8 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
     domain.log_left = left;
     // Whether or not it is shown: a bad pointer is one at any level.
     let text = read_text(domain, text, len_bytes)?;
-    let began = time::tsc();
-    log::log!(level, "{}: {text}", domain.name);
-    // Interrupts are off meanwhile: a slow serial port takes the driver's time all the same.
-    time::charge(time::tsc().saturating_sub(began));
+    // A slow serial port takes the driver's time.
+    time::charged(|| log::log!(level, "{}: {text}", domain.name));
     Ok(0)
 }
 

@@ -22,7 +22,7 @@ pub async fn mem(arguments: Arguments<'_>) -> Outcome {
             "{:<16} heap {} KiB, DMA {} KiB, image {} KiB",
             domain.name,
             domain.heap_bytes / 1024,
-            domain.dma.iter().map(|region| region.extent.len_bytes).sum::<u64>() / 1024,
+            domain.dma_bytes() / 1024,
             domain.image_bytes / 1024
         );
     }
@@ -37,6 +37,9 @@ struct Row {
 }
 
 fn rights(flags: Flags) -> &'static str {
+    if !flags.contains(Flags::PRESENT) {
+        return "---";
+    }
     match (flags.contains(Flags::WRITABLE), flags.contains(Flags::NO_EXECUTE)) {
         (false, true) => "r--",
         (false, false) => "r-x",

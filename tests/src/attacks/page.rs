@@ -166,7 +166,7 @@ fn explain(verb: &str) -> (String, &'static str) {
         "no-such-bar" | "huge-bar" => ("maps a BAR that does not exist", "checked"),
         "dma-all" | "dma-forever" => ("takes DMA memory until there is none", "the budget in its manifest"),
         "dma-again" | "dma-freed" => {
-            ("gives DMA memory back while its device may write there", "it stays the driver's, and faults meanwhile")
+            ("gives DMA memory back that its device may know of", "it stays the driver's, and faults meanwhile")
         }
         "move-frames" => ("changes where its frames are said to be", "only the driver reads that"),
         _ => ("executes `NAME`", "privileged"),

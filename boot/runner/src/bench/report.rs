@@ -120,18 +120,19 @@ pub fn text(rows: &[Row]) -> String {
         }
         let _ = writeln!(out, "{}", text.trim_end());
     };
-    let widths = [22, 6, 9, 9, 7, 9, 12];
-    line(PAIR_HEAD.map(String::from), widths);
-    for pair in pairs(rows) {
-        line(pair_cells(&pair), widths);
+    let (pairs, singles) = (pairs(rows), singles(rows));
+    if !pairs.is_empty() {
+        let widths = [22, 6, 9, 9, 7, 9, 12];
+        line(PAIR_HEAD.map(String::from), widths);
+        pairs.iter().for_each(|pair| line(pair_cells(pair), widths));
+        line(std::array::from_fn(|_| String::new()), widths);
     }
-    line(std::array::from_fn(|_| String::new()), widths);
     let widths = [30, 4, 5, 7, 10, 10, 14];
     line(ROW_HEAD.map(String::from), widths);
-    for row in singles(rows) {
-        line(row_cells(row), widths);
+    singles.into_iter().for_each(|row| line(row_cells(row), widths));
+    if !pairs.is_empty() {
+        let _ = writeln!(out, "\nThe loss that was feared in 1997: {FEARED} % or more.");
     }
-    let _ = writeln!(out, "\nThe loss that was feared in 1997: {FEARED} % or more.");
     out
 }
 

@@ -2,7 +2,7 @@
 //! driver would.
 
 use super::Attack;
-use ringfence_abi::layout::{MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base};
+use ringfence_abi::layout::{MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base, slot_of};
 use ringfence_abi::service::by_symbol;
 
 /// Verb of `rogue-nic`, and the refusal that the service answers, or what it is given.
@@ -119,7 +119,7 @@ pub fn extremes() -> Vec<Attack> {
 /// Random calls of every service, 4,000 at a time: 20,000 of each here, but for the log, which keeps lines.
 ///
 /// `limits transmit-ms 600000; insmod rogue-nic; repeat 2500 tell rogue-nic random N` makes ten million. `rf_panic` is not
-/// among them: each call ends the driver ([`bad_pointers`]). `rogue-scsi` has registered by then, but asks for 1,000
+/// among them: each call ends the driver ([`random_panics`]). `rogue-scsi` has registered by then, but asks for 1,000
 /// registrations that are wrong before it does, and does not load if one is not refused.
 pub fn random() -> Vec<Attack> {
     let attack = |symbol| {
@@ -129,6 +129,31 @@ pub fn random() -> Vec<Attack> {
     let mut attacks: Vec<Attack> =
         WITHOUT_POINTERS.into_iter().chain(["rf_log", "rf_net_register"]).map(attack).collect();
     attacks.push(Attack::answer("rogue-scsi", "random", Some(4000)).times(5));
+    attacks
+}
+
+/// Random calls of `rf_panic`, each of which ends its driver: with pointers to anywhere, and with such into its own stack.
+pub fn random_panics() -> Vec<Attack> {
+    const EACH: u64 = 50;
+    const STACK_BYTES: u64 = 32 << 10;
+    let mut state: u64 = 0x1997;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut attacks = Vec::new();
+    for _ in 0..EACH {
+        // What lies in its slot may be its own.
+        let anywhere = random();
+        if slot_of(anywhere) != Some(1) {
+            let fault = format!("bad pointer to rf_panic: 0x10 bytes at {anywhere:#x} (");
+            attacks.push(Attack::fault("rogue-nic", format!("panic-at {anywhere:#x}"), fault));
+        }
+        let own = slot_base(1) + STACK_TOP - STACK_BYTES + random() % (STACK_BYTES - 16);
+        attacks.push(Attack::fault("rogue-nic", format!("panic-at {own:#x}"), "gave up, in command"));
+    }
     attacks
 }
 

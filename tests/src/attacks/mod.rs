@@ -145,6 +145,7 @@ pub fn all() -> Vec<Attack> {
         lies::scsi_faults(),
         lies::extremes(),
         lies::random(),
+        lies::random_panics(),
         lies::bad_pointers(),
         lies::endless_interrupts(),
     ];

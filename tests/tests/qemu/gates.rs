@@ -11,6 +11,7 @@ fn every_argument_at_every_extreme() {
 #[test]
 fn random_calls_of_every_service() {
     in_one_boot().assert(&lies::random());
+    in_one_boot().assert(&lies::random_panics());
 }
 
 #[test]

@@ -147,7 +147,8 @@ fn start(file: &File, ring: Ring, dead: Option<&Handle>, watched: Option<u64>) -
 }
 
 /// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then. On an
-/// error the old one stays where it was, with all it has but the pages that the successor had taken over. `watched` is the offset in the image of an instruction to watch from the start ([`watch`]).
+/// error the old one stays where it was, with all it has but the pages that the successor had taken over.
+/// `watched` is the offset in the image of an instruction to watch from the start ([`watch`]).
 pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
     if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));

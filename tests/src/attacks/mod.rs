@@ -44,28 +44,18 @@ pub enum Expected {
 }
 
 impl Attack {
+    fn new(module: &'static str, tell: impl Into<String>, expected: Expected) -> Attack {
+        Attack { module, tell: tell.into(), times: 1, under: "", then: String::new(), expected }
+    }
+
     /// An attack by `module` that is to end with a fault.
     pub fn fault(module: &'static str, tell: impl Into<String>, fault: impl Into<String>) -> Attack {
-        Attack {
-            module,
-            tell: tell.into(),
-            times: 1,
-            under: "",
-            then: String::new(),
-            expected: Expected::Fault(fault.into()),
-        }
+        Attack::new(module, tell, Expected::Fault(fault.into()))
     }
 
     /// An attempt by `module` of something that does no harm.
     pub fn answer(module: &'static str, tell: impl Into<String>, answer: Option<u64>) -> Attack {
-        Attack {
-            module,
-            tell: tell.into(),
-            times: 1,
-            under: "",
-            then: String::new(),
-            expected: Expected::Answer(answer),
-        }
+        Attack::new(module, tell, Expected::Answer(answer))
     }
 
     /// The same with commands behind it.

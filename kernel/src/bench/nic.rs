@@ -32,12 +32,12 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
     }
     let request = frame(&handle, true);
     for batch in BATCHES {
-        let sample = || Ok(exchange(&handle, &request, batch, EACH)?.value(mode, 1.0));
+        let sample = || Ok(exchange(mode, &handle, &request, batch, EACH)?.value(mode, 1.0));
         let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/rx", mode.unit("frames/s")).batch(batch))?;
         rows.iter().for_each(&mut *print);
     }
     let sample = || {
-        let cost = exchange(&handle, &request, 1, 1)?;
+        let cost = exchange(mode, &handle, &request, 1, 1)?;
         Ok(match mode {
             Mode::Time => time::nanoseconds(cost.ticks) as f64 / 1000.0,
             Mode::Instructions => cost.value(mode, 1.0),
@@ -108,7 +108,7 @@ fn send(handle: &Handle, frame: &[u8], batch: usize) -> Result<Cost, String> {
 }
 
 /// Sends requests in batches and waits for the answers of each.
-fn exchange(handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result<Cost, String> {
+fn exchange(mode: Mode, handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result<Cost, String> {
     let mut buffer = [0; FRAME_BYTES];
     let watch = Stopwatch::start();
     for _ in 0..count / batch {
@@ -121,7 +121,7 @@ fn exchange(handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result
                 }
                 Ok(())
             })?;
-            if missing > 0 && !wait_for_interrupt() {
+            if missing > 0 && !wait_for_interrupt(mode) {
                 return Err("the router does not answer".to_string());
             }
         }

@@ -38,12 +38,12 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
         random % places
     };
     let blocks = SMALL / disk.block_bytes();
-    let sample = || Ok(read(&disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64)?.value(mode, 1.0));
+    let sample = || Ok(read(mode, &disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64)?.value(mode, 1.0));
     let rows =
         alternate(&disk.handle(), SAMPLES, sample, || Row::new("scsi/read4k/depth1", mode.unit("reads/s")).batch(1))?;
     rows.iter().for_each(&mut *print);
     for batch in BATCHES {
-        let sample = || Ok(read(&disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64)?.value(mode, 1.0));
+        let sample = || Ok(read(mode, &disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64)?.value(mode, 1.0));
         let row = || Row::new("scsi/read4k/depth32", mode.unit("reads/s")).batch(batch);
         let rows = alternate(&disk.handle(), SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
@@ -52,7 +52,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
     let large_places = disk.capacity.blocks / large_blocks;
     if large_places > 0 {
         let sample = || {
-            let cost = read(&disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
+            let cost = read(mode, &disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
             Ok(cost.value(mode, MAX_DATA as f64 / 1e6))
         };
         let rows = alternate(&disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", mode.unit("MB/s")).batch(8))?;
@@ -77,6 +77,7 @@ impl Drop for UnderWay<'_> {
 
 /// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a time.
 fn read(
+    mode: Mode,
     disk: &Disk,
     count: usize,
     len_bytes: usize,
@@ -123,7 +124,7 @@ fn read(
                 return Err(error.to_string());
             }
         }
-        if done == before && !wait_for_interrupt() {
+        if done == before && !wait_for_interrupt(mode) {
             return Err("the disk does not answer".to_string());
         }
     }

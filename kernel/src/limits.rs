@@ -67,6 +67,9 @@ pub static SCAN_MS: Limit = Limit::new("scan-ms", "ms that a SCSI host's units a
 /// How long a frame may wait to be sent before its driver is taken for dead.
 pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may take to be sent", [1, 5_000, 600_000]);
 
+/// How long a poll may take without a rest after it ([`crate::poll`]).
+pub static TURN_MS: Limit = Limit::new("turn-ms", "ms of a poll, after which a driver rests as long", [0, 10, 1000]);
+
 /// All of them.
-pub static ALL: [&Limit; 7] =
-    [&RESTARTS, &RESTART_WINDOW_S, &RESTART_WAIT_MS, &PAUSE_MS, &COMMAND_MS, &SCAN_MS, &TRANSMIT_MS];
+pub static ALL: [&Limit; 8] =
+    [&RESTARTS, &RESTART_WINDOW_S, &RESTART_WAIT_MS, &PAUSE_MS, &COMMAND_MS, &SCAN_MS, &TRANSMIT_MS, &TURN_MS];

@@ -23,6 +23,8 @@ mod net;
 mod panic;
 mod pci;
 #[forbid(unsafe_code)]
+mod poll;
+#[forbid(unsafe_code)]
 mod ramdisk;
 #[forbid(unsafe_code)]
 mod scsi;
@@ -73,7 +75,8 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     log::info!("Ringfence {}: {} MiB free, {protections}", env!("CARGO_PKG_VERSION"), frames / 256);
     log::info!("pci: {} functions", pci::functions().len());
     task::run(|spawner| {
-        task::spawn(spawner, module::serve_interrupts);
+        task::spawn(spawner, poll::serve_interrupts);
+        task::spawn(spawner, poll::serve_rested);
         task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::run);
         task::spawn(spawner, net::run);

@@ -1,6 +1,6 @@
 //! Loaded modules: from a file to a running driver, and back to free memory.
 
-use crate::arch::{interrupts, watch};
+use crate::arch::watch;
 use crate::domain::calls::CallLog;
 use crate::domain::device::{self, Device};
 use crate::domain::fault::{self, Cause};
@@ -10,7 +10,7 @@ use crate::domain::{Domain, Handle, Ring};
 use crate::memory::frames::{self, OutOfMemory};
 use crate::pci::{self, Function};
 use crate::trace::{self, What};
-use crate::{ramdisk, supervise};
+use crate::{poll, ramdisk, supervise};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::manifest::{Manifest, Policy};
-use ringfence_abi::upcall::{EXIT, Events, INIT, POLL, Reply};
+use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::extent::align_up;
 use ringfence_core::module::{Module, ModuleError, Value};
 use spin::Mutex;
@@ -232,6 +232,7 @@ fn map(
         traced: false,
         fault: None,
         upcalls: 0,
+        turn: poll::Turn::default(),
         log_left: 0,
         log_dropped: 0,
         policy: module.manifest.policy().unwrap_or(Policy::Stop),
@@ -336,42 +337,6 @@ pub fn autoload() {
     }
 }
 
-/// Lets a driver look after its device and its queues, and passes on what it left there.
-pub fn poll(handle: &Handle, events: Events) -> bool {
-    let mut domain = handle.lock();
-    let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
-    let acknowledged = match reply {
-        Ok(reply) => Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED),
-        Err(_) => false,
-    };
-    if events.contains(Events::INTERRUPT)
-        && !acknowledged
-        && let Some(device) = &domain.device
-    {
-        device.mask();
-    }
-    collect(&mut domain);
-    if !domain.is_alive() {
-        quiesce(&mut domain);
-    }
-    domain.is_alive()
-}
-
-/// Takes what a driver put into its queues.
-pub fn collect(domain: &mut Domain) {
-    let mut cause = None;
-    if let Some(scsi) = &mut domain.scsi {
-        cause = scsi.collect().err();
-    }
-    if domain.net.is_some() {
-        crate::net::wake();
-    }
-    if let Some(cause) = cause {
-        domain.condemn(cause);
-        quiesce(domain);
-    }
-}
-
 /// Stops the device of a driver that was ended, and tells those who wait for it.
 pub fn quiesce(domain: &mut Domain) {
     domain.stop_device();
@@ -387,32 +352,6 @@ pub fn condemn(handle: &Handle, cause: Cause) {
     let mut domain = handle.lock();
     domain.condemn(cause);
     quiesce(&mut domain);
-}
-
-/// The task that polls drivers whose devices raised their line.
-pub async fn serve_interrupts() {
-    loop {
-        let fired = core::future::poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
-            0 => core::task::Poll::Pending,
-            fired => core::task::Poll::Ready(fired),
-        })
-        .await;
-        poll_lines(fired);
-        embassy_futures::yield_now().await;
-    }
-}
-
-/// Polls the drivers of all devices on the lines in `fired`, and unmasks the lines.
-pub fn poll_lines(fired: u16) {
-    for handle in loaded() {
-        let line = handle.lock().device.as_ref().and_then(Device::active_line);
-        if line.is_some_and(|line| fired & 1 << line != 0) {
-            poll(&handle, Events::INTERRUPT);
-        }
-    }
-    for line in (0..interrupts::LINES).filter(|line| fired & 1 << line != 0) {
-        interrupts::set_masked(line, false);
-    }
 }
 
 /// Which driver an address belongs to, for a panic: it takes no locks that may be held.

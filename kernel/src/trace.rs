@@ -10,6 +10,7 @@ use crate::domain::calls::Call;
 use crate::domain::upcall::{UpcallError, with_current};
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use ringfence_abi::upcall::Events;
 use ringfence_core::extent::Extent;
 use spin::Mutex;
 
@@ -21,7 +22,7 @@ pub const EVENTS: usize = 512;
 pub enum What {
     /// The kernel entered it: the operation and its arguments.
     Enter(u64, [u64; 3]),
-    /// It returned, so many TSC ticks after it was entered.
+    /// It returned, after so many TSC ticks.
     Leave(Result<u64, UpcallError>, u64),
     /// It called a service.
     Call(Call),
@@ -29,6 +30,8 @@ pub enum What {
     Ended(&'static str),
     /// It read or wrote what is watched: the address behind the instruction, and what is there now.
     Access(u64, Option<u64>),
+    /// It is to be polled for these, but rests ([`crate::poll`]).
+    Rests(Events),
     /// Another instance was put in its place.
     Replaced,
 }

@@ -53,6 +53,34 @@ pub fn at_prompt(mut machine: Machine) -> Running {
     running
 }
 
+/// What a row of `lsmod` says.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The ring it runs in.
+    pub ring: u64,
+    /// Its slot.
+    pub slot: u64,
+    /// How often it was entered.
+    pub upcalls: u64,
+    /// What it has had of the CPU.
+    pub cpu_ms: u64,
+    /// Whether it runs.
+    pub state: String,
+}
+
+/// What each `lsmod` in `text` says of the driver called `name`.
+pub fn listed(text: &str, name: &str) -> Vec<Listed> {
+    let row = |line: &str| {
+        let (found, rest) = line.split_once(char::is_whitespace)?;
+        let mut words = rest.split_whitespace();
+        let mut number = || words.next()?.parse().ok();
+        let [ring, slot, upcalls, cpu_ms] = [number()?, number()?, number()?, number()?];
+        let state = words.skip(1).collect::<Vec<_>>().join(" ");
+        (found == name).then_some(Listed { ring, slot, upcalls, cpu_ms, state })
+    };
+    text.lines().filter_map(row).collect()
+}
+
 /// Asserts that `text` has a line that contains `part`.
 #[track_caller]
 pub fn assert_says(text: &str, part: &str) {

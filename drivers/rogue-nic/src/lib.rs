@@ -29,8 +29,9 @@ struct RogueNic {
     queues: *mut u64,
     /// Where the next random numbers begin.
     random: u64,
-    /// What it answers when it is polled.
+    /// What it answers when it is polled, and how long that takes it.
     reply: Reply,
+    poll_ms: u64,
 }
 
 impl RogueNic {
@@ -43,6 +44,19 @@ impl RogueNic {
     fn put(&self, place: Place, value: u64) {
         self.set(place, ENTRIES, value);
         self.set(place, PUT, 1);
+    }
+
+    /// Has the device interrupt, and answers `reply` then.
+    fn interrupt(&mut self, reply: Reply) {
+        const INTERRUPT_CAUSE_SET: u64 = 0xc8;
+        const INTERRUPT_MASK_SET: u64 = 0xd0;
+        let registers = unsafe { raw::rf_bar_map(0) } as u64;
+        self.reply = reply;
+        unsafe {
+            raw::rf_irq_enable();
+            ((registers + INTERRUPT_MASK_SET) as *mut u32).write_volatile(u32::MAX);
+            ((registers + INTERRUPT_CAUSE_SET) as *mut u32).write_volatile(1);
+        }
     }
 
     /// Any address in the slot tells where it begins.
@@ -59,10 +73,18 @@ impl Driver for RogueNic {
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
-        Ok(RogueNic { queues: start as *mut u64, random: 0x1997, reply: Reply::empty() })
+        Ok(RogueNic { queues: start as *mut u64, random: 0x1997, reply: Reply::empty(), poll_ms: 0 })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
+        let now_ns = || unsafe { raw::rf_time_ns() as u64 };
+        let end_ns = now_ns() + self.poll_ms * 1_000_000;
+        while now_ns() < end_ns {
+            // A gate call, and PAUSE, take QEMU much longer than these.
+            for step in 0..20_000 {
+                core::hint::black_box(step);
+            }
+        }
         self.reply
     }
 
@@ -81,6 +103,12 @@ impl Driver for RogueNic {
                 "panic-at" => unsafe { raw::rf_panic(number, 16) as u64 },
                 "device-writes" => {
                     device_writes(number)?;
+                    0
+                }
+                // The device interrupts for ever, and each time that takes so many milliseconds.
+                "hog" => {
+                    self.poll_ms = number;
+                    self.interrupt(Reply::ACKNOWLEDGED);
                     0
                 }
                 "register-at" => unsafe { raw::rf_net_register(number) as u64 },
@@ -172,16 +200,12 @@ impl Driver for RogueNic {
                 0
             }
             // The device interrupts, and nobody turns that off: it says that it has not, and that it has.
-            "interrupt" | "interrupt-storm" => {
-                const INTERRUPT_CAUSE_SET: u64 = 0xc8;
-                const INTERRUPT_MASK_SET: u64 = 0xd0;
-                let registers = unsafe { raw::rf_bar_map(0) } as u64;
-                self.reply = if text == "interrupt" { Reply::empty() } else { Reply::ACKNOWLEDGED };
-                unsafe {
-                    raw::rf_irq_enable();
-                    ((registers + INTERRUPT_MASK_SET) as *mut u32).write_volatile(u32::MAX);
-                    ((registers + INTERRUPT_CAUSE_SET) as *mut u32).write_volatile(1);
-                }
+            "interrupt" => {
+                self.interrupt(Reply::empty());
+                0
+            }
+            "interrupt-storm" => {
+                self.interrupt(Reply::ACKNOWLEDGED);
                 0
             }
             // A virtio device of before 1.0 in place of the e1000, by a changed manifest: QEMU's turn on bus mastering by

@@ -9,6 +9,7 @@ pub const TICK_HZ: u32 = 250;
 const PIT_HZ: u32 = 1_193_182;
 
 static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
+static TSC_PER_TICK: AtomicU64 = AtomicU64::new(u64::MAX);
 static TSC_AT_START: AtomicU64 = AtomicU64::new(0);
 
 /// A reading of the time stamp counter.
@@ -39,7 +40,9 @@ pub fn init() {
         gate.write(before);
         elapsed
     };
-    TSC_PER_SECOND.store((elapsed * 1000 / u64::from(MILLISECONDS)).max(1_000_000), Ordering::Relaxed);
+    let per_second = (elapsed * 1000 / u64::from(MILLISECONDS)).max(1_000_000);
+    TSC_PER_SECOND.store(per_second, Ordering::Relaxed);
+    TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
 
     // Channel 0: rate generator (mode 2).
     let divisor = (PIT_HZ / TICK_HZ) as u16;
@@ -55,6 +58,12 @@ pub fn init() {
 /// TSC ticks a second.
 pub fn tsc_per_second() -> u64 {
     TSC_PER_SECOND.load(Ordering::Relaxed)
+}
+
+/// TSC ticks in one of the timer's.
+#[inline]
+pub fn tsc_per_tick() -> u64 {
+    TSC_PER_TICK.load(Ordering::Relaxed)
 }
 
 /// Nanoseconds that `ticks` TSC ticks take.

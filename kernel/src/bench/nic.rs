@@ -5,7 +5,7 @@ use crate::arch::time;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::net::queues::Queues;
-use crate::{module, net};
+use crate::{module, net, poll};
 use alloc::string::{String, ToString};
 use ringfence_abi::net::FRAME_BYTES;
 use ringfence_abi::upcall::Events;
@@ -95,7 +95,8 @@ fn hand_over(handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> 
     if !all {
         return Err("the driver does not send".to_string());
     }
-    if module::poll(handle, Events::QUEUE) { Ok(()) } else { Err("the driver was ended".to_string()) }
+    poll::poll(handle, Events::QUEUE);
+    if handle.lock().is_alive() { Ok(()) } else { Err("the driver was ended".to_string()) }
 }
 
 /// Sends frames in batches.

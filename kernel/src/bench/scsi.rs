@@ -2,7 +2,7 @@
 
 use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
 use crate::domain::Handle;
-use crate::module;
+use crate::poll;
 use crate::scsi::disk::Disk;
 use crate::scsi::queues::{Data, Ticket};
 use crate::scsi::{self, check_outcome};
@@ -103,7 +103,8 @@ fn read(
                     begun += 1;
                 }
             }
-            if !module::poll(handle, Events::QUEUE) {
+            poll::poll(handle, Events::QUEUE);
+            if !handle.lock().is_alive() {
                 return Err("the driver was ended".to_string());
             }
         }

@@ -73,6 +73,8 @@ pub struct Domain {
     pub fault: Option<Arc<fault::Fault>>,
     /// How often it was entered.
     pub upcalls: u64,
+    /// What it has had of the CPU.
+    pub turn: crate::poll::Turn,
     /// Lines that it may still log in the upcall under way, and lines that were dropped.
     pub log_left: u32,
     /// See `log_left`.

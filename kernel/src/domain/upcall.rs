@@ -45,11 +45,7 @@ impl Domain {
         self.log_left = LOG_LINES;
         self.upcall = operation;
         self.upcalls += 1;
-        let mut entered = 0;
-        trace::note(self, || {
-            entered = time::tsc();
-            What::Enter(operation, arguments)
-        });
+        trace::note(self, || What::Enter(operation, arguments));
         let [a, b, c] = arguments;
         let frame = UpcallFrame {
             cr3: self.space.cr3(),
@@ -63,7 +59,9 @@ impl Domain {
         cpu.domain.set(core::ptr::from_mut(self));
         cpu.domain_cr3.set(frame.cr3);
         cpu.domain_stacks.set(self.space.stacks_alias());
-        cpu.ticks_left.set(budget_ticks(self.manifest.upcall_ms));
+        let budget = budget_ticks(self.manifest.upcall_ms);
+        cpu.ticks_left.set(budget);
+        let began = time::tsc();
         let end = match self.ring() {
             Ring::Sandboxed => {
                 self.space.write(frame.rsp, &self.space.return_stub().to_le_bytes());
@@ -73,6 +71,7 @@ impl Domain {
             // SAFETY: the domain is trusted, so the kernel's root may execute its slot.
             Ring::Trusted => unsafe { gates::run_trusted(&frame) },
         };
+        self.turn.count(time::tsc().wrapping_sub(began), || budget - cpu.ticks_left.get());
         let (domain, cr3, stacks, ticks) = outer;
         cpu.domain.set(domain);
         cpu.domain_cr3.set(cr3);
@@ -91,7 +90,7 @@ impl Domain {
                 Err(Refusal::from_result(end.value).map_or(UpcallError::Nonsense(end.value), UpcallError::Refused))
             }
         };
-        trace::note(self, || What::Leave(result, time::tsc().saturating_sub(entered)));
+        trace::note(self, || What::Leave(result, self.turn.last_ticks));
         result
     }
 

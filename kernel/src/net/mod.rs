@@ -10,8 +10,8 @@
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::TRANSMIT_MS;
-use crate::module;
 use crate::task::wait_in;
+use crate::{module, poll};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -154,11 +154,9 @@ pub async fn run() {
                 (interface.handle.clone(), unsent, deadline, at)
             };
             let overdue = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if unsent > 0 || overdue(deadline) {
-                module::poll(&handle, Events::QUEUE);
-            }
             // Only a driver that has just had its chance is to blame.
-            if overdue(deadline) {
+            let had_its_turn = (unsent > 0 || overdue(deadline)) && poll::poll(&handle, Events::QUEUE);
+            if had_its_turn && overdue(deadline) {
                 let again = handle.lock().net.as_mut().map(|queues| queues.deadline_ns());
                 let cause = match again {
                     Some(Ok(Some(at))) if overdue(Some(Instant::from_micros(at / 1000))) => {

@@ -7,7 +7,7 @@ use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::{COMMAND_MS, PAUSE_MS, SCAN_MS};
 use crate::task::wait_in;
-use crate::{module, supervise};
+use crate::{module, poll, supervise};
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::format;
 use alloc::sync::Arc;
@@ -240,7 +240,7 @@ async fn execute_once(
         drop(turn.take());
     }
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
-    module::poll(handle, Events::QUEUE);
+    poll::poll(handle, Events::QUEUE);
     let outcome = poll_fn(|context| {
         let mut domain = handle.lock();
         let Some(scsi) = domain.scsi.as_mut() else { return Poll::Ready(Err(ScsiError::NoDriver)) };

@@ -2,10 +2,11 @@
 
 use super::commands::device_name;
 use super::{Outcome, said};
+use crate::arch::time;
 use crate::domain::Ring;
 use crate::domain::fault::{Cause, history};
 use crate::memory::map;
-use crate::{limits, module, println, ramdisk, scsi, supervise};
+use crate::{limits, module, poll, println, ramdisk, scsi, supervise};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -16,18 +17,26 @@ use ringfence_core::module::Module;
 
 pub async fn lsmod(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
-    println!("{:<16} {:>4} {:>4} {:>9} {:<12} {}", "MODULE", "RING", "SLOT", "UPCALLS", "DEVICE", "STATE");
+    println!(
+        "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {}",
+        "MODULE", "RING", "SLOT", "UPCALLS", "CPU MS", "DEVICE", "STATE"
+    );
     for handle in module::loaded() {
         let domain = handle.lock();
         let device = domain.device.as_ref().map(|device| device.function().address.to_string());
+        let state = match domain.is_alive() {
+            true if domain.turn.is_due() => "resting",
+            true => "running",
+            false => "ended by a fault",
+        };
         println!(
-            "{:<16} {:>4} {:>4} {:>9} {:<12} {}",
+            "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {state}",
             domain.name,
             domain.ring(),
             domain.space.slot(),
             domain.upcalls,
+            time::nanoseconds(domain.turn.all_ticks) / 1_000_000,
             device.as_deref().unwrap_or("-"),
-            if domain.is_alive() { "running" } else { "ended by a fault" }
         );
     }
     Ok(())
@@ -134,7 +143,7 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let handle = module::find(name).map_err(said)?;
     let answer = handle.lock().command(&text);
     let mut domain = handle.lock();
-    module::collect(&mut domain);
+    poll::collect(&mut domain);
     if !domain.is_alive() {
         module::quiesce(&mut domain);
     }

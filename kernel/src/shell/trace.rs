@@ -106,6 +106,9 @@ fn print(name: &str, same: &[Event]) {
                 println!("              {}", before(&handle.lock(), rip));
             }
         }
+        What::Rests(events) => {
+            println!("{at_us:>7} us    rests, as its last poll was long; waits for poll({:#x})", events.bits())
+        }
         What::Replaced => println!("{at_us:>7} us  ! replaced"),
     }
 }

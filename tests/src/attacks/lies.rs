@@ -200,10 +200,11 @@ pub fn bad_pointers() -> Vec<Attack> {
     attacks
 }
 
-/// Devices that interrupt for ever, with a driver that says so and one that says that it is quiet: others go on.
+/// Devices that interrupt for ever, with a driver that says so, one that says that it is quiet, and one that takes long each
+/// time: others go on.
 pub fn endless_interrupts() -> Vec<Attack> {
     let attack = |verb| {
         Attack::answer("rogue-nic", verb, None).then("sleep 100; tell template busy").says(&["template: 4 (0x4)"])
     };
-    ["interrupt", "interrupt-storm"].map(attack).to_vec()
+    ["interrupt", "interrupt-storm", "hog 50"].map(attack).to_vec()
 }

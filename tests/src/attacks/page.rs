@@ -71,8 +71,8 @@ Too many for a table, but in the same boot:
   lines, and 100 of `rf_panic`, each of which ends its driver. Ten million of each but these were made, too.
 * `gates::pointers_to_what_is_not_its_own_end_the_driver`: null, kernel, other slots, the ends of the slot and of the stack,
   non-canonical addresses and such that overflow, passed to every service that takes a pointer.
-* `gates::interrupts_that_never_end_stop_nobody`: a device that interrupts for ever, with a driver that says so and one that
-  says it is quiet.
+* `gates::interrupts_that_never_end_stop_nobody`: a device that interrupts for ever, with a driver that says so, one that
+  says it is quiet, and one that takes long each time; `turns::a_driver_that_takes_long_has_half_of_the_cpu` has how long others get.
 
 In boots of their own, because they need other modules or another machine, or leave this one other than it was:
 

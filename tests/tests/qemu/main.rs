@@ -11,3 +11,4 @@ mod restart;
 mod sandbox;
 mod scsi;
 mod trace;
+mod turns;

@@ -1,0 +1,172 @@
+//! When drivers run: each is polled when its device has interrupted, or when there is something for it in its queues.
+//!
+//! **Drivers whose polls are long have half of the CPU, all of them together.** Nobody else runs during a poll, a driver may
+//! use up its budget in each, and a device may interrupt for ever. So a poll that takes longer than [`TURN_MS`] is followed by
+//! a rest as long, in which no driver is polled whose last poll was long; its device is held back. All others go on.
+
+use crate::arch::{interrupts, time};
+use crate::domain::device::Device;
+use crate::domain::{Domain, Handle};
+use crate::limits::TURN_MS;
+use crate::trace::{self, What};
+use crate::{module, net};
+use core::future::poll_fn;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::task::Poll;
+use embassy_futures::yield_now;
+use embassy_sync::waitqueue::AtomicWaker;
+use embassy_time::{Instant, Timer};
+use ringfence_abi::upcall::{Events, POLL, Reply};
+
+/// Until when drivers whose last poll was long rest, in nanoseconds since boot.
+static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
+static ON_WAITING: AtomicWaker = AtomicWaker::new();
+
+/// What a driver has had of the CPU, and what it waits for.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// TSC ticks in all its upcalls.
+    pub all_ticks: u64,
+    /// TSC ticks in the last one.
+    pub last_ticks: u64,
+    /// Since when it is to be polled, in nanoseconds since boot, and for what.
+    waits: Option<(u64, Events)>,
+}
+
+impl Turn {
+    /// Whether it is to be polled, when it has rested.
+    pub fn is_due(&self) -> bool {
+        self.waits.is_some()
+    }
+
+    /// Counts an upcall that took `tsc_ticks` and met `timer_ticks` of the timer. When the host stalls, the first go on, and
+    /// the second do not; the driver is not to blame.
+    #[inline]
+    pub fn count(&mut self, mut tsc_ticks: u64, timer_ticks: impl FnOnce() -> u32) {
+        let in_one = time::tsc_per_tick();
+        if tsc_ticks > in_one {
+            tsc_ticks = tsc_ticks.min((u64::from(timer_ticks()) + 1) * in_one);
+        }
+        self.last_ticks = tsc_ticks;
+        self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
+    }
+}
+
+/// Whether `domain` is to wait for its next turn.
+fn rests(domain: &Domain) -> bool {
+    time::uptime_ns() < REST_UNTIL.load(Ordering::Relaxed) && was_long(domain)
+}
+
+/// Whether the last poll of `domain` was long.
+fn was_long(domain: &Domain) -> bool {
+    time::nanoseconds(domain.turn.last_ticks) > TURN_MS.get() * 1_000_000
+}
+
+/// Lets a driver look after its device and its queues, and passes on what it left there. One that rests does that later.
+/// Returns whether it had its turn now.
+pub fn poll(handle: &Handle, events: Events) -> bool {
+    let mut domain = handle.lock();
+    if !domain.is_alive() || !rests(&domain) {
+        run(&mut domain, events);
+        return true;
+    }
+    trace::note(&domain, || What::Rests(events));
+    if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
+        device.mask();
+    }
+    let (since, before) = domain.turn.waits.unwrap_or((time::uptime_ns(), Events::empty()));
+    domain.turn.waits = Some((since, before | events));
+    ON_WAITING.wake();
+    false
+}
+
+fn run(domain: &mut Domain, mut events: Events) {
+    let waited = domain.turn.waits.take().map_or(Events::empty(), |(_, events)| events);
+    events |= waited;
+    let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
+    if was_long(domain) {
+        let from = REST_UNTIL.load(Ordering::Relaxed).max(time::uptime_ns());
+        REST_UNTIL.store(from + time::nanoseconds(domain.turn.last_ticks), Ordering::Relaxed);
+    }
+    let acknowledged = reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED));
+    if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
+        if !acknowledged {
+            device.mask();
+        } else if waited.contains(Events::INTERRUPT) && device.active_line().is_some() {
+            device.unmask();
+        }
+    }
+    collect(domain);
+    if !domain.is_alive() {
+        module::quiesce(domain);
+    }
+}
+
+/// Takes what a driver put into its queues.
+pub fn collect(domain: &mut Domain) {
+    let mut cause = None;
+    if let Some(scsi) = &mut domain.scsi {
+        cause = scsi.collect().err();
+    }
+    if domain.net.is_some() {
+        net::wake();
+    }
+    if let Some(cause) = cause {
+        domain.condemn(cause);
+        module::quiesce(domain);
+    }
+}
+
+/// The task that polls drivers whose devices raised their line.
+pub async fn serve_interrupts() {
+    loop {
+        let fired = poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
+            0 => Poll::Pending,
+            fired => Poll::Ready(fired),
+        })
+        .await;
+        lines(fired);
+        yield_now().await;
+    }
+}
+
+/// Polls the drivers of all devices on the lines in `fired`, and unmasks the lines.
+pub fn lines(fired: u16) {
+    for handle in module::loaded() {
+        let line = handle.lock().device.as_ref().and_then(Device::active_line);
+        if line.is_some_and(|line| fired & 1 << line != 0) {
+            poll(&handle, Events::INTERRUPT);
+        }
+    }
+    for line in (0..interrupts::LINES).filter(|line| fired & 1 << line != 0) {
+        interrupts::set_masked(line, false);
+    }
+}
+
+/// The task that polls drivers that have rested, whoever has waited longest first.
+pub async fn serve_rested() {
+    loop {
+        let handle = poll_fn(|context| {
+            ON_WAITING.register(context.waker());
+            longest_waiting().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await;
+        let until = REST_UNTIL.load(Ordering::Relaxed);
+        if until > time::uptime_ns() {
+            drop(handle);
+            Timer::at(Instant::from_micros(until / 1000 + 1)).await;
+            continue;
+        }
+        run(&mut handle.lock(), Events::empty());
+        drop(handle);
+        yield_now().await;
+    }
+}
+
+fn longest_waiting() -> Option<Handle> {
+    let waiting = module::loaded().into_iter().filter_map(|handle| {
+        let (since, _) = handle.lock().turn.waits?;
+        Some((since, handle))
+    });
+    waiting.min_by_key(|(since, _)| *since).map(|(_, handle)| handle)
+}

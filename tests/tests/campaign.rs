@@ -6,12 +6,9 @@ use ringfence::campaign::{self, Options, Outcome};
 use ringfence_tests::system;
 
 fn outcomes(mutants: usize, ring: u8) -> Vec<Outcome> {
-    let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk.img");
-    std::fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
     let modules = ["e1000", "virtio-scsi"].map(String::from).to_vec();
     let options = Options { modules, mutants, seed: 1997, skip: 0, ring, out: None, json: true };
-    campaign::outcomes(system(), &disk, &options).unwrap()
+    campaign::outcomes(system(), &options).unwrap()
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The runner's command line: exit statuses, and one clear line for each mistake.
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn run(arguments: &[&str]) -> Output {
     ringfence_tests::system();
@@ -19,13 +20,38 @@ fn mistake(arguments: &[&str]) -> (i32, String) {
 #[test]
 fn statuses_tell_how_a_run_ended() {
     let status = |commands: &str, more: &[&str]| {
-        let arguments = [&["--nic", "none", "--hba", "none", "--exec", commands], more].concat();
+        let arguments = [&["--hba", "none", "--exec", commands], more].concat();
         run(&arguments).status.code()
     };
     assert_eq!(status("help; lspci", &[]), Some(0));
     assert_eq!(status("help; nonsense; lspci", &[]), Some(1));
+    assert_eq!(status("nonsense; shutdown; lspci", &[]), Some(1));
     assert_eq!(status("panic", &[]), Some(2));
     assert_eq!(status("sleep 100000", &["--timeout", "3"]), Some(3));
+    assert_eq!(status("help", &["--memory", "1"]), Some(4));
+    assert_eq!(status("help", &["--nic", "nonsense"]), Some(4));
+    assert_eq!(status("help", &["--nonsense"]), Some(4));
+}
+
+/// A person at the console leaves with Ctrl-A X; QEMU ends with the same status after a triple fault.
+#[test]
+fn a_triple_fault_at_the_console_is_told_from_leaving() {
+    ringfence_tests::system();
+    for (typed, status) in [("\x01x", 0), ("insmod rogue --ring 0; tell rogue lidt\r", 2)] {
+        let mut child = Command::new(ringfence_tests::runner())
+            .args(["--nic", "none", "--hba", "none", "--timeout", "60"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the runner runs");
+        let (mut input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut lines = BufReader::new(output).lines();
+        lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("Type 'help'"))).expect("the prompt").unwrap();
+        input.write_all(typed.as_bytes()).unwrap();
+        // Until QEMU ends.
+        let rest: Vec<String> = lines.map_while(Result::ok).collect();
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{rest:#?}");
+    }
 }
 
 #[test]

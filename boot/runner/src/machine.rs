@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// QEMU's name, unless `RINGFENCE_QEMU` names another one.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -105,6 +105,16 @@ impl Default for Machine {
     }
 }
 
+/// Length of a disk that is there when a person brings none, in bytes.
+pub const DISK_BYTES: u64 = 64 << 20;
+
+/// A disk without content, which is gone when what is returned is dropped.
+pub fn empty_disk() -> Result<NamedTempFile> {
+    let disk = NamedTempFile::new().context("cannot make a disk")?;
+    disk.as_file().set_len(DISK_BYTES)?;
+    Ok(disk)
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -114,8 +124,10 @@ pub enum End {
     CommandFailed,
     /// The kernel panicked, or the loader could not start it.
     Panic,
-    /// Triple fault, or QEMU itself ended.
+    /// Triple fault, or QEMU itself was ended.
     Crash,
+    /// QEMU refused to start; it has said why.
+    NotStarted,
     /// The time limit passed.
     TimeLimit,
     /// A person left.
@@ -130,6 +142,7 @@ impl End {
             End::CommandFailed => 1,
             End::Panic | End::Crash => 2,
             End::TimeLimit => 3,
+            End::NotStarted => 4,
         }
     }
 
@@ -141,6 +154,7 @@ impl End {
             End::Panic => "the kernel panicked",
             End::Crash => "the machine crashed (triple fault?)",
             End::TimeLimit => "the time limit passed",
+            End::NotStarted => "QEMU did not start the machine",
             End::Left => "left",
         }
     }
@@ -180,6 +194,8 @@ impl Machine {
     fn command(&self, system: &System, files: &TempDir) -> Result<Command> {
         let mut qemu = Command::new(qemu());
         qemu.args(["-machine", "pc", "-accel", &self.accel, "-no-reboot", "-display", "none", "-vga", "none"]);
+        // So that the guest's CPU is told from other threads.
+        qemu.args(["-name", "ringfence,debug-threads=on"]);
         qemu.args(["-cpu", if self.accel == "kvm" { "host" } else { "max" }]);
         qemu.args(["-m", &format!("{}M", self.memory), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         match &self.boot {
@@ -263,13 +279,11 @@ impl Machine {
         let deadline = self.timeout.map(|limit| Instant::now() + limit);
         loop {
             if let Some(status) = child.try_wait()? {
-                // The last of what it said.
-                let _ = shown.join();
-                return Ok(match classify(status) {
-                    // A person's Ctrl-A X ends QEMU with 0, as a triple fault does; the screen shows which it was.
-                    Some(0) => End::Left,
-                    code => end_of(code, true),
-                });
+                // The last of what it said; nothing, if it could not be shown.
+                let last = shown.join().unwrap_or_default();
+                // A triple fault has that status, too; then nobody has typed Ctrl-A X, or 'quit' at QEMU's monitor.
+                let left = status.code() == Some(0) && (last.contains("QEMU: Terminated") || last.contains("(qemu)"));
+                return Ok(if left { End::Left } else { end_of(status, true) });
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 child.kill()?;
@@ -388,7 +402,7 @@ impl Running {
         };
         let good = self.seen.iter().rev().find(|line| !line.is_empty()).is_some_and(|line| line == FINAL_LINE);
         let end = match status {
-            Some(status) => end_of(classify(status), good),
+            Some(status) => end_of(status, good),
             None => End::TimeLimit,
         };
         Ok(Run { end, lines: std::mem::take(&mut self.seen) })
@@ -408,9 +422,10 @@ fn start(qemu: &mut Command) -> Result<Child> {
     qemu.spawn().with_context(|| format!("cannot start {name}: is it installed? 'make setup' installs it"))
 }
 
-/// Passes on what comes, as it comes, with source lines at the ends of the lines that have some.
-fn show(mut from: impl Read, mut sources: Sources) {
-    let mut line = Vec::new();
+/// Passes on what comes, as it comes, with source lines at the ends of the lines that have some. Returns the last line that is
+/// not empty.
+fn show(mut from: impl Read, mut sources: Sources) -> String {
+    let (mut line, mut last) = (Vec::new(), Vec::new());
     let mut bytes = [0; 4096];
     let mut out = std::io::stdout().lock();
     while let Ok(count @ 1..) = from.read(&mut bytes) {
@@ -420,7 +435,9 @@ fn show(mut from: impl Read, mut sources: Sources) {
                     // Nobody is there to be told if it fails.
                     let _ = out.write_all(annotation.as_bytes());
                 }
-                line.clear();
+                if !line.is_empty() {
+                    last = std::mem::take(&mut line);
+                }
             } else if line.len() < 1024 {
                 line.push(*byte);
             }
@@ -428,6 +445,7 @@ fn show(mut from: impl Read, mut sources: Sources) {
         }
         let _ = out.flush();
     }
+    String::from_utf8_lossy(if line.is_empty() { &last } else { &line }).into_owned()
 }
 
 /// QEMU splits its options at commas; one in a name is doubled.
@@ -436,17 +454,14 @@ fn drive_argument(id: &str, path: &std::path::Path, more: &str) -> OsString {
     format!("if=none,id={id},format=raw,file={path}{more}").into()
 }
 
-/// The value that the kernel ended with, if it did; 0 if QEMU ended by itself.
-fn classify(status: ExitStatus) -> Option<i32> {
-    status.code()
-}
-
-/// Statuses are twice the kernel's value plus one (`kernel/src/arch/power.rs`).
-fn end_of(code: Option<i32>, said_done: bool) -> End {
+/// Statuses are twice the kernel's value plus one (`kernel/src/arch/power.rs`); QEMU's own are 0 and 1.
+fn end_of(status: ExitStatus, said_done: bool) -> End {
+    const REFUSED: i32 = 1;
     const DONE: i32 = 0x10 << 1 | 1;
     const COMMAND_FAILED: i32 = 0x11 << 1 | 1;
     const PANIC: i32 = 0x12 << 1 | 1;
-    match code {
+    match status.code() {
+        Some(REFUSED) => End::NotStarted,
         Some(DONE) if said_done => End::Done,
         Some(COMMAND_FAILED) => End::CommandFailed,
         Some(PANIC) => End::Panic,

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use ringfence::machine::{Machine, Protocol};
+use ringfence::machine::{DISK_BYTES, Machine, Protocol};
 use ringfence::ramdisk::Contents;
 use ringfence::{bench, build, campaign, gdb, iso, ramdisk, soak, target};
 use serde_json::json;
@@ -97,7 +97,7 @@ enum Verb {
 #[derive(Args)]
 struct RunArguments {
     /// Run shell commands, print their output, and power off. Exit status: 0 if all succeeded, 1 if one failed, 2 after
-    /// a kernel panic or triple fault, 3 after the time limit.
+    /// a kernel panic or triple fault, 3 after the time limit, 4 if it did not come to a run.
     #[arg(long, value_name = "CMD; CMD")]
     exec: Option<String>,
     /// Do not load drivers at boot.
@@ -144,12 +144,23 @@ fn parse_forward(text: &str) -> Result<(u16, u16), String> {
     Ok((port(host)?, port(guest)?))
 }
 
+/// Exit status when it did not come to a run.
+const MISTAKE: u8 = 4;
+
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and the version are no mistakes. Nothing can be done where it cannot be printed.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(MISTAKE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(cli) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("ringfence: {error:#}");
-            ExitCode::from(4)
+            ExitCode::from(MISTAKE)
         }
     }
 }
@@ -184,13 +195,13 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Verb::Lint) => build::lint().map(|()| 0),
         Some(Verb::Bench { name, out, json }) => {
             let system = build::system(true)?;
-            bench::run(&system, &scratch_disk()?, &bench::Options { name, json, out })?;
+            bench::run(&system, &bench::Options { name, json, out })?;
             Ok(0)
         }
         Some(Verb::Campaign { modules, mutants, seed, skip, ring, out, json }) => {
             let system = build::system(true)?;
             let options = campaign::Options { modules, mutants, seed, skip, ring, out, json };
-            Ok(u8::from(!campaign::run(&system, &scratch_disk()?, &options)?))
+            Ok(u8::from(!campaign::run(&system, &options)?))
         }
         Some(Verb::Soak { minutes, seed, json }) => {
             if !(0.0..=10_000.0).contains(&minutes) {
@@ -264,12 +275,11 @@ fn boot(arguments: RunArguments) -> Result<u8> {
 
 /// A disk that is there when no other is, and whose content nobody relies on.
 fn scratch_disk() -> Result<PathBuf> {
-    const BYTES: u64 = 64 << 20;
     let path = target().join("scratch.img");
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("cannot make the scratch disk {}", path.display()))?;
-    if file.metadata()?.len() != BYTES {
-        file.set_len(BYTES)?;
+    if file.metadata()?.len() != DISK_BYTES {
+        file.set_len(DISK_BYTES)?;
     }
     Ok(path)
 }

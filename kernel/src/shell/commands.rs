@@ -11,7 +11,7 @@ use crate::arch::time;
 use crate::bench::Mode;
 use crate::domain::device::{self, State};
 use crate::symbols::Location;
-use crate::{console, pci, println, shell};
+use crate::{console, pci, println};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -216,7 +216,7 @@ async fn bench(mut arguments: Arguments<'_>) -> Outcome {
 
 /// Only the shell itself knows what it waits for: it never gets here unless `wait` is part of another command.
 async fn wait(arguments: Arguments<'_>) -> Outcome {
-    arguments.wrong("only a line of its own can wait")
+    arguments.wrong("it takes nothing, and only a line of its own can wait")
 }
 
 async fn sleep(mut arguments: Arguments<'_>) -> Outcome {
@@ -231,7 +231,7 @@ async fn panic(arguments: Arguments<'_>) -> Outcome {
     panic!("as asked for");
 }
 
+/// Only the shell itself knows what failed.
 async fn shutdown(arguments: Arguments<'_>) -> Outcome {
-    arguments.end()?;
-    shell::finish(0)
+    arguments.wrong("it takes nothing, and only a line of its own can end the machine")
 }

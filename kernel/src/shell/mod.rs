@@ -47,6 +47,7 @@ pub async fn run() {
     }
     let mut jobs = Jobs::default();
     if let Some(script) = ramdisk::text("exec") {
+        jobs.scripted = true;
         for command in commands_of(script) {
             println!("{PROMPT}{command}");
             jobs.execute(command).await;
@@ -75,7 +76,7 @@ fn commands_of(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Ends the machine in order, and says so in the last line.
-pub fn finish(failed: usize) -> ! {
+fn finish(failed: usize) -> ! {
     module::unload_all();
     fault::print_pending();
     if failed == 0 {
@@ -91,6 +92,8 @@ pub fn finish(failed: usize) -> ! {
 struct Jobs {
     running: Vec<Pin<Box<dyn Future<Output = Outcome>>>>,
     failed: usize,
+    /// Whether nobody types them.
+    scripted: bool,
 }
 
 impl Jobs {
@@ -100,6 +103,10 @@ impl Jobs {
             let line = line.trim().to_string();
             self.running.push(Box::pin(async move { commands::run(&line).await }));
             return;
+        }
+        if line == "shutdown" {
+            // A person has seen what failed.
+            finish(if self.scripted { self.failed } else { 0 });
         }
         if line == "wait" {
             let waited = self.finish_or_interrupted().await;

@@ -20,7 +20,7 @@ impl Awake {
         Awake((0..cpus).filter_map(spin).collect())
     }
 
-    /// Keeps the last thread of `process`, which in QEMU is the guest's CPU, on the last CPU.
+    /// Keeps the guest's CPU, a thread of QEMU's `process`, on the last CPU.
     pub fn pin(&self, process: u32) {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return };

@@ -11,12 +11,12 @@ mod host;
 mod report;
 
 use crate::build::System;
-use crate::machine::{End, Machine, Protocol, Running, free_port};
+use crate::machine::{End, Machine, Protocol, Running, empty_disk, free_port};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// One result.
@@ -92,10 +92,11 @@ const ROUND_TRIPS: usize = 200;
 const IN_GUEST: [&str; 5] = ["call", "upcall", "nic", "scsi", "recovery"];
 
 /// Measures everything, or what is asked for.
-pub fn run(system: &System, disk: &Path, options: &Options) -> Result<()> {
+pub fn run(system: &System, options: &Options) -> Result<()> {
     let awake = host::Awake::new();
     let progress = |what: &str| eprintln!("bench: {what}");
-    let machine = Machine { disks: vec![disk.to_path_buf()], timeout: Some(TIME_LIMIT), ..Machine::default() };
+    let disk = empty_disk()?;
+    let machine = Machine { disks: vec![disk.path().to_path_buf()], timeout: Some(TIME_LIMIT), ..Machine::default() };
 
     // The kernel takes the beginning of a name, too.
     let is_wanted = |name: &str| name.starts_with(&options.name) || options.name.starts_with(name);

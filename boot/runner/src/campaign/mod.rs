@@ -18,13 +18,13 @@ pub mod report;
 
 use crate::build::System;
 use crate::echo;
-use crate::machine::{End, Machine, Running};
+use crate::machine::{End, Machine, Running, empty_disk};
 use anyhow::{Context, Result, bail};
 use mutate::{Kind, Site};
 use object::{Object, ObjectSegment};
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -117,9 +117,9 @@ const COMMAND_MS: u64 = 500;
 const BLOCKS: u64 = 48;
 
 /// Tries all changes and prints the table. Whether no kernel was hurt and every service restored.
-pub fn run(system: &System, disk: &Path, options: &Options) -> Result<bool> {
+pub fn run(system: &System, options: &Options) -> Result<bool> {
     let start = Instant::now();
-    let outcomes = outcomes(system, disk, options)?;
+    let outcomes = outcomes(system, options)?;
     eprintln!("campaign: {} changes in {} s", outcomes.len(), start.elapsed().as_secs());
     let all = report::keep(&outcomes, options)?;
     if !options.json {
@@ -129,10 +129,11 @@ pub fn run(system: &System, disk: &Path, options: &Options) -> Result<bool> {
 }
 
 /// Tries all changes.
-pub fn outcomes(system: &System, disk: &Path, options: &Options) -> Result<Vec<Outcome>> {
+pub fn outcomes(system: &System, options: &Options) -> Result<Vec<Outcome>> {
     let server = echo::Server::start()?;
     // What is flushed need not reach the host's disk, which may take as long as it likes.
-    let machine = Machine { disks: vec![disk.to_path_buf()], volatile_disks: true, ..Machine::default() };
+    let disk = empty_disk()?;
+    let machine = Machine { disks: vec![disk.path().to_path_buf()], volatile_disks: true, ..Machine::default() };
     eprintln!("campaign: finding out what the work executes");
     let mutants = mutants(system, &machine, server.port(), options)?;
     let mutants = mutants.get(options.skip..).context("all changes are left out")?;

@@ -117,8 +117,13 @@ pub fn file(name: &str) -> Result<File, LoadError> {
 
 /// Loads a module into `ring` and runs its `init`. On any error nothing of it stays.
 pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
+    load_for(file, ring, None)
+}
+
+/// The same, for `function` if one is given: any that it drives otherwise.
+fn load_for(file: &File, ring: Ring, function: Option<&'static Function>) -> Result<Handle, LoadError> {
     // A driver that nobody knows yet is not restarted: its report is due now.
-    let handle = start(file, ring, None, None).inspect_err(|_| fault::print_pending())?;
+    let handle = start(file, ring, function, None, None).inspect_err(|_| fault::print_pending())?;
     LOADED.lock().push(handle.clone());
     crate::net::attach(&handle);
     crate::scsi::attach(&handle);
@@ -127,9 +132,18 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
 
 /// Maps a module, in the place of a driver that was ended if one is given, and runs its `init`; nobody knows it yet. On
 /// any error nothing of it stays.
-fn start(file: &File, ring: Ring, dead: Option<&Handle>, watched: Option<u64>) -> Result<Handle, LoadError> {
+fn start(
+    file: &File,
+    ring: Ring,
+    function: Option<&'static Function>,
+    dead: Option<&Handle>,
+    watched: Option<u64>,
+) -> Result<Handle, LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
-    let device = take_device(&module.manifest)?;
+    let device = match function {
+        Some(function) => Some(Device::take(function).ok_or(LoadError::NoDevice)?),
+        None => take_device(&module.manifest)?,
+    };
     let mut domain = map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
     match supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
         Some(why) => log::warn!("{}: loaded into ring 1: {why}", domain.name),
@@ -153,16 +167,17 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
-    {
+    let function = {
         let mut domain = dead.lock();
         quiesce(&mut domain);
         frames::take_back_promise(core::mem::take(&mut domain.promised));
-    }
+        domain.function
+    };
     let offers = |handle: &Handle| {
         let domain = handle.lock();
         (domain.net.is_some(), domain.scsi.is_some())
     };
-    let fresh = start(file, ring, Some(dead), watched)
+    let fresh = start(file, ring, function, Some(dead), watched)
         .and_then(|fresh| if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) });
     let fresh = fresh.inspect_err(|_| {
         let mut domain = dead.lock();
@@ -220,6 +235,7 @@ fn map(
         },
         entry: module.entry,
         image_bytes: module.len_bytes,
+        function: device.as_ref().map(Device::function),
         device,
         heap_bytes: 0,
         dma: Vec::new(),
@@ -330,9 +346,9 @@ pub fn autoload() {
             Module::parse(&file.bytes).is_ok_and(|module| module.manifest.pci_ids().any(|id| id == function.id))
         };
         let Some(file) = ramdisk::modules().find(drives) else { continue };
-        match load(&file, Ring::Sandboxed) {
+        match load_for(&file, Ring::Sandboxed, Some(function)) {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {}", handle.lock().name, function.address),
-            Err(error) => log::error!("{}: {error}", file.name),
+            Err(error) => log::error!("{} for {}: {error}", file.name, function.address),
         }
     }
 }

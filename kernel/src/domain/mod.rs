@@ -51,6 +51,8 @@ pub struct Domain {
     pub image_bytes: u64,
     /// The PCI function it drives.
     pub device: Option<device::Device>,
+    /// The same, also when it was ended: a successor drives that one.
+    pub function: Option<&'static crate::pci::Function>,
     /// Length of its heap in bytes.
     pub heap_bytes: u64,
     /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the kernel's to free.

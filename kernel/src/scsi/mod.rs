@@ -470,12 +470,14 @@ async fn scan(host: &Arc<Host>) {
             if late {
                 break 'targets;
             }
-            if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.host(), host)).count() >= MAX_DISKS {
-                log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", name());
-                return;
-            }
             match Disk::open(host, target, lun).await {
-                Ok(Some(disk)) => keep(disk, host),
+                Ok(Some(disk)) => {
+                    if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.host(), host)).count() >= MAX_DISKS {
+                        log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", name());
+                        break 'targets;
+                    }
+                    keep(disk, host);
+                }
                 Ok(None) => {}
                 Err(ScsiError::NoDriver) => return,
                 Err(error) => {

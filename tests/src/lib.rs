@@ -45,6 +45,22 @@ pub fn boot_well(machine: &Machine) -> String {
     run.text()
 }
 
+/// Boots a machine on which so many commands must fail, and nothing else.
+pub fn boot_badly(machine: &Machine, failed: usize) -> Run {
+    let run = boot(machine);
+    let last = format!("ringfence: {failed} command{} failed", if failed == 1 { "" } else { "s" });
+    let said = run.lines.iter().rev().find(|line| !line.is_empty());
+    assert_eq!((run.end, said), (End::CommandFailed, Some(&last)), "the console said:\n{}", run.text());
+    run
+}
+
+/// Has a machine that waits for commands end in order.
+pub fn leave(mut running: Running) {
+    running.type_line("shutdown").expect("the console is open");
+    let run = running.finish(|_| ()).expect("QEMU ends");
+    assert_eq!(run.end, End::Done, "the console said:\n{}", run.text());
+}
+
 /// Starts `machine`, whatever commands it was to run, and waits until it asks for some.
 pub fn at_prompt(mut machine: Machine) -> Running {
     machine.contents.exec = None;

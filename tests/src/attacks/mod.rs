@@ -209,7 +209,8 @@ pub fn in_one_boot() -> &'static Reports {
     static REPORTS: LazyLock<Reports> = LazyLock::new(|| {
         carry_out(&all(), true, |script| {
             let mut machine = machine(&format!(
-                "limits command-ms 300; {script}; insmod e1000; ip; insmod virtio-scsi; blkread disk0 0 8"
+                "limits command-ms 300; {script}; limits command-ms 30000; insmod e1000; ip; insmod virtio-scsi; \
+                 blkread disk0 0 8"
             ));
             machine.contents.autoload = false;
             let disk = tempfile::NamedTempFile::new().expect("a disk");

@@ -2,7 +2,7 @@
 
 use ringfence::iso;
 use ringfence::machine::{Boot, End};
-use ringfence_tests::{assert_says, at_prompt, bare, boot, boot_well, machine, system};
+use ringfence_tests::{assert_says, at_prompt, bare, boot, boot_well, leave, machine, system};
 
 #[test]
 fn boots_to_the_shell_with_64_mib() {
@@ -15,7 +15,8 @@ fn boots_to_the_shell_with_64_mib() {
 fn a_cpu_without_the_protections_will_do() {
     let mut machine = bare("insmod rogue; tell rogue flags");
     machine.extra = vec!["-cpu".into(), "qemu64,-smep,-smap,-umip".into()];
-    assert_says(&boot_well(&machine), "protections: NX WP");
+    let text = boot_well(&machine);
+    assert!(text.lines().any(|line| line.ends_with("protections: NX WP")), "{text}");
 }
 
 #[test]
@@ -110,8 +111,7 @@ fn a_line_that_is_being_typed_stays_whole() {
     let line = running.wait_for("help xx\x1b[2Di").unwrap();
     assert!(line.starts_with("ringfence> "), "{line:?}");
     running.wait_for("insmod NAME [--ring 0|1]").unwrap();
-    running.type_line("shutdown").unwrap();
-    assert_eq!(running.finish(|_| ()).unwrap().end, End::Done);
+    leave(running);
 }
 
 #[test]
@@ -128,6 +128,5 @@ fn lines_are_edited_completed_and_remembered() {
     running.type_line("nonsense; tell template abc").unwrap();
     running.wait_for("there is no command 'nonsense'").unwrap();
     running.wait_for("template: 3 (0x3)").unwrap();
-    running.type_line("shutdown").unwrap();
-    assert_eq!(running.finish(|_| ()).unwrap().end, End::Done);
+    leave(running);
 }

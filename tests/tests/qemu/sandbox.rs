@@ -3,7 +3,7 @@
 use ringfence::machine::{End, Machine, qemu};
 use ringfence_tests::attacks::rogue::BOCHS;
 use ringfence_tests::attacks::{Attack, Expected, carry_out, in_one_boot, rogue};
-use ringfence_tests::{HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot};
+use ringfence_tests::{HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot, leave};
 use std::collections::BTreeSet;
 
 #[test]
@@ -153,8 +153,7 @@ fn interrupts_hit_every_instruction_that_they_can() {
         gates.clone().all(|at| at.starts_with("gate_") && (at.ends_with("+0x0") || at.ends_with("+0x2"))),
         "{seen:?}"
     );
-    running.type_line("shutdown").unwrap();
-    assert_eq!(running.finish(|_| ()).unwrap().end, End::Done);
+    leave(running);
 }
 
 /// Has QEMU make each instruction a translated block of its own: the option has another name since 8.1.

@@ -1,7 +1,6 @@
 //! What `trace` shows of a driver's boundary, and that nothing a traced driver does takes more than its share.
 
-use ringfence::machine::End;
-use ringfence_tests::{HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot, boot_well, machine};
+use ringfence_tests::{HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot_badly, boot_well, leave, machine};
 
 /// The lines of the traces in `text`, without the time.
 fn events(text: &str) -> Vec<&str> {
@@ -23,10 +22,12 @@ fn a_trace_shows_upcalls_and_calls_in_both_rings() {
 
 #[test]
 fn a_trace_goes_on_with_a_driver_that_comes_back() {
-    let run = boot(&machine(
-        "trace e1000 repeat 1 kill e1000, sleep 100; trace e1000; trace nope help; trace e1000 trace e1000 help",
-    ));
-    assert_eq!(run.end, End::CommandFailed);
+    let run = boot_badly(
+        &machine(
+            "trace e1000 repeat 1 kill e1000, sleep 100; trace e1000; trace nope help; trace e1000 trace e1000 help",
+        ),
+        3,
+    );
     let text = run.text();
     let events = events(&text);
     assert_eq!(events[..2], ["! ended: killed", "> init(0x0, 0x0, 0x0)"], "{text}");
@@ -41,11 +42,13 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
 fn a_trace_shows_who_touches_what_is_watched() {
     // The mailbox has the text of the command.
     let traced = "trace template --watch 0x8001f00000:1 tell template x";
-    let run = boot(&bare(&format!(
-        "insmod template; tell template x; {traced}; ring template 0; {traced}; trace template tell template y; \
+    let run = boot_badly(
+        &bare(&format!(
+            "insmod template; tell template x; {traced}; ring template 0; {traced}; trace template tell template y; \
          trace template --watch 0x8001f00001:2 help; trace template --watch 8 help; trace template --watch 0x10001f00000"
-    )));
-    assert_eq!(run.end, End::CommandFailed);
+        )),
+        3,
+    );
     let text = run.text();
     let touched: Vec<&str> = text.lines().filter(|line| line.ends_with(" us    * 0x78")).collect();
     let places = text.lines().filter(|line| line.starts_with("              at ringfence_sdk::shared::mailbox+0x"));
@@ -71,8 +74,7 @@ fn the_stack_of_a_trusted_driver_can_be_watched() {
 #[test]
 fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let attack = format!("insmod rogue; trace rogue tell rogue gate-flood; rmmod rogue; {HEALTH}");
-    let run = boot(&bare(&format!("insmod template; tell template x; {attack}; {attack}; {attack}")));
-    assert_eq!(run.end, End::CommandFailed);
+    let run = boot_badly(&bare(&format!("insmod template; tell template x; {attack}; {attack}; {attack}")), 3);
     let text = run.text();
     assert_eq!(text.matches(" earlier events were not kept").count(), 3, "{text}");
     let events = events(&text);
@@ -92,4 +94,5 @@ fn a_trace_ends_with_its_command_even_if_that_is_given_up() {
     running.wait_for("error: interrupted").unwrap();
     running.type_line("trace template tell template x").unwrap();
     running.wait_for("events").unwrap();
+    leave(running);
 }

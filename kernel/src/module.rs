@@ -19,7 +19,7 @@ use core::fmt;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::manifest::{Manifest, Policy};
 use ringfence_abi::upcall::{EXIT, INIT};
-use ringfence_core::extent::align_up;
+use ringfence_core::extent::{Extent, align_up};
 use ringfence_core::module::{Module, ModuleError, Value};
 use spin::Mutex;
 
@@ -370,22 +370,27 @@ pub fn condemn(handle: &Handle, cause: Cause) {
     quiesce(&mut domain);
 }
 
-/// Which driver an address belongs to, for a panic: it takes no locks that may be held.
+/// Which module an address belongs to, and where in its image it is, for a panic: it takes no locks that may be held.
 pub struct Owner(pub u64);
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slot = ringfence_abi::layout::slot_of(self.0);
+        let is_in = |domain: &Domain| domain.slot_extent().encloses(Extent::new(self.0, 1));
+        let write = |f: &mut fmt::Formatter<'_>, domain: &Domain| {
+            write!(f, "{}+{:#x}", domain.file.name, self.0.wrapping_sub(domain.base() + IMAGE))
+        };
         if let Some(loaded) = LOADED.try_lock() {
             for handle in loaded.iter() {
                 // The one that runs is locked by who runs it.
-                if let Some(domain) = handle.try_lock()
-                    && Some(domain.space.slot()) == slot
-                {
-                    return write!(f, "{}", domain.name);
+                if let Some(domain) = handle.try_lock().filter(|domain| is_in(domain)) {
+                    return write(f, &domain);
                 }
             }
         }
-        crate::domain::upcall::with_current(|domain| write!(f, "{}", domain.name)).unwrap_or(Ok(()))
+        crate::domain::upcall::with_current(|domain| match is_in(domain) {
+            true => write(f, domain),
+            false => f.write_str("nobody's"),
+        })
+        .unwrap_or_else(|| f.write_str("nobody's"))
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::arch::power::{self, Ending};
 use crate::arch::traps::TrapFrame;
+use crate::module::Owner;
 use crate::println;
 use crate::symbols::Location;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -64,7 +65,7 @@ fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
         println!("    address {address:#x} ({})", crate::memory::map::describe(address));
     }
     if slot_of(frame.rip).is_some() {
-        println!("    in a driver that runs trusted in ring 0: {}", crate::module::Owner(frame.rip));
+        println!("    in a driver that runs trusted in ring 0 ({})", Owner(frame.rip));
     }
 }
 
@@ -85,7 +86,11 @@ fn backtrace(mut rbp: u64) {
             break;
         }
         // A call at a function's very end returns behind it.
-        println!("        {}", Location(return_address - 1));
+        let at = return_address - 1;
+        match slot_of(at) {
+            Some(_) => println!("        {} ({})", Location(at), Owner(at)),
+            None => println!("        {}", Location(at)),
+        }
         if next <= rbp {
             break;
         }

@@ -75,12 +75,27 @@ pub fn distrust(domain: &Domain) -> Option<String> {
         return Some("it is for ring 1 only".into());
     }
     let faults = FAULTED.lock().get(&domain.file.name).copied()?;
-    Some(format!("it faulted {faults} times in ring 1; 'policy' forgives that"))
+    let times = if faults == 1 { "once".into() } else { format!("{faults} times") };
+    Some(format!("it faulted {times} in ring 1; 'policy {} restart' or 'stop' forgives that", domain.name))
 }
 
 /// Whether `domain` is restarted when it is ended.
 pub fn restarts(domain: &Domain) -> bool {
     !domain.stopped && domain.policy == Policy::Restart && !domain.given_up
+}
+
+/// What becomes of `domain`, in a word or a few.
+pub fn state(domain: &Domain) -> String {
+    match domain.is_alive() {
+        true if domain.turn.is_due() => "resting".into(),
+        true => "running".into(),
+        false if domain.given_up => "given up".into(),
+        false if !restarts(domain) => "ended".into(),
+        false => match domain.restart_at {
+            Some(at) => format!("back in {} ms", at.saturating_sub(time::uptime_ns()).div_ceil(1_000_000)),
+            None => "ended, to be back".into(),
+        },
+    }
 }
 
 /// Whether a driver that was ended will be back.

@@ -3,11 +3,11 @@
 //! **A trace takes no more than [`EVENTS`] places, whatever the driver does**: the oldest go, and are counted. Nothing is
 //! allocated while it runs. A driver that is not traced pays one look at [`Domain::traced`] for each crossing.
 
-use crate::arch::time;
-use crate::arch::watch;
+use crate::arch::{cpu, time, watch};
 use crate::domain::Domain;
 use crate::domain::calls::Call;
-use crate::domain::upcall::{UpcallError, with_current};
+use crate::domain::space;
+use crate::domain::upcall::UpcallError;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use ringfence_abi::upcall::Events;
@@ -127,13 +127,14 @@ pub fn note_access(rip: u64) {
     // A service that a trusted driver calls runs on its stack: it may be this module that has touched what is watched.
     let Some(mut trace) = TRACE.try_lock() else { return };
     let Some(trace) = trace.as_mut() else { return };
-    let value = with_current(|domain| {
-        let watched = trace.watched?;
+    let value = trace.watched.and_then(|watched| {
         let mut bytes = [0; 8];
-        let read = domain.space.read(watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
+        // That service has the domain in hand: its root is enough.
+        let read =
+            space::read(cpu::this().domain_cr3.get(), watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
         read.then(|| u64::from_le_bytes(bytes))
     });
-    trace.add(What::Access(rip, value.flatten()));
+    trace.add(What::Access(rip, value));
 }
 
 #[cold]

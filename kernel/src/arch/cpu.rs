@@ -2,6 +2,7 @@
 
 use crate::domain::Domain;
 use core::cell::Cell;
+use core::sync::atomic::AtomicU32;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 use x86_64::registers::model_specific::Msr;
 
@@ -23,10 +24,10 @@ pub struct Cpu {
     /// The domain whose upcall is under way, or null.
     pub domain: Cell<*mut Domain>,
     /// Timer ticks that the upcall under way may still see.
-    pub ticks_left: Cell<u32>,
+    pub ticks_left: AtomicU32,
 }
 
-// SAFETY: there is one CPU. Interrupt handlers write only `ticks_left`, which nobody reads and writes back.
+// SAFETY: there is one CPU, and interrupt handlers write nothing but `ticks_left`.
 unsafe impl Sync for Cpu {}
 
 /// The one CPU's state, for `entry.S`. Rust goes through [`this`].
@@ -38,7 +39,7 @@ pub static CPU: Cpu = Cpu {
     exception_stack: Cell::new(0),
     critical_stack: Cell::new(0),
     domain: Cell::new(core::ptr::null_mut()),
-    ticks_left: Cell::new(0),
+    ticks_left: AtomicU32::new(0),
 };
 
 /// The state of the CPU that runs this.

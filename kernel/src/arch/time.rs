@@ -82,8 +82,7 @@ pub fn charged<T>(work: impl FnOnce() -> T) -> T {
     let began = tsc();
     let done = work();
     let missed = nanoseconds(tsc().saturating_sub(began)) / (1_000_000_000 / u64::from(TICK_HZ));
-    let left = &super::cpu::this().ticks_left;
-    left.set(left.get().saturating_sub(missed.min(MOST_CHARGED) as u32));
+    take_ticks(missed.min(MOST_CHARGED) as u32);
     done
 }
 
@@ -92,7 +91,13 @@ const MOST_CHARGED: u64 = TICK_HZ as u64 / 20;
 
 /// The timer interrupt: counts against the upcall under way, and wakes who waited for a time.
 pub fn tick() {
-    let left = &super::cpu::this().ticks_left;
-    left.set(left.get().saturating_sub(1));
+    take_ticks(1);
     crate::task::tick();
+}
+
+/// Takes so many ticks from what the upcall under way may still see.
+fn take_ticks(count: u32) {
+    let less = |left: u32| Some(left.saturating_sub(count));
+    // It always has a value for it.
+    let _ = super::cpu::this().ticks_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
 }

@@ -121,7 +121,7 @@ extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
     match copy.vector {
         FIRST_INTERRUPT.. => {
             interrupts::handle(copy.vector as u8);
-            if cpu::this().ticks_left.get() == 0 {
+            if cpu::this().ticks_left.load(Ordering::Relaxed) == 0 {
                 Fault::end_driver(Cause::Overrun, copy);
             }
         }

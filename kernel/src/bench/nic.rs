@@ -7,6 +7,7 @@ use crate::domain::fault::Cause;
 use crate::net::queues::Queues;
 use crate::{module, net, poll};
 use alloc::string::{String, ToString};
+use embassy_futures::yield_now;
 use ringfence_abi::net::FRAME_BYTES;
 use ringfence_abi::upcall::Events;
 
@@ -29,6 +30,8 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
         let sample = || Ok(send(&handle, &unknown, batch)?.value(mode, 1.0));
         let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/tx", mode.unit("frames/s")).batch(batch))?;
         rows.iter().for_each(&mut *print);
+        // Ctrl-C may have been typed.
+        yield_now().await;
     }
     let request = frame(&handle, true);
     for batch in BATCHES {

@@ -9,6 +9,7 @@ use crate::scsi::{self, check_outcome};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use embassy_futures::yield_now;
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
@@ -47,6 +48,8 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
         let row = || Row::new("scsi/read4k/depth32", mode.unit("reads/s")).batch(batch);
         let rows = alternate(&disk.handle(), SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
+        // Ctrl-C may have been typed.
+        yield_now().await;
     }
     let large_blocks = (MAX_DATA / disk.block_bytes()) as u64;
     let large_places = disk.capacity.blocks / large_blocks;

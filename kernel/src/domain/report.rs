@@ -7,8 +7,8 @@ use super::calls::service_name;
 use super::fault::{Cause, Site};
 use super::memory::describe;
 use super::{Domain, Ring};
-use crate::arch::time;
 use crate::arch::traps::{TrapFrame, exception_name};
+use crate::arch::{cpu, time};
 use crate::module::File;
 use crate::symbols;
 use alloc::format;
@@ -62,6 +62,8 @@ pub struct Scene {
     slot: usize,
     ring: u64,
     upcall: u64,
+    /// Whether it was in that upcall, and not between two.
+    was_running: bool,
     upcalls: u64,
     at_us: u64,
     cause: Cause,
@@ -118,6 +120,7 @@ impl Scene {
             slot: domain.space.slot(),
             ring: frame.map_or(of_domain, |frame| frame.cs & 3),
             upcall: domain.upcall,
+            was_running: core::ptr::eq(cpu::this().domain.get(), domain),
             upcalls: domain.upcalls,
             at_us: time::uptime_ns() / 1000,
             cause,
@@ -325,7 +328,8 @@ impl Words {
         let mut words = Words::default();
         let _ = write!(words.headline, "{}: ", scene.name);
         let _ = scene.write_cause(&mut words.headline);
-        let _ = write!(words.headline, ", in {}", upcall::name(scene.upcall));
+        let when = if scene.was_running { "in" } else { "after" };
+        let _ = write!(words.headline, ", {when} {}", upcall::name(scene.upcall));
         let _ = scene.write_details(&mut words.details);
         words
     }

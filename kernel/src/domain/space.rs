@@ -356,9 +356,7 @@ impl Space {
 
     /// Physical address and rights of `address`, if the domain has it mapped.
     pub fn translate(&self, address: u64) -> Option<(u64, Flags)> {
-        // The tables would not know: they ignore the bits that make an address non-canonical.
-        x86_64::VirtAddr::try_new(address).ok()?;
-        tables::translate(self.root, address)
+        translate(self.root, address)
     }
 
     /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if a page is not mapped.
@@ -375,23 +373,35 @@ impl Space {
         true
     }
 
-    /// Copies bytes from `start` into `to`; `false` if a page is not the domain's own memory. Registers of its device are
-    /// not: reading them does things, and they need not lie where the kernel has physical memory mapped.
+    /// Copies bytes from `start` into `to`; `false` if a page is not the domain's own memory ([`read`]).
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
-        let mut done = 0;
-        while done < to.len() {
-            let address = start + done as u64;
-            let Some((pa, flags)) = self.translate(address) else { return false };
-            if !flags.contains(rights::OWN) {
-                return false;
-            }
-            let here = (to.len() - done).min((PAGE_SIZE - address % PAGE_SIZE) as usize);
-            // SAFETY: `here` bytes from `pa` lie in one frame of the domain, and `to` has room for them.
-            unsafe { core::ptr::copy_nonoverlapping(at_physical(pa), to.as_mut_ptr().add(done), here) };
-            done += here;
-        }
-        true
+        read(self.root, start, to)
     }
+}
+
+/// What is mapped at `address` under `root`: its physical address and rights.
+fn translate(root: u64, address: u64) -> Option<(u64, Flags)> {
+    // The tables would not know: they ignore the bits that make an address non-canonical.
+    x86_64::VirtAddr::try_new(address).ok()?;
+    tables::translate(root, address)
+}
+
+/// Copies bytes from `start` into `to`; `false` if a page is not the memory of the domain that has `root`. Registers of its
+/// device are not: reading them does things, and they need not lie where the kernel has physical memory mapped.
+pub fn read(root: u64, start: u64, to: &mut [u8]) -> bool {
+    let mut done = 0;
+    while done < to.len() {
+        let Some(address) = start.checked_add(done as u64) else { return false };
+        let Some((pa, flags)) = translate(root, address) else { return false };
+        if !flags.contains(rights::OWN) {
+            return false;
+        }
+        let here = (to.len() - done).min((PAGE_SIZE - address % PAGE_SIZE) as usize);
+        // SAFETY: `here` bytes from `pa` lie in one frame of the domain, and `to` has room for them.
+        unsafe { core::ptr::copy_nonoverlapping(at_physical(pa), to.as_mut_ptr().add(done), here) };
+        done += here;
+    }
+    true
 }
 
 impl Drop for Space {

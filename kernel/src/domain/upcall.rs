@@ -8,6 +8,7 @@ use crate::arch::time::{self, TICK_HZ};
 use crate::supervise;
 use crate::trace::{self, What};
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall;
@@ -55,12 +56,13 @@ impl Domain {
             args: [operation, a, b, c],
         };
         let cpu = cpu::this();
-        let outer = (cpu.domain.get(), cpu.domain_cr3.get(), cpu.domain_stacks.get(), cpu.ticks_left.get());
+        let outer =
+            (cpu.domain.get(), cpu.domain_cr3.get(), cpu.domain_stacks.get(), cpu.ticks_left.load(Ordering::Relaxed));
         cpu.domain.set(core::ptr::from_mut(self));
         cpu.domain_cr3.set(frame.cr3);
         cpu.domain_stacks.set(self.space.stacks_alias());
         let budget = budget_ticks(self.manifest.upcall_ms);
-        cpu.ticks_left.set(budget);
+        cpu.ticks_left.store(budget, Ordering::Relaxed);
         let began = time::tsc();
         let end = match self.ring() {
             Ring::Sandboxed => {
@@ -71,12 +73,12 @@ impl Domain {
             // SAFETY: the domain is trusted, so the kernel's root may execute its slot.
             Ring::Trusted => unsafe { gates::run_trusted(&frame) },
         };
-        self.turn.count(time::tsc().wrapping_sub(began), || budget - cpu.ticks_left.get());
+        self.turn.count(time::tsc().wrapping_sub(began), || budget - cpu.ticks_left.load(Ordering::Relaxed));
         let (domain, cr3, stacks, ticks) = outer;
         cpu.domain.set(domain);
         cpu.domain_cr3.set(cr3);
         cpu.domain_stacks.set(stacks);
-        cpu.ticks_left.set(ticks);
+        cpu.ticks_left.store(ticks, Ordering::Relaxed);
         if self.log_dropped > 0 {
             log::warn!("{}: {} more lines in one upcall were dropped", self.name, self.log_dropped);
             self.log_dropped = 0;
@@ -128,11 +130,12 @@ fn budget_ticks(milliseconds: u32) -> u32 {
 
 /// Runs `then` with the domain whose upcall is under way.
 ///
-/// Only services call this: they run while [`Domain::upcall`] waits for the driver and uses `self` no further.
+/// For services, and for what ends the driver: both run while [`Domain::upcall`] waits for the driver and uses `self` no further.
+/// A panic may look as well: nobody goes on after one.
 pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
     let domain = cpu::this().domain.get();
     // SAFETY: set by `Domain::upcall` from its `&mut self`, which lies idle until the driver returns; services are
-    // never entered twice at a time by one domain.
+    // never entered twice at a time by one domain, and a driver that is ended from within a service never goes on in it.
     unsafe { domain.as_mut() }.map(then)
 }
 

@@ -347,6 +347,8 @@ pub struct Status {
     pub name: String,
     /// The driver's name.
     pub driver: String,
+    /// Whether that runs.
+    pub is_alive: bool,
     /// Ethernet address.
     pub mac: String,
     /// IPv4 address with prefix length, once there is one.
@@ -366,6 +368,7 @@ pub fn status() -> Vec<Status> {
         Status {
             name: interface.name.clone(),
             driver: domain.name.clone(),
+            is_alive: domain.is_alive(),
             mac: domain.net.as_ref().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default(),
             address: interface.address(),
             router,

@@ -49,7 +49,7 @@ static COMMANDS: &[Command] = &[
     command!("kill", "kill NAME", "end a driver as a fault would", kill),
     command!(
         "policy",
-        "policy NAME restart|stop|ring0-never",
+        "policy NAME [restart|stop|ring0-never]",
         "what becomes of a driver that faulted; forgives what was",
         policy
     ),
@@ -192,7 +192,11 @@ async fn irqs(arguments: Arguments<'_>) -> Outcome {
 
 async fn repeat(mut arguments: Arguments<'_>) -> Outcome {
     let count: u32 = arguments.number("the count")?;
+    let usage = arguments.wrong("the commands are missing");
     let commands = arguments.rest();
+    if commands.is_empty() {
+        return usage;
+    }
     let started = time::uptime_ns();
     for _ in 0..count {
         run_all(commands).await?;

@@ -101,7 +101,11 @@ impl Jobs {
     async fn execute(&mut self, line: &str) {
         if let Some(line) = line.strip_suffix('&') {
             let line = line.trim().to_string();
-            self.running.push(Box::pin(async move { commands::run(&line).await }));
+            self.running.push(Box::pin(async move {
+                let outcome = commands::run(&line).await;
+                println!("{line} & {}", if outcome.is_ok() { "is done" } else { "failed" });
+                outcome
+            }));
             return;
         }
         if line == "shutdown" {

@@ -3,8 +3,8 @@
 use super::commands::device_name;
 use super::{Outcome, said};
 use crate::arch::time;
-use crate::domain::Ring;
 use crate::domain::fault::{Cause, history};
+use crate::domain::{Handle, Ring};
 use crate::memory::map;
 use crate::{limits, module, poll, println, ramdisk, scsi, supervise};
 use alloc::format;
@@ -24,11 +24,7 @@ pub async fn lsmod(arguments: Arguments<'_>) -> Outcome {
     for handle in module::loaded() {
         let domain = handle.lock();
         let device = domain.device.as_ref().map(|device| device.function().address.to_string());
-        let state = match domain.is_alive() {
-            true if domain.turn.is_due() => "resting",
-            true => "running",
-            false => "ended by a fault",
-        };
+        let state = supervise::state(&domain);
         println!(
             "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {state}",
             domain.name,
@@ -127,7 +123,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     let handle = module::find(name).map_err(said)?;
     let mut domain = handle.lock();
     if !domain.is_alive() {
-        return Err(format!("{name} was ended by a fault"));
+        return Err(format!("{name} was ended; 'faults' says why"));
     }
     if let Some(why) = supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
         return Err(format!("{name} stays in ring 1: {why}"));
@@ -141,6 +137,9 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
     let text = with_addresses(arguments.rest())?;
     let handle = module::find(name).map_err(said)?;
+    if !handle.lock().is_alive() {
+        return Err(format!("{name} was ended before; 'faults' says why"));
+    }
     let answer = handle.lock().command(&text);
     let mut domain = handle.lock();
     poll::collect(&mut domain);
@@ -177,15 +176,17 @@ pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {
 
 pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let policy = match arguments.word("the policy")? {
-        "restart" => Some(Policy::Restart),
-        "stop" => Some(Policy::Stop),
-        "ring0-never" => None,
-        other => return arguments.wrong(&format!("'{other}' is no policy")),
+    let word = arguments.optional();
+    let policy = match word {
+        Some("restart") => Some(Policy::Restart),
+        Some("stop") => Some(Policy::Stop),
+        Some("ring0-never") | None => None,
+        Some(other) => return arguments.wrong(&format!("'{other}' is no policy")),
     };
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
     match policy {
+        None if word.is_none() => return show_policy(&handle),
         Some(policy) => {
             let mut domain = handle.lock();
             domain.policy = policy;
@@ -202,6 +203,17 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
     // One that was ended already is restarted now, or those who wait for that need not wait any longer.
     supervise::note();
     scsi::wake_waiting();
+    show_policy(&handle)
+}
+
+fn show_policy(handle: &Handle) -> Outcome {
+    let domain = handle.lock();
+    let then = if domain.policy == Policy::Restart { "is restarted" } else { "stays so" };
+    let ring0 = match supervise::distrust(&domain) {
+        None => "may run in ring 0".to_string(),
+        Some(why) => format!("stays in ring 1: {why}"),
+    };
+    println!("{}: when it is ended it {then}; it {ring0}", domain.name);
     Ok(())
 }
 
@@ -212,10 +224,14 @@ pub async fn limits(mut arguments: Arguments<'_>) -> Outcome {
         }
         return Ok(());
     };
-    let value = arguments.number("the value")?;
-    arguments.end()?;
     let limit = limits::ALL.into_iter().find(|limit| limit.name == name);
     let limit = limit.ok_or_else(|| format!("there is no limit '{name}'; 'limits' lists them"))?;
+    let Some(word) = arguments.optional() else {
+        println!("{:<18} {:>8}  {}", limit.name, limit.get(), limit.what);
+        return Ok(());
+    };
+    let value = arguments.as_number("the value", word)?;
+    arguments.end()?;
     limit.set(value).map_err(|(least, most)| format!("{name} must be {least} to {most}, not {value}"))
 }
 

@@ -1,34 +1,48 @@
 //! Commands about the network.
 
 use super::Outcome;
-use crate::{net, println};
+use crate::{net, println, supervise};
 use alloc::format;
 use alloc::string::ToString;
 use embassy_time::{Duration, with_timeout};
 use ringfence_core::arguments::Arguments;
 
+/// Longest wait for an address.
+const LEASE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Waits until the first interface has an address. The error says what is missing.
+async fn has_network() -> Outcome {
+    let leased = net::wait_for_address(LEASE_LIMIT).await;
+    match net::status().first() {
+        None => Err("there is no network interface".to_string()),
+        Some(first)
+            if !first.is_alive && !net::first_driver().is_some_and(|driver| supervise::will_be_back(&driver)) =>
+        {
+            Err(format!("{}'s driver was ended, and stays so", first.name))
+        }
+        Some(_) if leased => Ok(()),
+        Some(first) => Err(format!("{} got no address from DHCP within {} s", first.name, LEASE_LIMIT.as_secs())),
+    }
+}
+
 pub async fn ip(arguments: Arguments<'_>) -> Outcome {
-    const LIMIT: Duration = Duration::from_secs(10);
     arguments.end()?;
-    let leased = net::wait_for_address(LIMIT).await;
+    let outcome = has_network().await;
     let interfaces = net::status();
     for interface in &interfaces {
         println!(
-            "{}: {} via {}, router {}\n      {}, {} frames out, {} in",
+            "{}: {} via {}{}, router {}\n      {}, {} frames out, {} in",
             interface.name,
             interface.address.as_deref().unwrap_or("no address"),
             interface.driver,
+            if interface.is_alive { "" } else { ", which was ended" },
             interface.router.as_deref().unwrap_or("none"),
             interface.mac,
             interface.counts.sent,
             interface.counts.received
         );
     }
-    match (interfaces.is_empty(), leased) {
-        (true, _) => Err("there is no network interface".to_string()),
-        (_, false) => Err(format!("no address from DHCP within {} s", LIMIT.as_secs())),
-        _ => Ok(()),
-    }
+    outcome
 }
 
 pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
@@ -42,9 +56,7 @@ pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
             other => return arguments.wrong(&format!("'{other}' is not known")),
         }
     }
-    if !net::wait_for_address(Duration::from_secs(10)).await {
-        return Err("the interface has no address".to_string());
-    }
+    has_network().await?;
     let mut answered = 0;
     for sequence in 1..=count {
         match net::client::ping(host, sequence, limit).await? {
@@ -70,6 +82,7 @@ pub async fn tcpecho(mut arguments: Arguments<'_>) -> Outcome {
         Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
     };
     arguments.end()?;
+    has_network().await?;
     let echoed = with_timeout(limit, net::client::echo(host, port, len_bytes)).await;
     echoed.unwrap_or(Err("not all came back in time"))?;
     println!("{len_bytes} bytes came back as they were");

@@ -173,5 +173,5 @@ fn step_singly(machine: &mut Machine) {
 fn the_same_attacks_in_ring_0_are_the_kernels_end() {
     let run = boot(&bare("insmod rogue --ring 0; tell rogue read 0"));
     assert_eq!(run.end, End::Panic);
-    assert_says(&run.text(), "in a driver that runs trusted in ring 0: rogue");
+    assert_says(&run.text(), "in a driver that runs trusted in ring 0 (rogue+0x");
 }

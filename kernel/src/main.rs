@@ -14,6 +14,7 @@ mod arch;
 mod bench;
 mod console;
 mod domain;
+#[forbid(unsafe_code)]
 mod limits;
 mod memory;
 #[forbid(unsafe_code)]
@@ -37,6 +38,7 @@ mod symbols;
 mod task;
 #[forbid(unsafe_code)]
 mod trace;
+#[forbid(unsafe_code)]
 mod trial;
 
 use bootloader_api::config::Mapping;
@@ -57,13 +59,10 @@ entry_point!(kernel_main, config = &CONFIG);
 /// Brings the machine up, one step a line.
 fn kernel_main(info: &'static mut BootInfo) -> ! {
     console::init();
-    if let Err(reason) = memory::init(info) {
+    if let Err(reason) = set_memory_up(info) {
         println!("boot failed: {reason}");
         arch::power::end(arch::power::Ending::Panic);
     }
-    arch::entry_area::init(memory::kernel_root());
-    memory::init_trap_stacks().expect("memory for the trap stacks");
-    memory::protect_entry_area();
     let protections = arch::cpu::init();
     arch::interrupts::init();
     arch::time::init();
@@ -82,6 +81,15 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
     })
+}
+
+/// Memory, and the entry area, which is in every address space. The error says what there was too little of.
+fn set_memory_up(info: &BootInfo) -> Result<(), &'static str> {
+    memory::init(info)?;
+    arch::entry_area::init(memory::kernel_root());
+    memory::init_trap_stacks().map_err(|_| "too little memory for the trap stacks")?;
+    memory::protect_entry_area();
+    Ok(())
 }
 
 /// Memory that the loader left at a physical address.

@@ -363,7 +363,7 @@ pub fn quiesce(domain: &mut Domain) {
     crate::supervise::note();
 }
 
-/// Ends a driver for what it left in a queue.
+/// Ends a driver that does not run right now: for what it left in a queue or undone, or because a person says so.
 pub fn condemn(handle: &Handle, cause: Cause) {
     let mut domain = handle.lock();
     domain.condemn(cause);

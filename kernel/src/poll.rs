@@ -96,23 +96,18 @@ fn run(domain: &mut Domain, mut events: Events) {
             device.unmask();
         }
     }
-    collect(domain);
-    if !domain.is_alive() {
-        module::quiesce(domain);
-    }
+    after(domain);
 }
 
-/// Takes what a driver put into its queues.
-pub fn collect(domain: &mut Domain) {
-    let mut cause = None;
-    if let Some(scsi) = &mut domain.scsi {
-        cause = scsi.collect().err();
+/// After an upcall: takes what the driver put into its queues, and stops its device if it was ended, by the upcall or for that.
+pub fn after(domain: &mut Domain) {
+    if let Some(Err(cause)) = domain.scsi.as_mut().map(|scsi| scsi.collect()) {
+        domain.condemn(cause);
     }
     if domain.net.is_some() {
         net::wake();
     }
-    if let Some(cause) = cause {
-        domain.condemn(cause);
+    if !domain.is_alive() {
         module::quiesce(domain);
     }
 }

@@ -137,7 +137,7 @@ pub async fn run(
     }
 }
 
-/// A checksum (FNV-1a over words) of everything of the kernel that must never change: text, read-only data, descriptor
+/// A checksum (in the manner of FNV-1a, over words, with a rotation) of everything of the kernel that must never change: text, read-only data, descriptor
 /// tables and its part of the page tables.
 pub fn checksum() -> u64 {
     const START: u64 = 0xcbf2_9ce4_8422_2325;

@@ -1,4 +1,4 @@
-//! A small harness for tests that boot the whole system: each test is a line or two over [`boot`].
+//! A small harness for tests that boot the whole system: each test is a few lines over [`boot_well`] or [`boot_badly`].
 //!
 //! Every run has a time limit, and passes only with the agreed status *and* the agreed last line.
 

@@ -160,7 +160,7 @@ impl Driver for RogueNic {
                 let word = unsafe { (again as *const u64).read_volatile() };
                 (physical == physical_again && word == 0).into()
             }
-            "dma-all" => refusal(unsafe { raw::rf_dma_alloc(u64::MAX) }),
+            "dma-all" => refusal(unsafe { raw::rf_dma_alloc(1 << 40) }),
             // Registers are not memory that the kernel reads for a driver.
             "log-registers" => {
                 let registers = unsafe { raw::rf_bar_map(0) };

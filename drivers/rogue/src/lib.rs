@@ -4,6 +4,8 @@
 //! Beside `rogue-nic` and `rogue-scsi`, this is the one driver with unsafe code of its own.
 #![no_std]
 
+extern crate alloc;
+
 mod attacks;
 mod instructions;
 

@@ -1,5 +1,5 @@
 //! What a driver module is written with. A driver crate forbids unsafe code and does not know its ring: this crate has
-//! all the unsafe code there is on the driver's side.
+//! all the unsafe code that a driver needs.
 //!
 //! * [`driver!`]: the manifest and the entry point
 //! * [`Driver`], [`net::Nic`], [`scsi::ScsiHost`]: what a driver is

@@ -7,11 +7,12 @@ use core::panic::PanicInfo;
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
     let mut line = LineBuffer::new();
-    // A message that is too long is cut off.
-    let _ = write!(line, "panicked: {}", info.message());
+    // A message that is too long is cut off; the place is not.
+    let _ = write!(line, "panicked");
     if let Some(location) = info.location() {
         let _ = write!(line, " at {}:{}", location.file(), location.line());
     }
+    let _ = write!(line, ": {}", info.message());
     let (text, len_bytes) = line.parts();
     // SAFETY: the line lives as long as the driver, which is not long.
     unsafe { raw::rf_panic(text, len_bytes) };

@@ -88,9 +88,11 @@ impl Patch {
     pub fn parse(text: &str) -> Option<Patch> {
         let (at, hex) = text.split_once(':')?;
         let at = usize::from_str_radix(at, 16).ok()?;
-        let byte = |pair: &[u8]| u8::from_str_radix(core::str::from_utf8(pair).ok()?, 16).ok();
-        let bytes = hex.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>()?;
-        (!bytes.is_empty()).then_some(Patch { at, bytes })
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let byte = |[high, low]: &[u8; 2]| Some((digit(*high)? << 4 | digit(*low)?) as u8);
+        let (pairs, half) = hex.as_bytes().as_chunks::<2>();
+        let bytes = pairs.iter().map(byte).collect::<Option<Vec<u8>>>()?;
+        (!bytes.is_empty() && half.is_empty()).then_some(Patch { at, bytes })
     }
 
     /// `content` with the change in it; `None` if it does not lie inside.
@@ -135,6 +137,7 @@ mod tests {
     fn changes_are_read_and_applied() {
         let patch = Patch::parse("2:90cc").unwrap();
         assert_eq!(patch, Patch { at: 2, bytes: vec![0x90, 0xcc] });
+        assert_eq!(["2:", "2:9", "2:90c", "2:+f", "x:90", "90"].map(Patch::parse), [const { None }; 6]);
         assert_eq!(patch.apply(&[0; 4]), Some(vec![0, 0, 0x90, 0xcc]));
         assert_eq!(patch.apply(&[0; 3]), None);
         assert_eq!(Patch { at: usize::MAX, bytes: vec![0] }.apply(&[0]), None);

@@ -1,4 +1,4 @@
-//! Segment, gate and system descriptors, and the selectors that name them (Intel SDM vol. 3A, 3.4.5, 5.8.3.1, 8.2.3).
+//! Segment, gate and system descriptors, and the selectors that name them (Intel SDM vol. 3A, 3.4.5, 5.8.3.1, 7.2.3).
 //!
 //! The descriptors of ring 1 live in the LDT, which is each domain's own: it is the domain's capability table. All
 //! descriptors have their accessed bit set, because the tables are mapped read-only where ring 1 runs.
@@ -113,7 +113,7 @@ const fn flat() -> u64 {
     0xffff | 0xf << 48 | 1 << 55
 }
 
-/// A system descriptor (SDM 8.2.3, figure 8-4) of type `kind` for `bytes` bytes at `base`.
+/// A system descriptor (SDM 7.2.3, figure 7-4) of type `kind` for `bytes` bytes at `base`.
 const fn system(kind: u64, base: u64, bytes: u64) -> [u64; 2] {
     let limit = bytes - 1;
     [

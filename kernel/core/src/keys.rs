@@ -1,5 +1,5 @@
 //! What keys mean to the line editor, which knows characters, Backspace, Tab and the arrows, and nothing else: Home, End and
-//! Delete are said in those, and so are Ctrl-A, -E, -U and -K. A key that means nothing is left out whole.
+//! Delete are said in those, and so are Ctrl-A (on QEMU's console Ctrl-A A), -E, -U and -K. A key that means nothing is left out whole.
 
 use alloc::collections::VecDeque;
 

@@ -18,7 +18,7 @@
 .global gate_\number
 .type gate_\number, @function
 gate_\number:
-    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS        (SDM 6.8.5.1, 5.8.5.1) */
+    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS        (SDM 5.8.5.1) */
     push 2
     popfq                               /* IF, TF, DF, AC, NT = 0 */
     /* Not before: an interrupt leaves the registers in the stacks' page, where the driver can read them. */

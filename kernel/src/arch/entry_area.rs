@@ -55,7 +55,7 @@ pub mod ist {
 }
 const IST_BYTES: u64 = 512;
 
-/// Task state segment in 64-bit mode (SDM vol. 3A, 8.7, figure 8-11).
+/// Task state segment in 64-bit mode (SDM vol. 3A, 7.7, figure 7-11).
 #[repr(C, packed(4))]
 struct TaskState {
     reserved_0: u32,

@@ -125,6 +125,17 @@ impl Device {
         Ok((index, found))
     }
 
+    /// The I/O ports that its driver may use.
+    pub fn ports(&self) -> impl Iterator<Item = Ports> {
+        let ports = |(index, mapped): (usize, &Option<u64>)| match (self.function.bars.get(index)?, mapped) {
+            (Some(Bar::Io { .. }), Some(first)) => {
+                Some(Ports { first: *first as u16, count: self.port_count(index).min(MAX_PORTS) as u16 })
+            }
+            _ => None,
+        };
+        self.mapped.iter().enumerate().filter_map(ports)
+    }
+
     fn port_count(&self, index: usize) -> u32 {
         self.function.port_counts.get(index).copied().unwrap_or(0)
     }

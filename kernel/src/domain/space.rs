@@ -197,18 +197,23 @@ impl Space {
     ///
     /// A service that was not granted has a gate that is not present, so that calling it faults with its selector.
     pub fn set_grants(&mut self, granted: Imports) {
-        let put = |entry: usize, [low, high]: [u64; 2]| {
-            let ldt = at_physical(self.ldt).cast::<u64>();
-            // SAFETY: the LDT is one page, and `descriptor::LDT_BYTES` says it is enough.
-            unsafe {
-                ldt.add(entry).write(low);
-                ldt.add(entry + 1).write(high);
-            }
-        };
-        put(1, [descriptor::code64(1), descriptor::data(1)]);
-        put(descriptor::return_gate_entry(), descriptor::call_gate(gates::return_gate_entry(), true));
+        self.set_ldt(1, [descriptor::code64(1), descriptor::data(1)]);
+        self.set_ldt(descriptor::return_gate_entry(), descriptor::call_gate(gates::return_gate_entry(), true));
         for (number, entry) in gates::gate_entries().into_iter().enumerate() {
-            put(descriptor::gate_entry(number), descriptor::call_gate(entry, granted.contains(number)));
+            self.set_ldt(descriptor::gate_entry(number), descriptor::call_gate(entry, granted.contains(number)));
+        }
+    }
+
+    /// Writes entry `index` of the LDT and the one behind it.
+    fn set_ldt(&mut self, index: usize, [low, high]: [u64; 2]) {
+        let Some(entries) = (index + 2 <= descriptor::LDT_BYTES / 8).then(|| at_physical(self.ldt).cast::<u64>())
+        else {
+            return;
+        };
+        // SAFETY: both lie in the LDT, which is one page of the domain's.
+        unsafe {
+            entries.add(index).write(low);
+            entries.add(index + 1).write(high);
         }
     }
 
@@ -259,14 +264,7 @@ impl Space {
 
     /// Has service `number`'s gate lead elsewhere, for `bench`. [`Space::set_grants`] takes it back.
     pub fn retarget_gate(&mut self, number: usize, target: u64) {
-        let [low, high] = descriptor::call_gate(target, true);
-        let entry = descriptor::gate_entry(number);
-        let ldt = at_physical(self.ldt).cast::<u64>();
-        // SAFETY: as in `set_grants`.
-        unsafe {
-            ldt.add(entry).write(low);
-            ldt.add(entry + 1).write(high);
-        }
+        self.set_ldt(descriptor::gate_entry(number), descriptor::call_gate(target, true));
     }
 
     /// Has service `number`'s stub raise an interrupt, for `bench`. [`Space::set_ring`] takes it back.

@@ -111,7 +111,7 @@ impl Domain {
         }
     }
 
-    /// Ends the driver from outside an upcall: something it left behind cannot be true.
+    /// Ends the driver from outside an upcall, with a report.
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
             let fault = Fault::new(self, cause, Site::Nowhere);

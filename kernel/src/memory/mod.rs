@@ -1,6 +1,6 @@
 //! Physical memory, the kernel's own address space, and the kernel's heap.
 //!
-//! * [`frames`]: who owns which frame
+//! * [`frames`]: which frames nobody has
 //! * [`map`]: what lies where, in words
 //! * [`tables`]: page tables, the kernel's and the domains'
 //! * [`stray`]: what devices write to memory that nobody has

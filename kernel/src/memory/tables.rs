@@ -148,8 +148,8 @@ pub fn free_tree(pa: u64, level: u8) {
     frames::free(pa);
 }
 
-/// Fills `root` with all that `kernel` maps, but with what `domain` maps for the GiB around `address`; `table` becomes
-/// the table of level 3 that joins them.
+/// Fills `root` with all that `kernel` maps, but with what `domain` maps for the GiB around `address`; the frame at
+/// `table_pa` becomes the table of level 3 that joins them.
 pub fn merge(root: u64, kernel: u64, table_pa: u64, domain: u64, address: u64) {
     let copy = |to: u64, from: u64| {
         for (to, from) in table(to).iter_mut().zip(table(from).iter()) {

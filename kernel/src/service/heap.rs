@@ -1,6 +1,7 @@
 //! `rf_heap_grow`: more heap, up to the budget in the manifest.
 
 use super::Answer;
+use crate::arch::time;
 use crate::domain::Domain;
 use crate::domain::space::rights;
 use ringfence_abi::layout::{HEAP, PAGE_SIZE};
@@ -15,7 +16,7 @@ pub fn rf_heap_grow(domain: &mut Domain, len_bytes: u64) -> Answer {
         return Err(Refusal::NoMemory.into());
     }
     let start = domain.base() + HEAP + domain.heap_bytes;
-    domain.space.map_fresh(start, len_bytes, rights::WRITE)?;
+    time::charged(|| domain.space.map_fresh(start, len_bytes, rights::WRITE))?;
     domain.heap_bytes = total;
     Ok(start)
 }

@@ -78,7 +78,7 @@ static COMMANDS: &[Command] = &[
     command!("blkverify", "blkverify DISK LBA COUNT SEED", "compare blocks with the pattern", blkverify),
     command!("dmesg", "dmesg", "the kernel's log", dmesg),
     command!("mem", "mem", "memory: free, kernel, domains", mem),
-    command!("vmmap", "vmmap [NAME]", "what lies where in the kernel's address space, or a driver's", vmmap),
+    command!("vmmap", "vmmap [NAME]", "what lies where in the kernel, or all that a driver can reach", vmmap),
     command!("irqs", "irqs", "where interrupts hit that came while a driver ran", irqs),
     command!("integrity", "integrity", "what must never change of the kernel, and stray writes", integrity),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),

@@ -1,13 +1,16 @@
 //! Commands about memory: how much, where, and whether it is as it should be.
 
 use super::{Outcome, said};
+use crate::domain::Domain;
 use crate::domain::memory::describe;
 use crate::memory::{frames, heap_use, kernel_root, map, stray, tables};
 use crate::{module, println, trial};
 use alloc::vec::Vec;
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::extent::Extent;
+use ringfence_core::port_bitmap::Ports;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 pub async fn mem(arguments: Arguments<'_>) -> Outcome {
@@ -83,7 +86,19 @@ pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
         let (start, kib) = (extent.start, extent.len_bytes / 1024);
         println!("{start:016x}  {:016x} {kib:>7}  {rights}     {what}", start.saturating_add(extent.len_bytes));
     }
+    if let Some(name) = name {
+        print_ports_and_gates(&module::find(name).map_err(said)?.lock());
+    }
     Ok(())
+}
+
+/// Prints what a driver can reach that is no memory.
+fn print_ports_and_gates(domain: &Domain) {
+    for Ports { first, count } in domain.device.iter().flat_map(|device| device.ports()) {
+        println!("ports  {first:#x} to {:#x}", first.saturating_add(count.saturating_sub(1)));
+    }
+    let granted: Vec<&str> = domain.imports.iter().filter_map(|number| Some(SERVICES.get(number)?.symbol)).collect();
+    granted.chunks(4).for_each(|services| println!("gates  {}", services.join(" ")));
 }
 
 pub async fn integrity(arguments: Arguments<'_>) -> Outcome {

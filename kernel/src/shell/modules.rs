@@ -141,11 +141,7 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
         return Err(format!("{name} was ended before; 'faults' says why"));
     }
     let answer = handle.lock().command(&text);
-    let mut domain = handle.lock();
-    poll::collect(&mut domain);
-    if !domain.is_alive() {
-        module::quiesce(&mut domain);
-    }
+    poll::after(&mut handle.lock());
     let value = answer.map_err(|error| format!("{name}: {error}"))?;
     println!("{name}: {value} ({value:#x})");
     Ok(())

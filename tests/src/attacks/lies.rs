@@ -17,7 +17,7 @@ const REFUSED: &[(&str, u64)] = &[
     ("odd-config", 1),
     ("no-such-bar", 3),
     ("huge-bar", 3),
-    ("dma-all", 1),
+    ("dma-all", 2),
     // All of its budget of 64 KiB.
     ("dma-forever", 16),
     ("move-frames", 0),

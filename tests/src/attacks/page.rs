@@ -168,7 +168,9 @@ fn explain(verb: &str) -> (String, &'static str) {
             ("gives DMA memory back that its device may know of", "it stays the driver's, and faults meanwhile")
         }
         "move-frames" => ("changes where its frames are said to be", "only the driver reads that"),
-        _ => ("executes `NAME`", "privileged"),
+        "cli" | "hlt" | "lidt" | "rdmsr" => ("executes `NAME`", "privileged"),
+        _ if super::rogue::instructions().iter().any(|attack| attack.tell == verb) => ("executes `NAME`", "privileged"),
+        _ => panic!("'{verb}' is not explained"),
     };
     (tries.replace("ARG", argument).replace("NAME", verb), stops)
 }

@@ -62,6 +62,16 @@ fn a_killed_driver_leaves_memory_as_it_was() {
     assert_eq!(free[0], free[1]);
 }
 
+/// Memory, and the gates that it was granted. `restart.rs` has a driver with ports.
+#[test]
+fn all_that_a_driver_can_reach_is_shown() {
+    let text = boot_well(&bare("insmod template; vmmap template"));
+    assert_says(&text, "0000008000200000  0000008000201000       4  r-x     own service stubs");
+    assert_says(&text, "entry stacks");
+    let gates: Vec<&str> = text.lines().filter(|line| line.starts_with("gates  ")).collect();
+    assert_eq!(gates, ["gates  rf_log rf_panic rf_heap_grow"], "{text}");
+}
+
 #[test]
 fn all_slots_can_be_taken_and_one_more_is_refused() {
     let run = boot_badly(&bare("repeat 64 insmod null; insmod null; tell null.64 calls 1; lsmod"), 1);

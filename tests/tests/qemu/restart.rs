@@ -257,11 +257,14 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
 fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1004_1af4);
     let virtio = [VIRTIO_SCSI, (METHOD, 2), (LIMIT_US, 10_000)];
-    let script = |name| format!("insmod {name}; tell rogue-nic legacy-bus-master; rmmod rogue-nic; lspci");
+    let script =
+        |name| format!("insmod {name}; tell rogue-nic legacy-bus-master; vmmap rogue-nic; rmmod rogue-nic; lspci");
     let (machine, _directory) =
         with_other_manifest("rogue-nic", "known", &virtio, &(script("known") + "; insmod virtio-scsi"));
     let text = boot_well(&machine);
     assert!(!text.contains("set aside"), "{text}");
+    // It reached the device through these.
+    assert_says(&text, "ports  0xc");
     assert_says(&text, "virtio-scsi: loaded into ring 1");
     for script in [script("unknown"), script("unknown").replace("bus-master", "bus-master-hidden")] {
         let (machine, _directory) = with_other_manifest("rogue-nic", "unknown", &[VIRTIO_SCSI, (METHOD, 0)], &script);

@@ -2,7 +2,7 @@
 //! work, and looks what became of the driver, of the work, and of the kernel.
 //!
 //! The host makes the changes, from a seed, at places that the work really executes; the kernel's `trial` command carries
-//! one out. All run in one boot, unless the kernel dies: then the next boot goes on with the change after that.
+//! one out. A thousand run in one boot, unless the kernel dies: then the next boot goes on with the change after that.
 //!
 //! * [`autopsy`]: where a machine is that says no more
 //! * [`capture`]: whether the host's network still takes frames

@@ -24,7 +24,7 @@ pub fn constant_parts() -> [&'static [u8]; 2] {
     use crate::arch::entry_area;
     let (image, entry) = (&raw const __kernel_start, entry_area::BASE as *const u8);
     let image_len = &raw const __text_end as usize - image as usize;
-    // SAFETY: mapped, read-only, for good.
+    // SAFETY: mapped for good, and read-only but for the benchmark's vector, which goes and comes back while nobody looks.
     unsafe {
         [
             core::slice::from_raw_parts(image, image_len),

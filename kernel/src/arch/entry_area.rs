@@ -102,7 +102,7 @@ const _: () = {
 
 #[repr(transparent)]
 struct Area(UnsafeCell<Data>);
-// SAFETY: written once, by `init`, before anything else runs; afterwards only the CPU uses it.
+// SAFETY: written by `init` before anything else runs; afterwards only the CPU uses it, but for [`set_bench_vector`].
 unsafe impl Sync for Area {}
 
 // Only the CPU reads it, which the compiler must be told.

@@ -65,6 +65,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("log-length", log_length),
     ("panic", panic),
     ("heap", heap),
+    ("stale", stale),
     ("loop", endless),
     ("loop-df", endless_df),
     ("gate-flood", gate_flood),
@@ -492,4 +493,14 @@ fn gate_flood(_: u64) -> u64 {
         // SAFETY: takes no arguments.
         unsafe { raw::rf_null() };
     }
+}
+
+/// Looks into memory that it gets for what somebody else left there; returns how many words are not zero.
+fn stale(_: u64) -> u64 {
+    const LEN_BYTES: u64 = 128 << 10;
+    // SAFETY: as everywhere here; what the service returns is so long.
+    let start = unsafe { raw::rf_heap_grow(LEN_BYTES) } as u64;
+    // SAFETY: as above.
+    let word = |index: u64| unsafe { ((start + index * 8) as *const u64).read_volatile() };
+    (0..LEN_BYTES / 8).filter(|index| word(*index) != 0).count() as u64
 }

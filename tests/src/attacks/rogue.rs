@@ -333,6 +333,7 @@ pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("rdtscp", None, "time is no secret"),
     ("cpuid", None, "nor is the CPU"),
     ("endbr64", Some(0), "does nothing without CET"),
+    ("stale", Some(0), "memory that it gets is empty, though others wrote there"),
     ("emms", Some(0), "QEMU does not look at CR0.EM; there is no x87 state to clear"),
     ("prefetch-kernel", None, "a prefetch does not fault and returns nothing"),
     ("read @entry-text", None, "no secret, and the same in every root"),

@@ -100,8 +100,8 @@ fn the_iso_boots_from_bios_firmware() {
 #[test]
 fn a_line_that_is_being_typed_stays_whole() {
     let mut running = at_prompt(bare(""));
-    // It says so in half a second.
-    running.type_line("repeat 1 sleep 500 &").unwrap();
+    // It says so in two seconds.
+    running.type_line("repeat 1 sleep 2000 &").unwrap();
     running.type_text("help xx\x1b[D\x1b[D").unwrap();
     // What was typed by then is gone from that line.
     let said = running.wait_for("1 times in ").unwrap();

@@ -2,8 +2,10 @@
 
 use crate::network::{connect, free_port, pattern, read, serving};
 use ringfence::machine::{Machine, Protocol};
+use ringfence_abi::manifest::{Manifest, RING1_ONLY};
 use ringfence_tests::{assert_says, at_prompt, bare, boot_badly, boot_well, leave, listed, machine, system};
 use std::io::Write;
+use std::mem::offset_of;
 use tempfile::TempDir;
 
 #[test]
@@ -47,7 +49,8 @@ fn a_copy_survives_its_driver() {
 fn restarts_lose_no_memory_and_have_an_end() {
     let run = boot_badly(
         &machine(
-            "kill e1000; sleep 100; mem; kill e1000; sleep 200; mem; repeat 10 kill e1000, sleep 3000; lsmod; faults; faults 2; faults 99",
+            "limits restart-wait-ms 0; kill e1000; sleep 100; mem; kill e1000; sleep 100; mem; \
+             repeat 10 kill e1000, sleep 100; lsmod; faults; faults 2; faults 99",
         ),
         2,
     );
@@ -213,13 +216,14 @@ fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     assert_ne!(listed(&text, "late")[0].state, "running");
 }
 
-// Where the manifest has the first PCI id, and the recipe for a reset.
-const PCI_ID: usize = 64;
-const METHOD: usize = 120;
-const OFFSET: usize = METHOD + 8;
-const WAIT_MASK: usize = METHOD + 20;
-const WAIT_VALUE: usize = METHOD + 24;
-const LIMIT_US: usize = METHOD + 36;
+// Where the manifest has what is changed here.
+const FLAGS: usize = offset_of!(Manifest, flags);
+const PCI_ID: usize = offset_of!(Manifest, pci_ids);
+const METHOD: usize = offset_of!(Manifest, reset.method);
+const OFFSET: usize = offset_of!(Manifest, reset.offset);
+const WAIT_MASK: usize = offset_of!(Manifest, reset.wait_mask);
+const WAIT_VALUE: usize = offset_of!(Manifest, reset.wait_value);
+const LIMIT_US: usize = offset_of!(Manifest, reset.limit_us);
 
 /// What a device may still write to is never anybody else's memory.
 #[test]
@@ -304,6 +308,50 @@ fn a_module_that_faulted_in_ring_1_is_not_trusted() {
     // Another instance is in ring 1 as well.
     assert_says(&text, "rogue: loaded into ring 1: it is for ring 1 only");
     assert_eq!(text.matches("\nrogue            1").count(), 3, "{text}");
+}
+
+#[test]
+fn a_module_can_be_for_ring_1_only() {
+    let (machine, _directory) = with_other_manifest(
+        "template",
+        "modest",
+        &[(FLAGS, RING1_ONLY)],
+        "insmod modest --ring 0; ring template 0; policy template stop; ring template 0; tell template x",
+    );
+    let text = boot_badly(&machine, 2).text();
+    assert_says(&text, "template: loaded into ring 1: it is for ring 1 only");
+    assert_eq!(text.matches("error: template stays in ring 1: it is for ring 1 only").count(), 2, "{text}");
+    assert_says(&text, "template: 1 (0x1)");
+}
+
+/// The first restart comes at once, each further one waits twice as long. Instructions are the clock.
+#[test]
+fn each_restart_waits_twice_as_long() {
+    let mut machine = bare(
+        "insmod template; policy template restart; limits restart-wait-ms 100; kill template; tell template x; \
+         kill template; lsmod; sleep 150; kill template; lsmod; sleep 250; kill template; lsmod",
+    );
+    machine.icount = true;
+    let text = boot_well(&machine);
+    let waits = listed(&text, "template").into_iter().map(|listed| listed.state);
+    let waits: Vec<String> = waits.collect();
+    assert_eq!(waits, ["back in 100 ms", "back in 200 ms", "back in 400 ms"], "{text}");
+}
+
+/// A command waits for a driver that will be back, but not for ever.
+#[test]
+fn a_command_waits_for_its_driver_so_long() {
+    let script = "blkread disk0 0 1; limits restart-wait-ms 1000; kill virtio-scsi; blkread disk0 0 1; \
+                  limits pause-ms 50; kill virtio-scsi; blkread disk0 0 1; limits pause-ms 10000; blkread disk0 0 1";
+    let disk = ringfence::machine::empty_disk().unwrap();
+    let mut machine = machine(script);
+    machine.disks = vec![disk.path().to_path_buf()];
+    let text = boot_badly(&machine, 1).text();
+    let said: Vec<&str> = text
+        .lines()
+        .filter_map(|line| if line.ends_with("  512 bytes") { Some("read") } else { line.strip_prefix("error: ") })
+        .collect();
+    assert_eq!(said, ["read", "read", "the driver is gone", "read"], "{text}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
 use super::memory::{integrity, mem, vmmap};
-use super::modules::{faults, insmod, kill, limits, lsmod, modinfo, policy, ring, rmmod, tell};
+use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, ring, rmmod, tell};
 use super::network::{ip, ping, tcpecho};
 use super::trace::trace;
 use super::trials::{poke, trial};
@@ -11,7 +11,7 @@ use crate::arch::time;
 use crate::bench::Mode;
 use crate::domain::device::{self, State};
 use crate::symbols::Location;
-use crate::{console, pci, println};
+use crate::{console, limits, module, pci, println, ramdisk, scsi};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -53,7 +53,7 @@ static COMMANDS: &[Command] = &[
         "what becomes of a driver that faulted; forgives what was",
         policy
     ),
-    command!("limits", "limits [NAME VALUE]", "how patient the kernel is with drivers: all, or change one", limits),
+    command!("limits", "limits [NAME [VALUE]]", "how patient the kernel is with drivers: all, or one", modules::limits),
     command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", faults),
     command!(
         "trace",
@@ -102,8 +102,32 @@ static COMMANDS: &[Command] = &[
 ];
 
 /// Names of all commands.
-pub fn names() -> Vec<String> {
+fn names() -> Vec<String> {
     COMMANDS.iter().map(|command| command.name.to_string()).collect()
+}
+
+/// What can come behind `before`: commands, or what the usage of the last command in it names.
+pub fn words_behind(before: &str) -> Vec<String> {
+    let Some(command) = before.split_whitespace().rev().find_map(|word| find(word).ok()) else { return names() };
+    let mut words = Vec::new();
+    for word in command.usage.split([' ', '|', '[', ']']).skip(1) {
+        match word {
+            "NAME" if ["insmod", "modinfo"].contains(&command.name) => {
+                words.extend(ramdisk::modules().map(|file| file.name));
+            }
+            "NAME" if command.name == "limits" => words.extend(limits::ALL.map(|limit| limit.name.to_string())),
+            "NAME" => words.extend(module::loaded().iter().map(|handle| handle.lock().name.clone())),
+            "DISK" | "FROM" | "TO" => words.extend(scsi::disks().iter().map(|disk| disk.name.clone())),
+            "COMMAND" => words.extend(names()),
+            _ if word.starts_with(|first: char| first == '-' || first.is_ascii_lowercase()) => {
+                words.push(word.to_string())
+            }
+            _ => {}
+        }
+    }
+    words.sort();
+    words.dedup();
+    words
 }
 
 /// Runs one line.

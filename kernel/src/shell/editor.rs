@@ -1,7 +1,7 @@
-//! The line editor (ushell) on the console: editing, history, completion of commands, modules and disks.
+//! The line editor (ushell) on the console: editing, history, completion of what a command's usage names.
 
 use super::commands;
-use crate::{console, module, ramdisk, scsi};
+use crate::{console, println};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::convert::Infallible;
@@ -115,8 +115,11 @@ struct Completion;
 
 impl Autocomplete<LINE_BYTES> for Completion {
     fn suggest(&self, typed: &str) -> Option<heapless::String<LINE_BYTES>> {
-        let (before, word) = typed.rsplit_once(' ').map_or(("", typed), |(before, word)| (before, word));
-        let candidates = if before.trim().is_empty() { commands::names() } else { argument_names() };
+        let (before, word) = typed.rsplit_once([' ', ';']).map_or(("", typed), |(before, word)| (before, word));
+        // The commands before it on this line are done with.
+        let behind = typed.get(before.len()..).is_some_and(|rest| rest.starts_with(';'));
+        let before = if behind { "" } else { before.rsplit(';').next().unwrap_or(before) };
+        let candidates = commands::words_behind(before);
         let candidates: Vec<&str> =
             candidates.iter().map(String::as_str).filter(|name| name.starts_with(word)).collect();
         let (first, others) = candidates.split_first()?;
@@ -127,19 +130,11 @@ impl Autocomplete<LINE_BYTES> for Completion {
         if others.is_empty() {
             suffix.push(' ');
         }
+        if suffix.is_empty() {
+            println!("{}", candidates.join("  "));
+        }
         // The editor copies it behind what is typed, and does not check that there is room.
         let fits = !suffix.is_empty() && typed.len() + suffix.len() < LINE_BYTES;
         fits.then(|| heapless::String::from_str(&suffix).ok()).flatten()
     }
-}
-
-/// Modules in the ramdisk, loaded modules, disks.
-fn argument_names() -> Vec<String> {
-    let mut names: Vec<String> = ramdisk::modules().map(|file| file.name).collect();
-    names.extend(module::loaded().iter().map(|handle| handle.lock().name.clone()));
-    names.extend(scsi::disks().iter().map(|disk| disk.name.clone()));
-    names.extend(commands::names());
-    names.sort();
-    names.dedup();
-    names
 }

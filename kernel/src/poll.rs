@@ -15,10 +15,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::{Instant, Timer};
+use embassy_time::Timer;
 use ringfence_abi::upcall::{Events, POLL, Reply};
 
-/// Until when drivers whose last poll was long rest, in nanoseconds since boot.
+/// Until when drivers whose last poll was long rest: a reading of the TSC.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 
@@ -29,7 +29,7 @@ pub struct Turn {
     pub all_ticks: u64,
     /// TSC ticks in the last one.
     pub last_ticks: u64,
-    /// Since when it is to be polled, in nanoseconds since boot, and for what.
+    /// Since when, by the TSC, it is to be polled, and for what.
     waits: Option<(u64, Events)>,
 }
 
@@ -54,43 +54,64 @@ impl Turn {
 
 /// Whether `domain` is to wait for its next turn.
 fn rests(domain: &Domain) -> bool {
-    time::uptime_ns() < REST_UNTIL.load(Ordering::Relaxed) && was_long(domain)
+    time::tsc() < REST_UNTIL.load(Ordering::Relaxed) && was_long(domain)
 }
 
 /// Whether the last poll of `domain` was long.
 fn was_long(domain: &Domain) -> bool {
-    time::nanoseconds(domain.turn.last_ticks) > TURN_MS.get() * 1_000_000
+    domain.turn.last_ticks > TURN_MS.get() * (time::tsc_per_second() / 1000)
+}
+
+/// What became of a poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polled {
+    /// The driver had its turn.
+    Now,
+    /// It rests, and has its turn later.
+    Later,
+    /// It was ended, by this or before.
+    Ended,
 }
 
 /// Lets a driver look after its device and its queues, and passes on what it left there. One that rests does that later.
-/// Returns whether it had its turn now.
-pub fn poll(handle: &Handle, events: Events) -> bool {
+pub fn poll(handle: &Handle, events: Events) -> Polled {
     let mut domain = handle.lock();
     if !domain.is_alive() || !rests(&domain) {
         run(&mut domain, events);
-        return true;
+        return if domain.is_alive() { Polled::Now } else { Polled::Ended };
     }
-    trace::note(&domain, || What::Rests(events));
+    wait(&mut domain, events);
+    Polled::Later
+}
+
+/// Notes that `domain` is to be polled when it has rested.
+#[cold]
+fn wait(domain: &mut Domain, events: Events) {
+    trace::note(domain, || What::Rests(events));
     if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
         device.mask();
     }
-    let (since, before) = domain.turn.waits.unwrap_or((time::uptime_ns(), Events::empty()));
+    let (since, before) = domain.turn.waits.unwrap_or((time::tsc(), Events::empty()));
     domain.turn.waits = Some((since, before | events));
     ON_WAITING.wake();
-    false
 }
 
+#[inline(always)]
 fn run(domain: &mut Domain, mut events: Events) {
-    let waited = domain.turn.waits.take().map_or(Events::empty(), |(_, events)| events);
-    events |= waited;
+    let mut waited = Events::empty();
+    if let Some((_, for_these)) = domain.turn.waits.take() {
+        waited = for_these;
+        events |= waited;
+    }
     let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
     if was_long(domain) {
-        let from = REST_UNTIL.load(Ordering::Relaxed).max(time::uptime_ns());
-        REST_UNTIL.store(from + time::nanoseconds(domain.turn.last_ticks), Ordering::Relaxed);
+        let from = REST_UNTIL.load(Ordering::Relaxed).max(time::tsc());
+        REST_UNTIL.store(from.saturating_add(domain.turn.last_ticks), Ordering::Relaxed);
     }
-    let acknowledged = reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED));
-    if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
-        if !acknowledged {
+    if events.contains(Events::INTERRUPT)
+        && let Some(device) = &domain.device
+    {
+        if !reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED)) {
             device.mask();
         } else if waited.contains(Events::INTERRUPT) && device.active_line().is_some() {
             device.unmask();
@@ -146,12 +167,13 @@ pub async fn serve_rested() {
             longest_waiting().map_or(Poll::Pending, Poll::Ready)
         })
         .await;
-        let until = REST_UNTIL.load(Ordering::Relaxed);
-        if until > time::uptime_ns() {
+        let rest = REST_UNTIL.load(Ordering::Relaxed).saturating_sub(time::tsc());
+        if rest > 0 {
             drop(handle);
-            Timer::at(Instant::from_micros(until / 1000 + 1)).await;
+            Timer::after_nanos(time::nanoseconds(rest)).await;
             continue;
         }
+        // What it waits for is noted.
         run(&mut handle.lock(), Events::empty());
         drop(handle);
         yield_now().await;

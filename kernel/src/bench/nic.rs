@@ -5,7 +5,8 @@ use crate::arch::time;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::net::queues::Queues;
-use crate::{module, net, poll};
+use crate::poll::{self, Polled};
+use crate::{module, net};
 use alloc::string::{String, ToString};
 use embassy_futures::yield_now;
 use ringfence_abi::net::FRAME_BYTES;
@@ -98,8 +99,10 @@ fn hand_over(handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> 
     if !all {
         return Err("the driver does not send".to_string());
     }
-    poll::poll(handle, Events::QUEUE);
-    if handle.lock().is_alive() { Ok(()) } else { Err("the driver was ended".to_string()) }
+    match poll::poll(handle, Events::QUEUE) {
+        Polled::Ended => Err("the driver was ended".to_string()),
+        _ => Ok(()),
+    }
 }
 
 /// Sends frames in batches.

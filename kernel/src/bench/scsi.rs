@@ -2,7 +2,7 @@
 
 use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
 use crate::domain::Handle;
-use crate::poll;
+use crate::poll::{self, Polled};
 use crate::scsi::disk::Disk;
 use crate::scsi::queues::{Data, Ticket};
 use crate::scsi::{self, check_outcome};
@@ -106,8 +106,7 @@ fn read(
                     begun += 1;
                 }
             }
-            poll::poll(handle, Events::QUEUE);
-            if !handle.lock().is_alive() {
+            if poll::poll(handle, Events::QUEUE) == Polled::Ended {
                 return Err("the driver was ended".to_string());
             }
         }

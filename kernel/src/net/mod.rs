@@ -10,8 +10,9 @@
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::TRANSMIT_MS;
+use crate::module;
+use crate::poll::{self, Polled};
 use crate::task::wait_in;
-use crate::{module, poll};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -155,7 +156,7 @@ pub async fn run() {
             };
             let overdue = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
             // Only a driver that has just had its chance is to blame.
-            let had_its_turn = (unsent > 0 || overdue(deadline)) && poll::poll(&handle, Events::QUEUE);
+            let had_its_turn = (unsent > 0 || overdue(deadline)) && poll::poll(&handle, Events::QUEUE) == Polled::Now;
             if had_its_turn && overdue(deadline) {
                 let again = handle.lock().net.as_mut().map(|queues| queues.deadline_ns());
                 let cause = match again {

@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
 use embassy_futures::select::select;
+use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use queues::{Counts, Queues};
@@ -174,6 +175,8 @@ pub async fn run() {
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
         }
+        // Driver and stack may have an answer for each other for ever: others have their turn in between.
+        yield_now().await;
         let work = poll_fn(|context| {
             WORK.register(context.waker());
             match PENDING.swap(false, core::sync::atomic::Ordering::AcqRel) {

@@ -11,8 +11,10 @@ const CHARGEN: u16 = 19;
 
 /// Connections that each TCP server can have at once.
 const CONNECTIONS: usize = 2;
-/// Room in each direction of a connection, in bytes.
-const BUFFER_BYTES: usize = 65536;
+/// Room in each direction of a connection, in bytes: the most that a window can say without a scale (RFC 9293, 3.1). smoltcp
+/// 0.14 takes the window that it offered in its SYN, which has none, for a scaled one: it would take in more than there is
+/// room for, and panic, if more came before its next segment.
+const BUFFER_BYTES: usize = 65535;
 
 /// The sockets of all servers.
 pub struct Servers {

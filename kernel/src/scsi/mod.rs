@@ -18,6 +18,7 @@ use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use disk::Disk;
+use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, Instant, with_timeout};
 use queues::{Data, Ticket};
@@ -319,6 +320,8 @@ pub async fn execute(
     data_out: &[u8],
     data_in: &mut [u8],
 ) -> Result<usize, ScsiError> {
+    // A driver may answer at once, whatever it is asked: others have their turn in between.
+    yield_now().await;
     let len_bytes = data_out.len().max(data_in.len());
     let number = host.commands.fetch_add(1, Ordering::Relaxed);
     let (mut tries, mut restarts) = (0, 0);

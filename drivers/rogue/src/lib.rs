@@ -1,7 +1,7 @@
 //! Misbehaves on command: `tell rogue VERB [NUMBER]`. Each verb does one thing that no driver may do, as directly as the
 //! machine allows; what stops it is the kernel's affair. `tell rogue list` logs the verbs.
 //!
-//! Beside `rogue-nic` and `rogue-scsi`, this is the one driver with unsafe code of its own.
+//! Beside `rogue-nic`, `rogue-peer` and `rogue-scsi`, this is the one driver with unsafe code of its own.
 #![no_std]
 
 extern crate alloc;

@@ -85,6 +85,8 @@ In boots of their own, because they need other modules or another machine, or le
   before a restart.
 * `modules::endless_loops_anywhere_are_cut_short`: an endless loop in every upcall that a driver has.
 * `lies::what_a_device_writes_to_free_memory_is_counted`.
+* `lies::a_hostile_host_at_the_other_end_hurts_nobody`: `drivers/rogue-peer` makes up a network whose other host sends more of a
+  TCP stream than was asked for, or asks again whenever it is answered.
 
 What a driver passes cannot change between check and use: services copy it in first and use the copy, there is one CPU, and the
 driver does not run meanwhile. A device could change it by DMA; then the copy is what counts. The return gate without an upcall,

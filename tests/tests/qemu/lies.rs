@@ -1,7 +1,7 @@
 //! Drivers that lie about their queues or ask for what is not their own: they are refused or ended, with the exact reason.
 
 use ringfence_tests::attacks::{in_one_boot, lies};
-use ringfence_tests::{assert_says, boot_badly, boot_well, machine};
+use ringfence_tests::{HEALTH, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine};
 
 #[test]
 fn what_is_not_its_own_is_refused() {
@@ -17,6 +17,24 @@ fn each_lie_about_frames_ends_its_driver() {
 fn each_lie_about_commands_is_an_error_or_a_fault() {
     in_one_boot().assert(&lies::scsi_answers());
     in_one_boot().assert(&lies::scsi_faults());
+}
+
+/// Frames that are as they should be, and mean harm: more of a TCP stream than the kernel has said that it takes, before it can
+/// say anything else; a question for each answer, for ever.
+#[test]
+fn a_hostile_host_at_the_other_end_hurts_nobody() {
+    for (verb, frames) in [("burst", 60), ("ask-for-ever", 100)] {
+        let attack = format!(
+            "insmod rogue-peer; ip; tell rogue-peer {verb}; ping 10.9.9.1 -c 1 -W 300; tell rogue-peer quiet; sleep 10; \
+             ip; rmmod rogue-peer"
+        );
+        let script = format!("insmod template; tell template x; {attack}; {HEALTH}; {attack}; {HEALTH}");
+        let text = boot_badly(&bare(&script), 2).text();
+        assert_unharmed(&text, 2);
+        let received = |line: &str| line.split_once(" frames out, ")?.1.strip_suffix(" in")?.parse::<u64>().ok();
+        let received: Vec<u64> = text.lines().filter_map(received).collect();
+        assert!(received.len() == 4 && received[1] >= frames && received[3] >= frames, "{received:?}:\n{text}");
+    }
 }
 
 /// A network driver that sends nothing is ended for what waits.

@@ -109,6 +109,8 @@ pub enum ManifestError {
     Kind(u32),
     /// Its name is empty, not ended by a zero, or has other characters than lower-case letters, digits, `-` and `_`.
     Name,
+    /// Its name is one that lines of the kernel's log begin with.
+    Reserved,
     /// Its version is not printable ASCII ended by a zero.
     Version,
     /// A budget is zero where it must not be, or larger than its region of the slot.
@@ -128,10 +130,20 @@ impl core::fmt::Display for ManifestError {
             ManifestError::Reset => write!(f, "the recipe for resetting the device makes no sense"),
             ManifestError::Kind(kind) => write!(f, "unknown kind {kind}"),
             ManifestError::Name => write!(f, "name must be lower-case letters, digits, - and _"),
+            ManifestError::Reserved => write!(f, "name is one that lines of the kernel begin with"),
             ManifestError::Version => write!(f, "version must be printable ASCII"),
             ManifestError::Budget(which) => write!(f, "{which} budget is out of range"),
         }
     }
+}
+
+/// Whether a module of this name could write lines into the log that look like the kernel's own: those begin with a word like
+/// these, or with a disk's or an interface's name, and a colon.
+fn is_reserved(name: &str) -> bool {
+    let is_numbered = |kind: &str| {
+        name.strip_prefix(kind).is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    ["error", "warning", "fault", "pci", "target"].contains(&name) || is_numbered("disk") || is_numbered("eth")
 }
 
 impl Manifest {
@@ -153,6 +165,9 @@ impl Manifest {
         let name = text(&manifest.name).ok_or(ManifestError::Name)?;
         if name.is_empty() || !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_')) {
             return Err(ManifestError::Name);
+        }
+        if is_reserved(name) {
+            return Err(ManifestError::Reserved);
         }
         text(&manifest.version).ok_or(ManifestError::Version)?;
         let within = |value: u32, least: u64, most: u64| (least..=most).contains(&u64::from(value));
@@ -268,6 +283,17 @@ mod tests {
         assert_eq!(manifest.version(), "0.1.0");
         assert_eq!(manifest.kind(), Ok(Kind::Nic));
         assert_eq!(manifest.pci_ids().count(), 1);
+    }
+
+    #[test]
+    fn names_of_the_kernels_own_lines_are_not_had() {
+        let parsed = |name: &str| Manifest::parse(Manifest { name: field(name), ..good() }.as_bytes());
+        for name in ["fault", "error", "warning", "pci", "target", "disk0", "eth12"] {
+            assert_eq!(parsed(name).unwrap_err(), ManifestError::Reserved, "{name}");
+        }
+        for name in ["faults", "disk", "eth", "disk0-fast", "ethernet"] {
+            assert!(parsed(name).is_ok(), "{name}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
+//! * [`servers`]: small TCP and UDP servers, and what is kept from the network stack below them
 //!
 //! There is no unsafe code, and nothing here panics on what a driver, a module file or a device says.
 #![cfg_attr(not(test), no_std)]
@@ -26,4 +27,5 @@ pub mod module;
 pub mod pci;
 pub mod port_bitmap;
 pub mod sense;
+pub mod servers;
 pub mod typed_line;

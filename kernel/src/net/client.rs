@@ -6,6 +6,7 @@ use core::future::poll_fn;
 use core::sync::atomic::{AtomicU16, Ordering};
 use core::task::Poll;
 use embassy_time::{Duration, Instant, with_timeout};
+use ringfence_core::servers::FIRST_CLIENT_PORT;
 use smoltcp::iface::SocketHandle;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{AnySocket, icmp, tcp};
@@ -17,8 +18,7 @@ const PACKET_BYTES: usize = 128;
 
 static NEXT_IDENT: AtomicU16 = AtomicU16::new(0x5246);
 
-/// The dynamic ports (RFC 6335, 6). Each connection gets the next one: the other side may remember one that was cut off.
-const FIRST_PORT: u16 = 49152;
+/// Ports from [`FIRST_CLIENT_PORT`] on. Each connection gets the next one: the other side may remember one that was cut off.
 const PORTS: u16 = 16384;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
@@ -107,7 +107,7 @@ pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), 
         let interface = interfaces.first_mut().ok_or("there is no network interface")?;
         let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let own = OwnSocket::open(interface, tcp::Socket::new(buffer(), buffer()));
-        let local = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
+        let local = FIRST_CLIENT_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
         let socket = interface.sockets.get_mut::<tcp::Socket>(own.handle);
         let begun = socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local);
         if begun.is_err() {

@@ -2,7 +2,8 @@
 //!
 //! * [`client`]: ping, and a TCP client that checks an echo server
 //! * [`queues`]: frames to and from a driver
-//! * [`servers`]: echo (7), discard (9) and character generator (19)
+//!
+//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19).
 //!
 //! One task looks after all interfaces: it lets the stack take what drivers delivered and hands what the stack wants
 //! to send to them, a batch at a time, so that one crossing moves many frames.
@@ -26,17 +27,16 @@ use embassy_time::{Duration, Instant, Timer, with_timeout};
 use queues::{Counts, Queues};
 use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
 use ringfence_abi::upcall::Events;
-use servers::Servers;
+use ringfence_core::servers::{Servers, is_harmless, is_host};
 use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 use spin::Mutex;
 
 pub mod client;
 pub mod queues;
-mod servers;
 
 static INTERFACES: Mutex<Vec<Interface>> = Mutex::new(Vec::new());
 static NEXT_NUMBER: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
@@ -205,12 +205,13 @@ impl Interface {
         let Some(queues) = domain.net.as_mut() else { return Ok((0, None)) };
         let mut cause = None;
         loop {
-            let changed = self.stack.poll(now(), &mut Adapter { queues, cause: &mut cause }, &mut self.sockets);
+            let mut device = Adapter { queues, cause: &mut cause };
+            let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
             if let Some(cause) = cause {
                 return Err(cause);
             }
             let served = self.servers.serve(&mut self.sockets);
-            if changed == smoltcp::iface::PollResult::None && !served {
+            if !changed && !served {
                 break;
             }
         }
@@ -242,22 +243,6 @@ impl Interface {
     fn address(&self) -> Option<String> {
         self.stack.ip_addrs().first().map(ToString::to_string)
     }
-}
-
-/// Whether an address can be a single host's (RFC 1122, 3.2.1.3).
-fn is_host(address: Ipv4Address) -> bool {
-    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast() && !address.is_loopback()
-}
-
-/// Whether a frame's source can be answered: the stack takes for granted that it can. All but IPv4 it knows itself.
-fn has_sane_source(frame: &[u8]) -> bool {
-    const TYPE: core::ops::Range<usize> = 12..14;
-    const SOURCE: core::ops::Range<usize> = 26..30;
-    if frame.get(TYPE) != Some(&[0x08, 0x00]) {
-        return true;
-    }
-    let source = frame.get(SOURCE).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-    source.is_some_and(|source| is_host(Ipv4Address::from(source)))
 }
 
 /// A driver's queues as smoltcp sees them.
@@ -300,7 +285,7 @@ impl phy::Device for Adapter<'_> {
                     return None;
                 }
             }
-            if received.frame.get(..received.len_bytes).is_some_and(has_sane_source) {
+            if received.frame.get(..received.len_bytes).is_some_and(is_harmless) {
                 return Some((received, Sending { queues: self.queues, cause: self.cause }));
             }
         }

@@ -1,0 +1,242 @@
+//! Small servers over smoltcp: echo (RFC 862) over TCP and UDP, discard (RFC 863) and character generator (RFC 864) over TCP;
+//! and what has to be kept from smoltcp 0.14, which panics on some of what a peer may send. `tests/tests/fuzz_stack.rs` looks
+//! for more.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::Device;
+use smoltcp::socket::{tcp, udp};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket};
+
+const ECHO: u16 = 7;
+const DISCARD: u16 = 9;
+const CHARGEN: u16 = 19;
+
+/// Connections that each TCP server can have at once.
+const CONNECTIONS: usize = 2;
+/// Room in each direction of a connection, in bytes: the most that a window can say without a scale (RFC 9293, 3.1). smoltcp
+/// 0.14 takes the window that it offered in its SYN, which has none, for a scaled one: it would take in more than there is
+/// room for, and panic, if more came before its next segment.
+const BUFFER_BYTES: usize = 65535;
+
+/// A TCP socket of a server.
+struct Listener {
+    handle: SocketHandle,
+    port: u16,
+    /// Whether it was listening when it was looked at last.
+    was_listening: bool,
+    /// How far into the pattern the character generator is.
+    generated: usize,
+}
+
+/// The sockets of all servers.
+pub struct Servers {
+    tcp: Vec<Listener>,
+    udp_echo: SocketHandle,
+}
+
+impl Servers {
+    /// Makes the sockets; they listen from the first [`Servers::serve`] on.
+    pub fn new(sockets: &mut SocketSet<'static>) -> Servers {
+        let mut tcp = Vec::new();
+        for port in [ECHO, DISCARD, CHARGEN] {
+            for _ in 0..CONNECTIONS {
+                let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
+                let mut socket = tcp::Socket::new(buffer(), buffer());
+                socket.set_nagle_enabled(false);
+                tcp.push(Listener { handle: sockets.add(socket), port, was_listening: false, generated: 0 });
+            }
+        }
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 * 1500]);
+        let udp_echo = sockets.add(udp::Socket::new(buffer(), buffer()));
+        Servers { tcp, udp_echo }
+    }
+
+    /// Lets the stack take in and send all it can, as its own `poll` does; `true` if a socket may have changed.
+    pub fn poll(
+        &mut self,
+        stack: &mut Interface,
+        now: Instant,
+        device: &mut (impl Device + ?Sized),
+        sockets: &mut SocketSet<'static>,
+    ) -> bool {
+        let mut changed = false;
+        stack.poll_maintenance(now);
+        loop {
+            match stack.poll_ingress_single(now, device, sockets) {
+                PollIngressSingleResult::None => break,
+                PollIngressSingleResult::PacketProcessed => {}
+                PollIngressSingleResult::SocketStateChanged => {
+                    changed = true;
+                    self.forget_who_gave_up(sockets);
+                }
+            }
+        }
+        while stack.poll_egress(now, device, sockets) == PollResult::SocketStateChanged {
+            changed = true;
+        }
+        changed
+    }
+
+    /// A peer that resets a connection that is not complete leaves what it was told in the socket, which listens again: smoltcp
+    /// 0.14 would subtract the next peer's sequence numbers from that, and panic.
+    fn forget_who_gave_up(&mut self, sockets: &mut SocketSet<'static>) {
+        for listener in &mut self.tcp {
+            let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
+            let listens = socket.state() == tcp::State::Listen;
+            if listens && !listener.was_listening {
+                socket.abort();
+                // Listening fails only on a socket that is open, or on port 0.
+                let _ = socket.listen(listener.port);
+            }
+            listener.was_listening = listens;
+        }
+    }
+
+    /// Moves what can be moved; `true` if something was.
+    pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        let mut moved = false;
+        for listener in &mut self.tcp {
+            let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
+            if !socket.is_open() {
+                listener.generated = 0;
+                // As above.
+                listener.was_listening = socket.listen(listener.port).is_ok();
+                continue;
+            }
+            moved |= match listener.port {
+                ECHO => echo(socket),
+                DISCARD => discard(socket),
+                _ => generate(socket, &mut listener.generated),
+            };
+            if !socket.may_recv() && socket.may_send() && (listener.port != ECHO || !socket.can_recv()) {
+                socket.close();
+            }
+        }
+        let socket = sockets.get_mut::<udp::Socket>(self.udp_echo);
+        if !socket.is_open() {
+            let _ = socket.bind(ECHO);
+        }
+        while socket.can_send() {
+            let Ok((data, from)) = socket.recv() else { break };
+            let data = data.to_vec();
+            // Room was there a line ago; what is too large for the buffer is dropped, as UDP may.
+            let _ = socket.send_slice(&data, from.endpoint);
+            moved = true;
+        }
+        moved
+    }
+}
+
+fn echo(socket: &mut tcp::Socket) -> bool {
+    let mut moved = false;
+    while socket.can_recv() && socket.can_send() {
+        let mut chunk = [0; 2048];
+        let room = (socket.send_capacity() - socket.send_queue()).min(chunk.len());
+        let Some(chunk) = chunk.get_mut(..room) else { break };
+        let Ok(received) = socket.recv_slice(chunk) else { break };
+        if received == 0 || socket.send_slice(chunk.get(..received).unwrap_or(&[])).is_err() {
+            break;
+        }
+        moved = true;
+    }
+    moved
+}
+
+fn discard(socket: &mut tcp::Socket) -> bool {
+    let mut moved = false;
+    while socket.can_recv() {
+        match socket.recv(|data| (data.len(), data.len())) {
+            Ok(len_bytes) if len_bytes > 0 => moved = true,
+            _ => break,
+        }
+    }
+    moved
+}
+
+/// Lines of 72 printable characters, each line beginning one character later (RFC 864).
+fn generate(socket: &mut tcp::Socket, generated: &mut usize) -> bool {
+    const LINE: usize = 74;
+    let mut moved = false;
+    while socket.can_send() {
+        let filled = socket.send(|buffer| {
+            for byte in buffer.iter_mut() {
+                let (line, column) = (*generated / LINE, *generated % LINE);
+                *byte = match column {
+                    72 => b'\r',
+                    73 => b'\n',
+                    column => b' ' + ((line + column) % 95) as u8,
+                };
+                *generated = (*generated + 1) % (LINE * 95);
+            }
+            (buffer.len(), buffer.len())
+        });
+        match filled {
+            Ok(len_bytes) if len_bytes > 0 => moved = true,
+            _ => break,
+        }
+    }
+    // What the other side sends is not wanted.
+    moved | discard(socket)
+}
+
+/// Whether an address can be a single host's (RFC 1122, 3.2.1.3).
+pub fn is_host(address: Ipv4Addr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast() && !address.is_loopback()
+}
+
+/// First of the ports that clients have (RFC 6335, 6).
+pub const FIRST_CLIENT_PORT: u16 = 49152;
+
+/// Whether smoltcp may see a frame. It takes for granted that who sent one can be answered, and panics when a SYN is answered
+/// with a SYN alone (simultaneous open, RFC 9293, 3.5).
+pub fn is_harmless(frame: &[u8]) -> bool {
+    let Ok(frame) = EthernetFrame::new_checked(frame) else { return true };
+    if frame.ethertype() != EthernetProtocol::Ipv4 {
+        return true;
+    }
+    let Ok(packet) = Ipv4Packet::new_checked(frame.payload()) else { return false };
+    if !is_host(packet.src_addr()) {
+        return false;
+    }
+    if packet.next_header() != IpProtocol::Tcp {
+        return true;
+    }
+    let Ok(segment) = TcpPacket::new_checked(packet.payload()) else { return false };
+    !(segment.syn() && !segment.ack() && segment.dst_port() >= FIRST_CLIENT_PORT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame with an IPv4 packet from `source` that carries a TCP segment to `port` with `flags`.
+    fn frame(source: [u8; 4], port: u16, flags: u8) -> Vec<u8> {
+        let mut frame = vec![0; 54];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[14..24].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]);
+        frame[26..30].copy_from_slice(&source);
+        frame[36..38].copy_from_slice(&port.to_be_bytes());
+        frame[46..48].copy_from_slice(&[0x50, flags]);
+        frame
+    }
+
+    #[test]
+    fn what_would_be_a_panic_is_not_let_through() {
+        const SYN: u8 = 2;
+        const ACK: u8 = 16;
+        assert!(is_harmless(&frame([10, 0, 2, 2], 7, SYN)));
+        assert!(is_harmless(&frame([10, 0, 2, 2], FIRST_CLIENT_PORT, SYN | ACK)));
+        assert!(!is_harmless(&frame([10, 0, 2, 2], FIRST_CLIENT_PORT, SYN)));
+        for source in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
+            assert!(!is_harmless(&frame(source, 7, ACK)), "{source:?}");
+        }
+        // What is cut off in a header that is looked at.
+        let whole = frame([10, 0, 2, 2], 7, ACK);
+        assert!((14..54).all(|len_bytes| !is_harmless(&whole[..len_bytes])));
+        assert!(is_harmless(&whole[..13]) && is_harmless(&[0; 60]));
+    }
+}

@@ -1,0 +1,260 @@
+//! The network stack and the servers above it, as the kernel puts them together, with a peer that sends what it likes: whole
+//! conversations, from a seed, of segments that are nearly right. Nothing may panic: in the kernel that would be its end.
+
+use ringfence_core::servers::{FIRST_CLIENT_PORT, Servers, is_harmless};
+use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{dhcpv4, tcp};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, IpCidr, IpProtocol, Ipv4Address,
+    Ipv4Cidr, Ipv4Packet, TcpPacket,
+};
+use std::collections::VecDeque;
+
+const OWN: (EthernetAddress, Ipv4Address) = (EthernetAddress([0x52, 0x54, 0, 0, 0, 1]), Ipv4Address::new(10, 0, 2, 15));
+const PEER: (EthernetAddress, Ipv4Address) = (EthernetAddress([0x52, 0x54, 0, 0, 0, 2]), Ipv4Address::new(10, 0, 2, 2));
+const SERVER: u16 = 8080;
+
+#[test]
+fn nothing_that_a_peer_sends_panics_the_stack() {
+    for seed in 0..600 {
+        Conversation::new(seed).go_on();
+    }
+}
+
+/// The wire: frames to the stack, and from it.
+#[derive(Default)]
+struct Wire {
+    to_stack: VecDeque<Vec<u8>>,
+    from_stack: Vec<Vec<u8>>,
+}
+
+struct Received(Vec<u8>);
+struct Sending<'a>(&'a mut Vec<Vec<u8>>);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
+        let mut frame = vec![0; len_bytes];
+        let result = f(&mut frame);
+        self.0.push(frame);
+        result
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sending<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
+        // As in the kernel's adapter.
+        let frame = std::iter::from_fn(|| self.to_stack.pop_front()).find(|frame| is_harmless(frame))?;
+        Some((Received(frame), Sending(&mut self.from_stack)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
+        Some(Sending(&mut self.from_stack))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        capabilities
+    }
+}
+
+/// One end of a TCP connection, as the peer sees it: what it would send and acknowledge next if it meant well.
+struct Talk {
+    own_port: u16,
+    stack_port: u16,
+    next: i32,
+    acknowledged: i32,
+}
+
+struct Conversation {
+    random: fastrand::Rng,
+    wire: Wire,
+    talks: Vec<Talk>,
+}
+
+impl Conversation {
+    fn new(seed: u64) -> Conversation {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let ports = [(5000, 7), (5001, 9), (5002, 19), (5003, 7), (SERVER, FIRST_CLIENT_PORT)];
+        let talks =
+            ports.map(|(own_port, stack_port)| Talk { own_port, stack_port, next: random.i32(..), acknowledged: 0 });
+        Conversation { random, wire: Wire::default(), talks: talks.into() }
+    }
+
+    fn go_on(&mut self) {
+        let mut now = Instant::from_millis(10);
+        let mut stack = Interface::new(Config::new(HardwareAddress::Ethernet(OWN.0)), &mut self.wire, now);
+        stack.update_ip_addrs(|addresses| {
+            let own = Ipv4Cidr::new(OWN.1, 24);
+            addresses.push(IpCidr::Ipv4(own)).expect("there is room for one");
+        });
+        let mut sockets = SocketSet::new(Vec::new());
+        let mut servers = Servers::new(&mut sockets);
+        sockets.add(dhcpv4::Socket::new());
+        let buffer = || tcp::SocketBuffer::new(vec![0; 16384]);
+        let client = sockets.add(tcp::Socket::new(buffer(), buffer()));
+        for _ in 0..self.random.usize(50..300) {
+            let most = if self.random.u8(..8) == 0 { 80 } else { 4 };
+            for _ in 0..self.random.usize(..most) {
+                let frame = self.frame();
+                self.wire.to_stack.push_back(frame);
+            }
+            now += Duration::from_millis(if self.random.u8(..8) == 0 { self.random.u64(..100_000) } else { 5 });
+            while servers.poll(&mut stack, now, &mut self.wire, &mut sockets) | servers.serve(&mut sockets) {}
+            let socket = sockets.get_mut::<tcp::Socket>(client);
+            if !socket.is_open() {
+                socket.connect(stack.context(), (PEER.1, SERVER), FIRST_CLIENT_PORT).expect("the ports are not 0");
+            } else if socket.can_send() {
+                socket.send_slice(&[1; 1000]).expect("it can send");
+                socket.recv(|bytes| (bytes.len(), ())).ok();
+            }
+            self.listen();
+        }
+    }
+
+    /// Answers questions for addresses, and learns where the stack is in each connection.
+    fn listen(&mut self) {
+        for sent in std::mem::take(&mut self.wire.from_stack) {
+            let frame = EthernetFrame::new_checked(&*sent).expect("the stack's frames are whole");
+            if frame.ethertype() == EthernetProtocol::Arp {
+                let mut answer = frame.payload().to_vec();
+                answer[7] = 2;
+                answer[8..14].copy_from_slice(PEER.0.as_bytes());
+                answer[14..18].copy_from_slice(&frame.payload()[24..28]);
+                answer[18..24].copy_from_slice(OWN.0.as_bytes());
+                answer[24..28].copy_from_slice(&OWN.1.octets());
+                self.wire.to_stack.push_back(framed(EthernetProtocol::Arp, &answer));
+                continue;
+            }
+            let packet = Ipv4Packet::new_checked(frame.payload()).expect("so are its packets");
+            if packet.next_header() != IpProtocol::Tcp {
+                continue;
+            }
+            let said = TcpPacket::new_checked(packet.payload()).expect("and its segments");
+            if let Some(talk) = self.talks.iter_mut().find(|talk| talk.own_port == said.dst_port()) {
+                let len = said.payload().len() as i32 + i32::from(said.syn()) + i32::from(said.fin());
+                talk.acknowledged = said.seq_number().0.wrapping_add(len);
+                if said.ack() && self.random.u8(..4) != 0 {
+                    talk.next = said.ack_number().0;
+                }
+            }
+        }
+    }
+
+    /// Something for the stack: most often a segment of one of the connections.
+    fn frame(&mut self) -> Vec<u8> {
+        let mut frame = match self.random.u8(..20) {
+            0 => std::iter::repeat_with(|| self.random.u8(..)).take(100).collect(),
+            1 => {
+                let len_bytes = self.random.usize(8..200);
+                let mut message: Vec<u8> = std::iter::repeat_with(|| self.random.u8(..)).take(len_bytes).collect();
+                let protocol = if self.random.bool() { IpProtocol::Icmp } else { IpProtocol::Udp };
+                message[2..4].copy_from_slice(&[0, if protocol == IpProtocol::Udp { 7 } else { 0 }]);
+                self.packet(protocol, &message)
+            }
+            _ => self.segment(),
+        };
+        if self.random.u8(..50) == 0 {
+            let at = self.random.usize(..frame.len());
+            frame[at] = self.random.u8(..);
+        }
+        if self.random.u8(..80) == 0 {
+            frame.truncate(self.random.usize(..frame.len()));
+        }
+        frame
+    }
+
+    /// How far off a number is: not at all, a little, as far as a window is wide, or anywhere.
+    fn off(&mut self) -> i32 {
+        match self.random.u8(..24) {
+            0 => self.random.i32(..),
+            1 => [i32::MIN, i32::MAX, 65535, -65535][self.random.usize(..4)],
+            2 => self.random.i32(-70_000..70_000),
+            3 => self.random.i32(-3..4),
+            _ => 0,
+        }
+    }
+
+    fn segment(&mut self) -> Vec<u8> {
+        const FIN: u8 = 1;
+        const SYN: u8 = 2;
+        const RST: u8 = 4;
+        const ACK: u8 = 16;
+        let (seq_off, ack_off) = (self.off(), self.off());
+        let flags = match self.random.u8(..10) {
+            0 => self.random.u8(..),
+            1 => ACK | FIN,
+            2 => RST,
+            3 => SYN,
+            4 => SYN | ACK,
+            _ => ACK,
+        };
+        let options: &[u8] = match self.random.u8(..6) {
+            0 => &[3, 3, 7, 1],
+            1 => &[2, 4, 0, 1],
+            2 => &[4, 2, 1, 1],
+            3 => &[5, 10, 0, 0, 0, 1, 0, 0, 0, 2, 1, 1],
+            _ => &[],
+        };
+        let len_bytes = match self.random.u8(..5) {
+            0 => 1400,
+            1 => self.random.usize(..1400),
+            _ => 0,
+        };
+        let window = [0, 1, 1460, u16::MAX][self.random.usize(..4)];
+        let which = self.random.usize(..self.talks.len());
+        let talk = &mut self.talks[which];
+        let seq = talk.next.wrapping_add(seq_off);
+        let mut segment = vec![b'x'; 20 + options.len() + len_bytes];
+        segment[..2].copy_from_slice(&talk.own_port.to_be_bytes());
+        segment[2..4].copy_from_slice(&talk.stack_port.to_be_bytes());
+        segment[4..8].copy_from_slice(&seq.to_be_bytes());
+        segment[8..12].copy_from_slice(&talk.acknowledged.wrapping_add(ack_off).to_be_bytes());
+        segment[12..14].copy_from_slice(&[((20 + options.len()) * 4) as u8, flags]);
+        segment[14..16].copy_from_slice(&window.to_be_bytes());
+        segment[16..20].fill(0);
+        segment[20..20 + options.len()].copy_from_slice(options);
+        talk.next = seq.wrapping_add(len_bytes as i32 + i32::from(flags & (SYN | FIN) != 0));
+        TcpPacket::new_unchecked(&mut segment[..]).fill_checksum(&PEER.1.into(), &OWN.1.into());
+        self.packet(IpProtocol::Tcp, &segment)
+    }
+
+    fn packet(&mut self, protocol: IpProtocol, content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 20 + content.len()];
+        bytes[20..].copy_from_slice(content);
+        let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
+        packet.set_version(4);
+        packet.set_header_len(20);
+        packet.set_total_len(20 + content.len() as u16);
+        packet.set_hop_limit(64);
+        packet.set_next_header(protocol);
+        packet.set_src_addr(if self.random.u8(..30) == 0 {
+            Ipv4Address::from_bits(self.random.u32(..))
+        } else {
+            PEER.1
+        });
+        packet.set_dst_addr(if self.random.u8(..30) == 0 { Ipv4Address::BROADCAST } else { OWN.1 });
+        packet.fill_checksum();
+        framed(EthernetProtocol::Ipv4, &bytes)
+    }
+}
+
+fn framed(ethertype: EthernetProtocol, content: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; EthernetFrame::<&[u8]>::header_len() + content.len()];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+    EthernetRepr { src_addr: PEER.0, dst_addr: OWN.0, ethertype }.emit(&mut frame);
+    frame.payload_mut().copy_from_slice(content);
+    bytes
+}

@@ -57,6 +57,9 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("shadowed-return", shadowed_return),
     ("watched-gate", watched_gate),
     ("flags", flags),
+    ("clear-flag", clear_flag),
+    ("iret-flags", iret_flags),
+    ("null-ss", null_ss),
     ("flag", flag),
     ("leaks", leaks),
     // services
@@ -265,11 +268,19 @@ fn iret_ring0(_: u64) -> u64 {
 
 /// Single-steps into a gate: the debug exception arrives in ring 0, on the gate's first instruction.
 fn trap_flag_gate(_: u64) -> u64 {
+    let target = [0u16, 0, selector_of(0)];
+    let result: u64;
     // SAFETY: none.
     unsafe {
-        asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
-        raw::rf_null() as u64
-    }
+        asm!(
+            "pushfq",
+            "or qword ptr [rsp], 0x100",
+            "popfq",
+            ".byte 0xff, 0x18", // call far [rax]
+            inout("rax") target.as_ptr() as u64 => result, clobber_abi("C")
+        )
+    };
+    result
 }
 
 /// Calls a gate with a stack pointer that is nowhere. It works: the kernel does not use the driver's stack.
@@ -379,27 +390,66 @@ fn watched_gate(address: u64) -> u64 {
 const NOT_THE_DRIVERS: u64 = 0x1a_7200;
 
 /// Sets one flag, calls a gate, and returns which of those it has then that are not its to set.
+/// IF, IOPL, VM, VIF, VIP.
+const PRIVILEGED: u64 = 1 << 9 | 3 << 12 | 1 << 17 | 1 << 19 | 1 << 20;
+
 fn flag(bit: u64) -> u64 {
-    let after: u64;
-    // SAFETY: none.
-    unsafe {
-        asm!("pushfq", "or qword ptr [rsp], {}", "popfq", in(reg) 1u64 << (bit & 63));
-        raw::rf_null();
-        asm!("pushfq", "pop {}", out(reg) after);
-    }
-    after & NOT_THE_DRIVERS
+    pop_flags(1 << (bit & 63), 0)
 }
 
 /// The same with every flag that POPF lets it set.
 fn flags(_: u64) -> u64 {
-    let after: u64;
-    // SAFETY: none. Not TF: that has an attack of its own.
+    // Not TF: that has an attack of its own.
+    pop_flags(0x24_7ed5, 0)
+}
+
+/// Clears one flag.
+fn clear_flag(bit: u64) -> u64 {
+    pop_flags(0, 1 << (bit & 63))
+}
+
+/// Changes flags and returns those that are not a driver's to change: as they are at once, and after a gate call.
+fn pop_flags(set: u64, cleared: u64) -> u64 {
+    let (at_once, after): (u64, u64);
+    // SAFETY: none.
     unsafe {
-        asm!("pushfq", "or qword ptr [rsp], 0x247ed5", "popfq");
+        asm!(
+            "pushfq",
+            "or qword ptr [rsp], {set}",
+            "and qword ptr [rsp], {kept}",
+            "popfq",
+            "pushfq",
+            "pop {at_once}",
+            set = in(reg) set, kept = in(reg) !cleared, at_once = out(reg) at_once
+        );
         raw::rf_null();
         asm!("pushfq", "pop {}", out(reg) after);
     }
-    after & NOT_THE_DRIVERS
+    at_once & PRIVILEGED | after & NOT_THE_DRIVERS
+}
+
+/// Loads flags with IRETQ, to the same ring.
+fn iret_flags(flags: u64) -> u64 {
+    let at_once: u64;
+    // SAFETY: none. Bit 1 is always set.
+    unsafe {
+        asm!(
+            "mov {scratch}, rsp",
+            "mov ecx, ss",
+            "push rcx",
+            "push {scratch}",
+            "push {flags}",
+            "mov ecx, cs",
+            "push rcx",
+            "lea rcx, [rip + 2f]",
+            "push rcx",
+            "iretq",
+            "2: pushfq",
+            "pop {at_once}",
+            flags = in(reg) flags | 2, scratch = out(reg) _, at_once = out(reg) at_once, out("rcx") _
+        );
+    }
+    at_once & PRIVILEGED
 }
 
 /// Calls a gate `calls` times and once more, and counts registers that hold an address of the kernel's half after that,
@@ -503,4 +553,12 @@ fn stale(_: u64) -> u64 {
     // SAFETY: as above.
     let word = |index: u64| unsafe { ((start + index * 8) as *const u64).read_volatile() };
     (0..LEN_BYTES / 8).filter(|index| word(*index) != 0).count() as u64
+}
+
+/// Loads a null selector into SS and reads CR3, which only ring 0 can. QEMU takes the ring from SS, and says what CR3 is.
+fn null_ss(_: u64) -> u64 {
+    let cr3: u64;
+    // SAFETY: none.
+    unsafe { asm!("mov ecx, 1", "mov ss, cx", "mov {}, cr3", out(reg) cr3, out("ecx") _) };
+    cr3
 }

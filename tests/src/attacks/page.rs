@@ -76,8 +76,10 @@ Too many for a table, but in the same boot:
 
 In boots of their own, because they need other modules or another machine, or leave this one other than it was:
 
-* `sandbox::no_interrupt_and_no_selector_under_bochs`: `int n` and all selectors under Bochs, which takes minutes and is run on
-  demand.
+* `sandbox::no_interrupt_and_no_selector_under_bochs`: `int n` and all selectors under Bochs.
+* `sandbox::a_null_selector_in_ss_is_ring_0_for_qemu_and_nobody_else`: **QEMU 7.2's TCG takes the ring from SS, and lets ring 1
+  load a null selector there, which makes the driver ring 0.** No CPU does: Bochs raises #GP on the privileged instruction behind
+  it. `shadowed-gate`, `shadowed-return`, `watched-gate` and `load-ss` begin with such a load: for them only Bochs' word counts.
 * `sandbox::a_debug_exception_held_back_into_a_gate_is_the_drivers`: MOV to SS from memory that is watched, and a gate call right
   behind it (CVE-2018-8897): under Bochs, which models that, the debug exception comes on the gate's first instruction.
 * `sandbox::interrupts_hit_every_instruction_that_they_can`: interrupts on each instruction of a gate that one can hit.

@@ -158,7 +158,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("far-jump-ring0", "#GP general protection on entry 1 of the GDT, in command"),
     ("iret-ring0", "#GP general protection on entry 1 of the GDT, in command"),
     ("shadowed-return", "#DB debug exception, in command, at 0xffffffffc000"),
-    ("trap-flag-gate", "#DB debug exception, in command, at "),
+    ("trap-flag-gate", "#DB debug exception, in command, at 0xffffffffc000"),
     ("shadowed-gate", "#DB debug exception, in command, at 0xffffffffc000"),
     ("flag 8", "#DB debug exception, in command, at "),
     // The last word of its stack, and the first one behind.
@@ -285,8 +285,7 @@ const INSTRUCTIONS: &[(&str, &str)] = &[
     ("fxsave", "#NM no coprocessor, in command"),
 ];
 
-const NULL_SS: &str =
-    "a null selector in SS must have the current privilege level (SDM vol. 2, MOV); QEMU does not ask";
+const NULL_SS: &str = "a null selector in SS must have the current privilege level (SDM vol. 2, MOV); QEMU does not ask, and makes it ring 0";
 
 const NO_SUCH_REGISTER: &str = "there is no such register, which comes first (SDM vol. 2, MOV to/from control registers); QEMU looks at the ring first";
 
@@ -350,6 +349,9 @@ pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("bad-stack-gate @kernel-stack", Some(0), "the kernel does not use the driver's stack"),
     ("bad-stack-gate 0x8000000000000000", Some(0), "the kernel does not use the driver's stack"),
     ("flags", Some(IF), FLAGS),
+    ("clear-flag 9", Some(IF), FLAGS),
+    ("iret-flags 0x3000", Some(IF), FLAGS),
+    ("iret-flags 0", Some(IF), FLAGS),
     ("flag 0", Some(IF), FLAGS),
     ("flag 1", Some(IF), FLAGS),
     ("flag 2", Some(IF), FLAGS),
@@ -400,7 +402,7 @@ fn segment_fault(verb: &str, selector: u16) -> Option<String> {
     }
     let is_code = CODE_LOADS.contains(&verb);
     if selector & !3 == 0 {
-        // QEMU lets any null selector into SS; the manual asks for the current privilege level.
+        // QEMU lets any null selector into SS, and takes the ring from there; the manual asks for the current privilege level.
         return is_code.then(|| "#GP general protection, in command".to_string());
     }
     let allowed = match selector & !3 {

@@ -48,7 +48,7 @@ fn under_bochs(script: &str) -> Vec<String> {
     let contents = ringfence::ramdisk::Contents { exec: Some(script.to_string()), ..Default::default() };
     ringfence::iso::make(ringfence_tests::system(), &contents, &image).unwrap();
     let lines = ringfence::bochs::run(&image, std::time::Duration::from_secs(1200)).unwrap();
-    let ends = [" commands failed", "ringfence: done"];
+    let ends = [" failed", "ringfence: done"];
     let last = lines.last().expect("it says something");
     assert!(ends.iter().any(|end| last.ends_with(end)), "{}", lines.join("\n"));
     lines
@@ -87,9 +87,21 @@ fn a_debug_exception_held_back_into_a_gate_is_the_drivers() {
     }
 }
 
-/// Every `int n` and every selector under Bochs, which takes minutes: `cargo test -- --ignored bochs`.
+/// No CPU lets a driver become the kernel by way of SS. QEMU 7.2's TCG does, whatever the kernel does: it is said where people
+/// look (README, docs/threat-model.md), and the day that it does not any more is seen here.
 #[test]
-#[ignore = "takes minutes"]
+fn a_null_selector_in_ss_is_ring_0_for_qemu_and_nobody_else() {
+    let script = "insmod template; tell template x; insmod rogue; tell rogue null-ss";
+    let by_qemu = ringfence_tests::boot_well(&bare(script));
+    let cr3 = by_qemu.lines().find_map(|line| line.strip_prefix("rogue: ")?.split_once(' ')?.0.parse::<u64>().ok());
+    assert!(cr3.is_some_and(|cr3| cr3 != 0 && cr3.is_multiple_of(4096)), "{by_qemu}");
+    let by_bochs = under_bochs(script).join("\n");
+    assert_says(&by_bochs, "fault: rogue: #GP general protection, in command");
+    assert_says(&by_bochs, "at rf_rogue::attacks::null_ss+");
+}
+
+/// Every `int n` and every selector under Bochs.
+#[test]
 fn no_interrupt_and_no_selector_under_bochs() {
     let attacks = [rogue::interrupts(), rogue::segment_loads()].concat();
     let attacks: Vec<Attack> = attacks.into_iter().map(by_bochs).collect();

@@ -107,6 +107,9 @@ fn explain(verb: &str) -> (String, &'static str) {
         }
         "read" => ("reads ARG", "the domain's root does not map it"),
         "write" => ("writes ARG", "the domain's root does not map it writable"),
+        "execute" if ["@entry-text", "0xffffffffc0000004"].contains(&argument) => {
+            ("jumps to ARG", "it may, but the instructions there are privileged")
+        }
         "execute" => ("jumps to ARG", "the domain's root does not map it executable"),
         "write-text" => ("writes its own text", "mapped read-only"),
         "execute-data" => ("executes its own stack", "mapped NX"),
@@ -150,7 +153,8 @@ fn explain(verb: &str) -> (String, &'static str) {
         | "rep-outsb" => ("executes `NAME`", "the I/O bitmap, and IOPL 0"),
         "xgetbv" | "rdpkru" | "wrpkru" => ("executes `NAME`", "CR4.OSXSAVE = 0, CR4.PKE = 0"),
         "vmcall" | "vmmcall" | "vmxoff" | "vmlaunch" | "vmrun" | "vmload" | "vmsave" | "stgi" | "clgi" | "skinit"
-        | "invlpga" | "getsec" | "encls" | "rsm" | "monitor" | "mwait" => ("executes `NAME`", "not enabled"),
+        | "invlpga" | "getsec" | "encls" | "rsm" => ("executes `NAME`", "not enabled"),
+        "monitor" | "mwait" => ("executes `NAME`", "ring 0 only: #UD, not #GP (SDM vol. 2)"),
         "received-ahead" | "empty-ahead" | "transmitted-ahead" | "ahead" | "read-ahead" => {
             ("claims a position in a queue that cannot be true", "the kernel keeps its own")
         }

@@ -90,6 +90,59 @@ fn a_driver_comes_back_where_it_was() {
     assert_eq!(free[0], free[1], "frames were lost");
 }
 
+/// A ping is not sent again by who sent it: the frame that the driver had, and did not send, is sent by the one after it.
+#[test]
+fn frames_that_were_not_sent_are_sent_by_the_next_driver() {
+    let (_, entry) = crate::modules::entry_of("e1000");
+    let text =
+        boot_well(&machine(&format!("ip; ping 10.0.2.2 -c 1; poke e1000 {entry:x}:ebfe; ping 10.0.2.2 -c 1 -W 10000")));
+    assert_says(&text, "fault: e1000: took longer than 200 ms, in poll");
+    assert_eq!(text.matches("1 sent, 1 answered").count(), 2, "{text}");
+}
+
+/// Faults count for as long as the window is.
+#[test]
+fn faults_of_long_ago_are_forgotten() {
+    let mut machine = bare(
+        "insmod template; policy template restart; limits restart-wait-ms 0; limits restarts 2; limits restart-window-s 1; \
+         kill template; tell template x; kill template; tell template x; sleep 1500; \
+         kill template; tell template x; kill template; tell template x; lsmod; kill template; sleep 10; lsmod",
+    );
+    machine.icount = true;
+    let text = boot_well(&machine);
+    let states: Vec<String> = listed(&text, "template").into_iter().map(|listed| listed.state).collect();
+    assert_eq!(states, ["running", "given up"], "{text}");
+}
+
+/// What QEMU saw the kernel write, in order, when a driver was ended: first no interrupts and no DMA, then the reset.
+#[test]
+fn a_device_is_kept_from_memory_before_it_is_reset() {
+    const BUS_MASTER: u64 = 1 << 2;
+    const INTERRUPT_DISABLE: u64 = 1 << 10;
+    const RESET: u64 = 1 << 26;
+    let directory = TempDir::new().unwrap();
+    let log = directory.path().join("trace");
+    let mut machine = machine("ip; policy e1000 stop; kill e1000");
+    machine.extra = ["-trace", "pci_cfg_write", "-trace", "memory_region_ops_write", "-D"].map(Into::into).to_vec();
+    machine.extra.push(log.clone().into());
+    boot_well(&machine);
+    let hex = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok();
+    // The command register, and CTRL: the first register of BAR 0 (e1000 manual, 13.4.1).
+    let event = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let behind = |name: &str| words.iter().position(|word| *word == name).and_then(|at| hex(words.get(at + 1)?));
+        if line.contains("pci_cfg_write e1000 ") && line.contains("@0x4 <- ") {
+            return Some(("command", behind("<-")?));
+        }
+        let is_ctrl = line.contains("'e1000-mmio'") && behind("addr")?.is_multiple_of(0x2_0000);
+        is_ctrl.then_some(("ctrl", behind("value")?))
+    };
+    let events: Vec<(&str, u64)> = std::fs::read_to_string(&log).unwrap().lines().filter_map(event).collect();
+    let reset = events.iter().rposition(|(what, value)| *what == "ctrl" && value & RESET != 0).expect("a reset");
+    let (_, command) = events[..reset].iter().rfind(|(what, _)| *what == "command").expect("a command before it");
+    assert_eq!(command & (BUS_MASTER | INTERRUPT_DISABLE), INTERRUPT_DISABLE, "{events:x?}");
+}
+
 /// It drives the device that it drove, even if another one that it could drive is free.
 #[test]
 fn a_driver_comes_back_with_its_device() {

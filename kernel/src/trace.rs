@@ -122,7 +122,8 @@ fn record_call<T>(domain: &Domain, result: T) -> T {
     result
 }
 
-/// Notes that the driver whose upcall is under way has read or written what is watched; `rip` is behind the instruction.
+/// Notes that what is watched was read or written: by the driver whose upcall is under way, or by the kernel when it resets the
+/// driver's device between two, which says no value. `rip` is behind the instruction.
 pub fn note_access(rip: u64) {
     // A service that a trusted driver calls runs on its stack: it may be this module that has touched what is watched.
     let Some(mut trace) = TRACE.try_lock() else { return };
@@ -130,8 +131,8 @@ pub fn note_access(rip: u64) {
     let value = trace.watched.and_then(|watched| {
         let mut bytes = [0; 8];
         // That service has the domain in hand: its root is enough.
-        let read =
-            space::read(cpu::this().domain_cr3.get(), watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
+        let root = Some(cpu::this().domain_cr3.get()).filter(|root| *root != 0)?;
+        let read = space::read(root, watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
         read.then(|| u64::from_le_bytes(bytes))
     });
     trace.add(What::Access(rip, value));

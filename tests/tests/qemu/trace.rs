@@ -60,6 +60,17 @@ fn a_trace_shows_who_touches_what_is_watched() {
     assert_says(&text, "error: 0x10001f00000 is not in the driver's slot");
 }
 
+/// The kernel itself touches a register when it resets the device of a driver that was ended: nobody's upcall is under way then.
+#[test]
+fn a_register_that_a_reset_touches_can_be_watched() {
+    // virtio's device status, in the slot of the second driver.
+    let text = boot_well(&machine(
+        "lsblk; trace virtio-scsi --watch 0x10020000014:1 repeat 1 kill virtio-scsi, sleep 50; lsmod",
+    ));
+    assert_says(&text, " us    * ?");
+    assert_says(&text, "virtio-scsi: restarted in ring 1");
+}
+
 /// A trusted driver's services run on its stack. That they touch what is watched there, with the trace in hand, stops nothing.
 #[test]
 fn the_stack_of_a_trusted_driver_can_be_watched() {

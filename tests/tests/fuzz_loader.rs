@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use ringfence_abi::layout::IMAGE_MAX;
 use ringfence_core::extent::Extent;
-use ringfence_core::module::{Module, Value, symbol_at};
+use ringfence_core::module::{MAX_RELOCATIONS, Module, ModuleError, Value, symbol_at};
 use std::sync::OnceLock;
 
 /// The modules as they are built: what damage is done to.
@@ -46,6 +46,30 @@ fn the_modules_themselves_are_accepted() {
         Module::parse(file).expect("a module that was built is accepted");
         assert_sound(file);
     }
+}
+
+/// Relocations that do nothing, looked at over and over: that would take the machine's time at each load.
+#[test]
+fn relocations_that_do_nothing_are_counted() {
+    const HEADER_BYTES: usize = 64;
+    const RELA: u32 = 4;
+    let mut file = modules()[0].clone();
+    let word = |file: &[u8], at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
+    let (table, count) = (word(&file, 40), u16::from_le_bytes(file[60..62].try_into().unwrap()) as usize);
+    let mut headers = file[table..table + count * HEADER_BYTES].to_vec();
+    let rela =
+        headers.chunks(HEADER_BYTES).find(|header| header[4..8] == RELA.to_le_bytes()).expect("relocations").to_vec();
+    let (start, len) = (word(&rela, 24), word(&rela, 32));
+    // Type 0 is R_X86_64_NONE.
+    file[start..start + len].chunks_mut(24).for_each(|entry| entry[8..16].fill(0));
+    let copies = MAX_RELOCATIONS / (len / 24) + 1;
+    (0..copies).for_each(|_| headers.extend(&rela));
+    let at = file.len() as u64;
+    file[40..48].copy_from_slice(&at.to_le_bytes());
+    file[60..62].copy_from_slice(&((count + copies) as u16).to_le_bytes());
+    file.extend(headers);
+    let refused = Module::parse(&file).map(|_| ()).expect_err("too many relocations");
+    assert!(matches!(refused, ModuleError::RelocationCount(total) if total > MAX_RELOCATIONS), "{refused:?}");
 }
 
 proptest! {

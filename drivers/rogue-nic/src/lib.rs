@@ -9,7 +9,7 @@ mod gates;
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
-use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMITTED, TX_PHYSICAL, entry};
+use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_PHYSICAL, entry};
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN};
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, device, driver};
@@ -32,6 +32,8 @@ struct RogueNic {
     /// What it answers when it is polled, and how long that takes it.
     reply: Reply,
     poll_ms: u64,
+    /// How many frames it has said that it sent, once it says so.
+    sent: Option<u64>,
 }
 
 impl RogueNic {
@@ -73,7 +75,7 @@ impl Driver for RogueNic {
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
-        Ok(RogueNic { queues: start as *mut u64, random: 0x1997, reply: Reply::empty(), poll_ms: 0 })
+        Ok(RogueNic { queues: start as *mut u64, random: 0x1997, reply: Reply::empty(), poll_ms: 0, sent: None })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
@@ -84,6 +86,17 @@ impl Driver for RogueNic {
             for step in 0..20_000 {
                 core::hint::black_box(step);
             }
+        }
+        if let Some(mut sent) = self.sent {
+            let word = |word: usize| unsafe { self.queues.add(word).read_volatile() };
+            while sent != word(TRANSMIT.base + PUT) {
+                let place = ENTRIES + sent as usize % TRANSMIT.capacity;
+                self.set(TRANSMITTED, place, word(TRANSMIT.base + place));
+                sent += 1;
+                self.set(TRANSMIT, TAKEN, sent);
+                self.set(TRANSMITTED, PUT, sent);
+            }
+            self.sent = Some(sent);
         }
         self.reply
     }
@@ -202,6 +215,12 @@ impl Driver for RogueNic {
             // The device interrupts, and nobody turns that off: it says that it has not, and that it has.
             "interrupt" => {
                 self.interrupt(Reply::empty());
+                0
+            }
+            // It interrupts for ever, says that it sends all it is given, and nothing ever comes.
+            "silent" => {
+                self.sent = Some(0);
+                self.interrupt(Reply::ACKNOWLEDGED);
                 0
             }
             "interrupt-storm" => {

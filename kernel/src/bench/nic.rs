@@ -20,12 +20,12 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 /// Length of a frame without its check sequence, in bytes.
 const FRAME: usize = 60;
 
-/// Measures frames a second; `false` if there is no network interface.
-pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+/// Measures frames a second, if there is a network interface.
+pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     if net::first_driver().is_some() {
         net::wait_for_address(embassy_time::Duration::from_secs(5)).await;
     }
-    let Some(handle) = net::first_driver() else { return Ok(false) };
+    let Some(handle) = net::first_driver() else { return Ok(()) };
     let unknown = frame(&handle, false);
     for batch in BATCHES {
         let sample = || Ok(send(&handle, &unknown, batch)?.value(mode, 1.0));
@@ -49,7 +49,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
     };
     let rows = alternate(&handle, 101, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?;
     rows.iter().for_each(&mut *print);
-    Ok(true)
+    Ok(())
 }
 
 /// An ARP request for the router's address (RFC 826), or a frame of a type that nobody knows.
@@ -120,7 +120,7 @@ fn exchange(mode: Mode, handle: &Handle, frame: &[u8], batch: usize, count: usiz
     let watch = Stopwatch::start();
     for _ in 0..count / batch {
         hand_over(handle, frame, batch)?;
-        let mut missing = batch;
+        let (mut missing, since) = (batch, Stopwatch::start());
         while missing > 0 {
             with_queues(handle, |queues| {
                 while missing > 0 && queues.receive(&mut buffer)?.is_some() {
@@ -128,7 +128,7 @@ fn exchange(mode: Mode, handle: &Handle, frame: &[u8], batch: usize, count: usiz
                 }
                 Ok(())
             })?;
-            if missing > 0 && !wait_for_interrupt(mode) {
+            if missing > 0 && !wait_for_interrupt(mode, &since) {
                 return Err("the router does not answer".to_string());
             }
         }

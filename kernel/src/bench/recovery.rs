@@ -17,19 +17,17 @@ const SAMPLES: usize = 15;
 /// Longest time that it may be away.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Ends the drivers of the first interface and of the first disk over and over; `false` if there are none.
-pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+/// Ends the drivers of the first interface and of the first disk over and over, if there are some.
+pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::settled().await;
     let disk = scsi::disks().into_iter().next().map(|disk| disk.handle());
     let drivers =
         [("recovery/nic", "recovery/nic-reset", net::first_driver()), ("recovery/scsi", "recovery/scsi-reset", disk)];
-    let mut some = false;
     for (name, reset, handle) in drivers {
         let Some(handle) = handle else { continue };
         if handle.lock().policy != Policy::Restart {
             return Err("the driver's policy must be to restart".to_string());
         }
-        some = true;
         let mut rows = [name, reset].map(|name| Row::new(name, mode.unit("us")));
         // Nothing is printed meanwhile: that takes longer than a restart.
         let mute = console::mute();
@@ -38,7 +36,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
         drop((mute, at_once));
         rows.iter().for_each(&mut *print);
     }
-    Ok(some)
+    Ok(())
 }
 
 async fn measure(mut handle: Handle, mode: Mode, rows: &mut [Row; 2]) -> Result<(), String> {

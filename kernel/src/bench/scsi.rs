@@ -22,10 +22,10 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const DEPTH: usize = 32;
 const SMALL: usize = 4096;
 
-/// Measures reads a second; `false` if there is no disk.
-pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, String> {
+/// Measures reads a second, if there is a disk.
+pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::settled().await;
-    let Some(disk) = scsi::disks().into_iter().next() else { return Ok(false) };
+    let Some(disk) = scsi::disks().into_iter().next() else { return Ok(()) };
     let mut random = 0x2545_f491_4f6c_dd1du64;
     let places = disk.capacity.blocks / (SMALL / disk.block_bytes()) as u64;
     if places == 0 {
@@ -61,7 +61,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<bool, Strin
         let rows = alternate(&disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", mode.unit("MB/s")).batch(8))?;
         rows.iter().for_each(&mut *print);
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Requests under way, which are given up when a measurement ends early.
@@ -93,6 +93,7 @@ fn read(
     let mut under_way = UnderWay { handle, tickets: Vec::with_capacity(depth) };
     let (mut begun, mut done) = (0, 0);
     let watch = Stopwatch::start();
+    let mut since = Stopwatch::start();
     while done < count {
         // A batch goes out when there is room for all of it.
         while begun < count && under_way.tickets.len() + batch.min(count - begun) <= depth {
@@ -127,7 +128,9 @@ fn read(
                 return Err(error.to_string());
             }
         }
-        if done == before && !wait_for_interrupt(mode) {
+        if done != before {
+            since = Stopwatch::start();
+        } else if !wait_for_interrupt(mode, &since) {
             return Err("the disk does not answer".to_string());
         }
     }

@@ -1,6 +1,17 @@
 //! `cargo run -- bench` prints every row that it promises. What the rows say is nobody's business here.
 
+use ringfence_tests::{assert_says, boot_badly, machine};
 use std::process::Command;
+
+/// A device that interrupts for ever is not waited for as long.
+#[test]
+fn a_driver_without_answers_does_not_hold_the_benchmark() {
+    let mut machine = machine("insmod rogue-nic; tell rogue-nic silent; bench nic/rx; lsmod; bench nope");
+    machine.contents.autoload = false;
+    let text = boot_badly(&machine, 2).text();
+    assert_says(&text, "error: the router does not answer");
+    assert_says(&text, "error: no row was measured whose name begins with 'nope'");
+}
 
 #[test]
 fn every_row_is_there() {

@@ -2,7 +2,8 @@
 //!
 //! **Drivers whose polls are long have half of the CPU, all of them together.** Nobody else runs during a poll, a driver may
 //! use up its budget in each, and a device may interrupt for ever. So a poll that takes longer than [`TURN_MS`] is followed by
-//! a rest as long, in which no driver is polled whose last poll was long; its device is held back. All others go on.
+//! a rest as long, in which no driver is polled whose last poll was long; its device is held back. All others go on. Shorter
+//! polls are not counted together: however many there are, others have a step after each.
 
 use crate::arch::{interrupts, time};
 use crate::domain::device::Device;

@@ -48,7 +48,7 @@ fn under_bochs(script: &str) -> Vec<String> {
     let contents = ringfence::ramdisk::Contents { exec: Some(script.to_string()), ..Default::default() };
     ringfence::iso::make(ringfence_tests::system(), &contents, &image).unwrap();
     let lines = ringfence::bochs::run(&image, std::time::Duration::from_secs(1200)).unwrap();
-    let ends = [" failed", "ringfence: done"];
+    let ends = [" command failed", " commands failed", "ringfence: done"];
     let last = lines.last().expect("it says something");
     assert!(ends.iter().any(|end| last.ends_with(end)), "{}", lines.join("\n"));
     lines

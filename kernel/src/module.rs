@@ -1,12 +1,14 @@
 //! Loaded modules: from a file to a running driver, and back to free memory.
 
-use crate::arch::watch;
+use crate::arch::{cpu, watch};
 use crate::domain::calls::CallLog;
 use crate::domain::device::{self, Device};
 use crate::domain::fault::{self, Cause};
+use crate::domain::report;
 use crate::domain::space::{Space, rights};
 use crate::domain::upcall::UpcallError;
 use crate::domain::{Domain, Handle, Ring};
+use crate::limits::SS_LOADS;
 use crate::memory::frames::{self, OutOfMemory};
 use crate::pci::{self, Function};
 use crate::trace::{self, What};
@@ -61,6 +63,8 @@ pub enum LoadError {
     NoFile(String),
     /// The file is refused.
     Refused(ModuleError),
+    /// Its code could load SS at this place, which QEMU's TCG would take for ring 0.
+    LoadsSs(String),
     /// All slots are taken.
     NoSlot,
     /// There is not enough memory.
@@ -82,6 +86,11 @@ impl fmt::Display for LoadError {
         match self {
             LoadError::NoFile(name) => write!(f, "there is no module '{name}' in the ramdisk"),
             LoadError::Refused(error) => write!(f, "refused: {error}"),
+            LoadError::LoadsSs(place) => write!(
+                f,
+                "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits {} lets it in)\n    at {place}",
+                crate::limits::SS_LOADS.name
+            ),
             LoadError::NoSlot => write!(f, "all {} slots are taken", ringfence_abi::layout::MAX_DOMAINS),
             LoadError::NoMemory => write!(f, "out of memory"),
             LoadError::NoDevice => write!(f, "no free device that it drives"),
@@ -122,6 +131,7 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
 
 /// The same, for `function` if one is given: any that it drives otherwise.
 fn load_for(file: &File, ring: Ring, function: Option<&'static Function>) -> Result<Handle, LoadError> {
+    admit(file)?;
     // A driver that nobody knows yet is not restarted: its report is due now.
     let handle = start(file, ring, function, None, None).inspect_err(|_| fault::print_pending())?;
     LOADED.lock().push(handle.clone());
@@ -160,9 +170,24 @@ fn start(
     Ok(Arc::new(Mutex::new(domain)))
 }
 
+/// Refuses a file that could load SS at more places than a person allows, if the CPU is QEMU's TCG
+/// ([`ringfence_core::stack_segment`]). Every file is asked for once, before it is loaded for the first time.
+pub fn admit(file: &File) -> Result<(), LoadError> {
+    if !cpu::is_tcg() {
+        return Ok(());
+    }
+    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
+    let allowed = usize::try_from(SS_LOADS.get()).unwrap_or(usize::MAX);
+    match module.loads_of_ss().nth(allowed) {
+        Some(offset) => Err(LoadError::LoadsSs(report::place_in(file, offset))),
+        None => Ok(()),
+    }
+}
+
 /// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then. On an
 /// error the old one stays where it was, with all it has but the pages that the successor had taken over.
-/// `watched` is the offset in the image of an instruction to watch from the start ([`watch`]).
+/// `file` must have been admitted ([`admit`]). `watched` is the offset in the image of an instruction to watch from the start
+/// ([`watch`]).
 pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
     if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));

@@ -94,7 +94,8 @@ pub async fn run(
         core::mem::replace(&mut driver.policy, Policy::Stop)
     };
     let mut mutant = Mutant { handle, good, policy, in_place: true };
-    let (started, mut why) = match module::replace(&mutant.handle, patched, ring, Some(watched)) {
+    let replaced = module::admit(patched).and_then(|()| module::replace(&mutant.handle, patched, ring, Some(watched)));
+    let (started, mut why) = match replaced {
         Ok(handle) => {
             mutant.handle = handle;
             (true, run_all(work).await.err())

@@ -6,6 +6,8 @@
 use crate::toolchain::Toolchain;
 use crate::{project, target};
 use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSection, SectionKind};
+use ringfence_core::stack_segment;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,19 +116,45 @@ fn compile_c(name: &str) -> Result<PathBuf> {
     Ok(object)
 }
 
+/// Orders of a module's functions that are tried.
+const ORDERS: u32 = 8;
+
 /// Links a module: a shared object that exports its entry point only.
+///
+/// A displacement may happen to look like a load of SS, which the kernel refuses under QEMU's TCG ([`stack_segment`]): with its
+/// functions in another order it does not. What is one in any order the kernel refuses, and says where it is.
 fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
     let exports = target().join("module.exports");
     write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
     let debug = target().join(format!("{name}.debug"));
-    let mut linker = toolchain.linker();
-    linker.args(["-shared", "-z", "now", "-z", "relro", "-z", "separate-code", "-z", "noexecstack"]);
-    linker.args(["--gc-sections", "--undefined=rf_upcall", "--undefined=rf_manifest", "--build-id=none"]);
-    linker.arg("--version-script").arg(&exports).arg(object);
-    replace(&debug, |to| run(linker.arg("-o").arg(to), true))?;
+    for order in 0..ORDERS {
+        let mut linker = toolchain.linker();
+        if order > 0 {
+            linker.arg(format!("--shuffle-sections=.text*={order}"));
+        }
+        link_once(linker, &exports, object, &debug)?;
+        if !loads_ss(&debug)? {
+            break;
+        }
+    }
     let packed = target().join(format!("{name}.rfm"));
     strip(&debug, &packed)?;
     Ok(Module { name: name.to_string(), debug, packed })
+}
+
+/// Whether the code of an ELF file has what could be a load of SS.
+fn loads_ss(path: &Path) -> Result<bool> {
+    let bytes = fs::read(path)?;
+    let file = object::File::parse(&*bytes)?;
+    let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
+    Ok(code.filter_map(|section| section.data().ok()).any(|code| stack_segment::loads(code).next().is_some()))
+}
+
+fn link_once(mut linker: Command, exports: &Path, object: &Path, to: &Path) -> Result<()> {
+    linker.args(["-shared", "-z", "now", "-z", "relro", "-z", "separate-code", "-z", "noexecstack"]);
+    linker.args(["--gc-sections", "--undefined=rf_upcall", "--undefined=rf_manifest", "--build-id=none"]);
+    linker.arg("--version-script").arg(exports).arg(object);
+    replace(to, |to| run(linker.arg("-o").arg(to), true))
 }
 
 /// Copies an ELF file without debug information; its symbols stay, for reports.

@@ -103,11 +103,7 @@ impl Driver for RogueNic {
 
     fn command(&mut self, text: &str) -> Result<u64> {
         if let Some((verb, number)) = text.split_once(' ') {
-            let number = match number.strip_prefix("0x") {
-                Some(digits) => u64::from_str_radix(digits, 16),
-                None => number.parse(),
-            };
-            let number = number.map_err(|_| Refusal::Invalid)?;
+            let number = ringfence_sdk::number(number)?;
             let slot = self.slot();
             return Ok(match verb {
                 "extremes" => gates::all_extremes(slot, number),

@@ -214,8 +214,8 @@ impl Driver for RogueScsi {
     }
 
     fn command(&mut self, text: &str) -> Result<u64> {
-        if let Some(("register-at", address)) = text.split_once(" 0x") {
-            let address = u64::from_str_radix(address, 16).map_err(|_| Refusal::Invalid)?;
+        if let Some(("register-at", address)) = text.split_once(' ') {
+            let address = ringfence_sdk::number(address)?;
             return Ok(unsafe { raw::rf_scsi_register(address) as u64 });
         }
         let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };

@@ -43,7 +43,6 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("load-es", instructions::load_es),
     ("load-fs", instructions::load_fs),
     ("load-gs", instructions::load_gs),
-    ("load-ss", instructions::load_ss),
     ("far-return", instructions::far_return),
     ("interrupt-return", instructions::interrupt_return),
     ("far-jump", instructions::far_jump),
@@ -53,13 +52,9 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("bad-stack-fault", bad_stack_fault),
     ("gate-at-page-end", gate_at_page_end),
     ("gate-offset", gate_offset),
-    ("shadowed-gate", shadowed_gate),
-    ("shadowed-return", shadowed_return),
-    ("watched-gate", watched_gate),
     ("flags", flags),
     ("clear-flag", clear_flag),
     ("iret-flags", iret_flags),
-    ("null-ss", null_ss),
     ("flag", flag),
     ("leaks", leaks),
     // services
@@ -341,58 +336,13 @@ fn gate_at_page_end(_: u64) -> u64 {
     result
 }
 
-/// Single-steps into a gate from the shadow of a write to SS, which holds the step back until the gate was entered.
-fn shadowed_gate(_: u64) -> u64 {
-    shadowed(selector_of(0))
-}
-
-/// The same with the gate that ends an upcall.
-fn shadowed_return(_: u64) -> u64 {
-    const RETURN_GATE: u16 = 4 << 3 | 5;
-    shadowed(RETURN_GATE)
-}
-
-fn shadowed(selector: u16) -> u64 {
-    let target = [0u16, 0, selector];
-    // SAFETY: none.
-    unsafe {
-        asm!(
-            "mov ecx, 1", // the null selector that ring 1 has in SS
-            "pushfq",
-            "or qword ptr [rsp], 0x100",
-            "popfq",
-            "mov ss, cx",
-            ".byte 0xff, 0x18",
-            inout("rax") target.as_ptr() as u64 => _, out("rcx") _, clobber_abi("C")
-        )
-    };
-    0
-}
-
-/// Loads SS from `address`, which somebody watches, and calls a gate right behind that: the debug exception for the load is
-/// held back until the gate was entered (CVE-2018-8897).
-fn watched_gate(address: u64) -> u64 {
-    let target = [0u16, 0, selector_of(0)];
-    let result: u64;
-    // SAFETY: none.
-    unsafe {
-        asm!(
-            "mov word ptr [rcx], 1", // the null selector that ring 1 has in SS
-            "mov ss, word ptr [rcx]",
-            ".byte 0xff, 0x18",
-            inout("rax") target.as_ptr() as u64 => result, inout("rcx") address => _, clobber_abi("C")
-        )
-    };
-    result
-}
-
 /// IF, IOPL, NT, VM, VIF and VIP: of these a driver has IF, whatever it asks for.
 const NOT_THE_DRIVERS: u64 = 0x1a_7200;
 
-/// Sets one flag, calls a gate, and returns which of those it has then that are not its to set.
 /// IF, IOPL, VM, VIF, VIP.
 const PRIVILEGED: u64 = 1 << 9 | 3 << 12 | 1 << 17 | 1 << 19 | 1 << 20;
 
+/// Sets one flag, calls a gate, and returns which of those it has then that are not its to set.
 fn flag(bit: u64) -> u64 {
     pop_flags(1 << (bit & 63), 0)
 }
@@ -553,12 +503,4 @@ fn stale(_: u64) -> u64 {
     // SAFETY: as above.
     let word = |index: u64| unsafe { ((start + index * 8) as *const u64).read_volatile() };
     (0..LEN_BYTES / 8).filter(|index| word(*index) != 0).count() as u64
-}
-
-/// Loads a null selector into SS and reads CR3, which only ring 0 can. QEMU takes the ring from SS, and says what CR3 is.
-fn null_ss(_: u64) -> u64 {
-    let cr3: u64;
-    // SAFETY: none.
-    unsafe { asm!("mov ecx, 1", "mov ss, cx", "mov {}, cr3", out(reg) cr3, out("ecx") _) };
-    cr3
 }

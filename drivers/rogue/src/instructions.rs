@@ -163,7 +163,7 @@ macro_rules! segment_loads {
         )*
     };
 }
-segment_loads! { load_ds "ds"; load_es "es"; load_fs "fs"; load_gs "gs"; load_ss "ss"; }
+segment_loads! { load_ds "ds"; load_es "es"; load_fs "fs"; load_gs "gs"; }
 
 /// Returns far to a selector.
 #[inline(never)]

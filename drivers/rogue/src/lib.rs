@@ -1,7 +1,7 @@
 //! Misbehaves on command: `tell rogue VERB [NUMBER]`. Each verb does one thing that no driver may do, as directly as the
 //! machine allows; what stops it is the kernel's affair. `tell rogue list` logs the verbs.
 //!
-//! Beside `rogue-nic`, `rogue-peer` and `rogue-scsi`, this is the one driver with unsafe code of its own.
+//! Beside the other rogues, this is the one driver with unsafe code of its own.
 #![no_std]
 
 extern crate alloc;
@@ -30,11 +30,7 @@ impl Driver for Rogue {
 
     fn command(&mut self, text: &str) -> Result<u64> {
         let (verb, argument) = text.split_once(' ').unwrap_or((text, "0"));
-        let argument = match argument.trim().strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16),
-            None => argument.trim().parse(),
-        };
-        let argument = argument.map_err(|_| Refusal::Invalid)?;
+        let argument = ringfence_sdk::number(argument)?;
         let attack = attacks::ATTACKS
             .iter()
             .chain(instructions::INSTRUCTIONS)

@@ -73,6 +73,19 @@ macro_rules! driver {
     };
 }
 
+/// The number that `text` is, decimal or with `0x` before it: for [`Driver::command`].
+///
+/// # Errors
+/// [`Refusal::Invalid`] if it is none, or does not fit.
+pub fn number(text: &str) -> Result<u64> {
+    let text = text.trim();
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| Refusal::Invalid)
+}
+
 /// Holds the driver between upcalls. Only [`driver!`] makes one.
 #[doc(hidden)]
 pub struct Instance<D>(UnsafeCell<Option<D>>);

@@ -9,6 +9,7 @@
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
+//! * [`stack_segment`]: what QEMU takes for more than it is in a module's code
 //! * [`servers`]: small TCP and UDP servers, and what is kept from the network stack below them
 //!
 //! There is no unsafe code, and nothing here panics on what a driver, a module file or a device says.
@@ -28,4 +29,5 @@ pub mod pci;
 pub mod port_bitmap;
 pub mod sense;
 pub mod servers;
+pub mod stack_segment;
 pub mod typed_line;

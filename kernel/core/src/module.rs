@@ -5,6 +5,7 @@
 //! small multiple of the file's length.
 
 use crate::extent::{Extent, align_up};
+use crate::stack_segment;
 use alloc::vec::Vec;
 use core::fmt;
 use object::LittleEndian as LE;
@@ -266,6 +267,14 @@ impl<'a> Module<'a> {
 
         let Image { segments, relro, len_bytes } = image;
         Ok(Module { manifest, segments, relocations, relro, len_bytes, entry, imports })
+    }
+}
+
+impl Module<'_> {
+    /// Where in the image its code could load SS ([`stack_segment`]).
+    pub fn loads_of_ss(&self) -> impl Iterator<Item = u64> {
+        let executable = self.segments.iter().filter(|segment| segment.executable);
+        executable.flat_map(|segment| stack_segment::loads(segment.bytes).map(|at| segment.start + at as u64))
     }
 }
 

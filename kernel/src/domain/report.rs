@@ -297,6 +297,12 @@ pub fn before(domain: &Domain, rip: u64) -> String {
     }
 }
 
+/// The place in a file's image that is not loaded.
+pub fn place_in(file: &File, offset: u64) -> String {
+    let found = symbol_at(&file.bytes, offset).map(|(name, into)| (name, into, offset));
+    place_name(file, found).unwrap_or_else(|| format!("{}+{offset:#x}", file.name))
+}
+
 /// The words for what [`symbol`] found.
 fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
     let (name, into, offset) = found?;

@@ -37,6 +37,7 @@ pub fn page() -> String {
         &[lies::scsi_answers(), lies::scsi_faults()].concat(),
     );
     section("lies::what_is_not_its_own_is_refused", &lies::refused());
+    section("sandbox::no_load_of_ss_does_harm_under_bochs", &rogue::loads_of_ss());
     page += "\n## `sandbox::what_does_no_harm_is_allowed`\n\n| what | why |\n|---|---|\n";
     for (verb, _, why) in HARMLESS {
         page += &format!("| `{verb}` | {why} |\n");
@@ -63,7 +64,7 @@ differ the last table has what Bochs says, and why; nothing goes through in eith
 Too many for a table, but in the same boot:
 
 * `sandbox::no_interrupt_can_be_raised_by_instruction`: `int 0` to `int 255`, each a #GP that names its vector.
-* `sandbox::no_selector_leads_anywhere_but_to_its_own_segments`: MOV to DS, ES, FS, GS and SS, far return, interrupt return, far
+* `sandbox::no_selector_leads_anywhere_but_to_its_own_segments`: MOV to DS, ES, FS and GS, far return, interrupt return, far
   jump and far call, with every selector of GDT and LDT and every requested privilege level; all but the driver's own segments
   and the gates that it was granted are a #GP or #NP that names the entry.
 * `gates::every_argument_at_every_extreme`, `gates::random_calls_of_every_service`: all services without pointers with every
@@ -77,11 +78,10 @@ Too many for a table, but in the same boot:
 In boots of their own, because they need other modules or another machine, or leave this one other than it was:
 
 * `sandbox::no_interrupt_and_no_selector_under_bochs`: `int n` and all selectors under Bochs.
-* `sandbox::a_null_selector_in_ss_is_ring_0_for_qemu_and_nobody_else`: **QEMU 7.2's TCG takes the ring from SS, and lets ring 1
-  load a null selector there, which makes the driver ring 0.** No CPU does: Bochs raises #GP on the privileged instruction behind
-  it. `shadowed-gate`, `shadowed-return`, `watched-gate` and `load-ss` begin with such a load: for them only Bochs' word counts.
-* `sandbox::a_debug_exception_held_back_into_a_gate_is_the_drivers`: MOV to SS from memory that is watched, and a gate call right
-  behind it (CVE-2018-8897): under Bochs, which models that, the debug exception comes on the gate's first instruction.
+* `sandbox::what_qemu_would_take_for_ring_0_is_not_loaded`: **QEMU 7.2's TCG takes the ring from SS, and lets ring 1 load a null
+  selector there, which makes the driver ring 0.** No CPU does. Under TCG a module whose code has the bytes of such a load, at any
+  offset, is refused; `limits ss-loads` lets it in, and shows what QEMU makes of it. `rogue-ss` has these attacks, MOV to SS with
+  every selector among them, for Bochs.
 * `sandbox::interrupts_hit_every_instruction_that_they_can`: interrupts on each instruction of a gate that one can hit.
 * `restart::*`: devices that do not stop, whose memory is set aside; modules that faulted and want ring 0; code that was changed
   before a restart.
@@ -134,6 +134,7 @@ fn explain(verb: &str) -> (String, &'static str) {
         "trap-flag-gate" => ("single-steps into a gate", "the trap is attributed by CR3, and has a stack of its own"),
         "log-pointer" | "log-pointer-quiet" => ("has the kernel read ARG", "the pointer is not in its slot"),
         "log" => ("logs ARG lines in one upcall", "64 lines an upcall"),
+        "null-ss" => ("loads a null selector into SS and reads CR3", "a load of SS changes no ring"),
         "watched-gate" => (
             "loads SS from watched memory right before a gate call",
             "the debug exception is attributed by CR3, and has a stack of its own",

@@ -128,7 +128,7 @@ fn lines_are_edited_completed_and_remembered() {
     running.type_line("policy template re\t").unwrap();
     running.wait_for("template: when it is ended it is restarted").unwrap();
     running.type_text("insmod rogue-\t").unwrap();
-    running.wait_for("rogue-nic  rogue-peer  rogue-scsi").unwrap();
+    running.wait_for("rogue-nic  rogue-peer  rogue-scsi  rogue-ss").unwrap();
     running.type_line("\x15").unwrap();
     // Home, End, and Delete in the middle.
     running.type_line("mmem\x1b[H\x1b[3~help \x1b[F").unwrap();

@@ -22,6 +22,7 @@ use crate::machine::{End, Machine, Running, empty_disk};
 use anyhow::{Context, Result, bail};
 use mutate::{Kind, Site};
 use object::{Object, ObjectSegment};
+use ringfence_core::stack_segment;
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -231,21 +232,31 @@ fn mutants(system: &System, machine: &Machine, port: u16, options: &Options) -> 
             .filter_map(|site| Some((in_file(site.offset)?, site)))
             .map(|(at, site)| (site, at))
             .collect();
-        pools.push((name.clone(), sites));
+        pools.push((name.clone(), file, sites));
     }
     let mut mutants = Vec::new();
     while mutants.len() < options.mutants {
-        let (name, sites) = &pools[mutants.len() % pools.len()];
+        let (name, file, sites) = &pools[mutants.len() % pools.len()];
         // First the kind, then a place: most kinds fit few instructions.
         let kind = Kind::ALL[random.usize(..Kind::ALL.len())];
         let found = (0..1000).find_map(|_| {
             let (site, file_offset) = &sites[random.usize(..sites.len())];
-            Some((site, *file_offset, mutate::mutate(site, kind, &mut random)?))
+            let bytes = mutate::mutate(site, kind, &mut random)?;
+            // The kernel does not load those.
+            (!loads_ss(file, *file_offset as usize, &bytes)).then_some((site, *file_offset, bytes))
         });
         let Some((site, file_offset, bytes)) = found else { continue };
         mutants.push(Mutant { module: name.clone(), kind, site: site.clone(), bytes, file_offset });
     }
     Ok(mutants)
+}
+
+/// Whether `bytes` at `at` of a file make a load of SS of what is there, which QEMU takes for more than it is.
+fn loads_ss(file: &[u8], at: usize, bytes: &[u8]) -> bool {
+    let before = file[..at].last();
+    let after = file.get(at + bytes.len());
+    let around: Vec<u8> = before.into_iter().chain(bytes).chain(after).copied().collect();
+    stack_segment::loads(&around).any(|at| at + 1 < around.len())
 }
 
 /// A boot that tries changes until they are all tried, or the kernel is dead.

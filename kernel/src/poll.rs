@@ -1,9 +1,9 @@
 //! When drivers run: each is polled when its device has interrupted, or when there is something for it in its queues.
 //!
-//! **Drivers whose polls are long have half of the CPU, all of them together.** Nobody else runs during a poll, a driver may
-//! use up its budget in each, and a device may interrupt for ever. So a poll that takes longer than [`TURN_MS`] is followed by
-//! a rest as long, in which no driver is polled whose last poll was long; its device is held back. All others go on. Shorter
-//! polls are not counted together: however many there are, others have a step after each.
+//! **Drivers that would have more than half of the CPU have half of it, all of them together.** Nobody else runs during a poll, a
+//! driver may use up its budget in each, and a device may interrupt for ever. So what a driver's polls take is charged to it, and
+//! paid off by time in which no driver runs. Who owes more than [`TURN_MS`] rests, until as much time has gone by in which
+//! nobody ran who owes that much; its device is held back. All others go on.
 
 use crate::arch::{interrupts, time};
 use crate::domain::device::Device;
@@ -19,8 +19,10 @@ use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::Timer;
 use ringfence_abi::upcall::{Events, POLL, Reply};
 
-/// Until when drivers whose last poll was long rest: a reading of the TSC.
+/// Until when drivers that have had too much rest: a reading of the TSC.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
+/// What all polls have taken, in TSC ticks.
+static IN_POLLS: AtomicU64 = AtomicU64::new(0);
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 
 /// What a driver has had of the CPU, and what it waits for.
@@ -30,6 +32,10 @@ pub struct Turn {
     pub all_ticks: u64,
     /// TSC ticks in the last one.
     pub last_ticks: u64,
+    /// TSC ticks that its polls have taken and that were not paid off until, by [`free_clock`], this.
+    owes: (u64, u64),
+    /// Whether it owed too much after its last poll, and so rests for that.
+    had_too_much: bool,
     /// Since when, by the TSC, it is to be polled, and for what.
     waits: Option<(u64, Events)>,
 }
@@ -51,16 +57,27 @@ impl Turn {
         self.last_ticks = tsc_ticks;
         self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
     }
+
+    /// Charges a poll that took `tsc_ticks` and began at `free`; returns for how long it is to rest.
+    fn charge(&mut self, tsc_ticks: u64, free: u64) -> u64 {
+        let (owed, at) = self.owes;
+        let owes = owed.saturating_sub(free.saturating_sub(at)) + tsc_ticks;
+        self.had_too_much = owes > TURN_MS.get() * (time::tsc_per_second() / 1000);
+        // Its rest pays for all.
+        let rest = if self.had_too_much { owes } else { 0 };
+        self.owes = (owes - rest, free);
+        rest
+    }
+}
+
+/// TSC ticks in which no driver was polled, since some time or other.
+fn free_clock() -> u64 {
+    time::tsc().saturating_sub(IN_POLLS.load(Ordering::Relaxed))
 }
 
 /// Whether `domain` is to wait for its next turn.
 fn rests(domain: &Domain) -> bool {
-    time::tsc() < REST_UNTIL.load(Ordering::Relaxed) && was_long(domain)
-}
-
-/// Whether the last poll of `domain` was long.
-fn was_long(domain: &Domain) -> bool {
-    domain.turn.last_ticks > TURN_MS.get() * (time::tsc_per_second() / 1000)
+    domain.turn.had_too_much && time::tsc() < REST_UNTIL.load(Ordering::Relaxed)
 }
 
 /// What became of a poll.
@@ -104,10 +121,14 @@ fn run(domain: &mut Domain, mut events: Events) {
         waited = for_these;
         events |= waited;
     }
+    let (free, before) = (free_clock(), domain.turn.all_ticks);
     let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
-    if was_long(domain) {
+    let ticks = domain.turn.all_ticks.wrapping_sub(before);
+    IN_POLLS.fetch_add(ticks, Ordering::Relaxed);
+    let rest = domain.turn.charge(ticks, free);
+    if rest > 0 {
         let from = REST_UNTIL.load(Ordering::Relaxed).max(time::tsc());
-        REST_UNTIL.store(from.saturating_add(domain.turn.last_ticks), Ordering::Relaxed);
+        REST_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
     }
     if events.contains(Events::INTERRUPT)
         && let Some(device) = &domain.device

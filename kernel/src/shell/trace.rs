@@ -107,7 +107,7 @@ fn print(name: &str, same: &[Event]) {
             }
         }
         What::Rests(events) => {
-            println!("{at_us:>7} us    rests, as its last poll was long; waits for poll({:#x})", events.bits())
+            println!("{at_us:>7} us    rests, as it has had too much of the CPU; waits for poll({:#x})", events.bits())
         }
         What::Replaced => println!("{at_us:>7} us  ! replaced"),
     }

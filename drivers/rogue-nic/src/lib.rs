@@ -6,6 +6,7 @@
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
 mod gates;
+mod reach;
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
@@ -123,6 +124,9 @@ impl Driver for RogueNic {
                 "register-at" => unsafe { raw::rf_net_register(number) as u64 },
                 _ => return Err(Refusal::NotFound),
             });
+        }
+        if let Some(answer) = reach::reach(text, self.queues as u64) {
+            return Ok(answer);
         }
         let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
         Ok(match text {

@@ -3,6 +3,7 @@
 use crate::instructions;
 use alloc::vec::Vec;
 use core::arch::asm;
+use core::sync::atomic::{AtomicU8, Ordering};
 use ringfence_sdk::service::raw;
 
 /// An attack.
@@ -17,6 +18,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("execute", execute),
     ("write-text", write_text),
     ("execute-data", execute_data),
+    ("execute-static", execute_static),
     ("write-relro", write_relro),
     ("recurse", recurse),
     ("big-frame", big_frame),
@@ -46,6 +48,8 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("far-return", instructions::far_return),
     ("interrupt-return", instructions::interrupt_return),
     ("far-jump", instructions::far_jump),
+    ("iret-stack", instructions::interrupt_return_stack),
+    ("ask-segment", instructions::ask_segment),
     ("trap-flag-gate", trap_flag_gate),
     ("bad-stack-gate", bad_stack_gate),
     ("bad-stack", bad_stack),
@@ -105,6 +109,14 @@ fn write_text(_: u64) -> u64 {
 fn execute_data(_: u64) -> u64 {
     let code = [0xc3u8; 16];
     execute(code.as_ptr() as u64)
+}
+
+/// Executes what it may write.
+fn execute_static(_: u64) -> u64 {
+    static CODE: AtomicU8 = AtomicU8::new(0);
+    const RET: u8 = 0xc3;
+    CODE.store(RET, Ordering::Relaxed);
+    execute(CODE.as_ptr() as u64)
 }
 
 /// The table of attacks holds pointers, so it was relocated, and made read-only afterwards.

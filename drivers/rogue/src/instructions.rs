@@ -111,6 +111,11 @@ instructions! {
     "rdgsbase": "rdgsbase rax";
     "wrfsbase": "wrfsbase rax";
     "wrgsbase": "wrgsbase rax";
+    "icebp": ".byte 0xf1";
+    // Returns with 32 bits, to where there is nothing.
+    "iretd": "sub rsp, 32", "mov dword ptr [rsp], 8", "mov [rsp + 4], cs", "mov dword ptr [rsp + 8], 2",
+        "mov [rsp + 12], esp", "mov dword ptr [rsp + 16], 1", ".byte 0xcf";
+    "retfd": "sub rsp, 8", "mov dword ptr [rsp], 8", "mov [rsp + 4], cs", ".byte 0xcb";
     "sgdt": "sgdt [rsp - 64]";
     "sidt": "sidt [rsp - 64]";
     "sldt": "sldt ax";
@@ -182,6 +187,30 @@ pub fn interrupt_return(selector: u64) -> u64 {
             in("rax") selector, out("rcx") _)
     };
     0
+}
+
+/// Returns from an interrupt to its own code with a stack segment, and reads CR3, which only ring 0 can.
+#[inline(never)]
+pub fn interrupt_return_stack(selector: u64) -> u64 {
+    let cr3: u64;
+    // SAFETY: none.
+    unsafe {
+        asm!("mov rcx, rsp", "push rax", "push rcx", "pushfq", "mov ecx, cs", "push rcx", "lea rcx, [rip + 2f]", "push rcx",
+            "iretq", "2:", "mov rax, cr3", inout("rax") selector => cr3, out("rcx") _)
+    };
+    cr3
+}
+
+/// Asks for a segment's access rights, its limit, and whether it may be read or written; 0 if it is told nothing.
+#[inline(never)]
+pub fn ask_segment(selector: u64) -> u64 {
+    let (rights, limit, flags): (u64, u64, u64);
+    // SAFETY: none.
+    unsafe {
+        asm!("lar {0:e}, eax", "lsl {1:e}, eax", "verr ax", "setz cl", "verw ax", "setz ch", "movzx ecx, cx",
+            inout(reg) 0u64 => rights, inout(reg) 0u64 => limit, in("rax") selector, out("rcx") flags)
+    };
+    rights | limit | flags
 }
 
 /// Jumps far to a selector.

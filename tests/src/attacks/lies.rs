@@ -32,8 +32,8 @@ pub fn refused() -> Vec<Attack> {
 
 /// Verb of `rogue-nic`, and the fault that it ends with: at once, or when the kernel next looks.
 const NIC_FAULTS: &[(&str, &str)] = &[
-    ("dma-freed", "(own slot, unmapped), in command, at "),
-    ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x"),
+    ("dma-freed", "rogue-nic: #PF reading 0x10010* (own slot, unmapped), in command, at rf_upcall+"),
+    ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x10020000000 (own device's registers), in command"),
     ("received-ahead", "lied about the received queue: position 0x3e8, but 0x0 is counted"),
     ("empty-ahead", "lied about the empty queue: position 0xffffffffffffffff, but 0x80 is counted"),
     ("transmitted-ahead", "lied about the transmitted queue: position 0xffffffffffffffff, but 0x0 is counted"),
@@ -42,6 +42,34 @@ const NIC_FAULTS: &[(&str, &str)] = &[
     ("frame-not-lent", "bad entry 0xc8 in the transmitted queue"),
     ("frame-twice", "bad entry 0x3c00000000 in the received queue"),
 ];
+
+/// Verb of `rogue-nic` that reaches over the end of what it was given, or executes it, and the fault.
+const REACHES: &[(&str, &str)] = &[
+    ("execute-dma", "#PF executing 0x10010* (own DMA memory), in command, at 0x10010* (own DMA memory)"),
+    ("execute-queues", "#PF executing 0x10002000000 (own queues), in command, at 0x10002000000 (own queues)"),
+    (
+        "execute-registers",
+        "#PF executing 0x10020000000 (own device's registers), in command, at 0x10020000000 (own device's registers)",
+    ),
+    ("over-dma", "#PF reading 0x10010* (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
+    ("over-registers", "#PF reading 0x10020020000 (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
+    ("before-registers", "#PF reading 0x1001ffffffc (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
+    ("over-ports", "#GP general protection, in command, at rf_rogue_nic::reach::port_in32+"),
+    ("before-ports", "#GP general protection, in command, at rf_rogue_nic::reach::port_in8+"),
+    ("behind-ports", "#GP general protection, in command, at rf_rogue_nic::reach::port_in8+"),
+    ("other-ports", "#GP general protection, in command, at rf_rogue_nic::reach::port_in8+"),
+    ("open-ports", "#PF writing 0xffffffffc0005000 (I/O bitmap), in command, at rf_rogue_nic::reach::write+"),
+];
+
+/// Reaches of `rogue-nic` over the ends of what it was given.
+pub fn reaches() -> Vec<Attack> {
+    REACHES.iter().map(|(verb, fault)| Attack::fault("rogue-nic", *verb, *fault)).collect()
+}
+
+/// An endless loop when its device interrupts.
+pub fn endless_poll() -> Attack {
+    Attack::fault("rogue-nic", "hog 1000000", "took longer than 1000 ms, in poll, at rf_upcall+").then("sleep 10")
+}
 
 /// Lies of `rogue-nic` about its queues.
 pub fn nic_faults() -> Vec<Attack> {

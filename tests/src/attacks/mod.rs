@@ -35,7 +35,7 @@ pub struct Attack {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
     /// Its driver is ended, and the first two lines of the report have this in them; `@` is the address of the part of the
-    /// kernel that the attack names.
+    /// kernel that the attack names, `*` what is another address with each build.
     Fault(String),
     /// The driver answers this each time, or anything, and goes on.
     Answer(Option<u64>),
@@ -102,7 +102,7 @@ impl Attack {
                 let part = tell.split(' ').find_map(|word| word.strip_prefix('@'));
                 let address = part.and_then(|part| parts.get(part)).map_or("@", String::as_str);
                 let expected = expected.replace('@', address);
-                (fault.as_ref().is_some_and(|fault| fault.contains(&expected)), expected)
+                (fault.as_ref().is_some_and(|fault| has(fault, &expected)), expected)
             }
             Expected::Answer(None) => (fault.is_none() && answers.len() == *times, "an answer".to_string()),
             Expected::Answer(Some(answer)) => {
@@ -119,6 +119,19 @@ impl Attack {
     }
 }
 
+/// Whether `text` has `pattern` in it, where `*` stands for any hexadecimal digits.
+fn has(text: &str, pattern: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or("");
+    text.match_indices(first).any(|(at, _)| {
+        let mut rest = &text[at + first.len()..];
+        parts.clone().all(|part| {
+            let digits = rest.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+            digits.strip_prefix(part).map(|behind| rest = behind).is_some()
+        })
+    })
+}
+
 /// The attacks that all run in one boot.
 pub fn all() -> Vec<Attack> {
     let groups = [
@@ -131,6 +144,8 @@ pub fn all() -> Vec<Attack> {
         rogue::floods(),
         lies::refused(),
         lies::nic_faults(),
+        lies::reaches(),
+        vec![lies::endless_poll()],
         lies::scsi_answers(),
         lies::scsi_faults(),
         lies::extremes(),

@@ -32,6 +32,8 @@ pub fn page() -> String {
     section("sandbox::every_instruction_that_ring_1_does_not_have_faults", &rogue::instructions());
     section("sandbox::floods_take_no_more_than_their_share", &rogue::floods());
     section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
+    section("lies::nothing_but_what_it_was_given", &lies::reaches());
+    section("gates::interrupts_that_never_end_stop_nobody", &[lies::endless_poll()]);
     section(
         "lies::each_lie_about_commands_is_an_error_or_a_fault",
         &[lies::scsi_answers(), lies::scsi_faults()].concat(),
@@ -113,6 +115,21 @@ fn explain(verb: &str) -> (String, &'static str) {
         "execute" => ("jumps to ARG", "the domain's root does not map it executable"),
         "write-text" => ("writes its own text", "mapped read-only"),
         "execute-data" => ("executes its own stack", "mapped NX"),
+        "execute-static" => ("executes its own data", "mapped NX"),
+        "iret-stack" => {
+            ("returns from an interrupt with ARG in SS, and reads CR3", "a null selector in SS changes no ring")
+        }
+        "iretd" | "retfd" => ("returns with 32 bits", "what is there is not its own"),
+        "icebp" => ("raises a debug exception by ICEBP", "the exception is the driver's"),
+        "execute-dma" | "execute-queues" | "execute-registers" => ("executes what it was given", "mapped NX"),
+        "over-dma" | "over-registers" | "before-registers" => {
+            ("reads over the end of what it was given", "unmapped addresses on both sides")
+        }
+        "over-ports" | "before-ports" | "behind-ports" | "other-ports" => {
+            ("uses ports beside those it was given", "the I/O bitmap")
+        }
+        "open-ports" => ("writes the I/O bitmap that has its ports", "mapped read-only"),
+        "hog" => ("loops for longer than its budget when its device interrupts", "time budget"),
         "write-relro" => ("writes its relocated constants", "read-only after relocation"),
         "recurse" => ("recurses until the stack is gone", "unmapped addresses below the stack"),
         "big-frame" => ("reaches 256 KiB below the stack at once", "unmapped addresses below the stack"),

@@ -134,6 +134,9 @@ fn with_all_selectors(module: &'static str, verb: &'static str) -> Vec<Attack> {
     selectors().filter(is_told).map(attack).collect()
 }
 
+const INTERRUPT_RETURN_STACK: &str =
+    "#GP general protection, in command, at rf_rogue::instructions::interrupt_return_stack+";
+
 /// Attack, and the beginning of the fault it must end with.
 const FAULTS: &[(&str, &str)] = &[
     ("read 0x8000000000000000", "#GP general protection, in command, at rf_rogue::attacks::read+"),
@@ -149,11 +152,19 @@ const FAULTS: &[(&str, &str)] = &[
         "read 0x10001700000",
         "#PF reading 0x10001700000 (guard below own stack), in command, at rf_rogue::attacks::read+",
     ),
-    ("write-text", "(own text), in command, at rf_rogue::attacks::write+"),
-    ("execute-data", "(own stack), in command, at "),
-    ("write-relro", "(own read-only data), in command, at rf_rogue::attacks::write+"),
-    ("recurse", "(guard below own stack), in command, at rf_rogue::attacks::deeper+"),
-    ("big-frame", "(guard below own stack), in command, at rf_rogue::attacks::big_frame+"),
+    ("write-text", "rogue: #PF writing 0x100004* (own text), in command, at rf_rogue::attacks::write+"),
+    ("execute-data", "rogue: #PF executing 0x100017* (own stack), in command, at 0x100017* (own stack)"),
+    ("write-relro", "rogue: #PF writing 0x100004* (own read-only data), in command, at rf_rogue::attacks::write+"),
+    ("execute-static", "rogue: #PF executing 0x100004* (own data), in command, at 0x100004* (own data)"),
+    ("recurse", "rogue: #PF writing 0x100017fb* (guard below own stack), in command, at rf_rogue::attacks::deeper+"),
+    (
+        "big-frame",
+        "rogue: #PF writing 0x100017b* (guard below own stack), in command, at rf_rogue::attacks::big_frame+",
+    ),
+    // Its heap, the last word of that, and the first one behind.
+    ("execute 0x10004000000", "#PF executing 0x10004000000 (own heap), in command, at 0x10004000000 (own heap)"),
+    ("read 0x10004003ffc", "#PF reading 0x10004004000 (own slot, unmapped), in command, at rf_rogue::attacks::read+"),
+    ("write 0x10004003ffc", "#PF writing 0x10004004000 (own slot, unmapped), in command, at rf_rogue::attacks::write+"),
     ("cli", "#GP general protection, in command, at rf_rogue::attacks::cli+"),
     ("hlt", "#GP general protection, in command, at rf_rogue::attacks::hlt+"),
     ("lidt", "#GP general protection, in command, at rf_rogue::attacks::lidt+"),
@@ -176,6 +187,13 @@ const FAULTS: &[(&str, &str)] = &[
     ("far-call 0x18", "#GP general protection on entry 3 of the GDT, in command"),
     ("far-jump-ring0", "#GP general protection on entry 1 of the GDT, in command"),
     ("iret-ring0", "#GP general protection on entry 1 of the GDT, in command"),
+    ("iret-stack 0", INTERRUPT_RETURN_STACK),
+    ("iret-stack 1", INTERRUPT_RETURN_STACK),
+    ("iret-stack 2", INTERRUPT_RETURN_STACK),
+    ("iret-stack 3", INTERRUPT_RETURN_STACK),
+    // QEMU also cuts the stack pointer to 32 bits.
+    ("iretd", "#PF reading 0x17* (unmapped), in command, at rf_rogue::instructions::INSTRUCTIONS::run+"),
+    ("retfd", "#PF reading 0x17* (unmapped), in command, at rf_rogue::instructions::INSTRUCTIONS::run+"),
     ("trap-flag-gate", "#DB debug exception, in command, at 0xffffffffc000"),
     ("flag 8", "#DB debug exception, in command, at "),
     // The last word of its stack, and the first one behind.
@@ -297,10 +315,14 @@ const INSTRUCTIONS: &[(&str, &str)] = &[
     ("sldt", "#GP general protection, in command"),
     ("str", "#GP general protection, in command"),
     ("smsw", "#GP general protection, in command"),
+    ("icebp", "#UD invalid opcode, in command"),
     ("fninit", "#NM no coprocessor, in command"),
     ("avx", "#UD invalid opcode, in command"),
     ("fxsave", "#NM no coprocessor, in command"),
 ];
+
+const LONG_STACK: &str =
+    "in 64-bit mode the stack pointer has 64 bits, whatever is popped (SDM vol. 1, 6.2.5); QEMU takes 32";
 
 const NO_SUCH_REGISTER: &str = "there is no such register, which comes first (SDM vol. 2, MOV to/from control registers); QEMU looks at the ring first";
 
@@ -331,11 +353,19 @@ pub const BOCHS: &[(&str, &str, &str)] = &[
         "#UD invalid opcode, in command",
         "CR4.OSXSAVE = 0 comes first (SDM vol. 2, XSETBV); QEMU looks at the ring first",
     ),
+    ("iretd", "#PF executing 0x8 (null), in command, at 0x8 (null)", LONG_STACK),
+    ("retfd", "#PF executing 0x8 (null), in command, at 0x8 (null)", LONG_STACK),
+    (
+        "icebp",
+        "#DB debug exception, in command, at rf_rogue::instructions::INSTRUCTIONS::run+",
+        "a debug exception, whatever the ring (SDM vol. 2, INT1); QEMU does not know it",
+    ),
     ("emms", "#UD invalid opcode, in command", "CR0.EM = 1 (SDM vol. 2, EMMS); QEMU does not look at that"),
 ];
 
 /// All that a driver has of the flags that are not its to set.
 const IF: u64 = 0x200;
+const SEGMENT: &str = "LAR, LSL, VERR and VERW say nothing of segments that are not the driver's";
 const FLAGS: &str = "a flag that is not its to set stays as it is; a gate clears the others";
 
 /// What does no harm: the answer, if it is always the same, and why it does none.
@@ -355,6 +385,10 @@ pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("read @io-bitmap", None, "its own"),
     ("read @entry-stacks", None, "its own; the kernel keeps nothing there"),
     ("write @entry-stacks", Some(0), "its own; the kernel keeps nothing there"),
+    ("ask-segment 0x8", Some(0), SEGMENT),
+    ("ask-segment 0x10", Some(0), SEGMENT),
+    ("ask-segment 0x18", Some(0), SEGMENT),
+    ("ask-segment 0x28", Some(0), SEGMENT),
     ("gate-offset 0xdeadbeef", Some(0), "a gate ignores the offset"),
     ("gate-at-page-end", Some(0), "a gate call is one instruction, wherever it lies"),
     ("bad-stack-gate 0x10", Some(0), "the kernel does not use the driver's stack"),

@@ -24,6 +24,7 @@ fn pointers_to_what_is_not_its_own_end_the_driver() {
 #[test]
 fn interrupts_that_never_end_stop_nobody() {
     in_one_boot().assert(&lies::endless_interrupts());
+    in_one_boot().assert(&[lies::endless_poll()]);
     for verb in ["interrupt", "interrupt-storm"] {
         let mut machine = machine(&format!(
             "insmod template; insmod rogue-nic; tell rogue-nic {verb}; sleep 300; tell template still there; lsmod; \

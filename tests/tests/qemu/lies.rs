@@ -9,6 +9,11 @@ fn what_is_not_its_own_is_refused() {
 }
 
 #[test]
+fn nothing_but_what_it_was_given() {
+    in_one_boot().assert(&lies::reaches());
+}
+
+#[test]
 fn each_lie_about_frames_ends_its_driver() {
     in_one_boot().assert(&lies::nic_faults());
 }

@@ -1,0 +1,72 @@
+//! Reaches over the ends of what it was given, or executes it: registers, ports, DMA memory, queues.
+
+use core::arch::asm;
+use ringfence_sdk::abi::layout::PAGE_SIZE;
+use ringfence_sdk::service::raw;
+
+/// BARs of the e1000: registers, and ports.
+const REGISTERS: u64 = 0;
+const PORTS: u64 = 1;
+
+/// Does what `verb` says, if it is one of these; what it returns, if it returns, is shown.
+pub fn reach(verb: &str, queues: u64) -> Option<u64> {
+    let dma = || unsafe { raw::rf_dma_alloc(PAGE_SIZE) } as u64;
+    let registers = || unsafe { raw::rf_bar_map(REGISTERS) } as u64;
+    let ends = |start: u64, bar: u64| start + unsafe { raw::rf_bar_len(bar) } as u64;
+    let first_port = || unsafe { raw::rf_bar_map(PORTS) } as u64;
+    Some(match verb {
+        "execute-dma" => execute(dma()),
+        "execute-queues" => execute(queues),
+        "execute-registers" => execute(registers()),
+        // Words of eight bytes, half of which are beyond.
+        "over-dma" => read(dma() + PAGE_SIZE - 4),
+        "over-registers" => read(ends(registers(), REGISTERS) - 4),
+        "before-registers" => read(registers() - 4),
+        // Four ports, one of which is beyond; and one that is.
+        "over-ports" => port_in32(ends(first_port(), PORTS) - 3),
+        "before-ports" => port_in8(first_port() - 1),
+        "behind-ports" => port_in8(ends(first_port(), PORTS)),
+        // With ports of its own, as without, it has no others, and the bitmap that says so is not its to write.
+        "other-ports" => {
+            first_port();
+            port_in8(0x60)
+        }
+        "open-ports" => {
+            const IO_BITMAP: u64 = 0xffff_ffff_c000_5000;
+            first_port();
+            write(IO_BITMAP)
+        }
+        _ => return None,
+    })
+}
+
+#[inline(never)]
+fn read(address: u64) -> u64 {
+    unsafe { (address as *const u64).read_unaligned() }
+}
+
+#[inline(never)]
+fn write(address: u64) -> u64 {
+    unsafe { (address as *mut u64).write_volatile(0) };
+    0
+}
+
+#[inline(never)]
+fn execute(address: u64) -> u64 {
+    unsafe { asm!("call {}", in(reg) address, clobber_abi("C")) };
+    0
+}
+
+#[inline(never)]
+fn port_in8(port: u64) -> u64 {
+    let value: u8;
+    unsafe { asm!("in al, dx", in("dx") port as u16, out("al") value) };
+    value.into()
+}
+
+#[inline(never)]
+fn port_in32(port: u64) -> u64 {
+    let value: u32;
+    unsafe { asm!("in eax, dx", in("dx") port as u16, out("eax") value) };
+    value.into()
+}

@@ -1,7 +1,8 @@
 //! Calls of services with arguments that no driver would pass: every one at every extreme, and at random.
 
 use core::arch::asm;
-use ringfence_sdk::abi::layout::{DMA, HEAP, SLOT_SIZE, STACK_TOP};
+use ringfence_sdk::abi::layout::{DMA, HEAP, PAGE_SIZE, SLOT_SIZE, STACK_TOP};
+use ringfence_sdk::abi::net::NetInfo;
 use ringfence_sdk::service::raw;
 
 /// Calls made in one upcall: they must fit into its time budget.
@@ -90,13 +91,18 @@ pub fn all_extremes(slot: u64, number: u64) -> u64 {
     calls
 }
 
-/// Calls service `number` at random; `state` is where the random numbers begin and go on.
+/// Calls service `number` at random; `state` is where the random numbers begin and go on. What takes a pointer gets one of its
+/// own, as another ends the driver, to something that changes; what takes a region's address gets one now and then.
 pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
     const LOG: u64 = 1;
+    const DMA_FREE: u64 = 6;
+    const DMA_PHYS: u64 = 7;
     const NET_REGISTER: u64 = 14;
+    const INFO_BYTES: usize = size_of::<NetInfo>();
     core::hint::black_box(import_all());
     let values = extremes(slot);
-    let text = [b'x'; 512];
+    let mut text = [b'x'; 512];
+    let mut region = 0;
     let mut random = || {
         *state ^= *state << 13;
         *state ^= *state >> 7;
@@ -113,14 +119,27 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
             }
         };
         let mut arguments = [argument(), argument(), argument()];
-        // A pointer that is not its own ends the driver, which is another test.
-        if number == LOG {
-            arguments[1] = text.as_ptr() as u64;
+        let random = random() as usize;
+        match number {
+            LOG => arguments[1] = text.as_ptr() as u64,
+            NET_REGISTER => {
+                let at = random % (text.len() - INFO_BYTES);
+                let bytes = (random >> 16).to_le_bytes();
+                // Half of them have nothing in their reserved bytes.
+                let bytes = if random & 1 << 63 == 0 { bytes } else { [0x52, bytes[0], 0, 0, 0, 1, 0, 0] };
+                text[at..at + INFO_BYTES].copy_from_slice(&bytes);
+                arguments[0] = text[at..].as_ptr() as u64;
+            }
+            DMA_FREE | DMA_PHYS if random.is_multiple_of(4) => {
+                // When it has all of its budget, the last one is as good.
+                if let another @ 0.. = unsafe { raw::rf_dma_alloc(PAGE_SIZE) } {
+                    region = another as u64;
+                }
+                arguments[0] = region + if random & 4 == 0 { 0 } else { random as u64 >> 3 & (PAGE_SIZE - 1) };
+            }
+            _ => {}
         }
-        if number == NET_REGISTER {
-            arguments[0] = text.as_ptr() as u64;
-        }
-        call(number, arguments);
+        call(number, core::hint::black_box(arguments));
     }
     CALLS
 }

@@ -103,14 +103,23 @@ impl Driver for RogueNic {
     }
 
     fn command(&mut self, text: &str) -> Result<u64> {
+        let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
+        if let Some((verb, numbers)) = text.split_once(' ')
+            && let Some((address, len_bytes)) = numbers.split_once(' ')
+        {
+            let (address, len_bytes) = (ringfence_sdk::number(address)?, ringfence_sdk::number(len_bytes)?);
+            return Ok(match verb {
+                "log-at" => refusal(unsafe { raw::rf_log(3, address, len_bytes) }),
+                "panic-at" => refusal(unsafe { raw::rf_panic(address, len_bytes) }),
+                _ => return Err(Refusal::NotFound),
+            });
+        }
         if let Some((verb, number)) = text.split_once(' ') {
             let number = ringfence_sdk::number(number)?;
             let slot = self.slot();
             return Ok(match verb {
                 "extremes" => gates::all_extremes(slot, number),
                 "random" => gates::at_random(slot, number, &mut self.random),
-                "log-at" => unsafe { raw::rf_log(3, number, 16) as u64 },
-                "panic-at" => unsafe { raw::rf_panic(number, 16) as u64 },
                 "device-writes" => {
                     device_writes(number)?;
                     0
@@ -128,7 +137,6 @@ impl Driver for RogueNic {
         if let Some(answer) = reach::reach(text, self.queues as u64) {
             return Ok(answer);
         }
-        let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
         Ok(match text {
             // The queues' frames are the kernel's to free.
             "free-frames" => refusal(unsafe { raw::rf_dma_free(self.slot() + DMA) }),

@@ -177,10 +177,10 @@ pub fn random_panics() -> Vec<Attack> {
         let anywhere = random();
         if slot_of(anywhere) != Some(1) {
             let fault = format!("bad pointer to rf_panic: 0x10 bytes at {anywhere:#x} (");
-            attacks.push(Attack::fault("rogue-nic", format!("panic-at {anywhere:#x}"), fault));
+            attacks.push(Attack::fault("rogue-nic", format!("panic-at {anywhere:#x} 16"), fault));
         }
         let own = slot_base(1) + STACK_TOP - STACK_BYTES + random() % (STACK_BYTES - 16);
-        attacks.push(Attack::fault("rogue-nic", format!("panic-at {own:#x}"), "gave up, in command"));
+        attacks.push(Attack::fault("rogue-nic", format!("panic-at {own:#x} 16"), "gave up, in command"));
     }
     attacks
 }
@@ -208,21 +208,43 @@ fn foreign_addresses() -> [u64; 16] {
     ]
 }
 
-/// Module, verb, the service that is passed a pointer, and how many bytes it copies from there.
-const WITH_POINTERS: [(&str, &str, &str, u64); 4] = [
-    ("rogue-nic", "log-at", "rf_log", 16),
-    ("rogue-nic", "panic-at", "rf_panic", 16),
-    ("rogue-nic", "register-at", "rf_net_register", 8),
-    ("rogue-scsi", "register-at", "rf_scsi_register", 16),
-];
+/// Lengths of text, and whether a line in the log may be so long.
+const LENGTHS: [(u64, bool); 6] = [(0, true), (1, true), (16, true), (512, true), (513, false), (u64::MAX, false)];
 
-/// Pointers to what is not the driver's own, passed to every service that takes one.
+/// Module, verb, the service that is passed a pointer, and how many bytes it copies from there.
+const WITH_POINTERS: [(&str, &str, &str, u64); 2] =
+    [("rogue-nic", "register-at", "rf_net_register", 8), ("rogue-scsi", "register-at", "rf_scsi_register", 16)];
+
+/// Pointers to what is not the driver's own, passed to every service that takes one, with every length if it takes one.
 pub fn bad_pointers() -> Vec<Attack> {
     let mut attacks = Vec::new();
+    let fault = |symbol: &str, len_bytes: u64, address: u64| {
+        format!("bad pointer to {symbol}: {len_bytes:#x} bytes at {address:#x} (")
+    };
     for (module, verb, symbol, len_bytes) in WITH_POINTERS {
         for address in foreign_addresses() {
-            let fault = format!("bad pointer to {symbol}: {len_bytes:#x} bytes at {address:#x} (");
-            attacks.push(Attack::fault(module, format!("{verb} {address:#x}"), fault));
+            attacks.push(Attack::fault(module, format!("{verb} {address:#x}"), fault(symbol, len_bytes, address)));
+        }
+    }
+    const INVALID: u64 = 1;
+    let slot = slot_base(1)..=slot_base(1) + SLOT_SIZE;
+    let stack_end = slot_base(1) + STACK_TOP;
+    for address in foreign_addresses() {
+        for (len_bytes, allowed) in LENGTHS {
+            let is_own = |len_bytes: u64| {
+                let end = address.checked_add(len_bytes);
+                let nothing = len_bytes == 0 && slot.contains(&address);
+                nothing || end.is_some_and(|end| (stack_end - 4..stack_end).contains(&address) && end <= stack_end)
+            };
+            let log = format!("log-at {address:#x} {len_bytes:#x}");
+            attacks.push(match allowed {
+                false => Attack::answer("rogue-nic", log, Some(INVALID)),
+                true if is_own(len_bytes) => Attack::answer("rogue-nic", log, Some(0)),
+                true => Attack::fault("rogue-nic", log, fault("rf_log", len_bytes, address)),
+            });
+            let cut = len_bytes.min(512);
+            let end = if is_own(cut) { "gave up, in command".into() } else { fault("rf_panic", cut, address) };
+            attacks.push(Attack::fault("rogue-nic", format!("panic-at {address:#x} {len_bytes:#x}"), end));
         }
     }
     attacks

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// What goes into a ramdisk besides the kernel and the modules of the project.
 #[derive(Debug, Clone, Default)]
 pub struct Contents {
-    /// More module files.
+    /// More module files. One that has the name of one of the project's takes its place.
     pub modules: Vec<PathBuf>,
     /// Shell commands to run, separated by `;`.
     pub exec: Option<String>,
@@ -28,7 +28,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
         Ok(archive.append_data(&mut header, name, bytes)?)
     };
     add("kernel", &read(&system.packed_kernel)?)?;
-    for module in &system.modules {
+    // A file that is given takes the place of the project's of that name.
+    let given = |name: &str| contents.modules.iter().any(|path| path.file_stem().is_some_and(|stem| stem == name));
+    for module in system.modules.iter().filter(|module| !given(&module.name)) {
         add(&format!("{}.rfm", module.name), &read(&module.packed)?)?;
     }
     for path in &contents.modules {

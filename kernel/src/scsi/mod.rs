@@ -10,6 +10,7 @@ use crate::task::wait_in;
 use crate::{module, poll, supervise};
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -20,7 +21,7 @@ use core::task::{Poll, Waker};
 use disk::Disk;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::{Duration, Instant, with_timeout};
+use embassy_time::{Duration, with_timeout};
 use queues::{Data, Ticket};
 use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
 use ringfence_abi::upcall::Events;
@@ -432,74 +433,67 @@ pub async fn run() {
     }
 }
 
-/// Looks at every target for its logical units, and keeps the disks. A host that takes too long for all of them, or has too
-/// many errors, each of which is a line of the log, is not looked at any further. One whose driver is ended is looked at
-/// again, when it has another.
+/// Looks for the units of a host, for as long as that may take. One whose driver is ended is looked at again, when it has another.
 async fn scan(host: &Arc<Host>) {
+    let limit_ms = SCAN_MS.get();
+    match with_timeout(Duration::from_millis(limit_ms), scan_targets(host)).await {
+        Ok(Err(ScsiError::NoDriver)) => return,
+        Ok(_) => {}
+        Err(_) => log::warn!("{}: not all units were found within {limit_ms} ms", name_of(host)),
+    }
+    host.scanned.store(true, Ordering::Release);
+}
+
+fn name_of(host: &Host) -> String {
+    host.handle().lock().name.clone()
+}
+
+/// Looks at every target for its logical units, and keeps the disks. A host that has too many errors, each of which is a line of
+/// the log, is not looked at any further. Fails if its driver is ended.
+async fn scan_targets(host: &Arc<Host>) -> Result<(), ScsiError> {
     const LIST_BYTES: usize = 8 + 256 * 8;
     const MAX_ERRORS: usize = 16;
-    let limit_ms = SCAN_MS.get();
-    let deadline = Instant::now() + Duration::from_millis(limit_ms);
-    let name = || host.handle().lock().name.clone();
     let mut errors = 0;
-    let mut late = false;
-    let Some(info) = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info) else { return };
-    let mut list = vec![0; LIST_BYTES];
-    'targets: for target in 0..info.max_targets {
-        late = Instant::now() >= deadline;
-        if late {
-            break;
+    let mut is_one_too_many = |place: fmt::Arguments, error: ScsiError| {
+        log::warn!("{}: {place}: {error}", name_of(host));
+        errors += 1;
+        if errors == MAX_ERRORS {
+            log::warn!("{}: {MAX_ERRORS} errors; the rest of its units is left out", name_of(host));
         }
+        errors == MAX_ERRORS
+    };
+    let info = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info).ok_or(ScsiError::NoDriver)?;
+    let mut list = vec![0; LIST_BYTES];
+    for target in 0..info.max_targets {
         let listed = execute(host, target, 0, &cdb::report_luns(LIST_BYTES as u32), &[], &mut list).await;
         let mut luns: Vec<u32> = match listed {
             Ok(len_bytes) => {
                 cdb::luns(list.get(..len_bytes).unwrap_or(&[])).filter(|lun| *lun < info.max_luns).collect()
             }
             Err(ScsiError::NoDevice) => continue,
-            Err(ScsiError::NoDriver) => return,
-            Err(error) => {
-                log::warn!("{}: target {target}: {error}", name());
-                errors += 1;
-                if errors == MAX_ERRORS {
-                    break;
-                }
-                continue;
-            }
+            Err(ScsiError::NoDriver) => return Err(ScsiError::NoDriver),
+            Err(error) if is_one_too_many(format_args!("target {target}"), error) => return Ok(()),
+            Err(_) => continue,
         };
         luns.sort_unstable();
         luns.dedup();
         for lun in luns {
-            late = Instant::now() >= deadline;
-            if late {
-                break 'targets;
-            }
             match Disk::open(host, target, lun).await {
                 Ok(Some(disk)) => {
                     if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.host(), host)).count() >= MAX_DISKS {
-                        log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", name());
-                        break 'targets;
+                        log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", name_of(host));
+                        return Ok(());
                     }
                     keep(disk, host);
                 }
                 Ok(None) => {}
-                Err(ScsiError::NoDriver) => return,
-                Err(error) => {
-                    log::warn!("{}: target {target}, unit {lun}: {error}", name());
-                    errors += 1;
-                }
-            }
-            if errors == MAX_ERRORS {
-                break 'targets;
+                Err(ScsiError::NoDriver) => return Err(ScsiError::NoDriver),
+                Err(error) if is_one_too_many(format_args!("target {target}, unit {lun}"), error) => return Ok(()),
+                Err(_) => {}
             }
         }
     }
-    if errors == MAX_ERRORS {
-        log::warn!("{}: {MAX_ERRORS} errors; the rest of its units is left out", name());
-    }
-    if late {
-        log::warn!("{}: not all units were found within {limit_ms} ms", name());
-    }
-    host.scanned.store(true, Ordering::Release);
+    Ok(())
 }
 
 fn keep(mut disk: Disk, host: &Host) {

@@ -13,6 +13,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::queue::Lie;
+use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use spin::{Mutex, Once};
 
@@ -155,9 +156,11 @@ impl Fault {
             trace::note_call(domain, ());
         }
         trace::note(domain, || What::Ended(kind));
-        let done = match domain.policy {
-            Policy::Restart => "it will be restarted",
-            Policy::Stop => "it stays ended: its policy is to stop",
+        let done = match (domain.policy, domain.upcall) {
+            (_, INIT) if domain.is_running() => "it is not loaded",
+            (_, EXIT) if domain.is_running() => "it is unloaded all the same",
+            (Policy::Restart, _) => "it will be restarted",
+            (Policy::Stop, _) => "it stays ended: its policy is to stop",
         };
         Fault {
             at_ns,

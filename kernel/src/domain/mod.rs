@@ -147,6 +147,11 @@ impl Domain {
         self.dma.iter().chain(&self.dma_kept).map(|region| region.extent.len_bytes).sum()
     }
 
+    /// Whether an upcall of it is under way.
+    pub fn is_running(&self) -> bool {
+        core::ptr::eq(crate::arch::cpu::this().domain.get(), self)
+    }
+
     /// Whether it can be run.
     pub fn is_alive(&self) -> bool {
         self.fault.is_none() && !self.stopped

@@ -8,7 +8,7 @@ use super::fault::{Cause, Site};
 use super::memory::describe;
 use super::{Domain, Ring};
 use crate::arch::traps::{TrapFrame, exception_name};
-use crate::arch::{cpu, time};
+use crate::arch::time;
 use crate::module::File;
 use crate::symbols;
 use alloc::format;
@@ -120,7 +120,7 @@ impl Scene {
             slot: domain.space.slot(),
             ring: frame.map_or(of_domain, |frame| frame.cs & 3),
             upcall: domain.upcall,
-            was_running: core::ptr::eq(cpu::this().domain.get(), domain),
+            was_running: domain.is_running(),
             upcalls: domain.upcalls,
             at_us: time::uptime_ns() / 1000,
             cause,

@@ -63,6 +63,8 @@ pub enum LoadError {
     NoFile(String),
     /// The file is refused.
     Refused(ModuleError),
+    /// It says that it is called this, and its file is called otherwise.
+    Misnamed(String),
     /// Its code could load SS at this place, which QEMU's TCG would take for ring 0.
     LoadsSs(String),
     /// All slots are taken.
@@ -86,6 +88,12 @@ impl fmt::Display for LoadError {
         match self {
             LoadError::NoFile(name) => write!(f, "there is no module '{name}' in the ramdisk"),
             LoadError::Refused(error) => write!(f, "refused: {error}"),
+            LoadError::Misnamed(name) => {
+                write!(
+                    f,
+                    "refused: the module in this file is called '{name}', and what is trusted goes by the file's name"
+                )
+            }
             LoadError::LoadsSs(place) => write!(
                 f,
                 "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits {} lets it in)\n    at {place}",
@@ -170,13 +178,17 @@ fn start(
     Ok(Arc::new(Mutex::new(domain)))
 }
 
-/// Refuses a file that could load SS at more places than a person allows, if the CPU is QEMU's TCG
-/// ([`ringfence_core::stack_segment`]). Every file is asked for once, before it is loaded for the first time.
+/// Refuses a file whose module has another name: two files could pass for one module, and one of them for trusted. And one that
+/// could load SS at more places than a person allows, if the CPU is QEMU's TCG ([`ringfence_core::stack_segment`]). Every file is
+/// asked for once, before it is loaded for the first time.
 pub fn admit(file: &File) -> Result<(), LoadError> {
+    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
+    if module.manifest.name() != file.name {
+        return Err(LoadError::Misnamed(module.manifest.name().to_string()));
+    }
     if !cpu::is_tcg() {
         return Ok(());
     }
-    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     let allowed = usize::try_from(SS_LOADS.get()).unwrap_or(usize::MAX);
     match module.loads_of_ss().nth(allowed) {
         Some(offset) => Err(LoadError::LoadsSs(report::place_in(file, offset))),

@@ -84,7 +84,7 @@ fn malformed_modules_are_refused_with_the_reason() {
     let good = system().modules.iter().find(|module| module.name == "template").expect("template is built");
     let good = std::fs::read(&good.packed).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let mut machine = bare("insmod text; insmod short; insmod abi; insmod rwx; insmod template");
+    let mut machine = bare("insmod text; insmod short; insmod abi; insmod rwx; insmod other; insmod template");
     let mut add = |name: &str, bytes: &[u8]| {
         let path = directory.path().join(format!("{name}.rfm"));
         std::fs::write(&path, bytes).unwrap();
@@ -103,12 +103,14 @@ fn malformed_modules_are_refused_with_the_reason() {
         rwx[offset + header * 56 + 4] = 7;
     }
     add("rwx", &rwx);
-    let run = boot_badly(&machine, 4);
+    add("other", &good);
+    let run = boot_badly(&machine, 5);
     let text = run.text();
     assert_says(&text, "text: refused: not a well-formed ELF file");
     assert_says(&text, "short: refused: not a well-formed ELF file");
     assert_says(&text, "abi: refused: built for ABI version 9, this kernel has 2");
     assert_says(&text, "rwx: refused: segment 0 is writable and executable");
+    assert_says(&text, "other: refused: the module in this file is called 'template'");
     assert_says(&text, "template: loaded into ring 1");
 }
 
@@ -130,6 +132,8 @@ pub fn entry_of(name: &str) -> (Vec<u8>, usize) {
 fn endless_loops_anywhere_are_cut_short() {
     let (mut endless, entry) = entry_of("template");
     endless[entry..entry + 2].copy_from_slice(&[0xeb, 0xfe]);
+    let name = find(&endless, b"template\0\0\0\0\0\0\0\0");
+    endless[name..][..8].copy_from_slice(b"endless\0");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("endless.rfm");
     std::fs::write(&path, endless).unwrap();

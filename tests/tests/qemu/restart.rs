@@ -199,11 +199,17 @@ fn a_policy_of_stop_leaves_it_ended_and_restart_brings_it_back() {
     assert_says(&text, "error: 'sometimes' is no policy; usage: policy NAME [restart|stop|ring0-never]");
 }
 
-/// A machine with `name`, a file of `module` with some words of its manifest changed: each at an offset into the manifest.
+/// Offset of the name in a manifest.
+const NAME: usize = offset_of!(Manifest, name);
+
+/// A machine with `name`, a copy of `module` under that name with some words of its manifest changed: each at an offset into the
+/// manifest.
 fn with_other_manifest(module: &str, name: &str, changes: &[(usize, u32)], commands: &str) -> (Machine, TempDir) {
     let module = system().modules.iter().find(|other| other.name == module).expect("the module is built");
     let mut bytes = std::fs::read(&module.packed).unwrap();
     let manifest = bytes.windows(8).position(|window| window == b"RINGFNCE").expect("a manifest");
+    bytes[manifest + NAME..][..32].fill(0);
+    bytes[manifest + NAME..][..name.len()].copy_from_slice(name.as_bytes());
     for (offset, value) in changes {
         bytes[manifest + offset..][..4].copy_from_slice(&value.to_le_bytes());
     }
@@ -283,12 +289,12 @@ const LIMIT_US: usize = offset_of!(Manifest, reset.limit_us);
 #[test]
 fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
-    let script = "insmod template; rmmod template; mem; insmod stubborn; rmmod e1000; mem; lspci; insmod e1000";
+    let script = "insmod template; rmmod template; mem; insmod stubborn; rmmod stubborn; mem; lspci; insmod e1000";
     let (machine, _directory) = with_other_manifest("e1000", "stubborn", &never, script);
     let text = boot_badly(&machine, 1).text();
     assert_says(
         &text,
-        "e1000: 0000:00:02.0 is set aside for good, and the driver's memory with it: its reset was not done within 10000 us",
+        "stubborn: 0000:00:02.0 is set aside for good, and the driver's memory with it: its reset was not done within 10000 us",
     );
     assert_says(&text, "[set aside]");
     assert_says(&text, "error: e1000: no free device that it drives");
@@ -304,7 +310,7 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
 #[test]
 fn a_device_that_nobody_can_reset_is_set_aside_too() {
     let (machine, _directory) =
-        with_other_manifest("e1000", "untold", &[(METHOD, 0)], "insmod untold; kill e1000; lspci");
+        with_other_manifest("e1000", "untold", &[(METHOD, 0)], "insmod untold; kill untold; lspci");
     let text = boot_well(&machine);
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
@@ -315,8 +321,7 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
 fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1004_1af4);
     let virtio = [VIRTIO_SCSI, (METHOD, 2), (LIMIT_US, 10_000)];
-    let script =
-        |name| format!("insmod {name}; tell rogue-nic legacy-bus-master; vmmap rogue-nic; rmmod rogue-nic; lspci");
+    let script = |name| format!("insmod {name}; tell {name} legacy-bus-master; vmmap {name}; rmmod {name}; lspci");
     let (machine, _directory) =
         with_other_manifest("rogue-nic", "known", &virtio, &(script("known") + "; insmod virtio-scsi"));
     let text = boot_well(&machine);
@@ -370,12 +375,12 @@ fn a_module_can_be_for_ring_1_only() {
         "template",
         "modest",
         &[(FLAGS, RING1_ONLY)],
-        "insmod modest --ring 0; ring template 0; policy template stop; ring template 0; tell template x",
+        "insmod modest --ring 0; ring modest 0; policy modest stop; ring modest 0; tell modest x",
     );
     let text = boot_badly(&machine, 2).text();
-    assert_says(&text, "template: loaded into ring 1: it is for ring 1 only");
-    assert_eq!(text.matches("error: template stays in ring 1: it is for ring 1 only").count(), 2, "{text}");
-    assert_says(&text, "template: 1 (0x1)");
+    assert_says(&text, "modest: loaded into ring 1: it is for ring 1 only");
+    assert_eq!(text.matches("error: modest stays in ring 1: it is for ring 1 only").count(), 2, "{text}");
+    assert_says(&text, "modest: 1 (0x1)");
 }
 
 /// The first restart comes at once, each further one waits twice as long. Instructions are the clock.

@@ -68,8 +68,7 @@ pub static SCAN_MS: Limit = Limit::new("scan-ms", "ms that a SCSI host's units a
 pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may take to be sent", [1, 5_000, 600_000]);
 
 /// How much more than everybody else together a driver may have of the CPU before it rests ([`crate::poll`]).
-pub static TURN_MS: Limit =
-    Limit::new("turn-ms", "ms of the CPU that a driver may have before all others, until it rests", [0, 10, 1000]);
+pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of others, then it rests", [0, 10, 1000]);
 
 /// Loads of SS that a module's code may have under QEMU's TCG, which takes them for more than they are.
 pub static SS_LOADS: Limit = Limit::new("ss-loads", "places in a module that load SS, under QEMU's TCG", [0, 0, 1000]);

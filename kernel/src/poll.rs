@@ -34,8 +34,8 @@ pub struct Turn {
     pub last_ticks: u64,
     /// TSC ticks that its polls have taken and that were not paid off until, by [`free_clock`], this.
     owes: (u64, u64),
-    /// Whether it owed too much after its last poll, and so rests for that.
-    had_too_much: bool,
+    /// TSC ticks that it owed after its last poll.
+    owed: u64,
     /// Since when, by the TSC, it is to be polled, and for what.
     waits: Option<(u64, Events)>,
 }
@@ -62,9 +62,9 @@ impl Turn {
     fn charge(&mut self, tsc_ticks: u64, free: u64) -> u64 {
         let (owed, at) = self.owes;
         let owes = owed.saturating_sub(free.saturating_sub(at)) + tsc_ticks;
-        self.had_too_much = owes > TURN_MS.get() * (time::tsc_per_second() / 1000);
+        self.owed = owes;
         // Its rest pays for all.
-        let rest = if self.had_too_much { owes } else { 0 };
+        let rest = if is_too_much(owes) { owes } else { 0 };
         self.owes = (owes - rest, free);
         rest
     }
@@ -75,9 +75,14 @@ fn free_clock() -> u64 {
     time::tsc().saturating_sub(IN_POLLS.load(Ordering::Relaxed))
 }
 
+/// Whether a driver that owes so many TSC ticks is to rest.
+fn is_too_much(owes: u64) -> bool {
+    owes > TURN_MS.get() * (time::tsc_per_second() / 1000)
+}
+
 /// Whether `domain` is to wait for its next turn.
 fn rests(domain: &Domain) -> bool {
-    domain.turn.had_too_much && time::tsc() < REST_UNTIL.load(Ordering::Relaxed)
+    is_too_much(domain.turn.owed) && time::tsc() < REST_UNTIL.load(Ordering::Relaxed)
 }
 
 /// What became of a poll.

@@ -124,7 +124,7 @@ fn lines_are_edited_completed_and_remembered() {
     running.wait_for("template.2: loaded into ring 1, slot 1").unwrap();
     // What the command's usage names, of the last command of the line; all there is when that is not enough.
     running.type_line("nonsense;limits tu\t").unwrap();
-    running.wait_for("turn-ms                  10  ms of a poll").unwrap();
+    running.wait_for("turn-ms                  10  ms a driver may be ahead").unwrap();
     running.type_line("policy template re\t").unwrap();
     running.wait_for("template: when it is ended it is restarted").unwrap();
     running.type_text("insmod rogue-\t").unwrap();

@@ -24,8 +24,9 @@ use x86_64::instructions::port::Port;
 
 /// COM1.
 const BASE_PORT: u16 = 0x3f8;
-/// Lines of the log that are kept.
+/// Lines of the log that are kept, and how many of them can be any one driver's.
 const LOG_LINES: usize = 512;
+const DRIVER_LINES: usize = 64;
 /// Bytes of input that can wait.
 const INPUT_BYTES: usize = 1024;
 
@@ -35,20 +36,58 @@ static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 static RECEIVER: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
 static ON_INPUT: AtomicWaker = AtomicWaker::new();
-static LOG: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+static LOG: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
 
 /// Target of log records that need no word before them.
 pub const REPORT: &str = "report";
 
 /// The line that is being typed, while one is.
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
-/// Columns of the terminal, as far as is known.
-static COLUMNS: AtomicUsize = AtomicUsize::new(80);
+/// Columns of the terminal, if they are known.
+static COLUMNS: AtomicUsize = AtomicUsize::new(UNKNOWN);
+const UNKNOWN: usize = 0;
 
 struct Typed {
     line: TypedLine,
     /// Whether it is on the screen: not while something else is being printed.
     shown: bool,
+}
+
+/// A line of the log.
+#[derive(Clone)]
+struct Line {
+    /// When it was said.
+    stamp: String,
+    /// The driver that said it or had it said.
+    driver: Option<String>,
+    /// Whether the driver chose the words.
+    is_quote: bool,
+    text: String,
+}
+
+/// Between a driver's name and its words. No line of the kernel's has that, and no name.
+const QUOTE: char = '|';
+
+impl fmt::Display for Line {
+    /// What a driver says that is wider than the terminal is cut up, so that each row begins with whose it is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Line { stamp, driver: Some(driver), is_quote: true, text } = self else {
+            return write!(f, "{}{}", self.stamp, self.text);
+        };
+        let width = stamp.len();
+        write!(f, "{stamp}{driver}{QUOTE} ")?;
+        let fits = match COLUMNS.load(Ordering::Relaxed) {
+            UNKNOWN => usize::MAX,
+            columns => columns.saturating_sub(width + driver.len() + 2).max(8),
+        };
+        for (index, c) in text.chars().enumerate() {
+            if index > 0 && index % fits == 0 {
+                write!(f, "\n{:width$}{driver}{QUOTE} ", "")?;
+            }
+            f.write_char(c)?;
+        }
+        Ok(())
+    }
 }
 
 struct Logger;
@@ -132,9 +171,17 @@ pub fn set_columns(columns: usize) {
     COLUMNS.store(columns, Ordering::Relaxed);
 }
 
+fn columns() -> usize {
+    const USUAL: usize = 80;
+    match COLUMNS.load(Ordering::Relaxed) {
+        UNKNOWN => USUAL,
+        columns => columns,
+    }
+}
+
 /// A line is going to be typed behind `prompt`, which is printed.
 pub fn begin_line(prompt: &'static str) {
-    let line = TypedLine::new(prompt, COLUMNS.load(Ordering::Relaxed));
+    let line = TypedLine::new(prompt, columns());
     write_bytes(&line.show());
     *TYPED.lock() = Some(Typed { line, shown: true });
 }
@@ -265,36 +312,61 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record) {
-        let seconds = time::uptime_ns() / 1000;
-        let level = match record.level() {
-            // A report says itself what it is.
-            _ if record.target() == REPORT => "",
-            Level::Error => "error: ",
-            Level::Warn => "warning: ",
-            Level::Info | Level::Debug | Level::Trace => "",
-        };
-        let line = format!("[{:4}.{:06}] {level}{}", seconds / 1_000_000, seconds % 1_000_000, record.args());
-        println!("{line}");
-        without_interrupts(|| {
-            let mut lines = LOG.lock();
-            if lines.len() == LOG_LINES {
-                lines.pop_front();
-            }
-            lines.push_back(line);
-        });
+        // A report says itself what it is.
+        let level = if record.target() == REPORT { "" } else { level_name(record.level()) };
+        add(None, false, format!("{level}{}", record.args()));
     }
 
     fn flush(&self) {}
 }
 
-/// Calls `with` for each line of the log that is kept, oldest first.
-pub fn for_each_line(mut with: impl FnMut(&str)) {
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error: ",
+        Level::Warn => "warning: ",
+        Level::Info | Level::Debug | Level::Trace => "",
+    }
+}
+
+/// A driver says something. It is quoted, so that nothing in it looks like the kernel's own words.
+pub fn quote(driver: &str, level: Level, text: &str) {
+    if level <= log::max_level() {
+        let text = text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' });
+        add(Some(driver), true, level_name(level).chars().chain(text).collect());
+    }
+}
+
+/// The kernel says something about a driver that the driver can have it say as often as it likes.
+pub fn warn_about(driver: &str, text: fmt::Arguments) {
+    add(Some(driver), false, format!("{}{driver}: {text}", level_name(Level::Warn)));
+}
+
+/// Prints a line and keeps it. Of each driver only the last ones are kept: they take nobody else's place.
+fn add(driver: Option<&str>, is_quote: bool, text: String) {
+    let micros = time::uptime_ns() / 1000;
+    let stamp = format!("[{:4}.{:06}] ", micros / 1_000_000, micros % 1_000_000);
+    let line = Line { stamp, driver: driver.map(String::from), is_quote, text };
+    println!("{line}");
+    without_interrupts(|| {
+        let mut lines = LOG.lock();
+        let is_its = |line: &Line| driver.is_some() && line.driver.as_deref() == driver;
+        let its = lines.iter().filter(|line| is_its(line)).count();
+        let oldest = if its < DRIVER_LINES { 0 } else { lines.iter().position(is_its).unwrap_or(0) };
+        if its == DRIVER_LINES || lines.len() == LOG_LINES {
+            lines.remove(oldest);
+        }
+        lines.push_back(line);
+    });
+}
+
+/// Prints the lines of the log that are kept, oldest first.
+pub fn print_log() {
     let count = LOG.lock().len();
     for index in 0..count {
         // One at a time: printing one must not happen under the lock.
         let line = LOG.lock().get(index).cloned();
         if let Some(line) = line {
-            with(&line);
+            println!("{line}");
         }
     }
 }

@@ -67,7 +67,7 @@ impl fmt::Write for Limited<'_, '_> {
         for c in text.chars() {
             // Failing here stops who writes: a short mangled name can stand for a megabyte.
             self.left = self.left.checked_sub(c.len_utf8()).ok_or(fmt::Error)?;
-            self.out.write_char(if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })?;
+            self.out.write_char(if c.is_ascii_graphic() || c == ' ' { c } else { '?' })?;
         }
         Ok(())
     }

@@ -65,6 +65,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("log-pointer", log_pointer),
     ("log-pointer-quiet", log_pointer_quiet),
     ("log-length", log_length),
+    ("log-forged", log_forged),
     ("panic", panic),
     ("heap", heap),
     ("stale", stale),
@@ -473,6 +474,12 @@ fn log_length(len_bytes: u64) -> u64 {
     let text = [b'a'; 16];
     // SAFETY: none.
     unsafe { raw::rf_log(3, text.as_ptr() as u64, len_bytes) as u64 }
+}
+
+/// Logs what would clear the screen, turn the writing direction, and look like the kernel's.
+fn log_forged(_: u64) -> u64 {
+    log::info!("\x1b[2J\u{202e}\u{db}\r\n[   0.000001] e1000: loaded into ring 0");
+    0
 }
 
 fn panic(_: u64) -> u64 {

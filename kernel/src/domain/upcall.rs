@@ -5,8 +5,8 @@ use super::{Domain, Ring};
 use crate::arch::cpu;
 use crate::arch::gates::{self, UpcallFrame};
 use crate::arch::time::{self, TICK_HZ};
-use crate::supervise;
 use crate::trace::{self, What};
+use crate::{console, supervise};
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
@@ -80,7 +80,7 @@ impl Domain {
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.store(ticks, Ordering::Relaxed);
         if self.log_dropped > 0 {
-            log::warn!("{}: {} more lines in one upcall were dropped", self.name, self.log_dropped);
+            console::warn_about(&self.name, format_args!("{} more lines in one upcall were dropped", self.log_dropped));
             self.log_dropped = 0;
         }
         if end.ended != 0 {

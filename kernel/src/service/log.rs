@@ -2,6 +2,7 @@
 
 use super::Answer;
 use crate::arch::time;
+use crate::console;
 use crate::domain::Domain;
 use crate::domain::memory::Allegation;
 use alloc::string::String;
@@ -34,13 +35,12 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
     // Whether or not it is shown: a bad pointer is one at any level.
     let text = read_text(domain, text, len_bytes)?;
     // A slow serial port takes the driver's time.
-    time::charged(|| log::log!(level, "{}: {text}", domain.name));
+    time::charged(|| console::quote(&domain.name, level, &text));
     Ok(0)
 }
 
-/// Copies in text that a driver passed; what is not printable is replaced.
+/// Copies in text that a driver passed.
 pub fn read_text(domain: &Domain, text: u64, len_bytes: u64) -> Result<String, super::No> {
     let bytes = Allegation::new(text, len_bytes).copy_in(domain)?;
-    let text = String::from_utf8_lossy(&bytes);
-    Ok(text.chars().map(|c| if c.is_control() || c == char::REPLACEMENT_CHARACTER { '?' } else { c }).collect())
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

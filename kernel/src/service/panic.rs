@@ -1,8 +1,10 @@
 //! `rf_panic`: a driver gives up.
 
 use super::{Answer, No};
+use crate::console;
 use crate::domain::Domain;
 use crate::domain::fault::Cause;
+use log::Level;
 
 /// Longest message in bytes; the rest is cut off.
 const MAX_MESSAGE: u64 = 512;
@@ -10,6 +12,6 @@ const MAX_MESSAGE: u64 = 512;
 /// Logs the message and ends the driver.
 pub fn rf_panic(domain: &mut Domain, text: u64, len_bytes: u64) -> Answer {
     let message = super::log::read_text(domain, text, len_bytes.min(MAX_MESSAGE))?;
-    log::error!("{}: {message}", domain.name);
+    console::quote(&domain.name, Level::Error, &message);
     Err(No::Fault(Cause::Panic))
 }

@@ -197,7 +197,7 @@ async fn lspci(arguments: Arguments<'_>) -> Outcome {
 
 async fn dmesg(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
-    console::for_each_line(|line| println!("{line}"));
+    console::print_log();
     Ok(())
 }
 

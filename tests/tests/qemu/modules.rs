@@ -9,7 +9,7 @@ fn a_module_runs_in_both_rings_and_moves() {
         "insmod template --ring 0; tell template a; ring template 1; tell template bb; ring template 0; \
          tell template ccc; rmmod template",
     ));
-    for answer in ["template: 1 (0x1)", "template: 2 (0x2)", "template: 3 (0x3)", "template: good-bye"] {
+    for answer in ["template: 1 (0x1)", "template: 2 (0x2)", "template: 3 (0x3)", "template| good-bye"] {
         assert_says(&text, answer);
     }
 }
@@ -19,11 +19,11 @@ fn a_module_in_c_runs_in_both_rings() {
     let text = boot_well(&bare(
         "insmod hello-c; tell hello-c a; ring hello-c 0; tell hello-c b; rmmod hello-c; insmod hello-c --ring 0",
     ));
-    assert_eq!(text.lines().filter(|line| line.ends_with("hello-c: hello from C")).count(), 2);
+    assert_eq!(text.lines().filter(|line| line.ends_with("hello-c| hello from C")).count(), 2);
     // Its state moves with it.
     assert_says(&text, "hello-c: 1 (0x1)");
     assert_says(&text, "hello-c: 2 (0x2)");
-    assert_says(&text, "hello-c: good-bye from C");
+    assert_says(&text, "hello-c| good-bye from C");
 }
 
 #[test]
@@ -146,8 +146,30 @@ fn endless_loops_anywhere_are_cut_short() {
     ));
     machine.contents.modules.push(path);
     let text = boot_badly(&machine, 3).text();
-    for (driver, upcall) in [("template", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll")] {
+    for (driver, upcall) in [("endless", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll")] {
         assert_says(&text, &format!("fault: {driver}: took longer than 200 ms, in {upcall}"));
     }
     assert_says(&text, "error: endless: init: the driver was ended");
+    assert_says(&text, "    then: it is not loaded");
+    assert_says(&text, "    then: it is unloaded all the same");
+}
+
+/// What a driver logs is its own row for row, on a terminal of whatever width, and takes nobody else's place in the log.
+#[test]
+fn what_a_driver_logs_is_quoted() {
+    let mut machine = bare("insmod rogue; tell rogue log-forged; insmod null; repeat 20 tell null log 64; dmesg");
+    machine.contents.columns = Some(40);
+    let text = boot_well(&machine);
+    let quoted: Vec<&str> = text.lines().filter(|line| line.contains("rogue| ")).collect();
+    let (first, rest) = quoted[0].split_once("rogue| ").unwrap();
+    assert!(first.starts_with('[') && first.len() == 14, "{text}");
+    let rows = [rest, quoted[1], quoted[2], quoted[3]];
+    let continued = |row: &str| format!("{:14}rogue| {row}", "");
+    let expected = ["?[2J????[   0.00000", "1] e1000: loaded in", "to ring 0"];
+    assert_eq!(rows[0], expected[0]);
+    assert_eq!(rows[1..3], [continued(expected[1]), continued(expected[2])]);
+    // And again in the log, with what was said before and behind.
+    let log = text.split_once("> dmesg").unwrap().1;
+    assert!(log.contains("Ringfence 0.1.0: ") && log.contains(quoted[0]), "{log}");
+    assert_eq!(log.matches("null| ").count(), 64, "{log}");
 }

@@ -428,7 +428,7 @@ fn commands_are_sent_again_in_order() {
          kill rogue-scsi; wait; lsmod",
     ));
     let reads: Vec<&str> =
-        text.lines().filter_map(|line| line.split_once("rogue-scsi: reads block ")).map(|(_, block)| block).collect();
+        text.lines().filter_map(|line| line.split_once("rogue-scsi| reads block ")).map(|(_, block)| block).collect();
     // Four commands of 64 KiB at once; the first driver answers none of them, the second one all.
     assert_eq!(reads, ["0", "128", "256", "384", "0", "128", "256", "384"], "{text}");
     assert_says(&text, "  262144 bytes");
@@ -442,8 +442,10 @@ fn a_write_that_may_be_done_is_looked_up() {
         "limits command-ms 300; insmod rogue-scsi; policy rogue-scsi restart; \
          tell rogue-scsi lose-write; blkwrite disk0 8 1 7; tell rogue-scsi lose-write; blkcopy disk0 100 disk0 200 1",
     ));
-    let said: Vec<&str> =
-        text.lines().filter_map(|line| line.split_once("] rogue-scsi: ")).map(|(_, said)| said).collect();
+    // Of the driver's own words, and of the kernel's about it.
+    let said =
+        |line| ["] rogue-scsi| ", "] rogue-scsi: "].iter().find_map(|whose| Some(str::split_once(line, whose)?.1));
+    let said: Vec<&str> = text.lines().filter_map(said).collect();
     let blocks = |said: &&&str| said.ends_with(" block 8") || said.ends_with("was ended") || said.ends_with("00");
     let order = [
         "writes block 8",

@@ -1,7 +1,7 @@
 //! Loaded modules: from a file to a running driver, and back to free memory.
 
 use crate::arch::{cpu, watch};
-use crate::domain::calls::CallLog;
+use crate::domain::calls::{Call, CallLog};
 use crate::domain::device::{self, Device};
 use crate::domain::fault::{self, Cause};
 use crate::domain::report;
@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::manifest::{Manifest, Policy};
+use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::extent::{Extent, align_up};
 use ringfence_core::module::{Module, ModuleError, Value};
@@ -73,8 +74,8 @@ pub enum LoadError {
     NoMemory,
     /// No PCI function that it drives is free.
     NoDevice,
-    /// Its `init` failed.
-    Init(UpcallError),
+    /// Its `init` failed; the last call of a service that was refused it by then.
+    Init(UpcallError, Option<Call>),
     /// The instruction to watch does not lie in the image.
     Outside,
     /// It does not offer what the driver before it offered.
@@ -102,7 +103,8 @@ impl fmt::Display for LoadError {
             LoadError::NoSlot => write!(f, "all {} slots are taken", ringfence_abi::layout::MAX_DOMAINS),
             LoadError::NoMemory => write!(f, "out of memory"),
             LoadError::NoDevice => write!(f, "no free device that it drives"),
-            LoadError::Init(error) => write!(f, "init: {error}"),
+            LoadError::Init(error, None) => write!(f, "init: {error}"),
+            LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),
             LoadError::Outside => write!(f, "the instruction to watch does not lie in the image"),
             LoadError::Different => write!(f, "it does not offer what the driver before it offered"),
             LoadError::NotLoaded(name) => write!(f, "no module '{name}' is loaded"),
@@ -174,7 +176,10 @@ fn start(
         watch::set(domain.base() + IMAGE + offset);
     }
     domain.traced = trace::traces(&domain.name);
-    domain.upcall(INIT, [0; 3]).map_err(LoadError::Init)?;
+    domain.upcall(INIT, [0; 3]).map_err(|error| {
+        let refused = |call: &&Call| call.result.is_some_and(|result| Refusal::from_result(result).is_some());
+        LoadError::Init(error, domain.calls.iter().filter(refused).last().copied())
+    })?;
     Ok(Arc::new(Mutex::new(domain)))
 }
 

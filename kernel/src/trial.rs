@@ -3,9 +3,10 @@
 
 use crate::arch::{time, watch};
 use crate::domain::fault::{self, Cause};
+use crate::domain::upcall::UpcallError;
 use crate::domain::{Handle, Ring};
 use crate::memory::{frames, stray, tables};
-use crate::module::{self, File};
+use crate::module::{self, File, LoadError};
 use crate::shell::run_all;
 use crate::{supervise, symbols};
 use alloc::string::{String, ToString};
@@ -16,8 +17,9 @@ use ringfence_abi::manifest::Policy;
 pub struct Outcome {
     /// Whether the changed instruction was executed.
     pub activated: bool,
-    /// One word: the kind of the fault that ended it ([`fault::kind`]), `refused` if its `init` did, `wrong` if the work
-    /// failed though it still ran, or `fine`.
+    /// One word: the kind of the fault that ended it ([`fault::kind`]); `refused` if its `init` failed after a service had refused
+    /// something, `init-failed` if it did without, or it did not come to that; `wrong` if the work failed though it still ran; or
+    /// `fine`.
     pub kind: &'static str,
     /// The fault's first line, or what failed.
     pub why: String,
@@ -95,12 +97,16 @@ pub async fn run(
     };
     let mut mutant = Mutant { handle, good, policy, in_place: true };
     let replaced = module::admit(patched).and_then(|()| module::replace(&mutant.handle, patched, ring, Some(watched)));
-    let (started, mut why) = match replaced {
+    let (failed, mut why) = match replaced {
         Ok(handle) => {
             mutant.handle = handle;
-            (true, run_all(work).await.err())
+            let error = run_all(work).await.err();
+            (error.is_some().then_some("wrong"), error)
         }
-        Err(error) => (false, Some(error.to_string())),
+        Err(error) => {
+            let refused = matches!(error, LoadError::Init(UpcallError::Refused(_), Some(_)));
+            (Some(if refused { "refused" } else { "init-failed" }), Some(error.to_string()))
+        }
     };
     let activated = watch::take();
     let ended = time::uptime_ns();
@@ -108,12 +114,7 @@ pub async fn run(
     let ended = fault.as_ref().map_or(ended, |fault| fault.at_ns);
     let mut restored = mutant.put_back();
     let restore_us = (time::uptime_ns() - ended) / 1000;
-    let mut kind = match (&fault, &why) {
-        (Some(fault), _) => fault.kind,
-        (None, None) => "fine",
-        (None, Some(_)) if started => "wrong",
-        (None, Some(_)) => "refused",
-    };
+    let mut kind = fault.as_ref().map(|fault| fault.kind).or(failed).unwrap_or("fine");
     if restored.is_ok() {
         // What looked right may have been wrong in the same way twice.
         if kind == "fine"

@@ -80,7 +80,7 @@ fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     let text = boot(&bare(script)).text();
     assert_says(&text, "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits ss-loads lets it in)");
     assert_says(&text, "at rf_rogue_ss::");
-    assert_says(&text, r#""kind":"refused","why":"refused: it could load SS"#);
+    assert_says(&text, r#""kind":"init-failed","why":"refused: it could load SS"#);
     let cr3 = text.lines().find_map(|line| line.strip_prefix("rogue-ss: ")?.split_once(' ')?.0.parse::<u64>().ok());
     assert!(cr3.is_some_and(|cr3| cr3 != 0 && cr3.is_multiple_of(4096)), "{text}");
 }

@@ -1,8 +1,7 @@
 //! What the guest sent, as QEMU's `filter-dump` writes it (libpcap's file format): for one question only.
 //!
 //! QEMU 7.2's user network takes no more frames once it was given one of no length, until QEMU is paused and continued: its
-//! handler returns the length that it took, and 0 means "later". No driver can mend that, so it must be told apart from a
-//! service that does not come back.
+//! handler returns the length that it took, and 0 means "later". No driver can mend that: who finds such a frame pauses QEMU.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,20 +13,18 @@ pub fn arguments(file: &Path) -> [OsString; 2] {
     ["-object".into(), dump]
 }
 
-/// Whether a frame of no length was sent.
-pub fn has_empty_frame(file: &[u8]) -> bool {
+/// How many frames of no length were sent.
+pub fn empty_frames(file: &[u8]) -> usize {
     const HEADER: usize = 24;
     const RECORD: usize = 16;
     let word = |at: usize| file.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
-    let mut at = HEADER;
+    let (mut at, mut empty) = (HEADER, 0);
     // Seconds, microseconds, bytes that are kept, bytes that there were.
     while let (Some(kept), Some(length)) = (word(at + 8), word(at + 12)) {
-        if length == 0 {
-            return true;
-        }
+        empty += usize::from(length == 0);
         at += RECORD + kept as usize;
     }
-    false
+    empty
 }
 
 #[cfg(test)]
@@ -35,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_frame_of_no_length_counts() {
+    fn only_frames_of_no_length_count() {
         let record = |length: u32| {
             let mut bytes = vec![0; 16];
             bytes[8..12].copy_from_slice(&length.to_le_bytes());
@@ -45,9 +42,9 @@ mod tests {
         };
         let file =
             |lengths: &[u32]| [vec![0; 24], lengths.iter().flat_map(|length| record(*length)).collect()].concat();
-        assert!(!has_empty_frame(&file(&[60, 42])));
-        assert!(has_empty_frame(&file(&[60, 0, 42])));
-        assert!(!has_empty_frame(&[]));
-        assert!(!has_empty_frame(&file(&[60])[..50]));
+        assert_eq!(empty_frames(&file(&[60, 42])), 0);
+        assert_eq!(empty_frames(&file(&[60, 0, 42, 0])), 2);
+        assert_eq!(empty_frames(&[]), 0);
+        assert_eq!(empty_frames(&file(&[60])[..50]), 0);
     }
 }

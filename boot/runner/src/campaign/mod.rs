@@ -4,16 +4,16 @@
 //! The host makes the changes, from a seed, at places that the work really executes; the kernel's `trial` command carries
 //! one out. A thousand run in one boot, unless the kernel dies: then the next boot goes on with the change after that.
 //!
-//! * [`autopsy`]: where a machine is that says no more
 //! * [`capture`]: whether the host's network still takes frames
 //! * [`coverage`]: which instructions the work executes
 //! * [`mutate`]: changes of one instruction
+//! * [`qmp`]: what QEMU itself is asked: where a machine is that says no more
 //! * [`report`]: the table, for the terminal and as a page
 
-mod autopsy;
 mod capture;
 pub(crate) mod coverage;
 pub(crate) mod mutate;
+mod qmp;
 pub mod report;
 
 use crate::build::System;
@@ -24,6 +24,7 @@ use mutate::{Kind, Site};
 use object::{Object, ObjectSegment};
 use ringfence_core::stack_segment;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -70,7 +71,8 @@ pub struct Outcome {
     pub restored: bool,
     /// From the end of the changed module until the good one was in its place, in microseconds.
     pub restore_us: u64,
-    /// Whether it sent a frame of no length, after which QEMU's network takes no more: no driver can restore that.
+    /// Whether it sent a frame of no length, after which QEMU's network takes no more until QEMU was paused: no driver can mend
+    /// that, so the runner did.
     pub host_stopped: bool,
     /// Frames that were written to though nobody had them: by the device, if the module was in ring 1.
     pub stray: u64,
@@ -81,7 +83,7 @@ pub struct Outcome {
 impl Outcome {
     /// Whether it hurt nothing but its driver, and that was made good.
     pub fn is_good(&self) -> bool {
-        self.kernel_intact && (self.restored || self.host_stopped)
+        self.kernel_intact && self.restored
     }
 }
 
@@ -176,14 +178,15 @@ fn progress(outcomes: &[Outcome], of: usize, start: Instant) {
 }
 
 /// The commands that put a module to work, those that check with the good one that the work was right, and those that the
-/// good one must do in the end. QEMU's e1000 receives nothing for a second after some mistakes: the last are patient.
+/// good one must do in the end. QEMU's e1000 receives nothing for a second after some mistakes, and its network drops what it was
+/// sent when it was stopped: the last are patient, and TCP, which sends again, comes first.
 fn work(module: &str, port: u16, number: usize) -> Result<[String; 3]> {
     let place = 64 + number as u64 % 1000 * BLOCKS;
     Ok(match module {
         "e1000" => [
             format!("ping 10.0.2.2 -c 1 -W 300, tcpecho 10.0.2.2 {port} 8192 -W 600"),
             "help help".to_string(),
-            format!("ping 10.0.2.2 -c 1 -W 5000, tcpecho 10.0.2.2 {port} 1024 -W 5000"),
+            format!("tcpecho 10.0.2.2 {port} 1024 -W 8000, ping 10.0.2.2 -c 1 -W 5000"),
         ],
         "virtio-scsi" => [
             format!("blkcheck disk0 {place} {BLOCKS} {number}"),
@@ -235,17 +238,28 @@ fn mutants(system: &System, machine: &Machine, port: u16, options: &Options) -> 
         pools.push((name.clone(), file, sites));
     }
     let mut mutants = Vec::new();
+    let mut known = HashSet::new();
+    let mut in_vain = 0;
     while mutants.len() < options.mutants {
         let (name, file, sites) = &pools[mutants.len() % pools.len()];
-        // First the kind, then a place: most kinds fit few instructions.
+        // First the kind, then a place: most kinds fit few instructions, and have fewer changes than are wanted.
         let kind = Kind::ALL[random.usize(..Kind::ALL.len())];
         let found = (0..1000).find_map(|_| {
             let (site, file_offset) = &sites[random.usize(..sites.len())];
             let bytes = mutate::mutate(site, kind, &mut random)?;
             // The kernel does not load those.
-            (!loads_ss(file, *file_offset as usize, &bytes)).then_some((site, *file_offset, bytes))
+            let is_new = !known.contains(&(name, *file_offset, bytes.clone()));
+            (is_new && !loads_ss(file, *file_offset as usize, &bytes)).then_some((site, *file_offset, bytes))
         });
-        let Some((site, file_offset, bytes)) = found else { continue };
+        let Some((site, file_offset, bytes)) = found else {
+            in_vain += 1;
+            if in_vain > 100 * Kind::ALL.len() {
+                bail!("there are no more than some {} different changes", mutants.len());
+            }
+            continue;
+        };
+        in_vain = 0;
+        known.insert((name, file_offset, bytes.clone()));
         mutants.push(Mutant { module: name.clone(), kind, site: site.clone(), bytes, file_offset });
     }
     Ok(mutants)
@@ -266,6 +280,8 @@ struct Boot {
     free: Option<u64>,
     seen: Vec<String>,
     directory: TempDir,
+    /// Frames of no length that were sent so far.
+    empty_frames: usize,
 }
 
 /// What the guest sent.
@@ -290,8 +306,15 @@ impl Boot {
         machine.contents.exec = Some(script);
         let directory = TempDir::new()?;
         machine.extra.extend(capture::arguments(&directory.path().join(CAPTURE)));
-        machine.extra.extend(autopsy::arguments(&directory.path().join(SOCKET)));
-        Ok(Boot { directory, running: Some(machine.start(system)?), checksum: None, free: None, seen: Vec::new() })
+        machine.extra.extend(qmp::arguments(&directory.path().join(SOCKET)));
+        Ok(Boot {
+            directory,
+            running: Some(machine.start(system)?),
+            checksum: None,
+            free: None,
+            seen: Vec::new(),
+            empty_frames: 0,
+        })
     }
 
     /// What became of the next change, which is `mutant`.
@@ -312,8 +335,7 @@ impl Boot {
             kernel_intact: false,
         };
         loop {
-            let running = self.running.as_mut().context("the kernel is dead")?;
-            let Some(line) = running.line_within(SILENCE) else {
+            let Some(line) = self.line(&mut outcome)? else {
                 outcome.why = self.last_words();
                 return Ok(outcome);
             };
@@ -330,8 +352,6 @@ impl Boot {
             outcome.restore_us = trial.restore_us;
             outcome.stray = trial.stray;
             if !trial.restored {
-                let sent = std::fs::read(self.directory.path().join(CAPTURE)).unwrap_or_default();
-                outcome.host_stopped = mutant.module == "e1000" && capture::has_empty_frame(&sent);
                 outcome.why += &format!(" [not restored: {}]", trial.restored_why);
             }
             let free = *self.free.get_or_insert(trial.free);
@@ -344,11 +364,35 @@ impl Boot {
         }
     }
 
+    /// The next line of the console; `None` if none comes. QEMU's network is set going again meanwhile, if it was stopped.
+    fn line(&mut self, outcome: &mut Outcome) -> Result<Option<String>> {
+        const LOOK_AGAIN: Duration = Duration::from_secs(1);
+        let start = Instant::now();
+        while start.elapsed() < SILENCE {
+            let asked = Instant::now();
+            let running = self.running.as_mut().context("the kernel is dead")?;
+            match running.line_within(LOOK_AGAIN) {
+                // It has ended.
+                None if asked.elapsed() < LOOK_AGAIN => return Ok(None),
+                None => {
+                    let sent = std::fs::read(self.directory.path().join(CAPTURE)).unwrap_or_default();
+                    let empty = capture::empty_frames(&sent);
+                    if empty > self.empty_frames && qmp::pause_twice(&self.directory.path().join(SOCKET)) {
+                        self.empty_frames = empty;
+                        outcome.host_stopped = true;
+                    }
+                }
+                line => return Ok(line),
+            }
+        }
+        Ok(None)
+    }
+
     /// What a kernel that says no more said last: the line of its panic, if there was one.
     fn last_words(&mut self) -> String {
         let panic = self.seen.iter().find(|line| line.contains("panic: ") || line.contains("boot failed"));
         let said = panic.or(self.seen.last()).cloned().unwrap_or_default();
-        let place = autopsy::place(&self.directory.path().join(SOCKET));
+        let place = qmp::place(&self.directory.path().join(SOCKET));
         let end = self.running.take().map(|running| running.finish_within(Duration::from_secs(1)));
         match end {
             Some(Ok(End::TimeLimit)) => format!("silent for {} s, {place}; {said}", SILENCE.as_secs()),

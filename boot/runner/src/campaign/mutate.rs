@@ -15,7 +15,7 @@ pub enum Kind {
     Removed,
     /// One register operand is another one.
     Operand,
-    /// The displacement, the base or the index of a memory operand is another one.
+    /// The displacement, the base, the index or the scale of a memory operand is another one.
     Address,
     /// A conditional branch is never taken.
     BranchRemoved,
@@ -255,10 +255,22 @@ fn change_address(instruction: &Instruction, random: &mut fastrand::Rng) -> Opti
         return None;
     }
     let mut changed = *instruction;
-    let base = instruction.memory_base();
-    if base.is_gpr() && random.u32(..3) == 0 {
-        changed.set_memory_base(another(base, random)?);
-        return Some(changed);
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    match random.u32(..4) {
+        0 if base.is_gpr() => {
+            changed.set_memory_base(another(base, random)?);
+            return Some(changed);
+        }
+        1 if index.is_gpr() => {
+            changed.set_memory_index(another(index, random)?);
+            return Some(changed);
+        }
+        2 if index.is_gpr() => {
+            const SCALES: [u32; 4] = [1, 2, 4, 8];
+            changed.set_memory_index_scale(SCALES[random.usize(..SCALES.len())]);
+            return Some(changed);
+        }
+        _ => {}
     }
     const STEPS: [u64; 8] = [1, 4, 8, 16, 64, 256, 4096, 1 << 20];
     let step = STEPS[random.usize(..STEPS.len())];
@@ -308,6 +320,13 @@ mod tests {
         assert_eq!(all(&store, Kind::Removed), ["nop"]);
         assert!(all(&store, Kind::Operand).contains(&"mov [rbx+10h],rsi".to_string()));
         assert!(all(&store, Kind::Address).contains(&"mov [rbx+18h],rax".to_string()));
+        // mov rax,[rsi+rcx*4+8]
+        let indexed = all(&[0x48, 0x8b, 0x44, 0x8e, 8], Kind::Address);
+        for other in
+            ["mov rax,[rsi+rcx*4+10h]", "mov rax,[rsi+rcx*8+8]", "mov rax,[rsi+rdi*4+8]", "mov rax,[rdi+rcx*4+8]"]
+        {
+            assert!(indexed.contains(&other.to_string()), "{other}: {indexed:?}");
+        }
         let mut random = fastrand::Rng::with_seed(1);
         let flipped = mutate(&site(&store), Kind::BitFlip, &mut random).unwrap();
         assert_eq!(flipped.iter().zip(store).map(|(now, before)| (now ^ before).count_ones()).sum::<u32>(), 1);

@@ -28,10 +28,34 @@ pub fn instruction(code: &[u8], address: u64) -> Option<String> {
     Some(text)
 }
 
+/// Length in bytes of the call at whose end `code` ends; `None` if no call does.
+///
+/// Code is not read backwards without doubt: of the forms that compilers use, the likeliest is taken.
+pub fn call_before(code: &[u8]) -> Option<usize> {
+    // CALL rel32; CALL [RIP + disp32]; CALL [register + disp32 or disp8] and CALL register, with a REX prefix first.
+    const LENGTHS: [usize; 7] = [5, 6, 8, 7, 4, 3, 2];
+    LENGTHS.into_iter().find(|len| {
+        let Some(code) = code.len().checked_sub(*len).and_then(|start| code.get(start..)) else { return false };
+        let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
+        instruction.mnemonic() == Mnemonic::Call && instruction.len() == *len
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore)]
+    fn calls_are_found_from_their_end() {
+        assert_eq!(call_before(&[0x90, 0xe8, 1, 2, 3, 4]), Some(5));
+        assert_eq!(call_before(&[0x90, 0xff, 0x15, 1, 2, 3, 4]), Some(6));
+        assert_eq!(call_before(&[0x90, 0x41, 0xff, 0xd6]), Some(3));
+        assert_eq!(call_before(&[0x90, 0x90, 0xff, 0xd0]), Some(2));
+        assert_eq!(call_before(&[0x90; 15]), None);
+        assert_eq!(call_before(&[]), None);
+    }
 
     // iced-x86 widens references in a way that Stacked Borrows does not allow; there is no unsafe code of ours.
     #[test]

@@ -23,6 +23,7 @@ use ringfence_abi::upcall;
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
 use ringfence_core::module::symbol_at;
+use ringfence_core::port_bitmap::Ports;
 
 /// Words of the stack that are shown, and that are searched for return addresses.
 const STACK_SHOWN: usize = 8;
@@ -70,6 +71,8 @@ pub struct Scene {
     /// What the cause names, if it names an address.
     accused: Option<Spot>,
     frame: Option<TrapFrame>,
+    /// What it had called a service with.
+    arguments: Option<[u64; 3]>,
     /// Where it ran, or called from.
     rip: Option<Spot>,
     code: Vec<u8>,
@@ -82,12 +85,32 @@ pub struct Scene {
 /// What a driver has, and gives back when it is ended.
 #[derive(Debug)]
 struct Held {
-    /// Its device, and how many of the BARs are mapped.
-    device: Option<(PciAddress, usize)>,
+    device: Option<HeldDevice>,
+    gates: usize,
     scsi_requests: Option<usize>,
     frames: Option<usize>,
     heap_bytes: u64,
     dma_bytes: u64,
+}
+
+#[derive(Debug)]
+struct HeldDevice {
+    address: PciAddress,
+    /// How many of its BARs are mapped.
+    bars: usize,
+    ports: Vec<Ports>,
+    /// Its interrupt line, if interrupts reach the driver.
+    line: Option<u8>,
+}
+
+impl fmt::Display for HeldDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}, {} BARs", self.address, self.bars)?;
+        for Ports { first, count } in &self.ports {
+            write!(f, ", ports {first:#x} to {:#x}", first.saturating_add(count.saturating_sub(1)))?;
+        }
+        self.line.iter().try_for_each(|line| write!(f, ", line {line}"))
+    }
 }
 
 impl Scene {
@@ -100,8 +123,12 @@ impl Scene {
         let (frame, rip, rsp) = match site {
             Site::Trap(frame) => (Some(*frame), Some(frame.rip), Some(frame.rsp)),
             // The stub was called: its return address is right there.
-            Site::Gate { rsp } => (None, word(rsp).map(|caller| caller.wrapping_sub(1)), Some(rsp)),
+            Site::Gate { rsp } => (None, word(rsp).map(|returns_to| call_site(domain, returns_to)), Some(rsp)),
             Site::Nowhere => (None, None, None),
+        };
+        let arguments = match site {
+            Site::Gate { .. } => domain.calls.last().map(|call| call.arguments),
+            _ => None,
         };
         let accused = match cause {
             Cause::Exception { address } => address,
@@ -125,17 +152,21 @@ impl Scene {
             at_us: time::uptime_ns() / 1000,
             cause,
             accused: accused.map(spot),
-            code: frame.map_or(Vec::new(), |frame| code(domain, frame.rip)),
+            code: rip.map_or(Vec::new(), |rip| code(domain, rip)),
             frame,
+            arguments,
             rip: rip.map(spot),
             rsp: rsp.map(spot),
             stack: rsp.map_or(Vec::new(), stack),
             last_service: domain.calls.last().map(|call| call.service),
             held: Held {
-                device: domain
-                    .device
-                    .as_ref()
-                    .map(|device| (device.function().address, device.mapped.iter().flatten().count())),
+                device: domain.device.as_ref().map(|device| HeldDevice {
+                    address: device.function().address,
+                    bars: device.mapped.iter().flatten().count(),
+                    ports: device.ports().collect(),
+                    line: device.active_line(),
+                }),
+                gates: domain.imports.iter().count(),
                 scsi_requests: domain.scsi.as_ref().map(|scsi| scsi.under_way()),
                 frames: domain.net.as_ref().map(|net| net.handed_over()),
                 heap_bytes: domain.heap_bytes,
@@ -218,6 +249,10 @@ impl Scene {
         if let Some(frame) = &self.frame {
             writeln!(out, "{frame}")?;
         }
+        // A gate keeps no other registers.
+        if let (Some([rdi, rsi, rdx]), Some(rsp)) = (self.arguments, self.rsp) {
+            writeln!(out, "    rdi={rdi:016x} rsi={rsi:016x} rdx={rdx:016x}\n    rsp={:016x}", rsp.address)?;
+        }
         self.write_stack(out)?;
         self.write_held(out)
     }
@@ -254,19 +289,19 @@ impl Scene {
 
     fn write_held(&self, out: &mut String) -> fmt::Result {
         write!(out, "    held: ")?;
-        let Held { device, scsi_requests, frames, heap_bytes, dma_bytes } = &self.held;
+        let Held { device, gates, scsi_requests, frames, heap_bytes, dma_bytes } = &self.held;
+        if let Some(device) = device {
+            write!(out, "{device},\n          ")?;
+        }
         let others = [
-            device.map(|(address, bars)| format!("device {address}, {bars} BARs")),
+            Some(format!("{gates} gates")),
             scsi_requests.map(|requests| format!("{requests} SCSI requests")),
             frames.map(|frames| format!("{frames} frames to send")),
         ];
         let others: Vec<String> = others.into_iter().flatten().collect();
-        if !others.is_empty() {
-            write!(out, "{},\n          ", others.join(", "))?;
-        }
         let kib = |bytes: u64| bytes / 1024;
         let (image, heap, dma) = (kib(self.image_bytes), kib(*heap_bytes), kib(*dma_bytes));
-        writeln!(out, "image {image} KiB, heap {heap} KiB, DMA {dma} KiB")
+        writeln!(out, "{}, image {image} KiB, heap {heap} KiB, DMA {dma} KiB", others.join(", "))
     }
 
     fn place(&self, address: u64) -> Option<String> {
@@ -307,6 +342,14 @@ pub fn place_in(file: &File, offset: u64) -> String {
 fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
     let (name, into, offset) = found?;
     Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.name))
+}
+
+/// Where the call is that returns to `returns_to`; if none is seen there, the last byte before that.
+fn call_site(domain: &Domain, returns_to: u64) -> u64 {
+    let mut code = [0; MAX_INSTRUCTION];
+    let start = returns_to.wrapping_sub(code.len() as u64);
+    let len = if domain.space.read(start, &mut code) { disassembly::call_before(&code) } else { None };
+    returns_to.wrapping_sub(len.unwrap_or(1) as u64)
 }
 
 /// The bytes of the instruction at `rip`, and maybe some behind it, as far as that is the driver's own memory.

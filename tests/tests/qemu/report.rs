@@ -25,12 +25,44 @@ fn a_report_has_all_that_is_known() {
     has("rdi=0000000000000000");
     has("    stack: ");
     has("        rf_upcall+0x");
-    has("    held: image ");
+    has("    held: 5 gates, image ");
     has("        rf_heap_grow(0x4000) = 0x");
     has("    then: it stays ended: its policy is to stop");
     // Kept word for word.
     let kept: Vec<&String> = run.lines.iter().skip_while(|line| !line.ends_with("faults 1")).skip(1).collect();
     assert!(report.iter().zip(kept).all(|(printed, kept)| printed == kept), "{}", run.text());
+}
+
+/// A fault in a service: where it was called, with what.
+#[test]
+fn a_report_of_a_gate_has_the_call() {
+    let run = boot_badly(&bare("insmod rogue; tell rogue log-pointer 0x8"), 1);
+    let report = report(&run.lines);
+    assert_eq!(report[0], "rogue: bad pointer to rf_log: 0x10 bytes at 0x8 (null), in command");
+    assert!(report[1].starts_with("    at rf_upcall+0x") && report[2].contains("  call "), "{report:?}");
+    let has = |part: &str| assert!(report.iter().any(|line| line.contains(part)), "no '{part}' in {report:#?}");
+    has("    rdi=0000000000000003 rsi=0000000000000008 rdx=0000000000000010");
+    has("    rsp=00000080017f");
+    has("    held: 5 gates, image ");
+}
+
+/// All that a driver had of its device.
+#[test]
+fn a_report_says_what_was_held() {
+    let mut machine = machine("insmod rogue-nic; tell rogue-nic interrupt; tell rogue-nic other-ports");
+    machine.contents.autoload = false;
+    let report = report(&boot_badly(&machine, 1).lines);
+    let held = report.iter().position(|line| line.starts_with("    held: ")).expect("it had something");
+    let device = report[held].strip_prefix("    held: device 0000:00:02.0, 2 BARs, ports 0xc").expect("a device");
+    let (ports, line) = device.split_once(", line ").expect("a line");
+    let (first, last) = ports.split_once(" to 0xc").expect("ports");
+    let number = |digits| u16::from_str_radix(digits, 16).expect("a number");
+    assert_eq!(number(last) - number(first), 63, "{report:?}");
+    assert!(line.strip_suffix(',').is_some_and(|line| line.parse::<u8>().is_ok()), "{report:?}");
+    assert!(
+        report[held + 1].trim().starts_with("15 gates, ") && report[held + 1].contains(" frames to send, image "),
+        "{report:?}"
+    );
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub enum State {
 
 /// Most ports that an I/O BAR can have (PCI 3.0, 6.2.5.1).
 const MAX_PORTS: u32 = 256;
+/// First address that no entry of a page table can hold (SDM vol. 3A, 4.5.4).
+const PHYSICAL_END: u64 = 1 << 52;
 /// First port that an I/O BAR can begin with.
 const FIRST_PORT: u16 = 0x400;
 
@@ -128,16 +130,14 @@ impl Device {
     /// The I/O ports that its driver may use.
     pub fn ports(&self) -> impl Iterator<Item = Ports> {
         let ports = |(index, mapped): (usize, &Option<u64>)| match (self.function.bars.get(index)?, mapped) {
-            (Some(Bar::Io { .. }), Some(first)) => {
-                Some(Ports { first: *first as u16, count: self.port_count(index).min(MAX_PORTS) as u16 })
-            }
+            (Some(Bar::Io { .. }), Some(first)) => Some(Ports { first: *first as u16, count: self.port_count(index) }),
             _ => None,
         };
         self.mapped.iter().enumerate().filter_map(ports)
     }
 
-    fn port_count(&self, index: usize) -> u32 {
-        self.function.port_counts.get(index).copied().unwrap_or(0)
+    fn port_count(&self, index: usize) -> u16 {
+        self.function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16
     }
 }
 
@@ -155,9 +155,13 @@ impl Domain {
         let mapped = match memory_extent(&found) {
             Some((pa, len_bytes)) => {
                 let first = pa & !(PAGE_SIZE - 1);
-                let len = align_up(pa - first + len_bytes, PAGE_SIZE).ok_or(Refusal::Invalid)?;
-                let pages = Extent::new(first, len);
-                if crate::memory::is_ram(pages) || shares_pages(device.function(), pages) {
+                let len = (pa - first).checked_add(len_bytes).and_then(|len| align_up(len, PAGE_SIZE));
+                let pages = Extent::new(first, len.ok_or(Refusal::Invalid)?);
+                let len = pages.len_bytes;
+                if pages.end().is_none_or(|end| end > PHYSICAL_END)
+                    || crate::memory::is_ram(pages)
+                    || shares_pages(device.function(), pages)
+                {
                     return Err(Refusal::Denied);
                 }
                 let start = device.next;
@@ -170,7 +174,7 @@ impl Domain {
             None => {
                 let Bar::Io { port } = found else { return Err(Refusal::NotFound) };
                 let first = u16::try_from(port).map_err(|_| Refusal::Invalid)?;
-                let count = device.port_count(index).min(MAX_PORTS) as u16;
+                let count = device.port_count(index);
                 // Below are the ports of the mainboard's own devices; no firmware puts a BAR there.
                 if first < FIRST_PORT {
                     return Err(Refusal::Denied);

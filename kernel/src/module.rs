@@ -19,7 +19,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
-use ringfence_abi::manifest::{Manifest, Policy};
+use ringfence_abi::manifest::{Kind, Manifest, Policy};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::extent::{Extent, align_up};
@@ -72,6 +72,8 @@ pub enum LoadError {
     NoSlot,
     /// There is not enough memory.
     NoMemory,
+    /// Its budgets come to so many frames, more than one module may have here.
+    Budget(u64),
     /// No PCI function that it drives is free.
     NoDevice,
     /// Its `init` failed; the last call of a service that was refused it by then.
@@ -102,6 +104,10 @@ impl fmt::Display for LoadError {
             ),
             LoadError::NoSlot => write!(f, "all {} slots are taken", ringfence_abi::layout::MAX_DOMAINS),
             LoadError::NoMemory => write!(f, "out of memory"),
+            LoadError::Budget(frames) => {
+                let [has, most] = [*frames, frames::most_of_one()].map(|frames| frames * PAGE_SIZE / 1024);
+                write!(f, "refused: its budgets come to {has} KiB, and a module may have {most} KiB of this memory")
+            }
             LoadError::NoDevice => write!(f, "no free device that it drives"),
             LoadError::Init(error, None) => write!(f, "init: {error}"),
             LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),
@@ -212,7 +218,9 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     let function = {
         let mut domain = dead.lock();
         quiesce(&mut domain);
-        frames::take_back_promise(core::mem::take(&mut domain.promised));
+        if !domain.space.is_set_aside() {
+            frames::take_back_promise(core::mem::take(&mut domain.promised));
+        }
         domain.function
     };
     let offers = |handle: &Handle| {
@@ -224,8 +232,12 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     let fresh = fresh.inspect_err(|_| {
         let mut domain = dead.lock();
         domain.space.return_to_slot();
+        if domain.space.is_set_aside() {
+            return;
+        }
         // What was just taken back, and nobody else has asked for anything in between.
-        domain.promised = frames::promise(&domain.manifest, domain.image_bytes).unwrap_or(0);
+        let frames = budget(&domain.manifest, domain.image_bytes);
+        domain.promised = frames::promise(frames).map_or(0, |()| frames);
     })?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
@@ -301,7 +313,12 @@ fn map(
         stopped: false,
         promised: 0,
     };
-    domain.promised = frames::promise(&domain.manifest, domain.image_bytes)?;
+    let frames = budget(&domain.manifest, domain.image_bytes);
+    if frames > frames::most_of_one() {
+        return Err(LoadError::Budget(frames));
+    }
+    frames::promise(frames)?;
+    domain.promised = frames;
     let slot = domain.base();
     let image = slot + IMAGE;
     let space = &mut domain.space;
@@ -337,6 +354,13 @@ fn map(
     space.set_grants(module.imports);
     space.set_ring(Ring::Sandboxed, module.imports);
     Ok(domain)
+}
+
+/// Frames that a module can have: all that its manifest allows it, its kind's queues, and its image.
+fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
+    let queues = manifest.kind().map_or(0, Kind::queue_bytes);
+    let bytes = [manifest.heap_bytes, manifest.dma_bytes, manifest.stack_bytes].map(u64::from);
+    bytes.iter().chain(&[queues, image_bytes]).map(|bytes| bytes.div_ceil(PAGE_SIZE)).sum()
 }
 
 /// `name`, or `name.2`, `name.3`... if it is taken.

@@ -1,6 +1,8 @@
 //! What a module says about itself, in its section [`SECTION`], before any of it runs. All fields little-endian.
 
+use crate::layout::PAGE_SIZE;
 use crate::reset::Reset;
+use crate::{net, scsi};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Name of the ELF section that holds the [`Manifest`].
@@ -25,6 +27,18 @@ pub enum Kind {
     Nic = 1,
     /// A SCSI host bus adapter.
     Scsi = 2,
+}
+
+impl Kind {
+    /// Bytes of memory that it shares with the kernel: its queues, and the frames or blocks that go through them.
+    pub const fn queue_bytes(self) -> u64 {
+        let bytes = match self {
+            Kind::Other => 0,
+            Kind::Nic => net::QUEUE_BYTES + (net::TX_FRAMES + net::RX_FRAMES) * net::FRAME_BYTES,
+            Kind::Scsi => scsi::QUEUE_BYTES + scsi::REQUESTS * scsi::MAX_DATA,
+        };
+        bytes.next_multiple_of(PAGE_SIZE as usize) as u64
+    }
 }
 
 /// Flag of a manifest: the module is never run in ring 0.

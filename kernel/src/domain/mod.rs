@@ -93,7 +93,7 @@ pub struct Domain {
     pub given_up: bool,
     /// Set when it is being unloaded: it is not entered any more.
     pub stopped: bool,
-    /// Frames that are kept for it (see [`crate::memory::frames::promise`]).
+    /// Frames that are kept for it ([`crate::memory::frames::promise`]).
     pub promised: u64,
 }
 
@@ -162,6 +162,9 @@ impl Drop for Domain {
     fn drop(&mut self) {
         // The device first: what it may still write must not be somebody else's by then.
         self.stop_device();
-        crate::memory::frames::take_back_promise(self.promised);
+        // What is set aside is never free again.
+        if !self.space.is_set_aside() {
+            crate::memory::frames::take_back_promise(self.promised);
+        }
     }
 }

@@ -6,7 +6,6 @@ use buddy_system_allocator::FrameAllocator;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
-use ringfence_abi::manifest::Manifest;
 use spin::{Lazy, Mutex};
 
 /// Blocks of up to 2^20 frames, 4 GiB.
@@ -88,20 +87,24 @@ pub fn for_each_free(mut visit: impl FnMut(u64)) {
     taken.into_iter().for_each(|(first, count)| free.dealloc(first, count));
 }
 
-/// Keeps frames for a module: all that its manifest allows it. Returns how many, for [`take_back_promise`].
-///
-/// Manifests together are promised no more than three quarters of memory, so that no set of modules can take what the
-/// kernel needs.
-pub fn promise(manifest: &Manifest, image_bytes: u64) -> Result<u64, OutOfMemory> {
-    let bytes = [manifest.heap_bytes, manifest.dma_bytes, manifest.stack_bytes].map(u64::from);
-    let count = bytes.iter().map(|bytes| bytes.div_ceil(PAGE_SIZE)).sum::<u64>() + image_bytes / PAGE_SIZE;
-    let most = TOTAL_COUNT.load(Ordering::Relaxed) / 4 * 3;
-    let promised = PROMISED.load(Ordering::Relaxed);
-    if promised + count > most {
+/// Most frames that can be promised to one module: a driver that is restarted has its memory twice for a while.
+pub fn most_of_one() -> u64 {
+    most_of_all() / 4
+}
+
+/// Most frames that can be promised to all modules together: what the kernel needs is left.
+fn most_of_all() -> u64 {
+    TOTAL_COUNT.load(Ordering::Relaxed) / 4 * 3
+}
+
+/// Keeps frames for a module; [`take_back_promise`] ends that.
+pub fn promise(count: u64) -> Result<(), OutOfMemory> {
+    let promised = PROMISED.load(Ordering::Relaxed) + count;
+    if promised > most_of_all() || count > most_of_one() {
         return Err(OutOfMemory);
     }
-    PROMISED.store(promised + count, Ordering::Relaxed);
-    Ok(count)
+    PROMISED.store(promised, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Takes back what [`promise`] kept.

@@ -284,6 +284,8 @@ const OFFSET: usize = offset_of!(Manifest, reset.offset);
 const WAIT_MASK: usize = offset_of!(Manifest, reset.wait_mask);
 const WAIT_VALUE: usize = offset_of!(Manifest, reset.wait_value);
 const LIMIT_US: usize = offset_of!(Manifest, reset.limit_us);
+const HEAP_BYTES: usize = offset_of!(Manifest, heap_bytes);
+const DMA_BYTES: usize = offset_of!(Manifest, dma_bytes);
 
 /// What a device may still write to is never anybody else's memory.
 #[test]
@@ -314,6 +316,26 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
     let text = boot_well(&machine);
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
+}
+
+/// Manifests are promised no more than there is: one alone no more than can be there twice, and memory that is set aside is gone.
+#[test]
+fn no_more_memory_is_promised_than_there_is() {
+    const MIB: u32 = 1 << 20;
+    let script = "insmod greedy";
+    let (machine, _directory) = with_other_manifest("template", "greedy", &[(HEAP_BYTES, 16 * MIB)], script);
+    let text = boot_badly(&machine, 1).text();
+    assert_says(&text, "error: greedy: refused: its budgets come to 16");
+    let script = "insmod stubborn; kill stubborn; insmod greedy; insmod greedy; insmod greedy; insmod greedy";
+    let greedy = [(HEAP_BYTES, 8 * MIB)];
+    let (mut machine, _other_directory) = with_other_manifest("template", "greedy", &greedy, script);
+    let stubborn = [(METHOD, 0), (DMA_BYTES, 8 * MIB)];
+    let (other, _directory) = with_other_manifest("e1000", "stubborn", &stubborn, "");
+    machine.contents.modules.extend(other.contents.modules);
+    let text = boot_badly(&machine, 1).text();
+    assert_says(&text, "stubborn: 0000:00:02.0 is set aside for good");
+    assert_says(&text, "greedy.3: loaded into ring 1");
+    assert_says(&text, "error: greedy: out of memory");
 }
 
 /// A device that became a bus master without the kernel's leave is reset as well, or set aside.

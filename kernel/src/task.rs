@@ -1,5 +1,6 @@
 //! Cooperative tasks on one executor, and the time they wait for. When none can go on, the CPU halts.
 
+use crate::arch::interrupts::halt_unless;
 use crate::arch::time;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -93,12 +94,7 @@ pub fn run(init: impl FnOnce(Spawner)) -> ! {
         PENDING.store(false, Ordering::Release);
         // SAFETY: this is the only place that polls it.
         unsafe { executor.poll() };
-        interrupts::disable();
-        if PENDING.load(Ordering::Acquire) {
-            interrupts::enable();
-        } else {
-            interrupts::enable_and_hlt();
-        }
+        halt_unless(|| PENDING.load(Ordering::Acquire));
     }
 }
 

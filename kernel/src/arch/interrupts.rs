@@ -63,12 +63,17 @@ pub fn take_fired(waker: Option<&core::task::Waker>) -> u16 {
 
 /// Halts until the next interrupt, unless a device's line has fired already.
 pub fn halt_unless_fired() {
+    halt_unless(|| FIRED.load(Ordering::Acquire) != 0);
+}
+
+/// Halts until the next interrupt, unless `something` is to be done, which an interrupt may say.
+pub fn halt_unless(something: impl FnOnce() -> bool) {
     x86_64::instructions::interrupts::disable();
-    if FIRED.load(Ordering::Acquire) == 0 {
+    if something() {
+        x86_64::instructions::interrupts::enable();
+    } else {
         HALTED_AT.store(super::time::tsc(), Ordering::Relaxed);
         x86_64::instructions::interrupts::enable_and_hlt();
-    } else {
-        x86_64::instructions::interrupts::enable();
     }
 }
 
@@ -91,7 +96,7 @@ fn in_service() -> u16 {
 static HALTED_AT: AtomicU64 = AtomicU64::new(0);
 static IDLE: AtomicU64 = AtomicU64::new(0);
 
-/// TSC ticks that the CPU spent halted, as far as [`halt_unless_fired`] halted it.
+/// TSC ticks that the CPU spent halted.
 pub fn idle_ticks() -> u64 {
     IDLE.load(Ordering::Relaxed)
 }

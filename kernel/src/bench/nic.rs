@@ -114,6 +114,11 @@ fn send(handle: &Handle, frame: &[u8], batch: usize) -> Result<Cost, String> {
     Ok(watch.stop(EACH))
 }
 
+/// Asks the router for its address, and waits for the answer.
+pub fn ask_router(mode: Mode, handle: &Handle) -> Result<(), String> {
+    exchange(mode, handle, &frame(handle, true), 1, 1).map(drop)
+}
+
 /// Sends requests in batches and waits for the answers of each.
 fn exchange(mode: Mode, handle: &Handle, frame: &[u8], batch: usize, count: usize) -> Result<Cost, String> {
     let mut buffer = [0; FRAME_BYTES];

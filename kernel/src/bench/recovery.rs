@@ -1,15 +1,18 @@
 //! How long a driver that was ended is away: until another instance has started its device, is in its place, and has the
-//! frames that the one before did not send; commands that wait for it go next.
+//! frames that the one before did not send; and until it has served somebody: the router has answered, or a block was read.
 
-use super::{Mode, Row};
+use super::{Mode, Row, Stopwatch, nic};
 use crate::arch::time;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::RESTART_WAIT_MS;
+use crate::scsi::disk::Disk;
 use crate::{console, module, net, scsi, supervise};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use embassy_time::{Duration, Timer, with_timeout};
+use alloc::vec;
+use embassy_futures::yield_now;
+use embassy_time::{Duration, with_timeout};
 use ringfence_abi::manifest::Policy;
 
 /// Ends of each driver.
@@ -17,46 +20,69 @@ const SAMPLES: usize = 15;
 /// Longest time that it may be away.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// Who is served first.
+enum Client {
+    Router,
+    Reader(Arc<Disk>),
+}
+
+impl Client {
+    /// Has `handle` serve once.
+    async fn is_served(&self, handle: &Handle, mode: Mode) -> Result<(), String> {
+        match self {
+            Client::Router => nic::ask_router(mode, handle),
+            Client::Reader(disk) => {
+                let mut block = vec![0; disk.block_bytes()];
+                disk.read(0, &mut block).await.map_err(|error| error.to_string())
+            }
+        }
+    }
+}
+
 /// Ends the drivers of the first interface and of the first disk over and over, if there are some.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::settled().await;
-    let disk = scsi::disks().into_iter().next().map(|disk| disk.handle());
-    let drivers =
-        [("recovery/nic", "recovery/nic-reset", net::first_driver()), ("recovery/scsi", "recovery/scsi-reset", disk)];
-    for (name, reset, handle) in drivers {
-        let Some(handle) = handle else { continue };
+    let nic = ["recovery/nic", "recovery/nic-reset", "recovery/nic-served"];
+    let interface = net::first_driver().map(|handle| (nic, handle, Client::Router));
+    let scsi = ["recovery/scsi", "recovery/scsi-reset", "recovery/scsi-served"];
+    let disk = scsi::disks().into_iter().next().map(|disk| (scsi, disk.handle(), Client::Reader(disk)));
+    for (names, handle, client) in interface.into_iter().chain(disk) {
         if handle.lock().policy != Policy::Restart {
             return Err("the driver's policy must be to restart".to_string());
         }
-        let mut rows = [name, reset].map(|name| Row::new(name, mode.unit("us")));
+        let mut rows = names.map(|name| Row::new(name, mode.unit("us")));
         // Nothing is printed meanwhile: that takes longer than a restart.
         let mute = console::mute();
         let at_once = RESTART_WAIT_MS.for_now(0);
-        measure(handle, mode, &mut rows).await?;
+        measure(handle, &client, mode, &mut rows).await?;
         drop((mute, at_once));
         rows.iter().for_each(&mut *print);
     }
     Ok(())
 }
 
-async fn measure(mut handle: Handle, mode: Mode, rows: &mut [Row; 2]) -> Result<(), String> {
+async fn measure(mut handle: Handle, client: &Client, mode: Mode, rows: &mut [Row; 3]) -> Result<(), String> {
     let name = handle.lock().name.clone();
     // The first one is thrown away, as everywhere.
     for number in 0..=SAMPLES {
         // It is not to be given up for this.
         handle.lock().faults_at.clear();
+        let watch = Stopwatch::start();
         module::condemn(&handle, Cause::Killed);
         let back = with_timeout(LIMIT, async {
             loop {
                 match module::find(&name) {
                     Ok(other) if !Arc::ptr_eq(&other, &handle) => break other,
-                    _ => Timer::after_millis(1).await,
+                    _ => yield_now().await,
                 }
             }
         });
         handle = back.await.map_err(|_| "the driver does not come back".to_string())?;
-        let ticks = supervise::last_restart();
-        for (row, ticks) in rows.iter_mut().zip(ticks).filter(|_| number > 0) {
+        client.is_served(&handle, mode).await?;
+        let served = watch.stop(1);
+        let [back, reset] = supervise::last_restart();
+        let served = if mode == Mode::Time { served.ticks } else { served.busy };
+        for (row, ticks) in rows.iter_mut().zip([back, reset, served]).filter(|_| number > 0) {
             row.samples.push(match mode {
                 Mode::Time => time::nanoseconds(ticks) as f64 / 1000.0,
                 Mode::Instructions => ticks as f64,

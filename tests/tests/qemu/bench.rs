@@ -63,9 +63,11 @@ fn every_row_is_there() {
         expect("loss/nic", None, Some(batch), "%");
         expect("loss/scsi", None, Some(batch), "%");
     }
-    for name in ["recovery/nic", "recovery/nic-reset", "recovery/scsi", "recovery/scsi-reset"] {
-        expect(name, None, None, "us");
-        expect(name, None, None, "instructions");
+    for driver in ["nic", "scsi"] {
+        for part in ["", "-reset", "-served"] {
+            expect(&format!("recovery/{driver}{part}"), None, None, "us");
+            expect(&format!("recovery/{driver}{part}"), None, None, "instructions");
+        }
     }
     expect("boot/prompt", None, None, "ms");
     expect("ratio/gate-bare", None, None, "ratio");

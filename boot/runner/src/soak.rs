@@ -283,9 +283,20 @@ impl Soak {
         while self.copies == copies {
             self.line(Instant::now() + PATIENCE, "the last copy to end")?;
         }
-        let (bytes, wrong, lost) = stream.stop();
-        (self.summary.stream_bytes, self.summary.lost_connections) = (bytes, lost);
+        let Stopped { bytes, wrong, sum } = stream.stop();
+        self.summary.stream_bytes = bytes;
         self.summary.wrong_bytes += wrong;
+        self.summary.lost_connections = match sum {
+            Some(sum) => {
+                self.running.type_line("echoed")?;
+                // The line may begin with what was typed.
+                let echoed = format!("{}  {bytes} bytes", hex(&sum));
+                let limit = Instant::now() + PATIENCE;
+                while !self.line(limit, &format!("the guest to say '{echoed}'"))?.ends_with(&echoed) {}
+                0
+            }
+            None => 1,
+        };
         self.settle(before)
     }
 
@@ -349,7 +360,7 @@ impl Soak {
     /// Bytes in which the disks differ from each other, or all of them if they are not what the guest wrote and copied.
     fn compare(&self, written: &str, copied: &str) -> Result<u64> {
         let [from, to] = [std::fs::read(&self.disks[0])?, std::fs::read(&self.disks[1])?];
-        let sum: String = Sha256::digest(&from).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sum = hex(&Sha256::digest(&from));
         if sum != written || sum != copied {
             return Ok(from.len() as u64);
         }
@@ -376,6 +387,10 @@ impl Soak {
             }
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Says at once that the stream is lost: the console's lines of that moment tell why.
@@ -433,12 +448,22 @@ impl Stream {
         Ok(Stream { stop, sent, sender, receiver })
     }
 
-    /// Closes it; returns the bytes that came back, those that were wrong, and 1 if it ended before that.
-    fn stop(self) -> (u64, u64, u64) {
+    /// Closes it.
+    fn stop(self) -> Stopped {
         self.stop.store(true, Ordering::Relaxed);
         let sent_sum = self.sender.join().ok().flatten();
-        let Ok((bytes, wrong, sum)) = self.receiver.join() else { return (0, 0, 1) };
+        let (bytes, wrong, sum) = self.receiver.join().unwrap_or_default();
         let whole = bytes == self.sent.load(Ordering::Relaxed) && sent_sum == Some(sum);
-        (bytes, wrong, u64::from(!whole))
+        Stopped { bytes, wrong, sum: whole.then_some(sum) }
     }
+}
+
+/// What became of a stream.
+struct Stopped {
+    /// Bytes that came back, and those of them that were wrong.
+    bytes: u64,
+    /// See `bytes`.
+    wrong: u64,
+    /// SHA-256 of what was sent, if all of it came back.
+    sum: Option<[u8; 32]>,
 }

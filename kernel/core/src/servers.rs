@@ -5,6 +5,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
+use sha2::{Digest, Sha256};
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::{tcp, udp};
@@ -30,12 +31,30 @@ struct Listener {
     was_listening: bool,
     /// How far into the pattern the character generator is.
     generated: usize,
+    /// What the echo server has taken in.
+    echoed: Echoed,
+}
+
+/// A stream as the echo server saw it.
+#[derive(Debug, Clone, Default)]
+pub struct Echoed {
+    /// Bytes.
+    pub len_bytes: u64,
+    sum: Sha256,
+}
+
+impl Echoed {
+    /// The SHA-256 of its bytes.
+    pub fn sum(&self) -> [u8; 32] {
+        self.sum.clone().finalize().into()
+    }
 }
 
 /// The sockets of all servers.
 pub struct Servers {
     tcp: Vec<Listener>,
     udp_echo: SocketHandle,
+    last_echoed: Option<Echoed>,
 }
 
 impl Servers {
@@ -47,12 +66,23 @@ impl Servers {
                 let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
                 let mut socket = tcp::Socket::new(buffer(), buffer());
                 socket.set_nagle_enabled(false);
-                tcp.push(Listener { handle: sockets.add(socket), port, was_listening: false, generated: 0 });
+                tcp.push(Listener {
+                    handle: sockets.add(socket),
+                    port,
+                    was_listening: false,
+                    generated: 0,
+                    echoed: Echoed::default(),
+                });
             }
         }
         let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 * 1500]);
         let udp_echo = sockets.add(udp::Socket::new(buffer(), buffer()));
-        Servers { tcp, udp_echo }
+        Servers { tcp, udp_echo, last_echoed: None }
+    }
+
+    /// The last stream that the echo server took in to its end.
+    pub fn last_echoed(&self) -> Option<&Echoed> {
+        self.last_echoed.as_ref()
     }
 
     /// Lets the stack take in and send all it can, as its own `poll` does; `true` if a socket may have changed.
@@ -103,17 +133,21 @@ impl Servers {
             let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
             if !socket.is_open() {
                 listener.generated = 0;
+                listener.echoed = Echoed::default();
                 // As above.
                 listener.was_listening = socket.listen(listener.port).is_ok();
                 continue;
             }
             moved |= match listener.port {
-                ECHO => echo(socket),
+                ECHO => echo(socket, &mut listener.echoed),
                 DISCARD => discard(socket),
                 _ => generate(socket, &mut listener.generated),
             };
             if !socket.may_recv() && socket.may_send() && (listener.port != ECHO || !socket.can_recv()) {
                 socket.close();
+                if listener.port == ECHO {
+                    self.last_echoed = Some(core::mem::take(&mut listener.echoed));
+                }
             }
         }
         let socket = sockets.get_mut::<udp::Socket>(self.udp_echo);
@@ -131,16 +165,19 @@ impl Servers {
     }
 }
 
-fn echo(socket: &mut tcp::Socket) -> bool {
+fn echo(socket: &mut tcp::Socket, echoed: &mut Echoed) -> bool {
     let mut moved = false;
     while socket.can_recv() && socket.can_send() {
         let mut chunk = [0; 2048];
         let room = (socket.send_capacity() - socket.send_queue()).min(chunk.len());
         let Some(chunk) = chunk.get_mut(..room) else { break };
         let Ok(received) = socket.recv_slice(chunk) else { break };
-        if received == 0 || socket.send_slice(chunk.get(..received).unwrap_or(&[])).is_err() {
+        let received = chunk.get(..received).unwrap_or(&[]);
+        if received.is_empty() || socket.send_slice(received).is_err() {
             break;
         }
+        echoed.len_bytes += received.len() as u64;
+        echoed.sum.update(received);
         moved = true;
     }
     moved

@@ -27,7 +27,7 @@ use embassy_time::{Duration, Instant, Timer, with_timeout};
 use queues::{Counts, Queues};
 use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
 use ringfence_abi::upcall::Events;
-use ringfence_core::servers::{Servers, is_harmless, is_host};
+use ringfence_core::servers::{Echoed, Servers, is_harmless, is_host};
 use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::dhcpv4;
@@ -346,6 +346,8 @@ pub struct Status {
     pub router: Option<String>,
     /// Frames.
     pub counts: Counts,
+    /// The last stream that its echo server took in to its end.
+    pub echoed: Option<Echoed>,
 }
 
 /// What is known of all interfaces.
@@ -362,6 +364,7 @@ pub fn status() -> Vec<Status> {
             address: interface.address(),
             router,
             counts: domain.net.as_ref().map(|queues| queues.counts).unwrap_or_default(),
+            echoed: interface.servers.last_echoed().cloned(),
         }
     };
     INTERFACES.lock().iter_mut().map(describe).collect()

@@ -4,7 +4,7 @@ use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
 use super::memory::{integrity, mem, vmmap};
 use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, ring, rmmod, tell};
-use super::network::{ip, ping, tcpecho};
+use super::network::{echoed, ip, ping, tcpecho};
 use super::trace::trace;
 use super::trials::{poke, trial};
 use crate::arch::time;
@@ -65,6 +65,7 @@ static COMMANDS: &[Command] = &[
     command!("ip", "ip", "network interfaces; waits for an address", ip),
     command!("ping", "ping HOST [-c COUNT] [-W MS]", "ICMP echo requests", ping),
     command!("tcpecho", "tcpecho HOST PORT BYTES [-W MS]", "have a TCP server echo bytes, and compare", tcpecho),
+    command!("echoed", "echoed", "length and SHA-256 of the last TCP stream that was echoed", echoed),
     command!("lsblk", "lsblk", "disks", lsblk),
     command!("blkread", "blkread DISK LBA COUNT", "read blocks and print their SHA-256", blkread),
     command!("blkwrite", "blkwrite DISK LBA COUNT SEED", "write blocks of a pattern and print its SHA-256", blkwrite),

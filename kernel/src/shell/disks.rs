@@ -1,6 +1,6 @@
 //! Commands about disks.
 
-use super::{Outcome, said};
+use super::{Outcome, print_sum, said};
 use crate::scsi::disk::Disk;
 use crate::{println, scsi};
 use alloc::format;
@@ -67,11 +67,6 @@ fn check_range(disk: &Disk, lba: u64, blocks: u64) -> Outcome {
     }
 }
 
-fn print_sum(sum: Sha256, bytes: u64) {
-    let sum: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("{sum}  {bytes} bytes");
-}
-
 /// Fills `data` with a pattern that differs with the seed and the block's address (xorshift64*).
 fn fill(data: &mut [u8], lba: u64, seed: u64) {
     let mut state = (seed << 1 ^ lba.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
@@ -96,7 +91,7 @@ pub async fn blkread(mut arguments: Arguments<'_>) -> Outcome {
         disk.read(lba, data).await.map_err(said)?;
         sum.update(data);
     }
-    print_sum(sum, blocks * disk.block_bytes() as u64);
+    print_sum(&sum.finalize().into(), blocks * disk.block_bytes() as u64);
     Ok(())
 }
 
@@ -127,7 +122,7 @@ async fn write_pattern(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Result<
 pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
     let sum = write_pattern(&disk, lba, blocks, seed).await?;
-    print_sum(sum, blocks * disk.block_bytes() as u64);
+    print_sum(&sum.finalize().into(), blocks * disk.block_bytes() as u64);
     Ok(())
 }
 
@@ -152,7 +147,7 @@ pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
         sum.update(data);
     }
     to.flush().await.map_err(said)?;
-    print_sum(sum, blocks * from.block_bytes() as u64);
+    print_sum(&sum.finalize().into(), blocks * from.block_bytes() as u64);
     Ok(())
 }
 

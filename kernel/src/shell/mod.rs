@@ -187,6 +187,12 @@ impl Jobs {
 }
 
 /// What a failed operation says to a person.
+/// Prints a SHA-256 and of how many bytes it is.
+fn print_sum(sum: &[u8; 32], bytes: u64) {
+    let sum: String = sum.iter().map(|byte| alloc::format!("{byte:02x}")).collect();
+    println!("{sum}  {bytes} bytes");
+}
+
 fn said(error: impl ToString) -> String {
     error.to_string()
 }

@@ -88,3 +88,11 @@ pub async fn tcpecho(mut arguments: Arguments<'_>) -> Outcome {
     println!("{len_bytes} bytes came back as they were");
     Ok(())
 }
+
+pub async fn echoed(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let last = net::status().into_iter().find_map(|interface| interface.echoed);
+    let last = last.ok_or("no stream was echoed to its end yet")?;
+    super::print_sum(&last.sum(), last.len_bytes);
+    Ok(())
+}

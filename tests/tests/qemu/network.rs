@@ -2,6 +2,7 @@
 
 use ringfence::machine::{Machine, Protocol, Running};
 use ringfence_tests::{TIME_LIMIT, assert_says, boot_badly, boot_well, leave, machine, system};
+use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -81,9 +82,13 @@ fn echo(port: u16, data: &[u8]) -> Vec<u8> {
 #[test]
 fn tcp_echo_returns_every_byte() {
     let port = free_port();
-    let running = serving(&[(Protocol::Tcp, port, 7)]);
+    let mut running = serving(&[(Protocol::Tcp, port, 7)]);
     let data = pattern(2 << 20);
     assert!(echo(port, &data) == data, "the echo differs");
+    // What was there in between.
+    let sum: String = Sha256::digest(&data).iter().map(|byte| format!("{byte:02x}")).collect();
+    running.type_line("echoed").unwrap();
+    running.wait_for(&format!("{sum}  {} bytes", data.len())).unwrap();
     leave(running);
 }
 

@@ -45,6 +45,19 @@ fn a_copy_survives_its_driver() {
     assert_says(&text, "disk1    virtio-scsi           1    0      65536    512  QEMU QEMU HARDDISK");
 }
 
+/// Nor of the kernel's own memory: once the reports and the lines that are kept are as many as ever.
+#[test]
+fn restarts_leave_nothing_on_the_heap() {
+    let round = "repeat 100 kill e1000, sleep 5, kill virtio-scsi, sleep 5; sleep 1100; mem; ";
+    let text = boot_well(&machine(&format!(
+        "limits restarts 1000; limits restart-wait-ms 0; limits restart-window-s 1; ip; lsblk; {round}{round}"
+    )));
+    let heap = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
+    let heap: Vec<u64> = text.lines().filter_map(heap).collect();
+    // Less than six bytes for each of 200.
+    assert!(heap.len() == 2 && heap[0].abs_diff(heap[1]) < 1024, "{heap:?}");
+}
+
 #[test]
 fn restarts_lose_no_memory_and_have_an_end() {
     let run = boot_badly(

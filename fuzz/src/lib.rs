@@ -11,7 +11,7 @@ use ringfence_core::keys::Keys;
 use ringfence_core::module::{Module, symbol_at};
 use ringfence_core::sense::Sense;
 use ringfence_core::typed_line::TypedLine;
-use ringfence_core::{cdb, disassembly, pci as space};
+use ringfence_core::{cdb, command_line, disassembly, pci as space};
 use std::cell::RefCell;
 
 /// A target's name and what it does.
@@ -134,14 +134,38 @@ pub fn scsi(data: &[u8]) {
     assert!(cdb::luns(data).count() <= data.len() / 8);
 }
 
-/// What a person types: as keys, and as words behind a command.
+/// What a person types: as keys, as commands, and as words behind one.
 pub fn shell(data: &[u8]) {
     typed(data.get(..1000).unwrap_or(data));
     let Ok(text) = core::str::from_utf8(data) else { return };
+    for command in command_line::commands(text) {
+        assert!(!command.is_empty() && !command.contains(';'));
+        words(command_line::in_background(command).unwrap_or(command));
+    }
+    let (_, word) = command_line::last_word(text);
+    assert!(text.ends_with(word) && !word.contains(' '));
+    if let Some(suffix) = command_line::completion(word, &[text, word]) {
+        assert!(suffix.is_empty() || suffix.trim_end().is_empty() || text.ends_with(&suffix));
+    }
+    words(text);
+}
+
+/// What the commands make of their words.
+fn words(text: &str) {
+    let (_, text) = command_line::name_and_arguments(text);
+    let lists = command_line::three_lists(text).unwrap_or_default();
+    for command in lists.into_iter().flat_map(command_line::list) {
+        assert!(text.contains(command));
+    }
+    let found = command_line::with_addresses(text, |name| Some(name.len() as u64));
+    assert!(found.is_ok_and(|found| found.split(' ').count() == text.split(' ').count()));
     let mut arguments = Arguments::new(text, "usage");
     let word = arguments.word("the word").unwrap_or("");
     let _ = (arguments.number::<u64>("the number"), arguments.number::<u8>("the number"));
     let _ = Patch::parse(word).and_then(|patch| patch.apply(&[0; 64]));
+    if let Some(watched) = command_line::watched(word) {
+        assert!(watched.len_bytes <= 8 && watched.start.is_multiple_of(watched.len_bytes));
+    }
     let rest = arguments.rest();
     assert!(text.contains(rest));
 }

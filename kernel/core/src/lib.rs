@@ -2,14 +2,14 @@
 //!
 //! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
+//! * [`stack_segment`]: what QEMU takes for more than it is in a module's code
 //! * [`disassembly`]: machine code in words, for fault reports
-//! * [`arguments`]: what a shell command makes of its words
+//! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
 //! * [`keys`], [`typed_line`]: between a terminal and the line editor
 //! * [`pci`]: what a PCI function says of itself
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
-//! * [`stack_segment`]: what QEMU takes for more than it is in a module's code
 //! * [`servers`]: small TCP and UDP servers, and what is kept from the network stack below them
 //!
 //! There is no unsafe code, and nothing here panics on what a driver, a module file or a device says.
@@ -20,6 +20,7 @@ extern crate alloc;
 
 pub mod arguments;
 pub mod cdb;
+pub mod command_line;
 pub mod descriptor;
 pub mod disassembly;
 pub mod extent;

@@ -21,6 +21,7 @@ use core::pin::Pin;
 use embassy_time::Timer;
 use pci_ids::FromId;
 use ringfence_core::arguments::Arguments;
+use ringfence_core::command_line;
 
 type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 
@@ -133,14 +134,14 @@ pub fn words_behind(before: &str) -> Vec<String> {
 
 /// Runs one line.
 pub async fn run(line: &str) -> Outcome {
-    let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let (name, arguments) = command_line::name_and_arguments(line);
     let command = find(name)?;
     (command.run)(Arguments::new(arguments, command.usage)).await
 }
 
 /// Runs commands with commas in between, up to the first that fails.
 pub async fn run_all(commands: &str) -> Outcome {
-    for command in commands.split(',').map(str::trim) {
+    for command in command_line::list(commands) {
         Box::pin(run(command)).await?;
     }
     Ok(())

@@ -8,6 +8,7 @@ use core::convert::Infallible;
 use core::future::poll_fn;
 use core::str::FromStr;
 use core::task::Poll;
+use ringfence_core::command_line;
 use ringfence_core::keys::Keys;
 use ushell::autocomplete::Autocomplete;
 use ushell::history::LRUHistory;
@@ -115,21 +116,11 @@ struct Completion;
 
 impl Autocomplete<LINE_BYTES> for Completion {
     fn suggest(&self, typed: &str) -> Option<heapless::String<LINE_BYTES>> {
-        let (before, word) = typed.rsplit_once([' ', ';']).map_or(("", typed), |(before, word)| (before, word));
-        // The commands before it on this line are done with.
-        let behind = typed.get(before.len()..).is_some_and(|rest| rest.starts_with(';'));
-        let before = if behind { "" } else { before.rsplit(';').next().unwrap_or(before) };
+        let (before, word) = command_line::last_word(typed);
         let candidates = commands::words_behind(before);
         let candidates: Vec<&str> =
             candidates.iter().map(String::as_str).filter(|name| name.starts_with(word)).collect();
-        let (first, others) = candidates.split_first()?;
-        let common = others.iter().fold(first.len(), |common, other| {
-            first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
-        });
-        let mut suffix = first.get(word.len()..common)?.to_string();
-        if others.is_empty() {
-            suffix.push(' ');
-        }
+        let suffix = command_line::completion(word, &candidates)?;
         if suffix.is_empty() {
             println!("{}", candidates.join("  "));
         }

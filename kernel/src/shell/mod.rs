@@ -20,6 +20,7 @@ use core::task::{Context, Poll};
 use editor::{Line, LineEditor};
 use embassy_futures::select::{Either, select};
 use embassy_futures::yield_now;
+use ringfence_core::command_line;
 
 mod commands;
 mod disks;
@@ -48,7 +49,7 @@ pub async fn run() {
     let mut jobs = Jobs::default();
     if let Some(script) = ramdisk::text("exec") {
         jobs.scripted = true;
-        for command in commands_of(script) {
+        for command in command_line::commands(script) {
             println!("{PROMPT}{command}");
             jobs.execute(command).await;
         }
@@ -61,18 +62,13 @@ pub async fn run() {
         match jobs.beside(editor.read_line(PROMPT)).await {
             Line::Command(line) => {
                 println!();
-                for command in commands_of(&line) {
+                for command in command_line::commands(&line) {
                     jobs.execute(command).await;
                 }
             }
             Line::Cancelled => println!("^C"),
         }
     }
-}
-
-/// The commands in a text.
-fn commands_of(text: &str) -> impl Iterator<Item = &str> {
-    text.split([';', '\n']).map(str::trim).filter(|command| !command.is_empty())
 }
 
 /// Ends the machine in order, and says so in the last line.
@@ -99,8 +95,8 @@ struct Jobs {
 impl Jobs {
     /// Runs one command; Ctrl-C gives it up. One that ends with `&` goes on beside those that follow.
     async fn execute(&mut self, line: &str) {
-        if let Some(line) = line.strip_suffix('&') {
-            let line = line.trim().to_string();
+        if let Some(line) = command_line::in_background(line) {
+            let line = line.to_string();
             self.running.push(Box::pin(async move {
                 let outcome = commands::run(&line).await;
                 println!("{line} & {}", if outcome.is_ok() { "is done" } else { "failed" });
@@ -186,13 +182,13 @@ impl Jobs {
     }
 }
 
-/// What a failed operation says to a person.
 /// Prints a SHA-256 and of how many bytes it is.
 fn print_sum(sum: &[u8; 32], bytes: u64) {
     let sum: String = sum.iter().map(|byte| alloc::format!("{byte:02x}")).collect();
     println!("{sum}  {bytes} bytes");
 }
 
+/// What a failed operation says to a person.
 fn said(error: impl ToString) -> String {
     error.to_string()
 }

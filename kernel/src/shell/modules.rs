@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
+use ringfence_core::command_line;
 use ringfence_core::module::Module;
 
 pub async fn lsmod(arguments: Arguments<'_>) -> Outcome {
@@ -135,7 +136,9 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
 
 pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let text = with_addresses(arguments.rest())?;
+    let find = |name: &str| map::find(name).map(|part| part.extent.start);
+    let text = command_line::with_addresses(arguments.rest(), find)
+        .map_err(|name| format!("the kernel has no part '{name}'; 'vmmap' lists them, with spaces for hyphens"))?;
     let handle = module::find(name).map_err(said)?;
     if !handle.lock().is_alive() {
         return Err(format!("{name} was ended before; 'faults' says why"));
@@ -145,18 +148,6 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let value = answer.map_err(|error| format!("{name}: {error}"))?;
     println!("{name}: {value} ({value:#x})");
     Ok(())
-}
-
-/// `text` with an address for each word that names a part of the kernel: `@kernel-text`.
-fn with_addresses(text: &str) -> Result<String, String> {
-    let word = |word: &str| match word.strip_prefix('@') {
-        None => Ok(word.to_string()),
-        Some(name) => match map::find(name) {
-            Some(part) => Ok(format!("{:#x}", part.extent.start)),
-            None => Err(format!("the kernel has no part '{name}'; 'vmmap' lists them, with spaces for hyphens")),
-        },
-    };
-    Ok(text.split(' ').map(word).collect::<Result<Vec<String>, String>>()?.join(" "))
 }
 
 pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {

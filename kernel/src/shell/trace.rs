@@ -12,6 +12,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use ringfence_abi::upcall;
 use ringfence_core::arguments::Arguments;
+use ringfence_core::command_line;
 use ringfence_core::extent::Extent;
 
 /// Ends the trace when the command ends, or when Ctrl-C drops it.
@@ -67,18 +68,14 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     outcome
 }
 
-/// What `ADDRESS`, or `ADDRESS:LENGTH`, says: a word of 1, 2, 4 or (without a length) 8 bytes in the driver's `slot`.
+/// What is to be watched in the driver's `slot`.
 fn parse_watched(word: &str, slot: Extent) -> Result<Extent, String> {
-    let (address, len_bytes) = word.split_once(':').unwrap_or((word, "8"));
-    let address = address.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    let len_bytes = len_bytes.parse().ok().filter(|len_bytes| [1, 2, 4, 8].contains(len_bytes));
-    let (Some(address), Some(len_bytes)) = (address, len_bytes) else {
-        return Err(format!("'{word}' is no address in hexadecimal with 0x, with :1, :2, :4 or :8 behind it"));
-    };
-    let watched = Extent::new(address, len_bytes);
-    match slot.encloses(watched) && address.is_multiple_of(len_bytes) {
-        true => Ok(watched),
-        false => Err(format!("{word} is not in the driver's slot, or no multiple of its length")),
+    match command_line::watched(word) {
+        None => Err(format!(
+            "'{word}' is no address in hexadecimal with 0x, a multiple of what is behind it: :1, :2, :4 or :8"
+        )),
+        Some(watched) if slot.encloses(watched) => Ok(watched),
+        Some(_) => Err(format!("{word} is not in the driver's slot")),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{console, module, println};
 use alloc::format;
 use ringfence_abi::layout::IMAGE;
 use ringfence_core::arguments::{Arguments, Patch};
+use ringfence_core::command_line;
 
 fn parse_patch(arguments: &Arguments, word: &str) -> Result<Patch, alloc::string::String> {
     Patch::parse(word).map_or_else(|| arguments.wrong(&format!("'{word}' is no OFFSET:BYTES in hexadecimal")), Ok)
@@ -21,14 +22,12 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let word = arguments.word("the ring")?;
     let ring = super::modules::parse_ring(&arguments, word)?;
     let usage = arguments.wrong("three lists of commands are needed");
-    let mut lists = arguments.rest().split('|').map(str::trim);
-    let (Some(work), Some(check), Some(after)) = (lists.next(), lists.next(), lists.next()) else { return usage };
+    let Some(lists) = command_line::three_lists(arguments.rest()) else { return usage };
     let handle = module::find(name).map_err(said)?;
     let good = module::file(name).map_err(said)?;
     let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
     let patched = File { name: good.name.clone(), bytes: Content::Made(patched.into()) };
     let mute = console::mute();
-    let lists = [work, check, after];
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists).await;
     drop(mute);
     println!(

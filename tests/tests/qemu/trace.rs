@@ -55,8 +55,14 @@ fn a_trace_shows_who_touches_what_is_watched() {
     assert!(touched.len() >= 2 && places.count() == touched.len(), "{text}");
     // Nothing is watched any more.
     assert!(!text.contains("* 0x79"), "{text}");
-    assert_says(&text, "error: 0x8001f00001:2 is not in the driver's slot, or no multiple of its length");
-    assert_says(&text, "error: '8' is no address in hexadecimal with 0x, with :1, :2, :4 or :8 behind it");
+    assert_says(
+        &text,
+        "error: '0x8001f00001:2' is no address in hexadecimal with 0x, a multiple of what is behind it: ",
+    );
+    assert_says(
+        &text,
+        "error: '8' is no address in hexadecimal with 0x, a multiple of what is behind it: :1, :2, :4 or :8",
+    );
     assert_says(&text, "error: 0x10001f00000 is not in the driver's slot");
 }
 

@@ -1,0 +1,125 @@
+//! The shell's grammar: how a text becomes commands, and a command a name and its arguments ([`crate::arguments`]).
+//!
+//! ```text
+//! text        command ; command ; ...            also a line each
+//! command     name arguments                     with & behind it: beside those that follow
+//! arguments   words, @PART among them            or a list of commands, with commas in between: for repeat and trial
+//! ```
+
+use crate::extent::Extent;
+use alloc::format;
+use alloc::string::{String, ToString};
+
+/// The commands in a text.
+pub fn commands(text: &str) -> impl Iterator<Item = &str> {
+    text.split([';', '\n']).map(str::trim).filter(|command| !command.is_empty())
+}
+
+/// The command without the `&` behind it, if it has one: it is to run beside those that follow.
+pub fn in_background(command: &str) -> Option<&str> {
+    command.strip_suffix('&').map(str::trim)
+}
+
+/// A command's name, and its arguments.
+pub fn name_and_arguments(command: &str) -> (&str, &str) {
+    command.split_once(char::is_whitespace).unwrap_or((command, ""))
+}
+
+/// The commands in a list.
+pub fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim)
+}
+
+/// Three lists of commands with `|` in between; what is behind a fourth is ignored.
+pub fn three_lists(text: &str) -> Option<[&str; 3]> {
+    let mut lists = text.split('|').map(str::trim);
+    Some([lists.next()?, lists.next()?, lists.next()?])
+}
+
+/// `text` with an address for each word that names something: `@kernel-text`. The error is the name that `find` does not know.
+pub fn with_addresses(text: &str, find: impl Fn(&str) -> Option<u64>) -> Result<String, &str> {
+    let mut result = String::new();
+    for (index, word) in text.split(' ').enumerate() {
+        if index > 0 {
+            result.push(' ');
+        }
+        match word.strip_prefix('@') {
+            None => result += word,
+            Some(name) => result += &format!("{:#x}", find(name).ok_or(name)?),
+        }
+    }
+    Ok(result)
+}
+
+/// What `ADDRESS`, or `ADDRESS:LENGTH`, says: a word of 1, 2, 4 or (without a length) 8 bytes at a multiple of that.
+pub fn watched(word: &str) -> Option<Extent> {
+    let (address, len_bytes) = word.split_once(':').unwrap_or((word, "8"));
+    let address = u64::from_str_radix(address.strip_prefix("0x")?, 16).ok()?;
+    let len_bytes: u64 = len_bytes.parse().ok()?;
+    ([1, 2, 4, 8].contains(&len_bytes) && address.is_multiple_of(len_bytes)).then_some(Extent::new(address, len_bytes))
+}
+
+/// What was typed as the Tab key sees it: the command that is being typed up to its last word, and that word, as far as it goes.
+pub fn last_word(typed: &str) -> (&str, &str) {
+    let command = typed.rsplit(';').next().unwrap_or(typed);
+    command.rsplit_once(' ').unwrap_or(("", command))
+}
+
+/// What Tab puts behind `word`: all that `candidates`, which begin with it, have in common, and a space if there is but one.
+/// Empty if they differ at once; `None` if there are none.
+pub fn completion(word: &str, candidates: &[&str]) -> Option<String> {
+    let (first, others) = candidates.split_first()?;
+    let common = others.iter().fold(first.len(), |common, other| {
+        first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
+    });
+    let mut suffix = first.get(word.len()..common)?.to_string();
+    if others.is_empty() {
+        suffix.push(' ');
+    }
+    Some(suffix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn a_text_becomes_commands() {
+        assert_eq!(commands("a b; c ;;\n d").collect::<Vec<_>>(), ["a b", "c", "d"]);
+        assert_eq!(in_background("blkread disk0 0 1 &"), Some("blkread disk0 0 1"));
+        assert_eq!(in_background("blkread disk0 0 1"), None);
+        assert_eq!(name_and_arguments("tell rogue read 0"), ("tell", "rogue read 0"));
+        assert_eq!(name_and_arguments("help"), ("help", ""));
+        assert_eq!(list("a 1, b").collect::<Vec<_>>(), ["a 1", "b"]);
+        assert_eq!(three_lists("a, b | c | d"), Some(["a, b", "c", "d"]));
+        assert_eq!(three_lists("a | b"), None);
+    }
+
+    #[test]
+    fn parts_have_addresses() {
+        let find = |name: &str| (name == "gdt").then_some(0x1000);
+        assert_eq!(with_addresses("read @gdt  x", find).as_deref(), Ok("read 0x1000  x"));
+        assert_eq!(with_addresses("read @nothing", find), Err("nothing"));
+    }
+
+    #[test]
+    fn what_is_watched_is_a_word() {
+        assert_eq!(watched("0x1000"), Some(Extent::new(0x1000, 8)));
+        assert_eq!(watched("0x1002:2"), Some(Extent::new(0x1002, 2)));
+        for wrong in ["1000", "0x", "0x1001:2", "0x1000:3", "0x1000:", "0x1000:16"] {
+            assert_eq!(watched(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tab_completes_the_last_word() {
+        assert_eq!(last_word("insmod ro"), ("insmod", "ro"));
+        assert_eq!(last_word("lsmod;ins"), ("", "ins"));
+        assert_eq!(last_word("lsmod; insmod ro"), (" insmod", "ro"));
+        assert_eq!(completion("ro", &["rogue-nic", "rogue-scsi"]).as_deref(), Some("gue-"));
+        assert_eq!(completion("rogue-", &["rogue-nic", "rogue-scsi"]).as_deref(), Some(""));
+        assert_eq!(completion("tem", &["template"]).as_deref(), Some("plate "));
+        assert_eq!(completion("x", &[]), None);
+    }
+}

@@ -77,7 +77,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, poll::serve_interrupts);
         task::spawn(spawner, poll::serve_rested);
         task::spawn(spawner, supervise::run);
-        task::spawn(spawner, scsi::run);
+        task::spawn(spawner, scsi::scan::run);
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
     })

@@ -41,11 +41,11 @@ impl Client {
 
 /// Ends the drivers of the first interface and of the first disk over and over, if there are some.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    scsi::settled().await;
+    scsi::scan::settled().await;
     let nic = ["recovery/nic", "recovery/nic-reset", "recovery/nic-served"];
     let interface = net::first_driver().map(|handle| (nic, handle, Client::Router));
     let scsi = ["recovery/scsi", "recovery/scsi-reset", "recovery/scsi-served"];
-    let disk = scsi::disks().into_iter().next().map(|disk| (scsi, disk.handle(), Client::Reader(disk)));
+    let disk = scsi::scan::disks().into_iter().next().map(|disk| (scsi, disk.handle(), Client::Reader(disk)));
     for (names, handle, client) in interface.into_iter().chain(disk) {
         if handle.lock().policy != Policy::Restart {
             return Err("the driver's policy must be to restart".to_string());

@@ -3,9 +3,10 @@
 use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
 use crate::domain::Handle;
 use crate::poll::{self, Polled};
+use crate::scsi;
+use crate::scsi::command::check_outcome;
 use crate::scsi::disk::Disk;
 use crate::scsi::queues::{Data, Ticket};
-use crate::scsi::{self, check_outcome};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -24,8 +25,8 @@ const SMALL: usize = 4096;
 
 /// Measures reads a second, if there is a disk.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    scsi::settled().await;
-    let Some(disk) = scsi::disks().into_iter().next() else { return Ok(()) };
+    scsi::scan::settled().await;
+    let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
     let mut random = 0x2545_f491_4f6c_dd1du64;
     let places = disk.capacity.blocks / (SMALL / disk.block_bytes()) as u64;
     if places == 0 {

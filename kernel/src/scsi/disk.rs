@@ -1,6 +1,7 @@
 //! A disk: a logical unit with blocks.
 
-use super::{Host, ScsiError, execute};
+use super::Host;
+use super::command::{ScsiError, execute};
 use crate::domain::Handle;
 use alloc::string::String;
 use alloc::sync::Arc;

@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 
 pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
-    scsi::settled().await;
+    scsi::scan::settled().await;
     println!(
         "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {}",
         "DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL"
     );
-    for disk in scsi::disks() {
+    for disk in scsi::scan::disks() {
         println!(
             "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {} {} {}",
             disk.name,
@@ -35,12 +35,12 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
 }
 
 async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
-    let find = || scsi::disks().into_iter().find(|disk| disk.name == name);
+    let find = || scsi::scan::disks().into_iter().find(|disk| disk.name == name);
     // One that is known already need not wait for others.
     let found = match find() {
         Some(disk) => Some(disk),
         None => {
-            scsi::settled().await;
+            scsi::scan::settled().await;
             find()
         }
     };

@@ -1,0 +1,278 @@
+//! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended meanwhile.
+
+use super::Host;
+use super::queues::{self, Data, Ticket};
+use crate::domain::Handle;
+use crate::domain::fault::Cause;
+use crate::limits::COMMAND_MS;
+use crate::task::wait_in;
+use crate::{module, poll};
+use alloc::vec::Vec;
+use core::fmt;
+use core::future::poll_fn;
+use core::sync::atomic::Ordering;
+use core::task::Poll;
+use embassy_futures::yield_now;
+use embassy_time::{Duration, with_timeout};
+use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
+use ringfence_abi::upcall::Events;
+use ringfence_core::cdb::Cdb;
+use ringfence_core::sense::{self, Sense};
+
+/// How often a command is sent when the device only wants to say that something changed.
+const TRIES: usize = 4;
+
+/// How often one command is sent again because its driver was ended.
+const RESTARTS: usize = 16;
+
+/// A place among the commands that are to be sent again. It is given up when this goes.
+struct Turn<'a> {
+    host: &'a Host,
+    number: u64,
+}
+
+impl<'a> Turn<'a> {
+    fn of(host: &'a Host, number: u64) -> Turn<'a> {
+        host.to_repeat.lock().insert(number);
+        Turn { host, number }
+    }
+
+    /// Waits until all commands with smaller numbers were sent again.
+    async fn come(&self) {
+        poll_fn(|context| {
+            if self.host.to_repeat.lock().first() == Some(&self.number) {
+                return Poll::Ready(());
+            }
+            wait_in(&mut self.host.waiting.lock(), context.waker());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.host.to_repeat.lock().remove(&self.number);
+        self.host.wake();
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScsiError {
+    /// There is no such target or logical unit.
+    NoDevice,
+    /// The adapter failed, with this code.
+    Host(u32),
+    /// The device was reset, or aborted the command.
+    Reset,
+    /// The driver was ended, or is not there.
+    NoDriver,
+    /// The device reported an error.
+    Status {
+        /// The command.
+        command: &'static str,
+        /// Status byte.
+        status: u8,
+        /// Sense data, if it came with some.
+        sense: Option<Sense>,
+    },
+    /// The device moved less data than it was asked for.
+    Short,
+    /// The blocks are not all on the disk.
+    OutOfRange,
+}
+
+impl fmt::Display for ScsiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ScsiError::NoDevice => write!(f, "no such device"),
+            ScsiError::Host(code) => write!(f, "the adapter failed (code {code})"),
+            ScsiError::Reset => write!(f, "the device was reset"),
+            ScsiError::NoDriver => write!(f, "the driver is gone"),
+            ScsiError::Status { command, status, sense: Some(sense) } => {
+                write!(f, "{command}: {}: {sense}", sense::status_name(*status))
+            }
+            ScsiError::Status { command, status, sense: None } => {
+                write!(f, "{command}: {}", sense::status_name(*status))
+            }
+            ScsiError::Short => write!(f, "the device moved too little data"),
+            ScsiError::OutOfRange => write!(f, "beyond the end of the disk"),
+        }
+    }
+}
+
+/// Gives up a request when who waits for it goes away.
+struct Waiting<'a> {
+    handle: &'a Handle,
+    ticket: Option<Ticket>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let (Some(ticket), Some(scsi)) = (self.ticket, self.handle.lock().scsi.as_mut()) {
+            scsi.abandon(ticket);
+        }
+    }
+}
+
+/// Sends one command and waits for its outcome; data that comes in goes to `data_in`. `turn` is given up when it is sent, or
+/// if it writes, when it is done: who has the next turn may read what it writes.
+async fn execute_once(
+    handle: &Handle,
+    target: u32,
+    lun: u32,
+    cdb: &Cdb,
+    data_out: &[u8],
+    data_in: &mut [u8],
+    mut turn: Option<Turn<'_>>,
+) -> Result<Outcome, ScsiError> {
+    let begun = poll_fn(|context| {
+        let mut domain = handle.lock();
+        if !domain.is_alive() {
+            return Poll::Ready(Err(ScsiError::NoDriver));
+        }
+        let Some(scsi) = domain.scsi.as_mut() else { return Poll::Ready(Err(ScsiError::NoDriver)) };
+        let data = match (data_out.is_empty(), data_in.is_empty()) {
+            (false, _) => Data::Out(data_out),
+            (true, false) => Data::In(data_in.len()),
+            (true, true) => Data::None,
+        };
+        match scsi.begin(target, lun, cdb, data) {
+            Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
+            Ok(None) => {
+                scsi.wake_when_free(context.waker());
+                Poll::Pending
+            }
+            Err(cause) => {
+                domain.condemn(cause);
+                module::quiesce(&mut domain);
+                Poll::Ready(Err(ScsiError::NoDriver))
+            }
+        }
+    });
+    let limit_ms = COMMAND_MS.get();
+    let limit = Duration::from_millis(limit_ms);
+    let stuck = Cause::Stuck { what: "SCSI command", limit_ms };
+    let Ok(ticket) = with_timeout(limit, begun).await else {
+        // Nothing became free all the time: what fills the queue is stuck, and maybe nobody waits for it any more.
+        module::condemn(handle, stuck);
+        return Err(ScsiError::NoDriver);
+    };
+    let ticket = ticket?;
+    if data_out.is_empty() {
+        // The next one may be sent.
+        drop(turn.take());
+    }
+    let mut waiting = Waiting { handle, ticket: Some(ticket) };
+    poll::poll(handle, Events::QUEUE);
+    let outcome = poll_fn(|context| {
+        let mut domain = handle.lock();
+        let Some(scsi) = domain.scsi.as_mut() else { return Poll::Ready(Err(ScsiError::NoDriver)) };
+        match scsi.finish(ticket, data_in, Some(context.waker())) {
+            Some(outcome) => Poll::Ready(Ok(outcome)),
+            None if !domain.is_alive() => Poll::Ready(Err(ScsiError::NoDriver)),
+            None => Poll::Pending,
+        }
+    });
+    let Ok(outcome) = with_timeout(limit, outcome).await else {
+        // The driver, or its device, is stuck. Both are begun anew, if the policy is to restart.
+        module::condemn(handle, stuck);
+        return Err(ScsiError::NoDriver);
+    };
+    waiting.ticket = None;
+    outcome
+}
+
+/// What an outcome of `len_bytes` bytes of data means: how many were moved, or what went wrong.
+pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize) -> Result<usize, ScsiError> {
+    match outcome.host {
+        HOST_OK => {}
+        HOST_NO_DEVICE => return Err(ScsiError::NoDevice),
+        queues::NO_DRIVER => return Err(ScsiError::NoDriver),
+        HOST_RESET => return Err(ScsiError::Reset),
+        code => return Err(ScsiError::Host(code)),
+    }
+    let status = outcome.status as u8;
+    if status != sense::GOOD {
+        let sense = outcome.sense.get(..outcome.sense_len as usize).and_then(Sense::parse);
+        return Err(ScsiError::Status { command, status, sense });
+    }
+    Ok(len_bytes.saturating_sub(outcome.residual as usize))
+}
+
+/// Whether the device only wanted to mention something, and the command can be sent again.
+fn is_mention(error: &ScsiError) -> bool {
+    match error {
+        ScsiError::Reset => true,
+        ScsiError::Status { sense: Some(sense), .. } => sense.key == Sense::UNIT_ATTENTION,
+        _ => false,
+    }
+}
+
+/// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is on the disk: its blocks
+/// are read and compared. `false` if that cannot be found out; then it is written again, which does no harm.
+async fn is_written(host: &Host, target: u32, lun: u32, cdb: &Cdb, data_out: &[u8]) -> bool {
+    let Some(read) = cdb.read_back() else { return false };
+    let mut found = Vec::new();
+    if found.try_reserve_exact(data_out.len()).is_err() {
+        return false;
+    }
+    found.resize(data_out.len(), 0);
+    for _ in 0..TRIES {
+        let outcome = execute_once(&host.handle(), target, lun, &read, &[], &mut found, None).await;
+        match outcome.and_then(|outcome| check_outcome(&outcome, read.name(), data_out.len())) {
+            Ok(len_bytes) => return len_bytes == data_out.len() && found == data_out,
+            Err(error) if is_mention(&error) => {}
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+/// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted to mention
+/// (UNIT ATTENTION) is passed over.
+///
+/// If the driver is ended meanwhile and comes back, the commands that were under way are sent again in their order: nobody
+/// was told that they were done. Those that write may have been, all the same: that is looked up first ([`is_written`]).
+/// `data_out` is the caller's and has not changed.
+pub async fn execute(
+    host: &Host,
+    target: u32,
+    lun: u32,
+    cdb: &Cdb,
+    data_out: &[u8],
+    data_in: &mut [u8],
+) -> Result<usize, ScsiError> {
+    // A driver may answer at once, whatever it is asked: others have their turn in between.
+    yield_now().await;
+    let len_bytes = data_out.len().max(data_in.len());
+    let number = host.commands.fetch_add(1, Ordering::Relaxed);
+    let (mut tries, mut restarts) = (0, 0);
+    let mut turn: Option<Turn> = None;
+    loop {
+        if let Some(turn) = &turn {
+            turn.come().await;
+            if is_written(host, target, lun, cdb, data_out).await {
+                log::info!("{}: a {} was done before its driver was ended", host.handle().lock().name, cdb.name());
+                return Ok(data_out.len());
+            }
+        }
+        let handle = host.handle();
+        let outcome = execute_once(&handle, target, lun, cdb, data_out, data_in, turn.take()).await;
+        match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), len_bytes)) {
+            Err(ScsiError::NoDriver) if restarts < RESTARTS => {
+                // Those that were under way go again in the order in which they were first sent.
+                turn = Some(Turn::of(host, number));
+                if !host.another_than(&handle).await {
+                    return Err(ScsiError::NoDriver);
+                }
+                restarts += 1;
+                // A fresh driver has reset the device, which mentions that.
+                tries = 0;
+            }
+            Err(error) if is_mention(&error) && tries < TRIES => tries += 1,
+            result => return result,
+        }
+    }
+}

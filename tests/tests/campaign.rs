@@ -1,14 +1,17 @@
 //! Broken drivers, made from good ones by changing one instruction at a time: whatever becomes of them in ring 1, the
 //! kernel is as it was and the service comes back. `cargo run -- campaign` does more of the same.
 
-use ringfence::campaign::report::KERNEL_DEATH;
+use ringfence::campaign::report::{self, KERNEL_DEATH};
 use ringfence::campaign::{self, Options, Outcome};
 use ringfence_tests::system;
 
-fn outcomes(mutants: usize, ring: u8) -> Vec<Outcome> {
+fn options(mutants: usize, ring: u8) -> Options {
     let modules = ["e1000", "virtio-scsi"].map(String::from).to_vec();
-    let options = Options { modules, mutants, seed: 1997, skip: 0, ring, out: None, json: true };
-    campaign::outcomes(system(), &options).unwrap()
+    Options { modules, mutants, seed: 1997, skip: 0, ring, out: None, json: true }
+}
+
+fn outcomes(mutants: usize, ring: u8) -> Vec<Outcome> {
+    campaign::outcomes(system(), &options(mutants, ring)).unwrap()
 }
 
 #[test]
@@ -25,6 +28,20 @@ fn three_hundred_broken_drivers_hurt_nobody() {
 /// The control group: the same in ring 0 ends kernels, and the campaign notices that.
 #[test]
 fn in_ring_0_they_hurt_the_kernel() {
-    let outcomes = outcomes(40, 0);
-    assert!(outcomes.iter().any(|outcome| outcome.outcome == KERNEL_DEATH && !outcome.kernel_intact));
+    let trusted = outcomes(40, 0);
+    assert!(trusted.iter().any(|outcome| outcome.outcome == KERNEL_DEATH && !outcome.kernel_intact));
+    // One page for both rings: what an earlier run left is kept.
+    let directory = tempfile::tempdir().unwrap();
+    let options = |ring| Options { ring, out: Some(directory.path().to_path_buf()), ..options(0, ring) };
+    let sandboxed: Vec<Outcome> = trusted
+        .iter()
+        .map(|outcome| Outcome { ring: 1, outcome: "masked".into(), kernel_intact: true, ..outcome.clone() })
+        .collect();
+    report::keep(&sandboxed, &options(1)).unwrap();
+    let all = report::keep(&trusted, &options(0)).unwrap();
+    assert_eq!(all.len(), 80);
+    let page = std::fs::read_to_string(directory.path().join("campaign.html")).unwrap();
+    for part in ["<svg", "e1000/1", "virtio-scsi/1", "e1000/0", "virtio-scsi/0", KERNEL_DEATH, "By kind of change"] {
+        assert!(page.contains(part), "no '{part}'");
+    }
 }

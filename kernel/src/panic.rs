@@ -50,6 +50,12 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
     end()
 }
 
+/// Calls `address` as the kernel's own code would be called: to see what stops it.
+pub fn call(address: u64) {
+    // SAFETY: none: a person has asked for it, and to see that it faults.
+    unsafe { core::arch::asm!("call {}", in(reg) address, clobber_abi("C")) };
+}
+
 /// An exception that hit the kernel, or a driver that the kernel trusts.
 pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
     begin();
@@ -64,7 +70,9 @@ fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
     if let Some(address) = address {
         println!("    address {address:#x} ({})", crate::memory::map::describe(address));
     }
-    if slot_of(frame.rip).is_some() {
+    if address == Some(frame.rip) && slot_of(frame.rip).is_some() {
+        println!("    the kernel does not execute what is a driver's ({})", Owner(frame.rip));
+    } else if slot_of(frame.rip).is_some() {
         println!("    in a driver that runs trusted in ring 0 ({})", Owner(frame.rip));
     }
 }

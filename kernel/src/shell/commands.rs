@@ -99,7 +99,7 @@ static COMMANDS: &[Command] = &[
     ),
     command!("sleep", "sleep MILLISECONDS", "wait", sleep),
     command!("wait", "wait", "wait for commands that were started with & behind them", wait),
-    command!("panic", "panic", "panic the kernel, to see what that looks like", panic),
+    command!("panic", "panic [ADDRESS]", "panic the kernel, or have it call an address, and see", panic),
     command!("shutdown", "shutdown", "stop all drivers and end", shutdown),
 ];
 
@@ -256,9 +256,13 @@ async fn sleep(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-async fn panic(arguments: Arguments<'_>) -> Outcome {
+async fn panic(mut arguments: Arguments<'_>) -> Outcome {
+    let Some(word) = arguments.optional() else { panic!("as asked for") };
+    let address = arguments.as_number("the address", word)?;
     arguments.end()?;
-    panic!("as asked for");
+    crate::panic::call(address);
+    println!("what is at {address:#x} returned");
+    Ok(())
 }
 
 /// Only the shell itself knows what failed.

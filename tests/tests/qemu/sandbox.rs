@@ -1,7 +1,9 @@
 //! What a driver in ring 1 may not do, and exactly what is said when it does.
 
+use crate::modules::entry_of;
 use object::{Object, ObjectSection};
 use ringfence::machine::{End, Machine, qemu};
+use ringfence_abi::layout::{IMAGE, slot_base};
 use ringfence_core::stack_segment;
 use ringfence_tests::attacks::rogue::BOCHS;
 use ringfence_tests::attacks::{Attack, Expected, carry_out, in_one_boot, rogue};
@@ -180,6 +182,21 @@ fn step_singly(machine: &mut Machine) {
     } else {
         machine.extra.push("-singlestep".into());
     }
+}
+
+/// Should the kernel ever jump into a driver in ring 1 by mistake, it faults there and then; into one that it trusts, it may.
+#[test]
+fn ring_0_executes_nothing_of_a_driver_in_ring_1() {
+    let entry = slot_base(0) + IMAGE + entry_of("template").1 as u64;
+    let run = boot(&bare(&format!("insmod template; panic {entry:#x}")));
+    assert_eq!(run.end, End::Panic);
+    // A fetch (bit 4) of what is there (bit 0).
+    assert_says(&run.text(), &format!("kernel panic: #PF page fault, error code 0x11, at {entry:#x}"));
+    assert_says(&run.text(), "    the kernel does not execute what is a driver's (template+0x");
+    let text = ringfence_tests::boot_well(&bare(&format!("insmod template --ring 0; panic {entry:#x}")));
+    assert_says(&text, &format!("what is at {entry:#x} returned"));
+    let run = boot(&bare(&format!("insmod template --ring 0; ring template 1; panic {entry:#x}")));
+    assert_eq!(run.end, End::Panic);
 }
 
 #[test]

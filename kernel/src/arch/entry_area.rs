@@ -15,6 +15,7 @@
 //! and I/O bitmap together.** Each root has its own stacks page: what the CPU pushes while a domain is loaded is that
 //! domain's own state, and what the kernel pushes no domain ever sees.
 
+use super::vector;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use ringfence_abi::layout::PAGE_SIZE;
@@ -151,7 +152,7 @@ pub fn init(kernel_cr3: u64) {
         (*area).constants = Constants { kernel_cr3, gdt };
         for vector in 0..256 {
             let target = &raw const trap_vectors as u64 + vector as u64 * VECTOR_STRIDE;
-            (*area).idt[vector] = descriptor::interrupt_gate(target, stack_of(vector));
+            (*area).idt[vector] = descriptor::interrupt_gate(target, stack_of(vector as u64));
         }
         (*area).tss.rsp = [ENTRY_STACK_TOP; 3];
         (*area).tss.ist = core::array::from_fn(|index| STACKS + (index as u64 + 1) * IST_BYTES);
@@ -183,14 +184,14 @@ pub fn set_bench_vector(vector: u8, target: Option<u64>) {
     }
 }
 
-fn stack_of(vector: usize) -> u8 {
+fn stack_of(vector: u64) -> u8 {
     match vector {
-        1 => ist::DEBUG,
-        2 => ist::NMI,
-        8 => ist::DOUBLE_FAULT,
-        18 => ist::MACHINE_CHECK,
-        0..32 => ist::EXCEPTION,
-        _ => ist::INTERRUPT,
+        vector::DEBUG => ist::DEBUG,
+        vector::NMI => ist::NMI,
+        vector::DOUBLE_FAULT => ist::DOUBLE_FAULT,
+        vector::MACHINE_CHECK => ist::MACHINE_CHECK,
+        vector::FIRST_INTERRUPT.. => ist::INTERRUPT,
+        _ => ist::EXCEPTION,
     }
 }
 

@@ -9,7 +9,7 @@ use pic8259::ChainedPics;
 use spin::Mutex;
 
 /// Vector of line 0; line n has the n-th after it.
-pub const FIRST_VECTOR: u8 = 32;
+pub const FIRST_VECTOR: u8 = super::vector::FIRST_INTERRUPT as u8;
 /// Lines of the two controllers.
 pub const LINES: u8 = 16;
 

@@ -2,7 +2,7 @@
 //!
 //! * [`entry_area`]: the pages that every root maps: entry text, GDT, IDT, TSS, LDT, entry stacks
 //! * `entry.S`, [`gates`]: every way into the kernel and out of it
-//! * [`traps`]: exceptions and interrupts in Rust
+//! * [`traps`], [`vector`]: exceptions and interrupts in Rust, and their numbers
 //! * [`cpu`]: per-CPU state and control registers
 //! * [`interrupts`], [`time`]: 8259 and 8254
 //! * [`watch`]: breakpoints on an instruction and on memory
@@ -15,4 +15,5 @@ pub mod interrupts;
 pub mod power;
 pub mod time;
 pub mod traps;
+pub mod vector;
 pub mod watch;

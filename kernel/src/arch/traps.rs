@@ -6,6 +6,7 @@
 use super::cpu;
 use super::entry_area;
 use super::interrupts;
+use super::vector;
 use super::watch;
 use crate::domain::fault::{Cause, Fault};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -67,49 +68,18 @@ impl core::fmt::Display for TrapFrame {
     }
 }
 
-/// Names of the exceptions (SDM vol. 3A, table 6-1).
-pub fn exception_name(vector: u64) -> &'static str {
-    match vector {
-        0 => "#DE divide error",
-        1 => "#DB debug exception",
-        2 => "NMI",
-        3 => "#BP breakpoint",
-        4 => "#OF overflow",
-        5 => "#BR bound range exceeded",
-        6 => "#UD invalid opcode",
-        7 => "#NM no coprocessor",
-        8 => "#DF double fault",
-        10 => "#TS invalid TSS",
-        11 => "#NP segment not present",
-        12 => "#SS stack fault",
-        13 => "#GP general protection",
-        14 => "#PF page fault",
-        16 => "#MF x87 error",
-        17 => "#AC alignment check",
-        18 => "#MC machine check",
-        19 => "#XM SIMD error",
-        20 => "#VE virtualization exception",
-        21 => "#CP control protection",
-        _ => "exception",
-    }
-}
-
-const FIRST_INTERRUPT: u64 = 32;
-const NMI: u64 = 2;
-const MACHINE_CHECK: u64 = 18;
-
 /// A trap that hit the kernel, or a trusted driver, which is the kernel by choice.
 #[unsafe(no_mangle)]
 extern "C" fn trap_from_kernel(frame: &TrapFrame) {
     // A copy: another trap of the same kind reuses the place.
     let frame = *frame;
     match frame.vector {
-        FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
+        vector::FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
         // Nothing here sends one, and it can hit any lock: it is not even logged.
-        NMI => {}
+        vector::NMI => {}
         // A trusted driver did that, or a service that it called, which runs on its stack.
-        watch::DEBUG if watch::noticed(frame.rip) => {}
-        vector => crate::panic::exception(exception_name(vector), &frame, fault_address(vector)),
+        vector::DEBUG if watch::noticed(frame.rip) => {}
+        vector => crate::panic::exception(vector::name(vector), &frame, fault_address(vector)),
     }
 }
 
@@ -119,15 +89,15 @@ extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
     // SAFETY: `entry.S` computed the address from the domain's stacks' page. Copy in, use the copy.
     let mut copy = unsafe { frame.read_volatile() };
     match copy.vector {
-        FIRST_INTERRUPT.. => {
+        vector::FIRST_INTERRUPT.. => {
             interrupts::handle(copy.vector as u8);
             if cpu::this().ticks_left.load(Ordering::Relaxed) == 0 {
                 Fault::end_driver(Cause::Overrun, copy);
             }
         }
-        NMI => {}
-        watch::DEBUG if watch::noticed(copy.rip) => {}
-        MACHINE_CHECK => crate::panic::exception(exception_name(MACHINE_CHECK), &copy, None),
+        vector::NMI => {}
+        vector::DEBUG if watch::noticed(copy.rip) => {}
+        vector::MACHINE_CHECK => crate::panic::exception(vector::name(vector::MACHINE_CHECK), &copy, None),
         vector => Fault::end_driver(Cause::Exception { address: fault_address(vector) }, copy),
     }
     // The driver goes on. What it goes on with is not what lies in its page but what is known to be right.
@@ -166,6 +136,5 @@ const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
 const RFLAGS_ALWAYS: u64 = 0x202;
 
 fn fault_address(vector: u64) -> Option<u64> {
-    const PAGE_FAULT: u64 = 14;
-    (vector == PAGE_FAULT).then(x86_64::registers::control::Cr2::read_raw)
+    (vector == vector::PAGE_FAULT).then(x86_64::registers::control::Cr2::read_raw)
 }

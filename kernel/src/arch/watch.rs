@@ -7,9 +7,6 @@ use crate::trace;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Vector of the debug exception.
-pub const DEBUG: u64 = 1;
-
 /// DR7 without breakpoints: bit 10 is always 1.
 const NONE: u64 = 1 << 10;
 /// DR7: breakpoint 0 is on (globally), for execution; so is breakpoint 1, for reads and writes.

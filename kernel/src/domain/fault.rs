@@ -5,7 +5,7 @@ use super::report::{Scene, Words};
 use super::upcall::end_current;
 use super::{Domain, Ring};
 use crate::arch::traps::TrapFrame;
-use crate::arch::{gates, time};
+use crate::arch::{gates, time, vector};
 use crate::trace::{self, What};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
@@ -227,16 +227,13 @@ impl Fault {
 
 /// The kind of a fault, in one word for programs.
 fn kind(cause: Cause, site: Site) -> &'static str {
-    const INVALID_OPCODE: u64 = 6;
-    const GATE: [u64; 2] = [11, 13];
-    const GENERAL_PROTECTION: u64 = 13;
-    const PAGE_FAULT: u64 = 14;
+    const GATE: [u64; 2] = [vector::NOT_PRESENT, vector::GENERAL_PROTECTION];
     match (cause, site) {
         (Cause::Exception { .. }, Site::Trap(frame)) => match (frame.vector, describe_selector(frame.error_code)) {
             (vector, SelectorName::Gate(_) | SelectorName::ReturnGate) if GATE.contains(&vector) => "gate-fault",
-            (INVALID_OPCODE, _) => "invalid-opcode",
-            (GENERAL_PROTECTION, _) => "general-protection",
-            (PAGE_FAULT, _) => "page-fault",
+            (vector::INVALID_OPCODE, _) => "invalid-opcode",
+            (vector::GENERAL_PROTECTION, _) => "general-protection",
+            (vector::PAGE_FAULT, _) => "page-fault",
             _ => "exception",
         },
         (Cause::Exception { .. }, _) => "exception",

@@ -7,8 +7,8 @@ use super::calls::service_name;
 use super::fault::{Cause, Site};
 use super::memory::describe;
 use super::{Domain, Ring};
-use crate::arch::time;
-use crate::arch::traps::{TrapFrame, exception_name};
+use crate::arch::traps::TrapFrame;
+use crate::arch::{time, vector};
 use crate::module::File;
 use crate::symbols;
 use alloc::format;
@@ -188,9 +188,9 @@ impl Scene {
                 write!(out, "#PF {verb} {accused}")
             }
             (Cause::Exception { .. }, Some(frame), None) => {
-                write!(out, "{}", exception_name(frame.vector))?;
-                const WITH_SELECTOR: [u64; 4] = [10, 11, 12, 13];
-                if !WITH_SELECTOR.contains(&frame.vector) || frame.error_code == 0 {
+                write!(out, "{}", vector::name(frame.vector))?;
+                let with_selector = vector::INVALID_TSS..=vector::GENERAL_PROTECTION;
+                if !with_selector.contains(&frame.vector) || frame.error_code == 0 {
                     return Ok(());
                 }
                 match describe_selector(frame.error_code) {

@@ -122,6 +122,15 @@ pub fn assert_unharmed(text: &str, times: usize) {
     }
 }
 
+/// Asserts that `integrity` was asked, and that what must never change of the kernel was the same each time.
+#[track_caller]
+pub fn assert_intact(text: &str) {
+    let sum =
+        |line: &str| Some(line.split_once("  text, read-only data, descriptor tables, page tables")?.0.to_string());
+    let sums: Vec<String> = text.lines().filter_map(sum).collect();
+    assert!(sums.len() > 1 && sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+}
+
 /// The runner's command line, built once.
 pub fn runner() -> std::path::PathBuf {
     static RUNNER: OnceLock<std::path::PathBuf> = OnceLock::new();

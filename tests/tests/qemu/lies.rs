@@ -1,7 +1,7 @@
 //! Drivers that lie about their queues or ask for what is not their own: they are refused or ended, with the exact reason.
 
 use ringfence_tests::attacks::{in_one_boot, lies};
-use ringfence_tests::{HEALTH, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine};
+use ringfence_tests::{HEALTH, assert_intact, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine};
 
 #[test]
 fn what_is_not_its_own_is_refused() {
@@ -45,9 +45,12 @@ fn a_hostile_host_at_the_other_end_hurts_nobody() {
 /// A network driver that sends nothing is ended for what waits.
 #[test]
 fn a_frame_that_is_not_sent_ends_its_driver() {
-    let mut machine = machine("limits transmit-ms 100; insmod rogue-nic; sleep 300; tell rogue-nic nothing; faults");
+    let mut machine = machine(
+        "integrity; limits transmit-ms 100; insmod rogue-nic; sleep 300; tell rogue-nic nothing; faults; integrity",
+    );
     machine.contents.autoload = false;
     let text = boot_badly(&machine, 1).text();
+    assert_intact(&text);
     assert_says(&text, "fault: rogue-nic: left a frame undone for 100 ms, after poll");
     assert_says(&text, "error: rogue-nic was ended before; 'faults' says why");
 }
@@ -62,5 +65,6 @@ fn what_a_device_writes_to_free_memory_is_counted() {
     let text = boot_well(&machine);
     let counts: Vec<&str> =
         text.lines().filter_map(|line| line.split_once("  frames written to")).map(|(n, _)| n).collect();
+    assert_intact(&text);
     assert_eq!(counts.iter().map(|count| count.trim()).collect::<Vec<_>>(), ["0", "0", "1", "0"], "{text}");
 }

@@ -1,7 +1,7 @@
 //! Loading, unloading, moving between rings, refusing.
 
 use object::{Object, ObjectSymbol};
-use ringfence_tests::{assert_says, bare, boot_badly, boot_well, system};
+use ringfence_tests::{assert_intact, assert_says, bare, boot_badly, boot_well, system};
 
 #[test]
 fn a_module_runs_in_both_rings_and_moves() {
@@ -138,14 +138,15 @@ fn endless_loops_anywhere_are_cut_short() {
     let path = directory.path().join("endless.rfm");
     std::fs::write(&path, endless).unwrap();
     let mut machine = ringfence_tests::machine(&format!(
-        "insmod endless; insmod template; poke template {:x}:ebfe; tell template x; rmmod template; insmod template; \
-         poke template {:x}:ebfe; rmmod template; ip; policy e1000 stop; poke e1000 {:x}:ebfe; ping 10.0.2.2 -c 1 -W 10",
+        "integrity; insmod endless; insmod template; poke template {:x}:ebfe; tell template x; rmmod template; insmod template; \
+         poke template {:x}:ebfe; rmmod template; ip; policy e1000 stop; poke e1000 {:x}:ebfe; ping 10.0.2.2 -c 1 -W 10; integrity",
         entry,
         entry,
         entry_of("e1000").1
     ));
     machine.contents.modules.push(path);
     let text = boot_badly(&machine, 3).text();
+    assert_intact(&text);
     for (driver, upcall) in [("endless", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll")] {
         assert_says(&text, &format!("fault: {driver}: took longer than 200 ms, in {upcall}"));
     }

@@ -3,7 +3,9 @@
 use crate::network::{connect, free_port, pattern, read, serving};
 use ringfence::machine::{Machine, Protocol};
 use ringfence_abi::manifest::{Manifest, RING1_ONLY};
-use ringfence_tests::{assert_says, at_prompt, bare, boot_badly, boot_well, leave, listed, machine, system};
+use ringfence_tests::{
+    assert_intact, assert_says, at_prompt, bare, boot_badly, boot_well, leave, listed, machine, system,
+};
 use std::io::Write;
 use std::mem::offset_of;
 use tempfile::TempDir;
@@ -304,9 +306,10 @@ const DMA_BYTES: usize = offset_of!(Manifest, dma_bytes);
 #[test]
 fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
-    let script = "insmod template; rmmod template; mem; insmod stubborn; rmmod stubborn; mem; lspci; insmod e1000";
+    let script = "integrity; insmod template; rmmod template; mem; insmod stubborn; rmmod stubborn; mem; lspci; insmod e1000; integrity";
     let (machine, _directory) = with_other_manifest("e1000", "stubborn", &never, script);
     let text = boot_badly(&machine, 1).text();
+    assert_intact(&text);
     assert_says(
         &text,
         "stubborn: 0000:00:02.0 is set aside for good, and the driver's memory with it: its reset was not done within 10000 us",
@@ -324,9 +327,14 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
 
 #[test]
 fn a_device_that_nobody_can_reset_is_set_aside_too() {
-    let (machine, _directory) =
-        with_other_manifest("e1000", "untold", &[(METHOD, 0)], "insmod untold; kill untold; lspci");
+    let (machine, _directory) = with_other_manifest(
+        "e1000",
+        "untold",
+        &[(METHOD, 0)],
+        "integrity; insmod untold; kill untold; lspci; integrity",
+    );
     let text = boot_well(&machine);
+    assert_intact(&text);
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
 }
@@ -356,10 +364,13 @@ fn no_more_memory_is_promised_than_there_is() {
 fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1004_1af4);
     let virtio = [VIRTIO_SCSI, (METHOD, 2), (LIMIT_US, 10_000)];
-    let script = |name| format!("insmod {name}; tell {name} legacy-bus-master; vmmap {name}; rmmod {name}; lspci");
+    let script = |name| {
+        format!("integrity; insmod {name}; tell {name} legacy-bus-master; vmmap {name}; rmmod {name}; lspci; integrity")
+    };
     let (machine, _directory) =
         with_other_manifest("rogue-nic", "known", &virtio, &(script("known") + "; insmod virtio-scsi"));
     let text = boot_well(&machine);
+    assert_intact(&text);
     assert!(!text.contains("set aside"), "{text}");
     // It reached the device through these.
     assert_says(&text, "ports  0xc");

@@ -1,6 +1,6 @@
 //! Who gets the CPU when a driver wants all of it.
 
-use ringfence_tests::{assert_says, boot_well, listed, machine};
+use ringfence_tests::{assert_intact, assert_says, boot_well, listed, machine};
 
 /// Devices interrupt for ever, and each poll takes so long: less or more than a driver may have at once. Instructions are the
 /// clock.
@@ -9,11 +9,12 @@ fn a_driver_that_wants_all_of_the_cpu_has_half() {
     for (poll_ms, drivers) in [(2, 1), (9, 1), (20, 1), (200, 1), (9, 2), (30, 2)] {
         let names = &["rogue-nic", "rogue-nic.2"][..drivers];
         let start: String = names.iter().map(|name| format!("insmod rogue-nic; tell {name} hog {poll_ms}; ")).collect();
-        let mut machine = machine(&format!("{start}lsmod; sleep 2000; lsmod"));
+        let mut machine = machine(&format!("integrity; {start}lsmod; sleep 2000; lsmod; integrity"));
         machine.contents.autoload = false;
         machine.icount = true;
         machine.extra.extend(["-device", "e1000"].map(Into::into));
         let text = boot_well(&machine);
+        assert_intact(&text);
         let had_ms = |name: &&str| {
             let [before, after] = &listed(&text, name)[..] else { panic!("{text}") };
             after.cpu_ms - before.cpu_ms

@@ -6,9 +6,7 @@
 use super::frames::{self, OutOfMemory};
 use super::{at_physical, kernel_root};
 use ringfence_abi::layout::PAGE_SIZE;
-use x86_64::PhysAddr;
-use x86_64::structures::paging::page_table::PageTableEntry;
-use x86_64::structures::paging::{PageTable, PageTableFlags as Flags};
+use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// The frame belongs to the mapping: whoever drops one frees the other.
 pub const OWNED: Flags = Flags::BIT_9;
@@ -19,19 +17,59 @@ fn index(address: u64, level: u8) -> usize {
     (address >> (12 + 9 * (u64::from(level) - 1)) & 511) as usize
 }
 
-/// The table at physical address `pa`.
-///
-/// One CPU, and no two calls into this module at once: the reference is the only one while it lives.
-fn table<'a>(pa: u64) -> &'a mut PageTable {
-    // SAFETY: callers pass frames that hold page tables.
-    unsafe { &mut *at_physical(pa).cast() }
+/// Bits of an entry that hold a physical address.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Entries of a table.
+const ENTRIES: usize = 512;
+
+/// Where an entry of a page table is. The CPU reads it, and writes its accessed and dirty bits, at any moment.
+#[derive(Clone, Copy)]
+struct Entry(*mut u64);
+
+impl Entry {
+    /// Entry `index` of the table in the frame at `table`, which is one of those that [`frames`] gave for tables, or the loader's.
+    fn of(table: u64, index: usize) -> Entry {
+        Entry(at_physical(table).cast::<u64>().wrapping_add(index % ENTRIES))
+    }
+
+    fn bits(self) -> u64 {
+        // SAFETY: a word of a frame, by `of`.
+        unsafe { self.0.read_volatile() }
+    }
+
+    fn set_bits(self, bits: u64) {
+        // SAFETY: as above; what a table maps is what callers of this module answer for.
+        unsafe { self.0.write_volatile(bits) }
+    }
+
+    fn set(self, pa: u64, flags: Flags) {
+        self.set_bits(pa & ADDRESS | flags.bits());
+    }
+
+    /// The table or the frame that it leads to.
+    fn pa(self) -> u64 {
+        self.bits() & ADDRESS
+    }
+
+    fn flags(self) -> Flags {
+        Flags::from_bits_truncate(self.bits())
+    }
+
+    fn is_unused(self) -> bool {
+        self.bits() == 0
+    }
+}
+
+/// The entries of the table in the frame at `table`.
+fn entries(table: u64) -> impl Iterator<Item = Entry> {
+    (0..ENTRIES).map(move |index| Entry::of(table, index))
 }
 
 /// The lowest-level entry for `address` under `root`, with the tables above it made if `make` says so.
-fn entry<'a>(root: u64, address: u64, make: bool) -> Result<Option<&'a mut PageTableEntry>, OutOfMemory> {
-    let mut current = table(root);
+fn entry(root: u64, address: u64, make: bool) -> Result<Option<Entry>, OutOfMemory> {
+    let mut table = root;
     for level in [4, 3, 2] {
-        let entry = &mut current[index(address, level)];
+        let entry = Entry::of(table, index(address, level));
         if entry.flags().contains(Flags::HUGE_PAGE) {
             return Ok(None);
         }
@@ -39,17 +77,17 @@ fn entry<'a>(root: u64, address: u64, make: bool) -> Result<Option<&'a mut PageT
             if !make {
                 return Ok(None);
             }
-            entry.set_addr(PhysAddr::new(frames::allocate(1)?), TABLE);
+            entry.set(frames::allocate(1)?, TABLE);
         }
-        current = table(entry.addr().as_u64());
+        table = entry.pa();
     }
-    Ok(Some(&mut current[index(address, 1)]))
+    Ok(Some(Entry::of(table, index(address, 1))))
 }
 
 /// Maps the page at `address` under `root` to the frame at `pa`, replacing what was there.
 pub fn map(root: u64, address: u64, pa: u64, flags: Flags) -> Result<(), OutOfMemory> {
     let entry = entry(root, address, true)?.ok_or(OutOfMemory)?;
-    entry.set_addr(PhysAddr::new(pa), flags);
+    entry.set(pa, flags);
     Ok(())
 }
 
@@ -59,7 +97,7 @@ pub fn set_flags(root: u64, address: u64, flags: Flags) {
         && !entry.is_unused()
     {
         let owned = entry.flags() & OWNED;
-        entry.set_flags(flags | owned);
+        entry.set(entry.pa(), flags | owned);
     }
 }
 
@@ -73,8 +111,8 @@ pub fn unmap(root: u64, address: u64) {
 /// Unmaps the page at `address` under `root`; returns its frame, which is the caller's then, if it was owned.
 pub fn take(root: u64, address: u64) -> Option<u64> {
     let entry = entry(root, address, false).ok()?.filter(|entry| !entry.is_unused())?;
-    let (pa, owned) = (entry.addr().as_u64(), entry.flags().contains(OWNED));
-    entry.set_unused();
+    let (pa, owned) = (entry.pa(), entry.flags().contains(OWNED));
+    entry.set_bits(0);
     x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
     owned.then_some(pa)
 }
@@ -82,21 +120,21 @@ pub fn take(root: u64, address: u64) -> Option<u64> {
 /// Physical address and rights of `address` under `root`, if it is mapped by a 4 KiB page.
 pub fn translate(root: u64, address: u64) -> Option<(u64, Flags)> {
     let entry = entry(root, address, false).ok()??;
-    entry.flags().contains(Flags::PRESENT).then(|| (entry.addr().as_u64() + address % PAGE_SIZE, entry.flags()))
+    entry.flags().contains(Flags::PRESENT).then(|| (entry.pa() + address % PAGE_SIZE, entry.flags()))
 }
 
 /// Whether anything is mapped at `address` under `root`, by pages of whatever size.
 pub fn is_mapped(root: u64, address: u64) -> bool {
     let mut current = root;
     for level in [4, 3, 2, 1] {
-        let entry = &table(current)[index(address, level)];
+        let entry = Entry::of(current, index(address, level));
         if !entry.flags().contains(Flags::PRESENT) {
             return false;
         }
         if level == 1 || entry.flags().contains(Flags::HUGE_PAGE) {
             break;
         }
-        current = entry.addr().as_u64();
+        current = entry.pa();
     }
     true
 }
@@ -104,8 +142,8 @@ pub fn is_mapped(root: u64, address: u64) -> bool {
 /// Whether the frame at `pa` holds a page table of the kernel's root, or one that a domain shares with it.
 pub fn is_table(pa: u64) -> bool {
     fn is_below(table_pa: u64, level: u8, pa: u64) -> bool {
-        let is_table = |entry: &&PageTableEntry| !entry.is_unused() && !entry.flags().contains(Flags::HUGE_PAGE);
-        let mut below = table(table_pa).iter().filter(is_table).map(|entry| entry.addr().as_u64());
+        let is_table = |entry: &Entry| !entry.is_unused() && !entry.flags().contains(Flags::HUGE_PAGE);
+        let mut below = entries(table_pa).filter(is_table).map(Entry::pa);
         table_pa == pa || level > 1 && below.any(|next| is_below(next, level - 1, pa))
     }
     is_below(kernel_root(), 4, pa)
@@ -114,10 +152,10 @@ pub fn is_table(pa: u64) -> bool {
 /// Calls `with` for each page of 4 KiB that `root` has a frame for: its address, in ascending order, and its rights.
 pub fn for_each_page(root: u64, with: &mut dyn FnMut(u64, Flags)) {
     fn visit(table_pa: u64, level: u8, base: u64, with: &mut dyn FnMut(u64, Flags)) {
-        for (index, entry) in table(table_pa).iter().enumerate().filter(|(_, entry)| !entry.is_unused()) {
+        for (index, entry) in entries(table_pa).enumerate().filter(|(_, entry)| !entry.is_unused()) {
             let address = base | (index as u64) << (12 + 9 * (u64::from(level) - 1));
             if level > 1 {
-                visit(entry.addr().as_u64(), level - 1, address, with);
+                visit(entry.pa(), level - 1, address, with);
             } else {
                 // Bit 47 goes on into the bits above it.
                 with(((address << 16) as i64 >> 16) as u64, entry.flags());
@@ -129,20 +167,20 @@ pub fn for_each_page(root: u64, with: &mut dyn FnMut(u64, Flags)) {
 
 /// Sets the top-level entry of `root` for `address`: the table at `pa`, or nothing.
 pub fn set_top(root: u64, address: u64, to: Option<(u64, Flags)>) {
-    let entry = &mut table(root)[index(address, 4)];
+    let entry = Entry::of(root, index(address, 4));
     match to {
-        Some((pa, flags)) => entry.set_addr(PhysAddr::new(pa), TABLE | flags),
-        None => entry.set_unused(),
+        Some((pa, flags)) => entry.set(pa, TABLE | flags),
+        None => entry.set_bits(0),
     }
 }
 
 /// Frees the table at `pa` of `level`, all tables below it and all frames they own.
 pub fn free_tree(pa: u64, level: u8) {
-    for entry in table(pa).iter().filter(|entry| !entry.is_unused()) {
+    for entry in entries(pa).filter(|entry| !entry.is_unused()) {
         if level > 1 {
-            free_tree(entry.addr().as_u64(), level - 1);
+            free_tree(entry.pa(), level - 1);
         } else if entry.flags().contains(OWNED) {
-            frames::free(entry.addr().as_u64());
+            frames::free(entry.pa());
         }
     }
     frames::free(pa);
@@ -152,36 +190,32 @@ pub fn free_tree(pa: u64, level: u8) {
 /// `table_pa` becomes the table of level 3 that joins them.
 pub fn merge(root: u64, kernel: u64, table_pa: u64, domain: u64, address: u64) {
     let copy = |to: u64, from: u64| {
-        for (to, from) in table(to).iter_mut().zip(table(from).iter()) {
-            *to = from.clone();
-        }
+        entries(to).zip(entries(from)).for_each(|(to, from)| to.set_bits(from.bits()));
     };
     copy(root, kernel);
-    let below = |root: u64| table(root)[index(address, 4)].addr().as_u64();
+    let below = |root: u64| Entry::of(root, index(address, 4)).pa();
     copy(table_pa, below(kernel));
-    table(table_pa)[index(address, 3)] = table(below(domain))[index(address, 3)].clone();
-    table(root)[index(address, 4)].set_addr(PhysAddr::new(table_pa), TABLE);
+    Entry::of(table_pa, index(address, 3)).set_bits(Entry::of(below(domain), index(address, 3)).bits());
+    Entry::of(root, index(address, 4)).set(table_pa, TABLE);
 }
 
 /// Calls `with` for each entry that the kernel's root has for its own half, tables and pages, without the bits that the
 /// CPU sets by itself.
 pub fn for_each_kernel_entry(with: &mut dyn FnMut(u64)) {
-    fn visit(entries: &mut dyn Iterator<Item = &PageTableEntry>, level: u8, with: &mut dyn FnMut(u64)) {
-        for entry in entries.filter(|entry| !entry.is_unused()) {
+    fn visit(entries_of_one: &mut dyn Iterator<Item = Entry>, level: u8, with: &mut dyn FnMut(u64)) {
+        for entry in entries_of_one.filter(|entry| !entry.is_unused()) {
             let flags = entry.flags() - Flags::ACCESSED - Flags::DIRTY;
-            with(entry.addr().as_u64() | flags.bits());
+            with(entry.pa() | flags.bits());
             if level > 1 && !flags.contains(Flags::HUGE_PAGE) {
-                visit(&mut table(entry.addr().as_u64()).iter(), level - 1, with);
+                visit(&mut entries(entry.pa()), level - 1, with);
             }
         }
     }
-    visit(&mut table(kernel_root()).iter().skip(256), 4, with);
+    visit(&mut entries(kernel_root()).skip(ENTRIES / 2), 4, with);
 }
 
 /// Drops what the loader left in the kernel's lower half, where the domains' slots will be.
 pub fn drop_lower_half() {
-    for entry in table(kernel_root()).iter_mut().take(256) {
-        entry.set_unused();
-    }
+    entries(kernel_root()).take(ENTRIES / 2).for_each(|entry| entry.set_bits(0));
     x86_64::instructions::tlb::flush_all();
 }

@@ -11,7 +11,7 @@ use core::fmt;
 use object::LittleEndian as LE;
 use object::elf;
 use object::read::SectionIndex;
-use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, Sym};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym, SymbolTable};
 use ringfence_abi::layout::{IMAGE_MAX, PAGE_SIZE};
 use ringfence_abi::manifest::{self, Kind, Manifest, ManifestError};
 use ringfence_abi::service::{self, SERVICE_COUNT, SERVICES};
@@ -203,71 +203,94 @@ impl<'a> Module<'a> {
             Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?).map_err(ModuleError::Manifest)?;
 
         let image = Image::parse(header, file)?;
-        let mut imports = Imports::default();
-        let mut relocations = Vec::new();
-        let mut total = 0;
-        for section in sections.iter() {
-            match section.sh_type(LE) {
-                elf::SHT_REL | elf::SHT_RELR if section.sh_flags(LE).contains(elf::SHF_ALLOC) => {
-                    return Err(ModuleError::Unsupported("a REL or RELR relocation section"));
-                }
-                elf::SHT_RELA if section.sh_flags(LE).contains(elf::SHF_ALLOC) => {}
-                _ => continue,
-            }
-            let Some((entries, link)) = section.rela(LE, file).map_err(|_| ModuleError::NotElf)? else { continue };
-            let symbols = match link {
-                SectionIndex(0) => None,
-                link => Some(sections.symbol_table_by_index(LE, file, link).map_err(|_| ModuleError::NotElf)?),
-            };
-            // Those that do nothing take their time as well.
-            total += entries.len();
-            if total > MAX_RELOCATIONS || relocations.try_reserve_exact(entries.len()).is_err() {
-                return Err(ModuleError::RelocationCount(total));
-            }
-            for entry in entries {
-                let value = match entry.r_type(LE, false) {
-                    elf::R_X86_64_NONE => continue,
-                    elf::R_X86_64_RELATIVE => image.value(entry.r_addend(LE) as u64)?,
-                    elf::R_X86_64_GLOB_DAT | elf::R_X86_64_JUMP_SLOT | elf::R_X86_64_64 => {
-                        let index = entry.r_sym(LE, false) as usize;
-                        let missing = ModuleError::Symbol(index);
-                        let symbols = symbols.as_ref().ok_or(missing)?;
-                        let symbol = symbols.symbols().get(index).ok_or(missing)?;
-                        if symbol.is_undefined(LE) {
-                            let name = symbol.name(LE, symbols.strings()).map_err(|_| missing)?;
-                            let number = service::by_symbol(name).ok_or_else(|| unknown_service(name))?;
-                            if !grantable(&manifest, number) {
-                                return Err(ModuleError::NotGranted(number));
-                            }
-                            imports.insert(number);
-                            Value::Stub(number)
-                        } else {
-                            image.value(symbol.st_value(LE).wrapping_add(entry.r_addend(LE) as u64))?
-                        }
-                    }
-                    other => return Err(ModuleError::RelocationType(other.0)),
-                };
-                let at = entry.r_offset(LE);
-                let patched = Extent::new(at, 8);
-                if !image.segments.iter().any(|segment| segment.writable && segment.pages.encloses(patched)) {
-                    return Err(ModuleError::RelocationTarget(at));
-                }
-                relocations.push(Relocation { at, value });
-            }
-        }
-
-        // The entry point, by name in the dynamic symbols.
-        let symbols = sections.symbols(LE, file, elf::SHT_DYNSYM).map_err(|_| ModuleError::NotElf)?;
-        let entry = symbols
-            .iter()
-            .find(|symbol| !symbol.is_undefined(LE) && symbols.symbol_name(LE, symbol) == Ok(ENTRY.as_bytes()))
-            .map(|symbol| symbol.st_value(LE))
-            .filter(|entry| image.segments.iter().any(|segment| segment.executable && segment.pages.contains(*entry)))
-            .ok_or(ModuleError::NoEntry)?;
-
+        let (relocations, imports) = relocations(&sections, file, &image, &manifest)?;
+        let entry = entry_point(&sections, file, &image)?;
         let Image { segments, relro, len_bytes } = image;
         Ok(Module { manifest, segments, relocations, relro, len_bytes, entry, imports })
     }
+}
+
+type Sections<'a> = SectionTable<'a, Header>;
+
+/// What to patch, and the services that this asks for.
+fn relocations(
+    sections: &Sections,
+    file: &[u8],
+    image: &Image,
+    manifest: &Manifest,
+) -> Result<(Vec<Relocation>, Imports), ModuleError> {
+    let mut imports = Imports::default();
+    let mut relocations = Vec::new();
+    let mut total = 0;
+    for section in sections.iter() {
+        match section.sh_type(LE) {
+            elf::SHT_REL | elf::SHT_RELR if section.sh_flags(LE).contains(elf::SHF_ALLOC) => {
+                return Err(ModuleError::Unsupported("a REL or RELR relocation section"));
+            }
+            elf::SHT_RELA if section.sh_flags(LE).contains(elf::SHF_ALLOC) => {}
+            _ => continue,
+        }
+        let Some((entries, link)) = section.rela(LE, file).map_err(|_| ModuleError::NotElf)? else { continue };
+        let symbols = match link {
+            SectionIndex(0) => None,
+            link => Some(sections.symbol_table_by_index(LE, file, link).map_err(|_| ModuleError::NotElf)?),
+        };
+        // Those that do nothing take their time as well.
+        total += entries.len();
+        if total > MAX_RELOCATIONS || relocations.try_reserve_exact(entries.len()).is_err() {
+            return Err(ModuleError::RelocationCount(total));
+        }
+        for entry in entries {
+            let value = match entry.r_type(LE, false) {
+                elf::R_X86_64_NONE => continue,
+                elf::R_X86_64_RELATIVE => image.value(entry.r_addend(LE) as u64)?,
+                elf::R_X86_64_GLOB_DAT | elf::R_X86_64_JUMP_SLOT | elf::R_X86_64_64 => {
+                    symbol_value(entry, symbols.as_ref(), image, manifest)?
+                }
+                other => return Err(ModuleError::RelocationType(other.0)),
+            };
+            let at = entry.r_offset(LE);
+            let patched = Extent::new(at, 8);
+            if !image.segments.iter().any(|segment| segment.writable && segment.pages.encloses(patched)) {
+                return Err(ModuleError::RelocationTarget(at));
+            }
+            if let Value::Stub(service) = value {
+                imports.insert(service);
+            }
+            relocations.push(Relocation { at, value });
+        }
+    }
+    Ok((relocations, imports))
+}
+
+/// The value of a relocation that names a symbol: a service's stub, if it is undefined.
+fn symbol_value(
+    entry: &elf::Rela64<LE>,
+    symbols: Option<&SymbolTable<Header>>,
+    image: &Image,
+    manifest: &Manifest,
+) -> Result<Value, ModuleError> {
+    let index = entry.r_sym(LE, false) as usize;
+    let missing = ModuleError::Symbol(index);
+    let symbols = symbols.ok_or(missing)?;
+    let symbol = symbols.symbols().get(index).ok_or(missing)?;
+    if !symbol.is_undefined(LE) {
+        return image.value(symbol.st_value(LE).wrapping_add(entry.r_addend(LE) as u64));
+    }
+    let name = symbol.name(LE, symbols.strings()).map_err(|_| missing)?;
+    let number = service::by_symbol(name).ok_or_else(|| unknown_service(name))?;
+    if grantable(manifest, number) { Ok(Value::Stub(number)) } else { Err(ModuleError::NotGranted(number)) }
+}
+
+/// The entry point, by name in the dynamic symbols.
+fn entry_point(sections: &Sections, file: &[u8], image: &Image) -> Result<u64, ModuleError> {
+    let symbols = sections.symbols(LE, file, elf::SHT_DYNSYM).map_err(|_| ModuleError::NotElf)?;
+    let is_entry =
+        |symbol: &&elf::Sym64<LE>| !symbol.is_undefined(LE) && symbols.symbol_name(LE, symbol) == Ok(ENTRY.as_bytes());
+    let is_code =
+        |entry: &u64| image.segments.iter().any(|segment| segment.executable && segment.pages.contains(*entry));
+    let entry = symbols.iter().find(is_entry).map(|symbol| symbol.st_value(LE));
+    entry.filter(is_code).ok_or(ModuleError::NoEntry)
 }
 
 impl Module<'_> {

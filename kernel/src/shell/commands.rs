@@ -87,7 +87,7 @@ static COMMANDS: &[Command] = &[
     command!(
         "bench",
         "bench [NAME] [--json] [--instructions]",
-        "what protection costs: all, or names that begin so",
+        "what protection costs, in both rings: all, or names that begin so",
         bench
     ),
     command!("poke", "poke NAME OFFSET:BYTES", "change a running driver's image, to break it; both in hex", poke),

@@ -408,15 +408,25 @@ struct Stream {
 
 impl Stream {
     fn start(port: u16, seed: u64) -> Result<Stream> {
-        let socket = TcpStream::connect(("127.0.0.1", port)).context("connecting to the guest")?;
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).context("connecting to the guest")?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        // Before any driver is ended, a piece there and back. libslirp 4.7 forgets what it has read from the host when a SYN-ACK
+        // comes twice (`sbreserve` empties its buffer), as one does if the driver is ended before the guest has what answers it.
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut first, mut back) = ([0; 4096], [0; 4096]);
+        random.fill(&mut first);
+        socket.write_all(&first).and_then(|()| socket.read_exact(&mut back)).context("the first bytes")?;
+        if back != first {
+            bail!("the first bytes of the stream came back wrong");
+        }
+        let mut sum = Sha256::new_with_prefix(first);
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(first.len() as u64)));
         let (mut out, mut back) = (socket.try_clone()?, socket);
         let (stopped, count) = (stop.clone(), sent.clone());
+        let (mut random_back, mut sum_back) = (random.clone(), sum.clone());
         // Both ends know the bytes from the same seed; each has its own checksum of what went through its hands.
         let sender = std::thread::spawn(move || {
-            let (mut random, mut sum) = (fastrand::Rng::with_seed(seed), Sha256::new());
             let mut piece = [0; 4096];
             while !stopped.load(Ordering::Relaxed) {
                 random.fill(&mut piece);
@@ -428,22 +438,21 @@ impl Stream {
             Some(sum.finalize().into())
         });
         let receiver = std::thread::spawn(move || {
-            let (mut random, mut sum) = (fastrand::Rng::with_seed(seed), Sha256::new());
             let (mut piece, mut expected) = ([0; 4096], [0; 4096]);
-            let (mut bytes, mut wrong) = (0, 0);
+            let (mut bytes, mut wrong) = (first.len() as u64, 0);
             let mut filled = 0;
             let mut read = |room: &mut [u8]| back.read(room).inspect_err(|error| ended("receiving", error));
             while let Ok(count @ 1..) = read(&mut piece[filled..]) {
-                sum.update(&piece[filled..filled + count]);
+                sum_back.update(&piece[filled..filled + count]);
                 bytes += count as u64;
                 filled += count;
                 if filled == piece.len() {
-                    random.fill(&mut expected);
+                    random_back.fill(&mut expected);
                     wrong += piece.iter().zip(&expected).filter(|(is, should)| is != should).count() as u64;
                     filled = 0;
                 }
             }
-            (bytes, wrong, sum.finalize().into())
+            (bytes, wrong, sum_back.finalize().into())
         });
         Ok(Stream { stop, sent, sender, receiver })
     }

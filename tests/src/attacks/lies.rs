@@ -68,7 +68,8 @@ pub fn reaches() -> Vec<Attack> {
 
 /// An endless loop when its device interrupts.
 pub fn endless_poll() -> Attack {
-    Attack::fault("rogue-nic", "hog 1000000", "took longer than 1000 ms, in poll, at rf_upcall+").then("sleep 10")
+    Attack::fault("rogue-nic", "hog 0xffffffffffffffff", "took longer than 1000 ms, in poll, at rf_upcall+")
+        .then("sleep 10")
 }
 
 /// Lies of `rogue-nic` about its queues.

@@ -129,7 +129,7 @@ fn explain(verb: &str) -> (String, &'static str) {
             ("uses ports beside those it was given", "the I/O bitmap")
         }
         "open-ports" => ("writes the I/O bitmap that has its ports", "mapped read-only"),
-        "hog" => ("loops for longer than its budget when its device interrupts", "time budget"),
+        "hog" => ("loops for ever when its device interrupts", "time budget"),
         "write-relro" => ("writes its relocated constants", "read-only after relocation"),
         "recurse" => ("recurses until the stack is gone", "unmapped addresses below the stack"),
         "big-frame" => ("reaches 256 KiB below the stack at once", "unmapped addresses below the stack"),

@@ -71,7 +71,7 @@ Too many for a table, but in the same boot:
   and the gates that it was granted are a #GP or #NP that names the entry.
 * `gates::every_argument_at_every_extreme`, `gates::random_calls_of_every_service`: all services without pointers with every
   argument at 22 extremes, 10,648 calls each, and 20,000 random calls of every service but two: 4,000 of `rf_log`, which keeps
-  lines, and 100 of `rf_panic`, each of which ends its driver. Ten million of each but these were made, too.
+  lines, and 100 of `rf_panic`, each of which ends its driver. Ten million of each but `rf_panic` were made, too.
 * `gates::pointers_to_what_is_not_its_own_end_the_driver`: null, kernel, other slots, the ends of the slot and of the stack,
   non-canonical addresses and such that overflow, passed to every service that takes a pointer.
 * `gates::interrupts_that_never_end_stop_nobody`: a device that interrupts for ever, with a driver that says so, one that

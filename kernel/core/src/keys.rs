@@ -76,6 +76,8 @@ impl Keys {
                 self.repeat(RIGHT, right);
                 self.repeat(&[BACKSPACE], right)
             }
+            // What is piped in ends its lines so; Enter does not.
+            (Sequence::None, b'\n') => self.repeat(b"\r", 1),
             (Sequence::None, byte) => self.repeat(&[byte], 1),
         };
     }
@@ -116,6 +118,7 @@ mod tests {
     #[test]
     fn keys_are_said_in_what_the_editor_knows() {
         assert_eq!(told(b"a\t\x7f\r\x03"), b"a\t\x7f\r\x03");
+        assert_eq!(told(b"lsmod\n"), b"lsmod\r");
         assert_eq!(told(b"\x1b[A\x1bOB"), b"\x1b[A\x1b[B");
         for home in [&b"\x1b[H"[..], b"\x1b[1~", b"\x1b[7~", b"\x1bOH", b"\x01"] {
             assert_eq!(told(home), b"\x1b[D\x1b[D", "{home:?}");

@@ -65,7 +65,7 @@ struct Line {
     text: String,
 }
 
-/// Between a driver's name and its words. No line of the kernel's has that, and no name.
+/// Between a driver's name and its words. A name cannot have it, and what the kernel says about a driver has a colon there.
 const QUOTE: char = '|';
 
 impl fmt::Display for Line {
@@ -341,7 +341,7 @@ pub fn warn_about(driver: &str, text: fmt::Arguments) {
     add(Some(driver), false, format!("{}{driver}: {text}", level_name(Level::Warn)));
 }
 
-/// Prints a line and keeps it. Of each driver only the last ones are kept: they take nobody else's place.
+/// Prints a line and keeps it. Of each driver only the last ones are kept: no driver takes more than those places.
 fn add(driver: Option<&str>, is_quote: bool, text: String) {
     let micros = time::uptime_ns() / 1000;
     let stamp = format!("[{:4}.{:06}] ", micros / 1_000_000, micros % 1_000_000);

@@ -30,7 +30,7 @@ pub fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim)
 }
 
-/// Three lists of commands with `|` in between; what is behind a fourth is ignored.
+/// Three lists of commands with `|` in between; what is behind the third is ignored.
 pub fn three_lists(text: &str) -> Option<[&str; 3]> {
     let mut lists = text.split('|').map(str::trim);
     Some([lists.next()?, lists.next()?, lists.next()?])

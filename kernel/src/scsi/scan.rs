@@ -28,7 +28,7 @@ static TO_SCAN: Mutex<VecDeque<Arc<Host>>> = Mutex::new(VecDeque::new());
 static ON_TO_SCAN: AtomicWaker = AtomicWaker::new();
 static ON_SETTLED: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
-/// Has the units of `host` looked for, before or after those of others.
+/// Has the units of `host` looked for, behind those of others that wait for that.
 pub fn look_at(host: Arc<Host>) {
     let mut to_scan = TO_SCAN.lock();
     if !to_scan.iter().any(|other| Arc::ptr_eq(other, &host)) {

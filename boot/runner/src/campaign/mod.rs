@@ -247,8 +247,8 @@ fn mutants(system: &System, machine: &Machine, port: u16, options: &Options) -> 
         let found = (0..1000).find_map(|_| {
             let (site, file_offset) = &sites[random.usize(..sites.len())];
             let bytes = mutate::mutate(site, kind, &mut random)?;
-            // The kernel does not load those.
             let is_new = !known.contains(&(name, *file_offset, bytes.clone()));
+            // The kernel does not load what loads SS.
             (is_new && !loads_ss(file, *file_offset as usize, &bytes)).then_some((site, *file_offset, bytes))
         });
         let Some((site, file_offset, bytes)) = found else {

@@ -64,6 +64,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     // services
     ("log-pointer", log_pointer),
     ("log-pointer-quiet", log_pointer_quiet),
+    ("log-registers", log_registers),
     ("log-length", log_length),
     ("log-forged", log_forged),
     ("panic", panic),
@@ -468,6 +469,21 @@ fn log_pointer(address: u64) -> u64 {
 fn log_pointer_quiet(address: u64) -> u64 {
     // SAFETY: none.
     unsafe { raw::rf_log(5, address, 16) as u64 }
+}
+
+/// Logs from nowhere, with a number of its own in each register that a call keeps.
+fn log_registers(_: u64) -> u64 {
+    // SAFETY: none; the call does not return.
+    unsafe {
+        asm!(
+            "mov ebx, 0xb", "mov ebp, 0xbb", "mov r12d, 12", "mov r13d, 13", "mov r14d, 14", "mov r15d, 15",
+            "mov edi, 3", "xor esi, esi", "mov edx, 16",
+            "call {}",
+            "ud2",
+            sym raw::rf_log,
+            options(noreturn)
+        )
+    }
 }
 
 fn log_length(len_bytes: u64) -> u64 {

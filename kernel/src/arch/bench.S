@@ -25,7 +25,14 @@ bench_gate_shared:
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
     push r11
     push r10
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
     call rax
+    add rsp, 48
     pop r10
     pop r11
     mov rsp, {entry_stack_top}

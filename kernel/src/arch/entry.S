@@ -38,8 +38,15 @@ gate_enter:
     /* kernel stack, below the continuation of the upcall; 16-byte aligned */
     push r11
     push r10
+    push rbx                            /* services keep these; a report of the driver's end shows them */
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
     call rax                            /* service_entry_N: does not return if the driver is ended */
-    /* kernel stack, from RSP up:  driver RIP | driver RSP | continuation */
+    /* kernel stack, from RSP up:  Caller (arch/gates.rs): R15-R12 | RBP | RBX | driver RIP | driver RSP | continuation */
+    add rsp, 48
     pop r10
     pop r11
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]

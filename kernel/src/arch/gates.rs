@@ -141,12 +141,28 @@ pub unsafe fn run_trusted(frame: &UpcallFrame) -> UpcallEnd {
     unsafe { enter_trusted(frame) }
 }
 
-/// RSP of the driver in ring 1 whose gate call is under way: `gate_enter` in `entry.S` left it right below the
-/// continuation of the upcall.
-pub fn caller_rsp() -> u64 {
-    let driver_rsp = super::cpu::this().upcall_rsp.get() - 8;
-    // SAFETY: the kernel's own stack, which is mapped for good; it is only read.
-    unsafe { (driver_rsp as *const u64).read() }
+/// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them: those that a service
+/// keeps (System V), which are the driver's still.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the fields are registers")]
+pub struct Caller {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    /// Behind the far call, in the stub.
+    pub rip: u64,
+    pub rsp: u64,
+}
+
+/// The driver in ring 1 whose gate call is under way.
+pub fn caller() -> Caller {
+    let continuation = super::cpu::this().upcall_rsp.get();
+    // SAFETY: right below the continuation of the upcall, on the kernel's own stack, which is mapped for good.
+    unsafe { (continuation as *const Caller).sub(1).read() }
 }
 
 /// Ends the upcall that is under way: [`run_sandboxed`] or [`run_trusted`] returns with `ended` set.

@@ -4,8 +4,9 @@ use super::calls::{CallLog, Last};
 use super::report::{Scene, Words};
 use super::upcall::end_current;
 use super::{Domain, Ring};
+use crate::arch::gates::{self, Caller};
 use crate::arch::traps::TrapFrame;
-use crate::arch::{gates, time, vector};
+use crate::arch::{time, vector};
 use crate::trace::{self, What};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
@@ -75,11 +76,8 @@ impl Cause {
 pub enum Site<'a> {
     /// It ran, and these were its registers.
     Trap(&'a TrapFrame),
-    /// It had called a service; its stack pointer.
-    Gate {
-        /// RSP in ring 1.
-        rsp: u64,
-    },
+    /// It had called a service, with these in its registers.
+    Gate(Caller),
     /// It did not run.
     Nowhere,
 }
@@ -141,7 +139,7 @@ impl Fault {
     /// Records what `domain` did in the gate call that is under way.
     pub fn at_gate(domain: &Domain, cause: Cause) -> Fault {
         match domain.ring() {
-            Ring::Sandboxed => Fault::new(domain, cause, Site::Gate { rsp: gates::caller_rsp() }),
+            Ring::Sandboxed => Fault::new(domain, cause, Site::Gate(gates::caller())),
             Ring::Trusted => Fault::new(domain, cause, Site::Nowhere),
         }
     }
@@ -152,7 +150,7 @@ impl Fault {
         crate::supervise::count(domain, cause);
         let kind = kind(cause, site);
         // The call that it was ended in, if it was in one.
-        if let Site::Gate { .. } = site {
+        if let Site::Gate(_) = site {
             trace::note_call(domain, ());
         }
         trace::note(domain, || What::Ended(kind));

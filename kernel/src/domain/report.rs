@@ -7,6 +7,7 @@ use super::calls::service_name;
 use super::fault::{Cause, Site};
 use super::memory::describe;
 use super::{Domain, Ring};
+use crate::arch::gates::Caller;
 use crate::arch::traps::TrapFrame;
 use crate::arch::{time, vector};
 use crate::module::File;
@@ -71,8 +72,8 @@ pub struct Scene {
     /// What the cause names, if it names an address.
     accused: Option<Spot>,
     frame: Option<TrapFrame>,
-    /// What it had called a service with.
-    arguments: Option<[u64; 3]>,
+    /// What it had called a service with, and what else was in its registers.
+    call: Option<([u64; 3], Caller)>,
     /// Where it ran, or called from.
     rip: Option<Spot>,
     code: Vec<u8>,
@@ -123,11 +124,13 @@ impl Scene {
         let (frame, rip, rsp) = match site {
             Site::Trap(frame) => (Some(*frame), Some(frame.rip), Some(frame.rsp)),
             // The stub was called: its return address is right there.
-            Site::Gate { rsp } => (None, word(rsp).map(|returns_to| call_site(domain, returns_to)), Some(rsp)),
+            Site::Gate(Caller { rsp, .. }) => {
+                (None, word(rsp).map(|returns_to| call_site(domain, returns_to)), Some(rsp))
+            }
             Site::Nowhere => (None, None, None),
         };
-        let arguments = match site {
-            Site::Gate { .. } => domain.calls.last().map(|call| call.arguments),
+        let call = match site {
+            Site::Gate(caller) => domain.calls.last().map(|call| (call.arguments, caller)),
             _ => None,
         };
         let accused = match cause {
@@ -154,7 +157,7 @@ impl Scene {
             accused: accused.map(spot),
             code: rip.map_or(Vec::new(), |rip| code(domain, rip)),
             frame,
-            arguments,
+            call,
             rip: rip.map(spot),
             rsp: rsp.map(spot),
             stack: rsp.map_or(Vec::new(), stack),
@@ -249,9 +252,11 @@ impl Scene {
         if let Some(frame) = &self.frame {
             writeln!(out, "{frame}")?;
         }
-        // A gate keeps no other registers.
-        if let (Some([rdi, rsi, rdx]), Some(rsp)) = (self.arguments, self.rsp) {
-            writeln!(out, "    rdi={rdi:016x} rsi={rsi:016x} rdx={rdx:016x}\n    rsp={:016x}", rsp.address)?;
+        // What a call leaves of the registers (System V).
+        if let Some(([rdi, rsi, rdx], Caller { r15, r14, r13, r12, rbp, rbx, rsp, .. })) = &self.call {
+            writeln!(out, "    rdi={rdi:016x} rsi={rsi:016x} rdx={rdx:016x}")?;
+            writeln!(out, "    rbx={rbx:016x} rbp={rbp:016x} rsp={rsp:016x}")?;
+            writeln!(out, "    r12={r12:016x} r13={r13:016x} r14={r14:016x}\n    r15={r15:016x}")?;
         }
         self.write_stack(out)?;
         self.write_held(out)

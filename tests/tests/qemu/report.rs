@@ -42,8 +42,24 @@ fn a_report_of_a_gate_has_the_call() {
     assert!(report[1].starts_with("    at rf_upcall+0x") && report[2].contains("  call "), "{report:?}");
     let has = |part: &str| assert!(report.iter().any(|line| line.contains(part)), "no '{part}' in {report:#?}");
     has("    rdi=0000000000000003 rsi=0000000000000008 rdx=0000000000000010");
-    has("    rsp=00000080017f");
+    has(" rsp=00000080017f");
     has("    held: 5 gates, image ");
+}
+
+/// What the driver had in its registers when it called, as far as a call keeps them.
+#[test]
+fn a_report_of_a_gate_has_the_registers() {
+    let report = report(&boot_badly(&bare("insmod rogue; tell rogue log-registers"), 1).lines);
+    let first = report.iter().position(|line| line.starts_with("    rdi=")).expect("registers");
+    let without_rsp: Vec<String> =
+        report[first..first + 4].iter().map(|line| line.split(" rsp=").next().unwrap_or_default().into()).collect();
+    let expected = [
+        "    rdi=0000000000000003 rsi=0000000000000000 rdx=0000000000000010",
+        "    rbx=000000000000000b rbp=00000000000000bb",
+        "    r12=000000000000000c r13=000000000000000d r14=000000000000000e",
+        "    r15=000000000000000f",
+    ];
+    assert_eq!(without_rsp, expected);
 }
 
 /// All that a driver had of its device.

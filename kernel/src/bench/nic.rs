@@ -1,6 +1,6 @@
 //! Frames through a network driver: ARP requests to the router, which answers each at once.
 
-use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
+use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
 use crate::arch::time;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
@@ -26,6 +26,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
         net::wait_for_address(embassy_time::Duration::from_secs(5)).await;
     }
     let Some(handle) = net::first_driver() else { return Ok(()) };
+    announce(&handle);
     let unknown = frame(&handle, false);
     for batch in BATCHES {
         let sample = || Ok(send(&handle, &unknown, batch)?.value(mode, 1.0));

@@ -1,6 +1,6 @@
 //! Reads through a SCSI driver.
 
-use super::{Cost, Mode, Row, Stopwatch, alternate, wait_for_interrupt};
+use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
 use crate::domain::Handle;
 use crate::poll::{self, Polled};
 use crate::scsi;
@@ -27,6 +27,7 @@ const SMALL: usize = 4096;
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
+    announce(&disk.handle());
     let mut random = 0x2545_f491_4f6c_dd1du64;
     let places = disk.capacity.blocks / (SMALL / disk.block_bytes()) as u64;
     if places == 0 {

@@ -54,10 +54,10 @@ pub async fn poke(mut arguments: Arguments<'_>) -> Outcome {
     let handle = module::find(name).map_err(said)?;
     let domain = handle.lock();
     let end = patch.at.checked_add(patch.bytes.len()).map(|end| end as u64);
-    if end.is_none_or(|end| end > domain.image_bytes)
-        || !domain.space.write(domain.base() + IMAGE + patch.at as u64, &patch.bytes)
-    {
+    if end.is_none_or(|end| end > domain.image_bytes) {
         return Err("the change does not lie inside the image".into());
     }
+    module::admit_change(&domain, &patch).map_err(said)?;
+    domain.space.write(domain.base() + IMAGE + patch.at as u64, &patch.bytes);
     Ok(())
 }

@@ -87,6 +87,24 @@ fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     assert!(cr3.is_some_and(|cr3| cr3 != 0 && cr3.is_multiple_of(4096)), "{text}");
 }
 
+/// Nor is a load of SS written into a driver's code where it lies: at once, or byte by byte.
+#[test]
+fn no_change_loads_ss() {
+    let (_, entry) = entry_of("template");
+    let next = entry + 1;
+    let script = format!(
+        "insmod template; poke template {entry:x}:908ed090; poke template {entry:x}:908e; poke template {next:x}:90; \
+         poke template {entry:x}:8e90; poke template {next:x}:d0; limits ss-loads 1; poke template {next:x}:d0",
+    );
+    let text = ringfence_tests::boot_badly(&bare(&script), 2).text();
+    let at = |offset| {
+        format!(
+            "error: refused: it could load SS, which QEMU's TCG takes for ring 0 (limits ss-loads lets it in)\n    at rf_upcall+0x{offset} "
+        )
+    };
+    assert_eq!((text.matches(&at(1)).count(), text.matches(&at(0)).count()), (1, 1), "{text}");
+}
+
 /// The entry code is executable in ring 1, too.
 #[test]
 fn nothing_in_the_entry_text_loads_ss() {

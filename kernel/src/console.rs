@@ -8,7 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::Waker;
 use embassy_sync::waitqueue::AtomicWaker;
 use heapless::spsc::Queue;
@@ -30,7 +30,7 @@ const DRIVER_LINES: usize = 64;
 /// Bytes of input that can wait.
 const INPUT_BYTES: usize = 1024;
 
-static MUTED: AtomicBool = AtomicBool::new(false);
+static MUTED: AtomicUsize = AtomicUsize::new(0);
 static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 /// The same port, for the interrupt handler, which only receives: it must never wait for who is sending.
 static RECEIVER: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
@@ -116,19 +116,19 @@ pub struct Mute;
 
 /// Holds back what is written until what is returned is dropped.
 pub fn mute() -> Mute {
-    MUTED.store(true, Ordering::Relaxed);
+    MUTED.fetch_add(1, Ordering::Relaxed);
     Mute
 }
 
 impl Drop for Mute {
     fn drop(&mut self) {
-        MUTED.store(false, Ordering::Relaxed);
+        MUTED.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Writes bytes as they are.
 pub fn write_bytes(bytes: &[u8]) {
-    if MUTED.load(Ordering::Relaxed) {
+    if MUTED.load(Ordering::Relaxed) > 0 {
         return;
     }
     without_interrupts(|| {
@@ -155,7 +155,7 @@ pub fn drain() {
 /// # Safety
 /// Only a panic may call it: nothing else runs afterwards.
 pub unsafe fn break_locks() {
-    MUTED.store(false, Ordering::Relaxed);
+    MUTED.store(0, Ordering::Relaxed);
     // SAFETY: as the caller promises.
     unsafe {
         UART.force_unlock();

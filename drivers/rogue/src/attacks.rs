@@ -4,6 +4,7 @@ use crate::instructions;
 use alloc::vec::Vec;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, Ordering};
+use ringfence_sdk::abi::layout::SLOT_SIZE;
 use ringfence_sdk::service::raw;
 
 /// An attack.
@@ -68,6 +69,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("log-length", log_length),
     ("log-forged", log_forged),
     ("panic", panic),
+    ("panic-random", panic_random),
     ("heap", heap),
     ("stale", stale),
     ("loop", endless),
@@ -500,6 +502,32 @@ fn log_forged(_: u64) -> u64 {
 
 fn panic(_: u64) -> u64 {
     panic!("as it was told");
+}
+
+/// Gives up with words anywhere: in its own memory, or not. Where is another matter each time, as the time is.
+fn panic_random(_: u64) -> u64 {
+    const LENGTHS: [u64; 8] = [0, 1, 7, 512, 513, 4096, 1 << 63, u64::MAX];
+    let own = core::hint::black_box([0u8; 1024]);
+    // SAFETY: takes no arguments.
+    let mut state = unsafe { raw::rf_time_ns() } as u64;
+    let mut random = || {
+        // splitmix64: the time has few bits that change.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    };
+    let (number, offset) = (random(), random());
+    let address = match number % 4 {
+        0 => number,
+        1 => own.as_ptr() as u64 + offset % 1024,
+        2 => (own.as_ptr() as u64 & !(SLOT_SIZE - 1)) + offset % SLOT_SIZE,
+        // The kernel's half, and what is not canonical.
+        _ => (number | 0xffff_8000_0000_0000) & !(offset % 2 << 47),
+    };
+    let len_bytes = LENGTHS.get(random() as usize % 16).copied().unwrap_or(random() % 600);
+    // SAFETY: none; it does not return.
+    unsafe { raw::rf_panic(address, len_bytes) as u64 }
 }
 
 /// Takes heap until there is none.

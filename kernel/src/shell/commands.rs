@@ -84,6 +84,8 @@ static COMMANDS: &[Command] = &[
     command!("irqs", "irqs", "where interrupts hit that came while a driver ran", irqs),
     command!("integrity", "integrity", "what must never change of the kernel, and stray writes", integrity),
     command!("repeat", "repeat COUNT COMMAND [, COMMAND...]", "run commands several times", repeat),
+    command!("fails", "fails COMMAND", "run a command that is to fail, and say how it does", fails),
+    command!("mute", "mute COMMAND", "run a command and print nothing meanwhile; the log goes on", mute),
     command!(
         "bench",
         "bench [NAME] [--json] [--instructions]",
@@ -226,10 +228,35 @@ async fn repeat(mut arguments: Arguments<'_>) -> Outcome {
     let started = time::uptime_ns();
     for _ in 0..count {
         run_all(commands).await?;
-        embassy_futures::yield_now().await;
+        super::let_drivers_return().await;
     }
     println!("{count} times in {} ms", (time::uptime_ns() - started) / 1_000_000);
     Ok(())
+}
+
+async fn fails(arguments: Arguments<'_>) -> Outcome {
+    let usage = arguments.wrong("the command is missing");
+    match arguments.rest() {
+        "" => usage,
+        command => match Box::pin(run(command)).await {
+            Ok(()) => Err(format!("'{command}' did not fail")),
+            Err(reason) => {
+                println!("as expected: {reason}");
+                Ok(())
+            }
+        },
+    }
+}
+
+async fn mute(arguments: Arguments<'_>) -> Outcome {
+    let usage = arguments.wrong("the command is missing");
+    match arguments.rest() {
+        "" => usage,
+        command => {
+            let _muted = console::mute();
+            Box::pin(run(command)).await
+        }
+    }
 }
 
 async fn bench(mut arguments: Arguments<'_>) -> Outcome {

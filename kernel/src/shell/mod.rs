@@ -124,10 +124,7 @@ impl Jobs {
             Either::First(outcome) => self.count(outcome),
             Either::Second(()) => self.count(Err("interrupted".to_string())),
         }
-        // A driver that it ended is back before the next command. Who became ready last is next (embassy-executor's queue),
-        // which after one turn may be this task again.
-        yield_now().await;
-        yield_now().await;
+        let_drivers_return().await;
     }
 
     /// Waits for all that run.
@@ -180,6 +177,13 @@ impl Jobs {
             self.failed += 1;
         }
     }
+}
+
+/// Between two commands: a driver that the first one ended is back before the next. Who became ready last is next
+/// (embassy-executor's queue), which after one turn may be this task again.
+async fn let_drivers_return() {
+    yield_now().await;
+    yield_now().await;
 }
 
 /// Prints a SHA-256 and of how many bytes it is.

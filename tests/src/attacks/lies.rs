@@ -148,7 +148,7 @@ pub fn extremes() -> Vec<Attack> {
 /// Random calls of every service, 4,000 at a time: 20,000 of each here, but for the log, which keeps lines.
 ///
 /// `limits transmit-ms 600000; insmod rogue-nic; repeat 2500 tell rogue-nic random N` makes ten million. `rf_panic` is not
-/// among them: each call ends the driver ([`random_panics`]). `rogue-scsi` has registered by then, but asks for 1,000
+/// among them: each call ends the driver ([`random_panics`], and `gates::random_calls_of_rf_panic`). `rogue-scsi` has registered by then, but asks for 1,000
 /// registrations that are wrong before it does, and does not load if one is not refused.
 pub fn random() -> Vec<Attack> {
     let attack = |symbol| {

@@ -2,7 +2,7 @@
 
 use ringfence::iso;
 use ringfence::machine::{Boot, End};
-use ringfence_tests::{assert_says, at_prompt, bare, boot, boot_well, leave, machine, system};
+use ringfence_tests::{assert_says, at_prompt, bare, boot, boot_badly, boot_well, leave, machine, system};
 
 #[test]
 fn boots_to_the_shell_with_64_mib() {
@@ -84,6 +84,18 @@ fn an_endless_run_meets_its_time_limit() {
     let mut machine = bare("sleep 1000000");
     machine.timeout = Some(std::time::Duration::from_secs(3));
     assert_eq!(boot(&machine).end, End::TimeLimit);
+}
+
+/// A script that breaks things on purpose succeeds when they break.
+#[test]
+fn failures_can_be_expected_and_output_held_back() {
+    let text = boot_well(&bare("fails insmod nope; mute insmod null; mute repeat 2 mute lsmod; lsmod"));
+    assert_says(&text, "as expected: there is no module 'nope' in the ramdisk");
+    assert!(!text.contains("null: loaded") && text.matches("MODULE ").count() == 1, "{text}");
+    let text = boot_badly(&bare("fails lsmod; mute insmod nope; fails; mute"), 4).text();
+    assert_says(&text, "error: 'lsmod' did not fail");
+    assert_says(&text, "error: there is no module 'nope' in the ramdisk");
+    assert_eq!(text.matches("error: the command is missing; usage: ").count(), 2, "{text}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Services with arguments that no driver would pass, and devices that interrupt for ever.
 
 use ringfence_tests::attacks::{in_one_boot, lies};
-use ringfence_tests::{assert_says, boot_well, listed, machine};
+use ringfence_tests::{assert_says, bare, boot_well, listed, machine};
+use std::collections::BTreeSet;
 
 #[test]
 fn every_argument_at_every_extreme() {
@@ -12,6 +13,35 @@ fn every_argument_at_every_extreme() {
 fn random_calls_of_every_service() {
     in_one_boot().assert(&lies::random());
     in_one_boot().assert(&lies::random_panics());
+}
+
+/// 20,000 of the one service that ends who calls it. Ten million: `mute repeat 20000 ...` in place of the second round.
+#[test]
+fn random_calls_of_rf_panic() {
+    let round = |count| {
+        format!("mute repeat {count} repeat 500 fails tell rogue panic-random, policy rogue restart; mem; integrity; ")
+    };
+    let text = boot_well(&bare(&format!(
+        "limits restarts 1000; limits restart-wait-ms 0; limits restart-window-s 1; insmod rogue; policy rogue restart; \
+         {}{}faults",
+        round(4),
+        round(36)
+    )));
+    let numbers = |beginning: &str| -> Vec<u64> {
+        let first = |line: &str| line.strip_prefix(beginning)?.split_whitespace().next()?.parse().ok();
+        text.lines().filter_map(first).collect()
+    };
+    let (frames, heap) = (numbers("frames "), numbers("heap "));
+    assert!(frames.len() == 2 && frames[0] == frames[1], "{text}");
+    // What is kept of a fault is longer or shorter.
+    assert!(heap.len() == 2 && heap[0].abs_diff(heap[1]) < 64 << 10, "{text}");
+    let checksums: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_suffix("  text, read-only data, descriptor tables, page tables"))
+        .collect();
+    assert_eq!(checksums.len(), 1, "{text}");
+    assert_eq!(text.matches("               0  frames written to that nobody has").count(), 2, "{text}");
+    assert!(text.lines().any(|line| line.starts_with("20000 ")), "{text}");
 }
 
 #[test]

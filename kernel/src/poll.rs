@@ -148,8 +148,11 @@ fn run(domain: &mut Domain, mut events: Events) {
 }
 
 /// After an upcall: takes what the driver put into its queues, and stops its device if it was ended, by the upcall or for that.
+/// What a driver says that ended in the same upcall is not believed: its requests are as if they were under way still.
 pub fn after(domain: &mut Domain) {
-    if let Some(Err(cause)) = domain.scsi.as_mut().map(|scsi| scsi.collect()) {
+    if domain.is_alive()
+        && let Some(Err(cause)) = domain.scsi.as_mut().map(|scsi| scsi.collect())
+    {
         domain.condemn(cause);
     }
     if domain.net.is_some() {

@@ -22,7 +22,7 @@ use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Instant, Timer};
 use ringfence_abi::manifest::{Policy, RING1_ONLY};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 static WORK: AtomicWaker = AtomicWaker::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
@@ -107,6 +107,7 @@ pub fn will_be_back(handle: &Handle) -> bool {
 /// The task that restarts drivers: each when its time has come, whatever becomes of the others.
 pub async fn run() {
     loop {
+        demote();
         let dead: Vec<Handle> = module::loaded().into_iter().filter(will_be_back).collect();
         let due = dead.iter().filter_map(|dead| Some((plan(dead)?, dead.clone()))).min_by_key(|(at, _)| *at);
         drop(dead);
@@ -135,6 +136,20 @@ pub async fn run() {
     }
 }
 
+/// Moves what is in ring 0 and not trusted any more to ring 1: other instances of a module that faulted.
+fn demote() {
+    for handle in module::loaded() {
+        let mut domain = handle.lock();
+        if domain.ring() == Ring::Trusted
+            && domain.is_alive()
+            && let Some(why) = distrust(&domain)
+        {
+            domain.set_ring(Ring::Sandboxed);
+            log::warn!("{}: moved to ring 1: {why}", domain.name);
+        }
+    }
+}
+
 /// When a driver that was ended is to be restarted, in nanoseconds since boot. Counts the attempt when it is planned;
 /// `None` if it was one too many.
 fn plan(dead: &Handle) -> Option<u64> {
@@ -149,20 +164,30 @@ fn plan(dead: &Handle) -> Option<u64> {
     domain.faults_at.push(now);
     let count = domain.faults_at.len() as u64;
     let limit = RESTARTS.get();
+    if domain.space.is_set_aside() {
+        // Its device is, too ([`Domain::stop_device`] has said so).
+        give_up(domain, "it was given up: its device did not stop, and is set aside with its memory".into());
+        return None;
+    }
     if count > limit {
         log::error!("{}: given up after {limit} restarts in {} s", domain.name, RESTART_WINDOW_S.get());
-        if let Some(fault) = &domain.fault {
-            fault.set_done(format!("it was given up after {limit} restarts"));
-        }
-        domain.given_up = true;
-        drop(domain);
-        crate::scsi::wake_waiting();
+        give_up(domain, format!("it was given up after {limit} restarts"));
         return None;
     }
     let wait_ms = if count > 1 { RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS) } else { 0 };
     let at = now + wait_ms * 1_000_000;
     domain.restart_at = Some(at);
     Some(at)
+}
+
+/// Nobody is to wait any longer for a driver that was ended.
+fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
+    if let Some(fault) = &domain.fault {
+        fault.set_done(done);
+    }
+    domain.given_up = true;
+    drop(domain);
+    crate::scsi::wake_waiting();
 }
 
 fn revive(dead: &Handle) {

@@ -220,6 +220,11 @@ impl Driver for RogueNic {
                 self.put(TRANSMITTED, entry(200, 0));
                 0
             }
+            // A frame that is as good as any, and the last that is heard of this driver.
+            "deliver-last" => {
+                self.put(RECEIVED, entry(0, 60));
+                panic!("with a frame delivered");
+            }
             "frame-twice" => {
                 self.set(RECEIVED, ENTRIES, entry(0, 60));
                 self.set(RECEIVED, ENTRIES + 1, entry(0, 60));

@@ -41,6 +41,8 @@ enum Lie {
     Host,
     /// The code that the kernel uses for drivers that are gone.
     Gone,
+    /// It is answered, also if it writes, and the driver ends itself.
+    Die,
     /// The queue of commands is said to be read further than it was written.
     ReadAhead,
 }
@@ -132,8 +134,9 @@ impl RogueScsi {
         if self.lie == Lie::LoseAll || self.lie == Lie::LoseWrite && request.cdb[0] == WRITE_10 {
             return;
         }
-        let reads = request.cdb[0] == READ_10 && self.lie != Lie::LoseWrite;
-        let lie = if reads { core::mem::replace(&mut self.lie, Lie::None) } else { Lie::None };
+        let concerned = request.cdb[0] == READ_10 && self.lie != Lie::LoseWrite
+            || request.cdb[0] == WRITE_10 && self.lie == Lie::Die;
+        let lie = if concerned { core::mem::replace(&mut self.lie, Lie::None) } else { Lie::None };
         match lie {
             Lie::Residual => outcome.residual = u32::MAX,
             Lie::Sense => outcome.sense_len = u32::MAX,
@@ -154,6 +157,10 @@ impl RogueScsi {
             Lie::Another => self.answer((number + 7) % REQUESTS as u64),
             Lie::Beyond => self.answer(u64::MAX),
             Lie::Ahead => self.set(COMPLETE, PUT, 1000),
+            Lie::Die => {
+                self.answer(number);
+                panic!("with an answer");
+            }
             Lie::ReadAhead => {
                 self.read_ahead = true;
                 self.answer(number);
@@ -238,6 +245,7 @@ impl Driver for RogueScsi {
             "sense" => Lie::Sense,
             "host" => Lie::Host,
             "gone" => Lie::Gone,
+            "die" => Lie::Die,
             "read-ahead" => Lie::ReadAhead,
             // Not about the next answer.
             "unasked" => {

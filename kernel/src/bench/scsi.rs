@@ -104,7 +104,7 @@ fn read(
                 let queues = domain.scsi.as_mut().ok_or("the driver is gone")?;
                 for _ in 0..batch.min(count - begun) {
                     let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
-                    let ticket = queues.begin(disk.target, disk.lun, &cdb, Data::In(len_bytes));
+                    let ticket = queues.begin(None, disk.target, disk.lun, &cdb, Data::In(len_bytes));
                     under_way.tickets.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
                     begun += 1;
                 }

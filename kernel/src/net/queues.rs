@@ -7,6 +7,7 @@ use crate::limits::TRANSMIT_MS;
 use crate::memory::frames::OutOfMemory;
 use crate::memory::shared::SharedMemory;
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::net::{
     EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_FRAMES, RX_PHYSICAL, TRANSMIT, TRANSMITTED, TX_FRAMES,
@@ -37,6 +38,8 @@ pub struct Queues {
     progress_ns: u64,
     /// The frames it has, in the order in which it got them.
     order: VecDeque<(usize, usize)>,
+    /// What another driver, which was ended, had delivered.
+    inherited: VecDeque<Vec<u8>>,
     /// Counters for `ip`.
     pub counts: Counts,
 }
@@ -63,12 +66,24 @@ impl Queues {
         Ok((!self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
     }
 
-    /// Hands over again what another driver, which was ended, had and did not send. What it may have sent is sent
-    /// twice, which networks do as well.
+    /// Takes over from another driver, which was ended, what it had delivered, and hands over again what it had and did not
+    /// send. What it may have sent is sent twice, which networks do as well.
     pub fn take_over(&mut self, other: &mut Queues) {
+        let mut frame = [0; FRAME_BYTES];
+        // It cannot deliver more than its ring holds any more.
+        while let Ok(Some(len_bytes)) = other.receive(&mut frame) {
+            let mut kept = Vec::new();
+            if let Some(frame) = frame.get(..len_bytes)
+                && self.inherited.len() < RX_FRAMES
+                && kept.try_reserve_exact(len_bytes).is_ok()
+                && self.inherited.try_reserve(1).is_ok()
+            {
+                kept.extend_from_slice(frame);
+                self.inherited.push_back(kept);
+            }
+        }
         // What it lied about is not taken over.
         let _ = other.reclaim();
-        let mut frame = [0; FRAME_BYTES];
         for (number, len_bytes) in core::mem::take(&mut other.order) {
             let Some(frame) = frame.get_mut(..len_bytes) else { continue };
             if other.tx.read(number * FRAME_BYTES, frame) {
@@ -76,7 +91,9 @@ impl Queues {
                 let _ = self.send(frame);
             }
         }
-        self.counts = other.counts;
+        // These will be counted when they are received.
+        self.counts =
+            Counts { received: other.counts.received.saturating_sub(self.inherited.len() as u64), ..other.counts };
     }
 
     /// Maps queues and frames into `domain`, and lends it all receive frames.
@@ -114,6 +131,7 @@ impl Queues {
             unsent: 0,
             progress_ns: 0,
             order: VecDeque::with_capacity(TX_FRAMES),
+            inherited: VecDeque::new(),
             counts: Counts::default(),
         };
         for frame in 0..RX_FRAMES {
@@ -192,6 +210,13 @@ impl Queues {
 
     /// Copies the next received frame into `to` and returns its length in bytes.
     pub fn receive(&mut self, to: &mut [u8; FRAME_BYTES]) -> Result<Option<usize>, Cause> {
+        if let Some(frame) = self.inherited.pop_front()
+            && let Some(room) = to.get_mut(..frame.len())
+        {
+            room.copy_from_slice(&frame);
+            self.counts.received += 1;
+            return Ok(Some(frame.len()));
+        }
         loop {
             let Some(taken) = self.received.take(&self.memory).map_err(Cause::lie("received"))? else {
                 return Ok(None);

@@ -2,10 +2,10 @@
 
 use super::Host;
 use super::queues::{self, Data, Ticket};
+use super::repeat::Place;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
-use crate::limits::COMMAND_MS;
-use crate::task::wait_in;
+use crate::limits::{COMMAND_MS, PAUSE_MS};
 use crate::{module, poll};
 use alloc::vec::Vec;
 use core::fmt;
@@ -13,7 +13,7 @@ use core::future::poll_fn;
 use core::sync::atomic::Ordering;
 use core::task::Poll;
 use embassy_futures::yield_now;
-use embassy_time::{Duration, with_timeout};
+use embassy_time::{Duration, Instant, with_timeout};
 use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb::Cdb;
@@ -21,41 +21,6 @@ use ringfence_core::sense::{self, Sense};
 
 /// How often a command is sent when the device only wants to say that something changed.
 const TRIES: usize = 4;
-
-/// How often one command is sent again because its driver was ended.
-const RESTARTS: usize = 16;
-
-/// A place among the commands that are to be sent again. It is given up when this goes.
-struct Turn<'a> {
-    host: &'a Host,
-    number: u64,
-}
-
-impl<'a> Turn<'a> {
-    fn of(host: &'a Host, number: u64) -> Turn<'a> {
-        host.to_repeat.lock().insert(number);
-        Turn { host, number }
-    }
-
-    /// Waits until all commands with smaller numbers were sent again.
-    async fn come(&self) {
-        poll_fn(|context| {
-            if self.host.to_repeat.lock().first() == Some(&self.number) {
-                return Poll::Ready(());
-            }
-            wait_in(&mut self.host.waiting.lock(), context.waker());
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.host.to_repeat.lock().remove(&self.number);
-        self.host.wake();
-    }
-}
 
 /// Why a command failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,16 +81,17 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Sends one command and waits for its outcome; data that comes in goes to `data_in`. `turn` is given up when it is sent, or
-/// if it writes, when it is done: who has the next turn may read what it writes.
+/// Sends command `number` and waits for its outcome; data that comes in goes to `data_in`. `place` is left when it is sent, unless
+/// it writes: who comes next may read that.
 async fn execute_once(
     handle: &Handle,
+    number: u64,
     target: u32,
     lun: u32,
     cdb: &Cdb,
     data_out: &[u8],
     data_in: &mut [u8],
-    mut turn: Option<Turn<'_>>,
+    place: Option<&Place<'_>>,
 ) -> Result<Outcome, ScsiError> {
     let begun = poll_fn(|context| {
         let mut domain = handle.lock();
@@ -138,7 +104,7 @@ async fn execute_once(
             (true, false) => Data::In(data_in.len()),
             (true, true) => Data::None,
         };
-        match scsi.begin(target, lun, cdb, data) {
+        match scsi.begin(Some(number), target, lun, cdb, data) {
             Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
             Ok(None) => {
                 scsi.wake_when_free(context.waker());
@@ -160,9 +126,8 @@ async fn execute_once(
         return Err(ScsiError::NoDriver);
     };
     let ticket = ticket?;
-    if data_out.is_empty() {
-        // The next one may be sent.
-        drop(turn.take());
+    if let Some(place) = place.filter(|_| data_out.is_empty()) {
+        place.leave();
     }
     let mut waiting = Waiting { handle, ticket: Some(ticket) };
     poll::poll(handle, Events::QUEUE);
@@ -212,7 +177,7 @@ fn is_mention(error: &ScsiError) -> bool {
 
 /// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is on the disk: its blocks
 /// are read and compared. `false` if that cannot be found out; then it is written again, which does no harm.
-async fn is_written(host: &Host, target: u32, lun: u32, cdb: &Cdb, data_out: &[u8]) -> bool {
+async fn is_written(host: &Host, number: u64, target: u32, lun: u32, cdb: &Cdb, data_out: &[u8]) -> bool {
     let Some(read) = cdb.read_back() else { return false };
     let mut found = Vec::new();
     if found.try_reserve_exact(data_out.len()).is_err() {
@@ -220,7 +185,7 @@ async fn is_written(host: &Host, target: u32, lun: u32, cdb: &Cdb, data_out: &[u
     }
     found.resize(data_out.len(), 0);
     for _ in 0..TRIES {
-        let outcome = execute_once(&host.handle(), target, lun, &read, &[], &mut found, None).await;
+        let outcome = execute_once(&host.handle(), number, target, lun, &read, &[], &mut found, None).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, read.name(), data_out.len())) {
             Ok(len_bytes) => return len_bytes == data_out.len() && found == data_out,
             Err(error) if is_mention(&error) => {}
@@ -248,26 +213,30 @@ pub async fn execute(
     yield_now().await;
     let len_bytes = data_out.len().max(data_in.len());
     let number = host.commands.fetch_add(1, Ordering::Relaxed);
-    let (mut tries, mut restarts) = (0, 0);
-    let mut turn: Option<Turn> = None;
+    let place = host.repeats.place(number);
+    let mut tries = 0;
+    // When its driver was ended for the first time.
+    let mut ended: Option<Instant> = None;
+    let mut was_under_way = false;
     loop {
-        if let Some(turn) = &turn {
-            turn.come().await;
-            if is_written(host, target, lun, cdb, data_out).await {
+        if core::mem::take(&mut was_under_way) {
+            place.come().await;
+            if is_written(host, number, target, lun, cdb, data_out).await {
                 log::info!("{}: a {} was done before its driver was ended", host.handle().lock().name, cdb.name());
                 return Ok(data_out.len());
             }
         }
         let handle = host.handle();
-        let outcome = execute_once(&handle, target, lun, cdb, data_out, data_in, turn.take()).await;
+        let outcome = execute_once(&handle, number, target, lun, cdb, data_out, data_in, Some(&place)).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), len_bytes)) {
-            Err(ScsiError::NoDriver) if restarts < RESTARTS => {
+            Err(ScsiError::NoDriver) => {
                 // Those that were under way go again in the order in which they were first sent.
-                turn = Some(Turn::of(host, number));
-                if !host.another_than(&handle).await {
+                place.join();
+                was_under_way = true;
+                let ended = *ended.get_or_insert_with(Instant::now);
+                if ended.elapsed().as_millis() > PAUSE_MS.get() || !host.another_than(&handle).await {
                     return Err(ScsiError::NoDriver);
                 }
-                restarts += 1;
                 // A fresh driver has reset the device, which mentions that.
                 tries = 0;
             }

@@ -2,6 +2,7 @@
 //!
 //! * [`queues`]: requests to and from a driver
 //! * [`command`]: sends a command, again if its driver was ended, and says what became of it
+//! * [`repeat`]: the order in which commands are sent again
 //! * [`scan`]: looks for the disks of a host
 //! * [`disk`]: the blocks of one disk
 
@@ -9,18 +10,19 @@ use crate::domain::Handle;
 use crate::limits::PAUSE_MS;
 use crate::supervise;
 use crate::task::wait_in;
-use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use embassy_time::{Duration, with_timeout};
+use repeat::Repeats;
 use spin::Mutex;
 
 pub mod command;
 pub mod disk;
 pub mod queues;
+pub mod repeat;
 pub mod scan;
 
 /// A SCSI host: a driver, and whatever comes in its place when it was ended.
@@ -30,12 +32,12 @@ pub struct Host {
     gone: AtomicBool,
     /// Set when its units have been looked at, as far as they are.
     scanned: AtomicBool,
-    /// Who waits for another driver, or for its turn to send a command again.
+    /// Who waits for another driver.
     waiting: Mutex<Vec<Waker>>,
     /// Commands so far: each one's number is its place among those that are sent again.
     commands: AtomicU64,
     /// Commands that are to be sent again.
-    to_repeat: Mutex<BTreeSet<u64>>,
+    repeats: Arc<Repeats>,
 }
 
 static HOSTS: Mutex<Vec<Arc<Host>>> = Mutex::new(Vec::new());
@@ -80,14 +82,15 @@ pub fn wake_waiting() {
 
 /// Has the units of a driver that offers a SCSI host looked for.
 pub fn attach(handle: &Handle) {
-    if handle.lock().scsi.is_some() {
+    let repeats = handle.lock().scsi.as_ref().map(|queues| queues.repeats().clone());
+    if let Some(repeats) = repeats {
         let host = Arc::new(Host {
             current: Mutex::new(handle.clone()),
             gone: AtomicBool::new(false),
             scanned: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
             commands: AtomicU64::new(0),
-            to_repeat: Mutex::new(BTreeSet::new()),
+            repeats,
         });
         HOSTS.lock().push(host.clone());
         scan::look_at(host);
@@ -96,10 +99,11 @@ pub fn attach(handle: &Handle) {
 
 /// Puts another driver in place of one that was ended; what waits for it goes on.
 pub fn replace(dead: &Handle, fresh: &Handle) {
-    if fresh.lock().scsi.is_none() {
-        return detach(dead);
-    }
     if let Some(host) = host_of(dead) {
+        match &mut fresh.lock().scsi {
+            Some(queues) => queues.set_repeats(&host.repeats),
+            None => return detach(dead),
+        }
         *host.current.lock() = fresh.clone();
         host.wake();
         // A scan that its end cut short begins again.

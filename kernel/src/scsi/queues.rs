@@ -1,9 +1,11 @@
 //! The kernel's end of a SCSI driver's queues ([`ringfence_abi::scsi`]).
 
+use super::repeat::Repeats;
 use crate::domain::Domain;
 use crate::domain::fault::Cause;
 use crate::memory::frames::OutOfMemory;
 use crate::memory::shared::SharedMemory;
+use alloc::sync::Arc;
 use core::task::Waker;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::queue::{Consumer, Producer};
@@ -25,14 +27,17 @@ pub struct Queues {
     submit: Producer,
     complete: Consumer,
     requests: [State; REQUESTS],
+    /// The host's commands that are to be sent again.
+    repeats: Arc<Repeats>,
     /// Woken when a request becomes free.
     on_free: Option<Waker>,
 }
 
 enum State {
     Free,
-    /// The driver has it; who waits for it, if someone still does.
+    /// The driver has it; the command's number, if it is to be sent again when the driver is ended, and who waits for it, if someone still does.
     Sent {
+        command: Option<u64>,
         waker: Option<Waker>,
         abandoned: bool,
         /// The unit that it writes to, if it does.
@@ -72,8 +77,19 @@ impl Queues {
             submit: Producer::new(SUBMIT),
             complete: Consumer::new(COMPLETE),
             requests: [const { State::Free }; REQUESTS],
+            repeats: Arc::default(),
             on_free: None,
         })
+    }
+
+    /// The host's commands that are to be sent again.
+    pub fn repeats(&self) -> &Arc<Repeats> {
+        &self.repeats
+    }
+
+    /// Makes this a part of another driver's host.
+    pub fn set_repeats(&mut self, repeats: &Arc<Repeats>) {
+        self.repeats = repeats.clone();
     }
 
     /// Requests that the driver has.
@@ -82,8 +98,15 @@ impl Queues {
     }
 
     /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all are under way.
-    /// Data longer than [`MAX_DATA`] is cut off.
-    pub fn begin(&mut self, target: u32, lun: u32, cdb: &Cdb, data: Data) -> Result<Option<Ticket>, Cause> {
+    /// Data longer than [`MAX_DATA`] is cut off. `command` is the number of a command that has a place among [`Repeats`].
+    pub fn begin(
+        &mut self,
+        command: Option<u64>,
+        target: u32,
+        lun: u32,
+        cdb: &Cdb,
+        data: Data,
+    ) -> Result<Option<Ticket>, Cause> {
         let depth = self.info.queue_depth as usize;
         let Some(number) = self.requests.iter().take(depth).position(|state| matches!(state, State::Free)) else {
             return Ok(None);
@@ -117,7 +140,7 @@ impl Queues {
         if !self.submit.put(&self.memory, number as u64).map_err(Cause::lie("submit"))? {
             return Ok(None);
         }
-        self.requests[number] = State::Sent { waker: None, abandoned: false, writes };
+        self.requests[number] = State::Sent { command, waker: None, abandoned: false, writes };
         Ok(Some(Ticket(number)))
     }
 
@@ -133,11 +156,14 @@ impl Queues {
         Ok(())
     }
 
-    /// Ends all requests under way: the driver is gone.
+    /// Ends all requests under way: the driver is gone. Those that somebody waits for are to be sent again.
     pub fn fail_all(&mut self) {
         let outcome = Outcome { host: NO_DRIVER, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
         for number in 0..REQUESTS {
-            if matches!(self.requests[number], State::Sent { .. }) {
+            if let State::Sent { command, abandoned, .. } = self.requests[number] {
+                if let Some(command) = command.filter(|_| !abandoned) {
+                    self.repeats.add(command);
+                }
                 self.settle(number, outcome);
             }
         }

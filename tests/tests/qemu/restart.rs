@@ -31,6 +31,18 @@ fn a_tcp_stream_survives_its_driver() {
     leave(running);
 }
 
+/// What a driver had delivered is not lost with it.
+#[test]
+fn frames_survive_their_driver() {
+    let mut machine = machine(
+        "limits transmit-ms 600000; insmod rogue-nic; policy rogue-nic restart; fails tell rogue-nic deliver-last; fails ip",
+    );
+    machine.contents.autoload = false;
+    let text = boot_well(&machine);
+    assert_says(&text, "rogue-nic: restarted in ring 1");
+    assert_says(&text, " frames out, 1 in");
+}
+
 #[test]
 fn a_copy_survives_its_driver() {
     const BYTES: usize = 32 << 20;
@@ -335,12 +347,15 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
         "e1000",
         "untold",
         &[(METHOD, 0)],
-        "integrity; insmod untold; kill untold; lspci; integrity",
+        "integrity; insmod untold; policy untold restart; kill untold; lspci; integrity; faults 1; lsmod",
     );
     let text = boot_well(&machine);
     assert_intact(&text);
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
+    // There is nothing that another one could have.
+    assert_says(&text, "    then: it was given up: its device did not stop, and is set aside with its memory");
+    assert_eq!(listed(&text, "untold")[0].state, "given up");
 }
 
 /// Manifests are promised no more than there is: one alone no more than can be there twice, and memory that is set aside is gone.
@@ -420,6 +435,16 @@ fn a_module_that_faulted_in_ring_1_is_not_trusted() {
 }
 
 #[test]
+fn other_instances_lose_ring_0_as_well() {
+    let text = boot_badly(&bare("insmod rogue --ring 0; insmod rogue; tell rogue.2 read 0; lsmod"), 1).text();
+    assert_says(
+        &text,
+        "rogue: moved to ring 1: it faulted once in ring 1; 'policy rogue restart' or 'stop' forgives that",
+    );
+    assert_eq!(listed(&text, "rogue")[0].ring, 1, "{text}");
+}
+
+#[test]
 fn a_module_can_be_for_ring_1_only() {
     let (machine, _directory) = with_other_manifest(
         "template",
@@ -471,17 +496,42 @@ fn limits_are_changed_and_bad_values_refused() {
     assert_says(&run.text(), "error: there is no limit 'nonsense'; 'limits' lists them");
 }
 
+/// Where the commands began that `rogue-scsi` read blocks for.
+fn blocks_read(text: &str) -> Vec<&str> {
+    text.lines().filter_map(|line| line.split_once("rogue-scsi| reads block ")).map(|(_, block)| block).collect()
+}
+
 #[test]
 fn commands_are_sent_again_in_order() {
     let text = boot_well(&bare(
         "insmod rogue-scsi; policy rogue-scsi restart; tell rogue-scsi lose-all; blkread disk0 0 512 &; sleep 50; \
          kill rogue-scsi; wait; lsmod",
     ));
-    let reads: Vec<&str> =
-        text.lines().filter_map(|line| line.split_once("rogue-scsi| reads block ")).map(|(_, block)| block).collect();
     // Four commands of 64 KiB at once; the first driver answers none of them, the second one all.
-    assert_eq!(reads, ["0", "128", "256", "384", "0", "128", "256", "384"], "{text}");
+    assert_eq!(blocks_read(&text), ["0", "128", "256", "384", "0", "128", "256", "384"], "{text}");
     assert_says(&text, "  262144 bytes");
+}
+
+/// Whoever sent them: the first job's command is the second one.
+#[test]
+fn commands_of_several_jobs_are_sent_again_in_order() {
+    let text = boot_well(&bare(
+        "insmod rogue-scsi; policy rogue-scsi restart; tell rogue-scsi lose-all; repeat 1 sleep 30, blkread disk0 512 8 &; \
+         blkread disk0 0 8 &; sleep 80; kill rogue-scsi; wait",
+    ));
+    assert_eq!(blocks_read(&text), ["0", "512", "0", "512"], "{text}");
+}
+
+/// Of a driver that answers and ends in the same upcall nobody knows what its answers are worth.
+#[test]
+fn what_a_driver_says_as_it_ends_is_not_believed() {
+    let text = boot_well(&bare(
+        "insmod rogue-scsi; policy rogue-scsi restart; tell rogue-scsi die; blkread disk0 0 8; tell rogue-scsi die; \
+         blkwrite disk0 8 1 7",
+    ));
+    // The write is looked up, found missing, and done.
+    assert_eq!(blocks_read(&text), ["0", "0", "8"], "{text}");
+    assert_eq!(text.matches("rogue-scsi| writes block 8").count(), 2, "{text}");
 }
 
 /// A write whose driver is ended may be on the disk or not: what is there is not written again, what is not is.

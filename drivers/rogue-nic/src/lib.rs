@@ -10,7 +10,7 @@ mod reach;
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
-use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_PHYSICAL, entry};
+use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_FRAMES, TX_PHYSICAL, entry};
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN};
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, device, driver};
@@ -35,6 +35,8 @@ struct RogueNic {
     poll_ms: u64,
     /// How many frames it has said that it sent, once it says so.
     sent: Option<u64>,
+    /// Whether it has put a frame into its queue that is to be gone.
+    backwards: bool,
 }
 
 impl RogueNic {
@@ -76,7 +78,14 @@ impl Driver for RogueNic {
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
-        Ok(RogueNic { queues: start as *mut u64, random: 0x1997, reply: Reply::empty(), poll_ms: 0, sent: None })
+        Ok(RogueNic {
+            queues: start as *mut u64,
+            random: 0x1997,
+            reply: Reply::empty(),
+            poll_ms: 0,
+            sent: None,
+            backwards: false,
+        })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
@@ -188,6 +197,12 @@ impl Driver for RogueNic {
                 (physical == physical_again && word == 0).into()
             }
             "dma-all" => refusal(unsafe { raw::rf_dma_alloc(1 << 40) }),
+            // Memory that it has given back.
+            "log-freed" => unsafe {
+                let start = raw::rf_dma_alloc(4096) as u64;
+                raw::rf_dma_free(start);
+                raw::rf_log(3, start, 16) as u64
+            },
             // Registers are not memory that the kernel reads for a driver.
             "log-registers" => {
                 let registers = unsafe { raw::rf_bar_map(0) };
@@ -196,6 +211,16 @@ impl Driver for RogueNic {
             // Positions that cannot be true.
             "received-ahead" => {
                 self.set(RECEIVED, PUT, 1000);
+                0
+            }
+            // A frame, and once that was taken, as if it had never been.
+            "received-backwards" if self.backwards => {
+                self.set(RECEIVED, PUT, 0);
+                0
+            }
+            "received-backwards" => {
+                self.backwards = true;
+                self.put(RECEIVED, entry(0, 60));
                 0
             }
             "transmitted-ahead" => {
@@ -216,8 +241,13 @@ impl Driver for RogueNic {
                 self.put(RECEIVED, entry(0, u32::MAX));
                 0
             }
-            "frame-not-lent" => {
+            "no-such-frame-sent" => {
                 self.put(TRANSMITTED, entry(200, 0));
+                0
+            }
+            // The last one that the kernel would use.
+            "frame-not-lent" => {
+                self.put(TRANSMITTED, entry(TX_FRAMES as u32 - 1, 0));
                 0
             }
             // A frame that is as good as any, and the last that is heard of this driver.

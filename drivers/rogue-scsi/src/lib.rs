@@ -41,6 +41,8 @@ enum Lie {
     Host,
     /// The code that the kernel uses for drivers that are gone.
     Gone,
+    /// The queue of answers is said to have one less in it than before.
+    Backwards,
     /// It is answered, also if it writes, and the driver ends itself.
     Die,
     /// The queue of commands is said to be read further than it was written.
@@ -157,6 +159,7 @@ impl RogueScsi {
             Lie::Another => self.answer((number + 7) % REQUESTS as u64),
             Lie::Beyond => self.answer(u64::MAX),
             Lie::Ahead => self.set(COMPLETE, PUT, 1000),
+            Lie::Backwards => self.set(COMPLETE, PUT, self.put.wrapping_sub(1)),
             Lie::Die => {
                 self.answer(number);
                 panic!("with an answer");
@@ -245,6 +248,7 @@ impl Driver for RogueScsi {
             "sense" => Lie::Sense,
             "host" => Lie::Host,
             "gone" => Lie::Gone,
+            "backwards" => Lie::Backwards,
             "die" => Lie::Die,
             "read-ahead" => Lie::ReadAhead,
             // Not about the next answer.

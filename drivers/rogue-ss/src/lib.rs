@@ -29,6 +29,7 @@ impl Driver for RogueSs {
         let argument = ringfence_sdk::number(argument)?;
         match verb {
             "load-ss" => load_ss(argument as u16),
+            "load-lss" => load_lss(argument as u16),
             "null-ss" => return Ok(null_ss()),
             "shadowed-gate" => shadowed(NULL_GATE),
             "shadowed-return" => shadowed(RETURN_GATE),
@@ -43,6 +44,16 @@ impl Driver for RogueSs {
 fn load_ss(selector: u16) {
     // SAFETY: none; that is the point, here and below.
     unsafe { asm!("mov ss, {:x}", in(reg) selector) };
+}
+
+/// Loads SS and the stack pointer together, and gives that back.
+#[inline(never)]
+fn load_lss(selector: u16) {
+    // SAFETY: none. LSS with 64 bits is Intel's only; this one takes 32 bits of stack pointer and clears the others.
+    unsafe {
+        asm!("mov {saved}, rsp", "push rax", "push 0", "mov dword ptr [rsp + 4], eax", "lss ecx, [rsp]", "mov rsp, {saved}",
+            in("rax") u64::from(selector), out("rcx") _, saved = out(reg) _)
+    };
 }
 
 /// Loads a null selector into SS and reads CR3, which only ring 0 can. QEMU takes the ring from SS, and says what CR3 is.

@@ -52,9 +52,13 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("iret-stack", instructions::interrupt_return_stack),
     ("ask-segment", instructions::ask_segment),
     ("trap-flag-gate", trap_flag_gate),
+    ("trap-flag-return", trap_flag_return),
+    ("hidden", hidden),
+    ("middle-of-stub", middle_of_stub),
     ("bad-stack-gate", bad_stack_gate),
     ("bad-stack", bad_stack),
     ("bad-stack-fault", bad_stack_fault),
+    ("bad-stack-push", bad_stack_push),
     ("gate-at-page-end", gate_at_page_end),
     ("gate-offset", gate_offset),
     ("flags", flags),
@@ -277,9 +281,47 @@ fn iret_ring0(_: u64) -> u64 {
     0
 }
 
+/// Jumps into the middle of an instruction, whose constant hides another one: MOV from CR3, WRMSR, CLI, or OUT.
+#[inline(never)]
+fn hidden(number: u64) -> u64 {
+    // SAFETY: none. MOV RAX, imm64 is 10 bytes: the constant begins with its third.
+    unsafe {
+        asm!(
+            "lea rax, [rip + 2f]",
+            "lea rax, [rax + 4 * rcx + 2]",
+            "lea rax, [rax + 2 * rcx]",
+            "lea rax, [rax + 4 * rcx]",
+            "xor ecx, ecx",
+            "jmp rax",
+            "2:",
+            ".byte 0x48, 0xb8, 0x0f, 0x20, 0xd8, 0x90, 0x90, 0x90, 0x90, 0x90",
+            ".byte 0x48, 0xb8, 0x0f, 0x30, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90",
+            ".byte 0x48, 0xb8, 0xfa, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90",
+            ".byte 0x48, 0xb8, 0xee, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90",
+            in("rcx") number & 3, out("rax") _, out("rdx") _
+        )
+    };
+    0
+}
+
+/// Jumps into the middle of its stub for a service: the far call without its first byte.
+fn middle_of_stub(_: u64) -> u64 {
+    execute(raw::rf_null as *const () as u64 + 1)
+}
+
 /// Single-steps into a gate: the debug exception arrives in ring 0, on the gate's first instruction.
 fn trap_flag_gate(_: u64) -> u64 {
-    let target = [0u16, 0, selector_of(0)];
+    single_step_into(selector_of(0))
+}
+
+/// The same into the gate that ends an upcall.
+fn trap_flag_return(_: u64) -> u64 {
+    const RETURN_GATE: u16 = 4 << 3 | 5;
+    single_step_into(RETURN_GATE)
+}
+
+fn single_step_into(selector: u16) -> u64 {
+    let target = [0u16, 0, selector];
     let result: u64;
     // SAFETY: none.
     unsafe {
@@ -334,6 +376,13 @@ fn bad_stack_fault(stack: u64) -> u64 {
     unsafe { asm!("mov rsp, {0}", "ud2", in(reg) stack, options(noreturn)) }
 }
 
+/// Pushes with a stack pointer that is nowhere.
+#[inline(never)]
+fn bad_stack_push(stack: u64) -> u64 {
+    // SAFETY: none.
+    unsafe { asm!("mov rsp, {0}", "push 1", in(reg) stack, options(noreturn)) }
+}
+
 /// Calls a gate with an instruction that begins in a page's last byte and ends in the next page.
 fn gate_at_page_end(_: u64) -> u64 {
     let target = [0u16, 0, selector_of(0)];
@@ -352,8 +401,8 @@ fn gate_at_page_end(_: u64) -> u64 {
     result
 }
 
-/// IF, IOPL, NT, VM, VIF and VIP: of these a driver has IF, whatever it asks for.
-const NOT_THE_DRIVERS: u64 = 0x1a_7200;
+/// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID: of these a driver has IF behind a gate, whatever it asked for.
+const NOT_THE_DRIVERS: u64 = 0x3f_7700;
 
 /// IF, IOPL, VM, VIF, VIP.
 const PRIVILEGED: u64 = 1 << 9 | 3 << 12 | 1 << 17 | 1 << 19 | 1 << 20;

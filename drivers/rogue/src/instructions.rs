@@ -5,7 +5,8 @@ use core::arch::asm;
 
 macro_rules! instructions {
     ($($verb:literal: $($line:literal),+;)*) => {
-        /// Each runs one instruction with RAX, RCX and RDX zero; most never return.
+        /// Each runs one instruction, with RAX, RCX and RDX zero unless it says otherwise; most never return. What is written to a
+        /// register would do harm: it is a value that the register can have, and takes a protection away.
         pub static INSTRUCTIONS: &[(&str, Attack)] = &[$(($verb, {
             #[inline(never)]
             fn run(_: u64) -> u64 {
@@ -27,23 +28,24 @@ instructions! {
     "clts": "clts";
     "invd": "invd";
     "wbinvd": "wbinvd";
-    "lmsw": "lmsw ax";
+    "lmsw": "mov eax, 0xb", "lmsw ax";
     "lldt": "lldt ax";
-    "ltr": "ltr ax";
+    "ltr": "mov eax, 0x18", "ltr ax";
     "lgdt": "lgdt [rsp]";
     "invlpg": "invlpg [rsp]";
-    "invpcid": "invpcid rax, [rsp]";
+    "invpcid": "push 0", "push 0", "mov eax, 2", "invpcid rax, [rsp]";
     "swapgs": "swapgs";
     "sysretq": "sysretq";
+    "sysretl": ".byte 0x0f, 0x07";
     "sysexit": "sysexit";
-    "xsetbv": "xsetbv";
-    "wrmsr": "wrmsr";
+    "xsetbv": "mov eax, 3", "xsetbv";
+    "wrmsr": "mov ecx, 0xc0000080", "mov eax, 0xd01", "wrmsr";
     "rdpmc": "rdpmc";
     "monitor": "monitor";
     "mwait": "mwait";
     "vmcall": "vmcall";
     "vmmcall": "vmmcall";
-    "mov-cr0": "mov cr0, rax";
+    "mov-cr0": "mov eax, 0x80000025", "mov cr0, rax";
     "mov-from-cr0": "mov rax, cr0";
     "mov-cr1": "mov cr1, rax";
     "mov-from-cr1": "mov rax, cr1";
@@ -51,7 +53,7 @@ instructions! {
     "mov-from-cr2": "mov rax, cr2";
     "mov-cr3": "mov cr3, rax";
     "mov-from-cr3": "mov rax, cr3";
-    "mov-cr4": "mov cr4, rax";
+    "mov-cr4": "mov eax, 0x20", "mov cr4, rax";
     "mov-from-cr4": "mov rax, cr4";
     "mov-cr5": "mov cr5, rax";
     "mov-from-cr5": "mov rax, cr5";
@@ -75,10 +77,11 @@ instructions! {
     "mov-from-dr5": "mov rax, dr5";
     "mov-dr6": "mov dr6, rax";
     "mov-from-dr6": "mov rax, dr6";
-    "mov-dr7": "mov dr7, rax";
+    "mov-dr7": "mov eax, 0x401", "mov dr7, rax";
     "mov-from-dr7": "mov rax, dr7";
     "in16": "in ax, dx";
     "in32": "in eax, dx";
+    "in32-end": "mov edx, 0xffff", "in eax, dx";
     "out16": "out dx, ax";
     "out32": "out dx, eax";
     "insb": "lea rdi, [rsp - 64]", "insb";
@@ -95,6 +98,14 @@ instructions! {
     "stac": "stac";
     "getsec": ".byte 0x0f, 0x37";
     "encls": ".byte 0x0f, 0x01, 0xcf";
+    "vmxon": "push 0", ".byte 0xf3, 0x0f, 0xc7, 0x34, 0x24";
+    "vmptrld": "push 0", ".byte 0x0f, 0xc7, 0x34, 0x24";
+    "vmclear": "push 0", ".byte 0x66, 0x0f, 0xc7, 0x34, 0x24";
+    "vmread": ".byte 0x0f, 0x78, 0xc0";
+    "vmwrite": ".byte 0x0f, 0x79, 0xc0";
+    "vmresume": ".byte 0x0f, 0x01, 0xc3";
+    "invept": "push 0", "push 0", ".byte 0x66, 0x0f, 0x38, 0x80, 0x04, 0x24";
+    "invvpid": "push 0", "push 0", ".byte 0x66, 0x0f, 0x38, 0x81, 0x04, 0x24";
     "vmxoff": ".byte 0x0f, 0x01, 0xc4";
     "vmlaunch": ".byte 0x0f, 0x01, 0xc2";
     "vmrun": ".byte 0x0f, 0x01, 0xd8";
@@ -104,6 +115,17 @@ instructions! {
     "clgi": ".byte 0x0f, 0x01, 0xdd";
     "skinit": ".byte 0x0f, 0x01, 0xde";
     "invlpga": ".byte 0x0f, 0x01, 0xdf";
+    "monitorx": ".byte 0x0f, 0x01, 0xfa";
+    "mwaitx": ".byte 0x0f, 0x01, 0xfb";
+    // State components of XSAVE that only ring 0 may touch.
+    "xsaves": ".byte 0x0f, 0xc7, 0x6c, 0x24, 0xc0";
+    "xrstors": ".byte 0x0f, 0xc7, 0x5c, 0x24, 0xc0";
+    // Shadow stacks (CET).
+    "wrssq": ".byte 0x48, 0x0f, 0x38, 0xf6, 0x04, 0x24";
+    "wrussq": ".byte 0x66, 0x48, 0x0f, 0x38, 0xf5, 0x04, 0x24";
+    "rstorssp": "push 0", ".byte 0xf3, 0x0f, 0x01, 0x2c, 0x24";
+    "setssbsy": ".byte 0xf3, 0x0f, 0x01, 0xe8";
+    "clrssbsy": "push 0", ".byte 0xf3, 0x0f, 0xae, 0x34, 0x24";
     "xgetbv": "xgetbv";
     "rdpkru": ".byte 0x0f, 0x01, 0xee";
     "wrpkru": ".byte 0x0f, 0x01, 0xef";

@@ -1,7 +1,7 @@
 //! Machine code in words, for fault reports.
 
 use alloc::string::String;
-use iced_x86::{Decoder, DecoderOptions, FastFormatter, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, FastFormatter, Mnemonic, OpKind, Register};
 
 /// Longest instruction in bytes (Intel SDM vol. 2A, 2.3.11).
 pub const MAX_INSTRUCTION: usize = 15;
@@ -26,6 +26,19 @@ pub fn instruction(code: &[u8], address: u64) -> Option<String> {
     formatter.options_mut().set_space_after_operand_separator(true);
     formatter.format(&instruction, &mut text);
     Some(text)
+}
+
+/// The address of the memory operand of the first instruction of `code`, which lies at `address`, when the general registers are
+/// `registers` (RAX first, in the order of their numbers); `None` if it has none. Segments have no bases here.
+pub fn operand_address(code: &[u8], address: u64, registers: [u64; 16]) -> Option<u64> {
+    let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
+    let instruction = Decoder::with_ip(64, code, address, DecoderOptions::NONE).decode();
+    let operand = (0..instruction.op_count()).find(|operand| instruction.op_kind(*operand) == OpKind::Memory)?;
+    instruction.virtual_address(operand, 0, |register, _, _| match register {
+        Register::ES | Register::CS | Register::SS | Register::DS | Register::FS | Register::GS => Some(0),
+        // What 32 bits can name is canonical.
+        _ => registers.get((register as usize).checked_sub(Register::RAX as usize)?).copied(),
+    })
 }
 
 /// Length in bytes of the call at whose end `code` ends; `None` if no call does.
@@ -68,11 +81,26 @@ mod tests {
         assert_eq!(instruction(&[], 0), None);
     }
 
+    #[test]
+    #[cfg_attr(miri, ignore)]
+    fn the_address_of_an_operand_is_what_its_registers_say() {
+        let mut registers = [0; 16];
+        (registers[1], registers[7], registers[12]) = (0x10, 1 << 63, 3);
+        // MOV RAX, [RDI]; MOV [RCX + R12 * 8 - 1], RAX; LEA RAX, [RIP + 1].
+        assert_eq!(operand_address(&[0x48, 0x8b, 0x07], 0, registers), Some(1 << 63));
+        assert_eq!(operand_address(&[0x4a, 0x89, 0x44, 0xe1, 0xff], 0, registers), Some(0x27));
+        assert_eq!(operand_address(&[0x48, 0x8d, 0x05, 1, 0, 0, 0], 0x100, registers), Some(0x108));
+        // UD2; RDMSR; cut short.
+        assert_eq!(operand_address(&[0x0f, 0x0b], 0, registers), None);
+        assert_eq!(operand_address(&[0x0f, 0x32], 0, registers), None);
+        assert_eq!(operand_address(&[0x48], 0, registers), None);
+    }
+
     proptest! {
         #[test]
         #[cfg_attr(miri, ignore)]
         fn no_bytes_make_it_panic(code in proptest::collection::vec(any::<u8>(), 0..20), address in any::<u64>()) {
-            let _ = instruction(&code, address);
+            let _ = (instruction(&code, address), operand_address(&code, address, [address; 16]));
         }
     }
 }

@@ -11,6 +11,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use ringfence_abi::layout::{self, PAGE_SIZE};
 use ringfence_abi::manifest::{Manifest, Policy};
+use ringfence_abi::upcall::Events;
 use ringfence_core::extent::Extent;
 use ringfence_core::module::Imports;
 use spin::Mutex;
@@ -67,6 +68,8 @@ pub struct Domain {
     pub scsi: Option<crate::scsi::queues::Queues>,
     /// The upcall that is under way, or was last.
     pub upcall: u64,
+    /// What that is for, if it is a poll.
+    pub events: Events,
     /// Its last calls of services.
     pub calls: calls::CallLog,
     /// Whether what it does is noted ([`crate::trace`]).

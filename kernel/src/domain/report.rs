@@ -9,7 +9,7 @@ use super::memory::describe;
 use super::{Domain, Ring};
 use crate::arch::gates::Caller;
 use crate::arch::traps::TrapFrame;
-use crate::arch::{time, vector};
+use crate::arch::{entry_area, time, vector};
 use crate::module::File;
 use crate::symbols;
 use alloc::format;
@@ -20,11 +20,12 @@ use core::fmt::Write;
 use pci_types::PciAddress;
 use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::Manifest;
-use ringfence_abi::upcall;
+use ringfence_abi::upcall::{self, Events};
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
 use ringfence_core::module::symbol_at;
 use ringfence_core::port_bitmap::Ports;
+use x86_64::VirtAddr;
 
 /// Words of the stack that are shown, and that are searched for return addresses.
 const STACK_SHOWN: usize = 8;
@@ -64,6 +65,7 @@ pub struct Scene {
     slot: usize,
     ring: u64,
     upcall: u64,
+    events: Events,
     /// Whether it was in that upcall, and not between two.
     was_running: bool,
     upcalls: u64,
@@ -134,13 +136,14 @@ impl Scene {
             _ => None,
         };
         let accused = match cause {
-            Cause::Exception { address } => address,
+            Cause::Exception { address } => {
+                address.or_else(|| frame.as_ref().and_then(|frame| not_canonical(domain, frame)))
+            }
             Cause::BadPointer { address, .. } => Some(address),
             _ => None,
         };
         let stack = |rsp: u64| (0..STACK_SEARCHED).map_while(|index| word(rsp.checked_add(index * 8)?)).collect();
         let spot = |address: u64| Spot::new(domain, address);
-        let of_domain = if domain.ring() == Ring::Sandboxed { 1 } else { 0 };
         Scene {
             name: domain.name.clone(),
             file: domain.file.clone(),
@@ -148,8 +151,9 @@ impl Scene {
             image: domain.base() + IMAGE,
             image_bytes: domain.image_bytes,
             slot: domain.space.slot(),
-            ring: frame.map_or(of_domain, |frame| frame.cs & 3),
+            ring: if domain.ring() == Ring::Sandboxed { 1 } else { 0 },
             upcall: domain.upcall,
+            events: domain.events,
             was_running: domain.is_running(),
             upcalls: domain.upcalls,
             at_us: time::uptime_ns() / 1000,
@@ -181,6 +185,9 @@ impl Scene {
     /// What happened, without where.
     fn write_cause(&self, out: &mut String) -> fmt::Result {
         match (self.cause, &self.frame, self.accused) {
+            (Cause::Exception { .. }, Some(frame), Some(accused)) if frame.vector != vector::PAGE_FAULT => {
+                write!(out, "{} at {accused}", vector::name(frame.vector))
+            }
             (Cause::Exception { .. }, Some(frame), Some(accused)) => {
                 // Page-fault error code (SDM vol. 3A, 4.7): bit 1 write, bit 4 instruction fetch.
                 let verb = match (frame.error_code & 1 << 1 != 0, frame.error_code & 1 << 4 != 0) {
@@ -235,7 +242,11 @@ impl Scene {
     /// Where it happened, the registers, the stack, and what the driver had.
     fn write_details(&self, out: &mut String) -> fmt::Result {
         if let Some(rip) = self.rip {
-            writeln!(out, "    at {}", self.place(rip.address).unwrap_or_else(|| format!("{rip}")))?;
+            let place = match entry_area::is_text(rip.address) {
+                true => Some(format!("{} ({})", symbols::Location(rip.address), rip.what)),
+                false => self.place(rip.address),
+            };
+            writeln!(out, "    at {}", place.unwrap_or_else(|| format!("{rip}")))?;
             if let Some(instruction) = disassembly::instruction(&self.code, rip.address) {
                 writeln!(out, "    {instruction}")?;
             }
@@ -318,6 +329,15 @@ impl Scene {
     }
 }
 
+/// The address that the instruction at a #GP or #SS wanted, if no such address can be: the CPU does not tell it.
+fn not_canonical(domain: &Domain, frame: &TrapFrame) -> Option<u64> {
+    if ![vector::STACK_FAULT, vector::GENERAL_PROTECTION].contains(&frame.vector) || frame.error_code != 0 {
+        return None;
+    }
+    let address = disassembly::operand_address(&code(domain, frame.rip), frame.rip, frame.general())?;
+    VirtAddr::try_new(address).is_err().then_some(address)
+}
+
 /// The function that `address` lies in, how far into it, and how far into the image.
 fn symbol(file: &File, image: u64, image_bytes: u64, address: u64) -> Option<(&[u8], u64, u64)> {
     let offset = address.checked_sub(image).filter(|offset| *offset < image_bytes)?;
@@ -384,6 +404,10 @@ impl Words {
         let _ = scene.write_cause(&mut words.headline);
         let when = if scene.was_running { "in" } else { "after" };
         let _ = write!(words.headline, ", {when} {}", upcall::name(scene.upcall));
+        if scene.was_running && !scene.events.is_empty() {
+            let names: Vec<String> = scene.events.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+            let _ = write!(words.headline, " ({})", names.join(", "));
+        }
         let _ = scene.write_details(&mut words.details);
         words
     }

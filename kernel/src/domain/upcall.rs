@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::service::Refusal;
-use ringfence_abi::upcall;
+use ringfence_abi::upcall::{self, Events, POLL};
 
 /// Lines that a driver may log in one upcall.
 const LOG_LINES: u32 = 64;
@@ -45,9 +45,10 @@ impl Domain {
         }
         self.log_left = LOG_LINES;
         self.upcall = operation;
+        let [a, b, c] = arguments;
+        self.events = if operation == POLL { Events::from_bits_truncate(a) } else { Events::empty() };
         self.upcalls += 1;
         trace::note(self, || What::Enter(operation, arguments));
-        let [a, b, c] = arguments;
         let frame = UpcallFrame {
             cr3: self.space.cr3(),
             rip: self.base() + IMAGE + self.entry,

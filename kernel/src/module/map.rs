@@ -13,7 +13,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP, slot_base};
 use ringfence_abi::manifest::{Kind, Manifest, Policy};
-use ringfence_abi::upcall::INIT;
+use ringfence_abi::upcall::{Events, INIT};
 use ringfence_core::extent::align_up;
 use ringfence_core::module::{Module, Value};
 
@@ -50,6 +50,7 @@ pub fn map(
         net: None,
         scsi: None,
         upcall: INIT,
+        events: Events::empty(),
         calls: CallLog::default(),
         traced: false,
         fault: None,

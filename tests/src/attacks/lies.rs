@@ -2,7 +2,7 @@
 //! driver would.
 
 use super::Attack;
-use ringfence_abi::layout::{MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base, slot_of};
+use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base, slot_of};
 use ringfence_abi::service::by_symbol;
 
 /// Verb of `rogue-nic`, and the refusal that the service answers, or what it is given.
@@ -39,7 +39,9 @@ const NIC_FAULTS: &[(&str, &str)] = &[
     ("transmitted-ahead", "lied about the transmitted queue: position 0xffffffffffffffff, but 0x0 is counted"),
     ("no-such-frame", "bad entry 0x3cffffffff in the received queue"),
     ("huge-frame", "bad entry 0xffffffff00000000 in the received queue"),
-    ("frame-not-lent", "bad entry 0xc8 in the transmitted queue"),
+    ("no-such-frame-sent", "bad entry 0xc8 in the transmitted queue"),
+    ("frame-not-lent", "bad entry 0x3f in the transmitted queue"),
+    ("log-freed", "bad pointer to rf_log: 0x10 bytes at 0x10010* (own slot, unmapped), in command"),
     ("frame-twice", "bad entry 0x3c00000000 in the received queue"),
 ];
 
@@ -68,18 +70,16 @@ pub fn reaches() -> Vec<Attack> {
 
 /// An endless loop when its device interrupts.
 pub fn endless_poll() -> Attack {
-    Attack::fault("rogue-nic", "hog 0xffffffffffffffff", "took longer than 1000 ms, in poll, at rf_upcall+")
+    Attack::fault("rogue-nic", "hog 0xffffffffffffffff", "took longer than 1000 ms, in poll (interrupt), at rf_upcall+")
         .then("sleep 10")
 }
 
 /// Lies of `rogue-nic` about its queues.
 pub fn nic_faults() -> Vec<Attack> {
-    let attack = |(verb, fault): &(&str, &str)| {
-        // The kernel only asks for frames back when it has none left: the bench sends all it has.
-        let then = if fault.contains("transmitted") { "bench nic" } else { "sleep 20" };
-        Attack::fault("rogue-nic", *verb, *fault).then(then)
-    };
-    NIC_FAULTS.iter().map(attack).collect()
+    let attack = |(verb, fault): &(&str, &str)| Attack::fault("rogue-nic", *verb, *fault).then("sleep 20");
+    let backwards = "lied about the received queue: position 0x0, but 0x1 is counted";
+    let backwards = Attack::fault("rogue-nic", "received-backwards", backwards).times(2).then("sleep 20");
+    NIC_FAULTS.iter().map(attack).chain([backwards]).collect()
 }
 
 /// Verb of `rogue-scsi`, and what the next command that reads says; the one after that is as good as ever.
@@ -108,6 +108,7 @@ const SCSI_FAULTS: &[(&str, &str)] = &[
     ("another", "bad entry 0x7 in the complete queue"),
     ("beyond", "bad entry 0xffffffffffffffff in the complete queue"),
     ("ahead", "lied about the complete queue: position 0x3e8, but 0x"),
+    ("backwards", "lied about the complete queue: position 0x*, but 0x"),
     ("read-ahead", "lied about the submit queue: position 0xffffffffffffffff, but 0x"),
     ("unasked", "bad entry 0x0 in the complete queue"),
 ];
@@ -119,21 +120,28 @@ pub fn scsi_faults() -> Vec<Attack> {
     SCSI_FAULTS.iter().map(attack).collect()
 }
 
-/// Services without pointers, which no arguments may end the driver with.
-const WITHOUT_POINTERS: [&str; 12] = [
-    "rf_null",
-    "rf_heap_grow",
-    "rf_time_ns",
-    "rf_dma_alloc",
-    "rf_dma_free",
-    "rf_dma_phys",
-    "rf_bar_map",
-    "rf_bar_len",
-    "rf_pci_read",
-    "rf_pci_write",
-    "rf_irq_enable",
-    "rf_irq_ack",
+/// Services without pointers, which no arguments may end the driver with, and how many of 22 * 22 * 22 calls with extremes
+/// they do not refuse.
+const WITHOUT_POINTERS: [(&str, u64); 12] = [
+    ("rf_null", ALL),
+    // Until its budget is used up.
+    ("rf_heap_grow", 12),
+    ("rf_time_ns", ALL),
+    ("rf_dma_alloc", 16),
+    ("rf_dma_free", 0),
+    ("rf_dma_phys", 0),
+    // The device has two.
+    ("rf_bar_map", 2 * 22 * 22),
+    ("rf_bar_len", 2 * 22 * 22),
+    // One byte at 0, 1, 2, 4 and 7, two at 0, 2 and 4, four at 0 and 4.
+    ("rf_pci_read", 10 * 22),
+    // The command register, whose other bits are ignored.
+    ("rf_pci_write", 22),
+    ("rf_irq_enable", ALL),
+    // No interrupt is to be acknowledged.
+    ("rf_irq_ack", 0),
 ];
+const ALL: u64 = 22 * 22 * 22;
 
 fn number(symbol: &str) -> usize {
     by_symbol(symbol.as_bytes()).expect("there is such a service")
@@ -141,7 +149,7 @@ fn number(symbol: &str) -> usize {
 
 /// Every service without pointers with every argument at 22 extremes.
 pub fn extremes() -> Vec<Attack> {
-    let attack = |symbol| Attack::answer("rogue-nic", format!("extremes {}", number(symbol)), Some(22 * 22 * 22));
+    let attack = |(symbol, allowed)| Attack::answer("rogue-nic", format!("extremes {}", number(symbol)), Some(allowed));
     WITHOUT_POINTERS.into_iter().map(attack).collect()
 }
 
@@ -155,8 +163,12 @@ pub fn random() -> Vec<Attack> {
         let times = if symbol == "rf_log" { 1 } else { 5 };
         Attack::answer("rogue-nic", format!("random {}", number(symbol)), Some(4000)).times(times)
     };
-    let mut attacks: Vec<Attack> =
-        WITHOUT_POINTERS.into_iter().chain(["rf_log", "rf_net_register"]).map(attack).collect();
+    let mut attacks: Vec<Attack> = WITHOUT_POINTERS
+        .into_iter()
+        .map(|(symbol, _)| symbol)
+        .chain(["rf_log", "rf_net_register"])
+        .map(attack)
+        .collect();
     attacks.push(Attack::answer("rogue-scsi", "random", Some(4000)).times(5));
     attacks
 }
@@ -187,7 +199,7 @@ pub fn random_panics() -> Vec<Attack> {
 }
 
 /// Addresses of 16 bytes that are not all in the driver's own memory, seen from slot 1.
-fn foreign_addresses() -> [u64; 16] {
+fn foreign_addresses() -> [u64; 18] {
     let base = slot_base(1);
     [
         0,
@@ -206,6 +218,9 @@ fn foreign_addresses() -> [u64; 16] {
         base + STACK_TOP,
         base + SLOT_SIZE - 8,
         slot_base(MAX_DOMAINS - 1),
+        // What the second driver has there.
+        slot_base(0) + IMAGE,
+        slot_base(0) + STACK_TOP - 16,
     ]
 }
 

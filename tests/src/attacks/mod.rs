@@ -29,6 +29,8 @@ pub struct Attack {
     pub then: String,
     /// What must come of it.
     pub expected: Expected,
+    /// The instruction at which it must end, in words; empty if that is not asked for.
+    pub instruction: &'static str,
 }
 
 /// What must come of an attack.
@@ -45,7 +47,7 @@ pub enum Expected {
 
 impl Attack {
     fn new(module: &'static str, tell: impl Into<String>, expected: Expected) -> Attack {
-        Attack { module, tell: tell.into(), times: 1, under: "", then: String::new(), expected }
+        Attack { module, tell: tell.into(), times: 1, under: "", then: String::new(), expected, instruction: "" }
     }
 
     /// An attack by `module` that is to end with a fault.
@@ -82,6 +84,12 @@ impl Attack {
         self
     }
 
+    /// The same if it must end at this instruction.
+    pub fn executing(mut self, instruction: &'static str) -> Attack {
+        self.instruction = instruction;
+        self
+    }
+
     /// What the shell is told to carry it out.
     fn script(&self) -> String {
         let Attack { module, tell, times, under, then, .. } = self;
@@ -95,6 +103,7 @@ impl Attack {
         // The first line says what, the second where.
         let mut lines = report.lines().skip_while(|line| !line.contains(&format!("fault: {module}: ")));
         let fault = lines.next().map(|first| format!("{first}, {}", lines.next().unwrap_or("").trim()));
+        let executed = lines.next().and_then(|line| Some(line.trim().split_once("  ")?.1)).unwrap_or("");
         let is_answer = |line: &&str| line.starts_with(&format!("{module}: ")) && line.contains(" (0x");
         let answers: Vec<&str> = report.lines().filter(is_answer).collect();
         let (right, expected) = match &self.expected {
@@ -102,7 +111,11 @@ impl Attack {
                 let part = tell.split(' ').find_map(|word| word.strip_prefix('@'));
                 let address = part.and_then(|part| parts.get(part)).map_or("@", String::as_str);
                 let expected = expected.replace('@', address);
-                (fault.as_ref().is_some_and(|fault| has(fault, &expected)), expected)
+                let executes = self.instruction.is_empty() || self.instruction == executed;
+                (
+                    fault.as_ref().is_some_and(|fault| has(fault, &expected)) && executes,
+                    format!("{expected} {}", self.instruction),
+                )
             }
             Expected::Answer(None) => (fault.is_none() && answers.len() == *times, "an answer".to_string()),
             Expected::Answer(Some(answer)) => {
@@ -111,10 +124,16 @@ impl Attack {
             }
             Expected::Lines(expected) => {
                 let mut lines = report.lines();
-                (expected.iter().all(|end| lines.any(|line| line.ends_with(end))), expected.join(", then "))
+                // A fault is one of them, or there is none.
+                let headline = fault.as_ref().and_then(|fault| Some(fault.split_once(", at ")?.0));
+                let is_expected = headline.is_none_or(|fault| expected.iter().any(|end| fault.ends_with(end)));
+                (
+                    is_expected && expected.iter().all(|end| lines.any(|line| line.ends_with(end))),
+                    expected.join(", then "),
+                )
             }
         };
-        let said = fault.unwrap_or_else(|| report.to_string());
+        let said = fault.map(|fault| format!("{fault} {executed}")).unwrap_or_else(|| report.to_string());
         if right { Ok(()) } else { Err(format!("{module} {tell}\n    should say {expected}\n    but says   {said}")) }
     }
 }
@@ -176,6 +195,9 @@ pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) ->
     }
     let text = run(&format!("{script}; {HEALTH}")).join("\n");
     assert_unharmed(&text, if check_each { attacks.len() + 2 } else { 2 });
+    if check_each {
+        assert_heap_stays(&text);
+    }
     let answers = text.matches("template: 1 (0x1)").count();
     assert_eq!(answers, if check_each { 1 } else { attacks.len() + 1 }, "the second driver did not always answer");
     // What lies between one attack and the next.
@@ -187,6 +209,17 @@ pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) ->
         of: attacks.iter().zip(reports).map(|(attack, report)| (attack.script(), report.to_string())).collect(),
         parts: parts(before),
     }
+}
+
+/// Asserts that the kernel's own memory does not grow with attacks, once as many reports and lines are kept as ever will be.
+fn assert_heap_stays(text: &str) {
+    const ATTACKS_UNTIL_THEN: usize = 600;
+    // Reports and lines are longer or shorter.
+    const MOST_BYTES: u64 = 64 << 10;
+    let used = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
+    let used: Vec<u64> = text.lines().filter_map(used).skip(ATTACKS_UNTIL_THEN).collect();
+    let (Some(first), Some(most)) = (used.first(), used.iter().max()) else { return };
+    assert!(most - first < MOST_BYTES, "the kernel's heap grew from {first} to {most} bytes");
 }
 
 /// What attacks left.

@@ -63,12 +63,20 @@ pub fn memory() -> Vec<Attack> {
 
 /// Other things that must end its driver with a fault.
 pub fn others() -> Vec<Attack> {
-    FAULTS.iter().map(|(verb, fault)| Attack::fault(MODULE, *verb, *fault)).collect()
+    let faults = FAULTS.iter().map(|(verb, fault)| Attack::fault(MODULE, *verb, *fault));
+    let hidden = (0..).zip(HIDDEN).map(|(number, instruction)| {
+        let fault = "#GP general protection, in command, at rf_rogue::attacks::hidden+";
+        Attack::fault(MODULE, format!("hidden {number}"), fault).executing(instruction)
+    });
+    faults.chain(hidden).collect()
 }
 
 /// Single instructions that ring 1 does not have.
 pub fn instructions() -> Vec<Attack> {
-    INSTRUCTIONS.iter().map(|(verb, fault)| Attack::fault(MODULE, *verb, *fault)).collect()
+    let attack = |(verb, fault, instruction): &(&str, &str, &'static str)| {
+        Attack::fault(MODULE, *verb, *fault).executing(instruction)
+    };
+    INSTRUCTIONS.iter().map(attack).collect()
 }
 
 /// What a driver may do, though it looks as if it should not.
@@ -100,11 +108,10 @@ pub fn interrupts() -> Vec<Attack> {
 /// What begins with a load of SS. For Bochs: under QEMU the module that does this is not loaded.
 pub fn loads_of_ss() -> Vec<Attack> {
     const MODULE: &str = "rogue-ss";
-    let held_back = "#DB debug exception, in command, at 0xffffffffc000";
     vec![
         Attack::fault(MODULE, "null-ss", "#GP general protection, in command, at rf_rogue_ss::null_ss+"),
-        Attack::fault(MODULE, "shadowed-gate", held_back),
-        Attack::fault(MODULE, "shadowed-return", held_back),
+        Attack::fault(MODULE, "shadowed-gate", "#DB debug exception, in command, at gate_0+0x0 (entry text)"),
+        Attack::fault(MODULE, "shadowed-return", "#DB debug exception, in command, at gate_return+0x0 (entry text)"),
         // CVE-2018-8897: the debug exception is held back until the gate was entered.
         Attack::answer(MODULE, "watched-gate 0x10001f00000", None)
             .under("trace rogue-ss --watch 0x10001f00000:2 ")
@@ -114,17 +121,24 @@ pub fn loads_of_ss() -> Vec<Attack> {
 
 /// The loads themselves, with every selector.
 pub fn selectors_in_ss() -> Vec<Attack> {
-    with_all_selectors("rogue-ss", "load-ss")
+    ["load-ss", "load-lss"].into_iter().flat_map(|verb| with_all_selectors("rogue-ss", verb)).collect()
+}
+
+/// Far calls to the driver's own code, for Bochs: what they do with a null selector in SS differs with the version of QEMU.
+pub fn far_calls_to_own_code() -> Vec<Attack> {
+    let own = descriptor::DRIVER_CODE & !3;
+    let attack = |selector| Attack::fault(MODULE, format!("far-call {selector:#x}"), far_jump_fault(selector));
+    [own, own | 1].map(attack).to_vec()
 }
 
 /// Every way to load another segment register or to go to a segment, with every selector.
 pub fn segment_loads() -> Vec<Attack> {
-    let verbs = DATA_LOADS.iter().chain(CODE_LOADS);
+    let verbs = DATA_LOADS.iter().chain(CODE_LOADS).chain(&["iret-stack"]);
     verbs.flat_map(|verb| with_all_selectors(MODULE, verb)).collect()
 }
 
 fn with_all_selectors(module: &'static str, verb: &'static str) -> Vec<Attack> {
-    // What a far call to the driver's own code does with a null selector in SS differs with the version of QEMU.
+    // See `far_calls_to_own_code`.
     let own_code = |selector: u16| selector & !3 == descriptor::DRIVER_CODE & !3 && selector & 3 <= 1;
     let is_told = |selector: &u16| verb != "far-call" || !own_code(*selector);
     let attack = |selector| match segment_fault(verb, selector) {
@@ -134,17 +148,25 @@ fn with_all_selectors(module: &'static str, verb: &'static str) -> Vec<Attack> {
     selectors().filter(is_told).map(attack).collect()
 }
 
+/// The instructions that are hidden in others.
+const HIDDEN: [&str; 4] = ["mov rax, cr3", "wrmsr", "cli", "out dx, al"];
+
 const INTERRUPT_RETURN_STACK: &str =
     "#GP general protection, in command, at rf_rogue::instructions::interrupt_return_stack+";
 
 /// Attack, and the beginning of the fault it must end with.
 const FAULTS: &[(&str, &str)] = &[
-    ("read 0x8000000000000000", "#GP general protection, in command, at rf_rogue::attacks::read+"),
-    ("write 0x8000000000000000", "#GP general protection, in command, at rf_rogue::attacks::write+"),
+    (
+        "read 0x8000000000000000",
+        "#GP general protection at 0x8000000000000000 (non-canonical), in command, at rf_rogue::attacks::read+",
+    ),
+    (
+        "write 0x8000000000000000",
+        "#GP general protection at 0x8000000000000000 (non-canonical), in command, at rf_rogue::attacks::write+",
+    ),
     ("execute 0x8000000000000000", "#GP general protection, in command, at 0x8000000000000000 (non-canonical)"),
     // The kernel's own entry code, run in ring 1.
-    ("execute @entry-text", "#GP general protection, in command, at 0xffffffffc0000"),
-    ("execute 0xffffffffc0000004", "#GP general protection, in command, at 0xffffffffc0000"),
+    ("execute @entry-text", "#GP general protection, in command, at gate_enter+0x* (entry text)"),
     // Its own stubs, mailbox and stack.
     ("write 0x10000200000", "#PF writing 0x10000200000 (own service stubs), in command, at rf_rogue::attacks::write+"),
     ("execute 0x10001f00000", "#PF executing 0x10001f00000 (own mailbox), in command, at 0x10001f00000"),
@@ -187,18 +209,24 @@ const FAULTS: &[(&str, &str)] = &[
     ("far-call 0x18", "#GP general protection on entry 3 of the GDT, in command"),
     ("far-jump-ring0", "#GP general protection on entry 1 of the GDT, in command"),
     ("iret-ring0", "#GP general protection on entry 1 of the GDT, in command"),
-    ("iret-stack 0", INTERRUPT_RETURN_STACK),
-    ("iret-stack 1", INTERRUPT_RETURN_STACK),
-    ("iret-stack 2", INTERRUPT_RETURN_STACK),
-    ("iret-stack 3", INTERRUPT_RETURN_STACK),
     // QEMU also cuts the stack pointer to 32 bits.
     ("iretd", "#PF reading 0x17* (unmapped), in command, at rf_rogue::instructions::INSTRUCTIONS::run+"),
     ("retfd", "#PF reading 0x17* (unmapped), in command, at rf_rogue::instructions::INSTRUCTIONS::run+"),
-    ("trap-flag-gate", "#DB debug exception, in command, at 0xffffffffc000"),
-    ("flag 8", "#DB debug exception, in command, at "),
+    ("trap-flag-gate", "#DB debug exception, in command, at gate_0+0x0 (entry text)"),
+    ("trap-flag-return", "#DB debug exception, in command, at gate_return+0x0 (entry text)"),
+    ("flag 8", "#DB debug exception, in command, at rf_rogue::attacks::"),
     // The last word of its stack, and the first one behind.
     ("read 0x100017ffffc", "#PF reading 0x10001800000 (own slot, unmapped), in command, at rf_rogue::attacks::read+"),
     ("write 0x100017ffffc", "#PF writing 0x10001800000 (own slot, unmapped), in command, at rf_rogue::attacks::write+"),
+    (
+        "bad-stack-push 0",
+        "#PF writing 0xfffffffffffffff8 (unmapped), in command, at rf_rogue::attacks::bad_stack_push+",
+    ),
+    (
+        "bad-stack-push @kernel-data",
+        "#PF writing 0xffffffff80* (kernel text), in command, at rf_rogue::attacks::bad_stack_push+",
+    ),
+    ("bad-stack-push 0x8000000000000000", "#GP general protection, in command, at rf_rogue::attacks::bad_stack_push+"),
     ("bad-stack-fault 0", "#UD invalid opcode, in command, at rf_rogue::attacks::bad_stack_fault+"),
     ("bad-stack-fault @kernel-stack", "#UD invalid opcode, in command, at rf_rogue::attacks::bad_stack_fault+"),
     ("bad-stack-fault 0x8000000000000000", "#UD invalid opcode, in command, at rf_rogue::attacks::bad_stack_fault+"),
@@ -219,106 +247,129 @@ const FAULTS: &[(&str, &str)] = &[
     ("bad-stack 0xffffffffc0008800", "took longer than 100 ms, in command, at rf_rogue::attacks::bad_stack+"),
 ];
 
-/// Instructions that ring 1 does not have, and the fault that each must end with. Those of VMX, SVM and MONITOR are not
-/// there at all in QEMU's emulation, and so invalid.
-const INSTRUCTIONS: &[(&str, &str)] = &[
-    ("sti", "#GP general protection, in command"),
-    ("clts", "#GP general protection, in command"),
-    ("invd", "#GP general protection, in command"),
-    ("wbinvd", "#GP general protection, in command"),
-    ("lmsw", "#GP general protection, in command"),
-    ("lldt", "#GP general protection, in command"),
-    ("ltr", "#GP general protection, in command"),
-    ("lgdt", "#GP general protection, in command"),
-    ("invlpg", "#GP general protection, in command"),
-    ("invpcid", "#UD invalid opcode, in command"),
-    ("swapgs", "#GP general protection, in command"),
-    ("sysretq", "#UD invalid opcode, in command"),
-    ("sysexit", "#UD invalid opcode, in command"),
-    ("xsetbv", "#GP general protection, in command"),
-    ("wrmsr", "#GP general protection, in command"),
-    ("rdpmc", "#GP general protection, in command"),
-    ("monitor", "#UD invalid opcode, in command"),
-    ("mwait", "#UD invalid opcode, in command"),
-    ("vmcall", "#UD invalid opcode, in command"),
-    ("vmmcall", "#UD invalid opcode, in command"),
-    ("mov-cr0", "#GP general protection, in command"),
-    ("mov-from-cr0", "#GP general protection, in command"),
-    ("mov-cr1", "#GP general protection, in command"),
-    ("mov-from-cr1", "#GP general protection, in command"),
-    ("mov-cr2", "#GP general protection, in command"),
-    ("mov-from-cr2", "#GP general protection, in command"),
-    ("mov-cr3", "#GP general protection, in command"),
-    ("mov-from-cr3", "#GP general protection, in command"),
-    ("mov-cr4", "#GP general protection, in command"),
-    ("mov-from-cr4", "#GP general protection, in command"),
-    ("mov-cr5", "#GP general protection, in command"),
-    ("mov-from-cr5", "#GP general protection, in command"),
-    ("mov-cr6", "#GP general protection, in command"),
-    ("mov-from-cr6", "#GP general protection, in command"),
-    ("mov-cr7", "#GP general protection, in command"),
-    ("mov-from-cr7", "#GP general protection, in command"),
-    ("mov-cr8", "#GP general protection, in command"),
-    ("mov-from-cr8", "#GP general protection, in command"),
-    ("mov-dr0", "#GP general protection, in command"),
-    ("mov-from-dr0", "#GP general protection, in command"),
-    ("mov-dr1", "#GP general protection, in command"),
-    ("mov-from-dr1", "#GP general protection, in command"),
-    ("mov-dr2", "#GP general protection, in command"),
-    ("mov-from-dr2", "#GP general protection, in command"),
-    ("mov-dr3", "#GP general protection, in command"),
-    ("mov-from-dr3", "#GP general protection, in command"),
-    ("mov-dr4", "#GP general protection, in command"),
-    ("mov-from-dr4", "#GP general protection, in command"),
-    ("mov-dr5", "#GP general protection, in command"),
-    ("mov-from-dr5", "#GP general protection, in command"),
-    ("mov-dr6", "#GP general protection, in command"),
-    ("mov-from-dr6", "#GP general protection, in command"),
-    ("mov-dr7", "#GP general protection, in command"),
-    ("mov-from-dr7", "#GP general protection, in command"),
-    ("in16", "#GP general protection, in command"),
-    ("in32", "#GP general protection, in command"),
-    ("out16", "#GP general protection, in command"),
-    ("out32", "#GP general protection, in command"),
-    ("insb", "#GP general protection, in command"),
-    ("insw", "#GP general protection, in command"),
-    ("insd", "#GP general protection, in command"),
-    ("rep-insb", "#GP general protection, in command"),
-    ("outsb", "#GP general protection, in command"),
-    ("outsw", "#GP general protection, in command"),
-    ("outsd", "#GP general protection, in command"),
-    ("rep-outsb", "#GP general protection, in command"),
-    ("wbnoinvd", "#GP general protection, in command"),
-    ("rsm", "#UD invalid opcode, in command"),
-    ("clac", "#UD invalid opcode, in command"),
-    ("stac", "#UD invalid opcode, in command"),
-    ("getsec", "#UD invalid opcode, in command"),
-    ("encls", "#UD invalid opcode, in command"),
-    ("vmxoff", "#UD invalid opcode, in command"),
-    ("vmlaunch", "#UD invalid opcode, in command"),
-    ("vmrun", "#UD invalid opcode, in command"),
-    ("vmload", "#UD invalid opcode, in command"),
-    ("vmsave", "#UD invalid opcode, in command"),
-    ("stgi", "#UD invalid opcode, in command"),
-    ("clgi", "#UD invalid opcode, in command"),
-    ("skinit", "#UD invalid opcode, in command"),
-    ("invlpga", "#UD invalid opcode, in command"),
-    ("xgetbv", "#UD invalid opcode, in command"),
-    ("rdpkru", "#UD invalid opcode, in command"),
-    ("wrpkru", "#UD invalid opcode, in command"),
-    ("rdfsbase", "#UD invalid opcode, in command"),
-    ("rdgsbase", "#UD invalid opcode, in command"),
-    ("wrfsbase", "#UD invalid opcode, in command"),
-    ("wrgsbase", "#UD invalid opcode, in command"),
-    ("sgdt", "#GP general protection, in command"),
-    ("sidt", "#GP general protection, in command"),
-    ("sldt", "#GP general protection, in command"),
-    ("str", "#GP general protection, in command"),
-    ("smsw", "#GP general protection, in command"),
-    ("icebp", "#UD invalid opcode, in command"),
-    ("fninit", "#NM no coprocessor, in command"),
-    ("avx", "#UD invalid opcode, in command"),
-    ("fxsave", "#NM no coprocessor, in command"),
+const GP: &str = "#GP general protection, in command, at rf_rogue::instructions::INSTRUCTIONS::run+";
+const UD: &str = "#UD invalid opcode, in command, at rf_rogue::instructions::INSTRUCTIONS::run+";
+const NM: &str = "#NM no coprocessor, in command, at rf_rogue::instructions::INSTRUCTIONS::run+";
+
+/// Instructions that ring 1 does not have, the fault that each must end with, and what the report says that it executed, if that
+/// has a name. Those of VMX, SVM and MONITOR are not there at all in QEMU's emulation, and so invalid.
+const INSTRUCTIONS: &[(&str, &str, &str)] = &[
+    ("sti", GP, "sti"),
+    ("clts", GP, "clts"),
+    ("invd", GP, "invd"),
+    ("wbinvd", GP, "wbinvd"),
+    ("lmsw", GP, "lmsw eax"),
+    ("lldt", GP, "lldt eax"),
+    ("ltr", GP, "ltr eax"),
+    ("lgdt", GP, "lgdt [rsp]"),
+    ("invlpg", GP, "invlpg [rsp]"),
+    ("invpcid", UD, "invpcid rax, [rsp]"),
+    ("swapgs", GP, "swapgs"),
+    ("sysretq", UD, "sysretq"),
+    ("sysretl", UD, "sysret"),
+    ("sysexit", UD, "sysexit"),
+    ("xsetbv", GP, "xsetbv"),
+    ("wrmsr", GP, "wrmsr"),
+    ("rdpmc", GP, "rdpmc"),
+    ("monitor", UD, "monitor"),
+    ("mwait", UD, "mwait"),
+    ("vmcall", UD, "vmcall"),
+    ("vmmcall", UD, "vmmcall"),
+    ("mov-cr0", GP, "mov cr0, rax"),
+    ("mov-from-cr0", GP, "mov rax, cr0"),
+    ("mov-cr1", GP, ""),
+    ("mov-from-cr1", GP, ""),
+    ("mov-cr2", GP, "mov cr2, rax"),
+    ("mov-from-cr2", GP, "mov rax, cr2"),
+    ("mov-cr3", GP, "mov cr3, rax"),
+    ("mov-from-cr3", GP, "mov rax, cr3"),
+    ("mov-cr4", GP, "mov cr4, rax"),
+    ("mov-from-cr4", GP, "mov rax, cr4"),
+    ("mov-cr5", GP, ""),
+    ("mov-from-cr5", GP, ""),
+    ("mov-cr6", GP, ""),
+    ("mov-from-cr6", GP, ""),
+    ("mov-cr7", GP, ""),
+    ("mov-from-cr7", GP, ""),
+    ("mov-cr8", GP, "mov cr8, rax"),
+    ("mov-from-cr8", GP, "mov rax, cr8"),
+    ("mov-dr0", GP, "mov dr0, rax"),
+    ("mov-from-dr0", GP, "mov rax, dr0"),
+    ("mov-dr1", GP, "mov dr1, rax"),
+    ("mov-from-dr1", GP, "mov rax, dr1"),
+    ("mov-dr2", GP, "mov dr2, rax"),
+    ("mov-from-dr2", GP, "mov rax, dr2"),
+    ("mov-dr3", GP, "mov dr3, rax"),
+    ("mov-from-dr3", GP, "mov rax, dr3"),
+    ("mov-dr4", GP, "mov dr4, rax"),
+    ("mov-from-dr4", GP, "mov rax, dr4"),
+    ("mov-dr5", GP, "mov dr5, rax"),
+    ("mov-from-dr5", GP, "mov rax, dr5"),
+    ("mov-dr6", GP, "mov dr6, rax"),
+    ("mov-from-dr6", GP, "mov rax, dr6"),
+    ("mov-dr7", GP, "mov dr7, rax"),
+    ("mov-from-dr7", GP, "mov rax, dr7"),
+    ("in16", GP, "in ax, dx"),
+    ("in32", GP, "in eax, dx"),
+    ("in32-end", GP, "in eax, dx"),
+    ("out16", GP, "out dx, ax"),
+    ("out32", GP, "out dx, eax"),
+    ("insb", GP, "insb [rdi], dx"),
+    ("insw", GP, "insw [rdi], dx"),
+    ("insd", GP, "insd [rdi], dx"),
+    ("rep-insb", GP, "rep insb [rdi], dx"),
+    ("outsb", GP, "outsb dx, [rsi]"),
+    ("outsw", GP, "outsw dx, [rsi]"),
+    ("outsd", GP, "outsd dx, [rsi]"),
+    ("rep-outsb", GP, "rep outsb dx, [rsi]"),
+    ("wbnoinvd", GP, "wbnoinvd"),
+    ("rsm", UD, "rsm"),
+    ("clac", UD, "clac"),
+    ("stac", UD, "stac"),
+    ("getsec", UD, "getsec"),
+    ("encls", UD, "encls"),
+    ("vmxon", UD, "vmxon [rsp]"),
+    ("vmptrld", UD, "vmptrld [rsp]"),
+    ("vmclear", UD, "vmclear [rsp]"),
+    ("vmread", UD, "vmread rax, rax"),
+    ("vmwrite", UD, "vmwrite rax, rax"),
+    ("vmresume", UD, "vmresume"),
+    ("invept", UD, "invept rax, [rsp]"),
+    ("invvpid", UD, "invvpid rax, [rsp]"),
+    ("vmxoff", UD, "vmxoff"),
+    ("vmlaunch", UD, "vmlaunch"),
+    ("vmrun", UD, "vmrun"),
+    ("vmload", UD, "vmload"),
+    ("vmsave", UD, "vmsave"),
+    ("stgi", UD, "stgi"),
+    ("clgi", UD, "clgi"),
+    ("skinit", UD, "skinit"),
+    ("invlpga", UD, "invlpga"),
+    ("monitorx", UD, "monitorx"),
+    ("mwaitx", UD, "mwaitx"),
+    ("xsaves", UD, "xsaves [rsp-0x40]"),
+    ("xrstors", UD, "xrstors [rsp-0x40]"),
+    ("wrssq", UD, "wrssq [rsp], rax"),
+    ("wrussq", UD, "wrussq [rsp], rax"),
+    ("rstorssp", UD, "rstorssp [rsp]"),
+    ("setssbsy", UD, "setssbsy"),
+    ("clrssbsy", UD, "clrssbsy [rsp]"),
+    ("xgetbv", UD, "xgetbv"),
+    ("rdpkru", UD, "rdpkru"),
+    ("wrpkru", UD, "wrpkru"),
+    ("rdfsbase", UD, "rdfsbase rax"),
+    ("rdgsbase", UD, "rdgsbase rax"),
+    ("wrfsbase", UD, "wrfsbase rax"),
+    ("wrgsbase", UD, "wrgsbase rax"),
+    ("icebp", UD, "int1"),
+    ("sgdt", GP, "sgdt [rsp-0x40]"),
+    ("sidt", GP, "sidt [rsp-0x40]"),
+    ("sldt", GP, "sldt ax"),
+    ("str", GP, "str ax"),
+    ("smsw", GP, "smsw ax"),
+    ("fninit", NM, "fninit"),
+    ("avx", UD, "vxorps xmm0, xmm0, xmm0"),
+    ("fxsave", NM, "fxsave [rsp-0x280]"),
 ];
 
 const LONG_STACK: &str =
@@ -337,6 +388,11 @@ pub const BOCHS: &[(&str, &str, &str)] = &[
         "execute 0x8000000000000000",
         "#GP general protection, in command, at rf_rogue::attacks::execute+",
         "a call to where no address is faults before it is made (SDM vol. 2, CALL); QEMU makes it",
+    ),
+    (
+        "bad-stack-push 0x8000000000000000",
+        "#SS stack fault, in command, at rf_rogue::attacks::bad_stack_push+",
+        "a push to where no address is (SDM vol. 2, PUSH); QEMU does not tell the stack from other memory",
     ),
     ("mov-cr1", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
     ("mov-from-cr1", "#UD invalid opcode, in command", NO_SUCH_REGISTER),
@@ -390,14 +446,19 @@ pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("ask-segment 0x18", Some(0), SEGMENT),
     ("ask-segment 0x28", Some(0), SEGMENT),
     ("gate-offset 0xdeadbeef", Some(0), "a gate ignores the offset"),
+    ("middle-of-stub", None, "what a call through memory is without its first byte: arithmetic, and no gate"),
     ("gate-at-page-end", Some(0), "a gate call is one instruction, wherever it lies"),
     ("bad-stack-gate 0x10", Some(0), "the kernel does not use the driver's stack"),
     ("bad-stack-gate @kernel-stack", Some(0), "the kernel does not use the driver's stack"),
+    ("bad-stack-gate 0xffffffffc0008800", Some(0), "the kernel does not use the driver's stack"),
     ("bad-stack-gate 0x8000000000000000", Some(0), "the kernel does not use the driver's stack"),
     ("flags", Some(IF), FLAGS),
     ("clear-flag 9", Some(IF), FLAGS),
     ("iret-flags 0x3000", Some(IF), FLAGS),
     ("iret-flags 0", Some(IF), FLAGS),
+    ("iret-flags 0x10000", Some(IF), FLAGS),
+    ("iret-flags 0x20000", Some(IF), FLAGS),
+    ("iret-flags 0x180000", Some(IF), FLAGS),
     ("flag 0", Some(IF), FLAGS),
     ("flag 1", Some(IF), FLAGS),
     ("flag 2", Some(IF), FLAGS),
@@ -447,26 +508,29 @@ fn segment_fault(verb: &str, selector: u16) -> Option<String> {
         _ => {}
     }
     let is_code = CODE_LOADS.contains(&verb);
+    let is_stack = ["load-ss", "load-lss", "iret-stack"].contains(&verb);
+    // In ring 1 it reads CR3 in vain.
+    let allowed_fault = (verb == "iret-stack").then(|| INTERRUPT_RETURN_STACK.to_string());
     if selector & !3 == 0 {
         // In SS it must ask for the current privilege level.
-        let refused = is_code || verb == "load-ss" && privilege != 1;
-        return refused.then(|| "#GP general protection, in command".to_string());
+        let refused = is_code || is_stack && privilege != 1;
+        return if refused { Some("#GP general protection, in command".to_string()) } else { allowed_fault };
     }
     let allowed = match selector & !3 {
-        code if code == descriptor::DRIVER_CODE & !3 => match (verb, is_code) {
-            ("load-ss", _) => false,
+        code if code == descriptor::DRIVER_CODE & !3 => match (is_stack, is_code) {
+            (true, _) => false,
             (_, true) => privilege == 1,
             _ => privilege <= 1,
         },
-        data if data == descriptor::DRIVER_DATA & !3 => match (verb, is_code) {
-            ("load-ss", _) => privilege == 1,
+        data if data == descriptor::DRIVER_DATA & !3 => match (is_stack, is_code) {
+            (true, _) => privilege == 1,
             (_, true) => false,
             _ => privilege <= 1,
         },
         _ => false,
     };
     if allowed {
-        return None;
+        return allowed_fault;
     }
     let what = match descriptor::describe_selector(u64::from(selector & !3)) {
         SelectorName::Global(entry) => format!("entry {entry} of the GDT"),

@@ -137,17 +137,26 @@ fn endless_loops_anywhere_are_cut_short() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("endless.rfm");
     std::fs::write(&path, endless).unwrap();
-    let mut machine = ringfence_tests::machine(&format!(
-        "integrity; insmod endless; insmod template; poke template {:x}:ebfe; tell template x; rmmod template; insmod template; \
-         poke template {:x}:ebfe; rmmod template; ip; policy e1000 stop; poke e1000 {:x}:ebfe; ping 10.0.2.2 -c 1 -W 10; integrity",
-        entry,
-        entry,
-        entry_of("e1000").1
-    ));
+    let e1000 = entry_of("e1000").1;
+    // Somebody else, who must be as ever after each.
+    let beside = |script: &str| script.replace('|', "insmod null; tell null calls 1; rmmod null; integrity; mem;");
+    let script = format!(
+        "| insmod endless; | insmod template; poke template {entry:x}:ebfe; tell template x; rmmod template; | insmod template; \
+         poke template {entry:x}:fdebfe; tell template x; rmmod template; | insmod template; poke template {entry:x}:ebfe; \
+         rmmod template; | ip; policy e1000 stop; poke e1000 {e1000:x}:ebfe; ping 10.0.2.2 -c 1 -W 10; rmmod e1000; \
+         insmod e1000; ip; |"
+    );
+    let mut machine = ringfence_tests::machine(&beside(&script));
     machine.contents.modules.push(path);
-    let text = boot_badly(&machine, 3).text();
+    let text = boot_badly(&machine, 4).text();
     assert_intact(&text);
-    for (driver, upcall) in [("endless", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll")] {
+    let answers = text.lines().filter(|line| line.starts_with("null: ") && line.contains(" (0x"));
+    assert_eq!(answers.count(), 6, "{text}");
+    let free: Vec<&str> = text.lines().filter(|line| line.starts_with("frames ")).collect();
+    assert!(free.len() == 6 && free.iter().all(|line| *line == free[0]), "{free:?}");
+    for (driver, upcall) in
+        [("endless", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll (queue)")]
+    {
         assert_says(&text, &format!("fault: {driver}: took longer than 200 ms, in {upcall}"));
     }
     assert_says(&text, "error: endless: init: the driver was ended");

@@ -102,11 +102,22 @@ fn a_report_says_what_was_done() {
 /// Times, addresses, registers and calls: with instructions for a clock, all is the same each time.
 #[test]
 fn a_report_is_the_same_each_time_under_icount() {
-    let mut machine = bare("insmod template; insmod rogue; tell rogue recurse; tell rogue.9 x");
-    machine.icount = true;
-    let reports = [(); 2].map(|()| report(&boot(&machine).lines));
-    assert!(reports[0].len() > 15, "{:#?}", reports[0]);
-    assert_eq!(reports[0], reports[1]);
+    // A page fault, a fault in a gate, an overrun.
+    for attack in ["recurse", "log-registers", "loop"] {
+        let mut machine = bare(&format!("insmod template; insmod rogue; tell rogue {attack}; tell rogue.9 x"));
+        machine.icount = true;
+        let reports = [(); 2].map(|()| report(&boot(&machine).lines));
+        assert!(reports[0].len() > 10, "{:#?}", reports[0]);
+        assert_eq!(reports[0], reports[1]);
+    }
+}
+
+/// Also where it had entered a gate and nothing had been done yet: whoever is to blame ran in ring 1.
+#[test]
+fn a_report_has_the_ring_of_the_driver() {
+    let report = report(&boot_badly(&bare("insmod rogue; tell rogue trap-flag-gate"), 1).lines);
+    assert_eq!(report[1], "    at gate_0+0x0 (entry text)");
+    assert!(report.iter().any(|line| line.contains("version 0.1.0, ring 1, slot 0")), "{report:?}");
 }
 
 /// What a person reads fits a terminal, but for a fault's headline and the source line behind a place.

@@ -341,6 +341,11 @@ pub fn warn_about(driver: &str, text: fmt::Arguments) {
     add(Some(driver), false, format!("{}{driver}: {text}", level_name(Level::Warn)));
 }
 
+/// The same, about what is no fault.
+pub fn say_about(driver: &str, text: fmt::Arguments) {
+    add(Some(driver), false, format!("{text}"));
+}
+
 /// Prints a line and keeps it. Of each driver only the last ones are kept: no driver takes more than those places.
 fn add(driver: Option<&str>, is_quote: bool, text: String) {
     let micros = time::uptime_ns() / 1000;

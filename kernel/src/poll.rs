@@ -58,7 +58,12 @@ impl Turn {
         self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
     }
 
-    /// Charges a poll that took `tsc_ticks` and began at `free`; returns for how long it is to rest.
+    /// Takes over the debts of a driver that was ended: a driver does not get rid of them by a fault.
+    pub fn take_over(&mut self, other: &Turn) {
+        (self.owes, self.owed) = (other.owes, other.owed);
+    }
+
+    /// Charges an upcall that took `tsc_ticks` and began at `free`; returns for how long it is to rest.
     fn charge(&mut self, tsc_ticks: u64, free: u64) -> u64 {
         let (owed, at) = self.owes;
         let owes = owed.saturating_sub(free.saturating_sub(at)) + tsc_ticks;
@@ -128,13 +133,7 @@ fn run(domain: &mut Domain, mut events: Events) {
     }
     let (free, before) = (free_clock(), domain.turn.all_ticks);
     let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
-    let ticks = domain.turn.all_ticks.wrapping_sub(before);
-    IN_POLLS.fetch_add(ticks, Ordering::Relaxed);
-    let rest = domain.turn.charge(ticks, free);
-    if rest > 0 {
-        let from = REST_UNTIL.load(Ordering::Relaxed).max(time::tsc());
-        REST_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
-    }
+    charge(domain, domain.turn.all_ticks.wrapping_sub(before), free);
     if events.contains(Events::INTERRUPT)
         && let Some(device) = &domain.device
     {
@@ -145,6 +144,32 @@ fn run(domain: &mut Domain, mut events: Events) {
         }
     }
     after(domain);
+}
+
+/// Has a driver pay for an upcall that took `tsc_ticks` and began at `free`.
+#[inline(always)]
+fn charge(domain: &mut Domain, tsc_ticks: u64, free: u64) {
+    IN_POLLS.fetch_add(tsc_ticks, Ordering::Relaxed);
+    let rest = domain.turn.charge(tsc_ticks, free);
+    if rest > 0 {
+        let from = REST_UNTIL.load(Ordering::Relaxed).max(time::tsc());
+        REST_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
+    }
+}
+
+/// Has a driver that came in place of `dead` pay for its start, and for what that one owed.
+pub fn succeed(fresh: &mut Domain, dead: &Domain) {
+    fresh.turn.take_over(&dead.turn);
+    let ticks = fresh.turn.all_ticks;
+    charge(fresh, ticks, free_clock().saturating_sub(ticks));
+}
+
+/// How long a driver rests yet, in nanoseconds.
+pub fn rest_ns(domain: &Domain) -> u64 {
+    match rests(domain) {
+        true => time::nanoseconds(REST_UNTIL.load(Ordering::Relaxed).saturating_sub(time::tsc())),
+        false => 0,
+    }
 }
 
 /// After an upcall: takes what the driver put into its queues, and stops its device if it was ended, by the upcall or for that.
@@ -163,7 +188,7 @@ pub fn after(domain: &mut Domain) {
     }
 }
 
-/// The task that polls drivers whose devices raised their line.
+/// The task that polls drivers whose devices raised their line. Others have their turn after each of them.
 pub async fn serve_interrupts() {
     loop {
         let fired = poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
@@ -171,19 +196,32 @@ pub async fn serve_interrupts() {
             fired => Poll::Ready(fired),
         })
         .await;
-        lines(fired);
-        yield_now().await;
+        for handle in on_lines(fired) {
+            poll(&handle, Events::INTERRUPT);
+            yield_now().await;
+        }
+        unmask(fired);
     }
 }
 
-/// Polls the drivers of all devices on the lines in `fired`, and unmasks the lines.
+/// Polls the drivers of all devices on the lines in `fired`, one after the other, and unmasks the lines.
 pub fn lines(fired: u16) {
-    for handle in module::loaded() {
-        let line = handle.lock().device.as_ref().and_then(Device::active_line);
-        if line.is_some_and(|line| fired & 1 << line != 0) {
-            poll(&handle, Events::INTERRUPT);
-        }
+    for handle in on_lines(fired) {
+        poll(&handle, Events::INTERRUPT);
     }
+    unmask(fired);
+}
+
+/// The drivers of all devices on the lines in `fired`.
+fn on_lines(fired: u16) -> impl Iterator<Item = Handle> {
+    let is_on = move |handle: &Handle| {
+        let line = handle.lock().device.as_ref().and_then(Device::active_line);
+        line.is_some_and(|line| fired & 1 << line != 0)
+    };
+    module::loaded().into_iter().filter(is_on)
+}
+
+fn unmask(fired: u16) {
     for line in (0..interrupts::LINES).filter(|line| fired & 1 << line != 0) {
         interrupts::set_masked(line, false);
     }

@@ -9,7 +9,7 @@ use crate::arch::time;
 use crate::domain::fault::{self, Cause};
 use crate::domain::{Domain, Handle, Ring};
 use crate::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
-use crate::module;
+use crate::{module, poll};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -175,7 +175,8 @@ fn plan(dead: &Handle) -> Option<u64> {
         return None;
     }
     let wait_ms = if count > 1 { RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS) } else { 0 };
-    let at = now + wait_ms * 1_000_000;
+    // What it owes of the CPU is paid first.
+    let at = now + (wait_ms * 1_000_000).max(poll::rest_ns(&domain));
     domain.restart_at = Some(at);
     Some(at)
 }

@@ -51,11 +51,11 @@ pub fn image_parts() -> [(u64, u64, &'static str); 3] {
 }
 
 /// A symbol's name as its author wrote it. A module file can say anything there: what is longer than a name has to be
-/// is cut off, and what is not printable is replaced.
+/// is cut off, so that no row of a terminal begins with what it says, and what is not printable is replaced.
 pub struct Demangled<'a>(pub &'a [u8]);
 
 /// Longest name in bytes.
-const MAX_NAME: usize = 160;
+const MAX_NAME: usize = 64;
 
 struct Limited<'a, 'b> {
     out: &'a mut fmt::Formatter<'b>,

@@ -110,7 +110,8 @@ pub async fn run(
     };
     let activated = watch::take();
     let ended = time::uptime_ns();
-    let fault = fault::since(before);
+    let name = mutant.handle.lock().name.clone();
+    let fault = fault::since(before, &name);
     let ended = fault.as_ref().map_or(ended, |fault| fault.at_ns);
     let mut restored = mutant.put_back();
     let restore_us = (time::uptime_ns() - ended) / 1000;

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use ringfence_abi::layout::IMAGE_MAX;
 use ringfence_core::extent::Extent;
-use ringfence_core::module::{MAX_RELOCATIONS, Module, ModuleError, Value, symbol_at};
+use ringfence_core::module::{MAX_RELOCATIONS, MAX_SECTIONS, MAX_SYMBOLS, Module, ModuleError, Value, symbol_at};
 use std::sync::OnceLock;
 
 /// The modules as they are built: what damage is done to.
@@ -48,28 +48,87 @@ fn the_modules_themselves_are_accepted() {
     }
 }
 
+const HEADER_BYTES: usize = 64;
+const RELA: u32 = 4;
+const DYNSYM: u32 = 11;
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// The section headers of a file.
+fn section_headers(file: &[u8]) -> Vec<Vec<u8>> {
+    let (table, count) = (word(file, 40) as usize, u16::from_le_bytes(file[60..62].try_into().unwrap()) as usize);
+    file[table..table + count * HEADER_BYTES].chunks(HEADER_BYTES).map(<[u8]>::to_vec).collect()
+}
+
+/// The first of `headers` of a type.
+fn of_type(headers: &mut [Vec<u8>], kind: u32) -> &mut Vec<u8> {
+    headers.iter_mut().find(|header| header[4..8] == kind.to_le_bytes()).expect("there is such a section")
+}
+
+/// Has a section be `content`, which is appended to the file.
+fn replace_section(file: &mut Vec<u8>, header: &mut [u8], content: &[u8]) {
+    header[24..32].copy_from_slice(&(file.len() as u64).to_le_bytes());
+    header[32..40].copy_from_slice(&(content.len() as u64).to_le_bytes());
+    file.extend(content);
+    file.resize(file.len().next_multiple_of(8), 0);
+}
+
+/// Gives a file other section headers.
+fn with_section_headers(mut file: Vec<u8>, headers: &[Vec<u8>]) -> Vec<u8> {
+    let at = file.len() as u64;
+    file[40..48].copy_from_slice(&at.to_le_bytes());
+    file[60..62].copy_from_slice(&(headers.len() as u16).to_le_bytes());
+    file.extend(headers.concat());
+    file
+}
+
+fn refusal(file: &[u8]) -> ModuleError {
+    Module::parse(file).map(|_| ()).expect_err("it is refused")
+}
+
 /// Relocations that do nothing, looked at over and over: that would take the machine's time at each load.
 #[test]
 fn relocations_that_do_nothing_are_counted() {
-    const HEADER_BYTES: usize = 64;
-    const RELA: u32 = 4;
+    const EACH: usize = 1000;
     let mut file = modules()[0].clone();
-    let word = |file: &[u8], at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
-    let (table, count) = (word(&file, 40), u16::from_le_bytes(file[60..62].try_into().unwrap()) as usize);
-    let mut headers = file[table..table + count * HEADER_BYTES].to_vec();
-    let rela =
-        headers.chunks(HEADER_BYTES).find(|header| header[4..8] == RELA.to_le_bytes()).expect("relocations").to_vec();
-    let (start, len) = (word(&rela, 24), word(&rela, 32));
+    let mut headers = section_headers(&file);
     // Type 0 is R_X86_64_NONE.
-    file[start..start + len].chunks_mut(24).for_each(|entry| entry[8..16].fill(0));
-    let copies = MAX_RELOCATIONS / (len / 24) + 1;
-    (0..copies).for_each(|_| headers.extend(&rela));
-    let at = file.len() as u64;
-    file[40..48].copy_from_slice(&at.to_le_bytes());
-    file[60..62].copy_from_slice(&((count + copies) as u16).to_le_bytes());
-    file.extend(headers);
-    let refused = Module::parse(&file).map(|_| ()).expect_err("too many relocations");
+    replace_section(&mut file, of_type(&mut headers, RELA), &[0; 24 * EACH]);
+    let rela = of_type(&mut headers, RELA).clone();
+    headers.extend(vec![rela; MAX_RELOCATIONS / EACH + 1]);
+    let refused = refusal(&with_section_headers(file, &headers));
     assert!(matches!(refused, ModuleError::RelocationCount(total) if total > MAX_RELOCATIONS), "{refused:?}");
+}
+
+/// Tables that are looked through for each entry of others, and names without an end, which would be for each symbol: that
+/// would take the square of the file's length.
+#[test]
+fn tables_have_an_end() {
+    let mut file = modules()[0].clone();
+    let mut headers = section_headers(&file);
+    let with_sections = |count| {
+        let mut headers = headers.clone();
+        headers.resize(count, vec![0; HEADER_BYTES]);
+        with_section_headers(modules()[0].clone(), &headers)
+    };
+    Module::parse(&with_sections(MAX_SECTIONS)).expect("so many are allowed");
+    let refused = refusal(&with_sections(MAX_SECTIONS + 1));
+    assert_eq!(refused, ModuleError::TooMany("sections", MAX_SECTIONS + 1, MAX_SECTIONS));
+
+    // Each is called the same: a megabyte without an end.
+    let symbol = [&[1, 0, 0, 0, 0x12, 0, 1, 0][..], &0x1000u64.to_le_bytes(), &[0; 8]].concat();
+    let link = u32::from_le_bytes(of_type(&mut headers, DYNSYM)[40..44].try_into().unwrap()) as usize;
+    replace_section(&mut file, &mut headers[link], &[b'a'; 1 << 20]);
+    let with_symbols = |count| {
+        let (mut file, mut headers) = (file.clone(), headers.clone());
+        of_type(&mut headers, RELA)[32..40].fill(0);
+        replace_section(&mut file, of_type(&mut headers, DYNSYM), &symbol.repeat(count));
+        refusal(&with_section_headers(file, &headers))
+    };
+    assert_eq!(with_symbols(MAX_SYMBOLS), ModuleError::NoEntry);
+    assert_eq!(with_symbols(MAX_SYMBOLS + 1), ModuleError::TooMany("dynamic symbols", MAX_SYMBOLS + 1, MAX_SYMBOLS));
 }
 
 proptest! {

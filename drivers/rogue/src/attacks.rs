@@ -70,6 +70,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("log-pointer", log_pointer),
     ("log-pointer-quiet", log_pointer_quiet),
     ("log-registers", log_registers),
+    ("log-elsewhere", log_elsewhere),
     ("log-length", log_length),
     ("log-forged", log_forged),
     ("panic", panic),
@@ -534,6 +535,19 @@ fn log_registers(_: u64) -> u64 {
             sym raw::rf_log,
             options(noreturn)
         )
+    }
+}
+
+/// Logs from nowhere by a far call of its own, with RSP at a word that says that somebody else called.
+#[inline(never)]
+fn log_elsewhere(_: u64) -> u64 {
+    const LOG: u16 = 1;
+    let target = [0u16, 0, selector_of(LOG)];
+    let innocent = [read as *const () as u64 + 5];
+    // SAFETY: none; the call does not return.
+    unsafe {
+        asm!("mov rsp, rcx", ".byte 0xff, 0x18", "ud2", in("rax") target.as_ptr(), in("rcx") innocent.as_ptr(),
+            in("rdi") 3, in("rsi") 0, in("rdx") 16, options(noreturn))
     }
 }
 

@@ -41,6 +41,17 @@ pub fn operand_address(code: &[u8], address: u64, registers: [u64; 16]) -> Optio
     })
 }
 
+/// The vector that the first instruction of `code` raises, if that is what it does.
+pub fn raises(code: &[u8]) -> Option<u8> {
+    let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
+    let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
+    match instruction.mnemonic() {
+        Mnemonic::Int => Some(instruction.immediate8()),
+        Mnemonic::Int3 => Some(3),
+        _ => None,
+    }
+}
+
 /// Length in bytes of the call at whose end `code` ends; `None` if no call does.
 ///
 /// Code is not read backwards without doubt: of the forms that compilers use, the likeliest is taken.
@@ -83,6 +94,16 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore)]
+    fn vectors_are_found_behind_prefixes() {
+        assert_eq!(
+            [raises(&[0xcd, 0x21]), raises(&[0x66, 0xcd, 0x80]), raises(&[0xcc])],
+            [Some(0x21), Some(0x80), Some(3)]
+        );
+        assert_eq!([raises(&[0x0f, 0x0b]), raises(&[0xcd]), raises(&[])], [None; 3]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore)]
     fn the_address_of_an_operand_is_what_its_registers_say() {
         let mut registers = [0; 16];
         (registers[1], registers[7], registers[12]) = (0x10, 1 << 63, 3);
@@ -100,7 +121,7 @@ mod tests {
         #[test]
         #[cfg_attr(miri, ignore)]
         fn no_bytes_make_it_panic(code in proptest::collection::vec(any::<u8>(), 0..20), address in any::<u64>()) {
-            let _ = (instruction(&code, address), operand_address(&code, address, [address; 16]));
+            let _ = (instruction(&code, address), raises(&code), operand_address(&code, address, [address; 16]));
         }
     }
 }

@@ -25,6 +25,22 @@ pub const MAX_SEGMENTS: usize = 16;
 /// Most relocations that a module may have.
 pub const MAX_RELOCATIONS: usize = 1 << 15;
 
+/// Most sections, program headers and dynamic symbols: tables are looked through once for each entry of others, and **what
+/// looking takes must not grow with the square of a file's length**.
+pub const MAX_SECTIONS: usize = 256;
+/// See [`MAX_SECTIONS`].
+pub const MAX_PROGRAM_HEADERS: usize = 64;
+/// See [`MAX_SECTIONS`].
+pub const MAX_SYMBOLS: usize = 1 << 12;
+
+/// Most functions that [`symbol_at`] looks at; what is behind them has no name.
+const MAX_FUNCTIONS: usize = 1 << 16;
+
+/// Longest name that is looked for, in bytes; and longest name of a function.
+const MAX_NAME: usize = 64;
+/// See [`MAX_NAME`].
+const MAX_FUNCTION_NAME: usize = 1024;
+
 /// A module file that may be loaded. Addresses are offsets from the image's base.
 #[derive(Debug)]
 pub struct Module<'a> {
@@ -125,6 +141,8 @@ pub enum ModuleError {
     TooLarge(u64),
     /// It has something that is not supported.
     Unsupported(&'static str),
+    /// It has so many of something, and at most so many are allowed.
+    TooMany(&'static str, usize, usize),
     /// It has too many relocations.
     RelocationCount(usize),
     /// A relocation of this type is not supported.
@@ -156,6 +174,7 @@ impl fmt::Display for ModuleError {
             ModuleError::Overlap(index) => write!(f, "segment {index} overlaps the one before it"),
             ModuleError::TooLarge(bytes) => write!(f, "image of {bytes:#x} bytes is too large (most: {IMAGE_MAX:#x})"),
             ModuleError::Unsupported(what) => write!(f, "{what} is not supported"),
+            ModuleError::TooMany(what, count, most) => write!(f, "{count} {what} (most: {most})"),
             ModuleError::RelocationCount(count) => write!(f, "{count} relocations (most: {MAX_RELOCATIONS})"),
             ModuleError::RelocationType(kind) => write!(f, "relocation type {kind} is not supported"),
             ModuleError::RelocationTarget(at) => write!(f, "relocation at {at:#x} is not in a writable segment"),
@@ -198,7 +217,12 @@ impl<'a> Module<'a> {
         }
         let sections = header.sections(LE, file).map_err(|_| ModuleError::NotElf)?;
 
-        let (_, section) = sections.section_by_name(LE, manifest::SECTION.as_bytes()).ok_or(ModuleError::NoManifest)?;
+        few("sections", sections.len(), MAX_SECTIONS)?;
+        let names = header.section_strings_index(LE, file).ok().and_then(|index| strings(&sections, file, index));
+        let is_manifest = |section: &&elf::SectionHeader64<LE>| {
+            name(names, section.sh_name(LE), MAX_NAME) == Some(manifest::SECTION.as_bytes())
+        };
+        let section = sections.iter().find(is_manifest).ok_or(ModuleError::NoManifest)?;
         let manifest =
             Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?).map_err(ModuleError::Manifest)?;
 
@@ -212,10 +236,27 @@ impl<'a> Module<'a> {
 
 type Sections<'a> = SectionTable<'a, Header>;
 
+/// Refuses more of `what` than `most`.
+fn few(what: &'static str, count: usize, most: usize) -> Result<(), ModuleError> {
+    if count > most { Err(ModuleError::TooMany(what, count, most)) } else { Ok(()) }
+}
+
+/// The bytes of the string table in section `index`.
+fn strings<'a>(sections: &Sections<'a>, file: &'a [u8], index: SectionIndex) -> Option<&'a [u8]> {
+    sections.section(index).ok()?.data(LE, file).ok()
+}
+
+/// The name that begins at `offset` in a string table, if it is at most `most` bytes long: a table without an end is not looked
+/// through for each name in it.
+fn name(strings: Option<&[u8]>, offset: u32, most: usize) -> Option<&[u8]> {
+    let rest = strings?.get(offset as usize..)?;
+    rest.get(..rest.iter().take(most + 1).position(|byte| *byte == 0)?)
+}
+
 /// What to patch, and the services that this asks for.
-fn relocations(
-    sections: &Sections,
-    file: &[u8],
+fn relocations<'a>(
+    sections: &Sections<'a>,
+    file: &'a [u8],
     image: &Image,
     manifest: &Manifest,
 ) -> Result<(Vec<Relocation>, Imports), ModuleError> {
@@ -233,7 +274,10 @@ fn relocations(
         let Some((entries, link)) = section.rela(LE, file).map_err(|_| ModuleError::NotElf)? else { continue };
         let symbols = match link {
             SectionIndex(0) => None,
-            link => Some(sections.symbol_table_by_index(LE, file, link).map_err(|_| ModuleError::NotElf)?),
+            link => {
+                let symbols = sections.symbol_table_by_index(LE, file, link).map_err(|_| ModuleError::NotElf)?;
+                Some((strings(sections, file, symbols.string_section()), symbols))
+            }
         };
         // Those that do nothing take their time as well.
         total += entries.len();
@@ -266,27 +310,31 @@ fn relocations(
 /// The value of a relocation that names a symbol: a service's stub, if it is undefined.
 fn symbol_value(
     entry: &elf::Rela64<LE>,
-    symbols: Option<&SymbolTable<Header>>,
+    symbols: Option<&(Option<&[u8]>, SymbolTable<Header>)>,
     image: &Image,
     manifest: &Manifest,
 ) -> Result<Value, ModuleError> {
     let index = entry.r_sym(LE, false) as usize;
     let missing = ModuleError::Symbol(index);
-    let symbols = symbols.ok_or(missing)?;
+    let (strings, symbols) = symbols.ok_or(missing)?;
     let symbol = symbols.symbols().get(index).ok_or(missing)?;
     if !symbol.is_undefined(LE) {
         return image.value(symbol.st_value(LE).wrapping_add(entry.r_addend(LE) as u64));
     }
-    let name = symbol.name(LE, symbols.strings()).map_err(|_| missing)?;
-    let number = service::by_symbol(name).ok_or_else(|| unknown_service(name))?;
+    let offset = symbol.st_name(LE);
+    let rest = strings.and_then(|strings| strings.get(offset as usize..)).ok_or(missing)?;
+    let number = name(*strings, offset, MAX_NAME).and_then(service::by_symbol).ok_or_else(|| unknown_service(rest))?;
     if grantable(manifest, number) { Ok(Value::Stub(number)) } else { Err(ModuleError::NotGranted(number)) }
 }
 
 /// The entry point, by name in the dynamic symbols.
-fn entry_point(sections: &Sections, file: &[u8], image: &Image) -> Result<u64, ModuleError> {
+fn entry_point<'a>(sections: &Sections<'a>, file: &'a [u8], image: &Image) -> Result<u64, ModuleError> {
     let symbols = sections.symbols(LE, file, elf::SHT_DYNSYM).map_err(|_| ModuleError::NotElf)?;
-    let is_entry =
-        |symbol: &&elf::Sym64<LE>| !symbol.is_undefined(LE) && symbols.symbol_name(LE, symbol) == Ok(ENTRY.as_bytes());
+    few("dynamic symbols", symbols.len(), MAX_SYMBOLS)?;
+    let names = strings(sections, file, symbols.string_section());
+    let is_entry = |symbol: &&elf::Sym64<LE>| {
+        !symbol.is_undefined(LE) && name(names, symbol.st_name(LE), MAX_NAME) == Some(ENTRY.as_bytes())
+    };
     let is_code =
         |entry: &u64| image.segments.iter().any(|segment| segment.executable && segment.pages.contains(*entry));
     let entry = symbols.iter().find(is_entry).map(|symbol| symbol.st_value(LE));
@@ -318,6 +366,7 @@ struct Image<'a> {
 impl<'a> Image<'a> {
     fn parse(header: &Header, file: &'a [u8]) -> Result<Image<'a>, ModuleError> {
         let headers = header.program_headers(LE, file).map_err(|_| ModuleError::NotElf)?;
+        few("program headers", headers.len(), MAX_PROGRAM_HEADERS)?;
         let mut segments: Vec<Segment> = Vec::new();
         let mut relro = None;
         let mut len_bytes = 0;
@@ -397,13 +446,15 @@ fn check_dynamic(header: &elf::ProgramHeader64<LE>, file: &[u8]) -> Result<(), M
     Ok(())
 }
 
-/// The function that `offset` from the image's base lies in, and how far into it: from the file's symbol table.
+/// The function that `offset` from the image's base lies in, and how far into it: from the file's symbol table. A name that is too
+/// long is cut off.
 pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
     let header = Header::parse(file).ok()?;
-    let sections = header.sections(LE, file).ok()?;
+    let sections = header.sections(LE, file).ok().filter(|sections| sections.len() <= MAX_SECTIONS)?;
     let symbols = sections.symbols(LE, file, elf::SHT_SYMTAB).ok()?;
     let symbol = symbols
         .iter()
+        .take(MAX_FUNCTIONS)
         .filter(|symbol| symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(LE))
         .filter(|symbol| symbol.st_value(LE) <= offset)
         .max_by_key(|symbol| symbol.st_value(LE))?;
@@ -412,5 +463,7 @@ pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
     if symbol.st_size(LE) != 0 && into >= symbol.st_size(LE) {
         return None;
     }
-    Some((symbols.symbol_name(LE, symbol).ok()?, into))
+    let rest = strings(&sections, file, symbols.string_section())?.get(symbol.st_name(LE) as usize..)?;
+    let name = rest.get(..MAX_FUNCTION_NAME).unwrap_or(rest);
+    Some((name.split(|byte| *byte == 0).next()?, into))
 }

@@ -4,7 +4,7 @@ use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt}
 use crate::domain::Handle;
 use crate::poll::{self, Polled};
 use crate::scsi;
-use crate::scsi::command::check_outcome;
+use crate::scsi::command::{ScsiError, check_outcome};
 use crate::scsi::disk::Disk;
 use crate::scsi::queues::{Data, Ticket};
 use alloc::string::{String, ToString};
@@ -121,7 +121,8 @@ fn read(
             under_way.tickets.retain(|ticket| match queues.finish(*ticket, &mut buffer, None) {
                 None => true,
                 Some(outcome) => {
-                    failed = check_outcome(&outcome, "READ", len_bytes).err().or(failed);
+                    let outcome = outcome.map_err(ScsiError::from);
+                    failed = outcome.and_then(|outcome| check_outcome(&outcome, "READ", len_bytes)).err().or(failed);
                     done += 1;
                     false
                 }

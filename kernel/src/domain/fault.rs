@@ -109,14 +109,16 @@ pub fn count() -> usize {
     HISTORY.lock().1
 }
 
-/// The first fault behind the first `before` ones, if there was one and it is kept.
-pub fn since(before: usize) -> Option<Arc<Fault>> {
-    history().into_iter().find(|(number, _)| *number > before).map(|(_, fault)| fault)
+/// The first fault of `driver` behind the first `before` faults of all, if there was one and it is kept.
+pub fn since(before: usize, driver: &str) -> Option<Arc<Fault>> {
+    history().into_iter().find(|(number, fault)| *number > before && fault.driver == driver).map(|(_, fault)| fault)
 }
 
 /// A record of why a driver was ended.
 #[derive(Debug)]
 pub struct Fault {
+    /// Whose it was.
+    pub driver: String,
     /// When, in nanoseconds since boot.
     pub at_ns: u64,
     /// When, as a reading of the TSC.
@@ -161,6 +163,7 @@ impl Fault {
             (Policy::Stop, _) => "it stays ended: its policy is to stop",
         };
         Fault {
+            driver: domain.name.clone(),
             at_ns,
             at_tsc,
             kind,

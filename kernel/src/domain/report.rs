@@ -18,11 +18,12 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::fmt::Write;
 use pci_types::PciAddress;
-use ringfence_abi::layout::IMAGE;
+use ringfence_abi::layout::{IMAGE, PAGE_SIZE, STUBS};
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::upcall::{self, Events};
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
+use ringfence_core::extent::Extent;
 use ringfence_core::module::symbol_at;
 use ringfence_core::port_bitmap::Ports;
 use x86_64::VirtAddr;
@@ -125,9 +126,12 @@ impl Scene {
         };
         let (frame, rip, rsp) = match site {
             Site::Trap(frame) => (Some(*frame), Some(frame.rip), Some(frame.rsp)),
-            // The stub was called: its return address is right there.
-            Site::Gate(Caller { rsp, .. }) => {
-                (None, word(rsp).map(|returns_to| call_site(domain, returns_to)), Some(rsp))
+            Site::Gate(Caller { rip, rsp, .. }) => {
+                // If the stub was called, its return address is right there. Where RSP points is the driver's affair; what the
+                // CPU has pushed is not.
+                let stubs = Extent::new(domain.base() + STUBS, PAGE_SIZE);
+                let returns_to = if stubs.contains(rip) { word(rsp) } else { Some(rip) };
+                (None, returns_to.map(|returns_to| call_site(domain, returns_to)), Some(rsp))
             }
             Site::Nowhere => (None, None, None),
         };
@@ -208,11 +212,7 @@ impl Scene {
                     SelectorName::ReturnGate => write!(out, " on the return gate"),
                     SelectorName::Interrupt(vector) => {
                         // The instruction itself is the better witness: QEMU shifts the vector by 4 in place of 3.
-                        let vector = match *self.code {
-                            [0xcd, vector, ..] => vector,
-                            [0xcc, ..] => 3,
-                            _ => vector,
-                        };
+                        let vector = disassembly::raises(&self.code).unwrap_or(vector);
                         write!(out, " on int {vector:#x}")
                     }
                     SelectorName::Global(entry) => write!(out, " on entry {entry} of the GDT"),
@@ -264,10 +264,11 @@ impl Scene {
             writeln!(out, "{frame}")?;
         }
         // What a call leaves of the registers (System V).
-        if let Some(([rdi, rsi, rdx], Caller { r15, r14, r13, r12, rbp, rbx, rsp, .. })) = &self.call {
+        if let Some(([rdi, rsi, rdx], Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp })) = &self.call {
             writeln!(out, "    rdi={rdi:016x} rsi={rsi:016x} rdx={rdx:016x}")?;
             writeln!(out, "    rbx={rbx:016x} rbp={rbp:016x} rsp={rsp:016x}")?;
-            writeln!(out, "    r12={r12:016x} r13={r13:016x} r14={r14:016x}\n    r15={r15:016x}")?;
+            writeln!(out, "    r12={r12:016x} r13={r13:016x} r14={r14:016x}")?;
+            writeln!(out, "    r15={r15:016x} rip={rip:016x}")?;
         }
         self.write_stack(out)?;
         self.write_held(out)

@@ -8,7 +8,7 @@ use crate::domain::{Domain, Handle, Ring};
 use crate::memory::frames;
 use crate::pci::{self, Function};
 use crate::trace::{self, What};
-use crate::{ramdisk, supervise};
+use crate::{poll, ramdisk, supervise};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -160,6 +160,7 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         new.faults_at = core::mem::take(&mut old.faults_at);
         new.policy = old.policy;
+        poll::succeed(&mut new, &old);
         // It has been replaced: nobody is to do that again.
         old.stopped = true;
         trace::note(&new, || What::Replaced);
@@ -216,15 +217,15 @@ fn forget(handle: &Handle) {
 
 /// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has.
 pub fn autoload() {
+    let manifest = |file: File| Some((Module::parse(&file.bytes).ok()?.manifest, file));
+    let files: Vec<(Manifest, File)> = ramdisk::modules().filter_map(manifest).collect();
     for function in pci::functions() {
         if device::state(function.address) != device::State::Free {
             continue;
         }
-        let drives = |file: &File| {
-            Module::parse(&file.bytes).is_ok_and(|module| module.manifest.pci_ids().any(|id| id == function.id))
-        };
-        let Some(file) = ramdisk::modules().find(drives) else { continue };
-        match load_for(&file, Ring::Sandboxed, Some(function)) {
+        let drives = |(manifest, _): &&(Manifest, File)| manifest.pci_ids().any(|id| id == function.id);
+        let Some((_, file)) = files.iter().find(drives) else { continue };
+        match load_for(file, Ring::Sandboxed, Some(function)) {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {}", handle.lock().name, function.address),
             Err(error) => log::error!("{} for {}: {error}", file.name, function.address),
         }

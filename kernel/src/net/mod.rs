@@ -11,9 +11,9 @@
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::TRANSMIT_MS;
-use crate::module;
 use crate::poll::{self, Polled};
 use crate::task::wait_in;
+use crate::{console, module};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -32,7 +32,7 @@ use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 use spin::Mutex;
 
 pub mod client;
@@ -56,6 +56,9 @@ struct Interface {
     servers: Servers,
     /// Who waits for a lease.
     on_lease: Vec<Waker>,
+    /// The lease that was last told of, and when.
+    leased: Option<Ipv4Cidr>,
+    leased_at: Option<Instant>,
 }
 
 fn now() -> StackInstant {
@@ -103,6 +106,8 @@ pub fn attach(handle: &Handle) {
         dhcp,
         servers,
         on_lease: Vec::new(),
+        leased: None,
+        leased_at: None,
     });
     drop(interfaces);
     wake();
@@ -171,6 +176,10 @@ pub async fn run() {
                     module::condemn(&handle, cause);
                 }
             }
+            // One that takes long keeps nobody but the next from its turn.
+            if index + 1 < count {
+                yield_now().await;
+            }
             if let Some(at) = at {
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
@@ -215,6 +224,7 @@ impl Interface {
                 break;
             }
         }
+        let mut leased = None;
         if let Some(event) = self.sockets.get_mut::<dhcpv4::Socket>(self.dhcp).poll() {
             self.stack.update_ip_addrs(|addresses| addresses.clear());
             self.stack.routes_mut().remove_default_ipv4_route();
@@ -230,14 +240,21 @@ impl Interface {
                 if let Some(router) = config.router.filter(|router| is_host(*router)) {
                     let _ = self.stack.routes_mut().add_default_ipv4_route(router);
                 }
-                log::info!("{}: address {address} from DHCP", self.name);
+                leased = Some(address);
                 for waker in self.on_lease.drain(..) {
                     waker.wake();
                 }
             }
         }
         let deadline = queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000));
-        Ok((queues.take_unsent(), deadline))
+        let served = (queues.take_unsent(), deadline);
+        // A driver can have it be another one as often as it likes.
+        if leased.is_some() && leased != self.leased && self.leased_at.is_none_or(|at| at.elapsed().as_secs() >= 1) {
+            let address = leased.map(|address| address.to_string()).unwrap_or_default();
+            console::say_about(&domain.name, format_args!("{}: address {address} from DHCP", self.name));
+            (self.leased, self.leased_at) = (leased, Some(Instant::now()));
+        }
+        Ok(served)
     }
 
     fn address(&self) -> Option<String> {

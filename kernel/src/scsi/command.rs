@@ -1,15 +1,17 @@
 //! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended meanwhile.
 
 use super::Host;
-use super::queues::{self, Data, Ticket};
+use super::queues::{Data, Lost, Ticket};
 use super::repeat::Place;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::{COMMAND_MS, PAUSE_MS};
-use crate::{module, poll};
+use crate::module;
+use crate::poll::{self, Polled};
 use alloc::vec::Vec;
 use core::fmt;
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
 use core::sync::atomic::Ordering;
 use core::task::Poll;
 use embassy_futures::yield_now;
@@ -46,6 +48,12 @@ pub enum ScsiError {
     Short,
     /// The blocks are not all on the disk.
     OutOfRange,
+}
+
+impl From<Lost> for ScsiError {
+    fn from(_: Lost) -> ScsiError {
+        ScsiError::NoDriver
+    }
 }
 
 impl fmt::Display for ScsiError {
@@ -117,15 +125,8 @@ async fn execute_once(
             }
         }
     });
-    let limit_ms = COMMAND_MS.get();
-    let limit = Duration::from_millis(limit_ms);
-    let stuck = Cause::Stuck { what: "SCSI command", limit_ms };
-    let Ok(ticket) = with_timeout(limit, begun).await else {
-        // Nothing became free all the time: what fills the queue is stuck, and maybe nobody waits for it any more.
-        module::condemn(handle, stuck);
-        return Err(ScsiError::NoDriver);
-    };
-    let ticket = ticket?;
+    // While nothing becomes free, what fills the queue is stuck, and maybe nobody waits for it any more.
+    let ticket = in_time(handle, begun).await?;
     if let Some(place) = place.filter(|_| data_out.is_empty()) {
         place.leave();
     }
@@ -135,18 +136,35 @@ async fn execute_once(
         let mut domain = handle.lock();
         let Some(scsi) = domain.scsi.as_mut() else { return Poll::Ready(Err(ScsiError::NoDriver)) };
         match scsi.finish(ticket, data_in, Some(context.waker())) {
-            Some(outcome) => Poll::Ready(Ok(outcome)),
+            Some(outcome) => Poll::Ready(outcome.map_err(ScsiError::from)),
             None if !domain.is_alive() => Poll::Ready(Err(ScsiError::NoDriver)),
             None => Poll::Pending,
         }
     });
-    let Ok(outcome) = with_timeout(limit, outcome).await else {
-        // The driver, or its device, is stuck. Both are begun anew, if the policy is to restart.
-        module::condemn(handle, stuck);
-        return Err(ScsiError::NoDriver);
-    };
+    let outcome = in_time(handle, outcome).await?;
     waiting.ticket = None;
-    outcome
+    Ok(outcome)
+}
+
+/// Waits for what a driver is to do. One that has not done it in time is ended, with its device, and both are begun anew, if the
+/// policy is to restart; but one that had to rest meanwhile is not to blame, and has the time again.
+async fn in_time<T>(handle: &Handle, done: impl Future<Output = Result<T, ScsiError>>) -> Result<T, ScsiError> {
+    let mut done = pin!(done);
+    loop {
+        let limit_ms = COMMAND_MS.get();
+        if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
+            return done;
+        }
+        if poll::poll(handle, Events::QUEUE) == Polled::Later {
+            continue;
+        }
+        // It has just had its chance.
+        if let Poll::Ready(done) = embassy_futures::poll_once(done.as_mut()) {
+            return done;
+        }
+        module::condemn(handle, Cause::Stuck { what: "SCSI command", limit_ms });
+        return Err(ScsiError::NoDriver);
+    }
 }
 
 /// What an outcome of `len_bytes` bytes of data means: how many were moved, or what went wrong.
@@ -154,7 +172,6 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
     match outcome.host {
         HOST_OK => {}
         HOST_NO_DEVICE => return Err(ScsiError::NoDevice),
-        queues::NO_DRIVER => return Err(ScsiError::NoDriver),
         HOST_RESET => return Err(ScsiError::Reset),
         code => return Err(ScsiError::Host(code)),
     }

@@ -10,13 +10,9 @@ use core::task::Waker;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::queue::{Consumer, Producer};
 use ringfence_abi::scsi::{
-    COMPLETE, MAX_DATA, MAX_SENSE, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome,
-    write_request,
+    COMPLETE, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome, write_request,
 };
 use ringfence_core::cdb::Cdb;
-
-/// What the kernel itself puts for a driver's `HOST_*` code when there is no driver any more.
-pub const NO_DRIVER: u32 = u32::MAX;
 
 /// The kernel's end of a SCSI driver's queues.
 pub struct Queues {
@@ -44,7 +40,13 @@ enum State {
         writes: Option<(u32, u32)>,
     },
     Done(Outcome),
+    /// The driver was ended.
+    Lost,
 }
+
+/// Why a request has no outcome: its driver was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost;
 
 /// Where a request's data goes.
 pub enum Data<'a> {
@@ -151,20 +153,19 @@ impl Queues {
             let number = usize::try_from(taken).map_err(|_| bad)?;
             let Some(State::Sent { .. }) = self.requests.get(number) else { return Err(bad) };
             let outcome = read_outcome(&self.memory, number).ok_or(bad)?;
-            self.settle(number, outcome);
+            self.settle(number, State::Done(outcome));
         }
         Ok(())
     }
 
     /// Ends all requests under way: the driver is gone. Those that somebody waits for are to be sent again.
     pub fn fail_all(&mut self) {
-        let outcome = Outcome { host: NO_DRIVER, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
         for number in 0..REQUESTS {
             if let State::Sent { command, abandoned, .. } = self.requests[number] {
                 if let Some(command) = command.filter(|_| !abandoned) {
                     self.repeats.add(command);
                 }
-                self.settle(number, outcome);
+                self.settle(number, State::Lost);
             }
         }
         if let Some(waker) = self.on_free.take() {
@@ -172,9 +173,9 @@ impl Queues {
         }
     }
 
-    fn settle(&mut self, number: usize, outcome: Outcome) {
+    fn settle(&mut self, number: usize, end: State) {
         let Some(state) = self.requests.get_mut(number) else { return };
-        if let State::Sent { waker, abandoned, .. } = core::mem::replace(state, State::Done(outcome)) {
+        if let State::Sent { waker, abandoned, .. } = core::mem::replace(state, end) {
             if abandoned {
                 self.free(number);
             } else if let Some(waker) = waker {
@@ -203,7 +204,7 @@ impl Queues {
     }
 
     /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete. It is over then.
-    pub fn finish(&mut self, ticket: Ticket, data: &mut [u8], waker: Option<&Waker>) -> Option<Outcome> {
+    pub fn finish(&mut self, ticket: Ticket, data: &mut [u8], waker: Option<&Waker>) -> Option<Result<Outcome, Lost>> {
         match self.requests.get_mut(ticket.0)? {
             State::Done(outcome) => {
                 let outcome = *outcome;
@@ -212,7 +213,11 @@ impl Queues {
                     self.data.read(ticket.0 * MAX_DATA, data);
                 }
                 self.free(ticket.0);
-                Some(outcome)
+                Some(Ok(outcome))
+            }
+            State::Lost => {
+                self.free(ticket.0);
+                Some(Err(Lost))
             }
             State::Sent { waker: slot, .. } => {
                 *slot = waker.cloned();
@@ -226,7 +231,7 @@ impl Queues {
     pub fn abandon(&mut self, ticket: Ticket) {
         match self.requests.get_mut(ticket.0) {
             Some(State::Sent { abandoned, .. }) => *abandoned = true,
-            Some(State::Done(_)) => self.free(ticket.0),
+            Some(State::Done(_) | State::Lost) => self.free(ticket.0),
             _ => {}
         }
     }

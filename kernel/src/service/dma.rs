@@ -46,7 +46,7 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
 pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
     let region = domain.dma.swap_remove(index);
-    domain.space.protect(region.extent.start, region.extent.len_bytes, rights::KEPT);
+    time::charged(|| domain.space.protect(region.extent.start, region.extent.len_bytes, rights::KEPT));
     domain.dma_kept.push(region);
     Ok(0)
 }

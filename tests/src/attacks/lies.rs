@@ -87,7 +87,7 @@ const SCSI_ANSWERS: &[(&str, &str)] = &[
     ("residual", "error: the device moved too little data"),
     ("sense", "error: READ(10): CHECK CONDITION"),
     ("host", "error: the adapter failed (code 77)"),
-    ("gone", "error: the driver is gone"),
+    ("gone", "error: the adapter failed (code 4294967295)"),
 ];
 
 /// Lies of `rogue-scsi` about a command's outcome that are an error for who waits for it, and no more.

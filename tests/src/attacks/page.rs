@@ -205,6 +205,9 @@ fn explain(verb: &str) -> (String, &'static str) {
         "lose" => ("leaves a command undone", "`limits command-ms`"),
         "residual" | "sense" => ("says that more was left over, or more is wrong, than there can be", "checked"),
         "host" | "gone" => ("answers with a code that no driver has", "an error like others"),
+        "log-elsewhere" => {
+            ("has the kernel read null, and says that somebody else called", "the report goes by what the CPU pushed")
+        }
         "log-freed" => ("has the kernel read memory that it gave back", "it is not mapped any more"),
         "log-registers" => ("has the kernel read its device's registers", "they are not memory"),
         "free-frames" | "phys-frames" => ("asks for the queues' memory as if it were its own", "it is the kernel's"),

@@ -234,6 +234,10 @@ const FAULTS: &[(&str, &str)] = &[
     ("log-pointer 0xffffffff80000000", "bad pointer to rf_log: 0x10 bytes at 0xffffffff80000000"),
     ("log-pointer 0xfffffffffffffff8", "bad pointer to rf_log: 0x10 bytes at 0xfffffffffffffff8"),
     ("log-pointer-quiet @kernel-heap", "bad pointer to rf_log: 0x10 bytes at @ (kernel heap)"),
+    (
+        "log-elsewhere",
+        "bad pointer to rf_log: 0x10 bytes at 0x0 (null), in command, at rf_rogue::attacks::log_elsewhere+",
+    ),
     ("log-pointer @kernel-stack", "bad pointer to rf_log: 0x10 bytes at @ (kernel stack)"),
     ("log-pointer @entry-stacks", "bad pointer to rf_log: 0x10 bytes at @ (entry stacks)"),
     ("log-pointer 0x8000400000", "bad pointer to rf_log: 0x10 bytes at 0x8000400000 (another domain's slot)"),

@@ -43,3 +43,34 @@ fn a_driver_that_rests_is_served_afterwards() {
         }
     }
 }
+
+/// A driver does not get rid of what it owes by a fault: it is started again when that is paid.
+#[test]
+fn a_driver_that_faulted_pays_first() {
+    let mut machine = machine(
+        "insmod rogue-nic; policy rogue-nic restart; tell rogue-nic hog 0xffffffffffffffff; sleep 1; lsmod; sleep 1100; lsmod",
+    );
+    machine.contents.autoload = false;
+    machine.icount = true;
+    let text = boot_well(&machine);
+    assert_says(&text, "fault: rogue-nic: took longer than 1000 ms, in poll (interrupt)");
+    let states: Vec<String> = listed(&text, "rogue-nic").into_iter().map(|listed| listed.state).collect();
+    let back_in = states[0].strip_prefix("back in ").and_then(|state| state.strip_suffix(" ms"));
+    assert!(back_in.is_some_and(|ms| (900..=1001).contains(&ms.parse::<u32>().unwrap_or(0))), "{states:?}");
+    assert_eq!(states[1], "running");
+}
+
+/// Nor is a driver to blame for what it could not do because it had to rest, for somebody else's sake.
+#[test]
+fn a_driver_that_rests_is_not_stuck() {
+    let mut machine = machine(
+        "limits transmit-ms 600000; insmod rogue-nic; insmod virtio-scsi; lsblk; limits turn-ms 0; limits command-ms 300; tell rogue-nic hog 500; \
+         repeat 3 blkread disk0 0 8; faults",
+    );
+    machine.contents.autoload = false;
+    let disk = ringfence::machine::empty_disk().unwrap();
+    machine.disks = vec![disk.path().to_path_buf()];
+    let text = boot_well(&machine);
+    assert_eq!(text.matches("  4096 bytes").count(), 3, "{text}");
+    assert!(text.contains("\nnone\n"), "{text}");
+}

@@ -25,6 +25,8 @@ use ringfence_abi::manifest::{Policy, RING1_ONLY};
 use spin::{Mutex, MutexGuard};
 
 static WORK: AtomicWaker = AtomicWaker::new();
+/// Who waits for a driver's end: one at a time.
+static ENDED: AtomicWaker = AtomicWaker::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
 /// How often each module file faulted in ring 1 since boot, or since a person forgave it.
 static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
@@ -44,6 +46,16 @@ pub fn last_restart() -> [u64; 2] {
 pub fn note() {
     PENDING.store(true, Ordering::Release);
     WORK.wake();
+    ENDED.wake();
+}
+
+/// Waits until a driver is ended.
+pub async fn ended(handle: &Handle) {
+    poll_fn(|context| {
+        ENDED.register(context.waker());
+        if handle.lock().is_alive() { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
 }
 
 /// Counts a fault against the module of `domain`. Being killed by a person is none.
@@ -174,9 +186,12 @@ fn plan(dead: &Handle) -> Option<u64> {
         give_up(domain, format!("it was given up after {limit} restarts"));
         return None;
     }
-    let wait_ms = if count > 1 { RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS) } else { 0 };
-    // What it owes of the CPU is paid first.
-    let at = now + (wait_ms * 1_000_000).max(poll::rest_ns(&domain));
+    let wait_ns = match count {
+        0 | 1 => 0,
+        // What it owes of the CPU is paid first.
+        _ => ((RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS)) * 1_000_000).max(poll::rest_ns(&domain)),
+    };
+    let at = now + wait_ns;
     domain.restart_at = Some(at);
     Some(at)
 }

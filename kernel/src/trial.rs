@@ -10,6 +10,7 @@ use crate::module::{self, File, LoadError};
 use crate::shell::run_all;
 use crate::{supervise, symbols};
 use alloc::string::{String, ToString};
+use embassy_futures::select::{Either, select};
 use ringfence_abi::manifest::Policy;
 
 /// What became of a changed module.
@@ -25,8 +26,9 @@ pub struct Outcome {
     pub why: String,
     /// Whether the good module did the work afterwards; if not, why.
     pub restored: Result<(), String>,
-    /// From the end of the changed module until the good one was in its place, in microseconds.
-    pub restore_us: u64,
+    /// From the fault of the changed module, if it had one, until the good one had done all that it must do, in
+    /// microseconds.
+    pub restore_us: Option<u64>,
     /// Checksum of what of the kernel must never change.
     pub checksum: u64,
     /// Free frames.
@@ -100,7 +102,11 @@ pub async fn run(
     let (failed, mut why) = match replaced {
         Ok(handle) => {
             mutant.handle = handle;
-            let error = run_all(work).await.err();
+            // When it is ended, what is left of its work is the good one's.
+            let error = match select(run_all(work), supervise::ended(&mutant.handle)).await {
+                Either::First(done) => done.err(),
+                Either::Second(()) => None,
+            };
             (error.is_some().then_some("wrong"), error)
         }
         Err(error) => {
@@ -109,12 +115,10 @@ pub async fn run(
         }
     };
     let activated = watch::take();
-    let ended = time::uptime_ns();
     let name = mutant.handle.lock().name.clone();
     let fault = fault::since(before, &name);
-    let ended = fault.as_ref().map_or(ended, |fault| fault.at_ns);
     let mut restored = mutant.put_back();
-    let restore_us = (time::uptime_ns() - ended) / 1000;
+    let mut restore_us = None;
     let mut kind = fault.as_ref().map(|fault| fault.kind).or(failed).unwrap_or("fine");
     if restored.is_ok() {
         // What looked right may have been wrong in the same way twice.
@@ -124,6 +128,7 @@ pub async fn run(
             (kind, why) = ("wrong", Some(error));
         }
         restored = run_all(after).await;
+        restore_us = fault.as_ref().map(|fault| (time::uptime_ns() - fault.at_ns) / 1000);
     }
     let why = fault.map(|fault| fault.headline().to_string()).or(why).unwrap_or_default();
     // Its memory goes with it.

@@ -331,7 +331,11 @@ impl Machine {
 impl Running {
     /// The next line; `None` when there are no more, or the time limit has passed.
     fn next_line(&mut self) -> Option<String> {
-        let line = match self.deadline {
+        self.line_until(self.deadline)
+    }
+
+    fn line_until(&mut self, deadline: Option<Instant>) -> Option<String> {
+        let line = match deadline {
             None => self.lines.recv().ok(),
             Some(deadline) => self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
         }?;
@@ -345,8 +349,8 @@ impl Running {
 
     /// The next line, if it comes within `limit`; `None` otherwise, and when there are no more.
     pub fn line_within(&mut self, limit: Duration) -> Option<String> {
-        self.deadline = Some(Instant::now() + limit);
-        let line = self.next_line();
+        let limit = Instant::now() + limit;
+        let line = self.line_until(Some(self.deadline.map_or(limit, |deadline| deadline.min(limit))));
         // Who reads line by line keeps what it needs.
         self.seen.clear();
         line

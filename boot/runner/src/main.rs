@@ -53,15 +53,15 @@ enum Verb {
         #[arg(long, value_delimiter = ',', default_value = "e1000,virtio-scsi")]
         modules: Vec<String>,
         /// How many changes.
-        #[arg(long, default_value_t = 300)]
-        mutants: usize,
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+        mutants: u32,
         /// Where the random numbers begin.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Leave the first ones out: to come back to a later one.
-        #[arg(long, default_value_t = 0)]
-        skip: usize,
-        /// Ring of the changed modules; 0 is the control group, in which kernels die.
+        /// Try only this one: to come back to it.
+        #[arg(long, value_name = "NUMBER")]
+        only: Option<usize>,
+        /// Ring of the changed modules; 0 is the control group, in which kernels die, and which succeeds when all were tried.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
         /// Folder for the results, and a page with a chart of both rings' results there.
@@ -198,9 +198,9 @@ fn run(cli: Cli) -> Result<u8> {
             bench::run(&system, &bench::Options { name, json, out })?;
             Ok(0)
         }
-        Some(Verb::Campaign { modules, mutants, seed, skip, ring, out, json }) => {
+        Some(Verb::Campaign { modules, mutants, seed, only, ring, out, json }) => {
             let system = build::system(true)?;
-            let options = campaign::Options { modules, mutants, seed, skip, ring, out, json };
+            let options = campaign::Options { modules, mutants: mutants as usize, seed, only, ring, out, json };
             Ok(u8::from(!campaign::run(&system, &options)?))
         }
         Some(Verb::Soak { minutes, seed, json }) => {

@@ -8,17 +8,22 @@ pub fn head(title: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{0}</title>\n\
          <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em}}\
-         table{{border-collapse:collapse;margin:1em 0}}td,th{{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:right}}\
-         td:first-child,th:first-child,td:last-child,th:last-child{{text-align:left}}svg{{max-width:100%;height:auto}}</style>\n\
+         table{{border-collapse:collapse;margin:1em 0}}td,th{{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}}\
+         .number{{text-align:right}}svg{{max-width:100%;height:auto}}</style>\n\
          <h1>{0}</h1>\n",
         escape(title)
     )
 }
 
+/// The end of a page.
+pub const END: &str = "</html>\n";
+
 /// A table; the first row is its head.
 pub fn table(rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, row: &[String]| -> String {
-        row.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+        let is_number = |cell: &str| cell.starts_with(|first: char| first.is_ascii_digit() || first == '-');
+        let class = |cell: &str| if is_number(cell) { " class=\"number\"" } else { "" };
+        row.iter().map(|cell| format!("<{tag}{}>{}</{tag}>", class(cell), escape(cell))).collect()
     };
     let line = |(index, row): (usize, &Vec<String>)| {
         format!("<tr>{}</tr>\n", cells(if index == 0 { "th" } else { "td" }, row))

@@ -52,12 +52,18 @@ pub struct Summary {
     pub lost_connections: u64,
     /// Frames of memory that were not free again.
     pub leaked_frames: i64,
+    /// Why it ended early, if it did, with the console's last lines. What is counted above is what there was by then.
+    pub failure: Option<String>,
 }
 
 impl Summary {
     /// Whether nothing was lost.
     pub fn is_good(&self) -> bool {
-        self.wrong_bytes == 0 && self.lost_connections == 0 && self.leaked_frames == 0 && self.crashes == self.restarts
+        self.failure.is_none()
+            && self.wrong_bytes == 0
+            && self.lost_connections == 0
+            && self.leaked_frames == 0
+            && self.crashes == self.restarts
     }
 
     fn text(&self) -> String {
@@ -72,7 +78,8 @@ impl Summary {
             ("connections lost", self.lost_connections.to_string()),
             ("memory leaked", format!("{} frames", self.leaked_frames)),
         ];
-        rows.map(|(name, value)| format!("{name:<28} {value}\n")).concat()
+        let failure = self.failure.iter().map(|failure| format!("failed: {failure}\n"));
+        rows.map(|(name, value)| format!("{name:<28} {value}\n")).into_iter().chain(failure).collect()
     }
 }
 
@@ -167,6 +174,9 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
             Some(Victim::new(module, &offsets.iter().copied().collect::<Vec<_>>()))
         })
         .collect::<Result<_>>()?;
+    if victims.is_empty() || victims.iter().any(|victim| victim.sites.is_empty()) {
+        bail!("QEMU does not say what code of the drivers it translated: is it built without a disassembler?");
+    }
 
     let mut running = machine.start(system)?;
     running.wait_for("from DHCP")?;
@@ -188,7 +198,7 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     let end = Instant::now() + options.time;
     if let Err(error) = soak.go_on(&victims, end, &mut random, stream, before) {
         let recent: Vec<&str> = soak.recent.iter().map(String::as_str).collect();
-        bail!("{error:#}; the console said last:\n{}", recent.join("\n"));
+        soak.summary.failure = Some(format!("{error:#}; the console said last:\n{}", recent.join("\n")));
     }
     soak.times.sort_unstable();
     let last = soak.times.len().saturating_sub(1);
@@ -203,6 +213,7 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
                 "restart_us_longest": summary.restart_us.1, "stream_bytes": summary.stream_bytes,
                 "disk_bytes": summary.disk_bytes, "wrong_bytes": summary.wrong_bytes,
                 "lost_connections": summary.lost_connections, "leaked_frames": summary.leaked_frames,
+                "failure": summary.failure,
             })
         );
     } else {
@@ -211,11 +222,14 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     Ok(soak.summary)
 }
 
-fn progress(summary: &Summary, end: Instant) {
+/// A line that says how far it is: over and over on a terminal, now and then in a log. `said` is when it did last.
+fn progress(summary: &Summary, end: Instant, said: &mut Instant) {
+    const NOW_AND_THEN: Duration = Duration::from_secs(30);
     let left = end.saturating_duration_since(Instant::now()).as_secs();
     if std::io::stderr().is_terminal() {
         eprint!("\rsoak: {} crashes, {} s to go    ", summary.crashes, left);
-    } else if summary.crashes.is_multiple_of(50) {
+    } else if said.elapsed() > NOW_AND_THEN {
+        *said = Instant::now();
         eprintln!("soak: {} crashes, {} s to go", summary.crashes, left);
     }
 }
@@ -248,7 +262,7 @@ impl Soak {
         before: i64,
     ) -> Result<()> {
         self.next_copy()?;
-        let mut heard = Instant::now();
+        let (mut heard, mut said) = (Instant::now(), Instant::now());
         while Instant::now() < end {
             let next = Instant::now() + Duration::from_millis(random.u64(PAUSE_MS));
             while let Some(left) = next.checked_duration_since(Instant::now()) {
@@ -277,7 +291,7 @@ impl Soak {
                     heard = Instant::now();
                 }
             }
-            progress(&self.summary, end);
+            progress(&self.summary, end, &mut said);
         }
         let copies = self.copies;
         while self.copies == copies {

@@ -35,7 +35,7 @@ pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
     if !cpu::is_tcg() || allowed_loads() > 0 {
         return Ok(());
     }
-    // One may begin right before the change, or end right behind it.
+    // One may begin right before the change, or end right behind it, but none begins there that did not before.
     let start = patch.at.saturating_sub(1);
     let address = |index: usize| domain.base() + IMAGE + (start + index) as u64;
     let mut bytes = vec![0; patch.bytes.len() + 2];
@@ -48,7 +48,8 @@ pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
     let is_code = |index: &usize| {
         domain.space.translate(address(*index)).is_some_and(|(_, flags)| !flags.contains(PageTableFlags::NO_EXECUTE))
     };
-    match stack_segment::loads(&bytes).find(is_code) {
+    let is_new = |index: &usize| index + 1 < bytes.len() && is_code(index);
+    match stack_segment::loads(&bytes).find(is_new) {
         Some(index) => Err(LoadError::LoadsSs(report::place_in(&domain.file, (start + index) as u64))),
         None => Ok(()),
     }

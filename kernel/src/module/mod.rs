@@ -160,7 +160,10 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         new.faults_at = core::mem::take(&mut old.faults_at);
         new.policy = old.policy;
-        poll::succeed(&mut new, &old);
+        // The first fault in a while is an accident.
+        if new.faults_at.len() > 1 {
+            poll::succeed(&mut new, &old);
+        }
         // It has been replaced: nobody is to do that again.
         old.stopped = true;
         trace::note(&new, || What::Replaced);

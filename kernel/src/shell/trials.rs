@@ -5,6 +5,7 @@ use crate::module::{Content, File};
 use crate::trial;
 use crate::{console, module, println};
 use alloc::format;
+use alloc::string::ToString;
 use ringfence_abi::layout::IMAGE;
 use ringfence_core::arguments::{Arguments, Patch};
 use ringfence_core::command_line;
@@ -37,7 +38,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
         outcome.why,
         outcome.restored.is_ok(),
         outcome.restored.as_ref().err().map_or("", |why| why),
-        outcome.restore_us,
+        outcome.restore_us.map_or("null".into(), |us| us.to_string()),
         outcome.checksum,
         outcome.free,
         outcome.stray

@@ -107,7 +107,7 @@ fn no_change_loads_ss() {
     let next = entry + 1;
     let script = format!(
         "insmod template; poke template {entry:x}:908ed090; poke template {entry:x}:908e; poke template {next:x}:90; \
-         poke template {entry:x}:8e90; poke template {next:x}:d0; limits ss-loads 1; poke template {next:x}:d0",
+         poke template {entry:x}:8e90; poke template {next:x}:d0; poke template {next:x}:90; limits ss-loads 1; poke template {next:x}:d0",
     );
     let text = ringfence_tests::boot_badly(&bare(&script), 2).text();
     let at = |offset| {

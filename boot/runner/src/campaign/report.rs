@@ -4,7 +4,10 @@ use super::{Options, Outcome};
 use crate::page;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
 
 /// The outcome of a change that ended the kernel.
 pub const KERNEL_DEATH: &str = "kernel death";
@@ -50,25 +53,70 @@ pub fn outcome(activated: bool, kind: &str) -> &'static str {
     }
 }
 
-/// Writes the results to the folder, and the page with all that are there, of both rings. Returns these.
-pub fn keep(outcomes: &[Outcome], options: &Options) -> Result<Vec<Outcome>> {
-    let mut all = outcomes.to_vec();
-    let Some(out) = &options.out else { return Ok(all) };
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let path = |ring: u8| out.join(format!("campaign-ring{ring}.json"));
-    let lines: Vec<String> = outcomes.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    let own = path(options.ring);
-    std::fs::write(&own, lines.join("\n") + "\n").with_context(|| format!("cannot write {}", own.display()))?;
-    let other = path(1 - options.ring);
-    if let Ok(text) = std::fs::read_to_string(&other) {
-        for line in text.lines() {
-            all.push(serde_json::from_str(line).with_context(|| format!("{} is damaged", other.display()))?);
+/// What became of changes: of this run, kept as they come, and of a run in the other ring that is in the same folder.
+pub struct Results {
+    own: Option<(File, PathBuf)>,
+    /// Those of the other ring come first.
+    all: Vec<Outcome>,
+    others: usize,
+}
+
+impl Results {
+    /// Makes the folder, if there is to be one, and reads what there is of the other ring.
+    pub fn open(options: &Options) -> Result<Results> {
+        let mut results = Results { own: None, all: Vec::new(), others: 0 };
+        let Some(out) = &options.out else { return Ok(results) };
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        let path = |ring: u8| out.join(format!("campaign-ring{ring}.json"));
+        let other = path(1 - options.ring);
+        if let Ok(text) = std::fs::read_to_string(&other) {
+            for line in text.lines() {
+                let outcome = serde_json::from_str(line)
+                    .with_context(|| format!("{} is damaged, or of another version: remove it", other.display()))?;
+                results.all.push(outcome);
+            }
         }
+        results.others = results.all.len();
+        let own = path(options.ring);
+        let file = File::create(&own).with_context(|| format!("cannot write {}", own.display()))?;
+        results.own = Some((file, own));
+        Ok(results)
     }
-    let page = out.join("campaign.html");
-    std::fs::write(&page, html(&all)?).with_context(|| format!("cannot write {}", page.display()))?;
-    eprintln!("campaign: {}", page.display());
-    Ok(all)
+
+    /// Keeps one of this run.
+    pub fn add(&mut self, outcome: &Outcome) -> Result<()> {
+        if let Some((file, path)) = &mut self.own {
+            let line = serde_json::to_string(outcome)?;
+            writeln!(file, "{line}").with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        self.all.push(outcome.clone());
+        Ok(())
+    }
+
+    /// Those of this run.
+    pub fn own(&self) -> &[Outcome] {
+        self.all.get(self.others..).unwrap_or_default()
+    }
+
+    /// Those of both rings.
+    pub fn all(&self) -> &[Outcome] {
+        &self.all
+    }
+
+    /// Writes the page, if there is a folder for it.
+    pub fn write_page(&self, options: &Options) -> Result<()> {
+        let Some(out) = &options.out else { return Ok(()) };
+        let page = out.join("campaign.html");
+        std::fs::write(&page, html(&self.all, options)?).with_context(|| format!("cannot write {}", page.display()))?;
+        eprintln!("campaign: {}", page.display());
+        Ok(())
+    }
+}
+
+/// The command line of this run.
+fn command_line(options: &Options) -> String {
+    let Options { modules, mutants, seed, ring, .. } = options;
+    format!("cargo run -- campaign --modules {} --mutants {mutants} --seed {seed} --ring {ring}", modules.join(","))
 }
 
 /// A column of the table: all changes of one module in one ring.
@@ -98,12 +146,17 @@ impl Column<'_> {
         self.outcomes.iter().filter(|outcome| outcome.stray > 0).count()
     }
 
-    /// Median of the times that it took to bring a good module back, in microseconds.
-    fn median_us(&self) -> u64 {
-        let mut times: Vec<u64> =
-            self.outcomes.iter().filter(|outcome| outcome.restored).map(|outcome| outcome.restore_us).collect();
+    /// Changes after which the machine once said nothing more.
+    fn silent(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.fell_silent).count()
+    }
+
+    /// Times from a fault until the good module had served, in microseconds, ascending.
+    fn restore_us(&self) -> Vec<u64> {
+        let restored = self.outcomes.iter().filter(|outcome| outcome.restored);
+        let mut times: Vec<u64> = restored.filter_map(|outcome| outcome.restore_us).collect();
         times.sort_unstable();
-        times.get(times.len() / 2).copied().unwrap_or(0)
+        times
     }
 }
 
@@ -136,7 +189,12 @@ fn rows(columns: &[Column]) -> Vec<(String, Vec<String>)> {
     row("wrote to free memory", &|column| column.stray().to_string());
     row("QEMU network stopped", &|column| column.host_stopped().to_string());
     row("service restored", &|column| percent(column.restored(), column.outcomes.len()));
-    row("median us to restore", &|column| column.median_us().to_string());
+    if columns.iter().any(|column| column.silent() > 0) {
+        row("silent at first", &|column| column.silent().to_string());
+    }
+    let us = |time: Option<&u64>| time.map_or("-".to_string(), u64::to_string);
+    row("fault to served, us", &|column| us(column.restore_us().get(column.restore_us().len() / 2)));
+    row("  longest of 99 %", &|column| us(column.restore_us().get(column.restore_us().len() * 99 / 100)));
     rows
 }
 
@@ -145,7 +203,7 @@ fn percent(count: usize, of: usize) -> String {
 }
 
 /// The table for a terminal of 80 columns, and every change that hurt more than its driver.
-pub fn text(outcomes: &[Outcome]) -> String {
+pub fn text(outcomes: &[Outcome], options: &Options) -> String {
     let columns = columns(outcomes);
     // Writing to a String does not fail.
     let mut out = format!("{:<22}", "module/ring");
@@ -160,22 +218,25 @@ pub fn text(outcomes: &[Outcome]) -> String {
     }
     out.push('\n');
     for outcome in outcomes.iter().filter(|outcome| outcome.ring == 1 && !outcome.is_good()) {
+        let Outcome { number, module, offset, change, before, after, outcome, why, command, .. } = outcome;
         let _ = writeln!(
             out,
-            "\n{} at {:#x}: {}: {} -> {}\n    {}: {}",
-            outcome.module, outcome.offset, outcome.change, outcome.before, outcome.after, outcome.outcome, outcome.why
+            "\n#{number}, {module} at {offset:#x}: {change}: {before} -> {after}\n    {outcome}: {why}\n    again: {} --only \
+             {number}\n    in the shell: {command}",
+            command_line(options)
         );
     }
     out
 }
 
 /// The page with the chart and the tables.
-fn html(outcomes: &[Outcome]) -> Result<String> {
+fn html(outcomes: &[Outcome], options: &Options) -> Result<String> {
     let columns = columns(outcomes);
     let mut out = page::head("Ringfence: what becomes of broken drivers");
     out += "<p>Each change is one instruction of a driver, as programmers or memory get it wrong. Each changed driver was put to \
             work in the place of the good one; then the good one took its place again. Of each driver, the share of outcomes in \
             percent:</p>\n";
+    let _ = writeln!(out, "<p>Made by <code>{}</code>.</p>", command_line(options));
     let bars: Vec<(String, Vec<f64>)> = OUTCOMES
         .iter()
         .filter(|outcome| columns.iter().any(|column| column.count(outcome) > 0))
@@ -202,6 +263,7 @@ fn html(outcomes: &[Outcome]) -> Result<String> {
         cells.push(vec![change.into(), ring.to_string(), count.to_string(), effects.to_string(), deaths.to_string()]);
     }
     out += &page::table(&cells);
+    out += page::END;
     Ok(out)
 }
 

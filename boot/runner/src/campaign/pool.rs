@@ -1,0 +1,177 @@
+//! The changes that a campaign tries: each one follows from the seed and its number, and from what the work executes where it is.
+
+use super::mutate::{self, Kind, Site};
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSegment};
+use ringfence_core::stack_segment;
+use std::collections::HashSet;
+
+/// One changed instruction.
+pub struct Mutant {
+    /// Its number, from 0.
+    pub number: usize,
+    /// Which module.
+    pub module: String,
+    /// What kind of change.
+    pub kind: Kind,
+    /// Which instruction.
+    pub site: Site,
+    /// The bytes that are there instead.
+    pub bytes: Vec<u8>,
+    /// Where they are in the module's file.
+    pub file_offset: u64,
+}
+
+impl Mutant {
+    /// The change as the kernel's `trial` and `poke` take it.
+    pub fn patch(&self) -> String {
+        let hex: String = self.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{:x}:{hex}", self.file_offset)
+    }
+}
+
+/// What can be changed of one module.
+pub struct Pool {
+    name: String,
+    file: Vec<u8>,
+    /// Instructions that the work executes, with their places in the file, by the kind of change that they have.
+    by_kind: Vec<Vec<(Site, u64)>>,
+}
+
+impl Pool {
+    /// The instructions at `executed` (offsets in the image, ascending) of the module `name`, whose file is `file`.
+    pub fn new(name: &str, file: Vec<u8>, executed: &[u64]) -> Result<Pool> {
+        const LONGEST: usize = 15;
+        let elf = object::File::parse(&*file)?;
+        let segments: Vec<(u64, u64, u64)> =
+            elf.segments().map(|segment| (segment.address(), segment.file_range().1, segment.file_range().0)).collect();
+        let in_file = |offset: u64| {
+            let (address, _, at) =
+                segments.iter().find(|(address, len, _)| (*address..address + len).contains(&offset))?;
+            Some(at + (offset - address))
+        };
+        let bytes = |offset: u64| {
+            let at = in_file(offset).unwrap_or(0) as usize;
+            file[at..(at + LONGEST).min(file.len())].to_vec()
+        };
+        let offsets: Vec<u64> = executed.iter().copied().filter(|offset| in_file(*offset).is_some()).collect();
+        if offsets.is_empty() {
+            bail!("QEMU does not say what code of {name} it translated: is it built without a disassembler?");
+        }
+        eprintln!("campaign: {name}: {} instructions executed", offsets.len());
+        let sites: Vec<(Site, u64)> = mutate::sites(bytes, &offsets)
+            .into_iter()
+            .filter_map(|site| Some((in_file(site.offset)?, site)))
+            .map(|(at, site)| (site, at))
+            .collect();
+        let has = |site: &Site, kind: Kind| {
+            const TRIES: usize = 20;
+            let mut random = fastrand::Rng::with_seed(site.offset);
+            (0..TRIES).any(|_| mutate::mutate(site, kind, &mut random).is_some())
+        };
+        let of_kind = |kind| sites.iter().filter(|(site, _)| has(site, kind)).cloned().collect();
+        let by_kind = Kind::ALL.into_iter().map(of_kind).collect();
+        Ok(Pool { name: name.to_string(), file, by_kind })
+    }
+}
+
+/// The first `count` changes that follow from `seed`, no two of them the same, from all `pools` in turn.
+///
+/// What another one is like has no bearing on one of them: should the work execute an instruction more the next time, few changes
+/// are others for that.
+pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
+    const MOST_TRIES: u64 = 10_000;
+    let mut known = HashSet::new();
+    let mut mutants = Vec::new();
+    for number in 0..count {
+        let pool = &pools[number % pools.len()];
+        let found = (0..MOST_TRIES).find_map(|attempt| {
+            let mut random = fastrand::Rng::with_seed(mixed([seed, number as u64, attempt]));
+            // First the kind, then a place: most kinds fit few instructions.
+            let kind = random.usize(..Kind::ALL.len());
+            let salt = random.u64(..);
+            let (site, file_offset) = pool.by_kind[kind].iter().min_by_key(|(site, _)| mixed([salt, site.offset]))?;
+            let bytes = mutate::mutate(site, Kind::ALL[kind], &mut random)?;
+            let is_new = !known.contains(&(&pool.name, *file_offset, bytes.clone()));
+            // The kernel does not load what loads SS.
+            (is_new && !loads_ss(&pool.file, *file_offset as usize, &bytes)).then_some((
+                Kind::ALL[kind],
+                site,
+                *file_offset,
+                bytes,
+            ))
+        });
+        let (kind, site, file_offset, bytes) =
+            found.with_context(|| format!("there are no more than some {number} different changes"))?;
+        known.insert((&pool.name, file_offset, bytes.clone()));
+        mutants.push(Mutant { number, module: pool.name.clone(), kind, site: site.clone(), bytes, file_offset });
+    }
+    Ok(mutants)
+}
+
+/// A number that has something of all of `words` in all of its bits (the finisher of splitmix64, for each).
+fn mixed<const N: usize>(words: [u64; N]) -> u64 {
+    words.into_iter().fold(0, |state: u64, word| {
+        let state = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let state = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let state = (state ^ state >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        state ^ state >> 31
+    })
+}
+
+/// Whether `bytes` at `at` of a file make a load of SS of what is there, which QEMU takes for more than it is.
+fn loads_ss(file: &[u8], at: usize, bytes: &[u8]) -> bool {
+    let before = file[..at].last();
+    let after = file.get(at + bytes.len());
+    let around: Vec<u8> = before.into_iter().chain(bytes).chain(after).copied().collect();
+    stack_segment::loads(&around).any(|at| at + 1 < around.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Instructions of a made-up module: stores, loads, compares and branches.
+    fn pool(skipped: Option<usize>) -> Pool {
+        let code: Vec<[u8; 4]> = (0..200u8)
+            .map(|number| match number % 4 {
+                0 => [0x48, 0x89, 0x43, number],
+                1 => [0x48, 0x8b, 0x4e, number],
+                2 => [0x48, 0x83, 0xf9, number],
+                _ => [0x75, number, 0x90, 0x90],
+            })
+            .collect();
+        let file = code.concat();
+        let offsets: Vec<u64> =
+            (0..code.len()).filter(|index| Some(*index) != skipped).map(|index| index as u64 * 4).collect();
+        let bytes = |offset: u64| file[offset as usize..].to_vec();
+        let sites: Vec<(Site, u64)> = mutate::sites(bytes, &offsets)
+            .into_iter()
+            .map(|site| (site.offset, site))
+            .map(|(at, site)| (site, at))
+            .collect();
+        let of_kind = |kind| {
+            let mut random = fastrand::Rng::with_seed(1);
+            let has = |(site, _): &&(Site, u64)| (0..20).any(|_| mutate::mutate(site, kind, &mut random).is_some());
+            sites.iter().filter(has).cloned().collect()
+        };
+        let by_kind = Kind::ALL.into_iter().map(of_kind).collect();
+        Pool { name: "made-up".into(), file, by_kind }
+    }
+
+    #[test]
+    fn one_instruction_less_changes_few_of_the_others() {
+        let all: Vec<String> = mutants(&[pool(None)], 7, 500).unwrap().iter().map(Mutant::patch).collect();
+        let less: Vec<String> = mutants(&[pool(Some(20))], 7, 500).unwrap().iter().map(Mutant::patch).collect();
+        let other: Vec<String> = mutants(&[pool(None)], 8, 500).unwrap().iter().map(Mutant::patch).collect();
+        let same = |others: &[String]| all.iter().zip(others).filter(|(one, other)| one == other).count();
+        assert!(same(&less) > 480 && same(&other) < 20, "{} and {} of 500", same(&less), same(&other));
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), 500);
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_can_be_changed() {
+        let error = mutants(&[pool(None)], 1, 1_000_000).map(|_| ()).unwrap_err().to_string();
+        assert!(error.starts_with("there are no more than some "), "{error}");
+    }
+}

@@ -1,0 +1,162 @@
+//! A boot in which the kernel tries changed modules, one after the other.
+
+use super::pool::Mutant;
+use super::{COMMAND_MS, Outcome, capture, mutate, qmp, report, work};
+use crate::build::System;
+use crate::machine::{End, Machine, Running};
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Longest time between two lines of the console: a trial has its own limits, all of them shorter.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// What the guest sent.
+const CAPTURE: &str = "sent.pcap";
+/// Where QEMU answers questions.
+const SOCKET: &str = "qmp";
+
+/// What the kernel's `trial` prints.
+#[derive(Deserialize)]
+struct Trial {
+    activated: bool,
+    kind: String,
+    why: String,
+    restored: bool,
+    restored_why: String,
+    restore_us: Option<u64>,
+    checksum: String,
+    free: u64,
+    stray: u64,
+}
+
+/// A boot that tries changes until they are all tried, or the kernel is dead.
+pub struct Boot {
+    running: Option<Running>,
+    checksum: Option<String>,
+    free: Option<u64>,
+    seen: Vec<String>,
+    directory: TempDir,
+    /// Frames of no length that were sent so far.
+    empty_frames: usize,
+}
+
+/// The command that tries a change.
+pub fn command(mutant: &Mutant, port: u16, ring: u8) -> Result<String> {
+    let work = work(&mutant.module, port, mutant.number)?.join(" | ");
+    Ok(format!("trial {} {} {:#x} {ring} {work}", mutant.module, mutant.patch(), mutant.site.offset))
+}
+
+impl Boot {
+    /// Boots `machine` to try `mutants` in `ring`, with a TCP echo server of the host at `port`.
+    pub fn start(system: &System, machine: &Machine, port: u16, ring: u8, mutants: &[Mutant]) -> Result<Boot> {
+        let mut script = format!(
+            "ip; limits command-ms {COMMAND_MS}; limits transmit-ms 250; policy e1000 stop; policy virtio-scsi stop; integrity"
+        );
+        for mutant in mutants {
+            script += &format!("; {}", command(mutant, port, ring)?);
+        }
+        let mut machine = machine.clone();
+        machine.contents.exec = Some(script);
+        let directory = TempDir::new()?;
+        machine.extra.extend(capture::arguments(&directory.path().join(CAPTURE)));
+        machine.extra.extend(qmp::arguments(&directory.path().join(SOCKET)));
+        Ok(Boot {
+            directory,
+            running: Some(machine.start(system)?),
+            checksum: None,
+            free: None,
+            seen: Vec::new(),
+            empty_frames: 0,
+        })
+    }
+
+    /// What became of the next change, which is `mutant`.
+    pub fn next(&mut self, mutant: &Mutant, port: u16, ring: u8) -> Result<Outcome> {
+        let mut outcome = Outcome {
+            number: mutant.number,
+            module: mutant.module.clone(),
+            ring,
+            change: mutant.kind.name().to_string(),
+            offset: mutant.site.offset,
+            before: mutate::text(&mutant.site.bytes, mutant.site.offset),
+            after: mutate::text(&mutant.bytes, mutant.site.offset),
+            command: command(mutant, port, ring)?,
+            outcome: report::KERNEL_DEATH.to_string(),
+            why: String::new(),
+            restored: false,
+            restore_us: None,
+            host_stopped: false,
+            stray: 0,
+            kernel_intact: false,
+            fell_silent: false,
+        };
+        loop {
+            let Some(line) = self.line(&mut outcome)? else {
+                self.note_end(&mut outcome)?;
+                return Ok(outcome);
+            };
+            if let Some((sum, _)) = line.split_once("  text, read-only data") {
+                self.checksum = Some(sum.to_string());
+            }
+            let Ok(trial) = serde_json::from_str::<Trial>(&line) else {
+                self.seen.push(line);
+                continue;
+            };
+            outcome.outcome = report::outcome(trial.activated, &trial.kind).to_string();
+            outcome.why = trial.why;
+            outcome.restored = trial.restored;
+            outcome.restore_us = trial.restore_us;
+            outcome.stray = trial.stray;
+            if !trial.restored {
+                outcome.why += &format!(" [not restored: {}]", trial.restored_why);
+            }
+            let free = *self.free.get_or_insert(trial.free);
+            outcome.kernel_intact = self.checksum.as_ref() == Some(&trial.checksum) && free == trial.free;
+            if !outcome.kernel_intact {
+                outcome.why += &format!(" [checksum {}, {} frames free, not {free}]", trial.checksum, trial.free);
+            }
+            self.seen.clear();
+            return Ok(outcome);
+        }
+    }
+
+    /// The next line of the console; `None` if none comes. QEMU's network is set going again meanwhile, if it was stopped.
+    fn line(&mut self, outcome: &mut Outcome) -> Result<Option<String>> {
+        const LOOK_AGAIN: Duration = Duration::from_secs(1);
+        let start = Instant::now();
+        while start.elapsed() < SILENCE {
+            let asked = Instant::now();
+            let running = self.running.as_mut().context("the kernel is dead")?;
+            match running.line_within(LOOK_AGAIN) {
+                // It has ended.
+                None if asked.elapsed() < LOOK_AGAIN => return Ok(None),
+                None => {
+                    let sent = std::fs::read(self.directory.path().join(CAPTURE)).unwrap_or_default();
+                    let empty = capture::empty_frames(&sent);
+                    if empty > self.empty_frames && qmp::pause_twice(&self.directory.path().join(SOCKET)) {
+                        self.empty_frames = empty;
+                        outcome.host_stopped = true;
+                    }
+                }
+                line => return Ok(line),
+            }
+        }
+        Ok(None)
+    }
+
+    /// How a machine ended that says no more, and what it said last: the line of its panic, if there was one.
+    fn note_end(&mut self, outcome: &mut Outcome) -> Result<()> {
+        let panic = self.seen.iter().find(|line| line.contains("panic: ") || line.contains("boot failed"));
+        let said = panic.or(self.seen.last()).cloned().unwrap_or_default();
+        let place = qmp::place(&self.directory.path().join(SOCKET));
+        let end = self.running.take().context("the kernel is dead")?.finish_within(Duration::from_secs(1))?;
+        outcome.fell_silent = end == End::TimeLimit;
+        outcome.why = match end {
+            End::TimeLimit => format!("silent for {} s, {place}; {said}", SILENCE.as_secs()),
+            end => format!("{}; {said}", end.description()),
+        };
+        Ok(())
+    }
+}

@@ -1,6 +1,6 @@
 //! What the fuzz targets do with their bytes: whatever the bytes are, nothing panics, and what is accepted is sound.
 //!
-//! `cargo +nightly fuzz run NAME` finds new ones; `corpus/NAME` has those that are kept, and `cargo test` replays them.
+//! `cargo fuzz run NAME` finds new ones; `corpus/NAME` has those that are kept, and `cargo test` replays them.
 #![forbid(unsafe_code)]
 
 use ringfence_abi::manifest::Manifest;

@@ -1,14 +1,15 @@
 //! The network stack and the servers above it, as the kernel puts them together, with a peer that sends what it likes: whole
 //! conversations, from a seed, of segments that are nearly right. Nothing may panic: in the kernel that would be its end.
 
-use ringfence_core::servers::{FIRST_CLIENT_PORT, Servers, is_harmless};
-use smoltcp::iface::{Config, Interface, SocketSet};
+use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
+use ringfence_core::servers::{FIRST_CLIENT_PORT, Servers, is_harmless, is_host};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, IpCidr, IpProtocol, Ipv4Address,
-    Ipv4Cidr, Ipv4Packet, TcpPacket,
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv4Packet, IpCidr, IpProtocol,
+    Ipv4Address, Ipv4Cidr, Ipv4Packet, TcpPacket, UdpPacket,
 };
 use std::collections::VecDeque;
 
@@ -18,9 +19,35 @@ const SERVER: u16 = 8080;
 
 #[test]
 fn nothing_that_a_peer_sends_panics_the_stack() {
+    let mut leases = 0;
     for seed in 0..600 {
-        Conversation::new(seed).go_on();
+        let mut conversation = Conversation::new(seed);
+        conversation.go_on();
+        leases += conversation.leases;
     }
+    // It listened.
+    assert!(leases > 600, "{leases} leases");
+}
+
+const DHCP_SERVER: u16 = 67;
+
+/// Does what a lease says, as the kernel does; whether there is a new one.
+fn take_lease(stack: &mut Interface, sockets: &mut SocketSet, dhcp: SocketHandle) -> bool {
+    let Some(event) = sockets.get_mut::<dhcpv4::Socket>(dhcp).poll() else { return false };
+    stack.update_ip_addrs(|addresses| addresses.clear());
+    stack.routes_mut().remove_default_ipv4_route();
+    if let dhcpv4::Event::Configured(config) = event
+        && is_host(config.address.address())
+    {
+        stack.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::Ipv4(config.address)).expect("there is room for one");
+        });
+        if let Some(router) = config.router.filter(|router| is_host(*router)) {
+            stack.routes_mut().add_default_ipv4_route(router).expect("there is room for one");
+        }
+        return true;
+    }
+    false
 }
 
 /// The wire: frames to the stack, and from it.
@@ -41,7 +68,8 @@ impl RxToken for Received {
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
-        let mut frame = vec![0; len_bytes];
+        // As in the kernel's adapter.
+        let mut frame = vec![0; len_bytes.min(MAX_FRAME)];
         let result = f(&mut frame);
         self.0.push(frame);
         result
@@ -65,7 +93,7 @@ impl Device for Wire {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1514;
+        capabilities.max_transmission_unit = MAX_FRAME;
         capabilities
     }
 }
@@ -82,6 +110,12 @@ struct Conversation {
     random: fastrand::Rng,
     wire: Wire,
     talks: Vec<Talk>,
+    /// Whether the stack believes the leases that it is given.
+    has_leases: bool,
+    /// How many it has had.
+    leases: usize,
+    /// What its last DHCP message was about (RFC 2131, xid).
+    transaction: [u8; 4],
 }
 
 impl Conversation {
@@ -90,7 +124,8 @@ impl Conversation {
         let ports = [(5000, 7), (5001, 9), (5002, 19), (5003, 7), (SERVER, FIRST_CLIENT_PORT)];
         let talks =
             ports.map(|(own_port, stack_port)| Talk { own_port, stack_port, next: random.i32(..), acknowledged: 0 });
-        Conversation { random, wire: Wire::default(), talks: talks.into() }
+        let has_leases = seed % 2 == 0;
+        Conversation { random, wire: Wire::default(), talks: talks.into(), has_leases, leases: 0, transaction: [0; 4] }
     }
 
     fn go_on(&mut self) {
@@ -102,7 +137,7 @@ impl Conversation {
         });
         let mut sockets = SocketSet::new(Vec::new());
         let mut servers = Servers::new(&mut sockets);
-        sockets.add(dhcpv4::Socket::new());
+        let dhcp = sockets.add(dhcpv4::Socket::new());
         let buffer = || tcp::SocketBuffer::new(vec![0; 16384]);
         let client = sockets.add(tcp::Socket::new(buffer(), buffer()));
         for _ in 0..self.random.usize(50..300) {
@@ -113,9 +148,13 @@ impl Conversation {
             }
             now += Duration::from_millis(if self.random.u8(..8) == 0 { self.random.u64(..100_000) } else { 5 });
             while servers.poll(&mut stack, now, &mut self.wire, &mut sockets) | servers.serve(&mut sockets) {}
+            if self.has_leases {
+                self.leases += usize::from(take_lease(&mut stack, &mut sockets, dhcp));
+            }
             let socket = sockets.get_mut::<tcp::Socket>(client);
             if !socket.is_open() {
-                socket.connect(stack.context(), (PEER.1, SERVER), FIRST_CLIENT_PORT).expect("the ports are not 0");
+                // Without an address it cannot.
+                socket.connect(stack.context(), (PEER.1, SERVER), FIRST_CLIENT_PORT).ok();
             } else if socket.can_send() {
                 socket.send_slice(&[1; 1000]).expect("it can send");
                 socket.recv(|bytes| (bytes.len(), ())).ok();
@@ -139,6 +178,13 @@ impl Conversation {
                 continue;
             }
             let packet = Ipv4Packet::new_checked(frame.payload()).expect("so are its packets");
+            if packet.next_header() == IpProtocol::Udp
+                && let Ok(said) = UdpPacket::new_checked(packet.payload())
+                && said.dst_port() == DHCP_SERVER
+                && let Some(transaction) = said.payload().get(4..8)
+            {
+                self.transaction.copy_from_slice(transaction);
+            }
             if packet.next_header() != IpProtocol::Tcp {
                 continue;
             }
@@ -164,6 +210,8 @@ impl Conversation {
                 message[2..4].copy_from_slice(&[0, if protocol == IpProtocol::Udp { 7 } else { 0 }]);
                 self.packet(protocol, &message)
             }
+            2 => self.long(),
+            3 => self.lease(),
             _ => self.segment(),
         };
         if self.random.u8(..50) == 0 {
@@ -174,6 +222,49 @@ impl Conversation {
             frame.truncate(self.random.usize(..frame.len()));
         }
         frame
+    }
+
+    /// A datagram that is answered by one as long, longer than the network takes or not.
+    fn long(&mut self) -> Vec<u8> {
+        let len_bytes = self.random.usize(1400..FRAME_BYTES - 14 - 20);
+        let mut message = vec![0; len_bytes];
+        if self.random.bool() {
+            message[0] = 8;
+            Icmpv4Packet::new_unchecked(&mut message[..]).fill_checksum();
+            return self.packet(IpProtocol::Icmp, &message);
+        }
+        message[..6].copy_from_slice(&[0x13, 0x88, 0, 7, (len_bytes >> 8) as u8, len_bytes as u8]);
+        self.packet(IpProtocol::Udp, &message)
+    }
+
+    /// What a DHCP server says (RFC 2131): an offer, an acknowledgement or a refusal, with a lease that makes sense or not.
+    fn lease(&mut self) -> Vec<u8> {
+        const COOKIE: [u8; 4] = [99, 130, 83, 99];
+        let mut message = vec![0; 8 + 236];
+        message[..8].copy_from_slice(&[0, DHCP_SERVER as u8, 0, 68, 0, 0, 0, 0]);
+        message[8..12].copy_from_slice(&[2, 1, 6, 0]);
+        message[12..16].copy_from_slice(&self.transaction);
+        let address = if self.random.u8(..3) == 0 { Ipv4Address::from_bits(self.random.u32(..)) } else { OWN.1 };
+        message[24..28].copy_from_slice(&address.octets());
+        message[36..42].copy_from_slice(OWN.0.as_bytes());
+        message.extend(COOKIE);
+        let numbers = [0, 1, 60, 3600, u32::MAX];
+        let number = |random: &mut fastrand::Rng| numbers[random.usize(..numbers.len())].to_be_bytes();
+        message.extend([53, 1, [2, 5, 5, 6][self.random.usize(..4)]]);
+        message.extend([&[54, 4][..], &PEER.1.octets()].concat());
+        // Time of the lease, and of its renewal and rebinding; mask, router and name servers.
+        for option in [51, 58, 59] {
+            message.extend([&[option, 4][..], &number(&mut self.random)].concat());
+        }
+        let mask = if self.random.u8(..4) == 0 { self.random.u32(..) } else { 0xffff_ff00 };
+        message.extend([&[1, 4][..], &mask.to_be_bytes()].concat());
+        let router = if self.random.u8(..4) == 0 { self.random.u32(..) } else { PEER.1.to_bits() };
+        message.extend([&[3, 4][..], &router.to_be_bytes()].concat());
+        message.extend([6, 4 * self.random.u8(..5)]);
+        message.extend([255; 20]);
+        let len_bytes = message.len() as u16;
+        message[4..6].copy_from_slice(&len_bytes.to_be_bytes());
+        self.packet(IpProtocol::Udp, &message)
     }
 
     /// How far off a number is: not at all, a little, as far as a window is wide, or anywhere.

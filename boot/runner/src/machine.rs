@@ -210,6 +210,9 @@ impl Machine {
             }
         }
         if self.nic == "none" {
+            if !self.forwards.is_empty() {
+                bail!("--forward needs a network card, but --nic is none");
+            }
             qemu.args(["-nic", "none"]);
         } else {
             let mut user = "user,id=net0".to_string();

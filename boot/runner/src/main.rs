@@ -75,7 +75,7 @@ enum Verb {
     /// 0 only if nothing was lost.
     Soak {
         /// How long.
-        #[arg(long, value_name = "M", default_value_t = 5.0)]
+        #[arg(long, value_name = "M", default_value_t = 5.0, allow_negative_numbers = true)]
         minutes: f64,
         /// Where the random numbers begin.
         #[arg(long, default_value_t = 1)]

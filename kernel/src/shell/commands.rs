@@ -51,7 +51,7 @@ static COMMANDS: &[Command] = &[
     command!(
         "policy",
         "policy NAME [restart|stop|ring0-never]",
-        "what becomes of a driver that faulted; forgives what was",
+        "what becomes of a driver that faulted; a new one forgives",
         policy
     ),
     command!("limits", "limits [NAME [VALUE]]", "how patient the kernel is with drivers: all, or one", modules::limits),

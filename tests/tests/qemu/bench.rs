@@ -1,6 +1,6 @@
-//! `cargo run -- bench` prints every row that it promises. What the rows say is nobody's business here.
+//! `cargo run -- bench` prints every row that it promises. What the rows say of time is nobody's business here.
 
-use ringfence_tests::{assert_says, boot_badly, machine};
+use ringfence_tests::{assert_says, boot_badly, boot_well, machine};
 use std::process::Command;
 
 /// A device that interrupts for ever is not waited for as long.
@@ -11,6 +11,24 @@ fn a_driver_without_answers_does_not_hold_the_benchmark() {
     let text = boot_badly(&machine, 2).text();
     assert_says(&text, "error: the router does not answer");
     assert_says(&text, "error: no row was measured whose name begins with 'nope'");
+}
+
+/// Both drivers have served again five million instructions after their end: with one a nanosecond, as QEMU counts, within 5 ms.
+#[test]
+fn drivers_serve_again_within_five_million_instructions() {
+    let mut machine = machine("ip; lsblk; bench recovery --json --instructions");
+    machine.icount = true;
+    let disk = ringfence::machine::empty_disk().unwrap();
+    machine.disks = vec![disk.path().to_path_buf()];
+    let text = boot_well(&machine);
+    let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let served: Vec<serde_json::Value> =
+        rows.filter(|row| row["name"].as_str().is_some_and(|name| name.ends_with("-served"))).collect();
+    assert_eq!(served.len(), 2, "{text}");
+    for row in served {
+        let instructions = row["p99"].as_f64().expect("a number");
+        assert!((10_000.0..5_000_000.0).contains(&instructions), "{row}");
+    }
 }
 
 #[test]

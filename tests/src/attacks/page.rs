@@ -89,8 +89,8 @@ In boots of their own, because they need other modules or another machine, or le
   offset, is refused; `limits ss-loads` lets it in, and shows what QEMU makes of it. `rogue-ss` has these attacks, MOV to SS with
   every selector among them, for Bochs.
 * `sandbox::interrupts_hit_every_instruction_that_they_can`: interrupts on each instruction of a gate that one can hit.
-* `restart::*`: devices that do not stop, whose memory is set aside; modules that faulted and want ring 0; code that was changed
-  before a restart.
+* `reset::*`: devices that do not stop, whose memory is set aside. `policy::*`: modules that faulted and want ring 0.
+  `restart::*`: code that was changed before a restart.
 * `modules::endless_loops_anywhere_are_cut_short`: an endless loop in every upcall that a driver has.
 * `lies::what_a_device_writes_to_free_memory_is_counted`.
 * `lies::a_hostile_host_at_the_other_end_hurts_nobody`: `drivers/rogue-peer` makes up a network whose other host sends more of a

@@ -2,13 +2,18 @@
 
 mod bench;
 mod boot;
+mod changed;
 mod gates;
 mod lies;
 mod modules;
 mod network;
+mod policy;
+mod repeat;
 mod report;
+mod reset;
 mod restart;
 mod sandbox;
 mod scsi;
 mod trace;
+mod trial;
 mod turns;

@@ -1,0 +1,49 @@
+//! `trial`: a changed driver in the place of a good one, and what is left if that is given up or cannot be undone.
+
+use crate::changed::*;
+use ringfence_tests::{assert_says, at_prompt, boot_badly, leave, listed, machine, system};
+
+/// If the good driver does not come back after a trial, it is tried again, and never the changed one.
+#[test]
+fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
+    let (mut machine, _directory, latest) = with_late("");
+    machine.contents.exec = Some(format!(
+        "insmod late; policy late restart; trial late {latest:x}:ffffffffffffffff 0 1 sleep 1500 | help | help; sleep 100; \
+         policy late restart; sleep 100; lsmod"
+    ));
+    let run = boot_badly(&machine, 1);
+    let text = run.text();
+    assert_says(&text, "\"kind\":\"fine\"");
+    assert_says(&text, "error: late is not restored: init: refused: busy");
+    assert_says(&text, "error: late: restart 1: init: refused: busy");
+    assert!(!text.contains("late: restarted"), "{text}");
+    let state = &listed(&text, "late")[0].state;
+    assert!(state.starts_with("back in ") || state == "ended, to be back", "{state}");
+}
+
+// Where the manifest has what is changed here.
+
+/// A driver that was changed for a trial does not stay when Ctrl-C ends the trial early: the good one does, with its policy.
+#[test]
+fn a_trial_given_up_leaves_the_good_driver() {
+    let module = system().modules.iter().find(|module| module.name == "e1000").unwrap();
+    let file = std::fs::read(&module.packed).unwrap();
+    // The name in the manifest has 32 bytes; the version follows.
+    let name = file.windows(32).position(|bytes| bytes.starts_with(b"e1000\0") && bytes.ends_with(&[0; 26])).unwrap();
+    let version = &file[name + 32..];
+    assert!(version.starts_with(env!("CARGO_PKG_VERSION").as_bytes()), "{version:?}");
+    let mut running = at_prompt(machine(""));
+    running.type_line("ip").unwrap();
+    running.wait_for("eth0: ").unwrap();
+    // Nobody answers: it would take until the end of the limit. Whoever reads the line does not take Ctrl-C with it.
+    let patch = format!("trial e1000 {:x}:58 0 1 ping 10.0.2.99 -c 1000 | help | help\r\x03", name + 32);
+    running.type_line(&patch).unwrap();
+    running.wait_for("error: interrupted").unwrap();
+    // It is restarted, as its policy was, and the report says which version it was.
+    running.type_line("kill e1000").unwrap();
+    running.wait_for("e1000: restarted in ring 1").unwrap();
+    running.wait_for(&format!("version {}, ring 1", env!("CARGO_PKG_VERSION"))).unwrap();
+    running.type_line("ping 10.0.2.2 -c 1 -W 5000").unwrap();
+    running.wait_for("1 sent, 1 answered").unwrap();
+    leave(running);
+}

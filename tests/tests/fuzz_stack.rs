@@ -124,7 +124,7 @@ impl Conversation {
         let ports = [(5000, 7), (5001, 9), (5002, 19), (5003, 7), (SERVER, FIRST_CLIENT_PORT)];
         let talks =
             ports.map(|(own_port, stack_port)| Talk { own_port, stack_port, next: random.i32(..), acknowledged: 0 });
-        let has_leases = seed % 2 == 0;
+        let has_leases = seed.is_multiple_of(2);
         Conversation { random, wire: Wire::default(), talks: talks.into(), has_leases, leases: 0, transaction: [0; 4] }
     }
 

@@ -586,7 +586,7 @@ fn panic_random(_: u64) -> u64 {
         1 => own.as_ptr() as u64 + offset % 1024,
         2 => (own.as_ptr() as u64 & !(SLOT_SIZE - 1)) + offset % SLOT_SIZE,
         // The kernel's half, and what is not canonical.
-        _ => (number | 0xffff_8000_0000_0000) & !(offset % 2 << 47),
+        _ => (number | 0xffff_8000_0000_0000) & !((offset & 1) << 47),
     };
     let len_bytes = LENGTHS.get(random() as usize % 16).copied().unwrap_or(random() % 600);
     // SAFETY: none; it does not return.

@@ -89,14 +89,20 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Sends command `number` and waits for its outcome; data that comes in goes to `data_in`. `place` is left when it is sent, unless
-/// it writes: who comes next may read that.
-async fn execute_once(
-    handle: &Handle,
+/// A command for a logical unit, and its number among those of its host.
+#[derive(Clone, Copy)]
+struct Command<'a> {
     number: u64,
     target: u32,
     lun: u32,
-    cdb: &Cdb,
+    cdb: &'a Cdb,
+}
+
+/// Sends a command and waits for its outcome; data that comes in goes to `data_in`. `place` is left when it is sent, unless
+/// it writes: who comes next may read that.
+async fn execute_once(
+    handle: &Handle,
+    command: Command<'_>,
     data_out: &[u8],
     data_in: &mut [u8],
     place: Option<&Place<'_>>,
@@ -112,7 +118,7 @@ async fn execute_once(
             (true, false) => Data::In(data_in.len()),
             (true, true) => Data::None,
         };
-        match scsi.begin(Some(number), target, lun, cdb, data) {
+        match scsi.begin(Some(command.number), command.target, command.lun, command.cdb, data) {
             Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
             Ok(None) => {
                 scsi.wake_when_free(context.waker());
@@ -194,15 +200,16 @@ fn is_mention(error: &ScsiError) -> bool {
 
 /// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is on the disk: its blocks
 /// are read and compared. `false` if that cannot be found out; then it is written again, which does no harm.
-async fn is_written(host: &Host, number: u64, target: u32, lun: u32, cdb: &Cdb, data_out: &[u8]) -> bool {
-    let Some(read) = cdb.read_back() else { return false };
+async fn is_written(host: &Host, command: Command<'_>, data_out: &[u8]) -> bool {
+    let Some(read) = command.cdb.read_back() else { return false };
     let mut found = Vec::new();
     if found.try_reserve_exact(data_out.len()).is_err() {
         return false;
     }
     found.resize(data_out.len(), 0);
     for _ in 0..TRIES {
-        let outcome = execute_once(&host.handle(), number, target, lun, &read, &[], &mut found, None).await;
+        let command = Command { cdb: &read, ..command };
+        let outcome = execute_once(&host.handle(), command, &[], &mut found, None).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, read.name(), data_out.len())) {
             Ok(len_bytes) => return len_bytes == data_out.len() && found == data_out,
             Err(error) if is_mention(&error) => {}
@@ -230,6 +237,7 @@ pub async fn execute(
     yield_now().await;
     let len_bytes = data_out.len().max(data_in.len());
     let number = host.commands.fetch_add(1, Ordering::Relaxed);
+    let command = Command { number, target, lun, cdb };
     let place = host.repeats.place(number);
     let mut tries = 0;
     // When its driver was ended for the first time.
@@ -238,13 +246,13 @@ pub async fn execute(
     loop {
         if core::mem::take(&mut was_under_way) {
             place.come().await;
-            if is_written(host, number, target, lun, cdb, data_out).await {
+            if is_written(host, command, data_out).await {
                 log::info!("{}: a {} was done before its driver was ended", host.handle().lock().name, cdb.name());
                 return Ok(data_out.len());
             }
         }
         let handle = host.handle();
-        let outcome = execute_once(&handle, number, target, lun, cdb, data_out, data_in, Some(&place)).await;
+        let outcome = execute_once(&handle, command, data_out, data_in, Some(&place)).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), len_bytes)) {
             Err(ScsiError::NoDriver) => {
                 // Those that were under way go again in the order in which they were first sent.

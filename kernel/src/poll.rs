@@ -11,8 +11,10 @@ use crate::domain::{Domain, Handle};
 use crate::limits::TURN_MS;
 use crate::trace::{self, What};
 use crate::{module, net};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::future::poll_fn;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
@@ -24,6 +26,8 @@ static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
 /// What all polls have taken, in TSC ticks.
 static IN_POLLS: AtomicU64 = AtomicU64::new(0);
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
+/// Lines that have fired, and are masked until their drivers are polled.
+static TO_UNMASK: AtomicU16 = AtomicU16::new(0);
 
 /// What a driver has had of the CPU, and what it waits for.
 #[derive(Debug, Default)]
@@ -56,11 +60,6 @@ impl Turn {
         }
         self.last_ticks = tsc_ticks;
         self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
-    }
-
-    /// Takes over the debts of a driver that was ended: a driver does not get rid of them by a fault.
-    pub fn take_over(&mut self, other: &Turn) {
-        (self.owes, self.owed) = (other.owes, other.owed);
     }
 
     /// Charges an upcall that took `tsc_ticks` and began at `free`; returns for how long it is to rest.
@@ -157,9 +156,10 @@ fn charge(domain: &mut Domain, tsc_ticks: u64, free: u64) {
     }
 }
 
-/// Has a driver that came in place of `dead` pay for its start, and for what that one owed.
+/// Has a driver that came in place of `dead` pay for its start, and for what that one owed and did not rest for; a rest was waited
+/// for before ([`rest_ns`]).
 pub fn succeed(fresh: &mut Domain, dead: &Domain) {
-    fresh.turn.take_over(&dead.turn);
+    fresh.turn.owes = dead.turn.owes;
     let ticks = fresh.turn.all_ticks;
     charge(fresh, ticks, free_clock().saturating_sub(ticks));
 }
@@ -196,20 +196,26 @@ pub async fn serve_interrupts() {
             fired => Poll::Ready(fired),
         })
         .await;
-        for handle in on_lines(fired) {
-            poll(&handle, Events::INTERRUPT);
+        TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
+        // One that is ended meanwhile is not kept from being freed.
+        let waiting: Vec<Weak<_>> = on_lines(fired).map(|handle| Arc::downgrade(&handle)).collect();
+        for waiting in waiting {
+            if let Some(handle) = waiting.upgrade() {
+                poll(&handle, Events::INTERRUPT);
+            }
             yield_now().await;
         }
-        unmask(fired);
+        unmask();
     }
 }
 
 /// Polls the drivers of all devices on the lines in `fired`, one after the other, and unmasks the lines.
 pub fn lines(fired: u16) {
+    TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
     for handle in on_lines(fired) {
         poll(&handle, Events::INTERRUPT);
     }
-    unmask(fired);
+    unmask();
 }
 
 /// The drivers of all devices on the lines in `fired`.
@@ -221,8 +227,10 @@ fn on_lines(fired: u16) -> impl Iterator<Item = Handle> {
     module::loaded().into_iter().filter(is_on)
 }
 
-fn unmask(fired: u16) {
-    for line in (0..interrupts::LINES).filter(|line| fired & 1 << line != 0) {
+/// Unmasks the lines of drivers that were polled, or are about to be: a line that is raised still is masked again at once.
+pub fn unmask() {
+    let lines = TO_UNMASK.swap(0, Ordering::Relaxed);
+    for line in (0..interrupts::LINES).filter(|line| lines & 1 << line != 0) {
         interrupts::set_masked(line, false);
     }
 }

@@ -9,6 +9,7 @@ use crate::arch::time;
 use crate::domain::fault::{self, Cause};
 use crate::domain::{Domain, Handle, Ring};
 use crate::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
+use crate::task::wait_in;
 use crate::{module, poll};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -16,7 +17,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::Poll;
+use core::task::{Poll, Waker};
 use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
@@ -25,8 +26,8 @@ use ringfence_abi::manifest::{Policy, RING1_ONLY};
 use spin::{Mutex, MutexGuard};
 
 static WORK: AtomicWaker = AtomicWaker::new();
-/// Who waits for a driver's end: one at a time.
-static ENDED: AtomicWaker = AtomicWaker::new();
+/// Who waits for a driver's end.
+static ON_END: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 static PENDING: AtomicBool = AtomicBool::new(false);
 /// How often each module file faulted in ring 1 since boot, or since a person forgave it.
 static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
@@ -46,13 +47,13 @@ pub fn last_restart() -> [u64; 2] {
 pub fn note() {
     PENDING.store(true, Ordering::Release);
     WORK.wake();
-    ENDED.wake();
+    core::mem::take(&mut *ON_END.lock()).into_iter().for_each(Waker::wake);
 }
 
 /// Waits until a driver is ended.
 pub async fn ended(handle: &Handle) {
     poll_fn(|context| {
-        ENDED.register(context.waker());
+        wait_in(&mut ON_END.lock(), context.waker());
         if handle.lock().is_alive() { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;

@@ -158,6 +158,8 @@ fn alternate(
     }
     // Nobody else runs meanwhile whom a driver could leave no time.
     let _no_rests = TURN_MS.for_now(LONGEST_TURN_MS);
+    // What waits for interrupts here does not let the task go on that was about to unmask some.
+    poll::unmask();
     let mut rows = RINGS.map(|ring| row().ring(ring));
     // The first of each is thrown away: it fills caches, QEMU's of translated code among them.
     for number in 0..=count {

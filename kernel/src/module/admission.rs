@@ -38,7 +38,7 @@ pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
     // One may begin right before the change, or end right behind it, but none begins there that did not before.
     let start = patch.at.saturating_sub(1);
     let address = |index: usize| domain.base() + IMAGE + (start + index) as u64;
-    let mut bytes = vec![0; patch.bytes.len() + 2];
+    let mut bytes = vec![0; patch.at - start + patch.bytes.len() + 1];
     for (index, byte) in bytes.iter_mut().enumerate() {
         domain.space.read(address(index), core::slice::from_mut(byte));
     }

@@ -32,7 +32,7 @@ use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
 use spin::Mutex;
 
 pub mod client;
@@ -56,9 +56,9 @@ struct Interface {
     servers: Servers,
     /// Who waits for a lease.
     on_lease: Vec<Waker>,
-    /// The lease that was last told of, and when.
-    leased: Option<Ipv4Cidr>,
-    leased_at: Option<Instant>,
+    /// The address that was last told of, and when.
+    told: Option<Ipv4Address>,
+    told_at: Option<Instant>,
 }
 
 fn now() -> StackInstant {
@@ -106,8 +106,8 @@ pub fn attach(handle: &Handle) {
         dhcp,
         servers,
         on_lease: Vec::new(),
-        leased: None,
-        leased_at: None,
+        told: None,
+        told_at: None,
     });
     drop(interfaces);
     wake();
@@ -224,7 +224,6 @@ impl Interface {
                 break;
             }
         }
-        let mut leased = None;
         if let Some(event) = self.sockets.get_mut::<dhcpv4::Socket>(self.dhcp).poll() {
             self.stack.update_ip_addrs(|addresses| addresses.clear());
             self.stack.routes_mut().remove_default_ipv4_route();
@@ -240,7 +239,6 @@ impl Interface {
                 if let Some(router) = config.router.filter(|router| is_host(*router)) {
                     let _ = self.stack.routes_mut().add_default_ipv4_route(router);
                 }
-                leased = Some(address);
                 for waker in self.on_lease.drain(..) {
                     waker.wake();
                 }
@@ -248,11 +246,15 @@ impl Interface {
         }
         let deadline = queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000));
         let served = (queues.take_unsent(), deadline);
-        // A driver can have it be another one as often as it likes.
-        if leased.is_some() && leased != self.leased && self.leased_at.is_none_or(|at| at.elapsed().as_secs() >= 1) {
-            let address = leased.map(|address| address.to_string()).unwrap_or_default();
-            console::say_about(&domain.name, format_args!("{}: address {address} from DHCP", self.name));
-            (self.leased, self.leased_at) = (leased, Some(Instant::now()));
+        let address = self.stack.ipv4_addr();
+        // A driver can have it be another one as often as it likes: once a second is told of.
+        let is_due = address != self.told && self.told_at.is_none_or(|at| at.elapsed().as_secs() >= 1);
+        if is_due {
+            self.told = address;
+            if let Some(address) = self.address() {
+                console::say_about(&domain.name, format_args!("{}: address {address} from DHCP", self.name));
+                self.told_at = Some(Instant::now());
+            }
         }
         Ok(served)
     }

@@ -5,9 +5,9 @@ use super::queues::{Data, Lost, Ticket};
 use super::repeat::Place;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
-use crate::limits::{COMMAND_MS, PAUSE_MS};
+use crate::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
 use crate::module;
-use crate::poll::{self, Polled};
+use crate::poll;
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::{Future, poll_fn};
@@ -99,13 +99,14 @@ struct Command<'a> {
 }
 
 /// Sends a command and waits for its outcome; data that comes in goes to `data_in`. `place` is left when it is sent, unless
-/// it writes: who comes next may read that.
+/// it writes: who comes next may read that. `was_sent` is set when a driver has it.
 async fn execute_once(
     handle: &Handle,
     command: Command<'_>,
     data_out: &[u8],
     data_in: &mut [u8],
     place: Option<&Place<'_>>,
+    was_sent: &mut bool,
 ) -> Result<Outcome, ScsiError> {
     let begun = poll_fn(|context| {
         let mut domain = handle.lock();
@@ -133,6 +134,7 @@ async fn execute_once(
     });
     // While nothing becomes free, what fills the queue is stuck, and maybe nobody waits for it any more.
     let ticket = in_time(handle, begun).await?;
+    *was_sent = true;
     if let Some(place) = place.filter(|_| data_out.is_empty()) {
         place.leave();
     }
@@ -152,24 +154,28 @@ async fn execute_once(
     Ok(outcome)
 }
 
-/// Waits for what a driver is to do. One that has not done it in time is ended, with its device, and both are begun anew, if the
-/// policy is to restart; but one that had to rest meanwhile is not to blame, and has the time again.
+/// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is ended, with its device, and
+/// both are begun anew, if the policy is to restart. One that rests is not to blame: its turns come later.
 async fn in_time<T>(handle: &Handle, done: impl Future<Output = Result<T, ScsiError>>) -> Result<T, ScsiError> {
+    // One to see the command, one when the device has done it, and one to spare.
+    const TURNS: u64 = 3;
+    const LOOK_AGAIN: Duration = Duration::from_millis(1);
     let mut done = pin!(done);
+    let limit_ms = COMMAND_MS.get();
+    if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
+        return done;
+    }
+    let upcalls = handle.lock().upcalls;
     loop {
-        let limit_ms = COMMAND_MS.get();
-        if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
+        poll::poll(handle, Events::QUEUE);
+        let turns = handle.lock().upcalls - upcalls;
+        if let Ok(done) = with_timeout(LOOK_AGAIN, done.as_mut()).await {
             return done;
         }
-        if poll::poll(handle, Events::QUEUE) == Polled::Later {
-            continue;
+        if turns >= TURNS {
+            module::condemn(handle, Cause::Stuck { what: "SCSI command", limit_ms });
+            return Err(ScsiError::NoDriver);
         }
-        // It has just had its chance.
-        if let Poll::Ready(done) = embassy_futures::poll_once(done.as_mut()) {
-            return done;
-        }
-        module::condemn(handle, Cause::Stuck { what: "SCSI command", limit_ms });
-        return Err(ScsiError::NoDriver);
     }
 }
 
@@ -209,7 +215,7 @@ async fn is_written(host: &Host, command: Command<'_>, data_out: &[u8]) -> bool 
     found.resize(data_out.len(), 0);
     for _ in 0..TRIES {
         let command = Command { cdb: &read, ..command };
-        let outcome = execute_once(&host.handle(), command, &[], &mut found, None).await;
+        let outcome = execute_once(&host.handle(), command, &[], &mut found, None, &mut false).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, read.name(), data_out.len())) {
             Ok(len_bytes) => return len_bytes == data_out.len() && found == data_out,
             Err(error) if is_mention(&error) => {}
@@ -240,26 +246,30 @@ pub async fn execute(
     let command = Command { number, target, lun, cdb };
     let place = host.repeats.place(number);
     let mut tries = 0;
-    // When its driver was ended for the first time.
-    let mut ended: Option<Instant> = None;
-    let mut was_under_way = false;
+    // How often it was sent, and how long it has waited for drivers.
+    let (mut sent, mut waited) = (0, Duration::MIN);
+    let (mut again, mut was_sent) = (false, false);
     loop {
-        if core::mem::take(&mut was_under_way) {
+        if core::mem::take(&mut again) {
             place.come().await;
-            if is_written(host, command, data_out).await {
+            if core::mem::take(&mut was_sent) && is_written(host, command, data_out).await {
                 log::info!("{}: a {} was done before its driver was ended", host.handle().lock().name, cdb.name());
                 return Ok(data_out.len());
             }
         }
         let handle = host.handle();
-        let outcome = execute_once(&handle, command, data_out, data_in, Some(&place)).await;
+        let outcome = execute_once(&handle, command, data_out, data_in, Some(&place), &mut was_sent).await;
         match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), len_bytes)) {
             Err(ScsiError::NoDriver) => {
                 // Those that were under way go again in the order in which they were first sent.
                 place.join();
-                was_under_way = true;
-                let ended = *ended.get_or_insert_with(Instant::now);
-                if ended.elapsed().as_millis() > PAUSE_MS.get() || !host.another_than(&handle).await {
+                again = true;
+                sent += u64::from(was_sent);
+                let since = Instant::now();
+                let is_back = host.another_than(&handle).await;
+                waited += since.elapsed();
+                // A command that ends whatever driver has it comes to an end itself.
+                if !is_back || waited.as_millis() > PAUSE_MS.get() || sent > RESTARTS.get() {
                     return Err(ScsiError::NoDriver);
                 }
                 // A fresh driver has reset the device, which mentions that.

@@ -100,9 +100,8 @@ pub fn attach(handle: &Handle) {
 /// Puts another driver in place of one that was ended; what waits for it goes on.
 pub fn replace(dead: &Handle, fresh: &Handle) {
     if let Some(host) = host_of(dead) {
-        match &mut fresh.lock().scsi {
-            Some(queues) => queues.set_repeats(&host.repeats),
-            None => return detach(dead),
+        if let Some(queues) = &mut fresh.lock().scsi {
+            queues.set_repeats(&host.repeats);
         }
         *host.current.lock() = fresh.clone();
         host.wake();

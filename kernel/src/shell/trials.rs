@@ -59,6 +59,8 @@ pub async fn poke(mut arguments: Arguments<'_>) -> Outcome {
         return Err("the change does not lie inside the image".into());
     }
     module::admit_change(&domain, &patch).map_err(said)?;
-    domain.space.write(domain.base() + IMAGE + patch.at as u64, &patch.bytes);
-    Ok(())
+    match domain.space.write(domain.base() + IMAGE + patch.at as u64, &patch.bytes) {
+        true => Ok(()),
+        false => Err("nothing is mapped there".into()),
+    }
 }

@@ -21,8 +21,6 @@ fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     assert!(state.starts_with("back in ") || state == "ended, to be back", "{state}");
 }
 
-// Where the manifest has what is changed here.
-
 /// A driver that was changed for a trial does not stay when Ctrl-C ends the trial early: the good one does, with its policy.
 #[test]
 fn a_trial_given_up_leaves_the_good_driver() {

@@ -1,6 +1,6 @@
 //! Who gets the CPU when a driver wants all of it.
 
-use ringfence_tests::{assert_intact, assert_says, boot_well, listed, machine};
+use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine};
 
 /// Devices interrupt for ever, and each poll takes so long: less or more than a driver may have at once. Instructions are the
 /// clock.
@@ -49,14 +49,15 @@ fn a_driver_that_rests_is_served_afterwards() {
 #[test]
 fn a_driver_that_faulted_pays_first() {
     let mut machine = machine(
-        "insmod rogue-nic; policy rogue-nic restart; kill rogue-nic; sleep 20; tell rogue-nic hog 0xffffffffffffffff; sleep 1; lsmod; sleep 1100; lsmod",
+        "insmod rogue-nic; policy rogue-nic restart; limits restart-wait-ms 0; kill rogue-nic; sleep 20; tell rogue-nic hog 100; sleep 1; kill rogue-nic; \
+         lsmod; sleep 200; lsmod",
     );
     machine.contents.autoload = false;
+    machine.icount = true;
     let text = boot_well(&machine);
-    assert_says(&text, "fault: rogue-nic: took longer than 1000 ms, in poll (interrupt)");
     let states: Vec<String> = listed(&text, "rogue-nic").into_iter().map(|listed| listed.state).collect();
     let back_in = states[0].strip_prefix("back in ").and_then(|state| state.strip_suffix(" ms"));
-    assert!(back_in.is_some_and(|ms| (500..=1001).contains(&ms.parse::<u32>().unwrap_or(0))), "{states:?}");
+    assert!(back_in.is_some_and(|ms| (80..=101).contains(&ms.parse::<u32>().unwrap_or(0))), "{states:?}");
     assert_eq!(states[1], "running");
 }
 
@@ -73,4 +74,17 @@ fn a_driver_that_rests_is_not_stuck() {
     let text = boot_well(&machine);
     assert_eq!(text.matches("  4096 bytes").count(), 3, "{text}");
     assert!(text.contains("\nnone\n"), "{text}");
+}
+
+/// But one that had its turn meanwhile, and left the command undone all the same, is stuck.
+#[test]
+fn a_driver_that_rests_and_does_nothing_is_stuck() {
+    let mut machine = machine(
+        "limits transmit-ms 600000; insmod rogue-nic; insmod rogue-scsi; lsblk; limits turn-ms 0; limits command-ms 300; \
+         tell rogue-nic hog 500; tell rogue-scsi lose; blkread disk0 0 8",
+    );
+    machine.contents.autoload = false;
+    let text = boot_badly(&machine, 1).text();
+    assert_says(&text, "fault: rogue-scsi: left a SCSI command undone for 300 ms");
+    assert_says(&text, "error: the driver is gone");
 }

@@ -64,6 +64,11 @@ impl Pool {
             .filter_map(|site| Some((in_file(site.offset)?, site)))
             .map(|(at, site)| (site, at))
             .collect();
+        Ok(Pool::of(name, file, sites))
+    }
+
+    /// Instructions with their places in the file, sorted out.
+    fn of(name: &str, file: Vec<u8>, sites: Vec<(Site, u64)>) -> Pool {
         let has = |site: &Site, kind: Kind| {
             const TRIES: usize = 20;
             let mut random = fastrand::Rng::with_seed(site.offset);
@@ -71,7 +76,7 @@ impl Pool {
         };
         let of_kind = |kind| sites.iter().filter(|(site, _)| has(site, kind)).cloned().collect();
         let by_kind = Kind::ALL.into_iter().map(of_kind).collect();
-        Ok(Pool { name: name.to_string(), file, by_kind })
+        Pool { name: name.to_string(), file, by_kind }
     }
 }
 
@@ -150,13 +155,7 @@ mod tests {
             .map(|site| (site.offset, site))
             .map(|(at, site)| (site, at))
             .collect();
-        let of_kind = |kind| {
-            let mut random = fastrand::Rng::with_seed(1);
-            let has = |(site, _): &&(Site, u64)| (0..20).any(|_| mutate::mutate(site, kind, &mut random).is_some());
-            sites.iter().filter(has).cloned().collect()
-        };
-        let by_kind = Kind::ALL.into_iter().map(of_kind).collect();
-        Pool { name: "made-up".into(), file, by_kind }
+        Pool::of("made-up", file, sites)
     }
 
     #[test]

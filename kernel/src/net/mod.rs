@@ -32,7 +32,10 @@ use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress,
+    IpCidr, Ipv4Address,
+};
 use spin::Mutex;
 
 pub mod client;
@@ -70,6 +73,9 @@ pub fn wake() {
     PENDING.store(true, core::sync::atomic::Ordering::Release);
     WORK.wake();
 }
+
+/// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
+const SHORTEST_FRAME: usize = 60;
 
 /// Most interfaces: each one's sockets take a megabyte of the kernel's heap.
 const MAX_INTERFACES: usize = 4;
@@ -120,10 +126,34 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
         interface.handle = fresh.clone();
         if let (Some(old), Some(new)) = (&mut dead.lock().net, &mut fresh.lock().net) {
             new.take_over(old);
+            // Others know the address by the old one's, if that had another, and would for a while.
+            if new.mac != old.mac
+                && let Some(address) = interface.stack.ipv4_addr()
+            {
+                // It is as empty as its queue: there is room.
+                let _ = new.send(&announcement(EthernetAddress(mac), address));
+            }
         }
         interface.stack.set_hardware_addr(HardwareAddress::Ethernet(EthernetAddress(mac)));
     }
     wake();
+}
+
+/// A frame by which everybody learns that `mac` has `address` now (ARP announcement, RFC 5227, 3).
+fn announcement(mac: EthernetAddress, address: Ipv4Address) -> [u8; SHORTEST_FRAME] {
+    let mut bytes = [0; SHORTEST_FRAME];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+    EthernetRepr { src_addr: mac, dst_addr: EthernetAddress::BROADCAST, ethertype: EthernetProtocol::Arp }
+        .emit(&mut frame);
+    let announced = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: mac,
+        source_protocol_addr: address,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: address,
+    };
+    announced.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    bytes
 }
 
 /// Takes the stack away from a driver.

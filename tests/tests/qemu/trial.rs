@@ -1,7 +1,8 @@
 //! `trial`: a changed driver in the place of a good one, and what is left if that is given up or cannot be undone.
 
 use crate::changed::*;
-use ringfence_tests::{assert_says, at_prompt, boot_badly, leave, listed, machine, system};
+use object::{Object, ObjectSymbol};
+use ringfence_tests::{assert_says, at_prompt, boot_badly, boot_well, leave, listed, machine, system};
 
 /// If the good driver does not come back after a trial, it is tried again, and never the changed one.
 #[test]
@@ -19,6 +20,26 @@ fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     assert!(!text.contains("late: restarted"), "{text}");
     let state = &listed(&text, "late")[0].state;
     assert!(state.starts_with("back in ") || state == "ended, to be back", "{state}");
+}
+
+/// A changed driver said that its Ethernet address was another one, and others knew the interface by that: it is announced again.
+/// This is change 2000 of `campaign --mutants 3000 --seed 2026`.
+#[test]
+fn an_interface_whose_ethernet_address_changed_is_announced() {
+    let module = system().modules.iter().find(|module| module.name == "e1000").unwrap();
+    let file = std::fs::read(&module.packed).unwrap();
+    let elf = object::File::parse(&*file).unwrap();
+    // Where a word of the EEPROM is shifted out of its register: SHR EAX, 16.
+    let symbol = elf.symbols().find(|symbol| symbol.name().is_ok_and(|name| name.contains("eeprom"))).unwrap();
+    let code = &file[symbol.address() as usize..(symbol.address() + symbol.size()) as usize];
+    let at = code.windows(3).position(|bytes| bytes == [0xc1, 0xe8, 16]).expect("it is shifted there");
+    let at = symbol.address() + at as u64;
+    let script = format!(
+        "ip; trial e1000 {at:x}:909090 {at} 1 ip, ping 10.0.2.2 -c 1 -W 5000 | help help | ping 10.0.2.2 -c 1 -W 5000; ip"
+    );
+    let text = boot_well(&machine(&script));
+    assert_says(&text, r#"{"activated":true,"kind":"fine","why":"","restored":true"#);
+    assert_says(&text, "52-54-00-12-34-56");
 }
 
 /// A driver that was changed for a trial does not stay when Ctrl-C ends the trial early: the good one does, with its policy.

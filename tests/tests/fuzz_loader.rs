@@ -99,7 +99,7 @@ fn relocations_that_do_nothing_are_counted() {
     let rela = of_type(&mut headers, RELA).clone();
     headers.extend(vec![rela; MAX_RELOCATIONS / EACH + 1]);
     let refused = refusal(&with_section_headers(file, &headers));
-    assert!(matches!(refused, ModuleError::RelocationCount(total) if total > MAX_RELOCATIONS), "{refused:?}");
+    assert!(matches!(refused, ModuleError::TooMany("relocations", total, _) if total > MAX_RELOCATIONS), "{refused:?}");
 }
 
 /// Tables that are looked through for each entry of others, and names without an end, which would be for each symbol: that

@@ -39,7 +39,7 @@ enum Lie {
     Sense,
     /// A code that no driver has.
     Host,
-    /// The code that the kernel uses for drivers that are gone.
+    /// The highest code there is.
     Gone,
     /// The queue of answers is said to have one less in it than before.
     Backwards,

@@ -143,8 +143,6 @@ pub enum ModuleError {
     Unsupported(&'static str),
     /// It has so many of something, and at most so many are allowed.
     TooMany(&'static str, usize, usize),
-    /// It has too many relocations.
-    RelocationCount(usize),
     /// A relocation of this type is not supported.
     RelocationType(u32),
     /// A relocation patches bytes that are not in a writable segment.
@@ -175,7 +173,6 @@ impl fmt::Display for ModuleError {
             ModuleError::TooLarge(bytes) => write!(f, "image of {bytes:#x} bytes is too large (most: {IMAGE_MAX:#x})"),
             ModuleError::Unsupported(what) => write!(f, "{what} is not supported"),
             ModuleError::TooMany(what, count, most) => write!(f, "{count} {what} (most: {most})"),
-            ModuleError::RelocationCount(count) => write!(f, "{count} relocations (most: {MAX_RELOCATIONS})"),
             ModuleError::RelocationType(kind) => write!(f, "relocation type {kind} is not supported"),
             ModuleError::RelocationTarget(at) => write!(f, "relocation at {at:#x} is not in a writable segment"),
             ModuleError::RelocationValue(value) => write!(f, "relocation to {value:#x} is outside the image"),
@@ -282,7 +279,7 @@ fn relocations<'a>(
         // Those that do nothing take their time as well.
         total += entries.len();
         if total > MAX_RELOCATIONS || relocations.try_reserve_exact(entries.len()).is_err() {
-            return Err(ModuleError::RelocationCount(total));
+            return Err(ModuleError::TooMany("relocations", total, MAX_RELOCATIONS));
         }
         for entry in entries {
             let value = match entry.r_type(LE, false) {

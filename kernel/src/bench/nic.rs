@@ -4,6 +4,7 @@ use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt}
 use crate::arch::time;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
+use crate::net::SHORTEST_FRAME;
 use crate::net::queues::Queues;
 use crate::poll::{self, Polled};
 use crate::{module, net};
@@ -11,14 +12,13 @@ use alloc::string::{String, ToString};
 use embassy_futures::yield_now;
 use ringfence_abi::net::FRAME_BYTES;
 use ringfence_abi::upcall::Events;
+use smoltcp::wire::Ipv4Address;
 
 /// Frames in one sample, and samples.
 const EACH: usize = 256;
 const SAMPLES: usize = 15;
 /// Frames handed over in one crossing.
 const BATCHES: [usize; 3] = [1, 8, 32];
-/// Length of a frame without its check sequence, in bytes.
-const FRAME: usize = 60;
 
 /// Measures frames a second, if there is a network interface.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
@@ -54,23 +54,9 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
 }
 
 /// An ARP request for the router's address (RFC 826), or a frame of a type that nobody knows.
-fn frame(handle: &Handle, request: bool) -> [u8; FRAME] {
+fn frame(handle: &Handle, request: bool) -> [u8; SHORTEST_FRAME] {
     let mac = handle.lock().net.as_ref().map(|queues| queues.mac).unwrap_or_default();
-    let mut frame = [0; FRAME];
-    let parts: [(usize, &[u8]); 7] = [
-        (0, &[0xff; 6]),
-        (6, &mac),
-        (12, &[0x08, 0x06]),
-        (14, &[0, 1, 8, 0, 6, 4, 0, 1]),
-        (22, &mac),
-        (28, &[10, 0, 2, 15]),
-        (38, &[10, 0, 2, 2]),
-    ];
-    for (at, bytes) in parts {
-        if let Some(place) = frame.get_mut(at..at + bytes.len()) {
-            place.copy_from_slice(bytes);
-        }
-    }
+    let mut frame = net::arp_request(mac, Ipv4Address::new(10, 0, 2, 15), Ipv4Address::new(10, 0, 2, 2));
     if !request {
         // An experimental type (IEEE 802, 9.2.3).
         [frame[12], frame[13]] = [0x88, 0xb5];

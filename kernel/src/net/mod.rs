@@ -75,7 +75,7 @@ pub fn wake() {
 }
 
 /// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
-const SHORTEST_FRAME: usize = 60;
+pub const SHORTEST_FRAME: usize = 60;
 
 /// Most interfaces: each one's sockets take a megabyte of the kernel's heap.
 const MAX_INTERFACES: usize = 4;
@@ -131,7 +131,7 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
                 && let Some(address) = interface.stack.ipv4_addr()
             {
                 // It is as empty as its queue: there is room.
-                let _ = new.send(&announcement(EthernetAddress(mac), address));
+                let _ = new.send(&arp_request(mac, address, address));
             }
         }
         interface.stack.set_hardware_addr(HardwareAddress::Ethernet(EthernetAddress(mac)));
@@ -139,20 +139,22 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
     wake();
 }
 
-/// A frame by which everybody learns that `mac` has `address` now (ARP announcement, RFC 5227, 3).
-fn announcement(mac: EthernetAddress, address: Ipv4Address) -> [u8; SHORTEST_FRAME] {
+/// An ARP request for `target` by `sender`, who has `mac` (RFC 826). If both are the same, everybody learns who has that now: an
+/// announcement (RFC 5227, 3).
+pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u8; SHORTEST_FRAME] {
+    let mac = EthernetAddress(mac);
     let mut bytes = [0; SHORTEST_FRAME];
     let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
     EthernetRepr { src_addr: mac, dst_addr: EthernetAddress::BROADCAST, ethertype: EthernetProtocol::Arp }
         .emit(&mut frame);
-    let announced = ArpRepr::EthernetIpv4 {
+    let request = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Request,
         source_hardware_addr: mac,
-        source_protocol_addr: address,
+        source_protocol_addr: sender,
         target_hardware_addr: EthernetAddress([0; 6]),
-        target_protocol_addr: address,
+        target_protocol_addr: target,
     };
-    announced.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
     bytes
 }
 

@@ -74,7 +74,8 @@ Too many for a table, but in the same boot:
 * `gates::every_argument_at_every_extreme`, `gates::random_calls_of_every_service`: all services without pointers with every
   argument at 22 extremes, 10,648 calls each, of which so many are not refused as must be; 20,000 random calls of every service,
   but 4,000 of `rf_log`, which keeps lines. Every call has all registers but RSP set, and those that it keeps must be what they were.
-  Ten million of each were made, too: `mute repeat 2500 tell rogue-nic random N` makes so many of service N.
+  Ten million of each were made, too: `limits transmit-ms 600000; insmod rogue-nic; mute repeat 2500 tell rogue-nic random N` makes so
+  many of service N.
 * `gates::random_calls_of_rf_panic`: 20,000 in a boot of their own, as each ends its driver; ten million in the same way.
 * `gates::pointers_to_what_is_not_its_own_end_the_driver`: null, kernel, other slots, the ends of the slot and of the stack,
   non-canonical addresses and such that overflow, passed to every service that takes a pointer.
@@ -108,7 +109,6 @@ Not shown, and why:
 * What CET is attacked with (returns to elsewhere, forged shadow stacks): TCG has none; its instructions are tried, and invalid.
 * What protection keys are attacked with (WRPKRU, WRMSR of PKRS): CR4.PKE and CR4.PKS are not set; both instructions are tried.
 * Two CPUs at a time in one driver: the kernel starts one.
-* UMWAIT, TPAUSE and LWP's: no CPU here has them.
 
 QEMU shifts the vector in the error code of a
 refused `int n` by 4, the manual by 3; the report takes the vector from the instruction.

@@ -74,7 +74,7 @@ pub struct Outcome {
     pub why: String,
     /// Whether the good module did the work afterwards.
     pub restored: bool,
-    /// From the fault of the changed module, if it had one, until the good one had served, in microseconds.
+    /// From the fault of the changed module, if it had one, until the good one had done all that it must do, in microseconds.
     pub restore_us: Option<u64>,
     /// Whether it sent a frame of no length, after which QEMU's network takes no more until QEMU was paused: no driver can mend
     /// that, so the runner did.

@@ -73,8 +73,15 @@ pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of o
 /// Loads of SS that a module's code may have under QEMU's TCG, which takes them for more than they are.
 pub static SS_LOADS: Limit = Limit::new("ss-loads", "places in a module that load SS, under QEMU's TCG", [0, 0, 1000]);
 
+/// The same for MOV to what is no segment register, which QEMU 10.0 loads.
+pub static SEG_LOADS: Limit =
+    Limit::new("seg-loads", "places in a module that load no segment, under TCG", [0, 0, 1000]);
+/// The same for bit tests of a register with a LOCK prefix, on which QEMU 7.2 aborts.
+pub static LOCK_BTS: Limit =
+    Limit::new("lock-bts", "places in a module that LOCK BT a register, under TCG", [0, 0, 1000]);
+
 /// All of them.
-pub static ALL: [&Limit; 9] = [
+pub static ALL: [&Limit; 11] = [
     &RESTARTS,
     &RESTART_WINDOW_S,
     &RESTART_WAIT_MS,
@@ -84,4 +91,6 @@ pub static ALL: [&Limit; 9] = [
     &TRANSMIT_MS,
     &TURN_MS,
     &SS_LOADS,
+    &SEG_LOADS,
+    &LOCK_BTS,
 ];

@@ -64,6 +64,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         arch::power::end(arch::power::Ending::Panic);
     }
     let protections = arch::cpu::init();
+    arch::tcg::init();
     arch::interrupts::init();
     arch::time::init();
     symbols::init(physical(info.kernel_addr, info.kernel_len));

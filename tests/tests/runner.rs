@@ -33,11 +33,11 @@ fn statuses_tell_how_a_run_ended() {
     assert_eq!(status("help", &["--nonsense"]), Some(4));
 }
 
-/// A person at the console leaves with Ctrl-A X; QEMU ends with the same status after a triple fault.
+/// A person at the console leaves with Ctrl-] X; QEMU ends with the same status after a triple fault.
 #[test]
 fn a_triple_fault_at_the_console_is_told_from_leaving() {
     ringfence_tests::system();
-    for (typed, status) in [("\x01x", 0), ("insmod rogue --ring 0; tell rogue lidt\r", 2)] {
+    for (typed, status) in [("\x1dx", 0), ("insmod rogue --ring 0; tell rogue lidt\r", 2)] {
         let mut child = Command::new(ringfence_tests::runner())
             .args(["--nic", "none", "--hba", "none", "--timeout", "60"])
             .stdin(Stdio::piped())

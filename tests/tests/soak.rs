@@ -7,7 +7,12 @@ use std::time::Duration;
 
 #[test]
 fn nothing_is_lost_while_drivers_are_ended() {
-    let options = Options { time: Duration::from_secs(20), seed: 1997, json: false };
+    let options = Options {
+        machine: ringfence::machine::Machine::default(),
+        time: Duration::from_secs(20),
+        seed: 1997,
+        json: false,
+    };
     let summary = soak::run(system(), &options).unwrap();
     assert!(summary.is_good(), "{summary:?}");
     assert!(summary.crashes >= 5 && summary.stream_bytes > 1 << 20 && summary.disk_bytes > 8 << 20, "{summary:?}");

@@ -3,11 +3,11 @@
 //! The kernel is linked at fixed addresses in the top 2 GiB; a module is a shared object whose undefined symbols are its
 //! requests for services. So they are built with different flags, into different folders.
 
-use crate::toolchain::Toolchain;
+use crate::toolchain::{BUILT_AS, Toolchain};
 use crate::{project, target};
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection, SectionKind};
-use ringfence_core::stack_segment;
+use ringfence_core::tcg;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,17 +111,18 @@ fn compile_c(name: &str) -> Result<PathBuf> {
     let mut gcc = Command::new("gcc");
     gcc.args(["-c", "-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fPIC"]);
     gcc.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
+    gcc.arg(format!("-ffile-prefix-map={}={BUILT_AS}", project().display()));
     gcc.arg("-I").arg(crate::header::write()?).arg(&source);
     replace(&object, |to| run(gcc.arg("-o").arg(to), true))?;
     Ok(object)
 }
 
 /// Orders of a module's functions that are tried.
-const ORDERS: u32 = 8;
+const ORDERS: u32 = 64;
 
 /// Links a module: a shared object that exports its entry point only.
 ///
-/// A displacement may happen to look like a load of SS, which the kernel refuses under QEMU's TCG ([`stack_segment`]): with its
+/// A displacement may happen to look like what the kernel refuses under QEMU's TCG ([`tcg`]), a load of SS above all: with its
 /// functions in another order it does not. What is one in any order the kernel refuses, and says where it is.
 fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
     let exports = target().join("module.exports");
@@ -133,7 +134,7 @@ fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
             linker.arg(format!("--shuffle-sections=.text*={order}"));
         }
         link_once(linker, &exports, object, &debug)?;
-        if !loads_ss(&debug)? {
+        if !has_holes(&debug)? {
             break;
         }
     }
@@ -142,12 +143,12 @@ fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
     Ok(Module { name: name.to_string(), debug, packed })
 }
 
-/// Whether the code of an ELF file has what could be a load of SS.
-fn loads_ss(path: &Path) -> Result<bool> {
+/// Whether the code of an ELF file has what the kernel refuses under TCG.
+fn has_holes(path: &Path) -> Result<bool> {
     let bytes = fs::read(path)?;
     let file = object::File::parse(&*bytes)?;
     let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
-    Ok(code.filter_map(|section| section.data().ok()).any(|code| stack_segment::loads(code).next().is_some()))
+    Ok(code.filter_map(|section| section.data().ok()).any(|code| tcg::holes(code).next().is_some()))
 }
 
 fn link_once(mut linker: Command, exports: &Path, object: &Path, to: &Path) -> Result<()> {

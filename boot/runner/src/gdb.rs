@@ -2,11 +2,14 @@
 
 use crate::build::System;
 use crate::machine::GDB_PORT;
+use crate::project;
+use crate::toolchain::BUILT_AS;
 use ringfence_abi::layout::{IMAGE, slot_base};
 
 /// Commands that load the kernel's symbols, and define `rf-symbols FILE SLOT`, which adds a module's.
 pub fn symbols(system: &System) -> String {
-    let mut script = format!("file {}\n", system.kernel.display());
+    let mut script = format!("set substitute-path {BUILT_AS} {}\n", project().display());
+    script += &format!("file {}\n", system.kernel.display());
     script += "# rf-symbols FILE SLOT: the symbols of a module, where 'lsmod' says that it is\n";
     script += "define rf-symbols\n";
     // gdb splits the words of add-symbol-file at blanks, also those of an expression.

@@ -2,8 +2,12 @@
 
 use crate::build::System;
 use anyhow::{Context, Result, bail};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// Longest name of a module's file without its ending.
+const LONGEST_NAME: usize = 64;
 
 /// What goes into a ramdisk besides the kernel and the modules of the project.
 #[derive(Debug, Clone, Default)]
@@ -28,17 +32,8 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
         Ok(archive.append_data(&mut header, name, bytes)?)
     };
     add("kernel", &read(&system.packed_kernel)?)?;
-    // A file that is given takes the place of the project's of that name.
-    let given = |name: &str| contents.modules.iter().any(|path| path.file_stem().is_some_and(|stem| stem == name));
-    for module in system.modules.iter().filter(|module| !given(&module.name)) {
-        add(&format!("{}.rfm", module.name), &read(&module.packed)?)?;
-    }
-    for path in &contents.modules {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        if name.is_empty() || name.len() > 64 {
-            bail!("{}: a module file needs a name of 1 to 64 characters", path.display());
-        }
-        add(&format!("{name}.rfm"), &read(path)?)?;
+    for (name, path) in modules(system, &contents.modules)? {
+        add(&format!("{name}.rfm"), &read(&path)?)?;
     }
     let mut options = String::new();
     if !contents.autoload {
@@ -54,6 +49,25 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
         add("exec", exec.as_bytes())?;
     }
     Ok(archive.into_inner()?)
+}
+
+/// Names and files of all modules, in the order of their names, in which drivers are looked for: those of the project, and `given`
+/// ones. One that is given takes the place of the project's of that name.
+pub fn modules(system: &System, given: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
+    let own = system.modules.iter().map(|module| (module.name.clone(), module.packed.clone()));
+    let mut modules: BTreeMap<String, PathBuf> = own.collect();
+    let mut seen = HashSet::new();
+    for path in given {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            bail!("{}: a module file needs a name of 1 to {LONGEST_NAME} characters", path.display());
+        }
+        if !seen.insert(name.clone()) {
+            bail!("{}: another module file is called '{name}', too", path.display());
+        }
+        modules.insert(name, path.clone());
+    }
+    Ok(modules)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

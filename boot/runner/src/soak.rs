@@ -5,11 +5,14 @@
 //! point or at an instruction that the work executes, or the `kill` command. A driver that goes on and computes wrong
 //! things is what `campaign` is about: nobody below can notice wrong data.
 
-use crate::build::{Module, System};
+use crate::build::System;
 use crate::campaign::{coverage, mutate};
-use crate::machine::{Machine, Protocol, Running, free_port};
+use crate::drivers::{self, Driver};
+use crate::machine::{Disk, Machine, Protocol, Running, free_port};
+use crate::output;
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSymbol};
+use ringfence_abi::manifest::Kind;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -25,6 +28,8 @@ use tempfile::TempDir;
 
 /// What to do.
 pub struct Options {
+    /// The machine.
+    pub machine: Machine,
     /// How long.
     pub time: Duration,
     /// Where the random numbers begin.
@@ -118,17 +123,17 @@ struct Victim {
 }
 
 impl Victim {
-    fn new(module: &Module, executed: &[u64]) -> Result<Victim> {
-        let file = std::fs::read(&module.packed)?;
+    fn new(driver: &Driver, executed: &[u64]) -> Result<Victim> {
+        let file = std::fs::read(&driver.file)?;
         let elf = object::File::parse(&*file)?;
         let entry = elf.symbols().find(|symbol| symbol.name() == Ok("rf_upcall"));
-        let entry = entry.with_context(|| format!("{} has no rf_upcall", module.name))?.address();
+        let entry = entry.with_context(|| format!("{} has no rf_upcall", driver.name))?.address();
         // Text lies in a file as in memory.
         let bytes =
             |offset: u64| file.get(offset as usize..).map_or(Vec::new(), |rest| rest[..rest.len().min(15)].to_vec());
         let sites = mutate::sites(bytes, executed);
         let sites = sites.into_iter().map(|site| (site.offset, site.bytes.len())).collect();
-        Ok(Victim { name: module.name.clone(), entry, sites })
+        Ok(Victim { name: driver.name.clone(), entry, sites })
     }
 
     /// The command that ends it, now or at the next time that the place is executed.
@@ -157,21 +162,27 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     }
     let port = free_port()?;
     let machine = Machine {
-        disks: disks.to_vec(),
+        disks: disks.iter().cloned().map(Disk::from).collect(),
         // What is flushed need not reach the host's disk, which may take as long as it likes.
         volatile_disks: true,
         forwards: vec![(Protocol::Tcp, port, 7)],
         timeout: Some(options.time + 4 * PATIENCE),
-        ..Machine::default()
+        ..options.machine.clone()
     };
-    eprintln!("soak: finding out what the work executes");
+    for (option, model) in [("--nic", &machine.nic), ("--hba", &machine.hba)] {
+        if model == "none" {
+            bail!("the work of a soak is a TCP stream and disk copies: {option} must not be none");
+        }
+    }
+    output::complain("soak: finding out what the work executes");
     let quiet = Machine { forwards: Vec::new(), ..machine.clone() };
     let executed = coverage::executed(system, &quiet, "ip; ping 10.0.2.2; blkcheck disk0 0 256 1")?;
     let victims: Vec<Victim> = executed
         .iter()
-        .filter_map(|(name, offsets)| {
-            let module = system.modules.iter().find(|module| module.name == *name)?;
-            Some(Victim::new(module, &offsets.iter().copied().collect::<Vec<_>>()))
+        .map(|(name, offsets)| Ok((drivers::find(system, &machine, name)?, offsets)))
+        .filter(|found| found.as_ref().map_or(true, |(driver, _)| driver.kind != Kind::Other))
+        .map(|found| {
+            found.and_then(|(driver, offsets)| Victim::new(&driver, &offsets.iter().copied().collect::<Vec<_>>()))
         })
         .collect::<Result<_>>()?;
     if victims.is_empty() || victims.iter().any(|victim| victim.sites.is_empty()) {
@@ -206,7 +217,7 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     soak.summary.restart_us = (at(last / 2), at(last));
     if options.json {
         let summary = &soak.summary;
-        println!(
+        output::line(format_args!(
             "{}",
             json!({
                 "crashes": summary.crashes, "restarts": summary.restarts, "restart_us_median": summary.restart_us.0,
@@ -215,9 +226,9 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
                 "lost_connections": summary.lost_connections, "leaked_frames": summary.leaked_frames,
                 "failure": summary.failure,
             })
-        );
+        ));
     } else {
-        print!("{}", soak.summary.text());
+        output::text(format_args!("{}", soak.summary.text()));
     }
     Ok(soak.summary)
 }
@@ -227,10 +238,10 @@ fn progress(summary: &Summary, end: Instant, said: &mut Instant) {
     const NOW_AND_THEN: Duration = Duration::from_secs(30);
     let left = end.saturating_duration_since(Instant::now()).as_secs();
     if std::io::stderr().is_terminal() {
-        eprint!("\rsoak: {} crashes, {} s to go    ", summary.crashes, left);
+        output::progress(format_args!("\rsoak: {} crashes, {} s to go    ", summary.crashes, left));
     } else if said.elapsed() > NOW_AND_THEN {
         *said = Instant::now();
-        eprintln!("soak: {} crashes, {} s to go", summary.crashes, left);
+        output::complain(&format!("soak: {} crashes, {} s to go", summary.crashes, left));
     }
 }
 
@@ -311,7 +322,7 @@ impl Soak {
             }
             None => 1,
         };
-        self.settle(before)
+        self.settle(victims, before)
     }
 
     /// The next line, which is taken notice of; `what` is what is waited for.
@@ -381,9 +392,9 @@ impl Soak {
         Ok(from.iter().zip(&to).filter(|(from, to)| from != to).count() as u64)
     }
 
-    /// Replaces both drivers by fresh ones, and counts the frames that are free then and were not before.
-    fn settle(&mut self, before: i64) -> Result<()> {
-        for name in ["e1000", "virtio-scsi"] {
+    /// Replaces all drivers by fresh ones, and counts the frames that are free then and were not before.
+    fn settle(&mut self, victims: &[Victim], before: i64) -> Result<()> {
+        for Victim { name, .. } in victims {
             let wanted = self.summary.crashes + 1;
             self.running.type_line(&format!("kill {name}"))?;
             let limit = Instant::now() + PATIENCE;
@@ -409,7 +420,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Says at once that the stream is lost: the console's lines of that moment tell why.
 fn ended(doing: &str, error: &std::io::Error) {
-    eprintln!("\nsoak: {doing} ended: {error}");
+    output::complain(&format!("\nsoak: {doing} ended: {error}"));
 }
 
 /// A stream of random bytes through the guest's echo server, and what came back.

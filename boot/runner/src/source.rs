@@ -3,7 +3,9 @@
 //! The kernel has none of that: it prints `function+0x12 (module+0x3456)`, and what is in parentheses is looked up here.
 
 use crate::build::System;
+use crate::output::printable;
 use crate::project;
+use crate::toolchain::BUILT_AS;
 use addr2line::Loader;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,18 +35,45 @@ impl Sources {
                 self.loaded.entry(name.to_string()).or_insert(loader)
             }
         };
-        // What a library's function was inlined into says more than the library does.
-        let mut frames = loader.as_ref()?.find_frames(offset).ok()?;
-        while let Ok(Some(frame)) = frames.next() {
-            let location = frame.location.and_then(|location| Some((location.file?, location.line?)));
-            if let Some((file, line)) = location
-                && let Ok(file) = Path::new(file).strip_prefix(project())
-            {
-                return Some(format!(", {}:{line}", file.display()));
-            }
-        }
-        None
+        let frames = loader.as_ref()?.find_frames(offset).ok()?;
+        // From the innermost function out to the one that all others were inlined into.
+        let places = std::iter::from_fn({
+            let mut frames = frames;
+            move || frames.next().ok().flatten()
+        });
+        let places = places.filter_map(|frame| {
+            let location = frame.location?;
+            Some((source_file(location.file?)?, location.line?))
+        });
+        places_in_words(places)
     }
+}
+
+/// The file of a source line as a person knows it; `None` for what is a library's.
+fn source_file(file: &str) -> Option<String> {
+    let libraries = ["/rustc/", "/.cargo/registry/", "/rustlib/"];
+    let path = Path::new(file);
+    let own = path.strip_prefix(BUILT_AS).or_else(|_| path.strip_prefix(project())).ok();
+    let is_library = own.is_none() && libraries.iter().any(|library| file.contains(library));
+    (!is_library).then(|| printable(&own.unwrap_or(path).to_string_lossy()))
+}
+
+/// The innermost of `places`; and if that is in the SDK, the driver's line that led there.
+fn places_in_words(places: impl Iterator<Item = (String, u32)>) -> Option<String> {
+    const SDK: &str = "drivers/sdk/";
+    let mut words = String::new();
+    for (file, line) in places {
+        let in_sdk = file.starts_with(SDK);
+        match words.is_empty() {
+            true => words = format!(", {file}:{line}"),
+            false if !in_sdk => words += &format!(", from {file}:{line}"),
+            false => {}
+        }
+        if !in_sdk {
+            break;
+        }
+    }
+    (!words.is_empty()).then_some(words)
 }
 
 /// Module and offset that a line of a report ends with, as in `    at function+0x12 (module+0x3456)`.
@@ -57,6 +86,28 @@ fn address_in(line: &str) -> Option<(&str, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_the_sdk_comes_with_the_driver_s() {
+        let words =
+            |places: &[(&str, u32)]| places_in_words(places.iter().map(|(file, line)| (file.to_string(), *line)));
+        let (mmio, dma, lib) =
+            (("drivers/sdk/src/mmio.rs", 4), ("drivers/sdk/src/dma.rs", 9), ("drivers/e1000/src/lib.rs", 7));
+        assert_eq!(words(&[lib]).as_deref(), Some(", drivers/e1000/src/lib.rs:7"));
+        let both = ", drivers/sdk/src/mmio.rs:4, from drivers/e1000/src/lib.rs:7";
+        assert_eq!(words(&[mmio, dma, lib, ("x.rs", 1)]).as_deref(), Some(both));
+        assert_eq!(words(&[mmio]).as_deref(), Some(", drivers/sdk/src/mmio.rs:4"));
+        assert_eq!(words(&[]), None);
+    }
+
+    #[test]
+    fn files_are_named_as_a_person_knows_them() {
+        assert_eq!(source_file("/ringfence/drivers/null/src/lib.rs").as_deref(), Some("drivers/null/src/lib.rs"));
+        assert_eq!(source_file("/home/me/my-driver/lib.rs").as_deref(), Some("/home/me/my-driver/lib.rs"));
+        assert_eq!(source_file("/rustc/abc/library/core/src/ptr.rs"), None);
+        assert_eq!(source_file("/root/.cargo/registry/src/x/y.rs"), None);
+        assert_eq!(source_file("a\x1b[2J.c").as_deref(), Some("a?[2J.c"));
+    }
 
     #[test]
     fn only_places_of_reports_are_looked_up() {

@@ -9,6 +9,9 @@ use std::process::Command;
 /// The target that everything but the runner is built for.
 pub const TARGET: &str = "x86_64-unknown-none";
 
+/// What the project's folder is called in what is built: the same wherever it lies.
+pub const BUILT_AS: &str = "/ringfence";
+
 /// A compiler for [`TARGET`].
 pub struct Toolchain {
     sysroot: PathBuf,
@@ -58,7 +61,8 @@ impl Toolchain {
             command.env("RUSTC", self.sysroot.join("bin/rustc")).env("SYSROOT", &self.sysroot);
             command.env("PATH", prepend_path("/usr/bin"));
         }
-        let flags: Vec<String> = flags.iter().map(|flag| format!("{flag:?}")).collect();
+        let remap = format!("--remap-path-prefix={}={BUILT_AS}", project().display());
+        let flags: Vec<String> = flags.iter().chain(&[remap.as_str()]).map(|flag| format!("{flag:?}")).collect();
         command.args([subcommand, "--target", TARGET]);
         command.arg("--config").arg(format!("target.{TARGET}.rustflags=[{}]", flags.join(",")));
         command.arg("--target-dir").arg(target_dir);

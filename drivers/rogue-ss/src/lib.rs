@@ -1,5 +1,6 @@
-//! Attacks that load SS: `tell rogue-ss VERB [NUMBER]`. They are in a module of their own because QEMU's TCG takes such a load for
-//! more than it is; there the module is refused, unless `limits ss-loads` lets it in.
+//! Attacks that load SS or what is no segment, or lock a bit test of a register: `tell rogue-ss VERB [NUMBER]`. They are in a module of
+//! their own because QEMU's TCG takes them for more than they are; there the module is refused, unless `limits ss-loads`, `seg-loads`
+//! and `lock-bts` let it in.
 #![no_std]
 
 use core::arch::asm;
@@ -33,6 +34,8 @@ impl Driver for RogueSs {
             "null-ss" => return Ok(null_ss()),
             "shadowed-gate" => shadowed(NULL_GATE),
             "shadowed-return" => shadowed(RETURN_GATE),
+            "lock-bt" => lock_bt(argument),
+            "load-none" => load_none(argument),
             "watched-gate" => return Ok(watched_gate(argument)),
             _ => return Err(Refusal::NotFound),
         }
@@ -53,6 +56,35 @@ fn load_lss(selector: u16) {
     unsafe {
         asm!("mov {saved}, rsp", "push rax", "push 0", "mov dword ptr [rsp + 4], eax", "lss ecx, [rsp]", "mov rsp, {saved}",
             in("rax") u64::from(selector), out("rcx") _, saved = out(reg) _)
+    };
+}
+
+/// Loads CS, which nobody can with MOV, or segment register 6 or 7, which do not exist.
+#[inline(never)]
+fn load_none(which: u64) {
+    // SAFETY: none.
+    unsafe {
+        match which {
+            1 => asm!(".byte 0x8e, 0xc8", in("eax") 0),
+            6 => asm!(".byte 0x8e, 0xf0", in("eax") 0),
+            _ => asm!(".byte 0x8e, 0xf8", in("eax") 0),
+        }
+    };
+}
+
+/// Bit tests of a register with a LOCK prefix, which are no instructions: with the bit's number in a register and in the
+/// instruction, with other prefixes around.
+#[inline(never)]
+fn lock_bt(which: u64) {
+    // SAFETY: none.
+    unsafe {
+        match which {
+            0 => asm!(".byte 0xf0, 0x0f, 0xa3, 0xc9"),
+            1 => asm!(".byte 0xf0, 0x0f, 0xab, 0xc9", out("rcx") _),
+            2 => asm!(".byte 0xf0, 0x66, 0x0f, 0xb3, 0xc9", out("rcx") _),
+            3 => asm!(".byte 0xf0, 0x48, 0x0f, 0xbb, 0xc9", out("rcx") _),
+            _ => asm!(".byte 0x66, 0xf0, 0xf2, 0x0f, 0xba, 0xe1, 1"),
+        }
     };
 }
 

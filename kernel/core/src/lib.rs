@@ -2,7 +2,6 @@
 //!
 //! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
-//! * [`stack_segment`]: what QEMU takes for more than it is in a module's code
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
 //! * [`keys`], [`typed_line`]: between a terminal and the line editor
@@ -30,5 +29,5 @@ pub mod pci;
 pub mod port_bitmap;
 pub mod sense;
 pub mod servers;
-pub mod stack_segment;
+pub mod tcg;
 pub mod typed_line;

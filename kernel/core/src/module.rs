@@ -5,7 +5,7 @@
 //! small multiple of the file's length.
 
 use crate::extent::{Extent, align_up};
-use crate::stack_segment;
+use crate::tcg::{self, Hole};
 use alloc::vec::Vec;
 use core::fmt;
 use object::LittleEndian as LE;
@@ -339,10 +339,10 @@ fn entry_point<'a>(sections: &Sections<'a>, file: &'a [u8], image: &Image) -> Re
 }
 
 impl Module<'_> {
-    /// Where in the image its code could load SS ([`stack_segment`]).
-    pub fn loads_of_ss(&self) -> impl Iterator<Item = u64> {
+    /// Where in the image its code has what TCG takes for more than it is, and what ([`tcg`]).
+    pub fn holes(&self) -> impl Iterator<Item = (u64, Hole)> {
         let executable = self.segments.iter().filter(|segment| segment.executable);
-        executable.flat_map(|segment| stack_segment::loads(segment.bytes).map(|at| segment.start + at as u64))
+        executable.flat_map(|segment| tcg::holes(segment.bytes).map(|(at, hole)| (segment.start + at as u64, hole)))
     }
 }
 

@@ -88,13 +88,6 @@ pub fn init() -> Protections {
     protections
 }
 
-/// Whether the CPU is QEMU's own emulation, TCG: it says so where hypervisors do.
-pub fn is_tcg() -> bool {
-    const HYPERVISOR: u32 = 0x4000_0000;
-    let leaf = core::arch::x86_64::__cpuid(HYPERVISOR);
-    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == b"TCGTCGTCGTCG"
-}
-
 impl core::fmt::Display for Protections {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let named = [("SMEP", self.smep), ("SMAP", self.smap), ("UMIP", self.umip)];

@@ -164,13 +164,20 @@ pub fn init(kernel_cr3: u64) {
 /// back. Only `bench` does this, and only while it measures.
 pub fn set_bench_vector(vector: u8, target: Option<u64>) {
     const PRIVILEGE_1: u64 = 1 << 45;
+    write_vector(vector, target.map(|target| descriptor::interrupt_gate(target, 0)), PRIVILEGE_1);
+}
+
+/// Points an interrupt vector to `target`, or, with `None`, takes that back.
+pub fn set_vector(vector: u8, target: Option<u64>) {
+    write_vector(vector, target.map(|target| descriptor::interrupt_gate(target, 0)), 0);
+}
+
+/// Writes `gate` with the bits of `more`, or the vector's own gate, into the IDT.
+fn write_vector(vector: u8, gate: Option<[u64; 2]>, more: u64) {
     let entry = CONSTANTS + offset_of!(Data, idt) as u64 + u64::from(vector) * 16;
     let Some((pa, _)) = crate::memory::tables::translate(crate::memory::kernel_root(), entry) else { return };
-    let [low, high] = match target {
-        Some(target) => {
-            let [low, high] = descriptor::interrupt_gate(target, 0);
-            [low | PRIVILEGE_1, high]
-        }
+    let [low, high] = match gate {
+        Some([low, high]) => [low | more, high],
         None => {
             let own = &raw const trap_vectors as u64 + u64::from(vector) * VECTOR_STRIDE;
             descriptor::interrupt_gate(own, stack_of(vector.into()))

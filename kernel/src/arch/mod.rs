@@ -7,12 +7,14 @@
 //! * [`interrupts`], [`time`]: 8259 and 8254
 //! * [`watch`]: breakpoints on an instruction and on memory
 //! * [`power`]: how the machine ends
+//! * [`tcg`]: what QEMU's emulation does that no CPU does
 
 pub mod cpu;
 pub mod entry_area;
 pub mod gates;
 pub mod interrupts;
 pub mod power;
+pub mod tcg;
 pub mod time;
 pub mod traps;
 pub mod vector;

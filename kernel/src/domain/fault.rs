@@ -97,6 +97,11 @@ pub fn print_pending() {
     pending.iter().for_each(|fault| fault.print());
 }
 
+/// Forgets the reports of drivers that were to be restarted first.
+pub fn discard_pending() {
+    PENDING.lock().clear();
+}
+
 /// The faults that are kept, each with its number, which counts from 1 since boot.
 pub fn history() -> Vec<(usize, Arc<Fault>)> {
     let history = HISTORY.lock();
@@ -125,6 +130,8 @@ pub struct Fault {
     pub at_tsc: u64,
     /// What kind of fault it was, in one word: see [`kind`].
     pub kind: &'static str,
+    /// The registers, if it was ended by a trap.
+    pub trap: Option<TrapFrame>,
     /// What there is to say, until it is said for the first time.
     scene: Mutex<Option<Scene>>,
     words: Once<Words>,
@@ -167,6 +174,7 @@ impl Fault {
             at_ns,
             at_tsc,
             kind,
+            trap: if let Site::Trap(frame) = site { Some(*frame) } else { None },
             scene: Mutex::new(Some(Scene::new(domain, cause, site))),
             words: Once::new(),
             calls: domain.calls.clone(),

@@ -2,12 +2,13 @@
 
 use crate::domain::calls::Call;
 use crate::domain::upcall::UpcallError;
-use crate::limits::SS_LOADS;
+use crate::limits::{LOCK_BTS, SEG_LOADS, SS_LOADS};
 use crate::memory::frames::{self, OutOfMemory};
 use alloc::string::String;
 use core::fmt;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::module::ModuleError;
+use ringfence_core::tcg::Hole;
 
 /// Why a module is not loaded, or not unloaded.
 #[derive(Debug)]
@@ -18,8 +19,8 @@ pub enum LoadError {
     Refused(ModuleError),
     /// It says that it is called this, and its file is called otherwise.
     Misnamed(String),
-    /// Its code could load SS at this place, which QEMU's TCG would take for ring 0.
-    LoadsSs(String),
+    /// Its code has what QEMU's TCG takes for more than it is, at this place.
+    Hole(Hole, String),
     /// All slots are taken.
     NoSlot,
     /// There is not enough memory.
@@ -49,7 +50,17 @@ impl fmt::Display for LoadError {
                     "refused: the module in this file is called '{name}', and what is trusted goes by the file's name"
                 )
             }
-            LoadError::LoadsSs(place) => write!(
+            LoadError::Hole(Hole::LocksBitTest, place) => write!(
+                f,
+                "refused: it could LOCK a bit test of a register, which aborts QEMU 7.2 (limits {} lets it in)\n    at {place}",
+                LOCK_BTS.name
+            ),
+            LoadError::Hole(Hole::LoadsNoSegment, place) => write!(
+                f,
+                "refused: it could load what is no segment register, which QEMU 10.0 does (limits {} lets it in)\n    at {place}",
+                SEG_LOADS.name
+            ),
+            LoadError::Hole(Hole::LoadsSs, place) => write!(
                 f,
                 "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits {} lets it in)\n    at {place}",
                 SS_LOADS.name

@@ -5,6 +5,7 @@ use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
 use super::memory::{integrity, mem, vmmap};
 use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, ring, rmmod, tell};
 use super::network::{echoed, ip, ping, tcpecho};
+use super::snippets::snippets;
 use super::trace::trace;
 use super::trials::{poke, trial};
 use crate::arch::time;
@@ -99,6 +100,7 @@ static COMMANDS: &[Command] = &[
         "put a module with a changed file to work, then the good one (JSON)",
         trial
     ),
+    command!("snippets", "snippets NAME FIRST COUNT", "run made-up machine code of a module, a line each", snippets),
     command!("sleep", "sleep MILLISECONDS", "wait", sleep),
     command!("wait", "wait", "wait for commands that were started with & behind them", wait),
     command!("panic", "panic [ADDRESS]", "panic the kernel, or have it call an address, and see", panic),

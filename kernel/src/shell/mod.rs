@@ -1,6 +1,6 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
-//! * [`commands`]: the table of commands; [`modules`], [`disks`], [`memory`], [`network`], [`trace`], [`trials`] have those that are about
+//! * [`commands`]: the table of commands; [`modules`], [`disks`], [`memory`], [`network`], [`snippets`], [`trace`], [`trials`] have those that are about
 //!   these
 //! * [`editor`]: history and completion
 //!
@@ -28,6 +28,7 @@ mod editor;
 mod memory;
 mod modules;
 mod network;
+mod snippets;
 mod trace;
 mod trials;
 
@@ -56,7 +57,7 @@ pub async fn run() {
         jobs.finish().await;
         finish(jobs.failed);
     }
-    println!("Type 'help' for the commands, 'shutdown' or Ctrl-A X to leave.");
+    println!("Type 'help' for the commands, 'shutdown' or Ctrl-] X to leave.");
     let mut editor = LineEditor::new();
     loop {
         match jobs.beside(editor.read_line(PROMPT)).await {

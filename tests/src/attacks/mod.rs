@@ -265,7 +265,7 @@ pub fn in_one_boot() -> &'static Reports {
             machine.contents.autoload = false;
             let disk = tempfile::NamedTempFile::new().expect("a disk");
             disk.as_file().set_len(1 << 20).expect("a disk of 1 MiB");
-            machine.disks = vec![disk.path().to_path_buf()];
+            machine.disks = vec![disk.path().to_path_buf().into()];
             machine.timeout = Some(5 * TIME_LIMIT);
             let run = boot(&machine);
             // The attacks failed, which is their purpose; the machine did not, and the devices work for who treats them well.

@@ -1,6 +1,6 @@
 //! The document of the attacks, `docs/attacks.md`.
 
-use super::rogue::{BOCHS, HARMLESS};
+use super::rogue::{BOCHS, HARMLESS, SINCE_9_1};
 use super::{Attack, Expected, lies, rogue};
 use ringfence_abi::service::Refusal;
 
@@ -39,11 +39,18 @@ pub fn page() -> String {
         &[lies::scsi_answers(), lies::scsi_faults()].concat(),
     );
     section("lies::what_is_not_its_own_is_refused", &lies::refused());
-    section("sandbox::no_load_of_ss_does_harm_under_bochs", &rogue::loads_of_ss());
+    section(
+        "sandbox::no_load_of_ss_does_harm_under_bochs",
+        &[rogue::loads_of_ss(), rogue::locked_bit_tests(), rogue::loads_of_no_segment()].concat(),
+    );
     page += "\n## `sandbox::what_does_no_harm_is_allowed`\n\n| what | answer | why |\n|---|---|---|\n";
     for (verb, answer, why) in HARMLESS {
         let answer = answer.map_or("any".into(), |answer| format!("{answer:#x}"));
         page += &format!("| `{verb}` | {answer} | {why} |\n");
+    }
+    page += "\n## Where QEMU differs since 9.1\n\nThe tables are QEMU 7.2's. Seen on 10.0.2:\n\n| attack | report | why |\n|---|---|---|\n";
+    for (verb, fault, why) in SINCE_9_1 {
+        page += &format!("| `{verb}` | {} | {why} |\n", fault.unwrap_or("answers"));
     }
     page += "\n## Where Bochs differs: `sandbox::the_same_attacks_fail_under_bochs`\n\n| attack | report under Bochs | why |\n|---|---|---|\n";
     for (verb, fault, why) in BOCHS {
@@ -89,6 +96,12 @@ In boots of their own, because they need other modules or another machine, or le
   selector there, which makes the driver ring 0.** No CPU does. Under TCG a module whose code has the bytes of such a load, at any
   offset, is refused; `limits ss-loads` lets it in, and shows what QEMU makes of it. `rogue-ss` has these attacks, MOV to SS with
   every selector among them, for Bochs.
+* `sandbox::what_qemu_would_take_for_a_segment_register_is_not_loaded`: **QEMU 10.0 lets ring 1 load CS with MOV, and with segment
+  registers that do not exist (6 and 7, and 8 to 15 by REX.R) LDTR, TR, GDTR, IDTR and control registers**; a CPU and QEMU 7.2 refuse
+  that with #UD, or ignore REX.R. Found by `cargo run -- snippets`. Where the kernel sees at boot that it is so, a module that has
+  such bytes is refused; `limits seg-loads` lets it in.
+* `sandbox::what_qemu_cannot_translate_is_not_loaded`: **QEMU 7.2 aborts on a bit test of a register with a LOCK prefix** (`f0 0f a3
+  c9`), which a CPU refuses with #UD, as QEMU does since 9.1. A module that has such bytes is refused as well; `limits lock-bts` lets it in.
 * `sandbox::interrupts_hit_every_instruction_that_they_can`: interrupts on each instruction of a gate that one can hit.
 * `reset::*`: devices that do not stop, whose memory is set aside. `policy::*`: modules that faulted and want ring 0.
   `restart::*`: code that was changed before a restart.
@@ -164,6 +177,8 @@ fn explain(verb: &str) -> (String, &'static str) {
         "trap-flag-return" => {
             ("single-steps into the return gate", "the trap is attributed by CR3, and has a stack of its own")
         }
+        "load-none" => ("a load of CS, or of segment register 6 or 7", "no such register"),
+        "lock-bt" => ("a bit test of a register with a LOCK prefix", "no such instruction"),
         "trap-flag-gate" => ("single-steps into a gate", "the trap is attributed by CR3, and has a stack of its own"),
         "log-pointer" | "log-pointer-quiet" => ("has the kernel read ARG", "the pointer is not in its slot"),
         "log" => ("logs ARG lines in one upcall", "64 lines an upcall"),

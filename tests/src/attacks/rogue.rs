@@ -105,6 +105,25 @@ pub fn interrupts() -> Vec<Attack> {
     (0..256).map(|number| Attack::fault(MODULE, format!("int-n {number}"), fault(number))).collect()
 }
 
+/// Bit tests of a register with a LOCK prefix. For Bochs and QEMU since 9.1: QEMU 7.2 aborts, and the module that does this is not
+/// loaded.
+pub fn locked_bit_tests() -> Vec<Attack> {
+    let attack = |number| {
+        Attack::fault(
+            "rogue-ss",
+            format!("lock-bt {number}"),
+            "#UD invalid opcode, in command, at rf_rogue_ss::lock_bt+",
+        )
+    };
+    (0..5).map(attack).collect()
+}
+
+/// Loads of CS, and of segment registers that do not exist. For Bochs: QEMU 10.0 loads CS, LDTR and TR.
+pub fn loads_of_no_segment() -> Vec<Attack> {
+    let fault = "#UD invalid opcode, in command, at rf_rogue_ss::load_none+";
+    [1, 6, 7].map(|register| Attack::fault("rogue-ss", format!("load-none {register}"), fault)).to_vec()
+}
+
 /// What begins with a load of SS. For Bochs: under QEMU the module that does this is not loaded.
 pub fn loads_of_ss() -> Vec<Attack> {
     const MODULE: &str = "rogue-ss";
@@ -422,6 +441,40 @@ pub const BOCHS: &[(&str, &str, &str)] = &[
     ),
     ("emms", "#UD invalid opcode, in command", "CR0.EM = 1 (SDM vol. 2, EMMS); QEMU does not look at that"),
 ];
+
+const NOT_LOOKED_AT: &str =
+    "ring 0 only (SDM vol. 2); QEMU's decoder since 9.1 does not look at the ring, and does nothing";
+const NOTHING: &str = "this CPU does not have it; QEMU's decoder since 9.1 does nothing";
+
+/// What QEMU says differently since its new decoder (9.1; seen on 10.0.2): attack, fault or `None` for an answer, and why. None of
+/// it does harm: there are no caches, and what is not there changes nothing.
+pub const SINCE_9_1: &[(&str, Option<&str>, &str)] = &[
+    ("invd", None, NOT_LOOKED_AT),
+    ("wbinvd", None, NOT_LOOKED_AT),
+    ("wbnoinvd", None, NOT_LOOKED_AT),
+    ("xsaves", None, NOTHING),
+    ("xrstors", None, NOTHING),
+    ("vmxon", Some("#PF executing 0x0 (null), in command, at 0x0 (null)"), NOTHING),
+    ("vmptrld", Some("#PF executing 0x0 (null), in command, at 0x0 (null)"), NOTHING),
+    ("vmclear", Some("#PF executing 0x0 (null), in command, at 0x0 (null)"), NOTHING),
+    ("sysretq", Some(GP), "SYSCALL is off, which comes first (SDM vol. 2, SYSRET); QEMU looks at the ring first"),
+    ("sysretl", Some(GP), "as `sysretq`"),
+    ("mov-cr1", Some(UD), NO_REGISTER),
+    ("mov-from-cr1", Some(UD), NO_REGISTER),
+    ("mov-cr5", Some(UD), NO_REGISTER),
+    ("mov-from-cr5", Some(UD), NO_REGISTER),
+    ("mov-cr6", Some(UD), NO_REGISTER),
+    ("mov-from-cr6", Some(UD), NO_REGISTER),
+    ("mov-cr7", Some(UD), NO_REGISTER),
+    ("mov-from-cr7", Some(UD), NO_REGISTER),
+    (
+        "icebp",
+        Some("#DB debug exception, in command, at rf_rogue::instructions::INSTRUCTIONS::run+"),
+        "a debug exception, whatever the ring (SDM vol. 2, INT1)",
+    ),
+];
+
+const NO_REGISTER: &str = "there is no such register, which comes first (SDM vol. 2, MOV to/from control registers)";
 
 /// All that a driver has of the flags that are not its to set.
 const IF: u64 = 0x200;

@@ -19,7 +19,7 @@ fn drivers_serve_again_within_five_million_instructions() {
     let mut machine = machine("ip; lsblk; bench recovery --json --instructions");
     machine.icount = true;
     let disk = ringfence::machine::empty_disk().unwrap();
-    machine.disks = vec![disk.path().to_path_buf()];
+    machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_well(&machine);
     let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let served: Vec<serde_json::Value> =

@@ -29,7 +29,7 @@ fn a_policy_of_stop_leaves_it_ended_and_restart_brings_it_back() {
         "blkread disk0 0 1; policy virtio-scsi stop; kill virtio-scsi; blkread disk0 0 1; lsmod; \
          policy virtio-scsi restart; sleep 200; blkread disk0 0 1; policy virtio-scsi sometimes",
     );
-    machine.disks = vec![disk];
+    machine.disks = vec![disk.into()];
     let run = boot_badly(&machine, 2);
     let text = run.text();
     assert_says(&text, "error: the driver is gone");

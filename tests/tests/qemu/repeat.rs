@@ -9,7 +9,7 @@ fn a_command_waits_for_its_driver_so_long() {
                   limits pause-ms 50; kill virtio-scsi; blkread disk0 0 1; limits pause-ms 10000; blkread disk0 0 1";
     let disk = ringfence::machine::empty_disk().unwrap();
     let mut machine = machine(script);
-    machine.disks = vec![disk.path().to_path_buf()];
+    machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_badly(&machine, 1).text();
     let said: Vec<&str> = text
         .lines()

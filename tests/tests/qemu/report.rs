@@ -132,8 +132,8 @@ fn what_is_printed_fits_80_columns() {
          bench call; nonsense; insmod; insmod nope; blkread disk9 0 1; ping x; help ping; vmmap; vmmap e1000; trace e1000 ping 10.0.2.2 -c 1; dmesg",
     );
     let directory = tempfile::tempdir().unwrap();
-    machine.disks = vec![directory.path().join("disk.img")];
-    std::fs::File::create(&machine.disks[0]).unwrap().set_len(1 << 20).unwrap();
+    machine.disks = vec![directory.path().join("disk.img").into()];
+    std::fs::File::create(&machine.disks[0].path).unwrap().set_len(1 << 20).unwrap();
     let run = boot_badly(&machine, 6);
     assert!(run.lines.len() > 200, "{}", run.text());
     let allowed =

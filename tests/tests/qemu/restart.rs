@@ -50,7 +50,7 @@ fn a_copy_survives_its_driver() {
     let kills = "kill virtio-scsi; sleep 150; ".repeat(4);
     let mut machine =
         machine(&format!("lsblk; blkcopy disk0 0 disk1 0 65536 &; sleep 100; {kills} lsmod; wait; lsblk"));
-    machine.disks = vec![first.clone(), second.clone()];
+    machine.disks = vec![first.clone().into(), second.clone().into()];
     let text = boot_well(&machine);
     assert_eq!(text.matches("virtio-scsi: restarted in ring 1").count(), 4, "{text}");
     let end = text.find(&format!("{BYTES} bytes")).expect("the copy ends");

@@ -35,7 +35,7 @@ fn the_search_for_units_has_an_end() {
     std::fs::write(&path, mute).unwrap();
     let mut machine =
         machine("limits scan-ms 300; insmod rogue-scsi; insmod virtio-scsi; lsblk; blkread disk0 0 1; lsmod");
-    machine.disks = vec![image(&directory, "disk.img", 8)];
+    machine.disks = vec![image(&directory, "disk.img", 8).into()];
     machine.contents.autoload = false;
     // It takes the place of the project's.
     machine.contents.modules.push(path);
@@ -53,7 +53,7 @@ fn reads_are_the_images_bytes_in_both_rings() {
         "lsblk; blkread disk0 0 1; blkread disk0 100 3000; ring virtio-scsi 0; blkread disk0 8191 1; \
          blkread disk0 0 8192",
     );
-    machine.disks = vec![path.clone()];
+    machine.disks = vec![path.clone().into()];
     let text = boot_well(&machine);
     assert_says(&text, "disk0    virtio-scsi           0    0       8192    512  QEMU QEMU HARDDISK");
     for (lba, count) in [(0, 1), (100, 3000), (8191, 1), (0, 8192)] {
@@ -70,7 +70,7 @@ fn writes_and_copies_reach_the_images() {
         "blkwrite disk0 1000 700 42; ring virtio-scsi 0; blkwrite disk0 2000 300 43; ring virtio-scsi 1; \
          blkcopy disk0 900 disk1 5 1500",
     );
-    machine.disks = vec![first.clone(), second.clone()];
+    machine.disks = vec![first.clone().into(), second.clone().into()];
     let text = boot_well(&machine);
     for line in [sum(&first, 1000, 700), sum(&first, 2000, 300), sum(&second, 5, 1500)] {
         assert_says(&text, &line);
@@ -91,7 +91,7 @@ fn a_driver_changes_rings_in_the_middle_of_a_copy() {
         "lsblk; blkcopy disk0 0 disk1 0 65536 &; repeat 100 ring virtio-scsi 0, sleep 1, ring virtio-scsi 1, sleep 1; \
          wait",
     );
-    machine.disks = vec![first.clone(), second.clone()];
+    machine.disks = vec![first.clone().into(), second.clone().into()];
     let text = boot_well(&machine);
     let copied = sum(&first, 0, 65536);
     assert_says(&text, &copied);
@@ -105,7 +105,7 @@ fn a_driver_changes_rings_in_the_middle_of_a_copy() {
 fn mistakes_in_commands_about_disks_are_said() {
     let directory = TempDir::new().unwrap();
     let mut machine = machine("blkread disk0 4095 2; blkread disk7 0 1; blkread disk0 x 1");
-    machine.disks = vec![image(&directory, "disk.img", 4096)];
+    machine.disks = vec![image(&directory, "disk.img", 4096).into()];
     let run = boot_badly(&machine, 3);
     assert_says(&run.text(), "error: disk0 has only 4096 blocks");
     assert_says(&run.text(), "error: there is no disk 'disk7'");

@@ -35,7 +35,7 @@ fn a_driver_that_rests_is_served_afterwards() {
     let commands = "blkwrite disk0 0 2048 7; blkcheck disk0 0 2048 7; trace virtio-scsi blkread disk0 0 2048";
     for more in ["ip; ping 10.0.2.2 -c 20", "rmmod e1000; insmod rogue-nic; tell rogue-nic hog 20"] {
         let mut machine = machine(&format!("limits turn-ms 0; {more}; {commands}"));
-        machine.disks = vec![disk.clone()];
+        machine.disks = vec![disk.clone().into()];
         let text = boot_well(&machine);
         match more.contains("ping") {
             true => assert_says(&text, "20 sent, 20 answered"),
@@ -70,7 +70,7 @@ fn a_driver_that_rests_is_not_stuck() {
     );
     machine.contents.autoload = false;
     let disk = ringfence::machine::empty_disk().unwrap();
-    machine.disks = vec![disk.path().to_path_buf()];
+    machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_well(&machine);
     assert_eq!(text.matches("  4096 bytes").count(), 3, "{text}");
     assert!(text.contains("\nnone\n"), "{text}");

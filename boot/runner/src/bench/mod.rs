@@ -11,8 +11,11 @@ mod host;
 mod report;
 
 use crate::build::System;
-use crate::machine::{End, Machine, Protocol, Running, empty_disk, free_port};
+use crate::drivers;
+use crate::machine::{End, Machine, Protocol, Running, free_port};
+use crate::output;
 use anyhow::{Context, Result, bail};
+use ringfence_abi::manifest::Kind;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -70,6 +73,8 @@ impl Row {
 
 /// What to measure, and what to do with the results.
 pub struct Options {
+    /// The machine.
+    pub machine: Machine,
     /// Only rows whose names begin so.
     pub name: String,
     /// Print each row as a JSON object.
@@ -94,9 +99,8 @@ const IN_GUEST: [&str; 5] = ["call", "upcall", "nic", "scsi", "recovery"];
 /// Measures everything, or what is asked for.
 pub fn run(system: &System, options: &Options) -> Result<()> {
     let awake = host::Awake::new();
-    let progress = |what: &str| eprintln!("bench: {what}");
-    let disk = empty_disk()?;
-    let machine = Machine { disks: vec![disk.path().to_path_buf()], timeout: Some(TIME_LIMIT), ..Machine::default() };
+    let progress = |what: &str| output::complain(&format!("bench: {what}"));
+    let machine = Machine { scratch: true, timeout: Some(TIME_LIMIT), ..options.machine.clone() };
 
     // The kernel takes the beginning of a name, too.
     let is_wanted = |name: &str| name.starts_with(&options.name) || options.name.starts_with(name);
@@ -110,7 +114,7 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
         let counting = Machine { icount: true, ..machine.clone() };
         rows.extend(in_guest(system, &counting, &(command + " --instructions"), &mut |_| ())?);
     }
-    if ["tcp/in", "tcp/out", "udp/rtt"].into_iter().any(is_wanted) {
+    if ["tcp/in", "tcp/out", "udp/rtt"].into_iter().any(is_wanted) && machine.nic != "none" {
         progress("streams between host and guest");
         rows.extend(streams(system, &machine)?);
     }
@@ -126,16 +130,16 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
 
     if options.json {
         for row in &rows {
-            println!("{}", serde_json::to_string(row)?);
+            output::line(format_args!("{}", serde_json::to_string(row)?));
         }
     } else {
-        print!("{}", report::text(&rows));
+        output::text(format_args!("{}", report::text(&rows)));
     }
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let page = out.join("bench.html");
         std::fs::write(&page, report::html(&rows)?).with_context(|| format!("cannot write {}", page.display()))?;
-        eprintln!("bench: {}", page.display());
+        output::complain(&format!("bench: {}", page.display()));
     }
     Ok(())
 }
@@ -170,6 +174,9 @@ fn boots(system: &System, machine: &Machine) -> Result<Row> {
 
 /// TCP streams to and from the guest and UDP round trips, with the driver in each ring in turn.
 fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
+    let Some(driver) = drivers::loaded(system, machine)?.into_iter().find(|driver| driver.kind == Kind::Nic) else {
+        return Ok(Vec::new());
+    };
     let (discard, chargen, udp) = (free_port()?, free_port()?, free_port()?);
     let mut machine = machine.clone();
     machine.forwards = vec![(Protocol::Tcp, discard, 9), (Protocol::Tcp, chargen, 19), (Protocol::Udp, udp, 7)];
@@ -178,7 +185,7 @@ fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     let mut samples: [[Vec<f64>; 3]; 2] = Default::default();
     for round in 0..=STREAMS {
         for ring in [0, 1] {
-            change_ring(&mut running, ring)?;
+            change_ring(&mut running, &driver.name, ring)?;
             let values = [to_guest(discard)?, from_guest(chargen)?, round_trip(udp)?];
             if round > 0 {
                 for (samples, value) in samples[ring].iter_mut().zip(values) {
@@ -199,9 +206,9 @@ fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn change_ring(running: &mut Running, ring: usize) -> Result<()> {
-    running.type_line(&format!("ring e1000 {ring}"))?;
-    running.wait_for(&format!("e1000: now in ring {ring}"))?;
+fn change_ring(running: &mut Running, name: &str, ring: usize) -> Result<()> {
+    running.type_line(&format!("ring {name} {ring}"))?;
+    running.wait_for(&format!("{name}: now in ring {ring}"))?;
     Ok(())
 }
 

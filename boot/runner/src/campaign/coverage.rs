@@ -2,6 +2,7 @@
 //! is about to run.
 
 use crate::build::System;
+use crate::drivers;
 use crate::machine::{End, Machine};
 use anyhow::{Context, Result, bail};
 use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, slot_base, slot_of};
@@ -20,7 +21,7 @@ pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BT
     if run.end != End::Done {
         bail!("the workload fails even with good modules ({}):\n{}", run.end.description(), run.text());
     }
-    let names = slots_in(&run.lines);
+    let names: BTreeMap<usize, String> = drivers::listed(&run.lines).map(|(name, slot)| (slot, name)).collect();
     let log = std::fs::read_to_string(&log).context("QEMU left no list of what it translated")?;
     let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     for address in log.lines().filter_map(instruction_address) {
@@ -31,17 +32,6 @@ pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BT
         }
     }
     Ok(found)
-}
-
-/// Slots and the modules in them, from the table that `lsmod` prints.
-fn slots_in(lines: &[String]) -> BTreeMap<usize, String> {
-    let rows = lines.iter().skip_while(|line| !line.starts_with("MODULE ")).skip(1);
-    rows.map_while(|line| {
-        let mut words = line.split_whitespace();
-        let (name, slot) = (words.next()?, words.nth(1)?);
-        Some((slot.parse().ok()?, name.to_string()))
-    })
-    .collect()
 }
 
 /// The address of a line like `0x8000402220:  55    pushq %rbp`; lines with nothing but bytes go on with the one before.
@@ -61,7 +51,5 @@ mod tests {
         assert_eq!(instruction_address("0x8000402220:  55                       pushq    %rbp"), Some(0x8000402220));
         assert_eq!(instruction_address("0x8000402262:  00"), None);
         assert_eq!(instruction_address("----------------"), None);
-        let lines = ["MODULE RING SLOT", "e1000   1    3        11 0000:00:02.0 running", "ringfence: done"];
-        assert_eq!(slots_in(&lines.map(String::from)), BTreeMap::from([(3, "e1000".to_string())]));
     }
 }

@@ -21,19 +21,23 @@ pub mod report;
 mod trials;
 
 use crate::build::System;
-use crate::echo;
-use crate::machine::{Machine, empty_disk};
-use anyhow::{Context, Result, bail};
+use crate::drivers::{self, Driver};
+use crate::machine::Machine;
+use crate::{echo, output};
+use anyhow::{Result, bail};
 use pool::Pool;
+use ringfence_abi::manifest::Kind;
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
-use trials::Boot;
+use trials::{Boot, Setting};
 
 /// What to do.
 pub struct Options {
-    /// Modules to change.
+    /// The machine.
+    pub machine: Machine,
+    /// Modules to change; those that drive the machine's network card and SCSI adapter, if there are none.
     pub modules: Vec<String>,
     /// How many changes in all.
     pub mutants: usize,
@@ -108,14 +112,14 @@ pub fn run(system: &System, options: &Options) -> Result<bool> {
     let mut results = report::Results::open(options)?;
     try_all(system, options, &mut |outcome| {
         if options.json {
-            println!("{}", serde_json::to_string(outcome)?);
+            output::line(format_args!("{}", serde_json::to_string(outcome)?));
         }
         results.add(outcome)
     })?;
-    eprintln!("campaign: {} changes in {} s", results.own().len(), start.elapsed().as_secs());
+    output::complain(&format!("campaign: {} changes in {} s", results.own().len(), start.elapsed().as_secs()));
     results.write_page(options)?;
     if !options.json {
-        print!("{}", report::text(results.all(), options));
+        output::text(format_args!("{}", report::text(results.all(), options)));
     }
     Ok(options.ring == 0 || results.own().iter().all(Outcome::is_good))
 }
@@ -135,10 +139,12 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     let server = echo::Server::start()?;
     let port = server.port();
     // What is flushed need not reach the host's disk, which may take as long as it likes.
-    let disk = empty_disk()?;
-    let machine = Machine { disks: vec![disk.path().to_path_buf()], volatile_disks: true, ..Machine::default() };
-    eprintln!("campaign: finding out what the work executes");
-    let pools = pools(system, &machine, port, options)?;
+    let machine = Machine { scratch: true, volatile_disks: true, ..options.machine.clone() };
+    output::complain("campaign: finding out what the work executes");
+    let drivers = drivers::loaded(system, &machine)?;
+    let changed = changed(system, &machine, options, &drivers)?;
+    let pools = pools(system, &machine, port, &changed)?;
+    let setting = Setting { system, machine: &machine, port, ring: options.ring, drivers: &drivers };
     let mutants = pool::mutants(&pools, options.seed, options.only.map_or(options.mutants, |only| only + 1))?;
     let mutants = mutants.get(options.only.unwrap_or(0)..).unwrap_or_default();
     let (mut done, mut dead) = (0, 0);
@@ -146,16 +152,15 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     while done < mutants.len() {
         let rest = &mutants[done..];
         let rest = &rest[..rest.len().min(PER_BOOT)];
-        let mut boot = Boot::start(system, &machine, port, options.ring, rest)?;
+        let mut boot = Boot::start(&setting, rest)?;
         for mutant in rest {
-            let mut outcome = boot.next(mutant, port, options.ring)?;
+            let mut outcome = boot.next(&setting, mutant)?;
             // What is hurt, or not restored, would spoil what comes after.
             let goes_on = outcome.is_good();
             // In ring 0 nobody cuts an endless loop short.
             if outcome.fell_silent && options.ring == 1 {
                 let alone = std::slice::from_ref(mutant);
-                let again =
-                    Boot::start(system, &machine, port, options.ring, alone)?.next(mutant, port, options.ring)?;
+                let again = Boot::start(&setting, alone)?.next(&setting, mutant)?;
                 let why = format!("{} [before: {}]", again.why, outcome.why);
                 outcome = Outcome { why, fell_silent: true, ..again };
             }
@@ -176,45 +181,59 @@ fn progress(count: usize, of: usize, dead: usize, start: Instant) {
     let (end, due) = if std::io::stderr().is_terminal() { ("\r", true) } else { ("\n", count.is_multiple_of(100)) };
     if due || count == of {
         let left = start.elapsed().as_secs_f64() / count as f64 * (of - count) as f64;
-        eprint!(
+        output::progress(format_args!(
             "campaign: {count} of {of}, {dead} dead kernels, {left:.0} s to go    {}",
             if count == of { "\n" } else { end }
-        );
+        ));
     }
 }
 
 /// The commands that put a module to work, those that check with the good one that the work was right, and those that the
 /// good one must do in the end. QEMU's e1000 receives nothing for a second after some mistakes, and its network drops what it was
 /// sent when it was stopped: the last are patient, and TCP, which sends again, comes first.
-fn work(module: &str, port: u16, number: usize) -> Result<[String; 3]> {
+fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
     let place = 64 + number as u64 % 1000 * BLOCKS;
-    Ok(match module {
-        "e1000" => [
+    Ok(match kind {
+        Kind::Nic => [
             format!("ping 10.0.2.2 -c 1 -W 300, tcpecho 10.0.2.2 {port} 8192 -W 600"),
             "help help".to_string(),
             format!("tcpecho 10.0.2.2 {port} 1024 -W 8000, ping 10.0.2.2 -c 1 -W 5000"),
         ],
-        "virtio-scsi" => [
+        Kind::Scsi => [
             format!("blkcheck disk0 {place} {BLOCKS} {number}"),
             format!("blkverify disk0 {place} {BLOCKS} {number}"),
             format!("limits command-ms 30000, blkcheck disk0 {place} 8 {number}, limits command-ms {COMMAND_MS}"),
         ],
-        other => bail!("there is no work for the module '{other}': only for e1000 and virtio-scsi"),
+        Kind::Other => bail!("there is no work for a module that drives neither a network card nor a SCSI adapter"),
     })
 }
 
+/// The modules to change.
+fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Driver]) -> Result<Vec<Driver>> {
+    let has_work = |driver: &&Driver| driver.kind != Kind::Other;
+    let changed: Vec<Driver> = match options.modules.is_empty() {
+        true => drivers.iter().filter(has_work).cloned().collect(),
+        false => options.modules.iter().map(|name| drivers::find(system, machine, name)).collect::<Result<_>>()?,
+    };
+    if let Some(idle) = changed.iter().find(|wanted| drivers.iter().all(|driver| driver.name != wanted.name)) {
+        bail!("no device of this machine is driven by '{}'", idle.name);
+    }
+    if changed.is_empty() {
+        bail!("this machine has no driver to change");
+    }
+    Ok(changed)
+}
+
 /// What can be changed of each module: what the work executes.
-fn pools(system: &System, machine: &Machine, port: u16, options: &Options) -> Result<Vec<Pool>> {
-    let mut commands = format!("ip; limits command-ms {COMMAND_MS}");
-    for module in &options.modules {
-        commands += &format!("; repeat 2 {}", work(module, port, 0)?.join(", "));
+fn pools(system: &System, machine: &Machine, port: u16, changed: &[Driver]) -> Result<Vec<Pool>> {
+    let mut commands = format!("limits command-ms {COMMAND_MS}");
+    for driver in changed {
+        commands += &format!("; repeat 2 {}", work(driver.kind, port, 0)?.join(", "));
     }
     let executed = coverage::executed(system, machine, &commands)?;
-    let pool = |name: &String| {
-        let module = system.modules.iter().find(|module| module.name == *name);
-        let module = module.with_context(|| format!("there is no module '{name}'"))?;
-        let executed: Vec<u64> = executed.get(name).into_iter().flatten().copied().collect();
-        Pool::new(name, std::fs::read(&module.packed)?, &executed)
+    let pool = |driver: &Driver| {
+        let executed: Vec<u64> = executed.get(&driver.name).into_iter().flatten().copied().collect();
+        Pool::new(driver, std::fs::read(&driver.file)?, &executed)
     };
-    options.modules.iter().map(pool).collect()
+    changed.iter().map(pool).collect()
 }

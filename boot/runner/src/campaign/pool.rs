@@ -1,9 +1,12 @@
 //! The changes that a campaign tries: each one follows from the seed and its number, and from what the work executes where it is.
 
 use super::mutate::{self, Kind, Site};
+use crate::drivers::Driver;
+use crate::output;
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSegment};
-use ringfence_core::stack_segment;
+use ringfence_abi::manifest;
+use ringfence_core::tcg::{self, Hole, MAX_INSTRUCTION};
 use std::collections::HashSet;
 
 /// One changed instruction.
@@ -12,6 +15,8 @@ pub struct Mutant {
     pub number: usize,
     /// Which module.
     pub module: String,
+    /// What that offers.
+    pub offers: manifest::Kind,
     /// What kind of change.
     pub kind: Kind,
     /// Which instruction.
@@ -33,15 +38,17 @@ impl Mutant {
 /// What can be changed of one module.
 pub struct Pool {
     name: String,
+    offers: manifest::Kind,
     file: Vec<u8>,
     /// Instructions that the work executes, with their places in the file, by the kind of change that they have.
     by_kind: Vec<Vec<(Site, u64)>>,
 }
 
 impl Pool {
-    /// The instructions at `executed` (offsets in the image, ascending) of the module `name`, whose file is `file`.
-    pub fn new(name: &str, file: Vec<u8>, executed: &[u64]) -> Result<Pool> {
+    /// The instructions at `executed` (offsets in the image, ascending) of the module of `driver`, whose file is `file`.
+    pub fn new(driver: &Driver, file: Vec<u8>, executed: &[u64]) -> Result<Pool> {
         const LONGEST: usize = 15;
+        let name = &driver.name;
         let elf = object::File::parse(&*file)?;
         let segments: Vec<(u64, u64, u64)> =
             elf.segments().map(|segment| (segment.address(), segment.file_range().1, segment.file_range().0)).collect();
@@ -58,17 +65,17 @@ impl Pool {
         if offsets.is_empty() {
             bail!("QEMU does not say what code of {name} it translated: is it built without a disassembler?");
         }
-        eprintln!("campaign: {name}: {} instructions executed", offsets.len());
+        output::complain(&format!("campaign: {name}: {} instructions executed", offsets.len()));
         let sites: Vec<(Site, u64)> = mutate::sites(bytes, &offsets)
             .into_iter()
             .filter_map(|site| Some((in_file(site.offset)?, site)))
             .map(|(at, site)| (site, at))
             .collect();
-        Ok(Pool::of(name, file, sites))
+        Ok(Pool::of(name, driver.kind, file, sites))
     }
 
     /// Instructions with their places in the file, sorted out.
-    fn of(name: &str, file: Vec<u8>, sites: Vec<(Site, u64)>) -> Pool {
+    fn of(name: &str, offers: manifest::Kind, file: Vec<u8>, sites: Vec<(Site, u64)>) -> Pool {
         let has = |site: &Site, kind: Kind| {
             const TRIES: usize = 20;
             let mut random = fastrand::Rng::with_seed(site.offset);
@@ -76,7 +83,7 @@ impl Pool {
         };
         let of_kind = |kind| sites.iter().filter(|(site, _)| has(site, kind)).cloned().collect();
         let by_kind = Kind::ALL.into_iter().map(of_kind).collect();
-        Pool { name: name.to_string(), file, by_kind }
+        Pool { name: name.to_string(), offers, file, by_kind }
     }
 }
 
@@ -98,8 +105,8 @@ pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
             let (site, file_offset) = pool.by_kind[kind].iter().min_by_key(|(site, _)| mixed([salt, site.offset]))?;
             let bytes = mutate::mutate(site, Kind::ALL[kind], &mut random)?;
             let is_new = !known.contains(&(&pool.name, *file_offset, bytes.clone()));
-            // The kernel does not load what loads SS.
-            (is_new && !loads_ss(&pool.file, *file_offset as usize, &bytes)).then_some((
+            // The kernel does not load such a one.
+            (is_new && !makes_a_hole(&pool.file, *file_offset as usize, &bytes)).then_some((
                 Kind::ALL[kind],
                 site,
                 *file_offset,
@@ -109,7 +116,15 @@ pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
         let (kind, site, file_offset, bytes) =
             found.with_context(|| format!("there are no more than some {number} different changes"))?;
         known.insert((&pool.name, file_offset, bytes.clone()));
-        mutants.push(Mutant { number, module: pool.name.clone(), kind, site: site.clone(), bytes, file_offset });
+        mutants.push(Mutant {
+            number,
+            module: pool.name.clone(),
+            offers: pool.offers,
+            kind,
+            site: site.clone(),
+            bytes,
+            file_offset,
+        });
     }
     Ok(mutants)
 }
@@ -124,12 +139,14 @@ fn mixed<const N: usize>(words: [u64; N]) -> u64 {
     })
 }
 
-/// Whether `bytes` at `at` of a file make a load of SS of what is there, which QEMU takes for more than it is.
-fn loads_ss(file: &[u8], at: usize, bytes: &[u8]) -> bool {
-    let before = file[..at].last();
-    let after = file.get(at + bytes.len());
-    let around: Vec<u8> = before.into_iter().chain(bytes).chain(after).copied().collect();
-    stack_segment::loads(&around).any(|at| at + 1 < around.len())
+/// Whether `bytes` at `at` of a file make what QEMU takes for more than it is, of what is there.
+fn makes_a_hole(file: &[u8], at: usize, bytes: &[u8]) -> bool {
+    let start = at.saturating_sub(MAX_INSTRUCTION);
+    let before = &file[start..(at + bytes.len() + MAX_INSTRUCTION).min(file.len())];
+    let mut after = before.to_vec();
+    after[at - start..at - start + bytes.len()].copy_from_slice(bytes);
+    let old: Vec<(usize, Hole)> = tcg::holes(before).collect();
+    tcg::holes(&after).any(|hole| !old.contains(&hole))
 }
 
 #[cfg(test)]
@@ -155,7 +172,7 @@ mod tests {
             .map(|site| (site.offset, site))
             .map(|(at, site)| (site, at))
             .collect();
-        Pool::of("made-up", file, sites)
+        Pool::of("made-up", manifest::Kind::Other, file, sites)
     }
 
     #[test]

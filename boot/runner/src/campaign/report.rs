@@ -1,7 +1,7 @@
 //! The results of a campaign: a table for the terminal, and a page with a chart.
 
 use super::{Options, Outcome};
-use crate::page;
+use crate::{output, page};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -108,7 +108,7 @@ impl Results {
         let Some(out) = &options.out else { return Ok(()) };
         let page = out.join("campaign.html");
         std::fs::write(&page, html(&self.all, options)?).with_context(|| format!("cannot write {}", page.display()))?;
-        eprintln!("campaign: {}", page.display());
+        output::complain(&format!("campaign: {}", page.display()));
         Ok(())
     }
 }

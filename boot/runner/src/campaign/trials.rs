@@ -3,8 +3,10 @@
 use super::pool::Mutant;
 use super::{COMMAND_MS, Outcome, capture, mutate, qmp, report, work};
 use crate::build::System;
+use crate::drivers::Driver;
 use crate::machine::{End, Machine, Running};
 use anyhow::{Context, Result};
+use ringfence_abi::manifest::Kind;
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -42,29 +44,50 @@ pub struct Boot {
     empty_frames: usize,
 }
 
+/// What all boots of a campaign have in common.
+pub struct Setting<'a> {
+    /// The system.
+    pub system: &'a System,
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Port of a TCP echo server on the host.
+    pub port: u16,
+    /// Ring of the changed modules.
+    pub ring: u8,
+    /// The drivers that the machine loads.
+    pub drivers: &'a [Driver],
+}
+
 /// The command that tries a change.
-pub fn command(mutant: &Mutant, port: u16, ring: u8) -> Result<String> {
-    let work = work(&mutant.module, port, mutant.number)?.join(" | ");
+fn command(setting: &Setting, mutant: &Mutant) -> Result<String> {
+    let ring = setting.ring;
+    let work = work(mutant.offers, setting.port, mutant.number)?.join(" | ");
     Ok(format!("trial {} {} {:#x} {ring} {work}", mutant.module, mutant.patch(), mutant.site.offset))
 }
 
 impl Boot {
-    /// Boots `machine` to try `mutants` in `ring`, with a TCP echo server of the host at `port`.
-    pub fn start(system: &System, machine: &Machine, port: u16, ring: u8, mutants: &[Mutant]) -> Result<Boot> {
-        let mut script = format!(
-            "ip; limits command-ms {COMMAND_MS}; limits transmit-ms 250; policy e1000 stop; policy virtio-scsi stop; integrity"
-        );
-        for mutant in mutants {
-            script += &format!("; {}", command(mutant, port, ring)?);
+    /// Boots to try `mutants`.
+    pub fn start(setting: &Setting, mutants: &[Mutant]) -> Result<Boot> {
+        let mut script = format!("limits command-ms {COMMAND_MS}; limits transmit-ms 250");
+        let has_network = setting.drivers.iter().any(|driver| driver.kind == Kind::Nic);
+        script += if has_network { "; ip" } else { "" };
+        for driver in setting.drivers {
+            script += &format!("; policy {} stop", driver.name);
         }
-        let mut machine = machine.clone();
+        script += "; integrity";
+        for mutant in mutants {
+            script += &format!("; {}", command(setting, mutant)?);
+        }
+        let mut machine = setting.machine.clone();
         machine.contents.exec = Some(script);
         let directory = TempDir::new()?;
-        machine.extra.extend(capture::arguments(&directory.path().join(CAPTURE)));
+        if has_network {
+            machine.extra.extend(capture::arguments(&directory.path().join(CAPTURE)));
+        }
         machine.extra.extend(qmp::arguments(&directory.path().join(SOCKET)));
         Ok(Boot {
             directory,
-            running: Some(machine.start(system)?),
+            running: Some(machine.start(setting.system)?),
             checksum: None,
             free: None,
             seen: Vec::new(),
@@ -73,16 +96,16 @@ impl Boot {
     }
 
     /// What became of the next change, which is `mutant`.
-    pub fn next(&mut self, mutant: &Mutant, port: u16, ring: u8) -> Result<Outcome> {
+    pub fn next(&mut self, setting: &Setting, mutant: &Mutant) -> Result<Outcome> {
         let mut outcome = Outcome {
             number: mutant.number,
             module: mutant.module.clone(),
-            ring,
+            ring: setting.ring,
             change: mutant.kind.name().to_string(),
             offset: mutant.site.offset,
             before: mutate::text(&mutant.site.bytes, mutant.site.offset),
             after: mutate::text(&mutant.bytes, mutant.site.offset),
-            command: command(mutant, port, ring)?,
+            command: command(setting, mutant)?,
             outcome: report::KERNEL_DEATH.to_string(),
             why: String::new(),
             restored: false,

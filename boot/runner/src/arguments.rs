@@ -1,0 +1,260 @@
+//! The command line: what a person can say, and the machine that it describes.
+
+use anyhow::{Result, bail};
+use clap::{Args, Parser, Subcommand};
+use ringfence::machine::{Disk, Machine, Protocol};
+use ringfence::ramdisk::Contents;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Builds Ringfence and boots it in QEMU with its console on the terminal.
+///
+/// Leave with 'shutdown', Ctrl-D, or Ctrl-] X.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Verb>,
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Write a hybrid ISO image that boots from BIOS and UEFI firmware.
+    Iso {
+        /// Where to write it.
+        #[arg(default_value = "ringfence.iso")]
+        image: PathBuf,
+        /// Shell commands to run and end, separated by ';'.
+        #[arg(long, value_name = "CMD; CMD")]
+        exec: Option<String>,
+    },
+    /// Measure what protection costs, in both rings.
+    Bench {
+        /// Only rows whose names begin so, and what is derived from them.
+        #[arg(default_value = "")]
+        name: String,
+        /// Folder for a page with tables and charts.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        machine: MachineArguments,
+    },
+    /// Change the machine code of drivers, one instruction at a time, and see what becomes of them and of the kernel.
+    /// Exit status 0 only if no kernel was hurt and every service restored.
+    Campaign {
+        /// Modules to change. Without any, the drivers of the network card and of the SCSI adapter.
+        #[arg(long, value_delimiter = ',')]
+        modules: Vec<String>,
+        /// How many changes.
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+        mutants: u32,
+        /// Where the random numbers begin.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Try only this one: to come back to it.
+        #[arg(long, value_name = "NUMBER")]
+        only: Option<u32>,
+        /// Ring of the changed modules; 0 is the control group, in which kernels die, and which succeeds when all were tried.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+        ring: u8,
+        /// Folder for the results, and a page with a chart of both rings' results there.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        machine: MachineArguments,
+    },
+    /// Let a TCP stream and disk copies go on while their drivers are ended at random moments in random ways. Exit status
+    /// 0 only if nothing was lost.
+    Soak {
+        /// How long.
+        #[arg(long, value_name = "M", default_value_t = 5.0, allow_negative_numbers = true)]
+        minutes: f64,
+        /// Where the random numbers begin.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Print the summary as a JSON object.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        machine: MachineArguments,
+    },
+    /// Make up machine code, run it in ring 1, and compare what the kernel says of its end with what QEMU logged. Exit status 0
+    /// only if all was as it must be.
+    Snippets {
+        /// How many pieces of code.
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+        count: u32,
+        /// Where the random numbers begin.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Only build.
+    Build {
+        /// Folder for the kernel, the ramdisk and the loader, for other bootloaders.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Run clippy over kernel, loader and modules, with warnings denied.
+    Lint,
+}
+
+/// The machine that is booted, whatever for.
+#[derive(Args)]
+pub struct MachineArguments {
+    /// Put a module file into the ramdisk (repeatable). It takes the place of the project's of that name.
+    #[arg(long, value_name = "FILE")]
+    module: Vec<PathBuf>,
+    /// QEMU's name of the network card, or 'none'.
+    #[arg(long, value_name = "MODEL", default_value = "e1000")]
+    nic: String,
+    /// QEMU's name of the SCSI adapter, or 'none'.
+    #[arg(long, value_name = "MODEL", default_value = "virtio-scsi-pci")]
+    hba: String,
+    /// Memory in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    memory: u32,
+    /// QEMU's name of the mainboard: 'pc' or 'q35', with options behind a comma.
+    #[arg(long, value_name = "BOARD", default_value = "pc")]
+    machine: String,
+    /// QEMU's name of the CPU [default: its best one].
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
+    /// CPUs. Ringfence uses one.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
+    smp: u32,
+    /// QEMU's accelerator.
+    #[arg(long, default_value = "tcg", value_parser = ["tcg", "kvm"])]
+    accel: String,
+    /// Write what the network card sends and gets to a file, as tcpdump does.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// One more argument for QEMU (repeatable): --qemu-arg=-d --qemu-arg=int.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    qemu_arg: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub struct RunArguments {
+    /// Run shell commands, print their output, and power off. Exit status: 0 if all succeeded, 1 if one failed, 2 after
+    /// a kernel panic or triple fault, 3 after the time limit, 4 if it did not come to a run or QEMU itself failed.
+    #[arg(long, value_name = "CMD; CMD")]
+    pub exec: Option<String>,
+    /// Do not load drivers at boot.
+    #[arg(long)]
+    no_autoload: bool,
+    /// Attach a disk image or a block device (repeatable), for reading only if ',ro' is behind it. Without one there is an
+    /// empty disk of 64 MiB, which goes when the run ends.
+    #[arg(long, value_name = "FILE[,ro]")]
+    disk: Vec<OsString>,
+    /// Forward a TCP port of this host to one of the guest (repeatable): 7 echoes, 9 discards, 19 sends characters.
+    #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
+    forward: Vec<(u16, u16)>,
+    /// Count instructions: one a nanosecond.
+    #[arg(long)]
+    icount: bool,
+    /// Wait for gdb on port 1234.
+    #[arg(long)]
+    gdb: bool,
+    /// Longest run in seconds.
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+    /// Machine-readable output: one JSON object a line. Needs --exec.
+    #[arg(long, requires = "exec")]
+    pub json: bool,
+    #[command(flatten)]
+    machine: MachineArguments,
+}
+
+fn parse_forward(text: &str) -> Result<(u16, u16), String> {
+    let (host, guest) = text.split_once(':').ok_or("it must be HOST:GUEST")?;
+    let port = |text: &str| match text.parse() {
+        Ok(port @ 1..=u16::MAX) => Ok(port),
+        _ => Err(format!("'{text}' is not a port")),
+    };
+    Ok((port(host)?, port(guest)?))
+}
+
+impl MachineArguments {
+    /// The machine, with an empty disk of its own.
+    pub fn machine(self) -> Result<Machine> {
+        for path in &self.module {
+            if !path.is_file() {
+                bail!("there is no file {}", path.display());
+            }
+        }
+        let names = [("--nic", &self.nic), ("--hba", &self.hba), ("--machine", &self.machine)];
+        for (option, value) in names.into_iter().chain(self.cpu.iter().map(|cpu| ("--cpu", cpu))) {
+            if value.is_empty() {
+                bail!("{option} needs a name");
+            }
+            if value.split(',').any(|word| word == "help" || word == "?") {
+                let question = if matches!(option, "--nic" | "--hba") { "-device" } else { &option[1..] };
+                bail!("QEMU itself lists what {option} can be: 'qemu-system-x86_64 {question} {value}'");
+            }
+        }
+        Ok(Machine {
+            contents: Contents { modules: self.module, autoload: true, ..Contents::default() },
+            scratch: true,
+            nic: self.nic,
+            hba: self.hba,
+            memory: self.memory,
+            board: self.machine,
+            cpu: self.cpu,
+            smp: self.smp,
+            accel: self.accel,
+            pcap: self.pcap,
+            extra: self.qemu_arg,
+            ..Machine::default()
+        })
+    }
+}
+
+impl RunArguments {
+    /// The machine, on a terminal with so many columns if it is on one.
+    pub fn machine(self, columns: Option<u16>) -> Result<Machine> {
+        let disks: Vec<Disk> = self.disk.iter().map(|disk| Disk::parse(disk)).collect();
+        for Disk { path, .. } in &disks {
+            if !path.exists() {
+                bail!("there is no file {}", path.display());
+            }
+        }
+        let machine = self.machine.machine()?;
+        Ok(Machine {
+            contents: Contents { exec: self.exec, autoload: !self.no_autoload, columns, ..machine.contents },
+            disks,
+            forwards: self.forward.into_iter().map(|(host, guest)| (Protocol::Tcp, host, guest)).collect(),
+            icount: self.icount,
+            gdb: self.gdb,
+            timeout: self.timeout.map(Duration::from_secs),
+            ..machine
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_are_numbers_that_can_be_ports() {
+        assert_eq!(parse_forward("7777:7"), Ok((7777, 7)));
+        for text in ["", "7", ":", "0:7", "7:0", "65536:7", "-1:7", "7:7:7", "a:b"] {
+            assert!(parse_forward(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! A QEMU machine: what it has, and QEMU's command line for that.
+//!
+//! * [`qemu`]: the QEMU that is there, and what it can do
+//! * [`disk`]: disk images
+//! * [`files`]: the files of one run
+//! * [`running`]: a machine whose console is in a pipe
+//! * [`terminal`]: a machine whose console is the terminal
+//! * [`end`]: how a run ended; [`errors`]: what QEMU says beside the console
+
+pub mod disk;
+pub mod end;
+mod errors;
+mod files;
+pub mod qemu;
+pub mod running;
+mod terminal;
+
+pub use disk::Disk;
+pub use end::{End, FINAL_LINE};
+pub use files::DISK_BYTES;
+pub use running::{Run, Running};
+
+use crate::build::System;
+use crate::ramdisk::{self, Contents};
+use anyhow::{Context, Result, bail};
+use disk::in_option;
+use files::RunFiles;
+use std::ffi::OsString;
+use std::net::{TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
+
+/// Where gdb connects.
+pub const GDB_PORT: u16 = 1234;
+
+/// How the machine boots.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Boot {
+    /// QEMU starts the loader itself (PVH).
+    #[default]
+    Direct,
+    /// Firmware and GRUB, from this ISO image.
+    Iso(PathBuf),
+}
+
+/// A TCP port of this host that nobody uses right now.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A machine to boot.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// What goes into the ramdisk.
+    pub contents: Contents,
+    /// How it boots.
+    pub boot: Boot,
+    /// QEMU's name of the mainboard.
+    pub board: String,
+    /// QEMU's name of the CPU; its best one if there is none.
+    pub cpu: Option<String>,
+    /// CPUs.
+    pub smp: u32,
+    /// Disks.
+    pub disks: Vec<Disk>,
+    /// Whether there is an empty disk for this run if there is no other.
+    pub scratch: bool,
+    /// Whether what the guest flushes may stay in the host's memory.
+    pub volatile_disks: bool,
+    /// QEMU's name of the network card, or `none`.
+    pub nic: String,
+    /// QEMU's name of the SCSI adapter, or `none`.
+    pub hba: String,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Ports of the host that lead to ports of the guest: protocol, host, guest.
+    pub forwards: Vec<(Protocol, u16, u16)>,
+    /// What the network card is connected to, as QEMU's `-netdev` takes it, if not to QEMU's user network.
+    pub network: Option<String>,
+    /// Where what the network card sends and gets is written (libpcap's format).
+    pub pcap: Option<PathBuf>,
+    /// QEMU's accelerator.
+    pub accel: String,
+    /// One instruction a nanosecond, so that time is a count of instructions.
+    pub icount: bool,
+    /// Waits for gdb.
+    pub gdb: bool,
+    /// Longest run.
+    pub timeout: Option<Duration>,
+    /// More arguments for QEMU.
+    pub extra: Vec<OsString>,
+}
+
+/// What a forwarded port carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine {
+            contents: Contents { autoload: true, ..Contents::default() },
+            boot: Boot::Direct,
+            board: "pc".to_string(),
+            cpu: None,
+            smp: 1,
+            disks: Vec::new(),
+            scratch: false,
+            volatile_disks: false,
+            nic: "e1000".to_string(),
+            hba: "virtio-scsi-pci".to_string(),
+            memory: 64,
+            forwards: Vec::new(),
+            network: None,
+            pcap: None,
+            accel: "tcg".to_string(),
+            icount: false,
+            gdb: false,
+            timeout: None,
+            extra: Vec::new(),
+        }
+    }
+}
+
+/// A disk without content, which is gone when what is returned is dropped.
+pub fn empty_disk() -> Result<NamedTempFile> {
+    let disk = NamedTempFile::new().context("cannot make a disk")?;
+    disk.as_file().set_len(DISK_BYTES)?;
+    Ok(disk)
+}
+
+impl Machine {
+    /// QEMU's command line, without the console.
+    fn command(&self, system: &System, files: &RunFiles, farewell: qemu::Farewell) -> Result<Command> {
+        let mut qemu = qemu::command(farewell);
+        qemu.args(["-machine", &self.board, "-accel", &self.accel, "-no-reboot", "-display", "none", "-vga", "none"]);
+        // So that the guest's CPU is told from other threads.
+        qemu.args(["-name", "ringfence,debug-threads=on"]);
+        let best = if self.accel == "kvm" { "host" } else { "max" };
+        qemu.args(["-cpu", self.cpu.as_deref().unwrap_or(best), "-smp", &self.smp.to_string()]);
+        qemu.args(["-m", &format!("{}M", self.memory), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        match &self.boot {
+            Boot::Direct => {
+                let ramdisk = files.write("ramdisk.tar", &ramdisk::pack(system, &self.contents)?)?;
+                qemu.arg("-kernel").arg(&system.loader).arg("-initrd").arg(ramdisk);
+            }
+            Boot::Iso(image) => {
+                let image = Disk { path: image.clone(), read_only: true };
+                qemu.args(["-blockdev", &image.blockdev("cd0", false)?.to_string(), "-boot", "d"]);
+                qemu.args(["-device", "ide-cd,drive=cd0"]);
+            }
+        }
+        self.attach_network(&mut qemu)?;
+        self.attach_disks(&mut qemu, files)?;
+        if self.icount {
+            qemu.args(["-icount", "shift=0,sleep=off"]);
+        }
+        if self.gdb {
+            qemu.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{GDB_PORT}")]);
+        }
+        qemu.args(&self.extra);
+        Ok(qemu)
+    }
+
+    fn attach_network(&self, qemu: &mut Command) -> Result<()> {
+        if self.nic == "none" {
+            for (wanted, option) in [(!self.forwards.is_empty(), "--forward"), (self.pcap.is_some(), "--pcap")] {
+                if wanted {
+                    bail!("{option} needs a network card, but --nic is none");
+                }
+            }
+            qemu.args(["-nic", "none"]);
+            return Ok(());
+        }
+        let mut network = self.network.clone().unwrap_or_else(|| "user".to_string()) + ",id=net0";
+        for (protocol, host, guest) in &self.forwards {
+            let protocol = match protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+            };
+            network += &format!(",hostfwd={protocol}:127.0.0.1:{host}-:{guest}");
+        }
+        // Where it can be had otherwise, interrupts are not held back for 130 microseconds (QEMU 7.2 has this option, 10.0 has not).
+        let model = self.nic.split(',').next().unwrap_or_default();
+        let options = if qemu::has_option(model, "mitigation") { ",mitigation=off" } else { "" };
+        qemu.args(["-netdev", &network, "-device", &format!("{},netdev=net0{options}", self.nic)]);
+        if let Some(pcap) = &self.pcap {
+            qemu.args(["-object", &format!("filter-dump,id=pcap0,netdev=net0,file={}", in_option(pcap))]);
+        }
+        Ok(())
+    }
+
+    fn attach_disks(&self, qemu: &mut Command, files: &RunFiles) -> Result<()> {
+        if self.hba == "none" {
+            if !self.disks.is_empty() {
+                bail!("--disk needs a SCSI adapter, but --hba is none");
+            }
+            return Ok(());
+        }
+        let scratch = if self.disks.is_empty() && self.scratch { Some(files.scratch_disk()?.into()) } else { None };
+        qemu.args(["-device", &format!("{},id=hba0", self.hba)]);
+        for (index, disk) in self.disks.iter().chain(&scratch).enumerate() {
+            let blockdev = disk.blockdev(&format!("disk{index}"), self.volatile_disks)?;
+            qemu.args(["-blockdev", &blockdev.to_string()]);
+            qemu.args(["-device", &format!("scsi-hd,drive=disk{index},bus=hba0.0,scsi-id={index}")]);
+        }
+        Ok(())
+    }
+
+    /// Says at once what QEMU would say late and badly.
+    fn check(&self) -> Result<()> {
+        qemu::version()?;
+        self.disks.iter().try_for_each(Disk::check)?;
+        for (protocol, host, _) in &self.forwards {
+            let address = ("127.0.0.1", *host);
+            let tried = match protocol {
+                Protocol::Tcp => TcpListener::bind(address).map(|_| ()),
+                Protocol::Udp => UdpSocket::bind(address).map(|_| ()),
+            };
+            tried.with_context(|| format!("port {host} cannot be used"))?;
+        }
+        if self.gdb {
+            TcpListener::bind(("127.0.0.1", GDB_PORT))
+                .with_context(|| format!("gdb's port {GDB_PORT} cannot be used"))?;
+        }
+        if let Some(pcap) = &self.pcap {
+            std::fs::File::create(pcap).with_context(|| format!("cannot write {}", pcap.display()))?;
+        }
+        Ok(())
+    }
+
+    /// When the time limit passes; never if that is further off than the clock goes.
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout.and_then(|limit| Instant::now().checked_add(limit))
+    }
+}
+
+fn start(qemu: &mut Command) -> Result<Child> {
+    let name = qemu.get_program().to_string_lossy().into_owned();
+    qemu.spawn().with_context(|| format!("cannot start {name}: is it installed? 'make setup' installs it"))
+}

@@ -1,0 +1,94 @@
+//! A machine whose console is the terminal, until the person or the kernel ends it.
+
+use super::errors::Errors;
+use super::files::RunFiles;
+use super::qemu::Farewell;
+use super::{End, Machine, start};
+use crate::build::System;
+use crate::output;
+use crate::source::Sources;
+use anyhow::{Context, Result};
+use std::io::{IsTerminal, Read, Write};
+use std::process::{ChildStdin, Stdio};
+use std::time::{Duration, Instant};
+
+/// Ctrl-], which is in nobody's fingers but those of who leaves a remote terminal: what follows is for QEMU. X leaves.
+const ESCAPE: &str = "0x1d";
+/// Ctrl-D: the end of what is typed.
+const END_OF_INPUT: &[u8] = b"\x04";
+
+impl Machine {
+    /// Boots it with its console on this terminal, until the person or the kernel ends it. What is not typed but comes from a file or
+    /// a pipe ends as a person's would with Ctrl-D.
+    pub fn run_interactively(&self, system: &System) -> Result<End> {
+        self.check()?;
+        let files = RunFiles::new()?;
+        let is_typed = std::io::stdin().is_terminal();
+        let mut qemu = self.command(system, &files, if is_typed { Farewell::Terminate } else { Farewell::Kill })?;
+        // Ctrl-C goes to the guest.
+        qemu.args(["-serial", "mon:stdio", "-echr", ESCAPE]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if !is_typed {
+            qemu.stdin(Stdio::piped());
+        }
+        let mut child = start(&mut qemu)?;
+        if let Some(to) = child.stdin.take() {
+            std::thread::spawn(move || feed(to));
+        }
+        let mut errors = Errors::listen(child.stderr.take().context("QEMU has no standard error")?);
+        let from = child.stdout.take().context("QEMU has no output")?;
+        let sources = Sources::new(system, &self.contents.modules);
+        let shown = std::thread::spawn(move || show(from, sources));
+        let deadline = self.deadline();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                // The last of what it said; nothing, if it could not be shown.
+                let last = shown.join().unwrap_or_default();
+                // A triple fault has that status, too; then nobody has left, or typed 'quit' at QEMU's monitor.
+                let left = status.code() == Some(0) && (last.contains("QEMU: Terminated") || last.contains("(qemu)"));
+                return Ok(if left { End::Left } else { End::of(status, true, errors.signal()) });
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                child.kill()?;
+                child.wait()?;
+                return Ok(End::TimeLimit);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Types what comes from standard input.
+fn feed(mut to: ChildStdin) {
+    let mut from = std::io::stdin().lock();
+    // When QEMU is gone nobody is there to be told.
+    if std::io::copy(&mut from, &mut to).is_ok() {
+        let _ = to.write_all(END_OF_INPUT);
+    }
+    // Open until QEMU ends: it has no more to say to a console that is closed.
+    std::mem::forget(to);
+}
+
+/// Passes on what comes, as it comes, with source lines at the ends of the lines that have some. Returns the last line that is
+/// not empty.
+fn show(mut from: impl Read, mut sources: Sources) -> String {
+    let (mut line, mut last) = (Vec::new(), Vec::new());
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        let mut out = Vec::with_capacity(count);
+        for byte in &bytes[..count] {
+            if matches!(byte, b'\r' | b'\n') {
+                if let Some(annotation) = sources.annotation(&String::from_utf8_lossy(&line)) {
+                    out.extend_from_slice(annotation.as_bytes());
+                }
+                if !line.is_empty() {
+                    last = std::mem::take(&mut line);
+                }
+            } else if line.len() < 1024 {
+                line.push(*byte);
+            }
+            out.push(*byte);
+        }
+        output::bytes(&out);
+    }
+    String::from_utf8_lossy(if line.is_empty() { &last } else { &line }).into_owned()
+}

@@ -1,0 +1,354 @@
+//! `cargo run -- snippets`: makes up machine code, runs it in ring 1, and compares what the kernel says of each snippet's end with
+//! what QEMU has logged of it: vector, error code, RIP, RSP, CS, SS, and the flags that are not a driver's to change.
+//!
+//! The code is made from a seed: half of it goes through opcodes, prefixes and operands one by one, a quarter are frames and far
+//! pointers with made-up contents, a quarter are random bytes. What QEMU is known to take for more than it is, and so is not loaded
+//! ([`ringfence_core::tcg`]), is left out.
+//!
+//! * [`generate`]: the snippets
+//! * [`log`]: what QEMU says of interrupts
+
+mod generate;
+mod log;
+
+use crate::build::System;
+use crate::machine::{End, Machine};
+use crate::output;
+use anyhow::{Context, Result, bail};
+use generate::{Snippet, Snippets};
+use log::Interrupt;
+use object::{Object, ObjectSection};
+use ringfence_abi::manifest::SECTION;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// What to do.
+pub struct Options {
+    /// How many snippets.
+    pub count: usize,
+    /// Where the random numbers begin.
+    pub seed: u64,
+}
+
+/// The module that has room for them, how many it has room for, and bytes of each (`drivers/snippets`).
+const MODULE: &str = "snippets";
+const PER_MODULE: usize = 512;
+const BYTES: usize = generate::BYTES;
+const MARK: &[u8] = b"RF-SNIPPETS-HERE";
+/// Modules in one boot.
+const MODULES: usize = 20;
+/// Longest time between two lines of the console.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Lines of the console that are shown when it did.
+const LINES_SHOWN: usize = 24;
+
+/// Something that was not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Which snippet: its number, and its code.
+    pub snippet: String,
+    /// What was wrong.
+    pub what: String,
+}
+
+/// What became of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Snippets that were run, exceptions that were compared, and snippets that ended otherwise.
+    pub run: usize,
+    /// See `run`.
+    pub compared: usize,
+    /// See `run`.
+    pub others: usize,
+    /// What was found.
+    pub findings: Vec<Finding>,
+}
+
+/// Runs all snippets and prints what was found. Whether nothing was.
+pub fn run(system: &System, options: &Options) -> Result<bool> {
+    let start = Instant::now();
+    let summary = summary(system, options, &mut |finding| {
+        output::line(format_args!("{}: {}", finding.snippet, finding.what));
+    })?;
+    output::line(format_args!(
+        "{} snippets: {} exceptions as QEMU logged them, {} other ends, {} findings, {} s",
+        summary.run,
+        summary.compared,
+        summary.others,
+        summary.findings.len(),
+        start.elapsed().as_secs()
+    ));
+    Ok(summary.findings.is_empty())
+}
+
+/// The same without a word; `note` is told of each finding.
+pub fn summary(system: &System, options: &Options, note: &mut dyn FnMut(&Finding)) -> Result<Summary> {
+    let snippets = Snippets::new(options.seed);
+    let mut summary = Summary::default();
+    let mut from = 0;
+    let start = Instant::now();
+    while from < options.count {
+        let to = options.count.min(from + MODULES * PER_MODULE);
+        let batch: Vec<(usize, Snippet)> = (from..to).map(|number| (number, snippets.get(number))).collect();
+        let known = summary.findings.len();
+        let done = boot(system, &batch, &mut summary)?;
+        summary.findings[known..].iter().for_each(&mut *note);
+        from += done;
+        progress(from, options.count, start);
+    }
+    Ok(summary)
+}
+
+fn progress(count: usize, of: usize, start: Instant) {
+    let end = if std::io::stderr().is_terminal() && count < of { "\r" } else { "\n" };
+    let left = start.elapsed().as_secs_f64() / count as f64 * (of - count) as f64;
+    output::progress(format_args!("snippets: {count} of {of}, {left:.0} s to go    {end}"));
+}
+
+/// Runs `batch` in one boot. How many of it are done with: all, or those up to the one that ended the machine.
+fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> Result<usize> {
+    let directory = TempDir::new()?;
+    let log = directory.path().join("int.log");
+    let mut machine = Machine { nic: "none".to_string(), hba: "none".to_string(), ..Machine::default() };
+    let mut script = "integrity".to_string();
+    for (index, part) in batch.chunks(PER_MODULE).enumerate() {
+        let name = format!("sn{index}");
+        machine.contents.modules.push(module(system, &name, part, &directory)?);
+        script += &format!("; insmod {name}; snippets {name} 0 {}; rmmod {name}", part.len());
+    }
+    machine.contents.exec = Some(script);
+    machine.extra.extend(["-d", "int", "-D"].map(Into::into));
+    machine.extra.push(log.clone().into());
+    let mut running = machine.start(system)?;
+    let mut reports = Vec::new();
+    let mut checksums = Vec::new();
+    let mut module = 0;
+    let mut last = String::new();
+    while let Some(line) = running.line_within(SILENCE) {
+        if let Some(report) = Report::parse(&line, module * PER_MODULE) {
+            reports.push(report);
+        } else if let Some(sum) = line.strip_prefix("snippets ") {
+            checksums.push(sum.to_string());
+            module += 1;
+        } else if let Some((sum, _)) = line.split_once("  text, read-only data") {
+            checksums.push(sum.to_string());
+            continue;
+        }
+        if line.starts_with("error: ") {
+            let rest: Vec<String> = std::iter::from_fn(|| running.line_within(SILENCE)).take(LINES_SHOWN).collect();
+            let around = batch.get(reports.len().saturating_sub(1)..).unwrap_or_default().iter().take(2);
+            let around: Vec<String> = around.map(|(number, snippet)| snippet.text(*number)).collect();
+            bail!("the run went wrong at {}: {line}\n{}", around.join(" or "), rest.join("\n"));
+        }
+        if !line.is_empty() {
+            last = line;
+        }
+    }
+    let end = running.finish_within(Duration::from_secs(1))?;
+    let name =
+        |index: usize| batch.get(index).map_or_else(|| "?".to_string(), |(number, snippet)| snippet.text(*number));
+    let mut find = |index: usize, what: String| summary.findings.push(Finding { snippet: name(index), what });
+    let mut done = batch.len();
+    if reports.len() < batch.len() {
+        // The one behind the last that was reported.
+        find(reports.len(), format!("the machine did not survive it: {}; {last}", end.description()));
+        done = reports.len() + 1;
+    } else if end != End::Done {
+        bail!("the run ended badly ({}): {last}", end.description());
+    }
+    if checksums.iter().any(|sum| *sum != checksums[0]) {
+        find(reports.len() - 1, format!("the kernel's checksum changed, here or before: {checksums:?}"));
+    }
+    let interrupts = std::io::BufReader::new(std::fs::File::open(&log).context("QEMU left no log")?);
+    compare(&reports, log::interrupts(interrupts), &mut find);
+    summary.run += done;
+    summary.compared += reports.iter().filter(|report| report.trap.is_some()).count();
+    summary.others += reports.iter().filter(|report| report.trap.is_none()).count();
+    Ok(done)
+}
+
+/// What the kernel says of a snippet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Report {
+    index: usize,
+    trap: Option<Trap>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Trap {
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    rsp: u64,
+    cs: u64,
+    ss: u64,
+    rflags: u64,
+}
+
+impl Report {
+    /// From a line like `snippet 7 6 0 8000402d10 80017fffa0 d 1 246`, or one with another end in a word.
+    fn parse(line: &str, first: usize) -> Option<Report> {
+        let mut words = line.strip_prefix("snippet ")?.split(' ');
+        let index = first + words.next()?.parse::<usize>().ok()?;
+        let numbers: Vec<u64> = words.map_while(|word| u64::from_str_radix(word, 16).ok()).collect();
+        let trap = match numbers[..] {
+            [vector, error_code, rip, rsp, cs, ss, rflags] => {
+                Some(Trap { vector, error_code, rip, rsp, cs, ss, rflags })
+            }
+            _ => None,
+        };
+        Some(Report { index, trap })
+    }
+}
+
+/// First vector that is no exception.
+const FIRST_INTERRUPT: u64 = 32;
+const DEBUG: u64 = 1;
+/// Interrupt flag, I/O privilege level, resume flag.
+const IF: u64 = 1 << 9;
+const IOPL: u64 = 3 << 12;
+const RF: u64 = 1 << 16;
+const VM: u64 = 1 << 17;
+
+/// Compares exceptions one by one, in their order: no report without one in QEMU's log, and no one there without a report.
+fn compare(reports: &[Report], interrupts: impl Iterator<Item = Interrupt>, find: &mut dyn FnMut(usize, String)) {
+    let mut expected = reports.iter().filter_map(|report| Some((report.index, report.trap?)));
+    let mut last = 0;
+    for logged in interrupts {
+        if !logged.is_of_driver() {
+            if logged.vector < FIRST_INTERRUPT && logged.is_of_kernel() {
+                find(last, format!("an exception in the kernel, here or behind it: {logged:x?}"));
+            }
+            continue;
+        }
+        if logged.rflags & VM == 0 {
+            // In ring 1, or on the first instruction of a gate, which a call gate leaves as the driver had them.
+            let flags = logged.rflags & (IF | IOPL);
+            if flags != IF && logged.ring == 1 {
+                find(last, format!("IF and IOPL are not a driver's, here or behind it: {logged:x?}"));
+            }
+            if logged.ring == 2 {
+                find(last, format!("it ran in another ring, here or behind it: {logged:x?}"));
+            }
+        }
+        if logged.vector >= FIRST_INTERRUPT {
+            continue;
+        }
+        let Some((index, trap)) = expected.next() else {
+            find(last, format!("an exception that was not reported, here or behind it: {logged:x?}"));
+            return;
+        };
+        last = index;
+        let said = (trap.vector, trap.error_code, trap.rip, trap.rsp, trap.cs, trap.ss, trap.rflags & !RF);
+        // The error code of those that have none is whatever QEMU had.
+        let error_code = if has_error_code(logged.vector) { logged.error_code } else { 0 };
+        let was = (logged.vector, error_code, logged.rip, logged.rsp, logged.cs, logged.ss, logged.rflags & !RF);
+        if said != was && !(logged.vector == DEBUG && said.2 == was.2) {
+            find(index, format!("reported as {said:x?}, and QEMU logged {was:x?}"));
+            return;
+        }
+    }
+    if let Some((index, trap)) = expected.next() {
+        find(index, format!("reported, and not in QEMU's log: {trap:x?}"));
+    }
+}
+
+fn has_error_code(vector: u64) -> bool {
+    matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)
+}
+
+/// A copy of the module's file under another name, with other snippets.
+fn module(system: &System, name: &str, snippets: &[(usize, Snippet)], directory: &TempDir) -> Result<PathBuf> {
+    const NAME: usize = 16;
+    const NAME_BYTES: usize = 32;
+    let built = system.modules.iter().find(|module| module.name == MODULE).context("there is no module 'snippets'")?;
+    let mut file = std::fs::read(&built.packed)?;
+    let code =
+        file.windows(MARK.len()).position(|window| window == MARK).context("the module has no place for snippets")?;
+    let manifest = {
+        let elf = object::File::parse(&*file)?;
+        let section = elf.section_by_name(SECTION).context("the module has no manifest")?;
+        section.file_range().context("its manifest is not in the file")?.0 as usize
+    };
+    let room = file.get_mut(manifest + NAME..manifest + NAME + NAME_BYTES).context("its manifest is cut short")?;
+    room.fill(0);
+    room[..name.len()].copy_from_slice(name.as_bytes());
+    for (index, (_, snippet)) in snippets.iter().enumerate() {
+        let at = code + index * BYTES;
+        file.get_mut(at..at + BYTES).context("the module has too little room")?.copy_from_slice(&snippet.bytes());
+    }
+    // What is left of the place's mark.
+    let path = directory.path().join(format!("{name}.rfm"));
+    std::fs::write(&path, &file)?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trap() -> Trap {
+        Trap { vector: 13, error_code: 8, rip: 0x8000402d10, rsp: 0x80017fffa0, cs: 0xd, ss: 1, rflags: 0x246 }
+    }
+
+    fn logged() -> Interrupt {
+        Interrupt {
+            vector: 13,
+            error_code: 8,
+            ring: 1,
+            cs: 0xd,
+            rip: 0x8000402d10,
+            ss: 1,
+            rsp: 0x80017fffa0,
+            rflags: 0x10246,
+        }
+    }
+
+    fn findings(reports: &[Report], interrupts: &[Interrupt]) -> Vec<String> {
+        let mut found = Vec::new();
+        compare(reports, interrupts.iter().copied(), &mut |_, what| found.push(what));
+        found
+    }
+
+    #[test]
+    fn lines_are_read_as_the_kernel_prints_them() {
+        let line = "snippet 7 d 8 8000402d10 80017fffa0 d 1 246";
+        assert_eq!(Report::parse(line, 512), Some(Report { index: 519, trap: Some(trap()) }));
+        assert_eq!(Report::parse("snippet 8 overrun", 0), Some(Report { index: 8, trap: None }));
+        assert_eq!(Report::parse("snippets 1234", 0), None);
+    }
+
+    /// Each way in which a report can differ is found.
+    #[test]
+    fn what_differs_is_found() {
+        let reports = [Report { index: 0, trap: Some(trap()) }, Report { index: 1, trap: None }];
+        assert_eq!(findings(&reports, &[logged()]), Vec::<String>::new());
+        let timer = Interrupt { vector: 32, error_code: 0, ..logged() };
+        assert_eq!(findings(&reports, &[timer, logged(), timer]), Vec::<String>::new());
+        assert_eq!(findings(&reports, &[]).len(), 1);
+        assert_eq!(findings(&reports, &[logged(), logged()]).len(), 1);
+        let others: [fn(&mut Interrupt); 8] = [
+            |logged| logged.vector = 6,
+            |logged| logged.error_code = 0,
+            |logged| logged.rip += 1,
+            |logged| logged.rsp += 8,
+            |logged| logged.cs = 0x15,
+            |logged| logged.ss = 0,
+            |logged| logged.rflags |= 1,
+            |logged| logged.rflags |= IOPL,
+        ];
+        for change in others {
+            let mut other = logged();
+            change(&mut other);
+            assert!(!findings(&reports, &[other]).is_empty(), "{other:x?}");
+        }
+        for rflags in [0x46, 0x1246, 0x3246] {
+            assert_eq!(findings(&reports, &[logged(), Interrupt { rflags, ..timer }]).len(), 1, "{rflags:#x}");
+        }
+        let in_kernel = Interrupt { ring: 0, cs: 8, rip: 0xffffffff80001000, ..logged() };
+        assert_eq!(findings(&reports, &[logged(), in_kernel]).len(), 1);
+    }
+}

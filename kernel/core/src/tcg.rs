@@ -1,0 +1,182 @@
+//! Finds what QEMU's TCG takes for more than it is in a module's code, and what it cannot take at all.
+//!
+//! A module's code never changes and nothing else of it is executable, so that it is enough to look once, **at every offset**: a
+//! driver can jump into the middle of an instruction.
+
+/// What TCG does to code that no CPU does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hole {
+    /// A load of SS does not change the current privilege level, and a null selector there must ask for that level (SDM vol. 2,
+    /// MOV and LDS/LES/LFS/LGS/LSS). TCG keeps the current level in SS's hidden part and lets any null selector into it, with
+    /// level 0: two instructions, and ring 1 is ring 0. No driver has a use for such a load.
+    LoadsSs,
+    /// MOV to CS and to the segment registers 6 and 7, which do not exist, is undefined, and REX.R does not count there (SDM vol. 2,
+    /// MOV; vol. 1, 3.7). QEMU 10.0 loads CS, and with 6 to 15 what it keeps behind GS: LDTR, TR, GDTR, IDTR, control registers. No
+    /// driver can be entered any more, or the machine is gone.
+    LoadsNoSegment,
+    /// BT, BTS, BTR and BTC of a register with a LOCK prefix are undefined (SDM vol. 2, LOCK). QEMU 7.2 aborts while it translates
+    /// one, and the whole machine is gone.
+    LocksBitTest,
+}
+
+/// Longest instruction in bytes (SDM vol. 3A, 23.15).
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// What MOV to a segment register begins with.
+const MOV: u8 = 0x8e;
+/// What two-byte opcodes begin with, and LSS behind it.
+const TWO_BYTE: u8 = 0x0f;
+const LSS: u8 = 0xb2;
+/// Bits 3 to 5 of the ModRM byte name the segment register, and SS is 2.
+const REGISTER: u8 = 0b0011_1000;
+const CS: u8 = 1 << 3;
+const SS: u8 = 2 << 3;
+const GS: u8 = 5 << 3;
+/// The bit of a REX prefix that makes a register number of ModRM one of the upper eight.
+const REX_R: u8 = 0b0100;
+const LOCK: u8 = 0xf0;
+
+/// Where in `code` one could begin, and which; a load without its prefixes. One that is cut off at the end counts, as what
+/// follows is not known here.
+pub fn holes(code: &[u8]) -> impl Iterator<Item = (usize, Hole)> {
+    code.iter().enumerate().filter_map(move |(at, first)| {
+        let rest = code.get(at + 1..).unwrap_or(&[]);
+        let second = rest.first().copied();
+        let hole = match (*first, second) {
+            (MOV, Some(modrm)) if modrm & REGISTER == CS || modrm & REGISTER > GS => Some(Hole::LoadsNoSegment),
+            (0x40..=0x4f, _) if first & REX_R != 0 && is_mov_to_segment(rest) => Some(Hole::LoadsNoSegment),
+            (MOV, second) if second.is_none_or(|modrm| modrm & REGISTER == SS) => Some(Hole::LoadsSs),
+            (TWO_BYTE, second) if second.is_none_or(|opcode| opcode == LSS) => Some(Hole::LoadsSs),
+            (LOCK, _) if is_bit_test_of_register(rest) => Some(Hole::LocksBitTest),
+            _ => None,
+        };
+        hole.map(|hole| (at, hole))
+    })
+}
+
+fn is_prefix(byte: &u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+}
+
+/// What follows the other prefixes of an instruction behind its first one; `None` if there are too many for any instruction.
+fn behind_prefixes(rest: &[u8]) -> Option<&[u8]> {
+    let rest = rest.get(..MAX_INSTRUCTION - 1).unwrap_or(rest);
+    let prefixes = rest.iter().take_while(|byte| is_prefix(byte)).count();
+    let behind = rest.get(prefixes..)?;
+    // Cut off by the end of the code, and not by an instruction's.
+    (!behind.is_empty() || rest.len() < MAX_INSTRUCTION - 1).then_some(behind)
+}
+
+/// Whether what follows a REX prefix may be a MOV to a segment register. QEMU takes a REX prefix that is not the last one, too.
+fn is_mov_to_segment(rest: &[u8]) -> bool {
+    behind_prefixes(rest).is_some_and(|behind| matches!(behind, [] | [MOV, ..]))
+}
+
+/// Whether what follows a LOCK prefix may be a bit test of a register: other prefixes, then 0F A3, AB, B3 or BB, or 0F BA with /4 to
+/// /7, and a ModRM byte that names a register.
+fn is_bit_test_of_register(rest: &[u8]) -> bool {
+    let names_register = |modrm: u8| modrm >= 0b1100_0000;
+    let is_cut_off = rest.len() < MAX_INSTRUCTION - 1;
+    let Some(behind) = behind_prefixes(rest) else { return false };
+    match *behind {
+        [] => true,
+        [TWO_BYTE] | [TWO_BYTE, 0xa3 | 0xab | 0xb3 | 0xbb | 0xba] => is_cut_off,
+        [TWO_BYTE, 0xa3 | 0xab | 0xb3 | 0xbb, modrm, ..] => names_register(modrm),
+        [TWO_BYTE, 0xba, modrm, ..] => names_register(modrm) && modrm & REGISTER >= 4 << 3,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, OpKind, Register};
+
+    fn decoded(bytes: &[u8]) -> iced_x86::Instruction {
+        Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK).decode()
+    }
+
+    fn first(bytes: &[u8]) -> Option<Hole> {
+        holes(bytes).find(|(at, _)| *at == 0).map(|(_, hole)| hole)
+    }
+
+    /// Every pair of bytes, as the decoder sees it, with what a load needs behind it.
+    #[test]
+    fn what_loads_ss_is_what_the_decoder_says() {
+        let mut found = 0;
+        for pair in 0..=u16::MAX {
+            let [first_byte, second] = pair.to_be_bytes();
+            let bytes = [first_byte, second, 0, 0, 0, 0, 0, 0];
+            let instruction = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+            let is_mov = instruction.op0_register() == Register::SS;
+            let is_lss = [Code::Lss_r16_m1616, Code::Lss_r32_m1632, Code::Lss_r64_m1664].contains(&instruction.code());
+            assert_eq!(
+                first(&bytes) == Some(Hole::LoadsSs),
+                is_mov || is_lss || pair == 0x0fb2,
+                "{first_byte:02x} {second:02x}"
+            );
+            found += usize::from(is_mov || is_lss);
+            let names_none = first_byte == MOV && [1, 6, 7].contains(&(second >> 3 & 7));
+            if is_prefix(&first_byte) {
+                continue;
+            }
+            assert!(!names_none || instruction.is_invalid() || instruction.op0_register() == Register::CS);
+            assert_eq!(first(&bytes) == Some(Hole::LoadsNoSegment), names_none, "{first_byte:02x} {second:02x}");
+        }
+        assert_eq!(found, 32 + 1);
+    }
+
+    /// Every opcode of two bytes with every ModRM byte, with LOCK before it, alone and with other prefixes around.
+    #[test]
+    fn what_locks_a_bit_test_is_what_the_decoder_says() {
+        let mut found = 0;
+        for opcode in 0..=u8::MAX {
+            for modrm in 0..=u8::MAX {
+                let plain = decoded(&[TWO_BYTE, opcode, modrm, 0, 0, 0, 0, 0, 0]);
+                let is_test = [Mnemonic::Bt, Mnemonic::Bts, Mnemonic::Btr, Mnemonic::Btc].contains(&plain.mnemonic());
+                let expected = is_test && plain.op0_kind() == OpKind::Register;
+                for prefixes in [&[LOCK] as &[u8], &[LOCK, 0x66], &[LOCK, 0x48], &[LOCK, 0x67, 0xf2, 0x2e, 0x4f]] {
+                    let bytes = [prefixes, &[TWO_BYTE, opcode, modrm, 0, 0, 0, 0, 0, 0]].concat();
+                    assert_eq!(first(&bytes) == Some(Hole::LocksBitTest), expected, "{bytes:02x?}");
+                }
+                found += usize::from(expected);
+            }
+        }
+        assert_eq!(found, 4 * 64 + 4 * 8);
+    }
+
+    #[test]
+    fn prefixes_are_as_many_as_an_instruction_can_have() {
+        let with = |prefixes: usize| [vec![LOCK], vec![0x66; prefixes], vec![TWO_BYTE, 0xa3, 0xc9]].concat();
+        assert_eq!(first(&with(11)), Some(Hole::LocksBitTest));
+        assert_eq!(first(&with(12)), None);
+        // The last prefix is another LOCK: each begins one.
+        assert_eq!(holes(&[LOCK, LOCK, TWO_BYTE, 0xab, 0xc0]).count(), 2);
+        // REX need not be last for QEMU, and memory is no register.
+        assert_eq!(first(&[LOCK, 0x48, 0x66, TWO_BYTE, 0xba, 0xe1, 1]), Some(Hole::LocksBitTest));
+        assert_eq!(first(&[LOCK, TWO_BYTE, 0xba, 0x21, 1]), None);
+        assert_eq!(first(&[LOCK, TWO_BYTE, 0xba, 0xc1, 1]), None);
+    }
+
+    #[test]
+    fn a_segment_register_has_no_upper_half() {
+        for rex in 0x40..=0x4f {
+            let expected = (rex & REX_R != 0).then_some(Hole::LoadsNoSegment);
+            for code in [&[rex, 0x8e, 0xd8] as &[u8], &[rex, 0x66, 0x8e, 0x00], &[rex, 0xf2, 0x67, 0x8e, 0x00]] {
+                assert_eq!(first(code), expected, "{code:02x?}");
+            }
+            assert_eq!(first(&[rex, 0x8c, 0xd8]), None);
+        }
+    }
+
+    #[test]
+    fn the_last_bytes_may_begin_one() {
+        let at = |bytes: &[u8]| holes(bytes).map(|(at, _)| at).collect::<Vec<_>>();
+        assert_eq!(at(&[0x90, 0x8e]), [1]);
+        assert_eq!(at(&[0x90, 0x0f]), [1]);
+        assert_eq!(at(&[0x90, LOCK]), [1]);
+        assert_eq!(at(&[0x90, LOCK, 0x66, TWO_BYTE, 0xba]), [1]);
+        assert_eq!(at(&[0x8e, 0xd8, 0x0f, 0x0b]), []);
+        assert_eq!(at(&[]), []);
+    }
+}

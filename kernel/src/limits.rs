@@ -70,6 +70,10 @@ pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may t
 /// How much more than everybody else together a driver may have of the CPU before it rests ([`crate::poll`]).
 pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of others, then it rests", [0, 10, 1000]);
 
+/// Rows of the log that a driver may have on the console, of what nobody has asked for ([`crate::console`]).
+pub static CONSOLE_ROWS: Limit =
+    Limit::new("console-rows", "rows a second that a driver may show unasked", [1, 20, 1_000_000]);
+
 /// Loads of SS that a module's code may have under QEMU's TCG, which takes them for more than they are.
 pub static SS_LOADS: Limit = Limit::new("ss-loads", "places in a module that load SS, under QEMU's TCG", [0, 0, 1000]);
 
@@ -81,7 +85,7 @@ pub static LOCK_BTS: Limit =
     Limit::new("lock-bts", "places in a module that LOCK BT a register, under TCG", [0, 0, 1000]);
 
 /// All of them.
-pub static ALL: [&Limit; 11] = [
+pub static ALL: [&Limit; 12] = [
     &RESTARTS,
     &RESTART_WINDOW_S,
     &RESTART_WAIT_MS,
@@ -90,6 +94,7 @@ pub static ALL: [&Limit; 11] = [
     &SCAN_MS,
     &TRANSMIT_MS,
     &TURN_MS,
+    &CONSOLE_ROWS,
     &SS_LOADS,
     &SEG_LOADS,
     &LOCK_BTS,

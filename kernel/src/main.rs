@@ -74,14 +74,15 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     let (_, frames) = memory::frames::count();
     log::info!("Ringfence {}: {} MiB free, {protections}", env!("CARGO_PKG_VERSION"), frames / 256);
     log::info!("pci: {} functions", pci::functions().len());
-    task::run(|spawner| {
+    let start = |spawner| {
         task::spawn(spawner, poll::serve_interrupts);
         task::spawn(spawner, poll::serve_rested);
         task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::scan::run);
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
-    })
+    };
+    task::run(start, poll::idle)
 }
 
 /// Memory, and the entry area, which is in every address space. The error says what there was too little of.

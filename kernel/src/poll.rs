@@ -4,6 +4,9 @@
 //! driver may use up its budget in each, and a device may interrupt for ever. So what a driver's polls take is charged to it, and
 //! paid off by time in which no driver runs. Who owes more than [`TURN_MS`] rests, until as much time has gone by in which
 //! nobody ran who owes that much; its device is held back. All others go on.
+//!
+//! What the kernel does for a driver is charged to it as well ([`charge_work`]): the network stack's work on its frames, the search for
+//! its units. That is work that somebody may want done, so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
 
 use crate::arch::{interrupts, time};
 use crate::domain::device::Device;
@@ -13,7 +16,8 @@ use crate::trace::{self, What};
 use crate::{module, net};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
+use core::pin::{Pin, pin};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_futures::yield_now;
@@ -23,7 +27,10 @@ use ringfence_abi::upcall::{Events, POLL, Reply};
 
 /// Until when drivers that have had too much rest: a reading of the TSC.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
-/// What all polls have taken, in TSC ticks.
+/// The same for drivers for which the kernel has done too much, as long as others have something to do.
+static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
+static ON_IDLE: AtomicWaker = AtomicWaker::new();
+/// What all polls, and all work that is charged, have taken, in TSC ticks.
 static IN_POLLS: AtomicU64 = AtomicU64::new(0);
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 /// Lines that have fired, and are masked until their drivers are polled.
@@ -38,8 +45,10 @@ pub struct Turn {
     pub last_ticks: u64,
     /// TSC ticks that its polls have taken and that were not paid off until, by [`free_clock`], this.
     owes: (u64, u64),
-    /// TSC ticks that it owed after its last poll.
+    /// TSC ticks that it owed after its last poll, or after what was done for it since.
     owed: u64,
+    /// The same as `owes` for what was done for it.
+    owes_for_work: (u64, u64),
     /// Since when, by the TSC, it is to be polled, and for what.
     waits: Option<(u64, Events)>,
 }
@@ -72,10 +81,26 @@ impl Turn {
         self.owes = (owes - rest, free);
         rest
     }
+
+    /// Charges what was done for it, which took `tsc_ticks` and began at `free`; returns for how long it is to rest.
+    fn charge_work(&mut self, tsc_ticks: u64, free: u64) -> u64 {
+        let left = |(owed, at): (u64, u64)| owed.saturating_sub(free.saturating_sub(at));
+        let for_work = left(self.owes_for_work) + tsc_ticks;
+        let owes = left(self.owes) + for_work;
+        self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
+        if !is_too_much(owes) {
+            self.owes_for_work = (for_work, free);
+            return 0;
+        }
+        // Its rest pays for that.
+        self.owes_for_work = (0, free);
+        self.owed = owes;
+        for_work
+    }
 }
 
-/// TSC ticks in which no driver was polled, since some time or other.
-fn free_clock() -> u64 {
+/// TSC ticks in which no driver was polled and nothing was done for one, since some time or other.
+pub fn free_clock() -> u64 {
     time::tsc().saturating_sub(IN_POLLS.load(Ordering::Relaxed))
 }
 
@@ -86,7 +111,44 @@ fn is_too_much(owes: u64) -> bool {
 
 /// Whether `domain` is to wait for its next turn.
 fn rests(domain: &Domain) -> bool {
-    is_too_much(domain.turn.owed) && time::tsc() < REST_UNTIL.load(Ordering::Relaxed)
+    is_too_much(domain.turn.owed) && time::tsc() < rest_until()
+}
+
+/// Until when drivers rest that owe too much.
+fn rest_until() -> u64 {
+    REST_UNTIL.load(Ordering::Relaxed).max(WORK_UNTIL.load(Ordering::Relaxed))
+}
+
+/// Has a driver pay for what was done for it since [`free_clock`] was `since`.
+pub fn charge_work(handle: &Handle, since: u64) {
+    let ticks = free_clock().saturating_sub(since);
+    let rest = handle.lock().turn.charge_work(ticks, since);
+    IN_POLLS.fetch_add(ticks, Ordering::Relaxed);
+    if rest > 0 {
+        let from = WORK_UNTIL.load(Ordering::Relaxed).max(time::tsc());
+        WORK_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
+    }
+}
+
+/// Has a driver pay for each step of what is done for it.
+pub async fn charged<T>(handle: impl Fn() -> Handle, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let since = free_clock();
+        let done = work.as_mut().poll(context);
+        charge_work(&handle(), since);
+        done
+    })
+    .await
+}
+
+/// The CPU has nothing to do: who rests only because much was done for it need not. Whether somebody goes on now.
+pub fn idle() -> bool {
+    let rests = WORK_UNTIL.swap(0, Ordering::Relaxed) > time::tsc();
+    if rests {
+        ON_IDLE.wake();
+    }
+    rests
 }
 
 /// What became of a poll.
@@ -167,7 +229,7 @@ pub fn succeed(fresh: &mut Domain, dead: &Domain) {
 /// How long a driver rests yet, in nanoseconds.
 pub fn rest_ns(domain: &Domain) -> u64 {
     match rests(domain) {
-        true => time::nanoseconds(REST_UNTIL.load(Ordering::Relaxed).saturating_sub(time::tsc())),
+        true => time::nanoseconds(rest_until().saturating_sub(time::tsc())),
         false => 0,
     }
 }
@@ -243,10 +305,18 @@ pub async fn serve_rested() {
             longest_waiting().map_or(Poll::Pending, Poll::Ready)
         })
         .await;
-        let rest = REST_UNTIL.load(Ordering::Relaxed).saturating_sub(time::tsc());
+        let rest = rest_until().saturating_sub(time::tsc());
         if rest > 0 {
             drop(handle);
-            Timer::after_nanos(time::nanoseconds(rest)).await;
+            let mut slept = Timer::after_nanos(time::nanoseconds(rest));
+            poll_fn(|context| {
+                ON_IDLE.register(context.waker());
+                match rest_until() <= time::tsc() {
+                    true => Poll::Ready(()),
+                    false => Pin::new(&mut slept).poll(context),
+                }
+            })
+            .await;
             continue;
         }
         // What it waits for is noted.

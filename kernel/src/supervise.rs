@@ -6,11 +6,12 @@
 //! ([`crate::limits`]). A module that faulted in ring 1 is not trusted until a person forgives it with `policy`.
 
 use crate::arch::time;
+use crate::console::Source;
 use crate::domain::fault::{self, Cause};
 use crate::domain::{Domain, Handle, Ring};
 use crate::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
 use crate::task::wait_in;
-use crate::{module, poll};
+use crate::{console, module, poll};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -22,6 +23,7 @@ use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Instant, Timer};
+use log::Level;
 use ringfence_abi::manifest::{Policy, RING1_ONLY};
 use spin::{Mutex, MutexGuard};
 
@@ -158,7 +160,7 @@ fn demote() {
             && let Some(why) = distrust(&domain)
         {
             domain.set_ring(Ring::Sandboxed);
-            log::warn!("{}: moved to ring 1: {why}", domain.name);
+            console::say_about(&Source::by_itself(&domain.name), Level::Warn, format_args!("moved to ring 1: {why}"));
         }
     }
 }
@@ -183,7 +185,8 @@ fn plan(dead: &Handle) -> Option<u64> {
         return None;
     }
     if count > limit {
-        log::error!("{}: given up after {limit} restarts in {} s", domain.name, RESTART_WINDOW_S.get());
+        let text = format_args!("given up after {limit} restarts in {} s", RESTART_WINDOW_S.get());
+        console::say_about(&Source::of(&domain), Level::Error, text);
         give_up(domain, format!("it was given up after {limit} restarts"));
         return None;
     }
@@ -208,10 +211,10 @@ fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
 }
 
 fn revive(dead: &Handle) {
-    let (name, count) = {
+    let (source, count) = {
         let mut domain = dead.lock();
         domain.restart_at = None;
-        (domain.name.clone(), domain.faults_at.len())
+        (Source::of(&domain), domain.faults_at.len())
     };
     let note = |done: String| {
         if let Some(fault) = &dead.lock().fault {
@@ -233,12 +236,12 @@ fn revive(dead: &Handle) {
             *LAST.lock() = ticks;
             let [total, stop] = ticks.map(|ticks| time::nanoseconds(ticks) / 1000);
             let done = format!("restarted in ring 1 after {total} us (reset {stop}), #{count}");
-            log::info!("{name}: {done}");
+            console::say_about(&source, Level::Info, format_args!("{done}"));
             note(format!("it was {done}"));
         }
         Err(error) => {
             note(format!("restart {count} failed: {error}"));
-            log::error!("{name}: restart {count}: {error}");
+            console::say_about(&source, Level::Error, format_args!("restart {count}: {error}"));
         }
     }
 }

@@ -85,8 +85,8 @@ pub fn spawn<F: Future<Output = ()> + 'static>(spawner: Spawner, future: impl Fn
     }
 }
 
-/// Runs tasks for ever; `init` starts them.
-pub fn run(init: impl FnOnce(Spawner)) -> ! {
+/// Runs tasks for ever; `init` starts them. When none can go on `idle` is asked whether one can now; if not, the CPU halts.
+pub fn run(init: impl FnOnce(Spawner), idle: fn() -> bool) -> ! {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
     init(executor.spawner());
     interrupts::enable();
@@ -94,6 +94,9 @@ pub fn run(init: impl FnOnce(Spawner)) -> ! {
         PENDING.store(false, Ordering::Release);
         // SAFETY: this is the only place that polls it.
         unsafe { executor.poll() };
+        if PENDING.load(Ordering::Acquire) || idle() {
+            continue;
+        }
         halt_unless(|| PENDING.load(Ordering::Acquire));
     }
 }

@@ -191,7 +191,7 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
 
     let mut running = machine.start(system)?;
     running.wait_for("from DHCP")?;
-    for limit in ["restarts 1000", "restart-wait-ms 0", "command-ms 2000", "transmit-ms 500"] {
+    for limit in ["restarts 1000", "console-rows 1000000", "restart-wait-ms 0", "command-ms 2000", "transmit-ms 500"] {
         running.type_line(&format!("limits {limit}"))?;
     }
     running.type_line("mem")?;

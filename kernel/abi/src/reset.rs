@@ -72,7 +72,10 @@ impl Reset {
             0 => Some(ResetMethod::Unknown),
             1 => {
                 let width_fits = matches!(self.width_bytes, 1 | 2 | 4) && self.offset.is_multiple_of(self.width_bytes);
-                (self.bar < BARS && width_fits).then_some(ResetMethod::Register)
+                // Bits that the register does not have would be cut off.
+                let has = |bits: u32| self.width_bytes == 4 || bits < 1 << (8 * self.width_bytes);
+                let bits_fit = [self.set, self.wait_mask, self.wait_value].into_iter().all(has);
+                (self.bar < BARS && width_fits && bits_fit).then_some(ResetMethod::Register)
             }
             2 => Some(ResetMethod::Virtio),
             _ => None,
@@ -93,6 +96,13 @@ mod tests {
         assert_eq!(Reset { bar: 6, ..good }.method(), None);
         assert_eq!(Reset { width_bytes: 8, ..good }.method(), None);
         assert_eq!(Reset { width_bytes: 0, ..good }.method(), None);
+        for (width_bytes, first_too_many) in [(1, 0x100), (2, 0x1_0000)] {
+            let narrow = Reset { width_bytes, ..good };
+            assert_eq!(Reset { set: first_too_many - 1, ..narrow }.method(), Some(ResetMethod::Register));
+            assert_eq!(Reset { set: first_too_many, ..narrow }.method(), None);
+            assert_eq!(Reset { wait_mask: first_too_many, ..narrow }.method(), None);
+            assert_eq!(Reset { wait_value: first_too_many, ..narrow }.method(), None);
+        }
         assert_eq!(Reset { zero: [2, NO_REGISTER], ..good }.method(), None);
         assert_eq!(Reset { offset: 2, ..good }.method(), None);
         assert_eq!(Reset { limit_us: MAX_RESET_US + 1, ..good }.method(), None);

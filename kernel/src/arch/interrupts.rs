@@ -77,6 +77,40 @@ pub fn halt_unless(something: impl FnOnce() -> bool) {
     }
 }
 
+/// Lets interrupts in that have come meanwhile, if they are off: what takes long for a driver in ring 1 does it in pieces, with this
+/// in between. No lock may be held that an interrupt's handler takes.
+pub fn breathe() {
+    if x86_64::instructions::interrupts::are_enabled() {
+        return;
+    }
+    note_off();
+    x86_64::instructions::interrupts::enable();
+    // They are let in behind the instruction that follows.
+    x86_64::instructions::nop();
+    x86_64::instructions::interrupts::disable();
+    OFF_SINCE.store(super::time::tsc(), Ordering::Relaxed);
+}
+
+/// TSC when interrupts were turned off, or let in last; and the longest time between two such moments, in TSC ticks.
+static OFF_SINCE: AtomicU64 = AtomicU64::new(0);
+static LONGEST_OFF: AtomicU64 = AtomicU64::new(0);
+
+fn note_off() {
+    let ticks = super::time::tsc().saturating_sub(OFF_SINCE.load(Ordering::Relaxed));
+    LONGEST_OFF.fetch_max(ticks, Ordering::Relaxed);
+}
+
+/// Does `work` with interrupts off, as they are in a gate, and returns the longest time in TSC ticks in which none was let in.
+pub fn longest_off(work: impl FnOnce()) -> u64 {
+    x86_64::instructions::interrupts::without_interrupts(|| {
+        LONGEST_OFF.store(0, Ordering::Relaxed);
+        OFF_SINCE.store(super::time::tsc(), Ordering::Relaxed);
+        work();
+        note_off();
+    });
+    LONGEST_OFF.load(Ordering::Relaxed)
+}
+
 /// The lines that are in service.
 fn in_service() -> u16 {
     use x86_64::instructions::port::Port;

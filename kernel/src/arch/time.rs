@@ -76,9 +76,22 @@ pub fn uptime_ns() -> u64 {
     nanoseconds(tsc().saturating_sub(TSC_AT_START.load(Ordering::Relaxed)))
 }
 
-/// Does something long for the driver whose upcall is under way. In ring 1 no timer interrupt can come meanwhile: the time it
-/// takes is counted in whole ticks of the timer, but no more of them than [`MOST_CHARGED`].
-pub fn charged<T>(work: impl FnOnce() -> T) -> T {
+/// Does something long for the driver whose upcall is under way: something with `len_bytes` bytes of memory, in pieces, between which
+/// interrupts are let in. What counts against the upcall is how much that is, and not how long a host takes for it.
+pub fn charged<T>(len_bytes: u64, work: impl FnOnce() -> T) -> T {
+    let left = &super::cpu::this().ticks_left;
+    let before = left.load(Ordering::Relaxed);
+    let done = work();
+    let ticks = len_bytes.div_ceil(CHARGED_BYTES).saturating_sub(1).min(u32::MAX.into());
+    left.store(before.saturating_sub(ticks as u32), Ordering::Relaxed);
+    done
+}
+
+/// Bytes of memory that a tick of the timer pays for.
+const CHARGED_BYTES: u64 = 4 << 20;
+
+/// The same for words that go out through the serial port, at its speed, with interrupts off.
+pub fn charged_for_words<T>(work: impl FnOnce() -> T) -> T {
     let began = tsc();
     let done = work();
     let missed = nanoseconds(tsc().saturating_sub(began)) / (1_000_000_000 / u64::from(TICK_HZ));

@@ -29,7 +29,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     announce(&handle);
     let unknown = frame(&handle, false);
     for batch in BATCHES {
-        let sample = || Ok(send(&handle, &unknown, batch)?.value(mode, 1.0));
+        let sample = || Ok(send(mode, &handle, &unknown, batch)?.value(mode, 1.0));
         let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/tx", mode.unit("frames/s")).batch(batch))?;
         rows.iter().for_each(&mut *print);
         // Ctrl-C may have been typed.
@@ -73,30 +73,35 @@ fn with_queues<T>(handle: &Handle, look: impl FnOnce(&mut Queues) -> Result<T, C
     })
 }
 
-/// Puts a batch into the driver's hands and has it sent.
-fn hand_over(handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> {
-    let all = with_queues(handle, |queues| {
-        let mut all = true;
-        for _ in 0..batch {
-            all &= queues.send(frame)?;
+/// Puts a batch into the driver's hands and has it sent. Where there is no room for all, the device is waited for: it may have fewer
+/// descriptors than a batch has frames.
+fn hand_over(mode: Mode, handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> {
+    let mut left = batch;
+    loop {
+        with_queues(handle, |queues| {
+            while left > 0 && queues.send(frame)? {
+                left -= 1;
+            }
+            queues.take_unsent();
+            Ok(())
+        })?;
+        if poll::poll(handle, Events::QUEUE) == Polled::Ended {
+            return Err("the driver was ended".to_string());
         }
-        queues.take_unsent();
-        Ok(all)
-    })?;
-    if !all {
-        return Err("the driver does not send".to_string());
-    }
-    match poll::poll(handle, Events::QUEUE) {
-        Polled::Ended => Err("the driver was ended".to_string()),
-        _ => Ok(()),
+        if left == 0 {
+            return Ok(());
+        }
+        if !wait_for_interrupt(mode, &Stopwatch::start()) {
+            return Err("the driver does not send".to_string());
+        }
     }
 }
 
 /// Sends frames in batches.
-fn send(handle: &Handle, frame: &[u8], batch: usize) -> Result<Cost, String> {
+fn send(mode: Mode, handle: &Handle, frame: &[u8], batch: usize) -> Result<Cost, String> {
     let watch = Stopwatch::start();
     for _ in 0..EACH / batch {
-        hand_over(handle, frame, batch)?;
+        hand_over(mode, handle, frame, batch)?;
     }
     Ok(watch.stop(EACH))
 }
@@ -111,7 +116,7 @@ fn exchange(mode: Mode, handle: &Handle, frame: &[u8], batch: usize, count: usiz
     let mut buffer = [0; FRAME_BYTES];
     let watch = Stopwatch::start();
     for _ in 0..count / batch {
-        hand_over(handle, frame, batch)?;
+        hand_over(mode, handle, frame, batch)?;
         let (mut missing, since) = (batch, Stopwatch::start());
         while missing > 0 {
             with_queues(handle, |queues| {

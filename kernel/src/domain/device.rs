@@ -7,8 +7,10 @@
 use super::Domain;
 use super::reset::{NotReset, ResetRegister};
 use crate::arch::{interrupts, time};
+use crate::console::{self, Source};
 use crate::pci::{self, Function, memory_extent};
 use alloc::vec::Vec;
+use log::Level;
 use pci_types::{Bar, CommandRegister, PciAddress};
 use ringfence_abi::layout::{MMIO, MMIO_MAX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
@@ -53,8 +55,11 @@ pub struct Device {
 }
 
 impl Device {
-    /// Takes `function`, if no domain has it.
+    /// Takes `function`, if no domain has it, and a driver can have it at all: what is behind a bridge would go with that.
     pub fn take(function: &'static Function) -> Option<Device> {
+        if !function.is_device {
+            return None;
+        }
         let mut taken = TAKEN.lock();
         if taken.iter().any(|(address, _)| *address == function.address) {
             return None;
@@ -235,7 +240,8 @@ impl Domain {
         let stopped = device.stop();
         self.stop_ticks = time::tsc() - start;
         if let Err(why) = stopped {
-            log::error!("{}: {address} is set aside for good, and the driver's memory with it: {why}", self.name);
+            let text = format_args!("{address} is set aside for good, and the driver's memory with it: {why}");
+            console::say_about(&Source::of(self), Level::Error, text);
             self.space.set_aside();
         }
     }

@@ -7,14 +7,16 @@ use super::{Domain, Ring};
 use crate::arch::gates::{self, Caller};
 use crate::arch::traps::TrapFrame;
 use crate::arch::{time, vector};
+use crate::console;
 use crate::trace::{self, What};
 use alloc::collections::VecDeque;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::queue::Lie;
-use ringfence_abi::upcall::{EXIT, INIT};
+use ringfence_abi::upcall::{EXIT, INIT, POLL};
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use spin::{Mutex, Once};
 
@@ -88,13 +90,46 @@ const KEPT: usize = 32;
 /// The last faults of all drivers, oldest first, and how many there were in all.
 static HISTORY: Mutex<(VecDeque<Arc<Fault>>, usize)> = Mutex::new((VecDeque::new(), 0));
 
-/// Faults whose report is still to be printed.
-static PENDING: Mutex<Vec<Arc<Fault>>> = Mutex::new(Vec::new());
+/// Faults whose report is still to be printed, and whether the driver is to be restarted before.
+static PENDING: Mutex<Vec<(Arc<Fault>, bool)>> = Mutex::new(Vec::new());
 
-/// Prints the reports of drivers that were to be restarted first.
+/// The last report of each of a few drivers, and how often it came in a row.
+static LAST: Mutex<VecDeque<(String, String, u32)>> = Mutex::new(VecDeque::new());
+/// Drivers whose last report is kept.
+const LAST_KEPT: usize = 16;
+
+/// Prints all reports that are still to be printed.
 pub fn print_pending() {
     let pending = core::mem::take(&mut *PENDING.lock());
-    pending.iter().for_each(|fault| fault.print());
+    pending.iter().for_each(|(fault, _)| fault.print());
+}
+
+/// Prints the reports of drivers that are not to be restarted first.
+pub fn print_due() {
+    let due: Vec<Arc<Fault>> = {
+        let mut pending = PENDING.lock();
+        let due = pending.iter().filter(|(_, restart)| !restart).map(|(fault, _)| fault.clone()).collect();
+        pending.retain(|(_, restart)| *restart);
+        due
+    };
+    due.iter().for_each(|fault| fault.print());
+}
+
+/// A driver of this name is loaded anew: its next report is printed in full.
+pub fn forget_last(driver: &str) {
+    LAST.lock().retain(|(name, ..)| name != driver);
+}
+
+/// How often in a row a driver has had a fault of these words, this one included.
+fn in_a_row(driver: &str, words: &str) -> u32 {
+    let mut last = LAST.lock();
+    let before = last.iter().position(|(name, ..)| name == driver).and_then(|at| last.remove(at));
+    let count = before.filter(|(_, before, _)| before == words).map_or(1, |(.., count)| count.saturating_add(1));
+    if last.len() == LAST_KEPT {
+        last.pop_front();
+    }
+    last.push_back((driver.to_string(), words.to_string(), count));
+    count
 }
 
 /// Forgets the reports of drivers that were to be restarted first.
@@ -130,6 +165,8 @@ pub struct Fault {
     pub at_tsc: u64,
     /// What kind of fault it was, in one word: see [`kind`].
     pub kind: &'static str,
+    /// Whether nobody had asked it for anything when it was ended: it was polled.
+    by_itself: bool,
     /// The registers, if it was ended by a trap.
     pub trap: Option<TrapFrame>,
     /// What there is to say, until it is said for the first time.
@@ -174,6 +211,7 @@ impl Fault {
             at_ns,
             at_tsc,
             kind,
+            by_itself: domain.upcall == POLL && cause != Cause::Killed,
             trap: if let Site::Trap(frame) = site { Some(*frame) } else { None },
             scene: Mutex::new(Some(Scene::new(domain, cause, site))),
             words: Once::new(),
@@ -182,15 +220,11 @@ impl Fault {
         }
     }
 
-    /// Keeps the report, and prints it; or, if the driver is to be restarted, leaves that to [`print_pending`]: finding the
-    /// words and printing them takes longer than a restart.
+    /// Keeps the report. It is printed by [`print_due`]; or, if the driver is to be restarted, by [`print_pending`]: finding the words
+    /// and printing them takes longer than a restart, and may not be done where interrupts are off.
     pub fn report(self, restart: bool) -> Arc<Fault> {
         let fault = Arc::new(self);
-        if restart {
-            PENDING.lock().push(fault.clone());
-        } else {
-            fault.print();
-        }
+        PENDING.lock().push((fault.clone(), restart));
         let mut history = HISTORY.lock();
         if history.0.len() == KEPT {
             history.0.pop_front();
@@ -200,8 +234,17 @@ impl Fault {
         fault
     }
 
+    /// One that is like the one before it is a line, with how many there were.
     fn print(&self) {
-        log::error!(target: crate::console::REPORT, "fault: {}", self.text(CALLS_SHOWN));
+        let Words { headline, details } = self.words();
+        // Where it was is the first of the details.
+        let place = details.lines().next().unwrap_or("");
+        let done = self.done.lock().clone();
+        let text = match in_a_row(&self.driver, &format!("{headline} {place}")) {
+            1 => format!("fault: {}", self.text(CALLS_SHOWN)),
+            count => format!("fault: {headline}, as before: {count} in a row; {done}"),
+        };
+        console::report(&self.driver, self.by_itself, text);
     }
 
     /// The report with all calls that are kept.
@@ -225,7 +268,7 @@ impl Fault {
 
     fn text(&self, calls: usize) -> String {
         let Words { headline, details } = self.words();
-        alloc::format!("{headline}\n{details}{}\n    then: {}", Last(&self.calls, calls), self.done.lock())
+        format!("{headline}\n{details}{}\n    then: {}", Last(&self.calls, calls), self.done.lock())
     }
 
     /// Ends the driver whose upcall is under way because of a trap.

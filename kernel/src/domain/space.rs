@@ -4,6 +4,7 @@
 //! same tables below one top-level entry; that entry has NX set as long as the domain is sandboxed, so that ring 0 can
 //! never run its code by mistake.
 
+use crate::arch::interrupts::breathe;
 use crate::arch::{entry_area, gates};
 use crate::memory::frames::{self, OutOfMemory};
 use crate::memory::{at_physical, kernel_root, tables};
@@ -299,7 +300,7 @@ impl Space {
 
     /// Maps fresh zeroed frames from `start` for `len_bytes` bytes, whole pages.
     pub fn map_fresh(&mut self, start: u64, len_bytes: u64, flags: Flags) -> Result<(), OutOfMemory> {
-        for offset in (0..len_bytes).step_by(PAGE_SIZE as usize) {
+        for offset in pages(len_bytes) {
             let frame = frames::allocate(1)?;
             let mapped = tables::map(self.root, start + offset, frame, flags | rights::OWN);
             if mapped.is_err() {
@@ -314,10 +315,10 @@ impl Space {
     /// Maps fresh zeroed contiguous frames from `start` for `len_bytes` bytes, whole pages; returns their address.
     pub fn map_contiguous(&mut self, start: u64, len_bytes: u64) -> Result<u64, OutOfMemory> {
         let pa = frames::allocate((len_bytes / PAGE_SIZE) as usize)?;
-        for offset in (0..len_bytes).step_by(PAGE_SIZE as usize) {
+        for offset in pages(len_bytes) {
             if tables::map(self.root, start + offset, pa + offset, rights::WRITE | rights::OWN).is_err() {
                 self.unmap(start, offset);
-                for rest in (offset..len_bytes).step_by(PAGE_SIZE as usize) {
+                for rest in pages(len_bytes).filter(|rest| *rest >= offset) {
                     frames::free(pa + rest);
                 }
                 return Err(OutOfMemory);
@@ -328,7 +329,7 @@ impl Space {
 
     /// Maps device registers at physical address `pa` from `start` for `len_bytes` bytes, whole pages.
     pub fn map_device(&mut self, start: u64, pa: u64, len_bytes: u64) -> Result<(), OutOfMemory> {
-        for offset in (0..len_bytes).step_by(PAGE_SIZE as usize) {
+        for offset in pages(len_bytes) {
             if tables::map(self.root, start + offset, pa + offset, rights::DEVICE).is_err() {
                 self.unmap(start, offset);
                 return Err(OutOfMemory);
@@ -339,14 +340,14 @@ impl Space {
 
     /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that it owns.
     pub fn unmap(&mut self, start: u64, len_bytes: u64) {
-        for offset in (0..len_bytes).step_by(PAGE_SIZE as usize) {
+        for offset in pages(len_bytes) {
             tables::unmap(self.root, start + offset);
         }
     }
 
     /// Changes the rights of `len_bytes` bytes from `start`, whole pages.
     pub fn protect(&mut self, start: u64, len_bytes: u64, flags: Flags) {
-        for offset in (0..len_bytes).step_by(PAGE_SIZE as usize) {
+        for offset in pages(len_bytes) {
             tables::set_flags(self.root, start + offset, flags);
         }
         x86_64::instructions::tlb::flush_all();
@@ -428,6 +429,16 @@ impl Drop for Space {
             }
         }
     }
+}
+
+/// Offsets of pages of `len_bytes` bytes. Every few of them interrupts are let in that a service has turned off.
+fn pages(len_bytes: u64) -> impl Iterator<Item = u64> {
+    const AT_ONCE: u64 = 16;
+    (0..len_bytes).step_by(PAGE_SIZE as usize).inspect(|offset| {
+        if offset % (AT_ONCE * PAGE_SIZE) == (AT_ONCE - 1) * PAGE_SIZE {
+            breathe();
+        }
+    })
 }
 
 /// Whether a domain has slot `slot`.

@@ -1,14 +1,16 @@
 //! Running a driver: a call that returns a reason.
 
-use super::fault::{Cause, Fault, Site};
+use super::fault::{self, Cause, Fault, Site};
 use super::{Domain, Ring};
 use crate::arch::cpu;
 use crate::arch::gates::{self, UpcallFrame};
 use crate::arch::time::{self, TICK_HZ};
+use crate::console::{self, Source};
+use crate::supervise;
 use crate::trace::{self, What};
-use crate::{console, supervise};
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
+use log::Level;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{self, Events, POLL};
@@ -81,10 +83,12 @@ impl Domain {
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.store(ticks, Ordering::Relaxed);
         if self.log_dropped > 0 {
-            console::warn_about(&self.name, format_args!("{} more lines in one upcall were dropped", self.log_dropped));
+            let text = format_args!("{} more lines in one upcall were dropped", self.log_dropped);
+            console::say_about(&Source::of(self), Level::Warn, text);
             self.log_dropped = 0;
         }
         if end.ended != 0 {
+            fault::print_due();
             return Err(UpcallError::Ended);
         }
         let result = match u64::try_from(end.value) {
@@ -117,6 +121,7 @@ impl Domain {
         if self.is_alive() {
             let fault = Fault::new(self, cause, Site::Nowhere);
             self.fault = Some(fault.report(supervise::restarts(self)));
+            fault::print_due();
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Physical frames: who owns which is known only to the owner; here is what nobody owns.
 
 use super::stray;
+use crate::arch::interrupts::breathe;
 use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
 use spin::{Lazy, Mutex};
@@ -41,26 +43,44 @@ pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
     if count == 0 {
         return Err(OutOfMemory);
     }
-    let mut free = FREE.lock();
-    let first = free.alloc(count).ok_or(OutOfMemory)?;
+    let first = FREE.lock().alloc(count).ok_or(OutOfMemory)?;
     // The allocator deals in powers of two: what is beyond `count` goes back at once.
-    for surplus in first + count..first + count.next_power_of_two() {
-        free.dealloc(surplus, 1);
+    for surplus in pieces(first + count..first + count.next_power_of_two()) {
+        let mut free = FREE.lock();
+        surplus.for_each(|surplus| free.dealloc(surplus, 1));
     }
-    drop(free);
     FREE_COUNT.fetch_sub(count as u64, Ordering::Relaxed);
     let address = first as u64 * PAGE_SIZE;
-    (0..count as u64).for_each(|index| stray::allocated(address + index * PAGE_SIZE));
+    for frames in pieces(first..first + count) {
+        frames.for_each(|frame| stray::allocated(frame as u64 * PAGE_SIZE));
+    }
     zero(address, count);
     Ok(address)
 }
 
+/// `frames`, a few at a time; interrupts are let in between, for who has them off: a service of a driver in ring 1.
+fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = frames.end;
+    frames.step_by(AT_ONCE).map(move |first| {
+        if AT_ONCE <= end - first {
+            breathe();
+        }
+        first..end.min(first + AT_ONCE)
+    })
+}
+
+/// Frames in a piece.
+const AT_ONCE: usize = 16;
+
 /// Fills `count` frames from `address` with zeros, a word at a time: emulators take string instructions byte by byte.
 pub fn zero(address: u64, count: usize) {
+    const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
     let words = super::at_physical(address).cast::<u64>();
-    for index in 0..count * PAGE_SIZE as usize / size_of::<u64>() {
-        // SAFETY: the frames are the caller's, and physical memory is mapped. Volatile, or it would be a memset again.
-        unsafe { words.add(index).write_volatile(0) };
+    for frames in pieces(0..count) {
+        for index in frames.start * WORDS..frames.end * WORDS {
+            // SAFETY: the frames are the caller's, and physical memory is mapped. Volatile, or it would be a memset again.
+            unsafe { words.add(index).write_volatile(0) };
+        }
     }
 }
 

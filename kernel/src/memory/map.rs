@@ -3,7 +3,7 @@
 use super::{RAM, STACK_BYTES, STACKS, TRAP_STACKS, at_physical, is_ram, kernel_root, tables};
 use crate::arch::entry_area;
 use crate::symbols;
-use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::layout::{PAGE_SIZE, slot_of};
 use ringfence_core::extent::Extent;
 use spin::Once;
 
@@ -68,6 +68,9 @@ pub fn parts() -> impl Iterator<Item = Part> {
 
 /// What lies at an address of the kernel's half. Takes no locks: a panic asks as well.
 pub fn describe(address: u64) -> &'static str {
+    if address >> 47 == 0 {
+        return if slot_of(address).is_some() { "a driver's slot" } else { "unmapped" };
+    }
     if let Some(part) = parts().find(|part| part.extent.contains(address)) {
         return part.what;
     }

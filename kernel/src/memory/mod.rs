@@ -9,6 +9,8 @@
 //! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every
 //! domain's slot, not executable unless the domain is trusted.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use bootloader_api::BootInfo;
 use bootloader_api::info::{MemoryRegionKind, Optional};
@@ -127,6 +129,26 @@ pub fn protect_entry_area() {
         tables::set_flags(kernel_root(), page, Flags::PRESENT | Flags::NO_EXECUTE);
     }
     x86_64::instructions::tlb::flush_all();
+}
+
+/// What of the kernel's heap is left to what cannot fail: names, lists of who waits, lines of the log.
+const HEAP_RESERVE: usize = 1 << 20;
+
+/// Whether the kernel's heap has room for `len_bytes` bytes beside what is left to what cannot fail. **What a person, a driver or a
+/// peer can have the kernel allocate again and again is asked for here**, or takes memory that can be refused.
+pub fn has_room(len_bytes: usize) -> bool {
+    let (used, size) = heap_use();
+    size.saturating_sub(used).saturating_sub(HEAP_RESERVE) >= len_bytes
+}
+
+/// `len_bytes` zeros in the kernel's heap; the error says that there is no room for that now.
+pub fn buffer(len_bytes: usize) -> Result<Vec<u8>, String> {
+    let mut buffer = Vec::new();
+    if !has_room(len_bytes) || buffer.try_reserve_exact(len_bytes).is_err() {
+        return Err(format!("out of memory: there is no room for a buffer of {} KiB right now", len_bytes / 1024));
+    }
+    buffer.resize(len_bytes, 0);
+    Ok(buffer)
 }
 
 /// Bytes of the kernel's heap: in use, and in all.

@@ -1,18 +1,20 @@
 //! Loaded modules: from a file to a running driver, and back to free memory.
 
 use crate::arch::watch;
+use crate::console::Source;
 use crate::domain::calls::Call;
 use crate::domain::device::{self, Device};
 use crate::domain::fault::{self, Cause};
 use crate::domain::{Domain, Handle, Ring};
-use crate::memory::frames;
+use crate::memory::{self, frames};
 use crate::pci::{self, Function};
 use crate::trace::{self, What};
-use crate::{poll, ramdisk, supervise};
+use crate::{console, poll, ramdisk, supervise};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use log::Level;
 use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::service::Refusal;
@@ -80,9 +82,16 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
     load_for(file, ring, None)
 }
 
+/// What a module takes of the kernel's heap at most, while it is loaded and from then on.
+const HEAP_BYTES: usize = 1 << 20;
+
 /// The same, for `function` if one is given: any that it drives otherwise.
 fn load_for(file: &File, ring: Ring, function: Option<&'static Function>) -> Result<Handle, LoadError> {
+    if !memory::has_room(HEAP_BYTES) {
+        return Err(LoadError::NoMemory);
+    }
     admit(file)?;
+    fault::forget_last(&file.name);
     // A driver that nobody knows yet is not restarted: its report is due now.
     let handle = start(file, ring, function, None, None).inspect_err(|_| fault::print_pending())?;
     LOADED.lock().push(handle.clone());
@@ -107,7 +116,9 @@ fn start(
     };
     let mut domain = map::map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
     match supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
-        Some(why) => log::warn!("{}: loaded into ring 1: {why}", domain.name),
+        Some(why) => {
+            console::say_about(&Source::of(&domain), Level::Warn, format_args!("loaded into ring 1: {why}"));
+        }
         None => domain.set_ring(ring),
     }
     if let Some(offset) = watched {
@@ -181,7 +192,7 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     if manifest.pci_ids().next().is_none() {
         return Ok(None);
     }
-    let drives = |function: &&Function| function.is_device && manifest.pci_ids().any(|id| id == function.id);
+    let drives = |function: &&Function| manifest.pci_ids().any(|id| id == function.id);
     let device = pci::functions().iter().filter(drives).find_map(Device::take);
     device.map(Some).ok_or(LoadError::NoDevice)
 }
@@ -223,7 +234,7 @@ pub fn autoload() {
     let manifest = |file: File| Some((Module::parse(&file.bytes).ok()?.manifest, file));
     let files: Vec<(Manifest, File)> = ramdisk::modules().filter_map(manifest).collect();
     for function in pci::functions() {
-        if device::state(function.address) != device::State::Free {
+        if !function.is_device || device::state(function.address) != device::State::Free {
             continue;
         }
         let drives = |(manifest, _): &&(Manifest, File)| manifest.pci_ids().any(|id| id == function.id);

@@ -8,6 +8,7 @@
 //! One task looks after all interfaces: it lets the stack take what drivers delivered and hands what the stack wants
 //! to send to them, a batch at a time, so that one crossing moves many frames.
 
+use crate::console::Source;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::TRANSMIT_MS;
@@ -24,6 +25,7 @@ use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
+use log::Level;
 use queues::{Counts, Queues};
 use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
 use ringfence_abi::upcall::Events;
@@ -70,8 +72,10 @@ fn now() -> StackInstant {
 
 /// Lets the network task look whether there is something to do.
 pub fn wake() {
-    PENDING.store(true, core::sync::atomic::Ordering::Release);
-    WORK.wake();
+    // Who has it set already has woken the task, which has not looked yet.
+    if !PENDING.swap(true, core::sync::atomic::Ordering::AcqRel) {
+        WORK.wake();
+    }
 }
 
 /// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
@@ -173,6 +177,7 @@ pub async fn run() {
         let mut next = None;
         let count = INTERFACES.lock().len();
         for index in 0..count {
+            let began = poll::free_clock();
             // The lock is not held while a driver runs: its frames come back through here.
             let (handle, unsent, deadline, at) = {
                 let mut interfaces = INTERFACES.lock();
@@ -192,6 +197,8 @@ pub async fn run() {
                 let at = at.into_iter().chain(deadline).min().filter(|_| alive);
                 (interface.handle.clone(), unsent, deadline, at)
             };
+            // What the stack does with its frames is done for it.
+            poll::charge_work(&handle, began);
             let overdue = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
             // Only a driver that has just had its chance is to blame.
             let had_its_turn = (unsent > 0 || overdue(deadline)) && poll::poll(&handle, Events::QUEUE) == Polled::Now;
@@ -284,7 +291,8 @@ impl Interface {
         if is_due {
             self.told = address;
             if let Some(address) = self.address() {
-                console::say_about(&domain.name, format_args!("{}: address {address} from DHCP", self.name));
+                let text = format_args!("{}: address {address} from DHCP", self.name);
+                console::say_because_of(&Source::by_itself(&domain.name), Level::Info, text);
                 self.told_at = Some(Instant::now());
             }
         }

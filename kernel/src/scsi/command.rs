@@ -3,11 +3,11 @@
 use super::Host;
 use super::queues::{Data, Lost, Ticket};
 use super::repeat::Place;
+use crate::console::Source;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
-use crate::module;
-use crate::poll;
+use crate::{console, module, poll};
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::{Future, poll_fn};
@@ -16,6 +16,7 @@ use core::sync::atomic::Ordering;
 use core::task::Poll;
 use embassy_futures::yield_now;
 use embassy_time::{Duration, Instant, with_timeout};
+use log::Level;
 use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb::Cdb;
@@ -48,6 +49,8 @@ pub enum ScsiError {
     Short,
     /// The blocks are not all on the disk.
     OutOfRange,
+    /// It has blocks of so many bytes, which are not supported.
+    BlockBytes(u32),
 }
 
 impl From<Lost> for ScsiError {
@@ -70,6 +73,7 @@ impl fmt::Display for ScsiError {
                 write!(f, "{command}: {}", sense::status_name(*status))
             }
             ScsiError::Short => write!(f, "the device moved too little data"),
+            ScsiError::BlockBytes(bytes) => write!(f, "blocks of {bytes} bytes are not supported"),
             ScsiError::OutOfRange => write!(f, "beyond the end of the disk"),
         }
     }
@@ -187,12 +191,15 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
         HOST_RESET => return Err(ScsiError::Reset),
         code => return Err(ScsiError::Host(code)),
     }
-    let status = outcome.status as u8;
+    // The queue lets no other through.
+    let status = u8::try_from(outcome.status).unwrap_or(u8::MAX);
     if status != sense::GOOD {
         let sense = outcome.sense.get(..outcome.sense_len as usize).and_then(Sense::parse);
         return Err(ScsiError::Status { command, status, sense });
     }
-    Ok(len_bytes.saturating_sub(outcome.residual as usize))
+    // QEMU repeats a write when its disk was full and has room again, with a residual that is larger than the data (-512, say): one that
+    // cannot be true says nothing, and the status says that all is well.
+    Ok(len_bytes.checked_sub(outcome.residual as usize).unwrap_or(len_bytes))
 }
 
 /// Whether the device only wanted to mention something, and the command can be sent again.
@@ -253,7 +260,9 @@ pub async fn execute(
         if core::mem::take(&mut again) {
             place.come().await;
             if core::mem::take(&mut was_sent) && is_written(host, command, data_out).await {
-                log::info!("{}: a {} was done before its driver was ended", host.handle().lock().name, cdb.name());
+                let source = Source::by_itself(&host.handle().lock().name);
+                let text = format_args!("a {} was done before its driver was ended", cdb.name());
+                console::say_about(&source, Level::Info, text);
                 return Ok(data_out.len());
             }
         }

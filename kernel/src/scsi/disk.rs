@@ -51,8 +51,7 @@ impl Disk {
             }
         };
         if !(512..=4096).contains(&capacity.block_bytes) || !capacity.block_bytes.is_power_of_two() {
-            log::warn!("target {target}, unit {lun}: blocks of {} bytes are not supported", capacity.block_bytes);
-            return Ok(None);
+            return Err(ScsiError::BlockBytes(capacity.block_bytes));
         }
         Ok(Some(Disk { name: String::new(), host: host.clone(), target, lun, identity, capacity }))
     }

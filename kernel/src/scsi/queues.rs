@@ -153,6 +153,10 @@ impl Queues {
             let number = usize::try_from(taken).map_err(|_| bad)?;
             let Some(State::Sent { .. }) = self.requests.get(number) else { return Err(bad) };
             let outcome = read_outcome(&self.memory, number).ok_or(bad)?;
+            // A status is a byte (SAM-5 5.3.1): cut off, another one might read as GOOD.
+            if outcome.status > u8::MAX.into() {
+                return Err(Cause::QueueEntry { queue: "complete", entry: outcome.status.into() });
+            }
             self.settle(number, State::Done(outcome));
         }
         Ok(())

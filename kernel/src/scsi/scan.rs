@@ -3,11 +3,12 @@
 use super::Host;
 use super::command::{ScsiError, execute};
 use super::disk::Disk;
+use crate::console::{self, Source};
 use crate::limits::SCAN_MS;
+use crate::poll;
 use crate::task::wait_in;
 use alloc::collections::VecDeque;
 use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -17,6 +18,7 @@ use core::sync::atomic::Ordering;
 use core::task::{Poll, Waker};
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, with_timeout};
+use log::Level;
 use ringfence_core::cdb;
 use spin::Mutex;
 
@@ -81,16 +83,22 @@ pub async fn run() {
 /// Looks for the units of a host, for as long as that may take. One whose driver is ended is looked at again, when it has another.
 async fn scan(host: &Arc<Host>) {
     let limit_ms = SCAN_MS.get();
-    match with_timeout(Duration::from_millis(limit_ms), scan_targets(host)).await {
+    // A host that has many units, or says so, pays for the search.
+    let search = poll::charged(|| host.handle(), scan_targets(host));
+    match with_timeout(Duration::from_millis(limit_ms), search).await {
         Ok(Err(ScsiError::NoDriver)) => return,
         Ok(_) => {}
-        Err(_) => log::warn!("{}: not all units were found within {limit_ms} ms", name_of(host)),
+        Err(_) => warn(host, format_args!("not all units were found within {limit_ms} ms")),
     }
     host.scanned.store(true, Ordering::Release);
 }
 
-fn name_of(host: &Host) -> String {
-    host.handle().lock().name.clone()
+fn source_of(host: &Host) -> Source {
+    Source::by_itself(&host.handle().lock().name)
+}
+
+fn warn(host: &Host, text: fmt::Arguments) {
+    console::say_about(&source_of(host), Level::Warn, text);
 }
 
 /// Looks at every target for its logical units, and keeps the disks. A host that has too many errors, each of which is a line of
@@ -100,10 +108,10 @@ async fn scan_targets(host: &Arc<Host>) -> Result<(), ScsiError> {
     const MAX_ERRORS: usize = 16;
     let mut errors = 0;
     let mut is_one_too_many = |place: fmt::Arguments, error: ScsiError| {
-        log::warn!("{}: {place}: {error}", name_of(host));
+        warn(host, format_args!("{place}: {error}"));
         errors += 1;
         if errors == MAX_ERRORS {
-            log::warn!("{}: {MAX_ERRORS} errors; the rest of its units is left out", name_of(host));
+            warn(host, format_args!("{MAX_ERRORS} errors; the rest of its units is left out"));
         }
         errors == MAX_ERRORS
     };
@@ -126,7 +134,7 @@ async fn scan_targets(host: &Arc<Host>) -> Result<(), ScsiError> {
             match Disk::open(host, target, lun).await {
                 Ok(Some(disk)) => {
                     if DISKS.lock().iter().filter(|disk| Arc::ptr_eq(disk.host(), host)).count() >= MAX_DISKS {
-                        log::warn!("{}: more than {MAX_DISKS} disks; the rest is left out", name_of(host));
+                        warn(host, format_args!("more than {MAX_DISKS} disks; the rest is left out"));
                         return Ok(());
                     }
                     keep(disk, host);
@@ -151,13 +159,10 @@ fn keep(mut disk: Disk, host: &Host) {
     }
     let name = (0..).map(|number| format!("disk{number}")).find(|name| disks.iter().all(|disk| disk.name != *name));
     disk.name = name.unwrap_or_default();
-    log::info!(
+    let text = format_args!(
         "{}: {} {}, {} blocks of {} bytes",
-        disk.name,
-        disk.identity.vendor,
-        disk.identity.product,
-        disk.capacity.blocks,
-        disk.capacity.block_bytes
+        disk.name, disk.identity.vendor, disk.identity.product, disk.capacity.blocks, disk.capacity.block_bytes
     );
+    console::say_because_of(&source_of(host), Level::Info, text);
     disks.push(Arc::new(disk));
 }

@@ -7,7 +7,7 @@ use crate::domain::{DmaRegion, Domain};
 use crate::memory::frames;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::Refusal;
-use ringfence_core::extent::align_up;
+use ringfence_core::extent::{Extent, align_up};
 
 /// Most regions that one domain can have.
 const MAX_REGIONS: usize = 256;
@@ -15,7 +15,7 @@ const MAX_REGIONS: usize = 256;
 /// Maps `len_bytes` bytes, rounded up to pages, of physically contiguous zeroed memory; returns where.
 pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
-    let region = time::charged(|| allocate(domain, len_bytes))?;
+    let region = time::charged(len_bytes, || allocate(domain, len_bytes))?;
     domain.dma.push(region);
     Ok(region.extent.start)
 }
@@ -46,7 +46,8 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
 pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
     let region = domain.dma.swap_remove(index);
-    time::charged(|| domain.space.protect(region.extent.start, region.extent.len_bytes, rights::KEPT));
+    let Extent { start, len_bytes } = region.extent;
+    time::charged(len_bytes, || domain.space.protect(start, len_bytes, rights::KEPT));
     domain.dma_kept.push(region);
     Ok(0)
 }

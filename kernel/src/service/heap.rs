@@ -16,7 +16,7 @@ pub fn rf_heap_grow(domain: &mut Domain, len_bytes: u64) -> Answer {
         return Err(Refusal::NoMemory.into());
     }
     let start = domain.base() + HEAP + domain.heap_bytes;
-    time::charged(|| domain.space.map_fresh(start, len_bytes, rights::WRITE))?;
+    time::charged(len_bytes, || domain.space.map_fresh(start, len_bytes, rights::WRITE))?;
     domain.heap_bytes = total;
     Ok(start)
 }

@@ -36,6 +36,38 @@ use pci::{rf_pci_read, rf_pci_write};
 use scsi::rf_scsi_register;
 use time::rf_time_ns;
 
+/// Services as `bench` calls them, for a driver whose budgets it has changed for that.
+pub mod measured {
+    use crate::domain::Domain;
+    use crate::net::queues::Queues;
+    use crate::scsi;
+    use ringfence_abi::scsi::{REQUESTS, ScsiInfo};
+
+    /// Allocates DMA memory and gives it back.
+    pub fn dma(domain: &mut Domain, len_bytes: u64) {
+        domain.manifest.dma_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
+        if let Ok(start) = super::rf_dma_alloc(domain, len_bytes) {
+            // It began there a moment ago.
+            let _ = super::rf_dma_free(domain, start);
+        }
+    }
+
+    /// Grows the heap.
+    pub fn heap(domain: &mut Domain, len_bytes: u64) {
+        domain.manifest.heap_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
+        // What it answers is nobody's business here.
+        let _ = super::rf_heap_grow(domain, len_bytes);
+    }
+
+    /// Offers a network interface and a SCSI host.
+    pub fn queues(domain: &mut Domain) {
+        let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
+        domain.net = Queues::new(domain, [2, 0, 0, 0, 0, 1]).ok();
+        domain.scsi = scsi::queues::Queues::new(domain, info).ok();
+        (domain.net, domain.scsi) = (None, None);
+    }
+}
+
 /// What a service has to say: a value below 2^63, or why not.
 type Answer = Result<u64, No>;
 

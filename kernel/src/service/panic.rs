@@ -12,6 +12,6 @@ const MAX_MESSAGE: u64 = 512;
 /// Logs the message and ends the driver.
 pub fn rf_panic(domain: &mut Domain, text: u64, len_bytes: u64) -> Answer {
     let message = super::log::read_text(domain, text, len_bytes.min(MAX_MESSAGE))?;
-    console::quote(&domain.name, Level::Error, &message);
+    console::quote(domain, Level::Error, &message);
     Err(No::Fault(Cause::Panic))
 }

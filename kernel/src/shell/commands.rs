@@ -10,9 +10,10 @@ use super::trace::trace;
 use super::trials::{poke, trial};
 use crate::arch::time;
 use crate::bench::Mode;
+use crate::console::{self, Wanted};
 use crate::domain::device::{self, State};
 use crate::symbols::Location;
-use crate::{console, limits, module, pci, println, ramdisk, scsi};
+use crate::{limits, module, pci, println, ramdisk, scsi};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -20,6 +21,7 @@ use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
 use embassy_time::Timer;
+use log::Level;
 use pci_ids::FromId;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
@@ -79,7 +81,12 @@ static COMMANDS: &[Command] = &[
         blkcheck
     ),
     command!("blkverify", "blkverify DISK LBA COUNT SEED", "compare blocks with the pattern", blkverify),
-    command!("dmesg", "dmesg", "the kernel's log", dmesg),
+    command!(
+        "dmesg",
+        "dmesg [error|warning|info] [NAME] [-w]",
+        "the kernel's log: all, what is as bad, what a driver had said; -w goes on",
+        dmesg
+    ),
     command!("mem", "mem", "memory: free, kernel, domains", mem),
     command!("vmmap", "vmmap [NAME]", "what lies where in the kernel, or all that a driver can reach", vmmap),
     command!("irqs", "irqs", "where interrupts hit that came while a driver ran", irqs),
@@ -201,9 +208,24 @@ async fn lspci(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-async fn dmesg(arguments: Arguments<'_>) -> Outcome {
-    arguments.end()?;
-    console::print_log();
+async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
+    let (mut wanted, mut goes_on) = (Wanted::default(), false);
+    while let Some(word) = arguments.optional() {
+        match word {
+            "-w" => goes_on = true,
+            "error" => wanted.level = Some(Level::Error),
+            "warning" => wanted.level = Some(Level::Warn),
+            "info" => wanted.level = Some(Level::Info),
+            name if wanted.driver.is_none() && !name.starts_with('-') => wanted.driver = Some(name.to_string()),
+            other => return arguments.wrong(&format!("'{other}' is not known")),
+        }
+    }
+    console::print_log(&wanted);
+    if goes_on {
+        // Lines appear as they come, until Ctrl-C ends this.
+        let _watch = console::watch(wanted);
+        core::future::pending::<()>().await;
+    }
     Ok(())
 }
 

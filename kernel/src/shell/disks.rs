@@ -1,35 +1,38 @@
 //! Commands about disks.
 
 use super::{Outcome, print_sum, said};
+use crate::memory::buffer;
 use crate::scsi::disk::Disk;
 use crate::{println, scsi};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec;
 use ringfence_core::arguments::Arguments;
 use sha2::{Digest, Sha256};
+
+/// Columns that a row takes at most: one less than the narrowest usual terminal has.
+const ROW: usize = 79;
 
 pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     scsi::scan::settled().await;
-    println!(
-        "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {}",
-        "DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL"
-    );
+    let row = |cells: [&str; 7]| {
+        let [name, driver, target, unit, blocks, bytes, model] = cells;
+        let row = format!("{name:<7} {driver:<14} {target:>6} {unit:>4} {blocks:>10} {bytes:>5}  {model}");
+        // Wider, a terminal would begin its next row with words of the device's.
+        println!("{}", row.chars().take(ROW).collect::<String>().trim_end());
+    };
+    row(["DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL"]);
     for disk in scsi::scan::disks() {
-        println!(
-            "{:<8} {:<16} {:>6} {:>4} {:>10} {:>6}  {} {} {}",
-            disk.name,
-            disk.handle().lock().name,
-            disk.target,
-            disk.lun,
-            disk.capacity.blocks,
-            disk.capacity.block_bytes,
-            disk.identity.vendor,
-            disk.identity.product,
-            disk.identity.revision
-        );
+        row([
+            &disk.name,
+            &disk.handle().lock().name,
+            &disk.target.to_string(),
+            &disk.lun.to_string(),
+            &disk.capacity.blocks.to_string(),
+            &disk.capacity.block_bytes.to_string(),
+            &format!("{} {}", disk.identity.vendor, disk.identity.product),
+        ]);
     }
     Ok(())
 }
@@ -85,7 +88,7 @@ pub async fn blkread(mut arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     check_range(&disk, lba, blocks)?;
     let mut sum = Sha256::new();
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = buffer(PIECE)?;
     for (lba, len_bytes) in pieces(&disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         disk.read(lba, data).await.map_err(said)?;
@@ -108,7 +111,7 @@ async fn pattern_arguments(mut arguments: Arguments<'_>) -> Result<(Arc<Disk>, u
 /// Writes the pattern of `seed` and waits until the disk has it for good; returns its checksum.
 async fn write_pattern(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Result<Sha256, String> {
     let mut sum = Sha256::new();
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = buffer(PIECE)?;
     for (lba, len_bytes) in pieces(disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         fill(data, lba, seed);
@@ -139,7 +142,7 @@ pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
     check_range(&from, from_lba, blocks)?;
     check_range(&to, to_lba, blocks)?;
     let mut sum = Sha256::new();
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = buffer(PIECE)?;
     for ((read, len_bytes), (write, _)) in pieces(&from, from_lba, blocks).zip(pieces(&to, to_lba, blocks)) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         from.read(read, data).await.map_err(said)?;
@@ -153,7 +156,7 @@ pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
 
 /// Reads `blocks` blocks from `lba` and compares them with the pattern of `seed`.
 async fn verify(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Outcome {
-    let (mut buffer, mut expected) = (vec![0; PIECE], vec![0; PIECE]);
+    let (mut buffer, mut expected) = (buffer(PIECE)?, buffer(PIECE)?);
     for (lba, len_bytes) in pieces(disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         let expected = expected.get_mut(..len_bytes).unwrap_or(&mut []);

@@ -9,8 +9,10 @@
 
 use crate::arch::power::{self, Ending};
 use crate::domain::fault;
+use crate::memory::{has_room, heap_use};
 use crate::{console, module, println, ramdisk};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 pub use commands::run_all;
@@ -84,6 +86,11 @@ fn finish(failed: usize) -> ! {
     power::end(Ending::CommandFailed)
 }
 
+/// What a command takes of the kernel's heap at most, beside buffers that it asks for.
+const COMMAND_BYTES: usize = 128 << 10;
+/// Commands that can run beside others.
+const MAX_JOBS: usize = 64;
+
 /// Commands that were started with `&` and still run, and how many commands failed.
 #[derive(Default)]
 struct Jobs {
@@ -96,7 +103,21 @@ struct Jobs {
 impl Jobs {
     /// Runs one command; Ctrl-C gives it up. One that ends with `&` goes on beside those that follow.
     async fn execute(&mut self, line: &str) {
+        if !has_room(COMMAND_BYTES) && line != "shutdown" && line != "wait" {
+            let free_kib = {
+                let (used, size) = heap_use();
+                (size - used) / 1024
+            };
+            let text =
+                format!("out of memory: {free_kib} KiB of the kernel's heap are left; 'wait' waits for what runs");
+            self.count(Err(text));
+            return;
+        }
         if let Some(line) = command_line::in_background(line) {
+            if self.running.len() >= MAX_JOBS {
+                self.count(Err(format!("{MAX_JOBS} commands run already; 'wait' waits for them")));
+                return;
+            }
             let line = line.to_string();
             self.running.push(Box::pin(async move {
                 let outcome = commands::run(&line).await;

@@ -12,7 +12,7 @@ mod report;
 
 use crate::build::System;
 use crate::drivers;
-use crate::machine::{End, Machine, Protocol, Running, free_port};
+use crate::machine::{End, Machine, Protocol, Running, free_port, qemu};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use ringfence_abi::manifest::Kind;
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// One result.
@@ -94,7 +95,7 @@ const STREAMS: usize = 3;
 const ROUND_TRIPS: usize = 200;
 
 /// What the kernel measures.
-const IN_GUEST: [&str; 5] = ["call", "upcall", "nic", "scsi", "recovery"];
+const IN_GUEST: [&str; 6] = ["call", "upcall", "off", "nic", "scsi", "recovery"];
 
 /// Measures everything, or what is asked for.
 pub fn run(system: &System, options: &Options) -> Result<()> {
@@ -105,18 +106,26 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     // The kernel takes the beginning of a name, too.
     let is_wanted = |name: &str| name.starts_with(&options.name) || options.name.starts_with(name);
     let mut rows = Vec::new();
+    // What fails is said when it does, and the others are measured all the same.
+    let mut failures = 0;
 
     if IN_GUEST.into_iter().any(is_wanted) {
         progress("times, in one boot");
         let command = format!("bench {} --json", options.name);
-        rows.extend(in_guest(system, &machine, &command, &mut |process| awake.pin(process))?);
+        rows.extend(in_guest(system, &machine, &command, &mut |process| awake.pin(process), &mut failures)?);
         progress("instructions, in a boot with -icount");
         let counting = Machine { icount: true, ..machine.clone() };
-        rows.extend(in_guest(system, &counting, &(command + " --instructions"), &mut |_| ())?);
+        rows.extend(in_guest(system, &counting, &(command + " --instructions"), &mut |_| (), &mut failures)?);
     }
     if ["tcp/in", "tcp/out", "udp/rtt"].into_iter().any(is_wanted) && machine.nic != "none" {
         progress("streams between host and guest");
-        rows.extend(streams(system, &machine)?);
+        match streams(system, &machine) {
+            Ok(streams) => rows.extend(streams),
+            Err(error) => {
+                output::complain(&format!("bench: failed: streams: {error:#}"));
+                failures += 1;
+            }
+        }
     }
     if is_wanted("boot/prompt") {
         progress("boots to the prompt");
@@ -124,7 +133,7 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     }
     rows.retain(|row| row.name.starts_with(&options.name));
     rows.extend(derive(&rows));
-    if rows.is_empty() {
+    if rows.is_empty() && failures == 0 {
         bail!("no row that is measured has a name that begins with '{}'", options.name);
     }
 
@@ -138,22 +147,55 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let page = out.join("bench.html");
-        std::fs::write(&page, report::html(&rows)?).with_context(|| format!("cannot write {}", page.display()))?;
+        std::fs::write(&page, report::html(&rows, &conditions(options)?)?)
+            .with_context(|| format!("cannot write {}", page.display()))?;
         output::complain(&format!("bench: {}", page.display()));
+    }
+    if failures > 0 {
+        bail!("{failures} of the measurements failed");
     }
     Ok(())
 }
 
+/// What was measured, with what, and when: in words for a page that is read later.
+fn conditions(options: &Options) -> Result<String> {
+    let machine = &options.machine;
+    let name = if options.name.is_empty() { String::new() } else { format!(" {}", options.name) };
+    let date = Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output().context("what day is it?")?;
+    Ok(format!(
+        "Ringfence {}, cargo run -- bench{name}, {}, QEMU {}, machine {}, {}, {} MiB, network card {}, SCSI adapter {}",
+        env!("CARGO_PKG_VERSION"),
+        String::from_utf8_lossy(&date.stdout).trim(),
+        qemu::version()?,
+        machine.board,
+        machine.accel,
+        machine.memory,
+        machine.nic,
+        machine.hba
+    ))
+}
+
 /// Runs the kernel's own benchmarks and reads the rows that it prints.
-fn in_guest(system: &System, machine: &Machine, command: &str, pin: &mut dyn FnMut(u32)) -> Result<Vec<Row>> {
+fn in_guest(
+    system: &System,
+    machine: &Machine,
+    command: &str,
+    pin: &mut dyn FnMut(u32),
+    failures: &mut usize,
+) -> Result<Vec<Row>> {
     let mut machine = machine.clone();
     machine.contents.exec = Some(command.to_string());
     let running = machine.start(system)?;
     pin(running.process());
     let run = running.finish(|_| ())?;
-    if run.end != End::Done {
+    let failed: Vec<&str> = run.lines.iter().filter_map(|line| line.strip_prefix("failed: ")).collect();
+    if run.end != End::Done && (run.end != End::CommandFailed || failed.is_empty()) {
         bail!("the benchmark ended badly ({}):\n{}", run.end.description(), run.text());
     }
+    for failure in &failed {
+        output::complain(&format!("bench: failed: {failure}"));
+    }
+    *failures += failed.len();
     let rows = run.lines.iter().filter(|line| line.starts_with('{')).map(|line| Ok(serde_json::from_str(line)?));
     rows.collect()
 }

@@ -5,28 +5,8 @@ use crate::page;
 use anyhow::Result;
 use std::fmt::Write;
 
-/// What Linux 6.1's in-kernel drivers do on the same emulated devices, under QEMU 7.2 TCG on a machine like the one this
-/// was developed on (medians of three boots): name, batch, unit, value.
-const LINUX: &[(&str, Option<u64>, &str, f64)] = &[
-    ("nic/tx", Some(1), "frames/s", 40_000.0),
-    ("nic/tx", Some(1), "instructions", 4_600.0),
-    ("scsi/read4k/depth1", Some(1), "reads/s", 3_000.0),
-    ("scsi/read4k/depth1", Some(1), "instructions", 15_700.0),
-    ("scsi/read4k/depth32", Some(32), "reads/s", 12_500.0),
-    ("scsi/seq", Some(8), "MB/s", 165.0),
-    ("tcp/in", None, "MB/s", 43.0),
-    ("tcp/out", None, "MB/s", 21.0),
-    ("udp/rtt", None, "us", 370.0),
-];
-
 /// The loss that was feared when this was first proposed, in 1997, in percent.
 pub const FEARED: f64 = 25.0;
-
-fn linux(row: &Row) -> Option<f64> {
-    let found =
-        LINUX.iter().find(|(name, batch, unit, _)| *name == row.name && *batch == row.batch && *unit == row.unit);
-    found.map(|(.., value)| *value)
-}
 
 fn number(value: f64) -> String {
     if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") }
@@ -68,17 +48,16 @@ impl Pair<'_> {
     }
 }
 
-const PAIR_HEAD: [&str; 7] = ["operation", "batch", "ring 0", "ring 1", "loss %", "Linux", "unit"];
+const PAIR_HEAD: [&str; 6] = ["operation", "batch", "ring 0", "ring 1", "loss %", "unit"];
 const ROW_HEAD: [&str; 7] = ["name", "ring", "batch", "domains", "median", "p99", "unit"];
 
-fn pair_cells(pair: &Pair) -> [String; 7] {
+fn pair_cells(pair: &Pair) -> [String; 6] {
     [
         pair.sandboxed.name.clone(),
         optional(pair.sandboxed.batch),
         number(pair.trusted.median),
         number(pair.sandboxed.median),
         format!("{:.1}", pair.loss()),
-        optional(linux(pair.sandboxed).map(number)),
         pair.sandboxed.unit.clone(),
     ]
 }
@@ -98,7 +77,7 @@ fn row_cells(row: &Row) -> [String; 7] {
 /// Rows that are not shown side by side.
 fn singles(rows: &[Row]) -> Vec<&Row> {
     let single = |row: &&Row| {
-        ["call/", "upcall", "recovery/", "boot/", "ratio/", "loss/", "crossings/"]
+        ["call/", "upcall", "off/", "recovery/", "boot/", "ratio/", "loss/", "crossings/"]
             .iter()
             .any(|prefix| row.name.starts_with(prefix))
     };
@@ -108,37 +87,36 @@ fn singles(rows: &[Row]) -> Vec<&Row> {
 /// The tables for a terminal of 80 columns.
 pub fn text(rows: &[Row]) -> String {
     let mut out = String::new();
-    let mut line = |cells: [String; 7], widths: [usize; 7]| {
-        let mut text = String::new();
-        for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            // Names and units to the left, numbers to the right. Writing to a String does not fail.
-            let _ = if index == 0 || index == 6 {
-                write!(text, "{cell:<width$} ")
-            } else {
-                write!(text, "{cell:>width$} ")
-            };
-        }
-        let _ = writeln!(out, "{}", text.trim_end());
-    };
     let (pairs, singles) = (pairs(rows), singles(rows));
     if !pairs.is_empty() {
-        let widths = [22, 6, 9, 9, 7, 9, 12];
-        line(PAIR_HEAD.map(String::from), widths);
-        pairs.iter().for_each(|pair| line(pair_cells(pair), widths));
-        line(std::array::from_fn(|_| String::new()), widths);
+        let widths = [22, 6, 9, 9, 7, 12];
+        out += &line(PAIR_HEAD.map(String::from), widths);
+        pairs.iter().for_each(|pair| out += &line(pair_cells(pair), widths));
+        out.push('\n');
     }
     let widths = [30, 4, 5, 7, 10, 10, 14];
-    line(ROW_HEAD.map(String::from), widths);
-    singles.into_iter().for_each(|row| line(row_cells(row), widths));
+    out += &line(ROW_HEAD.map(String::from), widths);
+    singles.into_iter().for_each(|row| out += &line(row_cells(row), widths));
     if !pairs.is_empty() {
         let _ = writeln!(out, "\nThe loss that was feared in 1997: {FEARED} % or more.");
     }
     out
 }
 
-/// A page with the tables and bar charts.
-pub fn html(rows: &[Row]) -> Result<String> {
+/// A row of a table: names and units to the left, numbers to the right.
+fn line<const N: usize>(cells: [String; N], widths: [usize; N]) -> String {
+    let cell = |(index, (cell, width)): (usize, (&String, usize))| match index == 0 || index == N - 1 {
+        true => format!("{cell:<width$} "),
+        false => format!("{cell:>width$} "),
+    };
+    let text: String = cells.iter().zip(widths).enumerate().map(cell).collect();
+    format!("{}\n", text.trim_end())
+}
+
+/// A page with the tables and bar charts, of what was measured under these conditions.
+pub fn html(rows: &[Row], conditions: &str) -> Result<String> {
     let mut page = page::head("Ringfence: what protection costs");
+    page += &format!("<p>{conditions}</p>\n");
     page += "<p>The same loaded driver, trusted in ring 0 and sandboxed in ring 1, sample by sample in turn. Times under \
              QEMU's TCG: compare within this page only. Instructions repeat exactly.</p>\n";
     let pairs = pairs(rows);
@@ -165,7 +143,7 @@ pub fn html(rows: &[Row]) -> Result<String> {
     Ok(page)
 }
 
-fn table(head: [&str; 7], rows: impl Iterator<Item = [String; 7]>) -> String {
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows = std::iter::once(head.map(String::from)).chain(rows);
     page::table(&rows.map(Vec::from).collect::<Vec<_>>())
 }

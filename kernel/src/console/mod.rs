@@ -2,17 +2,22 @@
 //!
 //! Output is polled; input arrives by interrupt and waits in a ring for the shell. What is printed while a line is being
 //! typed appears above that line.
+//!
+//! * [`flood`]: how much of what nobody has asked for is shown
 
 use crate::arch::time;
+use crate::domain::Domain;
 use alloc::collections::VecDeque;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::Waker;
 use embassy_sync::waitqueue::AtomicWaker;
+use flood::Allowed;
 use heapless::spsc::Queue;
 use log::{Level, Log, Metadata, Record};
+use ringfence_abi::upcall::POLL;
 use ringfence_core::typed_line::TypedLine;
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
@@ -21,6 +26,8 @@ use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::interrupts::without_interrupts;
 use x86_64::instructions::port::Port;
+
+mod flood;
 
 /// COM1.
 const BASE_PORT: u16 = 0x3f8;
@@ -37,9 +44,6 @@ static RECEIVER: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
 static ON_INPUT: AtomicWaker = AtomicWaker::new();
 static LOG: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
-
-/// Target of log records that need no word before them.
-pub const REPORT: &str = "report";
 
 /// The line that is being typed, while one is.
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
@@ -60,9 +64,20 @@ struct Line {
     stamp: String,
     /// The driver that said it or had it said.
     driver: Option<String>,
-    /// Whether the driver chose the words.
-    is_quote: bool,
+    manner: Manner,
+    level: Level,
     text: String,
+}
+
+/// Whose words a line has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// The kernel's, behind a word for the level.
+    Plain,
+    /// The kernel's, which say themselves what they are.
+    Report,
+    /// A driver's.
+    Quote,
 }
 
 /// Between a driver's name and its words. A name cannot have it, and what the kernel says about a driver has a colon there.
@@ -71,8 +86,12 @@ const QUOTE: char = '|';
 impl fmt::Display for Line {
     /// What a driver says that is wider than the terminal is cut up, so that each row begins with whose it is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Line { stamp, driver: Some(driver), is_quote: true, text } = self else {
-            return write!(f, "{}{}", self.stamp, self.text);
+        let Line { stamp, driver, manner, level, text } = self;
+        let level = level_name(*level);
+        let driver = match (manner, driver) {
+            (Manner::Quote, Some(driver)) => driver,
+            (Manner::Report, _) => return write!(f, "{stamp}{text}"),
+            _ => return write!(f, "{stamp}{level}{text}"),
         };
         let width = stamp.len();
         write!(f, "{stamp}{driver}{QUOTE} ")?;
@@ -80,7 +99,7 @@ impl fmt::Display for Line {
             UNKNOWN => usize::MAX,
             columns => columns.saturating_sub(width + driver.len() + 2).max(8),
         };
-        for (index, c) in text.chars().enumerate() {
+        for (index, c) in level.chars().chain(text.chars()).enumerate() {
             if index > 0 && index % fits == 0 {
                 write!(f, "\n{:width$}{driver}{QUOTE} ", "")?;
             }
@@ -312,9 +331,7 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record) {
-        // A report says itself what it is.
-        let level = if record.target() == REPORT { "" } else { level_name(record.level()) };
-        add(None, false, format!("{level}{}", record.args()));
+        add(None, Manner::Plain, record.level(), record.args().to_string());
     }
 
     fn flush(&self) {}
@@ -329,32 +346,83 @@ fn level_name(level: Level) -> &'static str {
 }
 
 /// A driver says something. It is quoted, so that nothing in it looks like the kernel's own words.
-pub fn quote(driver: &str, level: Level, text: &str) {
+pub fn quote(domain: &Domain, level: Level, text: &str) {
     if level <= log::max_level() {
-        let text = text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' });
-        add(Some(driver), true, level_name(level).chars().chain(text).collect());
+        let text = text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
+        add(Some(Source::of(domain)), Manner::Quote, level, text);
     }
 }
 
-/// The kernel says something about a driver that the driver can have it say as often as it likes.
-pub fn warn_about(driver: &str, text: fmt::Arguments) {
-    add(Some(driver), false, format!("{}{driver}: {text}", level_name(Level::Warn)));
+/// The kernel says something about a driver, which counts against that: what a driver does, a disk or a peer, may have it say so
+/// again and again.
+pub fn say_about(source: &Source, level: Level, text: fmt::Arguments) {
+    add(Some(source.clone()), Manner::Plain, level, format!("{}: {text}", source.driver));
 }
 
-/// The same, about what is no fault.
-pub fn say_about(driver: &str, text: fmt::Arguments) {
-    add(Some(driver), false, format!("{text}"));
+/// The same for a line that does not begin with the driver's name.
+pub fn say_because_of(source: &Source, level: Level, text: fmt::Arguments) {
+    add(Some(source.clone()), Manner::Plain, level, text.to_string());
 }
 
-/// Prints a line and keeps it. Of each driver only the last ones are kept: no driver takes more than those places.
-fn add(driver: Option<&str>, is_quote: bool, text: String) {
+/// The report of a driver's end, which says itself what it is.
+pub fn report(driver: &str, by_itself: bool, text: String) {
+    let source = Source { driver: driver.to_string(), by_itself };
+    add(Some(source), Manner::Report, Level::Error, text);
+}
+
+/// Because of whom a line is said.
+#[derive(Debug, Clone)]
+pub struct Source {
+    driver: String,
+    /// Whether nobody at the console has asked for anything of it.
+    by_itself: bool,
+}
+
+impl Source {
+    /// A driver, in or behind its last upcall.
+    pub fn of(domain: &Domain) -> Source {
+        let was_killed = domain.fault.as_ref().is_some_and(|fault| fault.kind == "killed");
+        Source { driver: domain.name.clone(), by_itself: domain.upcall == POLL && !was_killed }
+    }
+
+    /// A driver, for what goes on beside whatever a person does.
+    pub fn by_itself(driver: &str) -> Source {
+        Source { driver: driver.to_string(), by_itself: true }
+    }
+}
+
+/// Prints a line and keeps it. Of each driver only the last ones are kept: no driver takes more than those places. What is not asked
+/// for is printed as long as a person can read it.
+fn add(source: Option<Source>, manner: Manner, level: Level, text: String) {
     let micros = time::uptime_ns() / 1000;
     let stamp = format!("[{:4}.{:06}] ", micros / 1_000_000, micros % 1_000_000);
-    let line = Line { stamp, driver: driver.map(String::from), is_quote, text };
-    println!("{line}");
+    let driver = source.as_ref().map(|source| source.driver.clone());
+    let line = Line { stamp, driver, manner, level, text };
+    let is_watched = WATCHED.lock().as_ref().is_none_or(|wanted| wanted.has(&line));
+    match source.filter(|source| source.by_itself).map(|source| flood::allow(&source.driver, line.text.lines().count()))
+    {
+        _ if !is_watched => {}
+        None | Some(Allowed::Yes) => println!("{line}"),
+        Some(Allowed::AfterSilence(rows)) => {
+            println!(
+                "{}{}: {rows} rows were not shown ('dmesg' has the last)",
+                line.stamp,
+                line.driver.as_deref().unwrap_or("")
+            );
+            println!("{line}");
+        }
+        Some(Allowed::Last) => {
+            println!(
+                "{}{}: says more than can be read; it is not shown for now",
+                line.stamp,
+                line.driver.as_deref().unwrap_or("")
+            );
+        }
+        Some(Allowed::No) => {}
+    }
     without_interrupts(|| {
         let mut lines = LOG.lock();
-        let is_its = |line: &Line| driver.is_some() && line.driver.as_deref() == driver;
+        let is_its = |other: &Line| line.driver.is_some() && other.driver == line.driver;
         let its = lines.iter().filter(|line| is_its(line)).count();
         let oldest = if its < DRIVER_LINES { 0 } else { lines.iter().position(is_its).unwrap_or(0) };
         if its == DRIVER_LINES || lines.len() == LOG_LINES {
@@ -364,14 +432,47 @@ fn add(driver: Option<&str>, is_quote: bool, text: String) {
     });
 }
 
-/// Prints the lines of the log that are kept, oldest first.
-pub fn print_log() {
+/// Which lines of the log are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Only those of this level and of worse ones.
+    pub level: Option<Level>,
+    /// Only those that this driver said or had said.
+    pub driver: Option<String>,
+}
+
+impl Wanted {
+    fn has(&self, line: &Line) -> bool {
+        self.level.is_none_or(|level| line.level <= level) && (self.driver.is_none() || self.driver == line.driver)
+    }
+}
+
+/// Prints the lines of the log that are kept and wanted, oldest first.
+pub fn print_log(wanted: &Wanted) {
     let count = LOG.lock().len();
     for index in 0..count {
         // One at a time: printing one must not happen under the lock.
-        let line = LOG.lock().get(index).cloned();
+        let line = LOG.lock().get(index).filter(|line| wanted.has(line)).cloned();
         if let Some(line) = line {
             println!("{line}");
         }
+    }
+}
+
+/// Only what is wanted is printed of the log as long as this is there.
+pub struct Watch;
+
+/// Which lines are watched, while some are.
+static WATCHED: Mutex<Option<Wanted>> = Mutex::new(None);
+
+/// Has only those lines of the log printed that are wanted, until what is returned is dropped.
+pub fn watch(wanted: Wanted) -> Watch {
+    *WATCHED.lock() = Some(wanted);
+    Watch
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        *WATCHED.lock() = None;
     }
 }

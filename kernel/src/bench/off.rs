@@ -1,0 +1,48 @@
+//! How long interrupts are off while a service does the most that a driver can ask of it.
+
+use super::Row;
+use crate::arch::{interrupts, time};
+use crate::domain::Domain;
+use crate::domain::Ring;
+use crate::memory::frames;
+use crate::{module, service};
+use alloc::string::{String, ToString};
+use ringfence_abi::layout::PAGE_SIZE;
+
+/// The module that the services are called for, in its name.
+const MODULE: &str = "null";
+/// Samples of each.
+const SAMPLES: usize = 5;
+
+/// Measures the longest time without an interrupt in each, and in all of them.
+pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let file = module::file(MODULE).map_err(|error| error.to_string())?;
+    // A quarter of what is free, as a module may have at most.
+    let len_bytes = frames::most_of_one().min(frames::count().0 / 2) * PAGE_SIZE;
+    let mut longest = Row::new("off/longest", unit);
+    type Service = fn(&mut Domain, u64);
+    let services: [(&'static str, Service); 3] = [
+        ("off/dma", |domain, len_bytes| service::measured::dma(domain, len_bytes)),
+        ("off/heap", |domain, len_bytes| service::measured::heap(domain, len_bytes)),
+        ("off/queues", |domain, _| service::measured::queues(domain)),
+    ];
+    for (name, service) in services {
+        let mut row = Row::new(name, unit);
+        for _ in 0..SAMPLES {
+            let handle = module::load(&file, Ring::Sandboxed).map_err(|error| error.to_string())?;
+            let mut domain = handle.lock();
+            let ticks = interrupts::longest_off(|| service(&mut domain, len_bytes));
+            row.samples.push(if unit == "us" { time::nanoseconds(ticks) as f64 / 1000.0 } else { ticks as f64 });
+            let name = domain.name.clone();
+            drop(domain);
+            drop(handle);
+            module::unload(&name).map_err(|error| error.to_string())?;
+        }
+        longest.samples.extend(row.samples.iter().copied().max_by(f64::total_cmp));
+        print(&row);
+    }
+    let most = longest.samples.iter().copied().max_by(f64::total_cmp).unwrap_or(0.0);
+    longest.samples = [most].to_vec();
+    print(&longest);
+    Ok(())
+}

@@ -81,8 +81,7 @@ pub static SS_LOADS: Limit = Limit::new("ss-loads", "places in a module that loa
 pub static SEG_LOADS: Limit =
     Limit::new("seg-loads", "places in a module that load no segment, under TCG", [0, 0, 1000]);
 /// The same for bit tests of a register with a LOCK prefix, on which QEMU 7.2 aborts.
-pub static LOCK_BTS: Limit =
-    Limit::new("lock-bts", "places in a module that LOCK BT a register, under TCG", [0, 0, 1000]);
+pub static LOCK_BTS: Limit = Limit::new("lock-bts", "places in a module that LOCK a BT, under TCG", [0, 0, 1000]);
 
 /// All of them.
 pub static ALL: [&Limit; 12] = [

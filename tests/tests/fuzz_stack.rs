@@ -2,10 +2,11 @@
 //! conversations, from a seed, of segments that are nearly right. Nothing may panic: in the kernel that would be its end.
 
 use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
+use ringfence_core::dhcp::{self, Change, Client};
 use ringfence_core::servers::{FIRST_CLIENT_PORT, Servers, is_harmless, is_host};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::{dhcpv4, tcp};
+use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv4Packet, IpCidr, IpProtocol,
@@ -32,27 +33,30 @@ fn nothing_that_a_peer_sends_panics_the_stack() {
 const DHCP_SERVER: u16 = 67;
 
 /// Does what a lease says, as the kernel does; whether there is a new one.
-fn take_lease(stack: &mut Interface, sockets: &mut SocketSet, dhcp: SocketHandle) -> bool {
-    let Some(event) = sockets.get_mut::<dhcpv4::Socket>(dhcp).poll() else { return false };
-    stack.update_ip_addrs(|addresses| addresses.clear());
+fn take_lease(stack: &mut Interface, change: Option<Change>) -> bool {
+    let (lease, is_new) = match change {
+        Some(Change::Got(lease)) => (Some(lease), true),
+        Some(Change::Lost) => (None, false),
+        None => return false,
+    };
+    stack.update_ip_addrs(|addresses| {
+        addresses.clear();
+        let cidr = lease.as_ref().map(|lease| IpCidr::Ipv4(Ipv4Cidr::new(lease.address, lease.prefix_len)));
+        addresses.extend(cidr);
+    });
     stack.routes_mut().remove_default_ipv4_route();
-    if let dhcpv4::Event::Configured(config) = event
-        && is_host(config.address.address())
-    {
-        stack.update_ip_addrs(|addresses| {
-            addresses.push(IpCidr::Ipv4(config.address)).expect("there is room for one");
-        });
-        if let Some(router) = config.router.filter(|router| is_host(*router)) {
-            stack.routes_mut().add_default_ipv4_route(router).expect("there is room for one");
-        }
-        return true;
+    if let Some(router) = lease.and_then(|lease| lease.router).filter(|router| is_host(*router)) {
+        stack.routes_mut().add_default_ipv4_route(router).expect("there is room for one");
     }
-    false
+    is_new
 }
 
 /// The wire: frames to the stack, and from it.
 #[derive(Default)]
 struct Wire {
+    /// Who looks for an address, and what has come of that.
+    dhcp: Option<Client>,
+    change: Option<Change>,
     to_stack: VecDeque<Vec<u8>>,
     from_stack: Vec<Vec<u8>>,
 }
@@ -80,10 +84,16 @@ impl Device for Wire {
     type RxToken<'a> = Received;
     type TxToken<'a> = Sending<'a>;
 
-    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
+    fn receive(&mut self, now: Instant) -> Option<(Received, Sending<'_>)> {
         // As in the kernel's adapter.
-        let frame = std::iter::from_fn(|| self.to_stack.pop_front()).find(|frame| is_harmless(frame))?;
-        Some((Received(frame), Sending(&mut self.from_stack)))
+        while let Some(frame) = self.to_stack.pop_front() {
+            if let Some(client) = self.dhcp.as_mut().filter(|_| dhcp::is_reply(&frame, OWN.0)) {
+                self.change = client.receive(now, &frame).or(self.change.take());
+            } else if is_harmless(&frame) {
+                return Some((Received(frame), Sending(&mut self.from_stack)));
+            }
+        }
+        None
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
@@ -136,8 +146,8 @@ impl Conversation {
             addresses.push(IpCidr::Ipv4(own)).expect("there is room for one");
         });
         let mut sockets = SocketSet::new(Vec::new());
-        let mut servers = Servers::new(&mut sockets);
-        let dhcp = sockets.add(dhcpv4::Socket::new());
+        let mut servers = Servers::new(&mut sockets, |_| true);
+        self.wire.dhcp = self.has_leases.then(|| Client::new(OWN.0, 1, now));
         let buffer = || tcp::SocketBuffer::new(vec![0; 16384]);
         let client = sockets.add(tcp::Socket::new(buffer(), buffer()));
         for _ in 0..self.random.usize(50..300) {
@@ -148,8 +158,13 @@ impl Conversation {
             }
             now += Duration::from_millis(if self.random.u8(..8) == 0 { self.random.u64(..100_000) } else { 5 });
             while servers.poll(&mut stack, now, &mut self.wire, &mut sockets) | servers.serve(&mut sockets) {}
-            if self.has_leases {
-                self.leases += usize::from(take_lease(&mut stack, &mut sockets, dhcp));
+            self.leases += usize::from(take_lease(&mut stack, self.wire.change.take()));
+            while let Some((frame, change)) = self.wire.dhcp.as_mut().map(|client| client.poll(now)) {
+                self.leases += usize::from(take_lease(&mut stack, change.clone()));
+                if frame.is_none() && change.is_none() {
+                    break;
+                }
+                self.wire.from_stack.extend(frame);
             }
             let socket = sockets.get_mut::<tcp::Socket>(client);
             if !socket.is_open() {
@@ -337,6 +352,12 @@ impl Conversation {
             PEER.1
         });
         packet.set_dst_addr(if self.random.u8(..30) == 0 { Ipv4Address::BROADCAST } else { OWN.1 });
+        if self.random.u8(..12) == 0 {
+            // A part of something, which may fit what came before or not.
+            packet.set_ident(self.random.u16(..3));
+            packet.set_frag_offset([0, 8, 1392, 65528][self.random.usize(..4)]);
+            packet.set_more_frags(self.random.bool());
+        }
         packet.fill_checksum();
         framed(EthernetProtocol::Ipv4, &bytes)
     }

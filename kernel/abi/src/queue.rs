@@ -90,6 +90,17 @@ impl Producer {
         Ok(self.place.capacity - (self.put - taken) as usize)
     }
 
+    /// How many entries were put so far, since the ring was made.
+    pub fn position(&self) -> u64 {
+        self.put
+    }
+
+    /// How many of them the other side has taken.
+    pub fn taken(&mut self, words: &impl Words) -> Result<u64, Lie> {
+        self.room(words)?;
+        Ok(self.taken)
+    }
+
     /// Puts `entry`; `Ok(false)` if the ring is full.
     pub fn put(&mut self, words: &impl Words, entry: u64) -> Result<bool, Lie> {
         // Only ask the other side (and its cache line) when the ring looks full.
@@ -125,6 +136,12 @@ impl Consumer {
         }
         self.put = put;
         Ok((put - self.taken) as usize)
+    }
+
+    /// How many entries the other side has put so far, since the ring was made.
+    pub fn put(&mut self, words: &impl Words) -> Result<u64, Lie> {
+        self.len(words)?;
+        Ok(self.put)
     }
 
     /// Takes the oldest entry, if there is one.

@@ -73,9 +73,9 @@ impl Reset {
             1 => {
                 let width_fits = matches!(self.width_bytes, 1 | 2 | 4) && self.offset.is_multiple_of(self.width_bytes);
                 // Bits that the register does not have would be cut off.
-                let has = |bits: u32| self.width_bytes == 4 || bits < 1 << (8 * self.width_bytes);
+                let has = |bits: u32| width_fits && u64::from(bits) < 1 << (8 * self.width_bytes);
                 let bits_fit = [self.set, self.wait_mask, self.wait_value].into_iter().all(has);
-                (self.bar < BARS && width_fits && bits_fit).then_some(ResetMethod::Register)
+                (self.bar < BARS && bits_fit).then_some(ResetMethod::Register)
             }
             2 => Some(ResetMethod::Virtio),
             _ => None,

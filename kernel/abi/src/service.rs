@@ -88,10 +88,13 @@ pub enum Refusal {
     Busy = 4,
     /// This part of configuration space is the kernel's.
     Denied = 5,
+    /// There are as many of these as there can be.
+    Full = 6,
 }
 
 impl Refusal {
-    const ALL: [Refusal; 5] = [Refusal::Invalid, Refusal::NoMemory, Refusal::NotFound, Refusal::Busy, Refusal::Denied];
+    const ALL: [Refusal; 6] =
+        [Refusal::Invalid, Refusal::NoMemory, Refusal::NotFound, Refusal::Busy, Refusal::Denied, Refusal::Full];
 
     /// The result in RAX that says so: negative.
     pub const fn to_result(self) -> i64 {
@@ -112,6 +115,7 @@ impl fmt::Display for Refusal {
             Refusal::NotFound => "not found",
             Refusal::Busy => "busy",
             Refusal::Denied => "denied",
+            Refusal::Full => "there are as many as there can be",
         })
     }
 }

@@ -9,6 +9,7 @@
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
+//! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and what is kept from the network stack below them
 //!
 //! There is no unsafe code, and nothing here panics on what a driver, a module file or a device says.
@@ -21,6 +22,7 @@ pub mod arguments;
 pub mod cdb;
 pub mod command_line;
 pub mod descriptor;
+pub mod dhcp;
 pub mod disassembly;
 pub mod extent;
 pub mod keys;

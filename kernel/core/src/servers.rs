@@ -9,16 +9,24 @@ use sha2::{Digest, Sha256};
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::{tcp, udp};
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket};
 
 const ECHO: u16 = 7;
 const DISCARD: u16 = 9;
 const CHARGEN: u16 = 19;
 
-/// Connections that each TCP server can have at once.
-const CONNECTIONS: usize = 2;
-/// Room in each direction of a connection, in bytes: the most that a window can say without a scale (RFC 9293, 3.1). smoltcp
+/// Connections that each TCP server can have at once, and those of them that have much room.
+pub const CONNECTIONS: usize = 32;
+const ROOMY: usize = 2;
+/// Room in each direction of a connection that comes when the roomy ones are taken.
+const LITTLE_BYTES: usize = 8192;
+/// How long a peer has to finish a handshake; and how long it may be silent when it is asked whether it is there, which it is when
+/// it has been silent for so long (RFC 1122, 4.2.3.5, 4.2.3.6).
+const HANDSHAKE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(120);
+const KEEP_ALIVE: Duration = Duration::from_secs(45);
+/// Room in each direction of a roomy connection, in bytes: the most that a window can say without a scale (RFC 9293, 3.1). smoltcp
 /// 0.14 takes the window that it offered in its SYN, which has none, for a scaled one: it would take in more than there is
 /// room for, and panic, if more came before its next segment.
 const BUFFER_BYTES: usize = 65535;
@@ -27,6 +35,8 @@ const BUFFER_BYTES: usize = 65535;
 struct Listener {
     handle: SocketHandle,
     port: u16,
+    /// Whether it goes when its connection does.
+    is_extra: bool,
     /// Whether it was listening when it was looked at last.
     was_listening: bool,
     /// How far into the pattern the character generator is.
@@ -55,29 +65,72 @@ pub struct Servers {
     tcp: Vec<Listener>,
     udp_echo: SocketHandle,
     last_echoed: Option<Echoed>,
+    /// Whether there is memory for another connection.
+    has_room: fn(usize) -> bool,
+}
+
+/// Memory that the sockets take from the start, in bytes, but for those of UDP.
+pub const BYTES: usize = 3 * ROOMY * 2 * BUFFER_BYTES;
+
+impl Listener {
+    fn new(sockets: &mut SocketSet<'static>, port: u16, is_extra: bool) -> Listener {
+        let room = if is_extra { LITTLE_BYTES } else { BUFFER_BYTES };
+        let buffer = || tcp::SocketBuffer::new(vec![0; room]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(false);
+        let handle = sockets.add(socket);
+        Listener { handle, port, is_extra, was_listening: false, generated: 0, echoed: Echoed::default() }
+    }
+
+    /// Listens, and gives who comes a limited time to finish its handshake.
+    fn listen(&mut self, sockets: &mut SocketSet<'static>) {
+        let socket = sockets.get_mut::<tcp::Socket>(self.handle);
+        socket.set_timeout(Some(HANDSHAKE));
+        socket.set_keep_alive(None);
+        // Listening fails only on a socket that is open, or on port 0.
+        self.was_listening = socket.listen(self.port).is_ok();
+    }
 }
 
 impl Servers {
-    /// Makes the sockets; they listen from the first [`Servers::serve`] on.
-    pub fn new(sockets: &mut SocketSet<'static>) -> Servers {
+    /// Makes the sockets; they listen from the first [`Servers::serve`] on. `has_room` says whether there is memory for so many bytes
+    /// more.
+    pub fn new(sockets: &mut SocketSet<'static>, has_room: fn(usize) -> bool) -> Servers {
         let mut tcp = Vec::new();
         for port in [ECHO, DISCARD, CHARGEN] {
-            for _ in 0..CONNECTIONS {
-                let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
-                let mut socket = tcp::Socket::new(buffer(), buffer());
-                socket.set_nagle_enabled(false);
-                tcp.push(Listener {
-                    handle: sockets.add(socket),
-                    port,
-                    was_listening: false,
-                    generated: 0,
-                    echoed: Echoed::default(),
-                });
-            }
+            tcp.extend((0..ROOMY).map(|_| Listener::new(sockets, port, false)));
         }
         let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 * 1500]);
         let udp_echo = sockets.add(udp::Socket::new(buffer(), buffer()));
-        Servers { tcp, udp_echo, last_echoed: None }
+        Servers { tcp, udp_echo, last_echoed: None, has_room }
+    }
+
+    /// Has each port answer the next peer: with another socket, as long as there may be more; then in place of who has not finished
+    /// its handshake.
+    fn keep_listening(&mut self, sockets: &mut SocketSet<'static>) {
+        for port in [ECHO, DISCARD, CHARGEN] {
+            let of_port = self.tcp.iter().filter(|listener| listener.port == port);
+            let state = |listener: &&Listener| sockets.get::<tcp::Socket>(listener.handle).state();
+            if of_port.clone().any(|listener| matches!(state(&listener), tcp::State::Listen | tcp::State::Closed)) {
+                continue;
+            }
+            if of_port.clone().count() < CONNECTIONS && (self.has_room)(2 * LITTLE_BYTES) {
+                let mut listener = Listener::new(sockets, port, true);
+                listener.listen(sockets);
+                self.tcp.push(listener);
+                continue;
+            }
+            // Who came first is first in the list.
+            let half_open = of_port.clone().find(|listener| state(listener) == tcp::State::SynReceived);
+            if let Some(handle) = half_open.map(|listener| listener.handle) {
+                sockets.get_mut::<tcp::Socket>(handle).abort();
+                if let Some(place) = self.tcp.iter().position(|listener| listener.handle == handle) {
+                    let mut listener = self.tcp.remove(place);
+                    listener.listen(sockets);
+                    self.tcp.push(listener);
+                }
+            }
+        }
     }
 
     /// The last stream that the echo server took in to its end.
@@ -102,6 +155,8 @@ impl Servers {
                 PollIngressSingleResult::SocketStateChanged => {
                     changed = true;
                     self.forget_who_gave_up(sockets);
+                    // Before the next peer asks.
+                    self.keep_listening(sockets);
                 }
             }
         }
@@ -119,8 +174,7 @@ impl Servers {
             let listens = socket.state() == tcp::State::Listen;
             if listens && !listener.was_listening {
                 socket.abort();
-                // Listening fails only on a socket that is open, or on port 0.
-                let _ = socket.listen(listener.port);
+                listener.listen(sockets);
             }
             listener.was_listening = listens;
         }
@@ -129,14 +183,26 @@ impl Servers {
     /// Moves what can be moved; `true` if something was.
     pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let mut moved = false;
+        // One that was made for a connection goes with it.
+        self.tcp.retain(|listener| {
+            let goes = listener.is_extra && !sockets.get::<tcp::Socket>(listener.handle).is_open();
+            if goes {
+                sockets.remove(listener.handle);
+            }
+            !goes
+        });
         for listener in &mut self.tcp {
             let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
             if !socket.is_open() {
                 listener.generated = 0;
                 listener.echoed = Echoed::default();
-                // As above.
-                listener.was_listening = socket.listen(listener.port).is_ok();
+                listener.listen(sockets);
                 continue;
+            }
+            let waits = matches!(socket.state(), tcp::State::Listen | tcp::State::SynReceived);
+            if !waits && socket.timeout() == Some(HANDSHAKE) {
+                socket.set_timeout(Some(SILENCE));
+                socket.set_keep_alive(Some(KEEP_ALIVE));
             }
             moved |= match listener.port {
                 ECHO => echo(socket, &mut listener.echoed),

@@ -117,11 +117,11 @@ pub async fn run(prefix: &str, json: bool, mode: Mode) -> Result<(), String> {
         row.print(json);
     };
     // What cannot be measured is said, and the others are measured all the same.
-    let mut failed = 0;
+    let mut failed: Vec<String> = Vec::new();
     let mut note = |family: &str, result: Result<(), String>| {
         if let Err(error) = result {
-            failed += 1;
             println!("failed: {family}: {error}");
+            failed.push(error);
         }
     };
     if wanted("call/") || wanted("upcall") {
@@ -142,8 +142,9 @@ pub async fn run(prefix: &str, json: bool, mode: Mode) -> Result<(), String> {
     if wanted("recovery/") {
         note("recovery", recovery::run(mode, &mut print).await);
     }
-    match (failed, printed) {
+    match (failed.len(), printed) {
         (0, true) => Ok(()),
+        (1, _) => Err(failed.remove(0)),
         (0, false) => Err(format!("no row was measured whose name begins with '{prefix}': is its driver loaded?")),
         (failed, _) => Err(format!("{failed} of the measurements failed")),
     }

@@ -20,6 +20,7 @@ use core::fmt::Write;
 use pci_types::PciAddress;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, STUBS};
 use ringfence_abi::manifest::Manifest;
+use ringfence_abi::net;
 use ringfence_abi::upcall::{self, Events};
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
@@ -235,7 +236,14 @@ impl Scene {
             (Cause::QueueLie { queue, claimed, counted }, ..) => {
                 write!(out, "lied about the {queue} queue: position {claimed:#x}, but {counted:#x} is counted")
             }
-            (Cause::QueueEntry { queue, entry }, ..) => write!(out, "bad entry {entry:#x} in the {queue} queue"),
+            (Cause::QueueEntry { queue, entry }, ..) => {
+                write!(out, "bad entry {entry:#x} in the {queue} queue")?;
+                match (queue, net::split(entry)) {
+                    ("received", (frame, len_bytes)) => write!(out, " (frame {frame}, {len_bytes} bytes)"),
+                    ("transmitted", (frame, _)) => write!(out, " (frame {frame})"),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 

@@ -1,20 +1,28 @@
-//! Clients: ping (RFC 792), and a TCP client that checks an echo server (RFC 862), and by that the driver in between.
+//! Clients: ping (RFC 792), name look-ups (RFC 1035), and a TCP client that checks an echo server (RFC 862), and by that the driver
+//! in between.
 
-use super::{INTERFACES, Interface, wake};
+use super::interface::Interface;
+use super::{INTERFACES, route, wait_for, wake};
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec;
+use alloc::vec::Vec;
 use core::future::poll_fn;
+use core::net::Ipv4Addr;
 use core::sync::atomic::{AtomicU16, Ordering};
 use core::task::Poll;
 use embassy_time::{Duration, Instant, with_timeout};
 use ringfence_core::servers::FIRST_CLIENT_PORT;
 use smoltcp::iface::SocketHandle;
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::socket::{AnySocket, icmp, tcp};
-use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, Ipv4Address};
+use smoltcp::socket::{AnySocket, dns, icmp, tcp};
+use smoltcp::wire::{DnsQueryType, Icmpv4Packet, Icmpv4Repr, IpAddress};
 
-/// Room in each direction in bytes: of a connection, and of a ping.
+/// Room of a connection in each direction, in bytes.
 const BUFFER_BYTES: usize = 16384;
-const PACKET_BYTES: usize = 128;
+/// Most data in a ping: what can be sent and put together again in fragments.
+pub const MAX_PING: usize = 16000;
+const ICMP_HEADER: usize = 8;
 
 static NEXT_IDENT: AtomicU16 = AtomicU16::new(0x5246);
 
@@ -30,8 +38,11 @@ struct OwnSocket {
 }
 
 impl OwnSocket {
-    fn open(interface: &mut Interface, socket: impl AnySocket<'static>) -> OwnSocket {
-        OwnSocket { interface: interface.number, handle: interface.sockets.add(socket) }
+    fn open(number: u64, socket: impl AnySocket<'static>) -> Result<OwnSocket, String> {
+        let mut interfaces = INTERFACES.lock();
+        let interface = interfaces.iter_mut().find(|interface| interface.number == number);
+        let interface = interface.ok_or("the interface is gone")?;
+        Ok(OwnSocket { interface: number, handle: interface.sockets.add(socket) })
     }
 
     /// Its interface among those that there are.
@@ -53,35 +64,46 @@ impl Drop for OwnSocket {
     }
 }
 
-/// Sends one ICMP echo request to `host` and waits for the answer; returns the round trip, or `None` after `limit`.
-pub async fn ping(host: Ipv4Address, sequence: u16, limit: Duration) -> Result<Option<Duration>, &'static str> {
+/// Sends one ICMP echo request with `len_bytes` bytes (at most [`MAX_PING`]) to `host` and waits for the answer; returns the round
+/// trip, or `None` after `limit`. The error says why none can be sent.
+pub async fn ping(
+    host: Ipv4Addr,
+    sequence: u16,
+    len_bytes: usize,
+    limit: Duration,
+) -> Result<Option<Duration>, String> {
+    let number = route(host).await?;
     let started = Instant::now();
     // An answer that comes too late must not be taken for the next one's.
     let ident = NEXT_IDENT.fetch_add(1, Ordering::Relaxed);
     let own = {
-        let mut interfaces = INTERFACES.lock();
-        let interface = interfaces.first_mut().ok_or("there is no network interface")?;
-        interface.stack.ipv4_addr().ok_or("the interface has no address yet")?;
-        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 1], vec![0; PACKET_BYTES]);
-        let mut socket = icmp::Socket::new(buffer(), buffer());
+        let packet_bytes = ICMP_HEADER + len_bytes;
+        // A host that pings itself gets its own requests as well.
+        let buffer = |packets: usize| {
+            let room = crate::memory::buffer(packets * packet_bytes)?;
+            Ok::<_, String>(icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; packets], room))
+        };
+        let mut socket = icmp::Socket::new(buffer(4)?, buffer(1)?);
         socket.bind(icmp::Endpoint::Ident(ident)).map_err(|_| "the ICMP socket is in use")?;
-        let request = Icmpv4Repr::EchoRequest { ident, seq_no: sequence, data: &[0x52; 56] };
+        let data: Vec<u8> = (0..len_bytes).map(pattern).collect();
+        let request = Icmpv4Repr::EchoRequest { ident, seq_no: sequence, data: &data };
         let packet = socket.send(request.buffer_len(), IpAddress::Ipv4(host)).map_err(|_| "no request can be sent")?;
         request.emit(&mut Icmpv4Packet::new_unchecked(packet), &ChecksumCapabilities::default());
-        OwnSocket::open(interface, socket)
+        OwnSocket::open(number, socket)?
     };
     wake();
     let answered = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
         let Some(socket) = own.get::<icmp::Socket>(&mut interfaces) else {
-            return Poll::Ready(Err("the interface is gone"));
+            return Poll::Ready(Err("the interface is gone".to_string()));
         };
         while let Ok((packet, from)) = socket.recv() {
             let Ok(packet) = Icmpv4Packet::new_checked(packet) else { continue };
             let reply = Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default());
-            if let Ok(Icmpv4Repr::EchoReply { seq_no, .. }) = reply
+            if let Ok(Icmpv4Repr::EchoReply { seq_no, data, .. }) = reply
                 && seq_no == sequence
                 && from == IpAddress::Ipv4(host)
+                && data.iter().copied().eq((0..len_bytes).map(pattern))
             {
                 return Poll::Ready(Ok(()));
             }
@@ -95,26 +117,68 @@ pub async fn ping(host: Ipv4Address, sequence: u16, limit: Duration) -> Result<O
     }
 }
 
+/// Addresses of the host called `name`, from the first interface that knows a name server.
+pub async fn look_up(name: &str) -> Result<Vec<Ipv4Addr>, String> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    if name == "localhost" {
+        return Ok(vec![Ipv4Addr::LOCALHOST]);
+    }
+    let knows = |interface: &Interface| !interface.dns.is_empty() && interface.has_future();
+    let number =
+        wait_for(|interfaces| interfaces.iter().find(|interface| knows(interface)).map(|interface| interface.number));
+    let number = number.await.map_err(|why| format!("no name server is known: {why}"))?;
+    let own = OwnSocket::open(number, dns::Socket::new(&[], vec![]))?;
+    let query = {
+        let mut interfaces = INTERFACES.lock();
+        let interface = own.interface(&mut interfaces).ok_or("the interface is gone")?;
+        let servers: Vec<IpAddress> = interface.dns.iter().map(|server| IpAddress::Ipv4(*server)).collect();
+        let socket = interface.sockets.get_mut::<dns::Socket>(own.handle);
+        socket.update_servers(&servers);
+        let begun = socket.start_query(interface.stack.context(), name, DnsQueryType::A);
+        begun.map_err(|_| format!("'{name}' is neither an IPv4 address nor a host's name"))?
+    };
+    wake();
+    let answered = poll_fn(|context| {
+        let mut interfaces = INTERFACES.lock();
+        let Some(socket) = own.get::<dns::Socket>(&mut interfaces) else {
+            return Poll::Ready(Err("the interface is gone".to_string()));
+        };
+        match socket.get_query_result(query) {
+            Ok(addresses) => {
+                Poll::Ready(Ok(addresses.iter().map(|IpAddress::Ipv4(address)| *address).collect::<Vec<_>>()))
+            }
+            Err(dns::GetQueryResultError::Pending) => {
+                socket.register_query_waker(query, context.waker());
+                Poll::Pending
+            }
+            Err(dns::GetQueryResultError::Failed) => Poll::Ready(Err(format!("there is no host '{name}'"))),
+        }
+    });
+    let addresses = with_timeout(LIMIT, answered).await;
+    addresses.unwrap_or_else(|_| Err(format!("no name server has answered within {} s", LIMIT.as_secs())))
+}
+
 /// The byte at `offset` of what is sent.
 fn pattern(offset: usize) -> u8 {
     (offset.wrapping_mul(0x9e37_79b1) >> 16) as u8
 }
 
 /// Sends `len_bytes` bytes to the echo server at `host` and `port`, and compares what comes back.
-pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), &'static str> {
+pub async fn echo(host: Ipv4Addr, port: u16, len_bytes: usize) -> Result<(), String> {
+    let number = route(host).await?;
     let own = {
-        let mut interfaces = INTERFACES.lock();
-        let interface = interfaces.first_mut().ok_or("there is no network interface")?;
-        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
-        let own = OwnSocket::open(interface, tcp::Socket::new(buffer(), buffer()));
+        let buffer = || Ok::<_, String>(tcp::SocketBuffer::new(crate::memory::buffer(BUFFER_BYTES)?));
+        let own = OwnSocket::open(number, tcp::Socket::new(buffer()?, buffer()?))?;
         let local = FIRST_CLIENT_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
-        let socket = interface.sockets.get_mut::<tcp::Socket>(own.handle);
-        let begun = socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local);
-        if begun.is_err() {
-            // The lock is not held when the socket goes.
-            drop(interfaces);
-            return Err("no connection can be made");
-        }
+        let mut interfaces = INTERFACES.lock();
+        let interface = own.interface(&mut interfaces).ok_or("the interface is gone");
+        let begun = interface.map(|interface| {
+            let socket = interface.sockets.get_mut::<tcp::Socket>(own.handle);
+            socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local)
+        });
+        // The lock is not held when the socket goes.
+        drop(interfaces);
+        begun?.map_err(|_| "no connection can be made")?;
         own
     };
     wake();
@@ -122,10 +186,10 @@ pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), 
     let result = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
         let Some(socket) = own.get::<tcp::Socket>(&mut interfaces) else {
-            return Poll::Ready(Err("the interface is gone"));
+            return Poll::Ready(Err("the interface is gone".to_string()));
         };
         if !socket.is_open() {
-            return Poll::Ready(Err("the connection was refused or reset"));
+            return Poll::Ready(Err("the connection was refused or reset".to_string()));
         }
         let mut moved = false;
         while socket.can_send() && sent < len_bytes {
@@ -145,13 +209,17 @@ pub async fn echo(host: Ipv4Address, port: u16, len_bytes: usize) -> Result<(), 
             });
             let Ok((count, same)) = count else { break };
             if same < count {
-                return Poll::Ready(Err("other bytes came back"));
+                return Poll::Ready(Err("other bytes came back".to_string()));
             }
             received += count;
             moved = true;
         }
         if received >= len_bytes {
-            return Poll::Ready(if received == len_bytes { Ok(()) } else { Err("too many bytes came back") });
+            return Poll::Ready(if received == len_bytes {
+                Ok(())
+            } else {
+                Err("too many bytes came back".to_string())
+            });
         }
         socket.register_recv_waker(context.waker());
         socket.register_send_waker(context.waker());

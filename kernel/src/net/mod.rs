@@ -1,46 +1,46 @@
 //! The network stack (smoltcp) above the drivers, and the small servers that make it testable.
 //!
-//! * [`client`]: ping, and a TCP client that checks an echo server
-//! * [`queues`]: frames to and from a driver
+//! * [`interface`]: a driver, the stack above it, and the address that it has
+//! * [`adapter`]: a driver's queues as the stack sees them; [`queues`]: frames to and from a driver
+//! * [`client`]: ping, name look-ups, and a TCP client that checks an echo server
 //!
-//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19).
+//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19); the DHCP client in `core/dhcp.rs`.
 //!
 //! One task looks after all interfaces: it lets the stack take what drivers delivered and hands what the stack wants
 //! to send to them, a batch at a time, so that one crossing moves many frames.
 
-use crate::console::Source;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::TRANSMIT_MS;
+use crate::memory;
+use crate::module;
 use crate::poll::{self, Polled};
 use crate::task::wait_in;
-use crate::{console, module};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::poll_fn;
+use core::net::Ipv4Addr;
 use core::task::{Poll, Waker};
 use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
-use log::Level;
-use queues::{Counts, Queues};
-use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
+use interface::{Addressing, Interface, Link, MAX_ADDRESSES};
+use queues::Counts;
 use ringfence_abi::upcall::Events;
-use ringfence_core::servers::{Echoed, Servers, is_harmless, is_host};
-use smoltcp::iface::{Config, Interface as Stack, SocketHandle, SocketSet};
-use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
-use smoltcp::socket::dhcpv4;
+use ringfence_core::servers::{self, Echoed, is_host};
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress,
-    IpCidr, Ipv4Address,
+    Ipv4Address, Ipv4Cidr,
 };
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
+mod adapter;
 pub mod client;
+mod interface;
 pub mod queues;
 
 static INTERFACES: Mutex<Vec<Interface>> = Mutex::new(Vec::new());
@@ -48,26 +48,20 @@ static NEXT_NUMBER: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU6
 static WORK: AtomicWaker = AtomicWaker::new();
 /// Set when there may be something to do, so that no wake is lost.
 static PENDING: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
-
-/// A network interface: a driver and the stack above it.
-struct Interface {
-    /// No other has had it.
-    number: u64,
-    name: String,
-    handle: Handle,
-    stack: Stack,
-    sockets: SocketSet<'static>,
-    dhcp: SocketHandle,
-    servers: Servers,
-    /// Who waits for a lease.
-    on_lease: Vec<Waker>,
-    /// The address that was last told of, and when.
-    told: Option<Ipv4Address>,
-    told_at: Option<Instant>,
-}
+/// Who waits for an address, or for the end of an interface.
+static ON_ADDRESS: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
 fn now() -> StackInstant {
     StackInstant::from_micros(Instant::now().as_micros() as i64)
+}
+
+fn next_number() -> u64 {
+    NEXT_NUMBER.fetch_add(1, core::sync::atomic::Ordering::Relaxed)
+}
+
+/// An interface has an address, or has it no more, or is gone.
+fn note_address() {
+    core::mem::take(&mut *ON_ADDRESS.lock()).into_iter().for_each(Waker::wake);
 }
 
 /// Lets the network task look whether there is something to do.
@@ -81,44 +75,40 @@ pub fn wake() {
 /// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
 pub const SHORTEST_FRAME: usize = 60;
 
-/// Most interfaces: each one's sockets take a megabyte of the kernel's heap.
-const MAX_INTERFACES: usize = 4;
+/// Most interfaces that have drivers: each one's sockets take a megabyte of the kernel's heap.
+pub const MAX_INTERFACES: usize = 4;
+
+/// Why there is no interface for a driver.
+pub enum NoRoom {
+    /// There are [`MAX_INTERFACES`].
+    TooMany,
+    /// There is no memory for its sockets.
+    NoMemory,
+}
 
 /// Whether the driver called `name` can have an interface. One of that name does not count: it is its successor that asks.
-pub fn has_room(name: &str) -> bool {
+pub fn has_room(name: &str) -> Result<(), NoRoom> {
     // A driver that runs is locked by who runs it, and is no successor.
-    let others = |interface: &&Interface| interface.handle.try_lock().is_none_or(|domain| domain.name != name);
-    INTERFACES.lock().iter().filter(others).count() < MAX_INTERFACES
+    let is_other = |handle: &Handle| handle.try_lock().is_none_or(|domain| domain.name != name);
+    let interfaces = INTERFACES.lock();
+    let others = interfaces.iter().filter_map(Interface::handle).filter(|handle| is_other(handle)).count();
+    let is_successor = interfaces.iter().filter_map(Interface::handle).count() > others;
+    match others {
+        MAX_INTERFACES.. => Err(NoRoom::TooMany),
+        _ if !is_successor && !memory::has_room(servers::BYTES + SOCKETS_BYTES) => Err(NoRoom::NoMemory),
+        _ => Ok(()),
+    }
 }
+
+/// What an interface takes of the kernel's heap beside its servers' sockets.
+const SOCKETS_BYTES: usize = 256 << 10;
 
 /// Puts a stack above a driver that offers a network interface.
 pub fn attach(handle: &Handle) {
     let Some(mac) = handle.lock().net.as_ref().map(|queues| queues.mac) else { return };
-    let mut domain = handle.lock();
-    let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
-    config.random_seed = crate::arch::time::tsc();
-    let Some(queues) = domain.net.as_mut() else { return };
-    let mut cause = None;
-    let stack = Stack::new(config, &mut Adapter { queues, cause: &mut cause }, now());
-    drop(domain);
-    let mut sockets = SocketSet::new(Vec::new());
-    let dhcp = sockets.add(dhcpv4::Socket::new());
-    let servers = Servers::new(&mut sockets);
     let mut interfaces = INTERFACES.lock();
     let name = (0..).map(|number| format!("eth{number}")).find(|name| interfaces.iter().all(|i| i.name != *name));
-    let name = name.unwrap_or_default();
-    interfaces.push(Interface {
-        number: NEXT_NUMBER.fetch_add(1, core::sync::atomic::Ordering::Relaxed),
-        name,
-        handle: handle.clone(),
-        stack,
-        sockets,
-        dhcp,
-        servers,
-        on_lease: Vec::new(),
-        told: None,
-        told_at: None,
-    });
+    interfaces.extend(Interface::new(next_number(), name.unwrap_or_default(), handle, mac));
     drop(interfaces);
     wake();
 }
@@ -126,19 +116,24 @@ pub fn attach(handle: &Handle) {
 /// Puts the stack of a driver that was ended above the one that came in its place: address, routes and sockets stay.
 pub fn replace(dead: &Handle, fresh: &Handle) {
     let Some(mac) = fresh.lock().net.as_ref().map(|queues| queues.mac) else { return detach(dead) };
-    if let Some(interface) = INTERFACES.lock().iter_mut().find(|interface| Arc::ptr_eq(&interface.handle, dead)) {
-        interface.handle = fresh.clone();
+    let is_its = |interface: &&mut Interface| interface.handle().is_some_and(|handle| Arc::ptr_eq(handle, dead));
+    if let Some(interface) = INTERFACES.lock().iter_mut().find(is_its) {
+        interface.link = Link::Driver(fresh.clone());
         if let (Some(old), Some(new)) = (&mut dead.lock().net, &mut fresh.lock().net) {
             new.take_over(old);
             // Others know the address by the old one's, if that had another, and would for a while.
-            if new.mac != old.mac
-                && let Some(address) = interface.stack.ipv4_addr()
-            {
-                // It is as empty as its queue: there is room.
-                let _ = new.send(&arp_request(mac, address, address));
+            if new.mac != old.mac {
+                for address in interface.addresses() {
+                    // It is as empty as its queue: there is room.
+                    let _ = new.send(&arp_request(mac, address.address(), address.address()));
+                }
             }
         }
-        interface.stack.set_hardware_addr(HardwareAddress::Ethernet(EthernetAddress(mac)));
+        let mac = EthernetAddress(mac);
+        interface.stack.set_hardware_addr(HardwareAddress::Ethernet(mac));
+        if let Addressing::Dhcp(client) = &mut interface.addressing {
+            client.set_mac(mac);
+        }
     }
     wake();
 }
@@ -164,11 +159,8 @@ pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u
 
 /// Takes the stack away from a driver.
 pub fn detach(handle: &Handle) {
-    let mut interfaces = INTERFACES.lock();
-    for interface in interfaces.iter_mut().filter(|interface| Arc::ptr_eq(&interface.handle, handle)) {
-        interface.on_lease.drain(..).for_each(Waker::wake);
-    }
-    interfaces.retain(|interface| !Arc::ptr_eq(&interface.handle, handle));
+    INTERFACES.lock().retain(|interface| interface.handle().is_none_or(|other| !Arc::ptr_eq(other, handle)));
+    note_address();
 }
 
 /// The task that looks after all interfaces.
@@ -177,50 +169,12 @@ pub async fn run() {
         let mut next = None;
         let count = INTERFACES.lock().len();
         for index in 0..count {
-            let began = poll::free_clock();
-            // The lock is not held while a driver runs: its frames come back through here.
-            let (handle, unsent, deadline, at) = {
-                let mut interfaces = INTERFACES.lock();
-                let Some(interface) = interfaces.get_mut(index) else { break };
-                let (unsent, deadline) = match interface.serve() {
-                    Ok(served) => served,
-                    Err(cause) => {
-                        let handle = interface.handle.clone();
-                        drop(interfaces);
-                        module::condemn(&handle, cause);
-                        continue;
-                    }
-                };
-                let alive = interface.handle.lock().is_alive();
-                let at = interface.stack.poll_at(now(), &interface.sockets);
-                let at = at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64));
-                let at = at.into_iter().chain(deadline).min().filter(|_| alive);
-                (interface.handle.clone(), unsent, deadline, at)
-            };
-            // What the stack does with its frames is done for it.
-            poll::charge_work(&handle, began);
-            let overdue = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
-            // Only a driver that has just had its chance is to blame.
-            let had_its_turn = (unsent > 0 || overdue(deadline)) && poll::poll(&handle, Events::QUEUE) == Polled::Now;
-            if had_its_turn && overdue(deadline) {
-                let again = handle.lock().net.as_mut().map(|queues| queues.deadline_ns());
-                let cause = match again {
-                    Some(Ok(Some(at))) if overdue(Some(Instant::from_micros(at / 1000))) => {
-                        Some(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() })
-                    }
-                    Some(Err(cause)) => Some(cause),
-                    _ => None,
-                };
-                if let Some(cause) = cause {
-                    module::condemn(&handle, cause);
-                }
+            if let Some(at) = step(index) {
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
             // One that takes long keeps nobody but the next from its turn.
             if index + 1 < count {
                 yield_now().await;
-            }
-            if let Some(at) = at {
-                next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
         }
         // Driver and stack may have an answer for each other for ever: others have their turn in between.
@@ -242,150 +196,63 @@ pub async fn run() {
     }
 }
 
-impl Interface {
-    /// Lets the stack and the servers do all they can; returns how many frames wait for the driver, and when it
-    /// is taken for stuck if it sends none of those it has.
-    fn serve(&mut self) -> Result<(usize, Option<Instant>), Cause> {
-        let mut domain = self.handle.lock();
-        if !domain.is_alive() {
-            return Ok((0, None));
-        }
-        let Some(queues) = domain.net.as_mut() else { return Ok((0, None)) };
-        let mut cause = None;
-        loop {
-            let mut device = Adapter { queues, cause: &mut cause };
-            let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
-            if let Some(cause) = cause {
-                return Err(cause);
+/// Lets an interface do all it can; returns when it has something to do by itself.
+fn step(index: usize) -> Option<Instant> {
+    let began = poll::free_clock();
+    // The lock is not held while a driver runs: its frames come back through here.
+    let (handle, wishes, at) = {
+        let mut interfaces = INTERFACES.lock();
+        let interface = interfaces.get_mut(index)?;
+        let handle = interface.handle().cloned();
+        let wishes = match (interface.serve(), &handle) {
+            (Ok(wishes), _) => wishes,
+            (Err(cause), Some(handle)) => {
+                let handle = handle.clone();
+                drop(interfaces);
+                module::condemn(&handle, cause);
+                return None;
             }
-            let served = self.servers.serve(&mut self.sockets);
-            if !changed && !served {
-                break;
-            }
-        }
-        if let Some(event) = self.sockets.get_mut::<dhcpv4::Socket>(self.dhcp).poll() {
-            self.stack.update_ip_addrs(|addresses| addresses.clear());
-            self.stack.routes_mut().remove_default_ipv4_route();
-            if let dhcpv4::Event::Configured(config) = event
-                && is_host(config.address.address())
-            {
-                let address = config.address;
-                // There is room for one address and one route: both tables were just emptied.
-                self.stack.update_ip_addrs(|addresses| {
-                    let _ = addresses.push(IpCidr::Ipv4(address));
-                });
-                // The stack takes for granted that routers are hosts.
-                if let Some(router) = config.router.filter(|router| is_host(*router)) {
-                    let _ = self.stack.routes_mut().add_default_ipv4_route(router);
-                }
-                for waker in self.on_lease.drain(..) {
-                    waker.wake();
-                }
-            }
-        }
-        let deadline = queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000));
-        let served = (queues.take_unsent(), deadline);
-        let address = self.stack.ipv4_addr();
-        // A driver can have it be another one as often as it likes: once a second is told of.
-        let is_due = address != self.told && self.told_at.is_none_or(|at| at.elapsed().as_secs() >= 1);
-        if is_due {
-            self.told = address;
-            if let Some(address) = self.address() {
-                let text = format_args!("{}: address {address} from DHCP", self.name);
-                console::say_because_of(&Source::by_itself(&domain.name), Level::Info, text);
-                self.told_at = Some(Instant::now());
-            }
-        }
-        Ok(served)
+            // Nobody is to blame, and it has nobody to lie.
+            (Err(_), None) => return None,
+        };
+        (handle, wishes, interface.poll_at())
+    };
+    let Some(handle) = handle else { return at };
+    // What the stack does with its frames is done for it.
+    poll::charge_work(&handle, began);
+    if !handle.lock().is_alive() {
+        return None;
     }
-
-    fn address(&self) -> Option<String> {
-        self.stack.ip_addrs().first().map(ToString::to_string)
+    let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+    // Only a driver that has just had its chance is to blame.
+    let had_its_turn =
+        (wishes.poll || is_due(wishes.look_again) || is_due(wishes.deadline)) && poll(&handle) == Polled::Now;
+    if had_its_turn && is_due(wishes.deadline) {
+        blame(&handle);
     }
+    [at, wishes.deadline, wishes.look_again].into_iter().flatten().min()
 }
 
-/// A driver's queues as smoltcp sees them.
-struct Adapter<'a> {
-    queues: &'a mut Queues,
-    /// What the driver did wrong, if it did.
-    cause: &'a mut Option<Cause>,
+/// Has a driver look into its queues.
+fn poll(handle: &Handle) -> Polled {
+    if let Some(queues) = handle.lock().net.as_mut() {
+        queues.before_poll(crate::arch::time::uptime_ns());
+    }
+    poll::poll(handle, Events::QUEUE)
 }
 
-/// A received frame: a copy that the driver cannot change any more.
-struct Received {
-    frame: [u8; FRAME_BYTES],
-    len_bytes: usize,
-}
-
-struct Sending<'a> {
-    queues: &'a mut Queues,
-    cause: &'a mut Option<Cause>,
-}
-
-impl phy::Device for Adapter<'_> {
-    type RxToken<'a>
-        = Received
-    where
-        Self: 'a;
-    type TxToken<'a>
-        = Sending<'a>
-    where
-        Self: 'a;
-
-    fn receive(&mut self, _now: StackInstant) -> Option<(Received, Sending<'_>)> {
-        // An answer may be due at once: only take a frame if one can be sent.
-        self.transmit(_now)?;
-        let mut received = Received { frame: [0; FRAME_BYTES], len_bytes: 0 };
-        loop {
-            match self.queues.receive(&mut received.frame) {
-                Ok(len_bytes) => received.len_bytes = len_bytes?,
-                Err(cause) => {
-                    *self.cause = Some(cause);
-                    return None;
-                }
-            }
-            if received.frame.get(..received.len_bytes).is_some_and(is_harmless) {
-                return Some((received, Sending { queues: self.queues, cause: self.cause }));
-            }
+/// Ends a driver that has left a frame unsent for too long, if it has.
+fn blame(handle: &Handle) {
+    let again = handle.lock().net.as_mut().map(|queues| queues.deadline_ns());
+    let cause = match again {
+        Some(Ok(Some(at))) if Instant::from_micros(at / 1000) <= Instant::now() => {
+            Some(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() })
         }
-    }
-
-    fn transmit(&mut self, _now: StackInstant) -> Option<Sending<'_>> {
-        match self.queues.can_send() {
-            Ok(true) => Some(Sending { queues: self.queues, cause: self.cause }),
-            Ok(false) => None,
-            Err(cause) => {
-                *self.cause = Some(cause);
-                None
-            }
-        }
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = MAX_FRAME;
-        capabilities.checksum = ChecksumCapabilities::default();
-        capabilities
-    }
-}
-
-impl phy::RxToken for Received {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.frame.get(..self.len_bytes).unwrap_or(&[]))
-    }
-}
-
-impl phy::TxToken for Sending<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
-        let mut frame = [0; FRAME_BYTES];
-        // smoltcp keeps to the size that `capabilities` names.
-        let frame = &mut frame[..len_bytes.min(MAX_FRAME)];
-        let result = f(frame);
-        if let Err(cause) = self.queues.send(frame) {
-            *self.cause = Some(cause);
-        }
-        result
+        Some(Err(cause)) => Some(cause),
+        _ => None,
+    };
+    if let Some(cause) = cause {
+        module::condemn(handle, cause);
     }
 }
 
@@ -393,16 +260,22 @@ impl phy::TxToken for Sending<'_> {
 pub struct Status {
     /// Its name.
     pub name: String,
-    /// The driver's name.
+    /// The driver's name; empty for the loopback interface.
     pub driver: String,
     /// Whether that runs.
     pub is_alive: bool,
+    /// Whether a person lets it be used.
+    pub is_up: bool,
     /// Ethernet address.
     pub mac: String,
-    /// IPv4 address with prefix length, once there is one.
-    pub address: Option<String>,
+    /// IPv4 addresses with prefix lengths.
+    pub addresses: Vec<String>,
+    /// Whether a person has chosen them.
+    pub is_static: bool,
     /// Default router.
-    pub router: Option<String>,
+    pub router: Option<Ipv4Addr>,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
     /// Frames.
     pub counts: Counts,
     /// The last stream that its echo server took in to its end.
@@ -412,40 +285,202 @@ pub struct Status {
 /// What is known of all interfaces.
 pub fn status() -> Vec<Status> {
     let describe = |interface: &mut Interface| {
-        let domain = interface.handle.lock();
-        let mut router = None;
-        interface.stack.routes_mut().update(|routes| router = routes.first().map(|route| route.via_router.to_string()));
+        let counts = interface.counts();
+        let (mut driver, mut is_alive, mut mac) = (String::new(), true, String::new());
+        if let Some(handle) = interface.handle() {
+            let domain = handle.lock();
+            (driver, is_alive) = (domain.name.clone(), domain.is_alive());
+            mac = domain.net.as_ref().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default();
+        }
         Status {
             name: interface.name.clone(),
-            driver: domain.name.clone(),
-            is_alive: domain.is_alive(),
-            mac: domain.net.as_ref().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default(),
-            address: interface.address(),
-            router,
-            counts: domain.net.as_ref().map(|queues| queues.counts).unwrap_or_default(),
-            echoed: interface.servers.last_echoed().cloned(),
+            driver,
+            is_alive,
+            is_up: interface.is_up,
+            mac,
+            addresses: interface.addresses().map(|cidr| cidr.to_string()).collect(),
+            is_static: matches!(interface.addressing, Addressing::Static),
+            router: interface.router(),
+            dns: interface.dns.clone(),
+            counts,
+            echoed: interface.echoed(),
         }
     };
     INTERFACES.lock().iter_mut().map(describe).collect()
 }
 
-/// The driver of the first interface.
+/// The driver of the first interface that has one.
 pub fn first_driver() -> Option<Handle> {
-    INTERFACES.lock().first().map(|interface| interface.handle.clone())
+    INTERFACES.lock().iter().find_map(|interface| interface.handle().cloned())
 }
 
-/// Waits until the first interface has an address; `false` if there is no interface or `limit` has passed.
-pub async fn wait_for_address(limit: Duration) -> bool {
-    let leased = poll_fn(|context| {
+/// Longest wait for an address: three of a DHCP client's messages may be lost.
+pub const LEASE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Waits until `found` finds something in the interfaces; as long as an interface may yet have an address, and at most for
+/// [`LEASE_LIMIT`]. The error says what is missing.
+async fn wait_for<T>(mut found: impl FnMut(&mut Vec<Interface>) -> Option<T>) -> Result<T, String> {
+    let outcome = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
-        match interfaces.first_mut() {
-            None => Poll::Ready(false),
-            Some(interface) if interface.address().is_some() => Poll::Ready(true),
-            Some(interface) => {
-                wait_in(&mut interface.on_lease, context.waker());
-                Poll::Pending
-            }
+        if let Some(found) = found(&mut interfaces) {
+            return Poll::Ready(Ok(found));
         }
+        let drivers = || interfaces.iter().filter(|interface| interface.handle().is_some());
+        let Some(first) = drivers().next() else {
+            return Poll::Ready(Err("there is no network interface".to_string()));
+        };
+        if drivers().all(|interface| !interface.is_up) {
+            return Poll::Ready(Err(format!("{} is down", first.name)));
+        }
+        if drivers().all(|interface| !interface.has_future()) {
+            return Poll::Ready(Err(format!("{}'s driver was ended, and stays so", first.name)));
+        }
+        let waits = |interface: &Interface| {
+            matches!(interface.addressing, Addressing::Dhcp(_)) && interface.addresses().next().is_none()
+        };
+        if !drivers().any(|interface| interface.has_future() && waits(interface)) {
+            return Poll::Ready(Err("no interface leads there".to_string()));
+        }
+        wait_in(&mut ON_ADDRESS.lock(), context.waker());
+        Poll::Pending
     });
-    with_timeout(limit, leased).await.unwrap_or(false)
+    with_timeout(LEASE_LIMIT, outcome)
+        .await
+        .unwrap_or_else(|_| Err(format!("there was no address from DHCP within {} s", LEASE_LIMIT.as_secs())))
+}
+
+/// Waits until an interface has an address. The error says what is missing.
+pub async fn wait_for_address() -> Result<(), String> {
+    let has_address = |interface: &Interface| interface.handle().is_some() && interface.addresses().next().is_some();
+    wait_for(|interfaces| interfaces.iter().any(has_address).then_some(())).await
+}
+
+/// The number of the interface that leads to `host`; waited for, if one may come to. Its own addresses, and those of no network
+/// (127.0.0.0/8), are behind the loopback interface.
+async fn route(host: Ipv4Addr) -> Result<u64, String> {
+    wait_for(|interfaces| {
+        if host.is_loopback() || interfaces.iter().any(|interface| interface.is_own(host)) {
+            return Some(loopback(interfaces));
+        }
+        let ways = interfaces.iter_mut().filter(|interface| interface.handle().is_some() && interface.has_future());
+        let ways = ways.filter_map(|interface| Some((interface.route_to(host)?, interface.number)));
+        // The first one of those that are as good.
+        ways.min_by_key(|(shared, number)| (u8::MAX - shared, *number)).map(|(_, number)| number)
+    })
+    .await
+}
+
+/// The loopback interface, which has all addresses; made when it is needed for the first time.
+fn loopback(interfaces: &mut Vec<Interface>) -> u64 {
+    let host = |own: Ipv4Cidr| Ipv4Cidr::new(own.address(), 32);
+    let own: Vec<Ipv4Cidr> = interfaces
+        .iter()
+        .filter(|interface| interface.handle().is_some())
+        .flat_map(Interface::addresses)
+        .map(host)
+        .collect();
+    let place = match interfaces.iter().position(|interface| interface.handle().is_none()) {
+        Some(place) => place,
+        None => {
+            interfaces.push(Interface::loopback(next_number()));
+            interfaces.len() - 1
+        }
+    };
+    let all: Vec<Ipv4Cidr> = core::iter::once(Ipv4Cidr::new(Ipv4Address::LOCALHOST, 8)).chain(own).collect();
+    let Some(interface) = interfaces.get_mut(place) else { return u64::MAX };
+    if !interface.addresses().eq(all.iter().copied()) {
+        interface.set_addresses(&all);
+    }
+    interface.number
+}
+
+/// The interface called `name`, which has a driver.
+fn named(name: &str) -> Result<InterfaceGuard, String> {
+    let interfaces = INTERFACES.lock();
+    let place = interfaces.iter().position(|interface| interface.name == name && interface.handle().is_some());
+    let place = place.ok_or_else(|| format!("there is no interface '{name}'; 'ip' lists them"))?;
+    Ok(InterfaceGuard { interfaces, place })
+}
+
+/// An interface that was found, and the lock that it is under.
+struct InterfaceGuard {
+    interfaces: MutexGuard<'static, Vec<Interface>>,
+    place: usize,
+}
+
+impl InterfaceGuard {
+    fn with<T>(&mut self, then: impl FnOnce(&mut Interface) -> Result<T, String>) -> Result<T, String> {
+        then(self.interfaces.get_mut(self.place).ok_or("it is gone")?)
+    }
+}
+
+/// Gives an interface an address that a person has chosen; no server is asked for one from then on.
+pub fn add_address(name: &str, address: Ipv4Cidr, router: Option<Ipv4Addr>) -> Result<(), String> {
+    named(name)?.with(|interface| {
+        if !is_host(address.address()) || address.prefix_len() == 0 {
+            return Err(format!("{address} is no host's address"));
+        }
+        if router.is_some_and(|router| !is_host(router) || !address.contains_addr(&router)) {
+            return Err(format!("the router is not in {}", address.network()));
+        }
+        let mut addresses: Vec<Ipv4Cidr> = match interface.addressing {
+            Addressing::Static => interface.addresses().collect(),
+            Addressing::Dhcp(_) => Vec::new(),
+        };
+        if addresses.iter().any(|own| own.address() == address.address()) {
+            return Err(format!("{name} has {} already", address.address()));
+        }
+        if addresses.len() >= MAX_ADDRESSES {
+            return Err(format!("{name} has {MAX_ADDRESSES} addresses, which is the most"));
+        }
+        if matches!(interface.addressing, Addressing::Dhcp(_)) {
+            interface.addressing = Addressing::Static;
+            interface.set_router(None);
+            interface.dns.clear();
+        }
+        addresses.push(address);
+        interface.set_addresses(&addresses);
+        if router.is_some() {
+            interface.set_router(router);
+        }
+        Ok(())
+    })?;
+    note_address();
+    wake();
+    Ok(())
+}
+
+/// Takes an address away. When the last one that a person has chosen is gone, a server is asked for one.
+pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
+    named(name)?.with(|interface| {
+        let rest: Vec<Ipv4Cidr> = interface.addresses().filter(|own| own.address() != address).collect();
+        if rest.len() == interface.addresses().count() {
+            return Err(format!("{name} does not have {address}"));
+        }
+        interface.set_addresses(&rest);
+        let router = interface.router();
+        if router.is_some_and(|router| !rest.iter().any(|own| own.contains_addr(&router))) {
+            interface.set_router(None);
+        }
+        if rest.is_empty() {
+            let mac = interface.handle().and_then(|handle| Some(handle.lock().net.as_ref()?.mac)).unwrap_or_default();
+            let seed = crate::arch::time::tsc() as u32;
+            interface.addressing =
+                Addressing::Dhcp(ringfence_core::dhcp::Client::new(EthernetAddress(mac), seed, now()));
+        }
+        Ok(())
+    })?;
+    note_address();
+    wake();
+    Ok(())
+}
+
+/// Turns an interface on or off.
+pub fn set_up(name: &str, up: bool) -> Result<(), String> {
+    named(name)?.with(|interface| {
+        interface.set_up(up);
+        Ok(())
+    })?;
+    note_address();
+    Ok(())
 }

@@ -29,11 +29,17 @@ pub struct Queues {
     transmitted: Consumer,
     empty: Producer,
     received: Consumer,
-    /// Which frames the driver has: the kernel believes only itself.
+    /// Which frames the driver has: the kernel believes only itself. Of a receive frame, where in the queue of empty ones it is: until
+    /// the driver has taken it there, it is not the driver's to give back.
     tx_lent: [bool; TX_FRAMES],
-    rx_lent: [bool; RX_FRAMES],
+    rx_lent: [Option<u64>; RX_FRAMES],
+    /// Receive frames that were handed back since the driver was polled last, and the most that it has had.
+    handed_back: usize,
+    most_empty: u64,
     /// Frames put into `transmit` since the driver was last polled.
     unsent: usize,
+    /// When the driver was last polled for what is in its queues, in nanoseconds since boot.
+    polled_ns: u64,
     /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since boot.
     progress_ns: u64,
     /// The frames it has, in the order in which it got them.
@@ -127,8 +133,11 @@ impl Queues {
             empty: Producer::new(EMPTY),
             received: Consumer::new(RECEIVED),
             tx_lent: [false; TX_FRAMES],
-            rx_lent: [false; RX_FRAMES],
+            rx_lent: [None; RX_FRAMES],
+            handed_back: 0,
+            most_empty: 0,
             unsent: 0,
+            polled_ns: 0,
             progress_ns: 0,
             order: VecDeque::with_capacity(TX_FRAMES),
             inherited: VecDeque::new(),
@@ -142,10 +151,31 @@ impl Queues {
     }
 
     fn lend(&mut self, frame: usize) -> Result<(), Cause> {
+        let position = self.empty.position();
         if self.empty.put(&self.memory, entry(frame as u32, FRAME_BYTES as u32)).map_err(Cause::lie("empty"))? {
-            self.rx_lent[frame] = true;
+            self.rx_lent[frame] = Some(position);
+            self.handed_back += 1;
         }
         Ok(())
+    }
+
+    /// Whether the driver is to be polled so that it takes the receive frames that were handed back. **A device that has no empty
+    /// frame raises no interrupt, and would be deaf for ever**: so the driver is when it has less than a quarter of what it has had
+    /// at most.
+    pub fn is_starved(&mut self) -> Result<bool, Cause> {
+        if self.handed_back == 0 {
+            return Ok(false);
+        }
+        let taken = self.empty.taken(&self.memory).map_err(Cause::lie("empty"))?;
+        let filled = self.received.put(&self.memory).map_err(Cause::lie("received"))?;
+        let has = taken.saturating_sub(filled);
+        self.most_empty = self.most_empty.max(has);
+        Ok(has * 4 <= self.most_empty)
+    }
+
+    /// The driver is about to be polled, at `now_ns` since boot, and sees all that is there for it.
+    pub fn before_poll(&mut self, now_ns: u64) {
+        (self.unsent, self.handed_back, self.polled_ns) = (0, 0, now_ns);
     }
 
     /// Takes back the frames that were sent.
@@ -172,20 +202,27 @@ impl Queues {
 
     /// Whether a frame can be sent.
     pub fn can_send(&mut self) -> Result<bool, Cause> {
-        if self.tx_lent.contains(&false) {
-            return Ok(true);
+        Ok(self.free_frame()?.is_some())
+    }
+
+    /// A frame that can be sent.
+    #[inline]
+    fn free_frame(&mut self) -> Result<Option<usize>, Cause> {
+        let is_free = |lent: &bool| !*lent;
+        if let Some(number) = self.tx_lent.iter().position(is_free) {
+            return Ok(Some(number));
         }
         self.reclaim()?;
-        Ok(self.tx_lent.contains(&false))
+        Ok(self.tx_lent.iter().position(is_free))
     }
 
     /// Puts a frame (at most [`MAX_FRAME`] bytes) into the driver's hands; `false` if there is no room. The driver
     /// looks at it when it is polled.
     pub fn send(&mut self, frame: &[u8]) -> Result<bool, Cause> {
-        if frame.len() > MAX_FRAME || !self.can_send()? {
+        if frame.len() > MAX_FRAME {
             return Ok(false);
         }
-        let Some(number) = self.tx_lent.iter().position(|lent| !lent) else { return Ok(false) };
+        let Some(number) = self.free_frame()? else { return Ok(false) };
         self.tx.write(number * FRAME_BYTES, frame);
         let put = self
             .transmit
@@ -203,9 +240,16 @@ impl Queues {
         Ok(put)
     }
 
-    /// Frames put in since the last call: the driver must be polled for them.
-    pub fn take_unsent(&mut self) -> usize {
-        core::mem::take(&mut self.unsent)
+    /// Frames put in since the driver was polled last: it must be polled for them.
+    pub fn unsent(&self) -> usize {
+        self.unsent
+    }
+
+    /// When to look whether frames were sent that the driver has not given back, in nanoseconds since boot: its device may raise no
+    /// interrupt for that.
+    pub fn look_again_ns(&self) -> Option<u64> {
+        const LOOK_AGAIN_NS: u64 = 20_000_000;
+        (!self.order.is_empty()).then_some(self.polled_ns + LOOK_AGAIN_NS)
     }
 
     /// Copies the next received frame into `to` and returns its length in bytes.
@@ -224,9 +268,9 @@ impl Queues {
             let (frame, len_bytes) = split(taken);
             let (frame, len_bytes) = (frame as usize, len_bytes as usize);
             let bad = Cause::QueueEntry { queue: "received", entry: taken };
-            match self.rx_lent.get_mut(frame) {
-                Some(lent) if *lent => *lent = false,
-                _ => return Err(bad),
+            let position = self.rx_lent.get_mut(frame).and_then(Option::take).ok_or(bad)?;
+            if position >= self.empty.taken(&self.memory).map_err(Cause::lie("empty"))? {
+                return Err(bad);
             }
             let room = to.get_mut(..len_bytes).ok_or(bad)?;
             self.rx.read(frame * FRAME_BYTES, room);

@@ -47,6 +47,9 @@ pub enum ScsiError {
     },
     /// The device moved less data than it was asked for.
     Short,
+    /// Nothing went wrong, but the device says that it did not move more data than there is: QEMU does (-512, say) when it repeats what
+    /// its full disk could not take.
+    Residual,
     /// The blocks are not all on the disk.
     OutOfRange,
     /// It has blocks of so many bytes, which are not supported.
@@ -72,6 +75,7 @@ impl fmt::Display for ScsiError {
             ScsiError::Status { command, status, sense: None } => {
                 write!(f, "{command}: {}", sense::status_name(*status))
             }
+            ScsiError::Residual => write!(f, "the device says that it moved less than nothing"),
             ScsiError::Short => write!(f, "the device moved too little data"),
             ScsiError::BlockBytes(bytes) => write!(f, "blocks of {bytes} bytes are not supported"),
             ScsiError::OutOfRange => write!(f, "beyond the end of the disk"),
@@ -197,9 +201,7 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
         let sense = outcome.sense.get(..outcome.sense_len as usize).and_then(Sense::parse);
         return Err(ScsiError::Status { command, status, sense });
     }
-    // QEMU repeats a write when its disk was full and has room again, with a residual that is larger than the data (-512, say): one that
-    // cannot be true says nothing, and the status says that all is well.
-    Ok(len_bytes.checked_sub(outcome.residual as usize).unwrap_or(len_bytes))
+    len_bytes.checked_sub(outcome.residual as usize).ok_or(ScsiError::Residual)
 }
 
 /// Whether the device only wanted to mention something, and the command can be sent again.
@@ -285,6 +287,10 @@ pub async fn execute(
                 tries = 0;
             }
             Err(error) if is_mention(&error) && tries < TRIES => tries += 1,
+            // What cannot be true does not decide: the status says that a write was done, and what was read is read again.
+            Err(ScsiError::Residual) if data_in.is_empty() => return Ok(len_bytes),
+            Err(ScsiError::Residual) if tries < TRIES => tries += 1,
+            Err(ScsiError::Residual) => return Err(ScsiError::Short),
             result => return result,
         }
     }

@@ -36,6 +36,8 @@ enum State {
         command: Option<u64>,
         waker: Option<Waker>,
         abandoned: bool,
+        /// Where it is in the queue: the driver has it once that was taken there.
+        position: u64,
         /// The unit that it writes to, if it does.
         writes: Option<(u32, u32)>,
     },
@@ -139,10 +141,11 @@ impl Queues {
             cdb: cdb.padded(),
         };
         write_request(&self.memory, number, &request);
+        let position = self.submit.position();
         if !self.submit.put(&self.memory, number as u64).map_err(Cause::lie("submit"))? {
             return Ok(None);
         }
-        self.requests[number] = State::Sent { command, waker: None, abandoned: false, writes };
+        self.requests[number] = State::Sent { command, waker: None, abandoned: false, position, writes };
         Ok(Some(Ticket(number)))
     }
 
@@ -151,7 +154,10 @@ impl Queues {
         while let Some(taken) = self.complete.take(&self.memory).map_err(Cause::lie("complete"))? {
             let bad = Cause::QueueEntry { queue: "complete", entry: taken };
             let number = usize::try_from(taken).map_err(|_| bad)?;
-            let Some(State::Sent { .. }) = self.requests.get(number) else { return Err(bad) };
+            let Some(State::Sent { position, .. }) = self.requests.get(number) else { return Err(bad) };
+            if *position >= self.submit.taken(&self.memory).map_err(Cause::lie("submit"))? {
+                return Err(bad);
+            }
             let outcome = read_outcome(&self.memory, number).ok_or(bad)?;
             // A status is a byte (SAM-5 5.3.1): cut off, another one might read as GOOD.
             if outcome.status > u8::MAX.into() {

@@ -3,6 +3,7 @@
 use super::Answer;
 use crate::domain::Domain;
 use crate::domain::memory::Allegation;
+use crate::net::NoRoom;
 use crate::net::queues::Queues;
 use ringfence_abi::layout::QUEUE;
 use ringfence_abi::net::NetInfo;
@@ -20,8 +21,10 @@ pub fn rf_net_register(domain: &mut Domain, info: u64) -> Answer {
     if domain.net.is_some() {
         return Err(Refusal::Busy.into());
     }
-    if !crate::net::has_room(&domain.name) {
-        return Err(Refusal::NoMemory.into());
+    match crate::net::has_room(&domain.name) {
+        Ok(()) => {}
+        Err(NoRoom::TooMany) => return Err(Refusal::Full.into()),
+        Err(NoRoom::NoMemory) => return Err(Refusal::NoMemory.into()),
     }
     domain.net = Some(Queues::new(domain, info.mac)?);
     Ok(domain.base() + QUEUE)

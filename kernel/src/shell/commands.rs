@@ -4,7 +4,7 @@ use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
 use super::memory::{integrity, mem, vmmap};
 use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, ring, rmmod, tell};
-use super::network::{echoed, ip, ping, tcpecho};
+use super::network::{echoed, ip, nslookup, ping, tcpecho};
 use super::snippets::snippets;
 use super::trace::trace;
 use super::trials::{poke, trial};
@@ -66,8 +66,14 @@ static COMMANDS: &[Command] = &[
         trace
     ),
     command!("lspci", "lspci", "PCI functions", lspci),
-    command!("ip", "ip", "network interfaces; waits for an address", ip),
-    command!("ping", "ping HOST [-c COUNT] [-W MS]", "ICMP echo requests", ping),
+    command!(
+        "ip",
+        "ip [addr add A/N dev ethX [via ROUTER] | addr del A dev ethX | link set ethX up|down]",
+        "network interfaces, after a wait for an address; or gives one an address, takes one away",
+        ip
+    ),
+    command!("ping", "ping HOST [-c COUNT] [-i SECONDS] [-W MS] [-s BYTES]", "ICMP echo requests, one a second", ping),
+    command!("nslookup", "nslookup NAME", "a host's addresses, from the name server", nslookup),
     command!("tcpecho", "tcpecho HOST PORT BYTES [-W MS]", "have a TCP server echo bytes, and compare", tcpecho),
     command!("echoed", "echoed", "length and SHA-256 of the last TCP stream that was echoed", echoed),
     command!("lsblk", "lsblk", "disks", lsblk),
@@ -84,7 +90,7 @@ static COMMANDS: &[Command] = &[
     command!(
         "dmesg",
         "dmesg [error|warning|info] [NAME] [-w]",
-        "the kernel's log: all, what is as bad, what a driver had said; -w goes on",
+        "the kernel's log: all, as bad as that, or a driver's; -w goes on",
         dmesg
     ),
     command!("mem", "mem", "memory: free, kernel, domains", mem),

@@ -18,7 +18,7 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     scsi::scan::settled().await;
     let row = |cells: [&str; 7]| {
         let [name, driver, target, unit, blocks, bytes, model] = cells;
-        let row = format!("{name:<7} {driver:<14} {target:>6} {unit:>4} {blocks:>10} {bytes:>5}  {model}");
+        let row = format!("{name:<8} {driver:<16} {target:>6} {unit:>4} {blocks:>10} {bytes:>6}  {model}");
         // Wider, a terminal would begin its next row with words of the device's.
         println!("{}", row.chars().take(ROW).collect::<String>().trim_end());
     };
@@ -31,7 +31,7 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
             &disk.lun.to_string(),
             &disk.capacity.blocks.to_string(),
             &disk.capacity.block_bytes.to_string(),
-            &format!("{} {}", disk.identity.vendor, disk.identity.product),
+            &format!("{} {} {}", disk.identity.vendor, disk.identity.product, disk.identity.revision),
         ]);
     }
     Ok(())

@@ -1,79 +1,216 @@
 //! Commands about the network.
 
 use super::Outcome;
-use crate::{net, println, supervise};
+use crate::net::client::{self, MAX_PING};
+use crate::net::{self, Status};
+use crate::println;
 use alloc::format;
-use alloc::string::ToString;
-use embassy_time::{Duration, with_timeout};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+use embassy_time::{Duration, Instant, Timer, with_timeout};
 use ringfence_core::arguments::Arguments;
+use smoltcp::wire::Ipv4Cidr;
 
-/// Longest wait for an address.
-const LEASE_LIMIT: Duration = Duration::from_secs(10);
-
-/// Waits until the first interface has an address. The error says what is missing.
-async fn has_network() -> Outcome {
-    let leased = net::wait_for_address(LEASE_LIMIT).await;
-    match net::status().first() {
-        None => Err("there is no network interface".to_string()),
-        Some(first)
-            if !first.is_alive && !net::first_driver().is_some_and(|driver| supervise::will_be_back(&driver)) =>
-        {
-            Err(format!("{}'s driver was ended, and stays so", first.name))
+/// A host's address: itself, or that of the host of this name.
+async fn host(arguments: &mut Arguments<'_>) -> Result<Ipv4Addr, String> {
+    let word = arguments.word("the host's address or name")?;
+    match word.parse() {
+        Ok(address) => Ok(address),
+        // What has digits and dots only is no name.
+        Err(_) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
+            arguments.wrong(&format!("'{word}' is not an IPv4 address"))
         }
-        Some(_) if leased => Ok(()),
-        Some(first) => Err(format!("{} got no address from DHCP within {} s", first.name, LEASE_LIMIT.as_secs())),
+        Err(_) => {
+            let addresses = client::look_up(word).await?;
+            addresses.first().copied().ok_or_else(|| format!("'{word}' has no IPv4 address"))
+        }
     }
 }
 
-pub async fn ip(arguments: Arguments<'_>) -> Outcome {
-    arguments.end()?;
-    let outcome = has_network().await;
-    let interfaces = net::status();
-    for interface in &interfaces {
+pub async fn ip(mut arguments: Arguments<'_>) -> Outcome {
+    match arguments.optional() {
+        None => show().await,
+        Some("addr" | "address" | "a") => address(arguments).await,
+        Some("link") => link(arguments),
+        Some(other) => arguments.wrong(&format!("'{other}' is not known")),
+    }
+}
+
+/// Waits for an address, and shows what there is.
+async fn show() -> Outcome {
+    let outcome = net::wait_for_address().await;
+    for Status { name, driver, is_alive, is_up, mac, addresses, is_static, router, dns, counts, .. } in net::status() {
+        let addresses = if addresses.is_empty() { "no address".to_string() } else { addresses.join(" ") };
+        if driver.is_empty() {
+            println!("{name}: {addresses}");
+            continue;
+        }
         println!(
-            "{}: {} via {}{}, router {}\n      {}, {} frames out, {} in",
-            interface.name,
-            interface.address.as_deref().unwrap_or("no address"),
-            interface.driver,
-            if interface.is_alive { "" } else { ", which was ended" },
-            interface.router.as_deref().unwrap_or("none"),
-            interface.mac,
-            interface.counts.sent,
-            interface.counts.received
+            "{name}: {addresses} via {driver}{}{}, router {}",
+            if is_alive { "" } else { ", which was ended" },
+            if is_up { "" } else { ", down" },
+            router.map_or("none".to_string(), |router| router.to_string()),
         );
+        let dns: Vec<String> = dns.iter().map(|server| server.to_string()).collect();
+        let from = if is_static { ", static" } else { "" };
+        let dns = if dns.is_empty() { String::new() } else { format!(", names from {}", dns.join(" ")) };
+        println!("      {mac}, {} frames out, {} in{from}{dns}", counts.sent, counts.received);
     }
     outcome
 }
 
+/// `add A/N dev ethX [via R]` and `del A[/N] dev ethX`.
+async fn address(mut arguments: Arguments<'_>) -> Outcome {
+    let verb = arguments.optional();
+    if matches!(verb, None | Some("show")) {
+        arguments.end()?;
+        return show().await;
+    }
+    let word = arguments.word("the address")?;
+    let (address, prefix_len) = match word.split_once('/') {
+        Some((address, prefix_len)) => (address, prefix_len.parse::<u8>().ok().filter(|len| *len <= 32)),
+        None => (word, Some(32)),
+    };
+    let (Ok(address), Some(prefix_len)) = (address.parse::<Ipv4Addr>(), prefix_len) else {
+        return arguments.wrong(&format!("'{word}' is not an IPv4 address with a prefix length, as in 10.0.2.15/24"));
+    };
+    let (mut interface, mut router) = (None, None);
+    while let Some(option) = arguments.optional() {
+        match option {
+            "dev" => interface = Some(arguments.word("the interface")?.to_string()),
+            "via" => {
+                let word = arguments.word("the router's address")?;
+                let Ok(address) = word.parse() else {
+                    return arguments.wrong(&format!("'{word}' is not an IPv4 address"));
+                };
+                router = Some(address);
+            }
+            other => return arguments.wrong(&format!("'{other}' is not known")),
+        }
+    }
+    let Some(interface) = interface else { return arguments.wrong("the interface is missing: dev ethX") };
+    match verb {
+        Some("add") => net::add_address(&interface, Ipv4Cidr::new(address, prefix_len), router),
+        Some("del") => net::remove_address(&interface, address),
+        other => arguments.wrong(&format!("'{}' is not known", other.unwrap_or_default())),
+    }
+}
+
+/// `set ethX up|down`.
+fn link(mut arguments: Arguments<'_>) -> Outcome {
+    match arguments.word("set")? {
+        "set" => {}
+        other => return arguments.wrong(&format!("'{other}' is not known")),
+    }
+    let interface = arguments.word("the interface")?;
+    let up = match arguments.word("up or down")? {
+        "up" => true,
+        "down" => false,
+        other => return arguments.wrong(&format!("it must be up or down, not '{other}'")),
+    };
+    arguments.end()?;
+    net::set_up(interface, up)
+}
+
+/// Seconds, with up to three digits behind the point.
+fn seconds(arguments: &Arguments, word: &str) -> Result<Duration, String> {
+    const MOST_S: u64 = 86_400;
+    let (whole, part) = word.split_once('.').unwrap_or((word, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let milliseconds = format!("{part:0<3}").parse::<u64>().ok().filter(|_| part.len() <= 3 && digits(part));
+    let whole = whole.parse::<u64>().ok().filter(|whole| *whole <= MOST_S);
+    match (whole, milliseconds) {
+        (Some(whole), Some(milliseconds)) => Ok(Duration::from_millis(whole * 1000 + milliseconds)),
+        _ => arguments.wrong(&format!("'{word}' is no time in seconds, at most {MOST_S}")),
+    }
+}
+
+/// What became of pings.
+#[derive(Default)]
+struct Trips {
+    sent: u64,
+    times_us: Vec<u64>,
+}
+
+impl Trips {
+    /// Times that are kept: what is beyond only counts.
+    const KEPT: usize = 65536;
+
+    fn print(&self) {
+        let Trips { sent, times_us } = self;
+        let answered = times_us.len() as u64;
+        let lost = sent - answered;
+        match (times_us.iter().min(), times_us.iter().max()) {
+            (Some(min), Some(max)) => {
+                let average = times_us.iter().sum::<u64>() / answered;
+                println!("{sent} sent, {answered} answered, {lost} lost; min/avg/max {min}/{average}/{max} us");
+            }
+            _ => println!("{sent} sent, {answered} answered, {lost} lost"),
+        }
+    }
+}
+
 pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
-    let word = arguments.word("the host's address")?;
-    let host = word.parse().or_else(|_| arguments.wrong(&format!("'{word}' is not an IPv4 address")))?;
-    let (mut count, mut limit) = (4, Duration::from_secs(2));
+    let host = host(&mut arguments).await?;
+    let (mut count, mut limit, mut interval, mut len_bytes) = (4, Duration::from_secs(2), Duration::from_secs(1), 56);
     while let Some(option) = arguments.optional() {
         match option {
             "-c" => count = arguments.number::<u16>("the count")?,
             "-W" => limit = Duration::from_millis(arguments.milliseconds("the limit")?),
+            "-i" => {
+                let word = arguments.word("the interval")?;
+                interval = seconds(&arguments, word)?;
+            }
+            "-s" => len_bytes = arguments.number::<usize>("the size")?,
             other => return arguments.wrong(&format!("'{other}' is not known")),
         }
     }
-    has_network().await?;
-    let mut answered = 0;
+    if len_bytes > MAX_PING {
+        return arguments.wrong(&format!("the size is {MAX_PING} bytes at most"));
+    }
+    let mut trips = Trips::default();
     for sequence in 1..=count {
-        match net::client::ping(host, sequence, limit).await? {
+        let next = Instant::now() + interval;
+        let trip = client::ping(host, sequence, len_bytes, limit).await;
+        // What cannot be sent now cannot be sent later, either: its driver is gone for good, say.
+        let Ok(trip) = trip else {
+            if trips.sent > 0 {
+                trips.print();
+            }
+            return trip.map(drop);
+        };
+        trips.sent += 1;
+        match trip {
             Some(time) => {
-                answered += 1;
                 println!("answer from {host}: seq={sequence} time={} us", time.as_micros());
+                if trips.times_us.len() < Trips::KEPT {
+                    trips.times_us.push(time.as_micros());
+                }
             }
             None => println!("no answer: seq={sequence}"),
         }
+        if sequence < count {
+            Timer::at(next).await;
+        }
     }
-    println!("{count} sent, {answered} answered");
-    if answered == count { Ok(()) } else { Err(format!("{} lost", count - answered)) }
+    trips.print();
+    match trips.sent - trips.times_us.len() as u64 {
+        0 => Ok(()),
+        lost => Err(format!("{lost} lost")),
+    }
+}
+
+pub async fn nslookup(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the name")?;
+    arguments.end()?;
+    let addresses = client::look_up(name).await?;
+    addresses.iter().for_each(|address| println!("{name} {address}"));
+    if addresses.is_empty() { Err(format!("'{name}' has no IPv4 address")) } else { Ok(()) }
 }
 
 pub async fn tcpecho(mut arguments: Arguments<'_>) -> Outcome {
-    let word = arguments.word("the host's address")?;
-    let host = word.parse().or_else(|_| arguments.wrong(&format!("'{word}' is not an IPv4 address")))?;
+    let host = host(&mut arguments).await?;
     let port = arguments.number("the port")?;
     let len_bytes: usize = arguments.number("the length")?;
     let limit = match arguments.optional() {
@@ -82,9 +219,11 @@ pub async fn tcpecho(mut arguments: Arguments<'_>) -> Outcome {
         Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
     };
     arguments.end()?;
-    has_network().await?;
-    let echoed = with_timeout(limit, net::client::echo(host, port, len_bytes)).await;
-    echoed.unwrap_or(Err("not all came back in time"))?;
+    if !host.is_loopback() {
+        net::wait_for_address().await?;
+    }
+    let echoed = with_timeout(limit, client::echo(host, port, len_bytes)).await;
+    echoed.unwrap_or(Err("not all came back in time".to_string()))?;
     println!("{len_bytes} bytes came back as they were");
     Ok(())
 }

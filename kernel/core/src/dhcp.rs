@@ -1,0 +1,786 @@
+//! A DHCP client (RFC 2131, 2132): frames in, frames out, and what address there is. It believes as much of a server's answer as can
+//! be true, and makes up for what servers in the field leave out as other clients do.
+
+use crate::servers::is_host;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr,
+    UdpPacket, UdpRepr,
+};
+
+const SERVER_PORT: u16 = 67;
+const CLIENT_PORT: u16 = 68;
+
+/// The fixed part of a message (RFC 2131, 2), what its options begin with, and the length that relays do not drop (RFC 1542, 2.1).
+const FIXED: usize = 236;
+const MAGIC: [u8; 4] = [99, 130, 83, 99];
+const SHORTEST: usize = 300;
+/// Where `sname` and `file` are, which may have options, too.
+const SNAME: core::ops::Range<usize> = 44..108;
+const FILE: core::ops::Range<usize> = 108..236;
+
+/// Wait before a message is sent again; it doubles each time (RFC 2131, 4.1).
+const FIRST_RETRY: Duration = Duration::from_secs(4);
+const LAST_RETRY: Duration = Duration::from_secs(64);
+/// Requests for an address that a server has offered, before others are asked.
+const REQUESTS: u32 = 4;
+/// A server that refuses what it has offered is not asked again at once.
+const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+/// What a lease lasts if the server does not say, and at least, in seconds.
+const USUAL_LEASE_S: u32 = 3600;
+const SHORTEST_LEASE_S: u32 = 10;
+/// Shortest wait while a lease is being renewed (RFC 2131, 4.4.5).
+const RENEW_RETRY: Duration = Duration::from_secs(60);
+/// Name servers that are kept.
+const MAX_DNS: usize = 3;
+
+mod option {
+    pub const PAD: u8 = 0;
+    pub const MASK: u8 = 1;
+    pub const ROUTER: u8 = 3;
+    pub const DNS: u8 = 6;
+    pub const REQUESTED: u8 = 50;
+    pub const LEASE: u8 = 51;
+    pub const OVERLOAD: u8 = 52;
+    pub const TYPE: u8 = 53;
+    pub const SERVER: u8 = 54;
+    pub const WANTED: u8 = 55;
+    pub const RENEW: u8 = 58;
+    pub const REBIND: u8 = 59;
+    pub const CLIENT: u8 = 61;
+    pub const END: u8 = 255;
+}
+
+mod message {
+    pub const DISCOVER: u8 = 1;
+    pub const OFFER: u8 = 2;
+    pub const REQUEST: u8 = 3;
+    pub const ACK: u8 = 5;
+    pub const NAK: u8 = 6;
+}
+
+/// An address, and what goes with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// How many of its bits are the network's.
+    pub prefix_len: u8,
+    /// The way to all other networks.
+    pub router: Option<Ipv4Addr>,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// What a frame or time has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// There is an address: another one, or the same with something else that goes with it.
+    Got(Lease),
+    /// The address is not to be used any more.
+    Lost,
+}
+
+/// Who leased an address, and for how long.
+#[derive(Debug, Clone)]
+struct Bound {
+    lease: Lease,
+    server: Ipv4Addr,
+    /// Who sent the server's frame: it, or what is between.
+    from: EthernetAddress,
+    rebind: Option<Instant>,
+    expires: Option<Instant>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// Servers are asked for an offer.
+    Selecting,
+    /// A server is asked for what it has offered.
+    Requesting { server: Ipv4Addr, address: Ipv4Addr },
+    /// There is a lease, which is renewed when it is time.
+    Bound(Bound),
+}
+
+/// A client.
+#[derive(Debug)]
+pub struct Client {
+    mac: EthernetAddress,
+    state: State,
+    transaction: u32,
+    /// When the next message is due, and how many of its kind were sent.
+    due: Instant,
+    sent: u32,
+    /// When it began to ask (RFC 2131, `secs`).
+    since: Instant,
+    /// What it had before, and would like to have again.
+    wish: Option<Ipv4Addr>,
+    random: u32,
+}
+
+impl Client {
+    /// One that begins to ask at `now`. Its random numbers follow from `seed`.
+    pub fn new(mac: EthernetAddress, seed: u32, now: Instant) -> Client {
+        let mut client = Client {
+            mac,
+            state: State::Selecting,
+            transaction: 0,
+            due: now,
+            sent: 0,
+            since: now,
+            wish: None,
+            random: seed | 1,
+        };
+        client.begin(State::Selecting, now);
+        client
+    }
+
+    /// Another Ethernet address is its own from now on.
+    pub fn set_mac(&mut self, mac: EthernetAddress) {
+        self.mac = mac;
+    }
+
+    /// Begins anew: the link was down, and may lead elsewhere.
+    pub fn restart(&mut self, now: Instant) {
+        if let State::Bound(bound) = &self.state {
+            self.wish = Some(bound.lease.address);
+        }
+        self.since = now;
+        self.begin(State::Selecting, now);
+    }
+
+    /// The lease, if there is one.
+    pub fn lease(&self) -> Option<&Lease> {
+        match &self.state {
+            State::Bound(bound) => Some(&bound.lease),
+            _ => None,
+        }
+    }
+
+    /// When it wants to be asked next ([`Client::poll`]).
+    pub fn due(&self) -> Instant {
+        match &self.state {
+            State::Bound(bound) => bound.expires.map_or(self.due, |expires| self.due.min(expires)),
+            _ => self.due,
+        }
+    }
+
+    /// xorshift32.
+    fn random(&mut self) -> u32 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 17;
+        self.random ^= self.random << 5;
+        self.random
+    }
+
+    /// Goes over to `state`, and does what is to be done there at `at`.
+    fn begin(&mut self, state: State, at: Instant) {
+        if !matches!(state, State::Requesting { .. }) {
+            self.transaction = self.random();
+        }
+        self.state = state;
+        self.sent = 0;
+        self.due = at;
+    }
+
+    /// Wait before the next message: it doubles, give or take a second.
+    fn retry(&mut self) -> Duration {
+        let wait = FIRST_RETRY.total_millis() << self.sent.saturating_sub(1).min(4);
+        let jitter = u64::from(self.random() % 2000);
+        Duration::from_millis(wait.min(LAST_RETRY.total_millis()) + jitter - 1000)
+    }
+
+    /// What is due at `now`: a frame to send, if there is one, and what has changed because of the time.
+    pub fn poll(&mut self, now: Instant) -> (Option<Vec<u8>>, Option<Change>) {
+        if let State::Bound(bound) = &self.state
+            && bound.expires.is_some_and(|expires| now >= expires)
+        {
+            self.wish = Some(bound.lease.address);
+            self.since = now;
+            self.begin(State::Selecting, now);
+            return (None, Some(Change::Lost));
+        }
+        if now < self.due {
+            return (None, None);
+        }
+        self.sent = self.sent.saturating_add(1);
+        let frame = match self.state.clone() {
+            State::Selecting => {
+                self.due = now + self.retry();
+                let wish = self.wish.map(|wish| (option::REQUESTED, wish));
+                self.broadcast(now, message::DISCOVER, Ipv4Addr::UNSPECIFIED, &Vec::from_iter(wish))
+            }
+            State::Requesting { .. } if self.sent > REQUESTS => {
+                self.begin(State::Selecting, now);
+                return (None, None);
+            }
+            State::Requesting { server, address } => {
+                self.due = now + self.retry();
+                let named = [(option::REQUESTED, address), (option::SERVER, server)];
+                self.broadcast(now, message::REQUEST, Ipv4Addr::UNSPECIFIED, &named)
+            }
+            State::Bound(bound) => self.renew(now, &bound),
+        };
+        (Some(frame), None)
+    }
+
+    /// Asks for more time: who gave the lease, or from some time on anybody.
+    fn renew(&mut self, now: Instant, bound: &Bound) -> Vec<u8> {
+        if self.sent == 1 {
+            self.since = now;
+            self.transaction = self.random();
+        }
+        let rebinds = bound.rebind.is_some_and(|rebind| now >= rebind);
+        // Half of what is left, but no less than a minute.
+        let until = if rebinds { bound.expires } else { bound.rebind };
+        self.due = until.map_or(now + LAST_RETRY, |until| {
+            let half = Duration::from_millis((until - now).total_millis() / 2);
+            (now + half.max(RENEW_RETRY)).min(until.max(now + Duration::from_secs(1)))
+        });
+        let address = bound.lease.address;
+        let body = self.body(now, message::REQUEST, address, &[]);
+        match rebinds {
+            true => self.frame(EthernetAddress::BROADCAST, address, Ipv4Addr::BROADCAST, &body),
+            false => self.frame(bound.from, address, bound.server, &body),
+        }
+    }
+
+    fn broadcast(&self, now: Instant, kind: u8, client: Ipv4Addr, named: &[(u8, Ipv4Addr)]) -> Vec<u8> {
+        let body = self.body(now, kind, client, named);
+        self.frame(EthernetAddress::BROADCAST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &body)
+    }
+
+    /// A message with options that are addresses.
+    fn body(&self, now: Instant, kind: u8, client: Ipv4Addr, named: &[(u8, Ipv4Addr)]) -> Vec<u8> {
+        const BOOT_REQUEST: u8 = 1;
+        const ETHERNET: u8 = 1;
+        let mac = self.mac.as_bytes();
+        let seconds = u16::try_from((now - self.since).secs()).unwrap_or(u16::MAX);
+        let mut body = vec![BOOT_REQUEST, ETHERNET, mac.len() as u8, 0];
+        body.extend(self.transaction.to_be_bytes());
+        body.extend(seconds.to_be_bytes());
+        body.extend([0, 0]);
+        body.extend(client.octets());
+        body.resize(28, 0);
+        body.extend(mac);
+        body.resize(FIXED, 0);
+        body.extend(MAGIC);
+        body.extend([option::TYPE, 1, kind]);
+        body.extend([option::CLIENT, 7, ETHERNET]);
+        body.extend(mac);
+        for (code, address) in named {
+            body.extend([*code, 4]);
+            body.extend(address.octets());
+        }
+        let wanted = [option::MASK, option::ROUTER, option::DNS, option::LEASE, option::RENEW, option::REBIND];
+        body.extend([option::WANTED, wanted.len() as u8]);
+        body.extend(wanted);
+        body.push(option::END);
+        body.resize(body.len().max(SHORTEST), option::PAD);
+        body
+    }
+
+    /// A frame with a message.
+    fn frame(&self, to: EthernetAddress, source: Ipv4Addr, target: Ipv4Addr, body: &[u8]) -> Vec<u8> {
+        let udp = UdpRepr { src_port: CLIENT_PORT, dst_port: SERVER_PORT };
+        let ip = Ipv4Repr {
+            src_addr: source,
+            dst_addr: target,
+            next_header: IpProtocol::Udp,
+            payload_len: udp.header_len() + body.len(),
+            hop_limit: 64,
+        };
+        let ethernet = EthernetRepr { src_addr: self.mac, dst_addr: to, ethertype: EthernetProtocol::Ipv4 };
+        let mut bytes = vec![0; ethernet.buffer_len() + ip.buffer_len() + ip.payload_len];
+        let checksums = ChecksumCapabilities::default();
+        let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+        ethernet.emit(&mut frame);
+        let mut packet = Ipv4Packet::new_unchecked(frame.payload_mut());
+        ip.emit(&mut packet, &checksums);
+        let mut datagram = UdpPacket::new_unchecked(packet.payload_mut());
+        let fill = |payload: &mut [u8]| payload.copy_from_slice(body);
+        let (source, target) = (IpAddress::Ipv4(source), IpAddress::Ipv4(target));
+        udp.emit(&mut datagram, &source, &target, body.len(), fill, &checksums);
+        bytes
+    }
+
+    /// Takes in a frame that is for it ([`is_reply`]); what that changes.
+    pub fn receive(&mut self, now: Instant, frame: &[u8]) -> Option<Change> {
+        let (from, source, body) = reply(frame)?;
+        let answer = Answer::parse(body)?;
+        if answer.transaction != self.transaction || answer.hardware != self.mac.as_bytes() {
+            return None;
+        }
+        match (answer.kind, self.state.clone()) {
+            (message::OFFER, State::Selecting) if is_host(answer.address) => {
+                // A server that does not say who it is is who has sent it.
+                let server = answer.server.unwrap_or(source);
+                self.begin(State::Requesting { server, address: answer.address }, now);
+                None
+            }
+            (message::ACK, State::Requesting { server, address }) => {
+                self.bind(now, &answer, server, address, from, None)
+            }
+            (message::ACK, State::Bound(bound)) if self.sent > 0 => {
+                self.bind(now, &answer, bound.server, bound.lease.address, from, Some(&bound.lease))
+            }
+            (message::NAK, State::Requesting { .. }) => {
+                self.wish = None;
+                self.begin(State::Selecting, now + AFTER_REFUSAL);
+                None
+            }
+            (message::NAK, State::Bound(_)) if self.sent > 0 => {
+                self.wish = None;
+                self.since = now;
+                self.begin(State::Selecting, now + AFTER_REFUSAL);
+                Some(Change::Lost)
+            }
+            _ => None,
+        }
+    }
+
+    /// Has a lease from now on. What the answer leaves out is as it was in the lease `before`, if that was for the same address.
+    fn bind(
+        &mut self,
+        now: Instant,
+        answer: &Answer,
+        server: Ipv4Addr,
+        asked: Ipv4Addr,
+        from: EthernetAddress,
+        before: Option<&Lease>,
+    ) -> Option<Change> {
+        // One that grants another address than was asked for means it; one that grants none means that.
+        let address = if is_host(answer.address) { answer.address } else { asked };
+        let same = before.filter(|before| before.address == address);
+        let prefix_len = answer.prefix_len.or(same.map(|same| same.prefix_len)).unwrap_or(usual_prefix_len(address));
+        let router = answer.router.or(same.and_then(|same| same.router));
+        let dns = match (answer.dns.is_empty(), same) {
+            (true, Some(same)) => same.dns.clone(),
+            _ => answer.dns.clone(),
+        };
+        let lease = Lease { address, prefix_len, router, dns };
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let (renew, rebind, expires) = match answer.lease_s.unwrap_or(USUAL_LEASE_S) {
+            // For ever.
+            u32::MAX => (None, None, None),
+            lease_s => {
+                let lease_s = lease_s.max(SHORTEST_LEASE_S);
+                // Times that come in another order than they must are not believed.
+                let rebind = answer.rebind_s.filter(|rebind| (1..lease_s).contains(rebind));
+                let rebind = rebind.unwrap_or((u64::from(lease_s) * 7 / 8) as u32);
+                let renew =
+                    answer.renew_s.filter(|renew| (1..rebind).contains(renew)).unwrap_or((lease_s / 2).min(rebind));
+                (Some(now + seconds(renew)), Some(now + seconds(rebind)), Some(now + seconds(lease_s)))
+            }
+        };
+        let server = answer.server.unwrap_or(server);
+        let changed = before != Some(&lease);
+        let bound = Bound { lease: lease.clone(), server, from, rebind, expires };
+        let far = now + Duration::from_secs(u64::from(u32::MAX));
+        self.begin(State::Bound(bound), renew.unwrap_or(far));
+        self.wish = Some(address);
+        changed.then_some(Change::Got(lease))
+    }
+}
+
+/// What an address without a mask has (RFC 791, 2.3).
+fn usual_prefix_len(address: Ipv4Addr) -> u8 {
+    match address.octets()[0] {
+        0..128 => 8,
+        128..192 => 16,
+        _ => 24,
+    }
+}
+
+/// What a server says.
+struct Answer<'a> {
+    transaction: u32,
+    hardware: &'a [u8],
+    kind: u8,
+    address: Ipv4Addr,
+    server: Option<Ipv4Addr>,
+    prefix_len: Option<u8>,
+    router: Option<Ipv4Addr>,
+    dns: Vec<Ipv4Addr>,
+    lease_s: Option<u32>,
+    renew_s: Option<u32>,
+    rebind_s: Option<u32>,
+}
+
+impl<'a> Answer<'a> {
+    fn parse(body: &'a [u8]) -> Option<Answer<'a>> {
+        const BOOT_REPLY: u8 = 2;
+        let word = |at: usize| Some(u32::from_be_bytes(body.get(at..at + 4)?.try_into().ok()?));
+        if *body.first()? != BOOT_REPLY || body.get(FIXED..FIXED + MAGIC.len())? != MAGIC {
+            return None;
+        }
+        let mut answer = Answer {
+            transaction: word(4)?,
+            hardware: body.get(28..34)?,
+            kind: 0,
+            address: Ipv4Addr::from_bits(word(16)?),
+            server: None,
+            prefix_len: None,
+            router: None,
+            dns: Vec::new(),
+            lease_s: None,
+            renew_s: None,
+            rebind_s: None,
+        };
+        let overload = answer.read(body.get(FIXED + MAGIC.len()..)?);
+        if overload & 1 != 0 {
+            answer.read(body.get(FILE)?);
+        }
+        if overload & 2 != 0 {
+            answer.read(body.get(SNAME)?);
+        }
+        (answer.kind != 0).then_some(answer)
+    }
+
+    /// Takes in options, up to their end or to where they are cut off; returns which other fields have some, too.
+    fn read(&mut self, mut options: &[u8]) -> u8 {
+        let mut overload = 0;
+        while let Some((code, rest)) = options.split_first() {
+            match *code {
+                option::PAD => {
+                    options = rest;
+                    continue;
+                }
+                option::END => break,
+                _ => {}
+            }
+            let Some((len_bytes, rest)) = rest.split_first() else { break };
+            let Some((value, rest)) = rest.split_at_checked(usize::from(*len_bytes)) else { break };
+            options = rest;
+            let number = || Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?));
+            let mut addresses = value.chunks_exact(4).filter_map(|bytes| {
+                let address = Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?);
+                is_host(address).then_some(address)
+            });
+            match *code {
+                option::TYPE => self.kind = value.first().copied().unwrap_or(0),
+                option::SERVER => self.server = addresses.next(),
+                option::ROUTER => self.router = addresses.next(),
+                option::DNS => self.dns = addresses.take(MAX_DNS).collect(),
+                option::MASK => {
+                    // One with holes, or of nothing, is none.
+                    let bits = number().filter(|mask| *mask != 0 && mask.leading_ones() == mask.count_ones());
+                    self.prefix_len = bits.map(|mask| mask.count_ones() as u8);
+                }
+                option::LEASE => self.lease_s = number(),
+                option::RENEW => self.renew_s = number(),
+                option::REBIND => self.rebind_s = number(),
+                option::OVERLOAD => overload = value.first().copied().unwrap_or(0),
+                _ => {}
+            }
+        }
+        overload
+    }
+}
+
+/// Who sent a frame to a DHCP client's port, with which address, and the message; `None` if it is no such frame.
+fn reply(frame: &[u8]) -> Option<(EthernetAddress, Ipv4Addr, &[u8])> {
+    let frame = EthernetFrame::new_checked(frame).ok()?;
+    if frame.ethertype() != EthernetProtocol::Ipv4 {
+        return None;
+    }
+    let from = frame.src_addr();
+    let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
+    if packet.next_header() != IpProtocol::Udp || packet.more_frags() || packet.frag_offset() != 0 {
+        return None;
+    }
+    let source = packet.src_addr();
+    let datagram = UdpPacket::new_checked(packet.payload()).ok()?;
+    if datagram.dst_port() != CLIENT_PORT {
+        return None;
+    }
+    Some((from, source, datagram.payload()))
+}
+
+/// Whether a frame is for a DHCP client with this Ethernet address, and nobody else.
+pub fn is_reply(frame: &[u8], mac: EthernetAddress) -> bool {
+    let to = EthernetFrame::new_checked(frame).map(|frame| frame.dst_addr());
+    to.is_ok_and(|to| to == mac || to.is_broadcast()) && reply(frame).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MAC: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0, 0, 1]);
+    const SERVER: (EthernetAddress, Ipv4Addr) = (EthernetAddress([2; 6]), Ipv4Addr::new(10, 0, 2, 2));
+    const OWN: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+    const MASK: (u8, &[u8]) = (option::MASK, &[255, 255, 255, 0]);
+    const ROUTER: (u8, &[u8]) = (option::ROUTER, &[10, 0, 2, 2]);
+    const DNS: (u8, &[u8]) = (option::DNS, &[10, 0, 2, 3]);
+    const IS_SERVER: (u8, &[u8]) = (option::SERVER, &[10, 0, 2, 2]);
+    const LEASE: (u8, &[u8]) = (option::LEASE, &[0, 0, 0, 100]);
+
+    fn seconds(seconds: i64) -> Instant {
+        Instant::from_secs(seconds)
+    }
+
+    /// A server's frame to the client that has sent `asked`.
+    fn answer(asked: &[u8], kind: u8, address: Ipv4Addr, options: &[(u8, &[u8])]) -> Vec<u8> {
+        let asked = &asked[42..];
+        let mut body = vec![2, 1, 6, 0];
+        body.extend(&asked[4..8]);
+        body.resize(16, 0);
+        body.extend(address.octets());
+        body.resize(28, 0);
+        body.extend(&asked[28..34]);
+        body.resize(FIXED, 0);
+        body.extend(MAGIC);
+        body.extend([option::TYPE, 1, kind]);
+        for (code, value) in options {
+            body.extend([*code, value.len() as u8]);
+            body.extend(*value);
+        }
+        body.push(option::END);
+        let sender = Client::new(SERVER.0, 1, seconds(0));
+        let mut frame = sender.frame(MAC, SERVER.1, address, &body);
+        // The ports are the other way round; the checksum is not looked at.
+        frame[34..38].copy_from_slice(&[0, 67, 0, 68]);
+        frame
+    }
+
+    fn kind(frame: &[u8]) -> u8 {
+        frame[42 + FIXED + 6]
+    }
+
+    fn has_option(frame: &[u8], code: u8) -> bool {
+        let mut options = &frame[42 + FIXED + 4..];
+        while let [found, len, rest @ ..] = options {
+            match *found {
+                option::END => return false,
+                found if found == code => return true,
+                _ => options = &rest[usize::from(*len)..],
+            }
+        }
+        false
+    }
+
+    /// A client that has a lease with these options since second 0, and what it was told.
+    fn bound(options: &[(u8, &[u8])]) -> (Client, Change) {
+        let mut client = Client::new(MAC, 7, seconds(0));
+        let discover = client.poll(seconds(0)).0.expect("it asks");
+        assert_eq!(kind(&discover), message::DISCOVER);
+        let offer = answer(&discover, message::OFFER, OWN, options);
+        assert!(is_reply(&offer, MAC));
+        assert_eq!(client.receive(seconds(0), &offer), None);
+        let request = client.poll(seconds(0)).0.expect("it asks for what was offered");
+        assert_eq!(kind(&request), message::REQUEST);
+        assert!(has_option(&request, option::REQUESTED) && has_option(&request, option::SERVER));
+        let change = client.receive(seconds(0), &answer(&request, message::ACK, OWN, options));
+        (client, change.expect("it has it"))
+    }
+
+    fn lease(router: Option<[u8; 4]>, prefix_len: u8) -> Lease {
+        Lease { address: OWN, prefix_len, router: router.map(Ipv4Addr::from), dns: vec![Ipv4Addr::new(10, 0, 2, 3)] }
+    }
+
+    #[test]
+    fn a_lease_is_what_the_server_says() {
+        let (client, change) = bound(&[IS_SERVER, LEASE, MASK, ROUTER, DNS]);
+        assert_eq!(change, Change::Got(lease(Some([10, 0, 2, 2]), 24)));
+        // Half of its time is the time to renew it.
+        assert_eq!(client.due(), seconds(50));
+    }
+
+    /// What is sent is what `wire` reads.
+    #[test]
+    fn messages_are_well_formed() {
+        let mut client = Client::new(MAC, 7, seconds(0));
+        let frame = client.poll(seconds(3)).0.unwrap();
+        let ethernet = EthernetFrame::new_checked(&frame[..]).unwrap();
+        assert!(ethernet.dst_addr().is_broadcast() && ethernet.src_addr() == MAC);
+        let packet = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+        assert!(packet.verify_checksum() && packet.dst_addr().is_broadcast());
+        let datagram = UdpPacket::new_checked(packet.payload()).unwrap();
+        assert!(datagram.verify_checksum(&packet.src_addr().into(), &packet.dst_addr().into()));
+        assert_eq!((datagram.src_port(), datagram.dst_port()), (68, 67));
+        assert!(datagram.payload().len() >= SHORTEST);
+        assert_eq!(datagram.payload()[8..10], [0, 3]);
+    }
+
+    /// RFC 2131, 4.1: after about 4 seconds, 8, 16, 32, and then each 64.
+    #[test]
+    fn what_nobody_answers_is_said_again() {
+        let mut client = Client::new(MAC, 9, seconds(0));
+        let mut last = seconds(0);
+        client.poll(last).0.expect("at once");
+        for expected in [4, 8, 16, 32, 64, 64, 64] {
+            let due = client.due();
+            let wait = (due - last).total_millis() as i64;
+            assert!((wait - expected * 1000).abs() <= 1000, "{wait} ms in place of {expected} s");
+            assert_eq!(client.poll(due - Duration::from_millis(1)).0, None);
+            assert_eq!(kind(&client.poll(due).0.unwrap()), message::DISCOVER);
+            last = due;
+        }
+        // A server that offers and then says nothing is given up for others.
+        let mut client = Client::new(MAC, 9, seconds(0));
+        let discover = client.poll(seconds(0)).0.unwrap();
+        client.receive(seconds(0), &answer(&discover, message::OFFER, OWN, &[]));
+        let mut kinds = Vec::new();
+        let mut now = seconds(0);
+        while kinds.len() < 6 {
+            kinds.extend(client.poll(now).0.map(|frame| kind(&frame)));
+            now = client.due();
+        }
+        assert_eq!(kinds, [3, 3, 3, 3, 1, 1]);
+    }
+
+    /// The lease stays what it was when a renewal says less of it.
+    #[test]
+    fn a_renewal_may_leave_out_what_was_said() {
+        let (mut client, change) = bound(&[IS_SERVER, LEASE, MASK, ROUTER, DNS]);
+        let renewal = client.poll(seconds(50)).0.unwrap();
+        assert_eq!(renewal[..6], SERVER.0.0);
+        assert_eq!(renewal[30..34], SERVER.1.octets());
+        assert!(!has_option(&renewal, option::REQUESTED) && !has_option(&renewal, option::SERVER));
+        assert_eq!(client.receive(seconds(51), &answer(&renewal, message::ACK, OWN, &[LEASE])), None);
+        assert_eq!(Some(&change), client.lease().cloned().map(Change::Got).as_ref());
+        assert_eq!(client.due(), seconds(101));
+        // Nor does it end when its address is left out, too.
+        let renewal = client.poll(seconds(101)).0.unwrap();
+        assert_eq!(client.receive(seconds(102), &answer(&renewal, message::ACK, Ipv4Addr::UNSPECIFIED, &[])), None);
+        assert_eq!(client.lease().unwrap().address, OWN);
+        // Another router is another lease.
+        let renewal = client.poll(client.due()).0.unwrap();
+        let other = answer(&renewal, message::ACK, OWN, &[LEASE, (option::ROUTER, &[10, 0, 2, 9])]);
+        assert_eq!(client.receive(seconds(3000), &other), Some(Change::Got(lease(Some([10, 0, 2, 9]), 24))));
+    }
+
+    #[test]
+    fn a_lease_is_renewed_then_rebound_then_lost() {
+        let (mut client, _) = bound(&[IS_SERVER, (option::LEASE, &[0, 0, 1, 0x90]), MASK]);
+        let mut said = Vec::new();
+        let mut now = client.due();
+        let lost_at = loop {
+            match client.poll(now) {
+                (Some(frame), None) => said.push((now.secs(), frame[..6] == [0xff; 6])),
+                (None, Some(Change::Lost)) => break now,
+                other => panic!("{other:?}"),
+            }
+            now = client.due();
+        };
+        assert_eq!(lost_at, seconds(400));
+        assert_eq!(said[0], (200, false));
+        assert!(said.iter().filter(|(_, all)| *all).all(|(at, _)| *at >= 350), "{said:?}");
+        assert!(said.iter().any(|(_, all)| *all) && said.len() < 12, "{said:?}");
+        assert_eq!(kind(&client.poll(lost_at).0.unwrap()), message::DISCOVER);
+    }
+
+    #[test]
+    fn what_servers_leave_out_is_made_up_for() {
+        // No server identifier, no lease time, no mask, no router.
+        let (client, change) = bound(&[DNS]);
+        assert_eq!(change, Change::Got(lease(None, 8)));
+        assert_eq!(client.due(), seconds(i64::from(USUAL_LEASE_S) / 2));
+        // A mask with holes, times in the wrong order, a router that is none before one that is.
+        let holes: (u8, &[u8]) = (option::MASK, &[255, 0, 255, 0]);
+        let routers: (u8, &[u8]) = (option::ROUTER, &[0, 0, 0, 0, 10, 0, 2, 7]);
+        let late: (u8, &[u8]) = (option::RENEW, &[0, 0, 0, 200]);
+        let (client, change) = bound(&[IS_SERVER, LEASE, holes, routers, late, DNS]);
+        assert_eq!(change, Change::Got(lease(Some([10, 0, 2, 7]), 8)));
+        assert_eq!(client.due(), seconds(50));
+        // For ever.
+        let (client, _) = bound(&[IS_SERVER, (option::LEASE, &[0xff; 4]), MASK]);
+        assert!(client.due() > seconds(1 << 31));
+        // Of no time at all.
+        let (client, _) = bound(&[IS_SERVER, (option::LEASE, &[0; 4]), MASK]);
+        assert_eq!(client.due(), seconds(5));
+    }
+
+    #[test]
+    fn what_is_refused_is_lost_and_asked_for_anew() {
+        let (mut client, _) = bound(&[IS_SERVER, LEASE, MASK]);
+        let renewal = client.poll(seconds(50)).0.unwrap();
+        let refusal = answer(&renewal, message::NAK, Ipv4Addr::UNSPECIFIED, &[IS_SERVER]);
+        assert_eq!(client.receive(seconds(50), &refusal), Some(Change::Lost));
+        assert_eq!(client.lease(), None);
+        // Not at once: a server may refuse for ever.
+        assert_eq!(client.poll(seconds(50)).0, None);
+        let discover = client.poll(seconds(51)).0.unwrap();
+        assert!(kind(&discover) == message::DISCOVER && !has_option(&discover, option::REQUESTED));
+        // A refusal that nobody has asked for is none.
+        let (mut client, _) = bound(&[IS_SERVER, LEASE, MASK]);
+        assert_eq!(client.receive(seconds(1), &refusal), None);
+    }
+
+    #[test]
+    fn what_is_somebody_else_s_is_not_believed() {
+        let mut client = Client::new(MAC, 7, seconds(0));
+        let discover = client.poll(seconds(0)).0.unwrap();
+        let offer = answer(&discover, message::OFFER, OWN, &[IS_SERVER]);
+        for (at, what) in
+            [(42, "no reply"), (46, "transaction"), (70, "hardware address"), (278, "magic"), (284, "type")]
+        {
+            let mut other = offer.clone();
+            other[at] ^= 0x55;
+            client.receive(seconds(0), &other);
+            assert!(matches!(client.state, State::Selecting), "{what}");
+        }
+        for address in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
+            client.receive(seconds(0), &answer(&discover, message::OFFER, address.into(), &[IS_SERVER]));
+            assert!(matches!(client.state, State::Selecting), "{address:?}");
+        }
+        assert!(!is_reply(&offer, EthernetAddress([4; 6])));
+        client.receive(seconds(0), &offer);
+        assert!(matches!(client.state, State::Requesting { .. }));
+    }
+
+    /// Options may go on in the fields for names.
+    #[test]
+    fn options_are_found_where_they_go_on() {
+        let mut client = Client::new(MAC, 7, seconds(0));
+        let discover = client.poll(seconds(0)).0.unwrap();
+        client.receive(seconds(0), &answer(&discover, message::OFFER, OWN, &[IS_SERVER]));
+        let request = client.poll(seconds(0)).0.unwrap();
+        let mut ack = answer(&request, message::ACK, OWN, &[IS_SERVER, (option::OVERLOAD, &[3]), DNS]);
+        ack[42 + FILE.start..][..7].copy_from_slice(&[option::MASK, 4, 255, 255, 0, 0, option::END]);
+        ack[42 + SNAME.start..][..8].copy_from_slice(&[option::PAD, option::ROUTER, 4, 10, 0, 2, 2, option::END]);
+        assert_eq!(client.receive(seconds(0), &ack), Some(Change::Got(lease(Some([10, 0, 2, 2]), 16))));
+    }
+
+    #[test]
+    fn beginning_anew_asks_for_what_there_was() {
+        let (mut client, _) = bound(&[IS_SERVER, LEASE, MASK]);
+        client.restart(seconds(20));
+        assert_eq!((client.lease(), client.due()), (None, seconds(20)));
+        let discover = client.poll(seconds(20)).0.unwrap();
+        assert!(kind(&discover) == message::DISCOVER && has_option(&discover, option::REQUESTED));
+    }
+
+    proptest! {
+        /// Whatever a server says, at whatever time.
+        #[test]
+        fn nothing_panics(
+            changes in proptest::collection::vec((0usize..400, any::<u8>()), 0..20),
+            cut in 0usize..400,
+            times in proptest::collection::vec(0i64..1 << 33, 1..8),
+        ) {
+            let (mut client, _) = bound(&[IS_SERVER, LEASE, MASK, ROUTER]);
+            let mut now = 0;
+            for time in times {
+                now += time;
+                let asked = client.poll(seconds(now)).0;
+                if let Some(asked) = asked {
+                    let mut frame = answer(&asked, message::ACK, OWN, &[IS_SERVER, LEASE, MASK, ROUTER]);
+                    for (at, byte) in &changes {
+                        if let Some(place) = frame.get_mut(*at) { *place = *byte; }
+                    }
+                    frame.truncate(frame.len().saturating_sub(cut % 64));
+                    let _ = is_reply(&frame, MAC);
+                    client.receive(seconds(now), &frame);
+                }
+                let _ = client.due();
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::domain::device::Device;
 use crate::domain::{Domain, Handle};
 use crate::limits::TURN_MS;
 use crate::trace::{self, What};
-use crate::{module, net};
+use crate::{module, net, scsi};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
@@ -195,6 +195,12 @@ fn run(domain: &mut Domain, mut events: Events) {
     let (free, before) = (free_clock(), domain.turn.all_ticks);
     let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
     charge(domain, domain.turn.all_ticks.wrapping_sub(before), free);
+    if reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::UNITS_CHANGED))
+        && let Some(scsi) = &mut domain.scsi
+    {
+        scsi.units_changed = true;
+        scsi::scan::note_change();
+    }
     if events.contains(Events::INTERRUPT)
         && let Some(device) = &domain.device
     {

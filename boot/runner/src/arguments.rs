@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{Disk, Machine, Protocol};
 use ringfence::ramdisk::Contents;
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -228,8 +229,15 @@ impl RunArguments {
             }
         }
         let machine = self.machine.machine()?;
+        let ask_columns = columns.is_some() && self.exec.is_none() && std::io::stdin().is_terminal();
         Ok(Machine {
-            contents: Contents { exec: self.exec, autoload: !self.no_autoload, columns, ..machine.contents },
+            contents: Contents {
+                exec: self.exec,
+                autoload: !self.no_autoload,
+                columns,
+                ask_columns,
+                ..machine.contents
+            },
             disks,
             forwards: self.forward.into_iter().map(|(host, guest)| (Protocol::Tcp, host, guest)).collect(),
             icount: self.icount,

@@ -20,6 +20,8 @@ pub struct Contents {
     pub autoload: bool,
     /// Columns of the terminal, if they are known.
     pub columns: Option<u16>,
+    /// Whether a person's terminal is there to be asked for its width.
+    pub ask_columns: bool,
 }
 
 /// The archive.
@@ -41,6 +43,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     }
     if let Some(columns) = contents.columns {
         options += &format!("columns {columns}\n");
+    }
+    if contents.ask_columns {
+        options += "ask-columns\n";
     }
     if !options.is_empty() {
         add("options", options.as_bytes())?;

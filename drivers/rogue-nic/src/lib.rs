@@ -252,13 +252,21 @@ impl Driver for RogueNic {
             }
             // A frame that is as good as any, and the last that is heard of this driver.
             "deliver-last" => {
+                self.set(EMPTY, TAKEN, 1);
                 self.put(RECEIVED, entry(0, 60));
                 panic!("with a frame delivered");
             }
             "frame-twice" => {
+                self.set(EMPTY, TAKEN, 1);
                 self.set(RECEIVED, ENTRIES, entry(0, 60));
                 self.set(RECEIVED, ENTRIES + 1, entry(0, 60));
                 self.set(RECEIVED, PUT, 2);
+                0
+            }
+            // It has taken frame 0, and gives back the one behind it.
+            "neighbour-frame" => {
+                self.set(EMPTY, TAKEN, 1);
+                self.put(RECEIVED, entry(1, 60));
                 0
             }
             // The device interrupts, and nobody turns that off: it says that it has not, and that it has.

@@ -2,7 +2,7 @@
 //! (SCSI host).
 //!
 //! One request queue with three fixed descriptors for each request the kernel can have under way, and the event queue,
-//! whose events are logged.
+//! whose events the kernel is told of.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -19,8 +19,8 @@ use ringfence_sdk::scsi::{
     DIRECTION_IN, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, Queues, Request, ScsiDriver,
     ScsiHost, ScsiInfo,
 };
-use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
-use wire::{Event, REQUEST_BYTES, RESPONSE_BYTES, RequestHeader, Response, response};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
+use wire::{Event, REQUEST_BYTES, RESPONSE_BYTES, RequestHeader, Response, event, features, response};
 
 driver!(
     ScsiDriver<VirtioScsi>,
@@ -59,16 +59,22 @@ impl ScsiHost for VirtioScsi {
     fn init() -> Result<VirtioScsi> {
         // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
         let mut transport = Transport::find()?;
-        transport.begin()?;
+        transport.begin(features::HOTPLUG | features::CHANGE)?;
         let config = transport.config()?;
         let limit = |offset, most: u32| config.read32(offset).min(most);
+        let requests = transport.queue(REQUEST_QUEUE, (REQUESTS as u16 * DESCRIPTORS).next_power_of_two())?;
+        // A device with a smaller queue has fewer requests under way.
+        let depth = usize::from(requests.size() / DESCRIPTORS).min(REQUESTS);
+        if depth == 0 {
+            log::error!("the request queue has only {} descriptors", requests.size());
+            return Err(Refusal::NotFound);
+        }
         let info = ScsiInfo {
             max_targets: u32::from(config.read16(wire::config::MAX_TARGET)).min(255) + 1,
             max_luns: limit(wire::config::MAX_LUN, 255) + 1,
-            queue_depth: REQUESTS as u32,
+            queue_depth: depth as u32,
             reserved: 0,
         };
-        let requests = transport.queue(REQUEST_QUEUE, (REQUESTS as u16 * DESCRIPTORS).next_power_of_two())?;
         let events = transport.queue(EVENT_QUEUE, EVENTS)?;
         let slots = Dma::new(REQUESTS * SLOT_BYTES)?;
         let event_buffers = Dma::new(usize::from(EVENTS) * size_of::<Event>())?;
@@ -76,7 +82,7 @@ impl ScsiHost for VirtioScsi {
         host.describe_slots();
         device::enable_dma()?;
         host.transport.finish();
-        for index in 0..EVENTS {
+        for index in 0..host.events.size() {
             host.offer_event_buffer(index);
         }
         host.transport.notify(EVENT_QUEUE);
@@ -90,10 +96,13 @@ impl ScsiHost for VirtioScsi {
     }
 
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        let mut reply = Reply::ACKNOWLEDGED;
         if events.contains(Events::INTERRUPT) {
             // 4.1.4.5: reading the status lowers the line.
             self.transport.acknowledge();
-            self.take_events();
+            if self.take_events() {
+                reply |= Reply::UNITS_CHANGED;
+            }
         }
         let mut submitted = false;
         while let Some((number, request)) = queues.take() {
@@ -112,7 +121,7 @@ impl ScsiHost for VirtioScsi {
                 queues.complete(number, &self.outcome(number));
             }
         }
-        Reply::ACKNOWLEDGED
+        reply
     }
 
     fn exit(&mut self) {
@@ -123,7 +132,7 @@ impl ScsiHost for VirtioScsi {
 impl VirtioScsi {
     /// Fills in what never changes: where each request's header and response are.
     fn describe_slots(&mut self) {
-        for number in 0..REQUESTS {
+        for number in 0..self.info.queue_depth as usize {
             let slot = number * SLOT_BYTES;
             let head = number as u16 * DESCRIPTORS;
             self.requests.describe(head, self.slots.physical(slot), REQUEST_BYTES as u32);
@@ -176,12 +185,20 @@ impl VirtioScsi {
         self.events.publish();
     }
 
-    fn take_events(&mut self) {
+    /// Takes in what has happened; whether units may have come, gone or changed.
+    fn take_events(&mut self) -> bool {
+        let mut changed = false;
         while let Some(index) = self.events.take_used() {
-            let event: Event = self.event_buffers.read(usize::from(index % EVENTS) * size_of::<Event>());
-            log::info!("event {:#x} of unit {:02x?}", event.event.get(), event.lun);
-            self.offer_event_buffer(index % EVENTS);
+            let index = index % EVENTS;
+            let event: Event = self.event_buffers.read(usize::from(index) * size_of::<Event>());
+            let kind = event.event.get();
+            // 5.6.6.3: those that were missed may have been anything.
+            changed |=
+                kind & event::MISSED != 0 || [event::TRANSPORT_RESET, event::CHANGE].contains(&(kind & !event::MISSED));
+            log::info!("event {kind:#x} of target {}, reason {:#x}", event.lun[1], event.reason.get());
+            self.offer_event_buffer(index);
             self.transport.notify(EVENT_QUEUE);
         }
+        changed
     }
 }

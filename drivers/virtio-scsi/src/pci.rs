@@ -34,8 +34,10 @@ mod status {
     pub const FEATURES_OK: u8 = 8;
 }
 
-/// VIRTIO_F_VERSION_1, in the upper half of the features.
+/// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM, in the upper half of the features. The second says that the device reaches memory
+/// as the platform lets it, by way of an IOMMU.
 const VERSION_1: u32 = 1;
+const ACCESS_PLATFORM: u32 = 2;
 /// How long a reset may take.
 const RESET_NS: u64 = 100_000_000;
 /// Queues whose notification address is kept.
@@ -78,6 +80,11 @@ impl Transport {
                 *place = Some(Mmio::map(bar.into())?.part(offset as usize, len_bytes as usize)?);
             }
         }
+        if common.is_none() {
+            log::error!(
+                "the device is of before virtio 1.0 (legacy), which this driver does not speak: it is not used"
+            );
+        }
         Ok(Transport {
             common: common.ok_or(Refusal::NotFound)?,
             notify: notify.ok_or(Refusal::NotFound)?,
@@ -88,8 +95,8 @@ impl Transport {
         })
     }
 
-    /// Resets the device and negotiates: version 1, nothing else.
-    pub fn begin(&mut self) -> Result<()> {
+    /// Resets the device and negotiates: version 1, and of `wanted`, features of the device's own kind, what it has.
+    pub fn begin(&mut self, wanted: u32) -> Result<()> {
         self.reset();
         let deadline = service::time_ns() + RESET_NS;
         while self.common.read8(common::DEVICE_STATUS) != 0 {
@@ -100,11 +107,14 @@ impl Transport {
         }
         self.common.write8(common::DEVICE_STATUS, status::ACKNOWLEDGE | status::DRIVER);
         self.common.write32(common::DEVICE_FEATURE_SELECT, 1);
-        if self.common.read32(common::DEVICE_FEATURE) & VERSION_1 == 0 {
+        let upper = self.common.read32(common::DEVICE_FEATURE);
+        if upper & VERSION_1 == 0 {
             log::error!("the device does not speak virtio 1.0");
             return Err(Refusal::NotFound);
         }
-        for (half, features) in [(0, 0), (1, VERSION_1)] {
+        self.common.write32(common::DEVICE_FEATURE_SELECT, 0);
+        let own = self.common.read32(common::DEVICE_FEATURE) & wanted;
+        for (half, features) in [(0, own), (1, upper & (VERSION_1 | ACCESS_PLATFORM))] {
             self.common.write32(common::DRIVER_FEATURE_SELECT, half);
             self.common.write32(common::DRIVER_FEATURE, features);
         }
@@ -126,11 +136,12 @@ impl Transport {
     pub fn queue(&mut self, number: u16, size: u16) -> Result<Virtqueue> {
         self.common.write16(common::QUEUE_SELECT, number);
         let most = self.common.read16(common::QUEUE_SIZE);
-        if most < size {
-            log::error!("queue {number} has only {most} descriptors");
+        if most == 0 {
+            log::error!("the device has no queue {number}");
             return Err(Refusal::NotFound);
         }
-        let queue = Virtqueue::new(size)?;
+        // A power of two, as the device's own is (2.4).
+        let queue = Virtqueue::new(size.min(1 << most.ilog2()))?;
         self.common.write16(common::QUEUE_SIZE, queue.size());
         for (index, physical) in queue.physical().into_iter().enumerate() {
             // 4.1.3.1: two 32-bit accesses.

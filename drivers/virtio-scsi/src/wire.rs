@@ -79,6 +79,24 @@ pub mod response {
     pub const INCORRECT_LUN: u8 = 12;
 }
 
+/// Features (5.6.3): the device says when units come and go, and when they change.
+pub mod features {
+    /// VIRTIO_SCSI_F_HOTPLUG.
+    pub const HOTPLUG: u32 = 1 << 1;
+    /// VIRTIO_SCSI_F_CHANGE.
+    pub const CHANGE: u32 = 1 << 2;
+}
+
+/// Kinds of events (5.6.6.3).
+pub mod event {
+    /// A bit beside the kind: others before were lost.
+    pub const MISSED: u32 = 1 << 31;
+    /// A unit came, went, or was reset.
+    pub const TRANSPORT_RESET: u32 = 1;
+    /// Something of a unit changed, its capacity say.
+    pub const CHANGE: u32 = 3;
+}
+
 /// What the device puts into the event queue (5.6.6.3).
 #[derive(Clone, Copy, FromBytes)]
 #[repr(C)]

@@ -50,5 +50,7 @@ bitflags! {
     pub struct Reply: u64 {
         /// The interrupt is dealt with: the device may raise the next.
         const ACKNOWLEDGED = 1 << 0;
+        /// Units of a SCSI host may have come, gone, or changed: the kernel looks at them again.
+        const UNITS_CHANGED = 1 << 1;
     }
 }

@@ -157,6 +157,21 @@ pub struct Identity {
     pub revision: String,
 }
 
+/// A peripheral device type in words (SPC-4 6.6.2, table 174).
+pub fn device_type_name(kind: u8) -> &'static str {
+    match kind {
+        0x00 => "a disk",
+        0x01 => "a tape drive",
+        0x03 => "a processor",
+        0x05 => "a CD or DVD drive",
+        0x07 => "an optical disk",
+        0x08 => "a media changer",
+        0x0c => "an array controller",
+        0x0d => "an enclosure",
+        _ => "of a type of its own",
+    }
+}
+
 /// Reads INQUIRY data; `None` if it is cut short.
 pub fn identity(data: &[u8]) -> Option<Identity> {
     let text = |range: core::ops::Range<usize>| -> Option<String> {

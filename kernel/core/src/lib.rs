@@ -4,7 +4,7 @@
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
-//! * [`keys`], [`typed_line`]: between a terminal and the line editor
+//! * [`line_editor`]: a line editor for a terminal
 //! * [`pci`]: what a PCI function says of itself
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
@@ -25,11 +25,10 @@ pub mod descriptor;
 pub mod dhcp;
 pub mod disassembly;
 pub mod extent;
-pub mod keys;
+pub mod line_editor;
 pub mod module;
 pub mod pci;
 pub mod port_bitmap;
 pub mod sense;
 pub mod servers;
 pub mod tcg;
-pub mod typed_line;

@@ -22,6 +22,22 @@ impl Sense {
     /// Sense key of "something changed since you last asked": the command may be sent again.
     pub const UNIT_ATTENTION: u8 = 0x6;
 
+    /// Whether it says that there is no such unit (LOGICAL UNIT NOT SUPPORTED).
+    pub fn is_no_unit(&self) -> bool {
+        (self.key, self.asc) == (0x5, 0x25)
+    }
+
+    /// Whether it says that other units are there now (REPORTED LUNS DATA HAS CHANGED).
+    pub fn units_changed(&self) -> bool {
+        (self.key, self.asc, self.ascq) == (Sense::UNIT_ATTENTION, 0x3f, 0x0e)
+    }
+
+    /// Whether it says that something of the unit is other than it was: its parameters (2A), its medium (28), what it is (3F), or
+    /// whatever there is behind a reset (29).
+    pub fn unit_changed(&self) -> bool {
+        self.key == Sense::UNIT_ATTENTION && matches!(self.asc, 0x28 | 0x29 | 0x2a | 0x3f)
+    }
+
     /// Reads sense data in fixed or descriptor format; `None` if it is cut short or of neither format.
     pub fn parse(data: &[u8]) -> Option<Sense> {
         let byte = |at: usize| data.get(at).copied();

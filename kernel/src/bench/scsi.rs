@@ -29,7 +29,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
     announce(&disk.handle());
     let mut random = 0x2545_f491_4f6c_dd1du64;
-    let places = disk.capacity.blocks / (SMALL / disk.block_bytes()) as u64;
+    let places = disk.capacity().blocks / (SMALL / disk.block_bytes()) as u64;
     if places == 0 {
         return Err("the disk is too small".to_string());
     }
@@ -54,7 +54,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
         yield_now().await;
     }
     let large_blocks = (MAX_DATA / disk.block_bytes()) as u64;
-    let large_places = disk.capacity.blocks / large_blocks;
+    let large_places = disk.capacity().blocks / large_blocks;
     if large_places > 0 {
         let sample = || {
             let cost = read(mode, &disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;

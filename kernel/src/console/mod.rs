@@ -11,19 +11,17 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::task::Waker;
 use embassy_sync::waitqueue::AtomicWaker;
 use flood::Allowed;
 use heapless::spsc::Queue;
 use log::{Level, Log, Metadata, Record};
 use ringfence_abi::upcall::POLL;
-use ringfence_core::typed_line::TypedLine;
+use ringfence_core::line_editor::{ASK_COLUMNS, Event, LineEditor};
 use spin::Mutex;
+use uart_16550::Uart16550;
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::FifoTriggerLevel;
-use uart_16550::spec::registers::IER;
-use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::interrupts::without_interrupts;
 use x86_64::instructions::port::Port;
 
@@ -31,11 +29,12 @@ mod flood;
 
 /// COM1.
 const BASE_PORT: u16 = 0x3f8;
-/// Lines of the log that are kept, and how many of them can be any one driver's.
+/// Lines of the log that are kept, and how many of them, and of their bytes, can be any one driver's.
 const LOG_LINES: usize = 512;
 const DRIVER_LINES: usize = 64;
-/// Bytes of input that can wait.
-const INPUT_BYTES: usize = 1024;
+const DRIVER_BYTES: usize = 12 << 10;
+/// Bytes of input that can wait here, so that Ctrl-C behind them is seen.
+const INPUT_BYTES: usize = 1 << 16;
 
 static MUTED: AtomicUsize = AtomicUsize::new(0);
 static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
@@ -45,16 +44,28 @@ static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
 static ON_INPUT: AtomicWaker = AtomicWaker::new();
 static LOG: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
 
-/// The line that is being typed, while one is.
+/// The line editor, from the first line that is typed on.
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
 /// Columns of the terminal, if they are known.
 static COLUMNS: AtomicUsize = AtomicUsize::new(UNKNOWN);
 const UNKNOWN: usize = 0;
+/// Whether the terminal is asked for its width before each line: it may have been changed.
+static ASKS_COLUMNS: AtomicBool = AtomicBool::new(false);
 
 struct Typed {
-    line: TypedLine,
-    /// Whether it is on the screen: not while something else is being printed.
-    shown: bool,
+    editor: LineEditor,
+    state: Shown,
+}
+
+/// Whether the line that is being typed is on the screen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// No line is being typed.
+    Not,
+    /// It is.
+    Yes,
+    /// Not while something else is being printed.
+    Hidden,
 }
 
 /// A line of the log.
@@ -114,20 +125,65 @@ static LOGGER: Logger = Logger;
 
 /// Opens the port and the log. Without a port all output is dropped.
 pub fn init() {
-    let config = Config {
-        interrupts: IER::DATA_READY,
-        fifo_trigger_level: Some(FifoTriggerLevel::One),
-        baud_rate: BaudRate::Baud115200,
-        ..Config::DEFAULT
-    };
     // SAFETY: the port is the kernel's; the two handles use different registers (see `RECEIVER`).
     let open = || unsafe { Uart16550::new_port(BASE_PORT) }.ok();
-    *UART.lock() = open().and_then(|mut uart| uart.init(config).is_ok().then_some(uart));
+    let early = set_port_up();
+    *UART.lock() = early.as_ref().and_then(|_| open());
     *RECEIVER.lock() = open();
+    {
+        let mut input = INPUT.lock();
+        for byte in early.into_iter().flatten() {
+            // There is room.
+            let _ = input.enqueue(byte);
+        }
+    }
     // Fails only if there is a logger already.
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
+}
+
+/// Sets the port up (PC16550D data sheet, 8): 115,200 baud, 8 bits, no parity, an interrupt for input. **What was typed before stays**:
+/// it is returned, and where some is, more may be on its way, so that the FIFOs are left off; turning them on empties them. `None` if
+/// there is no port.
+fn set_port_up() -> Option<heapless::Vec<u8, 64>> {
+    const DATA: u16 = 0;
+    const INTERRUPTS: u16 = 1;
+    const FIFO: u16 = 2;
+    const LINE: u16 = 3;
+    const MODEM: u16 = 4;
+    const LINE_STATUS: u16 = 5;
+    const DATA_READY: u8 = 1;
+    const EIGHT_BITS: u8 = 3;
+    const DIVISOR_LATCH: u8 = 1 << 7;
+    const FIFO_ON: u8 = 1;
+    const RECEIVE_INTERRUPT: u8 = 1;
+    /// DTR, RTS, and OUT2, which lets the interrupt out.
+    const READY: u8 = 0b1011;
+    // SAFETY: the port is the kernel's, and set up once.
+    let read = |register| unsafe { Port::<u8>::new(BASE_PORT + register).read() };
+    // SAFETY: as above.
+    let write = |register, value| unsafe { Port::<u8>::new(BASE_PORT + register).write(value) };
+    if read(LINE_STATUS) == 0xff {
+        return None;
+    }
+    write(INTERRUPTS, 0);
+    write(LINE, EIGHT_BITS);
+    let mut early = heapless::Vec::new();
+    while !early.is_full() && read(LINE_STATUS) & DATA_READY != 0 {
+        // There is room.
+        let _ = early.push(read(DATA));
+    }
+    if early.is_empty() {
+        write(FIFO, FIFO_ON);
+    }
+    write(LINE, EIGHT_BITS | DIVISOR_LATCH);
+    write(DATA, 1);
+    write(INTERRUPTS, 0);
+    write(LINE, EIGHT_BITS);
+    write(MODEM, READY);
+    write(INTERRUPTS, RECEIVE_INTERRUPT);
+    Some(early)
 }
 
 /// Nothing is written as long as this is there. The log is kept all the same.
@@ -190,6 +246,11 @@ pub fn set_columns(columns: usize) {
     COLUMNS.store(columns, Ordering::Relaxed);
 }
 
+/// A terminal is there that says how wide it is.
+pub fn ask_columns() {
+    ASKS_COLUMNS.store(true, Ordering::Relaxed);
+}
+
 fn columns() -> usize {
     const USUAL: usize = 80;
     match COLUMNS.load(Ordering::Relaxed) {
@@ -198,32 +259,67 @@ fn columns() -> usize {
     }
 }
 
-/// A line is going to be typed behind `prompt`, which is printed.
-pub fn begin_line(prompt: &'static str) {
-    let line = TypedLine::new(prompt, columns());
-    write_bytes(&line.show());
-    *TYPED.lock() = Some(Typed { line, shown: true });
-}
-
-/// The line editor writes a byte.
-pub fn edit_line(byte: u8) {
-    if let Some(typed) = TYPED.lock().as_mut() {
-        let sent = typed.line.edit(byte);
-        if typed.shown {
-            write_bytes(&sent);
-        }
+/// A line is going to be typed behind `prompt`, which is printed. A terminal that can say how wide it is, is asked.
+pub fn begin_line(prompt: &str) {
+    if ASKS_COLUMNS.load(Ordering::Relaxed) {
+        write_bytes(ASK_COLUMNS);
     }
+    let mut typed = TYPED.lock();
+    let typed = typed.get_or_insert_with(|| Typed { editor: LineEditor::new(columns()), state: Shown::Not });
+    typed.editor.set_columns(columns());
+    typed.editor.begin(prompt);
+    write_bytes(&typed.editor.show());
+    typed.state = Shown::Yes;
 }
 
-/// Where the cursor is in the line that is being typed: characters before it, and in all.
-pub fn position_in_line() -> (usize, usize) {
-    TYPED.lock().as_ref().map_or((0, 0), |typed| typed.line.position())
+/// Takes a byte for the line that is being typed; what comes of it. How wide the terminal is, is taken in here.
+pub fn press(byte: u8) -> Option<Event> {
+    let mut typed = TYPED.lock();
+    let typed = typed.as_mut()?;
+    let (sent, event) = typed.editor.press(byte);
+    if typed.state == Shown::Yes {
+        write_bytes(&sent);
+    }
+    if let Some(Event::Columns(columns)) = event {
+        if columns >= LEAST_COLUMNS && columns != self::columns() {
+            set_columns(columns);
+            typed.editor.set_columns(columns);
+        }
+        return None;
+    }
+    event
+}
+
+/// Narrower no terminal is.
+const LEAST_COLUMNS: usize = 10;
+
+/// What is typed so far, up to the cursor.
+pub fn typed() -> String {
+    TYPED.lock().as_ref().map_or(String::new(), |typed| typed.editor.typed())
+}
+
+/// Puts text into the line that is being typed.
+pub fn insert(text: &str) {
+    if let Some(typed) = TYPED.lock().as_mut() {
+        let sent = typed.editor.insert(text);
+        write_bytes(&sent);
+    }
 }
 
 /// The line has been typed; it stays where it is.
 pub fn end_line() {
-    if let Some(typed) = TYPED.lock().take() {
-        write_bytes(&typed.line.leave());
+    if let Some(typed) = TYPED.lock().as_mut() {
+        write_bytes(&typed.editor.leave());
+        typed.state = Shown::Not;
+    }
+}
+
+/// Empties the screen; the line that is being typed stays.
+pub fn clear() {
+    const CLEAR: &[u8] = b"\x1b[H\x1b[2J\x1b[3J";
+    write_bytes(CLEAR);
+    if let Some(typed) = TYPED.lock().as_ref().filter(|typed| typed.state == Shown::Yes) {
+        write_bytes(&typed.editor.show());
     }
 }
 
@@ -231,20 +327,20 @@ pub fn end_line() {
 pub fn hide_line() {
     // Whoever has the lock is busy with the line.
     if let Some(mut typed) = TYPED.try_lock()
-        && let Some(typed) = typed.as_mut().filter(|typed| typed.shown)
+        && let Some(typed) = typed.as_mut().filter(|typed| typed.state == Shown::Yes)
     {
-        write_bytes(&typed.line.hide());
-        typed.shown = false;
+        write_bytes(&typed.editor.hide());
+        typed.state = Shown::Hidden;
     }
 }
 
 /// Shows it again, from the first column of a row.
 pub fn show_line() {
     if let Some(mut typed) = TYPED.try_lock()
-        && let Some(typed) = typed.as_mut().filter(|typed| !typed.shown)
+        && let Some(typed) = typed.as_mut().filter(|typed| typed.state == Shown::Hidden)
     {
-        write_bytes(&typed.line.show());
-        typed.shown = true;
+        write_bytes(&typed.editor.show());
+        typed.state = Shown::Yes;
     }
 }
 
@@ -288,16 +384,23 @@ macro_rules! println {
     ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
 }
 
-/// The serial interrupt: moves input into the ring. What does not fit is lost.
+/// The serial interrupt: moves input into the ring. What does not fit stays in the port, which then takes no more, and who sends waits.
 pub fn receive() {
-    if let (Some(mut receiver), Some(mut input)) = (RECEIVER.try_lock(), INPUT.try_lock())
-        && let Some(receiver) = receiver.as_mut()
-    {
-        while let Ok(byte) = receiver.try_receive_byte() {
-            let _ = input.enqueue(byte);
-        }
+    if let (Some(mut receiver), Some(mut input)) = (RECEIVER.try_lock(), INPUT.try_lock()) {
+        fill(&mut receiver, &mut input);
     }
     ON_INPUT.wake();
+}
+
+/// Moves as much input into the ring as there is room for.
+fn fill(receiver: &mut Option<Uart16550<PioBackend>>, input: &mut Queue<u8, INPUT_BYTES>) {
+    let Some(receiver) = receiver else { return };
+    while !input.is_full()
+        && let Ok(byte) = receiver.try_receive_byte()
+    {
+        // There is room.
+        let _ = input.enqueue(byte);
+    }
 }
 
 /// Whether Ctrl-C waits in the input: it is taken out, with all that was typed before it. `waker` is woken at the next
@@ -311,6 +414,7 @@ pub fn take_interrupt(waker: &Waker) -> bool {
         (0..=place).for_each(|_| {
             input.dequeue();
         });
+        fill(&mut RECEIVER.lock(), &mut input);
         true
     })
 }
@@ -322,7 +426,15 @@ pub fn wake_on_input(waker: &Waker) {
 
 /// The next byte of input.
 pub fn read_byte() -> Option<u8> {
-    without_interrupts(|| INPUT.lock().dequeue())
+    without_interrupts(|| {
+        let mut input = INPUT.lock();
+        let byte = input.dequeue();
+        // What was left in the port raises no interrupt any more.
+        if input.is_empty() || byte.is_none() {
+            fill(&mut RECEIVER.lock(), &mut input);
+        }
+        byte.or_else(|| input.dequeue())
+    })
 }
 
 impl Log for Logger {
@@ -423,10 +535,14 @@ fn add(source: Option<Source>, manner: Manner, level: Level, text: String) {
     without_interrupts(|| {
         let mut lines = LOG.lock();
         let is_its = |other: &Line| line.driver.is_some() && other.driver == line.driver;
-        let its = lines.iter().filter(|line| is_its(line)).count();
-        let oldest = if its < DRIVER_LINES { 0 } else { lines.iter().position(is_its).unwrap_or(0) };
-        if its == DRIVER_LINES || lines.len() == LOG_LINES {
-            lines.remove(oldest);
+        let (mut its, mut bytes) = (0, line.text.len());
+        lines.iter().filter(|line| is_its(line)).for_each(|line| (its, bytes) = (its + 1, bytes + line.text.len()));
+        while its >= DRIVER_LINES || its > 0 && bytes > DRIVER_BYTES {
+            let Some(oldest) = lines.iter().position(is_its).and_then(|oldest| lines.remove(oldest)) else { break };
+            (its, bytes) = (its - 1, bytes - oldest.text.len());
+        }
+        if lines.len() == LOG_LINES {
+            lines.pop_front();
         }
         lines.push_back(line);
     });

@@ -77,7 +77,7 @@ impl fmt::Display for LoadError {
             LoadError::Init(UpcallError::Refused(Refusal::Full), Some(call))
                 if service_name(call.service) == "rf_net_register" =>
             {
-                write!(f, "init: refused: there are {MAX_INTERFACES} network interfaces, and can be no more")
+                write!(f, "init: refused: there can be {MAX_INTERFACES} network interfaces (four at most)")
             }
             LoadError::Init(error, None) => write!(f, "init: {error}"),
             LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),

@@ -1,13 +1,14 @@
 //! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended meanwhile.
 
-use super::Host;
 use super::queues::{Data, Lost, Ticket};
 use super::repeat::Place;
+use super::{Host, scan};
 use crate::console::Source;
 use crate::domain::Handle;
 use crate::domain::fault::Cause;
 use crate::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
 use crate::{console, module, poll};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::{Future, poll_fn};
@@ -50,10 +51,23 @@ pub enum ScsiError {
     /// Nothing went wrong, but the device says that it did not move more data than there is: QEMU does (-512, say) when it repeats what
     /// its full disk could not take.
     Residual,
+    /// The disk was there, and is no more.
+    Gone,
     /// The blocks are not all on the disk.
     OutOfRange,
     /// It has blocks of so many bytes, which are not supported.
     BlockBytes(u32),
+}
+
+impl ScsiError {
+    /// Whether it says that there is no such unit.
+    pub fn is_no_unit(&self) -> bool {
+        match self {
+            ScsiError::NoDevice => true,
+            ScsiError::Status { sense: Some(sense), .. } => sense.is_no_unit(),
+            _ => false,
+        }
+    }
 }
 
 impl From<Lost> for ScsiError {
@@ -78,6 +92,7 @@ impl fmt::Display for ScsiError {
             ScsiError::Residual => write!(f, "the device says that it moved less than nothing"),
             ScsiError::Short => write!(f, "the device moved too little data"),
             ScsiError::BlockBytes(bytes) => write!(f, "blocks of {bytes} bytes are not supported"),
+            ScsiError::Gone => write!(f, "the disk is gone"),
             ScsiError::OutOfRange => write!(f, "beyond the end of the disk"),
         }
     }
@@ -213,6 +228,16 @@ fn is_mention(error: &ScsiError) -> bool {
     }
 }
 
+/// Has looked at again what a device says has changed: its units, its capacity, or whatever a reset has brought.
+fn note_mention(host: &Arc<Host>, target: u32, lun: u32, error: &ScsiError) {
+    let ScsiError::Status { sense: Some(sense), .. } = error else { return };
+    if sense.units_changed() {
+        scan::look_at(host.clone());
+    } else if sense.unit_changed() {
+        scan::look_again(host, target, lun);
+    }
+}
+
 /// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is on the disk: its blocks
 /// are read and compared. `false` if that cannot be found out; then it is written again, which does no harm.
 async fn is_written(host: &Host, command: Command<'_>, data_out: &[u8]) -> bool {
@@ -241,7 +266,7 @@ async fn is_written(host: &Host, command: Command<'_>, data_out: &[u8]) -> bool 
 /// was told that they were done. Those that write may have been, all the same: that is looked up first ([`is_written`]).
 /// `data_out` is the caller's and has not changed.
 pub async fn execute(
-    host: &Host,
+    host: &Arc<Host>,
     target: u32,
     lun: u32,
     cdb: &Cdb,
@@ -286,10 +311,12 @@ pub async fn execute(
                 // A fresh driver has reset the device, which mentions that.
                 tries = 0;
             }
-            Err(error) if is_mention(&error) && tries < TRIES => tries += 1,
-            // What cannot be true does not decide: the status says that a write was done, and what was read is read again.
+            Err(error) if is_mention(&error) && tries < TRIES => {
+                note_mention(host, target, lun, &error);
+                tries += 1;
+            }
+            // What cannot be true does not decide whether a write was done: the status does. How much was read nobody knows.
             Err(ScsiError::Residual) if data_in.is_empty() => return Ok(len_bytes),
-            Err(ScsiError::Residual) if tries < TRIES => tries += 1,
             Err(ScsiError::Residual) => return Err(ScsiError::Short),
             result => return result,
         }

@@ -1,13 +1,15 @@
 //! A disk: a logical unit with blocks.
 
-use super::Host;
 use super::command::{ScsiError, execute};
+use super::{Host, scan};
 use crate::domain::Handle;
 use alloc::string::String;
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 use embassy_futures::join::join_array;
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_core::cdb::{self, Capacity, Identity};
+use spin::Mutex;
 
 /// Peripheral device type of a disk (SPC-4 6.6.2, table 174).
 const DIRECT_ACCESS: u8 = 0;
@@ -25,19 +27,34 @@ pub struct Disk {
     pub lun: u32,
     /// What INQUIRY says.
     pub identity: Identity,
-    /// What READ CAPACITY says.
-    pub capacity: Capacity,
+    /// What READ CAPACITY said last.
+    capacity: Mutex<Capacity>,
+    /// Set when it is not there any more.
+    gone: AtomicBool,
+}
+
+/// What a logical unit is.
+pub enum Unit {
+    /// A disk.
+    Disk(Disk),
+    /// Something else, of this peripheral device type, that says it is this.
+    Other(u8, Identity),
+    /// Nothing.
+    None,
 }
 
 impl Disk {
-    /// Asks a logical unit what it is; `None` if it is no disk.
-    pub async fn open(host: &Arc<Host>, target: u32, lun: u32) -> Result<Option<Disk>, ScsiError> {
+    /// Asks a logical unit what it is.
+    pub async fn open(host: &Arc<Host>, target: u32, lun: u32) -> Result<Unit, ScsiError> {
         const INQUIRY_BYTES: usize = 36;
         let mut data = [0; INQUIRY_BYTES];
         let len = execute(host, target, lun, &cdb::inquiry(INQUIRY_BYTES as u16), &[], &mut data).await?;
         let identity = cdb::identity(data.get(..len).unwrap_or(&[])).ok_or(ScsiError::Short)?;
-        if !identity.present || identity.device_type != DIRECT_ACCESS {
-            return Ok(None);
+        if !identity.present {
+            return Ok(Unit::None);
+        }
+        if identity.device_type != DIRECT_ACCESS {
+            return Ok(Unit::Other(identity.device_type, identity));
         }
         execute(host, target, lun, &cdb::test_unit_ready(), &[], &mut []).await?;
         let mut data = [0; 8];
@@ -53,7 +70,33 @@ impl Disk {
         if !(512..=4096).contains(&capacity.block_bytes) || !capacity.block_bytes.is_power_of_two() {
             return Err(ScsiError::BlockBytes(capacity.block_bytes));
         }
-        Ok(Some(Disk { name: String::new(), host: host.clone(), target, lun, identity, capacity }))
+        let (capacity, gone) = (Mutex::new(capacity), AtomicBool::new(false));
+        Ok(Unit::Disk(Disk { name: String::new(), host: host.clone(), target, lun, identity, capacity, gone }))
+    }
+
+    /// What READ CAPACITY said last.
+    pub fn capacity(&self) -> Capacity {
+        *self.capacity.lock()
+    }
+
+    /// Its capacity is another one now.
+    pub fn set_capacity(&self, capacity: Capacity) {
+        *self.capacity.lock() = capacity;
+    }
+
+    /// It is not there any more: what is done with it from now on fails.
+    pub fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// What an error of a command means for who has the disk.
+    fn explain(&self, error: ScsiError) -> ScsiError {
+        if error.is_no_unit() {
+            // The others that have it are told when it has been looked for.
+            scan::look_again(&self.host, self.target, self.lun);
+            return ScsiError::Gone;
+        }
+        error
     }
 
     /// The host that it is on.
@@ -68,12 +111,13 @@ impl Disk {
 
     /// Length of a block in bytes.
     pub fn block_bytes(&self) -> usize {
-        self.capacity.block_bytes as usize
+        self.capacity().block_bytes as usize
     }
 
     fn check_range(&self, lba: u64, blocks: u64) -> Result<(), ScsiError> {
         match lba.checked_add(blocks) {
-            Some(end) if end <= self.capacity.blocks => Ok(()),
+            _ if self.gone.load(Ordering::Acquire) => Err(ScsiError::Gone),
+            Some(end) if end <= self.capacity().blocks => Ok(()),
             _ => Err(ScsiError::OutOfRange),
         }
     }
@@ -98,7 +142,8 @@ impl Disk {
     async fn read_chunk(&self, chunk: Option<(&mut [u8], u64)>) -> Result<(), ScsiError> {
         let Some((data, lba)) = chunk else { return Ok(()) };
         let cdb = cdb::read(lba, (data.len() / self.block_bytes()) as u32);
-        let moved = execute(&self.host, self.target, self.lun, &cdb, &[], data).await?;
+        let moved =
+            execute(&self.host, self.target, self.lun, &cdb, &[], data).await.map_err(|error| self.explain(error))?;
         if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
     }
 
@@ -121,12 +166,15 @@ impl Disk {
     async fn write_chunk(&self, chunk: Option<(&[u8], u64)>) -> Result<(), ScsiError> {
         let Some((data, lba)) = chunk else { return Ok(()) };
         let cdb = cdb::write(lba, (data.len() / self.block_bytes()) as u32);
-        let moved = execute(&self.host, self.target, self.lun, &cdb, data, &mut []).await?;
+        let moved = execute(&self.host, self.target, self.lun, &cdb, data, &mut [])
+            .await
+            .map_err(|error| self.explain(error))?;
         if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
     }
 
     /// Waits until everything written is on the medium.
     pub async fn flush(&self) -> Result<(), ScsiError> {
-        execute(&self.host, self.target, self.lun, &cdb::synchronize_cache(), &[], &mut []).await.map(|_| ())
+        let flushed = execute(&self.host, self.target, self.lun, &cdb::synchronize_cache(), &[], &mut []).await;
+        flushed.map(|_| ()).map_err(|error| self.explain(error))
     }
 }

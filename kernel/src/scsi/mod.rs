@@ -38,6 +38,10 @@ pub struct Host {
     commands: AtomicU64,
     /// Commands that are to be sent again.
     repeats: Arc<Repeats>,
+    /// Units that are to be looked at again.
+    stale: Mutex<Vec<(u32, u32)>>,
+    /// Units of which it was said why they are not used.
+    told: Mutex<Vec<(u32, u32)>>,
 }
 
 static HOSTS: Mutex<Vec<Arc<Host>>> = Mutex::new(Vec::new());
@@ -71,6 +75,11 @@ impl Host {
     }
 }
 
+/// All hosts.
+fn hosts() -> Vec<Arc<Host>> {
+    HOSTS.lock().clone()
+}
+
 fn host_of(handle: &Handle) -> Option<Arc<Host>> {
     HOSTS.lock().iter().find(|host| Arc::ptr_eq(&host.handle(), handle)).cloned()
 }
@@ -91,6 +100,8 @@ pub fn attach(handle: &Handle) {
             waiting: Mutex::new(Vec::new()),
             commands: AtomicU64::new(0),
             repeats,
+            stale: Mutex::new(Vec::new()),
+            told: Mutex::new(Vec::new()),
         });
         HOSTS.lock().push(host.clone());
         scan::look_at(host);

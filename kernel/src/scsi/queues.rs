@@ -27,6 +27,8 @@ pub struct Queues {
     repeats: Arc<Repeats>,
     /// Woken when a request becomes free.
     on_free: Option<Waker>,
+    /// Whether the driver has said that units have come, gone or changed.
+    pub units_changed: bool,
 }
 
 enum State {
@@ -83,6 +85,7 @@ impl Queues {
             requests: [const { State::Free }; REQUESTS],
             repeats: Arc::default(),
             on_free: None,
+            units_changed: false,
         })
     }
 

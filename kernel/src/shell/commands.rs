@@ -1,7 +1,7 @@
 //! The commands: a table with the help of each, and those that are about the machine as a whole.
 
 use super::Outcome;
-use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk};
+use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk, rescan};
 use super::memory::{integrity, mem, vmmap};
 use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, ring, rmmod, tell};
 use super::network::{echoed, ip, nslookup, ping, tcpecho};
@@ -69,7 +69,7 @@ static COMMANDS: &[Command] = &[
     command!(
         "ip",
         "ip [addr add A/N dev ethX [via ROUTER] | addr del A dev ethX | link set ethX up|down]",
-        "network interfaces, after a wait for an address; or gives one an address, takes one away",
+        "network interfaces; waits for an address; or changes one",
         ip
     ),
     command!("ping", "ping HOST [-c COUNT] [-i SECONDS] [-W MS] [-s BYTES]", "ICMP echo requests, one a second", ping),
@@ -77,6 +77,7 @@ static COMMANDS: &[Command] = &[
     command!("tcpecho", "tcpecho HOST PORT BYTES [-W MS]", "have a TCP server echo bytes, and compare", tcpecho),
     command!("echoed", "echoed", "length and SHA-256 of the last TCP stream that was echoed", echoed),
     command!("lsblk", "lsblk", "disks", lsblk),
+    command!("rescan", "rescan", "look at all units of all SCSI hosts again", rescan),
     command!("blkread", "blkread DISK LBA COUNT", "read blocks and print their SHA-256", blkread),
     command!("blkwrite", "blkwrite DISK LBA COUNT SEED", "write blocks of a pattern and print its SHA-256", blkwrite),
     command!("blkcopy", "blkcopy FROM LBA TO LBA COUNT", "copy blocks", blkcopy),

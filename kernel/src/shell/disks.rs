@@ -29,11 +29,19 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
             &disk.handle().lock().name,
             &disk.target.to_string(),
             &disk.lun.to_string(),
-            &disk.capacity.blocks.to_string(),
-            &disk.capacity.block_bytes.to_string(),
+            &disk.capacity().blocks.to_string(),
+            &disk.capacity().block_bytes.to_string(),
             &format!("{} {} {}", disk.identity.vendor, disk.identity.product, disk.identity.revision),
         ]);
     }
+    Ok(())
+}
+
+pub async fn rescan(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    scsi::scan::look_at_all();
+    scsi::scan::settled().await;
+    println!("{} disks", scsi::scan::disks().len());
     Ok(())
 }
 
@@ -65,8 +73,8 @@ fn pieces(disk: &Disk, lba: u64, blocks: u64) -> impl Iterator<Item = (u64, usiz
 
 fn check_range(disk: &Disk, lba: u64, blocks: u64) -> Outcome {
     match lba.checked_add(blocks) {
-        Some(end) if end <= disk.capacity.blocks => Ok(()),
-        _ => Err(format!("{} has only {} blocks", disk.name, disk.capacity.blocks)),
+        Some(end) if end <= disk.capacity().blocks => Ok(()),
+        _ => Err(format!("{} has only {} blocks", disk.name, disk.capacity().blocks)),
     }
 }
 

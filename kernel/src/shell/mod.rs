@@ -2,7 +2,7 @@
 //!
 //! * [`commands`]: the table of commands; [`modules`], [`disks`], [`memory`], [`network`], [`snippets`], [`trace`], [`trials`] have those that are about
 //!   these
-//! * [`editor`]: history and completion
+//! * [`editor`]: lines that are typed, and their completion
 //!
 //! Commands that the runner left in the ramdisk (`exec`) are run first and the machine is ended, so that a script sees
 //! the same as a person.
@@ -19,7 +19,7 @@ pub use commands::run_all;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::task::{Context, Poll};
-use editor::{Line, LineEditor};
+use editor::Line;
 use embassy_futures::select::{Either, select};
 use embassy_futures::yield_now;
 use ringfence_core::command_line;
@@ -46,6 +46,9 @@ pub async fn run() {
     if let Some(columns) = options.lines().find_map(|option| option.strip_prefix("columns ")?.parse().ok()) {
         console::set_columns(columns);
     }
+    if options.lines().any(|option| option == "ask-columns") {
+        console::ask_columns();
+    }
     if !options.lines().any(|option| option == "no-autoload") {
         module::autoload();
     }
@@ -59,17 +62,28 @@ pub async fn run() {
         jobs.finish().await;
         finish(jobs.failed);
     }
-    println!("Type 'help' for the commands, 'shutdown' or Ctrl-] X to leave.");
-    let mut editor = LineEditor::new();
+    println!("Type 'help' for the commands, 'exit', Ctrl-D or Ctrl-] X to leave.");
     loop {
-        match jobs.beside(editor.read_line(PROMPT)).await {
+        let line = jobs.beside(editor::read_line(PROMPT)).await;
+        let refusal = line.refusal();
+        match line {
             Line::Command(line) => {
                 println!();
                 for command in command_line::commands(&line) {
                     jobs.execute(command).await;
                 }
             }
+            Line::TooLong => {
+                println!();
+                jobs.count(Err(refusal.unwrap_or_default()));
+            }
             Line::Cancelled => println!("^C"),
+            // As a person leaves who has typed all there is; what still runs is waited for.
+            Line::End => {
+                println!();
+                jobs.finish().await;
+                finish(0);
+            }
         }
     }
 }

@@ -42,7 +42,8 @@ const NIC_FAULTS: &[(&str, &str)] = &[
     ("no-such-frame-sent", "bad entry 0xc8 in the transmitted queue"),
     ("frame-not-lent", "bad entry 0x3f in the transmitted queue"),
     ("log-freed", "bad pointer to rf_log: 0x10 bytes at 0x10010* (own slot, unmapped), in command"),
-    ("frame-twice", "bad entry 0x3c00000000 in the received queue"),
+    ("frame-twice", "bad entry 0x3c00000000 in the received queue (frame 0, 60 bytes)"),
+    ("neighbour-frame", "bad entry 0x3c00000001 in the received queue (frame 1, 60 bytes)"),
 ];
 
 /// Verb of `rogue-nic` that reaches over the end of what it was given, or executes it, and the fault.

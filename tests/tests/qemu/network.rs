@@ -26,7 +26,7 @@ fn there_are_four_interfaces_and_no_more() {
     let mut machine = machine(&format!("{fill}insmod rogue-nic; policy rogue-nic.3 restart; sleep 200"));
     machine.contents.autoload = false;
     let text = boot_badly(&machine, 1).text();
-    assert_says(&text, "error: rogue-nic: init: refused: no memory");
+    assert_says(&text, "error: rogue-nic: init: refused: there can be 4 network interfaces (four at most)");
     // A successor takes the place of the one before it.
     assert_says(&text, "rogue-nic.3: restarted in ring 1");
 }

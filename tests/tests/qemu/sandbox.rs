@@ -146,7 +146,7 @@ fn no_change_locks_a_bit_test() {
     // BT [RCX], ECX with a NOP before it; then the prefix, alone and with others; then a register.
     let script = format!(
         "insmod template; poke template {entry:x}:900fa30990; poke template {entry:x}:f0; poke template {:x}:c9; \
-         poke template {entry:x}:90660fa3c9; fails poke template {entry:x}:f0; limits lock-bts 1; poke template {entry:x}:f0",
+         poke template {entry:x}:90660fa3c9; fails poke template {entry:x}:f0; limits lock-bts 1; poke template {entry:x}:f0; poke template {entry:x}:90",
         entry + 3
     );
     let text = ringfence_tests::boot_badly(&bare(&script), 1).text();

@@ -4,10 +4,10 @@
 //! is one, and the guest's first write would destroy it.
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -39,23 +39,19 @@ impl Disk {
 
     /// Says at once what QEMU would say late and badly; `Ok` if it can be opened as it is to be.
     pub fn check(&self) -> Result<()> {
-        self.format().map(|_| ())?;
-        self.text().map(|_| ())
+        self.format().map(|_| ())
     }
 
-    /// QEMU's description of it, for `-blockdev`, under the name `node`.
-    pub fn blockdev(&self, node: &str, volatile: bool) -> Result<Value> {
+    /// What QEMU's `-drive` takes, to open it under the name `id`. Its name is not taken for a protocol's, whatever is in it.
+    pub fn drive(&self, id: &str, more: &str) -> Result<OsString> {
         let driver = if self.metadata()?.file_type().is_block_device() { "host_device" } else { "file" };
-        let cache = json!({ "no-flush": volatile });
-        Ok(json!({
-            "node-name": node, "driver": self.format()?, "read-only": self.read_only, "cache": cache,
-            "file": { "driver": driver, "filename": self.text()?, "read-only": self.read_only, "cache": cache },
-        }))
-    }
-
-    /// Its name as QEMU can be told.
-    fn text(&self) -> Result<&str> {
-        self.path.to_str().with_context(|| format!("QEMU takes only UTF-8, so not the name {}", self.path.display()))
+        let read_only = if self.read_only { ",read-only=on" } else { "" };
+        let format = self.format()?;
+        let mut drive = OsString::from(format!(
+            "if=none,id={id},format={format},file.driver={driver}{read_only}{more},file.filename="
+        ));
+        drive.push(in_option(&self.path));
+        Ok(drive)
     }
 
     fn metadata(&self) -> Result<std::fs::Metadata> {
@@ -133,8 +129,11 @@ fn format_of(file: &mut File) -> std::io::Result<Format> {
 }
 
 /// The name of a file as part of one of QEMU's options, which it splits at commas: one in a name is doubled.
-pub fn in_option(path: &Path) -> String {
-    path.to_string_lossy().replace(',', ",,")
+pub fn in_option(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes();
+    let doubled: Vec<u8> =
+        bytes.iter().flat_map(|byte| std::iter::repeat_n(*byte, if *byte == b',' { 2 } else { 1 })).collect();
+    OsString::from_vec(doubled)
 }
 
 #[cfg(test)]
@@ -186,6 +185,19 @@ mod tests {
         std::fs::write(&text, []).unwrap();
         assert_eq!(Disk::parse(&text), Disk { path: text.clone().into(), read_only: false });
         std::fs::remove_file(&text).unwrap();
+    }
+
+    #[test]
+    fn names_are_told_as_they_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a,b:c.img");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let text = Disk { path, read_only: true }.drive("d", ",cache=unsafe").unwrap().into_string().unwrap();
+        assert!(
+            text.starts_with("if=none,id=d,format=raw,file.driver=file,read-only=on,cache=unsafe,file.filename=/"),
+            "{text}"
+        );
+        assert!(text.ends_with("/a,,b:c.img"), "{text}");
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl Machine {
             }
             Boot::Iso(image) => {
                 let image = Disk { path: image.clone(), read_only: true };
-                qemu.args(["-blockdev", &image.blockdev("cd0", false)?.to_string(), "-boot", "d"]);
+                qemu.arg("-drive").arg(image.drive("cd0", ",media=cdrom")?).args(["-boot", "d"]);
                 qemu.args(["-device", "ide-cd,drive=cd0"]);
             }
         }
@@ -191,7 +191,9 @@ impl Machine {
         let options = if qemu::has_option(model, "mitigation") { ",mitigation=off" } else { "" };
         qemu.args(["-netdev", &network, "-device", &format!("{},netdev=net0{options}", self.nic)]);
         if let Some(pcap) = &self.pcap {
-            qemu.args(["-object", &format!("filter-dump,id=pcap0,netdev=net0,file={}", in_option(pcap))]);
+            let mut dump = OsString::from("filter-dump,id=pcap0,netdev=net0,file=");
+            dump.push(in_option(pcap));
+            qemu.arg("-object").arg(dump);
         }
         Ok(())
     }
@@ -206,8 +208,8 @@ impl Machine {
         let scratch = if self.disks.is_empty() && self.scratch { Some(files.scratch_disk()?.into()) } else { None };
         qemu.args(["-device", &format!("{},id=hba0", self.hba)]);
         for (index, disk) in self.disks.iter().chain(&scratch).enumerate() {
-            let blockdev = disk.blockdev(&format!("disk{index}"), self.volatile_disks)?;
-            qemu.args(["-blockdev", &blockdev.to_string()]);
+            let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
+            qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), cache)?);
             qemu.args(["-device", &format!("scsi-hd,drive=disk{index},bus=hba0.0,scsi-id={index}")]);
         }
         Ok(())

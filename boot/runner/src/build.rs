@@ -65,12 +65,16 @@ pub fn system(quiet: bool) -> Result<System> {
     let packed_kernel = target().join("kernel.packed");
     strip(&kernel, &packed_kernel)?;
     let mut modules = Vec::new();
-    for (name, package) in names {
+    for (name, package) in &names {
         let object = match package {
             Some(package) => built(&module_dir, &format!("lib{}.a", package.replace('-', "_"))),
-            None => compile_c(&name)?,
+            None => compile_c(name, &c_source(name), None)?,
         };
-        modules.push(link(&toolchain, &name, &object)?);
+        let other = |way: &Way| match package {
+            Some(package) => compile_otherwise(&toolchain, package, way, &built),
+            None => compile_c(name, &c_source(name), Some(way)),
+        };
+        modules.push(link(&toolchain, &name, &object, other)?);
     }
     Ok(System { loader: built(&kernel_dir, "ringfence-loader"), kernel, packed_kernel, modules })
 }
@@ -97,45 +101,106 @@ fn module_names() -> Result<Vec<(String, Option<String>)>> {
         if NOT_MODULES.contains(&name.as_str()) || !path.is_dir() {
             continue;
         }
-        let package = path.join("Cargo.toml").is_file().then(|| format!("rf-{name}"));
+        let manifest = path.join("Cargo.toml");
+        let package = manifest.is_file().then(|| format!("rf-{name}"));
+        if let Some(package) = &package
+            && !fs::read_to_string(&manifest)?.lines().any(|line| line.trim() == format!("name = \"{package}\""))
+        {
+            bail!("drivers/{name}/Cargo.toml must call the package {package}: a driver has its folder's name");
+        }
         names.push((name, package));
     }
     names.sort();
     Ok(names)
 }
 
-/// Compiles `drivers/NAME/NAME.c`.
-fn compile_c(name: &str) -> Result<PathBuf> {
-    let source = project().join("drivers").join(name).join(format!("{name}.c"));
+/// Builds a module of a C file, which has the file's name.
+pub fn module_in_c(source: &Path) -> Result<Module> {
+    let name = source.file_stem().context("the file has no name")?.to_string_lossy().into_owned();
+    link(&Toolchain::find()?, &name, &compile_c(&name, source, None)?, |way| compile_c(&name, source, Some(way)))
+}
+
+fn c_source(name: &str) -> PathBuf {
+    project().join("drivers").join(name).join(format!("{name}.c"))
+}
+
+/// Compiles a module in Rust in another way, in a folder of its own.
+fn compile_otherwise(
+    toolchain: &Toolchain,
+    package: &str,
+    way: &Way,
+    built: &impl Fn(&Path, &str) -> PathBuf,
+) -> Result<PathBuf> {
+    let dir = target().join(format!("modules-{}", way.name));
+    let mut cargo = toolchain.cargo("rustc", &MODULE_FLAGS, &dir);
+    run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
+    Ok(built(&dir, &format!("lib{}.a", package.replace('-', "_"))))
+}
+
+/// Compiles the C file of a module, in the usual or another way.
+fn compile_c(name: &str, source: &Path, way: Option<&Way>) -> Result<PathBuf> {
     let object = target().join(format!("{name}.o"));
     let mut gcc = Command::new("gcc");
     gcc.args(["-c", "-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fPIC"]);
     gcc.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
+    gcc.args(way.map(|way| way.c));
     gcc.arg(format!("-ffile-prefix-map={}={BUILT_AS}", project().display()));
-    gcc.arg("-I").arg(crate::header::write()?).arg(&source);
+    gcc.arg("-I").arg(crate::header::write()?).arg(source);
     replace(&object, |to| run(gcc.arg("-o").arg(to), true))?;
     Ok(object)
 }
 
 /// Orders of a module's functions that are tried.
-const ORDERS: u32 = 64;
+const ORDERS: u32 = 16;
+/// Another way to compile a module: code that does the same and has other displacements in its functions.
+struct Way {
+    name: &'static str,
+    /// For rustc's `-C`.
+    rust: &'static str,
+    /// For gcc.
+    c: &'static str,
+}
+
+const WAYS: [Way; 4] = [
+    Way { name: "aligned-4", rust: "llvm-args=-align-all-nofallthru-blocks=2", c: "-falign-jumps=4" },
+    Way { name: "aligned-16", rust: "llvm-args=-align-all-nofallthru-blocks=4", c: "-falign-jumps=16" },
+    Way { name: "smaller", rust: "opt-level=s", c: "-Os" },
+    Way { name: "simpler", rust: "opt-level=1", c: "-O1" },
+];
+/// Modules for which no other way is tried: one has loads of SS on purpose, the other something in every way.
+const LEFT_ALONE: [&str; 2] = ["rogue-ss", "rogue-peer"];
 
 /// Links a module: a shared object that exports its entry point only.
 ///
 /// A displacement may happen to look like what the kernel refuses under QEMU's TCG ([`tcg`]), a load of SS above all: with its
-/// functions in another order it does not. What is one in any order the kernel refuses, and says where it is.
-fn link(toolchain: &Toolchain, name: &str, object: &Path) -> Result<Module> {
+/// functions in another order it does not, or, if it is within one, compiled in another way (`compile_otherwise`). What is one in any way the kernel refuses, and says where it is.
+fn link(
+    toolchain: &Toolchain,
+    name: &str,
+    object: &Path,
+    compile_otherwise: impl Fn(&Way) -> Result<PathBuf>,
+) -> Result<Module> {
     let exports = target().join("module.exports");
     write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
     let debug = target().join(format!("{name}.debug"));
-    for order in 0..ORDERS {
-        let mut linker = toolchain.linker();
-        if order > 0 {
-            linker.arg(format!("--shuffle-sections=.text*={order}"));
+    let is_clean = |object: &Path| {
+        for order in 0..ORDERS {
+            let mut linker = toolchain.linker();
+            if order > 0 {
+                linker.arg(format!("--shuffle-sections=.text*={order}"));
+            }
+            link_once(linker, &exports, object, &debug)?;
+            if !has_holes(&debug)? {
+                return Ok(true);
+            }
         }
-        link_once(linker, &exports, object, &debug)?;
-        if !has_holes(&debug)? {
-            break;
+        anyhow::Ok(false)
+    };
+    if !is_clean(object)? && !LEFT_ALONE.contains(&name) {
+        for way in &WAYS {
+            if is_clean(&compile_otherwise(way)?)? {
+                break;
+            }
         }
     }
     let packed = target().join(format!("{name}.rfm"));

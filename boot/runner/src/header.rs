@@ -62,5 +62,49 @@ fn services() -> Result<String> {
         let arguments = if arguments.is_empty() { "void".to_string() } else { arguments.join(", ") };
         writeln!(text, "/** {}. */\nint64_t {}({arguments});", service.what, service.symbol)?;
     }
+    text += MEMORY_FUNCTIONS;
     Ok(text)
 }
+
+/// What gcc and clang call by themselves, to copy a structure for example: there is no C library that has it. Each file of a module may
+/// have them; the linker keeps one. In assembly, as the compiler would make a loop into a call of what the loop is the body of.
+const MEMORY_FUNCTIONS: &str = r#"
+#define RF_FOR_THE_COMPILER __attribute__((weak, visibility("hidden")))
+
+/** Copies len_bytes bytes; the two must not overlap. */
+RF_FOR_THE_COMPILER void *memcpy(void *to, const void *from, __SIZE_TYPE__ len_bytes)
+{
+    void *end = to;
+    __asm__ volatile("rep movsb" : "+D"(end), "+S"(from), "+c"(len_bytes) : : "memory");
+    return to;
+}
+
+/** Copies len_bytes bytes; the two may overlap. */
+RF_FOR_THE_COMPILER void *memmove(void *to, const void *from, __SIZE_TYPE__ len_bytes)
+{
+    char *last = (char *)to + len_bytes - 1;
+    const char *last_from = (const char *)from + len_bytes - 1;
+    if ((__UINTPTR_TYPE__)to - (__UINTPTR_TYPE__)from >= len_bytes)
+        return memcpy(to, from, len_bytes);
+    __asm__ volatile("std\n\trep movsb\n\tcld" : "+D"(last), "+S"(last_from), "+c"(len_bytes) : : "memory", "cc");
+    return to;
+}
+
+/** Sets len_bytes bytes to value. */
+RF_FOR_THE_COMPILER void *memset(void *to, int value, __SIZE_TYPE__ len_bytes)
+{
+    void *end = to;
+    __asm__ volatile("rep stosb" : "+D"(end), "+c"(len_bytes) : "a"(value) : "memory");
+    return to;
+}
+
+/** Compares len_bytes bytes: 0 if they are alike, or which of the first two that differ is more. */
+RF_FOR_THE_COMPILER int memcmp(const void *one, const void *other, __SIZE_TYPE__ len_bytes)
+{
+    const unsigned char *a = one, *b = other;
+    for (; len_bytes > 0; len_bytes--, a++, b++)
+        if (*a != *b)
+            return *a - *b;
+    return 0;
+}
+"#;

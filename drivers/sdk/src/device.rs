@@ -50,16 +50,19 @@ pub fn capabilities() -> impl Iterator<Item = (u64, u8)> {
 pub struct Mmio {
     start: NonNull<u8>,
     len_bytes: usize,
+    bar: u64,
 }
 
 macro_rules! mmio_access {
     ($read:ident, $write:ident, $type:ty) => {
         /// Reads the register at `offset`. Panics if it is not inside the BAR or not aligned.
+        #[track_caller]
         pub fn $read(&self, offset: usize) -> $type {
             self.register::<$type>(offset).read()
         }
 
         /// Writes the register at `offset`. Panics if it is not inside the BAR or not aligned.
+        #[track_caller]
         pub fn $write(&self, offset: usize, value: $type) {
             self.register::<$type>(offset).write(value);
         }
@@ -74,23 +77,26 @@ impl Mmio {
         // An I/O BAR's "address" is a port number.
         let is_memory = start > u64::from(u16::MAX);
         let start = NonNull::new(start as *mut u8).filter(|_| is_memory).ok_or(Refusal::Invalid)?;
-        Ok(Mmio { start, len_bytes: len as usize })
+        Ok(Mmio { start, len_bytes: len as usize, bar })
     }
 
     /// A part of it: `len_bytes` bytes from `offset`.
     pub fn part(&self, offset: usize, len_bytes: usize) -> Result<Mmio> {
         match offset.checked_add(len_bytes) {
             // SAFETY: inside the BAR.
-            Some(end) if end <= self.len_bytes => Ok(Mmio { start: unsafe { self.start.add(offset) }, len_bytes }),
+            Some(end) if end <= self.len_bytes => {
+                Ok(Mmio { start: unsafe { self.start.add(offset) }, len_bytes, bar: self.bar })
+            }
             _ => Err(Refusal::Invalid),
         }
     }
 
+    #[track_caller]
     fn register<T: Copy>(&self, offset: usize) -> VolatilePtr<'_, T> {
-        assert!(
-            offset.is_multiple_of(size_of::<T>()) && offset + size_of::<T>() <= self.len_bytes,
-            "register {offset:#x}"
-        );
+        let Mmio { bar, len_bytes, .. } = *self;
+        let is_inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= len_bytes);
+        assert!(is_inside, "register {offset:#x} outside BAR {bar} ({len_bytes:#x} bytes)");
+        assert!(offset.is_multiple_of(size_of::<T>()), "register {offset:#x} of BAR {bar} is not aligned");
         // SAFETY: inside the BAR, which the kernel mapped for good; access is volatile.
         unsafe { VolatilePtr::new(self.start.add(offset).cast()) }
     }
@@ -106,11 +112,13 @@ impl Mmio {
 pub struct Ports {
     first: u16,
     count: u16,
+    bar: u64,
 }
 
 macro_rules! port_access {
     ($read:ident, $write:ident, $type:ty, $register:tt) => {
         /// Reads port `offset`. Panics if it is not one of the BAR's.
+        #[track_caller]
         pub fn $read(&self, offset: u16) -> $type {
             let port = self.port(offset, size_of::<$type>());
             let value: $type;
@@ -123,6 +131,7 @@ macro_rules! port_access {
         }
 
         /// Writes port `offset`. Panics if it is not one of the BAR's.
+        #[track_caller]
         pub fn $write(&self, offset: u16, value: $type) {
             let port = self.port(offset, size_of::<$type>());
             // SAFETY: a port of the driver's own device.
@@ -140,11 +149,14 @@ impl Ports {
         // SAFETY: no pointers.
         let (first, count) = unsafe { (answer(raw::rf_bar_map(bar))?, answer(raw::rf_bar_len(bar))?) };
         let first = u16::try_from(first).map_err(|_| Refusal::Invalid)?;
-        Ok(Ports { first, count: count as u16 })
+        Ok(Ports { first, count: count as u16, bar })
     }
 
+    #[track_caller]
     fn port(&self, offset: u16, width_bytes: usize) -> u16 {
-        assert!(usize::from(offset) + width_bytes <= usize::from(self.count), "port {offset:#x}");
+        let Ports { bar, count, .. } = *self;
+        let is_inside = usize::from(offset) + width_bytes <= usize::from(count);
+        assert!(is_inside, "port {offset:#x} outside BAR {bar} ({count:#x} ports)");
         self.first + offset
     }
 

@@ -32,6 +32,7 @@ impl Dma {
     }
 
     /// Copies a value out. Panics if it is not all inside.
+    #[track_caller]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
         let place = self.place(offset, size_of::<T>()).cast::<T>();
         // SAFETY: inside the memory; any bytes are a `T`.
@@ -39,6 +40,7 @@ impl Dma {
     }
 
     /// Copies a value in. Panics if it does not fit.
+    #[track_caller]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
         let place = self.place(offset, size_of::<T>()).cast::<T>();
         // SAFETY: inside the memory.
@@ -46,6 +48,7 @@ impl Dma {
     }
 
     /// Copies bytes out. Panics if they are not all inside.
+    #[track_caller]
     pub fn read_bytes(&self, offset: usize, to: &mut [u8]) {
         let place = self.place(offset, to.len());
         // SAFETY: inside the memory, and `to` is elsewhere.
@@ -53,15 +56,18 @@ impl Dma {
     }
 
     /// Copies bytes in. Panics if they do not fit.
+    #[track_caller]
     pub fn write_bytes(&self, offset: usize, from: &[u8]) {
         let place = self.place(offset, from.len());
         // SAFETY: inside the memory, and `from` is elsewhere.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), place.as_ptr(), from.len()) };
     }
 
+    #[track_caller]
     fn place(&self, offset: usize, len_bytes: usize) -> NonNull<u8> {
         let inside = offset.checked_add(len_bytes).is_some_and(|end| end <= self.len_bytes);
-        assert!(inside, "{len_bytes} bytes at {offset:#x} of DMA memory");
+        let all = self.len_bytes;
+        assert!(inside, "{len_bytes} bytes at {offset:#x} outside DMA memory ({all:#x} bytes)");
         // SAFETY: inside the memory.
         unsafe { self.start.add(offset) }
     }

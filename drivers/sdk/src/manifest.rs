@@ -75,6 +75,12 @@ impl Manifest {
         self
     }
 
+    /// Has the driver not loaded at boot for a device that it drives: only a person loads it.
+    pub const fn by_hand(mut self) -> Manifest {
+        self.0.flags |= manifest::BY_HAND;
+        self
+    }
+
     /// The device is reset by setting the bits `set` of the 32-bit register at `offset` in BAR `bar`, and is ready when the
     /// bits `wait_mask` are clear again, within `limit_us` microseconds.
     pub const fn reset_register(mut self, bar: u32, offset: u32, set: u32, wait_mask: u32, limit_us: u32) -> Manifest {

@@ -91,6 +91,8 @@ pub enum Value {
     Image(u64),
     /// The address of the stub of this service.
     Stub(usize),
+    /// This number.
+    Number(u64),
 }
 
 /// A set of services.
@@ -320,7 +322,12 @@ fn symbol_value(
     }
     let offset = symbol.st_name(LE);
     let rest = strings.and_then(|strings| strings.get(offset as usize..)).ok_or(missing)?;
-    let number = name(*strings, offset, MAX_NAME).and_then(service::by_symbol).ok_or_else(|| unknown_service(rest))?;
+    let number = name(*strings, offset, MAX_NAME).and_then(service::by_symbol);
+    if number.is_none() && symbol.st_bind() == elf::STB_WEAK {
+        // Nobody has it, and the module can do without (ELF, "Symbol Table": the value of an undefined weak symbol is 0).
+        return Ok(Value::Number(entry.r_addend(LE) as u64));
+    }
+    let number = number.ok_or_else(|| unknown_service(rest))?;
     if grantable(manifest, number) { Ok(Value::Stub(number)) } else { Err(ModuleError::NotGranted(number)) }
 }
 

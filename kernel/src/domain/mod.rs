@@ -78,6 +78,10 @@ pub struct Domain {
     pub fault: Option<Arc<fault::Fault>>,
     /// How often it was entered.
     pub upcalls: u64,
+    /// How many instances were in its place before.
+    pub restarts: u64,
+    /// Why it gave up, if it did.
+    pub last_words: String,
     /// What it has had of the CPU.
     pub turn: crate::poll::Turn,
     /// Lines that it may still log in the upcall under way, and lines that were dropped.

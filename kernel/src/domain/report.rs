@@ -73,6 +73,8 @@ pub struct Scene {
     upcalls: u64,
     at_us: u64,
     cause: Cause,
+    /// Why it gave up, if it did.
+    last_words: String,
     /// What the cause names, if it names an address.
     accused: Option<Spot>,
     frame: Option<TrapFrame>,
@@ -163,6 +165,7 @@ impl Scene {
             upcalls: domain.upcalls,
             at_us: time::uptime_ns() / 1000,
             cause,
+            last_words: domain.last_words.clone(),
             accused: accused.map(spot),
             code: rip.map_or(Vec::new(), |rip| code(domain, rip)),
             frame,
@@ -416,6 +419,9 @@ impl Words {
         if scene.was_running && !scene.events.is_empty() {
             let names: Vec<String> = scene.events.iter_names().map(|(name, _)| name.to_lowercase()).collect();
             let _ = write!(words.headline, " ({})", names.join(", "));
+        }
+        if scene.cause == Cause::Panic && !scene.last_words.is_empty() {
+            let _ = write!(words.headline, ": {}", scene.last_words);
         }
         let _ = scene.write_details(&mut words.details);
         words

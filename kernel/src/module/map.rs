@@ -55,6 +55,8 @@ pub fn map(
         traced: false,
         fault: None,
         upcalls: 0,
+        restarts: 0,
+        last_words: String::new(),
         turn: poll::Turn::default(),
         log_left: 0,
         log_dropped: 0,
@@ -105,6 +107,7 @@ fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Res
         let value = match relocation.value {
             Value::Image(offset) => image + offset,
             Value::Stub(service) => space.stub(service),
+            Value::Number(number) => number,
         };
         space.write(image + relocation.at, &value.to_le_bytes());
     }

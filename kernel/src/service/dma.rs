@@ -15,6 +15,9 @@ const MAX_REGIONS: usize = 256;
 /// Maps `len_bytes` bytes, rounded up to pages, of physically contiguous zeroed memory; returns where.
 pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
+    if len_bytes > u64::from(domain.manifest.dma_bytes) {
+        return Err(Refusal::NoMemory.into());
+    }
     let region = time::charged(len_bytes, || allocate(domain, len_bytes))?;
     domain.dma.push(region);
     Ok(region.extent.start)

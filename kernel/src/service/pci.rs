@@ -28,8 +28,8 @@ pub fn rf_pci_write(domain: &mut Domain, offset: u64, width_bytes: u64, value: u
     if offset != COMMAND || width_bytes != 2 {
         return Err(Refusal::Denied.into());
     }
-    let value = u16::try_from(value).map_err(|_| Refusal::Invalid)?;
-    let wanted = CommandRegister::from_bits_retain(value);
+    // All but one of the bits are ignored, and so are those beyond the register.
+    let wanted = CommandRegister::from_bits_truncate(value as u16);
     domain.set_bus_master(wanted.contains(CommandRegister::BUS_MASTER_ENABLE))?;
     Ok(0)
 }

@@ -26,6 +26,49 @@ fn a_module_in_c_runs_in_both_rings() {
     assert_says(&text, "hello-c| good-bye from C");
 }
 
+/// Compilers call functions of the C library by themselves, and a symbol that may be missing is 0.
+#[test]
+fn a_module_in_c_needs_no_library() {
+    const SOURCE: &str = r#"
+        #include <ringfence.h>
+        __attribute__((section(".ringfence"), used)) const RfManifest rf_manifest = {
+            .magic = RF_MAGIC, .abi_version = RF_ABI_VERSION, .kind = RfKind_Other, .name = "copies",
+            .version = "1", .pci_ids = {{0xffff, 0xffff}}, .stack_bytes = 16384, .upcall_ms = 100,
+        };
+        struct big { char bytes[4000]; };
+        static struct big one, other;
+        __attribute__((weak)) int rf_nobody_has_this(void);
+        __attribute__((noinline)) static void copy(struct big *to, const struct big *from) { *to = *from; }
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {
+            (void)a, (void)b;
+            if (operation != RF_COMMAND) return 0;
+            for (unsigned i = 0; i < sizeof one; i++) one.bytes[i] = (char)i;
+            copy(&other, &one);
+            int64_t wrong = 0;
+            for (unsigned i = 0; i < sizeof one; i++) wrong += other.bytes[i] != (char)i;
+            __builtin_memmove(one.bytes + 10, one.bytes, 1000);
+            for (unsigned i = 0; i < 1000; i++) wrong += one.bytes[i + 10] != (char)i;
+            __builtin_memmove(one.bytes, one.bytes + 10, 1000);
+            wrong += __builtin_memcmp(&one, &other, 1000) != 0;
+            wrong += __builtin_memcmp("\1", "\377", c + 1 > 1 ? 1 : 1) >= 0;
+            __builtin_memset(&one, 7, sizeof one);
+            for (unsigned i = 0; i < sizeof one; i++) wrong += one.bytes[i] != 7;
+            if (rf_nobody_has_this) wrong += 100000 + rf_nobody_has_this();
+            return wrong == 0 ? 4711 : wrong;
+        }
+    "#;
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("copies.c");
+    std::fs::write(&source, SOURCE).unwrap();
+    let system = system();
+    let module = ringfence::build::module_in_c(&source).unwrap();
+    let mut machine = bare("insmod copies; tell copies a; ring copies 0; tell copies a");
+    machine.contents.modules.push(module.packed);
+    let run = machine.run(system, |_| ()).unwrap();
+    assert_eq!(run.lines.iter().filter(|line| line.contains("copies: 4711")).count(), 2, "{}", run.text());
+}
+
 #[test]
 fn a_trusted_driver_that_panics_is_ended_alone() {
     let run = boot_badly(&bare("insmod rogue --ring 0; tell rogue panic; insmod template; tell template a"), 1);

@@ -7,10 +7,9 @@ use ringfence_abi::manifest::Manifest;
 use ringfence_abi::queue::{Consumer, Place, Producer, Words};
 use ringfence_abi::scsi as commands;
 use ringfence_core::arguments::{Arguments, Patch};
-use ringfence_core::keys::Keys;
+use ringfence_core::line_editor::{Event, LineEditor, MAX_LINE};
 use ringfence_core::module::{Module, symbol_at};
 use ringfence_core::sense::Sense;
-use ringfence_core::typed_line::TypedLine;
 use ringfence_core::{cdb, command_line, disassembly, pci as space};
 use std::cell::RefCell;
 
@@ -141,6 +140,9 @@ pub fn shell(data: &[u8]) {
     for command in command_line::commands(text) {
         assert!(!command.is_empty() && !command.contains(';'));
         words(command_line::in_background(command).unwrap_or(command));
+        let first = command_line::name_and_arguments(command).0;
+        assert!(command_line::most_like(first, ["lsmod", first]).is_none_or(|name| name == first || name == "lsmod"));
+        assert!(command_line::in_pages(command).is_none_or(|shown| command.contains(shown)));
     }
     let (_, word) = command_line::last_word(text);
     assert!(text.ends_with(word) && !word.contains(' '));
@@ -174,14 +176,20 @@ fn words(text: &str) {
 /// Keys on their way to the line editor, and what it writes.
 fn typed(data: &[u8]) {
     const COLUMNS: usize = 10;
-    let (mut keys, mut line) = (Keys::new(), TypedLine::new("> ", COLUMNS));
+    let mut editor = LineEditor::new(COLUMNS);
+    editor.begin("> ");
     for byte in data {
-        let (cursor, len) = line.position();
-        assert!(cursor <= len && len <= data.len());
-        keys.press(*byte, cursor, len);
-        while let Some(byte) = keys.take() {
-            line.edit(byte);
+        let (_, event) = editor.press(*byte);
+        match event {
+            Some(Event::Line(line)) => {
+                assert!(line.chars().count() <= MAX_LINE && !line.contains(['\r', '\n']));
+                editor.begin("> ");
+            }
+            Some(Event::TooLong | Event::Cancelled | Event::End) => editor.begin("> "),
+            Some(Event::Columns(columns)) => editor.set_columns(columns),
+            Some(Event::Complete) | None => {}
         }
-        let _ = (line.hide(), line.show(), line.leave());
+        assert!(editor.typed().chars().count() <= data.len().max(MAX_LINE));
+        let _ = (editor.hide(), editor.show(), editor.leave());
     }
 }

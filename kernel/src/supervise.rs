@@ -68,6 +68,11 @@ pub fn count(domain: &Domain, cause: Cause) {
     }
 }
 
+/// How often the module of `domain` faulted in ring 1 since a person forgave it.
+pub fn fault_count(domain: &Domain) -> u32 {
+    FAULTED.lock().get(&domain.file.name).copied().unwrap_or(0)
+}
+
 /// Forgets the faults of the module of `domain`.
 pub fn forgive(domain: &Domain) {
     FAULTED.lock().remove(&domain.file.name);

@@ -6,10 +6,11 @@ mod arguments;
 use anyhow::{Context, Result, bail};
 use arguments::{Cli, RunArguments, Verb};
 use clap::Parser;
-use ringfence::machine::Machine;
+use ringfence::machine::{End, Machine};
 use ringfence::ramdisk::Contents;
 use ringfence::{bench, build, campaign, gdb, iso, output, ramdisk, snippets, soak, target};
 use serde_json::json;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -106,7 +107,13 @@ fn boot(arguments: RunArguments) -> Result<u8> {
     if is_script {
         return script(&machine, &system, json);
     }
-    let end = machine.run_interactively(&system)?;
+    let end = loop {
+        match machine.run_interactively(&system)? {
+            // What was piped in has been read: there is nobody to type for the next.
+            End::Reboot if std::io::stdin().is_terminal() => {}
+            end => break end,
+        }
+    };
     if end.status() != 0 {
         output::complain(&format!("ringfence: {}", end.description()));
     }

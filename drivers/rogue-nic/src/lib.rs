@@ -19,6 +19,7 @@ driver!(
     RogueNic,
     Manifest::new("rogue-nic", env!("CARGO_PKG_VERSION"))
         .kind(Kind::Nic)
+        .by_hand()
         .pci(&[(0x8086, 0x100e)])
         .dma_kib(64)
         .upcall_ms(1000)
@@ -220,6 +221,7 @@ impl Driver for RogueNic {
             }
             "received-backwards" => {
                 self.backwards = true;
+                self.set(EMPTY, TAKEN, 1);
                 self.put(RECEIVED, entry(0, 60));
                 0
             }

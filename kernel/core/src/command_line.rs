@@ -9,6 +9,7 @@
 use crate::extent::Extent;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 /// The commands in a text.
 pub fn commands(text: &str) -> impl Iterator<Item = &str> {
@@ -65,6 +66,31 @@ pub fn last_word(typed: &str) -> (&str, &str) {
     command.rsplit_once(' ').unwrap_or(("", command))
 }
 
+/// The one of `candidates` that `word` is most like, if it is like one: a few letters more, less, or other ones (Levenshtein).
+pub fn most_like<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word: Vec<char> = word.chars().take(32).collect();
+    let distance = |candidate: &str| {
+        let mut row: Vec<usize> = (0..=word.len()).collect();
+        for (index, c) in candidate.chars().enumerate() {
+            let mut before = core::mem::replace(&mut row[0], index + 1);
+            for (at, other) in word.iter().enumerate() {
+                let replaced = before + usize::from(c != *other);
+                before = row[at + 1];
+                row[at + 1] = replaced.min(before + 1).min(row[at] + 1);
+            }
+        }
+        row[word.len()]
+    };
+    let most = if word.len() < 4 { 1 } else { 2 };
+    let found = candidates.into_iter().map(|candidate| (distance(candidate), candidate)).min();
+    found.filter(|(distance, _)| *distance <= most).map(|(_, candidate)| candidate)
+}
+
+/// The command in front of `| more`, if that is behind it: what it prints is shown a page at a time.
+pub fn in_pages(command: &str) -> Option<&str> {
+    command.strip_suffix("more")?.trim_end().strip_suffix('|').map(str::trim)
+}
+
 /// What Tab puts behind `word`: all that `candidates`, which begin with it, have in common, and a space if there is but one.
 /// Empty if they differ at once; `None` if there are none.
 pub fn completion(word: &str, candidates: &[&str]) -> Option<String> {
@@ -82,7 +108,28 @@ pub fn completion(word: &str, candidates: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
+
+    #[test]
+    fn what_was_meant_is_found() {
+        let names = ["lsmod", "lspci", "insmod", "rmmod", "ip", "ping"];
+        let like = |word| most_like(word, names);
+        assert_eq!(like("lsmdo"), Some("lsmod"));
+        assert_eq!(like("pnig"), Some("ping"));
+        assert_eq!(like("insmodd"), Some("insmod"));
+        assert_eq!(like("ls"), None);
+        assert_eq!(like("nonsense"), None);
+        assert_eq!(like(""), None);
+        assert_eq!(most_like("x", []), None);
+    }
+
+    #[test]
+    fn pages_are_asked_for_at_the_end() {
+        assert_eq!(in_pages("dmesg | more"), Some("dmesg"));
+        assert_eq!(in_pages("dmesg|more"), Some("dmesg"));
+        assert_eq!(in_pages("trial a b | c | more"), Some("trial a b | c"));
+        assert_eq!(in_pages("more"), None);
+        assert_eq!(in_pages("help more"), None);
+    }
 
     #[test]
     fn a_text_becomes_commands() {

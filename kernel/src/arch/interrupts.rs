@@ -13,12 +13,22 @@ pub const FIRST_VECTOR: u8 = super::vector::FIRST_INTERRUPT as u8;
 /// Lines of the two controllers.
 pub const LINES: u8 = 16;
 
-const TIMER: u8 = 0;
+/// Line of the timer.
+pub const TIMER: u8 = 0;
 const CASCADE: u8 = 2;
-const SERIAL: u8 = 4;
+/// Line of the serial port.
+pub const SERIAL: u8 = 4;
 
 // SAFETY: the controllers are mapped where no exception lies.
 static PICS: Mutex<ChainedPics> = Mutex::new(unsafe { ChainedPics::new(FIRST_VECTOR, FIRST_VECTOR + 8) });
+
+/// How often each line fired.
+static COUNTS: [AtomicU64; LINES as usize] = [const { AtomicU64::new(0) }; LINES as usize];
+
+/// How often each line fired, those that never did left out.
+pub fn line_counts() -> impl Iterator<Item = (u8, u64)> {
+    (0..LINES).zip(&COUNTS).map(|(line, count)| (line, count.load(Ordering::Relaxed))).filter(|(_, count)| *count > 0)
+}
 
 /// Lines of devices that fired and have not been taken by [`take_fired`].
 static FIRED: AtomicU16 = AtomicU16::new(0);
@@ -155,6 +165,9 @@ pub fn handle(vector: u8) {
             unsafe { PICS.lock().notify_end_of_interrupt(FIRST_VECTOR + CASCADE) };
         }
         return;
+    }
+    if let Some(count) = COUNTS.get(usize::from(line)) {
+        count.fetch_add(1, Ordering::Relaxed);
     }
     match line {
         TIMER => super::time::tick(),

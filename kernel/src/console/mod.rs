@@ -234,6 +234,8 @@ pub unsafe fn break_locks() {
     // SAFETY: as the caller promises.
     unsafe {
         UART.force_unlock();
+        CAPTURED.force_unlock();
+        core::mem::forget(CAPTURED.lock().take());
         TYPED.force_unlock();
         // Not dropped: that takes the heap's lock. Nor is it shown again, which may allocate.
         core::mem::forget(TYPED.lock().take());
@@ -346,9 +348,42 @@ pub fn show_line() {
 
 struct Console;
 
+/// What a command prints, while that is kept to be shown a page at a time.
+static CAPTURED: Mutex<Option<String>> = Mutex::new(None);
+/// Most of it that is kept, in bytes.
+const MOST_CAPTURED: usize = 256 << 10;
+
+/// What is printed is kept as long as this is there.
+pub struct Capture;
+
+/// Keeps what is printed from now on.
+pub fn capture() -> Capture {
+    *CAPTURED.lock() = Some(String::new());
+    Capture
+}
+
+impl Capture {
+    /// What was printed.
+    pub fn take(self) -> String {
+        CAPTURED.lock().take().unwrap_or_default()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        *CAPTURED.lock() = None;
+    }
+}
+
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if text.is_empty() {
+            return Ok(());
+        }
+        if let Some(captured) = CAPTURED.try_lock().as_mut().and_then(|captured| captured.as_mut()) {
+            if captured.len() + text.len() <= MOST_CAPTURED && captured.try_reserve(text.len()).is_ok() {
+                captured.push_str(text);
+            }
             return Ok(());
         }
         hide_line();
@@ -460,9 +495,13 @@ fn level_name(level: Level) -> &'static str {
 /// A driver says something. It is quoted, so that nothing in it looks like the kernel's own words.
 pub fn quote(domain: &Domain, level: Level, text: &str) {
     if level <= log::max_level() {
-        let text = text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
-        add(Some(Source::of(domain)), Manner::Quote, level, text);
+        add(Some(Source::of(domain)), Manner::Quote, level, printable(text));
     }
+}
+
+/// What others wrote, without what a terminal would take for more than a character.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }
 
 /// The kernel says something about a driver, which counts against that: what a driver does, a disk or a peer, may have it say so

@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use log::Level;
 use ringfence_abi::layout::IMAGE;
-use ringfence_abi::manifest::Manifest;
+use ringfence_abi::manifest::{BY_HAND, Manifest};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::extent::Extent;
@@ -171,6 +171,7 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         new.faults_at = core::mem::take(&mut old.faults_at);
         new.policy = old.policy;
+        new.restarts = old.restarts + 1;
         // The first fault in a while is an accident.
         if new.faults_at.len() > 1 {
             poll::succeed(&mut new, &old);
@@ -229,20 +230,44 @@ fn forget(handle: &Handle) {
     LOADED.lock().retain(|other| !Arc::ptr_eq(other, handle));
 }
 
-/// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has.
+/// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has: the first one by name,
+/// but for those that only a person loads. Says which files are no modules, and which devices of a kind that drivers exist for
+/// nobody drives.
 pub fn autoload() {
-    let manifest = |file: File| Some((Module::parse(&file.bytes).ok()?.manifest, file));
-    let files: Vec<(Manifest, File)> = ramdisk::modules().filter_map(manifest).collect();
+    let mut files: Vec<(Manifest, File)> = Vec::new();
+    for file in ramdisk::modules() {
+        match Module::parse(&file.bytes) {
+            Ok(module) if module.manifest.flags & BY_HAND == 0 => files.push((module.manifest, file)),
+            Ok(_) => {}
+            Err(error) => log::warn!("{}.rfm is refused: {error}", file.name),
+        }
+    }
+    files.sort_by(|(_, one), (_, other)| one.name.cmp(&other.name));
     for function in pci::functions() {
         if !function.is_device || device::state(function.address) != device::State::Free {
             continue;
         }
         let drives = |(manifest, _): &&(Manifest, File)| manifest.pci_ids().any(|id| id == function.id);
-        let Some((_, file)) = files.iter().find(drives) else { continue };
+        let Some((_, file)) = files.iter().find(drives) else {
+            if let Some(what) = kind_of(function) {
+                let id = function.id;
+                log::info!("{}: no module drives {what} ({:04x}:{:04x})", function.address, id.vendor, id.device);
+            }
+            continue;
+        };
         match load_for(file, Ring::Sandboxed, Some(function)) {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {}", handle.lock().name, function.address),
             Err(error) => log::error!("{} for {}: {error}", file.name, function.address),
         }
+    }
+}
+
+/// What a function is, if it is of a kind that drivers can be of (PCI Code and ID Assignment 1.11, 1.2 and 1.3).
+fn kind_of(function: &Function) -> Option<&'static str> {
+    match function.class {
+        (0x02, ..) => Some("the network card"),
+        (0x01, 0x00, _) => Some("the SCSI adapter"),
+        _ => None,
     }
 }
 

@@ -17,6 +17,9 @@ use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Shortest frame that is worth looking at: an Ethernet header.
 const MIN_FRAME: usize = 14;
+/// Shortest and longest time from a poll to the next that looks for frames that were sent, in nanoseconds.
+const LOOK_AGAIN_NS: u64 = 20_000_000;
+const LOOK_AGAIN_MOST_NS: u64 = 1_000_000_000;
 
 /// The kernel's end of a network driver's queues.
 pub struct Queues {
@@ -38,8 +41,10 @@ pub struct Queues {
     most_empty: u64,
     /// Frames put into `transmit` since the driver was last polled.
     unsent: usize,
-    /// When the driver was last polled for what is in its queues, in nanoseconds since boot.
-    polled_ns: u64,
+    /// When to poll the driver for frames that it may have sent, in nanoseconds since boot.
+    look_again_at: u64,
+    /// How long after the next poll that is, in nanoseconds: twice as long each time, while nothing comes back.
+    look_again_in: u64,
     /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since boot.
     progress_ns: u64,
     /// The frames it has, in the order in which it got them.
@@ -137,7 +142,8 @@ impl Queues {
             handed_back: 0,
             most_empty: 0,
             unsent: 0,
-            polled_ns: 0,
+            look_again_at: 0,
+            look_again_in: LOOK_AGAIN_NS,
             progress_ns: 0,
             order: VecDeque::with_capacity(TX_FRAMES),
             inherited: VecDeque::new(),
@@ -175,7 +181,9 @@ impl Queues {
 
     /// The driver is about to be polled, at `now_ns` since boot, and sees all that is there for it.
     pub fn before_poll(&mut self, now_ns: u64) {
-        (self.unsent, self.handed_back, self.polled_ns) = (0, 0, now_ns);
+        (self.unsent, self.handed_back) = (0, 0);
+        self.look_again_at = now_ns.saturating_add(self.look_again_in);
+        self.look_again_in = (self.look_again_in * 2).min(LOOK_AGAIN_MOST_NS);
     }
 
     /// Takes back the frames that were sent.
@@ -196,6 +204,7 @@ impl Queues {
         }
         if progress {
             self.progress_ns = time::uptime_ns();
+            self.look_again_in = LOOK_AGAIN_NS;
         }
         Ok(())
     }
@@ -248,8 +257,7 @@ impl Queues {
     /// When to look whether frames were sent that the driver has not given back, in nanoseconds since boot: its device may raise no
     /// interrupt for that.
     pub fn look_again_ns(&self) -> Option<u64> {
-        const LOOK_AGAIN_NS: u64 = 20_000_000;
-        (!self.order.is_empty()).then_some(self.polled_ns + LOOK_AGAIN_NS)
+        (!self.order.is_empty()).then_some(self.look_again_at)
     }
 
     /// Copies the next received frame into `to` and returns its length in bytes.

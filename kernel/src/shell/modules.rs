@@ -1,6 +1,6 @@
 //! Commands about modules and the drivers that run.
 
-use super::commands::device_name;
+use super::machine::device_name;
 use super::{Outcome, said};
 use crate::arch::time;
 use crate::domain::fault::{Cause, history};
@@ -16,7 +16,12 @@ use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 use ringfence_core::module::Module;
 
-pub async fn lsmod(arguments: Arguments<'_>) -> Outcome {
+pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
+    let in_full = match arguments.optional() {
+        None => false,
+        Some("-v") => true,
+        Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
+    };
     arguments.end()?;
     println!(
         "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {}",
@@ -35,6 +40,16 @@ pub async fn lsmod(arguments: Arguments<'_>) -> Outcome {
             time::nanoseconds(domain.turn.all_ticks) / 1_000_000,
             device.as_deref().unwrap_or("-"),
         );
+        if in_full {
+            println!(
+                "                 {} restarts, {} faults, heap {} KiB, DMA {} KiB, image {} KiB",
+                domain.restarts,
+                supervise::fault_count(&domain),
+                domain.heap_bytes / 1024,
+                domain.dma_bytes() / 1024,
+                domain.image_bytes / 1024
+            );
+        }
     }
     Ok(())
 }

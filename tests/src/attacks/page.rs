@@ -214,7 +214,7 @@ fn explain(verb: &str) -> (String, &'static str) {
         "no-such-frame" | "no-such-frame-sent" | "huge-frame" | "beyond" => {
             ("puts an entry into a queue that cannot exist", "checked")
         }
-        "frame-not-lent" | "frame-twice" | "twice" | "another" | "unasked" => {
+        "frame-not-lent" | "neighbour-frame" | "frame-twice" | "twice" | "another" | "unasked" => {
             ("gives back what it has not, or not any more", "the kernel keeps its own account of what it has lent")
         }
         "lose" => ("leaves a command undone", "`limits command-ms`"),

@@ -14,6 +14,7 @@ mod reset;
 mod restart;
 mod sandbox;
 mod scsi;
+mod shell;
 mod trace;
 mod trial;
 mod turns;

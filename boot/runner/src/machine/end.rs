@@ -27,13 +27,15 @@ pub enum End {
     TimeLimit,
     /// A person left.
     Left,
+    /// In order, and it is to be started again.
+    Reboot,
 }
 
 impl End {
     /// The runner's exit status.
     pub fn status(self) -> u8 {
         match self {
-            End::Done | End::Left => 0,
+            End::Done | End::Left | End::Reboot => 0,
             End::CommandFailed => 1,
             End::Panic | End::Crash => 2,
             End::TimeLimit => 3,
@@ -53,6 +55,7 @@ impl End {
             End::Signal(signal) => format!("QEMU itself was ended by {}", signal_name(signal)),
             End::Status(status) => format!("QEMU itself failed with status {status}"),
             End::Left => "left".to_string(),
+            End::Reboot => "it is to be started again".to_string(),
         }
     }
 
@@ -65,6 +68,7 @@ impl End {
         const DONE: i32 = 0x10 << 1 | 1;
         const COMMAND_FAILED: i32 = 0x11 << 1 | 1;
         const PANIC: i32 = 0x12 << 1 | 1;
+        const REBOOT: i32 = 0x13 << 1 | 1;
         if let Some(signal) = status.signal() {
             return End::Signal(signal);
         }
@@ -74,6 +78,7 @@ impl End {
             Some(DONE) if said_done => End::Done,
             Some(COMMAND_FAILED) => End::CommandFailed,
             Some(PANIC) => End::Panic,
+            Some(REBOOT) => End::Reboot,
             Some(DONE) | None => End::Crash,
             Some(other) => End::Status(other),
         }
@@ -122,6 +127,7 @@ mod tests {
         assert_eq!(End::of(exited(0), true, Some(15)), End::Signal(15));
         assert_eq!(End::of(exited(1), true, None), End::NotStarted);
         assert_eq!(End::of(exited(2), true, None), End::Status(2));
+        assert_eq!(End::of(exited(39), true, None), End::Reboot);
         let aborted = End::of(ExitStatus::from_raw(6), true, None);
         assert_eq!((aborted, aborted.status()), (End::Signal(6), 4));
         assert_eq!(aborted.description(), "QEMU itself was ended by signal 6 (SIGABRT)");

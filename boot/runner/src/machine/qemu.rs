@@ -14,9 +14,12 @@ pub fn program() -> OsString {
     std::env::var_os("RINGFENCE_QEMU").unwrap_or_else(|| QEMU.into())
 }
 
+/// A QEMU, and what it is asked.
+type Question = (OsString, Vec<String>);
+
 /// Asks the QEMU that is there, each question once.
 fn ask(arguments: &[&str]) -> Result<String> {
-    static ANSWERS: Mutex<Option<HashMap<(OsString, Vec<String>), String>>> = Mutex::new(None);
+    static ANSWERS: Mutex<Option<HashMap<Question, String>>> = Mutex::new(None);
     let program = program();
     let question = (program.clone(), arguments.iter().map(|argument| argument.to_string()).collect());
     // Nobody panics with it in hand; if somebody did, what is known by then is still true.

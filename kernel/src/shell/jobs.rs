@@ -1,0 +1,192 @@
+//! Runs commands, one at a time and beside others (`&`), until they end or Ctrl-C or `kill %N` gives them up.
+
+use super::{Outcome, commands, finish, pager, reboot};
+use crate::memory::{has_room, heap_use};
+use crate::{console, println};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use embassy_futures::select::{Either, select};
+use embassy_futures::yield_now;
+use ringfence_core::command_line;
+
+/// What a command takes of the kernel's heap at most, beside buffers that it asks for.
+const COMMAND_BYTES: usize = 128 << 10;
+/// Commands that can run beside others.
+const MAX_JOBS: usize = 64;
+
+/// A command that runs beside others.
+struct Job {
+    /// What a person calls it.
+    number: usize,
+    line: String,
+    future: Pin<Box<dyn Future<Output = Outcome>>>,
+}
+
+/// Commands that were started with `&` and still run, and how many commands failed.
+pub struct Jobs {
+    running: Vec<Job>,
+    failed: usize,
+    /// Whether nobody types them.
+    scripted: bool,
+}
+
+impl Jobs {
+    /// None run. `scripted` says whether nobody types them.
+    pub fn new(scripted: bool) -> Jobs {
+        Jobs { running: Vec::new(), failed: 0, scripted }
+    }
+
+    /// How many commands failed.
+    pub fn failed(&self) -> usize {
+        self.failed
+    }
+
+    /// Runs one command; Ctrl-C gives it up. One that ends with `&` goes on beside those that follow.
+    pub async fn execute(&mut self, line: &str) {
+        let ends = ["shutdown", "exit", "reboot", "wait", "jobs"].contains(&line) || line.starts_with("kill %");
+        if !has_room(COMMAND_BYTES) && !ends {
+            let free_kib = {
+                let (used, size) = heap_use();
+                (size - used) / 1024
+            };
+            let text =
+                format!("out of memory: {free_kib} KiB of the kernel's heap are left; 'wait' waits for what runs");
+            self.count(Err(text));
+            return;
+        }
+        if let Some(line) = command_line::in_background(line) {
+            let started = self.start(line);
+            self.count(started);
+            return;
+        }
+        match line {
+            // A person has seen what failed.
+            "shutdown" | "exit" => finish(if self.scripted { self.failed } else { 0 }),
+            "reboot" if !self.scripted => reboot(),
+            "jobs" => self.running.iter().for_each(|job| println!("[{}] {}", job.number, job.line)),
+            "wait" => {
+                if !self.finish_or_interrupted().await {
+                    self.running.clear();
+                    self.count(Err("interrupted".to_string()));
+                }
+            }
+            _ => match line.strip_prefix("kill %") {
+                Some(number) => {
+                    let killed = self.kill(number.trim());
+                    self.count(killed);
+                }
+                None => self.run(line).await,
+            },
+        }
+    }
+
+    async fn run(&mut self, line: &str) {
+        let interrupted = poll_fn(|context| match console::take_interrupt(context.waker()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        let is_typed = !self.scripted;
+        let command = async {
+            match command_line::in_pages(line) {
+                Some(line) if is_typed => pager::run(line).await,
+                Some(line) => commands::run(line).await,
+                None => commands::run(line).await,
+            }
+        };
+        match self.beside(select(command, interrupted)).await {
+            Either::First(outcome) => self.count(outcome),
+            Either::Second(()) => self.count(Err("interrupted".to_string())),
+        }
+        let_drivers_return().await;
+    }
+
+    /// Has a command run beside others.
+    fn start(&mut self, line: &str) -> Outcome {
+        if self.running.len() >= MAX_JOBS {
+            return Err(format!("{MAX_JOBS} commands run already; 'wait' waits for them"));
+        }
+        let number = (1..).find(|number| self.running.iter().all(|job| job.number != *number)).unwrap_or(1);
+        let line = line.to_string();
+        let shown = line.clone();
+        let future = Box::pin(async move {
+            let outcome = commands::run(&line).await;
+            println!("{line} & {}", if outcome.is_ok() { "is done" } else { "failed" });
+            outcome
+        });
+        self.running.push(Job { number, line: shown, future });
+        Ok(())
+    }
+
+    /// Gives up a command that runs beside others.
+    fn kill(&mut self, number: &str) -> Outcome {
+        let place = self.running.iter().position(|job| number.parse() == Ok(job.number));
+        let place = place.ok_or_else(|| format!("there is no job %{number}; 'jobs' lists them"))?;
+        let job = self.running.remove(place);
+        println!("{} & is given up", job.line);
+        Ok(())
+    }
+
+    /// Waits for all that run.
+    pub async fn finish(&mut self) {
+        poll_fn(|context| {
+            self.poll(context);
+            if self.running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Waits for all that run; `false` if Ctrl-C came first.
+    async fn finish_or_interrupted(&mut self) -> bool {
+        poll_fn(|context| {
+            self.poll(context);
+            match (self.running.is_empty(), console::take_interrupt(context.waker())) {
+                (true, _) => Poll::Ready(true),
+                (_, true) => Poll::Ready(false),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Waits for `future` while the others go on.
+    pub async fn beside<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = core::pin::pin!(future);
+        poll_fn(|context| {
+            self.poll(context);
+            future.as_mut().poll(context)
+        })
+        .await
+    }
+
+    fn poll(&mut self, context: &mut Context) {
+        let mut ended = Vec::new();
+        self.running.retain_mut(|job| match job.future.as_mut().poll(context) {
+            Poll::Ready(outcome) => {
+                ended.push(outcome);
+                false
+            }
+            Poll::Pending => true,
+        });
+        ended.into_iter().for_each(|outcome| self.count(outcome));
+    }
+
+    /// Says what went wrong, if anything did, and keeps count.
+    pub fn count(&mut self, outcome: Outcome) {
+        if let Err(reason) = outcome {
+            println!("error: {reason}");
+            self.failed += 1;
+        }
+    }
+}
+
+/// Between two commands: a driver that the first one ended is back before the next. Who became ready last is next
+/// (embassy-executor's queue), which after one turn may be this task again.
+pub async fn let_drivers_return() {
+    yield_now().await;
+    yield_now().await;
+}

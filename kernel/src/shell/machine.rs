@@ -1,0 +1,172 @@
+//! Commands about the machine as a whole: its functions, its interrupts, the log, measurements.
+
+use super::Outcome;
+use crate::arch::{interrupts, traps};
+use crate::bench::Mode;
+use crate::console::{self, Wanted};
+use crate::domain::Handle;
+use crate::domain::device::{self, Device, State};
+use crate::pci::Function;
+use crate::symbols::Location;
+use crate::{module, pci, println};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use log::Level;
+use pci_ids::FromId;
+use pci_types::Bar;
+use ringfence_core::arguments::Arguments;
+use ringfence_core::pci::capabilities;
+
+pub fn device_name(vendor: u16, device: u16) -> String {
+    let vendor_name = pci_ids::Vendor::from_id(vendor).map_or("unknown vendor", pci_ids::Vendor::name);
+    let device_name = pci_ids::Device::from_vid_pid(vendor, device).map_or("unknown device", pci_ids::Device::name);
+    format!("{vendor_name} {device_name}")
+}
+
+/// What can be read of a function: its command register, line, BARs and capabilities, and who drives it.
+fn show_function(function: &Function) {
+    const COMMAND: u16 = 4;
+    const BUS_MASTER: u32 = 4;
+    let is_its = |handle: &Handle| {
+        let domain = handle.lock();
+        let device = domain.device.as_ref().filter(|device| device.function().address == function.address);
+        device.map(|_| domain.name.clone())
+    };
+    let driver = module::loaded().iter().find_map(is_its);
+    let line = function.line.map_or("none".to_string(), |line| line.to_string());
+    let master = if function.read(COMMAND) & BUS_MASTER != 0 { "on" } else { "off" };
+    println!("             driver {}, line {line}, bus master {master}", driver.as_deref().unwrap_or("none"));
+    for (index, bar) in function.bars.iter().enumerate().filter_map(|(index, bar)| Some((index, bar.as_ref()?))) {
+        match (pci::memory_extent(bar), bar) {
+            (Some((start, len_bytes)), _) => println!("             BAR {index}: {start:#x}, {len_bytes:#x} bytes"),
+            (None, Bar::Io { port }) => {
+                let count = function.port_counts.get(index).copied().unwrap_or(0);
+                println!("             BAR {index}: ports from {port:#x}, {count}");
+            }
+            (None, _) => {}
+        }
+    }
+    let capabilities: Vec<String> = capabilities(|offset| function.read(offset))
+        .iter()
+        .map(|(at, head)| {
+            let name = capability_name(*head as u8);
+            format!("{name} at {at:#x}")
+        })
+        .collect();
+    for few in capabilities.chunks(4) {
+        println!("             capabilities: {}", few.join(", "));
+    }
+}
+
+/// A capability's name by its id (PCI Code and ID Assignment 1.11, 2).
+fn capability_name(id: u8) -> String {
+    match id {
+        0x01 => "power".to_string(),
+        0x05 => "MSI".to_string(),
+        0x09 => "vendor".to_string(),
+        0x10 => "PCIe".to_string(),
+        0x11 => "MSI-X".to_string(),
+        other => format!("{other:#x}"),
+    }
+}
+
+pub async fn lspci(mut arguments: Arguments<'_>) -> Outcome {
+    let in_full = match arguments.optional() {
+        None => false,
+        Some("-v") => true,
+        Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
+    };
+    arguments.end()?;
+    for function in pci::functions() {
+        let (base, sub, _) = function.class;
+        let class = pci_ids::Subclass::from_cid_sid(base, sub).map(pci_ids::Subclass::name);
+        let class =
+            class.or_else(|| pci_ids::Class::from_id(base).map(pci_ids::Class::name)).unwrap_or("unknown class");
+        println!(
+            "{} {:04x}:{:04x} {class}{}",
+            function.address,
+            function.id.vendor,
+            function.id.device,
+            match device::state(function.address) {
+                State::Free => "",
+                State::Driven => "  [driven]",
+                State::SetAside => "  [set aside]",
+            },
+        );
+        println!("             {}", device_name(function.id.vendor, function.id.device));
+        if in_full {
+            show_function(function);
+        }
+    }
+    Ok(())
+}
+
+pub async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
+    let (mut wanted, mut goes_on) = (Wanted::default(), false);
+    while let Some(word) = arguments.optional() {
+        match word {
+            "-w" => goes_on = true,
+            "error" => wanted.level = Some(Level::Error),
+            "warning" => wanted.level = Some(Level::Warn),
+            "info" => wanted.level = Some(Level::Info),
+            name if wanted.driver.is_none() && !name.starts_with('-') => wanted.driver = Some(name.to_string()),
+            other => return arguments.wrong(&format!("'{other}' is not known")),
+        }
+    }
+    console::print_log(&wanted);
+    if goes_on {
+        // Lines appear as they come, until Ctrl-C ends this.
+        let _watch = console::watch(wanted);
+        core::future::pending::<()>().await;
+    }
+    Ok(())
+}
+
+/// The driver's name, if its device's interrupts come on `line`.
+fn driver_on(handle: &Handle, line: u8) -> Option<String> {
+    let domain = handle.lock();
+    domain.device.as_ref().and_then(Device::active_line).filter(|own| *own == line).map(|_| domain.name.clone())
+}
+
+pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let (in_drivers, on_gates) = traps::interrupt_counts();
+    let count: u64 = on_gates.values().sum();
+    for (line, count) in interrupts::line_counts() {
+        let who: Vec<String> = match line {
+            interrupts::TIMER => alloc::vec!["timer".to_string()],
+            interrupts::SERIAL => alloc::vec!["serial port".to_string()],
+            line => module::loaded().iter().filter_map(|handle| driver_on(handle, line)).collect(),
+        };
+        println!("line {line:>2} {count:>10}  {}", who.join(" "));
+    }
+    println!("{in_drivers} in drivers, {count} in entry code with a driver's root");
+    let mut on_gates: Vec<(u64, u64)> = on_gates.into_iter().collect();
+    on_gates.sort_unstable();
+    for (at, count) in on_gates {
+        println!("{count:>10} at {}", Location(at));
+    }
+    Ok(())
+}
+
+pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
+    let (mut prefix, mut json, mut mode) = ("", false, Mode::Time);
+    while let Some(word) = arguments.optional() {
+        match word {
+            "--json" => json = true,
+            "--instructions" => mode = Mode::Instructions,
+            word => prefix = word,
+        }
+    }
+    crate::bench::run(prefix, json, mode).await
+}
+
+pub async fn panic(mut arguments: Arguments<'_>) -> Outcome {
+    let Some(word) = arguments.optional() else { panic!("as asked for") };
+    let address = arguments.as_number("the address", word)?;
+    arguments.end()?;
+    crate::panic::call(address);
+    println!("what is at {address:#x} returned");
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! Shows what a command prints a page at a time (`COMMAND | more`).
+
+use super::{Outcome, commands};
+use crate::{console, println};
+use core::future::poll_fn;
+use core::task::Poll;
+
+/// Rows of a page: those of the smallest terminal (VT100), but for the one that asks.
+const ROWS: usize = 23;
+
+/// What a person wants to see next.
+enum Next {
+    Page,
+    Row,
+    Nothing,
+}
+
+/// Runs a command and shows what it printed.
+pub async fn run(line: &str) -> Outcome {
+    let captured = console::capture();
+    let outcome = commands::run(line).await;
+    let text = captured.take();
+    let mut room = ROWS;
+    let mut rows = text.lines().peekable();
+    while let Some(row) = rows.next() {
+        println!("{row}");
+        room -= 1;
+        if room == 0 && rows.peek().is_some() {
+            match ask().await {
+                Next::Page => room = ROWS,
+                Next::Row => room = 1,
+                Next::Nothing => break,
+            }
+        }
+    }
+    outcome
+}
+
+/// Waits for a key, and takes back what asked for it.
+async fn ask() -> Next {
+    const QUESTION: &[u8] = b"-- more: Space a page, Enter a line, q enough --";
+    const TAKE_BACK: &[u8] = b"\r\x1b[K";
+    console::write_bytes(QUESTION);
+    let next = poll_fn(|context| {
+        console::wake_on_input(context.waker());
+        while let Some(byte) = console::read_byte() {
+            match byte {
+                b' ' | b'f' => return Poll::Ready(Next::Page),
+                b'\r' | b'\n' | b'j' => return Poll::Ready(Next::Row),
+                b'q' | b'Q' => return Poll::Ready(Next::Nothing),
+                _ => {}
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    console::write_bytes(TAKE_BACK);
+    next
+}

@@ -59,14 +59,11 @@ entry_point!(kernel_main, config = &CONFIG);
 /// Brings the machine up, one step a line.
 fn kernel_main(info: &'static mut BootInfo) -> ! {
     console::init();
-    if let Err(reason) = set_memory_up(info) {
-        println!("boot failed: {reason}");
-        arch::power::end(arch::power::Ending::Panic);
-    }
+    set_memory_up(info).unwrap_or_else(|reason| give_up(reason));
     let protections = arch::cpu::init();
     arch::tcg::init();
     arch::interrupts::init();
-    arch::time::init();
+    arch::time::init().unwrap_or_else(|reason| give_up(reason));
     symbols::init(physical(info.kernel_addr, info.kernel_len));
     if let Optional::Some(address) = info.ramdisk_addr {
         ramdisk::init(mapped(address, info.ramdisk_len));
@@ -83,6 +80,12 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, shell::run);
     };
     task::run(start, poll::idle)
+}
+
+/// The machine will not do.
+fn give_up(reason: &str) -> ! {
+    println!("boot failed: {reason}");
+    arch::power::end(arch::power::Ending::Panic)
 }
 
 /// Memory, and the entry area, which is in every address space. The error says what there was too little of.

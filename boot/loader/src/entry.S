@@ -35,6 +35,17 @@ entry_multiboot2:
     movl %edi, %esi             /* CPUID clobbers EBX: keep the arguments in ESI and EBP */
     movl %ebx, %ebp
 
+    /* Long mode and NX: CPUID 80000001h, EDX bits 29 and 20 (SDM vol. 2A, CPUID) */
+    movl $0x80000000, %eax
+    cpuid
+    cmpl $0x80000001, %eax
+    jb too_old
+    movl $0x80000001, %eax
+    cpuid
+    andl $1 << 29 | 1 << 20, %edx
+    cmpl $1 << 29 | 1 << 20, %edx
+    jne too_old
+
     /* Identity-map the first 4 GiB with 2 MiB pages: PML4[0] -> PDPT[0..4] -> 4 page directories. */
     movl $boot_pml4, %edi
     movl $boot_pdpt + 3, (%edi)
@@ -67,6 +78,30 @@ entry_multiboot2:
     movl %eax, %cr0
     lgdt boot_gdt_pointer
     ljmp $8, $entry_64
+
+/* Says on COM1 that the CPU will not do, and ends QEMU as after a panic. */
+too_old:
+    movl $too_old_text, %esi
+4:  movb (%esi), %bl
+    testb %bl, %bl
+    jz 6f
+    movl $100000, %ecx          /* a port that is not there is never ready */
+5:  movw $0x3fd, %dx            /* line status: bit 5, ready for a byte */
+    inb %dx, %al
+    testb $1 << 5, %al
+    loopz 5b
+    movb %bl, %al
+    movw $0x3f8, %dx
+    outb %al, %dx
+    incl %esi
+    jmp 4b
+6:  movl $0x12, %eax
+    movw $0xf4, %dx
+    outl %eax, %dx
+7:  hlt
+    jmp 7b
+too_old_text:
+    .asciz "\r\nboot failed: the CPU has no long mode, or cannot make pages not executable (NX)\r\n"
 
 .code64
 entry_64:

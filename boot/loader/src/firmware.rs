@@ -67,10 +67,17 @@ pub fn pvh(information: u32) -> Result<Firmware, BootError> {
         firmware.add(entry.addr, entry.size, entry.ty() == MemmapType::Ram, entry.ty);
     }
     firmware.rsdp = Some(reader.raw().rsdp_paddr).filter(|address| *address != 0);
-    if let Some(module) = reader.modlist().next() {
-        let module = module.as_slice();
+    let (list, count) = (reader.raw().modlist_paddr, reader.raw().nr_modules);
+    if count > 0 && list != 0 {
+        // The first two words of an entry. Not every firmware aligns them: qboot's are at a multiple of 4.
+        // SAFETY: as above.
+        let [start, len_bytes] = unsafe { (list as *const [u64; 2]).read_unaligned() };
+        let is_mapped = start != 0 && start.checked_add(len_bytes).is_some_and(|end| end <= 1 << 32);
+        if !is_mapped {
+            return Err(BootError::Firmware("the ramdisk lies beyond 4 GiB, or at 0"));
+        }
         // SAFETY: the ramdisk stays where it is, and its memory is never handed out.
-        firmware.ramdisk = unsafe { core::slice::from_raw_parts(module.as_ptr(), module.len()) };
+        firmware.ramdisk = unsafe { core::slice::from_raw_parts(start as *const u8, len_bytes as usize) };
     }
     firmware.finish()
 }

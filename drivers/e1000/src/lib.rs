@@ -19,7 +19,7 @@ driver!(
     NicDriver<E1000>,
     Manifest::new("e1000", env!("CARGO_PKG_VERSION"))
         .kind(Kind::Nic)
-        .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x1004)])
+        .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x100c), (0x8086, 0x1004)])
         .dma_kib(64)
         .restart()
         .reset_register(0, reg::CTRL as u32, ctrl::RST, ctrl::RST, 10_000)
@@ -67,6 +67,17 @@ impl Ring {
     }
 }
 
+/// A card's name by its PCI device id.
+fn card_name(id: u32) -> &'static str {
+    match id {
+        0x100e => "82540EM",
+        0x100f => "82545EM",
+        0x100c => "82544GC",
+        0x1004 => "82543GC",
+        _ => "a card",
+    }
+}
+
 impl Nic for E1000 {
     fn init() -> Result<E1000> {
         let registers = Mmio::map(0)?;
@@ -95,7 +106,8 @@ impl Nic for E1000 {
         let mac = [a, b, c, d, e, f];
         registers.write32(reg::RAL0, u32::from_le_bytes([a, b, c, d]));
         registers.write32(reg::RAH0, u32::from_le_bytes([e, f, 0, 0]) | reg::RAH_AV);
-        log::info!("82540EM at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        let name = card_name(device::pci_read(2, 2)?);
+        log::info!("{name} at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         Ok(E1000 {
             registers,
             mac,

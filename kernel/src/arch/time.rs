@@ -19,8 +19,14 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Calibrates the TSC and starts the tick.
-pub fn init() {
+/// Ticks a second of a TSC slower than that of any 64-bit CPU.
+const SLOWEST_TSC: u64 = 100_000_000;
+/// Reads of port 0x61 within which the PIT's channel 2 must come to its end.
+const MOST_READS: u32 = 10_000_000;
+
+/// Calibrates the TSC and starts the tick. The error says what the machine lacks: **the rate of the TSC is never guessed**, as all
+/// limits and waits go by it.
+pub fn init() -> Result<(), &'static str> {
     let start = tsc();
     TSC_AT_START.store(start, Ordering::Relaxed);
     const MILLISECONDS: u32 = 10;
@@ -35,12 +41,19 @@ pub fn init() {
         channel2.write(count as u8);
         channel2.write((count >> 8) as u8);
         let start = tsc();
-        while gate.read() & 1 << 5 == 0 {}
+        // A read of a port takes a tenth of a microsecond at least.
+        let came = (0..MOST_READS).any(|_| gate.read() & 1 << 5 != 0);
         let elapsed = tsc() - start;
         gate.write(before);
+        if !came {
+            return Err("there is no 8254 timer (PIT): its channel 2 never comes to its end");
+        }
         elapsed
     };
-    let per_second = (elapsed * 1000 / u64::from(MILLISECONDS)).max(1_000_000);
+    let per_second = elapsed * 1000 / u64::from(MILLISECONDS);
+    if per_second < SLOWEST_TSC {
+        return Err("there is no 8254 timer (PIT), or no port 0x61: its channel 2 is at its end at once");
+    }
     TSC_PER_SECOND.store(per_second, Ordering::Relaxed);
     TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
 
@@ -53,6 +66,7 @@ pub fn init() {
         channel0.write(divisor as u8);
         channel0.write((divisor >> 8) as u8);
     }
+    Ok(())
 }
 
 /// TSC ticks a second.

@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn run(arguments: &[&str]) -> Output {
     ringfence_tests::system();
@@ -120,4 +122,71 @@ fn gdb_finds_the_functions_of_a_module() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("with all sections offset by 0x10000400000"), "{text}");
     assert!(text.contains("rf_upcall in section .text"), "{text}");
+}
+
+fn spawn(arguments: &[&str]) -> Child {
+    ringfence_tests::system();
+    let mut runner = Command::new(ringfence_tests::runner());
+    runner.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    runner.spawn().expect("the runner runs")
+}
+
+/// As `printf 'lsmod\nlsblk\n' | cargo run`: all is run, and the end of the input is the machine's.
+#[test]
+fn commands_can_be_piped_in() {
+    for end in ["", "shutdown\n"] {
+        let mut child = spawn(&["--nic", "none", "--hba", "none", "--timeout", "60"]);
+        let typed = format!("echo one of three\necho two\ninsmod template\n{end}");
+        child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.lines().any(|line| line.trim_end() == "one of three"), "{text}");
+        assert!(text.contains("template: loaded into ring 1"), "{text}");
+    }
+}
+
+/// As `cargo run -- --exec ... | head -1`.
+#[test]
+fn who_stops_reading_ends_the_run() {
+    let mut child = spawn(&["--nic", "none", "--hba", "none", "--timeout", "60", "--exec", "repeat 100000 help"]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().is_some());
+    drop(lines);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()),
+        (Some(141), String::new())
+    );
+}
+
+/// However the runner ends, QEMU ends as well.
+#[test]
+fn qemu_ends_with_the_runner() {
+    for signal in ["TERM", "KILL", "HUP"] {
+        let mut child = spawn(&["--nic", "none", "--hba", "none", "--timeout", "60", "--exec", "echo up; sleep 50000"]);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        lines.find(|line| line.as_ref().is_ok_and(|line| line == "up")).expect("it is up").unwrap();
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        let children: Vec<&str> = children.split_whitespace().collect();
+        assert!(!children.is_empty());
+        let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        assert!(!child.wait().unwrap().success());
+        // QEMU holds the other end of this pipe no more.
+        assert_eq!(lines.map_while(Result::ok).filter(|line| line.contains("done")).count(), 0);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let is_there = |process: &&&str| Path::new(&format!("/proc/{process}/exe")).read_link().is_ok();
+        while children.iter().any(|process| is_there(&process)) {
+            assert!(Instant::now() < deadline, "QEMU is left behind after SIG{signal}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn limits_of_time_may_be_as_long_as_one_likes() {
+    let longest = u64::MAX.to_string();
+    let output = run(&["--nic", "none", "--hba", "none", "--timeout", &longest, "--exec", "help"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }

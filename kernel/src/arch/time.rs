@@ -20,53 +20,63 @@ pub fn tsc() -> u64 {
 }
 
 /// Ticks a second of a TSC slower than that of any 64-bit CPU.
-const SLOWEST_TSC: u64 = 100_000_000;
-/// Reads of port 0x61 within which the PIT's channel 2 must come to its end.
-const MOST_READS: u32 = 10_000_000;
+const SLOWEST_TSC: u64 = 50_000_000;
 
 /// Calibrates the TSC and starts the tick. The error says what the machine lacks: **the rate of the TSC is never guessed**, as all
 /// limits and waits go by it.
 pub fn init() -> Result<(), &'static str> {
-    let start = tsc();
-    TSC_AT_START.store(start, Ordering::Relaxed);
-    const MILLISECONDS: u32 = 10;
-    let count = (PIT_HZ / 1000 * MILLISECONDS) as u16;
-    // Channel 2 counts down once (mode 0); its output is bit 5 of port 0x61, its gate bit 0.
-    let (mut command, mut channel2, mut gate) = (Port::<u8>::new(0x43), Port::<u8>::new(0x42), Port::<u8>::new(0x61));
-    // SAFETY: the PIT and its gate are the kernel's.
-    let elapsed = unsafe {
-        let before = gate.read() & !0b11;
-        gate.write(before | 1);
-        command.write(0b1011_0000);
-        channel2.write(count as u8);
-        channel2.write((count >> 8) as u8);
-        let start = tsc();
-        // A read of a port takes a tenth of a microsecond at least.
-        let came = (0..MOST_READS).any(|_| gate.read() & 1 << 5 != 0);
-        let elapsed = tsc() - start;
-        gate.write(before);
-        if !came {
-            return Err("there is no 8254 timer (PIT): its channel 2 never comes to its end");
-        }
-        elapsed
-    };
-    let per_second = elapsed * 1000 / u64::from(MILLISECONDS);
+    TSC_AT_START.store(tsc(), Ordering::Relaxed);
+    let per_second = calibrated().ok_or("there is no 8254 timer (PIT): its channel 0 does not count")?;
     if per_second < SLOWEST_TSC {
-        return Err("there is no 8254 timer (PIT), or no port 0x61: its channel 2 is at its end at once");
+        return Err("the TSC, or the 8254 timer (PIT), is out of order: the one is too slow for the other");
     }
     TSC_PER_SECOND.store(per_second, Ordering::Relaxed);
     TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
-
-    // Channel 0: rate generator (mode 2).
-    let divisor = (PIT_HZ / TICK_HZ) as u16;
-    let mut channel0 = Port::<u8>::new(0x40);
-    // SAFETY: as above.
-    unsafe {
-        command.write(0b0011_0100);
-        channel0.write(divisor as u8);
-        channel0.write((divisor >> 8) as u8);
-    }
+    start_channel_0((PIT_HZ / TICK_HZ) as u16);
     Ok(())
+}
+
+const CHANNEL_0: u16 = 0x40;
+const PIT_COMMAND: u16 = 0x43;
+
+/// Has channel 0 count down from `count` (0 stands for 65536) again and again: rate generator, mode 2.
+fn start_channel_0(count: u16) {
+    let [low, high] = count.to_le_bytes();
+    // SAFETY: the PIT is the kernel's.
+    unsafe {
+        Port::<u8>::new(PIT_COMMAND).write(0b0011_0100);
+        Port::<u8>::new(CHANNEL_0).write(low);
+        Port::<u8>::new(CHANNEL_0).write(high);
+    }
+}
+
+/// What channel 0 has counted down to, latched.
+fn channel_0() -> u16 {
+    let mut channel = Port::<u8>::new(CHANNEL_0);
+    // SAFETY: the PIT is the kernel's.
+    unsafe {
+        Port::<u8>::new(PIT_COMMAND).write(0);
+        u16::from_le_bytes([channel.read(), channel.read()])
+    }
+}
+
+/// The rate of the TSC, by the PIT's channel 0, which every machine that has one has: not all have the gate of channel 2 (port
+/// 0x61). `None` if nothing counts.
+fn calibrated() -> Option<u64> {
+    const MILLISECONDS: u32 = 10;
+    const COUNTS: u16 = (PIT_HZ / 1000 * MILLISECONDS) as u16;
+    /// Reads within which it counts down by one at least: each takes a tenth of a microsecond or more.
+    const MOST_READS: u32 = 100_000;
+    start_channel_0(0);
+    // It begins with the next count: what is read before that is of no use.
+    let is_another = |from: u16| (0..MOST_READS).map(|_| channel_0()).find(|count| *count != from);
+    let first = is_another(channel_0())?;
+    let (mut last, began) = (first, tsc());
+    while first.wrapping_sub(last) < COUNTS {
+        last = is_another(last)?;
+    }
+    let counted = u64::from(first.wrapping_sub(last));
+    Some((tsc() - began) * u64::from(PIT_HZ) / counted)
 }
 
 /// TSC ticks a second.

@@ -150,3 +150,32 @@ fn lines_are_edited_completed_and_remembered() {
     running.wait_for("template: 3 (0x3)").unwrap();
     leave(running);
 }
+
+/// What the console of a machine that does not come up says, and that it ends as after a panic.
+fn failing(board: &str, cpu: Option<&str>) -> String {
+    let mut machine = bare("help");
+    (machine.board, machine.cpu) = (board.into(), cpu.map(String::from));
+    let run = boot(&machine);
+    assert_eq!(run.end, End::Panic, "{}", run.text());
+    run.text()
+}
+
+#[test]
+fn what_a_machine_lacks_is_said() {
+    let text = failing("pc,pit=off", None);
+    assert_says(&text, "boot failed: there is no 8254 timer (PIT): its channel 0 does not count");
+    for cpu in ["qemu32", "qemu64,-nx"] {
+        let text = failing("pc", Some(cpu));
+        assert_says(&text, "boot failed: the CPU has no long mode, or cannot make pages not executable (NX)");
+    }
+}
+
+/// No PCI, no port 0x61, no firmware that sets the local APIC up, and a list of modules that is aligned to 4 bytes.
+#[test]
+fn a_microvm_will_do() {
+    let mut machine = bare("sleep 100; insmod template; tell template a; irqs");
+    machine.board = "microvm".into();
+    let text = boot_well(&machine);
+    assert_says(&text, "template: 1 (0x1)");
+    assert!(text.lines().any(|line| line.ends_with("  timer")), "{text}");
+}

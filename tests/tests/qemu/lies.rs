@@ -30,8 +30,8 @@ fn each_lie_about_commands_is_an_error_or_a_fault() {
 fn a_hostile_host_at_the_other_end_hurts_nobody() {
     for (verb, frames) in [("burst", 60), ("ask-for-ever", 100)] {
         let attack = format!(
-            "insmod rogue-peer; ip; tell rogue-peer {verb}; ping 10.9.9.1 -c 1 -W 300; tell rogue-peer quiet; sleep 10; \
-             ip; rmmod rogue-peer"
+            "limits seg-loads 10; insmod rogue-peer; ip; tell rogue-peer {verb}; ping 10.9.9.1 -c 1 -W 300; \
+             tell rogue-peer quiet; sleep 10; ip; rmmod rogue-peer"
         );
         let script = format!("insmod template; tell template x; {attack}; {HEALTH}; {attack}; {HEALTH}");
         let text = boot_badly(&bare(&script), 2).text();

@@ -1,5 +1,6 @@
 //! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own bytes.
 
+use ringfence::machine::Disk;
 use ringfence_tests::{assert_says, boot_badly, boot_well, listed, machine, system};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -110,4 +111,60 @@ fn mistakes_in_commands_about_disks_are_said() {
     assert_says(&run.text(), "error: disk0 has only 4096 blocks");
     assert_says(&run.text(), "error: there is no disk 'disk7'");
     assert_says(&run.text(), "error: the first block must be a number, not 'x'; usage: blkread DISK LBA COUNT");
+}
+
+/// A qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of 1 MiB in which nothing is allocated: header, table of reference counts,
+/// their block, and table of clusters, each a cluster of 64 KiB.
+fn empty_qcow2() -> Vec<u8> {
+    const CLUSTER: usize = 1 << 16;
+    let mut image = vec![0; 4 * CLUSTER];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb");
+    put(4, &2u32.to_be_bytes());
+    put(20, &16u32.to_be_bytes());
+    put(24, &(1u64 << 20).to_be_bytes());
+    put(36, &1u32.to_be_bytes());
+    put(40, &(3 * CLUSTER as u64).to_be_bytes());
+    put(48, &(CLUSTER as u64).to_be_bytes());
+    put(56, &1u32.to_be_bytes());
+    put(CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
+    for cluster in 0..4 {
+        put(2 * CLUSTER + 2 * cluster, &1u16.to_be_bytes());
+    }
+    image
+}
+
+/// As raw bytes it would have 512 blocks, and the first write would end it.
+#[test]
+fn an_image_is_opened_as_what_it_is() {
+    let folder = TempDir::new().unwrap();
+    // Names as people give them.
+    let path = folder.path().join("a disk, with: all.img");
+    std::fs::write(&path, empty_qcow2()).unwrap();
+    let script = "sleep 300; lsblk; blkwrite disk0 0 8 1; blkverify disk0 0 8 1";
+    let mut machine = machine(script);
+    machine.disks = vec![path.clone().into()];
+    let text = boot_well(&machine);
+    assert!(text.lines().any(|line| line.starts_with("disk0 ") && line.contains(" 2048 ")), "{text}");
+    assert_eq!(std::fs::read(&path).unwrap()[..4], *b"QFI\xfb");
+}
+
+#[test]
+fn a_disk_that_is_only_for_reading_is_not_written() {
+    let folder = TempDir::new().unwrap();
+    let path = image(&folder, "disk.img", 64);
+    let before = sum(&path, 0, 64);
+    let mut machine = machine("blkread disk0 0 8; blkwrite disk0 0 8 1");
+    machine.disks = vec![Disk { path: path.clone(), read_only: true }];
+    let run = boot_badly(&machine, 1);
+    assert_eq!(sum(&path, 0, 64), before, "{}", run.text());
+}
+
+/// A queue is used at the size that it has.
+#[test]
+fn a_small_queue_will_do() {
+    let mut machine = machine("blkcheck disk0 0 64 1");
+    machine.scratch = true;
+    machine.hba = "virtio-scsi-pci,virtqueue_size=64".into();
+    boot_well(&machine);
 }

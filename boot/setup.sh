@@ -10,6 +10,9 @@ set -euo pipefail
 
 target=x86_64-unknown-none
 host=x86_64-unknown-linux-gnu
+# Containers and services may have no HOME.
+home=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
+export HOME="${home:-/tmp}"
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/ringfence"
 
 say() { printf 'setup: %s\n' "$*"; }

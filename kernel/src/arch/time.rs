@@ -19,8 +19,8 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Ticks a second of a TSC slower than that of any 64-bit CPU.
-const SLOWEST_TSC: u64 = 50_000_000;
+/// Ticks a second of a TSC slower than that of any CPU, and of any model of one.
+const SLOWEST_TSC: u64 = 1_000_000;
 
 /// Calibrates the TSC and starts the tick. The error says what the machine lacks: **the rate of the TSC is never guessed**, as all
 /// limits and waits go by it.

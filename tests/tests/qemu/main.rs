@@ -7,6 +7,7 @@ mod gates;
 mod lies;
 mod modules;
 mod network;
+mod peer;
 mod policy;
 mod repeat;
 mod report;

@@ -1,0 +1,140 @@
+//! A peer at the other end of the cable, which sends the frames that it likes.
+
+use ringfence::machine::{Machine, Running};
+use ringfence_tests::{at_prompt, leave, machine};
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const GUEST: [u8; 4] = [10, 7, 0, 2];
+const PEER: [u8; 4] = [10, 7, 0, 1];
+const PEER_MAC: [u8; 6] = [0x52, 0x54, 0, 0xaa, 0xbb, 0xcc];
+const BROADCAST: [u8; 6] = [0xff; 6];
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+/// IEEE 802 local experimental ethertype 1: nobody answers it.
+const EXPERIMENTAL: u16 = 0x88b5;
+
+/// The other end: a datagram is a frame.
+struct Peer {
+    socket: UdpSocket,
+}
+
+impl Peer {
+    /// The peer, and a machine whose card is connected to it and has no address yet.
+    fn new() -> (Peer, Machine) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = |socket: &UdpSocket| socket.local_addr().unwrap().port();
+        // A port that is free, for QEMU.
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (ours, its) = (port(&socket), port(&other));
+        socket.connect(("127.0.0.1", its)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut machine = machine("");
+        machine.hba = "none".into();
+        let end = |name: &str, port: u16| format!("{name}.type=inet,{name}.host=127.0.0.1,{name}.port={port}");
+        machine.network = Some(format!("dgram,{},{}", end("local", its), end("remote", ours)));
+        (Peer { socket }, machine)
+    }
+
+    fn send(&self, to: [u8; 6], ethertype: u16, payload: &[u8]) {
+        let mut frame = [&to[..], &PEER_MAC, &ethertype.to_be_bytes(), payload].concat();
+        frame.resize(frame.len().max(60), 0);
+        // While QEMU is stopped the socket may be full: what is lost then is lost on cables, too.
+        let _ = self.socket.send(&frame);
+    }
+
+    /// Sends what `ask` makes until a frame comes that `is_answer` takes.
+    fn ask(&self, ask: impl Fn(&Peer), is_answer: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            ask(self);
+            let mut frame = [0; 2048];
+            while let Ok(len) = self.socket.recv(&mut frame) {
+                if is_answer(&frame[..len]) {
+                    return frame[..len].to_vec();
+                }
+            }
+        }
+        panic!("the guest does not answer");
+    }
+
+    /// The guest's Ethernet address, by ARP (RFC 826), as the host `host` of the network asks for it: answers to others do not count.
+    fn resolve(&self, host: u8) -> [u8; 6] {
+        let asker = [PEER[0], PEER[1], PEER[2], host];
+        let request = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &PEER_MAC, &asker, &[0; 6], &GUEST].concat();
+        let is_answer = |frame: &[u8]| {
+            frame[12..14] == ARP.to_be_bytes()
+                && frame[20..22] == [0, 2]
+                && frame[28..32] == GUEST
+                && frame[38..42] == asker
+        };
+        let answer = self.ask(|peer| peer.send(BROADCAST, ARP, &request), is_answer);
+        answer[22..28].try_into().unwrap()
+    }
+}
+
+/// The Internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!(sum + (sum >> 16)) as u16).to_be_bytes()
+}
+
+/// An ICMP echo request in an IPv4 packet (RFC 791, RFC 792).
+fn echo_request(data: &[u8]) -> Vec<u8> {
+    let mut icmp = [&[8, 0, 0, 0, 0x12, 0x34, 0, 1][..], data].concat();
+    let sum = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&sum);
+    let len = (20 + icmp.len() as u16).to_be_bytes();
+    let mut header = [&[0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, 1, 0, 0][..], &PEER, &GUEST].concat();
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    [header, icmp].concat()
+}
+
+fn signal(running: &Running, name: &str) {
+    // The whole group: the process may be a script that starts QEMU.
+    let status = Command::new("kill").args([&format!("-{name}"), &running.process().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+fn started(machine: Machine, ring: u8) -> Running {
+    let mut running = at_prompt(machine);
+    running.type_line(&format!("ring e1000 {ring}; ip addr add 10.7.0.2/24 dev eth0; echo it has an address")).unwrap();
+    while running.wait_for("it has an address").unwrap().contains("echo") {}
+    running
+}
+
+/// A burst that needs no answer fills the card's ring while nobody looks. All the frames are then handed back at once, and the card,
+/// which has none left, interrupts no more.
+#[test]
+fn a_burst_that_needs_no_answer_leaves_it_hearing() {
+    for ring in [1, 0] {
+        let (peer, machine) = Peer::new();
+        let running = started(machine, ring);
+        let guest = peer.resolve(10);
+        for host in 11..14 {
+            signal(&running, "STOP");
+            (0..300).for_each(|_| peer.send(BROADCAST, EXPERIMENTAL, &[0x55; 46]));
+            signal(&running, "CONT");
+            assert_eq!(peer.resolve(host), guest);
+        }
+        leave(running);
+    }
+}
+
+/// RFC 1122, 3.2.2.6.
+#[test]
+fn the_guest_answers_pings() {
+    let (peer, machine) = Peer::new();
+    let running = started(machine, 1);
+    let guest = peer.resolve(PEER[3]);
+    let data: Vec<u8> = (0..200).collect();
+    let is_answer = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 1 && frame[34] == 0;
+    let answer = peer.ask(|peer| peer.send(guest, IPV4, &echo_request(&data)), is_answer);
+    assert_eq!(answer[38..42], [0x12, 0x34, 0, 1]);
+    assert_eq!(answer[42..242], data[..]);
+    leave(running);
+}

@@ -74,7 +74,7 @@ pub fn system(quiet: bool) -> Result<System> {
             Some(package) => compile_otherwise(&toolchain, package, way, &built),
             None => compile_c(name, &c_source(name), Some(way)),
         };
-        modules.push(link(&toolchain, &name, &object, other)?);
+        modules.push(link(&toolchain, name, &object, other)?);
     }
     Ok(System { loader: built(&kernel_dir, "ringfence-loader"), kernel, packed_kernel, modules })
 }

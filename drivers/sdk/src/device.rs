@@ -83,8 +83,8 @@ impl Mmio {
     /// A part of it: `len_bytes` bytes from `offset`.
     pub fn part(&self, offset: usize, len_bytes: usize) -> Result<Mmio> {
         match offset.checked_add(len_bytes) {
-            // SAFETY: inside the BAR.
             Some(end) if end <= self.len_bytes => {
+                // SAFETY: inside the BAR.
                 Ok(Mmio { start: unsafe { self.start.add(offset) }, len_bytes, bar: self.bar })
             }
             _ => Err(Refusal::Invalid),

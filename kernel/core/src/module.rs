@@ -50,6 +50,8 @@ pub struct Module<'a> {
     pub segments: Vec<Segment<'a>>,
     /// What to patch once it is mapped; every target lies in a writable segment.
     pub relocations: Vec<Relocation>,
+    /// Words that become 0 with them, in writable segments as well: undefined weak symbols.
+    pub zeros: Vec<u64>,
     /// Whole pages that become read-only after relocation.
     pub relro: Option<Extent>,
     /// Length of the image in bytes, whole pages.
@@ -91,8 +93,6 @@ pub enum Value {
     Image(u64),
     /// The address of the stub of this service.
     Stub(usize),
-    /// This number.
-    Number(u64),
 }
 
 /// A set of services.
@@ -226,10 +226,10 @@ impl<'a> Module<'a> {
             Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?).map_err(ModuleError::Manifest)?;
 
         let image = Image::parse(header, file)?;
-        let (relocations, imports) = relocations(&sections, file, &image, &manifest)?;
+        let Patches { relocations, zeros, imports } = relocations(&sections, file, &image, &manifest)?;
         let entry = entry_point(&sections, file, &image)?;
         let Image { segments, relro, len_bytes } = image;
-        Ok(Module { manifest, segments, relocations, relro, len_bytes, entry, imports })
+        Ok(Module { manifest, segments, relocations, zeros, relro, len_bytes, entry, imports })
     }
 }
 
@@ -252,15 +252,22 @@ fn name(strings: Option<&[u8]>, offset: u32, most: usize) -> Option<&[u8]> {
     rest.get(..rest.iter().take(most + 1).position(|byte| *byte == 0)?)
 }
 
+/// What is patched, and which services that asks for.
+struct Patches {
+    relocations: Vec<Relocation>,
+    zeros: Vec<u64>,
+    imports: Imports,
+}
+
 /// What to patch, and the services that this asks for.
 fn relocations<'a>(
     sections: &Sections<'a>,
     file: &'a [u8],
     image: &Image,
     manifest: &Manifest,
-) -> Result<(Vec<Relocation>, Imports), ModuleError> {
+) -> Result<Patches, ModuleError> {
     let mut imports = Imports::default();
-    let mut relocations = Vec::new();
+    let (mut relocations, mut zeros) = (Vec::new(), Vec::new());
     let mut total = 0;
     for section in sections.iter() {
         match section.sh_type(LE) {
@@ -280,13 +287,15 @@ fn relocations<'a>(
         };
         // Those that do nothing take their time as well.
         total += entries.len();
-        if total > MAX_RELOCATIONS || relocations.try_reserve_exact(entries.len()).is_err() {
+        let has_room =
+            relocations.try_reserve_exact(entries.len()).is_ok() && zeros.try_reserve_exact(entries.len()).is_ok();
+        if total > MAX_RELOCATIONS || !has_room {
             return Err(ModuleError::TooMany("relocations", total, MAX_RELOCATIONS));
         }
         for entry in entries {
             let value = match entry.r_type(LE, false) {
                 elf::R_X86_64_NONE => continue,
-                elf::R_X86_64_RELATIVE => image.value(entry.r_addend(LE) as u64)?,
+                elf::R_X86_64_RELATIVE => Some(image.value(entry.r_addend(LE) as u64)?),
                 elf::R_X86_64_GLOB_DAT | elf::R_X86_64_JUMP_SLOT | elf::R_X86_64_64 => {
                     symbol_value(entry, symbols.as_ref(), image, manifest)?
                 }
@@ -297,38 +306,43 @@ fn relocations<'a>(
             if !image.segments.iter().any(|segment| segment.writable && segment.pages.encloses(patched)) {
                 return Err(ModuleError::RelocationTarget(at));
             }
+            let Some(value) = value else {
+                zeros.push(at);
+                continue;
+            };
             if let Value::Stub(service) = value {
                 imports.insert(service);
             }
             relocations.push(Relocation { at, value });
         }
     }
-    Ok((relocations, imports))
+    Ok(Patches { relocations, zeros, imports })
 }
 
-/// The value of a relocation that names a symbol: a service's stub, if it is undefined.
+/// The value of a relocation that names a symbol: a service's stub, if it is undefined. `None` for 0, which an undefined weak symbol
+/// is (ELF, "Symbol Table").
 fn symbol_value(
     entry: &elf::Rela64<LE>,
     symbols: Option<&(Option<&[u8]>, SymbolTable<Header>)>,
     image: &Image,
     manifest: &Manifest,
-) -> Result<Value, ModuleError> {
+) -> Result<Option<Value>, ModuleError> {
     let index = entry.r_sym(LE, false) as usize;
     let missing = ModuleError::Symbol(index);
     let (strings, symbols) = symbols.ok_or(missing)?;
     let symbol = symbols.symbols().get(index).ok_or(missing)?;
     if !symbol.is_undefined(LE) {
-        return image.value(symbol.st_value(LE).wrapping_add(entry.r_addend(LE) as u64));
+        return image.value(symbol.st_value(LE).wrapping_add(entry.r_addend(LE) as u64)).map(Some);
     }
     let offset = symbol.st_name(LE);
     let rest = strings.and_then(|strings| strings.get(offset as usize..)).ok_or(missing)?;
     let number = name(*strings, offset, MAX_NAME).and_then(service::by_symbol);
-    if number.is_none() && symbol.st_bind() == elf::STB_WEAK {
-        // Nobody has it, and the module can do without (ELF, "Symbol Table": the value of an undefined weak symbol is 0).
-        return Ok(Value::Number(entry.r_addend(LE) as u64));
+    if number.is_none() && symbol.st_bind() == elf::STB_WEAK && entry.r_addend(LE) == 0 {
+        // Nobody has it, and the module can do without.
+        return Ok(None);
     }
     let number = number.ok_or_else(|| unknown_service(rest))?;
-    if grantable(manifest, number) { Ok(Value::Stub(number)) } else { Err(ModuleError::NotGranted(number)) }
+    if grantable(manifest, number) { Ok(Some(Value::Stub(number))) } else { Err(ModuleError::NotGranted(number)) }
 }
 
 /// The entry point, by name in the dynamic symbols.

@@ -107,9 +107,11 @@ fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Res
         let value = match relocation.value {
             Value::Image(offset) => image + offset,
             Value::Stub(service) => space.stub(service),
-            Value::Number(number) => number,
         };
         space.write(image + relocation.at, &value.to_le_bytes());
+    }
+    for place in &module.zeros {
+        space.write(image + place, &0u64.to_le_bytes());
     }
     if let Some(relro) = module.relro {
         space.protect(image + relro.start, relro.len_bytes, rights::READ);

@@ -5,6 +5,8 @@ run: setup
 	cargo run
 
 test: setup
+	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
+	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
 	cargo test
 
 setup:

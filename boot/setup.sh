@@ -52,6 +52,8 @@ command -v bochs >/dev/null 2>&1 || missing+=(bochs bochs-term)
 need mformat mtools
 need grub-mkrescue grub-common
 [ -d /usr/lib/grub/i386-pc ] || missing+=(grub-pc-bin)
+[ -d /usr/lib/grub/x86_64-efi ] || missing+=(grub-efi-amd64-bin)
+[ -e /usr/share/ovmf/OVMF.fd ] || missing+=(ovmf)
 [ -e /usr/include/stdint.h ] || missing+=(libc6-dev)
 command -v cargo >/dev/null 2>&1 || missing+=(rustc-web cargo-web rust-web-src rust-web-clippy rustfmt-web lld-19)
 

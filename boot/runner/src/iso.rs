@@ -1,4 +1,4 @@
-//! The same system for machines with a BIOS: a hybrid ISO image with GRUB, made by `grub-mkrescue`.
+//! The same system for machines with BIOS or UEFI firmware: a hybrid ISO image with GRUB, made by `grub-mkrescue`.
 
 use crate::build::{System, run};
 use crate::ramdisk::{self, Contents};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// GRUB's menu: one entry, at once.
+/// GRUB's menu: one entry, at once. What it says stays on the screen, which Ringfence does not use.
 const MENU: &str = "\
 set timeout=0
 set default=0
@@ -17,6 +17,7 @@ terminal_output console
 menuentry 'Ringfence' {
     multiboot2 /boot/loader
     module2 /boot/ramdisk.tar
+    echo 'Ringfence runs. Its console is the first serial port (COM1, 115200 baud, 8N1).'
 }
 ";
 

@@ -108,6 +108,18 @@ fn the_iso_boots_from_bios_firmware() {
     assert_says(&boot_well(&machine), "template: loaded into ring 1");
 }
 
+#[test]
+fn the_iso_boots_from_uefi_firmware() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("ringfence.iso");
+    let mut machine = machine("lsmod");
+    iso::make(system(), &machine.contents, &image).expect("grub-mkrescue makes the image");
+    machine.boot = Boot::Iso(image);
+    machine.memory = 256;
+    machine.extra = vec!["-bios".into(), "/usr/share/ovmf/OVMF.fd".into()];
+    assert_says(&boot_well(&machine), "e1000: loaded into ring 1");
+}
+
 /// What is printed meanwhile appears above the line that is being typed, and does not become part of it.
 #[test]
 fn a_line_that_is_being_typed_stays_whole() {

@@ -4,6 +4,7 @@ mod bench;
 mod boot;
 mod changed;
 mod gates;
+mod hotplug;
 mod lies;
 mod modules;
 mod network;

@@ -141,3 +141,41 @@ fn a_host_that_is_not_there_delays_no_other() {
     assert_says(&run.text(), "no answer: seq=1");
     assert_says(&run.text(), "answer from 10.0.2.2: seq=1");
 }
+
+/// Longer than a frame: sent in fragments, and put together from such (RFC 791, 2.3).
+#[test]
+fn packets_longer_than_a_frame_come_back() {
+    let text = boot_well(&machine("ip; ping 10.0.2.2 -c 1 -s 4000; ping 127.0.0.1 -c 1 -s 4000; ping 10.0.2.15 -c 1"));
+    assert_eq!(text.matches("1 sent, 1 answered, 0 lost").count(), 3, "{text}");
+}
+
+/// With nobody to send them there is nothing to wait for.
+#[test]
+fn a_ping_ends_with_its_driver() {
+    let script = "ip; policy e1000 stop; ping 10.0.2.2 -c 60000 &; sleep 100; kill e1000; wait";
+    let text = boot_badly(&machine(script), 1).text();
+    assert_says(&text, "error: eth0's driver was ended, and stays so");
+    assert!(text.lines().any(|line| line.contains(" sent, ") && line.contains("; min/avg/max ")), "{text}");
+}
+
+/// Two cards, of which the first has no way to anybody: who wants to go somewhere goes by the other, and an address of its own needs no
+/// server.
+#[test]
+fn the_way_is_chosen_by_route() {
+    let mut machine = machine(
+        "ping 10.0.2.2 -c 1; ip addr add 10.7.0.2/24 dev eth0; ip; fails ping 10.7.0.9 -c 1 -W 300; ping 10.0.2.2 -c 1; \
+         ip link set eth0 down; ip; ip addr del 10.7.0.2 dev eth0; ip link set eth0 up; fails ip addr add x dev eth0; \
+         fails ip addr add 1.2.3.4/24 dev eth9",
+    );
+    // Nobody is at the other end of the first.
+    machine.network = Some("hubport,hubid=9".into());
+    let second = ["-netdev", "user,id=net1", "-device", "e1000,netdev=net1"];
+    machine.extra = second.map(Into::into).to_vec();
+    let text = boot_well(&machine);
+    assert_eq!(text.matches("1 sent, 1 answered, 0 lost").count(), 2, "{text}");
+    assert_says(&text, "eth0: 10.7.0.2/24 via e1000, router none");
+    assert_says(&text, "eth0: 10.7.0.2/24 via e1000, down, router none");
+    assert_says(&text, "eth1: 10.0.2.15/24 via e1000.2, router 10.0.2.2");
+    assert_says(&text, "as expected: 'x' is not an IPv4 address with a prefix length");
+    assert_says(&text, "as expected: there is no interface 'eth9'; 'ip' lists them");
+}

@@ -51,12 +51,21 @@ impl Peer {
             ask(self);
             let mut frame = [0; 2048];
             while let Ok(len) = self.socket.recv(&mut frame) {
+                self.answer_arp(&frame[..len]);
                 if is_answer(&frame[..len]) {
                     return frame[..len].to_vec();
                 }
             }
         }
         panic!("the guest does not answer");
+    }
+
+    /// Says which Ethernet address the peer has, if that is what is asked.
+    fn answer_arp(&self, frame: &[u8]) {
+        if frame[12..14] == ARP.to_be_bytes() && frame[20..22] == [0, 1] && frame[38..42] == PEER {
+            let reply = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &PEER_MAC, &PEER, &frame[22..32]].concat();
+            self.send(BROADCAST, ARP, &reply);
+        }
     }
 
     /// The guest's Ethernet address, by ARP (RFC 826), as the host `host` of the network asks for it: answers to others do not count.
@@ -82,16 +91,31 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     (!(sum + (sum >> 16)) as u16).to_be_bytes()
 }
 
-/// An ICMP echo request in an IPv4 packet (RFC 791, RFC 792).
+/// An IPv4 packet to the guest (RFC 791).
+fn packet(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let len = (20 + payload.len() as u16).to_be_bytes();
+    let mut header = [&[0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, protocol, 0, 0][..], &PEER, &GUEST].concat();
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    [&header, payload].concat()
+}
+
+/// An ICMP echo request (RFC 792).
 fn echo_request(data: &[u8]) -> Vec<u8> {
     let mut icmp = [&[8, 0, 0, 0, 0x12, 0x34, 0, 1][..], data].concat();
     let sum = checksum(&icmp);
     icmp[2..4].copy_from_slice(&sum);
-    let len = (20 + icmp.len() as u16).to_be_bytes();
-    let mut header = [&[0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, 1, 0, 0][..], &PEER, &GUEST].concat();
-    let sum = checksum(&header);
-    header[10..12].copy_from_slice(&sum);
-    [header, icmp].concat()
+    packet(1, &icmp)
+}
+
+/// A SYN to the guest's echo server (RFC 9293, 3.1).
+fn syn(from_port: u16) -> Vec<u8> {
+    let [high, low] = from_port.to_be_bytes();
+    let mut tcp = vec![high, low, 0, 7, 1, 2, 3, 4, 0, 0, 0, 0, 5 << 4, 0x02, 0x10, 0, 0, 0, 0, 0];
+    let len = tcp.len() as u8;
+    let sum = checksum(&[&PEER[..], &GUEST, &[0, 6, 0, len], &tcp].concat());
+    tcp[16..18].copy_from_slice(&sum);
+    packet(6, &tcp)
 }
 
 fn signal(running: &Running, name: &str) {
@@ -136,5 +160,23 @@ fn the_guest_answers_pings() {
     let answer = peer.ask(|peer| peer.send(guest, IPV4, &echo_request(&data)), is_answer);
     assert_eq!(answer[38..42], [0x12, 0x34, 0, 1]);
     assert_eq!(answer[42..242], data[..]);
+    leave(running);
+}
+
+/// Two of these were enough to take a service away from everybody.
+#[test]
+fn peers_that_never_finish_a_handshake_leave_room_for_others() {
+    let (peer, machine) = Peer::new();
+    let running = started(machine, 1);
+    let guest = peer.resolve(PEER[3]);
+    for port in 2000..2032u16 {
+        let is_answer = |frame: &[u8]| {
+            frame[12..14] == IPV4.to_be_bytes()
+                && frame[23] == 6
+                && frame[36..38] == port.to_be_bytes()
+                && frame[47] == 0x12
+        };
+        peer.ask(|peer| peer.send(guest, IPV4, &syn(port)), is_answer);
+    }
     leave(running);
 }

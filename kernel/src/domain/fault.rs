@@ -237,8 +237,8 @@ impl Fault {
     /// One that is like the one before it is a line, with how many there were.
     fn print(&self) {
         let Words { headline, details } = self.words();
-        // Where it was is the first of the details.
-        let place = details.lines().next().unwrap_or("");
+        // Where it was is the first of the details, if it was anywhere; what else is there is never the same.
+        let place = details.lines().next().filter(|line| line.starts_with("    at ")).unwrap_or("");
         let done = self.done.lock().clone();
         let text = match in_a_row(&self.driver, &format!("{headline} {place}")) {
             1 => format!("fault: {}", self.text(CALLS_SHOWN)),

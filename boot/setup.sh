@@ -39,6 +39,8 @@ if [ "${1:-}" = --print-sysroot ]; then
     exit 0
 fi
 
+[ -d "$(dirname "$0")/../target" ] || say "the first build takes some three minutes on two cores and fills 1.5 GB"
+
 # ---- 1. packages -----------------------------------------------------------------------------------
 missing=()
 need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); } # command, Debian package that has it

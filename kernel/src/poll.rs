@@ -30,8 +30,9 @@ static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
 /// The same for drivers for which the kernel has done too much, as long as others have something to do.
 static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
 static ON_IDLE: AtomicWaker = AtomicWaker::new();
-/// What all polls, and all work that is charged, have taken, in TSC ticks.
+/// What all polls have taken, and all work that is charged, in TSC ticks.
 static IN_POLLS: AtomicU64 = AtomicU64::new(0);
+static IN_WORK: AtomicU64 = AtomicU64::new(0);
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 /// Lines that have fired, and are masked until their drivers are polled.
 static TO_UNMASK: AtomicU16 = AtomicU16::new(0);
@@ -43,11 +44,12 @@ pub struct Turn {
     pub all_ticks: u64,
     /// TSC ticks in the last one.
     pub last_ticks: u64,
-    /// TSC ticks that its polls have taken and that were not paid off until, by [`free_clock`], this.
+    /// TSC ticks that its polls have taken and that were not paid off until, by [`poll_clock`], this: what is done for drivers between
+    /// polls pays for those, as all does that is no poll.
     owes: (u64, u64),
     /// TSC ticks that it owed after its last poll, or after what was done for it since.
     owed: u64,
-    /// The same as `owes` for what was done for it.
+    /// The same for what was done for it, by [`free_clock`].
     owes_for_work: (u64, u64),
     /// Since when, by the TSC, it is to be polled, and for what.
     waits: Option<(u64, Events)>,
@@ -71,36 +73,44 @@ impl Turn {
         self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
     }
 
-    /// Charges an upcall that took `tsc_ticks` and began at `free`; returns for how long it is to rest.
-    fn charge(&mut self, tsc_ticks: u64, free: u64) -> u64 {
-        let (owed, at) = self.owes;
-        let owes = owed.saturating_sub(free.saturating_sub(at)) + tsc_ticks;
+    /// Charges an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`; returns for how long it is to rest.
+    fn charge(&mut self, tsc_ticks: u64, began: u64) -> u64 {
+        let owes = left(self.owes, began) + tsc_ticks;
         self.owed = owes;
         // Its rest pays for all.
         let rest = if is_too_much(owes) { owes } else { 0 };
-        self.owes = (owes - rest, free);
+        self.owes = (owes - rest, began);
         rest
     }
 
-    /// Charges what was done for it, which took `tsc_ticks` and began at `free`; returns for how long it is to rest.
-    fn charge_work(&mut self, tsc_ticks: u64, free: u64) -> u64 {
-        let left = |(owed, at): (u64, u64)| owed.saturating_sub(free.saturating_sub(at));
-        let for_work = left(self.owes_for_work) + tsc_ticks;
-        let owes = left(self.owes) + for_work;
+    /// Charges what was done for it, which took `tsc_ticks` and began when [`free_clock`] was `began`; returns for how long it is to
+    /// rest.
+    fn charge_work(&mut self, tsc_ticks: u64, began: u64) -> u64 {
+        let for_work = left(self.owes_for_work, began) + tsc_ticks;
+        let owes = left(self.owes, poll_clock()) + for_work;
         self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
         if !is_too_much(owes) {
-            self.owes_for_work = (for_work, free);
+            self.owes_for_work = (for_work, began);
             return 0;
         }
-        // Its rest pays for that.
-        self.owes_for_work = (0, free);
-        self.owed = owes;
-        for_work
+        // Its rest pays for all.
+        (self.owes, self.owes_for_work, self.owed) = ((0, 0), (0, 0), owes);
+        owes
     }
+}
+
+/// What is left of a debt, and of when it was noted, when the clock that it is paid off by is at `now`.
+fn left((owed, at): (u64, u64), now: u64) -> u64 {
+    owed.saturating_sub(now.saturating_sub(at))
 }
 
 /// TSC ticks in which no driver was polled and nothing was done for one, since some time or other.
 pub fn free_clock() -> u64 {
+    poll_clock().saturating_sub(IN_WORK.load(Ordering::Relaxed))
+}
+
+/// TSC ticks in which no driver was polled, since some time or other.
+fn poll_clock() -> u64 {
     time::tsc().saturating_sub(IN_POLLS.load(Ordering::Relaxed))
 }
 
@@ -123,7 +133,7 @@ fn rest_until() -> u64 {
 pub fn charge_work(handle: &Handle, since: u64) {
     let ticks = free_clock().saturating_sub(since);
     let rest = handle.lock().turn.charge_work(ticks, since);
-    IN_POLLS.fetch_add(ticks, Ordering::Relaxed);
+    IN_WORK.fetch_add(ticks, Ordering::Relaxed);
     if rest > 0 {
         let from = WORK_UNTIL.load(Ordering::Relaxed).max(time::tsc());
         WORK_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
@@ -192,9 +202,9 @@ fn run(domain: &mut Domain, mut events: Events) {
         waited = for_these;
         events |= waited;
     }
-    let (free, before) = (free_clock(), domain.turn.all_ticks);
+    let (began, before) = (poll_clock(), domain.turn.all_ticks);
     let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
-    charge(domain, domain.turn.all_ticks.wrapping_sub(before), free);
+    charge(domain, domain.turn.all_ticks.wrapping_sub(before), began);
     if reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::UNITS_CHANGED))
         && let Some(scsi) = &mut domain.scsi
     {
@@ -213,11 +223,11 @@ fn run(domain: &mut Domain, mut events: Events) {
     after(domain);
 }
 
-/// Has a driver pay for an upcall that took `tsc_ticks` and began at `free`.
+/// Has a driver pay for an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`.
 #[inline(always)]
-fn charge(domain: &mut Domain, tsc_ticks: u64, free: u64) {
+fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
     IN_POLLS.fetch_add(tsc_ticks, Ordering::Relaxed);
-    let rest = domain.turn.charge(tsc_ticks, free);
+    let rest = domain.turn.charge(tsc_ticks, began);
     if rest > 0 {
         let from = REST_UNTIL.load(Ordering::Relaxed).max(time::tsc());
         REST_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
@@ -229,7 +239,7 @@ fn charge(domain: &mut Domain, tsc_ticks: u64, free: u64) {
 pub fn succeed(fresh: &mut Domain, dead: &Domain) {
     fresh.turn.owes = dead.turn.owes;
     let ticks = fresh.turn.all_ticks;
-    charge(fresh, ticks, free_clock().saturating_sub(ticks));
+    charge(fresh, ticks, poll_clock().saturating_sub(ticks));
 }
 
 /// How long a driver rests yet, in nanoseconds.

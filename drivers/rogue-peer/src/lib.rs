@@ -5,7 +5,7 @@
 #![no_std]
 
 use ringfence_sdk::abi::layout::{DMA, PAGE_SIZE, SLOT_SIZE};
-use ringfence_sdk::abi::net::{FRAME_BYTES, TX_FRAMES};
+use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::net::{Frame, Nic, NicDriver, Queues};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
 use smoltcp::phy::ChecksumCapabilities;
@@ -38,6 +38,8 @@ enum Mood {
     Curious,
     /// It opens a connection, and says more than there is room for as soon as it may.
     Talkative,
+    /// It asks as often as it can, each time that somebody looks.
+    Insistent,
 }
 
 struct RoguePeer {
@@ -66,6 +68,9 @@ impl Nic for RoguePeer {
             let _ = self.answer(queues, &bytes[..len_bytes]);
             queues.give_transmitted(frame.number);
         }
+        if self.mood == Mood::Insistent && !self.begins {
+            (0..RX_FRAMES).for_each(|_| ask(queues));
+        }
         Reply::ACKNOWLEDGED
     }
 
@@ -75,6 +80,7 @@ impl Nic for RoguePeer {
             "quiet" => Mood::Quiet,
             "ask-for-ever" => Mood::Curious,
             "burst" => Mood::Talkative,
+            "flood" => Mood::Insistent,
             _ => return Err(Refusal::NotFound),
         };
         self.begins = true;
@@ -89,7 +95,7 @@ impl RoguePeer {
     fn answer(&mut self, queues: &mut Queues, sent: &[u8]) -> smoltcp::wire::Result<()> {
         if core::mem::take(&mut self.begins) {
             match self.mood {
-                Mood::Quiet => {}
+                Mood::Quiet | Mood::Insistent => {}
                 Mood::Curious => ask(queues),
                 Mood::Talkative => segment(queues, TcpControl::Syn, 0, None, &[]),
             }

@@ -1,6 +1,6 @@
 //! Who gets the CPU when a driver wants all of it.
 
-use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine};
+use ringfence_tests::{assert_intact, assert_says, bare, boot_badly, boot_well, listed, machine};
 
 /// Devices interrupt for ever, and each poll takes so long: less or more than a driver may have at once. Instructions are the
 /// clock.
@@ -87,4 +87,24 @@ fn a_driver_that_rests_and_does_nothing_is_stuck() {
     let text = boot_badly(&machine, 1).text();
     assert_says(&text, "fault: rogue-scsi: left a SCSI command undone for 300 ms");
     assert_says(&text, "error: the driver is gone");
+}
+
+/// A driver delivers as many frames as it can in each poll, and the network stack answers them: that is work for the driver, and what
+/// others do takes about twice as long (24 times without that). Instructions are the clock.
+#[test]
+fn what_is_done_for_a_driver_counts_as_its_own() {
+    let work = "repeat 1 mute repeat 3000 tell template x";
+    let mut machine = bare(&format!(
+        "limits seg-loads 10; insmod template; insmod rogue-peer; ip; {work}; {work}; tell rogue-peer flood; \
+         ping 10.9.9.1 -c 1 -W 60000 &; sleep 20; lsmod; {work}; lsmod; kill %1; shutdown"
+    ));
+    machine.icount = true;
+    let text = boot_well(&machine);
+    let took = |line: &str| line.strip_prefix("1 times in ")?.strip_suffix(" ms")?.parse::<u64>().ok();
+    let took: Vec<u64> = text.lines().filter_map(took).collect();
+    let [_, alone, beside] = took[..] else { panic!("{text}") };
+    assert!(beside <= alone * 3, "{beside} ms in place of {alone} ms:\n{text}");
+    // It was at it all the time.
+    let upcalls: Vec<u64> = listed(&text, "rogue-peer").iter().map(|row| row.upcalls).collect();
+    assert!(upcalls.len() == 2 && upcalls[1] - upcalls[0] > 100, "{upcalls:?}:\n{text}");
 }

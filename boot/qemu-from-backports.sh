@@ -18,7 +18,7 @@ if [ "${VERSION_CODENAME:-}" != bookworm ]; then
     exit 1
 fi
 # The mirror that the machine's own packages come from.
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | sed -n 1p)
 if [ -z "$mirror" ]; then
     say "apt has no mirror of Debian 12; has 'apt-get update' run?"
     exit 1

@@ -38,6 +38,12 @@ pub fn loader(data: &[u8]) {
             };
             assert!(module.segments.iter().find(inside).is_some());
         }
+        let is_inside = |at: &u64| {
+            let end = at.checked_add(8).expect("a word has an end");
+            let holds = |pages: &ringfence_core::extent::Extent| pages.start <= *at && end <= pages.start + pages.len_bytes;
+            module.segments.iter().any(|segment| segment.writable && holds(&segment.pages))
+        };
+        assert!(module.zeros.iter().all(is_inside));
     }
     // Reports look for symbols in files that were accepted, and in the kernel's.
     let _ = symbol_at(data, 0x2000);

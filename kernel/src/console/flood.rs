@@ -44,7 +44,7 @@ pub fn allow(driver: &str, rows: usize) -> Allowed {
         Some(place) => speakers.swap_remove(place),
         None => Speaker { driver: driver.to_string(), left: rate * SAVED_S, at_ns: now, withheld: 0 },
     };
-    let saved = (now - speaker.at_ns).saturating_mul(rate) / 1_000_000_000;
+    let saved = now.saturating_sub(speaker.at_ns).saturating_mul(rate) / 1_000_000_000;
     speaker.left = speaker.left.saturating_add(saved).min(rate * SAVED_S);
     speaker.at_ns = now;
     let cost = rows as u64 * THOUSANDTHS;

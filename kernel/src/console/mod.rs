@@ -349,22 +349,31 @@ pub fn show_line() {
 struct Console;
 
 /// What a command prints, while that is kept to be shown a page at a time.
-static CAPTURED: Mutex<Option<String>> = Mutex::new(None);
+static CAPTURED: Mutex<Option<Captured>> = Mutex::new(None);
 /// Most of it that is kept, in bytes.
 const MOST_CAPTURED: usize = 256 << 10;
+
+/// See [`Capture::take`].
+#[derive(Default)]
+pub struct Captured {
+    /// What was printed, up to [`MOST_CAPTURED`] bytes, or what there is memory for.
+    pub text: String,
+    /// How many bytes more there were.
+    pub lost_bytes: usize,
+}
 
 /// What is printed is kept as long as this is there.
 pub struct Capture;
 
 /// Keeps what is printed from now on.
 pub fn capture() -> Capture {
-    *CAPTURED.lock() = Some(String::new());
+    *CAPTURED.lock() = Some(Captured::default());
     Capture
 }
 
 impl Capture {
     /// What was printed.
-    pub fn take(self) -> String {
+    pub fn take(self) -> Captured {
         CAPTURED.lock().take().unwrap_or_default()
     }
 }
@@ -381,8 +390,12 @@ impl Write for Console {
             return Ok(());
         }
         if let Some(captured) = CAPTURED.try_lock().as_mut().and_then(|captured| captured.as_mut()) {
-            if captured.len() + text.len() <= MOST_CAPTURED && captured.try_reserve(text.len()).is_ok() {
-                captured.push_str(text);
+            let Captured { text: kept, lost_bytes } = captured;
+            // What follows something that is lost is lost as well.
+            if *lost_bytes == 0 && kept.len() + text.len() <= MOST_CAPTURED && kept.try_reserve(text.len()).is_ok() {
+                kept.push_str(text);
+            } else {
+                *lost_bytes += text.len();
             }
             return Ok(());
         }

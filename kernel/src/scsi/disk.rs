@@ -5,11 +5,10 @@ use super::{Host, scan};
 use crate::domain::Handle;
 use alloc::string::String;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use embassy_futures::join::join_array;
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_core::cdb::{self, Capacity, Identity};
-use spin::Mutex;
 
 /// Peripheral device type of a disk (SPC-4 6.6.2, table 174).
 const DIRECT_ACCESS: u8 = 0;
@@ -27,8 +26,10 @@ pub struct Disk {
     pub lun: u32,
     /// What INQUIRY says.
     pub identity: Identity,
-    /// What READ CAPACITY said last.
-    capacity: Mutex<Capacity>,
+    /// Length of a block in bytes; with another one it is another disk.
+    block_bytes: u32,
+    /// How many there are, as READ CAPACITY said last.
+    blocks: AtomicU64,
     /// Set when it is not there any more.
     gone: AtomicBool,
 }
@@ -70,18 +71,26 @@ impl Disk {
         if !(512..=4096).contains(&capacity.block_bytes) || !capacity.block_bytes.is_power_of_two() {
             return Err(ScsiError::BlockBytes(capacity.block_bytes));
         }
-        let (capacity, gone) = (Mutex::new(capacity), AtomicBool::new(false));
-        Ok(Unit::Disk(Disk { name: String::new(), host: host.clone(), target, lun, identity, capacity, gone }))
+        Ok(Unit::Disk(Disk {
+            name: String::new(),
+            host: host.clone(),
+            target,
+            lun,
+            identity,
+            block_bytes: capacity.block_bytes,
+            blocks: AtomicU64::new(capacity.blocks),
+            gone: AtomicBool::new(false),
+        }))
     }
 
     /// What READ CAPACITY said last.
     pub fn capacity(&self) -> Capacity {
-        *self.capacity.lock()
+        Capacity { blocks: self.blocks.load(Ordering::Acquire), block_bytes: self.block_bytes }
     }
 
-    /// Its capacity is another one now.
-    pub fn set_capacity(&self, capacity: Capacity) {
-        *self.capacity.lock() = capacity;
+    /// It has so many blocks now.
+    pub fn set_blocks(&self, blocks: u64) {
+        self.blocks.store(blocks, Ordering::Release);
     }
 
     /// It is not there any more: what is done with it from now on fails.
@@ -111,7 +120,7 @@ impl Disk {
 
     /// Length of a block in bytes.
     pub fn block_bytes(&self) -> usize {
-        self.capacity().block_bytes as usize
+        self.block_bytes as usize
     }
 
     fn check_range(&self, lba: u64, blocks: u64) -> Result<(), ScsiError> {

@@ -305,7 +305,7 @@ fn keep(mut disk: Disk, host: &Arc<Host>) {
         let before = known.capacity();
         if known.identity == disk.identity && before.block_bytes == capacity.block_bytes {
             if before.blocks != capacity.blocks {
-                known.set_capacity(capacity);
+                known.set_blocks(capacity.blocks);
                 let text = format_args!("{}: {} blocks now, {} before", known.name, capacity.blocks, before.blocks);
                 console::say_because_of(&source_of(host), Level::Info, text);
             }

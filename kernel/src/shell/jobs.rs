@@ -90,12 +90,11 @@ impl Jobs {
             true => Poll::Ready(()),
             false => Poll::Pending,
         });
-        let is_typed = !self.scripted;
+        let (shown, in_pages) = command_line::in_pages(line).map_or((line, false), |shown| (shown, !self.scripted));
         let command = async {
-            match command_line::in_pages(line) {
-                Some(line) if is_typed => pager::run(line).await,
-                Some(line) => commands::run(line).await,
-                None => commands::run(line).await,
+            match in_pages {
+                true => pager::run(shown).await,
+                false => commands::run(shown).await,
             }
         };
         match self.beside(select(command, interrupted)).await {

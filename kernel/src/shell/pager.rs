@@ -1,7 +1,8 @@
 //! Shows what a command prints a page at a time (`COMMAND | more`).
 
 use super::{Outcome, commands};
-use crate::{console, println};
+use crate::console::{self, Captured};
+use crate::println;
 use core::future::poll_fn;
 use core::task::Poll;
 
@@ -19,7 +20,7 @@ enum Next {
 pub async fn run(line: &str) -> Outcome {
     let captured = console::capture();
     let outcome = commands::run(line).await;
-    let text = captured.take();
+    let Captured { text, lost_bytes } = captured.take();
     let mut room = ROWS;
     let mut rows = text.lines().peekable();
     while let Some(row) = rows.next() {
@@ -32,6 +33,9 @@ pub async fn run(line: &str) -> Outcome {
                 Next::Nothing => break,
             }
         }
+    }
+    if lost_bytes > 0 {
+        println!("{lost_bytes} bytes more were not kept");
     }
     outcome
 }

@@ -70,5 +70,5 @@ pub async fn clear(arguments: Arguments<'_>) -> Outcome {
 
 /// What only the shell itself can do, and only as a line of its own: it never gets here then.
 pub async fn alone(arguments: Arguments<'_>) -> Outcome {
-    arguments.wrong("it takes nothing, and is done only as a line of its own, typed by a person where it starts again")
+    arguments.wrong("it takes nothing, and only a line of its own does it; 'reboot' only one that is typed")
 }

@@ -119,7 +119,6 @@ fn syn(from_port: u16) -> Vec<u8> {
 }
 
 fn signal(running: &Running, name: &str) {
-    // The whole group: the process may be a script that starts QEMU.
     let status = Command::new("kill").args([&format!("-{name}"), &running.process().to_string()]).status();
     assert!(status.unwrap().success());
 }

@@ -89,6 +89,19 @@ fn head(line: &str) -> Option<Interrupt> {
     })
 }
 
+/// An exception of a driver's.
+#[cfg(test)]
+pub const EXAMPLE: Interrupt = Interrupt {
+    vector: 13,
+    error_code: 8,
+    ring: 1,
+    cs: 0xd,
+    rip: 0x8000402d10,
+    ss: 1,
+    rsp: 0x80017fffa0,
+    rflags: 0x10246,
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,18 +121,8 @@ RIP=ffffffff80212345 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1
     #[test]
     fn the_log_is_read_as_qemu_writes_it() {
         let found: Vec<Interrupt> = interrupts(LOG.as_bytes()).collect();
-        let first = Interrupt {
-            vector: 13,
-            error_code: 8,
-            ring: 1,
-            cs: 0xd,
-            rip: 0x8000402d10,
-            ss: 1,
-            rsp: 0x80017fffa0,
-            rflags: 0x10246,
-        };
         assert_eq!(found.len(), 2);
-        assert_eq!(found[0], first);
+        assert_eq!(found[0], EXAMPLE);
         assert!(found[0].is_of_driver() && !found[0].is_of_kernel());
         assert!(!found[1].is_of_driver() && found[1].is_of_kernel());
     }

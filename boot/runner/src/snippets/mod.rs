@@ -296,19 +296,6 @@ mod tests {
         Trap { vector: 13, error_code: 8, rip: 0x8000402d10, rsp: 0x80017fffa0, cs: 0xd, ss: 1, rflags: 0x246 }
     }
 
-    fn logged() -> Interrupt {
-        Interrupt {
-            vector: 13,
-            error_code: 8,
-            ring: 1,
-            cs: 0xd,
-            rip: 0x8000402d10,
-            ss: 1,
-            rsp: 0x80017fffa0,
-            rflags: 0x10246,
-        }
-    }
-
     fn findings(reports: &[Report], interrupts: &[Interrupt]) -> Vec<String> {
         let mut found = Vec::new();
         compare(reports, interrupts.iter().copied(), &mut |_, what| found.push(what));
@@ -327,11 +314,11 @@ mod tests {
     #[test]
     fn what_differs_is_found() {
         let reports = [Report { index: 0, trap: Some(trap()) }, Report { index: 1, trap: None }];
-        assert_eq!(findings(&reports, &[logged()]), Vec::<String>::new());
-        let timer = Interrupt { vector: 32, error_code: 0, ..logged() };
-        assert_eq!(findings(&reports, &[timer, logged(), timer]), Vec::<String>::new());
+        assert_eq!(findings(&reports, &[log::EXAMPLE]), Vec::<String>::new());
+        let timer = Interrupt { vector: 32, error_code: 0, ..log::EXAMPLE };
+        assert_eq!(findings(&reports, &[timer, log::EXAMPLE, timer]), Vec::<String>::new());
         assert_eq!(findings(&reports, &[]).len(), 1);
-        assert_eq!(findings(&reports, &[logged(), logged()]).len(), 1);
+        assert_eq!(findings(&reports, &[log::EXAMPLE, log::EXAMPLE]).len(), 1);
         let others: [fn(&mut Interrupt); 8] = [
             |logged| logged.vector = 6,
             |logged| logged.error_code = 0,
@@ -343,14 +330,14 @@ mod tests {
             |logged| logged.rflags |= IOPL,
         ];
         for change in others {
-            let mut other = logged();
+            let mut other = log::EXAMPLE;
             change(&mut other);
             assert!(!findings(&reports, &[other]).is_empty(), "{other:x?}");
         }
         for rflags in [0x46, 0x1246, 0x3246] {
-            assert_eq!(findings(&reports, &[logged(), Interrupt { rflags, ..timer }]).len(), 1, "{rflags:#x}");
+            assert_eq!(findings(&reports, &[log::EXAMPLE, Interrupt { rflags, ..timer }]).len(), 1, "{rflags:#x}");
         }
-        let in_kernel = Interrupt { ring: 0, cs: 8, rip: 0xffffffff80001000, ..logged() };
-        assert_eq!(findings(&reports, &[logged(), in_kernel]).len(), 1);
+        let in_kernel = Interrupt { ring: 0, cs: 8, rip: 0xffffffff80001000, ..log::EXAMPLE };
+        assert_eq!(findings(&reports, &[log::EXAMPLE, in_kernel]).len(), 1);
     }
 }

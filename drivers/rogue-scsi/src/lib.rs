@@ -37,6 +37,7 @@ enum Lie {
     Residual,
     /// More sense data is announced than there is room for.
     Sense,
+    Status,
     /// A code that no driver has.
     Host,
     /// The highest code there is.
@@ -142,6 +143,7 @@ impl RogueScsi {
         match lie {
             Lie::Residual => outcome.residual = u32::MAX,
             Lie::Sense => outcome.sense_len = u32::MAX,
+            Lie::Status => outcome.status = 0x100,
             Lie::Host => outcome.host = 77,
             Lie::Gone => outcome.host = u32::MAX,
             _ => {}
@@ -246,6 +248,7 @@ impl Driver for RogueScsi {
             "ahead" => Lie::Ahead,
             "residual" => Lie::Residual,
             "sense" => Lie::Sense,
+            "status" => Lie::Status,
             "host" => Lie::Host,
             "gone" => Lie::Gone,
             "backwards" => Lie::Backwards,

@@ -112,6 +112,8 @@ const SCSI_FAULTS: &[(&str, &str)] = &[
     ("backwards", "lied about the complete queue: position 0x*, but 0x"),
     ("read-ahead", "lied about the submit queue: position 0xffffffffffffffff, but 0x"),
     ("unasked", "bad entry 0x0 in the complete queue"),
+    // Cut off, it would read as GOOD.
+    ("status", "bad entry 0x100 in the complete queue"),
 ];
 
 /// Lies of `rogue-scsi` about its queues.

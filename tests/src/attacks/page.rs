@@ -218,6 +218,7 @@ fn explain(verb: &str) -> (String, &'static str) {
             ("gives back what it has not, or not any more", "the kernel keeps its own account of what it has lent")
         }
         "lose" => ("leaves a command undone", "`limits command-ms`"),
+        "status" => ("answers with a status of more than a byte, whose last is GOOD", "checked"),
         "residual" | "sense" => ("says that more was left over, or more is wrong, than there can be", "checked"),
         "host" | "gone" => ("answers with a code that no driver has", "an error like others"),
         "log-elsewhere" => {

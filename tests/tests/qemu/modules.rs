@@ -26,6 +26,31 @@ fn a_module_in_c_runs_in_both_rings() {
     assert_says(&text, "hello-c| good-bye from C");
 }
 
+/// What is behind a bridge would go with it.
+#[test]
+fn no_module_gets_a_bridge() {
+    const SOURCE: &str = r#"
+        #include <ringfence.h>
+        __attribute__((section(".ringfence"), used)) const RfManifest rf_manifest = {
+            .magic = RF_MAGIC, .abi_version = RF_ABI_VERSION, .kind = RfKind_Other, .name = "bridges", .version = "1",
+            .pci_ids = {{0x8086, 0x1237}, {0x8086, 0x7000}, {0x8086, 0x7113}}, .stack_bytes = 16384, .upcall_ms = 100,
+        };
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {
+            return (void)operation, (void)a, (void)b, (void)c, 0;
+        }
+    "#;
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("bridges.c");
+    std::fs::write(&source, SOURCE).unwrap();
+    let system = system();
+    let mut machine = bare("lsmod; fails insmod bridges; lspci -v");
+    machine.contents.modules.push(ringfence::build::module_in_c(&source).unwrap().packed);
+    let run = machine.run(system, |_| ()).unwrap();
+    assert_says(&run.text(), "as expected: bridges: no free device that it drives");
+    assert!(!run.text().contains("bridges: loaded") && !run.text().contains("driver bridges"), "{}", run.text());
+}
+
 /// Compilers call functions of the C library by themselves, and a symbol that may be missing is 0.
 #[test]
 fn a_module_in_c_needs_no_library() {

@@ -1,7 +1,7 @@
 //! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own bytes.
 
-use ringfence::machine::Disk;
-use ringfence_tests::{assert_says, boot_badly, boot_well, listed, machine, system};
+use ringfence::machine::{Disk, End};
+use ringfence_tests::{assert_says, boot, boot_badly, boot_well, listed, machine, system};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -158,6 +158,23 @@ fn a_disk_that_is_only_for_reading_is_not_written() {
     machine.disks = vec![Disk { path: path.clone(), read_only: true }];
     let run = boot_badly(&machine, 1);
     assert_eq!(sum(&path, 0, 64), before, "{}", run.text());
+}
+
+/// More commands at once than there is memory for their buffers: they wait, or are refused with the reason.
+#[test]
+fn commands_without_room_are_refused() {
+    let many = "blkread disk0 0 4096 &; ".repeat(60);
+    let mut machine = machine(&format!("blkread disk0 0 1; {many}wait; blkread disk0 0 1; echo over"));
+    machine.scratch = true;
+    let run = boot(&machine);
+    assert!([End::Done, End::CommandFailed].contains(&run.end), "{}", run.text());
+    let errors = run.lines.iter().filter(|line| line.starts_with("error: "));
+    assert!(errors.clone().all(|line| line.starts_with("error: out of memory: ")), "{}", run.text());
+    // Those that were not read all the same, and the one behind them as well.
+    let read = run.lines.iter().filter(|line| line.ends_with("  2097152 bytes")).count();
+    assert_eq!(read + errors.count(), 60, "{}", run.text());
+    assert_eq!(run.lines.iter().filter(|line| line.ends_with("  512 bytes")).count(), 2, "{}", run.text());
+    assert!(run.lines.iter().any(|line| line == "over"));
 }
 
 /// A queue is used at the size that it has.

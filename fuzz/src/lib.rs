@@ -40,7 +40,8 @@ pub fn loader(data: &[u8]) {
         }
         let is_inside = |at: &u64| {
             let end = at.checked_add(8).expect("a word has an end");
-            let holds = |pages: &ringfence_core::extent::Extent| pages.start <= *at && end <= pages.start + pages.len_bytes;
+            let holds =
+                |pages: &ringfence_core::extent::Extent| pages.start <= *at && end <= pages.start + pages.len_bytes;
             module.segments.iter().any(|segment| segment.writable && holds(&segment.pages))
         };
         assert!(module.zeros.iter().all(is_inside));

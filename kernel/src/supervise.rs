@@ -181,6 +181,10 @@ fn plan(dead: &Handle) -> Option<u64> {
     }
     let now = time::uptime_ns();
     domain.faults_at.retain(|at| now - at < window);
+    if domain.faults_at.is_empty() {
+        // Its capacity goes as well, or what is in use would depend on how fast it once was ended.
+        domain.faults_at = Vec::new();
+    }
     domain.faults_at.push(now);
     let count = domain.faults_at.len() as u64;
     let limit = RESTARTS.get();

@@ -10,15 +10,22 @@ use ringfence_core::arguments::{Arguments, Patch};
 use ringfence_core::line_editor::{Event, LineEditor, MAX_LINE};
 use ringfence_core::module::{Module, symbol_at};
 use ringfence_core::sense::Sense;
-use ringfence_core::{cdb, command_line, disassembly, pci as space};
+use ringfence_core::{acpi as tables, cdb, command_line, disassembly, pci as space};
 use std::cell::RefCell;
 
 /// A target's name and what it does.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 6] =
-    [("loader", loader), ("manifest", manifest), ("queue", queue), ("pci", pci), ("scsi", scsi), ("shell", shell)];
+pub const TARGETS: [Target; 7] = [
+    ("loader", loader),
+    ("manifest", manifest),
+    ("queue", queue),
+    ("pci", pci),
+    ("acpi", acpi),
+    ("scsi", scsi),
+    ("shell", shell),
+];
 
 /// A module file.
 pub fn loader(data: &[u8]) {
@@ -49,6 +56,20 @@ pub fn loader(data: &[u8]) {
     // Reports look for symbols in files that were accepted, and in the kernel's.
     let _ = symbol_at(data, 0x2000);
     let _ = disassembly::instruction(data, 0x8000_0040_0000);
+}
+
+/// Firmware's memory from 0xf0000 on, with its root pointer first; and each kind of table.
+pub fn acpi(data: &[u8]) {
+    const AT: u64 = 0xf0000;
+    let read = |address: u64, len_bytes: usize| {
+        let from = usize::try_from(address.checked_sub(AT)?).ok()?;
+        data.get(from..from.checked_add(len_bytes)?)
+    };
+    let found = tables::Tables::at(AT, read);
+    let found = |signature| found.as_ref().and_then(|tables| tables.find(signature));
+    for table in [found(b"FACP"), found(b"HPET"), found(b"MCFG"), Some(data)].into_iter().flatten() {
+        let _ = (tables::hpet(table), tables::pm_timer(table), tables::buses(table).count());
+    }
 }
 
 /// A manifest.

@@ -15,6 +15,8 @@ mod bench;
 mod console;
 mod domain;
 #[forbid(unsafe_code)]
+mod firmware;
+#[forbid(unsafe_code)]
 mod limits;
 mod memory;
 #[forbid(unsafe_code)]
@@ -59,11 +61,14 @@ entry_point!(kernel_main, config = &CONFIG);
 /// Brings the machine up, one step a line.
 fn kernel_main(info: &'static mut BootInfo) -> ! {
     console::init();
+    set_screen_up(info);
     set_memory_up(info).unwrap_or_else(|reason| give_up(reason));
     let protections = arch::cpu::init();
     arch::tcg::init();
     arch::interrupts::init();
-    arch::time::init().unwrap_or_else(|reason| give_up(reason));
+    let firmware = firmware::Firmware::read(info);
+    arch::time::init(&firmware.clocks).unwrap_or_else(|reason| give_up(reason));
+    pci::init(&firmware.buses);
     symbols::init(physical(info.kernel_addr, info.kernel_len));
     if let Optional::Some(address) = info.ramdisk_addr {
         ramdisk::init(mapped(address, info.ramdisk_len));
@@ -78,14 +83,24 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, scsi::scan::run);
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
+        task::spawn(spawner, console::screen::run);
     };
     task::run(start, poll::idle)
 }
 
 /// The machine will not do.
 fn give_up(reason: &str) -> ! {
+    console::screen::take_over();
     println!("boot failed: {reason}");
     arch::power::end(arch::power::Ending::Panic)
+}
+
+/// The screen, if there is one: it shows what else goes wrong.
+fn set_screen_up(info: &mut BootInfo) {
+    let frame_buffer = core::mem::replace(&mut info.framebuffer, Optional::None).into_option();
+    if let Optional::Some(offset) = info.physical_memory_offset {
+        console::screen::init(offset, frame_buffer);
+    }
 }
 
 /// Memory, and the entry area, which is in every address space. The error says what there was too little of.

@@ -22,6 +22,7 @@ fn begin() {
     crate::arch::watch::end_all();
     // SAFETY: nothing else runs any more.
     unsafe { crate::console::break_locks() };
+    crate::console::screen::take_over();
 }
 
 fn end() -> ! {

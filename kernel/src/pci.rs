@@ -2,6 +2,7 @@
 //! (PCI Local Bus Specification 3.0, 3.2.2.3.2).
 
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 use pci_types::{
     Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, MAX_BARS, PciAddress, PciHeader,
     PciPciBridgeHeader,
@@ -79,56 +80,85 @@ impl Function {
 
 static FUNCTIONS: Once<Vec<Function>> = Once::new();
 
-/// All functions that were found at boot.
-pub fn functions() -> &'static [Function] {
-    FUNCTIONS.call_once(|| {
-        let mut found = Vec::new();
-        scan_bus(0, &mut found);
-        found
-    })
+/// Looks for functions on the buses that firmware names, or on all that there can be. **Each bus that is below no bridge is a root bus**:
+/// machines with several host bridges have several.
+pub fn init(named: &[RangeInclusive<u8>]) {
+    let mut scan = Scan { found: Vec::new(), seen: [false; BUSES] };
+    let buses = if named.is_empty() { &[0..=u8::MAX] } else { named };
+    buses.iter().cloned().flatten().for_each(|bus| scan.bus(bus));
+    scan.found.sort_by_key(|function| function.address);
+    FUNCTIONS.call_once(|| scan.found);
 }
 
-fn scan_bus(bus: u8, found: &mut Vec<Function>) {
-    for device in 0..32 {
-        let first = PciHeader::new(PciAddress::new(0, bus, device, 0));
-        if first.id(ConfigSpace).0 == PciId::NONE.vendor {
-            continue;
+/// All functions that were found at boot, in the order of their addresses.
+pub fn functions() -> &'static [Function] {
+    FUNCTIONS.get().map_or(&[], Vec::as_slice)
+}
+
+const BUSES: usize = 256;
+
+/// What has been found so far, and on which buses.
+struct Scan {
+    found: Vec<Function>,
+    seen: [bool; BUSES],
+}
+
+impl Scan {
+    /// Looks on `bus` and on those below it, once.
+    fn bus(&mut self, bus: u8) {
+        if self.seen.get_mut(usize::from(bus)).is_none_or(|seen| core::mem::replace(seen, true)) {
+            return;
         }
-        let functions = if first.has_multiple_functions(ConfigSpace) { 8 } else { 1 };
-        for function in 0..functions {
-            let address = PciAddress::new(0, bus, device, function);
-            let header = PciHeader::new(address);
-            let (vendor, device) = header.id(ConfigSpace);
-            if vendor == PciId::NONE.vendor {
+        for device in 0..32 {
+            let first = PciHeader::new(PciAddress::new(0, bus, device, 0));
+            if first.id(ConfigSpace).0 == PciId::NONE.vendor {
                 continue;
             }
-            let (_, base, sub, interface) = header.revision_and_class(ConfigSpace);
-            let mut bars = [const { None }; MAX_BARS];
-            let mut port_counts = [0; MAX_BARS];
-            let mut line = None;
-            const BRIDGE: u8 = 6;
-            let is_device = matches!(header.header_type(ConfigSpace), HeaderType::Endpoint) && base != BRIDGE;
-            match header.header_type(ConfigSpace) {
-                HeaderType::Endpoint => {
-                    if let Some(endpoint) = EndpointHeader::from_header(header, ConfigSpace) {
-                        (bars, port_counts) = read_bars(&endpoint);
-                        let (pin, routed) = endpoint.interrupt(ConfigSpace);
-                        line = (pin != 0 && routed < crate::arch::interrupts::LINES).then_some(routed);
-                    }
-                }
-                HeaderType::PciPciBridge => {
-                    if let Some(bridge) = PciPciBridgeHeader::from_header(header, ConfigSpace) {
-                        let below = bridge.secondary_bus_number(ConfigSpace);
-                        if below > bus {
-                            scan_bus(below, found);
-                        }
-                    }
-                }
-                _ => {}
-            }
-            let id = PciId { vendor, device };
-            found.push(Function { address, id, class: (base, sub, interface), is_device, bars, port_counts, line });
+            let functions = if first.has_multiple_functions(ConfigSpace) { 8 } else { 1 };
+            (0..functions).for_each(|function| self.function(PciAddress::new(0, bus, device, function)));
         }
+    }
+
+    fn function(&mut self, address: PciAddress) {
+        const BRIDGE: u8 = 6;
+        let header = PciHeader::new(address);
+        let (vendor, device) = header.id(ConfigSpace);
+        if vendor == PciId::NONE.vendor {
+            return;
+        }
+        let (_, base, sub, interface) = header.revision_and_class(ConfigSpace);
+        let mut bars = [const { None }; MAX_BARS];
+        let mut port_counts = [0; MAX_BARS];
+        let mut line = None;
+        let header_type = header.header_type(ConfigSpace);
+        match header_type {
+            HeaderType::Endpoint => {
+                if let Some(endpoint) = EndpointHeader::from_header(header, ConfigSpace) {
+                    (bars, port_counts) = read_bars(&endpoint);
+                    let (pin, routed) = endpoint.interrupt(ConfigSpace);
+                    line = (pin != 0 && routed < crate::arch::interrupts::LINES).then_some(routed);
+                }
+            }
+            HeaderType::PciPciBridge => {
+                if let Some(bridge) = PciPciBridgeHeader::from_header(header, ConfigSpace) {
+                    let below = bridge.secondary_bus_number(ConfigSpace);
+                    // Firmware numbers them so; 0 is a bridge that it has not set up.
+                    if below > address.bus() {
+                        self.bus(below);
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.found.push(Function {
+            address,
+            id: PciId { vendor, device },
+            class: (base, sub, interface),
+            is_device: matches!(header_type, HeaderType::Endpoint) && base != BRIDGE,
+            bars,
+            port_counts,
+            line,
+        });
     }
 }
 

@@ -2,7 +2,8 @@
 //! into memory that is handed out later.
 
 use crate::BootError;
-use multiboot2::{BootInformation, MemoryAreaType};
+use bootloader_api::info::{FrameBufferInfo, PixelFormat};
+use multiboot2::{BootInformation, FramebufferTag, FramebufferType, MemoryAreaType};
 use pvh::start_info::{MemmapType, reader::StartInfoReader};
 
 /// Most regions of memory that are looked at.
@@ -19,6 +20,13 @@ pub struct Region {
     pub kind: u32,
 }
 
+/// A frame buffer.
+pub struct Screen {
+    /// Its physical address.
+    pub start: u64,
+    pub info: FrameBufferInfo,
+}
+
 /// What is known of the machine.
 pub struct Firmware {
     regions: [Region; MAX_REGIONS],
@@ -27,6 +35,8 @@ pub struct Firmware {
     pub ramdisk: &'static [u8],
     /// Physical address of the RSDP.
     pub rsdp: Option<u64>,
+    /// A screen that shows pixels.
+    pub screen: Option<Screen>,
     /// Memory that holds the RSDP's copy and so must stay.
     pub information: (u64, u64),
 }
@@ -37,7 +47,8 @@ impl Firmware {
     }
 
     fn new() -> Firmware {
-        Firmware { regions: [Region::default(); MAX_REGIONS], count: 0, ramdisk: &[], rsdp: None, information: (0, 0) }
+        let regions = [Region::default(); MAX_REGIONS];
+        Firmware { regions, count: 0, ramdisk: &[], rsdp: None, screen: None, information: (0, 0) }
     }
 
     fn add(&mut self, start: u64, len_bytes: u64, usable: bool, kind: u32) {
@@ -100,6 +111,7 @@ pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
         .rsdp_v2_tag()
         .map(|tag| after_header(core::ptr::from_ref(tag).cast()))
         .or_else(|| info.rsdp_v1_tag().map(|tag| after_header(core::ptr::from_ref(tag).cast())));
+    firmware.screen = info.framebuffer_tag().and_then(Result::ok).and_then(screen);
     if let Some(module) = info.module_tags().next() {
         let (start, end) = (module.start_address() as usize, module.end_address() as usize);
         if end < start {
@@ -109,4 +121,24 @@ pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
         firmware.ramdisk = unsafe { core::slice::from_raw_parts(start as *const u8, end - start) };
     }
     firmware.finish()
+}
+
+/// A frame buffer, if its pixels are whole bytes.
+fn screen(tag: &FramebufferTag) -> Option<Screen> {
+    let bytes_per_pixel = match tag.buffer_type() {
+        Ok(FramebufferType::RGB { .. }) => usize::from(tag.bpp() / 8),
+        _ => 0,
+    };
+    let (width, height, pitch) = (tag.width() as usize, tag.height() as usize, tag.pitch() as usize);
+    let is_plausible =
+        bytes_per_pixel > 0 && width.max(height) <= 1 << 15 && (width * bytes_per_pixel..=1 << 20).contains(&pitch);
+    let info = FrameBufferInfo {
+        byte_len: pitch.checked_mul(height)?,
+        width,
+        height,
+        pixel_format: PixelFormat::Bgr,
+        bytes_per_pixel,
+        stride: pitch.checked_div(bytes_per_pixel)?,
+    };
+    is_plausible.then_some(Screen { start: tag.address(), info })
 }

@@ -1,11 +1,11 @@
 //! Loads the kernel's ELF file, makes its address space, and jumps into it.
 
 use crate::BootError;
-use crate::firmware::Firmware;
+use crate::firmware::{Firmware, Region};
 use crate::frames::{FRAME, Frames};
 use bootloader_api::BootInfo;
 use bootloader_api::config::{BootloaderConfig, Mapping};
-use bootloader_api::info::{MemoryRegion, MemoryRegions, Optional};
+use bootloader_api::info::{FrameBuffer, MemoryRegion, MemoryRegions, Optional};
 use core::convert::Infallible;
 use elf::ElfBytes;
 use elf::abi;
@@ -101,6 +101,8 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
 
     let mut info = BootInfo::new(MemoryRegions::from(regions));
     info.physical_memory_offset = physical_memory_offset.map_or(Optional::None, Optional::Some);
+    info.framebuffer =
+        frame_buffer(firmware, physical_memory_offset, top.max(4 << 30)).map_or(Optional::None, Optional::Some);
     info.recursive_index = recursive_index.map_or(Optional::None, Optional::Some);
     info.rsdp_addr = firmware.rsdp.map_or(Optional::None, Optional::Some);
     info.ramdisk_addr = ramdisk_va.map_or(Optional::None, Optional::Some);
@@ -114,6 +116,18 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
 
     // SAFETY: the new tables map the kernel, its stack, the boot information and, identically, this code.
     unsafe { enter_kernel(elf.ehdr.e_entry, stack_bottom + stack_len, space.root, info_va) }
+}
+
+/// The screen as the kernel sees it, if it lies within the physical memory that is mapped, which ends at `top`.
+fn frame_buffer(firmware: &Firmware, physical_memory_offset: Option<u64>, top: u64) -> Option<FrameBuffer> {
+    let screen = firmware.screen.as_ref()?;
+    let end = screen.start.checked_add(screen.info.byte_len as u64)?;
+    let is_memory = |region: &&Region| region.usable && region.start < end && screen.start < region.end;
+    if end > top || firmware.regions().iter().any(|region| is_memory(&region)) {
+        return None;
+    }
+    // SAFETY: it is mapped there, and nobody's memory.
+    Some(unsafe { FrameBuffer::new(physical_memory_offset? + screen.start, screen.info) })
 }
 
 /// The page tables that the kernel starts with.

@@ -8,10 +8,11 @@ use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// GRUB's menu: one entry, at once. What it says stays on the screen, which Ringfence does not use.
+/// GRUB's menu: one entry, at once. Where there is no screen that Ringfence can use, what GRUB says stays there.
 const MENU: &str = "\
 set timeout=0
 set default=0
+insmod all_video
 terminal_input console
 terminal_output console
 menuentry 'Ringfence' {

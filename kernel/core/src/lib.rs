@@ -5,7 +5,7 @@
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
 //! * [`line_editor`]: a line editor for a terminal
-//! * [`pci`]: what a PCI function says of itself
+//! * [`pci`]: what a PCI function says of itself; [`acpi`]: what firmware says of the machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
@@ -18,6 +18,7 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod arguments;
 pub mod cdb;
 pub mod command_line;

@@ -7,7 +7,6 @@ use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;
 use pic8259::ChainedPics;
 use spin::Mutex;
-use x86_64::registers::model_specific::Msr;
 
 /// Vector of line 0; line n has the n-th after it.
 pub const FIRST_VECTOR: u8 = super::vector::FIRST_INTERRUPT as u8;
@@ -37,7 +36,7 @@ static ON_FIRED: AtomicWaker = AtomicWaker::new();
 
 /// Initializes the controllers with every line masked but the timer's and the console's.
 pub fn init() {
-    let_through_local_apic();
+    super::local_apic::let_external_through();
     let mut pics = PICS.lock();
     // SAFETY: once, with interrupts off.
     unsafe {
@@ -45,40 +44,6 @@ pub fn init() {
         let open = 1u16 << TIMER | 1 << CASCADE | 1 << SERIAL;
         let [first, second] = (!open).to_le_bytes();
         pics.write_masks(first, second);
-    }
-}
-
-/// Has the local APIC let the controllers' interrupts through to the CPU, whatever firmware has set up, or none (virtual wire mode:
-/// MultiProcessor Specification 1.4, 3.6.2.2; registers: SDM vol. 3A, "Local APIC Register Address Map").
-fn let_through_local_apic() {
-    const HAS_APIC: u32 = 1 << 9;
-    const IA32_APIC_BASE: u32 = 0x1b;
-    const ENABLED: u64 = 1 << 11;
-    const X2APIC: u64 = 1 << 10;
-    const FIRST_X2APIC_MSR: u32 = 0x800;
-    const SPURIOUS: u32 = 0xf0;
-    const LINT0: u32 = 0x350;
-    /// The APIC is enabled; vector 255 for spurious interrupts, which an external controller does not cause.
-    const ON: u32 = 1 << 8 | 0xff;
-    const EXTERNAL: u32 = 0b111 << 8;
-    if core::arch::x86_64::__cpuid(1).edx & HAS_APIC == 0 {
-        return;
-    }
-    // SAFETY: the CPU has the register.
-    let base = unsafe { Msr::new(IA32_APIC_BASE).read() };
-    if base & ENABLED == 0 {
-        return;
-    }
-    for (register, value) in [(SPURIOUS, ON), (LINT0, EXTERNAL)] {
-        // SAFETY: nobody else uses the APIC, whose registers are within the first 4 GiB of physical memory, which is mapped.
-        unsafe {
-            if base & X2APIC != 0 {
-                Msr::new(FIRST_X2APIC_MSR + (register >> 4)).write(value.into());
-            } else {
-                let page = crate::memory::at_physical(base & 0xffff_f000);
-                page.add(register as usize).cast::<u32>().write_volatile(value);
-            }
-        }
     }
 }
 
@@ -213,6 +178,9 @@ pub fn handle(vector: u8) {
             FIRED.fetch_or(1 << line, Ordering::AcqRel);
             ON_FIRED.wake();
         }
+    }
+    if line == TIMER && super::local_apic::end_tick() {
+        return;
     }
     // SAFETY: `line` is in service.
     unsafe { PICS.lock().notify_end_of_interrupt(vector) };

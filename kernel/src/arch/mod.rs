@@ -4,15 +4,18 @@
 //! * `entry.S`, [`gates`]: every way into the kernel and out of it
 //! * [`traps`], [`vector`]: exceptions and interrupts in Rust, and their numbers
 //! * [`cpu`]: per-CPU state and control registers
-//! * [`interrupts`], [`time`]: 8259 and 8254
+//! * [`interrupts`], [`local_apic`]: the 8259s, and the CPU's own controller
+//! * [`clock`], [`time`]: what counts at a known rate, and what goes by it: the TSC and the tick
 //! * [`watch`]: breakpoints on an instruction and on memory
 //! * [`power`]: how the machine ends
 //! * [`tcg`]: what QEMU's emulation does that no CPU does
 
+pub mod clock;
 pub mod cpu;
 pub mod entry_area;
 pub mod gates;
 pub mod interrupts;
+mod local_apic;
 pub mod power;
 pub mod tcg;
 pub mod time;

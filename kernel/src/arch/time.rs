@@ -1,12 +1,11 @@
-//! Time: the TSC, calibrated once against the PIT, and the PIT's tick.
+//! Time: the TSC, whose rate is measured once, and the tick.
 
+use super::clock::{self, Clocks, PIT, PIT_HZ, Reference};
+use super::{interrupts, local_apic};
 use core::sync::atomic::{AtomicU64, Ordering};
-use x86_64::instructions::port::Port;
 
 /// Ticks a second.
 pub const TICK_HZ: u32 = 250;
-/// Input clock of the PIT in Hz (8254 data sheet, as wired in the PC).
-const PIT_HZ: u32 = 1_193_182;
 
 static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
 static TSC_PER_TICK: AtomicU64 = AtomicU64::new(u64::MAX);
@@ -21,67 +20,31 @@ pub fn tsc() -> u64 {
 
 /// Ticks a second of a TSC slower than that of any CPU, and of any model of one.
 const SLOWEST_TSC: u64 = 1_000_000;
-/// How often its rate is measured.
-const TRIES: usize = 3;
 
-/// Calibrates the TSC and starts the tick. The error says what the machine lacks: **the rate of the TSC is never guessed**, as all
-/// limits and waits go by it.
-pub fn init() -> Result<(), &'static str> {
+/// Measures the TSC and starts the tick: the 8254's, or where that is missing the local APIC's. The error says what the machine lacks:
+/// **the rate of the TSC is never guessed**, as all limits and waits go by it.
+pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     TSC_AT_START.store(tsc(), Ordering::Relaxed);
-    // What stops the machine in between makes the TSC look faster: the slowest of a few is the truest.
-    let slowest = (0..TRIES).try_fold(u64::MAX, |slowest, _| Some(slowest.min(calibrated()?)));
-    let per_second = slowest.ok_or("there is no 8254 timer (PIT): its channel 0 does not count")?;
-    if per_second < SLOWEST_TSC {
-        return Err("the TSC, or the 8254 timer (PIT), is out of order: the one is too slow for the other");
-    }
+    let mut measured = clocks.references().filter_map(|clock| Some((clock.name(), clock::tsc_rate(&clock)?)));
+    let by_clock = measured.find(|(_, rate)| *rate >= SLOWEST_TSC);
+    let (measure, per_second) = by_clock.or_else(|| Some(("CPUID", clock::rate_by_cpuid()?))).ok_or(
+        "nothing says how fast the TSC is: there is no 8254 timer (PIT), no HPET and no ACPI PM timer that counts, and CPUID has no \
+         leaf 15h, 16h or 40000010h",
+    )?;
     TSC_PER_SECOND.store(per_second, Ordering::Relaxed);
     TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
-    start_channel_0((PIT_HZ / TICK_HZ) as u16);
+    if measure == PIT {
+        clock::start_pit_channel_0((PIT_HZ / TICK_HZ) as u16);
+        return Ok(());
+    }
+    let vector = interrupts::FIRST_VECTOR + interrupts::TIMER;
+    local_apic::start_tick(vector, TICK_HZ, Reference::tsc(per_second))
+        .ok_or("nothing ticks: there is no 8254 timer (PIT), and no local APIC whose timer counts")?;
+    log::info!(
+        "no 8254 timer (PIT): the TSC counts at {} MHz by the {measure}, and the local APIC ticks",
+        (per_second + 500_000) / 1_000_000
+    );
     Ok(())
-}
-
-const CHANNEL_0: u16 = 0x40;
-const PIT_COMMAND: u16 = 0x43;
-
-/// Has channel 0 count down from `count` (0 stands for 65536) again and again: rate generator, mode 2.
-fn start_channel_0(count: u16) {
-    let [low, high] = count.to_le_bytes();
-    // SAFETY: the PIT is the kernel's.
-    unsafe {
-        Port::<u8>::new(PIT_COMMAND).write(0b0011_0100);
-        Port::<u8>::new(CHANNEL_0).write(low);
-        Port::<u8>::new(CHANNEL_0).write(high);
-    }
-}
-
-/// What channel 0 has counted down to, latched.
-fn channel_0() -> u16 {
-    let mut channel = Port::<u8>::new(CHANNEL_0);
-    // SAFETY: the PIT is the kernel's.
-    unsafe {
-        Port::<u8>::new(PIT_COMMAND).write(0);
-        u16::from_le_bytes([channel.read(), channel.read()])
-    }
-}
-
-/// The rate of the TSC, by the PIT's channel 0, which every machine that has one has: not all have the gate of channel 2 (port
-/// 0x61). `None` if nothing counts.
-fn calibrated() -> Option<u64> {
-    const MILLISECONDS: u32 = 5;
-    const COUNTS: u16 = (PIT_HZ / 1000 * MILLISECONDS) as u16;
-    /// Reads within which it counts down by one at least: each takes a tenth of a microsecond or more.
-    const MOST_READS: u32 = 100_000;
-    start_channel_0(0);
-    // It begins with the next count: what is read before that is of no use.
-    let is_another = |from: u16| (0..MOST_READS).map(|_| channel_0()).find(|count| *count != from);
-    let began = tsc();
-    let first = is_another(channel_0())?;
-    let mut last = first;
-    while first.wrapping_sub(last) < COUNTS {
-        last = is_another(last)?;
-    }
-    let counted = u64::from(first.wrapping_sub(last));
-    Some((tsc() - began) * u64::from(PIT_HZ) / counted)
 }
 
 /// TSC ticks a second.

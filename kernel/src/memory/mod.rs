@@ -13,7 +13,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bootloader_api::BootInfo;
-use bootloader_api::info::{MemoryRegionKind, Optional};
+use bootloader_api::info::{MemoryRegion, MemoryRegionKind, Optional};
 use core::sync::atomic::{AtomicU64, Ordering};
 use linked_list_allocator::LockedHeap;
 use ringfence_abi::layout::PAGE_SIZE;
@@ -46,6 +46,8 @@ const LOW_BYTES: u64 = 1 << 20;
 static PHYSICAL_OFFSET: AtomicU64 = AtomicU64::new(0);
 static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
 static RAM: Once<Vec<Extent>> = Once::new();
+/// Physical memory is mapped up to this address.
+static MAPPED_END: AtomicU64 = AtomicU64::new(0);
 
 /// Where the kernel sees physical address `pa`.
 pub fn at_physical(pa: u64) -> *mut u8 {
@@ -65,6 +67,8 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
     PHYSICAL_OFFSET.store(offset, Ordering::Relaxed);
     let (root, _) = x86_64::registers::control::Cr3::read();
     KERNEL_ROOT.store(root.start_address().as_u64(), Ordering::Relaxed);
+
+    MAPPED_END.store(mapped_end(info), Ordering::Relaxed);
 
     // Conventional memory is left alone: firmware keeps things there, and address 0 stands for no frame.
     // The heap is one piece of the largest region; the frame allocator, which needs the heap, gets the rest.
@@ -96,6 +100,32 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
 pub fn is_ram(extent: Extent) -> bool {
     const LOW: Extent = Extent::new(0, LOW_BYTES);
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
+}
+
+/// Whether `len_bytes` bytes at physical address `start` are mapped, and no memory.
+pub fn is_device(start: u64, len_bytes: u64) -> bool {
+    let end = start.checked_add(len_bytes).filter(|end| *end <= MAPPED_END.load(Ordering::Relaxed));
+    end.is_some() && !is_ram(Extent::new(start, len_bytes))
+}
+
+/// The loader maps physical memory up to here: what is below 4 GiB, and all that is memory.
+fn mapped_end(info: &BootInfo) -> u64 {
+    let ends =
+        info.memory_regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable).map(|region| region.end);
+    ends.fold(4 << 30, u64::max)
+}
+
+/// `len_bytes` bytes at physical address `start`, if they are what firmware or the loader left, and nobody's memory.
+pub fn firmware(info: &BootInfo, start: u64, len_bytes: usize) -> Option<&'static [u8]> {
+    let end = start.checked_add(len_bytes as u64).filter(|end| *end <= mapped_end(info))?;
+    let is_handed_out = |region: &MemoryRegion| region.kind == MemoryRegionKind::Usable && region.end > LOW_BYTES;
+    if start == 0
+        || info.memory_regions.iter().any(|region| is_handed_out(region) && region.start < end && start < region.end)
+    {
+        return None;
+    }
+    // SAFETY: it is mapped, and in no allocator.
+    Some(unsafe { core::slice::from_raw_parts(at_physical(start), len_bytes) })
 }
 
 /// Where a trap stack begins.

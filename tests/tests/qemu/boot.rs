@@ -174,11 +174,57 @@ fn failing(board: &str, cpu: Option<&str>) -> String {
 
 #[test]
 fn what_a_machine_lacks_is_said() {
-    let text = failing("pc,pit=off", None);
-    assert_says(&text, "boot failed: there is no 8254 timer (PIT): its channel 0 does not count");
+    for board in ["pc,pit=off,hpet=off,acpi=off", "microvm,pit=off"] {
+        let text = failing(board, None);
+        assert_says(
+            &text,
+            "boot failed: nothing says how fast the TSC is: there is no 8254 timer (PIT), no HPET and no ACPI PM timer",
+        );
+    }
+    let text = failing("pc,pit=off", Some("max,-apic"));
+    assert_says(
+        &text,
+        "boot failed: nothing ticks: there is no 8254 timer (PIT), and no local APIC whose timer counts",
+    );
     for cpu in ["qemu32", "qemu64,-nx"] {
         let text = failing("pc", Some(cpu));
         assert_says(&text, "boot failed: the CPU has no long mode, or cannot make pages not executable (NX)");
+    }
+}
+
+/// Counting instructions, the TSC counts each as a nanosecond: 1000 MHz are what must come out.
+#[test]
+fn another_clock_will_do() {
+    for (board, measure) in [("pc,pit=off", "HPET"), ("pc,pit=off,hpet=off", "ACPI PM timer"), ("q35,pit=off", "HPET")]
+    {
+        let mut machine = bare("sleep 100; irqs");
+        machine.icount = true;
+        machine.board = board.into();
+        let text = boot_well(&machine);
+        let expected =
+            format!("no 8254 timer (PIT): the TSC counts at 1000 MHz by the {measure}, and the local APIC ticks");
+        assert_says(&text, &expected);
+        let ticks =
+            text.lines().find_map(|line| line.strip_prefix("line  0")?.strip_suffix("timer")?.trim().parse().ok());
+        // 250 a second.
+        assert!(ticks.is_some_and(|ticks: u32| ticks >= 25), "{text}");
+    }
+}
+
+/// Each bus that is below no bridge is a root bus, whether firmware names the buses (q35) or not.
+#[test]
+fn devices_on_other_root_buses_are_found() {
+    let pc = "-device pxb,id=root,bus_nr=128 -device e1000,netdev=other,bus=root,addr=1";
+    let q35 = "-device pxb-pcie,id=root,bus_nr=128 -device pcie-root-port,id=port0,bus=root,chassis=1 \
+               -device e1000,netdev=other,bus=port0";
+    for (board, devices) in [("pc", pc), ("q35", q35)] {
+        let mut machine = bare("lspci");
+        machine.board = board.into();
+        machine.extra = format!("-netdev user,id=other {devices}").split_whitespace().map(Into::into).collect();
+        let text = boot_well(&machine);
+        assert_says(&text, "e1000: loaded into ring 1 for 0000:81:0");
+        let addresses: Vec<_> = text.lines().filter(|line| line.starts_with("0000:")).collect();
+        assert!(addresses.is_sorted(), "{text}");
     }
 }
 

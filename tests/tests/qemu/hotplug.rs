@@ -1,44 +1,7 @@
 //! Disks that come, go and grow while the machine runs, as QEMU's machine protocol (QMP) has them do.
 
+use crate::monitor::Monitor;
 use ringfence_tests::{at_prompt, leave, machine};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-
-/// A connection to QEMU's monitor.
-struct Monitor {
-    stream: UnixStream,
-    answers: BufReader<UnixStream>,
-}
-
-impl Monitor {
-    fn new(socket: &Path) -> Monitor {
-        let stream = UnixStream::connect(socket).expect("QEMU listens");
-        let answers = BufReader::new(stream.try_clone().unwrap());
-        let mut monitor = Monitor { stream, answers };
-        monitor.line();
-        monitor.execute(r#"{"execute": "qmp_capabilities"}"#);
-        monitor
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        line
-    }
-
-    /// Has a command executed, which must succeed.
-    fn execute(&mut self, command: &str) {
-        writeln!(self.stream, "{command}").unwrap();
-        loop {
-            let line = self.line();
-            assert!(!line.contains("\"error\"") && !line.is_empty(), "{command}: {line}");
-            if line.contains("\"return\"") {
-                return;
-            }
-        }
-    }
-}
 
 #[test]
 fn disks_come_grow_and_go() {

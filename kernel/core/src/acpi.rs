@@ -1,0 +1,239 @@
+//! ACPI tables (ACPI specification 6.5, 5.2), which firmware wrote and which may be anything. **Nothing is read but what `read` lets
+//! be read**, and a table whose checksum is wrong is none: there are crates for this, but they map whatever a table names.
+
+use core::ops::RangeInclusive;
+
+/// Length in bytes of what is common to all tables, and of the root pointer of ACPI 1.0 and of later versions.
+const HEADER_BYTES: usize = 36;
+const ROOT_POINTER_1_BYTES: usize = 20;
+const ROOT_POINTER_2_BYTES: usize = 36;
+/// A table is not longer, and there are not more of them.
+const MOST_BYTES: usize = 1 << 20;
+const MOST_TABLES: usize = 256;
+
+/// All tables that the root pointer leads to.
+#[derive(Debug, Clone, Copy)]
+pub struct Tables<R> {
+    read: R,
+    /// Physical address of the table of tables.
+    root: u64,
+    /// Bytes of an address in it: 4 in an RSDT, 8 in an XSDT.
+    address_bytes: usize,
+}
+
+impl<'a, R: Fn(u64, usize) -> Option<&'a [u8]>> Tables<R> {
+    /// The tables that the root pointer at physical address `pointer` leads to. `read` returns so many bytes at a physical address, if
+    /// they are firmware's.
+    pub fn at(pointer: u64, read: R) -> Option<Tables<R>> {
+        let first =
+            read(pointer, ROOT_POINTER_1_BYTES).filter(|bytes| bytes.starts_with(b"RSD PTR ") && is_whole(bytes))?;
+        let revision = *first.get(15)?;
+        if revision >= 2 {
+            let whole = read(pointer, ROOT_POINTER_2_BYTES).filter(|bytes| is_whole(bytes))?;
+            let root = number(whole, 24, 8)?;
+            if root != 0 {
+                return Some(Tables { read, root, address_bytes: 8 });
+            }
+        }
+        Some(Tables { read, root: number(first, 16, 4)?, address_bytes: 4 })
+    }
+
+    /// The first table with this signature, whole.
+    pub fn find(&self, signature: &[u8; 4]) -> Option<&'a [u8]> {
+        let root = self.table(self.root)?;
+        let addresses = root.get(HEADER_BYTES..)?.chunks_exact(self.address_bytes).take(MOST_TABLES);
+        addresses
+            .filter_map(|bytes| self.table(number(bytes, 0, bytes.len())?))
+            .find(|table| table.starts_with(signature))
+    }
+
+    fn table(&self, address: u64) -> Option<&'a [u8]> {
+        let header = (self.read)(address, HEADER_BYTES)?;
+        let len_bytes = usize::try_from(number(header, 4, 4)?).ok()?;
+        let is_plausible = (HEADER_BYTES..=MOST_BYTES).contains(&len_bytes);
+        (self.read)(address, is_plausible.then_some(len_bytes)?).filter(|bytes| is_whole(bytes))
+    }
+}
+
+/// Whether the bytes' sum is 0, which is what their checksum is for.
+fn is_whole(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) == 0
+}
+
+/// A little-endian number of `len_bytes` bytes, 8 at most.
+fn number(bytes: &[u8], at: usize, len_bytes: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at.checked_add(len_bytes)?)?;
+    Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+}
+
+/// A generic address structure (5.2.3.2): where a register is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In memory, at this physical address.
+    Memory(u64),
+    /// At this port.
+    Port(u16),
+}
+
+fn place(table: &[u8], at: usize) -> Option<Place> {
+    let address = number(table, at + 4, 8).filter(|address| *address != 0)?;
+    match table.get(at)? {
+        0 => Some(Place::Memory(address)),
+        1 => address.try_into().ok().map(Place::Port),
+        _ => None,
+    }
+}
+
+/// Physical address of the registers of the high precision event timer (IA-PC HPET specification 1.0a, 3.2.4).
+pub fn hpet(table: &[u8]) -> Option<u64> {
+    match place(table, 40)? {
+        Place::Memory(address) => Some(address),
+        Place::Port(_) => None,
+    }
+}
+
+/// The power management timer (4.8.2.1), which counts at 3.579545 MHz.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PmTimer {
+    /// Where it is read, 32 bits at once.
+    pub place: Place,
+    /// Whether it has 32 bits, not 24.
+    pub has_32_bits: bool,
+}
+
+/// What the fixed description table, `FACP`, says of the power management timer (5.2.9).
+pub fn pm_timer(table: &[u8]) -> Option<PmTimer> {
+    let has_32_bits = number(table, 112, 4)? & 1 << 8 != 0;
+    if *table.get(91)? != 4 {
+        return None;
+    }
+    let old = || number(table, 76, 4).filter(|port| *port != 0)?.try_into().ok().map(Place::Port);
+    Some(PmTimer { place: place(table, 208).or_else(old)?, has_32_bits })
+}
+
+/// Buses of PCI segment 0 that a table of memory-mapped configuration spaces, `MCFG`, names (PCI Firmware Specification 3.0, 4.1.2).
+pub fn buses(table: &[u8]) -> impl Iterator<Item = RangeInclusive<u8>> {
+    const FIRST: usize = 44;
+    const ENTRY_BYTES: usize = 16;
+    let entries = table.get(FIRST..).unwrap_or_default().chunks_exact(ENTRY_BYTES);
+    entries.filter(|entry| number(entry, 8, 2) == Some(0)).filter_map(|entry| Some(*entry.get(10)?..=*entry.get(11)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const AT: u64 = 0xf_0000;
+
+    fn closed(mut bytes: Vec<u8>, checksum_at: usize) -> Vec<u8> {
+        bytes[checksum_at] = 0;
+        bytes[checksum_at] = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
+        bytes
+    }
+
+    fn table(signature: &[u8; 4], body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER_BYTES];
+        bytes[..4].copy_from_slice(signature);
+        bytes[4..8].copy_from_slice(&((HEADER_BYTES + body.len()) as u32).to_le_bytes());
+        bytes.extend(body);
+        closed(bytes, 9)
+    }
+
+    /// Firmware's memory from `AT` on: a root pointer of this revision, its table of tables, and `tables`.
+    fn firmware(revision: u8, tables: &[Vec<u8>]) -> Vec<u8> {
+        let address_bytes = if revision < 2 { 4 } else { 8 };
+        let root_at = AT + 64;
+        let mut at = root_at + (HEADER_BYTES + tables.len() * address_bytes) as u64;
+        let mut addresses = Vec::new();
+        for table in tables {
+            addresses.extend_from_slice(&at.to_le_bytes()[..address_bytes]);
+            at += table.len() as u64;
+        }
+        let mut pointer = vec![0; ROOT_POINTER_1_BYTES];
+        pointer[..8].copy_from_slice(b"RSD PTR ");
+        pointer[15] = revision;
+        if revision < 2 {
+            pointer[16..20].copy_from_slice(&(root_at as u32).to_le_bytes());
+        }
+        pointer = closed(pointer, 8);
+        pointer.resize(ROOT_POINTER_2_BYTES, 0);
+        pointer[24..32].copy_from_slice(&root_at.to_le_bytes());
+        pointer = closed(pointer, 32);
+        pointer.resize(64, 0);
+        pointer.extend(self::table(if revision < 2 { b"RSDT" } else { b"XSDT" }, &addresses));
+        pointer.extend(tables.iter().flatten());
+        pointer
+    }
+
+    fn reader<'a>(memory: &'a [u8]) -> impl Fn(u64, usize) -> Option<&'a [u8]> {
+        move |address, len_bytes| {
+            let from = usize::try_from(address.checked_sub(AT)?).ok()?;
+            memory.get(from..from.checked_add(len_bytes)?)
+        }
+    }
+
+    fn mcfg(segment: u8, first: u8, last: u8) -> Vec<u8> {
+        let mut body = vec![0; 8];
+        body.extend([0, 0, 0, 0xb0, 0, 0, 0, 0, segment, 0, first, last, 0, 0, 0, 0]);
+        table(b"MCFG", &body)
+    }
+
+    #[test]
+    fn tables_are_found_by_either_root() {
+        for revision in [0, 2] {
+            let memory = firmware(revision, &[table(b"HPET", &[0; 20]), mcfg(0, 0, 63)]);
+            let tables = Tables::at(AT, reader(&memory)).unwrap();
+            let found = tables.find(b"MCFG").unwrap();
+            assert_eq!(buses(found).collect::<Vec<_>>(), [0..=63]);
+            assert!(tables.find(b"DMAR").is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_none() {
+        let good = firmware(2, &[mcfg(0, 0, 63)]);
+        for at in (0..ROOT_POINTER_2_BYTES).chain(64..good.len()) {
+            let mut memory = good.clone();
+            memory[at] ^= 0x40;
+            assert!(Tables::at(AT, reader(&memory)).and_then(|tables| tables.find(b"MCFG")).is_none(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn buses_of_other_segments_are_left_out() {
+        assert_eq!(buses(&mcfg(1, 0, 255)).count(), 0);
+    }
+
+    #[test]
+    fn timers_are_found() {
+        let mut body = vec![0; 20];
+        body[4..16].copy_from_slice(&[0, 64, 0, 0, 0, 0, 0xd0, 0xfe, 0, 0, 0, 0]);
+        assert_eq!(hpet(&table(b"HPET", &body)), Some(0xfed0_0000));
+        // As in ACPI 1.0: no extended address.
+        let mut body = vec![0; 80];
+        (body[91 - 36], body[76 - 36], body[77 - 36]) = (4, 0x08, 0x06);
+        let expected = PmTimer { place: Place::Port(0x608), has_32_bits: false };
+        assert_eq!(pm_timer(&table(b"FACP", &body)), Some(expected));
+        body.resize(244 - 36, 0);
+        body[113 - 36] = 1;
+        body[208 - 36..216 - 36].copy_from_slice(&[1, 32, 0, 3, 0x10, 0x07, 0, 0]);
+        let expected = PmTimer { place: Place::Port(0x710), has_32_bits: true };
+        assert_eq!(pm_timer(&table(b"FACP", &body)), Some(expected));
+        body[91 - 36] = 0;
+        assert_eq!(pm_timer(&table(b"FACP", &body)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_tables_make_it_panic(memory in proptest::collection::vec(any::<u8>(), 0..300), at in 0..300usize, byte in any::<u8>()) {
+            let _ = (hpet(&memory), pm_timer(&memory), buses(&memory).count());
+            let mut damaged = firmware(2, &[mcfg(0, 0, 63), memory]);
+            if let Some(place) = damaged.get_mut(at) {
+                *place = byte;
+            }
+            let tables = Tables::at(AT, reader(&damaged));
+            let _ = tables.and_then(|tables| tables.find(b"MCFG"));
+        }
+    }
+}

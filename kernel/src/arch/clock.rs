@@ -1,0 +1,198 @@
+//! What the machine has that counts at a known rate, by which the rates of other counters are measured.
+
+use super::time::tsc;
+use core::iter::once_with;
+use ringfence_core::acpi::{Place, PmTimer};
+use x86_64::instructions::port::Port;
+
+/// Where firmware says that clocks are.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clocks {
+    /// Physical address of the high precision event timer's registers.
+    pub hpet: Option<u64>,
+    /// The power management timer.
+    pub pm_timer: Option<PmTimer>,
+}
+
+impl Clocks {
+    /// All that counts at a known rate, each started when it is asked for.
+    pub fn references(&self) -> impl Iterator<Item = Reference> {
+        let pit = once_with(start_pit);
+        let hpet = once_with(|| self.hpet.and_then(start_hpet));
+        let pm_timer = once_with(|| self.pm_timer.filter(|timer| is_mapped(timer.place)).map(Reference::pm_timer));
+        pit.chain(hpet).chain(pm_timer).flatten()
+    }
+}
+
+/// Counts at a known rate.
+#[derive(Debug, Clone, Copy)]
+pub struct Reference {
+    counter: Counter,
+    /// Counts a second.
+    hz: u64,
+    /// The bits that count.
+    mask: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Counter {
+    Pit,
+    /// At this physical address.
+    Hpet(u64),
+    PmTimer(Place),
+    Tsc,
+}
+
+/// The name of the one that ticks by itself.
+pub const PIT: &str = "PIT";
+
+/// How long a rate is measured.
+const MILLISECONDS: u64 = 5;
+/// Reads within which each of them counts once at least: one takes a tenth of a microsecond or more.
+const MOST_READS: u32 = 20_000;
+
+impl Reference {
+    fn pm_timer(timer: PmTimer) -> Reference {
+        let mask = if timer.has_32_bits { u32::MAX } else { 0xff_ffff };
+        Reference { counter: Counter::PmTimer(timer.place), hz: 3_579_545, mask }
+    }
+
+    /// The TSC, once its rate in Hz is known.
+    pub fn tsc(hz: u64) -> Reference {
+        Reference { counter: Counter::Tsc, hz, mask: u32::MAX }
+    }
+
+    /// What it is called; [`PIT`] is the 8254.
+    pub fn name(&self) -> &'static str {
+        match self.counter {
+            Counter::Pit => PIT,
+            Counter::Hpet(_) => "HPET",
+            Counter::PmTimer(_) => "ACPI PM timer",
+            Counter::Tsc => "TSC",
+        }
+    }
+
+    /// How much `counter`, which counts up, counts in a second. `None` if this one stands still.
+    pub fn rate(&self, counter: impl Fn() -> u64) -> Option<u64> {
+        // It may stand at a count for a while; so it begins with the next one.
+        let is_another = |from: u32| (0..MOST_READS).map(|_| self.read()).find(|count| *count != from);
+        let first = is_another(self.read())?;
+        let began = counter();
+        let mut last = first;
+        while u64::from(last.wrapping_sub(first) & self.mask) < self.hz * MILLISECONDS / 1000 {
+            last = is_another(last)?;
+        }
+        let counted = counter().wrapping_sub(began);
+        let passed = u64::from(last.wrapping_sub(first) & self.mask);
+        u64::try_from(u128::from(counted) * u128::from(self.hz) / u128::from(passed)).ok()
+    }
+
+    fn read(&self) -> u32 {
+        match self.counter {
+            // It counts down.
+            Counter::Pit => u32::from(pit_channel_0()).wrapping_neg() & self.mask,
+            Counter::Tsc => tsc() as u32,
+            Counter::Hpet(registers) => read_memory(registers + HPET_COUNTER) & self.mask,
+            Counter::PmTimer(Place::Memory(address)) => read_memory(address) & self.mask,
+            // SAFETY: reading the timer changes nothing.
+            Counter::PmTimer(Place::Port(port)) => unsafe { Port::<u32>::new(port).read() & self.mask },
+        }
+    }
+}
+
+/// The rate of the TSC in Hz by the CPU's own word, or its hypervisor's (SDM vol. 2A, CPUID, leaves 15h and 16h; leaf 40000010h as
+/// VMware defined it and others took it over).
+pub fn rate_by_cpuid() -> Option<u64> {
+    const FIRST_OF_HYPERVISOR: u32 = 0x4000_0000;
+    const IS_GUEST: u32 = 1 << 31;
+    const TIMING: u32 = FIRST_OF_HYPERVISOR + 0x10;
+    let leaf = |leaf, last| (leaf <= last).then(|| core::arch::x86_64::__cpuid(leaf));
+    let last = core::arch::x86_64::__cpuid(0).eax;
+    let by_crystal = leaf(0x15, last)
+        .filter(|leaf| leaf.eax != 0)
+        .map(|leaf| u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax));
+    let is_guest = core::arch::x86_64::__cpuid(1).ecx & IS_GUEST != 0;
+    let last_of_hypervisor = if is_guest { core::arch::x86_64::__cpuid(FIRST_OF_HYPERVISOR).eax } else { 0 };
+    let by_hypervisor = leaf(TIMING, last_of_hypervisor).map(|leaf| u64::from(leaf.eax) * 1000);
+    let by_name = leaf(0x16, last).map(|leaf| u64::from(leaf.eax & 0xffff) * 1_000_000);
+    [by_crystal, by_hypervisor, by_name].into_iter().flatten().find(|hz| *hz != 0)
+}
+
+/// The rate of the TSC in Hz by `reference`; `None` if that stands still.
+pub fn tsc_rate(reference: &Reference) -> Option<u64> {
+    /// What stops the machine in between makes the TSC look faster: the slowest of a few is the truest.
+    const TRIES: usize = 3;
+    (0..TRIES).try_fold(u64::MAX, |slowest, _| Some(slowest.min(reference.rate(tsc)?)))
+}
+
+/// Input clock of the PIT in Hz (8254 data sheet, as wired in the PC).
+pub const PIT_HZ: u32 = 1_193_182;
+const PIT_CHANNEL_0: u16 = 0x40;
+const PIT_COMMAND: u16 = 0x43;
+
+/// Has the PIT's channel 0, which every machine that has one has, count down from `count` (0 stands for 65536) again and again: rate
+/// generator, mode 2. Not all have the gate of channel 2 (port 0x61).
+pub fn start_pit_channel_0(count: u16) {
+    let [low, high] = count.to_le_bytes();
+    // SAFETY: the PIT is the kernel's.
+    unsafe {
+        Port::<u8>::new(PIT_COMMAND).write(0b0011_0100);
+        Port::<u8>::new(PIT_CHANNEL_0).write(low);
+        Port::<u8>::new(PIT_CHANNEL_0).write(high);
+    }
+}
+
+/// What channel 0 has counted down to, latched.
+fn pit_channel_0() -> u16 {
+    let mut channel = Port::<u8>::new(PIT_CHANNEL_0);
+    // SAFETY: the PIT is the kernel's.
+    unsafe {
+        Port::<u8>::new(PIT_COMMAND).write(0);
+        u16::from_le_bytes([channel.read(), channel.read()])
+    }
+}
+
+/// Starts the PIT's channel 0. `None` if nothing counts there.
+fn start_pit() -> Option<Reference> {
+    start_pit_channel_0(0);
+    let first = pit_channel_0();
+    let counts = (0..MOST_READS).any(|_| pit_channel_0() != first);
+    counts.then_some(Reference { counter: Counter::Pit, hz: PIT_HZ.into(), mask: 0xffff })
+}
+
+/// Registers of the HPET (IA-PC HPET specification 1.0a, 2.3).
+const HPET_PERIOD: u64 = 4;
+const HPET_CONFIGURATION: u64 = 0x10;
+const HPET_COUNTER: u64 = 0xf0;
+const HPET_BYTES: u64 = 0x400;
+
+/// Lets the HPET at this physical address count. `None` if its period is not one.
+fn start_hpet(registers: u64) -> Option<Reference> {
+    const ENABLE: u32 = 1;
+    const FEMTOSECONDS: u64 = 1_000_000_000_000_000;
+    /// 100 ns, the longest period that the specification allows.
+    const LONGEST_PERIOD: u32 = 100_000_000;
+    if !crate::memory::is_device(registers, HPET_BYTES) {
+        return None;
+    }
+    let period = Some(read_memory(registers + HPET_PERIOD)).filter(|period| (1..=LONGEST_PERIOD).contains(period))?;
+    let configuration = read_memory(registers + HPET_CONFIGURATION);
+    let place = crate::memory::at_physical(registers + HPET_CONFIGURATION).cast::<u32>();
+    // SAFETY: the registers are mapped, and nobody else uses the timer.
+    unsafe { place.write_volatile(configuration | ENABLE) };
+    Some(Reference { counter: Counter::Hpet(registers), hz: FEMTOSECONDS / u64::from(period), mask: u32::MAX })
+}
+
+fn is_mapped(place: Place) -> bool {
+    match place {
+        Place::Memory(address) => crate::memory::is_device(address, 4),
+        Place::Port(_) => true,
+    }
+}
+
+/// A register of a clock, which [`is_mapped`].
+fn read_memory(address: u64) -> u32 {
+    let place = crate::memory::at_physical(address & !3).cast::<u32>();
+    // SAFETY: the caller has asked whether it is mapped; reading a counter changes nothing.
+    unsafe { place.read_volatile() }
+}

@@ -1,0 +1,101 @@
+//! The CPU's own interrupt controller (SDM vol. 3A, 11): lets the 8259s' interrupts through, and ticks where there is no 8254.
+
+use super::clock::Reference;
+use core::sync::atomic::{AtomicBool, Ordering};
+use x86_64::registers::model_specific::Msr;
+
+const IA32_APIC_BASE: u32 = 0x1b;
+const ENABLED: u64 = 1 << 11;
+const X2APIC: u64 = 1 << 10;
+const FIRST_X2APIC_MSR: u32 = 0x800;
+
+/// Registers ("Local APIC Register Address Map").
+const END_OF_INTERRUPT: u32 = 0xb0;
+const SPURIOUS: u32 = 0xf0;
+const TIMER: u32 = 0x320;
+const LINT0: u32 = 0x350;
+const INITIAL_COUNT: u32 = 0x380;
+const CURRENT_COUNT: u32 = 0x390;
+const DIVIDE: u32 = 0x3e0;
+
+/// Whether the tick comes from here.
+static TICKS: AtomicBool = AtomicBool::new(false);
+
+/// Whether the CPU has one, and firmware has left it on.
+pub fn is_there() -> bool {
+    const HAS_APIC: u32 = 1 << 9;
+    core::arch::x86_64::__cpuid(1).edx & HAS_APIC != 0 && base() & ENABLED != 0
+}
+
+fn base() -> u64 {
+    // SAFETY: a CPU with an APIC has the register.
+    unsafe { Msr::new(IA32_APIC_BASE).read() }
+}
+
+/// Has it let the external controllers' interrupts through, whatever firmware has set up, or none (virtual wire mode: MultiProcessor
+/// Specification 1.4, 3.6.2.2).
+pub fn let_external_through() {
+    /// The APIC is enabled; vector 255 for spurious interrupts, which an external controller does not cause.
+    const ON: u32 = 1 << 8 | 0xff;
+    const EXTERNAL: u32 = 0b111 << 8;
+    if is_there() {
+        write(SPURIOUS, ON);
+        write(LINT0, EXTERNAL);
+    }
+}
+
+/// Has its timer raise `vector` so often a second. `None` if there is no timer, or it does not count.
+pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
+    const BY_16: u32 = 0b0011;
+    const MASKED: u32 = 1 << 16;
+    const PERIODIC: u32 = 1 << 17;
+    if !is_there() {
+        return None;
+    }
+    write(DIVIDE, BY_16);
+    write(TIMER, MASKED);
+    write(INITIAL_COUNT, u32::MAX);
+    // It counts down.
+    let counts = reference.rate(|| u64::from(u32::MAX - read(CURRENT_COUNT)))? / u64::from(hz);
+    write(TIMER, PERIODIC | u32::from(vector));
+    write(INITIAL_COUNT, u32::try_from(counts).ok().filter(|counts| *counts != 0)?);
+    TICKS.store(true, Ordering::Relaxed);
+    Some(())
+}
+
+/// Ends the tick's interrupt, if it came from here.
+pub fn end_tick() -> bool {
+    let is_ours = TICKS.load(Ordering::Relaxed);
+    if is_ours {
+        write(END_OF_INTERRUPT, 0);
+    }
+    is_ours
+}
+
+fn write(register: u32, value: u32) {
+    let base = base();
+    // SAFETY: nobody else uses the APIC, whose registers are within the first 4 GiB of physical memory, which is mapped.
+    unsafe {
+        if base & X2APIC != 0 {
+            Msr::new(FIRST_X2APIC_MSR + (register >> 4)).write(value.into());
+        } else {
+            at(base, register).write_volatile(value);
+        }
+    }
+}
+
+fn read(register: u32) -> u32 {
+    let base = base();
+    // SAFETY: as above.
+    unsafe {
+        if base & X2APIC != 0 {
+            Msr::new(FIRST_X2APIC_MSR + (register >> 4)).read() as u32
+        } else {
+            at(base, register).read_volatile()
+        }
+    }
+}
+
+fn at(base: u64, register: u32) -> *mut u32 {
+    crate::memory::at_physical((base & 0xffff_f000) + u64::from(register)).cast()
+}

@@ -1,0 +1,31 @@
+//! What firmware says about the machine, in its ACPI tables.
+
+use crate::arch::clock::Clocks;
+use crate::memory;
+use alloc::vec::Vec;
+use bootloader_api::BootInfo;
+use core::ops::RangeInclusive;
+use ringfence_core::acpi::{self, Tables};
+
+/// What is known of the machine; nothing of it need be there.
+#[derive(Default)]
+pub struct Firmware {
+    /// Where clocks are.
+    pub clocks: Clocks,
+    /// Buses of PCI segment 0.
+    pub buses: Vec<RangeInclusive<u8>>,
+}
+
+impl Firmware {
+    /// Reads the tables that `info` leads to.
+    pub fn read(info: &BootInfo) -> Firmware {
+        let pointer = info.rsdp_addr.into_option();
+        let tables = pointer.and_then(|at| Tables::at(at, |start, len_bytes| memory::firmware(info, start, len_bytes)));
+        let Some(tables) = tables else { return Firmware::default() };
+        let clocks = Clocks {
+            hpet: tables.find(b"HPET").and_then(acpi::hpet),
+            pm_timer: tables.find(b"FACP").and_then(acpi::pm_timer),
+        };
+        Firmware { clocks, buses: tables.find(b"MCFG").into_iter().flat_map(acpi::buses).collect() }
+    }
+}

@@ -1,0 +1,122 @@
+//! What is on the screen of a machine that was started from the ISO image.
+
+use crate::monitor::Monitor;
+use ringfence::iso;
+use ringfence_tests::{TIME_LIMIT, bare, system};
+use spleen_font::FONT_8X16;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Instant;
+use tempfile::TempDir;
+
+/// A machine with a screen, started as a person starts one: QEMU and the image.
+struct WithScreen {
+    folder: TempDir,
+    qemu: Child,
+    monitor: Monitor,
+}
+
+impl Drop for WithScreen {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl WithScreen {
+    /// Starts it; `commands` are run, if there are any.
+    fn start(commands: &str, arguments: &[&str]) -> WithScreen {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("ringfence.iso");
+        let contents = bare(commands).contents;
+        iso::make(system(), &contents, &image).expect("grub-mkrescue makes the image");
+        let socket = folder.path().join("qmp");
+        let program = std::env::var_os("RINGFENCE_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into());
+        let mut qemu = Command::new(program)
+            .args([
+                "-m", "256", "-cpu", "max", "-vga", "std", "-display", "none", "-nic", "none", "-serial", "null",
+                "-cdrom",
+            ])
+            .arg(image)
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])
+            .args(arguments)
+            .spawn()
+            .expect("QEMU starts");
+        let began = Instant::now();
+        while !socket.exists() {
+            assert!(began.elapsed() < TIME_LIMIT && qemu.try_wait().unwrap().is_none(), "QEMU does not listen");
+            std::thread::yield_now();
+        }
+        let monitor = Monitor::new(&socket);
+        WithScreen { folder, qemu, monitor }
+    }
+
+    /// Waits until the screen has all of `expected`, of which no two stand in one row.
+    fn wait_for(&mut self, expected: &[&str], read: fn(&mut Monitor, &Path) -> Vec<String>) {
+        let began = Instant::now();
+        let file = self.folder.path().join("screen");
+        loop {
+            let rows = read(&mut self.monitor, &file);
+            if expected.iter().all(|text| rows.iter().any(|row| row.contains(text))) {
+                return;
+            }
+            assert!(began.elapsed() < TIME_LIMIT, "{expected:?} is not all in\n{}", rows.join("\n"));
+        }
+    }
+}
+
+/// The rows of a VGA in text mode.
+fn characters(monitor: &mut Monitor, file: &Path) -> Vec<String> {
+    const SCREEN: (u64, usize) = (0xb8000, 80 * 25 * 2);
+    let arguments = format!(r#""val": {}, "size": {}, "filename": "{}""#, SCREEN.0, SCREEN.1, file.display());
+    monitor.execute(&format!(r#"{{"execute": "pmemsave", "arguments": {{{arguments}}}}}"#));
+    let cells = std::fs::read(file).unwrap();
+    cells.chunks(160).map(|row| row.iter().step_by(2).map(|byte| char::from(*byte)).collect()).collect()
+}
+
+/// The rows of a screen of pixels, read by the look of their characters.
+fn pixels(monitor: &mut Monitor, file: &Path) -> Vec<String> {
+    monitor.execute(&format!(r#"{{"execute": "screendump", "arguments": {{"filename": "{}"}}}}"#, file.display()));
+    let image = std::fs::read(file).unwrap();
+    // A portable pixel map: its magic, width, height and greatest value, and three bytes a pixel.
+    let header: Vec<_> = image.splitn(5, u8::is_ascii_whitespace).collect();
+    let [b"P6", width, height, _, bytes] = header[..] else { panic!("this is no picture") };
+    let number = |text| std::str::from_utf8(text).unwrap().parse::<usize>().unwrap();
+    let (width, height) = (number(width), number(height));
+    let bits = |column: usize, line: usize| {
+        (0..8).fold(0, |bits, x| bits << 1 | u8::from(bytes[(line * width + column * 8 + x) * 3] > 0x80))
+    };
+    let glyph = |c: u8| &FONT_8X16[4 + 16 * usize::from(c)..][..16];
+    let character = |column: usize, row: usize| {
+        let seen: Vec<u8> = (0..16).map(|line| bits(column, row * 16 + line)).collect();
+        (b' '..=b'~').find(|c| glyph(*c) == seen).map_or('\u{fffd}', char::from)
+    };
+    (0..height / 16).map(|row| (0..width / 8).map(|column| character(column, row)).collect()).collect()
+}
+
+const TITLE: &str = "type at the first serial port (COM1, 115200 8N1)";
+
+#[test]
+fn a_screen_with_characters_has_the_log() {
+    let mut machine = WithScreen::start("insmod template; sleep 1000000", &[]);
+    machine.wait_for(&[TITLE, "pci: ", "template| hello from a driver"], characters);
+}
+
+#[test]
+fn a_screen_with_pixels_has_the_log() {
+    let mut machine = WithScreen::start("insmod template; sleep 1000000", &["-bios", "/usr/share/ovmf/OVMF.fd"]);
+    machine.wait_for(&[TITLE, "pci: ", "template| hello from a driver"], pixels);
+}
+
+#[test]
+fn a_panic_is_on_the_screen() {
+    let mut machine = WithScreen::start("panic", &[]);
+    machine.wait_for(&["kernel panic: as asked for", "backtrace:", "ringfence: kernel panic"], characters);
+}
+
+#[test]
+fn why_it_does_not_boot_is_on_the_screen() {
+    let mut machine = WithScreen::start("help", &["-machine", "pc,pit=off,hpet=off,acpi=off"]);
+    machine.wait_for(&["boot failed: nothing says how fast the TSC is"], characters);
+}

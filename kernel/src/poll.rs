@@ -205,11 +205,10 @@ fn run(domain: &mut Domain, mut events: Events) {
     let (began, before) = (poll_clock(), domain.turn.all_ticks);
     let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
     charge(domain, domain.turn.all_ticks.wrapping_sub(before), began);
-    if reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::UNITS_CHANGED))
-        && let Some(scsi) = &mut domain.scsi
+    if let Ok(reply) = reply
+        && Reply::from_bits_truncate(reply).intersects(NEWS)
     {
-        scsi.units_changed = true;
-        scsi::scan::note_change();
+        note_news(domain, Reply::from_bits_truncate(reply));
     }
     if events.contains(Events::INTERRUPT)
         && let Some(device) = &domain.device
@@ -221,6 +220,23 @@ fn run(domain: &mut Domain, mut events: Events) {
         }
     }
     after(domain);
+}
+
+/// What a driver may have to tell beside how it dealt with its interrupt.
+const NEWS: Reply = Reply::UNITS_CHANGED.union(Reply::LINK_UP).union(Reply::LINK_DOWN);
+
+/// Hands on what a driver has told.
+#[cold]
+fn note_news(domain: &mut Domain, news: Reply) {
+    if let Some(scsi) = domain.scsi.as_mut().filter(|_| news.contains(Reply::UNITS_CHANGED)) {
+        scsi.units_changed = true;
+        scsi::scan::note_change();
+    }
+    // One that says both has seen it go and come.
+    if let Some(queues) = domain.net.as_mut().filter(|_| news.intersects(Reply::LINK_UP | Reply::LINK_DOWN)) {
+        queues.link_is(news.contains(Reply::LINK_UP), news.contains(Reply::LINK_DOWN));
+        crate::net::wake();
+    }
 }
 
 /// Has a driver pay for an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`.

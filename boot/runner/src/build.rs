@@ -1,10 +1,11 @@
 //! Builds the loader, the kernel and the modules.
 //!
 //! The kernel is linked at fixed addresses in the top 2 GiB; a module is a shared object whose undefined symbols are its
-//! requests for services. So they are built with different flags, into different folders.
+//! requests for services. All code is optimized when the last crate of each is compiled, so that the flags of that one decide, and
+//! the crates that they share are compiled once.
 
-use crate::toolchain::{BUILT_AS, Toolchain};
-use crate::{project, target};
+use crate::toolchain::{BUILT_AS, TARGET, Toolchain};
+use crate::{output, project, target};
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection, SectionKind};
 use ringfence_core::tcg;
@@ -38,45 +39,60 @@ pub struct Module {
 
 /// Folders of `drivers/` that are not modules.
 const NOT_MODULES: [&str; 1] = ["sdk"];
+/// Flags for loader and kernel. Modules have the target's own, whose code can be anywhere.
 const KERNEL_FLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "code-model=kernel"];
-// The target's code model is the kernel's; in position-independent code it makes no difference.
-const MODULE_FLAGS: [&str; 2] = ["-C", "relocation-model=pic"];
+
+/// The folder for what cargo builds for the bare machine.
+fn bare() -> PathBuf {
+    target().join("bare")
+}
+
+/// Where cargo puts a package's file below such a folder.
+fn built(dir: &Path, file: &str) -> PathBuf {
+    dir.join(TARGET).join("release").join(file)
+}
 
 /// Builds everything; `quiet` hides what the compiler says unless it fails.
 pub fn system(quiet: bool) -> Result<System> {
     let toolchain = Toolchain::find()?;
-    let kernel_dir = target().join("kernel");
-    let module_dir = target().join("modules");
+    let dir = bare();
+    let is_first = !dir.exists();
+    let say = |step: usize, what: &str| {
+        if is_first {
+            output::complain(&format!("ringfence: the first build for the bare machine, {step} of 3: {what}"));
+        }
+    };
     // One at a time: built together, the loader would get the features that only the kernel's dependencies want.
-    for package in ["ringfence-loader", "ringfence-kernel"] {
-        let mut cargo = toolchain.cargo("build", &KERNEL_FLAGS, &kernel_dir);
-        run(cargo.args(["--release", "-p", package]), quiet)?;
+    for (step, package, what) in [(1, "ringfence-loader", "the loader"), (2, "ringfence-kernel", "the kernel")] {
+        say(step, what);
+        let mut cargo = toolchain.cargo("rustc", &dir);
+        run(cargo.args(["--release", "-p", package, "--"]).args(KERNEL_FLAGS), quiet)?;
     }
     let names = module_names()?;
-    let mut cargo = toolchain.cargo("build", &MODULE_FLAGS, &module_dir);
+    say(3, "the modules");
+    let mut cargo = toolchain.cargo("build", &dir);
     cargo.arg("--release");
     for (_, package) in names.iter().filter_map(|(name, package)| Some((name, package.as_ref()?))) {
         cargo.args(["-p", package]);
     }
     run(&mut cargo, quiet)?;
 
-    let built = |dir: &Path, file: &str| dir.join("x86_64-unknown-none/release").join(file);
-    let kernel = built(&kernel_dir, "ringfence-kernel");
+    let kernel = built(&dir, "ringfence-kernel");
     let packed_kernel = target().join("kernel.packed");
     strip(&kernel, &packed_kernel)?;
     let mut modules = Vec::new();
     for (name, package) in &names {
         let object = match package {
-            Some(package) => built(&module_dir, &format!("lib{}.a", package.replace('-', "_"))),
+            Some(package) => built(&dir, &format!("lib{}.a", package.replace('-', "_"))),
             None => compile_c(name, &c_source(name), None)?,
         };
         let other = |way: &Way| match package {
-            Some(package) => compile_otherwise(&toolchain, package, way, &built),
+            Some(package) => compile_otherwise(&toolchain, package, way),
             None => compile_c(name, &c_source(name), Some(way)),
         };
         modules.push(link(&toolchain, name, &object, other)?);
     }
-    Ok(System { loader: built(&kernel_dir, "ringfence-loader"), kernel, packed_kernel, modules })
+    Ok(System { loader: built(&dir, "ringfence-loader"), kernel, packed_kernel, modules })
 }
 
 /// Runs clippy over what is built for the bare machine, with warnings denied.
@@ -85,8 +101,7 @@ pub fn lint() -> Result<()> {
     let packages = ["ringfence-loader", "ringfence-kernel"].map(String::from).into_iter();
     let modules = module_names()?.into_iter().filter_map(|(_, package)| package);
     for package in packages.chain(modules) {
-        let dir = target().join("clippy");
-        let mut cargo = toolchain.cargo("clippy", &[], &dir);
+        let mut cargo = toolchain.cargo("clippy", &bare());
         run(cargo.args(["--quiet", "--release", "-p", &package, "--", "-D", "warnings"]), false)?;
     }
     Ok(())
@@ -125,14 +140,9 @@ fn c_source(name: &str) -> PathBuf {
 }
 
 /// Compiles a module in Rust in another way, in a folder of its own.
-fn compile_otherwise(
-    toolchain: &Toolchain,
-    package: &str,
-    way: &Way,
-    built: &impl Fn(&Path, &str) -> PathBuf,
-) -> Result<PathBuf> {
+fn compile_otherwise(toolchain: &Toolchain, package: &str, way: &Way) -> Result<PathBuf> {
     let dir = target().join(format!("modules-{}", way.name));
-    let mut cargo = toolchain.cargo("rustc", &MODULE_FLAGS, &dir);
+    let mut cargo = toolchain.cargo("rustc", &dir);
     run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
     Ok(built(&dir, &format!("lib{}.a", package.replace('-', "_"))))
 }

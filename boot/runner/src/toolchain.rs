@@ -45,8 +45,8 @@ impl Toolchain {
         Ok(Some(Toolchain { sysroot, foreign }))
     }
 
-    /// A cargo that builds for [`TARGET`] with `flags` for the compiler, into `target_dir`.
-    pub fn cargo(&self, subcommand: &str, flags: &[&str], target_dir: &Path) -> Command {
+    /// A cargo that builds for [`TARGET`] into `target_dir`.
+    pub fn cargo(&self, subcommand: &str, target_dir: &Path) -> Command {
         let mut command = Command::new("cargo");
         // What an outer cargo has set up for its own compiler must not leak into this one.
         for (name, _) in std::env::vars_os() {
@@ -62,9 +62,8 @@ impl Toolchain {
             command.env("PATH", prepend_path("/usr/bin"));
         }
         let remap = format!("--remap-path-prefix={}={BUILT_AS}", project().display());
-        let flags: Vec<String> = flags.iter().chain(&[remap.as_str()]).map(|flag| format!("{flag:?}")).collect();
         command.args([subcommand, "--target", TARGET]);
-        command.arg("--config").arg(format!("target.{TARGET}.rustflags=[{}]", flags.join(",")));
+        command.arg("--config").arg(format!("target.{TARGET}.rustflags=[{remap:?}]"));
         command.arg("--target-dir").arg(target_dir);
         command
     }

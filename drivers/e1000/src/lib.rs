@@ -154,17 +154,19 @@ impl Nic for E1000 {
     }
 
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        let mut reply = Reply::ACKNOWLEDGED;
         if events.contains(Events::INTERRUPT) {
             // Reading the causes clears them and lowers the line (13.4.17).
             let causes = self.registers.read32(reg::ICR);
             if causes & int::LSC != 0 {
                 let up = self.registers.read32(reg::STATUS) & reg::STATUS_LU != 0;
                 log::info!("link {}", if up { "up" } else { "down" });
+                reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
             }
         }
         self.transmit(queues);
         self.receive(queues);
-        Reply::ACKNOWLEDGED
+        reply
     }
 
     fn exit(&mut self) {

@@ -52,5 +52,9 @@ bitflags! {
         const ACKNOWLEDGED = 1 << 0;
         /// Units of a SCSI host may have come, gone, or changed: the kernel looks at them again.
         const UNITS_CHANGED = 1 << 1;
+        /// The network link came up: it may lead to another network than before.
+        const LINK_UP = 1 << 2;
+        /// The network link went down.
+        const LINK_DOWN = 1 << 3;
     }
 }

@@ -119,6 +119,8 @@ pub struct Client {
     since: Instant,
     /// What it had before, and would like to have again.
     wish: Option<Ipv4Addr>,
+    /// The lease that it has while it asks whether that is still its own, and when that ends.
+    kept: Option<(Lease, Option<Instant>)>,
     random: u32,
 }
 
@@ -133,6 +135,7 @@ impl Client {
             sent: 0,
             since: now,
             wish: None,
+            kept: None,
             random: seed | 1,
         };
         client.begin(State::Selecting, now);
@@ -146,27 +149,44 @@ impl Client {
 
     /// Begins anew: the link was down, and may lead elsewhere.
     pub fn restart(&mut self, now: Instant) {
-        if let State::Bound(bound) = &self.state {
-            self.wish = Some(bound.lease.address);
-        }
+        self.wish = self.lease().map(|lease| lease.address).or(self.wish);
+        self.kept = None;
         self.since = now;
         self.begin(State::Selecting, now);
+    }
+
+    /// The link was down, and is up: it may lead to another network, or to the same. It asks for what it had, which stays until it hears
+    /// otherwise or its time ends. However often a link comes up, that is once a second at most.
+    pub fn confirm(&mut self, now: Instant) {
+        if let State::Bound(bound) = &self.state {
+            self.wish = Some(bound.lease.address);
+            self.kept = Some((bound.lease.clone(), bound.expires));
+        }
+        // Who waits for that already goes on to.
+        let at = if now < self.since { self.since } else { now.max(self.since + Duration::from_secs(1)) };
+        self.since = at;
+        self.begin(State::Selecting, at);
     }
 
     /// The lease, if there is one.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
             State::Bound(bound) => Some(&bound.lease),
-            _ => None,
+            _ => self.kept.as_ref().map(|(lease, _)| lease),
+        }
+    }
+
+    /// When the lease ends.
+    fn expires(&self) -> Option<Instant> {
+        match &self.state {
+            State::Bound(bound) => bound.expires,
+            _ => self.kept.as_ref().and_then(|(_, expires)| *expires),
         }
     }
 
     /// When it wants to be asked next ([`Client::poll`]).
     pub fn due(&self) -> Instant {
-        match &self.state {
-            State::Bound(bound) => bound.expires.map_or(self.due, |expires| self.due.min(expires)),
-            _ => self.due,
-        }
+        self.expires().map_or(self.due, |expires| self.due.min(expires))
     }
 
     /// xorshift32.
@@ -196,12 +216,8 @@ impl Client {
 
     /// What is due at `now`: a frame to send, if there is one, and what has changed because of the time.
     pub fn poll(&mut self, now: Instant) -> (Option<Vec<u8>>, Option<Change>) {
-        if let State::Bound(bound) = &self.state
-            && bound.expires.is_some_and(|expires| now >= expires)
-        {
-            self.wish = Some(bound.lease.address);
-            self.since = now;
-            self.begin(State::Selecting, now);
+        if self.expires().is_some_and(|expires| now >= expires) {
+            self.restart(now);
             return (None, Some(Change::Lost));
         }
         if now < self.due {
@@ -323,7 +339,8 @@ impl Client {
                 None
             }
             (message::ACK, State::Requesting { server, address }) => {
-                self.bind(now, &answer, server, address, from, None)
+                let kept = self.kept.take().map(|(lease, _)| lease);
+                self.bind(now, &answer, server, address, from, kept.as_ref())
             }
             (message::ACK, State::Bound(bound)) if self.sent > 0 => {
                 self.bind(now, &answer, bound.server, bound.lease.address, from, Some(&bound.lease))
@@ -331,7 +348,7 @@ impl Client {
             (message::NAK, State::Requesting { .. }) => {
                 self.wish = None;
                 self.begin(State::Selecting, now + AFTER_REFUSAL);
-                None
+                self.kept.take().map(|_| Change::Lost)
             }
             (message::NAK, State::Bound(_)) if self.sent > 0 => {
                 self.wish = None;
@@ -755,6 +772,60 @@ mod tests {
         assert_eq!((client.lease(), client.due()), (None, seconds(20)));
         let discover = client.poll(seconds(20)).0.unwrap();
         assert!(kind(&discover) == message::DISCOVER && has_option(&discover, option::REQUESTED));
+    }
+
+    /// A cable that is pulled and put back leads to the same network most of the time.
+    #[test]
+    fn a_link_that_comes_back_is_asked_for_the_same() {
+        let options = [IS_SERVER, LEASE, MASK, ROUTER, DNS];
+        let asks = |at| {
+            let (mut client, _) = bound(&options);
+            client.confirm(seconds(at));
+            assert_eq!((client.lease().unwrap().address, client.due()), (OWN, seconds(at)));
+            let discover = client.poll(seconds(at)).0.unwrap();
+            assert!(kind(&discover) == message::DISCOVER && has_option(&discover, option::REQUESTED));
+            (client, discover)
+        };
+        let offered = |address, options: &[(u8, &[u8])]| {
+            let (mut client, discover) = asks(20);
+            client.receive(seconds(20), &answer(&discover, message::OFFER, address, options));
+            let request = client.poll(seconds(20)).0.unwrap();
+            (client, request)
+        };
+        // The same, of which less is said.
+        let (mut client, request) = offered(OWN, &options);
+        assert_eq!(client.receive(seconds(20), &answer(&request, message::ACK, OWN, &[IS_SERVER, LEASE])), None);
+        assert_eq!(client.due(), seconds(70));
+        // Another one.
+        let other = Ipv4Addr::new(192, 168, 0, 9);
+        let (mut client, request) = offered(other, &options);
+        let change = client.receive(seconds(20), &answer(&request, message::ACK, other, &options));
+        assert!(matches!(change, Some(Change::Got(lease)) if lease.address == other));
+        // None.
+        let (mut client, request) = offered(OWN, &options);
+        let refusal = answer(&request, message::NAK, Ipv4Addr::UNSPECIFIED, &[IS_SERVER]);
+        assert_eq!(client.receive(seconds(20), &refusal), Some(Change::Lost));
+        assert_eq!(client.lease(), None);
+        // Nobody is there: it stays as long as it was leased.
+        let (mut client, _) = asks(20);
+        let mut now = client.due();
+        while let (_, None) = client.poll(now) {
+            now = client.due();
+        }
+        assert_eq!((now, client.lease()), (seconds(100), None));
+    }
+
+    /// However often a link comes up.
+    #[test]
+    fn a_link_that_comes_up_for_ever_is_asked_once_a_second() {
+        let mut client = Client::new(MAC, 7, seconds(0));
+        let mut said = 0;
+        for millis in (0..10_000).step_by(10) {
+            let now = Instant::from_millis(millis);
+            client.confirm(now);
+            said += client.poll(now).0.is_some() as u32;
+        }
+        assert!((9..=10).contains(&said), "{said}");
     }
 
     proptest! {

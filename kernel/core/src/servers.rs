@@ -114,15 +114,17 @@ impl Servers {
             if of_port.clone().any(|listener| matches!(state(&listener), tcp::State::Listen | tcp::State::Closed)) {
                 continue;
             }
-            if of_port.clone().count() < CONNECTIONS && (self.has_room)(2 * LITTLE_BYTES) {
+            // One more than there are connections: it takes the last one's place, or waits.
+            if of_port.clone().count() <= CONNECTIONS && (self.has_room)(2 * LITTLE_BYTES) {
                 let mut listener = Listener::new(sockets, port, true);
                 listener.listen(sockets);
                 self.tcp.push(listener);
                 continue;
             }
-            // Who came first is first in the list.
-            let half_open = of_port.clone().find(|listener| state(listener) == tcp::State::SynReceived);
-            if let Some(handle) = half_open.map(|listener| listener.handle) {
+            // Who came first is first in the list. Who came last has a chance: it is not the first as well.
+            let mut half_open = of_port.clone().filter(|listener| state(listener) == tcp::State::SynReceived);
+            let first = half_open.next().filter(|_| half_open.next().is_some());
+            if let Some(handle) = first.map(|listener| listener.handle) {
                 sockets.get_mut::<tcp::Socket>(handle).abort();
                 if let Some(place) = self.tcp.iter().position(|listener| listener.handle == handle) {
                     let mut listener = self.tcp.remove(place);

@@ -220,6 +220,11 @@ impl Interface {
 
     fn serve_driver(&mut self, queues: &mut super::queues::Queues) -> Result<Wishes, Cause> {
         let (mut cause, mut change) = (None, None);
+        if queues.take_link_up()
+            && let Addressing::Dhcp(client) = &mut self.addressing
+        {
+            client.confirm(now());
+        }
         loop {
             let dhcp = match &mut self.addressing {
                 Addressing::Dhcp(client) => Some(client),

@@ -266,6 +266,8 @@ pub struct Status {
     pub is_alive: bool,
     /// Whether a person lets it be used.
     pub is_up: bool,
+    /// Whether its card has a link, as far as is known.
+    pub has_link: bool,
     /// Ethernet address.
     pub mac: String,
     /// IPv4 addresses with prefix lengths.
@@ -286,10 +288,11 @@ pub struct Status {
 pub fn status() -> Vec<Status> {
     let describe = |interface: &mut Interface| {
         let counts = interface.counts();
-        let (mut driver, mut is_alive, mut mac) = (String::new(), true, String::new());
+        let (mut driver, mut is_alive, mut has_link, mut mac) = (String::new(), true, true, String::new());
         if let Some(handle) = interface.handle() {
             let domain = handle.lock();
             (driver, is_alive) = (domain.name.clone(), domain.is_alive());
+            has_link = domain.net.as_ref().is_none_or(|queues| queues.has_link());
             mac = domain.net.as_ref().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default();
         }
         Status {
@@ -297,6 +300,7 @@ pub fn status() -> Vec<Status> {
             driver,
             is_alive,
             is_up: interface.is_up,
+            has_link,
             mac,
             addresses: interface.addresses().map(|cidr| cidr.to_string()).collect(),
             is_static: matches!(interface.addressing, Addressing::Static),

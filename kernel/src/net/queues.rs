@@ -53,6 +53,9 @@ pub struct Queues {
     inherited: VecDeque<Vec<u8>>,
     /// Counters for `ip`.
     pub counts: Counts,
+    /// Whether there is a link, as far as the driver has said; and whether one came up since that was asked last.
+    has_link: bool,
+    link_came_up: bool,
 }
 
 /// What went through an interface.
@@ -70,11 +73,29 @@ impl Queues {
         self.order.len()
     }
 
+    /// The driver has seen the link go down, come up, or both.
+    pub fn link_is(&mut self, came_up: bool, went_down: bool) {
+        self.link_came_up |= came_up && (went_down || !self.has_link);
+        self.has_link = came_up;
+        // Nobody is to blame for what could not be sent meanwhile.
+        self.progress_ns = time::uptime_ns();
+    }
+
+    /// Whether there is a link, as far as is known.
+    pub fn has_link(&self) -> bool {
+        self.has_link
+    }
+
+    /// Whether a link came up since this was asked last.
+    pub fn take_link_up(&mut self) -> bool {
+        core::mem::take(&mut self.link_came_up)
+    }
+
     /// Takes back what was sent. When the driver is taken for stuck unless it sends another frame, in nanoseconds since
-    /// boot; `None` if it has none.
+    /// boot; `None` if it has none, or no link to send them to.
     pub fn deadline_ns(&mut self) -> Result<Option<u64>, Cause> {
         self.reclaim()?;
-        Ok((!self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
+        Ok((self.has_link && !self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
     }
 
     /// Takes over from another driver, which was ended, what it had delivered, and hands over again what it had and did not
@@ -103,6 +124,7 @@ impl Queues {
             }
         }
         // These will be counted when they are received.
+        self.has_link = other.has_link;
         self.counts =
             Counts { received: other.counts.received.saturating_sub(self.inherited.len() as u64), ..other.counts };
     }
@@ -148,6 +170,8 @@ impl Queues {
             order: VecDeque::with_capacity(TX_FRAMES),
             inherited: VecDeque::new(),
             counts: Counts::default(),
+            has_link: true,
+            link_came_up: false,
         };
         for frame in 0..RX_FRAMES {
             // The ring is empty and as long as there are frames.

@@ -40,16 +40,19 @@ pub async fn ip(mut arguments: Arguments<'_>) -> Outcome {
 /// Waits for an address, and shows what there is.
 async fn show() -> Outcome {
     let outcome = net::wait_for_address().await;
-    for Status { name, driver, is_alive, is_up, mac, addresses, is_static, router, dns, counts, .. } in net::status() {
+    for Status { name, driver, is_alive, is_up, has_link, mac, addresses, is_static, router, dns, counts, .. } in
+        net::status()
+    {
         let addresses = if addresses.is_empty() { "no address".to_string() } else { addresses.join(" ") };
         if driver.is_empty() {
             println!("{name}: {addresses}");
             continue;
         }
         println!(
-            "{name}: {addresses} via {driver}{}{}, router {}",
+            "{name}: {addresses} via {driver}{}{}{}, router {}",
             if is_alive { "" } else { ", which was ended" },
             if is_up { "" } else { ", down" },
+            if has_link { "" } else { ", no link" },
             router.map_or("none".to_string(), |router| router.to_string()),
         );
         let dns: Vec<String> = dns.iter().map(|server| server.to_string()).collect();

@@ -1,5 +1,6 @@
 //! A peer at the other end of the cable, which sends the frames that it likes.
 
+use crate::monitor::Monitor;
 use ringfence::machine::{Machine, Running};
 use ringfence_tests::{at_prompt, leave, machine};
 use std::net::UdpSocket;
@@ -159,6 +160,112 @@ fn the_guest_answers_pings() {
     let answer = peer.ask(|peer| peer.send(guest, IPV4, &echo_request(&data)), is_answer);
     assert_eq!(answer[38..42], [0x12, 0x34, 0, 1]);
     assert_eq!(answer[42..242], data[..]);
+    leave(running);
+}
+
+/// A datagram of the peer's to the guest (RFC 768), which may have no checksum.
+fn datagram(ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
+    let len = (8 + payload.len() as u16).to_be_bytes();
+    packet(17, &[&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes(), &len, &[0, 0], payload].concat())
+}
+
+const DISCOVER: u8 = 1;
+const OFFER: u8 = 2;
+const REQUEST: u8 = 3;
+const ACK: u8 = 5;
+
+/// A DHCP server (RFC 2131), which says what it likes.
+impl Peer {
+    /// The guest's next message, and of which kind that is.
+    fn dhcp(&self) -> (u8, Vec<u8>) {
+        let is_message = |frame: &[u8]| {
+            frame[12..14] == IPV4.to_be_bytes() && frame[23] == 17 && frame[36..38] == [0, 67] && frame.len() > 284
+        };
+        let frame = self.ask(|_| (), is_message);
+        // Its kind is its first option.
+        (frame[284], frame[42..].to_vec())
+    }
+
+    /// Answers a message of the guest's.
+    fn answer_dhcp(&self, message: &[u8], kind: u8, options: &[(u8, &[u8])]) {
+        let mut answer = message[..240].to_vec();
+        answer[0] = 2;
+        answer[16..20].copy_from_slice(&GUEST);
+        answer.extend([53, 1, kind, 54, 4]);
+        answer.extend(PEER);
+        for (code, value) in options {
+            answer.extend([*code, value.len() as u8]);
+            answer.extend(*value);
+        }
+        answer.push(255);
+        self.send(BROADCAST, IPV4, &datagram([67, 68], &answer));
+    }
+}
+
+/// What goes with the address, and that it is to be renewed after two seconds of twenty.
+const OPTIONS: [(u8, &[u8]); 5] =
+    [(1, &[255, 255, 255, 0]), (3, &PEER), (6, &PEER), (51, &[0, 0, 0, 20]), (58, &[0, 0, 0, 2])];
+
+/// RFC 2131, 4.1 and 4.4.5: what is lost is sent again, and who waits for an address waits for that; and a renewal that says no more
+/// than yes changes nothing.
+#[test]
+fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
+    let (peer, machine) = Peer::new();
+    let mut running = at_prompt(machine);
+    running.type_line("ip").unwrap();
+    assert_eq!(peer.dhcp().0, DISCOVER);
+    let (kind, discover) = peer.dhcp();
+    assert_eq!(kind, DISCOVER);
+    peer.answer_dhcp(&discover, OFFER, &OPTIONS);
+    let (kind, request) = peer.dhcp();
+    assert_eq!(kind, REQUEST);
+    peer.answer_dhcp(&request, ACK, &OPTIONS);
+    const STATUS: &str = "eth0: 10.7.0.2/24 via e1000, router 10.7.0.1";
+    running.wait_for(STATUS).unwrap();
+    for _ in 0..2 {
+        let (kind, renewal) = peer.dhcp();
+        // It has the address, and says so.
+        assert_eq!((kind, &renewal[12..16]), (REQUEST, &GUEST[..]));
+        peer.answer_dhcp(&renewal, ACK, &[(58, &[0, 0, 0, 2])]);
+    }
+    running.type_line("ip").unwrap();
+    running.wait_for(STATUS).unwrap();
+    running.type_line("shutdown").unwrap();
+    let text = running.finish(|_| ()).unwrap().text();
+    assert_eq!(text.matches("address 10.7.0.2/24 from DHCP").count(), 1, "{text}");
+}
+
+/// A cable that is pulled and put back.
+#[test]
+fn a_link_that_comes_back_is_asked_for_an_address_again() {
+    let (peer, mut machine) = Peer::new();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("qmp");
+    machine.extra = vec!["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()];
+    let mut running = at_prompt(machine);
+    let lease: Vec<_> = OPTIONS.into_iter().filter(|(code, _)| *code != 58).collect();
+    let serve = |expected: u8, kind: u8| {
+        let (asked, message) = peer.dhcp();
+        assert_eq!(asked, expected);
+        peer.answer_dhcp(&message, kind, &lease);
+    };
+    serve(DISCOVER, OFFER);
+    serve(REQUEST, ACK);
+    running.wait_for("address 10.7.0.2/24 from DHCP").unwrap();
+    let mut monitor = Monitor::new(&socket);
+    let mut set_link = |up: bool| {
+        monitor.execute(&format!(r#"{{"execute": "set_link", "arguments": {{"name": "net0", "up": {up}}}}}"#));
+    };
+    set_link(false);
+    running.wait_for("e1000| link down").unwrap();
+    running.type_line("ip").unwrap();
+    running.wait_for("eth0: 10.7.0.2/24 via e1000, no link").unwrap();
+    set_link(true);
+    running.wait_for("e1000| link up").unwrap();
+    serve(DISCOVER, OFFER);
+    serve(REQUEST, ACK);
+    running.type_line("ip").unwrap();
+    running.wait_for("eth0: 10.7.0.2/24 via e1000, router 10.7.0.1").unwrap();
     leave(running);
 }
 

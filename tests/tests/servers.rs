@@ -1,0 +1,189 @@
+//! The kernel's servers and clients that come, talk and vanish, in a time that is counted and not waited for.
+
+use ringfence_core::servers::{CONNECTIONS, Servers};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address};
+use std::collections::VecDeque;
+
+const ECHO: u16 = 7;
+const GUEST: Ipv4Address = Ipv4Address::new(10, 7, 0, 2);
+const CLIENT: Ipv4Address = Ipv4Address::new(10, 7, 0, 1);
+
+/// One end of a cable.
+#[derive(Default)]
+struct End {
+    received: VecDeque<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
+}
+
+struct Received(Vec<u8>);
+struct Sending<'a>(&'a mut Vec<Vec<u8>>);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
+        let mut frame = vec![0; len_bytes];
+        let result = f(&mut frame);
+        self.0.push(frame);
+        result
+    }
+}
+
+impl Device for End {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sending<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
+        Some((Received(self.received.pop_front()?), Sending(&mut self.sent)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
+        Some(Sending(&mut self.sent))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        capabilities
+    }
+}
+
+/// A guest and its clients.
+struct Net {
+    now: Instant,
+    guest: (End, Interface, SocketSet<'static>),
+    clients: (End, Interface, SocketSet<'static>),
+    servers: Servers,
+    /// Whether the cable is in.
+    is_connected: bool,
+}
+
+impl Net {
+    fn new() -> Net {
+        let now = Instant::from_secs(1);
+        let end = |mac: u8, address: Ipv4Address| {
+            let mut end = End::default();
+            let config = Config::new(EthernetAddress([0x52, 0x54, 0, 0, 0, mac]).into());
+            let mut stack = Interface::new(config, &mut end, now);
+            stack.update_ip_addrs(|addresses| addresses.push(IpCidr::new(address.into(), 24)).unwrap());
+            (end, stack, SocketSet::new(Vec::new()))
+        };
+        let (mut guest, clients) = (end(1, GUEST), end(2, CLIENT));
+        let servers = Servers::new(&mut guest.2, |_| true);
+        Net { now, guest, clients, servers, is_connected: true }
+    }
+
+    /// Lets so much time pass, in steps of a tenth of a second.
+    fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.now < until {
+            self.now += Duration::from_millis(100);
+            loop {
+                let (end, stack, sockets) = &mut self.guest;
+                self.servers.serve(sockets);
+                self.servers.poll(stack, self.now, end, sockets);
+                let (client_end, client_stack, client_sockets) = &mut self.clients;
+                client_stack.poll(self.now, client_end, client_sockets);
+                if end.sent.is_empty() && client_end.sent.is_empty() {
+                    break;
+                }
+                let (from_guest, from_client) = (std::mem::take(&mut end.sent), std::mem::take(&mut client_end.sent));
+                if self.is_connected {
+                    client_end.received.extend(from_guest);
+                    end.received.extend(from_client);
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, own_port: u16) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; 1024]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.connect(self.clients.1.context(), (IpAddress::Ipv4(GUEST), ECHO), own_port).unwrap();
+        self.clients.2.add(socket)
+    }
+
+    /// Whether what is sent comes back within a second.
+    fn echoes(&mut self, handle: SocketHandle) -> bool {
+        let socket = self.clients.2.get_mut::<tcp::Socket>(handle);
+        if !socket.can_send() || socket.send_slice(b"here").is_err() {
+            return false;
+        }
+        self.pass(Duration::from_secs(1));
+        let mut answer = [0; 4];
+        self.clients.2.get_mut::<tcp::Socket>(handle).recv_slice(&mut answer) == Ok(4) && &answer == b"here"
+    }
+
+    /// Has all clients go without a word.
+    fn vanish(&mut self) {
+        self.clients.2 = SocketSet::new(Vec::new());
+    }
+}
+
+/// RFC 1122, 4.2.3.6: who does not answer when it is asked whether it is there, is not.
+#[test]
+fn who_vanishes_leaves_room_for_others() {
+    let mut net = Net::new();
+    net.pass(Duration::from_secs(1));
+    let talks: Vec<_> = (0..CONNECTIONS as u16).map(|index| net.connect(2000 + index)).collect();
+    net.pass(Duration::from_secs(5));
+    assert!(talks.into_iter().all(|talk| net.echoes(talk)), "there is room for {CONNECTIONS}");
+    let more: Vec<_> = (0..2).map(|index| net.connect(3000 + index)).collect();
+    net.pass(Duration::from_secs(5));
+    assert!(!net.echoes(more[1]), "there is no more room");
+    net.is_connected = false;
+    net.vanish();
+    net.pass(Duration::from_secs(125));
+    net.is_connected = true;
+    let others: Vec<_> = (0..CONNECTIONS as u16).map(|index| net.connect(4000 + index)).collect();
+    net.pass(Duration::from_secs(5));
+    assert!(others.into_iter().all(|talk| net.echoes(talk)), "there is room again");
+}
+
+/// Who is only silent, and there, keeps its connection.
+#[test]
+fn who_is_silent_stays() {
+    let mut net = Net::new();
+    net.pass(Duration::from_secs(1));
+    let talk = net.connect(2000);
+    net.pass(Duration::from_secs(1000));
+    assert!(net.echoes(talk));
+}
+
+/// More half-open connections than there is room for take nothing from who means it.
+#[test]
+fn who_never_finishes_a_handshake_leaves_room_for_others() {
+    let mut net = Net::new();
+    net.pass(Duration::from_secs(1));
+    // Both know each other's Ethernet addresses.
+    let first = net.connect(1000);
+    net.pass(Duration::from_secs(1));
+    assert!(net.echoes(first));
+    for round in 0..3 {
+        (0..CONNECTIONS as u16).for_each(|index| {
+            net.connect(2000 + round * 100 + index);
+        });
+        // The SYNs arrive; nobody is there for the answers, who would reset the connection.
+        let (end, stack, sockets) = &mut net.clients;
+        stack.poll(net.now, end, sockets);
+        let syns = std::mem::take(&mut end.sent);
+        assert_eq!(syns.len(), CONNECTIONS);
+        net.vanish();
+        net.guest.0.received.extend(syns);
+        net.is_connected = false;
+        net.pass(Duration::from_secs(1));
+        net.is_connected = true;
+    }
+    let talk = net.connect(5000);
+    net.pass(Duration::from_secs(1));
+    assert!(net.echoes(talk));
+}

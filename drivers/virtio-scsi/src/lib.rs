@@ -20,7 +20,10 @@ use ringfence_sdk::scsi::{
     ScsiHost, ScsiInfo,
 };
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
-use wire::{Event, REQUEST_BYTES, RESPONSE_BYTES, RequestHeader, Response, event, features, response};
+use wire::{
+    Event, REQUEST_BYTES, RESPONSE_BYTES, RESPONSE_HEAD_BYTES, RequestHeader, Response, event, features, response,
+};
+use zerocopy::IntoBytes;
 
 driver!(
     ScsiDriver<VirtioScsi>,
@@ -144,7 +147,7 @@ impl VirtioScsi {
     fn submit(&mut self, number: usize, request: &Request) {
         let slot = number * SLOT_BYTES;
         let header = RequestHeader::new(request.target as u8, request.lun as u16, number as u64, &request.cdb);
-        self.slots.write(slot, header);
+        self.slots.write_bytes(slot, header.as_bytes());
         // 2.4.4.2: what the device reads comes before what it writes.
         let head = number as u16 * DESCRIPTORS;
         let (response, data) = (head + 1, head + 2);
@@ -158,10 +161,11 @@ impl VirtioScsi {
     }
 
     fn outcome(&self, number: usize) -> Outcome {
-        let response: Response = self.slots.read(number * SLOT_BYTES + RESPONSE_OFFSET);
+        let at = number * SLOT_BYTES + RESPONSE_OFFSET;
+        let response = Response::from(self.slots.read::<[u32; RESPONSE_HEAD_BYTES / 4]>(at));
         let mut sense = [0; MAX_SENSE];
-        for (to, from) in sense.iter_mut().zip(response.sense) {
-            *to = from;
+        if response.sense_len > 0 {
+            self.slots.read_bytes(at + RESPONSE_HEAD_BYTES, &mut sense);
         }
         Outcome {
             host: match response.response {
@@ -171,8 +175,8 @@ impl VirtioScsi {
                 _ => HOST_ERROR,
             },
             status: response.status.into(),
-            residual: response.residual.get(),
-            sense_len: response.sense_len.get().min(MAX_SENSE as u32),
+            residual: response.residual,
+            sense_len: response.sense_len.min(MAX_SENSE as u32),
             sense,
         }
     }

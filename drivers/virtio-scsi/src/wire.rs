@@ -1,7 +1,7 @@
 //! What goes over the queues (VIRTIO 1.0, 5.6.6). All fields little-endian.
 
 use ringfence_sdk::abi::scsi::MAX_CDB;
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Offsets into the device's configuration (5.6.4).
@@ -16,8 +16,9 @@ pub mod config {
 pub const SENSE_BYTES: usize = 96;
 /// Length of a request's header in bytes.
 pub const REQUEST_BYTES: usize = size_of::<RequestHeader>();
-/// Length of a response in bytes.
-pub const RESPONSE_BYTES: usize = size_of::<Response>();
+/// Length of a response in bytes, and of what is before its sense data.
+pub const RESPONSE_HEAD_BYTES: usize = 12;
+pub const RESPONSE_BYTES: usize = RESPONSE_HEAD_BYTES + SENSE_BYTES;
 
 /// What the device reads of a request (5.6.6.1).
 #[derive(Clone, Copy, IntoBytes, Immutable)]
@@ -47,22 +48,24 @@ impl RequestHeader {
     }
 }
 
-/// What the device writes of a request.
-#[derive(Clone, Copy, FromBytes)]
-#[repr(C)]
+/// What the device writes of a request, but for the sense data, which is behind that.
 pub struct Response {
     /// Length of the sense data in bytes.
-    pub sense_len: U32,
+    pub sense_len: u32,
     /// Bytes that were not moved.
-    pub residual: U32,
-    /// Status qualifier.
-    pub status_qualifier: U16,
+    pub residual: u32,
     /// SCSI status.
     pub status: u8,
     /// One of [`response`].
     pub response: u8,
-    /// Sense data.
-    pub sense: [u8; SENSE_BYTES],
+}
+
+impl From<[u32; RESPONSE_HEAD_BYTES / 4]> for Response {
+    fn from([sense_len, residual, rest]: [u32; RESPONSE_HEAD_BYTES / 4]) -> Response {
+        // Two bytes of a status qualifier are not looked at.
+        let [_, _, status, response] = rest.to_le_bytes();
+        Response { sense_len: u32::from_le(sense_len), residual: u32::from_le(residual), status, response }
+    }
 }
 
 /// What became of a request.

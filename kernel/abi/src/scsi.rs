@@ -5,6 +5,7 @@
 //! physical address the request names.
 
 use crate::queue::{Place, Words};
+use core::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Requests that can be under way at once.
@@ -68,7 +69,7 @@ pub struct Outcome {
     pub residual: u32,
     /// Length of the sense data in bytes.
     pub sense_len: u32,
-    /// Sense data (SPC-4 4.5).
+    /// Sense data (SPC-4 4.5). It is not looked at if `sense_len` is 0.
     pub sense: [u8; MAX_SENSE],
 }
 
@@ -102,8 +103,9 @@ fn read<const WORDS: usize, T: FromBytes>(words: &impl Words, first: usize) -> O
     T::read_from_bytes(copy.as_bytes()).ok()
 }
 
-fn write<T: IntoBytes + Immutable>(words: &impl Words, first: usize, value: &T) {
-    for (index, chunk) in value.as_bytes().chunks_exact(8).enumerate() {
+/// Writes the first `count` words of a value.
+fn write<T: IntoBytes + Immutable>(words: &impl Words, first: usize, value: &T, count: usize) {
+    for (index, chunk) in value.as_bytes().chunks_exact(8).take(count).enumerate() {
         if let Ok(bytes) = chunk.try_into() {
             words.store(first + index, u64::from_le_bytes(bytes));
         }
@@ -120,7 +122,7 @@ const fn request_at(number: usize) -> usize {
 
 /// Writes request `number` (below [`REQUESTS`]) into shared memory.
 pub fn write_request(words: &impl Words, number: usize, request: &Request) {
-    write(words, request_at(number), request);
+    write(words, request_at(number), request, size_of::<Request>() / 8);
 }
 
 /// Copies request `number` (below [`REQUESTS`]) out of shared memory.
@@ -128,12 +130,24 @@ pub fn read_request(words: &impl Words, number: usize) -> Option<Request> {
     read::<{ size_of::<Request>() / 8 }, Request>(words, request_at(number))
 }
 
+/// Words of an outcome, and those before its sense data, which few have.
+const OUTCOME_WORDS: usize = size_of::<Outcome>() / 8;
+const HEAD_WORDS: usize = offset_of!(Outcome, sense) / 8;
+
 /// Writes the outcome of request `number` (below [`REQUESTS`]) into shared memory.
 pub fn write_outcome(words: &impl Words, number: usize, outcome: &Outcome) {
-    write(words, request_at(number) + OUTCOME_OFFSET, outcome);
+    let count = if outcome.sense_len == 0 { HEAD_WORDS } else { OUTCOME_WORDS };
+    write(words, request_at(number) + OUTCOME_OFFSET, outcome, count);
 }
 
 /// Copies the outcome of request `number` (below [`REQUESTS`]) out of shared memory.
 pub fn read_outcome(words: &impl Words, number: usize) -> Option<Outcome> {
-    read::<{ size_of::<Outcome>() / 8 }, Outcome>(words, request_at(number) + OUTCOME_OFFSET)
+    let first = request_at(number) + OUTCOME_OFFSET;
+    let mut copy = [0; OUTCOME_WORDS];
+    let mut load = |range: core::ops::Range<usize>| {
+        copy.get_mut(range.clone())?.iter_mut().zip(range).for_each(|(word, index)| *word = words.load(first + index));
+        Outcome::read_from_bytes(copy.as_bytes()).ok()
+    };
+    let head = load(0..HEAD_WORDS)?;
+    if head.sense_len == 0 { Some(head) } else { load(HEAD_WORDS..OUTCOME_WORDS) }
 }

@@ -23,6 +23,8 @@ pub struct Queues {
     submit: Producer,
     complete: Consumer,
     requests: [State; REQUESTS],
+    /// How many of them the driver has, and nobody waits for.
+    abandoned: usize,
     /// The host's commands that are to be sent again.
     repeats: Arc<Repeats>,
     /// Woken when a request becomes free.
@@ -83,6 +85,7 @@ impl Queues {
             submit: Producer::new(SUBMIT),
             complete: Consumer::new(COMPLETE),
             requests: [const { State::Free }; REQUESTS],
+            abandoned: 0,
             repeats: Arc::default(),
             on_free: None,
             units_changed: false,
@@ -120,7 +123,7 @@ impl Queues {
         };
         // A write that nobody waits for any more is still with the device. Nothing may overtake it.
         let pending = |state: &State| matches!(state, State::Sent { abandoned: true, writes: Some(unit), .. } if *unit == (target, lun));
-        if self.requests.iter().any(pending) {
+        if self.abandoned > 0 && self.requests.iter().any(pending) {
             return Ok(None);
         }
         let writes = matches!(data, Data::Out(_)).then_some((target, lun));
@@ -190,6 +193,7 @@ impl Queues {
         let Some(state) = self.requests.get_mut(number) else { return };
         if let State::Sent { waker, abandoned, .. } = core::mem::replace(state, end) {
             if abandoned {
+                self.abandoned -= 1;
                 self.free(number);
             } else if let Some(waker) = waker {
                 waker.wake();
@@ -243,7 +247,10 @@ impl Queues {
     /// Nobody waits for this request any more; it becomes free when the driver completes it.
     pub fn abandon(&mut self, ticket: Ticket) {
         match self.requests.get_mut(ticket.0) {
-            Some(State::Sent { abandoned, .. }) => *abandoned = true,
+            Some(State::Sent { abandoned, .. }) => {
+                self.abandoned += usize::from(!*abandoned);
+                *abandoned = true;
+            }
             Some(State::Done(_) | State::Lost) => self.free(ticket.0),
             _ => {}
         }

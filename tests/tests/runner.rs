@@ -66,6 +66,14 @@ fn mistakes_are_one_clear_line() {
     assert_eq!((status, line.as_str()), (4, "ringfence: there is no file /nowhere/disk.img"));
     let (status, line) = mistake(&["--exec", "help", "--module", "/nowhere/driver.rfm"]);
     assert_eq!((status, line.as_str()), (4, "ringfence: there is no file /nowhere/driver.rfm"));
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("mine.rfm");
+    std::fs::copy(other_e1000(folder.path()), &other).unwrap();
+    let (status, line) = mistake(&["--exec", "help", "--module", other.to_str().unwrap()]);
+    assert!(
+        status == 4 && line.ends_with("the module in this file is called 'e1000': call the file e1000.rfm"),
+        "{line}"
+    );
     let (status, line) = mistake(&["bench", "nonsense"]);
     let said = "ringfence: no row that is measured has a name that begins with 'nonsense'";
     assert_eq!((status, line.as_str()), (4, said));
@@ -189,4 +197,70 @@ fn limits_of_time_may_be_as_long_as_one_likes() {
     let longest = u64::MAX.to_string();
     let output = run(&["--nic", "none", "--hba", "none", "--timeout", &longest, "--exec", "help"]);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The project's e1000 that calls its card something else, in a file elsewhere.
+fn other_e1000(folder: &Path) -> String {
+    let module = ringfence_tests::system().modules.iter().find(|module| module.name == "e1000").unwrap();
+    let mut bytes = std::fs::read(&module.packed).unwrap();
+    let name = b"82540EM";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes[at..at + name.len()].copy_from_slice(b"my card");
+    let file = folder.join("e1000.rfm");
+    std::fs::write(&file, bytes).unwrap();
+    file.to_str().unwrap().to_string()
+}
+
+#[test]
+fn a_given_module_takes_the_place_of_the_projects() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = other_e1000(folder.path());
+    let output = run(&["--hba", "none", "--module", &file, "--exec", "lsmod; insmod e1000"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("e1000| my card at 52:54:00:12:34:56") && !text.contains("82540EM"), "{text}");
+    assert!(!text.contains("rogue-nic"), "{text}");
+}
+
+/// What the card sends and gets, as tcpdump writes it.
+#[test]
+fn what_goes_over_the_cable_can_be_captured() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("with, comma.pcap");
+    let output = run(&["--hba", "none", "--pcap", file.to_str().unwrap(), "--exec", "ping 10.0.2.2 -c 1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let bytes = std::fs::read(&file).unwrap();
+    assert_eq!(bytes[..4], 0xa1b2_c3d4u32.to_le_bytes());
+    // Behind the header, each frame has one of its own; here is the router, which answers the ping.
+    let is_reply =
+        |frame: &[u8]| frame[12..14] == [8, 0] && frame[23] == 1 && frame[26..30] == [10, 0, 2, 2] && frame[34] == 0;
+    let (mut at, mut replies) = (24, 0);
+    while let Some(len) = bytes.get(at + 8..at + 12) {
+        let len = u32::from_le_bytes(len.try_into().unwrap()) as usize;
+        replies += usize::from(is_reply(&bytes[at + 16..at + 16 + len]));
+        at += 16 + len;
+    }
+    assert_eq!(replies, 1);
+}
+
+/// Another machine, and another module, are measured, changed and tormented as the project's are.
+#[test]
+fn benchmark_campaign_and_soak_take_other_machines() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = other_e1000(folder.path());
+    let log = folder.path().join("log");
+    let machine = ["--machine", "q35", "--memory", "80", "--module", &file, "--qemu-arg=-name", "--qemu-arg=other"];
+    let log_to = format!("--qemu-arg={}", log.display());
+    let machine = [&machine[..], &["--qemu-arg=-D", &log_to]].concat();
+    let mut outputs = Vec::new();
+    for arguments in [
+        &["bench", "nic/tx", "--json"][..],
+        &["campaign", "--modules", "e1000", "--mutants", "2", "--json"],
+        &["soak", "--minutes", "0.02", "--json"],
+    ] {
+        let output = run(&[arguments, &machine].concat());
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        outputs.push(said);
+    }
+    assert!(outputs[0].contains("\"nic/tx\""), "{}", outputs[0]);
 }

@@ -1,12 +1,13 @@
 //! The command line: what a person can say, and the machine that it describes.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{Disk, Machine, Protocol};
 use ringfence::ramdisk::Contents;
-use std::ffi::OsString;
+use ringfence_core::module::Module;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Builds Ringfence and boots it in QEMU with its console on the terminal.
@@ -111,7 +112,7 @@ pub enum Verb {
 /// The machine that is booted, whatever for.
 #[derive(Args)]
 pub struct MachineArguments {
-    /// Put a module file into the ramdisk (repeatable). It takes the place of the project's of that name.
+    /// Put a module file into the ramdisk (repeatable). It takes the place of the project's of that name, and has the choice of devices.
     #[arg(long, value_name = "FILE")]
     module: Vec<PathBuf>,
     /// QEMU's name of the network card, or 'none'.
@@ -184,6 +185,18 @@ fn parse_forward(text: &str) -> Result<(u16, u16), String> {
     Ok((port(host)?, port(guest)?))
 }
 
+/// A module whose file is called otherwise would be refused by the kernel. One that is none is left to it, which says why.
+fn ask_name(path: &Path) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let module = Module::parse(&bytes).ok();
+    match module.as_ref().map(|module| module.manifest.name()) {
+        Some(name) if path.file_stem() != Some(OsStr::new(name)) => {
+            bail!("{}: the module in this file is called '{name}': call the file {name}.rfm", path.display())
+        }
+        _ => Ok(()),
+    }
+}
+
 impl MachineArguments {
     /// The machine, with an empty disk of its own.
     pub fn machine(self) -> Result<Machine> {
@@ -191,6 +204,7 @@ impl MachineArguments {
             if !path.is_file() {
                 bail!("there is no file {}", path.display());
             }
+            ask_name(path)?;
         }
         let names = [("--nic", &self.nic), ("--hba", &self.hba), ("--machine", &self.machine)];
         for (option, value) in names.into_iter().chain(self.cpu.iter().map(|cpu| ("--cpu", cpu))) {

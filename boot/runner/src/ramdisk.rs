@@ -41,6 +41,10 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     if !contents.autoload {
         options += "no-autoload\n";
     }
+    for path in &contents.modules {
+        // These have the choice of devices.
+        options += &format!("first {}\n", file_name(path));
+    }
     if let Some(columns) = contents.columns {
         options += &format!("columns {columns}\n");
     }
@@ -56,14 +60,19 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     Ok(archive.into_inner()?)
 }
 
+/// What a module's file is called in the ramdisk.
+fn file_name(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// Names and files of all modules, in the order of their names, in which drivers are looked for: those of the project, and `given`
-/// ones. One that is given takes the place of the project's of that name.
+/// ones, which have the choice of devices. One that is given takes the place of the project's of that name.
 pub fn modules(system: &System, given: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
     let own = system.modules.iter().map(|module| (module.name.clone(), module.packed.clone()));
     let mut modules: BTreeMap<String, PathBuf> = own.collect();
     let mut seen = HashSet::new();
     for path in given {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file_name(path);
         if name.is_empty() || name.len() > LONGEST_NAME {
             bail!("{}: a module file needs a name of 1 to {LONGEST_NAME} characters", path.display());
         }

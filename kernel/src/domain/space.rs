@@ -318,9 +318,7 @@ impl Space {
         for offset in pages(len_bytes) {
             if tables::map(self.root, start + offset, pa + offset, rights::WRITE | rights::OWN).is_err() {
                 self.unmap(start, offset);
-                for rest in pages(len_bytes).filter(|rest| *rest >= offset) {
-                    frames::free(pa + rest);
-                }
+                frames::free_run(pa + offset, ((len_bytes - offset) / PAGE_SIZE) as usize);
                 return Err(OutOfMemory);
             }
         }
@@ -424,9 +422,7 @@ impl Drop for Space {
             }
         }
         if let Some(bitmap) = self.io_bitmap {
-            for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
-                frames::free(bitmap + offset);
-            }
+            frames::free_run(bitmap, port_bitmap::BYTES / PAGE_SIZE as usize);
         }
     }
 }

@@ -45,10 +45,7 @@ pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
     }
     let first = FREE.lock().alloc(count).ok_or(OutOfMemory)?;
     // The allocator deals in powers of two: what is beyond `count` goes back at once.
-    for surplus in pieces(first + count..first + count.next_power_of_two()) {
-        let mut free = FREE.lock();
-        surplus.for_each(|surplus| free.dealloc(surplus, 1));
-    }
+    give_back(first + count..first + count.next_power_of_two());
     FREE_COUNT.fetch_sub(count as u64, Ordering::Relaxed);
     let address = first as u64 * PAGE_SIZE;
     for frames in pieces(first..first + count) {
@@ -86,9 +83,26 @@ pub fn zero(address: u64, count: usize) {
 
 /// Gives back the frame at physical address `address`, which came from [`allocate`] (alone or as one of several).
 pub fn free(address: u64) {
-    stray::freed(address);
-    FREE.lock().dealloc((address / PAGE_SIZE) as usize, 1);
-    FREE_COUNT.fetch_add(1, Ordering::Relaxed);
+    free_run(address, 1);
+}
+
+/// Gives back `count` frames in a row from physical address `address` on, which came from [`allocate`].
+pub fn free_run(address: u64, count: usize) {
+    let first = (address / PAGE_SIZE) as usize;
+    for frames in pieces(first..first + count) {
+        frames.for_each(|frame| stray::freed(frame as u64 * PAGE_SIZE));
+    }
+    give_back(first..first + count);
+    FREE_COUNT.fetch_add(count as u64, Ordering::Relaxed);
+}
+
+/// Gives frames back to the allocator in the largest blocks that it knows: each costs as much as a single frame.
+fn give_back(mut frames: Range<usize>) {
+    while !frames.is_empty() {
+        let order = frames.start.trailing_zeros().min(frames.len().ilog2()).min(ORDERS as u32 - 1);
+        FREE.lock().dealloc(frames.start, 1 << order);
+        frames.start += 1 << order;
+    }
 }
 
 /// Calls `visit` with the address of each frame that nobody owns. It must not allocate or free any.

@@ -176,12 +176,20 @@ pub fn set_top(root: u64, address: u64, to: Option<(u64, Flags)>) {
 
 /// Frees the table at `pa` of `level`, all tables below it and all frames they own.
 pub fn free_tree(pa: u64, level: u8) {
-    for entry in entries(pa).filter(|entry| !entry.is_unused()) {
-        if level > 1 {
-            free_tree(entry.pa(), level - 1);
-        } else if entry.flags().contains(OWNED) {
-            frames::free(entry.pa());
+    let used = entries(pa).filter(|entry| !entry.is_unused());
+    if level > 1 {
+        used.for_each(|entry| free_tree(entry.pa(), level - 1));
+    } else {
+        // Most lie in a row.
+        let (mut first, mut count) = (0, 0);
+        for frame in used.filter(|entry| entry.flags().contains(OWNED)).map(|entry| entry.pa()) {
+            if frame != first + count as u64 * PAGE_SIZE {
+                frames::free_run(first, count);
+                (first, count) = (frame, 0);
+            }
+            count += 1;
         }
+        frames::free_run(first, count);
     }
     frames::free(pa);
 }

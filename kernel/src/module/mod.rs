@@ -231,9 +231,9 @@ fn forget(handle: &Handle) {
 }
 
 /// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has: the first one by name,
-/// but for those that only a person loads. Says which files are no modules, and which devices of a kind that drivers exist for
+/// those called `first` before the others, but for those that only a person loads. Says which files are no modules, and which devices of a kind that drivers exist for
 /// nobody drives.
-pub fn autoload() {
+pub fn autoload(first: &[&str]) {
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
         match Module::parse(&file.bytes) {
@@ -242,7 +242,8 @@ pub fn autoload() {
             Err(error) => log::warn!("{}.rfm is refused: {error}", file.name),
         }
     }
-    files.sort_by(|(_, one), (_, other)| one.name.cmp(&other.name));
+    let place = |file: &File| (!first.contains(&file.name.as_str()), file.name.clone());
+    files.sort_by_cached_key(|(_, file)| place(file));
     for function in pci::functions() {
         if !function.is_device || device::state(function.address) != device::State::Free {
             continue;

@@ -12,6 +12,7 @@ use crate::arch::power::{self, Ending};
 use crate::domain::fault;
 use crate::{console, module, println, ramdisk};
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 pub use commands::run_all;
 use editor::Line;
 use jobs::{Jobs, let_drivers_return};
@@ -47,7 +48,8 @@ pub async fn run() {
         console::ask_columns();
     }
     if !options.lines().any(|option| option == "no-autoload") {
-        module::autoload();
+        let first: Vec<&str> = options.lines().filter_map(|option| option.strip_prefix("first ")).collect();
+        module::autoload(&first);
     }
     if let Some(script) = ramdisk::text("exec") {
         let mut jobs = Jobs::new(true);

@@ -179,3 +179,12 @@ fn the_way_is_chosen_by_route() {
     assert_says(&text, "as expected: 'x' is not an IPv4 address with a prefix length");
     assert_says(&text, "as expected: there is no interface 'eth9'; 'ip' lists them");
 }
+
+#[test]
+fn the_cards_of_one_family_are_called_what_they_are() {
+    for (card, name) in [("e1000", "82540EM"), ("e1000-82544gc", "82544GC"), ("e1000-82545em", "82545EM")] {
+        let mut machine = machine("ip; ping 10.0.2.2 -c 1");
+        (machine.nic, machine.hba) = (card.into(), "none".into());
+        assert_says(&boot_well(&machine), &format!("e1000| {name} at 52:54:00:12:34:56"));
+    }
+}

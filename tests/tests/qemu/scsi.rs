@@ -185,3 +185,40 @@ fn a_small_queue_will_do() {
     machine.hba = "virtio-scsi-pci,virtqueue_size=64".into();
     boot_well(&machine);
 }
+
+/// What is found and not used has a line that says why.
+#[test]
+fn what_is_no_disk_is_said_once() {
+    let directory = TempDir::new().unwrap();
+    let drive = |id: &str| {
+        let path = image(&directory, id, 64);
+        ["-drive".into(), format!("if=none,id={id},format=raw,readonly=on,file={}", path.display()).into()]
+    };
+    let device = |text: &str| ["-device".into(), text.into()];
+    let mut machine = machine("lsblk; rescan; lsblk");
+    machine.extra = [
+        drive("cd"),
+        device("scsi-cd,drive=cd,bus=hba0.0,scsi-id=3"),
+        drive("far"),
+        device("scsi-hd,drive=far,bus=hba0.0,scsi-id=4,lun=300"),
+    ]
+    .concat();
+    let text = boot_well(&machine);
+    for why in [
+        "target 3, unit 0 is not used: it is no disk but a CD or DVD drive (QEMU QEMU CD-ROM)",
+        "target 4, unit 300 is not used: the adapter has units 0 to 255",
+    ] {
+        assert_eq!(text.matches(why).count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn an_adapter_of_before_virtio_1_is_said() {
+    let mut machine = machine("lsmod");
+    machine.hba = "virtio-scsi-pci,disable-modern=on".into();
+    let text = boot_well(&machine);
+    assert_says(
+        &text,
+        "virtio-scsi| error: the device is of before virtio 1.0 (legacy), which this driver does not speak",
+    );
+}

@@ -58,6 +58,16 @@ const BLOCK_BYTES: u32 = 512;
 #[used]
 static IS_MUTE: [u64; 2] = [u64::from_le_bytes(*b"is-mute:"), 0];
 
+/// The same: 256 disks, with blocks of a size that nobody uses.
+#[used]
+static IS_ODD: [u64; 2] = [u64::from_le_bytes(*b"is-odd:_"), 0];
+
+/// What a flag in the file says, which the compiler does not know.
+fn flag(place: *const [u64; 2]) -> bool {
+    let [_, value] = unsafe { place.read_volatile() };
+    value != 0
+}
+
 struct RogueScsi {
     queues: *mut u64,
     taken: u64,
@@ -117,7 +127,7 @@ impl RogueScsi {
             INQUIRY => self.write_data(number, &[0; 36]),
             READ_CAPACITY_10 => {
                 let [a, b, c, d] = (BLOCKS - 1).to_be_bytes();
-                let [e, f, g, h] = BLOCK_BYTES.to_be_bytes();
+                let [e, f, g, h] = if flag(&raw const IS_ODD) { 3 } else { BLOCK_BYTES }.to_be_bytes();
                 self.write_data(number, &[a, b, c, d, e, f, g, h]);
             }
             // What was written lies there still.
@@ -209,14 +219,13 @@ impl Driver for RogueScsi {
     fn init() -> Result<RogueScsi> {
         let mut random = 0x1997;
         register_wrongly(&mut random)?;
-        let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
+        let max_targets = if flag(&raw const IS_ODD) { 256 } else { 1 };
+        let info = ScsiInfo { max_targets, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
         let start = unsafe { raw::rf_scsi_register(&raw const info as u64) };
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
-        // What the file says, which the compiler does not know.
-        let [_, is_mute] = unsafe { (&raw const IS_MUTE).read_volatile() };
-        let lie = if is_mute == 0 { Lie::None } else { Lie::LoseAll };
+        let lie = if flag(&raw const IS_MUTE) { Lie::LoseAll } else { Lie::None };
         Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie, random, read_ahead: false })
     }
 

@@ -31,6 +31,17 @@ fn drivers_serve_again_within_five_million_instructions() {
     }
 }
 
+/// With one instruction a nanosecond: a millisecond.
+#[test]
+fn no_service_keeps_interrupts_off_for_a_million_instructions() {
+    let mut machine = machine("bench off --json --instructions");
+    machine.icount = true;
+    let text = boot_well(&machine);
+    let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let longest: Vec<f64> = rows.filter_map(|row| row["p99"].as_f64()).collect();
+    assert!(longest.len() >= 4 && longest.iter().all(|count| (1000.0..1_000_000.0).contains(count)), "{text}");
+}
+
 #[test]
 fn every_row_is_there() {
     ringfence_tests::system();

@@ -24,16 +24,52 @@ fn sum(path: &PathBuf, lba: usize, count: usize) -> String {
     format!("{digest}  {} bytes", part.len())
 }
 
+/// rogue-scsi with one of its flags set.
+fn rogue_scsi(directory: &TempDir, flag: &[u8; 8]) -> PathBuf {
+    let module = system().modules.iter().find(|module| module.name == "rogue-scsi").expect("the module is built");
+    let mut bytes = std::fs::read(&module.packed).unwrap();
+    let at = bytes.windows(8).position(|window| window == flag).expect("it is there");
+    bytes[at + 8] = 1;
+    let path = directory.path().join("rogue-scsi.rfm");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// What the kernel says because of a driver's units leaves the log to others.
+#[test]
+fn a_host_of_many_bad_units_does_not_fill_the_log() {
+    let directory = TempDir::new().unwrap();
+    let mut machine = machine("insmod rogue-scsi; lsblk; echo the log:; dmesg");
+    machine.contents.modules.push(rogue_scsi(&directory, b"is-odd:_"));
+    let text = boot_well(&machine);
+    let (_, log) = text.split_once("\nthe log:\n").expect("it is printed");
+    assert_says(log, "pci: ");
+    assert_says(log, "virtio-scsi: loaded into ring 1");
+    assert_says(log, "warning: rogue-scsi: target 0, unit 0: blocks of 3 bytes are not supported");
+    assert_says(log, "warning: rogue-scsi: 16 errors; the rest of its units is left out");
+    let count = log.lines().filter(|line| line.contains("rogue-scsi")).count();
+    assert_eq!(count, 17, "{log}");
+}
+
+/// A driver that says something with each command: a row a second is shown, and twenty that were saved; the log has the last 64.
+#[test]
+fn what_a_driver_says_too_fast_to_be_read_is_not_shown() {
+    let mut machine =
+        machine("limits console-rows 1; insmod rogue-scsi; repeat 100 blkread disk0 0 1; echo the log:; dmesg");
+    (machine.nic, machine.hba) = ("none".into(), "none".into());
+    let text = boot_well(&machine);
+    let (console, log) = text.split_once("\nthe log:\n").expect("it is printed");
+    let count = |text: &str| text.lines().filter(|line| line.ends_with("rogue-scsi| reads block 0")).count();
+    assert!((15..60).contains(&count(console)), "{console}");
+    assert_says(console, "rogue-scsi: says more than can be read; it is not shown for now");
+    assert_eq!(count(log), 64, "{log}");
+}
+
 /// An adapter whose driver says nothing about its units stops nobody but itself.
 #[test]
 fn the_search_for_units_has_an_end() {
     let directory = TempDir::new().unwrap();
-    let module = system().modules.iter().find(|module| module.name == "rogue-scsi").expect("the module is built");
-    let mut mute = std::fs::read(&module.packed).unwrap();
-    let at = mute.windows(8).position(|window| window == b"is-mute:").expect("it is there");
-    mute[at + 8] = 1;
-    let path = directory.path().join("rogue-scsi.rfm");
-    std::fs::write(&path, mute).unwrap();
+    let path = rogue_scsi(&directory, b"is-mute:");
     let mut machine =
         machine("limits scan-ms 300; insmod rogue-scsi; insmod virtio-scsi; lsblk; blkread disk0 0 1; lsmod");
     machine.disks = vec![image(&directory, "disk.img", 8).into()];
@@ -221,4 +257,23 @@ fn an_adapter_of_before_virtio_1_is_said() {
         &text,
         "virtio-scsi| error: the device is of before virtio 1.0 (legacy), which this driver does not speak",
     );
+}
+
+/// What a disk says of itself is neither wider than a terminal nor more than letters there.
+#[test]
+fn a_disks_words_stay_in_their_column() {
+    let directory = TempDir::new().unwrap();
+    let mut machine = machine("lsblk");
+    let path = image(&directory, "disk.img", 64);
+    let device = "scsi-hd,drive=words,bus=hba0.0,scsi-id=7,vendor=\x1b[31mVEN,product=PRODUCT\rOF16\nXYZ,ver=\x1b[2J";
+    machine.extra = vec![
+        "-drive".into(),
+        format!("if=none,id=words,format=raw,file={}", path.display()).into(),
+        "-device".into(),
+        device.into(),
+    ];
+    let text = boot_well(&machine);
+    assert_says(&text, "disk0    virtio-scsi           7    0         64    512  ?[31mVEN PRODUCT?OF16");
+    assert!(!text.contains('\x1b') && !text.contains('\r'), "{text:?}");
+    assert!(text.lines().filter(|line| line.starts_with("disk0 ")).all(|line| line.len() < 80), "{text}");
 }

@@ -144,3 +144,19 @@ fn the_reason_of_a_panic_is_in_its_headline() {
         "{text}"
     );
 }
+
+/// However much was typed before it.
+#[test]
+fn ctrl_c_is_heard_behind_what_was_typed_ahead() {
+    let mut running = at_prompt(bare(""));
+    running.type_line("sleep 1000000").unwrap();
+    running.type_line(&"echo this is not run\r".repeat(200)).unwrap();
+    running.type_text("\x03").unwrap();
+    running.type_line("echo it is over").unwrap();
+    let mut said = String::new();
+    while said != "it is over" {
+        said = running.wait_for("").unwrap();
+        assert_ne!(said, "this is not run");
+    }
+    leave(running);
+}

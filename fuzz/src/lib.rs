@@ -10,7 +10,7 @@ use ringfence_core::arguments::{Arguments, Patch};
 use ringfence_core::line_editor::{Event, LineEditor, MAX_LINE};
 use ringfence_core::module::{Module, symbol_at};
 use ringfence_core::sense::Sense;
-use ringfence_core::{acpi as tables, cdb, command_line, disassembly, pci as space};
+use ringfence_core::{acpi as tables, cdb, command_line, disassembly, dmar, pci as space};
 use std::cell::RefCell;
 
 /// A target's name and what it does.
@@ -67,7 +67,8 @@ pub fn acpi(data: &[u8]) {
     };
     let found = tables::Tables::at(AT, read);
     let found = |signature| found.as_ref().and_then(|tables| tables.find(signature));
-    for table in [found(b"FACP"), found(b"HPET"), found(b"MCFG"), Some(data)].into_iter().flatten() {
+    for table in [found(b"FACP"), found(b"HPET"), found(b"MCFG"), found(b"DMAR"), Some(data)].into_iter().flatten() {
+        let _ = dmar::Dmar::parse(table);
         let _ = (tables::hpet(table), tables::pm_timer(table), tables::buses(table).count());
     }
 }

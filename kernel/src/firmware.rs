@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use bootloader_api::BootInfo;
 use core::ops::RangeInclusive;
 use ringfence_core::acpi::{self, Tables};
+use ringfence_core::dmar::Dmar;
 
 /// What is known of the machine; nothing of it need be there.
 #[derive(Default)]
@@ -14,6 +15,8 @@ pub struct Firmware {
     pub clocks: Clocks,
     /// Buses of PCI segment 0.
     pub buses: Vec<RangeInclusive<u8>>,
+    /// Units that fence devices.
+    pub dmar: Option<Dmar>,
 }
 
 impl Firmware {
@@ -26,6 +29,7 @@ impl Firmware {
             hpet: tables.find(b"HPET").and_then(acpi::hpet),
             pm_timer: tables.find(b"FACP").and_then(acpi::pm_timer),
         };
-        Firmware { clocks, buses: tables.find(b"MCFG").into_iter().flat_map(acpi::buses).collect() }
+        let buses = tables.find(b"MCFG").into_iter().flat_map(acpi::buses).collect();
+        Firmware { clocks, buses, dmar: tables.find(b"DMAR").and_then(Dmar::parse) }
     }
 }

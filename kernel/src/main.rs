@@ -17,6 +17,8 @@ mod domain;
 #[forbid(unsafe_code)]
 mod firmware;
 #[forbid(unsafe_code)]
+mod iommu;
+#[forbid(unsafe_code)]
 mod limits;
 mod memory;
 #[forbid(unsafe_code)]
@@ -76,9 +78,13 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     let (_, frames) = memory::frames::count();
     log::info!("Ringfence {}: {} MiB free, {protections}", env!("CARGO_PKG_VERSION"), frames / 256);
     log::info!("pci: {} functions", pci::functions().len());
+    if let Some(table) = &firmware.dmar {
+        iommu::init(table);
+    }
     let start = |spawner| {
         task::spawn(spawner, poll::serve_interrupts);
         task::spawn(spawner, poll::serve_rested);
+        task::spawn(spawner, poll::serve_dma_faults);
         task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::scan::run);
         task::spawn(spawner, net::run);

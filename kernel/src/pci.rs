@@ -8,7 +8,7 @@ use pci_types::{
     PciPciBridgeHeader,
 };
 use ringfence_abi::manifest::PciId;
-use ringfence_core::pci::port_count;
+use ringfence_core::pci::{capabilities, port_count};
 use spin::{Mutex, Once};
 use x86_64::instructions::port::Port;
 
@@ -79,15 +79,47 @@ impl Function {
 }
 
 static FUNCTIONS: Once<Vec<Function>> = Once::new();
+static BRIDGES: Once<Vec<Bridge>> = Once::new();
+
+/// A PCI-PCI bridge as it was found at boot.
+struct Bridge {
+    address: PciAddress,
+    /// The buses below it.
+    below: RangeInclusive<u8>,
+    /// What it is in PCI Express, if it is a part of that (device/port type, PCI Express Base Specification 3.0, 7.8.2).
+    express: Option<u32>,
+}
+
+/// Root, upstream and downstream ports, which hand on who asks for something; and bridges from PCI Express to PCI.
+const EXPRESS_PORTS: RangeInclusive<u32> = 4..=6;
+const EXPRESS_TO_PCI: u32 = 7;
+
+/// The buses below the bridge at `address`.
+pub fn buses_below(address: PciAddress) -> Option<RangeInclusive<u8>> {
+    BRIDGES.get()?.iter().find(|bridge| bridge.address == address).map(|bridge| bridge.below.clone())
+}
+
+/// Who asks for something when the function at `address` does: itself, or a conventional bridge above it, of which the one nearest to
+/// the root counts (PCI Express to PCI/PCI-X Bridge Specification 1.0, 2.3).
+pub fn requester(address: PciAddress) -> PciAddress {
+    let is_conventional = |bridge: &&Bridge| bridge.express.is_none_or(|kind| !EXPRESS_PORTS.contains(&kind));
+    let above = BRIDGES.get().into_iter().flatten().filter(|bridge| bridge.below.contains(&address.bus()));
+    match above.filter(is_conventional).max_by_key(|bridge| bridge.below.len()) {
+        None => address,
+        Some(bridge) if bridge.express == Some(EXPRESS_TO_PCI) => PciAddress::new(0, *bridge.below.start(), 0, 0),
+        Some(bridge) => bridge.address,
+    }
+}
 
 /// Looks for functions on the buses that firmware names, or on all that there can be. **Each bus that is below no bridge is a root bus**:
 /// machines with several host bridges have several.
 pub fn init(named: &[RangeInclusive<u8>]) {
-    let mut scan = Scan { found: Vec::new(), seen: [false; BUSES] };
+    let mut scan = Scan { found: Vec::new(), bridges: Vec::new(), seen: [false; BUSES] };
     let buses = if named.is_empty() { &[0..=u8::MAX] } else { named };
     buses.iter().cloned().flatten().for_each(|bus| scan.bus(bus));
     scan.found.sort_by_key(|function| function.address);
     FUNCTIONS.call_once(|| scan.found);
+    BRIDGES.call_once(|| scan.bridges);
 }
 
 /// All functions that were found at boot, in the order of their addresses.
@@ -100,6 +132,7 @@ const BUSES: usize = 256;
 /// What has been found so far, and on which buses.
 struct Scan {
     found: Vec<Function>,
+    bridges: Vec<Bridge>,
     seen: [bool; BUSES],
 }
 
@@ -144,6 +177,11 @@ impl Scan {
                     let below = bridge.secondary_bus_number(ConfigSpace);
                     // Firmware numbers them so; 0 is a bridge that it has not set up.
                     if below > address.bus() {
+                        self.bridges.push(Bridge {
+                            address,
+                            below: below..=bridge.subordinate_bus_number(ConfigSpace),
+                            express: express_kind(address),
+                        });
                         self.bus(below);
                     }
                 }
@@ -160,6 +198,14 @@ impl Scan {
             line,
         });
     }
+}
+
+/// What the bridge at `address` is in PCI Express.
+fn express_kind(address: PciAddress) -> Option<u32> {
+    const EXPRESS: u32 = 0x10;
+    // SAFETY: reading has no side effects on the functions that exist.
+    let read = |offset| unsafe { ConfigSpace.read(address, offset) };
+    capabilities(read).into_iter().find(|(_, head)| head & 0xff == EXPRESS).map(|(_, head)| head >> 20 & 0xf)
 }
 
 /// Reads the BARs, for which their sizes must be probed: decoding is off meanwhile.

@@ -13,13 +13,14 @@ use crate::domain::device::Device;
 use crate::domain::{Domain, Handle};
 use crate::limits::TURN_MS;
 use crate::trace::{self, What};
-use crate::{module, net, scsi};
+use crate::{iommu, module, net, pci, scsi};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use core::task::Poll;
+use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::Timer;
@@ -222,6 +223,54 @@ fn run(domain: &mut Domain, mut events: Events) {
     after(domain);
 }
 
+/// Ends a driver whose device reached beyond its fence, and has others be looked at for that.
+#[cold]
+fn blame_for_dma(domain: &mut Domain) {
+    if domain.is_alive()
+        && let Some(cause) = domain.take_dma_fault()
+    {
+        domain.condemn(cause);
+    }
+    ON_DMA_FAULT.wake();
+}
+
+/// Woken when a device other than that of the driver that was polled last has reached beyond its fence.
+static ON_DMA_FAULT: AtomicWaker = AtomicWaker::new();
+/// How often it is looked whether one has, beside after each poll.
+const LOOK_MS: u64 = 50;
+
+/// The task that ends drivers whose devices reach beyond their fences.
+pub async fn serve_dma_faults() {
+    if !iommu::is_on() {
+        return;
+    }
+    loop {
+        let mut first = true;
+        let woken = poll_fn(|context| {
+            ON_DMA_FAULT.register(context.waker());
+            if core::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
+        });
+        select(woken, Timer::after_millis(LOOK_MS)).await;
+        if !iommu::note_faults() {
+            continue;
+        }
+        for address in iommu::sources() {
+            let is_its = |handle: &Handle| {
+                handle.lock().function.is_some_and(|function| pci::requester(function.address) == address)
+            };
+            let Some(handle) = module::loaded().into_iter().find(is_its) else {
+                iommu::forget(address);
+                continue;
+            };
+            let cause = handle.lock().take_dma_fault();
+            match cause {
+                Some(cause) => module::condemn(&handle, cause),
+                None => iommu::forget(address),
+            }
+        }
+    }
+}
+
 /// What a driver may have to tell beside how it dealt with its interrupt.
 const NEWS: Reply = Reply::UNITS_CHANGED.union(Reply::LINK_UP).union(Reply::LINK_DOWN);
 
@@ -269,6 +318,9 @@ pub fn rest_ns(domain: &Domain) -> u64 {
 /// After an upcall: takes what the driver put into its queues, and stops its device if it was ended, by the upcall or for that.
 /// What a driver says that ended in the same upcall is not believed: its requests are as if they were under way still.
 pub fn after(domain: &mut Domain) {
+    if iommu::note_faults() {
+        blame_for_dma(domain);
+    }
     if domain.is_alive()
         && let Some(Err(cause)) = domain.scsi.as_mut().map(|scsi| scsi.collect())
     {

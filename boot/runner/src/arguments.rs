@@ -124,9 +124,12 @@ pub struct MachineArguments {
     /// Memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     memory: u32,
-    /// QEMU's name of the mainboard: 'pc' or 'q35', with options behind a comma.
-    #[arg(long, value_name = "BOARD", default_value = "pc")]
-    machine: String,
+    /// QEMU's name of the mainboard: 'pc' or 'q35', with options behind a comma [default: pc, or q35 with --iommu on].
+    #[arg(long, value_name = "BOARD")]
+    machine: Option<String>,
+    /// Whether an IOMMU (Intel VT-d) fences devices: each reaches what its driver was given for it, and nothing else.
+    #[arg(long, value_name = "ON", default_value = "off", value_parser = ["on", "off"])]
+    iommu: String,
     /// QEMU's name of the CPU [default: its best one].
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
@@ -206,7 +209,9 @@ impl MachineArguments {
             }
             ask_name(path)?;
         }
-        let names = [("--nic", &self.nic), ("--hba", &self.hba), ("--machine", &self.machine)];
+        let iommu = self.iommu == "on";
+        let board = self.machine.unwrap_or_else(|| if iommu { "q35" } else { "pc" }.to_string());
+        let names = [("--nic", &self.nic), ("--hba", &self.hba), ("--machine", &board)];
         for (option, value) in names.into_iter().chain(self.cpu.iter().map(|cpu| ("--cpu", cpu))) {
             if value.is_empty() {
                 bail!("{option} needs a name");
@@ -216,13 +221,17 @@ impl MachineArguments {
                 bail!("QEMU itself lists what {option} can be: 'qemu-system-x86_64 {question} {value}'");
             }
         }
+        if iommu && board.split(',').next() != Some("q35") {
+            bail!("--iommu on needs --machine q35: QEMU's {board} cannot have an Intel IOMMU");
+        }
         Ok(Machine {
             contents: Contents { modules: self.module, autoload: true, ..Contents::default() },
             scratch: true,
             nic: self.nic,
             hba: self.hba,
             memory: self.memory,
-            board: self.machine,
+            board,
+            iommu,
             cpu: self.cpu,
             smp: self.smp,
             accel: self.accel,

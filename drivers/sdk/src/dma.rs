@@ -26,7 +26,7 @@ impl Dma {
         Ok(Dma { start, physical, len_bytes })
     }
 
-    /// The physical address of the byte at `offset`, for the device.
+    /// Where the device sees the byte at `offset`.
     pub fn physical(&self, offset: usize) -> u64 {
         self.physical + offset as u64
     }

@@ -39,7 +39,7 @@ pub struct Frame {
     pub number: u32,
     /// Bytes to be sent, or room to be filled.
     pub len_bytes: u32,
-    /// Its physical address.
+    /// Its address for the device.
     pub physical: u64,
 }
 

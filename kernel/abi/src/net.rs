@@ -25,9 +25,9 @@ pub const EMPTY: Place = Place::new(TRANSMITTED.end(), RX_FRAMES);
 /// Frames filled: driver to kernel.
 pub const RECEIVED: Place = Place::new(EMPTY.end(), RX_FRAMES);
 
-/// Word of the queue memory that holds the physical address of transmit frame 0; the others follow it.
+/// Word of the queue memory that holds the address for the device of transmit frame 0; the others follow it.
 pub const TX_PHYSICAL: usize = 0;
-/// Word of the queue memory that holds the physical address of receive frame 0; the others follow it.
+/// Word of the queue memory that holds the address for the device of receive frame 0; the others follow it.
 pub const RX_PHYSICAL: usize = 1;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;

@@ -2,7 +2,7 @@
 //!
 //! The kernel fills in request `n` and puts `n` into `submit`; the driver carries it out, writes the outcome into the
 //! same request and puts `n` into `complete`. The data goes to or from the request's own part of DMA memory, whose
-//! physical address the request names.
+//! address for the device the request names.
 
 use crate::queue::{Place, Words};
 use core::mem::offset_of;

@@ -5,7 +5,7 @@
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
 //! * [`line_editor`]: a line editor for a terminal
-//! * [`pci`]: what a PCI function says of itself; [`acpi`]: what firmware says of the machine
+//! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
@@ -25,6 +25,7 @@ pub mod command_line;
 pub mod descriptor;
 pub mod dhcp;
 pub mod disassembly;
+pub mod dmar;
 pub mod extent;
 pub mod line_editor;
 pub mod module;

@@ -4,10 +4,13 @@
 //! device's interrupts and bus mastering go off, then the kernel resets the device ([`super::reset`]); only then is the
 //! memory freed. A device that does not come to rest is set aside for good, and the memory with it.
 
-use super::Domain;
+use super::fault::Cause;
 use super::reset::{NotReset, ResetRegister};
+use super::{DmaRegion, Domain};
 use crate::arch::{interrupts, time};
 use crate::console::{self, Source};
+use crate::iommu::{self, Fence, Unfenced};
+use crate::memory::frames::OutOfMemory;
 use crate::pci::{self, Function, memory_extent};
 use alloc::vec::Vec;
 use log::Level;
@@ -39,6 +42,13 @@ const PHYSICAL_END: u64 = 1 << 52;
 /// First port that an I/O BAR can begin with.
 const FIRST_PORT: u16 = 0x400;
 
+/// A device that does not come to rest.
+pub struct NotStopped {
+    why: NotReset,
+    /// Whether it reaches no memory all the same.
+    is_detached: bool,
+}
+
 /// A PCI function that a domain has. [`Device::stop`] gives it back.
 pub struct Device {
     function: &'static Function,
@@ -52,6 +62,8 @@ pub struct Device {
     used_dma: bool,
     /// How it is reset, found before it became a bus master.
     reset: Option<ResetRegister>,
+    /// What keeps it within its driver's memory, or why nothing does.
+    fence: Result<Fence, Unfenced>,
 }
 
 impl Device {
@@ -64,6 +76,12 @@ impl Device {
         if taken.iter().any(|(address, _)| *address == function.address) {
             return None;
         }
+        let fence = Fence::new(function);
+        if let Err(why @ (Unfenced::Shared | Unfenced::Reserved | Unfenced::Failed)) = fence {
+            // It reaches nothing, so that no driver would be of use.
+            log::warn!("{}: no driver can have it: {why}", function.address);
+            return None;
+        }
         taken.push((function.address, State::Driven));
         // Memory and I/O decoding on; no DMA and no interrupts until the driver asks.
         function.change_command(
@@ -71,7 +89,12 @@ impl Device {
             CommandRegister::BUS_MASTER_ENABLE,
         );
         let mapped = [None; pci_types::MAX_BARS];
-        Some(Device { function, interrupts: false, mapped, next: 0, used_dma: false, reset: None })
+        Some(Device { function, interrupts: false, mapped, next: 0, used_dma: false, reset: None, fence })
+    }
+
+    /// What keeps it within its driver's memory, or why nothing does.
+    pub fn fence(&self) -> &Result<Fence, Unfenced> {
+        &self.fence
     }
 
     /// The function.
@@ -108,13 +131,15 @@ impl Device {
 
     /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
     /// memory. If it does not come to rest nobody gets it any more.
-    pub fn stop(self) -> Result<(), NotReset> {
+    pub fn stop(self) -> Result<(), NotStopped> {
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
         let stopped = match (&self.reset, self.used_dma) {
             (_, false) => Ok(()),
             (Some(reset), true) => reset.run(),
             (None, true) => Err(NotReset::NoRecipe),
         };
+        // Behind its reset: what it did until then was its driver's. From here on it reaches nothing.
+        let is_detached = self.fence.is_ok_and(Fence::remove);
         let mut taken = TAKEN.lock();
         match stopped {
             Ok(()) => taken.retain(|(address, _)| *address != self.function.address),
@@ -123,7 +148,7 @@ impl Device {
                 .filter(|(address, _)| *address == self.function.address)
                 .for_each(|(_, state)| *state = State::SetAside),
         }
-        stopped
+        stopped.map_err(|why| NotStopped { why, is_detached })
     }
 
     fn bar(&self, bar: u64) -> Result<(usize, Bar), Refusal> {
@@ -147,6 +172,46 @@ impl Device {
 }
 
 impl Domain {
+    /// What keeps its device within its memory.
+    fn fence(&mut self) -> Option<&mut Fence> {
+        self.device.as_mut()?.fence.as_mut().ok()
+    }
+
+    /// Lets its device reach `region`, and write there if `is_written`.
+    pub fn let_device_reach(&mut self, region: &DmaRegion, is_written: bool) -> Result<(), OutOfMemory> {
+        let start = self.device_address(region);
+        match self.fence() {
+            Some(fence) => fence.map(start, region.pa, region.extent.len_bytes, is_written),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets its device reach `region` no more. A unit that does not do as it is told is said once its device is stopped.
+    pub fn keep_device_from(&mut self, region: &DmaRegion) {
+        let start = self.device_address(region);
+        if let Some(fence) = self.fence() {
+            let _ = fence.unmap(start, region.extent.len_bytes);
+        }
+    }
+
+    /// Where its device sees `region`: at the same place in its slot as the driver does, counted from the start of that; a device
+    /// without a fence sees physical memory.
+    pub fn device_address(&self, region: &DmaRegion) -> u64 {
+        match self.device.as_ref().map(Device::fence) {
+            Some(Ok(_)) => region.extent.start - self.base(),
+            _ => region.pa,
+        }
+    }
+
+    /// Why its device was ended by its fence, if something was recorded.
+    pub fn take_dma_fault(&self) -> Option<Cause> {
+        let fence = self.device.as_ref()?.fence.as_ref().ok()?;
+        let iommu::Fault { address, writes, reason, .. } = fence.take_fault()?;
+        // It goes on until it is stopped.
+        fence.silence();
+        Some(Cause::Dma { address, writes, reason })
+    }
+
     /// Maps memory BAR `bar` of its device and returns where, or opens the ports of I/O BAR `bar` and returns the first.
     ///
     /// A BAR whose pages hold another device's registers as well is refused.
@@ -165,6 +230,7 @@ impl Domain {
                 let len = pages.len_bytes;
                 if pages.end().is_none_or(|end| end > PHYSICAL_END)
                     || crate::memory::is_ram(pages)
+                    || iommu::has_registers(pages)
                     || shares_pages(device.function(), pages)
                 {
                     return Err(Refusal::Denied);
@@ -239,10 +305,16 @@ impl Domain {
         let start = time::tsc();
         let stopped = device.stop();
         self.stop_ticks = time::tsc() - start;
-        if let Err(why) = stopped {
-            let text = format_args!("{address} is set aside for good, and the driver's memory with it: {why}");
-            console::say_about(&Source::of(self), Level::Error, text);
-            self.space.set_aside();
+        if let Err(NotStopped { why, is_detached }) = stopped {
+            let with = if is_detached { "" } else { ", and the driver's memory with it" };
+            console::say_about(
+                &Source::of(self),
+                Level::Error,
+                format_args!("{address} is set aside for good{with}: {why}"),
+            );
+            if !is_detached {
+                self.space.set_aside();
+            }
         }
     }
 }

@@ -57,6 +57,15 @@ pub enum Cause {
         /// What the kernel has counted.
         counted: u64,
     },
+    /// Its device wanted to reach memory that the driver was not given for it.
+    Dma {
+        /// Where, as the device sees it.
+        address: u64,
+        /// Whether it wanted to write.
+        writes: bool,
+        /// The fence's reason ([`crate::iommu::reason`]).
+        reason: u8,
+    },
     /// It put something into a queue that does not exist or is not its to give.
     QueueEntry {
         /// Which queue.
@@ -293,6 +302,7 @@ fn kind(cause: Cause, site: Site) -> &'static str {
         (Cause::Stuck { .. }, _) => "stuck",
         (Cause::Killed, _) => "killed",
         (Cause::Panic, _) => "panic",
+        (Cause::Dma { .. }, _) => "DMA-fault",
         (Cause::BadPointer { .. } | Cause::QueueLie { .. } | Cause::QueueEntry { .. }, _) => "gate-fault",
     }
 }

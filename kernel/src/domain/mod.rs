@@ -6,6 +6,7 @@
 //! * [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
 //! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped
 
+use crate::memory::frames::OutOfMemory;
 use crate::module::File;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -135,9 +136,9 @@ impl Domain {
         self.space.set_ring(ring, self.imports);
     }
 
-    /// Maps physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use for DMA.
-    pub fn map_dma(&mut self, len_bytes: u64) -> Result<DmaRegion, crate::memory::frames::OutOfMemory> {
-        use crate::memory::frames::OutOfMemory;
+    /// Maps physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use for DMA; its device can write there
+    /// if `is_written`.
+    pub fn map_dma(&mut self, len_bytes: u64, is_written: bool) -> Result<DmaRegion, OutOfMemory> {
         let start = self.base() + layout::DMA + self.dma_next;
         let next = self.dma_next.checked_add(len_bytes + PAGE_SIZE).ok_or(OutOfMemory)?;
         if next > layout::DMA_MAX {
@@ -146,7 +147,18 @@ impl Domain {
         let pa = self.space.map_contiguous(start, len_bytes)?;
         // A page is left out behind each region, so that running off its end faults.
         self.dma_next = next;
-        Ok(DmaRegion { extent: Extent::new(start, len_bytes), pa })
+        let region = DmaRegion { extent: Extent::new(start, len_bytes), pa };
+        if let Err(error) = self.let_device_reach(&region, is_written) {
+            self.space.unmap(start, len_bytes);
+            return Err(error);
+        }
+        Ok(region)
+    }
+
+    /// Takes away what [`Domain::map_dma`] has mapped.
+    pub fn unmap_dma(&mut self, region: &DmaRegion) {
+        self.keep_device_from(region);
+        self.space.unmap(region.extent.start, region.extent.len_bytes);
     }
 
     /// Bytes of DMA memory that count against its budget.

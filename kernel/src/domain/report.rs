@@ -10,6 +10,7 @@ use super::{Domain, Ring};
 use crate::arch::gates::Caller;
 use crate::arch::traps::TrapFrame;
 use crate::arch::{entry_area, time, vector};
+use crate::memory;
 use crate::module::File;
 use crate::symbols;
 use alloc::format;
@@ -18,7 +19,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::fmt::Write;
 use pci_types::PciAddress;
-use ringfence_abi::layout::{IMAGE, PAGE_SIZE, STUBS};
+use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::net;
 use ringfence_abi::upcall::{self, Events};
@@ -147,6 +148,8 @@ impl Scene {
                 address.or_else(|| frame.as_ref().and_then(|frame| not_canonical(domain, frame)))
             }
             Cause::BadPointer { address, .. } => Some(address),
+            // Its addresses are the driver's, counted from the start of the slot.
+            Cause::Dma { address, .. } if address < SLOT_SIZE => Some(domain.base() + address),
             _ => None,
         };
         let stack = |rsp: u64| (0..STACK_SEARCHED).map_while(|index| word(rsp.checked_add(index * 8)?)).collect();
@@ -239,6 +242,15 @@ impl Scene {
             (Cause::QueueLie { queue, claimed, counted }, ..) => {
                 write!(out, "lied about the {queue} queue: position {claimed:#x}, but {counted:#x} is counted")
             }
+            (Cause::Dma { address, writes, reason }, ..) => {
+                let what = if writes { "writing" } else { "reading" };
+                write!(out, "DMA fault: its device {what} {address:#x} ")?;
+                match self.accused {
+                    Some(Spot { what, .. }) => write!(out, "({what})")?,
+                    None => write!(out, "(no address of its own)")?,
+                }
+                write!(out, ": {}", crate::iommu::reason(reason))
+            }
             (Cause::QueueEntry { queue, entry }, ..) => {
                 write!(out, "bad entry {entry:#x} in the {queue} queue")?;
                 match (queue, net::split(entry)) {
@@ -261,6 +273,13 @@ impl Scene {
             if let Some(instruction) = disassembly::instruction(&self.code, rip.address) {
                 writeln!(out, "    {instruction}")?;
             }
+        }
+        if let Cause::Dma { address, .. } = self.cause {
+            let lies = match memory::is_mapped(address) {
+                true => memory::map::describe(memory::at_physical(address) as u64),
+                false => "nothing",
+            };
+            writeln!(out, "    the device's addresses begin with the slot; physical address {address:#x} is {lies}")?;
         }
         writeln!(
             out,

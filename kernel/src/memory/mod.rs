@@ -4,6 +4,7 @@
 //! * [`map`]: what lies where, in words
 //! * [`tables`]: page tables, the kernel's and the domains'
 //! * [`stray`]: what devices write to memory that nobody has
+//! * [`registers`]: registers of the machine's own devices
 //! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
 //!
 //! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every
@@ -23,6 +24,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 pub mod frames;
 pub mod map;
+pub mod registers;
 pub mod shared;
 pub mod stray;
 pub mod tables;
@@ -100,6 +102,11 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
 pub fn is_ram(extent: Extent) -> bool {
     const LOW: Extent = Extent::new(0, LOW_BYTES);
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
+}
+
+/// Whether physical address `pa` is mapped.
+pub fn is_mapped(pa: u64) -> bool {
+    pa < MAPPED_END.load(Ordering::Relaxed)
 }
 
 /// Whether `len_bytes` bytes at physical address `start` are mapped, and no memory.

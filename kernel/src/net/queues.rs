@@ -135,21 +135,20 @@ impl Queues {
         let start = domain.base() + QUEUE;
         let pa = domain.space.map_contiguous(start, queue_len as u64)?;
         // On an error what is mapped by then goes again.
-        let tx = domain.map_dma((TX_FRAMES * FRAME_BYTES) as u64);
-        let rx = domain.map_dma((RX_FRAMES * FRAME_BYTES) as u64);
+        // What is sent a device only reads.
+        let tx = domain.map_dma((TX_FRAMES * FRAME_BYTES) as u64, false);
+        let rx = domain.map_dma((RX_FRAMES * FRAME_BYTES) as u64, true);
         let (tx, rx) = match (tx, rx) {
             (Ok(tx), Ok(rx)) => (tx, rx),
             (tx, rx) => {
                 domain.space.unmap(start, queue_len as u64);
-                for region in [tx, rx].into_iter().flatten() {
-                    domain.space.unmap(region.extent.start, region.extent.len_bytes);
-                }
+                [tx, rx].into_iter().flatten().for_each(|region| domain.unmap_dma(&region));
                 return Err(OutOfMemory);
             }
         };
         let memory = SharedMemory::new(pa, queue_len);
-        memory.store(TX_PHYSICAL, tx.pa);
-        memory.store(RX_PHYSICAL, rx.pa);
+        memory.store(TX_PHYSICAL, domain.device_address(&tx));
+        memory.store(RX_PHYSICAL, domain.device_address(&rx));
         let mut queues = Queues {
             mac,
             memory,

@@ -20,6 +20,8 @@ pub struct Queues {
     pub info: ScsiInfo,
     memory: SharedMemory,
     data: SharedMemory,
+    /// Where the device sees that.
+    data_address: u64,
     submit: Producer,
     complete: Consumer,
     requests: [State; REQUESTS],
@@ -74,7 +76,7 @@ impl Queues {
         let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);
         let start = domain.base() + QUEUE;
         let pa = domain.space.map_contiguous(start, queue_len as u64)?;
-        let Ok(data) = domain.map_dma((REQUESTS * MAX_DATA) as u64) else {
+        let Ok(data) = domain.map_dma((REQUESTS * MAX_DATA) as u64, true) else {
             domain.space.unmap(start, queue_len as u64);
             return Err(OutOfMemory);
         };
@@ -82,6 +84,7 @@ impl Queues {
             info,
             memory: SharedMemory::new(pa, queue_len),
             data: SharedMemory::new(data.pa, REQUESTS * MAX_DATA),
+            data_address: domain.device_address(&data),
             submit: Producer::new(SUBMIT),
             complete: Consumer::new(COMPLETE),
             requests: [const { State::Free }; REQUESTS],
@@ -137,7 +140,7 @@ impl Queues {
             }
         };
         let request = Request {
-            data_pa: self.data.physical() + (number * MAX_DATA) as u64,
+            data_pa: self.data_address + (number * MAX_DATA) as u64,
             data_len: data_len as u32,
             direction,
             target,

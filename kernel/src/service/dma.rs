@@ -29,6 +29,10 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
         Some(index) => {
             let region = domain.dma_kept.swap_remove(index);
             frames::zero(region.pa, (len_bytes / PAGE_SIZE) as usize);
+            if domain.let_device_reach(&region, true).is_err() {
+                domain.dma_kept.push(region);
+                return Err(Refusal::NoMemory);
+            }
             domain.space.protect(region.extent.start, len_bytes, rights::WRITE);
             region
         }
@@ -38,7 +42,7 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
             if total > u64::from(domain.manifest.dma_bytes) || regions >= MAX_REGIONS {
                 return Err(Refusal::NoMemory);
             }
-            domain.map_dma(len_bytes).map_err(|_| Refusal::NoMemory)?
+            domain.map_dma(len_bytes, true).map_err(|_| Refusal::NoMemory)?
         }
     };
     Ok(region)
@@ -50,13 +54,14 @@ pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
     let region = domain.dma.swap_remove(index);
     let Extent { start, len_bytes } = region.extent;
+    domain.keep_device_from(&region);
     time::charged(len_bytes, || domain.space.protect(start, len_bytes, rights::KEPT));
     domain.dma_kept.push(region);
     Ok(0)
 }
 
-/// The physical address of `address`, which lies in one of the domain's regions.
+/// Where the domain's device sees `address`, which lies in one of the domain's regions.
 pub fn rf_dma_phys(domain: &mut Domain, address: u64) -> Answer {
-    let region = domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;
-    Ok(region.pa + (address - region.extent.start))
+    let region = *domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;
+    Ok(domain.device_address(&region) + (address - region.extent.start))
 }

@@ -8,7 +8,7 @@ use crate::domain::Handle;
 use crate::domain::device::{self, Device, State};
 use crate::pci::Function;
 use crate::symbols::Location;
-use crate::{module, pci, println};
+use crate::{iommu, module, pci, println};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -31,12 +31,17 @@ fn show_function(function: &Function) {
     let is_its = |handle: &Handle| {
         let domain = handle.lock();
         let device = domain.device.as_ref().filter(|device| device.function().address == function.address);
-        device.map(|_| domain.name.clone())
+        device.map(|device| (domain.name.clone(), fence_in_words(device)))
     };
-    let driver = module::loaded().iter().find_map(is_its);
+    let (driver, fence) = module::loaded().iter().find_map(is_its).unzip();
     let line = function.line.map_or("none".to_string(), |line| line.to_string());
     let master = if function.read(COMMAND) & BUS_MASTER != 0 { "on" } else { "off" };
     println!("             driver {}, line {line}, bus master {master}", driver.as_deref().unwrap_or("none"));
+    match fence {
+        Some(fence) => println!("             {fence}"),
+        None if iommu::is_on() => println!("             fenced: it reaches nothing"),
+        None => {}
+    }
     for (index, bar) in function.bars.iter().enumerate().filter_map(|(index, bar)| Some((index, bar.as_ref()?))) {
         match (pci::memory_extent(bar), bar) {
             (Some((start, len_bytes)), _) => println!("             BAR {index}: {start:#x}, {len_bytes:#x} bytes"),
@@ -56,6 +61,14 @@ fn show_function(function: &Function) {
         .collect();
     for few in capabilities.chunks(4) {
         println!("             capabilities: {}", few.join(", "));
+    }
+}
+
+/// Whether a device is kept within its driver's memory, and if not, why.
+pub fn fence_in_words(device: &Device) -> String {
+    match device.fence() {
+        Ok(_) => "fenced: it reaches what its driver was given for it".to_string(),
+        Err(why) => format!("not fenced: {why}"),
     }
 }
 

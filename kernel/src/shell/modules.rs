@@ -1,6 +1,6 @@
 //! Commands about modules and the drivers that run.
 
-use super::machine::device_name;
+use super::machine::{device_name, fence_in_words};
 use super::{Outcome, said};
 use crate::arch::time;
 use crate::domain::fault::{Cause, history};
@@ -47,8 +47,11 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
                 supervise::fault_count(&domain),
                 domain.heap_bytes / 1024,
                 domain.dma_bytes() / 1024,
-                domain.image_bytes / 1024
+                domain.image_bytes / 1024,
             );
+            if let Some(device) = &domain.device {
+                println!("                 {}", fence_in_words(device));
+            }
         }
     }
     Ok(())

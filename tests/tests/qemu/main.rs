@@ -3,6 +3,7 @@
 mod bench;
 mod boot;
 mod changed;
+mod fence;
 mod gates;
 mod hotplug;
 mod lies;

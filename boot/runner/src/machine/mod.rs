@@ -59,6 +59,8 @@ pub struct Machine {
     pub boot: Boot,
     /// QEMU's name of the mainboard.
     pub board: String,
+    /// Whether an IOMMU (Intel VT-d) fences devices. The mainboard must be one that can have one: `q35`.
+    pub iommu: bool,
     /// QEMU's name of the CPU; its best one if there is none.
     pub cpu: Option<String>,
     /// CPUs.
@@ -108,6 +110,7 @@ impl Default for Machine {
             contents: Contents { autoload: true, ..Contents::default() },
             boot: Boot::Direct,
             board: "pc".to_string(),
+            iommu: false,
             cpu: None,
             smp: 1,
             disks: Vec::new(),
@@ -156,6 +159,9 @@ impl Machine {
                 qemu.args(["-device", "ide-cd,drive=cd0"]);
             }
         }
+        if self.iommu {
+            qemu.args(["-device", "intel-iommu,intremap=on"]);
+        }
         self.attach_network(&mut qemu)?;
         self.attach_disks(&mut qemu, files)?;
         if self.icount {
@@ -166,6 +172,14 @@ impl Machine {
         }
         qemu.args(&self.extra);
         Ok(qemu)
+    }
+
+    /// A device's name and options, so that its accesses go through the IOMMU if there is one: virtio's do not by themselves.
+    fn behind_fence(&self, device: &str) -> String {
+        match self.iommu && device.starts_with("virtio-") {
+            true => format!("{device},disable-legacy=on,iommu_platform=on"),
+            false => device.to_string(),
+        }
     }
 
     fn attach_network(&self, qemu: &mut Command) -> Result<()> {
@@ -189,7 +203,8 @@ impl Machine {
         // Where it can be had otherwise, interrupts are not held back for 130 microseconds (QEMU 7.2 has this option, 10.0 has not).
         let model = self.nic.split(',').next().unwrap_or_default();
         let options = if qemu::has_option(model, "mitigation") { ",mitigation=off" } else { "" };
-        qemu.args(["-netdev", &network, "-device", &format!("{},netdev=net0{options}", self.nic)]);
+        let nic = self.behind_fence(&self.nic);
+        qemu.args(["-netdev", &network, "-device", &format!("{nic},netdev=net0{options}")]);
         if let Some(pcap) = &self.pcap {
             let mut dump = OsString::from("filter-dump,id=pcap0,netdev=net0,file=");
             dump.push(in_option(pcap));
@@ -206,7 +221,7 @@ impl Machine {
             return Ok(());
         }
         let scratch = if self.disks.is_empty() && self.scratch { Some(files.scratch_disk()?.into()) } else { None };
-        qemu.args(["-device", &format!("{},id=hba0", self.hba)]);
+        qemu.args(["-device", &format!("{},id=hba0", self.behind_fence(&self.hba))]);
         for (index, disk) in self.disks.iter().chain(&scratch).enumerate() {
             let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
             qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), cache)?);

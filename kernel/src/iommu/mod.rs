@@ -1,0 +1,320 @@
+//! The fence around devices: a device reaches what its driver was given for it, and nothing else.
+//!
+//! * [`vtd`]: Intel's remapping units
+//!
+//! From the start of the kernel on no device reaches anything. [`Fence::new`] lets one reach what is mapped for it then
+//! ([`Fence::map`]), at addresses that are the driver's own, counted from the start of its slot. What a device does beyond that is
+//! recorded, and ends its driver.
+
+use crate::memory::frames::OutOfMemory;
+use crate::pci::{self, Function};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use log::{info, warn};
+use pci_types::PciAddress;
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_core::dmar::{self, Dmar, Scope, ScopeKind};
+use ringfence_core::extent::Extent;
+use spin::{Mutex, Once};
+pub use vtd::Fault;
+use vtd::{FaultStatus, READ, Tables, Unit, WRITE};
+
+mod vtd;
+
+/// A unit, and what it watches.
+struct Watcher {
+    unit: Unit,
+    watches: dmar::Unit,
+}
+
+static WATCHERS: Mutex<Vec<Watcher>> = Mutex::new(Vec::new());
+static IS_ON: AtomicBool = AtomicBool::new(false);
+/// Memory that firmware has devices use for itself.
+static RESERVED: Mutex<Vec<dmar::Reserved>> = Mutex::new(Vec::new());
+/// Numbers of domains that are in use; 0 is reserved (VT-d, 9.3).
+static DOMAINS: Mutex<[bool; MOST_DOMAINS]> = Mutex::new([false; MOST_DOMAINS]);
+const MOST_DOMAINS: usize = 256;
+
+/// What was recorded and concerns a driver that has not been asked yet.
+static FAULTS: Mutex<Vec<Fault>> = Mutex::new(Vec::new());
+/// Whether there are some.
+static HAS_FAULTS: AtomicBool = AtomicBool::new(false);
+/// Where units say that they have recorded something, to be asked without a lock.
+static STATUS: Once<Vec<FaultStatus>> = Once::new();
+/// Most of those.
+const MOST_FAULTS: usize = 64;
+
+/// Turns all units on that firmware's table names.
+pub fn init(table: &Dmar) {
+    for found in table.units.iter().filter(|unit| unit.segment == 0) {
+        match Unit::start(found.registers) {
+            Ok(unit) => {
+                info!("iommu: VT-d at {:#x} is on: no device reaches memory that it was not given", found.registers);
+                WATCHERS.lock().push(Watcher { unit, watches: found.clone() });
+                IS_ON.store(true, Ordering::Relaxed);
+            }
+            Err(why) => warn!("iommu: VT-d at {:#x} is not used: {why}", found.registers),
+        }
+    }
+    STATUS.call_once(|| WATCHERS.lock().iter().map(|watcher| watcher.unit.fault_status()).collect());
+    *RESERVED.lock() = table.reserved.clone();
+}
+
+/// Whether there is a fence at all.
+pub fn is_on() -> bool {
+    IS_ON.load(Ordering::Relaxed)
+}
+
+/// Why a device has no fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfenced {
+    /// The machine has no IOMMU.
+    NoIommu,
+    /// None watches it.
+    NotWatched,
+    /// It is behind a bridge that asks in its place, and in that of another device that is driven.
+    Shared,
+    /// Firmware uses it, too.
+    Reserved,
+    /// There was no memory for its tables, or no number, or the unit failed.
+    Failed,
+}
+
+impl core::fmt::Display for Unfenced {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Unfenced::NoIommu => "the machine has no IOMMU",
+            Unfenced::NotWatched => "no IOMMU watches it",
+            Unfenced::Shared => "a bridge asks in its place, and in that of a device that another driver has",
+            Unfenced::Reserved => "firmware uses it, too",
+            Unfenced::Failed => "the IOMMU failed, or has no room for it",
+        })
+    }
+}
+
+/// What one device reaches.
+pub struct Fence {
+    watcher: usize,
+    source: u16,
+    domain: u16,
+    tables: Option<Tables>,
+}
+
+impl Fence {
+    /// A fence around `function`, which reaches nothing yet.
+    pub fn new(function: &Function) -> Result<Fence, Unfenced> {
+        let mut watchers = WATCHERS.lock();
+        if watchers.is_empty() {
+            return Err(Unfenced::NoIommu);
+        }
+        let address = function.address;
+        let by_name = |watcher: &Watcher| watcher.watches.scopes.iter().any(|scope| names(scope, address));
+        let watcher = watchers
+            .iter()
+            .position(by_name)
+            .or_else(|| watchers.iter().position(|watcher| watcher.watches.watches_rest))
+            .ok_or(Unfenced::NotWatched)?;
+        if RESERVED.lock().iter().flat_map(|reserved| &reserved.scopes).any(|scope| names(scope, address)) {
+            return Err(Unfenced::Reserved);
+        }
+        let Watcher { unit, .. } = watchers.get_mut(watcher).ok_or(Unfenced::Failed)?;
+        let tables = Tables::new(unit).map_err(|_| Unfenced::Failed)?;
+        let source = source_of(pci::requester(address));
+        if !take_source(source) {
+            tables.free();
+            return Err(Unfenced::Shared);
+        }
+        let domain = take_domain().ok_or(Unfenced::Failed);
+        match domain.and_then(|domain| {
+            unit.attach(source, tables.physical(), domain).map(|()| domain).map_err(|_| {
+                give_back_domain(domain);
+                Unfenced::Failed
+            })
+        }) {
+            Ok(domain) => Ok(Fence { watcher, source, domain, tables: Some(tables) }),
+            Err(why) => {
+                tables.free();
+                give_back_source(source);
+                Err(why)
+            }
+        }
+    }
+
+    fn with<T>(&self, then: impl FnOnce(&mut Unit) -> T) -> Option<T> {
+        WATCHERS.lock().get_mut(self.watcher).map(|watcher| then(&mut watcher.unit))
+    }
+
+    /// Lets the device reach `len_bytes` bytes (whole pages) of physical memory from `pa` at its address `start`.
+    pub fn map(&mut self, start: u64, pa: u64, len_bytes: u64, is_written: bool) -> Result<(), OutOfMemory> {
+        let rights = if is_written { READ | WRITE } else { READ };
+        let domain = self.domain;
+        let tables = self.tables.as_mut().ok_or(OutOfMemory)?;
+        for offset in (0..len_bytes).step_by(PAGE_SIZE as usize) {
+            if tables.map(start + offset, pa + offset, rights).is_err() {
+                (0..offset).step_by(PAGE_SIZE as usize).for_each(|offset| tables.unmap(start + offset));
+                return Err(OutOfMemory);
+            }
+        }
+        self.with(|unit| unit.note_added(domain)).and_then(Result::ok).ok_or(OutOfMemory)
+    }
+
+    /// Lets it reach `len_bytes` bytes at `start` no more; `false` if the unit does not do as it is told.
+    #[must_use]
+    pub fn unmap(&mut self, start: u64, len_bytes: u64) -> bool {
+        if let Some(tables) = &mut self.tables {
+            (0..len_bytes).step_by(PAGE_SIZE as usize).for_each(|offset| tables.unmap(start + offset));
+        }
+        let domain = self.domain;
+        self.with(|unit| unit.forget(domain)).is_some_and(|done| done.is_ok())
+    }
+
+    /// Has its faults be recorded no more.
+    pub fn silence(&self) {
+        // What goes wrong here is a flood of records, which hurts nobody.
+        let _ = self.with(|unit| unit.silence(self.source));
+    }
+
+    /// Takes a fault of this device that was recorded.
+    pub fn take_fault(&self) -> Option<Fault> {
+        let mut faults = FAULTS.lock();
+        let first = faults.iter().position(|fault| fault.source == self.source)?;
+        let fault = faults.get(first).copied();
+        faults.retain(|fault| fault.source != self.source);
+        note_left(&faults);
+        fault
+    }
+
+    /// Lets the device reach nothing any more; `false` if the unit does not do as it is told: then it may reach all that it did.
+    #[must_use]
+    pub fn remove(mut self) -> bool {
+        let (source, domain) = (self.source, self.domain);
+        let is_done = self.with(|unit| unit.detach(source, domain)).is_some_and(|done| done.is_ok());
+        if let Some(tables) = self.tables.take().filter(|_| is_done) {
+            tables.free();
+            give_back_domain(domain);
+            give_back_source(source);
+        }
+        forget_source(source);
+        is_done
+    }
+}
+
+/// Who has a fence. Several devices can be one of these: they have one fence, and one driver.
+static SOURCES: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+
+fn take_source(source: u16) -> bool {
+    let mut sources = SOURCES.lock();
+    let is_free = !sources.contains(&source);
+    if is_free {
+        sources.push(source);
+    }
+    is_free
+}
+
+fn give_back_source(source: u16) {
+    SOURCES.lock().retain(|other| *other != source);
+}
+
+fn take_domain() -> Option<u16> {
+    let mut domains = DOMAINS.lock();
+    let free = (1..MOST_DOMAINS).find(|number| domains.get(*number) == Some(&false))?;
+    *domains.get_mut(free)? = true;
+    u16::try_from(free).ok()
+}
+
+fn give_back_domain(number: u16) {
+    if let Some(used) = DOMAINS.lock().get_mut(usize::from(number)) {
+        *used = false;
+    }
+}
+
+/// Whether a scope names the function at `address`, or a bridge above it.
+fn names(scope: &Scope, address: PciAddress) -> bool {
+    let Some(((device, function), above)) = scope.path.split_last() else { return false };
+    let Some(bus) = above.iter().try_fold(scope.bus, |bus, (device, function)| {
+        pci::buses_below(PciAddress::new(0, bus, *device, *function)).map(|below| *below.start())
+    }) else {
+        return false;
+    };
+    let named = PciAddress::new(0, bus, *device & 31, *function & 7);
+    match scope.kind {
+        ScopeKind::Endpoint => named == address,
+        ScopeKind::Bridge => pci::buses_below(named).is_some_and(|below| below.contains(&address.bus())),
+        ScopeKind::IoApic | ScopeKind::Other => false,
+    }
+}
+
+/// Takes down what the units have recorded; whether there is something that concerns a driver. This is asked after each poll.
+#[inline(always)]
+pub fn note_faults() -> bool {
+    is_on()
+        && (HAS_FAULTS.load(Ordering::Relaxed) || STATUS.get().is_some_and(|all| all.iter().any(FaultStatus::is_set)))
+        && take_down()
+}
+
+#[cold]
+fn take_down() -> bool {
+    let mut watchers = WATCHERS.lock();
+    let mut faults = FAULTS.lock();
+    for watcher in watchers.iter_mut().filter(|watcher| watcher.unit.fault_status().is_set()) {
+        watcher.unit.take_faults(|fault| {
+            if faults.len() < MOST_FAULTS {
+                faults.push(fault);
+            }
+        });
+    }
+    note_left(&faults)
+}
+
+/// Notes whether faults are left that concern a driver.
+fn note_left(faults: &[Fault]) -> bool {
+    HAS_FAULTS.store(!faults.is_empty(), Ordering::Relaxed);
+    !faults.is_empty()
+}
+
+/// Who did what was recorded.
+pub fn sources() -> Vec<PciAddress> {
+    let faults = FAULTS.lock();
+    let address = |source: u16| {
+        let [function, bus] = source.to_le_bytes();
+        PciAddress::new(0, bus, function >> 3, function & 7)
+    };
+    faults.iter().map(|fault| address(fault.source)).collect()
+}
+
+/// Forgets what was recorded of a requester whose devices no driver has.
+pub fn forget(requester: PciAddress) {
+    forget_source(source_of(requester));
+}
+
+fn forget_source(source: u16) {
+    let mut faults = FAULTS.lock();
+    faults.retain(|fault| fault.source != source);
+    note_left(&faults);
+}
+
+/// How a function says who it is (VT-d, 3.4.1).
+fn source_of(address: PciAddress) -> u16 {
+    u16::from_be_bytes([address.bus(), address.device() << 3 | address.function()])
+}
+
+/// Why a unit did not let a device do what it wanted (VT-d, 7.2.3), in words.
+pub fn reason(reason: u8) -> String {
+    let words = match reason {
+        0x1 | 0x2 => "it has been given nothing",
+        0x4 => "no address is as long",
+        0x5 => "it may not write there",
+        0x6 => "it may not read there",
+        0xe => "interrupts are raised there",
+        _ => return format!("reason {reason:#x}"),
+    };
+    words.into()
+}
+
+/// Whether `extent` has registers of a unit, which nobody but the kernel may reach.
+pub fn has_registers(extent: Extent) -> bool {
+    let watchers = WATCHERS.lock();
+    watchers.iter().any(|watcher| extent.overlaps(Extent::new(watcher.watches.registers, PAGE_SIZE)))
+}

@@ -1,0 +1,62 @@
+//! Registers of the machine's own devices, which are in memory.
+
+use super::{at_physical, is_device};
+
+/// Registers that are mapped, and no memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Registers {
+    pa: u64,
+    len_bytes: u64,
+}
+
+impl Registers {
+    /// `len_bytes` bytes of registers from physical address `pa`; `None` if those are memory, or not mapped.
+    pub fn at(pa: u64, len_bytes: u64) -> Option<Registers> {
+        (pa.is_multiple_of(8) && is_device(pa, len_bytes)).then_some(Registers { pa, len_bytes })
+    }
+
+    /// Where a register is; the first one if there is no such: what it holds then is as wrong as anything.
+    fn place<T>(&self, offset: u64) -> *mut T {
+        let size = size_of::<T>() as u64;
+        let inside = offset.is_multiple_of(size) && offset.checked_add(size).is_some_and(|end| end <= self.len_bytes);
+        at_physical(self.pa + if inside { offset } else { 0 }).cast()
+    }
+
+    /// Reads the 32 bits at `offset`.
+    #[inline]
+    pub fn read32(&self, offset: u64) -> u32 {
+        // SAFETY: mapped registers, aligned.
+        unsafe { self.place::<u32>(offset).read_volatile() }
+    }
+
+    /// Writes the 32 bits at `offset`.
+    pub fn write32(&self, offset: u64, value: u32) {
+        // SAFETY: as above.
+        unsafe { self.place::<u32>(offset).write_volatile(value) };
+    }
+
+    /// Reads the 64 bits at `offset`.
+    pub fn read64(&self, offset: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.place::<u64>(offset).read_volatile() }
+    }
+
+    /// Writes the 64 bits at `offset`.
+    pub fn write64(&self, offset: u64, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.place::<u64>(offset).write_volatile(value) };
+    }
+}
+
+/// Writes `len_bytes` bytes from physical address `pa`, which are mapped, back from the CPU's caches to memory: for who reads past
+/// them.
+pub fn write_back(pa: u64, len_bytes: u64) {
+    const LINE: u64 = 64;
+    let first = pa & !(LINE - 1);
+    for line in (first..pa + len_bytes).step_by(LINE as usize) {
+        // SAFETY: writing a line back changes nothing that a program sees.
+        unsafe { core::arch::asm!("clflush [{}]", in(reg) at_physical(line), options(nostack, preserves_flags)) };
+    }
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("mfence", options(nostack, preserves_flags)) };
+}

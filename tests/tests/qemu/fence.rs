@@ -1,0 +1,108 @@
+//! The fence around devices: an IOMMU lets each reach what its driver was given for it.
+
+use ringfence::machine::Machine;
+use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine};
+
+fn fenced(commands: &str) -> Machine {
+    let mut machine = machine(commands);
+    (machine.iommu, machine.board, machine.scratch) = (true, "q35".into(), true);
+    machine
+}
+
+/// Addresses for the device begin with the driver's slot: the same after every restart, and in every slot.
+#[test]
+fn drivers_work_behind_the_fence_in_both_rings() {
+    let machine = fenced(
+        "ip; ping 10.0.2.2 -c 2; blkcheck disk0 0 2000 1; ring e1000 0; ring virtio-scsi 0; ping 10.0.2.2 -c 2; \
+         blkcheck disk0 0 2000 2; kill e1000; kill virtio-scsi; ping 10.0.2.2 -c 2; blkcheck disk0 0 2000 3; lsmod -v",
+    );
+    let text = boot_well(&machine);
+    assert_says(&text, "iommu: VT-d at 0xfed90000 is on: no device reaches memory that it was not given");
+    assert_eq!(text.matches("2 sent, 2 answered, 0 lost").count(), 3, "{text}");
+    assert_eq!(text.matches("2000 blocks were written and read back").count(), 3, "{text}");
+    assert_eq!(text.matches("fenced: it reaches what its driver was given for it").count(), 2, "{text}");
+    let phys: Vec<&str> = text.lines().filter(|line| line.contains("rf_dma_phys(0x80100")).collect();
+    assert!(!phys.is_empty() && phys.iter().all(|line| line.contains(") = 0x100")), "{phys:?}");
+}
+
+/// What is counted as a stray write without it ends the driver, and nothing is written.
+#[test]
+fn a_device_that_is_told_wrong_ends_its_driver() {
+    let text = boot_well(&fenced(
+        "integrity; rmmod e1000; insmod rogue-nic; tell rogue-nic device-writes 0x2800000; sleep 100; lsmod; lsblk; \
+         blkread disk0 0 8; integrity",
+    ));
+    assert_says(
+        &text,
+        "fault: rogue-nic: DMA fault: its device reading 0x2800000 (own slot, unmapped): it may not read there, after command",
+    );
+    assert_says(&text, "    the device's addresses begin with the slot; physical address 0x2800000 is physical memory");
+    assert_eq!(listed(&text, "rogue-nic")[0].state, "ended");
+    let counts = text.lines().filter_map(|line| line.split_once("  frames written to")).map(|(count, _)| count.trim());
+    assert!(counts.eq(["0", "0"]), "{text}");
+    assert_intact(&text);
+}
+
+/// Of the queues, the entry text and the fence's own tables nothing is mapped for a device, wherever they are.
+#[test]
+fn no_address_leads_beyond_the_fence() {
+    for (address, expected) in [
+        ("0x1000", "reading 0x1000 (own slot, unmapped): it may not read there"),
+        ("0x2000000", "reading 0x2000000 (own queues): it may not read there"),
+        ("0x400000", "reading 0x400000 (own "),
+        ("0x8000000000", "reading 0x8000000000 (no address of its own): "),
+        ("0xfed90000", "reading 0xfed90000 (own slot, unmapped): it may not read there"),
+    ] {
+        let text = boot_well(&fenced(&format!(
+            "integrity; rmmod e1000; insmod rogue-nic; tell rogue-nic device-writes {address}; sleep 100; lsmod; integrity"
+        )));
+        assert_says(&text, &format!("fault: rogue-nic: DMA fault: its device {expected}"));
+        assert_intact(&text);
+    }
+}
+
+/// Tables, domain numbers and context entries come and go with their drivers.
+#[test]
+fn restarts_behind_the_fence_lose_nothing() {
+    let round = "repeat 20 kill e1000, sleep 10, kill virtio-scsi, sleep 10; sleep 100; mem; ";
+    let text = boot_well(&fenced(&format!(
+        "limits restarts 1000; limits restart-wait-ms 0; ip; lsblk; {round}{round}ping 10.0.2.2 -c 1; blkread disk0 0 8"
+    )));
+    let frames: Vec<&str> = text.lines().filter(|line| line.starts_with("frames ")).collect();
+    assert!(frames.len() == 2 && frames[0] == frames[1], "{frames:?}");
+}
+
+/// A bridge that asks in the place of what is behind it: one device there can have a driver, which works.
+#[test]
+fn devices_that_a_bridge_asks_for_have_one_driver() {
+    let mut machine = fenced("ip; ping 10.0.2.2 -c 1; lsmod -v; rmmod e1000; insmod e1000; ip");
+    machine.nic = "none".into();
+    let devices = "-device pcie-pci-bridge,id=b1 -netdev user,id=one -device e1000,netdev=one,bus=b1,addr=3 \
+                   -netdev user,id=two -device e1000,netdev=two,bus=b1,addr=4";
+    machine.extra = devices.split_whitespace().map(Into::into).collect();
+    let text = boot_well(&machine);
+    assert_says(&text, "e1000: loaded into ring 1 for 0000:01:03.0");
+    let why = "a bridge asks in its place, and in that of a device that another driver has";
+    assert_says(&text, &format!("0000:01:04.0: no driver can have it: {why}"));
+    assert_says(&text, "1 sent, 1 answered, 0 lost");
+    assert_eq!(text.matches("eth0: 10.0.2.15/24 via e1000").count(), 2, "{text}");
+}
+
+/// Behind a port of PCI Express each device asks for itself.
+#[test]
+fn devices_behind_a_port_have_fences_of_their_own() {
+    let mut machine = fenced("ip; ping 10.0.2.2 -c 1; lsmod -v");
+    machine.nic = "none".into();
+    let devices = "-device pcie-root-port,id=p1,chassis=1 -netdev user,id=one -device e1000,netdev=one,bus=p1";
+    machine.extra = devices.split_whitespace().map(Into::into).collect();
+    let text = boot_well(&machine);
+    assert_says(&text, "1 sent, 1 answered, 0 lost");
+    assert_eq!(text.matches("fenced: it reaches what its driver was given for it").count(), 2, "{text}");
+}
+
+/// Without an IOMMU, the reason is that.
+#[test]
+fn without_an_iommu_nothing_is_fenced() {
+    let text = boot_badly(&machine("lsmod -v; nonsense"), 1).text();
+    assert_eq!(text.matches("not fenced: the machine has no IOMMU").count(), 2, "{text}");
+}

@@ -37,11 +37,6 @@ fn show_function(function: &Function) {
     let line = function.line.map_or("none".to_string(), |line| line.to_string());
     let master = if function.read(COMMAND) & BUS_MASTER != 0 { "on" } else { "off" };
     println!("             driver {}, line {line}, bus master {master}", driver.as_deref().unwrap_or("none"));
-    match fence {
-        Some(fence) => println!("             {fence}"),
-        None if iommu::is_on() => println!("             fenced: it reaches nothing"),
-        None => {}
-    }
     for (index, bar) in function.bars.iter().enumerate().filter_map(|(index, bar)| Some((index, bar.as_ref()?))) {
         match (pci::memory_extent(bar), bar) {
             (Some((start, len_bytes)), _) => println!("             BAR {index}: {start:#x}, {len_bytes:#x} bytes"),
@@ -61,6 +56,11 @@ fn show_function(function: &Function) {
         .collect();
     for few in capabilities.chunks(4) {
         println!("             capabilities: {}", few.join(", "));
+    }
+    match fence {
+        Some(fence) => println!("             {fence}"),
+        None if iommu::is_on() => println!("             fenced: it reaches nothing"),
+        None => {}
     }
 }
 

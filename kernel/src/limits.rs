@@ -83,8 +83,11 @@ pub static SEG_LOADS: Limit =
 /// The same for bit tests of a register with a LOCK prefix, on which QEMU 7.2 aborts.
 pub static LOCK_BTS: Limit = Limit::new("lock-bts", "places in a module that LOCK a BT, under TCG", [0, 0, 1000]);
 
+/// Whether devices that nothing fences have drivers.
+pub static UNFENCED: Limit = Limit::new("unfenced", "whether devices without a fence have drivers", [0, 1, 1]);
+
 /// All of them.
-pub static ALL: [&Limit; 12] = [
+pub static ALL: [&Limit; 13] = [
     &RESTARTS,
     &RESTART_WINDOW_S,
     &RESTART_WAIT_MS,
@@ -97,4 +100,5 @@ pub static ALL: [&Limit; 12] = [
     &SS_LOADS,
     &SEG_LOADS,
     &LOCK_BTS,
+    &UNFENCED,
 ];

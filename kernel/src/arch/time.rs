@@ -35,6 +35,7 @@ pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
     if measure == PIT {
         clock::start_pit_channel_0((PIT_HZ / TICK_HZ) as u16);
+        local_apic::turn_off();
         return Ok(());
     }
     let vector = interrupts::FIRST_VECTOR + interrupts::TIMER;

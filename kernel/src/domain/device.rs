@@ -10,6 +10,7 @@ use super::{DmaRegion, Domain};
 use crate::arch::{interrupts, time};
 use crate::console::{self, Source};
 use crate::iommu::{self, Fence, Unfenced};
+use crate::limits::UNFENCED;
 use crate::memory::frames::OutOfMemory;
 use crate::pci::{self, Function, memory_extent};
 use alloc::vec::Vec;
@@ -80,6 +81,12 @@ impl Device {
         if let Err(why @ (Unfenced::Shared | Unfenced::Reserved | Unfenced::Failed)) = fence {
             // It reaches nothing, so that no driver would be of use.
             log::warn!("{}: no driver can have it: {why}", function.address);
+            return None;
+        }
+        if let Err(why) = &fence
+            && UNFENCED.get() == 0
+        {
+            log::warn!("{}: no driver has it, as it is not fenced ('limits unfenced'): {why}", function.address);
             return None;
         }
         taken.push((function.address, State::Driven));

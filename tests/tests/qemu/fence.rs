@@ -106,3 +106,19 @@ fn without_an_iommu_nothing_is_fenced() {
     let text = boot_badly(&machine("lsmod -v; nonsense"), 1).text();
     assert_eq!(text.matches("not fenced: the machine has no IOMMU").count(), 2, "{text}");
 }
+
+/// A person may want no driver at all rather than one whose device reaches everything.
+#[test]
+fn what_is_not_fenced_can_be_refused() {
+    let mut unfenced = machine("limits unfenced 0; fails insmod e1000; limits unfenced 1; insmod e1000");
+    unfenced.contents.autoload = false;
+    let text = boot_well(&unfenced);
+    assert_says(
+        &text,
+        "0000:00:02.0: no driver has it, as it is not fenced ('limits unfenced'): the machine has no IOMMU",
+    );
+    assert_says(&text, "as expected: e1000: no free device that it drives");
+    let mut fenced = fenced("limits unfenced 0; insmod e1000");
+    fenced.contents.autoload = false;
+    assert_says(&boot_well(&fenced), "e1000: loaded into ring 1, slot 0");
+}

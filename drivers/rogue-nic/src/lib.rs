@@ -5,6 +5,7 @@
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
+mod dma;
 mod gates;
 mod reach;
 
@@ -125,6 +126,10 @@ impl Driver for RogueNic {
         {
             let (address, len_bytes) = (ringfence_sdk::number(address)?, ringfence_sdk::number(len_bytes)?);
             return Ok(match verb {
+                "dma-write" => {
+                    dma::Card::new(self.queues).write(address, len_bytes);
+                    0
+                }
                 "log-at" => refusal(unsafe { raw::rf_log(3, address, len_bytes) }),
                 "panic-at" => refusal(unsafe { raw::rf_panic(address, len_bytes) }),
                 _ => return Err(Refusal::NotFound),
@@ -136,6 +141,7 @@ impl Driver for RogueNic {
             return Ok(match verb {
                 "extremes" => gates::all_extremes(slot, number),
                 "random" => gates::at_random(slot, number, &mut self.random),
+                "dma-read" => dma::Card::new(self.queues).read(number),
                 "device-writes" => {
                     device_writes(number)?;
                     0
@@ -154,6 +160,15 @@ impl Driver for RogueNic {
             return Ok(answer);
         }
         Ok(match text {
+            // Before `dma-write` and `dma-read`.
+            "loop-back" => {
+                dma::Card::new(self.queues).loop_back()?;
+                0
+            }
+            "dma-write-read-only" => {
+                dma::Card::new(self.queues).write_what_is_only_read();
+                0
+            }
             // The queues' frames are the kernel's to free.
             "free-frames" => refusal(unsafe { raw::rf_dma_free(self.slot() + DMA) }),
             "phys-frames" => refusal(unsafe { raw::rf_dma_phys(self.slot() + DMA) }),

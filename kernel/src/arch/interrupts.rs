@@ -146,6 +146,13 @@ pub fn idle_ticks() -> u64 {
     IDLE.load(Ordering::Relaxed)
 }
 
+/// Counts an interrupt of `line`.
+fn note(line: u8) {
+    if let Some(count) = COUNTS.get(usize::from(line)) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Handles one interrupt, with interrupts off.
 pub fn handle(vector: u8) {
     match HALTED_AT.swap(0, Ordering::Relaxed) {
@@ -153,6 +160,13 @@ pub fn handle(vector: u8) {
         halted_at => {
             IDLE.fetch_add(super::time::tsc().saturating_sub(halted_at), Ordering::Relaxed);
         }
+    }
+    if super::local_apic::end(vector) {
+        if vector == FIRST_VECTOR + TIMER {
+            note(TIMER);
+            super::time::tick();
+        }
+        return;
     }
     let Some(line) = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES) else {
         return;
@@ -167,9 +181,7 @@ pub fn handle(vector: u8) {
         }
         return;
     }
-    if let Some(count) = COUNTS.get(usize::from(line)) {
-        count.fetch_add(1, Ordering::Relaxed);
-    }
+    note(line);
     match line {
         TIMER => super::time::tick(),
         SERIAL => crate::console::receive(),
@@ -178,9 +190,6 @@ pub fn handle(vector: u8) {
             FIRED.fetch_or(1 << line, Ordering::AcqRel);
             ON_FIRED.wake();
         }
-    }
-    if line == TIMER && super::local_apic::end_tick() {
-        return;
     }
     // SAFETY: `line` is in service.
     unsafe { PICS.lock().notify_end_of_interrupt(vector) };

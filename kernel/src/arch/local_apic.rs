@@ -12,6 +12,7 @@ const FIRST_X2APIC_MSR: u32 = 0x800;
 /// Registers ("Local APIC Register Address Map").
 const END_OF_INTERRUPT: u32 = 0xb0;
 const SPURIOUS: u32 = 0xf0;
+const IN_SERVICE: u32 = 0x100;
 const TIMER: u32 = 0x320;
 const LINT0: u32 = 0x350;
 const INITIAL_COUNT: u32 = 0x380;
@@ -73,9 +74,13 @@ pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
     Some(())
 }
 
-/// Ends the tick's interrupt, if it came from here.
-pub fn end_tick() -> bool {
-    let is_ours = TICKS.load(Ordering::Relaxed);
+/// Ends the interrupt `vector`, if it came from here: the tick does, and whatever a device has raised by writing where this listens.
+pub fn end(vector: u8) -> bool {
+    if !TICKS.load(Ordering::Relaxed) {
+        return false;
+    }
+    let (word, bit) = (u32::from(vector) / 32, u32::from(vector) % 32);
+    let is_ours = read(IN_SERVICE + word * 0x10) & 1 << bit != 0;
     if is_ours {
         write(END_OF_INTERRUPT, 0);
     }

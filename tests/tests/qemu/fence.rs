@@ -122,3 +122,48 @@ fn what_is_not_fenced_can_be_refused() {
     fenced.contents.autoload = false;
     assert_says(&boot_well(&fenced), "e1000: loaded into ring 1, slot 0");
 }
+
+/// The card sends to itself, so that it moves what lies anywhere to anywhere: without a fence all of memory is its driver's.
+fn through_the_card(machine: Machine, commands: &str) -> String {
+    let mut machine = machine;
+    machine.contents.autoload = false;
+    // The card receives nothing for a second after its receiver is set up.
+    let script = format!("insmod rogue-nic; tell rogue-nic loop-back; sleep 1200; {commands}");
+    machine.contents.exec = Some(script);
+    boot_well(&machine)
+}
+
+#[test]
+fn without_a_fence_a_card_reads_and_writes_anything() {
+    let commands = "tell rogue-nic dma-write 0x2800000 0x1234; tell rogue-nic dma-read 0x2800000";
+    assert_says(&through_the_card(machine(""), commands), "rogue-nic: 4660 (0x1234)");
+}
+
+#[test]
+fn behind_the_fence_each_move_beyond_it_ends_its_driver() {
+    for (command, expected) in [
+        ("dma-write 0x2800000 0x1234", "writing 0x2800000 (own slot, unmapped): it may not write there"),
+        ("dma-read 0x2800000", "reading 0x2800000 (own slot, unmapped): it may not read there"),
+        // Memory that the device is only to read: frames that are to be sent.
+        ("dma-write-read-only", "writing 0x10001000 (own DMA memory): it may not write there"),
+        ("dma-write 0xfed90000 1", "writing 0xfed90000 (own slot, unmapped): it may not write there"),
+        ("dma-write 0xffffffffff000 1", "writing 0xffffffffff000 (no address of its own): no address is as long"),
+    ] {
+        let text =
+            through_the_card(fenced(""), &format!("integrity; tell rogue-nic {command}; sleep 100; lsmod; integrity"));
+        assert_says(&text, &format!("fault: rogue-nic: DMA fault: its device {expected}"));
+        assert_intact(&text);
+    }
+}
+
+/// Where the local APIC would listen nobody does, as nothing needs it; where it ticks, what a device raises there changes nothing.
+#[test]
+fn a_device_that_writes_an_interrupt_message_raises_none() {
+    for board in ["pc", "pc,pit=off"] {
+        let mut machine = machine("");
+        machine.board = board.into();
+        let text = through_the_card(machine, "tell rogue-nic dma-write 0xfee00000 0x25; sleep 100; irqs; lsmod");
+        assert!(!text.lines().any(|line| line.starts_with("line  5")), "{text}");
+        assert_eq!(listed(&text, "rogue-nic")[0].state, "running");
+    }
+}

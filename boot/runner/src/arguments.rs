@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use ringfence::machine::{Disk, Machine, Protocol};
+use ringfence::machine::{Disk, Machine, Opened, Protocol};
 use ringfence::ramdisk::Contents;
 use ringfence_core::module::Module;
 use std::ffi::{OsStr, OsString};
@@ -156,9 +156,10 @@ pub struct RunArguments {
     /// Do not load drivers at boot.
     #[arg(long)]
     no_autoload: bool,
-    /// Attach a disk image or a block device (repeatable), for reading only if ',ro' is behind it. Without one there is an
-    /// empty disk of 64 MiB, which goes when the run ends.
-    #[arg(long, value_name = "FILE[,ro]")]
+    /// Attach a disk image or a block device (repeatable), for reading only if ',ro' is behind it. It is opened as what it is, unless
+    /// it names other files: ',image' opens it all the same, ',raw' as blocks. Without one there is an empty disk of 64 MiB, which
+    /// goes when the run ends.
+    #[arg(long, value_name = "FILE[,ro][,raw|,image]")]
     disk: Vec<OsString>,
     /// Forward a TCP port of this host to one of the guest (repeatable): 7 echoes, 9 discards, 19 sends characters.
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
@@ -245,7 +246,9 @@ impl MachineArguments {
 impl RunArguments {
     /// The machine, on a terminal with so many columns if it is on one.
     pub fn machine(self, columns: Option<u16>) -> Result<Machine> {
-        let disks: Vec<Disk> = self.disk.iter().map(|disk| Disk::parse(disk)).collect();
+        let parsed: Vec<(Disk, Opened)> = self.disk.iter().map(|disk| Disk::parse(disk)).collect();
+        let opened = parsed.iter().map(|(disk, opened)| (disk.path.clone(), *opened)).collect();
+        let disks: Vec<Disk> = parsed.into_iter().map(|(disk, _)| disk).collect();
         for Disk { path, .. } in &disks {
             if !path.exists() {
                 bail!("there is no file {}", path.display());
@@ -262,6 +265,7 @@ impl RunArguments {
                 ..machine.contents
             },
             disks,
+            opened,
             forwards: self.forward.into_iter().map(|(host, guest)| (Protocol::Tcp, host, guest)).collect(),
             icount: self.icount,
             gdb: self.gdb,

@@ -1,7 +1,8 @@
 //! Disk images: what they are, and how QEMU is told.
 //!
 //! **An image is opened as what it is, or not at all.** QEMU would take a qcow2 file for the blocks of a disk if it were told that it
-//! is one, and the guest's first write would destroy it.
+//! is one, and the guest's first write would destroy it. **What names other files is opened only if a person says that it is to be**: a
+//! guest may have written the beginning of its disk so that it does, and would read the host's files.
 
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
@@ -26,27 +27,48 @@ impl From<PathBuf> for Disk {
     }
 }
 
+/// As what a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Opened {
+    /// As what it is, if that names no other files.
+    #[default]
+    Careful,
+    /// As what it is.
+    Image,
+    /// As blocks, whatever is in them.
+    Raw,
+}
+
 impl Disk {
-    /// What a person says: `FILE` or `FILE,ro`. A file that has just that name is meant first.
-    pub fn parse(text: &OsStr) -> Disk {
-        let path = PathBuf::from(text);
-        let bare = text.to_str().and_then(|text| text.strip_suffix(",ro"));
-        match bare {
-            Some(bare) if !path.exists() => Disk { path: bare.into(), read_only: true },
-            _ => path.into(),
+    /// What a person says: `FILE`, with `,ro`, `,raw` or `,image` behind it. A file that has just that name is meant first.
+    pub fn parse(text: &OsStr) -> (Disk, Opened) {
+        let (mut read_only, mut opened) = (false, Opened::Careful);
+        let mut rest = text.to_str().unwrap_or_default();
+        while !Path::new(rest).exists()
+            && let Some((bare, option)) = rest.rsplit_once(',')
+        {
+            match option {
+                "ro" => read_only = true,
+                "raw" => opened = Opened::Raw,
+                "image" => opened = Opened::Image,
+                _ => break,
+            }
+            rest = bare;
         }
+        let path = if rest.is_empty() { PathBuf::from(text) } else { PathBuf::from(rest) };
+        (Disk { path, read_only }, opened)
     }
 
     /// Says at once what QEMU would say late and badly; `Ok` if it can be opened as it is to be.
-    pub fn check(&self) -> Result<()> {
-        self.format().map(|_| ())
+    pub fn check(&self, opened: Opened) -> Result<()> {
+        self.format(opened).map(|_| ())
     }
 
     /// What QEMU's `-drive` takes, to open it under the name `id`. Its name is not taken for a protocol's, whatever is in it.
-    pub fn drive(&self, id: &str, more: &str) -> Result<OsString> {
+    pub fn drive(&self, id: &str, more: &str, opened: Opened) -> Result<OsString> {
         let driver = if self.metadata()?.file_type().is_block_device() { "host_device" } else { "file" };
         let read_only = if self.read_only { ",read-only=on" } else { "" };
-        let format = self.format()?;
+        let format = self.format(opened)?;
         let mut drive = OsString::from(format!(
             "if=none,id={id},format={format},file.driver={driver}{read_only}{more},file.filename="
         ));
@@ -59,7 +81,7 @@ impl Disk {
     }
 
     /// QEMU's name of its format.
-    fn format(&self) -> Result<&'static str> {
+    fn format(&self, opened: Opened) -> Result<&'static str> {
         let name = self.path.display();
         let kind = self.metadata()?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -68,8 +90,20 @@ impl Disk {
         let open = OpenOptions::new().read(true).write(!self.read_only).open(&self.path);
         let hint = if self.read_only { "" } else { " ('FILE,ro' attaches one that may only be read)" };
         let mut file = open.with_context(|| format!("cannot open the disk image {name}{hint}"))?;
-        match format_of(&mut file).with_context(|| format!("cannot read the disk image {name}"))? {
-            Format::Known(format) => Ok(format),
+        if opened == Opened::Raw {
+            return Ok("raw");
+        }
+        let unreadable = || format!("cannot read the disk image {name}");
+        match format_of(&mut file, self.read_only).with_context(unreadable)? {
+            Format::Known(format) => {
+                if opened == Opened::Careful && names_others(&mut file, format).with_context(unreadable)? {
+                    bail!(
+                        "{name} is a {format} image that names other files, which a guest may have written there: 'FILE,image' opens it \
+                         all the same, 'FILE,raw' as blocks"
+                    )
+                }
+                Ok(format)
+            }
             Format::Foreign(format) => {
                 bail!(
                     "{name} is a {format} image, which cannot be written as it is: 'qemu-img convert -O qcow2' makes one that can"
@@ -95,7 +129,6 @@ const MAGICS: &[(u64, &[u8], Format)] = &[
     (0, b"QED\0", Format::Known("qed")),
     (0, b"KDMV", Format::Known("vmdk")),
     (0, b"COWD", Format::Known("vmdk")),
-    (0, b"# Disk DescriptorFile", Format::Known("vmdk")),
     (0, b"vhdxfile", Format::Known("vhdx")),
     (0, b"conectix", Format::Known("vpc")),
     (0, b"WithoutFreeSpace", Format::Known("parallels")),
@@ -109,10 +142,20 @@ const MAGICS: &[(u64, &[u8], Format)] = &[
 const LAST_BLOCK: &[(&[u8], Format)] = &[(b"conectix", Format::Known("vpc")), (b"koly", Format::Foreign("DMG"))];
 const BLOCK_BYTES: u64 = 512;
 
-fn format_of(file: &mut File) -> std::io::Result<Format> {
-    let mut head = Vec::new();
-    file.by_ref().take(BLOCK_BYTES).read_to_end(&mut head)?;
+/// Bytes by which QEMU looks what an image is.
+const HEAD_BYTES: u64 = 2048;
+
+fn format_of(file: &mut File, read_only: bool) -> std::io::Result<Format> {
+    let head = read_at(file, 0, HEAD_BYTES)?;
     let at = |at: u64| head.get(at as usize..).unwrap_or(&[]);
+    // A VMDK with compressed clusters is written once, by who makes it.
+    const COMPRESSED: u64 = 1 << 16;
+    if head.starts_with(b"KDMV") && number(&head, 8, 4) & COMPRESSED != 0 && !read_only {
+        return Ok(Format::Foreign("compressed VMDK"));
+    }
+    if is_descriptor(&head) {
+        return Ok(Format::Known("vmdk"));
+    }
     if let Some((.., format)) = MAGICS.iter().find(|(place, magic, _)| at(*place).starts_with(magic)) {
         return Ok(*format);
     }
@@ -126,6 +169,49 @@ fn format_of(file: &mut File) -> std::io::Result<Format> {
         }
     }
     Ok(Format::Known("raw"))
+}
+
+fn read_at(file: &mut File, at: u64, len_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(at))?;
+    file.by_ref().take(len_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A little-endian number in a header; 0 beyond its end.
+fn number(bytes: &[u8], at: usize, len_bytes: usize) -> u64 {
+    let bytes = bytes.get(at..at + len_bytes).unwrap_or_default();
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Whether a file is the text that says which files a VMDK is made of: comments and blank lines, and then a version.
+fn is_descriptor(head: &[u8]) -> bool {
+    let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));
+    first.is_some_and(|line| [b"version=1", b"version=2", b"version=3"].iter().any(|version| line == *version))
+}
+
+/// Whether an image says that some of its content is in other files (QEMU's `docs/interop/qcow2.txt` and `qed_spec.txt`; VMware's
+/// Virtual Disk Format 1.1).
+fn names_others(file: &mut File, format: &str) -> std::io::Result<bool> {
+    let head = read_at(file, 0, HEAD_BYTES)?;
+    let swapped = |at: usize| number(&head, at, 8).swap_bytes();
+    Ok(match format {
+        "qcow" => swapped(8) != 0,
+        // A backing file; and, from version 3 on, a data file.
+        "qcow2" => swapped(8) != 0 || number(&head, 4, 4).swap_bytes() >> 32 >= 3 && swapped(72) & 1 << 2 != 0,
+        "qed" => number(&head, 16, 8) & 1 != 0,
+        "vmdk" if head.starts_with(b"KDMV") => {
+            // Of no capacity of its own, or with a parent in its description.
+            const MOST: u64 = 1 << 16;
+            let description =
+                read_at(file, number(&head, 28, 8).saturating_mul(BLOCK_BYTES).min(i64::MAX as u64), MOST)?;
+            let parent = b"parentFileNameHint";
+            number(&head, 12, 8) == 0 || description.windows(parent.len()).any(|window| window == parent)
+        }
+        "vmdk" => true,
+        _ => false,
+    })
 }
 
 /// The name of a file as part of one of QEMU's options, which it splits at commas: one in a name is doubled.
@@ -155,7 +241,7 @@ mod tests {
     fn images_are_opened_as_what_they_are() {
         let format = |parts: &[(u64, &[u8])], len_bytes| {
             let image = image(parts, len_bytes);
-            Disk::from(image.path().to_path_buf()).format().map_err(|error| error.to_string())
+            Disk::from(image.path().to_path_buf()).format(Opened::Image).map_err(|error| error.to_string())
         };
         for (at, magic, expected) in MAGICS {
             match expected {
@@ -177,15 +263,54 @@ mod tests {
         assert_eq!(format(&[], 65), Ok("raw"));
     }
 
+    /// A guest that writes the beginning of its disk must not have the host's files be opened.
+    #[test]
+    fn what_names_other_files_is_asked_about() {
+        let qcow2 =
+            |version: u8, at: u64, byte: u8| image(&[(0, b"QFI\xfb\0\0\0"), (7, &[version]), (at, &[byte])], 4096);
+        let vmdk = |parts: &[(u64, &[u8])]| image(&[&[(0, &b"KDMV"[..])], parts].concat(), 4096);
+        let named = [
+            qcow2(2, 15, 9),
+            qcow2(3, 15, 9),
+            qcow2(3, 79, 4),
+            image(&[(0, b"QED\0"), (16, &[1])], 4096),
+            image(&[(0, b"# anything\n\nversion=1\nRW 63 FLAT \"/etc/passwd\" 0\n")], 4096),
+            vmdk(&[(12, &[0])]),
+            vmdk(&[(12, &[1]), (28, &[1]), (512, b"parentFileNameHint=\"/etc/passwd\"")]),
+        ];
+        for image in &named {
+            let disk = Disk::from(image.path().to_path_buf());
+            let said = disk.check(Opened::Careful).unwrap_err().to_string();
+            assert!(said.contains("names other files"), "{said}");
+            assert_eq!(disk.format(Opened::Raw).unwrap(), "raw");
+            assert_ne!(disk.format(Opened::Image).unwrap(), "raw");
+        }
+        for image in [qcow2(3, 79, 3), qcow2(2, 79, 4), vmdk(&[(12, &[1])])] {
+            Disk::from(image.path().to_path_buf()).check(Opened::Careful).unwrap();
+        }
+        // Compressed: it is only read.
+        let image = vmdk(&[(10, &[1]), (12, &[1])]);
+        assert!(Disk::from(image.path().to_path_buf()).check(Opened::Careful).is_err());
+        Disk { path: image.path().into(), read_only: true }.check(Opened::Careful).unwrap();
+    }
+
     #[test]
     fn a_disk_may_be_for_reading_only() {
         let image = image(&[], 512);
         let mut text = image.path().as_os_str().to_os_string();
         text.push(",ro");
-        assert_eq!(Disk::parse(&text), Disk { path: image.path().into(), read_only: true });
+        assert_eq!(Disk::parse(&text), (Disk { path: image.path().into(), read_only: true }, Opened::Careful));
+        let with = |options: &str| {
+            let mut text = image.path().as_os_str().to_os_string();
+            text.push(options);
+            Disk::parse(&text)
+        };
+        assert_eq!(with(",raw,ro"), (Disk { path: image.path().into(), read_only: true }, Opened::Raw));
+        assert_eq!(with(",image").1, Opened::Image);
+        assert!(with(",nonsense").0.path.to_str().unwrap().ends_with(",nonsense"));
         // A file of that very name.
         std::fs::write(&text, []).unwrap();
-        assert_eq!(Disk::parse(&text), Disk { path: text.clone().into(), read_only: false });
+        assert_eq!(Disk::parse(&text).0, Disk { path: text.clone().into(), read_only: false });
         std::fs::remove_file(&text).unwrap();
     }
 
@@ -194,7 +319,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a,b:c.img");
         std::fs::write(&path, [0; 512]).unwrap();
-        let text = Disk { path, read_only: true }.drive("d", ",cache=unsafe").unwrap().into_string().unwrap();
+        let text =
+            Disk { path, read_only: true }.drive("d", ",cache=unsafe", Opened::Careful).unwrap().into_string().unwrap();
         assert!(
             text.starts_with("if=none,id=d,format=raw,file.driver=file,read-only=on,cache=unsafe,file.filename=/"),
             "{text}"
@@ -204,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_is_no_disk_is_refused() {
-        let said = |path: &str| format!("{:#}", Disk::from(PathBuf::from(path)).check().unwrap_err());
+        let said = |path: &str| format!("{:#}", Disk::from(PathBuf::from(path)).check(Opened::Careful).unwrap_err());
         assert_eq!(said("/dev/null"), "/dev/null is neither a disk image nor a block device");
         assert_eq!(said("/"), "/ is neither a disk image nor a block device");
         assert!(said("/nowhere/disk.img").starts_with("cannot open the disk image /nowhere/disk.img: No such file"));

@@ -15,7 +15,7 @@ pub mod qemu;
 pub mod running;
 mod terminal;
 
-pub use disk::Disk;
+pub use disk::{Disk, Opened};
 pub use end::{End, FINAL_LINE};
 pub use files::DISK_BYTES;
 pub use running::{Run, Running};
@@ -67,6 +67,8 @@ pub struct Machine {
     pub smp: u32,
     /// Disks.
     pub disks: Vec<Disk>,
+    /// As what some of them are opened; the others are, with care, as what they are.
+    pub opened: Vec<(PathBuf, Opened)>,
     /// Whether there is an empty disk for this run if there is no other.
     pub scratch: bool,
     /// Whether what the guest flushes may stay in the host's memory.
@@ -114,6 +116,7 @@ impl Default for Machine {
             cpu: None,
             smp: 1,
             disks: Vec::new(),
+            opened: Vec::new(),
             scratch: false,
             volatile_disks: false,
             nic: "e1000".to_string(),
@@ -155,7 +158,7 @@ impl Machine {
             }
             Boot::Iso(image) => {
                 let image = Disk { path: image.clone(), read_only: true };
-                qemu.arg("-drive").arg(image.drive("cd0", ",media=cdrom")?).args(["-boot", "d"]);
+                qemu.arg("-drive").arg(image.drive("cd0", ",media=cdrom", Opened::Raw)?).args(["-boot", "d"]);
                 qemu.args(["-device", "ide-cd,drive=cd0"]);
             }
         }
@@ -223,17 +226,23 @@ impl Machine {
         let scratch = if self.disks.is_empty() && self.scratch { Some(files.scratch_disk()?.into()) } else { None };
         qemu.args(["-device", &format!("{},id=hba0", self.behind_fence(&self.hba))]);
         for (index, disk) in self.disks.iter().chain(&scratch).enumerate() {
+            // The guest is told of what goes wrong, also of a host's disk that is full: QEMU would stop without a word.
             let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
-            qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), cache)?);
+            let options = format!(",werror=report,rerror=report{cache}");
+            qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk))?);
             qemu.args(["-device", &format!("scsi-hd,drive=disk{index},bus=hba0.0,scsi-id={index}")]);
         }
         Ok(())
     }
 
+    fn opened_as(&self, disk: &Disk) -> Opened {
+        self.opened.iter().find(|(path, _)| *path == disk.path).map_or(Opened::Careful, |(_, opened)| *opened)
+    }
+
     /// Says at once what QEMU would say late and badly.
     fn check(&self) -> Result<()> {
         qemu::version()?;
-        self.disks.iter().try_for_each(Disk::check)?;
+        self.disks.iter().try_for_each(|disk| disk.check(self.opened_as(disk)))?;
         for (protocol, host, _) in &self.forwards {
             let address = ("127.0.0.1", *host);
             let tried = match protocol {

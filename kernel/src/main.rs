@@ -67,7 +67,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     set_memory_up(info).unwrap_or_else(|reason| give_up(reason));
     let protections = arch::cpu::init();
     arch::tcg::init();
-    arch::interrupts::init();
+    arch::interrupts::init().unwrap_or_else(|reason| give_up(reason));
     let firmware = firmware::Firmware::read(info);
     arch::time::init(&firmware.clocks).unwrap_or_else(|reason| give_up(reason));
     pci::init(&firmware.buses);

@@ -74,6 +74,13 @@ fn mistakes_are_one_clear_line() {
         status == 4 && line.ends_with("the module in this file is called 'e1000': call the file e1000.rfm"),
         "{line}"
     );
+    let (status, line) = mistake(&["--exec", "help", "--qemu-arg=-version"]);
+    assert_eq!(
+        (status, line.as_str()),
+        (4, "ringfence: with -version QEMU says something and ends: run it by itself for that")
+    );
+    let (status, line) = mistake(&["--exec", "help", "--pcap", "/dev/full"]);
+    assert_eq!((status, line.as_str()), (4, "ringfence: /dev/full is no file that a capture can be written to"));
     let (status, line) = mistake(&["bench", "nonsense"]);
     let said = "ringfence: no row that is measured has a name that begins with 'nonsense'";
     assert_eq!((status, line.as_str()), (4, said));
@@ -151,6 +158,24 @@ fn commands_can_be_piped_in() {
         assert_eq!(output.status.code(), Some(0), "{text}");
         assert!(text.lines().any(|line| line.trim_end() == "one of three"), "{text}");
         assert!(text.contains("template: loaded into ring 1"), "{text}");
+    }
+}
+
+/// Whatever is in a pipe is for the guest, each line with its end or without; nothing waits for a key, or for ever.
+#[test]
+fn a_pipe_is_read_to_its_end() {
+    for (typed, expected) in [
+        ("echo one\necho the last", "the last"),
+        ("help --all | more\necho the last\n", "the last"),
+        ("dmesg -w\necho the last\n", "the last"),
+        ("echo \x1dx\necho \x1dc\necho the last\n", "the last"),
+    ] {
+        let mut child = spawn(&["--nic", "none", "--hba", "none", "--timeout", "60"]);
+        child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.lines().any(|line| line.trim_end() == expected), "{typed:?}: {text}");
+        assert_ne!(output.status.code(), Some(3), "{typed:?}: {text}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The ramdisk: a tar archive with the kernel, the modules and what the kernel is to do.
 
 use crate::build::System;
+use crate::output::printable;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -22,6 +23,8 @@ pub struct Contents {
     pub columns: Option<u16>,
     /// Whether a person's terminal is there to be asked for its width.
     pub ask_columns: bool,
+    /// Whether commands come from a file or a pipe, and nobody is there to press a key.
+    pub piped: bool,
 }
 
 /// The archive.
@@ -51,6 +54,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     if contents.ask_columns {
         options += "ask-columns\n";
     }
+    if contents.piped {
+        options += "piped\n";
+    }
     if !options.is_empty() {
         add("options", options.as_bytes())?;
     }
@@ -75,6 +81,12 @@ pub fn modules(system: &System, given: &[PathBuf]) -> Result<BTreeMap<String, Pa
         let name = file_name(path);
         if name.is_empty() || name.len() > LONGEST_NAME {
             bail!("{}: a module file needs a name of 1 to {LONGEST_NAME} characters", path.display());
+        }
+        if name != printable(&name) {
+            bail!(
+                "{}: a module file's name must be of characters that can be seen",
+                printable(&path.to_string_lossy())
+            );
         }
         if !seen.insert(name.clone()) {
             bail!("{}: another module file is called '{name}', too", path.display());

@@ -35,6 +35,8 @@ const USUAL_LEASE_S: u32 = 3600;
 const SHORTEST_LEASE_S: u32 = 10;
 /// Shortest wait while a lease is being renewed (RFC 2131, 4.4.5).
 const RENEW_RETRY: Duration = Duration::from_secs(60);
+/// Bits that an address and its router share at least, for what they share to be taken for a network.
+const SHORTEST_SHARED: u8 = 8;
 /// Name servers that are kept.
 const MAX_DNS: usize = 3;
 
@@ -162,8 +164,9 @@ impl Client {
             self.wish = Some(bound.lease.address);
             self.kept = Some((bound.lease.clone(), bound.expires));
         }
-        // Who waits for that already goes on to.
-        let at = if now < self.since { self.since } else { now.max(self.since + Duration::from_secs(1)) };
+        // Who is about to ask already goes on to.
+        let is_about_to = matches!(self.state, State::Selecting) && self.sent == 0;
+        let at = if is_about_to { self.since } else { now.max(self.since + Duration::from_secs(1)) };
         self.since = at;
         self.begin(State::Selecting, at);
     }
@@ -345,7 +348,8 @@ impl Client {
             (message::ACK, State::Bound(bound)) if self.sent > 0 => {
                 self.bind(now, &answer, bound.server, bound.lease.address, from, Some(&bound.lease))
             }
-            (message::NAK, State::Requesting { .. }) => {
+            // What a server says that was not asked is no answer, as on networks with two of them.
+            (message::NAK, State::Requesting { server, .. }) if answer.server.unwrap_or(server) == server => {
                 self.wish = None;
                 self.begin(State::Selecting, now + AFTER_REFUSAL);
                 self.kept.take().map(|_| Change::Lost)
@@ -379,6 +383,11 @@ impl Client {
             (true, Some(same)) => same.dns.clone(),
             _ => answer.dns.clone(),
         };
+        // Some give an address alone, and a router beside it that is reached all the same: as much of both as is alike is taken for
+        // the network.
+        let shared = router.map_or(0, |router| (router.to_bits() ^ address.to_bits()).leading_zeros() as u8);
+        let prefix_len =
+            if router.is_some() && (SHORTEST_SHARED..prefix_len).contains(&shared) { shared } else { prefix_len };
         let lease = Lease { address, prefix_len, router, dns };
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
         let (renew, rebind, expires) = match answer.lease_s.unwrap_or(USUAL_LEASE_S) {
@@ -706,6 +715,12 @@ mod tests {
         let (client, change) = bound(&[IS_SERVER, LEASE, holes, routers, late, DNS]);
         assert_eq!(change, Change::Got(lease(Some([10, 0, 2, 7]), 8)));
         assert_eq!(client.due(), seconds(50));
+        // An address alone, and a router beside it; and one that is nowhere near.
+        let alone: (u8, &[u8]) = (option::MASK, &[255; 4]);
+        let (_, change) = bound(&[IS_SERVER, LEASE, alone, ROUTER, DNS]);
+        assert_eq!(change, Change::Got(lease(Some([10, 0, 2, 2]), 28)));
+        let (_, change) = bound(&[IS_SERVER, LEASE, alone, (option::ROUTER, &[192, 168, 0, 1]), DNS]);
+        assert_eq!(change, Change::Got(lease(Some([192, 168, 0, 1]), 32)));
         // For ever.
         let (client, _) = bound(&[IS_SERVER, (option::LEASE, &[0xff; 4]), MASK]);
         assert!(client.due() > seconds(1 << 31));
@@ -725,6 +740,14 @@ mod tests {
         assert_eq!(client.poll(seconds(50)).0, None);
         let discover = client.poll(seconds(51)).0.unwrap();
         assert!(kind(&discover) == message::DISCOVER && !has_option(&discover, option::REQUESTED));
+        // Nor is one from a server that was not chosen.
+        let mut client = Client::new(MAC, 7, seconds(0));
+        let discover = client.poll(seconds(0)).0.unwrap();
+        client.receive(seconds(0), &answer(&discover, message::OFFER, OWN, &[IS_SERVER]));
+        let request = client.poll(seconds(0)).0.unwrap();
+        let other: (u8, &[u8]) = (option::SERVER, &[10, 0, 2, 9]);
+        assert_eq!(client.receive(seconds(0), &answer(&request, message::NAK, Ipv4Addr::UNSPECIFIED, &[other])), None);
+        assert!(client.receive(seconds(0), &answer(&request, message::ACK, OWN, &[IS_SERVER, MASK])).is_some());
         // A refusal that nobody has asked for is none.
         let (mut client, _) = bound(&[IS_SERVER, LEASE, MASK]);
         assert_eq!(client.receive(seconds(1), &refusal), None);

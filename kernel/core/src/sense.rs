@@ -77,6 +77,7 @@ impl fmt::Display for Sense {
             (0x24, 0x00) => "invalid field in CDB",
             (0x25, 0x00) => "logical unit not supported",
             (0x26, _) => "invalid field in parameter list",
+            (0x27, 0x07) => "write protected: what it lies on is full",
             (0x27, _) => "write protected",
             (0x28, _) => "medium may have changed",
             (0x29, _) => "power on, reset, or bus device reset occurred",

@@ -310,6 +310,11 @@ pub fn is_harmless(frame: &[u8]) -> bool {
     if packet.next_header() != IpProtocol::Tcp {
         return true;
     }
+    // Only the whole of it can be looked at, and no peer needs to cut a segment up: each is as long as it was told that it may be. Those
+    // that come in overlapping fragments would be put together to something else (RFC 3128).
+    if packet.more_frags() || packet.frag_offset() != 0 {
+        return false;
+    }
     let Ok(segment) = TcpPacket::new_checked(packet.payload()) else { return false };
     !(segment.syn() && !segment.ack() && segment.dst_port() >= FIRST_CLIENT_PORT)
 }
@@ -341,6 +346,12 @@ mod tests {
         }
         // What is cut off in a header that is looked at.
         let whole = frame([10, 0, 2, 2], 7, ACK);
+        // The first of several fragments, and one in the middle.
+        for (at, byte) in [(20, 0x20), (21, 1)] {
+            let mut fragment = whole.clone();
+            fragment[at] = byte;
+            assert!(!is_harmless(&fragment));
+        }
         assert!((14..54).all(|len_bytes| !is_harmless(&whole[..len_bytes])));
         assert!(is_harmless(&whole[..13]) && is_harmless(&[0; 60]));
     }

@@ -67,8 +67,9 @@ pub fn init() {
     // SAFETY: the port is the kernel's; the two handles use different registers (see `RECEIVER`).
     let open = || unsafe { Uart16550::new_port(BASE_PORT) }.ok();
     let early = set_port_up();
+    // Where there is no port, each register reads as ones, and input would have no end.
     *UART.lock() = early.as_ref().and_then(|_| open());
-    *RECEIVER.lock() = open();
+    *RECEIVER.lock() = early.as_ref().and_then(|_| open());
     {
         let mut input = INPUT.lock();
         for byte in early.into_iter().flatten() {
@@ -178,6 +179,35 @@ pub unsafe fn break_locks() {
         kernel_log::break_lock();
         screen::break_lock();
     }
+}
+
+/// Whether commands come from a file or a pipe, and nobody is there to press a key.
+static IS_PIPED: AtomicBool = AtomicBool::new(false);
+
+/// Whether there is a port.
+pub fn has_port() -> bool {
+    UART.lock().is_some()
+}
+
+/// Nobody is there to press a key.
+pub fn set_piped() {
+    IS_PIPED.store(true, Ordering::Relaxed);
+}
+
+/// Whether nobody is there to press a key.
+pub fn is_piped() -> bool {
+    IS_PIPED.load(Ordering::Relaxed)
+}
+
+/// Waits until all that is piped in has come; for ever where a person types.
+pub async fn end_of_pipe() {
+    const CTRL_D: u8 = 4;
+    core::future::poll_fn(|context| {
+        ON_INPUT.register(context.waker());
+        let is_there = without_interrupts(|| INPUT.lock().iter().last() == Some(&CTRL_D));
+        if is_piped() && is_there { core::task::Poll::Ready(()) } else { core::task::Poll::Pending }
+    })
+    .await;
 }
 
 /// The terminal has so many columns.

@@ -21,6 +21,8 @@ use x86_64::instructions::port::Port;
 
 const TITLE: &str =
     concat!("Ringfence ", env!("CARGO_PKG_VERSION"), ": type at the first serial port (COM1, 115200 8N1). Its log:");
+const NO_PORT: &str =
+    concat!("Ringfence ", env!("CARGO_PKG_VERSION"), ": there is no serial port (COM1) to type at. Its log:");
 /// Milliseconds between two looks at the log.
 const PAUSE_MS: u64 = 50;
 
@@ -76,7 +78,8 @@ pub fn init(physical_offset: u64, frame_buffer: Option<FrameBuffer>) {
     else {
         return;
     };
-    (0..screen.rows).for_each(|row| screen.draw(row, if row == 0 { TITLE } else { "" }));
+    let title = if super::has_port() { TITLE } else { NO_PORT };
+    (0..screen.rows).for_each(|row| screen.draw(row, if row == 0 { title } else { "" }));
     *SCREEN.lock() = Some(screen);
 }
 

@@ -182,7 +182,8 @@ pub fn has_room(len_bytes: usize) -> bool {
 pub fn buffer(len_bytes: usize) -> Result<Vec<u8>, String> {
     let mut buffer = Vec::new();
     if !has_room(len_bytes) || buffer.try_reserve_exact(len_bytes).is_err() {
-        return Err(format!("out of memory: there is no room for a buffer of {} KiB right now", len_bytes / 1024));
+        let room = if len_bytes < 1024 { format!("{len_bytes} bytes") } else { format!("{} KiB", len_bytes / 1024) };
+        return Err(format!("out of memory: there is no room for a buffer of {room} right now"));
     }
     buffer.resize(len_bytes, 0);
     Ok(buffer)

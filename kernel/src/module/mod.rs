@@ -239,7 +239,7 @@ pub fn autoload(first: &[&str]) {
         match Module::parse(&file.bytes) {
             Ok(module) if module.manifest.flags & BY_HAND == 0 => files.push((module.manifest, file)),
             Ok(_) => {}
-            Err(error) => log::warn!("{}.rfm is refused: {error}", file.name),
+            Err(error) => log::warn!("{}.rfm is refused: {error}", console::printable(&file.name)),
         }
     }
     let place = |file: &File| (!first.contains(&file.name.as_str()), file.name.clone());
@@ -258,7 +258,7 @@ pub fn autoload(first: &[&str]) {
         };
         match load_for(file, Ring::Sandboxed, Some(function)) {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {}", handle.lock().name, function.address),
-            Err(error) => log::error!("{} for {}: {error}", file.name, function.address),
+            Err(error) => log::error!("{} for {}: {error}", console::printable(&file.name), function.address),
         }
     }
 }

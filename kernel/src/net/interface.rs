@@ -78,7 +78,9 @@ impl Interface {
         config.random_seed = crate::arch::time::tsc();
         let client = Client::new(mac, config.random_seed as u32, now());
         let mut adapter = Adapter { queues, cause: &mut None, dhcp: None, change: &mut None };
-        let stack = Stack::new(config, &mut adapter, now());
+        let mut stack = Stack::new(config, &mut adapter, now());
+        // There is room for a few packets in fragments: those whose rest does not come leave it to others soon.
+        stack.set_reassembly_timeout(smoltcp::time::Duration::from_secs(3));
         Some(Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client)))
     }
 

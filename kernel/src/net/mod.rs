@@ -364,38 +364,45 @@ pub async fn wait_for_address() -> Result<(), String> {
 async fn route(host: Ipv4Addr) -> Result<u64, String> {
     wait_for(|interfaces| {
         if host.is_loopback() || interfaces.iter().any(|interface| interface.is_own(host)) {
-            return Some(loopback(interfaces));
+            return Some(loopback(interfaces, host));
         }
         let ways = interfaces.iter_mut().filter(|interface| interface.handle().is_some() && interface.has_future());
         let ways = ways.filter_map(|interface| Some((interface.route_to(host)?, interface.number)));
         // The first one of those that are as good.
-        ways.min_by_key(|(shared, number)| (u8::MAX - shared, *number)).map(|(_, number)| number)
+        ways.min_by_key(|(shared, number)| (u8::MAX - shared, *number)).map(|(_, number)| Ok(number))
     })
-    .await
+    .await?
 }
 
-/// The loopback interface, which has all addresses; made when it is needed for the first time.
-fn loopback(interfaces: &mut Vec<Interface>) -> u64 {
-    let host = |own: Ipv4Cidr| Ipv4Cidr::new(own.address(), 32);
+/// The loopback interface, which has `host` among its addresses, and as many of the others as it can have; made when it is needed for
+/// the first time.
+fn loopback(interfaces: &mut Vec<Interface>, host: Ipv4Addr) -> Result<u64, String> {
+    let wanted = Ipv4Cidr::new(host, if host.is_loopback() { 8 } else { 32 });
+    let alone = |own: Ipv4Cidr| Ipv4Cidr::new(own.address(), 32);
     let own: Vec<Ipv4Cidr> = interfaces
         .iter()
         .filter(|interface| interface.handle().is_some())
         .flat_map(Interface::addresses)
-        .map(host)
+        .map(alone)
         .collect();
     let place = match interfaces.iter().position(|interface| interface.handle().is_none()) {
         Some(place) => place,
         None => {
+            if !memory::has_room(servers::BYTES + SOCKETS_BYTES) {
+                return Err("out of memory: there is no room for the loopback interface right now".into());
+            }
             interfaces.push(Interface::loopback(next_number()));
             interfaces.len() - 1
         }
     };
-    let all: Vec<Ipv4Cidr> = core::iter::once(Ipv4Cidr::new(Ipv4Address::LOCALHOST, 8)).chain(own).collect();
-    let Some(interface) = interfaces.get_mut(place) else { return u64::MAX };
-    if !interface.addresses().eq(all.iter().copied()) {
+    let interface = interfaces.get_mut(place).ok_or("there is no loopback interface")?;
+    if !interface.addresses().any(|own| own == wanted) {
+        let mut all: Vec<Ipv4Cidr> = [wanted, Ipv4Cidr::new(Ipv4Address::LOCALHOST, 8)].to_vec();
+        all.extend(own);
+        all.dedup();
         interface.set_addresses(&all);
     }
-    interface.number
+    Ok(interface.number)
 }
 
 /// The interface called `name`, which has a driver.

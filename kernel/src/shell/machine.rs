@@ -129,9 +129,9 @@ pub async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
     }
     console::print_log(&wanted);
     if goes_on {
-        // Lines appear as they come, until Ctrl-C ends this.
+        // Lines appear as they come, until Ctrl-C ends this, or there is no more to come from a pipe.
         let _watch = console::watch(wanted);
-        core::future::pending::<()>().await;
+        console::end_of_pipe().await;
     }
     Ok(())
 }

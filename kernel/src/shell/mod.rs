@@ -47,6 +47,9 @@ pub async fn run() {
     if options.lines().any(|option| option == "ask-columns") {
         console::ask_columns();
     }
+    if options.lines().any(|option| option == "piped") {
+        console::set_piped();
+    }
     if !options.lines().any(|option| option == "no-autoload") {
         let first: Vec<&str> = options.lines().filter_map(|option| option.strip_prefix("first ")).collect();
         module::autoload(&first);

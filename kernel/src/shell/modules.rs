@@ -6,7 +6,7 @@ use crate::arch::time;
 use crate::domain::fault::{Cause, history};
 use crate::domain::{Handle, Ring};
 use crate::memory::map;
-use crate::{limits, module, poll, println, ramdisk, scsi, supervise};
+use crate::{console, limits, module, poll, println, ramdisk, scsi, supervise};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -69,7 +69,7 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
                 }
                 Err(error) => format!("refused: {error}"),
             };
-            println!("{:<16} {:>8}  {drives}", file.name, file.bytes.len());
+            println!("{:<16} {:>8}  {drives}", console::printable(&file.name), file.bytes.len());
         }
         return Ok(());
     };

@@ -18,6 +18,9 @@ enum Next {
 
 /// Runs a command and shows what it printed.
 pub async fn run(line: &str) -> Outcome {
+    if console::is_piped() {
+        return commands::run(line).await;
+    }
     let captured = console::capture();
     let outcome = commands::run(line).await;
     let Captured { text, lost_bytes } = captured.take();
@@ -51,7 +54,8 @@ async fn ask() -> Next {
             match byte {
                 b' ' | b'f' => return Poll::Ready(Next::Page),
                 b'\r' | b'\n' | b'j' => return Poll::Ready(Next::Row),
-                b'q' | b'Q' => return Poll::Ready(Next::Nothing),
+                // Ctrl-C, Ctrl-D and Esc as well.
+                b'q' | b'Q' | 3 | 4 | 0x1b => return Poll::Ready(Next::Nothing),
                 _ => {}
             }
         }

@@ -27,6 +27,12 @@ impl Drop for WithScreen {
 impl WithScreen {
     /// Starts it; `commands` are run, if there are any.
     fn start(commands: &str, arguments: &[&str]) -> WithScreen {
+        let arguments = [&["-serial", "null"], arguments].concat();
+        WithScreen::without_port(commands, &arguments)
+    }
+
+    /// The same, with the serial ports that `arguments` say.
+    fn without_port(commands: &str, arguments: &[&str]) -> WithScreen {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("ringfence.iso");
         let contents = bare(commands).contents;
@@ -119,4 +125,11 @@ fn a_panic_is_on_the_screen() {
 fn why_it_does_not_boot_is_on_the_screen() {
     let mut machine = WithScreen::start("help", &["-machine", "pc,pit=off,hpet=off,acpi=off"]);
     machine.wait_for(&["boot failed: nothing says how fast the TSC is"], characters);
+}
+
+/// A port that is not there reads as ones: input would never end.
+#[test]
+fn a_machine_without_a_serial_port_comes_up() {
+    let mut machine = WithScreen::without_port("", &["-serial", "none"]);
+    machine.wait_for(&["there is no serial port (COM1) to type at", "pci: "], characters);
 }

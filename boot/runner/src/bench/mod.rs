@@ -99,6 +99,9 @@ const IN_GUEST: [&str; 6] = ["call", "upcall", "off", "nic", "scsi", "recovery"]
 
 /// Measures everything, or what is asked for.
 pub fn run(system: &System, options: &Options) -> Result<()> {
+    if let Some(out) = &options.out {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    }
     let awake = host::Awake::new();
     let progress = |what: &str| output::complain(&format!("bench: {what}"));
     let machine = Machine { scratch: true, timeout: Some(TIME_LIMIT), ..options.machine.clone() };
@@ -145,7 +148,6 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
         output::text(format_args!("{}", report::text(&rows)));
     }
     if let Some(out) = &options.out {
-        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let page = out.join("bench.html");
         std::fs::write(&page, report::html(&rows, &conditions(options)?)?)
             .with_context(|| format!("cannot write {}", page.display()))?;

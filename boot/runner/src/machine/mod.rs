@@ -242,6 +242,13 @@ impl Machine {
     /// Says at once what QEMU would say late and badly.
     fn check(&self) -> Result<()> {
         qemu::version()?;
+        for argument in &self.extra {
+            let words = argument.to_string_lossy();
+            let ends = ["-h", "-help", "--help", "-version", "--version"].contains(&words.as_ref());
+            if ends || words.split([',', '=']).any(|word| word == "help" || word == "?") {
+                bail!("with {words} QEMU says something and ends: run it by itself for that");
+            }
+        }
         self.disks.iter().try_for_each(|disk| disk.check(self.opened_as(disk)))?;
         for (protocol, host, _) in &self.forwards {
             let address = ("127.0.0.1", *host);
@@ -256,7 +263,12 @@ impl Machine {
                 .with_context(|| format!("gdb's port {GDB_PORT} cannot be used"))?;
         }
         if let Some(pcap) = &self.pcap {
-            std::fs::File::create(pcap).with_context(|| format!("cannot write {}", pcap.display()))?;
+            if std::fs::metadata(pcap).is_ok_and(|metadata| !metadata.is_file()) {
+                bail!("{} is no file that a capture can be written to", pcap.display());
+            }
+            // What is there stays until QEMU writes.
+            let open = std::fs::OpenOptions::new().append(true).create(true).open(pcap);
+            open.with_context(|| format!("cannot write {}", pcap.display()))?;
         }
         Ok(())
     }

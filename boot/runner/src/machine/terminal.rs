@@ -24,11 +24,17 @@ impl Machine {
         self.check()?;
         let files = RunFiles::new()?;
         let is_typed = std::io::stdin().is_terminal();
-        let mut qemu = self.command(system, &files, if is_typed { Farewell::Terminate } else { Farewell::Kill })?;
-        // Ctrl-C goes to the guest.
-        qemu.args(["-serial", "mon:stdio", "-echr", ESCAPE]).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if !is_typed {
-            qemu.stdin(Stdio::piped());
+        let mut machine = self.clone();
+        machine.contents.piped = !is_typed;
+        let mut qemu = machine.command(system, &files, if is_typed { Farewell::Terminate } else { Farewell::Kill })?;
+        qemu.stdout(Stdio::piped()).stderr(Stdio::piped());
+        if is_typed {
+            // Ctrl-C goes to the guest.
+            qemu.args(["-serial", "mon:stdio", "-echr", ESCAPE]);
+        } else {
+            // All of it goes to the guest: what is not typed is not meant for QEMU's monitor.
+            qemu.args(["-chardev", "stdio,id=console,mux=off,signal=off", "-serial", "chardev:console"])
+                .stdin(Stdio::piped());
         }
         let mut child = start(&mut qemu)?;
         if let Some(to) = child.stdin.take() {
@@ -60,10 +66,18 @@ impl Machine {
 /// Types what comes from standard input.
 fn feed(mut to: ChildStdin) {
     let mut from = std::io::stdin().lock();
+    let (mut bytes, mut last) = ([0; 4096], b'\n');
     // When QEMU is gone nobody is there to be told.
-    if std::io::copy(&mut from, &mut to).is_ok() {
-        let _ = to.write_all(END_OF_INPUT);
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        let Some(read) = bytes.get(..count) else { break };
+        last = read.last().copied().unwrap_or(last);
+        if to.write_all(read).is_err() {
+            break;
+        }
     }
+    // The last line is one, whether it has an end or not.
+    let end = if matches!(last, b'\n' | b'\r') { &b""[..] } else { b"\n" };
+    let _ = to.write_all(end).and_then(|()| to.write_all(END_OF_INPUT));
     // Open until QEMU ends: it has no more to say to a console that is closed.
     std::mem::forget(to);
 }

@@ -90,6 +90,7 @@ fn set_port_up() -> Option<heapless::Vec<u8, 64>> {
     const LINE: u16 = 3;
     const MODEM: u16 = 4;
     const LINE_STATUS: u16 = 5;
+    const SCRATCH: u16 = 7;
     const DATA_READY: u8 = 1;
     const EIGHT_BITS: u8 = 3;
     const DIVISOR_LATCH: u8 = 1 << 7;
@@ -101,7 +102,12 @@ fn set_port_up() -> Option<heapless::Vec<u8, 64>> {
     let read = |register| unsafe { Port::<u8>::new(BASE_PORT + register).read() };
     // SAFETY: as above.
     let write = |register, value| unsafe { Port::<u8>::new(BASE_PORT + register).write(value) };
-    if read(LINE_STATUS) == 0xff {
+    // Where nothing is, nothing is kept, whatever reads come back with.
+    let keeps = |value| {
+        write(SCRATCH, value);
+        read(SCRATCH) == value
+    };
+    if !keeps(0x5a) || !keeps(0xa5) {
         return None;
     }
     write(INTERRUPTS, 0);

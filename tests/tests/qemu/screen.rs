@@ -40,10 +40,7 @@ impl WithScreen {
         let socket = folder.path().join("qmp");
         let program = std::env::var_os("RINGFENCE_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into());
         let mut qemu = Command::new(program)
-            .args([
-                "-m", "256", "-cpu", "max", "-vga", "std", "-display", "none", "-nic", "none", "-serial", "null",
-                "-cdrom",
-            ])
+            .args(["-m", "256", "-cpu", "max", "-vga", "std", "-display", "none", "-nic", "none", "-cdrom"])
             .arg(image)
             .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])
             .args(arguments)
@@ -130,6 +127,6 @@ fn why_it_does_not_boot_is_on_the_screen() {
 /// A port that is not there reads as ones: input would never end.
 #[test]
 fn a_machine_without_a_serial_port_comes_up() {
-    let mut machine = WithScreen::without_port("", &["-serial", "none"]);
+    let mut machine = WithScreen::without_port("sleep 1000000", &["-serial", "none"]);
     machine.wait_for(&["there is no serial port (COM1) to type at", "pci: "], characters);
 }

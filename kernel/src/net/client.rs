@@ -117,23 +117,51 @@ pub async fn ping(
     }
 }
 
-/// Addresses of the host called `name`, from the first interface that knows a name server.
+/// Addresses of the host called `name`: each name server that is known is asked, one after the other, until one knows it.
 pub async fn look_up(name: &str) -> Result<Vec<Ipv4Addr>, String> {
-    const LIMIT: Duration = Duration::from_secs(10);
     if name == "localhost" {
         return Ok(vec![Ipv4Addr::LOCALHOST]);
     }
-    let knows = |interface: &Interface| !interface.dns.is_empty() && interface.has_future();
-    let number =
-        wait_for(|interfaces| interfaces.iter().find(|interface| knows(interface)).map(|interface| interface.number));
-    let number = number.await.map_err(|why| format!("no name server is known: {why}"))?;
+    let known = wait_for(|interfaces| {
+        let known = interfaces.iter().filter(|interface| interface.has_future());
+        let known = known.flat_map(|interface| interface.dns.iter().map(|server| (interface.number, *server)));
+        Some(known.collect::<Vec<_>>()).filter(|known| !known.is_empty())
+    });
+    let known = known.await.map_err(|why| format!("no name server is known, which DHCP brings: {why}"))?;
+    let mut has_answered = false;
+    for (number, server) in known {
+        match ask(number, server, name).await? {
+            Answer::Addresses(addresses) => return Ok(addresses),
+            Answer::Unknown => has_answered = true,
+            Answer::Silence => {}
+        }
+    }
+    match has_answered {
+        // A server that fails says as little.
+        true => Err(format!("there is no host '{name}' that a name server knows")),
+        false => Err(format!("no name server has answered within {} s each", SERVER_LIMIT.as_secs())),
+    }
+}
+
+/// How long a name server has.
+const SERVER_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a name server says.
+enum Answer {
+    Addresses(Vec<Ipv4Addr>),
+    /// It does not know the host, or fails.
+    Unknown,
+    Silence,
+}
+
+/// Asks a name server, behind the interface `number`.
+async fn ask(number: u64, server: Ipv4Addr, name: &str) -> Result<Answer, String> {
     let own = OwnSocket::open(number, dns::Socket::new(&[], vec![]))?;
     let query = {
         let mut interfaces = INTERFACES.lock();
         let interface = own.interface(&mut interfaces).ok_or("the interface is gone")?;
-        let servers: Vec<IpAddress> = interface.dns.iter().map(|server| IpAddress::Ipv4(*server)).collect();
         let socket = interface.sockets.get_mut::<dns::Socket>(own.handle);
-        socket.update_servers(&servers);
+        socket.update_servers(&[IpAddress::Ipv4(server)]);
         let begun = socket.start_query(interface.stack.context(), name, DnsQueryType::A);
         begun.map_err(|_| format!("'{name}' is neither an IPv4 address nor a host's name"))?
     };
@@ -141,21 +169,21 @@ pub async fn look_up(name: &str) -> Result<Vec<Ipv4Addr>, String> {
     let answered = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
         let Some(socket) = own.get::<dns::Socket>(&mut interfaces) else {
-            return Poll::Ready(Err("the interface is gone".to_string()));
+            // Another server may be behind another one.
+            return Poll::Ready(Answer::Silence);
         };
         match socket.get_query_result(query) {
             Ok(addresses) => {
-                Poll::Ready(Ok(addresses.iter().map(|IpAddress::Ipv4(address)| *address).collect::<Vec<_>>()))
+                Poll::Ready(Answer::Addresses(addresses.iter().map(|IpAddress::Ipv4(address)| *address).collect()))
             }
             Err(dns::GetQueryResultError::Pending) => {
                 socket.register_query_waker(query, context.waker());
                 Poll::Pending
             }
-            Err(dns::GetQueryResultError::Failed) => Poll::Ready(Err(format!("there is no host '{name}'"))),
+            Err(dns::GetQueryResultError::Failed) => Poll::Ready(Answer::Unknown),
         }
     });
-    let addresses = with_timeout(LIMIT, answered).await;
-    addresses.unwrap_or_else(|_| Err(format!("no name server has answered within {} s", LIMIT.as_secs())))
+    Ok(with_timeout(SERVER_LIMIT, answered).await.unwrap_or(Answer::Silence))
 }
 
 /// The byte at `offset` of what is sent.

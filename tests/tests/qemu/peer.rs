@@ -63,8 +63,9 @@ impl Peer {
 
     /// Says which Ethernet address the peer has, if that is what is asked.
     fn answer_arp(&self, frame: &[u8]) {
-        if frame[12..14] == ARP.to_be_bytes() && frame[20..22] == [0, 1] && frame[38..42] == PEER {
-            let reply = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &PEER_MAC, &PEER, &frame[22..32]].concat();
+        let is_ours = frame[12..14] == ARP.to_be_bytes() && frame[20..22] == [0, 1] && frame[38..41] == PEER[..3];
+        if is_ours && frame[38..42] != GUEST {
+            let reply = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &PEER_MAC, &frame[38..42], &frame[22..32]].concat();
             self.send(BROADCAST, ARP, &reply);
         }
     }
@@ -284,5 +285,104 @@ fn peers_that_never_finish_a_handshake_leave_room_for_others() {
         };
         peer.ask(|peer| peer.send(guest, IPV4, &syn(port)), is_answer);
     }
+    leave(running);
+}
+
+/// A name server that fails, and one that is silent, leave the question to the next.
+#[test]
+fn each_name_server_is_asked() {
+    const SERVERS: [u8; 12] = [10, 7, 0, 1, 10, 7, 0, 3, 10, 7, 0, 4];
+    let (peer, machine) = Peer::new();
+    let mut running = at_prompt(machine);
+    let lease: [(u8, &[u8]); 3] = [(1, &[255, 255, 255, 0]), (6, &SERVERS), (51, &[0, 0, 3, 0])];
+    for (expected, kind) in [(DISCOVER, OFFER), (REQUEST, ACK)] {
+        let (asked, message) = peer.dhcp();
+        assert_eq!(asked, expected);
+        peer.answer_dhcp(&message, kind, &lease);
+    }
+    running.wait_for("address 10.7.0.2/24 from DHCP").unwrap();
+    let guest = peer.resolve(10);
+    running.type_line("nslookup host.example").unwrap();
+    let is_query = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 17 && frame[36..38] == [0, 53];
+    let mut asked = Vec::new();
+    while asked.last() != Some(&4) {
+        let query = peer.ask(|_| (), is_query);
+        let (server, port) = (query[33], u16::from_be_bytes([query[34], query[35]]));
+        asked.push(server);
+        let mut answer = query[42..].to_vec();
+        match server {
+            // The first fails (RFC 1035, 4.1.1).
+            1 => answer[2..4].copy_from_slice(&[0x81, 0x82]),
+            // The second is silent.
+            3 => continue,
+            _ => {
+                answer[2..4].copy_from_slice(&[0x81, 0x80]);
+                answer[7] = 1;
+                // The name that was asked for, A, IN, an hour, four bytes.
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4, 10, 9, 8, 7]);
+            }
+        }
+        let mut frame = datagram([53, port], &answer);
+        frame[15] = server;
+        frame[10..12].fill(0);
+        let sum = checksum(&frame[..20]);
+        frame[10..12].copy_from_slice(&sum);
+        peer.send(guest, IPV4, &frame);
+    }
+    running.wait_for("host.example 10.9.8.7").unwrap();
+    leave(running);
+}
+
+/// A part of an IPv4 packet (RFC 791, 3.2), from the byte `offset` on.
+fn fragment(protocol: u8, id: u16, offset: usize, is_last: bool, payload: &[u8]) -> Vec<u8> {
+    let mut fragment = packet(protocol, payload);
+    let place = (offset / 8) as u16 | if is_last { 0 } else { 0x2000 };
+    fragment[4..6].copy_from_slice(&id.to_be_bytes());
+    fragment[6..8].copy_from_slice(&place.to_be_bytes());
+    fragment[10..12].fill(0);
+    let sum = checksum(&fragment[..20]);
+    fragment[10..12].copy_from_slice(&sum);
+    fragment
+}
+
+/// Packets of which the rest never comes leave their place to others; parts may come in any order.
+#[test]
+fn fragments_without_an_end_leave_room_for_others() {
+    let (peer, machine) = Peer::new();
+    let running = started(machine, 1);
+    let guest = peer.resolve(PEER[3]);
+    for id in 1000..1100 {
+        peer.send(guest, IPV4, &fragment(1, id, 0, false, &[0x55; 64]));
+    }
+    let data: Vec<u8> = (0..8000u32).map(|byte| byte as u8).collect();
+    let request = echo_request(&data)[20..].to_vec();
+    let id = std::cell::Cell::new(2000);
+    let ask = |peer: &Peer| {
+        id.set(id.get() + 1);
+        let parts: Vec<_> = request.chunks(1000).enumerate().collect();
+        // The odd ones, and then the even ones.
+        for (index, part) in parts.iter().filter(|(i, _)| i % 2 == 1).chain(parts.iter().filter(|(i, _)| i % 2 == 0)) {
+            peer.send(guest, IPV4, &fragment(1, id.get(), index * 1000, index + 1 == parts.len(), part));
+        }
+    };
+    // The first part of an answer.
+    let is_answer = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 1 && frame[34] == 0;
+    peer.ask(ask, is_answer);
+    leave(running);
+}
+
+/// A SYN that is put together from two parts would be one that nobody has looked at.
+#[test]
+fn segments_in_fragments_are_not_answered() {
+    let (peer, machine) = Peer::new();
+    let running = started(machine, 1);
+    let guest = peer.resolve(PEER[3]);
+    let whole = syn(4000)[20..].to_vec();
+    peer.send(guest, IPV4, &fragment(6, 7, 0, false, &whole[..8]));
+    peer.send(guest, IPV4, &fragment(6, 7, 8, true, &whole[8..]));
+    // It goes on, and this is the first SYN that it answers.
+    let is_answer = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 6;
+    let answer = peer.ask(|peer| peer.send(guest, IPV4, &syn(4001)), is_answer);
+    assert_eq!(answer[36..38], 4001u16.to_be_bytes());
     leave(running);
 }

@@ -249,16 +249,19 @@ impl Wanted {
     }
 }
 
-/// Prints the lines of the log that are kept and wanted, oldest first.
-pub fn print_log(wanted: &Wanted) {
+/// Prints the lines of the log that are kept and wanted, oldest first; returns how many those were.
+pub fn print_log(wanted: &Wanted) -> usize {
+    let mut printed = 0;
     let count = LOG.lock().len();
     for index in 0..count {
         // One at a time: printing one must not happen under the lock.
         let line = LOG.lock().get(index).filter(|line| wanted.has(line)).cloned();
         if let Some(line) = line {
             println!("{line}");
+            printed += 1;
         }
     }
+    printed
 }
 
 /// Only what is wanted is printed of the log as long as this is there.

@@ -83,6 +83,8 @@ pub struct Scene {
     call: Option<([u64; 3], Caller)>,
     /// Where it ran, or called from.
     rip: Option<Spot>,
+    /// Where the functions were called that it was in when it gave up, the last one first.
+    callers: Vec<Spot>,
     code: Vec<u8>,
     rsp: Option<Spot>,
     stack: Vec<u64>,
@@ -154,6 +156,10 @@ impl Scene {
         };
         let stack = |rsp: u64| (0..STACK_SEARCHED).map_while(|index| word(rsp.checked_add(index * 8)?)).collect();
         let spot = |address: u64| Spot::new(domain, address);
+        let callers = match site {
+            Site::Gate(Caller { rbp, .. }) if cause == Cause::Panic => callers(domain, rbp, word),
+            _ => Vec::new(),
+        };
         Scene {
             name: domain.name.clone(),
             file: domain.file.clone(),
@@ -174,6 +180,7 @@ impl Scene {
             frame,
             call,
             rip: rip.map(spot),
+            callers,
             rsp: rsp.map(spot),
             stack: rsp.map_or(Vec::new(), stack),
             last_service: domain.calls.last().map(|call| call.service),
@@ -264,13 +271,17 @@ impl Scene {
 
     /// Where it happened, the registers, the stack, and what the driver had.
     fn write_details(&self, out: &mut String) -> fmt::Result {
-        if let Some(rip) = self.rip {
+        // What a library did is its caller's doing.
+        let blamed = self.callers.iter().find(|caller| !self.is_library(caller.address));
+        if let Some(rip) = blamed.copied().or(self.rip) {
             let place = match entry_area::is_text(rip.address) {
                 true => Some(format!("{} ({})", symbols::Location(rip.address), rip.what)),
                 false => self.place(rip.address),
             };
             writeln!(out, "    at {}", place.unwrap_or_else(|| format!("{rip}")))?;
-            if let Some(instruction) = disassembly::instruction(&self.code, rip.address) {
+            if blamed.is_none()
+                && let Some(instruction) = disassembly::instruction(&self.code, rip.address)
+            {
                 writeln!(out, "    {instruction}")?;
             }
         }
@@ -355,6 +366,13 @@ impl Scene {
         place_name(&self.file, self.symbol(address))
     }
 
+    /// Whether a function of Rust's libraries, or of the SDK, is at `address`.
+    fn is_library(&self, address: u64) -> bool {
+        const LIBRARIES: [&str; 6] = ["core::", "alloc::", "ringfence_sdk::", "__rust", "rust_", "compiler_builtins::"];
+        let name = self.symbol(address).map(|(name, ..)| format!("{}", symbols::Demangled(name)));
+        name.is_none_or(|name| LIBRARIES.iter().any(|library| name.trim_start_matches('<').starts_with(library)))
+    }
+
     fn symbol(&self, address: u64) -> Option<(&[u8], u64, u64)> {
         symbol(&self.file, self.image, self.image_bytes, address)
     }
@@ -398,6 +416,23 @@ pub fn place_in(file: &File, offset: u64) -> String {
 fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
     let (name, into, offset) = found?;
     Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.name))
+}
+
+/// Calls that a panic is in, from its frame pointer on: what is on the stack is the driver's word, and so is followed as far as it goes
+/// up, and for some frames only.
+fn callers(domain: &Domain, mut rbp: u64, word: impl Fn(u64) -> Option<u64>) -> Vec<Spot> {
+    const MOST: usize = 24;
+    let mut callers = Vec::new();
+    while callers.len() < MOST
+        && let Some(returns_to) = rbp.checked_add(8).and_then(&word)
+    {
+        callers.push(Spot::new(domain, call_site(domain, returns_to)));
+        match word(rbp) {
+            Some(next) if next > rbp => rbp = next,
+            _ => break,
+        }
+    }
+    callers
 }
 
 /// Where the call is that returns to `returns_to`; if none is seen there, the last byte before that.

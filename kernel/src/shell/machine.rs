@@ -127,7 +127,10 @@ pub async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
             other => return arguments.wrong(&format!("'{other}' is not known")),
         }
     }
-    console::print_log(&wanted);
+    let count = console::print_log(&wanted);
+    if let (Some(driver), 0, false) = (&wanted.driver, count, goes_on) {
+        return Err(format!("the log has nothing that '{driver}' said or had said"));
+    }
     if goes_on {
         // Lines appear as they come, until Ctrl-C ends this, or there is no more to come from a pipe.
         let _watch = console::watch(wanted);

@@ -27,8 +27,11 @@ distribution_sysroot() { # of the distribution's compiler, or nothing
 }
 
 find_sysroot() {
-    local own
-    own=$(rustc --print sysroot 2>/dev/null || true)
+    local own=
+    # One that is there and does not run is not made up for: nothing that it should build would be built.
+    if command -v rustc >/dev/null 2>&1; then
+        own=$(rustc --print sysroot 2>/dev/null) || die "rustc does not run: $(rustc --print sysroot 2>&1 || true)"
+    fi
     if has_target "$own"; then echo "$own"; return; fi
     own=$(distribution_sysroot)
     if has_target "$own"; then echo "$own"; fi
@@ -71,7 +74,8 @@ install() {
 [ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
 # ---- 2. the target ---------------------------------------------------------------------------------
-if has_target "$(find_sysroot)"; then
+found=$(find_sysroot)
+if has_target "$found"; then
     exit 0
 fi
 if command -v rustup >/dev/null 2>&1 && timeout 120 rustup target add "$target" >/dev/null 2>&1 &&

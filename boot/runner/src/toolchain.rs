@@ -25,7 +25,7 @@ impl Toolchain {
         if let Some(found) = Self::look()? {
             return Ok(found);
         }
-        let status = Command::new(setup_script()).status().context("running boot/setup.sh")?;
+        let status = Command::new(setup_script()).current_dir(project()).status().context("running boot/setup.sh")?;
         if !status.success() {
             bail!("boot/setup.sh failed");
         }
@@ -33,7 +33,12 @@ impl Toolchain {
     }
 
     fn look() -> Result<Option<Toolchain>> {
-        let output = Command::new(setup_script()).arg("--print-sysroot").output().context("running boot/setup.sh")?;
+        // In the project's folder, where rustup finds which compiler is meant.
+        let output = Command::new(setup_script()).current_dir(project()).arg("--print-sysroot").output();
+        let output = output.context("running boot/setup.sh")?;
+        if !output.status.success() {
+            bail!("boot/setup.sh failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
         let sysroot = String::from_utf8(output.stdout)?.trim().to_string();
         if sysroot.is_empty() {
             return Ok(None);

@@ -8,6 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use unicode_width::UnicodeWidthChar;
 
 /// Longest line in characters. A longer one is refused as a whole: what is left of it might do something else.
 pub const MAX_LINE: usize = 4096;
@@ -362,10 +363,10 @@ impl LineEditor {
 
     fn view(&self) -> View {
         let prompt = match &self.search {
-            Some(search) => format!("(search '{}') ", search.query),
+            Some(search) => format!("(search '{}') ", search.query.chars().map(shown).collect::<String>()),
             None => self.prompt.clone(),
         };
-        View { prompt, text: self.text.clone(), cursor: self.cursor }
+        View { prompt, text: self.text.iter().copied().map(shown).collect(), cursor: self.cursor }
     }
 
     /// What changes the screen from `before` to what is there now.
@@ -500,6 +501,14 @@ impl View {
     }
 }
 
+/// A white square.
+const STAND_IN: char = '\u{25a1}';
+
+/// What stands for a character on the terminal: it has one column, or the cursor would be elsewhere than it is taken to be.
+fn shown(c: char) -> char {
+    if c.width() == Some(1) { c } else { STAND_IN }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -620,13 +629,28 @@ mod tests {
         assert_eq!(editor.press(8).0, b"\x1b[1Dxx\x1b[K\x1b[2D");
     }
 
+    /// What a terminal gives two columns, or none, is typed as it is and shown as one.
+    #[test]
+    fn wide_characters_have_one_column() {
+        let (mut editor, mut sent) = (LineEditor::new(80), Vec::new());
+        editor.begin(PROMPT);
+        let mut event = None;
+        for byte in "\u{1f600}x\r".bytes() {
+            let (out, came) = editor.press(byte);
+            sent.extend(out);
+            event = came.or(event);
+        }
+        assert_eq!(String::from_utf8(sent).unwrap(), "\u{25a1}x");
+        assert_eq!(event, Some(Event::Line("\u{1f600}x".into())));
+    }
+
     /// Keys that a person may press.
     fn keys() -> impl Strategy<Value = Vec<u8>> {
         let key = prop_oneof![
             8 => (0x20u8..0x7f).prop_map(|byte| vec![byte]),
             4 => (1u8..27).prop_filter("a line that is over", |byte| !matches!(byte, 3 | 4 | 10 | 13)).prop_map(|byte| vec![byte]),
             4 => prop_oneof!["\x1b\\[[ABCDHF]", "\x1b\\[3~", "\x1b[bfd]", "\x1b\\[1;5[CD]"].prop_map(String::into_bytes),
-            1 => "[\u{e4}\u{20ac}]".prop_map(String::into_bytes),
+            1 => "[\u{e4}\u{20ac}\u{4e16}\u{1f600}\u{301}]".prop_map(String::into_bytes),
         ];
         proptest::collection::vec(key, 0..60).prop_map(|keys| keys.concat())
     }

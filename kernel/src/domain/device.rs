@@ -77,9 +77,14 @@ impl Device {
         if taken.iter().any(|(address, _)| *address == function.address) {
             return None;
         }
+        // Memory and I/O decoding on; no DMA and no interrupts until the driver asks.
+        function.change_command(
+            CommandRegister::MEMORY_ENABLE | CommandRegister::IO_ENABLE | CommandRegister::INTERRUPT_DISABLE,
+            CommandRegister::BUS_MASTER_ENABLE,
+        );
         let fence = Fence::new(function);
-        if let Err(why @ (Unfenced::Shared | Unfenced::Reserved | Unfenced::Failed)) = fence {
-            // It reaches nothing, so that no driver would be of use.
+        if let Err(why @ (Unfenced::Shared | Unfenced::Bypasses | Unfenced::Reserved | Unfenced::Failed)) = fence {
+            // It reaches nothing, so that no driver would be of use, or too much.
             log::warn!("{}: no driver can have it: {why}", function.address);
             return None;
         }
@@ -90,11 +95,6 @@ impl Device {
             return None;
         }
         taken.push((function.address, State::Driven));
-        // Memory and I/O decoding on; no DMA and no interrupts until the driver asks.
-        function.change_command(
-            CommandRegister::MEMORY_ENABLE | CommandRegister::IO_ENABLE | CommandRegister::INTERRUPT_DISABLE,
-            CommandRegister::BUS_MASTER_ENABLE,
-        );
         let mapped = [None; pci_types::MAX_BARS];
         Some(Device { function, interrupts: false, mapped, next: 0, used_dma: false, reset: None, fence })
     }

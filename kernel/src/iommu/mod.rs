@@ -7,6 +7,7 @@
 //! recorded, and ends its driver.
 
 use crate::memory::frames::OutOfMemory;
+use crate::memory::registers::Registers;
 use crate::pci::{self, Function};
 use alloc::format;
 use alloc::string::String;
@@ -17,6 +18,7 @@ use pci_types::PciAddress;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::dmar::{self, Dmar, Scope, ScopeKind};
 use ringfence_core::extent::Extent;
+use ringfence_core::pci::virtio_common;
 use spin::{Mutex, Once};
 pub use vtd::Fault;
 use vtd::{FaultStatus, READ, Tables, Unit, WRITE};
@@ -76,6 +78,8 @@ pub enum Unfenced {
     NotWatched,
     /// It is behind a bridge that asks in its place, and in that of another device that is driven.
     Shared,
+    /// It is a virtio device that does not go through an IOMMU, or does not say so.
+    Bypasses,
     /// Firmware uses it, too.
     Reserved,
     /// There was no memory for its tables, or no number, or the unit failed.
@@ -88,6 +92,7 @@ impl core::fmt::Display for Unfenced {
             Unfenced::NoIommu => "the machine has no IOMMU",
             Unfenced::NotWatched => "no IOMMU watches it",
             Unfenced::Shared => "a bridge asks in its place, and in that of a device that another driver has",
+            Unfenced::Bypasses => "it goes past the IOMMU (virtio without ACCESS_PLATFORM)",
             Unfenced::Reserved => "firmware uses it, too",
             Unfenced::Failed => "the IOMMU failed, or has no room for it",
         })
@@ -116,6 +121,9 @@ impl Fence {
             .position(by_name)
             .or_else(|| watchers.iter().position(|watcher| watcher.watches.watches_rest))
             .ok_or(Unfenced::NotWatched)?;
+        if goes_past(function) {
+            return Err(Unfenced::Bypasses);
+        }
         if RESERVED.lock().iter().flat_map(|reserved| &reserved.scopes).any(|scope| names(scope, address)) {
             return Err(Unfenced::Reserved);
         }
@@ -228,6 +236,26 @@ fn give_back_domain(number: u16) {
     if let Some(used) = DOMAINS.lock().get_mut(usize::from(number)) {
         *used = false;
     }
+}
+
+/// Whether a device may reach memory without being asked: a virtio device does, unless it offers ACCESS_PLATFORM (VIRTIO 1.1, 6.1).
+fn goes_past(function: &Function) -> bool {
+    const VIRTIO: u16 = 0x1af4;
+    const COMMON_BYTES: u64 = 56;
+    const FEATURE_SELECT: u64 = 0;
+    const FEATURES: u64 = 4;
+    const ACCESS_PLATFORM: u32 = 1 << (33 - 32);
+    if function.id.vendor != VIRTIO {
+        return false;
+    }
+    let common = virtio_common(|offset| function.read(offset)).and_then(|(bar, offset)| {
+        let (start, _) = function.bars.get(bar as usize)?.as_ref().and_then(pci::memory_extent)?;
+        Registers::at(start.checked_add(offset.into())?, COMMON_BYTES)
+    });
+    // One of before 1.0 has no such feature.
+    let Some(common) = common else { return true };
+    common.write32(FEATURE_SELECT, 1);
+    common.read32(FEATURES) & ACCESS_PLATFORM == 0
 }
 
 /// Whether a scope names the function at `address`, or a bridge above it.

@@ -167,3 +167,16 @@ fn a_device_that_writes_an_interrupt_message_raises_none() {
         assert_eq!(listed(&text, "rogue-nic")[0].state, "running");
     }
 }
+
+/// QEMU's virtio devices go past the IOMMU unless they are told not to: told of addresses behind it, they would write anywhere.
+#[test]
+fn a_device_that_goes_past_the_fence_has_no_driver() {
+    for device in ["virtio-scsi-pci,disable-legacy=on", "virtio-scsi-pci,disable-modern=on"] {
+        let mut machine = fenced("lsmod; lspci");
+        (machine.nic, machine.hba) = ("none".into(), "none".into());
+        machine.extra = vec!["-device".into(), device.into()];
+        let text = boot_well(&machine);
+        assert_says(&text, "no driver can have it: it goes past the IOMMU (virtio without ACCESS_PLATFORM)");
+        assert!(!text.contains("[driven]"), "{text}");
+    }
+}

@@ -27,14 +27,10 @@ impl Machine {
         let mut machine = self.clone();
         machine.contents.piped = !is_typed;
         let mut qemu = machine.command(system, &files, if is_typed { Farewell::Terminate } else { Farewell::Kill })?;
-        qemu.stdout(Stdio::piped()).stderr(Stdio::piped());
-        if is_typed {
-            // Ctrl-C goes to the guest.
-            qemu.args(["-serial", "mon:stdio", "-echr", ESCAPE]);
-        } else {
-            // All of it goes to the guest: what is not typed is not meant for QEMU's monitor.
-            qemu.args(["-chardev", "stdio,id=console,mux=off,signal=off", "-serial", "chardev:console"])
-                .stdin(Stdio::piped());
+        // Ctrl-C goes to the guest.
+        qemu.args(["-serial", "mon:stdio", "-echr", ESCAPE]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if !is_typed {
+            qemu.stdin(Stdio::piped());
         }
         let mut child = start(&mut qemu)?;
         if let Some(to) = child.stdin.take() {

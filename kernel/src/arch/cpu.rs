@@ -30,7 +30,8 @@ pub struct Cpu {
 // SAFETY: there is one CPU, and interrupt handlers write nothing but `ticks_left`.
 unsafe impl Sync for Cpu {}
 
-/// The one CPU's state, for `entry.S`. Rust goes through [`this`].
+/// The one CPU's state, for `entry.S`. Rust goes through [`this`]. Where it lies in its page is chosen (`kernel.ld`).
+#[unsafe(link_section = ".data.cpu")]
 pub static CPU: Cpu = Cpu {
     upcall_rsp: Cell::new(0),
     domain_cr3: Cell::new(0),

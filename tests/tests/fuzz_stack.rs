@@ -5,7 +5,7 @@ use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
 use ringfence_core::dhcp::{self, Change, Client};
 use ringfence_core::servers::{FIRST_CLIENT_PORT, Servers, is_harmless, is_host};
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
@@ -13,6 +13,9 @@ use smoltcp::wire::{
     Ipv4Address, Ipv4Cidr, Ipv4Packet, TcpPacket, UdpPacket,
 };
 use std::collections::VecDeque;
+use wire::{Received, Sending};
+
+mod wire;
 
 const OWN: (EthernetAddress, Ipv4Address) = (EthernetAddress([0x52, 0x54, 0, 0, 0, 1]), Ipv4Address::new(10, 0, 2, 15));
 const PEER: (EthernetAddress, Ipv4Address) = (EthernetAddress([0x52, 0x54, 0, 0, 0, 2]), Ipv4Address::new(10, 0, 2, 2));
@@ -61,25 +64,6 @@ struct Wire {
     from_stack: Vec<Vec<u8>>,
 }
 
-struct Received(Vec<u8>);
-struct Sending<'a>(&'a mut Vec<Vec<u8>>);
-
-impl RxToken for Received {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-impl TxToken for Sending<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
-        // As in the kernel's adapter.
-        let mut frame = vec![0; len_bytes.min(MAX_FRAME)];
-        let result = f(&mut frame);
-        self.0.push(frame);
-        result
-    }
-}
-
 impl Device for Wire {
     type RxToken<'a> = Received;
     type TxToken<'a> = Sending<'a>;
@@ -90,14 +74,14 @@ impl Device for Wire {
             if let Some(client) = self.dhcp.as_mut().filter(|_| dhcp::is_reply(&frame, OWN.0)) {
                 self.change = client.receive(now, &frame).or(self.change.take());
             } else if is_harmless(&frame) {
-                return Some((Received(frame), Sending(&mut self.from_stack)));
+                return Some((Received(frame), Sending { frames: &mut self.from_stack, most: MAX_FRAME }));
             }
         }
         None
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
-        Some(Sending(&mut self.from_stack))
+        Some(Sending { frames: &mut self.from_stack, most: MAX_FRAME })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -1,12 +1,16 @@
 //! The kernel's servers and clients that come, talk and vanish, in a time that is counted and not waited for.
 
+use ringfence_abi::net::MAX_FRAME;
 use ringfence_core::servers::{CONNECTIONS, Servers};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address};
 use std::collections::VecDeque;
+use wire::{Received, Sending};
+
+mod wire;
 
 const ECHO: u16 = 7;
 const GUEST: Ipv4Address = Ipv4Address::new(10, 7, 0, 2);
@@ -19,40 +23,22 @@ struct End {
     sent: Vec<Vec<u8>>,
 }
 
-struct Received(Vec<u8>);
-struct Sending<'a>(&'a mut Vec<Vec<u8>>);
-
-impl RxToken for Received {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-impl TxToken for Sending<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
-        let mut frame = vec![0; len_bytes];
-        let result = f(&mut frame);
-        self.0.push(frame);
-        result
-    }
-}
-
 impl Device for End {
     type RxToken<'a> = Received;
     type TxToken<'a> = Sending<'a>;
 
     fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
-        Some((Received(self.received.pop_front()?), Sending(&mut self.sent)))
+        Some((Received(self.received.pop_front()?), Sending { frames: &mut self.sent, most: MAX_FRAME }))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
-        Some(Sending(&mut self.sent))
+        Some(Sending { frames: &mut self.sent, most: MAX_FRAME })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1514;
+        capabilities.max_transmission_unit = MAX_FRAME;
         capabilities
     }
 }

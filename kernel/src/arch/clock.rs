@@ -1,7 +1,9 @@
 //! What the machine has that counts at a known rate, by which the rates of other counters are measured.
 
 use super::time::tsc;
+use crate::memory::registers::Registers;
 use core::iter::once_with;
+use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::acpi::{Place, PmTimer};
 use x86_64::instructions::port::Port;
 
@@ -19,7 +21,7 @@ impl Clocks {
     pub fn references(&self) -> impl Iterator<Item = Reference> {
         let pit = once_with(start_pit);
         let hpet = once_with(|| self.hpet.and_then(start_hpet));
-        let pm_timer = once_with(|| self.pm_timer.filter(|timer| is_mapped(timer.place)).map(Reference::pm_timer));
+        let pm_timer = once_with(|| self.pm_timer.and_then(Reference::pm_timer));
         pit.chain(hpet).chain(pm_timer).flatten()
     }
 }
@@ -37,9 +39,13 @@ pub struct Reference {
 #[derive(Debug, Clone, Copy)]
 enum Counter {
     Pit,
-    /// At this physical address.
-    Hpet(u64),
-    PmTimer(Place),
+    Hpet(Registers),
+    /// In a page of memory, or at a port.
+    PmTimerInMemory {
+        page: Registers,
+        offset: u64,
+    },
+    PmTimer(u16),
     Tsc,
 }
 
@@ -52,9 +58,16 @@ const MILLISECONDS: u64 = 5;
 const MOST_READS: u32 = 20_000;
 
 impl Reference {
-    fn pm_timer(timer: PmTimer) -> Reference {
+    fn pm_timer(timer: PmTimer) -> Option<Reference> {
         let mask = if timer.has_32_bits { u32::MAX } else { 0xff_ffff };
-        Reference { counter: Counter::PmTimer(timer.place), hz: 3_579_545, mask }
+        let counter = match timer.place {
+            Place::Port(port) => Counter::PmTimer(port),
+            Place::Memory(address) => {
+                let offset = address % PAGE_SIZE;
+                Counter::PmTimerInMemory { page: Registers::at(address - offset, PAGE_SIZE)?, offset }
+            }
+        };
+        Some(Reference { counter, hz: 3_579_545, mask })
     }
 
     /// The TSC, once its rate in Hz is known.
@@ -67,7 +80,7 @@ impl Reference {
         match self.counter {
             Counter::Pit => PIT,
             Counter::Hpet(_) => "HPET",
-            Counter::PmTimer(_) => "ACPI PM timer",
+            Counter::PmTimerInMemory { .. } | Counter::PmTimer(_) => "ACPI PM timer",
             Counter::Tsc => "TSC",
         }
     }
@@ -92,10 +105,10 @@ impl Reference {
             // It counts down.
             Counter::Pit => u32::from(pit_channel_0()).wrapping_neg() & self.mask,
             Counter::Tsc => tsc() as u32,
-            Counter::Hpet(registers) => read_memory(registers + HPET_COUNTER) & self.mask,
-            Counter::PmTimer(Place::Memory(address)) => read_memory(address) & self.mask,
+            Counter::Hpet(registers) => registers.read32(HPET_COUNTER) & self.mask,
+            Counter::PmTimerInMemory { page, offset } => page.read32(offset) & self.mask,
             // SAFETY: reading the timer changes nothing.
-            Counter::PmTimer(Place::Port(port)) => unsafe { Port::<u32>::new(port).read() & self.mask },
+            Counter::PmTimer(port) => unsafe { Port::<u32>::new(port).read() & self.mask },
         }
     }
 }
@@ -172,27 +185,8 @@ fn start_hpet(registers: u64) -> Option<Reference> {
     const FEMTOSECONDS: u64 = 1_000_000_000_000_000;
     /// 100 ns, the longest period that the specification allows.
     const LONGEST_PERIOD: u32 = 100_000_000;
-    if !crate::memory::is_device(registers, HPET_BYTES) {
-        return None;
-    }
-    let period = Some(read_memory(registers + HPET_PERIOD)).filter(|period| (1..=LONGEST_PERIOD).contains(period))?;
-    let configuration = read_memory(registers + HPET_CONFIGURATION);
-    let place = crate::memory::at_physical(registers + HPET_CONFIGURATION).cast::<u32>();
-    // SAFETY: the registers are mapped, and nobody else uses the timer.
-    unsafe { place.write_volatile(configuration | ENABLE) };
+    let registers = Registers::at(registers, HPET_BYTES)?;
+    let period = Some(registers.read32(HPET_PERIOD)).filter(|period| (1..=LONGEST_PERIOD).contains(period))?;
+    registers.write32(HPET_CONFIGURATION, registers.read32(HPET_CONFIGURATION) | ENABLE);
     Some(Reference { counter: Counter::Hpet(registers), hz: FEMTOSECONDS / u64::from(period), mask: u32::MAX })
-}
-
-fn is_mapped(place: Place) -> bool {
-    match place {
-        Place::Memory(address) => crate::memory::is_device(address, 4),
-        Place::Port(_) => true,
-    }
-}
-
-/// A register of a clock, which [`is_mapped`].
-fn read_memory(address: u64) -> u32 {
-    let place = crate::memory::at_physical(address & !3).cast::<u32>();
-    // SAFETY: the caller has asked whether it is mapped; reading a counter changes nothing.
-    unsafe { place.read_volatile() }
 }

@@ -1,7 +1,9 @@
 //! The CPU's own interrupt controller (SDM vol. 3A, 11): lets the 8259s' interrupts through, and ticks where there is no 8254.
 
 use super::clock::Reference;
+use crate::memory::registers::Registers;
 use core::sync::atomic::{AtomicBool, Ordering};
+use ringfence_abi::layout::PAGE_SIZE;
 use x86_64::registers::model_specific::Msr;
 
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -89,28 +91,23 @@ pub fn end(vector: u8) -> bool {
 
 fn write(register: u32, value: u32) {
     let base = base();
-    // SAFETY: nobody else uses the APIC, whose registers are within the first 4 GiB of physical memory, which is mapped.
-    unsafe {
-        if base & X2APIC != 0 {
-            Msr::new(FIRST_X2APIC_MSR + (register >> 4)).write(value.into());
-        } else {
-            at(base, register).write_volatile(value);
-        }
+    if base & X2APIC != 0 {
+        // SAFETY: nobody else uses the APIC.
+        unsafe { Msr::new(FIRST_X2APIC_MSR + (register >> 4)).write(value.into()) };
+    } else if let Some(registers) = registers(base) {
+        registers.write32(register.into(), value);
     }
 }
 
 fn read(register: u32) -> u32 {
     let base = base();
-    // SAFETY: as above.
-    unsafe {
-        if base & X2APIC != 0 {
-            Msr::new(FIRST_X2APIC_MSR + (register >> 4)).read() as u32
-        } else {
-            at(base, register).read_volatile()
-        }
+    if base & X2APIC != 0 {
+        // SAFETY: as above.
+        return unsafe { Msr::new(FIRST_X2APIC_MSR + (register >> 4)).read() as u32 };
     }
+    registers(base).map_or(0, |registers| registers.read32(register.into()))
 }
 
-fn at(base: u64, register: u32) -> *mut u32 {
-    crate::memory::at_physical((base & 0xffff_f000) + u64::from(register)).cast()
+fn registers(base: u64) -> Option<Registers> {
+    Registers::at(base & 0xffff_f000, PAGE_SIZE)
 }

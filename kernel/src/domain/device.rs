@@ -193,12 +193,10 @@ impl Domain {
         }
     }
 
-    /// Lets its device reach `region` no more. A unit that does not do as it is told is said once its device is stopped.
-    pub fn keep_device_from(&mut self, region: &DmaRegion) {
+    /// Lets its device reach `region` no more; `false` if it may all the same, as the IOMMU does not do as it is told.
+    pub fn keep_device_from(&mut self, region: &DmaRegion) -> bool {
         let start = self.device_address(region);
-        if let Some(fence) = self.fence() {
-            let _ = fence.unmap(start, region.extent.len_bytes);
-        }
+        self.fence().is_none_or(|fence| fence.unmap(start, region.extent.len_bytes))
     }
 
     /// Where its device sees `region`: at the same place in its slot as the driver does, counted from the start of that; a device

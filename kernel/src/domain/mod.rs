@@ -149,16 +149,19 @@ impl Domain {
         self.dma_next = next;
         let region = DmaRegion { extent: Extent::new(start, len_bytes), pa };
         if let Err(error) = self.let_device_reach(&region, is_written) {
-            self.space.unmap(start, len_bytes);
+            self.unmap_dma(&region);
             return Err(error);
         }
         Ok(region)
     }
 
-    /// Takes away what [`Domain::map_dma`] has mapped.
+    /// Takes away what [`Domain::map_dma`] has mapped. What its device may reach all the same is never anybody else's.
     pub fn unmap_dma(&mut self, region: &DmaRegion) {
-        self.keep_device_from(region);
-        self.space.unmap(region.extent.start, region.extent.len_bytes);
+        if self.keep_device_from(region) {
+            self.space.unmap(region.extent.start, region.extent.len_bytes);
+        } else {
+            self.space.set_aside();
+        }
     }
 
     /// Bytes of DMA memory that count against its budget.

@@ -4,10 +4,9 @@
 //! same tables below one top-level entry; that entry has NX set as long as the domain is sandboxed, so that ring 0 can
 //! never run its code by mistake.
 
-use crate::arch::interrupts::breathe;
 use crate::arch::{entry_area, gates};
 use crate::memory::frames::{self, OutOfMemory};
-use crate::memory::{at_physical, kernel_root, tables};
+use crate::memory::{at_physical, kernel_root, pages, tables};
 use core::fmt;
 use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, STUBS, slot_base};
 use ringfence_abi::service::SERVICE_COUNT;
@@ -425,16 +424,6 @@ impl Drop for Space {
             frames::free_run(bitmap, port_bitmap::BYTES / PAGE_SIZE as usize);
         }
     }
-}
-
-/// Offsets of pages of `len_bytes` bytes. Every few of them interrupts are let in that a service has turned off.
-fn pages(len_bytes: u64) -> impl Iterator<Item = u64> {
-    const AT_ONCE: u64 = 16;
-    (0..len_bytes).step_by(PAGE_SIZE as usize).inspect(|offset| {
-        if offset % (AT_ONCE * PAGE_SIZE) == (AT_ONCE - 1) * PAGE_SIZE {
-            breathe();
-        }
-    })
 }
 
 /// Whether a domain has slot `slot`.

@@ -7,6 +7,7 @@
 //! recorded, and ends its driver.
 
 use crate::memory::frames::OutOfMemory;
+use crate::memory::pages;
 use crate::memory::registers::Registers;
 use crate::pci::{self, Function};
 use alloc::format;
@@ -104,7 +105,7 @@ pub struct Fence {
     watcher: usize,
     source: u16,
     domain: u16,
-    tables: Option<Tables>,
+    tables: Tables,
 }
 
 impl Fence {
@@ -134,54 +135,47 @@ impl Fence {
             tables.free();
             return Err(Unfenced::Shared);
         }
-        let domain = take_domain().ok_or(Unfenced::Failed);
-        match domain.and_then(|domain| {
-            unit.attach(source, tables.physical(), domain).map(|()| domain).map_err(|_| {
-                give_back_domain(domain);
-                Unfenced::Failed
-            })
-        }) {
-            Ok(domain) => Ok(Fence { watcher, source, domain, tables: Some(tables) }),
-            Err(why) => {
-                tables.free();
-                give_back_source(source);
-                Err(why)
-            }
+        let Some(domain) = take_domain() else {
+            tables.free();
+            give_back_source(source);
+            return Err(Unfenced::Failed);
+        };
+        let attached = unit.attach(source, tables.physical(), domain);
+        drop(watchers);
+        let fence = Fence { watcher, source, domain, tables };
+        if attached.is_err() {
+            // The unit may know the tables all the same. They stay if it does not forget them.
+            let _ = fence.remove();
+            return Err(Unfenced::Failed);
         }
+        Ok(fence)
     }
 
     fn with<T>(&self, then: impl FnOnce(&mut Unit) -> T) -> Option<T> {
         WATCHERS.lock().get_mut(self.watcher).map(|watcher| then(&mut watcher.unit))
     }
 
-    /// Lets the device reach `len_bytes` bytes (whole pages) of physical memory from `pa` at its address `start`.
+    /// Lets the device reach `len_bytes` bytes (whole pages) of physical memory from `pa` at its address `start`. On an error it may
+    /// reach some of them: [`Fence::unmap`] ends that.
     pub fn map(&mut self, start: u64, pa: u64, len_bytes: u64, is_written: bool) -> Result<(), OutOfMemory> {
         let rights = if is_written { READ | WRITE } else { READ };
-        let domain = self.domain;
-        let tables = self.tables.as_mut().ok_or(OutOfMemory)?;
-        for offset in (0..len_bytes).step_by(PAGE_SIZE as usize) {
-            if tables.map(start + offset, pa + offset, rights).is_err() {
-                (0..offset).step_by(PAGE_SIZE as usize).for_each(|offset| tables.unmap(start + offset));
-                return Err(OutOfMemory);
-            }
+        for offset in pages(len_bytes) {
+            self.tables.map(start + offset, pa + offset, rights)?;
         }
-        self.with(|unit| unit.note_added(domain)).and_then(Result::ok).ok_or(OutOfMemory)
+        self.with(|unit| unit.note_added(self.domain)).and_then(Result::ok).ok_or(OutOfMemory)
     }
 
     /// Lets it reach `len_bytes` bytes at `start` no more; `false` if the unit does not do as it is told.
     #[must_use]
     pub fn unmap(&mut self, start: u64, len_bytes: u64) -> bool {
-        if let Some(tables) = &mut self.tables {
-            (0..len_bytes).step_by(PAGE_SIZE as usize).for_each(|offset| tables.unmap(start + offset));
-        }
-        let domain = self.domain;
-        self.with(|unit| unit.forget(domain)).is_some_and(|done| done.is_ok())
+        pages(len_bytes).for_each(|offset| self.tables.unmap(start + offset));
+        self.with(|unit| unit.forget(self.domain)).is_some_and(|done| done.is_ok())
     }
 
     /// Has its faults be recorded no more.
     pub fn silence(&self) {
         // What goes wrong here is a flood of records, which hurts nobody.
-        let _ = self.with(|unit| unit.silence(self.source));
+        let _ = self.with(|unit| unit.silence(self.source, self.domain));
     }
 
     /// Takes a fault of this device that was recorded.
@@ -196,10 +190,10 @@ impl Fence {
 
     /// Lets the device reach nothing any more; `false` if the unit does not do as it is told: then it may reach all that it did.
     #[must_use]
-    pub fn remove(mut self) -> bool {
-        let (source, domain) = (self.source, self.domain);
-        let is_done = self.with(|unit| unit.detach(source, domain)).is_some_and(|done| done.is_ok());
-        if let Some(tables) = self.tables.take().filter(|_| is_done) {
+    pub fn remove(self) -> bool {
+        let is_done = self.with(|unit| unit.detach(self.source, self.domain)).is_some_and(|done| done.is_ok());
+        let Fence { source, domain, tables, .. } = self;
+        if is_done {
             tables.free();
             give_back_domain(domain);
             give_back_source(source);
@@ -262,7 +256,7 @@ fn goes_past(function: &Function) -> bool {
 fn names(scope: &Scope, address: PciAddress) -> bool {
     let Some(((device, function), above)) = scope.path.split_last() else { return false };
     let Some(bus) = above.iter().try_fold(scope.bus, |bus, (device, function)| {
-        pci::buses_below(PciAddress::new(0, bus, *device, *function)).map(|below| *below.start())
+        pci::buses_below(PciAddress::new(0, bus, *device & 31, *function & 7)).map(|below| *below.start())
     }) else {
         return false;
     };

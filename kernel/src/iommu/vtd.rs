@@ -69,7 +69,7 @@ impl core::fmt::Display for Unusable {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
             Unusable::NoRegisters => "its registers are not where they can be reached",
-            Unusable::Unknown => "it has no queued invalidation, or tables of neither three nor four levels",
+            Unusable::Unknown => "it has no queued invalidation, other tables, or fault records elsewhere",
             Unusable::Silent => "it does not do as it is told",
             Unusable::NoMemory => "there is no memory for its tables",
         })
@@ -142,6 +142,9 @@ impl Unit {
             return Err(Unusable::Unknown);
         }
         let (first_record, last_record) = (capability >> 24 & 0x3ff, capability >> 40 & 0xff);
+        if (first_record + last_record + 1) * 16 > reg::BYTES {
+            return Err(Unusable::Unknown);
+        }
         let mut unit = Unit {
             registers,
             reads_past_caches: extended & 1 == 0,
@@ -249,11 +252,11 @@ impl Unit {
     }
 
     /// Has its faults be recorded no more: who floods is known.
-    pub fn silence(&mut self, source: u16) -> Result<(), Unusable> {
+    pub fn silence(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
         const NO_FAULTS: u64 = 1 << 1;
         let (context, at) = self.context(source)?;
         self.store(&context, at, context.load(at) | NO_FAULTS);
-        self.invalidate(&[context_of(source, 0)])
+        self.invalidate(&[context_of(source, domain)])
     }
 
     /// The context table that has the entry of `source`, and the word where that begins.

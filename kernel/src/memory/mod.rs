@@ -10,6 +10,7 @@
 //! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every
 //! domain's slot, not executable unless the domain is trusted.
 
+use crate::arch::interrupts::breathe;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -102,6 +103,16 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
 pub fn is_ram(extent: Extent) -> bool {
     const LOW: Extent = Extent::new(0, LOW_BYTES);
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
+}
+
+/// Offsets of pages of `len_bytes` bytes. Every few of them interrupts are let in that a service has turned off.
+pub fn pages(len_bytes: u64) -> impl Iterator<Item = u64> {
+    const AT_ONCE: u64 = 16;
+    (0..len_bytes).step_by(PAGE_SIZE as usize).inspect(|offset| {
+        if offset % (AT_ONCE * PAGE_SIZE) == (AT_ONCE - 1) * PAGE_SIZE {
+            breathe();
+        }
+    })
 }
 
 /// Whether physical address `pa` is mapped.

@@ -15,36 +15,42 @@ impl Registers {
         (pa.is_multiple_of(8) && is_device(pa, len_bytes)).then_some(Registers { pa, len_bytes })
     }
 
-    /// Where a register is; the first one if there is no such: what it holds then is as wrong as anything.
-    fn place<T>(&self, offset: u64) -> *mut T {
+    /// Where a register is, if it is one of these.
+    #[inline]
+    fn place<T>(&self, offset: u64) -> Option<*mut T> {
         let size = size_of::<T>() as u64;
         let inside = offset.is_multiple_of(size) && offset.checked_add(size).is_some_and(|end| end <= self.len_bytes);
-        at_physical(self.pa + if inside { offset } else { 0 }).cast()
+        inside.then(|| at_physical(self.pa + offset).cast())
     }
 
-    /// Reads the 32 bits at `offset`.
+    /// Reads the 32 bits at `offset`; 0 where no register is.
     #[inline]
     pub fn read32(&self, offset: u64) -> u32 {
         // SAFETY: mapped registers, aligned.
-        unsafe { self.place::<u32>(offset).read_volatile() }
+        self.place::<u32>(offset).map_or(0, |place| unsafe { place.read_volatile() })
     }
 
-    /// Writes the 32 bits at `offset`.
+    /// Writes the 32 bits at `offset`; nothing where no register is.
+    #[inline]
     pub fn write32(&self, offset: u64, value: u32) {
-        // SAFETY: as above.
-        unsafe { self.place::<u32>(offset).write_volatile(value) };
+        if let Some(place) = self.place::<u32>(offset) {
+            // SAFETY: as above.
+            unsafe { place.write_volatile(value) };
+        }
     }
 
-    /// Reads the 64 bits at `offset`.
+    /// Reads the 64 bits at `offset`; 0 where no register is.
     pub fn read64(&self, offset: u64) -> u64 {
         // SAFETY: as above.
-        unsafe { self.place::<u64>(offset).read_volatile() }
+        self.place::<u64>(offset).map_or(0, |place| unsafe { place.read_volatile() })
     }
 
-    /// Writes the 64 bits at `offset`.
+    /// Writes the 64 bits at `offset`; nothing where no register is.
     pub fn write64(&self, offset: u64, value: u64) {
-        // SAFETY: as above.
-        unsafe { self.place::<u64>(offset).write_volatile(value) };
+        if let Some(place) = self.place::<u64>(offset) {
+            // SAFETY: as above.
+            unsafe { place.write_volatile(value) };
+        }
     }
 }
 

@@ -30,6 +30,8 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
             let region = domain.dma_kept.swap_remove(index);
             frames::zero(region.pa, (len_bytes / PAGE_SIZE) as usize);
             if domain.let_device_reach(&region, true).is_err() {
+                // It stays the driver's own, whatever of it the device may reach.
+                domain.keep_device_from(&region);
                 domain.dma_kept.push(region);
                 return Err(Refusal::NoMemory);
             }
@@ -54,6 +56,7 @@ pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
     let region = domain.dma.swap_remove(index);
     let Extent { start, len_bytes } = region.extent;
+    // As above.
     domain.keep_device_from(&region);
     time::charged(len_bytes, || domain.space.protect(start, len_bytes, rights::KEPT));
     domain.dma_kept.push(region);

@@ -128,7 +128,9 @@ pub async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
         }
     }
     let count = console::print_log(&wanted);
-    if let (Some(driver), 0, false) = (&wanted.driver, count, goes_on) {
+    if let (Some(driver), 0, false) = (&wanted.driver, count, goes_on)
+        && module::find(driver).is_err()
+    {
         return Err(format!("the log has nothing that '{driver}' said or had said"));
     }
     if goes_on {

@@ -203,6 +203,17 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Gives the guest, which asks, its address with these options.
+    fn lease(&self, options: &[(u8, &[u8])]) {
+        for (expected, kind) in [(DISCOVER, OFFER), (REQUEST, ACK)] {
+            let (asked, message) = self.dhcp();
+            assert_eq!(asked, expected);
+            self.answer_dhcp(&message, kind, options);
+        }
+    }
+}
+
 /// What goes with the address, and that it is to be renewed after two seconds of twenty.
 const OPTIONS: [(u8, &[u8]); 5] =
     [(1, &[255, 255, 255, 0]), (3, &PEER), (6, &PEER), (51, &[0, 0, 0, 20]), (58, &[0, 0, 0, 2])];
@@ -215,12 +226,7 @@ fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
     let mut running = at_prompt(machine);
     running.type_line("ip").unwrap();
     assert_eq!(peer.dhcp().0, DISCOVER);
-    let (kind, discover) = peer.dhcp();
-    assert_eq!(kind, DISCOVER);
-    peer.answer_dhcp(&discover, OFFER, &OPTIONS);
-    let (kind, request) = peer.dhcp();
-    assert_eq!(kind, REQUEST);
-    peer.answer_dhcp(&request, ACK, &OPTIONS);
+    peer.lease(&OPTIONS);
     const STATUS: &str = "eth0: 10.7.0.2/24 via e1000, router 10.7.0.1";
     running.wait_for(STATUS).unwrap();
     for _ in 0..2 {
@@ -245,13 +251,7 @@ fn a_link_that_comes_back_is_asked_for_an_address_again() {
     machine.extra = vec!["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()];
     let mut running = at_prompt(machine);
     let lease: Vec<_> = OPTIONS.into_iter().filter(|(code, _)| *code != 58).collect();
-    let serve = |expected: u8, kind: u8| {
-        let (asked, message) = peer.dhcp();
-        assert_eq!(asked, expected);
-        peer.answer_dhcp(&message, kind, &lease);
-    };
-    serve(DISCOVER, OFFER);
-    serve(REQUEST, ACK);
+    peer.lease(&lease);
     running.wait_for("address 10.7.0.2/24 from DHCP").unwrap();
     let mut monitor = Monitor::new(&socket);
     let mut set_link = |up: bool| {
@@ -263,8 +263,7 @@ fn a_link_that_comes_back_is_asked_for_an_address_again() {
     running.wait_for("eth0: 10.7.0.2/24 via e1000, no link").unwrap();
     set_link(true);
     running.wait_for("e1000| link up").unwrap();
-    serve(DISCOVER, OFFER);
-    serve(REQUEST, ACK);
+    peer.lease(&lease);
     running.type_line("ip").unwrap();
     running.wait_for("eth0: 10.7.0.2/24 via e1000, router 10.7.0.1").unwrap();
     leave(running);
@@ -295,11 +294,7 @@ fn each_name_server_is_asked() {
     let (peer, machine) = Peer::new();
     let mut running = at_prompt(machine);
     let lease: [(u8, &[u8]); 3] = [(1, &[255, 255, 255, 0]), (6, &SERVERS), (51, &[0, 0, 3, 0])];
-    for (expected, kind) in [(DISCOVER, OFFER), (REQUEST, ACK)] {
-        let (asked, message) = peer.dhcp();
-        assert_eq!(asked, expected);
-        peer.answer_dhcp(&message, kind, &lease);
-    }
+    peer.lease(&lease);
     running.wait_for("address 10.7.0.2/24 from DHCP").unwrap();
     let guest = peer.resolve(10);
     running.type_line("nslookup host.example").unwrap();

@@ -18,7 +18,7 @@ bench_gate_bare:
 bench_gate_shared:
     push 2
     popfq
-    lea rax, [rip + service_entry_0]
+    mov rax, qword ptr [{services}]     /* service_entry_0 */
     pop r10
     pop r11
     pop r11

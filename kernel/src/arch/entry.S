@@ -22,7 +22,7 @@ gate_\number:
     push 2
     popfq                               /* IF, TF, DF, AC, NT = 0 */
     /* Not before: an interrupt leaves the registers in the stacks' page, where the driver can read them. */
-    lea rax, [rip + service_entry_\number]
+    mov rax, qword ptr [{services} + 8 * \number] /* service_entry_N */
     jmp gate_enter
 .endm
 
@@ -217,7 +217,7 @@ trap_enter:
 
     mov rdi, rbp                        /* from the kernel: its own stacks' page */
     call trap_stack                     /* RSP: a stack for the handler */
-    call trap_from_kernel
+    call qword ptr [{traps}]            /* trap_from_kernel */
     jmp 2f
 
 1:  mov cr3, rcx                        /* from a driver: the frame is in its page, read it through physical memory */
@@ -225,7 +225,7 @@ trap_enter:
     sub rdi, {stacks}
     add rdi, [rip + {cpu} + {cpu_domain_stacks}]
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
-    call trap_from_driver               /* returns only if the driver may go on; has sanitized the frame */
+    call qword ptr [{traps} + 8]        /* trap_from_driver: returns only if the driver may go on; has sanitized the frame */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rcx
 

@@ -3,7 +3,7 @@
 //! ```text
 //! offset   page                      in the kernel's root    in a domain's root
 //! 0x0000   entry text (2 pages)      R X                     R X, the same frames
-//! 0x2000   constants, GDT            R                       R, the same frame
+//! 0x2000   constants, GDT, functions R                       R, the same frame
 //! 0x3000   IDT                       R                       R, the same frame
 //! 0x4000   TSS, at the page's end    R                       R, the same frame
 //! 0x5000   I/O bitmap (2 pages)      R, all ports closed     R, the domain's own
@@ -15,10 +15,11 @@
 //! and I/O bitmap together.** Each root has its own stacks page: what the CPU pushes while a domain is loaded is that
 //! domain's own state, and what the kernel pushes no domain ever sees.
 
-use super::vector;
+use super::{gates, vector};
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
 use ringfence_core::port_bitmap;
 
@@ -74,14 +75,25 @@ const TSS_BYTES: usize = size_of::<TaskState>();
 const _: () = assert!(TSS_BYTES == 104);
 
 /// What entry code must know before it has the kernel's root, and the GDT.
+///
+/// Where it goes on in Rust is here as well, and not in its own displacements: those differ with each build, and a driver
+/// that jumps into the middle of one may find an instruction that is more for QEMU than it is (`core/src/tcg.rs`).
 #[repr(C, align(4096))]
 pub struct Constants {
     /// CR3 of the kernel's root.
     pub kernel_cr3: u64,
     gdt: [u64; descriptor::GDT_ENTRIES],
+    /// The functions for traps from the kernel, and from drivers.
+    traps: [u64; 2],
+    /// The functions behind the gates, by number.
+    services: [u64; SERVICE_COUNT],
 }
-/// Offset of `kernel_cr3` for `entry.S`.
+/// Where `kernel_cr3` is, for `entry.S`.
 pub const KERNEL_CR3: u64 = CONSTANTS + offset_of!(Constants, kernel_cr3) as u64;
+/// The same of `traps`.
+pub const TRAPS: u64 = CONSTANTS + offset_of!(Constants, traps) as u64;
+/// The same of `services`.
+pub const SERVICES: u64 = CONSTANTS + offset_of!(Constants, services) as u64;
 
 #[repr(C)]
 struct Data {
@@ -110,7 +122,12 @@ unsafe impl Sync for Area {}
 #[used]
 #[unsafe(link_section = ".entry.data")]
 static AREA: Area = Area(UnsafeCell::new(Data {
-    constants: Constants { kernel_cr3: 0, gdt: [0; descriptor::GDT_ENTRIES] },
+    constants: Constants {
+        kernel_cr3: 0,
+        gdt: [0; descriptor::GDT_ENTRIES],
+        traps: [0; 2],
+        services: [0; SERVICE_COUNT],
+    },
     idt: [[0; 2]; 256],
     before_tss: [0; PAGE_SIZE as usize - TSS_BYTES],
     tss: TaskState {
@@ -149,7 +166,8 @@ pub fn init(kernel_cr3: u64) {
     let gdt = [0, descriptor::code64(0), descriptor::data(0), tss_low, tss_high, ldt_low, ldt_high];
     // SAFETY: nothing else runs yet, and the area is mapped writable until `memory::protect_entry_area`.
     unsafe {
-        (*area).constants = Constants { kernel_cr3, gdt };
+        let (traps, services) = (gates::trap_functions(), gates::service_functions());
+        (*area).constants = Constants { kernel_cr3, gdt, traps, services };
         for vector in 0..256 {
             let target = &raw const trap_vectors as u64 + vector as u64 * VECTOR_STRIDE;
             (*area).idt[vector] = descriptor::interrupt_gate(target, stack_of(vector as u64));

@@ -2,7 +2,7 @@
 
 use super::cpu::{CPU, Cpu};
 use super::entry_area;
-use super::traps::TrapFrame;
+use super::traps::{TrapFrame, trap_from_driver, trap_from_kernel};
 use core::arch::global_asm;
 use core::mem::offset_of;
 use ringfence_abi::for_each_service;
@@ -12,6 +12,8 @@ use ringfence_core::descriptor;
 global_asm!(
     include_str!("entry.S"),
     kernel_cr3 = const entry_area::KERNEL_CR3 as i64,
+    services = const entry_area::SERVICES as i64,
+    traps = const entry_area::TRAPS as i64,
     entry_stack_top = const entry_area::ENTRY_STACK_TOP as i64,
     stacks = const entry_area::STACKS as i64,
     driver_code = const descriptor::DRIVER_CODE,
@@ -33,6 +35,7 @@ global_asm!(
 global_asm!(
     include_str!("bench.S"),
     kernel_cr3 = const entry_area::KERNEL_CR3 as i64,
+    services = const entry_area::SERVICES as i64,
     entry_stack_top = const entry_area::ENTRY_STACK_TOP as i64,
     driver_code = const descriptor::DRIVER_CODE,
     driver_stack = const descriptor::DRIVER_STACK,
@@ -56,6 +59,21 @@ macro_rules! define_gates {
             )*
         }
 
+        /// Where the gates lead: the services' layer defines them, which this one cannot import.
+        mod behind {
+            unsafe extern "C" {
+                $(
+                    #[link_name = concat!("service_entry_", $number)]
+                    safe fn $symbol();
+                )*
+            }
+
+            /// Address of the function behind each service's gate, by number.
+            pub fn service_functions() -> [u64; super::SERVICE_COUNT] {
+                [$($symbol as *const () as u64),*]
+            }
+        }
+
         /// Address of each service's gate entry, by number.
         pub fn gate_entries() -> [u64; SERVICE_COUNT] {
             [$($symbol as *const () as u64),*]
@@ -63,6 +81,12 @@ macro_rules! define_gates {
     };
 }
 for_each_service!(define_gates);
+pub use behind::service_functions;
+
+/// Addresses of the functions for traps from the kernel, and from drivers.
+pub fn trap_functions() -> [u64; 2] {
+    [trap_from_kernel as *const () as u64, trap_from_driver as *const () as u64]
+}
 
 unsafe extern "C" {
     fn gate_return();

@@ -79,8 +79,7 @@ impl core::fmt::Display for TrapFrame {
 }
 
 /// A trap that hit the kernel, or a trusted driver, which is the kernel by choice.
-#[unsafe(no_mangle)]
-extern "C" fn trap_from_kernel(frame: &TrapFrame) {
+pub extern "C" fn trap_from_kernel(frame: &TrapFrame) {
     // A copy: another trap of the same kind reuses the place.
     let frame = *frame;
     match frame.vector {
@@ -94,8 +93,7 @@ extern "C" fn trap_from_kernel(frame: &TrapFrame) {
 }
 
 /// A trap while a domain's root was loaded. `frame` is in the domain's own page, seen through physical memory.
-#[unsafe(no_mangle)]
-extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
+pub extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
     // SAFETY: `entry.S` computed the address from the domain's stacks' page. Copy in, use the copy.
     let mut copy = unsafe { frame.read_volatile() };
     match copy.vector {

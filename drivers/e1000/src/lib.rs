@@ -130,7 +130,7 @@ impl Nic for E1000 {
             registers.write32(reg::MTA + 4 * entry, 0);
         }
         let ring = |base, ring: &Ring| {
-            let address = ring.memory.physical(0);
+            let address = ring.memory.address(0);
             registers.write32(base, address as u32);
             registers.write32(base + 4, (address >> 32) as u32);
             registers.write32(base + 8, (ring.len * DESCRIPTOR) as u32);
@@ -200,7 +200,7 @@ impl E1000 {
         while let Some(frame) = queues.take_transmit() {
             let index = self.tx.next;
             let at = index * DESCRIPTOR;
-            self.tx.memory.write(at, frame.physical);
+            self.tx.memory.write(at, frame.address);
             let command = u64::from(txd::EOP | txd::IFCS | txd::RS);
             self.tx.memory.write(at + 8, u64::from(frame.len_bytes) | command << 24);
             self.tx_frames[index] = frame.number;
@@ -247,7 +247,7 @@ impl E1000 {
         let before = self.rx.next;
         while let Some(frame) = queues.take_empty() {
             let index = self.rx.next;
-            self.rx.memory.write(index * DESCRIPTOR, frame.physical);
+            self.rx.memory.write(index * DESCRIPTOR, frame.address);
             self.rx.memory.write(index * DESCRIPTOR + 8, 0u64);
             self.rx_frames[index] = frame.number;
             self.rx.next = self.rx.after(index);

@@ -2,7 +2,7 @@
 //! may be anywhere (e1000 manual, 3.2, 3.3, 13.4).
 
 use ringfence_sdk::abi::layout::{DMA, PAGE_SIZE, SLOT_SIZE};
-use ringfence_sdk::abi::net::{FRAME_BYTES, RX_PHYSICAL, TX_FRAMES, TX_PHYSICAL};
+use ringfence_sdk::abi::net::{FRAME_BYTES, RX_ADDRESS, TX_ADDRESS, TX_FRAMES};
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Result, device};
 
@@ -36,7 +36,7 @@ impl Card {
         let tx = slot + DMA;
         let rx = tx + (TX_FRAMES * FRAME_BYTES) as u64 + PAGE_SIZE;
         let registers = unsafe { raw::rf_bar_map(0) } as u64;
-        Card { registers, tx: (tx, device(TX_PHYSICAL)), rx: (rx, device(RX_PHYSICAL)) }
+        Card { registers, tx: (tx, device(TX_ADDRESS)), rx: (rx, device(RX_ADDRESS)) }
     }
 
     fn set(&self, register: u64, value: u32) {

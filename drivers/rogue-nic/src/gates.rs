@@ -18,7 +18,7 @@ fn import_all() -> [u64; 15] {
         raw::rf_time_ns as *const () as u64,
         raw::rf_dma_alloc as *const () as u64,
         raw::rf_dma_free as *const () as u64,
-        raw::rf_dma_phys as *const () as u64,
+        raw::rf_dma_address as *const () as u64,
         raw::rf_bar_map as *const () as u64,
         raw::rf_bar_len as *const () as u64,
         raw::rf_pci_read as *const () as u64,
@@ -107,7 +107,7 @@ pub fn all_extremes(slot: u64, number: u64) -> u64 {
 pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
     const LOG: u64 = 1;
     const DMA_FREE: u64 = 6;
-    const DMA_PHYS: u64 = 7;
+    const DMA_ADDRESS: u64 = 7;
     const NET_REGISTER: u64 = 14;
     const INFO_BYTES: usize = size_of::<NetInfo>();
     core::hint::black_box(import_all());
@@ -141,7 +141,7 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
                 text[at..at + INFO_BYTES].copy_from_slice(&bytes);
                 arguments[0] = text[at..].as_ptr() as u64;
             }
-            DMA_FREE | DMA_PHYS if random.is_multiple_of(4) => {
+            DMA_FREE | DMA_ADDRESS if random.is_multiple_of(4) => {
                 // When it has all of its budget, the last one is as good.
                 if let another @ 0.. = unsafe { raw::rf_dma_alloc(PAGE_SIZE) } {
                     region = another as u64;

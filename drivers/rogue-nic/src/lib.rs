@@ -11,7 +11,7 @@ mod reach;
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
-use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_FRAMES, TX_PHYSICAL, entry};
+use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES, entry};
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN};
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, device, driver};
@@ -171,7 +171,7 @@ impl Driver for RogueNic {
             }
             // The queues' frames are the kernel's to free.
             "free-frames" => refusal(unsafe { raw::rf_dma_free(self.slot() + DMA) }),
-            "phys-frames" => refusal(unsafe { raw::rf_dma_phys(self.slot() + DMA) }),
+            "phys-frames" => refusal(unsafe { raw::rf_dma_address(self.slot() + DMA) }),
             "register-twice" => {
                 let info = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], reserved: [0; 2] };
                 refusal(unsafe { raw::rf_net_register(&raw const info as u64) })
@@ -200,17 +200,17 @@ impl Driver for RogueNic {
                 const LEN_BYTES: u64 = 8192;
                 let allocate = || unsafe {
                     let start = raw::rf_dma_alloc(LEN_BYTES) as u64;
-                    (start, raw::rf_dma_phys(start))
+                    (start, raw::rf_dma_address(start))
                 };
-                let (start, physical) = allocate();
+                let (start, address) = allocate();
                 unsafe { (start as *mut u64).write_volatile(1) };
                 unsafe { raw::rf_dma_free(start) };
                 if text == "dma-freed" {
                     return Ok(unsafe { (start as *const u64).read_volatile() });
                 }
-                let (again, physical_again) = allocate();
+                let (again, address_again) = allocate();
                 let word = unsafe { (again as *const u64).read_volatile() };
-                (physical == physical_again && word == 0).into()
+                (address == address_again && word == 0).into()
             }
             "dma-all" => refusal(unsafe { raw::rf_dma_alloc(1 << 40) }),
             // Memory that it has given back.
@@ -315,7 +315,7 @@ impl Driver for RogueNic {
             }
             // It only says where the frames are; the kernel does not read it back.
             "move-frames" => {
-                unsafe { self.queues.add(TX_PHYSICAL).write_volatile(0) };
+                unsafe { self.queues.add(TX_ADDRESS).write_volatile(0) };
                 0
             }
             _ => return Err(Refusal::NotFound),
@@ -323,7 +323,7 @@ impl Driver for RogueNic {
     }
 }
 
-/// Has the e1000 take what lies at physical address `address` for a ring of descriptors: a frame of ones is a ring of
+/// Has the e1000 take what lies at its address `address` for a ring of descriptors: a frame of ones is a ring of
 /// frames to send that are to be reported as sent.
 fn device_writes(address: u64) -> Result<()> {
     // Transmit control; base, length, head and tail of the transmit ring (e1000 manual, 13.4.33 to 13.4.40).

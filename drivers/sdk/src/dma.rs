@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// The device may write it at any moment, so values are copied in and out; no reference to it exists.
 pub struct Dma {
     start: NonNull<u8>,
-    physical: u64,
+    address: u64,
     len_bytes: usize,
 }
 
@@ -18,17 +18,17 @@ impl Dma {
     /// `len_bytes` bytes, zeroed, rounded up to pages.
     pub fn new(len_bytes: usize) -> Result<Dma> {
         // SAFETY: no pointers go in; what comes back is fresh memory of the driver's own.
-        let (start, physical) = unsafe {
+        let (start, address) = unsafe {
             let start = answer(raw::rf_dma_alloc(len_bytes as u64))?;
-            (start, answer(raw::rf_dma_phys(start))?)
+            (start, answer(raw::rf_dma_address(start))?)
         };
         let start = NonNull::new(start as *mut u8).ok_or(crate::Refusal::NoMemory)?;
-        Ok(Dma { start, physical, len_bytes })
+        Ok(Dma { start, address, len_bytes })
     }
 
     /// Where the device sees the byte at `offset`.
-    pub fn physical(&self, offset: usize) -> u64 {
-        self.physical + offset as u64
+    pub fn address(&self, offset: usize) -> u64 {
+        self.address + offset as u64
     }
 
     /// Copies a value out. Panics if it is not all inside.

@@ -138,8 +138,8 @@ impl VirtioScsi {
         for number in 0..self.info.queue_depth as usize {
             let slot = number * SLOT_BYTES;
             let head = number as u16 * DESCRIPTORS;
-            self.requests.describe(head, self.slots.physical(slot), REQUEST_BYTES as u32);
-            let response = self.slots.physical(slot + RESPONSE_OFFSET);
+            self.requests.describe(head, self.slots.address(slot), REQUEST_BYTES as u32);
+            let response = self.slots.address(slot + RESPONSE_OFFSET);
             self.requests.describe(head + 1, response, RESPONSE_BYTES as u32);
         }
     }
@@ -151,7 +151,7 @@ impl VirtioScsi {
         // 2.4.4.2: what the device reads comes before what it writes.
         let head = number as u16 * DESCRIPTORS;
         let (response, data) = (head + 1, head + 2);
-        self.requests.describe(data, request.data_pa, request.data_len);
+        self.requests.describe(data, request.data_address, request.data_len);
         match request.direction {
             DIRECTION_OUT => self.requests.chain(&[(head, false), (data, false), (response, true)]),
             DIRECTION_IN => self.requests.chain(&[(head, false), (response, true), (data, true)]),
@@ -183,7 +183,7 @@ impl VirtioScsi {
 
     fn offer_event_buffer(&mut self, index: u16) {
         let offset = usize::from(index) * size_of::<Event>();
-        self.events.describe(index, self.event_buffers.physical(offset), size_of::<Event>() as u32);
+        self.events.describe(index, self.event_buffers.address(offset), size_of::<Event>() as u32);
         self.events.chain(&[(index, true)]);
         self.events.offer(index);
         self.events.publish();

@@ -143,11 +143,11 @@ impl Transport {
         // A power of two, as the device's own is (2.4).
         let queue = Virtqueue::new(size.min(1 << most.ilog2()))?;
         self.common.write16(common::QUEUE_SIZE, queue.size());
-        for (index, physical) in queue.physical().into_iter().enumerate() {
+        for (index, address) in queue.addresses().into_iter().enumerate() {
             // 4.1.3.1: two 32-bit accesses.
             let at = common::QUEUE_DESC + 8 * index;
-            self.common.write32(at, physical as u32);
-            self.common.write32(at + 4, (physical >> 32) as u32);
+            self.common.write32(at, address as u32);
+            self.common.write32(at + 4, (address >> 32) as u32);
         }
         let offset = self.common.read16(common::QUEUE_NOTIFY_OFF);
         let kept = self.notify_offsets.get_mut(usize::from(number)).ok_or(Refusal::Invalid)?;

@@ -35,15 +35,15 @@ impl Virtqueue {
         self.size
     }
 
-    /// Physical addresses of descriptor table, available ring and used ring.
-    pub fn physical(&self) -> [u64; 3] {
-        [0, self.available, self.used].map(|offset| self.memory.physical(offset))
+    /// Addresses for the device of descriptor table, available ring and used ring.
+    pub fn addresses(&self) -> [u64; 3] {
+        [0, self.available, self.used].map(|offset| self.memory.address(offset))
     }
 
     /// Says where the buffer of a descriptor is.
-    pub fn describe(&mut self, descriptor: u16, physical: u64, len_bytes: u32) {
+    pub fn describe(&mut self, descriptor: u16, address: u64, len_bytes: u32) {
         let at = usize::from(descriptor) * DESCRIPTOR;
-        self.memory.write(at, physical);
+        self.memory.write(at, address);
         self.memory.write(at + 8, len_bytes);
     }
 

@@ -20,4 +20,4 @@ pub mod service;
 pub mod upcall;
 
 /// Version of everything in this crate. The loader refuses a module that was built for another one.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

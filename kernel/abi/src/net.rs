@@ -26,9 +26,9 @@ pub const EMPTY: Place = Place::new(TRANSMITTED.end(), RX_FRAMES);
 pub const RECEIVED: Place = Place::new(EMPTY.end(), RX_FRAMES);
 
 /// Word of the queue memory that holds the address for the device of transmit frame 0; the others follow it.
-pub const TX_PHYSICAL: usize = 0;
+pub const TX_ADDRESS: usize = 0;
 /// Word of the queue memory that holds the address for the device of receive frame 0; the others follow it.
-pub const RX_PHYSICAL: usize = 1;
+pub const RX_ADDRESS: usize = 1;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;
 

@@ -39,8 +39,8 @@ pub const DIRECTION_OUT: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Request {
-    /// Physical address of the data.
-    pub data_pa: u64,
+    /// Address of the data for the device.
+    pub data_address: u64,
     /// Length of the data in bytes.
     pub data_len: u32,
     /// One of `DIRECTION_*`.

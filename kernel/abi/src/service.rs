@@ -21,7 +21,7 @@ macro_rules! for_each_service {
             4 rf_time_ns() "nanoseconds since boot";
             5 rf_dma_alloc(len_bytes: u64) "maps physically contiguous zeroed memory";
             6 rf_dma_free(address: u64) "gives DMA memory back";
-            7 rf_dma_phys(address: u64) "where the device sees DMA memory";
+            7 rf_dma_address(address: u64) "where the device sees DMA memory";
             8 rf_bar_map(bar: u64) "maps a memory BAR, or grants an I/O BAR's ports";
             9 rf_bar_len(bar: u64) "the length of a BAR in bytes";
             10 rf_pci_read(offset: u64, width_bytes: u64) "reads the device's PCI configuration space";

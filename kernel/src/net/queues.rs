@@ -10,8 +10,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::net::{
-    EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_FRAMES, RX_PHYSICAL, TRANSMIT, TRANSMITTED, TX_FRAMES,
-    TX_PHYSICAL, entry, split,
+    EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_ADDRESS,
+    TX_FRAMES, entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -147,8 +147,8 @@ impl Queues {
             }
         };
         let memory = SharedMemory::new(pa, queue_len);
-        memory.store(TX_PHYSICAL, domain.device_address(&tx));
-        memory.store(RX_PHYSICAL, domain.device_address(&rx));
+        memory.store(TX_ADDRESS, domain.device_address(&tx));
+        memory.store(RX_ADDRESS, domain.device_address(&rx));
         let mut queues = Queues {
             mac,
             memory,

@@ -140,7 +140,7 @@ impl Queues {
             }
         };
         let request = Request {
-            data_pa: self.data_address + (number * MAX_DATA) as u64,
+            data_address: self.data_address + (number * MAX_DATA) as u64,
             data_len: data_len as u32,
             direction,
             target,

@@ -64,7 +64,7 @@ pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
 }
 
 /// Where the domain's device sees `address`, which lies in one of the domain's regions.
-pub fn rf_dma_phys(domain: &mut Domain, address: u64) -> Answer {
+pub fn rf_dma_address(domain: &mut Domain, address: u64) -> Answer {
     let region = *domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;
     Ok(domain.device_address(&region) + (address - region.extent.start))
 }

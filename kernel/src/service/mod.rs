@@ -25,7 +25,7 @@ mod scsi;
 mod time;
 
 use bar::{rf_bar_len, rf_bar_map};
-use dma::{rf_dma_alloc, rf_dma_free, rf_dma_phys};
+use dma::{rf_dma_address, rf_dma_alloc, rf_dma_free};
 use heap::rf_heap_grow;
 use irq::{rf_irq_ack, rf_irq_enable};
 use log::rf_log;

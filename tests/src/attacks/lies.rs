@@ -132,7 +132,7 @@ const WITHOUT_POINTERS: [(&str, u64); 12] = [
     ("rf_time_ns", ALL),
     ("rf_dma_alloc", 16),
     ("rf_dma_free", 0),
-    ("rf_dma_phys", 0),
+    ("rf_dma_address", 0),
     // The device has two.
     ("rf_bar_map", 2 * 22 * 22),
     ("rf_bar_len", 2 * 22 * 22),

@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod net;
 mod panic;
 pub mod scsi;
+pub mod scsi_bus;
 pub mod service;
 mod shared;
 

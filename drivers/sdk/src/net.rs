@@ -4,7 +4,8 @@ use crate::service::{answer, raw};
 use crate::shared::QueueMemory;
 use crate::{Driver, Events, Refusal, Reply, Result};
 use ringfence_abi::net::{
-    EMPTY, FRAME_BYTES, NetInfo, QUEUE_BYTES, RECEIVED, RX_PHYSICAL, TRANSMIT, TRANSMITTED, TX_PHYSICAL, entry, split,
+    EMPTY, FRAME_BYTES, NetInfo, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_ADDRESS,
+    TX_FRAMES, entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -40,7 +41,7 @@ pub struct Frame {
     /// Bytes to be sent, or room to be filled.
     pub len_bytes: u32,
     /// Its address for the device.
-    pub physical: u64,
+    pub address: u64,
 }
 
 /// The driver's end of the queues.
@@ -50,8 +51,8 @@ pub struct Queues {
     transmitted: Producer,
     empty: Consumer,
     received: Producer,
-    tx_physical: u64,
-    rx_physical: u64,
+    tx_address: u64,
+    rx_address: u64,
 }
 
 // The kernel's positions are true. If they were not, there would be nothing to do.
@@ -69,20 +70,26 @@ impl Queues {
             transmitted: Producer::new(TRANSMITTED),
             empty: Consumer::new(EMPTY),
             received: Producer::new(RECEIVED),
-            tx_physical: memory.load(TX_PHYSICAL),
-            rx_physical: memory.load(RX_PHYSICAL),
+            tx_address: memory.load(TX_ADDRESS),
+            rx_address: memory.load(RX_ADDRESS),
         })
     }
 
     fn frame(entry: u64, first: u64) -> Frame {
         let (number, len_bytes) = split(entry);
-        Frame { number, len_bytes, physical: first + u64::from(number) * FRAME_BYTES as u64 }
+        Frame { number, len_bytes, address: first + u64::from(number) * FRAME_BYTES as u64 }
+    }
+
+    /// Where the highest frame ends, for the device: some do not reach all of memory.
+    pub fn end_of_frames(&self) -> u64 {
+        let end = |first: u64, count: usize| first + (count * FRAME_BYTES) as u64;
+        end(self.tx_address, TX_FRAMES).max(end(self.rx_address, RX_FRAMES))
     }
 
     /// The next frame to send.
     pub fn take_transmit(&mut self) -> Option<Frame> {
         let entry = self.transmit.take(&self.memory).ok()??;
-        Some(Self::frame(entry, self.tx_physical))
+        Some(Self::frame(entry, self.tx_address))
     }
 
     /// Gives back a frame that was sent.
@@ -94,7 +101,7 @@ impl Queues {
     /// The next frame to receive into.
     pub fn take_empty(&mut self) -> Option<Frame> {
         let entry = self.empty.take(&self.memory).ok()??;
-        Some(Self::frame(entry, self.rx_physical))
+        Some(Self::frame(entry, self.rx_address))
     }
 
     /// Delivers a frame in which `len_bytes` bytes were received.

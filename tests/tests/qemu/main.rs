@@ -3,6 +3,7 @@
 mod bench;
 mod boot;
 mod changed;
+mod devices;
 mod fence;
 mod gates;
 mod hotplug;

@@ -1,0 +1,197 @@
+//! AMD Am53C974, as QEMU's `am53c974` and `dc390` are ones. Chapters are those of the *Am53C974A PCscsi II Technical Manual*.
+//!
+//! It is reached through ports alone: a SCSI core of the 53C90's family, and a DMA engine that moves one contiguous range below
+//! 4 GiB at a time. Message and command go through that engine as well, since the core's FIFO is shorter than the longest of them.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod registers;
+
+use registers::{self as reg, command, dma, int, phase};
+use ringfence_sdk::device::{self, Ports};
+use ringfence_sdk::dma::{Dma, write_barrier};
+use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK, ScsiDriver};
+use ringfence_sdk::scsi_bus::{BusAdapter, BusHost, Command, Direction, Ending, OWN_ID};
+use ringfence_sdk::{Kind, Manifest, Result, driver};
+
+driver!(
+    ScsiDriver<BusHost<Am53c974>>,
+    Manifest::new("am53c974", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Scsi)
+        .pci(&[(0x1022, 0x2020)])
+        .dma_kib(16)
+        .restart()
+        // The engine stops, then the core is reset. Its command register reads as the last command, to which no bit may be added.
+        .reset_zero([reg::DMA_COMMAND as u32, reg::COMMAND as u32])
+        .reset_register(0, reg::COMMAND as u32, command::RESET_CHIP as u32, 0, 10_000)
+);
+
+/// Longest message and command.
+const MOST_OUT: usize = 1 + 32;
+
+/// What the command that is under way waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Idle,
+    /// The target to be selected, and to take the command.
+    Selected,
+    /// Data to be moved, all or less.
+    Moved,
+    /// Status and message to be in the FIFO.
+    Status,
+    /// The target to be gone.
+    Gone,
+}
+
+struct Am53c974 {
+    ports: Ports,
+    /// Message and command.
+    out: Dma,
+    step: Step,
+    data: u32,
+    data_len: u32,
+    direction: Direction,
+    residual: u32,
+    status: u8,
+}
+
+impl BusAdapter for Am53c974 {
+    fn init() -> Result<Am53c974> {
+        let ports = Ports::open(0)?;
+        let out = Dma::new(MOST_OUT)?;
+        let mut adapter = Am53c974 {
+            ports,
+            out,
+            step: Step::Idle,
+            data: 0,
+            data_len: 0,
+            direction: Direction::None,
+            residual: 0,
+            status: 0,
+        };
+        adapter.reset();
+        device::enable_dma()?;
+        device::enable_interrupts()?;
+        log::info!("Am53C974: 7 targets, one command at a time");
+        Ok(adapter)
+    }
+
+    fn start(&mut self, command: &Command) {
+        self.out.write(0, command.identify);
+        self.out.write_bytes(1, command.cdb());
+        (self.data, self.data_len, self.direction) = (command.data, command.data_len, command.direction);
+        (self.residual, self.status, self.step) = (command.data_len, 0, Step::Selected);
+        self.ports.write8(reg::DESTINATION, command.target);
+        self.ports.write8(reg::COMMAND, command::CLEAR_FIFO);
+        let len_bytes = 1 + command.cdb().len() as u32;
+        self.transfer(command::SELECT_WITH_ATN, self.out.address(0) as u32, len_bytes, Direction::Out);
+    }
+
+    fn poll(&mut self, _interrupted: bool) -> Option<Ending> {
+        while self.ports.read8(reg::STATUS) & reg::STATUS_INT != 0 {
+            // Reading the causes clears status and step as well.
+            let status = self.ports.read8(reg::STATUS);
+            let causes = self.ports.read8(reg::INTERRUPT);
+            let ending = self.go_on(status, causes);
+            if ending.is_some() {
+                return ending;
+            }
+        }
+        None
+    }
+
+    fn exit(&mut self) {
+        self.ports.write32(reg::DMA_COMMAND, dma::IDLE);
+        self.ports.write8(reg::COMMAND, command::RESET_CHIP);
+    }
+}
+
+impl Am53c974 {
+    /// Resets adapter and bus, and sets the adapter up.
+    fn reset(&mut self) {
+        self.ports.write32(reg::DMA_COMMAND, dma::ABORT);
+        self.ports.write32(reg::DMA_COMMAND, dma::IDLE);
+        self.ports.write8(reg::COMMAND, command::RESET_CHIP);
+        // The first command after that must be this one.
+        self.ports.write8(reg::COMMAND, command::NOP);
+        self.ports.write8(reg::CONTROL1, OWN_ID | reg::CONTROL1_NO_RESET_INTERRUPT);
+        self.ports.write8(reg::CONTROL2, reg::CONTROL2_24_BITS);
+        self.ports.write8(reg::TIMEOUT, reg::TIMEOUT_250_MS);
+        self.ports.write8(reg::COMMAND, command::RESET_BUS);
+        self.ports.read8(reg::INTERRUPT);
+        self.step = Step::Idle;
+    }
+
+    /// Gives the core a command that moves `len_bytes` bytes at `address` through the DMA engine.
+    fn transfer(&mut self, command: u8, address: u32, len_bytes: u32, direction: Direction) {
+        let way = if direction == Direction::In { dma::TO_MEMORY } else { 0 };
+        let [low, middle, high, _] = len_bytes.to_le_bytes();
+        write_barrier();
+        self.ports.write32(reg::DMA_COMMAND, dma::IDLE | way);
+        self.ports.write8(reg::COUNT_LOW, low);
+        self.ports.write8(reg::COUNT_MIDDLE, middle);
+        self.ports.write8(reg::COUNT_HIGH, high);
+        self.ports.write32(reg::DMA_COUNT, len_bytes);
+        self.ports.write32(reg::DMA_ADDRESS, address);
+        self.ports.write8(reg::COMMAND, command | command::DMA);
+        self.ports.write32(reg::DMA_COMMAND, dma::START | way);
+    }
+
+    /// The core has interrupted.
+    fn go_on(&mut self, status: u8, causes: u8) -> Option<Ending> {
+        let is_gone = causes & int::DISCONNECTED != 0;
+        match self.step {
+            Step::Idle => return None,
+            _ if causes & (int::ILLEGAL_COMMAND | int::RESET) != 0 => {
+                return self.give_up(format_args!("the bus has failed (interrupt status {causes:#x})"));
+            }
+            Step::Selected if is_gone => return self.end(Ending::failed(HOST_NO_DEVICE)),
+            Step::Gone if is_gone => {
+                return self.end(Ending { host: HOST_OK, status: self.status, residual: self.residual });
+            }
+            Step::Status if causes & int::DONE != 0 => {
+                self.status = self.ports.read8(reg::FIFO);
+                // COMMAND COMPLETE.
+                self.ports.read8(reg::FIFO);
+                self.step = Step::Gone;
+                self.ports.write8(reg::COMMAND, command::ACCEPT_MESSAGE);
+                return None;
+            }
+            _ if is_gone => return self.give_up(format_args!("the target is gone without a status")),
+            _ => {}
+        }
+        if self.step == Step::Moved {
+            self.residual = self.ports.read32(reg::DMA_LEFT).min(self.data_len);
+        }
+        match (status & phase::MASK, self.direction) {
+            (phase::DATA_IN, Direction::In) | (phase::DATA_OUT, Direction::Out) if self.residual > 0 => {
+                self.step = Step::Moved;
+                let address = self.data + (self.data_len - self.residual);
+                // What is left counts from here on.
+                (self.data, self.data_len) = (address, self.residual);
+                self.transfer(command::TRANSFER, address, self.data_len, self.direction);
+                None
+            }
+            (phase::STATUS, _) => {
+                self.step = Step::Status;
+                self.ports.write8(reg::COMMAND, command::CLEAR_FIFO);
+                self.ports.write8(reg::COMMAND, command::COMPLETE);
+                None
+            }
+            (wanted, _) => self.give_up(format_args!("the target wants phase {wanted}, which has no place here")),
+        }
+    }
+
+    /// The command is over.
+    fn end(&mut self, ending: Ending) -> Option<Ending> {
+        self.step = Step::Idle;
+        Some(ending)
+    }
+
+    /// Nothing is known of the bus any more: it is reset.
+    fn give_up(&mut self, why: core::fmt::Arguments) -> Option<Ending> {
+        log::error!("{why}; the bus is reset");
+        self.reset();
+        self.end(Ending::failed(HOST_ERROR))
+    }
+}

@@ -1,0 +1,74 @@
+//! Registers of the Am53C974 (*Am53C974A PCscsi II Technical Manual*, chapters on the SCSI and the DMA block). Offsets of ports.
+
+/// Transfer count: the lowest byte, the next, the highest.
+pub const COUNT_LOW: u16 = 0x00;
+pub const COUNT_MIDDLE: u16 = 0x04;
+pub const COUNT_HIGH: u16 = 0x38;
+/// The SCSI core's FIFO.
+pub const FIFO: u16 = 0x08;
+/// The SCSI core's command.
+pub const COMMAND: u16 = 0x0c;
+/// Read: what the bus is at.
+pub const STATUS: u16 = 0x10;
+/// STATUS: the core interrupts.
+pub const STATUS_INT: u8 = 1 << 7;
+/// Written: the target.
+pub const DESTINATION: u16 = 0x10;
+/// Read: why the core interrupts, which clears it.
+pub const INTERRUPT: u16 = 0x14;
+/// Written: how long a target may take to answer to its selection: 250 ms at 40 MHz.
+pub const TIMEOUT: u16 = 0x14;
+pub const TIMEOUT_250_MS: u8 = 0x99;
+/// Control 1: the adapter's own number, and that a reset of the bus is no interrupt.
+pub const CONTROL1: u16 = 0x20;
+pub const CONTROL1_NO_RESET_INTERRUPT: u8 = 1 << 6;
+/// Control 2: the transfer count has 24 bits.
+pub const CONTROL2: u16 = 0x2c;
+pub const CONTROL2_24_BITS: u8 = 1 << 6;
+/// The DMA engine: command, count, address, and what is left of the count.
+pub const DMA_COMMAND: u16 = 0x40;
+pub const DMA_COUNT: u16 = 0x44;
+pub const DMA_ADDRESS: u16 = 0x48;
+pub const DMA_LEFT: u16 = 0x4c;
+
+/// Commands of the SCSI core.
+pub mod command {
+    pub const NOP: u8 = 0x00;
+    pub const CLEAR_FIFO: u8 = 0x01;
+    pub const RESET_CHIP: u8 = 0x02;
+    pub const RESET_BUS: u8 = 0x03;
+    /// Move data.
+    pub const TRANSFER: u8 = 0x10;
+    /// Take status and message into the FIFO.
+    pub const COMPLETE: u8 = 0x11;
+    pub const ACCEPT_MESSAGE: u8 = 0x12;
+    pub const SELECT_WITH_ATN: u8 = 0x42;
+    /// A bit beside the command: through the DMA engine.
+    pub const DMA: u8 = 0x80;
+}
+
+/// Commands of the DMA engine.
+pub mod dma {
+    pub const IDLE: u32 = 0;
+    pub const ABORT: u32 = 2;
+    pub const START: u32 = 3;
+    /// A bit beside the command: from the bus to memory.
+    pub const TO_MEMORY: u32 = 1 << 7;
+}
+
+/// Why the SCSI core interrupts.
+pub mod int {
+    /// The command is done.
+    pub const DONE: u8 = 1 << 3;
+    pub const DISCONNECTED: u8 = 1 << 5;
+    pub const ILLEGAL_COMMAND: u8 = 1 << 6;
+    pub const RESET: u8 = 1 << 7;
+}
+
+/// Phases of the bus, in STATUS.
+pub mod phase {
+    pub const MASK: u8 = 7;
+    pub const DATA_OUT: u8 = 0;
+    pub const DATA_IN: u8 = 1;
+    pub const STATUS: u8 = 3;
+}

@@ -1,0 +1,198 @@
+//! LSI 53C895A, as QEMU's `lsi53c895a` is one. Sections are those of the *LSI53C895A PCI to Ultra2 SCSI Controller Technical
+//! Manual*, version 2.2.
+//!
+//! A processor of its own carries out a program in memory ([`script`]), which moves all that a command needs.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod registers;
+mod script;
+
+use registers as reg;
+use ringfence_sdk::device::{self, Mmio};
+use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK, ScsiDriver};
+use ringfence_sdk::scsi_bus::{BusAdapter, BusHost, Command, Direction, Ending, OWN_ID};
+use ringfence_sdk::{Kind, Manifest, Refusal, Result, driver, service};
+use script::{Label, PROGRAM, has_address, says, table};
+
+driver!(
+    ScsiDriver<BusHost<Lsi>>,
+    Manifest::new("lsi53c895a", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Scsi)
+        .pci(&[(0x1000, 0x0012)])
+        .dma_kib(16)
+        .restart()
+        .reset_register(1, reg::ISTAT as u32, reg::ISTAT_SRST as u32, reg::ISTAT_SRST as u32, 10_000)
+);
+
+/// How long a reset may take.
+const RESET_NS: u64 = 10_000_000;
+/// How long the bus is held in reset (SPI-5, 9.5: 25 us at least).
+const BUS_RESET_NS: u64 = 30_000;
+/// What is where in the adapter's memory: the table, what it points to, and the program.
+const IDENTIFY: usize = 0x40;
+const CDB: usize = 0x50;
+const STATUS: usize = 0x80;
+const MESSAGE: usize = 0x88;
+/// Where a byte goes that a command without data has no place for.
+const NOWHERE: usize = 0x90;
+const SCRIPT: usize = 0x100;
+const MEMORY: usize = SCRIPT + PROGRAM.len() * 8;
+/// No status yet: none has all these bits.
+const NO_STATUS: u8 = 0xff;
+
+struct Lsi {
+    registers: Mmio,
+    memory: Dma,
+    /// Bytes of data that the command which is under way is to move, and those that it has left.
+    data_len: u32,
+    left: u32,
+    is_busy: bool,
+}
+
+impl BusAdapter for Lsi {
+    fn init() -> Result<Lsi> {
+        let registers = Mmio::map(1)?;
+        let memory = Dma::new(MEMORY)?;
+        let mut lsi = Lsi { registers, memory, data_len: 0, left: 0, is_busy: false };
+        lsi.reset()?;
+        lsi.load();
+        device::enable_dma()?;
+        device::enable_interrupts()?;
+        log::info!("53C895A: 7 targets, one command at a time");
+        Ok(lsi)
+    }
+
+    fn start(&mut self, command: &Command) {
+        self.memory.write(IDENTIFY, command.identify);
+        self.memory.write_bytes(CDB, command.cdb());
+        self.memory.write(STATUS, NO_STATUS);
+        self.memory.write(table::SELECT as usize, u32::from(command.target) << 16);
+        self.point(table::COMMAND, command.cdb().len() as u32, self.address(CDB));
+        match command.direction {
+            // Where a target that wants to move data all the same finds room for one byte, and nothing else.
+            Direction::None => self.point(table::DATA, 1, self.address(NOWHERE)),
+            _ => self.point(table::DATA, command.data_len, command.data),
+        }
+        (self.data_len, self.left, self.is_busy) = (command.data_len, 0, true);
+        dma::write_barrier();
+        self.run(0);
+    }
+
+    fn poll(&mut self, _interrupted: bool) -> Option<Ending> {
+        let status = self.registers.read8(reg::ISTAT);
+        if status & reg::ISTAT_SIP != 0 {
+            let (first, second) = (self.registers.read8(reg::SIST0), self.registers.read8(reg::SIST1));
+            // 2.2.16: a DMA interrupt may be stacked behind it.
+            if second & reg::SIST1_STO != 0 {
+                return self.end(Ending::failed(HOST_NO_DEVICE));
+            }
+            if first & reg::SIST0_ERRORS != 0 {
+                return self.give_up(format_args!("the bus has failed (SIST0 {first:#x})"));
+            }
+            if first & reg::SIST0_MA != 0 && self.is_busy {
+                // The target moves less than it might. What it wants instead the program finds out.
+                self.left = self.registers.read32(reg::DBC) & 0xff_ffff;
+                self.run(Label::Dispatch.offset());
+            }
+        }
+        let status = self.registers.read8(reg::ISTAT);
+        if status & reg::ISTAT_DIP == 0 {
+            return None;
+        }
+        let causes = self.registers.read8(reg::DSTAT) & reg::DSTAT_CAUSES;
+        let said = self.registers.read32(reg::DSPS);
+        match causes {
+            reg::DSTAT_SIR if said == says::DONE => {
+                let status = self.memory.read(STATUS);
+                let residual = self.left.min(self.data_len);
+                self.end(Ending { host: HOST_OK, status, residual })
+            }
+            reg::DSTAT_SIR => self.give_up(format_args!("the target does not do as expected ({said})")),
+            _ => self.give_up(format_args!("SCRIPTS stopped (DSTAT {causes:#x})")),
+        }
+    }
+
+    fn exit(&mut self) {
+        self.registers.write8(reg::ISTAT, reg::ISTAT_SRST);
+    }
+}
+
+impl Lsi {
+    /// Resets adapter and bus, and sets the adapter up (4.2).
+    fn reset(&mut self) -> Result<()> {
+        let registers = self.registers;
+        registers.write8(reg::ISTAT, reg::ISTAT_SRST);
+        registers.write8(reg::ISTAT, 0);
+        let deadline = service::time_ns() + RESET_NS;
+        while registers.read8(reg::ISTAT) & reg::ISTAT_SRST != 0 {
+            if service::time_ns() > deadline {
+                log::error!("the adapter does not come out of reset");
+                return Err(Refusal::NotFound);
+            }
+        }
+        registers.write8(reg::SCNTL0, reg::SCNTL0_ARBITRATION);
+        registers.write8(reg::SCID, reg::SCID_RRE | OWN_ID);
+        registers.write8(reg::RESPID0, 1 << OWN_ID);
+        registers.write8(reg::DCNTL, reg::DCNTL_COM);
+        registers.write8(reg::STIME0, reg::STIME0_250_MS);
+        registers.write8(reg::SCNTL1, reg::SCNTL1_RST);
+        let end = service::time_ns() + BUS_RESET_NS;
+        while service::time_ns() < end {
+            core::hint::spin_loop();
+        }
+        registers.write8(reg::SCNTL1, 0);
+        // The reset is an interrupt, too.
+        for cleared_by_reading in [reg::SIST0, reg::SIST1, reg::DSTAT] {
+            registers.read8(cleared_by_reading);
+        }
+        registers.write8(reg::SIEN0, reg::SIST0_MA | reg::SIST0_ERRORS);
+        registers.write8(reg::SIEN1, reg::SIST1_STO);
+        registers.write8(reg::DIEN, reg::DSTAT_CAUSES);
+        Ok(())
+    }
+
+    /// Puts the program and what never changes of the table into memory.
+    fn load(&mut self) {
+        let program = self.address(SCRIPT);
+        for (index, instruction) in PROGRAM.into_iter().enumerate() {
+            let [first, second] = instruction;
+            let base = if has_address(instruction) { program } else { 0 };
+            self.memory.write(SCRIPT + index * 8, first);
+            self.memory.write(SCRIPT + index * 8 + 4, second + base);
+        }
+        self.point(table::IDENTIFY, 1, self.address(IDENTIFY));
+        self.point(table::STATUS, 1, self.address(STATUS));
+        self.point(table::MESSAGE, 1, self.address(MESSAGE));
+    }
+
+    /// Sets an entry of the table.
+    fn point(&mut self, entry: u32, len_bytes: u32, address: u32) {
+        self.memory.write(entry as usize, len_bytes);
+        self.memory.write(entry as usize + 4, address);
+    }
+
+    /// Where the adapter sees the byte at `offset` of its memory.
+    fn address(&self, offset: usize) -> u32 {
+        self.memory.address(offset) as u32
+    }
+
+    /// Has the program run from `offset` on.
+    fn run(&mut self, offset: u32) {
+        self.registers.write32(reg::DSA, self.address(0));
+        self.registers.write32(reg::DSP, self.address(SCRIPT) + offset);
+    }
+
+    /// The command is over, if there is one.
+    fn end(&mut self, ending: Ending) -> Option<Ending> {
+        core::mem::take(&mut self.is_busy).then_some(ending)
+    }
+
+    /// Nothing is known of the bus any more: it is reset.
+    fn give_up(&mut self, why: core::fmt::Arguments) -> Option<Ending> {
+        log::error!("{why}; the bus is reset");
+        let _ = self.reset();
+        self.end(Ending::failed(HOST_ERROR))
+    }
+}

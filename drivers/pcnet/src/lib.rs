@@ -1,0 +1,231 @@
+//! AMD Am79C970A (PCnet-PCI II), as QEMU's `pcnet` is one. Sections are those of its data sheet, 19436.
+//!
+//! It is reached through ports alone. Descriptors of the 32-bit style in two DMA rings, one frame each. The rings are longer than
+//! there are frames, so they never fill up.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod registers;
+
+use registers::{self as reg, csr0};
+use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
+use ringfence_sdk::device::{self, Ports};
+use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::net::{Nic, NicDriver, Queues};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
+
+driver!(
+    NicDriver<Pcnet>,
+    Manifest::new("pcnet", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Nic)
+        .pci(&[(0x1022, 0x2000)])
+        .dma_kib(64)
+        .restart()
+        // RAP names CSR0 then, which stops the card.
+        .reset_zero([reg::RAP as u32, ringfence_sdk::abi::reset::NO_REGISTER])
+        .reset_register(0, reg::RDP as u32, csr0::STOP, csr0::INIT | csr0::START | csr0::RECEIVER_ON, 10_000)
+);
+
+/// Descriptors in each ring, powers of two (table 43): more than frames, so that no end meets the other.
+const TX_RING: usize = 2 * TX_FRAMES;
+const RX_RING: usize = 2 * RX_FRAMES;
+const _: () = assert!(TX_RING.is_power_of_two() && RX_RING.is_power_of_two() && TX_RING <= 512 && RX_RING <= 512);
+/// Bytes in a descriptor.
+const DESCRIPTOR: usize = 16;
+/// Bytes in the initialization block.
+const INIT_BLOCK: usize = 28;
+/// How long that may take to be read.
+const INIT_NS: u64 = 10_000_000;
+
+struct Pcnet {
+    ports: Ports,
+    mac: [u8; 6],
+    init: Dma,
+    tx: Ring,
+    rx: Ring,
+    /// Which frame each descriptor has.
+    tx_frames: [u32; TX_RING],
+    rx_frames: [u32; RX_RING],
+    /// Whether the card is to interrupt when it has sent: only while something is left to be reclaimed.
+    tx_interrupt: bool,
+}
+
+/// A descriptor ring: `next` is the one to fill next, `done` the one that the card finishes next.
+struct Ring {
+    memory: Dma,
+    len: usize,
+    next: usize,
+    done: usize,
+}
+
+impl Ring {
+    fn new(len: usize) -> Result<Ring> {
+        Ok(Ring { memory: Dma::new(len * DESCRIPTOR)?, len, next: 0, done: 0 })
+    }
+
+    fn after(&self, index: usize) -> usize {
+        (index + 1) % self.len
+    }
+
+    /// Hands the next descriptor to the card, with the buffer at `address`; returns its number.
+    fn give(&mut self, address: u64, len_bytes: u32, flags: u32) -> usize {
+        let index = self.next;
+        let at = index * DESCRIPTOR;
+        self.memory.write(at, address as u32);
+        self.memory.write(at + 8, 0u32);
+        dma::write_barrier();
+        self.memory.write(at + 4, reg::OWN | flags | reg::length(len_bytes));
+        self.next = self.after(index);
+        index
+    }
+
+    /// The descriptor that the card has finished next, with its status.
+    fn finished(&self) -> Option<(usize, u32)> {
+        if self.done == self.next {
+            return None;
+        }
+        let status: u32 = self.memory.read(self.done * DESCRIPTOR + 4);
+        (status & reg::OWN == 0).then(|| {
+            dma::read_barrier();
+            (self.done, status)
+        })
+    }
+
+    /// Its length, as the initialization block has it.
+    fn log2(&self) -> u32 {
+        self.len.ilog2()
+    }
+}
+
+impl Nic for Pcnet {
+    fn init() -> Result<Pcnet> {
+        let ports = Ports::open(0)?;
+        // Whichever mode it is in, one of these resets it. The first write of 32 bits makes that its mode.
+        ports.read32(reg::RESET);
+        ports.read16(reg::RESET_16);
+        ports.write32(reg::RDP, 0);
+        let [a, b, c, d] = ports.read32(reg::APROM).to_le_bytes();
+        let [e, f, ..] = ports.read32(reg::APROM + 4).to_le_bytes();
+        let card = Pcnet {
+            ports,
+            mac: [a, b, c, d, e, f],
+            init: Dma::new(INIT_BLOCK)?,
+            tx: Ring::new(TX_RING)?,
+            rx: Ring::new(RX_RING)?,
+            tx_frames: [0; TX_RING],
+            rx_frames: [0; RX_RING],
+            tx_interrupt: false,
+        };
+        card.write(reg::CSR0, csr0::STOP);
+        ports.write32(reg::RAP, reg::BCR20);
+        ports.write32(reg::BDP, reg::STYLE_32_BITS);
+        log::info!("PCnet-PCI II at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        Ok(card)
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    fn start(&mut self, queues: &mut Queues) -> Result<()> {
+        if u32::try_from(queues.end_of_frames()).is_err() {
+            log::error!("the card does not reach memory above 4 GiB");
+            return Err(Refusal::NoMemory);
+        }
+        self.fill_init_block();
+        let init = self.init.address(0) as u32;
+        self.write(reg::CSR1, init & 0xffff);
+        self.write(reg::CSR2, init >> 16);
+        self.write(reg::CSR3, csr0::INIT_DONE | csr0::TRANSMITTED);
+        self.write(reg::CSR4, reg::CSR4_PAD);
+        device::enable_dma()?;
+        self.write(reg::CSR0, csr0::INIT);
+        let deadline = service::time_ns() + INIT_NS;
+        while self.read(reg::CSR0) & csr0::INIT_DONE == 0 {
+            if service::time_ns() > deadline {
+                log::error!("the card does not read its initialization block");
+                return Err(Refusal::NotFound);
+            }
+        }
+        self.refill(queues);
+        self.write(reg::CSR0, csr0::CAUSES | csr0::START | csr0::INTERRUPTS);
+        device::enable_interrupts()
+    }
+
+    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        if events.contains(Events::INTERRUPT) {
+            let causes = self.read(reg::CSR0) & csr0::CAUSES;
+            self.write(reg::CSR0, causes | csr0::INTERRUPTS);
+        }
+        self.transmit(queues);
+        self.receive(queues);
+        Reply::ACKNOWLEDGED
+    }
+
+    fn exit(&mut self) {
+        self.write(reg::CSR0, csr0::STOP);
+    }
+}
+
+impl Pcnet {
+    fn read(&self, csr: u32) -> u32 {
+        self.ports.write32(reg::RAP, csr);
+        self.ports.read32(reg::RDP)
+    }
+
+    fn write(&self, csr: u32, value: u32) {
+        self.ports.write32(reg::RAP, csr);
+        self.ports.write32(reg::RDP, value);
+    }
+
+    /// The initialization block of the 32-bit style: mode and lengths of the rings, address, no multicast, where the rings are.
+    fn fill_init_block(&mut self) {
+        self.init.write(0, self.rx.log2() << 20 | self.tx.log2() << 28);
+        self.init.write_bytes(4, &self.mac);
+        self.init.write(20, self.rx.memory.address(0) as u32);
+        self.init.write(24, self.tx.memory.address(0) as u32);
+    }
+
+    /// Hands new frames to the card, and takes back what it has sent.
+    fn transmit(&mut self, queues: &mut Queues) {
+        let before = self.tx.next;
+        while let Some(frame) = queues.take_transmit() {
+            let flags = reg::START_OF_PACKET | reg::END_OF_PACKET;
+            let index = self.tx.give(frame.address, frame.len_bytes, flags);
+            self.tx_frames[index] = frame.number;
+        }
+        if self.tx.next != before {
+            self.write(reg::CSR0, csr0::TRANSMIT_DEMAND | csr0::INTERRUPTS);
+        }
+        while let Some((index, _)) = self.tx.finished() {
+            queues.give_transmitted(self.tx_frames[index]);
+            self.tx.done = self.tx.after(index);
+        }
+        let left = self.tx.done != self.tx.next;
+        if left != self.tx_interrupt {
+            self.tx_interrupt = left;
+            self.write(reg::CSR3, csr0::INIT_DONE | if left { 0 } else { csr0::TRANSMITTED });
+        }
+    }
+
+    /// Delivers what was received and gives the card new frames.
+    fn receive(&mut self, queues: &mut Queues) {
+        while let Some((index, status)) = self.rx.finished() {
+            let len_bytes: u32 = self.rx.memory.read::<u32>(index * DESCRIPTOR + 8) & 0xfff;
+            let whole = reg::START_OF_PACKET | reg::END_OF_PACKET;
+            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer goes back.
+            let good = status & reg::ERROR == 0 && status & whole == whole;
+            let len_bytes = if good { len_bytes.saturating_sub(reg::CHECK_BYTES) } else { 0 };
+            queues.give_received(self.rx_frames[index], len_bytes);
+            self.rx.done = self.rx.after(index);
+        }
+        self.refill(queues);
+    }
+
+    fn refill(&mut self, queues: &mut Queues) {
+        while let Some(frame) = queues.take_empty() {
+            let index = self.rx.give(frame.address, FRAME_BYTES as u32, 0);
+            self.rx_frames[index] = frame.number;
+        }
+    }
+}

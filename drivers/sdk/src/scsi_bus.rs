@@ -1,0 +1,206 @@
+//! Adapters of a parallel SCSI bus that carry out one command after the other, and leave it to the driver to fetch sense data, as
+//! those of the 1990s do.
+
+use crate::dma::Dma;
+use crate::scsi::{DIRECTION_IN, DIRECTION_OUT, HOST_OK, MAX_SENSE, Outcome, Queues, Request, ScsiHost, ScsiInfo};
+use crate::{Events, Refusal, Reply, Result};
+use ringfence_abi::scsi::{MAX_CDB, REQUESTS};
+
+/// The adapter's own number on the bus.
+pub const OWN_ID: u8 = 7;
+/// Targets and logical units that can be addressed: the highest number of a target is the adapter's own.
+const TARGETS: u32 = 7;
+const UNITS: u32 = 8;
+/// SCSI status (SAM-5, 5.3.1).
+const CHECK_CONDITION: u8 = 0x02;
+
+/// Which way data moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// There is none.
+    None,
+    /// From the target.
+    In,
+    /// To the target.
+    Out,
+}
+
+/// A command for a target.
+#[derive(Debug, Clone, Copy)]
+pub struct Command {
+    /// The target, below [`OWN_ID`].
+    pub target: u8,
+    /// The message that names the logical unit, with the right to disconnect (SPI-5, 16.4.7).
+    pub identify: u8,
+    cdb: [u8; MAX_CDB],
+    cdb_len: usize,
+    /// Where its data is for the device.
+    pub data: u32,
+    /// Its length in bytes.
+    pub data_len: u32,
+    /// Which way it moves.
+    pub direction: Direction,
+}
+
+impl Command {
+    /// What `request` asks for, if a bus like this one can do it.
+    fn new(request: &Request) -> Option<Command> {
+        let direction = match (request.direction, request.data_len) {
+            (_, 0) => Direction::None,
+            (DIRECTION_IN, _) => Direction::In,
+            (DIRECTION_OUT, _) => Direction::Out,
+            _ => Direction::None,
+        };
+        let is_there = request.target < TARGETS && request.lun < UNITS;
+        let command = Command {
+            target: request.target as u8,
+            identify: identify(request.lun as u8),
+            cdb: request.cdb,
+            cdb_len: (request.cdb_len as usize).min(MAX_CDB),
+            data: u32::try_from(request.data_address).ok()?,
+            data_len: if direction == Direction::None { 0 } else { request.data_len },
+            direction,
+        };
+        is_there.then_some(command)
+    }
+
+    /// REQUEST SENSE (SPC-4, 6.39) for the unit of another command, into `len_bytes` bytes at the device's address `data`.
+    fn sense(of: &Command, data: u32) -> Command {
+        let mut cdb = [0; MAX_CDB];
+        cdb[0] = 0x03;
+        cdb[4] = MAX_SENSE as u8;
+        Command { cdb, cdb_len: 6, data, data_len: MAX_SENSE as u32, direction: Direction::In, ..*of }
+    }
+
+    /// The command descriptor block.
+    pub fn cdb(&self) -> &[u8] {
+        &self.cdb[..self.cdb_len]
+    }
+}
+
+/// IDENTIFY, with the right to disconnect, for a logical unit.
+fn identify(lun: u8) -> u8 {
+    0xc0 | lun
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// A `HOST_*` code.
+    pub host: u32,
+    /// The SCSI status, if the target gave one.
+    pub status: u8,
+    /// Bytes of data that were not moved.
+    pub residual: u32,
+}
+
+impl Ending {
+    /// It failed before there was a status.
+    pub fn failed(host: u32) -> Ending {
+        Ending { host, status: 0, residual: 0 }
+    }
+}
+
+/// An adapter with one command under way at most.
+pub trait BusAdapter: Sized + 'static {
+    /// Takes the adapter into service, and resets the bus.
+    fn init() -> Result<Self>;
+
+    /// Begins a command. None is under way.
+    fn start(&mut self, command: &Command);
+
+    /// What became of the command that is under way, if it is over. `interrupted` says whether the device has interrupted.
+    fn poll(&mut self, interrupted: bool) -> Option<Ending>;
+
+    /// Stops the adapter.
+    fn exit(&mut self);
+}
+
+/// What is under way.
+struct Current {
+    number: usize,
+    command: Command,
+    /// How it ended, once its sense data is being fetched.
+    ended: Option<Ending>,
+}
+
+/// Makes a [`ScsiHost`] of a [`BusAdapter`].
+pub struct BusHost<A> {
+    adapter: A,
+    current: Option<Current>,
+    sense: Dma,
+}
+
+impl<A: BusAdapter> BusHost<A> {
+    /// Begins the next request that can be begun.
+    fn start_next(&mut self, queues: &mut Queues) {
+        while self.current.is_none() {
+            let Some((number, request)) = queues.take() else { return };
+            match Command::new(&request) {
+                Some(command) => {
+                    self.adapter.start(&command);
+                    self.current = Some(Current { number, command, ended: None });
+                }
+                None => queues.complete(number, &outcome(Ending::failed(crate::scsi::HOST_NO_DEVICE), None)),
+            }
+        }
+    }
+
+    /// Goes on with what has ended: sense data is fetched, or all is done.
+    fn go_on(&mut self, current: Current, ending: Ending, queues: &mut Queues) {
+        let Current { number, command, ended } = current;
+        match ended {
+            None if ending.host == HOST_OK && ending.status == CHECK_CONDITION => {
+                let sense = Command::sense(&command, self.sense.address(0) as u32);
+                self.adapter.start(&sense);
+                self.current = Some(Current { number, command: sense, ended: Some(ending) });
+            }
+            None => queues.complete(number, &outcome(ending, None)),
+            Some(first) => {
+                let is_good = ending.host == HOST_OK && ending.status == 0;
+                let mut bytes = [0; MAX_SENSE];
+                self.sense.read_bytes(0, &mut bytes);
+                let len = (MAX_SENSE as u32).saturating_sub(ending.residual);
+                queues.complete(number, &outcome(first, is_good.then_some((bytes, len))));
+            }
+        }
+    }
+}
+
+fn outcome(ending: Ending, sense: Option<([u8; MAX_SENSE], u32)>) -> Outcome {
+    let (sense, sense_len) = sense.unwrap_or(([0; MAX_SENSE], 0));
+    Outcome { host: ending.host, status: ending.status.into(), residual: ending.residual, sense_len, sense }
+}
+
+impl<A: BusAdapter> ScsiHost for BusHost<A> {
+    fn init() -> Result<Self> {
+        let sense = Dma::new(MAX_SENSE)?;
+        if u32::try_from(sense.address(MAX_SENSE)).is_err() {
+            log::error!("the adapter does not reach memory above 4 GiB");
+            return Err(Refusal::NoMemory);
+        }
+        Ok(BusHost { adapter: A::init()?, current: None, sense })
+    }
+
+    fn info(&self) -> ScsiInfo {
+        ScsiInfo { max_targets: TARGETS, max_luns: UNITS, queue_depth: REQUESTS as u32, reserved: 0 }
+    }
+
+    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        let mut interrupted = events.contains(Events::INTERRUPT);
+        self.start_next(queues);
+        // Some commands are over at once.
+        while let Some(ending) = self.adapter.poll(interrupted) {
+            interrupted = false;
+            if let Some(current) = self.current.take() {
+                self.go_on(current, ending, queues);
+            }
+            self.start_next(queues);
+        }
+        Reply::ACKNOWLEDGED
+    }
+
+    fn exit(&mut self) {
+        self.adapter.exit();
+    }
+}

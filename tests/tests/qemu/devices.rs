@@ -1,0 +1,68 @@
+//! Each card and adapter that there is a driver for: in both rings, ended and restarted, with frames on the wire and blocks on disks.
+
+use ringfence_tests::{assert_says, boot_well, machine};
+use std::fs::File;
+use tempfile::TempDir;
+
+#[test]
+fn every_card_works_in_both_rings_and_after_a_restart() {
+    for (card, driver) in [("e1000", "e1000"), ("e1000-82545em", "e1000"), ("pcnet", "pcnet")] {
+        let ping = "ping 10.0.2.2 -c 2 -i 0.1; ping 10.0.2.2 -c 1 -s 4000";
+        let mut machine = machine(&format!(
+            "ip; {ping}; ring {driver} 0; {ping}; ring {driver} 1; {ping}; kill {driver}; sleep 100; {ping}; lsmod"
+        ));
+        (machine.nic, machine.hba) = (card.into(), "none".into());
+        let text = boot_well(&machine);
+        assert_says(&text, &format!("eth0: 10.0.2.15/24 via {driver}"));
+        assert_eq!(text.matches("2 sent, 2 answered, 0 lost").count(), 4, "{card}: {text}");
+        assert_eq!(text.matches("1 sent, 1 answered, 0 lost").count(), 4, "{card}: {text}");
+        assert_says(&text, &format!("{driver}: restarted in ring 1"));
+    }
+}
+
+/// Two disks, one with more than one unit on a target; a command that the disk refuses comes with its sense data.
+#[test]
+fn every_adapter_works_in_both_rings_and_after_a_restart() {
+    let directory = TempDir::new().unwrap();
+    for (adapter, driver) in [
+        ("virtio-scsi-pci", "virtio-scsi"),
+        ("lsi53c895a", "lsi53c895a"),
+        ("am53c974", "am53c974"),
+        ("dc390", "am53c974"),
+    ] {
+        let work = |seed: u32| format!("blkcheck disk0 0 1500 {seed}; blkcopy disk0 0 disk1 8 1000");
+        let mut machine = machine(&format!(
+            "lsblk; {}; fails blkread disk1 2048 1; ring {driver} 0; {}; ring {driver} 1; {}; kill {driver}; {}; lsblk",
+            work(1),
+            work(2),
+            work(3),
+            work(4)
+        ));
+        (machine.nic, machine.hba) = ("none".into(), adapter.into());
+        for (name, blocks) in [("a.img", 2048), ("b.img", 2048)] {
+            let path = directory.path().join(format!("{driver}-{name}"));
+            File::create(&path).unwrap().set_len(blocks * 512).unwrap();
+            machine.disks.push(path.into());
+        }
+        let text = boot_well(&machine);
+        assert_eq!(text.matches("1500 blocks were written and read back").count(), 4, "{adapter}: {text}");
+        let rows = |line: &&str| line.starts_with("disk") && line.contains(driver) && line.contains("QEMU HARDDISK");
+        assert_eq!(text.lines().filter(rows).count(), 4, "{adapter}: {text}");
+        assert_says(&text, &format!("{driver}: restarted in ring 1"));
+    }
+}
+
+/// Sense data that an adapter does not bring by itself is fetched.
+#[test]
+fn a_disk_says_what_was_wrong() {
+    for adapter in ["virtio-scsi-pci", "lsi53c895a", "am53c974"] {
+        let mut machine = machine("lsblk; fails blkwrite disk0 0 8 1; blkread disk0 0 8");
+        (machine.nic, machine.hba) = ("none".into(), adapter.into());
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("a.img");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        machine.disks = vec![ringfence::machine::Disk { path, read_only: true }];
+        let text = boot_well(&machine);
+        assert_says(&text, "write protected");
+    }
+}

@@ -26,10 +26,20 @@ pub fn bare(commands: &str) -> Machine {
     machine
 }
 
-/// A machine with a network card and a SCSI adapter, and their drivers, that runs `commands`, separated by `;`.
+/// A machine with a network card and a SCSI adapter, and their drivers, on the mainboard that the environment's `RINGFENCE_MACHINE`
+/// names if it does, that runs `commands`, separated by `;`.
 pub fn machine(commands: &str) -> Machine {
     let mut machine = Machine { timeout: Some(TIME_LIMIT), ..Machine::default() };
+    if let Ok(board) = std::env::var("RINGFENCE_MACHINE") {
+        machine.use_board(&board);
+    }
     machine.contents.exec = Some(commands.to_string());
+    machine
+}
+
+/// The same, but nothing fences its devices.
+pub fn unfenced(mut machine: Machine) -> Machine {
+    machine.use_board("pc");
     machine
 }
 

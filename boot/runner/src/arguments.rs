@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use ringfence::machine::{Disk, Machine, Opened, Protocol};
+use ringfence::machine::{BOARD, Disk, Machine, Opened, Protocol, can_have_iommu};
 use ringfence::ramdisk::Contents;
 use ringfence_core::module::Module;
 use std::ffi::{OsStr, OsString};
@@ -124,12 +124,13 @@ pub struct MachineArguments {
     /// Memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     memory: u32,
-    /// QEMU's name of the mainboard: 'pc' or 'q35', with options behind a comma [default: pc, or q35 with --iommu on].
-    #[arg(long, value_name = "BOARD")]
-    machine: Option<String>,
-    /// Whether an IOMMU (Intel VT-d) fences devices: each reaches what its driver was given for it, and nothing else.
-    #[arg(long, value_name = "ON", default_value = "off", value_parser = ["on", "off"])]
-    iommu: String,
+    /// QEMU's name of the mainboard: 'pc' or 'q35', with options behind a comma.
+    #[arg(long, value_name = "BOARD", default_value = BOARD)]
+    machine: String,
+    /// Whether an IOMMU (Intel VT-d) fences devices: each reaches what its driver was given for it, and nothing else [default: on with
+    /// q35, which alone can have one].
+    #[arg(long, value_name = "ON", value_parser = ["on", "off"])]
+    iommu: Option<String>,
     /// QEMU's name of the CPU [default: its best one].
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
@@ -210,8 +211,8 @@ impl MachineArguments {
             }
             ask_name(path)?;
         }
-        let iommu = self.iommu == "on";
-        let board = self.machine.unwrap_or_else(|| if iommu { "q35" } else { "pc" }.to_string());
+        let board = self.machine;
+        let iommu = self.iommu.map_or_else(|| can_have_iommu(&board), |word| word == "on");
         let names = [("--nic", &self.nic), ("--hba", &self.hba), ("--machine", &board)];
         for (option, value) in names.into_iter().chain(self.cpu.iter().map(|cpu| ("--cpu", cpu))) {
             if value.is_empty() {
@@ -222,7 +223,7 @@ impl MachineArguments {
                 bail!("QEMU itself lists what {option} can be: 'qemu-system-x86_64 {question} {value}'");
             }
         }
-        if iommu && board.split(',').next() != Some("q35") {
+        if iommu && !can_have_iommu(&board) {
             bail!("--iommu on needs --machine q35: QEMU's {board} cannot have an Intel IOMMU");
         }
         Ok(Machine {

@@ -54,7 +54,7 @@ pub fn init(table: &Dmar) {
     for found in table.units.iter().filter(|unit| unit.segment == 0) {
         match Unit::start(found.registers) {
             Ok(unit) => {
-                info!("iommu: VT-d at {:#x} is on: no device reaches memory that it was not given", found.registers);
+                info!("iommu: VT-d at {:#x} keeps devices to what they are given", found.registers);
                 WATCHERS.lock().push(Watcher { unit, watches: found.clone() });
                 IS_ON.store(true, Ordering::Relaxed);
             }

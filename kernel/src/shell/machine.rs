@@ -107,7 +107,9 @@ pub async fn lspci(mut arguments: Arguments<'_>) -> Outcome {
                 State::SetAside => "  [set aside]",
             },
         );
-        println!("             {}", device_name(function.id.vendor, function.id.device));
+        const COLUMNS: usize = 67;
+        let name = device_name(function.id.vendor, function.id.device);
+        println!("             {}", name.chars().take(COLUMNS).collect::<String>());
         if in_full {
             show_function(function);
         }

@@ -166,7 +166,8 @@ fn lines_are_edited_completed_and_remembered() {
 /// What the console of a machine that does not come up says, and that it ends as after a panic.
 fn failing(board: &str, cpu: Option<&str>) -> String {
     let mut machine = bare("help");
-    (machine.board, machine.cpu) = (board.into(), cpu.map(String::from));
+    machine.use_board(board);
+    machine.cpu = cpu.map(String::from);
     let run = boot(&machine);
     assert_eq!(run.end, End::Panic, "{}", run.text());
     run.text()
@@ -202,7 +203,7 @@ fn another_clock_will_do() {
     {
         let mut machine = bare("sleep 100; irqs");
         machine.icount = true;
-        machine.board = board.into();
+        machine.use_board(board);
         let text = boot_well(&machine);
         let expected =
             format!("no 8254 timer (PIT): the TSC counts at 1000 MHz by the {measure}, and the local APIC ticks");
@@ -222,7 +223,7 @@ fn devices_on_other_root_buses_are_found() {
                -device e1000,netdev=other,bus=port0";
     for (board, devices) in [("pc", pc), ("q35", q35)] {
         let mut machine = bare("lspci");
-        machine.board = board.into();
+        machine.use_board(board);
         machine.extra = format!("-netdev user,id=other {devices}").split_whitespace().map(Into::into).collect();
         let text = boot_well(&machine);
         assert_says(&text, "e1000: loaded into ring 1 for 0000:81:0");
@@ -235,7 +236,7 @@ fn devices_on_other_root_buses_are_found() {
 #[test]
 fn a_microvm_will_do() {
     let mut machine = bare("sleep 100; insmod template; tell template a; irqs");
-    machine.board = "microvm".into();
+    machine.use_board("microvm");
     let text = boot_well(&machine);
     assert_says(&text, "template: 1 (0x1)");
     assert!(text.lines().any(|line| line.ends_with("  timer")), "{text}");

@@ -1,11 +1,12 @@
 //! The fence around devices: an IOMMU lets each reach what its driver was given for it.
 
-use ringfence::machine::Machine;
-use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine};
+use ringfence::machine::{BOARD, Machine};
+use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine, unfenced};
 
 fn fenced(commands: &str) -> Machine {
     let mut machine = machine(commands);
-    (machine.iommu, machine.board, machine.scratch) = (true, "q35".into(), true);
+    machine.use_board(BOARD);
+    machine.scratch = true;
     machine
 }
 
@@ -17,11 +18,11 @@ fn drivers_work_behind_the_fence_in_both_rings() {
          blkcheck disk0 0 2000 2; kill e1000; kill virtio-scsi; ping 10.0.2.2 -c 2; blkcheck disk0 0 2000 3; lsmod -v",
     );
     let text = boot_well(&machine);
-    assert_says(&text, "iommu: VT-d at 0xfed90000 is on: no device reaches memory that it was not given");
+    assert_says(&text, "iommu: VT-d at 0xfed90000 keeps devices to what they are given");
     assert_eq!(text.matches("2 sent, 2 answered, 0 lost").count(), 3, "{text}");
     assert_eq!(text.matches("2000 blocks were written and read back").count(), 3, "{text}");
     assert_eq!(text.matches("fenced: it reaches what its driver was given for it").count(), 2, "{text}");
-    let phys: Vec<&str> = text.lines().filter(|line| line.contains("rf_dma_phys(0x80100")).collect();
+    let phys: Vec<&str> = text.lines().filter(|line| line.contains("rf_dma_address(0x80100")).collect();
     assert!(!phys.is_empty() && phys.iter().all(|line| line.contains(") = 0x100")), "{phys:?}");
 }
 
@@ -103,16 +104,16 @@ fn devices_behind_a_port_have_fences_of_their_own() {
 /// Without an IOMMU, the reason is that.
 #[test]
 fn without_an_iommu_nothing_is_fenced() {
-    let text = boot_badly(&machine("lsmod -v; nonsense"), 1).text();
+    let text = boot_badly(&unfenced(machine("lsmod -v; nonsense")), 1).text();
     assert_eq!(text.matches("not fenced: the machine has no IOMMU").count(), 2, "{text}");
 }
 
 /// A person may want no driver at all rather than one whose device reaches everything.
 #[test]
 fn what_is_not_fenced_can_be_refused() {
-    let mut unfenced = machine("limits unfenced 0; fails insmod e1000; limits unfenced 1; insmod e1000");
-    unfenced.contents.autoload = false;
-    let text = boot_well(&unfenced);
+    let mut without = unfenced(machine("limits unfenced 0; fails insmod e1000; limits unfenced 1; insmod e1000"));
+    without.contents.autoload = false;
+    let text = boot_well(&without);
     assert_says(
         &text,
         "0000:00:02.0: no driver has it, as it is not fenced ('limits unfenced'): the machine has no IOMMU",
@@ -136,7 +137,7 @@ fn through_the_card(machine: Machine, commands: &str) -> String {
 #[test]
 fn without_a_fence_a_card_reads_and_writes_anything() {
     let commands = "tell rogue-nic dma-write 0x2800000 0x1234; tell rogue-nic dma-read 0x2800000";
-    assert_says(&through_the_card(machine(""), commands), "rogue-nic: 4660 (0x1234)");
+    assert_says(&through_the_card(unfenced(machine("")), commands), "rogue-nic: 4660 (0x1234)");
 }
 
 #[test]
@@ -160,8 +161,8 @@ fn behind_the_fence_each_move_beyond_it_ends_its_driver() {
 #[test]
 fn a_device_that_writes_an_interrupt_message_raises_none() {
     for board in ["pc", "pc,pit=off"] {
-        let mut machine = machine("");
-        machine.board = board.into();
+        let mut machine = unfenced(machine(""));
+        machine.use_board(board);
         let text = through_the_card(machine, "tell rogue-nic dma-write 0xfee00000 0x25; sleep 100; irqs; lsmod");
         assert!(!text.lines().any(|line| line.starts_with("line  5")), "{text}");
         assert_eq!(listed(&text, "rogue-nic")[0].state, "running");

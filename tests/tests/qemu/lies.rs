@@ -1,7 +1,9 @@
 //! Drivers that lie about their queues or ask for what is not their own: they are refused or ended, with the exact reason.
 
 use ringfence_tests::attacks::{in_one_boot, lies};
-use ringfence_tests::{HEALTH, assert_intact, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine};
+use ringfence_tests::{
+    HEALTH, assert_intact, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine, unfenced,
+};
 
 #[test]
 fn what_is_not_its_own_is_refused() {
@@ -55,12 +57,13 @@ fn a_frame_that_is_not_sent_ends_its_driver() {
     assert_says(&text, "error: rogue-nic was ended before; 'faults' says why");
 }
 
-/// Nothing fences a device yet, but what it writes to memory that nobody has is seen.
+/// Where nothing fences a device, what it writes to memory that nobody has is seen.
 #[test]
 fn what_a_device_writes_to_free_memory_is_counted() {
     // 40 MiB is in the middle of free memory.
-    let mut machine =
-        machine("integrity; insmod rogue-nic; integrity; tell rogue-nic device-writes 0x2800000; integrity; integrity");
+    let mut machine = unfenced(machine(
+        "integrity; insmod rogue-nic; integrity; tell rogue-nic device-writes 0x2800000; integrity; integrity",
+    ));
     machine.contents.autoload = false;
     let text = boot_well(&machine);
     let counts: Vec<&str> =

@@ -176,7 +176,7 @@ fn malformed_modules_are_refused_with_the_reason() {
     let text = run.text();
     assert_says(&text, "text: refused: not a well-formed ELF file");
     assert_says(&text, "short: refused: not a well-formed ELF file");
-    assert_says(&text, "abi: refused: built for ABI version 9, this kernel has 2");
+    assert_says(&text, "abi: refused: built for ABI version 9, this kernel has 3");
     assert_says(&text, "rwx: refused: segment 0 is writable and executable");
     assert_says(&text, "other: refused: the module in this file is called 'template'");
     assert_says(&text, "template: loaded into ring 1");

@@ -1,7 +1,8 @@
 //! Devices of drivers that were ended: they are stopped before anybody else has the memory, or set aside.
 
 use crate::changed::*;
-use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine};
+use ringfence::machine::BOARD;
+use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine, unfenced};
 use tempfile::TempDir;
 
 /// What QEMU saw the kernel write, in order, when a driver was ended: first no interrupts and no DMA, then the reset.
@@ -39,11 +40,11 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
     let script = "integrity; insmod template; rmmod template; mem; insmod stubborn; rmmod stubborn; mem; lspci; insmod e1000; integrity";
     let (machine, _directory) = with_other_manifest("e1000", "stubborn", &never, script);
-    let text = boot_badly(&machine, 1).text();
+    let text = boot_badly(&unfenced(machine), 1).text();
     assert_intact(&text);
     assert_says(
         &text,
-        "stubborn: 0000:00:02.0 is set aside for good, and the driver's memory with it: its reset was not done within 10000 us",
+        ".0 is set aside for good, and the driver's memory with it: its reset was not done within 10000 us",
     );
     assert_says(&text, "[set aside]");
     assert_says(&text, "error: e1000: no free device that it drives");
@@ -56,6 +57,22 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     assert!(free[0] - free[1] > 100, "only {} frames were set aside", free[0] - free[1]);
 }
 
+/// A fence keeps it from all memory, so that its driver's is free again.
+#[test]
+fn a_device_that_does_not_stop_costs_no_memory_behind_a_fence() {
+    let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
+    let script = "integrity; insmod template; rmmod template; mem; insmod stubborn; rmmod stubborn; mem; integrity";
+    let (mut machine, _directory) = with_other_manifest("e1000", "stubborn", &never, script);
+    machine.use_board(BOARD);
+    let text = boot_well(&machine);
+    assert_intact(&text);
+    assert_says(&text, ".0 is set aside for good: its reset was not done within 10000 us");
+    let free: Vec<u64> =
+        text.lines().filter_map(|line| line.strip_prefix("frames ")?.split_whitespace().next()?.parse().ok()).collect();
+    // Tables that stay for the next driver's device.
+    assert!(free.len() == 2 && free[0] - free[1] < 8, "{free:?}");
+}
+
 #[test]
 fn a_device_that_nobody_can_reset_is_set_aside_too() {
     let (machine, _directory) = with_other_manifest(
@@ -64,7 +81,7 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
         &[(METHOD, 0)],
         "integrity; insmod untold; policy untold restart; kill untold; lspci; integrity; faults 1; lsmod",
     );
-    let text = boot_well(&machine);
+    let text = boot_well(&unfenced(machine));
     assert_intact(&text);
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
@@ -87,8 +104,8 @@ fn no_more_memory_is_promised_than_there_is() {
     let stubborn = [(METHOD, 0), (DMA_BYTES, 8 * MIB)];
     let (other, _directory) = with_other_manifest("e1000", "stubborn", &stubborn, "");
     machine.contents.modules.extend(other.contents.modules);
-    let text = boot_badly(&machine, 1).text();
-    assert_says(&text, "stubborn: 0000:00:02.0 is set aside for good");
+    let text = boot_badly(&unfenced(machine), 1).text();
+    assert_says(&text, ".0 is set aside for good");
     assert_says(&text, "greedy.3: loaded into ring 1");
     assert_says(&text, "error: greedy: out of memory");
 }
@@ -103,7 +120,7 @@ fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
     };
     let (machine, _directory) =
         with_other_manifest("rogue-nic", "known", &virtio, &(script("known") + "; insmod virtio-scsi"));
-    let text = boot_well(&machine);
+    let text = boot_well(&unfenced(machine));
     assert_intact(&text);
     assert!(!text.contains("set aside"), "{text}");
     // It reached the device through these.
@@ -111,7 +128,7 @@ fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
     assert_says(&text, "virtio-scsi: loaded into ring 1");
     for script in [script("unknown"), script("unknown").replace("bus-master", "bus-master-hidden")] {
         let (machine, _directory) = with_other_manifest("rogue-nic", "unknown", &[VIRTIO_SCSI, (METHOD, 0)], &script);
-        let text = boot_well(&machine);
+        let text = boot_well(&unfenced(machine));
         assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
         assert_says(&text, "[set aside]");
     }

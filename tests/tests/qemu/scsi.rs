@@ -1,7 +1,7 @@
 //! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own bytes.
 
 use ringfence::machine::{Disk, End};
-use ringfence_tests::{assert_says, boot, boot_badly, boot_well, listed, machine, system};
+use ringfence_tests::{assert_says, boot, boot_badly, boot_well, listed, machine, system, unfenced};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -250,7 +250,7 @@ fn what_is_no_disk_is_said_once() {
 
 #[test]
 fn an_adapter_of_before_virtio_1_is_said() {
-    let mut machine = machine("lsmod");
+    let mut machine = unfenced(machine("lsmod"));
     machine.hba = "virtio-scsi-pci,disable-modern=on".into();
     let text = boot_well(&machine);
     assert_says(

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub const KERNEL_DEATH: &str = "kernel death";
 
 /// All outcomes, from harmless to worst.
-pub const OUTCOMES: [&str; 16] = [
+pub const OUTCOMES: [&str; 17] = [
     "not activated",
     "masked",
     "wrong result",
@@ -24,6 +24,7 @@ pub const OUTCOMES: [&str; 16] = [
     "gate refusal",
     "init failed",
     "gate fault",
+    "DMA fault",
     "watchdog",
     "driver panic",
     "device stuck",
@@ -45,6 +46,7 @@ pub fn outcome(activated: bool, kind: &str) -> &'static str {
         "refused" => "gate refusal",
         "init-failed" => "init failed",
         "gate-fault" => "gate fault",
+        "DMA-fault" => "DMA fault",
         "overrun" => "watchdog",
         "panic" => "driver panic",
         "stuck" => "device stuck",
@@ -283,6 +285,7 @@ mod tests {
             "refused",
             "init-failed",
             "gate-fault",
+            "DMA-fault",
             "overrun",
             "panic",
             "stuck",

@@ -32,6 +32,14 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
+/// QEMU's name of the mainboard, unless told otherwise.
+pub const BOARD: &str = "q35";
+
+/// Whether QEMU's mainboard of that name, with options behind a comma, can have an Intel IOMMU.
+pub fn can_have_iommu(board: &str) -> bool {
+    board.split(',').next() == Some(BOARD)
+}
+
 /// Where gdb connects.
 pub const GDB_PORT: u16 = 1234;
 
@@ -111,8 +119,8 @@ impl Default for Machine {
         Machine {
             contents: Contents { autoload: true, ..Contents::default() },
             boot: Boot::Direct,
-            board: "pc".to_string(),
-            iommu: false,
+            board: BOARD.to_string(),
+            iommu: true,
             cpu: None,
             smp: 1,
             disks: Vec::new(),
@@ -142,10 +150,28 @@ pub fn empty_disk() -> Result<NamedTempFile> {
 }
 
 impl Machine {
+    /// Takes another mainboard, with an IOMMU if it can have one.
+    pub fn use_board(&mut self, board: &str) {
+        self.board = board.to_string();
+        self.iommu = can_have_iommu(board);
+    }
+
     /// QEMU's command line, without the console.
     fn command(&self, system: &System, files: &RunFiles, farewell: qemu::Farewell) -> Result<Command> {
         let mut qemu = qemu::command(farewell);
-        qemu.args(["-machine", &self.board, "-accel", &self.accel, "-no-reboot", "-display", "none", "-vga", "none"]);
+        // KVM's own interrupt controllers cannot have their messages remapped.
+        let split = if self.iommu && self.accel == "kvm" { ",kernel-irqchip=split" } else { "" };
+        qemu.args([
+            "-machine",
+            &format!("{}{split}", self.board),
+            "-accel",
+            &self.accel,
+            "-no-reboot",
+            "-display",
+            "none",
+            "-vga",
+            "none",
+        ]);
         // So that the guest's CPU is told from other threads.
         qemu.args(["-name", "ringfence,debug-threads=on"]);
         let best = if self.accel == "kvm" { "host" } else { "max" };
@@ -177,9 +203,12 @@ impl Machine {
         Ok(qemu)
     }
 
-    /// A device's name and options, so that its accesses go through the IOMMU if there is one: virtio's do not by themselves.
+    /// A device's name and options, so that its accesses go through the IOMMU if there is one: virtio's do not by
+    /// themselves. Who says otherwise has it otherwise.
     fn behind_fence(&self, device: &str) -> String {
-        match self.iommu && device.starts_with("virtio-") {
+        let is_said =
+            ["disable-legacy", "disable-modern", "iommu_platform"].iter().any(|option| device.contains(option));
+        match self.iommu && device.starts_with("virtio-") && !is_said {
             true => format!("{device},disable-legacy=on,iommu_platform=on"),
             false => device.to_string(),
         }

@@ -189,8 +189,11 @@ fn words(text: &str) {
     for command in lists.into_iter().flat_map(command_line::list) {
         assert!(text.contains(command));
     }
-    let found = command_line::with_addresses(text, |name| Some(name.len() as u64));
-    assert!(found.is_ok_and(|found| found.split(' ').count() == text.split(' ').count()));
+    let find = |name: &str| Some(name.len() as u64);
+    // What is added to a physical address may be no number.
+    if let Ok(found) = command_line::with_addresses(text, find, find) {
+        assert!(found.split(' ').count() == text.split(' ').count());
+    }
     let mut arguments = Arguments::new(text, "usage");
     let word = arguments.word("the word").unwrap_or("");
     let _ = (arguments.number::<u64>("the number"), arguments.number::<u8>("the number"));

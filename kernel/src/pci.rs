@@ -8,6 +8,7 @@ use pci_types::{
     PciPciBridgeHeader,
 };
 use ringfence_abi::manifest::PciId;
+use ringfence_core::extent::Extent;
 use ringfence_core::pci::{capabilities, port_count};
 use spin::{Mutex, Once};
 use x86_64::instructions::port::Port;
@@ -244,6 +245,12 @@ fn probe_ports(endpoint: &EndpointHeader, slot: u8) -> u32 {
         mask
     };
     port_count(mask)
+}
+
+/// Whether a memory BAR of `function` has the address `pa`.
+pub fn has_registers(function: &Function, pa: u64) -> bool {
+    let mut extents = function.bars.iter().flatten().filter_map(memory_extent);
+    extents.any(|(start, len_bytes)| Extent::new(start, len_bytes).contains(pa))
 }
 
 /// First address and length in bytes of a memory BAR.

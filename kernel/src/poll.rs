@@ -10,6 +10,7 @@
 
 use crate::arch::{interrupts, time};
 use crate::domain::device::Device;
+use crate::domain::fault::Cause;
 use crate::domain::{Domain, Handle};
 use crate::limits::TURN_MS;
 use crate::trace::{self, What};
@@ -227,11 +228,20 @@ fn run(domain: &mut Domain, mut events: Events) {
 #[cold]
 fn blame_for_dma(domain: &mut Domain) {
     if domain.is_alive()
-        && let Some(cause) = domain.take_dma_fault()
+        && let Some(cause) = dma_fault(domain)
     {
         domain.condemn(cause);
     }
     ON_DMA_FAULT.wake();
+}
+
+/// Takes what was recorded of its device, and notes what lies where that has reached.
+fn dma_fault(domain: &mut Domain) -> Option<Cause> {
+    let cause = domain.take_dma_fault()?;
+    if let Cause::Dma { address, .. } = cause {
+        domain.lies_there = module::whose::whose(address, domain);
+    }
+    Some(cause)
 }
 
 /// Woken when a device other than that of the driver that was polled last has reached beyond its fence.
@@ -262,7 +272,7 @@ pub async fn serve_dma_faults() {
                 iommu::forget(address);
                 continue;
             };
-            let cause = handle.lock().take_dma_fault();
+            let cause = dma_fault(&mut handle.lock());
             match cause {
                 Some(cause) => module::condemn(&handle, cause),
                 None => iommu::forget(address),

@@ -34,6 +34,8 @@ const RX_RING: usize = 2 * RX_FRAMES;
 const DESCRIPTOR: usize = 16;
 /// How long a reset may take.
 const RESET_NS: u64 = 10_000_000;
+/// How long writing a register of the PHY may take: 64 us, and some more.
+const PHY_NS: u64 = 1_000_000;
 /// How long reading a word of the EEPROM may take.
 const EEPROM_NS: u64 = 10_000_000;
 
@@ -99,6 +101,10 @@ impl Nic for E1000 {
         for register in reg::DELAYS.into_iter().chain(reg::UNUSED).chain([reg::RXCSUM]) {
             registers.write32(register, 0);
         }
+        // The same of the PHY: in loopback, it would hear nobody but itself.
+        registers.write32(reg::MDIC, reg::MDIC_NORMAL);
+        let deadline = service::time_ns() + PHY_NS;
+        while registers.read32(reg::MDIC) & reg::MDIC_READY == 0 && service::time_ns() < deadline {}
         // 5.6.1: the first three words of the EEPROM are the address.
         let [a, b] = eeprom(&registers, 0)?;
         let [c, d] = eeprom(&registers, 1)?;

@@ -8,6 +8,12 @@ pub const STATUS: usize = 0x0008;
 pub const STATUS_LU: u32 = 1 << 1;
 /// EEPROM read (13.4.4).
 pub const EERD: usize = 0x0014;
+/// A register of the PHY (13.4.8): data, its number, the PHY's, and what is done with it.
+pub const MDIC: usize = 0x0020;
+/// MDIC: write the control register of PHY 1 (13.4.8, 11.3.1): autonegotiation, full duplex, a gigabit, and no loopback.
+pub const MDIC_NORMAL: u32 = 1 << 26 | 1 << 21 | 0x1140;
+/// MDIC: it is done.
+pub const MDIC_READY: u32 = 1 << 28;
 /// Interrupt cause read; reading clears (13.4.17).
 pub const ICR: usize = 0x00c0;
 /// Interrupt mask set (13.4.20).

@@ -30,7 +30,7 @@ pub struct Card {
 }
 
 impl Card {
-    pub fn new(queues: *mut u64) -> Card {
+    fn new(queues: *mut u64) -> Card {
         let slot = queues as u64 & !(SLOT_SIZE - 1);
         let device = |word: usize| unsafe { queues.add(word).read_volatile() };
         let tx = slot + DMA;
@@ -39,16 +39,28 @@ impl Card {
         Card { registers, tx: (tx, device(TX_ADDRESS)), rx: (rx, device(RX_ADDRESS)) }
     }
 
+    /// The same, which sends to itself.
+    pub fn looped_back(queues: *mut u64) -> Result<Card> {
+        let card = Card::new(queues);
+        card.loop_back()?;
+        Ok(card)
+    }
+
     fn set(&self, register: u64, value: u32) {
         unsafe { ((self.registers + register) as *mut u32).write_volatile(value) };
+    }
+
+    fn get(&self, register: u64) -> u32 {
+        unsafe { ((self.registers + register) as *const u32).read_volatile() }
     }
 
     fn store(at: u64, value: u64) {
         unsafe { (at as *mut u64).write_volatile(value) };
     }
 
-    /// Sends all that it would send to itself. It receives nothing for a second after that.
-    pub fn loop_back(&self) -> Result<()> {
+    /// Sends all that it would send to itself. It receives nothing for a second after that, unless it was told so before: QEMU's keeps
+    /// that, and waits after each time that it is told.
+    fn loop_back(&self) -> Result<()> {
         const ENABLE: u32 = 1 << 1;
         const PROMISCUOUS: u32 = 1 << 3 | 1 << 4 | 1 << 15;
         const STRIP_CRC: u32 = 1 << 26;
@@ -56,7 +68,10 @@ impl Card {
         const PHY_LOOPBACK: u32 = 1 << 26 | 1 << 21 | 0x4140;
         device::enable_dma()?;
         self.set(MDIC, PHY_LOOPBACK);
-        self.set(RCTL, ENABLE | PROMISCUOUS | STRIP_CRC);
+        let receive = ENABLE | PROMISCUOUS | STRIP_CRC;
+        if self.get(RCTL) != receive {
+            self.set(RCTL, receive);
+        }
         self.set(TCTL, ENABLE);
         Ok(())
     }

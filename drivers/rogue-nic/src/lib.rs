@@ -8,6 +8,7 @@
 mod dma;
 mod gates;
 mod reach;
+mod virtio;
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
@@ -127,9 +128,11 @@ impl Driver for RogueNic {
             let (address, len_bytes) = (ringfence_sdk::number(address)?, ringfence_sdk::number(len_bytes)?);
             return Ok(match verb {
                 "dma-write" => {
-                    dma::Card::new(self.queues).write(address, len_bytes);
+                    dma::Card::looped_back(self.queues)?.write(address, len_bytes);
                     0
                 }
+                // A virtio device in place of the e1000: which part of its queue is where.
+                "virtio-queue" => virtio::queue_at(address as usize, len_bytes, self.queues)?,
                 "log-at" => refusal(unsafe { raw::rf_log(3, address, len_bytes) }),
                 "panic-at" => refusal(unsafe { raw::rf_panic(address, len_bytes) }),
                 _ => return Err(Refusal::NotFound),
@@ -141,7 +144,7 @@ impl Driver for RogueNic {
             return Ok(match verb {
                 "extremes" => gates::all_extremes(slot, number),
                 "random" => gates::at_random(slot, number, &mut self.random),
-                "dma-read" => dma::Card::new(self.queues).read(number),
+                "dma-read" => dma::Card::looped_back(self.queues)?.read(number),
                 "device-writes" => {
                     device_writes(number)?;
                     0
@@ -160,13 +163,13 @@ impl Driver for RogueNic {
             return Ok(answer);
         }
         Ok(match text {
-            // Before `dma-write` and `dma-read`.
+            // A second before `dma-write` and `dma-read`.
             "loop-back" => {
-                dma::Card::new(self.queues).loop_back()?;
+                dma::Card::looped_back(self.queues)?;
                 0
             }
             "dma-write-read-only" => {
-                dma::Card::new(self.queues).write_what_is_only_read();
+                dma::Card::looped_back(self.queues)?.write_what_is_only_read();
                 0
             }
             // The queues' frames are the kernel's to free.

@@ -81,6 +81,12 @@ impl Manifest {
         self
     }
 
+    /// Has the driver not loaded for a device that an IOMMU does not keep within the driver's memory.
+    pub const fn needs_fence(mut self) -> Manifest {
+        self.0.flags |= manifest::NEEDS_FENCE;
+        self
+    }
+
     /// The device is reset by setting the bits `set` of the 32-bit register at `offset` in BAR `bar`, and is ready when the
     /// bits `wait_mask` are clear again, within `limit_us` microseconds.
     pub const fn reset_register(mut self, bar: u32, offset: u32, set: u32, wait_mask: u32, limit_us: u32) -> Manifest {

@@ -45,6 +45,8 @@ impl Kind {
 pub const RING1_ONLY: u32 = 1;
 /// Flag of a manifest: the module is not loaded at boot for a device that it drives; a person loads it.
 pub const BY_HAND: u32 = 2;
+/// Flag: the module drives only a device that is fenced.
+pub const NEEDS_FENCE: u32 = 4;
 
 /// What happens to a driver that was ended by a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +99,7 @@ pub struct Manifest {
     pub upcall_ms: u32,
     /// A [`Policy`].
     pub policy: u32,
-    /// [`RING1_ONLY`], [`BY_HAND`], both, or 0.
+    /// [`RING1_ONLY`], [`BY_HAND`], [`NEEDS_FENCE`], some of them, or 0.
     pub flags: u32,
     /// How its device is reset when it was ended.
     pub reset: Reset,
@@ -174,7 +176,7 @@ impl Manifest {
         }
         manifest.kind()?;
         manifest.policy()?;
-        if manifest.flags & !(RING1_ONLY | BY_HAND) != 0 {
+        if manifest.flags & !(RING1_ONLY | BY_HAND | NEEDS_FENCE) != 0 {
             return Err(ManifestError::Flags(manifest.flags));
         }
         manifest.reset.method().ok_or(ManifestError::Reset)?;
@@ -324,7 +326,7 @@ mod tests {
         assert_eq!(refused(|m| m.abi_version = 9), ManifestError::AbiVersion(9));
         assert_eq!(refused(|m| m.kind = 7), ManifestError::Kind(7));
         assert_eq!(refused(|m| m.policy = 2), ManifestError::Policy(2));
-        assert_eq!(refused(|m| m.flags = 4), ManifestError::Flags(4));
+        assert_eq!(refused(|m| m.flags = 8), ManifestError::Flags(8));
         assert_eq!(refused(|m| m.reset.method = 9), ManifestError::Reset);
         assert_eq!(refused(|m| m.name = [0; 32]), ManifestError::Name);
         assert_eq!(refused(|m| m.name = [b'a'; 32]), ManifestError::Name);

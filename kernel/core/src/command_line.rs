@@ -37,17 +37,31 @@ pub fn three_lists(text: &str) -> Option<[&str; 3]> {
     Some([lists.next()?, lists.next()?, lists.next()?])
 }
 
-/// `text` with an address for each word that names something: `@kernel-text`. The error is the name that `find` does not know.
-pub fn with_addresses(text: &str, find: impl Fn(&str) -> Option<u64>) -> Result<String, &str> {
+/// `text` with an address for each word that names something: `@kernel-text`, or with `%` where it is in physical memory, perhaps with
+/// a number to add. The error is the name that `find`, or `find_physical`, does not know.
+pub fn with_addresses(
+    text: &str,
+    find: impl Fn(&str) -> Option<u64>,
+    find_physical: impl Fn(&str) -> Option<u64>,
+) -> Result<String, &str> {
     let mut result = String::new();
     for (index, word) in text.split(' ').enumerate() {
         if index > 0 {
             result.push(' ');
         }
-        match word.strip_prefix('@') {
-            None => result += word,
-            Some(name) => result += &format!("{:#x}", find(name).ok_or(name)?),
-        }
+        let at = match (word.strip_prefix('@'), word.strip_prefix('%')) {
+            (Some(name), _) => find(name).ok_or(name)?,
+            (_, Some(sum)) => {
+                let (name, offset) = sum.split_once('+').unwrap_or((sum, "0x0"));
+                let offset = offset.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+                find_physical(name).zip(offset).and_then(|(at, offset)| at.checked_add(offset)).ok_or(sum)?
+            }
+            _ => {
+                result += word;
+                continue;
+            }
+        };
+        result += &format!("{at:#x}");
     }
     Ok(result)
 }
@@ -146,8 +160,12 @@ mod tests {
     #[test]
     fn parts_have_addresses() {
         let find = |name: &str| (name == "gdt").then_some(0x1000);
-        assert_eq!(with_addresses("read @gdt  x", find).as_deref(), Ok("read 0x1000  x"));
-        assert_eq!(with_addresses("read @nothing", find), Err("nothing"));
+        let physical = |name: &str| (name == "gdt").then_some(0x2000);
+        assert_eq!(with_addresses("read @gdt  x", find, physical).as_deref(), Ok("read 0x1000  x"));
+        assert_eq!(with_addresses("read %gdt %gdt+0x10", find, physical).as_deref(), Ok("read 0x2000 0x2010"));
+        assert_eq!(with_addresses("read @nothing", find, physical), Err("nothing"));
+        assert_eq!(with_addresses("read %nothing", find, physical), Err("nothing"));
+        assert_eq!(with_addresses("read %gdt+x", find, physical), Err("gdt+x"));
     }
 
     #[test]

@@ -68,8 +68,9 @@ pub struct Device {
 }
 
 impl Device {
-    /// Takes `function`, if no domain has it, and a driver can have it at all: what is behind a bridge would go with that.
-    pub fn take(function: &'static Function) -> Option<Device> {
+    /// Takes `function`, if no domain has it, and a driver can have it at all: what is behind a bridge would go with that. One that
+    /// `needs_fence` gets none that is not fenced.
+    pub fn take(function: &'static Function, needs_fence: bool) -> Option<Device> {
         if !function.is_device {
             return None;
         }
@@ -88,10 +89,21 @@ impl Device {
             log::warn!("{}: no driver can have it: {why}", function.address);
             return None;
         }
-        if let Err(why) = &fence
-            && UNFENCED.get() == 0
-        {
-            log::warn!("{}: no driver has it, as it is not fenced ('limits unfenced'): {why}", function.address);
+        let who = match UNFENCED.get() {
+            0 => Some("no driver has it, as it is not fenced ('limits unfenced')"),
+            _ => needs_fence.then_some("the driver wants it fenced, which it is not"),
+        };
+        let why = match &fence {
+            Ok(_) if iommu::reaches_ports(function) => Some("it can access ports by itself"),
+            Ok(_) => None,
+            Err(why) => Some(why.name()),
+        };
+        if let (Some(who), Some(why)) = (who, why) {
+            log::warn!("{}: {who}: {why}", function.address);
+            if let Ok(fence) = fence {
+                // If the unit does not do as it is told, the device reaches nothing all the same: nothing is mapped for it.
+                let _ = fence.remove();
+            }
             return None;
         }
         taken.push((function.address, State::Driven));
@@ -180,14 +192,18 @@ impl Device {
 
 impl Domain {
     /// What keeps its device within its memory.
-    fn fence(&mut self) -> Option<&mut Fence> {
+    pub fn fence(&self) -> Option<&Fence> {
+        self.device.as_ref()?.fence.as_ref().ok()
+    }
+
+    fn fence_mut(&mut self) -> Option<&mut Fence> {
         self.device.as_mut()?.fence.as_mut().ok()
     }
 
     /// Lets its device reach `region`, and write there if `is_written`.
     pub fn let_device_reach(&mut self, region: &DmaRegion, is_written: bool) -> Result<(), OutOfMemory> {
         let start = self.device_address(region);
-        match self.fence() {
+        match self.fence_mut() {
             Some(fence) => fence.map(start, region.pa, region.extent.len_bytes, is_written),
             None => Ok(()),
         }
@@ -196,7 +212,7 @@ impl Domain {
     /// Lets its device reach `region` no more; `false` if it may all the same, as the IOMMU does not do as it is told.
     pub fn keep_device_from(&mut self, region: &DmaRegion) -> bool {
         let start = self.device_address(region);
-        self.fence().is_none_or(|fence| fence.unmap(start, region.extent.len_bytes))
+        self.fence_mut().is_none_or(|fence| fence.unmap(start, region.extent.len_bytes))
     }
 
     /// Where its device sees `region`: at the same place in its slot as the driver does, counted from the start of that; a device
@@ -210,7 +226,7 @@ impl Domain {
 
     /// Why its device was ended by its fence, if something was recorded.
     pub fn take_dma_fault(&self) -> Option<Cause> {
-        let fence = self.device.as_ref()?.fence.as_ref().ok()?;
+        let fence = self.fence()?;
         let iommu::Fault { address, writes, reason, .. } = fence.take_fault()?;
         // It goes on until it is stopped.
         fence.silence();

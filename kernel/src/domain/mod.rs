@@ -4,7 +4,7 @@
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: running it, which is a call that returns a reason
 //! * [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
-//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped
+//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped; [`virtio`]: what it was told of queues, if it is one
 
 use crate::memory::frames::OutOfMemory;
 use crate::module::File;
@@ -26,6 +26,7 @@ pub mod report;
 pub mod reset;
 pub mod space;
 pub mod upcall;
+mod virtio;
 
 pub use space::Ring;
 
@@ -83,6 +84,8 @@ pub struct Domain {
     pub restarts: u64,
     /// Why it gave up, if it did.
     pub last_words: String,
+    /// What lies where its device reached beyond its fence, if it was ended for that.
+    pub lies_there: String,
     /// What it has had of the CPU.
     pub turn: crate::poll::Turn,
     /// Lines that it may still log in the upcall under way, and lines that were dropped.

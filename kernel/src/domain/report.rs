@@ -6,6 +6,7 @@
 use super::calls::service_name;
 use super::fault::{Cause, Site};
 use super::memory::describe;
+use super::virtio::{self, QueuePart};
 use super::{Domain, Ring};
 use crate::arch::gates::Caller;
 use crate::arch::traps::TrapFrame;
@@ -76,6 +77,10 @@ pub struct Scene {
     cause: Cause,
     /// Why it gave up, if it did.
     last_words: String,
+    /// After a DMA fault: what lies there, words in its DMA memory that name the place, and the part of a queue that is there.
+    lies_there: String,
+    names: Vec<(Spot, u64)>,
+    queue_part: Option<QueuePart>,
     /// What the cause names, if it names an address.
     accused: Option<Spot>,
     frame: Option<TrapFrame>,
@@ -121,6 +126,49 @@ impl fmt::Display for HeldDevice {
         }
         self.line.iter().try_for_each(|line| write!(f, ", line {line}"))
     }
+}
+
+/// Where a device reached beyond its fence, if that is the cause.
+fn dma_address(cause: Cause) -> Option<u64> {
+    match cause {
+        Cause::Dma { address, .. } => Some(address),
+        _ => None,
+    }
+}
+
+/// Words in the driver's DMA memory that are addresses in the page at `address`, where a descriptor of its device may be: where, and
+/// the word.
+fn places_that_name(domain: &Domain, address: u64) -> Vec<(Spot, u64)> {
+    const MOST_PAGES: usize = 256;
+    const MOST_PLACES: usize = 3;
+    let mut found = Vec::new();
+    let pages = domain.dma.iter().flat_map(|region| {
+        let start = region.extent.start;
+        memory::pages(region.extent.len_bytes).map(move |offset| start + offset)
+    });
+    for page in pages.take(MOST_PAGES) {
+        let mut bytes = [0; PAGE_SIZE as usize];
+        if !domain.space.read(page, &mut bytes) {
+            continue;
+        }
+        let is_there = |word: u64| word & !(PAGE_SIZE - 1) == address;
+        let (words, _) = bytes.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            let [a, b, c, d, e, f, g, h] = *word;
+            let at = page + 8 * index as u64;
+            let halves = [(at, u32::from_le_bytes([a, b, c, d])), (at + 4, u32::from_le_bytes([e, f, g, h]))];
+            let whole = u64::from_le_bytes(*word);
+            match halves.into_iter().find(|(_, half)| address != 0 && is_there((*half).into())) {
+                _ if address != 0 && is_there(whole) => found.push((Spot::new(domain, at), whole)),
+                Some((at, half)) => found.push((Spot::new(domain, at), half.into())),
+                None => {}
+            }
+            if found.len() == MOST_PLACES {
+                return found;
+            }
+        }
+    }
+    found
 }
 
 impl Scene {
@@ -175,6 +223,9 @@ impl Scene {
             at_us: time::uptime_ns() / 1000,
             cause,
             last_words: domain.last_words.clone(),
+            lies_there: domain.lies_there.clone(),
+            names: dma_address(cause).map_or(Vec::new(), |address| places_that_name(domain, address)),
+            queue_part: dma_address(cause).and_then(|address| virtio::queue_part(domain, address)),
             accused: accused.map(spot),
             code: rip.map_or(Vec::new(), |rip| code(domain, rip)),
             frame,
@@ -286,11 +337,14 @@ impl Scene {
             }
         }
         if let Cause::Dma { address, .. } = self.cause {
-            let lies = match memory::is_mapped(address) {
-                true => memory::map::describe(memory::at_physical(address) as u64),
-                false => "nothing",
-            };
-            writeln!(out, "    the device's addresses begin with the slot; physical address {address:#x} is {lies}")?;
+            let lies = &self.lies_there;
+            writeln!(out, "    its addresses begin with the slot; physical address {address:#x} is {lies}")?;
+            for (place, word) in &self.names {
+                writeln!(out, "    named at {place}: {word:#x}")?;
+            }
+            if let Some(QueuePart { queue, part }) = self.queue_part {
+                writeln!(out, "    it is told that the {part} of queue {queue} is there")?;
+            }
         }
         writeln!(
             out,

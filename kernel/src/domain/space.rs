@@ -178,6 +178,20 @@ impl Space {
         self.root
     }
 
+    /// Physical address of its entry stacks.
+    pub fn stacks(&self) -> u64 {
+        self.stacks
+    }
+
+    /// Whether the frame at `pa` holds one of its own tables, or of its other pages of the entry area.
+    pub fn has_table(&self, pa: u64) -> bool {
+        let level_3 = 3;
+        pa == self.root
+            || pa == self.ldt
+            || tables::is_below(self.slot_table, level_3, pa)
+            || tables::is_below(self.entry_table, level_3, pa)
+    }
+
     /// Where the kernel sees the stacks' page.
     pub fn stacks_alias(&self) -> u64 {
         at_physical(self.stacks) as u64

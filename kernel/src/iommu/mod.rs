@@ -87,16 +87,23 @@ pub enum Unfenced {
     Failed,
 }
 
-impl core::fmt::Display for Unfenced {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
+impl Unfenced {
+    /// The reason in words.
+    pub fn name(self) -> &'static str {
+        match self {
             Unfenced::NoIommu => "the machine has no IOMMU",
             Unfenced::NotWatched => "no IOMMU watches it",
             Unfenced::Shared => "a bridge asks in its place, and in that of a device that another driver has",
             Unfenced::Bypasses => "it goes past the IOMMU (virtio without ACCESS_PLATFORM)",
             Unfenced::Reserved => "firmware uses it, too",
             Unfenced::Failed => "the IOMMU failed, or has no room for it",
-        })
+        }
+    }
+}
+
+impl core::fmt::Display for Unfenced {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -149,6 +156,16 @@ impl Fence {
             return Err(Unfenced::Failed);
         }
         Ok(fence)
+    }
+
+    /// Where its tables begin.
+    pub fn tables(&self) -> u64 {
+        self.tables.physical()
+    }
+
+    /// Whether one of its tables is in the page at `page`.
+    pub fn has_table(&self, page: u64) -> bool {
+        self.tables.has(page)
     }
 
     fn with<T>(&self, then: impl FnOnce(&mut Unit) -> T) -> Option<T> {
@@ -230,6 +247,13 @@ fn give_back_domain(number: u16) {
     if let Some(used) = DOMAINS.lock().get_mut(usize::from(number)) {
         *used = false;
     }
+}
+
+/// Whether a device can access ports by itself: no IOMMU fences that. Those that are known to are the 53C8xx, by the bits DIOM and SIOM of
+/// their DMODE register (LSI53C895A Technical Manual, 4.2).
+pub fn reaches_ports(function: &Function) -> bool {
+    const LSI_LOGIC: u16 = 0x1000;
+    function.id.vendor == LSI_LOGIC && (0x0001..=0x0012).contains(&function.id.device)
 }
 
 /// Whether a device may reach memory without being asked: a virtio device does, unless it offers ACCESS_PLATFORM (VIRTIO 1.1, 6.1).
@@ -333,6 +357,23 @@ pub fn reason(reason: u8) -> String {
         _ => return format!("reason {reason:#x}"),
     };
     words.into()
+}
+
+/// Whether a unit has its registers, its queue or tables of its own in the page at `page`. What drivers' devices reach is in tables of
+/// their own: [`Fence::has_table`].
+pub fn has(page: u64) -> bool {
+    let watchers = WATCHERS.lock();
+    watchers
+        .iter()
+        .any(|watcher| watcher.watches.registers == page || watcher.unit.parts().any(|(_, part)| part == page))
+}
+
+/// Where the first unit has what is called so: `registers`, `queue`, or one of its tables.
+pub fn part(name: &str) -> Option<u64> {
+    let watchers = WATCHERS.lock();
+    let first = watchers.first()?;
+    let registers = core::iter::once(("registers", first.watches.registers));
+    registers.chain(first.unit.parts()).find(|(part, _)| *part == name).map(|(_, at)| at)
 }
 
 /// Whether `extent` has registers of a unit, which nobody but the kernel may reach.

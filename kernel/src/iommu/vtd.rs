@@ -284,6 +284,13 @@ impl Unit {
         if self.remembers_nothing { self.forget(domain) } else { Ok(()) }
     }
 
+    /// The frames that it has for itself, by name.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let own = [("root-table", self.root), ("queue", self.queue), ("status", self.done)];
+        let contexts = self.contexts.iter().map(|(_, table)| ("context-table", *table));
+        own.into_iter().chain(contexts).map(|(name, frame)| (name, frame.physical()))
+    }
+
     /// Where it says that it has recorded something.
     pub fn fault_status(&self) -> FaultStatus {
         FaultStatus(self.registers)
@@ -380,6 +387,19 @@ impl Tables {
         if let Ok(Some((table, index))) = self.entry(address, false) {
             self.store(&table, index, 0);
         }
+    }
+
+    /// Whether one of them is in the page at `page`.
+    pub fn has(&self, page: u64) -> bool {
+        fn has(table: SharedMemory, level: u32, page: u64) -> bool {
+            let mut below = (0..ENTRIES as usize).map(|index| table.load(index)).filter(|below| below & READ != 0);
+            table.physical() == page
+                || level > 1
+                    && below.any(|below| {
+                        has(SharedMemory::new(below & !(PAGE_SIZE - 1), PAGE_SIZE as usize), level - 1, page)
+                    })
+        }
+        has(self.root, self.levels, page)
     }
 
     /// Frees them. Nothing may use them any more.

@@ -115,11 +115,6 @@ pub fn pages(len_bytes: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-/// Whether physical address `pa` is mapped.
-pub fn is_mapped(pa: u64) -> bool {
-    pa < MAPPED_END.load(Ordering::Relaxed)
-}
-
 /// Whether `len_bytes` bytes at physical address `start` are mapped, and no memory.
 pub fn is_device(start: u64, len_bytes: u64) -> bool {
     let end = start.checked_add(len_bytes).filter(|end| *end <= MAPPED_END.load(Ordering::Relaxed));

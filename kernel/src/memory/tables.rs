@@ -141,12 +141,14 @@ pub fn is_mapped(root: u64, address: u64) -> bool {
 
 /// Whether the frame at `pa` holds a page table of the kernel's root, or one that a domain shares with it.
 pub fn is_table(pa: u64) -> bool {
-    fn is_below(table_pa: u64, level: u8, pa: u64) -> bool {
-        let is_table = |entry: &Entry| !entry.is_unused() && !entry.flags().contains(Flags::HUGE_PAGE);
-        let mut below = entries(table_pa).filter(is_table).map(Entry::pa);
-        table_pa == pa || level > 1 && below.any(|next| is_below(next, level - 1, pa))
-    }
     is_below(kernel_root(), 4, pa)
+}
+
+/// Whether the frame at `pa` holds the table of level `level` at `table_pa`, or one below that.
+pub fn is_below(table_pa: u64, level: u8, pa: u64) -> bool {
+    let is_table = |entry: &Entry| !entry.is_unused() && !entry.flags().contains(Flags::HUGE_PAGE);
+    let mut below = entries(table_pa).filter(is_table).map(Entry::pa);
+    table_pa == pa || level > 1 && below.any(|next| is_below(next, level - 1, pa))
 }
 
 /// Calls `with` for each page of 4 KiB that `root` has a frame for: its address, in ascending order, and its rights.

@@ -57,6 +57,7 @@ pub fn map(
         upcalls: 0,
         restarts: 0,
         last_words: String::new(),
+        lies_there: String::new(),
         turn: poll::Turn::default(),
         log_left: 0,
         log_dropped: 0,

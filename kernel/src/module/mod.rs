@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use log::Level;
 use ringfence_abi::layout::IMAGE;
-use ringfence_abi::manifest::{BY_HAND, Manifest};
+use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::extent::Extent;
@@ -55,6 +55,7 @@ impl core::ops::Deref for Content {
 mod admission;
 mod error;
 mod map;
+pub mod whose;
 
 pub use admission::{admit, admit_change};
 pub use error::LoadError;
@@ -111,7 +112,7 @@ fn start(
 ) -> Result<Handle, LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     let device = match function {
-        Some(function) => Some(Device::take(function).ok_or(LoadError::NoDevice)?),
+        Some(function) => Some(Device::take(function, needs_fence(&module.manifest)).ok_or(LoadError::NoDevice)?),
         None => take_device(&module.manifest)?,
     };
     let mut domain = map::map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
@@ -188,13 +189,18 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     Ok(fresh)
 }
 
+fn needs_fence(manifest: &Manifest) -> bool {
+    manifest.flags & NEEDS_FENCE != 0
+}
+
 /// Takes a free function that `manifest` names; none if it names none.
 fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     if manifest.pci_ids().next().is_none() {
         return Ok(None);
     }
     let drives = |function: &&Function| manifest.pci_ids().any(|id| id == function.id);
-    let device = pci::functions().iter().filter(drives).find_map(Device::take);
+    let device =
+        pci::functions().iter().filter(drives).find_map(|function| Device::take(function, needs_fence(manifest)));
     device.map(Some).ok_or(LoadError::NoDevice)
 }
 

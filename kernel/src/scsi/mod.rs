@@ -32,6 +32,8 @@ pub struct Host {
     gone: AtomicBool,
     /// Set when its units have been looked at, as far as they are.
     scanned: AtomicBool,
+    /// Whether units went while this driver said what is there: the next one may say otherwise.
+    lost_some: AtomicBool,
     /// Who waits for another driver.
     waiting: Mutex<Vec<Waker>>,
     /// Commands so far: each one's number is its place among those that are sent again.
@@ -97,6 +99,7 @@ pub fn attach(handle: &Handle) {
             current: Mutex::new(handle.clone()),
             gone: AtomicBool::new(false),
             scanned: AtomicBool::new(false),
+            lost_some: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
             commands: AtomicU64::new(0),
             repeats,
@@ -117,7 +120,8 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
         *host.current.lock() = fresh.clone();
         host.wake();
         // A scan that its end cut short begins again.
-        if !host.scanned.load(Ordering::Acquire) {
+        let lost_some = host.lost_some.swap(false, Ordering::AcqRel);
+        if lost_some || !host.scanned.load(Ordering::Acquire) {
             scan::look_at(host);
         }
     }

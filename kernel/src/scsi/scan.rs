@@ -290,6 +290,7 @@ impl Host {
 fn forget_units(host: &Arc<Host>, is_gone: impl Fn(&Disk) -> bool) {
     for disk in host.disks().filter(|disk| is_gone(disk)) {
         disk.set_gone();
+        host.lost_some.store(true, Ordering::Release);
         console::say_because_of(&source_of(host), Level::Warn, format_args!("{}: it is gone", disk.name));
         DISKS.lock().retain(|other| !Arc::ptr_eq(other, &disk));
     }

@@ -67,6 +67,9 @@ fn show_function(function: &Function) {
 /// Whether a device is kept within its driver's memory, and if not, why.
 pub fn fence_in_words(device: &Device) -> String {
     match device.fence() {
+        Ok(_) if iommu::reaches_ports(device.function()) => {
+            "fenced, but for ports, which it can access by itself".to_string()
+        }
         Ok(_) => "fenced: it reaches what its driver was given for it".to_string(),
         Err(why) => format!("not fenced: {why}"),
     }

@@ -155,7 +155,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
 pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
     let find = |name: &str| map::find(name).map(|part| part.extent.start);
-    let text = command_line::with_addresses(arguments.rest(), find)
+    let text = command_line::with_addresses(arguments.rest(), find, module::whose::physical)
         .map_err(|name| format!("the kernel has no part '{name}'; 'vmmap' lists them, with spaces for hyphens"))?;
     let handle = module::find(name).map_err(said)?;
     if !handle.lock().is_alive() {

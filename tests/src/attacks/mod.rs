@@ -3,8 +3,10 @@
 //!
 //! * [`rogue`]: on the CPU and on memory
 //! * [`lies`]: on services and queues, by drivers of a network card and of a SCSI adapter
+//! * [`fence`]: on memory and on others, by devices
 //! * [`page`]: the document
 
+pub mod fence;
 pub mod lies;
 pub mod page;
 pub mod rogue;
@@ -25,6 +27,8 @@ pub struct Attack {
     pub times: usize,
     /// The command that the shell does that under: `trace`, say.
     pub under: &'static str,
+    /// A module that is loaded beside it meanwhile; empty if there is none.
+    pub beside: &'static str,
     /// Commands that bring to light what came of it, if it does not show at once.
     pub then: String,
     /// What must come of it.
@@ -47,7 +51,16 @@ pub enum Expected {
 
 impl Attack {
     fn new(module: &'static str, tell: impl Into<String>, expected: Expected) -> Attack {
-        Attack { module, tell: tell.into(), times: 1, under: "", then: String::new(), expected, instruction: "" }
+        Attack {
+            module,
+            tell: tell.into(),
+            times: 1,
+            under: "",
+            beside: "",
+            then: String::new(),
+            expected,
+            instruction: "",
+        }
     }
 
     /// An attack by `module` that is to end with a fault.
@@ -58,6 +71,12 @@ impl Attack {
     /// An attempt by `module` of something that does no harm.
     pub fn answer(module: &'static str, tell: impl Into<String>, answer: Option<u64>) -> Attack {
         Attack::new(module, tell, Expected::Answer(answer))
+    }
+
+    /// The same beside another module.
+    pub fn beside(mut self, module: &'static str) -> Attack {
+        self.beside = module;
+        self
     }
 
     /// The same with commands behind it.
@@ -92,9 +111,13 @@ impl Attack {
 
     /// What the shell is told to carry it out.
     fn script(&self) -> String {
-        let Attack { module, tell, times, under, then, .. } = self;
+        let Attack { module, tell, times, under, beside, then, .. } = self;
         let repeat = if *times > 1 { format!("repeat {times} ") } else { String::new() };
-        format!("insmod {module}; {repeat}{under}tell {module} {tell}{then}; rmmod {module}")
+        let (load, unload) = match *beside {
+            "" => (String::new(), String::new()),
+            beside => (format!("insmod {beside}; "), format!("; rmmod {beside}")),
+        };
+        format!("{load}insmod {module}; {repeat}{under}tell {module} {tell}{then}; rmmod {module}{unload}")
     }
 
     /// Whether `report`, what the console said meanwhile, is what it must be; otherwise what is wrong.
@@ -173,7 +196,12 @@ pub fn all() -> Vec<Attack> {
         lies::bad_pointers(),
         lies::endless_interrupts(),
     ];
-    groups.concat()
+    let mut all = groups.concat();
+    // Where nothing fences devices they would do what they try.
+    if machine("").iommu {
+        all.extend(fence::all());
+    }
+    all
 }
 
 /// Carries out `attacks` on a machine that `run` boots with a script, and returns the console of; panics with all that did
@@ -266,6 +294,7 @@ pub fn in_one_boot() -> &'static Reports {
             let disk = tempfile::NamedTempFile::new().expect("a disk");
             disk.as_file().set_len(1 << 20).expect("a disk of 1 MiB");
             machine.disks = vec![disk.path().to_path_buf().into()];
+            machine.extra = ["-device", "lsi53c895a"].map(Into::into).to_vec();
             machine.timeout = Some(5 * TIME_LIMIT);
             let run = boot(&machine);
             // The attacks failed, which is their purpose; the machine did not, and the devices work for who treats them well.

@@ -1,7 +1,7 @@
 //! The document of the attacks, `docs/attacks.md`.
 
 use super::rogue::{BOCHS, HARMLESS, SINCE_9_1};
-use super::{Attack, Expected, lies, rogue};
+use super::{Attack, Expected, fence, lies, rogue};
 use ringfence_abi::service::Refusal;
 
 /// What the document says, by the tables.
@@ -43,6 +43,17 @@ pub fn page() -> String {
         "sandbox::no_load_of_ss_does_harm_under_bochs",
         &[rogue::loads_of_ss(), rogue::locked_bit_tests(), rogue::loads_of_no_segment()].concat(),
     );
+    page += FENCE;
+    for attack in fence::all() {
+        let report = match &attack.expected {
+            Expected::Fault(fault) => fault.clone(),
+            Expected::Answer(Some(answer)) => format!("answers {answer:#x}"),
+            other => panic!("{other:?} is not expected of the fence"),
+        };
+        let beside = if attack.beside.is_empty() { String::new() } else { format!(", beside {}", attack.beside) };
+        let tries = fence::explain(&attack.tell);
+        page += &format!("| `{}`{beside} | {tries} | {report} |\n", attack.tell);
+    }
     page += "\n## `sandbox::what_does_no_harm_is_allowed`\n\n| what | answer | why |\n|---|---|---|\n";
     for (verb, answer, why) in HARMLESS {
         let answer = answer.map_or("any".into(), |answer| format!("{answer:#x}"));
@@ -63,7 +74,7 @@ const HEAD: &str = "\
 # Attacks
 
 Made from the tables of the tests that prove it (`tests/src/attacks/`). Each attack is something that `drivers/rogue`,
-`rogue-nic` or `rogue-scsi` is told, in a domain of its own, and all of them run in one boot: after each, a second driver must
+`rogue-nic`, `rogue-scsi` or `rogue-lsi` is told, in a domain of its own, and all of them run in one boot: after each, a second driver must
 still answer; checksums of the kernel's text, read-only data, descriptor tables and page tables, and the count of free frames,
 must be what they were, and nobody may have written to free memory. At the end the real drivers take the devices and work. `@`
 stands for the address of a part of the kernel, as `vmmap` shows them; the report has the address.
@@ -125,6 +136,17 @@ Not shown, and why:
 
 QEMU shifts the vector in the error code of a
 refused `int n` by 4, the manual by 3; the report takes the vector from the instruction.
+";
+
+const FENCE: &str = "
+## `fence::every_place_and_every_way`
+
+Attacks by devices: `rogue-lsi` has an LSI 53C895A copy, `rogue-nic` an e1000 that sends to itself. `%` stands for the physical address of a
+part of the kernel, of the IOMMU, or of a driver. Each is stopped by the IOMMU's tables, where nothing else is mapped for the device, and
+the fault that it records ends the driver.
+
+| attack | its device | report |
+|---|---|---|
 ";
 
 /// What an attack tries and what stops it, in words.

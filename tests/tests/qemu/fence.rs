@@ -1,6 +1,9 @@
 //! The fence around devices: an IOMMU lets each reach what its driver was given for it.
 
+use crate::changed::*;
 use ringfence::machine::{BOARD, Machine};
+use ringfence_abi::manifest::NEEDS_FENCE;
+use ringfence_tests::attacks::{fence as attacks, in_one_boot};
 use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine, unfenced};
 
 fn fenced(commands: &str) -> Machine {
@@ -37,7 +40,7 @@ fn a_device_that_is_told_wrong_ends_its_driver() {
         &text,
         "fault: rogue-nic: DMA fault: its device reading 0x2800000 (own slot, unmapped): it may not read there, after command",
     );
-    assert_says(&text, "    the device's addresses begin with the slot; physical address 0x2800000 is physical memory");
+    assert_says(&text, "    its addresses begin with the slot; physical address 0x2800000 is memory that nobody has");
     assert_eq!(listed(&text, "rogue-nic")[0].state, "ended");
     let counts = text.lines().filter_map(|line| line.split_once("  frames written to")).map(|(count, _)| count.trim());
     assert!(counts.eq(["0", "0"]), "{text}");
@@ -59,6 +62,15 @@ fn no_address_leads_beyond_the_fence() {
         )));
         assert_says(&text, &format!("fault: rogue-nic: DMA fault: its device {expected}"));
         assert_intact(&text);
+    }
+}
+
+/// All that is not its own, on all ways that two devices have, in the boot of all attacks: after each the kernel is as it was, a second
+/// driver answers, and no memory is lost.
+#[test]
+fn every_place_and_every_way() {
+    if machine("").iommu {
+        in_one_boot().assert(&attacks::all());
     }
 }
 
@@ -180,4 +192,105 @@ fn a_device_that_goes_past_the_fence_has_no_driver() {
         assert_says(&text, "no driver can have it: it goes past the IOMMU (virtio without ACCESS_PLATFORM)");
         assert!(!text.contains("[driven]"), "{text}");
     }
+}
+
+/// Half of an address that went wrong, as in a driver of which one instruction was changed: the report names the queue.
+#[test]
+fn a_queue_that_lies_elsewhere_ends_its_driver() {
+    const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1048_1af4);
+    for (part, address, name) in [
+        (0, "0x310004000", "descriptor table"),
+        (1, "0x1001000010002000", "available ring"),
+        (2, "0x4000", "used ring"),
+    ] {
+        let script = format!(
+            "integrity; insmod elsewhere; tell elsewhere virtio-queue {part} {address}; sleep 100; lsmod; integrity; \
+             rmmod elsewhere; insmod virtio-scsi; blkread disk0 0 8"
+        );
+        let changes = [VIRTIO_SCSI, (METHOD, 2), (LIMIT_US, 10_000)];
+        let (mut machine, _directory) = with_other_manifest("rogue-nic", "elsewhere", &changes, &script);
+        machine.use_board(BOARD);
+        machine.scratch = true;
+        let text = boot_well(&machine);
+        assert_says(&text, "fault: elsewhere: DMA fault: its device ");
+        assert_says(&text, &format!("    it is told that the {name} of queue 2 is there"));
+        assert_intact(&text);
+        assert_says(&text, "  4096 bytes");
+    }
+}
+
+fn with_lsi(commands: &str, devices: &str) -> Machine {
+    let mut machine = fenced(commands);
+    machine.contents.autoload = false;
+    (machine.nic, machine.hba) = ("none".into(), "none".into());
+    machine.extra = devices.split_whitespace().map(Into::into).collect();
+    machine
+}
+
+/// The fence is the device's, whichever ring its driver is in, and while that changes.
+#[test]
+fn a_change_of_rings_takes_no_fence_down() {
+    for rings in ["ring rogue-lsi 0", "ring rogue-lsi 0; ring rogue-lsi 1", "ring rogue-lsi 0; tell rogue-lsi own"] {
+        let script = format!(
+            "integrity; insmod rogue-lsi; tell rogue-lsi own; {rings}; tell rogue-lsi own; tell rogue-lsi write %kernel-text 1; \
+             lsmod; integrity"
+        );
+        let text = boot_well(&with_lsi(&script, "-device lsi53c895a"));
+        assert_says(&text, "fault: rogue-lsi: DMA fault: its device writing 0x");
+        assert_eq!(listed(&text, "rogue-lsi")[0].state, "ended");
+        assert_intact(&text);
+    }
+}
+
+/// One whose driver has gone reaches nothing, whatever it was told before; the next driver finds it reset.
+#[test]
+fn a_device_whose_driver_was_unloaded_reaches_nothing() {
+    let script = "integrity; insmod rogue-lsi; tell rogue-lsi own; rmmod rogue-lsi; insmod rogue-lsi; \
+                  tell rogue-lsi read-before-dma %kernel-text; tell rogue-lsi own; integrity";
+    let text = boot_well(&with_lsi(script, "-device lsi53c895a"));
+    assert_eq!(text.matches("rogue-lsi: 4660 (0x1234)").count(), 2, "{text}");
+    assert_says(&text, "rogue-lsi: 6148914691236517205 (0x5555555555555555)");
+    assert!(!text.contains("fault: "), "{text}");
+    assert_intact(&text);
+}
+
+/// A bridge asks in the place of what is behind it; a device behind a port asks for itself. Both are kept to what they were given.
+#[test]
+fn a_bridge_hides_nobody() {
+    for devices in [
+        "-device pcie-pci-bridge,id=b1 -device lsi53c895a,bus=b1,addr=3",
+        "-device i82801b11-bridge,id=b1 -device pci-bridge,id=b2,bus=b1,chassis_nr=2 -device lsi53c895a,bus=b2,addr=3",
+        "-device pcie-root-port,id=p1,chassis=1 -device lsi53c895a,bus=p1",
+        "-device pxb-pcie,id=root,bus_nr=128 -device pcie-root-port,id=p1,bus=root,chassis=1 -device lsi53c895a,bus=p1",
+    ] {
+        let script = "integrity; insmod rogue-lsi; tell rogue-lsi own; tell rogue-lsi write %kernel-text 1; sleep 100; lsmod; \
+                      integrity";
+        let text = boot_well(&with_lsi(script, devices));
+        assert_says(&text, "rogue-lsi: 4660 (0x1234)");
+        assert_says(&text, "fault: rogue-lsi: DMA fault: its device writing 0x");
+        assert_eq!(listed(&text, "rogue-lsi")[0].state, "ended", "{devices}: {text}");
+        assert_intact(&text);
+    }
+}
+
+/// An LSI 53C8xx accesses ports by itself, which no IOMMU keeps it from: that is said, and who wants none such gets none.
+#[test]
+fn a_device_that_reaches_ports_is_said_to() {
+    let mut machine = fenced("lsmod -v; limits unfenced 0; rmmod lsi53c895a; fails insmod lsi53c895a");
+    (machine.nic, machine.hba) = ("none".into(), "lsi53c895a".into());
+    let text = boot_well(&machine);
+    assert_says(&text, "fenced, but for ports, which it can access by itself");
+    assert_says(&text, "no driver has it, as it is not fenced ('limits unfenced'): it can access ports by itself");
+}
+
+/// A module can demand a fence.
+#[test]
+fn a_module_gets_no_device_without_the_fence_that_it_demands() {
+    let (mut machine, _directory) =
+        with_other_manifest("e1000", "careful", &[(FLAGS, NEEDS_FENCE)], "insmod careful; lsmod");
+    machine.use_board(BOARD);
+    assert_says(&boot_well(&machine), "careful: loaded into ring 1");
+    machine.contents.exec = Some("fails insmod careful".into());
+    let text = boot_well(&unfenced(machine));
+    assert_says(&text, "the driver wants it fenced, which it is not: the machine has no IOMMU");
 }

@@ -1,0 +1,68 @@
+//! What a virtio device was told of its queues, for reports: its registers are the same whoever drives it (VIRTIO 1.0, 4.1.4.3).
+
+use super::Domain;
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::reset::ResetMethod;
+use ringfence_core::extent::Extent;
+use ringfence_core::pci::virtio_common;
+
+/// Offsets into the common configuration.
+const NUM_QUEUES: u64 = 18;
+const QUEUE_SELECT: u64 = 22;
+const QUEUE_SIZE: u64 = 24;
+const QUEUE_DESC: u64 = 32;
+const QUEUE_DRIVER: u64 = 40;
+const QUEUE_DEVICE: u64 = 48;
+const COMMON_BYTES: u64 = 56;
+/// More queues are not asked for.
+const MOST_QUEUES: u16 = 64;
+
+/// A part of a queue.
+#[derive(Debug, Clone, Copy)]
+pub struct QueuePart {
+    /// The queue's number.
+    pub queue: u16,
+    /// What of it.
+    pub part: &'static str,
+}
+
+/// The part of a queue that the device of `domain` was told is in the page at `address`. The driver must not run any more: which queue is
+/// selected changes.
+pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
+    let device = domain.device.as_ref()?;
+    if domain.manifest.reset.method() != Some(ResetMethod::Virtio) {
+        return None;
+    }
+    let (bar, offset) = virtio_common(|offset| device.function().read(offset))?;
+    let end = u64::from(offset) + COMMON_BYTES;
+    if end > domain.bar_len(bar.into()).ok()? || !offset.is_multiple_of(4) {
+        return None;
+    }
+    let common = device.mapped.get(bar as usize).copied().flatten()? + u64::from(offset);
+    // SAFETY: registers of the domain's own device, which are mapped as long as it has that, in the slot, which the kernel's root maps;
+    // all inside the BAR, and aligned.
+    let read16 = |at: u64| unsafe { ((common + at) as *const u16).read_volatile() };
+    // SAFETY: as above.
+    let read32 = |at: u64| unsafe { ((common + at) as *const u32).read_volatile() };
+    let read64 = |at: u64| u64::from(read32(at)) | u64::from(read32(at + 4)) << 32;
+    let page = Extent::new(address, PAGE_SIZE);
+    for queue in 0..read16(NUM_QUEUES).min(MOST_QUEUES) {
+        // SAFETY: as above.
+        unsafe { ((common + QUEUE_SELECT) as *mut u16).write_volatile(queue) };
+        let size = u64::from(read16(QUEUE_SIZE));
+        // Lengths: 2.4.
+        let parts = [
+            ("descriptor table", QUEUE_DESC, 16 * size),
+            ("available ring", QUEUE_DRIVER, 6 + 2 * size),
+            ("used ring", QUEUE_DEVICE, 6 + 8 * size),
+        ];
+        let is_there = |(_, at, len_bytes): &(_, u64, u64)| {
+            let part = Extent::new(read64(*at), *len_bytes);
+            part.end().is_some() && page.overlaps(part)
+        };
+        if let Some((part, ..)) = parts.into_iter().find(is_there) {
+            return Some(QueuePart { queue, part });
+        }
+    }
+    None
+}

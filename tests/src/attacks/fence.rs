@@ -1,0 +1,178 @@
+//! Attacks on the fence around devices, by drivers that tell theirs where to reach: an LSI 53C895A, which copies anything to anywhere
+//! below 4 GiB, and an e1000, which has addresses of 64 bits.
+
+use super::Attack;
+
+/// Parts of the kernel, as `%NAME` knows them, and as the report does.
+const KERNEL: &[(&str, &str)] = &[
+    ("kernel-text", "kernel text"),
+    ("kernel-read-only-data", "kernel read-only data"),
+    ("kernel-data", "kernel data"),
+    ("kernel-heap", "kernel heap"),
+    ("kernel-stack", "kernel stack"),
+    ("interrupt-stack", "interrupt stack"),
+    ("exception-stack", "exception stack"),
+    ("critical-stack", "critical stack"),
+    ("page-tables", "page tables"),
+    ("ramdisk", "ramdisk"),
+    ("entry-text", "entry text"),
+    ("gdt", "GDT"),
+    ("idt", "IDT"),
+    ("tss", "TSS"),
+    ("io-bitmap", "I/O bitmap"),
+    ("iommu:registers", "the IOMMU's own registers, queue or tables"),
+    ("iommu:queue", "the IOMMU's own registers, queue or tables"),
+    ("iommu:status", "the IOMMU's own registers, queue or tables"),
+    ("iommu:root-table", "the IOMMU's own registers, queue or tables"),
+    ("iommu:context-table", "the IOMMU's own registers, queue or tables"),
+];
+
+/// Parts of the attacker itself that its device was not given, and of others: a second driver, and one with a card.
+const DRIVERS: &[(&str, &str)] = &[
+    ("rogue-lsi:text", "text of rogue-lsi"),
+    ("rogue-lsi:stack", "stack of rogue-lsi"),
+    ("rogue-lsi:mailbox", "mailbox of rogue-lsi"),
+    ("rogue-lsi:entry-stacks", "entry stacks of rogue-lsi"),
+    ("rogue-lsi:page-tables", "page tables of rogue-lsi"),
+    ("rogue-lsi:iommu-tables", "IOMMU tables of rogue-lsi"),
+    ("template:text", "text of template"),
+    ("template:stack", "stack of template"),
+    ("template:entry-stacks", "entry stacks of template"),
+    ("template:page-tables", "page tables of template"),
+];
+const CARD: &[(&str, &str)] = &[
+    ("e1000:dma-memory", "DMA memory of e1000"),
+    ("e1000:queues", "queues of e1000"),
+    ("e1000:stack", "stack of e1000"),
+    ("e1000:iommu-tables", "IOMMU tables of e1000"),
+    // Its registers: from one device to another.
+    ("e1000:device", "device's registers of e1000"),
+];
+
+/// Ways of an LSI 53C895A to read or write elsewhere: what it is told, what the report says it did, and where.
+const WAYS: &[(&str, &str, &str)] = &[
+    ("fetch %kernel-text", "reading", "kernel text"),
+    ("table %kernel-data", "reading", "kernel data"),
+    ("indirect %kernel-heap", "reading", "kernel heap"),
+    ("load %gdt", "reading", "GDT"),
+    ("store %idt", "writing", "IDT"),
+    ("scatter %entry-text", "reading", "entry text"),
+    ("rewrite %kernel-text", "reading", "kernel text"),
+    ("copy %kernel-text %kernel-data", "reading", "kernel text"),
+    ("flood %kernel-text", "reading", "kernel text"),
+    ("read 0", "reading", "*"),
+    ("read %kernel-text+0xff0", "reading", "kernel text"),
+];
+
+/// The same where what lies there is of no matter.
+const EDGES: &[(&str, &str)] = &[
+    ("straddle-read", "reading 0x10002000 (own slot, unmapped)"),
+    ("straddle-write", "writing 0x10002000 (own slot, unmapped)"),
+    ("straddle-start", "reading 0xffff000 (own slot, unmapped)"),
+    ("read-freed", "reading 0x10003000 (own slot, unmapped)"),
+    ("write-freed", "writing 0x10003000 (own slot, unmapped)"),
+    ("read 0xfffffff0", "reading 0xfffff000 (own slot, unmapped)"),
+    ("write 0x80000000 1", "writing 0x80000000 (own slot, unmapped)"),
+];
+
+/// With addresses of 64 bits: what an e1000 is told, and what the report says.
+const WIDE: &[(&str, &str)] = &[
+    ("dma-read %kernel-text", "reading 0x* (own slot, unmapped): it may not read there"),
+    ("dma-write %kernel-text 1", "writing 0x* (own slot, unmapped): it may not write there"),
+    ("dma-write %entry-text 1", "writing 0x* (own slot, unmapped): it may not write there"),
+    ("dma-write-read-only", "writing 0x10001000 (own DMA memory): it may not write there"),
+    ("dma-read 0x100000000", "reading 0x100000000 (own slot, unmapped): it may not read there"),
+    ("dma-write 0x7ffffff000 1", "writing 0x7ffffff000 (own slot, unmapped): it may not write there"),
+    ("dma-read 0x8000000000", "reading 0x8000000000 (no address of its own): no address is as long"),
+    ("dma-write 0xffffffffff000 1", "writing 0xffffffffff000 (no address of its own): no address is as long"),
+    ("dma-read 0xffffffffffffffe0", "reading 0xfffffffffffff000 (no address of its own): no address is as long"),
+    ("device-writes %kernel-text", "reading 0x* (own slot, unmapped): it may not read there"),
+    ("device-writes 0x2000000", "reading 0x2000000 (own queues): it may not read there"),
+    ("device-writes 0x1000", "reading 0x1000 (own slot, unmapped): it may not read there"),
+];
+
+fn fault(module: &'static str, tell: String, what: &str) -> Attack {
+    Attack::fault(module, tell, format!("{module}: DMA fault: its device {what}"))
+}
+
+/// What the report says of a fault at a place that belongs to somebody.
+fn at(does: &str, lies_there: &str) -> String {
+    let verb = if does == "reading" { "read" } else { "write" };
+    format!(
+        "{does} 0x* (own slot, unmapped): it may not {verb} there, after command, its addresses begin with the slot; physical \
+         address 0x* is {lies_there}"
+    )
+}
+
+/// Reads and writes of all that is not its own.
+pub fn places() -> Vec<Attack> {
+    let each = |(name, lies_there): &(&str, &str), beside: &'static str| {
+        [(format!("read %{name}"), "reading"), (format!("write %{name} 1"), "writing")]
+            .map(|(tell, does)| fault("rogue-lsi", tell, &at(does, lies_there)).beside(beside))
+    };
+    let alone = KERNEL.iter().chain(DRIVERS).flat_map(|place| each(place, ""));
+    alone.chain(CARD.iter().flat_map(|place| each(place, "e1000"))).collect()
+}
+
+/// Other ways to do so, and the ends of what is its own.
+pub fn ways() -> Vec<Attack> {
+    let ways = WAYS.iter().map(|(tell, does, lies_there)| match *lies_there {
+        "*" => fault("rogue-lsi", tell.to_string(), &format!("{does} 0x0 (own slot, unmapped): it may not read there")),
+        _ => fault("rogue-lsi", tell.to_string(), &at(does, lies_there)),
+    });
+    let edges = EDGES.iter().map(|(tell, what)| fault("rogue-lsi", tell.to_string(), what));
+    ways.chain(edges).collect()
+}
+
+/// With addresses of 64 bits. The card receives nothing for a second after it was first told to.
+pub fn wide() -> Vec<Attack> {
+    let first = Attack::answer("rogue-nic", "loop-back", Some(0)).then("sleep 1200");
+    let rest = WIDE.iter().map(|(tell, what)| fault("rogue-nic", tell.to_string(), what));
+    core::iter::once(first).chain(rest).collect()
+}
+
+/// What is stopped before it is a fault, or is its own.
+pub fn harmless() -> Vec<Attack> {
+    const UNTOUCHED: u64 = 0x5555_5555_5555_5555;
+    vec![
+        Attack::answer("rogue-lsi", "own", Some(0x1234)),
+        Attack::answer("rogue-lsi", "read-before-dma %kernel-text", Some(UNTOUCHED)),
+        Attack::fault("rogue-lsi", "panic-while-it-runs %kernel-text", "rogue-lsi: gave up, in command: "),
+    ]
+}
+
+/// All of them.
+pub fn all() -> Vec<Attack> {
+    [places(), ways(), wide(), harmless()].concat()
+}
+
+/// What an attack tries, in words.
+pub fn explain(tell: &str) -> String {
+    let (verb, argument) = tell.split_once(' ').unwrap_or((tell, ""));
+    let tries = match verb {
+        "read" | "dma-read" => "reads ARG",
+        "write" | "dma-write" => "writes ARG",
+        "fetch" => "fetches SCRIPTS at ARG",
+        "table" => "finds a table of lengths and addresses at ARG",
+        "indirect" => "finds an address at ARG",
+        "load" => "loads a register from ARG",
+        "store" => "stores a register to ARG",
+        "scatter" => "moves three times, in the middle from ARG",
+        "rewrite" => "writes over its next instruction, which reads ARG then",
+        "copy" => "copies from elsewhere to elsewhere: ARG",
+        "flood" => "reads ARG for ever",
+        "straddle-read" => "reads over the end of its memory",
+        "straddle-write" => "writes over the end of its memory",
+        "straddle-start" => "reads from before its memory on",
+        "read-freed" => "reads memory that the driver has given back, and that it has read before",
+        "write-freed" => "writes memory that the driver has given back, and that it has written before",
+        "dma-write-read-only" => "writes frames that are to be sent, which it only reads",
+        "device-writes" => "takes what lies at ARG for its descriptors",
+        "loop-back" => "sends to itself",
+        "own" => "moves its own memory to and fro",
+        "read-before-dma" => "reads ARG before the driver has asked for DMA",
+        "panic-while-it-runs" => "writes ARG for ever, while its driver ends itself",
+        _ => panic!("'{tell}' is not explained"),
+    };
+    tries.replace("ARG", &argument.replace(" 1", ""))
+}

@@ -5,7 +5,7 @@ use crate::memory;
 use alloc::vec::Vec;
 use bootloader_api::BootInfo;
 use core::ops::RangeInclusive;
-use ringfence_core::acpi::{self, Tables};
+use ringfence_core::acpi::{self, Tables, Wiring};
 use ringfence_core::dmar::Dmar;
 
 /// What is known of the machine; nothing of it need be there.
@@ -17,6 +17,8 @@ pub struct Firmware {
     pub buses: Vec<RangeInclusive<u8>>,
     /// Units that fence devices.
     pub dmar: Option<Dmar>,
+    /// How interrupt lines are wired.
+    pub wiring: Wiring,
 }
 
 impl Firmware {
@@ -30,6 +32,7 @@ impl Firmware {
             pm_timer: tables.find(b"FACP").and_then(acpi::pm_timer),
         };
         let buses = tables.find(b"MCFG").into_iter().flat_map(acpi::buses).collect();
-        Firmware { clocks, buses, dmar: tables.find(b"DMAR").and_then(Dmar::parse) }
+        let wiring = tables.find(b"APIC").map(Wiring::parse).unwrap_or_default();
+        Firmware { clocks, buses, dmar: tables.find(b"DMAR").and_then(Dmar::parse), wiring }
     }
 }

@@ -78,8 +78,12 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     let (_, frames) = memory::frames::count();
     log::info!("Ringfence {}: {} MiB free, {protections}", env!("CARGO_PKG_VERSION"), frames / 256);
     log::info!("pci: {} functions", pci::functions().len());
-    if let Some(table) = &firmware.dmar {
-        iommu::init(table);
+    match &firmware.dmar {
+        Some(table) => iommu::init(table, &firmware.wiring),
+        None => log::info!("iommu: none: a device reaches what its driver tells it to"),
+    }
+    if !iommu::remaps_interrupts() {
+        arch::local_apic::turn_off();
     }
     let start = |spawner| {
         task::spawn(spawner, poll::serve_interrupts);

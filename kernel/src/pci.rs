@@ -73,6 +73,15 @@ impl Function {
         unsafe { ConfigSpace.read(self.address, offset) }
     }
 
+    /// Writes the 32 bits of configuration space at `offset`, rounded down to a multiple of 4.
+    ///
+    /// # Safety
+    /// What the function does then, by DMA above all, must hurt nobody.
+    pub unsafe fn write(&self, offset: u16, value: u32) {
+        // SAFETY: the caller's.
+        unsafe { ConfigSpace.write(self.address, offset, value) };
+    }
+
     /// Sets the bits of `on` in the command register and clears those of `off`.
     pub fn change_command(&self, on: CommandRegister, off: CommandRegister) {
         PciHeader::new(self.address).update_command(ConfigSpace, |command| (command | on) - off);
@@ -170,7 +179,7 @@ impl Scan {
                 if let Some(endpoint) = EndpointHeader::from_header(header, ConfigSpace) {
                     (bars, port_counts) = read_bars(&endpoint);
                     let (pin, routed) = endpoint.interrupt(ConfigSpace);
-                    line = (pin != 0 && routed < crate::arch::interrupts::LINES).then_some(routed);
+                    line = (pin != 0 && routed < crate::arch::interrupts::WIRES).then_some(routed);
                 }
             }
             HeaderType::PciPciBridge => {

@@ -9,7 +9,6 @@
 //! its units. That is work that somebody may want done, so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
 
 use crate::arch::{interrupts, time};
-use crate::domain::device::Device;
 use crate::domain::fault::Cause;
 use crate::domain::{Domain, Handle};
 use crate::limits::TURN_MS;
@@ -19,7 +18,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_futures::select::select;
 use embassy_futures::yield_now;
@@ -37,7 +36,7 @@ static IN_POLLS: AtomicU64 = AtomicU64::new(0);
 static IN_WORK: AtomicU64 = AtomicU64::new(0);
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 /// Lines that have fired, and are masked until their drivers are polled.
-static TO_UNMASK: AtomicU16 = AtomicU16::new(0);
+static TO_UNMASK: AtomicU64 = AtomicU64::new(0);
 
 /// What a driver has had of the CPU, and what it waits for.
 #[derive(Debug, Default)]
@@ -217,7 +216,7 @@ fn run(domain: &mut Domain, mut events: Events) {
     {
         if !reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED)) {
             device.mask();
-        } else if waited.contains(Events::INTERRUPT) && device.active_line().is_some() {
+        } else if waited.contains(Events::INTERRUPT) && device.active_lines() != 0 {
             device.unmask();
         }
     }
@@ -354,10 +353,11 @@ pub async fn serve_interrupts() {
         .await;
         TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
         // One that is ended meanwhile is not kept from being freed.
-        let waiting: Vec<Weak<_>> = on_lines(fired).map(|handle| Arc::downgrade(&handle)).collect();
-        for waiting in waiting {
+        let waiting: Vec<(Weak<_>, Events)> =
+            on_lines(fired).map(|(handle, events)| (Arc::downgrade(&handle), events)).collect();
+        for (waiting, events) in waiting {
             if let Some(handle) = waiting.upgrade() {
-                poll(&handle, Events::INTERRUPT);
+                poll(&handle, events);
             }
             yield_now().await;
         }
@@ -366,29 +366,26 @@ pub async fn serve_interrupts() {
 }
 
 /// Polls the drivers of all devices on the lines in `fired`, one after the other, and unmasks the lines.
-pub fn lines(fired: u16) {
+pub fn lines(fired: u64) {
     TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
-    for handle in on_lines(fired) {
-        poll(&handle, Events::INTERRUPT);
+    for (handle, events) in on_lines(fired) {
+        poll(&handle, events);
     }
     unmask();
 }
 
-/// The drivers of all devices on the lines in `fired`.
-fn on_lines(fired: u16) -> impl Iterator<Item = Handle> {
-    let is_on = move |handle: &Handle| {
-        let line = handle.lock().device.as_ref().and_then(Device::active_line);
-        line.is_some_and(|line| fired & 1 << line != 0)
+/// The drivers of all devices on the lines in `fired`, and why each is polled.
+fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
+    let on = move |handle: Handle| {
+        let events = handle.lock().device.as_ref().filter(|device| device.active_lines() & fired != 0)?.events(fired);
+        Some((handle, events))
     };
-    module::loaded().into_iter().filter(is_on)
+    module::loaded().into_iter().filter_map(on)
 }
 
 /// Unmasks the lines of drivers that were polled, or are about to be: a line that is raised still is masked again at once.
 pub fn unmask() {
-    let lines = TO_UNMASK.swap(0, Ordering::Relaxed);
-    for line in (0..interrupts::LINES).filter(|line| lines & 1 << line != 0) {
-        interrupts::set_masked(line, false);
-    }
+    interrupts::unmask(TO_UNMASK.swap(0, Ordering::Relaxed));
 }
 
 /// The task that polls drivers that have rested, whoever has waited longest first.

@@ -1,5 +1,5 @@
-//! Intel 82540EM, as QEMU's `e1000` is one. Section and table numbers are those of the *PCI/PCI-X Family of Gigabit
-//! Ethernet Controllers Software Developer's Manual*, 317453-006.
+//! Intel 82540EM and its kin, as QEMU's `e1000` is one, and 82574L, as its `e1000e` is one. Section and table numbers are those of the
+//! *PCI/PCI-X Family of Gigabit Ethernet Controllers Software Developer's Manual*, 317453-006, unless the 82574's datasheet is named.
 //!
 //! Legacy descriptors in two DMA rings, one frame each; interrupts for reception only. The rings are longer than there
 //! are frames, so they never fill up.
@@ -19,7 +19,7 @@ driver!(
     NicDriver<E1000>,
     Manifest::new("e1000", env!("CARGO_PKG_VERSION"))
         .kind(Kind::Nic)
-        .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x100c), (0x8086, 0x1004)])
+        .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x100c), (0x8086, 0x1004), (0x8086, ID_82574L)])
         .dma_kib(64)
         .restart()
         .reset_register(0, reg::CTRL as u32, ctrl::RST, ctrl::RST, 10_000)
@@ -49,7 +49,29 @@ struct E1000 {
     rx_frames: [u32; RX_RING],
     /// Whether the device is to interrupt when it has sent: only while something is left to be reclaimed.
     tx_interrupt: bool,
+    causes: Causes,
 }
+
+/// Why the device interrupts.
+#[derive(Clone, Copy)]
+struct Causes {
+    /// Something was received, or cannot be; the link has changed.
+    receive: u32,
+    /// Something was sent.
+    transmit: u32,
+    /// Whether each has an interrupt of its own, and is cleared by that.
+    have_own: bool,
+}
+
+/// On one line, which reading the causes lowers.
+const ON_LINE: Causes =
+    Causes { receive: int::RXT0 | int::RXDMT0 | int::RXO | int::LSC, transmit: int::TXDW, have_own: false };
+/// With an interrupt each.
+const WITH_OWN: Causes =
+    Causes { receive: int::RXQ0 | int::OTHER | int::RXO | int::LSC, transmit: int::TXQ0, have_own: true };
+/// The third of these, for all but reception and transmission.
+const OTHER_VECTOR: u32 = 2;
+const ID_82574L: u16 = 0x10d3;
 
 /// A descriptor ring: `next` is the one to fill next, `done` the one that the device finishes next.
 struct Ring {
@@ -70,8 +92,9 @@ impl Ring {
 }
 
 /// A card's name by its PCI device id.
-fn card_name(id: u32) -> &'static str {
+fn card_name(id: u16) -> &'static str {
     match id {
+        ID_82574L => "82574L",
         0x100e => "82540EM",
         0x100f => "82545EM",
         0x100c => "82544GC",
@@ -106,13 +129,16 @@ impl Nic for E1000 {
         let deadline = service::time_ns() + PHY_NS;
         while registers.read32(reg::MDIC) & reg::MDIC_READY == 0 && service::time_ns() < deadline {}
         // 5.6.1: the first three words of the EEPROM are the address.
-        let [a, b] = eeprom(&registers, 0)?;
-        let [c, d] = eeprom(&registers, 1)?;
-        let [e, f] = eeprom(&registers, 2)?;
+        let id = device::pci_read(2, 2)? as u16;
+        let [a, b] = eeprom(&registers, id, 0)?;
+        let [c, d] = eeprom(&registers, id, 1)?;
+        let [e, f] = eeprom(&registers, id, 2)?;
         let mac = [a, b, c, d, e, f];
         registers.write32(reg::RAL0, u32::from_le_bytes([a, b, c, d]));
         registers.write32(reg::RAH0, u32::from_le_bytes([e, f, 0, 0]) | reg::RAH_AV);
-        let name = card_name(device::pci_read(2, 2)?);
+        let name = card_name(id);
+        // The others have none, and are not asked.
+        let causes = if id == ID_82574L { own_interrupts(&registers)? } else { ON_LINE };
         log::info!("{name} at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         Ok(E1000 {
             registers,
@@ -122,6 +148,7 @@ impl Nic for E1000 {
             tx_frames: [0; TX_RING],
             rx_frames: [0; RX_RING],
             tx_interrupt: false,
+            causes,
         })
     }
 
@@ -155,15 +182,20 @@ impl Nic for E1000 {
             registers.write32(reg::RCTL, receive);
         }
         self.refill(queues);
-        self.registers.write32(reg::IMS, int::RXT0 | int::RXDMT0 | int::RXO | int::LSC);
+        self.registers.write32(reg::IMS, self.causes.receive);
         device::enable_interrupts()
     }
 
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
         let mut reply = Reply::ACKNOWLEDGED;
-        if events.contains(Events::INTERRUPT) {
-            // Reading the causes clears them and lowers the line (13.4.17).
+        let must_ask = !self.causes.have_own || events.has_vector(OTHER_VECTOR);
+        if events.contains(Events::INTERRUPT) && must_ask {
+            // Reading the causes clears them and lowers the line (13.4.17); those that have their own are cleared by writing ones (82574
+            // datasheet, 10.2.4.1).
             let causes = self.registers.read32(reg::ICR);
+            if self.causes.have_own {
+                self.registers.write32(reg::ICR, causes & (int::OTHER | int::LSC | int::RXO));
+            }
             if causes & int::LSC != 0 {
                 let up = self.registers.read32(reg::STATUS) & reg::STATUS_LU != 0;
                 log::info!("link {}", if up { "up" } else { "down" });
@@ -183,13 +215,26 @@ impl Nic for E1000 {
     }
 }
 
-/// Word `address` of the EEPROM (5.3.1).
-fn eeprom(registers: &Mmio, address: u32) -> Result<[u8; 2]> {
-    registers.write32(reg::EERD, address << 8 | eerd::START);
+/// Asks for an interrupt for each of reception, transmission, and the rest (82574 datasheet, 7.4). If they are not to be had, there is the
+/// line.
+fn own_interrupts(registers: &Mmio) -> Result<Causes> {
+    if device::vectors(3)? < 3 {
+        return Ok(ON_LINE);
+    }
+    registers.write32(reg::IVAR, reg::IVAR_THREE);
+    registers.write32(reg::EIAC, int::RXQ0 | int::TXQ0);
+    registers.write32(reg::CTRL_EXT, registers.read32(reg::CTRL_EXT) | reg::CTRL_EXT_IAME);
+    Ok(WITH_OWN)
+}
+
+/// Word `address` of the EEPROM of a card with device id `id` (5.3.1).
+fn eeprom(registers: &Mmio, id: u16, address: u32) -> Result<[u8; 2]> {
+    let (at, done) = if id == ID_82574L { (2, eerd::DONE_82574) } else { (8, eerd::DONE) };
+    registers.write32(reg::EERD, address << at | eerd::START);
     let deadline = service::time_ns() + EEPROM_NS;
     loop {
         let read = registers.read32(reg::EERD);
-        if read & eerd::DONE != 0 {
+        if read & done != 0 {
             return Ok(((read >> 16) as u16).to_le_bytes());
         }
         if service::time_ns() > deadline {
@@ -227,7 +272,7 @@ impl E1000 {
         let left = self.tx.done != self.tx.next;
         if left != self.tx_interrupt {
             self.tx_interrupt = left;
-            self.registers.write32(if left { reg::IMS } else { reg::IMC }, int::TXDW);
+            self.registers.write32(if left { reg::IMS } else { reg::IMC }, self.causes.transmit);
         }
     }
 

@@ -16,6 +16,15 @@ pub const MDIC_NORMAL: u32 = 1 << 26 | 1 << 21 | 0x1140;
 pub const MDIC_READY: u32 = 1 << 28;
 /// Interrupt cause read; reading clears (13.4.17).
 pub const ICR: usize = 0x00c0;
+/// Which of the interrupts of its own each cause raises; which causes that clears; and what else is up to the card (82574 datasheet,
+/// 10.2.4.9, 10.2.4.6 and 10.2.2.5).
+pub const IVAR: usize = 0x00e4;
+pub const EIAC: usize = 0x00dc;
+pub const CTRL_EXT: usize = 0x0018;
+/// IVAR: reception raises the first, transmission the second, and all else the third.
+pub const IVAR_THREE: u32 = 0b1000 | 0b1001 << 8 | 0b1010 << 16;
+/// CTRL_EXT: what is masked when a cause is cleared, IAM says: nothing.
+pub const CTRL_EXT_IAME: u32 = 1 << 27;
 /// Interrupt mask set (13.4.20).
 pub const IMS: usize = 0x00d0;
 /// Interrupt mask clear (13.4.21).
@@ -61,6 +70,8 @@ pub mod eerd {
     pub const START: u32 = 1 << 0;
     /// The word is there, from bit 16 on.
     pub const DONE: u32 = 1 << 4;
+    /// The same of an 82574, whose address begins at bit 2 (82574 datasheet, 10.2.2.4).
+    pub const DONE_82574: u32 = 1 << 1;
 }
 
 /// Bits of [`CTRL`].
@@ -85,6 +96,10 @@ pub mod int {
     pub const RXO: u32 = 1 << 6;
     /// Receiver timer: something was received.
     pub const RXT0: u32 = 1 << 7;
+    /// With interrupts of its own: queue 0 has received, has sent; something else.
+    pub const RXQ0: u32 = 1 << 20;
+    pub const TXQ0: u32 = 1 << 22;
+    pub const OTHER: u32 = 1 << 24;
 }
 
 /// Bits of [`RCTL`]. Buffers are of 2,048 bytes unless told otherwise.

@@ -155,6 +155,12 @@ impl Driver for RogueNic {
                     self.interrupt(Reply::ACKNOWLEDGED);
                     0
                 }
+                "map-bar" => refusal(unsafe { raw::rf_bar_map(number) }),
+                // A register of a BAR 0 of memory.
+                "read-register" => {
+                    let registers = unsafe { raw::rf_bar_map(0) } as u64;
+                    unsafe { ((registers + number) as *const u32).read_volatile() }.into()
+                }
                 "register-at" => unsafe { raw::rf_net_register(number) as u64 },
                 _ => return Err(Refusal::NotFound),
             });

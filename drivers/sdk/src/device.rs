@@ -26,6 +26,14 @@ pub fn enable_interrupts() -> Result<()> {
     answer(unsafe { raw::rf_irq_enable() }).map(|_| ())
 }
 
+/// Gives the device interrupts of its own (MSI-X) in place of its line, up to `wanted`, at most
+/// [`MAX_VECTORS`](ringfence_abi::upcall::MAX_VECTORS); how many. 0 if it or the machine has none: the line is used then. Before
+/// [`enable_interrupts`]; the driver tells its device which is for what.
+pub fn vectors(wanted: u64) -> Result<u64> {
+    // SAFETY: no pointers.
+    answer(unsafe { raw::rf_irq_vectors(wanted) })
+}
+
 /// Lets interrupts through again, for a driver that did not acknowledge when it was polled.
 pub fn acknowledge_interrupt() -> Result<()> {
     // SAFETY: no arguments.

@@ -38,6 +38,10 @@ driver!(
 /// Numbers of the virtqueues (5.6.2).
 const EVENT_QUEUE: u16 = 1;
 const REQUEST_QUEUE: u16 = 2;
+/// Interrupts of the device's own, if it can have them: one for each queue.
+const VECTORS: u64 = 2;
+const REQUEST_VECTOR: u16 = 0;
+const EVENT_VECTOR: u16 = 1;
 /// Descriptors a request takes: header, response, data.
 const DESCRIPTORS: u16 = 3;
 /// Events that can wait.
@@ -65,7 +69,9 @@ impl ScsiHost for VirtioScsi {
         transport.begin(features::HOTPLUG | features::CHANGE)?;
         let config = transport.config()?;
         let limit = |offset, most: u32| config.read32(offset).min(most);
-        let requests = transport.queue(REQUEST_QUEUE, (REQUESTS as u16 * DESCRIPTORS).next_power_of_two())?;
+        transport.ask_for_vectors(VECTORS)?;
+        let size = (REQUESTS as u16 * DESCRIPTORS).next_power_of_two();
+        let requests = transport.queue(REQUEST_QUEUE, size, REQUEST_VECTOR)?;
         // A device with a smaller queue has fewer requests under way.
         let depth = usize::from(requests.size() / DESCRIPTORS).min(REQUESTS);
         if depth == 0 {
@@ -78,7 +84,7 @@ impl ScsiHost for VirtioScsi {
             queue_depth: depth as u32,
             reserved: 0,
         };
-        let events = transport.queue(EVENT_QUEUE, EVENTS)?;
+        let events = transport.queue(EVENT_QUEUE, EVENTS, EVENT_VECTOR)?;
         let slots = Dma::new(REQUESTS * SLOT_BYTES)?;
         let event_buffers = Dma::new(usize::from(EVENTS) * size_of::<Event>())?;
         let mut host = VirtioScsi { transport, requests, events, slots, event_buffers, info };
@@ -103,7 +109,7 @@ impl ScsiHost for VirtioScsi {
         if events.contains(Events::INTERRUPT) {
             // 4.1.4.5: reading the status lowers the line.
             self.transport.acknowledge();
-            if self.take_events() {
+            if self.transport.has_fired(events, EVENT_VECTOR) && self.take_events() {
                 reply |= Reply::UNITS_CHANGED;
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::queue::Virtqueue;
 use ringfence_sdk::device::{self, Mmio};
-use ringfence_sdk::{Refusal, Result, service};
+use ringfence_sdk::{Events, Refusal, Result, service};
 
 /// PCI capability id of vendor capabilities.
 const VENDOR_CAPABILITY: u8 = 0x09;
@@ -19,8 +19,10 @@ mod common {
     pub const DRIVER_FEATURE_SELECT: usize = 8;
     pub const DRIVER_FEATURE: usize = 12;
     pub const DEVICE_STATUS: usize = 20;
+    pub const CONFIG_VECTOR: usize = 16;
     pub const QUEUE_SELECT: usize = 22;
     pub const QUEUE_SIZE: usize = 24;
+    pub const QUEUE_VECTOR: usize = 26;
     pub const QUEUE_ENABLE: usize = 28;
     pub const QUEUE_NOTIFY_OFF: usize = 30;
     pub const QUEUE_DESC: usize = 32;
@@ -38,6 +40,8 @@ mod status {
 /// as the platform lets it, by way of an IOMMU.
 const VERSION_1: u32 = 1;
 const ACCESS_PLATFORM: u32 = 2;
+/// No interrupt (4.1.4.3).
+const NO_VECTOR: u16 = 0xffff;
 /// How long a reset may take.
 const RESET_NS: u64 = 100_000_000;
 /// Queues whose notification address is kept.
@@ -51,6 +55,8 @@ pub struct Transport {
     isr: Mmio,
     config: Option<Mmio>,
     notify_offsets: [usize; QUEUES],
+    /// Interrupts that the device has of its own; with none it has a line.
+    vectors: u64,
 }
 
 impl Transport {
@@ -92,6 +98,7 @@ impl Transport {
             isr: isr.ok_or(Refusal::NotFound)?,
             config,
             notify_offsets: [0; QUEUES],
+            vectors: 0,
         })
     }
 
@@ -127,13 +134,32 @@ impl Transport {
         Ok(())
     }
 
+    /// Asks for `wanted` interrupts of the device's own: one for each queue that [`Transport::queue`] sets up with a number. If they are not
+    /// to be had, all share the line.
+    pub fn ask_for_vectors(&mut self, wanted: u64) -> Result<()> {
+        self.vectors = device::vectors(wanted)?;
+        if self.vectors > 0 {
+            // Changes of the configuration are not looked at.
+            self.common.write16(common::CONFIG_VECTOR, NO_VECTOR);
+        }
+        Ok(())
+    }
+
+    /// Whether interrupt `vector`, or the line that all share, is why the driver is polled.
+    pub fn has_fired(&self, events: Events, vector: u16) -> bool {
+        match self.vectors {
+            0 => events.contains(Events::INTERRUPT),
+            vectors => events.has_vector(u32::from(vector).min(vectors as u32 - 1)),
+        }
+    }
+
     /// The device's own configuration.
     pub fn config(&self) -> Result<Mmio> {
         self.config.ok_or(Refusal::NotFound)
     }
 
-    /// Sets up queue `number` with at most `size` descriptors, a power of two.
-    pub fn queue(&mut self, number: u16, size: u16) -> Result<Virtqueue> {
+    /// Sets up queue `number` with at most `size` descriptors, a power of two, and interrupt `vector`, or the last one that there is.
+    pub fn queue(&mut self, number: u16, size: u16, vector: u16) -> Result<Virtqueue> {
         self.common.write16(common::QUEUE_SELECT, number);
         let most = self.common.read16(common::QUEUE_SIZE);
         if most == 0 {
@@ -148,6 +174,9 @@ impl Transport {
             let at = common::QUEUE_DESC + 8 * index;
             self.common.write32(at, address as u32);
             self.common.write32(at + 4, (address >> 32) as u32);
+        }
+        if self.vectors > 0 {
+            self.common.write16(common::QUEUE_VECTOR, vector.min(self.vectors as u16 - 1));
         }
         let offset = self.common.read16(common::QUEUE_NOTIFY_OFF);
         let kept = self.notify_offsets.get_mut(usize::from(number)).ok_or(Refusal::Invalid)?;
@@ -169,9 +198,11 @@ impl Transport {
         }
     }
 
-    /// Lowers the interrupt line.
+    /// Lowers the interrupt line, if that is what it has.
     pub fn acknowledge(&self) {
-        self.isr.read8(0);
+        if self.vectors == 0 {
+            self.isr.read8(0);
+        }
     }
 
     /// Stops the device.

@@ -30,6 +30,7 @@ macro_rules! for_each_service {
             13 rf_irq_ack() "lets it through again after an interrupt";
             14 rf_net_register(info: u64) "offers a network interface and maps its queues";
             15 rf_scsi_register(info: u64) "offers a SCSI host and maps its queues";
+            16 rf_irq_vectors(wanted: u64) "gives the device interrupts of its own (MSI-X)";
         }
     };
 }

@@ -39,10 +39,14 @@ bitflags! {
     /// Why a driver is polled.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Events: u64 {
-        /// The device's interrupt line was raised; the device is held back unless this is acknowledged.
+        /// The device has interrupted; it is held back unless this is acknowledged.
         const INTERRUPT = 1 << 0;
         /// The kernel put something into a queue.
         const QUEUE = 1 << 1;
+        /// With interrupts of its own: the first of them has come. Bit 17 stands for the second, and so on, up to bit 23.
+        const VECTOR_0 = 1 << 16;
+        /// See [`Events::VECTOR_0`].
+        const VECTORS = 0xff << 16;
     }
 
     /// What a driver answers to [`POLL`].
@@ -56,5 +60,15 @@ bitflags! {
         const LINK_UP = 1 << 2;
         /// The network link went down.
         const LINK_DOWN = 1 << 3;
+    }
+}
+
+/// Most interrupts of its own that a device has.
+pub const MAX_VECTORS: u64 = 8;
+
+impl Events {
+    /// Whether interrupt `number` of the device's own has come.
+    pub fn has_vector(self, number: u32) -> bool {
+        u64::from(number) < MAX_VECTORS && self.bits() & Events::VECTOR_0.bits() << number != 0
     }
 }

@@ -1,6 +1,7 @@
 //! ACPI tables (ACPI specification 6.5, 5.2), which firmware wrote and which may be anything. **Nothing is read but what `read` lets
 //! be read**, and a table whose checksum is wrong is none: there are crates for this, but they map whatever a table names.
 
+use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 /// Length in bytes of what is common to all tables, and of the root pointer of ACPI 1.0 and of later versions.
@@ -119,6 +120,64 @@ pub fn buses(table: &[u8]) -> impl Iterator<Item = RangeInclusive<u8>> {
     entries.filter(|entry| number(entry, 8, 2) == Some(0)).filter_map(|entry| Some(*entry.get(10)?..=*entry.get(11)?))
 }
 
+/// What the multiple APIC description table, `APIC`, says of interrupt lines (5.2.12).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wiring {
+    /// The I/O APICs: id, physical address of the registers, and the first of the global interrupts that it has pins for.
+    pub io_apics: Vec<(u8, u64, u32)>,
+    /// Lines of the two 8259s that are wired otherwise than to the global interrupt of the same number: line, global interrupt, flags.
+    pub overrides: Vec<(u8, u32, u16)>,
+}
+
+impl Wiring {
+    /// Reads a table that is whole.
+    pub fn parse(table: &[u8]) -> Wiring {
+        const STRUCTURES: usize = 44;
+        const IO_APIC: u8 = 1;
+        const OVERRIDE: u8 = 2;
+        let mut wiring = Wiring::default();
+        let mut rest = table.get(STRUCTURES..).unwrap_or_default();
+        for _ in 0..MOST_TABLES {
+            let [kind, len_bytes, ..] = rest else { break };
+            let Some(structure) = rest.get(..usize::from(*len_bytes)).filter(|structure| structure.len() >= 2) else {
+                break;
+            };
+            let field = |at, len_bytes| number(structure, at, len_bytes);
+            match *kind {
+                IO_APIC => wiring.io_apics.extend(
+                    field(2, 1).zip(field(4, 4)).zip(field(8, 4)).map(|((id, at), first)| (id as u8, at, first as u32)),
+                ),
+                OVERRIDE => wiring.overrides.extend(
+                    field(3, 1)
+                        .zip(field(4, 4))
+                        .zip(field(8, 2))
+                        .map(|((line, to), flags)| (line as u8, to as u32, flags as u16)),
+                ),
+                _ => {}
+            }
+            rest = rest.get(structure.len()..).unwrap_or_default();
+        }
+        wiring
+    }
+
+    /// Where line `line` of the 8259s is wired to: the global interrupt, and, if the table says so, whether it interrupts as long as it is
+    /// raised, and whether it is raised when it is low.
+    pub fn of_line(&self, line: u8) -> (u32, Option<bool>, bool) {
+        match self.overrides.iter().find(|(other, ..)| *other == line) {
+            // Flags: polarity in the lower two bits, trigger in the next two; 1 is high and edge, 3 low and level, 0 as the bus has it.
+            Some((_, to, flags)) => {
+                let is_level = match flags >> 2 & 3 {
+                    1 => Some(false),
+                    3 => Some(true),
+                    _ => None,
+                };
+                (*to, is_level, flags & 3 == 3)
+            }
+            None => (line.into(), None, false),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +236,24 @@ mod tests {
         let mut body = vec![0; 8];
         body.extend([0, 0, 0, 0xb0, 0, 0, 0, 0, segment, 0, first, last, 0, 0, 0, 0]);
         table(b"MCFG", &body)
+    }
+
+    #[test]
+    fn wires_are_found() {
+        let mut body = vec![0; 8];
+        body.extend([1, 12, 5, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+        body.extend([2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+        body.extend([2, 10, 0, 11, 11, 0, 0, 0, 0x0d, 0]);
+        body.extend([0, 8, 0, 0, 1, 0, 0, 0]);
+        let wiring = Wiring::parse(&table(b"APIC", &body));
+        assert_eq!(wiring.io_apics, [(5, 0xfec0_0000, 0)]);
+        assert_eq!(wiring.of_line(0), (2, None, false));
+        assert_eq!(wiring.of_line(11), (11, Some(true), false));
+        assert_eq!(wiring.of_line(4), (4, None, false));
+        // Lengths that lead nowhere end it.
+        for bad in [[1, 0], [1, 1], [2, 255]] {
+            assert_eq!(Wiring::parse(&table(b"APIC", &[[0; 8].as_slice(), &bad].concat())), Wiring::default());
+        }
     }
 
     #[test]

@@ -39,6 +39,39 @@ pub fn virtio_common(read: impl Fn(u16) -> u32) -> Option<(u32, u32)> {
     Some((read(at + 4) & 0xff, read(at + 8)))
 }
 
+/// The MSI-X capability (PCI 3.0, 6.8.2): where a function keeps the interrupts that it sends as messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiX {
+    /// Its offset in configuration space: its upper half there is the message control.
+    pub at: u16,
+    /// Entries of the table, 16 bytes each.
+    pub entries: u32,
+    /// BAR and offset of the table.
+    pub table: (u8, u32),
+    /// BAR and offset of the bits of those that are pending.
+    pub pending: (u8, u32),
+}
+
+impl MsiX {
+    /// Its place, if the function has it.
+    pub fn find(read: impl Fn(u16) -> u32) -> Option<MsiX> {
+        const MSI_X: u32 = 0x11;
+        let (at, head) =
+            capabilities(&read).into_iter().find(|(at, head)| head & 0xff == MSI_X && u32::from(*at) <= LAST_OF_16)?;
+        let place = |word: u32| ((word & 7) as u8, word & !7);
+        let entries = (head >> 16 & 0x7ff) + 1;
+        Some(MsiX { at, entries, table: place(read(at + 4)), pending: place(read(at + 8)) })
+    }
+
+    /// The parts of BAR `bar` that hold the table, or what is pending: offset and length in bytes.
+    pub fn parts_of(&self, bar: u64) -> impl Iterator<Item = (u64, u64)> {
+        let table = (self.table, u64::from(self.entries) * 16);
+        let pending = (self.pending, u64::from(self.entries).div_ceil(64) * 8);
+        let is_there = move |((in_bar, _), _): &((u8, u32), u64)| u64::from(*in_bar) == bar;
+        [table, pending].into_iter().filter(is_there).map(|((_, offset), len_bytes)| (offset.into(), len_bytes))
+    }
+}
+
 /// How many ports an I/O BAR has whose register reads `mask` after all ones were written (PCI 3.0, 6.2.5.1). Devices may
 /// leave the upper 16 bits zero.
 pub fn port_count(mask: u32) -> u32 {
@@ -52,6 +85,16 @@ mod tests {
 
     fn space(words: &[(u16, u32)]) -> impl Fn(u16) -> u32 {
         move |offset| words.iter().find(|(at, _)| *at == offset).map_or(0, |(_, word)| *word)
+    }
+
+    #[test]
+    fn msi_x_is_found() {
+        let words = [(4, HAS_CAPABILITIES), (0x34, 0x40), (0x40, 0x8003_0011), (0x44, 0x2001), (0x48, 0x3001)];
+        let found = MsiX::find(space(&words)).unwrap();
+        assert_eq!(found, MsiX { at: 0x40, entries: 4, table: (1, 0x2000), pending: (1, 0x3000) });
+        assert_eq!(found.parts_of(1).collect::<Vec<_>>(), [(0x2000, 64), (0x3000, 8)]);
+        assert_eq!(found.parts_of(0).count(), 0);
+        assert_eq!(MsiX::find(space(&words[..2])), None);
     }
 
     #[test]

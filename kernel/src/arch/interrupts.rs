@@ -1,17 +1,29 @@
-//! The two 8259 interrupt controllers, and what happens on each line.
+//! Interrupts, line by line: those of the two 8259 controllers, and behind them those that devices send as messages (MSI-X), of which
+//! each is a line of its own.
 //!
 //! **Interrupts never run driver code.** A device's line is masked when it fires, which is only noted here, until its driver
 //! was polled; a device whose driver did not acknowledge is held back by itself then (`domain/device.rs`).
 
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use super::io_apic;
+use crate::memory::registers::Registers;
+use core::sync::atomic::{AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;
 use pic8259::ChainedPics;
 use spin::Mutex;
+use x86_64::instructions::interrupts::without_interrupts;
 
 /// Vector of line 0; line n has the n-th after it.
 pub const FIRST_VECTOR: u8 = super::vector::FIRST_INTERRUPT as u8;
 /// Lines of the two controllers.
-pub const LINES: u8 = 16;
+pub const WIRES: u8 = 16;
+/// Lines in all: those from [`WIRES`] on are messages.
+pub const LINES: u8 = 64;
+/// Vector of line 0 where an I/O APIC has it; line n has the n-th after it.
+const FIRST_OF_IO_APIC: u8 = FIRST_VECTOR + LINES;
+/// Vector of the local APIC's timer, where that ticks.
+pub const OWN_TIMER: u8 = 0xef;
+/// Vector of the local APIC's for an interrupt that there was not (SDM vol. 3A, 11.9), which is not ended.
+const SPURIOUS: u8 = 0xff;
 
 /// Line of the timer.
 pub const TIMER: u8 = 0;
@@ -31,7 +43,7 @@ pub fn line_counts() -> impl Iterator<Item = (u8, u64)> {
 }
 
 /// Lines of devices that fired and have not been taken by [`take_fired`].
-static FIRED: AtomicU16 = AtomicU16::new(0);
+static FIRED: AtomicU64 = AtomicU64::new(0);
 static ON_FIRED: AtomicWaker = AtomicWaker::new();
 
 /// Initializes the controllers with every line masked but the timer's and the console's. The error says what is missing.
@@ -52,12 +64,119 @@ pub fn init() -> Result<(), &'static str> {
     Ok(())
 }
 
+/// The entry of a device's MSI-X table that has each line that is sent as a message and is in use.
+static MESSAGES: Mutex<[Option<Registers>; (LINES - WIRES) as usize]> = Mutex::new([None; (LINES - WIRES) as usize]);
+/// Lines whose devices are held back until they are let go.
+static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// The vector of `line`, where that does not come from the 8259s.
+pub const fn vector_of(line: u8) -> u8 {
+    if line < WIRES { FIRST_OF_IO_APIC + line } else { FIRST_VECTOR + line }
+}
+
+/// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. How each line is wired, `pin` says: its pin,
+/// whether it interrupts as long as it is raised (the bus's own way if that is not known), whether it is raised when it is low, and its
+/// entry of the IOMMU's table; `route` fills that in. `false` if it is not there.
+pub fn use_io_apic(
+    registers: u64,
+    pin: impl Fn(u8) -> Option<(u8, Option<bool>, bool, u8)>,
+    mut route: impl FnMut(u8, bool) -> bool,
+) -> bool {
+    // Edge/level control registers of the two controllers.
+    let levels = [0x4d0, 0x4d1].map(|port| {
+        // SAFETY: reading changes nothing.
+        unsafe { x86_64::instructions::port::Port::<u8>::new(port).read() }
+    });
+    let levels = u16::from_le_bytes(levels);
+    let pins = core::array::from_fn(|line| {
+        let line = line as u8;
+        let (number, is_level, is_low, entry) = pin(line).filter(|_| line != CASCADE)?;
+        let is_level = is_level.unwrap_or(levels & 1 << line != 0);
+        route(line, is_level).then_some(io_apic::Pin { number, is_level, is_low, vector: vector_of(line), entry })
+    });
+    without_interrupts(|| {
+        let is_used = io_apic::init(registers, pins);
+        if is_used {
+            // SAFETY: masking is always allowed.
+            unsafe { PICS.lock().write_masks(0xff, 0xff) };
+            super::local_apic::keep_external_out();
+            [TIMER, SERIAL].into_iter().for_each(|line| set_masked(line, false));
+        }
+        is_used
+    })
+}
+
+/// Takes `count` lines in a row for messages; the first of them.
+pub fn take_lines(count: u8) -> Option<u8> {
+    without_interrupts(|| {
+        let taken = TAKEN.load(Ordering::Relaxed);
+        let bits = |first: u8| ((1u64 << count) - 1) << first;
+        let first = (WIRES..=LINES.checked_sub(count)?).find(|first| taken & bits(*first) == 0)?;
+        TAKEN.store(taken | bits(first), Ordering::Relaxed);
+        Some(first)
+    })
+}
+
+/// Lines for messages that are taken.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+/// Gives lines back that [`take_lines`] gave: nobody may send them any more.
+pub fn give_back_lines(lines: u64) {
+    without_interrupts(|| {
+        for (line, place) in (WIRES..).zip(MESSAGES.lock().iter_mut()) {
+            if lines & 1 << line != 0 {
+                *place = None;
+            }
+        }
+        TAKEN.fetch_and(!lines, Ordering::Relaxed);
+        HELD.fetch_and(!lines, Ordering::Relaxed);
+        FIRED.fetch_and(!lines, Ordering::AcqRel);
+    });
+}
+
+/// Notes the entry of a device's MSI-X table by which it sends `line`.
+pub fn set_message(line: u8, entry: Registers) {
+    without_interrupts(|| {
+        let mut messages = MESSAGES.lock();
+        if let Some(place) = messages.get_mut(usize::from(line.saturating_sub(WIRES))) {
+            *place = Some(entry);
+        }
+    });
+}
+
+/// Holds the devices back that send these lines, until [`release`].
+pub fn hold(lines: u64) {
+    HELD.fetch_or(lines, Ordering::Relaxed);
+    each(lines).for_each(|line| set_masked(line, true));
+}
+
+/// Lets them go again.
+pub fn release(lines: u64) {
+    HELD.fetch_and(!lines, Ordering::Relaxed);
+    each(lines).for_each(|line| set_masked(line, false));
+}
+
+/// Unmasks lines, but for those that are held back.
+pub fn unmask(lines: u64) {
+    each(lines & !HELD.load(Ordering::Relaxed)).for_each(|line| set_masked(line, false));
+}
+
+/// The lines in a set, the first ones first.
+fn each(lines: u64) -> impl Iterator<Item = u8> {
+    let set = |lines: u64| (lines != 0).then_some(lines);
+    core::iter::successors(set(lines), move |lines| set(lines & (lines - 1))).map(|lines| lines.trailing_zeros() as u8)
+}
+
 /// Masks or unmasks `line`.
 pub fn set_masked(line: u8, masked: bool) {
-    if line >= LINES {
+    if line >= WIRES {
+        set_message_masked(line, masked);
         return;
     }
-    x86_64::instructions::interrupts::without_interrupts(|| {
+    without_interrupts(|| {
+        if io_apic::set_masked(line, masked) {
+            return;
+        }
         let mut pics = PICS.lock();
         // SAFETY: masking a line is always allowed, and so is letting one through: its handler is below.
         unsafe {
@@ -69,8 +188,21 @@ pub fn set_masked(line: u8, masked: bool) {
     });
 }
 
+/// Word of an entry of an MSI-X table whose lowest bit masks it (PCI 3.0, 6.8.2.9).
+const VECTOR_CONTROL: u64 = 12;
+
+fn set_message_masked(line: u8, masked: bool) {
+    without_interrupts(|| {
+        let messages = MESSAGES.lock();
+        let index = usize::from(line.saturating_sub(WIRES));
+        if let Some(entry) = messages.get(index).copied().flatten() {
+            entry.write32(VECTOR_CONTROL, masked.into());
+        }
+    });
+}
+
 /// Lines of devices that fired since the last call, as a set of bits. `waker` is woken at the next one.
-pub fn take_fired(waker: Option<&core::task::Waker>) -> u16 {
+pub fn take_fired(waker: Option<&core::task::Waker>) -> u64 {
     if let Some(waker) = waker {
         ON_FIRED.register(waker);
     }
@@ -118,7 +250,7 @@ fn note_off() {
 
 /// Does `work` with interrupts off, as they are in a gate, and returns the longest time in TSC ticks in which none was let in.
 pub fn longest_off(work: impl FnOnce()) -> u64 {
-    x86_64::instructions::interrupts::without_interrupts(|| {
+    without_interrupts(|| {
         LONGEST_OFF.store(0, Ordering::Relaxed);
         OFF_SINCE.store(super::time::tsc(), Ordering::Relaxed);
         work();
@@ -158,6 +290,60 @@ fn note(line: u8) {
     }
 }
 
+/// Does what is to be done when one of the machine's own lines is raised.
+fn serve(line: u8) {
+    match line {
+        TIMER => super::time::tick(),
+        SERIAL => crate::console::receive(),
+        _ => fire(line),
+    }
+}
+
+/// Notes that a device has raised `line`, which is masked from now on.
+fn fire(line: u8) {
+    set_masked(line, true);
+    FIRED.fetch_or(1 << line, Ordering::AcqRel);
+    ON_FIRED.wake();
+}
+
+/// Handles an interrupt of the local APIC: its timer's, a message that a device has sent, or one that nobody should have.
+fn take_message(vector: u8) {
+    // A device can send this one as well, which is to be ended.
+    if vector == SPURIOUS && !super::local_apic::is_in_service(vector) {
+        return;
+    }
+    let line = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES);
+    if let Some(line) = vector.checked_sub(FIRST_OF_IO_APIC).filter(|line| *line < WIRES) {
+        note(line);
+        serve(line);
+        super::local_apic::end();
+        return;
+    }
+    match (vector, line) {
+        // Elsewhere it would be a device that makes time pass.
+        (OWN_TIMER, _) if super::local_apic::ticks() => {
+            note(TIMER);
+            super::time::tick();
+        }
+        (_, Some(line)) if TAKEN.load(Ordering::Relaxed) & 1 << line != 0 => {
+            note(line);
+            fire(line);
+        }
+        _ => {
+            STRAY.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    super::local_apic::end();
+}
+
+/// How many interrupts came by messages that nobody was told to send.
+static STRAY: AtomicU64 = AtomicU64::new(0);
+
+/// See [`STRAY`].
+pub fn strays() -> u64 {
+    STRAY.load(Ordering::Relaxed)
+}
+
 /// Handles one interrupt, with interrupts off.
 pub fn handle(vector: u8) {
     match HALTED_AT.swap(0, Ordering::Relaxed) {
@@ -166,14 +352,8 @@ pub fn handle(vector: u8) {
             IDLE.fetch_add(super::time::tsc().saturating_sub(halted_at), Ordering::Relaxed);
         }
     }
-    if super::local_apic::end(vector) {
-        if vector == FIRST_VECTOR + TIMER {
-            note(TIMER);
-            super::time::tick();
-        }
-        return;
-    }
-    let Some(line) = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES) else {
+    let Some(line) = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < WIRES) else {
+        take_message(vector);
         return;
     };
     // A line that fell again before it was asked for is reported as the controller's last, and is not in service.
@@ -187,15 +367,7 @@ pub fn handle(vector: u8) {
         return;
     }
     note(line);
-    match line {
-        TIMER => super::time::tick(),
-        SERIAL => crate::console::receive(),
-        _ => {
-            set_masked(line, true);
-            FIRED.fetch_or(1 << line, Ordering::AcqRel);
-            ON_FIRED.wake();
-        }
-    }
+    serve(line);
     // SAFETY: `line` is in service.
     unsafe { PICS.lock().notify_end_of_interrupt(vector) };
 }

@@ -1,4 +1,8 @@
-//! The CPU's own interrupt controller (SDM vol. 3A, 11): lets the 8259s' interrupts through, and ticks where there is no 8254.
+//! The CPU's own interrupt controller (SDM vol. 3A, 11): lets the 8259s' interrupts through, takes those that devices send by
+//! themselves, and ticks where there is no 8254.
+//!
+//! **No device raises a vector below 48.** Exceptions lie there, some of which push an error code, and the 8259s' interrupts: where a
+//! device can make up messages, the priority threshold keeps these back.
 
 use super::clock::Reference;
 use crate::memory::registers::Registers;
@@ -12,6 +16,8 @@ const X2APIC: u64 = 1 << 10;
 const FIRST_X2APIC_MSR: u32 = 0x800;
 
 /// Registers ("Local APIC Register Address Map").
+const ID: u32 = 0x20;
+const TASK_PRIORITY: u32 = 0x80;
 const END_OF_INTERRUPT: u32 = 0xb0;
 const SPURIOUS: u32 = 0xf0;
 const IN_SERVICE: u32 = 0x100;
@@ -21,15 +27,20 @@ const INITIAL_COUNT: u32 = 0x380;
 const CURRENT_COUNT: u32 = 0x390;
 const DIVIDE: u32 = 0x3e0;
 
-/// Turns it off: nothing needs it where another clock ticks, and as long as it is on a device can raise any vector by writing where it
-/// listens. The controllers' interrupts reach the CPU past it then (SDM vol. 3A, 11.4.3).
+/// Vectors up to this one are kept back (SDM vol. 3A, 11.8.3.1): bits 7 to 4 count.
+const THRESHOLD: u32 = 0x2f;
+
+/// Turns it off, unless it ticks: nothing else needs it, and as long as it is on a device can raise vectors by writing where it listens. The controllers' interrupts reach the CPU past it then (SDM vol. 3A, 11.4.3).
 pub fn turn_off() {
-    if is_there() {
+    if is_there() && !TICKS.load(Ordering::Relaxed) {
         let base = base();
         // SAFETY: nobody uses it.
         unsafe { Msr::new(IA32_APIC_BASE).write(base & !(ENABLED | X2APIC)) };
     }
 }
+
+/// Of the timer's entry: no interrupt.
+const MASKED: u32 = 1 << 16;
 
 /// Whether the tick comes from here.
 static TICKS: AtomicBool = AtomicBool::new(false);
@@ -52,15 +63,30 @@ pub fn let_external_through() {
     const ON: u32 = 1 << 8 | 0xff;
     const EXTERNAL: u32 = 0b111 << 8;
     if is_there() {
+        write(TASK_PRIORITY, THRESHOLD);
         write(SPURIOUS, ON);
         write(LINT0, EXTERNAL);
     }
 }
 
+/// Lets the 8259s' interrupts through no more.
+pub fn keep_external_out() {
+    write(LINT0, MASKED);
+}
+
+/// The number that devices reach it by. `None` if the CPU has none that is on, or that takes more than 8 bits.
+pub fn number() -> Option<u8> {
+    if !is_there() {
+        return None;
+    }
+    // In x2APIC mode the whole register is the number.
+    let id = if base() & X2APIC != 0 { read(ID) } else { read(ID) >> 24 };
+    u8::try_from(id).ok()
+}
+
 /// Has its timer raise `vector` so often a second. `None` if there is no timer, or it does not count.
 pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
     const BY_16: u32 = 0b0011;
-    const MASKED: u32 = 1 << 16;
     const PERIODIC: u32 = 1 << 17;
     if !is_there() {
         return None;
@@ -76,17 +102,20 @@ pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
     Some(())
 }
 
-/// Ends the interrupt `vector`, if it came from here: the tick does, and whatever a device has raised by writing where this listens.
-pub fn end(vector: u8) -> bool {
-    if !TICKS.load(Ordering::Relaxed) {
-        return false;
-    }
+/// Whether the tick comes from here.
+pub fn ticks() -> bool {
+    TICKS.load(Ordering::Relaxed)
+}
+
+/// Whether the interrupt `vector` has come, and was not ended.
+pub fn is_in_service(vector: u8) -> bool {
     let (word, bit) = (u32::from(vector) / 32, u32::from(vector) % 32);
-    let is_ours = read(IN_SERVICE + word * 0x10) & 1 << bit != 0;
-    if is_ours {
-        write(END_OF_INTERRUPT, 0);
-    }
-    is_ours
+    read(IN_SERVICE + word * 0x10) & 1 << bit != 0
+}
+
+/// Ends an interrupt that came from here.
+pub fn end() {
+    write(END_OF_INTERRUPT, 0);
 }
 
 fn write(register: u32, value: u32) {

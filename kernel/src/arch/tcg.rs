@@ -49,6 +49,11 @@ pub fn init() {
     LOADS_NO_SEGMENT.store(loaded != 0, Ordering::Relaxed);
 }
 
+/// Whether the CPU is TCG's.
+pub fn is_there() -> bool {
+    IS_TCG.load(Ordering::Relaxed)
+}
+
 /// Whether the CPU that is there has, or may have, this hole. Those that would end the machine cannot be tried.
 pub fn has(hole: Hole) -> bool {
     match hole {

@@ -35,11 +35,9 @@ pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
     if measure == PIT {
         clock::start_pit_channel_0((PIT_HZ / TICK_HZ) as u16);
-        local_apic::turn_off();
         return Ok(());
     }
-    let vector = interrupts::FIRST_VECTOR + interrupts::TIMER;
-    local_apic::start_tick(vector, TICK_HZ, Reference::tsc(per_second))
+    local_apic::start_tick(interrupts::OWN_TIMER, TICK_HZ, Reference::tsc(per_second))
         .ok_or("nothing ticks: there is no 8254 timer (PIT), and no local APIC whose timer counts")?;
     log::info!(
         "no 8254 timer (PIT): the TSC counts at {} MHz by the {measure}, and the local APIC ticks",

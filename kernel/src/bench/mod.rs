@@ -4,6 +4,7 @@
 //! * [`nic`], [`scsi`]: whole operations
 //! * [`recovery`]: how long a driver that was ended is away
 //! * [`off`]: how long interrupts are off
+//! * [`fence`]: what is mapped for a device and taken from it
 //!
 //! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats exactly. What is
 //! compared is alternated sample by sample, so that what disturbs one disturbs the other.
@@ -11,13 +12,14 @@
 use crate::arch::{interrupts, time};
 use crate::domain::{Handle, Ring};
 use crate::limits::TURN_MS;
-use crate::{module, poll, println, supervise};
+use crate::{iommu, module, poll, println, supervise};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use embassy_futures::yield_now;
 
 mod calls;
+mod fence;
 mod nic;
 mod off;
 mod recovery;
@@ -130,6 +132,11 @@ pub async fn run(prefix: &str, json: bool, mode: Mode) -> Result<(), String> {
     yield_now().await;
     if wanted("off/") {
         note("off", off::run(mode.unit("us"), &mut print));
+    }
+    yield_now().await;
+    // A machine without is no failure, unless that is what was asked for.
+    if wanted("fence/") && (iommu::is_on() || prefix.starts_with("fence")) {
+        note("fence", fence::run(mode.unit("ticks"), &mut print));
     }
     yield_now().await;
     if wanted("nic/") {

@@ -5,6 +5,7 @@
 //! memory freed. A device that does not come to rest is set aside for good, and the memory with it.
 
 use super::fault::Cause;
+use super::messages::Messages;
 use super::reset::{NotReset, ResetRegister};
 use super::{DmaRegion, Domain};
 use crate::arch::{interrupts, time};
@@ -12,13 +13,16 @@ use crate::console::{self, Source};
 use crate::iommu::{self, Fence, Unfenced};
 use crate::limits::UNFENCED;
 use crate::memory::frames::OutOfMemory;
+use crate::memory::pages;
 use crate::pci::{self, Function, memory_extent};
 use alloc::vec::Vec;
 use log::Level;
 use pci_types::{Bar, CommandRegister, PciAddress};
 use ringfence_abi::layout::{MMIO, MMIO_MAX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall::Events;
 use ringfence_core::extent::{Extent, align_up};
+use ringfence_core::pci::MsiX;
 use ringfence_core::port_bitmap::Ports;
 use spin::Mutex;
 
@@ -65,6 +69,8 @@ pub struct Device {
     reset: Option<ResetRegister>,
     /// What keeps it within its driver's memory, or why nothing does.
     fence: Result<Fence, Unfenced>,
+    /// The interrupts that it sends by itself, in place of its line.
+    messages: Option<Messages>,
 }
 
 impl Device {
@@ -108,7 +114,16 @@ impl Device {
         }
         taken.push((function.address, State::Driven));
         let mapped = [None; pci_types::MAX_BARS];
-        Some(Device { function, interrupts: false, mapped, next: 0, used_dma: false, reset: None, fence })
+        Some(Device {
+            function,
+            interrupts: false,
+            mapped,
+            next: 0,
+            used_dma: false,
+            reset: None,
+            fence,
+            messages: None,
+        })
     }
 
     /// What keeps it within its driver's memory, or why nothing does.
@@ -121,9 +136,33 @@ impl Device {
         self.function
     }
 
-    /// Its interrupt line, if its interrupts are to reach the driver.
-    pub fn active_line(&self) -> Option<u8> {
-        self.function.line.filter(|_| self.interrupts)
+    /// The lines on which its interrupts are to reach the driver, as a set of bits.
+    pub fn active_lines(&self) -> u64 {
+        match (&self.messages, self.function.line) {
+            _ if !self.interrupts => 0,
+            (Some(messages), _) => messages.lines(),
+            (None, Some(line)) => 1 << line,
+            (None, None) => 0,
+        }
+    }
+
+    /// Why its driver is polled when these lines have fired.
+    pub fn events(&self, fired: u64) -> Events {
+        let vectors = self.messages.as_ref().map_or(0, |messages| messages.in_lines(fired));
+        Events::INTERRUPT | Events::from_bits_truncate(vectors * Events::VECTOR_0.bits())
+    }
+
+    /// Whether it has interrupts of its own.
+    pub fn has_messages(&self) -> bool {
+        self.messages.is_some()
+    }
+
+    /// Gives it up to `wanted` interrupts of its own, in place of its line; how many.
+    pub fn give_messages(&mut self, wanted: u8) -> u8 {
+        if let Ok(fence) = &self.fence {
+            self.messages = Messages::new(self.function, fence, wanted);
+        }
+        self.messages.as_ref().map_or(0, Messages::count)
     }
 
     /// Lets its interrupts through.
@@ -131,6 +170,10 @@ impl Device {
     /// What holds back a device whose driver has not acknowledged is the device's own interrupt-disable bit, not the
     /// line's mask: other devices may share the line.
     pub fn unmask(&self) {
+        if let Some(messages) = &self.messages {
+            interrupts::release(messages.lines());
+            return;
+        }
         self.function.change_command(CommandRegister::empty(), CommandRegister::INTERRUPT_DISABLE);
         if let Some(line) = self.function.line {
             interrupts::set_masked(line, false);
@@ -139,6 +182,10 @@ impl Device {
 
     /// Holds its interrupts back.
     pub fn mask(&self) {
+        if let Some(messages) = &self.messages {
+            interrupts::hold(messages.lines());
+            return;
+        }
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::empty());
     }
 
@@ -150,7 +197,10 @@ impl Device {
 
     /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
     /// memory. If it does not come to rest nobody gets it any more.
-    pub fn stop(self) -> Result<(), NotStopped> {
+    pub fn stop(mut self) -> Result<(), NotStopped> {
+        if let (Some(messages), Ok(fence)) = (self.messages.take(), &self.fence) {
+            messages.remove(self.function, fence);
+        }
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
         let stopped = match (&self.reset, self.used_dma) {
             (_, false) => Ok(()),
@@ -256,10 +306,19 @@ impl Domain {
                 {
                     return Err(Refusal::Denied);
                 }
+                // Where its messages go is not the driver's to say.
+                let secret = MsiX::find(|offset| device.function().read(offset));
+                let parts = secret.iter().flat_map(|msi_x| msi_x.parts_of(bar));
+                let pieces = pages_without(len, parts.map(|(offset, len)| Extent::new(pa - first + offset, len)));
+                if pieces.is_empty() {
+                    return Err(Refusal::Denied);
+                }
                 let start = device.next;
                 let next =
                     start.checked_add(len + PAGE_SIZE).filter(|next| *next <= MMIO_MAX).ok_or(Refusal::NoMemory)?;
-                self.space.map_device(base + start, first, len).map_err(|_| Refusal::NoMemory)?;
+                for (offset, len) in pieces.iter().copied() {
+                    self.space.map_device(base + start + offset, first + offset, len).map_err(|_| Refusal::NoMemory)?;
+                }
                 device.next = next;
                 base + start + (pa - first)
             }
@@ -338,6 +397,23 @@ impl Domain {
             }
         }
     }
+}
+
+/// The pages of `len_bytes` bytes, whole pages, in which none of `parts` lies: offset and length of each run of them.
+fn pages_without(len_bytes: u64, parts: impl Iterator<Item = Extent>) -> Vec<(u64, u64)> {
+    let parts: Vec<Extent> = parts.collect();
+    let mut pieces: Vec<(u64, u64)> = Vec::new();
+    for offset in pages(len_bytes) {
+        let page = Extent::new(offset, PAGE_SIZE);
+        if parts.iter().any(|part| part.overlaps(page)) {
+            continue;
+        }
+        match pieces.last_mut() {
+            Some((start, len)) if *start + *len == offset => *len += PAGE_SIZE,
+            _ => pieces.push((offset, PAGE_SIZE)),
+        }
+    }
+    pieces
 }
 
 /// Who has the function at `address`.

@@ -4,7 +4,8 @@
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: running it, which is a call that returns a reason
 //! * [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
-//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped; [`virtio`]: what it was told of queues, if it is one
+//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped; [`virtio`]: what it was told of queues, if it is one;
+//!   [`messages`]: the interrupts that it sends by itself
 
 use crate::memory::frames::OutOfMemory;
 use crate::module::File;
@@ -22,6 +23,7 @@ pub mod device;
 pub mod fault;
 mod inherit;
 pub mod memory;
+mod messages;
 pub mod report;
 pub mod reset;
 pub mod space;

@@ -10,7 +10,7 @@ use super::virtio::{self, QueuePart};
 use super::{Domain, Ring};
 use crate::arch::gates::Caller;
 use crate::arch::traps::TrapFrame;
-use crate::arch::{entry_area, time, vector};
+use crate::arch::{entry_area, interrupts, time, vector};
 use crate::memory;
 use crate::module::File;
 use crate::symbols;
@@ -114,8 +114,8 @@ struct HeldDevice {
     /// How many of its BARs are mapped.
     bars: usize,
     ports: Vec<Ports>,
-    /// Its interrupt line, if interrupts reach the driver.
-    line: Option<u8>,
+    /// The lines on which its interrupts reach the driver, as a set of bits.
+    lines: u64,
 }
 
 impl fmt::Display for HeldDevice {
@@ -124,7 +124,11 @@ impl fmt::Display for HeldDevice {
         for Ports { first, count } in &self.ports {
             write!(f, ", ports {first:#x} to {:#x}", first.saturating_add(count.saturating_sub(1)))?;
         }
-        self.line.iter().try_for_each(|line| write!(f, ", line {line}"))
+        match (self.lines, u8::try_from(self.lines.trailing_zeros())) {
+            (0, _) | (_, Err(_)) => Ok(()),
+            (_, Ok(line)) if line < interrupts::WIRES => write!(f, ", line {line}"),
+            (lines, _) => write!(f, ", {} interrupts of its own", lines.count_ones()),
+        }
     }
 }
 
@@ -240,7 +244,7 @@ impl Scene {
                     address: device.function().address,
                     bars: device.mapped.iter().flatten().count(),
                     ports: device.ports().collect(),
-                    line: device.active_line(),
+                    lines: device.active_lines(),
                 }),
                 gates: domain.imports.iter().count(),
                 scsi_requests: domain.scsi.as_ref().map(|scsi| scsi.under_way()),

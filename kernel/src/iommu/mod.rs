@@ -1,6 +1,7 @@
 //! The fence around devices: a device reaches what its driver was given for it, and nothing else.
 //!
 //! * [`vtd`]: Intel's remapping units
+//! * [`routes`]: the interrupts that devices send
 //!
 //! From the start of the kernel on no device reaches anything. [`Fence::new`] lets one reach what is mapped for it then
 //! ([`Fence::map`]), at addresses that are the driver's own, counted from the start of its slot. What a device does beyond that is
@@ -17,13 +18,16 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use log::{info, warn};
 use pci_types::PciAddress;
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_core::acpi::Wiring;
 use ringfence_core::dmar::{self, Dmar, Scope, ScopeKind};
 use ringfence_core::extent::Extent;
 use ringfence_core::pci::virtio_common;
+pub use routes::remaps_interrupts;
 use spin::{Mutex, Once};
 pub use vtd::Fault;
 use vtd::{FaultStatus, READ, Tables, Unit, WRITE};
 
+mod routes;
 mod vtd;
 
 /// A unit, and what it watches.
@@ -42,15 +46,16 @@ const MOST_DOMAINS: usize = 256;
 
 /// What was recorded and concerns a driver that has not been asked yet.
 static FAULTS: Mutex<Vec<Fault>> = Mutex::new(Vec::new());
-/// Whether there are some.
-static HAS_FAULTS: AtomicBool = AtomicBool::new(false);
-/// Where units say that they have recorded something, to be asked without a lock.
-static STATUS: Once<Vec<FaultStatus>> = Once::new();
+/// Where units say that they have recorded something, to be asked without a lock: the first of them, and the others.
+static STATUS: FaultStatus = FaultStatus::none();
+static OTHER_STATUS: Once<Vec<FaultStatus>> = Once::new();
+/// Whether there are others, or faults that were taken down and concern a driver.
+static MUST_LOOK: AtomicBool = AtomicBool::new(false);
 /// Most of those.
 const MOST_FAULTS: usize = 64;
 
 /// Turns all units on that firmware's table names.
-pub fn init(table: &Dmar) {
+pub fn init(table: &Dmar, wiring: &Wiring) {
     for found in table.units.iter().filter(|unit| unit.segment == 0) {
         match Unit::start(found.registers) {
             Ok(unit) => {
@@ -61,8 +66,14 @@ pub fn init(table: &Dmar) {
             Err(why) => warn!("iommu: VT-d at {:#x} is not used: {why}", found.registers),
         }
     }
-    STATUS.call_once(|| WATCHERS.lock().iter().map(|watcher| watcher.unit.fault_status()).collect());
+    let mut all = WATCHERS.lock().iter().map(|watcher| watcher.unit.fault_status()).collect::<Vec<_>>().into_iter();
+    STATUS.set(all.next());
+    OTHER_STATUS.call_once(|| all.collect());
+    note_left(&[]);
     *RESERVED.lock() = table.reserved.clone();
+    if table.remaps_interrupts && is_on() {
+        routes::init(wiring);
+    }
 }
 
 /// Whether there is a fence at all.
@@ -149,6 +160,8 @@ impl Fence {
         };
         let attached = unit.attach(source, tables.physical(), domain);
         drop(watchers);
+        // What the device tried while nobody had it is not this driver's doing.
+        forget_source(source);
         let fence = Fence { watcher, source, domain, tables };
         if attached.is_err() {
             // The unit may know the tables all the same. They stay if it does not forget them.
@@ -215,6 +228,7 @@ impl Fence {
             give_back_domain(domain);
             give_back_source(source);
         }
+        // What its device did until then is nobody else's doing.
         forget_source(source);
         is_done
     }
@@ -295,15 +309,17 @@ fn names(scope: &Scope, address: PciAddress) -> bool {
 /// Takes down what the units have recorded; whether there is something that concerns a driver. This is asked after each poll.
 #[inline(always)]
 pub fn note_faults() -> bool {
-    is_on()
-        && (HAS_FAULTS.load(Ordering::Relaxed) || STATUS.get().is_some_and(|all| all.iter().any(FaultStatus::is_set)))
-        && take_down()
+    (STATUS.is_set() || MUST_LOOK.load(Ordering::Relaxed)) && take_down()
 }
 
 #[cold]
 fn take_down() -> bool {
     let mut watchers = WATCHERS.lock();
     let mut faults = FAULTS.lock();
+    let others = || OTHER_STATUS.get().into_iter().flatten();
+    if !STATUS.is_set() && !others().any(FaultStatus::is_set) {
+        return !faults.is_empty();
+    }
     for watcher in watchers.iter_mut().filter(|watcher| watcher.unit.fault_status().is_set()) {
         watcher.unit.take_faults(|fault| {
             if faults.len() < MOST_FAULTS {
@@ -316,7 +332,8 @@ fn take_down() -> bool {
 
 /// Notes whether faults are left that concern a driver.
 fn note_left(faults: &[Fault]) -> bool {
-    HAS_FAULTS.store(!faults.is_empty(), Ordering::Relaxed);
+    let has_others = OTHER_STATUS.get().is_some_and(|others| !others.is_empty());
+    MUST_LOOK.store(has_others || !faults.is_empty(), Ordering::Relaxed);
     !faults.is_empty()
 }
 
@@ -335,7 +352,9 @@ pub fn forget(requester: PciAddress) {
     forget_source(source_of(requester));
 }
 
+/// Forgets all that was recorded of a requester, also what its unit has not told yet.
 fn forget_source(source: u16) {
+    take_down();
     let mut faults = FAULTS.lock();
     faults.retain(|fault| fault.source != source);
     note_left(&faults);
@@ -362,6 +381,9 @@ pub fn reason(reason: u8) -> String {
 /// Whether a unit has its registers, its queue or tables of its own in the page at `page`. What drivers' devices reach is in tables of
 /// their own: [`Fence::has_table`].
 pub fn has(page: u64) -> bool {
+    if routes::table() == Some(page) {
+        return true;
+    }
     let watchers = WATCHERS.lock();
     watchers
         .iter()
@@ -372,7 +394,8 @@ pub fn has(page: u64) -> bool {
 pub fn part(name: &str) -> Option<u64> {
     let watchers = WATCHERS.lock();
     let first = watchers.first()?;
-    let registers = core::iter::once(("registers", first.watches.registers));
+    let table = routes::table().map(|table| ("interrupt-table", table));
+    let registers = core::iter::once(("registers", first.watches.registers)).chain(table);
     registers.chain(first.unit.parts()).find(|(part, _)| *part == name).map(|(_, at)| at)
 }
 

@@ -4,7 +4,7 @@
 //! **A device reaches nothing until it has a context entry**, and there is none when translation is turned on.
 
 use crate::memory::frames::{self, OutOfMemory};
-use crate::memory::registers::{Registers, write_back};
+use crate::memory::registers::{OneRegister, Registers, write_back};
 use crate::memory::shared::SharedMemory;
 use alloc::vec::Vec;
 use ringfence_abi::layout::PAGE_SIZE;
@@ -22,6 +22,7 @@ mod reg {
     pub const QUEUE_HEAD: u64 = 0x80;
     pub const QUEUE_TAIL: u64 = 0x88;
     pub const QUEUE_ADDRESS: u64 = 0x90;
+    pub const INTERRUPT_TABLE: u64 = 0xb8;
     pub const BYTES: u64 = 0x1000;
 }
 
@@ -32,6 +33,7 @@ mod bit {
     pub const WRITE_BUFFER: u32 = 1 << 27;
     pub const QUEUE: u32 = 1 << 26;
     pub const INTERRUPTS: u32 = 1 << 25;
+    pub const INTERRUPT_TABLE: u32 = 1 << 24;
     /// Those of the status that stay set in the next command: the others are orders.
     pub const KEPT: u32 = 0x96ff_ffff;
 }
@@ -65,14 +67,21 @@ pub enum Unusable {
     NoMemory,
 }
 
-impl core::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
+impl Unusable {
+    /// The reason in words.
+    pub fn name(self) -> &'static str {
+        match self {
             Unusable::NoRegisters => "its registers are not where they can be reached",
             Unusable::Unknown => "it has no queued invalidation, other tables, or fault records elsewhere",
             Unusable::Silent => "it does not do as it is told",
             Unusable::NoMemory => "there is no memory for its tables",
-        })
+        }
+    }
+}
+
+impl core::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -95,14 +104,24 @@ pub struct Fault {
     pub reason: u8,
 }
 
-/// The register in which a unit says that it has recorded something.
-pub struct FaultStatus(Registers);
+/// The register in which a unit says that it has recorded something, or none. It is read after each poll.
+pub struct FaultStatus(OneRegister);
 
 impl FaultStatus {
+    /// None.
+    pub const fn none() -> FaultStatus {
+        FaultStatus(OneRegister::none())
+    }
+
+    /// Makes it another one.
+    pub fn set(&self, other: Option<FaultStatus>) {
+        self.0.set(other.map(|other| other.0));
+    }
+
     /// Whether something was recorded, or lost.
     #[inline(always)]
     pub fn is_set(&self) -> bool {
-        self.0.read32(reg::FAULT_STATUS) & (RECORDED | LOST) != 0
+        self.0.read() & (RECORDED | LOST) != 0
     }
 }
 
@@ -124,6 +143,8 @@ pub struct Unit {
     done: SharedMemory,
     /// Where its fault records are, and how many.
     records: (u64, u64),
+    /// Whether it can remap interrupts.
+    pub can_remap: bool,
 }
 
 fn frame() -> Result<SharedMemory, OutOfMemory> {
@@ -156,6 +177,7 @@ impl Unit {
             tail: 0,
             done: frame()?,
             records: (first_record * 16, last_record + 1),
+            can_remap: extended & 1 << 3 != 0,
         };
         // Translation first: a device that firmware has set going must not go through tables that are nobody's any more.
         for on in [bit::TRANSLATION, bit::INTERRUPTS, bit::QUEUE] {
@@ -177,6 +199,26 @@ impl Unit {
         // What firmware has protected from all devices is behind the tables from now on.
         registers.write32(reg::PROTECTED_MEMORY, 0);
         Ok(unit)
+    }
+
+    /// Has it look up interrupts in the table at `table`, of [`ROUTES`] entries, from now on. Messages that name no entry are blocked: bit
+    /// 23 of the command, which would let them pass, is never set (5.1.4).
+    pub fn remap(&mut self, table: &InterruptTable) -> Result<(), Unusable> {
+        const LOG2_ENTRIES: u64 = ROUTES.trailing_zeros() as u64;
+        self.registers.write64(reg::INTERRUPT_TABLE, table.0.physical() | (LOG2_ENTRIES - 1));
+        self.order(bit::INTERRUPT_TABLE)?;
+        self.invalidate(&[INTERRUPTS_ALL])?;
+        self.turn(bit::INTERRUPTS, true)
+    }
+
+    /// Writes an entry of the table, and has the unit forget what it remembers of it.
+    pub fn set_route(&mut self, table: &InterruptTable, index: u8, [low, high]: [u64; 2]) -> Result<(), Unusable> {
+        let at = usize::from(index) * 2;
+        // Not present in between.
+        self.store(&table.0, at, 0);
+        self.store(&table.0, at + 1, high);
+        self.store(&table.0, at, low);
+        self.invalidate(&[INTERRUPTS_ALL])
     }
 
     /// Gives an order, or turns something on: one bit at a time, beside what is on.
@@ -293,7 +335,7 @@ impl Unit {
 
     /// Where it says that it has recorded something.
     pub fn fault_status(&self) -> FaultStatus {
-        FaultStatus(self.registers)
+        FaultStatus(self.registers.one(reg::FAULT_STATUS))
     }
 
     /// Takes what was recorded.
@@ -318,6 +360,38 @@ impl Unit {
 /// Descriptors of the invalidation queue (6.5.2).
 const CONTEXT_ALL: [u64; 2] = [1 | 1 << 4, 0];
 const IOTLB_ALL: [u64; 2] = [2 | 1 << 4, 0];
+
+/// Interrupt entry cache, all of it (6.5.2.7).
+const INTERRUPTS_ALL: [u64; 2] = [4, 0];
+
+/// Entries of the table of interrupts.
+pub const ROUTES: usize = 256;
+
+/// The table of interrupts that devices may send (9.9): an entry says which vector, at which CPU, and for which device.
+pub struct InterruptTable(SharedMemory);
+
+impl InterruptTable {
+    /// An empty one.
+    pub fn new() -> Result<InterruptTable, OutOfMemory> {
+        Ok(InterruptTable(frame()?))
+    }
+
+    /// Where it is.
+    pub fn physical(&self) -> u64 {
+        self.0.physical()
+    }
+}
+
+/// An entry that has the device `source`, and no other, raise `vector` at the CPU with number `apic` (9.10): fixed delivery.
+pub fn route(source: u16, vector: u8, apic: u8, is_level: bool) -> [u64; 2] {
+    const PRESENT: u64 = 1;
+    const LEVEL: u64 = 1 << 4;
+    const CHECK_ALL_OF_SOURCE: u64 = 1 << 18;
+    [
+        PRESENT | if is_level { LEVEL } else { 0 } | u64::from(vector) << 16 | u64::from(apic) << 40,
+        u64::from(source) | CHECK_ALL_OF_SOURCE,
+    ]
+}
 
 fn context_of(source: u16, domain: u16) -> [u64; 2] {
     [1 | 3 << 4 | u64::from(domain) << 16 | u64::from(source) << 32, 0]

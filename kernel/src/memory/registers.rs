@@ -1,6 +1,8 @@
 //! Registers of the machine's own devices, which are in memory.
 
 use super::{at_physical, is_device};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// Registers that are mapped, and no memory.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +53,36 @@ impl Registers {
             // SAFETY: as above.
             unsafe { place.write_volatile(value) };
         }
+    }
+}
+
+/// A register of 32 bits that is read often, or none.
+pub struct OneRegister(AtomicPtr<u32>);
+
+impl OneRegister {
+    /// None.
+    pub const fn none() -> OneRegister {
+        OneRegister(AtomicPtr::new(null_mut()))
+    }
+
+    /// Makes it another one.
+    pub fn set(&self, other: Option<OneRegister>) {
+        self.0.store(other.map_or(null_mut(), |other| other.0.into_inner()), Ordering::Relaxed);
+    }
+
+    /// Reads it; 0 if there is none.
+    #[inline(always)]
+    pub fn read(&self) -> u32 {
+        let place = self.0.load(Ordering::Relaxed);
+        // SAFETY: a mapped register, aligned, or null.
+        if place.is_null() { 0 } else { unsafe { place.read_volatile() } }
+    }
+}
+
+impl Registers {
+    /// The one of 32 bits at `offset`.
+    pub fn one(&self, offset: u64) -> OneRegister {
+        OneRegister(AtomicPtr::new(self.place(offset).unwrap_or(null_mut())))
     }
 }
 

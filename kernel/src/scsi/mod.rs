@@ -34,6 +34,8 @@ pub struct Host {
     scanned: AtomicBool,
     /// Whether units went while this driver said what is there: the next one may say otherwise.
     lost_some: AtomicBool,
+    /// Whether what is known of its units is from a driver that lost some, until they were looked at again.
+    in_doubt: AtomicBool,
     /// Who waits for another driver.
     waiting: Mutex<Vec<Waker>>,
     /// Commands so far: each one's number is its place among those that are sent again.
@@ -52,6 +54,16 @@ impl Host {
     /// The driver that it has right now.
     pub fn handle(&self) -> Handle {
         self.current.lock().clone()
+    }
+
+    /// Whether its units are to be looked at again before anybody relies on what is known of them.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Acquire)
+    }
+
+    /// Whether it has another driver than `driver` by now.
+    fn has_other_than(&self, driver: &Handle) -> bool {
+        !Arc::ptr_eq(&self.current.lock(), driver)
     }
 
     fn wake(&self) {
@@ -100,6 +112,7 @@ pub fn attach(handle: &Handle) {
             gone: AtomicBool::new(false),
             scanned: AtomicBool::new(false),
             lost_some: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
             commands: AtomicU64::new(0),
             repeats,
@@ -121,6 +134,9 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
         host.wake();
         // A scan that its end cut short begins again.
         let lost_some = host.lost_some.swap(false, Ordering::AcqRel);
+        if lost_some {
+            host.in_doubt.store(true, Ordering::Release);
+        }
         if lost_some || !host.scanned.load(Ordering::Acquire) {
             scan::look_at(host);
         }

@@ -131,9 +131,16 @@ fn note_said() {
 
 /// Looks at single units of a host again.
 async fn refresh(host: &Arc<Host>) {
+    let driver = host.handle();
     let stale = core::mem::take(&mut *host.stale.lock());
     for (target, lun) in stale {
-        match Disk::open(host, target, lun).await {
+        let opened = Disk::open(host, target, lun).await;
+        // What a driver has said that is there no more is not believed.
+        if host.has_other_than(&driver) {
+            look_at(host.clone());
+            return;
+        }
+        match opened {
             Ok(Unit::Disk(disk)) => keep(disk, host),
             Ok(_) => forget_units(host, |disk| (disk.target, disk.lun) == (target, lun)),
             Err(error) if error.is_no_unit() => forget_units(host, |disk| (disk.target, disk.lun) == (target, lun)),
@@ -147,13 +154,20 @@ async fn refresh(host: &Arc<Host>) {
 async fn scan(host: &Arc<Host>) {
     let limit_ms = SCAN_MS.get();
     // A host that has many units, or says so, pays for the search.
-    let search = poll::charged(|| host.handle(), scan_targets(host));
+    let driver = host.handle();
+    let search = poll::charged(|| host.handle(), scan_targets(host, &driver));
     match with_timeout(Duration::from_millis(limit_ms), search).await {
         Ok(Err(ScsiError::NoDriver)) => return,
         Ok(_) => {}
         Err(_) => warn(host, format_args!("not all units were found within {limit_ms} ms")),
     }
+    if host.has_other_than(&driver) {
+        // Some of what was found is what the one before has said.
+        look_at(host.clone());
+        return;
+    }
     host.scanned.store(true, Ordering::Release);
+    host.in_doubt.store(false, Ordering::Release);
 }
 
 fn source_of(host: &Host) -> Source {
@@ -244,7 +258,7 @@ impl Search<'_> {
 
 /// Looks at every target for its logical units, and keeps the disks; those that are not there any more are forgotten. Fails if the
 /// driver is ended.
-async fn scan_targets(host: &Arc<Host>) -> Result<(), ScsiError> {
+async fn scan_targets(host: &Arc<Host>, driver: &Handle) -> Result<(), ScsiError> {
     const LIST_BYTES: usize = 8 + 256 * 8;
     let info = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info).ok_or(ScsiError::NoDriver)?;
     let mut search = Search { host, found: Vec::new(), errors: 0 };
@@ -275,6 +289,9 @@ async fn scan_targets(host: &Arc<Host>) -> Result<(), ScsiError> {
         }
     }
     let Search { found, .. } = search;
+    if host.has_other_than(driver) {
+        return Ok(());
+    }
     forget_units(host, |disk| !found.contains(&(disk.target, disk.lun)));
     Ok(())
 }

@@ -27,7 +27,7 @@ mod time;
 use bar::{rf_bar_len, rf_bar_map};
 use dma::{rf_dma_address, rf_dma_alloc, rf_dma_free};
 use heap::rf_heap_grow;
-use irq::{rf_irq_ack, rf_irq_enable};
+use irq::{rf_irq_ack, rf_irq_enable, rf_irq_vectors};
 use log::rf_log;
 use net::rf_net_register;
 use null::rf_null;

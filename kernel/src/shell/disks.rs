@@ -49,8 +49,8 @@ async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
     let find = || scsi::scan::disks().into_iter().find(|disk| disk.name == name);
     // One that is known already need not wait for others.
     let found = match find() {
-        Some(disk) => Some(disk),
-        None => {
+        Some(disk) if !disk.host().is_in_doubt() => Some(disk),
+        _ => {
             scsi::scan::settled().await;
             find()
         }

@@ -149,7 +149,8 @@ pub async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
 /// The driver's name, if its device's interrupts come on `line`.
 fn driver_on(handle: &Handle, line: u8) -> Option<String> {
     let domain = handle.lock();
-    domain.device.as_ref().and_then(Device::active_line).filter(|own| *own == line).map(|_| domain.name.clone())
+    let is_on = domain.device.as_ref().is_some_and(|device| device.active_lines() & 1 << line != 0);
+    is_on.then(|| domain.name.clone())
 }
 
 pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
@@ -162,7 +163,12 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
             interrupts::SERIAL => alloc::vec!["serial port".to_string()],
             line => module::loaded().iter().filter_map(|handle| driver_on(handle, line)).collect(),
         };
-        println!("line {line:>2} {count:>10}  {}", who.join(" "));
+        let sent = if line < interrupts::WIRES { "" } else { "  (MSI-X)" };
+        println!("line {line:>2} {count:>10}  {}{sent}", who.join(" "));
+    }
+    match interrupts::strays() {
+        0 => {}
+        strays => println!("{strays} messages that nobody was told to send"),
     }
     println!("{in_drivers} in drivers, {count} in entry code with a driver's root");
     let mut on_gates: Vec<(u64, u64)> = on_gates.into_iter().collect();

@@ -141,14 +141,49 @@ pub fn harmless() -> Vec<Attack> {
     ]
 }
 
+/// Interrupts that a device makes up: what it is told to write where the local APIC listens, and what that would be. QEMU lets them come;
+/// what none of them may do is harm.
+const MESSAGES: &[(u64, u64, &str)] = &[
+    (0xfee0_0000, 0x10, "an exception"),
+    (0xfee0_0000, 0x11, "an alignment check, which has an error code"),
+    (0xfee0_0000, 0x12, "a machine check"),
+    (0xfee0_0000, 0x1e, "an exception with an error code"),
+    (0xfee0_0000, 0x20, "the timer's vector"),
+    (0xfee0_0000, 0x25, "a line of the 8259s"),
+    (0xfee0_0000, 0x2f, "their last line"),
+    (0xfee0_0000, 0x30, "the first vector of messages"),
+    (0xfee0_0000, 0x80, "a vector that nobody has"),
+    (0xfee0_0000, 0xef, "the vector of the local APIC's timer"),
+    (0xfee0_0000, 0xff, "the spurious vector"),
+    (0xfee0_0000, 0x400, "an NMI"),
+    (0xfee0_0000, 0x8030, "a level"),
+    (0xfee0_1000, 0x80, "for another CPU"),
+    (0xfee0_0004, 0x80, "in logical mode"),
+    (0xfeef_f000, 0x80, "for all CPUs"),
+    (0xfee0_0010, 0, "entry 0 of the table"),
+    (0xfee0_0ff0, 0, "an entry that nobody has"),
+    (0xfeef_fff0, 0xffff, "an entry beyond the table"),
+];
+
+/// See [`MESSAGES`].
+pub fn messages() -> Vec<Attack> {
+    let attack =
+        |(at, data, _): &(u64, u64, _)| Attack::answer("rogue-lsi", format!("write {at:#x} {data:#x}"), Some(*data));
+    MESSAGES.iter().map(attack).collect()
+}
+
 /// All of them.
 pub fn all() -> Vec<Attack> {
-    [places(), ways(), wide(), harmless()].concat()
+    [places(), ways(), wide(), messages(), harmless()].concat()
 }
 
 /// What an attack tries, in words.
 pub fn explain(tell: &str) -> String {
     let (verb, argument) = tell.split_once(' ').unwrap_or((tell, ""));
+    let is_it = |(at, data, _): &&(u64, u64, _)| argument == format!("{at:#x} {data:#x}");
+    if let Some((.., what)) = MESSAGES.iter().find(is_it) {
+        return format!("makes up an interrupt: {what}");
+    }
     let tries = match verb {
         "read" | "dma-read" => "reads ARG",
         "write" | "dma-write" => "writes ARG",

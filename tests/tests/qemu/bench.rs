@@ -98,6 +98,13 @@ fn every_row_is_there() {
             expect(&format!("recovery/{driver}{part}"), None, None, "instructions");
         }
     }
+    for unit in ["ticks", "instructions"] {
+        expect("fence/attach", None, None, unit);
+        for batch in [1, 32] {
+            expect("fence/map", None, Some(batch), unit);
+            expect("fence/unmap", None, Some(batch), unit);
+        }
+    }
     expect("boot/prompt", None, None, "ms");
     expect("ratio/gate-bare", None, None, "ratio");
     assert!(missing.is_empty(), "missing:\n{}", missing.join("\n"));

@@ -4,7 +4,7 @@ use crate::changed::*;
 use ringfence::machine::{BOARD, Machine};
 use ringfence_abi::manifest::NEEDS_FENCE;
 use ringfence_tests::attacks::{fence as attacks, in_one_boot};
-use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, listed, machine, unfenced};
+use ringfence_tests::{assert_intact, assert_says, boot, boot_badly, boot_well, listed, machine, unfenced};
 
 fn fenced(commands: &str) -> Machine {
     let mut machine = machine(commands);
@@ -293,4 +293,62 @@ fn a_module_gets_no_device_without_the_fence_that_it_demands() {
     machine.contents.exec = Some("fails insmod careful".into());
     let text = boot_well(&unfenced(machine));
     assert_says(&text, "the driver wants it fenced, which it is not: the machine has no IOMMU");
+}
+
+/// A device has interrupts of its own, which the IOMMU knows it by; they come and go with its driver, in both rings.
+#[test]
+fn a_device_sends_interrupts_of_its_own() {
+    let script = "blkcheck disk0 0 500 1; irqs; limits restarts 1000; limits restart-wait-ms 0; \
+                  repeat 60 kill virtio-scsi, sleep 5; sleep 50; ring virtio-scsi 0; blkcheck disk0 0 500 2; lsmod -v; irqs";
+    let mut machine = fenced(script);
+    machine.nic = "none".into();
+    let text = boot_well(&machine);
+    assert_says(&text, "iommu: interrupts are remapped: devices send what they are given");
+    let lines = text.lines().filter(|line| line.contains("virtio-scsi  (MSI-X)"));
+    // All that are given back can be given again: there are 48.
+    assert!(lines.clone().count() >= 2 && lines.clone().all(|line| line.starts_with("line 16 ")), "{text}");
+    assert!(!text.contains("messages that nobody was told to send"), "{text}");
+    assert_eq!(text.matches("500 blocks were written and read back").count(), 2, "{text}");
+}
+
+/// Where nothing checks whose they are, there are none: a device has its line.
+#[test]
+fn without_remapping_a_device_has_a_line() {
+    let mut off = fenced("blkcheck disk0 0 500 1; irqs");
+    off.board = "q35".into();
+    off.iommu = false;
+    let mut without_remapping = fenced("blkcheck disk0 0 500 1; irqs");
+    without_remapping.iommu = false;
+    without_remapping.hba = "virtio-scsi-pci,disable-legacy=on,iommu_platform=on".into();
+    without_remapping.extra = ["-device", "intel-iommu,intremap=off"].map(Into::into).to_vec();
+    for machine in [off, without_remapping] {
+        let text = boot_well(&machine);
+        assert_says(&text, "500 blocks were written and read back");
+        assert!(!text.contains("MSI-X"), "{text}");
+    }
+}
+
+/// Pages that say where messages go are mapped for no driver: a whole BAR of them, or those in the middle of one.
+#[test]
+fn no_driver_has_the_table_of_its_messages() {
+    const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1048_1af4);
+    const NVME: (usize, u32) = (PCI_ID, 0x0010_1b36);
+    const DENIED: &str = "curious: 5 (0x5)";
+    let script = "insmod curious; tell curious map-bar 1; tell curious map-bar 4; vmmap curious";
+    let (machine, _directory) = with_other_manifest("rogue-nic", "curious", &[VIRTIO_SCSI], script);
+    let text = boot_well(&machine);
+    assert_says(&text, DENIED);
+    assert_says(&text, "curious: 0 (0x0)");
+    for (offset, fault) in [("0x1ffc", false), ("0x2000", true), ("0x300c", true)] {
+        let script = format!("insmod curious; tell curious read-register {offset}; lsmod");
+        let (mut machine, _directory) = with_other_manifest("rogue-nic", "curious", &[NVME], &script);
+        machine.extra = "-drive if=none,id=n,file.driver=null-co,format=raw -device nvme,drive=n,serial=1"
+            .split_whitespace()
+            .map(Into::into)
+            .collect();
+        let text = boot(&machine).text();
+        let faults = text.contains("fault: curious: #PF reading 0x") && text.contains("(own slot, unmapped)");
+        assert_eq!(faults, fault, "{offset}: {text}");
+        assert_eq!(listed(&text, "curious")[0].state, if fault { "ended" } else { "running" });
+    }
 }

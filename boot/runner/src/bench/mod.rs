@@ -95,7 +95,7 @@ const STREAMS: usize = 3;
 const ROUND_TRIPS: usize = 200;
 
 /// What the kernel measures.
-const IN_GUEST: [&str; 6] = ["call", "upcall", "off", "nic", "scsi", "recovery"];
+const IN_GUEST: [&str; 7] = ["call", "upcall", "off", "fence", "nic", "scsi", "recovery"];
 
 /// Measures everything, or what is asked for.
 pub fn run(system: &System, options: &Options) -> Result<()> {

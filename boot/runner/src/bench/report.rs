@@ -77,7 +77,7 @@ fn row_cells(row: &Row) -> [String; 7] {
 /// Rows that are not shown side by side.
 fn singles(rows: &[Row]) -> Vec<&Row> {
     let single = |row: &&Row| {
-        ["call/", "upcall", "off/", "recovery/", "boot/", "ratio/", "loss/", "crossings/"]
+        ["call/", "upcall", "off/", "fence/", "recovery/", "boot/", "ratio/", "loss/", "crossings/"]
             .iter()
             .any(|prefix| row.name.starts_with(prefix))
     };

@@ -6,9 +6,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::thread::JoinHandle;
 
 /// What QEMU's IOMMU says when it stops an access: the guest has a report that names the driver.
-const TOLD_BY_GUEST: [&str; 5] = [
+const TOLD_BY_GUEST: [&str; 6] = [
     ": vtd_iova_to_slpte: ",
     ": vtd_iommu_translate: ",
+    ": vtd_irte_get: ",
     ": Interrupt Mask set, irq is not generated",
     ": New fault is not recorded due to compression of faults",
     ": Next Fault Recording Reg is used, new fault is not recorded",

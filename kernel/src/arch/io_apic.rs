@@ -1,0 +1,86 @@
+//! The I/O APIC, which sends lines as messages (82093AA data sheet): here always by way of the IOMMU's table of interrupts, which knows
+//! it by its source id (VT-d, 5.1.5.1). It takes the place of the 8259s then.
+
+use crate::memory::registers::Registers;
+use spin::Once;
+
+/// Register select, and the register's window (3.1).
+const SELECT: u64 = 0;
+const WINDOW: u64 = 0x10;
+const BYTES: u64 = 0x20;
+/// Registers: version, and two for each pin.
+const VERSION: u32 = 1;
+const FIRST_PIN: u32 = 0x10;
+
+/// Bits of a pin's lower register (3.2.4).
+const MASKED: u32 = 1 << 16;
+const LEVEL: u32 = 1 << 15;
+const ACTIVE_LOW: u32 = 1 << 13;
+/// Bit of the upper one: what is above it is an entry of the IOMMU's table.
+const NAMES_ENTRY: u32 = 1 << 16;
+
+/// How a line is wired.
+#[derive(Debug, Clone, Copy)]
+pub struct Pin {
+    /// The pin's number.
+    pub number: u8,
+    /// Whether it interrupts as long as it is raised.
+    pub is_level: bool,
+    /// Whether it is raised when it is low.
+    pub is_low: bool,
+    /// Its vector.
+    pub vector: u8,
+    /// Its entry of the IOMMU's table.
+    pub entry: u8,
+}
+
+/// The one that is used.
+pub struct IoApic {
+    registers: Registers,
+    /// By line: the pin, and what its lower register is when it is not masked.
+    pins: [Option<(u8, u32)>; super::interrupts::WIRES as usize],
+}
+
+static IO_APIC: Once<IoApic> = Once::new();
+
+/// Uses the one with registers at physical address `registers`, with a pin for each line. `false` if it is not there, or has fewer pins.
+pub fn init(registers: u64, pins: [Option<Pin>; super::interrupts::WIRES as usize]) -> bool {
+    let Some(registers) = Registers::at(registers, BYTES) else { return false };
+    let read = |register| {
+        registers.write32(SELECT, register);
+        registers.read32(WINDOW)
+    };
+    let write = |register, value| {
+        registers.write32(SELECT, register);
+        registers.write32(WINDOW, value);
+    };
+    let last = read(VERSION) >> 16 & 0xff;
+    if last == 0xff || pins.iter().flatten().any(|pin| u32::from(pin.number) > last) {
+        return false;
+    }
+    // Whatever firmware has set up there.
+    for pin in 0..=last {
+        write(FIRST_PIN + 2 * pin, MASKED);
+    }
+    let pins = pins.map(|pin| {
+        let pin = pin?;
+        let level = if pin.is_level { LEVEL } else { 0 };
+        let low = u32::from(pin.vector) | level | if pin.is_low { ACTIVE_LOW } else { 0 };
+        let register = FIRST_PIN + 2 * u32::from(pin.number);
+        write(register + 1, NAMES_ENTRY | u32::from(pin.entry) << 17);
+        write(register, low | MASKED);
+        Some((pin.number, low))
+    });
+    IO_APIC.call_once(|| IoApic { registers, pins });
+    true
+}
+
+/// Masks or unmasks a line; `false` if the 8259s have it. With interrupts off: its two registers are reached one after the other.
+pub fn set_masked(line: u8, masked: bool) -> bool {
+    let Some(IoApic { registers, pins }) = IO_APIC.get() else { return false };
+    if let Some((pin, low)) = pins.get(usize::from(line)).copied().flatten() {
+        registers.write32(SELECT, FIRST_PIN + 2 * u32::from(pin));
+        registers.write32(WINDOW, if masked { low | MASKED } else { low });
+    }
+    true
+}

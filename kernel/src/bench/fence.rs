@@ -1,0 +1,63 @@
+//! What the fence around devices costs when memory is given to a device and taken from it: not while it is used, which is free.
+
+use super::{Row, Stopwatch};
+use crate::domain::device;
+use crate::iommu::Fence;
+use crate::memory::frames;
+use crate::{iommu, pci};
+use alloc::string::{String, ToString};
+use ringfence_abi::layout::{DMA, PAGE_SIZE};
+
+/// Samples of each.
+const SAMPLES: usize = 200;
+/// Pages in each batch.
+const BATCHES: [u64; 2] = [1, 32];
+
+/// Maps and unmaps pages for a device that nobody drives.
+pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    if !iommu::is_on() {
+        return Err("the machine has no IOMMU".to_string());
+    }
+    let is_free =
+        |function: &&pci::Function| function.is_device && device::state(function.address) == device::State::Free;
+    let mut free = pci::functions().iter().filter(is_free);
+    let mut fence =
+        free.find_map(|function| Fence::new(function).ok()).ok_or("there is no device that nobody drives")?;
+    let names = ["fence/map", "fence/unmap"];
+    let most = BATCHES.into_iter().max().unwrap_or(1);
+    let pa = frames::allocate(most as usize).map_err(|error| error.to_string())?;
+    let result = BATCHES.into_iter().try_for_each(|pages| {
+        let mut rows = names.map(|name| Row::new(name, unit).batch(pages as usize));
+        let len_bytes = pages * PAGE_SIZE;
+        for number in 0..=SAMPLES {
+            let watch = Stopwatch::start();
+            fence.map(DMA, pa, len_bytes, true).map_err(|error| error.to_string())?;
+            let mapped = watch.stop(1).ticks;
+            let watch = Stopwatch::start();
+            if !fence.unmap(DMA, len_bytes) {
+                return Err("the IOMMU does not do as it is told".to_string());
+            }
+            let unmapped = watch.stop(1).ticks;
+            // The first time makes tables.
+            if number > 0 {
+                rows.iter_mut().zip([mapped, unmapped]).for_each(|(row, ticks)| row.samples.push(ticks as f64));
+            }
+        }
+        rows.iter().for_each(&mut *print);
+        Ok(())
+    });
+    if fence.remove() {
+        frames::free_run(pa, most as usize);
+    }
+    result?;
+    let mut attach = Row::new("fence/attach", unit);
+    for _ in 0..SAMPLES {
+        let watch = Stopwatch::start();
+        let mut free = pci::functions().iter().filter(is_free);
+        let fence = free.find_map(|function| Fence::new(function).ok()).ok_or("the device is gone")?;
+        let _ = fence.remove();
+        attach.samples.push(watch.stop(1).ticks as f64);
+    }
+    print(&attach);
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! The interrupts that devices send, as messages that name an entry of the IOMMU's table. **An entry is one device's**, and says which
+//! vector it raises; what names no entry is blocked (VT-d, 5.1).
+
+use super::vtd::{self, InterruptTable, Unusable};
+use super::{Fence, WATCHERS, Watcher};
+use crate::arch::{interrupts, local_apic, tcg};
+use log::{info, warn};
+use ringfence_core::acpi::Wiring;
+use ringfence_core::dmar::ScopeKind;
+use spin::Once;
+
+/// The table of interrupts, and the number of the CPU that gets them, where all units remap them.
+static INTERRUPTS: Once<(InterruptTable, u8)> = Once::new();
+
+/// Has interrupts go through the table: those of devices, and of lines if there is an I/O APIC.
+pub(super) fn init(wiring: &Wiring) {
+    match remap_interrupts() {
+        Ok(()) => {
+            info!("iommu: interrupts are remapped: devices send what they are given");
+            if !take_wires(wiring) {
+                info!("iommu: lines come from the 8259s, past it");
+            }
+        }
+        Err(why) => warn!("iommu: interrupts are not remapped: {why}"),
+    }
+    if tcg::is_there() {
+        warn!("iommu: QEMU lets others pass, NMI and INIT among them");
+    }
+}
+
+/// Where the table is.
+pub(super) fn table() -> Option<u64> {
+    INTERRUPTS.get().map(|(table, _)| table.physical())
+}
+
+/// Has all units look up interrupts in one table; they go to the CPU that this runs on.
+fn remap_interrupts() -> Result<(), &'static str> {
+    let mut watchers = WATCHERS.lock();
+    if !watchers.iter().all(|watcher| watcher.unit.can_remap) {
+        return Err("not all units can");
+    }
+    let table = InterruptTable::new().map_err(|_| Unusable::NoMemory.name())?;
+    for watcher in watchers.iter_mut() {
+        // If one of them fails, the table stays: others use it.
+        watcher.unit.remap(&table).map_err(Unusable::name)?;
+    }
+    let apic = local_apic::number().ok_or("the CPU has no local APIC, or a number that is too long")?;
+    INTERRUPTS.call_once(|| (table, apic));
+    Ok(())
+}
+
+/// Has interrupt lines go through the table as well, from the I/O APIC that has the first ones and that a unit watches. `false` if there is
+/// none: the 8259s have them then.
+fn take_wires(wiring: &Wiring) -> bool {
+    let (Some((table, apic)), Some((id, registers, _))) =
+        (INTERRUPTS.get(), wiring.io_apics.iter().find(|(_, _, first)| *first == 0))
+    else {
+        return false;
+    };
+    let mut watchers = WATCHERS.lock();
+    let source = |watcher: &Watcher| {
+        let scope = watcher.watches.scopes.iter().find(|scope| scope.kind == ScopeKind::IoApic && scope.id == *id)?;
+        let [(device, function)] = scope.path.as_slice() else { return None };
+        Some(u16::from_be_bytes([scope.bus, device << 3 | function & 7]))
+    };
+    let found = watchers.iter_mut().find_map(|watcher| source(watcher).map(|source| (watcher, source)));
+    let Some((watcher, source)) = found else { return false };
+    // An entry that a line does not use hurts nobody: the I/O APIC alone can.
+    let entry = |line: u8| FIRST_WIRE + line;
+    interrupts::use_io_apic(
+        *registers,
+        |line| {
+            let (to, is_level, is_low) = wiring.of_line(line);
+            Some((u8::try_from(to).ok()?, is_level, is_low, entry(line)))
+        },
+        |line, is_level| {
+            let route = vtd::route(source, interrupts::vector_of(line), *apic, is_level);
+            watcher.unit.set_route(table, entry(line), route).is_ok()
+        },
+    )
+}
+
+/// Entry of the table for line 0 of the I/O APIC: those before it are for messages of devices.
+const FIRST_WIRE: u8 = 128;
+
+/// Whether devices can be given interrupts of their own.
+pub fn remaps_interrupts() -> bool {
+    INTERRUPTS.get().is_some()
+}
+
+impl Fence {
+    /// Lets the device raise `vector`, by a message to the address that is returned. Entry `index` of the table is its from now on, and
+    /// nobody else's. `None` if interrupts are not remapped, or the unit failed.
+    pub fn route(&self, index: u8, vector: u8) -> Option<u32> {
+        /// The window of interrupts; the message names an entry of the table (5.1.2.2).
+        const WINDOW: u32 = 0xfee0_0000;
+        const NAMES_ENTRY: u32 = 1 << 4;
+        let (table, apic) = INTERRUPTS.get()?;
+        let entry = vtd::route(self.source, vector, *apic, false);
+        self.with(|unit| unit.set_route(table, index, entry))?.ok()?;
+        Some(WINDOW | NAMES_ENTRY | u32::from(index) << 5)
+    }
+
+    /// Ends that.
+    pub fn end_route(&self, index: u8) {
+        if let Some((table, _)) = INTERRUPTS.get() {
+            // What goes wrong here leaves the device a vector for which nobody is polled.
+            let _ = self.with(|unit| unit.set_route(table, index, [0; 2]));
+        }
+    }
+}

@@ -6,11 +6,11 @@
 //! * [`scan`]: looks for the disks of a host
 //! * [`disk`]: the blocks of one disk
 
-use crate::domain::Handle;
+use crate::domain::{Domain, Handle};
 use crate::limits::PAUSE_MS;
 use crate::supervise;
 use crate::task::wait_in;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,9 +61,14 @@ impl Host {
         self.in_doubt.load(Ordering::Acquire)
     }
 
+    /// The driver that it has right now, for [`Host::has_other_than`]: it is not kept from being freed.
+    fn driver(&self) -> Weak<Mutex<Domain>> {
+        Arc::downgrade(&self.current.lock())
+    }
+
     /// Whether it has another driver than `driver` by now.
-    fn has_other_than(&self, driver: &Handle) -> bool {
-        !Arc::ptr_eq(&self.current.lock(), driver)
+    fn has_other_than(&self, driver: &Weak<Mutex<Domain>>) -> bool {
+        !core::ptr::eq(Arc::as_ptr(&self.current.lock()), driver.as_ptr())
     }
 
     fn wake(&self) {

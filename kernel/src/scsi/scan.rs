@@ -4,13 +4,13 @@ use super::Host;
 use super::command::{ScsiError, execute};
 use super::disk::{Disk, Unit};
 use crate::console::{self, Source};
-use crate::domain::Handle;
+use crate::domain::{Domain, Handle};
 use crate::limits::SCAN_MS;
 use crate::poll;
 use crate::task::wait_in;
 use alloc::collections::VecDeque;
 use alloc::format;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -131,7 +131,7 @@ fn note_said() {
 
 /// Looks at single units of a host again.
 async fn refresh(host: &Arc<Host>) {
-    let driver = host.handle();
+    let driver = host.driver();
     let stale = core::mem::take(&mut *host.stale.lock());
     for (target, lun) in stale {
         let opened = Disk::open(host, target, lun).await;
@@ -154,7 +154,7 @@ async fn refresh(host: &Arc<Host>) {
 async fn scan(host: &Arc<Host>) {
     let limit_ms = SCAN_MS.get();
     // A host that has many units, or says so, pays for the search.
-    let driver = host.handle();
+    let driver = host.driver();
     let search = poll::charged(|| host.handle(), scan_targets(host, &driver));
     match with_timeout(Duration::from_millis(limit_ms), search).await {
         Ok(Err(ScsiError::NoDriver)) => return,
@@ -258,7 +258,7 @@ impl Search<'_> {
 
 /// Looks at every target for its logical units, and keeps the disks; those that are not there any more are forgotten. Fails if the
 /// driver is ended.
-async fn scan_targets(host: &Arc<Host>, driver: &Handle) -> Result<(), ScsiError> {
+async fn scan_targets(host: &Arc<Host>, driver: &Weak<Mutex<Domain>>) -> Result<(), ScsiError> {
     const LIST_BYTES: usize = 8 + 256 * 8;
     let info = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info).ok_or(ScsiError::NoDriver)?;
     let mut search = Search { host, found: Vec::new(), errors: 0 };

@@ -1,5 +1,6 @@
 //! Commands about memory: how much, where, and whether it is as it should be.
 
+use super::machine::fence_in_words;
 use super::{Outcome, said};
 use crate::domain::Domain;
 use crate::domain::memory::describe;
@@ -94,6 +95,9 @@ pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
 
 /// Prints what a driver can reach that is no memory.
 fn print_ports_and_gates(domain: &Domain) {
+    if let Some(device) = &domain.device {
+        println!("device {}, {}", device.function().address, fence_in_words(device));
+    }
     for Ports { first, count } in domain.device.iter().flat_map(|device| device.ports()) {
         println!("ports  {first:#x} to {:#x}", first.saturating_add(count.saturating_sub(1)));
     }

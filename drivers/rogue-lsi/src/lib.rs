@@ -48,6 +48,8 @@ struct RogueLsi {
     registers: Mmio,
     memory: Dma,
     has_dma: bool,
+    /// What it reads when it is unloaded.
+    at_exit: Option<u32>,
 }
 
 /// A program under construction.
@@ -132,7 +134,7 @@ impl Driver for RogueLsi {
         let registers = Mmio::map(1)?;
         registers.write8(ISTAT, RESET);
         registers.write8(ISTAT, 0);
-        Ok(RogueLsi { registers, memory: Dma::new(MEMORY)?, has_dma: false })
+        Ok(RogueLsi { registers, memory: Dma::new(MEMORY)?, has_dma: false, at_exit: None })
     }
 
     fn command(&mut self, text: &str) -> Result<u64> {
@@ -241,6 +243,11 @@ impl Driver for RogueLsi {
                 self.flood(address)?;
                 panic!("while the device runs");
             }
+            // When it is unloaded, and nobody asks it anything any more.
+            "read-at-exit" => {
+                self.at_exit = Some(argument()?);
+                Ok(0)
+            }
             // The processor's own I/O space: ports, not memory.
             "write-port" => {
                 let port = argument()?;
@@ -259,6 +266,12 @@ impl Driver for RogueLsi {
                 self.start()
             }
             _ => Err(Refusal::NotFound),
+        }
+    }
+
+    fn exit(&mut self) {
+        if let Some(address) = self.at_exit {
+            let _ = self.read(address);
         }
     }
 }

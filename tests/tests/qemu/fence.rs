@@ -254,6 +254,17 @@ fn a_device_whose_driver_was_unloaded_reaches_nothing() {
     assert_intact(&text);
 }
 
+/// What an IOMMU has recorded of a device whose driver ended by itself is not the next driver's doing.
+#[test]
+fn a_fault_of_a_driver_that_is_gone_ends_nobody() {
+    let script = "insmod rogue-lsi; tell rogue-lsi read-at-exit %kernel-text; rmmod rogue-lsi; insmod rogue-lsi; \
+                  tell rogue-lsi own; sleep 150; tell rogue-lsi own; faults; lsmod";
+    let text = boot_well(&with_lsi(script, "-device lsi53c895a"));
+    assert_eq!(text.matches("rogue-lsi: 4660 (0x1234)").count(), 2, "{text}");
+    assert_eq!(listed(&text, "rogue-lsi")[0].state, "running", "{text}");
+    assert!(!text.contains("DMA fault"), "{text}");
+}
+
 /// A bridge asks in the place of what is behind it; a device behind a port asks for itself. Both are kept to what they were given.
 #[test]
 fn a_bridge_hides_nobody() {

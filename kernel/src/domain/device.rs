@@ -5,7 +5,7 @@
 //! memory freed. A device that does not come to rest is set aside for good, and the memory with it.
 
 use super::fault::Cause;
-use super::messages::Messages;
+use super::messages::{self, Messages};
 use super::reset::{NotReset, ResetRegister};
 use super::{DmaRegion, Domain};
 use crate::arch::{interrupts, time};
@@ -152,6 +152,19 @@ impl Device {
         Events::INTERRUPT | Events::from_bits_truncate(vectors * Events::VECTOR_0.bits())
     }
 
+    /// Has its interrupts reach the driver; `false` if it can have none.
+    pub fn enable_interrupts(&mut self) -> bool {
+        if self.messages.is_none() {
+            messages::turn_off(self.function);
+        }
+        self.interrupts = true;
+        self.interrupts = self.active_lines() != 0;
+        if self.interrupts {
+            self.unmask();
+        }
+        self.interrupts
+    }
+
     /// Whether it has interrupts of its own.
     pub fn has_messages(&self) -> bool {
         self.messages.is_some()
@@ -198,15 +211,16 @@ impl Device {
     /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
     /// memory. If it does not come to rest nobody gets it any more.
     pub fn stop(mut self) -> Result<(), NotStopped> {
-        if let (Some(messages), Ok(fence)) = (self.messages.take(), &self.fence) {
-            messages.remove(self.function, fence);
-        }
+        self.mask();
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
         let stopped = match (&self.reset, self.used_dma) {
             (_, false) => Ok(()),
             (Some(reset), true) => reset.run(),
             (None, true) => Err(NotReset::NoRecipe),
         };
+        if let (Some(messages), Ok(fence)) = (self.messages.take(), &self.fence) {
+            messages.remove(self.function, fence);
+        }
         // Behind its reset: what it did until then was its driver's. From here on it reaches nothing.
         let is_detached = self.fence.is_ok_and(Fence::remove);
         let mut taken = TAKEN.lock();

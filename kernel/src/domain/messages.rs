@@ -57,9 +57,7 @@ impl Messages {
     }
 
     fn control(&self, function: &Function, bits: u32) {
-        let other = function.read(self.capability) & !(ENABLE | MASK_ALL);
-        // SAFETY: whatever the device sends, the unit lets pass what it was given.
-        unsafe { function.write(self.capability, other | bits) };
+        control(function, self.capability, bits);
     }
 
     /// How many there are.
@@ -77,12 +75,28 @@ impl Messages {
         (lines & self.lines()) >> self.first
     }
 
-    /// Takes them away.
+    /// Takes them away: all are masked, and lead nowhere. MSI-X stays on until somebody wants the line ([`turn_off`]): QEMU's e1000e ends
+    /// QEMU if it is off when a message comes that was put off.
     pub fn remove(self, function: &Function, fence: &Fence) {
-        self.control(function, MASK_ALL);
+        self.control(function, MASK_ALL | ENABLE);
         for line in (self.first..).take(self.count.into()) {
             fence.end_route(line - interrupts::WIRES);
         }
         interrupts::give_back_lines(self.lines());
+    }
+}
+
+fn control(function: &Function, capability: u16, bits: u32) {
+    let other = function.read(capability) & !(ENABLE | MASK_ALL);
+    // SAFETY: whatever the device sends, the unit lets pass what it was given.
+    unsafe { function.write(capability, other | bits) };
+}
+
+/// Has `function` interrupt by its line.
+pub fn turn_off(function: &Function) {
+    if let Some(MsiX { at, .. }) = MsiX::find(|offset| function.read(offset))
+        && function.read(at) & ENABLE != 0
+    {
+        control(function, at, 0);
     }
 }

@@ -8,12 +8,9 @@ use ringfence_abi::upcall::MAX_VECTORS;
 /// Lets the device's interrupts through: from now on, one polls the driver.
 pub fn rf_irq_enable(domain: &mut Domain) -> Answer {
     let device = domain.device.as_mut().ok_or(Refusal::NotFound)?;
-    device.interrupts = true;
-    if device.active_lines() == 0 {
-        device.interrupts = false;
+    if !device.enable_interrupts() {
         return Err(Refusal::NotFound.into());
     }
-    device.unmask();
     Ok(0)
 }
 

@@ -20,6 +20,17 @@ fn every_card_works_in_both_rings_and_after_a_restart() {
     }
 }
 
+/// QEMU's e1000e ends QEMU if MSI-X is turned off while it still means to send a message.
+#[test]
+fn a_card_that_puts_messages_off_loses_them_in_order() {
+    let mut machine = machine(
+        "ip; limits restarts 1000; limits restart-wait-ms 0; repeat 40 ping 10.0.2.2 -c 1, kill e1000; sleep 50; \
+         ping 10.0.2.2 -c 1",
+    );
+    (machine.nic, machine.hba) = ("e1000e".into(), "none".into());
+    assert_says(&boot_well(&machine), "1 sent, 1 answered, 0 lost");
+}
+
 /// Two disks, one with more than one unit on a target; a command that the disk refuses comes with its sense data.
 #[test]
 fn every_adapter_works_in_both_rings_and_after_a_restart() {

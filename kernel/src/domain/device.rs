@@ -320,6 +320,9 @@ impl Domain {
                 {
                     return Err(Refusal::Denied);
                 }
+                let start = device.next;
+                let next =
+                    start.checked_add(len + PAGE_SIZE).filter(|next| *next <= MMIO_MAX).ok_or(Refusal::NoMemory)?;
                 // Where its messages go is not the driver's to say.
                 let secret = MsiX::find(|offset| device.function().read(offset));
                 let parts = secret.iter().flat_map(|msi_x| msi_x.parts_of(bar));
@@ -327,11 +330,11 @@ impl Domain {
                 if pieces.is_empty() {
                     return Err(Refusal::Denied);
                 }
-                let start = device.next;
-                let next =
-                    start.checked_add(len + PAGE_SIZE).filter(|next| *next <= MMIO_MAX).ok_or(Refusal::NoMemory)?;
-                for (offset, len) in pieces.iter().copied() {
-                    self.space.map_device(base + start + offset, first + offset, len).map_err(|_| Refusal::NoMemory)?;
+                for (offset, piece) in pieces {
+                    if self.space.map_device(base + start + offset, first + offset, piece).is_err() {
+                        self.space.unmap(base + start, len);
+                        return Err(Refusal::NoMemory);
+                    }
                 }
                 device.next = next;
                 base + start + (pa - first)

@@ -76,19 +76,23 @@ impl ResetRegister {
             domain.device.as_ref().and_then(|device| device.function().port_counts.get(bar as usize).copied());
         let mapped = domain.map_bar(bar.into())?;
         let is_port = matches!(is_port, Some(1..));
-        let at = |offset: u32| match is_port {
-            true => Place::Port((mapped + u64::from(offset)) as u16),
-            false => Place::Memory(mapped + u64::from(offset)),
+        // Pages of a BAR that say where messages go are not mapped, and no driver's to write.
+        let at = |offset: u32| {
+            let address = mapped + u64::from(offset);
+            match is_port {
+                true => Ok(Place::Port(address as u16)),
+                false => domain.space.translate(address).map(|_| Place::Memory(address)).ok_or(Refusal::Invalid),
+            }
         };
         let mut zero = [None; 2];
         for (place, offset) in zero.iter_mut().zip(register.zero).filter(|(_, offset)| *offset != NO_REGISTER) {
             if u64::from(offset) + 4 > domain.bar_len(bar.into())? {
                 return Err(Refusal::Invalid);
             }
-            *place = Some(at(offset));
+            *place = Some(at(offset)?);
         }
         Ok(Some(ResetRegister {
-            place: at(offset),
+            place: at(offset)?,
             zero,
             width_bytes: register.width_bytes,
             // virtio's is written as a whole.

@@ -39,6 +39,9 @@ pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
         return None;
     }
     let common = device.mapped.get(bar as usize).copied().flatten()? + u64::from(offset);
+    // Pages of a BAR may be left out.
+    domain.space.translate(common)?;
+    domain.space.translate(common + COMMON_BYTES - 1)?;
     // SAFETY: registers of the domain's own device, which are mapped as long as it has that, in the slot, which the kernel's root maps;
     // all inside the BAR, and aligned.
     let read16 = |at: u64| unsafe { ((common + at) as *const u16).read_volatile() };

@@ -11,6 +11,7 @@ pub const FLAGS: usize = offset_of!(Manifest, flags);
 pub const PCI_ID: usize = offset_of!(Manifest, pci_ids);
 pub const METHOD: usize = offset_of!(Manifest, reset.method);
 pub const OFFSET: usize = offset_of!(Manifest, reset.offset);
+pub const ZERO: usize = offset_of!(Manifest, reset.zero);
 pub const WAIT_MASK: usize = offset_of!(Manifest, reset.wait_mask);
 pub const WAIT_VALUE: usize = offset_of!(Manifest, reset.wait_value);
 pub const LIMIT_US: usize = offset_of!(Manifest, reset.limit_us);

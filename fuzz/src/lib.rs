@@ -67,8 +67,11 @@ pub fn acpi(data: &[u8]) {
     };
     let found = tables::Tables::at(AT, read);
     let found = |signature| found.as_ref().and_then(|tables| tables.find(signature));
-    for table in [found(b"FACP"), found(b"HPET"), found(b"MCFG"), found(b"DMAR"), Some(data)].into_iter().flatten() {
+    let tables = [b"FACP", b"HPET", b"MCFG", b"DMAR", b"APIC"].map(found);
+    for table in tables.into_iter().chain([Some(data)]).flatten() {
         let _ = dmar::Dmar::parse(table);
+        let wiring = tables::Wiring::parse(table);
+        let _ = (0..16).map(|line| wiring.of_line(line)).count();
         let _ = (tables::hpet(table), tables::pm_timer(table), tables::buses(table).count());
     }
 }

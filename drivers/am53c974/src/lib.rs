@@ -58,7 +58,7 @@ struct Am53c974 {
 impl BusAdapter for Am53c974 {
     fn init() -> Result<Am53c974> {
         let ports = Ports::open(0)?;
-        let out = Dma::new(MOST_OUT)?;
+        let out = Dma::within_4_gib(MOST_OUT)?;
         let mut adapter = Am53c974 {
             ports,
             out,

@@ -13,6 +13,7 @@ use ringfence_sdk::abi::net::{RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{Nic, NicDriver, Queues};
+use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
 driver!(
@@ -73,22 +74,8 @@ const WITH_OWN: Causes =
 const OTHER_VECTOR: u32 = 2;
 const ID_82574L: u16 = 0x10d3;
 
-/// A descriptor ring: `next` is the one to fill next, `done` the one that the device finishes next.
-struct Ring {
-    memory: Dma,
-    len: usize,
-    next: usize,
-    done: usize,
-}
-
-impl Ring {
-    fn new(len: usize) -> Result<Ring> {
-        Ok(Ring { memory: Dma::new(len * DESCRIPTOR)?, len, next: 0, done: 0 })
-    }
-
-    fn after(&self, index: usize) -> usize {
-        (index + 1) % self.len
-    }
+fn ring(len: usize) -> Result<Ring> {
+    Ok(Ring::new(Dma::new(len * DESCRIPTOR)?, len))
 }
 
 /// A card's name by its PCI device id.
@@ -143,8 +130,8 @@ impl Nic for E1000 {
         Ok(E1000 {
             registers,
             mac,
-            tx: Ring::new(TX_RING)?,
-            rx: Ring::new(RX_RING)?,
+            tx: ring(TX_RING)?,
+            rx: ring(RX_RING)?,
             tx_frames: [0; TX_RING],
             rx_frames: [0; RX_RING],
             tx_interrupt: false,

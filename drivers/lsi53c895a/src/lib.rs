@@ -54,7 +54,7 @@ struct Lsi {
 impl BusAdapter for Lsi {
     fn init() -> Result<Lsi> {
         let registers = Mmio::map(1)?;
-        let memory = Dma::new(MEMORY)?;
+        let memory = Dma::within_4_gib(MEMORY)?;
         let mut lsi = Lsi { registers, memory, data_len: 0, left: 0, is_busy: false };
         lsi.reset()?;
         lsi.load();

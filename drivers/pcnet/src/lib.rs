@@ -12,6 +12,7 @@ use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{Nic, NicDriver, Queues};
+use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
 driver!(
@@ -50,51 +51,32 @@ struct Pcnet {
     tx_interrupt: bool,
 }
 
-/// A descriptor ring: `next` is the one to fill next, `done` the one that the card finishes next.
-struct Ring {
-    memory: Dma,
-    len: usize,
-    next: usize,
-    done: usize,
+fn ring(len: usize) -> Result<Ring> {
+    Ok(Ring::new(Dma::within_4_gib(len * DESCRIPTOR)?, len))
 }
 
-impl Ring {
-    fn new(len: usize) -> Result<Ring> {
-        Ok(Ring { memory: Dma::new(len * DESCRIPTOR)?, len, next: 0, done: 0 })
-    }
+/// Hands the next descriptor of a ring to the card, with the buffer at `address`; returns its number.
+fn give(ring: &mut Ring, address: u64, len_bytes: u32, flags: u32) -> usize {
+    let index = ring.next;
+    let at = index * DESCRIPTOR;
+    ring.memory.write(at, address as u32);
+    ring.memory.write(at + 8, 0u32);
+    dma::write_barrier();
+    ring.memory.write(at + 4, reg::OWN | flags | reg::length(len_bytes));
+    ring.next = ring.after(index);
+    index
+}
 
-    fn after(&self, index: usize) -> usize {
-        (index + 1) % self.len
+/// The descriptor that the card has finished next, with its status.
+fn finished(ring: &Ring) -> Option<(usize, u32)> {
+    if ring.done == ring.next {
+        return None;
     }
-
-    /// Hands the next descriptor to the card, with the buffer at `address`; returns its number.
-    fn give(&mut self, address: u64, len_bytes: u32, flags: u32) -> usize {
-        let index = self.next;
-        let at = index * DESCRIPTOR;
-        self.memory.write(at, address as u32);
-        self.memory.write(at + 8, 0u32);
-        dma::write_barrier();
-        self.memory.write(at + 4, reg::OWN | flags | reg::length(len_bytes));
-        self.next = self.after(index);
-        index
-    }
-
-    /// The descriptor that the card has finished next, with its status.
-    fn finished(&self) -> Option<(usize, u32)> {
-        if self.done == self.next {
-            return None;
-        }
-        let status: u32 = self.memory.read(self.done * DESCRIPTOR + 4);
-        (status & reg::OWN == 0).then(|| {
-            dma::read_barrier();
-            (self.done, status)
-        })
-    }
-
-    /// Its length, as the initialization block has it.
-    fn log2(&self) -> u32 {
-        self.len.ilog2()
-    }
+    let status: u32 = ring.memory.read(ring.done * DESCRIPTOR + 4);
+    (status & reg::OWN == 0).then(|| {
+        dma::read_barrier();
+        (ring.done, status)
+    })
 }
 
 impl Nic for Pcnet {
@@ -109,9 +91,9 @@ impl Nic for Pcnet {
         let card = Pcnet {
             ports,
             mac: [a, b, c, d, e, f],
-            init: Dma::new(INIT_BLOCK)?,
-            tx: Ring::new(TX_RING)?,
-            rx: Ring::new(RX_RING)?,
+            init: Dma::within_4_gib(INIT_BLOCK)?,
+            tx: ring(TX_RING)?,
+            rx: ring(RX_RING)?,
             tx_frames: [0; TX_RING],
             rx_frames: [0; RX_RING],
             tx_interrupt: false,
@@ -180,7 +162,7 @@ impl Pcnet {
 
     /// The initialization block of the 32-bit style: mode and lengths of the rings, address, no multicast, where the rings are.
     fn fill_init_block(&mut self) {
-        self.init.write(0, self.rx.log2() << 20 | self.tx.log2() << 28);
+        self.init.write(0, self.rx.len.ilog2() << 20 | self.tx.len.ilog2() << 28);
         self.init.write_bytes(4, &self.mac);
         self.init.write(20, self.rx.memory.address(0) as u32);
         self.init.write(24, self.tx.memory.address(0) as u32);
@@ -191,13 +173,13 @@ impl Pcnet {
         let before = self.tx.next;
         while let Some(frame) = queues.take_transmit() {
             let flags = reg::START_OF_PACKET | reg::END_OF_PACKET;
-            let index = self.tx.give(frame.address, frame.len_bytes, flags);
+            let index = give(&mut self.tx, frame.address, frame.len_bytes, flags);
             self.tx_frames[index] = frame.number;
         }
         if self.tx.next != before {
             self.write(reg::CSR0, csr0::TRANSMIT_DEMAND | csr0::INTERRUPTS);
         }
-        while let Some((index, _)) = self.tx.finished() {
+        while let Some((index, _)) = finished(&self.tx) {
             queues.give_transmitted(self.tx_frames[index]);
             self.tx.done = self.tx.after(index);
         }
@@ -210,7 +192,7 @@ impl Pcnet {
 
     /// Delivers what was received and gives the card new frames.
     fn receive(&mut self, queues: &mut Queues) {
-        while let Some((index, status)) = self.rx.finished() {
+        while let Some((index, status)) = finished(&self.rx) {
             let len_bytes: u32 = self.rx.memory.read::<u32>(index * DESCRIPTOR + 8) & 0xfff;
             let whole = reg::START_OF_PACKET | reg::END_OF_PACKET;
             // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer goes back.
@@ -224,7 +206,7 @@ impl Pcnet {
 
     fn refill(&mut self, queues: &mut Queues) {
         while let Some(frame) = queues.take_empty() {
-            let index = self.rx.give(frame.address, FRAME_BYTES as u32, 0);
+            let index = give(&mut self.rx, frame.address, FRAME_BYTES as u32, 0);
             self.rx_frames[index] = frame.number;
         }
     }

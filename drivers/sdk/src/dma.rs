@@ -26,6 +26,16 @@ impl Dma {
         Ok(Dma { start, address, len_bytes })
     }
 
+    /// The same for a device whose addresses have 32 bits. [`crate::Refusal::NoMemory`] if it does not reach it.
+    pub fn within_4_gib(len_bytes: usize) -> Result<Dma> {
+        let memory = Dma::new(len_bytes)?;
+        if u32::try_from(memory.address(len_bytes)).is_err() {
+            log::error!("the device does not reach memory above 4 GiB");
+            return Err(crate::Refusal::NoMemory);
+        }
+        Ok(memory)
+    }
+
     /// Where the device sees the byte at `offset`.
     pub fn address(&self, offset: usize) -> u64 {
         self.address + offset as u64

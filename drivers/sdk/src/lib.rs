@@ -4,7 +4,7 @@
 //! * [`driver!`]: the manifest and the entry point
 //! * [`Driver`], [`net::Nic`], [`scsi::ScsiHost`]: what a driver is
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
-//! * [`dma::Dma`]: memory shared with the device
+//! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
 //! * `log`'s macros and `alloc`'s collections just work
 #![no_std]
 
@@ -18,6 +18,7 @@ mod heap;
 pub mod manifest;
 pub mod net;
 mod panic;
+pub mod ring;
 pub mod scsi;
 pub mod scsi_bus;
 pub mod service;

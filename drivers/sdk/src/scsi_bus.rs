@@ -3,7 +3,7 @@
 
 use crate::dma::Dma;
 use crate::scsi::{DIRECTION_IN, DIRECTION_OUT, HOST_OK, MAX_SENSE, Outcome, Queues, Request, ScsiHost, ScsiInfo};
-use crate::{Events, Refusal, Reply, Result};
+use crate::{Events, Reply, Result};
 use ringfence_abi::scsi::{MAX_CDB, REQUESTS};
 
 /// The adapter's own number on the bus.
@@ -174,12 +174,7 @@ fn outcome(ending: Ending, sense: Option<([u8; MAX_SENSE], u32)>) -> Outcome {
 
 impl<A: BusAdapter> ScsiHost for BusHost<A> {
     fn init() -> Result<Self> {
-        let sense = Dma::new(MAX_SENSE)?;
-        if u32::try_from(sense.address(MAX_SENSE)).is_err() {
-            log::error!("the adapter does not reach memory above 4 GiB");
-            return Err(Refusal::NoMemory);
-        }
-        Ok(BusHost { adapter: A::init()?, current: None, sense })
+        Ok(BusHost { sense: Dma::within_4_gib(MAX_SENSE)?, adapter: A::init()?, current: None })
     }
 
     fn info(&self) -> ScsiInfo {

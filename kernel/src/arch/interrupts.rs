@@ -4,7 +4,7 @@
 //! **Interrupts never run driver code.** A device's line is masked when it fires, which is only noted here, until its driver
 //! was polled; a device whose driver did not acknowledge is held back by itself then (`domain/device.rs`).
 
-use super::io_apic;
+use super::io_apic::{self, Pin};
 use crate::memory::registers::Registers;
 use core::sync::atomic::{AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;
@@ -74,25 +74,19 @@ pub const fn vector_of(line: u8) -> u8 {
     if line < WIRES { FIRST_OF_IO_APIC + line } else { FIRST_VECTOR + line }
 }
 
-/// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. How each line is wired, `pin` says: its pin,
-/// whether it interrupts as long as it is raised (the bus's own way if that is not known), whether it is raised when it is low, and its
-/// entry of the IOMMU's table; `route` fills that in. `false` if it is not there.
-pub fn use_io_apic(
-    registers: u64,
-    pin: impl Fn(u8) -> Option<(u8, Option<bool>, bool, u8)>,
-    mut route: impl FnMut(u8, bool) -> bool,
-) -> bool {
+/// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. `pin` says how a line is wired; it is told
+/// whether the line interrupts as long as it is raised, as the 8259s have it. `false` if the I/O APIC is not there.
+pub fn use_io_apic(registers: u64, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
     // Edge/level control registers of the two controllers.
     let levels = [0x4d0, 0x4d1].map(|port| {
         // SAFETY: reading changes nothing.
         unsafe { x86_64::instructions::port::Port::<u8>::new(port).read() }
     });
     let levels = u16::from_le_bytes(levels);
-    let pins = core::array::from_fn(|line| {
-        let line = line as u8;
-        let (number, is_level, is_low, entry) = pin(line).filter(|_| line != CASCADE)?;
-        let is_level = is_level.unwrap_or(levels & 1 << line != 0);
-        route(line, is_level).then_some(io_apic::Pin { number, is_level, is_low, vector: vector_of(line), entry })
+    let is_level = |line: u8| levels & 1 << line != 0;
+    let pins = core::array::from_fn(|line| match line as u8 {
+        CASCADE => None,
+        line => pin(line, is_level(line)),
     });
     without_interrupts(|| {
         let is_used = io_apic::init(registers, pins);
@@ -313,17 +307,19 @@ fn take_message(vector: u8) {
         return;
     }
     let line = vector.checked_sub(FIRST_VECTOR).filter(|line| *line < LINES);
-    if let Some(line) = vector.checked_sub(FIRST_OF_IO_APIC).filter(|line| *line < WIRES) {
-        note(line);
-        serve(line);
-        super::local_apic::end();
-        return;
-    }
-    match (vector, line) {
-        // Elsewhere it would be a device that makes time pass.
-        (OWN_TIMER, _) if super::local_apic::ticks() => {
-            note(TIMER);
-            super::time::tick();
+    let wire = vector.checked_sub(FIRST_OF_IO_APIC).filter(|line| *line < WIRES);
+    let is_timer = if super::local_apic::ticks() { vector == OWN_TIMER } else { wire == Some(TIMER) };
+    match (wire, line) {
+        // A device that makes it up would have time pass for whoever runs.
+        _ if is_timer => {
+            if super::time::is_tick_due() {
+                note(TIMER);
+                super::time::tick();
+            }
+        }
+        (Some(line), _) if line != TIMER => {
+            note(line);
+            serve(line);
         }
         (_, Some(line)) if TAKEN.load(Ordering::Relaxed) & 1 << line != 0 => {
             note(line);

@@ -30,7 +30,8 @@ const DIVIDE: u32 = 0x3e0;
 /// Vectors up to this one are kept back (SDM vol. 3A, 11.8.3.1): bits 7 to 4 count.
 const THRESHOLD: u32 = 0x2f;
 
-/// Turns it off, unless it ticks: nothing else needs it, and as long as it is on a device can raise vectors by writing where it listens. The controllers' interrupts reach the CPU past it then (SDM vol. 3A, 11.4.3).
+/// Turns it off, unless it ticks: nothing else needs it, and as long as it is on a device can raise vectors by writing where it listens.
+/// The controllers' interrupts reach the CPU past it then (SDM vol. 3A, 11.4.3).
 pub fn turn_off() {
     if is_there() && !TICKS.load(Ordering::Relaxed) {
         let base = base();

@@ -93,6 +93,19 @@ pub fn charged_for_words<T>(work: impl FnOnce() -> T) -> T {
 /// 512 bytes at 115,200 baud take 44 ms. What takes longer is a host that stalls, for which no driver is to blame.
 const MOST_CHARGED: u64 = TICK_HZ as u64 / 20;
 
+/// TSC at the last tick that was due.
+static LAST_TICK: AtomicU64 = AtomicU64::new(0);
+
+/// Whether it is so long since the last tick that this may be one: half of the time between two. To be asked once a tick.
+pub fn is_tick_due() -> bool {
+    let (now, last) = (tsc(), LAST_TICK.load(Ordering::Relaxed));
+    let is_due = now.saturating_sub(last) >= tsc_per_tick() / 2;
+    if is_due {
+        LAST_TICK.store(now, Ordering::Relaxed);
+    }
+    is_due
+}
+
 /// The timer interrupt: counts against the upcall under way, and wakes who waited for a time.
 pub fn tick() {
     take_ticks(1);

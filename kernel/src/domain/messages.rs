@@ -6,6 +6,7 @@ use crate::arch::interrupts;
 use crate::iommu::Fence;
 use crate::memory::registers::Registers;
 use crate::pci::{Function, memory_extent};
+use ringfence_abi::upcall::MAX_VECTORS;
 use ringfence_core::pci::MsiX;
 
 /// Bits of the message control, which is the upper half of the capability's first word.
@@ -15,8 +16,9 @@ const MASK_ALL: u32 = 1 << 30;
 const ADDRESS: u64 = 0;
 const ADDRESS_HIGH: u64 = 4;
 const DATA: u64 = 8;
-const CONTROL: u64 = 12;
 const ENTRY_BYTES: u64 = 16;
+/// Most that a device has.
+const MOST: usize = MAX_VECTORS as usize;
 
 /// The messages that a device may send.
 pub struct Messages {
@@ -29,7 +31,7 @@ impl Messages {
     /// Gives `function` up to `wanted` of them, all masked, and turns its line off. `None` if it, its fence or the machine can have none.
     pub fn new(function: &Function, fence: &Fence, wanted: u8) -> Option<Messages> {
         let capability = MsiX::find(|offset| function.read(offset))?;
-        let count = wanted.min(u8::try_from(capability.entries).unwrap_or(u8::MAX));
+        let count = wanted.min(MOST as u8).min(u8::try_from(capability.entries).unwrap_or(u8::MAX));
         let (bar, offset) = capability.table;
         let (start, len_bytes) = function.bars.get(usize::from(bar))?.as_ref().and_then(memory_extent)?;
         let table = u64::from(offset);
@@ -37,7 +39,7 @@ impl Messages {
             return None;
         }
         let entry = |index: u8| Registers::at(start.checked_add(table + u64::from(index) * ENTRY_BYTES)?, ENTRY_BYTES);
-        let entries = (0..count).map(entry).collect::<Option<heapless::Vec<Registers, 8>>>()?;
+        let entries = (0..count).map(entry).collect::<Option<heapless::Vec<Registers, MOST>>>()?;
         let first = interrupts::take_lines(count)?;
         let messages = Messages { capability: capability.at, first, count };
         messages.control(function, MASK_ALL | ENABLE);
@@ -46,11 +48,11 @@ impl Messages {
                 messages.remove(function, fence);
                 return None;
             };
-            entry.write32(CONTROL, 1);
+            interrupts::set_message(line, *entry);
+            interrupts::set_masked(line, true);
             entry.write32(ADDRESS, address);
             entry.write32(ADDRESS_HIGH, 0);
             entry.write32(DATA, 0);
-            interrupts::set_message(line, *entry);
         }
         messages.control(function, ENABLE);
         Some(messages)

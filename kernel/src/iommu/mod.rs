@@ -23,7 +23,7 @@ use ringfence_core::dmar::{self, Dmar, Scope, ScopeKind};
 use ringfence_core::extent::Extent;
 use ringfence_core::pci::virtio_common;
 pub use routes::remaps_interrupts;
-use spin::{Mutex, Once};
+use spin::Mutex;
 pub use vtd::Fault;
 use vtd::{FaultStatus, READ, Tables, Unit, WRITE};
 
@@ -46,9 +46,10 @@ const MOST_DOMAINS: usize = 256;
 
 /// What was recorded and concerns a driver that has not been asked yet.
 static FAULTS: Mutex<Vec<Fault>> = Mutex::new(Vec::new());
-/// Where units say that they have recorded something, to be asked without a lock: the first of them, and the others.
+/// Where the first unit says that it has recorded something, to be asked without a lock.
 static STATUS: FaultStatus = FaultStatus::none();
-static OTHER_STATUS: Once<Vec<FaultStatus>> = Once::new();
+/// Whether there are other units.
+static HAS_OTHERS: AtomicBool = AtomicBool::new(false);
 /// Whether there are others, or faults that were taken down and concern a driver.
 static MUST_LOOK: AtomicBool = AtomicBool::new(false);
 /// Most of those.
@@ -66,9 +67,11 @@ pub fn init(table: &Dmar, wiring: &Wiring) {
             Err(why) => warn!("iommu: VT-d at {:#x} is not used: {why}", found.registers),
         }
     }
-    let mut all = WATCHERS.lock().iter().map(|watcher| watcher.unit.fault_status()).collect::<Vec<_>>().into_iter();
-    STATUS.set(all.next());
-    OTHER_STATUS.call_once(|| all.collect());
+    {
+        let watchers = WATCHERS.lock();
+        STATUS.set(watchers.first().map(|watcher| watcher.unit.fault_status()));
+        HAS_OTHERS.store(watchers.len() > 1, Ordering::Relaxed);
+    }
     note_left(&[]);
     *RESERVED.lock() = table.reserved.clone();
     if table.remaps_interrupts && is_on() {
@@ -316,10 +319,6 @@ pub fn note_faults() -> bool {
 fn take_down() -> bool {
     let mut watchers = WATCHERS.lock();
     let mut faults = FAULTS.lock();
-    let others = || OTHER_STATUS.get().into_iter().flatten();
-    if !STATUS.is_set() && !others().any(FaultStatus::is_set) {
-        return !faults.is_empty();
-    }
     for watcher in watchers.iter_mut().filter(|watcher| watcher.unit.fault_status().is_set()) {
         watcher.unit.take_faults(|fault| {
             if faults.len() < MOST_FAULTS {
@@ -332,8 +331,7 @@ fn take_down() -> bool {
 
 /// Notes whether faults are left that concern a driver.
 fn note_left(faults: &[Fault]) -> bool {
-    let has_others = OTHER_STATUS.get().is_some_and(|others| !others.is_empty());
-    MUST_LOOK.store(has_others || !faults.is_empty(), Ordering::Relaxed);
+    MUST_LOOK.store(HAS_OTHERS.load(Ordering::Relaxed) || !faults.is_empty(), Ordering::Relaxed);
     !faults.is_empty()
 }
 

@@ -3,6 +3,7 @@
 
 use super::vtd::{self, InterruptTable, Unusable};
 use super::{Fence, WATCHERS, Watcher};
+use crate::arch::io_apic::Pin;
 use crate::arch::{interrupts, local_apic, tcg};
 use log::{info, warn};
 use ringfence_core::acpi::Wiring;
@@ -65,19 +66,12 @@ fn take_wires(wiring: &Wiring) -> bool {
     };
     let found = watchers.iter_mut().find_map(|watcher| source(watcher).map(|source| (watcher, source)));
     let Some((watcher, source)) = found else { return false };
-    // An entry that a line does not use hurts nobody: the I/O APIC alone can.
-    let entry = |line: u8| FIRST_WIRE + line;
-    interrupts::use_io_apic(
-        *registers,
-        |line| {
-            let (to, is_level, is_low) = wiring.of_line(line);
-            Some((u8::try_from(to).ok()?, is_level, is_low, entry(line)))
-        },
-        |line, is_level| {
-            let route = vtd::route(source, interrupts::vector_of(line), *apic, is_level);
-            watcher.unit.set_route(table, entry(line), route).is_ok()
-        },
-    )
+    interrupts::use_io_apic(*registers, |line, is_level| {
+        let (to, told, is_low) = wiring.of_line(line);
+        let (is_level, vector, entry) = (told.unwrap_or(is_level), interrupts::vector_of(line), FIRST_WIRE + line);
+        watcher.unit.set_route(table, entry, vtd::route(source, vector, *apic, is_level)).ok()?;
+        Some(Pin { number: u8::try_from(to).ok()?, is_level, is_low, vector, entry })
+    })
 }
 
 /// Entry of the table for line 0 of the I/O APIC: those before it are for messages of devices.

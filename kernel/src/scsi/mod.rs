@@ -138,11 +138,10 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
         *host.current.lock() = fresh.clone();
         host.wake();
         // A scan that its end cut short begins again.
-        let lost_some = host.lost_some.swap(false, Ordering::AcqRel);
-        if lost_some {
+        if host.lost_some.swap(false, Ordering::AcqRel) {
             host.in_doubt.store(true, Ordering::Release);
         }
-        if lost_some || !host.scanned.load(Ordering::Acquire) {
+        if host.is_in_doubt() || !host.scanned.load(Ordering::Acquire) {
             scan::look_at(host);
         }
     }

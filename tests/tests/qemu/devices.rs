@@ -24,14 +24,16 @@ fn every_card_works_in_both_rings_and_after_a_restart() {
 #[test]
 fn a_card_that_puts_messages_off_loses_them_in_order() {
     let mut machine = machine(
-        "ip; limits restarts 1000; limits restart-wait-ms 0; repeat 40 ping 10.0.2.2 -c 1, kill e1000; sleep 50; \
+        "ip; limits restarts 1000; limits restart-wait-ms 0; mute repeat 40 ping 10.0.2.2 -c 1, kill e1000; sleep 50; \
          ping 10.0.2.2 -c 1",
     );
+    // So that little time passes from an answer's interrupt to the end of the driver.
+    machine.icount = true;
     (machine.nic, machine.hba) = ("e1000e".into(), "none".into());
     assert_says(&boot_well(&machine), "1 sent, 1 answered, 0 lost");
 }
 
-/// Two disks, one with more than one unit on a target; a command that the disk refuses comes with its sense data.
+/// Blocks are written, compared, and copied from one disk to another.
 #[test]
 fn every_adapter_works_in_both_rings_and_after_a_restart() {
     let directory = TempDir::new().unwrap();
@@ -43,7 +45,7 @@ fn every_adapter_works_in_both_rings_and_after_a_restart() {
     ] {
         let work = |seed: u32| format!("blkcheck disk0 0 1500 {seed}; blkcopy disk0 0 disk1 8 1000");
         let mut machine = machine(&format!(
-            "lsblk; {}; fails blkread disk1 2048 1; ring {driver} 0; {}; ring {driver} 1; {}; kill {driver}; {}; lsblk",
+            "lsblk; {}; ring {driver} 0; {}; ring {driver} 1; {}; kill {driver}; {}; lsblk",
             work(1),
             work(2),
             work(3),

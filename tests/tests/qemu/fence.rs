@@ -363,3 +363,35 @@ fn no_driver_has_the_table_of_its_messages() {
         assert_eq!(listed(&text, "curious")[0].state, if fault { "ended" } else { "running" });
     }
 }
+
+/// What resets a device may not lie where its messages are aimed: the kernel writes there for the driver.
+#[test]
+fn no_recipe_for_a_reset_leads_to_the_table_of_messages() {
+    const NVME: (usize, u32) = (PCI_ID, 0x0010_1b36);
+    for changes in
+        [vec![NVME, (OFFSET, 0x2000)], vec![NVME, (ZERO, 0x3000)], vec![NVME, (ZERO, 0x1000), (ZERO + 4, 0x1008)]]
+    {
+        let script = "integrity; insmod reckless; tell reckless device-writes 0x1000; rmmod reckless; integrity";
+        let (mut machine, _directory) = with_other_manifest("rogue-nic", "reckless", &changes, script);
+        machine.use_board(BOARD);
+        machine.extra = "-drive if=none,id=n,file.driver=null-co,format=raw -device nvme,drive=n,serial=1"
+            .split_whitespace()
+            .map(Into::into)
+            .collect();
+        let text = boot(&machine).text();
+        assert_intact(&text);
+        assert_eq!(text.contains("error: reckless: refused: invalid argument"), changes.len() == 2, "{text}");
+        assert_says(&text, "reckless: unloaded");
+    }
+}
+
+/// The timer's message, made up by a device: what comes too early is no tick, for which others would pay.
+#[test]
+fn a_device_has_no_time_pass() {
+    let script = "insmod rogue-lsi; mute repeat 200 tell rogue-lsi write 0xfee00000 0x60; irqs";
+    let mut machine = with_lsi(script, "-device lsi53c895a");
+    machine.icount = true;
+    let text = boot_well(&machine);
+    let ticks = text.lines().find_map(|line| line.strip_prefix("line  0")?.strip_suffix("timer")?.trim().parse().ok());
+    assert!(ticks.is_some_and(|ticks: u32| ticks < 150), "{text}");
+}

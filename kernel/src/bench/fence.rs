@@ -20,12 +20,14 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
     }
     let is_free =
         |function: &&pci::Function| function.is_device && device::state(function.address) == device::State::Free;
-    let mut free = pci::functions().iter().filter(is_free);
-    let mut fence =
-        free.find_map(|function| Fence::new(function).ok()).ok_or("there is no device that nobody drives")?;
-    let names = ["fence/map", "fence/unmap"];
+    let fence_of_one = || pci::functions().iter().filter(is_free).find_map(|function| Fence::new(function).ok());
     let most = BATCHES.into_iter().max().unwrap_or(1);
     let pa = frames::allocate(most as usize).map_err(|error| error.to_string())?;
+    let Some(mut fence) = fence_of_one() else {
+        frames::free_run(pa, most as usize);
+        return Err("there is no device that nobody drives".to_string());
+    };
+    let names = ["fence/map", "fence/unmap"];
     let result = BATCHES.into_iter().try_for_each(|pages| {
         let mut rows = names.map(|name| Row::new(name, unit).batch(pages as usize));
         let len_bytes = pages * PAGE_SIZE;
@@ -53,9 +55,10 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
     let mut attach = Row::new("fence/attach", unit);
     for _ in 0..SAMPLES {
         let watch = Stopwatch::start();
-        let mut free = pci::functions().iter().filter(is_free);
-        let fence = free.find_map(|function| Fence::new(function).ok()).ok_or("the device is gone")?;
-        let _ = fence.remove();
+        let fence = fence_of_one().ok_or("there is no device that nobody drives")?;
+        if !fence.remove() {
+            return Err("the IOMMU does not do as it is told".to_string());
+        }
         attach.samples.push(watch.stop(1).ticks as f64);
     }
     print(&attach);

@@ -27,7 +27,7 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
         frames::free_run(pa, most as usize);
         return Err("there is no device that nobody drives".to_string());
     };
-    let names = ["fence/map", "fence/unmap"];
+    let names = ["fence/map", "fence/unmap", "fence/invalidate"];
     let result = BATCHES.into_iter().try_for_each(|pages| {
         let mut rows = names.map(|name| Row::new(name, unit).batch(pages as usize));
         let len_bytes = pages * PAGE_SIZE;
@@ -40,9 +40,16 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
                 return Err("the IOMMU does not do as it is told".to_string());
             }
             let unmapped = watch.stop(1).ticks;
+            let watch = Stopwatch::start();
+            if !fence.flush() {
+                return Err("the IOMMU does not do as it is told".to_string());
+            }
+            let invalidated = watch.stop(1).ticks;
             // The first time makes tables.
             if number > 0 {
-                rows.iter_mut().zip([mapped, unmapped]).for_each(|(row, ticks)| row.samples.push(ticks as f64));
+                rows.iter_mut()
+                    .zip([mapped, unmapped, invalidated])
+                    .for_each(|(row, ticks)| row.samples.push(ticks as f64));
             }
         }
         rows.iter().for_each(&mut *print);

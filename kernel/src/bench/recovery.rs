@@ -39,36 +39,66 @@ impl Client {
     }
 }
 
+/// How a driver is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// As `kill` does it.
+    Killed,
+    /// Its device reaches for what was mapped for it, and no longer is.
+    DmaFault,
+}
+
 /// Ends the drivers of the first interface and of the first disk over and over, if there are some.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::scan::settled().await;
-    let nic = ["recovery/nic", "recovery/nic-reset", "recovery/nic-served"];
+    let nic = ["recovery/nic", "recovery/nic-reset", "recovery/nic-served", "recovery/nic-dma"];
     let interface = net::first_driver().map(|handle| (nic, handle, Client::Router));
-    let scsi = ["recovery/scsi", "recovery/scsi-reset", "recovery/scsi-served"];
+    let scsi = ["recovery/scsi", "recovery/scsi-reset", "recovery/scsi-served", "recovery/scsi-dma"];
     let disk = scsi::scan::disks().into_iter().next().map(|disk| (scsi, disk.handle(), Client::Reader(disk)));
     for (names, handle, client) in interface.into_iter().chain(disk) {
         if handle.lock().policy != Policy::Restart {
             return Err("the driver's policy must be to restart".to_string());
         }
+        let is_fenced = handle.lock().fence().is_some();
         let mut rows = names.map(|name| Row::new(name, mode.unit("us")));
+        let [killed @ .., fault] = &mut rows;
         // Nothing is printed meanwhile: that takes longer than a restart.
         let mute = console::mute();
         let at_once = RESTART_WAIT_MS.for_now(0);
-        measure(handle, &client, mode, &mut rows).await?;
+        let handle = measure(handle, &client, mode, End::Killed, killed).await?;
+        if is_fenced {
+            // From the fault on nothing can be told apart but when somebody is served.
+            measure(handle, &client, mode, End::DmaFault, core::slice::from_mut(fault)).await?;
+        }
         drop((mute, at_once));
-        rows.iter().for_each(&mut *print);
+        rows.iter().filter(|row| !row.samples.is_empty()).for_each(&mut *print);
     }
     Ok(())
 }
 
-async fn measure(mut handle: Handle, client: &Client, mode: Mode, rows: &mut [Row; 3]) -> Result<(), String> {
+/// Ends a driver so often; returns the last one of those that came after it. The `rows` are, from behind, until somebody was served, what
+/// stopping the device took of that, and until the next one was in its place.
+async fn measure(
+    mut handle: Handle,
+    client: &Client,
+    mode: Mode,
+    end: End,
+    rows: &mut [Row],
+) -> Result<Handle, String> {
     let name = handle.lock().name.clone();
     // The first one is thrown away, as everywhere.
     for number in 0..=SAMPLES {
         // It is not to be given up for this.
         handle.lock().faults_at.clear();
         let watch = Stopwatch::start();
-        module::condemn(&handle, Cause::Killed);
+        match end {
+            End::Killed => module::condemn(&handle, Cause::Killed),
+            End::DmaFault => {
+                handle.lock().cut_device_off();
+                // Who asks now is served by the next one, or not at all; its device finds nothing where it was told to look.
+                let _ = client.is_served(&handle, mode).await;
+            }
+        }
         let back = with_timeout(LIMIT, async {
             loop {
                 match module::find(&name) {
@@ -77,12 +107,16 @@ async fn measure(mut handle: Handle, client: &Client, mode: Mode, rows: &mut [Ro
                 }
             }
         });
-        handle = back.await.map_err(|_| "the driver does not come back".to_string())?;
+        let back = back.await.map_err(|_| "the driver does not come back".to_string())?;
+        if end == End::DmaFault && handle.lock().fault.as_ref().is_none_or(|fault| fault.kind != "DMA-fault") {
+            return Err("its device's fault was not noticed".to_string());
+        }
+        handle = back;
         client.is_served(&handle, mode).await?;
         let served = watch.stop(1);
         let [back, reset] = supervise::last_restart();
         let served = if mode == Mode::Time { served.ticks } else { served.busy };
-        for (row, ticks) in rows.iter_mut().zip([back, reset, served]).filter(|_| number > 0) {
+        for (row, ticks) in rows.iter_mut().rev().zip([served, reset, back]).filter(|_| number > 0) {
             row.samples.push(match mode {
                 Mode::Time => time::nanoseconds(ticks) as f64 / 1000.0,
                 Mode::Instructions => ticks as f64,
@@ -90,5 +124,5 @@ async fn measure(mut handle: Handle, client: &Client, mode: Mode, rows: &mut [Ro
         }
     }
     handle.lock().faults_at.clear();
-    Ok(())
+    Ok(handle)
 }

@@ -279,6 +279,16 @@ impl Domain {
         self.fence_mut().is_none_or(|fence| fence.unmap(start, region.extent.len_bytes))
     }
 
+    /// Lets its device reach nothing of its memory any more, so that it faults: to measure what comes of that.
+    pub fn cut_device_off(&mut self) {
+        let regions = core::mem::take(&mut self.dma);
+        for region in &regions {
+            // If the IOMMU does not do as it is told, there will be no fault.
+            let _ = self.keep_device_from(region);
+        }
+        self.dma = regions;
+    }
+
     /// Where its device sees `region`: at the same place in its slot as the driver does, counted from the start of that; a device
     /// without a fence sees physical memory.
     pub fn device_address(&self, region: &DmaRegion) -> u64 {

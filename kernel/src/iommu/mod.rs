@@ -1,5 +1,6 @@
 //! The fence around devices: a device reaches what its driver was given for it, and nothing else.
 //!
+//! * [`unit`]: what an IOMMU does, whatever kind it is
 //! * [`vtd`]: Intel's remapping units
 //! * [`routes`]: the interrupts that devices send
 //!
@@ -8,9 +9,9 @@
 //! recorded, and ends its driver.
 
 use crate::memory::frames::OutOfMemory;
-use crate::memory::pages;
 use crate::memory::registers::Registers;
 use crate::pci::{self, Function};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -24,15 +25,16 @@ use ringfence_core::extent::Extent;
 use ringfence_core::pci::virtio_common;
 pub use routes::remaps_interrupts;
 use spin::Mutex;
-pub use vtd::Fault;
-use vtd::{FaultStatus, READ, Tables, Unit, WRITE};
+pub use unit::Fault;
+use unit::{FaultStatus, Iommu};
 
 mod routes;
+mod unit;
 mod vtd;
 
 /// A unit, and what it watches.
 struct Watcher {
-    unit: Unit,
+    unit: Box<dyn Iommu>,
     watches: dmar::Unit,
 }
 
@@ -58,10 +60,10 @@ const MOST_FAULTS: usize = 64;
 /// Turns all units on that firmware's table names.
 pub fn init(table: &Dmar, wiring: &Wiring) {
     for found in table.units.iter().filter(|unit| unit.segment == 0) {
-        match Unit::start(found.registers) {
+        match vtd::Unit::start(found.registers) {
             Ok(unit) => {
                 info!("iommu: VT-d at {:#x} keeps devices to what they are given", found.registers);
-                WATCHERS.lock().push(Watcher { unit, watches: found.clone() });
+                WATCHERS.lock().push(Watcher { unit: Box::new(unit), watches: found.clone() });
                 IS_ON.store(true, Ordering::Relaxed);
             }
             Err(why) => warn!("iommu: VT-d at {:#x} is not used: {why}", found.registers),
@@ -69,7 +71,7 @@ pub fn init(table: &Dmar, wiring: &Wiring) {
     }
     {
         let watchers = WATCHERS.lock();
-        STATUS.set(watchers.first().map(|watcher| watcher.unit.fault_status()));
+        STATUS.set(watchers.first().map_or(FaultStatus::none(), |watcher| watcher.unit.fault_status()));
         HAS_OTHERS.store(watchers.len() > 1, Ordering::Relaxed);
     }
     note_left(&[]);
@@ -126,7 +128,6 @@ pub struct Fence {
     watcher: usize,
     source: u16,
     domain: u16,
-    tables: Tables,
 }
 
 impl Fence {
@@ -150,59 +151,58 @@ impl Fence {
             return Err(Unfenced::Reserved);
         }
         let Watcher { unit, .. } = watchers.get_mut(watcher).ok_or(Unfenced::Failed)?;
-        let tables = Tables::new(unit).map_err(|_| Unfenced::Failed)?;
         let source = source_of(pci::requester(address));
         if !take_source(source) {
-            tables.free();
             return Err(Unfenced::Shared);
         }
         let Some(domain) = take_domain() else {
-            tables.free();
             give_back_source(source);
             return Err(Unfenced::Failed);
         };
-        let attached = unit.attach(source, tables.physical(), domain);
+        let attached = unit.attach(source, domain);
         drop(watchers);
         // What the device tried while nobody had it is not this driver's doing.
         forget_source(source);
-        let fence = Fence { watcher, source, domain, tables };
+        let fence = Fence { watcher, source, domain };
         if attached.is_err() {
-            // The unit may know the tables all the same. They stay if it does not forget them.
+            // The unit may have attached it all the same. Its number stays taken if the unit does not forget it.
             let _ = fence.remove();
             return Err(Unfenced::Failed);
         }
         Ok(fence)
     }
 
-    /// Where its tables begin.
-    pub fn tables(&self) -> u64 {
-        self.tables.physical()
+    /// Physical address of the first of its tables.
+    pub fn tables(&self) -> Option<u64> {
+        self.with(|unit| unit.table(self.domain)).flatten()
     }
 
     /// Whether one of its tables is in the page at `page`.
     pub fn has_table(&self, page: u64) -> bool {
-        self.tables.has(page)
+        self.with(|unit| unit.has_table(self.domain, page)).unwrap_or(false)
     }
 
-    fn with<T>(&self, then: impl FnOnce(&mut Unit) -> T) -> Option<T> {
-        WATCHERS.lock().get_mut(self.watcher).map(|watcher| then(&mut watcher.unit))
+    fn with<T>(&self, then: impl FnOnce(&mut dyn Iommu) -> T) -> Option<T> {
+        WATCHERS.lock().get_mut(self.watcher).map(|watcher| then(&mut *watcher.unit))
     }
 
     /// Lets the device reach `len_bytes` bytes (whole pages) of physical memory from `pa` at its address `start`. On an error it may
     /// reach some of them: [`Fence::unmap`] ends that.
     pub fn map(&mut self, start: u64, pa: u64, len_bytes: u64, is_written: bool) -> Result<(), OutOfMemory> {
-        let rights = if is_written { READ | WRITE } else { READ };
-        for offset in pages(len_bytes) {
-            self.tables.map(start + offset, pa + offset, rights)?;
-        }
-        self.with(|unit| unit.note_added(self.domain)).and_then(Result::ok).ok_or(OutOfMemory)
+        let mapped = self.with(|unit| unit.map(self.domain, start, pa, len_bytes, is_written));
+        mapped.and_then(Result::ok).ok_or(OutOfMemory)
     }
 
     /// Lets it reach `len_bytes` bytes at `start` no more; `false` if the unit does not do as it is told.
     #[must_use]
     pub fn unmap(&mut self, start: u64, len_bytes: u64) -> bool {
-        pages(len_bytes).for_each(|offset| self.tables.unmap(start + offset));
-        self.with(|unit| unit.forget(self.domain)).is_some_and(|done| done.is_ok())
+        self.with(|unit| unit.unmap(self.domain, start, len_bytes)).is_some_and(|done| done.is_ok()) && self.flush()
+    }
+
+    /// Has the unit forget what it remembers of what the device reaches; `false` if it does not do as it is told.
+    #[must_use]
+    pub fn flush(&self) -> bool {
+        self.with(|unit| unit.flush(self.domain)).is_some_and(|done| done.is_ok())
     }
 
     /// Has its faults be recorded no more.
@@ -225,9 +225,8 @@ impl Fence {
     #[must_use]
     pub fn remove(self) -> bool {
         let is_done = self.with(|unit| unit.detach(self.source, self.domain)).is_some_and(|done| done.is_ok());
-        let Fence { source, domain, tables, .. } = self;
+        let Fence { source, domain, .. } = self;
         if is_done {
-            tables.free();
             give_back_domain(domain);
             give_back_source(source);
         }
@@ -320,7 +319,7 @@ fn take_down() -> bool {
     let mut watchers = WATCHERS.lock();
     let mut faults = FAULTS.lock();
     for watcher in watchers.iter_mut().filter(|watcher| watcher.unit.fault_status().is_set()) {
-        watcher.unit.take_faults(|fault| {
+        watcher.unit.take_faults(&mut |fault| {
             if faults.len() < MOST_FAULTS {
                 faults.push(fault);
             }
@@ -345,9 +344,22 @@ pub fn sources() -> Vec<PciAddress> {
     faults.iter().map(|fault| address(fault.source)).collect()
 }
 
-/// Forgets what was recorded of a requester whose devices no driver has.
+/// Those whose faults without a driver were said, so that a flood of them is one line.
+static SAID: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+
+/// Says what a requester did whose devices no driver has, the first time, and forgets it.
 pub fn forget(requester: PciAddress) {
-    forget_source(source_of(requester));
+    const MOST_SAID: usize = 64;
+    let source = source_of(requester);
+    let first = FAULTS.lock().iter().find(|fault| fault.source == source).copied();
+    forget_source(source);
+    let mut said = SAID.lock();
+    if let Some(fault) = first.filter(|_| said.len() < MOST_SAID && !said.contains(&source)) {
+        said.push(source);
+        let direction = if fault.writes { "write to" } else { "read" };
+        let why = reason(fault.reason);
+        warn!("{requester}: it tried to {direction} {:#x}, and no driver has it: {why}", fault.address);
+    }
 }
 
 /// Forgets all that was recorded of a requester, also what its unit has not told yet.
@@ -385,7 +397,7 @@ pub fn has(page: u64) -> bool {
     let watchers = WATCHERS.lock();
     watchers
         .iter()
-        .any(|watcher| watcher.watches.registers == page || watcher.unit.parts().any(|(_, part)| part == page))
+        .any(|watcher| watcher.watches.registers == page || watcher.unit.parts().iter().any(|(_, part)| *part == page))
 }
 
 /// Where the first unit has what is called so: `registers`, `queue`, or one of its tables.

@@ -1,10 +1,11 @@
 //! The interrupts that devices send, as messages that name an entry of the IOMMU's table. **An entry is one device's**, and says which
 //! vector it raises; what names no entry is blocked (VT-d, 5.1).
 
-use super::vtd::{self, InterruptTable, Unusable};
+use super::unit::{InterruptTable, Remapper, Unusable, route};
 use super::{Fence, WATCHERS, Watcher};
 use crate::arch::io_apic::Pin;
 use crate::arch::{interrupts, local_apic, tcg};
+use alloc::vec::Vec;
 use log::{info, warn};
 use ringfence_core::acpi::Wiring;
 use ringfence_core::dmar::ScopeKind;
@@ -37,13 +38,13 @@ pub(super) fn table() -> Option<u64> {
 /// Has all units look up interrupts in one table; they go to the CPU that this runs on.
 fn remap_interrupts() -> Result<(), &'static str> {
     let mut watchers = WATCHERS.lock();
-    if !watchers.iter().all(|watcher| watcher.unit.can_remap) {
-        return Err("not all units can");
-    }
+    let remappers: Option<Vec<&mut dyn Remapper>> =
+        watchers.iter_mut().map(|watcher| watcher.unit.remapper()).collect();
+    let remappers = remappers.ok_or("not all units can")?;
     let table = InterruptTable::new().map_err(|_| Unusable::NoMemory.name())?;
-    for watcher in watchers.iter_mut() {
+    for remapper in remappers {
         // If one of them fails, the table stays: others use it.
-        watcher.unit.remap(&table).map_err(Unusable::name)?;
+        remapper.remap(&table).map_err(Unusable::name)?;
     }
     let apic = local_apic::number().ok_or("the CPU has no local APIC, or a number that is too long")?;
     INTERRUPTS.call_once(|| (table, apic));
@@ -69,7 +70,7 @@ fn take_wires(wiring: &Wiring) -> bool {
     interrupts::use_io_apic(*registers, |line, is_level| {
         let (to, told, is_low) = wiring.of_line(line);
         let (is_level, vector, entry) = (told.unwrap_or(is_level), interrupts::vector_of(line), FIRST_WIRE + line);
-        watcher.unit.set_route(table, entry, vtd::route(source, vector, *apic, is_level)).ok()?;
+        watcher.unit.remapper()?.set_route(table, entry, route(source, vector, *apic, is_level)).ok()?;
         Some(Pin { number: u8::try_from(to).ok()?, is_level, is_low, vector, entry })
     })
 }
@@ -90,8 +91,8 @@ impl Fence {
         const WINDOW: u32 = 0xfee0_0000;
         const NAMES_ENTRY: u32 = 1 << 4;
         let (table, apic) = INTERRUPTS.get()?;
-        let entry = vtd::route(self.source, vector, *apic, false);
-        self.with(|unit| unit.set_route(table, index, entry))?.ok()?;
+        let entry = route(self.source, vector, *apic, false);
+        self.with(|unit| Some(unit.remapper()?.set_route(table, index, entry)))??.ok()?;
         Some(WINDOW | NAMES_ENTRY | u32::from(index) << 5)
     }
 
@@ -99,7 +100,7 @@ impl Fence {
     pub fn end_route(&self, index: u8) {
         if let Some((table, _)) = INTERRUPTS.get() {
             // What goes wrong here leaves the device a vector for which nobody is polled.
-            let _ = self.with(|unit| unit.set_route(table, index, [0; 2]));
+            let _ = self.with(|unit| unit.remapper().map(|remapper| remapper.set_route(table, index, [0; 2])));
         }
     }
 }

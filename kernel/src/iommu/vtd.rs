@@ -3,8 +3,10 @@
 //!
 //! **A device reaches nothing until it has a context entry**, and there is none when translation is turned on.
 
+use super::unit::{Fault, FaultStatus, InterruptTable, Iommu, ROUTES, Remapper, Unusable, frame};
 use crate::memory::frames::{self, OutOfMemory};
-use crate::memory::registers::{OneRegister, Registers, write_back};
+use crate::memory::pages;
+use crate::memory::registers::{Registers, write_back};
 use crate::memory::shared::SharedMemory;
 use alloc::vec::Vec;
 use ringfence_abi::layout::PAGE_SIZE;
@@ -51,79 +53,8 @@ const ENTRIES: u64 = 512;
 const QUEUE_ENTRIES: u64 = PAGE_SIZE / 16;
 
 /// Rights in a second-level entry (9.8).
-pub const READ: u64 = 1;
-pub const WRITE: u64 = 2;
-
-/// Why a unit is not used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unusable {
-    /// Its registers are not where they can be reached.
-    NoRegisters,
-    /// It does not translate in a way that is known here.
-    Unknown,
-    /// It does not do as it is told.
-    Silent,
-    /// There is no memory for its tables.
-    NoMemory,
-}
-
-impl Unusable {
-    /// The reason in words.
-    pub fn name(self) -> &'static str {
-        match self {
-            Unusable::NoRegisters => "its registers are not where they can be reached",
-            Unusable::Unknown => "it has no queued invalidation, other tables, or fault records elsewhere",
-            Unusable::Silent => "it does not do as it is told",
-            Unusable::NoMemory => "there is no memory for its tables",
-        }
-    }
-}
-
-impl core::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl From<OutOfMemory> for Unusable {
-    fn from(_: OutOfMemory) -> Unusable {
-        Unusable::NoMemory
-    }
-}
-
-/// What a device did that a unit did not let it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
-    /// Bus, device and function of who did it.
-    pub source: u16,
-    /// The page.
-    pub address: u64,
-    /// Whether it wanted to write.
-    pub writes: bool,
-    /// Why not (table 19).
-    pub reason: u8,
-}
-
-/// The register in which a unit says that it has recorded something, or none. It is read after each poll.
-pub struct FaultStatus(OneRegister);
-
-impl FaultStatus {
-    /// None.
-    pub const fn none() -> FaultStatus {
-        FaultStatus(OneRegister::none())
-    }
-
-    /// Makes it another one.
-    pub fn set(&self, other: Option<FaultStatus>) {
-        self.0.set(other.map(|other| other.0));
-    }
-
-    /// Whether something was recorded, or lost.
-    #[inline(always)]
-    pub fn is_set(&self) -> bool {
-        self.0.read() & (RECORDED | LOST) != 0
-    }
-}
+const READ: u64 = 1;
+const WRITE: u64 = 2;
 
 /// A unit that is on.
 pub struct Unit {
@@ -133,22 +64,19 @@ pub struct Unit {
     /// Whether it remembers that something was not there.
     remembers_nothing: bool,
     /// Levels of its tables.
-    pub levels: u32,
+    levels: u32,
     root: SharedMemory,
     /// Context tables, by bus.
     contexts: Vec<(u8, SharedMemory)>,
+    /// What each domain reaches.
+    domains: Vec<(u16, Tables)>,
     queue: SharedMemory,
     tail: u64,
     /// Where it writes that it has done what was in the queue.
     done: SharedMemory,
     /// Where its fault records are, and how many.
     records: (u64, u64),
-    /// Whether it can remap interrupts.
-    pub can_remap: bool,
-}
-
-fn frame() -> Result<SharedMemory, OutOfMemory> {
-    Ok(SharedMemory::new(frames::allocate(1)?, PAGE_SIZE as usize))
+    can_remap: bool,
 }
 
 impl Unit {
@@ -173,6 +101,7 @@ impl Unit {
             levels,
             root: frame()?,
             contexts: Vec::new(),
+            domains: Vec::new(),
             queue: frame()?,
             tail: 0,
             done: frame()?,
@@ -183,7 +112,7 @@ impl Unit {
         for on in [bit::TRANSLATION, bit::INTERRUPTS, bit::QUEUE] {
             unit.turn(on, false)?;
         }
-        unit.take_faults(|_| ());
+        unit.take_faults(&mut |_| ());
         const NEEDS_FLUSH: u64 = 1 << 4;
         if capability & NEEDS_FLUSH != 0 {
             unit.command(bit::WRITE_BUFFER);
@@ -199,26 +128,6 @@ impl Unit {
         // What firmware has protected from all devices is behind the tables from now on.
         registers.write32(reg::PROTECTED_MEMORY, 0);
         Ok(unit)
-    }
-
-    /// Has it look up interrupts in the table at `table`, of [`ROUTES`] entries, from now on. Messages that name no entry are blocked: bit
-    /// 23 of the command, which would let them pass, is never set (5.1.4).
-    pub fn remap(&mut self, table: &InterruptTable) -> Result<(), Unusable> {
-        const LOG2_ENTRIES: u64 = ROUTES.trailing_zeros() as u64;
-        self.registers.write64(reg::INTERRUPT_TABLE, table.0.physical() | (LOG2_ENTRIES - 1));
-        self.order(bit::INTERRUPT_TABLE)?;
-        self.invalidate(&[INTERRUPTS_ALL])?;
-        self.turn(bit::INTERRUPTS, true)
-    }
-
-    /// Writes an entry of the table, and has the unit forget what it remembers of it.
-    pub fn set_route(&mut self, table: &InterruptTable, index: u8, [low, high]: [u64; 2]) -> Result<(), Unusable> {
-        let at = usize::from(index) * 2;
-        // Not present in between.
-        self.store(&table.0, at, 0);
-        self.store(&table.0, at + 1, high);
-        self.store(&table.0, at, low);
-        self.invalidate(&[INTERRUPTS_ALL])
     }
 
     /// Gives an order, or turns something on: one bit at a time, beside what is on.
@@ -276,31 +185,6 @@ impl Unit {
         if failed || !all_taken { Err(Unusable::Silent) } else { Ok(()) }
     }
 
-    /// Lets the device `source` reach what the tables at `table` map, as domain `domain`.
-    pub fn attach(&mut self, source: u16, table: u64, domain: u16) -> Result<(), Unusable> {
-        let (context, at) = self.context(source)?;
-        self.store(&context, at + 1, u64::from(domain) << 8 | u64::from(self.levels - 2));
-        self.store(&context, at, table | 1);
-        // A unit may remember that there was none.
-        self.invalidate(&[context_of(source, domain), iotlb_of(domain)])
-    }
-
-    /// Lets it reach nothing any more. On an error it may reach all that it did.
-    pub fn detach(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
-        let (context, at) = self.context(source)?;
-        self.store(&context, at, 0);
-        self.store(&context, at + 1, 0);
-        self.invalidate(&[context_of(source, domain), iotlb_of(domain)])
-    }
-
-    /// Has its faults be recorded no more: who floods is known.
-    pub fn silence(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
-        const NO_FAULTS: u64 = 1 << 1;
-        let (context, at) = self.context(source)?;
-        self.store(&context, at, context.load(at) | NO_FAULTS);
-        self.invalidate(&[context_of(source, domain)])
-    }
-
     /// The context table that has the entry of `source`, and the word where that begins.
     fn context(&mut self, source: u16) -> Result<(SharedMemory, usize), Unusable> {
         let [function, bus] = source.to_le_bytes();
@@ -316,30 +200,64 @@ impl Unit {
         Ok((table, usize::from(function) * 2))
     }
 
-    /// Has the unit forget what it remembers of a domain's tables, from which something was taken.
-    pub fn forget(&mut self, domain: u16) -> Result<(), Unusable> {
+    /// The tables of `domain`.
+    fn tables(&self, domain: u16) -> Option<&Tables> {
+        self.domains.iter().find(|(other, _)| *other == domain).map(|(_, tables)| tables)
+    }
+}
+
+impl Iommu for Unit {
+    fn attach(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
+        let (context, at) = self.context(source)?;
+        let tables = Tables::new(self)?;
+        let table = tables.physical();
+        self.domains.push((domain, tables));
+        self.store(&context, at + 1, u64::from(domain) << 8 | u64::from(self.levels - 2));
+        self.store(&context, at, table | 1);
+        // A unit may remember that there was none.
+        self.invalidate(&[context_of(source, domain), iotlb_of(domain)])
+    }
+
+    fn map(&mut self, domain: u16, start: u64, pa: u64, len_bytes: u64, is_written: bool) -> Result<(), Unusable> {
+        let rights = if is_written { READ | WRITE } else { READ };
+        let tables = self.tables(domain).ok_or(Unusable::Unknown)?;
+        pages(len_bytes).try_for_each(|offset| tables.map(start + offset, pa + offset, rights))?;
+        if self.remembers_nothing { self.flush(domain) } else { Ok(()) }
+    }
+
+    fn unmap(&mut self, domain: u16, start: u64, len_bytes: u64) -> Result<(), Unusable> {
+        let tables = self.tables(domain).ok_or(Unusable::Unknown)?;
+        pages(len_bytes).for_each(|offset| tables.unmap(start + offset));
+        Ok(())
+    }
+
+    fn flush(&mut self, domain: u16) -> Result<(), Unusable> {
         self.invalidate(&[iotlb_of(domain)])
     }
 
-    /// The same where something was added.
-    pub fn note_added(&mut self, domain: u16) -> Result<(), Unusable> {
-        if self.remembers_nothing { self.forget(domain) } else { Ok(()) }
+    fn silence(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
+        const NO_FAULTS: u64 = 1 << 1;
+        let (context, at) = self.context(source)?;
+        self.store(&context, at, context.load(at) | NO_FAULTS);
+        self.invalidate(&[context_of(source, domain)])
     }
 
-    /// The frames that it has for itself, by name.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let own = [("root-table", self.root), ("queue", self.queue), ("status", self.done)];
-        let contexts = self.contexts.iter().map(|(_, table)| ("context-table", *table));
-        own.into_iter().chain(contexts).map(|(name, frame)| (name, frame.physical()))
+    fn detach(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
+        let (context, at) = self.context(source)?;
+        self.store(&context, at, 0);
+        self.store(&context, at + 1, 0);
+        self.invalidate(&[context_of(source, domain), iotlb_of(domain)])?;
+        if let Some(index) = self.domains.iter().position(|(other, _)| *other == domain) {
+            self.domains.swap_remove(index).1.free();
+        }
+        Ok(())
     }
 
-    /// Where it says that it has recorded something.
-    pub fn fault_status(&self) -> FaultStatus {
-        FaultStatus(self.registers.one(reg::FAULT_STATUS))
+    fn fault_status(&self) -> FaultStatus {
+        FaultStatus::new(self.registers.one(reg::FAULT_STATUS), RECORDED | LOST)
     }
 
-    /// Takes what was recorded.
-    pub fn take_faults(&mut self, mut take: impl FnMut(Fault)) {
+    fn take_faults(&mut self, take: &mut dyn FnMut(Fault)) {
         const VALID: u64 = 1 << 63;
         const READS: u64 = 1 << 62;
         let (first, count) = self.records;
@@ -355,6 +273,44 @@ impl Unit {
         }
         self.registers.write32(reg::FAULT_STATUS, LOST);
     }
+
+    fn parts(&self) -> Vec<(&'static str, u64)> {
+        let own = [("root-table", self.root), ("queue", self.queue), ("status", self.done)];
+        let contexts = self.contexts.iter().map(|(_, table)| ("context-table", *table));
+        own.into_iter().chain(contexts).map(|(name, frame)| (name, frame.physical())).collect()
+    }
+
+    fn table(&self, domain: u16) -> Option<u64> {
+        self.tables(domain).map(Tables::physical)
+    }
+
+    fn has_table(&self, domain: u16, page: u64) -> bool {
+        self.tables(domain).is_some_and(|tables| tables.has(page))
+    }
+
+    fn remapper(&mut self) -> Option<&mut dyn Remapper> {
+        if self.can_remap { Some(self) } else { None }
+    }
+}
+
+impl Remapper for Unit {
+    /// Messages that name no entry are blocked: bit 23 of the command, which would let them pass, is never set (5.1.4).
+    fn remap(&mut self, table: &InterruptTable) -> Result<(), Unusable> {
+        const LOG2_ENTRIES: u64 = ROUTES.trailing_zeros() as u64;
+        self.registers.write64(reg::INTERRUPT_TABLE, table.physical() | (LOG2_ENTRIES - 1));
+        self.order(bit::INTERRUPT_TABLE)?;
+        self.invalidate(&[INTERRUPTS_ALL])?;
+        self.turn(bit::INTERRUPTS, true)
+    }
+
+    fn set_route(&mut self, table: &InterruptTable, index: u8, [low, high]: [u64; 2]) -> Result<(), Unusable> {
+        let at = usize::from(index) * 2;
+        // Not present in between.
+        self.store(table.words(), at, 0);
+        self.store(table.words(), at + 1, high);
+        self.store(table.words(), at, low);
+        self.invalidate(&[INTERRUPTS_ALL])
+    }
 }
 
 /// Descriptors of the invalidation queue (6.5.2).
@@ -363,35 +319,6 @@ const IOTLB_ALL: [u64; 2] = [2 | 1 << 4, 0];
 
 /// Interrupt entry cache, all of it (6.5.2.7).
 const INTERRUPTS_ALL: [u64; 2] = [4, 0];
-
-/// Entries of the table of interrupts.
-pub const ROUTES: usize = 256;
-
-/// The table of interrupts that devices may send (9.9): an entry says which vector, at which CPU, and for which device.
-pub struct InterruptTable(SharedMemory);
-
-impl InterruptTable {
-    /// An empty one.
-    pub fn new() -> Result<InterruptTable, OutOfMemory> {
-        Ok(InterruptTable(frame()?))
-    }
-
-    /// Where it is.
-    pub fn physical(&self) -> u64 {
-        self.0.physical()
-    }
-}
-
-/// An entry that has the device `source`, and no other, raise `vector` at the CPU with number `apic` (9.10): fixed delivery.
-pub fn route(source: u16, vector: u8, apic: u8, is_level: bool) -> [u64; 2] {
-    const PRESENT: u64 = 1;
-    const LEVEL: u64 = 1 << 4;
-    const CHECK_ALL_OF_SOURCE: u64 = 1 << 18;
-    [
-        PRESENT | if is_level { LEVEL } else { 0 } | u64::from(vector) << 16 | u64::from(apic) << 40,
-        u64::from(source) | CHECK_ALL_OF_SOURCE,
-    ]
-}
 
 fn context_of(source: u16, domain: u16) -> [u64; 2] {
     [1 | 3 << 4 | u64::from(domain) << 16 | u64::from(source) << 32, 0]
@@ -402,7 +329,7 @@ fn iotlb_of(domain: u16) -> [u64; 2] {
 }
 
 /// Second-level tables (3.7): what a device reaches, by its own addresses.
-pub struct Tables {
+struct Tables {
     root: SharedMemory,
     levels: u32,
     reads_past_caches: bool,
@@ -410,12 +337,12 @@ pub struct Tables {
 
 impl Tables {
     /// Tables for `unit` that map nothing.
-    pub fn new(unit: &Unit) -> Result<Tables, OutOfMemory> {
+    fn new(unit: &Unit) -> Result<Tables, OutOfMemory> {
         Ok(Tables { root: frame()?, levels: unit.levels, reads_past_caches: unit.reads_past_caches })
     }
 
     /// Their physical address.
-    pub fn physical(&self) -> u64 {
+    fn physical(&self) -> u64 {
         self.root.physical()
     }
 
@@ -449,7 +376,7 @@ impl Tables {
     }
 
     /// Maps the page at the device's `address` to the frame at `pa`.
-    pub fn map(&mut self, address: u64, pa: u64, rights: u64) -> Result<(), OutOfMemory> {
+    fn map(&self, address: u64, pa: u64, rights: u64) -> Result<(), OutOfMemory> {
         if let Some((table, index)) = self.entry(address, true)? {
             self.store(&table, index, pa | rights);
         }
@@ -457,14 +384,14 @@ impl Tables {
     }
 
     /// Unmaps it.
-    pub fn unmap(&mut self, address: u64) {
+    fn unmap(&self, address: u64) {
         if let Ok(Some((table, index))) = self.entry(address, false) {
             self.store(&table, index, 0);
         }
     }
 
     /// Whether one of them is in the page at `page`.
-    pub fn has(&self, page: u64) -> bool {
+    fn has(&self, page: u64) -> bool {
         fn has(table: SharedMemory, level: u32, page: u64) -> bool {
             let mut below = (0..ENTRIES as usize).map(|index| table.load(index)).filter(|below| below & READ != 0);
             table.physical() == page
@@ -477,7 +404,7 @@ impl Tables {
     }
 
     /// Frees them. Nothing may use them any more.
-    pub fn free(self) {
+    fn free(self) {
         fn free(table: SharedMemory, level: u32) {
             for index in 0..ENTRIES as usize {
                 let below = table.load(index);

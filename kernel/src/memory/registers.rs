@@ -66,8 +66,8 @@ impl OneRegister {
     }
 
     /// Makes it another one.
-    pub fn set(&self, other: Option<OneRegister>) {
-        self.0.store(other.map_or(null_mut(), |other| other.0.into_inner()), Ordering::Relaxed);
+    pub fn set(&self, other: OneRegister) {
+        self.0.store(other.0.into_inner(), Ordering::Relaxed);
     }
 
     /// Reads it; 0 if there is none.

@@ -96,7 +96,7 @@ pub fn physical(name: &str) -> Option<u64> {
     match part {
         "page-tables" => return Some(domain.space.cr3()),
         "entry-stacks" => return Some(domain.space.stacks()),
-        "iommu-tables" => return domain.fence().map(iommu::Fence::tables),
+        "iommu-tables" => return domain.fence().and_then(iommu::Fence::tables),
         "device" => {
             let device = domain.device.as_ref()?;
             return device.function().bars.iter().flatten().find_map(pci::memory_extent).map(|(start, _)| start);

@@ -93,7 +93,7 @@ fn every_row_is_there() {
         expect("loss/scsi", None, Some(batch), "%");
     }
     for driver in ["nic", "scsi"] {
-        for part in ["", "-reset", "-served"] {
+        for part in ["", "-reset", "-served", "-dma"] {
             expect(&format!("recovery/{driver}{part}"), None, None, "us");
             expect(&format!("recovery/{driver}{part}"), None, None, "instructions");
         }
@@ -103,6 +103,7 @@ fn every_row_is_there() {
         for batch in [1, 32] {
             expect("fence/map", None, Some(batch), unit);
             expect("fence/unmap", None, Some(batch), unit);
+            expect("fence/invalidate", None, Some(batch), unit);
         }
     }
     expect("boot/prompt", None, None, "ms");

@@ -1,10 +1,11 @@
 //! The fence around devices: an IOMMU lets each reach what its driver was given for it.
 
 use crate::changed::*;
-use ringfence::machine::{BOARD, Machine};
+use crate::monitor::{Bus, Monitor};
+use ringfence::machine::{BOARD, Machine, Running};
 use ringfence_abi::manifest::NEEDS_FENCE;
 use ringfence_tests::attacks::{fence as attacks, in_one_boot};
-use ringfence_tests::{assert_intact, assert_says, boot, boot_badly, boot_well, listed, machine, unfenced};
+use ringfence_tests::{assert_intact, assert_says, at_prompt, boot, boot_badly, boot_well, listed, machine, unfenced};
 
 fn fenced(commands: &str) -> Machine {
     let mut machine = machine(commands);
@@ -111,6 +112,52 @@ fn devices_behind_a_port_have_fences_of_their_own() {
     let text = boot_well(&machine);
     assert_says(&text, "1 sent, 1 answered, 0 lost");
     assert_eq!(text.matches("fenced: it reaches what its driver was given for it").count(), 2, "{text}");
+}
+
+/// A card that is plugged in while the machine runs is nobody's: whatever it is told, it reaches nothing, and that is said once.
+#[test]
+fn a_card_that_is_plugged_in_reaches_nothing() {
+    const CONFIG: u64 = 0xb000_0000;
+    const COMMAND: u64 = 0x04;
+    const WINDOW: u64 = 0x20;
+    const BUSES: u64 = 0x18;
+    const BAR_1: u64 = 0x14;
+    /// The start of a program of the LSI's (DSP).
+    const PROGRAM: u64 = 0x2c;
+    let folder = tempfile::tempdir().unwrap();
+    let [monitor, bus] = ["qmp", "qtest"].map(|name| folder.path().join(name));
+    let mut machine = fenced("");
+    machine.extra =
+        "-device pcie-root-port,id=p1,chassis=1,addr=8 -qtest-log none".split(' ').map(Into::into).collect();
+    for (option, socket) in [("-qmp", &monitor), ("-qtest", &bus)] {
+        machine.extra.extend([option.into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
+    }
+    let mut running = at_prompt(machine);
+    let checksum = |running: &mut Running| {
+        running.type_line("integrity").unwrap();
+        running.wait_for("  text, read-only data").unwrap()
+    };
+    let before = checksum(&mut running);
+    Monitor::new(&monitor)
+        .execute(r#"{"execute": "device_add", "arguments": {"driver": "lsi53c895a", "id": "hot", "bus": "p1"}}"#);
+    let mut bus = Bus::new(&bus);
+    let port = CONFIG + (8 << 15);
+    let card = CONFIG + u64::from(bus.read(port + BUSES) >> 8 & 0xff) * (1 << 20);
+    assert_eq!(bus.read(card), 0x0012_1000, "the card is there");
+    let window = bus.read(port + WINDOW) << 16 & 0xfff0_0000;
+    bus.write(card + BAR_1, window);
+    bus.write(card + COMMAND, 6);
+    // Twice: a line each would be a flood.
+    for program in [0x20_0000, 0x30_0000] {
+        bus.write(u64::from(window) + PROGRAM, program);
+    }
+    running.wait_for("01:00.0: it tried to read 0x200000, and no driver has it: it has been given nothing").unwrap();
+    assert_eq!(checksum(&mut running), before);
+    running.type_line("ping 10.0.2.2 -c 1").unwrap();
+    running.wait_for("1 sent, 1 answered, 0 lost").unwrap();
+    running.type_line("shutdown").unwrap();
+    let text = running.finish(|_| ()).unwrap().text();
+    assert_eq!(text.matches("it tried to ").count(), 1, "{text}");
 }
 
 /// Without an IOMMU, the reason is that.

@@ -5,14 +5,16 @@ use super::end::terminated_by;
 use std::io::{BufRead, BufReader, Read};
 use std::thread::JoinHandle;
 
-/// What QEMU's IOMMU says when it stops an access: the guest has a report that names the driver.
-const TOLD_BY_GUEST: [&str; 6] = [
+/// What QEMU's IOMMU says when it stops an access, and a virtio device that could not read its queue: the guest has a report that names
+/// the driver.
+const TOLD_BY_GUEST: [&str; 7] = [
     ": vtd_iova_to_slpte: ",
     ": vtd_iommu_translate: ",
     ": vtd_irte_get: ",
     ": Interrupt Mask set, irq is not generated",
     ": New fault is not recorded due to compression of faults",
     ": Next Fault Recording Reg is used, new fault is not recorded",
+    ": virtio: zero sized buffers are not allowed",
 ];
 
 fn is_told_by_guest(line: &str) -> bool {

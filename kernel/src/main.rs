@@ -15,9 +15,12 @@ mod bench;
 mod console;
 mod domain;
 #[forbid(unsafe_code)]
+mod file;
+#[forbid(unsafe_code)]
 mod firmware;
 #[forbid(unsafe_code)]
 mod iommu;
+mod latency;
 #[forbid(unsafe_code)]
 mod limits;
 mod memory;
@@ -41,13 +44,14 @@ mod supervise;
 mod symbols;
 mod task;
 #[forbid(unsafe_code)]
-mod trace;
-#[forbid(unsafe_code)]
 mod trial;
 
+use arch::handlers::Handlers;
 use bootloader_api::config::Mapping;
 use bootloader_api::info::Optional;
 use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
+use domain::offer::Class;
+use ringfence_core::extent::Extent;
 
 const CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
@@ -60,8 +64,22 @@ const CONFIG: BootloaderConfig = {
 };
 entry_point!(kernel_main, config = &CONFIG);
 
+/// What the CPU's part asks of those above it.
+static HANDLERS: Handlers = Handlers {
+    timer_tick: task::tick,
+    serial_input: console::receive,
+    watchpoint_hit: domain::trace::note_access,
+    driver_trapped: domain::upcall::end_by_trap,
+    kernel_trapped: panic::exception,
+    before_power_off: console::drain,
+};
+
+/// The classes of devices, which nothing else names to those below them.
+static CLASSES: [&dyn Class; 2] = [&net::CLASS, &scsi::CLASS];
+
 /// Brings the machine up, one step a line.
 fn kernel_main(info: &'static mut BootInfo) -> ! {
+    arch::handlers::install(&HANDLERS);
     console::init();
     set_screen_up(info);
     set_memory_up(info).unwrap_or_else(|reason| give_up(reason));
@@ -74,6 +92,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     symbols::init(physical(info.kernel_addr, info.kernel_len));
     if let Optional::Some(address) = info.ramdisk_addr {
         ramdisk::init(mapped(address, info.ramdisk_len));
+        ramdisk::files().for_each(|(_, bytes)| memory::stray::watch(bytes));
     }
     let (_, frames) = memory::frames::count();
     log::info!("Ringfence {}: {} MiB free, {protections}", env!("CARGO_PKG_VERSION"), frames / 256);
@@ -85,6 +104,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     if !iommu::remaps_interrupts() {
         arch::local_apic::turn_off();
     }
+    domain::offer::install(&CLASSES);
     let start = |spawner| {
         task::spawn(spawner, poll::serve_interrupts);
         task::spawn(spawner, poll::serve_rested);
@@ -115,10 +135,13 @@ fn set_screen_up(info: &mut BootInfo) {
 
 /// Memory, and the entry area, which is in every address space. The error says what there was too little of.
 fn set_memory_up(info: &BootInfo) -> Result<(), &'static str> {
-    memory::init(info)?;
+    let heap = memory::init(info)?;
+    let boot_stack = Extent::new(info.kernel_stack_bottom, info.kernel_stack_len);
+    let ramdisk = Extent::new(info.ramdisk_addr.into_option().unwrap_or(0), info.ramdisk_len);
+    symbols::map::init(heap, boot_stack, ramdisk);
     arch::entry_area::init(memory::kernel_root());
-    memory::init_trap_stacks().map_err(|_| "too little memory for the trap stacks")?;
-    memory::protect_entry_area();
+    arch::trap_stacks::init().map_err(|_| "too little memory for the trap stacks")?;
+    arch::entry_area::protect();
     Ok(())
 }
 

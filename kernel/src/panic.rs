@@ -1,8 +1,8 @@
 //! The kernel's own end: message, registers, backtrace, and a status that no orderly end has.
 
+use crate::arch::frame::TrapFrame;
 use crate::arch::power::{self, Ending};
-use crate::arch::traps::TrapFrame;
-use crate::module::Owner;
+use crate::domain::whose::Owner;
 use crate::println;
 use crate::symbols::Location;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +69,7 @@ pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
 fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
     println!("\nkernel panic: {name}, error code {:#x}, at {}", frame.error_code, Location(frame.rip));
     if let Some(address) = address {
-        println!("    address {address:#x} ({})", crate::memory::map::describe(address));
+        println!("    address {address:#x} ({})", crate::symbols::map::describe(address));
     }
     if address == Some(frame.rip) && slot_of(frame.rip).is_some() {
         println!("    the kernel does not execute what is a driver's ({})", Owner(frame.rip));

@@ -179,7 +179,7 @@ impl Scan {
                 if let Some(endpoint) = EndpointHeader::from_header(header, ConfigSpace) {
                     (bars, port_counts) = read_bars(&endpoint);
                     let (pin, routed) = endpoint.interrupt(ConfigSpace);
-                    line = (pin != 0 && routed < crate::arch::interrupts::WIRES).then_some(routed);
+                    line = (pin != 0 && routed < crate::arch::line::WIRES).then_some(routed);
                 }
             }
             HeaderType::PciPciBridge => {

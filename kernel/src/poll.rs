@@ -2,18 +2,18 @@
 //!
 //! **Drivers that would have more than half of the CPU have half of it, all of them together.** Nobody else runs during a poll, a
 //! driver may use up its budget in each, and a device may interrupt for ever. So what a driver's polls take is charged to it, and
-//! paid off by time in which no driver runs. Who owes more than [`TURN_MS`] rests, until as much time has gone by in which
+//! paid off by time in which no driver runs. Who owes more than [`TURN_MS`](crate::limits::TURN_MS) rests, until as much time has gone by in which
 //! nobody ran who owes that much; its device is held back. All others go on.
 //!
 //! What the kernel does for a driver is charged to it as well ([`charge_work`]): the network stack's work on its frames, the search for
 //! its units. That is work that somebody may want done, so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
 
 use crate::arch::{interrupts, time};
-use crate::domain::fault::Cause;
-use crate::domain::{Domain, Handle};
-use crate::limits::TURN_MS;
-use crate::trace::{self, What};
-use crate::{iommu, module, net, pci, scsi};
+use crate::domain::cause::Cause;
+use crate::domain::trace::{self, What};
+use crate::domain::turn::{free_clock, poll_clock};
+use crate::domain::{Domain, Handle, end, registry, whose};
+use crate::{iommu, pci};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
@@ -31,98 +31,13 @@ static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
 /// The same for drivers for which the kernel has done too much, as long as others have something to do.
 static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
 static ON_IDLE: AtomicWaker = AtomicWaker::new();
-/// What all polls have taken, and all work that is charged, in TSC ticks.
-static IN_POLLS: AtomicU64 = AtomicU64::new(0);
-static IN_WORK: AtomicU64 = AtomicU64::new(0);
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 /// Lines that have fired, and are masked until their drivers are polled.
 static TO_UNMASK: AtomicU64 = AtomicU64::new(0);
 
-/// What a driver has had of the CPU, and what it waits for.
-#[derive(Debug, Default)]
-pub struct Turn {
-    /// TSC ticks in all its upcalls.
-    pub all_ticks: u64,
-    /// TSC ticks in the last one.
-    pub last_ticks: u64,
-    /// TSC ticks that its polls have taken and that were not paid off until, by [`poll_clock`], this: what is done for drivers between
-    /// polls pays for those, as all does that is no poll.
-    owes: (u64, u64),
-    /// TSC ticks that it owed after its last poll, or after what was done for it since.
-    owed: u64,
-    /// The same for what was done for it, by [`free_clock`].
-    owes_for_work: (u64, u64),
-    /// Since when, by the TSC, it is to be polled, and for what.
-    waits: Option<(u64, Events)>,
-}
-
-impl Turn {
-    /// Whether it is to be polled, when it has rested.
-    pub fn is_due(&self) -> bool {
-        self.waits.is_some()
-    }
-
-    /// Counts an upcall that took `tsc_ticks` and met `timer_ticks` of the timer. When the host stalls, the first go on, and
-    /// the second do not; the driver is not to blame.
-    #[inline]
-    pub fn count(&mut self, mut tsc_ticks: u64, timer_ticks: impl FnOnce() -> u32) {
-        let in_one = time::tsc_per_tick();
-        if tsc_ticks > in_one {
-            tsc_ticks = tsc_ticks.min((u64::from(timer_ticks()) + 1) * in_one);
-        }
-        self.last_ticks = tsc_ticks;
-        self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
-    }
-
-    /// Charges an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`; returns for how long it is to rest.
-    fn charge(&mut self, tsc_ticks: u64, began: u64) -> u64 {
-        let owes = left(self.owes, began) + tsc_ticks;
-        self.owed = owes;
-        // Its rest pays for all.
-        let rest = if is_too_much(owes) { owes } else { 0 };
-        self.owes = (owes - rest, began);
-        rest
-    }
-
-    /// Charges what was done for it, which took `tsc_ticks` and began when [`free_clock`] was `began`; returns for how long it is to
-    /// rest.
-    fn charge_work(&mut self, tsc_ticks: u64, began: u64) -> u64 {
-        let for_work = left(self.owes_for_work, began) + tsc_ticks;
-        let owes = left(self.owes, poll_clock()) + for_work;
-        self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
-        if !is_too_much(owes) {
-            self.owes_for_work = (for_work, began);
-            return 0;
-        }
-        // Its rest pays for all.
-        (self.owes, self.owes_for_work, self.owed) = ((0, 0), (0, 0), owes);
-        owes
-    }
-}
-
-/// What is left of a debt, and of when it was noted, when the clock that it is paid off by is at `now`.
-fn left((owed, at): (u64, u64), now: u64) -> u64 {
-    owed.saturating_sub(now.saturating_sub(at))
-}
-
-/// TSC ticks in which no driver was polled and nothing was done for one, since some time or other.
-pub fn free_clock() -> u64 {
-    poll_clock().saturating_sub(IN_WORK.load(Ordering::Relaxed))
-}
-
-/// TSC ticks in which no driver was polled, since some time or other.
-fn poll_clock() -> u64 {
-    time::tsc().saturating_sub(IN_POLLS.load(Ordering::Relaxed))
-}
-
-/// Whether a driver that owes so many TSC ticks is to rest.
-fn is_too_much(owes: u64) -> bool {
-    owes > TURN_MS.get() * (time::tsc_per_second() / 1000)
-}
-
 /// Whether `domain` is to wait for its next turn.
 fn rests(domain: &Domain) -> bool {
-    is_too_much(domain.turn.owed) && time::tsc() < rest_until()
+    domain.turn.owes_too_much() && time::tsc() < rest_until()
 }
 
 /// Until when drivers rest that owe too much.
@@ -134,7 +49,6 @@ fn rest_until() -> u64 {
 pub fn charge_work(handle: &Handle, since: u64) {
     let ticks = free_clock().saturating_sub(since);
     let rest = handle.lock().turn.charge_work(ticks, since);
-    IN_WORK.fetch_add(ticks, Ordering::Relaxed);
     if rest > 0 {
         let from = WORK_UNTIL.load(Ordering::Relaxed).max(time::tsc());
         WORK_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
@@ -191,15 +105,14 @@ fn wait(domain: &mut Domain, events: Events) {
     if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
         device.mask();
     }
-    let (since, before) = domain.turn.waits.unwrap_or((time::tsc(), Events::empty()));
-    domain.turn.waits = Some((since, before | events));
+    domain.turn.wait_for(events);
     ON_WAITING.wake();
 }
 
 #[inline(always)]
 fn run(domain: &mut Domain, mut events: Events) {
     let mut waited = Events::empty();
-    if let Some((_, for_these)) = domain.turn.waits.take() {
+    if let Some(for_these) = domain.turn.take_waits() {
         waited = for_these;
         events |= waited;
     }
@@ -238,7 +151,7 @@ fn blame_for_dma(domain: &mut Domain) {
 fn dma_fault(domain: &mut Domain) -> Option<Cause> {
     let cause = domain.take_dma_fault()?;
     if let Cause::Dma { address, .. } = cause {
-        domain.lies_there = module::whose::whose(address, domain);
+        domain.lies_there = whose::whose(address, domain);
     }
     Some(cause)
 }
@@ -267,13 +180,13 @@ pub async fn serve_dma_faults() {
             let is_its = |handle: &Handle| {
                 handle.lock().function.is_some_and(|function| pci::requester(function.address) == address)
             };
-            let Some(handle) = module::loaded().into_iter().find(is_its) else {
+            let Some(handle) = registry::all().into_iter().find(is_its) else {
                 iommu::forget(address);
                 continue;
             };
             let cause = dma_fault(&mut handle.lock());
             match cause {
-                Some(cause) => module::condemn(&handle, cause),
+                Some(cause) => end::condemn(&handle, cause),
                 None => iommu::forget(address),
             }
         }
@@ -286,21 +199,14 @@ const NEWS: Reply = Reply::UNITS_CHANGED.union(Reply::LINK_UP).union(Reply::LINK
 /// Hands on what a driver has told.
 #[cold]
 fn note_news(domain: &mut Domain, news: Reply) {
-    if let Some(scsi) = domain.scsi.as_mut().filter(|_| news.contains(Reply::UNITS_CHANGED)) {
-        scsi.units_changed = true;
-        scsi::scan::note_change();
-    }
-    // One that says both has seen it go and come.
-    if let Some(queues) = domain.net.as_mut().filter(|_| news.intersects(Reply::LINK_UP | Reply::LINK_DOWN)) {
-        queues.link_is(news.contains(Reply::LINK_UP), news.contains(Reply::LINK_DOWN));
-        crate::net::wake();
+    if let Some(offer) = &mut domain.offer {
+        offer.take_news(news);
     }
 }
 
 /// Has a driver pay for an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`.
 #[inline(always)]
 fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
-    IN_POLLS.fetch_add(tsc_ticks, Ordering::Relaxed);
     let rest = domain.turn.charge(tsc_ticks, began);
     if rest > 0 {
         let from = REST_UNTIL.load(Ordering::Relaxed).max(time::tsc());
@@ -311,7 +217,7 @@ fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
 /// Has a driver that came in place of `dead` pay for its start, and for what that one owed and did not rest for; a rest was waited
 /// for before ([`rest_ns`]).
 pub fn succeed(fresh: &mut Domain, dead: &Domain) {
-    fresh.turn.owes = dead.turn.owes;
+    fresh.turn.take_over(&dead.turn);
     let ticks = fresh.turn.all_ticks;
     charge(fresh, ticks, poll_clock().saturating_sub(ticks));
 }
@@ -326,21 +232,26 @@ pub fn rest_ns(domain: &Domain) -> u64 {
 
 /// After an upcall: takes what the driver put into its queues, and stops its device if it was ended, by the upcall or for that.
 /// What a driver says that ended in the same upcall is not believed: its requests are as if they were under way still.
+#[inline]
 pub fn after(domain: &mut Domain) {
     if iommu::note_faults() {
         blame_for_dma(domain);
     }
     if domain.is_alive()
-        && let Some(Err(cause)) = domain.scsi.as_mut().map(|scsi| scsi.collect())
+        && let Some(offer) = &mut domain.offer
+        && let Err(cause) = offer.after_upcall()
     {
-        domain.condemn(cause);
-    }
-    if domain.net.is_some() {
-        net::wake();
+        condemn(domain, cause);
     }
     if !domain.is_alive() {
-        module::quiesce(domain);
+        end::quiesce(domain);
     }
+}
+
+/// A driver has left something in its queues that cannot be true.
+#[cold]
+fn condemn(domain: &mut Domain, cause: Cause) {
+    domain.condemn(cause);
 }
 
 /// The task that polls drivers whose devices raised their line. Others have their turn after each of them.
@@ -380,7 +291,7 @@ fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
         let events = handle.lock().device.as_ref().filter(|device| device.active_lines() & fired != 0)?.events(fired);
         Some((handle, events))
     };
-    module::loaded().into_iter().filter_map(on)
+    registry::all().into_iter().filter_map(on)
 }
 
 /// Unmasks the lines of drivers that were polled, or are about to be: a line that is raised still is masked again at once.
@@ -418,8 +329,8 @@ pub async fn serve_rested() {
 }
 
 fn longest_waiting() -> Option<Handle> {
-    let waiting = module::loaded().into_iter().filter_map(|handle| {
-        let (since, _) = handle.lock().turn.waits?;
+    let waiting = registry::all().into_iter().filter_map(|handle| {
+        let (since, _) = handle.lock().turn.waits()?;
         Some((since, handle))
     });
     waiting.min_by_key(|(since, _)| *since).map(|(_, handle)| handle)

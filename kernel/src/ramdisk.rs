@@ -1,7 +1,7 @@
 //! The ramdisk: a tar archive with the kernel, the modules (`NAME.rfm`) and what the runner wants said (`exec`,
 //! `options`).
 
-use crate::module::{Content, File};
+use crate::file::{Content, File};
 use alloc::string::{String, ToString};
 use spin::Once;
 use tar_no_std::TarArchiveRef;

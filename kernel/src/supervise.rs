@@ -7,35 +7,18 @@
 
 use crate::arch::time;
 use crate::console::Source;
-use crate::domain::fault::{self, Cause};
-use crate::domain::{Domain, Handle, Ring};
+use crate::domain::fault;
+use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
 use crate::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
-use crate::task::wait_in;
 use crate::{console, module, poll};
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::future::poll_fn;
-use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::{Poll, Waker};
 use embassy_futures::select::select;
 use embassy_futures::yield_now;
-use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Instant, Timer};
 use log::Level;
-use ringfence_abi::manifest::{Policy, RING1_ONLY};
 use spin::{Mutex, MutexGuard};
-
-static WORK: AtomicWaker = AtomicWaker::new();
-/// Who waits for a driver's end.
-static ON_END: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
-static PENDING: AtomicBool = AtomicBool::new(false);
-/// How often each module file faulted in ring 1 since boot, or since a person forgave it.
-static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
-
-/// Module files that a person has said are never to run in ring 0.
-static NEVER: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// How long the last driver that was restarted was away, and how long it took of that to stop its device, in TSC ticks.
 static LAST: Mutex<[u64; 2]> = Mutex::new([0; 2]);
@@ -45,90 +28,11 @@ pub fn last_restart() -> [u64; 2] {
     *LAST.lock()
 }
 
-/// A driver may have been ended.
-pub fn note() {
-    PENDING.store(true, Ordering::Release);
-    WORK.wake();
-    core::mem::take(&mut *ON_END.lock()).into_iter().for_each(Waker::wake);
-}
-
-/// Waits until a driver is ended.
-pub async fn ended(handle: &Handle) {
-    poll_fn(|context| {
-        wait_in(&mut ON_END.lock(), context.waker());
-        if handle.lock().is_alive() { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-}
-
-/// Counts a fault against the module of `domain`. Being killed by a person is none.
-pub fn count(domain: &Domain, cause: Cause) {
-    if domain.ring() == Ring::Sandboxed && cause != Cause::Killed {
-        *FAULTED.lock().entry(domain.file.name.clone()).or_insert(0) += 1;
-    }
-}
-
-/// How often the module of `domain` faulted in ring 1 since a person forgave it.
-pub fn fault_count(domain: &Domain) -> u32 {
-    FAULTED.lock().get(&domain.file.name).copied().unwrap_or(0)
-}
-
-/// Forgets the faults of the module of `domain`.
-pub fn forgive(domain: &Domain) {
-    FAULTED.lock().remove(&domain.file.name);
-}
-
-/// Has the module file `name` never run in ring 0 again, until the machine ends. What of it runs there is moved to ring 1.
-pub fn never_trust(name: &str) {
-    NEVER.lock().insert(name.into());
-    for handle in module::loaded() {
-        let mut domain = handle.lock();
-        if domain.file.name == name {
-            domain.set_ring(Ring::Sandboxed);
-        }
-    }
-}
-
-/// Why `domain` may not run in ring 0, if it may not.
-pub fn distrust(domain: &Domain) -> Option<String> {
-    if domain.manifest.flags & RING1_ONLY != 0 || NEVER.lock().contains(&domain.file.name) {
-        return Some("it is for ring 1 only".into());
-    }
-    let faults = FAULTED.lock().get(&domain.file.name).copied()?;
-    let times = if faults == 1 { "once".into() } else { format!("{faults} times") };
-    Some(format!("it faulted {times} in ring 1; 'policy {} restart' or 'stop' forgives that", domain.name))
-}
-
-/// Whether `domain` is restarted when it is ended.
-pub fn restarts(domain: &Domain) -> bool {
-    !domain.stopped && domain.policy == Policy::Restart && !domain.given_up
-}
-
-/// What becomes of `domain`, in a word or a few.
-pub fn state(domain: &Domain) -> String {
-    match domain.is_alive() {
-        true if domain.turn.is_due() => "resting".into(),
-        true => "running".into(),
-        false if domain.given_up => "given up".into(),
-        false if !restarts(domain) => "ended".into(),
-        false => match domain.restart_at {
-            Some(at) => format!("back in {} ms", at.saturating_sub(time::uptime_ns()).div_ceil(1_000_000)),
-            None => "ended, to be back".into(),
-        },
-    }
-}
-
-/// Whether a driver that was ended will be back.
-pub fn will_be_back(handle: &Handle) -> bool {
-    let domain = handle.lock();
-    domain.fault.is_some() && restarts(&domain)
-}
-
 /// The task that restarts drivers: each when its time has come, whatever becomes of the others.
 pub async fn run() {
     loop {
         demote();
-        let dead: Vec<Handle> = module::loaded().into_iter().filter(will_be_back).collect();
+        let dead: Vec<Handle> = registry::all().into_iter().filter(life::will_be_back).collect();
         let due = dead.iter().filter_map(|dead| Some((plan(dead)?, dead.clone()))).min_by_key(|(at, _)| *at);
         drop(dead);
         match due {
@@ -141,10 +45,7 @@ pub async fn run() {
             }
             due => {
                 fault::print_pending();
-                let work = poll_fn(|context| {
-                    WORK.register(context.waker());
-                    if PENDING.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
-                });
+                let work = end::next();
                 match due.map(|(at, _)| at) {
                     Some(at) => {
                         select(work, Timer::at(Instant::from_micros(at / 1000 + 1))).await;
@@ -158,11 +59,11 @@ pub async fn run() {
 
 /// Moves what is in ring 0 and not trusted any more to ring 1: other instances of a module that faulted.
 fn demote() {
-    for handle in module::loaded() {
+    for handle in registry::all() {
         let mut domain = handle.lock();
         if domain.ring() == Ring::Trusted
             && domain.is_alive()
-            && let Some(why) = distrust(&domain)
+            && let Some(why) = trust::distrust(&domain)
         {
             domain.set_ring(Ring::Sandboxed);
             console::say_about(&Source::by_itself(&domain.name), Level::Warn, format_args!("moved to ring 1: {why}"));
@@ -195,7 +96,7 @@ fn plan(dead: &Handle) -> Option<u64> {
     }
     if count > limit {
         let text = format_args!("given up after {limit} restarts in {} s", RESTART_WINDOW_S.get());
-        console::say_about(&Source::of(&domain), Level::Error, text);
+        console::say_about(&domain.source(), Level::Error, text);
         give_up(domain, format!("it was given up after {limit} restarts"));
         return None;
     }
@@ -216,14 +117,14 @@ fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
     }
     domain.given_up = true;
     drop(domain);
-    crate::scsi::wake_waiting();
+    offer::wake_waiting();
 }
 
 fn revive(dead: &Handle) {
     let (source, count) = {
         let mut domain = dead.lock();
         domain.restart_at = None;
-        (Source::of(&domain), domain.faults_at.len())
+        (domain.source(), domain.faults_at.len())
     };
     let note = |done: String| {
         if let Some(fault) = &dead.lock().fault {
@@ -231,8 +132,8 @@ fn revive(dead: &Handle) {
         }
     };
     // It may have been unloaded, or its policy changed, in the meantime.
-    if !will_be_back(dead) {
-        crate::scsi::wake_waiting();
+    if !life::will_be_back(dead) {
+        offer::wake_waiting();
         return;
     }
     let (file, since) = {

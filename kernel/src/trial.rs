@@ -2,13 +2,14 @@
 //! its place again. What a fault-injection campaign does, one change at a time.
 
 use crate::arch::{time, watch};
-use crate::domain::fault::{self, Cause};
-use crate::domain::upcall::UpcallError;
-use crate::domain::{Handle, Ring};
+use crate::domain::cause::Cause;
+use crate::domain::cause::UpcallError;
+use crate::domain::fault;
+use crate::domain::{Handle, Ring, end};
+use crate::file::File;
 use crate::memory::{frames, stray, tables};
-use crate::module::{self, File, LoadError};
-use crate::shell::run_all;
-use crate::{supervise, symbols};
+use crate::module::{self, LoadError};
+use crate::symbols;
 use alloc::string::{String, ToString};
 use embassy_futures::select::{Either, select};
 use ringfence_abi::manifest::Policy;
@@ -60,7 +61,7 @@ impl Mutant<'_> {
         driver.file = self.good.clone();
         drop(driver);
         good.map(drop).map_err(|error| {
-            supervise::note();
+            end::note();
             error.to_string()
         })
     }
@@ -81,7 +82,8 @@ impl Drop for Mutant<'_> {
 /// the future is dropped before it is ready.
 ///
 /// `watched` is the offset in the image of the instruction that was changed. The lists of commands are: the work for the
-/// changed module; what the good one checks of that work, if it seemed to be done; and what the good one must do after all.
+/// changed module; what the good one checks of that work, if it seemed to be done; and what the good one must do after all. `run_all` runs
+/// one.
 pub async fn run(
     handle: Handle,
     good: &File,
@@ -89,6 +91,7 @@ pub async fn run(
     ring: Ring,
     watched: u64,
     [work, check, after]: [&str; 3],
+    run_all: impl AsyncFn(&str) -> Result<(), String>,
 ) -> Outcome {
     let before = fault::count();
     let policy = {
@@ -103,7 +106,7 @@ pub async fn run(
         Ok(handle) => {
             mutant.handle = handle;
             // When it is ended, what is left of its work is the good one's.
-            let error = match select(run_all(work), supervise::ended(&mutant.handle)).await {
+            let error = match select(run_all(work), end::of(&mutant.handle)).await {
                 Either::First(done) => done.err(),
                 Either::Second(()) => None,
             };

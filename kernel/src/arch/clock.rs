@@ -1,6 +1,6 @@
 //! What the machine has that counts at a known rate, by which the rates of other counters are measured.
 
-use super::time::tsc;
+use crate::latency::tsc;
 use crate::memory::registers::Registers;
 use core::iter::once_with;
 use ringfence_abi::layout::PAGE_SIZE;

@@ -1,6 +1,5 @@
 //! What is per CPU, in one struct, and the CPU's own settings.
 
-use crate::domain::Domain;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
@@ -21,8 +20,8 @@ pub struct Cpu {
     pub exception_stack: Cell<u64>,
     /// Top of the stack for what can hit those: NMI, double fault, machine check.
     pub critical_stack: Cell<u64>,
-    /// The domain whose upcall is under way, or null.
-    pub domain: Cell<*mut Domain>,
+    /// The domain whose upcall is under way, or null: what it points to is known to [`crate::domain::upcall`] alone.
+    pub domain: Cell<*mut ()>,
     /// Timer ticks that the upcall under way may still see.
     pub ticks_left: AtomicU32,
 }

@@ -16,12 +16,14 @@
 //! domain's own state, and what the kernel pushes no domain ever sees.
 
 use super::{gates, vector};
+use crate::memory::{kernel_root, tables};
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
 use ringfence_core::port_bitmap;
+use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// First address of the entry area.
 pub const BASE: u64 = 0xffff_ffff_c000_0000;
@@ -164,7 +166,7 @@ pub fn init(kernel_cr3: u64) {
     let [tss_low, tss_high] = descriptor::tss(IO_BITMAP - TSS_BYTES as u64, (TSS_BYTES + port_bitmap::BYTES) as u64);
     let [ldt_low, ldt_high] = descriptor::ldt(LDT, descriptor::LDT_BYTES as u64);
     let gdt = [0, descriptor::code64(0), descriptor::data(0), tss_low, tss_high, ldt_low, ldt_high];
-    // SAFETY: nothing else runs yet, and the area is mapped writable until `memory::protect_entry_area`.
+    // SAFETY: nothing else runs yet, and the area is mapped writable until [`protect`].
     unsafe {
         let (traps, services) = (gates::trap_functions(), gates::service_functions());
         (*area).constants = Constants { kernel_cr3, gdt, traps, services };
@@ -176,6 +178,14 @@ pub fn init(kernel_cr3: u64) {
         (*area).tss.ist = core::array::from_fn(|index| STACKS + (index as u64 + 1) * IST_BYTES);
         load(CONSTANTS + offset_of!(Constants, gdt) as u64, CONSTANTS + offset_of!(Data, idt) as u64);
     }
+}
+
+/// Makes the tables read-only for the kernel too, once they are complete.
+pub fn protect() {
+    for page in (CONSTANTS..STACKS).step_by(PAGE_SIZE as usize) {
+        tables::set_flags(kernel_root(), page, Flags::PRESENT | Flags::NO_EXECUTE);
+    }
+    x86_64::instructions::tlb::flush_all();
 }
 
 /// Points an interrupt vector that nothing else uses to `target`, and lets ring 1 raise it; or, with `None`, takes that

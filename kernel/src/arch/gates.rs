@@ -2,7 +2,8 @@
 
 use super::cpu::{CPU, Cpu};
 use super::entry_area;
-use super::traps::{TrapFrame, trap_from_driver, trap_from_kernel};
+use super::frame::TrapFrame;
+use super::traps::{trap_from_driver, trap_from_kernel};
 use core::arch::global_asm;
 use core::mem::offset_of;
 use ringfence_abi::for_each_service;

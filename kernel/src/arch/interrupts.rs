@@ -4,32 +4,15 @@
 //! **Interrupts never run driver code.** A device's line is masked when it fires, which is only noted here, until its driver
 //! was polled; a device whose driver did not acknowledge is held back by itself then (`domain/device.rs`).
 
+use super::handlers;
 use super::io_apic::{self, Pin};
+use super::line::{CASCADE, FIRST_OF_IO_APIC, FIRST_VECTOR, LINES, OWN_TIMER, SERIAL, SPURIOUS, TIMER, WIRES};
 use crate::memory::registers::Registers;
 use core::sync::atomic::{AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;
 use pic8259::ChainedPics;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
-
-/// Vector of line 0; line n has the n-th after it.
-pub const FIRST_VECTOR: u8 = super::vector::FIRST_INTERRUPT as u8;
-/// Lines of the two controllers.
-pub const WIRES: u8 = 16;
-/// Lines in all: those from [`WIRES`] on are messages.
-pub const LINES: u8 = 64;
-/// Vector of line 0 where an I/O APIC has it; line n has the n-th after it.
-const FIRST_OF_IO_APIC: u8 = FIRST_VECTOR + LINES;
-/// Vector of the local APIC's timer, where that ticks.
-pub const OWN_TIMER: u8 = 0xef;
-/// Vector of the local APIC's for an interrupt that there was not (SDM vol. 3A, 11.9), which is not ended.
-const SPURIOUS: u8 = 0xff;
-
-/// Line of the timer.
-pub const TIMER: u8 = 0;
-const CASCADE: u8 = 2;
-/// Line of the serial port.
-pub const SERIAL: u8 = 4;
 
 // SAFETY: the controllers are mapped where no exception lies.
 static PICS: Mutex<ChainedPics> = Mutex::new(unsafe { ChainedPics::new(FIRST_VECTOR, FIRST_VECTOR + 8) });
@@ -219,40 +202,6 @@ pub fn halt_unless(something: impl FnOnce() -> bool) {
     }
 }
 
-/// Lets interrupts in that have come meanwhile, if they are off: what takes long for a driver in ring 1 does it in pieces, with this
-/// in between. No lock may be held that an interrupt's handler takes.
-pub fn breathe() {
-    if x86_64::instructions::interrupts::are_enabled() {
-        return;
-    }
-    note_off();
-    x86_64::instructions::interrupts::enable();
-    // They are let in behind the instruction that follows.
-    x86_64::instructions::nop();
-    x86_64::instructions::interrupts::disable();
-    OFF_SINCE.store(super::time::tsc(), Ordering::Relaxed);
-}
-
-/// TSC when interrupts were turned off, or let in last; and the longest time between two such moments, in TSC ticks.
-static OFF_SINCE: AtomicU64 = AtomicU64::new(0);
-static LONGEST_OFF: AtomicU64 = AtomicU64::new(0);
-
-fn note_off() {
-    let ticks = super::time::tsc().saturating_sub(OFF_SINCE.load(Ordering::Relaxed));
-    LONGEST_OFF.fetch_max(ticks, Ordering::Relaxed);
-}
-
-/// Does `work` with interrupts off, as they are in a gate, and returns the longest time in TSC ticks in which none was let in.
-pub fn longest_off(work: impl FnOnce()) -> u64 {
-    without_interrupts(|| {
-        LONGEST_OFF.store(0, Ordering::Relaxed);
-        OFF_SINCE.store(super::time::tsc(), Ordering::Relaxed);
-        work();
-        note_off();
-    });
-    LONGEST_OFF.load(Ordering::Relaxed)
-}
-
 /// The lines that are in service.
 fn in_service() -> u16 {
     use x86_64::instructions::port::Port;
@@ -288,7 +237,11 @@ fn note(line: u8) {
 fn serve(line: u8) {
     match line {
         TIMER => super::time::tick(),
-        SERIAL => crate::console::receive(),
+        SERIAL => {
+            if let Some(handlers) = handlers::installed() {
+                (handlers.serial_input)();
+            }
+        }
         _ => fire(line),
     }
 }

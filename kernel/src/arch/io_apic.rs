@@ -1,6 +1,7 @@
 //! The I/O APIC, which sends lines as messages (82093AA data sheet): here always by way of the IOMMU's table of interrupts, which knows
 //! it by its source id (VT-d, 5.1.5.1). It takes the place of the 8259s then.
 
+use super::line::WIRES;
 use crate::memory::registers::Registers;
 use spin::Once;
 
@@ -38,13 +39,13 @@ pub struct Pin {
 pub struct IoApic {
     registers: Registers,
     /// By line: the pin, and what its lower register is when it is not masked.
-    pins: [Option<(u8, u32)>; super::interrupts::WIRES as usize],
+    pins: [Option<(u8, u32)>; WIRES as usize],
 }
 
 static IO_APIC: Once<IoApic> = Once::new();
 
 /// Uses the one with registers at physical address `registers`, with a pin for each line. `false` if it is not there, or has fewer pins.
-pub fn init(registers: u64, pins: [Option<Pin>; super::interrupts::WIRES as usize]) -> bool {
+pub fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool {
     let Some(registers) = Registers::at(registers, BYTES) else { return false };
     let read = |register| {
         registers.write32(SELECT, register);

@@ -2,9 +2,10 @@
 //!
 //! * [`entry_area`]: the pages that every root maps: entry text, GDT, IDT, TSS, LDT, entry stacks
 //! * `entry.S`, [`gates`]: every way into the kernel and out of it
-//! * [`traps`], [`vector`]: exceptions and interrupts in Rust, and their numbers
-//! * [`cpu`]: per-CPU state and control registers
-//! * [`interrupts`], [`local_apic`]: the 8259s, and the CPU's own controller
+//! * [`traps`], [`frame`], [`vector`]: exceptions and interrupts in Rust, what they hit, and their numbers
+//! * [`cpu`], [`trap_stacks`]: per-CPU state and control registers; stacks for what hits the kernel
+//! * [`handlers`]: what the parts above do for this one
+//! * [`interrupts`], [`line`], [`io_apic`], [`local_apic`]: the 8259s, and the CPU's own controller
 //! * [`clock`], [`time`]: what counts at a known rate, and what goes by it: the TSC and the tick
 //! * [`watch`]: breakpoints on an instruction and on memory
 //! * [`power`]: how the machine ends
@@ -13,13 +14,17 @@
 pub mod clock;
 pub mod cpu;
 pub mod entry_area;
+pub mod frame;
 pub mod gates;
+pub mod handlers;
 pub mod interrupts;
 pub mod io_apic;
+pub mod line;
 pub mod local_apic;
 pub mod power;
 pub mod tcg;
 pub mod time;
+pub mod trap_stacks;
 pub mod traps;
 pub mod vector;
 pub mod watch;

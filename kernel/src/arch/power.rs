@@ -3,6 +3,7 @@
 //! A triple fault ends QEMU with status 0, so no order to end has that status. A run is good only if it ended with
 //! the status of [`Ending::Done`] *and* the console's last line said so.
 
+use super::handlers;
 use x86_64::instructions::port::Port;
 
 /// What the machine ends with. QEMU's exit status is twice the value plus one.
@@ -37,7 +38,9 @@ fn reset() {
 /// Ends the machine.
 pub fn end(ending: Ending) -> ! {
     x86_64::instructions::interrupts::disable();
-    crate::console::drain();
+    if let Some(handlers) = handlers::installed() {
+        (handlers.before_power_off)();
+    }
     // SAFETY: the port is QEMU's exit device or nobody's.
     unsafe { Port::new(EXIT_PORT).write(ending as u32) };
     if ending == Ending::Reboot {
@@ -49,7 +52,5 @@ pub fn end(ending: Ending) -> ! {
         unsafe { Port::new(BOCHS_SHUTDOWN_PORT).write(*letter) };
     }
     // Writing the port ends QEMU, but not before its next step; elsewhere this is where it all stops.
-    loop {
-        x86_64::instructions::hlt();
-    }
+    handlers::halt()
 }

@@ -1,7 +1,9 @@
 //! Time: the TSC, whose rate is measured once, and the tick.
 
 use super::clock::{self, Clocks, PIT, PIT_HZ, Reference};
-use super::{interrupts, local_apic};
+pub use crate::latency::tsc;
+
+use super::{handlers, line, local_apic};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Ticks a second.
@@ -10,13 +12,6 @@ pub const TICK_HZ: u32 = 250;
 static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
 static TSC_PER_TICK: AtomicU64 = AtomicU64::new(u64::MAX);
 static TSC_AT_START: AtomicU64 = AtomicU64::new(0);
-
-/// A reading of the time stamp counter.
-#[inline]
-pub fn tsc() -> u64 {
-    // SAFETY: every x86-64 CPU has it.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
 
 /// Ticks a second of a TSC slower than that of any CPU, and of any model of one.
 const SLOWEST_TSC: u64 = 1_000_000;
@@ -37,7 +32,7 @@ pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
         clock::start_pit_channel_0((PIT_HZ / TICK_HZ) as u16);
         return Ok(());
     }
-    local_apic::start_tick(interrupts::OWN_TIMER, TICK_HZ, Reference::tsc(per_second))
+    local_apic::start_tick(line::OWN_TIMER, TICK_HZ, Reference::tsc(per_second))
         .ok_or("nothing ticks: there is no 8254 timer (PIT), and no local APIC whose timer counts")?;
     log::info!(
         "no 8254 timer (PIT): the TSC counts at {} MHz by the {measure}, and the local APIC ticks",
@@ -109,7 +104,9 @@ pub fn is_tick_due() -> bool {
 /// The timer interrupt: counts against the upcall under way, and wakes who waited for a time.
 pub fn tick() {
     take_ticks(1);
-    crate::task::tick();
+    if let Some(handlers) = handlers::installed() {
+        (handlers.timer_tick)();
+    }
 }
 
 /// Takes so many ticks from what the upcall under way may still see.

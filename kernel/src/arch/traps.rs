@@ -5,78 +5,16 @@
 
 use super::cpu;
 use super::entry_area;
+use super::frame::TrapFrame;
+use super::handlers::{DriverTrap, end_driver, end_kernel};
 use super::interrupts;
 use super::vector;
 use super::watch;
-use crate::domain::fault::{Cause, Fault};
 use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::FnvIndexMap;
 use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
-
-/// What `entry.S` pushes: all registers, and what the CPU pushed.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-#[allow(missing_docs, reason = "the fields are registers")]
-pub struct TrapFrame {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
-    pub rax: u64,
-    pub vector: u64,
-    pub error_code: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
-}
-
-impl TrapFrame {
-    /// The general registers, in the order of their numbers.
-    pub fn general(&self) -> [u64; 16] {
-        [
-            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8, self.r9, self.r10,
-            self.r11, self.r12, self.r13, self.r14, self.r15,
-        ]
-    }
-}
-
-impl core::fmt::Display for TrapFrame {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let rows: [&[(&str, u64)]; 7] = [
-            &[("rax", self.rax), ("rbx", self.rbx), ("rcx", self.rcx)],
-            &[("rdx", self.rdx), ("rsi", self.rsi), ("rdi", self.rdi)],
-            &[("rbp", self.rbp), ("rsp", self.rsp), ("r8 ", self.r8)],
-            &[("r9 ", self.r9), ("r10", self.r10), ("r11", self.r11)],
-            &[("r12", self.r12), ("r13", self.r13), ("r14", self.r14)],
-            &[("r15", self.r15), ("rip", self.rip), ("flg", self.rflags)],
-            &[("cs ", self.cs), ("ss ", self.ss), ("err", self.error_code)],
-        ];
-        for (index, row) in rows.iter().enumerate() {
-            if index > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "   ")?;
-            for (name, value) in *row {
-                write!(f, " {name}={value:016x}")?;
-            }
-        }
-        Ok(())
-    }
-}
 
 /// A trap that hit the kernel, or a trusted driver, which is the kernel by choice.
 pub extern "C" fn trap_from_kernel(frame: &TrapFrame) {
@@ -88,7 +26,7 @@ pub extern "C" fn trap_from_kernel(frame: &TrapFrame) {
         vector::NMI => {}
         // A trusted driver did that, or a service that it called, which runs on its stack.
         vector::DEBUG if watch::noticed(frame.rip) => {}
-        vector => crate::panic::exception(vector::name(vector), &frame, fault_address(vector)),
+        vector => end_kernel(vector::name(vector), &frame, fault_address(vector)),
     }
 }
 
@@ -100,13 +38,13 @@ pub extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
         vector::FIRST_INTERRUPT.. => {
             interrupts::handle(copy.vector as u8);
             if cpu::this().ticks_left.load(Ordering::Relaxed) == 0 {
-                Fault::end_driver(Cause::Overrun, copy);
+                end_driver(DriverTrap::Overrun, copy);
             }
         }
         vector::NMI => {}
         vector::DEBUG if watch::noticed(copy.rip) => {}
-        vector::MACHINE_CHECK => crate::panic::exception(vector::name(vector::MACHINE_CHECK), &copy, None),
-        vector => Fault::end_driver(Cause::Exception { address: fault_address(vector) }, copy),
+        vector::MACHINE_CHECK => end_kernel(vector::name(vector::MACHINE_CHECK), &copy, None),
+        vector => end_driver(DriverTrap::Exception { address: fault_address(vector) }, copy),
     }
     // The driver goes on. What it goes on with is not what lies in its page but what is known to be right.
     let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);

@@ -3,7 +3,7 @@
 //! * Breakpoint 0: whether one instruction is ever executed, for trials. It ends with the first time.
 //! * Breakpoint 1: who reads or writes up to eight bytes, for traces.
 
-use crate::trace;
+use super::handlers;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -105,8 +105,8 @@ pub fn noticed(rip: u64) -> bool {
         EXECUTED.store(true, Ordering::Relaxed);
     }
     let access = met & MET_1 != 0 && on & ACCESS != 0;
-    if access {
-        trace::note_access(rip);
+    if access && let Some(handlers) = handlers::installed() {
+        (handlers.watchpoint_hit)(rip);
     }
     (instruction || access) && met & SINGLE_STEP == 0
 }

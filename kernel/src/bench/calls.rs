@@ -3,7 +3,7 @@
 use super::{Row, alternate};
 use crate::arch::gates::bench as entries;
 use crate::arch::{entry_area, time};
-use crate::domain::{Handle, Ring};
+use crate::domain::{Handle, Ring, registry};
 use crate::module;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -82,7 +82,7 @@ fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) ->
 
     // The same with every slot taken.
     let mut others = Vec::new();
-    while module::loaded().len() < MAX_DOMAINS {
+    while registry::count() < MAX_DOMAINS {
         others.push(load()?);
     }
     let result = gates(print).and_then(|()| upcalls(print));

@@ -10,9 +10,9 @@
 //! compared is alternated sample by sample, so that what disturbs one disturbs the other.
 
 use crate::arch::{interrupts, time};
-use crate::domain::{Handle, Ring};
+use crate::domain::{Handle, Ring, registry, trust};
 use crate::limits::TURN_MS;
-use crate::{iommu, module, poll, println, supervise};
+use crate::{iommu, poll, println};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -43,7 +43,7 @@ pub struct Row {
 
 impl Row {
     fn new(name: &'static str, unit: &'static str) -> Row {
-        Row { name, ring: None, batch: None, domains: module::loaded().len(), unit, samples: Vec::new() }
+        Row { name, ring: None, batch: None, domains: registry::count(), unit, samples: Vec::new() }
     }
 
     fn ring(mut self, ring: Ring) -> Row {
@@ -163,7 +163,7 @@ const RINGS: [Ring; 2] = [Ring::Trusted, Ring::Sandboxed];
 /// Says that a driver is about to run in ring 0, where nothing of it is fenced: nobody else has said that it is trusted.
 fn announce(handle: &Handle) {
     let domain = handle.lock();
-    if supervise::distrust(&domain).is_none() {
+    if trust::distrust(&domain).is_none() {
         log::info!("{}: is in ring 0 for every other sample while it is measured", domain.name);
     }
 }
@@ -176,7 +176,7 @@ fn alternate(
     row: impl Fn() -> Row,
 ) -> Result<[Row; 2], String> {
     let before = handle.lock().ring();
-    if let Some(why) = supervise::distrust(&handle.lock()) {
+    if let Some(why) = trust::distrust(&handle.lock()) {
         return Err(format!("the driver cannot be measured in ring 0: {why}"));
     }
     // Nobody else runs meanwhile whom a driver could leave no time.

@@ -2,12 +2,12 @@
 
 use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
 use crate::arch::time;
-use crate::domain::Handle;
-use crate::domain::fault::Cause;
+use crate::domain::cause::Cause;
+use crate::domain::{Handle, end};
+use crate::net;
 use crate::net::SHORTEST_FRAME;
 use crate::net::queues::Queues;
 use crate::poll::{self, Polled};
-use crate::{module, net};
 use alloc::string::{String, ToString};
 use embassy_futures::yield_now;
 use ringfence_abi::net::FRAME_BYTES;
@@ -56,7 +56,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
 
 /// An ARP request for the router's address (RFC 826), or a frame of a type that nobody knows.
 fn frame(handle: &Handle, request: bool) -> [u8; SHORTEST_FRAME] {
-    let mac = handle.lock().net.as_ref().map(|queues| queues.mac).unwrap_or_default();
+    let mac = handle.lock().offered::<Queues>().map(|queues| queues.mac).unwrap_or_default();
     let mut frame = net::arp_request(mac, Ipv4Address::new(10, 0, 2, 15), Ipv4Address::new(10, 0, 2, 2));
     if !request {
         // An experimental type (IEEE 802, 9.2.3).
@@ -67,9 +67,9 @@ fn frame(handle: &Handle, request: bool) -> [u8; SHORTEST_FRAME] {
 
 /// Looks into a driver's queues; a lie that is found there ends the driver.
 fn with_queues<T>(handle: &Handle, look: impl FnOnce(&mut Queues) -> Result<T, Cause>) -> Result<T, String> {
-    let result = look(handle.lock().net.as_mut().ok_or("the driver is gone")?);
+    let result = look(handle.lock().offered_mut::<Queues>().ok_or("the driver is gone")?);
     result.map_err(|cause| {
-        module::condemn(handle, cause);
+        end::condemn(handle, cause);
         "the driver lied".to_string()
     })
 }

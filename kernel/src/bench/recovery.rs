@@ -3,8 +3,8 @@
 
 use super::{Mode, Row, Stopwatch, nic};
 use crate::arch::time;
-use crate::domain::Handle;
-use crate::domain::fault::Cause;
+use crate::domain::cause::Cause;
+use crate::domain::{Handle, end};
 use crate::limits::RESTART_WAIT_MS;
 use crate::scsi::disk::Disk;
 use crate::{console, module, net, scsi, supervise};
@@ -92,7 +92,7 @@ async fn measure(
         handle.lock().faults_at.clear();
         let watch = Stopwatch::start();
         match end {
-            End::Killed => module::condemn(&handle, Cause::Killed),
+            End::Killed => end::condemn(&handle, Cause::Killed),
             End::DmaFault => {
                 handle.lock().cut_device_off();
                 // Who asks now is served by the next one, or not at all; its device finds nothing where it was told to look.

@@ -6,6 +6,7 @@ use crate::poll::{self, Polled};
 use crate::scsi;
 use crate::scsi::command::{ScsiError, check_outcome};
 use crate::scsi::disk::Disk;
+use crate::scsi::queues::Queues;
 use crate::scsi::queues::{Data, Ticket};
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -74,7 +75,7 @@ struct UnderWay<'a> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if let Some(scsi) = self.handle.lock().scsi.as_mut() {
+        if let Some(scsi) = self.handle.lock().offered_mut::<Queues>() {
             self.tickets.iter().for_each(|ticket| scsi.abandon(*ticket));
         }
     }
@@ -101,7 +102,7 @@ fn read(
         while begun < count && under_way.tickets.len() + batch.min(count - begun) <= depth {
             {
                 let mut domain = handle.lock();
-                let queues = domain.scsi.as_mut().ok_or("the driver is gone")?;
+                let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
                 for _ in 0..batch.min(count - begun) {
                     let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
                     let ticket = queues.begin(None, disk.target, disk.lun, &cdb, Data::In(len_bytes));
@@ -116,7 +117,7 @@ fn read(
         let before = done;
         {
             let mut domain = handle.lock();
-            let queues = domain.scsi.as_mut().ok_or("the driver is gone")?;
+            let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
             let mut failed = None;
             under_way.tickets.retain(|ticket| match queues.finish(*ticket, &mut buffer, None) {
                 None => true,

@@ -4,14 +4,12 @@
 use super::flood::{self, Allowed};
 use super::screen;
 use crate::arch::time;
-use crate::domain::Domain;
 use crate::println;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::{self, Write};
 use log::{Level, Log, Metadata, Record};
-use ringfence_abi::upcall::POLL;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
@@ -119,9 +117,9 @@ fn level_name(level: Level) -> &'static str {
 }
 
 /// A driver says something. It is quoted, so that nothing in it looks like the kernel's own words.
-pub fn quote(domain: &Domain, level: Level, text: &str) {
+pub fn quote(source: &Source, level: Level, text: &str) {
     if level <= log::max_level() {
-        add(Some(Source::of(domain)), Manner::Quote, level, printable(text));
+        add(Some(source.clone()), Manner::Quote, level, printable(text));
     }
 }
 
@@ -156,10 +154,9 @@ pub struct Source {
 }
 
 impl Source {
-    /// A driver, in or behind its last upcall.
-    pub fn of(domain: &Domain) -> Source {
-        let was_killed = domain.fault.as_ref().is_some_and(|fault| fault.kind == "killed");
-        Source { driver: domain.name.clone(), by_itself: domain.upcall == POLL && !was_killed }
+    /// A driver, for what somebody at the console has asked of it.
+    pub fn asked(driver: &str) -> Source {
+        Source { driver: driver.to_string(), by_itself: false }
     }
 
     /// A driver, for what goes on beside whatever a person does.

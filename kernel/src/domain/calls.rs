@@ -19,6 +19,13 @@ pub struct Call {
     pub result: Option<i64>,
 }
 
+impl Call {
+    /// Whether it was to offer something.
+    pub fn offers(&self) -> bool {
+        matches!(service_name(self.service), "rf_net_register" | "rf_scsi_register")
+    }
+}
+
 /// The last calls of services, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct CallLog {

@@ -4,12 +4,12 @@
 //! device's interrupts and bus mastering go off, then the kernel resets the device ([`super::reset`]); only then is the
 //! memory freed. A device that does not come to rest is set aside for good, and the memory with it.
 
-use super::fault::Cause;
+use super::cause::Cause;
 use super::messages::{self, Messages};
 use super::reset::{NotReset, ResetRegister};
 use super::{DmaRegion, Domain};
 use crate::arch::{interrupts, time};
-use crate::console::{self, Source};
+use crate::console;
 use crate::iommu::{self, Fence, Unfenced};
 use crate::limits::UNFENCED;
 use crate::memory::frames::OutOfMemory;
@@ -415,7 +415,7 @@ impl Domain {
         if let Err(NotStopped { why, is_detached }) = stopped {
             let with = if is_detached { "" } else { ", and the driver's memory with it" };
             console::say_about(
-                &Source::of(self),
+                &self.source(),
                 Level::Error,
                 format_args!("{address} is set aside for good{with}: {why}"),
             );

@@ -1,97 +1,23 @@
 //! Why drivers were ended: the causes, and the record of each. [`super::report`] has the words.
 
 use super::calls::{CallLog, Last};
+use super::cause::{Cause, Site};
 use super::report::{Scene, Words};
-use super::upcall::end_current;
-use super::{Domain, Ring};
-use crate::arch::gates::{self, Caller};
-use crate::arch::traps::TrapFrame;
+use super::trace::{self, What};
+use super::{Domain, Ring, trust};
+use crate::arch::frame::TrapFrame;
+use crate::arch::gates;
 use crate::arch::{time, vector};
 use crate::console;
-use crate::trace::{self, What};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use ringfence_abi::manifest::Policy;
-use ringfence_abi::queue::Lie;
 use ringfence_abi::upcall::{EXIT, INIT, POLL};
 use ringfence_core::descriptor::{SelectorName, describe_selector};
 use spin::{Mutex, Once};
-
-/// What a driver did that ended it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// The CPU refused an instruction; `address` is the one that a page fault names.
-    Exception {
-        /// CR2, for a page fault.
-        address: Option<u64>,
-    },
-    /// An upcall took longer than its budget.
-    Overrun,
-    /// A person asked for it.
-    Killed,
-    /// The driver gave up: it has logged why.
-    Panic,
-    /// It passed a pointer that is not its own memory.
-    BadPointer {
-        /// The pointer.
-        address: u64,
-        /// The length that went with it, in bytes.
-        len_bytes: u64,
-    },
-    /// It did not finish what it had been given in time.
-    Stuck {
-        /// What.
-        what: &'static str,
-        /// The time, in milliseconds.
-        limit_ms: u64,
-    },
-    /// Its position in a queue cannot be true.
-    QueueLie {
-        /// Which queue.
-        queue: &'static str,
-        /// What it claims.
-        claimed: u64,
-        /// What the kernel has counted.
-        counted: u64,
-    },
-    /// Its device wanted to reach memory that the driver was not given for it.
-    Dma {
-        /// Where, as the device sees it.
-        address: u64,
-        /// Whether it wanted to write.
-        writes: bool,
-        /// The fence's reason ([`crate::iommu::reason`]).
-        reason: u8,
-    },
-    /// It put something into a queue that does not exist or is not its to give.
-    QueueEntry {
-        /// Which queue.
-        queue: &'static str,
-        /// The entry.
-        entry: u64,
-    },
-}
-
-impl Cause {
-    /// What a lie about the position in `queue` is.
-    pub fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
-        move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
-    }
-}
-
-/// Where a driver was when it was ended.
-#[derive(Debug, Clone, Copy)]
-pub enum Site<'a> {
-    /// It ran, and these were its registers.
-    Trap(&'a TrapFrame),
-    /// It had called a service, with these in its registers.
-    Gate(Caller),
-    /// It did not run.
-    Nowhere,
-}
 
 /// Faults that are kept.
 const KEPT: usize = 32;
@@ -202,7 +128,7 @@ impl Fault {
     /// Records what `domain` did.
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         let (at_ns, at_tsc) = (time::uptime_ns(), time::tsc());
-        crate::supervise::count(domain, cause);
+        trust::record_fault(domain, cause);
         let kind = kind(cause, site);
         // The call that it was ended in, if it was in one.
         if let Site::Gate(_) = site {
@@ -278,11 +204,6 @@ impl Fault {
     fn text(&self, calls: usize) -> String {
         let Words { headline, details } = self.words();
         format!("{headline}\n{details}{}\n    then: {}", Last(&self.calls, calls), self.done.lock())
-    }
-
-    /// Ends the driver whose upcall is under way because of a trap.
-    pub fn end_driver(cause: Cause, frame: TrapFrame) -> ! {
-        end_current(|domain| Fault::new(domain, cause, Site::Trap(&frame)))
     }
 }
 

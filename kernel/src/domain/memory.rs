@@ -1,8 +1,8 @@
 //! A pointer that a driver passed is an allegation: it is opened here or nowhere.
 
 use super::Domain;
-use super::fault::Cause;
-use crate::memory::map;
+use super::cause::Cause;
+use crate::symbols::map;
 use alloc::vec;
 use alloc::vec::Vec;
 use ringfence_abi::layout::{self, Region};

@@ -2,7 +2,7 @@
 //!
 //! **No driver writes an entry of the table**, which says where a message goes: the pages that hold it are mapped into no slot.
 
-use crate::arch::interrupts;
+use crate::arch::{interrupts, line};
 use crate::iommu::Fence;
 use crate::memory::registers::Registers;
 use crate::pci::{Function, memory_extent};
@@ -44,7 +44,7 @@ impl Messages {
         let messages = Messages { capability: capability.at, first, count };
         messages.control(function, MASK_ALL | ENABLE);
         for (line, entry) in (first..).zip(&entries) {
-            let Some(address) = fence.route(line - interrupts::WIRES, interrupts::vector_of(line)) else {
+            let Some(address) = fence.route(line - line::WIRES, interrupts::vector_of(line)) else {
                 messages.remove(function, fence);
                 return None;
             };
@@ -82,7 +82,7 @@ impl Messages {
     pub fn remove(self, function: &Function, fence: &Fence) {
         self.control(function, MASK_ALL | ENABLE);
         for line in (self.first..).take(self.count.into()) {
-            fence.end_route(line - interrupts::WIRES);
+            fence.end_route(line - line::WIRES);
         }
         interrupts::give_back_lines(self.lines());
     }

@@ -3,32 +3,46 @@
 //! * [`space`]: its root, slot, capability table and I/O bitmap; [`inherit`]: what of that a successor takes over
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: running it, which is a call that returns a reason
-//! * [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
+//! * [`cause`], [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
 //! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped; [`virtio`]: what it was told of queues, if it is one;
 //!   [`messages`]: the interrupts that it sends by itself
+//! * [`offer`]: what it offers to the rest of the kernel; [`turn`]: what it has had of the CPU; [`trace`]: what happens at its boundary
+//! * [`life`], [`end`]: what becomes of it; [`trust`]: whether it may run in ring 0
+//! * [`registry`]: all that are loaded; [`whose`]: which of them has some memory
 
+use crate::console::Source;
+use crate::file::File;
 use crate::memory::frames::OutOfMemory;
-use crate::module::File;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use ringfence_abi::layout::{self, PAGE_SIZE};
 use ringfence_abi::manifest::{Manifest, Policy};
-use ringfence_abi::upcall::Events;
+use ringfence_abi::upcall::{Events, POLL};
 use ringfence_core::extent::Extent;
 use ringfence_core::module::Imports;
 use spin::Mutex;
 
 pub mod calls;
+pub mod cause;
 pub mod device;
+pub mod end;
 pub mod fault;
 mod inherit;
+pub mod life;
 pub mod memory;
 mod messages;
+pub mod offer;
+pub mod registry;
 pub mod report;
 pub mod reset;
 pub mod space;
+pub mod trace;
+pub mod trust;
+pub mod turn;
 pub mod upcall;
 mod virtio;
+pub mod whose;
 
 pub use space::Ring;
 
@@ -66,17 +80,15 @@ pub struct Domain {
     pub dma_kept: alloc::vec::Vec<DmaRegion>,
     /// Where its next DMA region goes.
     pub dma_next: u64,
-    /// The network interface it offers.
-    pub net: Option<crate::net::queues::Queues>,
-    /// The SCSI host it offers.
-    pub scsi: Option<crate::scsi::queues::Queues>,
+    /// What it offers.
+    pub offer: Option<Box<dyn offer::Offer>>,
     /// The upcall that is under way, or was last.
     pub upcall: u64,
     /// What that is for, if it is a poll.
     pub events: Events,
     /// Its last calls of services.
     pub calls: calls::CallLog,
-    /// Whether what it does is noted ([`crate::trace`]).
+    /// Whether what it does is noted ([`crate::domain::trace`]).
     pub traced: bool,
     /// Why it was ended, if it was.
     pub fault: Option<Arc<fault::Fault>>,
@@ -89,7 +101,7 @@ pub struct Domain {
     /// What lies where its device reached beyond its fence, if it was ended for that.
     pub lies_there: String,
     /// What it has had of the CPU.
-    pub turn: crate::poll::Turn,
+    pub turn: turn::Turn,
     /// Lines that it may still log in the upcall under way, and lines that were dropped.
     pub log_left: u32,
     /// See `log_left`.
@@ -174,9 +186,18 @@ impl Domain {
         self.dma.iter().chain(&self.dma_kept).map(|region| region.extent.len_bytes).sum()
     }
 
+    /// Because of whom a line of the log is said, in or behind its last upcall.
+    pub fn source(&self) -> Source {
+        let was_killed = self.fault.as_ref().is_some_and(|fault| fault.kind == "killed");
+        match self.upcall == POLL && !was_killed {
+            true => Source::by_itself(&self.name),
+            false => Source::asked(&self.name),
+        }
+    }
+
     /// Whether an upcall of it is under way.
     pub fn is_running(&self) -> bool {
-        core::ptr::eq(crate::arch::cpu::this().domain.get(), self)
+        core::ptr::eq(crate::arch::cpu::this().domain.get().cast(), self)
     }
 
     /// Whether it can be run.

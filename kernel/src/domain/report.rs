@@ -4,15 +4,15 @@
 //! driver is back, because finding the words takes longer than bringing a driver back.
 
 use super::calls::service_name;
-use super::fault::{Cause, Site};
+use super::cause::{Cause, Site};
 use super::memory::describe;
 use super::virtio::{self, QueuePart};
 use super::{Domain, Ring};
+use crate::arch::frame::TrapFrame;
 use crate::arch::gates::Caller;
-use crate::arch::traps::TrapFrame;
-use crate::arch::{entry_area, interrupts, time, vector};
+use crate::arch::{entry_area, line, time, vector};
+use crate::file::File;
 use crate::memory;
-use crate::module::File;
 use crate::symbols;
 use alloc::format;
 use alloc::string::String;
@@ -102,8 +102,8 @@ pub struct Scene {
 struct Held {
     device: Option<HeldDevice>,
     gates: usize,
-    scsi_requests: Option<usize>,
-    frames: Option<usize>,
+    /// What it has of what it offers: how many, and what they are called.
+    offered: Option<(usize, &'static str)>,
     heap_bytes: u64,
     dma_bytes: u64,
 }
@@ -126,7 +126,7 @@ impl fmt::Display for HeldDevice {
         }
         match (self.lines, u8::try_from(self.lines.trailing_zeros())) {
             (0, _) | (_, Err(_)) => Ok(()),
-            (_, Ok(line)) if line < interrupts::WIRES => write!(f, ", line {line}"),
+            (_, Ok(line)) if line < line::WIRES => write!(f, ", line {line}"),
             (lines, _) => write!(f, ", {} interrupts of its own", lines.count_ones()),
         }
     }
@@ -247,8 +247,7 @@ impl Scene {
                     lines: device.active_lines(),
                 }),
                 gates: domain.imports.iter().count(),
-                scsi_requests: domain.scsi.as_ref().map(|scsi| scsi.under_way()),
-                frames: domain.net.as_ref().map(|net| net.handed_over()),
+                offered: domain.offer.as_ref().map(|offer| offer.in_hand()),
                 heap_bytes: domain.heap_bytes,
                 dma_bytes: domain.dma_bytes(),
             },
@@ -405,15 +404,11 @@ impl Scene {
 
     fn write_held(&self, out: &mut String) -> fmt::Result {
         write!(out, "    held: ")?;
-        let Held { device, gates, scsi_requests, frames, heap_bytes, dma_bytes } = &self.held;
+        let Held { device, gates, offered, heap_bytes, dma_bytes } = &self.held;
         if let Some(device) = device {
             write!(out, "{device},\n          ")?;
         }
-        let others = [
-            Some(format!("{gates} gates")),
-            scsi_requests.map(|requests| format!("{requests} SCSI requests")),
-            frames.map(|frames| format!("{frames} frames to send")),
-        ];
+        let others = [Some(format!("{gates} gates")), offered.map(|(count, what)| format!("{count} {what}"))];
         let others: Vec<String> = others.into_iter().flatten().collect();
         let kib = |bytes: u64| bytes / 1024;
         let (image, heap, dma) = (kib(self.image_bytes), kib(*heap_bytes), kib(*dma_bytes));

@@ -254,7 +254,7 @@ impl Space {
 
     /// Writes the stubs for `ring` and lets the kernel's root execute the slot, or not.
     pub fn set_ring(&mut self, ring: Ring, granted: Imports) {
-        let services = crate::service::entries();
+        let services = gates::service_functions();
         for (number, service) in services.into_iter().enumerate() {
             let stub = match ring {
                 _ if !granted.contains(number) => [0xcc; STUB_BYTES as usize], // int3

@@ -1,13 +1,15 @@
 //! Running a driver: a call that returns a reason.
 
-use super::fault::{self, Cause, Fault, Site};
+use super::cause::{Cause, Site, UpcallError};
+use super::fault::{self, Fault};
+use super::trace::{self, What};
 use super::{Domain, Ring};
 use crate::arch::cpu;
+use crate::arch::frame::TrapFrame;
 use crate::arch::gates::{self, UpcallFrame};
+use crate::arch::handlers::DriverTrap;
 use crate::arch::time::{self, TICK_HZ};
-use crate::console::{self, Source};
-use crate::supervise;
-use crate::trace::{self, What};
+use crate::console;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use log::Level;
@@ -17,27 +19,6 @@ use ringfence_abi::upcall::{self, Events, POLL};
 
 /// Lines that a driver may log in one upcall.
 const LOG_LINES: u32 = 64;
-
-/// Why an upcall has no value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpcallError {
-    /// The driver refused.
-    Refused(Refusal),
-    /// The driver returned a negative value that is no refusal.
-    Nonsense(i64),
-    /// The driver was ended: its [`Domain::fault`] says why.
-    Ended,
-}
-
-impl core::fmt::Display for UpcallError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            UpcallError::Refused(refusal) => write!(f, "refused: {refusal}"),
-            UpcallError::Nonsense(value) => write!(f, "returned nonsense: {value}"),
-            UpcallError::Ended => write!(f, "the driver was ended"),
-        }
-    }
-}
 
 impl Domain {
     /// Enters the driver and returns what it answers, 0 or more.
@@ -61,7 +42,7 @@ impl Domain {
         let cpu = cpu::this();
         let outer =
             (cpu.domain.get(), cpu.domain_cr3.get(), cpu.domain_stacks.get(), cpu.ticks_left.load(Ordering::Relaxed));
-        cpu.domain.set(core::ptr::from_mut(self));
+        cpu.domain.set(core::ptr::from_mut(self).cast());
         cpu.domain_cr3.set(frame.cr3);
         cpu.domain_stacks.set(self.space.stacks_alias());
         let budget = budget_ticks(self.manifest.upcall_ms);
@@ -84,7 +65,7 @@ impl Domain {
         cpu.ticks_left.store(ticks, Ordering::Relaxed);
         if self.log_dropped > 0 {
             let text = format_args!("{} more lines in one upcall were dropped", self.log_dropped);
-            console::say_about(&Source::of(self), Level::Warn, text);
+            console::say_about(&self.source(), Level::Warn, text);
             self.log_dropped = 0;
         }
         if end.ended != 0 {
@@ -120,7 +101,7 @@ impl Domain {
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
             let fault = Fault::new(self, cause, Site::Nowhere);
-            self.fault = Some(fault.report(supervise::restarts(self)));
+            self.fault = Some(fault.report(self.restarts()));
             fault::print_due();
         }
     }
@@ -139,7 +120,7 @@ fn budget_ticks(milliseconds: u32) -> u32 {
 /// For services, and for what ends the driver: both run while [`Domain::upcall`] waits for the driver and uses `self` no further.
 /// A panic may look as well: nobody goes on after one.
 pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
-    let domain = cpu::this().domain.get();
+    let domain = cpu::this().domain.get().cast::<Domain>();
     // SAFETY: set by `Domain::upcall` from its `&mut self`, which lies idle until the driver returns; services are
     // never entered twice at a time by one domain, and a driver that is ended from within a service never goes on in it.
     unsafe { domain.as_mut() }.map(then)
@@ -149,9 +130,18 @@ pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
 pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
-        domain.fault = Some(fault.report(supervise::restarts(domain)));
+        domain.fault = Some(fault.report(domain.restarts()));
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");
     // SAFETY: a driver runs; callers hold nothing that needs to be dropped.
     unsafe { gates::end_upcall() }
+}
+
+/// Ends the driver whose upcall is under way because of a trap.
+pub fn end_by_trap(why: DriverTrap, frame: TrapFrame) -> ! {
+    let cause = match why {
+        DriverTrap::Exception { address } => Cause::Exception { address },
+        DriverTrap::Overrun => Cause::Overrun,
+    };
+    end_current(|domain| Fault::new(domain, cause, Site::Trap(&frame)))
 }

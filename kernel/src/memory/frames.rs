@@ -1,7 +1,7 @@
 //! Physical frames: who owns which is known only to the owner; here is what nobody owns.
 
 use super::stray;
-use crate::arch::interrupts::breathe;
+use crate::latency::breathe;
 use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
 use core::fmt;
@@ -21,6 +21,12 @@ static PROMISED: AtomicU64 = AtomicU64::new(0);
 /// There are not that many free frames in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutOfMemory;
+
+impl From<OutOfMemory> for ringfence_abi::service::Refusal {
+    fn from(_: OutOfMemory) -> ringfence_abi::service::Refusal {
+        ringfence_abi::service::Refusal::NoMemory
+    }
+}
 
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

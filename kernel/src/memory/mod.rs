@@ -1,7 +1,6 @@
 //! Physical memory, the kernel's own address space, and the kernel's heap.
 //!
 //! * [`frames`]: which frames nobody has
-//! * [`map`]: what lies where, in words
 //! * [`tables`]: page tables, the kernel's and the domains'
 //! * [`stray`]: what devices write to memory that nobody has
 //! * [`registers`]: registers of the machine's own devices
@@ -10,7 +9,7 @@
 //! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every
 //! domain's slot, not executable unless the domain is trusted.
 
-use crate::arch::interrupts::breathe;
+use crate::latency::breathe;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,10 +20,8 @@ use linked_list_allocator::LockedHeap;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::extent::Extent;
 use spin::Once;
-use x86_64::structures::paging::PageTableFlags as Flags;
 
 pub mod frames;
-pub mod map;
 pub mod registers;
 pub mod shared;
 pub mod stray;
@@ -36,13 +33,6 @@ static HEAP: LockedHeap = LockedHeap::empty();
 /// Least and most heap in bytes; in between it is an eighth of memory.
 const HEAP_LEAST: u64 = 8 << 20;
 const HEAP_MOST: u64 = 64 << 20;
-/// Where the kernel's trap stacks lie, each with an unmapped page below it.
-const STACKS: u64 = 0xffff_a000_0000_0000;
-/// Length of a trap stack in bytes.
-const STACK_BYTES: u64 = 32 << 10;
-/// Trap stacks: for interrupts, exceptions, and what can hit those.
-const TRAP_STACKS: usize = 3;
-
 /// Memory below this is nobody's.
 const LOW_BYTES: u64 = 1 << 20;
 
@@ -62,8 +52,8 @@ pub fn kernel_root() -> u64 {
     KERNEL_ROOT.load(Ordering::Relaxed)
 }
 
-/// Takes over memory from the loader. Called once, first of all that allocates.
-pub fn init(info: &BootInfo) -> Result<(), &'static str> {
+/// Takes over memory from the loader, and returns where the kernel's heap is. Called once, first of all that allocates.
+pub fn init(info: &BootInfo) -> Result<Extent, &'static str> {
     let Optional::Some(offset) = info.physical_memory_offset else {
         return Err("the loader did not map physical memory");
     };
@@ -93,16 +83,18 @@ pub fn init(info: &BootInfo) -> Result<(), &'static str> {
     let ram = info.memory_regions.iter().filter(|region| is_ram(region.kind));
     RAM.call_once(|| ram.map(|region| Extent::new(region.start, region.end - region.start)).collect());
     tables::drop_lower_half();
-    let boot_stack = Extent::new(info.kernel_stack_bottom, info.kernel_stack_len);
-    let ramdisk = Extent::new(info.ramdisk_addr.into_option().unwrap_or(0), info.ramdisk_len);
-    map::init(Extent::new(at_physical(heap_start) as u64, heap_len), boot_stack, ramdisk);
-    Ok(())
+    Ok(Extent::new(at_physical(heap_start) as u64, heap_len))
 }
 
 /// Whether some of `extent` is memory, by the firmware's map: what a device claims to be registers must not be.
 pub fn is_ram(extent: Extent) -> bool {
     const LOW: Extent = Extent::new(0, LOW_BYTES);
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
+}
+
+/// Where memory ends, by the firmware's map.
+pub fn ram_end() -> u64 {
+    RAM.get().into_iter().flatten().filter_map(|ram| ram.end()).max().unwrap_or(0)
 }
 
 /// Offsets of pages of `len_bytes` bytes. Every few of them interrupts are let in that a service has turned off.
@@ -139,39 +131,6 @@ pub fn firmware(info: &BootInfo, start: u64, len_bytes: usize) -> Option<&'stati
     }
     // SAFETY: it is mapped, and in no allocator.
     Some(unsafe { core::slice::from_raw_parts(at_physical(start), len_bytes) })
-}
-
-/// Where a trap stack begins.
-const fn trap_stack(index: usize) -> u64 {
-    STACKS + index as u64 * 2 * STACK_BYTES + PAGE_SIZE
-}
-
-/// Makes the trap stacks.
-pub fn init_trap_stacks() -> Result<(), frames::OutOfMemory> {
-    let mut tops = [0; TRAP_STACKS];
-    for (index, top) in tops.iter_mut().enumerate() {
-        let bottom = trap_stack(index);
-        for page in (bottom..bottom + STACK_BYTES).step_by(PAGE_SIZE as usize) {
-            let frame = frames::allocate(1)?;
-            tables::map(kernel_root(), page, frame, Flags::PRESENT | Flags::WRITABLE | Flags::NO_EXECUTE)?;
-        }
-        *top = bottom + STACK_BYTES;
-    }
-    let cpu = crate::arch::cpu::this();
-    let [interrupt, exception, critical] = tops;
-    cpu.interrupt_stack.set(interrupt);
-    cpu.exception_stack.set(exception);
-    cpu.critical_stack.set(critical);
-    Ok(())
-}
-
-/// Makes the entry area's tables read-only for the kernel too, once they are complete.
-pub fn protect_entry_area() {
-    use crate::arch::entry_area;
-    for page in (entry_area::CONSTANTS..entry_area::STACKS).step_by(PAGE_SIZE as usize) {
-        tables::set_flags(kernel_root(), page, Flags::PRESENT | Flags::NO_EXECUTE);
-    }
-    x86_64::instructions::tlb::flush_all();
 }
 
 /// What of the kernel's heap is left to what cannot fail: names, lists of who waits, lines of the log.

@@ -25,6 +25,11 @@ impl SharedMemory {
         self.pa
     }
 
+    /// Its length in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
     /// Copies `to.len()` bytes from `offset`; `false`, and nothing, if that is not all inside.
     pub fn read(&self, offset: usize, to: &mut [u8]) -> bool {
         if !self.has(offset, to.len()) {

@@ -4,7 +4,7 @@
 //! Off until it is asked for ([`count`]), because it costs a look at all of free memory.
 
 use super::{at_physical, frames};
-use crate::ramdisk;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
 use spin::Mutex;
@@ -71,7 +71,15 @@ fn check(address: u64) {
     }
 }
 
-/// A sum over memory that is in use, or nobody's, and never changes: conventional memory, and the modules' files.
+/// Memory that is in use and never changes, beside the kernel's own.
+static CONSTANT: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
+
+/// Watches `bytes` as well, from the next count on.
+pub fn watch(bytes: &'static [u8]) {
+    CONSTANT.lock().push(bytes);
+}
+
+/// A sum over memory that is in use, or nobody's, and never changes: conventional memory, and what [`watch`] was told.
 fn constant_sum() -> u64 {
     let mut sum: u64 = 0;
     let mut add = |word: u64| sum = sum.rotate_left(1).wrapping_add(word);
@@ -79,7 +87,7 @@ fn constant_sum() -> u64 {
         // SAFETY: all of physical memory is mapped; volatile, as for `check`.
         add(unsafe { word.read_volatile() });
     }
-    for (_, bytes) in ramdisk::files() {
+    for bytes in CONSTANT.lock().iter() {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
         rest.iter().for_each(|byte| add((*byte).into()));

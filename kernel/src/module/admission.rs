@@ -1,9 +1,9 @@
 //! What is not even loaded, though it is a module: what would be taken for another one, and what QEMU would let out.
 
-use super::File;
 use super::error::LoadError;
 use crate::arch::tcg;
 use crate::domain::{Domain, report};
+use crate::file::File;
 use crate::limits::{LOCK_BTS, SEG_LOADS, SS_LOADS};
 use alloc::string::ToString;
 use alloc::vec;

@@ -1,14 +1,12 @@
 //! Why a module is not loaded.
 
-use crate::domain::calls::{Call, service_name};
-use crate::domain::upcall::UpcallError;
+use crate::domain::calls::Call;
+use crate::domain::cause::UpcallError;
 use crate::limits::{LOCK_BTS, SEG_LOADS, SS_LOADS};
 use crate::memory::frames::{self, OutOfMemory};
-use crate::net::MAX_INTERFACES;
 use alloc::string::String;
 use core::fmt;
 use ringfence_abi::layout::PAGE_SIZE;
-use ringfence_abi::service::Refusal;
 use ringfence_core::module::ModuleError;
 use ringfence_core::tcg::Hole;
 
@@ -33,6 +31,8 @@ pub enum LoadError {
     NoDevice,
     /// Its `init` failed; the last call of a service that was refused it by then.
     Init(UpcallError, Option<Call>),
+    /// Its `init` failed, because its class has enough of what it offers.
+    Full(&'static str),
     /// The instruction to watch does not lie in the image.
     Outside,
     /// It does not offer what the driver before it offered.
@@ -74,11 +74,7 @@ impl fmt::Display for LoadError {
                 write!(f, "refused: its budgets come to {has} KiB, and a module may have {most} KiB of this memory")
             }
             LoadError::NoDevice => write!(f, "no free device that it drives"),
-            LoadError::Init(UpcallError::Refused(Refusal::Full), Some(call))
-                if service_name(call.service) == "rf_net_register" =>
-            {
-                write!(f, "init: refused: there can be {MAX_INTERFACES} network interfaces (four at most)")
-            }
+            LoadError::Full(why) => write!(f, "init: refused: {why}"),
             LoadError::Init(error, None) => write!(f, "init: {error}"),
             LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),
             LoadError::Outside => write!(f, "the instruction to watch does not lie in the image"),

@@ -1,13 +1,13 @@
 //! From a module's file to a domain that has it mapped, and has not run.
 
 use super::error::LoadError;
-use super::{File, loaded};
 use crate::domain::calls::CallLog;
 use crate::domain::device::Device;
 use crate::domain::space::{Space, rights};
-use crate::domain::{Domain, Ring};
+use crate::domain::turn::Turn;
+use crate::domain::{Domain, Ring, registry};
+use crate::file::File;
 use crate::memory::frames;
-use crate::poll;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -47,8 +47,7 @@ pub fn map(
         dma: Vec::new(),
         dma_kept: Vec::new(),
         dma_next: 0,
-        net: None,
-        scsi: None,
+        offer: None,
         upcall: INIT,
         events: Events::empty(),
         calls: CallLog::default(),
@@ -58,7 +57,7 @@ pub fn map(
         restarts: 0,
         last_words: String::new(),
         lies_there: String::new(),
-        turn: poll::Turn::default(),
+        turn: Turn::default(),
         log_left: 0,
         log_dropped: 0,
         policy: module.manifest.policy().unwrap_or(Policy::Stop),
@@ -129,7 +128,7 @@ pub fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
 
 /// `name`, or `name.2`, `name.3`... if it is taken.
 fn free_name(name: &str) -> String {
-    let taken = |candidate: &str| loaded().iter().any(|handle| handle.lock().name == candidate);
+    let taken = |candidate: &str| registry::all().iter().any(|handle| handle.lock().name == candidate);
     let numbered = (2..).map(|number| format!("{name}.{number}"));
     core::iter::once(name.to_string()).chain(numbered).find(|candidate| !taken(candidate)).unwrap_or_default()
 }

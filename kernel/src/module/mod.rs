@@ -1,76 +1,37 @@
 //! Loaded modules: from a file to a running driver, and back to free memory.
 
 use crate::arch::watch;
-use crate::console::Source;
 use crate::domain::calls::Call;
+use crate::domain::cause::UpcallError;
 use crate::domain::device::{self, Device};
-use crate::domain::fault::{self, Cause};
-use crate::domain::{Domain, Handle, Ring};
+use crate::domain::fault;
+use crate::domain::trace::{self, What};
+use crate::domain::{Handle, Ring, end, registry, trust};
+use crate::file::File;
 use crate::memory::{self, frames};
 use crate::pci::{self, Function};
-use crate::trace::{self, What};
-use crate::{console, poll, ramdisk, supervise};
-use alloc::string::{String, ToString};
+use crate::{console, poll, ramdisk};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
 use log::Level;
 use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
-use ringfence_core::extent::Extent;
 use ringfence_core::module::Module;
 use spin::Mutex;
-
-/// A module file.
-#[derive(Debug, Clone)]
-pub struct File {
-    /// Its name without `.rfm`.
-    pub name: String,
-    /// Its content.
-    pub bytes: Content,
-}
-
-/// The content of a module file.
-#[derive(Debug, Clone)]
-pub enum Content {
-    /// As it is in the ramdisk.
-    Ramdisk(&'static [u8]),
-    /// Made by the kernel.
-    Made(Arc<[u8]>),
-}
-
-impl core::ops::Deref for Content {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Content::Ramdisk(bytes) => bytes,
-            Content::Made(bytes) => bytes,
-        }
-    }
-}
 
 mod admission;
 mod error;
 mod map;
-pub mod whose;
 
 pub use admission::{admit, admit_change};
 pub use error::LoadError;
 
-static LOADED: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
-
-/// All loaded modules.
-pub fn loaded() -> Vec<Handle> {
-    LOADED.lock().clone()
-}
-
 /// The loaded module called `name`.
 pub fn find(name: &str) -> Result<Handle, LoadError> {
-    let found = loaded().into_iter().find(|handle| handle.lock().name == name);
-    found.ok_or_else(|| LoadError::NotLoaded(name.to_string()))
+    registry::find(name).ok_or_else(|| LoadError::NotLoaded(name.to_string()))
 }
 
 /// The module file `name` in the ramdisk.
@@ -95,9 +56,11 @@ fn load_for(file: &File, ring: Ring, function: Option<&'static Function>) -> Res
     fault::forget_last(&file.name);
     // A driver that nobody knows yet is not restarted: its report is due now.
     let handle = start(file, ring, function, None, None).inspect_err(|_| fault::print_pending())?;
-    LOADED.lock().push(handle.clone());
-    crate::net::attach(&handle);
-    crate::scsi::attach(&handle);
+    registry::add(handle.clone());
+    let class = handle.lock().offered_class();
+    if let Some(class) = class {
+        class.attach(&handle);
+    }
     Ok(handle)
 }
 
@@ -116,9 +79,9 @@ fn start(
         None => take_device(&module.manifest)?,
     };
     let mut domain = map::map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
-    match supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
+    match trust::distrust(&domain).filter(|_| ring == Ring::Trusted) {
         Some(why) => {
-            console::say_about(&Source::of(&domain), Level::Warn, format_args!("loaded into ring 1: {why}"));
+            console::say_about(&domain.source(), Level::Warn, format_args!("loaded into ring 1: {why}"));
         }
         None => domain.set_ring(ring),
     }
@@ -131,7 +94,13 @@ fn start(
     domain.traced = trace::traces(&domain.name);
     domain.upcall(INIT, [0; 3]).map_err(|error| {
         let refused = |call: &&Call| call.result.is_some_and(|result| Refusal::from_result(result).is_some());
-        LoadError::Init(error, domain.calls.iter().filter(refused).last().copied())
+        let call = domain.calls.iter().filter(refused).last().copied();
+        match (error, domain.class(), &call) {
+            (UpcallError::Refused(Refusal::Full), Some(class), Some(call)) if call.offers() => {
+                LoadError::Full(class.full())
+            }
+            (error, ..) => LoadError::Init(error, call),
+        }
     })?;
     Ok(Arc::new(Mutex::new(domain)))
 }
@@ -141,21 +110,18 @@ fn start(
 /// `file` must have been admitted ([`admit`]). `watched` is the offset in the image of an instruction to watch from the start
 /// ([`watch`]).
 pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
-    if !loaded().iter().any(|other| Arc::ptr_eq(other, dead)) {
+    if !registry::has(dead) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
     let function = {
         let mut domain = dead.lock();
-        quiesce(&mut domain);
+        end::quiesce(&mut domain);
         if !domain.space.is_set_aside() {
             frames::take_back_promise(core::mem::take(&mut domain.promised));
         }
         domain.function
     };
-    let offers = |handle: &Handle| {
-        let domain = handle.lock();
-        (domain.net.is_some(), domain.scsi.is_some())
-    };
+    let offers = |handle: &Handle| handle.lock().offered_class().map(|class| class.kind());
     let fresh = start(file, ring, function, Some(dead), watched)
         .and_then(|fresh| if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) });
     let fresh = fresh.inspect_err(|_| {
@@ -181,11 +147,11 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         old.stopped = true;
         trace::note(&new, || What::Replaced);
     }
-    if let Some(place) = LOADED.lock().iter_mut().find(|other| Arc::ptr_eq(other, dead)) {
-        *place = fresh.clone();
+    registry::replace(dead, &fresh);
+    let class = fresh.lock().offered_class();
+    if let Some(class) = class {
+        class.replace(dead, &fresh);
     }
-    crate::net::replace(dead, &fresh);
-    crate::scsi::replace(dead, &fresh);
     Ok(fresh)
 }
 
@@ -207,8 +173,10 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
 /// Stops a driver and frees all it had.
 pub fn unload(name: &str) -> Result<(), LoadError> {
     let handle = find(name)?;
-    crate::net::detach(&handle);
-    crate::scsi::detach(&handle);
+    let class = handle.lock().offered_class();
+    if let Some(class) = class {
+        class.detach(&handle);
+    }
     let mut domain = handle.lock();
     if domain.is_alive()
         && let Err(error) = domain.upcall(EXIT, [0; 3])
@@ -216,24 +184,20 @@ pub fn unload(name: &str) -> Result<(), LoadError> {
         log::warn!("{name}: exit: {error}");
     }
     domain.stopped = true;
-    quiesce(&mut domain);
+    end::quiesce(&mut domain);
     drop(domain);
-    forget(&handle);
+    registry::remove(&handle);
     Ok(())
 }
 
 /// Stops all drivers.
 pub fn unload_all() {
-    for handle in loaded() {
+    for handle in registry::all() {
         let name = handle.lock().name.clone();
         if let Err(error) = unload(&name) {
             log::warn!("{error}");
         }
     }
-}
-
-fn forget(handle: &Handle) {
-    LOADED.lock().retain(|other| !Arc::ptr_eq(other, handle));
 }
 
 /// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has: the first one by name,
@@ -275,47 +239,5 @@ fn kind_of(function: &Function) -> Option<&'static str> {
         (0x02, ..) => Some("the network card"),
         (0x01, 0x00, _) => Some("the SCSI adapter"),
         _ => None,
-    }
-}
-
-/// Stops the device of a driver that was ended, and tells those who wait for it.
-pub fn quiesce(domain: &mut Domain) {
-    domain.stop_device();
-    if let Some(scsi) = &mut domain.scsi {
-        scsi.fail_all();
-    }
-    crate::net::wake();
-    crate::supervise::note();
-}
-
-/// Ends a driver that does not run right now: for what it left in a queue or undone, or because a person says so.
-pub fn condemn(handle: &Handle, cause: Cause) {
-    let mut domain = handle.lock();
-    domain.condemn(cause);
-    quiesce(&mut domain);
-}
-
-/// Which module an address belongs to, and where in its image it is, for a panic: it takes no locks that may be held.
-pub struct Owner(pub u64);
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_in = |domain: &Domain| domain.slot_extent().encloses(Extent::new(self.0, 1));
-        let write = |f: &mut fmt::Formatter<'_>, domain: &Domain| {
-            write!(f, "{}+{:#x}", domain.file.name, self.0.wrapping_sub(domain.base() + IMAGE))
-        };
-        if let Some(loaded) = LOADED.try_lock() {
-            for handle in loaded.iter() {
-                // The one that runs is locked by who runs it.
-                if let Some(domain) = handle.try_lock().filter(|domain| is_in(domain)) {
-                    return write(f, &domain);
-                }
-            }
-        }
-        crate::domain::upcall::with_current(|domain| match is_in(domain) {
-            true => write(f, domain),
-            false => f.write_str("nobody's"),
-        })
-        .unwrap_or_else(|| f.write_str("nobody's"))
     }
 }

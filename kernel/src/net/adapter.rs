@@ -1,7 +1,7 @@
 //! A driver's queues as smoltcp sees them: what it must not see is taken out, and what is for the DHCP client.
 
 use super::queues::Queues;
-use crate::domain::fault::Cause;
+use crate::domain::cause::Cause;
 use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
 use ringfence_core::dhcp::{self, Change, Client};
 use ringfence_core::servers::is_harmless;

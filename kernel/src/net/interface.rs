@@ -2,12 +2,13 @@
 
 use super::adapter::Adapter;
 use super::queues::Counts;
+use super::queues::Queues;
 use super::{now, wake};
+use crate::console;
 use crate::console::Source;
-use crate::domain::Handle;
-use crate::domain::fault::Cause;
+use crate::domain::cause::Cause;
+use crate::domain::{Handle, life};
 use crate::memory::has_room;
-use crate::{console, supervise};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -72,7 +73,7 @@ impl Interface {
     /// A stack above a driver that offers an interface.
     pub fn new(number: u64, name: String, handle: &Handle, mac: [u8; 6]) -> Option<Interface> {
         let mut domain = handle.lock();
-        let queues = domain.net.as_mut()?;
+        let queues = domain.offered_mut::<Queues>()?;
         let mac = EthernetAddress(mac);
         let mut config = Config::new(HardwareAddress::Ethernet(mac));
         config.random_seed = crate::arch::time::tsc();
@@ -119,7 +120,7 @@ impl Interface {
 
     /// Whether it can be used now, or when its driver is back.
     pub fn has_future(&self) -> bool {
-        self.is_up && self.handle().is_none_or(|handle| handle.lock().is_alive() || supervise::will_be_back(handle))
+        self.is_up && self.handle().is_none_or(|handle| handle.lock().is_alive() || life::will_be_back(handle))
     }
 
     /// Its addresses, as they are in the stack.
@@ -199,7 +200,7 @@ impl Interface {
                     return Ok(Wishes::default());
                 }
                 let name = domain.name.clone();
-                let Some(queues) = domain.net.as_mut() else { return Ok(Wishes::default()) };
+                let Some(queues) = domain.offered_mut::<Queues>() else { return Ok(Wishes::default()) };
                 if !self.is_up {
                     return drop_all(queues);
                 }
@@ -307,7 +308,7 @@ impl Interface {
 
     /// Frames that went through it.
     pub fn counts(&self) -> Counts {
-        let counts = |handle: &Handle| handle.lock().net.as_ref().map(|queues| queues.counts);
+        let counts = |handle: &Handle| handle.lock().offered::<Queues>().map(|queues| queues.counts);
         self.handle().and_then(counts).unwrap_or_default()
     }
 

@@ -1,5 +1,6 @@
 //! The network stack (smoltcp) above the drivers, and the small servers that make it testable.
 //!
+//! * [`class`]: what the kernel below knows of all this
 //! * [`interface`]: a driver, the stack above it, and the address that it has
 //! * [`adapter`]: a driver's queues as the stack sees them; [`queues`]: frames to and from a driver
 //! * [`client`]: ping, name look-ups, and a TCP client that checks an echo server
@@ -9,16 +10,15 @@
 //! One task looks after all interfaces: it lets the stack take what drivers delivered and hands what the stack wants
 //! to send to them, a batch at a time, so that one crossing moves many frames.
 
-use crate::domain::Handle;
-use crate::domain::fault::Cause;
+use crate::domain::cause::Cause;
+use crate::domain::turn::free_clock;
+use crate::domain::{Handle, end};
 use crate::limits::TRANSMIT_MS;
 use crate::memory;
-use crate::module;
 use crate::poll::{self, Polled};
 use crate::task::wait_in;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::net::Ipv4Addr;
@@ -27,23 +27,27 @@ use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
-use interface::{Addressing, Interface, Link, MAX_ADDRESSES};
+use interface::{Addressing, Interface, MAX_ADDRESSES};
 use queues::Counts;
+use queues::Queues;
 use ringfence_abi::upcall::Events;
 use ringfence_core::servers::{self, Echoed, is_host};
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress,
-    Ipv4Address, Ipv4Cidr,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Ipv4Address,
+    Ipv4Cidr,
 };
 use spin::{Mutex, MutexGuard};
 
 mod adapter;
+mod class;
 pub mod client;
 mod interface;
 pub mod queues;
 
 static INTERFACES: Mutex<Vec<Interface>> = Mutex::new(Vec::new());
+pub use class::CLASS;
+
 static NEXT_NUMBER: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 static WORK: AtomicWaker = AtomicWaker::new();
 /// Set when there may be something to do, so that no wake is lost.
@@ -65,8 +69,16 @@ fn note_address() {
 }
 
 /// Lets the network task look whether there is something to do.
+#[inline(always)]
 pub fn wake() {
     // Who has it set already has woken the task, which has not looked yet.
+    if !PENDING.load(core::sync::atomic::Ordering::Acquire) {
+        wake_task();
+    }
+}
+
+#[cold]
+fn wake_task() {
     if !PENDING.swap(true, core::sync::atomic::Ordering::AcqRel) {
         WORK.wake();
     }
@@ -74,69 +86,6 @@ pub fn wake() {
 
 /// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
 pub const SHORTEST_FRAME: usize = 60;
-
-/// Most interfaces that have drivers: each one's sockets take a megabyte of the kernel's heap.
-pub const MAX_INTERFACES: usize = 4;
-
-/// Why there is no interface for a driver.
-pub enum NoRoom {
-    /// There are [`MAX_INTERFACES`].
-    TooMany,
-    /// There is no memory for its sockets.
-    NoMemory,
-}
-
-/// Whether the driver called `name` can have an interface. One of that name does not count: it is its successor that asks.
-pub fn has_room(name: &str) -> Result<(), NoRoom> {
-    // A driver that runs is locked by who runs it, and is no successor.
-    let is_other = |handle: &Handle| handle.try_lock().is_none_or(|domain| domain.name != name);
-    let interfaces = INTERFACES.lock();
-    let others = interfaces.iter().filter_map(Interface::handle).filter(|handle| is_other(handle)).count();
-    let is_successor = interfaces.iter().filter_map(Interface::handle).count() > others;
-    match others {
-        MAX_INTERFACES.. => Err(NoRoom::TooMany),
-        _ if !is_successor && !memory::has_room(servers::BYTES + SOCKETS_BYTES) => Err(NoRoom::NoMemory),
-        _ => Ok(()),
-    }
-}
-
-/// What an interface takes of the kernel's heap beside its servers' sockets.
-const SOCKETS_BYTES: usize = 256 << 10;
-
-/// Puts a stack above a driver that offers a network interface.
-pub fn attach(handle: &Handle) {
-    let Some(mac) = handle.lock().net.as_ref().map(|queues| queues.mac) else { return };
-    let mut interfaces = INTERFACES.lock();
-    let name = (0..).map(|number| format!("eth{number}")).find(|name| interfaces.iter().all(|i| i.name != *name));
-    interfaces.extend(Interface::new(next_number(), name.unwrap_or_default(), handle, mac));
-    drop(interfaces);
-    wake();
-}
-
-/// Puts the stack of a driver that was ended above the one that came in its place: address, routes and sockets stay.
-pub fn replace(dead: &Handle, fresh: &Handle) {
-    let Some(mac) = fresh.lock().net.as_ref().map(|queues| queues.mac) else { return detach(dead) };
-    let is_its = |interface: &&mut Interface| interface.handle().is_some_and(|handle| Arc::ptr_eq(handle, dead));
-    if let Some(interface) = INTERFACES.lock().iter_mut().find(is_its) {
-        interface.link = Link::Driver(fresh.clone());
-        if let (Some(old), Some(new)) = (&mut dead.lock().net, &mut fresh.lock().net) {
-            new.take_over(old);
-            // Others know the address by the old one's, if that had another, and would for a while.
-            if new.mac != old.mac {
-                for address in interface.addresses() {
-                    // It is as empty as its queue: there is room.
-                    let _ = new.send(&arp_request(mac, address.address(), address.address()));
-                }
-            }
-        }
-        let mac = EthernetAddress(mac);
-        interface.stack.set_hardware_addr(HardwareAddress::Ethernet(mac));
-        if let Addressing::Dhcp(client) = &mut interface.addressing {
-            client.set_mac(mac);
-        }
-    }
-    wake();
-}
 
 /// An ARP request for `target` by `sender`, who has `mac` (RFC 826). If both are the same, everybody learns who has that now: an
 /// announcement (RFC 5227, 3).
@@ -155,12 +104,6 @@ pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u
     };
     request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
     bytes
-}
-
-/// Takes the stack away from a driver.
-pub fn detach(handle: &Handle) {
-    INTERFACES.lock().retain(|interface| interface.handle().is_none_or(|other| !Arc::ptr_eq(other, handle)));
-    note_address();
 }
 
 /// The task that looks after all interfaces.
@@ -198,7 +141,7 @@ pub async fn run() {
 
 /// Lets an interface do all it can; returns when it has something to do by itself.
 fn step(index: usize) -> Option<Instant> {
-    let began = poll::free_clock();
+    let began = free_clock();
     // The lock is not held while a driver runs: its frames come back through here.
     let (handle, wishes, at) = {
         let mut interfaces = INTERFACES.lock();
@@ -209,7 +152,7 @@ fn step(index: usize) -> Option<Instant> {
             (Err(cause), Some(handle)) => {
                 let handle = handle.clone();
                 drop(interfaces);
-                module::condemn(&handle, cause);
+                end::condemn(&handle, cause);
                 return None;
             }
             // Nobody is to blame, and it has nobody to lie.
@@ -235,7 +178,7 @@ fn step(index: usize) -> Option<Instant> {
 
 /// Has a driver look into its queues.
 fn poll(handle: &Handle) -> Polled {
-    if let Some(queues) = handle.lock().net.as_mut() {
+    if let Some(queues) = handle.lock().offered_mut::<Queues>() {
         queues.before_poll(crate::arch::time::uptime_ns());
     }
     poll::poll(handle, Events::QUEUE)
@@ -243,7 +186,7 @@ fn poll(handle: &Handle) -> Polled {
 
 /// Ends a driver that has left a frame unsent for too long, if it has.
 fn blame(handle: &Handle) {
-    let again = handle.lock().net.as_mut().map(|queues| queues.deadline_ns());
+    let again = handle.lock().offered_mut::<Queues>().map(|queues| queues.deadline_ns());
     let cause = match again {
         Some(Ok(Some(at))) if Instant::from_micros(at / 1000) <= Instant::now() => {
             Some(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() })
@@ -252,7 +195,7 @@ fn blame(handle: &Handle) {
         _ => None,
     };
     if let Some(cause) = cause {
-        module::condemn(handle, cause);
+        end::condemn(handle, cause);
     }
 }
 
@@ -292,8 +235,8 @@ pub fn status() -> Vec<Status> {
         if let Some(handle) = interface.handle() {
             let domain = handle.lock();
             (driver, is_alive) = (domain.name.clone(), domain.is_alive());
-            has_link = domain.net.as_ref().is_none_or(|queues| queues.has_link());
-            mac = domain.net.as_ref().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default();
+            has_link = domain.offered::<Queues>().is_none_or(|queues| queues.has_link());
+            mac = domain.offered::<Queues>().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default();
         }
         Status {
             name: interface.name.clone(),
@@ -388,7 +331,7 @@ fn loopback(interfaces: &mut Vec<Interface>, host: Ipv4Addr) -> Result<u64, Stri
     let place = match interfaces.iter().position(|interface| interface.handle().is_none()) {
         Some(place) => place,
         None => {
-            if !memory::has_room(servers::BYTES + SOCKETS_BYTES) {
+            if !memory::has_room(servers::BYTES + class::SOCKETS_BYTES) {
                 return Err("out of memory: there is no room for the loopback interface right now".into());
             }
             interfaces.push(Interface::loopback(next_number()));
@@ -474,7 +417,8 @@ pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
             interface.set_router(None);
         }
         if rest.is_empty() {
-            let mac = interface.handle().and_then(|handle| Some(handle.lock().net.as_ref()?.mac)).unwrap_or_default();
+            let mac =
+                interface.handle().and_then(|handle| Some(handle.lock().offered::<Queues>()?.mac)).unwrap_or_default();
             let seed = crate::arch::time::tsc() as u32;
             interface.addressing =
                 Addressing::Dhcp(ringfence_core::dhcp::Client::new(EthernetAddress(mac), seed, now()));

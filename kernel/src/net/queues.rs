@@ -2,18 +2,19 @@
 
 use crate::arch::time;
 use crate::domain::Domain;
-use crate::domain::fault::Cause;
+use crate::domain::cause::Cause;
+use crate::domain::offer::{self, Offer};
 use crate::limits::TRANSMIT_MS;
-use crate::memory::frames::OutOfMemory;
 use crate::memory::shared::SharedMemory;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::net::{
     EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_ADDRESS,
     TX_FRAMES, entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
+use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall::Reply;
 
 /// Shortest frame that is worth looking at: an Ethernet header.
 const MIN_FRAME: usize = 14;
@@ -67,14 +68,32 @@ pub struct Counts {
     pub received: u64,
 }
 
-impl Queues {
-    /// Frames that the driver has, or has given back since the kernel looked last.
-    pub fn handed_over(&self) -> usize {
-        self.order.len()
+impl Offer for Queues {
+    fn after_upcall(&mut self) -> Result<(), Cause> {
+        super::wake();
+        Ok(())
     }
 
+    fn take_news(&mut self, news: Reply) {
+        if news.intersects(Reply::LINK_UP | Reply::LINK_DOWN) {
+            // One that says both has seen it go and come.
+            self.link_is(news.contains(Reply::LINK_UP), news.contains(Reply::LINK_DOWN));
+            super::wake();
+        }
+    }
+
+    fn driver_ended(&mut self) {
+        super::wake();
+    }
+
+    fn in_hand(&self) -> (usize, &'static str) {
+        (self.order.len(), "frames to send")
+    }
+}
+
+impl Queues {
     /// The driver has seen the link go down, come up, or both.
-    pub fn link_is(&mut self, came_up: bool, went_down: bool) {
+    fn link_is(&mut self, came_up: bool, went_down: bool) {
         self.link_came_up |= came_up && (went_down || !self.has_link);
         self.has_link = came_up;
         // Nobody is to blame for what could not be sent meanwhile.
@@ -130,10 +149,8 @@ impl Queues {
     }
 
     /// Maps queues and frames into `domain`, and lends it all receive frames.
-    pub fn new(domain: &mut Domain, mac: [u8; 6]) -> Result<Queues, OutOfMemory> {
-        let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);
-        let start = domain.base() + QUEUE;
-        let pa = domain.space.map_contiguous(start, queue_len as u64)?;
+    pub fn new(domain: &mut Domain, mac: [u8; 6]) -> Result<Queues, Refusal> {
+        let memory = offer::map_queues(domain, QUEUE_BYTES)?;
         // On an error what is mapped by then goes again.
         // What is sent a device only reads.
         let tx = domain.map_dma((TX_FRAMES * FRAME_BYTES) as u64, false);
@@ -141,12 +158,11 @@ impl Queues {
         let (tx, rx) = match (tx, rx) {
             (Ok(tx), Ok(rx)) => (tx, rx),
             (tx, rx) => {
-                domain.space.unmap(start, queue_len as u64);
+                offer::unmap_queues(domain, &memory);
                 [tx, rx].into_iter().flatten().for_each(|region| domain.unmap_dma(&region));
-                return Err(OutOfMemory);
+                return Err(Refusal::NoMemory);
             }
         };
-        let memory = SharedMemory::new(pa, queue_len);
         memory.store(TX_ADDRESS, domain.device_address(&tx));
         memory.store(RX_ADDRESS, domain.device_address(&rx));
         let mut queues = Queues {

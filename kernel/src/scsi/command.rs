@@ -1,13 +1,14 @@
 //! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended meanwhile.
 
+use super::queues::Queues;
 use super::queues::{Data, Lost, Ticket};
 use super::repeat::Place;
 use super::{Host, scan};
 use crate::console::Source;
-use crate::domain::Handle;
-use crate::domain::fault::Cause;
+use crate::domain::cause::Cause;
+use crate::domain::{Handle, end};
 use crate::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
-use crate::{console, module, poll};
+use crate::{console, poll};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -106,7 +107,7 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let (Some(ticket), Some(scsi)) = (self.ticket, self.handle.lock().scsi.as_mut()) {
+        if let (Some(ticket), Some(scsi)) = (self.ticket, self.handle.lock().offered_mut::<Queues>()) {
             scsi.abandon(ticket);
         }
     }
@@ -136,7 +137,7 @@ async fn execute_once(
         if !domain.is_alive() {
             return Poll::Ready(Err(ScsiError::NoDriver));
         }
-        let Some(scsi) = domain.scsi.as_mut() else { return Poll::Ready(Err(ScsiError::NoDriver)) };
+        let Some(scsi) = domain.offered_mut::<Queues>() else { return Poll::Ready(Err(ScsiError::NoDriver)) };
         let data = match (data_out.is_empty(), data_in.is_empty()) {
             (false, _) => Data::Out(data_out),
             (true, false) => Data::In(data_in.len()),
@@ -150,7 +151,7 @@ async fn execute_once(
             }
             Err(cause) => {
                 domain.condemn(cause);
-                module::quiesce(&mut domain);
+                end::quiesce(&mut domain);
                 Poll::Ready(Err(ScsiError::NoDriver))
             }
         }
@@ -165,7 +166,7 @@ async fn execute_once(
     poll::poll(handle, Events::QUEUE);
     let outcome = poll_fn(|context| {
         let mut domain = handle.lock();
-        let Some(scsi) = domain.scsi.as_mut() else { return Poll::Ready(Err(ScsiError::NoDriver)) };
+        let Some(scsi) = domain.offered_mut::<Queues>() else { return Poll::Ready(Err(ScsiError::NoDriver)) };
         match scsi.finish(ticket, data_in, Some(context.waker())) {
             Some(outcome) => Poll::Ready(outcome.map_err(ScsiError::from)),
             None if !domain.is_alive() => Poll::Ready(Err(ScsiError::NoDriver)),
@@ -196,7 +197,7 @@ async fn in_time<T>(handle: &Handle, done: impl Future<Output = Result<T, ScsiEr
             return done;
         }
         if turns >= TURNS {
-            module::condemn(handle, Cause::Stuck { what: "SCSI command", limit_ms });
+            end::condemn(handle, Cause::Stuck { what: "SCSI command", limit_ms });
             return Err(ScsiError::NoDriver);
         }
     }

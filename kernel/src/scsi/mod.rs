@@ -1,14 +1,14 @@
 //! SCSI above the drivers: commands, their errors, and the disks that were found.
 //!
+//! * [`class`]: what the kernel below knows of all this
 //! * [`queues`]: requests to and from a driver
 //! * [`command`]: sends a command, again if its driver was ended, and says what became of it
 //! * [`repeat`]: the order in which commands are sent again
 //! * [`scan`]: looks for the disks of a host
 //! * [`disk`]: the blocks of one disk
 
-use crate::domain::{Domain, Handle};
+use crate::domain::{Domain, Handle, life};
 use crate::limits::PAUSE_MS;
-use crate::supervise;
 use crate::task::wait_in;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -19,6 +19,7 @@ use embassy_time::{Duration, with_timeout};
 use repeat::Repeats;
 use spin::Mutex;
 
+mod class;
 pub mod command;
 pub mod disk;
 pub mod queues;
@@ -48,9 +49,27 @@ pub struct Host {
     told: Mutex<Vec<(u32, u32)>>,
 }
 
+pub use class::CLASS;
+
 static HOSTS: Mutex<Vec<Arc<Host>>> = Mutex::new(Vec::new());
 
 impl Host {
+    /// The host that a driver offers, whose commands are `repeats` when they are to be sent again.
+    fn new(handle: &Handle, repeats: Arc<Repeats>) -> Host {
+        Host {
+            current: Mutex::new(handle.clone()),
+            gone: AtomicBool::new(false),
+            scanned: AtomicBool::new(false),
+            lost_some: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
+            waiting: Mutex::new(Vec::new()),
+            commands: AtomicU64::new(0),
+            repeats,
+            stale: Mutex::new(Vec::new()),
+            told: Mutex::new(Vec::new()),
+        }
+    }
+
     /// The driver that it has right now.
     pub fn handle(&self) -> Handle {
         self.current.lock().clone()
@@ -83,7 +102,7 @@ impl Host {
                 Poll::Ready(false)
             } else if !Arc::ptr_eq(&current, old) {
                 Poll::Ready(true)
-            } else if !supervise::will_be_back(&current) {
+            } else if !life::will_be_back(&current) {
                 Poll::Ready(false)
             } else {
                 wait_in(&mut self.waiting.lock(), context.waker());
@@ -101,57 +120,4 @@ fn hosts() -> Vec<Arc<Host>> {
 
 fn host_of(handle: &Handle) -> Option<Arc<Host>> {
     HOSTS.lock().iter().find(|host| Arc::ptr_eq(&host.handle(), handle)).cloned()
-}
-
-/// Has all that wait for a driver look again.
-pub fn wake_waiting() {
-    HOSTS.lock().iter().for_each(|host| host.wake());
-}
-
-/// Has the units of a driver that offers a SCSI host looked for.
-pub fn attach(handle: &Handle) {
-    let repeats = handle.lock().scsi.as_ref().map(|queues| queues.repeats().clone());
-    if let Some(repeats) = repeats {
-        let host = Arc::new(Host {
-            current: Mutex::new(handle.clone()),
-            gone: AtomicBool::new(false),
-            scanned: AtomicBool::new(false),
-            lost_some: AtomicBool::new(false),
-            in_doubt: AtomicBool::new(false),
-            waiting: Mutex::new(Vec::new()),
-            commands: AtomicU64::new(0),
-            repeats,
-            stale: Mutex::new(Vec::new()),
-            told: Mutex::new(Vec::new()),
-        });
-        HOSTS.lock().push(host.clone());
-        scan::look_at(host);
-    }
-}
-
-/// Puts another driver in place of one that was ended; what waits for it goes on.
-pub fn replace(dead: &Handle, fresh: &Handle) {
-    if let Some(host) = host_of(dead) {
-        if let Some(queues) = &mut fresh.lock().scsi {
-            queues.set_repeats(&host.repeats);
-        }
-        *host.current.lock() = fresh.clone();
-        host.wake();
-        // A scan that its end cut short begins again.
-        if host.lost_some.swap(false, Ordering::AcqRel) {
-            host.in_doubt.store(true, Ordering::Release);
-        }
-        if host.is_in_doubt() || !host.scanned.load(Ordering::Acquire) {
-            scan::look_at(host);
-        }
-    }
-}
-
-/// Takes the disks away that a driver had.
-pub fn detach(handle: &Handle) {
-    let Some(host) = host_of(handle) else { return };
-    host.gone.store(true, Ordering::Release);
-    host.wake();
-    HOSTS.lock().retain(|other| !Arc::ptr_eq(other, &host));
-    scan::forget(&host);
 }

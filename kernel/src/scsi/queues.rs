@@ -2,16 +2,17 @@
 
 use super::repeat::Repeats;
 use crate::domain::Domain;
-use crate::domain::fault::Cause;
-use crate::memory::frames::OutOfMemory;
+use crate::domain::cause::Cause;
+use crate::domain::offer::{self, Offer};
 use crate::memory::shared::SharedMemory;
 use alloc::sync::Arc;
 use core::task::Waker;
-use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::queue::{Consumer, Producer};
 use ringfence_abi::scsi::{
     COMPLETE, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome, write_request,
 };
+use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall::Reply;
 use ringfence_core::cdb::Cdb;
 
 /// The kernel's end of a SCSI driver's queues.
@@ -70,19 +71,38 @@ pub enum Data<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(usize);
 
+impl Offer for Queues {
+    fn after_upcall(&mut self) -> Result<(), Cause> {
+        self.collect()
+    }
+
+    fn take_news(&mut self, news: Reply) {
+        if news.contains(Reply::UNITS_CHANGED) {
+            self.units_changed = true;
+            super::scan::note_change();
+        }
+    }
+
+    fn driver_ended(&mut self) {
+        self.fail_all();
+    }
+
+    fn in_hand(&self) -> (usize, &'static str) {
+        (self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count(), "SCSI requests")
+    }
+}
+
 impl Queues {
     /// Maps queues and data memory into `domain`.
-    pub fn new(domain: &mut Domain, info: ScsiInfo) -> Result<Queues, OutOfMemory> {
-        let queue_len = QUEUE_BYTES.next_multiple_of(PAGE_SIZE as usize);
-        let start = domain.base() + QUEUE;
-        let pa = domain.space.map_contiguous(start, queue_len as u64)?;
+    pub fn new(domain: &mut Domain, info: ScsiInfo) -> Result<Queues, Refusal> {
+        let memory = offer::map_queues(domain, QUEUE_BYTES)?;
         let Ok(data) = domain.map_dma((REQUESTS * MAX_DATA) as u64, true) else {
-            domain.space.unmap(start, queue_len as u64);
-            return Err(OutOfMemory);
+            offer::unmap_queues(domain, &memory);
+            return Err(Refusal::NoMemory);
         };
         Ok(Queues {
             info,
-            memory: SharedMemory::new(pa, queue_len),
+            memory,
             data: SharedMemory::new(data.pa, REQUESTS * MAX_DATA),
             data_address: domain.device_address(&data),
             submit: Producer::new(SUBMIT),
@@ -103,11 +123,6 @@ impl Queues {
     /// Makes this a part of another driver's host.
     pub fn set_repeats(&mut self, repeats: &Arc<Repeats>) {
         self.repeats = repeats.clone();
-    }
-
-    /// Requests that the driver has.
-    pub fn under_way(&self) -> usize {
-        self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
     }
 
     /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all are under way.
@@ -159,7 +174,7 @@ impl Queues {
     }
 
     /// Takes what the driver has completed.
-    pub fn collect(&mut self) -> Result<(), Cause> {
+    fn collect(&mut self) -> Result<(), Cause> {
         while let Some(taken) = self.complete.take(&self.memory).map_err(Cause::lie("complete"))? {
             let bad = Cause::QueueEntry { queue: "complete", entry: taken };
             let number = usize::try_from(taken).map_err(|_| bad)?;
@@ -178,7 +193,7 @@ impl Queues {
     }
 
     /// Ends all requests under way: the driver is gone. Those that somebody waits for are to be sent again.
-    pub fn fail_all(&mut self) {
+    fn fail_all(&mut self) {
         for number in 0..REQUESTS {
             if let State::Sent { command, abandoned, .. } = self.requests[number] {
                 if let Some(command) = command.filter(|_| !abandoned) {

@@ -3,6 +3,7 @@
 use super::Host;
 use super::command::{ScsiError, execute};
 use super::disk::{Disk, Unit};
+use super::queues::Queues;
 use crate::console::{self, Source};
 use crate::domain::{Domain, Handle};
 use crate::limits::SCAN_MS;
@@ -121,8 +122,9 @@ pub fn look_at_all() {
 /// Has all units of hosts looked at again whose drivers have said so.
 fn note_said() {
     for host in super::hosts() {
-        let said =
-            |handle: &Handle| handle.lock().scsi.as_mut().is_some_and(|scsi| core::mem::take(&mut scsi.units_changed));
+        let said = |handle: &Handle| {
+            handle.lock().offered_mut::<Queues>().is_some_and(|scsi| core::mem::take(&mut scsi.units_changed))
+        };
         if said(&host.handle()) {
             look_at(host);
         }
@@ -260,7 +262,7 @@ impl Search<'_> {
 /// driver is ended.
 async fn scan_targets(host: &Arc<Host>, driver: &Weak<Mutex<Domain>>) -> Result<(), ScsiError> {
     const LIST_BYTES: usize = 8 + 256 * 8;
-    let info = host.handle().lock().scsi.as_ref().map(|scsi| scsi.info).ok_or(ScsiError::NoDriver)?;
+    let info = host.handle().lock().offered::<Queues>().map(|scsi| scsi.info).ok_or(ScsiError::NoDriver)?;
     let mut search = Search { host, found: Vec::new(), errors: 0 };
     let mut list = vec![0; LIST_BYTES];
     for target in 0..info.max_targets {

@@ -6,22 +6,22 @@
 //! short and bounded.
 
 use crate::domain::Domain;
-use crate::domain::fault::{Cause, Fault};
+use crate::domain::cause::Cause;
+use crate::domain::fault::Fault;
+use crate::domain::trace;
 use crate::domain::upcall::{end_current, with_current};
-use crate::trace;
 use ringfence_abi::for_each_service;
-use ringfence_abi::service::{Refusal, SERVICE_COUNT};
+use ringfence_abi::service::Refusal;
 
 mod bar;
 mod dma;
 mod heap;
 mod irq;
 mod log;
-mod net;
 mod null;
+mod offer;
 mod panic;
 mod pci;
-mod scsi;
 mod time;
 
 use bar::{rf_bar_len, rf_bar_map};
@@ -29,19 +29,15 @@ use dma::{rf_dma_address, rf_dma_alloc, rf_dma_free};
 use heap::rf_heap_grow;
 use irq::{rf_irq_ack, rf_irq_enable, rf_irq_vectors};
 use log::rf_log;
-use net::rf_net_register;
 use null::rf_null;
+use offer::{rf_net_register, rf_scsi_register};
 use panic::rf_panic;
 use pci::{rf_pci_read, rf_pci_write};
-use scsi::rf_scsi_register;
 use time::rf_time_ns;
 
 /// Services as `bench` calls them, for a driver whose budgets it has changed for that.
 pub mod measured {
     use crate::domain::Domain;
-    use crate::net::queues::Queues;
-    use crate::scsi;
-    use ringfence_abi::scsi::{REQUESTS, ScsiInfo};
 
     /// Allocates DMA memory and gives it back.
     pub fn dma(domain: &mut Domain, len_bytes: u64) {
@@ -57,14 +53,6 @@ pub mod measured {
         domain.manifest.heap_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
         // What it answers is nobody's business here.
         let _ = super::rf_heap_grow(domain, len_bytes);
-    }
-
-    /// Offers a network interface and a SCSI host.
-    pub fn queues(domain: &mut Domain) {
-        let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
-        domain.net = Queues::new(domain, [2, 0, 0, 0, 0, 1]).ok();
-        domain.scsi = scsi::queues::Queues::new(domain, info).ok();
-        (domain.net, domain.scsi) = (None, None);
     }
 }
 
@@ -141,11 +129,6 @@ macro_rules! define_entries {
                     super::serve($number, first_three!($($argument)*), |domain| super::$symbol(domain, $($argument),*))
                 }
             )*
-        }
-
-        /// Address of each service's entry for trusted drivers, by number.
-        pub fn entries() -> [u64; SERVICE_COUNT] {
-            [$(entry::$symbol as *const () as u64),*]
         }
     };
 }

@@ -10,7 +10,8 @@ use super::scripting::{alone, clear, echo, fails, mute, repeat, sleep};
 use super::snippets::snippets;
 use super::trace::trace;
 use super::trials::{poke, trial};
-use crate::{limits, module, println, ramdisk, scsi};
+use crate::domain::registry;
+use crate::{limits, println, ramdisk, scsi};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -324,7 +325,7 @@ pub fn words_behind(before: &str) -> Vec<String> {
                 words.extend(ramdisk::modules().map(|file| file.name));
             }
             "NAME" if command.name == "limits" => words.extend(limits::ALL.map(|limit| limit.name.to_string())),
-            "NAME" => words.extend(module::loaded().iter().map(|handle| handle.lock().name.clone())),
+            "NAME" => words.extend(registry::all().iter().map(|handle| handle.lock().name.clone())),
             "DISK" | "FROM" | "TO" => words.extend(scsi::scan::disks().iter().map(|disk| disk.name.clone())),
             "COMMAND" => words.extend(names()),
             _ if word.starts_with(|first: char| first == '-' || first.is_ascii_lowercase()) => {

@@ -1,11 +1,11 @@
 //! Commands about the machine as a whole: its functions, its interrupts, the log, measurements.
 
 use super::Outcome;
-use crate::arch::{interrupts, traps};
+use crate::arch::{interrupts, line, traps};
 use crate::bench::Mode;
 use crate::console::{self, Wanted};
-use crate::domain::Handle;
 use crate::domain::device::{self, Device, State};
+use crate::domain::{Handle, registry};
 use crate::pci::Function;
 use crate::symbols::Location;
 use crate::{iommu, module, pci, println};
@@ -33,7 +33,7 @@ fn show_function(function: &Function) {
         let device = domain.device.as_ref().filter(|device| device.function().address == function.address);
         device.map(|device| (domain.name.clone(), fence_in_words(device)))
     };
-    let (driver, fence) = module::loaded().iter().find_map(is_its).unzip();
+    let (driver, fence) = registry::all().iter().find_map(is_its).unzip();
     let line = function.line.map_or("none".to_string(), |line| line.to_string());
     let master = if function.read(COMMAND) & BUS_MASTER != 0 { "on" } else { "off" };
     println!("             driver {}, line {line}, bus master {master}", driver.as_deref().unwrap_or("none"));
@@ -159,11 +159,11 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
     let count: u64 = on_gates.values().sum();
     for (line, count) in interrupts::line_counts() {
         let who: Vec<String> = match line {
-            interrupts::TIMER => alloc::vec!["timer".to_string()],
-            interrupts::SERIAL => alloc::vec!["serial port".to_string()],
-            line => module::loaded().iter().filter_map(|handle| driver_on(handle, line)).collect(),
+            line::TIMER => alloc::vec!["timer".to_string()],
+            line::SERIAL => alloc::vec!["serial port".to_string()],
+            line => registry::all().iter().filter_map(|handle| driver_on(handle, line)).collect(),
         };
-        let sent = if line < interrupts::WIRES { "" } else { "  (MSI-X)" };
+        let sent = if line < line::WIRES { "" } else { "  (MSI-X)" };
         println!("line {line:>2} {count:>10}  {}{sent}", who.join(" "));
     }
     match interrupts::strays() {

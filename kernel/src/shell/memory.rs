@@ -2,9 +2,10 @@
 
 use super::machine::fence_in_words;
 use super::{Outcome, said};
-use crate::domain::Domain;
 use crate::domain::memory::describe;
-use crate::memory::{frames, heap_use, kernel_root, map, stray, tables};
+use crate::domain::{Domain, registry};
+use crate::memory::{frames, heap_use, kernel_root, stray, tables};
+use crate::symbols::map;
 use crate::{module, println, trial};
 use alloc::vec::Vec;
 use ringfence_abi::layout::PAGE_SIZE;
@@ -20,7 +21,7 @@ pub async fn mem(arguments: Arguments<'_>) -> Outcome {
     let (used, size) = heap_use();
     println!("frames    {free} free of {total}");
     println!("heap      {used} bytes used of {size}");
-    for handle in module::loaded() {
+    for handle in registry::all() {
         let domain = handle.lock();
         println!(
             "{:<16} heap {} KiB, DMA {} KiB, image {} KiB",

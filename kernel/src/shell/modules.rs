@@ -3,10 +3,11 @@
 use super::machine::{device_name, fence_in_words};
 use super::{Outcome, said};
 use crate::arch::time;
-use crate::domain::fault::{Cause, history};
-use crate::domain::{Handle, Ring};
-use crate::memory::map;
-use crate::{console, limits, module, poll, println, ramdisk, scsi, supervise};
+use crate::domain::cause::Cause;
+use crate::domain::fault::history;
+use crate::domain::{Handle, Ring, end, offer, registry, trust, whose};
+use crate::symbols::map;
+use crate::{console, limits, module, poll, println, ramdisk, scsi};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -27,10 +28,10 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
         "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {}",
         "MODULE", "RING", "SLOT", "UPCALLS", "CPU MS", "DEVICE", "STATE"
     );
-    for handle in module::loaded() {
+    for handle in registry::all() {
         let domain = handle.lock();
         let device = domain.device.as_ref().map(|device| device.function().address.to_string());
-        let state = supervise::state(&domain);
+        let state = domain.state();
         println!(
             "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {state}",
             domain.name,
@@ -44,7 +45,7 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
             println!(
                 "                 {} restarts, {} faults, heap {} KiB, DMA {} KiB, image {} KiB",
                 domain.restarts,
-                supervise::fault_count(&domain),
+                trust::fault_count(&domain),
                 domain.heap_bytes / 1024,
                 domain.dma_bytes() / 1024,
                 domain.image_bytes / 1024,
@@ -144,7 +145,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     if !domain.is_alive() {
         return Err(format!("{name} was ended; 'faults' says why"));
     }
-    if let Some(why) = supervise::distrust(&domain).filter(|_| ring == Ring::Trusted) {
+    if let Some(why) = trust::distrust(&domain).filter(|_| ring == Ring::Trusted) {
         return Err(format!("{name} stays in ring 1: {why}"));
     }
     domain.set_ring(ring);
@@ -155,7 +156,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
 pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
     let find = |name: &str| map::find(name).map(|part| part.extent.start);
-    let text = command_line::with_addresses(arguments.rest(), find, module::whose::physical)
+    let text = command_line::with_addresses(arguments.rest(), find, whose::physical)
         .map_err(|name| format!("the kernel has no part '{name}'; 'vmmap' lists them, with spaces for hyphens"))?;
     let handle = module::find(name).map_err(said)?;
     if !handle.lock().is_alive() {
@@ -175,7 +176,7 @@ pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {
     if !handle.lock().is_alive() {
         return Err(format!("{name} was ended already"));
     }
-    module::condemn(&handle, Cause::Killed);
+    end::condemn(&handle, Cause::Killed);
     Ok(())
 }
 
@@ -198,23 +199,23 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
             domain.given_up = false;
             domain.faults_at.clear();
             domain.restart_at = None;
-            supervise::forgive(&domain);
+            trust::forgive(&domain);
         }
         None => {
             let file = handle.lock().file.name.clone();
-            supervise::never_trust(&file);
+            trust::never_trust(&file);
         }
     }
     // One that was ended already is restarted now, or those who wait for that need not wait any longer.
-    supervise::note();
-    scsi::wake_waiting();
+    end::note();
+    offer::wake_waiting();
     show_policy(&handle)
 }
 
 fn show_policy(handle: &Handle) -> Outcome {
     let domain = handle.lock();
     let then = if domain.policy == Policy::Restart { "is restarted" } else { "stays so" };
-    let ring0 = match supervise::distrust(&domain) {
+    let ring0 = match trust::distrust(&domain) {
         None => "may run in ring 0".to_string(),
         Some(why) => format!("stays in ring 1: {why}"),
     };

@@ -3,9 +3,9 @@
 use super::{Outcome, commands, said};
 use crate::arch::time;
 use crate::domain::report::before;
+use crate::domain::trace::{self, Event, What};
 use crate::module;
 use crate::println;
-use crate::trace::{self, Event, What};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;

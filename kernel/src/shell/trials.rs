@@ -1,7 +1,8 @@
 //! Commands that change the code of drivers, to see what comes of it.
 
+use super::run_all;
 use super::{Outcome, said};
-use crate::module::{Content, File};
+use crate::file::{Content, File};
 use crate::trial;
 use crate::{console, module, println};
 use alloc::format;
@@ -29,7 +30,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
     let patched = File { name: good.name.clone(), bytes: Content::Made(patched.into()) };
     let mute = console::mute();
-    let outcome = trial::run(handle, &good, &patched, ring, watched, lists).await;
+    let outcome = trial::run(handle, &good, &patched, ring, watched, lists, run_all).await;
     drop(mute);
     println!(
         "{{\"activated\":{},\"kind\":\"{}\",\"why\":{:?},\"restored\":{},\"restored_why\":{:?},\"restore_us\":{},\"checksum\":\"{:016x}\",\"free\":{},\"stray\":{}}}",

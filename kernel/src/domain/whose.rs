@@ -1,12 +1,15 @@
 //! Whose a physical address is, in words for a person: what a device reached for that was kept from it.
 
-use crate::domain::memory::describe;
-use crate::domain::{Domain, Handle};
-use crate::memory::{at_physical, frames, is_ram, kernel_root, map, tables};
+use super::memory::describe;
+use super::upcall::with_current;
+use super::{Domain, Handle, registry};
+use crate::memory::{at_physical, frames, is_ram, kernel_root, tables};
+use crate::symbols::map;
 use crate::{iommu, pci};
 use alloc::format;
 use alloc::string::{String, ToString};
-use ringfence_abi::layout::PAGE_SIZE;
+use core::fmt;
+use ringfence_abi::layout::{IMAGE, PAGE_SIZE};
 use ringfence_core::extent::Extent;
 
 /// Where a device's write is an interrupt (SDM vol. 3A, 11.11.1).
@@ -25,7 +28,7 @@ pub fn whose(pa: u64, own: &Domain) -> String {
         return what;
     }
     // Its own handle is locked, and does not count twice.
-    let others = super::loaded();
+    let others = registry::all();
     let of_other = |handle: &Handle| handle.try_lock().and_then(|domain| of_domain(&domain, page));
     if let Some(what) = others.iter().find_map(of_other) {
         return what;
@@ -91,7 +94,7 @@ pub fn physical(name: &str) -> Option<u64> {
     if driver == "iommu" {
         return iommu::part(part);
     }
-    let handle = super::find(driver).ok()?;
+    let handle = registry::find(driver)?;
     let domain = handle.lock();
     match part {
         "page-tables" => return Some(domain.space.cr3()),
@@ -111,4 +114,22 @@ pub fn physical(name: &str) -> Option<u64> {
         }
     });
     found
+}
+
+/// Which domain an address belongs to, and where in its image it is, for a panic.
+pub struct Owner(pub u64);
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = |domain: &Domain| {
+            let is_in = domain.slot_extent().contains(self.0);
+            is_in.then(|| (domain.file.name.clone(), self.0.wrapping_sub(domain.base() + IMAGE)))
+        };
+        // The one that runs is locked by who runs it.
+        let running = || with_current(|domain| place(domain)).flatten();
+        match registry::find_unlocked(place).or_else(running) {
+            Some((name, offset)) => write!(f, "{name}+{offset:#x}"),
+            None => f.write_str("nobody's"),
+        }
+    }
 }

@@ -1,9 +1,12 @@
-//! The kernel's own symbols, from the ELF file that the loader left in memory: for backtraces.
+//! Addresses in words: the kernel's own symbols, from the ELF file that the loader left in memory, for backtraces; and [`map`], what lies
+//! where.
 
 use core::fmt;
 use core::fmt::Write;
 use ringfence_core::module::symbol_at;
 use spin::Once;
+
+pub mod map;
 
 static FILE: Once<&'static [u8]> = Once::new();
 

@@ -1,8 +1,8 @@
 //! What lies where in the kernel's half of the address space, in words for a person: for reports, and for `vmmap`.
 
-use super::{RAM, STACK_BYTES, STACKS, TRAP_STACKS, at_physical, is_ram, kernel_root, tables};
-use crate::arch::entry_area;
-use crate::symbols;
+use super::image_parts;
+use crate::arch::{entry_area, trap_stacks};
+use crate::memory::{at_physical, is_ram, kernel_root, ram_end, tables};
 use ringfence_abi::layout::{PAGE_SIZE, slot_of};
 use ringfence_core::extent::Extent;
 use spin::Once;
@@ -20,7 +20,7 @@ const fn part(start: u64, len_bytes: u64, what: &'static str) -> Part {
     Part { extent: Extent::new(start, len_bytes), what }
 }
 
-/// The parts that the loader, or [`super::init`], has placed.
+/// The parts that the loader, or [`crate::memory::init`], has placed.
 static PLACED: Once<[Part; PLACED_PARTS]> = Once::new();
 const PLACED_PARTS: usize = 4;
 
@@ -34,8 +34,7 @@ pub fn init(heap: Extent, boot_stack: Extent, ramdisk: Extent) {
 
 /// Physical memory, in which some of the other parts lie.
 pub fn physical_memory() -> Part {
-    let end = RAM.get().into_iter().flatten().filter_map(|ram| ram.end()).max().unwrap_or(0);
-    part(at_physical(0) as u64, end, "physical memory")
+    part(at_physical(0) as u64, ram_end(), "physical memory")
 }
 
 /// The part that is called `name`: as [`Part::what`] has it, with hyphens for spaces and without what is no letter.
@@ -59,10 +58,10 @@ pub fn parts() -> impl Iterator<Item = Part> {
         pages(0x7000, 1, "LDT"),
         pages(0x8000, 1, "entry stacks"),
     ];
-    let names = ["interrupt stack", "exception stack", "critical stack"];
-    let trap_stacks = (0..).zip(names).map(|(index, name)| part(super::trap_stack(index), STACK_BYTES, name));
+    let trap_stacks = trap_stacks::extents().into_iter().zip(trap_stacks::NAMES);
+    let trap_stacks = trap_stacks.map(|(extent, what)| Part { extent, what });
     let placed = PLACED.get().into_iter().flatten().copied();
-    let image = symbols::image_parts().into_iter().map(|(start, end, what)| part(start, end - start, what));
+    let image = image_parts().into_iter().map(|(start, end, what)| part(start, end - start, what));
     placed.chain(trap_stacks).chain(image).chain(entry)
 }
 
@@ -74,9 +73,10 @@ pub fn describe(address: u64) -> &'static str {
     if let Some(part) = parts().find(|part| part.extent.contains(address)) {
         return part.what;
     }
-    let stacks = Extent::new(STACKS, TRAP_STACKS as u64 * 2 * STACK_BYTES);
     let boot_stack = PLACED.get().map(|[.., stack]| stack.extent.start);
-    if stacks.contains(address) || boot_stack.is_some_and(|start| (start - PAGE_SIZE..start).contains(&address)) {
+    if trap_stacks::all().contains(address)
+        || boot_stack.is_some_and(|start| (start - PAGE_SIZE..start).contains(&address))
+    {
         return "guard below a kernel stack";
     }
     let pa = address.wrapping_sub(at_physical(0) as u64);

@@ -3,11 +3,10 @@
 //! **A trace takes no more than [`EVENTS`] places, whatever the driver does**: the oldest go, and are counted. Nothing is
 //! allocated while it runs. A driver that is not traced pays one look at [`Domain::traced`] for each crossing.
 
+use super::calls::Call;
+use super::cause::UpcallError;
+use super::{Domain, space};
 use crate::arch::{cpu, time, watch};
-use crate::domain::Domain;
-use crate::domain::calls::Call;
-use crate::domain::space;
-use crate::domain::upcall::UpcallError;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use ringfence_abi::upcall::Events;

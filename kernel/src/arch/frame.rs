@@ -1,0 +1,64 @@
+//! The registers of what a trap has hit.
+
+/// What `entry.S` pushes: all registers, and what the CPU pushed.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the fields are registers")]
+pub struct TrapFrame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+impl TrapFrame {
+    /// The general registers, in the order of their numbers.
+    pub fn general(&self) -> [u64; 16] {
+        [
+            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8, self.r9, self.r10,
+            self.r11, self.r12, self.r13, self.r14, self.r15,
+        ]
+    }
+}
+
+impl core::fmt::Display for TrapFrame {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let rows: [&[(&str, u64)]; 7] = [
+            &[("rax", self.rax), ("rbx", self.rbx), ("rcx", self.rcx)],
+            &[("rdx", self.rdx), ("rsi", self.rsi), ("rdi", self.rdi)],
+            &[("rbp", self.rbp), ("rsp", self.rsp), ("r8 ", self.r8)],
+            &[("r9 ", self.r9), ("r10", self.r10), ("r11", self.r11)],
+            &[("r12", self.r12), ("r13", self.r13), ("r14", self.r14)],
+            &[("r15", self.r15), ("rip", self.rip), ("flg", self.rflags)],
+            &[("cs ", self.cs), ("ss ", self.ss), ("err", self.error_code)],
+        ];
+        for (index, row) in rows.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "   ")?;
+            for (name, value) in *row {
+                write!(f, " {name}={value:016x}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -25,7 +25,7 @@ fn import_all() -> [u64; 15] {
         raw::rf_pci_write as *const () as u64,
         raw::rf_irq_enable as *const () as u64,
         raw::rf_irq_ack as *const () as u64,
-        raw::rf_net_register as *const () as u64,
+        raw::rf_offer as *const () as u64,
     ]
 }
 
@@ -108,7 +108,7 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
     const LOG: u64 = 1;
     const DMA_FREE: u64 = 6;
     const DMA_ADDRESS: u64 = 7;
-    const NET_REGISTER: u64 = 14;
+    const OFFER: u64 = 14;
     const INFO_BYTES: usize = size_of::<NetInfo>();
     core::hint::black_box(import_all());
     let values = extremes(slot);
@@ -133,13 +133,17 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
         let random = random() as usize;
         match number {
             LOG => arguments[1] = text.as_ptr() as u64,
-            NET_REGISTER => {
+            OFFER => {
                 let at = random % (text.len() - INFO_BYTES);
                 let bytes = (random >> 16).to_le_bytes();
                 // Half of them have nothing in their reserved bytes.
                 let bytes = if random & 1 << 63 == 0 { bytes } else { [0x52, bytes[0], 0, 0, 0, 1, 0, 0] };
                 text[at..at + INFO_BYTES].copy_from_slice(&bytes);
                 arguments[0] = text[at..].as_ptr() as u64;
+                // Some have another length.
+                if random & 3 != 0 {
+                    arguments[1] = INFO_BYTES as u64;
+                }
             }
             DMA_FREE | DMA_ADDRESS if random.is_multiple_of(4) => {
                 // When it has all of its budget, the last one is as good.

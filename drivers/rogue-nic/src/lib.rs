@@ -73,11 +73,19 @@ impl RogueNic {
     }
 }
 
+/// What it offers.
+static INFO: NetInfo = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], reserved: [0; 2] };
+const INFO_BYTES: u64 = size_of::<NetInfo>() as u64;
+
+/// Offers an interface of which the kernel is to look up at `info` what it is like.
+fn offer(info: u64, len_bytes: u64) -> i64 {
+    // SAFETY: the kernel believes nothing.
+    unsafe { raw::rf_offer(info, len_bytes) }
+}
+
 impl Driver for RogueNic {
     fn init() -> Result<RogueNic> {
-        let info = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], reserved: [0; 2] };
-        // SAFETY: `info` lives until the call returns.
-        let start = unsafe { raw::rf_net_register(&raw const info as u64) };
+        let start = offer(&raw const INFO as u64, INFO_BYTES);
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
@@ -161,7 +169,8 @@ impl Driver for RogueNic {
                     let registers = unsafe { raw::rf_bar_map(0) } as u64;
                     unsafe { ((registers + number) as *const u32).read_volatile() }.into()
                 }
-                "register-at" => unsafe { raw::rf_net_register(number) as u64 },
+                "register-at" => offer(number, INFO_BYTES) as u64,
+                "register-length" => refusal(offer(&raw const INFO as u64, number)),
                 _ => return Err(Refusal::NotFound),
             });
         }
@@ -181,13 +190,10 @@ impl Driver for RogueNic {
             // The queues' frames are the kernel's to free.
             "free-frames" => refusal(unsafe { raw::rf_dma_free(self.slot() + DMA) }),
             "phys-frames" => refusal(unsafe { raw::rf_dma_address(self.slot() + DMA) }),
-            "register-twice" => {
-                let info = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], reserved: [0; 2] };
-                refusal(unsafe { raw::rf_net_register(&raw const info as u64) })
-            }
+            "register-twice" => refusal(offer(&raw const INFO as u64, INFO_BYTES)),
             "register-group" => {
                 let info = NetInfo { mac: [0xff; 6], reserved: [0; 2] };
-                refusal(unsafe { raw::rf_net_register(&raw const info as u64) })
+                refusal(offer(&raw const info as u64, INFO_BYTES))
             }
             // Configuration space that is the kernel's: BAR 0, the interrupt line, decoding.
             "move-bar" => refusal(unsafe { raw::rf_pci_write(0x10, 4, 0) }),

@@ -197,6 +197,12 @@ fn any_registration(state: &mut u64) -> ScsiInfo {
     ScsiInfo { max_targets, max_luns, queue_depth, reserved }
 }
 
+/// Offers a host of which the kernel is to look up at `info` what it is like.
+fn offer(info: u64) -> i64 {
+    // SAFETY: the kernel believes nothing.
+    unsafe { raw::rf_offer(info, size_of::<ScsiInfo>() as u64) }
+}
+
 /// Asks for registrations that are wrong in one number at least; fails if one is not refused for that.
 fn register_wrongly(state: &mut u64) -> Result<()> {
     const CALLS: usize = 1000;
@@ -208,7 +214,7 @@ fn register_wrongly(state: &mut u64) -> Result<()> {
             2 => info.queue_depth = 1 + REQUESTS as u32 + info.queue_depth / 2,
             _ => info.reserved |= 1,
         }
-        if unsafe { raw::rf_scsi_register(&raw const info as u64) } != Refusal::Invalid.to_result() {
+        if offer(&raw const info as u64) != Refusal::Invalid.to_result() {
             return Err(Refusal::Denied);
         }
     }
@@ -221,7 +227,7 @@ impl Driver for RogueScsi {
         register_wrongly(&mut random)?;
         let max_targets = if flag(&raw const IS_ODD) { 256 } else { 1 };
         let info = ScsiInfo { max_targets, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
-        let start = unsafe { raw::rf_scsi_register(&raw const info as u64) };
+        let start = offer(&raw const info as u64);
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
@@ -244,7 +250,7 @@ impl Driver for RogueScsi {
     fn command(&mut self, text: &str) -> Result<u64> {
         if let Some(("register-at", address)) = text.split_once(' ') {
             let address = ringfence_sdk::number(address)?;
-            return Ok(unsafe { raw::rf_scsi_register(address) as u64 });
+            return Ok(offer(address) as u64);
         }
         let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
         self.lie = match text {
@@ -270,18 +276,18 @@ impl Driver for RogueScsi {
             }
             "register-twice" => {
                 let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: 1, reserved: 0 };
-                return Ok(refusal(unsafe { raw::rf_scsi_register(&raw const info as u64) }));
+                return Ok(refusal(offer(&raw const info as u64)));
             }
             "register-huge" => {
                 let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, reserved: 0 };
-                return Ok(refusal(unsafe { raw::rf_scsi_register(&raw const info as u64) }));
+                return Ok(refusal(offer(&raw const info as u64)));
             }
             // It is registered, so that each is refused.
             "random" => {
                 const CALLS: u64 = 4000;
                 for _ in 0..CALLS {
                     let info = any_registration(&mut self.random);
-                    unsafe { raw::rf_scsi_register(&raw const info as u64) };
+                    offer(&raw const info as u64);
                 }
                 return Ok(CALLS);
             }

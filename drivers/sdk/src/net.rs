@@ -61,7 +61,7 @@ impl Queues {
         let info = NetInfo { mac, reserved: [0; 2] };
         // SAFETY: `info` lives until the call returns; the kernel maps the queues for good.
         let memory = unsafe {
-            let start = answer(raw::rf_net_register(&raw const info as u64))?;
+            let start = answer(raw::rf_offer(&raw const info as u64, size_of::<NetInfo>() as u64))?;
             QueueMemory::new(start, QUEUE_BYTES)
         };
         Ok(Queues {

@@ -43,7 +43,7 @@ impl Queues {
     fn register(info: ScsiInfo) -> Result<Queues> {
         // SAFETY: `info` lives until the call returns; the kernel maps the queues for good.
         let memory = unsafe {
-            let start = answer(raw::rf_scsi_register(&raw const info as u64))?;
+            let start = answer(raw::rf_offer(&raw const info as u64, size_of::<ScsiInfo>() as u64))?;
             QueueMemory::new(start, QUEUE_BYTES)
         };
         Ok(Queues { memory, submit: Consumer::new(SUBMIT), complete: Producer::new(COMPLETE) })

@@ -32,7 +32,7 @@ pub const RX_ADDRESS: usize = 1;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;
 
-/// What a driver says of its interface with `rf_net_register`.
+/// What a driver says of its interface with `rf_offer`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NetInfo {

@@ -84,7 +84,7 @@ pub const HOST_RESET: u32 = 3;
 
 const _: () = assert!(size_of::<Request>() == 64 && size_of::<Outcome>() == 64);
 
-/// What a driver says of its adapter with `rf_scsi_register`.
+/// What a driver says of its adapter with `rf_offer`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ScsiInfo {

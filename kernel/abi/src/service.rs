@@ -28,9 +28,8 @@ macro_rules! for_each_service {
             11 rf_pci_write(offset: u64, width_bytes: u64, value: u64) "writes the permitted part of it";
             12 rf_irq_enable() "lets the device's interrupt line through";
             13 rf_irq_ack() "lets it through again after an interrupt";
-            14 rf_net_register(info: u64) "offers a network interface and maps its queues";
-            15 rf_scsi_register(info: u64) "offers a SCSI host and maps its queues";
-            16 rf_irq_vectors(wanted: u64) "gives the device interrupts of its own (MSI-X)";
+            14 rf_offer(info: u64, len_bytes: u64) "offers what its class is about and maps the queues";
+            15 rf_irq_vectors(wanted: u64) "gives the device interrupts of its own (MSI-X)";
         }
     };
 }

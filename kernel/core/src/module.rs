@@ -198,8 +198,7 @@ fn grantable(manifest: &Manifest, number: usize) -> bool {
     let has_device = manifest.pci_ids().next().is_some();
     match SERVICES.get(number).map(|service| service.symbol) {
         None => false,
-        Some("rf_net_register") => manifest.kind() == Ok(Kind::Nic),
-        Some("rf_scsi_register") => manifest.kind() == Ok(Kind::Scsi),
+        Some("rf_offer") => manifest.kind() != Ok(Kind::Other),
         Some(symbol) if ["rf_bar_", "rf_pci_", "rf_irq_", "rf_dma_"].iter().any(|part| symbol.starts_with(part)) => {
             has_device
         }

@@ -22,7 +22,7 @@ pub struct Call {
 impl Call {
     /// Whether it was to offer something.
     pub fn offers(&self) -> bool {
-        matches!(service_name(self.service), "rf_net_register" | "rf_scsi_register")
+        service_name(self.service) == "rf_offer"
     }
 }
 

@@ -30,7 +30,7 @@ use heap::rf_heap_grow;
 use irq::{rf_irq_ack, rf_irq_enable, rf_irq_vectors};
 use log::rf_log;
 use null::rf_null;
-use offer::{rf_net_register, rf_scsi_register};
+use offer::rf_offer;
 use panic::rf_panic;
 use pci::{rf_pci_read, rf_pci_write};
 use time::rf_time_ns;

@@ -11,6 +11,8 @@ const REFUSED: &[(&str, u64)] = &[
     ("phys-frames", 3),
     ("register-twice", 4),
     ("register-group", 1),
+    ("register-length 0", 1),
+    ("register-length 16", 1),
     ("move-bar", 5),
     ("move-line", 5),
     ("beyond-config", 1),
@@ -166,12 +168,8 @@ pub fn random() -> Vec<Attack> {
         let times = if symbol == "rf_log" { 1 } else { 5 };
         Attack::answer("rogue-nic", format!("random {}", number(symbol)), Some(4000)).times(times)
     };
-    let mut attacks: Vec<Attack> = WITHOUT_POINTERS
-        .into_iter()
-        .map(|(symbol, _)| symbol)
-        .chain(["rf_log", "rf_net_register"])
-        .map(attack)
-        .collect();
+    let mut attacks: Vec<Attack> =
+        WITHOUT_POINTERS.into_iter().map(|(symbol, _)| symbol).chain(["rf_log", "rf_offer"]).map(attack).collect();
     attacks.push(Attack::answer("rogue-scsi", "random", Some(4000)).times(5));
     attacks
 }
@@ -232,7 +230,7 @@ const LENGTHS: [(u64, bool); 6] = [(0, true), (1, true), (16, true), (512, true)
 
 /// Module, verb, the service that is passed a pointer, and how many bytes it copies from there.
 const WITH_POINTERS: [(&str, &str, &str, u64); 2] =
-    [("rogue-nic", "register-at", "rf_net_register", 8), ("rogue-scsi", "register-at", "rf_scsi_register", 16)];
+    [("rogue-nic", "register-at", "rf_offer", 8), ("rogue-scsi", "register-at", "rf_offer", 16)];
 
 /// Pointers to what is not the driver's own, passed to every service that takes one, with every length if it takes one.
 pub fn bad_pointers() -> Vec<Attack> {

@@ -220,9 +220,9 @@ const FAULTS: &[(&str, &str)] = &[
     ("ud2", "#UD invalid opcode, in command, at rf_rogue::attacks::ud2+"),
     ("sse", "#UD invalid opcode, in command, at rf_rogue::attacks::sse+"),
     ("divide 0", "#DE divide error, in command, at rf_rogue::attacks::divide+"),
-    ("far-call 0x125", "#NP segment not present on the gate of rf_scsi_register, in command"),
+    ("far-call 0x125", "#NP segment not present on the gate of rf_irq_vectors, in command"),
     // The upper half of a gate, and code that is no gate.
-    ("far-call 0x12d", "#GP general protection on the gate of rf_scsi_register, in command"),
+    ("far-call 0x12d", "#GP general protection on the gate of rf_irq_vectors, in command"),
     ("far-call 0xffff", "#GP general protection on entry 8191 of the LDT, in command"),
     ("far-call 8", "#GP general protection on entry 1 of the GDT, in command"),
     ("far-call 0x18", "#GP general protection on entry 3 of the GDT, in command"),

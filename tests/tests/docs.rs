@@ -6,12 +6,27 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// All documents below `docs`.
+fn documents() -> Vec<PathBuf> {
+    fn below(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                below(&entry, found);
+            } else {
+                found.push(entry);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    below(&ringfence::project().join("docs"), &mut found);
+    found
+}
+
 /// What is between backticks in all documents, with the name of the document.
 fn quoted() -> Vec<(String, String)> {
     let project = ringfence::project();
-    let mut documents: Vec<PathBuf> =
-        std::fs::read_dir(project.join("docs")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    documents.push(project.join("README.md"));
+    let mut documents = documents();
+    documents.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| project.join(name)));
     let mut quoted = Vec::new();
     for document in documents {
         let text = read(&document);
@@ -82,4 +97,52 @@ fn files_that_are_named_exist() {
         assert!(exists, "{document} names {quote}");
     }
     assert!(count > 40, "only {count} files are named");
+}
+
+/// A book has the documents that its summary lists.
+#[test]
+fn the_summary_lists_every_document() {
+    let docs = ringfence::project().join("docs");
+    let summary = read(&docs.join("SUMMARY.md"));
+    for document in documents() {
+        let path = document.strip_prefix(&docs).unwrap().to_string_lossy().into_owned();
+        assert!(path == "SUMMARY.md" || summary.contains(&format!("]({path})")), "SUMMARY.md does not list {path}");
+    }
+}
+
+/// What links lead to is there.
+#[test]
+fn links_lead_somewhere() {
+    let project = ringfence::project();
+    let mut documents = documents();
+    documents.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| project.join(name)));
+    let mut count = 0;
+    for document in documents {
+        let text = read(&document);
+        let prose: String = text.split("```").step_by(2).collect();
+        let targets = prose.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets.filter(|target| !target.contains("://")) {
+            let (path, _) = target.split_once('#').unwrap_or((target, ""));
+            count += 1;
+            let is_there = path.is_empty() || document.parent().unwrap().join(path).exists();
+            assert!(is_there, "{} links to {target}", document.display());
+        }
+    }
+    assert!(count > 40, "only {count} links were found");
+}
+
+/// Each crate that the kernel asks for has its reason.
+#[test]
+fn every_dependency_of_the_kernel_has_a_reason() {
+    let project = ringfence::project();
+    let reasons = read(&project.join("docs/dependencies.md"));
+    let manifest = read(&project.join("kernel/Cargo.toml"));
+    let (_, after) = manifest.split_once("[dependencies]\n").unwrap();
+    let names = after.lines().take_while(|line| !line.is_empty()).map(|line| line.split([' ', '.']).next().unwrap());
+    let mut count = 0;
+    for name in names.filter(|name| !name.starts_with("ringfence")) {
+        count += 1;
+        assert!(reasons.contains(&format!("`{name}`")), "docs/dependencies.md does not say what {name} is for");
+    }
+    assert!(count > 20, "only {count} dependencies were found");
 }

@@ -89,9 +89,10 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     let firmware = firmware::Firmware::read(info);
     arch::time::init(&firmware.clocks).unwrap_or_else(|reason| give_up(reason));
     pci::init(&firmware.buses);
-    symbols::init(physical(info.kernel_addr, info.kernel_len));
-    if let Optional::Some(address) = info.ramdisk_addr {
-        ramdisk::init(mapped(address, info.ramdisk_len));
+    let (kernel, files) = memory::files(info);
+    symbols::init(kernel);
+    if let Some(files) = files {
+        ramdisk::init(files);
         ramdisk::files().for_each(|(_, bytes)| memory::stray::watch(bytes));
     }
     let (_, frames) = memory::frames::count();
@@ -143,16 +144,4 @@ fn set_memory_up(info: &BootInfo) -> Result<(), &'static str> {
     arch::trap_stacks::init().map_err(|_| "too little memory for the trap stacks")?;
     arch::entry_area::protect();
     Ok(())
-}
-
-/// Memory that the loader left at a physical address.
-fn physical(address: u64, len_bytes: u64) -> &'static [u8] {
-    // SAFETY: the loader says so, and the memory is not in the frame allocator.
-    unsafe { core::slice::from_raw_parts(memory::at_physical(address), len_bytes as usize) }
-}
-
-/// Memory that the loader mapped.
-fn mapped(address: u64, len_bytes: u64) -> &'static [u8] {
-    // SAFETY: the loader says so.
-    unsafe { core::slice::from_raw_parts(address as *const u8, len_bytes as usize) }
 }

@@ -3,10 +3,13 @@
 use crate::arch::frame::TrapFrame;
 use crate::arch::power::{self, Ending};
 use crate::domain::whose::Owner;
+use crate::memory::shared::SharedMemory;
+use crate::memory::{kernel_root, tables};
 use crate::println;
 use crate::symbols::Location;
 use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_abi::layout::slot_of;
+use ringfence_abi::queue::Words;
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
@@ -78,6 +81,12 @@ fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
     }
 }
 
+/// The word at `address`, if that is mapped.
+fn word(address: u64) -> Option<u64> {
+    let (pa, _) = tables::translate(kernel_root(), address)?;
+    Some(SharedMemory::new(pa, size_of::<u64>()).load(0))
+}
+
 fn backtrace(mut rbp: u64) {
     println!("    backtrace:");
     for _ in 0..MAX_FRAMES {
@@ -85,12 +94,7 @@ fn backtrace(mut rbp: u64) {
         if !rbp.is_multiple_of(8) || !x86_64::VirtAddr::try_new(rbp).is_ok_and(|address| address.as_u64() == rbp) {
             break;
         }
-        let readable = |address| crate::memory::tables::translate(crate::memory::kernel_root(), address).is_some();
-        if !readable(rbp) || !readable(rbp + 8) {
-            break;
-        }
-        // SAFETY: both words are mapped.
-        let (next, return_address) = unsafe { ((rbp as *const u64).read(), (rbp as *const u64).add(1).read()) };
+        let (Some(next), Some(return_address)) = (word(rbp), word(rbp + 8)) else { break };
         if return_address == 0 {
             break;
         }

@@ -1,6 +1,7 @@
 //! PCI functions: enumeration, and access to configuration space by the mechanism of ports 0xcf8 and 0xcfc
 //! (PCI Local Bus Specification 3.0, 3.2.2.3.2).
 
+use crate::arch::port::IoPort;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 use pci_types::{
@@ -11,31 +12,36 @@ use ringfence_abi::manifest::PciId;
 use ringfence_core::extent::Extent;
 use ringfence_core::pci::{capabilities, port_count};
 use spin::{Mutex, Once};
-use x86_64::instructions::port::Port;
 
 /// Configuration space, through the two ports.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfigSpace;
 
-static PORTS: Mutex<(Port<u32>, Port<u32>)> = Mutex::new((Port::new(0xcf8), Port::new(0xcfc)));
+static PORTS: Mutex<(IoPort<u32>, IoPort<u32>)> = Mutex::new((IoPort::new(0xcf8), IoPort::new(0xcfc)));
+
+impl ConfigSpace {
+    /// Reads the 32 bits at `offset`, rounded down to a multiple of 4; ones where no function is.
+    fn read32(address: PciAddress, offset: u16) -> u32 {
+        let ports = PORTS.lock();
+        ports.0.write(selector(address, offset));
+        ports.1.read()
+    }
+
+    /// Writes them.
+    fn write32(address: PciAddress, offset: u16, value: u32) {
+        let ports = PORTS.lock();
+        ports.0.write(selector(address, offset));
+        ports.1.write(value);
+    }
+}
 
 impl ConfigRegionAccess for ConfigSpace {
     unsafe fn read(&self, address: PciAddress, offset: u16) -> u32 {
-        let mut ports = PORTS.lock();
-        // SAFETY: the ports are the kernel's; reading has no side effects here.
-        unsafe {
-            ports.0.write(selector(address, offset));
-            ports.1.read()
-        }
+        ConfigSpace::read32(address, offset)
     }
 
     unsafe fn write(&self, address: PciAddress, offset: u16, value: u32) {
-        let mut ports = PORTS.lock();
-        // SAFETY: the ports are the kernel's; callers answer for what they write.
-        unsafe {
-            ports.0.write(selector(address, offset));
-            ports.1.write(value);
-        }
+        ConfigSpace::write32(address, offset, value);
     }
 }
 
@@ -69,17 +75,12 @@ pub struct Function {
 impl Function {
     /// Reads the 32 bits of configuration space at `offset`, rounded down to a multiple of 4.
     pub fn read(&self, offset: u16) -> u32 {
-        // SAFETY: reading has no side effects on the functions that exist.
-        unsafe { ConfigSpace.read(self.address, offset) }
+        ConfigSpace::read32(self.address, offset)
     }
 
-    /// Writes the 32 bits of configuration space at `offset`, rounded down to a multiple of 4.
-    ///
-    /// # Safety
-    /// What the function does then, by DMA above all, must hurt nobody.
-    pub unsafe fn write(&self, offset: u16, value: u32) {
-        // SAFETY: the caller's.
-        unsafe { ConfigSpace.write(self.address, offset, value) };
+    /// Sets the bits of `set` in the message control of its MSI-X capability, which is at `capability`, and clears the others of `of`.
+    pub fn control_messages(&self, capability: u16, of: u32, set: u32) {
+        ConfigSpace::write32(self.address, capability, self.read(capability) & !of | set);
     }
 
     /// Sets the bits of `on` in the command register and clears those of `off`.
@@ -213,9 +214,10 @@ impl Scan {
 /// What the bridge at `address` is in PCI Express.
 fn express_kind(address: PciAddress) -> Option<u32> {
     const EXPRESS: u32 = 0x10;
-    // SAFETY: reading has no side effects on the functions that exist.
-    let read = |offset| unsafe { ConfigSpace.read(address, offset) };
-    capabilities(read).into_iter().find(|(_, head)| head & 0xff == EXPRESS).map(|(_, head)| head >> 20 & 0xf)
+    capabilities(|offset| ConfigSpace::read32(address, offset))
+        .into_iter()
+        .find(|(_, head)| head & 0xff == EXPRESS)
+        .map(|(_, head)| head >> 20 & 0xf)
 }
 
 /// Reads the BARs, for which their sizes must be probed: decoding is off meanwhile.
@@ -245,14 +247,11 @@ fn read_bars(endpoint: &EndpointHeader) -> ([Option<Bar>; MAX_BARS], [u32; MAX_B
 fn probe_ports(endpoint: &EndpointHeader, slot: u8) -> u32 {
     const FIRST_BAR: u16 = 0x10;
     let (address, offset) = (endpoint.header().address(), FIRST_BAR + 4 * u16::from(slot));
-    // SAFETY: decoding is off, so the register can hold anything for a moment.
-    let mask = unsafe {
-        let before = ConfigSpace.read(address, offset);
-        ConfigSpace.write(address, offset, u32::MAX);
-        let mask = ConfigSpace.read(address, offset);
-        ConfigSpace.write(address, offset, before);
-        mask
-    };
+    // Decoding is off, so the register can hold anything for a moment.
+    let before = ConfigSpace::read32(address, offset);
+    ConfigSpace::write32(address, offset, u32::MAX);
+    let mask = ConfigSpace::read32(address, offset);
+    ConfigSpace::write32(address, offset, before);
     port_count(mask)
 }
 

@@ -16,13 +16,13 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Opens these ports in `bitmap`. Ports beyond the last are ignored.
-    pub fn allow(self, bitmap: &mut [u8; BYTES]) {
-        for port in usize::from(self.first)..usize::from(self.first) + usize::from(self.count) {
-            if let Some(byte) = bitmap.get_mut(port / 8) {
-                *byte &= !(1 << (port % 8));
-            }
-        }
+    /// The words of the bitmap, 64 ports each, that have some of these ports, with the bits of those. Ports beyond the last are ignored.
+    pub fn words(self) -> impl Iterator<Item = (usize, u64)> {
+        let (first, end) = (u64::from(self.first), u64::from(self.first) + u64::from(self.count));
+        (first / 64..end.min(BYTES as u64 * 8).div_ceil(64)).map(move |word| {
+            let below = |port: u64| if port >= 64 { u64::MAX } else { (1 << port) - 1 };
+            (word as usize, below(end - word * 64) & !below(first.saturating_sub(word * 64)))
+        })
     }
 }
 
@@ -34,10 +34,10 @@ mod tests {
     proptest! {
         #[test]
         fn opens_just_the_ports_it_names(first in any::<u16>(), count in any::<u16>()) {
-            let mut bitmap = [0xff; BYTES];
-            Ports { first, count }.allow(&mut bitmap);
+            let mut bitmap = [u64::MAX; BYTES / 8];
+            Ports { first, count }.words().for_each(|(index, open)| bitmap[index] &= !open);
             for port in 0..=u16::MAX {
-                let open = bitmap[usize::from(port) / 8] & 1 << (port % 8) == 0;
+                let open = bitmap[usize::from(port) / 64] & 1 << (port % 64) == 0;
                 prop_assert_eq!(open, port >= first && u32::from(port) < u32::from(first) + u32::from(count));
             }
         }

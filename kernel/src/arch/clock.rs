@@ -1,11 +1,11 @@
 //! What the machine has that counts at a known rate, by which the rates of other counters are measured.
 
+use super::port::IoPort;
 use crate::latency::tsc;
 use crate::memory::registers::Registers;
 use core::iter::once_with;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::acpi::{Place, PmTimer};
-use x86_64::instructions::port::Port;
 
 /// Where firmware says that clocks are.
 #[derive(Debug, Clone, Copy, Default)]
@@ -107,8 +107,7 @@ impl Reference {
             Counter::Tsc => tsc() as u32,
             Counter::Hpet(registers) => registers.read32(HPET_COUNTER) & self.mask,
             Counter::PmTimerInMemory { page, offset } => page.read32(offset) & self.mask,
-            // SAFETY: reading the timer changes nothing.
-            Counter::PmTimer(port) => unsafe { Port::<u32>::new(port).read() & self.mask },
+            Counter::PmTimer(port) => IoPort::<u32>::new(port).read() & self.mask,
         }
     }
 }
@@ -140,29 +139,22 @@ pub fn tsc_rate(reference: &Reference) -> Option<u64> {
 
 /// Input clock of the PIT in Hz (8254 data sheet, as wired in the PC).
 pub const PIT_HZ: u32 = 1_193_182;
-const PIT_CHANNEL_0: u16 = 0x40;
-const PIT_COMMAND: u16 = 0x43;
+const PIT_CHANNEL_0: IoPort<u8> = IoPort::new(0x40);
+const PIT_COMMAND: IoPort<u8> = IoPort::new(0x43);
 
 /// Has the PIT's channel 0, which every machine that has one has, count down from `count` (0 stands for 65536) again and again: rate
 /// generator, mode 2. Not all have the gate of channel 2 (port 0x61).
 pub fn start_pit_channel_0(count: u16) {
     let [low, high] = count.to_le_bytes();
-    // SAFETY: the PIT is the kernel's.
-    unsafe {
-        Port::<u8>::new(PIT_COMMAND).write(0b0011_0100);
-        Port::<u8>::new(PIT_CHANNEL_0).write(low);
-        Port::<u8>::new(PIT_CHANNEL_0).write(high);
-    }
+    PIT_COMMAND.write(0b0011_0100);
+    PIT_CHANNEL_0.write(low);
+    PIT_CHANNEL_0.write(high);
 }
 
 /// What channel 0 has counted down to, latched.
 fn pit_channel_0() -> u16 {
-    let mut channel = Port::<u8>::new(PIT_CHANNEL_0);
-    // SAFETY: the PIT is the kernel's.
-    unsafe {
-        Port::<u8>::new(PIT_COMMAND).write(0);
-        u16::from_le_bytes([channel.read(), channel.read()])
-    }
+    PIT_COMMAND.write(0);
+    u16::from_le_bytes([PIT_CHANNEL_0.read(), PIT_CHANNEL_0.read()])
 }
 
 /// Starts the PIT's channel 0. `None` if nothing counts there.

@@ -1,9 +1,9 @@
 //! What is per CPU, in one struct, and the CPU's own settings.
 
+use super::msr;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
-use x86_64::registers::model_specific::Msr;
 
 /// What `entry.S` and upcalls need at once. There is one CPU; more would each have one of these.
 #[repr(C)]
@@ -58,8 +58,6 @@ pub struct Protections {
     pub umip: bool,
 }
 
-const IA32_SYSENTER_CS: u32 = 0x174;
-
 /// Sets every control register to what the design needs, and nothing beyond.
 ///
 /// No global pages (CR4.PGE): they would outlive a switch of roots. No SSE or x87 (CR0.EM, no CR4.OSFXSR): neither
@@ -83,8 +81,8 @@ pub fn init() -> Protections {
                 | Cr0Flags::PAGING,
         );
         Cr4::write(cr4);
-        Msr::new(IA32_SYSENTER_CS).write(0);
     }
+    msr::SYSENTER_CS.write(0);
     protections
 }
 

@@ -16,10 +16,12 @@
 //! domain's own state, and what the kernel pushes no domain ever sees.
 
 use super::{gates, vector};
+use crate::memory::shared::SharedMemory;
 use crate::memory::{kernel_root, tables};
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::queue::Words;
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
 use ringfence_core::port_bitmap;
@@ -211,12 +213,10 @@ fn write_vector(vector: u8, gate: Option<[u64; 2]>, more: u64) {
             descriptor::interrupt_gate(own, stack_of(vector.into()))
         }
     };
-    // SAFETY: an entry of the IDT, through physical memory because its page is read-only.
-    unsafe {
-        let entry = crate::memory::at_physical(pa).cast::<u64>();
-        entry.write_volatile(low);
-        entry.add(1).write_volatile(high);
-    }
+    // Through physical memory, because its page is read-only.
+    let entry = SharedMemory::new(pa, 16);
+    entry.store(0, low);
+    entry.store(1, high);
 }
 
 fn stack_of(vector: u64) -> u8 {

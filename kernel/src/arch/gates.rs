@@ -91,9 +91,24 @@ pub fn trap_functions() -> [u64; 2] {
 
 unsafe extern "C" {
     fn gate_return();
-    fn enter_sandboxed(frame: *const UpcallFrame) -> UpcallEnd;
-    fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
-    fn abort_upcall() -> !;
+
+    /// Runs a driver in ring 1 until it returns or is ended.
+    ///
+    /// # Safety
+    /// `frame` and [`super::cpu::this`] must describe the same domain, and its root must map the entry area.
+    pub fn enter_sandboxed(frame: *const UpcallFrame) -> UpcallEnd;
+
+    /// Runs a driver in ring 0 until it returns or asks to be ended.
+    ///
+    /// # Safety
+    /// The frame's entry point must be that of a trusted domain. What it does in ring 0 nobody checks: that is what trusting it means.
+    pub fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
+
+    /// Ends the upcall that is under way: [`enter_sandboxed`] or [`enter_trusted`] returns with `ended` set.
+    ///
+    /// # Safety
+    /// An upcall must be under way, and nothing on the stack above it may need to be dropped.
+    pub fn abort_upcall() -> !;
 }
 
 /// Entries that only `bench` uses, in place of rf_null's.
@@ -147,25 +162,6 @@ pub struct UpcallEnd {
     pub ended: u64,
 }
 
-/// Runs a driver in ring 1 until it returns or is ended.
-///
-/// # Safety
-/// `frame` and [`super::cpu::this`] must describe the same domain, and its root must map the entry area.
-pub unsafe fn run_sandboxed(frame: &UpcallFrame) -> UpcallEnd {
-    // SAFETY: as the caller promises.
-    unsafe { enter_sandboxed(frame) }
-}
-
-/// Runs a driver in ring 0 until it returns or asks to be ended.
-///
-/// # Safety
-/// `frame.rip` must be the entry point of a trusted domain. What it does in ring 0 nobody checks: that is what
-/// trusting it means.
-pub unsafe fn run_trusted(frame: &UpcallFrame) -> UpcallEnd {
-    // SAFETY: as the caller promises.
-    unsafe { enter_trusted(frame) }
-}
-
 /// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them: those that a service
 /// keeps (System V), which are the driver's still.
 #[derive(Debug, Clone, Copy)]
@@ -188,13 +184,4 @@ pub fn caller() -> Caller {
     let continuation = super::cpu::this().upcall_rsp.get();
     // SAFETY: right below the continuation of the upcall, on the kernel's own stack, which is mapped for good.
     unsafe { (continuation as *const Caller).sub(1).read() }
-}
-
-/// Ends the upcall that is under way: [`run_sandboxed`] or [`run_trusted`] returns with `ended` set.
-///
-/// # Safety
-/// An upcall must be under way, and nothing on the stack above it may need to be dropped.
-pub unsafe fn end_upcall() -> ! {
-    // SAFETY: as the caller promises.
-    unsafe { abort_upcall() }
 }

@@ -7,15 +7,12 @@
 use super::handlers;
 use super::io_apic::{self, Pin};
 use super::line::{CASCADE, FIRST_OF_IO_APIC, FIRST_VECTOR, LINES, OWN_TIMER, SERIAL, SPURIOUS, TIMER, WIRES};
+use super::pic;
 use crate::memory::registers::Registers;
 use core::sync::atomic::{AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;
-use pic8259::ChainedPics;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
-
-// SAFETY: the controllers are mapped where no exception lies.
-static PICS: Mutex<ChainedPics> = Mutex::new(unsafe { ChainedPics::new(FIRST_VECTOR, FIRST_VECTOR + 8) });
 
 /// How often each line fired.
 static COUNTS: [AtomicU64; LINES as usize] = [const { AtomicU64::new(0) }; LINES as usize];
@@ -32,19 +29,10 @@ static ON_FIRED: AtomicWaker = AtomicWaker::new();
 /// Initializes the controllers with every line masked but the timer's and the console's. The error says what is missing.
 pub fn init() -> Result<(), &'static str> {
     super::local_apic::let_external_through();
-    let mut pics = PICS.lock();
-    // SAFETY: once, with interrupts off.
-    unsafe {
-        pics.initialize();
-        let open = 1u16 << TIMER | 1 << CASCADE | 1 << SERIAL;
-        let [first, second] = (!open).to_le_bytes();
-        pics.write_masks(first, second);
-        // A port where nothing is reads as ones.
-        if pics.read_masks() != [first, second] {
-            return Err("there are no 8259 interrupt controllers (PIC), and without them no device is heard");
-        }
+    match pic::init(!(1 << TIMER | 1 << CASCADE | 1 << SERIAL)) {
+        true => Ok(()),
+        false => Err("there are no 8259 interrupt controllers (PIC), and without them no device is heard"),
     }
-    Ok(())
 }
 
 /// The entry of a device's MSI-X table that has each line that is sent as a message and is in use.
@@ -60,12 +48,7 @@ pub const fn vector_of(line: u8) -> u8 {
 /// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. `pin` says how a line is wired; it is told
 /// whether the line interrupts as long as it is raised, as the 8259s have it. `false` if the I/O APIC is not there.
 pub fn use_io_apic(registers: u64, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
-    // Edge/level control registers of the two controllers.
-    let levels = [0x4d0, 0x4d1].map(|port| {
-        // SAFETY: reading changes nothing.
-        unsafe { x86_64::instructions::port::Port::<u8>::new(port).read() }
-    });
-    let levels = u16::from_le_bytes(levels);
+    let levels = pic::levels();
     let is_level = |line: u8| levels & 1 << line != 0;
     let pins = core::array::from_fn(|line| match line as u8 {
         CASCADE => None,
@@ -74,8 +57,7 @@ pub fn use_io_apic(registers: u64, mut pin: impl FnMut(u8, bool) -> Option<Pin>)
     without_interrupts(|| {
         let is_used = io_apic::init(registers, pins);
         if is_used {
-            // SAFETY: masking is always allowed.
-            unsafe { PICS.lock().write_masks(0xff, 0xff) };
+            pic::write_masks(u16::MAX);
             super::local_apic::keep_external_out();
             [TIMER, SERIAL].into_iter().for_each(|line| set_masked(line, false));
         }
@@ -154,14 +136,8 @@ pub fn set_masked(line: u8, masked: bool) {
         if io_apic::set_masked(line, masked) {
             return;
         }
-        let mut pics = PICS.lock();
-        // SAFETY: masking a line is always allowed, and so is letting one through: its handler is below.
-        unsafe {
-            let masks = u16::from_le_bytes(pics.read_masks());
-            let masks = if masked { masks | 1 << line } else { masks & !(1 << line) };
-            let [first, second] = masks.to_le_bytes();
-            pics.write_masks(first, second);
-        }
+        let masks = pic::read_masks();
+        pic::write_masks(if masked { masks | 1 << line } else { masks & !(1 << line) });
     });
 }
 
@@ -200,21 +176,6 @@ pub fn halt_unless(something: impl FnOnce() -> bool) {
         HALTED_AT.store(super::time::tsc(), Ordering::Relaxed);
         x86_64::instructions::interrupts::enable_and_hlt();
     }
-}
-
-/// The lines that are in service.
-fn in_service() -> u16 {
-    use x86_64::instructions::port::Port;
-    const READ_IN_SERVICE: u8 = 0x0b;
-    let read = |port| {
-        let mut command = Port::<u8>::new(port);
-        // SAFETY: OCW3 chooses what the next read returns, nothing else.
-        unsafe {
-            command.write(READ_IN_SERVICE);
-            command.read()
-        }
-    };
-    u16::from_le_bytes([read(0x20), read(0xa0)])
 }
 
 /// TSC at the last halt, until an interrupt ends it; and TSC ticks halted in all.
@@ -306,17 +267,15 @@ pub fn handle(vector: u8) {
         return;
     };
     // A line that fell again before it was asked for is reported as the controller's last, and is not in service.
-    let spurious = (line == 7 || line == 15) && in_service() & 1 << line == 0;
+    let spurious = (line == 7 || line == 15) && pic::in_service() & 1 << line == 0;
     if spurious {
         if line == 15 {
             // The first controller did take the second one's word for it (8259A data sheet, "Default IR7").
-            // SAFETY: the cascade line is in service.
-            unsafe { PICS.lock().notify_end_of_interrupt(FIRST_VECTOR + CASCADE) };
+            pic::end(CASCADE);
         }
         return;
     }
     note(line);
     serve(line);
-    // SAFETY: `line` is in service.
-    unsafe { PICS.lock().notify_end_of_interrupt(vector) };
+    pic::end(line);
 }

@@ -5,15 +5,13 @@
 //! device can make up messages, the priority threshold keeps these back.
 
 use super::clock::Reference;
+use super::msr;
 use crate::memory::registers::Registers;
 use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
-use x86_64::registers::model_specific::Msr;
 
-const IA32_APIC_BASE: u32 = 0x1b;
 const ENABLED: u64 = 1 << 11;
 const X2APIC: u64 = 1 << 10;
-const FIRST_X2APIC_MSR: u32 = 0x800;
 
 /// Registers ("Local APIC Register Address Map").
 const ID: u32 = 0x20;
@@ -35,8 +33,7 @@ const THRESHOLD: u32 = 0x2f;
 pub fn turn_off() {
     if is_there() && !TICKS.load(Ordering::Relaxed) {
         let base = base();
-        // SAFETY: nobody uses it.
-        unsafe { Msr::new(IA32_APIC_BASE).write(base & !(ENABLED | X2APIC)) };
+        msr::APIC_BASE.write(base & !(ENABLED | X2APIC));
     }
 }
 
@@ -53,8 +50,7 @@ pub fn is_there() -> bool {
 }
 
 fn base() -> u64 {
-    // SAFETY: a CPU with an APIC has the register.
-    unsafe { Msr::new(IA32_APIC_BASE).read() }
+    msr::APIC_BASE.read()
 }
 
 /// Has it let the external controllers' interrupts through, whatever firmware has set up, or none (virtual wire mode: MultiProcessor
@@ -122,8 +118,7 @@ pub fn end() {
 fn write(register: u32, value: u32) {
     let base = base();
     if base & X2APIC != 0 {
-        // SAFETY: nobody else uses the APIC.
-        unsafe { Msr::new(FIRST_X2APIC_MSR + (register >> 4)).write(value.into()) };
+        msr::x2apic(register).write(value.into());
     } else if let Some(registers) = registers(base) {
         registers.write32(register.into(), value);
     }
@@ -132,8 +127,7 @@ fn write(register: u32, value: u32) {
 fn read(register: u32) -> u32 {
     let base = base();
     if base & X2APIC != 0 {
-        // SAFETY: as above.
-        return unsafe { Msr::new(FIRST_X2APIC_MSR + (register >> 4)).read() as u32 };
+        return msr::x2apic(register).read() as u32;
     }
     registers(base).map_or(0, |registers| registers.read32(register.into()))
 }

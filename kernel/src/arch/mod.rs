@@ -5,7 +5,8 @@
 //! * [`traps`], [`frame`], [`vector`]: exceptions and interrupts in Rust, what they hit, and their numbers
 //! * [`cpu`], [`trap_stacks`]: per-CPU state and control registers; stacks for what hits the kernel
 //! * [`handlers`]: what the parts above do for this one
-//! * [`interrupts`], [`line`], [`io_apic`], [`local_apic`]: the 8259s, and the CPU's own controller
+//! * [`port`], [`msr`]: I/O ports and model-specific registers
+//! * [`interrupts`], [`line`], [`pic`], [`io_apic`], [`local_apic`]: the 8259s, and the CPU's own controller
 //! * [`clock`], [`time`]: what counts at a known rate, and what goes by it: the TSC and the tick
 //! * [`watch`]: breakpoints on an instruction and on memory
 //! * [`power`]: how the machine ends
@@ -21,6 +22,9 @@ pub mod interrupts;
 pub mod io_apic;
 pub mod line;
 pub mod local_apic;
+mod msr;
+mod pic;
+pub mod port;
 pub mod power;
 pub mod tcg;
 pub mod time;

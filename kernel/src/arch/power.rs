@@ -4,7 +4,7 @@
 //! the status of [`Ending::Done`] *and* the console's last line said so.
 
 use super::handlers;
-use x86_64::instructions::port::Port;
+use super::port::IoPort;
 
 /// What the machine ends with. QEMU's exit status is twice the value plus one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,12 +27,9 @@ const BOCHS_SHUTDOWN_PORT: u16 = 0x8900;
 fn reset() {
     const RESET_CONTROL: u16 = 0xcf9;
     const KEYBOARD_CONTROLLER: u16 = 0x64;
-    // SAFETY: nothing runs that would be hurt by a reset.
-    unsafe {
-        Port::<u8>::new(RESET_CONTROL).write(0x02);
-        Port::<u8>::new(RESET_CONTROL).write(0x06);
-        Port::<u8>::new(KEYBOARD_CONTROLLER).write(0xfe);
-    }
+    IoPort::<u8>::new(RESET_CONTROL).write(0x02);
+    IoPort::<u8>::new(RESET_CONTROL).write(0x06);
+    IoPort::<u8>::new(KEYBOARD_CONTROLLER).write(0xfe);
 }
 
 /// Ends the machine.
@@ -41,15 +38,13 @@ pub fn end(ending: Ending) -> ! {
     if let Some(handlers) = handlers::installed() {
         (handlers.before_power_off)();
     }
-    // SAFETY: the port is QEMU's exit device or nobody's.
-    unsafe { Port::new(EXIT_PORT).write(ending as u32) };
+    IoPort::new(EXIT_PORT).write(ending as u32);
     if ending == Ending::Reboot {
         reset();
     }
     // Bochs ends when it is told so, a letter at a time.
     for letter in b"Shutdown" {
-        // SAFETY: the port is Bochs' or nobody's.
-        unsafe { Port::new(BOCHS_SHUTDOWN_PORT).write(*letter) };
+        IoPort::new(BOCHS_SHUTDOWN_PORT).write(*letter);
     }
     // Writing the port ends QEMU, but not before its next step; elsewhere this is where it all stops.
     handlers::halt()

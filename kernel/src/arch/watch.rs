@@ -6,6 +6,7 @@
 use super::handlers;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
+use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr6, Dr7};
 
 /// DR7 without breakpoints: bit 10 is always 1.
 const NONE: u64 = 1 << 10;
@@ -23,28 +24,19 @@ const DR6_CLEAR: u64 = 0xffff_0ff0;
 
 static EXECUTED: AtomicBool = AtomicBool::new(false);
 
-macro_rules! debug_register {
-    (read $name:ident $register:literal) => {
-        fn $name() -> u64 {
-            let value;
-            // SAFETY: reads a register.
-            unsafe { asm!(concat!("mov {}, ", $register), out(reg) value, options(nomem, nostack, preserves_flags)) };
-            value
-        }
-    };
-    (write $name:ident $register:literal) => {
-        fn $name(value: u64) {
-            // SAFETY: all that a breakpoint causes is a debug exception, which is handled.
-            unsafe { asm!(concat!("mov ", $register, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags)) };
-        }
-    };
+fn dr7() -> u64 {
+    Dr7::read_raw()
 }
-debug_register!(write set_dr0 "dr0");
-debug_register!(write set_dr1 "dr1");
-debug_register!(read dr6 "dr6");
-debug_register!(write set_dr6 "dr6");
-debug_register!(read dr7 "dr7");
-debug_register!(write set_dr7 "dr7");
+
+fn set_dr7(value: u64) {
+    Dr7::write_raw(value);
+}
+
+/// Writes the status register, for which the library has nothing.
+fn set_dr6(value: u64) {
+    // SAFETY: it only says what was met.
+    unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
 
 /// Turns the breakpoint off whose bits in DR7 are `bits`; nothing happens to the other.
 fn turn_off(bits: u64) {
@@ -55,7 +47,7 @@ fn turn_off(bits: u64) {
 pub fn set(address: u64) {
     EXECUTED.store(false, Ordering::Relaxed);
     turn_off(INSTRUCTION);
-    set_dr0(address);
+    Dr0::write(address);
     set_dr7(dr7() | INSTRUCTION);
 }
 
@@ -79,7 +71,7 @@ fn access_bits(len_bytes: u64) -> u64 {
 /// Watches the word of `len_bytes` bytes (1, 2, 4 or 8) at `address`, a multiple of that.
 pub fn set_access(address: u64, len_bytes: u64) {
     end_access();
-    set_dr1(address);
+    Dr1::write(address);
     set_dr7(dr7() | access_bits(len_bytes));
 }
 
@@ -96,7 +88,7 @@ pub fn end_access() {
 /// For the debug exception's handler: whether it was about something that is watched, and nothing else. `rip` is where it
 /// came. The watch of an instruction has ended by that.
 pub fn noticed(rip: u64) -> bool {
-    let (met, on) = (dr6(), dr7());
+    let (met, on) = (Dr6::read_raw(), dr7());
     // Clearing it is the handler's to do.
     set_dr6(DR6_CLEAR);
     let instruction = met & MET_0 != 0 && on & INSTRUCTION != 0;

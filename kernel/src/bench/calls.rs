@@ -112,11 +112,10 @@ fn with_shared_root(handle: &Handle) -> Result<f64, String> {
     let command = format!("calls {EACH}");
     with_gate(handle, entries::shared(), || {
         let mut domain = handle.lock();
-        let shared = domain.space.shared_root().map_err(|error| error.to_string())?;
-        let own = domain.space.use_root(shared.root);
+        let mut shared = domain.space.shared_root().map_err(|error| error.to_string())?;
+        domain.space.swap_root(&mut shared);
         let ticks = domain.command(&command);
-        domain.space.use_root(own);
-        shared.free();
+        domain.space.swap_root(&mut shared);
         Ok(ticks.map_err(|error| error.to_string())? as f64 / EACH as f64)
     })
 }

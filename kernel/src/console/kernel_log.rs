@@ -18,11 +18,11 @@ const LOG_LINES: usize = 512;
 const DRIVER_LINES: usize = 64;
 const DRIVER_BYTES: usize = 12 << 10;
 
-static LOG: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
+pub(super) static LOG: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
 
 /// A line of the log.
 #[derive(Clone)]
-struct Line {
+pub(super) struct Line {
     /// When it was said.
     stamp: String,
     /// The driver that said it or had it said.
@@ -85,15 +85,6 @@ pub(super) fn init() {
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
-}
-
-/// Breaks the lock.
-///
-/// # Safety
-/// As for [`super::break_locks`].
-pub(super) unsafe fn break_lock() {
-    // SAFETY: as the caller promises.
-    unsafe { LOG.force_unlock() };
 }
 
 impl Log for Logger {

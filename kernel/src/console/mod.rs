@@ -7,6 +7,7 @@
 //! * [`flood`]: how much of that is shown
 //! * [`screen`]: the last of it on a screen, for who looks there
 
+use crate::arch::port::IoPort;
 use alloc::string::String;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,7 +19,6 @@ use spin::Mutex;
 use uart_16550::Uart16550;
 use uart_16550::backend::PioBackend;
 use x86_64::instructions::interrupts::without_interrupts;
-use x86_64::instructions::port::Port;
 
 mod flood;
 mod kernel_log;
@@ -98,10 +98,8 @@ fn set_port_up() -> Option<heapless::Vec<u8, 64>> {
     const RECEIVE_INTERRUPT: u8 = 1;
     /// DTR, RTS, and OUT2, which lets the interrupt out.
     const READY: u8 = 0b1011;
-    // SAFETY: the port is the kernel's, and set up once.
-    let read = |register| unsafe { Port::<u8>::new(BASE_PORT + register).read() };
-    // SAFETY: as above.
-    let write = |register, value| unsafe { Port::<u8>::new(BASE_PORT + register).write(value) };
+    let read = |register| IoPort::<u8>::new(BASE_PORT + register).read();
+    let write = |register, value| IoPort::<u8>::new(BASE_PORT + register).write(value);
     // Where nothing is, nothing is kept, whatever reads come back with.
     let keeps = |value| {
         write(SCRATCH, value);
@@ -161,8 +159,7 @@ pub fn drain() {
     const LINE_STATUS: u16 = BASE_PORT + 5;
     const TRANSMITTER_EMPTY: u8 = 1 << 6;
     for _ in 0..1_000_000 {
-        // SAFETY: reading the line status has no effect on what is sent.
-        if unsafe { Port::<u8>::new(LINE_STATUS).read() } & TRANSMITTER_EMPTY != 0 {
+        if IoPort::<u8>::new(LINE_STATUS).read() & TRANSMITTER_EMPTY != 0 {
             break;
         }
     }
@@ -182,8 +179,8 @@ pub unsafe fn break_locks() {
         TYPED.force_unlock();
         // Not dropped: that takes the heap's lock. Nor is it shown again, which may allocate.
         core::mem::forget(TYPED.lock().take());
-        kernel_log::break_lock();
-        screen::break_lock();
+        kernel_log::LOG.force_unlock();
+        screen::SCREEN.force_unlock();
     }
 }
 

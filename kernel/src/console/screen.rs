@@ -9,6 +9,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bootloader_api::info::{FrameBuffer, FrameBufferInfo};
 
+use crate::arch::port::IoPort;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
@@ -17,7 +18,6 @@ use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::Timer;
 use spin::Mutex;
 use spleen_font::FONT_8X16;
-use x86_64::instructions::port::Port;
 
 const TITLE: &str =
     concat!("Ringfence ", env!("CARGO_PKG_VERSION"), ": type at the first serial port (COM1, 115200 8N1). Its log:");
@@ -26,11 +26,11 @@ const NO_PORT: &str =
 /// Milliseconds between two looks at the log.
 const PAUSE_MS: u64 = 50;
 
-static SCREEN: Mutex<Option<Screen>> = Mutex::new(None);
+pub(super) static SCREEN: Mutex<Option<Screen>> = Mutex::new(None);
 static IS_OLD: AtomicBool = AtomicBool::new(false);
 static ON_OLD: AtomicWaker = AtomicWaker::new();
 
-struct Screen {
+pub(super) struct Screen {
     surface: Surface,
     /// In characters.
     columns: usize,
@@ -91,11 +91,8 @@ const TEXT: u64 = 0xb8000;
 fn is_in_text_mode() -> bool {
     const INDEX: u16 = 0x3ce;
     const MISCELLANEOUS: u8 = 6;
-    // SAFETY: the VGA is the kernel's; the index chooses what is read, nothing else.
-    unsafe {
-        Port::<u8>::new(INDEX).write(MISCELLANEOUS);
-        Port::<u8>::new(INDEX + 1).read() & 0b1101 == 0b1100
-    }
+    IoPort::<u8>::new(INDEX).write(MISCELLANEOUS);
+    IoPort::<u8>::new(INDEX + 1).read() & 0b1101 == 0b1100
 }
 
 /// The log has another line.
@@ -138,15 +135,6 @@ pub(super) fn mirror(text: &str) {
     {
         screen.print(text);
     }
-}
-
-/// Breaks the lock.
-///
-/// # Safety
-/// As for [`super::break_locks`].
-pub(super) unsafe fn break_lock() {
-    // SAFETY: as the caller promises.
-    unsafe { SCREEN.force_unlock() };
 }
 
 impl Screen {

@@ -7,8 +7,10 @@
 
 use super::space::{Space, rights};
 use crate::memory::frames::{self, OutOfMemory};
-use crate::memory::{at_physical, tables};
+use crate::memory::shared::SharedMemory;
+use crate::memory::tables;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, slot_base};
+use ringfence_abi::queue::Words;
 use ringfence_core::module::Segment;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -40,12 +42,9 @@ impl Space {
             Some((pa, flags)) if flags.contains(rights::OWN) && !flags.contains(Flags::WRITABLE) => {
                 let page = page_of(segment, offset);
                 let (words, _) = page.as_chunks::<8>();
-                let found = at_physical(pa).cast::<u64>();
-                // SAFETY: a frame of the domain. Volatile, because a trusted driver or a device may have written there.
-                words
-                    .iter()
-                    .enumerate()
-                    .all(|(index, word)| unsafe { found.add(index).read_volatile() } == u64::from_le_bytes(*word))
+                // A trusted driver or a device may have written there.
+                let found = SharedMemory::new(pa, PAGE_SIZE as usize);
+                words.iter().enumerate().all(|(index, word)| found.load(index) == u64::from_le_bytes(*word))
             }
             _ => false,
         })

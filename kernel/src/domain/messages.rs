@@ -89,9 +89,8 @@ impl Messages {
 }
 
 fn control(function: &Function, capability: u16, bits: u32) {
-    let other = function.read(capability) & !(ENABLE | MASK_ALL);
-    // SAFETY: whatever the device sends, the unit lets pass what it was given.
-    unsafe { function.write(capability, other | bits) };
+    // Whatever the device sends, the unit lets pass what it was given.
+    function.control_messages(capability, ENABLE | MASK_ALL, bits);
 }
 
 /// Has `function` interrupt by its line.

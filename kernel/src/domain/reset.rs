@@ -4,12 +4,13 @@
 //! the driver has ended, but that the device does not do as it is told.
 
 use super::Domain;
+use crate::arch::port::IoPort;
 use crate::arch::time;
+use crate::memory::registers::Registers;
 use core::fmt;
 use ringfence_abi::reset::{NO_REGISTER, Reset, ResetMethod};
 use ringfence_abi::service::Refusal;
 use ringfence_core::pci::virtio_common;
-use x86_64::instructions::port::Port;
 
 /// Why a device is not reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +46,8 @@ pub struct ResetRegister {
 
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// In the slot of the domain, which the kernel's root maps too.
-    Memory(u64),
+    /// Registers, and the offset of the one that is meant.
+    Memory(Registers, u64),
     Port(u16),
 }
 
@@ -77,11 +78,15 @@ impl ResetRegister {
         let mapped = domain.map_bar(bar.into())?;
         let is_port = matches!(is_port, Some(1..));
         // Pages of a BAR that say where messages go are not mapped, and no driver's to write.
-        let at = |offset: u32| {
+        let at = |offset: u32, width_bytes: u32| -> Result<Place, Refusal> {
             let address = mapped + u64::from(offset);
             match is_port {
                 true => Ok(Place::Port(address as u16)),
-                false => domain.space.translate(address).map(|_| Place::Memory(address)).ok_or(Refusal::Invalid),
+                false => {
+                    let (registers, offset) =
+                        domain.space.registers(address, width_bytes.into()).ok_or(Refusal::Invalid)?;
+                    Ok(Place::Memory(registers, offset))
+                }
             }
         };
         let mut zero = [None; 2];
@@ -89,10 +94,10 @@ impl ResetRegister {
             if u64::from(offset) + 4 > domain.bar_len(bar.into())? {
                 return Err(Refusal::Invalid);
             }
-            *place = Some(at(offset)?);
+            *place = Some(at(offset, 4)?);
         }
         Ok(Some(ResetRegister {
-            place: at(offset)?,
+            place: at(offset, register.width_bytes)?,
             zero,
             width_bytes: register.width_bytes,
             // virtio's is written as a whole.
@@ -110,8 +115,8 @@ impl ResetRegister {
         for place in self.zero.into_iter().flatten() {
             write(place, 4, 0);
         }
-        write(self.place, self.width_bytes, self.read() & !self.clear | self.set);
-        while self.read() & self.wait_mask != self.wait_value {
+        write(self.place, self.width_bytes, read(self.place, self.width_bytes) & !self.clear | self.set);
+        while read(self.place, self.width_bytes) & self.wait_mask != self.wait_value {
             if time::nanoseconds(time::tsc() - start) > u64::from(self.limit_us) * 1000 {
                 return Err(NotReset::TimedOut(self.limit_us));
             }
@@ -119,32 +124,27 @@ impl ResetRegister {
         }
         Ok(())
     }
+}
 
-    fn read(&self) -> u32 {
-        // SAFETY: a register of the domain's own device, mapped as long as the domain is there, aligned to its width.
-        unsafe {
-            match (self.place, self.width_bytes) {
-                (Place::Memory(address), 1) => u32::from((address as *const u8).read_volatile()),
-                (Place::Memory(address), 2) => u32::from((address as *const u16).read_volatile()),
-                (Place::Memory(address), _) => (address as *const u32).read_volatile(),
-                (Place::Port(port), 1) => u32::from(Port::<u8>::new(port).read()),
-                (Place::Port(port), 2) => u32::from(Port::<u16>::new(port).read()),
-                (Place::Port(port), _) => Port::<u32>::new(port).read(),
-            }
-        }
+fn read(place: Place, width_bytes: u32) -> u32 {
+    match (place, width_bytes) {
+        (Place::Memory(registers, offset), 1) => registers.read8(offset).into(),
+        (Place::Memory(registers, offset), 2) => registers.read16(offset).into(),
+        (Place::Memory(registers, offset), _) => registers.read32(offset),
+        (Place::Port(port), 1) => IoPort::<u8>::new(port).read().into(),
+        (Place::Port(port), 2) => IoPort::<u16>::new(port).read().into(),
+        (Place::Port(port), _) => IoPort::<u32>::new(port).read(),
     }
 }
 
+/// What this does to the device is what its driver's manifest asked for.
 fn write(place: Place, width_bytes: u32, value: u32) {
-    // SAFETY: as for `read`; what it does to the device is what its driver's manifest asked for.
-    unsafe {
-        match (place, width_bytes) {
-            (Place::Memory(address), 1) => (address as *mut u8).write_volatile(value as u8),
-            (Place::Memory(address), 2) => (address as *mut u16).write_volatile(value as u16),
-            (Place::Memory(address), _) => (address as *mut u32).write_volatile(value),
-            (Place::Port(port), 1) => Port::new(port).write(value as u8),
-            (Place::Port(port), 2) => Port::new(port).write(value as u16),
-            (Place::Port(port), _) => Port::new(port).write(value),
-        }
+    match (place, width_bytes) {
+        (Place::Memory(registers, offset), 1) => registers.write8(offset, value as u8),
+        (Place::Memory(registers, offset), 2) => registers.write16(offset, value as u16),
+        (Place::Memory(registers, offset), _) => registers.write32(offset, value),
+        (Place::Port(port), 1) => IoPort::new(port).write(value as u8),
+        (Place::Port(port), 2) => IoPort::new(port).write(value as u16),
+        (Place::Port(port), _) => IoPort::new(port).write(value),
     }
 }

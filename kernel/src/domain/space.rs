@@ -5,10 +5,13 @@
 //! never run its code by mistake.
 
 use crate::arch::{entry_area, gates};
-use crate::memory::frames::{self, OutOfMemory};
+use crate::memory::frames::{self, Frames, OutOfMemory};
+use crate::memory::registers::Registers;
+use crate::memory::shared::SharedMemory;
 use crate::memory::{at_physical, kernel_root, pages, tables};
 use core::fmt;
-use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, STUBS, slot_base};
+use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, STACK_TOP, STUBS, slot_base};
+use ringfence_abi::queue::Words;
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
 use ringfence_core::module::Imports;
@@ -61,31 +64,24 @@ pub struct Space {
     /// Not any more once it has a successor, which is in the slot from then on.
     has_slot: bool,
     ring: Ring,
-    /// Physical addresses: the root; the slot's table of level 3; the entry area's of level 3.
-    root: u64,
-    slot_table: u64,
-    entry_table: u64,
-    /// Physical addresses of its own pages of the entry area.
-    ldt: u64,
-    io_bitmap: Option<u64>,
-    stacks: u64,
+    /// The root; the slot's table of level 3; the entry area's of level 3.
+    root: Frames,
+    slot_table: Frames,
+    entry_table: Frames,
+    /// Its own pages of the entry area.
+    ldt: Frames,
+    io_bitmap: Option<Frames>,
+    stacks: Frames,
+    /// The place on the driver's stack from which it returns, once that is mapped.
+    return_place: Option<SharedMemory>,
     /// Set when none of its memory may be used again.
     set_aside: bool,
 }
 
 /// See [`Space::shared_root`].
 pub struct SharedRoot {
-    /// What CR3 holds to use it.
-    pub root: u64,
-    table: u64,
-}
-
-impl SharedRoot {
-    /// Frees it; nobody may use it any more.
-    pub fn free(self) {
-        frames::free(self.root);
-        frames::free(self.table);
-    }
+    root: Frames,
+    _table: Frames,
 }
 
 /// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
@@ -96,38 +92,36 @@ impl Space {
     /// An empty address space, sandboxed, in the slot of `before`, which is never entered again, or in a free one; `None` if
     /// all slots are taken.
     pub fn new(before: Option<&mut Space>) -> Result<Option<Space>, OutOfMemory> {
+        let frame = || Frames::new(1);
+        let (root, slot_table, entry_table, ldt, stacks) = (frame()?, frame()?, frame()?, frame()?, frame()?);
         let Some(slot) = before.and_then(Space::leave_slot).or_else(take_slot) else { return Ok(None) };
+        // On an error from here on `space` is dropped, which frees what it has by then.
         let mut space = Space {
             slot,
             has_slot: true,
             ring: Ring::Sandboxed,
-            root: 0,
-            slot_table: 0,
-            entry_table: 0,
-            ldt: 0,
+            root,
+            slot_table,
+            entry_table,
+            ldt,
             io_bitmap: None,
-            stacks: 0,
+            stacks,
+            return_place: None,
             set_aside: false,
         };
-        // On an error `space` is dropped, which frees what it has by then.
-        space.root = frames::allocate(1)?;
-        space.slot_table = frames::allocate(1)?;
-        space.entry_table = frames::allocate(1)?;
-        space.ldt = frames::allocate(1)?;
-        space.stacks = frames::allocate(1)?;
-        tables::set_top(space.root, slot_base(slot), Some((space.slot_table, Flags::empty())));
-        tables::set_top(kernel_root(), slot_base(slot), Some((space.slot_table, Flags::NO_EXECUTE)));
-        tables::set_top(space.root, entry_area::BASE, Some((space.entry_table, Flags::empty())));
+        tables::set_top(space.cr3(), slot_base(slot), Some((space.slot_table.physical(), Flags::empty())));
+        tables::set_top(kernel_root(), slot_base(slot), Some((space.slot_table.physical(), Flags::NO_EXECUTE)));
+        tables::set_top(space.cr3(), entry_area::BASE, Some((space.entry_table.physical(), Flags::empty())));
         for page in (entry_area::BASE..entry_area::BASE + entry_area::LEN_BYTES).step_by(PAGE_SIZE as usize) {
             // The kernel's own frames, read-only, but for the pages that are the domain's.
             let (kernels, _) = tables::translate(kernel_root(), page).ok_or(OutOfMemory)?;
             let (pa, flags) = match page {
-                entry_area::LDT => (space.ldt, rights::READ),
-                entry_area::STACKS => (space.stacks, rights::WRITE),
+                entry_area::LDT => (space.ldt.physical(), rights::READ),
+                entry_area::STACKS => (space.stacks.physical(), rights::WRITE),
                 _ if page < entry_area::BASE + entry_area::TEXT_PAGES * PAGE_SIZE => (kernels, rights::EXECUTE),
                 _ => (kernels, rights::READ),
             };
-            tables::map(space.root, page, pa, flags)?;
+            tables::map(space.cr3(), page, pa, flags)?;
         }
         space.map_fresh(slot_base(slot) + STUBS, PAGE_SIZE, rights::EXECUTE)?;
         Ok(Some(space))
@@ -146,6 +140,8 @@ impl Space {
     /// Has its memory and its slot never used again: a device may still write there.
     pub fn set_aside(&mut self) {
         self.set_aside = true;
+        let own = [&mut self.root, &mut self.slot_table, &mut self.entry_table, &mut self.ldt, &mut self.stacks];
+        own.into_iter().chain(&mut self.io_bitmap).for_each(Frames::keep);
     }
 
     /// Whether that was done.
@@ -168,38 +164,54 @@ impl Space {
         if let Some(taken) = slots.get_mut(self.slot).filter(|taken| !self.has_slot && !**taken) {
             *taken = true;
             self.has_slot = true;
-            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table, Flags::NO_EXECUTE)));
+            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table.physical(), Flags::NO_EXECUTE)));
             x86_64::instructions::tlb::flush_all();
         }
     }
 
     /// What CR3 holds while the domain runs sandboxed.
     pub fn cr3(&self) -> u64 {
-        self.root
+        self.root.physical()
     }
 
     /// Physical address of its entry stacks.
     pub fn stacks(&self) -> u64 {
-        self.stacks
+        self.stacks.physical()
     }
 
     /// Whether the frame at `pa` holds one of its own tables, or of its other pages of the entry area.
     pub fn has_table(&self, pa: u64) -> bool {
         let level_3 = 3;
-        pa == self.root
-            || pa == self.ldt
-            || tables::is_below(self.slot_table, level_3, pa)
-            || tables::is_below(self.entry_table, level_3, pa)
+        pa == self.cr3()
+            || pa == self.ldt.physical()
+            || tables::is_below(self.slot_table.physical(), level_3, pa)
+            || tables::is_below(self.entry_table.physical(), level_3, pa)
     }
 
     /// Where the kernel sees the stacks' page.
     pub fn stacks_alias(&self) -> u64 {
-        at_physical(self.stacks) as u64
+        at_physical(self.stacks.physical()) as u64
     }
 
-    /// Address of the stub that ends an upcall.
-    pub fn return_stub(&self) -> u64 {
-        self.stub(SERVICE_COUNT)
+    /// Maps the driver's stack, of `len_bytes` bytes (whole pages).
+    pub fn map_stack(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
+        self.map_fresh(slot_base(self.slot) + STACK_TOP - len_bytes, len_bytes, rights::WRITE)?;
+        let (pa, _) = self.translate(self.first_rsp()).ok_or(OutOfMemory)?;
+        self.return_place = Some(SharedMemory::new(pa, size_of::<u64>()));
+        Ok(())
+    }
+
+    /// RSP when the driver is entered. As after a call: the return address is there, and the stack is aligned right above it.
+    pub fn first_rsp(&self) -> u64 {
+        slot_base(self.slot) + STACK_TOP - 16 - 8
+    }
+
+    /// Has the next upcall return through the stub that ends it: that is on the stack, where the driver may have written.
+    #[inline]
+    pub fn set_return(&self) {
+        if let Some(place) = &self.return_place {
+            place.store(0, self.stub(SERVICE_COUNT));
+        }
     }
 
     /// Address of service `number`'s stub.
@@ -220,35 +232,26 @@ impl Space {
 
     /// Writes entry `index` of the LDT and the one behind it.
     fn set_ldt(&mut self, index: usize, [low, high]: [u64; 2]) {
-        let Some(entries) = (index + 2 <= descriptor::LDT_BYTES / 8).then(|| at_physical(self.ldt).cast::<u64>())
-        else {
-            return;
-        };
-        // SAFETY: both lie in the LDT, which is one page of the domain's.
-        unsafe {
-            entries.add(index).write(low);
-            entries.add(index + 1).write(high);
+        if index + 2 <= descriptor::LDT_BYTES / 8 {
+            self.ldt.store(index, low);
+            self.ldt.store(index + 1, high);
         }
     }
 
     /// Opens I/O ports to the domain.
     pub fn allow_ports(&mut self, ports: Ports) -> Result<(), OutOfMemory> {
-        let bitmap = match self.io_bitmap {
-            Some(bitmap) => bitmap,
-            None => {
-                let bitmap = frames::allocate(port_bitmap::BYTES / PAGE_SIZE as usize)?;
-                // SAFETY: the frames are ours since just now.
-                unsafe { at_physical(bitmap).write_bytes(0xff, port_bitmap::BYTES) };
-                self.io_bitmap = Some(bitmap);
-                for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
-                    tables::map(self.root, entry_area::IO_BITMAP + offset, bitmap + offset, rights::READ)?;
-                }
-                bitmap
+        if self.io_bitmap.is_none() {
+            let bitmap = Frames::new(port_bitmap::BYTES / PAGE_SIZE as usize)?;
+            bitmap.fill(0, port_bitmap::BYTES / size_of::<u64>(), u64::MAX);
+            for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
+                tables::map(self.cr3(), entry_area::IO_BITMAP + offset, bitmap.physical() + offset, rights::READ)?;
             }
-        };
-        // SAFETY: the frames are ours, and no domain can write them.
-        let bitmap = unsafe { &mut *at_physical(bitmap).cast::<[u8; port_bitmap::BYTES]>() };
-        ports.allow(bitmap);
+            self.io_bitmap = Some(bitmap);
+        }
+        // No domain can write it.
+        if let Some(bitmap) = &self.io_bitmap {
+            ports.words().for_each(|(index, open)| bitmap.store(index, bitmap.load(index) & !open));
+        }
         Ok(())
     }
 
@@ -270,7 +273,7 @@ impl Space {
             Ring::Trusted => Flags::empty(),
         };
         if self.has_slot {
-            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table, flags)));
+            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table.physical(), flags)));
             x86_64::instructions::tlb::flush_all();
         }
         self.ring = ring;
@@ -291,19 +294,15 @@ impl Space {
     /// A root that maps the kernel as well as the domain: what crossings cost if there were no protection of memory.
     /// For `bench` only.
     pub fn shared_root(&self) -> Result<SharedRoot, OutOfMemory> {
-        let root = frames::allocate(1)?;
-        let Ok(table) = frames::allocate(1) else {
-            frames::free(root);
-            return Err(OutOfMemory);
-        };
-        tables::merge(root, kernel_root(), table, self.root, entry_area::BASE);
-        tables::set_top(root, slot_base(self.slot), Some((self.slot_table, Flags::empty())));
-        Ok(SharedRoot { root, table })
+        let (root, table) = (Frames::new(1)?, Frames::new(1)?);
+        tables::merge(root.physical(), kernel_root(), table.physical(), self.cr3(), entry_area::BASE);
+        tables::set_top(root.physical(), slot_base(self.slot), Some((self.slot_table.physical(), Flags::empty())));
+        Ok(SharedRoot { root, _table: table })
     }
 
-    /// Has upcalls use another root; returns the one before.
-    pub fn use_root(&mut self, root: u64) -> u64 {
-        core::mem::replace(&mut self.root, root)
+    /// Has upcalls use the other root, and the other one be this.
+    pub fn swap_root(&mut self, other: &mut SharedRoot) {
+        core::mem::swap(&mut self.root, &mut other.root);
     }
 
     fn write_stub(&self, number: usize, stub: [u8; STUB_BYTES as usize]) {
@@ -315,7 +314,7 @@ impl Space {
     pub fn map_fresh(&mut self, start: u64, len_bytes: u64, flags: Flags) -> Result<(), OutOfMemory> {
         for offset in pages(len_bytes) {
             let frame = frames::allocate(1)?;
-            let mapped = tables::map(self.root, start + offset, frame, flags | rights::OWN);
+            let mapped = tables::map(self.cr3(), start + offset, frame, flags | rights::OWN);
             if mapped.is_err() {
                 frames::free(frame);
                 self.unmap(start, offset);
@@ -329,7 +328,7 @@ impl Space {
     pub fn map_contiguous(&mut self, start: u64, len_bytes: u64) -> Result<u64, OutOfMemory> {
         let pa = frames::allocate((len_bytes / PAGE_SIZE) as usize)?;
         for offset in pages(len_bytes) {
-            if tables::map(self.root, start + offset, pa + offset, rights::WRITE | rights::OWN).is_err() {
+            if tables::map(self.cr3(), start + offset, pa + offset, rights::WRITE | rights::OWN).is_err() {
                 self.unmap(start, offset);
                 frames::free_run(pa + offset, ((len_bytes - offset) / PAGE_SIZE) as usize);
                 return Err(OutOfMemory);
@@ -341,7 +340,7 @@ impl Space {
     /// Maps device registers at physical address `pa` from `start` for `len_bytes` bytes, whole pages.
     pub fn map_device(&mut self, start: u64, pa: u64, len_bytes: u64) -> Result<(), OutOfMemory> {
         for offset in pages(len_bytes) {
-            if tables::map(self.root, start + offset, pa + offset, rights::DEVICE).is_err() {
+            if tables::map(self.cr3(), start + offset, pa + offset, rights::DEVICE).is_err() {
                 self.unmap(start, offset);
                 return Err(OutOfMemory);
             }
@@ -352,21 +351,21 @@ impl Space {
     /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that it owns.
     pub fn unmap(&mut self, start: u64, len_bytes: u64) {
         for offset in pages(len_bytes) {
-            tables::unmap(self.root, start + offset);
+            tables::unmap(self.cr3(), start + offset);
         }
     }
 
     /// Changes the rights of `len_bytes` bytes from `start`, whole pages.
     pub fn protect(&mut self, start: u64, len_bytes: u64, flags: Flags) {
         for offset in pages(len_bytes) {
-            tables::set_flags(self.root, start + offset, flags);
+            tables::set_flags(self.cr3(), start + offset, flags);
         }
         x86_64::instructions::tlb::flush_all();
     }
 
     /// Physical address and rights of `address`, if the domain has it mapped.
     pub fn translate(&self, address: u64) -> Option<(u64, Flags)> {
-        translate(self.root, address)
+        translate(self.cr3(), address)
     }
 
     /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if a page is not mapped.
@@ -376,16 +375,26 @@ impl Space {
             let address = start + done as u64;
             let Some((pa, _)) = self.translate(address) else { return false };
             let here = rest.len().min((PAGE_SIZE - address % PAGE_SIZE) as usize);
-            // SAFETY: `here` bytes from `pa` lie in one frame of the domain.
-            unsafe { core::ptr::copy_nonoverlapping(rest.as_ptr(), at_physical(pa), here) };
+            // They lie in one frame.
+            SharedMemory::new(pa, here).write(0, rest.get(..here).unwrap_or_default());
             done += here;
         }
         true
     }
 
+    /// The `len_bytes` bytes of its device's registers at `start`, and the offset of the first of them there; `None` if they are not all
+    /// mapped. They stay so as long as the domain has its device, and the kernel's root maps the slot.
+    pub fn registers(&self, start: u64, len_bytes: u64) -> Option<(Registers, u64)> {
+        let (first, end) = (start & !7, start.checked_add(len_bytes)?);
+        let is_device = |page: u64| self.translate(page).is_some_and(|(_, flags)| flags.contains(rights::DEVICE));
+        let mut pages = (first & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize);
+        // SAFETY: all are registers of the domain's device.
+        pages.all(is_device).then(|| (unsafe { Registers::mapped(first, end - first) }, start - first))
+    }
+
     /// Copies bytes from `start` into `to`; `false` if a page is not the domain's own memory ([`read`]).
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
-        read(self.root, start, to)
+        read(self.cr3(), start, to)
     }
 }
 
@@ -407,8 +416,8 @@ pub fn read(root: u64, start: u64, to: &mut [u8]) -> bool {
             return false;
         }
         let here = (to.len() - done).min((PAGE_SIZE - address % PAGE_SIZE) as usize);
-        // SAFETY: `here` bytes from `pa` lie in one frame of the domain, and `to` has room for them.
-        unsafe { core::ptr::copy_nonoverlapping(at_physical(pa), to.as_mut_ptr().add(done), here) };
+        // They lie in one frame.
+        SharedMemory::new(pa, here).read(0, to.get_mut(done..done + here).unwrap_or_default());
         done += here;
     }
     true
@@ -424,18 +433,8 @@ impl Drop for Space {
             x86_64::instructions::tlb::flush_all();
             SLOTS.lock()[self.slot] = false;
         }
-        for (table, level) in [(self.slot_table, 3), (self.entry_table, 3)] {
-            if table != 0 {
-                tables::free_tree(table, level);
-            }
-        }
-        for frame in [self.root, self.ldt, self.stacks] {
-            if frame != 0 {
-                frames::free(frame);
-            }
-        }
-        if let Some(bitmap) = self.io_bitmap {
-            frames::free_run(bitmap, port_bitmap::BYTES / PAGE_SIZE as usize);
+        for table in [&self.slot_table, &self.entry_table] {
+            tables::free_below(table.physical(), 3);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::console;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use log::Level;
-use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
+use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{self, Events, POLL};
 
@@ -35,8 +35,7 @@ impl Domain {
         let frame = UpcallFrame {
             cr3: self.space.cr3(),
             rip: self.base() + IMAGE + self.entry,
-            // As after a call: the return address is on the stack, which is aligned right above it.
-            rsp: self.base() + STACK_TOP - 16 - 8,
+            rsp: self.space.first_rsp(),
             args: [operation, a, b, c],
         };
         let cpu = cpu::this();
@@ -48,15 +47,16 @@ impl Domain {
         let budget = budget_ticks(self.manifest.upcall_ms);
         cpu.ticks_left.store(budget, Ordering::Relaxed);
         let began = time::tsc();
-        let end = match self.ring() {
+        let enter = match self.ring() {
             Ring::Sandboxed => {
-                self.space.write(frame.rsp, &self.space.return_stub().to_le_bytes());
-                // SAFETY: frame and CPU state are this domain's.
-                unsafe { gates::run_sandboxed(&frame) }
+                self.space.set_return();
+                gates::enter_sandboxed
             }
-            // SAFETY: the domain is trusted, so the kernel's root may execute its slot.
-            Ring::Trusted => unsafe { gates::run_trusted(&frame) },
+            // The domain is trusted, so the kernel's root may execute its slot.
+            Ring::Trusted => gates::enter_trusted,
         };
+        // SAFETY: frame and CPU state are this domain's.
+        let end = unsafe { enter(&frame) };
         self.turn.count(time::tsc().wrapping_sub(began), || budget - cpu.ticks_left.load(Ordering::Relaxed));
         let (domain, cr3, stacks, ticks) = outer;
         cpu.domain.set(domain);
@@ -134,7 +134,7 @@ pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");
     // SAFETY: a driver runs; callers hold nothing that needs to be dropped.
-    unsafe { gates::end_upcall() }
+    unsafe { gates::abort_upcall() }
 }
 
 /// Ends the driver whose upcall is under way because of a trap.

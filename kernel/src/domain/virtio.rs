@@ -40,18 +40,13 @@ pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
     }
     let common = device.mapped.get(bar as usize).copied().flatten()? + u64::from(offset);
     // Pages of a BAR may be left out.
-    domain.space.translate(common)?;
-    domain.space.translate(common + COMMON_BYTES - 1)?;
-    // SAFETY: registers of the domain's own device, which are mapped as long as it has that, in the slot, which the kernel's root maps;
-    // all inside the BAR, and aligned.
-    let read16 = |at: u64| unsafe { ((common + at) as *const u16).read_volatile() };
-    // SAFETY: as above.
-    let read32 = |at: u64| unsafe { ((common + at) as *const u32).read_volatile() };
+    let (registers, first) = domain.space.registers(common, COMMON_BYTES)?;
+    let read16 = |at: u64| registers.read16(first + at);
+    let read32 = |at: u64| registers.read32(first + at);
     let read64 = |at: u64| u64::from(read32(at)) | u64::from(read32(at + 4)) << 32;
     let page = Extent::new(address, PAGE_SIZE);
     for queue in 0..read16(NUM_QUEUES).min(MOST_QUEUES) {
-        // SAFETY: as above.
-        unsafe { ((common + QUEUE_SELECT) as *mut u16).write_volatile(queue) };
+        registers.write16(first + QUEUE_SELECT, queue);
         let size = u64::from(read16(QUEUE_SIZE));
         // Lengths: 2.4.
         let parts = [

@@ -1,5 +1,6 @@
 //! Physical frames: who owns which is known only to the owner; here is what nobody owns.
 
+use super::shared::SharedMemory;
 use super::stray;
 use crate::latency::breathe;
 use alloc::vec::Vec;
@@ -75,14 +76,47 @@ fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 /// Frames in a piece.
 const AT_ONCE: usize = 16;
 
-/// Fills `count` frames from `address` with zeros, a word at a time: emulators take string instructions byte by byte.
+/// Fills `count` frames from `address` with zeros.
 pub fn zero(address: u64, count: usize) {
     const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
-    let words = super::at_physical(address).cast::<u64>();
+    let memory = SharedMemory::new(address, count * PAGE_SIZE as usize);
     for frames in pieces(0..count) {
-        for index in frames.start * WORDS..frames.end * WORDS {
-            // SAFETY: the frames are the caller's, and physical memory is mapped. Volatile, or it would be a memset again.
-            unsafe { words.add(index).write_volatile(0) };
+        memory.fill(frames.start * WORDS, frames.len() * WORDS, 0);
+    }
+}
+
+/// Zeroed frames in a row that are owned: they are free again when this goes.
+#[derive(Debug)]
+pub struct Frames {
+    memory: SharedMemory,
+    is_kept: bool,
+}
+
+impl Frames {
+    /// `count` of them.
+    pub fn new(count: usize) -> Result<Frames, OutOfMemory> {
+        let memory = SharedMemory::new(allocate(count)?, count * PAGE_SIZE as usize);
+        Ok(Frames { memory, is_kept: false })
+    }
+
+    /// Has them never be free again: somebody may still use them.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl core::ops::Deref for Frames {
+    type Target = SharedMemory;
+
+    fn deref(&self) -> &SharedMemory {
+        &self.memory
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            free_run(self.memory.physical(), self.memory.len_bytes() / PAGE_SIZE as usize);
         }
     }
 }

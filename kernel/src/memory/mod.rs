@@ -129,8 +129,18 @@ pub fn firmware(info: &BootInfo, start: u64, len_bytes: usize) -> Option<&'stati
     {
         return None;
     }
-    // SAFETY: it is mapped, and in no allocator.
-    Some(unsafe { core::slice::from_raw_parts(at_physical(start), len_bytes) })
+    Some(left(at_physical(start), len_bytes))
+}
+
+/// The kernel's own file, and the ramdisk, as the loader has left them in memory that nobody was handed out.
+pub fn files(info: &BootInfo) -> (&'static [u8], Option<&'static [u8]>) {
+    let ramdisk = info.ramdisk_addr.into_option().map(|start| left(start as *const u8, info.ramdisk_len as usize));
+    (left(at_physical(info.kernel_addr), info.kernel_len as usize), ramdisk)
+}
+
+fn left(start: *const u8, len_bytes: usize) -> &'static [u8] {
+    // SAFETY: the loader or firmware says that it is there; it is mapped, in no allocator, and nobody writes it.
+    unsafe { core::slice::from_raw_parts(start, len_bytes) }
 }
 
 /// What of the kernel's heap is left to what cannot fail: names, lists of who waits, lines of the log.

@@ -7,14 +7,24 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 /// Registers that are mapped, and no memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Registers {
-    pa: u64,
+    /// Where the kernel sees them.
+    start: u64,
     len_bytes: u64,
 }
 
 impl Registers {
     /// `len_bytes` bytes of registers from physical address `pa`; `None` if those are memory, or not mapped.
     pub fn at(pa: u64, len_bytes: u64) -> Option<Registers> {
-        (pa.is_multiple_of(8) && is_device(pa, len_bytes)).then_some(Registers { pa, len_bytes })
+        let is_there = pa.is_multiple_of(8) && is_device(pa, len_bytes);
+        is_there.then(|| Registers { start: at_physical(pa) as u64, len_bytes })
+    }
+
+    /// `len_bytes` bytes of registers that are mapped at `start`, a multiple of 8.
+    ///
+    /// # Safety
+    /// They must be registers, and mapped there as long as this is used.
+    pub unsafe fn mapped(start: u64, len_bytes: u64) -> Registers {
+        Registers { start, len_bytes }
     }
 
     /// Where a register is, if it is one of these.
@@ -22,39 +32,74 @@ impl Registers {
     fn place<T>(&self, offset: u64) -> Option<*mut T> {
         let size = size_of::<T>() as u64;
         let inside = offset.is_multiple_of(size) && offset.checked_add(size).is_some_and(|end| end <= self.len_bytes);
-        inside.then(|| at_physical(self.pa + offset).cast())
+        inside.then_some((self.start + offset) as *mut T)
     }
 
-    /// Reads the 32 bits at `offset`; 0 where no register is.
+    /// Reads the register at `offset`; 0 where none is.
+    #[inline]
+    fn read<T: Width>(&self, offset: u64) -> T {
+        // SAFETY: mapped registers, aligned.
+        self.place::<T>(offset).map_or(T::default(), |place| unsafe { place.read_volatile() })
+    }
+
+    /// Writes the register at `offset`; nothing where none is.
+    #[inline]
+    fn write<T: Width>(&self, offset: u64, value: T) {
+        if let Some(place) = self.place::<T>(offset) {
+            // SAFETY: as above.
+            unsafe { place.write_volatile(value) };
+        }
+    }
+
+    /// Reads 8 bits at `offset`; 0 where no register is.
+    pub fn read8(&self, offset: u64) -> u8 {
+        self.read(offset)
+    }
+
+    /// Reads 16 bits at `offset`; 0 where no register is.
+    pub fn read16(&self, offset: u64) -> u16 {
+        self.read(offset)
+    }
+
+    /// Reads 32 bits at `offset`; 0 where no register is.
     #[inline]
     pub fn read32(&self, offset: u64) -> u32 {
-        // SAFETY: mapped registers, aligned.
-        self.place::<u32>(offset).map_or(0, |place| unsafe { place.read_volatile() })
+        self.read(offset)
     }
 
-    /// Writes the 32 bits at `offset`; nothing where no register is.
+    /// Reads 64 bits at `offset`; 0 where no register is.
+    pub fn read64(&self, offset: u64) -> u64 {
+        self.read(offset)
+    }
+
+    /// Writes 8 bits at `offset`; nothing where no register is.
+    pub fn write8(&self, offset: u64, value: u8) {
+        self.write(offset, value);
+    }
+
+    /// Writes 16 bits at `offset`; nothing where no register is.
+    pub fn write16(&self, offset: u64, value: u16) {
+        self.write(offset, value);
+    }
+
+    /// Writes 32 bits at `offset`; nothing where no register is.
     #[inline]
     pub fn write32(&self, offset: u64, value: u32) {
-        if let Some(place) = self.place::<u32>(offset) {
-            // SAFETY: as above.
-            unsafe { place.write_volatile(value) };
-        }
+        self.write(offset, value);
     }
 
-    /// Reads the 64 bits at `offset`; 0 where no register is.
-    pub fn read64(&self, offset: u64) -> u64 {
-        // SAFETY: as above.
-        self.place::<u64>(offset).map_or(0, |place| unsafe { place.read_volatile() })
-    }
-
-    /// Writes the 64 bits at `offset`; nothing where no register is.
+    /// Writes 64 bits at `offset`; nothing where no register is.
     pub fn write64(&self, offset: u64, value: u64) {
-        if let Some(place) = self.place::<u64>(offset) {
-            // SAFETY: as above.
-            unsafe { place.write_volatile(value) };
-        }
+        self.write(offset, value);
     }
 }
+
+/// What is read or written at once: numbers of 1, 2, 4 or 8 bytes.
+trait Width: Copy + Default {}
+impl Width for u8 {}
+impl Width for u16 {}
+impl Width for u32 {}
+impl Width for u64 {}
 
 /// A register of 32 bits that is read often, or none.
 pub struct OneRegister(AtomicPtr<u32>);
@@ -91,10 +136,13 @@ impl Registers {
 pub fn write_back(pa: u64, len_bytes: u64) {
     const LINE: u64 = 64;
     let first = pa & !(LINE - 1);
-    for line in (first..pa + len_bytes).step_by(LINE as usize) {
-        // SAFETY: writing a line back changes nothing that a program sees.
-        unsafe { core::arch::asm!("clflush [{}]", in(reg) at_physical(line), options(nostack, preserves_flags)) };
+    let (mut line, end) = (at_physical(first), at_physical(pa + len_bytes));
+    // SAFETY: writing lines back changes nothing that a program sees.
+    unsafe {
+        while line < end {
+            core::arch::asm!("clflush [{}]", in(reg) line, options(nostack, preserves_flags));
+            line = line.wrapping_add(LINE as usize);
+        }
+        core::arch::asm!("mfence", options(nostack, preserves_flags));
     }
-    // SAFETY: as above.
-    unsafe { core::arch::asm!("mfence", options(nostack, preserves_flags)) };
 }

@@ -3,10 +3,12 @@
 //!
 //! Off until it is asked for ([`count`]), because it costs a look at all of free memory.
 
-use super::{at_physical, frames};
+use super::frames;
+use super::shared::SharedMemory;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::queue::Words;
 use spin::Mutex;
 
 /// What a free frame is filled with. Ones are compared with one AND a word.
@@ -49,23 +51,21 @@ pub fn allocated(address: u64) {
     }
 }
 
-fn words(address: u64) -> impl Iterator<Item = *mut u64> {
-    let first = at_physical(address).cast::<u64>();
-    (0..PAGE_SIZE as usize / size_of::<u64>()).map(move |index| first.wrapping_add(index))
+const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
+
+/// The words of a frame. A device may write to it.
+fn words(address: u64) -> impl Iterator<Item = u64> {
+    let frame = SharedMemory::frame(address);
+    (0..WORDS).map(move |index| frame.load(index))
 }
 
 fn fill(address: u64) {
-    for word in words(address) {
-        // SAFETY: a free frame, and all of physical memory is mapped.
-        unsafe { word.write_volatile(FILL) };
-    }
+    SharedMemory::frame(address).fill(0, WORDS, FILL);
 }
 
 /// Counts the frame if it is not as it was filled, and fills it again.
 fn check(address: u64) {
-    // SAFETY: as for `fill`; volatile, because a device may write to it.
-    let all = words(address).fold(FILL, |all, word| all & unsafe { word.read_volatile() });
-    if all != FILL {
+    if words(address).fold(FILL, |all, word| all & word) != FILL {
         FOUND.fetch_add(1, Ordering::Relaxed);
         fill(address);
     }
@@ -83,10 +83,7 @@ pub fn watch(bytes: &'static [u8]) {
 fn constant_sum() -> u64 {
     let mut sum: u64 = 0;
     let mut add = |word: u64| sum = sum.rotate_left(1).wrapping_add(word);
-    for word in (0..CONVENTIONAL_BYTES).step_by(PAGE_SIZE as usize).flat_map(words) {
-        // SAFETY: all of physical memory is mapped; volatile, as for `check`.
-        add(unsafe { word.read_volatile() });
-    }
+    (0..CONVENTIONAL_BYTES).step_by(PAGE_SIZE as usize).flat_map(words).for_each(&mut add);
     for bytes in CONSTANT.lock().iter() {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|word| add(u64::from_le_bytes(*word)));

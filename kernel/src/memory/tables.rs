@@ -4,8 +4,10 @@
 //! somebody else: a device, or the kernel.
 
 use super::frames::{self, OutOfMemory};
-use super::{at_physical, kernel_root};
+use super::kernel_root;
+use super::shared::SharedMemory;
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::queue::Words;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// The frame belongs to the mapping: whoever drops one frees the other.
@@ -24,22 +26,28 @@ const ENTRIES: usize = 512;
 
 /// Where an entry of a page table is. The CPU reads it, and writes its accessed and dirty bits, at any moment.
 #[derive(Clone, Copy)]
-struct Entry(*mut u64);
+struct Entry {
+    /// Its physical address.
+    pa: u64,
+}
 
 impl Entry {
     /// Entry `index` of the table in the frame at `table`, which is one of those that [`frames`] gave for tables, or the loader's.
     fn of(table: u64, index: usize) -> Entry {
-        Entry(at_physical(table).cast::<u64>().wrapping_add(index % ENTRIES))
+        Entry { pa: table + (index % ENTRIES * size_of::<u64>()) as u64 }
+    }
+
+    fn word(self) -> SharedMemory {
+        SharedMemory::new(self.pa, size_of::<u64>())
     }
 
     fn bits(self) -> u64 {
-        // SAFETY: a word of a frame, by `of`.
-        unsafe { self.0.read_volatile() }
+        self.word().load(0)
     }
 
+    /// What a table maps is what callers of this module answer for.
     fn set_bits(self, bits: u64) {
-        // SAFETY: as above; what a table maps is what callers of this module answer for.
-        unsafe { self.0.write_volatile(bits) }
+        self.word().store(0, bits);
     }
 
     fn set(self, pa: u64, flags: Flags) {
@@ -176,11 +184,14 @@ pub fn set_top(root: u64, address: u64, to: Option<(u64, Flags)>) {
     }
 }
 
-/// Frees the table at `pa` of `level`, all tables below it and all frames they own.
-pub fn free_tree(pa: u64, level: u8) {
+/// Frees all tables below the table at `pa`, of `level`, and all frames that they own.
+pub fn free_below(pa: u64, level: u8) {
     let used = entries(pa).filter(|entry| !entry.is_unused());
     if level > 1 {
-        used.for_each(|entry| free_tree(entry.pa(), level - 1));
+        used.map(Entry::pa).for_each(|table| {
+            free_below(table, level - 1);
+            frames::free(table);
+        });
     } else {
         // Most lie in a row.
         let (mut first, mut count) = (0, 0);
@@ -193,7 +204,6 @@ pub fn free_tree(pa: u64, level: u8) {
         }
         frames::free_run(first, count);
     }
-    frames::free(pa);
 }
 
 /// Fills `root` with all that `kernel` maps, but with what `domain` maps for the GiB around `address`; the frame at

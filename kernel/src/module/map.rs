@@ -11,7 +11,7 @@ use crate::memory::frames;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP, slot_base};
+use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, slot_base};
 use ringfence_abi::manifest::{Kind, Manifest, Policy};
 use ringfence_abi::upcall::{Events, INIT};
 use ringfence_core::extent::align_up;
@@ -78,7 +78,7 @@ pub fn map(
     let stack = align_up(u64::from(module.manifest.stack_bytes), PAGE_SIZE).ok_or(LoadError::NoMemory)?;
     domain.manifest.stack_bytes = stack as u32;
     let (slot, space) = (domain.base(), &mut domain.space);
-    space.map_fresh(slot + STACK_TOP - stack, stack, rights::WRITE)?;
+    space.map_stack(stack)?;
     space.map_fresh(slot + MAILBOX, PAGE_SIZE, rights::WRITE)?;
     space.set_grants(module.imports);
     space.set_ring(Ring::Sandboxed, module.imports);

@@ -4,12 +4,13 @@ use crate::arch::frame::TrapFrame;
 use crate::arch::power::{self, Ending};
 use crate::domain::whose::Owner;
 use crate::memory::shared::SharedMemory;
-use crate::memory::{kernel_root, tables};
+use crate::memory::{is_ram, kernel_root, tables};
 use crate::println;
 use crate::symbols::Location;
 use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_abi::layout::slot_of;
 use ringfence_abi::queue::Words;
+use ringfence_core::extent::Extent;
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
@@ -84,7 +85,8 @@ fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
 /// The word at `address`, if that is mapped.
 fn word(address: u64) -> Option<u64> {
     let (pa, _) = tables::translate(kernel_root(), address)?;
-    Some(SharedMemory::new(pa, size_of::<u64>()).load(0))
+    // Registers may lie where the kernel does not see physical memory.
+    is_ram(Extent::new(pa, size_of::<u64>() as u64)).then(|| SharedMemory::new(pa, size_of::<u64>()).load(0))
 }
 
 fn backtrace(mut rbp: u64) {
@@ -94,7 +96,7 @@ fn backtrace(mut rbp: u64) {
         if !rbp.is_multiple_of(8) || !x86_64::VirtAddr::try_new(rbp).is_ok_and(|address| address.as_u64() == rbp) {
             break;
         }
-        let (Some(next), Some(return_address)) = (word(rbp), word(rbp + 8)) else { break };
+        let Some((next, return_address)) = word(rbp).zip(rbp.checked_add(8).and_then(word)) else { break };
         if return_address == 0 {
             break;
         }

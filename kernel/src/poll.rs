@@ -181,7 +181,7 @@ pub async fn serve_dma_faults() {
                 handle.lock().function.is_some_and(|function| pci::requester(function.address) == address)
             };
             let Some(handle) = registry::all().into_iter().find(is_its) else {
-                iommu::forget(address);
+                iommu::forget_unowned(address);
                 continue;
             };
             let cause = dma_fault(&mut handle.lock());

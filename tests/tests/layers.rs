@@ -113,6 +113,13 @@ fn target(module: &Module, path: &[String], sources: &Sources) -> Option<Module>
         rest = after;
     }
     let whole = [base, rest.to_vec()].concat();
+    // Exported macros are at the root, wherever they are defined.
+    if let [name] = whole.as_slice() {
+        let defines = |text: &str| text.contains("#[macro_export]") && text.contains(&format!("macro_rules! {name} "));
+        if let Some((module, _)) = sources.iter().find(|(_, text)| defines(text)) {
+            return Some(module.clone());
+        }
+    }
     (1..=whole.len()).rev().map(|len| whole[..len].to_vec()).find(|module| sources.contains_key(module))
 }
 
@@ -185,7 +192,8 @@ fn imports_are_found_however_they_are_written() {
         ("memory::frames", "fn f() { println!(\"{}\", crate::console::flood::of()); }"),
         ("memory::tables", "use super::frames; fn f(x: &super::super::scsi::Disk) {}"),
         ("console::flood", "const TEXT: &str = \"crate::shell\";"),
-        ("limits", ""),
+        ("limits", "use crate::shout;"),
+        ("task", "#[macro_export]\nmacro_rules! shout { () => {} }"),
         ("arch", ""),
         ("scsi", ""),
         ("shell", "use self::deep::Thing;"),
@@ -196,6 +204,7 @@ fn imports_are_found_however_they_are_written() {
     .collect();
     let found = arrows(&sources);
     let expected = [
+        ("limits", "task"),
         ("memory", "limits"),
         ("memory", "arch"),
         ("memory::frames", "console::flood"),
@@ -206,7 +215,7 @@ fn imports_are_found_however_they_are_written() {
     assert_eq!(found, expected.map(|(from, to)| (module(from), module(to))).into());
     assert_eq!(
         upward(&found),
-        ["memory -> arch", "memory::frames -> console::flood", "memory::tables -> scsi"],
+        ["limits -> task", "memory -> arch", "memory::frames -> console::flood", "memory::tables -> scsi"],
         "those that go up"
     );
 }

@@ -20,7 +20,7 @@ pub struct Cpu {
     pub exception_stack: Cell<u64>,
     /// Top of the stack for what can hit those: NMI, double fault, machine check.
     pub critical_stack: Cell<u64>,
-    /// The domain whose upcall is under way, or null: what it points to is known to [`crate::domain::upcall`] alone.
+    /// The domain whose upcall is under way, or null: only [`crate::domain`] knows what is there.
     pub domain: Cell<*mut ()>,
     /// Timer ticks that the upcall under way may still see.
     pub ticks_left: AtomicU32,

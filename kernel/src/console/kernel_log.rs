@@ -108,9 +108,9 @@ fn level_name(level: Level) -> &'static str {
 }
 
 /// A driver says something. It is quoted, so that nothing in it looks like the kernel's own words.
-pub fn quote(source: &Source, level: Level, text: &str) {
+pub fn quote(source: impl FnOnce() -> Source, level: Level, text: &str) {
     if level <= log::max_level() {
-        add(Some(source.clone()), Manner::Quote, level, printable(text));
+        add(Some(source()), Manner::Quote, level, printable(text));
     }
 }
 

@@ -279,7 +279,8 @@ impl Domain {
         self.fence_mut().is_none_or(|fence| fence.unmap(start, region.extent.len_bytes))
     }
 
-    /// Lets its device reach nothing of its memory any more, so that it faults: to measure what comes of that.
+    /// Lets its device reach nothing any more of the memory that the driver has asked for, where its descriptors are, so that it faults: to
+    /// measure what comes of that.
     pub fn cut_device_off(&mut self) {
         let regions = core::mem::take(&mut self.dma);
         for region in &regions {

@@ -37,11 +37,16 @@ pub trait Class: Sync {
     /// Bytes of what a driver says about what it offers.
     fn info_bytes(&self) -> usize;
 
-    /// Makes queues for `domain`, which has no offer yet; `info` is what it says about what it offers.
+    /// Whether what a driver says about what it offers can be.
+    fn check(&self, info: &[u8]) -> Result<(), Refusal>;
+
+    /// Makes queues for `domain`, which has no offer yet; `info` is what it says about what it offers, and was checked.
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal>;
 
-    /// What is meant by [`Refusal::Full`], for a person.
-    fn full(&self) -> &'static str;
+    /// What is meant when it refuses an offer with [`Refusal::Full`], for a person.
+    fn full(&self) -> &'static str {
+        "there are as many of these as there can be"
+    }
 
     /// A driver that offers this is loaded.
     fn attach(&self, handle: &Handle);
@@ -78,11 +83,8 @@ pub fn class(kind: Kind) -> Option<&'static dyn Class> {
     classes().find(|class| class.kind() == kind)
 }
 
-/// The shared memory of a driver's queues, `len_bytes` bytes that begin where all queues do; refused to a driver that offers something.
+/// The shared memory of a driver's queues, `len_bytes` bytes that begin where all queues do.
 pub fn map_queues(domain: &mut Domain, len_bytes: usize) -> Result<SharedMemory, Refusal> {
-    if domain.offer.is_some() {
-        return Err(Refusal::Busy);
-    }
     let len_bytes = len_bytes.next_multiple_of(PAGE_SIZE as usize);
     let pa = domain.space.map_contiguous(domain.base() + QUEUE, len_bytes as u64)?;
     Ok(SharedMemory::new(pa, len_bytes))

@@ -140,8 +140,6 @@ impl Space {
     /// Has its memory and its slot never used again: a device may still write there.
     pub fn set_aside(&mut self) {
         self.set_aside = true;
-        let own = [&mut self.root, &mut self.slot_table, &mut self.entry_table, &mut self.ldt, &mut self.stacks];
-        own.into_iter().chain(&mut self.io_bitmap).for_each(Frames::keep);
     }
 
     /// Whether that was done.
@@ -243,10 +241,12 @@ impl Space {
         if self.io_bitmap.is_none() {
             let bitmap = Frames::new(port_bitmap::BYTES / PAGE_SIZE as usize)?;
             bitmap.fill(0, port_bitmap::BYTES / size_of::<u64>(), u64::MAX);
-            for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
-                tables::map(self.cr3(), entry_area::IO_BITMAP + offset, bitmap.physical() + offset, rights::READ)?;
-            }
+            let first = bitmap.physical();
+            // It is the domain's from here on: on an error some of it may be mapped.
             self.io_bitmap = Some(bitmap);
+            for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
+                tables::map(self.cr3(), entry_area::IO_BITMAP + offset, first + offset, rights::READ)?;
+            }
         }
         // No domain can write it.
         if let Some(bitmap) = &self.io_bitmap {
@@ -388,7 +388,7 @@ impl Space {
         let (first, end) = (start & !7, start.checked_add(len_bytes)?);
         let is_device = |page: u64| self.translate(page).is_some_and(|(_, flags)| flags.contains(rights::DEVICE));
         let mut pages = (first & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize);
-        // SAFETY: all are registers of the domain's device.
+        // SAFETY: all are registers of the domain's device. Who keeps them is the device, which goes before its domain leaves the slot.
         pages.all(is_device).then(|| (unsafe { Registers::mapped(first, end - first) }, start - first))
     }
 
@@ -426,6 +426,8 @@ pub fn read(root: u64, start: u64, to: &mut [u8]) -> bool {
 impl Drop for Space {
     fn drop(&mut self) {
         if self.set_aside {
+            let own = [&mut self.root, &mut self.slot_table, &mut self.entry_table, &mut self.ldt, &mut self.stacks];
+            own.into_iter().chain(&mut self.io_bitmap).for_each(Frames::keep);
             return;
         }
         if self.has_slot {

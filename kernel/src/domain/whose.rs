@@ -121,15 +121,13 @@ pub struct Owner(pub u64);
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = |domain: &Domain| {
+        // Nothing is allocated: the heap's lock may be held for good.
+        let mut write = |domain: &Domain| {
             let is_in = domain.slot_extent().contains(self.0);
-            is_in.then(|| (domain.file.name.clone(), self.0.wrapping_sub(domain.base() + IMAGE)))
+            is_in.then(|| write!(f, "{}+{:#x}", domain.file.name, self.0.wrapping_sub(domain.base() + IMAGE)))
         };
         // The one that runs is locked by who runs it.
-        let running = || with_current(|domain| place(domain)).flatten();
-        match registry::find_unlocked(place).or_else(running) {
-            Some((name, offset)) => write!(f, "{name}+{offset:#x}"),
-            None => f.write_str("nobody's"),
-        }
+        let found = registry::find_unlocked(&mut write).or_else(|| with_current(|domain| write(domain)).flatten());
+        found.unwrap_or_else(|| f.write_str("nobody's"))
     }
 }

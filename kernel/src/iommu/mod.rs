@@ -38,6 +38,7 @@ struct Watcher {
     watches: dmar::Unit,
 }
 
+/// It is held while interrupts are let in ([`crate::latency::breathe`]): no handler of one may take it.
 static WATCHERS: Mutex<Vec<Watcher>> = Mutex::new(Vec::new());
 static IS_ON: AtomicBool = AtomicBool::new(false);
 /// Memory that firmware has devices use for itself.
@@ -163,6 +164,7 @@ impl Fence {
         drop(watchers);
         // What the device tried while nobody had it is not this driver's doing.
         forget_source(source);
+        SAID.lock().retain(|said| *said != source);
         let fence = Fence { watcher, source, domain };
         if attached.is_err() {
             // The unit may have attached it all the same. Its number stays taken if the unit does not forget it.
@@ -347,8 +349,13 @@ pub fn sources() -> Vec<PciAddress> {
 /// Those whose faults without a driver were said, so that a flood of them is one line.
 static SAID: Mutex<Vec<u16>> = Mutex::new(Vec::new());
 
-/// Says what a requester did whose devices no driver has, the first time, and forgets it.
+/// Forgets what was recorded of a requester.
 pub fn forget(requester: PciAddress) {
+    forget_source(source_of(requester));
+}
+
+/// The same for one whose devices no driver has: what it did is said, the first time since a driver had one.
+pub fn forget_unowned(requester: PciAddress) {
     const MOST_SAID: usize = 64;
     let source = source_of(requester);
     let first = FAULTS.lock().iter().find(|fault| fault.source == source).copied();

@@ -3,7 +3,7 @@
 //! * [`frames`]: which frames nobody has
 //! * [`tables`]: page tables, the kernel's and the domains'
 //! * [`stray`]: what devices write to memory that nobody has
-//! * [`registers`]: registers of the machine's own devices
+//! * [`registers`]: registers of devices
 //! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
 //!
 //! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every

@@ -1,4 +1,4 @@
-//! Registers of the machine's own devices, which are in memory.
+//! Registers of devices, which are in memory.
 
 use super::{at_physical, is_device};
 use core::ptr::null_mut;

@@ -36,12 +36,15 @@ impl Class for Nics {
         size_of::<NetInfo>()
     }
 
-    fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
+    fn check(&self, info: &[u8]) -> Result<(), Refusal> {
         let info = NetInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         // A group address is nobody's (IEEE 802.3, 3.2.3).
-        if info.mac[0] & 1 != 0 || info.mac == [0; 6] || info.reserved != [0; 2] {
-            return Err(Refusal::Invalid);
-        }
+        let is_wrong = info.mac[0] & 1 != 0 || info.mac == [0; 6] || info.reserved != [0; 2];
+        if is_wrong { Err(Refusal::Invalid) } else { Ok(()) }
+    }
+
+    fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
+        let info = NetInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         has_room(&domain.name)?;
         Ok(Box::new(Queues::new(domain, info.mac)?))
     }

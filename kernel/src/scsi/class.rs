@@ -30,7 +30,7 @@ impl Class for Hosts {
         size_of::<ScsiInfo>()
     }
 
-    fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
+    fn check(&self, info: &[u8]) -> Result<(), Refusal> {
         let info = ScsiInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         let within = |value: u32, most: u32| (1..=most).contains(&value);
         if !within(info.max_targets, MAX_UNITS)
@@ -40,11 +40,12 @@ impl Class for Hosts {
         {
             return Err(Refusal::Invalid);
         }
-        Ok(Box::new(Queues::new(domain, info)?))
+        Ok(())
     }
 
-    fn full(&self) -> &'static str {
-        "there are as many SCSI hosts as there can be"
+    fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
+        let info = ScsiInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
+        Ok(Box::new(Queues::new(domain, info)?))
     }
 
     /// Its units are looked for.

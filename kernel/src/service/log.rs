@@ -35,7 +35,7 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
     // Whether or not it is shown: a bad pointer is one at any level.
     let text = read_text(domain, text, len_bytes)?;
     // A slow serial port takes the driver's time.
-    time::charged_for_words(|| console::quote(&domain.source(), level, &text));
+    time::charged_for_words(|| console::quote(|| domain.source(), level, &text));
     Ok(0)
 }
 

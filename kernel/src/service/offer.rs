@@ -14,6 +14,10 @@ pub fn rf_offer(domain: &mut Domain, info: u64, len_bytes: u64) -> Answer {
         return Err(Refusal::Invalid.into());
     }
     let info = Allegation::new(info, len_bytes).copy_in(domain)?;
+    class.check(&info)?;
+    if domain.offer.is_some() {
+        return Err(Refusal::Busy.into());
+    }
     domain.offer = Some(class.offer(domain, &info)?);
     Ok(domain.base() + QUEUE)
 }

@@ -193,8 +193,8 @@ pub async fn serve_dma_faults() {
     }
 }
 
-/// What a driver may have to tell beside how it dealt with its interrupt.
-const NEWS: Reply = Reply::UNITS_CHANGED.union(Reply::LINK_UP).union(Reply::LINK_DOWN);
+/// What a driver may have to tell beside how it dealt with its interrupt: its class knows what that means.
+const NEWS: Reply = Reply::all().difference(Reply::ACKNOWLEDGED);
 
 /// Hands on what a driver has told.
 #[cold]

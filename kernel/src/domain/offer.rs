@@ -1,5 +1,5 @@
-//! What drivers offer: the extension point for classes of devices. **Nothing else of the kernel below the classes knows that there are
-//! network cards or SCSI hosts.**
+//! What drivers offer: the extension point for classes of devices. **No file below the classes imports one**: all that is done with an
+//! offer there goes through the traits here.
 //!
 //! A class is one row of [`install`]'s table. A driver's offer is what the class keeps of it: its end of the queues, and what it has in hand.
 

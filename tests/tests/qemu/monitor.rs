@@ -5,21 +5,21 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// A connection to QEMU's monitor.
-pub struct Monitor {
+/// A connection to a socket that QEMU listens on, a line at a time.
+struct Connection {
     stream: UnixStream,
     answers: BufReader<UnixStream>,
 }
 
-impl Monitor {
-    /// Connects to the socket that QEMU listens on.
-    pub fn new(socket: &Path) -> Monitor {
+impl Connection {
+    fn new(socket: &Path) -> Connection {
         let stream = UnixStream::connect(socket).expect("QEMU listens");
         let answers = BufReader::new(stream.try_clone().unwrap());
-        let mut monitor = Monitor { stream, answers };
-        monitor.line();
-        monitor.execute(r#"{"execute": "qmp_capabilities"}"#);
-        monitor
+        Connection { stream, answers }
+    }
+
+    fn send(&mut self, line: &str) {
+        writeln!(self.stream, "{line}").unwrap();
     }
 
     fn line(&mut self) -> String {
@@ -27,12 +27,25 @@ impl Monitor {
         self.answers.read_line(&mut line).unwrap();
         line
     }
+}
+
+/// A connection to QEMU's monitor.
+pub struct Monitor(Connection);
+
+impl Monitor {
+    /// Connects to the socket that QEMU listens on.
+    pub fn new(socket: &Path) -> Monitor {
+        let mut monitor = Monitor(Connection::new(socket));
+        monitor.0.line();
+        monitor.execute(r#"{"execute": "qmp_capabilities"}"#);
+        monitor
+    }
 
     /// Has a command executed, which must succeed.
     pub fn execute(&mut self, command: &str) {
-        writeln!(self.stream, "{command}").unwrap();
+        self.0.send(command);
         loop {
-            let line = self.line();
+            let line = self.0.line();
             assert!(!line.contains("\"error\"") && !line.is_empty(), "{command}: {line}");
             if line.contains("\"return\"") {
                 return;
@@ -42,23 +55,17 @@ impl Monitor {
 }
 
 /// A connection to QEMU's test protocol (qtest): a hand on the bus, past the guest's CPU.
-pub struct Bus {
-    stream: UnixStream,
-    answers: BufReader<UnixStream>,
-}
+pub struct Bus(Connection);
 
 impl Bus {
     /// Connects to the socket that QEMU listens on.
     pub fn new(socket: &Path) -> Bus {
-        let stream = UnixStream::connect(socket).expect("QEMU listens");
-        let answers = BufReader::new(stream.try_clone().unwrap());
-        Bus { stream, answers }
+        Bus(Connection::new(socket))
     }
 
     fn ask(&mut self, command: &str) -> String {
-        writeln!(self.stream, "{command}").unwrap();
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
+        self.0.send(command);
+        let line = self.0.line();
         line.trim_end().strip_prefix("OK").unwrap_or_else(|| panic!("{command}: {line}")).trim().to_string()
     }
 

@@ -1,17 +1,17 @@
 //! Trials: a module whose code was changed takes the place of a running driver, is put to work, and the good one takes
 //! its place again. What a fault-injection campaign does, one change at a time.
 
-use crate::arch::{time, watch};
-use crate::domain::cause::Cause;
-use crate::domain::cause::UpcallError;
-use crate::domain::fault;
-use crate::domain::{Handle, Ring, end};
-use crate::file::File;
-use crate::memory::{frames, stray, tables};
-use crate::module::{self, LoadError};
-use crate::symbols;
 use alloc::string::{String, ToString};
 use embassy_futures::select::{Either, select};
+use host::domain::cause::Cause;
+use host::domain::cause::UpcallError;
+use host::domain::fault;
+use host::domain::{Handle, Ring, end};
+use host::file::File;
+use host::module::{self, LoadError};
+use hw::arch::{time, watch};
+use hw::memory::{frames, stray};
+use hw::symbols;
 use ringfence_abi::manifest::Policy;
 
 /// What became of a changed module.
@@ -142,24 +142,8 @@ pub async fn run(
         why,
         restored,
         restore_us,
-        checksum: checksum(),
+        checksum: symbols::checksum(),
         free: frames::count().0,
         stray: stray::count(),
     }
-}
-
-/// A checksum (in the manner of FNV-1a, over words, with a rotation) of everything of the kernel that must never change: text, read-only data, descriptor
-/// tables and its part of the page tables.
-pub fn checksum() -> u64 {
-    const START: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    let mut sum = START;
-    let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(PRIME).rotate_left(29);
-    for part in symbols::constant_parts() {
-        let (words, rest) = part.as_chunks::<8>();
-        words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
-        rest.iter().for_each(|byte| add((*byte).into()));
-    }
-    tables::for_each_kernel_entry(&mut add);
-    sum
 }

@@ -2,6 +2,8 @@
 //!
 //! Every run has a time limit, and passes only with the agreed status *and* the agreed last line.
 
+#![forbid(unsafe_code)]
+
 pub mod attacks;
 
 use ringfence::build::{self, System};

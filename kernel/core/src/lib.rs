@@ -4,6 +4,7 @@
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
+//! * [`limits`]: numbers that a person can change while the system runs
 //! * [`line_editor`]: a line editor for a terminal
 //! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
@@ -27,6 +28,7 @@ pub mod dhcp;
 pub mod disassembly;
 pub mod dmar;
 pub mod extent;
+pub mod limits;
 pub mod line_editor;
 pub mod module;
 pub mod pci;

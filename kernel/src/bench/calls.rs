@@ -1,13 +1,13 @@
 //! Single crossings.
 
 use super::{Row, alternate};
-use crate::arch::gates::bench as entries;
-use crate::arch::{entry_area, time};
-use crate::domain::{Handle, Ring, registry};
-use crate::module;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use host::domain::{Handle, Ring, registry};
+use host::module;
+use hw::arch::bench::Crossing;
+use hw::arch::time;
 use ringfence_abi::layout::MAX_DOMAINS;
 use ringfence_abi::upcall::NULL;
 
@@ -16,8 +16,6 @@ const EACH: u64 = 200;
 const SAMPLES: usize = 51;
 /// The service that does nothing.
 const NULL_SERVICE: usize = 0;
-/// A vector that nothing uses.
-const VECTOR: u8 = 0x81;
 /// The module that does nothing.
 const MODULE: &str = "null";
 
@@ -47,7 +45,7 @@ fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) ->
         gate.samples.clear();
         for number in 0..=SAMPLES {
             let ours = calls(handle)?;
-            let theirs = with_gate(handle, entries::bare(), || calls(handle))?;
+            let theirs = calls_by(handle, Crossing::Bare)?;
             if number > 0 {
                 gate.samples.push(ours);
                 bare.samples.push(theirs);
@@ -60,17 +58,14 @@ fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) ->
 
     let mut shared = Row::new("call/gate-shared", unit).ring(Ring::Sandboxed);
     for _ in 0..SAMPLES {
-        shared.samples.push(with_shared_root(handle)?);
+        shared.samples.push(calls_by(handle, Crossing::SharedRoot)?);
     }
     print(&shared);
 
     let mut interrupt = Row::new("call/int", unit).ring(Ring::Sandboxed);
-    entry_area::set_bench_vector(VECTOR, Some(entries::interrupt()));
-    handle.lock().space.stub_to_interrupt(NULL_SERVICE, VECTOR);
-    let samples: Result<Vec<f64>, String> = (0..SAMPLES).map(|_| calls(handle)).collect();
-    entry_area::set_bench_vector(VECTOR, None);
-    handle.lock().set_ring(Ring::Sandboxed);
-    interrupt.samples = samples?;
+    for _ in 0..SAMPLES {
+        interrupt.samples.push(calls_by(handle, Crossing::Interrupt)?);
+    }
     print(&interrupt);
 
     let upcalls = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
@@ -99,25 +94,14 @@ fn calls(handle: &Handle) -> Result<f64, String> {
     Ok(ticks as f64 / EACH as f64)
 }
 
-fn with_gate<T>(handle: &Handle, target: u64, then: impl FnOnce() -> T) -> T {
-    handle.lock().space.retarget_gate(NULL_SERVICE, target);
-    let result = then();
+/// The same by another way.
+fn calls_by(handle: &Handle, crossing: Crossing) -> Result<f64, String> {
+    let changed = handle.lock().space.cross_by(NULL_SERVICE, crossing).map_err(|error| error.to_string())?;
+    let ticks = calls(handle);
     let mut domain = handle.lock();
     let imports = domain.imports;
-    domain.space.set_grants(imports);
-    result
-}
-
-fn with_shared_root(handle: &Handle) -> Result<f64, String> {
-    let command = format!("calls {EACH}");
-    with_gate(handle, entries::shared(), || {
-        let mut domain = handle.lock();
-        let mut shared = domain.space.shared_root().map_err(|error| error.to_string())?;
-        domain.space.swap_root(&mut shared);
-        let ticks = domain.command(&command);
-        domain.space.swap_root(&mut shared);
-        Ok(ticks.map_err(|error| error.to_string())? as f64 / EACH as f64)
-    })
+    domain.space.cross_as_usual(changed, imports);
+    ticks
 }
 
 /// TSC ticks of one empty upcall.

@@ -1,11 +1,11 @@
 //! What the fence around devices costs when memory is given to a device and taken from it: not while it is used, which is free.
 
 use super::{Row, Stopwatch};
-use crate::domain::device;
-use crate::iommu::Fence;
-use crate::memory::frames;
-use crate::{iommu, pci};
 use alloc::string::{String, ToString};
+use host::domain::device;
+use hw::iommu::Fence;
+use hw::memory::frames;
+use hw::{iommu, pci};
 use ringfence_abi::layout::{DMA, PAGE_SIZE};
 
 /// Samples of each.

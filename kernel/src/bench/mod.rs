@@ -9,14 +9,15 @@
 //! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats exactly. What is
 //! compared is alternated sample by sample, so that what disturbs one disturbs the other.
 
-use crate::arch::{interrupts, time};
-use crate::domain::{Handle, Ring, registry, trust};
-use crate::limits::TURN_MS;
-use crate::{iommu, poll, println};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use embassy_futures::yield_now;
+use host::domain::{Handle, Ring, registry, trust};
+use host::poll;
+use hw::arch::{interrupts, time};
+use hw::{iommu, println};
+use ringfence_core::limits::TURN_MS;
 
 mod calls;
 mod fence;

@@ -1,15 +1,14 @@
 //! Frames through a network driver: ARP requests to the router, which answers each at once.
 
 use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
-use crate::arch::time;
-use crate::domain::cause::Cause;
-use crate::domain::{Handle, end};
-use crate::net;
-use crate::net::SHORTEST_FRAME;
-use crate::net::queues::Queues;
-use crate::poll::{self, Polled};
 use alloc::string::{String, ToString};
 use embassy_futures::yield_now;
+use host::domain::cause::Cause;
+use host::domain::{Handle, end};
+use host::poll::{self, Polled};
+use hw::arch::time;
+use net::SHORTEST_FRAME;
+use net::queues::Queues;
 use ringfence_abi::net::FRAME_BYTES;
 use ringfence_abi::upcall::Events;
 use smoltcp::wire::Ipv4Address;

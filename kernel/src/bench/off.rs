@@ -1,12 +1,13 @@
 //! How long interrupts are off while a service does the most that a driver can ask of it.
 
 use super::Row;
-use crate::arch::time;
-use crate::domain::Domain;
-use crate::domain::Ring;
-use crate::memory::frames;
-use crate::{latency, module, net, scsi, service};
 use alloc::string::{String, ToString};
+use host::domain::Domain;
+use host::domain::Ring;
+use host::{module, service};
+use hw::arch::time;
+use hw::latency;
+use hw::memory::frames;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::scsi::{REQUESTS, ScsiInfo};
 

@@ -2,18 +2,19 @@
 //! frames that the one before did not send; and until it has served somebody: the router has answered, or a block was read.
 
 use super::{Mode, Row, Stopwatch, nic};
-use crate::arch::time;
-use crate::domain::cause::Cause;
-use crate::domain::{Handle, end};
-use crate::limits::RESTART_WAIT_MS;
-use crate::scsi::disk::Disk;
-use crate::{console, module, net, scsi, supervise};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 use embassy_futures::yield_now;
 use embassy_time::{Duration, with_timeout};
+use host::domain::cause::Cause;
+use host::domain::{Handle, end};
+use host::{module, supervise};
+use hw::arch::time;
+use hw::console;
 use ringfence_abi::manifest::Policy;
+use ringfence_core::limits::RESTART_WAIT_MS;
+use scsi::disk::Disk;
 
 /// Ends of each driver.
 const SAMPLES: usize = 15;

@@ -1,20 +1,19 @@
 //! Reads through a SCSI driver.
 
 use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
-use crate::domain::Handle;
-use crate::poll::{self, Polled};
-use crate::scsi;
-use crate::scsi::command::{ScsiError, check_outcome};
-use crate::scsi::disk::Disk;
-use crate::scsi::queues::Queues;
-use crate::scsi::queues::{Data, Ticket};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use embassy_futures::yield_now;
+use host::domain::Handle;
+use host::poll::{self, Polled};
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
+use scsi::command::{ScsiError, check_outcome};
+use scsi::disk::Disk;
+use scsi::queues::Queues;
+use scsi::queues::{Data, Ticket};
 
 /// Reads in one sample, and samples.
 const EACH: usize = 128;

@@ -2,24 +2,32 @@
 
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk, rescan};
-use super::machine::{bench, dmesg, irqs, lspci, panic};
+#[cfg(feature = "bench")]
+use super::machine::bench;
+#[cfg(feature = "campaign")]
+use super::machine::panic;
+use super::machine::{dmesg, irqs, lspci};
 use super::memory::{integrity, mem, vmmap};
 use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, ring, rmmod, tell};
 use super::network::{echoed, ip, nslookup, ping, tcpecho};
 use super::scripting::{alone, clear, echo, fails, mute, repeat, sleep};
+#[cfg(feature = "campaign")]
 use super::snippets::snippets;
 use super::trace::trace;
+#[cfg(feature = "campaign")]
 use super::trials::{poke, trial};
-use crate::domain::registry;
-use crate::{limits, println, ramdisk, scsi};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
+use host::domain::registry;
+use host::ramdisk;
+use hw::println;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
+use ringfence_core::limits;
 
 type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 
@@ -214,6 +222,7 @@ static GROUPS: &[Group] = &[
                 "irqs",
                 irqs
             ),
+            #[cfg(feature = "bench")]
             command!(
                 "bench",
                 "bench [NAME] [--json] [--instructions]",
@@ -274,6 +283,7 @@ static GROUPS: &[Group] = &[
                 "mute ping 10.0.2.2 -c 1",
                 mute
             ),
+            #[cfg(feature = "campaign")]
             command!(
                 "poke",
                 "poke NAME OFFSET:BYTES",
@@ -281,6 +291,7 @@ static GROUPS: &[Group] = &[
                 "poke e1000 2000:90",
                 poke
             ),
+            #[cfg(feature = "campaign")]
             command!(
                 "trial",
                 "trial NAME OFFSET:BYTES AT RING WORK | CHECK | AFTER",
@@ -288,6 +299,7 @@ static GROUPS: &[Group] = &[
                 "trial null 1000:90 0 1 help | help | help",
                 trial
             ),
+            #[cfg(feature = "campaign")]
             command!(
                 "snippets",
                 "snippets NAME FIRST COUNT",
@@ -295,6 +307,7 @@ static GROUPS: &[Group] = &[
                 "snippets snippets 0 8",
                 snippets
             ),
+            #[cfg(feature = "campaign")]
             command!(
                 "panic",
                 "panic [ADDRESS]",

@@ -1,13 +1,13 @@
 //! Commands about disks.
 
 use super::{Outcome, print_sum, said};
-use crate::memory::buffer;
-use crate::scsi::disk::Disk;
-use crate::{println, scsi};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use hw::memory::buffer;
+use hw::println;
 use ringfence_core::arguments::Arguments;
+use scsi::disk::Disk;
 use sha2::{Digest, Sha256};
 
 /// Columns that a row takes at most: one less than the narrowest usual terminal has.

@@ -1,11 +1,11 @@
 //! Reads lines from the console, and completes what a command's usage names.
 
 use super::commands;
-use crate::{console, println};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::Poll;
+use hw::{console, println};
 use ringfence_core::command_line;
 use ringfence_core::line_editor::{Event, MAX_LINE};
 

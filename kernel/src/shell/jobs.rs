@@ -1,8 +1,6 @@
 //! Runs commands, one at a time and beside others (`&`), until they end or Ctrl-C or `kill %N` gives them up.
 
 use super::{Outcome, commands, finish, pager, reboot};
-use crate::memory::{has_room, heap_use};
-use crate::{console, println};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -12,6 +10,8 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use embassy_futures::select::{Either, select};
 use embassy_futures::yield_now;
+use hw::memory::{has_room, heap_use};
+use hw::{console, println};
 use ringfence_core::command_line;
 
 /// What a command takes of the kernel's heap at most, beside buffers that it asks for.

@@ -1,17 +1,19 @@
 //! Commands about the machine as a whole: its functions, its interrupts, the log, measurements.
 
 use super::Outcome;
-use crate::arch::{interrupts, line, traps};
+#[cfg(feature = "bench")]
 use crate::bench::Mode;
-use crate::console::{self, Wanted};
-use crate::domain::device::{self, Device, State};
-use crate::domain::{Handle, registry};
-use crate::pci::Function;
-use crate::symbols::Location;
-use crate::{iommu, module, pci, println};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use host::domain::device::{self, Device, State};
+use host::domain::{Handle, registry};
+use host::module;
+use hw::arch::{interrupts, line, traps};
+use hw::console::{self, Wanted};
+use hw::pci::Function;
+use hw::symbols::Location;
+use hw::{iommu, pci, println};
 use log::Level;
 use pci_ids::FromId;
 use pci_types::Bar;
@@ -179,6 +181,7 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
+#[cfg(feature = "bench")]
 pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
     let (mut prefix, mut json, mut mode) = ("", false, Mode::Time);
     while let Some(word) = arguments.optional() {
@@ -191,11 +194,12 @@ pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
     crate::bench::run(prefix, json, mode).await
 }
 
+#[cfg(feature = "campaign")]
 pub async fn panic(mut arguments: Arguments<'_>) -> Outcome {
     let Some(word) = arguments.optional() else { panic!("as asked for") };
     let address = arguments.as_number("the address", word)?;
     arguments.end()?;
-    crate::panic::call(address);
+    hw::arch::hazard::call(address);
     println!("what is at {address:#x} returned");
     Ok(())
 }

@@ -2,12 +2,13 @@
 
 use super::machine::fence_in_words;
 use super::{Outcome, said};
-use crate::domain::memory::describe;
-use crate::domain::{Domain, registry};
-use crate::memory::{frames, heap_use, kernel_root, stray, tables};
-use crate::symbols::map;
-use crate::{module, println, trial};
 use alloc::vec::Vec;
+use host::domain::memory::describe;
+use host::domain::{Domain, registry};
+use host::module;
+use hw::memory::{frames, heap_use, kernel_root, stray, tables};
+use hw::println;
+use hw::symbols::map;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
@@ -108,7 +109,7 @@ fn print_ports_and_gates(domain: &Domain) {
 
 pub async fn integrity(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
-    println!("{:016x}  text, read-only data, descriptor tables, page tables", trial::checksum());
+    println!("{:016x}  text, read-only data, descriptor tables, page tables", hw::symbols::checksum());
     println!("{:16}  frames written to that nobody has, since this was asked last", stray::count());
     Ok(())
 }

@@ -8,13 +8,14 @@
 //! Commands that the runner left in the ramdisk (`exec`) are run first and the machine is ended, so that a script sees
 //! the same as a person.
 
-use crate::arch::power::{self, Ending};
-use crate::domain::fault;
-use crate::{console, module, println, ramdisk};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 pub use commands::run_all;
 use editor::Line;
+use host::domain::fault;
+use host::{module, ramdisk};
+use hw::arch::power::{self, Ending};
+use hw::{console, println};
 use jobs::{Jobs, let_drivers_return};
 use ringfence_core::command_line;
 
@@ -28,8 +29,10 @@ mod modules;
 mod network;
 mod pager;
 mod scripting;
+#[cfg(feature = "campaign")]
 mod snippets;
 mod trace;
+#[cfg(feature = "campaign")]
 mod trials;
 
 /// A command's end: nothing, or what went wrong, in words for a person.

@@ -2,19 +2,21 @@
 
 use super::machine::{device_name, fence_in_words};
 use super::{Outcome, said};
-use crate::arch::time;
-use crate::domain::cause::Cause;
-use crate::domain::fault::history;
-use crate::domain::{Handle, Ring, end, offer, registry, trust, whose};
-use crate::symbols::map;
-use crate::{console, limits, module, poll, println, ramdisk, scsi};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use host::domain::cause::Cause;
+use host::domain::fault::history;
+use host::domain::{Handle, Ring, end, offer, registry, trust, whose};
+use host::{module, poll, ramdisk};
+use hw::arch::time;
+use hw::symbols::map;
+use hw::{console, println};
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
+use ringfence_core::limits;
 use ringfence_core::module::Module;
 
 pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {

@@ -1,14 +1,14 @@
 //! Commands about the network.
 
 use super::Outcome;
-use crate::net::client::{self, MAX_PING};
-use crate::net::{self, Status};
-use crate::println;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
+use hw::println;
+use net::client::{self, MAX_PING};
+use net::{self, Status};
 use ringfence_core::arguments::Arguments;
 use smoltcp::wire::Ipv4Cidr;
 

@@ -1,10 +1,10 @@
 //! Shows what a command prints a page at a time (`COMMAND | more`).
 
 use super::{Outcome, commands};
-use crate::console::{self, Captured};
-use crate::println;
 use core::future::poll_fn;
 use core::task::Poll;
+use hw::console::{self, Captured};
+use hw::println;
 
 /// Rows of a page: those of the smallest terminal (VT100), but for the one that asks.
 const ROWS: usize = 23;

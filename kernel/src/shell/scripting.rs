@@ -2,11 +2,11 @@
 
 use super::commands::run;
 use super::{Outcome, let_drivers_return, run_all};
-use crate::arch::time;
-use crate::{console, println};
 use alloc::boxed::Box;
 use alloc::format;
 use embassy_time::Timer;
+use hw::arch::time;
+use hw::{console, println};
 use ringfence_core::arguments::Arguments;
 
 pub async fn repeat(mut arguments: Arguments<'_>) -> Outcome {

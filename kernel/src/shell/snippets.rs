@@ -1,11 +1,12 @@
 //! Runs machine code that the runner has made up (`drivers/snippets`), and says of each snippet how it ended, for programs.
 
 use super::{Outcome, said};
-use crate::domain::Ring;
-use crate::domain::fault;
-use crate::{console, module, println, trial};
 use alloc::format;
 use embassy_futures::yield_now;
+use host::domain::Ring;
+use host::domain::fault;
+use host::module;
+use hw::{console, println};
 use ringfence_abi::manifest::Policy;
 use ringfence_core::arguments::Arguments;
 
@@ -40,6 +41,6 @@ pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
         }
         yield_now().await;
     }
-    println!("snippets {:016x}", trial::checksum());
+    println!("snippets {:016x}", hw::symbols::checksum());
     Ok(())
 }

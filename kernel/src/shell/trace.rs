@@ -1,15 +1,15 @@
 //! `trace`: what passes a driver's boundary while a command runs.
 
 use super::{Outcome, commands, said};
-use crate::arch::time;
-use crate::domain::report::before;
-use crate::domain::trace::{self, Event, What};
-use crate::module;
-use crate::println;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use host::domain::report::before;
+use host::domain::trace::{self, Event, What};
+use host::module;
+use hw::arch::time;
+use hw::println;
 use ringfence_abi::upcall;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;

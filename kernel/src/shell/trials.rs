@@ -2,11 +2,12 @@
 
 use super::run_all;
 use super::{Outcome, said};
-use crate::file::{Content, File};
 use crate::trial;
-use crate::{console, module, println};
 use alloc::format;
 use alloc::string::ToString;
+use host::file::{Content, File};
+use host::module;
+use hw::{console, println};
 use ringfence_abi::layout::IMAGE;
 use ringfence_core::arguments::{Arguments, Patch};
 use ringfence_core::command_line;

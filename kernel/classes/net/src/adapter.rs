@@ -1,0 +1,104 @@
+//! A driver's queues as smoltcp sees them: what it must not see is taken out, and what is for the DHCP client.
+
+use super::queues::Queues;
+use host::domain::cause::Cause;
+use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
+use ringfence_core::dhcp::{self, Change, Client};
+use ringfence_core::servers::is_harmless;
+use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+use smoltcp::wire::EthernetAddress;
+
+/// A driver's queues, for one turn of the stack.
+pub struct Adapter<'a> {
+    pub queues: &'a mut Queues,
+    /// What the driver did wrong, if it did.
+    pub cause: &'a mut Option<Cause>,
+    /// Who looks for an address, if somebody does, and what has come of that.
+    pub dhcp: Option<&'a mut Client>,
+    pub change: &'a mut Option<Change>,
+}
+
+/// A received frame: a copy that the driver cannot change any more.
+pub struct Received {
+    frame: [u8; FRAME_BYTES],
+    len_bytes: usize,
+}
+
+/// A frame to be sent.
+pub struct Sending<'a> {
+    queues: &'a mut Queues,
+    cause: &'a mut Option<Cause>,
+}
+
+impl phy::Device for Adapter<'_> {
+    type RxToken<'a>
+        = Received
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Sending<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, now: Instant) -> Option<(Received, Sending<'_>)> {
+        // An answer may be due at once: only take a frame if one can be sent.
+        self.transmit(now)?;
+        let mut received = Received { frame: [0; FRAME_BYTES], len_bytes: 0 };
+        loop {
+            match self.queues.receive(&mut received.frame) {
+                Ok(len_bytes) => received.len_bytes = len_bytes?,
+                Err(cause) => {
+                    *self.cause = Some(cause);
+                    return None;
+                }
+            }
+            let frame = received.frame.get(..received.len_bytes)?;
+            if let Some(client) = &mut self.dhcp
+                && dhcp::is_reply(frame, EthernetAddress(self.queues.mac))
+            {
+                *self.change = client.receive(now, frame).or(self.change.take());
+            } else if is_harmless(frame) {
+                return Some((received, Sending { queues: self.queues, cause: self.cause }));
+            }
+        }
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
+        match self.queues.can_send() {
+            Ok(true) => Some(Sending { queues: self.queues, cause: self.cause }),
+            Ok(false) => None,
+            Err(cause) => {
+                *self.cause = Some(cause);
+                None
+            }
+        }
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = MAX_FRAME;
+        capabilities.checksum = ChecksumCapabilities::default();
+        capabilities
+    }
+}
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.frame.get(..self.len_bytes).unwrap_or(&[]))
+    }
+}
+
+impl phy::TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
+        let mut frame = [0; FRAME_BYTES];
+        // smoltcp keeps to the size that `capabilities` names.
+        let frame = &mut frame[..len_bytes.min(MAX_FRAME)];
+        let result = f(frame);
+        if let Err(cause) = self.queues.send(frame) {
+            *self.cause = Some(cause);
+        }
+        result
+    }
+}

@@ -1,0 +1,326 @@
+//! An interface: a driver, the stack above it, and the address that it has; or the loopback interface, which has no driver.
+
+use super::adapter::Adapter;
+use super::queues::Counts;
+use super::queues::Queues;
+use super::{now, wake};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+use embassy_time::Instant;
+use host::domain::cause::Cause;
+use host::domain::{Handle, life};
+use hw::console;
+use hw::console::Source;
+use hw::memory::has_room;
+use log::Level;
+use ringfence_core::dhcp::{Change, Client};
+use ringfence_core::servers::{Echoed, Servers, is_host};
+use smoltcp::iface::{Config, Interface as Stack, SocketSet};
+use smoltcp::phy::{Loopback, Medium};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
+
+/// Addresses that an interface can have.
+pub const MAX_ADDRESSES: usize = 4;
+
+/// What an interface leads to.
+pub enum Link {
+    /// A driver.
+    Driver(Handle),
+    /// The machine itself.
+    Loopback(Loopback),
+}
+
+/// Where its address comes from.
+pub enum Addressing {
+    /// A server.
+    Dhcp(Client),
+    /// A person.
+    Static,
+}
+
+/// A network interface.
+pub struct Interface {
+    /// No other has had it.
+    pub number: u64,
+    pub name: String,
+    pub link: Link,
+    pub stack: Stack,
+    pub sockets: SocketSet<'static>,
+    pub addressing: Addressing,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// Whether a person lets it be used.
+    pub is_up: bool,
+    pub servers: Servers,
+    /// The addresses that were last told of, and when.
+    told: Vec<Ipv4Cidr>,
+    told_at: Option<Instant>,
+}
+
+/// What an interface wants of its driver.
+#[derive(Default)]
+pub struct Wishes {
+    /// Whether it is to be polled: frames wait for it, or it has none for its device to fill.
+    pub poll: bool,
+    /// When it is taken for stuck if it sends none of the frames that it has.
+    pub deadline: Option<Instant>,
+    /// When it is to be looked whether it has sent some.
+    pub look_again: Option<Instant>,
+}
+
+impl Interface {
+    /// A stack above a driver that offers an interface.
+    pub fn new(number: u64, name: String, handle: &Handle, mac: [u8; 6]) -> Option<Interface> {
+        let mut domain = handle.lock();
+        let queues = domain.offered_mut::<Queues>()?;
+        let mac = EthernetAddress(mac);
+        let mut config = Config::new(HardwareAddress::Ethernet(mac));
+        config.random_seed = hw::arch::time::tsc();
+        let client = Client::new(mac, config.random_seed as u32, now());
+        let mut adapter = Adapter { queues, cause: &mut None, dhcp: None, change: &mut None };
+        let mut stack = Stack::new(config, &mut adapter, now());
+        // There is room for a few packets in fragments: those whose rest does not come leave it to others soon.
+        stack.set_reassembly_timeout(smoltcp::time::Duration::from_secs(3));
+        Some(Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client)))
+    }
+
+    /// The loopback interface (RFC 1122, 3.2.1.3).
+    pub fn loopback(number: u64) -> Interface {
+        let mut loopback = Loopback::new(Medium::Ip);
+        let stack = Stack::new(Config::new(HardwareAddress::Ip), &mut loopback, now());
+        Interface::with(number, "lo".to_string(), Link::Loopback(loopback), stack, Addressing::Static)
+    }
+
+    fn with(number: u64, name: String, link: Link, stack: Stack, addressing: Addressing) -> Interface {
+        let mut sockets = SocketSet::new(Vec::new());
+        let servers = Servers::new(&mut sockets, has_room);
+        Interface {
+            number,
+            name,
+            link,
+            stack,
+            sockets,
+            addressing,
+            dns: Vec::new(),
+            is_up: true,
+            servers,
+            told: Vec::new(),
+            told_at: None,
+        }
+    }
+
+    /// Its driver.
+    pub fn handle(&self) -> Option<&Handle> {
+        match &self.link {
+            Link::Driver(handle) => Some(handle),
+            Link::Loopback(_) => None,
+        }
+    }
+
+    /// Whether it can be used now, or when its driver is back.
+    pub fn has_future(&self) -> bool {
+        self.is_up && self.handle().is_none_or(|handle| handle.lock().is_alive() || life::will_be_back(handle))
+    }
+
+    /// Its addresses, as they are in the stack.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Cidr> {
+        self.stack.ip_addrs().iter().map(|IpCidr::Ipv4(cidr)| *cidr)
+    }
+
+    /// Has these addresses from now on.
+    pub fn set_addresses(&mut self, addresses: &[Ipv4Cidr]) {
+        self.stack.update_ip_addrs(|own| {
+            own.clear();
+            // There is room for more than callers have.
+            own.extend(addresses.iter().take(own.capacity()).map(|cidr| IpCidr::Ipv4(*cidr)));
+        });
+    }
+
+    /// Has this way to other networks, or none.
+    pub fn set_router(&mut self, router: Option<Ipv4Addr>) {
+        let routes = self.stack.routes_mut();
+        routes.remove_default_ipv4_route();
+        // The stack takes for granted that routers are hosts. There is room for one route: it was just removed.
+        if let Some(router) = router.filter(|router| is_host(*router)) {
+            let _ = routes.add_default_ipv4_route(router);
+        }
+    }
+
+    /// Its way to other networks.
+    pub fn router(&mut self) -> Option<Ipv4Addr> {
+        let mut router = None;
+        self.stack.routes_mut().update(|routes| {
+            router = routes.first().map(|route| match route.via_router {
+                IpAddress::Ipv4(router) => router,
+            });
+        });
+        router
+    }
+
+    /// How good a way to `host` it is: the length of the prefix that it shares with it, or 0 if that is behind the router.
+    pub fn route_to(&mut self, host: Ipv4Addr) -> Option<u8> {
+        let shared = self.addresses().filter(|own| own.contains_addr(&host)).map(|own| own.prefix_len()).max();
+        let router = self.router();
+        let has_address = self.addresses().next().is_some();
+        shared.or((router.is_some() && has_address).then_some(0)).filter(|_| self.is_up)
+    }
+
+    /// Whether `host` is itself.
+    pub fn is_own(&self, host: Ipv4Addr) -> bool {
+        self.addresses().any(|own| own.address() == host)
+    }
+
+    /// Takes its addresses away, or looks for one: a person turns it off, or on.
+    pub fn set_up(&mut self, up: bool) {
+        if self.is_up == up {
+            return;
+        }
+        self.is_up = up;
+        if let Addressing::Dhcp(client) = &mut self.addressing {
+            client.restart(now());
+            self.lose_address();
+        }
+        wake();
+    }
+
+    fn lose_address(&mut self) {
+        self.set_addresses(&[]);
+        self.set_router(None);
+        self.dns.clear();
+    }
+
+    /// Lets the stack and the servers do all they can.
+    pub fn serve(&mut self) -> Result<Wishes, Cause> {
+        match &mut self.link {
+            Link::Driver(handle) => {
+                let handle = handle.clone();
+                let mut domain = handle.lock();
+                if !domain.is_alive() {
+                    return Ok(Wishes::default());
+                }
+                let name = domain.name.clone();
+                let Some(queues) = domain.offered_mut::<Queues>() else { return Ok(Wishes::default()) };
+                if !self.is_up {
+                    return drop_all(queues);
+                }
+                let wishes = self.serve_driver(queues)?;
+                drop(domain);
+                self.tell(&name);
+                Ok(wishes)
+            }
+            Link::Loopback(loopback) => {
+                loop {
+                    let changed = self.servers.poll(&mut self.stack, now(), loopback, &mut self.sockets);
+                    if !self.servers.serve(&mut self.sockets) && !changed {
+                        break;
+                    }
+                }
+                Ok(Wishes::default())
+            }
+        }
+    }
+
+    fn serve_driver(&mut self, queues: &mut super::queues::Queues) -> Result<Wishes, Cause> {
+        let (mut cause, mut change) = (None, None);
+        if queues.take_link_up()
+            && let Addressing::Dhcp(client) = &mut self.addressing
+        {
+            client.confirm(now());
+        }
+        loop {
+            let dhcp = match &mut self.addressing {
+                Addressing::Dhcp(client) => Some(client),
+                Addressing::Static => None,
+            };
+            let mut device = Adapter { queues, cause: &mut cause, dhcp, change: &mut change };
+            let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
+            if let Some(cause) = cause {
+                return Err(cause);
+            }
+            let served = self.servers.serve(&mut self.sockets);
+            if !changed && !served {
+                break;
+            }
+        }
+        // What it has heard, and then what is due: a message, or the end of a lease.
+        while let Addressing::Dhcp(client) = &mut self.addressing {
+            if change.is_none() && queues.can_send()? {
+                let (frame, due) = client.poll(now());
+                change = due;
+                if let Some(frame) = &frame {
+                    queues.send(frame)?;
+                }
+                if frame.is_none() && change.is_none() {
+                    break;
+                }
+            }
+            match change.take() {
+                Some(Change::Got(lease)) => {
+                    let cidr = Ipv4Cidr::new(lease.address, lease.prefix_len);
+                    // What stays is not touched: connections have it.
+                    if !self.addresses().eq([cidr]) {
+                        self.set_addresses(&[cidr]);
+                    }
+                    self.set_router(lease.router);
+                    self.dns = lease.dns;
+                    super::note_address();
+                }
+                Some(Change::Lost) => self.lose_address(),
+                None if !queues.can_send()? => break,
+                None => {}
+            }
+        }
+        Ok(Wishes {
+            poll: queues.unsent() > 0 || queues.is_starved()?,
+            deadline: queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000)),
+            look_again: queues.look_again_ns().map(|at| Instant::from_micros(at / 1000)),
+        })
+    }
+
+    /// Says once a second at most which address it has: a driver can have it be another one as often as it likes.
+    fn tell(&mut self, driver: &str) {
+        let addresses: Vec<Ipv4Cidr> = self.addresses().collect();
+        let is_due = addresses != self.told && self.told_at.is_none_or(|at| at.elapsed().as_secs() >= 1);
+        if !is_due {
+            return;
+        }
+        self.told = addresses;
+        if let (Some(address), Addressing::Dhcp(_)) = (self.told.first(), &self.addressing) {
+            let text = format_args!("{}: address {address} from DHCP", self.name);
+            console::say_because_of(&Source::by_itself(driver), Level::Info, text);
+            self.told_at = Some(Instant::now());
+        }
+    }
+
+    /// When the stack, or who looks for an address, has something to do by itself.
+    pub fn poll_at(&mut self) -> Option<Instant> {
+        if !self.is_up {
+            return None;
+        }
+        let due = match &self.addressing {
+            Addressing::Dhcp(client) => Some(client.due()),
+            Addressing::Static => None,
+        };
+        let at = self.stack.poll_at(now(), &self.sockets).into_iter().chain(due).min();
+        at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64))
+    }
+
+    /// Frames that went through it.
+    pub fn counts(&self) -> Counts {
+        let counts = |handle: &Handle| handle.lock().offered::<Queues>().map(|queues| queues.counts);
+        self.handle().and_then(counts).unwrap_or_default()
+    }
+
+    /// The last stream that its echo server took in to its end.
+    pub fn echoed(&self) -> Option<Echoed> {
+        self.servers.last_echoed().cloned()
+    }
+}
+
+/// Throws away what was received by an interface that is turned off.
+fn drop_all(queues: &mut super::queues::Queues) -> Result<Wishes, Cause> {
+    let mut frame = [0; ringfence_abi::net::FRAME_BYTES];
+    while queues.receive(&mut frame)?.is_some() {}
+    Ok(Wishes { poll: queues.is_starved()?, ..Wishes::default() })
+}

@@ -1,0 +1,446 @@
+//! The network stack (smoltcp) above the drivers, and the small servers that make it testable.
+//!
+//! * [`class`]: what the kernel below knows of all this
+//! * [`interface`]: a driver, the stack above it, and the address that it has
+//! * [`adapter`]: a driver's queues as the stack sees them; [`queues`]: frames to and from a driver
+//! * [`client`]: ping, name look-ups, and a TCP client that checks an echo server
+//!
+//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19); the DHCP client in `core/dhcp.rs`.
+//!
+//! One task looks after all interfaces: it lets the stack take what drivers delivered and hands what the stack wants
+//! to send to them, a batch at a time, so that one crossing moves many frames.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+extern crate alloc;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::net::Ipv4Addr;
+use core::task::{Poll, Waker};
+use embassy_futures::select::select;
+use embassy_futures::yield_now;
+use embassy_sync::waitqueue::AtomicWaker;
+use embassy_time::{Duration, Instant, Timer, with_timeout};
+use host::domain::cause::Cause;
+use host::domain::turn::free_clock;
+use host::domain::{Handle, end};
+use host::poll::{self, Polled};
+use hw::memory;
+use hw::task::wait_in;
+use interface::{Addressing, Interface, MAX_ADDRESSES};
+use queues::Counts;
+use queues::Queues;
+use ringfence_abi::upcall::Events;
+use ringfence_core::limits::TRANSMIT_MS;
+use ringfence_core::servers::{self, Echoed, is_host};
+use smoltcp::time::Instant as StackInstant;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Ipv4Address,
+    Ipv4Cidr,
+};
+use spin::{Mutex, MutexGuard};
+
+mod adapter;
+mod class;
+pub mod client;
+mod interface;
+pub mod queues;
+
+static INTERFACES: Mutex<Vec<Interface>> = Mutex::new(Vec::new());
+pub use class::CLASS;
+
+static NEXT_NUMBER: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+static WORK: AtomicWaker = AtomicWaker::new();
+/// Set when there may be something to do, so that no wake is lost.
+static PENDING: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
+/// Who waits for an address, or for the end of an interface.
+static ON_ADDRESS: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
+
+fn now() -> StackInstant {
+    StackInstant::from_micros(Instant::now().as_micros() as i64)
+}
+
+fn next_number() -> u64 {
+    NEXT_NUMBER.fetch_add(1, core::sync::atomic::Ordering::Relaxed)
+}
+
+/// An interface has an address, or has it no more, or is gone.
+fn note_address() {
+    core::mem::take(&mut *ON_ADDRESS.lock()).into_iter().for_each(Waker::wake);
+}
+
+/// Lets the network task look whether there is something to do.
+#[inline(always)]
+pub fn wake() {
+    // Who has it set already has woken the task, which has not looked yet.
+    if !PENDING.load(core::sync::atomic::Ordering::Acquire) {
+        wake_task();
+    }
+}
+
+#[cold]
+fn wake_task() {
+    if !PENDING.swap(true, core::sync::atomic::Ordering::AcqRel) {
+        WORK.wake();
+    }
+}
+
+/// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
+pub const SHORTEST_FRAME: usize = 60;
+
+/// An ARP request for `target` by `sender`, who has `mac` (RFC 826). If both are the same, everybody learns who has that now: an
+/// announcement (RFC 5227, 3).
+pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u8; SHORTEST_FRAME] {
+    let mac = EthernetAddress(mac);
+    let mut bytes = [0; SHORTEST_FRAME];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+    EthernetRepr { src_addr: mac, dst_addr: EthernetAddress::BROADCAST, ethertype: EthernetProtocol::Arp }
+        .emit(&mut frame);
+    let request = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: mac,
+        source_protocol_addr: sender,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: target,
+    };
+    request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    bytes
+}
+
+/// The task that looks after all interfaces.
+pub async fn run() {
+    loop {
+        let mut next = None;
+        let count = INTERFACES.lock().len();
+        for index in 0..count {
+            if let Some(at) = step(index) {
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
+            }
+            // One that takes long keeps nobody but the next from its turn.
+            if index + 1 < count {
+                yield_now().await;
+            }
+        }
+        // Driver and stack may have an answer for each other for ever: others have their turn in between.
+        yield_now().await;
+        let work = poll_fn(|context| {
+            WORK.register(context.waker());
+            match PENDING.swap(false, core::sync::atomic::Ordering::AcqRel) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        });
+        match next {
+            // What is due and was not done just now waits for the driver: it is tried again at the next tick.
+            Some(at) => {
+                select(work, Timer::at(at.max(Instant::now() + Duration::from_millis(1)))).await;
+            }
+            None => work.await,
+        }
+    }
+}
+
+/// Lets an interface do all it can; returns when it has something to do by itself.
+fn step(index: usize) -> Option<Instant> {
+    let began = free_clock();
+    // The lock is not held while a driver runs: its frames come back through here.
+    let (handle, wishes, at) = {
+        let mut interfaces = INTERFACES.lock();
+        let interface = interfaces.get_mut(index)?;
+        let handle = interface.handle().cloned();
+        let wishes = match (interface.serve(), &handle) {
+            (Ok(wishes), _) => wishes,
+            (Err(cause), Some(handle)) => {
+                let handle = handle.clone();
+                drop(interfaces);
+                end::condemn(&handle, cause);
+                return None;
+            }
+            // Nobody is to blame, and it has nobody to lie.
+            (Err(_), None) => return None,
+        };
+        (handle, wishes, interface.poll_at())
+    };
+    let Some(handle) = handle else { return at };
+    // What the stack does with its frames is done for it.
+    poll::charge_work(&handle, began);
+    if !handle.lock().is_alive() {
+        return None;
+    }
+    let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+    // Only a driver that has just had its chance is to blame.
+    let had_its_turn =
+        (wishes.poll || is_due(wishes.look_again) || is_due(wishes.deadline)) && poll(&handle) == Polled::Now;
+    if had_its_turn && is_due(wishes.deadline) {
+        blame(&handle);
+    }
+    [at, wishes.deadline, wishes.look_again].into_iter().flatten().min()
+}
+
+/// Has a driver look into its queues.
+fn poll(handle: &Handle) -> Polled {
+    if let Some(queues) = handle.lock().offered_mut::<Queues>() {
+        queues.before_poll(hw::arch::time::uptime_ns());
+    }
+    poll::poll(handle, Events::QUEUE)
+}
+
+/// Ends a driver that has left a frame unsent for too long, if it has.
+fn blame(handle: &Handle) {
+    let again = handle.lock().offered_mut::<Queues>().map(|queues| queues.deadline_ns());
+    let cause = match again {
+        Some(Ok(Some(at))) if Instant::from_micros(at / 1000) <= Instant::now() => {
+            Some(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() })
+        }
+        Some(Err(cause)) => Some(cause),
+        _ => None,
+    };
+    if let Some(cause) = cause {
+        end::condemn(handle, cause);
+    }
+}
+
+/// What is known of an interface.
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// The driver's name; empty for the loopback interface.
+    pub driver: String,
+    /// Whether that runs.
+    pub is_alive: bool,
+    /// Whether a person lets it be used.
+    pub is_up: bool,
+    /// Whether its card has a link, as far as is known.
+    pub has_link: bool,
+    /// Ethernet address.
+    pub mac: String,
+    /// IPv4 addresses with prefix lengths.
+    pub addresses: Vec<String>,
+    /// Whether a person has chosen them.
+    pub is_static: bool,
+    /// Default router.
+    pub router: Option<Ipv4Addr>,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// Frames.
+    pub counts: Counts,
+    /// The last stream that its echo server took in to its end.
+    pub echoed: Option<Echoed>,
+}
+
+/// What is known of all interfaces.
+pub fn status() -> Vec<Status> {
+    let describe = |interface: &mut Interface| {
+        let counts = interface.counts();
+        let (mut driver, mut is_alive, mut has_link, mut mac) = (String::new(), true, true, String::new());
+        if let Some(handle) = interface.handle() {
+            let domain = handle.lock();
+            (driver, is_alive) = (domain.name.clone(), domain.is_alive());
+            has_link = domain.offered::<Queues>().is_none_or(|queues| queues.has_link());
+            mac = domain.offered::<Queues>().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default();
+        }
+        Status {
+            name: interface.name.clone(),
+            driver,
+            is_alive,
+            is_up: interface.is_up,
+            has_link,
+            mac,
+            addresses: interface.addresses().map(|cidr| cidr.to_string()).collect(),
+            is_static: matches!(interface.addressing, Addressing::Static),
+            router: interface.router(),
+            dns: interface.dns.clone(),
+            counts,
+            echoed: interface.echoed(),
+        }
+    };
+    INTERFACES.lock().iter_mut().map(describe).collect()
+}
+
+/// The driver of the first interface that has one.
+pub fn first_driver() -> Option<Handle> {
+    INTERFACES.lock().iter().find_map(|interface| interface.handle().cloned())
+}
+
+/// Longest wait for an address: three of a DHCP client's messages may be lost.
+pub const LEASE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Waits until `found` finds something in the interfaces; as long as an interface may yet have an address, and at most for
+/// [`LEASE_LIMIT`]. The error says what is missing.
+async fn wait_for<T>(mut found: impl FnMut(&mut Vec<Interface>) -> Option<T>) -> Result<T, String> {
+    let outcome = poll_fn(|context| {
+        let mut interfaces = INTERFACES.lock();
+        if let Some(found) = found(&mut interfaces) {
+            return Poll::Ready(Ok(found));
+        }
+        let drivers = || interfaces.iter().filter(|interface| interface.handle().is_some());
+        let Some(first) = drivers().next() else {
+            return Poll::Ready(Err("there is no network interface".to_string()));
+        };
+        if drivers().all(|interface| !interface.is_up) {
+            return Poll::Ready(Err(format!("{} is down", first.name)));
+        }
+        if drivers().all(|interface| !interface.has_future()) {
+            return Poll::Ready(Err(format!("{}'s driver was ended, and stays so", first.name)));
+        }
+        let waits = |interface: &Interface| {
+            matches!(interface.addressing, Addressing::Dhcp(_)) && interface.addresses().next().is_none()
+        };
+        if !drivers().any(|interface| interface.has_future() && waits(interface)) {
+            return Poll::Ready(Err("no interface leads there".to_string()));
+        }
+        wait_in(&mut ON_ADDRESS.lock(), context.waker());
+        Poll::Pending
+    });
+    with_timeout(LEASE_LIMIT, outcome)
+        .await
+        .unwrap_or_else(|_| Err(format!("there was no address from DHCP within {} s", LEASE_LIMIT.as_secs())))
+}
+
+/// Waits until an interface has an address. The error says what is missing.
+pub async fn wait_for_address() -> Result<(), String> {
+    let has_address = |interface: &Interface| interface.handle().is_some() && interface.addresses().next().is_some();
+    wait_for(|interfaces| interfaces.iter().any(has_address).then_some(())).await
+}
+
+/// The number of the interface that leads to `host`; waited for, if one may come to. Its own addresses, and those of no network
+/// (127.0.0.0/8), are behind the loopback interface.
+async fn route(host: Ipv4Addr) -> Result<u64, String> {
+    wait_for(|interfaces| {
+        if host.is_loopback() || interfaces.iter().any(|interface| interface.is_own(host)) {
+            return Some(loopback(interfaces, host));
+        }
+        let ways = interfaces.iter_mut().filter(|interface| interface.handle().is_some() && interface.has_future());
+        let ways = ways.filter_map(|interface| Some((interface.route_to(host)?, interface.number)));
+        // The first one of those that are as good.
+        ways.min_by_key(|(shared, number)| (u8::MAX - shared, *number)).map(|(_, number)| Ok(number))
+    })
+    .await?
+}
+
+/// The loopback interface, which has `host` among its addresses, and as many of the others as it can have; made when it is needed for
+/// the first time.
+fn loopback(interfaces: &mut Vec<Interface>, host: Ipv4Addr) -> Result<u64, String> {
+    let wanted = Ipv4Cidr::new(host, if host.is_loopback() { 8 } else { 32 });
+    let alone = |own: Ipv4Cidr| Ipv4Cidr::new(own.address(), 32);
+    let own: Vec<Ipv4Cidr> = interfaces
+        .iter()
+        .filter(|interface| interface.handle().is_some())
+        .flat_map(Interface::addresses)
+        .map(alone)
+        .collect();
+    let place = match interfaces.iter().position(|interface| interface.handle().is_none()) {
+        Some(place) => place,
+        None => {
+            if !memory::has_room(servers::BYTES + class::SOCKETS_BYTES) {
+                return Err("out of memory: there is no room for the loopback interface right now".into());
+            }
+            interfaces.push(Interface::loopback(next_number()));
+            interfaces.len() - 1
+        }
+    };
+    let interface = interfaces.get_mut(place).ok_or("there is no loopback interface")?;
+    if !interface.addresses().any(|own| own == wanted) {
+        let mut all: Vec<Ipv4Cidr> = [wanted, Ipv4Cidr::new(Ipv4Address::LOCALHOST, 8)].to_vec();
+        all.extend(own);
+        all.dedup();
+        interface.set_addresses(&all);
+    }
+    Ok(interface.number)
+}
+
+/// The interface called `name`, which has a driver.
+fn named(name: &str) -> Result<InterfaceGuard, String> {
+    let interfaces = INTERFACES.lock();
+    let place = interfaces.iter().position(|interface| interface.name == name && interface.handle().is_some());
+    let place = place.ok_or_else(|| format!("there is no interface '{name}'; 'ip' lists them"))?;
+    Ok(InterfaceGuard { interfaces, place })
+}
+
+/// An interface that was found, and the lock that it is under.
+struct InterfaceGuard {
+    interfaces: MutexGuard<'static, Vec<Interface>>,
+    place: usize,
+}
+
+impl InterfaceGuard {
+    fn with<T>(&mut self, then: impl FnOnce(&mut Interface) -> Result<T, String>) -> Result<T, String> {
+        then(self.interfaces.get_mut(self.place).ok_or("it is gone")?)
+    }
+}
+
+/// Gives an interface an address that a person has chosen; no server is asked for one from then on.
+pub fn add_address(name: &str, address: Ipv4Cidr, router: Option<Ipv4Addr>) -> Result<(), String> {
+    named(name)?.with(|interface| {
+        if !is_host(address.address()) || address.prefix_len() == 0 {
+            return Err(format!("{address} is no host's address"));
+        }
+        if router.is_some_and(|router| !is_host(router) || !address.contains_addr(&router)) {
+            return Err(format!("the router is not in {}", address.network()));
+        }
+        let mut addresses: Vec<Ipv4Cidr> = match interface.addressing {
+            Addressing::Static => interface.addresses().collect(),
+            Addressing::Dhcp(_) => Vec::new(),
+        };
+        if addresses.iter().any(|own| own.address() == address.address()) {
+            return Err(format!("{name} has {} already", address.address()));
+        }
+        if addresses.len() >= MAX_ADDRESSES {
+            return Err(format!("{name} has {MAX_ADDRESSES} addresses, which is the most"));
+        }
+        if matches!(interface.addressing, Addressing::Dhcp(_)) {
+            interface.addressing = Addressing::Static;
+            interface.set_router(None);
+            interface.dns.clear();
+        }
+        addresses.push(address);
+        interface.set_addresses(&addresses);
+        if router.is_some() {
+            interface.set_router(router);
+        }
+        Ok(())
+    })?;
+    note_address();
+    wake();
+    Ok(())
+}
+
+/// Takes an address away. When the last one that a person has chosen is gone, a server is asked for one.
+pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
+    named(name)?.with(|interface| {
+        let rest: Vec<Ipv4Cidr> = interface.addresses().filter(|own| own.address() != address).collect();
+        if rest.len() == interface.addresses().count() {
+            return Err(format!("{name} does not have {address}"));
+        }
+        interface.set_addresses(&rest);
+        let router = interface.router();
+        if router.is_some_and(|router| !rest.iter().any(|own| own.contains_addr(&router))) {
+            interface.set_router(None);
+        }
+        if rest.is_empty() {
+            let mac =
+                interface.handle().and_then(|handle| Some(handle.lock().offered::<Queues>()?.mac)).unwrap_or_default();
+            let seed = hw::arch::time::tsc() as u32;
+            interface.addressing =
+                Addressing::Dhcp(ringfence_core::dhcp::Client::new(EthernetAddress(mac), seed, now()));
+        }
+        Ok(())
+    })?;
+    note_address();
+    wake();
+    Ok(())
+}
+
+/// Turns an interface on or off.
+pub fn set_up(name: &str, up: bool) -> Result<(), String> {
+    named(name)?.with(|interface| {
+        interface.set_up(up);
+        Ok(())
+    })?;
+    note_address();
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! A disk: a logical unit with blocks.
+
+use super::command::{ScsiError, execute};
+use super::{Host, scan};
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use embassy_futures::join::join_array;
+use host::domain::Handle;
+use ringfence_abi::scsi::MAX_DATA;
+use ringfence_core::cdb::{self, Capacity, Identity};
+
+/// Peripheral device type of a disk (SPC-4 6.6.2, table 174).
+const DIRECT_ACCESS: u8 = 0;
+/// How many commands of one transfer are under way at once.
+const DEPTH: usize = 4;
+
+/// A disk.
+pub struct Disk {
+    /// Its name in the shell.
+    pub name: String,
+    host: Arc<Host>,
+    /// SCSI target.
+    pub target: u32,
+    /// Logical unit.
+    pub lun: u32,
+    /// What INQUIRY says.
+    pub identity: Identity,
+    /// Length of a block in bytes; with another one it is another disk.
+    block_bytes: u32,
+    /// How many there are, as READ CAPACITY said last.
+    blocks: AtomicU64,
+    /// Set when it is not there any more.
+    gone: AtomicBool,
+}
+
+/// What a logical unit is.
+pub enum Unit {
+    /// A disk.
+    Disk(Disk),
+    /// Something else, of this peripheral device type, that says it is this.
+    Other(u8, Identity),
+    /// Nothing.
+    None,
+}
+
+impl Disk {
+    /// Asks a logical unit what it is.
+    pub async fn open(host: &Arc<Host>, target: u32, lun: u32) -> Result<Unit, ScsiError> {
+        const INQUIRY_BYTES: usize = 36;
+        let mut data = [0; INQUIRY_BYTES];
+        let len = execute(host, target, lun, &cdb::inquiry(INQUIRY_BYTES as u16), &[], &mut data).await?;
+        let identity = cdb::identity(data.get(..len).unwrap_or(&[])).ok_or(ScsiError::Short)?;
+        if !identity.present {
+            return Ok(Unit::None);
+        }
+        if identity.device_type != DIRECT_ACCESS {
+            return Ok(Unit::Other(identity.device_type, identity));
+        }
+        execute(host, target, lun, &cdb::test_unit_ready(), &[], &mut []).await?;
+        let mut data = [0; 8];
+        let len = execute(host, target, lun, &cdb::read_capacity_10(), &[], &mut data).await?;
+        let capacity = match cdb::capacity_10(data.get(..len).unwrap_or(&[])) {
+            Some(capacity) => capacity,
+            None => {
+                let mut data = [0; 32];
+                let len = execute(host, target, lun, &cdb::read_capacity_16(), &[], &mut data).await?;
+                cdb::capacity_16(data.get(..len).unwrap_or(&[])).ok_or(ScsiError::Short)?
+            }
+        };
+        if !(512..=4096).contains(&capacity.block_bytes) || !capacity.block_bytes.is_power_of_two() {
+            return Err(ScsiError::BlockBytes(capacity.block_bytes));
+        }
+        Ok(Unit::Disk(Disk {
+            name: String::new(),
+            host: host.clone(),
+            target,
+            lun,
+            identity,
+            block_bytes: capacity.block_bytes,
+            blocks: AtomicU64::new(capacity.blocks),
+            gone: AtomicBool::new(false),
+        }))
+    }
+
+    /// What READ CAPACITY said last.
+    pub fn capacity(&self) -> Capacity {
+        Capacity { blocks: self.blocks.load(Ordering::Acquire), block_bytes: self.block_bytes }
+    }
+
+    /// It has so many blocks now.
+    pub fn set_blocks(&self, blocks: u64) {
+        self.blocks.store(blocks, Ordering::Release);
+    }
+
+    /// It is not there any more: what is done with it from now on fails.
+    pub fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// What an error of a command means for who has the disk.
+    fn explain(&self, error: ScsiError) -> ScsiError {
+        if error.is_no_unit() {
+            // The others that have it are told when it has been looked for.
+            scan::look_again(&self.host, self.target, self.lun);
+            return ScsiError::Gone;
+        }
+        error
+    }
+
+    /// The host that it is on.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The driver that the host has right now.
+    pub fn handle(&self) -> Handle {
+        self.host.handle()
+    }
+
+    /// Length of a block in bytes.
+    pub fn block_bytes(&self) -> usize {
+        self.block_bytes as usize
+    }
+
+    fn check_range(&self, lba: u64, blocks: u64) -> Result<(), ScsiError> {
+        match lba.checked_add(blocks) {
+            _ if self.gone.load(Ordering::Acquire) => Err(ScsiError::Gone),
+            Some(end) if end <= self.capacity().blocks => Ok(()),
+            _ => Err(ScsiError::OutOfRange),
+        }
+    }
+
+    /// Reads whole blocks from `lba` into `data`, whose length is a multiple of the block's.
+    pub async fn read(&self, lba: u64, data: &mut [u8]) -> Result<(), ScsiError> {
+        let block_bytes = self.block_bytes();
+        self.check_range(lba, (data.len() / block_bytes) as u64)?;
+        let mut chunks = data.chunks_mut(MAX_DATA).zip((lba..).step_by(MAX_DATA / block_bytes)).fuse();
+        loop {
+            // `None` reads nothing: the last round may be short.
+            let round: [_; DEPTH] = core::array::from_fn(|_| chunks.next());
+            if round[0].is_none() {
+                return Ok(());
+            }
+            for result in join_array(round.map(|chunk| self.read_chunk(chunk))).await {
+                result?;
+            }
+        }
+    }
+
+    async fn read_chunk(&self, chunk: Option<(&mut [u8], u64)>) -> Result<(), ScsiError> {
+        let Some((data, lba)) = chunk else { return Ok(()) };
+        let cdb = cdb::read(lba, (data.len() / self.block_bytes()) as u32);
+        let moved =
+            execute(&self.host, self.target, self.lun, &cdb, &[], data).await.map_err(|error| self.explain(error))?;
+        if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
+    }
+
+    /// Writes whole blocks from `data`, whose length is a multiple of the block's, to `lba`.
+    pub async fn write(&self, lba: u64, data: &[u8]) -> Result<(), ScsiError> {
+        let block_bytes = self.block_bytes();
+        self.check_range(lba, (data.len() / block_bytes) as u64)?;
+        let mut chunks = data.chunks(MAX_DATA).zip((lba..).step_by(MAX_DATA / block_bytes)).fuse();
+        loop {
+            let round: [_; DEPTH] = core::array::from_fn(|_| chunks.next());
+            if round[0].is_none() {
+                return Ok(());
+            }
+            for result in join_array(round.map(|chunk| self.write_chunk(chunk))).await {
+                result?;
+            }
+        }
+    }
+
+    async fn write_chunk(&self, chunk: Option<(&[u8], u64)>) -> Result<(), ScsiError> {
+        let Some((data, lba)) = chunk else { return Ok(()) };
+        let cdb = cdb::write(lba, (data.len() / self.block_bytes()) as u32);
+        let moved = execute(&self.host, self.target, self.lun, &cdb, data, &mut [])
+            .await
+            .map_err(|error| self.explain(error))?;
+        if moved == data.len() { Ok(()) } else { Err(ScsiError::Short) }
+    }
+
+    /// Waits until everything written is on the medium.
+    pub async fn flush(&self) -> Result<(), ScsiError> {
+        let flushed = execute(&self.host, self.target, self.lun, &cdb::synchronize_cache(), &[], &mut []).await;
+        flushed.map(|_| ()).map_err(|error| self.explain(error))
+    }
+}

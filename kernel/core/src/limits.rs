@@ -1,0 +1,104 @@
+//! The limits that a person can change while the system runs (`limits NAME VALUE`): how long the kernel is patient.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that a person can change.
+pub struct Limit {
+    /// Its name in the shell.
+    pub name: &'static str,
+    /// What it limits, with its unit.
+    pub what: &'static str,
+    least: u64,
+    most: u64,
+    value: AtomicU64,
+}
+
+impl Limit {
+    const fn new(name: &'static str, what: &'static str, [least, value, most]: [u64; 3]) -> Limit {
+        Limit { name, what, least, most, value: AtomicU64::new(value) }
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+
+    /// Changes it until what is returned is dropped.
+    pub fn for_now(&'static self, value: u64) -> ForNow {
+        ForNow { limit: self, before: self.value.swap(value, Ordering::Relaxed) }
+    }
+
+    /// Changes it; the error says what values it can have.
+    pub fn set(&self, value: u64) -> Result<(), (u64, u64)> {
+        if !(self.least..=self.most).contains(&value) {
+            return Err((self.least, self.most));
+        }
+        self.value.store(value, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Gives a limit back the value that it had.
+pub struct ForNow {
+    limit: &'static Limit,
+    before: u64,
+}
+
+impl Drop for ForNow {
+    fn drop(&mut self) {
+        self.limit.value.store(self.before, Ordering::Relaxed);
+    }
+}
+
+/// Restarts within [`RESTART_WINDOW_S`] after which a driver is given up.
+pub static RESTARTS: Limit = Limit::new("restarts", "restarts before a driver is given up", [1, 8, 1000]);
+/// See [`RESTARTS`].
+pub static RESTART_WINDOW_S: Limit = Limit::new("restart-window-s", "seconds they are counted over", [1, 60, 3600]);
+/// Wait before the second restart; it doubles with each further one.
+pub static RESTART_WAIT_MS: Limit =
+    Limit::new("restart-wait-ms", "ms before the second restart, doubled for each one", [0, 10, 1000]);
+/// How long commands wait for a driver to come back.
+pub static PAUSE_MS: Limit =
+    Limit::new("pause-ms", "ms that a command waits for its driver to be back", [1, 10_000, 600_000]);
+/// How long a SCSI command may take before its driver is taken for dead.
+pub static COMMAND_MS: Limit = Limit::new("command-ms", "ms that a SCSI command may take", [1, 30_000, 600_000]);
+/// How long the units of a SCSI host are looked for.
+pub static SCAN_MS: Limit = Limit::new("scan-ms", "ms that a SCSI host's units are looked for", [1, 30_000, 600_000]);
+/// How long a frame may wait to be sent before its driver is taken for dead.
+pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may take to be sent", [1, 5_000, 600_000]);
+
+/// How much more than everybody else together a driver may have of the CPU before it rests.
+pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of others, then it rests", [0, 10, 1000]);
+
+/// Rows of the log that a driver may have on the console, of what nobody has asked for.
+pub static CONSOLE_ROWS: Limit =
+    Limit::new("console-rows", "rows a second that a driver may show unasked", [1, 20, 1_000_000]);
+
+/// Loads of SS that a module's code may have under QEMU's TCG, which takes them for more than they are.
+pub static SS_LOADS: Limit = Limit::new("ss-loads", "places in a module that load SS, under QEMU's TCG", [0, 0, 1000]);
+
+/// The same for MOV to what is no segment register, which QEMU 10.0 loads.
+pub static SEG_LOADS: Limit =
+    Limit::new("seg-loads", "places in a module that load no segment, under TCG", [0, 0, 1000]);
+/// The same for bit tests of a register with a LOCK prefix, on which QEMU 7.2 aborts.
+pub static LOCK_BTS: Limit = Limit::new("lock-bts", "places in a module that LOCK a BT, under TCG", [0, 0, 1000]);
+
+/// Whether devices that nothing fences have drivers.
+pub static UNFENCED: Limit = Limit::new("unfenced", "whether devices without a fence have drivers", [0, 1, 1]);
+
+/// All of them.
+pub static ALL: [&Limit; 13] = [
+    &RESTARTS,
+    &RESTART_WINDOW_S,
+    &RESTART_WAIT_MS,
+    &PAUSE_MS,
+    &COMMAND_MS,
+    &SCAN_MS,
+    &TRANSMIT_MS,
+    &TURN_MS,
+    &CONSOLE_ROWS,
+    &SS_LOADS,
+    &SEG_LOADS,
+    &LOCK_BTS,
+    &UNFENCED,
+];

@@ -1,0 +1,75 @@
+//! A pointer that a driver passed is an allegation: it is opened here or nowhere.
+
+use super::Domain;
+use super::cause::Cause;
+use alloc::vec;
+use alloc::vec::Vec;
+use hw::symbols::map;
+use ringfence_abi::layout::{self, Region};
+use ringfence_core::extent::Extent;
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+/// Memory that a driver says is its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Allegation(Extent);
+
+impl Allegation {
+    /// What a driver said: nothing is checked yet.
+    pub const fn new(address: u64, len_bytes: u64) -> Allegation {
+        Allegation(Extent::new(address, len_bytes))
+    }
+
+    /// Copies it in, if all of it is mapped in the driver's own slot; otherwise the driver is at fault.
+    ///
+    /// The caller bounds the length first. The copy is the kernel's: what the driver or its device write afterwards
+    /// does not change it.
+    pub fn copy_in(self, domain: &Domain) -> Result<Vec<u8>, Cause> {
+        let bad = Cause::BadPointer { address: self.0.start, len_bytes: self.0.len_bytes };
+        if !domain.slot_extent().encloses(self.0) {
+            return Err(bad);
+        }
+        let mut copy = vec![0; self.0.len_bytes as usize];
+        if domain.space.read(self.0.start, &mut copy) { Ok(copy) } else { Err(bad) }
+    }
+}
+
+/// What lies at an address, seen from `domain`: in words for a person.
+pub fn describe(domain: &Domain, address: u64) -> &'static str {
+    const FIRST_PAGE: u64 = 0x1000;
+    if address < FIRST_PAGE {
+        return "null";
+    }
+    match (address >> 47, layout::slot_of(address)) {
+        (0, None) => "unmapped",
+        (0, Some(slot)) if slot == domain.space.slot() => own(domain, address),
+        (0, Some(slot)) if hw::space::is_taken(slot) => "another domain's slot",
+        (0, Some(_)) => "unmapped",
+        (0x1_ffff, _) => map::describe(address),
+        _ => "non-canonical",
+    }
+}
+
+/// What lies at an address of the domain's own slot.
+fn own(domain: &Domain, address: u64) -> &'static str {
+    let offset = address % layout::SLOT_SIZE;
+    let Some((_, flags)) = domain.space.translate(address) else {
+        let stack_bottom = layout::STACK_TOP - u64::from(domain.manifest.stack_bytes);
+        let below_stack = (layout::STACK_TOP - layout::STACK_MAX - (1 << 20)..stack_bottom).contains(&offset);
+        return if below_stack { "guard below own stack" } else { "own slot, unmapped" };
+    };
+    match layout::region_of(address) {
+        Region::Image => match (flags.contains(Flags::WRITABLE), flags.contains(Flags::NO_EXECUTE)) {
+            (false, false) => "own text",
+            (false, true) => "own read-only data",
+            (true, _) => "own data",
+        },
+        Region::Stubs => "own service stubs",
+        Region::Stack => "own stack",
+        Region::Mailbox => "own mailbox",
+        Region::Queues => "own queues",
+        Region::Heap => "own heap",
+        Region::Dma => "own DMA memory",
+        Region::Registers => "own device's registers",
+        Region::None => "own slot",
+    }
+}

@@ -1,0 +1,103 @@
+//! Interrupts that a device sends by itself, as messages (MSI-X: PCI 3.0, 6.8.2), where the IOMMU checks whose they are.
+//!
+//! **No driver writes an entry of the table**, which says where a message goes: the pages that hold it are mapped into no slot.
+
+use hw::arch::{interrupts, line};
+use hw::iommu::Fence;
+use hw::memory::registers::Registers;
+use hw::pci::{Function, memory_extent};
+use ringfence_abi::upcall::MAX_VECTORS;
+use ringfence_core::pci::MsiX;
+
+/// Bits of the message control, which is the upper half of the capability's first word.
+const ENABLE: u32 = 1 << 31;
+const MASK_ALL: u32 = 1 << 30;
+/// Words of an entry.
+const ADDRESS: u64 = 0;
+const ADDRESS_HIGH: u64 = 4;
+const DATA: u64 = 8;
+const ENTRY_BYTES: u64 = 16;
+/// Most that a device has.
+const MOST: usize = MAX_VECTORS as usize;
+
+/// The messages that a device may send.
+pub struct Messages {
+    capability: u16,
+    first: u8,
+    count: u8,
+}
+
+impl Messages {
+    /// Gives `function` up to `wanted` of them, all masked, and turns its line off. `None` if it, its fence or the machine can have none.
+    pub fn new(function: &Function, fence: &Fence, wanted: u8) -> Option<Messages> {
+        let capability = MsiX::find(|offset| function.read(offset))?;
+        let count = wanted.min(MOST as u8).min(u8::try_from(capability.entries).unwrap_or(u8::MAX));
+        let (bar, offset) = capability.table;
+        let (start, len_bytes) = function.bars.get(usize::from(bar))?.as_ref().and_then(memory_extent)?;
+        let table = u64::from(offset);
+        if table + u64::from(capability.entries) * ENTRY_BYTES > len_bytes {
+            return None;
+        }
+        let entry = |index: u8| Registers::at(start.checked_add(table + u64::from(index) * ENTRY_BYTES)?, ENTRY_BYTES);
+        let entries = (0..count).map(entry).collect::<Option<heapless::Vec<Registers, MOST>>>()?;
+        let first = interrupts::take_lines(count)?;
+        let messages = Messages { capability: capability.at, first, count };
+        messages.control(function, MASK_ALL | ENABLE);
+        for (line, entry) in (first..).zip(&entries) {
+            let Some(address) = fence.route(line - line::WIRES, interrupts::vector_of(line)) else {
+                messages.remove(function, fence);
+                return None;
+            };
+            interrupts::set_message(line, *entry);
+            interrupts::set_masked(line, true);
+            entry.write32(ADDRESS, address);
+            entry.write32(ADDRESS_HIGH, 0);
+            entry.write32(DATA, 0);
+        }
+        messages.control(function, ENABLE);
+        Some(messages)
+    }
+
+    fn control(&self, function: &Function, bits: u32) {
+        control(function, self.capability, bits);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u8 {
+        self.count
+    }
+
+    /// The lines that they are, as a set of bits.
+    pub fn lines(&self) -> u64 {
+        ((1 << self.count) - 1) << self.first
+    }
+
+    /// Which of the device's messages are in a set of lines: bit 0 is its first.
+    pub fn in_lines(&self, lines: u64) -> u64 {
+        (lines & self.lines()) >> self.first
+    }
+
+    /// Takes them away: all are masked, and lead nowhere. MSI-X stays on until somebody wants the line ([`turn_off`]): QEMU's e1000e ends
+    /// QEMU if it is off when a message comes that was put off.
+    pub fn remove(self, function: &Function, fence: &Fence) {
+        self.control(function, MASK_ALL | ENABLE);
+        for line in (self.first..).take(self.count.into()) {
+            fence.end_route(line - line::WIRES);
+        }
+        interrupts::give_back_lines(self.lines());
+    }
+}
+
+fn control(function: &Function, capability: u16, bits: u32) {
+    // Whatever the device sends, the unit lets pass what it was given.
+    function.control_messages(capability, ENABLE | MASK_ALL, bits);
+}
+
+/// Has `function` interrupt by its line.
+pub fn turn_off(function: &Function) {
+    if let Some(MsiX { at, .. }) = MsiX::find(|offset| function.read(offset))
+        && function.read(at) & ENABLE != 0
+    {
+        control(function, at, 0);
+    }
+}

@@ -1,0 +1,536 @@
+//! How a fault is said to a person: what, where, with what in hand.
+//!
+//! A [`Scene`] is all that is needed for that, taken when the driver is ended; it is put into words ([`Words`]) when the
+//! driver is back, because finding the words takes longer than bringing a driver back.
+
+use super::calls::service_name;
+use super::cause::{Cause, Site};
+use super::memory::describe;
+use super::virtio::{self, QueuePart};
+use super::{Domain, Ring};
+use crate::file::File;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::fmt::Write;
+use hw::arch::Caller;
+use hw::arch::frame::TrapFrame;
+use hw::arch::{entry_area, line, time, vector};
+use hw::memory;
+use hw::symbols;
+use pci_types::PciAddress;
+use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
+use ringfence_abi::manifest::Manifest;
+use ringfence_abi::net;
+use ringfence_abi::upcall::{self, Events};
+use ringfence_core::descriptor::{SelectorName, describe_selector};
+use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
+use ringfence_core::extent::Extent;
+use ringfence_core::module::symbol_at;
+use ringfence_core::port_bitmap::Ports;
+use x86_64::VirtAddr;
+
+/// Words of the stack that are shown, and that are searched for return addresses.
+const STACK_SHOWN: usize = 8;
+const STACK_COLUMNS: usize = 3;
+const STACK_SEARCHED: u64 = 64;
+/// Return addresses that are shown.
+const CALLERS: usize = 4;
+
+/// An address, and what lay there.
+#[derive(Debug, Clone, Copy)]
+struct Spot {
+    address: u64,
+    what: &'static str,
+}
+
+impl Spot {
+    fn new(domain: &Domain, address: u64) -> Spot {
+        Spot { address, what: describe(domain, address) }
+    }
+}
+
+impl fmt::Display for Spot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} ({})", self.address, self.what)
+    }
+}
+
+/// A driver when it was ended: what it did, where it was, and what it had.
+#[derive(Debug)]
+pub struct Scene {
+    name: String,
+    file: File,
+    manifest: Manifest,
+    /// Where its image was.
+    image: u64,
+    image_bytes: u64,
+    slot: usize,
+    ring: u64,
+    upcall: u64,
+    events: Events,
+    /// Whether it was in that upcall, and not between two.
+    was_running: bool,
+    upcalls: u64,
+    at_us: u64,
+    cause: Cause,
+    /// Why it gave up, if it did.
+    last_words: String,
+    /// After a DMA fault: what lies there, words in its DMA memory that name the place, and the part of a queue that is there.
+    lies_there: String,
+    names: Vec<(Spot, u64)>,
+    queue_part: Option<QueuePart>,
+    /// What the cause names, if it names an address.
+    accused: Option<Spot>,
+    frame: Option<TrapFrame>,
+    /// What it had called a service with, and what else was in its registers.
+    call: Option<([u64; 3], Caller)>,
+    /// Where it ran, or called from.
+    rip: Option<Spot>,
+    /// Where the functions were called that it was in when it gave up, the last one first.
+    callers: Vec<Spot>,
+    code: Vec<u8>,
+    rsp: Option<Spot>,
+    stack: Vec<u64>,
+    last_service: Option<usize>,
+    held: Held,
+}
+
+/// What a driver has, and gives back when it is ended.
+#[derive(Debug)]
+struct Held {
+    device: Option<HeldDevice>,
+    gates: usize,
+    /// What it has of what it offers: how many, and what they are called.
+    offered: Option<(usize, &'static str)>,
+    heap_bytes: u64,
+    dma_bytes: u64,
+}
+
+#[derive(Debug)]
+struct HeldDevice {
+    address: PciAddress,
+    /// How many of its BARs are mapped.
+    bars: usize,
+    ports: Vec<Ports>,
+    /// The lines on which its interrupts reach the driver, as a set of bits.
+    lines: u64,
+}
+
+impl fmt::Display for HeldDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}, {} BARs", self.address, self.bars)?;
+        for Ports { first, count } in &self.ports {
+            write!(f, ", ports {first:#x} to {:#x}", first.saturating_add(count.saturating_sub(1)))?;
+        }
+        match (self.lines, u8::try_from(self.lines.trailing_zeros())) {
+            (0, _) | (_, Err(_)) => Ok(()),
+            (_, Ok(line)) if line < line::WIRES => write!(f, ", line {line}"),
+            (lines, _) => write!(f, ", {} interrupts of its own", lines.count_ones()),
+        }
+    }
+}
+
+/// Where a device reached beyond its fence, if that is the cause.
+fn dma_address(cause: Cause) -> Option<u64> {
+    match cause {
+        Cause::Dma { address, .. } => Some(address),
+        _ => None,
+    }
+}
+
+/// Words in the driver's DMA memory that are addresses in the page at `address`, where a descriptor of its device may be: where, and
+/// the word.
+fn places_that_name(domain: &Domain, address: u64) -> Vec<(Spot, u64)> {
+    const MOST_PAGES: usize = 256;
+    const MOST_PLACES: usize = 3;
+    let mut found = Vec::new();
+    let pages = domain.dma.iter().flat_map(|region| {
+        let start = region.extent.start;
+        memory::pages(region.extent.len_bytes).map(move |offset| start + offset)
+    });
+    for page in pages.take(MOST_PAGES) {
+        let mut bytes = [0; PAGE_SIZE as usize];
+        if !domain.space.read(page, &mut bytes) {
+            continue;
+        }
+        let is_there = |word: u64| word & !(PAGE_SIZE - 1) == address;
+        let (words, _) = bytes.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            let [a, b, c, d, e, f, g, h] = *word;
+            let at = page + 8 * index as u64;
+            let halves = [(at, u32::from_le_bytes([a, b, c, d])), (at + 4, u32::from_le_bytes([e, f, g, h]))];
+            let whole = u64::from_le_bytes(*word);
+            match halves.into_iter().find(|(_, half)| address != 0 && is_there((*half).into())) {
+                _ if address != 0 && is_there(whole) => found.push((Spot::new(domain, at), whole)),
+                Some((at, half)) => found.push((Spot::new(domain, at), half.into())),
+                None => {}
+            }
+            if found.len() == MOST_PLACES {
+                return found;
+            }
+        }
+    }
+    found
+}
+
+impl Scene {
+    /// Takes down what `domain` did, and where.
+    pub fn new(domain: &Domain, cause: Cause, site: Site) -> Scene {
+        let word = |address: u64| {
+            let mut bytes = [0; 8];
+            domain.space.read(address, &mut bytes).then(|| u64::from_le_bytes(bytes))
+        };
+        let (frame, rip, rsp) = match site {
+            Site::Trap(frame) => (Some(*frame), Some(frame.rip), Some(frame.rsp)),
+            Site::Gate(Caller { rip, rsp, .. }) => {
+                // If the stub was called, its return address is right there. Where RSP points is the driver's affair; what the
+                // CPU has pushed is not.
+                let stubs = Extent::new(domain.base() + STUBS, PAGE_SIZE);
+                let returns_to = if stubs.contains(rip) { word(rsp) } else { Some(rip) };
+                (None, returns_to.map(|returns_to| call_site(domain, returns_to)), Some(rsp))
+            }
+            Site::Nowhere => (None, None, None),
+        };
+        let call = match site {
+            Site::Gate(caller) => domain.calls.last().map(|call| (call.arguments, caller)),
+            _ => None,
+        };
+        let accused = match cause {
+            Cause::Exception { address } => {
+                address.or_else(|| frame.as_ref().and_then(|frame| not_canonical(domain, frame)))
+            }
+            Cause::BadPointer { address, .. } => Some(address),
+            // Its addresses are the driver's, counted from the start of the slot.
+            Cause::Dma { address, .. } if address < SLOT_SIZE => Some(domain.base() + address),
+            _ => None,
+        };
+        let stack = |rsp: u64| (0..STACK_SEARCHED).map_while(|index| word(rsp.checked_add(index * 8)?)).collect();
+        let spot = |address: u64| Spot::new(domain, address);
+        let callers = match site {
+            Site::Gate(Caller { rbp, .. }) if cause == Cause::Panic => callers(domain, rbp, word),
+            _ => Vec::new(),
+        };
+        Scene {
+            name: domain.name.clone(),
+            file: domain.file.clone(),
+            manifest: domain.manifest,
+            image: domain.base() + IMAGE,
+            image_bytes: domain.image_bytes,
+            slot: domain.space.slot(),
+            ring: if domain.ring() == Ring::Sandboxed { 1 } else { 0 },
+            upcall: domain.upcall,
+            events: domain.events,
+            was_running: domain.is_running(),
+            upcalls: domain.upcalls,
+            at_us: time::uptime_ns() / 1000,
+            cause,
+            last_words: domain.last_words.clone(),
+            lies_there: domain.lies_there.clone(),
+            names: dma_address(cause).map_or(Vec::new(), |address| places_that_name(domain, address)),
+            queue_part: dma_address(cause).and_then(|address| virtio::queue_part(domain, address)),
+            accused: accused.map(spot),
+            code: rip.map_or(Vec::new(), |rip| code(domain, rip)),
+            frame,
+            call,
+            rip: rip.map(spot),
+            callers,
+            rsp: rsp.map(spot),
+            stack: rsp.map_or(Vec::new(), stack),
+            last_service: domain.calls.last().map(|call| call.service),
+            held: Held {
+                device: domain.device.as_ref().map(|device| HeldDevice {
+                    address: device.function().address,
+                    bars: device.mapped.iter().flatten().count(),
+                    ports: device.ports().collect(),
+                    lines: device.active_lines(),
+                }),
+                gates: domain.imports.iter().count(),
+                offered: domain.offer.as_ref().map(|offer| offer.in_hand()),
+                heap_bytes: domain.heap_bytes,
+                dma_bytes: domain.dma_bytes(),
+            },
+        }
+    }
+
+    /// What happened, without where.
+    fn write_cause(&self, out: &mut String) -> fmt::Result {
+        match (self.cause, &self.frame, self.accused) {
+            (Cause::Exception { .. }, Some(frame), Some(accused)) if frame.vector != vector::PAGE_FAULT => {
+                write!(out, "{} at {accused}", vector::name(frame.vector))
+            }
+            (Cause::Exception { .. }, Some(frame), Some(accused)) => {
+                // Page-fault error code (SDM vol. 3A, 4.7): bit 1 write, bit 4 instruction fetch.
+                let verb = match (frame.error_code & 1 << 1 != 0, frame.error_code & 1 << 4 != 0) {
+                    (_, true) => "executing",
+                    (true, _) => "writing",
+                    _ => "reading",
+                };
+                write!(out, "#PF {verb} {accused}")
+            }
+            (Cause::Exception { .. }, Some(frame), None) => {
+                write!(out, "{}", vector::name(frame.vector))?;
+                let with_selector = vector::INVALID_TSS..=vector::GENERAL_PROTECTION;
+                if !with_selector.contains(&frame.vector) || frame.error_code == 0 {
+                    return Ok(());
+                }
+                match describe_selector(frame.error_code) {
+                    SelectorName::Gate(number) => write!(out, " on the gate of {}", service_name(number)),
+                    SelectorName::ReturnGate => write!(out, " on the return gate"),
+                    SelectorName::Interrupt(vector) => {
+                        // The instruction itself is the better witness: QEMU shifts the vector by 4 in place of 3.
+                        let vector = disassembly::raises(&self.code).unwrap_or(vector);
+                        write!(out, " on int {vector:#x}")
+                    }
+                    SelectorName::Global(entry) => write!(out, " on entry {entry} of the GDT"),
+                    SelectorName::Local(entry) => write!(out, " on entry {entry} of the LDT"),
+                }
+            }
+            (Cause::Exception { .. }, None, _) => write!(out, "an exception"),
+            (Cause::Overrun, ..) => write!(out, "took longer than {} ms", self.manifest.upcall_ms),
+            (Cause::Stuck { what, limit_ms }, ..) => write!(out, "left a {what} undone for {limit_ms} ms"),
+            (Cause::Killed, ..) => write!(out, "killed"),
+            (Cause::Panic, ..) => write!(out, "gave up"),
+            (Cause::BadPointer { address, len_bytes }, ..) => {
+                let last = self.last_service.map_or("?", service_name);
+                write!(out, "bad pointer to {last}: {len_bytes:#x} bytes at ")?;
+                match self.accused {
+                    Some(accused) => write!(out, "{accused}"),
+                    None => write!(out, "{address:#x}"),
+                }
+            }
+            (Cause::QueueLie { queue, claimed, counted }, ..) => {
+                write!(out, "lied about the {queue} queue: position {claimed:#x}, but {counted:#x} is counted")
+            }
+            (Cause::Dma { address, writes, reason }, ..) => {
+                let what = if writes { "writing" } else { "reading" };
+                write!(out, "DMA fault: its device {what} {address:#x} ")?;
+                match self.accused {
+                    Some(Spot { what, .. }) => write!(out, "({what})")?,
+                    None => write!(out, "(no address of its own)")?,
+                }
+                write!(out, ": {}", hw::iommu::reason(reason))
+            }
+            (Cause::QueueEntry { queue, entry }, ..) => {
+                write!(out, "bad entry {entry:#x} in the {queue} queue")?;
+                match (queue, net::split(entry)) {
+                    ("received", (frame, len_bytes)) => write!(out, " (frame {frame}, {len_bytes} bytes)"),
+                    ("transmitted", (frame, _)) => write!(out, " (frame {frame})"),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Where it happened, the registers, the stack, and what the driver had.
+    fn write_details(&self, out: &mut String) -> fmt::Result {
+        // What a library did is its caller's doing.
+        let blamed = self.callers.iter().find(|caller| !self.is_library(caller.address));
+        if let Some(rip) = blamed.copied().or(self.rip) {
+            let place = match entry_area::is_text(rip.address) {
+                true => Some(format!("{} ({})", symbols::Location(rip.address), rip.what)),
+                false => self.place(rip.address),
+            };
+            writeln!(out, "    at {}", place.unwrap_or_else(|| format!("{rip}")))?;
+            if blamed.is_none()
+                && let Some(instruction) = disassembly::instruction(&self.code, rip.address)
+            {
+                writeln!(out, "    {instruction}")?;
+            }
+        }
+        if let Cause::Dma { address, .. } = self.cause {
+            let lies = &self.lies_there;
+            writeln!(out, "    its addresses begin with the slot; physical address {address:#x} is {lies}")?;
+            for (place, word) in &self.names {
+                writeln!(out, "    named at {place}: {word:#x}")?;
+            }
+            if let Some(QueuePart { queue, part }) = self.queue_part {
+                writeln!(out, "    it is told that the {part} of queue {queue} is there")?;
+            }
+        }
+        writeln!(
+            out,
+            "    version {}, ring {}, slot {}, upcall {}, up {} us",
+            self.manifest.version(),
+            self.ring,
+            self.slot,
+            self.upcalls,
+            self.at_us
+        )?;
+        if let Some(frame) = &self.frame {
+            writeln!(out, "{frame}")?;
+        }
+        // What a call leaves of the registers (System V).
+        if let Some(([rdi, rsi, rdx], Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp })) = &self.call {
+            writeln!(out, "    rdi={rdi:016x} rsi={rsi:016x} rdx={rdx:016x}")?;
+            writeln!(out, "    rbx={rbx:016x} rbp={rbp:016x} rsp={rsp:016x}")?;
+            writeln!(out, "    r12={r12:016x} r13={r13:016x} r14={r14:016x}")?;
+            writeln!(out, "    r15={r15:016x} rip={rip:016x}")?;
+        }
+        self.write_stack(out)?;
+        self.write_held(out)
+    }
+
+    /// The words on the stack, and those further up that look like return addresses.
+    fn write_stack(&self, out: &mut String) -> fmt::Result {
+        let Some(rsp) = self.rsp else { return Ok(()) };
+        if self.stack.is_empty() {
+            return writeln!(out, "    stack: none, rsp is in {}", rsp.what);
+        }
+        for (index, word) in self.stack.iter().take(STACK_SHOWN).enumerate() {
+            let lead = match index {
+                0 => "    stack:",
+                _ if index.is_multiple_of(STACK_COLUMNS) => "\n          ",
+                _ => "",
+            };
+            write!(out, "{lead} {word:016x}")?;
+        }
+        writeln!(out)?;
+        // Behind a call inside a function: where a function begins nothing returns to.
+        let call = |word: &u64| word.checked_sub(1).filter(|call| self.symbol(*call).is_some());
+        let mut calls = self.stack.iter().filter_map(call).take(CALLERS).peekable();
+        if calls.peek().is_some() {
+            writeln!(out, "    words that may be return addresses:")?;
+        }
+        for address in calls {
+            // A call at a function's very end returns behind it.
+            if let Some(place) = self.place(address) {
+                writeln!(out, "        {place}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_held(&self, out: &mut String) -> fmt::Result {
+        write!(out, "    held: ")?;
+        let Held { device, gates, offered, heap_bytes, dma_bytes } = &self.held;
+        if let Some(device) = device {
+            write!(out, "{device},\n          ")?;
+        }
+        let others = [Some(format!("{gates} gates")), offered.map(|(count, what)| format!("{count} {what}"))];
+        let others: Vec<String> = others.into_iter().flatten().collect();
+        let kib = |bytes: u64| bytes / 1024;
+        let (image, heap, dma) = (kib(self.image_bytes), kib(*heap_bytes), kib(*dma_bytes));
+        writeln!(out, "{}, image {image} KiB, heap {heap} KiB, DMA {dma} KiB", others.join(", "))
+    }
+
+    fn place(&self, address: u64) -> Option<String> {
+        place_name(&self.file, self.symbol(address))
+    }
+
+    /// Whether a function of Rust's libraries, or of the SDK, is at `address`.
+    fn is_library(&self, address: u64) -> bool {
+        const LIBRARIES: [&str; 6] = ["core::", "alloc::", "ringfence_sdk::", "__rust", "rust_", "compiler_builtins::"];
+        let name = self.symbol(address).map(|(name, ..)| format!("{}", symbols::Demangled(name)));
+        name.is_none_or(|name| LIBRARIES.iter().any(|library| name.trim_start_matches('<').starts_with(library)))
+    }
+
+    fn symbol(&self, address: u64) -> Option<(&[u8], u64, u64)> {
+        symbol(&self.file, self.image, self.image_bytes, address)
+    }
+}
+
+/// The address that the instruction at a #GP or #SS wanted, if no such address can be: the CPU does not tell it.
+fn not_canonical(domain: &Domain, frame: &TrapFrame) -> Option<u64> {
+    if ![vector::STACK_FAULT, vector::GENERAL_PROTECTION].contains(&frame.vector) || frame.error_code != 0 {
+        return None;
+    }
+    let address = disassembly::operand_address(&code(domain, frame.rip), frame.rip, frame.general())?;
+    VirtAddr::try_new(address).is_err().then_some(address)
+}
+
+/// The function that `address` lies in, how far into it, and how far into the image.
+fn symbol(file: &File, image: u64, image_bytes: u64, address: u64) -> Option<(&[u8], u64, u64)> {
+    let offset = address.checked_sub(image).filter(|offset| *offset < image_bytes)?;
+    let (name, into) = symbol_at(&file.bytes, offset)?;
+    Some((name, into, offset))
+}
+
+/// Where the instruction is behind which a trap came at `rip`. If it was a jump, only where it led is known.
+pub fn before(domain: &Domain, rip: u64) -> String {
+    let address = rip.wrapping_sub(1);
+    let found = symbol(&domain.file, domain.base() + IMAGE, domain.image_bytes, address);
+    match place_name(&domain.file, found) {
+        Some(place) => format!("at {place}"),
+        // Held back until a gate was entered.
+        None if symbols::is_kernel_text(rip) => format!("before {}", symbols::Location(rip)),
+        None => format!("before {}", Spot::new(domain, rip)),
+    }
+}
+
+/// The place in a file's image that is not loaded.
+pub fn place_in(file: &File, offset: u64) -> String {
+    let found = symbol_at(&file.bytes, offset).map(|(name, into)| (name, into, offset));
+    place_name(file, found).unwrap_or_else(|| format!("{}+{offset:#x}", file.name))
+}
+
+/// The words for what [`symbol`] found.
+fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
+    let (name, into, offset) = found?;
+    Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.name))
+}
+
+/// Calls that a panic is in, from its frame pointer on: what is on the stack is the driver's word, and so is followed as far as it goes
+/// up, and for some frames only.
+fn callers(domain: &Domain, mut rbp: u64, word: impl Fn(u64) -> Option<u64>) -> Vec<Spot> {
+    const MOST: usize = 24;
+    let mut callers = Vec::new();
+    while callers.len() < MOST
+        && let Some(returns_to) = rbp.checked_add(8).and_then(&word)
+    {
+        callers.push(Spot::new(domain, call_site(domain, returns_to)));
+        match word(rbp) {
+            Some(next) if next > rbp => rbp = next,
+            _ => break,
+        }
+    }
+    callers
+}
+
+/// Where the call is that returns to `returns_to`; if none is seen there, the last byte before that.
+fn call_site(domain: &Domain, returns_to: u64) -> u64 {
+    let mut code = [0; MAX_INSTRUCTION];
+    let start = returns_to.wrapping_sub(code.len() as u64);
+    let len = if domain.space.read(start, &mut code) { disassembly::call_before(&code) } else { None };
+    returns_to.wrapping_sub(len.unwrap_or(1) as u64)
+}
+
+/// The bytes of the instruction at `rip`, and maybe some behind it, as far as that is the driver's own memory.
+fn code(domain: &Domain, rip: u64) -> Vec<u8> {
+    let mut code = [0; MAX_INSTRUCTION];
+    // It may be the last one of its page.
+    let readable = |&len: &usize| code.get_mut(..len).is_some_and(|code| domain.space.read(rip, code));
+    let len = (1..=MAX_INSTRUCTION).rev().find(readable).unwrap_or(0);
+    code.iter().copied().take(len).collect()
+}
+
+/// A scene in words for a person.
+#[derive(Debug, Default)]
+pub struct Words {
+    /// Driver, what, during what.
+    pub headline: String,
+    /// Where, registers, stack, and what it had: lines.
+    pub details: String,
+}
+
+impl Words {
+    /// Finds the words.
+    pub fn new(scene: &Scene) -> Words {
+        // Writing to a String does not fail.
+        let mut words = Words::default();
+        let _ = write!(words.headline, "{}: ", scene.name);
+        let _ = scene.write_cause(&mut words.headline);
+        let when = if scene.was_running { "in" } else { "after" };
+        let _ = write!(words.headline, ", {when} {}", upcall::name(scene.upcall));
+        if scene.was_running && !scene.events.is_empty() {
+            let names: Vec<String> = scene.events.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+            let _ = write!(words.headline, " ({})", names.join(", "));
+        }
+        if scene.cause == Cause::Panic && !scene.last_words.is_empty() {
+            let _ = write!(words.headline, ": {}", scene.last_words);
+        }
+        let _ = scene.write_details(&mut words.details);
+        words
+    }
+}

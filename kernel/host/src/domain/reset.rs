@@ -1,0 +1,150 @@
+//! Carries out the recipe by which a manifest says how a device is reset ([`ringfence_abi::reset`]).
+//!
+//! The register is looked up while the driver is well: before its device may use DMA. Nothing can go wrong any more when
+//! the driver has ended, but that the device does not do as it is told.
+
+use super::Domain;
+use core::fmt;
+use hw::arch::port::IoPort;
+use hw::arch::time;
+use hw::memory::registers::Registers;
+use ringfence_abi::reset::{NO_REGISTER, Reset, ResetMethod};
+use ringfence_abi::service::Refusal;
+use ringfence_core::pci::virtio_common;
+
+/// Why a device is not reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotReset {
+    /// The manifest has no recipe.
+    NoRecipe,
+    /// The register does not say that it is done within so many microseconds.
+    TimedOut(u32),
+}
+
+impl fmt::Display for NotReset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotReset::NoRecipe => write!(f, "it used DMA, and its manifest does not say how to reset it"),
+            NotReset::TimedOut(limit) => write!(f, "its reset was not done within {limit} us"),
+        }
+    }
+}
+
+/// A register that resets its device.
+#[derive(Debug, Clone, Copy)]
+pub struct ResetRegister {
+    place: Place,
+    /// Registers that are set to 0 first.
+    zero: [Option<Place>; 2],
+    width_bytes: u32,
+    clear: u32,
+    set: u32,
+    wait_mask: u32,
+    wait_value: u32,
+    limit_us: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Registers, and the offset of the one that is meant.
+    Memory(Registers, u64),
+    Port(u16),
+}
+
+impl ResetRegister {
+    /// The register that the recipe of `domain`'s manifest names; its BAR is mapped for that. `None` if there is no recipe.
+    /// A recipe that does not fit the device is refused.
+    pub fn find(domain: &mut Domain) -> Result<Option<ResetRegister>, Refusal> {
+        /// Offset of the device status in the common configuration, and its width (VIRTIO 1.0, 4.1.4.3).
+        const STATUS: u32 = 20;
+        const STATUS_BYTES: u32 = 1;
+        let recipe: Reset = domain.manifest.reset;
+        let device = domain.device.as_ref().ok_or(Refusal::NotFound)?;
+        let (bar, offset, register) = match recipe.method().ok_or(Refusal::Invalid)? {
+            ResetMethod::Unknown => return Ok(None),
+            ResetMethod::Register => (recipe.bar, recipe.offset, recipe),
+            ResetMethod::Virtio => {
+                let (bar, offset) = virtio_common(|offset| device.function().read(offset)).ok_or(Refusal::Invalid)?;
+                let wait = Reset { width_bytes: STATUS_BYTES, wait_mask: 0xff, wait_value: 0, set: 0, ..recipe };
+                (bar, offset.checked_add(STATUS).ok_or(Refusal::Invalid)?, wait)
+            }
+        };
+        let end = u64::from(offset) + u64::from(register.width_bytes);
+        if end > domain.bar_len(bar.into())? {
+            return Err(Refusal::Invalid);
+        }
+        let is_port =
+            domain.device.as_ref().and_then(|device| device.function().port_counts.get(bar as usize).copied());
+        let mapped = domain.map_bar(bar.into())?;
+        let is_port = matches!(is_port, Some(1..));
+        // Pages of a BAR that say where messages go are not mapped, and no driver's to write.
+        let at = |offset: u32, width_bytes: u32| -> Result<Place, Refusal> {
+            let address = mapped + u64::from(offset);
+            match is_port {
+                true => Ok(Place::Port(address as u16)),
+                false => {
+                    let (registers, offset) =
+                        domain.space.registers(address, width_bytes.into()).ok_or(Refusal::Invalid)?;
+                    Ok(Place::Memory(registers, offset))
+                }
+            }
+        };
+        let mut zero = [None; 2];
+        for (place, offset) in zero.iter_mut().zip(register.zero).filter(|(_, offset)| *offset != NO_REGISTER) {
+            if u64::from(offset) + 4 > domain.bar_len(bar.into())? {
+                return Err(Refusal::Invalid);
+            }
+            *place = Some(at(offset, 4)?);
+        }
+        Ok(Some(ResetRegister {
+            place: at(offset, register.width_bytes)?,
+            zero,
+            width_bytes: register.width_bytes,
+            // virtio's is written as a whole.
+            clear: if recipe.method() == Some(ResetMethod::Virtio) { u32::MAX } else { 0 },
+            set: register.set,
+            wait_mask: register.wait_mask,
+            wait_value: register.wait_value,
+            limit_us: register.limit_us,
+        }))
+    }
+
+    /// Resets the device and waits for that, which takes no longer than the recipe says.
+    pub fn run(&self) -> Result<(), NotReset> {
+        let start = time::tsc();
+        for place in self.zero.into_iter().flatten() {
+            write(place, 4, 0);
+        }
+        write(self.place, self.width_bytes, read(self.place, self.width_bytes) & !self.clear | self.set);
+        while read(self.place, self.width_bytes) & self.wait_mask != self.wait_value {
+            if time::nanoseconds(time::tsc() - start) > u64::from(self.limit_us) * 1000 {
+                return Err(NotReset::TimedOut(self.limit_us));
+            }
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
+}
+
+fn read(place: Place, width_bytes: u32) -> u32 {
+    match (place, width_bytes) {
+        (Place::Memory(registers, offset), 1) => registers.read8(offset).into(),
+        (Place::Memory(registers, offset), 2) => registers.read16(offset).into(),
+        (Place::Memory(registers, offset), _) => registers.read32(offset),
+        (Place::Port(port), 1) => IoPort::<u8>::new(port).read().into(),
+        (Place::Port(port), 2) => IoPort::<u16>::new(port).read().into(),
+        (Place::Port(port), _) => IoPort::<u32>::new(port).read(),
+    }
+}
+
+/// What this does to the device is what its driver's manifest asked for.
+fn write(place: Place, width_bytes: u32, value: u32) {
+    match (place, width_bytes) {
+        (Place::Memory(registers, offset), 1) => registers.write8(offset, value as u8),
+        (Place::Memory(registers, offset), 2) => registers.write16(offset, value as u16),
+        (Place::Memory(registers, offset), _) => registers.write32(offset, value),
+        (Place::Port(port), 1) => IoPort::new(port).write(value as u8),
+        (Place::Port(port), 2) => IoPort::new(port).write(value as u16),
+        (Place::Port(port), _) => IoPort::new(port).write(value),
+    }
+}

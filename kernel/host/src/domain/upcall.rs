@@ -1,0 +1,116 @@
+//! Running a driver: a call that returns a reason.
+
+use super::Domain;
+use super::cause::{Cause, Site, UpcallError};
+use super::fault::{self, Fault};
+use super::trace::{self, What};
+use alloc::sync::Arc;
+use hw::arch::frame::TrapFrame;
+use hw::arch::handlers::DriverTrap;
+use hw::arch::time::TICK_HZ;
+use hw::console;
+use hw::upcall::{Current, Entry, terminate};
+use log::Level;
+use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE};
+use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall::{self, Events, POLL};
+
+/// Lines that a driver may log in one upcall.
+const LOG_LINES: u32 = 64;
+
+impl Domain {
+    /// Enters the driver and returns what it answers, 0 or more.
+    pub fn upcall(&mut self, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
+        if !self.is_alive() {
+            return Err(UpcallError::Ended);
+        }
+        self.log_left = LOG_LINES;
+        self.upcall = operation;
+        let [a, b, c] = arguments;
+        self.events = if operation == POLL { Events::from_bits_truncate(a) } else { Events::empty() };
+        self.upcalls += 1;
+        trace::note(self, || What::Enter(operation, arguments));
+        let budget = budget_ticks(self.manifest.upcall_ms);
+        let rip = self.base() + IMAGE + self.entry;
+        let entry = Entry { rip, arguments: [operation, a, b, c], ticks: budget };
+        let exit = CURRENT.enter(self, |domain| &domain.space, &entry);
+        self.turn.count(exit.tsc_ticks, || budget - exit.ticks_left);
+        if self.log_dropped > 0 {
+            let text = format_args!("{} more lines in one upcall were dropped", self.log_dropped);
+            console::say_about(&self.source(), Level::Warn, text);
+            self.log_dropped = 0;
+        }
+        if exit.is_terminated {
+            fault::print_due();
+            return Err(UpcallError::Ended);
+        }
+        let result = match u64::try_from(exit.value) {
+            Ok(value) => Ok(value),
+            Err(_) => {
+                Err(Refusal::from_result(exit.value).map_or(UpcallError::Nonsense(exit.value), UpcallError::Refused))
+            }
+        };
+        trace::note(self, || What::Leave(result, self.turn.last_ticks));
+        result
+    }
+
+    /// Hands `text` (at most a page; the rest is cut off) to the driver's command entry.
+    pub fn command(&mut self, text: &str) -> Result<u64, UpcallError> {
+        let bytes = text.as_bytes();
+        let bytes = bytes.get(..PAGE_SIZE as usize).unwrap_or(bytes);
+        self.space.write(self.base() + MAILBOX, bytes);
+        self.upcall(upcall::COMMAND, [bytes.len() as u64, 0, 0])
+    }
+
+    /// Ends the driver from outside an upcall, without a report: it has done nothing wrong.
+    pub fn end(&mut self, cause: Cause) {
+        if self.is_alive() {
+            self.fault = Some(Arc::new(Fault::new(self, cause, Site::Nowhere)));
+        }
+    }
+
+    /// Ends the driver from outside an upcall, with a report.
+    pub fn condemn(&mut self, cause: Cause) {
+        if self.is_alive() {
+            let fault = Fault::new(self, cause, Site::Nowhere);
+            self.fault = Some(fault.report(self.restarts()));
+            fault::print_due();
+        }
+    }
+}
+
+/// At least one whole tick more than asked for: the first one may come at once.
+///
+/// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame. What a service takes is
+/// counted as far as that goes ([`time::charged`]).
+fn budget_ticks(milliseconds: u32) -> u32 {
+    (u64::from(milliseconds) * u64::from(TICK_HZ)).div_ceil(1000) as u32 + 1
+}
+
+/// The domain whose upcall is under way.
+static CURRENT: Current<Domain> = Current::new();
+
+/// Runs `then` with the domain whose upcall is under way, unless that has been handed out already: a service has it then.
+#[inline]
+pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
+    CURRENT.with(then)
+}
+
+/// Ends the driver whose upcall is under way: its `upcall` returns [`UpcallError::Ended`].
+pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
+    let recorded = with_current(|domain| {
+        let fault = fault(domain);
+        domain.fault = Some(fault.report(domain.restarts()));
+    });
+    assert!(recorded.is_some(), "a driver was to be ended, but none runs");
+    terminate()
+}
+
+/// Ends the driver whose upcall is under way because of a trap.
+pub fn end_by_trap(why: DriverTrap, frame: TrapFrame) -> ! {
+    let cause = match why {
+        DriverTrap::Exception { address } => Cause::Exception { address },
+        DriverTrap::Overrun => Cause::Overrun,
+    };
+    end_current(|domain| Fault::new(domain, cause, Site::Trap(&frame)))
+}

@@ -1,0 +1,133 @@
+//! Whose a physical address is, in words for a person: what a device reached for that was kept from it.
+
+use super::memory::describe;
+use super::upcall::with_current;
+use super::{Domain, Handle, registry};
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt;
+use hw::memory::{at_physical, frames, is_ram, kernel_root, tables};
+use hw::symbols::map;
+use hw::{iommu, pci};
+use ringfence_abi::layout::{IMAGE, PAGE_SIZE};
+use ringfence_core::extent::Extent;
+
+/// Where a device's write is an interrupt (SDM vol. 3A, 11.11.1).
+const INTERRUPTS: Extent = Extent::new(0xfee0_0000, 0x10_0000);
+
+/// Whose the byte at physical address `pa` is. `own` is a domain that is locked; others that are locked are left out.
+pub fn whose(pa: u64, own: &Domain) -> String {
+    let page = pa & !(PAGE_SIZE - 1);
+    if INTERRUPTS.contains(pa) {
+        return "where interrupts are raised".to_string();
+    }
+    if iommu::has(page) {
+        return "the IOMMU's own registers, queue or tables".to_string();
+    }
+    if let Some(what) = of_domain(own, page) {
+        return what;
+    }
+    // Its own handle is locked, and does not count twice.
+    let others = registry::all();
+    let of_other = |handle: &Handle| handle.try_lock().and_then(|domain| of_domain(&domain, page));
+    if let Some(what) = others.iter().find_map(of_other) {
+        return what;
+    }
+    if let Some(part) = map::parts().find(|part| has_page(part, page)) {
+        return part.what.to_string();
+    }
+    if tables::is_table(page) {
+        return "page tables".to_string();
+    }
+    let mut is_free = false;
+    frames::for_each_free(|free| is_free |= free == page);
+    match pci::functions().iter().find(|function| pci::has_registers(function, pa)) {
+        _ if is_free => "memory that nobody has".to_string(),
+        _ if is_ram(Extent::new(pa, 1)) => "memory of the kernel".to_string(),
+        Some(function) => format!("registers of {}", function.address),
+        None => "nothing".to_string(),
+    }
+}
+
+/// What of `domain` lies in the frame at `page`.
+fn of_domain(domain: &Domain, page: u64) -> Option<String> {
+    let mut found = None;
+    tables::for_each_page(domain.space.cr3(), &mut |address, _| {
+        let is_own = found.is_none() && address >> 47 == 0;
+        if is_own && domain.space.translate(address).is_some_and(|(pa, _)| pa == page) {
+            found = Some(address);
+        }
+    });
+    let what = match found {
+        Some(address) => describe(domain, address).trim_start_matches("own "),
+        None if domain.space.stacks() == page => "entry stacks",
+        None if domain.fence().is_some_and(|fence| fence.has_table(page)) => "IOMMU tables",
+        None if domain.space.has_table(page) => "page tables",
+        None => return None,
+    };
+    Some(format!("{what} of {}", domain.name))
+}
+
+/// Whether a page of `part` lies in the frame at `page`.
+fn has_page(part: &map::Part, page: u64) -> bool {
+    let Extent { start, len_bytes } = part.extent;
+    let is_there = |offset: u64| tables::translate(kernel_root(), start + offset).is_some_and(|(pa, _)| pa == page);
+    // All of physical memory is mapped in one place, part of which are some parts.
+    let direct = start.wrapping_sub(at_physical(0) as u64);
+    match is_ram(Extent::new(direct, 1)) {
+        true => Extent::new(direct & !(PAGE_SIZE - 1), len_bytes).contains(page),
+        false => hw::memory::pages(len_bytes).any(is_there),
+    }
+}
+
+/// The first physical address of a part of the kernel, or, with a driver's name and a colon before it, of a part of that driver: names
+/// are those of `vmmap`, with hyphens for spaces and without `own`.
+pub fn physical(name: &str) -> Option<u64> {
+    let Some((driver, part)) = name.split_once(':') else {
+        let Extent { start, .. } = map::find(name)?.extent;
+        let direct = start.wrapping_sub(at_physical(0) as u64);
+        return match is_ram(Extent::new(direct, 1)) {
+            true => Some(direct),
+            false => tables::translate(kernel_root(), start).map(|(pa, _)| pa),
+        };
+    };
+    if driver == "iommu" {
+        return iommu::part(part);
+    }
+    let handle = registry::find(driver)?;
+    let domain = handle.lock();
+    match part {
+        "page-tables" => return Some(domain.space.cr3()),
+        "entry-stacks" => return Some(domain.space.stacks()),
+        "iommu-tables" => return domain.fence().and_then(iommu::Fence::tables),
+        "device" => {
+            let device = domain.device.as_ref()?;
+            return device.function().bars.iter().flatten().find_map(pci::memory_extent).map(|(start, _)| start);
+        }
+        _ => {}
+    }
+    let mut found = None;
+    tables::for_each_page(domain.space.cr3(), &mut |address, _| {
+        let what = || describe(&domain, address).replace("own ", "").replace(' ', "-").to_lowercase();
+        if found.is_none() && address >> 47 == 0 && what() == part {
+            found = domain.space.translate(address).map(|(pa, _)| pa);
+        }
+    });
+    found
+}
+
+/// Which domain an address belongs to, and where in its image it is, for a panic.
+pub struct Owner(pub u64);
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nothing is allocated: the heap's lock may be held for good.
+        let mut write = |domain: &Domain| {
+            let is_in = domain.slot_extent().contains(self.0);
+            is_in.then(|| write!(f, "{}+{:#x}", domain.file.name, self.0.wrapping_sub(domain.base() + IMAGE)))
+        };
+        // The one that runs is locked by who runs it.
+        let found = registry::find_unlocked(&mut write).or_else(|| with_current(|domain| write(domain)).flatten());
+        found.unwrap_or_else(|| f.write_str("nobody's"))
+    }
+}

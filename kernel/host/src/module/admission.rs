@@ -1,0 +1,75 @@
+//! What is not even loaded, though it is a module: what would be taken for another one, and what QEMU would let out.
+
+use super::error::LoadError;
+use crate::domain::{Domain, report};
+use crate::file::File;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+use hw::arch::tcg;
+use ringfence_abi::layout::IMAGE;
+use ringfence_core::arguments::Patch;
+use ringfence_core::limits::{LOCK_BTS, SEG_LOADS, SS_LOADS};
+use ringfence_core::module::Module;
+use ringfence_core::tcg::{Hole, MAX_INSTRUCTION, holes};
+use x86_64::structures::paging::PageTableFlags;
+
+/// What of that is asked for, worst first.
+const HOLES: [Hole; 3] = [Hole::LocksBitTest, Hole::LoadsNoSegment, Hole::LoadsSs];
+
+/// Refuses a file whose module has another name: two files could pass for one module, and one of them for trusted. And one that
+/// has what QEMU's TCG takes for more than it is ([`ringfence_core::tcg`]), at more places than a person allows, if this is what it
+/// runs on. Every file is asked for once, before it is loaded for the first time.
+pub fn admit(file: &File) -> Result<(), LoadError> {
+    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
+    if module.manifest.name() != file.name {
+        return Err(LoadError::Misnamed(module.manifest.name().to_string()));
+    }
+    for wanted in HOLES.into_iter().filter(|hole| tcg::has(*hole)) {
+        let mut found = module.holes().filter(|(_, hole)| *hole == wanted);
+        if let Some((offset, hole)) = found.nth(allowed(wanted)) {
+            return Err(LoadError::Hole(hole, report::place_in(file, offset)));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a change of a running driver's image which gives it such a place, as [`admit`] does a file that has one.
+pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
+    if !HOLES.into_iter().any(tcg::has) {
+        return Ok(());
+    }
+    // An instruction may begin before the change, or end behind it.
+    let start = patch.at.saturating_sub(MAX_INSTRUCTION);
+    let address = |index: usize| domain.base() + IMAGE + (start + index) as u64;
+    let changed = patch.at - start..patch.at - start + patch.bytes.len();
+    let mut before = vec![0; changed.end + MAX_INSTRUCTION];
+    for (index, byte) in before.iter_mut().enumerate() {
+        domain.space.read(address(index), core::slice::from_mut(byte));
+    }
+    let mut after = before.clone();
+    if let Some(place) = after.get_mut(changed) {
+        place.copy_from_slice(&patch.bytes);
+    }
+    let is_code = |index: usize| {
+        domain.space.translate(address(index)).is_some_and(|(_, flags)| !flags.contains(PageTableFlags::NO_EXECUTE))
+    };
+    let old: Vec<(usize, Hole)> = holes(&before).collect();
+    let is_new = |(index, hole): &(usize, Hole)| {
+        !old.contains(&(*index, *hole)) && is_code(*index) && tcg::has(*hole) && allowed(*hole) == 0
+    };
+    match holes(&after).find(is_new) {
+        Some((index, hole)) => Err(LoadError::Hole(hole, report::place_in(&domain.file, (start + index) as u64))),
+        None => Ok(()),
+    }
+}
+
+/// At how many places a module may have it.
+fn allowed(hole: Hole) -> usize {
+    let limit = match hole {
+        Hole::LoadsSs => &SS_LOADS,
+        Hole::LoadsNoSegment => &SEG_LOADS,
+        Hole::LocksBitTest => &LOCK_BTS,
+    };
+    usize::try_from(limit.get()).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,91 @@
+//! Why a module is not loaded.
+
+use crate::domain::calls::Call;
+use crate::domain::cause::UpcallError;
+use alloc::string::String;
+use core::fmt;
+use hw::memory::frames::{self, OutOfMemory};
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_core::limits::{LOCK_BTS, SEG_LOADS, SS_LOADS};
+use ringfence_core::module::ModuleError;
+use ringfence_core::tcg::Hole;
+
+/// Why a module is not loaded, or not unloaded.
+#[derive(Debug)]
+pub enum LoadError {
+    /// There is no such file in the ramdisk.
+    NoFile(String),
+    /// The file is refused.
+    Refused(ModuleError),
+    /// It says that it is called this, and its file is called otherwise.
+    Misnamed(String),
+    /// Its code has what QEMU's TCG takes for more than it is, at this place.
+    Hole(Hole, String),
+    /// All slots are taken.
+    NoSlot,
+    /// There is not enough memory.
+    NoMemory,
+    /// Its budgets come to so many frames, more than one module may have here.
+    Budget(u64),
+    /// No PCI function that it drives is free.
+    NoDevice,
+    /// Its `init` failed; the last call of a service that was refused it by then.
+    Init(UpcallError, Option<Call>),
+    /// Its `init` failed, because its class has enough of what it offers.
+    Full(&'static str),
+    /// The instruction to watch does not lie in the image.
+    Outside,
+    /// It does not offer what the driver before it offered.
+    Different,
+    /// No such module is loaded.
+    NotLoaded(String),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::NoFile(name) => write!(f, "there is no module '{name}' in the ramdisk"),
+            LoadError::Refused(error) => write!(f, "refused: {error}"),
+            LoadError::Misnamed(name) => {
+                write!(
+                    f,
+                    "refused: the module in this file is called '{name}', and what is trusted goes by the file's name"
+                )
+            }
+            LoadError::Hole(Hole::LocksBitTest, place) => write!(
+                f,
+                "refused: it could LOCK a bit test of a register, which aborts QEMU 7.2 (limits {} lets it in)\n    at {place}",
+                LOCK_BTS.name
+            ),
+            LoadError::Hole(Hole::LoadsNoSegment, place) => write!(
+                f,
+                "refused: it could load what is no segment register, which QEMU 10.0 does (limits {} lets it in)\n    at {place}",
+                SEG_LOADS.name
+            ),
+            LoadError::Hole(Hole::LoadsSs, place) => write!(
+                f,
+                "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits {} lets it in)\n    at {place}",
+                SS_LOADS.name
+            ),
+            LoadError::NoSlot => write!(f, "all {} slots are taken", ringfence_abi::layout::MAX_DOMAINS),
+            LoadError::NoMemory => write!(f, "out of memory"),
+            LoadError::Budget(frames) => {
+                let [has, most] = [*frames, frames::most_of_one()].map(|frames| frames * PAGE_SIZE / 1024);
+                write!(f, "refused: its budgets come to {has} KiB, and a module may have {most} KiB of this memory")
+            }
+            LoadError::NoDevice => write!(f, "no free device that it drives"),
+            LoadError::Full(why) => write!(f, "init: refused: {why}"),
+            LoadError::Init(error, None) => write!(f, "init: {error}"),
+            LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),
+            LoadError::Outside => write!(f, "the instruction to watch does not lie in the image"),
+            LoadError::Different => write!(f, "it does not offer what the driver before it offered"),
+            LoadError::NotLoaded(name) => write!(f, "no module '{name}' is loaded"),
+        }
+    }
+}
+
+impl From<OutOfMemory> for LoadError {
+    fn from(_: OutOfMemory) -> LoadError {
+        LoadError::NoMemory
+    }
+}

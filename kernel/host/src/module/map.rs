@@ -1,0 +1,134 @@
+//! From a module's file to a domain that has it mapped, and has not run.
+
+use super::error::LoadError;
+use crate::domain::calls::CallLog;
+use crate::domain::device::Device;
+use crate::domain::turn::Turn;
+use crate::domain::{Domain, Ring, registry};
+use crate::file::File;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use hw::memory::frames;
+use hw::space::{Space, rights};
+use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, slot_base};
+use ringfence_abi::manifest::{Kind, Manifest, Policy};
+use ringfence_abi::upcall::{Events, INIT};
+use ringfence_core::extent::align_up;
+use ringfence_core::module::{Module, Value};
+
+/// Maps a module: image, stack, mailbox, stubs and gates. It takes over what it can of a driver that was ended, if one is
+/// given.
+pub fn map(
+    file: &File,
+    module: Module,
+    device: Option<Device>,
+    mut dead: Option<&mut Domain>,
+) -> Result<Domain, LoadError> {
+    // The device is in the domain from the start, so that every early return releases it.
+    let mut domain = Domain {
+        name: dead.as_ref().map_or_else(|| free_name(module.manifest.name()), |dead| dead.name.clone()),
+        file: file.clone(),
+        manifest: module.manifest,
+        imports: module.imports,
+        space: match Space::new(dead.as_mut().map(|dead| &mut dead.space)) {
+            Ok(Some(space)) => space,
+            refused => {
+                // It has not been a bus master, so it does stop.
+                let _ = device.map(Device::stop);
+                return Err(if refused.is_err() { LoadError::NoMemory } else { LoadError::NoSlot });
+            }
+        },
+        entry: module.entry,
+        image_bytes: module.len_bytes,
+        function: device.as_ref().map(Device::function),
+        device,
+        heap_bytes: 0,
+        dma: Vec::new(),
+        dma_kept: Vec::new(),
+        dma_next: 0,
+        offer: None,
+        upcall: INIT,
+        events: Events::empty(),
+        calls: CallLog::default(),
+        traced: false,
+        fault: None,
+        upcalls: 0,
+        restarts: 0,
+        last_words: String::new(),
+        lies_there: String::new(),
+        turn: Turn::default(),
+        log_left: 0,
+        log_dropped: 0,
+        policy: module.manifest.policy().unwrap_or(Policy::Stop),
+        stop_ticks: 0,
+        faults_at: Vec::new(),
+        restart_at: None,
+        given_up: false,
+        stopped: false,
+        promised: 0,
+    };
+    let frames = budget(&domain.manifest, domain.image_bytes);
+    if frames > frames::most_of_one() {
+        return Err(LoadError::Budget(frames));
+    }
+    frames::promise(frames)?;
+    domain.promised = frames;
+    fill(&mut domain.space, &module, dead.map(|dead| &mut dead.space))?;
+    let stack = align_up(u64::from(module.manifest.stack_bytes), PAGE_SIZE).ok_or(LoadError::NoMemory)?;
+    domain.manifest.stack_bytes = stack as u32;
+    let (slot, space) = (domain.base(), &mut domain.space);
+    space.map_stack(stack)?;
+    space.map_fresh(slot + MAILBOX, PAGE_SIZE, rights::WRITE)?;
+    space.set_grants(module.imports);
+    space.set_ring(Ring::Sandboxed, module.imports);
+    Ok(domain)
+}
+
+/// Maps the image and relocates it. What is never written is taken over from a driver that was ended, if it has that still.
+fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Result<(), LoadError> {
+    let image = slot_base(space.slot()) + IMAGE;
+    for segment in &module.segments {
+        let flags = match (segment.writable, segment.executable) {
+            (true, _) => rights::WRITE,
+            (false, true) => rights::EXECUTE,
+            (false, false) => rights::READ,
+        };
+        if !segment.writable
+            && let Some(dead) = &mut dead
+            && space.take_over(dead, segment, flags)?
+        {
+            continue;
+        }
+        space.map_fresh(image + segment.pages.start, segment.pages.len_bytes, flags)?;
+        space.write(image + segment.start, segment.bytes);
+    }
+    for relocation in &module.relocations {
+        let value = match relocation.value {
+            Value::Image(offset) => image + offset,
+            Value::Stub(service) => space.stub(service),
+        };
+        space.write(image + relocation.at, &value.to_le_bytes());
+    }
+    for place in &module.zeros {
+        space.write(image + place, &0u64.to_le_bytes());
+    }
+    if let Some(relro) = module.relro {
+        space.protect(image + relro.start, relro.len_bytes, rights::READ);
+    }
+    Ok(())
+}
+
+/// Frames that a module can have: all that its manifest allows it, its kind's queues, and its image.
+pub fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
+    let queues = manifest.kind().map_or(0, Kind::queue_bytes);
+    let bytes = [manifest.heap_bytes, manifest.dma_bytes, manifest.stack_bytes].map(u64::from);
+    bytes.iter().chain(&[queues, image_bytes]).map(|bytes| bytes.div_ceil(PAGE_SIZE)).sum()
+}
+
+/// `name`, or `name.2`, `name.3`... if it is taken.
+fn free_name(name: &str) -> String {
+    let taken = |candidate: &str| registry::all().iter().any(|handle| handle.lock().name == candidate);
+    let numbered = (2..).map(|number| format!("{name}.{number}"));
+    core::iter::once(name.to_string()).chain(numbered).find(|candidate| !taken(candidate)).unwrap_or_default()
+}

@@ -1,0 +1,244 @@
+//! Loaded modules: from a file to a running driver, and back to free memory.
+
+use crate::domain::calls::Call;
+use crate::domain::cause::UpcallError;
+use crate::domain::device::{self, Device};
+use crate::domain::fault;
+use crate::domain::trace::{self, What};
+use crate::domain::{Handle, Ring, end, registry, trust};
+use crate::file::File;
+use crate::{poll, ramdisk};
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use hw::arch::watch;
+use hw::console;
+use hw::memory::{self, frames};
+use hw::pci::{self, Function};
+use log::Level;
+use ringfence_abi::layout::IMAGE;
+use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
+use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall::{EXIT, INIT};
+use ringfence_core::module::Module;
+use spin::Mutex;
+
+mod admission;
+mod error;
+mod map;
+
+pub use admission::{admit, admit_change};
+pub use error::LoadError;
+
+/// The loaded module called `name`.
+pub fn find(name: &str) -> Result<Handle, LoadError> {
+    registry::find(name).ok_or_else(|| LoadError::NotLoaded(name.to_string()))
+}
+
+/// The module file `name` in the ramdisk.
+pub fn file(name: &str) -> Result<File, LoadError> {
+    ramdisk::modules().find(|file| file.name == name).ok_or_else(|| LoadError::NoFile(name.to_string()))
+}
+
+/// Loads a module into `ring` and runs its `init`. On any error nothing of it stays.
+pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
+    load_for(file, ring, None)
+}
+
+/// What a module takes of the kernel's heap at most, while it is loaded and from then on.
+const HEAP_BYTES: usize = 1 << 20;
+
+/// The same, for `function` if one is given: any that it drives otherwise.
+fn load_for(file: &File, ring: Ring, function: Option<&'static Function>) -> Result<Handle, LoadError> {
+    if !memory::has_room(HEAP_BYTES) {
+        return Err(LoadError::NoMemory);
+    }
+    admit(file)?;
+    fault::forget_last(&file.name);
+    // A driver that nobody knows yet is not restarted: its report is due now.
+    let handle = start(file, ring, function, None, None).inspect_err(|_| fault::print_pending())?;
+    registry::add(handle.clone());
+    let class = handle.lock().offered_class();
+    if let Some(class) = class {
+        class.attach(&handle);
+    }
+    Ok(handle)
+}
+
+/// Maps a module, in the place of a driver that was ended if one is given, and runs its `init`; nobody knows it yet. On
+/// any error nothing of it stays.
+fn start(
+    file: &File,
+    ring: Ring,
+    function: Option<&'static Function>,
+    dead: Option<&Handle>,
+    watched: Option<u64>,
+) -> Result<Handle, LoadError> {
+    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
+    let device = match function {
+        Some(function) => Some(Device::take(function, needs_fence(&module.manifest)).ok_or(LoadError::NoDevice)?),
+        None => take_device(&module.manifest)?,
+    };
+    let mut domain = map::map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
+    match trust::distrust(&domain).filter(|_| ring == Ring::Trusted) {
+        Some(why) => {
+            console::say_about(&domain.source(), Level::Warn, format_args!("loaded into ring 1: {why}"));
+        }
+        None => domain.set_ring(ring),
+    }
+    if let Some(offset) = watched {
+        if offset >= domain.image_bytes {
+            return Err(LoadError::Outside);
+        }
+        watch::set(domain.base() + IMAGE + offset);
+    }
+    domain.traced = trace::traces(&domain.name);
+    domain.upcall(INIT, [0; 3]).map_err(|error| {
+        let refused = |call: &&Call| call.result.is_some_and(|result| Refusal::from_result(result).is_some());
+        let call = domain.calls.iter().filter(refused).last().copied();
+        match (error, domain.class(), &call) {
+            (UpcallError::Refused(Refusal::Full), Some(class), Some(call)) if call.offers() => {
+                LoadError::Full(class.full())
+            }
+            (error, ..) => LoadError::Init(error, call),
+        }
+    })?;
+    Ok(Arc::new(Mutex::new(domain)))
+}
+
+/// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then. On an
+/// error the old one stays where it was, with all it has but the pages that the successor had taken over.
+/// `file` must have been admitted ([`admit`]). `watched` is the offset in the image of an instruction to watch from the start
+/// ([`watch`]).
+pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
+    if !registry::has(dead) {
+        return Err(LoadError::NotLoaded(dead.lock().name.clone()));
+    }
+    let function = {
+        let mut domain = dead.lock();
+        end::quiesce(&mut domain);
+        if !domain.space.is_set_aside() {
+            frames::take_back_promise(core::mem::take(&mut domain.promised));
+        }
+        domain.function
+    };
+    let offers = |handle: &Handle| handle.lock().offered_class().map(|class| class.kind());
+    let fresh = start(file, ring, function, Some(dead), watched)
+        .and_then(|fresh| if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) });
+    let fresh = fresh.inspect_err(|_| {
+        let mut domain = dead.lock();
+        domain.space.return_to_slot();
+        if domain.space.is_set_aside() {
+            return;
+        }
+        // What was just taken back, and nobody else has asked for anything in between.
+        let frames = map::budget(&domain.manifest, domain.image_bytes);
+        domain.promised = frames::promise(frames).map_or(0, |()| frames);
+    })?;
+    {
+        let (mut old, mut new) = (dead.lock(), fresh.lock());
+        new.faults_at = core::mem::take(&mut old.faults_at);
+        new.policy = old.policy;
+        new.restarts = old.restarts + 1;
+        // The first fault in a while is an accident.
+        if new.faults_at.len() > 1 {
+            poll::succeed(&mut new, &old);
+        }
+        // It has been replaced: nobody is to do that again.
+        old.stopped = true;
+        trace::note(&new, || What::Replaced);
+    }
+    registry::replace(dead, &fresh);
+    let class = fresh.lock().offered_class();
+    if let Some(class) = class {
+        class.replace(dead, &fresh);
+    }
+    Ok(fresh)
+}
+
+fn needs_fence(manifest: &Manifest) -> bool {
+    manifest.flags & NEEDS_FENCE != 0
+}
+
+/// Takes a free function that `manifest` names; none if it names none.
+fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
+    if manifest.pci_ids().next().is_none() {
+        return Ok(None);
+    }
+    let drives = |function: &&Function| manifest.pci_ids().any(|id| id == function.id);
+    let device =
+        pci::functions().iter().filter(drives).find_map(|function| Device::take(function, needs_fence(manifest)));
+    device.map(Some).ok_or(LoadError::NoDevice)
+}
+
+/// Stops a driver and frees all it had.
+pub fn unload(name: &str) -> Result<(), LoadError> {
+    let handle = find(name)?;
+    let class = handle.lock().offered_class();
+    if let Some(class) = class {
+        class.detach(&handle);
+    }
+    let mut domain = handle.lock();
+    if domain.is_alive()
+        && let Err(error) = domain.upcall(EXIT, [0; 3])
+    {
+        log::warn!("{name}: exit: {error}");
+    }
+    domain.stopped = true;
+    end::quiesce(&mut domain);
+    drop(domain);
+    registry::remove(&handle);
+    Ok(())
+}
+
+/// Stops all drivers.
+pub fn unload_all() {
+    for handle in registry::all() {
+        let name = handle.lock().name.clone();
+        if let Err(error) = unload(&name) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+/// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has: the first one by name,
+/// those called `first` before the others, but for those that only a person loads. Says which files are no modules, and which devices of a kind that drivers exist for
+/// nobody drives.
+pub fn autoload(first: &[&str]) {
+    let mut files: Vec<(Manifest, File)> = Vec::new();
+    for file in ramdisk::modules() {
+        match Module::parse(&file.bytes) {
+            Ok(module) if module.manifest.flags & BY_HAND == 0 => files.push((module.manifest, file)),
+            Ok(_) => {}
+            Err(error) => log::warn!("{}.rfm is refused: {error}", console::printable(&file.name)),
+        }
+    }
+    let place = |file: &File| (!first.contains(&file.name.as_str()), file.name.clone());
+    files.sort_by_cached_key(|(_, file)| place(file));
+    for function in pci::functions() {
+        if !function.is_device || device::state(function.address) != device::State::Free {
+            continue;
+        }
+        let drives = |(manifest, _): &&(Manifest, File)| manifest.pci_ids().any(|id| id == function.id);
+        let Some((_, file)) = files.iter().find(drives) else {
+            if let Some(what) = kind_of(function) {
+                let id = function.id;
+                log::info!("{}: no module drives {what} ({:04x}:{:04x})", function.address, id.vendor, id.device);
+            }
+            continue;
+        };
+        match load_for(file, Ring::Sandboxed, Some(function)) {
+            Ok(handle) => log::info!("{}: loaded into ring 1 for {}", handle.lock().name, function.address),
+            Err(error) => log::error!("{} for {}: {error}", console::printable(&file.name), function.address),
+        }
+    }
+}
+
+/// What a function is, if it is of a kind that drivers can be of (PCI Code and ID Assignment 1.11, 1.2 and 1.3).
+fn kind_of(function: &Function) -> Option<&'static str> {
+    match function.class {
+        (0x02, ..) => Some("the network card"),
+        (0x01, 0x00, _) => Some("the SCSI adapter"),
+        _ => None,
+    }
+}

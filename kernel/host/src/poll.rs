@@ -1,0 +1,337 @@
+//! When drivers run: each is polled when its device has interrupted, or when there is something for it in its queues.
+//!
+//! **Drivers that would have more than half of the CPU have half of it, all of them together.** Nobody else runs during a poll, a
+//! driver may use up its budget in each, and a device may interrupt for ever. So what a driver's polls take is charged to it, and
+//! paid off by time in which no driver runs. Who owes more than [`TURN_MS`](ringfence_core::limits::TURN_MS) rests, until as much time has gone by in which
+//! nobody ran who owes that much; its device is held back. All others go on.
+//!
+//! What the kernel does for a driver is charged to it as well ([`charge_work`]): the network stack's work on its frames, the search for
+//! its units. That is work that somebody may want done, so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
+
+use crate::domain::cause::Cause;
+use crate::domain::trace::{self, What};
+use crate::domain::turn::{free_clock, poll_clock};
+use crate::domain::{Domain, Handle, end, registry, whose};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::{Pin, pin};
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::task::Poll;
+use embassy_futures::select::select;
+use embassy_futures::yield_now;
+use embassy_sync::waitqueue::AtomicWaker;
+use embassy_time::Timer;
+use hw::arch::{interrupts, time};
+use hw::{iommu, pci};
+use ringfence_abi::upcall::{Events, POLL, Reply};
+
+/// Until when drivers that have had too much rest: a reading of the TSC.
+static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
+/// The same for drivers for which the kernel has done too much, as long as others have something to do.
+static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
+static ON_IDLE: AtomicWaker = AtomicWaker::new();
+static ON_WAITING: AtomicWaker = AtomicWaker::new();
+/// Lines that have fired, and are masked until their drivers are polled.
+static TO_UNMASK: AtomicU64 = AtomicU64::new(0);
+
+/// Whether `domain` is to wait for its next turn.
+fn rests(domain: &Domain) -> bool {
+    domain.turn.owes_too_much() && time::tsc() < rest_until()
+}
+
+/// Until when drivers rest that owe too much.
+fn rest_until() -> u64 {
+    REST_UNTIL.load(Ordering::Relaxed).max(WORK_UNTIL.load(Ordering::Relaxed))
+}
+
+/// Has a driver pay for what was done for it since [`free_clock`] was `since`.
+pub fn charge_work(handle: &Handle, since: u64) {
+    let ticks = free_clock().saturating_sub(since);
+    let rest = handle.lock().turn.charge_work(ticks, since);
+    if rest > 0 {
+        let from = WORK_UNTIL.load(Ordering::Relaxed).max(time::tsc());
+        WORK_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
+    }
+}
+
+/// Has a driver pay for each step of what is done for it.
+pub async fn charged<T>(handle: impl Fn() -> Handle, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let since = free_clock();
+        let done = work.as_mut().poll(context);
+        charge_work(&handle(), since);
+        done
+    })
+    .await
+}
+
+/// The CPU has nothing to do: who rests only because much was done for it need not. Whether somebody goes on now.
+pub fn idle() -> bool {
+    let rests = WORK_UNTIL.swap(0, Ordering::Relaxed) > time::tsc();
+    if rests {
+        ON_IDLE.wake();
+    }
+    rests
+}
+
+/// What became of a poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polled {
+    /// The driver had its turn.
+    Now,
+    /// It rests, and has its turn later.
+    Later,
+    /// It was ended, by this or before.
+    Ended,
+}
+
+/// Lets a driver look after its device and its queues, and passes on what it left there. One that rests does that later.
+pub fn poll(handle: &Handle, events: Events) -> Polled {
+    let mut domain = handle.lock();
+    if !domain.is_alive() || !rests(&domain) {
+        run(&mut domain, events);
+        return if domain.is_alive() { Polled::Now } else { Polled::Ended };
+    }
+    wait(&mut domain, events);
+    Polled::Later
+}
+
+/// Notes that `domain` is to be polled when it has rested.
+#[cold]
+fn wait(domain: &mut Domain, events: Events) {
+    trace::note(domain, || What::Rests(events));
+    if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
+        device.mask();
+    }
+    domain.turn.wait_for(events);
+    ON_WAITING.wake();
+}
+
+#[inline(always)]
+fn run(domain: &mut Domain, mut events: Events) {
+    let mut waited = Events::empty();
+    if let Some(for_these) = domain.turn.take_waits() {
+        waited = for_these;
+        events |= waited;
+    }
+    let (began, before) = (poll_clock(), domain.turn.all_ticks);
+    let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
+    charge(domain, domain.turn.all_ticks.wrapping_sub(before), began);
+    if let Ok(reply) = reply
+        && Reply::from_bits_truncate(reply).intersects(NEWS)
+    {
+        note_news(domain, Reply::from_bits_truncate(reply));
+    }
+    if events.contains(Events::INTERRUPT)
+        && let Some(device) = &domain.device
+    {
+        if !reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED)) {
+            device.mask();
+        } else if waited.contains(Events::INTERRUPT) && device.active_lines() != 0 {
+            device.unmask();
+        }
+    }
+    after(domain);
+}
+
+/// Ends a driver whose device reached beyond its fence, and has others be looked at for that.
+#[cold]
+fn blame_for_dma(domain: &mut Domain) {
+    if domain.is_alive()
+        && let Some(cause) = dma_fault(domain)
+    {
+        domain.condemn(cause);
+    }
+    ON_DMA_FAULT.wake();
+}
+
+/// Takes what was recorded of its device, and notes what lies where that has reached.
+fn dma_fault(domain: &mut Domain) -> Option<Cause> {
+    let cause = domain.take_dma_fault()?;
+    if let Cause::Dma { address, .. } = cause {
+        domain.lies_there = whose::whose(address, domain);
+    }
+    Some(cause)
+}
+
+/// Woken when a device other than that of the driver that was polled last has reached beyond its fence.
+static ON_DMA_FAULT: AtomicWaker = AtomicWaker::new();
+/// How often it is looked whether one has, beside after each poll.
+const LOOK_MS: u64 = 50;
+
+/// The task that ends drivers whose devices reach beyond their fences.
+pub async fn serve_dma_faults() {
+    if !iommu::is_on() {
+        return;
+    }
+    loop {
+        let mut first = true;
+        let woken = poll_fn(|context| {
+            ON_DMA_FAULT.register(context.waker());
+            if core::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
+        });
+        select(woken, Timer::after_millis(LOOK_MS)).await;
+        if !iommu::note_faults() {
+            continue;
+        }
+        for address in iommu::sources() {
+            let is_its = |handle: &Handle| {
+                handle.lock().function.is_some_and(|function| pci::requester(function.address) == address)
+            };
+            let Some(handle) = registry::all().into_iter().find(is_its) else {
+                iommu::forget_unowned(address);
+                continue;
+            };
+            let cause = dma_fault(&mut handle.lock());
+            match cause {
+                Some(cause) => end::condemn(&handle, cause),
+                None => iommu::forget(address),
+            }
+        }
+    }
+}
+
+/// What a driver may have to tell beside how it dealt with its interrupt: its class knows what that means.
+const NEWS: Reply = Reply::all().difference(Reply::ACKNOWLEDGED);
+
+/// Hands on what a driver has told.
+#[cold]
+fn note_news(domain: &mut Domain, news: Reply) {
+    if let Some(offer) = &mut domain.offer {
+        offer.take_news(news);
+    }
+}
+
+/// Has a driver pay for an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`.
+#[inline(always)]
+fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
+    let rest = domain.turn.charge(tsc_ticks, began);
+    if rest > 0 {
+        let from = REST_UNTIL.load(Ordering::Relaxed).max(time::tsc());
+        REST_UNTIL.store(from.saturating_add(rest), Ordering::Relaxed);
+    }
+}
+
+/// Has a driver that came in place of `dead` pay for its start, and for what that one owed and did not rest for; a rest was waited
+/// for before ([`rest_ns`]).
+pub fn succeed(fresh: &mut Domain, dead: &Domain) {
+    fresh.turn.take_over(&dead.turn);
+    let ticks = fresh.turn.all_ticks;
+    charge(fresh, ticks, poll_clock().saturating_sub(ticks));
+}
+
+/// How long a driver rests yet, in nanoseconds.
+pub fn rest_ns(domain: &Domain) -> u64 {
+    match rests(domain) {
+        true => time::nanoseconds(rest_until().saturating_sub(time::tsc())),
+        false => 0,
+    }
+}
+
+/// After an upcall: takes what the driver put into its queues, and stops its device if it was ended, by the upcall or for that.
+/// What a driver says that ended in the same upcall is not believed: its requests are as if they were under way still.
+#[inline]
+pub fn after(domain: &mut Domain) {
+    if iommu::note_faults() {
+        blame_for_dma(domain);
+    }
+    if domain.is_alive()
+        && let Some(offer) = &mut domain.offer
+        && let Err(cause) = offer.after_upcall()
+    {
+        condemn(domain, cause);
+    }
+    if !domain.is_alive() {
+        end::quiesce(domain);
+    }
+}
+
+/// A driver has left something in its queues that cannot be true.
+#[cold]
+fn condemn(domain: &mut Domain, cause: Cause) {
+    domain.condemn(cause);
+}
+
+/// The task that polls drivers whose devices raised their line. Others have their turn after each of them.
+pub async fn serve_interrupts() {
+    loop {
+        let fired = poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
+            0 => Poll::Pending,
+            fired => Poll::Ready(fired),
+        })
+        .await;
+        TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
+        // One that is ended meanwhile is not kept from being freed.
+        let waiting: Vec<(Weak<_>, Events)> =
+            on_lines(fired).map(|(handle, events)| (Arc::downgrade(&handle), events)).collect();
+        for (waiting, events) in waiting {
+            if let Some(handle) = waiting.upgrade() {
+                poll(&handle, events);
+            }
+            yield_now().await;
+        }
+        unmask();
+    }
+}
+
+/// Polls the drivers of all devices on the lines in `fired`, one after the other, and unmasks the lines.
+pub fn lines(fired: u64) {
+    TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
+    for (handle, events) in on_lines(fired) {
+        poll(&handle, events);
+    }
+    unmask();
+}
+
+/// The drivers of all devices on the lines in `fired`, and why each is polled.
+fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
+    let on = move |handle: Handle| {
+        let events = handle.lock().device.as_ref().filter(|device| device.active_lines() & fired != 0)?.events(fired);
+        Some((handle, events))
+    };
+    registry::all().into_iter().filter_map(on)
+}
+
+/// Unmasks the lines of drivers that were polled, or are about to be: a line that is raised still is masked again at once.
+pub fn unmask() {
+    interrupts::unmask(TO_UNMASK.swap(0, Ordering::Relaxed));
+}
+
+/// The task that polls drivers that have rested, whoever has waited longest first.
+pub async fn serve_rested() {
+    loop {
+        let handle = poll_fn(|context| {
+            ON_WAITING.register(context.waker());
+            longest_waiting().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await;
+        let rest = rest_until().saturating_sub(time::tsc());
+        if rest > 0 {
+            drop(handle);
+            let mut slept = Timer::after_nanos(time::nanoseconds(rest));
+            poll_fn(|context| {
+                ON_IDLE.register(context.waker());
+                match rest_until() <= time::tsc() {
+                    true => Poll::Ready(()),
+                    false => Pin::new(&mut slept).poll(context),
+                }
+            })
+            .await;
+            continue;
+        }
+        // What it waits for is noted.
+        run(&mut handle.lock(), Events::empty());
+        drop(handle);
+        yield_now().await;
+    }
+}
+
+fn longest_waiting() -> Option<Handle> {
+    let waiting = registry::all().into_iter().filter_map(|handle| {
+        let (since, _) = handle.lock().turn.waits()?;
+        Some((since, handle))
+    });
+    waiting.min_by_key(|(since, _)| *since).map(|(_, handle)| handle)
+}

@@ -1,0 +1,129 @@
+//! What a driver may ask of the kernel: one file a group of services, one gate and one function each.
+//!
+//! A service is a safe function from the caller's domain and its arguments to an answer. A request that cannot be
+//! granted is refused, and the driver goes on; what no correct driver asks is a fault, and ends it. **Nothing that a
+//! driver passes can panic the kernel.** Interrupts are off while a sandboxed driver's service runs, so services are
+//! short and bounded.
+
+use crate::domain::Domain;
+use crate::domain::cause::Cause;
+use crate::domain::fault::Fault;
+use crate::domain::trace;
+use crate::domain::upcall::{end_current, with_current};
+use hw::arch::handlers::Services;
+use ringfence_abi::for_each_service;
+use ringfence_abi::service::Refusal;
+
+mod bar;
+mod dma;
+mod heap;
+mod irq;
+mod log;
+mod null;
+mod offer;
+mod panic;
+mod pci;
+mod time;
+
+use bar::{rf_bar_len, rf_bar_map};
+use dma::{rf_dma_address, rf_dma_alloc, rf_dma_free};
+use heap::rf_heap_grow;
+use irq::{rf_irq_ack, rf_irq_enable, rf_irq_vectors};
+use log::rf_log;
+use null::rf_null;
+use offer::rf_offer;
+use panic::rf_panic;
+use pci::{rf_pci_read, rf_pci_write};
+use time::rf_time_ns;
+
+/// Services as `bench` calls them, for a driver whose budgets it has changed for that.
+pub mod measured {
+    use crate::domain::Domain;
+
+    /// Allocates DMA memory and gives it back.
+    pub fn dma(domain: &mut Domain, len_bytes: u64) {
+        domain.manifest.dma_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
+        if let Ok(start) = super::rf_dma_alloc(domain, len_bytes) {
+            // It began there a moment ago.
+            let _ = super::rf_dma_free(domain, start);
+        }
+    }
+
+    /// Grows the heap.
+    pub fn heap(domain: &mut Domain, len_bytes: u64) {
+        domain.manifest.heap_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
+        // What it answers is nobody's business here.
+        let _ = super::rf_heap_grow(domain, len_bytes);
+    }
+}
+
+/// What a service has to say: a value below 2^63, or why not.
+type Answer = Result<u64, No>;
+
+/// Why a service has no value.
+enum No {
+    /// The driver may go on.
+    Refused(Refusal),
+    /// The driver is ended.
+    Fault(Cause),
+}
+
+impl From<Refusal> for No {
+    fn from(refusal: Refusal) -> No {
+        No::Refused(refusal)
+    }
+}
+
+impl From<Cause> for No {
+    fn from(cause: Cause) -> No {
+        No::Fault(cause)
+    }
+}
+
+impl From<hw::memory::frames::OutOfMemory> for No {
+    fn from(_: hw::memory::frames::OutOfMemory) -> No {
+        No::Refused(Refusal::NoMemory)
+    }
+}
+
+/// Runs a service for the domain whose upcall is under way. Everything it used is dropped before a driver is ended.
+fn serve(number: usize, arguments: [u64; 3], service: impl FnOnce(&mut Domain) -> Answer) -> i64 {
+    let answer = with_current(|domain| {
+        domain.calls.begin(number, arguments);
+        let result = match service(domain) {
+            Ok(value) => value as i64,
+            Err(No::Refused(refusal)) => refusal.to_result(),
+            Err(No::Fault(cause)) => return Err(cause),
+        };
+        domain.calls.end(result);
+        Ok(trace::note_call(domain, result))
+    });
+    match answer {
+        Some(Ok(result)) => result,
+        Some(Err(cause)) => end_current(|domain| Fault::at_gate(domain, cause)),
+        None => Refusal::Denied.to_result(),
+    }
+}
+
+macro_rules! define_entries {
+    ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
+        /// What gates call in ring 0, and trusted drivers directly: from the ABI's registers to a Rust function.
+        mod entry {
+            $(
+                pub extern "C" fn $symbol(first: u64, second: u64, third: u64) -> i64 {
+                    const NAMES: &[&str] = &[$(stringify!($argument)),*];
+                    let taken = |index: usize, value: u64| if index < NAMES.len() { value } else { 0 };
+                    let arguments = [taken(0, first), taken(1, second), taken(2, third)];
+                    super::serve($number, arguments, |domain| {
+                        let [$($argument,)* ..] = [first, second, third];
+                        super::$symbol(domain, $($argument),*)
+                    })
+                }
+            )*
+        }
+
+        /// The functions behind the gates, by number.
+        pub static ENTRIES: Services = [$(entry::$symbol),*];
+    };
+}
+for_each_service!(define_entries);

@@ -1,0 +1,21 @@
+//! `rf_panic`: a driver gives up.
+
+use super::{Answer, No};
+use crate::domain::Domain;
+use crate::domain::cause::Cause;
+use hw::console;
+use log::Level;
+
+/// Longest message in bytes; the rest is cut off.
+const MAX_MESSAGE: u64 = 512;
+
+/// Longest part of it that a report repeats.
+const MAX_LAST_WORDS: usize = 160;
+
+/// Logs the message and ends the driver.
+pub fn rf_panic(domain: &mut Domain, text: u64, len_bytes: u64) -> Answer {
+    let message = super::log::read_text(domain, text, len_bytes.min(MAX_MESSAGE))?;
+    console::quote(|| domain.source(), Level::Error, &message);
+    domain.last_words = console::printable(message.get(..message.floor_char_boundary(MAX_LAST_WORDS)).unwrap_or(""));
+    Err(No::Fault(Cause::Panic))
+}

@@ -1,0 +1,158 @@
+//! Brings drivers back that were ended by a fault, if their policy says so, and keeps an eye on who has earned ring 0.
+//!
+//! The same file is loaded anew, into ring 1 whatever ring it was in, under the same name. What is above stays: an
+//! interface keeps its address and its sockets, a SCSI host its disks and the commands that wait for it. The first
+//! restart comes at once, each further one waits twice as long; too many in a minute are the last
+//! ([`ringfence_core::limits`]). A module that faulted in ring 1 is not trusted until a person forgives it with `policy`.
+
+use crate::domain::fault;
+use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
+use crate::{module, poll};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use embassy_futures::select::select;
+use embassy_futures::yield_now;
+use embassy_time::{Instant, Timer};
+use hw::arch::time;
+use hw::console;
+use hw::console::Source;
+use log::Level;
+use ringfence_core::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
+use spin::{Mutex, MutexGuard};
+
+/// How long the last driver that was restarted was away, and how long it took of that to stop its device, in TSC ticks.
+static LAST: Mutex<[u64; 2]> = Mutex::new([0; 2]);
+
+/// See [`LAST`].
+pub fn last_restart() -> [u64; 2] {
+    *LAST.lock()
+}
+
+/// The task that restarts drivers: each when its time has come, whatever becomes of the others.
+pub async fn run() {
+    loop {
+        demote();
+        let dead: Vec<Handle> = registry::all().into_iter().filter(life::will_be_back).collect();
+        let due = dead.iter().filter_map(|dead| Some((plan(dead)?, dead.clone()))).min_by_key(|(at, _)| *at);
+        drop(dead);
+        match due {
+            Some((at, dead)) if at <= time::uptime_ns() => {
+                revive(&dead);
+                // Its memory is free before anybody else runs.
+                drop(dead);
+                fault::print_pending();
+                yield_now().await;
+            }
+            due => {
+                fault::print_pending();
+                let work = end::next();
+                match due.map(|(at, _)| at) {
+                    Some(at) => {
+                        select(work, Timer::at(Instant::from_micros(at / 1000 + 1))).await;
+                    }
+                    None => work.await,
+                }
+            }
+        }
+    }
+}
+
+/// Moves what is in ring 0 and not trusted any more to ring 1: other instances of a module that faulted.
+fn demote() {
+    for handle in registry::all() {
+        let mut domain = handle.lock();
+        if domain.ring() == Ring::Trusted
+            && domain.is_alive()
+            && let Some(why) = trust::distrust(&domain)
+        {
+            domain.set_ring(Ring::Sandboxed);
+            console::say_about(&Source::by_itself(&domain.name), Level::Warn, format_args!("moved to ring 1: {why}"));
+        }
+    }
+}
+
+/// When a driver that was ended is to be restarted, in nanoseconds since boot. Counts the attempt when it is planned;
+/// `None` if it was one too many.
+fn plan(dead: &Handle) -> Option<u64> {
+    const MOST_DOUBLINGS: u64 = 10;
+    let window = RESTART_WINDOW_S.get() * 1_000_000_000;
+    let mut domain = dead.lock();
+    if let Some(at) = domain.restart_at {
+        return Some(at);
+    }
+    let now = time::uptime_ns();
+    domain.faults_at.retain(|at| now - at < window);
+    if domain.faults_at.is_empty() {
+        // Its capacity goes as well, or what is in use would depend on how fast it once was ended.
+        domain.faults_at = Vec::new();
+    }
+    domain.faults_at.push(now);
+    let count = domain.faults_at.len() as u64;
+    let limit = RESTARTS.get();
+    if domain.space.is_set_aside() {
+        // Its device is, too ([`Domain::stop_device`] has said so).
+        give_up(domain, "it was given up: its device did not stop, and is set aside with its memory".into());
+        return None;
+    }
+    if count > limit {
+        let text = format_args!("given up after {limit} restarts in {} s", RESTART_WINDOW_S.get());
+        console::say_about(&domain.source(), Level::Error, text);
+        give_up(domain, format!("it was given up after {limit} restarts"));
+        return None;
+    }
+    let wait_ns = match count {
+        0 | 1 => 0,
+        // What it owes of the CPU is paid first.
+        _ => ((RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS)) * 1_000_000).max(poll::rest_ns(&domain)),
+    };
+    let at = now + wait_ns;
+    domain.restart_at = Some(at);
+    Some(at)
+}
+
+/// Nobody is to wait any longer for a driver that was ended.
+fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
+    if let Some(fault) = &domain.fault {
+        fault.set_done(done);
+    }
+    domain.given_up = true;
+    drop(domain);
+    offer::wake_waiting();
+}
+
+fn revive(dead: &Handle) {
+    let (source, count) = {
+        let mut domain = dead.lock();
+        domain.restart_at = None;
+        (domain.source(), domain.faults_at.len())
+    };
+    let note = |done: String| {
+        if let Some(fault) = &dead.lock().fault {
+            fault.set_done(done);
+        }
+    };
+    // It may have been unloaded, or its policy changed, in the meantime.
+    if !life::will_be_back(dead) {
+        offer::wake_waiting();
+        return;
+    }
+    let (file, since) = {
+        let domain = dead.lock();
+        (domain.file.clone(), domain.fault.as_ref().map_or(0, |fault| fault.at_tsc))
+    };
+    match module::replace(dead, &file, Ring::Sandboxed, None) {
+        Ok(_) => {
+            let ticks = [time::tsc().saturating_sub(since), dead.lock().stop_ticks];
+            *LAST.lock() = ticks;
+            let [total, stop] = ticks.map(|ticks| time::nanoseconds(ticks) / 1000);
+            let done = format!("restarted in ring 1 after {total} us (reset {stop}), #{count}");
+            console::say_about(&source, Level::Info, format_args!("{done}"));
+            note(format!("it was {done}"));
+        }
+        Err(error) => {
+            note(format!("restart {count} failed: {error}"));
+            console::say_about(&source, Level::Error, format_args!("restart {count}: {error}"));
+        }
+    }
+}

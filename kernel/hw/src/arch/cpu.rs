@@ -1,0 +1,92 @@
+//! What is per CPU, in one struct, and the CPU's own settings.
+
+use super::msr;
+use core::cell::Cell;
+use core::sync::atomic::AtomicU32;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
+
+/// What `entry.S` and upcalls need at once. There is one CPU; more would each have one of these.
+#[repr(C)]
+pub struct Cpu {
+    /// Continuation of the upcall that is under way, and top of the stack for services and traps during it.
+    pub upcall_rsp: Cell<u64>,
+    /// CR3 of the domain whose upcall is under way.
+    pub domain_cr3: Cell<u64>,
+    /// Where the kernel sees that domain's stacks' page.
+    pub domain_stacks: Cell<u64>,
+    /// Top of the stack for interrupts that hit the kernel.
+    pub interrupt_stack: Cell<u64>,
+    /// Top of the stack for exceptions that hit the kernel.
+    pub exception_stack: Cell<u64>,
+    /// Top of the stack for what can hit those: NMI, double fault, machine check.
+    pub critical_stack: Cell<u64>,
+    /// Timer ticks that the upcall under way may still see.
+    pub ticks_left: AtomicU32,
+}
+
+// SAFETY: there is one CPU, and interrupt handlers write nothing but `ticks_left`.
+unsafe impl Sync for Cpu {}
+
+/// The one CPU's state, for `entry.S`. Rust goes through [`this`]. Where it lies in its page is chosen (`kernel.ld`).
+#[unsafe(link_section = ".data.cpu")]
+pub static CPU: Cpu = Cpu {
+    upcall_rsp: Cell::new(0),
+    domain_cr3: Cell::new(0),
+    domain_stacks: Cell::new(0),
+    interrupt_stack: Cell::new(0),
+    exception_stack: Cell::new(0),
+    critical_stack: Cell::new(0),
+    ticks_left: AtomicU32::new(0),
+};
+
+/// The state of the CPU that runs this.
+pub fn this() -> &'static Cpu {
+    &CPU
+}
+
+/// Which protections this CPU has; those it lacks are done without.
+#[derive(Debug, Clone, Copy)]
+pub struct Protections {
+    /// Supervisor-mode execution prevention.
+    pub smep: bool,
+    /// Supervisor-mode access prevention.
+    pub smap: bool,
+    /// User-mode instruction prevention.
+    pub umip: bool,
+}
+
+/// Sets every control register to what the design needs, and nothing beyond.
+///
+/// No global pages (CR4.PGE): they would outlive a switch of roots. No SSE or x87 (CR0.EM, no CR4.OSFXSR): neither
+/// kernel nor drivers use them, so no state leaks. No SYSCALL or SYSENTER: they ignore privilege levels.
+pub fn init() -> Protections {
+    let leaf7 = core::arch::x86_64::__cpuid_count(7, 0);
+    let protections =
+        Protections { smep: leaf7.ebx & 1 << 7 != 0, smap: leaf7.ebx & 1 << 20 != 0, umip: leaf7.ecx & 1 << 2 != 0 };
+    let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+    cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, protections.smep);
+    cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, protections.smap);
+    cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, protections.umip);
+    // SAFETY: paging stays as it is; nothing here uses what is switched off.
+    unsafe {
+        Efer::write(EferFlags::LONG_MODE_ENABLE | EferFlags::LONG_MODE_ACTIVE | EferFlags::NO_EXECUTE_ENABLE);
+        Cr0::write(
+            Cr0Flags::PROTECTED_MODE_ENABLE
+                | Cr0Flags::EMULATE_COPROCESSOR
+                | Cr0Flags::NUMERIC_ERROR
+                | Cr0Flags::WRITE_PROTECT
+                | Cr0Flags::PAGING,
+        );
+        Cr4::write(cr4);
+    }
+    msr::SYSENTER_CS.write(0);
+    protections
+}
+
+impl core::fmt::Display for Protections {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let named = [("SMEP", self.smep), ("SMAP", self.smap), ("UMIP", self.umip)];
+        f.write_str("protections: NX WP")?;
+        named.iter().filter(|(_, has)| *has).try_for_each(|(name, _)| write!(f, " {name}"))
+    }
+}

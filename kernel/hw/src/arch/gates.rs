@@ -1,0 +1,145 @@
+//! Puts `entry.S` together: the constants it takes from Rust, and one gate entry for each service.
+
+use super::cpu::{CPU, Cpu};
+use super::entry_area;
+use super::frame::TrapFrame;
+use super::handlers;
+use super::traps::{trap_from_driver, trap_from_kernel};
+use core::arch::global_asm;
+use core::mem::offset_of;
+use ringfence_abi::for_each_service;
+use ringfence_abi::service::SERVICE_COUNT;
+use ringfence_core::descriptor;
+
+global_asm!(
+    include_str!("entry.S"),
+    kernel_cr3 = const entry_area::KERNEL_CR3 as i64,
+    services = const entry_area::SERVICES as i64,
+    traps = const entry_area::TRAPS as i64,
+    entry_stack_top = const entry_area::ENTRY_STACK_TOP as i64,
+    stacks = const entry_area::STACKS as i64,
+    driver_code = const descriptor::DRIVER_CODE,
+    driver_stack = const descriptor::DRIVER_STACK,
+    cpu = sym CPU,
+    cpu_upcall_rsp = const offset_of!(Cpu, upcall_rsp),
+    cpu_domain_cr3 = const offset_of!(Cpu, domain_cr3),
+    cpu_domain_stacks = const offset_of!(Cpu, domain_stacks),
+    cpu_interrupt_stack = const offset_of!(Cpu, interrupt_stack),
+    cpu_exception_stack = const offset_of!(Cpu, exception_stack),
+    cpu_critical_stack = const offset_of!(Cpu, critical_stack),
+    frame_cr3 = const offset_of!(UpcallFrame, cr3),
+    frame_rip = const offset_of!(UpcallFrame, rip),
+    frame_rsp = const offset_of!(UpcallFrame, rsp),
+    frame_args = const offset_of!(UpcallFrame, args),
+    trap_vector = const offset_of!(TrapFrame, vector),
+);
+
+macro_rules! define_gates {
+    ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
+        global_asm!(
+            ".section .entry.text, \"ax\"",
+            $(concat!("GATE ", $number),)*
+            ".text",
+        );
+
+        unsafe extern "C" {
+            $(
+                #[link_name = concat!("gate_", $number)]
+                safe fn $symbol();
+            )*
+        }
+
+        /// Address of each service's gate entry, by number.
+        pub fn gate_entries() -> [u64; SERVICE_COUNT] {
+            [$($symbol as *const () as u64),*]
+        }
+    };
+}
+for_each_service!(define_gates);
+
+/// Address of the function behind each service's gate, by number; 0 if there are none.
+pub fn service_functions() -> [u64; SERVICE_COUNT] {
+    match handlers::installed() {
+        Some(handlers) => handlers.services.map(|service| service as *const () as u64),
+        None => [0; SERVICE_COUNT],
+    }
+}
+
+/// Addresses of the functions for traps from the kernel, and from drivers.
+pub fn trap_functions() -> [u64; 2] {
+    [trap_from_kernel as *const () as u64, trap_from_driver as *const () as u64]
+}
+
+unsafe extern "C" {
+    fn gate_return();
+
+    /// Runs a driver in ring 1 until it returns or is ended.
+    ///
+    /// # Safety
+    /// `frame` and [`super::cpu::this`] must describe the same domain, and its root must map the entry area.
+    pub fn enter_sandboxed(frame: *const UpcallFrame) -> UpcallEnd;
+
+    /// Runs a driver in ring 0 until it returns or asks to be ended.
+    ///
+    /// # Safety
+    /// The frame's entry point must be that of a trusted domain. What it does in ring 0 nobody checks: that is what trusting it means.
+    pub fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
+
+    /// Ends the upcall that is under way: [`enter_sandboxed`] or [`enter_trusted`] returns with `ended` set.
+    ///
+    /// # Safety
+    /// An upcall must be under way, and nothing on the stack above it may need to be dropped.
+    pub fn abort_upcall() -> !;
+}
+
+/// Address of the return gate's entry.
+pub fn return_gate_entry() -> u64 {
+    gate_return as *const () as u64
+}
+
+/// With what a driver is entered.
+#[repr(C)]
+pub struct UpcallFrame {
+    /// The domain's root; not used for a trusted one.
+    pub cr3: u64,
+    /// Entry point.
+    pub rip: u64,
+    /// Stack, with room for a return address at its top.
+    pub rsp: u64,
+    /// Arguments in RDI, RSI, RDX, RCX.
+    pub args: [u64; 4],
+}
+
+/// How an upcall came back.
+#[repr(C)]
+pub struct UpcallEnd {
+    /// What the driver returned.
+    pub value: i64,
+    /// 0 if it returned, 1 if it was ended.
+    pub ended: u64,
+}
+
+/// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them: those that a service
+/// keeps (System V), which are the driver's still.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the fields are registers")]
+pub struct Caller {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    /// Behind the far call, in the stub.
+    pub rip: u64,
+    pub rsp: u64,
+}
+
+/// The driver in ring 1 whose gate call is under way; if none is, what was left of the last one.
+pub fn caller() -> Option<Caller> {
+    let continuation = super::cpu::this().upcall_rsp.get();
+    let below = (continuation as *const Caller).wrapping_sub(1);
+    // SAFETY: right below the continuation of the upcall, on the kernel's own stack, which is mapped for good. Any bits are a `Caller`.
+    (continuation != 0).then(|| unsafe { below.read_volatile() })
+}

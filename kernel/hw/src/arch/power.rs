@@ -1,0 +1,67 @@
+//! How the machine ends: through QEMU's isa-debug-exit device or Bochs' port, where there is one.
+//!
+//! A triple fault ends QEMU with status 0, so no order to end has that status. A run is good only if it ended with
+//! the status of [`Ending::Done`] *and* the console's last line said so.
+
+use super::handlers;
+use super::port::IoPort;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// What the machine ends with. QEMU's exit status is twice the value plus one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Ending {
+    /// In order, and every command succeeded.
+    Done = 0x10,
+    /// In order, but a command failed.
+    CommandFailed = 0x11,
+    /// A kernel panic.
+    Panic = 0x12,
+    /// In order, and it is to begin again.
+    Reboot = 0x13,
+}
+
+const EXIT_PORT: u16 = 0xf4;
+const BOCHS_SHUTDOWN_PORT: u16 = 0x8900;
+
+/// Resets the machine: by the chipset's reset control register, and by the keyboard controller, whichever there is.
+fn reset() {
+    const RESET_CONTROL: u16 = 0xcf9;
+    const KEYBOARD_CONTROLLER: u16 = 0x64;
+    IoPort::<u8>::new(RESET_CONTROL).write(0x02);
+    IoPort::<u8>::new(RESET_CONTROL).write(0x06);
+    IoPort::<u8>::new(KEYBOARD_CONTROLLER).write(0xfe);
+}
+
+/// Ends the machine.
+pub fn end(ending: Ending) -> ! {
+    x86_64::instructions::interrupts::disable();
+    if let Some(handlers) = handlers::installed() {
+        (handlers.before_power_off)();
+    }
+    IoPort::new(EXIT_PORT).write(ending as u32);
+    if ending == Ending::Reboot {
+        reset();
+    }
+    // Bochs ends when it is told so, a letter at a time.
+    for letter in b"Shutdown" {
+        IoPort::new(BOCHS_SHUTDOWN_PORT).write(*letter);
+    }
+    // Writing the port ends QEMU, but not before its next step; elsewhere this is where it all stops.
+    handlers::halt()
+}
+
+/// Set once the kernel has panicked.
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// Notes that the kernel has panicked: **nothing that was under way ever goes on**, so whoever calls this ends the machine. `false` if it was
+/// noted before.
+pub fn note_panic() -> bool {
+    x86_64::instructions::interrupts::disable();
+    !PANICKED.swap(true, Ordering::SeqCst)
+}
+
+/// Whether that was noted.
+pub fn has_panicked() -> bool {
+    PANICKED.load(Ordering::Relaxed)
+}

@@ -1,0 +1,42 @@
+//! The stacks of traps that hit the kernel, each with an unmapped page below it.
+
+use super::cpu;
+use crate::memory::frames::{self, OutOfMemory};
+use crate::memory::{kernel_root, tables};
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_core::extent::Extent;
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+/// Where they lie.
+const START: u64 = 0xffff_a000_0000_0000;
+/// Length of one in bytes.
+const LEN_BYTES: u64 = 32 << 10;
+/// What each is for: interrupts, exceptions, and what can hit those.
+pub const NAMES: [&str; 3] = ["interrupt stack", "exception stack", "critical stack"];
+
+/// Where each lies.
+pub fn extents() -> [Extent; NAMES.len()] {
+    core::array::from_fn(|index| Extent::new(START + index as u64 * 2 * LEN_BYTES + PAGE_SIZE, LEN_BYTES))
+}
+
+/// Where they lie with the unmapped pages around them.
+pub fn all() -> Extent {
+    Extent::new(START, NAMES.len() as u64 * 2 * LEN_BYTES)
+}
+
+/// Makes them.
+pub(crate) fn init() -> Result<(), OutOfMemory> {
+    for stack in extents() {
+        for offset in (0..LEN_BYTES).step_by(PAGE_SIZE as usize) {
+            let frame = frames::allocate(1)?;
+            let flags = Flags::PRESENT | Flags::WRITABLE | Flags::NO_EXECUTE;
+            tables::map(kernel_root(), stack.start + offset, frame, flags)?;
+        }
+    }
+    let [interrupt, exception, critical] = extents().map(|stack| stack.start + stack.len_bytes);
+    let cpu = cpu::this();
+    cpu.interrupt_stack.set(interrupt);
+    cpu.exception_stack.set(exception);
+    cpu.critical_stack.set(critical);
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Exceptions and interrupts, once `entry.S` has saved the registers and found out whom they hit.
+//!
+//! **Who is to blame:** a trap with a domain's root in CR3 is that domain's, even in ring 0 (a gate's first
+//! instructions run there with the driver's flags). A trap with the kernel's root is the kernel's own.
+
+use super::cpu;
+use super::entry_area;
+use super::frame::TrapFrame;
+use super::handlers::{DriverTrap, end_driver, end_kernel};
+use super::interrupts;
+use super::vector;
+use super::watch;
+use core::sync::atomic::{AtomicU64, Ordering};
+use heapless::FnvIndexMap;
+use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
+use spin::Mutex;
+use x86_64::instructions::interrupts::without_interrupts;
+
+/// A trap that hit the kernel, or a trusted driver, which is the kernel by choice.
+pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
+    // A copy: another trap of the same kind reuses the place.
+    let frame = *frame;
+    match frame.vector {
+        vector::FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
+        // Nothing here sends one, and it can hit any lock: it is not even logged.
+        vector::NMI => {}
+        // A trusted driver did that, or a service that it called, which runs on its stack.
+        vector::DEBUG if watch::noticed(frame.rip) => {}
+        vector => end_kernel(vector::name(vector), &frame, fault_address(vector)),
+    }
+}
+
+/// A trap while a domain's root was loaded. `frame` is in the domain's own page, seen through physical memory.
+pub(super) extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
+    // SAFETY: `entry.S` computed the address from the domain's stacks' page. Copy in, use the copy.
+    let mut copy = unsafe { frame.read_volatile() };
+    match copy.vector {
+        vector::FIRST_INTERRUPT.. => {
+            interrupts::handle(copy.vector as u8);
+            if cpu::this().ticks_left.load(Ordering::Relaxed) == 0 {
+                end_driver(DriverTrap::Overrun, copy);
+            }
+        }
+        vector::NMI => {}
+        vector::DEBUG if watch::noticed(copy.rip) => {}
+        vector::MACHINE_CHECK => end_kernel(vector::name(vector::MACHINE_CHECK), &copy, None),
+        vector => end_driver(DriverTrap::Exception { address: fault_address(vector) }, copy),
+    }
+    // The driver goes on. What it goes on with is not what lies in its page but what is known to be right.
+    let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);
+    if at_gate {
+        let mut on_gates = ON_GATES.lock();
+        match on_gates.get_mut(&copy.rip) {
+            Some(count) => *count += 1,
+            // There is room for all that lie before the first POPFQ.
+            None => drop(on_gates.insert(copy.rip, 1)),
+        }
+    } else {
+        IN_DRIVERS.fetch_add(1, Ordering::Relaxed);
+        copy.cs = u64::from(DRIVER_CODE);
+        copy.ss = u64::from(DRIVER_STACK);
+        copy.rflags = copy.rflags & RFLAGS_DRIVER | RFLAGS_ALWAYS;
+    }
+    // SAFETY: as above.
+    unsafe { frame.write_volatile(copy) };
+}
+
+static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);
+/// Instructions of the entry code, and how often an interrupt hit each while a domain's root was loaded.
+type OnGates = FnvIndexMap<u64, u64, 64>;
+static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
+
+/// How many interrupts hit drivers in ring 1, and which instructions of the entry code how many hit while a domain's root
+/// was loaded.
+pub fn interrupt_counts() -> (u64, OnGates) {
+    without_interrupts(|| (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.lock().clone()))
+}
+
+/// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: what a driver may have set. Not IOPL, not VM.
+const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
+/// IF and the bit that is always 1.
+const RFLAGS_ALWAYS: u64 = 0x202;
+
+fn fault_address(vector: u64) -> Option<u64> {
+    (vector == vector::PAGE_FAULT).then(x86_64::registers::control::Cr2::read_raw)
+}

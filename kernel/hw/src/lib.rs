@@ -1,0 +1,31 @@
+//! The hardware layer of the kernel: **all of the kernel's unsafe code is here**, and what it gives to those above is safe.
+//!
+//! `docs/soundness.md` says for each part why no safe use of it breaks memory safety.
+//!
+//! * [`arch`]: the CPU: entry code, traps, interrupts, time, ports
+//! * [`memory`]: frames, page tables, the heap, memory that others write, registers of devices
+//! * [`space`]: the address space of a domain; [`upcall`]: entering it, and leaving it
+//! * [`pci`], [`iommu`]: devices, and what keeps them to their driver's memory
+//! * [`symbols`]: addresses in words
+//! * [`console`]: serial line and screen; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
+//! * [`boot`], [`firmware`]: what the loader and ACPI say of the machine
+#![no_std]
+#![warn(missing_docs)]
+
+extern crate alloc;
+
+pub mod arch;
+#[forbid(unsafe_code)]
+pub mod boot;
+pub mod console;
+#[forbid(unsafe_code)]
+pub mod firmware;
+#[forbid(unsafe_code)]
+pub mod iommu;
+pub mod latency;
+pub mod memory;
+pub mod pci;
+pub mod space;
+pub mod symbols;
+pub mod task;
+pub mod upcall;

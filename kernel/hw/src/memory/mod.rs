@@ -1,0 +1,181 @@
+//! Physical memory, the kernel's own address space, and the kernel's heap.
+//!
+//! * [`frames`]: which frames nobody has
+//! * [`tables`]: page tables, the kernel's and the domains'
+//! * [`stray`]: what devices write to memory that nobody has
+//! * [`registers`]: registers of devices
+//! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
+//!
+//! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every
+//! domain's slot, not executable unless the domain is trusted.
+
+use crate::latency::breathe;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bootloader_api::BootInfo;
+use bootloader_api::info::{MemoryRegion, MemoryRegionKind, Optional};
+use core::sync::atomic::{AtomicU64, Ordering};
+use linked_list_allocator::LockedHeap;
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::queue::Words;
+use ringfence_core::extent::Extent;
+use shared::SharedMemory;
+use spin::Once;
+
+pub mod frames;
+pub mod registers;
+pub mod shared;
+pub mod stray;
+pub mod tables;
+
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
+
+/// Least and most heap in bytes; in between it is an eighth of memory.
+const HEAP_LEAST: u64 = 8 << 20;
+const HEAP_MOST: u64 = 64 << 20;
+/// Memory below this is nobody's.
+const LOW_BYTES: u64 = 1 << 20;
+
+static PHYSICAL_OFFSET: AtomicU64 = AtomicU64::new(0);
+static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
+static RAM: Once<Vec<Extent>> = Once::new();
+/// Physical memory is mapped up to this address.
+static MAPPED_END: AtomicU64 = AtomicU64::new(0);
+
+/// Where the kernel sees physical address `pa`.
+pub fn at_physical(pa: u64) -> *mut u8 {
+    (PHYSICAL_OFFSET.load(Ordering::Relaxed) + pa) as *mut u8
+}
+
+/// Physical address of the kernel's top-level page table.
+pub fn kernel_root() -> u64 {
+    KERNEL_ROOT.load(Ordering::Relaxed)
+}
+
+/// Takes over memory from the loader, and returns where the kernel's heap is. Called once, first of all that allocates.
+pub(crate) fn init(info: &BootInfo) -> Result<Extent, &'static str> {
+    let Optional::Some(offset) = info.physical_memory_offset else {
+        return Err("the loader did not map physical memory");
+    };
+    PHYSICAL_OFFSET.store(offset, Ordering::Relaxed);
+    let (root, _) = x86_64::registers::control::Cr3::read();
+    KERNEL_ROOT.store(root.start_address().as_u64(), Ordering::Relaxed);
+
+    MAPPED_END.store(mapped_end(info), Ordering::Relaxed);
+
+    // Conventional memory is left alone: firmware keeps things there, and address 0 stands for no frame.
+    // The heap is one piece of the largest region; the frame allocator, which needs the heap, gets the rest.
+    let usable = || info.memory_regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable);
+    let total: u64 = usable().map(|region| region.end - region.start).sum();
+    let largest = usable().max_by_key(|region| region.end - region.start).ok_or("there is no usable memory")?;
+    let heap_start = largest.start.next_multiple_of(PAGE_SIZE);
+    let heap_len = (total / 8).clamp(HEAP_LEAST, HEAP_MOST) & !(PAGE_SIZE - 1);
+    if heap_start + heap_len + HEAP_LEAST > largest.end {
+        return Err("too little memory for the kernel's heap");
+    }
+    // SAFETY: usable memory that nobody else has.
+    unsafe { HEAP.lock().init(at_physical(heap_start), heap_len as usize) };
+    for region in usable() {
+        let start = if region.start == largest.start { heap_start + heap_len } else { region.start };
+        frames::add(start.max(LOW_BYTES), region.end);
+    }
+    let is_ram = |kind| matches!(kind, MemoryRegionKind::Usable | MemoryRegionKind::Bootloader);
+    let ram = info.memory_regions.iter().filter(|region| is_ram(region.kind));
+    RAM.call_once(|| ram.map(|region| Extent::new(region.start, region.end - region.start)).collect());
+    tables::drop_lower_half();
+    Ok(Extent::new(at_physical(heap_start) as u64, heap_len))
+}
+
+/// Whether some of `extent` is memory, by the firmware's map: what a device claims to be registers must not be.
+pub fn is_ram(extent: Extent) -> bool {
+    const LOW: Extent = Extent::new(0, LOW_BYTES);
+    extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
+}
+
+/// The word at `address`, a multiple of 8, in the kernel's own address space; `None` if no memory is mapped there.
+pub fn read_kernel(address: u64) -> Option<u64> {
+    let address = x86_64::VirtAddr::try_new(address).ok().filter(|address| address.is_aligned(8u64))?.as_u64();
+    let (pa, _) = tables::translate(kernel_root(), address)?;
+    // Registers may lie where the kernel does not see physical memory.
+    is_ram(Extent::new(pa, size_of::<u64>() as u64)).then(|| SharedMemory::new(pa, size_of::<u64>()).load(0))
+}
+
+/// Where memory ends, by the firmware's map.
+pub fn ram_end() -> u64 {
+    RAM.get().into_iter().flatten().filter_map(|ram| ram.end()).max().unwrap_or(0)
+}
+
+/// Offsets of pages of `len_bytes` bytes. Every few of them interrupts are let in that a service has turned off.
+pub fn pages(len_bytes: u64) -> impl Iterator<Item = u64> {
+    const AT_ONCE: u64 = 16;
+    (0..len_bytes).step_by(PAGE_SIZE as usize).inspect(|offset| {
+        if offset % (AT_ONCE * PAGE_SIZE) == (AT_ONCE - 1) * PAGE_SIZE {
+            breathe();
+        }
+    })
+}
+
+/// Whether `len_bytes` bytes at physical address `start` are mapped, and no memory.
+pub fn is_device(start: u64, len_bytes: u64) -> bool {
+    let end = start.checked_add(len_bytes).filter(|end| *end <= MAPPED_END.load(Ordering::Relaxed));
+    end.is_some() && !is_ram(Extent::new(start, len_bytes))
+}
+
+/// The loader maps physical memory up to here: what is below 4 GiB, and all that is memory.
+fn mapped_end(info: &BootInfo) -> u64 {
+    let ends =
+        info.memory_regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable).map(|region| region.end);
+    ends.fold(4 << 30, u64::max)
+}
+
+/// `len_bytes` bytes at physical address `start`, if they are what firmware or the loader left, and nobody's memory.
+pub(crate) fn firmware(info: &BootInfo, start: u64, len_bytes: usize) -> Option<&'static [u8]> {
+    let end = start.checked_add(len_bytes as u64).filter(|end| *end <= mapped_end(info))?;
+    let is_handed_out = |region: &MemoryRegion| region.kind == MemoryRegionKind::Usable && region.end > LOW_BYTES;
+    if start == 0
+        || info.memory_regions.iter().any(|region| is_handed_out(region) && region.start < end && start < region.end)
+    {
+        return None;
+    }
+    Some(left(at_physical(start), len_bytes))
+}
+
+/// The kernel's own file, and the ramdisk, as the loader has left them in memory that nobody was handed out.
+pub(crate) fn files(info: &BootInfo) -> (&'static [u8], Option<&'static [u8]>) {
+    let ramdisk = info.ramdisk_addr.into_option().map(|start| left(start as *const u8, info.ramdisk_len as usize));
+    (left(at_physical(info.kernel_addr), info.kernel_len as usize), ramdisk)
+}
+
+fn left(start: *const u8, len_bytes: usize) -> &'static [u8] {
+    // SAFETY: the loader or firmware says that it is there; it is mapped, in no allocator, and nobody writes it.
+    unsafe { core::slice::from_raw_parts(start, len_bytes) }
+}
+
+/// What of the kernel's heap is left to what cannot fail: names, lists of who waits, lines of the log.
+const HEAP_RESERVE: usize = 1 << 20;
+
+/// Whether the kernel's heap has room for `len_bytes` bytes beside what is left to what cannot fail. **What a person, a driver or a
+/// peer can have the kernel allocate again and again is asked for here**, or takes memory that can be refused.
+pub fn has_room(len_bytes: usize) -> bool {
+    let (used, size) = heap_use();
+    size.saturating_sub(used).saturating_sub(HEAP_RESERVE) >= len_bytes
+}
+
+/// `len_bytes` zeros in the kernel's heap; the error says that there is no room for that now.
+pub fn buffer(len_bytes: usize) -> Result<Vec<u8>, String> {
+    let mut buffer = Vec::new();
+    if !has_room(len_bytes) || buffer.try_reserve_exact(len_bytes).is_err() {
+        let room = if len_bytes < 1024 { format!("{len_bytes} bytes") } else { format!("{} KiB", len_bytes / 1024) };
+        return Err(format!("out of memory: there is no room for a buffer of {room} right now"));
+    }
+    buffer.resize(len_bytes, 0);
+    Ok(buffer)
+}
+
+/// Bytes of the kernel's heap: in use, and in all.
+pub fn heap_use() -> (usize, usize) {
+    let heap = HEAP.lock();
+    (heap.used(), heap.size())
+}

@@ -1,0 +1,117 @@
+//! Addresses in words: the kernel's own symbols, from the ELF file that the loader left in memory, for [`backtrace`]s; and [`map`], what lies
+//! where.
+
+use core::fmt;
+use core::fmt::Write;
+use ringfence_core::module::symbol_at;
+use spin::Once;
+
+pub mod backtrace;
+pub mod map;
+
+static FILE: Once<&'static [u8]> = Once::new();
+
+unsafe extern "C" {
+    static __kernel_start: u8;
+    static __kernel_end: u8;
+    static __text_start: u8;
+    static __text_end: u8;
+}
+
+/// Takes the kernel's ELF file.
+pub fn init(file: &'static [u8]) {
+    FILE.call_once(|| file);
+}
+
+/// Everything of the kernel that must never change once it runs: read-only data, text, entry text, descriptor tables.
+fn constant_parts() -> [&'static [u8]; 2] {
+    use crate::arch::entry_area;
+    let (image, entry) = (&raw const __kernel_start, entry_area::BASE as *const u8);
+    let image_len = &raw const __text_end as usize - image as usize;
+    // SAFETY: mapped for good, and read-only but for the benchmark's vector, which goes and comes back while nobody looks.
+    unsafe {
+        [
+            core::slice::from_raw_parts(image, image_len),
+            core::slice::from_raw_parts(entry, (entry_area::STACKS - entry_area::BASE) as usize),
+        ]
+    }
+}
+
+/// A checksum (in the manner of FNV-1a, over words, with a rotation) of everything of the kernel that must never change: text, read-only data, descriptor
+/// tables and its part of the page tables.
+pub fn checksum() -> u64 {
+    const START: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let mut sum = START;
+    let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(PRIME).rotate_left(29);
+    for part in constant_parts() {
+        let (words, rest) = part.as_chunks::<8>();
+        words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
+        rest.iter().for_each(|byte| add((*byte).into()));
+    }
+    crate::memory::tables::for_each_kernel_entry(&mut add);
+    sum
+}
+
+/// Whether `address` lies in the kernel's text.
+pub fn is_kernel_text(address: u64) -> bool {
+    (&raw const __text_start as u64..&raw const __text_end as u64).contains(&address)
+        || crate::arch::entry_area::is_text(address)
+}
+
+/// The parts of the kernel's image: start, end, and what it is.
+pub fn image_parts() -> [(u64, u64, &'static str); 3] {
+    let [start, text, text_end, end] =
+        [&raw const __kernel_start, &raw const __text_start, &raw const __text_end, &raw const __kernel_end];
+    [
+        (start as u64, text as u64, "kernel read-only data"),
+        (text as u64, text_end as u64, "kernel text"),
+        (text_end as u64, end as u64, "kernel data"),
+    ]
+}
+
+/// A symbol's name as its author wrote it. A module file can say anything there: what is longer than a name has to be
+/// is cut off, so that no row of a terminal begins with what it says, and what is not printable is replaced.
+pub struct Demangled<'a>(pub &'a [u8]);
+
+/// Longest name in bytes.
+const MAX_NAME: usize = 64;
+
+struct Limited<'a, 'b> {
+    out: &'a mut fmt::Formatter<'b>,
+    left: usize,
+}
+
+impl fmt::Write for Limited<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            // Failing here stops who writes: a short mangled name can stand for a megabyte.
+            self.left = self.left.checked_sub(c.len_utf8()).ok_or(fmt::Error)?;
+            self.out.write_char(if c.is_ascii_graphic() || c == ' ' { c } else { '?' })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Demangled<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut limited = Limited { out: f, left: MAX_NAME };
+        let whole = match core::str::from_utf8(self.0) {
+            Ok(name) => write!(limited, "{:#}", rustc_demangle::demangle(name)),
+            Err(_) => write!(limited, "{}", self.0.escape_ascii()),
+        };
+        if whole.is_err() { f.write_str("...") } else { Ok(()) }
+    }
+}
+
+/// `function+0x12` for an address in the kernel, the bare address for others.
+pub struct Location(pub u64);
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match FILE.get().and_then(|file| symbol_at(file, self.0)) {
+            Some((name, into)) if is_kernel_text(self.0) => write!(f, "{}+{into:#x}", Demangled(name)),
+            _ => write!(f, "{:#x}", self.0),
+        }
+    }
+}

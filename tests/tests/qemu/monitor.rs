@@ -4,6 +4,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long QEMU may take until it listens.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to a socket that QEMU listens on, a line at a time.
 struct Connection {
@@ -13,7 +17,15 @@ struct Connection {
 
 impl Connection {
     fn new(socket: &Path) -> Connection {
-        let stream = UnixStream::connect(socket).expect("QEMU listens");
+        // The socket is there a moment before QEMU listens on it.
+        let until = Instant::now() + PATIENCE;
+        let stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(Instant::now() < until, "QEMU does not listen: {error}"),
+            }
+            std::thread::yield_now();
+        };
         let answers = BufReader::new(stream.try_clone().unwrap());
         Connection { stream, answers }
     }

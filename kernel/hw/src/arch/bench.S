@@ -1,6 +1,6 @@
 /* Gates that only `bench` puts in place of rf_null's, to tell apart what a crossing is made of. Comments as in entry.S. */
 
-.section .entry.text, "ax"
+.section .entry.text.bench, "ax"
 
 /* The shortest crossing with the same two CR3 writes: no checks, no stack switch, nothing saved, nothing cleared. */
 .p2align 4

@@ -2,6 +2,7 @@
 //! (PCI Local Bus Specification 3.0, 3.2.2.3.2).
 
 use crate::arch::port::IoPort;
+use crate::memory::registers::Registers;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 use pci_types::{
@@ -10,7 +11,7 @@ use pci_types::{
 };
 use ringfence_abi::manifest::PciId;
 use ringfence_core::extent::Extent;
-use ringfence_core::pci::{capabilities, port_count};
+use ringfence_core::pci::{MsiX, capabilities, port_count};
 use spin::{Mutex, Once};
 
 /// Configuration space, through the two ports.
@@ -78,9 +79,18 @@ impl Function {
         ConfigSpace::read32(self.address, offset)
     }
 
-    /// Sets the bits of `set` in the message control of its MSI-X capability, which is at `capability`, and clears the others of `of`.
-    pub fn control_messages(&self, capability: u16, of: u32, set: u32) {
-        ConfigSpace::write32(self.address, capability, self.read(capability) & !of | set);
+    /// Sets the bits of `set` in the message control of its MSI-X capability, if it has one, and clears the others of `of`.
+    pub fn control_messages(&self, of: u32, set: u32) {
+        if let Some(MsiX { at, .. }) = MsiX::find(|offset| self.read(offset)) {
+            ConfigSpace::write32(self.address, at, self.read(at) & !of | set);
+        }
+    }
+
+    /// The `len_bytes` bytes of registers at `offset` of memory BAR `bar`, if it has them, and they are where the kernel sees them.
+    pub fn registers(&self, bar: u8, offset: u64, len_bytes: u64) -> Option<Registers> {
+        let (start, all_bytes) = self.bars.get(usize::from(bar))?.as_ref().and_then(memory_extent)?;
+        let is_inside = offset.checked_add(len_bytes).is_some_and(|end| end <= all_bytes);
+        is_inside.then(|| Registers::at(start.checked_add(offset)?, len_bytes)).flatten()
     }
 
     /// Sets the bits of `on` in the command register and clears those of `off`.

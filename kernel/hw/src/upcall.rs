@@ -35,9 +35,10 @@ pub struct Exit {
 
 /// The `T` whose upcall is under way.
 pub struct Current<T> {
+    /// Null while [`Current::with`] has handed it out.
     value: Cell<*mut T>,
-    /// Set while [`Current::with`] has handed it out.
-    is_out: Cell<bool>,
+    /// The same, handed out or not.
+    entered: Cell<*mut T>,
 }
 
 // SAFETY: there is one CPU. Interrupt handlers do not use this, but where a driver's upcall ends with them.
@@ -46,7 +47,7 @@ unsafe impl<T: Send> Sync for Current<T> {}
 impl<T: Send> Current<T> {
     /// None's.
     pub const fn new() -> Current<T> {
-        Current { value: Cell::new(null_mut()), is_out: Cell::new(false) }
+        Current { value: Cell::new(null_mut()), entered: Cell::new(null_mut()) }
     }
 
     /// Runs `then` with the one whose upcall is under way; `None` if none is, or if this is called from within `then`.
@@ -54,13 +55,13 @@ impl<T: Send> Current<T> {
     /// After a panic that does not count: who has it then never goes on.
     #[inline]
     pub fn with<R>(&self, then: impl FnOnce(&mut T) -> R) -> Option<R> {
-        let mut value = NonNull::new(self.value.get())?;
-        if self.is_out.replace(true) && !power::has_panicked() {
-            return None;
-        }
+        let mut value = match NonNull::new(self.value.replace(null_mut())) {
+            Some(value) => value,
+            None => NonNull::new(self.entered.get()).filter(|_| power::has_panicked())?,
+        };
         // SAFETY: set by `enter` from a `&mut T` that lies idle until the driver comes back, and handed out once at a time.
         let result = then(unsafe { value.as_mut() });
-        self.is_out.set(false);
+        self.value.set(value.as_ptr());
         Some(result)
     }
 
@@ -80,7 +81,8 @@ impl<T: Send> Current<T> {
         let frame = UpcallFrame { cr3, rip: entry.rip, rsp, args: entry.arguments };
         let cpu = cpu::this();
         let outer = (cpu.domain_cr3.get(), cpu.domain_stacks.get(), cpu.ticks_left.load(Ordering::Relaxed));
-        let outer_value = (self.value.replace(value), self.is_out.replace(false));
+        let value: *mut T = value;
+        let outer_value = (self.value.replace(value), self.entered.replace(value));
         cpu.domain_cr3.set(cr3);
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.store(entry.ticks, Ordering::Relaxed);
@@ -94,7 +96,7 @@ impl<T: Send> Current<T> {
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.store(ticks, Ordering::Relaxed);
         self.value.set(outer_value.0);
-        self.is_out.set(outer_value.1);
+        self.entered.set(outer_value.1);
         Exit { value: end.value, is_terminated: end.ended != 0, ticks_left, tsc_ticks }
     }
 }

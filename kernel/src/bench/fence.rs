@@ -4,7 +4,7 @@ use super::{Row, Stopwatch};
 use alloc::string::{String, ToString};
 use host::domain::device;
 use hw::iommu::Fence;
-use hw::memory::frames;
+use hw::memory::frames::Lent;
 use hw::{iommu, pci};
 use ringfence_abi::layout::{DMA, PAGE_SIZE};
 
@@ -21,19 +21,15 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
     let is_free =
         |function: &&pci::Function| function.is_device && device::state(function.address) == device::State::Free;
     let fence_of_one = || pci::functions().iter().filter(is_free).find_map(|function| Fence::new(function).ok());
-    let most = BATCHES.into_iter().max().unwrap_or(1);
-    let pa = frames::allocate(most as usize).map_err(|error| error.to_string())?;
-    let Some(mut fence) = fence_of_one() else {
-        frames::free_run(pa, most as usize);
-        return Err("there is no device that nobody drives".to_string());
-    };
+    let mut fence = fence_of_one().ok_or("there is no device that nobody drives")?;
     let names = ["fence/map", "fence/unmap", "fence/invalidate"];
     let result = BATCHES.into_iter().try_for_each(|pages| {
         let mut rows = names.map(|name| Row::new(name, unit).batch(pages as usize));
         let len_bytes = pages * PAGE_SIZE;
+        let memory = Lent::new(pages as usize).map_err(|error| error.to_string())?;
         for number in 0..=SAMPLES {
             let watch = Stopwatch::start();
-            fence.map(DMA, pa, len_bytes, true).map_err(|error| error.to_string())?;
+            fence.map(DMA, &memory, true).map_err(|error| error.to_string())?;
             let mapped = watch.stop(1).ticks;
             let watch = Stopwatch::start();
             if !fence.unmap(DMA, len_bytes) {
@@ -55,8 +51,8 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
         rows.iter().for_each(&mut *print);
         Ok(())
     });
-    if fence.remove() {
-        frames::free_run(pa, most as usize);
+    if !fence.remove() {
+        return Err("the IOMMU does not do as it is told".to_string());
     }
     result?;
     let mut attach = Row::new("fence/attach", unit);

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use host::domain::memory::describe;
 use host::domain::{Domain, registry};
 use host::module;
-use hw::memory::{frames, heap_use, kernel_root, stray, tables};
+use hw::memory::{frames, heap_use, kernel_page, stray};
 use hw::println;
 use hw::symbols::map;
 use ringfence_abi::layout::PAGE_SIZE;
@@ -61,7 +61,7 @@ pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
     match name {
         None => {
             // Physical memory is mapped with large pages, whose rights nobody needs to look up.
-            let of_first = |start| tables::translate(kernel_root(), start).map_or("rw-", |(_, flags)| rights(flags));
+            let of_first = |start| kernel_page(start).map_or("rw-", |(_, flags)| rights(flags));
             let mapped = map::parts().chain([map::physical_memory()]).filter(|part| part.extent.len_bytes > 0);
             rows.extend(mapped.map(|part| Row {
                 extent: part.extent,
@@ -73,7 +73,7 @@ pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
         Some(name) => {
             let handle = module::find(name).map_err(said)?;
             let domain = handle.lock();
-            tables::for_each_page(domain.space.cr3(), &mut |page, flags| {
+            domain.space.for_each_page(&mut |page, flags| {
                 let (rights, what) = (rights(flags), describe(&domain, page));
                 match rows.last_mut() {
                     Some(row) if row.extent.end() == Some(page) && (row.rights, row.what) == (rights, what) => {

@@ -6,7 +6,7 @@ use host::domain::Domain;
 use host::domain::cause::Cause;
 use host::domain::offer::{self, Offer};
 use hw::arch::time;
-use hw::memory::shared::SharedMemory;
+use hw::memory::frames::Lent;
 use ringfence_abi::net::{
     EMPTY, FRAME_BYTES, MAX_FRAME, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_ADDRESS,
     TX_FRAMES, entry, split,
@@ -26,9 +26,9 @@ const LOOK_AGAIN_MOST_NS: u64 = 1_000_000_000;
 pub struct Queues {
     /// Ethernet address of the interface.
     pub mac: [u8; 6],
-    memory: SharedMemory,
-    tx: SharedMemory,
-    rx: SharedMemory,
+    memory: Lent,
+    tx: Lent,
+    rx: Lent,
     transmit: Producer,
     transmitted: Consumer,
     empty: Producer,
@@ -168,8 +168,8 @@ impl Queues {
         let mut queues = Queues {
             mac,
             memory,
-            tx: SharedMemory::new(tx.pa, TX_FRAMES * FRAME_BYTES),
-            rx: SharedMemory::new(rx.pa, RX_FRAMES * FRAME_BYTES),
+            tx: tx.memory,
+            rx: rx.memory,
             transmit: Producer::new(TRANSMIT),
             transmitted: Consumer::new(TRANSMITTED),
             empty: Producer::new(EMPTY),

@@ -6,7 +6,7 @@ use core::task::Waker;
 use host::domain::Domain;
 use host::domain::cause::Cause;
 use host::domain::offer::{self, Offer};
-use hw::memory::shared::SharedMemory;
+use hw::memory::frames::Lent;
 use ringfence_abi::queue::{Consumer, Producer};
 use ringfence_abi::scsi::{
     COMPLETE, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome, write_request,
@@ -19,8 +19,8 @@ use ringfence_core::cdb::Cdb;
 pub struct Queues {
     /// What the driver says of its adapter, checked.
     pub info: ScsiInfo,
-    memory: SharedMemory,
-    data: SharedMemory,
+    memory: Lent,
+    data: Lent,
     /// Where the device sees that.
     data_address: u64,
     submit: Producer,
@@ -103,8 +103,8 @@ impl Queues {
         Ok(Queues {
             info,
             memory,
-            data: SharedMemory::new(data.pa, REQUESTS * MAX_DATA),
             data_address: domain.device_address(&data),
+            data: data.memory,
             submit: Producer::new(SUBMIT),
             complete: Consumer::new(COMPLETE),
             requests: [const { State::Free }; REQUESTS],

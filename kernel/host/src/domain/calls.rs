@@ -9,17 +9,39 @@ pub fn service_name(service: usize) -> &'static str {
 }
 
 /// A call of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Call {
     /// The service's number.
     pub service: usize,
     /// Its arguments; those it does not take are 0.
     pub arguments: [u64; 3],
-    /// What it returned; `None` while it runs, and if it ended the driver.
-    pub result: Option<i64>,
+    /// What it returned, or [`Call::RUNS`].
+    result: i64,
+}
+
+/// A call's place, in which arguments that the service does not take are what was there before. Of a power of two bytes, so that it is found by a shift: that is on the path of every gate.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+struct Kept(Call);
+
+impl Kept {
+    fn call(&self) -> Call {
+        let mut call = self.0;
+        let taken = SERVICES.get(call.service).map_or(0, |service| service.arguments.len());
+        call.arguments.iter_mut().skip(taken).for_each(|argument| *argument = 0);
+        call
+    }
 }
 
 impl Call {
+    /// In place of a result, while it runs, and if it ended the driver. No service returns that.
+    const RUNS: i64 = i64::MIN;
+
+    /// What it returned; `None` while it runs, and if it ended the driver.
+    pub fn result(&self) -> Option<i64> {
+        (self.result != Self::RUNS).then_some(self.result)
+    }
+
     /// Whether it was to offer something.
     pub fn offers(&self) -> bool {
         service_name(self.service) == "rf_offer"
@@ -29,8 +51,9 @@ impl Call {
 /// The last calls of services, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct CallLog {
-    calls: [Option<Call>; CallLog::LEN],
-    next: usize,
+    /// Each at its number, modulo their number; those that were not made yet mean nothing.
+    calls: [Kept; CallLog::LEN],
+    made: usize,
 }
 
 impl CallLog {
@@ -38,26 +61,29 @@ impl CallLog {
     pub const LEN: usize = 32;
 
     /// Notes that a service is called.
-    pub fn begin(&mut self, service: usize, arguments: [u64; 3]) {
-        self.next = self.next.wrapping_add(1) % Self::LEN;
-        self.calls[self.next] = Some(Call { service, arguments, result: None });
+    #[inline(always)]
+    pub fn begin<const TAKEN: usize>(&mut self, service: usize, arguments: [u64; TAKEN]) {
+        self.made = self.made.wrapping_add(1);
+        let Kept(call) = &mut self.calls[self.made % Self::LEN];
+        call.service = service;
+        call.arguments.iter_mut().zip(arguments).for_each(|(to, from)| *to = from);
+        call.result = Call::RUNS;
     }
 
     /// Notes what it returned.
     pub fn end(&mut self, result: i64) {
-        if let Some(call) = &mut self.calls[self.next] {
-            call.result = Some(result);
-        }
+        self.calls[self.made % Self::LEN].0.result = result;
     }
 
     /// The last call.
     pub fn last(&self) -> Option<Call> {
-        self.calls[self.next]
+        (self.made > 0).then(|| self.calls[self.made % Self::LEN].call())
     }
 
     /// All calls that are kept, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Call> {
-        (1..=Self::LEN).filter_map(|back| self.calls[(self.next + back) % Self::LEN].as_ref())
+    pub fn iter(&self) -> impl Iterator<Item = Call> {
+        let kept = self.made.min(Self::LEN);
+        (self.made - kept + 1..=self.made).map(|number| self.calls[number % Self::LEN].call())
     }
 }
 
@@ -68,7 +94,7 @@ impl fmt::Display for Call {
         for (index, argument) in self.arguments.iter().take(taken).enumerate() {
             write!(f, "{}{argument:#x}", if index > 0 { ", " } else { "" })?;
         }
-        match self.result {
+        match self.result() {
             None => write!(f, ") did not return"),
             Some(result) => match Refusal::from_result(result) {
                 Some(refusal) => write!(f, ") = {refusal}"),

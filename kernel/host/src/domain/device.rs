@@ -13,16 +13,15 @@ use hw::arch::{interrupts, time};
 use hw::console;
 use hw::iommu::{self, Fence, Unfenced};
 use hw::memory::frames::OutOfMemory;
-use hw::memory::pages;
-use hw::pci::{self, Function, memory_extent};
+use hw::pci::{Function, memory_extent};
+use hw::space::Space;
+use hw::space::device::{BarPages, ports_of};
 use log::Level;
 use pci_types::{Bar, CommandRegister, PciAddress};
 use ringfence_abi::layout::{MMIO, MMIO_MAX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
-use ringfence_core::extent::{Extent, align_up};
 use ringfence_core::limits::UNFENCED;
-use ringfence_core::pci::MsiX;
 use ringfence_core::port_bitmap::Ports;
 use spin::Mutex;
 
@@ -39,13 +38,6 @@ pub enum State {
     /// Nobody, and nobody will: it could not be stopped.
     SetAside,
 }
-
-/// Most ports that an I/O BAR can have (PCI 3.0, 6.2.5.1).
-const MAX_PORTS: u32 = 256;
-/// First address that no entry of a page table can hold (SDM vol. 3A, 4.5.4).
-const PHYSICAL_END: u64 = 1 << 52;
-/// First port that an I/O BAR can begin with.
-const FIRST_PORT: u16 = 0x400;
 
 /// A device that does not come to rest.
 pub struct NotStopped {
@@ -209,13 +201,14 @@ impl Device {
     }
 
     /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
-    /// memory. If it does not come to rest nobody gets it any more.
-    pub fn stop(mut self) -> Result<(), NotStopped> {
+    /// memory. If it does not come to rest nobody gets it any more. Its registers are in `space`,
+    /// which one needs that has used DMA.
+    pub fn stop(mut self, space: Option<&Space>) -> Result<(), NotStopped> {
         self.mask();
         self.function.change_command(CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
         let stopped = match (&self.reset, self.used_dma) {
             (_, false) => Ok(()),
-            (Some(reset), true) => reset.run(),
+            (Some(reset), true) => space.map_or(Err(NotReset::NoRecipe), |space| reset.run(space)),
             (None, true) => Err(NotReset::NoRecipe),
         };
         if let (Some(messages), Ok(fence)) = (self.messages.take(), &self.fence) {
@@ -242,15 +235,8 @@ impl Device {
 
     /// The I/O ports that its driver may use.
     pub fn ports(&self) -> impl Iterator<Item = Ports> {
-        let ports = |(index, mapped): (usize, &Option<u64>)| match (self.function.bars.get(index)?, mapped) {
-            (Some(Bar::Io { .. }), Some(first)) => Some(Ports { first: *first as u16, count: self.port_count(index) }),
-            _ => None,
-        };
-        self.mapped.iter().enumerate().filter_map(ports)
-    }
-
-    fn port_count(&self, index: usize) -> u16 {
-        self.function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16
+        let mapped = self.mapped.iter().enumerate().filter(|(_, mapped)| mapped.is_some());
+        mapped.filter_map(|(index, _)| ports_of(self.function, index)?.ok())
     }
 }
 
@@ -268,7 +254,7 @@ impl Domain {
     pub fn let_device_reach(&mut self, region: &DmaRegion, is_written: bool) -> Result<(), OutOfMemory> {
         let start = self.device_address(region);
         match self.fence_mut() {
-            Some(fence) => fence.map(start, region.pa, region.extent.len_bytes, is_written),
+            Some(fence) => fence.map(start, &region.memory, is_written),
             None => Ok(()),
         }
     }
@@ -295,7 +281,7 @@ impl Domain {
     pub fn device_address(&self, region: &DmaRegion) -> u64 {
         match self.device.as_ref().map(Device::fence) {
             Some(Ok(_)) => region.extent.start - self.base(),
-            _ => region.pa,
+            _ => region.memory.physical(),
         }
     }
 
@@ -314,53 +300,24 @@ impl Domain {
     pub fn map_bar(&mut self, bar: u64) -> Result<u64, Refusal> {
         let base = self.base() + MMIO;
         let device = self.device.as_mut().ok_or(Refusal::NotFound)?;
-        let (index, found) = device.bar(bar)?;
+        let (index, _) = device.bar(bar)?;
         if let Some(mapped) = device.mapped.get(index).copied().flatten() {
             return Ok(mapped);
         }
-        let mapped = match memory_extent(&found) {
-            Some((pa, len_bytes)) => {
-                let first = pa & !(PAGE_SIZE - 1);
-                let len = (pa - first).checked_add(len_bytes).and_then(|len| align_up(len, PAGE_SIZE));
-                let pages = Extent::new(first, len.ok_or(Refusal::Invalid)?);
-                let len = pages.len_bytes;
-                if pages.end().is_none_or(|end| end > PHYSICAL_END)
-                    || hw::memory::is_ram(pages)
-                    || iommu::has_registers(pages)
-                    || shares_pages(device.function(), pages)
-                {
-                    return Err(Refusal::Denied);
-                }
+        let function = device.function;
+        let mapped = match BarPages::of(function, index) {
+            Some(pages) => {
+                let pages = pages?;
                 let start = device.next;
-                let next =
-                    start.checked_add(len + PAGE_SIZE).filter(|next| *next <= MMIO_MAX).ok_or(Refusal::NoMemory)?;
-                // Where its messages go is not the driver's to say.
-                let secret = MsiX::find(|offset| device.function().read(offset));
-                let parts = secret.iter().flat_map(|msi_x| msi_x.parts_of(bar));
-                let pieces = pages_without(len, parts.map(|(offset, len)| Extent::new(pa - first + offset, len)));
-                if pieces.is_empty() {
-                    return Err(Refusal::Denied);
-                }
-                for (offset, piece) in pieces {
-                    if self.space.map_device(base + start + offset, first + offset, piece).is_err() {
-                        self.space.unmap(base + start, len);
-                        return Err(Refusal::NoMemory);
-                    }
-                }
+                let next = start
+                    .checked_add(pages.len_bytes() + PAGE_SIZE)
+                    .filter(|next| *next <= MMIO_MAX)
+                    .ok_or(Refusal::NoMemory)?;
+                self.space.map_bar(base + start, &pages).map_err(|_| Refusal::NoMemory)?;
                 device.next = next;
-                base + start + (pa - first)
+                base + start + pages.offset()
             }
-            None => {
-                let Bar::Io { port } = found else { return Err(Refusal::NotFound) };
-                let first = u16::try_from(port).map_err(|_| Refusal::Invalid)?;
-                let count = device.port_count(index);
-                // Below are the ports of the mainboard's own devices; no firmware puts a BAR there.
-                if first < FIRST_PORT {
-                    return Err(Refusal::Denied);
-                }
-                self.space.allow_ports(Ports { first, count }).map_err(|_| Refusal::NoMemory)?;
-                port.into()
-            }
+            None => self.space.allow_ports(function, index).ok_or(Refusal::NotFound)??.first.into(),
         };
         if let Some(slot) = device.mapped.get_mut(index) {
             *slot = Some(mapped);
@@ -372,7 +329,8 @@ impl Domain {
     pub fn bar_len(&self, bar: u64) -> Result<u64, Refusal> {
         let device = self.device.as_ref().ok_or(Refusal::NotFound)?;
         let (index, found) = device.bar(bar)?;
-        Ok(memory_extent(&found).map_or(device.port_count(index).into(), |(_, len_bytes)| len_bytes))
+        let ports = || device.function.port_counts.get(index).copied().unwrap_or(0).into();
+        Ok(memory_extent(&found).map_or_else(ports, |(_, len_bytes)| len_bytes))
     }
 
     /// Lets its device be a bus master, or not any more. How to reset it must be known by then.
@@ -411,7 +369,7 @@ impl Domain {
         let Some(device) = self.device.take() else { return };
         let address = device.function.address;
         let start = time::tsc();
-        let stopped = device.stop();
+        let stopped = device.stop(Some(&self.space));
         self.stop_ticks = time::tsc() - start;
         if let Err(NotStopped { why, is_detached }) = stopped {
             let with = if is_detached { "" } else { ", and the driver's memory with it" };
@@ -427,34 +385,7 @@ impl Domain {
     }
 }
 
-/// The pages of `len_bytes` bytes, whole pages, in which none of `parts` lies: offset and length of each run of them.
-fn pages_without(len_bytes: u64, parts: impl Iterator<Item = Extent>) -> Vec<(u64, u64)> {
-    let parts: Vec<Extent> = parts.collect();
-    let mut pieces: Vec<(u64, u64)> = Vec::new();
-    for offset in pages(len_bytes) {
-        let page = Extent::new(offset, PAGE_SIZE);
-        if parts.iter().any(|part| part.overlaps(page)) {
-            continue;
-        }
-        match pieces.last_mut() {
-            Some((start, len)) if *start + *len == offset => *len += PAGE_SIZE,
-            _ => pieces.push((offset, PAGE_SIZE)),
-        }
-    }
-    pieces
-}
-
 /// Who has the function at `address`.
 pub fn state(address: PciAddress) -> State {
     TAKEN.lock().iter().find(|(taken, _)| *taken == address).map_or(State::Free, |(_, state)| *state)
-}
-
-/// Whether the pages of `bar`, a BAR of `function`, hold registers of another function too.
-fn shares_pages(function: &Function, bar: Extent) -> bool {
-    pci::functions()
-        .iter()
-        .filter(|other| other.address != function.address)
-        .flat_map(|other| other.bars.iter().flatten())
-        .filter_map(pci::memory_extent)
-        .any(|(start, len_bytes)| bar.overlaps(Extent::new(start, len_bytes)))
 }

@@ -132,7 +132,7 @@ impl Fault {
         let kind = kind(cause, site);
         // The call that it was ended in, if it was in one.
         if let Site::Gate(_) = site {
-            trace::note_call(domain, ());
+            trace::note_call(domain);
         }
         trace::note(domain, || What::Ended(kind));
         let done = match (domain.policy, domain.upcall) {

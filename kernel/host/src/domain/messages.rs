@@ -5,7 +5,7 @@
 use hw::arch::{interrupts, line};
 use hw::iommu::Fence;
 use hw::memory::registers::Registers;
-use hw::pci::{Function, memory_extent};
+use hw::pci::Function;
 use ringfence_abi::upcall::MAX_VECTORS;
 use ringfence_core::pci::MsiX;
 
@@ -22,7 +22,6 @@ const MOST: usize = MAX_VECTORS as usize;
 
 /// The messages that a device may send.
 pub struct Messages {
-    capability: u16,
     first: u8,
     count: u8,
 }
@@ -33,16 +32,13 @@ impl Messages {
         let capability = MsiX::find(|offset| function.read(offset))?;
         let count = wanted.min(MOST as u8).min(u8::try_from(capability.entries).unwrap_or(u8::MAX));
         let (bar, offset) = capability.table;
-        let (start, len_bytes) = function.bars.get(usize::from(bar))?.as_ref().and_then(memory_extent)?;
-        let table = u64::from(offset);
-        if table + u64::from(capability.entries) * ENTRY_BYTES > len_bytes {
-            return None;
-        }
-        let entry = |index: u8| Registers::at(start.checked_add(table + u64::from(index) * ENTRY_BYTES)?, ENTRY_BYTES);
+        function.registers(bar, offset.into(), u64::from(capability.entries) * ENTRY_BYTES)?;
+        let entry =
+            |index: u8| function.registers(bar, u64::from(offset) + u64::from(index) * ENTRY_BYTES, ENTRY_BYTES);
         let entries = (0..count).map(entry).collect::<Option<heapless::Vec<Registers, MOST>>>()?;
         let first = interrupts::take_lines(count)?;
-        let messages = Messages { capability: capability.at, first, count };
-        messages.control(function, MASK_ALL | ENABLE);
+        let messages = Messages { first, count };
+        control(function, MASK_ALL | ENABLE);
         for (line, entry) in (first..).zip(&entries) {
             let Some(address) = fence.route(line - line::WIRES, interrupts::vector_of(line)) else {
                 messages.remove(function, fence);
@@ -54,12 +50,8 @@ impl Messages {
             entry.write32(ADDRESS_HIGH, 0);
             entry.write32(DATA, 0);
         }
-        messages.control(function, ENABLE);
+        control(function, ENABLE);
         Some(messages)
-    }
-
-    fn control(&self, function: &Function, bits: u32) {
-        control(function, self.capability, bits);
     }
 
     /// How many there are.
@@ -80,7 +72,7 @@ impl Messages {
     /// Takes them away: all are masked, and lead nowhere. MSI-X stays on until somebody wants the line ([`turn_off`]): QEMU's e1000e ends
     /// QEMU if it is off when a message comes that was put off.
     pub fn remove(self, function: &Function, fence: &Fence) {
-        self.control(function, MASK_ALL | ENABLE);
+        control(function, MASK_ALL | ENABLE);
         for line in (self.first..).take(self.count.into()) {
             fence.end_route(line - line::WIRES);
         }
@@ -88,9 +80,9 @@ impl Messages {
     }
 }
 
-fn control(function: &Function, capability: u16, bits: u32) {
+fn control(function: &Function, bits: u32) {
     // Whatever the device sends, the unit lets pass what it was given.
-    function.control_messages(capability, ENABLE | MASK_ALL, bits);
+    function.control_messages(ENABLE | MASK_ALL, bits);
 }
 
 /// Has `function` interrupt by its line.
@@ -98,6 +90,6 @@ pub fn turn_off(function: &Function) {
     if let Some(MsiX { at, .. }) = MsiX::find(|offset| function.read(offset))
         && function.read(at) & ENABLE != 0
     {
-        control(function, at, 0);
+        control(function, 0);
     }
 }

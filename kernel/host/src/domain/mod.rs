@@ -16,7 +16,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use hw::console::Source;
-use hw::memory::frames::OutOfMemory;
+use hw::memory::frames::{Lent, OutOfMemory};
 use ringfence_abi::layout::{self, PAGE_SIZE};
 use ringfence_abi::manifest::{Manifest, Policy};
 use ringfence_abi::upcall::{Events, POLL};
@@ -122,12 +122,12 @@ pub struct Domain {
 }
 
 /// DMA memory of a domain.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct DmaRegion {
     /// Where the driver sees it.
     pub extent: Extent,
-    /// Its physical address.
-    pub pa: u64,
+    /// The memory, which is the domain's and its device's.
+    pub memory: Lent,
 }
 
 impl Domain {
@@ -160,10 +160,10 @@ impl Domain {
         if next > layout::DMA_MAX {
             return Err(OutOfMemory);
         }
-        let pa = self.space.map_contiguous(start, len_bytes)?;
+        let memory = self.space.map_lent(start, len_bytes)?;
         // A page is left out behind each region, so that running off its end faults.
         self.dma_next = next;
-        let region = DmaRegion { extent: Extent::new(start, len_bytes), pa };
+        let region = DmaRegion { extent: Extent::new(start, len_bytes), memory };
         if let Err(error) = self.let_device_reach(&region, is_written) {
             self.unmap_dma(&region);
             return Err(error);

@@ -7,7 +7,7 @@ use super::cause::Cause;
 use super::{Domain, Handle};
 use alloc::boxed::Box;
 use core::any::Any;
-use hw::memory::shared::SharedMemory;
+use hw::memory::frames::Lent;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::Refusal;
@@ -84,14 +84,13 @@ pub fn class(kind: Kind) -> Option<&'static dyn Class> {
 }
 
 /// The shared memory of a driver's queues, `len_bytes` bytes that begin where all queues do.
-pub fn map_queues(domain: &mut Domain, len_bytes: usize) -> Result<SharedMemory, Refusal> {
+pub fn map_queues(domain: &mut Domain, len_bytes: usize) -> Result<Lent, Refusal> {
     let len_bytes = len_bytes.next_multiple_of(PAGE_SIZE as usize);
-    let pa = domain.space.map_contiguous(domain.base() + QUEUE, len_bytes as u64)?;
-    Ok(SharedMemory::new(pa, len_bytes))
+    Ok(domain.space.map_lent(domain.base() + QUEUE, len_bytes as u64)?)
 }
 
 /// Takes away what [`map_queues`] has mapped.
-pub fn unmap_queues(domain: &mut Domain, queues: &SharedMemory) {
+pub fn unmap_queues(domain: &mut Domain, queues: &Lent) {
     domain.space.unmap(domain.base() + QUEUE, queues.len_bytes() as u64);
 }
 

@@ -5,9 +5,11 @@
 
 use super::Domain;
 use core::fmt;
-use hw::arch::port::IoPort;
+use hw::arch::port::DevicePort;
 use hw::arch::time;
-use hw::memory::registers::Registers;
+use hw::pci::{Function, memory_extent};
+use hw::space::Space;
+use hw::space::device::port_of;
 use ringfence_abi::reset::{NO_REGISTER, Reset, ResetMethod};
 use ringfence_abi::service::Refusal;
 use ringfence_core::pci::virtio_common;
@@ -46,9 +48,9 @@ pub struct ResetRegister {
 
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// Registers, and the offset of the one that is meant.
-    Memory(Registers, u64),
-    Port(u16),
+    /// Where the driver sees it.
+    Memory(u64),
+    Port(DevicePort),
 }
 
 impl ResetRegister {
@@ -73,21 +75,18 @@ impl ResetRegister {
         if end > domain.bar_len(bar.into())? {
             return Err(Refusal::Invalid);
         }
-        let is_port =
-            domain.device.as_ref().and_then(|device| device.function().port_counts.get(bar as usize).copied());
         let mapped = domain.map_bar(bar.into())?;
-        let is_port = matches!(is_port, Some(1..));
+        let function = domain.device.as_ref().ok_or(Refusal::NotFound)?.function();
+        let is_port = memory_extent_of(function, bar).is_none();
         // Pages of a BAR that say where messages go are not mapped, and no driver's to write.
         let at = |offset: u32, width_bytes: u32| -> Result<Place, Refusal> {
-            let address = mapped + u64::from(offset);
-            match is_port {
-                true => Ok(Place::Port(address as u16)),
-                false => {
-                    let (registers, offset) =
-                        domain.space.registers(address, width_bytes.into()).ok_or(Refusal::Invalid)?;
-                    Ok(Place::Memory(registers, offset))
-                }
+            if is_port {
+                let offset = u16::try_from(offset).map_err(|_| Refusal::Invalid)?;
+                return port_of(function, bar as usize, offset).map(Place::Port).ok_or(Refusal::Invalid);
             }
+            let address = mapped + u64::from(offset);
+            let is_there = domain.space.with_registers(address, width_bytes.into(), |_, _| ()).is_some();
+            if is_there { Ok(Place::Memory(address)) } else { Err(Refusal::Invalid) }
         };
         let mut zero = [None; 2];
         for (place, offset) in zero.iter_mut().zip(register.zero).filter(|(_, offset)| *offset != NO_REGISTER) {
@@ -109,14 +108,16 @@ impl ResetRegister {
         }))
     }
 
-    /// Resets the device and waits for that, which takes no longer than the recipe says.
-    pub fn run(&self) -> Result<(), NotReset> {
+    /// Resets the device, whose registers are in `space`, and waits for that, which takes no longer than the recipe says.
+    pub fn run(&self, space: &Space) -> Result<(), NotReset> {
         let start = time::tsc();
         for place in self.zero.into_iter().flatten() {
-            write(place, 4, 0);
+            write(space, place, 4, 0);
         }
-        write(self.place, self.width_bytes, read(self.place, self.width_bytes) & !self.clear | self.set);
-        while read(self.place, self.width_bytes) & self.wait_mask != self.wait_value {
+        let width_bytes = self.width_bytes;
+        let value = || read(space, self.place, width_bytes);
+        write(space, self.place, width_bytes, value() & !self.clear | self.set);
+        while value() & self.wait_mask != self.wait_value {
             if time::nanoseconds(time::tsc() - start) > u64::from(self.limit_us) * 1000 {
                 return Err(NotReset::TimedOut(self.limit_us));
             }
@@ -126,25 +127,29 @@ impl ResetRegister {
     }
 }
 
-fn read(place: Place, width_bytes: u32) -> u32 {
-    match (place, width_bytes) {
-        (Place::Memory(registers, offset), 1) => registers.read8(offset).into(),
-        (Place::Memory(registers, offset), 2) => registers.read16(offset).into(),
-        (Place::Memory(registers, offset), _) => registers.read32(offset),
-        (Place::Port(port), 1) => IoPort::<u8>::new(port).read().into(),
-        (Place::Port(port), 2) => IoPort::<u16>::new(port).read().into(),
-        (Place::Port(port), _) => IoPort::<u32>::new(port).read(),
+fn memory_extent_of(function: &Function, bar: u32) -> Option<(u64, u64)> {
+    function.bars.get(bar as usize)?.as_ref().and_then(memory_extent)
+}
+
+/// Reads a register; ones if it is not there any more, as those of a device are that is gone.
+fn read(space: &Space, place: Place, width_bytes: u32) -> u32 {
+    match place {
+        Place::Memory(address) => space
+            .with_registers(address, width_bytes.into(), |window, offset| window.read(offset, width_bytes))
+            .unwrap_or(u32::MAX),
+        Place::Port(port) => port.read(width_bytes),
     }
 }
 
 /// What this does to the device is what its driver's manifest asked for.
-fn write(place: Place, width_bytes: u32, value: u32) {
-    match (place, width_bytes) {
-        (Place::Memory(registers, offset), 1) => registers.write8(offset, value as u8),
-        (Place::Memory(registers, offset), 2) => registers.write16(offset, value as u16),
-        (Place::Memory(registers, offset), _) => registers.write32(offset, value),
-        (Place::Port(port), 1) => IoPort::new(port).write(value as u8),
-        (Place::Port(port), 2) => IoPort::new(port).write(value as u16),
-        (Place::Port(port), _) => IoPort::new(port).write(value),
+fn write(space: &Space, place: Place, width_bytes: u32, value: u32) {
+    match place {
+        Place::Memory(address) => {
+            // One that is not there is read as ones: the reset is not done then.
+            let _ = space.with_registers(address, width_bytes.into(), |window, offset| {
+                window.write(offset, width_bytes, value);
+            });
+        }
+        Place::Port(port) => port.write(width_bytes, value),
     }
 }

@@ -105,20 +105,13 @@ pub fn note(domain: &Domain, what: impl FnOnce() -> What) {
     }
 }
 
-/// Notes the last call of a service by `domain`, if it is traced, and returns `result`: then nothing has to be kept across
-/// this in every call that is not.
-#[inline]
-pub fn note_call<T>(domain: &Domain, result: T) -> T {
-    if domain.traced { record_call(domain, result) } else { result }
-}
-
+/// Notes the last call of a service by `domain`, if it is traced.
 #[cold]
 #[inline(never)]
-fn record_call<T>(domain: &Domain, result: T) -> T {
-    if let Some(call) = domain.calls.last() {
+pub fn note_call(domain: &Domain) {
+    if let Some(call) = domain.calls.last().filter(|_| domain.traced) {
         record(What::Call(call));
     }
-    result
 }
 
 /// Notes that what is watched was read or written: by the driver whose upcall is under way, or by the kernel when it resets the

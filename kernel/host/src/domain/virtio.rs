@@ -1,6 +1,7 @@
 //! What a virtio device was told of its queues, for reports: its registers are the same whoever drives it (VIRTIO 1.0, 4.1.4.3).
 
 use super::Domain;
+use hw::memory::registers::Window;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::reset::ResetMethod;
 use ringfence_core::extent::Extent;
@@ -40,13 +41,17 @@ pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
     }
     let common = device.mapped.get(bar as usize).copied().flatten()? + u64::from(offset);
     // Pages of a BAR may be left out.
-    let (registers, first) = domain.space.registers(common, COMMON_BYTES)?;
-    let read16 = |at: u64| registers.read16(first + at);
-    let read32 = |at: u64| registers.read32(first + at);
+    domain.space.with_registers(common, COMMON_BYTES, |window, first| find(window, first, address)).flatten()
+}
+
+/// The part of a queue that is in the page at `address`, by the common configuration at `first` of `window`.
+fn find(window: &Window, first: u64, address: u64) -> Option<QueuePart> {
+    let read16 = |at: u64| window.read(first + at, 2) as u16;
+    let read32 = |at: u64| window.read(first + at, 4);
     let read64 = |at: u64| u64::from(read32(at)) | u64::from(read32(at + 4)) << 32;
     let page = Extent::new(address, PAGE_SIZE);
     for queue in 0..read16(NUM_QUEUES).min(MOST_QUEUES) {
-        registers.write16(first + QUEUE_SELECT, queue);
+        window.write(first + QUEUE_SELECT, 2, queue.into());
         let size = u64::from(read16(QUEUE_SIZE));
         // Lengths: 2.4.
         let parts = [

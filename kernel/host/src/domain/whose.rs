@@ -6,7 +6,7 @@ use super::{Domain, Handle, registry};
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
-use hw::memory::{at_physical, frames, is_ram, kernel_root, tables};
+use hw::memory::{frames, is_ram, is_table, kernel_page, physical_start};
 use hw::symbols::map;
 use hw::{iommu, pci};
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE};
@@ -36,11 +36,11 @@ pub fn whose(pa: u64, own: &Domain) -> String {
     if let Some(part) = map::parts().find(|part| has_page(part, page)) {
         return part.what.to_string();
     }
-    if tables::is_table(page) {
+    if is_table(page) {
         return "page tables".to_string();
     }
     let mut is_free = false;
-    frames::for_each_free(|free| is_free |= free == page);
+    frames::for_each_free(|free| is_free |= free.physical() == page);
     match pci::functions().iter().find(|function| pci::has_registers(function, pa)) {
         _ if is_free => "memory that nobody has".to_string(),
         _ if is_ram(Extent::new(pa, 1)) => "memory of the kernel".to_string(),
@@ -52,7 +52,7 @@ pub fn whose(pa: u64, own: &Domain) -> String {
 /// What of `domain` lies in the frame at `page`.
 fn of_domain(domain: &Domain, page: u64) -> Option<String> {
     let mut found = None;
-    tables::for_each_page(domain.space.cr3(), &mut |address, _| {
+    domain.space.for_each_page(&mut |address, _| {
         let is_own = found.is_none() && address >> 47 == 0;
         if is_own && domain.space.translate(address).is_some_and(|(pa, _)| pa == page) {
             found = Some(address);
@@ -71,9 +71,9 @@ fn of_domain(domain: &Domain, page: u64) -> Option<String> {
 /// Whether a page of `part` lies in the frame at `page`.
 fn has_page(part: &map::Part, page: u64) -> bool {
     let Extent { start, len_bytes } = part.extent;
-    let is_there = |offset: u64| tables::translate(kernel_root(), start + offset).is_some_and(|(pa, _)| pa == page);
+    let is_there = |offset: u64| kernel_page(start + offset).is_some_and(|(pa, _)| pa == page);
     // All of physical memory is mapped in one place, part of which are some parts.
-    let direct = start.wrapping_sub(at_physical(0) as u64);
+    let direct = start.wrapping_sub(physical_start());
     match is_ram(Extent::new(direct, 1)) {
         true => Extent::new(direct & !(PAGE_SIZE - 1), len_bytes).contains(page),
         false => hw::memory::pages(len_bytes).any(is_there),
@@ -85,10 +85,10 @@ fn has_page(part: &map::Part, page: u64) -> bool {
 pub fn physical(name: &str) -> Option<u64> {
     let Some((driver, part)) = name.split_once(':') else {
         let Extent { start, .. } = map::find(name)?.extent;
-        let direct = start.wrapping_sub(at_physical(0) as u64);
+        let direct = start.wrapping_sub(physical_start());
         return match is_ram(Extent::new(direct, 1)) {
             true => Some(direct),
-            false => tables::translate(kernel_root(), start).map(|(pa, _)| pa),
+            false => kernel_page(start).map(|(pa, _)| pa),
         };
     };
     if driver == "iommu" {
@@ -107,7 +107,7 @@ pub fn physical(name: &str) -> Option<u64> {
         _ => {}
     }
     let mut found = None;
-    tables::for_each_page(domain.space.cr3(), &mut |address, _| {
+    domain.space.for_each_page(&mut |address, _| {
         let what = || describe(&domain, address).replace("own ", "").replace(' ', "-").to_lowercase();
         if found.is_none() && address >> 47 == 0 && what() == part {
             found = domain.space.translate(address).map(|(pa, _)| pa);

@@ -35,7 +35,7 @@ pub fn map(
             Ok(Some(space)) => space,
             refused => {
                 // It has not been a bus master, so it does stop.
-                let _ = device.map(Device::stop);
+                let _ = device.map(|device| device.stop(None));
                 return Err(if refused.is_err() { LoadError::NoMemory } else { LoadError::NoSlot });
             }
         },

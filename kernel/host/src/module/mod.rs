@@ -94,8 +94,8 @@ fn start(
     }
     domain.traced = trace::traces(&domain.name);
     domain.upcall(INIT, [0; 3]).map_err(|error| {
-        let refused = |call: &&Call| call.result.is_some_and(|result| Refusal::from_result(result).is_some());
-        let call = domain.calls.iter().filter(refused).last().copied();
+        let refused = |call: &Call| call.result().is_some_and(|result| Refusal::from_result(result).is_some());
+        let call = domain.calls.iter().filter(refused).last();
         match (error, domain.class(), &call) {
             (UpcallError::Refused(Refusal::Full), Some(class), Some(call)) if call.offers() => {
                 LoadError::Full(class.full())

@@ -3,7 +3,6 @@
 use super::Answer;
 use crate::domain::{DmaRegion, Domain};
 use hw::arch::time;
-use hw::memory::frames;
 use hw::space::rights;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::Refusal;
@@ -19,8 +18,9 @@ pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
         return Err(Refusal::NoMemory.into());
     }
     let region = time::charged(len_bytes, || allocate(domain, len_bytes))?;
+    let start = region.extent.start;
     domain.dma.push(region);
-    Ok(region.extent.start)
+    Ok(start)
 }
 
 /// A region of `len_bytes` bytes: one that was given back, or a fresh one.
@@ -28,7 +28,7 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
     let region = match domain.dma_kept.iter().position(|region| region.extent.len_bytes == len_bytes) {
         Some(index) => {
             let region = domain.dma_kept.swap_remove(index);
-            frames::zero(region.pa, (len_bytes / PAGE_SIZE) as usize);
+            region.memory.zero();
             if domain.let_device_reach(&region, true).is_err() {
                 // It stays the driver's own, whatever of it the device may reach.
                 domain.keep_device_from(&region);
@@ -65,6 +65,6 @@ pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
 
 /// Where the domain's device sees `address`, which lies in one of the domain's regions.
 pub fn rf_dma_address(domain: &mut Domain, address: u64) -> Answer {
-    let region = *domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;
-    Ok(domain.device_address(&region) + (address - region.extent.start))
+    let region = domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;
+    Ok(domain.device_address(region) + (address - region.extent.start))
 }

@@ -87,7 +87,12 @@ impl From<hw::memory::frames::OutOfMemory> for No {
 }
 
 /// Runs a service for the domain whose upcall is under way. Everything it used is dropped before a driver is ended.
-fn serve(number: usize, arguments: [u64; 3], service: impl FnOnce(&mut Domain) -> Answer) -> i64 {
+#[inline(always)]
+fn serve<const TAKEN: usize>(
+    number: usize,
+    arguments: [u64; TAKEN],
+    service: impl FnOnce(&mut Domain) -> Answer,
+) -> i64 {
     let answer = with_current(|domain| {
         domain.calls.begin(number, arguments);
         let result = match service(domain) {
@@ -96,13 +101,22 @@ fn serve(number: usize, arguments: [u64; 3], service: impl FnOnce(&mut Domain) -
             Err(No::Fault(cause)) => return Err(cause),
         };
         domain.calls.end(result);
-        Ok(trace::note_call(domain, result))
+        Ok((result, domain.traced))
     });
     match answer {
-        Some(Ok(result)) => result,
+        Some(Ok((result, false))) => result,
+        Some(Ok((result, true))) => traced(result),
         Some(Err(cause)) => end_current(|domain| Fault::at_gate(domain, cause)),
         None => Refusal::Denied.to_result(),
     }
+}
+
+/// Notes the call that has just returned `result`. Apart, so that a call that is not traced keeps nothing for this.
+#[cold]
+#[inline(never)]
+fn traced(result: i64) -> i64 {
+    with_current(|domain| trace::note_call(domain));
+    result
 }
 
 macro_rules! define_entries {
@@ -111,13 +125,8 @@ macro_rules! define_entries {
         mod entry {
             $(
                 pub extern "C" fn $symbol(first: u64, second: u64, third: u64) -> i64 {
-                    const NAMES: &[&str] = &[$(stringify!($argument)),*];
-                    let taken = |index: usize, value: u64| if index < NAMES.len() { value } else { 0 };
-                    let arguments = [taken(0, first), taken(1, second), taken(2, third)];
-                    super::serve($number, arguments, |domain| {
-                        let [$($argument,)* ..] = [first, second, third];
-                        super::$symbol(domain, $($argument),*)
-                    })
+                    let [$($argument,)* ..] = [first, second, third];
+                    super::serve($number, [$($argument),*], |domain| super::$symbol(domain, $($argument),*))
                 }
             )*
         }

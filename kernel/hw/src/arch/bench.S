@@ -32,9 +32,8 @@ bench_gate_shared:
     push r14
     push r15
     call rax
-    add rsp, 48
-    pop r10
-    pop r11
+    mov r10, [rsp + 48]
+    mov r11, [rsp + 56]
     mov rsp, {entry_stack_top}
     push {driver_stack}
     push r11

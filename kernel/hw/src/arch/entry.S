@@ -46,9 +46,8 @@ gate_enter:
     push r15
     call rax                            /* service_entry_N: does not return if the driver is ended */
     /* kernel stack, from RSP up:  Caller (arch/gates.rs): R15-R12 | RBP | RBX | driver RIP | driver RSP | continuation */
-    add rsp, 48
-    pop r10
-    pop r11
+    mov r10, [rsp + 48]                 /* driver RIP */
+    mov r11, [rsp + 56]                 /* driver RSP */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rcx
     mov rsp, {entry_stack_top}

@@ -16,12 +16,11 @@
 //! domain's own state, and what the kernel pushes no domain ever sees.
 
 use super::{gates, vector};
-use crate::memory::shared::SharedMemory;
-use crate::memory::{kernel_root, tables};
+use crate::memory::tables::Root;
+use crate::memory::{kernel_root, write_constant};
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use ringfence_abi::layout::PAGE_SIZE;
-use ringfence_abi::queue::Words;
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
 use ringfence_core::port_bitmap;
@@ -169,7 +168,15 @@ pub(crate) fn init() {
     let [tss_low, tss_high] = descriptor::tss(IO_BITMAP - TSS_BYTES as u64, (TSS_BYTES + port_bitmap::BYTES) as u64);
     let [ldt_low, ldt_high] = descriptor::ldt(LDT, descriptor::LDT_BYTES as u64);
     let gdt = [0, descriptor::code64(0), descriptor::data(0), tss_low, tss_high, ldt_low, ldt_high];
-    // SAFETY: nothing else runs yet, and the area is mapped writable until [`protect`].
+    use x86_64::VirtAddr;
+    use x86_64::instructions::segmentation::{self, Segment};
+    use x86_64::registers::segmentation::{CS, SegmentSelector};
+    let pointer = |offset: usize, bytes: usize| x86_64::structures::DescriptorTablePointer {
+        limit: (bytes - 1) as u16,
+        base: VirtAddr::new(CONSTANTS + offset as u64),
+    };
+    let null = SegmentSelector(0);
+    // SAFETY: nothing else runs yet, and the area is mapped writable until [`protect`]; the selectors name what is put there.
     unsafe {
         let (traps, services) = (gates::trap_functions(), gates::service_functions());
         (*area).constants = Constants { kernel_cr3, gdt, traps, services };
@@ -179,14 +186,24 @@ pub(crate) fn init() {
         }
         (*area).tss.rsp = [ENTRY_STACK_TOP; 3];
         (*area).tss.ist = core::array::from_fn(|index| STACKS + (index as u64 + 1) * IST_BYTES);
-        load(CONSTANTS + offset_of!(Constants, gdt) as u64, CONSTANTS + offset_of!(Data, idt) as u64);
+        use x86_64::instructions::tables;
+        tables::lgdt(&pointer(offset_of!(Constants, gdt), descriptor::GDT_ENTRIES * 8));
+        tables::lidt(&pointer(offset_of!(Data, idt), 256 * 16));
+        CS::set_reg(SegmentSelector(descriptor::KERNEL_CODE));
+        segmentation::SS::set_reg(SegmentSelector(descriptor::KERNEL_DATA));
+        segmentation::DS::set_reg(null);
+        segmentation::ES::set_reg(null);
+        segmentation::FS::set_reg(null);
+        segmentation::GS::set_reg(null);
+        core::arch::asm!("lldt {:x}", in(reg) descriptor::LDT, options(nostack, preserves_flags));
+        tables::load_tss(SegmentSelector(descriptor::TSS));
     }
 }
 
 /// Makes the tables read-only for the kernel too, once they are complete.
 pub(crate) fn protect() {
     for page in (CONSTANTS..STACKS).step_by(PAGE_SIZE as usize) {
-        tables::set_flags(kernel_root(), page, Flags::PRESENT | Flags::NO_EXECUTE);
+        Root::kernel().set_flags(page, Flags::PRESENT | Flags::NO_EXECUTE);
     }
     x86_64::instructions::tlb::flush_all();
 }
@@ -199,7 +216,6 @@ pub(super) fn set_vector(vector: u8, target: Option<u64>) {
 /// Writes `gate`, or the vector's own, into the IDT.
 pub(super) fn write_vector(vector: u8, gate: Option<[u64; 2]>) {
     let entry = CONSTANTS + offset_of!(Data, idt) as u64 + u64::from(vector) * 16;
-    let Some((pa, _)) = crate::memory::tables::translate(crate::memory::kernel_root(), entry) else { return };
     let [low, high] = match gate {
         Some(gate) => gate,
         None => {
@@ -207,10 +223,8 @@ pub(super) fn write_vector(vector: u8, gate: Option<[u64; 2]>) {
             descriptor::interrupt_gate(own, stack_of(vector.into()))
         }
     };
-    // Through physical memory, because its page is read-only.
-    let entry = SharedMemory::new(pa, 16);
-    entry.store(0, low);
-    entry.store(1, high);
+    // SAFETY: an entry of the IDT, which only the CPU reads; the gate leads to one of the vectors' entries.
+    unsafe { write_constant(entry, &[low, high]) };
 }
 
 fn stack_of(vector: u64) -> u8 {
@@ -221,31 +235,5 @@ fn stack_of(vector: u64) -> u8 {
         vector::MACHINE_CHECK => ist::MACHINE_CHECK,
         vector::FIRST_INTERRUPT.. => ist::INTERRUPT,
         _ => ist::EXCEPTION,
-    }
-}
-
-/// # Safety
-/// The tables must be complete.
-unsafe fn load(gdt: u64, idt: u64) {
-    use x86_64::VirtAddr;
-    use x86_64::instructions::{segmentation, tables};
-    use x86_64::registers::segmentation::{CS, Segment, SegmentSelector};
-    let pointer = |base, bytes: usize| x86_64::structures::DescriptorTablePointer {
-        limit: (bytes - 1) as u16,
-        base: VirtAddr::new(base),
-    };
-    let null = SegmentSelector(0);
-    // SAFETY: as the caller promises; the selectors name what `init` put there.
-    unsafe {
-        tables::lgdt(&pointer(gdt, descriptor::GDT_ENTRIES * 8));
-        tables::lidt(&pointer(idt, 256 * 16));
-        CS::set_reg(SegmentSelector(descriptor::KERNEL_CODE));
-        segmentation::SS::set_reg(SegmentSelector(descriptor::KERNEL_DATA));
-        segmentation::DS::set_reg(null);
-        segmentation::ES::set_reg(null);
-        segmentation::FS::set_reg(null);
-        segmentation::GS::set_reg(null);
-        core::arch::asm!("lldt {:x}", in(reg) descriptor::LDT, options(nostack, preserves_flags));
-        tables::load_tss(SegmentSelector(descriptor::TSS));
     }
 }

@@ -138,8 +138,17 @@ pub struct Caller {
 
 /// The driver in ring 1 whose gate call is under way; if none is, what was left of the last one.
 pub fn caller() -> Option<Caller> {
-    let continuation = super::cpu::this().upcall_rsp.get();
-    let below = (continuation as *const Caller).wrapping_sub(1);
-    // SAFETY: right below the continuation of the upcall, on the kernel's own stack, which is mapped for good. Any bits are a `Caller`.
-    (continuation != 0).then(|| unsafe { below.read_volatile() })
+    // The continuation of the upcall lies right above.
+    let above = super::cpu::this().upcall_rsp.get();
+    let word = |below: u64| crate::memory::read_kernel(above.checked_sub(below * 8)?);
+    Some(Caller {
+        rsp: word(1)?,
+        rip: word(2)?,
+        rbx: word(3)?,
+        rbp: word(4)?,
+        r12: word(5)?,
+        r13: word(6)?,
+        r14: word(7)?,
+        r15: word(8)?,
+    })
 }

@@ -47,7 +47,7 @@ pub const fn vector_of(line: u8) -> u8 {
 
 /// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. `pin` says how a line is wired; it is told
 /// whether the line interrupts as long as it is raised, as the 8259s have it. `false` if the I/O APIC is not there.
-pub fn use_io_apic(registers: u64, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
+pub(crate) fn use_io_apic(registers: u64, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
     let levels = pic::levels();
     let is_level = |line: u8| levels & 1 << line != 0;
     let pins = core::array::from_fn(|line| match line as u8 {

@@ -45,7 +45,7 @@ pub struct IoApic {
 static IO_APIC: Once<IoApic> = Once::new();
 
 /// Uses the one with registers at physical address `registers`, with a pin for each line. `false` if it is not there, or has fewer pins.
-pub fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool {
+pub(super) fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool {
     let Some(registers) = Registers::at(registers, BYTES) else { return false };
     let read = |register| {
         registers.write32(SELECT, register);

@@ -1,8 +1,8 @@
 //! The stacks of traps that hit the kernel, each with an unmapped page below it.
 
 use super::cpu;
-use crate::memory::frames::{self, OutOfMemory};
-use crate::memory::{kernel_root, tables};
+use crate::memory::frames::{Frames, OutOfMemory};
+use crate::memory::tables::{Leaf, Root};
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::extent::Extent;
 use x86_64::structures::paging::PageTableFlags as Flags;
@@ -28,9 +28,8 @@ pub fn all() -> Extent {
 pub(crate) fn init() -> Result<(), OutOfMemory> {
     for stack in extents() {
         for offset in (0..LEN_BYTES).step_by(PAGE_SIZE as usize) {
-            let frame = frames::allocate(1)?;
             let flags = Flags::PRESENT | Flags::WRITABLE | Flags::NO_EXECUTE;
-            tables::map(kernel_root(), stack.start + offset, frame, flags)?;
+            Root::kernel().map(stack.start + offset, Leaf::Own(Frames::new(1)?), flags)?;
         }
     }
     let [interrupt, exception, critical] = extents().map(|stack| stack.start + stack.len_bytes);

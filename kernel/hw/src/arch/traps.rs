@@ -30,10 +30,10 @@ pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
     }
 }
 
-/// A trap while a domain's root was loaded. `frame` is in the domain's own page, seen through physical memory.
-pub(super) extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
-    // SAFETY: `entry.S` computed the address from the domain's stacks' page. Copy in, use the copy.
-    let mut copy = unsafe { frame.read_volatile() };
+/// A trap while a domain's root was loaded. `frame` is in the domain's stacks' page, seen through physical memory:
+/// `entry.S` computed its address. Nobody else is there as long as the driver does not run.
+pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
+    let mut copy = *frame;
     match copy.vector {
         vector::FIRST_INTERRUPT.. => {
             interrupts::handle(copy.vector as u8);
@@ -61,8 +61,7 @@ pub(super) extern "C" fn trap_from_driver(frame: *mut TrapFrame) {
         copy.ss = u64::from(DRIVER_STACK);
         copy.rflags = copy.rflags & RFLAGS_DRIVER | RFLAGS_ALWAYS;
     }
-    // SAFETY: as above.
-    unsafe { frame.write_volatile(copy) };
+    *frame = copy;
 }
 
 static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);

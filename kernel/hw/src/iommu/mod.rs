@@ -8,13 +8,14 @@
 //! ([`Fence::map`]), at addresses that are the driver's own, counted from the start of its slot. What a device does beyond that is
 //! recorded, and ends its driver.
 
-use crate::memory::frames::OutOfMemory;
+use crate::memory::frames::{Lent, OutOfMemory};
 use crate::memory::registers::Registers;
 use crate::pci::{self, Function};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, Ordering};
 use log::{info, warn};
 use pci_types::PciAddress;
@@ -129,6 +130,9 @@ pub struct Fence {
     watcher: usize,
     source: u16,
     domain: u16,
+    /// What is mapped for it, and where. It is never free as long as the device may reach it: it goes only with [`Fence::unmap`] or
+    /// [`Fence::remove`], when they have succeeded.
+    mapped: ManuallyDrop<Vec<(u64, Lent)>>,
 }
 
 impl Fence {
@@ -165,7 +169,7 @@ impl Fence {
         // What the device tried while nobody had it is not this driver's doing.
         forget_source(source);
         SAID.lock().retain(|said| *said != source);
-        let fence = Fence { watcher, source, domain };
+        let fence = Fence { watcher, source, domain, mapped: ManuallyDrop::default() };
         if attached.is_err() {
             // The unit may have attached it all the same. Its number stays taken if the unit does not forget it.
             let _ = fence.remove();
@@ -188,17 +192,23 @@ impl Fence {
         WATCHERS.lock().get_mut(self.watcher).map(|watcher| then(&mut *watcher.unit))
     }
 
-    /// Lets the device reach `len_bytes` bytes (whole pages) of physical memory from `pa` at its address `start`. On an error it may
-    /// reach some of them: [`Fence::unmap`] ends that.
-    pub fn map(&mut self, start: u64, pa: u64, len_bytes: u64, is_written: bool) -> Result<(), OutOfMemory> {
-        let mapped = self.with(|unit| unit.map(self.domain, start, pa, len_bytes, is_written));
+    /// Lets the device reach `memory` (whole pages) at its address `start`. On an error it may reach some of it: [`Fence::unmap`] ends that.
+    pub fn map(&mut self, start: u64, memory: &Lent, is_written: bool) -> Result<(), OutOfMemory> {
+        self.mapped.push((start, memory.clone()));
+        let mapped = self.with(|unit| unit.map(self.domain, start, memory, is_written));
         mapped.and_then(Result::ok).ok_or(OutOfMemory)
     }
 
     /// Lets it reach `len_bytes` bytes at `start` no more; `false` if the unit does not do as it is told.
     #[must_use]
     pub fn unmap(&mut self, start: u64, len_bytes: u64) -> bool {
-        self.with(|unit| unit.unmap(self.domain, start, len_bytes)).is_some_and(|done| done.is_ok()) && self.flush()
+        let is_done = self.with(|unit| unit.unmap(self.domain, start, len_bytes)).is_some_and(|done| done.is_ok())
+            && self.flush();
+        if is_done {
+            let taken = Extent::new(start, len_bytes);
+            self.mapped.retain(|(at, memory)| !taken.encloses(Extent::new(*at, memory.len_bytes() as u64)));
+        }
+        is_done
     }
 
     /// Has the unit forget what it remembers of what the device reaches; `false` if it does not do as it is told.
@@ -227,8 +237,9 @@ impl Fence {
     #[must_use]
     pub fn remove(self) -> bool {
         let is_done = self.with(|unit| unit.detach(self.source, self.domain)).is_some_and(|done| done.is_ok());
-        let Fence { source, domain, .. } = self;
+        let Fence { source, domain, mapped, .. } = self;
         if is_done {
+            drop(ManuallyDrop::into_inner(mapped));
             give_back_domain(domain);
             give_back_source(source);
         }

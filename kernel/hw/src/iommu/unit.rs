@@ -3,21 +3,20 @@
 //! A *domain* is a set of addresses that devices have (VT-d, 3.3); here it is one device's, or that of those behind one bridge. A *source*
 //! is how a device says who it is: bus, device and function.
 
-use crate::memory::frames::{self, OutOfMemory};
+use crate::memory::frames::{Frames, OutOfMemory};
 use crate::memory::registers::OneRegister;
 use crate::memory::shared::SharedMemory;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
-use ringfence_abi::layout::PAGE_SIZE;
 
 /// An IOMMU that is on: **a source that is attached to no domain reaches nothing.**
 pub trait Iommu: Send {
     /// Attaches `source` to `domain`, which maps nothing yet. On an error it may be attached: [`Iommu::detach`] ends that.
     fn attach(&mut self, source: u16, domain: u16) -> Result<(), Unusable>;
 
-    /// Maps `len_bytes` bytes (whole pages) at the devices' address `start` to physical memory at `pa`. On an error some of them may be
+    /// Maps `memory` (whole pages), which stays as long as it is mapped, at the devices' address `start`. On an error some of it may be
     /// mapped.
-    fn map(&mut self, domain: u16, start: u64, pa: u64, len_bytes: u64, is_written: bool) -> Result<(), Unusable>;
+    fn map(&mut self, domain: u16, start: u64, memory: &SharedMemory, is_written: bool) -> Result<(), Unusable>;
 
     /// Takes them out of the domain. **Devices may reach them until [`Iommu::flush`] has succeeded.**
     fn unmap(&mut self, domain: u16, start: u64, len_bytes: u64) -> Result<(), Unusable>;
@@ -144,12 +143,12 @@ impl FaultStatus {
 pub const ROUTES: usize = 256;
 
 /// The table of interrupts that devices may send (VT-d, 9.9): an entry says which vector, at which CPU, and for which device.
-pub struct InterruptTable(SharedMemory);
+pub struct InterruptTable(Frames);
 
 impl InterruptTable {
     /// An empty one.
     pub fn new() -> Result<InterruptTable, OutOfMemory> {
-        frame().map(InterruptTable)
+        Frames::new(1).map(InterruptTable)
     }
 
     /// Where it is.
@@ -172,9 +171,4 @@ pub fn route(source: u16, vector: u8, apic: u8, is_level: bool) -> [u64; 2] {
         PRESENT | if is_level { LEVEL } else { 0 } | u64::from(vector) << 16 | u64::from(apic) << 40,
         u64::from(source) | CHECK_ALL_OF_SOURCE,
     ]
-}
-
-/// A frame of zeros for tables or queues.
-pub fn frame() -> Result<SharedMemory, OutOfMemory> {
-    Ok(SharedMemory::new(frames::allocate(1)?, PAGE_SIZE as usize))
 }

@@ -3,11 +3,12 @@
 //!
 //! **A device reaches nothing until it has a context entry**, and there is none when translation is turned on.
 
-use super::unit::{Fault, FaultStatus, InterruptTable, Iommu, ROUTES, Remapper, Unusable, frame};
-use crate::memory::frames::{self, OutOfMemory};
+use super::unit::{Fault, FaultStatus, InterruptTable, Iommu, ROUTES, Remapper, Unusable};
+use crate::memory::frames::{Frames, OutOfMemory};
 use crate::memory::pages;
-use crate::memory::registers::{Registers, write_back};
+use crate::memory::registers::Registers;
 use crate::memory::shared::SharedMemory;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::queue::Words;
@@ -65,15 +66,15 @@ pub struct Unit {
     remembers_nothing: bool,
     /// Levels of its tables.
     levels: u32,
-    root: SharedMemory,
+    root: Frames,
     /// Context tables, by bus.
-    contexts: Vec<(u8, SharedMemory)>,
+    contexts: Vec<(u8, Frames)>,
     /// What each domain reaches.
     domains: Vec<(u16, Tables)>,
-    queue: SharedMemory,
+    queue: Frames,
     tail: u64,
     /// Where it writes that it has done what was in the queue.
-    done: SharedMemory,
+    done: Frames,
     /// Where its fault records are, and how many.
     records: (u64, u64),
     can_remap: bool,
@@ -99,12 +100,12 @@ impl Unit {
             reads_past_caches: extended & 1 == 0,
             remembers_nothing: capability & 1 << 7 != 0,
             levels,
-            root: frame()?,
+            root: Frames::new(1)?,
             contexts: Vec::new(),
             domains: Vec::new(),
-            queue: frame()?,
+            queue: Frames::new(1)?,
             tail: 0,
-            done: frame()?,
+            done: Frames::new(1)?,
             records: (first_record * 16, last_record + 1),
             can_remap: extended & 1 << 3 != 0,
         };
@@ -118,15 +119,15 @@ impl Unit {
             unit.command(bit::WRITE_BUFFER);
             unit.wait(|unit| unit.registers.read32(reg::STATUS) & bit::WRITE_BUFFER == 0)?;
         }
-        registers.write64(reg::QUEUE_TAIL, 0);
-        registers.write64(reg::QUEUE_ADDRESS, unit.queue.physical());
+        unit.registers.write64(reg::QUEUE_TAIL, 0);
+        unit.registers.write64(reg::QUEUE_ADDRESS, unit.queue.physical());
         unit.turn(bit::QUEUE, true)?;
-        registers.write64(reg::ROOT_TABLE, unit.root.physical());
+        unit.registers.write64(reg::ROOT_TABLE, unit.root.physical());
         unit.order(bit::ROOT_TABLE)?;
         unit.invalidate(&[CONTEXT_ALL, IOTLB_ALL])?;
         unit.turn(bit::TRANSLATION, true)?;
         // What firmware has protected from all devices is behind the tables from now on.
-        registers.write32(reg::PROTECTED_MEMORY, 0);
+        unit.registers.write32(reg::PROTECTED_MEMORY, 0);
         Ok(unit)
     }
 
@@ -159,10 +160,7 @@ impl Unit {
 
     /// Writes a word of a table so that the unit sees it.
     fn store(&self, table: &SharedMemory, index: usize, value: u64) {
-        table.store(index, value);
-        if self.reads_past_caches {
-            write_back(table.physical() + index as u64 * 8, 8);
-        }
+        store(table, index, value, self.reads_past_caches);
     }
 
     /// Has the unit forget what it remembers, and waits until it has.
@@ -185,43 +183,55 @@ impl Unit {
         if failed || !all_taken { Err(Unusable::Silent) } else { Ok(()) }
     }
 
-    /// The context table that has the entry of `source`, and the word where that begins.
-    fn context(&mut self, source: u16) -> Result<(SharedMemory, usize), Unusable> {
+    /// Changes the two words of the context entry of `source`: `change` makes new ones of those that are there. The upper one is written first.
+    fn set_context(&mut self, source: u16, change: impl FnOnce([u64; 2]) -> [u64; 2]) -> Result<(), Unusable> {
         let [function, bus] = source.to_le_bytes();
-        let table = match self.contexts.iter().find(|(other, _)| *other == bus) {
-            Some((_, table)) => *table,
+        let is_of_bus = |(other, _): &(u8, Frames)| *other == bus;
+        let index = match self.contexts.iter().position(is_of_bus) {
+            Some(index) => index,
             None => {
-                let table = frame()?;
-                self.contexts.push((bus, table));
+                let table = Frames::new(1)?;
                 self.store(&self.root, usize::from(bus) * 2, table.physical() | 1);
-                table
+                self.contexts.push((bus, table));
+                self.contexts.len() - 1
             }
         };
-        Ok((table, usize::from(function) * 2))
+        let (_, table) = self.contexts.get(index).ok_or(Unusable::Unknown)?;
+        let at = usize::from(function) * 2;
+        let [low, high] = change([table.load(at), table.load(at + 1)]);
+        if low == 0 {
+            self.store(table, at, low);
+        }
+        self.store(table, at + 1, high);
+        self.store(table, at, low);
+        Ok(())
     }
 
     /// The tables of `domain`.
-    fn tables(&self, domain: u16) -> Option<&Tables> {
+    fn of(&self, domain: u16) -> Option<&Tables> {
         self.domains.iter().find(|(other, _)| *other == domain).map(|(_, tables)| tables)
+    }
+
+    /// The same, to be changed.
+    fn tables(&mut self, domain: u16) -> Option<&mut Tables> {
+        self.domains.iter_mut().find(|(other, _)| *other == domain).map(|(_, tables)| tables)
     }
 }
 
 impl Iommu for Unit {
     fn attach(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
-        let (context, at) = self.context(source)?;
         let tables = Tables::new(self)?;
-        let table = tables.physical();
+        let entry = [tables.physical() | 1, u64::from(domain) << 8 | u64::from(self.levels - 2)];
         self.domains.push((domain, tables));
-        self.store(&context, at + 1, u64::from(domain) << 8 | u64::from(self.levels - 2));
-        self.store(&context, at, table | 1);
+        self.set_context(source, |_| entry)?;
         // A unit may remember that there was none.
         self.invalidate(&[context_of(source, domain), iotlb_of(domain)])
     }
 
-    fn map(&mut self, domain: u16, start: u64, pa: u64, len_bytes: u64, is_written: bool) -> Result<(), Unusable> {
+    fn map(&mut self, domain: u16, start: u64, memory: &SharedMemory, is_written: bool) -> Result<(), Unusable> {
         let rights = if is_written { READ | WRITE } else { READ };
         let tables = self.tables(domain).ok_or(Unusable::Unknown)?;
-        pages(len_bytes).try_for_each(|offset| tables.map(start + offset, pa + offset, rights))?;
+        pages(memory.len_bytes() as u64).try_for_each(|offset| tables.map(start + offset, memory, offset, rights))?;
         if self.remembers_nothing { self.flush(domain) } else { Ok(()) }
     }
 
@@ -237,18 +247,15 @@ impl Iommu for Unit {
 
     fn silence(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
         const NO_FAULTS: u64 = 1 << 1;
-        let (context, at) = self.context(source)?;
-        self.store(&context, at, context.load(at) | NO_FAULTS);
+        self.set_context(source, |[low, high]| [low | NO_FAULTS, high])?;
         self.invalidate(&[context_of(source, domain)])
     }
 
     fn detach(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
-        let (context, at) = self.context(source)?;
-        self.store(&context, at, 0);
-        self.store(&context, at + 1, 0);
+        self.set_context(source, |_| [0, 0])?;
         self.invalidate(&[context_of(source, domain), iotlb_of(domain)])?;
         if let Some(index) = self.domains.iter().position(|(other, _)| *other == domain) {
-            self.domains.swap_remove(index).1.free();
+            self.domains.swap_remove(index);
         }
         Ok(())
     }
@@ -275,17 +282,17 @@ impl Iommu for Unit {
     }
 
     fn parts(&self) -> Vec<(&'static str, u64)> {
-        let own = [("root-table", self.root), ("queue", self.queue), ("status", self.done)];
-        let contexts = self.contexts.iter().map(|(_, table)| ("context-table", *table));
+        let own = [("root-table", &self.root), ("queue", &self.queue), ("status", &self.done)];
+        let contexts = self.contexts.iter().map(|(_, table)| ("context-table", table));
         own.into_iter().chain(contexts).map(|(name, frame)| (name, frame.physical())).collect()
     }
 
     fn table(&self, domain: u16) -> Option<u64> {
-        self.tables(domain).map(Tables::physical)
+        self.of(domain).map(Tables::physical)
     }
 
     fn has_table(&self, domain: u16, page: u64) -> bool {
-        self.tables(domain).is_some_and(|tables| tables.has(page))
+        self.of(domain).is_some_and(|tables| tables.has(page))
     }
 
     fn remapper(&mut self) -> Option<&mut dyn Remapper> {
@@ -328,9 +335,11 @@ fn iotlb_of(domain: u16) -> [u64; 2] {
     [2 | 2 << 4 | u64::from(domain) << 16, 0]
 }
 
-/// Second-level tables (3.7): what a device reaches, by its own addresses.
+/// Second-level tables (3.7): what a device reaches, by its own addresses. They are free when this goes: nothing may use them any more.
 struct Tables {
-    root: SharedMemory,
+    root: Frames,
+    /// Those below, by their physical address.
+    below: BTreeMap<u64, Frames>,
     levels: u32,
     reads_past_caches: bool,
 }
@@ -338,7 +347,8 @@ struct Tables {
 impl Tables {
     /// Tables for `unit` that map nothing.
     fn new(unit: &Unit) -> Result<Tables, OutOfMemory> {
-        Ok(Tables { root: frame()?, levels: unit.levels, reads_past_caches: unit.reads_past_caches })
+        let (levels, reads_past_caches) = (unit.levels, unit.reads_past_caches);
+        Ok(Tables { root: Frames::new(1)?, below: BTreeMap::new(), levels, reads_past_caches })
     }
 
     /// Their physical address.
@@ -346,74 +356,64 @@ impl Tables {
         self.root.physical()
     }
 
-    fn store(&self, table: &SharedMemory, index: usize, value: u64) {
-        table.store(index, value);
-        if self.reads_past_caches {
-            write_back(table.physical() + index as u64 * 8, 8);
-        }
-    }
-
     /// The lowest table for `address`, and the place of its entry there; `None` if there is none and none is made.
-    fn entry(&self, address: u64, make: bool) -> Result<Option<(SharedMemory, usize)>, OutOfMemory> {
+    fn entry(&mut self, address: u64, make: bool) -> Result<Option<(&Frames, usize)>, OutOfMemory> {
         let index = |level: u32| (address >> (12 + 9 * (level - 1)) & (ENTRIES - 1)) as usize;
-        let mut table = self.root;
+        let mut at = None;
         for level in (2..=self.levels).rev() {
+            let Some(table) = self.table(at) else { return Ok(None) };
             let below = table.load(index(level));
-            table = match below & READ {
-                0 if !make => return Ok(None),
-                0 => {
-                    let fresh = frame()?;
-                    if self.reads_past_caches {
-                        write_back(fresh.physical(), PAGE_SIZE);
-                    }
-                    self.store(&table, index(level), fresh.physical() | READ | WRITE);
-                    fresh
+            if below & READ == 0 {
+                if !make {
+                    return Ok(None);
                 }
-                _ => SharedMemory::new(below & !(PAGE_SIZE - 1), PAGE_SIZE as usize),
-            };
+                let fresh = Frames::new(1)?;
+                if self.reads_past_caches {
+                    fresh.write_back(0, PAGE_SIZE as usize);
+                }
+                let pa = fresh.physical();
+                store(table, index(level), pa | READ | WRITE, self.reads_past_caches);
+                self.below.insert(pa, fresh);
+                at = Some(pa);
+            } else {
+                at = Some(below & !(PAGE_SIZE - 1));
+            }
         }
-        Ok(Some((table, index(1))))
+        Ok(self.table(at).map(|table| (table, index(1))))
     }
 
-    /// Maps the page at the device's `address` to the frame at `pa`.
-    fn map(&self, address: u64, pa: u64, rights: u64) -> Result<(), OutOfMemory> {
+    /// The table at a physical address, or the first one.
+    fn table(&self, at: Option<u64>) -> Option<&Frames> {
+        at.map_or(Some(&self.root), |at| self.below.get(&at))
+    }
+
+    /// Maps the page at the device's `address` to the one at `offset` of `memory`.
+    fn map(&mut self, address: u64, memory: &SharedMemory, offset: u64, rights: u64) -> Result<(), OutOfMemory> {
+        let reads_past_caches = self.reads_past_caches;
         if let Some((table, index)) = self.entry(address, true)? {
-            self.store(&table, index, pa | rights);
+            store(table, index, (memory.physical() + offset) | rights, reads_past_caches);
         }
         Ok(())
     }
 
     /// Unmaps it.
-    fn unmap(&self, address: u64) {
+    fn unmap(&mut self, address: u64) {
+        let reads_past_caches = self.reads_past_caches;
         if let Ok(Some((table, index))) = self.entry(address, false) {
-            self.store(&table, index, 0);
+            store(table, index, 0, reads_past_caches);
         }
     }
 
     /// Whether one of them is in the page at `page`.
     fn has(&self, page: u64) -> bool {
-        fn has(table: SharedMemory, level: u32, page: u64) -> bool {
-            let mut below = (0..ENTRIES as usize).map(|index| table.load(index)).filter(|below| below & READ != 0);
-            table.physical() == page
-                || level > 1
-                    && below.any(|below| {
-                        has(SharedMemory::new(below & !(PAGE_SIZE - 1), PAGE_SIZE as usize), level - 1, page)
-                    })
-        }
-        has(self.root, self.levels, page)
+        self.physical() == page || self.below.contains_key(&page)
     }
+}
 
-    /// Frees them. Nothing may use them any more.
-    fn free(self) {
-        fn free(table: SharedMemory, level: u32) {
-            for index in 0..ENTRIES as usize {
-                let below = table.load(index);
-                if level > 1 && below & READ != 0 {
-                    free(SharedMemory::new(below & !(PAGE_SIZE - 1), PAGE_SIZE as usize), level - 1);
-                }
-            }
-            frames::free(table.physical());
-        }
-        free(self.root, self.levels);
+/// Writes a word of a table so that the unit sees it.
+fn store(table: &SharedMemory, index: usize, value: u64, reads_past_caches: bool) {
+    table.store(index, value);
+    if reads_past_caches {
+        table.write_back(index * size_of::<u64>(), size_of::<u64>());
     }
 }

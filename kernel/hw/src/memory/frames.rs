@@ -1,14 +1,16 @@
-//! Physical frames: who owns which is known only to the owner; here is what nobody owns.
+//! The allocator of physical frames. It knows only the free ones; each owner keeps its own: [`Frames`] is one owner's, [`Lent`] has several.
 
 use super::shared::SharedMemory;
 use super::stray;
 use crate::latency::breathe;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::queue::Words;
 use spin::{Lazy, Mutex};
 
 /// Blocks of up to 2^20 frames, 4 GiB.
@@ -36,7 +38,7 @@ impl fmt::Display for OutOfMemory {
 }
 
 /// Gives the memory from `start` to `end` to the allocator; parts of frames at the ends are left out.
-pub fn add(start: u64, end: u64) {
+pub(super) fn add(start: u64, end: u64) {
     let (first, last) = (start.div_ceil(PAGE_SIZE), end / PAGE_SIZE);
     if first < last {
         FREE.lock().add_frame(first as usize, last as usize);
@@ -45,8 +47,8 @@ pub fn add(start: u64, end: u64) {
     }
 }
 
-/// Physical address of `count` zeroed frames in a row.
-pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
+/// Physical address of `count` zeroed frames in a row, which are whose who calls this.
+fn allocate(count: usize) -> Result<u64, OutOfMemory> {
     if count == 0 {
         return Err(OutOfMemory);
     }
@@ -56,9 +58,8 @@ pub fn allocate(count: usize) -> Result<u64, OutOfMemory> {
     FREE_COUNT.fetch_sub(count as u64, Ordering::Relaxed);
     let address = first as u64 * PAGE_SIZE;
     for frames in pieces(first..first + count) {
-        frames.for_each(|frame| stray::allocated(frame as u64 * PAGE_SIZE));
+        frames.for_each(|frame| stray::allocated(&nobodys(frame)));
     }
-    zero(address, count);
     Ok(address)
 }
 
@@ -76,32 +77,55 @@ fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 /// Frames in a piece.
 const AT_ONCE: usize = 16;
 
-/// Fills `count` frames from `address` with zeros.
-pub fn zero(address: u64, count: usize) {
-    const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
-    let memory = SharedMemory::new(address, count * PAGE_SIZE as usize);
-    for frames in pieces(0..count) {
-        memory.fill(frames.start * WORDS, frames.len() * WORDS, 0);
-    }
+/// A frame that nobody has, for a moment.
+fn nobodys(frame: usize) -> SharedMemory {
+    // SAFETY: this file hands it out or takes it back right now, or has it in the allocator: there is nobody who could do that meanwhile.
+    unsafe { SharedMemory::new(frame as u64 * PAGE_SIZE, PAGE_SIZE as usize) }
 }
 
 /// Zeroed frames in a row that are owned: they are free again when this goes.
 #[derive(Debug)]
 pub struct Frames {
     memory: SharedMemory,
-    is_kept: bool,
+    is_kept: AtomicBool,
 }
 
 impl Frames {
     /// `count` of them.
     pub fn new(count: usize) -> Result<Frames, OutOfMemory> {
-        let memory = SharedMemory::new(allocate(count)?, count * PAGE_SIZE as usize);
-        Ok(Frames { memory, is_kept: false })
+        // SAFETY: nobody else has them.
+        let frames = unsafe { Frames::from_raw(allocate(count)?, count) };
+        frames.zero();
+        Ok(frames)
+    }
+
+    /// What [`Frames::into_raw`] was called for, or some of it.
+    ///
+    /// # Safety
+    /// Nobody else may have these frames.
+    pub(super) unsafe fn from_raw(address: u64, count: usize) -> Frames {
+        // SAFETY: as the caller says.
+        let memory = unsafe { SharedMemory::new(address, count * PAGE_SIZE as usize) };
+        Frames { memory, is_kept: AtomicBool::new(false) }
+    }
+
+    /// Their physical address, by which they can be had back.
+    pub(super) fn into_raw(self) -> u64 {
+        self.keep();
+        self.memory.physical()
+    }
+
+    /// Fills them with zeros.
+    pub fn zero(&self) {
+        const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
+        for frames in pieces(0..self.memory.len_bytes() / PAGE_SIZE as usize) {
+            self.memory.fill(frames.start * WORDS, frames.len() * WORDS, 0);
+        }
     }
 
     /// Has them never be free again: somebody may still use them.
-    pub fn keep(&mut self) {
-        self.is_kept = true;
+    pub fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
     }
 }
 
@@ -115,22 +139,52 @@ impl core::ops::Deref for Frames {
 
 impl Drop for Frames {
     fn drop(&mut self) {
-        if !self.is_kept {
+        if !*self.is_kept.get_mut() {
             free_run(self.memory.physical(), self.memory.len_bytes() / PAGE_SIZE as usize);
         }
     }
 }
 
-/// Gives back the frame at physical address `address`, which came from [`allocate`] (alone or as one of several).
-pub fn free(address: u64) {
-    free_run(address, 1);
+/// Frames that several have: a driver's address space, a device's, the kernel. They are free when the last of them goes.
+#[derive(Debug, Clone)]
+pub struct Lent {
+    frames: Arc<Frames>,
 }
 
-/// Gives back `count` frames in a row from physical address `address` on, which came from [`allocate`].
-pub fn free_run(address: u64, count: usize) {
+impl Lent {
+    /// `count` zeroed frames in a row.
+    pub fn new(count: usize) -> Result<Lent, OutOfMemory> {
+        Ok(Lent { frames: Arc::new(Frames::new(count)?) })
+    }
+}
+
+impl core::ops::Deref for Lent {
+    type Target = Frames;
+
+    #[inline(always)]
+    fn deref(&self) -> &Frames {
+        &self.frames
+    }
+}
+
+impl Words for Lent {
+    #[inline(always)]
+    fn load(&self, index: usize) -> u64 {
+        self.frames.memory.load(index)
+    }
+
+    #[inline(always)]
+    fn store(&self, index: usize, value: u64) {
+        self.frames.memory.store(index, value);
+    }
+}
+
+/// Gives back `count` frames in a row from physical address `address` on, which came from [`allocate`]: for [`Frames`], and for page tables,
+/// whose entries own frames.
+pub(super) fn free_run(address: u64, count: usize) {
     let first = (address / PAGE_SIZE) as usize;
     for frames in pieces(first..first + count) {
-        frames.for_each(|frame| stray::freed(frame as u64 * PAGE_SIZE));
+        frames.for_each(|frame| stray::freed(&nobodys(frame)));
     }
     give_back(first..first + count);
     FREE_COUNT.fetch_add(count as u64, Ordering::Relaxed);
@@ -145,8 +199,8 @@ fn give_back(mut frames: Range<usize>) {
     }
 }
 
-/// Calls `visit` with the address of each frame that nobody owns. It must not allocate or free any.
-pub fn for_each_free(mut visit: impl FnMut(u64)) {
+/// Calls `visit` with each frame that nobody owns. It must not allocate or free any.
+pub fn for_each_free(mut visit: impl FnMut(&SharedMemory)) {
     // All are taken, the largest blocks first, and given back when there are no more.
     let mut free = FREE.lock();
     let mut taken = Vec::new();
@@ -156,7 +210,7 @@ pub fn for_each_free(mut visit: impl FnMut(u64)) {
         }
     }
     for (first, count) in &taken {
-        (*first..first + count).for_each(|frame| visit(frame as u64 * PAGE_SIZE));
+        (*first..first + count).for_each(|frame| visit(&nobodys(frame)));
     }
     taken.into_iter().for_each(|(first, count)| free.dealloc(first, count));
 }

@@ -18,16 +18,17 @@ use bootloader_api::info::{MemoryRegion, MemoryRegionKind, Optional};
 use core::sync::atomic::{AtomicU64, Ordering};
 use linked_list_allocator::LockedHeap;
 use ringfence_abi::layout::PAGE_SIZE;
-use ringfence_abi::queue::Words;
 use ringfence_core::extent::Extent;
-use shared::SharedMemory;
 use spin::Once;
+use tables::Root;
 
 pub mod frames;
 pub mod registers;
 pub mod shared;
 pub mod stray;
-pub mod tables;
+pub(crate) mod tables;
+pub(crate) use tables::write_constant;
+pub use tables::{for_each_kernel_entry, for_each_kernel_word, read_kernel};
 
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
@@ -46,7 +47,12 @@ static MAPPED_END: AtomicU64 = AtomicU64::new(0);
 
 /// Where the kernel sees physical address `pa`.
 pub fn at_physical(pa: u64) -> *mut u8 {
-    (PHYSICAL_OFFSET.load(Ordering::Relaxed) + pa) as *mut u8
+    (physical_start() + pa) as *mut u8
+}
+
+/// Where the kernel sees all of physical memory.
+pub fn physical_start() -> u64 {
+    PHYSICAL_OFFSET.load(Ordering::Relaxed)
 }
 
 /// Physical address of the kernel's top-level page table.
@@ -84,7 +90,7 @@ pub(crate) fn init(info: &BootInfo) -> Result<Extent, &'static str> {
     let is_ram = |kind| matches!(kind, MemoryRegionKind::Usable | MemoryRegionKind::Bootloader);
     let ram = info.memory_regions.iter().filter(|region| is_ram(region.kind));
     RAM.call_once(|| ram.map(|region| Extent::new(region.start, region.end - region.start)).collect());
-    tables::drop_lower_half();
+    Root::kernel().drop_lower_half();
     Ok(Extent::new(at_physical(heap_start) as u64, heap_len))
 }
 
@@ -94,12 +100,14 @@ pub fn is_ram(extent: Extent) -> bool {
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
 }
 
-/// The word at `address`, a multiple of 8, in the kernel's own address space; `None` if no memory is mapped there.
-pub fn read_kernel(address: u64) -> Option<u64> {
-    let address = x86_64::VirtAddr::try_new(address).ok().filter(|address| address.is_aligned(8u64))?.as_u64();
-    let (pa, _) = tables::translate(kernel_root(), address)?;
-    // Registers may lie where the kernel does not see physical memory.
-    is_ram(Extent::new(pa, size_of::<u64>() as u64)).then(|| SharedMemory::new(pa, size_of::<u64>()).load(0))
+/// What the page of 4 KiB at `address` of the kernel's own address space is mapped to: physical address of `address`, and rights.
+pub fn kernel_page(address: u64) -> Option<(u64, x86_64::structures::paging::PageTableFlags)> {
+    Root::kernel().translate(address)
+}
+
+/// Whether the frame at `pa` holds a page table of the kernel's root, or one that a domain shares with it.
+pub fn is_table(pa: u64) -> bool {
+    Root::kernel().has_table(pa)
 }
 
 /// Where memory ends, by the firmware's map.

@@ -1,8 +1,9 @@
 //! Registers of devices, which are in memory.
 
 use super::{at_physical, is_device};
-use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use volatile::VolatilePtr;
 
 /// Registers that are mapped, and no memory.
 #[derive(Debug, Clone, Copy)]
@@ -14,7 +15,7 @@ pub struct Registers {
 
 impl Registers {
     /// `len_bytes` bytes of registers from physical address `pa`; `None` if those are memory, or not mapped.
-    pub fn at(pa: u64, len_bytes: u64) -> Option<Registers> {
+    pub(crate) fn at(pa: u64, len_bytes: u64) -> Option<Registers> {
         let is_there = pa.is_multiple_of(8) && is_device(pa, len_bytes);
         is_there.then(|| Registers { start: at_physical(pa) as u64, len_bytes })
     }
@@ -23,31 +24,31 @@ impl Registers {
     ///
     /// # Safety
     /// They must be registers, and mapped there as long as this is used.
-    pub unsafe fn mapped(start: u64, len_bytes: u64) -> Registers {
+    pub(crate) unsafe fn mapped(start: u64, len_bytes: u64) -> Registers {
         Registers { start, len_bytes }
     }
 
-    /// Where a register is, if it is one of these.
+    /// A register, if it is one of these.
     #[inline]
-    fn place<T>(&self, offset: u64) -> Option<*mut T> {
+    fn register<T>(&self, offset: u64) -> Option<VolatilePtr<'_, T>> {
         let size = size_of::<T>() as u64;
         let inside = offset.is_multiple_of(size) && offset.checked_add(size).is_some_and(|end| end <= self.len_bytes);
-        inside.then_some((self.start + offset) as *mut T)
+        let place = NonNull::new((self.start + offset) as *mut T).filter(|_| inside)?;
+        // SAFETY: mapped registers, aligned, of as many bits as a number has.
+        Some(unsafe { VolatilePtr::new(place) })
     }
 
     /// Reads the register at `offset`; 0 where none is.
     #[inline]
     fn read<T: Width>(&self, offset: u64) -> T {
-        // SAFETY: mapped registers, aligned.
-        self.place::<T>(offset).map_or(T::default(), |place| unsafe { place.read_volatile() })
+        self.register::<T>(offset).map_or(T::default(), VolatilePtr::read)
     }
 
     /// Writes the register at `offset`; nothing where none is.
     #[inline]
     fn write<T: Width>(&self, offset: u64, value: T) {
-        if let Some(place) = self.place::<T>(offset) {
-            // SAFETY: as above.
-            unsafe { place.write_volatile(value) };
+        if let Some(register) = self.register::<T>(offset) {
+            register.write(value);
         }
     }
 
@@ -94,6 +95,34 @@ impl Registers {
     }
 }
 
+/// Registers that are mapped for a while: whoever has lent them takes them back.
+pub struct Window(Registers);
+
+impl Window {
+    /// The registers, for as long as the window is there.
+    pub(crate) fn new(registers: Registers) -> Window {
+        Window(registers)
+    }
+
+    /// Reads `width_bytes` (1, 2 or 4) bytes at `offset`; 0 where no register is.
+    pub fn read(&self, offset: u64, width_bytes: u32) -> u32 {
+        match width_bytes {
+            1 => self.0.read8(offset).into(),
+            2 => self.0.read16(offset).into(),
+            _ => self.0.read32(offset),
+        }
+    }
+
+    /// Writes them; nothing where no register is.
+    pub fn write(&self, offset: u64, width_bytes: u32, value: u32) {
+        match width_bytes {
+            1 => self.0.write8(offset, value as u8),
+            2 => self.0.write16(offset, value as u16),
+            _ => self.0.write32(offset, value),
+        }
+    }
+}
+
 /// What is read or written at once: numbers of 1, 2, 4 or 8 bytes.
 trait Width: Copy + Default {}
 impl Width for u8 {}
@@ -102,12 +131,12 @@ impl Width for u32 {}
 impl Width for u64 {}
 
 /// A register of 32 bits that is read often, or none.
-pub struct OneRegister(AtomicPtr<u32>);
+pub struct OneRegister(AtomicU64);
 
 impl OneRegister {
     /// None.
     pub const fn none() -> OneRegister {
-        OneRegister(AtomicPtr::new(null_mut()))
+        OneRegister(AtomicU64::new(0))
     }
 
     /// Makes it another one.
@@ -118,31 +147,15 @@ impl OneRegister {
     /// Reads it; 0 if there is none.
     #[inline(always)]
     pub fn read(&self) -> u32 {
-        let place = self.0.load(Ordering::Relaxed);
-        // SAFETY: a mapped register, aligned, or null.
-        if place.is_null() { 0 } else { unsafe { place.read_volatile() } }
+        let start = self.0.load(Ordering::Relaxed);
+        Registers { start, len_bytes: if start == 0 { 0 } else { 4 } }.read(0)
     }
 }
 
 impl Registers {
     /// The one of 32 bits at `offset`.
     pub fn one(&self, offset: u64) -> OneRegister {
-        OneRegister(AtomicPtr::new(self.place(offset).unwrap_or(null_mut())))
-    }
-}
-
-/// Writes `len_bytes` bytes from physical address `pa`, which are mapped, back from the CPU's caches to memory: for who reads past
-/// them.
-pub fn write_back(pa: u64, len_bytes: u64) {
-    const LINE: u64 = 64;
-    let first = pa & !(LINE - 1);
-    let (mut line, end) = (at_physical(first), at_physical(pa + len_bytes));
-    // SAFETY: writing lines back changes nothing that a program sees.
-    unsafe {
-        while line < end {
-            core::arch::asm!("clflush [{}]", in(reg) line, options(nostack, preserves_flags));
-            line = line.wrapping_add(LINE as usize);
-        }
-        core::arch::asm!("mfence", options(nostack, preserves_flags));
+        let is_there = self.register::<u32>(offset).is_some();
+        OneRegister(AtomicU64::new(if is_there { self.start + offset } else { 0 }))
     }
 }

@@ -14,7 +14,7 @@ use spin::Mutex;
 /// What a free frame is filled with. Ones are compared with one AND a word.
 const FILL: u64 = u64::MAX;
 /// Conventional memory, which nobody has ([`super::init`]).
-const CONVENTIONAL_BYTES: u64 = 640 << 10;
+const CONVENTIONAL_BYTES: usize = 640 << 10;
 
 static ON: AtomicBool = AtomicBool::new(false);
 /// Free frames that were found changed, and places of [`constant_sum`] that were, since the last count.
@@ -37,37 +37,36 @@ pub fn count() -> u64 {
     FOUND.swap(0, Ordering::Relaxed)
 }
 
-/// The frame at `address` is free from now on.
-pub fn freed(address: u64) {
+/// The frame is free from now on.
+pub(super) fn freed(frame: &SharedMemory) {
     if ON.load(Ordering::Relaxed) {
-        fill(address);
+        fill(frame);
     }
 }
 
-/// The frame at `address` is free no more.
-pub fn allocated(address: u64) {
+/// The frame is free no more.
+pub(super) fn allocated(frame: &SharedMemory) {
     if ON.load(Ordering::Relaxed) {
-        check(address);
+        check(frame);
     }
 }
 
 const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
 
-/// The words of a frame. A device may write to it.
-fn words(address: u64) -> impl Iterator<Item = u64> {
-    let frame = SharedMemory::frame(address);
-    (0..WORDS).map(move |index| frame.load(index))
+/// The words of some memory. A device may write to it.
+fn words(memory: &SharedMemory) -> impl Iterator<Item = u64> {
+    (0..memory.len_bytes() / size_of::<u64>()).map(|index| memory.load(index))
 }
 
-fn fill(address: u64) {
-    SharedMemory::frame(address).fill(0, WORDS, FILL);
+fn fill(frame: &SharedMemory) {
+    frame.fill(0, WORDS, FILL);
 }
 
 /// Counts the frame if it is not as it was filled, and fills it again.
-fn check(address: u64) {
-    if words(address).fold(FILL, |all, word| all & word) != FILL {
+fn check(frame: &SharedMemory) {
+    if words(frame).fold(FILL, |all, word| all & word) != FILL {
         FOUND.fetch_add(1, Ordering::Relaxed);
-        fill(address);
+        fill(frame);
     }
 }
 
@@ -83,7 +82,9 @@ pub fn watch(bytes: &'static [u8]) {
 fn constant_sum() -> u64 {
     let mut sum: u64 = 0;
     let mut add = |word: u64| sum = sum.rotate_left(1).wrapping_add(word);
-    (0..CONVENTIONAL_BYTES).step_by(PAGE_SIZE as usize).flat_map(words).for_each(&mut add);
+    // SAFETY: nobody has it: `init` leaves it out, and it is only read.
+    let conventional = unsafe { SharedMemory::new(0, CONVENTIONAL_BYTES) };
+    words(&conventional).for_each(&mut add);
     for bytes in CONSTANT.lock().iter() {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|word| add(u64::from_le_bytes(*word)));

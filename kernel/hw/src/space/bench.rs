@@ -4,7 +4,7 @@ use super::{STUB_BYTES, Space};
 use crate::arch::bench::{Crossing, VECTOR, set_vector};
 use crate::arch::entry_area;
 use crate::memory::frames::{Frames, OutOfMemory};
-use crate::memory::{kernel_root, tables};
+use crate::memory::tables::Root;
 use ringfence_abi::layout::slot_base;
 use ringfence_core::descriptor;
 use ringfence_core::module::Imports;
@@ -57,8 +57,9 @@ impl Space {
     /// A root that maps the kernel as well as the domain: what crossings cost if there were no protection of memory.
     fn shared_root(&self) -> Result<(Frames, Frames), OutOfMemory> {
         let (root, table) = (Frames::new(1)?, Frames::new(1)?);
-        tables::merge(root.physical(), kernel_root(), table.physical(), self.cr3(), entry_area::BASE);
-        tables::set_top(root.physical(), slot_base(self.slot), Some((self.slot_table.physical(), Flags::empty())));
+        let shared = Root::of(&root);
+        shared.merge(&table, self.table(), entry_area::BASE);
+        shared.set_top(slot_base(self.slot), Some((&self.slot_table, Flags::empty())));
         Ok((root, table))
     }
 }

@@ -5,10 +5,10 @@
 //! translating it anew is most of a restart otherwise. **Only pages that hold exactly what the file says are taken over**, of
 //! a driver that is never entered again and whose device has been stopped.
 
-use super::{Space, rights};
-use crate::memory::frames::{self, OutOfMemory};
+use super::Space;
+use crate::memory::frames::OutOfMemory;
 use crate::memory::shared::SharedMemory;
-use crate::memory::tables;
+use crate::memory::tables::Leaf;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, slot_base};
 use ringfence_abi::queue::Words;
 use ringfence_core::module::Segment;
@@ -23,11 +23,8 @@ impl Space {
         }
         let (from, to) = (before.image(), self.image());
         for offset in pages(segment) {
-            let Some(frame) = tables::take(before.cr3(), from + offset) else { return Ok(false) };
-            if tables::map(self.cr3(), to + offset, frame, flags | rights::OWN).is_err() {
-                frames::free(frame);
-                return Err(OutOfMemory);
-            }
+            let Some(frame) = before.table().take(from + offset) else { return Ok(false) };
+            self.table().map(to + offset, Leaf::Own(frame), flags)?;
         }
         Ok(true)
     }
@@ -38,15 +35,16 @@ impl Space {
 
     /// Whether the pages of a constant segment are its own, read-only, and just as they were loaded.
     fn holds(&self, segment: &Segment) -> bool {
-        pages(segment).all(|offset| match self.translate(self.image() + offset) {
-            Some((pa, flags)) if flags.contains(rights::OWN) && !flags.contains(Flags::WRITABLE) => {
-                let page = page_of(segment, offset);
-                let (words, _) = page.as_chunks::<8>();
-                // A trusted driver or a device may have written there.
-                let found = SharedMemory::new(pa, PAGE_SIZE as usize);
+        pages(segment).all(|offset| {
+            let address = self.image() + offset;
+            let is_constant = self.translate(address).is_some_and(|(_, flags)| !flags.contains(Flags::WRITABLE));
+            let page = page_of(segment, offset);
+            let (words, _) = page.as_chunks::<8>();
+            // A trusted driver or a device may have written there.
+            let is_same = |found: &SharedMemory, _| {
                 words.iter().enumerate().all(|(index, word)| found.load(index) == u64::from_le_bytes(*word))
-            }
-            _ => false,
+            };
+            is_constant && self.table().with_page(address, is_same) == Some(true)
         })
     }
 }

@@ -6,23 +6,25 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+pub mod device;
 mod inherit;
 
 #[cfg(feature = "bench")]
 pub use bench::Changed;
 
 use crate::arch::{entry_area, gates};
-use crate::memory::frames::{self, Frames, OutOfMemory};
-use crate::memory::registers::Registers;
-use crate::memory::shared::SharedMemory;
-use crate::memory::{at_physical, kernel_root, pages, tables};
+use crate::memory::frames::{Frames, Lent, OutOfMemory};
+use crate::memory::registers::{Registers, Window};
+use crate::memory::tables::{self, Leaf, Root};
+use crate::memory::{at_physical, pages};
+use alloc::vec::Vec;
 use core::fmt;
-use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, STACK_TOP, STUBS, slot_base};
+use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, SLOT_SIZE, STACK_TOP, STUBS, slot_base, slot_of};
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
+use ringfence_core::extent::Extent;
 use ringfence_core::module::Imports;
-use ringfence_core::port_bitmap::{self, Ports};
 use spin::Mutex;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -32,7 +34,6 @@ static SLOTS: Mutex<[bool; MAX_DOMAINS]> = Mutex::new([false; MAX_DOMAINS]);
 /// Rights of ordinary pages.
 pub mod rights {
     use super::Flags;
-    use crate::memory::tables::OWNED;
     /// Read only.
     pub const READ: Flags = Flags::PRESENT.union(Flags::NO_EXECUTE);
     /// Read and write.
@@ -43,8 +44,6 @@ pub mod rights {
     pub const DEVICE: Flags = WRITE.union(Flags::NO_CACHE).union(Flags::WRITE_THROUGH);
     /// Not even read: the frame stays with its page, and goes with it.
     pub const KEPT: Flags = Flags::NO_EXECUTE;
-    /// The frame goes when the mapping goes.
-    pub const OWN: Flags = OWNED;
 }
 
 /// Where a domain runs.
@@ -79,8 +78,10 @@ pub struct Space {
     ldt: Frames,
     io_bitmap: Option<Frames>,
     stacks: Frames,
-    /// The place on the driver's stack from which it returns, once that is mapped.
-    return_place: Option<SharedMemory>,
+    /// The driver's stack's last page, from which it returns, once that is mapped.
+    last_of_stack: Option<Lent>,
+    /// Memory that is mapped here and that others have as well, and where.
+    lent: Vec<(u64, Lent)>,
     /// Set when none of its memory may be used again.
     set_aside: bool,
 }
@@ -88,6 +89,8 @@ pub struct Space {
 /// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
 const STUB_BYTES: u64 = 32;
 const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
+/// Which word of the stack's last page a driver's first RSP points to ([`Space::first_rsp`]).
+const FIRST_RSP_WORD: usize = (PAGE_SIZE as usize - 16) / size_of::<u64>() - 1;
 
 impl Space {
     /// An empty address space, sandboxed, in the slot of `before`, which is never entered again, or in a free one; `None` if
@@ -107,22 +110,25 @@ impl Space {
             ldt,
             io_bitmap: None,
             stacks,
-            return_place: None,
+            last_of_stack: None,
+            lent: Vec::new(),
             set_aside: false,
         };
-        tables::set_top(space.cr3(), slot_base(slot), Some((space.slot_table.physical(), Flags::empty())));
-        tables::set_top(kernel_root(), slot_base(slot), Some((space.slot_table.physical(), Flags::NO_EXECUTE)));
-        tables::set_top(space.cr3(), entry_area::BASE, Some((space.entry_table.physical(), Flags::empty())));
+        let root = Root::of(&space.root);
+        root.set_top(slot_base(slot), Some((&space.slot_table, Flags::empty())));
+        Root::kernel().set_top(slot_base(slot), Some((&space.slot_table, Flags::NO_EXECUTE)));
+        root.set_top(entry_area::BASE, Some((&space.entry_table, Flags::empty())));
         for page in (entry_area::BASE..entry_area::BASE + entry_area::LEN_BYTES).step_by(PAGE_SIZE as usize) {
             // The kernel's own frames, read-only, but for the pages that are the domain's.
-            let (kernels, _) = tables::translate(kernel_root(), page).ok_or(OutOfMemory)?;
-            let (pa, flags) = match page {
-                entry_area::LDT => (space.ldt.physical(), rights::READ),
-                entry_area::STACKS => (space.stacks.physical(), rights::WRITE),
-                _ if page < entry_area::BASE + entry_area::TEXT_PAGES * PAGE_SIZE => (kernels, rights::EXECUTE),
-                _ => (kernels, rights::READ),
+            let (leaf, flags) = match page {
+                entry_area::LDT => (Leaf::Lent(&space.ldt, 0), rights::READ),
+                entry_area::STACKS => (Leaf::Lent(&space.stacks, 0), rights::WRITE),
+                _ if page < entry_area::BASE + entry_area::TEXT_PAGES * PAGE_SIZE => {
+                    (Leaf::Kernels(page), rights::EXECUTE)
+                }
+                _ => (Leaf::Kernels(page), rights::READ),
             };
-            tables::map(space.cr3(), page, pa, flags)?;
+            root.map(page, leaf, flags)?;
         }
         space.map_fresh(slot_base(slot) + STUBS, PAGE_SIZE, rights::EXECUTE)?;
         Ok(Some(space))
@@ -163,7 +169,7 @@ impl Space {
         if let Some(taken) = slots.get_mut(self.slot).filter(|taken| !self.has_slot && !**taken) {
             *taken = true;
             self.has_slot = true;
-            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table.physical(), Flags::NO_EXECUTE)));
+            Root::kernel().set_top(slot_base(self.slot), Some((&self.slot_table, Flags::NO_EXECUTE)));
             x86_64::instructions::tlb::flush_all();
         }
     }
@@ -178,6 +184,10 @@ impl Space {
         crate::arch::cpu::this().domain_cr3.get() == self.cr3()
     }
 
+    fn table(&self) -> Root<'_> {
+        Root::of(&self.root)
+    }
+
     /// Physical address of its entry stacks.
     pub fn stacks(&self) -> u64 {
         self.stacks.physical()
@@ -185,11 +195,10 @@ impl Space {
 
     /// Whether the frame at `pa` holds one of its own tables, or of its other pages of the entry area.
     pub fn has_table(&self, pa: u64) -> bool {
-        let level_3 = 3;
         pa == self.cr3()
             || pa == self.ldt.physical()
-            || tables::is_below(self.slot_table.physical(), level_3, pa)
-            || tables::is_below(self.entry_table.physical(), level_3, pa)
+            || tables::is_below(&self.slot_table, pa)
+            || tables::is_below(&self.entry_table, pa)
     }
 
     /// Where the kernel sees the stacks' page.
@@ -199,9 +208,9 @@ impl Space {
 
     /// Maps the driver's stack, of `len_bytes` bytes (whole pages).
     pub fn map_stack(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
-        self.map_fresh(slot_base(self.slot) + STACK_TOP - len_bytes, len_bytes, rights::WRITE)?;
-        let (pa, _) = self.translate(self.first_rsp()).ok_or(OutOfMemory)?;
-        self.return_place = Some(SharedMemory::new(pa, size_of::<u64>()));
+        let top = slot_base(self.slot) + STACK_TOP;
+        self.map_fresh(top - len_bytes, len_bytes - PAGE_SIZE, rights::WRITE)?;
+        self.last_of_stack = Some(self.map_lent(top - PAGE_SIZE, PAGE_SIZE)?);
         Ok(())
     }
 
@@ -213,8 +222,8 @@ impl Space {
     /// Has the next upcall return through the stub that ends it: that is on the stack, where the driver may have written.
     #[inline]
     pub fn set_return(&self) {
-        if let Some(place) = &self.return_place {
-            place.store(0, self.stub(SERVICE_COUNT));
+        if let Some(page) = &self.last_of_stack {
+            page.store(FIRST_RSP_WORD, self.stub(SERVICE_COUNT));
         }
     }
 
@@ -242,25 +251,6 @@ impl Space {
         }
     }
 
-    /// Opens I/O ports to the domain.
-    pub fn allow_ports(&mut self, ports: Ports) -> Result<(), OutOfMemory> {
-        if self.io_bitmap.is_none() {
-            let bitmap = Frames::new(port_bitmap::BYTES / PAGE_SIZE as usize)?;
-            bitmap.fill(0, port_bitmap::BYTES / size_of::<u64>(), u64::MAX);
-            let first = bitmap.physical();
-            // It is the domain's from here on: on an error some of it may be mapped.
-            self.io_bitmap = Some(bitmap);
-            for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
-                tables::map(self.cr3(), entry_area::IO_BITMAP + offset, first + offset, rights::READ)?;
-            }
-        }
-        // No domain can write it.
-        if let Some(bitmap) = &self.io_bitmap {
-            ports.words().for_each(|(index, open)| bitmap.store(index, bitmap.load(index) & !open));
-        }
-        Ok(())
-    }
-
     /// Writes the stubs for `ring` and lets the kernel's root execute the slot, or not.
     pub fn set_ring(&mut self, ring: Ring, granted: Imports) {
         let services = gates::service_functions();
@@ -279,7 +269,7 @@ impl Space {
             Ring::Trusted => Flags::empty(),
         };
         if self.has_slot {
-            tables::set_top(kernel_root(), slot_base(self.slot), Some((self.slot_table.physical(), flags)));
+            Root::kernel().set_top(slot_base(self.slot), Some((&self.slot_table, flags)));
             x86_64::instructions::tlb::flush_all();
         }
         self.ring = ring;
@@ -290,13 +280,21 @@ impl Space {
         self.write(self.stub(number), &stub);
     }
 
-    /// Maps fresh zeroed frames from `start` for `len_bytes` bytes, whole pages.
+    /// Whether `len_bytes` bytes from `start` are pages of its own slot. **Nothing else of it changes once it is made**: the entry area, where
+    /// its capability table is, above all.
+    fn is_own(&self, start: u64, len_bytes: u64) -> bool {
+        let slot = Extent::new(slot_base(self.slot), SLOT_SIZE);
+        start.is_multiple_of(PAGE_SIZE) && slot.encloses(Extent::new(start, len_bytes))
+    }
+
+    /// Maps fresh zeroed frames from `start` for `len_bytes` bytes, whole pages of its slot.
     pub fn map_fresh(&mut self, start: u64, len_bytes: u64, flags: Flags) -> Result<(), OutOfMemory> {
+        if !self.is_own(start, len_bytes) {
+            return Err(OutOfMemory);
+        }
         for offset in pages(len_bytes) {
-            let frame = frames::allocate(1)?;
-            let mapped = tables::map(self.cr3(), start + offset, frame, flags | rights::OWN);
+            let mapped = Frames::new(1).and_then(|frame| self.table().map(start + offset, Leaf::Own(frame), flags));
             if mapped.is_err() {
-                frames::free(frame);
                 self.unmap(start, offset);
                 return Err(OutOfMemory);
             }
@@ -304,106 +302,112 @@ impl Space {
         Ok(())
     }
 
-    /// Maps fresh zeroed contiguous frames from `start` for `len_bytes` bytes, whole pages; returns their address.
-    pub fn map_contiguous(&mut self, start: u64, len_bytes: u64) -> Result<u64, OutOfMemory> {
-        let pa = frames::allocate((len_bytes / PAGE_SIZE) as usize)?;
+    /// Maps fresh zeroed contiguous memory from `start` for `len_bytes` bytes, whole pages of its slot, that others have as well: the driver can write
+    /// there as long as it is mapped, and the memory stays as long as anybody has it.
+    pub fn map_lent(&mut self, start: u64, len_bytes: u64) -> Result<Lent, OutOfMemory> {
+        if !self.is_own(start, len_bytes) {
+            return Err(OutOfMemory);
+        }
+        let memory = Lent::new((len_bytes / PAGE_SIZE) as usize)?;
+        self.lent.push((start, memory.clone()));
         for offset in pages(len_bytes) {
-            if tables::map(self.cr3(), start + offset, pa + offset, rights::WRITE | rights::OWN).is_err() {
-                self.unmap(start, offset);
-                frames::free_run(pa + offset, ((len_bytes - offset) / PAGE_SIZE) as usize);
+            if self.table().map(start + offset, Leaf::Lent(&memory, offset), rights::WRITE).is_err() {
+                self.unmap(start, len_bytes);
                 return Err(OutOfMemory);
             }
         }
-        Ok(pa)
+        Ok(memory)
     }
 
-    /// Maps device registers at physical address `pa` from `start` for `len_bytes` bytes, whole pages.
-    pub fn map_device(&mut self, start: u64, pa: u64, len_bytes: u64) -> Result<(), OutOfMemory> {
-        for offset in pages(len_bytes) {
-            if tables::map(self.cr3(), start + offset, pa + offset, rights::DEVICE).is_err() {
-                self.unmap(start, offset);
-                return Err(OutOfMemory);
-            }
-        }
-        Ok(())
-    }
-
-    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that it owns.
+    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that nobody else has. What was lent goes as a whole.
     pub fn unmap(&mut self, start: u64, len_bytes: u64) {
-        for offset in pages(len_bytes) {
-            tables::unmap(self.cr3(), start + offset);
+        if !self.is_own(start, len_bytes) {
+            return;
         }
+        for offset in pages(len_bytes) {
+            drop(self.table().take(start + offset));
+        }
+        self.lent.retain(|(at, _)| !(start..start + len_bytes).contains(at));
     }
 
-    /// Changes the rights of `len_bytes` bytes from `start`, whole pages.
+    /// Changes the rights of `len_bytes` bytes from `start`, whole pages of its slot.
     pub fn protect(&mut self, start: u64, len_bytes: u64, flags: Flags) {
+        if !self.is_own(start, len_bytes) {
+            return;
+        }
         for offset in pages(len_bytes) {
-            tables::set_flags(self.cr3(), start + offset, flags);
+            self.table().set_flags(start + offset, flags);
         }
         x86_64::instructions::tlb::flush_all();
     }
 
-    /// Physical address and rights of `address`, if the domain has it mapped.
-    pub fn translate(&self, address: u64) -> Option<(u64, Flags)> {
-        translate(self.cr3(), address)
+    /// Calls `with` for each page that it has a frame for: its address, in ascending order, and its rights.
+    pub fn for_each_page(&self, with: &mut dyn FnMut(u64, Flags)) {
+        self.table().for_each_page(with);
     }
 
-    /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if a page is not mapped.
+    /// Physical address and rights of `address`, if the domain has it mapped.
+    pub fn translate(&self, address: u64) -> Option<(u64, Flags)> {
+        // The tables would not know: they ignore the bits that make an address non-canonical.
+        x86_64::VirtAddr::try_new(address).ok()?;
+        self.table().translate(address)
+    }
+
+    /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if a page is not the domain's memory.
     pub fn write(&self, start: u64, bytes: &[u8]) -> bool {
         let mut done = 0;
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            let address = start + done as u64;
-            let Some((pa, _)) = self.translate(address) else { return false };
+            let Some(address) = start.checked_add(done as u64) else { return false };
             let here = rest.len().min((PAGE_SIZE - address % PAGE_SIZE) as usize);
-            // They lie in one frame.
-            SharedMemory::new(pa, here).write(0, rest.get(..here).unwrap_or_default());
+            let part = rest.get(..here).unwrap_or_default();
+            if self.table().with_page(address, |page, offset| page.write(offset, part)) != Some(true) {
+                return false;
+            }
             done += here;
         }
         true
     }
 
-    /// The `len_bytes` bytes of its device's registers at `start`, and the offset of the first of them there; `None` if they are not all
-    /// mapped. They stay so as long as the domain has its device, and the kernel's root maps the slot.
-    pub fn registers(&self, start: u64, len_bytes: u64) -> Option<(Registers, u64)> {
+    /// Calls `with` with the `len_bytes` bytes of its device's registers at `start`, and the offset of the first of them there; `None` if they
+    /// are not all mapped.
+    pub fn with_registers<R>(&self, start: u64, len_bytes: u64, with: impl FnOnce(&Window, u64) -> R) -> Option<R> {
         let (first, end) = (start & !7, start.checked_add(len_bytes)?);
         let is_device = |page: u64| self.translate(page).is_some_and(|(_, flags)| flags.contains(rights::DEVICE));
         let mut pages = (first & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize);
-        // SAFETY: all are registers of the domain's device. Who keeps them is the device, which goes before its domain leaves the slot.
-        pages.all(is_device).then(|| (unsafe { Registers::mapped(first, end - first) }, start - first))
+        if !self.has_slot || slot_of(first) != Some(self.slot) || !pages.all(is_device) {
+            return None;
+        }
+        // SAFETY: all are registers of the domain's device, and the kernel's root maps the slot by the same tables until `with` is back.
+        let registers = unsafe { Registers::mapped(first, end - first) };
+        Some(with(&Window::new(registers), start - first))
     }
 
-    /// Copies bytes from `start` into `to`; `false` if a page is not the domain's own memory ([`read`]).
+    /// Copies bytes from `start` into `to`; `false` if a page is not the domain's own memory. Registers of its device are not: reading them
+    /// does things, and they need not lie where the kernel has physical memory mapped.
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
-        read(self.cr3(), start, to)
+        read(self.table(), start, to)
     }
-}
-
-/// What is mapped at `address` under `root`: its physical address and rights.
-fn translate(root: u64, address: u64) -> Option<(u64, Flags)> {
-    // The tables would not know: they ignore the bits that make an address non-canonical.
-    x86_64::VirtAddr::try_new(address).ok()?;
-    tables::translate(root, address)
 }
 
 /// Copies bytes from `start` into `to` from the memory of the domain whose upcall is under way, as [`Space::read`] does.
 pub fn read_entered(start: u64, to: &mut [u8]) -> bool {
-    let root = crate::arch::cpu::this().domain_cr3.get();
-    root != 0 && read(root, start, to)
+    entered().is_some_and(|root| read(root, start, to))
 }
 
-/// Copies bytes from `start` into `to`; `false` if a page is not the memory of the domain that has `root`. Registers of its
-/// device are not: reading them does things, and they need not lie where the kernel has physical memory mapped.
-fn read(root: u64, start: u64, to: &mut [u8]) -> bool {
+/// The root of the domain whose upcall is under way: whoever has entered it has its address space.
+fn entered() -> Option<Root<'static>> {
+    Root::loaded(&crate::arch::cpu::this().domain_cr3)
+}
+
+fn read(root: Root, start: u64, to: &mut [u8]) -> bool {
     let mut done = 0;
     while done < to.len() {
         let Some(address) = start.checked_add(done as u64) else { return false };
-        let Some((pa, flags)) = translate(root, address) else { return false };
-        if !flags.contains(rights::OWN) {
+        let here = (to.len() - done).min((PAGE_SIZE - address % PAGE_SIZE) as usize);
+        let Some(part) = to.get_mut(done..done + here) else { return false };
+        if root.with_page(address, |page, offset| page.read(offset, part)) != Some(true) {
             return false;
         }
-        let here = (to.len() - done).min((PAGE_SIZE - address % PAGE_SIZE) as usize);
-        // They lie in one frame.
-        SharedMemory::new(pa, here).read(0, to.get_mut(done..done + here).unwrap_or_default());
         done += here;
     }
     true
@@ -412,17 +416,18 @@ fn read(root: u64, start: u64, to: &mut [u8]) -> bool {
 impl Drop for Space {
     fn drop(&mut self) {
         if self.set_aside {
-            let own = [&mut self.root, &mut self.slot_table, &mut self.entry_table, &mut self.ldt, &mut self.stacks];
-            own.into_iter().chain(&mut self.io_bitmap).for_each(Frames::keep);
+            let own = [&self.root, &self.slot_table, &self.entry_table, &self.ldt, &self.stacks];
+            own.into_iter().chain(&self.io_bitmap).for_each(Frames::keep);
+            self.lent.iter().for_each(|(_, memory)| memory.keep());
             return;
         }
         if self.has_slot {
-            tables::set_top(kernel_root(), slot_base(self.slot), None);
+            Root::kernel().set_top(slot_base(self.slot), None);
             x86_64::instructions::tlb::flush_all();
             SLOTS.lock()[self.slot] = false;
         }
         for table in [&self.slot_table, &self.entry_table] {
-            tables::free_below(table.physical(), 3);
+            tables::free_below(table);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::image_parts;
 use crate::arch::{entry_area, trap_stacks};
-use crate::memory::{at_physical, is_ram, kernel_root, ram_end, tables};
+use crate::memory::tables::Root;
+use crate::memory::{at_physical, is_ram, is_table, kernel_root, ram_end};
 use ringfence_abi::layout::{PAGE_SIZE, slot_of};
 use ringfence_core::extent::Extent;
 use spin::Once;
@@ -80,9 +81,9 @@ pub fn describe(address: u64) -> &'static str {
         return "guard below a kernel stack";
     }
     let pa = address.wrapping_sub(at_physical(0) as u64);
-    match tables::is_mapped(kernel_root(), address) {
+    match Root::kernel().is_mapped(address) {
         false => "unmapped",
-        true if tables::is_table(pa & !(PAGE_SIZE - 1)) => "page tables",
+        true if is_table(pa & !(PAGE_SIZE - 1)) => "page tables",
         true if is_ram(Extent::new(pa, 1)) => "physical memory",
         true => "device registers",
     }

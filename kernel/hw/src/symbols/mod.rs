@@ -1,8 +1,10 @@
 //! Addresses in words: the kernel's own symbols, from the ELF file that the loader left in memory, for [`backtrace`]s; and [`map`], what lies
 //! where.
 
+use crate::memory::{for_each_kernel_entry, for_each_kernel_word};
 use core::fmt;
 use core::fmt::Write;
+use core::ops::Range;
 use ringfence_core::module::symbol_at;
 use spin::Once;
 
@@ -24,17 +26,9 @@ pub fn init(file: &'static [u8]) {
 }
 
 /// Everything of the kernel that must never change once it runs: read-only data, text, entry text, descriptor tables.
-fn constant_parts() -> [&'static [u8]; 2] {
+fn constant_parts() -> [Range<u64>; 2] {
     use crate::arch::entry_area;
-    let (image, entry) = (&raw const __kernel_start, entry_area::BASE as *const u8);
-    let image_len = &raw const __text_end as usize - image as usize;
-    // SAFETY: mapped for good, and read-only but for the benchmark's vector, which goes and comes back while nobody looks.
-    unsafe {
-        [
-            core::slice::from_raw_parts(image, image_len),
-            core::slice::from_raw_parts(entry, (entry_area::STACKS - entry_area::BASE) as usize),
-        ]
-    }
+    [&raw const __kernel_start as u64..&raw const __text_end as u64, entry_area::BASE..entry_area::STACKS]
 }
 
 /// A checksum (in the manner of FNV-1a, over words, with a rotation) of everything of the kernel that must never change: text, read-only data, descriptor
@@ -44,12 +38,8 @@ pub fn checksum() -> u64 {
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     let mut sum = START;
     let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(PRIME).rotate_left(29);
-    for part in constant_parts() {
-        let (words, rest) = part.as_chunks::<8>();
-        words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
-        rest.iter().for_each(|byte| add((*byte).into()));
-    }
-    crate::memory::tables::for_each_kernel_entry(&mut add);
+    constant_parts().into_iter().for_each(|part| for_each_kernel_word(part, &mut add));
+    for_each_kernel_entry(&mut add);
     sum
 }
 

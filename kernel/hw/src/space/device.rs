@@ -1,0 +1,158 @@
+//! A domain's device in its address space: registers and ports, and only its own.
+//!
+//! **What is no register of that one function is not mapped**: memory, registers of an IOMMU, another function's on the same page, and the
+//! pages that say where the device's messages go, which is not the driver's to say.
+
+use super::{Space, rights};
+use crate::arch::entry_area;
+use crate::arch::port::DevicePort;
+use crate::iommu;
+use crate::memory::frames::{Frames, OutOfMemory};
+use crate::memory::pages;
+use crate::memory::tables::{DevicePage, Leaf};
+use crate::pci::{self, Function, memory_extent};
+use alloc::vec::Vec;
+use pci_types::Bar;
+use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::queue::Words;
+use ringfence_abi::service::Refusal;
+use ringfence_core::extent::{Extent, align_up};
+use ringfence_core::pci::MsiX;
+use ringfence_core::port_bitmap::{self, Ports};
+
+/// Most ports that an I/O BAR can have (PCI 3.0, 6.2.5.1).
+const MAX_PORTS: u32 = 256;
+/// First port that an I/O BAR can begin with: below are the ports of the mainboard's own devices, and no firmware puts a BAR there.
+const FIRST_PORT: u16 = 0x400;
+/// First address that no entry of a page table can hold (SDM vol. 3A, 4.5.4).
+const PHYSICAL_END: u64 = 1 << 52;
+
+/// The pages that hold the registers of a function's memory BAR.
+#[derive(Debug)]
+pub struct BarPages {
+    pages: Extent,
+    /// Offset and length of each run of them that a driver may have.
+    open: Vec<(u64, u64)>,
+    /// Where the registers begin.
+    offset: u64,
+}
+
+impl BarPages {
+    /// Those of `function`'s BAR `index`; `None` if it is no memory BAR. One whose pages hold anything else is refused.
+    pub fn of(function: &Function, index: usize) -> Option<Result<BarPages, Refusal>> {
+        let (start, len_bytes) = function.bars.get(index)?.as_ref().and_then(memory_extent)?;
+        Some(BarPages::new(function, index, start, len_bytes))
+    }
+
+    fn new(function: &Function, index: usize, start: u64, len_bytes: u64) -> Result<BarPages, Refusal> {
+        let first = start & !(PAGE_SIZE - 1);
+        let offset = start - first;
+        let len = offset.checked_add(len_bytes).and_then(|len| align_up(len, PAGE_SIZE)).ok_or(Refusal::Invalid)?;
+        let pages = Extent::new(first, len);
+        if pages.end().is_none_or(|end| end > PHYSICAL_END)
+            || crate::memory::is_ram(pages)
+            || iommu::has_registers(pages)
+            || shares_pages(function, pages)
+        {
+            return Err(Refusal::Denied);
+        }
+        let secret = MsiX::find(|offset| function.read(offset));
+        let parts = secret.iter().flat_map(|msi_x| msi_x.parts_of(index as u64));
+        let open = pages_without(len, parts.map(|(at, len)| Extent::new(offset + at, len)));
+        if open.is_empty() { Err(Refusal::Denied) } else { Ok(BarPages { pages, open, offset }) }
+    }
+
+    /// Length of the pages in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.pages.len_bytes
+    }
+
+    /// Offset of the first register in the first page.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// The ports of `function`'s BAR `index`; `None` if it is no I/O BAR. One with the mainboard's own ports is refused.
+pub fn ports_of(function: &Function, index: usize) -> Option<Result<Ports, Refusal>> {
+    let Bar::Io { port } = function.bars.get(index)?.as_ref()? else { return None };
+    let count = function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16;
+    let Ok(first) = u16::try_from(*port) else { return Some(Err(Refusal::Invalid)) };
+    Some(if first < FIRST_PORT { Err(Refusal::Denied) } else { Ok(Ports { first, count }) })
+}
+
+/// The port at `offset` of `function`'s BAR `index`, if that is an I/O BAR that a driver may have.
+pub fn port_of(function: &Function, index: usize, offset: u16) -> Option<DevicePort> {
+    DevicePort::new(ports_of(function, index)?.ok()?, offset)
+}
+
+impl Space {
+    /// Maps registers of its device from `start` on.
+    pub fn map_bar(&mut self, start: u64, bar: &BarPages) -> Result<(), OutOfMemory> {
+        if !self.is_own(start, bar.pages.len_bytes) {
+            return Err(OutOfMemory);
+        }
+        let map = |(offset, len_bytes): (u64, u64)| {
+            pages(len_bytes).map(move |page| offset + page).try_for_each(|offset| {
+                let page = DevicePage::new(bar.pages.start + offset).ok_or(OutOfMemory)?;
+                self.table().map(start + offset, Leaf::Registers(page), rights::DEVICE)
+            })
+        };
+        let mapped = bar.open.iter().copied().try_for_each(map);
+        if mapped.is_err() {
+            self.unmap(start, bar.pages.len_bytes);
+        }
+        mapped
+    }
+
+    /// Opens the ports of `function`'s BAR `index` to the domain; which those are. `None` if it is no I/O BAR.
+    pub fn allow_ports(&mut self, function: &Function, index: usize) -> Option<Result<Ports, Refusal>> {
+        let ports = ports_of(function, index)?;
+        Some(ports.and_then(|ports| self.open_ports(ports).map(|()| ports).map_err(|_| Refusal::NoMemory)))
+    }
+
+    fn open_ports(&mut self, ports: Ports) -> Result<(), OutOfMemory> {
+        if self.io_bitmap.is_none() {
+            let bitmap = Frames::new(port_bitmap::BYTES / PAGE_SIZE as usize)?;
+            bitmap.fill(0, port_bitmap::BYTES / size_of::<u64>(), u64::MAX);
+            // It is the domain's from here on: on an error some of it may be mapped.
+            self.io_bitmap = Some(bitmap);
+            let bitmap = self.io_bitmap.as_ref().ok_or(OutOfMemory)?;
+            for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
+                self.table().map(entry_area::IO_BITMAP + offset, Leaf::Lent(bitmap, offset), rights::READ)?;
+            }
+        }
+        // No domain can write it.
+        if let Some(bitmap) = &self.io_bitmap {
+            ports.words().for_each(|(index, open)| bitmap.store(index, bitmap.load(index) & !open));
+        }
+        Ok(())
+    }
+}
+
+/// The pages of `len_bytes` bytes, whole pages, in which none of `parts` lies: offset and length of each run of them.
+fn pages_without(len_bytes: u64, parts: impl Iterator<Item = Extent>) -> Vec<(u64, u64)> {
+    let parts: Vec<Extent> = parts.collect();
+    let mut pieces: Vec<(u64, u64)> = Vec::new();
+    for offset in pages(len_bytes) {
+        let page = Extent::new(offset, PAGE_SIZE);
+        if parts.iter().any(|part| part.overlaps(page)) {
+            continue;
+        }
+        match pieces.last_mut() {
+            Some((start, len)) if *start + *len == offset => *len += PAGE_SIZE,
+            _ => pieces.push((offset, PAGE_SIZE)),
+        }
+    }
+    pieces
+}
+
+/// Whether the pages of `bar`, a BAR of `function`, hold registers of another function too.
+fn shares_pages(function: &Function, bar: Extent) -> bool {
+    pci::functions()
+        .iter()
+        .filter(|other| other.address != function.address)
+        .flat_map(|other| other.bars.iter().flatten())
+        .filter_map(pci::memory_extent)
+        .any(|(start, len_bytes)| bar.overlaps(Extent::new(start, len_bytes)))
+}

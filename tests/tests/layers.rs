@@ -17,7 +17,7 @@ const LAYERS: [(&str, &str, &[&str]); 5] = [
             "upcall",
         ],
     ),
-    ("host", "kernel/host/src", &["file", "ramdisk", "domain", "service", "poll", "module", "supervise"]),
+    ("host", "kernel/host/src", &["file", "ramdisk", "domain", "service", "poll", "requests", "module", "supervise"]),
     ("net", "kernel/classes/net/src", &[]),
     ("scsi", "kernel/classes/scsi/src", &[]),
     ("kernel", "kernel/src", &["trial", "bench", "panic", "shell"]),

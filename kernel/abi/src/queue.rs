@@ -5,6 +5,8 @@
 //! taker to check. The code is the same on both sides and never forms a reference to the shared memory: all access goes
 //! through [`Words`], which either side implements with volatile loads and stores.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// Shared memory as 64-bit words.
 pub trait Words {
     /// Reads word `index`; an index outside the memory reads 0.
@@ -19,6 +21,21 @@ impl<W: Words + ?Sized> Words for &W {
     }
     fn store(&self, index: usize, value: u64) {
         (**self).store(index, value)
+    }
+}
+
+/// Copies a value of `WORDS` words out of shared memory, from word `first` on.
+pub fn read_value<const WORDS: usize, T: FromBytes>(words: &impl Words, first: usize) -> Option<T> {
+    let copy: [u64; WORDS] = core::array::from_fn(|index| words.load(first + index));
+    T::read_from_bytes(copy.as_bytes()).ok()
+}
+
+/// Writes the first `count` words of a value into shared memory, from word `first` on.
+pub fn write_value<T: IntoBytes + Immutable>(words: &impl Words, first: usize, value: &T, count: usize) {
+    for (index, chunk) in value.as_bytes().chunks_exact(8).take(count).enumerate() {
+        if let Ok(bytes) = chunk.try_into() {
+            words.store(first + index, u64::from_le_bytes(bytes));
+        }
     }
 }
 

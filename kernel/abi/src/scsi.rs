@@ -4,7 +4,7 @@
 //! same request and puts `n` into `complete`. The data goes to or from the request's own part of DMA memory, whose
 //! address for the device the request names.
 
-use crate::queue::{Place, Words};
+use crate::queue::{Place, Words, read_value, write_value};
 use core::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -98,20 +98,6 @@ pub struct ScsiInfo {
     pub reserved: u32,
 }
 
-fn read<const WORDS: usize, T: FromBytes>(words: &impl Words, first: usize) -> Option<T> {
-    let copy: [u64; WORDS] = core::array::from_fn(|index| words.load(first + index));
-    T::read_from_bytes(copy.as_bytes()).ok()
-}
-
-/// Writes the first `count` words of a value.
-fn write<T: IntoBytes + Immutable>(words: &impl Words, first: usize, value: &T, count: usize) {
-    for (index, chunk) in value.as_bytes().chunks_exact(8).take(count).enumerate() {
-        if let Ok(bytes) = chunk.try_into() {
-            words.store(first + index, u64::from_le_bytes(bytes));
-        }
-    }
-}
-
 const OUTCOME_OFFSET: usize = size_of::<Request>() / 8;
 
 /// Where request `number` begins, in words. Panics if there is no such request: callers check numbers they are given.
@@ -122,12 +108,12 @@ const fn request_at(number: usize) -> usize {
 
 /// Writes request `number` (below [`REQUESTS`]) into shared memory.
 pub fn write_request(words: &impl Words, number: usize, request: &Request) {
-    write(words, request_at(number), request, size_of::<Request>() / 8);
+    write_value(words, request_at(number), request, size_of::<Request>() / 8);
 }
 
 /// Copies request `number` (below [`REQUESTS`]) out of shared memory.
 pub fn read_request(words: &impl Words, number: usize) -> Option<Request> {
-    read::<{ size_of::<Request>() / 8 }, Request>(words, request_at(number))
+    read_value::<{ size_of::<Request>() / 8 }, Request>(words, request_at(number))
 }
 
 /// Words of an outcome, and those before its sense data, which few have.
@@ -137,7 +123,7 @@ const HEAD_WORDS: usize = offset_of!(Outcome, sense) / 8;
 /// Writes the outcome of request `number` (below [`REQUESTS`]) into shared memory.
 pub fn write_outcome(words: &impl Words, number: usize, outcome: &Outcome) {
     let count = if outcome.sense_len == 0 { HEAD_WORDS } else { OUTCOME_WORDS };
-    write(words, request_at(number) + OUTCOME_OFFSET, outcome, count);
+    write_value(words, request_at(number) + OUTCOME_OFFSET, outcome, count);
 }
 
 /// Copies the outcome of request `number` (below [`REQUESTS`]) out of shared memory.

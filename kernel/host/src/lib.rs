@@ -2,7 +2,7 @@
 //!
 //! * [`domain`]: a loaded driver
 //! * [`service`]: what it may ask the kernel for
-//! * [`poll`]: when it runs
+//! * [`poll`]: when it runs; [`requests`]: what it is asked to carry out, for classes of which that is so
 //! * [`module`]: how it is loaded and unloaded; [`file`], [`ramdisk`]: from what
 //! * [`supervise`]: what becomes of it when it was ended
 //!
@@ -18,5 +18,6 @@ pub mod file;
 pub mod module;
 pub mod poll;
 pub mod ramdisk;
+pub mod requests;
 pub mod service;
 pub mod supervise;

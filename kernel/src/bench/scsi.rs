@@ -7,13 +7,13 @@ use alloc::vec::Vec;
 use embassy_futures::yield_now;
 use host::domain::Handle;
 use host::poll::{self, Polled};
+use host::requests::queue::{Data, Ticket};
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
 use scsi::command::{ScsiError, check_outcome};
 use scsi::disk::Disk;
-use scsi::queues::Queues;
-use scsi::queues::{Data, Ticket};
+use scsi::queues::{Command, Queues};
 
 /// Reads in one sample, and samples.
 const EACH: usize = 128;
@@ -104,7 +104,8 @@ fn read(
                 let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
                 for _ in 0..batch.min(count - begun) {
                     let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
-                    let ticket = queues.begin(None, disk.target, disk.lun, &cdb, Data::In(len_bytes));
+                    let command = Command { target: disk.target, lun: disk.lun, cdb };
+                    let ticket = queues.begin(None, &command, Data::In(len_bytes));
                     under_way.tickets.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
                     begun += 1;
                 }

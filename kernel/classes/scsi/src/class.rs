@@ -1,12 +1,13 @@
 //! The class of SCSI hosts: what is done when a driver offers one, comes in place of another one, or goes.
 
-use super::queues::Queues;
+use super::queues::{Queues, Scsi};
 use super::{HOSTS, Host, host_of, scan};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use host::domain::offer::{Class, Offer};
 use host::domain::{Domain, Handle};
+use host::requests::Server;
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::scsi::{REQUESTS, ScsiInfo};
 use ringfence_abi::service::Refusal;
@@ -50,8 +51,8 @@ impl Class for Hosts {
 
     /// Its units are looked for.
     fn attach(&self, handle: &Handle) {
-        let Some(repeats) = handle.lock().offered::<Queues>().map(|queues| queues.repeats().clone()) else { return };
-        let host = Arc::new(Host::new(handle, repeats));
+        let Some(server) = Server::new::<Scsi>(handle) else { return };
+        let host = Arc::new(Host::new(server));
         HOSTS.lock().push(host.clone());
         scan::look_at(host);
     }
@@ -59,11 +60,7 @@ impl Class for Hosts {
     /// What waits for the driver goes on.
     fn replace(&self, dead: &Handle, fresh: &Handle) {
         let Some(host) = host_of(dead) else { return };
-        if let Some(queues) = fresh.lock().offered_mut::<Queues>() {
-            queues.set_repeats(&host.repeats);
-        }
-        *host.current.lock() = fresh.clone();
-        host.wake();
+        host.replace::<Scsi>(fresh);
         // A scan that its end cut short begins again.
         if host.lost_some.swap(false, Ordering::AcqRel) {
             host.in_doubt.store(true, Ordering::Release);
@@ -75,8 +72,7 @@ impl Class for Hosts {
 
     fn detach(&self, handle: &Handle) {
         let Some(host) = host_of(handle) else { return };
-        host.gone.store(true, Ordering::Release);
-        host.wake();
+        host.set_gone();
         HOSTS.lock().retain(|other| !Arc::ptr_eq(other, &host));
         scan::forget(&host);
     }

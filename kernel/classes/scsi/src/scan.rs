@@ -122,9 +122,8 @@ pub fn look_at_all() {
 /// Has all units of hosts looked at again whose drivers have said so.
 fn note_said() {
     for host in super::hosts() {
-        let said = |handle: &Handle| {
-            handle.lock().offered_mut::<Queues>().is_some_and(|scsi| core::mem::take(&mut scsi.units_changed))
-        };
+        let said =
+            |handle: &Handle| handle.lock().offered_mut::<Queues>().is_some_and(|scsi| !scsi.take_news().is_empty());
         if said(&host.handle()) {
             look_at(host);
         }
@@ -317,7 +316,7 @@ fn forget_units(host: &Arc<Host>, is_gone: impl Fn(&Disk) -> bool) {
 
 /// Keeps a disk that was found, under a name that no other has; or what is new of one that was there before.
 fn keep(mut disk: Disk, host: &Arc<Host>) {
-    if host.gone.load(Ordering::Acquire) {
+    if host.is_gone() {
         return;
     }
     let capacity = disk.capacity();

@@ -1,0 +1,199 @@
+//! Sends a request to a server's driver, and again to the next one if that is ended meanwhile.
+
+use super::queue::{Data, Queues, Ticket};
+use super::repeat::Place;
+use super::{Lost, Protocol, Server};
+use crate::domain::cause::Cause;
+use crate::domain::{Handle, end};
+use crate::poll;
+use core::future::{Future, poll_fn};
+use core::marker::PhantomData;
+use core::pin::pin;
+use core::sync::atomic::Ordering;
+use core::task::Poll;
+use embassy_time::{Duration, Instant, with_timeout};
+use ringfence_abi::upcall::Events;
+use ringfence_core::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
+
+/// One request of a server, with its place in the order, from when it is first sent until it is over.
+pub struct Attempt<'a, P> {
+    server: &'a Server,
+    number: u64,
+    place: Place<'a>,
+    /// Whether it is to be sent again, and whether a driver had it.
+    again: bool,
+    was_sent: bool,
+    /// How often it was sent, and how long it has waited for drivers.
+    sent: u64,
+    waited: Duration,
+    protocol: PhantomData<P>,
+}
+
+/// What came of a request.
+pub enum Done<O> {
+    /// A driver has carried it out.
+    Now(O),
+    /// A driver that was ended had carried it out before.
+    Before,
+}
+
+impl<'a, P: Protocol> Attempt<'a, P> {
+    /// The next request of `server`.
+    pub fn new(server: &'a Server) -> Attempt<'a, P> {
+        let number = server.count.fetch_add(1, Ordering::Relaxed);
+        Attempt {
+            server,
+            number,
+            place: server.repeats.place(number),
+            again: false,
+            was_sent: false,
+            sent: 0,
+            waited: Duration::MIN,
+            protocol: PhantomData,
+        }
+    }
+
+    /// How many drivers were ended meanwhile.
+    pub fn drivers_lost(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends `request` and waits for its outcome; data that comes in goes to `data_in`.
+    ///
+    /// If the driver is ended meanwhile and comes back, what was under way is sent again in its order: nobody was told that it was done. It may
+    /// have been, all the same: `is_done` is asked before it is sent again, and no other request of the server's order is sent meanwhile.
+    pub async fn outcome(
+        &mut self,
+        request: &P::Request,
+        data_out: &[u8],
+        data_in: &mut [u8],
+        is_done: impl AsyncFn() -> bool,
+    ) -> Result<Done<P::Outcome>, Lost> {
+        loop {
+            if core::mem::take(&mut self.again) {
+                self.place.come().await;
+                if core::mem::take(&mut self.was_sent) && is_done().await {
+                    return Ok(Done::Before);
+                }
+            }
+            let handle = self.server.handle();
+            let place = Some((&self.place, &mut self.was_sent));
+            match send::<P>(&handle, Some(self.number), request, data_out, data_in, place).await {
+                Ok(outcome) => return Ok(Done::Now(outcome)),
+                Err(Lost) => self.wait_for_another(&handle).await?,
+            }
+        }
+    }
+
+    /// Those that were under way go again in the order in which they were first sent.
+    async fn wait_for_another(&mut self, old: &Handle) -> Result<(), Lost> {
+        self.place.join();
+        self.again = true;
+        self.sent += u64::from(self.was_sent);
+        let since = Instant::now();
+        let is_back = self.server.another_than(old).await;
+        self.waited += since.elapsed();
+        // A request that ends whatever driver has it comes to an end itself.
+        let is_over = !is_back || self.waited.as_millis() > PAUSE_MS.get() || self.sent > RESTARTS.get();
+        if is_over { Err(Lost) } else { Ok(()) }
+    }
+}
+
+/// Abandons a request when the future that waits for it is dropped.
+struct Waiting<'a, P: Protocol> {
+    handle: &'a Handle,
+    ticket: Option<Ticket>,
+    protocol: PhantomData<P>,
+}
+
+impl<P: Protocol> Drop for Waiting<'_, P> {
+    fn drop(&mut self) {
+        if let (Some(ticket), Some(queues)) = (self.ticket, self.handle.lock().offered_mut::<Queues<P>>()) {
+            queues.abandon(ticket);
+        }
+    }
+}
+
+/// Sends a request to one driver and waits for its outcome; data that comes in goes to `data_in`. `number` is its place in the order, if it has
+/// one. The place is left when it is sent, unless it writes: what comes next may read that. The flag beside is set when a driver has it.
+pub async fn send<P: Protocol>(
+    handle: &Handle,
+    number: Option<u64>,
+    request: &P::Request,
+    data_out: &[u8],
+    data_in: &mut [u8],
+    place: Option<(&Place<'_>, &mut bool)>,
+) -> Result<P::Outcome, Lost> {
+    let begun = poll_fn(|context| {
+        let mut domain = handle.lock();
+        if !domain.is_alive() {
+            return Poll::Ready(Err(Lost));
+        }
+        let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
+        let data = match (data_out.is_empty(), data_in.is_empty()) {
+            (false, _) => Data::Out(data_out),
+            (true, false) => Data::In(data_in.len()),
+            (true, true) => Data::None,
+        };
+        match queues.begin(number, request, data) {
+            Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
+            Ok(None) => {
+                queues.wake_when_free(context.waker());
+                Poll::Pending
+            }
+            Err(cause) => {
+                domain.condemn(cause);
+                end::quiesce(&mut domain);
+                Poll::Ready(Err(Lost))
+            }
+        }
+    });
+    // While nothing becomes free, what fills the queue is stuck, and maybe nobody waits for it any more.
+    let ticket = in_time::<P, _>(handle, begun).await?;
+    if let Some((place, was_sent)) = place {
+        *was_sent = true;
+        if data_out.is_empty() {
+            place.leave();
+        }
+    }
+    let mut waiting = Waiting::<P> { handle, ticket: Some(ticket), protocol: PhantomData };
+    poll::poll(handle, Events::QUEUE);
+    let outcome = poll_fn(|context| {
+        let mut domain = handle.lock();
+        let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
+        match queues.finish(ticket, data_in, Some(context.waker())) {
+            Some(outcome) => Poll::Ready(outcome),
+            None if !domain.is_alive() => Poll::Ready(Err(Lost)),
+            None => Poll::Pending,
+        }
+    });
+    let outcome = in_time::<P, _>(handle, outcome).await?;
+    waiting.ticket = None;
+    Ok(outcome)
+}
+
+/// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is ended, with its device, and
+/// both are begun anew, if the policy is to restart. One that rests is not to blame: its turns come later.
+async fn in_time<P: Protocol, T>(handle: &Handle, done: impl Future<Output = Result<T, Lost>>) -> Result<T, Lost> {
+    // One to see the request, one when the device has done it, and one to spare.
+    const TURNS: u64 = 3;
+    const LOOK_AGAIN: Duration = Duration::from_millis(1);
+    let mut done = pin!(done);
+    let limit_ms = COMMAND_MS.get();
+    if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
+        return done;
+    }
+    let upcalls = handle.lock().upcalls;
+    loop {
+        poll::poll(handle, Events::QUEUE);
+        let turns = handle.lock().upcalls - upcalls;
+        if let Ok(done) = with_timeout(LOOK_AGAIN, done.as_mut()).await {
+            return done;
+        }
+        if turns >= TURNS {
+            let [what, _] = P::NAMES;
+            end::condemn(handle, Cause::Stuck { what, limit_ms });
+            return Err(Lost);
+        }
+    }
+}

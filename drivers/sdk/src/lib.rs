@@ -5,6 +5,7 @@
 //! * [`Driver`], [`net::Nic`], [`scsi::ScsiHost`]: what a driver is
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
 //! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
+//! * [`virtio`]: what virtio devices have in common
 //! * `log`'s macros and `alloc`'s collections just work
 #![no_std]
 
@@ -23,6 +24,7 @@ pub mod scsi;
 pub mod scsi_bus;
 pub mod service;
 mod shared;
+pub mod virtio;
 
 pub use manifest::Manifest;
 pub use ringfence_abi as abi;

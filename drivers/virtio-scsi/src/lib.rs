@@ -6,12 +6,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-mod pci;
-mod queue;
 mod wire;
 
-use pci::Transport;
-use queue::Virtqueue;
 use ringfence_sdk::abi::scsi::{HOST_RESET, REQUESTS};
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
@@ -19,6 +15,8 @@ use ringfence_sdk::scsi::{
     DIRECTION_IN, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, Queues, Request, ScsiDriver,
     ScsiHost, ScsiInfo,
 };
+use ringfence_sdk::virtio::Transport;
+use ringfence_sdk::virtio::queue::Virtqueue;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
 use wire::{
     Event, REQUEST_BYTES, RESPONSE_BYTES, RESPONSE_HEAD_BYTES, RequestHeader, Response, event, features, response,

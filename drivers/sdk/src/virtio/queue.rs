@@ -1,7 +1,7 @@
 //! A split virtqueue (VIRTIO 1.0, 2.4).
 
-use ringfence_sdk::Result;
-use ringfence_sdk::dma::{self, Dma};
+use crate::Result;
+use crate::dma::{self, Dma};
 
 /// Descriptor flags (2.4.5).
 const NEXT: u16 = 1;

@@ -1,8 +1,14 @@
-//! The PCI transport (VIRTIO 1.0, 4.1): finds the device's structures through its vendor capabilities.
+//! Virtio devices on PCI (*Virtual I/O Device (VIRTIO) Version 1.0*): the transport, which finds a device's structures through its vendor
+//! capabilities (4.1), and [`queue`], the virtqueues. What goes over the queues is each driver's own.
+//!
+//! A driver gives its device's ids and `.reset_virtio(100_000)` in its manifest, and then: [`Transport::find`], [`Transport::begin`],
+//! [`Transport::queue`] for each queue, [`device::enable_dma`], [`Transport::finish`].
 
-use crate::queue::Virtqueue;
-use ringfence_sdk::device::{self, Mmio};
-use ringfence_sdk::{Events, Refusal, Result, service};
+use crate::device::{self, Mmio};
+use crate::{Events, Refusal, Result, service};
+use queue::Virtqueue;
+
+pub mod queue;
 
 /// PCI capability id of vendor capabilities.
 const VENDOR_CAPABILITY: u8 = 0x09;

@@ -18,6 +18,7 @@ mod shell;
 #[cfg(feature = "campaign")]
 mod trial;
 
+use block::disk::Search;
 use bootloader_api::config::Mapping;
 use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
 use host::domain::offer::Class;
@@ -49,7 +50,10 @@ static HANDLERS: Handlers = Handlers {
 };
 
 /// The classes of devices, which nothing else names to those below them.
-static CLASSES: [&dyn Class; 2] = [&net::CLASS, &scsi::CLASS];
+static CLASSES: [&dyn Class; 3] = [&net::CLASS, &scsi::CLASS, &block::CLASS];
+
+/// What looks for disks.
+static SEARCHES: [&dyn Search; 1] = [&scsi::scan::SEARCH];
 
 /// Brings the machine up, one step a line.
 fn kernel_main(info: &'static mut BootInfo) -> ! {
@@ -80,6 +84,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         arch::local_apic::turn_off();
     }
     domain::offer::install(&CLASSES);
+    block::disk::install(&SEARCHES);
     let start = |spawner| {
         task::spawn(spawner, poll::serve_interrupts);
         task::spawn(spawner, poll::serve_rested);

@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// The crates that the kernel is made of, from the bottom to the top, and the folders and files right below their roots, as well. A class
 /// is one layer. `docs/architecture.md` says what each is for. Cargo keeps the order of the crates; the order within them is kept here.
-const LAYERS: [(&str, &str, &[&str]); 5] = [
+const LAYERS: [(&str, &str, &[&str]); 6] = [
     (
         "hw",
         "kernel/hw/src",
@@ -18,6 +18,7 @@ const LAYERS: [(&str, &str, &[&str]); 5] = [
         ],
     ),
     ("host", "kernel/host/src", &["file", "ramdisk", "domain", "service", "poll", "requests", "module", "supervise"]),
+    ("block", "kernel/classes/block/src", &[]),
     ("net", "kernel/classes/net/src", &[]),
     ("scsi", "kernel/classes/scsi/src", &[]),
     ("kernel", "kernel/src", &["trial", "bench", "panic", "shell"]),

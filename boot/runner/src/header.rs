@@ -10,11 +10,24 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 /// Files of the ABI that C can use as they are.
-const SOURCES: [&str; 7] = ["lib.rs", "layout.rs", "manifest.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs"];
+const SOURCES: [&str; 8] =
+    ["lib.rs", "layout.rs", "manifest.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
 
 /// Types that no exported function names, and that drivers need all the same.
-const TYPES: [&str; 10] =
-    ["Manifest", "PciId", "Kind", "Policy", "Reset", "ResetMethod", "NetInfo", "ScsiInfo", "Request", "Outcome"];
+const TYPES: [&str; 12] = [
+    "Manifest",
+    "PciId",
+    "Kind",
+    "Policy",
+    "Reset",
+    "ResetMethod",
+    "NetInfo",
+    "ScsiInfo",
+    "Request",
+    "Outcome",
+    "BlockInfo",
+    "BlockRequest",
+];
 
 /// Writes `ringfence.h`; returns the folder that has it.
 pub fn write() -> Result<PathBuf> {

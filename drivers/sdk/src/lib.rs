@@ -2,7 +2,7 @@
 //! all the unsafe code that a driver needs.
 //!
 //! * [`driver!`]: the manifest and the entry point
-//! * [`Driver`], [`net::Nic`], [`scsi::ScsiHost`]: what a driver is
+//! * [`Driver`], [`net::Nic`], [`scsi::ScsiHost`], [`block::BlockDevice`]: what a driver is
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
 //! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
 //! * [`virtio`]: what virtio devices have in common
@@ -13,6 +13,7 @@ extern crate alloc;
 
 use core::cell::UnsafeCell;
 
+pub mod block;
 pub mod device;
 pub mod dma;
 mod heap;

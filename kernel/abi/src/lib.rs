@@ -4,12 +4,13 @@
 //! * [`upcall`]: what the kernel asks of a driver, through the module's single entry point
 //! * [`manifest`]: what a module says about itself before any of it runs; [`reset`]: how its device is stopped
 //! * [`layout`]: where things lie in a domain's slot of the address space
-//! * [`queue`], [`net`], [`scsi`]: the queues in memory that kernel and driver share
+//! * [`queue`], [`net`], [`scsi`], [`block`]: the queues in memory that kernel and driver share
 //!
 //! Kernel, SDK, loader and the generated C header all take their numbers from here. There is no unsafe code.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod layout;
 pub mod manifest;
 pub mod net;

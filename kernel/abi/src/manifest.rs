@@ -2,7 +2,7 @@
 
 use crate::layout::PAGE_SIZE;
 use crate::reset::Reset;
-use crate::{net, scsi};
+use crate::{block, net, scsi};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Name of the ELF section that holds the [`Manifest`].
@@ -27,6 +27,8 @@ pub enum Kind {
     Nic = 1,
     /// A SCSI host bus adapter.
     Scsi = 2,
+    /// A block device.
+    Block = 3,
 }
 
 impl Kind {
@@ -35,6 +37,7 @@ impl Kind {
         let bytes = match self {
             Kind::Other => 0,
             Kind::Nic => net::QUEUE_BYTES + (net::TX_FRAMES + net::RX_FRAMES) * net::FRAME_BYTES,
+            Kind::Block => block::QUEUE_BYTES + block::BLOCK_REQUESTS * block::BLOCK_MAX_DATA,
             Kind::Scsi => scsi::QUEUE_BYTES + scsi::REQUESTS * scsi::MAX_DATA,
         };
         bytes.next_multiple_of(PAGE_SIZE as usize) as u64
@@ -210,6 +213,7 @@ impl Manifest {
             0 => Ok(Kind::Other),
             1 => Ok(Kind::Nic),
             2 => Ok(Kind::Scsi),
+            3 => Ok(Kind::Block),
             other => Err(ManifestError::Kind(other)),
         }
     }

@@ -339,7 +339,7 @@ pub fn words_behind(before: &str) -> Vec<String> {
             }
             "NAME" if command.name == "limits" => words.extend(limits::ALL.map(|limit| limit.name.to_string())),
             "NAME" => words.extend(registry::all().iter().map(|handle| handle.lock().name.clone())),
-            "DISK" | "FROM" | "TO" => words.extend(scsi::scan::disks().iter().map(|disk| disk.name.clone())),
+            "DISK" | "FROM" | "TO" => words.extend(block::disk::all().iter().map(|disk| disk.name().to_string())),
             "COMMAND" => words.extend(names()),
             _ if word.starts_with(|first: char| first == '-' || first.is_ascii_lowercase()) => {
                 words.push(word.to_string())

@@ -1,13 +1,13 @@
 //! Commands about disks.
 
-use super::{Outcome, print_sum, said};
+use super::{Outcome, print_sum};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use block::disk::{self, Disk};
 use hw::memory::buffer;
 use hw::println;
 use ringfence_core::arguments::Arguments;
-use scsi::disk::Disk;
 use sha2::{Digest, Sha256};
 
 /// Columns that a row takes at most: one less than the narrowest usual terminal has.
@@ -15,7 +15,7 @@ const ROW: usize = 79;
 
 pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
-    scsi::scan::settled().await;
+    disk::settled().await;
     let row = |cells: [&str; 7]| {
         let [name, driver, target, unit, blocks, bytes, model] = cells;
         let row = format!("{name:<8} {driver:<16} {target:>6} {unit:>4} {blocks:>10} {bytes:>6}  {model}");
@@ -23,15 +23,19 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
         println!("{}", row.chars().take(ROW).collect::<String>().trim_end());
     };
     row(["DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL"]);
-    for disk in scsi::scan::disks() {
+    for disk in disk::all() {
+        let [target, unit] = match disk.place() {
+            Some((target, unit)) => [target.to_string(), unit.to_string()],
+            None => ["-", "-"].map(String::from),
+        };
         row([
-            &disk.name,
+            disk.name(),
             &disk.handle().lock().name,
-            &disk.target.to_string(),
-            &disk.lun.to_string(),
-            &disk.capacity().blocks.to_string(),
-            &disk.capacity().block_bytes.to_string(),
-            &format!("{} {} {}", disk.identity.vendor, disk.identity.product, disk.identity.revision),
+            &target,
+            &unit,
+            &disk.blocks().to_string(),
+            &disk.block_bytes().to_string(),
+            &disk.model(),
         ]);
     }
     Ok(())
@@ -39,19 +43,19 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
 
 pub async fn rescan(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
-    scsi::scan::look_at_all();
-    scsi::scan::settled().await;
-    println!("{} disks", scsi::scan::disks().len());
+    disk::look_again();
+    disk::settled().await;
+    println!("{} disks", disk::all().len());
     Ok(())
 }
 
-async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
-    let find = || scsi::scan::disks().into_iter().find(|disk| disk.name == name);
+async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
+    let find = || disk::all().into_iter().find(|disk| disk.name() == name);
     // One that is known already need not wait for others.
     let found = match find() {
-        Some(disk) if !disk.host().is_in_doubt() => Some(disk),
+        Some(disk) if !disk.is_in_doubt() => Some(disk),
         _ => {
-            scsi::scan::settled().await;
+            disk::settled().await;
             find()
         }
     };
@@ -62,7 +66,7 @@ async fn find_disk(name: &str) -> Result<Arc<Disk>, String> {
 const PIECE: usize = 256 << 10;
 
 /// Calls for each piece of `blocks` blocks from `lba`: its first block, and its length in bytes.
-fn pieces(disk: &Disk, lba: u64, blocks: u64) -> impl Iterator<Item = (u64, usize)> {
+fn pieces(disk: &dyn Disk, lba: u64, blocks: u64) -> impl Iterator<Item = (u64, usize)> {
     let block_bytes = disk.block_bytes();
     let each = (PIECE / block_bytes) as u64;
     (0..blocks.div_ceil(each)).map(move |piece| {
@@ -71,10 +75,10 @@ fn pieces(disk: &Disk, lba: u64, blocks: u64) -> impl Iterator<Item = (u64, usiz
     })
 }
 
-fn check_range(disk: &Disk, lba: u64, blocks: u64) -> Outcome {
+fn check_range(disk: &dyn Disk, lba: u64, blocks: u64) -> Outcome {
     match lba.checked_add(blocks) {
-        Some(end) if end <= disk.capacity().blocks => Ok(()),
-        _ => Err(format!("{} has only {} blocks", disk.name, disk.capacity().blocks)),
+        Some(end) if end <= disk.blocks() => Ok(()),
+        _ => Err(format!("{} has only {} blocks", disk.name(), disk.blocks())),
     }
 }
 
@@ -94,12 +98,12 @@ pub async fn blkread(mut arguments: Arguments<'_>) -> Outcome {
     let disk = find_disk(arguments.word("the disk")?).await?;
     let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
     arguments.end()?;
-    check_range(&disk, lba, blocks)?;
+    check_range(&*disk, lba, blocks)?;
     let mut sum = Sha256::new();
     let mut buffer = buffer(PIECE)?;
-    for (lba, len_bytes) in pieces(&disk, lba, blocks) {
+    for (lba, len_bytes) in pieces(&*disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
-        disk.read(lba, data).await.map_err(said)?;
+        disk.read(lba, data).await?;
         sum.update(data);
     }
     print_sum(&sum.finalize().into(), blocks * disk.block_bytes() as u64);
@@ -107,32 +111,32 @@ pub async fn blkread(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 /// Disk, first block, count and seed, as the commands about patterns take them.
-async fn pattern_arguments(mut arguments: Arguments<'_>) -> Result<(Arc<Disk>, u64, u64, u64), String> {
+async fn pattern_arguments(mut arguments: Arguments<'_>) -> Result<(Arc<dyn Disk>, u64, u64, u64), String> {
     let disk = find_disk(arguments.word("the disk")?).await?;
     let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
     let seed = arguments.number("the seed")?;
     arguments.end()?;
-    check_range(&disk, lba, blocks)?;
+    check_range(&*disk, lba, blocks)?;
     Ok((disk, lba, blocks, seed))
 }
 
 /// Writes the pattern of `seed` and waits until the disk has it for good; returns its checksum.
-async fn write_pattern(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Result<Sha256, String> {
+async fn write_pattern(disk: &dyn Disk, lba: u64, blocks: u64, seed: u64) -> Result<Sha256, String> {
     let mut sum = Sha256::new();
     let mut buffer = buffer(PIECE)?;
     for (lba, len_bytes) in pieces(disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         fill(data, lba, seed);
-        disk.write(lba, data).await.map_err(said)?;
+        disk.write(lba, data).await?;
         sum.update(data);
     }
-    disk.flush().await.map_err(said)?;
+    disk.flush().await?;
     Ok(sum)
 }
 
 pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
-    let sum = write_pattern(&disk, lba, blocks, seed).await?;
+    let sum = write_pattern(&*disk, lba, blocks, seed).await?;
     print_sum(&sum.finalize().into(), blocks * disk.block_bytes() as u64);
     Ok(())
 }
@@ -147,29 +151,29 @@ pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
     if from.block_bytes() != to.block_bytes() {
         return Err("the disks have blocks of different lengths".to_string());
     }
-    check_range(&from, from_lba, blocks)?;
-    check_range(&to, to_lba, blocks)?;
+    check_range(&*from, from_lba, blocks)?;
+    check_range(&*to, to_lba, blocks)?;
     let mut sum = Sha256::new();
     let mut buffer = buffer(PIECE)?;
-    for ((read, len_bytes), (write, _)) in pieces(&from, from_lba, blocks).zip(pieces(&to, to_lba, blocks)) {
+    for ((read, len_bytes), (write, _)) in pieces(&*from, from_lba, blocks).zip(pieces(&*to, to_lba, blocks)) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
-        from.read(read, data).await.map_err(said)?;
-        to.write(write, data).await.map_err(said)?;
+        from.read(read, data).await?;
+        to.write(write, data).await?;
         sum.update(data);
     }
-    to.flush().await.map_err(said)?;
+    to.flush().await?;
     print_sum(&sum.finalize().into(), blocks * from.block_bytes() as u64);
     Ok(())
 }
 
 /// Reads `blocks` blocks from `lba` and compares them with the pattern of `seed`.
-async fn verify(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Outcome {
+async fn verify(disk: &dyn Disk, lba: u64, blocks: u64, seed: u64) -> Outcome {
     let (mut buffer, mut expected) = (buffer(PIECE)?, buffer(PIECE)?);
     for (lba, len_bytes) in pieces(disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         let expected = expected.get_mut(..len_bytes).unwrap_or(&mut []);
         fill(expected, lba, seed);
-        disk.read(lba, data).await.map_err(said)?;
+        disk.read(lba, data).await?;
         if let Some(at) = data.iter().zip(&*expected).position(|(is, should)| is != should) {
             return Err(format!("block {} is not what was written", lba + (at / disk.block_bytes()) as u64));
         }
@@ -179,15 +183,15 @@ async fn verify(disk: &Disk, lba: u64, blocks: u64, seed: u64) -> Outcome {
 
 pub async fn blkverify(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
-    verify(&disk, lba, blocks, seed).await?;
+    verify(&*disk, lba, blocks, seed).await?;
     println!("{blocks} blocks are as they were written");
     Ok(())
 }
 
 pub async fn blkcheck(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
-    write_pattern(&disk, lba, blocks, seed).await?;
-    verify(&disk, lba, blocks, seed).await?;
+    write_pattern(&*disk, lba, blocks, seed).await?;
+    verify(&*disk, lba, blocks, seed).await?;
     println!("{blocks} blocks were written and read back");
     Ok(())
 }

@@ -123,7 +123,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     }
     arguments.end()?;
     let handle = module::load(&module::file(name).map_err(said)?, ring).map_err(|error| format!("{name}: {error}"))?;
-    scsi::scan::settled().await;
+    block::disk::settled().await;
     let domain = handle.lock();
     println!("{}: loaded into ring {}, slot {}", domain.name, domain.ring(), domain.space.slot());
     Ok(())

@@ -1,6 +1,7 @@
 //! Tests that boot the whole system in QEMU.
 
 mod bench;
+mod block;
 mod boot;
 mod changed;
 mod devices;

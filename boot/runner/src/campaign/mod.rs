@@ -199,12 +199,12 @@ fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
             "help help".to_string(),
             format!("tcpecho 10.0.2.2 {port} 1024 -W 8000, ping 10.0.2.2 -c 1 -W 5000"),
         ],
-        Kind::Scsi => [
+        Kind::Scsi | Kind::Block => [
             format!("blkcheck disk0 {place} {BLOCKS} {number}"),
             format!("blkverify disk0 {place} {BLOCKS} {number}"),
             format!("limits command-ms 30000, blkcheck disk0 {place} 8 {number}, limits command-ms {COMMAND_MS}"),
         ],
-        Kind::Other => bail!("there is no work for a module that drives neither a network card nor a SCSI adapter"),
+        Kind::Other => bail!("there is no work for a module that drives neither a network card nor disks"),
     })
 }
 

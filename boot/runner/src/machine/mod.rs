@@ -83,7 +83,7 @@ pub struct Machine {
     pub volatile_disks: bool,
     /// QEMU's name of the network card, or `none`.
     pub nic: String,
-    /// QEMU's name of the SCSI adapter, or `none`.
+    /// QEMU's name of the SCSI adapter, or of a block device (one for each disk), or `none`.
     pub hba: String,
     /// Memory in MiB.
     pub memory: u32,
@@ -253,13 +253,22 @@ impl Machine {
             return Ok(());
         }
         let scratch = if self.disks.is_empty() && self.scratch { Some(files.scratch_disk()?.into()) } else { None };
-        qemu.args(["-device", &format!("{},id=hba0", self.behind_fence(&self.hba))]);
+        let adapter = self.behind_fence(&self.hba);
+        // A block device has one disk, and each disk has one.
+        let is_block = self.hba.starts_with("virtio-blk");
+        if !is_block {
+            qemu.args(["-device", &format!("{adapter},id=hba0")]);
+        }
         for (index, disk) in self.disks.iter().chain(&scratch).enumerate() {
             // The guest is told of what goes wrong, also of a host's disk that is full: QEMU would stop without a word.
             let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
             let options = format!(",werror=report,rerror=report{cache}");
             qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk))?);
-            qemu.args(["-device", &format!("scsi-hd,drive=disk{index},bus=hba0.0,scsi-id={index}")]);
+            let device = match is_block {
+                true => format!("{adapter},drive=disk{index}"),
+                false => format!("scsi-hd,drive=disk{index},bus=hba0.0,scsi-id={index}"),
+            };
+            qemu.args(["-device", &device]);
         }
         Ok(())
     }

@@ -108,8 +108,8 @@ impl Transport {
         })
     }
 
-    /// Resets the device and negotiates: version 1, and of `wanted`, features of the device's own kind, what it has.
-    pub fn begin(&mut self, wanted: u32) -> Result<()> {
+    /// Resets the device and negotiates: version 1, and of `wanted`, features of the device's own kind, what it has, which is returned.
+    pub fn begin(&mut self, wanted: u32) -> Result<u32> {
         self.reset();
         let deadline = service::time_ns() + RESET_NS;
         while self.common.read8(common::DEVICE_STATUS) != 0 {
@@ -137,7 +137,7 @@ impl Transport {
             log::error!("the device refuses the features");
             return Err(Refusal::NotFound);
         }
-        Ok(())
+        Ok(own)
     }
 
     /// Asks for `wanted` interrupts of the device's own: one for each queue that [`Transport::queue`] sets up with a number. If they are not

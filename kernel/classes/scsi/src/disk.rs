@@ -2,8 +2,11 @@
 
 use super::command::{ScsiError, execute};
 use super::{Host, scan};
-use alloc::string::String;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use block::disk::{Doing, Outcome};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use embassy_futures::join::join_array;
 use host::domain::Handle;
@@ -81,6 +84,11 @@ impl Disk {
             blocks: AtomicU64::new(capacity.blocks),
             gone: AtomicBool::new(false),
         }))
+    }
+
+    /// The same under a name.
+    pub fn named(self, name: String) -> Disk {
+        Disk { name, ..self }
     }
 
     /// What READ CAPACITY said last.
@@ -186,4 +194,50 @@ impl Disk {
         let flushed = execute(&self.host, self.target, self.lun, &cdb::synchronize_cache(), &[], &mut []).await;
         flushed.map(|_| ()).map_err(|error| self.explain(error))
     }
+}
+
+impl block::disk::Disk for Disk {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn handle(&self) -> Handle {
+        self.host.handle()
+    }
+
+    fn place(&self) -> Option<(u32, u32)> {
+        Some((self.target, self.lun))
+    }
+
+    fn model(&self) -> String {
+        format!("{} {} {}", self.identity.vendor, self.identity.product, self.identity.revision)
+    }
+
+    fn blocks(&self) -> u64 {
+        self.capacity().blocks
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.block_bytes as usize
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.host.is_in_doubt()
+    }
+
+    fn read<'a>(&'a self, lba: u64, data: &'a mut [u8]) -> Doing<'a, Outcome> {
+        Box::pin(async move { Disk::read(self, lba, data).await.map_err(said) })
+    }
+
+    fn write<'a>(&'a self, lba: u64, data: &'a [u8]) -> Doing<'a, Outcome> {
+        Box::pin(async move { Disk::write(self, lba, data).await.map_err(said) })
+    }
+
+    fn flush(&self) -> Doing<'_, Outcome> {
+        Box::pin(async move { Disk::flush(self).await.map_err(said) })
+    }
+}
+
+fn said(error: ScsiError) -> String {
+    error.to_string()
 }

@@ -4,11 +4,12 @@ use super::Host;
 use super::command::{ScsiError, execute};
 use super::disk::{Disk, Unit};
 use super::queues::Queues;
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use alloc::format;
 use alloc::sync::{Arc, Weak};
 use alloc::vec;
 use alloc::vec::Vec;
+use block::disk::{self, Doing};
 use core::fmt;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,7 +47,9 @@ pub fn look_at(host: Arc<Host>) {
 
 /// Forgets the disks of a host.
 pub fn forget(host: &Arc<Host>) {
-    DISKS.lock().retain(|disk| !Arc::ptr_eq(disk.host(), host));
+    for disk in host.disks() {
+        forget_disk(&disk);
+    }
     TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, host));
 }
 
@@ -310,12 +313,17 @@ fn forget_units(host: &Arc<Host>, is_gone: impl Fn(&Disk) -> bool) {
         disk.set_gone();
         host.lost_some.store(true, Ordering::Release);
         console::say_because_of(&source_of(host), Level::Warn, format_args!("{}: it is gone", disk.name));
-        DISKS.lock().retain(|other| !Arc::ptr_eq(other, &disk));
+        forget_disk(&disk);
     }
 }
 
+fn forget_disk(disk: &Arc<Disk>) {
+    DISKS.lock().retain(|other| !Arc::ptr_eq(other, disk));
+    disk::forget(|other| other.name() == disk.name);
+}
+
 /// Keeps a disk that was found, under a name that no other has; or what is new of one that was there before.
-fn keep(mut disk: Disk, host: &Arc<Host>) {
+fn keep(disk: Disk, host: &Arc<Host>) {
     if host.is_gone() {
         return;
     }
@@ -333,13 +341,27 @@ fn keep(mut disk: Disk, host: &Arc<Host>) {
         // Another disk in the same place.
         forget_units(host, |other| core::ptr::eq(other, &*known));
     }
-    let mut disks = DISKS.lock();
-    let name = (0..).map(|number| format!("disk{number}")).find(|name| disks.iter().all(|disk| disk.name != *name));
-    disk.name = name.unwrap_or_default();
+    let disk = disk::add(|name| disk.named(name));
     let text = format_args!(
         "{}: {} {}, {} blocks of {} bytes",
         disk.name, disk.identity.vendor, disk.identity.product, capacity.blocks, capacity.block_bytes
     );
     console::say_because_of(&source_of(host), Level::Info, text);
-    disks.push(Arc::new(disk));
+    DISKS.lock().push(disk);
+}
+
+/// The search for units, for who wants disks and does not care which.
+pub struct Units;
+
+/// The one that there is.
+pub static SEARCH: Units = Units;
+
+impl disk::Search for Units {
+    fn settled(&self) -> Doing<'static, ()> {
+        Box::pin(settled())
+    }
+
+    fn look_again(&self) {
+        look_at_all();
+    }
 }

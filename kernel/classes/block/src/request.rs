@@ -1,0 +1,63 @@
+//! What requests to a block device are like ([`ringfence_abi::block`]).
+
+use host::requests::{self, Protocol, Transfer};
+use hw::memory::frames::Lent;
+use ringfence_abi::block::{
+    BLOCK_MAX_DATA, BLOCK_OK, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BlockInfo, BlockRequest, COMPLETE, QUEUE_BYTES,
+    SUBMIT, read_status, write_request,
+};
+use ringfence_abi::queue::Place;
+use ringfence_abi::upcall::Reply;
+
+/// Requests to a block device.
+pub struct Blocks;
+
+/// The kernel's end of a block driver's queues.
+pub type Queues = requests::queue::Queues<Blocks>;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// `BLOCK_READ`, `BLOCK_WRITE` or `BLOCK_FLUSH`.
+    pub operation: u32,
+    /// The first block.
+    pub lba: u64,
+}
+
+impl Protocol for Blocks {
+    type Info = BlockInfo;
+    type Request = Request;
+    /// `BLOCK_OK`, `BLOCK_ERROR` or `BLOCK_UNSUPPORTED`.
+    type Outcome = u32;
+    type Unit = ();
+
+    const NAMES: [&'static str; 2] = ["block request", "block requests"];
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+    const QUEUE_BYTES: usize = QUEUE_BYTES;
+    const REQUESTS: usize = BLOCK_REQUESTS;
+    const MAX_DATA: usize = BLOCK_MAX_DATA;
+    const NEWS: Reply = Reply::empty();
+
+    fn depth(info: &BlockInfo) -> usize {
+        info.queue_depth as usize
+    }
+
+    fn unit(_: &Request) {}
+
+    fn write(memory: &Lent, number: usize, request: &Request, data: Transfer) {
+        let Request { operation, lba } = *request;
+        write_request(
+            memory,
+            number,
+            &BlockRequest { data_address: data.address, data_len: data.len_bytes, operation, lba },
+        );
+    }
+
+    fn read(memory: &Lent, number: usize) -> Result<u32, u64> {
+        let status = read_status(memory, number);
+        match u32::try_from(status) {
+            Ok(known @ BLOCK_OK..=BLOCK_UNSUPPORTED) => Ok(known),
+            _ => Err(status),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Block devices: disks without SCSI, under the same names and commands.
+
+use ringfence::machine::Disk;
+use ringfence_tests::{assert_says, boot_badly, boot_well, machine};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// An image of so many blocks of 512 bytes, each of which begins with its number.
+fn image(directory: &Path, name: &str, blocks: u32) -> PathBuf {
+    let path = directory.join(name);
+    let block = |number: u32| [number.to_le_bytes().to_vec(), vec![number as u8; 508]].concat();
+    fs::write(&path, (0..blocks).flat_map(block).collect::<Vec<u8>>()).unwrap();
+    path
+}
+
+/// A machine that runs `script` with block devices that have these images.
+fn with_disks(script: &str, images: &[&Path]) -> ringfence::machine::Machine {
+    let mut machine = machine(script);
+    (machine.nic, machine.hba) = ("none".into(), "virtio-blk-pci".into());
+    machine.disks = images.iter().map(|path| path.to_path_buf().into()).collect();
+    machine
+}
+
+fn sum(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// What is on an image is read, and what is written is on it afterwards, in both rings and over a restart.
+#[test]
+fn a_virtio_disk_has_what_its_image_has() {
+    let directory = TempDir::new().unwrap();
+    let path = image(directory.path(), "a.img", 4096);
+    let before = fs::read(&path).unwrap();
+    let script = "lsblk; blkread disk0 0 4096; blkwrite disk0 8 100 1; ring virtio-blk 0; blkwrite disk0 1000 100 2; \
+                  ring virtio-blk 1; kill virtio-blk; blkwrite disk0 3000 1096 3; blkread disk0 8 100; \
+                  blkread disk0 1000 100; blkread disk0 3000 1096; blkread disk0 200 500";
+    let text = boot_well(&with_disks(script, &[&path]));
+    let after = fs::read(&path).unwrap();
+    assert_says(&text, "disk0    virtio-blk            -    -       4096    512  virtio block device");
+    assert_says(&text, "virtio-blk: restarted in ring 1");
+    assert_says(&text, &format!("{}  2097152 bytes", sum(&before)));
+    for (first, count) in [(8, 100), (1000, 100), (3000, 1096)] {
+        let written = sum(&after[first * 512..(first + count) * 512]);
+        // Once when it was written, and once when it was read.
+        assert_eq!(text.matches(&written).count(), 2, "blocks from {first}: {text}");
+    }
+    assert_says(&text, &sum(&before[200 * 512..700 * 512]));
+    for untouched in [0..8, 108..1000, 1100..3000] {
+        let bytes = untouched.start * 512..untouched.end * 512;
+        assert!(before[bytes.clone()] == after[bytes], "blocks {untouched:?}");
+    }
+}
+
+/// A driver is ended again and again while blocks are written and compared: none is lost.
+#[test]
+fn no_block_is_lost_when_drivers_end() {
+    let directory = TempDir::new().unwrap();
+    let path = image(directory.path(), "a.img", 32768);
+    let kills = "kill virtio-blk; sleep 100; ".repeat(8);
+    let script = format!(
+        "limits restarts 1000; limits restart-wait-ms 0; repeat 8 blkcheck disk0 0 32768 7 &; sleep 50; {kills} \
+         echo enough; wait; blkverify disk0 0 32768 7; lsmod -v"
+    );
+    let text = boot_well(&with_disks(&script, &[&path]));
+    let (before, after) = text.split_once("ringfence> echo enough").unwrap();
+    assert_eq!(before.matches("virtio-blk: restarted in ring 1").count(), 8, "{text}");
+    assert!(after.matches("blocks were written and read back").count() > 0, "it was over before: {text}");
+    assert_says(after, "32768 blocks are as they were written");
+}
+
+/// Who uses disks does not care what they are behind.
+#[test]
+fn disks_of_both_classes_are_side_by_side() {
+    let directory = TempDir::new().unwrap();
+    let [scsi, block] = ["scsi.img", "block.img"].map(|name| image(directory.path(), name, 2048));
+    let mut machine =
+        machine("lsblk; blkcheck disk0 0 1000 1; blkcopy disk0 0 disk1 8 1000; blkcheck disk1 1500 8 2; lsblk");
+    machine.nic = "none".into();
+    machine.disks = vec![scsi.clone().into()];
+    let drive = format!("if=none,id=other,format=raw,file={}", block.display());
+    let device = "virtio-blk-pci,drive=other,disable-legacy=on,iommu_platform=on";
+    machine.extra = ["-drive", &drive, "-device", device].map(Into::into).to_vec();
+    let text = boot_well(&machine);
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("disk")).collect();
+    assert_eq!(rows.len(), 4, "{text}");
+    for driver in ["virtio-scsi", "virtio-blk"] {
+        assert_eq!(rows.iter().filter(|row| row.split_whitespace().nth(1) == Some(driver)).count(), 2, "{text}");
+    }
+    assert_ne!(rows[0].split_whitespace().next(), rows[1].split_whitespace().next(), "{text}");
+    assert_says(&text, "1000 blocks were written and read back");
+    // Whichever is called disk0.
+    let [scsi, block] = [scsi, block].map(|path| fs::read(path).unwrap());
+    let copied = |from: &[u8], to: &[u8]| from[..512_000] == to[8 * 512..8 * 512 + 512_000];
+    assert!(copied(&scsi, &block) || copied(&block, &scsi), "the copy is not what it was made of");
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let directory = TempDir::new().unwrap();
+    let path = image(directory.path(), "a.img", 64);
+    let script = "blkread disk0 0 64; fails blkwrite disk0 0 8 1; fails blkread disk0 60 8; blkread disk1 0 1";
+    let mut machine = with_disks(script, &[]);
+    machine.disks = vec![Disk { path, read_only: true }];
+    let text = boot_badly(&machine, 1).text();
+    assert_says(&text, "the disk cannot be written");
+    assert_says(&text, "disk0 has only 64 blocks");
+    assert_says(&text, "there is no disk 'disk1'");
+}
+
+/// A driver that is unloaded takes its disk with it, and the next one brings it back.
+#[test]
+fn a_disk_goes_with_its_driver() {
+    let directory = TempDir::new().unwrap();
+    let path = image(directory.path(), "a.img", 64);
+    let script = "rmmod virtio-blk; lsblk; fails blkread disk0 0 1; insmod virtio-blk; blkread disk0 0 64; insmod virtio-blk --ring 0";
+    let text = boot_badly(&with_disks(script, &[&path]), 1).text();
+    assert_says(&text, "there is no disk 'disk0'");
+    assert_says(&text, &sum(&fs::read(directory.path().join("a.img")).unwrap()));
+}

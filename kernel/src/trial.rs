@@ -56,7 +56,7 @@ impl Mutant<'_> {
         self.handle.lock().end(Cause::Killed);
         let good = module::replace(&self.handle, self.good, Ring::Sandboxed, None);
         let mut driver = good.as_ref().unwrap_or(&self.handle).lock();
-        driver.policy = self.policy;
+        driver.life.set_policy(self.policy);
         // If it could not be replaced, it is the good one that is to be tried again, and not the changed one.
         driver.file = self.good.clone();
         drop(driver);
@@ -98,7 +98,7 @@ pub async fn run(
         let mut driver = handle.lock();
         driver.end(Cause::Killed);
         // Nobody else is to replace the changed one.
-        core::mem::replace(&mut driver.policy, Policy::Stop)
+        driver.life.set_policy(Policy::Stop)
     };
     let mut mutant = Mutant { handle, good, policy, in_place: true };
     let replaced = module::admit(patched).and_then(|()| module::replace(&mutant.handle, patched, ring, Some(watched)));

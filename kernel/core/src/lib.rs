@@ -4,11 +4,13 @@
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
 //! * [`disassembly`]: machine code in words, for fault reports
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
+//! * [`life`]: what becomes of a driver; [`debt`]: what it owes for the CPU time that it has had
 //! * [`limits`]: numbers that a person can change while the system runs
 //! * [`line_editor`]: a line editor for a terminal
 //! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
+//! * [`requests`]: what a driver was asked to carry out, and again its successor
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
 //! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and what is kept from the network stack below them
@@ -23,16 +25,19 @@ pub mod acpi;
 pub mod arguments;
 pub mod cdb;
 pub mod command_line;
+pub mod debt;
 pub mod descriptor;
 pub mod dhcp;
 pub mod disassembly;
 pub mod dmar;
 pub mod extent;
+pub mod life;
 pub mod limits;
 pub mod line_editor;
 pub mod module;
 pub mod pci;
 pub mod port_bitmap;
+pub mod requests;
 pub mod sense;
 pub mod servers;
 pub mod tcg;

@@ -18,6 +18,7 @@ use hw::arch::time;
 use hw::console;
 use hw::console::Source;
 use log::Level;
+use ringfence_core::life::{Patience, TooOften};
 use ringfence_core::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
 use spin::{Mutex, MutexGuard};
 
@@ -75,48 +76,36 @@ fn demote() {
 /// When a driver that was ended is to be restarted, in nanoseconds since boot. Counts the attempt when it is planned;
 /// `None` if it was one too many.
 fn plan(dead: &Handle) -> Option<u64> {
-    const MOST_DOUBLINGS: u64 = 10;
-    let window = RESTART_WINDOW_S.get() * 1_000_000_000;
     let mut domain = dead.lock();
-    if let Some(at) = domain.restart_at {
-        return Some(at);
-    }
-    let now = time::uptime_ns();
-    domain.faults_at.retain(|at| now - at < window);
-    if domain.faults_at.is_empty() {
-        // Its capacity goes as well, or what is in use would depend on how fast it once was ended.
-        domain.faults_at = Vec::new();
-    }
-    domain.faults_at.push(now);
-    let count = domain.faults_at.len() as u64;
-    let limit = RESTARTS.get();
     if domain.space.is_set_aside() {
         // Its device is, too ([`Domain::stop_device`] has said so).
         give_up(domain, "it was given up: its device did not stop, and is set aside with its memory".into());
         return None;
     }
-    if count > limit {
-        let text = format_args!("given up after {limit} restarts in {} s", RESTART_WINDOW_S.get());
-        console::say_about(&domain.source(), Level::Error, text);
-        give_up(domain, format!("it was given up after {limit} restarts"));
-        return None;
-    }
-    let wait_ns = match count {
-        0 | 1 => 0,
-        // What it owes of the CPU is paid first.
-        _ => ((RESTART_WAIT_MS.get() << (count - 2).min(MOST_DOUBLINGS)) * 1_000_000).max(poll::rest_ns(&domain)),
+    let patience = Patience {
+        window_ns: RESTART_WINDOW_S.get() * 1_000_000_000,
+        restarts: RESTARTS.get(),
+        wait_ns: RESTART_WAIT_MS.get() * 1_000_000,
+        rest_ns: poll::rest_ns(&domain),
     };
-    let at = now + wait_ns;
-    domain.restart_at = Some(at);
-    Some(at)
+    match domain.life.plan(time::uptime_ns(), patience) {
+        Ok(at) => Some(at),
+        Err(TooOften) => {
+            let limit = patience.restarts;
+            let text = format_args!("given up after {limit} restarts in {} s", RESTART_WINDOW_S.get());
+            console::say_about(&domain.source(), Level::Error, text);
+            give_up(domain, format!("it was given up after {limit} restarts"));
+            None
+        }
+    }
 }
 
 /// Nobody is to wait any longer for a driver that was ended.
 fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
-    if let Some(fault) = &domain.fault {
+    if let Some(fault) = domain.life.fault() {
         fault.set_done(done);
     }
-    domain.given_up = true;
+    domain.life.give_up();
     drop(domain);
     offer::wake_waiting();
 }
@@ -124,11 +113,10 @@ fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
 fn revive(dead: &Handle) {
     let (source, count) = {
         let mut domain = dead.lock();
-        domain.restart_at = None;
-        (domain.source(), domain.faults_at.len())
+        (domain.source(), domain.life.begin_restart())
     };
     let note = |done: String| {
-        if let Some(fault) = &dead.lock().fault {
+        if let Some(fault) = dead.lock().life.fault() {
             fault.set_done(done);
         }
     };
@@ -139,7 +127,7 @@ fn revive(dead: &Handle) {
     }
     let (file, since) = {
         let domain = dead.lock();
-        (domain.file.clone(), domain.fault.as_ref().map_or(0, |fault| fault.at_tsc))
+        (domain.file.clone(), domain.life.fault().map_or(0, |fault| fault.at_tsc))
     };
     match module::replace(dead, &file, Ring::Sandboxed, None) {
         Ok(_) => {

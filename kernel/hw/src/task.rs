@@ -3,7 +3,6 @@
 use crate::arch::interrupts::halt_unless;
 use crate::arch::time;
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::Future;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +12,7 @@ use embassy_executor::Spawner;
 use embassy_executor::raw::{Executor, TaskStorage};
 use embassy_time_driver::Driver;
 use embassy_time_queue_utils::Queue;
+pub use ringfence_core::requests::repeat::wait_in;
 use x86_64::instructions::interrupts;
 
 /// Set whenever a task can go on.
@@ -98,12 +98,5 @@ pub fn run(init: impl FnOnce(Spawner), idle: fn() -> bool) -> ! {
             continue;
         }
         halt_unless(|| PENDING.load(Ordering::Acquire));
-    }
-}
-
-/// Adds a waker to those that wait for something, once: a task may be polled any number of times before that comes.
-pub fn wait_in(waiting: &mut Vec<Waker>, waker: &Waker) {
-    if !waiting.iter().any(|other| other.will_wake(waker)) {
-        waiting.push(waker.clone());
     }
 }

@@ -57,7 +57,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     let scsi = ["recovery/scsi", "recovery/scsi-reset", "recovery/scsi-served", "recovery/scsi-dma"];
     let disk = scsi::scan::disks().into_iter().next().map(|disk| (scsi, disk.handle(), Client::Reader(disk)));
     for (names, handle, client) in interface.into_iter().chain(disk) {
-        if handle.lock().policy != Policy::Restart {
+        if handle.lock().life.policy() != Policy::Restart {
             return Err("the driver's policy must be to restart".to_string());
         }
         let is_fenced = handle.lock().fence().is_some();
@@ -90,7 +90,7 @@ async fn measure(
     // The first one is thrown away, as everywhere.
     for number in 0..=SAMPLES {
         // It is not to be given up for this.
-        handle.lock().faults_at.clear();
+        handle.lock().life.forgive();
         let watch = Stopwatch::start();
         match end {
             End::Killed => end::condemn(&handle, Cause::Killed),
@@ -109,7 +109,7 @@ async fn measure(
             }
         });
         let back = back.await.map_err(|_| "the driver does not come back".to_string())?;
-        if end == End::DmaFault && handle.lock().fault.as_ref().is_none_or(|fault| fault.kind != "DMA-fault") {
+        if end == End::DmaFault && handle.lock().life.fault().is_none_or(|fault| fault.kind != "DMA-fault") {
             return Err("its device's fault was not noticed".to_string());
         }
         handle = back;
@@ -124,6 +124,6 @@ async fn measure(
             });
         }
     }
-    handle.lock().faults_at.clear();
+    handle.lock().life.forgive();
     Ok(handle)
 }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use embassy_futures::yield_now;
 use host::domain::Handle;
 use host::poll::{self, Polled};
-use host::requests::queue::{Data, Ticket};
+use host::requests::queue::{Moves, Ticket};
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
@@ -105,7 +105,7 @@ fn read(
                 for _ in 0..batch.min(count - begun) {
                     let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
                     let command = Command { target: disk.target, lun: disk.lun, cdb };
-                    let ticket = queues.begin(None, &command, Data::In(len_bytes));
+                    let ticket = queues.begin(None, &command, Moves::In(len_bytes));
                     under_way.tickets.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
                     begun += 1;
                 }

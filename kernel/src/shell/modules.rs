@@ -197,10 +197,8 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
         None if word.is_none() => return show_policy(&handle),
         Some(policy) => {
             let mut domain = handle.lock();
-            domain.policy = policy;
-            domain.given_up = false;
-            domain.faults_at.clear();
-            domain.restart_at = None;
+            domain.life.set_policy(policy);
+            domain.life.forgive();
             trust::forgive(&domain);
         }
         None => {
@@ -216,7 +214,7 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
 
 fn show_policy(handle: &Handle) -> Outcome {
     let domain = handle.lock();
-    let then = if domain.policy == Policy::Restart { "is restarted" } else { "stays so" };
+    let then = if domain.life.policy() == Policy::Restart { "is restarted" } else { "stays so" };
     let ring0 = match trust::distrust(&domain) {
         None => "may run in ring 0".to_string(),
         Some(why) => format!("stays in ring 1: {why}"),

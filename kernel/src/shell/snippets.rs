@@ -19,11 +19,11 @@ pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     let mut handle = module::find(name).map_err(said)?;
     // Its report is not to be printed: that is for somebody who brings it back.
-    handle.lock().policy = Policy::Restart;
+    handle.lock().life.set_policy(Policy::Restart);
     for number in first..first.saturating_add(count) {
         let muted = console::mute();
         let told = handle.lock().command(&format!("{number}"));
-        let fault = handle.lock().fault.clone();
+        let fault = handle.lock().life.fault().cloned();
         if fault.is_some() {
             fault::discard_pending();
             let file = handle.lock().file.clone();

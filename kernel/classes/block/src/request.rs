@@ -1,12 +1,11 @@
 //! What requests to a block device are like ([`ringfence_abi::block`]).
 
 use host::requests::{self, Protocol, Transfer};
-use hw::memory::frames::Lent;
 use ringfence_abi::block::{
     BLOCK_MAX_DATA, BLOCK_OK, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BlockInfo, BlockRequest, COMPLETE, QUEUE_BYTES,
     SUBMIT, read_status, write_request,
 };
-use ringfence_abi::queue::Place;
+use ringfence_abi::queue::{Place, Words};
 use ringfence_abi::upcall::Reply;
 
 /// Requests to a block device.
@@ -44,7 +43,7 @@ impl Protocol for Blocks {
 
     fn unit(_: &Request) {}
 
-    fn write(memory: &Lent, number: usize, request: &Request, data: Transfer) {
+    fn write(memory: &impl Words, number: usize, request: &Request, data: Transfer) {
         let Request { operation, lba } = *request;
         write_request(
             memory,
@@ -53,7 +52,7 @@ impl Protocol for Blocks {
         );
     }
 
-    fn read(memory: &Lent, number: usize) -> Result<u32, u64> {
+    fn read(memory: &impl Words, number: usize) -> Result<u32, u64> {
         let status = read_status(memory, number);
         match u32::try_from(status) {
             Ok(known @ BLOCK_OK..=BLOCK_UNSUPPORTED) => Ok(known),

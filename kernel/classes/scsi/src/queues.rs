@@ -1,8 +1,7 @@
 //! What SCSI requests are like ([`ringfence_abi::scsi`]).
 
 use host::requests::{self, Direction, Protocol, Transfer};
-use hw::memory::frames::Lent;
-use ringfence_abi::queue::Place;
+use ringfence_abi::queue::{Place, Words};
 use ringfence_abi::scsi::{
     COMPLETE, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT,
     ScsiInfo, read_outcome, write_request,
@@ -48,7 +47,7 @@ impl Protocol for Scsi {
         (command.target, command.lun)
     }
 
-    fn write(memory: &Lent, number: usize, command: &Command, data: Transfer) {
+    fn write(memory: &impl Words, number: usize, command: &Command, data: Transfer) {
         let direction = match data.direction {
             Direction::None => DIRECTION_NONE,
             Direction::In => DIRECTION_IN,
@@ -68,7 +67,7 @@ impl Protocol for Scsi {
     }
 
     /// A status is a byte (SAM-5 5.3.1): cut off, another one might read as GOOD.
-    fn read(memory: &Lent, number: usize) -> Result<Outcome, u64> {
+    fn read(memory: &impl Words, number: usize) -> Result<Outcome, u64> {
         let outcome = read_outcome(memory, number).ok_or(number as u64)?;
         if outcome.status > u8::MAX.into() { Err(outcome.status.into()) } else { Ok(outcome) }
     }

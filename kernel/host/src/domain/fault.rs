@@ -135,7 +135,7 @@ impl Fault {
             trace::note_call(domain);
         }
         trace::note(domain, || What::Ended(kind));
-        let done = match (domain.policy, domain.upcall) {
+        let done = match (domain.life.policy(), domain.upcall) {
             (_, INIT) if domain.is_running() => "it is not loaded",
             (_, EXIT) if domain.is_running() => "it is unloaded all the same",
             (Policy::Restart, _) => "it will be restarted",

@@ -18,9 +18,10 @@ use alloc::sync::Arc;
 use hw::console::Source;
 use hw::memory::frames::{Lent, OutOfMemory};
 use ringfence_abi::layout::{self, PAGE_SIZE};
-use ringfence_abi::manifest::{Manifest, Policy};
+use ringfence_abi::manifest::Manifest;
 use ringfence_abi::upcall::{Events, POLL};
 use ringfence_core::extent::Extent;
+use ringfence_core::life::Life;
 use ringfence_core::module::Imports;
 use spin::Mutex;
 
@@ -89,8 +90,8 @@ pub struct Domain {
     pub calls: calls::CallLog,
     /// Whether what it does is noted ([`crate::domain::trace`]).
     pub traced: bool,
-    /// Why it was ended, if it was.
-    pub fault: Option<Arc<fault::Fault>>,
+    /// Whether it runs, why it was ended if it was, and what becomes of it.
+    pub life: Life<Arc<fault::Fault>>,
     /// How often it was entered.
     pub upcalls: u64,
     /// How many instances were in its place before.
@@ -105,18 +106,8 @@ pub struct Domain {
     pub log_left: u32,
     /// See `log_left`.
     pub log_dropped: u32,
-    /// What happens when it is ended by a fault.
-    pub policy: Policy,
     /// How long it took to stop its device, in TSC ticks.
     pub stop_ticks: u64,
-    /// When it was ended by faults lately, in nanoseconds since boot.
-    pub faults_at: alloc::vec::Vec<u64>,
-    /// When it is to be restarted, in nanoseconds since boot, once that is planned.
-    pub restart_at: Option<u64>,
-    /// Set when it was ended too often.
-    pub given_up: bool,
-    /// Set when it is being unloaded: it is not entered any more.
-    pub stopped: bool,
     /// Frames that are kept for it ([`hw::memory::frames::promise`]).
     pub promised: u64,
 }
@@ -187,7 +178,7 @@ impl Domain {
 
     /// Because of whom a line of the log is said, in or behind its last upcall.
     pub fn source(&self) -> Source {
-        let was_killed = self.fault.as_ref().is_some_and(|fault| fault.kind == "killed");
+        let was_killed = self.life.fault().is_some_and(|fault| fault.kind == "killed");
         match self.upcall == POLL && !was_killed {
             true => Source::by_itself(&self.name),
             false => Source::asked(&self.name),
@@ -201,7 +192,7 @@ impl Domain {
 
     /// Whether it can be run.
     pub fn is_alive(&self) -> bool {
-        self.fault.is_none() && !self.stopped
+        self.life.is_running()
     }
 }
 

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use hw::arch::time;
 use ringfence_abi::upcall::Events;
+use ringfence_core::debt::{self, Debt};
 use ringfence_core::limits::TURN_MS;
 
 /// What all polls have taken, and all work that is charged, in TSC ticks.
@@ -16,13 +17,8 @@ pub struct Turn {
     pub all_ticks: u64,
     /// TSC ticks in the last one.
     pub last_ticks: u64,
-    /// TSC ticks that its polls have taken and that were not paid off until, by [`poll_clock`], this: what is done for drivers between
-    /// polls pays for those, as all does that is no poll.
-    owes: (u64, u64),
-    /// TSC ticks that it owed after its last poll, or after what was done for it since.
-    owed: u64,
-    /// The same for what was done for it, by [`free_clock`].
-    owes_for_work: (u64, u64),
+    /// What it owes for that: by [`poll_clock`] for polls, by [`free_clock`] for what is done for it.
+    debt: Debt,
     /// Since when, by the TSC, it is to be polled, and for what.
     waits: Option<(u64, Events)>,
 }
@@ -36,13 +32,9 @@ impl Turn {
     /// Counts an upcall that took `tsc_ticks` and met `timer_ticks` of the timer. When the host stalls, the first go on, and
     /// the second do not; the driver is not to blame.
     #[inline]
-    pub fn count(&mut self, mut tsc_ticks: u64, timer_ticks: impl FnOnce() -> u32) {
-        let in_one = time::tsc_per_tick();
-        if tsc_ticks > in_one {
-            tsc_ticks = tsc_ticks.min((u64::from(timer_ticks()) + 1) * in_one);
-        }
-        self.last_ticks = tsc_ticks;
-        self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
+    pub fn count(&mut self, tsc_ticks: u64, timer_ticks: impl FnOnce() -> u32) {
+        self.last_ticks = debt::counted(tsc_ticks, time::tsc_per_tick(), timer_ticks);
+        self.all_ticks = self.all_ticks.wrapping_add(self.last_ticks);
     }
 
     /// Since when, by the TSC, it is to be polled, and for what.
@@ -65,46 +57,28 @@ impl Turn {
     /// Whether it owes so much that it is to rest.
     #[inline(always)]
     pub fn owes_too_much(&self) -> bool {
-        is_too_much(self.owed)
+        self.debt.is_beyond(most())
     }
 
     /// Takes over what `dead` owes and has not rested for.
     pub fn take_over(&mut self, dead: &Turn) {
-        self.owes = dead.owes;
+        self.debt.take_over(&dead.debt);
     }
 
     /// Charges an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`; returns for how long it is to rest.
     #[inline(always)]
     pub fn charge(&mut self, tsc_ticks: u64, began: u64) -> u64 {
         IN_POLLS.fetch_add(tsc_ticks, Ordering::Relaxed);
-        let owes = left(self.owes, began) + tsc_ticks;
-        self.owed = owes;
-        // Its rest pays for all.
-        let rest = if is_too_much(owes) { owes } else { 0 };
-        self.owes = (owes - rest, began);
-        rest
+        self.debt.add_poll(tsc_ticks, began, most())
     }
 
     /// Charges what was done for it, which took `tsc_ticks` and began when [`free_clock`] was `began`; returns for how long it is to
     /// rest.
     pub fn charge_work(&mut self, tsc_ticks: u64, began: u64) -> u64 {
         IN_WORK.fetch_add(tsc_ticks, Ordering::Relaxed);
-        let for_work = left(self.owes_for_work, began) + tsc_ticks;
-        let owes = left(self.owes, poll_clock()) + for_work;
         self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);
-        if !is_too_much(owes) {
-            self.owes_for_work = (for_work, began);
-            return 0;
-        }
-        // Its rest pays for all.
-        (self.owes, self.owes_for_work, self.owed) = ((0, 0), (0, 0), owes);
-        owes
+        self.debt.add_work(tsc_ticks, began, poll_clock(), most())
     }
-}
-
-/// What is left of a debt, and of when it was noted, when the clock that it is paid off by is at `now`.
-fn left((owed, at): (u64, u64), now: u64) -> u64 {
-    owed.saturating_sub(now.saturating_sub(at))
 }
 
 /// TSC ticks in which no driver was polled and nothing was done for one, since some time or other.
@@ -118,7 +92,7 @@ pub fn poll_clock() -> u64 {
     time::tsc().saturating_sub(IN_POLLS.load(Ordering::Relaxed))
 }
 
-/// Whether a driver that owes so many TSC ticks is to rest.
-fn is_too_much(owes: u64) -> bool {
-    owes > TURN_MS.get() * (time::tsc_per_second() / 1000)
+/// A driver that owes more TSC ticks than these is to rest.
+fn most() -> u64 {
+    TURN_MS.get() * (time::tsc_per_second() / 1000)
 }

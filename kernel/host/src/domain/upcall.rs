@@ -65,7 +65,8 @@ impl Domain {
     /// Ends the driver from outside an upcall, without a report: it has done nothing wrong.
     pub fn end(&mut self, cause: Cause) {
         if self.is_alive() {
-            self.fault = Some(Arc::new(Fault::new(self, cause, Site::Nowhere)));
+            let fault = Arc::new(Fault::new(self, cause, Site::Nowhere));
+            self.life.end(fault);
         }
     }
 
@@ -73,7 +74,7 @@ impl Domain {
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
             let fault = Fault::new(self, cause, Site::Nowhere);
-            self.fault = Some(fault.report(self.restarts()));
+            self.life.end(fault.report(self.life.restarts()));
             fault::print_due();
         }
     }
@@ -100,7 +101,7 @@ pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
 pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
-        domain.fault = Some(fault.report(domain.restarts()));
+        domain.life.end(fault.report(domain.life.restarts()));
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");
     terminate()

@@ -15,6 +15,7 @@ use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE, slot_base};
 use ringfence_abi::manifest::{Kind, Manifest, Policy};
 use ringfence_abi::upcall::{Events, INIT};
 use ringfence_core::extent::align_up;
+use ringfence_core::life::Life;
 use ringfence_core::module::{Module, Value};
 
 /// Maps a module: image, stack, mailbox, stubs and gates. It takes over what it can of a driver that was ended, if one is
@@ -52,7 +53,6 @@ pub fn map(
         events: Events::empty(),
         calls: CallLog::default(),
         traced: false,
-        fault: None,
         upcalls: 0,
         restarts: 0,
         last_words: String::new(),
@@ -60,12 +60,8 @@ pub fn map(
         turn: Turn::default(),
         log_left: 0,
         log_dropped: 0,
-        policy: module.manifest.policy().unwrap_or(Policy::Stop),
+        life: Life::new(module.manifest.policy().unwrap_or(Policy::Stop)),
         stop_ticks: 0,
-        faults_at: Vec::new(),
-        restart_at: None,
-        given_up: false,
-        stopped: false,
         promised: 0,
     };
     let frames = budget(&domain.manifest, domain.image_bytes);

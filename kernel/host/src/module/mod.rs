@@ -137,15 +137,11 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     })?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
-        new.faults_at = core::mem::take(&mut old.faults_at);
-        new.policy = old.policy;
         new.restarts = old.restarts + 1;
         // The first fault in a while is an accident.
-        if new.faults_at.len() > 1 {
+        if new.life.succeed(&mut old.life) {
             poll::succeed(&mut new, &old);
         }
-        // It has been replaced: nobody is to do that again.
-        old.stopped = true;
         trace::note(&new, || What::Replaced);
     }
     registry::replace(dead, &fresh);
@@ -184,7 +180,7 @@ pub fn unload(name: &str) -> Result<(), LoadError> {
     {
         log::warn!("{name}: exit: {error}");
     }
-    domain.stopped = true;
+    domain.life.retire();
     end::quiesce(&mut domain);
     drop(domain);
     registry::remove(&handle);

@@ -1,7 +1,6 @@
 //! Sends a request to a server's driver, and again to the next one if that is ended meanwhile.
 
-use super::queue::{Data, Queues, Ticket};
-use super::repeat::Place;
+use super::queue::{Moves, Queues, Ticket};
 use super::{Lost, Protocol, Server};
 use crate::domain::cause::Cause;
 use crate::domain::{Handle, end};
@@ -14,6 +13,7 @@ use core::task::Poll;
 use embassy_time::{Duration, Instant, with_timeout};
 use ringfence_abi::upcall::Events;
 use ringfence_core::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
+use ringfence_core::requests::repeat::Place;
 
 /// One request of a server, with its place in the order, from when it is first sent until it is over.
 pub struct Attempt<'a, P> {
@@ -130,19 +130,19 @@ pub async fn send<P: Protocol>(
             return Poll::Ready(Err(Lost));
         }
         let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
-        let data = match (data_out.is_empty(), data_in.is_empty()) {
-            (false, _) => Data::Out(data_out),
-            (true, false) => Data::In(data_in.len()),
-            (true, true) => Data::None,
+        let moves = match (data_out.is_empty(), data_in.is_empty()) {
+            (false, _) => Moves::Out(data_out),
+            (true, false) => Moves::In(data_in.len()),
+            (true, true) => Moves::None,
         };
-        match queues.begin(number, request, data) {
+        match queues.begin(number, request, moves) {
             Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
             Ok(None) => {
                 queues.wake_when_free(context.waker());
                 Poll::Pending
             }
-            Err(cause) => {
-                domain.condemn(cause);
+            Err(wrong) => {
+                domain.condemn(wrong.into());
                 end::quiesce(&mut domain);
                 Poll::Ready(Err(Lost))
             }

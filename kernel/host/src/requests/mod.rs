@@ -1,9 +1,8 @@
 //! Requests that a driver carries out, whatever they are about: a class says what one looks like ([`Protocol`]), and gets queues, an account of
-//! what the driver has, and **the promise that what was under way when a driver ended is sent again to its successor, in order**.
+//! what the driver has ([`ringfence_core::requests`]), and **the promise that what was under way when a driver ended is sent again to its successor, in order**.
 //!
 //! * [`queue`]: the kernel's end of a driver's queues
 //! * [`attempt`]: sends one request until some driver has carried it out
-//! * [`repeat`]: the order in which requests are sent again
 //!
 //! Each request has a number, and all of one server's share an order. Sending them again one by one, in that order, was taken and not a log of
 //! what they wrote: what a request means (which blocks it overlaps) is its class's to know.
@@ -15,83 +14,15 @@ use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use embassy_time::{Duration, with_timeout};
-use hw::memory::frames::Lent;
 use hw::task::wait_in;
-use repeat::Repeats;
-use ringfence_abi::queue::Place;
-use ringfence_abi::upcall::Reply;
 use ringfence_core::limits::PAUSE_MS;
+use ringfence_core::requests::repeat::Repeats;
 use spin::Mutex;
 
 pub mod attempt;
 pub mod queue;
-pub mod repeat;
 
-/// Where a request's data lies for the device, and which way it goes.
-#[derive(Debug, Clone, Copy)]
-pub struct Transfer {
-    /// Address for the device.
-    pub address: u64,
-    /// Length in bytes, at most [`Protocol::MAX_DATA`].
-    pub len_bytes: u32,
-    /// Which way.
-    pub direction: Direction,
-}
-
-/// Which way data goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// There is none.
-    None,
-    /// From the device.
-    In,
-    /// To the device.
-    Out,
-}
-
-/// What requests of a class are like.
-pub trait Protocol: Send + Sized + 'static {
-    /// What a driver says of itself, checked.
-    type Info: Copy + Send;
-    /// What is asked for.
-    type Request: Copy + Send;
-    /// What a driver answers, checked.
-    type Outcome: Copy + Send;
-    /// What a request is for: **nothing overtakes a write that somebody stopped waiting for, to the same one of these**.
-    type Unit: PartialEq + Copy + Send;
-
-    /// What a request is called, and several that a driver has.
-    const NAMES: [&'static str; 2];
-    /// The two rings: numbers of requests to carry out, and of those that are.
-    const RINGS: [Place; 2];
-    /// Length of the memory with rings and requests, in bytes.
-    const QUEUE_BYTES: usize;
-    /// How many requests there are.
-    const REQUESTS: usize;
-    /// Most data of one, in bytes.
-    const MAX_DATA: usize;
-    /// What a driver tells beside how it dealt with an interrupt that is kept for the class ([`queue::Queues::take_news`]).
-    const NEWS: Reply;
-
-    /// How many requests a driver takes at once.
-    fn depth(info: &Self::Info) -> usize;
-
-    /// What a request is for.
-    fn unit(request: &Self::Request) -> Self::Unit;
-
-    /// Writes request `number` into shared memory.
-    fn write(memory: &Lent, number: usize, request: &Self::Request, data: Transfer);
-
-    /// Reads the outcome of request `number`. One that cannot be true is an error, with the number that shows it.
-    fn read(memory: &Lent, number: usize) -> Result<Self::Outcome, u64>;
-
-    /// A driver has told news.
-    fn news_came() {}
-}
-
-/// Why a request has no outcome: its driver was ended, and no other came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lost;
+pub use ringfence_core::requests::{Direction, Lost, Protocol, Transfer};
 
 /// A driver, and whatever comes in its place when it was ended.
 pub struct Server {

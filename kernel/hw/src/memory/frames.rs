@@ -11,6 +11,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::queue::Words;
+use ringfence_core::requests::Data;
 use spin::{Lazy, Mutex};
 
 /// Blocks of up to 2^20 frames, 4 GiB.
@@ -164,6 +165,16 @@ impl core::ops::Deref for Lent {
     #[inline(always)]
     fn deref(&self) -> &Frames {
         &self.frames
+    }
+}
+
+impl Data for Lent {
+    fn read(&self, offset: usize, to: &mut [u8]) -> bool {
+        self.frames.memory.read(offset, to)
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) -> bool {
+        self.frames.memory.write(offset, from)
     }
 }
 

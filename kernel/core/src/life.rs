@@ -1,0 +1,294 @@
+//! The life of a driver: it runs, is ended by a fault, and comes back or does not.
+//!
+//! ```text
+//!            end               plan                begin_restart
+//! Running ────────► Ended ───────────► Planned ──────────────────► Ended, until `retire`: another one has its place
+//!                     ▲  └──► GivenUp ◄── too many                   (if that fails it is planned again)
+//!                     └──── forgive ──┘
+//! any ── retire ──► Retired
+//! ```
+//!
+//! Times are nanoseconds since boot. `F` is what is kept of the fault that ended it.
+
+use alloc::vec::Vec;
+use ringfence_abi::manifest::Policy;
+
+/// Most that the wait before a restart is doubled.
+const MOST_DOUBLINGS: u64 = 10;
+
+/// What a driver's life is at.
+#[derive(Debug, Clone)]
+pub struct Life<F> {
+    stage: Stage,
+    fault: Option<F>,
+    policy: Policy,
+    /// When it, and those in its place before, were ended by faults lately.
+    faults_at: Vec<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It can be entered.
+    Running,
+    /// It was ended, and nobody has looked yet what becomes of it.
+    Ended,
+    /// It is to be restarted at this time.
+    Planned(u64),
+    /// It was ended too often, or its device does not stop.
+    GivenUp,
+    /// It is being unloaded, or has been replaced.
+    Retired,
+}
+
+/// How patient restarts are.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Faults are counted over so long.
+    pub window_ns: u64,
+    /// Restarts within that before it is given up.
+    pub restarts: u64,
+    /// Wait before the second restart; it doubles with each further one.
+    pub wait_ns: u64,
+    /// What it owes of the CPU, which it pays before it comes back, but for the first time.
+    pub rest_ns: u64,
+}
+
+/// It was ended once too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooOften;
+
+/// What is to become of a driver, for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It runs.
+    Running,
+    /// It was given up.
+    GivenUp,
+    /// It was ended, and stays so.
+    Ended,
+    /// It was ended and will be back, at this time if that is known.
+    Back(Option<u64>),
+}
+
+impl<F> Life<F> {
+    /// A driver that runs.
+    pub fn new(policy: Policy) -> Life<F> {
+        Life { stage: Stage::Running, fault: None, policy, faults_at: Vec::new() }
+    }
+
+    /// Whether it can be entered.
+    #[inline]
+    pub fn is_running(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
+    /// What ended it.
+    pub fn fault(&self) -> Option<&F> {
+        self.fault.as_ref()
+    }
+
+    /// What happens when it is ended by a fault.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Changes that, and nothing of what is planned already; returns what it was.
+    pub fn set_policy(&mut self, policy: Policy) -> Policy {
+        core::mem::replace(&mut self.policy, policy)
+    }
+
+    /// Ends it. What was ended stays ended by what it was.
+    pub fn end(&mut self, fault: F) {
+        if self.is_running() {
+            self.stage = Stage::Ended;
+            self.fault = Some(fault);
+        }
+    }
+
+    /// It is being unloaded, or has been replaced: nobody is to bring it back.
+    pub fn retire(&mut self) {
+        self.stage = Stage::Retired;
+    }
+
+    /// Whether it comes back when it is ended.
+    pub fn restarts(&self) -> bool {
+        self.policy == Policy::Restart && !matches!(self.stage, Stage::Retired | Stage::GivenUp)
+    }
+
+    /// Whether it was ended and will be back.
+    pub fn will_be_back(&self) -> bool {
+        !self.is_running() && self.fault.is_some() && self.restarts()
+    }
+
+    /// What is to become of it.
+    pub fn state(&self) -> State {
+        match self.stage {
+            Stage::Running => State::Running,
+            Stage::GivenUp => State::GivenUp,
+            _ if !self.restarts() => State::Ended,
+            Stage::Planned(at) => State::Back(Some(at)),
+            Stage::Ended | Stage::Retired => State::Back(None),
+        }
+    }
+
+    /// When it is to be restarted, now that it is `now`: the first time at once, then after a wait that doubles. The attempt counts when it is
+    /// planned. One too many gives it up.
+    pub fn plan(&mut self, now: u64, patience: Patience) -> Result<u64, TooOften> {
+        if let Stage::Planned(at) = self.stage {
+            return Ok(at);
+        }
+        self.faults_at.retain(|at| now.saturating_sub(*at) < patience.window_ns);
+        if self.faults_at.is_empty() {
+            // Its capacity goes as well, or what is in use would depend on how fast it once was ended.
+            self.faults_at = Vec::new();
+        }
+        self.faults_at.push(now);
+        let count = self.faults_at.len() as u64;
+        if count > patience.restarts {
+            self.give_up();
+            return Err(TooOften);
+        }
+        let wait_ns = match count {
+            0 | 1 => 0,
+            _ => (patience.wait_ns << (count - 2).min(MOST_DOUBLINGS)).max(patience.rest_ns),
+        };
+        let at = now + wait_ns;
+        self.stage = Stage::Planned(at);
+        Ok(at)
+    }
+
+    /// Nobody is to wait for it any longer.
+    pub fn give_up(&mut self) {
+        self.stage = Stage::GivenUp;
+    }
+
+    /// The time of its restart has come. How many those within the window are, with this one. It is planned again if this one fails.
+    pub fn begin_restart(&mut self) -> usize {
+        if let Stage::Planned(_) = self.stage {
+            self.stage = Stage::Ended;
+        }
+        self.faults_at.len()
+    }
+
+    /// Forgets its faults. One that was given up, or is to come back later, is planned anew.
+    pub fn forgive(&mut self) {
+        self.faults_at.clear();
+        if matches!(self.stage, Stage::GivenUp | Stage::Planned(_)) {
+            self.stage = Stage::Ended;
+        }
+    }
+
+    /// Comes in the place of `dead`, with its policy and the count of its faults. Whether there were several.
+    pub fn succeed(&mut self, dead: &mut Life<F>) -> bool {
+        self.faults_at = core::mem::take(&mut dead.faults_at);
+        self.policy = dead.policy;
+        dead.retire();
+        self.faults_at.len() > 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const PATIENCE: Patience = Patience { window_ns: 60_000 * MS, restarts: 8, wait_ns: 10 * MS, rest_ns: 0 };
+
+    fn ended() -> Life<u32> {
+        let mut life = Life::new(Policy::Restart);
+        life.end(7);
+        life
+    }
+
+    #[test]
+    fn the_first_restart_comes_at_once_and_each_further_one_waits_twice_as_long() {
+        let mut life = ended();
+        let mut waits = Vec::new();
+        for now in (1..).map(|second| second * 1000 * MS).take(8) {
+            let at = life.plan(now, PATIENCE).unwrap();
+            // It is planned once, however often that is asked.
+            assert_eq!(life.plan(now + MS, PATIENCE), Ok(at));
+            waits.push((at - now) / MS);
+            life.begin_restart();
+        }
+        assert_eq!(waits, [0, 10, 20, 40, 80, 160, 320, 640]);
+        assert_eq!(life.plan(9000 * MS, PATIENCE), Err(TooOften));
+        assert_eq!(life.state(), State::GivenUp);
+        assert!(!life.will_be_back() && !life.restarts());
+    }
+
+    #[test]
+    fn faults_of_long_ago_do_not_count() {
+        let mut life = ended();
+        for now in (1..100).map(|minute| minute * 61_000 * MS) {
+            assert_eq!(life.plan(now, PATIENCE), Ok(now));
+            assert_eq!(life.begin_restart(), 1);
+        }
+    }
+
+    #[test]
+    fn the_wait_ends_somewhere() {
+        let mut life = ended();
+        let patience = Patience { restarts: 1000, window_ns: u64::MAX, ..PATIENCE };
+        let waits = (1..=500).map(|now| {
+            let at = life.plan(now, patience).unwrap();
+            life.begin_restart();
+            at - now
+        });
+        assert_eq!(waits.max(), Some((10 * MS) << 10));
+    }
+
+    #[test]
+    fn a_debt_of_the_cpu_is_paid_but_for_the_first_time() {
+        let mut life = ended();
+        let patience = Patience { rest_ns: 500 * MS, ..PATIENCE };
+        assert_eq!(life.plan(MS, patience), Ok(MS));
+        life.begin_restart();
+        assert_eq!(life.plan(2 * MS, patience), Ok(502 * MS));
+    }
+
+    #[test]
+    fn a_successor_has_the_count_and_the_policy() {
+        let mut dead = ended();
+        dead.plan(MS, PATIENCE).unwrap();
+        dead.begin_restart();
+        let mut fresh = Life::new(Policy::Stop);
+        assert!(!fresh.succeed(&mut dead));
+        assert_eq!((fresh.policy(), fresh.is_running()), (Policy::Restart, true));
+        assert!(!dead.will_be_back(), "it has been replaced");
+        fresh.end(8);
+        assert_eq!(fresh.plan(2 * MS, PATIENCE), Ok(12 * MS));
+        fresh.begin_restart();
+        assert!(Life::new(Policy::Stop).succeed(&mut fresh), "there were two");
+    }
+
+    #[test]
+    fn what_was_ended_stays_ended_by_that() {
+        let mut life = ended();
+        life.end(8);
+        assert_eq!(life.fault(), Some(&7));
+        life.retire();
+        assert!(!life.is_running() && !life.will_be_back());
+        let mut unloaded = Life::<u32>::new(Policy::Restart);
+        unloaded.retire();
+        unloaded.end(1);
+        assert_eq!(unloaded.fault(), None, "it was not running");
+    }
+
+    #[test]
+    fn a_person_decides_what_becomes_of_it() {
+        let mut life = ended();
+        life.set_policy(Policy::Stop);
+        assert_eq!((life.state(), life.will_be_back()), (State::Ended, false));
+        life.set_policy(Policy::Restart);
+        assert_eq!((life.state(), life.will_be_back()), (State::Back(None), true));
+        life.give_up();
+        assert_eq!(life.state(), State::GivenUp);
+        life.forgive();
+        assert!(life.will_be_back());
+        assert_eq!(life.plan(5 * MS, PATIENCE), Ok(5 * MS), "its faults are forgiven");
+        assert_eq!(life.state(), State::Back(Some(5 * MS)));
+        life.forgive();
+        assert_eq!(life.state(), State::Back(None), "it is planned anew");
+    }
+}

@@ -1,0 +1,316 @@
+//! Requests that somebody else carries out: two rings of numbers, and the requests and their data beside them.
+//!
+//! * [`Account`]: who has which, as this side knows it
+//! * [`repeat`]: the order in which requests are sent again
+//!
+//! **This side believes only its own account.** A number that was not lent, or not taken yet, is [`Wrong`].
+
+use alloc::vec::Vec;
+use core::task::Waker;
+use ringfence_abi::queue::{Consumer, Lie, Place, Producer, Words};
+use ringfence_abi::upcall::Reply;
+
+pub mod repeat;
+
+/// What the other side has put into a queue that cannot be true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrong {
+    /// A position in this queue.
+    Position(&'static str, Lie),
+    /// An entry of this queue.
+    Entry(&'static str, u64),
+}
+
+impl Wrong {
+    fn position(queue: &'static str) -> impl Fn(Lie) -> Wrong {
+        move |lie| Wrong::Position(queue, lie)
+    }
+}
+
+/// Memory that both sides see, for data. What does not lie inside is not copied.
+pub trait Data {
+    /// Copies bytes from `offset` on; `false` if they do not all lie inside.
+    fn read(&self, offset: usize, to: &mut [u8]) -> bool;
+    /// Copies bytes to `offset`; `false` if they do not all lie inside.
+    fn write(&self, offset: usize, from: &[u8]) -> bool;
+}
+
+/// Where a request's data lies for the device, and which way it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transfer {
+    /// Address for the device.
+    pub address: u64,
+    /// Length in bytes, at most [`Protocol::MAX_DATA`].
+    pub len_bytes: u32,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// Which way data goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// There is none.
+    None,
+    /// From the device.
+    In,
+    /// To the device.
+    Out,
+}
+
+/// What requests of a class are like.
+pub trait Protocol: Send + Sized + 'static {
+    /// What a driver says of itself, checked.
+    type Info: Copy + Send;
+    /// What is asked for.
+    type Request: Copy + Send;
+    /// What a driver answers, checked.
+    type Outcome: Copy + Send;
+    /// What a request is for: **nothing overtakes a write that somebody stopped waiting for, to the same one of these**.
+    type Unit: PartialEq + Copy + Send;
+
+    /// What a request is called, and several that a driver has.
+    const NAMES: [&'static str; 2];
+    /// The two rings: numbers of requests to carry out, and of those that are.
+    const RINGS: [Place; 2];
+    /// Length of the memory with rings and requests, in bytes.
+    const QUEUE_BYTES: usize;
+    /// How many requests there are.
+    const REQUESTS: usize;
+    /// Most data of one, in bytes.
+    const MAX_DATA: usize;
+    /// What a driver tells beside how it dealt with an interruptthat is kept for the class.
+    const NEWS: Reply;
+
+    /// How many requests a driver takes at once.
+    fn depth(info: &Self::Info) -> usize;
+
+    /// What a request is for.
+    fn unit(request: &Self::Request) -> Self::Unit;
+
+    /// Writes request `number` into shared memory.
+    fn write(memory: &impl Words, number: usize, request: &Self::Request, data: Transfer);
+
+    /// Reads the outcome of request `number`. One that cannot be true is an error, with the number that shows it.
+    fn read(memory: &impl Words, number: usize) -> Result<Self::Outcome, u64>;
+
+    /// A driver has told news.
+    fn news_came() {}
+}
+
+/// Why a request has no outcome: its driver was ended, and no other came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost;
+
+enum State<P: Protocol> {
+    Free,
+    /// The driver has it; its number, if it is to be sent again when the driver is ended, and who waits for it, if someone still does.
+    Sent {
+        number: Option<u64>,
+        waker: Option<Waker>,
+        abandoned: bool,
+        /// Where it is in the queue: the driver has it once that was taken there.
+        position: u64,
+        /// What it writes to, if it does.
+        writes: Option<P::Unit>,
+    },
+    Done(P::Outcome),
+    /// The driver was ended.
+    Lost,
+}
+
+/// Which data a request has.
+pub enum Moves<'a> {
+    /// There is none.
+    None,
+    /// The device returns up to so many bytes.
+    In(usize),
+    /// To the device.
+    Out(&'a [u8]),
+}
+
+/// Number of a request that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(usize);
+
+/// Memory of a driver's queues, and of the data.
+pub struct Memory<M> {
+    /// Rings and requests.
+    pub queues: M,
+    /// The data of each request, one after the other.
+    pub data: M,
+    /// Where the device sees that.
+    pub data_address: u64,
+}
+
+/// Which requests the driver has, and what became of the others.
+pub struct Account<P: Protocol, M> {
+    memory: Memory<M>,
+    depth: usize,
+    submit: Producer,
+    complete: Consumer,
+    requests: Vec<State<P>>,
+    /// How many of them the driver has, and nobody waits for.
+    abandoned: usize,
+    /// Woken when a request becomes free.
+    on_free: Option<Waker>,
+}
+
+impl<P: Protocol, M: Words + Data> Account<P, M> {
+    /// An account of empty queues for a driver that takes `depth` requests at once.
+    pub fn new(memory: Memory<M>, depth: usize) -> Account<P, M> {
+        let [submit, complete] = P::RINGS;
+        Account {
+            memory,
+            depth,
+            submit: Producer::new(submit),
+            complete: Consumer::new(complete),
+            requests: (0..P::REQUESTS).map(|_| State::Free).collect(),
+            abandoned: 0,
+            on_free: None,
+        }
+    }
+
+    /// How many requests the driver has.
+    pub fn count(&self) -> usize {
+        self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
+    }
+
+    /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all are under way.
+    /// Data longer than [`Protocol::MAX_DATA`] is cut off. `number` is that of a request that has a place among [`repeat::Repeats`].
+    pub fn begin(&mut self, number: Option<u64>, request: &P::Request, moves: Moves) -> Result<Option<Ticket>, Wrong> {
+        let is_free = |state: &State<P>| matches!(state, State::Free);
+        let Some(slot) = self.requests.iter().take(self.depth).position(is_free) else { return Ok(None) };
+        // A write that nobody waits for any more is still with the device. Nothing may overtake it.
+        let unit = P::unit(request);
+        let pending =
+            |state: &State<P>| matches!(state, State::Sent { abandoned: true, writes: Some(of), .. } if *of == unit);
+        if self.abandoned > 0 && self.requests.iter().any(pending) {
+            return Ok(None);
+        }
+        let writes = matches!(moves, Moves::Out(_)).then_some(unit);
+        let (direction, len_bytes) = match moves {
+            Moves::None => (Direction::None, 0),
+            Moves::In(len_bytes) => (Direction::In, len_bytes.min(P::MAX_DATA)),
+            Moves::Out(bytes) => {
+                let bytes = bytes.get(..P::MAX_DATA).unwrap_or(bytes);
+                self.memory.data.write(slot * P::MAX_DATA, bytes);
+                (Direction::Out, bytes.len())
+            }
+        };
+        let address = self.memory.data_address + (slot * P::MAX_DATA) as u64;
+        P::write(&self.memory.queues, slot, request, Transfer { address, len_bytes: len_bytes as u32, direction });
+        let position = self.submit.position();
+        if !self.submit.put(&self.memory.queues, slot as u64).map_err(Wrong::position("submit"))? {
+            return Ok(None);
+        }
+        if let Some(state) = self.requests.get_mut(slot) {
+            *state = State::Sent { number, waker: None, abandoned: false, position, writes };
+        }
+        Ok(Some(Ticket(slot)))
+    }
+
+    /// Takes what the driver has completed.
+    pub fn collect(&mut self) -> Result<(), Wrong> {
+        while let Some(taken) = self.complete.take(&self.memory.queues).map_err(Wrong::position("complete"))? {
+            let bad = Wrong::Entry("complete", taken);
+            let number = usize::try_from(taken).map_err(|_| bad)?;
+            let Some(State::Sent { position, .. }) = self.requests.get(number) else { return Err(bad) };
+            if *position >= self.submit.taken(&self.memory.queues).map_err(Wrong::position("submit"))? {
+                return Err(bad);
+            }
+            let outcome = P::read(&self.memory.queues, number).map_err(|entry| Wrong::Entry("complete", entry))?;
+            self.settle(number, State::Done(outcome));
+        }
+        Ok(())
+    }
+
+    /// Ends all requests under way: the driver is gone. The numbers of those that somebody waits for are handed to `repeat`.
+    pub fn fail_all(&mut self, mut repeat: impl FnMut(u64)) {
+        for slot in 0..self.requests.len() {
+            if let Some(State::Sent { number, abandoned, .. }) = self.requests.get(slot) {
+                if let Some(number) = number.filter(|_| !abandoned) {
+                    repeat(number);
+                }
+                self.settle(slot, State::Lost);
+            }
+        }
+        if let Some(waker) = self.on_free.take() {
+            waker.wake();
+        }
+    }
+
+    fn settle(&mut self, number: usize, end: State<P>) {
+        let Some(state) = self.requests.get_mut(number) else { return };
+        if let State::Sent { waker, abandoned, .. } = core::mem::replace(state, end) {
+            if abandoned {
+                self.abandoned -= 1;
+                self.free(number);
+            } else if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    fn free(&mut self, number: usize) {
+        if let Some(state) = self.requests.get_mut(number) {
+            *state = State::Free;
+        }
+        if let Some(waker) = self.on_free.take() {
+            waker.wake();
+        }
+    }
+
+    /// Wakes `waker` when a request becomes free.
+    pub fn wake_when_free(&mut self, waker: &Waker) {
+        // Who was there first looks again, and registers again if there is still none. Several waits of one task share
+        // its waker.
+        match self.on_free.replace(waker.clone()) {
+            Some(other) if !other.will_wake(waker) => other.wake(),
+            _ => {}
+        }
+    }
+
+    /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete. It is over then.
+    pub fn finish(
+        &mut self,
+        ticket: Ticket,
+        data: &mut [u8],
+        waker: Option<&Waker>,
+    ) -> Option<Result<P::Outcome, Lost>> {
+        match self.requests.get_mut(ticket.0)? {
+            State::Done(outcome) => {
+                let outcome = *outcome;
+                let len = data.len().min(P::MAX_DATA);
+                if let Some(data) = data.get_mut(..len) {
+                    self.memory.data.read(ticket.0 * P::MAX_DATA, data);
+                }
+                self.free(ticket.0);
+                Some(Ok(outcome))
+            }
+            State::Lost => {
+                self.free(ticket.0);
+                Some(Err(Lost))
+            }
+            State::Sent { waker: slot, .. } => {
+                *slot = waker.cloned();
+                None
+            }
+            State::Free => None,
+        }
+    }
+
+    /// Nobody waits for this request any more; it becomes free when the driver completes it.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        match self.requests.get_mut(ticket.0) {
+            Some(State::Sent { abandoned, .. }) => {
+                self.abandoned += usize::from(!*abandoned);
+                *abandoned = true;
+            }
+            Some(State::Done(_) | State::Lost) => self.free(ticket.0),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+use super::*;
+use alloc::rc::Rc;
+use core::cell::RefCell;
+use proptest::prelude::*;
+
+/// Memory that both sides see.
+#[derive(Clone)]
+struct Shared(Rc<RefCell<Vec<u8>>>);
+
+impl Shared {
+    fn new(len_bytes: usize) -> Shared {
+        Shared(Rc::new(RefCell::new(vec![0; len_bytes])))
+    }
+}
+
+impl Words for Shared {
+    fn load(&self, index: usize) -> u64 {
+        let mut word = [0; 8];
+        self.read(index * 8, &mut word);
+        u64::from_le_bytes(word)
+    }
+
+    fn store(&self, index: usize, value: u64) {
+        self.write(index * 8, &value.to_le_bytes());
+    }
+}
+
+impl Data for Shared {
+    fn read(&self, offset: usize, to: &mut [u8]) -> bool {
+        let bytes = self.0.borrow();
+        let Some(from) = bytes.get(offset..offset + to.len()) else { return false };
+        to.copy_from_slice(from);
+        true
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) -> bool {
+        let mut bytes = self.0.borrow_mut();
+        let Some(to) = bytes.get_mut(offset..offset + from.len()) else { return false };
+        to.copy_from_slice(from);
+        true
+    }
+}
+
+/// Requests that are numbers, and outcomes that are, of which 13 cannot be true. What one is for is its tens.
+struct Numbers;
+
+const REQUESTS: usize = 4;
+const SUBMIT: Place = Place::new(0, REQUESTS);
+const COMPLETE: Place = Place::new(SUBMIT.end(), REQUESTS);
+
+impl Protocol for Numbers {
+    type Info = ();
+    type Request = u64;
+    type Outcome = u64;
+    type Unit = u64;
+    const NAMES: [&'static str; 2] = ["number", "numbers"];
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+    const QUEUE_BYTES: usize = (COMPLETE.end() + 2 * REQUESTS) * 8;
+    const REQUESTS: usize = REQUESTS;
+    const MAX_DATA: usize = 16;
+    const NEWS: Reply = Reply::empty();
+
+    fn depth(_: &()) -> usize {
+        REQUESTS
+    }
+
+    fn unit(request: &u64) -> u64 {
+        request / 10
+    }
+
+    fn write(memory: &impl Words, number: usize, request: &u64, data: Transfer) {
+        memory.store(COMPLETE.end() + number, *request << 32 | data.address << 8 | u64::from(data.len_bytes));
+    }
+
+    fn read(memory: &impl Words, number: usize) -> Result<u64, u64> {
+        match memory.load(COMPLETE.end() + REQUESTS + number) {
+            13 => Err(13),
+            outcome => Ok(outcome),
+        }
+    }
+}
+
+/// The kernel's account, and the driver's end of the queues.
+struct Pair {
+    account: Account<Numbers, Shared>,
+    queues: Shared,
+    data: Shared,
+    submit: Consumer,
+    complete: Producer,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let (queues, data) = (Shared::new(Numbers::QUEUE_BYTES), Shared::new(REQUESTS * Numbers::MAX_DATA));
+        let memory = Memory { queues: queues.clone(), data: data.clone(), data_address: 0x100 };
+        let account = Account::new(memory, REQUESTS);
+        Pair { account, queues, data, submit: Consumer::new(SUBMIT), complete: Producer::new(COMPLETE) }
+    }
+
+    /// The driver takes a request.
+    fn take(&mut self) -> Option<usize> {
+        self.submit.take(&self.queues).unwrap().map(|number| number as usize)
+    }
+
+    /// The driver completes one.
+    fn complete(&mut self, number: usize, outcome: u64) {
+        self.queues.store(COMPLETE.end() + REQUESTS + number, outcome);
+        self.complete.put(&self.queues, number as u64).unwrap();
+    }
+
+    fn begin(&mut self, request: u64, moves: Moves) -> Option<Ticket> {
+        self.account.begin(Some(request), &request, moves).unwrap()
+    }
+}
+
+#[test]
+fn a_request_goes_there_and_back_with_its_data() {
+    let mut pair = Pair::new();
+    let ticket = pair.begin(7, Moves::Out(b"there")).unwrap();
+    let number = pair.take().unwrap();
+    assert_eq!(pair.queues.load(COMPLETE.end() + number), 7 << 32 | (0x100 + 16 * number as u64) << 8 | 5);
+    let mut seen = [0; 5];
+    pair.data.read(16 * number, &mut seen);
+    assert_eq!(&seen, b"there");
+    assert_eq!(pair.account.finish(ticket, &mut [], None), None, "it is under way");
+    pair.data.write(16 * number, b"back!");
+    pair.complete(number, 1);
+    assert_eq!(pair.account.collect(), Ok(()));
+    let mut data = [0; 5];
+    assert_eq!(pair.account.finish(ticket, &mut data, None), Some(Ok(1)));
+    assert_eq!(&data, b"back!");
+    assert_eq!(pair.account.finish(ticket, &mut data, None), None, "it is over");
+    assert_eq!(pair.account.count(), 0);
+}
+
+#[test]
+fn there_are_as_many_requests_as_there_are() {
+    let mut pair = Pair::new();
+    let tickets: Vec<Ticket> = (0..4).map(|request| pair.begin(request, Moves::None).unwrap()).collect();
+    assert_eq!(pair.begin(4, Moves::None), None);
+    for _ in 0..4 {
+        let number = pair.take().unwrap();
+        pair.complete(number, 0);
+    }
+    pair.account.collect().unwrap();
+    // What is done and not looked at is not free.
+    assert_eq!(pair.begin(4, Moves::None), None);
+    pair.account.finish(tickets[2], &mut [], None);
+    assert!(pair.begin(4, Moves::None).is_some());
+}
+
+#[test]
+fn each_lie_is_found() {
+    type Tell = fn(&mut Pair);
+    let lies: [(&str, Tell, Wrong); 6] = [
+        ("not lent", |pair| pair.complete(2, 0), Wrong::Entry("complete", 2)),
+        (
+            "no such number",
+            |pair| assert_eq!(pair.complete.put(&pair.queues, 99), Ok(true)),
+            Wrong::Entry("complete", 99),
+        ),
+        ("not taken yet", |pair| pair.complete(0, 0), Wrong::Entry("complete", 0)),
+        (
+            "twice",
+            |pair| {
+                let number = pair.take().unwrap();
+                pair.complete(number, 0);
+                pair.complete(number, 0);
+            },
+            Wrong::Entry("complete", 0),
+        ),
+        (
+            "an outcome that cannot be",
+            |pair| {
+                let number = pair.take().unwrap();
+                pair.complete(number, 13);
+            },
+            Wrong::Entry("complete", 13),
+        ),
+        (
+            "a position too far",
+            |pair| pair.queues.store(COMPLETE.base, 9),
+            Wrong::Position("complete", Lie { claimed: 9, own: 0 }),
+        ),
+    ];
+    for (what, lie, wrong) in lies {
+        let mut pair = Pair::new();
+        pair.begin(0, Moves::None).unwrap();
+        lie(&mut pair);
+        assert_eq!(pair.account.collect(), Err(wrong), "{what}");
+    }
+}
+
+#[test]
+fn what_was_under_way_when_a_driver_ended_is_repeated_and_what_nobody_waits_for_is_not() {
+    let mut pair = Pair::new();
+    let [first, second, third] = [1, 2, 3].map(|request| pair.begin(request, Moves::None).unwrap());
+    let number = pair.take().unwrap();
+    pair.complete(number, 5);
+    pair.account.collect().unwrap();
+    pair.account.abandon(third);
+    let mut repeated = Vec::new();
+    pair.account.fail_all(|number| repeated.push(number));
+    assert_eq!(repeated, [2]);
+    assert_eq!(pair.account.finish(first, &mut [], None), Some(Ok(5)), "it was done");
+    assert_eq!(pair.account.finish(second, &mut [], None), Some(Err(Lost)));
+}
+
+#[test]
+fn nothing_overtakes_a_write_that_nobody_waits_for() {
+    let mut pair = Pair::new();
+    let write = pair.begin(10, Moves::Out(b"x")).unwrap();
+    pair.account.abandon(write);
+    assert_eq!(pair.begin(19, Moves::In(1)), None, "for the same unit");
+    assert!(pair.begin(20, Moves::In(1)).is_some(), "for another one");
+    let number = pair.take().unwrap();
+    pair.complete(number, 0);
+    pair.account.collect().unwrap();
+    assert!(pair.begin(19, Moves::In(1)).is_some());
+    // A read that nobody waits for holds nothing up.
+    let read = pair.begin(30, Moves::In(1)).unwrap();
+    pair.account.abandon(read);
+    assert!(pair.begin(31, Moves::None).is_some());
+}
+
+#[test]
+fn data_is_cut_off_where_a_request_s_own_part_ends() {
+    let mut pair = Pair::new();
+    pair.begin(1, Moves::Out(&[1; 99])).unwrap();
+    let mut next = [9];
+    pair.data.read(16, &mut next);
+    assert_eq!(next, [0], "the next request's");
+}
+
+proptest! {
+    /// Whatever the driver puts into the queues, the account panics never, and gives no request away twice.
+    #[test]
+    fn no_driver_confuses_the_account(acts in prop::collection::vec((0_u8..5, any::<u64>()), 0..100)) {
+        let mut pair = Pair::new();
+        let mut tickets: Vec<Ticket> = Vec::new();
+        for (act, value) in acts {
+            match act {
+                0 => if let Ok(Some(ticket)) = pair.account.begin(None, &value, Moves::In(8)) {
+                    prop_assert!(!tickets.contains(&ticket));
+                    tickets.push(ticket);
+                },
+                1 => pair.queues.store((value % 48) as usize, value >> 8),
+                2 => {
+                    // A driver that has confused itself goes on.
+                    let _ = pair.complete.put(&pair.queues, value % 6);
+                }
+                3 => if pair.account.collect().is_err() { break },
+                _ => tickets.retain(|ticket| pair.account.finish(*ticket, &mut [0; 8], None).is_none()),
+            }
+            prop_assert!(pair.account.count() <= REQUESTS);
+        }
+    }
+}

@@ -102,3 +102,47 @@ pub static ALL: [&Limit; 13] = [
     &LOCK_BTS,
     &UNFENCED,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeSet;
+
+    #[test]
+    fn a_limit_has_values_within_its_own_limits_only() {
+        static LIMIT: Limit = Limit::new("some", "something", [2, 3, 5]);
+        assert_eq!(LIMIT.get(), 3);
+        for wrong in [0, 1, 6, u64::MAX] {
+            assert_eq!(LIMIT.set(wrong), Err((2, 5)));
+            assert_eq!(LIMIT.get(), 3, "it stays as it was");
+        }
+        for right in [2, 5, 4] {
+            assert_eq!(LIMIT.set(right), Ok(()));
+            assert_eq!(LIMIT.get(), right);
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_changed_for_now_is_as_before_afterwards() {
+        static LIMIT: Limit = Limit::new("some", "something", [0, 3, 5]);
+        {
+            // The kernel itself may go beyond what a person can set.
+            let _first = LIMIT.for_now(1000);
+            assert_eq!(LIMIT.get(), 1000);
+            let _second = LIMIT.for_now(0);
+            assert_eq!(LIMIT.get(), 0);
+        }
+        assert_eq!(LIMIT.get(), 3);
+    }
+
+    #[test]
+    fn each_limit_has_a_name_of_its_own_and_begins_within_its_limits() {
+        let names: BTreeSet<&str> = ALL.iter().map(|limit| limit.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for limit in ALL {
+            assert!((limit.least..=limit.most).contains(&limit.get()), "{}", limit.name);
+            // A row of `limits` is one line.
+            assert!(limit.name.len() <= 18 && limit.what.len() <= 60, "{}", limit.name);
+        }
+    }
+}

@@ -27,7 +27,7 @@ mod recovery;
 mod scsi;
 
 /// Seconds of the CPU that waiting may take: a device may interrupt for ever and have no answer.
-const BUSY_SECONDS: u64 = 10;
+const BUSY_SECONDS: u64 = 2;
 /// Longer than any driver's budget.
 const LONGEST_TURN_MS: u64 = 1_000_000;
 

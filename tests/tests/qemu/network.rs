@@ -57,6 +57,16 @@ pub fn connect(port: u16) -> TcpStream {
     stream
 }
 
+/// A stream to an echo server of the guest, on which a byte has been there and back. libslirp 4.7 forgets what it has read from the host when
+/// a SYN-ACK comes twice (`sbreserve` empties its buffer), as one does if the guest has the answer to it late: under load, or because its
+/// driver was ended.
+pub fn echoing(port: u16) -> TcpStream {
+    let mut stream = connect(port);
+    stream.write_all(b"x").unwrap();
+    assert_eq!(read(&mut stream, 1), b"x");
+    stream
+}
+
 /// The next `len_bytes` bytes from `stream`.
 pub fn read(stream: &mut TcpStream, len_bytes: usize) -> Vec<u8> {
     let mut bytes = vec![0; len_bytes];
@@ -96,7 +106,7 @@ fn tcp_echo_returns_every_byte() {
 fn a_driver_changes_rings_in_the_middle_of_a_stream() {
     let port = free_port();
     let mut running = serving(&[(Protocol::Tcp, port, 7)]);
-    let (mut stream, data) = (connect(port), pattern(256 << 10));
+    let (mut stream, data) = (echoing(port), pattern(256 << 10));
     for change in 0..12 {
         let ring = change % 2;
         stream.write_all(&data).unwrap();

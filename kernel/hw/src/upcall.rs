@@ -66,6 +66,8 @@ impl<T: Send> Current<T> {
     }
 
     /// Enters a driver, in the ring of its address space, until it returns or is terminated. Interrupts are on meanwhile.
+    ///
+    /// Panics if an upcall is under way: the address space of that one would not be known to be in use.
     #[inline]
     pub fn enter(&self, value: &mut T, space: impl FnOnce(&T) -> &Space, entry: &Entry) -> Exit {
         let space = space(value);
@@ -80,9 +82,10 @@ impl<T: Send> Current<T> {
         };
         let frame = UpcallFrame { cr3, rip: entry.rip, rsp, args: entry.arguments };
         let cpu = cpu::this();
-        let outer = (cpu.domain_cr3.get(), cpu.domain_stacks.get(), cpu.ticks_left.load(Ordering::Relaxed));
+        assert!(cpu.domain_cr3.get() == 0, "a driver was to be entered while one runs");
         let value: *mut T = value;
-        let outer_value = (self.value.replace(value), self.entered.replace(value));
+        self.value.set(value);
+        self.entered.set(value);
         cpu.domain_cr3.set(cr3);
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.store(entry.ticks, Ordering::Relaxed);
@@ -91,12 +94,11 @@ impl<T: Send> Current<T> {
         let end = unsafe { enter(&frame) };
         let tsc_ticks = crate::latency::tsc().wrapping_sub(began);
         let ticks_left = cpu.ticks_left.load(Ordering::Relaxed);
-        let (cr3, stacks, ticks) = outer;
-        cpu.domain_cr3.set(cr3);
-        cpu.domain_stacks.set(stacks);
-        cpu.ticks_left.store(ticks, Ordering::Relaxed);
-        self.value.set(outer_value.0);
-        self.entered.set(outer_value.1);
+        cpu.domain_cr3.set(0);
+        cpu.domain_stacks.set(0);
+        cpu.ticks_left.store(0, Ordering::Relaxed);
+        self.value.set(null_mut());
+        self.entered.set(null_mut());
         Exit { value: end.value, is_terminated: end.ended != 0, ticks_left, tsc_ticks }
     }
 }

@@ -18,7 +18,8 @@ impl Space {
     /// Takes the pages of a constant segment over from `before`, with rights `flags`; `false` if they are not what the file
     /// says, and then all stays as it is.
     pub fn take_over(&mut self, before: &mut Space, segment: &Segment, flags: Flags) -> Result<bool, OutOfMemory> {
-        if before.is_set_aside() || !before.holds(segment) {
+        let is_own = self.is_own(self.image() + segment.pages.start, segment.pages.len_bytes);
+        if before.is_set_aside() || before.is_entered() || !is_own || !before.holds(segment) {
             return Ok(false);
         }
         let (from, to) = (before.image(), self.image());

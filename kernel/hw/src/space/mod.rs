@@ -280,11 +280,15 @@ impl Space {
         self.write(self.stub(number), &stub);
     }
 
-    /// Whether `len_bytes` bytes from `start` are pages of its own slot. **Nothing else of it changes once it is made**: the entry area, where
+    /// Whether `len_bytes` bytes from `start` are in its own slot. **Nothing else of it changes once it is made**: the entry area, where
     /// its capability table is, above all.
+    fn is_in_slot(&self, start: u64, len_bytes: u64) -> bool {
+        Extent::new(slot_base(self.slot), SLOT_SIZE).encloses(Extent::new(start, len_bytes))
+    }
+
+    /// The same for whole pages.
     fn is_own(&self, start: u64, len_bytes: u64) -> bool {
-        let slot = Extent::new(slot_base(self.slot), SLOT_SIZE);
-        start.is_multiple_of(PAGE_SIZE) && slot.encloses(Extent::new(start, len_bytes))
+        start.is_multiple_of(PAGE_SIZE) && self.is_in_slot(start, len_bytes)
     }
 
     /// Maps fresh zeroed frames from `start` for `len_bytes` bytes, whole pages of its slot.
@@ -353,8 +357,12 @@ impl Space {
         self.table().translate(address)
     }
 
-    /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if a page is not the domain's memory.
+    /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if that is not all in its slot, or a page is not the
+    /// domain's memory.
     pub fn write(&self, start: u64, bytes: &[u8]) -> bool {
+        if !self.is_in_slot(start, bytes.len() as u64) {
+            return false;
+        }
         let mut done = 0;
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
             let Some(address) = start.checked_add(done as u64) else { return false };
@@ -382,10 +390,10 @@ impl Space {
         Some(with(&Window::new(registers), start - first))
     }
 
-    /// Copies bytes from `start` into `to`; `false` if a page is not the domain's own memory. Registers of its device are not: reading them
-    /// does things, and they need not lie where the kernel has physical memory mapped.
+    /// Copies bytes from `start` into `to`; `false` if that is not all in its slot, or a page is not the domain's own memory. Registers of its
+    /// device are not: reading them does things, and they need not lie where the kernel has physical memory mapped.
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
-        read(self.table(), start, to)
+        self.is_in_slot(start, to.len() as u64) && read(self.table(), start, to)
     }
 }
 
@@ -415,7 +423,8 @@ fn read(root: Root, start: u64, to: &mut [u8]) -> bool {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        if self.set_aside {
+        // One that is in use is never free: whoever replaced it while its driver runs has lost it.
+        if self.set_aside || self.is_entered() {
             let own = [&self.root, &self.slot_table, &self.entry_table, &self.ldt, &self.stacks];
             own.into_iter().chain(&self.io_bitmap).for_each(Frames::keep);
             self.lent.iter().for_each(|(_, memory)| memory.keep());

@@ -49,10 +49,30 @@ pub(crate) fn mailbox(len_bytes: u64) -> Result<String> {
     let page = (slot + MAILBOX) as *const u8;
     // SAFETY: the kernel maps the page before it enters the driver.
     let bytes: Vec<u8> = (0..len_bytes as usize).map(|index| unsafe { page.add(index).read_volatile() }).collect();
-    // Not `from_utf8`: its code happens to look like what is refused under QEMU 10.0 (docs/threat-model.md).
-    match bytes.utf8_chunks().next() {
-        None => Ok(String::new()),
-        Some(chunk) if chunk.valid().len() == bytes.len() => Ok(chunk.valid().into()),
-        Some(_) => Err(Refusal::Invalid),
+    let text = text_of(&bytes);
+    text.ok_or(Refusal::Invalid)
+}
+
+/// Bytes as UTF-8 (RFC 3629); `None` if they are not. Not `from_utf8`, nor anything else of `core` that decodes it: their code happens to look
+/// like what is refused under QEMU 10.0 (docs/threat-model.md).
+fn text_of(bytes: &[u8]) -> Option<String> {
+    let mut text = String::new();
+    let mut rest = bytes.iter().copied();
+    while let Some(first) = rest.next() {
+        let (more, bits) = match first.leading_ones() {
+            0 => (0, first),
+            2 => (1, first & 0x1f),
+            3 => (2, first & 0x0f),
+            4 => (3, first & 0x07),
+            _ => return None,
+        };
+        let mut code = u32::from(bits);
+        for _ in 0..more {
+            code = code << 6 | u32::from(rest.next().filter(|byte| byte & 0xc0 == 0x80)? & 0x3f);
+        }
+        // What could be shorter is no UTF-8.
+        let decoded = char::from_u32(code).filter(|decoded| decoded.len_utf8() == more + 1)?;
+        text.push(decoded);
     }
+    Some(text)
 }

@@ -2,7 +2,7 @@
 
 use host::domain::whose::Owner;
 use hw::arch::frame::TrapFrame;
-use hw::arch::power::{self, Ending};
+use hw::panic::end_kernel;
 use hw::println;
 use hw::symbols::Location;
 use hw::symbols::backtrace;
@@ -11,24 +11,12 @@ use ringfence_abi::layout::slot_of;
 /// Most frames of a backtrace.
 const MAX_FRAMES: usize = 32;
 
-fn begin() {
-    if !power::note_panic() {
-        // A panic in a panic: the console or the symbols are what is broken.
-        power::end(Ending::Panic);
-    }
-    hw::arch::watch::end_all();
-    hw::console::break_locks();
-    hw::console::screen::take_over();
-}
-
-fn end() -> ! {
-    println!("ringfence: kernel panic");
-    power::end(Ending::Panic)
-}
-
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
-    begin();
+    end_kernel(|| report(info))
+}
+
+fn report(info: &core::panic::PanicInfo) {
     println!("\nkernel panic: {}", info.message());
     if let Some(location) = info.location() {
         println!("    at {location}");
@@ -40,16 +28,15 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
     println!("    cr0={:016x} cr2={:016x} cr4={:016x}", Cr0::read_raw(), Cr2::read_raw(), Cr4::read_raw());
     println!("    cr3={:016x}", Cr3::read_raw().0.start_address());
     print_backtrace(rbp);
-    end()
 }
 
 /// An exception that hit the kernel, or a driver that the kernel trusts.
 pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
-    begin();
-    print_headline(name, frame, address);
-    println!("{frame}");
-    print_backtrace(frame.rbp);
-    end()
+    end_kernel(|| {
+        print_headline(name, frame, address);
+        println!("{frame}");
+        print_backtrace(frame.rbp);
+    })
 }
 
 fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {

@@ -7,7 +7,7 @@
 //! * [`space`]: the address space of a domain; [`upcall`]: entering it, and leaving it
 //! * [`pci`], [`iommu`]: devices, and what keeps them to their driver's memory
 //! * [`symbols`]: addresses in words
-//! * [`console`]: serial line and screen; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
+//! * [`console`]: serial line and screen; [`panic`]: the kernel's own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
 //! * [`boot`], [`firmware`]: what the loader and ACPI say of the machine
 #![no_std]
 #![warn(missing_docs)]
@@ -24,6 +24,7 @@ pub mod firmware;
 pub mod iommu;
 pub mod latency;
 pub mod memory;
+pub mod panic;
 pub mod pci;
 pub mod space;
 pub mod symbols;

@@ -55,7 +55,10 @@ fn selector(address: PciAddress, offset: u16) -> u32 {
 }
 
 /// A PCI function as it was found at boot.
-#[derive(Debug, Clone)]
+///
+/// There are those that [`init`] has found, and no others: what is said here of BARs is where registers are mapped.
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Function {
     /// Bus, device and function number.
     pub address: PciAddress,

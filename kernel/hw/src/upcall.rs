@@ -8,6 +8,7 @@ use crate::space::{Ring, Space};
 use core::cell::Cell;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering;
+use ringfence_abi::layout::slot_of;
 
 /// How a driver is entered.
 #[derive(Debug, Clone, Copy)]
@@ -67,10 +68,12 @@ impl<T: Send> Current<T> {
 
     /// Enters a driver, in the ring of its address space, until it returns or is terminated. Interrupts are on meanwhile.
     ///
-    /// Panics if an upcall is under way: the address space of that one would not be known to be in use.
+    /// Panics if an upcall is under way: the address space of that one would not be known to be in use; and if the first instruction is not in
+    /// the slot.
     #[inline]
     pub fn enter(&self, value: &mut T, space: impl FnOnce(&T) -> &Space, entry: &Entry) -> Exit {
         let space = space(value);
+        let is_own = slot_of(entry.rip) == Some(space.slot());
         let [cr3, stacks, rsp] = [space.cr3(), space.stacks_alias(), space.first_rsp()];
         let enter = match space.ring() {
             Ring::Sandboxed => {
@@ -83,6 +86,7 @@ impl<T: Send> Current<T> {
         let frame = UpcallFrame { cr3, rip: entry.rip, rsp, args: entry.arguments };
         let cpu = cpu::this();
         assert!(cpu.domain_cr3.get() == 0, "a driver was to be entered while one runs");
+        assert!(is_own, "a driver was to be entered where it is not");
         let value: *mut T = value;
         self.value.set(value);
         self.entered.set(value);

@@ -36,8 +36,11 @@ impl Device {
     /// Another driver says that the device is like this; `false` if it is another one then: its blocks are not those that were there.
     pub(super) fn is_still(&self, info: &BlockInfo) -> bool {
         let before = self.info;
-        self.blocks.store(info.blocks, Ordering::Release);
-        (before.block_bytes, before.model) == (info.block_bytes, info.model)
+        let is_same = (before.block_bytes, before.model, before.flags) == (info.block_bytes, info.model, info.flags);
+        if is_same {
+            self.blocks.store(info.blocks, Ordering::Release);
+        }
+        is_same
     }
 
     /// It is not there any more: what is done with it from now on fails.

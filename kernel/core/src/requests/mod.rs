@@ -152,7 +152,7 @@ pub struct Account<P: Protocol, M> {
     /// How many of them the driver has, and nobody waits for.
     abandoned: usize,
     /// Woken when a request becomes free.
-    on_free: Option<Waker>,
+    on_free: Vec<Waker>,
 }
 
 impl<P: Protocol, M: Words + Data> Account<P, M> {
@@ -166,7 +166,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
             complete: Consumer::new(complete),
             requests: (0..P::REQUESTS).map(|_| State::Free).collect(),
             abandoned: 0,
-            on_free: None,
+            on_free: Vec::new(),
         }
     }
 
@@ -234,9 +234,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
                 self.settle(slot, State::Lost);
             }
         }
-        if let Some(waker) = self.on_free.take() {
-            waker.wake();
-        }
+        core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
     }
 
     fn settle(&mut self, number: usize, end: State<P>) {
@@ -255,19 +253,12 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         if let Some(state) = self.requests.get_mut(number) {
             *state = State::Free;
         }
-        if let Some(waker) = self.on_free.take() {
-            waker.wake();
-        }
+        core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes `waker` when a request becomes free.
+    /// Wakes `waker` when a request becomes free: all who wait look again then, as what one of them wants may be held back.
     pub fn wake_when_free(&mut self, waker: &Waker) {
-        // Who was there first looks again, and registers again if there is still none. Several waits of one task share
-        // its waker.
-        match self.on_free.replace(waker.clone()) {
-            Some(other) if !other.will_wake(waker) => other.wake(),
-            _ => {}
-        }
+        repeat::wait_in(&mut self.on_free, waker);
     }
 
     /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete. It is over then.

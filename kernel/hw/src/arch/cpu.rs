@@ -7,21 +7,21 @@ use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 
 /// What `entry.S` and upcalls need at once. There is one CPU; more would each have one of these.
 #[repr(C)]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// Continuation of the upcall that is under way, and top of the stack for services and traps during it.
-    pub upcall_rsp: Cell<u64>,
+    pub(crate) upcall_rsp: Cell<u64>,
     /// CR3 of the domain whose upcall is under way.
-    pub domain_cr3: Cell<u64>,
+    pub(crate) domain_cr3: Cell<u64>,
     /// Where the kernel sees that domain's stacks' page.
-    pub domain_stacks: Cell<u64>,
+    pub(crate) domain_stacks: Cell<u64>,
     /// Top of the stack for interrupts that hit the kernel.
-    pub interrupt_stack: Cell<u64>,
+    pub(crate) interrupt_stack: Cell<u64>,
     /// Top of the stack for exceptions that hit the kernel.
-    pub exception_stack: Cell<u64>,
+    pub(crate) exception_stack: Cell<u64>,
     /// Top of the stack for what can hit those: NMI, double fault, machine check.
-    pub critical_stack: Cell<u64>,
+    pub(crate) critical_stack: Cell<u64>,
     /// Timer ticks that the upcall under way may still see.
-    pub ticks_left: AtomicU32,
+    pub(crate) ticks_left: AtomicU32,
 }
 
 // SAFETY: there is one CPU, and interrupt handlers write nothing but `ticks_left`.
@@ -29,7 +29,7 @@ unsafe impl Sync for Cpu {}
 
 /// The one CPU's state, for `entry.S`. Rust goes through [`this`]. Where it lies in its page is chosen (`kernel.ld`).
 #[unsafe(link_section = ".data.cpu")]
-pub static CPU: Cpu = Cpu {
+pub(crate) static CPU: Cpu = Cpu {
     upcall_rsp: Cell::new(0),
     domain_cr3: Cell::new(0),
     domain_stacks: Cell::new(0),
@@ -40,7 +40,7 @@ pub static CPU: Cpu = Cpu {
 };
 
 /// The state of the CPU that runs this.
-pub fn this() -> &'static Cpu {
+pub(crate) fn this() -> &'static Cpu {
     &CPU
 }
 

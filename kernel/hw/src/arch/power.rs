@@ -54,14 +54,13 @@ pub fn end(ending: Ending) -> ! {
 /// Set once the kernel has panicked.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
-/// Notes that the kernel has panicked: **nothing that was under way ever goes on**, so whoever calls this ends the machine. `false` if it was
-/// noted before.
-pub fn note_panic() -> bool {
+/// Notes that the kernel has panicked: nothing that was under way goes on. `false` if it was noted before.
+pub(crate) fn note_panic() -> bool {
     x86_64::instructions::interrupts::disable();
     !PANICKED.swap(true, Ordering::SeqCst)
 }
 
 /// Whether that was noted.
-pub fn has_panicked() -> bool {
+pub(crate) fn has_panicked() -> bool {
     PANICKED.load(Ordering::Relaxed)
 }

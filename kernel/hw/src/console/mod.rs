@@ -165,13 +165,13 @@ pub fn drain() {
     }
 }
 
-/// Breaks whatever lock a panic may have hit, so that it can still speak. Nothing happens if there was no panic.
-pub fn break_locks() {
-    if !crate::arch::power::has_panicked() {
-        return;
-    }
+/// Breaks whatever lock a panic may have hit, so that it can still speak.
+///
+/// # Safety
+/// Who holds one must never go on.
+pub(crate) unsafe fn break_locks() {
     MUTED.store(0, Ordering::Relaxed);
-    // SAFETY: who held one never goes on.
+    // SAFETY: as the caller says.
     unsafe {
         UART.force_unlock();
         CAPTURED.force_unlock();

@@ -78,6 +78,8 @@ pub struct Unit {
     /// Where its fault records are, and how many.
     records: (u64, u64),
     can_remap: bool,
+    /// Bits of an IOTLB invalidation that have it wait for writes and for reads (6.5.2.3), as far as the unit can be told to.
+    drain: u64,
 }
 
 impl Unit {
@@ -108,6 +110,8 @@ impl Unit {
             done: Frames::new(1)?,
             records: (first_record * 16, last_record + 1),
             can_remap: extended & 1 << 3 != 0,
+            // DWD and DRD (10.4.2) lie as DW and DR do.
+            drain: capability >> 54 << 6 & 0b11 << 6,
         };
         // Translation first: a device that firmware has set going must not go through tables that are nobody's any more.
         for on in [bit::TRANSLATION, bit::INTERRUPTS, bit::QUEUE] {
@@ -207,6 +211,11 @@ impl Unit {
         Ok(())
     }
 
+    /// Has the unit forget all of a domain. Reads and writes that were translated before are over when that is done.
+    fn iotlb_of(&self, domain: u16) -> [u64; 2] {
+        [2 | 2 << 4 | self.drain | u64::from(domain) << 16, 0]
+    }
+
     /// The tables of `domain`.
     fn of(&self, domain: u16) -> Option<&Tables> {
         self.domains.iter().find(|(other, _)| *other == domain).map(|(_, tables)| tables)
@@ -225,7 +234,7 @@ impl Iommu for Unit {
         self.domains.push((domain, tables));
         self.set_context(source, |_| entry)?;
         // A unit may remember that there was none.
-        self.invalidate(&[context_of(source, domain), iotlb_of(domain)])
+        self.invalidate(&[context_of(source, domain), self.iotlb_of(domain)])
     }
 
     fn map(&mut self, domain: u16, start: u64, memory: &SharedMemory, is_written: bool) -> Result<(), Unusable> {
@@ -242,7 +251,7 @@ impl Iommu for Unit {
     }
 
     fn flush(&mut self, domain: u16) -> Result<(), Unusable> {
-        self.invalidate(&[iotlb_of(domain)])
+        self.invalidate(&[self.iotlb_of(domain)])
     }
 
     fn silence(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
@@ -253,7 +262,7 @@ impl Iommu for Unit {
 
     fn detach(&mut self, source: u16, domain: u16) -> Result<(), Unusable> {
         self.set_context(source, |_| [0, 0])?;
-        self.invalidate(&[context_of(source, domain), iotlb_of(domain)])?;
+        self.invalidate(&[context_of(source, domain), self.iotlb_of(domain)])?;
         if let Some(index) = self.domains.iter().position(|(other, _)| *other == domain) {
             self.domains.swap_remove(index);
         }
@@ -329,10 +338,6 @@ const INTERRUPTS_ALL: [u64; 2] = [4, 0];
 
 fn context_of(source: u16, domain: u16) -> [u64; 2] {
     [1 | 3 << 4 | u64::from(domain) << 16 | u64::from(source) << 32, 0]
-}
-
-fn iotlb_of(domain: u16) -> [u64; 2] {
-    [2 | 2 << 4 | u64::from(domain) << 16, 0]
 }
 
 /// Second-level tables (3.7): what a device reaches, by its own addresses. They are free when this goes: nothing may use them any more.

@@ -97,7 +97,7 @@ impl Entry {
     }
 
     fn set(self, pa: u64, flags: Flags) {
-        self.set_bits(pa & ADDRESS | flags.bits());
+        self.set_bits(pa & ADDRESS | flags.bits() & !ADDRESS);
     }
 
     /// The table or the frame that it leads to.

@@ -24,6 +24,9 @@ use ringfence_core::port_bitmap::{self, Ports};
 const MAX_PORTS: u32 = 256;
 /// First port that an I/O BAR can begin with: below are the ports of the mainboard's own devices, and no firmware puts a BAR there.
 const FIRST_PORT: u16 = 0x400;
+/// The ports of configuration space, which are above that.
+const CONFIG: u16 = 0xcf8;
+const CONFIG_END: u16 = 0xd00;
 /// First address that no entry of a page table can hold (SDM vol. 3A, 4.5.4).
 const PHYSICAL_END: u64 = 1 << 52;
 
@@ -78,7 +81,8 @@ pub fn ports_of(function: &Function, index: usize) -> Option<Result<Ports, Refus
     let Bar::Io { port } = function.bars.get(index)?.as_ref()? else { return None };
     let count = function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16;
     let Ok(first) = u16::try_from(*port) else { return Some(Err(Refusal::Invalid)) };
-    Some(if first < FIRST_PORT { Err(Refusal::Denied) } else { Ok(Ports { first, count }) })
+    let is_denied = first < FIRST_PORT || first.checked_add(count).is_none_or(|end| first < CONFIG_END && end > CONFIG);
+    Some(if is_denied { Err(Refusal::Denied) } else { Ok(Ports { first, count }) })
 }
 
 /// The port at `offset` of `function`'s BAR `index`, if that is an I/O BAR that a driver may have.

@@ -117,6 +117,8 @@ impl Space {
         let root = Root::of(&space.root);
         root.set_top(slot_base(slot), Some((&space.slot_table, Flags::empty())));
         Root::kernel().set_top(slot_base(slot), Some((&space.slot_table, Flags::NO_EXECUTE)));
+        // Another one may have had the slot.
+        x86_64::instructions::tlb::flush_all();
         root.set_top(entry_area::BASE, Some((&space.entry_table, Flags::empty())));
         for page in (entry_area::BASE..entry_area::BASE + entry_area::LEN_BYTES).step_by(PAGE_SIZE as usize) {
             // The kernel's own frames, read-only, but for the pages that are the domain's.
@@ -156,7 +158,7 @@ impl Space {
 
     /// Leaves its slot to a successor, if it may and still has it. Its memory stays its own.
     fn leave_slot(&mut self) -> Option<usize> {
-        let leaves = self.has_slot && !self.set_aside;
+        let leaves = self.has_slot && !self.set_aside && !self.is_entered();
         leaves.then(|| {
             self.has_slot = false;
             self.slot
@@ -288,7 +290,7 @@ impl Space {
 
     /// The same for whole pages.
     fn is_own(&self, start: u64, len_bytes: u64) -> bool {
-        start.is_multiple_of(PAGE_SIZE) && self.is_in_slot(start, len_bytes)
+        start.is_multiple_of(PAGE_SIZE) && len_bytes.is_multiple_of(PAGE_SIZE) && self.is_in_slot(start, len_bytes)
     }
 
     /// Maps fresh zeroed frames from `start` for `len_bytes` bytes, whole pages of its slot.
@@ -323,7 +325,8 @@ impl Space {
         Ok(memory)
     }
 
-    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that nobody else has. What was lent goes as a whole.
+    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that nobody else has. What was lent stays
+    /// until all of it is unmapped at once.
     pub fn unmap(&mut self, start: u64, len_bytes: u64) {
         if !self.is_own(start, len_bytes) {
             return;
@@ -331,7 +334,8 @@ impl Space {
         for offset in pages(len_bytes) {
             drop(self.table().take(start + offset));
         }
-        self.lent.retain(|(at, _)| !(start..start + len_bytes).contains(at));
+        let gone = Extent::new(start, len_bytes);
+        self.lent.retain(|(at, memory)| !gone.encloses(Extent::new(*at, memory.len_bytes() as u64)));
     }
 
     /// Changes the rights of `len_bytes` bytes from `start`, whole pages of its slot.

@@ -118,7 +118,7 @@ pub struct MachineArguments {
     /// QEMU's name of the network card, or 'none'.
     #[arg(long, value_name = "MODEL", default_value = "e1000")]
     nic: String,
-    /// QEMU's name of the SCSI adapter, or virtio-blk-pci for block devices, or 'none'.
+    /// QEMU's name of the SCSI adapter, or virtio-blk-pci or isa-ide for block devices, or 'none'.
     #[arg(long, value_name = "MODEL", default_value = "virtio-scsi-pci")]
     hba: String,
     /// Memory in MiB.

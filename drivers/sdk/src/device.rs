@@ -115,7 +115,7 @@ impl Mmio {
     mmio_access!(read64, write64, u64);
 }
 
-/// The ports of an I/O BAR.
+/// The ports of an I/O BAR, or of a run of a device at fixed ports.
 #[derive(Clone, Copy)]
 pub struct Ports {
     first: u16,
@@ -152,7 +152,7 @@ macro_rules! port_access {
 }
 
 impl Ports {
-    /// Opens the ports of I/O BAR `bar`.
+    /// Opens the ports of I/O BAR `bar`; of a device at fixed ports, those of run `bar`.
     pub fn open(bar: u64) -> Result<Ports> {
         // SAFETY: no pointers.
         let (first, count) = unsafe { (answer(raw::rf_bar_map(bar))?, answer(raw::rf_bar_len(bar))?) };
@@ -166,6 +166,30 @@ impl Ports {
         let is_inside = usize::from(offset) + width_bytes <= usize::from(count);
         assert!(is_inside, "port {offset:#x} outside BAR {bar} ({count:#x} ports)");
         self.first + offset
+    }
+
+    /// Fills `to` with what port `offset` says 16 bits at a time, the low byte first; a last odd byte is left as it is. Panics if it is not
+    /// one of the BAR's.
+    #[track_caller]
+    pub fn read_words(&self, offset: u16, to: &mut [u8]) {
+        let port = self.port(offset, size_of::<u16>());
+        // SAFETY: a port of the driver's own device; what is written is all inside of `to`.
+        unsafe {
+            core::arch::asm!("rep insw", in("dx") port, inout("rdi") to.as_mut_ptr() => _,
+                inout("rcx") to.len() / 2 => _, options(nostack, preserves_flags));
+        }
+    }
+
+    /// Writes `from` to port `offset`, 16 bits at a time, the low byte first; a last odd byte is left out. Panics if it is not one of the
+    /// BAR's.
+    #[track_caller]
+    pub fn write_words(&self, offset: u16, from: &[u8]) {
+        let port = self.port(offset, size_of::<u16>());
+        // SAFETY: a port of the driver's own device; what is read is all inside of `from`.
+        unsafe {
+            core::arch::asm!("rep outsw", in("dx") port, inout("rsi") from.as_ptr() => _,
+                inout("rcx") from.len() / 2 => _, options(nostack, preserves_flags, readonly));
+        }
     }
 
     port_access!(read8, write8, u8, "al");

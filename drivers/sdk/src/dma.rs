@@ -9,9 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 ///
 /// The device may write it at any moment, so values are copied in and out; no reference to it exists.
 pub struct Dma {
-    start: NonNull<u8>,
+    bytes: Bytes,
     address: u64,
-    len_bytes: usize,
 }
 
 impl Dma {
@@ -23,7 +22,8 @@ impl Dma {
             (start, answer(raw::rf_dma_address(start))?)
         };
         let start = NonNull::new(start as *mut u8).ok_or(crate::Refusal::NoMemory)?;
-        Ok(Dma { start, address, len_bytes })
+        // SAFETY: the kernel has just mapped it, and it is unmapped when this is dropped.
+        Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address })
     }
 
     /// The same for a device whose addresses have 32 bits. [`crate::Refusal::NoMemory`] if it does not reach it.
@@ -44,7 +44,7 @@ impl Dma {
     /// Copies a value out. Panics if it is not all inside.
     #[track_caller]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
-        let place = self.place(offset, size_of::<T>()).cast::<T>();
+        let place = self.bytes.place(offset, size_of::<T>()).cast::<T>();
         // SAFETY: inside the memory; any bytes are a `T`.
         unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } }
     }
@@ -52,7 +52,7 @@ impl Dma {
     /// Copies a value in. Panics if it does not fit.
     #[track_caller]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
-        let place = self.place(offset, size_of::<T>()).cast::<T>();
+        let place = self.bytes.place(offset, size_of::<T>()).cast::<T>();
         // SAFETY: inside the memory.
         unsafe { if place.is_aligned() { place.write_volatile(value) } else { place.write_unaligned(value) } }
     }
@@ -60,14 +60,46 @@ impl Dma {
     /// Copies bytes out. Panics if they are not all inside.
     #[track_caller]
     pub fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        let place = self.place(offset, to.len());
-        // SAFETY: inside the memory, and `to` is elsewhere.
-        unsafe { core::ptr::copy_nonoverlapping(place.as_ptr(), to.as_mut_ptr(), to.len()) };
+        self.bytes.read(offset, to);
     }
 
     /// Copies bytes in. Panics if they do not fit.
     #[track_caller]
     pub fn write_bytes(&self, offset: usize, from: &[u8]) {
+        self.bytes.write(offset, from);
+    }
+}
+
+impl Drop for Dma {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a reference to it. It can only be refused if the kernel never gave it.
+        unsafe { raw::rf_dma_free(self.bytes.start.as_ptr() as u64) };
+    }
+}
+
+/// Memory that others write as well: bytes are copied in and out.
+pub(crate) struct Bytes {
+    start: NonNull<u8>,
+    len_bytes: usize,
+}
+
+impl Bytes {
+    /// # Safety
+    /// The kernel must have mapped `len_bytes` bytes at `start`, which stay mapped as long as this is used, and to which there is no
+    /// reference.
+    pub(crate) unsafe fn new(start: NonNull<u8>, len_bytes: usize) -> Bytes {
+        Bytes { start, len_bytes }
+    }
+
+    #[track_caller]
+    pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
+        let place = self.place(offset, to.len());
+        // SAFETY: inside the memory, and `to` is elsewhere.
+        unsafe { core::ptr::copy_nonoverlapping(place.as_ptr(), to.as_mut_ptr(), to.len()) };
+    }
+
+    #[track_caller]
+    pub(crate) fn write(&self, offset: usize, from: &[u8]) {
         let place = self.place(offset, from.len());
         // SAFETY: inside the memory, and `from` is elsewhere.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), place.as_ptr(), from.len()) };
@@ -80,13 +112,6 @@ impl Dma {
         assert!(inside, "{len_bytes} bytes at {offset:#x} outside DMA memory ({all:#x} bytes)");
         // SAFETY: inside the memory.
         unsafe { self.start.add(offset) }
-    }
-}
-
-impl Drop for Dma {
-    fn drop(&mut self) {
-        // SAFETY: nobody has a reference to it. It can only be refused if the kernel never gave it.
-        unsafe { raw::rf_dma_free(self.start.as_ptr() as u64) };
     }
 }
 

@@ -17,6 +17,7 @@ impl Manifest {
             name: manifest::field(name),
             version: manifest::field(version),
             pci_ids: manifest::pci_ids(&[]),
+            fixed_ports: [0; manifest::MAX_FIXED],
             heap_bytes: 64 << 10,
             dma_bytes: 0,
             stack_bytes: 32 << 10,
@@ -36,6 +37,18 @@ impl Manifest {
     /// Vendor and device ids of the PCI functions that it drives.
     pub const fn pci(mut self, ids: &[(u16, u16)]) -> Manifest {
         self.0.pci_ids = manifest::pci_ids(ids);
+        self
+    }
+
+    /// The devices at fixed ports that it drives, by the first port of each: 0x1f0 and 0x170 are the channels of ATA disks. Panics if there
+    /// are too many.
+    pub const fn fixed(mut self, first_ports: &[u16]) -> Manifest {
+        assert!(first_ports.len() <= manifest::MAX_FIXED, "too many devices at fixed ports");
+        let mut index = 0;
+        while index < first_ports.len() {
+            self.0.fixed_ports[index] = first_ports[index];
+            index += 1;
+        }
         self
     }
 

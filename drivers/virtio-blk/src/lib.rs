@@ -4,10 +4,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-use ringfence_sdk::abi::block::BLOCK_REQUESTS;
 use ringfence_sdk::block::{
-    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ_ONLY, BLOCK_UNSUPPORTED, BLOCK_WRITE, BlockDevice, BlockDriver,
-    BlockInfo, BlockRequest, Queues,
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE, BlockDevice,
+    BlockDriver, BlockInfo, Queues, Request,
 };
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
@@ -69,6 +68,8 @@ struct VirtioBlk {
     requests: Virtqueue,
     /// Headers and status bytes.
     slots: Dma,
+    /// What the device has, by number.
+    under_way: [Option<Request>; BLOCK_REQUESTS],
     info: BlockInfo,
     /// Whether the device has a cache that is to be flushed.
     flushes: bool,
@@ -109,7 +110,9 @@ impl BlockDevice for VirtioBlk {
             model,
         };
         let slots = Dma::new(BLOCK_REQUESTS * SLOT_BYTES)?;
-        let mut disk = VirtioBlk { transport, requests, slots, info, flushes: has & features::FLUSH != 0 };
+        let under_way = [const { None }; BLOCK_REQUESTS];
+        let flushes = has & features::FLUSH != 0;
+        let mut disk = VirtioBlk { transport, requests, slots, under_way, info, flushes };
         disk.describe_slots();
         device::enable_dma()?;
         disk.transport.finish();
@@ -128,11 +131,11 @@ impl BlockDevice for VirtioBlk {
             self.transport.acknowledge();
         }
         let mut submitted = false;
-        while let Some((number, request)) = queues.take() {
-            match request.operation {
-                BLOCK_FLUSH if !self.flushes => queues.complete(number, BLOCK_OK),
+        while let Some(request) = queues.take() {
+            match request.operation() {
+                BLOCK_FLUSH if !self.flushes => queues.complete(request, BLOCK_OK),
                 _ => {
-                    self.submit(number, &request);
+                    self.submit(request);
                     submitted = true;
                 }
             }
@@ -145,8 +148,8 @@ impl BlockDevice for VirtioBlk {
         }
         while let Some(head) = self.requests.take_used() {
             let number = usize::from(head / DESCRIPTORS);
-            if number < BLOCK_REQUESTS {
-                queues.complete(number, self.status(number));
+            if let Some(request) = self.under_way.get_mut(number).and_then(Option::take) {
+                queues.complete(request, self.status(number));
             }
         }
         Reply::ACKNOWLEDGED
@@ -168,12 +171,13 @@ impl VirtioBlk {
         }
     }
 
-    fn submit(&mut self, number: usize, request: &BlockRequest) {
+    fn submit(&mut self, request: Request) {
+        let number = request.number();
         let slot = number * SLOT_BYTES;
-        let (kind, sector) = match request.operation {
+        let (kind, sector) = match request.operation() {
             BLOCK_FLUSH => (kind::FLUSH, 0),
-            BLOCK_WRITE => (kind::OUT, request.lba * (u64::from(self.info.block_bytes) / SECTOR_BYTES)),
-            _ => (kind::IN, request.lba * (u64::from(self.info.block_bytes) / SECTOR_BYTES)),
+            BLOCK_WRITE => (kind::OUT, request.lba() * (u64::from(self.info.block_bytes) / SECTOR_BYTES)),
+            _ => (kind::IN, request.lba() * (u64::from(self.info.block_bytes) / SECTOR_BYTES)),
         };
         self.slots.write(slot, kind);
         self.slots.write(slot + 4, 0_u32);
@@ -182,13 +186,14 @@ impl VirtioBlk {
         // 2.4.4.2: what the device reads comes before what it writes.
         let head = number as u16 * DESCRIPTORS;
         let (status, data) = (head + 1, head + 2);
-        self.requests.describe(data, request.data_address, request.data_len);
+        self.requests.describe(data, request.data_address(), request.data_len() as u32);
         match kind {
             kind::OUT => self.requests.chain(&[(head, false), (data, false), (status, true)]),
             kind::IN => self.requests.chain(&[(head, false), (data, true), (status, true)]),
             _ => self.requests.chain(&[(head, false), (status, true)]),
         }
         self.requests.offer(head);
+        self.under_way[number] = Some(request);
     }
 
     fn status(&self, number: usize) -> u32 {

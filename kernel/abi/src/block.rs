@@ -19,7 +19,7 @@ pub const COMPLETE: Place = Place::new(SUBMIT.end(), BLOCK_REQUESTS);
 const FIRST_REQUEST: usize = COMPLETE.end();
 /// Words of a request, and from one to the next: the status is behind it.
 const WORDS: usize = size_of::<BlockRequest>() / 8;
-const REQUEST_WORDS: usize = 4;
+const REQUEST_WORDS: usize = 8;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = (FIRST_REQUEST + BLOCK_REQUESTS * REQUEST_WORDS) * 8;
 const _: () = assert!(WORDS < REQUEST_WORDS);
@@ -42,8 +42,10 @@ pub const BLOCK_UNSUPPORTED: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct BlockRequest {
-    /// Address of the data for the device.
+    /// Address of the data for the device; 0 for one that reaches no memory.
     pub data_address: u64,
+    /// Address of the data for the driver.
+    pub data: u64,
     /// Length of the data in bytes, a multiple of a block's.
     pub data_len: u32,
     /// [`BLOCK_READ`], [`BLOCK_WRITE`] or [`BLOCK_FLUSH`].

@@ -11,6 +11,8 @@ pub const SECTION: &str = ".ringfence";
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGFNCE");
 /// How many PCI ids a module can name.
 pub const MAX_PCI_IDS: usize = 8;
+/// How many devices at fixed ports it can name.
+pub const MAX_FIXED: usize = 4;
 
 /// Longest time that a manifest can allow one upcall, in milliseconds: nothing else runs meanwhile.
 pub const MAX_UPCALL_MS: u64 = 1000;
@@ -92,6 +94,8 @@ pub struct Manifest {
     pub version: [u8; 16],
     /// The PCI functions it drives, ended by [`PciId::NONE`] if there are fewer.
     pub pci_ids: [PciId; MAX_PCI_IDS],
+    /// The devices at fixed ports it drives, by the first port of each; 0 ends the list.
+    pub fixed_ports: [u16; MAX_FIXED],
     /// Most heap it may have, in bytes.
     pub heap_bytes: u32,
     /// Most DMA memory it may have, in bytes, queues of its kind not counted.
@@ -109,7 +113,7 @@ pub struct Manifest {
 }
 
 // The layout is part of the ABI.
-const _: () = assert!(size_of::<Manifest>() == 160 && align_of::<Manifest>() == 8);
+const _: () = assert!(size_of::<Manifest>() == 168 && align_of::<Manifest>() == 8);
 
 /// What is wrong with a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,6 +245,16 @@ impl Manifest {
     pub fn pci_ids(&self) -> impl Iterator<Item = PciId> {
         self.pci_ids.into_iter().take_while(|id| *id != PciId::NONE)
     }
+
+    /// The devices at fixed ports it drives, by the first port of each.
+    pub fn fixed_ports(&self) -> impl Iterator<Item = u16> {
+        self.fixed_ports.into_iter().take_while(|port| *port != 0)
+    }
+
+    /// Whether it drives a device.
+    pub fn has_device(&self) -> bool {
+        self.pci_ids().next().is_some() || self.fixed_ports().next().is_some()
+    }
 }
 
 /// `text` as a field of `N` bytes, for a manifest that is made at compile time. Panics if it does not fit.
@@ -288,6 +302,7 @@ mod tests {
             name: field("e1000"),
             version: field("0.1.0"),
             pci_ids: pci_ids(&[(0x8086, 0x100e)]),
+            fixed_ports: [0; MAX_FIXED],
             heap_bytes: 65536,
             dma_bytes: 65536,
             stack_bytes: 16384,
@@ -325,7 +340,7 @@ mod tests {
             change(&mut manifest);
             Manifest::parse(manifest.as_bytes()).unwrap_err()
         };
-        assert_eq!(Manifest::parse(&good().as_bytes()[..159]).unwrap_err(), ManifestError::Short);
+        assert_eq!(Manifest::parse(&good().as_bytes()[..167]).unwrap_err(), ManifestError::Short);
         assert_eq!(refused(|m| m.magic ^= 1), ManifestError::Magic);
         assert_eq!(refused(|m| m.abi_version = 9), ManifestError::AbiVersion(9));
         assert_eq!(refused(|m| m.kind = 7), ManifestError::Kind(7));

@@ -195,7 +195,7 @@ impl fmt::Display for ModuleError {
 
 /// Which services a module with `manifest` is granted, if it asks.
 fn grantable(manifest: &Manifest, number: usize) -> bool {
-    let has_device = manifest.pci_ids().next().is_some();
+    let has_device = manifest.has_device();
     match SERVICES.get(number).map(|service| service.symbol) {
         None => false,
         Some("rf_offer") => manifest.kind() != Ok(Kind::Other),

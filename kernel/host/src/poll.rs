@@ -9,6 +9,7 @@
 //! its units. That is work that somebody may want done, so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
 
 use crate::domain::cause::Cause;
+use crate::domain::hardware::Which;
 use crate::domain::trace::{self, What};
 use crate::domain::turn::{free_clock, poll_clock};
 use crate::domain::{Domain, Handle, end, registry, whose};
@@ -178,7 +179,8 @@ pub async fn serve_dma_faults() {
         }
         for address in iommu::sources() {
             let is_its = |handle: &Handle| {
-                handle.lock().function.is_some_and(|function| pci::requester(function.address) == address)
+                let drives = handle.lock().drives;
+                drives.and_then(Which::function).is_some_and(|function| pci::requester(function.address) == address)
             };
             let Some(handle) = registry::all().into_iter().find(is_its) else {
                 iommu::forget_unowned(address);

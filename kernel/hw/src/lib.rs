@@ -5,7 +5,7 @@
 //! * [`arch`]: the CPU: entry code, traps, interrupts, time, ports
 //! * [`memory`]: frames, page tables, the heap, memory that others write, registers of devices
 //! * [`space`]: the address space of a domain; [`upcall`]: entering it, and leaving it
-//! * [`pci`], [`iommu`]: devices, and what keeps them to their driver's memory
+//! * [`pci`], [`fixed`], [`iommu`]: devices, and what keeps them to their driver's memory
 //! * [`symbols`]: addresses in words
 //! * [`console`]: serial line and screen; [`panic`]: the kernel's own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
 //! * [`boot`], [`firmware`]: what the loader and ACPI say of the machine
@@ -20,6 +20,8 @@ pub mod boot;
 pub mod console;
 #[forbid(unsafe_code)]
 pub mod firmware;
+#[forbid(unsafe_code)]
+pub mod fixed;
 #[forbid(unsafe_code)]
 pub mod iommu;
 pub mod latency;

@@ -2,7 +2,7 @@
 
 use super::{Row, Stopwatch};
 use alloc::string::{String, ToString};
-use host::domain::device;
+use host::domain::hardware::{State, Which};
 use hw::iommu::Fence;
 use hw::memory::frames::Lent;
 use hw::{iommu, pci};
@@ -18,8 +18,7 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
     if !iommu::is_on() {
         return Err("the machine has no IOMMU".to_string());
     }
-    let is_free =
-        |function: &&pci::Function| function.is_device && device::state(function.address) == device::State::Free;
+    let is_free = |function: &&'static pci::Function| function.is_device && Which::Pci(function).state() == State::Free;
     let fence_of_one = || pci::functions().iter().filter(is_free).find_map(|function| Fence::new(function).ok());
     let mut fence = fence_of_one().ok_or("there is no device that nobody drives")?;
     let names = ["fence/map", "fence/unmap", "fence/invalidate"];

@@ -6,7 +6,8 @@ use crate::bench::Mode;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use host::domain::device::{self, Device, State};
+use host::domain::device::Device;
+use host::domain::hardware::{State, Which};
 use host::domain::{Handle, registry};
 use host::module;
 use hw::arch::{interrupts, line, traps};
@@ -27,12 +28,12 @@ pub fn device_name(vendor: u16, device: u16) -> String {
 }
 
 /// What can be read of a function: its command register, line, BARs and capabilities, and who drives it.
-fn show_function(function: &Function) {
+fn show_function(function: &'static Function) {
     const COMMAND: u16 = 4;
     const BUS_MASTER: u32 = 4;
     let is_its = |handle: &Handle| {
         let domain = handle.lock();
-        let device = domain.device.as_ref().filter(|device| device.function().address == function.address);
+        let device = domain.device.as_ref().filter(|device| device.which() == Which::Pci(function));
         device.map(|device| (domain.name.clone(), fence_in_words(device)))
     };
     let (driver, fence) = registry::all().iter().find_map(is_its).unzip();
@@ -69,11 +70,12 @@ fn show_function(function: &Function) {
 /// Whether a device is kept within its driver's memory, and if not, why.
 pub fn fence_in_words(device: &Device) -> String {
     match device.fence() {
-        Ok(_) if iommu::reaches_ports(device.function()) => {
+        None => "it reaches no memory by itself".to_string(),
+        Some(Ok(_)) if device.function().is_some_and(iommu::reaches_ports) => {
             "fenced, but for ports, which it can access by itself".to_string()
         }
-        Ok(_) => "fenced: it reaches what its driver was given for it".to_string(),
-        Err(why) => format!("not fenced: {why}"),
+        Some(Ok(_)) => "fenced: it reaches what its driver was given for it".to_string(),
+        Some(Err(why)) => format!("not fenced: {why}"),
     }
 }
 
@@ -106,7 +108,7 @@ pub async fn lspci(mut arguments: Arguments<'_>) -> Outcome {
             function.address,
             function.id.vendor,
             function.id.device,
-            match device::state(function.address) {
+            match Which::Pci(function).state() {
                 State::Free => "",
                 State::Driven => "  [driven]",
                 State::SetAside => "  [set aside]",

@@ -98,7 +98,7 @@ pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
 /// Prints what a driver can reach that is no memory.
 fn print_ports_and_gates(domain: &Domain) {
     if let Some(device) = &domain.device {
-        println!("device {}, {}", device.function().address, fence_in_words(device));
+        println!("device {}, {}", device.which(), fence_in_words(device));
     }
     for Ports { first, count } in domain.device.iter().flat_map(|device| device.ports()) {
         println!("ports  {first:#x} to {:#x}", first.saturating_add(count.saturating_sub(1)));

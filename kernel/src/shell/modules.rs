@@ -32,7 +32,7 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
     );
     for handle in registry::all() {
         let domain = handle.lock();
-        let device = domain.device.as_ref().map(|device| device.function().address.to_string());
+        let device = domain.device.as_ref().map(|device| device.which().to_string());
         let state = domain.state();
         println!(
             "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {state}",
@@ -66,9 +66,9 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
         for file in ramdisk::modules() {
             let drives = match Module::parse(&file.bytes) {
                 Ok(module) => {
-                    let ids: Vec<String> =
-                        module.manifest.pci_ids().map(|id| format!("{:04x}:{:04x}", id.vendor, id.device)).collect();
-                    ids.join(" ")
+                    let ids = module.manifest.pci_ids().map(|id| format!("{:04x}:{:04x}", id.vendor, id.device));
+                    let ports = module.manifest.fixed_ports().map(|port| format!("port {port:#x}"));
+                    ids.chain(ports).collect::<Vec<String>>().join(" ")
                 }
                 Err(error) => format!("refused: {error}"),
             };
@@ -86,6 +86,9 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
     for id in manifest.pci_ids() {
         println!("drives    {:04x}:{:04x}", id.vendor, id.device);
         println!("             {}", device_name(id.vendor, id.device));
+    }
+    for port in manifest.fixed_ports() {
+        println!("drives    the device at port {port:#x}");
     }
     println!(
         "budget    heap {} KiB, DMA {} KiB, stack {} KiB, {} ms an upcall",

@@ -125,6 +125,55 @@ pub fn scsi_faults() -> Vec<Attack> {
     SCSI_FAULTS.iter().map(attack).collect()
 }
 
+/// Verb of `rogue-blk`, and the refusal that the service answers.
+const BLK_REFUSED: &[(&str, u64)] = &[
+    ("offer-twice", 4),
+    ("open 2", 3),
+    ("open 0xffffffffffffffff", 3),
+    ("be-bus-master", 3),
+    ("read-config", 3),
+    ("ask-for-vectors", 0),
+    ("address-for-dma", 3),
+];
+
+/// Verb of `rogue-blk`, and the fault that it ends with. The first ports of each run are opened before; the second run is not.
+const BLK_PORTS: &[(&str, &str)] = &[
+    ("port 0x1ef", "port_in8+"),
+    ("port 0x1f8", "port_in8+"),
+    ("wide-port 0x1f7", "port_in16+"),
+    ("port 0x3f6", "port_in8+"),
+    ("port 0x170", "port_in8+"),
+    ("port 0x64", "port_in8+"),
+];
+
+/// Verb of `rogue-blk`, and the fault that it ends with at the next request.
+const BLK_FAULTS: &[(&str, &str)] = &[
+    ("lose", "left a block request undone for 300 ms"),
+    ("twice", "bad entry 0x0 in the complete queue"),
+    ("another", "bad entry 0x7 in the complete queue"),
+    ("beyond", "bad entry 0xffffffffffffffff in the complete queue"),
+    ("ahead", "lied about the complete queue: position 0x3e8, but 0x"),
+    ("backwards", "lied about the complete queue: position 0x*, but 0x"),
+    ("unasked", "bad entry 0x0 in the complete queue"),
+    ("status", "bad entry 0x3 in the complete queue"),
+];
+
+/// What `rogue-blk` tries: services for devices of another kind, ports beside its own, lies about its queues.
+pub fn block() -> Vec<Attack> {
+    let refused = BLK_REFUSED.iter().map(|(verb, answer)| Attack::answer("rogue-blk", *verb, Some(*answer)));
+    let ports = BLK_PORTS.iter().map(|(verb, place)| {
+        let fault = format!("#GP general protection, in command, at rf_rogue_blk::{place}");
+        Attack::fault("rogue-blk", *verb, fault)
+    });
+    let faults =
+        BLK_FAULTS.iter().map(|(verb, fault)| Attack::fault("rogue-blk", *verb, *fault).then("blkread disk0 0 4"));
+    let unsupported = Attack::answer("rogue-blk", "unsupported", None).then("blkread disk0 0 4; blkread disk0 0 4");
+    let unsupported = unsupported.says(&["error: the device cannot do that", "  2048 bytes"]);
+    // Its own ports are open: nobody is there.
+    let own = Attack::answer("rogue-blk", "port 0x1f7", Some(0));
+    refused.chain(ports).chain(faults).chain([unsupported, own]).collect()
+}
+
 /// Services without pointers, which no arguments may end the driver with, and how many of 22 * 22 * 22 calls with extremes
 /// they do not refuse.
 const WITHOUT_POINTERS: [(&str, u64); 12] = [

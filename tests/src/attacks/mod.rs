@@ -2,7 +2,7 @@
 //! which all of them run.
 //!
 //! * [`rogue`]: on the CPU and on memory
-//! * [`lies`]: on services and queues, by drivers of a network card and of a SCSI adapter
+//! * [`lies`]: on services and queues, by drivers of a network card, of a SCSI adapter and of a channel for disks
 //! * [`fence`]: on memory and on others, by devices
 //! * [`page`]: the document
 
@@ -190,6 +190,7 @@ pub fn all() -> Vec<Attack> {
         vec![lies::endless_poll()],
         lies::scsi_answers(),
         lies::scsi_faults(),
+        lies::block(),
         lies::extremes(),
         lies::random(),
         lies::random_panics(),
@@ -294,7 +295,7 @@ pub fn in_one_boot() -> &'static Reports {
             let disk = tempfile::NamedTempFile::new().expect("a disk");
             disk.as_file().set_len(1 << 20).expect("a disk of 1 MiB");
             machine.disks = vec![disk.path().to_path_buf().into()];
-            machine.extra = ["-device", "lsi53c895a"].map(Into::into).to_vec();
+            machine.extra = ["-device", "lsi53c895a", "-device", "isa-ide"].map(Into::into).to_vec();
             machine.timeout = Some(5 * TIME_LIMIT);
             let run = boot(&machine);
             // The attacks failed, which is their purpose; the machine did not, and the devices work for who treats them well.

@@ -38,6 +38,7 @@ pub fn page() -> String {
         "lies::each_lie_about_commands_is_an_error_or_a_fault",
         &[lies::scsi_answers(), lies::scsi_faults()].concat(),
     );
+    section("lies::a_device_at_fixed_ports_has_those_and_nothing_else", &lies::block());
     section("lies::what_is_not_its_own_is_refused", &lies::refused());
     section(
         "sandbox::no_load_of_ss_does_harm_under_bochs",
@@ -74,7 +75,7 @@ const HEAD: &str = "\
 # Attacks
 
 Made from the tables of the tests that prove it (`tests/src/attacks/`). Each attack is something that `drivers/rogue`,
-`rogue-nic`, `rogue-scsi` or `rogue-lsi` is told, in a domain of its own, and all of them run in one boot: after each, a second driver must
+`rogue-nic`, `rogue-scsi`, `rogue-blk` or `rogue-lsi` is told, in a domain of its own, and all of them run in one boot: after each, a second driver must
 still answer; checksums of the kernel's text, read-only data, descriptor tables and page tables, and the count of free frames,
 must be what they were, and nobody may have written to free memory. At the end the real drivers take the devices and work. `@`
 stands for the address of a part of the kernel, as `vmmap` shows them; the report has the address.
@@ -172,6 +173,8 @@ fn explain(verb: &str) -> (String, &'static str) {
         "over-ports" | "before-ports" | "behind-ports" | "other-ports" => {
             ("uses ports beside those it was given", "the I/O bitmap")
         }
+        "port" | "wide-port" if argument == "0x1f7" && name == "port" => ("uses its own port ARG", "nothing: it may"),
+        "port" | "wide-port" => ("uses port ARG beside those it was given", "the I/O bitmap"),
         "open-ports" => ("writes the I/O bitmap that has its ports", "mapped read-only"),
         "hog" => ("loops for ever when its device interrupts", "time budget"),
         "write-relro" => ("writes its relocated constants", "read-only after relocation"),
@@ -239,8 +242,14 @@ fn explain(verb: &str) -> (String, &'static str) {
         "frame-not-lent" | "neighbour-frame" | "frame-twice" | "twice" | "another" | "unasked" => {
             ("gives back what it has not, or not any more", "the kernel keeps its own account of what it has lent")
         }
+        "offer-twice" => ("offers a second disk", "checked"),
+        "open" => ("opens ports that its device does not have", "checked"),
+        "be-bus-master" | "read-config" | "ask-for-vectors" | "address-for-dma" => {
+            ("asks for what only PCI functions have", "its device is none")
+        }
+        "unsupported" => ("says that it cannot do that", "an error like others"),
         "lose" => ("leaves a command undone", "`limits command-ms`"),
-        "status" => ("answers with a status of more than a byte, whose last is GOOD", "checked"),
+        "status" => ("answers with a status that there is not", "checked"),
         "residual" | "sense" => ("says that more was left over, or more is wrong, than there can be", "checked"),
         "host" | "gone" => ("answers with a code that no driver has", "an error like others"),
         "log-elsewhere" => {

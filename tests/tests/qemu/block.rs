@@ -15,10 +15,19 @@ fn image(directory: &Path, name: &str, blocks: u32) -> PathBuf {
     path
 }
 
-/// A machine that runs `script` with block devices that have these images.
+/// Block devices: what QEMU calls each, the driver, and what it says of itself.
+const DEVICES: [(&str, &str, &str); 2] =
+    [("virtio-blk-pci", "virtio-blk", "virtio block device"), ("isa-ide", "ide", "QEMU HARDDISK")];
+
+/// A machine that runs `script` with virtio block devices that have these images.
 fn with_disks(script: &str, images: &[&Path]) -> ringfence::machine::Machine {
+    with_disks_behind("virtio-blk-pci", script, images)
+}
+
+/// The same with others.
+fn with_disks_behind(hba: &str, script: &str, images: &[&Path]) -> ringfence::machine::Machine {
     let mut machine = machine(script);
-    (machine.nic, machine.hba) = ("none".into(), "virtio-blk-pci".into());
+    (machine.nic, machine.hba) = ("none".into(), hba.into());
     machine.disks = images.iter().map(|path| path.to_path_buf().into()).collect();
     machine
 }
@@ -28,18 +37,19 @@ fn sum(bytes: &[u8]) -> String {
 }
 
 /// What is on an image is read, and what is written is on it afterwards, in both rings and over a restart.
-#[test]
-fn a_virtio_disk_has_what_its_image_has() {
+fn has_what_its_image_has((hba, driver, model): (&str, &str, &str)) {
     let directory = TempDir::new().unwrap();
     let path = image(directory.path(), "a.img", 4096);
     let before = fs::read(&path).unwrap();
-    let script = "lsblk; blkread disk0 0 4096; blkwrite disk0 8 100 1; ring virtio-blk 0; blkwrite disk0 1000 100 2; \
-                  ring virtio-blk 1; kill virtio-blk; blkwrite disk0 3000 1096 3; blkread disk0 8 100; \
-                  blkread disk0 1000 100; blkread disk0 3000 1096; blkread disk0 200 500";
-    let text = boot_well(&with_disks(script, &[&path]));
+    let script = format!(
+        "lsblk; blkread disk0 0 4096; blkwrite disk0 8 100 1; ring {driver} 0; blkwrite disk0 1000 100 2; \
+         ring {driver} 1; kill {driver}; blkwrite disk0 3000 1096 3; blkread disk0 8 100; \
+         blkread disk0 1000 100; blkread disk0 3000 1096; blkread disk0 200 500"
+    );
+    let text = boot_well(&with_disks_behind(hba, &script, &[&path]));
     let after = fs::read(&path).unwrap();
-    assert_says(&text, "disk0    virtio-blk            -    -       4096    512  virtio block device");
-    assert_says(&text, "virtio-blk: restarted in ring 1");
+    assert_says(&text, &format!("disk0    {driver:<16}      -    -       4096    512  {model}"));
+    assert_says(&text, &format!("{driver}: restarted in ring 1"));
     assert_says(&text, &format!("{}  2097152 bytes", sum(&before)));
     for (first, count) in [(8, 100), (1000, 100), (3000, 1096)] {
         let written = sum(&after[first * 512..(first + count) * 512]);
@@ -53,21 +63,72 @@ fn a_virtio_disk_has_what_its_image_has() {
     }
 }
 
-/// A driver is ended again and again while blocks are written and compared: none is lost.
 #[test]
-fn no_block_is_lost_when_drivers_end() {
+fn a_virtio_disk_has_what_its_image_has() {
+    has_what_its_image_has(DEVICES[0]);
+}
+
+#[test]
+fn an_ide_disk_has_what_its_image_has() {
+    has_what_its_image_has(DEVICES[1]);
+}
+
+/// A driver is ended again and again while blocks are written and compared: none is lost.
+fn loses_no_block((hba, driver, _): (&str, &str, &str)) {
     let directory = TempDir::new().unwrap();
     let path = image(directory.path(), "a.img", 32768);
-    let kills = "kill virtio-blk; sleep 100; ".repeat(8);
+    let kills = format!("kill {driver}; sleep 100; ").repeat(8);
     let script = format!(
         "limits restarts 1000; limits restart-wait-ms 0; repeat 8 blkcheck disk0 0 32768 7 &; sleep 50; {kills} \
          echo enough; wait; blkverify disk0 0 32768 7; lsmod -v"
     );
-    let text = boot_well(&with_disks(&script, &[&path]));
+    let text = boot_well(&with_disks_behind(hba, &script, &[&path]));
     let (before, after) = text.split_once("ringfence> echo enough").unwrap();
-    assert_eq!(before.matches("virtio-blk: restarted in ring 1").count(), 8, "{text}");
+    assert_eq!(before.matches(&format!("{driver}: restarted in ring 1")).count(), 8, "{text}");
     assert!(after.matches("blocks were written and read back").count() > 0, "it was over before: {text}");
     assert_says(after, "32768 blocks are as they were written");
+}
+
+#[test]
+fn no_block_is_lost_when_drivers_end() {
+    loses_no_block(DEVICES[0]);
+}
+
+#[test]
+fn no_block_is_lost_when_drivers_of_ide_end() {
+    loses_no_block(DEVICES[1]);
+}
+
+/// Each channel has a driver of its own, and each driver the ports of its channel.
+#[test]
+fn each_channel_has_a_driver() {
+    let directory = TempDir::new().unwrap();
+    let images = ["a.img", "b.img"].map(|name| image(directory.path(), name, 2048));
+    let script = "lsmod; blkcopy disk0 0 disk1 8 1000; blkread disk0 0 1000; blkread disk1 8 1000; vmmap ide; \
+                  vmmap ide.2; kill ide; blkread disk1 8 1000; irqs; rmmod ide; fails blkread disk0 0 1; insmod ide; \
+                  lsmod; insmod ide";
+    let run = boot_badly(&with_disks_behind("isa-ide", script, &[&images[0], &images[1]]), 1);
+    let text = run.text();
+    let has = |name: &str, device: &str| {
+        let row = |line: &&str| line.starts_with(&format!("{name} ")) && line.contains(&format!(" {device} "));
+        text.lines().filter(row).count()
+    };
+    assert_eq!((has("ide", "ide0"), has("ide.2", "ide1")), (2, 2), "{text}");
+    for said in [
+        "device ide0, it reaches no memory by itself",
+        "ports  0x1f0 to 0x1f7",
+        "ports  0x3f6 to 0x3f6",
+        "device ide1, it reaches no memory by itself",
+        "ports  0x170 to 0x177",
+        "ports  0x376 to 0x376",
+        "ide.2: loaded into ring 1 for ide1",
+    ] {
+        assert_says(&text, said);
+    }
+    let copied = sum(&fs::read(&images[0]).unwrap()[..512_000]);
+    // Copied, read from both, and read after a restart.
+    assert_eq!(text.matches(&copied).count(), 4, "{text}");
+    assert_says(&text, "error: ide: no free device that it drives");
 }
 
 /// Who uses disks does not care what they are behind.

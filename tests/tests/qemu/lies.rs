@@ -26,6 +26,11 @@ fn each_lie_about_commands_is_an_error_or_a_fault() {
     in_one_boot().assert(&lies::scsi_faults());
 }
 
+#[test]
+fn a_device_at_fixed_ports_has_those_and_nothing_else() {
+    in_one_boot().assert(&lies::block());
+}
+
 /// Frames that are as they should be, and mean harm: more of a TCP stream than the kernel has said that it takes, before it can
 /// say anything else; a question for each answer, for ever.
 #[test]

@@ -40,6 +40,9 @@ pub fn can_have_iommu(board: &str) -> bool {
     board.split(',').next() == Some(BOARD)
 }
 
+/// QEMU's name of a channel for ATA disks at fixed ports.
+const IDE: &str = "isa-ide";
+
 /// Where gdb connects.
 pub const GDB_PORT: u16 = 1234;
 
@@ -253,6 +256,9 @@ impl Machine {
             return Ok(());
         }
         let scratch = if self.disks.is_empty() && self.scratch { Some(files.scratch_disk()?.into()) } else { None };
+        if self.hba == IDE {
+            return self.attach_ide(qemu, scratch.as_ref());
+        }
         let adapter = self.behind_fence(&self.hba);
         // A block device has one disk, and each disk has one.
         let is_block = self.hba.starts_with("virtio-blk");
@@ -260,15 +266,43 @@ impl Machine {
             qemu.args(["-device", &format!("{adapter},id=hba0")]);
         }
         for (index, disk) in self.disks.iter().chain(&scratch).enumerate() {
-            // The guest is told of what goes wrong, also of a host's disk that is full: QEMU would stop without a word.
-            let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
-            let options = format!(",werror=report,rerror=report{cache}");
-            qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk))?);
+            self.add_drive(qemu, index, disk)?;
             let device = match is_block {
                 true => format!("{adapter},drive=disk{index}"),
                 false => format!("scsi-hd,drive=disk{index},bus=hba0.0,scsi-id={index}"),
             };
             qemu.args(["-device", &device]);
+        }
+        Ok(())
+    }
+
+    /// Adds what is behind a disk, as drive `disk` and its number.
+    fn add_drive(&self, qemu: &mut Command, index: usize, disk: &Disk) -> Result<()> {
+        // The guest is told of what goes wrong, also of a host's disk that is full: QEMU would stop without a word.
+        let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
+        let options = format!(",werror=report,rerror=report{cache}");
+        qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk))?);
+        Ok(())
+    }
+
+    /// Each disk has one of the two channels that every PC has; boards of today have to be given them.
+    fn attach_ide(&self, qemu: &mut Command, scratch: Option<&Disk>) -> Result<()> {
+        const CHANNELS: [(&str, &str, u8); 2] = [("0x1f0", "0x3f6", 14), ("0x170", "0x376", 15)];
+        let has_own = self.board.starts_with("pc");
+        let disks: Vec<&Disk> = self.disks.iter().chain(scratch).collect();
+        if disks.len() > CHANNELS.len() {
+            bail!("--hba {IDE} has two channels, each for one --disk");
+        }
+        for (index, (ports, control, line)) in CHANNELS.into_iter().enumerate() {
+            if !has_own {
+                let place = format!("iobase={ports},iobase2={control},irq={line}");
+                qemu.args(["-device", &format!("{IDE},id=hba{index},{place}")]);
+            }
+            if let Some(disk) = disks.get(index) {
+                self.add_drive(qemu, index, disk)?;
+                let bus = if has_own { format!("ide.{index}") } else { format!("hba{index}.0") };
+                qemu.args(["-device", &format!("ide-hd,drive=disk{index},bus={bus}")]);
+            }
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ impl Protocol for Blocks {
         write_request(
             memory,
             number,
-            &BlockRequest { data_address: data.address, data_len: data.len_bytes, operation, lba },
+            &BlockRequest { data_address: data.address, data: data.start, data_len: data.len_bytes, operation, lba },
         );
     }
 

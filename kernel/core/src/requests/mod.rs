@@ -35,11 +35,13 @@ pub trait Data {
     fn write(&self, offset: usize, from: &[u8]) -> bool;
 }
 
-/// Where a request's data lies for the device, and which way it goes.
+/// Where a request's data lies, and which way it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
     /// Address for the device.
     pub address: u64,
+    /// Address for the driver.
+    pub start: u64,
     /// Length in bytes, at most [`Protocol::MAX_DATA`].
     pub len_bytes: u32,
     /// Which way.
@@ -78,7 +80,7 @@ pub trait Protocol: Send + Sized + 'static {
     const REQUESTS: usize;
     /// Most data of one, in bytes.
     const MAX_DATA: usize;
-    /// What a driver tells beside how it dealt with an interruptthat is kept for the class.
+    /// What a driver tells beside how it dealt with an interrupt that is kept for the class.
     const NEWS: Reply;
 
     /// How many requests a driver takes at once.
@@ -140,6 +142,8 @@ pub struct Memory<M> {
     pub data: M,
     /// Where the device sees that.
     pub data_address: u64,
+    /// Where the driver sees it.
+    pub data_start: u64,
 }
 
 /// Which requests the driver has, and what became of the others.
@@ -197,8 +201,10 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
                 (Direction::Out, bytes.len())
             }
         };
-        let address = self.memory.data_address + (slot * P::MAX_DATA) as u64;
-        P::write(&self.memory.queues, slot, request, Transfer { address, len_bytes: len_bytes as u32, direction });
+        let offset = (slot * P::MAX_DATA) as u64;
+        let (address, start) = (self.memory.data_address + offset, self.memory.data_start + offset);
+        let transfer = Transfer { address, start, len_bytes: len_bytes as u32, direction };
+        P::write(&self.memory.queues, slot, request, transfer);
         let position = self.submit.position();
         if !self.submit.put(&self.memory.queues, slot as u64).map_err(Wrong::position("submit"))? {
             return Ok(None);

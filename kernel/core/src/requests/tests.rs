@@ -92,7 +92,7 @@ struct Pair {
 impl Pair {
     fn new() -> Pair {
         let (queues, data) = (Shared::new(Numbers::QUEUE_BYTES), Shared::new(REQUESTS * Numbers::MAX_DATA));
-        let memory = Memory { queues: queues.clone(), data: data.clone(), data_address: 0x100 };
+        let memory = Memory { queues: queues.clone(), data: data.clone(), data_address: 0x100, data_start: 0x200 };
         let account = Account::new(memory, REQUESTS);
         Pair { account, queues, data, submit: Consumer::new(SUBMIT), complete: Producer::new(COMPLETE) }
     }

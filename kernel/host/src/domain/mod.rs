@@ -30,9 +30,9 @@ pub mod cause;
 pub mod device;
 pub mod end;
 pub mod fault;
+pub mod hardware;
 pub mod life;
 pub mod memory;
-mod messages;
 pub mod offer;
 pub mod registry;
 pub mod report;
@@ -68,10 +68,10 @@ pub struct Domain {
     pub entry: u64,
     /// Length of its image in bytes.
     pub image_bytes: u64,
-    /// The PCI function it drives.
+    /// The device it drives.
     pub device: Option<device::Device>,
-    /// The same, also when it was ended: a successor drives that one.
-    pub function: Option<&'static hw::pci::Function>,
+    /// Which one that is, also when it was ended: a successor drives that one.
+    pub drives: Option<hardware::Which>,
     /// Length of its heap in bytes.
     pub heap_bytes: u64,
     /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the kernel's to free.

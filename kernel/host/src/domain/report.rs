@@ -5,6 +5,7 @@
 
 use super::calls::service_name;
 use super::cause::{Cause, Site};
+use super::hardware::Which;
 use super::memory::describe;
 use super::virtio::{self, QueuePart};
 use super::{Domain, Ring};
@@ -19,7 +20,6 @@ use hw::arch::frame::TrapFrame;
 use hw::arch::{entry_area, line, time, vector};
 use hw::memory;
 use hw::symbols;
-use pci_types::PciAddress;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::net;
@@ -110,9 +110,9 @@ struct Held {
 
 #[derive(Debug)]
 struct HeldDevice {
-    address: PciAddress,
-    /// How many of its BARs are mapped.
-    bars: usize,
+    which: Which,
+    /// How many regions of its registers are mapped.
+    regions: usize,
     ports: Vec<Ports>,
     /// The lines on which its interrupts reach the driver, as a set of bits.
     lines: u64,
@@ -120,7 +120,8 @@ struct HeldDevice {
 
 impl fmt::Display for HeldDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "device {}, {} BARs", self.address, self.bars)?;
+        let regions = if self.which.function().is_some() { "BARs" } else { "runs of ports" };
+        write!(f, "device {}, {} {regions}", self.which, self.regions)?;
         for Ports { first, count } in &self.ports {
             write!(f, ", ports {first:#x} to {:#x}", first.saturating_add(count.saturating_sub(1)))?;
         }
@@ -241,8 +242,8 @@ impl Scene {
             last_service: domain.calls.last().map(|call| call.service),
             held: Held {
                 device: domain.device.as_ref().map(|device| HeldDevice {
-                    address: device.function().address,
-                    bars: device.mapped.iter().flatten().count(),
+                    which: device.which(),
+                    regions: device.mapped.iter().flatten().count(),
                     ports: device.ports().collect(),
                     lines: device.active_lines(),
                 }),

@@ -4,12 +4,11 @@
 //! the driver has ended, but that the device does not do as it is told.
 
 use super::Domain;
+use super::hardware::Region;
 use core::fmt;
 use hw::arch::port::DevicePort;
 use hw::arch::time;
-use hw::pci::{Function, memory_extent};
 use hw::space::Space;
-use hw::space::device::port_of;
 use ringfence_abi::reset::{NO_REGISTER, Reset, ResetMethod};
 use ringfence_abi::service::Refusal;
 use ringfence_core::pci::virtio_common;
@@ -66,23 +65,23 @@ impl ResetRegister {
             ResetMethod::Unknown => return Ok(None),
             ResetMethod::Register => (recipe.bar, recipe.offset, recipe),
             ResetMethod::Virtio => {
-                let (bar, offset) = virtio_common(|offset| device.function().read(offset)).ok_or(Refusal::Invalid)?;
+                let function = device.function().ok_or(Refusal::Invalid)?;
+                let (bar, offset) = virtio_common(|offset| function.read(offset)).ok_or(Refusal::Invalid)?;
                 let wait = Reset { width_bytes: STATUS_BYTES, wait_mask: 0xff, wait_value: 0, set: 0, ..recipe };
                 (bar, offset.checked_add(STATUS).ok_or(Refusal::Invalid)?, wait)
             }
         };
         let end = u64::from(offset) + u64::from(register.width_bytes);
-        if end > domain.bar_len(bar.into())? {
+        if end > domain.region_len(bar.into())? {
             return Err(Refusal::Invalid);
         }
-        let mapped = domain.map_bar(bar.into())?;
-        let function = domain.device.as_ref().ok_or(Refusal::NotFound)?.function();
-        let is_port = memory_extent_of(function, bar).is_none();
+        let mapped = domain.map_region(bar.into())?;
+        let region = domain.device.as_ref().ok_or(Refusal::NotFound)?.region(bar.into())?;
         // Pages of a BAR that say where messages go are not mapped, and no driver's to write.
         let at = |offset: u32, width_bytes: u32| -> Result<Place, Refusal> {
-            if is_port {
+            if let Region::Ports(ports) = &region {
                 let offset = u16::try_from(offset).map_err(|_| Refusal::Invalid)?;
-                return port_of(function, bar as usize, offset).map(Place::Port).ok_or(Refusal::Invalid);
+                return ports.port(offset).map(Place::Port).ok_or(Refusal::Invalid);
             }
             let address = mapped + u64::from(offset);
             let is_there = domain.space.with_registers(address, width_bytes.into(), |_, _| ()).is_some();
@@ -90,7 +89,7 @@ impl ResetRegister {
         };
         let mut zero = [None; 2];
         for (place, offset) in zero.iter_mut().zip(register.zero).filter(|(_, offset)| *offset != NO_REGISTER) {
-            if u64::from(offset) + 4 > domain.bar_len(bar.into())? {
+            if u64::from(offset) + 4 > domain.region_len(bar.into())? {
                 return Err(Refusal::Invalid);
             }
             *place = Some(at(offset, 4)?);
@@ -125,10 +124,6 @@ impl ResetRegister {
         }
         Ok(())
     }
-}
-
-fn memory_extent_of(function: &Function, bar: u32) -> Option<(u64, u64)> {
-    function.bars.get(bar as usize)?.as_ref().and_then(memory_extent)
 }
 
 /// Reads a register; ones if it is not there any more, as those of a device are that is gone.

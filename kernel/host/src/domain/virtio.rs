@@ -34,9 +34,10 @@ pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
     if domain.manifest.reset.method() != Some(ResetMethod::Virtio) {
         return None;
     }
-    let (bar, offset) = virtio_common(|offset| device.function().read(offset))?;
+    let function = device.function()?;
+    let (bar, offset) = virtio_common(|offset| function.read(offset))?;
     let end = u64::from(offset) + COMMON_BYTES;
-    if end > domain.bar_len(bar.into()).ok()? || !offset.is_multiple_of(4) {
+    if end > domain.region_len(bar.into()).ok()? || !offset.is_multiple_of(4) {
         return None;
     }
     let common = device.mapped.get(bar as usize).copied().flatten()? + u64::from(offset);

@@ -102,7 +102,7 @@ pub fn physical(name: &str) -> Option<u64> {
         "iommu-tables" => return domain.fence().and_then(iommu::Fence::tables),
         "device" => {
             let device = domain.device.as_ref()?;
-            return device.function().bars.iter().flatten().find_map(pci::memory_extent).map(|(start, _)| start);
+            return device.function()?.bars.iter().flatten().find_map(pci::memory_extent).map(|(start, _)| start);
         }
         _ => {}
     }

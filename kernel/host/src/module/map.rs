@@ -42,7 +42,7 @@ pub fn map(
         },
         entry: module.entry,
         image_bytes: module.len_bytes,
-        function: device.as_ref().map(Device::function),
+        drives: device.as_ref().map(Device::which),
         device,
         heap_bytes: 0,
         dma: Vec::new(),

@@ -2,8 +2,9 @@
 
 use crate::domain::calls::Call;
 use crate::domain::cause::UpcallError;
-use crate::domain::device::{self, Device};
+use crate::domain::device::Device;
 use crate::domain::fault;
+use crate::domain::hardware::{State, Which};
 use crate::domain::trace::{self, What};
 use crate::domain::{Handle, Ring, end, registry, trust};
 use crate::file::File;
@@ -14,7 +15,7 @@ use alloc::vec::Vec;
 use hw::arch::watch;
 use hw::console;
 use hw::memory::{self, frames};
-use hw::pci::{self, Function};
+use hw::pci::Function;
 use log::Level;
 use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
@@ -48,15 +49,15 @@ pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
 /// What a module takes of the kernel's heap at most, while it is loaded and from then on.
 const HEAP_BYTES: usize = 1 << 20;
 
-/// The same, for `function` if one is given: any that it drives otherwise.
-fn load_for(file: &File, ring: Ring, function: Option<&'static Function>) -> Result<Handle, LoadError> {
+/// The same, for `which` device if one is given: any that it drives otherwise.
+fn load_for(file: &File, ring: Ring, which: Option<Which>) -> Result<Handle, LoadError> {
     if !memory::has_room(HEAP_BYTES) {
         return Err(LoadError::NoMemory);
     }
     admit(file)?;
     fault::forget_last(&file.name);
     // A driver that nobody knows yet is not restarted: its report is due now.
-    let handle = start(file, ring, function, None, None).inspect_err(|_| fault::print_pending())?;
+    let handle = start(file, ring, which, None, None).inspect_err(|_| fault::print_pending())?;
     registry::add(handle.clone());
     let class = handle.lock().offered_class();
     if let Some(class) = class {
@@ -70,13 +71,13 @@ fn load_for(file: &File, ring: Ring, function: Option<&'static Function>) -> Res
 fn start(
     file: &File,
     ring: Ring,
-    function: Option<&'static Function>,
+    which: Option<Which>,
     dead: Option<&Handle>,
     watched: Option<u64>,
 ) -> Result<Handle, LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
-    let device = match function {
-        Some(function) => Some(Device::take(function, needs_fence(&module.manifest)).ok_or(LoadError::NoDevice)?),
+    let device = match which {
+        Some(which) => Some(which.take(needs_fence(&module.manifest)).ok_or(LoadError::NoDevice)?),
         None => take_device(&module.manifest)?,
     };
     let mut domain = map::map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
@@ -114,16 +115,16 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     if !registry::has(dead) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
-    let function = {
+    let drives = {
         let mut domain = dead.lock();
         end::quiesce(&mut domain);
         if !domain.space.is_set_aside() {
             frames::take_back_promise(core::mem::take(&mut domain.promised));
         }
-        domain.function
+        domain.drives
     };
     let offers = |handle: &Handle| handle.lock().offered_class().map(|class| class.kind());
-    let fresh = start(file, ring, function, Some(dead), watched)
+    let fresh = start(file, ring, drives, Some(dead), watched)
         .and_then(|fresh| if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) });
     let fresh = fresh.inspect_err(|_| {
         let mut domain = dead.lock();
@@ -156,15 +157,13 @@ fn needs_fence(manifest: &Manifest) -> bool {
     manifest.flags & NEEDS_FENCE != 0
 }
 
-/// Takes a free function that `manifest` names; none if it names none.
+/// Takes a free device that `manifest` names; none if it names none.
 fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
-    if manifest.pci_ids().next().is_none() {
+    if !manifest.has_device() {
         return Ok(None);
     }
-    let drives = |function: &&Function| manifest.pci_ids().any(|id| id == function.id);
-    let device =
-        pci::functions().iter().filter(drives).find_map(|function| Device::take(function, needs_fence(manifest)));
-    device.map(Some).ok_or(LoadError::NoDevice)
+    let mut devices = Which::all().filter(|which| which.is_driven_by(manifest));
+    devices.find_map(|which| which.take(needs_fence(manifest))).map(Some).ok_or(LoadError::NoDevice)
 }
 
 /// Stops a driver and frees all it had.
@@ -197,7 +196,7 @@ pub fn unload_all() {
     }
 }
 
-/// Loads, into ring 1, a driver for each PCI function that a module in the ramdisk drives and no domain has: the first one by name,
+/// Loads, into ring 1, a driver for each device that a module in the ramdisk drives and no domain has: the first one by name,
 /// those called `first` before the others, but for those that only a person loads. Says which files are no modules, and which devices of a kind that drivers exist for
 /// nobody drives.
 pub fn autoload(first: &[&str]) {
@@ -211,21 +210,23 @@ pub fn autoload(first: &[&str]) {
     }
     let place = |file: &File| (!first.contains(&file.name.as_str()), file.name.clone());
     files.sort_by_cached_key(|(_, file)| place(file));
-    for function in pci::functions() {
-        if !function.is_device || device::state(function.address) != device::State::Free {
+    for which in Which::all() {
+        let can_be_had = which.function().is_none_or(|function| function.is_device);
+        if !can_be_had || which.state() != State::Free {
             continue;
         }
-        let drives = |(manifest, _): &&(Manifest, File)| manifest.pci_ids().any(|id| id == function.id);
-        let Some((_, file)) = files.iter().find(drives) else {
-            if let Some(what) = kind_of(function) {
+        let Some((_, file)) = files.iter().find(|(manifest, _)| which.is_driven_by(manifest)) else {
+            if let Some((function, what)) = which.function().and_then(|function| Some((function, kind_of(function)?))) {
                 let id = function.id;
                 log::info!("{}: no module drives {what} ({:04x}:{:04x})", function.address, id.vendor, id.device);
             }
             continue;
         };
-        match load_for(file, Ring::Sandboxed, Some(function)) {
-            Ok(handle) => log::info!("{}: loaded into ring 1 for {}", handle.lock().name, function.address),
-            Err(error) => log::error!("{} for {}: {error}", console::printable(&file.name), function.address),
+        match load_for(file, Ring::Sandboxed, Some(which)) {
+            Ok(handle) => log::info!("{}: loaded into ring 1 for {which}", handle.lock().name),
+            // No bus tells of it: only its driver finds out that there is no disk on a channel, say.
+            Err(LoadError::Init(UpcallError::Refused(Refusal::NotFound), _)) if which.function().is_none() => {}
+            Err(error) => log::error!("{} for {which}: {error}", console::printable(&file.name)),
         }
     }
 }

@@ -78,7 +78,12 @@ impl<P: Protocol> Queues<P> {
             offer::unmap_queues(domain, &queues);
             return Err(Refusal::NoMemory);
         };
-        let memory = Memory { queues, data_address: domain.device_address(&data), data: data.memory };
+        let memory = Memory {
+            queues,
+            data_address: domain.device_address(&data),
+            data_start: data.extent.start,
+            data: data.memory,
+        };
         let account = Account::new(memory, P::depth(&info));
         Ok(Queues { info, account, repeats: Arc::default(), news: Reply::empty() })
     }

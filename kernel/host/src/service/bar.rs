@@ -3,12 +3,12 @@
 use super::Answer;
 use crate::domain::Domain;
 
-/// Maps memory BAR `bar` and returns where, or opens the ports of I/O BAR `bar` and returns the first.
+/// Maps region `bar` of its device's registers (a PCI function's BAR) and returns where, or opens the ports that it is and returns the first.
 pub fn rf_bar_map(domain: &mut Domain, bar: u64) -> Answer {
-    Ok(domain.map_bar(bar)?)
+    Ok(domain.map_region(bar)?)
 }
 
-/// Length of BAR `bar` in bytes.
+/// Length of region `bar` in bytes, or in ports.
 pub fn rf_bar_len(domain: &mut Domain, bar: u64) -> Answer {
-    Ok(domain.bar_len(bar)?)
+    Ok(domain.region_len(bar)?)
 }

@@ -1,6 +1,7 @@
 //! `rf_dma_*`: memory that the driver and its device share, up to the budget in the manifest.
 
 use super::Answer;
+use crate::domain::device::Device;
 use crate::domain::{DmaRegion, Domain};
 use hw::arch::time;
 use hw::space::rights;
@@ -63,8 +64,9 @@ pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     Ok(0)
 }
 
-/// Where the domain's device sees `address`, which lies in one of the domain's regions.
+/// Where the domain's device sees `address`, which lies in one of the domain's regions. One that reaches no memory sees none.
 pub fn rf_dma_address(domain: &mut Domain, address: u64) -> Answer {
+    domain.device.as_ref().and_then(Device::fence).ok_or(Refusal::NotFound)?;
     let region = domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;
     Ok(domain.device_address(region) + (address - region.extent.start))
 }

@@ -2,6 +2,7 @@
 
 use super::Answer;
 use crate::domain::Domain;
+use crate::domain::device::Device;
 use pci_types::CommandRegister;
 use ringfence_abi::service::Refusal;
 
@@ -12,9 +13,9 @@ const COMMAND: u64 = 4;
 
 /// Reads `width_bytes` (1, 2 or 4) bytes at `offset`, a multiple of the width.
 pub fn rf_pci_read(domain: &mut Domain, offset: u64, width_bytes: u64) -> Answer {
-    let device = domain.device.as_ref().ok_or(Refusal::NotFound)?;
+    let function = domain.device.as_ref().and_then(Device::function).ok_or(Refusal::NotFound)?;
     check_place(offset, width_bytes)?;
-    let word = device.function().read(offset as u16 & !3) >> (8 * (offset & 3));
+    let word = function.read(offset as u16 & !3) >> (8 * (offset & 3));
     let mask = u32::MAX >> (32 - 8 * width_bytes);
     Ok(u64::from(word & mask))
 }
@@ -23,7 +24,7 @@ pub fn rf_pci_read(domain: &mut Domain, offset: u64, width_bytes: u64) -> Answer
 /// everything else is denied: decoding and interrupts are the kernel's, and a BAR that moves would let the device answer
 /// for somebody else's addresses. Refused as invalid if the manifest's recipe for a reset does not fit the device.
 pub fn rf_pci_write(domain: &mut Domain, offset: u64, width_bytes: u64, value: u64) -> Answer {
-    domain.device.as_ref().ok_or(Refusal::NotFound)?;
+    domain.device.as_ref().and_then(Device::function).ok_or(Refusal::NotFound)?;
     check_place(offset, width_bytes)?;
     if offset != COMMAND || width_bytes != 2 {
         return Err(Refusal::Denied.into());

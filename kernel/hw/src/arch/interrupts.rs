@@ -46,9 +46,13 @@ pub const fn vector_of(line: u8) -> u8 {
 }
 
 /// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. `pin` says how a line is wired; it is told
-/// whether the line interrupts as long as it is raised, as the 8259s have it. `false` if the I/O APIC is not there.
-pub(crate) fn use_io_apic(registers: u64, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
-    let levels = pic::levels();
+/// whether the line interrupts as long as it is raised, as the 8259s have it, or as it is said in the set of bits `levels`. `false` if the
+/// I/O APIC is not there.
+///
+/// It forgets an edge that comes while a line is masked (82093AA, 3.2.4), where the 8259s remember it: lines whose devices keep them raised
+/// until they are served are better off as levels.
+pub(crate) fn use_io_apic(registers: u64, levels: u16, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
+    let levels = pic::levels() | levels;
     let is_level = |line: u8| levels & 1 << line != 0;
     let pins = core::array::from_fn(|line| match line as u8 {
         CASCADE => None,

@@ -5,6 +5,7 @@ use super::unit::{InterruptTable, Remapper, Unusable, route};
 use super::{Fence, WATCHERS, Watcher};
 use crate::arch::io_apic::Pin;
 use crate::arch::{interrupts, local_apic, tcg};
+use crate::fixed;
 use alloc::vec::Vec;
 use log::{info, warn};
 use ringfence_core::acpi::Wiring;
@@ -67,7 +68,7 @@ fn take_wires(wiring: &Wiring) -> bool {
     };
     let found = watchers.iter_mut().find_map(|watcher| source(watcher).map(|source| (watcher, source)));
     let Some((watcher, source)) = found else { return false };
-    interrupts::use_io_apic(*registers, |line, is_level| {
+    interrupts::use_io_apic(*registers, fixed::lines(), |line, is_level| {
         let (to, told, is_low) = wiring.of_line(line);
         let (is_level, vector, entry) = (told.unwrap_or(is_level), interrupts::vector_of(line), FIRST_WIRE + line);
         watcher.unit.remapper()?.set_route(table, entry, route(source, vector, *apic, is_level)).ok()?;

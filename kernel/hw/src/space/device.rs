@@ -6,6 +6,7 @@
 use super::{Space, rights};
 use crate::arch::entry_area;
 use crate::arch::port::DevicePort;
+use crate::fixed::Fixed;
 use crate::iommu;
 use crate::memory::frames::{Frames, OutOfMemory};
 use crate::memory::pages;
@@ -76,18 +77,35 @@ impl BarPages {
     }
 }
 
-/// The ports of `function`'s BAR `index`; `None` if it is no I/O BAR. One with the mainboard's own ports is refused.
-pub fn ports_of(function: &Function, index: usize) -> Option<Result<Ports, Refusal>> {
-    let Bar::Io { port } = function.bars.get(index)?.as_ref()? else { return None };
-    let count = function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16;
-    let Ok(first) = u16::try_from(*port) else { return Some(Err(Refusal::Invalid)) };
-    let is_denied = first < FIRST_PORT || first.checked_add(count).is_none_or(|end| first < CONFIG_END && end > CONFIG);
-    Some(if is_denied { Err(Refusal::Denied) } else { Ok(Ports { first, count }) })
-}
+/// Ports that a driver may have, if it has their device.
+#[derive(Debug, Clone, Copy)]
+pub struct DriverPorts(Ports);
 
-/// The port at `offset` of `function`'s BAR `index`, if that is an I/O BAR that a driver may have.
-pub fn port_of(function: &Function, index: usize, offset: u16) -> Option<DevicePort> {
-    DevicePort::new(ports_of(function, index)?.ok()?, offset)
+impl DriverPorts {
+    /// Those of `function`'s BAR `index`; `None` if it is no I/O BAR. One with the mainboard's own ports is refused.
+    pub fn of_bar(function: &Function, index: usize) -> Option<Result<DriverPorts, Refusal>> {
+        let Bar::Io { port } = function.bars.get(index)?.as_ref()? else { return None };
+        let count = function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16;
+        let Ok(first) = u16::try_from(*port) else { return Some(Err(Refusal::Invalid)) };
+        let has_config = first.checked_add(count).is_none_or(|end| first < CONFIG_END && end > CONFIG);
+        let is_denied = first < FIRST_PORT || has_config;
+        Some(if is_denied { Err(Refusal::Denied) } else { Ok(DriverPorts(Ports { first, count })) })
+    }
+
+    /// Run `index` of the ports of a device that has fixed ones.
+    pub fn of_fixed(device: &'static Fixed, index: usize) -> Option<DriverPorts> {
+        device.ports.get(index).copied().map(DriverPorts)
+    }
+
+    /// Which those are.
+    pub fn ports(self) -> Ports {
+        self.0
+    }
+
+    /// The port at `offset`.
+    pub fn port(self, offset: u16) -> Option<DevicePort> {
+        DevicePort::new(self.0, offset)
+    }
 }
 
 impl Space {
@@ -109,13 +127,8 @@ impl Space {
         mapped
     }
 
-    /// Opens the ports of `function`'s BAR `index` to the domain; which those are. `None` if it is no I/O BAR.
-    pub fn allow_ports(&mut self, function: &Function, index: usize) -> Option<Result<Ports, Refusal>> {
-        let ports = ports_of(function, index)?;
-        Some(ports.and_then(|ports| self.open_ports(ports).map(|()| ports).map_err(|_| Refusal::NoMemory)))
-    }
-
-    fn open_ports(&mut self, ports: Ports) -> Result<(), OutOfMemory> {
+    /// Opens ports of its device to the domain.
+    pub fn allow_ports(&mut self, ports: DriverPorts) -> Result<(), OutOfMemory> {
         if self.io_bitmap.is_none() {
             let bitmap = Frames::new(port_bitmap::BYTES / PAGE_SIZE as usize)?;
             bitmap.fill(0, port_bitmap::BYTES / size_of::<u64>(), u64::MAX);
@@ -128,7 +141,7 @@ impl Space {
         }
         // No domain can write it.
         if let Some(bitmap) = &self.io_bitmap {
-            ports.words().for_each(|(index, open)| bitmap.store(index, bitmap.load(index) & !open));
+            ports.0.words().for_each(|(index, open)| bitmap.store(index, bitmap.load(index) & !open));
         }
         Ok(())
     }

@@ -1,0 +1,314 @@
+//! ATA disk on a channel at fixed ports, by programmed I/O: *AT Attachment with Packet Interface 6* (ATA/ATAPI-6, T13/1410D revision 3b).
+//!
+//! One command is under way at a time. The device interrupts when it has a part of the data, or wants one, and the driver moves it: the
+//! device reaches no memory by itself. A channel has two devices; **the first that is a disk is driven, the other is not**.
+#![no_std]
+#![forbid(unsafe_code)]
+
+use ringfence_sdk::block::{
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_UNSUPPORTED, BLOCK_WRITE, BlockDevice, BlockDriver,
+    BlockInfo, Queues, Request,
+};
+use ringfence_sdk::device::{self, Ports};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
+
+driver!(
+    BlockDriver<Ide>,
+    Manifest::new("ide", env!("CARGO_PKG_VERSION")).kind(Kind::Block).fixed(&[0x1f0, 0x170]).upcall_ms(1000).restart()
+);
+
+/// Registers of the command block (7, table 6), and the one of the control block.
+mod register {
+    pub const DATA: u16 = 0;
+    pub const ERROR: u16 = 1;
+    pub const SECTOR_COUNT: u16 = 2;
+    pub const LBA_LOW: u16 = 3;
+    pub const LBA_MID: u16 = 4;
+    pub const LBA_HIGH: u16 = 5;
+    pub const DEVICE: u16 = 6;
+    /// Reading it lowers the interrupt.
+    pub const STATUS: u16 = 7;
+    pub const COMMAND: u16 = 7;
+}
+/// Device control and alternate status, the one port of the second run (7.5, 7.2).
+const CONTROL: u16 = 0;
+const NO_INTERRUPT: u8 = 1 << 1;
+const SOFTWARE_RESET: u8 = 1 << 2;
+
+/// Bits of the status (7.15).
+mod status {
+    pub const ERROR: u8 = 1 << 0;
+    pub const DATA_REQUEST: u8 = 1 << 3;
+    pub const DEVICE_FAULT: u8 = 1 << 5;
+    pub const BUSY: u8 = 1 << 7;
+    /// Nobody drives the lines.
+    pub const NOBODY: u8 = 0x7f;
+}
+
+/// Commands (8).
+mod command {
+    pub const READ_MULTIPLE: u8 = 0xc4;
+    pub const READ_MULTIPLE_EXT: u8 = 0x29;
+    pub const WRITE_MULTIPLE: u8 = 0xc5;
+    pub const WRITE_MULTIPLE_EXT: u8 = 0x39;
+    pub const SET_MULTIPLE_MODE: u8 = 0xc6;
+    pub const FLUSH_CACHE: u8 = 0xe7;
+    pub const IDENTIFY_DEVICE: u8 = 0xec;
+}
+
+/// Bits of the device register: addresses are block numbers, and which device (7.7).
+const LBA: u8 = 1 << 6;
+const SECOND: u8 = 1 << 4;
+
+/// Length of a block in bytes. Devices with others are not driven.
+const BLOCK_BYTES: usize = 512;
+/// Blocks in each part of the data that is asked for by an interrupt, at most.
+const MOST_MULTIPLE: u8 = 16;
+/// Blocks that 28 bits can count.
+const BLOCKS_28: u64 = 1 << 28;
+/// How long a device may be busy before it is taken into service, in nanoseconds: an upcall is no longer.
+const INIT_NS: u64 = 400_000_000;
+/// How long a device may take to ask for the first part of what is written to it (one without moving parts asks at once).
+const FIRST_NS: u64 = 20_000_000;
+/// How long reset is held, and how long until a device that was selected has its status right (9.1, 9.2).
+const RESET_NS: u64 = 5_000;
+const SELECT_NS: u64 = 400;
+
+struct Ide {
+    channel: Channel,
+    info: BlockInfo,
+    /// Addresses have 48 bits.
+    is_large: bool,
+    /// Blocks in a part of the data.
+    multiple: usize,
+    now: Option<Doing>,
+}
+
+/// A request under way.
+struct Doing {
+    request: Request,
+    /// Bytes of its data that were moved.
+    moved: usize,
+}
+
+/// The registers of a channel, and which of its devices is meant.
+struct Channel {
+    command: Ports,
+    control: Ports,
+    device: u8,
+}
+
+impl Channel {
+    fn write(&self, register: u16, value: u8) {
+        self.command.write8(register, value);
+    }
+
+    /// The status, which lowers no interrupt.
+    fn peek(&self) -> u8 {
+        self.control.read8(CONTROL)
+    }
+
+    /// Waits until the device is not busy; its status then, or `None` if it is still.
+    fn wait(&self, limit_ns: u64) -> Option<u8> {
+        let end = service::time_ns() + limit_ns;
+        loop {
+            match self.peek() {
+                busy if busy & status::BUSY != 0 && service::time_ns() < end => {}
+                busy if busy & status::BUSY != 0 => return None,
+                idle => return Some(idle),
+            }
+        }
+    }
+
+    /// Means the device whose bit this is, 0 or `SECOND`, from now on.
+    fn select(&mut self, device: u8) {
+        self.device = device;
+        self.write(register::DEVICE, LBA | device);
+        pause(SELECT_NS);
+    }
+
+    /// Ends whatever the devices do, and what a driver before has begun.
+    fn reset(&self) {
+        self.control.write8(CONTROL, NO_INTERRUPT | SOFTWARE_RESET);
+        pause(RESET_NS);
+        self.control.write8(CONTROL, NO_INTERRUPT);
+        pause(SELECT_NS);
+    }
+
+    /// What a disk says of itself (8.15.8); `None` if there is no disk.
+    fn identify(&self) -> Option<[u8; BLOCK_BYTES]> {
+        let found = self.wait(INIT_NS)?;
+        // A packet device has its mark there after a reset (9.12).
+        let is_disk = (self.command.read8(register::LBA_MID), self.command.read8(register::LBA_HIGH)) == (0, 0);
+        if found == 0 || found == status::NOBODY || !is_disk {
+            return None;
+        }
+        self.write(register::COMMAND, command::IDENTIFY_DEVICE);
+        let found = self.wait(INIT_NS)?;
+        if found & (status::ERROR | status::DEVICE_FAULT) != 0 || found & status::DATA_REQUEST == 0 {
+            return None;
+        }
+        let mut words = [0; BLOCK_BYTES];
+        self.command.read_words(register::DATA, &mut words);
+        Some(words)
+    }
+}
+
+fn pause(ns: u64) {
+    let end = service::time_ns() + ns;
+    while service::time_ns() < end {}
+}
+
+/// Word `number` of what a disk says of itself.
+fn word(words: &[u8; BLOCK_BYTES], number: usize) -> u16 {
+    u16::from_le_bytes([words[2 * number], words[2 * number + 1]])
+}
+
+impl BlockDevice for Ide {
+    fn init() -> Result<Ide> {
+        let mut channel = Channel { command: Ports::open(0)?, control: Ports::open(1)?, device: 0 };
+        channel.reset();
+        let found = [0, SECOND].into_iter().find_map(|device| {
+            channel.select(device);
+            channel.identify()
+        });
+        let words = found.ok_or(Refusal::NotFound)?;
+        let has = |number, bit: u16| word(&words, number) & 1 << bit != 0;
+        let count = |numbers: core::ops::Range<usize>| {
+            numbers.rev().fold(0, |blocks, number| blocks << 16 | u64::from(word(&words, number)))
+        };
+        // Valid if bit 14 is set and bit 15 is not; blocks are longer then if bit 12 is set, too.
+        let has_long_blocks = word(&words, 106) >> 12 & 0xd == 5;
+        if !has(49, 9) || has_long_blocks {
+            log::error!("the disk has no block numbers, or blocks that are not of {BLOCK_BYTES} bytes");
+            return Err(Refusal::Invalid);
+        }
+        let is_large = has(83, 10);
+        let blocks = if is_large { count(100..104) } else { count(60..62) };
+        let mut model = [0; 24];
+        // Letters are in pairs, the second one first.
+        let letters = words[54..].chunks(2).flat_map(|pair| [pair[1], pair[0]]);
+        model.iter_mut().zip(letters).for_each(|(to, letter)| *to = letter);
+        let end = model.iter().rposition(|letter| *letter != b' ').map_or(0, |last| last + 1);
+        model[end..].fill(0);
+        // Word 47: most blocks in a part.
+        let multiple = (words[94]).clamp(1, MOST_MULTIPLE);
+        channel.write(register::SECTOR_COUNT, multiple);
+        channel.write(register::COMMAND, command::SET_MULTIPLE_MODE);
+        if channel.wait(INIT_NS).is_none_or(|found| found & status::ERROR != 0) {
+            log::error!("the disk does not move {multiple} blocks at once");
+            return Err(Refusal::Invalid);
+        }
+        // What was interrupted for until now is over.
+        channel.command.read8(register::STATUS);
+        channel.control.write8(CONTROL, 0);
+        device::enable_interrupts()?;
+        log::info!("{blocks} blocks of {BLOCK_BYTES} bytes, {multiple} at once");
+        let info = BlockInfo { blocks, block_bytes: BLOCK_BYTES as u32, queue_depth: 1, flags: 0, reserved: 0, model };
+        Ok(Ide { channel, info, is_large, multiple: multiple.into(), now: None })
+    }
+
+    fn info(&self) -> BlockInfo {
+        self.info
+    }
+
+    fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {
+        self.go_on(queues);
+        while self.now.is_none() {
+            let Some(request) = queues.take() else { break };
+            self.start(request, queues);
+        }
+        Reply::ACKNOWLEDGED
+    }
+
+    fn exit(&mut self) {
+        self.channel.reset();
+    }
+}
+
+impl Ide {
+    /// Begins what is asked for.
+    fn start(&mut self, request: Request, queues: &mut Queues) {
+        let (lba, count) = (request.lba(), request.data_len() / BLOCK_BYTES);
+        let is_beyond = lba.checked_add(count as u64).is_none_or(|end| end > self.info.blocks);
+        let command = match (request.operation(), self.is_large) {
+            (BLOCK_READ, true) => command::READ_MULTIPLE_EXT,
+            (BLOCK_READ, false) => command::READ_MULTIPLE,
+            (BLOCK_WRITE, true) => command::WRITE_MULTIPLE_EXT,
+            (BLOCK_WRITE, false) => command::WRITE_MULTIPLE,
+            (BLOCK_FLUSH, _) => command::FLUSH_CACHE,
+            _ => return queues.complete(request, BLOCK_UNSUPPORTED),
+        };
+        let moves = request.operation() != BLOCK_FLUSH;
+        if moves && (count == 0 || is_beyond || !self.is_large && lba + count as u64 > BLOCKS_28) {
+            return queues.complete(request, BLOCK_ERROR);
+        }
+        let [low, mid, high, third, fourth, fifth, ..] = lba.to_le_bytes();
+        let [count_low, count_high, ..] = count.to_le_bytes();
+        let channel = &self.channel;
+        // A device with long addresses takes two bytes in each register, the higher ones first (6.20).
+        if self.is_large {
+            channel.write(register::SECTOR_COUNT, count_high);
+            channel.write(register::LBA_LOW, third);
+            channel.write(register::LBA_MID, fourth);
+            channel.write(register::LBA_HIGH, fifth);
+        }
+        channel.write(register::SECTOR_COUNT, count_low);
+        channel.write(register::LBA_LOW, low);
+        channel.write(register::LBA_MID, mid);
+        channel.write(register::LBA_HIGH, high);
+        let rest = if self.is_large { 0 } else { third & 0x0f };
+        channel.write(register::DEVICE, LBA | channel.device | rest);
+        channel.write(register::COMMAND, command);
+        let is_write = request.operation() == BLOCK_WRITE;
+        self.now = Some(Doing { request, moved: 0 });
+        // No interrupt asks for the first part of what is written (9.7).
+        if is_write && channel.wait(FIRST_NS).is_some() {
+            self.go_on(queues);
+        }
+    }
+
+    /// Moves what the device has or wants, and completes what is done.
+    fn go_on(&mut self, queues: &mut Queues) {
+        let Some(mut doing) = self.now.take() else {
+            // What interrupted is nothing of this driver's.
+            self.channel.command.read8(register::STATUS);
+            return;
+        };
+        let found = self.channel.command.read8(register::STATUS);
+        if found & status::BUSY != 0 {
+            self.now = Some(doing);
+            return;
+        }
+        if found & (status::ERROR | status::DEVICE_FAULT) != 0 {
+            let error = self.channel.command.read8(register::ERROR);
+            log::warn!("block {}: status {found:#x}, error {error:#x}", doing.request.lba());
+            return queues.complete(doing.request, BLOCK_ERROR);
+        }
+        let left = doing.request.data_len() - doing.moved;
+        let is_write = doing.request.operation() == BLOCK_WRITE;
+        if found & status::DATA_REQUEST == 0 {
+            match left {
+                0 => queues.complete(doing.request, BLOCK_OK),
+                _ => self.now = Some(doing),
+            }
+            return;
+        }
+        for _ in 0..self.multiple.min(left / BLOCK_BYTES) {
+            let mut block = [0; BLOCK_BYTES];
+            if is_write {
+                doing.request.read_data(doing.moved, &mut block);
+                self.channel.command.write_words(register::DATA, &block);
+            } else {
+                self.channel.command.read_words(register::DATA, &mut block);
+                doing.request.write_data(doing.moved, &block);
+            }
+            doing.moved += BLOCK_BYTES;
+        }
+        // The last part that is read ends the command; the last part that is written is interrupted for when it is done.
+        match doing.moved == doing.request.data_len() && !is_write {
+            true => queues.complete(doing.request, BLOCK_OK),
+            false => self.now = Some(doing),
+        }
+    }
+}

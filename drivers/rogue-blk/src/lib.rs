@@ -1,0 +1,209 @@
+//! A driver of a channel for ATA disks, with a made-up disk in place of what is there, which lies to the kernel: `tell rogue-blk VERB` says
+//! what is wrong with its answer to the next request, or what it reaches for.
+//!
+//! Like `rogue`, it has unsafe code of its own.
+#![no_std]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
+
+use ringfence_sdk::abi::block::{
+    BLOCK_OK, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BlockInfo, COMPLETE, SUBMIT, write_status,
+};
+use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN, Words};
+use ringfence_sdk::service::raw;
+use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver, number};
+
+driver!(
+    RogueBlk,
+    Manifest::new("rogue-blk", env!("CARGO_PKG_VERSION")).kind(Kind::Block).fixed(&[0x1f0]).dma_kib(64).by_hand()
+);
+
+const BLOCKS: u64 = 1024;
+
+struct RogueBlk {
+    queues: *mut u64,
+    taken: u64,
+    put: u64,
+    /// What is wrong with the next answer.
+    lie: Option<Lie>,
+}
+
+#[derive(Clone, Copy)]
+enum Lie {
+    /// The request is never answered.
+    Lose,
+    /// It is answered twice.
+    Twice,
+    /// Another one, which is not under way, is answered.
+    Another,
+    /// One that cannot exist is answered.
+    Beyond,
+    /// More answers are announced than the ring holds.
+    Ahead,
+    /// The queue of answers is said to have one less in it than before.
+    Backwards,
+    /// The status is one that no driver has.
+    Status,
+    /// The device says that it cannot do that.
+    Unsupported,
+}
+
+struct Memory(*mut u64);
+
+impl Words for Memory {
+    fn load(&self, index: usize) -> u64 {
+        unsafe { self.0.add(index).read_volatile() }
+    }
+    fn store(&self, index: usize, value: u64) {
+        unsafe { self.0.add(index).write_volatile(value) }
+    }
+}
+
+/// What the disk is like, but for what `change` makes of it, as the kernel is told; its answer.
+fn offer(change: impl FnOnce(&mut BlockInfo)) -> i64 {
+    let mut info = BlockInfo {
+        blocks: BLOCKS,
+        block_bytes: 512,
+        queue_depth: BLOCK_REQUESTS as u32,
+        flags: 0,
+        reserved: 0,
+        model: *b"made up\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    };
+    change(&mut info);
+    unsafe { raw::rf_offer(&raw const info as u64, size_of::<BlockInfo>() as u64) }
+}
+
+/// What no disk is like.
+const WRONG: [fn(&mut BlockInfo); 9] = [
+    |info| info.block_bytes = 0,
+    |info| info.block_bytes = 256,
+    |info| info.block_bytes = 513,
+    |info| info.block_bytes = 8192,
+    |info| info.queue_depth = 0,
+    |info| info.queue_depth = BLOCK_REQUESTS as u32 + 1,
+    |info| info.flags = 2,
+    |info| info.reserved = 1,
+    |info| info.blocks = u64::MAX / 512 + 1,
+];
+
+impl RogueBlk {
+    fn memory(&self) -> Memory {
+        Memory(self.queues)
+    }
+
+    fn set(&self, place: Place, word: usize, value: u64) {
+        self.memory().store(place.base + word, value);
+    }
+
+    fn answer(&mut self, number: u64) {
+        self.set(COMPLETE, ENTRIES + self.put as usize % BLOCK_REQUESTS, number);
+        self.put += 1;
+        self.set(COMPLETE, PUT, self.put);
+    }
+
+    fn carry_out(&mut self, number: u64) {
+        let place = number as usize % BLOCK_REQUESTS;
+        write_status(&self.memory(), place, BLOCK_OK);
+        match self.lie.take() {
+            None => self.answer(number),
+            Some(Lie::Lose) => {}
+            Some(Lie::Twice) => {
+                self.answer(number);
+                self.answer(number);
+            }
+            Some(Lie::Another) => self.answer((number + 7) % BLOCK_REQUESTS as u64),
+            Some(Lie::Beyond) => self.answer(u64::MAX),
+            Some(Lie::Ahead) => self.set(COMPLETE, PUT, 1000),
+            Some(Lie::Backwards) => self.set(COMPLETE, PUT, self.put.wrapping_sub(1)),
+            Some(Lie::Status) => {
+                write_status(&self.memory(), place, BLOCK_UNSUPPORTED + 1);
+                self.answer(number);
+            }
+            Some(Lie::Unsupported) => {
+                write_status(&self.memory(), place, BLOCK_UNSUPPORTED);
+                self.answer(number);
+            }
+        }
+    }
+}
+
+/// What a service answered: the refusal's number if it refused.
+fn refusal(result: i64) -> u64 {
+    result.unsigned_abs()
+}
+
+#[inline(never)]
+fn port_in8(port: u16) -> u8 {
+    let value;
+    unsafe { core::arch::asm!("in al, dx", in("dx") port, out("al") value) };
+    value
+}
+
+#[inline(never)]
+fn port_in16(port: u16) -> u16 {
+    let value;
+    unsafe { core::arch::asm!("in ax, dx", in("dx") port, out("ax") value) };
+    value
+}
+
+impl Driver for RogueBlk {
+    fn init() -> Result<RogueBlk> {
+        if WRONG.iter().any(|change| offer(change) != Refusal::Invalid.to_result()) {
+            return Err(Refusal::Denied);
+        }
+        // The first run of its ports, not the second.
+        let first = unsafe { raw::rf_bar_map(0) };
+        if let Some(refusal) = Refusal::from_result(first) {
+            return Err(refusal);
+        }
+        let start = offer(|_| {});
+        match Refusal::from_result(start) {
+            Some(refusal) => Err(refusal),
+            None => Ok(RogueBlk { queues: start as *mut u64, taken: 0, put: 0, lie: None }),
+        }
+    }
+
+    fn poll(&mut self, _: Events) -> Reply {
+        while self.taken != self.memory().load(SUBMIT.base + PUT) {
+            let number = self.memory().load(SUBMIT.base + ENTRIES + self.taken as usize % BLOCK_REQUESTS);
+            self.taken += 1;
+            self.set(SUBMIT, TAKEN, self.taken);
+            self.carry_out(number);
+        }
+        Reply::ACKNOWLEDGED
+    }
+
+    fn command(&mut self, text: &str) -> Result<u64> {
+        match text.split_once(' ') {
+            Some(("port", port)) => return Ok(port_in8(number(port)? as u16).into()),
+            Some(("wide-port", port)) => return Ok(port_in16(number(port)? as u16).into()),
+            Some(("open", region)) => return Ok(refusal(unsafe { raw::rf_bar_map(number(region)?) })),
+            _ => {}
+        }
+        self.lie = Some(match text {
+            "lose" => Lie::Lose,
+            "twice" => Lie::Twice,
+            "another" => Lie::Another,
+            "beyond" => Lie::Beyond,
+            "ahead" => Lie::Ahead,
+            "backwards" => Lie::Backwards,
+            "status" => Lie::Status,
+            "unsupported" => Lie::Unsupported,
+            // Not about the next answer.
+            "unasked" => {
+                self.answer(0);
+                return Ok(0);
+            }
+            "offer-twice" => return Ok(refusal(offer(|_| {}))),
+            // Services for devices that reach memory.
+            "be-bus-master" => return Ok(refusal(unsafe { raw::rf_pci_write(4, 2, 4) })),
+            "read-config" => return Ok(refusal(unsafe { raw::rf_pci_read(0, 4) })),
+            "ask-for-vectors" => return Ok(refusal(unsafe { raw::rf_irq_vectors(1) })),
+            "address-for-dma" => {
+                let memory = unsafe { raw::rf_dma_alloc(4096) };
+                return Ok(refusal(unsafe { raw::rf_dma_address(memory as u64) }));
+            }
+            _ => return Err(Refusal::NotFound),
+        });
+        Ok(0)
+    }
+}

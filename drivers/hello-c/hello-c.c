@@ -19,7 +19,7 @@ static void say(const char *text)
     uint64_t len_bytes = 0;
     while (text[len_bytes])
         len_bytes++;
-    rf_log(RF_LOG_INFO, (uint64_t)text, len_bytes);
+    rf_log(RF_LOG_INFO, text, len_bytes);
 }
 
 static int64_t calls;

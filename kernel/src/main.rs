@@ -91,6 +91,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, poll::serve_dma_faults);
         task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::scan::run);
+        task::spawn(spawner, block::client::run);
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
         task::spawn(spawner, console::screen::run);

@@ -152,3 +152,37 @@ fn every_dependency_of_the_kernel_has_a_reason() {
     }
     assert!(count > 20, "only {count} dependencies were found");
 }
+
+/// What is between two marks in `docs/abi.md` is made from the ABI's tables. `RINGFENCE_BLESS=1` writes it.
+#[test]
+fn the_tables_of_the_abi_are_current() {
+    use ringfence_abi::manifest::Kind;
+    use ringfence_abi::service::{self, Argument, SERVICES};
+    let argument = |Argument { name, kind }: &Argument| match kind {
+        service::Kind::GivenBack => format!("`{name}`: address, given back"),
+        other => format!("`{name}`: {}", format!("{other:?}").to_lowercase()),
+    };
+    let mut services = String::from("| | service | arguments | what | value | refuses |\n|---|---|---|---|---|---|\n");
+    for (number, service) in SERVICES.iter().enumerate() {
+        let arguments: Vec<String> = service.arguments.iter().map(argument).collect();
+        let row = [&arguments.join(", "), service.what, service.value, service.refuses].join(" | ");
+        services += &format!("| {number} | `{}` | {row} |\n", service.symbol);
+    }
+    let mut classes = String::from("| | kind | offers | shares with the kernel, in bytes |\n|---|---|---|---|\n");
+    for kind in Kind::ALL.iter().copied() {
+        let offers = if kind.offers().is_empty() { String::new() } else { format!("`{}`", kind.offers()) };
+        classes += &format!("| {} | `{kind:?}` | {offers} | {} |\n", kind as u32, kind.queue_bytes());
+    }
+    let path = ringfence::project().join("docs/abi.md");
+    let mut page = read(&path);
+    for (name, table) in [("services", services), ("classes", classes)] {
+        let [start, end] = [format!("<!-- {name} -->\n"), format!("<!-- /{name} -->")];
+        let from = page.find(&start).expect("the first mark") + start.len();
+        let to = from + page[from..].find(&end).expect("the second mark");
+        page.replace_range(from..to, &table);
+    }
+    if std::env::var_os("RINGFENCE_BLESS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    assert!(read(&path) == page, "docs/abi.md is not what the ABI says");
+}

@@ -4,8 +4,8 @@ use crate::build::write_if_changed;
 use crate::{project, target};
 use anyhow::{Context, Result};
 use cbindgen::{Builder, Config, EnumConfig, ExportConfig, Language, Style};
-use ringfence_abi::manifest::MAGIC;
-use ringfence_abi::service::SERVICES;
+use ringfence_abi::manifest::{self, MAGIC};
+use ringfence_abi::service::{Argument, Kind, SERVICES, Service};
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -14,10 +14,9 @@ const SOURCES: [&str; 8] =
     ["lib.rs", "layout.rs", "manifest.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
 
 /// Types that no exported function names, and that drivers need all the same.
-const TYPES: [&str; 12] = [
+const TYPES: [&str; 11] = [
     "Manifest",
     "PciId",
-    "Kind",
     "Policy",
     "Reset",
     "ResetMethod",
@@ -66,17 +65,35 @@ pub fn write() -> Result<PathBuf> {
 fn services() -> Result<String> {
     let mut text = String::new();
     writeln!(text, "/** First field of every manifest. */\n#define RF_MAGIC {MAGIC:#x}ULL")?;
+    // cbindgen sees no types that macros make.
+    let kinds = manifest::Kind::ALL.iter().map(|kind| format!("RfKind_{kind:?} = {}", *kind as u32));
+    writeln!(
+        text,
+        "/** What a module is: the kind in its manifest. */\ntypedef enum {{ {} }} RfKind;",
+        kinds.collect::<Vec<_>>().join(", ")
+    )?;
     for (level, name) in (1..).zip(["ERROR", "WARN", "INFO", "DEBUG", "TRACE"]) {
         writeln!(text, "#define RF_LOG_{name} {level}")?;
     }
     writeln!(text)?;
     for service in SERVICES {
-        let arguments: Vec<String> = service.arguments.iter().map(|name| format!("uint64_t {name}")).collect();
+        let arguments: Vec<String> = service.arguments.iter().map(in_c).collect();
         let arguments = if arguments.is_empty() { "void".to_string() } else { arguments.join(", ") };
-        writeln!(text, "/** {}. */\nint64_t {}({arguments});", service.what, service.symbol)?;
+        let Service { what, value, refuses, symbol, .. } = service;
+        writeln!(text, "/** {what}.\n * Returns: {value}. Refuses: {refuses}. */\nint64_t {symbol}({arguments});")?;
     }
     text += MEMORY_FUNCTIONS;
     Ok(text)
+}
+
+/// A parameter, or two for what is passed as an address and a length.
+fn in_c(argument: &Argument) -> String {
+    let Argument { name, kind } = argument;
+    match kind {
+        Kind::Text => format!("const char *{name}, uint64_t {name}_len"),
+        Kind::Bytes => format!("const void *{name}, uint64_t {name}_len"),
+        _ => format!("uint64_t {name}"),
+    }
 }
 
 /// What gcc and clang call by themselves, to copy a structure for example: there is no C library that has it. Each file of a module may

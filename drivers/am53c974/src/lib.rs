@@ -10,12 +10,12 @@ mod registers;
 use registers::{self as reg, command, dma, int, phase};
 use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::dma::{Dma, write_barrier};
-use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK, ScsiDriver};
-use ringfence_sdk::scsi_bus::{BusAdapter, BusHost, Command, Direction, Ending, OWN_ID};
+use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK};
+use ringfence_sdk::scsi_bus::{BusAdapter, BusDriver, Command, Direction, Ending, OWN_ID};
 use ringfence_sdk::{Kind, Manifest, Result, driver};
 
 driver!(
-    ScsiDriver<BusHost<Am53c974>>,
+    BusDriver<Am53c974>,
     Manifest::new("am53c974", env!("CARGO_PKG_VERSION"))
         .kind(Kind::Scsi)
         .pci(&[(0x1022, 0x2020)])

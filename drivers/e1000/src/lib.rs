@@ -10,9 +10,10 @@ mod registers;
 
 use registers::{self as reg, ctrl, eerd, int, rctl, rxd, tctl, txd};
 use ringfence_sdk::abi::net::{RX_FRAMES, TX_FRAMES};
+use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{Nic, NicDriver, Queues};
+use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues};
 use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
@@ -90,7 +91,7 @@ fn card_name(id: u16) -> &'static str {
     }
 }
 
-impl Nic for E1000 {
+impl Device<Nic> for E1000 {
     fn init() -> Result<E1000> {
         let registers = Mmio::map(0)?;
         // 14.3: reset, then no interrupts, also none that the reset has caused.
@@ -139,8 +140,8 @@ impl Nic for E1000 {
         })
     }
 
-    fn mac(&self) -> [u8; 6] {
-        self.mac
+    fn info(&self) -> NetInfo {
+        NetInfo { mac: self.mac, reserved: [0; 2] }
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {

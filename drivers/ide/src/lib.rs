@@ -6,9 +6,10 @@
 #![forbid(unsafe_code)]
 
 use ringfence_sdk::block::{
-    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_UNSUPPORTED, BLOCK_WRITE, BlockDevice, BlockDriver,
-    BlockInfo, Queues, Request,
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_UNSUPPORTED, BLOCK_WRITE, Block, BlockDriver, BlockInfo,
+    BlockRequest, Queues, Ticket,
 };
+use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
@@ -86,7 +87,8 @@ struct Ide {
 
 /// A request under way.
 struct Doing {
-    request: Request,
+    ticket: Ticket,
+    request: BlockRequest,
     /// Bytes of its data that were moved.
     moved: usize,
 }
@@ -164,7 +166,7 @@ fn word(words: &[u8; BLOCK_BYTES], number: usize) -> u16 {
     u16::from_le_bytes([words[2 * number], words[2 * number + 1]])
 }
 
-impl BlockDevice for Ide {
+impl Device<Block> for Ide {
     fn init() -> Result<Ide> {
         let mut channel = Channel { command: Ports::open(0)?, control: Ports::open(1)?, device: 0 };
         channel.reset();
@@ -215,8 +217,8 @@ impl BlockDevice for Ide {
     fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {
         self.go_on(queues);
         while self.now.is_none() {
-            let Some(request) = queues.take() else { break };
-            self.start(request, queues);
+            let Some((ticket, request)) = queues.take() else { break };
+            self.start(ticket, request, queues);
         }
         Reply::ACKNOWLEDGED
     }
@@ -228,20 +230,20 @@ impl BlockDevice for Ide {
 
 impl Ide {
     /// Begins what is asked for.
-    fn start(&mut self, request: Request, queues: &mut Queues) {
-        let (lba, count) = (request.lba(), request.data_len() / BLOCK_BYTES);
+    fn start(&mut self, ticket: Ticket, request: BlockRequest, queues: &mut Queues) {
+        let (lba, count) = (request.lba, request.data_len as usize / BLOCK_BYTES);
         let is_beyond = lba.checked_add(count as u64).is_none_or(|end| end > self.info.blocks);
-        let command = match (request.operation(), self.is_large) {
+        let command = match (request.operation, self.is_large) {
             (BLOCK_READ, true) => command::READ_MULTIPLE_EXT,
             (BLOCK_READ, false) => command::READ_MULTIPLE,
             (BLOCK_WRITE, true) => command::WRITE_MULTIPLE_EXT,
             (BLOCK_WRITE, false) => command::WRITE_MULTIPLE,
             (BLOCK_FLUSH, _) => command::FLUSH_CACHE,
-            _ => return queues.complete(request, BLOCK_UNSUPPORTED),
+            _ => return queues.complete(ticket, &BLOCK_UNSUPPORTED),
         };
-        let moves = request.operation() != BLOCK_FLUSH;
+        let moves = request.operation != BLOCK_FLUSH;
         if moves && (count == 0 || is_beyond || !self.is_large && lba + count as u64 > BLOCKS_28) {
-            return queues.complete(request, BLOCK_ERROR);
+            return queues.complete(ticket, &BLOCK_ERROR);
         }
         let [low, mid, high, third, fourth, fifth, ..] = lba.to_le_bytes();
         let [count_low, count_high, ..] = count.to_le_bytes();
@@ -260,8 +262,8 @@ impl Ide {
         let rest = if self.is_large { 0 } else { third & 0x0f };
         channel.write(register::DEVICE, LBA | channel.device | rest);
         channel.write(register::COMMAND, command);
-        let is_write = request.operation() == BLOCK_WRITE;
-        self.now = Some(Doing { request, moved: 0 });
+        let is_write = request.operation == BLOCK_WRITE;
+        self.now = Some(Doing { ticket, request, moved: 0 });
         // No interrupt asks for the first part of what is written (9.7).
         if is_write && channel.wait(FIRST_NS).is_some() {
             self.go_on(queues);
@@ -282,14 +284,14 @@ impl Ide {
         }
         if found & (status::ERROR | status::DEVICE_FAULT) != 0 {
             let error = self.channel.command.read8(register::ERROR);
-            log::warn!("block {}: status {found:#x}, error {error:#x}", doing.request.lba());
-            return queues.complete(doing.request, BLOCK_ERROR);
+            log::warn!("block {}: status {found:#x}, error {error:#x}", doing.request.lba);
+            return queues.complete(doing.ticket, &BLOCK_ERROR);
         }
-        let left = doing.request.data_len() - doing.moved;
-        let is_write = doing.request.operation() == BLOCK_WRITE;
+        let left = doing.request.data_len as usize - doing.moved;
+        let is_write = doing.request.operation == BLOCK_WRITE;
         if found & status::DATA_REQUEST == 0 {
             match left {
-                0 => queues.complete(doing.request, BLOCK_OK),
+                0 => queues.complete(doing.ticket, &BLOCK_OK),
                 _ => self.now = Some(doing),
             }
             return;
@@ -297,17 +299,17 @@ impl Ide {
         for _ in 0..self.multiple.min(left / BLOCK_BYTES) {
             let mut block = [0; BLOCK_BYTES];
             if is_write {
-                doing.request.read_data(doing.moved, &mut block);
+                queues.read_data(&doing.ticket, doing.moved, &mut block);
                 self.channel.command.write_words(register::DATA, &block);
             } else {
                 self.channel.command.read_words(register::DATA, &mut block);
-                doing.request.write_data(doing.moved, &block);
+                queues.write_data(&doing.ticket, doing.moved, &block);
             }
             doing.moved += BLOCK_BYTES;
         }
         // The last part that is read ends the command; the last part that is written is interrupted for when it is done.
-        match doing.moved == doing.request.data_len() && !is_write {
-            true => queues.complete(doing.request, BLOCK_OK),
+        match doing.moved == doing.request.data_len as usize && !is_write {
+            true => queues.complete(doing.ticket, &BLOCK_OK),
             false => self.now = Some(doing),
         }
     }

@@ -11,13 +11,13 @@ mod script;
 use registers as reg;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK, ScsiDriver};
-use ringfence_sdk::scsi_bus::{BusAdapter, BusHost, Command, Direction, Ending, OWN_ID};
+use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK};
+use ringfence_sdk::scsi_bus::{BusAdapter, BusDriver, Command, Direction, Ending, OWN_ID};
 use ringfence_sdk::{Kind, Manifest, Refusal, Result, driver, service};
 use script::{Label, PROGRAM, has_address, says, table};
 
 driver!(
-    ScsiDriver<BusHost<Lsi>>,
+    BusDriver<Lsi>,
     Manifest::new("lsi53c895a", env!("CARGO_PKG_VERSION"))
         .kind(Kind::Scsi)
         .pci(&[(0x1000, 0x0012)])

@@ -9,9 +9,10 @@ mod registers;
 
 use registers::{self as reg, csr0};
 use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
+use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{Nic, NicDriver, Queues};
+use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues};
 use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
@@ -79,7 +80,7 @@ fn finished(ring: &Ring) -> Option<(usize, u32)> {
     })
 }
 
-impl Nic for Pcnet {
+impl Device<Nic> for Pcnet {
     fn init() -> Result<Pcnet> {
         let ports = Ports::open(0)?;
         // Whichever mode it is in, one of these resets it. The first write of 32 bits makes that its mode.
@@ -105,8 +106,8 @@ impl Nic for Pcnet {
         Ok(card)
     }
 
-    fn mac(&self) -> [u8; 6] {
-        self.mac
+    fn info(&self) -> NetInfo {
+        NetInfo { mac: self.mac, reserved: [0; 2] }
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {

@@ -14,7 +14,12 @@ use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driv
 
 driver!(
     RogueBlk,
-    Manifest::new("rogue-blk", env!("CARGO_PKG_VERSION")).kind(Kind::Block).fixed(&[0x1f0]).dma_kib(64).by_hand()
+    Manifest::new("rogue-blk", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Block)
+        .uses(Kind::Block)
+        .fixed(&[0x1f0])
+        .dma_kib(64)
+        .by_hand()
 );
 
 const BLOCKS: u64 = 1024;
@@ -126,6 +131,24 @@ impl RogueBlk {
     }
 }
 
+/// Uses a disk; where its queues are, or the refusal's number.
+fn use_disk(name: &str) -> core::result::Result<Memory, u64> {
+    match unsafe { raw::rf_use(name.as_ptr() as u64, name.len() as u64) } {
+        start @ 0.. => Ok(Memory(start as *mut u64)),
+        refused => Err(refusal(refused)),
+    }
+}
+
+/// Asks for these requests of a disk, and says that it has put so many.
+fn ask(entries: &[u64], put: u64) -> Result<u64> {
+    let memory = use_disk("disk0").map_err(|_| Refusal::NotFound)?;
+    for (index, entry) in entries.iter().enumerate() {
+        memory.store(SUBMIT.base + ENTRIES + index, *entry);
+    }
+    memory.store(SUBMIT.base + PUT, put);
+    Ok(0)
+}
+
 /// What a service answered: the refusal's number if it refused.
 fn refusal(result: i64) -> u64 {
     result.unsigned_abs()
@@ -176,6 +199,7 @@ impl Driver for RogueBlk {
         match text.split_once(' ') {
             Some(("port", port)) => return Ok(port_in8(number(port)? as u16).into()),
             Some(("wide-port", port)) => return Ok(port_in16(number(port)? as u16).into()),
+            Some(("use", name)) => return Ok(use_disk(name).err().unwrap_or(0)),
             Some(("open", region)) => return Ok(refusal(unsafe { raw::rf_bar_map(number(region)?) })),
             _ => {}
         }
@@ -193,6 +217,14 @@ impl Driver for RogueBlk {
                 self.answer(0);
                 return Ok(0);
             }
+            "use-twice" => {
+                use_disk("disk0").map_err(|_| Refusal::NotFound)?;
+                return Ok(use_disk("disk0").err().unwrap_or(0));
+            }
+            // What no user of a disk does.
+            "ask-beyond" => return ask(&[BLOCK_REQUESTS as u64], 1),
+            "ask-twice" => return ask(&[3, 3], 2),
+            "ask-ahead" => return ask(&[], 1000),
             "offer-twice" => return Ok(refusal(offer(|_| {}))),
             // Services for devices that reach memory.
             "be-bus-master" => return Ok(refusal(unsafe { raw::rf_pci_write(4, 2, 4) })),

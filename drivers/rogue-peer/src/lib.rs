@@ -6,7 +6,8 @@
 
 use ringfence_sdk::abi::layout::{DMA, PAGE_SIZE, SLOT_SIZE};
 use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
-use ringfence_sdk::net::{Frame, Nic, NicDriver, Queues};
+use ringfence_sdk::class::Device;
+use ringfence_sdk::net::{Frame, NetInfo, Nic, NicDriver, Queues};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -48,13 +49,13 @@ struct RoguePeer {
     begins: bool,
 }
 
-impl Nic for RoguePeer {
+impl Device<Nic> for RoguePeer {
     fn init() -> Result<RoguePeer> {
         Ok(RoguePeer { mood: Mood::Quiet, begins: false })
     }
 
-    fn mac(&self) -> [u8; 6] {
-        OWN_MAC.0
+    fn info(&self) -> NetInfo {
+        NetInfo { mac: OWN_MAC.0, reserved: [0; 2] }
     }
 
     fn start(&mut self, _: &mut Queues) -> Result<()> {

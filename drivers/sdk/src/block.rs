@@ -1,145 +1,150 @@
 //! Drivers of block devices.
 
+use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use crate::dma::Bytes;
-use crate::service::{answer, raw};
+use crate::service::safe::rf_use;
 use crate::shared::QueueMemory;
-use crate::{Driver, Events, Refusal, Reply, Result};
+use crate::{Refusal, Result};
 use core::ptr::NonNull;
 pub use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE,
-    BlockInfo,
+    BlockInfo, BlockRequest,
 };
-use ringfence_abi::block::{BlockRequest, COMPLETE, QUEUE_BYTES, SUBMIT, read_request, write_status};
-use ringfence_abi::queue::{Consumer, Producer};
+use ringfence_abi::block::{
+    BLOCK_MAX_DATA, COMPLETE, QUEUE_BYTES, SUBMIT, USED_BYTES, USED_DATA, read_request, read_status, read_used,
+    write_request, write_status,
+};
+use ringfence_abi::queue::{Consumer, Place, Producer, Words};
 
-/// A block device.
-pub trait BlockDevice: Sized + 'static {
-    /// Takes the device into service.
-    fn init() -> Result<Self>;
+/// Block devices.
+pub struct Block;
 
-    /// What the device is like.
-    fn info(&self) -> BlockInfo;
+/// The driver's end of the queues. Requests are completed with one of `BLOCK_OK`, `BLOCK_ERROR` and `BLOCK_UNSUPPORTED`.
+pub type Queues = Requests<Block>;
+/// The right to complete a request.
+pub type Ticket = class::Ticket<Block>;
+/// Makes a driver of a block device.
+pub type BlockDriver<D> = ClassDriver<D, Block>;
 
-    /// Carries out what was submitted and completes what is done.
-    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply;
+impl Class for Block {
+    type Info = BlockInfo;
+    type Channel = Queues;
 
-    /// Does what a person typed behind `tell NAME`.
-    fn command(&mut self, text: &str) -> Result<u64> {
-        let _ = text;
-        Err(Refusal::NotFound)
+    fn offer(info: BlockInfo) -> Result<Queues> {
+        Requests::offer(&info)
     }
-
-    /// Stops the device.
-    fn exit(&mut self);
 }
 
-/// The driver's end of the queues.
-pub struct Queues {
+impl Protocol for Block {
+    type Info = BlockInfo;
+    type Request = BlockRequest;
+    type Outcome = u32;
+
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+    const QUEUE_BYTES: usize = QUEUE_BYTES;
+    const REQUESTS: usize = BLOCK_REQUESTS;
+
+    fn read(memory: &impl Words, number: usize) -> Option<BlockRequest> {
+        read_request(memory, number)
+    }
+
+    fn data(request: &BlockRequest) -> (u64, u32) {
+        (request.data, request.data_len)
+    }
+
+    fn write(memory: &impl Words, number: usize, status: &u32) {
+        write_status(memory, number, *status);
+    }
+}
+
+/// A disk that the driver uses, whoever drives it.
+pub struct Disk {
     memory: QueueMemory,
-    submit: Consumer,
-    complete: Producer,
-}
-
-// The kernel's positions are true. If they were not, there would be nothing to do.
-impl Queues {
-    fn register(info: BlockInfo) -> Result<Queues> {
-        // SAFETY: `info` lives until the call returns; the kernel maps the queues for good.
-        let memory = unsafe {
-            let start = answer(raw::rf_offer(&raw const info as u64, size_of::<BlockInfo>() as u64))?;
-            QueueMemory::new(start, QUEUE_BYTES)
-        };
-        Ok(Queues { memory, submit: Consumer::new(SUBMIT), complete: Producer::new(COMPLETE) })
-    }
-
-    /// The next request to carry out.
-    pub fn take(&mut self) -> Option<Request> {
-        let number = usize::try_from(self.submit.take(&self.memory).ok()??).ok()?;
-        if number >= BLOCK_REQUESTS {
-            return None;
-        }
-        let raw = read_request(&self.memory, number)?;
-        let start = NonNull::new(raw.data as *mut u8).unwrap_or(NonNull::dangling());
-        // SAFETY: the kernel has mapped as much data for each request, for good.
-        let data = unsafe { Bytes::new(start, raw.data_len as usize) };
-        Some(Request { number, raw, data })
-    }
-
-    /// Completes a request with one of `BLOCK_OK`, `BLOCK_ERROR` and `BLOCK_UNSUPPORTED`.
-    pub fn complete(&mut self, request: Request, status: u32) {
-        write_status(&self.memory, request.number, status);
-        // There is room: the ring holds all requests.
-        let _ = self.complete.put(&self.memory, request.number as u64);
-    }
-}
-
-/// What the kernel asks for, until [`Queues::complete`] takes it back.
-pub struct Request {
-    number: usize,
-    raw: BlockRequest,
     data: Bytes,
+    info: BlockInfo,
+    submit: Producer,
+    complete: Consumer,
+    free: [bool; BLOCK_REQUESTS],
 }
 
-impl Request {
-    /// Its number, below [`BLOCK_REQUESTS`]. No other request that was taken and not completed has it.
+/// A request that the driver has made, until [`Disk::finish`] hands its status over.
+pub struct Asked {
+    number: usize,
+    len_bytes: usize,
+}
+
+impl Asked {
+    /// Its number, below [`BLOCK_REQUESTS`].
     pub fn number(&self) -> usize {
         self.number
     }
-
-    /// `BLOCK_READ`, `BLOCK_WRITE` or `BLOCK_FLUSH`.
-    pub fn operation(&self) -> u32 {
-        self.raw.operation
-    }
-
-    /// The first block.
-    pub fn lba(&self) -> u64 {
-        self.raw.lba
-    }
-
-    /// Where the device sees its data.
-    pub fn data_address(&self) -> u64 {
-        self.raw.data_address
-    }
-
-    /// Length of its data in bytes, a multiple of a block's.
-    pub fn data_len(&self) -> usize {
-        self.raw.data_len as usize
-    }
-
-    /// Copies data out, from the byte at `offset` on: of what is written to the device. Panics if it is not all inside.
-    #[track_caller]
-    pub fn read_data(&self, offset: usize, to: &mut [u8]) {
-        self.data.read(offset, to);
-    }
-
-    /// Copies data in, from the byte at `offset` on: of what is read from the device. Panics if it does not fit.
-    #[track_caller]
-    pub fn write_data(&mut self, offset: usize, from: &[u8]) {
-        self.data.write(offset, from);
-    }
 }
 
-/// Makes a [`Driver`] of a [`BlockDevice`].
-pub struct BlockDriver<D> {
-    device: D,
-    queues: Queues,
-}
-
-impl<D: BlockDevice> Driver for BlockDriver<D> {
-    fn init() -> Result<Self> {
-        let device = D::init()?;
-        let queues = Queues::register(device.info())?;
-        Ok(BlockDriver { device, queues })
+// The kernel's positions are true. If they were not, there would be nothing to do.
+impl Disk {
+    /// Opens the disk called `name`, as `lsblk` shows it. The manifest must say that it [uses](crate::Manifest::uses) one.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] if there is none.
+    pub fn open(name: &str) -> Result<Disk> {
+        let start = rf_use(name.as_bytes())?;
+        // SAFETY: the kernel has mapped as much there, for good: queues first, then data.
+        let (memory, data) = unsafe {
+            let data = NonNull::new((start + USED_DATA as u64) as *mut u8).ok_or(Refusal::NoMemory)?;
+            (QueueMemory::new(start, USED_BYTES), Bytes::new(data, USED_BYTES - USED_DATA))
+        };
+        let info = read_used(&memory).ok_or(Refusal::NotFound)?;
+        let (submit, complete) = (Producer::new(SUBMIT), Consumer::new(COMPLETE));
+        Ok(Disk { memory, data, info, submit, complete, free: [true; BLOCK_REQUESTS] })
     }
 
-    fn poll(&mut self, events: Events) -> Reply {
-        self.device.poll(events, &mut self.queues)
+    /// How many blocks it has, and how long they are.
+    pub fn info(&self) -> BlockInfo {
+        self.info
     }
 
-    fn command(&mut self, text: &str) -> Result<u64> {
-        self.device.command(text)
+    fn ask(&mut self, operation: u32, lba: u64, len_bytes: usize, write: &[u8]) -> Option<Asked> {
+        let number = self.free.iter().position(|is_free| *is_free)?;
+        if len_bytes > BLOCK_MAX_DATA {
+            return None;
+        }
+        self.data.write(number * BLOCK_MAX_DATA, write);
+        let request = BlockRequest { data_address: 0, data: 0, data_len: len_bytes as u32, operation, lba };
+        write_request(&self.memory, number, &request);
+        // There is room: the ring holds all requests.
+        let _ = self.submit.put(&self.memory, number as u64);
+        self.free[number] = false;
+        Some(Asked { number, len_bytes })
     }
 
-    fn exit(&mut self) {
-        self.device.exit();
+    /// Asks for blocks from `lba` on, `len_bytes` bytes; `None` if all requests are under way, or it is more than 64 KiB. The driver is polled
+    /// with `Events::QUEUE` when they are there.
+    pub fn read(&mut self, lba: u64, len_bytes: usize) -> Option<Asked> {
+        self.ask(BLOCK_READ, lba, len_bytes, &[])
+    }
+
+    /// Asks for blocks to be written from `lba` on. As [`Disk::read`].
+    pub fn write(&mut self, lba: u64, bytes: &[u8]) -> Option<Asked> {
+        self.ask(BLOCK_WRITE, lba, bytes.len(), bytes)
+    }
+
+    /// Asks for what was written to be on the medium. As [`Disk::read`].
+    pub fn flush(&mut self) -> Option<Asked> {
+        self.ask(BLOCK_FLUSH, 0, 0, &[])
+    }
+
+    /// The number of the next request that is done, for [`Disk::finish`].
+    pub fn next_done(&mut self) -> Option<usize> {
+        usize::try_from(self.complete.take(&self.memory).ok()??).ok()
+    }
+
+    /// The status of a request that is done: `BLOCK_OK`, `BLOCK_ERROR` or `BLOCK_UNSUPPORTED`. What was read is copied to `to`, as far as
+    /// that reaches.
+    pub fn finish(&mut self, asked: Asked, to: &mut [u8]) -> u32 {
+        let len = to.len().min(asked.len_bytes);
+        self.data.read(asked.number * BLOCK_MAX_DATA, &mut to[..len]);
+        let status = read_status(&self.memory, asked.number);
+        self.free[asked.number] = true;
+        status as u32
     }
 }

@@ -1,43 +1,38 @@
 //! The driver's own PCI function: configuration space, interrupts, registers.
 
 use crate::Result;
-use crate::service::{answer, raw};
+use crate::service::safe;
 use core::ptr::NonNull;
 use ringfence_abi::service::Refusal;
 use volatile::VolatilePtr;
 
 /// Reads `width_bytes` (1, 2 or 4) bytes of configuration space at `offset`.
 pub fn pci_read(offset: u64, width_bytes: u64) -> Result<u32> {
-    // SAFETY: no pointers.
-    answer(unsafe { raw::rf_pci_read(offset, width_bytes) }).map(|value| value as u32)
+    safe::rf_pci_read(offset, width_bytes).map(|value| value as u32)
 }
 
 /// Lets the device read and write memory.
 pub fn enable_dma() -> Result<()> {
     const COMMAND: u64 = 4;
     const BUS_MASTER: u64 = 1 << 2;
-    // SAFETY: no pointers.
-    answer(unsafe { raw::rf_pci_write(COMMAND, 2, BUS_MASTER) }).map(|_| ())
+    safe::rf_pci_write(COMMAND, 2, BUS_MASTER).map(|_| ())
 }
 
 /// Lets the device's interrupts through: from now on, one polls the driver.
 pub fn enable_interrupts() -> Result<()> {
-    // SAFETY: no arguments.
-    answer(unsafe { raw::rf_irq_enable() }).map(|_| ())
+    safe::rf_irq_enable().map(|_| ())
 }
 
 /// Gives the device interrupts of its own (MSI-X) in place of its line, up to `wanted`, at most
 /// [`MAX_VECTORS`](ringfence_abi::upcall::MAX_VECTORS); how many. 0 if it or the machine has none: the line is used then. Before
 /// [`enable_interrupts`]; the driver tells its device which is for what.
 pub fn vectors(wanted: u64) -> Result<u64> {
-    // SAFETY: no pointers.
-    answer(unsafe { raw::rf_irq_vectors(wanted) })
+    safe::rf_irq_vectors(wanted)
 }
 
 /// Lets interrupts through again, for a driver that did not acknowledge when it was polled.
 pub fn acknowledge_interrupt() -> Result<()> {
-    // SAFETY: no arguments.
-    answer(unsafe { raw::rf_irq_ack() }).map(|_| ())
+    safe::rf_irq_ack().map(|_| ())
 }
 
 /// The capabilities in configuration space (PCI 3.0, 6.7): offset and id of each.
@@ -80,8 +75,7 @@ macro_rules! mmio_access {
 impl Mmio {
     /// Maps memory BAR `bar`.
     pub fn map(bar: u64) -> Result<Mmio> {
-        // SAFETY: no pointers.
-        let (start, len) = unsafe { (answer(raw::rf_bar_map(bar))?, answer(raw::rf_bar_len(bar))?) };
+        let (start, len) = (safe::rf_bar_map(bar)?, safe::rf_bar_len(bar)?);
         // An I/O BAR's "address" is a port number.
         let is_memory = start > u64::from(u16::MAX);
         let start = NonNull::new(start as *mut u8).filter(|_| is_memory).ok_or(Refusal::Invalid)?;
@@ -154,8 +148,7 @@ macro_rules! port_access {
 impl Ports {
     /// Opens the ports of I/O BAR `bar`; of a device at fixed ports, those of run `bar`.
     pub fn open(bar: u64) -> Result<Ports> {
-        // SAFETY: no pointers.
-        let (first, count) = unsafe { (answer(raw::rf_bar_map(bar))?, answer(raw::rf_bar_len(bar))?) };
+        let (first, count) = (safe::rf_bar_map(bar)?, safe::rf_bar_len(bar)?);
         let first = u16::try_from(first).map_err(|_| Refusal::Invalid)?;
         Ok(Ports { first, count: count as u16, bar })
     }

@@ -1,7 +1,7 @@
 //! Memory that driver and device share.
 
 use crate::Result;
-use crate::service::{answer, raw};
+use crate::service::safe::{rf_dma_address, rf_dma_alloc, rf_dma_free};
 use core::ptr::NonNull;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -16,11 +16,8 @@ pub struct Dma {
 impl Dma {
     /// `len_bytes` bytes, zeroed, rounded up to pages.
     pub fn new(len_bytes: usize) -> Result<Dma> {
-        // SAFETY: no pointers go in; what comes back is fresh memory of the driver's own.
-        let (start, address) = unsafe {
-            let start = answer(raw::rf_dma_alloc(len_bytes as u64))?;
-            (start, answer(raw::rf_dma_address(start))?)
-        };
+        let start = rf_dma_alloc(len_bytes as u64)?;
+        let address = rf_dma_address(start)?;
         let start = NonNull::new(start as *mut u8).ok_or(crate::Refusal::NoMemory)?;
         // SAFETY: the kernel has just mapped it, and it is unmapped when this is dropped.
         Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address })
@@ -72,8 +69,17 @@ impl Dma {
 
 impl Drop for Dma {
     fn drop(&mut self) {
-        // SAFETY: nobody has a reference to it. It can only be refused if the kernel never gave it.
-        unsafe { raw::rf_dma_free(self.bytes.start.as_ptr() as u64) };
+        // It can only be refused if the kernel never gave it.
+        let _ = rf_dma_free(GivenBack(self.bytes.start.as_ptr() as u64));
+    }
+}
+
+/// The address of memory that nobody uses any more: only [`Dma`] makes one, when it is dropped.
+pub struct GivenBack(u64);
+
+impl GivenBack {
+    pub(crate) fn address(&self) -> u64 {
+        self.0
     }
 }
 

@@ -1,6 +1,6 @@
 //! The driver's heap: grows through the kernel, a piece at a time, up to the budget in the manifest.
 
-use crate::service::{answer, raw};
+use crate::service::safe::rf_heap_grow;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use linked_list_allocator::Heap;
@@ -28,7 +28,7 @@ unsafe impl GlobalAlloc for DriverHeap {
         let wanted = (layout.size() + layout.align() + 64).next_multiple_of(STEP);
         // SAFETY: the kernel maps fresh memory that nobody else has, right behind what there is.
         let grown = unsafe {
-            match answer(raw::rf_heap_grow(wanted as u64)) {
+            match rf_heap_grow(wanted as u64) {
                 Err(_) => return core::ptr::null_mut(),
                 Ok(start) if heap.size() == 0 => heap.init(start as *mut u8, wanted),
                 Ok(_) => heap.extend(wanted),

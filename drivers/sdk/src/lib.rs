@@ -2,7 +2,7 @@
 //! all the unsafe code that a driver needs.
 //!
 //! * [`driver!`]: the manifest and the entry point
-//! * [`Driver`], [`net::Nic`], [`scsi::ScsiHost`], [`block::BlockDevice`]: what a driver is
+//! * [`Driver`]: what a driver is; [`class::Device`]: one that offers something, which [`net`], [`scsi`] and [`block`] are about
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
 //! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
 //! * [`virtio`]: what virtio devices have in common
@@ -14,6 +14,7 @@ extern crate alloc;
 use core::cell::UnsafeCell;
 
 pub mod block;
+pub mod class;
 pub mod device;
 pub mod dma;
 mod heap;
@@ -98,6 +99,15 @@ pub struct Instance<D>(UnsafeCell<Option<D>>);
 // SAFETY: the kernel never enters a driver again before it has returned.
 unsafe impl<D> Sync for Instance<D> {}
 
+/// Makes the driver. Apart from what is done over and over, which is the shorter for it.
+#[cold]
+#[inline(never)]
+fn start<D: Driver>(instance: &mut Option<D>) -> Result<u64> {
+    service::start_logging();
+    *instance = Some(D::init()?);
+    Ok(0)
+}
+
 impl<D: Driver> Instance<D> {
     #[doc(hidden)]
     #[allow(clippy::new_without_default, reason = "only the macro makes one")]
@@ -111,13 +121,7 @@ impl<D: Driver> Instance<D> {
         // SAFETY: see `Sync`: this is the only reference while it lives.
         let instance = unsafe { &mut *self.0.get() };
         let result = match (operation, instance) {
-            (upcall::INIT, instance) => {
-                service::start_logging();
-                D::init().map(|driver| {
-                    *instance = Some(driver);
-                    0
-                })
-            }
+            (upcall::INIT, instance) => start(instance),
             (upcall::NULL, _) => Ok(0),
             (upcall::POLL, Some(driver)) => Ok(driver.poll(Events::from_bits_truncate(a)).bits()),
             (upcall::COMMAND, Some(driver)) => shared::mailbox(a).and_then(|text| driver.command(&text)),

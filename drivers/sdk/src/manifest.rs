@@ -25,12 +25,20 @@ impl Manifest {
             policy: Policy::Stop as u32,
             flags: 0,
             reset: Reset::UNKNOWN,
+            uses: Kind::Other as u32,
+            reserved: 0,
         })
     }
 
     /// What it is, and so which services it is granted.
     pub const fn kind(mut self, kind: Kind) -> Manifest {
         self.0.kind = kind as u32;
+        self
+    }
+
+    /// What kind of another driver's it uses: [`Kind::Block`] for a disk.
+    pub const fn uses(mut self, kind: Kind) -> Manifest {
+        self.0.uses = kind as u32;
         self
     }
 

@@ -1,36 +1,28 @@
 //! Network drivers.
 
-use crate::service::{answer, raw};
+use crate::Result;
+use crate::class::{self, Class, ClassDriver};
 use crate::shared::QueueMemory;
-use crate::{Driver, Events, Refusal, Reply, Result};
+pub use ringfence_abi::net::NetInfo;
 use ringfence_abi::net::{
-    EMPTY, FRAME_BYTES, NetInfo, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_ADDRESS,
-    TX_FRAMES, entry, split,
+    EMPTY, FRAME_BYTES, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES,
+    entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
-/// A network interface.
-pub trait Nic: Sized + 'static {
-    /// Takes the device into service, but receives nothing yet.
-    fn init() -> Result<Self>;
+/// Network interfaces.
+pub struct Nic;
 
-    /// Its Ethernet address.
-    fn mac(&self) -> [u8; 6];
+/// Makes a driver of a network interface.
+pub type NicDriver<N> = ClassDriver<N, Nic>;
 
-    /// The queues are there: starts to receive.
-    fn start(&mut self, queues: &mut Queues) -> Result<()>;
+impl Class for Nic {
+    type Info = NetInfo;
+    type Channel = Queues;
 
-    /// Sends what is to be sent, delivers what was received, takes new frames to receive into.
-    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply;
-
-    /// Does what a person typed behind `tell NAME`.
-    fn command(&mut self, text: &str) -> Result<u64> {
-        let _ = text;
-        Err(Refusal::NotFound)
+    fn offer(info: NetInfo) -> Result<Queues> {
+        Queues::offer(&info)
     }
-
-    /// Stops the device.
-    fn exit(&mut self);
 }
 
 /// A frame that is to be sent or filled.
@@ -57,13 +49,8 @@ pub struct Queues {
 
 // The kernel's positions are true. If they were not, there would be nothing to do.
 impl Queues {
-    fn register(mac: [u8; 6]) -> Result<Queues> {
-        let info = NetInfo { mac, reserved: [0; 2] };
-        // SAFETY: `info` lives until the call returns; the kernel maps the queues for good.
-        let memory = unsafe {
-            let start = answer(raw::rf_offer(&raw const info as u64, size_of::<NetInfo>() as u64))?;
-            QueueMemory::new(start, QUEUE_BYTES)
-        };
+    fn offer(info: &NetInfo) -> Result<Queues> {
+        let memory = class::open(info, QUEUE_BYTES)?;
         Ok(Queues {
             memory,
             transmit: Consumer::new(TRANSMIT),
@@ -108,32 +95,5 @@ impl Queues {
     pub fn give_received(&mut self, number: u32, len_bytes: u32) {
         // There is room: the ring holds all frames.
         let _ = self.received.put(&self.memory, entry(number, len_bytes));
-    }
-}
-
-/// Makes a [`Driver`] of a [`Nic`].
-pub struct NicDriver<N> {
-    nic: N,
-    queues: Queues,
-}
-
-impl<N: Nic> Driver for NicDriver<N> {
-    fn init() -> Result<Self> {
-        let mut nic = N::init()?;
-        let mut queues = Queues::register(nic.mac())?;
-        nic.start(&mut queues)?;
-        Ok(NicDriver { nic, queues })
-    }
-
-    fn poll(&mut self, events: Events) -> Reply {
-        self.nic.poll(events, &mut self.queues)
-    }
-
-    fn command(&mut self, text: &str) -> Result<u64> {
-        self.nic.command(text)
-    }
-
-    fn exit(&mut self) {
-        self.nic.exit();
     }
 }

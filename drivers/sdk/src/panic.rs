@@ -1,6 +1,7 @@
 //! A driver that panics gives up: the kernel logs why and ends it.
 
-use crate::service::{LineBuffer, raw};
+use crate::service::LineBuffer;
+use crate::service::safe::rf_panic;
 use core::fmt::Write;
 use core::panic::PanicInfo;
 
@@ -13,9 +14,7 @@ fn panic(info: &PanicInfo) -> ! {
         let _ = write!(line, " at {}:{}", location.file(), location.line());
     }
     let _ = write!(line, ": {}", info.message());
-    let (text, len_bytes) = line.parts();
-    // SAFETY: the line lives as long as the driver, which is not long.
-    unsafe { raw::rf_panic(text, len_bytes) };
+    let _ = rf_panic(line.text());
     // The kernel does not return here; a loop would be ended by the time budget.
     loop {
         core::hint::spin_loop();

@@ -1,90 +1,53 @@
 //! SCSI host drivers.
 
-use crate::service::{answer, raw};
-use crate::shared::QueueMemory;
-use crate::{Driver, Events, Refusal, Reply, Result};
-use ringfence_abi::queue::{Consumer, Producer};
-use ringfence_abi::scsi::{COMPLETE, QUEUE_BYTES, REQUESTS, SUBMIT, read_request, write_outcome};
+use crate::Result;
+use crate::class::{self, Class, ClassDriver, Protocol, Requests};
+use ringfence_abi::queue::{Place, Words};
+use ringfence_abi::scsi::{COMPLETE, QUEUE_BYTES, SUBMIT, read_request, write_outcome};
 pub use ringfence_abi::scsi::{
-    DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, Request,
-    ScsiInfo,
+    DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, REQUESTS,
+    Request, ScsiInfo,
 };
 
-/// A SCSI host bus adapter.
-pub trait ScsiHost: Sized + 'static {
-    /// Takes the adapter into service.
-    fn init() -> Result<Self>;
-
-    /// What the adapter can do.
-    fn info(&self) -> ScsiInfo;
-
-    /// Carries out what was submitted and completes what is done.
-    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply;
-
-    /// Does what a person typed behind `tell NAME`.
-    fn command(&mut self, text: &str) -> Result<u64> {
-        let _ = text;
-        Err(Refusal::NotFound)
-    }
-
-    /// Stops the adapter.
-    fn exit(&mut self);
-}
+/// SCSI host bus adapters.
+pub struct Scsi;
 
 /// The driver's end of the queues.
-pub struct Queues {
-    memory: QueueMemory,
-    submit: Consumer,
-    complete: Producer,
-}
+pub type Queues = Requests<Scsi>;
+/// The right to complete a request.
+pub type Ticket = class::Ticket<Scsi>;
+/// Makes a driver of an adapter.
+pub type ScsiDriver<H> = ClassDriver<H, Scsi>;
 
-// The kernel's positions are true. If they were not, there would be nothing to do.
-impl Queues {
-    fn register(info: ScsiInfo) -> Result<Queues> {
-        // SAFETY: `info` lives until the call returns; the kernel maps the queues for good.
-        let memory = unsafe {
-            let start = answer(raw::rf_offer(&raw const info as u64, size_of::<ScsiInfo>() as u64))?;
-            QueueMemory::new(start, QUEUE_BYTES)
-        };
-        Ok(Queues { memory, submit: Consumer::new(SUBMIT), complete: Producer::new(COMPLETE) })
-    }
+impl Class for Scsi {
+    type Info = ScsiInfo;
+    type Channel = Queues;
 
-    /// The next request to carry out, and its number.
-    pub fn take(&mut self) -> Option<(usize, Request)> {
-        let number = usize::try_from(self.submit.take(&self.memory).ok()??).ok()?;
-        (number < REQUESTS).then(|| read_request(&self.memory, number).map(|request| (number, request)))?
-    }
-
-    /// Completes request `number`, which came from [`Queues::take`].
-    pub fn complete(&mut self, number: usize, outcome: &Outcome) {
-        write_outcome(&self.memory, number, outcome);
-        // There is room: the ring holds all requests.
-        let _ = self.complete.put(&self.memory, number as u64);
+    fn offer(info: ScsiInfo) -> Result<Queues> {
+        Requests::offer(&info)
     }
 }
 
-/// Makes a [`Driver`] of a [`ScsiHost`].
-pub struct ScsiDriver<H> {
-    host: H,
-    queues: Queues,
-}
+impl Protocol for Scsi {
+    type Info = ScsiInfo;
+    type Request = Request;
+    type Outcome = Outcome;
 
-impl<H: ScsiHost> Driver for ScsiDriver<H> {
-    fn init() -> Result<Self> {
-        let host = H::init()?;
-        let queues = Queues::register(host.info())?;
-        Ok(ScsiDriver { host, queues })
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+    const QUEUE_BYTES: usize = QUEUE_BYTES;
+    const REQUESTS: usize = REQUESTS;
+
+    #[inline]
+    fn read(memory: &impl Words, number: usize) -> Option<Request> {
+        read_request(memory, number)
     }
 
-    fn poll(&mut self, events: Events) -> Reply {
-        self.host.poll(events, &mut self.queues)
+    fn data(request: &Request) -> (u64, u32) {
+        (request.data, request.data_len)
     }
 
-    fn command(&mut self, text: &str) -> Result<u64> {
-        self.host.command(text)
-    }
-
-    fn exit(&mut self) {
-        self.host.exit();
+    #[inline]
+    fn write(memory: &impl Words, number: usize, outcome: &Outcome) {
+        write_outcome(memory, number, outcome);
     }
 }

@@ -1,8 +1,11 @@
 //! Adapters of a parallel SCSI bus that carry out one command after the other, and leave it to the driver to fetch sense data, as
 //! those of the 1990s do.
 
+use crate::class::Device;
 use crate::dma::Dma;
-use crate::scsi::{DIRECTION_IN, DIRECTION_OUT, HOST_OK, MAX_SENSE, Outcome, Queues, Request, ScsiHost, ScsiInfo};
+use crate::scsi::{
+    DIRECTION_IN, DIRECTION_OUT, HOST_OK, MAX_SENSE, Outcome, Queues, Request, Scsi, ScsiDriver, ScsiInfo, Ticket,
+};
 use crate::{Events, Reply, Result};
 use ringfence_abi::scsi::{MAX_CDB, REQUESTS};
 
@@ -51,7 +54,7 @@ impl Command {
             (DIRECTION_OUT, _) => Direction::Out,
             _ => Direction::None,
         };
-        let is_there = request.target < TARGETS && request.lun < UNITS;
+        let is_there = u32::from(request.target) < TARGETS && u32::from(request.lun) < UNITS;
         let command = Command {
             target: request.target as u8,
             identify: identify(request.lun as u8),
@@ -118,13 +121,16 @@ pub trait BusAdapter: Sized + 'static {
 
 /// What is under way.
 struct Current {
-    number: usize,
+    ticket: Ticket,
     command: Command,
     /// How it ended, once its sense data is being fetched.
     ended: Option<Ending>,
 }
 
-/// Makes a [`ScsiHost`] of a [`BusAdapter`].
+/// Makes a driver of a [`BusAdapter`].
+pub type BusDriver<A> = ScsiDriver<BusHost<A>>;
+
+/// A host bus adapter that is a [`BusAdapter`].
 pub struct BusHost<A> {
     adapter: A,
     current: Option<Current>,
@@ -135,33 +141,33 @@ impl<A: BusAdapter> BusHost<A> {
     /// Begins the next request that can be begun.
     fn start_next(&mut self, queues: &mut Queues) {
         while self.current.is_none() {
-            let Some((number, request)) = queues.take() else { return };
+            let Some((ticket, request)) = queues.take() else { return };
             match Command::new(&request) {
                 Some(command) => {
                     self.adapter.start(&command);
-                    self.current = Some(Current { number, command, ended: None });
+                    self.current = Some(Current { ticket, command, ended: None });
                 }
-                None => queues.complete(number, &outcome(Ending::failed(crate::scsi::HOST_NO_DEVICE), None)),
+                None => queues.complete(ticket, &outcome(Ending::failed(crate::scsi::HOST_NO_DEVICE), None)),
             }
         }
     }
 
     /// Goes on with what has ended: sense data is fetched, or all is done.
     fn go_on(&mut self, current: Current, ending: Ending, queues: &mut Queues) {
-        let Current { number, command, ended } = current;
+        let Current { ticket, command, ended } = current;
         match ended {
             None if ending.host == HOST_OK && ending.status == CHECK_CONDITION => {
                 let sense = Command::sense(&command, self.sense.address(0) as u32);
                 self.adapter.start(&sense);
-                self.current = Some(Current { number, command: sense, ended: Some(ending) });
+                self.current = Some(Current { ticket, command: sense, ended: Some(ending) });
             }
-            None => queues.complete(number, &outcome(ending, None)),
+            None => queues.complete(ticket, &outcome(ending, None)),
             Some(first) => {
                 let is_good = ending.host == HOST_OK && ending.status == 0;
                 let mut bytes = [0; MAX_SENSE];
                 self.sense.read_bytes(0, &mut bytes);
                 let len = (MAX_SENSE as u32).saturating_sub(ending.residual);
-                queues.complete(number, &outcome(first, is_good.then_some((bytes, len))));
+                queues.complete(ticket, &outcome(first, is_good.then_some((bytes, len))));
             }
         }
     }
@@ -172,7 +178,7 @@ fn outcome(ending: Ending, sense: Option<([u8; MAX_SENSE], u32)>) -> Outcome {
     Outcome { host: ending.host, status: ending.status.into(), residual: ending.residual, sense_len, sense }
 }
 
-impl<A: BusAdapter> ScsiHost for BusHost<A> {
+impl<A: BusAdapter> Device<Scsi> for BusHost<A> {
     fn init() -> Result<Self> {
         Ok(BusHost { sense: Dma::within_4_gib(MAX_SENSE)?, adapter: A::init()?, current: None })
     }

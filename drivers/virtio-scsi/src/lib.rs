@@ -8,12 +8,13 @@
 
 mod wire;
 
-use ringfence_sdk::abi::scsi::{HOST_RESET, REQUESTS};
+use ringfence_sdk::abi::scsi::HOST_RESET;
+use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::scsi::{
-    DIRECTION_IN, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, Queues, Request, ScsiDriver,
-    ScsiHost, ScsiInfo,
+    DIRECTION_IN, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, Queues, REQUESTS, Request,
+    Scsi, ScsiDriver, ScsiInfo, Ticket,
 };
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
@@ -57,10 +58,12 @@ struct VirtioScsi {
     slots: Dma,
     /// Where the device puts events.
     event_buffers: Dma,
+    /// What the device has, by number.
+    under_way: [Option<Ticket>; REQUESTS],
     info: ScsiInfo,
 }
 
-impl ScsiHost for VirtioScsi {
+impl Device<Scsi> for VirtioScsi {
     fn init() -> Result<VirtioScsi> {
         // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
         let mut transport = Transport::find()?;
@@ -85,7 +88,8 @@ impl ScsiHost for VirtioScsi {
         let events = transport.queue(EVENT_QUEUE, EVENTS, EVENT_VECTOR)?;
         let slots = Dma::new(REQUESTS * SLOT_BYTES)?;
         let event_buffers = Dma::new(usize::from(EVENTS) * size_of::<Event>())?;
-        let mut host = VirtioScsi { transport, requests, events, slots, event_buffers, info };
+        let under_way = [const { None }; REQUESTS];
+        let mut host = VirtioScsi { transport, requests, events, slots, event_buffers, under_way, info };
         host.describe_slots();
         device::enable_dma()?;
         host.transport.finish();
@@ -112,8 +116,8 @@ impl ScsiHost for VirtioScsi {
             }
         }
         let mut submitted = false;
-        while let Some((number, request)) = queues.take() {
-            self.submit(number, &request);
+        while let Some((ticket, request)) = queues.take() {
+            self.submit(ticket, &request);
             submitted = true;
         }
         if submitted {
@@ -124,8 +128,8 @@ impl ScsiHost for VirtioScsi {
         }
         while let Some(head) = self.requests.take_used() {
             let number = usize::from(head / DESCRIPTORS);
-            if number < REQUESTS {
-                queues.complete(number, &self.outcome(number));
+            if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
+                queues.complete(ticket, &self.outcome(number));
             }
         }
         reply
@@ -139,18 +143,19 @@ impl ScsiHost for VirtioScsi {
 impl VirtioScsi {
     /// Fills in what never changes: where each request's header and response are.
     fn describe_slots(&mut self) {
-        for number in 0..self.info.queue_depth as usize {
-            let slot = number * SLOT_BYTES;
-            let head = number as u16 * DESCRIPTORS;
-            self.requests.describe(head, self.slots.address(slot), REQUEST_BYTES as u32);
-            let response = self.slots.address(slot + RESPONSE_OFFSET);
-            self.requests.describe(head + 1, response, RESPONSE_BYTES as u32);
+        let (requests, slots) = (&mut self.requests, &self.slots);
+        for number in 0..self.info.queue_depth as u16 {
+            let slot = usize::from(number) * SLOT_BYTES;
+            let head = number * DESCRIPTORS;
+            requests.describe(head, slots.address(slot), REQUEST_BYTES as u32);
+            requests.describe(head + 1, slots.address(slot + RESPONSE_OFFSET), RESPONSE_BYTES as u32);
         }
     }
 
-    fn submit(&mut self, number: usize, request: &Request) {
+    fn submit(&mut self, ticket: Ticket, request: &Request) {
+        let number = ticket.number();
         let slot = number * SLOT_BYTES;
-        let header = RequestHeader::new(request.target as u8, request.lun as u16, number as u64, &request.cdb);
+        let header = RequestHeader::new(request.target as u8, request.lun, number as u64, &request.cdb);
         self.slots.write_bytes(slot, header.as_bytes());
         // 2.4.4.2: what the device reads comes before what it writes.
         let head = number as u16 * DESCRIPTORS;
@@ -162,6 +167,7 @@ impl VirtioScsi {
             _ => self.requests.chain(&[(head, false), (response, true)]),
         }
         self.requests.offer(head);
+        self.under_way[number] = Some(ticket);
     }
 
     fn outcome(&self, number: usize) -> Outcome {

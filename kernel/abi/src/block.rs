@@ -86,6 +86,23 @@ pub fn write_request(words: &impl Words, number: usize, request: &BlockRequest) 
     write_value(words, request_at(number), request, WORDS);
 }
 
+/// Where it is said to a driver that uses a disk what that is like, as a [`BlockInfo`]: the word behind all requests.
+const USED_INFO: usize = QUEUE_BYTES / 8;
+/// Where data begins for a driver that uses a disk, in bytes: [`BLOCK_MAX_DATA`] bytes for each request.
+pub const USED_DATA: usize = (QUEUE_BYTES + size_of::<BlockInfo>()).next_multiple_of(crate::layout::PAGE_SIZE as usize);
+/// Bytes that a driver that uses a disk shares with the kernel.
+pub const USED_BYTES: usize = USED_DATA + BLOCK_REQUESTS * BLOCK_MAX_DATA;
+
+/// Writes what a disk is like into shared memory.
+pub fn write_used(words: &impl Words, info: &BlockInfo) {
+    write_value(words, USED_INFO, info, size_of::<BlockInfo>() / 8);
+}
+
+/// Reads it.
+pub fn read_used(words: &impl Words) -> Option<BlockInfo> {
+    read_value::<{ size_of::<BlockInfo>() / 8 }, BlockInfo>(words, USED_INFO)
+}
+
 /// Copies request `number` (below [`BLOCK_REQUESTS`]) out of shared memory.
 pub fn read_request(words: &impl Words, number: usize) -> Option<BlockRequest> {
     read_value::<WORDS, BlockRequest>(words, request_at(number))

@@ -23,6 +23,8 @@ pub const STACK_MAX: u64 = 0x0010_0000;
 pub const MAILBOX: u64 = 0x01f0_0000;
 /// Queues shared with the kernel.
 pub const QUEUE: u64 = 0x0200_0000;
+/// Queues of what the driver uses, shared with the kernel, and the data that goes through them.
+pub const USED: u64 = 0x0300_0000;
 /// Heap, which grows up from here.
 pub const HEAP: u64 = 0x0400_0000;
 /// Largest heap, in bytes.
@@ -58,7 +60,7 @@ pub enum Region {
     Stack,
     /// [`MAILBOX`]
     Mailbox,
-    /// [`QUEUE`]
+    /// [`QUEUE`] and [`USED`]
     Queues,
     /// [`HEAP`]
     Heap,

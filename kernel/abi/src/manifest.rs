@@ -19,32 +19,76 @@ pub const MAX_UPCALL_MS: u64 = 1000;
 /// Smallest stack in bytes: in ring 0 the services run on it as well.
 pub const MIN_STACK: u64 = 16 << 10;
 
-/// What a module is, and so which services it can be granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Kind {
-    /// Neither of the others.
-    Other = 0,
-    /// A network interface.
-    Nic = 1,
-    /// A SCSI host bus adapter.
-    Scsi = 2,
-    /// A block device.
-    Block = 3,
+/// Hands the list of classes to the macro `$then`: number, name, what a driver says of its device, and bytes that it shares with the kernel for
+/// queues and for the data that goes through them. A class is a row here, a module of this crate, a crate of the kernel, and a module of
+/// the SDK.
+#[macro_export]
+macro_rules! for_each_class {
+    ($then:ident) => {
+        $then! {
+            1 Nic "a network interface" "NetInfo"
+                net::QUEUE_BYTES + (net::TX_FRAMES + net::RX_FRAMES) * net::FRAME_BYTES;
+            2 Scsi "a SCSI host bus adapter" "ScsiInfo" scsi::QUEUE_BYTES + scsi::REQUESTS * scsi::MAX_DATA;
+            3 Block "a block device" "BlockInfo" block::QUEUE_BYTES + block::BLOCK_REQUESTS * block::BLOCK_MAX_DATA;
+        }
+    };
 }
 
-impl Kind {
-    /// Bytes of memory that it shares with the kernel: its queues, and the frames or blocks that go through them.
-    pub const fn queue_bytes(self) -> u64 {
-        let bytes = match self {
-            Kind::Other => 0,
-            Kind::Nic => net::QUEUE_BYTES + (net::TX_FRAMES + net::RX_FRAMES) * net::FRAME_BYTES,
-            Kind::Block => block::QUEUE_BYTES + block::BLOCK_REQUESTS * block::BLOCK_MAX_DATA,
-            Kind::Scsi => scsi::QUEUE_BYTES + scsi::REQUESTS * scsi::MAX_DATA,
-        };
-        bytes.next_multiple_of(PAGE_SIZE as usize) as u64
-    }
+macro_rules! define_kinds {
+    ($($number:literal $class:ident $what:literal $info:literal $bytes:expr;)*) => {
+        /// What a module is, and so which services it can be granted.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Kind {
+            /// None of the others: it offers nothing.
+            Other = 0,
+            $(
+                #[doc = concat!("It drives ", $what, ".")]
+                $class = $number,
+            )*
+        }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &[Kind] = &[Kind::Other, $(Kind::$class),*];
+
+            /// The kind of this number.
+            pub fn of(number: u32) -> Option<Kind> {
+                match number {
+                    0 => Some(Kind::Other),
+                    $($number => Some(Kind::$class),)*
+                    _ => None,
+                }
+            }
+
+            /// The name of what a driver says of what it offers; empty if it offers nothing.
+            pub const fn offers(self) -> &'static str {
+                match self {
+                    Kind::Other => "",
+                    $(Kind::$class => $info,)*
+                }
+            }
+
+            /// Bytes of memory that it shares with the kernel: its queues, and the frames or blocks that go through them.
+            pub const fn queue_bytes(self) -> u64 {
+                let bytes = match self {
+                    Kind::Other => 0,
+                    $(Kind::$class => $bytes,)*
+                };
+                bytes.next_multiple_of(PAGE_SIZE as usize) as u64
+            }
+
+            /// Bytes of memory that a driver shares with the kernel that uses one.
+            pub const fn used_bytes(self) -> u64 {
+                match self {
+                    Kind::Block => (block::USED_BYTES).next_multiple_of(PAGE_SIZE as usize) as u64,
+                    _ => 0,
+                }
+            }
+        }
+    };
 }
+for_each_class!(define_kinds);
 
 /// Flag of a manifest: the module is never run in ring 0.
 pub const RING1_ONLY: u32 = 1;
@@ -110,10 +154,14 @@ pub struct Manifest {
     pub flags: u32,
     /// How its device is reset when it was ended.
     pub reset: Reset,
+    /// The [`Kind`] of what it uses, which is another driver's; 0 for nothing.
+    pub uses: u32,
+    /// Must be zero.
+    pub reserved: u32,
 }
 
 // The layout is part of the ABI.
-const _: () = assert!(size_of::<Manifest>() == 168 && align_of::<Manifest>() == 8);
+const _: () = assert!(size_of::<Manifest>() == 176 && align_of::<Manifest>() == 8);
 
 /// What is wrong with a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +180,8 @@ pub enum ManifestError {
     Reset,
     /// Its kind is not known.
     Kind(u32),
+    /// Nothing of this kind can be used.
+    Uses(u32),
     /// Its name is empty, not ended by a zero, or has other characters than lower-case letters, digits, `-` and `_`.
     Name,
     /// Its name is one that lines of the kernel's log begin with.
@@ -154,6 +204,7 @@ impl core::fmt::Display for ManifestError {
             ManifestError::Flags(flags) => write!(f, "unknown flags {flags:#x}"),
             ManifestError::Reset => write!(f, "the recipe for resetting the device makes no sense"),
             ManifestError::Kind(kind) => write!(f, "unknown kind {kind}"),
+            ManifestError::Uses(kind) => write!(f, "nothing of kind {kind} can be used"),
             ManifestError::Name => write!(f, "name must be lower-case letters, digits, - and _"),
             ManifestError::Reserved => write!(f, "name is one that lines of the kernel begin with"),
             ManifestError::Version => write!(f, "version must be printable ASCII"),
@@ -183,6 +234,7 @@ impl Manifest {
         }
         manifest.kind()?;
         manifest.policy()?;
+        manifest.uses()?;
         if manifest.flags & !(RING1_ONLY | BY_HAND | NEEDS_FENCE) != 0 {
             return Err(ManifestError::Flags(manifest.flags));
         }
@@ -213,12 +265,14 @@ impl Manifest {
 
     /// The kind, if it is a known one.
     pub fn kind(&self) -> Result<Kind, ManifestError> {
-        match self.kind {
-            0 => Ok(Kind::Other),
-            1 => Ok(Kind::Nic),
-            2 => Ok(Kind::Scsi),
-            3 => Ok(Kind::Block),
-            other => Err(ManifestError::Kind(other)),
+        Kind::of(self.kind).ok_or(ManifestError::Kind(self.kind))
+    }
+
+    /// The kind of what it uses, if that can be used; `Other` for nothing.
+    pub fn uses(&self) -> Result<Kind, ManifestError> {
+        match Kind::of(self.uses) {
+            Some(kind @ (Kind::Other | Kind::Block)) if self.reserved == 0 => Ok(kind),
+            _ => Err(ManifestError::Uses(self.uses)),
         }
     }
 
@@ -310,6 +364,8 @@ mod tests {
             policy: Policy::Restart as u32,
             flags: 0,
             reset: Reset::UNKNOWN,
+            uses: 0,
+            reserved: 0,
         }
     }
 
@@ -340,11 +396,14 @@ mod tests {
             change(&mut manifest);
             Manifest::parse(manifest.as_bytes()).unwrap_err()
         };
-        assert_eq!(Manifest::parse(&good().as_bytes()[..167]).unwrap_err(), ManifestError::Short);
+        assert_eq!(Manifest::parse(&good().as_bytes()[..175]).unwrap_err(), ManifestError::Short);
         assert_eq!(refused(|m| m.magic ^= 1), ManifestError::Magic);
         assert_eq!(refused(|m| m.abi_version = 9), ManifestError::AbiVersion(9));
         assert_eq!(refused(|m| m.kind = 7), ManifestError::Kind(7));
         assert_eq!(refused(|m| m.policy = 2), ManifestError::Policy(2));
+        assert_eq!(refused(|m| m.uses = 1), ManifestError::Uses(1));
+        assert_eq!(refused(|m| m.uses = 9), ManifestError::Uses(9));
+        assert_eq!(refused(|m| m.reserved = 1), ManifestError::Uses(0));
         assert_eq!(refused(|m| m.flags = 8), ManifestError::Flags(8));
         assert_eq!(refused(|m| m.reset.method = 9), ManifestError::Reset);
         assert_eq!(refused(|m| m.name = [0; 32]), ManifestError::Name);

@@ -39,20 +39,22 @@ pub const DIRECTION_OUT: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Request {
-    /// Address of the data for the device.
+    /// Address of the data for the device; 0 for one that reaches no memory.
     pub data_address: u64,
+    /// Address of the data for the driver.
+    pub data: u64,
     /// Length of the data in bytes.
     pub data_len: u32,
     /// One of `DIRECTION_*`.
     pub direction: u32,
-    /// SCSI target.
-    pub target: u32,
-    /// Logical unit.
-    pub lun: u32,
+    /// SCSI target, below 256.
+    pub target: u16,
+    /// Logical unit, below 256.
+    pub lun: u16,
     /// Length of the command descriptor block in bytes.
-    pub cdb_len: u32,
+    pub cdb_len: u16,
     /// Must be zero.
-    pub reserved: u32,
+    pub reserved: u16,
     /// Command descriptor block.
     pub cdb: [u8; MAX_CDB],
 }

@@ -6,47 +6,76 @@
 
 use core::fmt;
 
-/// Hands the list of all services to the macro `$then`, as `number symbol(argument: type, ...) "what it does";` each.
+/// Hands the list of all services to the macro `$then`, as
+/// `number symbol(argument: Kind, ...) "what it does" => "its value", "what it refuses";` each, where a kind is a variant of [`Kind`].
 ///
-/// Everything that must agree with the list is generated from it: the kernel's gates, the SDK's declarations and the
-/// loader's table of names.
+/// Everything that must agree with the list is generated from it: the kernel's gates and what is behind them, the SDK's declarations and safe
+/// functions, the loader's table of names, the C header, what a trace shows, and the table in the documents.
 #[macro_export]
 macro_rules! for_each_service {
     ($then:ident) => {
         $then! {
-            0 rf_null() "does nothing: the cost of a crossing";
-            1 rf_log(level: u64, text: u64, len_bytes: u64) "writes a line to the kernel's log";
-            2 rf_panic(text: u64, len_bytes: u64) "ends this driver, with a message";
-            3 rf_heap_grow(len_bytes: u64) "maps more heap behind what is there";
-            4 rf_time_ns() "nanoseconds since boot";
-            5 rf_dma_alloc(len_bytes: u64) "maps physically contiguous zeroed memory";
-            6 rf_dma_free(address: u64) "gives DMA memory back";
-            7 rf_dma_address(address: u64) "where the device sees DMA memory";
-            8 rf_bar_map(bar: u64) "maps a memory BAR, or grants an I/O BAR's ports";
-            9 rf_bar_len(bar: u64) "the length of a BAR in bytes";
-            10 rf_pci_read(offset: u64, width_bytes: u64) "reads the device's PCI configuration space";
-            11 rf_pci_write(offset: u64, width_bytes: u64, value: u64) "writes the permitted part of it";
-            12 rf_irq_enable() "lets the device's interrupt line through";
-            13 rf_irq_ack() "lets it through again after an interrupt";
-            14 rf_offer(info: u64, len_bytes: u64) "offers what its class is about and maps the queues";
-            15 rf_irq_vectors(wanted: u64) "gives the device interrupts of its own (MSI-X)";
+            0 rf_null() "does nothing: the cost of a crossing" => "0", "never";
+            1 rf_log(level: Level, text: Text) "writes a line to the kernel's log"
+                => "0; levels 4 and 5 are not kept",
+                   "a level outside 1 to 5, more than 512 bytes; more than 64 lines in one upcall (busy)";
+            2 rf_panic(text: Text) "ends this driver, with a message" => "does not return; 512 bytes of the message are read", "never";
+            3 rf_heap_grow(len_bytes: Length) "maps more heap behind what is there"
+                => "address of the new memory, whole pages, right behind the old", "0 bytes; beyond the budget";
+            4 rf_time_ns() "nanoseconds since boot" => "nanoseconds since boot", "never";
+            5 rf_dma_alloc(len_bytes: Length) "maps physically contiguous zeroed memory"
+                => "address of the memory, whole pages",
+                   "0 bytes; beyond the budget; more than 256 regions; 256 MiB of addresses used up";
+            6 rf_dma_free(address: GivenBack) "gives DMA memory back"
+                => "0; the address faults from then on. The memory stays the driver's, within its budget, for its next request of that length",
+                   "any other address, the queues' memory among them";
+            7 rf_dma_address(address: Address) "where the device sees DMA memory"
+                => "behind an IOMMU its offset in the slot, otherwise its physical address",
+                   "any other address; a device that reaches no memory";
+            8 rf_bar_map(bar: Number) "maps a memory BAR, or opens a run of ports"
+                => "address of the registers, or the first port; of a device at fixed ports the BAR is a run of them; pages that hold the MSI-X table, or what is pending, are left out",
+                   "no such BAR; a BAR of such pages alone, pages shared with another device, addresses that are memory, ports below 0x400 (denied)";
+            9 rf_bar_len(bar: Number) "the length of a BAR" => "its length in bytes, or in ports", "no such BAR";
+            10 rf_pci_read(offset: Number, width_bytes: Number) "reads the device's PCI configuration space"
+                => "the value", "offsets from 256 on, a width that is not 1, 2 or 4, an offset that is no multiple of it";
+            11 rf_pci_write(offset: Number, width_bytes: Number, value: Number) "writes the permitted part of it"
+                => "0; of the command register only the bit for bus mastering is written",
+                   "other registers (denied); a recipe for the reset that does not fit the device";
+            12 rf_irq_enable() "lets the device's interrupt line through" => "0", "a device without an interrupt line";
+            13 rf_irq_ack() "lets it through again after an interrupt" => "0", "interrupts that were not enabled";
+            14 rf_offer(info: Bytes) "offers what its class is about and maps the queues"
+                => "address of the queues; info is a NetInfo, a ScsiInfo, or a BlockInfo",
+                   "another length; numbers out of range; a second time (busy); more than 4 network interfaces (full)";
+            15 rf_irq_vectors(wanted: Number) "gives the device interrupts of its own (MSI-X)"
+                => "how many it has from then on, in place of its line; 0 if it has no MSI-X, or nothing checks whose they are: the IOMMU does",
+                   "none, or more than 8; after rf_irq_enable, or a second time (busy)";
+            16 rf_use(name: Text) "opens what the manifest says that it uses, by its name: a disk"
+                => "address of the queues",
+                   "no such thing; a name of more than 32 bytes; a second time (busy)";
         }
     };
 }
 
 macro_rules! define_services {
-    ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
-        /// Name, number of arguments and purpose of each service, indexed by its number.
+    ($($number:literal $symbol:ident($($argument:ident: $kind:ident),*) $what:literal => $value:literal, $refuses:literal;)*) => {
+        /// What is known of each service, indexed by its number.
         pub const SERVICES: &[Service] = &[$(Service {
             symbol: stringify!($symbol),
-            arguments: &[$(stringify!($argument)),*],
+            arguments: &[$(Argument { name: stringify!($argument), kind: Kind::$kind }),*],
             what: $what,
+            value: $value,
+            refuses: $refuses,
         }),*];
 
-        // A service's number is its place in the list.
+        // A service's number is its place in the list, and its arguments are in three registers.
         const _: () = {
             let mut index = 0;
-            $(assert!(index == $number); index += 1;)*
+            $(
+                assert!(index == $number);
+                let taken = 0 $(+ Kind::$kind.registers())*;
+                assert!(taken <= REGISTERS);
+                index += 1;
+            )*
             assert!(index == SERVICE_COUNT);
         };
     };
@@ -55,16 +84,90 @@ for_each_service!(define_services);
 
 /// How many services there are.
 pub const SERVICE_COUNT: usize = SERVICES.len();
+/// In how many registers arguments are passed at most.
+pub const REGISTERS: usize = 3;
+
+/// What an argument of a service is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A number of something.
+    Number,
+    /// A length in bytes.
+    Length,
+    /// An address in the driver's slot.
+    Address,
+    /// An address that the driver has from a service and does not use any more.
+    GivenBack,
+    /// How important a line is: 1 (error), 2 (warning), 3 (info), 4 (debug), 5 (trace).
+    Level,
+    /// Text in the driver's slot, in two registers: its address, and its length in bytes.
+    Text,
+    /// The same for bytes of any kind.
+    Bytes,
+}
+
+impl Kind {
+    /// In how many registers it is passed.
+    pub const fn registers(self) -> usize {
+        match self {
+            Kind::Number | Kind::Length | Kind::Address | Kind::GivenBack | Kind::Level => 1,
+            Kind::Text | Kind::Bytes => 2,
+        }
+    }
+
+    /// What is in the first of its registers, and in the second if it has two.
+    pub const fn of_registers(self) -> (Kind, Option<Kind>) {
+        match self {
+            Kind::Text | Kind::Bytes => (Kind::Address, Some(Kind::Length)),
+            other => (other, None),
+        }
+    }
+
+    /// Writes what is in one of its registers, as a person reads it.
+    pub fn write(self, f: &mut fmt::Formatter<'_>, value: u64) -> fmt::Result {
+        match (self, value) {
+            (Kind::Level, 1) => f.write_str("error"),
+            (Kind::Level, 2) => f.write_str("warning"),
+            (Kind::Level, 3) => f.write_str("info"),
+            (Kind::Level, 4) => f.write_str("debug"),
+            (Kind::Level, 5) => f.write_str("trace"),
+            _ => write!(f, "{value:#x}"),
+        }
+    }
+}
+
+/// An argument of a service.
+#[derive(Debug, Clone, Copy)]
+pub struct Argument {
+    /// What it is called.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+}
 
 /// What is known of a service without calling it.
 #[derive(Debug, Clone, Copy)]
 pub struct Service {
     /// The symbol a module leaves undefined to ask for it.
     pub symbol: &'static str,
-    /// Names of the arguments, in order.
-    pub arguments: &'static [&'static str],
+    /// Its arguments, in order.
+    pub arguments: &'static [Argument],
     /// What it does, in a few words.
     pub what: &'static str,
+    /// What a result of 0 or more is.
+    pub value: &'static str,
+    /// When it refuses.
+    pub refuses: &'static str,
+}
+
+impl Service {
+    /// What is in each register that it takes.
+    pub fn registers(&self) -> impl Iterator<Item = Kind> {
+        self.arguments.iter().flat_map(|argument| {
+            let (first, second) = argument.kind.of_registers();
+            core::iter::once(first).chain(second)
+        })
+    }
 }
 
 /// The number of the service that `symbol` asks for.
@@ -131,6 +234,16 @@ mod tests {
         }
         assert_eq!(by_symbol(b"rf_"), None);
         assert_eq!(by_symbol(b""), None);
+    }
+
+    #[test]
+    fn each_register_has_a_kind() {
+        for service in SERVICES {
+            let counted: usize = service.arguments.iter().map(|argument| argument.kind.registers()).sum();
+            assert_eq!(service.registers().count(), counted, "{}", service.symbol);
+        }
+        let log = SERVICES[by_symbol(b"rf_log").unwrap()];
+        assert!(log.registers().eq([Kind::Level, Kind::Address, Kind::Length]));
     }
 
     #[test]

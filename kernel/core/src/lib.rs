@@ -10,6 +10,7 @@
 //! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
+//! * [`frames`]: what a network driver has to send, and has received
 //! * [`requests`]: what a driver was asked to carry out, and again its successor
 //! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
 //! * [`dhcp`]: a DHCP client
@@ -31,6 +32,7 @@ pub mod dhcp;
 pub mod disassembly;
 pub mod dmar;
 pub mod extent;
+pub mod frames;
 pub mod life;
 pub mod limits;
 pub mod line_editor;

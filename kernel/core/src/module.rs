@@ -199,6 +199,7 @@ fn grantable(manifest: &Manifest, number: usize) -> bool {
     match SERVICES.get(number).map(|service| service.symbol) {
         None => false,
         Some("rf_offer") => manifest.kind() != Ok(Kind::Other),
+        Some("rf_use") => manifest.uses() != Ok(Kind::Other),
         Some(symbol) if ["rf_bar_", "rf_pci_", "rf_irq_", "rf_dma_"].iter().any(|part| symbol.starts_with(part)) => {
             has_device
         }

@@ -245,8 +245,22 @@ pub fn after(domain: &mut Domain) {
     {
         condemn(domain, cause);
     }
+    if domain.used.is_some() {
+        take_asked(domain);
+    }
     if !domain.is_alive() {
         end::quiesce(domain);
+    }
+}
+
+/// Takes what a driver has asked for of what it uses.
+#[inline(never)]
+fn take_asked(domain: &mut Domain) {
+    if domain.is_alive()
+        && let Some(used) = &mut domain.used
+        && let Err(cause) = used.after_upcall()
+    {
+        condemn(domain, cause);
     }
 }
 

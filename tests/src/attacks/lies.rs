@@ -169,9 +169,18 @@ pub fn block() -> Vec<Attack> {
         BLK_FAULTS.iter().map(|(verb, fault)| Attack::fault("rogue-blk", *verb, *fault).then("blkread disk0 0 4"));
     let unsupported = Attack::answer("rogue-blk", "unsupported", None).then("blkread disk0 0 4; blkread disk0 0 4");
     let unsupported = unsupported.says(&["error: the device cannot do that", "  2048 bytes"]);
+    let used =
+        [("use disk0", 0), ("use disk9", 3), ("use a-name-that-is-longer-than-any-disk-has", 1), ("use-twice", 4)];
+    let used = used.map(|(verb, answer)| Attack::answer("rogue-blk", verb, Some(answer)).beside("virtio-scsi"));
+    let asked = [
+        ("ask-beyond", "bad entry 0x20 in the submit queue"),
+        ("ask-twice", "bad entry 0x3 in the submit queue"),
+        ("ask-ahead", "lied about the submit queue: position 0x3e8, but 0x0 is counted"),
+    ];
+    let asked = asked.map(|(verb, fault)| Attack::fault("rogue-blk", verb, fault).beside("virtio-scsi"));
     // Its own ports are open: nobody is there.
     let own = Attack::answer("rogue-blk", "port 0x1f7", Some(0));
-    refused.chain(ports).chain(faults).chain([unsupported, own]).collect()
+    refused.chain(ports).chain(faults).chain([unsupported, own]).chain(used).chain(asked).collect()
 }
 
 /// Services without pointers, which no arguments may end the driver with, and how many of 22 * 22 * 22 calls with extremes

@@ -242,6 +242,11 @@ fn explain(verb: &str) -> (String, &'static str) {
         "frame-not-lent" | "neighbour-frame" | "frame-twice" | "twice" | "another" | "unasked" => {
             ("gives back what it has not, or not any more", "the kernel keeps its own account of what it has lent")
         }
+        "use" if argument == "disk0" => ("uses a disk", "nothing: its manifest says so"),
+        "use" | "use-twice" => ("uses what there is not, or a second disk", "checked"),
+        "ask-beyond" | "ask-twice" | "ask-ahead" => {
+            ("asks a disk for what cannot be asked", "the kernel keeps its own account")
+        }
         "offer-twice" => ("offers a second disk", "checked"),
         "open" => ("opens ports that its device does not have", "checked"),
         "be-bus-master" | "read-config" | "ask-for-vectors" | "address-for-dma" => {

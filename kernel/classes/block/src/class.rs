@@ -1,12 +1,13 @@
 //! The class of block devices: what is done when a driver offers one, comes in place of another one, or goes.
 
+use super::client::Client;
 use super::device::Device;
 use super::disk::{self, Disk};
 use super::request::{Blocks, Queues};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use host::domain::offer::{Class, Offer};
+use host::domain::offer::{Class, Offer, Use};
 use host::domain::{Domain, Handle};
 use host::requests::Server;
 use hw::console::{self, Source};
@@ -73,6 +74,10 @@ impl Class for Devices {
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
         let info = BlockInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         Ok(Box::new(Queues::new(domain, info)?))
+    }
+
+    fn open(&self, domain: &mut Domain, name: &str) -> Result<Box<dyn Use>, Refusal> {
+        Ok(Box::new(Client::open(domain, name)?))
     }
 
     fn attach(&self, handle: &Handle) {

@@ -49,7 +49,7 @@ impl phy::Device for Adapter<'_> {
             match self.queues.receive(&mut received.frame) {
                 Ok(len_bytes) => received.len_bytes = len_bytes?,
                 Err(cause) => {
-                    *self.cause = Some(cause);
+                    *self.cause = Some(cause.into());
                     return None;
                 }
             }
@@ -69,7 +69,7 @@ impl phy::Device for Adapter<'_> {
             Ok(true) => Some(Sending { queues: self.queues, cause: self.cause }),
             Ok(false) => None,
             Err(cause) => {
-                *self.cause = Some(cause);
+                *self.cause = Some(cause.into());
                 None
             }
         }
@@ -97,7 +97,7 @@ impl phy::TxToken for Sending<'_> {
         let frame = &mut frame[..len_bytes.min(MAX_FRAME)];
         let result = f(frame);
         if let Err(cause) = self.queues.send(frame) {
-            *self.cause = Some(cause);
+            *self.cause = Some(cause.into());
         }
         result
     }

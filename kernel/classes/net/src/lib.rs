@@ -196,7 +196,7 @@ fn blame(handle: &Handle) {
         Some(Ok(Some(at))) if Instant::from_micros(at / 1000) <= Instant::now() => {
             Some(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() })
         }
-        Some(Err(cause)) => Some(cause),
+        Some(Err(cause)) => Some(cause.into()),
         _ => None,
     };
     if let Some(cause) = cause {

@@ -55,11 +55,13 @@ impl Protocol for Scsi {
         };
         let request = Request {
             data_address: data.address,
+            data: data.start,
             data_len: data.len_bytes,
             direction,
-            target: command.target,
-            lun: command.lun,
-            cdb_len: command.cdb.len_bytes() as u32,
+            // Both are below 256.
+            target: command.target as u16,
+            lun: command.lun as u16,
+            cdb_len: command.cdb.len_bytes() as u16,
             reserved: 0,
             cdb: command.cdb.padded(),
         };

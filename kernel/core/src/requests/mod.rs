@@ -2,6 +2,7 @@
 //!
 //! * [`Account`]: who has which, as this side knows it
 //! * [`repeat`]: the order in which requests are sent again
+//! * [`client`]: who has asked for which, where the other side asks
 //!
 //! **This side believes only its own account.** A number that was not lent, or not taken yet, is [`Wrong`].
 
@@ -10,6 +11,7 @@ use core::task::Waker;
 use ringfence_abi::queue::{Consumer, Lie, Place, Producer, Words};
 use ringfence_abi::upcall::Reply;
 
+pub mod client;
 pub mod repeat;
 
 /// What the other side has put into a queue that cannot be true.
@@ -22,7 +24,8 @@ pub enum Wrong {
 }
 
 impl Wrong {
-    fn position(queue: &'static str) -> impl Fn(Lie) -> Wrong {
+    /// What a lie about the position in `queue` is.
+    pub fn position(queue: &'static str) -> impl Fn(Lie) -> Wrong {
         move |lie| Wrong::Position(queue, lie)
     }
 }

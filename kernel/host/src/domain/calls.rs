@@ -1,7 +1,7 @@
 //! The calls of services that a driver made last: what it did before it went wrong.
 
 use core::fmt;
-use ringfence_abi::service::{Refusal, SERVICES};
+use ringfence_abi::service::{REGISTERS, Refusal, SERVICES, Service};
 
 /// A service's symbol.
 pub fn service_name(service: usize) -> &'static str {
@@ -13,13 +13,13 @@ pub fn service_name(service: usize) -> &'static str {
 pub struct Call {
     /// The service's number.
     pub service: usize,
-    /// Its arguments; those it does not take are 0.
-    pub arguments: [u64; 3],
+    /// The registers that it takes; the others are 0.
+    pub arguments: [u64; REGISTERS],
     /// What it returned, or [`Call::RUNS`].
     result: i64,
 }
 
-/// A call's place, in which arguments that the service does not take are what was there before. Of a power of two bytes, so that it is found by a shift: that is on the path of every gate.
+/// A call's place, in which registers that the service does not take are what was there before. Of a power of two bytes, so that it is found by a shift: that is on the path of every gate.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(64))]
 struct Kept(Call);
@@ -27,7 +27,7 @@ struct Kept(Call);
 impl Kept {
     fn call(&self) -> Call {
         let mut call = self.0;
-        let taken = SERVICES.get(call.service).map_or(0, |service| service.arguments.len());
+        let taken = SERVICES.get(call.service).map_or(0, |service| service.registers().count());
         call.arguments.iter_mut().skip(taken).for_each(|argument| *argument = 0);
         call
     }
@@ -60,13 +60,13 @@ impl CallLog {
     /// How many are kept.
     pub const LEN: usize = 32;
 
-    /// Notes that a service is called.
+    /// Notes that a service is called that takes so many registers.
     #[inline(always)]
-    pub fn begin<const TAKEN: usize>(&mut self, service: usize, arguments: [u64; TAKEN]) {
+    pub fn begin<const TAKEN: usize>(&mut self, service: usize, registers: [u64; REGISTERS]) {
         self.made = self.made.wrapping_add(1);
         let Kept(call) = &mut self.calls[self.made % Self::LEN];
         call.service = service;
-        call.arguments.iter_mut().zip(arguments).for_each(|(to, from)| *to = from);
+        call.arguments.iter_mut().zip(registers).take(TAKEN).for_each(|(to, from)| *to = from);
         call.result = Call::RUNS;
     }
 
@@ -90,9 +90,10 @@ impl CallLog {
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}(", service_name(self.service))?;
-        let taken = SERVICES.get(self.service).map_or(0, |service| service.arguments.len());
-        for (index, argument) in self.arguments.iter().take(taken).enumerate() {
-            write!(f, "{}{argument:#x}", if index > 0 { ", " } else { "" })?;
+        let kinds = SERVICES.get(self.service).into_iter().flat_map(Service::registers);
+        for (index, (argument, kind)) in self.arguments.iter().zip(kinds).enumerate() {
+            f.write_str(if index > 0 { ", " } else { "" })?;
+            kind.write(f, *argument)?;
         }
         match self.result() {
             None => write!(f, ") did not return"),

@@ -30,6 +30,9 @@ pub fn quiesce(domain: &mut Domain) {
     if let Some(offer) = &mut domain.offer {
         offer.driver_ended();
     }
+    if let Some(used) = &mut domain.used {
+        used.driver_ended();
+    }
     note();
 }
 

@@ -19,6 +19,16 @@ impl Allegation {
         Allegation(Extent::new(address, len_bytes))
     }
 
+    /// How long it is said to be, in bytes.
+    pub const fn len_bytes(self) -> u64 {
+        self.0.len_bytes
+    }
+
+    /// Its first so many bytes, if it is longer.
+    pub fn first(self, len_bytes: u64) -> Allegation {
+        Allegation::new(self.0.start, self.0.len_bytes.min(len_bytes))
+    }
+
     /// Copies it in, if all of it is mapped in the driver's own slot; otherwise the driver is at fault.
     ///
     /// The caller bounds the length first. The copy is the kernel's: what the driver or its device write afterwards

@@ -82,6 +82,8 @@ pub struct Domain {
     pub dma_next: u64,
     /// What it offers.
     pub offer: Option<Box<dyn offer::Offer>>,
+    /// What it uses.
+    pub used: Option<Box<dyn offer::Use>>,
     /// The upcall that is under way, or was last.
     pub upcall: u64,
     /// What that is for, if it is a poll.

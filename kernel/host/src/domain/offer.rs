@@ -8,7 +8,7 @@ use super::{Domain, Handle};
 use alloc::boxed::Box;
 use core::any::Any;
 use hw::memory::frames::Lent;
-use ringfence_abi::layout::{PAGE_SIZE, QUEUE};
+use ringfence_abi::layout::{PAGE_SIZE, QUEUE, USED};
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
@@ -29,6 +29,18 @@ pub trait Offer: Any + Send {
     fn in_hand(&self) -> (usize, &'static str);
 }
 
+/// What a driver uses, which is another driver's.
+pub trait Use: Any + Send {
+    /// After an upcall of a driver that runs still: takes what it has asked for. A lie that is found there ends it.
+    fn after_upcall(&mut self) -> Result<(), Cause>;
+
+    /// The driver has been ended: nobody waits any more for what it asked for.
+    fn driver_ended(&mut self);
+
+    /// How many things it waits for, and what they are called, for reports.
+    fn in_hand(&self) -> (usize, &'static str);
+}
+
 /// A class of devices.
 pub trait Class: Sync {
     /// Which drivers can offer this.
@@ -46,6 +58,12 @@ pub trait Class: Sync {
     /// What is meant when it refuses an offer with [`Refusal::Full`], for a person.
     fn full(&self) -> &'static str {
         "there are as many of these as there can be"
+    }
+
+    /// Opens what is called `name` for `domain`, which uses nothing yet.
+    fn open(&self, domain: &mut Domain, name: &str) -> Result<Box<dyn Use>, Refusal> {
+        let _ = (domain, name);
+        Err(Refusal::NotFound)
     }
 
     /// A driver that offers this is loaded.
@@ -89,6 +107,12 @@ pub fn map_queues(domain: &mut Domain, len_bytes: usize) -> Result<Lent, Refusal
     Ok(domain.space.map_lent(domain.base() + QUEUE, len_bytes as u64)?)
 }
 
+/// The shared memory of what a driver uses, `len_bytes` bytes.
+pub fn map_used(domain: &mut Domain, len_bytes: usize) -> Result<Lent, Refusal> {
+    let len_bytes = len_bytes.next_multiple_of(PAGE_SIZE as usize);
+    Ok(domain.space.map_lent(domain.base() + USED, len_bytes as u64)?)
+}
+
 /// Takes away what [`map_queues`] has mapped.
 pub fn unmap_queues(domain: &mut Domain, queues: &Lent) {
     domain.space.unmap(domain.base() + QUEUE, queues.len_bytes() as u64);
@@ -103,6 +127,12 @@ impl Domain {
     /// The class of what it offers.
     pub fn offered_class(&self) -> Option<&'static dyn Class> {
         self.class().filter(|_| self.offer.is_some())
+    }
+
+    /// What it uses, if that is a `T`.
+    pub fn used_mut<T: Use>(&mut self) -> Option<&mut T> {
+        let used: &mut dyn Any = &mut **self.used.as_mut()?;
+        used.downcast_mut()
     }
 
     /// What it offers, if that is a `T`.

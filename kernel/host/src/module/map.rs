@@ -49,6 +49,7 @@ pub fn map(
         dma_kept: Vec::new(),
         dma_next: 0,
         offer: None,
+        used: None,
         upcall: INIT,
         events: Events::empty(),
         calls: CallLog::default(),
@@ -117,7 +118,7 @@ fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Res
 
 /// Frames that a module can have: all that its manifest allows it, its kind's queues, and its image.
 pub fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
-    let queues = manifest.kind().map_or(0, Kind::queue_bytes);
+    let queues = manifest.kind().map_or(0, Kind::queue_bytes) + manifest.uses().map_or(0, Kind::used_bytes);
     let bytes = [manifest.heap_bytes, manifest.dma_bytes, manifest.stack_bytes].map(u64::from);
     bytes.iter().chain(&[queues, image_bytes]).map(|bytes| bytes.div_ceil(PAGE_SIZE)).sum()
 }

@@ -12,18 +12,9 @@ use ringfence_abi::service::Refusal;
 /// Longest line in bytes.
 const MAX_LINE: u64 = 512;
 
-/// Logs `len_bytes` bytes of text at `level` (1 error to 5 trace; what is above 3, info, is not kept). Refuses longer lines
-/// and other levels.
-pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Answer {
-    let level = match level {
-        1 => Level::Error,
-        2 => Level::Warn,
-        3 => Level::Info,
-        4 => Level::Debug,
-        5 => Level::Trace,
-        _ => return Err(Refusal::Invalid.into()),
-    };
-    if len_bytes > MAX_LINE {
+/// Logs text at a level; what is above info is not kept. Refuses lines that are too long.
+pub fn rf_log(domain: &mut Domain, level: Level, text: Allegation) -> Answer {
+    if text.len_bytes() > MAX_LINE {
         return Err(Refusal::Invalid.into());
     }
     // Counted, not printed: a driver must not push everybody else's lines out of the log.
@@ -33,14 +24,14 @@ pub fn rf_log(domain: &mut Domain, level: u64, text: u64, len_bytes: u64) -> Ans
     };
     domain.log_left = left;
     // Whether or not it is shown: a bad pointer is one at any level.
-    let text = read_text(domain, text, len_bytes)?;
+    let text = read_text(domain, text)?;
     // A slow serial port takes the driver's time.
     time::charged_for_words(|| console::quote(|| domain.source(), level, &text));
     Ok(0)
 }
 
 /// Copies in text that a driver passed.
-pub fn read_text(domain: &Domain, text: u64, len_bytes: u64) -> Result<String, super::No> {
-    let bytes = Allegation::new(text, len_bytes).copy_in(domain)?;
+pub fn read_text(domain: &Domain, text: Allegation) -> Result<String, super::No> {
+    let bytes = text.copy_in(domain)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -10,10 +10,12 @@ use crate::domain::cause::Cause;
 use crate::domain::fault::Fault;
 use crate::domain::trace;
 use crate::domain::upcall::{end_current, with_current};
+use arguments::Registers;
 use hw::arch::handlers::Services;
 use ringfence_abi::for_each_service;
-use ringfence_abi::service::Refusal;
+use ringfence_abi::service::{REGISTERS, Refusal};
 
+mod arguments;
 mod bar;
 mod dma;
 mod heap;
@@ -24,6 +26,7 @@ mod offer;
 mod panic;
 mod pci;
 mod time;
+mod used;
 
 use bar::{rf_bar_len, rf_bar_map};
 use dma::{rf_dma_address, rf_dma_alloc, rf_dma_free};
@@ -35,6 +38,7 @@ use offer::rf_offer;
 use panic::rf_panic;
 use pci::{rf_pci_read, rf_pci_write};
 use time::rf_time_ns;
+use used::rf_use;
 
 /// Services as `bench` calls them, for a driver whose budgets it has changed for that.
 pub mod measured {
@@ -86,16 +90,16 @@ impl From<hw::memory::frames::OutOfMemory> for No {
     }
 }
 
-/// Runs a service for the domain whose upcall is under way. Everything it used is dropped before a driver is ended.
+/// Runs a service that takes so many registers, for the domain whose upcall is under way. Everything it used is dropped before a driver is ended.
 #[inline(always)]
 fn serve<const TAKEN: usize>(
     number: usize,
-    arguments: [u64; TAKEN],
-    service: impl FnOnce(&mut Domain) -> Answer,
+    registers: [u64; REGISTERS],
+    service: impl FnOnce(&mut Domain, &mut Registers) -> Answer,
 ) -> i64 {
     let answer = with_current(|domain| {
-        domain.calls.begin(number, arguments);
-        let result = match service(domain) {
+        domain.calls.begin::<TAKEN>(number, registers);
+        let result = match service(domain, &mut Registers(registers, 0)) {
             Ok(value) => value as i64,
             Err(No::Refused(refusal)) => refusal.to_result(),
             Err(No::Fault(cause)) => return Err(cause),
@@ -120,13 +124,19 @@ fn traced(result: i64) -> i64 {
 }
 
 macro_rules! define_entries {
-    ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
+    ($($number:literal $symbol:ident($($argument:ident: $kind:ident),*) $what:literal => $value:literal, $refuses:literal;)*) => {
         /// What gates call in ring 0, and trusted drivers directly: from the ABI's registers to a Rust function.
         mod entry {
+            use super::arguments::{self, Argument as _};
+            use ringfence_abi::service::Kind;
+
             $(
                 pub extern "C" fn $symbol(first: u64, second: u64, third: u64) -> i64 {
-                    let [$($argument,)* ..] = [first, second, third];
-                    super::serve($number, [$($argument),*], |domain| super::$symbol(domain, $($argument),*))
+                    const TAKEN: usize = 0 $(+ Kind::$kind.registers())*;
+                    super::serve::<TAKEN>($number, [first, second, third], |domain, _registers| {
+                        $(let $argument = arguments::$kind::take(_registers)?;)*
+                        super::$symbol(domain, $($argument),*)
+                    })
                 }
             )*
         }

@@ -6,14 +6,13 @@ use crate::domain::memory::Allegation;
 use ringfence_abi::layout::QUEUE;
 use ringfence_abi::service::Refusal;
 
-/// Maps the queues and returns where they are. At `info` are `len_bytes` bytes that say what is offered: as the class of the
-/// module's kind has it, a [`ringfence_abi::net::NetInfo`] or a [`ringfence_abi::scsi::ScsiInfo`].
-pub fn rf_offer(domain: &mut Domain, info: u64, len_bytes: u64) -> Answer {
+/// Maps the queues and returns where they are. `info` says what is offered, as the class of the module's kind has it: a [`ringfence_abi::net::NetInfo`] or a [`ringfence_abi::scsi::ScsiInfo`].
+pub fn rf_offer(domain: &mut Domain, info: Allegation) -> Answer {
     let class = domain.class().ok_or(Refusal::Denied)?;
-    if len_bytes != class.info_bytes() as u64 {
+    if info.len_bytes() != class.info_bytes() as u64 {
         return Err(Refusal::Invalid.into());
     }
-    let info = Allegation::new(info, len_bytes).copy_in(domain)?;
+    let info = info.copy_in(domain)?;
     class.check(&info)?;
     if domain.offer.is_some() {
         return Err(Refusal::Busy.into());

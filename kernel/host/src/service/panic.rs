@@ -3,6 +3,7 @@
 use super::{Answer, No};
 use crate::domain::Domain;
 use crate::domain::cause::Cause;
+use crate::domain::memory::Allegation;
 use hw::console;
 use log::Level;
 
@@ -13,8 +14,8 @@ const MAX_MESSAGE: u64 = 512;
 const MAX_LAST_WORDS: usize = 160;
 
 /// Logs the message and ends the driver.
-pub fn rf_panic(domain: &mut Domain, text: u64, len_bytes: u64) -> Answer {
-    let message = super::log::read_text(domain, text, len_bytes.min(MAX_MESSAGE))?;
+pub fn rf_panic(domain: &mut Domain, text: Allegation) -> Answer {
+    let message = super::log::read_text(domain, text.first(MAX_MESSAGE))?;
     console::quote(|| domain.source(), Level::Error, &message);
     domain.last_words = console::printable(message.get(..message.floor_char_boundary(MAX_LAST_WORDS)).unwrap_or(""));
     Err(No::Fault(Cause::Panic))

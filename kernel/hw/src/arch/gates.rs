@@ -35,7 +35,7 @@ global_asm!(
 );
 
 macro_rules! define_gates {
-    ($($number:literal $symbol:ident($($argument:ident: $type:ty),*) $what:literal;)*) => {
+    ($($number:literal $symbol:ident($($argument:ident: $kind:ident),*) $what:literal => $value:literal, $refuses:literal;)*) => {
         global_asm!(
             ".section .entry.text, \"ax\"",
             $(concat!("GATE ", $number),)*

@@ -1,0 +1,95 @@
+//! A disk that is a part of another one: the blocks of `disk0` from the 2048th on, as a disk of its own. What is below that, which is where
+//! partition tables and boot loaders are, cannot be reached through it.
+//!
+//! It has no device: it uses what another driver offers, whichever that is, and offers something itself.
+#![no_std]
+#![forbid(unsafe_code)]
+
+use ringfence_sdk::block::{
+    Asked, BLOCK_ERROR, BLOCK_FLUSH, BLOCK_READ, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE, Block, BlockDriver,
+    BlockInfo, BlockRequest, Disk, Queues, Ticket,
+};
+use ringfence_sdk::class::Device;
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
+extern crate alloc;
+use alloc::boxed::Box;
+
+driver!(
+    BlockDriver<Slice>,
+    Manifest::new("slice", env!("CARGO_PKG_VERSION")).kind(Kind::Block).uses(Kind::Block).heap_kib(128).restart()
+);
+
+/// What it is a part of, and from which block on.
+const DISK: &str = "disk0";
+const FIRST_BLOCK: u64 = 2048;
+/// Most bytes of a request.
+const MOST_BYTES: usize = 65536;
+
+struct Slice {
+    disk: Disk,
+    /// What is under way below, by its number there.
+    under_way: [Option<(Ticket, BlockRequest, Asked)>; BLOCK_REQUESTS],
+    /// Data on its way from one to the other.
+    buffer: Box<[u8]>,
+}
+
+impl Device<Block> for Slice {
+    fn init() -> Result<Slice> {
+        let disk = Disk::open(DISK)?;
+        if disk.info().blocks <= FIRST_BLOCK {
+            log::error!("{DISK} has no more than {FIRST_BLOCK} blocks");
+            return Err(Refusal::Invalid);
+        }
+        let under_way = [const { None }; BLOCK_REQUESTS];
+        Ok(Slice { disk, under_way, buffer: alloc::vec![0; MOST_BYTES].into_boxed_slice() })
+    }
+
+    fn info(&self) -> BlockInfo {
+        let mut model = [0; 24];
+        model.iter_mut().zip(b"part of a disk").for_each(|(to, from)| *to = *from);
+        let below = self.disk.info();
+        BlockInfo { blocks: below.blocks - FIRST_BLOCK, flags: 0, model, ..below }
+    }
+
+    fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {
+        while let Some(number) = self.disk.next_done() {
+            let Some((ticket, request, asked)) = self.under_way.get_mut(number).and_then(Option::take) else {
+                continue;
+            };
+            let data = &mut self.buffer[..request.data_len as usize];
+            let status = self.disk.finish(asked, data);
+            if request.operation == BLOCK_READ {
+                queues.write_data(&ticket, 0, data);
+            }
+            queues.complete(ticket, &status);
+        }
+        while let Some((ticket, request)) = queues.take() {
+            let len_bytes = request.data_len as usize;
+            let lba = request.lba + FIRST_BLOCK;
+            let asked = match request.operation {
+                BLOCK_READ => self.disk.read(lba, len_bytes),
+                BLOCK_WRITE => {
+                    let data = &mut self.buffer[..len_bytes];
+                    queues.read_data(&ticket, 0, data);
+                    self.disk.write(lba, data)
+                }
+                BLOCK_FLUSH => self.disk.flush(),
+                _ => {
+                    queues.complete(ticket, &BLOCK_UNSUPPORTED);
+                    continue;
+                }
+            };
+            match asked {
+                Some(asked) => {
+                    let number = asked.number();
+                    self.under_way[number] = Some((ticket, request, asked));
+                }
+                // As many are under way below as above.
+                None => queues.complete(ticket, &BLOCK_ERROR),
+            }
+        }
+        Reply::ACKNOWLEDGED
+    }
+
+    fn exit(&mut self) {}
+}

@@ -1,0 +1,166 @@
+//! Drivers that use a disk: the kernel carries out what they ask for, on whatever the disk is behind.
+//!
+//! A driver's requests go through the same disk as a person's commands, so that they outlive the driver below, too. **When the driver that
+//! asks is ended, nobody waits for its requests any more, and nothing overtakes its writes** ([`host::requests`]): its successor asks anew.
+//! Giving the driver the disk's own queue was not taken: a queue has one user, and a successor below would not know what was asked of the
+//! one before.
+
+use super::disk::{self, Disk};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Poll;
+use embassy_sync::waitqueue::AtomicWaker;
+use host::domain::cause::Cause;
+use host::domain::offer::{Use, map_used};
+use host::domain::{Domain, Handle, end, registry};
+use host::poll;
+use hw::memory::frames::Lent;
+use ringfence_abi::block::{
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE,
+    BlockInfo, BlockRequest, COMPLETE, SUBMIT, USED_BYTES, USED_DATA, read_request, write_status, write_used,
+};
+use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall::Events;
+use ringfence_core::requests::Data;
+use ringfence_core::requests::client::Asked;
+
+/// Woken when a driver has asked for something, or has ended.
+static ON_WORK: AtomicWaker = AtomicWaker::new();
+
+/// A driver's use of a disk.
+pub struct Client {
+    disk: Arc<dyn Disk>,
+    asked: Asked<Lent>,
+    /// Rings, requests and data.
+    memory: Lent,
+    /// Requests that nobody works at yet.
+    fresh: Vec<(usize, BlockRequest)>,
+    /// Set when the driver is ended.
+    is_over: Arc<AtomicBool>,
+}
+
+impl Client {
+    /// Opens the disk called `name` for `domain`.
+    pub fn open(domain: &mut Domain, name: &str) -> Result<Client, Refusal> {
+        let disk = disk::all().into_iter().find(|disk| disk.name() == name).ok_or(Refusal::NotFound)?;
+        let memory = map_used(domain, USED_BYTES)?;
+        write_used(
+            &memory,
+            &BlockInfo {
+                blocks: disk.blocks(),
+                block_bytes: disk.block_bytes() as u32,
+                queue_depth: BLOCK_REQUESTS as u32,
+                flags: 0,
+                reserved: 0,
+                model: [0; 24],
+            },
+        );
+        let asked = Asked::new(memory.clone(), [SUBMIT, COMPLETE], BLOCK_REQUESTS);
+        Ok(Client { disk, asked, memory, fresh: Vec::new(), is_over: Arc::default() })
+    }
+}
+
+impl Use for Client {
+    fn after_upcall(&mut self) -> Result<(), Cause> {
+        while let Some(number) = self.asked.take()? {
+            // What it says is copied: the driver may change it.
+            let request = read_request(self.asked.queues(), number)
+                .ok_or(Cause::QueueEntry { queue: "submit", entry: number as u64 })?;
+            self.fresh.push((number, request));
+        }
+        if !self.fresh.is_empty() {
+            ON_WORK.wake();
+        }
+        Ok(())
+    }
+
+    fn driver_ended(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        ON_WORK.wake();
+    }
+
+    fn in_hand(&self) -> (usize, &'static str) {
+        (self.asked.count(), "requests to a disk")
+    }
+}
+
+/// A request that is carried out, and whether its driver is ended.
+struct Work {
+    is_over: Arc<AtomicBool>,
+    done: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// The task that carries out what drivers ask of disks: each request by itself, so that one that waits holds up no other.
+pub async fn run() {
+    let mut works: Vec<Work> = Vec::new();
+    poll_fn(|context| {
+        ON_WORK.register(context.waker());
+        // First, so that nothing of a driver that was ended comes after what its successor asks for.
+        works.retain(|work| !work.is_over.load(Ordering::Acquire));
+        registry::all().iter().for_each(|handle| works.extend(taken_from(handle)));
+        works.retain_mut(|work| work.done.as_mut().poll(context) == Poll::Pending);
+        Poll::<()>::Pending
+    })
+    .await;
+}
+
+/// What a driver has asked for since this was looked at last.
+fn taken_from(handle: &Handle) -> Vec<Work> {
+    let mut domain = handle.lock();
+    let Some(client) = domain.used_mut::<Client>() else { return Vec::new() };
+    let fresh = core::mem::take(&mut client.fresh);
+    let work = |(number, request)| Work {
+        is_over: client.is_over.clone(),
+        done: Box::pin(serve(handle.clone(), client.disk.clone(), client.memory.clone(), number, request)),
+    };
+    fresh.into_iter().map(work).collect()
+}
+
+async fn serve(handle: Handle, disk: Arc<dyn Disk>, memory: Lent, number: usize, request: BlockRequest) {
+    // What is done for a driver is on its account.
+    let status = poll::charged(|| handle.clone(), carry_out(&*disk, &memory, number, &request)).await;
+    let cause = {
+        let mut domain = handle.lock();
+        let is_alive = domain.is_alive();
+        let Some(client) = domain.used_mut::<Client>().filter(|_| is_alive) else { return };
+        client.asked.complete(number, |queues| write_status(queues, number, status)).err()
+    };
+    match cause {
+        Some(wrong) => end::condemn(&handle, wrong.into()),
+        None => {
+            // One that was ended is nobody's to look after here.
+            let _ = poll::poll(&handle, Events::QUEUE);
+        }
+    }
+}
+
+/// Carries out a request that a driver made up; its status.
+async fn carry_out(disk: &dyn Disk, memory: &Lent, number: usize, request: &BlockRequest) -> u32 {
+    let len = request.data_len as usize;
+    let at = USED_DATA + number * BLOCK_MAX_DATA;
+    let moves = matches!(request.operation, BLOCK_READ | BLOCK_WRITE);
+    if moves && (len == 0 || len > BLOCK_MAX_DATA || !len.is_multiple_of(disk.block_bytes())) {
+        return BLOCK_ERROR;
+    }
+    let outcome = match request.operation {
+        BLOCK_READ => {
+            let mut data = vec![0; len];
+            let outcome = disk.read(request.lba, &mut data).await;
+            Data::write(memory, at, &data);
+            outcome
+        }
+        BLOCK_WRITE => {
+            let mut data = vec![0; len];
+            Data::read(memory, at, &mut data);
+            disk.write(request.lba, &data).await
+        }
+        BLOCK_FLUSH => disk.flush().await,
+        _ => return BLOCK_UNSUPPORTED,
+    };
+    if outcome.is_ok() { BLOCK_OK } else { BLOCK_ERROR }
+}

@@ -1,0 +1,497 @@
+//! Frames that a network driver has, has sent, and has received: four rings of frame numbers, and who has which frame
+//! ([`ringfence_abi::net`]).
+//!
+//! **This side believes only its own account**: a frame that was not lent, or not taken yet, is [`Wrong`]. A frame is lent by number and not by
+//! address, so that a driver can name none that there is not.
+
+use crate::limits::TRANSMIT_MS;
+use crate::requests::{Data, Wrong};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use ringfence_abi::net::{
+    EMPTY, FRAME_BYTES, MAX_FRAME, RECEIVED, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_FRAMES, entry, split,
+};
+use ringfence_abi::queue::{Consumer, Producer, Words};
+
+/// Shortest frame that is worth looking at: an Ethernet header.
+const MIN_FRAME: usize = 14;
+/// Shortest and longest time from a poll to the next that looks for frames that were sent, in nanoseconds.
+const LOOK_AGAIN_NS: u64 = 20_000_000;
+const LOOK_AGAIN_MOST_NS: u64 = 1_000_000_000;
+
+/// The account of a network driver's frames.
+pub struct Frames<M> {
+    memory: M,
+    tx: M,
+    rx: M,
+    /// Nanoseconds since boot.
+    clock: fn() -> u64,
+    transmit: Producer,
+    transmitted: Consumer,
+    empty: Producer,
+    received: Consumer,
+    /// Which frames the driver has: the kernel believes only itself. Of a receive frame, where in the queue of empty ones it is: until
+    /// the driver has taken it there, it is not the driver's to give back.
+    tx_lent: [bool; TX_FRAMES],
+    rx_lent: [Option<u64>; RX_FRAMES],
+    /// Receive frames that were handed back since the driver was polled last, and the most that it has had.
+    handed_back: usize,
+    most_empty: u64,
+    /// Frames put into `transmit` since the driver was last polled.
+    unsent: usize,
+    /// When to poll the driver for frames that it may have sent, in nanoseconds since boot.
+    look_again_at: u64,
+    /// How long after the next poll that is, in nanoseconds: twice as long each time, while nothing comes back.
+    look_again_in: u64,
+    /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since boot.
+    progress_ns: u64,
+    /// The frames it has, in the order in which it got them.
+    order: VecDeque<(usize, usize)>,
+    /// What another driver, which was ended, had delivered.
+    inherited: VecDeque<Vec<u8>>,
+    /// Counters for `ip`.
+    pub counts: Counts,
+    /// Whether there is a link, as far as the driver has said; and whether one came up since that was asked last.
+    has_link: bool,
+    link_came_up: bool,
+}
+
+/// What went through an interface.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Frames handed to the driver.
+    pub sent: u64,
+    /// Frames that it delivered.
+    pub received: u64,
+}
+
+impl<M: Words + Data> Frames<M> {
+    /// The driver has seen the link go down, come up, or both.
+    pub fn link_is(&mut self, came_up: bool, went_down: bool) {
+        self.link_came_up |= came_up && (went_down || !self.has_link);
+        self.has_link = came_up;
+        // Nobody is to blame for what could not be sent meanwhile.
+        self.progress_ns = (self.clock)();
+    }
+
+    /// Whether there is a link, as far as is known.
+    pub fn has_link(&self) -> bool {
+        self.has_link
+    }
+
+    /// Whether a link came up since this was asked last.
+    pub fn take_link_up(&mut self) -> bool {
+        core::mem::take(&mut self.link_came_up)
+    }
+
+    /// Takes back what was sent. When the driver is taken for stuck unless it sends another frame, in nanoseconds since
+    /// boot; `None` if it has none, or no link to send them to.
+    pub fn deadline_ns(&mut self) -> Result<Option<u64>, Wrong> {
+        self.reclaim()?;
+        Ok((self.has_link && !self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
+    }
+
+    /// Takes over from another driver, which was ended, what it had delivered, and hands over again what it had and did not
+    /// send. What it may have sent is sent twice, which networks do as well.
+    pub fn take_over(&mut self, other: &mut Frames<M>) {
+        let mut frame = [0; FRAME_BYTES];
+        // It cannot deliver more than its ring holds any more.
+        while let Ok(Some(len_bytes)) = other.receive(&mut frame) {
+            let mut kept = Vec::new();
+            if let Some(frame) = frame.get(..len_bytes)
+                && self.inherited.len() < RX_FRAMES
+                && kept.try_reserve_exact(len_bytes).is_ok()
+                && self.inherited.try_reserve(1).is_ok()
+            {
+                kept.extend_from_slice(frame);
+                self.inherited.push_back(kept);
+            }
+        }
+        // What it lied about is not taken over.
+        let _ = other.reclaim();
+        for (number, len_bytes) in core::mem::take(&mut other.order) {
+            let Some(frame) = frame.get_mut(..len_bytes) else { continue };
+            if other.tx.read(number * FRAME_BYTES, frame) {
+                // The new driver's queue is as long and has nothing in it yet.
+                let _ = self.send(frame);
+            }
+        }
+        // These will be counted when they are received.
+        self.has_link = other.has_link;
+        self.counts =
+            Counts { received: other.counts.received.saturating_sub(self.inherited.len() as u64), ..other.counts };
+    }
+
+    /// An account in which the driver has all frames to receive into, and none to send. `memory` has the rings, `tx` and `rx` the frames.
+    pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64) -> Frames<M> {
+        let mut frames = Frames {
+            memory,
+            tx,
+            rx,
+            clock,
+            transmit: Producer::new(TRANSMIT),
+            transmitted: Consumer::new(TRANSMITTED),
+            empty: Producer::new(EMPTY),
+            received: Consumer::new(RECEIVED),
+            tx_lent: [false; TX_FRAMES],
+            rx_lent: [None; RX_FRAMES],
+            handed_back: 0,
+            most_empty: 0,
+            unsent: 0,
+            look_again_at: 0,
+            look_again_in: LOOK_AGAIN_NS,
+            progress_ns: 0,
+            order: VecDeque::with_capacity(TX_FRAMES),
+            inherited: VecDeque::new(),
+            counts: Counts::default(),
+            has_link: true,
+            link_came_up: false,
+        };
+        for frame in 0..RX_FRAMES {
+            // The ring is empty and as long as there are frames.
+            let _ = frames.lend(frame);
+        }
+        frames
+    }
+
+    /// How many frames the driver has to send.
+    pub fn in_hand(&self) -> usize {
+        self.order.len()
+    }
+
+    fn lend(&mut self, frame: usize) -> Result<(), Wrong> {
+        let position = self.empty.position();
+        if self.empty.put(&self.memory, entry(frame as u32, FRAME_BYTES as u32)).map_err(Wrong::position("empty"))? {
+            self.rx_lent[frame] = Some(position);
+            self.handed_back += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether the driver is to be polled so that it takes the receive frames that were handed back. **A device that has no empty
+    /// frame raises no interrupt, and would be deaf for ever**: so the driver is when it has less than a quarter of what it has had
+    /// at most.
+    pub fn is_starved(&mut self) -> Result<bool, Wrong> {
+        if self.handed_back == 0 {
+            return Ok(false);
+        }
+        let taken = self.empty.taken(&self.memory).map_err(Wrong::position("empty"))?;
+        let filled = self.received.put(&self.memory).map_err(Wrong::position("received"))?;
+        let has = taken.saturating_sub(filled);
+        self.most_empty = self.most_empty.max(has);
+        Ok(has * 4 <= self.most_empty)
+    }
+
+    /// The driver is about to be polled, at `now_ns` since boot, and sees all that is there for it.
+    pub fn before_poll(&mut self, now_ns: u64) {
+        (self.unsent, self.handed_back) = (0, 0);
+        self.look_again_at = now_ns.saturating_add(self.look_again_in);
+        self.look_again_in = (self.look_again_in * 2).min(LOOK_AGAIN_MOST_NS);
+    }
+
+    /// Takes back the frames that were sent.
+    fn reclaim(&mut self) -> Result<(), Wrong> {
+        let mut progress = false;
+        while let Some(taken) = self.transmitted.take(&self.memory).map_err(Wrong::position("transmitted"))? {
+            let (frame, _) = split(taken);
+            match self.tx_lent.get_mut(frame as usize) {
+                Some(lent) if *lent => *lent = false,
+                _ => return Err(Wrong::Entry("transmitted", taken)),
+            }
+            // Devices send in order; if this one does not, it is looked for.
+            match self.order.front() {
+                Some((number, _)) if *number == frame as usize => drop(self.order.pop_front()),
+                _ => self.order.retain(|(number, _)| *number != frame as usize),
+            }
+            progress = true;
+        }
+        if progress {
+            self.progress_ns = (self.clock)();
+            self.look_again_in = LOOK_AGAIN_NS;
+        }
+        Ok(())
+    }
+
+    /// Whether a frame can be sent.
+    pub fn can_send(&mut self) -> Result<bool, Wrong> {
+        Ok(self.free_frame()?.is_some())
+    }
+
+    /// A frame that can be sent.
+    #[inline]
+    fn free_frame(&mut self) -> Result<Option<usize>, Wrong> {
+        let is_free = |lent: &bool| !*lent;
+        if let Some(number) = self.tx_lent.iter().position(is_free) {
+            return Ok(Some(number));
+        }
+        self.reclaim()?;
+        Ok(self.tx_lent.iter().position(is_free))
+    }
+
+    /// Puts a frame (at most [`MAX_FRAME`] bytes) into the driver's hands; `false` if there is no room. The driver
+    /// looks at it when it is polled.
+    pub fn send(&mut self, frame: &[u8]) -> Result<bool, Wrong> {
+        if frame.len() > MAX_FRAME {
+            return Ok(false);
+        }
+        let Some(number) = self.free_frame()? else { return Ok(false) };
+        self.tx.write(number * FRAME_BYTES, frame);
+        let put = self
+            .transmit
+            .put(&self.memory, entry(number as u32, frame.len() as u32))
+            .map_err(Wrong::position("transmit"))?;
+        if put {
+            if self.order.is_empty() {
+                self.progress_ns = (self.clock)();
+            }
+            self.tx_lent[number] = true;
+            self.order.push_back((number, frame.len()));
+            self.unsent += 1;
+            self.counts.sent += 1;
+        }
+        Ok(put)
+    }
+
+    /// Frames put in since the driver was polled last: it must be polled for them.
+    pub fn unsent(&self) -> usize {
+        self.unsent
+    }
+
+    /// When to look whether frames were sent that the driver has not given back, in nanoseconds since boot: its device may raise no
+    /// interrupt for that.
+    pub fn look_again_ns(&self) -> Option<u64> {
+        (!self.order.is_empty()).then_some(self.look_again_at)
+    }
+
+    /// Copies the next received frame into `to` and returns its length in bytes.
+    pub fn receive(&mut self, to: &mut [u8; FRAME_BYTES]) -> Result<Option<usize>, Wrong> {
+        if let Some(frame) = self.inherited.pop_front()
+            && let Some(room) = to.get_mut(..frame.len())
+        {
+            room.copy_from_slice(&frame);
+            self.counts.received += 1;
+            return Ok(Some(frame.len()));
+        }
+        loop {
+            let Some(taken) = self.received.take(&self.memory).map_err(Wrong::position("received"))? else {
+                return Ok(None);
+            };
+            let (frame, len_bytes) = split(taken);
+            let (frame, len_bytes) = (frame as usize, len_bytes as usize);
+            let bad = Wrong::Entry("received", taken);
+            let position = self.rx_lent.get_mut(frame).and_then(Option::take).ok_or(bad)?;
+            if position >= self.empty.taken(&self.memory).map_err(Wrong::position("empty"))? {
+                return Err(bad);
+            }
+            let room = to.get_mut(..len_bytes).ok_or(bad)?;
+            self.rx.read(frame * FRAME_BYTES, room);
+            self.lend(frame)?;
+            if len_bytes >= MIN_FRAME {
+                self.counts.received += 1;
+                return Ok(Some(len_bytes));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_abi::net::QUEUE_BYTES;
+    use ringfence_abi::queue::{ENTRIES, PUT, Place, TAKEN};
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    #[derive(Clone)]
+    struct Memory(Rc<RefCell<Vec<u8>>>);
+
+    impl Memory {
+        fn new(len_bytes: usize) -> Memory {
+            Memory(Rc::new(RefCell::new(vec![0; len_bytes])))
+        }
+    }
+
+    impl Words for Memory {
+        fn load(&self, index: usize) -> u64 {
+            let bytes = self.0.borrow();
+            bytes.get(index * 8..index * 8 + 8).map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap()))
+        }
+        fn store(&self, index: usize, value: u64) {
+            if let Some(word) = self.0.borrow_mut().get_mut(index * 8..index * 8 + 8) {
+                word.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+
+    impl Data for Memory {
+        fn read(&self, offset: usize, to: &mut [u8]) -> bool {
+            self.0.borrow().get(offset..offset + to.len()).map(|from| to.copy_from_slice(from)).is_some()
+        }
+        fn write(&self, offset: usize, from: &[u8]) -> bool {
+            self.0.borrow_mut().get_mut(offset..offset + from.len()).map(|to| to.copy_from_slice(from)).is_some()
+        }
+    }
+
+    /// The other end, which says what it likes.
+    struct Driver {
+        rings: Memory,
+        rx: Memory,
+        transmitted: u64,
+        received: u64,
+    }
+
+    impl Driver {
+        fn put(&self, place: Place, at: u64, entry: u64) {
+            self.rings.store(place.base + ENTRIES + at as usize % place.capacity, entry);
+            self.rings.store(place.base + PUT, at + 1);
+        }
+
+        fn give_back(&mut self, number: u32) {
+            self.put(TRANSMITTED, self.transmitted, entry(number, 0));
+            self.transmitted += 1;
+        }
+
+        fn takes_empty(&self, count: u64) {
+            self.rings.store(EMPTY.base + TAKEN, count);
+        }
+
+        fn deliver(&mut self, number: u32, bytes: &[u8]) {
+            Data::write(&self.rx, number as usize * FRAME_BYTES, bytes);
+            self.put(RECEIVED, self.received, entry(number, bytes.len() as u32));
+            self.received += 1;
+        }
+    }
+
+    fn pair() -> (Frames<Memory>, Driver) {
+        let (rings, tx, rx) =
+            (Memory::new(QUEUE_BYTES), Memory::new(TX_FRAMES * FRAME_BYTES), Memory::new(RX_FRAMES * FRAME_BYTES));
+        let driver = Driver { rings: rings.clone(), rx: rx.clone(), transmitted: 0, received: 0 };
+        (Frames::new([rings, tx, rx], || 5), driver)
+    }
+
+    #[test]
+    fn a_frame_is_sent_and_comes_back_once() {
+        let (mut frames, mut driver) = pair();
+        assert_eq!(frames.send(&[1; MAX_FRAME + 1]), Ok(false));
+        for number in 0..TX_FRAMES {
+            assert_eq!(frames.send(&[number as u8; 60]), Ok(true), "{number}");
+        }
+        assert_eq!((frames.can_send(), frames.in_hand(), frames.unsent()), (Ok(false), TX_FRAMES, TX_FRAMES));
+        driver.give_back(0);
+        assert_eq!((frames.can_send(), frames.in_hand()), (Ok(true), TX_FRAMES - 1));
+        driver.give_back(0);
+        assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", entry(0, 0))));
+    }
+
+    #[test]
+    fn what_the_driver_never_had_is_wrong() {
+        let (mut frames, mut driver) = pair();
+        driver.give_back(TX_FRAMES as u32);
+        assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", entry(TX_FRAMES as u32, 0))));
+        let mut to = [0; FRAME_BYTES];
+        let (mut frames, mut driver) = pair();
+        // Lent, but not taken yet.
+        driver.deliver(0, &[7; 60]);
+        assert_eq!(frames.receive(&mut to), Err(Wrong::Entry("received", entry(0, 60))));
+        let (mut frames, mut driver) = pair();
+        driver.takes_empty(2);
+        driver.deliver(RX_FRAMES as u32, &[]);
+        assert!(matches!(frames.receive(&mut to), Err(Wrong::Entry("received", _))));
+        let (mut frames, driver) = pair();
+        driver.takes_empty(2);
+        driver.put(RECEIVED, 0, entry(0, FRAME_BYTES as u32 + 1));
+        assert!(matches!(frames.receive(&mut to), Err(Wrong::Entry("received", _))));
+        let (mut frames, driver) = pair();
+        driver.takes_empty(RX_FRAMES as u64 + 1);
+        frames.handed_back = 1;
+        assert!(matches!(frames.is_starved(), Err(Wrong::Position("empty", _))));
+    }
+
+    #[test]
+    fn what_was_received_is_copied_and_the_frame_lent_again() {
+        let (mut frames, mut driver) = pair();
+        let mut to = [0; FRAME_BYTES];
+        driver.takes_empty(3);
+        driver.deliver(1, &[9; 60]);
+        // Shorter than a header: nobody wants it.
+        driver.deliver(0, &[1; 13]);
+        assert_eq!(frames.receive(&mut to), Ok(Some(60)));
+        assert_eq!(to[..60], [9; 60]);
+        assert_eq!((frames.receive(&mut to), frames.counts.received), (Ok(None), 1));
+        // Both are behind all others now.
+        driver.deliver(1, &[9; 60]);
+        assert!(matches!(frames.receive(&mut to), Err(Wrong::Entry("received", _))), "it is not taken again yet");
+    }
+
+    #[test]
+    fn a_driver_without_empty_frames_is_starved() {
+        let (mut frames, mut driver) = pair();
+        let mut to = [0; FRAME_BYTES];
+        frames.before_poll(0);
+        assert_eq!(frames.is_starved(), Ok(false));
+        driver.takes_empty(64);
+        for number in 0..49 {
+            driver.deliver(number, &[2; 60]);
+            assert_eq!(frames.receive(&mut to), Ok(Some(60)));
+            assert_eq!(frames.is_starved(), Ok(number == 48), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_successor_sends_what_was_not_and_receives_what_was() {
+        let (mut old, mut driver) = pair();
+        for byte in [1, 2, 3] {
+            old.send(&[byte; 60]).unwrap();
+        }
+        driver.give_back(1);
+        driver.takes_empty(1);
+        driver.deliver(0, &[8; 60]);
+        let (mut fresh, _) = pair();
+        fresh.take_over(&mut old);
+        let sent: Vec<u8> = fresh
+            .order
+            .iter()
+            .map(|(number, _)| {
+                let mut byte = [0];
+                Data::read(&fresh.tx, number * FRAME_BYTES, &mut byte);
+                byte[0]
+            })
+            .collect();
+        assert_eq!(sent, [1, 3]);
+        let mut to = [0; FRAME_BYTES];
+        assert_eq!((fresh.receive(&mut to), to[0], fresh.receive(&mut to)), (Ok(Some(60)), 8, Ok(None)));
+    }
+
+    #[test]
+    fn nobody_is_to_blame_without_a_link() {
+        let (mut frames, _) = pair();
+        assert_eq!(frames.deadline_ns(), Ok(None));
+        frames.send(&[1; 60]).unwrap();
+        assert_eq!(frames.deadline_ns(), Ok(Some(5 + TRANSMIT_MS.get() * 1_000_000)));
+        frames.link_is(false, true);
+        assert_eq!((frames.has_link(), frames.deadline_ns(), frames.take_link_up()), (false, Ok(None), false));
+        frames.link_is(true, false);
+        assert_eq!((frames.has_link(), frames.take_link_up(), frames.take_link_up()), (true, true, false));
+        // One that says both has seen it go and come.
+        frames.link_is(true, true);
+        assert!(frames.take_link_up());
+    }
+
+    #[test]
+    fn one_that_gives_nothing_back_is_looked_after_less_and_less() {
+        let (mut frames, mut driver) = pair();
+        assert_eq!(frames.look_again_ns(), None);
+        frames.send(&[1; 60]).unwrap();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            frames.before_poll(1000);
+            waits.push((frames.look_again_ns().unwrap() - 1000) / 1_000_000);
+        }
+        assert_eq!(waits, [20, 40, 80, 160, 320, 640, 1000, 1000]);
+        frames.send(&[1; 60]).unwrap();
+        driver.give_back(0);
+        frames.deadline_ns().unwrap();
+        frames.before_poll(1000);
+        assert_eq!(frames.look_again_ns(), Some(1000 + LOOK_AGAIN_NS));
+    }
+}

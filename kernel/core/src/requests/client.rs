@@ -1,0 +1,127 @@
+//! The other end: a driver asks, and this side carries out. As [`super::Account`] is for drivers that are asked.
+//!
+//! **A number that does not exist, or that is asked for again before it was answered, is [`Wrong`]**; what a request says is its class's to
+//! judge.
+
+use super::Wrong;
+use alloc::vec::Vec;
+use ringfence_abi::queue::{Consumer, Place, Producer, Words};
+
+/// What a driver has asked for, and has no answer to yet.
+pub struct Asked<M> {
+    queues: M,
+    submit: Consumer,
+    complete: Producer,
+    under_way: Vec<bool>,
+}
+
+impl<M: Words> Asked<M> {
+    /// Nothing, of up to `requests`, on two rings: numbers of requests to carry out, and of those that are.
+    pub fn new(queues: M, [submit, complete]: [Place; 2], requests: usize) -> Asked<M> {
+        let under_way = (0..requests).map(|_| false).collect();
+        Asked { queues, submit: Consumer::new(submit), complete: Producer::new(complete), under_way }
+    }
+
+    /// The memory with rings and requests.
+    pub fn queues(&self) -> &M {
+        &self.queues
+    }
+
+    /// How many have no answer yet.
+    pub fn count(&self) -> usize {
+        self.under_way.iter().filter(|is_asked| **is_asked).count()
+    }
+
+    /// The number of the next request to carry out.
+    pub fn take(&mut self) -> Result<Option<usize>, Wrong> {
+        let taken = self.submit.take(&self.queues).map_err(Wrong::position("submit"))?;
+        let Some(entry) = taken else { return Ok(None) };
+        let bad = Wrong::Entry("submit", entry);
+        let number = usize::try_from(entry).map_err(|_| bad)?;
+        match self.under_way.get_mut(number) {
+            Some(is_asked) if !*is_asked => *is_asked = true,
+            _ => return Err(bad),
+        }
+        Ok(Some(number))
+    }
+
+    /// Says that a request is carried out; `write` puts its outcome beside it. Nothing happens if it was not asked for.
+    pub fn complete(&mut self, number: usize, write: impl FnOnce(&M)) -> Result<(), Wrong> {
+        let Some(is_asked) = self.under_way.get_mut(number).filter(|is_asked| **is_asked) else { return Ok(()) };
+        *is_asked = false;
+        write(&self.queues);
+        // There is room for all there are, unless the driver says that it has not taken what it was given: it misses this one then.
+        self.complete.put(&self.queues, number as u64).map_err(Wrong::position("complete"))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_abi::queue::{ENTRIES, PUT};
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    #[derive(Clone)]
+    struct Memory(Rc<Vec<Cell<u64>>>);
+
+    impl Words for Memory {
+        fn load(&self, index: usize) -> u64 {
+            self.0.get(index).map_or(0, Cell::get)
+        }
+        fn store(&self, index: usize, value: u64) {
+            if let Some(word) = self.0.get(index) {
+                word.set(value);
+            }
+        }
+    }
+
+    const SUBMIT: Place = Place::new(0, 4);
+    const COMPLETE: Place = Place::new(SUBMIT.end(), 4);
+
+    fn asked(entries: &[u64]) -> (Memory, Asked<Memory>) {
+        let memory = Memory(Rc::new((0..COMPLETE.end()).map(|_| Cell::new(0)).collect()));
+        for (index, entry) in entries.iter().enumerate() {
+            memory.store(SUBMIT.base + ENTRIES + index % 4, *entry);
+        }
+        memory.store(SUBMIT.base + PUT, entries.len() as u64);
+        (memory.clone(), Asked::new(memory, [SUBMIT, COMPLETE], 4))
+    }
+
+    #[test]
+    fn each_is_taken_and_answered_once() {
+        let (memory, mut asked) = asked(&[2, 0]);
+        assert_eq!((asked.take(), asked.take(), asked.take()), (Ok(Some(2)), Ok(Some(0)), Ok(None)));
+        assert_eq!(asked.count(), 2);
+        asked.complete(0, |queues| queues.store(COMPLETE.base + 9, 7)).unwrap();
+        asked.complete(0, |_| panic!("it was answered")).unwrap();
+        asked.complete(3, |_| panic!("it was not asked for")).unwrap();
+        asked.complete(99, |_| panic!("there is none")).unwrap();
+        assert_eq!(memory.load(COMPLETE.base + PUT), 1);
+        assert_eq!((memory.load(COMPLETE.base + 9), asked.count()), (7, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_is_wrong() {
+        for entry in [4, u64::MAX] {
+            assert_eq!(asked(&[entry]).1.take(), Err(Wrong::Entry("submit", entry)));
+        }
+        let (memory, mut twice) = asked(&[1, 1]);
+        assert_eq!((twice.take(), twice.take()), (Ok(Some(1)), Err(Wrong::Entry("submit", 1))));
+        memory.store(SUBMIT.base + PUT, 1);
+        assert!(matches!(twice.take(), Err(Wrong::Position("submit", _))));
+    }
+
+    #[test]
+    fn one_that_was_answered_can_be_asked_again() {
+        let (memory, mut asked) = asked(&[1]);
+        for round in 1..20 {
+            assert_eq!(asked.take(), Ok(Some(1)));
+            asked.complete(1, |_| ()).unwrap();
+            memory.store(COMPLETE.base + ringfence_abi::queue::TAKEN, round);
+            memory.store(SUBMIT.base + ENTRIES + round as usize % 4, 1);
+            memory.store(SUBMIT.base + PUT, round + 1);
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! `rf_use`: a driver uses what another one offers.
+
+use super::Answer;
+use super::log::read_text;
+use crate::domain::memory::Allegation;
+use crate::domain::{Domain, offer};
+use ringfence_abi::layout::USED;
+use ringfence_abi::service::Refusal;
+
+/// Longest name in bytes.
+const MAX_NAME: u64 = 32;
+
+/// Opens what is called `name`, of the kind that the manifest says is used, and maps the queues; returns where they are.
+pub fn rf_use(domain: &mut Domain, name: Allegation) -> Answer {
+    if name.len_bytes() > MAX_NAME {
+        return Err(Refusal::Invalid.into());
+    }
+    let name = read_text(domain, name)?;
+    let class = domain.manifest.uses().ok().and_then(offer::class).ok_or(Refusal::Denied)?;
+    if domain.used.is_some() {
+        return Err(Refusal::Busy.into());
+    }
+    domain.used = Some(class.open(domain, &name)?);
+    Ok(domain.base() + USED)
+}

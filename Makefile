@@ -18,3 +18,5 @@ lint: setup
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	cargo run -- lint
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
+	else echo "lint: cargo-deny is not installed ('cargo install cargo-deny'): licences and sources are not checked"; fi

@@ -25,7 +25,9 @@ use host::domain::offer::Class;
 use host::{domain, poll, ramdisk, service, supervise};
 use hw::arch::handlers::Handlers;
 use hw::boot::Boot;
-use hw::{arch, console, iommu, memory, pci, println, symbols, task};
+use hw::{arch, console, iommu, link, memory, pci, println, symbols, task};
+use ringfence_abi::ABI_VERSION;
+use ringfence_link::event::Event;
 
 const CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
@@ -41,13 +43,23 @@ entry_point!(kernel_main, config = &CONFIG);
 /// What the CPU's part asks of those above it.
 static HANDLERS: Handlers = Handlers {
     services: &service::ENTRIES,
-    timer_tick: task::tick,
+    timer_tick: tick,
     serial_input: console::receive,
     watchpoint_hit: domain::trace::note_access,
     driver_trapped: domain::upcall::end_by_trap,
     kernel_trapped: panic::exception,
-    before_power_off: console::drain,
+    before_power_off: drain,
 };
+
+fn tick() {
+    task::tick();
+    link::pump();
+}
+
+fn drain() {
+    link::drain();
+    console::drain();
+}
 
 /// The classes of devices, which nothing else names to those below them.
 static CLASSES: [&dyn Class; 3] = [&net::CLASS, &scsi::CLASS, &block::CLASS];
@@ -59,6 +71,7 @@ static SEARCHES: [&dyn Search; 1] = [&scsi::scan::SEARCH];
 fn kernel_main(info: &'static mut BootInfo) -> ! {
     arch::handlers::install(&HANDLERS);
     console::init();
+    link::init();
     let boot = Boot::take(info).unwrap_or_else(|reason| give_up(reason));
     boot.set_memory_up().unwrap_or_else(|reason| give_up(reason));
     let protections = arch::cpu::init();
@@ -83,6 +96,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     if !iommu::remaps_interrupts() {
         arch::local_apic::turn_off();
     }
+    link::tell(&Event::Started { version: env!("CARGO_PKG_VERSION").into(), abi_version: ABI_VERSION, frames });
     domain::offer::install(&CLASSES);
     block::disk::install(&SEARCHES);
     let start = |spawner| {

@@ -1,12 +1,14 @@
 //! The kernel's own end: message, registers, backtrace, and a status that no orderly end has.
 
+use core::fmt::{self, Write};
 use host::domain::whose::Owner;
 use hw::arch::frame::TrapFrame;
 use hw::panic::end_kernel;
-use hw::println;
 use hw::symbols::Location;
 use hw::symbols::backtrace;
+use hw::{link, println};
 use ringfence_abi::layout::slot_of;
+use ringfence_link::event::Event;
 
 /// Most frames of a backtrace.
 const MAX_FRAMES: usize = 32;
@@ -18,6 +20,7 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
 
 fn report(info: &core::panic::PanicInfo) {
     println!("\nkernel panic: {}", info.message());
+    tell(format_args!("{}", info.message()));
     if let Some(location) = info.location() {
         println!("    at {location}");
     }
@@ -34,9 +37,19 @@ fn report(info: &core::panic::PanicInfo) {
 pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
     end_kernel(|| {
         print_headline(name, frame, address);
+        tell(format_args!("{name} at {:#x}", frame.rip));
         println!("{frame}");
         print_backtrace(frame.rbp);
     })
+}
+
+/// Tells programs. Nothing is allocated: the heap's lock may be held for good.
+fn tell(message: fmt::Arguments) {
+    const MOST: usize = 512;
+    let mut text = heapless::String::<MOST>::new();
+    // What does not fit is on the console.
+    let _ = text.write_fmt(message);
+    link::tell(&Event::Panic { message: text.as_str().into() });
 }
 
 fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {

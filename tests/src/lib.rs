@@ -8,6 +8,9 @@ pub mod attacks;
 
 use ringfence::build::{self, System};
 use ringfence::machine::{End, Machine, Run, Running};
+use ringfence_link::event::{Disk, Driver, Event, Fault, Row, Trial};
+use std::fmt;
+use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -45,24 +48,170 @@ pub fn unfenced(mut machine: Machine) -> Machine {
     machine
 }
 
-/// Boots a machine and waits for its end.
-pub fn boot(machine: &Machine) -> Run {
-    machine.run(system(), |_| ()).expect("QEMU runs")
+/// A run that has ended: its console, which it is as text, and what the kernel told programs.
+///
+/// **A test asks the events for what happened**, and the console only for a sentence that it is about.
+#[derive(Debug)]
+pub struct Ran {
+    run: Run,
+    text: String,
 }
 
-/// Boots a machine on which every command must succeed; returns its console.
-pub fn boot_well(machine: &Machine) -> String {
+impl Deref for Ran {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<Run> for Ran {
+    fn from(run: Run) -> Ran {
+        let text = run.text();
+        Ran { run, text }
+    }
+}
+
+impl Ran {
+    /// How it ended.
+    pub fn end(&self) -> End {
+        self.run.end
+    }
+
+    /// The console's lines.
+    pub fn console(&self) -> &[String] {
+        &self.run.lines
+    }
+
+    /// What the kernel told programs.
+    pub fn events(&self) -> &[Event<'static>] {
+        &self.run.events
+    }
+
+    fn each<'a, T>(&'a self, of: impl Fn(&'a Event<'static>) -> Option<T>) -> Vec<T> {
+        self.run.events.iter().filter_map(of).collect()
+    }
+
+    /// Why the driver called `name` was ended, each time.
+    pub fn faults(&self, name: &str) -> Vec<&Fault<'static>> {
+        self.each(|event| match event {
+            Event::Fault(fault) if fault.driver == name => Some(&**fault),
+            _ => None,
+        })
+    }
+
+    /// The drivers of that name that were loaded.
+    pub fn loaded(&self, name: &str) -> Vec<&Driver<'static>> {
+        self.each(|event| match event {
+            Event::Loaded(driver) if driver.name == name => Some(driver),
+            _ => None,
+        })
+    }
+
+    /// How often another one came in the place of the driver called `name`.
+    pub fn restarts(&self, name: &str) -> usize {
+        let is_it = |event: &&Event| matches!(event, Event::Restarted { name: restarted, .. } if restarted == name);
+        self.run.events.iter().filter(is_it).count()
+    }
+
+    /// What each `lsmod` says of the driver called `name`.
+    pub fn drivers(&self, name: &str) -> Vec<&Driver<'static>> {
+        let shown = self.each(|event| match event {
+            Event::Drivers(drivers) => Some(drivers),
+            _ => None,
+        });
+        shown.into_iter().flatten().filter(|driver| driver.name == name).collect()
+    }
+
+    /// What the driver called `name` has answered to what it was told.
+    pub fn answers(&self, name: &str) -> Vec<u64> {
+        self.each(|event| match event {
+            Event::Answer { name: answers, value } if answers == name => Some(*value),
+            _ => None,
+        })
+    }
+
+    /// Data that was moved for commands: how many bytes, and their SHA-256 in digits.
+    pub fn data(&self) -> Vec<(u64, String)> {
+        self.each(|event| match event {
+            Event::Data { bytes, sha256 } => Some((*bytes, sha256.to_string())),
+            _ => None,
+        })
+    }
+
+    /// The disks that were listed.
+    pub fn disks(&self) -> Vec<&Disk<'static>> {
+        self.each(|event| match event {
+            Event::Disk(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// Rows of `bench`.
+    pub fn rows(&self) -> Vec<&Row<'static>> {
+        self.each(|event| match event {
+            Event::Bench(row) => Some(row),
+            _ => None,
+        })
+    }
+
+    /// What became of changed modules.
+    pub fn trials(&self) -> Vec<&Trial<'static>> {
+        self.each(|event| match event {
+            Event::Trial(trial) => Some(trial),
+            _ => None,
+        })
+    }
+
+    /// Commands that failed, and why.
+    pub fn errors(&self) -> Vec<(&str, &str)> {
+        self.each(|event| match event {
+            Event::Command { line, error: Some(error) } => Some((line.as_ref(), error.as_ref())),
+            _ => None,
+        })
+    }
+
+    /// Free frames, each time that `mem` was asked.
+    pub fn free_frames(&self) -> Vec<u64> {
+        self.each(|event| match event {
+            Event::Memory { free, .. } => Some(*free),
+            _ => None,
+        })
+    }
+
+    /// Checksums of what of the kernel must never change, and frames that somebody wrote to, each time that `integrity` was asked.
+    pub fn integrity(&self) -> Vec<(u64, u64)> {
+        self.each(|event| match event {
+            Event::Integrity { checksum, stray } => Some((*checksum, *stray)),
+            _ => None,
+        })
+    }
+}
+
+/// Boots a machine and waits for its end.
+pub fn boot(machine: &Machine) -> Ran {
+    machine.run(system(), |_| ()).expect("QEMU runs").into()
+}
+
+/// Boots a machine on which every command must succeed.
+pub fn boot_well(machine: &Machine) -> Ran {
     let run = boot(machine);
-    assert_eq!(run.end, End::Done, "the console said:\n{}", run.text());
-    run.text()
+    assert_eq!(run.end(), End::Done, "the console said:\n{run}");
+    assert_eq!(run.run.lost, 0, "what the kernel told was lost; the console said:\n{run}");
+    run
 }
 
 /// Boots a machine on which so many commands must fail, and nothing else.
-pub fn boot_badly(machine: &Machine, failed: usize) -> Run {
+pub fn boot_badly(machine: &Machine, failed: usize) -> Ran {
     let run = boot(machine);
-    let last = format!("ringfence: {failed} command{} failed", if failed == 1 { "" } else { "s" });
-    let said = run.lines.iter().rev().find(|line| !line.is_empty());
-    assert_eq!((run.end, said), (End::CommandFailed, Some(&last)), "the console said:\n{}", run.text());
+    assert_eq!((run.end(), run.errors().len()), (End::CommandFailed, failed), "the console said:\n{run}");
+    assert_eq!(run.run.lost, 0, "what the kernel told was lost; the console said:\n{run}");
     run
 }
 
@@ -81,38 +230,30 @@ pub fn at_prompt(mut machine: Machine) -> Running {
     running
 }
 
-/// What a row of `lsmod` says.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// The ring it runs in.
-    pub ring: u64,
-    /// Its slot.
-    pub slot: u64,
-    /// How often it was entered.
-    pub upcalls: u64,
-    /// What it has had of the CPU.
-    pub cpu_ms: u64,
-    /// Whether it runs.
-    pub state: String,
-}
-
-/// What each `lsmod` in `text` says of the driver called `name`.
-pub fn listed(text: &str, name: &str) -> Vec<Listed> {
-    let row = |line: &str| {
-        let (found, rest) = line.split_once(char::is_whitespace)?;
-        let mut words = rest.split_whitespace();
-        let mut number = || words.next()?.parse().ok();
-        let [ring, slot, upcalls, cpu_ms] = [number()?, number()?, number()?, number()?];
-        let state = words.skip(1).collect::<Vec<_>>().join(" ");
-        (found == name).then_some(Listed { ring, slot, upcalls, cpu_ms, state })
-    };
-    text.lines().filter_map(row).collect()
-}
-
 /// Asserts that `text` has a line that contains `part`.
 #[track_caller]
 pub fn assert_says(text: &str, part: &str) {
     assert!(text.lines().any(|line| line.contains(part)), "no line has '{part}':\n{text}");
+}
+
+/// Asserts that the driver called `name` was ended for what has `part` in its headline: what it did, and in what.
+#[track_caller]
+pub fn assert_fault(run: &Ran, name: &str, part: &str) {
+    let headlines: Vec<&str> = run.faults(name).into_iter().map(|fault| &*fault.headline).collect();
+    assert!(
+        headlines.iter().any(|headline| headline.contains(part)),
+        "no fault of {name} has '{part}': {headlines:#?}\n{run}"
+    );
+}
+
+/// Waits until another driver has come in the place of the one called `name`; how often that has happened.
+#[track_caller]
+pub fn wait_for_restart(running: &mut Running, name: &str) -> u64 {
+    let restarted = |event| match event {
+        Event::Restarted { name: restarted, number, .. } if restarted == name => Some(number),
+        _ => None,
+    };
+    running.wait_for_event("a restart", restarted).expect("it is restarted")
 }
 
 /// Commands that ask whether an attack has hurt anybody: a second driver, `template`, must answer, and the kernel says how
@@ -136,11 +277,9 @@ pub fn assert_unharmed(text: &str, times: usize) {
 
 /// Asserts that `integrity` was asked, and that what must never change of the kernel was the same each time.
 #[track_caller]
-pub fn assert_intact(text: &str) {
-    let sum =
-        |line: &str| Some(line.split_once("  text, read-only data, descriptor tables, page tables")?.0.to_string());
-    let sums: Vec<String> = text.lines().filter_map(sum).collect();
-    assert!(sums.len() > 1 && sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+pub fn assert_intact(run: &Ran) {
+    let sums: Vec<u64> = run.integrity().into_iter().map(|(sum, _)| sum).collect();
+    assert!(sums.len() > 1 && sums.iter().all(|sum| *sum == sums[0]), "{sums:x?}");
 }
 
 /// The runner's command line, built once.

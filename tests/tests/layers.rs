@@ -13,8 +13,8 @@ const LAYERS: [(&str, &str, &[&str]); 6] = [
         "hw",
         "kernel/hw/src",
         &[
-            "latency", "memory", "arch", "pci", "fixed", "iommu", "symbols", "console", "panic", "task", "firmware",
-            "boot", "space", "upcall",
+            "latency", "memory", "arch", "lock", "pci", "fixed", "iommu", "symbols", "console", "link", "panic",
+            "task", "firmware", "boot", "space", "upcall",
         ],
     ),
     ("host", "kernel/host/src", &["file", "ramdisk", "domain", "service", "poll", "requests", "module", "supervise"]),

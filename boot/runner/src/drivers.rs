@@ -6,6 +6,7 @@ use crate::ramdisk;
 use anyhow::{Context, Result, anyhow, bail};
 use ringfence_abi::manifest::Kind;
 use ringfence_core::module::Module;
+use ringfence_link::event::Event;
 use std::path::PathBuf;
 
 /// A module of a machine.
@@ -37,29 +38,14 @@ pub fn loaded(system: &System, machine: &Machine) -> Result<Vec<Driver>> {
     if run.end != End::Done {
         bail!("the machine does not boot ({}):\n{}", run.end.description(), run.text());
     }
-    listed(&run.lines).map(|(name, _)| find(system, &machine, &name)).collect()
+    listed(&run.events).iter().map(|(name, _)| find(system, &machine, name)).collect()
 }
 
-/// Names of modules, without the numbers of second instances, and slots, from the table that `lsmod` prints.
-pub fn listed(lines: &[String]) -> impl Iterator<Item = (String, usize)> {
-    let rows = lines.iter().skip_while(|line| !line.starts_with("MODULE ")).skip(1);
-    rows.map_while(|line| {
-        let mut words = line.split_whitespace();
-        let (name, slot) = (words.next()?, words.nth(1)?);
-        let name = name.split('.').next().unwrap_or(name);
-        Some((name.to_string(), slot.parse().ok()?))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_is_read_as_the_kernel_prints_it() {
-        let lines =
-            ["MODULE RING SLOT", "e1000   1    3        11 0000:00:02.0 running", "null.2 0 7", "ringfence: done"];
-        let listed: Vec<_> = listed(&lines.map(String::from)).collect();
-        assert_eq!(listed, [("e1000".to_string(), 3), ("null".to_string(), 7)]);
-    }
+/// The modules of the drivers that the last `lsmod` showed, and their slots.
+pub fn listed(events: &[Event]) -> Vec<(String, usize)> {
+    let shown = events.iter().rev().find_map(|event| match event {
+        Event::Drivers(drivers) => Some(drivers),
+        _ => None,
+    });
+    shown.into_iter().flatten().map(|driver| (driver.module.to_string(), driver.slot as usize)).collect()
 }

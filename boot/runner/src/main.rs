@@ -6,7 +6,7 @@ mod arguments;
 use anyhow::{Context, Result, bail};
 use arguments::{Cli, RunArguments, Verb};
 use clap::Parser;
-use ringfence::machine::{End, Machine};
+use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
 use ringfence::{bench, build, campaign, gdb, iso, output, ramdisk, snippets, soak, target};
 use serde_json::json;
@@ -122,13 +122,16 @@ fn boot(arguments: RunArguments) -> Result<u8> {
 
 /// Runs the commands that the machine was given, and says what they print.
 fn script(machine: &Machine, system: &build::System, json: bool) -> Result<u8> {
-    let show = |line: &str| match json {
-        true => output::line(format_args!("{}", json!({ "console": line }))),
-        false => output::line(format_args!("{line}")),
+    let object = |object: serde_json::Value| output::line(format_args!("{object}"));
+    let show = |said: &Said| match (said, json) {
+        (Said::Line(line), true) => object(json!({ "console": line })),
+        (Said::Event(event), true) => object(json!(event)),
+        (Said::Line(line), false) => output::line(format_args!("{line}")),
+        (Said::Event(_), false) => {}
     };
     let run = machine.run(system, show)?;
     if json {
-        output::line(format_args!("{}", json!({ "end": run.end.description(), "status": run.end.status() })));
+        object(json!({ "end": run.end.description(), "status": run.end.status(), "lost": run.lost }));
     } else if run.end.status() > 1 {
         output::complain(&format!("ringfence: {}", run.end.description()));
     }

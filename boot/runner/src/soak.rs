@@ -5,16 +5,18 @@
 //! point or at an instruction that the work executes, or the `kill` command. A driver that goes on and computes wrong
 //! things is what `campaign` is about: nobody below can notice wrong data.
 
+use crate::bench::has_address;
 use crate::build::System;
 use crate::campaign::{coverage, mutate};
 use crate::drivers::{self, Driver};
-use crate::machine::{Disk, Machine, Protocol, Running, free_port};
+use crate::machine::{Disk, Machine, Protocol, Running, Said, free_port};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSymbol};
 use ringfence_abi::manifest::Kind;
+use ringfence_link::event::{Event, Sha256};
 use serde_json::json;
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -190,12 +192,12 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     }
 
     let mut running = machine.start(system)?;
-    running.wait_for("from DHCP")?;
+    running.wait_for_event("an address", has_address)?;
     for limit in ["restarts 1000", "console-rows 1000000", "restart-wait-ms 0", "command-ms 2000", "transmit-ms 500"] {
         running.type_line(&format!("limits {limit}"))?;
     }
     running.type_line("mem")?;
-    let before = frames(&running.wait_for("frames  ")?)?;
+    let before = running.wait_for_event("free memory", free_frames)?;
     let stream = Stream::start(port, options.seed)?;
     let mut soak = Soak {
         running,
@@ -245,9 +247,12 @@ fn progress(summary: &Summary, end: Instant, said: &mut Instant) {
     }
 }
 
-/// Free frames, from the line that `mem` prints.
-fn frames(line: &str) -> Result<i64> {
-    line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("not a count: {line}"))
+/// Free frames, as `mem` tells.
+fn free_frames(event: Event) -> Option<i64> {
+    match event {
+        Event::Memory { free, .. } => i64::try_from(free).ok(),
+        _ => None,
+    }
 }
 
 struct Soak {
@@ -258,8 +263,8 @@ struct Soak {
     copies: u64,
     /// The console's last lines that tell of drivers.
     recent: VecDeque<String>,
-    /// What the guest says that it wrote to the first disk, once it has.
-    written: Option<String>,
+    /// SHA-256 of what the guest says that it wrote to the first disk, once it has.
+    written: Option<Sha256>,
 }
 
 impl Soak {
@@ -277,8 +282,8 @@ impl Soak {
         while Instant::now() < end {
             let next = Instant::now() + Duration::from_millis(random.u64(PAUSE_MS));
             while let Some(left) = next.checked_duration_since(Instant::now()) {
-                if let Some(line) = self.running.line_within(left)
-                    && self.note(&line)?
+                if let Some(said) = self.running.next_within(left)
+                    && self.note(&said)?
                 {
                     heard = Instant::now();
                 }
@@ -296,8 +301,8 @@ impl Soak {
                     self.running.type_line(&format!("kill {}", victim.name))?;
                     break;
                 };
-                if let Some(line) = self.running.line_within(left)
-                    && self.note(&line)?
+                if let Some(said) = self.running.next_within(left)
+                    && self.note(&said)?
                 {
                     heard = Instant::now();
                 }
@@ -306,7 +311,7 @@ impl Soak {
         }
         let copies = self.copies;
         while self.copies == copies {
-            self.line(Instant::now() + PATIENCE, "the last copy to end")?;
+            self.next(Instant::now() + PATIENCE, "the last copy to end")?;
         }
         let Stopped { bytes, wrong, sum } = stream.stop();
         self.summary.stream_bytes = bytes;
@@ -314,10 +319,9 @@ impl Soak {
         self.summary.lost_connections = match sum {
             Some(sum) => {
                 self.running.type_line("echoed")?;
-                // The line may begin with what was typed.
-                let echoed = format!("{}  {bytes} bytes", hex(&sum));
                 let limit = Instant::now() + PATIENCE;
-                while !self.line(limit, &format!("the guest to say '{echoed}'"))?.ends_with(&echoed) {}
+                let what = format!("the guest to have echoed {bytes} bytes {}", Sha256(sum));
+                while self.next(limit, &what)? != Some(Event::Data { bytes, sha256: Sha256(sum) }) {}
                 0
             }
             None => 1,
@@ -325,12 +329,15 @@ impl Soak {
         self.settle(victims, before)
     }
 
-    /// The next line, which is taken notice of; `what` is what is waited for.
-    fn line(&mut self, limit: Instant, what: &str) -> Result<String> {
+    /// What is said next, which is taken notice of, if it is an event; `what` is what is waited for.
+    fn next(&mut self, limit: Instant, what: &str) -> Result<Option<Event<'static>>> {
         let left = limit.saturating_duration_since(Instant::now());
-        let line = self.running.line_within(left).with_context(|| format!("waited in vain for {what}"))?;
-        self.note(&line)?;
-        Ok(line)
+        let said = self.running.next_within(left).with_context(|| format!("waited in vain for {what}"))?;
+        self.note(&said)?;
+        Ok(match said {
+            Said::Event(event) => Some(event),
+            Said::Line(_) => None,
+        })
     }
 
     /// Has the first disk written with another pattern.
@@ -338,54 +345,65 @@ impl Soak {
         self.running.type_line(&format!("blkwrite disk0 0 {BLOCKS} {} &", self.copies + 1))
     }
 
-    /// Takes notice of a line of the console; whether a copy went on.
-    fn note(&mut self, line: &str) -> Result<bool> {
-        const RECENT: usize = 60;
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
+    /// Takes notice of what is said; whether a copy went on.
+    fn note(&mut self, said: &Said) -> Result<bool> {
+        let event = match said {
+            Said::Line(line) => {
+                self.keep(line);
+                return Ok(false);
+            }
+            Said::Event(event) => event,
+        };
+        match event {
+            Event::Fault(_) => self.summary.crashes += 1,
+            Event::Restarted { after_us, .. } => {
+                self.summary.restarts += 1;
+                self.times.push(*after_us);
+            }
+            Event::Panic { message } => bail!("the kernel panicked: {message}"),
+            Event::GivenUp { name, why } => bail!("{name}: {why}"),
+            // What was to be killed may have been ended for what was done to it before.
+            Event::Command { line, error: Some(error) } if !line.starts_with("kill ") => {
+                bail!("'{line}' failed: {error}")
+            }
+            Event::Data { bytes, sha256 } if *bytes == BLOCKS * BLOCK_BYTES => {
+                self.summary.disk_bytes += bytes;
+                match self.written.take() {
+                    None => {
+                        self.running.type_line(&format!("blkcopy disk0 0 disk1 0 {BLOCKS} &"))?;
+                        self.written = Some(*sha256);
+                    }
+                    Some(written) => {
+                        self.summary.wrong_bytes += self.compare(written, *sha256)?;
+                        self.copies += 1;
+                        self.next_copy()?;
+                    }
+                }
+                return Ok(true);
+            }
+            _ => {}
         }
+        Ok(false)
+    }
+
+    /// Keeps a line of the console for who looks for what went wrong.
+    fn keep(&mut self, line: &str) {
+        const RECENT: usize = 60;
         // What is always said is of no interest.
-        if line.starts_with('[')
-            || line.starts_with("    then: ")
-            || line.contains("error")
-            || line.contains("poke")
-            || line.contains("kill")
-        {
+        let is_kept = ["[", "    then: "].iter().any(|start| line.starts_with(start))
+            || ["error", "poke", "kill"].iter().any(|part| line.contains(part));
+        if is_kept {
+            if self.recent.len() == RECENT {
+                self.recent.pop_front();
+            }
             self.recent.push_back(line.to_string());
         }
-        if line.contains("] fault: ") {
-            self.summary.crashes += 1;
-        }
-        if let Some((_, rest)) = line.split_once(": restarted in ring 1 after ") {
-            self.summary.restarts += 1;
-            self.times.extend(rest.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
-        }
-        let late = line.starts_with("error: ") && line.ends_with(" was ended already");
-        if line.contains("kernel panic") || line.starts_with("error: ") && !late || line.contains("given up") {
-            bail!("the console says: {line}");
-        }
-        let Some(sum) = line.strip_suffix(&format!("  {} bytes", BLOCKS * BLOCK_BYTES)) else { return Ok(false) };
-        // The line may begin with what was typed.
-        let sum = sum[sum.len().saturating_sub(64)..].to_string();
-        self.summary.disk_bytes += BLOCKS * BLOCK_BYTES;
-        match self.written.take() {
-            None => {
-                self.running.type_line(&format!("blkcopy disk0 0 disk1 0 {BLOCKS} &"))?;
-                self.written = Some(sum);
-            }
-            Some(written) => {
-                self.summary.wrong_bytes += self.compare(&written, &sum)?;
-                self.copies += 1;
-                self.next_copy()?;
-            }
-        }
-        Ok(true)
     }
 
     /// Bytes in which the disks differ from each other, or all of them if they are not what the guest wrote and copied.
-    fn compare(&self, written: &str, copied: &str) -> Result<u64> {
+    fn compare(&self, written: Sha256, copied: Sha256) -> Result<u64> {
         let [from, to] = [std::fs::read(&self.disks[0])?, std::fs::read(&self.disks[1])?];
-        let sum = hex(&Sha256::digest(&from));
+        let sum = Sha256(sha2::Sha256::digest(&from).into());
         if sum != written || sum != copied {
             return Ok(from.len() as u64);
         }
@@ -399,23 +417,18 @@ impl Soak {
             self.running.type_line(&format!("kill {name}"))?;
             let limit = Instant::now() + PATIENCE;
             while self.summary.crashes < wanted || self.summary.restarts < self.summary.crashes {
-                self.line(limit, &format!("{name} to be back"))?;
+                self.next(limit, &format!("{name} to be back"))?;
             }
         }
         self.running.type_line("mem")?;
         let limit = Instant::now() + PATIENCE;
         loop {
-            let line = self.line(limit, "the free memory")?;
-            if line.starts_with("frames  ") {
-                self.summary.leaked_frames = before - frames(&line)?;
+            if let Some(free) = self.next(limit, "the free memory")?.and_then(free_frames) {
+                self.summary.leaked_frames = before - free;
                 return Ok(());
             }
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Says at once that the stream is lost: the console's lines of that moment tell why.
@@ -445,7 +458,7 @@ impl Stream {
         if back != first {
             bail!("the first bytes of the stream came back wrong");
         }
-        let mut sum = Sha256::new_with_prefix(first);
+        let mut sum = sha2::Sha256::new_with_prefix(first);
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(first.len() as u64)));
         let (mut out, mut back) = (socket.try_clone()?, socket);
         let (stopped, count) = (stop.clone(), sent.clone());

@@ -15,11 +15,12 @@ use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_time::{Instant, Timer};
 use hw::arch::time;
-use hw::console;
 use hw::console::Source;
+use hw::{console, link};
 use log::Level;
 use ringfence_core::life::{Patience, TooOften};
 use ringfence_core::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
+use ringfence_link::event::Event;
 use spin::{Mutex, MutexGuard};
 
 /// How long the last driver that was restarted was away, and how long it took of that to stop its device, in TSC ticks.
@@ -69,6 +70,7 @@ fn demote() {
         {
             domain.set_ring(Ring::Sandboxed);
             console::say_about(&Source::by_itself(&domain.name), Level::Warn, format_args!("moved to ring 1: {why}"));
+            link::tell(&Event::RingChanged { name: domain.name.as_str().into(), ring: 1 });
         }
     }
 }
@@ -102,6 +104,7 @@ fn plan(dead: &Handle) -> Option<u64> {
 
 /// Nobody is to wait any longer for a driver that was ended.
 fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
+    link::tell(&Event::GivenUp { name: domain.name.as_str().into(), why: done.as_str().into() });
     if let Some(fault) = domain.life.fault() {
         fault.set_done(done);
     }
@@ -134,6 +137,8 @@ fn revive(dead: &Handle) {
             let ticks = [time::tsc().saturating_sub(since), dead.lock().stop_ticks];
             *LAST.lock() = ticks;
             let [total, stop] = ticks.map(|ticks| time::nanoseconds(ticks) / 1000);
+            let name = dead.lock().name.clone();
+            link::tell(&Event::Restarted { name: name.into(), number: count as u64, after_us: total, reset_us: stop });
             let done = format!("restarted in ring 1 after {total} us (reset {stop}), #{count}");
             console::say_about(&source, Level::Info, format_args!("{done}"));
             note(format!("it was {done}"));

@@ -7,7 +7,7 @@
 //! * [`space`]: the address space of a domain; [`upcall`]: entering it, and leaving it
 //! * [`pci`], [`fixed`], [`iommu`]: devices, and what keeps them to their driver's memory
 //! * [`symbols`]: addresses in words
-//! * [`console`]: serial line and screen; [`panic`]: the kernel's own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
+//! * [`console`]: serial line and screen; [`link`]: the same for programs; [`panic`]: the kernel's own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
 //! * [`boot`], [`firmware`]: what the loader and ACPI say of the machine
 #![no_std]
 #![warn(missing_docs)]
@@ -25,6 +25,8 @@ pub mod fixed;
 #[forbid(unsafe_code)]
 pub mod iommu;
 pub mod latency;
+pub mod link;
+mod lock;
 pub mod memory;
 pub mod panic;
 pub mod pci;

@@ -2,7 +2,7 @@
 
 use crate::arch::power::{self, Ending};
 use crate::arch::watch;
-use crate::console::{self, screen};
+use crate::console;
 use crate::println;
 
 /// Ends the kernel: `report` says why, on the console and on the screen. **Nothing that was under way ever goes on**, so that it can be looked
@@ -13,9 +13,7 @@ pub fn end_kernel(report: impl FnOnce()) -> ! {
         power::end(Ending::Panic);
     }
     watch::end_all();
-    // SAFETY: interrupts are off, and this does not return.
-    unsafe { console::break_locks() };
-    screen::take_over();
+    console::take_over();
     report();
     println!("ringfence: kernel panic");
     power::end(Ending::Panic)

@@ -16,8 +16,9 @@ use embassy_futures::yield_now;
 use host::domain::{Handle, Ring, registry, trust};
 use host::poll;
 use hw::arch::{interrupts, time};
-use hw::{iommu, println};
+use hw::{iommu, link, println};
 use ringfence_core::limits::TURN_MS;
+use ringfence_link::event::{self, Event};
 
 mod calls;
 mod fence;
@@ -70,60 +71,55 @@ impl Row {
         self.percentile(if self.unit.ends_with("/s") { 1 } else { 99 })
     }
 
-    /// Prints the row, for a person or as a JSON object.
-    fn print(&self, json: bool) {
+    /// Prints the row, and tells programs of it.
+    fn print(&self) {
         let (median, p99) = (self.percentile(50), self.p99());
         let ring = self.ring.map(|ring| ring.to_string());
         let batch = self.batch.map(|batch| batch.to_string());
-        if json {
-            let field = |name: &str, value: &Option<String>| match value {
-                Some(value) => alloc::format!("\"{name}\":{value},"),
-                None => String::new(),
-            };
-            println!(
-                "{{\"name\":\"{}\",{}{}\"domains\":{},\"unit\":\"{}\",\"count\":{},\"median\":{median:.1},\"p99\":{p99:.1}}}",
-                self.name,
-                field("ring", &ring),
-                field("batch", &batch),
-                self.domains,
-                self.unit,
-                self.samples.len()
-            );
-        } else {
-            println!(
-                "{:<20} {:>4} {:>5} {:>7} {median:>14.1} {p99:>14.1} {}",
-                self.name,
-                ring.as_deref().unwrap_or("-"),
-                batch.as_deref().unwrap_or("-"),
-                self.domains,
-                self.unit
-            );
-        }
+        println!(
+            "{:<20} {:>4} {:>5} {:>7} {median:>14.1} {p99:>14.1} {}",
+            self.name,
+            ring.as_deref().unwrap_or("-"),
+            batch.as_deref().unwrap_or("-"),
+            self.domains,
+            self.unit
+        );
+        link::tell(&Event::Bench(event::Row {
+            name: self.name.into(),
+            ring: self.ring.map(|ring| ring as u8),
+            batch: self.batch.map(|batch| batch as u64),
+            domains: self.domains as u64,
+            unit: self.unit.into(),
+            count: self.samples.len() as u64,
+            median,
+            p99,
+        }));
     }
 }
 
 /// Runs the benchmarks whose names begin with `prefix`.
-pub async fn run(prefix: &str, json: bool, mode: Mode) -> Result<(), String> {
+pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
     let wanted = |family: &str| family.starts_with(prefix) || prefix.starts_with(family);
     let mut printed = false;
     let mut print = |row: &Row| {
         if !row.name.starts_with(prefix) {
             return;
         }
-        if !json && !printed {
+        if !printed {
             println!(
                 "{:<20} {:>4} {:>5} {:>7} {:>14} {:>14} UNIT",
                 "NAME", "RING", "BATCH", "DOMAINS", "MEDIAN", "P99"
             );
         }
         printed = true;
-        row.print(json);
+        row.print();
     };
     // What cannot be measured is said, and the others are measured all the same.
     let mut failed: Vec<String> = Vec::new();
     let mut note = |family: &str, result: Result<(), String>| {
         if let Err(error) = result {
             println!("failed: {family}: {error}");
+            link::tell(&Event::BenchFailed { family: family.into(), why: error.as_str().into() });
             failed.push(error);
         }
     };

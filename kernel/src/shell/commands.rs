@@ -225,7 +225,7 @@ static GROUPS: &[Group] = &[
             #[cfg(feature = "bench")]
             command!(
                 "bench",
-                "bench [NAME] [--json] [--instructions]",
+                "bench [NAME] [--instructions]",
                 "what protection costs, in both rings: all, or names that begin so",
                 "bench gate",
                 bench

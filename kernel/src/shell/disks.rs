@@ -6,8 +6,9 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use block::disk::{self, Disk};
 use hw::memory::buffer;
-use hw::println;
+use hw::{link, println};
 use ringfence_core::arguments::Arguments;
+use ringfence_link::event::{self, Event};
 use sha2::{Digest, Sha256};
 
 /// Columns that a row takes at most: one less than the narrowest usual terminal has.
@@ -28,15 +29,17 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
             Some((target, unit)) => [target.to_string(), unit.to_string()],
             None => ["-", "-"].map(String::from),
         };
-        row([
-            disk.name(),
-            &disk.handle().lock().name,
-            &target,
-            &unit,
-            &disk.blocks().to_string(),
-            &disk.block_bytes().to_string(),
-            &disk.model(),
-        ]);
+        let (driver, model) = (disk.handle().lock().name.clone(), disk.model());
+        let [blocks, bytes] = [disk.blocks().to_string(), disk.block_bytes().to_string()];
+        row([disk.name(), &driver, &target, &unit, &blocks, &bytes, &model]);
+        link::tell(&Event::Disk(event::Disk {
+            name: disk.name().into(),
+            driver: driver.into(),
+            place: disk.place(),
+            blocks: disk.blocks(),
+            block_bytes: disk.block_bytes() as u64,
+            model: model.into(),
+        }));
     }
     Ok(())
 }

@@ -11,8 +11,9 @@ use core::task::{Context, Poll};
 use embassy_futures::select::{Either, select};
 use embassy_futures::yield_now;
 use hw::memory::{has_room, heap_use};
-use hw::{console, println};
+use hw::{console, link, println};
 use ringfence_core::command_line;
+use ringfence_link::event::Event;
 
 /// What a command takes of the kernel's heap at most, beside buffers that it asks for.
 const COMMAND_BYTES: usize = 128 << 10;
@@ -56,29 +57,34 @@ impl Jobs {
             };
             let text =
                 format!("out of memory: {free_kib} KiB of the kernel's heap are left; 'wait' waits for what runs");
-            self.count(Err(text));
+            self.count(line, Err(text));
             return;
         }
         if let Some(line) = command_line::in_background(line) {
-            let started = self.start(line);
-            self.count(started);
+            if let Err(reason) = self.start(line) {
+                self.count(line, Err(reason));
+            }
             return;
         }
         match line {
             // A person has seen what failed.
             "shutdown" | "exit" => finish(if self.scripted { self.failed } else { 0 }),
             "reboot" if !self.scripted => reboot(),
-            "jobs" => self.running.iter().for_each(|job| println!("[{}] {}", job.number, job.line)),
+            "jobs" => {
+                self.running.iter().for_each(|job| println!("[{}] {}", job.number, job.line));
+                self.count(line, Ok(()));
+            }
             "wait" => {
-                if !self.finish_or_interrupted().await {
+                let is_done = self.finish_or_interrupted().await;
+                if !is_done {
                     self.running.clear();
-                    self.count(Err("interrupted".to_string()));
                 }
+                self.count(line, is_done.then_some(()).ok_or_else(|| "interrupted".to_string()));
             }
             _ => match line.strip_prefix("kill %") {
                 Some(number) => {
                     let killed = self.kill(number.trim());
-                    self.count(killed);
+                    self.count(line, killed);
                 }
                 None => self.run(line).await,
             },
@@ -98,8 +104,8 @@ impl Jobs {
             }
         };
         match self.beside(select(command, interrupted)).await {
-            Either::First(outcome) => self.count(outcome),
-            Either::Second(()) => self.count(Err("interrupted".to_string())),
+            Either::First(outcome) => self.count(line, outcome),
+            Either::Second(()) => self.count(line, Err("interrupted".to_string())),
         }
         let_drivers_return().await;
     }
@@ -166,16 +172,18 @@ impl Jobs {
         let mut ended = Vec::new();
         self.running.retain_mut(|job| match job.future.as_mut().poll(context) {
             Poll::Ready(outcome) => {
-                ended.push(outcome);
+                ended.push((core::mem::take(&mut job.line), outcome));
                 false
             }
             Poll::Pending => true,
         });
-        ended.into_iter().for_each(|outcome| self.count(outcome));
+        ended.into_iter().for_each(|(line, outcome)| self.count(&line, outcome));
     }
 
-    /// Says what went wrong, if anything did, and keeps count.
-    pub fn count(&mut self, outcome: Outcome) {
+    /// Says what went wrong with a command, if anything did, and keeps count.
+    pub fn count(&mut self, line: &str, outcome: Outcome) {
+        let error = outcome.as_ref().err().map(|reason| reason.as_str().into());
+        link::tell(&Event::Command { line: line.into(), error });
         if let Err(reason) = outcome {
             println!("error: {reason}");
             self.failed += 1;

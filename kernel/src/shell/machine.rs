@@ -185,15 +185,14 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
 
 #[cfg(feature = "bench")]
 pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
-    let (mut prefix, mut json, mut mode) = ("", false, Mode::Time);
+    let (mut prefix, mut mode) = ("", Mode::Time);
     while let Some(word) = arguments.optional() {
         match word {
-            "--json" => json = true,
             "--instructions" => mode = Mode::Instructions,
             word => prefix = word,
         }
     }
-    crate::bench::run(prefix, json, mode).await
+    crate::bench::run(prefix, mode).await
 }
 
 #[cfg(feature = "campaign")]

@@ -7,13 +7,14 @@ use host::domain::memory::describe;
 use host::domain::{Domain, registry};
 use host::module;
 use hw::memory::{frames, heap_use, kernel_page, stray};
-use hw::println;
 use hw::symbols::map;
+use hw::{link, println};
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::extent::Extent;
 use ringfence_core::port_bitmap::Ports;
+use ringfence_link::event::Event;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 pub async fn mem(arguments: Arguments<'_>) -> Outcome {
@@ -22,6 +23,7 @@ pub async fn mem(arguments: Arguments<'_>) -> Outcome {
     let (used, size) = heap_use();
     println!("frames    {free} free of {total}");
     println!("heap      {used} bytes used of {size}");
+    link::tell(&Event::Memory { free, frames: total, heap_used: used as u64 });
     for handle in registry::all() {
         let domain = handle.lock();
         println!(
@@ -109,7 +111,9 @@ fn print_ports_and_gates(domain: &Domain) {
 
 pub async fn integrity(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
-    println!("{:016x}  text, read-only data, descriptor tables, page tables", hw::symbols::checksum());
-    println!("{:16}  frames written to that nobody has, since this was asked last", stray::count());
+    let (checksum, stray) = (hw::symbols::checksum(), stray::count());
+    println!("{checksum:016x}  text, read-only data, descriptor tables, page tables");
+    println!("{stray:16}  frames written to that nobody has, since this was asked last");
+    link::tell(&Event::Integrity { checksum, stray });
     Ok(())
 }

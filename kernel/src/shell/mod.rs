@@ -15,9 +15,10 @@ use editor::Line;
 use host::domain::fault;
 use host::{module, ramdisk};
 use hw::arch::power::{self, Ending};
-use hw::{console, println};
+use hw::{console, link, println};
 use jobs::{Jobs, let_drivers_return};
 use ringfence_core::command_line;
+use ringfence_link::event::{Event, Sha256};
 
 mod commands;
 mod disks;
@@ -80,7 +81,7 @@ pub async fn run() {
             }
             Line::TooLong => {
                 println!();
-                jobs.count(Err(refusal.unwrap_or_default()));
+                jobs.count("", Err(refusal.unwrap_or_default()));
             }
             Line::Cancelled => println!("^C"),
             // As a person leaves who has typed all there is; what still runs is waited for.
@@ -104,6 +105,7 @@ fn reboot() -> ! {
 fn finish(failed: usize) -> ! {
     module::unload_all();
     fault::print_pending();
+    link::tell(&Event::Ended { failed: failed as u64 });
     if failed == 0 {
         println!("ringfence: done");
         power::end(Ending::Done)
@@ -114,8 +116,9 @@ fn finish(failed: usize) -> ! {
 
 /// Prints a SHA-256 and of how many bytes it is.
 fn print_sum(sum: &[u8; 32], bytes: u64) {
-    let sum: String = sum.iter().map(|byte| alloc::format!("{byte:02x}")).collect();
-    println!("{sum}  {bytes} bytes");
+    let sha256 = Sha256(*sum);
+    println!("{sha256}  {bytes} bytes");
+    link::tell(&Event::Data { bytes, sha256 });
 }
 
 /// What a failed operation says to a person.

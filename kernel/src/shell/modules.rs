@@ -11,13 +11,14 @@ use host::domain::{Handle, Ring, end, offer, registry, trust, whose};
 use host::{module, poll, ramdisk};
 use hw::arch::time;
 use hw::symbols::map;
-use hw::{console, println};
+use hw::{console, link, println};
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 use ringfence_core::limits;
 use ringfence_core::module::Module;
+use ringfence_link::event::Event;
 
 pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
     let in_full = match arguments.optional() {
@@ -30,8 +31,10 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
         "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {}",
         "MODULE", "RING", "SLOT", "UPCALLS", "CPU MS", "DEVICE", "STATE"
     );
-    for handle in registry::all() {
-        let domain = handle.lock();
+    let drivers = registry::all();
+    let locked: Vec<_> = drivers.iter().map(|handle| handle.lock()).collect();
+    link::tell(&Event::Drivers(locked.iter().map(|domain| domain.event()).collect()));
+    for domain in &locked {
         let device = domain.device.as_ref().map(|device| device.which().to_string());
         let state = domain.state();
         println!(
@@ -47,7 +50,7 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
             println!(
                 "                 {} restarts, {} faults, heap {} KiB, DMA {} KiB, image {} KiB",
                 domain.restarts,
-                trust::fault_count(&domain),
+                trust::fault_count(domain),
                 domain.heap_bytes / 1024,
                 domain.dma_bytes() / 1024,
                 domain.image_bytes / 1024,
@@ -155,6 +158,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     }
     domain.set_ring(ring);
     println!("{name}: now in ring {ring}");
+    link::tell(&Event::RingChanged { name: name.into(), ring: ring as u8 });
     Ok(())
 }
 
@@ -171,6 +175,7 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     poll::after(&mut handle.lock());
     let value = answer.map_err(|error| format!("{name}: {error}"))?;
     println!("{name}: {value} ({value:#x})");
+    link::tell(&Event::Answer { name: name.into(), value });
     Ok(())
 }
 

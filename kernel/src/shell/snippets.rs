@@ -1,4 +1,4 @@
-//! Runs machine code that the runner has made up (`drivers/snippets`), and says of each snippet how it ended, for programs.
+//! Runs machine code that the runner has made up (`drivers/snippets`), and tells programs how each snippet ended.
 
 use super::{Outcome, said};
 use alloc::format;
@@ -6,13 +6,15 @@ use embassy_futures::yield_now;
 use host::domain::Ring;
 use host::domain::fault;
 use host::module;
-use hw::{console, println};
+use hw::arch::frame::TrapFrame;
+use hw::memory::stray;
+use hw::{console, link, println};
 use ringfence_abi::manifest::Policy;
 use ringfence_core::arguments::Arguments;
+use ringfence_link::event::{Event, Snippet, Trap};
 
-/// Tells a driver so many numbers, beginning with one, and puts a fresh instance in its place each time that ends it. One line each:
-/// the number, and vector, error code, RIP, RSP, CS, SS and RFLAGS of the exception, or what else became of it. The checksum of what
-/// must never change of the kernel comes last.
+/// Tells a driver so many numbers, beginning with one, and puts a fresh instance in its place each time that ends it. What became
+/// of each is told on the link, and at last how the kernel is.
 pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let (first, count): (u64, u64) = (arguments.number("the first snippet")?, arguments.number("the count")?);
@@ -20,6 +22,7 @@ pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
     let mut handle = module::find(name).map_err(said)?;
     // Its report is not to be printed: that is for somebody who brings it back.
     handle.lock().life.set_policy(Policy::Restart);
+    let mut ended = 0_u64;
     for number in first..first.saturating_add(count) {
         let muted = console::mute();
         let told = handle.lock().command(&format!("{number}"));
@@ -30,17 +33,19 @@ pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
             handle = module::replace(&handle, &file, Ring::Sandboxed, None).map_err(said)?;
         }
         drop(muted);
+        ended += u64::from(fault.is_some());
+        let tell = |kind: &str, trap| link::tell(&Event::Snippet(Snippet { number, kind: kind.into(), trap }));
         match fault.as_ref().map(|fault| (fault.kind, fault.trap)) {
-            Some((kind, Some(trap))) if kind != "overrun" => println!(
-                "snippet {number} {:x} {:x} {:x} {:x} {:x} {:x} {:x}",
-                trap.vector, trap.error_code, trap.rip, trap.rsp, trap.cs, trap.ss, trap.rflags
-            ),
-            Some((kind, _)) => println!("snippet {number} {kind}"),
-            None if told.is_ok() => println!("snippet {number} answered"),
-            None => println!("snippet {number} refused"),
+            Some((kind, Some(frame))) if kind != "overrun" => {
+                let TrapFrame { vector, error_code, rip, rsp, cs, ss, rflags, .. } = frame;
+                tell(kind, Some(Trap { vector, error_code, rip, rsp, cs, ss, rflags }));
+            }
+            Some((kind, _)) => tell(kind, None),
+            None => tell(if told.is_ok() { "answered" } else { "refused" }, None),
         }
         yield_now().await;
     }
-    println!("snippets {:016x}", hw::symbols::checksum());
+    println!("{count} snippets, of which {ended} ended the driver");
+    link::tell(&Event::Integrity { checksum: hw::symbols::checksum(), stray: stray::count() });
     Ok(())
 }

@@ -4,19 +4,19 @@ use super::run_all;
 use super::{Outcome, said};
 use crate::trial;
 use alloc::format;
-use alloc::string::ToString;
 use host::file::{Content, File};
 use host::module;
-use hw::{console, println};
+use hw::{console, link, println};
 use ringfence_abi::layout::IMAGE;
 use ringfence_core::arguments::{Arguments, Patch};
 use ringfence_core::command_line;
+use ringfence_link::event::{self, Event};
 
 fn parse_patch(arguments: &Arguments, word: &str) -> Result<Patch, alloc::string::String> {
     Patch::parse(word).map_or_else(|| arguments.wrong(&format!("'{word}' is no OFFSET:BYTES in hexadecimal")), Ok)
 }
 
-/// Prints one JSON object; nothing else is printed meanwhile.
+/// Says what became of it, and tells programs; nothing else is printed meanwhile.
 pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let word = arguments.word("the change")?;
@@ -33,19 +33,20 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let mute = console::mute();
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists, run_all).await;
     drop(mute);
-    println!(
-        "{{\"activated\":{},\"kind\":\"{}\",\"why\":{:?},\"restored\":{},\"restored_why\":{:?},\"restore_us\":{},\"checksum\":\"{:016x}\",\"free\":{},\"stray\":{}}}",
-        outcome.activated,
-        outcome.kind,
-        outcome.why,
-        outcome.restored.is_ok(),
-        outcome.restored.as_ref().err().map_or("", |why| why),
-        outcome.restore_us.map_or("null".into(), |us| us.to_string()),
-        outcome.checksum,
-        outcome.free,
-        outcome.stray
-    );
-    outcome.restored.map_err(|why| format!("{name} is not restored: {why}"))
+    let trial::Outcome { activated, kind, why, restored, restore_us, checksum, free, stray } = outcome;
+    let was = if activated { "" } else { ", and was not executed" };
+    println!("{name}: {kind}{was}{}{why}", if why.is_empty() { "" } else { ": " });
+    link::tell(&Event::Trial(event::Trial {
+        activated,
+        kind: kind.into(),
+        why: why.as_str().into(),
+        not_restored: restored.as_ref().err().map(|why| why.as_str().into()),
+        restore_us,
+        checksum,
+        free,
+        stray,
+    }));
+    restored.map_err(|why| format!("{name} is not restored: {why}"))
 }
 
 /// Changes the code of a driver where it lies.

@@ -1,6 +1,6 @@
 //! `cargo run -- bench` prints every row that it promises. What the rows say of time is nobody's business here.
 
-use ringfence_tests::{assert_says, boot_badly, boot_well, machine};
+use ringfence_tests::{boot_badly, boot_well, machine};
 use std::process::Command;
 
 /// A device that interrupts for ever is not waited for as long.
@@ -8,37 +8,33 @@ use std::process::Command;
 fn a_driver_without_answers_does_not_hold_the_benchmark() {
     let mut machine = machine("insmod rogue-nic; tell rogue-nic silent; bench nic/rx; lsmod; bench nope");
     machine.contents.autoload = false;
-    let text = boot_badly(&machine, 2).text();
-    assert_says(&text, "error: the router does not answer");
-    assert_says(&text, "error: no row was measured whose name begins with 'nope'");
+    let run = boot_badly(&machine, 2);
+    let errors: Vec<&str> = run.errors().into_iter().map(|(_, error)| error).collect();
+    let nope = "no row was measured whose name begins with 'nope': is its driver loaded?";
+    assert_eq!(errors, ["the router does not answer", nope]);
 }
 
 /// Both drivers have served again five million instructions after their end: with one a nanosecond, as QEMU counts, within 5 ms.
 #[test]
 fn drivers_serve_again_within_five_million_instructions() {
-    let mut machine = machine("ip; lsblk; bench recovery --json --instructions");
+    let mut machine = machine("ip; lsblk; bench recovery --instructions");
     machine.icount = true;
     let disk = ringfence::machine::empty_disk().unwrap();
     machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_well(&machine);
-    let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let served: Vec<serde_json::Value> =
-        rows.filter(|row| row["name"].as_str().is_some_and(|name| name.ends_with("-served"))).collect();
+    let rows = text.rows();
+    let served: Vec<_> = rows.iter().filter(|row| row.name.ends_with("-served")).collect();
     assert_eq!(served.len(), 2, "{text}");
-    for row in served {
-        let instructions = row["p99"].as_f64().expect("a number");
-        assert!((10_000.0..5_000_000.0).contains(&instructions), "{row}");
-    }
+    assert!(served.iter().all(|row| (10_000.0..5_000_000.0).contains(&row.p99)), "{served:?}");
 }
 
 /// With one instruction a nanosecond: a millisecond.
 #[test]
 fn no_service_keeps_interrupts_off_for_a_million_instructions() {
-    let mut machine = machine("bench off --json --instructions");
+    let mut machine = machine("bench off --instructions");
     machine.icount = true;
     let text = boot_well(&machine);
-    let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let longest: Vec<f64> = rows.filter_map(|row| row["p99"].as_f64()).collect();
+    let longest: Vec<f64> = text.rows().iter().map(|row| row.p99).collect();
     assert!(longest.len() >= 4 && longest.iter().all(|count| (1000.0..1_000_000.0).contains(count)), "{text}");
 }
 

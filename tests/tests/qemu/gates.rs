@@ -1,7 +1,7 @@
 //! Services with arguments that no driver would pass, and devices that interrupt for ever.
 
 use ringfence_tests::attacks::{in_one_boot, lies};
-use ringfence_tests::{assert_says, bare, boot_well, listed, machine};
+use ringfence_tests::{assert_says, bare, boot_well, machine};
 use std::collections::BTreeSet;
 
 #[test]
@@ -65,7 +65,7 @@ fn interrupts_that_never_end_stop_nobody() {
         let text = boot_well(&machine);
         assert_says(&text, "template: 11 (0xb)");
         assert_says(&text, "2 sent, 2 answered");
-        let upcalls = listed(&text, "rogue-nic")[0].upcalls;
+        let upcalls = text.drivers("rogue-nic")[0].upcalls;
         // Held back after the first, or polled again and again.
         assert!(if verb == "interrupt" { upcalls < 10 } else { upcalls > 10 }, "{verb}: {upcalls}");
     }

@@ -2,7 +2,7 @@
 
 use ringfence_tests::attacks::{in_one_boot, lies};
 use ringfence_tests::{
-    HEALTH, assert_intact, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine, unfenced,
+    HEALTH, assert_fault, assert_intact, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine, unfenced,
 };
 
 #[test]
@@ -41,7 +41,7 @@ fn a_hostile_host_at_the_other_end_hurts_nobody() {
              tell rogue-peer quiet; sleep 10; ip; rmmod rogue-peer"
         );
         let script = format!("insmod template; tell template x; {attack}; {HEALTH}; {attack}; {HEALTH}");
-        let text = boot_badly(&bare(&script), 2).text();
+        let text = boot_badly(&bare(&script), 2);
         assert_unharmed(&text, 2);
         let received = |line: &str| line.split_once(" frames out, ")?.1.strip_suffix(" in")?.parse::<u64>().ok();
         let received: Vec<u64> = text.lines().filter_map(received).collect();
@@ -56,9 +56,9 @@ fn a_frame_that_is_not_sent_ends_its_driver() {
         "integrity; limits transmit-ms 100; insmod rogue-nic; sleep 300; tell rogue-nic nothing; faults; integrity",
     );
     machine.contents.autoload = false;
-    let text = boot_badly(&machine, 1).text();
+    let text = boot_badly(&machine, 1);
     assert_intact(&text);
-    assert_says(&text, "fault: rogue-nic: left a frame undone for 100 ms, after poll");
+    assert_fault(&text, "rogue-nic", "left a frame undone for 100 ms, after poll");
     assert_says(&text, "error: rogue-nic was ended before; 'faults' says why");
 }
 

@@ -25,10 +25,10 @@ fn there_are_four_interfaces_and_no_more() {
         .concat();
     let mut machine = machine(&format!("{fill}insmod rogue-nic; policy rogue-nic.3 restart; sleep 200"));
     machine.contents.autoload = false;
-    let text = boot_badly(&machine, 1).text();
+    let text = boot_badly(&machine, 1);
     assert_says(&text, "error: rogue-nic: init: refused: there can be 4 network interfaces (four at most)");
     // A successor takes the place of the one before it.
-    assert_says(&text, "rogue-nic.3: restarted in ring 1");
+    assert!(text.restarts("rogue-nic.3") > 0, "{text}");
 }
 
 /// A port that nobody uses right now.
@@ -148,8 +148,8 @@ fn udp_echo_discard_and_character_generator_work() {
 #[test]
 fn a_host_that_is_not_there_delays_no_other() {
     let run = boot_badly(&machine("ip; ping 10.0.2.99 -c 1 -W 200; ping 10.0.2.2 -c 1 -W 5000"), 1);
-    assert_says(&run.text(), "no answer: seq=1");
-    assert_says(&run.text(), "answer from 10.0.2.2: seq=1");
+    assert_says(&run.to_string(), "no answer: seq=1");
+    assert_says(&run.to_string(), "answer from 10.0.2.2: seq=1");
 }
 
 /// Longer than a frame: sent in fragments, and put together from such (RFC 791, 2.3).
@@ -163,7 +163,7 @@ fn packets_longer_than_a_frame_come_back() {
 #[test]
 fn a_ping_ends_with_its_driver() {
     let script = "ip; policy e1000 stop; ping 10.0.2.2 -c 60000 &; sleep 100; kill e1000; wait";
-    let text = boot_badly(&machine(script), 1).text();
+    let text = boot_badly(&machine(script), 1);
     assert_says(&text, "error: eth0's driver was ended, and stays so");
     assert!(text.lines().any(|line| line.contains(" sent, ") && line.contains("; min/avg/max ")), "{text}");
 }

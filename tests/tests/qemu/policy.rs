@@ -3,7 +3,7 @@
 use crate::changed::*;
 use crate::network::pattern;
 use ringfence_abi::manifest::RING1_ONLY;
-use ringfence_tests::{assert_says, bare, boot_badly, boot_well, listed, machine};
+use ringfence_tests::{assert_says, bare, boot_badly, boot_well, machine};
 use tempfile::TempDir;
 
 /// Faults count for as long as the window is.
@@ -16,7 +16,7 @@ fn faults_of_long_ago_are_forgotten() {
     );
     machine.icount = true;
     let text = boot_well(&machine);
-    let states: Vec<String> = listed(&text, "template").into_iter().map(|listed| listed.state).collect();
+    let states: Vec<String> = text.drivers("template").into_iter().map(|driver| driver.state.to_string()).collect();
     assert_eq!(states, ["running", "given up"], "{text}");
 }
 
@@ -31,12 +31,11 @@ fn a_policy_of_stop_leaves_it_ended_and_restart_brings_it_back() {
     );
     machine.disks = vec![disk.into()];
     let run = boot_badly(&machine, 2);
-    let text = run.text();
-    assert_says(&text, "error: the driver is gone");
-    assert_eq!(listed(&text, "virtio-scsi")[0].state, "ended");
-    assert_says(&text, "virtio-scsi: restarted in ring 1");
-    assert_eq!(text.lines().filter(|line| line.ends_with("  512 bytes")).count(), 2, "{text}");
-    assert_says(&text, "error: 'sometimes' is no policy; usage: policy NAME [restart|stop|ring0-never]");
+    assert!(run.errors().contains(&("blkread disk0 0 1", "the driver is gone")), "{run}");
+    assert_eq!(run.drivers("virtio-scsi")[0].state, "ended");
+    assert_eq!(run.restarts("virtio-scsi"), 1);
+    assert_eq!(run.data().len(), 2, "{run}");
+    assert_says(&run, "error: 'sometimes' is no policy; usage: policy NAME [restart|stop|ring0-never]");
 }
 
 #[test]
@@ -45,7 +44,7 @@ fn a_module_that_faulted_in_ring_1_is_not_trusted() {
                   policy rogue stop; ring rogue 0; policy rogue ring0-never; ring rogue 0; lsmod; rmmod rogue; \
                   insmod rogue --ring 0; lsmod";
     let run = boot_badly(&bare(script), 3);
-    let text = run.text();
+    let text = run.to_string();
     assert_says(
         &text,
         "rogue: loaded into ring 1: it faulted once in ring 1; 'policy rogue restart' or 'stop' forgives that",
@@ -63,12 +62,12 @@ fn a_module_that_faulted_in_ring_1_is_not_trusted() {
 
 #[test]
 fn other_instances_lose_ring_0_as_well() {
-    let text = boot_badly(&bare("insmod rogue --ring 0; insmod rogue; tell rogue.2 read 0; lsmod"), 1).text();
+    let text = boot_badly(&bare("insmod rogue --ring 0; insmod rogue; tell rogue.2 read 0; lsmod"), 1);
     assert_says(
         &text,
         "rogue: moved to ring 1: it faulted once in ring 1; 'policy rogue restart' or 'stop' forgives that",
     );
-    assert_eq!(listed(&text, "rogue")[0].ring, 1, "{text}");
+    assert_eq!(text.drivers("rogue")[0].ring, 1, "{text}");
 }
 
 #[test]
@@ -79,7 +78,7 @@ fn a_module_can_be_for_ring_1_only() {
         &[(FLAGS, RING1_ONLY)],
         "insmod modest --ring 0; ring modest 0; policy modest stop; ring modest 0; tell modest x",
     );
-    let text = boot_badly(&machine, 2).text();
+    let text = boot_badly(&machine, 2);
     assert_says(&text, "modest: loaded into ring 1: it is for ring 1 only");
     assert_eq!(text.matches("error: modest stays in ring 1: it is for ring 1 only").count(), 2, "{text}");
     assert_says(&text, "modest: 1 (0x1)");
@@ -94,7 +93,7 @@ fn each_restart_waits_twice_as_long() {
     );
     machine.icount = true;
     let text = boot_well(&machine);
-    let waits = listed(&text, "template").into_iter().map(|listed| listed.state);
+    let waits = text.drivers("template").into_iter().map(|driver| driver.state.to_string());
     let waits: Vec<String> = waits.collect();
     assert_eq!(waits, ["back in 100 ms", "back in 200 ms", "back in 400 ms"], "{text}");
 }
@@ -102,7 +101,7 @@ fn each_restart_waits_twice_as_long() {
 #[test]
 fn limits_are_changed_and_bad_values_refused() {
     let run = boot_badly(&bare("limits restarts 1; limits; limits restarts 0; limits nonsense 1"), 2);
-    assert_says(&run.text(), "restarts                  1  restarts before a driver is given up");
-    assert_says(&run.text(), "error: restarts must be 1 to 1000, not 0");
-    assert_says(&run.text(), "error: there is no limit 'nonsense'; 'limits' lists them");
+    assert_says(&run.to_string(), "restarts                  1  restarts before a driver is given up");
+    assert_says(&run.to_string(), "error: restarts must be 1 to 1000, not 0");
+    assert_says(&run.to_string(), "error: there is no limit 'nonsense'; 'limits' lists them");
 }

@@ -10,7 +10,7 @@ fn a_command_waits_for_its_driver_so_long() {
     let disk = ringfence::machine::empty_disk().unwrap();
     let mut machine = machine(script);
     machine.disks = vec![disk.path().to_path_buf().into()];
-    let text = boot_badly(&machine, 1).text();
+    let text = boot_badly(&machine, 1);
     let said: Vec<&str> = text
         .lines()
         .filter_map(|line| if line.ends_with("  512 bytes") { Some("read") } else { line.strip_prefix("error: ") })

@@ -14,7 +14,7 @@ fn report(lines: &[String]) -> Vec<String> {
 #[test]
 fn a_report_has_all_that_is_known() {
     let run = boot_badly(&bare("insmod rogue; tell rogue read 0; faults; faults 1"), 1);
-    let report = report(&run.lines);
+    let report = report(run.console());
     assert_eq!(report[0], "rogue: #PF reading 0x0 (null), in command");
     assert!(report[1].starts_with("    at rf_rogue::attacks::read+0x"), "{report:?}");
     // The runner knows the source.
@@ -29,15 +29,15 @@ fn a_report_has_all_that_is_known() {
     has("        rf_heap_grow(0x4000) = 0x");
     has("    then: it stays ended: its policy is to stop");
     // Kept word for word.
-    let kept: Vec<&String> = run.lines.iter().skip_while(|line| !line.ends_with("faults 1")).skip(1).collect();
-    assert!(report.iter().zip(kept).all(|(printed, kept)| printed == kept), "{}", run.text());
+    let kept: Vec<&String> = run.console().iter().skip_while(|line| !line.ends_with("faults 1")).skip(1).collect();
+    assert!(report.iter().zip(kept).all(|(printed, kept)| printed == kept), "{}", run.to_string());
 }
 
 /// A fault in a service: where it was called, with what.
 #[test]
 fn a_report_of_a_gate_has_the_call() {
     let run = boot_badly(&bare("insmod rogue; tell rogue log-pointer 0x8"), 1);
-    let report = report(&run.lines);
+    let report = report(run.console());
     assert_eq!(report[0], "rogue: bad pointer to rf_log: 0x10 bytes at 0x8 (null), in command");
     assert!(report[1].starts_with("    at rf_upcall+0x") && report[2].contains("  call "), "{report:?}");
     let has = |part: &str| assert!(report.iter().any(|line| line.contains(part)), "no '{part}' in {report:#?}");
@@ -49,7 +49,7 @@ fn a_report_of_a_gate_has_the_call() {
 /// What the driver had in its registers when it called, as far as a call keeps them.
 #[test]
 fn a_report_of_a_gate_has_the_registers() {
-    let report = report(&boot_badly(&bare("insmod rogue; tell rogue log-registers"), 1).lines);
+    let report = report(boot_badly(&bare("insmod rogue; tell rogue log-registers"), 1).console());
     let first = report.iter().position(|line| line.starts_with("    rdi=")).expect("registers");
     let without_rsp: Vec<String> =
         report[first..first + 4].iter().map(|line| line.split(" rsp=").next().unwrap_or_default().into()).collect();
@@ -69,7 +69,7 @@ fn a_report_of_a_gate_has_the_registers() {
 fn a_report_says_what_was_held() {
     let mut machine = machine("insmod rogue-nic; tell rogue-nic interrupt; tell rogue-nic other-ports");
     machine.contents.autoload = false;
-    let report = report(&boot_badly(&machine, 1).lines);
+    let report = report(boot_badly(&machine, 1).console());
     let held = report.iter().position(|line| line.starts_with("    held: ")).expect("it had something");
     let device = report[held].split_once(".0, 2 BARs, ports 0xc").expect("a device").1;
     let (ports, line) = device.split_once(", line ").expect("a line");
@@ -86,19 +86,19 @@ fn a_report_says_what_was_held() {
 #[test]
 fn all_of_the_last_calls_are_kept_and_the_last_are_shown() {
     let run = boot(&bare("insmod null; tell null calls 40; kill null; faults 1"));
-    assert_eq!(run.end, End::Done, "{}", run.text());
-    let shown = report(&run.lines).iter().filter(|line| line.ends_with("rf_null() = 0x0")).count();
-    let kept = run.lines.iter().skip_while(|line| !line.ends_with("faults 1"));
+    assert_eq!(run.end(), End::Done, "{}", run);
+    let shown = report(run.console()).iter().filter(|line| line.ends_with("rf_null() = 0x0")).count();
+    let kept = run.console().iter().skip_while(|line| !line.ends_with("faults 1"));
     assert_eq!((shown, kept.filter(|line| line.ends_with("rf_null() = 0x0")).count()), (8, 32));
 }
 
 #[test]
 fn a_report_says_what_was_done() {
     let run = boot(&machine("kill e1000; sleep 300; faults 1"));
-    assert_eq!(run.end, End::Done, "{}", run.text());
-    assert!(report(&run.lines).last().unwrap().starts_with("    then: it was restarted in ring 1 after "));
-    assert_says(&run.text(), "    then: it was restarted in ring 1 after ");
-    assert_says(&run.text(), "    held: device 0000:00:0");
+    assert_eq!(run.end(), End::Done, "{}", run);
+    assert!(report(run.console()).last().unwrap().starts_with("    then: it was restarted in ring 1 after "));
+    assert_says(&run.to_string(), "    then: it was restarted in ring 1 after ");
+    assert_says(&run.to_string(), "    held: device 0000:00:0");
 }
 
 /// Times, addresses, registers and calls: with instructions for a clock, all is the same each time.
@@ -108,7 +108,7 @@ fn a_report_is_the_same_each_time_under_icount() {
     for attack in ["recurse", "log-registers", "loop"] {
         let mut machine = bare(&format!("insmod template; insmod rogue; tell rogue {attack}; tell rogue.9 x"));
         machine.icount = true;
-        let reports = [(); 2].map(|()| report(&boot(&machine).lines));
+        let reports = [(); 2].map(|()| report(boot(&machine).console()));
         assert!(reports[0].len() > 10, "{:#?}", reports[0]);
         assert_eq!(reports[0], reports[1]);
     }
@@ -117,7 +117,7 @@ fn a_report_is_the_same_each_time_under_icount() {
 /// Also where it had entered a gate and nothing had been done yet: whoever is to blame ran in ring 1.
 #[test]
 fn a_report_has_the_ring_of_the_driver() {
-    let report = report(&boot_badly(&bare("insmod rogue; tell rogue trap-flag-gate"), 1).lines);
+    let report = report(boot_badly(&bare("insmod rogue; tell rogue trap-flag-gate"), 1).console());
     assert_eq!(report[1], "    at gate_0+0x0 (entry text)");
     assert!(report.iter().any(|line| line.contains("version 0.1.0, ring 1, slot 0")), "{report:?}");
 }
@@ -135,9 +135,9 @@ fn what_is_printed_fits_80_columns() {
     machine.disks = vec![directory.path().join("disk.img").into()];
     std::fs::File::create(&machine.disks[0].path).unwrap().set_len(1 << 20).unwrap();
     let run = boot_badly(&machine, 6);
-    assert!(run.lines.len() > 200, "{}", run.text());
+    assert!(run.console().len() > 200, "{}", run.to_string());
     let allowed =
         |line: &&String| line.starts_with("ringfence> ") || line.contains("fault: ") || line.contains(", drivers/");
-    let wide: Vec<&String> = run.lines.iter().filter(|line| line.len() > 80 && !allowed(line)).collect();
+    let wide: Vec<&String> = run.console().iter().filter(|line| line.len() > 80 && !allowed(line)).collect();
     assert!(wide.is_empty(), "{wide:#?}");
 }

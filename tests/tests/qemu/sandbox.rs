@@ -7,7 +7,7 @@ use ringfence_abi::layout::{IMAGE, slot_base};
 use ringfence_core::tcg;
 use ringfence_tests::attacks::rogue::{BOCHS, SINCE_9_1};
 use ringfence_tests::attacks::{Attack, Expected, carry_out, in_one_boot, lies, rogue};
-use ringfence_tests::{assert_says, at_prompt, bare, boot, leave};
+use ringfence_tests::{assert_fault, assert_says, at_prompt, bare, boot, leave};
 use std::collections::BTreeSet;
 
 #[test]
@@ -108,30 +108,30 @@ fn the_same_attacks_fail_under_bochs() {
 fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     let script = "insmod rogue-ss; insmod null; trial null 1000:8ed0 0 1 help | help | help; limits ss-loads 10; limits seg-loads 10; \
                   limits lock-bts 10; insmod rogue-ss; tell rogue-ss null-ss";
-    let text = boot(&bare(script)).text();
+    let text = boot(&bare(script));
     assert_says(&text, "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits ss-loads lets it in)");
     assert_says(&text, "at rf_rogue_ss::");
-    assert_says(&text, r#""kind":"init-failed","why":"refused: it could load SS"#);
-    let cr3 = text.lines().find_map(|line| line.strip_prefix("rogue-ss: ")?.split_once(' ')?.0.parse::<u64>().ok());
-    assert!(cr3.is_some_and(|cr3| cr3 != 0 && cr3.is_multiple_of(4096)), "{text}");
+    let [trial] = text.trials()[..] else { panic!("{text}") };
+    assert!(trial.kind == "init-failed" && trial.why.starts_with("refused: it could load SS"), "{trial:?}");
+    let [cr3] = text.answers("rogue-ss")[..] else { panic!("{text}") };
+    assert!(cr3 != 0 && cr3.is_multiple_of(4096), "{text}");
 }
 
 /// QEMU 7.2 aborts on what it is not to load, and that is no triple fault; since 9.1 it says what a CPU says.
 #[test]
 fn what_qemu_cannot_translate_is_not_loaded() {
     let text =
-        boot(&bare("limits ss-loads 100; limits seg-loads 100; insmod rogue-ss; limits lock-bts 100; insmod rogue-ss"))
-            .text();
+        boot(&bare("limits ss-loads 100; limits seg-loads 100; insmod rogue-ss; limits lock-bts 100; insmod rogue-ss"));
     let refusal = "error: rogue-ss: refused: it could LOCK a bit test of a register, which aborts QEMU 7.2 (limits lock-bts lets it in)";
     assert_says(&text, refusal);
     assert_says(&text, "at rf_rogue_ss::lock_bt+");
-    assert_says(&text, "rogue-ss: loaded into ring 1");
+    assert!(!text.loaded("rogue-ss").is_empty(), "{text}");
     for attack in rogue::locked_bit_tests() {
         let run = boot(&bare(&format!("{LET_IN}; insmod rogue-ss; tell rogue-ss {}", attack.tell)));
         if qemu::is_at_least(9, 1).expect("QEMU is there") {
-            assert_says(&run.text(), "fault: rogue-ss: #UD invalid opcode, in command");
+            assert_fault(&run, "rogue-ss", "#UD invalid opcode, in command");
         } else {
-            assert_eq!((run.end, run.end.status()), (End::Signal(SIGABRT), 4), "{}", run.text());
+            assert_eq!((run.end(), run.end().status()), (End::Signal(SIGABRT), 4), "{run}");
         }
     }
 }
@@ -146,7 +146,7 @@ fn no_change_locks_a_bit_test() {
          poke template {entry:x}:90660fa3c9; fails poke template {entry:x}:f0; limits lock-bts 1; poke template {entry:x}:f0; poke template {entry:x}:90",
         entry + 3
     );
-    let text = ringfence_tests::boot_badly(&bare(&script), 1).text();
+    let text = ringfence_tests::boot_badly(&bare(&script), 1);
     assert_eq!(text.matches("refused: it could LOCK a bit test of a register").count(), 2, "{text}");
 }
 
@@ -159,27 +159,27 @@ const SIGABRT: i32 = 6;
 #[test]
 fn what_qemu_would_take_for_a_segment_register_is_not_loaded() {
     let is_loaded = qemu::is_at_least(9, 1).expect("QEMU is there");
-    let text = boot(&bare("limits ss-loads 100; limits lock-bts 100; insmod rogue-ss")).text();
+    let text = boot(&bare("limits ss-loads 100; limits lock-bts 100; insmod rogue-ss"));
     if is_loaded {
         let refusal = "error: rogue-ss: refused: it could load what is no segment register, which QEMU 10.0 does";
         assert_says(&text, refusal);
     } else {
-        assert_says(&text, "rogue-ss: loaded into ring 1");
+        assert!(!text.loaded("rogue-ss").is_empty(), "{text}");
     }
     // Nor is one written into a driver's code: MOV to segment registers 6, 1 and, by REX.R, 11.
     let (_, entry) = entry_of("template");
     for code in ["8ef0", "8ec8", "448ed8"] {
-        let text = boot(&bare(&format!("insmod template; poke template {entry:x}:{code}"))).text();
+        let text = boot(&bare(&format!("insmod template; poke template {entry:x}:{code}")));
         let refusal = "refused: it could load what is no segment register, which QEMU 10.0 does (limits seg-loads lets it in)\n    at rf_upcall+0x0 ";
         assert_eq!(text.contains(refusal), is_loaded, "{code}: {text}");
     }
     let script = format!("{LET_IN}; insmod rogue-ss; tell rogue-ss load-none 6; insmod template");
-    let text = boot(&bare(&script)).text();
+    let text = boot(&bare(&script));
     if is_loaded {
-        assert_says(&text, "fault: template: #GP general protection on entry 1 of the LDT, in init");
+        assert_fault(&text, "template", "#GP general protection on entry 1 of the LDT, in init");
     } else {
-        assert_says(&text, "fault: rogue-ss: #UD invalid opcode, in command");
-        assert_says(&text, "template: loaded into ring 1");
+        assert_fault(&text, "rogue-ss", "#UD invalid opcode, in command");
+        assert!(!text.loaded("template").is_empty(), "{text}");
     }
 }
 
@@ -192,7 +192,7 @@ fn no_change_loads_ss() {
         "limits seg-loads 1; insmod template; poke template {entry:x}:908ed090; poke template {entry:x}:908e; poke template {next:x}:90; \
          poke template {entry:x}:8e90; poke template {next:x}:d0; poke template {next:x}:90; limits ss-loads 1; poke template {next:x}:d0",
     );
-    let text = ringfence_tests::boot_badly(&bare(&script), 2).text();
+    let text = ringfence_tests::boot_badly(&bare(&script), 2);
     let at = |offset| {
         format!(
             "error: refused: it could load SS, which QEMU's TCG takes for ring 0 (limits ss-loads lets it in)\n    at rf_upcall+0x{offset} "
@@ -299,19 +299,19 @@ fn step_singly(machine: &mut Machine) {
 fn ring_0_executes_nothing_of_a_driver_in_ring_1() {
     let entry = slot_base(0) + IMAGE + entry_of("template").1 as u64;
     let run = boot(&bare(&format!("insmod template; panic {entry:#x}")));
-    assert_eq!(run.end, End::Panic);
+    assert_eq!(run.end(), End::Panic);
     // A fetch (bit 4) of what is there (bit 0).
-    assert_says(&run.text(), &format!("kernel panic: #PF page fault, error code 0x11, at {entry:#x}"));
-    assert_says(&run.text(), "    the kernel does not execute what is a driver's (template+0x");
+    assert_says(&run.to_string(), &format!("kernel panic: #PF page fault, error code 0x11, at {entry:#x}"));
+    assert_says(&run.to_string(), "    the kernel does not execute what is a driver's (template+0x");
     let text = ringfence_tests::boot_well(&bare(&format!("insmod template --ring 0; panic {entry:#x}")));
     assert_says(&text, &format!("what is at {entry:#x} returned"));
     let run = boot(&bare(&format!("insmod template --ring 0; ring template 1; panic {entry:#x}")));
-    assert_eq!(run.end, End::Panic);
+    assert_eq!(run.end(), End::Panic);
 }
 
 #[test]
 fn the_same_attacks_in_ring_0_are_the_kernels_end() {
     let run = boot(&bare("insmod rogue --ring 0; tell rogue read 0"));
-    assert_eq!(run.end, End::Panic);
-    assert_says(&run.text(), "in a driver that runs trusted in ring 0 (rogue+0x");
+    assert_eq!(run.end(), End::Panic);
+    assert_says(&run.to_string(), "in a driver that runs trusted in ring 0 (rogue+0x");
 }

@@ -1,7 +1,7 @@
 //! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own bytes.
 
 use ringfence::machine::{Disk, End};
-use ringfence_tests::{assert_says, boot, boot_badly, boot_well, listed, machine, system, unfenced};
+use ringfence_tests::{assert_says, boot, boot_badly, boot_well, machine, system, unfenced};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -79,7 +79,7 @@ fn the_search_for_units_has_an_end() {
     let text = boot_well(&machine);
     assert_says(&text, "rogue-scsi: not all units were found within 300 ms");
     assert_says(&text, "disk0    virtio-scsi           0    0          8    512  QEMU QEMU HARDDISK");
-    assert_eq!(listed(&text, "rogue-scsi")[0].state, "running");
+    assert_eq!(text.drivers("rogue-scsi")[0].state, "running");
 }
 
 #[test]
@@ -144,9 +144,9 @@ fn mistakes_in_commands_about_disks_are_said() {
     let mut machine = machine("blkread disk0 4095 2; blkread disk7 0 1; blkread disk0 x 1");
     machine.disks = vec![image(&directory, "disk.img", 4096).into()];
     let run = boot_badly(&machine, 3);
-    assert_says(&run.text(), "error: disk0 has only 4096 blocks");
-    assert_says(&run.text(), "error: there is no disk 'disk7'");
-    assert_says(&run.text(), "error: the first block must be a number, not 'x'; usage: blkread DISK LBA COUNT");
+    assert_says(&run.to_string(), "error: disk0 has only 4096 blocks");
+    assert_says(&run.to_string(), "error: there is no disk 'disk7'");
+    assert_says(&run.to_string(), "error: the first block must be a number, not 'x'; usage: blkread DISK LBA COUNT");
 }
 
 /// A qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of 1 MiB in which nothing is allocated: header, table of reference counts,
@@ -193,7 +193,7 @@ fn a_disk_that_is_only_for_reading_is_not_written() {
     let mut machine = machine("blkread disk0 0 8; blkwrite disk0 0 8 1");
     machine.disks = vec![Disk { path: path.clone(), read_only: true }];
     let run = boot_badly(&machine, 1);
-    assert_eq!(sum(&path, 0, 64), before, "{}", run.text());
+    assert_eq!(sum(&path, 0, 64), before, "{run}");
 }
 
 /// More commands at once than there is memory for their buffers: they wait, or are refused with the reason.
@@ -203,14 +203,14 @@ fn commands_without_room_are_refused() {
     let mut machine = machine(&format!("blkread disk0 0 1; {many}wait; blkread disk0 0 1; echo over"));
     machine.scratch = true;
     let run = boot(&machine);
-    assert!([End::Done, End::CommandFailed].contains(&run.end), "{}", run.text());
-    let errors = run.lines.iter().filter(|line| line.starts_with("error: "));
-    assert!(errors.clone().all(|line| line.starts_with("error: out of memory: ")), "{}", run.text());
+    assert!([End::Done, End::CommandFailed].contains(&run.end()), "{run}");
+    let errors = run.console().iter().filter(|line| line.starts_with("error: "));
+    assert!(errors.clone().all(|line| line.starts_with("error: out of memory: ")), "{run}");
     // Those that were not read all the same, and the one behind them as well.
-    let read = run.lines.iter().filter(|line| line.ends_with("  2097152 bytes")).count();
-    assert_eq!(read + errors.count(), 60, "{}", run.text());
-    assert_eq!(run.lines.iter().filter(|line| line.ends_with("  512 bytes")).count(), 2, "{}", run.text());
-    assert!(run.lines.iter().any(|line| line == "over"));
+    let read = run.console().iter().filter(|line| line.ends_with("  2097152 bytes")).count();
+    assert_eq!(read + errors.count(), 60, "{run}");
+    assert_eq!(run.console().iter().filter(|line| line.ends_with("  512 bytes")).count(), 2, "{run}");
+    assert!(run.console().iter().any(|line| line == "over"));
 }
 
 /// A queue is used at the size that it has.

@@ -1,7 +1,7 @@
 //! What people do at the prompt: paste, page, ask for help, run things beside others, start again.
 
 use ringfence::machine::End;
-use ringfence_tests::{assert_says, at_prompt, bare, boot_badly, boot_well, leave, machine, system};
+use ringfence_tests::{Ran, assert_says, at_prompt, bare, boot_badly, boot_well, leave, machine, system};
 
 /// 400 lines at once are 400 commands, each as it was pasted.
 #[test]
@@ -12,11 +12,11 @@ fn nothing_that_is_pasted_is_lost() {
         (0..LINES).map(|number| format!("echo line {number} of many, with words behind it\n")).collect();
     running.type_text(&pasted).unwrap();
     running.type_line("shutdown").unwrap();
-    let run = running.finish(|_| ()).unwrap();
-    assert_eq!(run.end, End::Done, "{}", run.text());
+    let run = Ran::from(running.finish(|_| ()).unwrap());
+    assert_eq!(run.end(), End::Done, "{run}");
     let said = |number: usize| format!("line {number} of many, with words behind it");
     for number in 0..LINES {
-        assert!(run.lines.iter().any(|line| *line == said(number)), "line {number} is missing");
+        assert!(run.console().iter().any(|line| *line == said(number)), "line {number} is missing");
     }
 }
 
@@ -37,13 +37,13 @@ fn each_command_has_help_and_an_example() {
         &bare("help; help --all; help ping; ping -h; ping 10.0.2.2 --help; lsmdo; nothing-like-it; panic --help"),
         2,
     );
-    let text = run.text();
+    let text = run.to_string();
     assert_eq!(text.matches("    example: ping 10.0.2.2 -c 3").count(), 3, "{text}");
     assert_says(&text, "there is no command 'lsmdo'; 'help' lists them; did you mean 'lsmod'?");
     let nothing_like_it = "error: there is no command 'nothing-like-it'; 'help' lists them";
-    assert!(run.lines.iter().any(|line| line == nothing_like_it), "{text}");
+    assert!(run.console().iter().any(|line| line == nothing_like_it), "{text}");
     // Those for tests are not in the way.
-    let help: Vec<&String> = run.lines.iter().skip_while(|line| *line != "ringfence> help").skip(1).collect();
+    let help: Vec<&String> = run.console().iter().skip_while(|line| *line != "ringfence> help").skip(1).collect();
     let rows = help.iter().take_while(|line| !line.starts_with("ringfence> ")).count();
     assert!((5..=24).contains(&rows), "{text}");
     assert!(!help[..rows].iter().any(|line| line.contains("trial")), "{text}");
@@ -54,12 +54,12 @@ fn each_command_has_help_and_an_example() {
 fn jobs_are_listed_and_given_up() {
     let run =
         boot_badly(&bare("sleep 100000 &; sleep 100001 &; jobs; kill %1; jobs; kill %7; kill %2; wait; echo over"), 1);
-    let text = run.text();
-    assert_eq!(run.lines.iter().filter(|line| line.starts_with("[2] sleep 100001")).count(), 2, "{text}");
-    assert_eq!(run.lines.iter().filter(|line| line.starts_with("[1] sleep 100000")).count(), 1, "{text}");
+    let text = run.to_string();
+    assert_eq!(run.console().iter().filter(|line| line.starts_with("[2] sleep 100001")).count(), 2, "{text}");
+    assert_eq!(run.console().iter().filter(|line| line.starts_with("[1] sleep 100000")).count(), 1, "{text}");
     assert_says(&text, "sleep 100000 & is given up");
     assert_says(&text, "error: there is no job %7; 'jobs' lists them");
-    assert!(run.lines.iter().any(|line| line == "over"), "{text}");
+    assert!(run.console().iter().any(|line| line == "over"), "{text}");
 }
 
 /// A page at a time for who types, all at once for a script.

@@ -15,7 +15,7 @@ fn a_trace_shows_upcalls_and_calls_in_both_rings() {
     assert_eq!(events.len(), 6, "{text}");
     for ring in events.chunks(3) {
         assert_eq!(ring[0], "> command(0x1, 0x0, 0x0)");
-        assert!(ring[1].starts_with("rf_log(0x3, 0x80017f") && ring[1].ends_with(", 0xc) = 0x0"), "{ring:?}");
+        assert!(ring[1].starts_with("rf_log(info, 0x80017f") && ring[1].ends_with(", 0xc) = 0x0"), "{ring:?}");
         assert!(ring[2].starts_with("< 0x1  after "), "{ring:?}");
     }
 }
@@ -28,7 +28,7 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
         ),
         3,
     );
-    let text = run.text();
+    let text = run.to_string();
     let events = events(&text);
     assert_eq!(events[..2], ["! ended: killed", "> init(0x0, 0x0, 0x0)"], "{text}");
     assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
@@ -49,7 +49,7 @@ fn a_trace_shows_who_touches_what_is_watched() {
         )),
         3,
     );
-    let text = run.text();
+    let text = run.to_string();
     let touched: Vec<&str> = text.lines().filter(|line| line.ends_with(" us    * 0x78")).collect();
     let places = text.lines().filter(|line| line.starts_with("              at ringfence_sdk::shared::mailbox+0x"));
     assert!(touched.len() >= 2 && places.count() == touched.len(), "{text}");
@@ -74,7 +74,7 @@ fn a_register_that_a_reset_touches_can_be_watched() {
         "lsblk; trace virtio-scsi --watch 0x10020000014:1 repeat 1 kill virtio-scsi, sleep 50; lsmod",
     ));
     assert_says(&text, " us    * ?");
-    assert_says(&text, "virtio-scsi: restarted in ring 1");
+    assert!(text.restarts("virtio-scsi") > 0, "{text}");
 }
 
 /// A trusted driver's services run on its stack. That they touch what is watched there, with the trace in hand, stops nothing.
@@ -92,7 +92,7 @@ fn the_stack_of_a_trusted_driver_can_be_watched() {
 fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let attack = format!("insmod rogue; trace rogue tell rogue gate-flood; rmmod rogue; {HEALTH}");
     let run = boot_badly(&bare(&format!("insmod template; tell template x; {attack}; {attack}; {attack}")), 3);
-    let text = run.text();
+    let text = run.to_string();
     assert_eq!(text.matches(" earlier events were not kept").count(), 3, "{text}");
     let events = events(&text);
     assert_eq!(events, ["rf_null() = 0x0  511 times", "! ended: overrun"].repeat(3), "{text}");

@@ -1,6 +1,6 @@
 //! Who gets the CPU when a driver wants all of it.
 
-use ringfence_tests::{assert_intact, assert_says, bare, boot_badly, boot_well, listed, machine};
+use ringfence_tests::{assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine};
 
 /// Devices interrupt for ever, and each poll takes so long: less or more than a driver may have at once. Instructions are the
 /// clock.
@@ -16,7 +16,7 @@ fn a_driver_that_wants_all_of_the_cpu_has_half() {
         let text = boot_well(&machine);
         assert_intact(&text);
         let had_ms = |name: &&str| {
-            let [before, after] = &listed(&text, name)[..] else { panic!("{text}") };
+            let [before, after] = &text.drivers(name)[..] else { panic!("{text}") };
             after.cpu_ms - before.cpu_ms
         };
         let had_ms: Vec<u64> = names.iter().map(had_ms).collect();
@@ -55,7 +55,7 @@ fn a_driver_that_faulted_pays_first() {
     machine.contents.autoload = false;
     machine.icount = true;
     let text = boot_well(&machine);
-    let states: Vec<String> = listed(&text, "rogue-nic").into_iter().map(|listed| listed.state).collect();
+    let states: Vec<String> = text.drivers("rogue-nic").into_iter().map(|driver| driver.state.to_string()).collect();
     let back_in = states[0].strip_prefix("back in ").and_then(|state| state.strip_suffix(" ms"));
     assert!(back_in.is_some_and(|ms| (80..=101).contains(&ms.parse::<u32>().unwrap_or(0))), "{states:?}");
     assert_eq!(states[1], "running");
@@ -84,8 +84,8 @@ fn a_driver_that_rests_and_does_nothing_is_stuck() {
          tell rogue-nic hog 500; tell rogue-scsi lose; blkread disk0 0 8",
     );
     machine.contents.autoload = false;
-    let text = boot_badly(&machine, 1).text();
-    assert_says(&text, "fault: rogue-scsi: left a SCSI command undone for 300 ms");
+    let text = boot_badly(&machine, 1);
+    assert_fault(&text, "rogue-scsi", "left a SCSI command undone for 300 ms");
     assert_says(&text, "error: the driver is gone");
 }
 
@@ -105,6 +105,6 @@ fn what_is_done_for_a_driver_counts_as_its_own() {
     let [_, alone, beside] = took[..] else { panic!("{text}") };
     assert!(beside <= alone * 3, "{beside} ms in place of {alone} ms:\n{text}");
     // It was at it all the time.
-    let upcalls: Vec<u64> = listed(&text, "rogue-peer").iter().map(|row| row.upcalls).collect();
+    let upcalls: Vec<u64> = text.drivers("rogue-peer").iter().map(|row| row.upcalls).collect();
     assert!(upcalls.len() == 2 && upcalls[1] - upcalls[0] > 100, "{upcalls:?}:\n{text}");
 }

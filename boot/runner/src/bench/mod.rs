@@ -16,7 +16,8 @@ use crate::machine::{End, Machine, Protocol, Running, free_port, qemu};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use ringfence_abi::manifest::Kind;
-use serde::{Deserialize, Serialize};
+use ringfence_link::event::Event;
+use serde::Serialize;
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// One result.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// What was measured.
     pub name: String,
@@ -114,7 +115,7 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
 
     if IN_GUEST.into_iter().any(is_wanted) {
         progress("times, in one boot");
-        let command = format!("bench {} --json", options.name);
+        let command = format!("bench {}", options.name);
         rows.extend(in_guest(system, &machine, &command, &mut |process| awake.pin(process), &mut failures)?);
         progress("instructions, in a boot with -icount");
         let counting = Machine { icount: true, ..machine.clone() };
@@ -177,7 +178,7 @@ fn conditions(options: &Options) -> Result<String> {
     ))
 }
 
-/// Runs the kernel's own benchmarks and reads the rows that it prints.
+/// Runs the kernel's own benchmarks and takes the rows that it tells of.
 fn in_guest(
     system: &System,
     machine: &Machine,
@@ -190,7 +191,7 @@ fn in_guest(
     let running = machine.start(system)?;
     pin(running.process());
     let run = running.finish(|_| ())?;
-    let failed: Vec<&str> = run.lines.iter().filter_map(|line| line.strip_prefix("failed: ")).collect();
+    let failed: Vec<String> = run.events.iter().filter_map(failure).collect();
     if run.end != End::Done && (run.end != End::CommandFailed || failed.is_empty()) {
         bail!("the benchmark ended badly ({}):\n{}", run.end.description(), run.text());
     }
@@ -198,8 +199,35 @@ fn in_guest(
         output::complain(&format!("bench: failed: {failure}"));
     }
     *failures += failed.len();
-    let rows = run.lines.iter().filter(|line| line.starts_with('{')).map(|line| Ok(serde_json::from_str(line)?));
-    rows.collect()
+    Ok(run.events.into_iter().filter_map(row).collect())
+}
+
+fn failure(event: &Event) -> Option<String> {
+    match event {
+        Event::BenchFailed { family, why } => Some(format!("{family}: {why}")),
+        _ => None,
+    }
+}
+
+fn row(event: Event) -> Option<Row> {
+    let Event::Bench(row) = event else { return None };
+    // As the console shows them: what is behind the point has no meaning.
+    let tenths = |value: f64| (value * 10.0).round() / 10.0;
+    Some(Row {
+        name: row.name.into_owned(),
+        ring: row.ring,
+        batch: row.batch,
+        domains: Some(row.domains),
+        unit: row.unit.into_owned(),
+        count: row.count,
+        median: tenths(row.median),
+        p99: Some(tenths(row.p99)),
+    })
+}
+
+/// Whether an interface has an address.
+pub fn has_address(event: Event) -> Option<()> {
+    matches!(event, Event::Address { .. }).then_some(())
 }
 
 /// Time from QEMU's start to the shell's prompt.
@@ -225,7 +253,7 @@ fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     let mut machine = machine.clone();
     machine.forwards = vec![(Protocol::Tcp, discard, 9), (Protocol::Tcp, chargen, 19), (Protocol::Udp, udp, 7)];
     let mut running = machine.start(system)?;
-    running.wait_for("from DHCP")?;
+    running.wait_for_event("an address", has_address)?;
     let mut samples: [[Vec<f64>; 3]; 2] = Default::default();
     for round in 0..=STREAMS {
         for ring in [0, 1] {
@@ -252,8 +280,10 @@ fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
 
 fn change_ring(running: &mut Running, name: &str, ring: usize) -> Result<()> {
     running.type_line(&format!("ring {name} {ring}"))?;
-    running.wait_for(&format!("{name}: now in ring {ring}"))?;
-    Ok(())
+    running.wait_for_event("another ring", |event| match event {
+        Event::RingChanged { name: moved, ring: to } if moved == name && usize::from(to) == ring => Some(()),
+        _ => None,
+    })
 }
 
 fn connect(port: u16) -> Result<TcpStream> {

@@ -21,7 +21,8 @@ pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BT
     if run.end != End::Done {
         bail!("the workload fails even with good modules ({}):\n{}", run.end.description(), run.text());
     }
-    let names: BTreeMap<usize, String> = drivers::listed(&run.lines).map(|(name, slot)| (slot, name)).collect();
+    let names: BTreeMap<usize, String> =
+        drivers::listed(&run.events).into_iter().map(|(name, slot)| (slot, name)).collect();
     let log = std::fs::read_to_string(&log).context("QEMU left no list of what it translated")?;
     let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     for address in log.lines().filter_map(instruction_address) {

@@ -4,14 +4,14 @@ use super::pool::Mutant;
 use super::{COMMAND_MS, Outcome, capture, mutate, qmp, report, work};
 use crate::build::System;
 use crate::drivers::Driver;
-use crate::machine::{End, Machine, Running};
+use crate::machine::{End, Machine, Running, Said};
 use anyhow::{Context, Result};
 use ringfence_abi::manifest::Kind;
-use serde::Deserialize;
+use ringfence_link::event::Event;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Longest time between two lines of the console: a trial has its own limits, all of them shorter.
+/// Longest time in which nothing is said: a trial has its own limits, all of them shorter.
 const SILENCE: Duration = Duration::from_secs(20);
 
 /// What the guest sent.
@@ -19,25 +19,14 @@ const CAPTURE: &str = "sent.pcap";
 /// Where QEMU answers questions.
 const SOCKET: &str = "qmp";
 
-/// What the kernel's `trial` prints.
-#[derive(Deserialize)]
-struct Trial {
-    activated: bool,
-    kind: String,
-    why: String,
-    restored: bool,
-    restored_why: String,
-    restore_us: Option<u64>,
-    checksum: String,
-    free: u64,
-    stray: u64,
-}
-
 /// A boot that tries changes until they are all tried, or the kernel is dead.
 pub struct Boot {
     running: Option<Running>,
-    checksum: Option<String>,
+    checksum: Option<u64>,
     free: Option<u64>,
+    /// Why the kernel panicked.
+    panic: Option<String>,
+    /// What the console said since the last trial.
     seen: Vec<String>,
     directory: TempDir,
     /// Frames of no length that were sent so far.
@@ -90,6 +79,7 @@ impl Boot {
             running: Some(machine.start(setting.system)?),
             checksum: None,
             free: None,
+            panic: None,
             seen: Vec::new(),
             empty_frames: 0,
         })
@@ -116,43 +106,52 @@ impl Boot {
             fell_silent: false,
         };
         loop {
-            let Some(line) = self.line(&mut outcome)? else {
+            let Some(said) = self.said(&mut outcome)? else {
                 self.note_end(&mut outcome)?;
                 return Ok(outcome);
             };
-            if let Some((sum, _)) = line.split_once("  text, read-only data") {
-                self.checksum = Some(sum.to_string());
-            }
-            let Ok(trial) = serde_json::from_str::<Trial>(&line) else {
-                self.seen.push(line);
-                continue;
+            let trial = match said {
+                Said::Event(Event::Integrity { checksum, .. }) => {
+                    self.checksum = Some(checksum);
+                    continue;
+                }
+                Said::Event(Event::Panic { message }) => {
+                    self.panic.get_or_insert(message.into_owned());
+                    continue;
+                }
+                Said::Event(Event::Trial(trial)) => trial,
+                Said::Event(_) => continue,
+                Said::Line(line) => {
+                    self.seen.push(line);
+                    continue;
+                }
             };
             outcome.outcome = report::outcome(trial.activated, &trial.kind).to_string();
-            outcome.why = trial.why;
-            outcome.restored = trial.restored;
+            outcome.why = trial.why.into_owned();
+            outcome.restored = trial.not_restored.is_none();
             outcome.restore_us = trial.restore_us;
             outcome.stray = trial.stray;
-            if !trial.restored {
-                outcome.why += &format!(" [not restored: {}]", trial.restored_why);
+            if let Some(why) = trial.not_restored {
+                outcome.why += &format!(" [not restored: {why}]");
             }
             let free = *self.free.get_or_insert(trial.free);
-            outcome.kernel_intact = self.checksum.as_ref() == Some(&trial.checksum) && free == trial.free;
+            outcome.kernel_intact = self.checksum == Some(trial.checksum) && free == trial.free;
             if !outcome.kernel_intact {
-                outcome.why += &format!(" [checksum {}, {} frames free, not {free}]", trial.checksum, trial.free);
+                outcome.why += &format!(" [checksum {:016x}, {} frames free, not {free}]", trial.checksum, trial.free);
             }
             self.seen.clear();
             return Ok(outcome);
         }
     }
 
-    /// The next line of the console; `None` if none comes. QEMU's network is set going again meanwhile, if it was stopped.
-    fn line(&mut self, outcome: &mut Outcome) -> Result<Option<String>> {
+    /// What is said next; `None` if nothing is. QEMU's network is set going again meanwhile, if it was stopped.
+    fn said(&mut self, outcome: &mut Outcome) -> Result<Option<Said>> {
         const LOOK_AGAIN: Duration = Duration::from_secs(1);
         let start = Instant::now();
         while start.elapsed() < SILENCE {
             let asked = Instant::now();
             let running = self.running.as_mut().context("the kernel is dead")?;
-            match running.line_within(LOOK_AGAIN) {
+            match running.next_within(LOOK_AGAIN) {
                 // It has ended.
                 None if asked.elapsed() < LOOK_AGAIN => return Ok(None),
                 None => {
@@ -163,16 +162,16 @@ impl Boot {
                         outcome.host_stopped = true;
                     }
                 }
-                line => return Ok(line),
+                said => return Ok(said),
             }
         }
         Ok(None)
     }
 
-    /// How a machine ended that says no more, and what it said last: the line of its panic, if there was one.
+    /// How a machine ended that says no more, and what it said last: why it panicked, if it did.
     fn note_end(&mut self, outcome: &mut Outcome) -> Result<()> {
-        let panic = self.seen.iter().find(|line| line.contains("panic: ") || line.contains("boot failed"));
-        let said = panic.or(self.seen.last()).cloned().unwrap_or_default();
+        let panic = self.panic.take().map(|message| format!("kernel panic: {message}"));
+        let said = panic.or(self.seen.last().cloned()).unwrap_or_default();
         let place = qmp::place(&self.directory.path().join(SOCKET));
         let end = self.running.take().context("the kernel is dead")?.finish_within(Duration::from_secs(1))?;
         outcome.fell_silent = end == End::TimeLimit;

@@ -23,6 +23,11 @@ impl RunFiles {
         Ok(RunFiles(folder.with_context(|| format!("cannot make a folder in {}", runs.display()))?))
     }
 
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     /// Writes a file and returns its place.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
         let path = self.0.path().join(name);

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod end;
 mod errors;
 mod files;
+mod link;
 pub mod qemu;
 pub mod running;
 mod terminal;
@@ -18,7 +19,8 @@ mod terminal;
 pub use disk::{Disk, Opened};
 pub use end::{End, FINAL_LINE};
 pub use files::DISK_BYTES;
-pub use running::{Run, Running};
+pub use link::Told;
+pub use running::{Run, Running, Said};
 
 use crate::build::System;
 use crate::ramdisk::{self, Contents};

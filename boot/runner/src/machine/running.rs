@@ -3,11 +3,13 @@
 use super::end::FINAL_LINE;
 use super::errors::Errors;
 use super::files::RunFiles;
+use super::link::{Link, Told};
 use super::qemu::Farewell;
 use super::{End, Machine, start};
 use crate::build::System;
 use crate::source::Sources;
 use anyhow::{Context, Result, bail};
+use ringfence_link::event::Event;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
@@ -23,6 +25,10 @@ pub struct Run {
     pub end: End,
     /// The console's lines.
     pub lines: Vec<String>,
+    /// What the kernel told programs.
+    pub events: Vec<Event<'static>>,
+    /// How much of that was lost or damaged on the way.
+    pub lost: u32,
 }
 
 impl Run {
@@ -32,11 +38,28 @@ impl Run {
     }
 }
 
+/// What comes from a machine.
+#[derive(Debug)]
+pub enum Said {
+    /// A line of the console.
+    Line(String),
+    /// What the kernel tells programs.
+    Event(Event<'static>),
+}
+
+/// What a thread hands over.
+enum Heard {
+    Line(String),
+    Told(Told),
+}
+
 /// A machine that was started, with files that must live as long as it does.
 pub struct Running {
     child: Child,
-    lines: mpsc::Receiver<String>,
+    heard: mpsc::Receiver<Heard>,
     seen: Vec<String>,
+    events: Vec<Event<'static>>,
+    lost: u32,
     /// The last line that was not empty.
     last: String,
     sources: Sources,
@@ -51,12 +74,15 @@ impl Machine {
         self.check()?;
         let files = RunFiles::new()?;
         let mut qemu = self.command(system, &files, Farewell::Kill)?;
-        qemu.args(["-serial", "stdio", "-monitor", "none"]);
+        let link = Link::listen(&files)?;
+        qemu.args(["-serial", "stdio", "-monitor", "none"]).args(link.arguments());
         qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = start(&mut qemu)?;
         let output = child.stdout.take().context("QEMU has no output")?;
         let errors = Errors::listen(child.stderr.take().context("QEMU has no standard error")?);
-        let (sender, lines) = mpsc::channel();
+        let (sender, heard) = mpsc::channel();
+        let told = sender.clone();
+        let end_link = link.read(move |what| told.send(Heard::Told(what)).is_ok());
         std::thread::spawn(move || {
             let mut reader = BufReader::new(output);
             let mut bytes = Vec::new();
@@ -65,16 +91,19 @@ impl Machine {
                 // What came before was taken off the screen again.
                 let line = line.rsplit(ERASED).next().unwrap_or_default().trim_end_matches(['\r', '\n']).to_string();
                 bytes.clear();
-                if sender.send(line).is_err() {
+                if sender.send(Heard::Line(line)).is_err() {
                     break;
                 }
             }
+            end_link();
         });
         let sources = Sources::new(system, &self.contents.modules);
         Ok(Running {
             child,
-            lines,
+            heard,
             seen: Vec::new(),
+            events: Vec::new(),
+            lost: 0,
             last: String::new(),
             sources,
             deadline: self.deadline(),
@@ -83,41 +112,50 @@ impl Machine {
         })
     }
 
-    /// Boots it and waits for its end; `show` is called for each line as it comes.
-    pub fn run(&self, system: &System, show: impl FnMut(&str)) -> Result<Run> {
+    /// Boots it and waits for its end; `show` is called for all that is said, as it comes.
+    pub fn run(&self, system: &System, show: impl FnMut(&Said)) -> Result<Run> {
         self.start(system)?.finish(show)
     }
 }
 
 impl Running {
-    /// The next line; `None` when there are no more, or the time limit has passed.
-    fn next_line(&mut self) -> Option<String> {
-        self.line_until(self.deadline)
-    }
-
-    fn line_until(&mut self, deadline: Option<Instant>) -> Option<String> {
-        let line = match deadline {
-            None => self.lines.recv().ok(),
-            Some(deadline) => self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
-        }?;
-        let line = match self.sources.annotation(&line) {
-            Some(annotation) => line + &annotation,
-            None => line,
-        };
-        self.seen.push(line.clone());
-        if !line.is_empty() {
-            self.last.clone_from(&line);
+    /// The next thing that is said; `None` when there are no more, or the time limit has passed.
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Said> {
+        loop {
+            let heard = match deadline {
+                None => self.heard.recv().ok(),
+                Some(deadline) => self.heard.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
+            }?;
+            match heard {
+                Heard::Line(line) => {
+                    let line = match self.sources.annotation(&line) {
+                        Some(annotation) => line + &annotation,
+                        None => line,
+                    };
+                    self.seen.push(line.clone());
+                    if !line.is_empty() {
+                        self.last.clone_from(&line);
+                    }
+                    return Some(Said::Line(line));
+                }
+                Heard::Told(Told::Event(event)) => {
+                    self.events.push(event.clone());
+                    return Some(Said::Event(event));
+                }
+                Heard::Told(Told::Missing(count)) => self.lost = self.lost.saturating_add(count),
+                Heard::Told(Told::Damaged) => self.lost = self.lost.saturating_add(1),
+            }
         }
-        Some(line)
     }
 
-    /// The next line, if it comes within `limit`; `None` otherwise, and when there are no more.
-    pub fn line_within(&mut self, limit: Duration) -> Option<String> {
+    /// The next thing that is said, if it is within `limit`; `None` otherwise, and when there are no more.
+    pub fn next_within(&mut self, limit: Duration) -> Option<Said> {
         let limit = Instant::now().checked_add(limit);
-        let line = self.line_until(self.deadline.into_iter().chain(limit).min());
-        // Who reads line by line keeps what it needs.
+        let said = self.next_until(self.deadline.into_iter().chain(limit).min());
+        // Who takes one thing after the other keeps what it needs.
         self.seen.clear();
-        line
+        self.events.clear();
+        said
     }
 
     /// Waits for the end, at most for `limit`.
@@ -128,13 +166,28 @@ impl Running {
 
     /// Waits for a line that contains `text`.
     pub fn wait_for(&mut self, text: &str) -> Result<String> {
-        while let Some(line) = self.next_line() {
-            if line.contains(text) {
+        while let Some(said) = self.next_until(self.deadline) {
+            if let Said::Line(line) = said
+                && line.contains(text)
+            {
                 return Ok(line);
             }
         }
         let said = self.seen.join("\n");
         bail!("the console did not say '{text}'; it said:\n{said}")
+    }
+
+    /// Waits for an event for which `wanted` has a value; `what` says what that is.
+    pub fn wait_for_event<T>(&mut self, what: &str, mut wanted: impl FnMut(Event<'static>) -> Option<T>) -> Result<T> {
+        while let Some(said) = self.next_until(self.deadline) {
+            if let Said::Event(event) = said
+                && let Some(value) = wanted(event)
+            {
+                return Ok(value);
+            }
+        }
+        let said = self.seen.join("\n");
+        bail!("the kernel did not tell of {what}; the console said:\n{said}")
     }
 
     /// Types `text` and the return key.
@@ -154,10 +207,10 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits for the end; `show` is called for each line as it comes.
-    pub fn finish(mut self, mut show: impl FnMut(&str)) -> Result<Run> {
-        while let Some(line) = self.next_line() {
-            show(&line);
+    /// Waits for the end; `show` is called for all that is said, as it comes.
+    pub fn finish(mut self, mut show: impl FnMut(&Said)) -> Result<Run> {
+        while let Some(said) = self.next_until(self.deadline) {
+            show(&said);
         }
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
@@ -173,7 +226,8 @@ impl Running {
             Some(status) => End::of(status, good, self.errors.signal()),
             None => End::TimeLimit,
         };
-        Ok(Run { end, lines: std::mem::take(&mut self.seen) })
+        let (lines, events) = (std::mem::take(&mut self.seen), std::mem::take(&mut self.events));
+        Ok(Run { end, lines, events, lost: self.lost })
     }
 }
 

@@ -12,13 +12,14 @@ mod generate;
 mod log;
 
 use crate::build::System;
-use crate::machine::{End, Machine};
+use crate::machine::{End, Machine, Said};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use generate::{Snippet, Snippets};
 use log::Interrupt;
 use object::{Object, ObjectSection};
 use ringfence_abi::manifest::SECTION;
+use ringfence_link::event::{self, Event, Trap};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -127,24 +128,23 @@ fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> R
     let mut checksums = Vec::new();
     let mut module = 0;
     let mut last = String::new();
-    while let Some(line) = running.line_within(SILENCE) {
-        if let Some(report) = Report::parse(&line, module * PER_MODULE) {
-            reports.push(report);
-        } else if let Some(sum) = line.strip_prefix("snippets ") {
-            checksums.push(sum.to_string());
-            module += 1;
-        } else if let Some((sum, _)) = line.split_once("  text, read-only data") {
-            checksums.push(sum.to_string());
-            continue;
-        }
-        if line.starts_with("error: ") {
-            let rest: Vec<String> = std::iter::from_fn(|| running.line_within(SILENCE)).take(LINES_SHOWN).collect();
-            let around = batch.get(reports.len().saturating_sub(1)..).unwrap_or_default().iter().take(2);
-            let around: Vec<String> = around.map(|(number, snippet)| snippet.text(*number)).collect();
-            bail!("the run went wrong at {}: {line}\n{}", around.join(" or "), rest.join("\n"));
-        }
-        if !line.is_empty() {
-            last = line;
+    while let Some(said) = running.next_within(SILENCE) {
+        match said {
+            Said::Event(Event::Snippet(event::Snippet { number, trap, .. })) => {
+                reports.push(Report { index: module * PER_MODULE + number as usize, trap });
+            }
+            Said::Event(Event::Integrity { checksum, .. }) => checksums.push(checksum),
+            Said::Event(Event::Unloaded { .. }) => module += 1,
+            Said::Event(Event::Command { line, error: Some(error) }) => {
+                let rest: Vec<String> =
+                    std::iter::from_fn(|| running.next_within(SILENCE)).take(LINES_SHOWN).filter_map(in_line).collect();
+                let around = batch.get(reports.len().saturating_sub(1)..).unwrap_or_default().iter().take(2);
+                let around: Vec<String> = around.map(|(number, snippet)| snippet.text(*number)).collect();
+                bail!("the run went wrong at {}: '{line}': {error}\n{}", around.join(" or "), rest.join("\n"));
+            }
+            Said::Event(_) => {}
+            Said::Line(line) if line.is_empty() => {}
+            Said::Line(line) => last = line,
         }
     }
     let end = running.finish_within(Duration::from_secs(1))?;
@@ -160,7 +160,7 @@ fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> R
         bail!("the run ended badly ({}): {last}", end.description());
     }
     if checksums.iter().any(|sum| *sum != checksums[0]) {
-        find(reports.len() - 1, format!("the kernel's checksum changed, here or before: {checksums:?}"));
+        find(reports.len() - 1, format!("the kernel's checksum changed, here or before: {checksums:x?}"));
     }
     let interrupts = std::io::BufReader::new(std::fs::File::open(&log).context("QEMU left no log")?);
     compare(&reports, log::interrupts(interrupts), &mut find);
@@ -177,30 +177,11 @@ struct Report {
     trap: Option<Trap>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Trap {
-    vector: u64,
-    error_code: u64,
-    rip: u64,
-    rsp: u64,
-    cs: u64,
-    ss: u64,
-    rflags: u64,
-}
-
-impl Report {
-    /// From a line like `snippet 7 6 0 8000402d10 80017fffa0 d 1 246`, or one with another end in a word.
-    fn parse(line: &str, first: usize) -> Option<Report> {
-        let mut words = line.strip_prefix("snippet ")?.split(' ');
-        let index = first + words.next()?.parse::<usize>().ok()?;
-        let numbers: Vec<u64> = words.map_while(|word| u64::from_str_radix(word, 16).ok()).collect();
-        let trap = match numbers[..] {
-            [vector, error_code, rip, rsp, cs, ss, rflags] => {
-                Some(Trap { vector, error_code, rip, rsp, cs, ss, rflags })
-            }
-            _ => None,
-        };
-        Some(Report { index, trap })
+/// A line of the console.
+fn in_line(said: Said) -> Option<String> {
+    match said {
+        Said::Line(line) => Some(line),
+        Said::Event(_) => None,
     }
 }
 
@@ -300,14 +281,6 @@ mod tests {
         let mut found = Vec::new();
         compare(reports, interrupts.iter().copied(), &mut |_, what| found.push(what));
         found
-    }
-
-    #[test]
-    fn lines_are_read_as_the_kernel_prints_them() {
-        let line = "snippet 7 d 8 8000402d10 80017fffa0 d 1 246";
-        assert_eq!(Report::parse(line, 512), Some(Report { index: 519, trap: Some(trap()) }));
-        assert_eq!(Report::parse("snippet 8 overrun", 0), Some(Report { index: 8, trap: None }));
-        assert_eq!(Report::parse("snippets 1234", 0), None);
     }
 
     /// Each way in which a report can differ is found.

@@ -16,6 +16,7 @@ use hw::memory::has_room;
 use log::Level;
 use ringfence_core::dhcp::{Change, Client};
 use ringfence_core::servers::{Echoed, Servers, is_host};
+use ringfence_link::event::Event;
 use smoltcp::iface::{Config, Interface as Stack, SocketSet};
 use smoltcp::phy::{Loopback, Medium};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
@@ -289,6 +290,7 @@ impl Interface {
         if let (Some(address), Addressing::Dhcp(_)) = (self.told.first(), &self.addressing) {
             let text = format_args!("{}: address {address} from DHCP", self.name);
             console::say_because_of(&Source::by_itself(driver), Level::Info, text);
+            hw::link::tell(&Event::Address { name: self.name.as_str().into(), address: address.address().octets() });
             self.told_at = Some(Instant::now());
         }
     }

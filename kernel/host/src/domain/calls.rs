@@ -2,6 +2,7 @@
 
 use core::fmt;
 use ringfence_abi::service::{REGISTERS, Refusal, SERVICES, Service};
+use ringfence_link::event;
 
 /// A service's symbol.
 pub fn service_name(service: usize) -> &'static str {
@@ -40,6 +41,13 @@ impl Call {
     /// What it returned; `None` while it runs, and if it ended the driver.
     pub fn result(&self) -> Option<i64> {
         (self.result != Self::RUNS).then_some(self.result)
+    }
+
+    /// The same for programs.
+    pub fn event(&self) -> event::Call<'static> {
+        let taken = SERVICES.get(self.service).map_or(0, |service| service.registers().count());
+        let arguments = self.arguments.iter().copied().take(taken).collect();
+        event::Call { service: service_name(self.service).into(), arguments, result: self.result() }
     }
 
     /// Whether it was to offer something.

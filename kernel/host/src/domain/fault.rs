@@ -12,10 +12,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hw::arch::frame::TrapFrame;
 use hw::arch::{time, vector};
-use hw::console;
+use hw::{console, link};
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::upcall::{EXIT, INIT, POLL};
 use ringfence_core::descriptor::{SelectorName, describe_selector};
+use ringfence_link::event::Event;
 use spin::{Mutex, Once};
 
 /// Faults that are kept.
@@ -171,7 +172,8 @@ impl Fault {
 
     /// One that is like the one before it is a line, with how many there were.
     fn print(&self) {
-        let Words { headline, details } = self.words();
+        self.tell();
+        let Words { headline, details, .. } = self.words();
         // Where it was is the first of the details, if it was anywhere; what else is there is never the same.
         let place = details.lines().next().filter(|line| line.starts_with("    at ")).unwrap_or("");
         let done = self.done.lock().clone();
@@ -180,6 +182,17 @@ impl Fault {
             count => format!("fault: {headline}, as before: {count} in a row; {done}"),
         };
         console::report(&self.driver, self.by_itself, text);
+    }
+
+    /// Tells programs of it.
+    fn tell(&self) {
+        let Some(facts) = &self.words().facts else { return };
+        let mut fault = facts.clone();
+        let count = self.calls.iter().count();
+        fault.kind = self.kind.into();
+        fault.calls = self.calls.iter().skip(count.saturating_sub(CALLS_SHOWN)).map(|call| call.event()).collect();
+        fault.then = self.done.lock().clone().into();
+        link::tell(&Event::Fault(fault));
     }
 
     /// The report with all calls that are kept.
@@ -202,7 +215,7 @@ impl Fault {
     }
 
     fn text(&self, calls: usize) -> String {
-        let Words { headline, details } = self.words();
+        let Words { headline, details, .. } = self.words();
         format!("{headline}\n{details}{}\n    then: {}", Last(&self.calls, calls), self.done.lock())
     }
 }

@@ -2,11 +2,27 @@
 
 use super::{Domain, Handle};
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use hw::arch::time;
 use ringfence_core::life::State;
+use ringfence_link::event;
 
 impl Domain {
+    /// What it is and how it is, for programs.
+    pub fn event(&self) -> event::Driver<'_> {
+        event::Driver {
+            name: self.name.as_str().into(),
+            module: self.file.name.as_str().into(),
+            ring: self.ring() as u8,
+            slot: self.space.slot() as u64,
+            device: self.device.as_ref().map(|device| device.which().to_string().into()),
+            state: self.state().into(),
+            upcalls: self.upcalls,
+            cpu_ms: time::nanoseconds(self.turn.all_ticks) / 1_000_000,
+            restarts: self.restarts,
+        }
+    }
+
     /// What becomes of it, in a word or a few.
     pub fn state(&self) -> String {
         match self.life.state() {

@@ -10,14 +10,16 @@ use super::memory::describe;
 use super::virtio::{self, QueuePart};
 use super::{Domain, Ring};
 use crate::file::File;
+use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::fmt::Write;
 use hw::arch::Caller;
 use hw::arch::frame::TrapFrame;
 use hw::arch::{entry_area, line, time, vector};
+use hw::link;
 use hw::memory;
 use hw::symbols;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
@@ -29,6 +31,7 @@ use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
 use ringfence_core::extent::Extent;
 use ringfence_core::module::symbol_at;
 use ringfence_core::port_bitmap::Ports;
+use ringfence_link::event;
 use x86_64::VirtAddr;
 
 /// Words of the stack that are shown, and that are searched for return addresses.
@@ -416,6 +419,40 @@ impl Scene {
         writeln!(out, "{}, image {image} KiB, heap {heap} KiB, DMA {dma} KiB", others.join(", "))
     }
 
+    /// For programs. Its kind, its calls, and what becomes of it are not a scene's.
+    fn facts(&self, headline: &str) -> event::Fault<'static> {
+        let symbol = self.rip.and_then(|rip| self.symbol(rip.address));
+        let offset = |address: u64| address.checked_sub(self.image).filter(|offset| *offset < self.image_bytes);
+        event::Fault {
+            driver: self.name.clone().into(),
+            module: self.file.name.clone().into(),
+            version: self.manifest.version().to_string().into(),
+            ring: self.ring as u8,
+            slot: self.slot as u64,
+            kind: "".into(),
+            headline: headline.to_string().into(),
+            upcall: upcall::name(self.upcall).into(),
+            was_running: self.was_running,
+            upcalls: self.upcalls,
+            at_us: self.at_us,
+            address: self.accused.map(|accused| accused.address).or(dma_address(self.cause)),
+            rip: self.rip.map(|rip| rip.address),
+            offset: self.rip.and_then(|rip| offset(rip.address)),
+            function: symbol.map(|(name, ..)| symbols::Demangled(name).to_string().into()),
+            callers: self.callers.iter().filter_map(|caller| offset(caller.address)).collect(),
+            code: self.code.clone(),
+            stack: self.stack.iter().copied().take(STACK_SHOWN).collect(),
+            exception: self.frame.as_ref().map(|frame| event::Exception {
+                vector: frame.vector,
+                error_code: frame.error_code,
+                registers: frame.general(),
+                rflags: frame.rflags,
+            }),
+            calls: Vec::new(),
+            then: "".into(),
+        }
+    }
+
     fn place(&self, address: u64) -> Option<String> {
         place_name(&self.file, self.symbol(address))
     }
@@ -513,6 +550,8 @@ pub struct Words {
     pub headline: String,
     /// Where, registers, stack, and what it had: lines.
     pub details: String,
+    /// The same for programs, if one may listen: what a scene tells of that.
+    pub facts: Option<Box<event::Fault<'static>>>,
 }
 
 impl Words {
@@ -532,6 +571,7 @@ impl Words {
             let _ = write!(words.headline, ": {}", scene.last_words);
         }
         let _ = scene.write_details(&mut words.details);
+        words.facts = link::is_there().then(|| Box::new(scene.facts(&words.headline)));
         words
     }
 }

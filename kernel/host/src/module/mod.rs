@@ -13,15 +13,16 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hw::arch::watch;
-use hw::console;
 use hw::memory::{self, frames};
 use hw::pci::Function;
+use hw::{console, link};
 use log::Level;
 use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::module::Module;
+use ringfence_link::event::Event;
 use spin::Mutex;
 
 mod admission;
@@ -63,6 +64,7 @@ fn load_for(file: &File, ring: Ring, which: Option<Which>) -> Result<Handle, Loa
     if let Some(class) = class {
         class.attach(&handle);
     }
+    link::tell(&Event::Loaded(handle.lock().event()));
     Ok(handle)
 }
 
@@ -183,6 +185,7 @@ pub fn unload(name: &str) -> Result<(), LoadError> {
     end::quiesce(&mut domain);
     drop(domain);
     registry::remove(&handle);
+    link::tell(&Event::Unloaded { name: name.into() });
     Ok(())
 }
 

@@ -36,5 +36,6 @@ pub mod time;
 pub mod trap_stacks;
 pub mod traps;
 pub use gates::{Caller, caller};
+pub mod uart;
 pub mod vector;
 pub mod watch;

@@ -4,6 +4,7 @@
 use super::flood::{self, Allowed};
 use super::screen;
 use crate::arch::time;
+use crate::lock::Lock;
 use crate::println;
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -18,7 +19,7 @@ const LOG_LINES: usize = 512;
 const DRIVER_LINES: usize = 64;
 const DRIVER_BYTES: usize = 12 << 10;
 
-pub(super) static LOG: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
+static LOG: Lock<VecDeque<Line>> = Lock::new(VecDeque::new());
 
 /// A line of the log.
 #[derive(Clone)]

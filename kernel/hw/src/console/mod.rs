@@ -7,7 +7,8 @@
 //! * [`flood`]: how much of that is shown
 //! * [`screen`]: the last of it on a screen, for who looks there
 
-use crate::arch::port::IoPort;
+use crate::arch::uart::Uart;
+use crate::lock::Lock;
 use alloc::string::String;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,8 +17,6 @@ use embassy_sync::waitqueue::AtomicWaker;
 use heapless::spsc::Queue;
 use ringfence_core::line_editor::{ASK_COLUMNS, Event, LineEditor};
 use spin::Mutex;
-use uart_16550::Uart16550;
-use uart_16550::backend::PioBackend;
 use x86_64::instructions::interrupts::without_interrupts;
 
 mod flood;
@@ -26,20 +25,18 @@ pub mod screen;
 
 pub use kernel_log::{Source, Wanted, print_log, printable, quote, report, say_about, say_because_of, watch};
 
-/// COM1.
-const BASE_PORT: u16 = 0x3f8;
+const PORT: Uart = Uart::FIRST;
 /// Bytes of input that can wait here, so that Ctrl-C behind them is seen.
 const INPUT_BYTES: usize = 1 << 16;
 
 static MUTED: AtomicUsize = AtomicUsize::new(0);
-static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
-/// The same port, for the interrupt handler, which only receives: it must never wait for who is sending.
-static RECEIVER: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+/// Whether there is a port. Where there is none, each register reads as ones, and input would have no end.
+static HAS_PORT: AtomicBool = AtomicBool::new(false);
 static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
 static ON_INPUT: AtomicWaker = AtomicWaker::new();
 
 /// The line editor, from the first line that is typed on.
-static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
+static TYPED: Lock<Option<Typed>> = Lock::new(None);
 /// Columns of the terminal, if they are known.
 static COLUMNS: AtomicUsize = AtomicUsize::new(UNKNOWN);
 const UNKNOWN: usize = 0;
@@ -64,12 +61,8 @@ enum Shown {
 
 /// Opens the port and the log. Without a port all output is dropped.
 pub fn init() {
-    // SAFETY: the port is the kernel's; the two handles use different registers (see `RECEIVER`).
-    let open = || unsafe { Uart16550::new_port(BASE_PORT) }.ok();
-    let early = set_port_up();
-    // Where there is no port, each register reads as ones, and input would have no end.
-    *UART.lock() = early.as_ref().and_then(|_| open());
-    *RECEIVER.lock() = early.as_ref().and_then(|_| open());
+    let early = PORT.set_up(true);
+    HAS_PORT.store(early.is_some(), Ordering::Relaxed);
     {
         let mut input = INPUT.lock();
         for byte in early.into_iter().flatten() {
@@ -78,53 +71,6 @@ pub fn init() {
         }
     }
     kernel_log::init();
-}
-
-/// Sets the port up (PC16550D data sheet, 8): 115,200 baud, 8 bits, no parity, an interrupt for input. **What was typed before stays**:
-/// it is returned, and where some is, more may be on its way, so that the FIFOs are left off; turning them on empties them. `None` if
-/// there is no port.
-fn set_port_up() -> Option<heapless::Vec<u8, 64>> {
-    const DATA: u16 = 0;
-    const INTERRUPTS: u16 = 1;
-    const FIFO: u16 = 2;
-    const LINE: u16 = 3;
-    const MODEM: u16 = 4;
-    const LINE_STATUS: u16 = 5;
-    const SCRATCH: u16 = 7;
-    const DATA_READY: u8 = 1;
-    const EIGHT_BITS: u8 = 3;
-    const DIVISOR_LATCH: u8 = 1 << 7;
-    const FIFO_ON: u8 = 1;
-    const RECEIVE_INTERRUPT: u8 = 1;
-    /// DTR, RTS, and OUT2, which lets the interrupt out.
-    const READY: u8 = 0b1011;
-    let read = |register| IoPort::<u8>::new(BASE_PORT + register).read();
-    let write = |register, value| IoPort::<u8>::new(BASE_PORT + register).write(value);
-    // Where nothing is, nothing is kept, whatever reads come back with.
-    let keeps = |value| {
-        write(SCRATCH, value);
-        read(SCRATCH) == value
-    };
-    if !keeps(0x5a) || !keeps(0xa5) {
-        return None;
-    }
-    write(INTERRUPTS, 0);
-    write(LINE, EIGHT_BITS);
-    let mut early = heapless::Vec::new();
-    while !early.is_full() && read(LINE_STATUS) & DATA_READY != 0 {
-        // There is room.
-        let _ = early.push(read(DATA));
-    }
-    if early.is_empty() {
-        write(FIFO, FIFO_ON);
-    }
-    write(LINE, EIGHT_BITS | DIVISOR_LATCH);
-    write(DATA, 1);
-    write(INTERRUPTS, 0);
-    write(LINE, EIGHT_BITS);
-    write(MODEM, READY);
-    write(INTERRUPTS, RECEIVE_INTERRUPT);
-    Some(early)
 }
 
 /// Nothing is written as long as this is there. The log is kept all the same.
@@ -147,41 +93,23 @@ pub fn write_bytes(bytes: &[u8]) {
     if MUTED.load(Ordering::Relaxed) > 0 {
         return;
     }
-    without_interrupts(|| {
-        if let Some(uart) = UART.lock().as_mut() {
-            uart.send_bytes_exact(bytes);
-        }
-    });
+    if has_port() {
+        without_interrupts(|| bytes.iter().for_each(|byte| PORT.send(*byte)));
+    }
 }
 
 /// Waits until all that was written is out. A port that never says so is not waited for.
 pub fn drain() {
-    const LINE_STATUS: u16 = BASE_PORT + 5;
-    const TRANSMITTER_EMPTY: u8 = 1 << 6;
-    for _ in 0..1_000_000 {
-        if IoPort::<u8>::new(LINE_STATUS).read() & TRANSMITTER_EMPTY != 0 {
-            break;
-        }
-    }
+    PORT.drain();
 }
 
-/// Breaks whatever lock a panic may have hit, so that it can still speak.
-///
-/// # Safety
-/// Who holds one must never go on.
-pub(crate) unsafe fn break_locks() {
+/// The kernel has panicked: all that is printed is shown from here on, whatever was under way.
+pub(crate) fn take_over() {
     MUTED.store(0, Ordering::Relaxed);
-    // SAFETY: as the caller says.
-    unsafe {
-        UART.force_unlock();
-        CAPTURED.force_unlock();
-        core::mem::forget(CAPTURED.lock().take());
-        TYPED.force_unlock();
-        // Not dropped: that takes the heap's lock. Nor is it shown again, which may allocate.
-        core::mem::forget(TYPED.lock().take());
-        kernel_log::LOG.force_unlock();
-        screen::SCREEN.force_unlock();
-    }
+    // Not dropped: that takes the heap's lock. Nor is the line that was typed shown again, which may allocate.
+    core::mem::forget(CAPTURED.lock().take());
+    core::mem::forget(TYPED.lock().take());
+    screen::take_over();
 }
 
 /// Whether commands come from a file or a pipe, and nobody is there to press a key.
@@ -189,7 +117,7 @@ static IS_PIPED: AtomicBool = AtomicBool::new(false);
 
 /// Whether there is a port.
 pub fn has_port() -> bool {
-    UART.lock().is_some()
+    HAS_PORT.load(Ordering::Relaxed)
 }
 
 /// Nobody is there to press a key.
@@ -320,7 +248,7 @@ pub fn show_line() {
 struct Console;
 
 /// What a command prints, while that is kept to be shown a page at a time.
-static CAPTURED: Mutex<Option<Captured>> = Mutex::new(None);
+static CAPTURED: Lock<Option<Captured>> = Lock::new(None);
 /// Most of it that is kept, in bytes.
 const MOST_CAPTURED: usize = 256 << 10;
 
@@ -406,17 +334,17 @@ macro_rules! println {
 
 /// The serial interrupt: moves input into the ring. What does not fit stays in the port, which then takes no more, and who sends waits.
 pub fn receive() {
-    if let (Some(mut receiver), Some(mut input)) = (RECEIVER.try_lock(), INPUT.try_lock()) {
-        fill(&mut receiver, &mut input);
+    if let Some(mut input) = INPUT.try_lock() {
+        fill(&mut input);
     }
     ON_INPUT.wake();
 }
 
 /// Moves as much input into the ring as there is room for.
-fn fill(receiver: &mut Option<Uart16550<PioBackend>>, input: &mut Queue<u8, INPUT_BYTES>) {
-    let Some(receiver) = receiver else { return };
+fn fill(input: &mut Queue<u8, INPUT_BYTES>) {
     while !input.is_full()
-        && let Ok(byte) = receiver.try_receive_byte()
+        && has_port()
+        && let Some(byte) = PORT.receive()
     {
         // There is room.
         let _ = input.enqueue(byte);
@@ -434,7 +362,7 @@ pub fn take_interrupt(waker: &Waker) -> bool {
         (0..=place).for_each(|_| {
             input.dequeue();
         });
-        fill(&mut RECEIVER.lock(), &mut input);
+        fill(&mut input);
         true
     })
 }
@@ -451,7 +379,7 @@ pub fn read_byte() -> Option<u8> {
         let byte = input.dequeue();
         // What was left in the port raises no interrupt any more.
         if input.is_empty() || byte.is_none() {
-            fill(&mut RECEIVER.lock(), &mut input);
+            fill(&mut input);
         }
         byte.or_else(|| input.dequeue())
     })

@@ -10,13 +10,13 @@ use alloc::vec::Vec;
 use bootloader_api::info::{FrameBuffer, FrameBufferInfo};
 
 use crate::arch::port::IoPort;
+use crate::lock::Lock;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::Timer;
-use spin::Mutex;
 use spleen_font::FONT_8X16;
 
 const TITLE: &str =
@@ -26,11 +26,11 @@ const NO_PORT: &str =
 /// Milliseconds between two looks at the log.
 const PAUSE_MS: u64 = 50;
 
-pub(super) static SCREEN: Mutex<Option<Screen>> = Mutex::new(None);
+static SCREEN: Lock<Option<Screen>> = Lock::new(None);
 static IS_OLD: AtomicBool = AtomicBool::new(false);
 static ON_OLD: AtomicWaker = AtomicWaker::new();
 
-pub(super) struct Screen {
+struct Screen {
     surface: Surface,
     /// In characters.
     columns: usize,

@@ -78,10 +78,16 @@ fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 /// Frames in a piece.
 const AT_ONCE: usize = 16;
 
+/// `count` frames in a row from physical address `address` on, for this file alone: it hands them out right now, or takes them back, or has
+/// them in the allocator.
+fn in_hand(address: u64, count: usize) -> SharedMemory {
+    // SAFETY: there is nobody else who has them.
+    unsafe { SharedMemory::new(address, count * PAGE_SIZE as usize) }
+}
+
 /// A frame that nobody has, for a moment.
 fn nobodys(frame: usize) -> SharedMemory {
-    // SAFETY: this file hands it out or takes it back right now, or has it in the allocator: there is nobody who could do that meanwhile.
-    unsafe { SharedMemory::new(frame as u64 * PAGE_SIZE, PAGE_SIZE as usize) }
+    in_hand(frame as u64 * PAGE_SIZE, 1)
 }
 
 /// Zeroed frames in a row that are owned: they are free again when this goes.
@@ -94,8 +100,7 @@ pub struct Frames {
 impl Frames {
     /// `count` of them.
     pub fn new(count: usize) -> Result<Frames, OutOfMemory> {
-        // SAFETY: nobody else has them.
-        let frames = unsafe { Frames::from_raw(allocate(count)?, count) };
+        let frames = Frames { memory: in_hand(allocate(count)?, count), is_kept: AtomicBool::new(false) };
         frames.zero();
         Ok(frames)
     }
@@ -105,9 +110,7 @@ impl Frames {
     /// # Safety
     /// Nobody else may have these frames.
     pub(super) unsafe fn from_raw(address: u64, count: usize) -> Frames {
-        // SAFETY: as the caller says.
-        let memory = unsafe { SharedMemory::new(address, count * PAGE_SIZE as usize) };
-        Frames { memory, is_kept: AtomicBool::new(false) }
+        Frames { memory: in_hand(address, count), is_kept: AtomicBool::new(false) }
     }
 
     /// Their physical address, by which they can be had back.

@@ -1,0 +1,109 @@
+//! Serial ports of the PC (PC16550D data sheet, 8).
+
+use super::port::IoPort;
+
+/// Registers, as offsets from the first port.
+const DATA: u16 = 0;
+const INTERRUPTS: u16 = 1;
+const FIFO: u16 = 2;
+const LINE: u16 = 3;
+const MODEM: u16 = 4;
+const LINE_STATUS: u16 = 5;
+const SCRATCH: u16 = 7;
+/// Bits of the line status.
+const DATA_READY: u8 = 1;
+const CAN_SEND: u8 = 1 << 5;
+const ALL_SENT: u8 = 1 << 6;
+
+/// Bytes that can be sent at once when the port says that it can send.
+pub const FIFO_BYTES: usize = 16;
+
+/// A port.
+#[derive(Debug, Clone, Copy)]
+pub struct Uart {
+    base: u16,
+}
+
+impl Uart {
+    /// COM1 and COM2.
+    pub const FIRST: Uart = Uart { base: 0x3f8 };
+    /// See `FIRST`.
+    pub const SECOND: Uart = Uart { base: 0x2f8 };
+
+    fn read(self, register: u16) -> u8 {
+        IoPort::new(self.base + register).read()
+    }
+
+    fn write(self, register: u16, value: u8) {
+        IoPort::new(self.base + register).write(value);
+    }
+
+    /// Sets it up: 115,200 baud, 8 bits, no parity, an interrupt for input if it `listens`. **What has come before stays**: it is returned,
+    /// and where some has, more may be on its way, so that the FIFOs are left off; turning them on empties them. `None` if there is no
+    /// port.
+    pub fn set_up(self, listens: bool) -> Option<heapless::Vec<u8, 64>> {
+        const EIGHT_BITS: u8 = 3;
+        const DIVISOR_LATCH: u8 = 1 << 7;
+        const FIFO_ON: u8 = 1;
+        const RECEIVE_INTERRUPT: u8 = 1;
+        /// DTR, RTS, and OUT2, which lets the interrupt out.
+        const READY: u8 = 0b1011;
+        // Where nothing is, nothing is kept, whatever reads come back with.
+        let keeps = |value| {
+            self.write(SCRATCH, value);
+            self.read(SCRATCH) == value
+        };
+        if !keeps(0x5a) || !keeps(0xa5) {
+            return None;
+        }
+        self.write(INTERRUPTS, 0);
+        self.write(LINE, EIGHT_BITS);
+        let mut early = heapless::Vec::new();
+        while !early.is_full() && self.read(LINE_STATUS) & DATA_READY != 0 {
+            // There is room.
+            let _ = early.push(self.read(DATA));
+        }
+        if early.is_empty() {
+            self.write(FIFO, FIFO_ON);
+        }
+        self.write(LINE, EIGHT_BITS | DIVISOR_LATCH);
+        self.write(DATA, 1);
+        self.write(INTERRUPTS, 0);
+        self.write(LINE, EIGHT_BITS);
+        self.write(MODEM, READY);
+        self.write(INTERRUPTS, if listens { RECEIVE_INTERRUPT } else { 0 });
+        Some(early)
+    }
+
+    /// Whether it takes [`FIFO_BYTES`] bytes to send, if its FIFOs are on; otherwise one.
+    pub fn can_send(self) -> bool {
+        self.read(LINE_STATUS) & CAN_SEND != 0
+    }
+
+    /// Sends a byte, when it [can](Uart::can_send).
+    pub fn put(self, byte: u8) {
+        self.write(DATA, byte);
+    }
+
+    /// Waits until it can send, and sends a byte.
+    pub fn send(self, byte: u8) {
+        while !self.can_send() {
+            core::hint::spin_loop();
+        }
+        self.put(byte);
+    }
+
+    /// The next byte that has come.
+    pub fn receive(self) -> Option<u8> {
+        (self.read(LINE_STATUS) & DATA_READY != 0).then(|| self.read(DATA))
+    }
+
+    /// Waits until all is sent. A port that never says so is not waited for.
+    pub fn drain(self) {
+        for _ in 0..1_000_000 {
+            if self.read(LINE_STATUS) & ALL_SENT != 0 {
+                break;
+            }
+        }
+    }
+}

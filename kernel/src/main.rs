@@ -1,9 +1,10 @@
-//! The Ringfence kernel: loads driver modules into ring 1, where they cannot hurt it, and into ring 0 once they have
-//! earned it.
+//! The Ringfence kernel: loads driver modules into ring 1, where they cannot hurt it, and into ring
+//! 0 once they have earned it.
 //!
-//! Here is what nothing else imports: the way up, the shell, the benchmark, and the kernel's own end. Where to read on:
-//! [`host::domain`] is what a loaded driver is; `hw/src/arch/entry.S` with [`hw::upcall`] is how it is entered and left;
-//! [`host::service`] is what it may ask for; [`host::module`] is how it gets in. `docs/architecture.md` has the map.
+//! Here is what nothing else imports: the way up, the shell, the benchmark, and the kernel's own
+//! end. Where to read on: [`host::domain`] is what a loaded driver is; `hw/src/arch/entry.S` with
+//! [`hw::upcall`] is how it is entered and left; [`host::service`] is what it may ask for;
+//! [`host::module`] is how it gets in. `docs/architecture.md` has the map.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]

@@ -1,5 +1,5 @@
-//! Trials: a module whose code was changed takes the place of a running driver, is put to work, and the good one takes
-//! its place again. What a fault-injection campaign does, one change at a time.
+//! Trials: a module whose code was changed takes the place of a running driver, is put to work, and
+//! the good one takes its place again. What a fault-injection campaign does, one change at a time.
 
 use alloc::string::{String, ToString};
 use embassy_futures::select::{Either, select};
@@ -19,27 +19,28 @@ use ringfence_abi::manifest::Policy;
 pub struct Outcome {
     /// Whether the changed instruction was executed.
     pub activated: bool,
-    /// One word: the kind of the fault that ended it ([`fault::kind`]); `refused` if its `init` failed after a service had refused
-    /// something, `init-failed` if it did without, or it did not come to that; `wrong` if the work failed though it still ran; or
-    /// `fine`.
+    /// One word: the kind of the fault that ended it ([`fault::kind`]); `refused` if its `init`
+    /// failed after a service had refused something, `init-failed` if it did without, or it did not
+    /// come to that; `wrong` if the work failed though it still ran; or `fine`.
     pub kind: &'static str,
     /// The fault's first line, or what failed.
     pub why: String,
     /// Whether the good module did the work afterwards; if not, why.
     pub restored: Result<(), String>,
-    /// From the fault of the changed module, if it had one, until the good one had done all that it must do, in
-    /// microseconds.
+    /// From the fault of the changed module, if it had one, until the good one had done all that it
+    /// must do, in microseconds.
     pub restore_us: Option<u64>,
     /// Checksum of what of the kernel must never change.
     pub checksum: u64,
     /// Free frames.
     pub free: u64,
-    /// Frames that were written to though nobody had them: what a device was told to, if the changed module is sandboxed.
+    /// Frames that were written to though nobody had them: what a device was told to, if the
+    /// changed module is sandboxed.
     pub stray: u64,
 }
 
-/// A changed module in the place of a good one, which takes its place again at the latest when this goes: a person's
-/// Ctrl-C drops a trial that is half done.
+/// A changed module in the place of a good one, which takes its place again at the latest when this
+/// goes: a person's Ctrl-C drops a trial that is half done.
 struct Mutant<'a> {
     handle: Handle,
     good: &'a File,
@@ -57,7 +58,8 @@ impl Mutant<'_> {
         let good = module::replace(&self.handle, self.good, Ring::Sandboxed, None);
         let mut driver = good.as_ref().unwrap_or(&self.handle).lock();
         driver.life.set_policy(self.policy);
-        // If it could not be replaced, it is the good one that is to be tried again, and not the changed one.
+        // If it could not be replaced, it is the good one that is to be tried again, and not the
+        // changed one.
         driver.file = self.good.clone();
         drop(driver);
         good.map(drop).map_err(|error| {
@@ -78,12 +80,12 @@ impl Drop for Mutant<'_> {
     }
 }
 
-/// Puts `patched` in the place of the driver `handle`, does `work`, and puts `good` in its place. That is done, too, if
-/// the future is dropped before it is ready.
+/// Puts `patched` in the place of the driver `handle`, does `work`, and puts `good` in its place.
+/// That is done, too, if the future is dropped before it is ready.
 ///
-/// `watched` is the offset in the image of the instruction that was changed. The lists of commands are: the work for the
-/// changed module; what the good one checks of that work, if it seemed to be done; and what the good one must do after all. `run_all` runs
-/// one.
+/// `watched` is the offset in the image of the instruction that was changed. The lists of commands
+/// are: the work for the changed module; what the good one checks of that work, if it seemed to be
+/// done; and what the good one must do after all. `run_all` runs one.
 pub async fn run(
     handle: Handle,
     good: &File,

@@ -1,4 +1,5 @@
-//! A small harness for tests that boot the whole system: each test is a few lines over [`boot_well`] or [`boot_badly`].
+//! A small harness for tests that boot the whole system: each test is a few lines over
+//! [`boot_well`] or [`boot_badly`].
 //!
 //! Every run has a time limit, and passes only with the agreed status *and* the agreed last line.
 
@@ -14,7 +15,8 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Longest run of a test that does not name another limit: far more than any takes on an idle machine.
+/// Longest run of a test that does not name another limit: far more than any takes on an idle
+/// machine.
 pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 
 /// The system, built once.
@@ -31,8 +33,8 @@ pub fn bare(commands: &str) -> Machine {
     machine
 }
 
-/// A machine with a network card and a SCSI adapter, and their drivers, on the mainboard that the environment's `RINGFENCE_MACHINE`
-/// names if it does, that runs `commands`, separated by `;`.
+/// A machine with a network card and a SCSI adapter, and their drivers, on the mainboard that the
+/// environment's `RINGFENCE_MACHINE` names if it does, that runs `commands`, separated by `;`.
 pub fn machine(commands: &str) -> Machine {
     let mut machine = Machine { timeout: Some(TIME_LIMIT), ..Machine::default() };
     if let Ok(board) = std::env::var("RINGFENCE_MACHINE") {
@@ -50,7 +52,8 @@ pub fn unfenced(mut machine: Machine) -> Machine {
 
 /// A run that has ended: its console, which it is as text, and what the kernel told programs.
 ///
-/// **A test asks the events for what happened**, and the console only for a sentence that it is about.
+/// **A test asks the events for what happened**, and the console only for a sentence that it is
+/// about.
 #[derive(Debug)]
 pub struct Ran {
     run: Run,
@@ -185,7 +188,8 @@ impl Ran {
         })
     }
 
-    /// Checksums of what of the kernel must never change, and frames that somebody wrote to, each time that `integrity` was asked.
+    /// Checksums of what of the kernel must never change, and frames that somebody wrote to, each
+    /// time that `integrity` was asked.
     pub fn integrity(&self) -> Vec<(u64, u64)> {
         self.each(|event| match event {
             Event::Integrity { checksum, stray } => Some((*checksum, *stray)),
@@ -236,7 +240,8 @@ pub fn assert_says(text: &str, part: &str) {
     assert!(text.lines().any(|line| line.contains(part)), "no line has '{part}':\n{text}");
 }
 
-/// Asserts that the driver called `name` was ended for what has `part` in its headline: what it did, and in what.
+/// Asserts that the driver called `name` was ended for what has `part` in its headline: what it
+/// did, and in what.
 #[track_caller]
 pub fn assert_fault(run: &Ran, name: &str, part: &str) {
     let headlines: Vec<&str> = run.faults(name).into_iter().map(|fault| &*fault.headline).collect();
@@ -246,7 +251,8 @@ pub fn assert_fault(run: &Ran, name: &str, part: &str) {
     );
 }
 
-/// Waits until another driver has come in the place of the one called `name`; how often that has happened.
+/// Waits until another driver has come in the place of the one called `name`; how often that has
+/// happened.
 #[track_caller]
 pub fn wait_for_restart(running: &mut Running, name: &str) -> u64 {
     let restarted = |event| match event {
@@ -256,11 +262,12 @@ pub fn wait_for_restart(running: &mut Running, name: &str) -> u64 {
     running.wait_for_event("a restart", restarted).expect("it is restarted")
 }
 
-/// Commands that ask whether an attack has hurt anybody: a second driver, `template`, must answer, and the kernel says how
-/// it is and how much memory is free.
+/// Commands that ask whether an attack has hurt anybody: a second driver, `template`, must answer,
+/// and the kernel says how it is and how much memory is free.
 pub const HEALTH: &str = "tell template still there; integrity; mem";
 
-/// Asserts that [`HEALTH`] was asked `times` times, and that all was well each time and the same as the first time.
+/// Asserts that [`HEALTH`] was asked `times` times, and that all was well each time and the same as
+/// the first time.
 #[track_caller]
 pub fn assert_unharmed(text: &str, times: usize) {
     let wanted = [
@@ -275,7 +282,8 @@ pub fn assert_unharmed(text: &str, times: usize) {
     }
 }
 
-/// Asserts that `integrity` was asked, and that what must never change of the kernel was the same each time.
+/// Asserts that `integrity` was asked, and that what must never change of the kernel was the same
+/// each time.
 #[track_caller]
 pub fn assert_intact(run: &Ran) {
     let sums: Vec<u64> = run.integrity().into_iter().map(|(sum, _)| sum).collect();

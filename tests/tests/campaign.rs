@@ -1,5 +1,6 @@
-//! Broken drivers, made from good ones by changing one instruction at a time: whatever becomes of them in ring 1, the
-//! kernel is as it was and the service comes back. `cargo run -- campaign` does more of the same.
+//! Broken drivers, made from good ones by changing one instruction at a time: whatever becomes of
+//! them in ring 1, the kernel is as it was and the service comes back. `cargo run -- campaign` does
+//! more of the same.
 
 use ringfence::campaign::report::{self, KERNEL_DEATH};
 use ringfence::campaign::{self, Options, Outcome};

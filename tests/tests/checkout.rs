@@ -45,7 +45,8 @@ fn a_copied_checkout_is_what_is_built() {
         }
         command
     };
-    // By itself, wherever it is started; and as 'cargo run' starts it, if the folder was only moved and the runner is elsewhere.
+    // By itself, wherever it is started; and as 'cargo run' starts it, if the folder was only moved
+    // and the runner is elsewhere.
     run(clean(&runner).current_dir("/"));
     let own = ringfence_tests::runner();
     run(clean(own.as_ref()).env("CARGO_PKG_NAME", "ringfence").env("CARGO_MANIFEST_DIR", copy.join("boot/runner")));

@@ -153,7 +153,8 @@ fn every_dependency_of_the_kernel_has_a_reason() {
     assert!(count > 20, "only {count} dependencies were found");
 }
 
-/// What is between two marks in `docs/abi.md` is made from the ABI's tables. `RINGFENCE_BLESS=1` writes it.
+/// What is between two marks in `docs/abi.md` is made from the ABI's tables. `RINGFENCE_BLESS=1`
+/// writes it.
 #[test]
 fn the_tables_of_the_abi_are_current() {
     use ringfence_abi::manifest::Kind;

@@ -1,4 +1,5 @@
-//! The module loader against damaged files: whatever the bytes are, it returns, and what it accepts is sound.
+//! The module loader against damaged files: whatever the bytes are, it returns, and what it accepts
+//! is sound.
 
 use proptest::prelude::*;
 use ringfence_abi::layout::IMAGE_MAX;
@@ -88,7 +89,8 @@ fn refusal(file: &[u8]) -> ModuleError {
     Module::parse(file).map(|_| ()).expect_err("it is refused")
 }
 
-/// Relocations that do nothing, looked at over and over: that would take the machine's time at each load.
+/// Relocations that do nothing, looked at over and over: that would take the machine's time at each
+/// load.
 #[test]
 fn relocations_that_do_nothing_are_counted() {
     const EACH: usize = 1000;
@@ -102,8 +104,8 @@ fn relocations_that_do_nothing_are_counted() {
     assert!(matches!(refused, ModuleError::TooMany("relocations", total, _) if total > MAX_RELOCATIONS), "{refused:?}");
 }
 
-/// Tables that are looked through for each entry of others, and names without an end, which would be for each symbol: that
-/// would take the square of the file's length.
+/// Tables that are looked through for each entry of others, and names without an end, which would
+/// be for each symbol: that would take the square of the file's length.
 #[test]
 fn tables_have_an_end() {
     let mut file = modules()[0].clone();

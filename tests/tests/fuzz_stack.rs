@@ -1,5 +1,6 @@
-//! The network stack and the servers above it, as the kernel puts them together, with a peer that sends what it likes: whole
-//! conversations, from a seed, of segments that are nearly right. Nothing may panic: in the kernel that would be its end.
+//! The network stack and the servers above it, as the kernel puts them together, with a peer that
+//! sends what it likes: whole conversations, from a seed, of segments that are nearly right.
+//! Nothing may panic: in the kernel that would be its end.
 
 use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
 use ringfence_core::dhcp::{self, Change, Client};
@@ -92,7 +93,8 @@ impl Device for Wire {
     }
 }
 
-/// One end of a TCP connection, as the peer sees it: what it would send and acknowledge next if it meant well.
+/// One end of a TCP connection, as the peer sees it: what it would send and acknowledge next if it
+/// meant well.
 struct Talk {
     own_port: u16,
     stack_port: u16,
@@ -236,7 +238,8 @@ impl Conversation {
         self.packet(IpProtocol::Udp, &message)
     }
 
-    /// What a DHCP server says (RFC 2131): an offer, an acknowledgement or a refusal, with a lease that makes sense or not.
+    /// What a DHCP server says (RFC 2131): an offer, an acknowledgement or a refusal, with a lease
+    /// that makes sense or not.
     fn lease(&mut self) -> Vec<u8> {
         const COOKIE: [u8; 4] = [99, 130, 83, 99];
         let mut message = vec![0; 8 + 236];

@@ -1,4 +1,5 @@
-//! The kernel is a stack of layers: no file imports anything from a layer above its own, and few files import each other in a circle.
+//! The kernel is a stack of layers: no file imports anything from a layer above its own, and few
+//! files import each other in a circle.
 
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::DiGraph;
@@ -6,8 +7,9 @@ use proc_macro2::{TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The crates that the kernel is made of, from the bottom to the top, and the folders and files right below their roots, as well. A class
-/// is one layer. `docs/architecture.md` says what each is for. Cargo keeps the order of the crates; the order within them is kept here.
+/// The crates that the kernel is made of, from the bottom to the top, and the folders and files
+/// right below their roots, as well. A class is one layer. `docs/architecture.md` says what each is
+/// for. Cargo keeps the order of the crates; the order within them is kept here.
 const LAYERS: [(&str, &str, &[&str]); 6] = [
     (
         "hw",
@@ -63,7 +65,8 @@ fn has_layers(name: &str) -> bool {
     LAYERS.iter().any(|(layer, _, below)| *layer == name && !below.is_empty())
 }
 
-/// All paths that `tokens` name, those of `use` with all that is between braces. `::` is two tokens.
+/// All paths that `tokens` name, those of `use` with all that is between braces. `::` is two
+/// tokens.
 fn paths(tokens: TokenStream) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     collect(tokens, &[], &mut found);

@@ -35,7 +35,8 @@ fn statuses_tell_how_a_run_ended() {
     assert_eq!(status("help", &["--nonsense"]), Some(4));
 }
 
-/// A person at the console leaves with Ctrl-] X; QEMU ends with the same status after a triple fault.
+/// A person at the console leaves with Ctrl-] X; QEMU ends with the same status after a triple
+/// fault.
 #[test]
 fn a_triple_fault_at_the_console_is_told_from_leaving() {
     ringfence_tests::system();
@@ -110,7 +111,8 @@ fn json_is_one_object_a_line() {
     assert_eq!(lines.last().unwrap()["status"], 0);
 }
 
-/// What another bootloader needs can be had as files; the ramdisk has the kernel, too, for this one.
+/// What another bootloader needs can be had as files; the ramdisk has the kernel, too, for this
+/// one.
 #[test]
 fn the_parts_are_written_for_other_bootloaders() {
     let directory = tempfile::tempdir().unwrap();
@@ -123,7 +125,8 @@ fn the_parts_are_written_for_other_bootloaders() {
     assert!(ramdisk.len() > kernel.len() && ramdisk.windows(5).any(|bytes| bytes == b"e1000"));
 }
 
-/// gdb finds a module's functions in the slot that it is told. Where there is no gdb, only what it is told is looked at.
+/// gdb finds a module's functions in the slot that it is told. Where there is no gdb, only what it
+/// is told is looked at.
 #[test]
 fn gdb_finds_the_functions_of_a_module() {
     let system = ringfence_tests::system();

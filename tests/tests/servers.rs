@@ -1,4 +1,5 @@
-//! The kernel's servers and clients that come, talk and vanish, in a time that is counted and not waited for.
+//! The kernel's servers and clients that come, talk and vanish, in a time that is counted and not
+//! waited for.
 
 use ringfence_abi::net::MAX_FRAME;
 use ringfence_core::servers::{CONNECTIONS, Servers};

@@ -1,4 +1,5 @@
-//! Made-up machine code in ring 1: its ends are those that QEMU logged. `cargo run -- snippets` does more of the same.
+//! Made-up machine code in ring 1: its ends are those that QEMU logged. `cargo run -- snippets`
+//! does more of the same.
 
 use ringfence::snippets::{self, Options};
 use ringfence_tests::system;

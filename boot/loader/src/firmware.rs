@@ -1,5 +1,5 @@
-//! What whoever started us says about the machine. Everything is copied out at once: GRUB may put its information
-//! into memory that is handed out later.
+//! What whoever started us says about the machine. Everything is copied out at once: GRUB may put
+//! its information into memory that is handed out later.
 
 use crate::BootError;
 use bootloader_api::info::{FrameBufferInfo, PixelFormat};
@@ -68,7 +68,8 @@ impl Firmware {
     }
 }
 
-/// Reads the start information of a PVH loader at physical address `information` (xen/include/public/arch-x86/hvm/start_info.h).
+/// Reads the start information of a PVH loader at physical address `information`
+/// (xen/include/public/arch-x86/hvm/start_info.h).
 pub fn pvh(information: u32) -> Result<Firmware, BootError> {
     let mut firmware = Firmware::new();
     // SAFETY: the first 4 GiB are identity-mapped and nothing of them has been handed out yet.
@@ -80,8 +81,8 @@ pub fn pvh(information: u32) -> Result<Firmware, BootError> {
     firmware.rsdp = Some(reader.raw().rsdp_paddr).filter(|address| *address != 0);
     let (list, count) = (reader.raw().modlist_paddr, reader.raw().nr_modules);
     if count > 0 && list != 0 {
-        // The first two words of an entry. Not every firmware aligns them: qboot's are at a multiple of 4.
-        // SAFETY: as above.
+        // The first two words of an entry. Not every firmware aligns them: qboot's are at a
+        // multiple of 4. SAFETY: as above.
         let [start, len_bytes] = unsafe { (list as *const [u64; 2]).read_unaligned() };
         let is_mapped = start != 0 && start.checked_add(len_bytes).is_some_and(|end| end <= 1 << 32);
         if !is_mapped {
@@ -93,7 +94,8 @@ pub fn pvh(information: u32) -> Result<Firmware, BootError> {
     firmware.finish()
 }
 
-/// Reads the boot information of a multiboot2 loader at physical address `information` (Multiboot2 specification 3.6).
+/// Reads the boot information of a multiboot2 loader at physical address `information` (Multiboot2
+/// specification 3.6).
 pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
     let mut firmware = Firmware::new();
     // SAFETY: the first 4 GiB are identity-mapped and nothing of them has been handed out yet.

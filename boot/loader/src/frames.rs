@@ -1,4 +1,5 @@
-//! Hands out physical memory from the bottom up, and tells the kernel afterwards which memory is still free.
+//! Hands out physical memory from the bottom up, and tells the kernel afterwards which memory is
+//! still free.
 
 use crate::BootError;
 use crate::firmware::{Firmware, Region};
@@ -66,8 +67,8 @@ impl<'a> Frames<'a> {
         self.firmware.regions().len() * (2 * self.kept.len() + 3)
     }
 
-    /// Writes the memory map for the kernel into `map`, which has room for [`Frames::map_len`] regions; returns how
-    /// many it wrote. Nothing may be allocated afterwards.
+    /// Writes the memory map for the kernel into `map`, which has room for [`Frames::map_len`]
+    /// regions; returns how many it wrote. Nothing may be allocated afterwards.
     pub fn write_map(&self, map: *mut MemoryRegion) -> usize {
         let mut written = 0;
         let mut push = |start: u64, end: u64, kind: MemoryRegionKind| {
@@ -83,7 +84,8 @@ impl<'a> Frames<'a> {
                 push(region.start, region.end, MemoryRegionKind::UnknownBios(region.kind));
                 continue;
             }
-            // Low memory is left alone; then, up to `next`, all is taken; then all but the kept ranges is free.
+            // Low memory is left alone; then, up to `next`, all is taken; then all but the kept
+            // ranges is free.
             let low = region.end.min(LOWEST);
             push(region.start, low, MemoryRegionKind::UnknownBios(region.kind));
             let mut at = region.start.max(LOWEST);

@@ -45,7 +45,8 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
         space.map_segment(frames, &segment, bytes)?;
     }
 
-    // What the kernel's configuration asks for. Fixed addresses first, so that dynamic ones avoid them.
+    // What the kernel's configuration asks for. Fixed addresses first, so that dynamic ones avoid
+    // them.
     let mappings = &config.mappings;
     for mapping in [Some(mappings.kernel_stack), Some(mappings.boot_info), mappings.physical_memory] {
         if let Some(Mapping::FixedAddress(address)) = mapping {
@@ -88,7 +89,8 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
         Some(base + (ramdisk - page))
     };
 
-    // The boot information, and behind it the memory map, which is written last because writing it allocates nothing.
+    // The boot information, and behind it the memory map, which is written last because writing it
+    // allocates nothing.
     let info_va = space.choose(mappings.boot_info)?;
     let map_offset = (size_of::<BootInfo>() as u64).next_multiple_of(align_of::<MemoryRegion>() as u64);
     let info_len = (map_offset + (frames.map_len() * size_of::<MemoryRegion>()) as u64).next_multiple_of(FRAME);
@@ -114,11 +116,13 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
     // SAFETY: the frames hold it, and are identity-mapped here.
     unsafe { (info_pa as *mut BootInfo).write(info) };
 
-    // SAFETY: the new tables map the kernel, its stack, the boot information and, identically, this code.
+    // SAFETY: the new tables map the kernel, its stack, the boot information and, identically, this
+    // code.
     unsafe { enter_kernel(elf.ehdr.e_entry, stack_bottom + stack_len, space.root, info_va) }
 }
 
-/// The screen as the kernel sees it, if it lies within the physical memory that is mapped, which ends at `top`.
+/// The screen as the kernel sees it, if it lies within the physical memory that is mapped, which
+/// ends at `top`.
 fn frame_buffer(firmware: &Firmware, physical_memory_offset: Option<u64>, top: u64) -> Option<FrameBuffer> {
     let screen = firmware.screen.as_ref()?;
     let end = screen.start.checked_add(screen.info.byte_len as u64)?;
@@ -247,6 +251,7 @@ fn index(va: u64, level: u8) -> usize {
 }
 
 fn table(pa: u64) -> &'static mut PageTable {
-    // SAFETY: tables are frames of this loader, identity-mapped, and used through one reference at a time.
+    // SAFETY: tables are frames of this loader, identity-mapped, and used through one reference at
+    // a time.
     unsafe { &mut *(pa as *mut PageTable) }
 }

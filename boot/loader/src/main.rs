@@ -1,7 +1,9 @@
-//! The boot loader: one ELF that QEMU starts directly (PVH) and that GRUB starts from a disk (multiboot2).
+//! The boot loader: one ELF that QEMU starts directly (PVH) and that GRUB starts from a disk
+//! (multiboot2).
 //!
-//! It finds the kernel in the ramdisk, maps it with W^X in the higher half, and starts it with the boot information of
-//! `bootloader_api`, honouring the kernel's `BootloaderConfig`. The kernel cannot tell it from rust-osdev's bootloader.
+//! It finds the kernel in the ramdisk, maps it with W^X in the higher half, and starts it with the
+//! boot information of `bootloader_api`, honouring the kernel's `BootloaderConfig`. The kernel
+//! cannot tell it from rust-osdev's bootloader.
 //!
 //! * `entry.S`: from 32-bit protected mode to 64-bit Rust
 //! * [`firmware`]: memory map, ramdisk and RSDP from whoever started us

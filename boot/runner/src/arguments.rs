@@ -47,8 +47,8 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Change the machine code of drivers, one instruction at a time, and see what becomes of them and of the kernel.
-    /// Exit status 0 only if no kernel was hurt and every service restored.
+    /// Change the machine code of drivers, one instruction at a time, and see what becomes of them
+    /// and of the kernel. Exit status 0 only if no kernel was hurt and every service restored.
     Campaign {
         /// Modules to change. Without any, the drivers of the network card and of the SCSI adapter.
         #[arg(long, value_delimiter = ',')]
@@ -62,7 +62,8 @@ pub enum Verb {
         /// Try only this one: to come back to it.
         #[arg(long, value_name = "NUMBER")]
         only: Option<u32>,
-        /// Ring of the changed modules; 0 is the control group, in which kernels die, and which succeeds when all were tried.
+        /// Ring of the changed modules; 0 is the control group, in which kernels die, and which
+        /// succeeds when all were tried.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
         /// Folder for the results, and a page with a chart of both rings' results there.
@@ -74,8 +75,8 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Let a TCP stream and disk copies go on while their drivers are ended at random moments in random ways. Exit status
-    /// 0 only if nothing was lost.
+    /// Let a TCP stream and disk copies go on while their drivers are ended at random moments in
+    /// random ways. Exit status 0 only if nothing was lost.
     Soak {
         /// How long.
         #[arg(long, value_name = "M", default_value_t = 5.0, allow_negative_numbers = true)]
@@ -89,8 +90,8 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Make up machine code, run it in ring 1, and compare what the kernel says of its end with what QEMU logged. Exit status 0
-    /// only if all was as it must be.
+    /// Make up machine code, run it in ring 1, and compare what the kernel says of its end with
+    /// what QEMU logged. Exit status 0 only if all was as it must be.
     Snippets {
         /// How many pieces of code.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -112,7 +113,8 @@ pub enum Verb {
 /// The machine that is booted, whatever for.
 #[derive(Args)]
 pub struct MachineArguments {
-    /// Put a module file into the ramdisk (repeatable). It takes the place of the project's of that name, and has the choice of devices.
+    /// Put a module file into the ramdisk (repeatable). It takes the place of the project's of that
+    /// name, and has the choice of devices.
     #[arg(long, value_name = "FILE")]
     module: Vec<PathBuf>,
     /// QEMU's name of the network card, or 'none'.
@@ -127,8 +129,8 @@ pub struct MachineArguments {
     /// QEMU's name of the mainboard: 'pc' or 'q35', with options behind a comma.
     #[arg(long, value_name = "BOARD", default_value = BOARD)]
     machine: String,
-    /// Whether an IOMMU (Intel VT-d) fences devices: each reaches what its driver was given for it, and nothing else [default: on with
-    /// q35, which alone can have one].
+    /// Whether an IOMMU (Intel VT-d) fences devices: each reaches what its driver was given for it,
+    /// and nothing else [default: on with q35, which alone can have one].
     #[arg(long, value_name = "ON", value_parser = ["on", "off"])]
     iommu: Option<String>,
     /// QEMU's name of the CPU [default: its best one].
@@ -150,19 +152,22 @@ pub struct MachineArguments {
 
 #[derive(Args)]
 pub struct RunArguments {
-    /// Run shell commands, print their output, and power off. Exit status: 0 if all succeeded, 1 if one failed, 2 after
-    /// a kernel panic or triple fault, 3 after the time limit, 4 if it did not come to a run or QEMU itself failed.
+    /// Run shell commands, print their output, and power off. Exit status: 0 if all succeeded, 1 if
+    /// one failed, 2 after a kernel panic or triple fault, 3 after the time limit, 4 if it did not
+    /// come to a run or QEMU itself failed.
     #[arg(long, value_name = "CMD; CMD")]
     pub exec: Option<String>,
     /// Do not load drivers at boot.
     #[arg(long)]
     no_autoload: bool,
-    /// Attach a disk image or a block device (repeatable), for reading only if ',ro' is behind it. It is opened as what it is, unless
-    /// it names other files: ',image' opens it all the same, ',raw' as blocks. Without one there is an empty disk of 64 MiB, which
-    /// goes when the run ends.
+    /// Attach a disk image or a block device (repeatable), for reading only if ',ro' is behind it.
+    /// It is opened as what it is, unless it names other files: ',image' opens it all the same,
+    /// ',raw' as blocks. Without one there is an empty disk of 64 MiB, which goes when the run
+    /// ends.
     #[arg(long, value_name = "FILE[,ro][,raw|,image]")]
     disk: Vec<OsString>,
-    /// Forward a TCP port of this host to one of the guest (repeatable): 7 echoes, 9 discards, 19 sends characters.
+    /// Forward a TCP port of this host to one of the guest (repeatable): 7 echoes, 9 discards, 19
+    /// sends characters.
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
     forward: Vec<(u16, u16)>,
     /// Count instructions: one a nanosecond.
@@ -190,7 +195,8 @@ fn parse_forward(text: &str) -> Result<(u16, u16), String> {
     Ok((port(host)?, port(guest)?))
 }
 
-/// A module whose file is called otherwise would be refused by the kernel. One that is none is left to it, which says why.
+/// A module whose file is called otherwise would be refused by the kernel. One that is none is left
+/// to it, which says why.
 fn ask_name(path: &Path) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let module = Module::parse(&bytes).ok();

@@ -1,5 +1,5 @@
-//! Bochs: a second model of the CPU, stricter about rings and segments than QEMU's emulation. It boots the ISO image,
-//! without network or disks.
+//! Bochs: a second model of the CPU, stricter about rings and segments than QEMU's emulation. It
+//! boots the ISO image, without network or disks.
 
 use anyhow::{Context, Result, bail};
 use std::io::Write;

@@ -1,8 +1,9 @@
 //! Builds the loader, the kernel and the modules.
 //!
-//! The kernel is linked at fixed addresses in the top 2 GiB; a module is a shared object whose undefined symbols are its
-//! requests for services. All code is optimized when the last crate of each is compiled, so that the flags of that one decide, and
-//! the crates that they share are compiled once.
+//! The kernel is linked at fixed addresses in the top 2 GiB; a module is a shared object whose
+//! undefined symbols are its requests for services. All code is optimized when the last crate of
+//! each is compiled, so that the flags of that one decide, and the crates that they share are
+//! compiled once.
 
 use crate::toolchain::{BUILT_AS, TARGET, Toolchain};
 use crate::{output, project, target};
@@ -62,7 +63,8 @@ pub fn system(quiet: bool) -> Result<System> {
             output::complain(&format!("ringfence: the first build for the bare machine, {step} of 3: {what}"));
         }
     };
-    // One at a time: built together, the loader would get the features that only the kernel's dependencies want.
+    // One at a time: built together, the loader would get the features that only the kernel's
+    // dependencies want.
     for (step, package, what) in [(1, "ringfence-loader", "the loader"), (2, "ringfence-kernel", "the kernel")] {
         say(step, what);
         let mut cargo = toolchain.cargo("rustc", &dir);
@@ -165,7 +167,8 @@ fn compile_c(name: &str, source: &Path, way: Option<&Way>) -> Result<PathBuf> {
 
 /// Orders of a module's functions that are tried.
 const ORDERS: u32 = 16;
-/// Another way to compile a module: code that does the same and has other displacements in its functions.
+/// Another way to compile a module: code that does the same and has other displacements in its
+/// functions.
 struct Way {
     name: &'static str,
     /// For rustc's `-C`.
@@ -180,13 +183,16 @@ const WAYS: [Way; 4] = [
     Way { name: "smaller", rust: "opt-level=s", c: "-Os" },
     Way { name: "simpler", rust: "opt-level=1", c: "-O1" },
 ];
-/// Modules for which no other way is tried: one has loads of SS on purpose, the other something in every way.
+/// Modules for which no other way is tried: one has loads of SS on purpose, the other something in
+/// every way.
 const LEFT_ALONE: [&str; 2] = ["rogue-ss", "rogue-peer"];
 
 /// Links a module: a shared object that exports its entry point only.
 ///
-/// A displacement may happen to look like what the kernel refuses under QEMU's TCG ([`tcg`]), a load of SS above all: with its
-/// functions in another order it does not, or, if it is within one, compiled in another way (`compile_otherwise`). What is one in any way the kernel refuses, and says where it is.
+/// A displacement may happen to look like what the kernel refuses under QEMU's TCG ([`tcg`]), a
+/// load of SS above all: with its functions in another order it does not, or, if it is within one,
+/// compiled in another way (`compile_otherwise`). What is one in any way the kernel refuses, and
+/// says where it is.
 fn link(
     toolchain: &Toolchain,
     name: &str,
@@ -250,8 +256,8 @@ pub fn write_if_changed(path: &Path, content: &str) -> Result<()> {
     replace(path, |to| fs::write(to, content).with_context(|| format!("writing {}", path.display())))
 }
 
-/// Has `make` make a file beside `path` and puts it in its place, all at once: another run of this program may be reading
-/// or making the same file.
+/// Has `make` make a file beside `path` and puts it in its place, all at once: another run of this
+/// program may be reading or making the same file.
 fn replace(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let part = path.with_file_name(format!(".{name}.{}", std::process::id()));

@@ -6,7 +6,8 @@ use crate::project;
 use crate::toolchain::BUILT_AS;
 use ringfence_abi::layout::{IMAGE, slot_base};
 
-/// Commands that load the kernel's symbols, and define `rf-symbols FILE SLOT`, which adds a module's.
+/// Commands that load the kernel's symbols, and define `rf-symbols FILE SLOT`, which adds a
+/// module's.
 pub fn symbols(system: &System) -> String {
     let mut script = format!("set substitute-path {BUILT_AS} {}\n", project().display());
     script += &format!("file {}\n", system.kernel.display());

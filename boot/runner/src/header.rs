@@ -1,4 +1,5 @@
-//! The C header for drivers, generated from `kernel/abi`: types and constants by cbindgen, services from their table.
+//! The C header for drivers, generated from `kernel/abi`: types and constants by cbindgen, services
+//! from their table.
 
 use crate::build::write_if_changed;
 use crate::{project, target};
@@ -96,8 +97,9 @@ fn in_c(argument: &Argument) -> String {
     }
 }
 
-/// What gcc and clang call by themselves, to copy a structure for example: there is no C library that has it. Each file of a module may
-/// have them; the linker keeps one. In assembly, as the compiler would make a loop into a call of what the loop is the body of.
+/// What gcc and clang call by themselves, to copy a structure for example: there is no C library
+/// that has it. Each file of a module may have them; the linker keeps one. In assembly, as the
+/// compiler would make a loop into a call of what the loop is the body of.
 const MEMORY_FUNCTIONS: &str = r#"
 #define RF_FOR_THE_COMPILER __attribute__((weak, visibility("hidden")))
 

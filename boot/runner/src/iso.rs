@@ -1,4 +1,5 @@
-//! The same system for machines with BIOS or UEFI firmware: a hybrid ISO image with GRUB, made by `grub-mkrescue`.
+//! The same system for machines with BIOS or UEFI firmware: a hybrid ISO image with GRUB, made by
+//! `grub-mkrescue`.
 
 use crate::build::{System, run};
 use crate::ramdisk::{self, Contents};
@@ -8,7 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// GRUB's menu: one entry, at once. Where there is no screen that Ringfence can use, what GRUB says stays there.
+/// GRUB's menu: one entry, at once. Where there is no screen that Ringfence can use, what GRUB says
+/// stays there.
 const MENU: &str = "\
 set timeout=0
 set default=0

@@ -1,5 +1,6 @@
-//! The host's side of Ringfence: builds the kernel and its modules, packs the ramdisk, boots all of it in QEMU and says
-//! how that ended. `cargo run` is its command line; the tests use it as a library.
+//! The host's side of Ringfence: builds the kernel and its modules, packs the ramdisk, boots all of
+//! it in QEMU and says how that ended. `cargo run` is its command line; the tests use it as a
+//! library.
 //!
 //! * [`toolchain`]: which compiler builds for the bare machine
 //! * [`build`]: loader, kernel and modules
@@ -43,7 +44,8 @@ pub mod toolchain;
 
 /// The project's folder.
 ///
-/// Not the one that this was compiled in: a checkout may have been moved or copied since, with all that was built.
+/// Not the one that this was compiled in: a checkout may have been moved or copied since, with all
+/// that was built.
 pub fn project() -> PathBuf {
     static PROJECT: OnceLock<PathBuf> = OnceLock::new();
     PROJECT.get_or_init(find_project).clone()
@@ -51,7 +53,8 @@ pub fn project() -> PathBuf {
 
 fn find_project() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    // 'cargo run' says it of this package. What another package's cargo says is less than where this program lies.
+    // 'cargo run' says it of this package. What another package's cargo says is less than where
+    // this program lies.
     let own = variable("CARGO_PKG_NAME").is_some_and(|name| name.as_os_str() == env!("CARGO_PKG_NAME"));
     let manifest = variable("CARGO_MANIFEST_DIR");
     let (first, last) = if own { (manifest, None) } else { (None, manifest) };

@@ -138,7 +138,8 @@ fn script(machine: &Machine, system: &build::System, json: bool) -> Result<u8> {
     Ok(run.end.status())
 }
 
-/// Prints the command that connects gdb, with the symbols of the kernel and, once they are loaded, of the modules.
+/// Prints the command that connects gdb, with the symbols of the kernel and, once they are loaded,
+/// of the modules.
 fn explain_gdb(system: &build::System) -> Result<()> {
     let path = target().join("gdb.script");
     build::write_if_changed(&path, &gdb::script(system))?;

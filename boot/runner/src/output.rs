@@ -1,7 +1,7 @@
 //! What the runner says: results on standard output, and how it goes on standard error.
 //!
-//! Who reads may stop reading (`| head -1`). Then there is nothing left to do: the runner ends as a program does that SIGPIPE ends,
-//! and QEMU with it ([`crate::machine::qemu::command`]).
+//! Who reads may stop reading (`| head -1`). Then there is nothing left to do: the runner ends as a
+//! program does that SIGPIPE ends, and QEMU with it ([`crate::machine::qemu::command`]).
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
@@ -45,7 +45,8 @@ pub fn progress(text: Arguments) {
     let _ = out.flush();
 }
 
-/// `text` without what a terminal would take for orders: names of files and functions are whatever a compiler was given.
+/// `text` without what a terminal would take for orders: names of files and functions are whatever
+/// a compiler was given.
 pub fn printable(text: &str) -> String {
     // Right-to-left marks and the like rearrange what is around them.
     let is_plain = |c: char| {

@@ -39,8 +39,8 @@ fn escape(text: &str) -> String {
 const COLOURS: [RGBColor; 4] =
     [RGBColor(70, 110, 180), RGBColor(220, 140, 50), RGBColor(150, 180, 220), RGBColor(240, 200, 140)];
 
-/// Horizontal bars: for each name one bar a series, all from zero. `series` are their names, at least one; `line` is
-/// drawn in red across all.
+/// Horizontal bars: for each name one bar a series, all from zero. `series` are their names, at
+/// least one; `line` is drawn in red across all.
 pub fn bars(series: &[String], bars: &[(String, Vec<f64>)], unit: &str, line: Option<f64>) -> Result<String> {
     const WIDTH: u32 = 900;
     const BAR: u32 = 20;

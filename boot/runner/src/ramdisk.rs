@@ -71,8 +71,9 @@ fn file_name(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Names and files of all modules, in the order of their names, in which drivers are looked for: those of the project, and `given`
-/// ones, which have the choice of devices. One that is given takes the place of the project's of that name.
+/// Names and files of all modules, in the order of their names, in which drivers are looked for:
+/// those of the project, and `given` ones, which have the choice of devices. One that is given
+/// takes the place of the project's of that name.
 pub fn modules(system: &System, given: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
     let own = system.modules.iter().map(|module| (module.name.clone(), module.packed.clone()));
     let mut modules: BTreeMap<String, PathBuf> = own.collect();

@@ -1,9 +1,10 @@
-//! `cargo run -- soak`: a TCP stream and disk copies go on for minutes while their drivers are ended at random moments in
-//! random ways. Nothing may be lost.
+//! `cargo run -- soak`: a TCP stream and disk copies go on for minutes while their drivers are
+//! ended at random moments in random ways. Nothing may be lost.
 //!
-//! The ways are those in which code stops at once: each is a change of the running driver's code (`poke`), at its entry
-//! point or at an instruction that the work executes, or the `kill` command. A driver that goes on and computes wrong
-//! things is what `campaign` is about: nobody below can notice wrong data.
+//! The ways are those in which code stops at once: each is a change of the running driver's code
+//! (`poke`), at its entry point or at an instruction that the work executes, or the `kill` command.
+//! A driver that goes on and computes wrong things is what `campaign` is about: nobody below can
+//! notice wrong data.
 
 use crate::bench::has_address;
 use crate::build::System;
@@ -59,7 +60,8 @@ pub struct Summary {
     pub lost_connections: u64,
     /// Frames of memory that were not free again.
     pub leaked_frames: i64,
-    /// Why it ended early, if it did, with the console's last lines. What is counted above is what there was by then.
+    /// Why it ended early, if it did, with the console's last lines. What is counted above is what
+    /// there was by then.
     pub failure: Option<String>,
 }
 
@@ -100,8 +102,8 @@ const ARMED: Duration = Duration::from_millis(300);
 /// Longest time in which no copy ends, or the stream brings nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Code that stops at once and fits anywhere: it is never longer than the instruction that it replaces, so that no jump
-/// leads into its middle.
+/// Code that stops at once and fits anywhere: it is never longer than the instruction that it
+/// replaces, so that no jump leads into its middle.
 const SHORT: [&[u8]; 4] = [
     &[0x0f, 0x0b], // ud2
     &[0xf4],       // hlt
@@ -235,7 +237,8 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     Ok(soak.summary)
 }
 
-/// A line that says how far it is: over and over on a terminal, now and then in a log. `said` is when it did last.
+/// A line that says how far it is: over and over on a terminal, now and then in a log. `said` is
+/// when it did last.
 fn progress(summary: &Summary, end: Instant, said: &mut Instant) {
     const NOW_AND_THEN: Duration = Duration::from_secs(30);
     let left = end.saturating_duration_since(Instant::now()).as_secs();
@@ -329,7 +332,8 @@ impl Soak {
         self.settle(victims, before)
     }
 
-    /// What is said next, which is taken notice of, if it is an event; `what` is what is waited for.
+    /// What is said next, which is taken notice of, if it is an event; `what` is what is waited
+    /// for.
     fn next(&mut self, limit: Instant, what: &str) -> Result<Option<Event<'static>>> {
         let left = limit.saturating_duration_since(Instant::now());
         let said = self.running.next_within(left).with_context(|| format!("waited in vain for {what}"))?;
@@ -400,7 +404,8 @@ impl Soak {
         }
     }
 
-    /// Bytes in which the disks differ from each other, or all of them if they are not what the guest wrote and copied.
+    /// Bytes in which the disks differ from each other, or all of them if they are not what the
+    /// guest wrote and copied.
     fn compare(&self, written: Sha256, copied: Sha256) -> Result<u64> {
         let [from, to] = [std::fs::read(&self.disks[0])?, std::fs::read(&self.disks[1])?];
         let sum = Sha256(sha2::Sha256::digest(&from).into());
@@ -410,7 +415,8 @@ impl Soak {
         Ok(from.iter().zip(&to).filter(|(from, to)| from != to).count() as u64)
     }
 
-    /// Replaces all drivers by fresh ones, and counts the frames that are free then and were not before.
+    /// Replaces all drivers by fresh ones, and counts the frames that are free then and were not
+    /// before.
     fn settle(&mut self, victims: &[Victim], before: i64) -> Result<()> {
         for Victim { name, .. } in victims {
             let wanted = self.summary.crashes + 1;
@@ -449,8 +455,9 @@ impl Stream {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).context("connecting to the guest")?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        // Before any driver is ended, a piece there and back. libslirp 4.7 forgets what it has read from the host when a SYN-ACK
-        // comes twice (`sbreserve` empties its buffer), as one does if the driver is ended before the guest has what answers it.
+        // Before any driver is ended, a piece there and back. libslirp 4.7 forgets what it has read
+        // from the host when a SYN-ACK comes twice (`sbreserve` empties its buffer), as one does if
+        // the driver is ended before the guest has what answers it.
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut first, mut back) = ([0; 4096], [0; 4096]);
         random.fill(&mut first);
@@ -463,7 +470,8 @@ impl Stream {
         let (mut out, mut back) = (socket.try_clone()?, socket);
         let (stopped, count) = (stop.clone(), sent.clone());
         let (mut random_back, mut sum_back) = (random.clone(), sum.clone());
-        // Both ends know the bytes from the same seed; each has its own checksum of what went through its hands.
+        // Both ends know the bytes from the same seed; each has its own checksum of what went
+        // through its hands.
         let sender = std::thread::spawn(move || {
             let mut piece = [0; 4096];
             while !stopped.load(Ordering::Relaxed) {

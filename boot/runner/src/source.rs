@@ -1,6 +1,7 @@
 //! Source lines for the addresses in fault reports, from the modules' debug information.
 //!
-//! The kernel has none of that: it prints `function+0x12 (module+0x3456)`, and what is in parentheses is looked up here.
+//! The kernel has none of that: it prints `function+0x12 (module+0x3456)`, and what is in
+//! parentheses is looked up here.
 
 use crate::build::System;
 use crate::output::printable;
@@ -25,7 +26,8 @@ impl Sources {
         Sources { files, loaded: HashMap::new() }
     }
 
-    /// What to add to a line of the console: `, FILE:LINE` if it names an address in a module whose source is known.
+    /// What to add to a line of the console: `, FILE:LINE` if it names an address in a module whose
+    /// source is known.
     pub fn annotation(&mut self, line: &str) -> Option<String> {
         let (name, offset) = address_in(line)?;
         let loader = match self.loaded.get(name) {
@@ -76,7 +78,7 @@ fn places_in_words(places: impl Iterator<Item = (String, u32)>) -> Option<String
     (!words.is_empty()).then_some(words)
 }
 
-/// Module and offset that a line of a report ends with, as in `    at function+0x12 (module+0x3456)`.
+/// Module and offset that a line of a report ends with, as in ` at function+0x12 (module+0x3456)`.
 fn address_in(line: &str) -> Option<(&str, u64)> {
     let (_, inner) = line.strip_prefix("    ")?.strip_suffix(')')?.rsplit_once('(')?;
     let (name, offset) = inner.rsplit_once("+0x")?;

@@ -1,5 +1,5 @@
-//! Which compiler builds for the bare machine: the user's own, if it has the target, or the distribution's with the
-//! sysroot that `boot/setup.sh` made.
+//! Which compiler builds for the bare machine: the user's own, if it has the target, or the
+//! distribution's with the sysroot that `boot/setup.sh` made.
 
 use crate::project;
 use anyhow::{Context, Result, bail};
@@ -44,7 +44,8 @@ impl Toolchain {
             return Ok(None);
         }
         let sysroot = PathBuf::from(sysroot);
-        // The sysroot that the script makes has a compiler of its own; rustup's is used through cargo as it is.
+        // The sysroot that the script makes has a compiler of its own; rustup's is used through
+        // cargo as it is.
         let foreign = sysroot.join("bin/rustc").is_file() && !sysroot.join("bin/cargo").is_file();
         let foreign = foreign && sysroot != Path::new("/usr");
         Ok(Some(Toolchain { sysroot, foreign }))

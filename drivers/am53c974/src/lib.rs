@@ -1,7 +1,9 @@
-//! AMD Am53C974, as QEMU's `am53c974` and `dc390` are ones. Chapters are those of the *Am53C974A PCscsi II Technical Manual*.
+//! AMD Am53C974, as QEMU's `am53c974` and `dc390` are ones. Chapters are those of the *Am53C974A
+//! PCscsi II Technical Manual*.
 //!
-//! It is reached through ports alone: a SCSI core of the 53C90's family, and a DMA engine that moves one contiguous range below
-//! 4 GiB at a time. Message and command go through that engine as well, since the core's FIFO is shorter than the longest of them.
+//! It is reached through ports alone: a SCSI core of the 53C90's family, and a DMA engine that
+//! moves one contiguous range below 4 GiB at a time. Message and command go through that engine as
+//! well, since the core's FIFO is shorter than the longest of them.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -21,7 +23,8 @@ driver!(
         .pci(&[(0x1022, 0x2020)])
         .dma_kib(16)
         .restart()
-        // The engine stops, then the core is reset. Its command register reads as the last command, to which no bit may be added.
+        // The engine stops, then the core is reset. Its command register reads as the last command,
+        // to which no bit may be added.
         .reset_zero([reg::DMA_COMMAND as u32, reg::COMMAND as u32])
         .reset_register(0, reg::COMMAND as u32, command::RESET_CHIP as u32, 0, 10_000)
 );

@@ -1,4 +1,5 @@
-//! Registers of the Am53C974 (*Am53C974A PCscsi II Technical Manual*, chapters on the SCSI and the DMA block). Offsets of ports.
+//! Registers of the Am53C974 (*Am53C974A PCscsi II Technical Manual*, chapters on the SCSI and the
+//! DMA block). Offsets of ports.
 
 /// Transfer count: the lowest byte, the next, the highest.
 pub const COUNT_LOW: u16 = 0x00;

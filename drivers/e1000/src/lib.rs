@@ -1,8 +1,9 @@
-//! Intel 82540EM and its kin, as QEMU's `e1000` is one, and 82574L, as its `e1000e` is one. Section and table numbers are those of the
-//! *PCI/PCI-X Family of Gigabit Ethernet Controllers Software Developer's Manual*, 317453-006, unless the 82574's datasheet is named.
+//! Intel 82540EM and its kin, as QEMU's `e1000` is one, and 82574L, as its `e1000e` is one. Section
+//! and table numbers are those of the *PCI/PCI-X Family of Gigabit Ethernet Controllers Software
+//! Developer's Manual*, 317453-006, unless the 82574's datasheet is named.
 //!
-//! Legacy descriptors in two DMA rings, one frame each; interrupts for reception only. The rings are longer than there
-//! are frames, so they never fill up.
+//! Legacy descriptors in two DMA rings, one frame each; interrupts for reception only. The rings
+//! are longer than there are frames, so they never fill up.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -29,7 +30,8 @@ driver!(
         .reset_zero([reg::RDLEN as u32, reg::TDLEN as u32])
 );
 
-/// Descriptors in each ring: more than frames, so that head and tail never meet with work between them.
+/// Descriptors in each ring: more than frames, so that head and tail never meet with work between
+/// them.
 const TX_RING: usize = 2 * TX_FRAMES;
 const RX_RING: usize = 2 * RX_FRAMES;
 /// Bytes in a descriptor.
@@ -49,7 +51,8 @@ struct E1000 {
     /// Which frame each descriptor has.
     tx_frames: [u32; TX_RING],
     rx_frames: [u32; RX_RING],
-    /// Whether the device is to interrupt when it has sent: only while something is left to be reclaimed.
+    /// Whether the device is to interrupt when it has sent: only while something is left to be
+    /// reclaimed.
     tx_interrupt: bool,
     causes: Causes,
 }
@@ -108,7 +111,8 @@ impl Device<Nic> for E1000 {
         registers.read32(reg::ICR);
         registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::SLU | ctrl::ASDE);
 
-        // QEMU's model keeps its registers over a reset: what another driver left there must not matter.
+        // QEMU's model keeps its registers over a reset: what another driver left there must not
+        // matter.
         for register in reg::DELAYS.into_iter().chain(reg::UNUSED).chain([reg::RXCSUM]) {
             registers.write32(register, 0);
         }
@@ -178,8 +182,8 @@ impl Device<Nic> for E1000 {
         let mut reply = Reply::ACKNOWLEDGED;
         let must_ask = !self.causes.have_own || events.has_vector(OTHER_VECTOR);
         if events.contains(Events::INTERRUPT) && must_ask {
-            // Reading the causes clears them and lowers the line (13.4.17); those that have their own are cleared by writing ones (82574
-            // datasheet, 10.2.4.1).
+            // Reading the causes clears them and lowers the line (13.4.17); those that have their
+            // own are cleared by writing ones (82574 datasheet, 10.2.4.1).
             let causes = self.registers.read32(reg::ICR);
             if self.causes.have_own {
                 self.registers.write32(reg::ICR, causes & (int::OTHER | int::LSC | int::RXO));
@@ -203,8 +207,8 @@ impl Device<Nic> for E1000 {
     }
 }
 
-/// Asks for an interrupt for each of reception, transmission, and the rest (82574 datasheet, 7.4). If they are not to be had, there is the
-/// line.
+/// Asks for an interrupt for each of reception, transmission, and the rest (82574 datasheet, 7.4).
+/// If they are not to be had, there is the line.
 fn own_interrupts(registers: &Mmio) -> Result<Causes> {
     if device::vectors(3)? < 3 {
         return Ok(ON_LINE);
@@ -233,7 +237,8 @@ fn eeprom(registers: &Mmio, id: u16, address: u32) -> Result<[u8; 2]> {
 }
 
 impl E1000 {
-    /// Hands new frames to the device, all with one write of the tail, and takes back what it has sent (3.3).
+    /// Hands new frames to the device, all with one write of the tail, and takes back what it has
+    /// sent (3.3).
     fn transmit(&mut self, queues: &mut Queues) {
         let before = self.tx.next;
         while let Some(frame) = queues.take_transmit() {
@@ -274,7 +279,8 @@ impl E1000 {
             }
             dma::read_barrier();
             let (len_bytes, errors): (u16, u8) = (self.rx.memory.read(at + 8), self.rx.memory.read(at + 13));
-            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer goes back.
+            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer
+            // goes back.
             let good = errors & rxd::ERRORS == 0 && status & rxd::EOP != 0;
             queues.give_received(self.rx_frames[self.rx.done], if good { len_bytes.into() } else { 0 });
             self.rx.done = self.rx.after(self.rx.done);

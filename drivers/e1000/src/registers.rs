@@ -1,4 +1,5 @@
-//! Registers and descriptor bits of the 82540EM (manual table 13-2 and chapters 3 and 13). Offsets in bytes.
+//! Registers and descriptor bits of the 82540EM (manual table 13-2 and chapters 3 and 13). Offsets
+//! in bytes.
 
 /// Device control (13.4.1).
 pub const CTRL: usize = 0x0000;
@@ -10,14 +11,15 @@ pub const STATUS_LU: u32 = 1 << 1;
 pub const EERD: usize = 0x0014;
 /// A register of the PHY (13.4.8): data, its number, the PHY's, and what is done with it.
 pub const MDIC: usize = 0x0020;
-/// MDIC: write the control register of PHY 1 (13.4.8, 11.3.1): autonegotiation, full duplex, a gigabit, and no loopback.
+/// MDIC: write the control register of PHY 1 (13.4.8, 11.3.1): autonegotiation, full duplex, a
+/// gigabit, and no loopback.
 pub const MDIC_NORMAL: u32 = 1 << 26 | 1 << 21 | 0x1140;
 /// MDIC: it is done.
 pub const MDIC_READY: u32 = 1 << 28;
 /// Interrupt cause read; reading clears (13.4.17).
 pub const ICR: usize = 0x00c0;
-/// Which of the interrupts of its own each cause raises; which causes that clears; and what else is up to the card (82574 datasheet,
-/// 10.2.4.9, 10.2.4.6 and 10.2.2.5).
+/// Which of the interrupts of its own each cause raises; which causes that clears; and what else is
+/// up to the card (82574 datasheet, 10.2.4.9, 10.2.4.6 and 10.2.2.5).
 pub const IVAR: usize = 0x00e4;
 pub const EIAC: usize = 0x00dc;
 pub const CTRL_EXT: usize = 0x0018;
@@ -35,7 +37,8 @@ pub const RCTL: usize = 0x0100;
 pub const TCTL: usize = 0x0400;
 /// Transmit inter-packet gap (13.4.34).
 pub const TIPG: usize = 0x0410;
-/// Receive descriptor base (13.4.25); behind it the base's upper half, the length, at 0x10 the head.
+/// Receive descriptor base (13.4.25); behind it the base's upper half, the length, at 0x10 the
+/// head.
 pub const RDBAL: usize = 0x2800;
 /// Receive and transmit descriptor length (13.4.27, 13.4.38).
 pub const RDLEN: usize = RDBAL + 8;
@@ -56,8 +59,8 @@ pub const RAL0: usize = 0x5400;
 pub const RAH0: usize = 0x5404;
 /// RAH0: the address is valid.
 pub const RAH_AV: u32 = 1 << 31;
-/// Interrupt throttling (13.4.18), and the delays of interrupts for reception (13.4.30, 13.4.31) and transmission
-/// (13.4.43, 13.4.45): all off when zero.
+/// Interrupt throttling (13.4.18), and the delays of interrupts for reception (13.4.30, 13.4.31)
+/// and transmission (13.4.43, 13.4.45): all off when zero.
 pub const DELAYS: [usize; 5] = [0x00c4, 0x2820, 0x282c, 0x3820, 0x382c];
 /// Receive checksum control (13.4.32).
 pub const RXCSUM: usize = 0x5000;
@@ -142,6 +145,7 @@ pub mod rxd {
     pub const DD: u8 = 1 << 0;
     /// Status: end of packet.
     pub const EOP: u8 = 1 << 1;
-    /// Errors that spoil the frame: CRC or alignment, symbol, sequence, carrier extension, receive data.
+    /// Errors that spoil the frame: CRC or alignment, symbol, sequence, carrier extension, receive
+    /// data.
     pub const ERRORS: u8 = 0b1001_0111;
 }

@@ -1,7 +1,9 @@
-//! ATA disk on a channel at fixed ports, by programmed I/O: *AT Attachment with Packet Interface 6* (ATA/ATAPI-6, T13/1410D revision 3b).
+//! ATA disk on a channel at fixed ports, by programmed I/O: *AT Attachment with Packet Interface 6*
+//! (ATA/ATAPI-6, T13/1410D revision 3b).
 //!
-//! One command is under way at a time. The device interrupts when it has a part of the data, or wants one, and the driver moves it: the
-//! device reaches no memory by itself. A channel has two devices; **the first that is a disk is driven, the other is not**.
+//! One command is under way at a time. The device interrupts when it has a part of the data, or
+//! wants one, and the driver moves it: the device reaches no memory by itself. A channel has two
+//! devices; **the first that is a disk is driven, the other is not**.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -67,11 +69,14 @@ const BLOCK_BYTES: usize = 512;
 const MOST_MULTIPLE: u8 = 16;
 /// Blocks that 28 bits can count.
 const BLOCKS_28: u64 = 1 << 28;
-/// How long a device may be busy before it is taken into service, in nanoseconds: an upcall is no longer.
+/// How long a device may be busy before it is taken into service, in nanoseconds: an upcall is no
+/// longer.
 const INIT_NS: u64 = 400_000_000;
-/// How long a device may take to ask for the first part of what is written to it (one without moving parts asks at once).
+/// How long a device may take to ask for the first part of what is written to it (one without
+/// moving parts asks at once).
 const FIRST_NS: u64 = 20_000_000;
-/// How long reset is held, and how long until a device that was selected has its status right (9.1, 9.2).
+/// How long reset is held, and how long until a device that was selected has its status right (9.1,
+/// 9.2).
 const RESET_NS: u64 = 5_000;
 const SELECT_NS: u64 = 400;
 
@@ -248,7 +253,8 @@ impl Ide {
         let [low, mid, high, third, fourth, fifth, ..] = lba.to_le_bytes();
         let [count_low, count_high, ..] = count.to_le_bytes();
         let channel = &self.channel;
-        // A device with long addresses takes two bytes in each register, the higher ones first (6.20).
+        // A device with long addresses takes two bytes in each register, the higher ones first
+        // (6.20).
         if self.is_large {
             channel.write(register::SECTOR_COUNT, count_high);
             channel.write(register::LBA_LOW, third);
@@ -307,7 +313,8 @@ impl Ide {
             }
             doing.moved += BLOCK_BYTES;
         }
-        // The last part that is read ends the command; the last part that is written is interrupted for when it is done.
+        // The last part that is read ends the command; the last part that is written is interrupted
+        // for when it is done.
         match doing.moved == doing.request.data_len as usize && !is_write {
             true => queues.complete(doing.ticket, &BLOCK_OK),
             false => self.now = Some(doing),

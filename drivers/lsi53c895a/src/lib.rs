@@ -1,7 +1,8 @@
-//! LSI 53C895A, as QEMU's `lsi53c895a` is one. Sections are those of the *LSI53C895A PCI to Ultra2 SCSI Controller Technical
-//! Manual*, version 2.2.
+//! LSI 53C895A, as QEMU's `lsi53c895a` is one. Sections are those of the *LSI53C895A PCI to Ultra2
+//! SCSI Controller Technical Manual*, version 2.2.
 //!
-//! A processor of its own carries out a program in memory ([`script`]), which moves all that a command needs.
+//! A processor of its own carries out a program in memory ([`script`]), which moves all that a
+//! command needs.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -71,7 +72,8 @@ impl BusAdapter for Lsi {
         self.memory.write(table::SELECT as usize, u32::from(command.target) << 16);
         self.point(table::COMMAND, command.cdb().len() as u32, self.address(CDB));
         match command.direction {
-            // Where a target that wants to move data all the same finds room for one byte, and nothing else.
+            // Where a target that wants to move data all the same finds room for one byte, and
+            // nothing else.
             Direction::None => self.point(table::DATA, 1, self.address(NOWHERE)),
             _ => self.point(table::DATA, command.data_len, command.data),
         }

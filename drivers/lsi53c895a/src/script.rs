@@ -1,7 +1,8 @@
-//! The SCRIPTS program that carries out one command, and the instructions that it is made of (*LSI53C895A Technical Manual*,
-//! chapter 5). An instruction is two words of 32 bits.
+//! The SCRIPTS program that carries out one command, and the instructions that it is made of
+//! (*LSI53C895A Technical Manual*, chapter 5). An instruction is two words of 32 bits.
 //!
-//! It never changes: what differs from command to command is in a table, which the processor finds by its DSA register.
+//! It never changes: what differs from command to command is in a table, which the processor finds
+//! by its DSA register.
 
 /// Phases of the bus.
 #[derive(Clone, Copy)]
@@ -33,7 +34,8 @@ pub mod says {
 pub mod table {
     /// The target, as SELECT takes it.
     pub const SELECT: u32 = 0;
-    /// Length and address of each: the message that names the unit, the command, its data, its status, a message from the target.
+    /// Length and address of each: the message that names the unit, the command, its data, its
+    /// status, a message from the target.
     pub const IDENTIFY: u32 = 8;
     pub const COMMAND: u32 = 16;
     pub const DATA: u32 = 24;
@@ -41,7 +43,8 @@ pub mod table {
     pub const MESSAGE: u32 = 40;
 }
 
-/// Moves as many bytes as the table's entry says, to or from where it says, when the bus has that phase (5.3).
+/// Moves as many bytes as the table's entry says, to or from where it says, when the bus has that
+/// phase (5.3).
 const fn mov(phase: Phase, entry: u32) -> [u32; 2] {
     [0x1800_0000 | (phase as u32) << 24, entry]
 }

@@ -1,7 +1,8 @@
-//! AMD Am79C970A (PCnet-PCI II), as QEMU's `pcnet` is one. Sections are those of its data sheet, 19436.
+//! AMD Am79C970A (PCnet-PCI II), as QEMU's `pcnet` is one. Sections are those of its data sheet,
+//! 19436.
 //!
-//! It is reached through ports alone. Descriptors of the 32-bit style in two DMA rings, one frame each. The rings are longer than
-//! there are frames, so they never fill up.
+//! It is reached through ports alone. Descriptors of the 32-bit style in two DMA rings, one frame
+//! each. The rings are longer than there are frames, so they never fill up.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -28,7 +29,8 @@ driver!(
         .reset_register(0, reg::RDP as u32, csr0::STOP, csr0::INIT | csr0::START | csr0::RECEIVER_ON, 10_000)
 );
 
-/// Descriptors in each ring, powers of two (table 43): more than frames, so that no end meets the other.
+/// Descriptors in each ring, powers of two (table 43): more than frames, so that no end meets the
+/// other.
 const TX_RING: usize = 2 * TX_FRAMES;
 const RX_RING: usize = 2 * RX_FRAMES;
 const _: () = assert!(TX_RING.is_power_of_two() && RX_RING.is_power_of_two() && TX_RING <= 512 && RX_RING <= 512);
@@ -48,7 +50,8 @@ struct Pcnet {
     /// Which frame each descriptor has.
     tx_frames: [u32; TX_RING],
     rx_frames: [u32; RX_RING],
-    /// Whether the card is to interrupt when it has sent: only while something is left to be reclaimed.
+    /// Whether the card is to interrupt when it has sent: only while something is left to be
+    /// reclaimed.
     tx_interrupt: bool,
 }
 
@@ -56,7 +59,8 @@ fn ring(len: usize) -> Result<Ring> {
     Ok(Ring::new(Dma::within_4_gib(len * DESCRIPTOR)?, len))
 }
 
-/// Hands the next descriptor of a ring to the card, with the buffer at `address`; returns its number.
+/// Hands the next descriptor of a ring to the card, with the buffer at `address`; returns its
+/// number.
 fn give(ring: &mut Ring, address: u64, len_bytes: u32, flags: u32) -> usize {
     let index = ring.next;
     let at = index * DESCRIPTOR;
@@ -83,7 +87,8 @@ fn finished(ring: &Ring) -> Option<(usize, u32)> {
 impl Device<Nic> for Pcnet {
     fn init() -> Result<Pcnet> {
         let ports = Ports::open(0)?;
-        // Whichever mode it is in, one of these resets it. The first write of 32 bits makes that its mode.
+        // Whichever mode it is in, one of these resets it. The first write of 32 bits makes that
+        // its mode.
         ports.read32(reg::RESET);
         ports.read16(reg::RESET_16);
         ports.write32(reg::RDP, 0);
@@ -161,7 +166,8 @@ impl Pcnet {
         self.ports.write32(reg::RDP, value);
     }
 
-    /// The initialization block of the 32-bit style: mode and lengths of the rings, address, no multicast, where the rings are.
+    /// The initialization block of the 32-bit style: mode and lengths of the rings, address, no
+    /// multicast, where the rings are.
     fn fill_init_block(&mut self) {
         self.init.write(0, self.rx.len.ilog2() << 20 | self.tx.len.ilog2() << 28);
         self.init.write_bytes(4, &self.mac);
@@ -196,7 +202,8 @@ impl Pcnet {
         while let Some((index, status)) = finished(&self.rx) {
             let len_bytes: u32 = self.rx.memory.read::<u32>(index * DESCRIPTOR + 8) & 0xfff;
             let whole = reg::START_OF_PACKET | reg::END_OF_PACKET;
-            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer goes back.
+            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer
+            // goes back.
             let good = status & reg::ERROR == 0 && status & whole == whole;
             let len_bytes = if good { len_bytes.saturating_sub(reg::CHECK_BYTES) } else { 0 };
             queues.give_received(self.rx_frames[index], len_bytes);

@@ -1,4 +1,5 @@
-//! Ports, registers and descriptor bits of the Am79C970A (*PCnet-PCI II Data Sheet*, 19436). Ports are those of the 32-bit mode.
+//! Ports, registers and descriptor bits of the Am79C970A (*PCnet-PCI II Data Sheet*, 19436). Ports
+//! are those of the 32-bit mode.
 
 /// The Ethernet address, 6 bytes.
 pub const APROM: u16 = 0x00;

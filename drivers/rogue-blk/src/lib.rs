@@ -1,5 +1,6 @@
-//! A driver of a channel for ATA disks, with a made-up disk in place of what is there, which lies to the kernel: `tell rogue-blk VERB` says
-//! what is wrong with its answer to the next request, or what it reaches for.
+//! A driver of a channel for ATA disks, with a made-up disk in place of what is there, which lies
+//! to the kernel: `tell rogue-blk VERB` says what is wrong with its answer to the next request, or
+//! what it reaches for.
 //!
 //! Like `rogue`, it has unsafe code of its own.
 #![no_std]

@@ -1,5 +1,6 @@
-//! Has an LSI 53C895A reach for memory that is not its driver's: `tell rogue-lsi VERB ADDRESS`. The device's processor copies
-//! anything to anywhere (*LSI53C895A Technical Manual*, chapter 5), which makes it the best attacker on a fence around devices.
+//! Has an LSI 53C895A reach for memory that is not its driver's: `tell rogue-lsi VERB ADDRESS`. The
+//! device's processor copies anything to anywhere (*LSI53C895A Technical Manual*, chapter 5), which
+//! makes it the best attacker on a fence around devices.
 //!
 //! Nothing of that takes unsafe code: what is told to a device is numbers.
 #![no_std]
@@ -19,7 +20,8 @@ driver!(
         .reset_register(1, ISTAT as u32, 1 << 6, 1 << 6, 10_000)
 );
 
-/// Registers: interrupt status, where SCRIPTS are, their table, why they stopped, what is moved into I/O space.
+/// Registers: interrupt status, where SCRIPTS are, their table, why they stopped, what is moved
+/// into I/O space.
 const ISTAT: usize = 0x14;
 const DSP: usize = 0x2c;
 const DSA: usize = 0x10;
@@ -29,7 +31,8 @@ const DMODE: usize = 0x38;
 const RESET: u8 = 1 << 6;
 const STOPPED: u8 = 1;
 
-/// What is where in its memory, which is two pages long: SCRIPTS, what comes and goes, and where that is put by itself.
+/// What is where in its memory, which is two pages long: SCRIPTS, what comes and goes, and where
+/// that is put by itself.
 const SCRIPT: usize = 0;
 const DATA: usize = 0x800;
 const MEMORY: usize = 0x2000;
@@ -88,7 +91,8 @@ impl RogueLsi {
         self.memory.address(offset) as u32
     }
 
-    /// Has the device run SCRIPTS at its address `address`, and says what it then has of what it read.
+    /// Has the device run SCRIPTS at its address `address`, and says what it then has of what it
+    /// read.
     fn run(&mut self, address: u32) -> Result<u64> {
         if !self.has_dma {
             device::enable_dma()?;

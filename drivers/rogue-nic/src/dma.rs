@@ -1,5 +1,5 @@
-//! Has the e1000 move words between its driver's memory and any address: what it sends comes back (PHY loopback), into a buffer that
-//! may be anywhere (e1000 manual, 3.2, 3.3, 13.4).
+//! Has the e1000 move words between its driver's memory and any address: what it sends comes back
+//! (PHY loopback), into a buffer that may be anywhere (e1000 manual, 3.2, 3.3, 13.4).
 
 use ringfence_sdk::abi::layout::{DMA, PAGE_SIZE, SLOT_SIZE};
 use ringfence_sdk::abi::net::{FRAME_BYTES, RX_ADDRESS, TX_ADDRESS, TX_FRAMES};
@@ -24,7 +24,8 @@ const BUFFER: u64 = 0x1000;
 /// The card, and what the queues brought.
 pub struct Card {
     registers: u64,
-    /// Memory for frames to send and for received ones: where the driver and where the device sees it.
+    /// Memory for frames to send and for received ones: where the driver and where the device sees
+    /// it.
     tx: (u64, u64),
     rx: (u64, u64),
 }
@@ -58,8 +59,8 @@ impl Card {
         unsafe { (at as *mut u64).write_volatile(value) };
     }
 
-    /// Sends all that it would send to itself. It receives nothing for a second after that, unless it was told so before: QEMU's keeps
-    /// that, and waits after each time that it is told.
+    /// Sends all that it would send to itself. It receives nothing for a second after that, unless
+    /// it was told so before: QEMU's keeps that, and waits after each time that it is told.
     fn loop_back(&self) -> Result<()> {
         const ENABLE: u32 = 1 << 1;
         const PROMISCUOUS: u32 = 1 << 3 | 1 << 4 | 1 << 15;

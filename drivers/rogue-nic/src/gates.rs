@@ -1,4 +1,5 @@
-//! Calls of services with arguments that no driver would pass: every one at every extreme, and at random.
+//! Calls of services with arguments that no driver would pass: every one at every extreme, and at
+//! random.
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, HEAP, IMAGE, PAGE_SIZE, SLOT_SIZE, STACK_TOP};
@@ -29,8 +30,9 @@ fn import_all() -> [u64; 15] {
     ]
 }
 
-/// Calls service `number` through its gate (the layout of the LDT is the kernel's; it is no secret) with every register
-/// that could be an argument set, and every other one but RSP. Those that a call keeps must be what they were.
+/// Calls service `number` through its gate (the layout of the LDT is the kernel's; it is no secret)
+/// with every register that could be an argument set, and every other one but RSP. Those that a
+/// call keeps must be what they were.
 fn call(number: u64, arguments: [u64; 3]) -> i64 {
     let target = [0u16, 0, ((6 + 2 * number) << 3 | 5) as u16];
     let [a, b, c] = arguments;
@@ -87,7 +89,8 @@ fn extremes(slot: u64) -> [u64; 22] {
     ]
 }
 
-/// Calls service `number` with all extremes in all its arguments; returns how many calls were not refused.
+/// Calls service `number` with all extremes in all its arguments; returns how many calls were not
+/// refused.
 pub fn all_extremes(slot: u64, number: u64) -> u64 {
     core::hint::black_box(import_all());
     let values = extremes(slot);
@@ -102,8 +105,9 @@ pub fn all_extremes(slot: u64, number: u64) -> u64 {
     allowed
 }
 
-/// Calls service `number` at random; `state` is where the random numbers begin and go on. What takes a pointer gets one of its
-/// own, as another ends the driver, to something that changes; what takes a region's address gets one now and then.
+/// Calls service `number` at random; `state` is where the random numbers begin and go on. What
+/// takes a pointer gets one of its own, as another ends the driver, to something that changes; what
+/// takes a region's address gets one now and then.
 pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
     const LOG: u64 = 1;
     const DMA_FREE: u64 = 6;

@@ -1,5 +1,6 @@
-//! A network driver that lies to the kernel: `tell rogue-nic VERB` does one thing to its queues that is not true, or asks
-//! for one thing that is not its to have. It claims an e1000, which few of the verbs touch.
+//! A network driver that lies to the kernel: `tell rogue-nic VERB` does one thing to its queues
+//! that is not true, or asks for one thing that is not its to have. It claims an e1000, which few
+//! of the verbs touch.
 //!
 //! Like `rogue`, it has unsafe code of its own.
 #![no_std]
@@ -209,8 +210,8 @@ impl Driver for RogueNic {
                 }
                 regions
             }
-            // Memory that it gives back, which its device may have been told of: it comes back to it, empty, and to nobody
-            // else.
+            // Memory that it gives back, which its device may have been told of: it comes back to
+            // it, empty, and to nobody else.
             "dma-again" | "dma-freed" => {
                 const LEN_BYTES: u64 = 8192;
                 let allocate = || unsafe {
@@ -301,7 +302,8 @@ impl Driver for RogueNic {
                 self.put(RECEIVED, entry(1, 60));
                 0
             }
-            // The device interrupts, and nobody turns that off: it says that it has not, and that it has.
+            // The device interrupts, and nobody turns that off: it says that it has not, and that
+            // it has.
             "interrupt" => {
                 self.interrupt(Reply::empty());
                 0
@@ -316,8 +318,9 @@ impl Driver for RogueNic {
                 self.interrupt(Reply::ACKNOWLEDGED);
                 0
             }
-            // A virtio device of before 1.0 in place of the e1000, by a changed manifest: QEMU's turn on bus mastering by
-            // themselves when their driver says that it is there. `-hidden` turns it off again, as if it had never been on.
+            // A virtio device of before 1.0 in place of the e1000, by a changed manifest: QEMU's
+            // turn on bus mastering by themselves when their driver says that it is there.
+            // `-hidden` turns it off again, as if it had never been on.
             "legacy-bus-master" | "legacy-bus-master-hidden" => {
                 const DEVICE_STATUS: u16 = 18;
                 const ACKNOWLEDGE: u8 = 1;
@@ -338,10 +341,11 @@ impl Driver for RogueNic {
     }
 }
 
-/// Has the e1000 take what lies at its address `address` for a ring of descriptors: a frame of ones is a ring of
-/// frames to send that are to be reported as sent.
+/// Has the e1000 take what lies at its address `address` for a ring of descriptors: a frame of ones
+/// is a ring of frames to send that are to be reported as sent.
 fn device_writes(address: u64) -> Result<()> {
-    // Transmit control; base, length, head and tail of the transmit ring (e1000 manual, 13.4.33 to 13.4.40).
+    // Transmit control; base, length, head and tail of the transmit ring (e1000 manual, 13.4.33 to
+    // 13.4.40).
     const TCTL: u64 = 0x400;
     const ENABLE: u32 = 1 << 1;
     const TDBAL: u64 = 0x3800;

@@ -1,4 +1,5 @@
-//! Reaches over the ends of what it was given, or executes it: registers, ports, DMA memory, queues.
+//! Reaches over the ends of what it was given, or executes it: registers, ports, DMA memory,
+//! queues.
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::PAGE_SIZE;
@@ -26,7 +27,8 @@ pub fn reach(verb: &str, queues: u64) -> Option<u64> {
         "over-ports" => port_in32(ends(first_port(), PORTS) - 3),
         "before-ports" => port_in8(first_port() - 1),
         "behind-ports" => port_in8(ends(first_port(), PORTS)),
-        // With ports of its own, as without, it has no others, and the bitmap that says so is not its to write.
+        // With ports of its own, as without, it has no others, and the bitmap that says so is not
+        // its to write.
         "other-ports" => {
             first_port();
             port_in8(0x60)

@@ -1,5 +1,5 @@
-//! Takes a virtio device in place of an e1000, by a changed manifest, and tells it that its queues lie elsewhere (VIRTIO 1.0, 3.1.1 and
-//! 4.1.4.3; structures are where QEMU's devices have them).
+//! Takes a virtio device in place of an e1000, by a changed manifest, and tells it that its queues
+//! lie elsewhere (VIRTIO 1.0, 3.1.1 and 4.1.4.3; structures are where QEMU's devices have them).
 
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::device::{self, Mmio};
@@ -27,7 +27,8 @@ const QUEUE: u16 = 2;
 /// The driver's memory for frames that are received: it can be written by the device.
 const MEMORY: u64 = DMA + 0x21000;
 
-/// Has the device find one of the three parts of its request queue at `address`, and the others in the driver's own memory.
+/// Has the device find one of the three parts of its request queue at `address`, and the others in
+/// the driver's own memory.
 pub fn queue_at(part: usize, address: u64, queues: *mut u64) -> Result<u64> {
     let common = Mmio::map(BAR)?;
     common.write8(STATUS, 0);

@@ -1,5 +1,6 @@
-//! A network driver without a device: it makes up the host at the other end of the wire, which gives the kernel an address
-//! and then is as hostile as `tell rogue-peer VERB` says. What it sends is well-formed; that is the point.
+//! A network driver without a device: it makes up the host at the other end of the wire, which
+//! gives the kernel an address and then is as hostile as `tell rogue-peer VERB` says. What it sends
+//! is well-formed; that is the point.
 //!
 //! Like `rogue`, it has unsafe code of its own: it writes into the frames what a device would.
 #![no_std]
@@ -223,7 +224,8 @@ fn packet(queues: &mut Queues, next_header: IpProtocol, len_bytes: usize, write:
     });
 }
 
-/// Delivers a frame with `len_bytes` bytes behind its header, which `write` fills in; not if there is no room.
+/// Delivers a frame with `len_bytes` bytes behind its header, which `write` fills in; not if there
+/// is no room.
 fn deliver(queues: &mut Queues, ethertype: EthernetProtocol, len_bytes: usize, write: impl FnOnce(&mut [u8])) {
     let Some(empty) = queues.take_empty() else { return };
     let repr = EthernetRepr { src_addr: PEER_MAC, dst_addr: OWN_MAC, ethertype };
@@ -245,7 +247,8 @@ fn sent(frame: Frame) -> ([u8; FRAME_BYTES], usize) {
     (bytes, (frame.len_bytes as usize).min(FRAME_BYTES))
 }
 
-/// Where frames lie in the slot: DMA memory that the kernel mapped first, and behind that, with a page in between, second.
+/// Where frames lie in the slot: DMA memory that the kernel mapped first, and behind that, with a
+/// page in between, second.
 const TX: u64 = DMA;
 const RX: u64 = DMA + (TX_FRAMES * FRAME_BYTES) as u64 + PAGE_SIZE;
 

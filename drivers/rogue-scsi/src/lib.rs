@@ -1,5 +1,6 @@
-//! A SCSI driver with a made-up disk of zeros, which lies to the kernel: `tell rogue-scsi VERB` says what is wrong with its
-//! answer to the next command that reads blocks, or writes some. It has no device.
+//! A SCSI driver with a made-up disk of zeros, which lies to the kernel: `tell rogue-scsi VERB`
+//! says what is wrong with its answer to the next command that reads blocks, or writes some. It has
+//! no device.
 //!
 //! Like `rogue`, it has unsafe code of its own.
 #![no_std]
@@ -54,7 +55,8 @@ enum Lie {
 const BLOCKS: u32 = 1024;
 const BLOCK_BYTES: u32 = 512;
 
-/// For tests, which change the module's file: no command is ever answered if the second number is not 0.
+/// For tests, which change the module's file: no command is ever answered if the second number is
+/// not 0.
 #[used]
 static IS_MUTE: [u64; 2] = [u64::from_le_bytes(*b"is-mute:"), 0];
 
@@ -185,7 +187,8 @@ impl RogueScsi {
     }
 }
 
-/// Any registration that four numbers can ask for; `state` is where the random numbers begin and go on.
+/// Any registration that four numbers can ask for; `state` is where the random numbers begin and go
+/// on.
 fn any_registration(state: &mut u64) -> ScsiInfo {
     let [max_targets, max_luns, queue_depth, reserved] = core::array::from_fn(|_| {
         *state ^= *state << 13;
@@ -203,7 +206,8 @@ fn offer(info: u64) -> i64 {
     unsafe { raw::rf_offer(info, size_of::<ScsiInfo>() as u64) }
 }
 
-/// Asks for registrations that are wrong in one number at least; fails if one is not refused for that.
+/// Asks for registrations that are wrong in one number at least; fails if one is not refused for
+/// that.
 fn register_wrongly(state: &mut u64) -> Result<()> {
     const CALLS: usize = 1000;
     for number in 0..CALLS {

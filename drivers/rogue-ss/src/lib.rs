@@ -1,6 +1,7 @@
-//! Attacks that load SS or what is no segment, or lock a bit test of a register: `tell rogue-ss VERB [NUMBER]`. They are in a module of
-//! their own because QEMU's TCG takes them for more than they are; there the module is refused, unless `limits ss-loads`, `seg-loads`
-//! and `lock-bts` let it in.
+//! Attacks that load SS or what is no segment, or lock a bit test of a register:
+//! `tell rogue-ss VERB [NUMBER]`. They are in a module of their own because QEMU's TCG takes them
+//! for more than they are; there the module is refused, unless `limits ss-loads`, `seg-loads` and
+//! `lock-bts` let it in.
 #![no_std]
 
 use core::arch::asm;
@@ -13,7 +14,8 @@ struct RogueSs;
 
 /// What ring 1 has in SS: a null selector that asks for level 1.
 const NULL: u16 = 1;
-/// The selectors of the gates of `rf_null` and of the end of an upcall (the layout is the kernel's; it is no secret).
+/// The selectors of the gates of `rf_null` and of the end of an upcall (the layout is the kernel's;
+/// it is no secret).
 const NULL_GATE: u16 = 6 << 3 | 5;
 const RETURN_GATE: u16 = 4 << 3 | 5;
 
@@ -52,7 +54,8 @@ fn load_ss(selector: u16) {
 /// Loads SS and the stack pointer together, and gives that back.
 #[inline(never)]
 fn load_lss(selector: u16) {
-    // SAFETY: none. LSS with 64 bits is Intel's only; this one takes 32 bits of stack pointer and clears the others.
+    // SAFETY: none. LSS with 64 bits is Intel's only; this one takes 32 bits of stack pointer and
+    // clears the others.
     unsafe {
         asm!("mov {saved}, rsp", "push rax", "push 0", "mov dword ptr [rsp + 4], eax", "lss ecx, [rsp]", "mov rsp, {saved}",
             in("rax") u64::from(selector), out("rcx") _, saved = out(reg) _)
@@ -72,8 +75,8 @@ fn load_none(which: u64) {
     };
 }
 
-/// Bit tests of a register with a LOCK prefix, which are no instructions: with the bit's number in a register and in the
-/// instruction, with other prefixes around.
+/// Bit tests of a register with a LOCK prefix, which are no instructions: with the bit's number in
+/// a register and in the instruction, with other prefixes around.
 #[inline(never)]
 fn lock_bt(which: u64) {
     // SAFETY: none.
@@ -88,7 +91,8 @@ fn lock_bt(which: u64) {
     };
 }
 
-/// Loads a null selector into SS and reads CR3, which only ring 0 can. QEMU takes the ring from SS, and says what CR3 is.
+/// Loads a null selector into SS and reads CR3, which only ring 0 can. QEMU takes the ring from SS,
+/// and says what CR3 is.
 #[inline(never)]
 fn null_ss() -> u64 {
     let cr3: u64;
@@ -97,7 +101,8 @@ fn null_ss() -> u64 {
     cr3
 }
 
-/// Single-steps into a gate from the shadow of a write to SS, which holds the step back until the gate was entered.
+/// Single-steps into a gate from the shadow of a write to SS, which holds the step back until the
+/// gate was entered.
 #[inline(never)]
 fn shadowed(gate: u16) {
     let target = [0u16, 0, gate];
@@ -114,8 +119,8 @@ fn shadowed(gate: u16) {
     };
 }
 
-/// Loads SS from `address`, which somebody watches, and calls a gate right behind that: the debug exception for the load is
-/// held back until the gate was entered (CVE-2018-8897).
+/// Loads SS from `address`, which somebody watches, and calls a gate right behind that: the debug
+/// exception for the load is held back until the gate was entered (CVE-2018-8897).
 #[inline(never)]
 fn watched_gate(address: u64) -> u64 {
     let target = [0u16, 0, NULL_GATE];

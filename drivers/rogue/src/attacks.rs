@@ -220,7 +220,8 @@ fn ud2(_: u64) -> u64 {
 }
 
 fn sse(_: u64) -> u64 {
-    // SAFETY: none. By its bytes, because this target's assembler is told that there is no SSE: xorps %xmm0, %xmm0.
+    // SAFETY: none. By its bytes, because this target's assembler is told that there is no SSE:
+    // xorps %xmm0, %xmm0.
     unsafe { asm!(".byte 0x0f, 0x57, 0xc0") };
     0
 }
@@ -282,7 +283,8 @@ fn iret_ring0(_: u64) -> u64 {
     0
 }
 
-/// Jumps into the middle of an instruction, whose constant hides another one: MOV from CR3, WRMSR, CLI, or OUT.
+/// Jumps into the middle of an instruction, whose constant hides another one: MOV from CR3, WRMSR,
+/// CLI, or OUT.
 #[inline(never)]
 fn hidden(number: u64) -> u64 {
     // SAFETY: none. MOV RAX, imm64 is 10 bytes: the constant begins with its third.
@@ -310,7 +312,8 @@ fn middle_of_stub(_: u64) -> u64 {
     execute(raw::rf_null as *const () as u64 + 1)
 }
 
-/// Single-steps into a gate: the debug exception arrives in ring 0, on the gate's first instruction.
+/// Single-steps into a gate: the debug exception arrives in ring 0, on the gate's first
+/// instruction.
 fn trap_flag_gate(_: u64) -> u64 {
     single_step_into(selector_of(0))
 }
@@ -337,7 +340,8 @@ fn single_step_into(selector: u16) -> u64 {
     result
 }
 
-/// Calls a gate with a stack pointer that is nowhere. It works: the kernel does not use the driver's stack.
+/// Calls a gate with a stack pointer that is nowhere. It works: the kernel does not use the
+/// driver's stack.
 fn bad_stack_gate(stack: u64) -> u64 {
     let target = [0u16, 0, selector_of(0)];
     let result: u64;
@@ -402,7 +406,8 @@ fn gate_at_page_end(_: u64) -> u64 {
     result
 }
 
-/// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID: of these a driver has IF behind a gate, whatever it asked for.
+/// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID: of these a driver has IF behind a gate,
+/// whatever it asked for.
 const NOT_THE_DRIVERS: u64 = 0x3f_7700;
 
 /// IF, IOPL, VM, VIF, VIP.
@@ -424,7 +429,8 @@ fn clear_flag(bit: u64) -> u64 {
     pop_flags(0, 1 << (bit & 63))
 }
 
-/// Changes flags and returns those that are not a driver's to change: as they are at once, and after a gate call.
+/// Changes flags and returns those that are not a driver's to change: as they are at once, and
+/// after a gate call.
 fn pop_flags(set: u64, cleared: u64) -> u64 {
     let (at_once, after): (u64, u64);
     // SAFETY: none.
@@ -468,9 +474,10 @@ fn iret_flags(flags: u64) -> u64 {
     at_once & PRIVILEGED
 }
 
-/// Calls a gate `calls` times and once more, and counts registers that hold an address of the kernel's half after that,
-/// though none did before, and words of the entry stacks that name the kernel's memory: what the gate or an interrupt left
-/// there. The entry area's own addresses are no secret.
+/// Calls a gate `calls` times and once more, and counts registers that hold an address of the
+/// kernel's half after that, though none did before, and words of the entry stacks that name the
+/// kernel's memory: what the gate or an interrupt left there. The entry area's own addresses are no
+/// secret.
 fn leaks(calls: u64) -> u64 {
     for _ in 0..calls {
         // SAFETY: does nothing.
@@ -538,7 +545,8 @@ fn log_registers(_: u64) -> u64 {
     }
 }
 
-/// Logs from nowhere by a far call of its own, with RSP at a word that says that somebody else called.
+/// Logs from nowhere by a far call of its own, with RSP at a word that says that somebody else
+/// called.
 #[inline(never)]
 fn log_elsewhere(_: u64) -> u64 {
     const LOG: u16 = 1;
@@ -567,7 +575,8 @@ fn panic(_: u64) -> u64 {
     panic!("as it was told");
 }
 
-/// Gives up with words anywhere: in its own memory, or not. Where is another matter each time, as the time is.
+/// Gives up with words anywhere: in its own memory, or not. Where is another matter each time, as
+/// the time is.
 fn panic_random(_: u64) -> u64 {
     const LENGTHS: [u64; 8] = [0, 1, 7, 512, 513, 4096, 1 << 63, u64::MAX];
     let own = core::hint::black_box([0u8; 1024]);
@@ -621,7 +630,8 @@ fn gate_flood(_: u64) -> u64 {
     }
 }
 
-/// Looks into memory that it gets for what somebody else left there; returns how many words are not zero.
+/// Looks into memory that it gets for what somebody else left there; returns how many words are not
+/// zero.
 fn stale(_: u64) -> u64 {
     const LEN_BYTES: u64 = 128 << 10;
     // SAFETY: as everywhere here; what the service returns is so long.

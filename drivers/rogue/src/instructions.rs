@@ -1,12 +1,14 @@
-//! Instructions that ring 1 must not have, or that must do no harm there: one function each, by verb.
+//! Instructions that ring 1 must not have, or that must do no harm there: one function each, by
+//! verb.
 
 use super::attacks::Attack;
 use core::arch::asm;
 
 macro_rules! instructions {
     ($($verb:literal: $($line:literal),+;)*) => {
-        /// Each runs one instruction, with RAX, RCX and RDX zero unless it says otherwise; most never return. What is written to a
-        /// register would do harm: it is a value that the register can have, and takes a protection away.
+        /// Each runs one instruction, with RAX, RCX and RDX zero unless it says otherwise; most
+        /// never return. What is written to a register would do harm: it is a value that the
+        /// register can have, and takes a protection away.
         pub static INSTRUCTIONS: &[(&str, Attack)] = &[$(($verb, {
             #[inline(never)]
             fn run(_: u64) -> u64 {
@@ -211,7 +213,8 @@ pub fn interrupt_return(selector: u64) -> u64 {
     0
 }
 
-/// Returns from an interrupt to its own code with a stack segment, and reads CR3, which only ring 0 can.
+/// Returns from an interrupt to its own code with a stack segment, and reads CR3, which only ring 0
+/// can.
 #[inline(never)]
 pub fn interrupt_return_stack(selector: u64) -> u64 {
     let cr3: u64;
@@ -223,7 +226,8 @@ pub fn interrupt_return_stack(selector: u64) -> u64 {
     cr3
 }
 
-/// Asks for a segment's access rights, its limit, and whether it may be read or written; 0 if it is told nothing.
+/// Asks for a segment's access rights, its limit, and whether it may be read or written; 0 if it is
+/// told nothing.
 #[inline(never)]
 pub fn ask_segment(selector: u64) -> u64 {
     let (rights, limit, flags): (u64, u64, u64);
@@ -239,8 +243,9 @@ pub fn ask_segment(selector: u64) -> u64 {
 #[inline(never)]
 pub fn far_jump(selector: u64) -> u64 {
     let target = [0u16, 0, 0, 0, 0];
-    // SAFETY: none. FF /5 with a 64-bit offset would be Intel's only; the offset of this one is 32 bits, which cannot reach
-    // the slot: a jump that is let through goes to the address 0, and faults there.
+    // SAFETY: none. FF /5 with a 64-bit offset would be Intel's only; the offset of this one is 32
+    // bits, which cannot reach the slot: a jump that is let through goes to the address 0, and
+    // faults there.
     unsafe {
         asm!("mov word ptr [rcx + 4], ax", ".byte 0xff, 0x29", in("rax") selector, in("rcx") target.as_ptr());
     }

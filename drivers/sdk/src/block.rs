@@ -19,7 +19,8 @@ use ringfence_abi::queue::{Consumer, Place, Producer, Words};
 /// Block devices.
 pub struct Block;
 
-/// The driver's end of the queues. Requests are completed with one of `BLOCK_OK`, `BLOCK_ERROR` and `BLOCK_UNSUPPORTED`.
+/// The driver's end of the queues. Requests are completed with one of `BLOCK_OK`, `BLOCK_ERROR` and
+/// `BLOCK_UNSUPPORTED`.
 pub type Queues = Requests<Block>;
 /// The right to complete a request.
 pub type Ticket = class::Ticket<Block>;
@@ -82,7 +83,8 @@ impl Asked {
 
 // The kernel's positions are true. If they were not, there would be nothing to do.
 impl Disk {
-    /// Opens the disk called `name`, as `lsblk` shows it. The manifest must say that it [uses](crate::Manifest::uses) one.
+    /// Opens the disk called `name`, as `lsblk` shows it. The manifest must say that it
+    /// [uses](crate::Manifest::uses) one.
     ///
     /// # Errors
     /// [`Refusal::NotFound`] if there is none.
@@ -117,8 +119,8 @@ impl Disk {
         Some(Asked { number, len_bytes })
     }
 
-    /// Asks for blocks from `lba` on, `len_bytes` bytes; `None` if all requests are under way, or it is more than 64 KiB. The driver is polled
-    /// with `Events::QUEUE` when they are there.
+    /// Asks for blocks from `lba` on, `len_bytes` bytes; `None` if all requests are under way, or
+    /// it is more than 64 KiB. The driver is polled with `Events::QUEUE` when they are there.
     pub fn read(&mut self, lba: u64, len_bytes: usize) -> Option<Asked> {
         self.ask(BLOCK_READ, lba, len_bytes, &[])
     }
@@ -138,8 +140,8 @@ impl Disk {
         usize::try_from(self.complete.take(&self.memory).ok()??).ok()
     }
 
-    /// The status of a request that is done: `BLOCK_OK`, `BLOCK_ERROR` or `BLOCK_UNSUPPORTED`. What was read is copied to `to`, as far as
-    /// that reaches.
+    /// The status of a request that is done: `BLOCK_OK`, `BLOCK_ERROR` or `BLOCK_UNSUPPORTED`. What
+    /// was read is copied to `to`, as far as that reaches.
     pub fn finish(&mut self, asked: Asked, to: &mut [u8]) -> u32 {
         let len = to.len().min(asked.len_bytes);
         self.data.read(asked.number * BLOCK_MAX_DATA, &mut to[..len]);

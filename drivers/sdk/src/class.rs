@@ -1,7 +1,8 @@
-//! What drivers offer: a class of devices has a channel to the kernel, and [`ClassDriver`] makes a [`Driver`] of a [`Device`] of any class.
+//! What drivers offer: a class of devices has a channel to the kernel, and [`ClassDriver`] makes a
+//! [`Driver`] of a [`Device`] of any class.
 //!
-//! A class whose channel carries requests says what they are like ([`Protocol`]) and has a [`Requests`]; network cards have a channel of
-//! their own, which carries frames.
+//! A class whose channel carries requests says what they are like ([`Protocol`]) and has a
+//! [`Requests`]; network cards have a channel of their own, which carries frames.
 
 use crate::dma::Bytes;
 use crate::service::safe::rf_offer;
@@ -23,7 +24,8 @@ pub trait Class {
     /// Offers a device, and opens the channel.
     ///
     /// # Errors
-    /// [`Refusal::Invalid`] if no device is like that, [`Refusal::Full`] if the kernel has as many as it can have.
+    /// [`Refusal::Invalid`] if no device is like that, [`Refusal::Full`] if the kernel has as many
+    /// as it can have.
     fn offer(info: Self::Info) -> Result<Self::Channel>;
 }
 
@@ -160,21 +162,23 @@ impl<P: Protocol> Requests<P> {
         unsafe { Bytes::new(start, len_bytes as usize) }
     }
 
-    /// Copies data of a request out, from the byte at `offset` on: of what goes to the device. Panics if it is not all inside.
+    /// Copies data of a request out, from the byte at `offset` on: of what goes to the device.
+    /// Panics if it is not all inside.
     #[track_caller]
     pub fn read_data(&self, ticket: &Ticket<P>, offset: usize, to: &mut [u8]) {
         self.data(ticket).read(offset, to);
     }
 
-    /// Copies data of a request in, from the byte at `offset` on: of what comes from the device. Panics if it does not fit.
+    /// Copies data of a request in, from the byte at `offset` on: of what comes from the device.
+    /// Panics if it does not fit.
     #[track_caller]
     pub fn write_data(&mut self, ticket: &Ticket<P>, offset: usize, from: &[u8]) {
         self.data(ticket).write(offset, from);
     }
 }
 
-/// The right to complete a request, which a driver has until [`Requests::complete`] takes it: **nobody completes one twice, or one that he
-/// does not have**.
+/// The right to complete a request, which a driver has until [`Requests::complete`] takes it:
+/// **nobody completes one twice, or one that he does not have**.
 pub struct Ticket<P> {
     /// The request's number and one more, so that an `Option` of it is as short.
     number: NonZeroU16,
@@ -187,7 +191,8 @@ impl<P> Ticket<P> {
         Some(Ticket { number, protocol: PhantomData })
     }
 
-    /// The request's number, below [`Protocol::REQUESTS`]. No other that was taken and not completed has it.
+    /// The request's number, below [`Protocol::REQUESTS`]. No other that was taken and not
+    /// completed has it.
     pub fn number(&self) -> usize {
         usize::from(self.number.get()) - 1
     }

@@ -24,8 +24,9 @@ pub fn enable_interrupts() -> Result<()> {
 }
 
 /// Gives the device interrupts of its own (MSI-X) in place of its line, up to `wanted`, at most
-/// [`MAX_VECTORS`](ringfence_abi::upcall::MAX_VECTORS); how many. 0 if it or the machine has none: the line is used then. Before
-/// [`enable_interrupts`]; the driver tells its device which is for what.
+/// [`MAX_VECTORS`](ringfence_abi::upcall::MAX_VECTORS); how many. 0 if it or the machine has none:
+/// the line is used then. Before [`enable_interrupts`]; the driver tells its device which is for
+/// what.
 pub fn vectors(wanted: u64) -> Result<u64> {
     safe::rf_irq_vectors(wanted)
 }
@@ -161,8 +162,8 @@ impl Ports {
         self.first + offset
     }
 
-    /// Fills `to` with what port `offset` says 16 bits at a time, the low byte first; a last odd byte is left as it is. Panics if it is not
-    /// one of the BAR's.
+    /// Fills `to` with what port `offset` says 16 bits at a time, the low byte first; a last odd
+    /// byte is left as it is. Panics if it is not one of the BAR's.
     #[track_caller]
     pub fn read_words(&self, offset: u16, to: &mut [u8]) {
         let port = self.port(offset, size_of::<u16>());
@@ -173,8 +174,8 @@ impl Ports {
         }
     }
 
-    /// Writes `from` to port `offset`, 16 bits at a time, the low byte first; a last odd byte is left out. Panics if it is not one of the
-    /// BAR's.
+    /// Writes `from` to port `offset`, 16 bits at a time, the low byte first; a last odd byte is
+    /// left out. Panics if it is not one of the BAR's.
     #[track_caller]
     pub fn write_words(&self, offset: u16, from: &[u8]) {
         let port = self.port(offset, size_of::<u16>());

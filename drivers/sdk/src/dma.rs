@@ -5,9 +5,11 @@ use crate::service::safe::{rf_dma_address, rf_dma_alloc, rf_dma_free};
 use core::ptr::NonNull;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Physically contiguous memory that the device can reach. Dropping it gives it back: stop the device first.
+/// Physically contiguous memory that the device can reach. Dropping it gives it back: stop the
+/// device first.
 ///
-/// The device may write it at any moment, so values are copied in and out; no reference to it exists.
+/// The device may write it at any moment, so values are copied in and out; no reference to it
+/// exists.
 pub struct Dma {
     bytes: Bytes,
     address: u64,
@@ -23,7 +25,8 @@ impl Dma {
         Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address })
     }
 
-    /// The same for a device whose addresses have 32 bits. [`crate::Refusal::NoMemory`] if it does not reach it.
+    /// The same for a device whose addresses have 32 bits. [`crate::Refusal::NoMemory`] if it does
+    /// not reach it.
     pub fn within_4_gib(len_bytes: usize) -> Result<Dma> {
         let memory = Dma::new(len_bytes)?;
         if u32::try_from(memory.address(len_bytes)).is_err() {
@@ -91,8 +94,8 @@ pub(crate) struct Bytes {
 
 impl Bytes {
     /// # Safety
-    /// The kernel must have mapped `len_bytes` bytes at `start`, which stay mapped as long as this is used, and to which there is no
-    /// reference.
+    /// The kernel must have mapped `len_bytes` bytes at `start`, which stay mapped as long as this
+    /// is used, and to which there is no reference.
     pub(crate) unsafe fn new(start: NonNull<u8>, len_bytes: usize) -> Bytes {
         Bytes { start, len_bytes }
     }

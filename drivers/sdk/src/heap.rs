@@ -1,4 +1,5 @@
-//! The driver's heap: grows through the kernel, a piece at a time, up to the budget in the manifest.
+//! The driver's heap: grows through the kernel, a piece at a time, up to the budget in the
+//! manifest.
 
 use crate::service::safe::rf_heap_grow;
 use core::alloc::{GlobalAlloc, Layout};

@@ -1,8 +1,9 @@
-//! What a driver module is written with. A driver crate forbids unsafe code and does not know its ring: this crate has
-//! all the unsafe code that a driver needs.
+//! What a driver module is written with. A driver crate forbids unsafe code and does not know its
+//! ring: this crate has all the unsafe code that a driver needs.
 //!
 //! * [`driver!`]: the manifest and the entry point
-//! * [`Driver`]: what a driver is; [`class::Device`]: one that offers something, which [`net`], [`scsi`] and [`block`] are about
+//! * [`Driver`]: what a driver is; [`class::Device`]: one that offers something, which [`net`],
+//!   [`scsi`] and [`block`] are about
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
 //! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
 //! * [`virtio`]: what virtio devices have in common
@@ -42,7 +43,8 @@ pub trait Driver: Sized + 'static {
     /// Takes the device into service.
     fn init() -> Result<Self>;
 
-    /// Looks after the device and the queues. An interrupt is let through again if the reply acknowledges it.
+    /// Looks after the device and the queues. An interrupt is let through again if the reply
+    /// acknowledges it.
     fn poll(&mut self, events: Events) -> Reply {
         let _ = events;
         Reply::ACKNOWLEDGED

@@ -48,8 +48,8 @@ impl Manifest {
         self
     }
 
-    /// The devices at fixed ports that it drives, by the first port of each: 0x1f0 and 0x170 are the channels of ATA disks. Panics if there
-    /// are too many.
+    /// The devices at fixed ports that it drives, by the first port of each: 0x1f0 and 0x170 are
+    /// the channels of ATA disks. Panics if there are too many.
     pub const fn fixed(mut self, first_ports: &[u16]) -> Manifest {
         assert!(first_ports.len() <= manifest::MAX_FIXED, "too many devices at fixed ports");
         let mut index = 0;
@@ -102,14 +102,16 @@ impl Manifest {
         self
     }
 
-    /// Has the driver not loaded for a device that an IOMMU does not keep within the driver's memory.
+    /// Has the driver not loaded for a device that an IOMMU does not keep within the driver's
+    /// memory.
     pub const fn needs_fence(mut self) -> Manifest {
         self.0.flags |= manifest::NEEDS_FENCE;
         self
     }
 
-    /// The device is reset by setting the bits `set` of the 32-bit register at `offset` in BAR `bar`, and is ready when the
-    /// bits `wait_mask` are clear again, within `limit_us` microseconds.
+    /// The device is reset by setting the bits `set` of the 32-bit register at `offset` in BAR
+    /// `bar`, and is ready when the bits `wait_mask` are clear again, within `limit_us`
+    /// microseconds.
     pub const fn reset_register(mut self, bar: u32, offset: u32, set: u32, wait_mask: u32, limit_us: u32) -> Manifest {
         self.0.reset = Reset {
             method: ResetMethod::Register as u32,
@@ -125,8 +127,8 @@ impl Manifest {
         self
     }
 
-    /// Two 32-bit registers of the same BAR are set to 0 before the reset: lengths of descriptor rings, say, for devices
-    /// that keep them.
+    /// Two 32-bit registers of the same BAR are set to 0 before the reset: lengths of descriptor
+    /// rings, say, for devices that keep them.
     pub const fn reset_zero(mut self, offsets: [u32; 2]) -> Manifest {
         self.0.reset.zero = offsets;
         self

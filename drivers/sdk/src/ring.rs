@@ -2,7 +2,8 @@
 
 use crate::dma::Dma;
 
-/// A ring of descriptors: `next` is the one to fill next, `done` the one that the device finishes next.
+/// A ring of descriptors: `next` is the one to fill next, `done` the one that the device finishes
+/// next.
 pub struct Ring {
     /// The descriptors.
     pub memory: Dma,

@@ -1,5 +1,5 @@
-//! Adapters of a parallel SCSI bus that carry out one command after the other, and leave it to the driver to fetch sense data, as
-//! those of the 1990s do.
+//! Adapters of a parallel SCSI bus that carry out one command after the other, and leave it to the
+//! driver to fetch sense data, as those of the 1990s do.
 
 use crate::class::Device;
 use crate::dma::Dma;
@@ -11,7 +11,8 @@ use ringfence_abi::scsi::{MAX_CDB, REQUESTS};
 
 /// The adapter's own number on the bus.
 pub const OWN_ID: u8 = 7;
-/// Targets and logical units that can be addressed: the highest number of a target is the adapter's own.
+/// Targets and logical units that can be addressed: the highest number of a target is the adapter's
+/// own.
 const TARGETS: u32 = 7;
 const UNITS: u32 = 8;
 /// SCSI status (SAM-5, 5.3.1).
@@ -67,7 +68,8 @@ impl Command {
         is_there.then_some(command)
     }
 
-    /// REQUEST SENSE (SPC-4, 6.39) for the unit of another command, into `len_bytes` bytes at the device's address `data`.
+    /// REQUEST SENSE (SPC-4, 6.39) for the unit of another command, into `len_bytes` bytes at the
+    /// device's address `data`.
     fn sense(of: &Command, data: u32) -> Command {
         let mut cdb = [0; MAX_CDB];
         cdb[0] = 0x03;
@@ -112,7 +114,8 @@ pub trait BusAdapter: Sized + 'static {
     /// Begins a command. None is under way.
     fn start(&mut self, command: &Command);
 
-    /// What became of the command that is under way, if it is over. `interrupted` says whether the device has interrupted.
+    /// What became of the command that is under way, if it is over. `interrupted` says whether the
+    /// device has interrupted.
     fn poll(&mut self, interrupted: bool) -> Option<Ending>;
 
     /// Stops the adapter.

@@ -25,7 +25,8 @@ macro_rules! declare {
             #[doc = $what]
             ///
             /// # Safety
-            /// The kernel checks all arguments and believes none, so a call cannot hurt it. It may change what the arguments point to.
+            /// The kernel checks all arguments and believes none, so a call cannot hurt it. It may
+            /// change what the arguments point to.
             pub fn $symbol($($parameter: u64),*) -> i64;
         }
     };
@@ -43,8 +44,8 @@ macro_rules! declare {
 /// A call of a service: what goes into registers is collected.
 macro_rules! call {
     ($symbol:ident [$($word:expr,)*]) => {
-        // SAFETY: what is pointed to lives until the call returns, and a service writes to nothing of it. What is given back is not used
-        // any more ([`GivenBack`]).
+        // SAFETY: what is pointed to lives until the call returns, and a service writes to nothing
+        // of it. What is given back is not used any more ([`GivenBack`]).
         answer(unsafe { raw::$symbol($($word),*) })
     };
     ($symbol:ident [$($word:expr,)*] $argument:ident: Text, $($rest:tt)*) => {

@@ -1,7 +1,9 @@
-//! A disk that is a part of another one: the blocks of `disk0` from the 2048th on, as a disk of its own. What is below that, which is where
-//! partition tables and boot loaders are, cannot be reached through it.
+//! A disk that is a part of another one: the blocks of `disk0` from the 2048th on, as a disk of its
+//! own. What is below that, which is where partition tables and boot loaders are, cannot be reached
+//! through it.
 //!
-//! It has no device: it uses what another driver offers, whichever that is, and offers something itself.
+//! It has no device: it uses what another driver offers, whichever that is, and offers something
+//! itself.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,6 @@
-//! Machine code that nobody would write, to see what becomes of it in ring 1: `tell snippets N` jumps to snippet N. As it is built
-//! each does nothing but an invalid instruction; `cargo run -- snippets` makes copies of the file with others in their place.
+//! Machine code that nobody would write, to see what becomes of it in ring 1: `tell snippets N`
+//! jumps to snippet N. As it is built each does nothing but an invalid instruction;
+//! `cargo run -- snippets` makes copies of the file with others in their place.
 #![no_std]
 
 use core::arch::asm;
@@ -7,7 +8,8 @@ use ringfence_sdk::{Driver, Manifest, Refusal, Result, driver};
 
 driver!(Snippets, Manifest::new("snippets", env!("CARGO_PKG_VERSION")).stack_kib(16).upcall_ms(20));
 
-/// Snippets in a module, and bytes of each (the runner finds them by their first bytes and counts on both).
+/// Snippets in a module, and bytes of each (the runner finds them by their first bytes and counts
+/// on both).
 const COUNT: usize = 512;
 const BYTES: usize = 64;
 /// What the place of the first snippet begins with, as it is built.
@@ -49,7 +51,8 @@ impl Driver for Snippets {
     fn command(&mut self, text: &str) -> Result<u64> {
         let number: usize = text.parse().map_err(|_| Refusal::Invalid)?;
         let code = CODE.snippets.get(number).ok_or(Refusal::NotFound)?.as_ptr();
-        // SAFETY: none; that is the point. Registers hold small numbers, addresses of the driver's own and of others' memory.
+        // SAFETY: none; that is the point. Registers hold small numbers, addresses of the driver's
+        // own and of others' memory.
         unsafe {
             asm!(
                 "mov rax, 1",

@@ -1,6 +1,8 @@
-//! virtio block device over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4 (virtqueues), 4.1 (PCI) and 5.2 (block device).
+//! virtio block device over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4
+//! (virtqueues), 4.1 (PCI) and 5.2 (block device).
 //!
-//! One request queue with three fixed descriptors for each request the kernel can have under way: header, data, status.
+//! One request queue with three fixed descriptors for each request the kernel can have under way:
+//! header, data, status.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -173,7 +175,8 @@ impl VirtioBlk {
         }
     }
 
-    /// Apart: in the loop that calls it, a jump would look like what is refused under QEMU 10 (docs/threat-model.md).
+    /// Apart: in the loop that calls it, a jump would look like what is refused under QEMU 10
+    /// (docs/threat-model.md).
     #[inline(never)]
     fn submit(&mut self, ticket: Ticket, request: &BlockRequest) {
         let number = ticket.number();

@@ -1,8 +1,8 @@
-//! virtio SCSI host over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4 (virtqueues), 4.1 (PCI) and 5.6
-//! (SCSI host).
+//! virtio SCSI host over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4 (virtqueues),
+//! 4.1 (PCI) and 5.6 (SCSI host).
 //!
-//! One request queue with three fixed descriptors for each request the kernel can have under way, and the event queue,
-//! whose events the kernel is told of.
+//! One request queue with three fixed descriptors for each request the kernel can have under way,
+//! and the event queue, whose events the kernel is told of.
 #![no_std]
 #![forbid(unsafe_code)]
 

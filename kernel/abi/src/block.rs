@@ -1,7 +1,9 @@
-//! What a driver of a block device and the kernel share: two rings of request numbers, and the requests themselves.
+//! What a driver of a block device and the kernel share: two rings of request numbers, and the
+//! requests themselves.
 //!
-//! The kernel fills in request `n` and puts `n` into `submit`; the driver carries it out, writes the status into the same request and puts `n`
-//! into `complete`. The data goes to or from the request's own part of DMA memory, whose address for the device the request names.
+//! The kernel fills in request `n` and puts `n` into `submit`; the driver carries it out, writes
+//! the status into the same request and puts `n` into `complete`. The data goes to or from the
+//! request's own part of DMA memory, whose address for the device the request names.
 
 use crate::queue::{Place, Words, read_value, write_value};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -75,7 +77,8 @@ pub struct BlockInfo {
     pub model: [u8; 24],
 }
 
-/// Where request `number` begins, in words. Panics if there is no such request: callers check numbers they are given.
+/// Where request `number` begins, in words. Panics if there is no such request: callers check
+/// numbers they are given.
 const fn request_at(number: usize) -> usize {
     assert!(number < BLOCK_REQUESTS);
     FIRST_REQUEST + number * REQUEST_WORDS
@@ -86,9 +89,11 @@ pub fn write_request(words: &impl Words, number: usize, request: &BlockRequest) 
     write_value(words, request_at(number), request, WORDS);
 }
 
-/// Where it is said to a driver that uses a disk what that is like, as a [`BlockInfo`]: the word behind all requests.
+/// Where it is said to a driver that uses a disk what that is like, as a [`BlockInfo`]: the word
+/// behind all requests.
 const USED_INFO: usize = QUEUE_BYTES / 8;
-/// Where data begins for a driver that uses a disk, in bytes: [`BLOCK_MAX_DATA`] bytes for each request.
+/// Where data begins for a driver that uses a disk, in bytes: [`BLOCK_MAX_DATA`] bytes for each
+/// request.
 pub const USED_DATA: usize = (QUEUE_BYTES + size_of::<BlockInfo>()).next_multiple_of(crate::layout::PAGE_SIZE as usize);
 /// Bytes that a driver that uses a disk shares with the kernel.
 pub const USED_BYTES: usize = USED_DATA + BLOCK_REQUESTS * BLOCK_MAX_DATA;

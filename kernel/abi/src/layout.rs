@@ -1,15 +1,18 @@
-//! Where things lie in a domain's slot: one top-level page-table entry (512 GiB), the same in ring 0 and in ring 1.
+//! Where things lie in a domain's slot: one top-level page-table entry (512 GiB), the same in ring
+//! 0 and in ring 1.
 //!
 //! Every region is followed by unmapped addresses, so that running off its end faults.
 
 /// Number of domains that can exist at once, and so of slots.
 pub const MAX_DOMAINS: usize = 64;
-/// Bytes of address space from one slot to the next: what one entry of the top-level page table covers.
+/// Bytes of address space from one slot to the next: what one entry of the top-level page table
+/// covers.
 pub const SLOT_SIZE: u64 = 0x80_0000_0000;
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// Stubs through which the module calls services: written by the kernel, executable and read-only for the driver.
+/// Stubs through which the module calls services: written by the kernel, executable and read-only
+/// for the driver.
 pub const STUBS: u64 = 0x0020_0000;
 /// The module's segments, as linked from address 0.
 pub const IMAGE: u64 = 0x0040_0000;
@@ -38,7 +41,8 @@ pub const MMIO: u64 = 0x2000_0000;
 /// Largest extent of mapped BARs, in bytes.
 pub const MMIO_MAX: u64 = 0x1000_0000;
 
-/// First address of slot `slot`. Slot 0 begins at 512 GiB, so no slot holds address 0 or anything near it.
+/// First address of slot `slot`. Slot 0 begins at 512 GiB, so no slot holds address 0 or anything
+/// near it.
 pub const fn slot_base(slot: usize) -> u64 {
     (slot as u64 + 1) * SLOT_SIZE
 }

@@ -1,12 +1,15 @@
-//! The contract between the kernel and its driver modules, and the only place where it is written down.
+//! The contract between the kernel and its driver modules, and the only place where it is written
+//! down.
 //!
 //! * [`service`]: what a driver may ask of the kernel, through one call gate each
 //! * [`upcall`]: what the kernel asks of a driver, through the module's single entry point
-//! * [`manifest`]: what a module says about itself before any of it runs; [`reset`]: how its device is stopped
+//! * [`manifest`]: what a module says about itself before any of it runs; [`reset`]: how its device
+//!   is stopped
 //! * [`layout`]: where things lie in a domain's slot of the address space
 //! * [`queue`], [`net`], [`scsi`], [`block`]: the queues in memory that kernel and driver share
 //!
-//! Kernel, SDK, loader and the generated C header all take their numbers from here. There is no unsafe code.
+//! Kernel, SDK, loader and the generated C header all take their numbers from here. There is no
+//! unsafe code.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

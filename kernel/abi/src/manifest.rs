@@ -1,4 +1,5 @@
-//! What a module says about itself, in its section [`SECTION`], before any of it runs. All fields little-endian.
+//! What a module says about itself, in its section [`SECTION`], before any of it runs. All fields
+//! little-endian.
 
 use crate::layout::PAGE_SIZE;
 use crate::reset::Reset;
@@ -19,9 +20,9 @@ pub const MAX_UPCALL_MS: u64 = 1000;
 /// Smallest stack in bytes: in ring 0 the services run on it as well.
 pub const MIN_STACK: u64 = 16 << 10;
 
-/// Hands the list of classes to the macro `$then`: number, name, what a driver says of its device, and bytes that it shares with the kernel for
-/// queues and for the data that goes through them. A class is a row here, a module of this crate, a crate of the kernel, and a module of
-/// the SDK.
+/// Hands the list of classes to the macro `$then`: number, name, what a driver says of its device,
+/// and bytes that it shares with the kernel for queues and for the data that goes through them. A
+/// class is a row here, a module of this crate, a crate of the kernel, and a module of the SDK.
 #[macro_export]
 macro_rules! for_each_class {
     ($then:ident) => {
@@ -69,7 +70,8 @@ macro_rules! define_kinds {
                 }
             }
 
-            /// Bytes of memory that it shares with the kernel: its queues, and the frames or blocks that go through them.
+            /// Bytes of memory that it shares with the kernel: its queues, and the frames or blocks
+            /// that go through them.
             pub const fn queue_bytes(self) -> u64 {
                 let bytes = match self {
                     Kind::Other => 0,
@@ -92,7 +94,8 @@ for_each_class!(define_kinds);
 
 /// Flag of a manifest: the module is never run in ring 0.
 pub const RING1_ONLY: u32 = 1;
-/// Flag of a manifest: the module is not loaded at boot for a device that it drives; a person loads it.
+/// Flag of a manifest: the module is not loaded at boot for a device that it drives; a person loads
+/// it.
 pub const BY_HAND: u32 = 2;
 /// Flag: the module drives only a device that is fenced.
 pub const NEEDS_FENCE: u32 = 4;
@@ -182,7 +185,8 @@ pub enum ManifestError {
     Kind(u32),
     /// Nothing of this kind can be used.
     Uses(u32),
-    /// Its name is empty, not ended by a zero, or has other characters than lower-case letters, digits, `-` and `_`.
+    /// Its name is empty, not ended by a zero, or has other characters than lower-case letters,
+    /// digits, `-` and `_`.
     Name,
     /// Its name is one that lines of the kernel's log begin with.
     Reserved,
@@ -213,8 +217,8 @@ impl core::fmt::Display for ManifestError {
     }
 }
 
-/// Whether a module of this name could write lines into the log that look like the kernel's own: those begin with a word like
-/// these, or with a disk's or an interface's name, and a colon.
+/// Whether a module of this name could write lines into the log that look like the kernel's own:
+/// those begin with a word like these, or with a disk's or an interface's name, and a colon.
 fn is_reserved(name: &str) -> bool {
     let is_numbered = |kind: &str| {
         name.strip_prefix(kind).is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
@@ -311,7 +315,8 @@ impl Manifest {
     }
 }
 
-/// `text` as a field of `N` bytes, for a manifest that is made at compile time. Panics if it does not fit.
+/// `text` as a field of `N` bytes, for a manifest that is made at compile time. Panics if it does
+/// not fit.
 pub const fn field<const N: usize>(text: &str) -> [u8; N] {
     let bytes = text.as_bytes();
     assert!(bytes.len() < N, "too long for its field of the manifest");

@@ -1,8 +1,10 @@
-//! What a network driver and the kernel share: four rings of frame numbers, and the frames themselves in DMA memory.
+//! What a network driver and the kernel share: four rings of frame numbers, and the frames
+//! themselves in DMA memory.
 //!
-//! A ring's entry is a frame number in its low half and a length in bytes in its high half. A frame belongs to one side
-//! at a time: the kernel lends transmit frames through `transmit` and gets them back through `transmitted`; it lends
-//! receive frames through `empty` and gets them back, filled, through `received`.
+//! A ring's entry is a frame number in its low half and a length in bytes in its high half. A frame
+//! belongs to one side at a time: the kernel lends transmit frames through `transmit` and gets them
+//! back through `transmitted`; it lends receive frames through `empty` and gets them back, filled,
+//! through `received`.
 
 use crate::queue::Place;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -13,7 +15,8 @@ pub const FRAME_BYTES: usize = 2048;
 pub const MAX_FRAME: usize = 1514;
 /// Frames for transmission, numbered from 0.
 pub const TX_FRAMES: usize = 64;
-/// Frames for reception, numbered from 0. As many as a TCP window of 64 KiB has full segments, and again.
+/// Frames for reception, numbered from 0. As many as a TCP window of 64 KiB has full segments, and
+/// again.
 pub const RX_FRAMES: usize = 128;
 
 /// Frames to send: kernel to driver.
@@ -25,9 +28,11 @@ pub const EMPTY: Place = Place::new(TRANSMITTED.end(), RX_FRAMES);
 /// Frames filled: driver to kernel.
 pub const RECEIVED: Place = Place::new(EMPTY.end(), RX_FRAMES);
 
-/// Word of the queue memory that holds the address for the device of transmit frame 0; the others follow it.
+/// Word of the queue memory that holds the address for the device of transmit frame 0; the others
+/// follow it.
 pub const TX_ADDRESS: usize = 0;
-/// Word of the queue memory that holds the address for the device of receive frame 0; the others follow it.
+/// Word of the queue memory that holds the address for the device of receive frame 0; the others
+/// follow it.
 pub const RX_ADDRESS: usize = 1;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;

@@ -1,9 +1,10 @@
 //! A single-producer single-consumer ring of 64-bit entries in memory that kernel and driver share.
 //!
-//! **Neither side believes the other.** Each end keeps its own position in private memory and reads from shared memory
-//! only the other's; a position that cannot be true is a [`Lie`] and nothing is taken. What an entry says is for the
-//! taker to check. The code is the same on both sides and never forms a reference to the shared memory: all access goes
-//! through [`Words`], which either side implements with volatile loads and stores.
+//! **Neither side believes the other.** Each end keeps its own position in private memory and reads
+//! from shared memory only the other's; a position that cannot be true is a [`Lie`] and nothing is
+//! taken. What an entry says is for the taker to check. The code is the same on both sides and
+//! never forms a reference to the shared memory: all access goes through [`Words`], which either
+//! side implements with volatile loads and stores.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -39,9 +40,11 @@ pub fn write_value<T: IntoBytes + Immutable>(words: &impl Words, first: usize, v
     }
 }
 
-/// Where a ring lies: `base` is the index of its first word, `capacity` the number of its entries, a power of two.
+/// Where a ring lies: `base` is the index of its first word, `capacity` the number of its entries,
+/// a power of two.
 ///
-/// Words 0 and 8 (a cache line each) hold how many entries were ever put and taken; the entries begin at word 16.
+/// Words 0 and 8 (a cache line each) hold how many entries were ever put and taken; the entries
+/// begin at word 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Index of the first word.
@@ -74,7 +77,8 @@ impl Place {
     }
 }
 
-/// The other side's position cannot be true: it went backwards, or ahead by more than the ring holds.
+/// The other side's position cannot be true: it went backwards, or ahead by more than the ring
+/// holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lie {
     /// What it claims.
@@ -254,7 +258,8 @@ mod tests {
             }
         }
 
-        /// Whatever the other side writes into its position, a consumer never sees more entries than the ring has.
+        /// Whatever the other side writes into its position, a consumer never sees more entries
+        /// than the ring has.
         #[test]
         fn a_lying_producer_gains_nothing(claims in proptest::collection::vec(any::<u64>(), 0..50)) {
             let memory = Memory::new(PLACE.end());

@@ -1,7 +1,8 @@
-//! How a device is stopped when nobody drives it any more: a recipe in the manifest, which the kernel carries out.
+//! How a device is stopped when nobody drives it any more: a recipe in the manifest, which the
+//! kernel carries out.
 //!
-//! A driver that was ended cannot reset its device itself, and a device that goes on would write into memory that belongs
-//! to somebody else by then.
+//! A driver that was ended cannot reset its device itself, and a device that goes on would write
+//! into memory that belongs to somebody else by then.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -20,7 +21,8 @@ pub enum ResetMethod {
     Unknown = 0,
     /// A register of the device, as the other fields of [`Reset`] say.
     Register = 1,
-    /// The device status of virtio's PCI transport: 0 is written, and must be read back (VIRTIO 1.0, 4.1.4.3.1).
+    /// The device status of virtio's PCI transport: 0 is written, and must be read back (VIRTIO
+    /// 1.0, 4.1.4.3.1).
     Virtio = 2,
 }
 
@@ -28,7 +30,8 @@ pub enum ResetMethod {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Reset {
-    /// A [`ResetMethod`]. Only [`ResetMethod::Register`] uses the other fields, but all use `limit_us`.
+    /// A [`ResetMethod`]. Only [`ResetMethod::Register`] uses the other fields, but all use
+    /// `limit_us`.
     pub method: u32,
     /// Which BAR has the register.
     pub bar: u32,
@@ -42,7 +45,8 @@ pub struct Reset {
     pub wait_mask: u32,
     /// What those bits are when the device is reset.
     pub wait_value: u32,
-    /// Offsets of 32-bit registers in the same BAR that are set to 0 before that; [`NO_REGISTER`] stands for none.
+    /// Offsets of 32-bit registers in the same BAR that are set to 0 before that; [`NO_REGISTER`]
+    /// stands for none.
     pub zero: [u32; 2],
     /// Longest time that may take, in microseconds, at most [`MAX_RESET_US`].
     pub limit_us: u32,

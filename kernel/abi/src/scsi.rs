@@ -1,8 +1,9 @@
-//! What a SCSI driver and the kernel share: two rings of request numbers, and the requests themselves.
+//! What a SCSI driver and the kernel share: two rings of request numbers, and the requests
+//! themselves.
 //!
-//! The kernel fills in request `n` and puts `n` into `submit`; the driver carries it out, writes the outcome into the
-//! same request and puts `n` into `complete`. The data goes to or from the request's own part of DMA memory, whose
-//! address for the device the request names.
+//! The kernel fills in request `n` and puts `n` into `submit`; the driver carries it out, writes
+//! the outcome into the same request and puts `n` into `complete`. The data goes to or from the
+//! request's own part of DMA memory, whose address for the device the request names.
 
 use crate::queue::{Place, Words, read_value, write_value};
 use core::mem::offset_of;
@@ -102,7 +103,8 @@ pub struct ScsiInfo {
 
 const OUTCOME_OFFSET: usize = size_of::<Request>() / 8;
 
-/// Where request `number` begins, in words. Panics if there is no such request: callers check numbers they are given.
+/// Where request `number` begins, in words. Panics if there is no such request: callers check
+/// numbers they are given.
 const fn request_at(number: usize) -> usize {
     assert!(number < REQUESTS);
     FIRST_REQUEST + number * REQUEST_WORDS

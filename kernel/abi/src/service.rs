@@ -1,16 +1,19 @@
 //! What a driver may ask of the kernel: one service, one call gate, one number.
 //!
-//! A module asks for a service by leaving its symbol undefined. The loader answers each granted one with a stub:
-//! `lcall *gate` in ring 1, `jmp service` in ring 0. Arguments go in RDI, RSI, RDX, RCX, R8 (System V), the result
-//! comes back in RAX: 0 or more is the value, negative is minus a [`Refusal`].
+//! A module asks for a service by leaving its symbol undefined. The loader answers each granted one
+//! with a stub: `lcall *gate` in ring 1, `jmp service` in ring 0. Arguments go in RDI, RSI, RDX,
+//! RCX, R8 (System V), the result comes back in RAX: 0 or more is the value, negative is minus a
+//! [`Refusal`].
 
 use core::fmt;
 
 /// Hands the list of all services to the macro `$then`, as
-/// `number symbol(argument: Kind, ...) "what it does" => "its value", "what it refuses";` each, where a kind is a variant of [`Kind`].
+/// `number symbol(argument: Kind, ...) "what it does" => "its value", "what it refuses";` each,
+/// where a kind is a variant of [`Kind`].
 ///
-/// Everything that must agree with the list is generated from it: the kernel's gates and what is behind them, the SDK's declarations and safe
-/// functions, the loader's table of names, the C header, what a trace shows, and the table in the documents.
+/// Everything that must agree with the list is generated from it: the kernel's gates and what is
+/// behind them, the SDK's declarations and safe functions, the loader's table of names, the C
+/// header, what a trace shows, and the table in the documents.
 #[macro_export]
 macro_rules! for_each_service {
     ($then:ident) => {
@@ -177,7 +180,8 @@ pub fn by_symbol(symbol: &[u8]) -> Option<usize> {
 
 /// Why the kernel refuses a request. The driver may go on, and may ask again.
 ///
-/// What no correct driver ever asks (a pointer outside its slot, say) is not refused: it is a fault, and ends the driver.
+/// What no correct driver ever asks (a pointer outside its slot, say) is not refused: it is a
+/// fault, and ends the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i64)]
 pub enum Refusal {

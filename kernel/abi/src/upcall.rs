@@ -18,7 +18,8 @@ pub const INIT: u64 = 0;
 pub const POLL: u64 = 1;
 /// Stop the device. Called last.
 pub const EXIT: u64 = 2;
-/// Do what the text of `a` bytes in the mailbox page says; the result is shown to the person who typed it.
+/// Do what the text of `a` bytes in the mailbox page says; the result is shown to the person who
+/// typed it.
 pub const COMMAND: u64 = 3;
 /// Return at once: the cost of a crossing.
 pub const NULL: u64 = 4;
@@ -43,7 +44,8 @@ bitflags! {
         const INTERRUPT = 1 << 0;
         /// The kernel put something into a queue.
         const QUEUE = 1 << 1;
-        /// With interrupts of its own: the first of them has come. Bit 17 stands for the second, and so on, up to bit 23.
+        /// With interrupts of its own: the first of them has come. Bit 17 stands for the second,
+        /// and so on, up to bit 23.
         const VECTOR_0 = 1 << 16;
         /// See [`Events::VECTOR_0`].
         const VECTORS = 0xff << 16;

@@ -1,10 +1,12 @@
-//! ACPI tables (ACPI specification 6.5, 5.2), which firmware wrote and which may be anything. **Nothing is read but what `read` lets
-//! be read**, and a table whose checksum is wrong is none: there are crates for this, but they map whatever a table names.
+//! ACPI tables (ACPI specification 6.5, 5.2), which firmware wrote and which may be anything.
+//! **Nothing is read but what `read` lets be read**, and a table whose checksum is wrong is none:
+//! there are crates for this, but they map whatever a table names.
 
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
-/// Length in bytes of what is common to all tables, and of the root pointer of ACPI 1.0 and of later versions.
+/// Length in bytes of what is common to all tables, and of the root pointer of ACPI 1.0 and of
+/// later versions.
 const HEADER_BYTES: usize = 36;
 const ROOT_POINTER_1_BYTES: usize = 20;
 const ROOT_POINTER_2_BYTES: usize = 36;
@@ -23,8 +25,8 @@ pub struct Tables<R> {
 }
 
 impl<'a, R: Fn(u64, usize) -> Option<&'a [u8]>> Tables<R> {
-    /// The tables that the root pointer at physical address `pointer` leads to. `read` returns so many bytes at a physical address, if
-    /// they are firmware's.
+    /// The tables that the root pointer at physical address `pointer` leads to. `read` returns so
+    /// many bytes at a physical address, if they are firmware's.
     pub fn at(pointer: u64, read: R) -> Option<Tables<R>> {
         let first =
             read(pointer, ROOT_POINTER_1_BYTES).filter(|bytes| bytes.starts_with(b"RSD PTR ") && is_whole(bytes))?;
@@ -85,7 +87,8 @@ fn place(table: &[u8], at: usize) -> Option<Place> {
     }
 }
 
-/// Physical address of the registers of the high precision event timer (IA-PC HPET specification 1.0a, 3.2.4).
+/// Physical address of the registers of the high precision event timer (IA-PC HPET specification
+/// 1.0a, 3.2.4).
 pub fn hpet(table: &[u8]) -> Option<u64> {
     match place(table, 40)? {
         Place::Memory(address) => Some(address),
@@ -112,7 +115,8 @@ pub fn pm_timer(table: &[u8]) -> Option<PmTimer> {
     Some(PmTimer { place: place(table, 208).or_else(old)?, has_32_bits })
 }
 
-/// Buses of PCI segment 0 that a table of memory-mapped configuration spaces, `MCFG`, names (PCI Firmware Specification 3.0, 4.1.2).
+/// Buses of PCI segment 0 that a table of memory-mapped configuration spaces, `MCFG`, names (PCI
+/// Firmware Specification 3.0, 4.1.2).
 pub fn buses(table: &[u8]) -> impl Iterator<Item = RangeInclusive<u8>> {
     const FIRST: usize = 44;
     const ENTRY_BYTES: usize = 16;
@@ -123,9 +127,11 @@ pub fn buses(table: &[u8]) -> impl Iterator<Item = RangeInclusive<u8>> {
 /// What the multiple APIC description table, `APIC`, says of interrupt lines (5.2.12).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wiring {
-    /// The I/O APICs: id, physical address of the registers, and the first of the global interrupts that it has pins for.
+    /// The I/O APICs: id, physical address of the registers, and the first of the global interrupts
+    /// that it has pins for.
     pub io_apics: Vec<(u8, u64, u32)>,
-    /// Lines of the two 8259s that are wired otherwise than to the global interrupt of the same number: line, global interrupt, flags.
+    /// Lines of the two 8259s that are wired otherwise than to the global interrupt of the same
+    /// number: line, global interrupt, flags.
     pub overrides: Vec<(u8, u32, u16)>,
 }
 
@@ -160,11 +166,12 @@ impl Wiring {
         wiring
     }
 
-    /// Where line `line` of the 8259s is wired to: the global interrupt, and, if the table says so, whether it interrupts as long as it is
-    /// raised, and whether it is raised when it is low.
+    /// Where line `line` of the 8259s is wired to: the global interrupt, and, if the table says so,
+    /// whether it interrupts as long as it is raised, and whether it is raised when it is low.
     pub fn of_line(&self, line: u8) -> (u32, Option<bool>, bool) {
         match self.overrides.iter().find(|(other, ..)| *other == line) {
-            // Flags: polarity in the lower two bits, trigger in the next two; 1 is high and edge, 3 low and level, 0 as the bus has it.
+            // Flags: polarity in the lower two bits, trigger in the next two; 1 is high and edge, 3
+            // low and level, 0 as the bus has it.
             Some((_, to, flags)) => {
                 let is_level = match flags >> 2 & 3 {
                     1 => Some(false),
@@ -199,7 +206,8 @@ mod tests {
         closed(bytes, 9)
     }
 
-    /// Firmware's memory from `AT` on: a root pointer of this revision, its table of tables, and `tables`.
+    /// Firmware's memory from `AT` on: a root pointer of this revision, its table of tables, and
+    /// `tables`.
     fn firmware(revision: u8, tables: &[Vec<u8>]) -> Vec<u8> {
         let address_bytes = if revision < 2 { 4 } else { 8 };
         let root_at = AT + 64;

@@ -1,4 +1,5 @@
-//! SCSI command descriptor blocks, and the data that some of them return (SPC-4, SBC-3). All fields big-endian.
+//! SCSI command descriptor blocks, and the data that some of them return (SPC-4, SBC-3). All fields
+//! big-endian.
 
 use alloc::string::{String, ToString};
 use ringfence_abi::scsi::MAX_CDB;
@@ -188,7 +189,8 @@ pub fn identity(data: &[u8]) -> Option<Identity> {
     })
 }
 
-/// The logical units that REPORT LUNS data names (SPC-4 6.33), in the simple addressing of SAM-5 4.7.
+/// The logical units that REPORT LUNS data names (SPC-4 6.33), in the simple addressing of SAM-5
+/// 4.7.
 pub fn luns(data: &[u8]) -> impl Iterator<Item = u32> {
     let listed = be32(data, 0).unwrap_or(0) as usize;
     let list = data.get(8..).unwrap_or(&[]);

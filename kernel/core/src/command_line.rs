@@ -1,4 +1,5 @@
-//! The shell's grammar: how a text becomes commands, and a command a name and its arguments ([`crate::arguments`]).
+//! The shell's grammar: how a text becomes commands, and a command a name and its arguments
+//! ([`crate::arguments`]).
 //!
 //! ```text
 //! text        command ; command ; ...            also a line each
@@ -37,8 +38,9 @@ pub fn three_lists(text: &str) -> Option<[&str; 3]> {
     Some([lists.next()?, lists.next()?, lists.next()?])
 }
 
-/// `text` with an address for each word that names something: `@kernel-text`, or with `%` where it is in physical memory, perhaps with
-/// a number to add. The error is the name that `find`, or `find_physical`, does not know.
+/// `text` with an address for each word that names something: `@kernel-text`, or with `%` where it
+/// is in physical memory, perhaps with a number to add. The error is the name that `find`, or
+/// `find_physical`, does not know.
 pub fn with_addresses(
     text: &str,
     find: impl Fn(&str) -> Option<u64>,
@@ -66,7 +68,8 @@ pub fn with_addresses(
     Ok(result)
 }
 
-/// What `ADDRESS`, or `ADDRESS:LENGTH`, says: a word of 1, 2, 4 or (without a length) 8 bytes at a multiple of that.
+/// What `ADDRESS`, or `ADDRESS:LENGTH`, says: a word of 1, 2, 4 or (without a length) 8 bytes at a
+/// multiple of that.
 pub fn watched(word: &str) -> Option<Extent> {
     let (address, len_bytes) = word.split_once(':').unwrap_or((word, "8"));
     let address = u64::from_str_radix(address.strip_prefix("0x")?, 16).ok()?;
@@ -74,13 +77,15 @@ pub fn watched(word: &str) -> Option<Extent> {
     ([1, 2, 4, 8].contains(&len_bytes) && address.is_multiple_of(len_bytes)).then_some(Extent::new(address, len_bytes))
 }
 
-/// What was typed as the Tab key sees it: the command that is being typed up to its last word, and that word, as far as it goes.
+/// What was typed as the Tab key sees it: the command that is being typed up to its last word, and
+/// that word, as far as it goes.
 pub fn last_word(typed: &str) -> (&str, &str) {
     let command = typed.rsplit(';').next().unwrap_or(typed);
     command.rsplit_once(' ').unwrap_or(("", command))
 }
 
-/// The one of `candidates` that `word` is most like, if it is like one: a few letters more, less, or other ones (Levenshtein).
+/// The one of `candidates` that `word` is most like, if it is like one: a few letters more, less,
+/// or other ones (Levenshtein).
 pub fn most_like<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word: Vec<char> = word.chars().take(32).collect();
     let distance = |candidate: &str| {
@@ -100,13 +105,14 @@ pub fn most_like<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) 
     found.filter(|(distance, _)| *distance <= most).map(|(_, candidate)| candidate)
 }
 
-/// The command in front of `| more`, if that is behind it: what it prints is shown a page at a time.
+/// The command in front of `| more`, if that is behind it: what it prints is shown a page at a
+/// time.
 pub fn in_pages(command: &str) -> Option<&str> {
     command.strip_suffix("more")?.trim_end().strip_suffix('|').map(str::trim)
 }
 
-/// What Tab puts behind `word`: all that `candidates`, which begin with it, have in common, and a space if there is but one.
-/// Empty if they differ at once; `None` if there are none.
+/// What Tab puts behind `word`: all that `candidates`, which begin with it, have in common, and a
+/// space if there is but one. Empty if they differ at once; `None` if there are none.
 pub fn completion(word: &str, candidates: &[&str]) -> Option<String> {
     let (first, others) = candidates.split_first()?;
     let common = others.iter().fold(first.len(), |common, other| {

@@ -1,15 +1,18 @@
 //! What a driver owes for the CPU time that it has had. All times are ticks of one clock.
 //!
-//! The time of each poll is added to the driver's debt; time in which no driver is polled reduces it. A driver whose debt is beyond the limit
-//! rests, and its rest pays for all of it. What the kernel does for a driver is a debt as well, which only time pays in which the kernel
-//! does nothing for any driver.
+//! The time of each poll is added to the driver's debt; time in which no driver is polled reduces
+//! it. A driver whose debt is beyond the limit rests, and its rest pays for all of it. What the
+//! kernel does for a driver is a debt as well, which only time pays in which the kernel does
+//! nothing for any driver.
 //!
-//! A share of each second was not taken for a limit: a driver that has work to do now and then, much of it at once, would wait for no reason.
+//! A share of each second was not taken for a limit: a driver that has work to do now and then,
+//! much of it at once, would wait for no reason.
 
 /// What a driver owes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Debt {
-    /// For polls: what was left when the clock that pays for it, that of time in which none is polled, was at this.
+    /// For polls: what was left when the clock that pays for it, that of time in which none is
+    /// polled, was at this.
     for_polls: (u64, u64),
     /// For what was done for it: the same by the clock of time in which nothing is done for any.
     for_work: (u64, u64),
@@ -29,7 +32,8 @@ impl Debt {
         self.for_polls = dead.for_polls;
     }
 
-    /// Adds a poll that took `ticks` and began when the clock of polls was at `began`; for how long the driver is to rest.
+    /// Adds a poll that took `ticks` and began when the clock of polls was at `began`; for how long
+    /// the driver is to rest.
     #[inline(always)]
     pub fn add_poll(&mut self, ticks: u64, began: u64, most: u64) -> u64 {
         let owes = left(self.for_polls, began) + ticks;
@@ -40,8 +44,8 @@ impl Debt {
         rest
     }
 
-    /// Adds what was done for it, which took `ticks` and began when the clock of work was at `began` and that of polls is at `polls`; for how
-    /// long it is to rest.
+    /// Adds what was done for it, which took `ticks` and began when the clock of work was at
+    /// `began` and that of polls is at `polls`; for how long it is to rest.
     pub fn add_work(&mut self, ticks: u64, began: u64, polls: u64, most: u64) -> u64 {
         let for_work = left(self.for_work, began) + ticks;
         let owes = left(self.for_polls, polls) + for_work;
@@ -60,8 +64,9 @@ fn left((owed, at): (u64, u64), now: u64) -> u64 {
     owed.saturating_sub(now.saturating_sub(at))
 }
 
-/// What an upcall of `tsc_ticks` counts that met `timer_ticks` of the timer, of which one is `in_one` ticks. When the host stalls, the first go
-/// on, and the second do not; the driver is not to blame.
+/// What an upcall of `tsc_ticks` counts that met `timer_ticks` of the timer, of which one is
+/// `in_one` ticks. When the host stalls, the first go on, and the second do not; the driver is not
+/// to blame.
 #[inline]
 pub fn counted(tsc_ticks: u64, in_one: u64, timer_ticks: impl FnOnce() -> u32) -> u64 {
     if tsc_ticks <= in_one { tsc_ticks } else { tsc_ticks.min((u64::from(timer_ticks()) + 1) * in_one) }
@@ -138,7 +143,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever it does, it rests as long as it was polled, but for what is within the limit or was paid.
+        /// Whatever it does, it rests as long as it was polled, but for what is within the limit or
+        /// was paid.
         #[test]
         fn nobody_has_more_than_half(polls in prop::collection::vec((0_u64..500, 0_u64..500), 0..200)) {
             let (mut debt, mut clock, mut polled, mut rested, mut free) = (Debt::default(), 0, 0, 0, 0);

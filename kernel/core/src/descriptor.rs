@@ -1,7 +1,9 @@
-//! Segment, gate and system descriptors, and the selectors that name them (Intel SDM vol. 3A, 3.4.5, 5.8.3.1, 7.2.3).
+//! Segment, gate and system descriptors, and the selectors that name them (Intel SDM vol. 3A,
+//! 3.4.5, 5.8.3.1, 7.2.3).
 //!
-//! The descriptors of ring 1 live in the LDT, which is each domain's own: it is the domain's capability table. All
-//! descriptors have their accessed bit set, because the tables are mapped read-only where ring 1 runs.
+//! The descriptors of ring 1 live in the LDT, which is each domain's own: it is the domain's
+//! capability table. All descriptors have their accessed bit set, because the tables are mapped
+//! read-only where ring 1 runs.
 
 use ringfence_abi::service::SERVICE_COUNT;
 
@@ -97,8 +99,8 @@ const fn privilege(ring: u64) -> u64 {
     ring << 45
 }
 
-/// A 64-bit code segment for ring `ring`. Base and limit are ignored in 64-bit mode, but Bochs and 32-bit habits like
-/// to see them spanning everything.
+/// A 64-bit code segment for ring `ring`. Base and limit are ignored in 64-bit mode, but Bochs and
+/// 32-bit habits like to see them spanning everything.
 pub const fn code64(ring: u64) -> u64 {
     flat() | ACCESSED | WRITABLE | CODE | USER | PRESENT | LONG | privilege(ring)
 }
@@ -145,7 +147,8 @@ pub const fn call_gate(target: u64, present: bool) -> [u64; 2] {
     [if present { low | PRESENT } else { low }, target >> 32]
 }
 
-/// A 64-bit interrupt gate (SDM 6.14.1, figure 6-8) that no `int` instruction outside ring 0 may use, on stack `ist`.
+/// A 64-bit interrupt gate (SDM 6.14.1, figure 6-8) that no `int` instruction outside ring 0 may
+/// use, on stack `ist`.
 pub const fn interrupt_gate(target: u64, ist: u8) -> [u64; 2] {
     [
         target & 0xffff
@@ -179,8 +182,9 @@ mod tests {
 
     #[test]
     fn the_upper_half_of_a_gate_is_no_descriptor() {
-        // SDM 5.8.3.1: the type field of the upper half must be 0. Kernel addresses keep it so only by their top bits,
-        // which fill bits 0-31 of the upper half: the type field is in bits 40-44.
+        // SDM 5.8.3.1: the type field of the upper half must be 0. Kernel addresses keep it so only
+        // by their top bits, which fill bits 0-31 of the upper half: the type field is in bits
+        // 40-44.
         for target in [u64::MAX, 0xffff_ffff_8000_0000, 0x7fff_ffff_ffff] {
             assert_eq!(call_gate(target, true)[1] >> 40 & 0x1f, 0);
         }

@@ -1,5 +1,6 @@
-//! A DHCP client (RFC 2131, 2132): frames in, frames out, and what address there is. It believes as much of a server's answer as can
-//! be true, and makes up for what servers in the field leave out as other clients do.
+//! A DHCP client (RFC 2131, 2132): frames in, frames out, and what address there is. It believes as
+//! much of a server's answer as can be true, and makes up for what servers in the field leave out
+//! as other clients do.
 
 use crate::servers::is_host;
 use alloc::vec;
@@ -15,7 +16,8 @@ use smoltcp::wire::{
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// The fixed part of a message (RFC 2131, 2), what its options begin with, and the length that relays do not drop (RFC 1542, 2.1).
+/// The fixed part of a message (RFC 2131, 2), what its options begin with, and the length that
+/// relays do not drop (RFC 1542, 2.1).
 const FIXED: usize = 236;
 const MAGIC: [u8; 4] = [99, 130, 83, 99];
 const SHORTEST: usize = 300;
@@ -35,7 +37,8 @@ const USUAL_LEASE_S: u32 = 3600;
 const SHORTEST_LEASE_S: u32 = 10;
 /// Shortest wait while a lease is being renewed (RFC 2131, 4.4.5).
 const RENEW_RETRY: Duration = Duration::from_secs(60);
-/// Bits that an address and its router share at least, for what they share to be taken for a network.
+/// Bits that an address and its router share at least, for what they share to be taken for a
+/// network.
 const SHORTEST_SHARED: u8 = 8;
 /// Name servers that are kept.
 const MAX_DNS: usize = 3;
@@ -157,8 +160,9 @@ impl Client {
         self.begin(State::Selecting, now);
     }
 
-    /// The link was down, and is up: it may lead to another network, or to the same. It asks for what it had, which stays until it hears
-    /// otherwise or its time ends. However often a link comes up, that is once a second at most.
+    /// The link was down, and is up: it may lead to another network, or to the same. It asks for
+    /// what it had, which stays until it hears otherwise or its time ends. However often a link
+    /// comes up, that is once a second at most.
     pub fn confirm(&mut self, now: Instant) {
         if let State::Bound(bound) = &self.state {
             self.wish = Some(bound.lease.address);
@@ -217,7 +221,8 @@ impl Client {
         Duration::from_millis(wait.min(LAST_RETRY.total_millis()) + jitter - 1000)
     }
 
-    /// What is due at `now`: a frame to send, if there is one, and what has changed because of the time.
+    /// What is due at `now`: a frame to send, if there is one, and what has changed because of the
+    /// time.
     pub fn poll(&mut self, now: Instant) -> (Option<Vec<u8>>, Option<Change>) {
         if self.expires().is_some_and(|expires| now >= expires) {
             self.restart(now);
@@ -364,7 +369,8 @@ impl Client {
         }
     }
 
-    /// Has a lease from now on. What the answer leaves out is as it was in the lease `before`, if that was for the same address.
+    /// Has a lease from now on. What the answer leaves out is as it was in the lease `before`, if
+    /// that was for the same address.
     fn bind(
         &mut self,
         now: Instant,
@@ -374,7 +380,8 @@ impl Client {
         from: EthernetAddress,
         before: Option<&Lease>,
     ) -> Option<Change> {
-        // One that grants another address than was asked for means it; one that grants none means that.
+        // One that grants another address than was asked for means it; one that grants none means
+        // that.
         let address = if is_host(answer.address) { answer.address } else { asked };
         let same = before.filter(|before| before.address == address);
         let prefix_len = answer.prefix_len.or(same.map(|same| same.prefix_len)).unwrap_or(usual_prefix_len(address));
@@ -383,8 +390,8 @@ impl Client {
             (true, Some(same)) => same.dns.clone(),
             _ => answer.dns.clone(),
         };
-        // Some give an address alone, and a router beside it that is reached all the same: as much of both as is alike is taken for
-        // the network.
+        // Some give an address alone, and a router beside it that is reached all the same: as much
+        // of both as is alike is taken for the network.
         let shared = router.map_or(0, |router| (router.to_bits() ^ address.to_bits()).leading_zeros() as u8);
         let prefix_len =
             if router.is_some() && (SHORTEST_SHARED..prefix_len).contains(&shared) { shared } else { prefix_len };
@@ -467,7 +474,8 @@ impl<'a> Answer<'a> {
         (answer.kind != 0).then_some(answer)
     }
 
-    /// Takes in options, up to their end or to where they are cut off; returns which other fields have some, too.
+    /// Takes in options, up to their end or to where they are cut off; returns which other fields
+    /// have some, too.
     fn read(&mut self, mut options: &[u8]) -> u8 {
         let mut overload = 0;
         while let Some((code, rest)) = options.split_first() {
@@ -508,7 +516,8 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Who sent a frame to a DHCP client's port, with which address, and the message; `None` if it is no such frame.
+/// Who sent a frame to a DHCP client's port, with which address, and the message; `None` if it is
+/// no such frame.
 fn reply(frame: &[u8]) -> Option<(EthernetAddress, Ipv4Addr, &[u8])> {
     let frame = EthernetFrame::new_checked(frame).ok()?;
     if frame.ethertype() != EthernetProtocol::Ipv4 {

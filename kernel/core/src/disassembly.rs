@@ -6,8 +6,8 @@ use iced_x86::{Decoder, DecoderOptions, FastFormatter, Mnemonic, OpKind, Registe
 /// Longest instruction in bytes (Intel SDM vol. 2A, 2.3.11).
 pub const MAX_INSTRUCTION: usize = 15;
 
-/// The first instruction of `code`, which lies at `address`, in Intel syntax with its bytes before it, or `None` if it is
-/// cut short or is no instruction.
+/// The first instruction of `code`, which lies at `address`, in Intel syntax with its bytes before
+/// it, or `None` if it is cut short or is no instruction.
 pub fn instruction(code: &[u8], address: u64) -> Option<String> {
     let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
@@ -28,8 +28,9 @@ pub fn instruction(code: &[u8], address: u64) -> Option<String> {
     Some(text)
 }
 
-/// The address of the memory operand of the first instruction of `code`, which lies at `address`, when the general registers are
-/// `registers` (RAX first, in the order of their numbers); `None` if it has none. Segments have no bases here.
+/// The address of the memory operand of the first instruction of `code`, which lies at `address`,
+/// when the general registers are `registers` (RAX first, in the order of their numbers); `None` if
+/// it has none. Segments have no bases here.
 pub fn operand_address(code: &[u8], address: u64, registers: [u64; 16]) -> Option<u64> {
     let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
     let instruction = Decoder::with_ip(64, code, address, DecoderOptions::NONE).decode();
@@ -54,9 +55,11 @@ pub fn raises(code: &[u8]) -> Option<u8> {
 
 /// Length in bytes of the call at whose end `code` ends; `None` if no call does.
 ///
-/// Code is not read backwards without doubt: of the forms that compilers use, the likeliest is taken.
+/// Code is not read backwards without doubt: of the forms that compilers use, the likeliest is
+/// taken.
 pub fn call_before(code: &[u8]) -> Option<usize> {
-    // CALL rel32; CALL [RIP + disp32]; CALL [register + disp32 or disp8] and CALL register, with a REX prefix first.
+    // CALL rel32; CALL [RIP + disp32]; CALL [register + disp32 or disp8] and CALL register, with a
+    // REX prefix first.
     const LENGTHS: [usize; 7] = [5, 6, 8, 7, 4, 3, 2];
     LENGTHS.into_iter().find(|len| {
         let Some(code) = code.len().checked_sub(*len).and_then(|start| code.get(start..)) else { return false };
@@ -81,7 +84,8 @@ mod tests {
         assert_eq!(call_before(&[]), None);
     }
 
-    // iced-x86 widens references in a way that Stacked Borrows does not allow; there is no unsafe code of ours.
+    // iced-x86 widens references in a way that Stacked Borrows does not allow; there is no unsafe
+    // code of ours.
     #[test]
     #[cfg_attr(miri, ignore)]
     fn instructions_are_named_with_their_bytes() {

@@ -1,5 +1,6 @@
-//! The table of DMA remapping units, `DMAR` (Intel Virtualization Technology for Directed I/O, revision 4.0, 8): which unit watches
-//! which devices. It may say anything: what cannot be is left out.
+//! The table of DMA remapping units, `DMAR` (Intel Virtualization Technology for Directed I/O,
+//! revision 4.0, 8): which unit watches which devices. It may say anything: what cannot be is left
+//! out.
 
 use alloc::vec::Vec;
 
@@ -139,7 +140,8 @@ fn scopes(mut rest: &[u8]) -> Vec<Scope> {
     scopes
 }
 
-/// The first structure of `bytes`, of which `head` says kind and length, and what is behind it; it is `least` bytes long at least.
+/// The first structure of `bytes`, of which `head` says kind and length, and what is behind it; it
+/// is `least` bytes long at least.
 fn split<K>(bytes: &[u8], least: usize, head: impl Fn(&[u8]) -> Option<(K, usize)>) -> Option<(K, &[u8], &[u8])> {
     let (kind, len_bytes) = head(bytes)?;
     let (structure, rest) = bytes.split_at_checked(Some(len_bytes).filter(|len| *len >= least)?)?;
@@ -163,7 +165,8 @@ mod tests {
         [&kind.to_le_bytes()[..], &(4 + body.len() as u16).to_le_bytes(), body].concat()
     }
 
-    /// As QEMU's: one unit with an I/O APIC, an endpoint and a bridge; and reserved memory of a controller behind a bridge.
+    /// As QEMU's: one unit with an I/O APIC, an endpoint and a bridge; and reserved memory of a
+    /// controller behind a bridge.
     fn table() -> Vec<u8> {
         let mut table = vec![0; STRUCTURES];
         (table[WIDTH], table[FLAGS]) = (38, 1);

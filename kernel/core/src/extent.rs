@@ -25,7 +25,8 @@ impl Extent {
         address >= self.start && address - self.start < self.len_bytes
     }
 
-    /// Whether all of `inner` lies in it. An empty `inner` lies where its start does, or at the very end.
+    /// Whether all of `inner` lies in it. An empty `inner` lies where its start does, or at the
+    /// very end.
     pub fn encloses(self, inner: Extent) -> bool {
         match (inner.end(), self.end()) {
             (Some(inner_end), Some(end)) => inner.start >= self.start && inner_end <= end,

@@ -1,8 +1,9 @@
-//! Frames that a network driver has, has sent, and has received: four rings of frame numbers, and who has which frame
-//! ([`ringfence_abi::net`]).
+//! Frames that a network driver has, has sent, and has received: four rings of frame numbers, and
+//! who has which frame ([`ringfence_abi::net`]).
 //!
-//! **This side believes only its own account**: a frame that was not lent, or not taken yet, is [`Wrong`]. A frame is lent by number and not by
-//! address, so that a driver can name none that there is not.
+//! **This side believes only its own account**: a frame that was not lent, or not taken yet, is
+//! [`Wrong`]. A frame is lent by number and not by address, so that a driver can name none that
+//! there is not.
 
 use crate::limits::TRANSMIT_MS;
 use crate::requests::{Data, Wrong};
@@ -15,7 +16,8 @@ use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Shortest frame that is worth looking at: an Ethernet header.
 const MIN_FRAME: usize = 14;
-/// Shortest and longest time from a poll to the next that looks for frames that were sent, in nanoseconds.
+/// Shortest and longest time from a poll to the next that looks for frames that were sent, in
+/// nanoseconds.
 const LOOK_AGAIN_NS: u64 = 20_000_000;
 const LOOK_AGAIN_MOST_NS: u64 = 1_000_000_000;
 
@@ -30,20 +32,24 @@ pub struct Frames<M> {
     transmitted: Consumer,
     empty: Producer,
     received: Consumer,
-    /// Which frames the driver has: the kernel believes only itself. Of a receive frame, where in the queue of empty ones it is: until
-    /// the driver has taken it there, it is not the driver's to give back.
+    /// Which frames the driver has: the kernel believes only itself. Of a receive frame, where in
+    /// the queue of empty ones it is: until the driver has taken it there, it is not the driver's
+    /// to give back.
     tx_lent: [bool; TX_FRAMES],
     rx_lent: [Option<u64>; RX_FRAMES],
-    /// Receive frames that were handed back since the driver was polled last, and the most that it has had.
+    /// Receive frames that were handed back since the driver was polled last, and the most that it
+    /// has had.
     handed_back: usize,
     most_empty: u64,
     /// Frames put into `transmit` since the driver was last polled.
     unsent: usize,
     /// When to poll the driver for frames that it may have sent, in nanoseconds since boot.
     look_again_at: u64,
-    /// How long after the next poll that is, in nanoseconds: twice as long each time, while nothing comes back.
+    /// How long after the next poll that is, in nanoseconds: twice as long each time, while nothing
+    /// comes back.
     look_again_in: u64,
-    /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since boot.
+    /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since
+    /// boot.
     progress_ns: u64,
     /// The frames it has, in the order in which it got them.
     order: VecDeque<(usize, usize)>,
@@ -51,7 +57,8 @@ pub struct Frames<M> {
     inherited: VecDeque<Vec<u8>>,
     /// Counters for `ip`.
     pub counts: Counts,
-    /// Whether there is a link, as far as the driver has said; and whether one came up since that was asked last.
+    /// Whether there is a link, as far as the driver has said; and whether one came up since that
+    /// was asked last.
     has_link: bool,
     link_came_up: bool,
 }
@@ -84,15 +91,16 @@ impl<M: Words + Data> Frames<M> {
         core::mem::take(&mut self.link_came_up)
     }
 
-    /// Takes back what was sent. When the driver is taken for stuck unless it sends another frame, in nanoseconds since
-    /// boot; `None` if it has none, or no link to send them to.
+    /// Takes back what was sent. When the driver is taken for stuck unless it sends another frame,
+    /// in nanoseconds since boot; `None` if it has none, or no link to send them to.
     pub fn deadline_ns(&mut self) -> Result<Option<u64>, Wrong> {
         self.reclaim()?;
         Ok((self.has_link && !self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
     }
 
-    /// Takes over from another driver, which was ended, what it had delivered, and hands over again what it had and did not
-    /// send. What it may have sent is sent twice, which networks do as well.
+    /// Takes over from another driver, which was ended, what it had delivered, and hands over again
+    /// what it had and did not send. What it may have sent is sent twice, which networks do as
+    /// well.
     pub fn take_over(&mut self, other: &mut Frames<M>) {
         let mut frame = [0; FRAME_BYTES];
         // It cannot deliver more than its ring holds any more.
@@ -122,7 +130,8 @@ impl<M: Words + Data> Frames<M> {
             Counts { received: other.counts.received.saturating_sub(self.inherited.len() as u64), ..other.counts };
     }
 
-    /// An account in which the driver has all frames to receive into, and none to send. `memory` has the rings, `tx` and `rx` the frames.
+    /// An account in which the driver has all frames to receive into, and none to send. `memory`
+    /// has the rings, `tx` and `rx` the frames.
     pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64) -> Frames<M> {
         let mut frames = Frames {
             memory,
@@ -168,9 +177,9 @@ impl<M: Words + Data> Frames<M> {
         Ok(())
     }
 
-    /// Whether the driver is to be polled so that it takes the receive frames that were handed back. **A device that has no empty
-    /// frame raises no interrupt, and would be deaf for ever**: so the driver is when it has less than a quarter of what it has had
-    /// at most.
+    /// Whether the driver is to be polled so that it takes the receive frames that were handed
+    /// back. **A device that has no empty frame raises no interrupt, and would be deaf for ever**:
+    /// so the driver is when it has less than a quarter of what it has had at most.
     pub fn is_starved(&mut self) -> Result<bool, Wrong> {
         if self.handed_back == 0 {
             return Ok(false);
@@ -228,8 +237,8 @@ impl<M: Words + Data> Frames<M> {
         Ok(self.tx_lent.iter().position(is_free))
     }
 
-    /// Puts a frame (at most [`MAX_FRAME`] bytes) into the driver's hands; `false` if there is no room. The driver
-    /// looks at it when it is polled.
+    /// Puts a frame (at most [`MAX_FRAME`] bytes) into the driver's hands; `false` if there is no
+    /// room. The driver looks at it when it is polled.
     pub fn send(&mut self, frame: &[u8]) -> Result<bool, Wrong> {
         if frame.len() > MAX_FRAME {
             return Ok(false);
@@ -257,8 +266,8 @@ impl<M: Words + Data> Frames<M> {
         self.unsent
     }
 
-    /// When to look whether frames were sent that the driver has not given back, in nanoseconds since boot: its device may raise no
-    /// interrupt for that.
+    /// When to look whether frames were sent that the driver has not given back, in nanoseconds
+    /// since boot: its device may raise no interrupt for that.
     pub fn look_again_ns(&self) -> Option<u64> {
         (!self.order.is_empty()).then_some(self.look_again_at)
     }

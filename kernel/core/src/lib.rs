@@ -1,4 +1,5 @@
-//! The kernel's logic that needs no hardware: pure functions over bytes and numbers, tested on the host.
+//! The kernel's logic that needs no hardware: pure functions over bytes and numbers, tested on the
+//! host.
 //!
 //! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
@@ -7,7 +8,8 @@
 //! * [`life`]: what becomes of a driver; [`debt`]: what it owes for the CPU time that it has had
 //! * [`limits`]: numbers that a person can change while the system runs
 //! * [`line_editor`]: a line editor for a terminal
-//! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the machine
+//! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the
+//!   machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`frames`]: what a network driver has to send, and has received
@@ -16,7 +18,8 @@
 //! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and what is kept from the network stack below them
 //!
-//! There is no unsafe code, and nothing here panics on what a driver, a module file or a device says.
+//! There is no unsafe code, and nothing here panics on what a driver, a module file or a device
+//! says.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

@@ -131,15 +131,16 @@ impl<F> Life<F> {
         }
     }
 
-    /// When it is to be restarted, now that it is `now`: the first time at once, then after a wait that doubles. The attempt counts when it is
-    /// planned. One too many gives it up.
+    /// When it is to be restarted, now that it is `now`: the first time at once, then after a wait
+    /// that doubles. The attempt counts when it is planned. One too many gives it up.
     pub fn plan(&mut self, now: u64, patience: Patience) -> Result<u64, TooOften> {
         if let Stage::Planned(at) = self.stage {
             return Ok(at);
         }
         self.faults_at.retain(|at| now.saturating_sub(*at) < patience.window_ns);
         if self.faults_at.is_empty() {
-            // Its capacity goes as well, or what is in use would depend on how fast it once was ended.
+            // Its capacity goes as well, or what is in use would depend on how fast it once was
+            // ended.
             self.faults_at = Vec::new();
         }
         self.faults_at.push(now);
@@ -162,7 +163,8 @@ impl<F> Life<F> {
         self.stage = Stage::GivenUp;
     }
 
-    /// The time of its restart has come. How many those within the window are, with this one. It is planned again if this one fails.
+    /// The time of its restart has come. How many those within the window are, with this one. It is
+    /// planned again if this one fails.
     pub fn begin_restart(&mut self) -> usize {
         if let Stage::Planned(_) = self.stage {
             self.stage = Stage::Ended;
@@ -178,7 +180,8 @@ impl<F> Life<F> {
         }
     }
 
-    /// Comes in the place of `dead`, with its policy and the count of its faults. Whether there were several.
+    /// Comes in the place of `dead`, with its policy and the count of its faults. Whether there
+    /// were several.
     pub fn succeed(&mut self, dead: &mut Life<F>) -> bool {
         self.faults_at = core::mem::take(&mut dead.faults_at);
         self.policy = dead.policy;

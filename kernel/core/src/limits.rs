@@ -1,4 +1,5 @@
-//! The limits that a person can change while the system runs (`limits NAME VALUE`): how long the kernel is patient.
+//! The limits that a person can change while the system runs (`limits NAME VALUE`): how long the
+//! kernel is patient.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -74,7 +75,8 @@ pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of o
 pub static CONSOLE_ROWS: Limit =
     Limit::new("console-rows", "rows a second that a driver may show unasked", [1, 20, 1_000_000]);
 
-/// Loads of SS that a module's code may have under QEMU's TCG, which takes them for more than they are.
+/// Loads of SS that a module's code may have under QEMU's TCG, which takes them for more than they
+/// are.
 pub static SS_LOADS: Limit = Limit::new("ss-loads", "places in a module that load SS, under QEMU's TCG", [0, 0, 1000]);
 
 /// The same for MOV to what is no segment register, which QEMU 10.0 loads.

@@ -1,8 +1,10 @@
-//! A line editor for a terminal (ECMA-48): bytes from its keyboard in, bytes for its screen out. It has the keys that people have in
-//! their fingers from readline, a history that can be searched, and lines that are wider than the terminal. What it shows can be taken
-//! off the screen and shown again, so that something else can be printed in between.
+//! A line editor for a terminal (ECMA-48): bytes from its keyboard in, bytes for its screen out. It
+//! has the keys that people have in their fingers from readline, a history that can be searched,
+//! and lines that are wider than the terminal. What it shows can be taken off the screen and shown
+//! again, so that something else can be printed in between.
 //!
-//! No crate that could be used here does this: `noline` 0.5 (MPL-2.0) comes nearest, and its licence is not one of ours.
+//! No crate that could be used here does this: `noline` 0.5 (MPL-2.0) comes nearest, and its
+//! licence is not one of ours.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -10,7 +12,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use unicode_width::UnicodeWidthChar;
 
-/// Longest line in characters. A longer one is refused as a whole: what is left of it might do something else.
+/// Longest line in characters. A longer one is refused as a whole: what is left of it might do
+/// something else.
 pub const MAX_LINE: usize = 4096;
 /// Lines that are remembered.
 const HISTORY: usize = 200;
@@ -32,7 +35,8 @@ pub enum Event {
     Columns(usize),
 }
 
-/// Asks a terminal how wide it is: the cursor goes to the last column, is asked where it is, and comes back.
+/// Asks a terminal how wide it is: the cursor goes to the last column, is asked where it is, and
+/// comes back.
 pub const ASK_COLUMNS: &[u8] = b"\x1b7\x1b[999C\x1b[6n\x1b8";
 
 /// Where in a key that is said in several bytes the last byte was.
@@ -190,7 +194,8 @@ impl LineEditor {
 
     /// A key with a name: the last byte of its sequence, and its numbers.
     fn special(&mut self, last: u8, [number, modifiers]: [u16; 2]) -> Option<Event> {
-        // xterm: 1 and a bit for Shift, Alt and Ctrl each, behind a 1; rxvt: the number alone, or small letters.
+        // xterm: 1 and a bit for Shift, Alt and Ctrl each, behind a 1; rxvt: the number alone, or
+        // small letters.
         let is_word = modifiers > 2 || matches!(number, 3 | 5) && modifiers == 0;
         let key = match (last, number) {
             (b'A', _) => Key::Up,
@@ -483,7 +488,8 @@ impl View {
         let (end, at) = (self.end(), self.at());
         let mut out = self.prompt.clone();
         out.extend(&self.text);
-        // A terminal that has written its last column waits for the next character before it goes on to the next row.
+        // A terminal that has written its last column waits for the next character before it goes
+        // on to the next row.
         if end.is_multiple_of(columns) {
             out += "\r\n";
         }
@@ -504,7 +510,8 @@ impl View {
 /// A white square.
 const STAND_IN: char = '\u{25a1}';
 
-/// What stands for a character on the terminal: it has one column, or the cursor would be elsewhere than it is taken to be.
+/// What stands for a character on the terminal: it has one column, or the cursor would be elsewhere
+/// than it is taken to be.
 fn shown(c: char) -> char {
     if c.width() == Some(1) { c } else { STAND_IN }
 }
@@ -516,7 +523,8 @@ mod tests {
 
     const PROMPT: &str = "> ";
 
-    /// What comes of typing `keys` into an editor that remembers `history`: the line, the cursor and the events.
+    /// What comes of typing `keys` into an editor that remembers `history`: the line, the cursor
+    /// and the events.
     fn typed(history: &[&str], keys: &[u8]) -> (String, usize, Vec<Event>) {
         let mut editor = LineEditor::new(80);
         editor.history = history.iter().map(|line| line.to_string()).collect();
@@ -656,8 +664,8 @@ mod tests {
     }
 
     proptest! {
-        /// A terminal shows the line as it is, with the cursor where it is, on however many rows; and nothing is left of it when it
-        /// is taken off.
+        /// A terminal shows the line as it is, with the cursor where it is, on however many rows;
+        /// and nothing is left of it when it is taken off.
         #[test]
         fn the_screen_shows_what_is_there(keys in keys(), columns in 12usize..60) {
             const ROWS: usize = 60;

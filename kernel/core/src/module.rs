@@ -1,8 +1,9 @@
-//! Reads a module file: an ELF64 shared object (`ET_DYN`) whose undefined symbols are its requests for services.
+//! Reads a module file: an ELF64 shared object (`ET_DYN`) whose undefined symbols are its requests
+//! for services.
 //!
-//! [`Module::parse`] checks everything that the loader later relies on, and refuses the file with the reason. It maps
-//! nothing and runs nothing. **Whatever the bytes are, it returns**: it never panics, and takes no more memory than a
-//! small multiple of the file's length.
+//! [`Module::parse`] checks everything that the loader later relies on, and refuses the file with
+//! the reason. It maps nothing and runs nothing. **Whatever the bytes are, it returns**: it never
+//! panics, and takes no more memory than a small multiple of the file's length.
 
 use crate::extent::{Extent, align_up};
 use crate::tcg::{self, Hole};
@@ -25,8 +26,8 @@ pub const MAX_SEGMENTS: usize = 16;
 /// Most relocations that a module may have.
 pub const MAX_RELOCATIONS: usize = 1 << 15;
 
-/// Most sections, program headers and dynamic symbols: tables are looked through once for each entry of others, and **what
-/// looking takes must not grow with the square of a file's length**.
+/// Most sections, program headers and dynamic symbols: tables are looked through once for each
+/// entry of others, and **what looking takes must not grow with the square of a file's length**.
 pub const MAX_SECTIONS: usize = 256;
 /// See [`MAX_SECTIONS`].
 pub const MAX_PROGRAM_HEADERS: usize = 64;
@@ -245,8 +246,8 @@ fn strings<'a>(sections: &Sections<'a>, file: &'a [u8], index: SectionIndex) -> 
     sections.section(index).ok()?.data(LE, file).ok()
 }
 
-/// The name that begins at `offset` in a string table, if it is at most `most` bytes long: a table without an end is not looked
-/// through for each name in it.
+/// The name that begins at `offset` in a string table, if it is at most `most` bytes long: a table
+/// without an end is not looked through for each name in it.
 fn name(strings: Option<&[u8]>, offset: u32, most: usize) -> Option<&[u8]> {
     let rest = strings?.get(offset as usize..)?;
     rest.get(..rest.iter().take(most + 1).position(|byte| *byte == 0)?)
@@ -319,8 +320,8 @@ fn relocations<'a>(
     Ok(Patches { relocations, zeros, imports })
 }
 
-/// The value of a relocation that names a symbol: a service's stub, if it is undefined. `None` for 0, which an undefined weak symbol
-/// is (ELF, "Symbol Table").
+/// The value of a relocation that names a symbol: a service's stub, if it is undefined. `None` for
+/// 0, which an undefined weak symbol is (ELF, "Symbol Table").
 fn symbol_value(
     entry: &elf::Rela64<LE>,
     symbols: Option<&(Option<&[u8]>, SymbolTable<Header>)>,
@@ -464,8 +465,8 @@ fn check_dynamic(header: &elf::ProgramHeader64<LE>, file: &[u8]) -> Result<(), M
     Ok(())
 }
 
-/// The function that `offset` from the image's base lies in, and how far into it: from the file's symbol table. A name that is too
-/// long is cut off.
+/// The function that `offset` from the image's base lies in, and how far into it: from the file's
+/// symbol table. A name that is too long is cut off.
 pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
     let header = Header::parse(file).ok()?;
     let sections = header.sections(LE, file).ok().filter(|sections| sections.len() <= MAX_SECTIONS)?;

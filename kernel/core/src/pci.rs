@@ -2,7 +2,8 @@
 
 use alloc::vec::Vec;
 
-/// Offset of the command and status registers, and the status bit that says that there is a list of capabilities.
+/// Offset of the command and status registers, and the status bit that says that there is a list of
+/// capabilities.
 const STATUS: u16 = 4;
 const HAS_CAPABILITIES: u32 = 1 << 20;
 /// Offset of the pointer to the first capability (PCI 3.0, 6.7).
@@ -15,8 +16,8 @@ const LAST_OF_16: u32 = 0xf0;
 const VENDOR: u32 = 9;
 const COMMON: u32 = 1;
 
-/// Offsets and first words of the capabilities, in the order of the list, which may be a ring: it is cut off then. `read`
-/// returns the 32 bits at an offset, a multiple of 4.
+/// Offsets and first words of the capabilities, in the order of the list, which may be a ring: it
+/// is cut off then. `read` returns the 32 bits at an offset, a multiple of 4.
 pub fn capabilities(read: impl Fn(u16) -> u32) -> Vec<(u16, u32)> {
     let mut found = Vec::new();
     if read(STATUS) & HAS_CAPABILITIES == 0 {
@@ -39,7 +40,8 @@ pub fn virtio_common(read: impl Fn(u16) -> u32) -> Option<(u32, u32)> {
     Some((read(at + 4) & 0xff, read(at + 8)))
 }
 
-/// The MSI-X capability (PCI 3.0, 6.8.2): where a function keeps the interrupts that it sends as messages.
+/// The MSI-X capability (PCI 3.0, 6.8.2): where a function keeps the interrupts that it sends as
+/// messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsiX {
     /// Its offset in configuration space: its upper half there is the message control.
@@ -72,8 +74,8 @@ impl MsiX {
     }
 }
 
-/// How many ports an I/O BAR has whose register reads `mask` after all ones were written (PCI 3.0, 6.2.5.1). Devices may
-/// leave the upper 16 bits zero.
+/// How many ports an I/O BAR has whose register reads `mask` after all ones were written (PCI 3.0,
+/// 6.2.5.1). Devices may leave the upper 16 bits zero.
 pub fn port_count(mask: u32) -> u32 {
     (!(mask & 0xfffc | 0xffff_0000)).wrapping_add(1)
 }

@@ -1,4 +1,5 @@
-//! What a SCSI device says when a command fails: status (SAM-5 5.3.1) and sense data (SPC-4 4.5), in words.
+//! What a SCSI device says when a command fails: status (SAM-5 5.3.1) and sense data (SPC-4 4.5),
+//! in words.
 
 use core::fmt;
 
@@ -32,13 +33,14 @@ impl Sense {
         (self.key, self.asc, self.ascq) == (Sense::UNIT_ATTENTION, 0x3f, 0x0e)
     }
 
-    /// Whether it says that something of the unit is other than it was: its parameters (2A), its medium (28), what it is (3F), or
-    /// whatever there is behind a reset (29).
+    /// Whether it says that something of the unit is other than it was: its parameters (2A), its
+    /// medium (28), what it is (3F), or whatever there is behind a reset (29).
     pub fn unit_changed(&self) -> bool {
         self.key == Sense::UNIT_ATTENTION && matches!(self.asc, 0x28 | 0x29 | 0x2a | 0x3f)
     }
 
-    /// Reads sense data in fixed or descriptor format; `None` if it is cut short or of neither format.
+    /// Reads sense data in fixed or descriptor format; `None` if it is cut short or of neither
+    /// format.
     pub fn parse(data: &[u8]) -> Option<Sense> {
         let byte = |at: usize| data.get(at).copied();
         match byte(0)? & 0x7f {

@@ -1,6 +1,6 @@
-//! Small servers over smoltcp: echo (RFC 862) over TCP and UDP, discard (RFC 863) and character generator (RFC 864) over TCP;
-//! and what has to be kept from smoltcp 0.14, which panics on some of what a peer may send. `tests/tests/fuzz_stack.rs` looks
-//! for more.
+//! Small servers over smoltcp: echo (RFC 862) over TCP and UDP, discard (RFC 863) and character
+//! generator (RFC 864) over TCP; and what has to be kept from smoltcp 0.14, which panics on some of
+//! what a peer may send. `tests/tests/fuzz_stack.rs` looks for more.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -21,14 +21,16 @@ pub const CONNECTIONS: usize = 32;
 const ROOMY: usize = 2;
 /// Room in each direction of a connection that comes when the roomy ones are taken.
 const LITTLE_BYTES: usize = 8192;
-/// How long a peer has to finish a handshake; and how long it may be silent when it is asked whether it is there, which it is when
-/// it has been silent for so long (RFC 1122, 4.2.3.5, 4.2.3.6).
+/// How long a peer has to finish a handshake; and how long it may be silent when it is asked
+/// whether it is there, which it is when it has been silent for so long (RFC 1122, 4.2.3.5,
+/// 4.2.3.6).
 const HANDSHAKE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(120);
 const KEEP_ALIVE: Duration = Duration::from_secs(45);
-/// Room in each direction of a roomy connection, in bytes: the most that a window can say without a scale (RFC 9293, 3.1). smoltcp
-/// 0.14 takes the window that it offered in its SYN, which has none, for a scaled one: it would take in more than there is
-/// room for, and panic, if more came before its next segment.
+/// Room in each direction of a roomy connection, in bytes: the most that a window can say without a
+/// scale (RFC 9293, 3.1). smoltcp 0.14 takes the window that it offered in its SYN, which has none,
+/// for a scaled one: it would take in more than there is room for, and panic, if more came before
+/// its next segment.
 const BUFFER_BYTES: usize = 65535;
 
 /// A TCP socket of a server.
@@ -93,8 +95,8 @@ impl Listener {
 }
 
 impl Servers {
-    /// Makes the sockets; they listen from the first [`Servers::serve`] on. `has_room` says whether there is memory for so many bytes
-    /// more.
+    /// Makes the sockets; they listen from the first [`Servers::serve`] on. `has_room` says whether
+    /// there is memory for so many bytes more.
     pub fn new(sockets: &mut SocketSet<'static>, has_room: fn(usize) -> bool) -> Servers {
         let mut tcp = Vec::new();
         for port in [ECHO, DISCARD, CHARGEN] {
@@ -105,8 +107,8 @@ impl Servers {
         Servers { tcp, udp_echo, last_echoed: None, has_room }
     }
 
-    /// Has each port answer the next peer: with another socket, as long as there may be more; then in place of who has not finished
-    /// its handshake.
+    /// Has each port answer the next peer: with another socket, as long as there may be more; then
+    /// in place of who has not finished its handshake.
     fn keep_listening(&mut self, sockets: &mut SocketSet<'static>) {
         for port in [ECHO, DISCARD, CHARGEN] {
             let of_port = self.tcp.iter().filter(|listener| listener.port == port);
@@ -121,7 +123,8 @@ impl Servers {
                 self.tcp.push(listener);
                 continue;
             }
-            // Who came first is first in the list. Who came last has a chance: it is not the first as well.
+            // Who came first is first in the list. Who came last has a chance: it is not the first
+            // as well.
             let mut half_open = of_port.clone().filter(|listener| state(listener) == tcp::State::SynReceived);
             let first = half_open.next().filter(|_| half_open.next().is_some());
             if let Some(handle) = first.map(|listener| listener.handle) {
@@ -140,7 +143,8 @@ impl Servers {
         self.last_echoed.as_ref()
     }
 
-    /// Lets the stack take in and send all it can, as its own `poll` does; `true` if a socket may have changed.
+    /// Lets the stack take in and send all it can, as its own `poll` does; `true` if a socket may
+    /// have changed.
     pub fn poll(
         &mut self,
         stack: &mut Interface,
@@ -168,8 +172,9 @@ impl Servers {
         changed
     }
 
-    /// A peer that resets a connection that is not complete leaves what it was told in the socket, which listens again: smoltcp
-    /// 0.14 would subtract the next peer's sequence numbers from that, and panic.
+    /// A peer that resets a connection that is not complete leaves what it was told in the socket,
+    /// which listens again: smoltcp 0.14 would subtract the next peer's sequence numbers from that,
+    /// and panic.
     fn forget_who_gave_up(&mut self, sockets: &mut SocketSet<'static>) {
         for listener in &mut self.tcp {
             let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
@@ -296,8 +301,8 @@ pub fn is_host(address: Ipv4Addr) -> bool {
 /// First of the ports that clients have (RFC 6335, 6).
 pub const FIRST_CLIENT_PORT: u16 = 49152;
 
-/// Whether smoltcp may see a frame. It takes for granted that who sent one can be answered, and panics when a SYN is answered
-/// with a SYN alone (simultaneous open, RFC 9293, 3.5).
+/// Whether smoltcp may see a frame. It takes for granted that who sent one can be answered, and
+/// panics when a SYN is answered with a SYN alone (simultaneous open, RFC 9293, 3.5).
 pub fn is_harmless(frame: &[u8]) -> bool {
     let Ok(frame) = EthernetFrame::new_checked(frame) else { return true };
     if frame.ethertype() != EthernetProtocol::Ipv4 {
@@ -310,8 +315,9 @@ pub fn is_harmless(frame: &[u8]) -> bool {
     if packet.next_header() != IpProtocol::Tcp {
         return true;
     }
-    // Only the whole of it can be looked at, and no peer needs to cut a segment up: each is as long as it was told that it may be. Those
-    // that come in overlapping fragments would be put together to something else (RFC 3128).
+    // Only the whole of it can be looked at, and no peer needs to cut a segment up: each is as long
+    // as it was told that it may be. Those that come in overlapping fragments would be put together
+    // to something else (RFC 3128).
     if packet.more_frags() || packet.frag_offset() != 0 {
         return false;
     }

@@ -1,21 +1,24 @@
-//! Finds what QEMU's TCG takes for more than it is in a module's code, and what it cannot take at all.
+//! Finds what QEMU's TCG takes for more than it is in a module's code, and what it cannot take at
+//! all.
 //!
-//! A module's code never changes and nothing else of it is executable, so that it is enough to look once, **at every offset**: a
-//! driver can jump into the middle of an instruction.
+//! A module's code never changes and nothing else of it is executable, so that it is enough to look
+//! once, **at every offset**: a driver can jump into the middle of an instruction.
 
 /// What TCG does to code that no CPU does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hole {
-    /// A load of SS does not change the current privilege level, and a null selector there must ask for that level (SDM vol. 2,
-    /// MOV and LDS/LES/LFS/LGS/LSS). TCG keeps the current level in SS's hidden part and lets any null selector into it, with
-    /// level 0: two instructions, and ring 1 is ring 0. No driver has a use for such a load.
+    /// A load of SS does not change the current privilege level, and a null selector there must ask
+    /// for that level (SDM vol. 2, MOV and LDS/LES/LFS/LGS/LSS). TCG keeps the current level in
+    /// SS's hidden part and lets any null selector into it, with level 0: two instructions, and
+    /// ring 1 is ring 0. No driver has a use for such a load.
     LoadsSs,
-    /// MOV to CS and to the segment registers 6 and 7, which do not exist, is undefined, and REX.R does not count there (SDM vol. 2,
-    /// MOV; vol. 1, 3.7). QEMU 10.0 loads CS, and with 6 to 15 what it keeps behind GS: LDTR, TR, GDTR, IDTR, control registers. No
-    /// driver can be entered any more, or the machine is gone.
+    /// MOV to CS and to the segment registers 6 and 7, which do not exist, is undefined, and REX.R
+    /// does not count there (SDM vol. 2, MOV; vol. 1, 3.7). QEMU 10.0 loads CS, and with 6 to 15
+    /// what it keeps behind GS: LDTR, TR, GDTR, IDTR, control registers. No driver can be entered
+    /// any more, or the machine is gone.
     LoadsNoSegment,
-    /// BT, BTS, BTR and BTC of a register with a LOCK prefix are undefined (SDM vol. 2, LOCK). QEMU 7.2 aborts while it translates
-    /// one, and the whole machine is gone.
+    /// BT, BTS, BTR and BTC of a register with a LOCK prefix are undefined (SDM vol. 2, LOCK). QEMU
+    /// 7.2 aborts while it translates one, and the whole machine is gone.
     LocksBitTest,
 }
 
@@ -36,8 +39,8 @@ const GS: u8 = 5 << 3;
 const REX_R: u8 = 0b0100;
 const LOCK: u8 = 0xf0;
 
-/// Where in `code` one could begin, and which; a load without its prefixes. One that is cut off at the end counts, as what
-/// follows is not known here.
+/// Where in `code` one could begin, and which; a load without its prefixes. One that is cut off at
+/// the end counts, as what follows is not known here.
 pub fn holes(code: &[u8]) -> impl Iterator<Item = (usize, Hole)> {
     code.iter().enumerate().filter_map(move |(at, first)| {
         let rest = code.get(at + 1..).unwrap_or(&[]);
@@ -58,7 +61,8 @@ fn is_prefix(byte: &u8) -> bool {
     matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
 }
 
-/// What follows the other prefixes of an instruction behind its first one; `None` if there are too many for any instruction.
+/// What follows the other prefixes of an instruction behind its first one; `None` if there are too
+/// many for any instruction.
 fn behind_prefixes(rest: &[u8]) -> Option<&[u8]> {
     let rest = rest.get(..MAX_INSTRUCTION - 1).unwrap_or(rest);
     let prefixes = rest.iter().take_while(|byte| is_prefix(byte)).count();
@@ -67,13 +71,14 @@ fn behind_prefixes(rest: &[u8]) -> Option<&[u8]> {
     (!behind.is_empty() || rest.len() < MAX_INSTRUCTION - 1).then_some(behind)
 }
 
-/// Whether what follows a REX prefix may be a MOV to a segment register. QEMU takes a REX prefix that is not the last one, too.
+/// Whether what follows a REX prefix may be a MOV to a segment register. QEMU takes a REX prefix
+/// that is not the last one, too.
 fn is_mov_to_segment(rest: &[u8]) -> bool {
     behind_prefixes(rest).is_some_and(|behind| matches!(behind, [] | [MOV, ..]))
 }
 
-/// Whether what follows a LOCK prefix may be a bit test of a register: other prefixes, then 0F A3, AB, B3 or BB, or 0F BA with /4 to
-/// /7, and a ModRM byte that names a register.
+/// Whether what follows a LOCK prefix may be a bit test of a register: other prefixes, then 0F A3,
+/// AB, B3 or BB, or 0F BA with /4 to /7, and a ModRM byte that names a register.
 fn is_bit_test_of_register(rest: &[u8]) -> bool {
     let names_register = |modrm: u8| modrm >= 0b1100_0000;
     let is_cut_off = rest.len() < MAX_INSTRUCTION - 1;
@@ -126,7 +131,8 @@ mod tests {
         assert_eq!(found, 32 + 1);
     }
 
-    /// Every opcode of two bytes with every ModRM byte, with LOCK before it, alone and with other prefixes around.
+    /// Every opcode of two bytes with every ModRM byte, with LOCK before it, alone and with other
+    /// prefixes around.
     #[test]
     fn what_locks_a_bit_test_is_what_the_decoder_says() {
         let mut found = 0;

@@ -2,7 +2,8 @@
 //!
 //! * [`domain`]: a loaded driver
 //! * [`service`]: what it may ask the kernel for
-//! * [`poll`]: when it runs; [`requests`]: what it is asked to carry out, for classes of which that is so
+//! * [`poll`]: when it runs; [`requests`]: what it is asked to carry out, for classes of which that
+//!   is so
 //! * [`module`]: how it is loaded and unloaded; [`file`], [`ramdisk`]: from what
 //! * [`supervise`]: what becomes of it when it was ended
 //!

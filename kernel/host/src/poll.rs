@@ -1,12 +1,16 @@
-//! When drivers run: each is polled when its device has interrupted, or when there is something for it in its queues.
+//! When drivers run: each is polled when its device has interrupted, or when there is something for
+//! it in its queues.
 //!
-//! **Drivers that would have more than half of the CPU have half of it, all of them together.** Nobody else runs during a poll, a
-//! driver may use up its budget in each, and a device may interrupt for ever. So what a driver's polls take is charged to it, and
-//! paid off by time in which no driver runs. Who owes more than [`TURN_MS`](ringfence_core::limits::TURN_MS) rests, until as much time has gone by in which
-//! nobody ran who owes that much; its device is held back. All others go on.
+//! **Drivers that would have more than half of the CPU have half of it, all of them together.**
+//! Nobody else runs during a poll, a driver may use up its budget in each, and a device may
+//! interrupt for ever. So what a driver's polls take is charged to it, and paid off by time in
+//! which no driver runs. Who owes more than [`TURN_MS`](ringfence_core::limits::TURN_MS) rests,
+//! until as much time has gone by in which nobody ran who owes that much; its device is held back.
+//! All others go on.
 //!
-//! What the kernel does for a driver is charged to it as well ([`charge_work`]): the network stack's work on its frames, the search for
-//! its units. That is work that somebody may want done, so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
+//! What the kernel does for a driver is charged to it as well ([`charge_work`]): the network
+//! stack's work on its frames, the search for its units. That is work that somebody may want done,
+//! so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
 
 use crate::domain::cause::Cause;
 use crate::domain::hardware::Which;
@@ -29,7 +33,8 @@ use ringfence_abi::upcall::{Events, POLL, Reply};
 
 /// Until when drivers that have had too much rest: a reading of the TSC.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
-/// The same for drivers for which the kernel has done too much, as long as others have something to do.
+/// The same for drivers for which the kernel has done too much, as long as others have something to
+/// do.
 static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
 static ON_IDLE: AtomicWaker = AtomicWaker::new();
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
@@ -68,7 +73,8 @@ pub async fn charged<T>(handle: impl Fn() -> Handle, work: impl Future<Output = 
     .await
 }
 
-/// The CPU has nothing to do: who rests only because much was done for it need not. Whether somebody goes on now.
+/// The CPU has nothing to do: who rests only because much was done for it need not. Whether
+/// somebody goes on now.
 pub fn idle() -> bool {
     let rests = WORK_UNTIL.swap(0, Ordering::Relaxed) > time::tsc();
     if rests {
@@ -88,7 +94,8 @@ pub enum Polled {
     Ended,
 }
 
-/// Lets a driver look after its device and its queues, and passes on what it left there. One that rests does that later.
+/// Lets a driver look after its device and its queues, and passes on what it left there. One that
+/// rests does that later.
 pub fn poll(handle: &Handle, events: Events) -> Polled {
     let mut domain = handle.lock();
     if !domain.is_alive() || !rests(&domain) {
@@ -157,7 +164,8 @@ fn dma_fault(domain: &mut Domain) -> Option<Cause> {
     Some(cause)
 }
 
-/// Woken when a device other than that of the driver that was polled last has reached beyond its fence.
+/// Woken when a device other than that of the driver that was polled last has reached beyond its
+/// fence.
 static ON_DMA_FAULT: AtomicWaker = AtomicWaker::new();
 /// How often it is looked whether one has, beside after each poll.
 const LOOK_MS: u64 = 50;
@@ -195,7 +203,8 @@ pub async fn serve_dma_faults() {
     }
 }
 
-/// What a driver may have to tell beside how it dealt with its interrupt: its class knows what that means.
+/// What a driver may have to tell beside how it dealt with its interrupt: its class knows what that
+/// means.
 const NEWS: Reply = Reply::all().difference(Reply::ACKNOWLEDGED);
 
 /// Hands on what a driver has told.
@@ -216,8 +225,8 @@ fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
     }
 }
 
-/// Has a driver that came in place of `dead` pay for its start, and for what that one owed and did not rest for; a rest was waited
-/// for before ([`rest_ns`]).
+/// Has a driver that came in place of `dead` pay for its start, and for what that one owed and did
+/// not rest for; a rest was waited for before ([`rest_ns`]).
 pub fn succeed(fresh: &mut Domain, dead: &Domain) {
     fresh.turn.take_over(&dead.turn);
     let ticks = fresh.turn.all_ticks;
@@ -232,8 +241,9 @@ pub fn rest_ns(domain: &Domain) -> u64 {
     }
 }
 
-/// After an upcall: takes what the driver put into its queues, and stops its device if it was ended, by the upcall or for that.
-/// What a driver says that ended in the same upcall is not believed: its requests are as if they were under way still.
+/// After an upcall: takes what the driver put into its queues, and stops its device if it was
+/// ended, by the upcall or for that. What a driver says that ended in the same upcall is not
+/// believed: its requests are as if they were under way still.
 #[inline]
 pub fn after(domain: &mut Domain) {
     if iommu::note_faults() {
@@ -270,7 +280,8 @@ fn condemn(domain: &mut Domain, cause: Cause) {
     domain.condemn(cause);
 }
 
-/// The task that polls drivers whose devices raised their line. Others have their turn after each of them.
+/// The task that polls drivers whose devices raised their line. Others have their turn after each
+/// of them.
 pub async fn serve_interrupts() {
     loop {
         let fired = poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
@@ -292,7 +303,8 @@ pub async fn serve_interrupts() {
     }
 }
 
-/// Polls the drivers of all devices on the lines in `fired`, one after the other, and unmasks the lines.
+/// Polls the drivers of all devices on the lines in `fired`, one after the other, and unmasks the
+/// lines.
 pub fn lines(fired: u64) {
     TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
     for (handle, events) in on_lines(fired) {
@@ -310,7 +322,8 @@ fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
     registry::all().into_iter().filter_map(on)
 }
 
-/// Unmasks the lines of drivers that were polled, or are about to be: a line that is raised still is masked again at once.
+/// Unmasks the lines of drivers that were polled, or are about to be: a line that is raised still
+/// is masked again at once.
 pub fn unmask() {
     interrupts::unmask(TO_UNMASK.swap(0, Ordering::Relaxed));
 }

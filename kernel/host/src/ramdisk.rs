@@ -1,5 +1,5 @@
-//! The ramdisk: a tar archive with the kernel, the modules (`NAME.rfm`) and what the runner wants said (`exec`,
-//! `options`).
+//! The ramdisk: a tar archive with the kernel, the modules (`NAME.rfm`) and what the runner wants
+//! said (`exec`, `options`).
 
 use crate::file::{Content, File};
 use alloc::string::{String, ToString};
@@ -7,8 +7,9 @@ use alloc::vec::Vec;
 use spin::Once;
 use tar_no_std::TarArchiveRef;
 
-/// Names and contents. They are looked up once, when the archive has been checked: where nothing fences devices, one may write to it later, and
-/// headers that are not what they were would be read as such.
+/// Names and contents. They are looked up once, when the archive has been checked: where nothing
+/// fences devices, one may write to it later, and headers that are not what they were would be read
+/// as such.
 static FILES: Once<Vec<(String, &'static [u8])>> = Once::new();
 
 /// Ending of a module file's name.

@@ -1,9 +1,11 @@
-//! Brings drivers back that were ended by a fault, if their policy says so, and keeps an eye on who has earned ring 0.
+//! Brings drivers back that were ended by a fault, if their policy says so, and keeps an eye on who
+//! has earned ring 0.
 //!
-//! The same file is loaded anew, into ring 1 whatever ring it was in, under the same name. What is above stays: an
-//! interface keeps its address and its sockets, a SCSI host its disks and the commands that wait for it. The first
-//! restart comes at once, each further one waits twice as long; too many in a minute are the last
-//! ([`ringfence_core::limits`]). A module that faulted in ring 1 is not trusted until a person forgives it with `policy`.
+//! The same file is loaded anew, into ring 1 whatever ring it was in, under the same name. What is
+//! above stays: an interface keeps its address and its sockets, a SCSI host its disks and the
+//! commands that wait for it. The first restart comes at once, each further one waits twice as
+//! long; too many in a minute are the last ([`ringfence_core::limits`]). A module that faulted in
+//! ring 1 is not trusted until a person forgives it with `policy`.
 
 use crate::domain::fault;
 use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
@@ -23,7 +25,8 @@ use ringfence_core::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
 use ringfence_link::event::Event;
 use spin::{Mutex, MutexGuard};
 
-/// How long the last driver that was restarted was away, and how long it took of that to stop its device, in TSC ticks.
+/// How long the last driver that was restarted was away, and how long it took of that to stop its
+/// device, in TSC ticks.
 static LAST: Mutex<[u64; 2]> = Mutex::new([0; 2]);
 
 /// See [`LAST`].
@@ -60,7 +63,8 @@ pub async fn run() {
     }
 }
 
-/// Moves what is in ring 0 and not trusted any more to ring 1: other instances of a module that faulted.
+/// Moves what is in ring 0 and not trusted any more to ring 1: other instances of a module that
+/// faulted.
 fn demote() {
     for handle in registry::all() {
         let mut domain = handle.lock();
@@ -75,8 +79,8 @@ fn demote() {
     }
 }
 
-/// When a driver that was ended is to be restarted, in nanoseconds since boot. Counts the attempt when it is planned;
-/// `None` if it was one too many.
+/// When a driver that was ended is to be restarted, in nanoseconds since boot. Counts the attempt
+/// when it is planned; `None` if it was one too many.
 fn plan(dead: &Handle) -> Option<u64> {
     let mut domain = dead.lock();
     if domain.space.is_set_aside() {

@@ -1,4 +1,5 @@
-//! What the loader left: memory, the screen, the kernel's own file and the ramdisk, and firmware's tables.
+//! What the loader left: memory, the screen, the kernel's own file and the ramdisk, and firmware's
+//! tables.
 
 use crate::arch::{entry_area, trap_stacks};
 use crate::console::screen;
@@ -10,12 +11,13 @@ use bootloader_api::info::Optional;
 use ringfence_core::extent::Extent;
 use spin::Once;
 
-/// What the loader says that it left. There is one of these: who has it is who was given the machine.
+/// What the loader says that it left. There is one of these: who has it is who was given the
+/// machine.
 pub struct Boot(&'static BootInfo);
 
 impl Boot {
-    /// Takes what the loader passed to the kernel's entry point, and has the screen show the log. The error says what is wrong: this is done
-    /// once.
+    /// Takes what the loader passed to the kernel's entry point, and has the screen show the log.
+    /// The error says what is wrong: this is done once.
     pub fn take(info: &'static mut BootInfo) -> Result<Boot, &'static str> {
         static TAKEN: Once<()> = Once::new();
         if TAKEN.is_completed() {
@@ -29,7 +31,8 @@ impl Boot {
         Ok(Boot(info))
     }
 
-    /// Takes memory over, and completes the entry area, which is in every address space. The error says what there was too little of.
+    /// Takes memory over, and completes the entry area, which is in every address space. The error
+    /// says what there was too little of.
     pub fn set_memory_up(&self) -> Result<(), &'static str> {
         static UP: Once<()> = Once::new();
         if UP.is_completed() {

@@ -20,7 +20,8 @@ pub struct Firmware {
 }
 
 impl Firmware {
-    /// Reads the tables that the one at `root` leads to. `bytes` are those at a physical address, if they are firmware's.
+    /// Reads the tables that the one at `root` leads to. `bytes` are those at a physical address,
+    /// if they are firmware's.
     pub(crate) fn read(root: Option<u64>, bytes: impl Fn(u64, usize) -> Option<&'static [u8]>) -> Firmware {
         let tables = root.and_then(|at| Tables::at(at, bytes));
         let Some(tables) = tables else { return Firmware::default() };

@@ -1,7 +1,8 @@
 //! Devices at fixed ports: those of every PC that no bus tells of.
 //!
-//! A driver can have the devices of [`all`], and no others: **their ports lead to no memory, and none of them is one that the kernel
-//! uses**. The keyboard controller is not among them, as it resets the CPU when it is told to (8042, command 0xfe).
+//! A driver can have the devices of [`all`], and no others: **their ports lead to no memory, and
+//! none of them is one that the kernel uses**. The keyboard controller is not among them, as it
+//! resets the CPU when it is told to (8042, command 0xfe).
 
 use crate::arch::port::IoPort;
 use crate::pci::{self, Function};
@@ -21,12 +22,13 @@ pub struct Fixed {
     pub line: u8,
     /// A port that does not read as ones if it is there, and that does nothing when it is read.
     status: u16,
-    /// The bit of a PCI IDE function's programming interface that says that the ports are not those (PCI IDE Controller
-    /// Specification 1.0, 2.4).
+    /// The bit of a PCI IDE function's programming interface that says that the ports are not those
+    /// (PCI IDE Controller Specification 1.0, 2.4).
     native: u8,
 }
 
-/// Channels of ATA disks: command block, and device control (ATA/ATAPI-6 with PCI IDE Controller Specification 1.0, 2.1).
+/// Channels of ATA disks: command block, and device control (ATA/ATAPI-6 with PCI IDE Controller
+/// Specification 1.0, 2.1).
 static DEVICES: [Fixed; 2] = [
     Fixed {
         name: "ide0",
@@ -54,7 +56,8 @@ pub(crate) fn lines() -> u16 {
     DEVICES.iter().fold(0, |lines, device| lines | 1 << device.line)
 }
 
-/// Whether `function` has registers at fixed ports. It is no driver's then: each of its channels is one's.
+/// Whether `function` has registers at fixed ports. It is no driver's then: each of its channels is
+/// one's.
 pub fn is_one(function: &Function) -> bool {
     DEVICES.iter().any(|device| device.is_of(function))
 }
@@ -76,8 +79,8 @@ impl Fixed {
         (base, sub) == IDE && interface & self.native == 0
     }
 
-    /// Has the function that it is a part of, if it is of one, do nothing but answer at its ports: no DMA, which is another channel's
-    /// as well.
+    /// Has the function that it is a part of, if it is of one, do nothing but answer at its ports:
+    /// no DMA, which is another channel's as well.
     pub fn confine(&self) {
         for function in pci::functions().iter().filter(|function| self.is_of(function)) {
             function.change_command(CommandRegister::IO_ENABLE, CommandRegister::BUS_MASTER_ENABLE);

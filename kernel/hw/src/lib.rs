@@ -1,4 +1,5 @@
-//! The hardware layer of the kernel: **all of the kernel's unsafe code is here**, and what it gives to those above is safe.
+//! The hardware layer of the kernel: **all of the kernel's unsafe code is here**, and what it gives
+//! to those above is safe.
 //!
 //! `docs/soundness.md` says for each part why no safe use of it breaks memory safety.
 //!
@@ -7,7 +8,8 @@
 //! * [`space`]: the address space of a domain; [`upcall`]: entering it, and leaving it
 //! * [`pci`], [`fixed`], [`iommu`]: devices, and what keeps them to their driver's memory
 //! * [`symbols`]: addresses in words
-//! * [`console`]: serial line and screen; [`link`]: the same for programs; [`panic`]: the kernel's own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
+//! * [`console`]: serial line and screen; [`link`]: the same for programs; [`panic`]: the kernel's
+//!   own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
 //! * [`boot`], [`firmware`]: what the loader and ACPI say of the machine
 #![no_std]
 #![warn(missing_docs)]

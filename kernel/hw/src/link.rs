@@ -1,7 +1,9 @@
-//! The link to the runner, which is the second serial port: what happens, for programs ([`ringfence_link::event`]).
+//! The link to the runner, which is the second serial port: what happens, for programs
+//! ([`ringfence_link::event`]).
 //!
-//! Nobody waits for it: what is told goes into a queue, which empties itself as fast as the port takes it, and what does not fit there is
-//! lost. Frames are numbered, so that who listens knows. Where there is no second port, nothing is told, and all else is the same.
+//! Nobody waits for it: what is told goes into a queue, which empties itself as fast as the port
+//! takes it, and what does not fit there is lost. Frames are numbered, so that who listens knows.
+//! Where there is no second port, nothing is told, and all else is the same.
 
 use crate::arch::uart::{FIFO_BYTES, Uart};
 use crate::lock::Lock;
@@ -69,8 +71,8 @@ fn put(bytes: &[u8]) {
     });
 }
 
-/// Sends as much as the port takes at once of what waits, if something does: to be called now and then. Whether there is more, and the port
-/// may take it.
+/// Sends as much as the port takes at once of what waits, if something does: to be called now and
+/// then. Whether there is more, and the port may take it.
 pub fn pump() -> bool {
     WAITS.load(Ordering::Relaxed)
         && without_interrupts(|| {
@@ -84,7 +86,8 @@ pub fn pump() -> bool {
         })
 }
 
-/// Waits until all is sent that was told, before the machine ends. A port that takes nothing is not waited for.
+/// Waits until all is sent that was told, before the machine ends. A port that takes nothing is not
+/// waited for.
 pub fn drain() {
     const TRIES: u32 = 1_000_000;
     for _ in 0..TRIES {

@@ -33,8 +33,9 @@ impl<T> Lock<T> {
     #[inline]
     fn break_after_panic(&self) {
         if power::has_panicked() && !self.is_broken.swap(true, Ordering::Relaxed) {
-            // SAFETY: nothing that was under way goes on when the kernel has panicked, and interrupts are off for good: who had it has
-            // used it for the last time. What the panic itself locks from here on is not broken again.
+            // SAFETY: nothing that was under way goes on when the kernel has panicked, and
+            // interrupts are off for good: who had it has used it for the last time. What the panic
+            // itself locks from here on is not broken again.
             unsafe { self.mutex.force_unlock() };
         }
     }

@@ -5,8 +5,8 @@ use crate::arch::watch;
 use crate::console;
 use crate::println;
 
-/// Ends the kernel: `report` says why, on the console and on the screen. **Nothing that was under way ever goes on**, so that it can be looked
-/// at whoever has it.
+/// Ends the kernel: `report` says why, on the console and on the screen. **Nothing that was under
+/// way ever goes on**, so that it can be looked at whoever has it.
 pub fn end_kernel(report: impl FnOnce()) -> ! {
     if !power::note_panic() {
         // A panic in a panic: the console or the symbols are what is broken.

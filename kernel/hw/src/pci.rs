@@ -1,5 +1,5 @@
-//! PCI functions: enumeration, and access to configuration space by the mechanism of ports 0xcf8 and 0xcfc
-//! (PCI Local Bus Specification 3.0, 3.2.2.3.2).
+//! PCI functions: enumeration, and access to configuration space by the mechanism of ports 0xcf8
+//! and 0xcfc (PCI Local Bus Specification 3.0, 3.2.2.3.2).
 
 use crate::arch::port::IoPort;
 use crate::memory::registers::Registers;
@@ -56,7 +56,8 @@ fn selector(address: PciAddress, offset: u16) -> u32 {
 
 /// A PCI function as it was found at boot.
 ///
-/// There are those that [`init`] has found, and no others: what is said here of BARs is where registers are mapped.
+/// There are those that [`init`] has found, and no others: what is said here of BARs is where
+/// registers are mapped.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Function {
@@ -82,14 +83,16 @@ impl Function {
         ConfigSpace::read32(self.address, offset)
     }
 
-    /// Sets the bits of `set` in the message control of its MSI-X capability, if it has one, and clears the others of `of`.
+    /// Sets the bits of `set` in the message control of its MSI-X capability, if it has one, and
+    /// clears the others of `of`.
     pub fn control_messages(&self, of: u32, set: u32) {
         if let Some(MsiX { at, .. }) = MsiX::find(|offset| self.read(offset)) {
             ConfigSpace::write32(self.address, at, self.read(at) & !of | set);
         }
     }
 
-    /// The `len_bytes` bytes of registers at `offset` of memory BAR `bar`, if it has them, and they are where the kernel sees them.
+    /// The `len_bytes` bytes of registers at `offset` of memory BAR `bar`, if it has them, and they
+    /// are where the kernel sees them.
     pub fn registers(&self, bar: u8, offset: u64, len_bytes: u64) -> Option<Registers> {
         let (start, all_bytes) = self.bars.get(usize::from(bar))?.as_ref().and_then(memory_extent)?;
         let is_inside = offset.checked_add(len_bytes).is_some_and(|end| end <= all_bytes);
@@ -110,11 +113,13 @@ struct Bridge {
     address: PciAddress,
     /// The buses below it.
     below: RangeInclusive<u8>,
-    /// What it is in PCI Express, if it is a part of that (device/port type, PCI Express Base Specification 3.0, 7.8.2).
+    /// What it is in PCI Express, if it is a part of that (device/port type, PCI Express Base
+    /// Specification 3.0, 7.8.2).
     express: Option<u32>,
 }
 
-/// Root, upstream and downstream ports, which hand on who asks for something; and bridges from PCI Express to PCI.
+/// Root, upstream and downstream ports, which hand on who asks for something; and bridges from PCI
+/// Express to PCI.
 const EXPRESS_PORTS: RangeInclusive<u32> = 4..=6;
 const EXPRESS_TO_PCI: u32 = 7;
 
@@ -123,8 +128,9 @@ pub fn buses_below(address: PciAddress) -> Option<RangeInclusive<u8>> {
     BRIDGES.get()?.iter().find(|bridge| bridge.address == address).map(|bridge| bridge.below.clone())
 }
 
-/// Who asks for something when the function at `address` does: itself, or a conventional bridge above it, of which the one nearest to
-/// the root counts (PCI Express to PCI/PCI-X Bridge Specification 1.0, 2.3).
+/// Who asks for something when the function at `address` does: itself, or a conventional bridge
+/// above it, of which the one nearest to the root counts (PCI Express to PCI/PCI-X Bridge
+/// Specification 1.0, 2.3).
 pub fn requester(address: PciAddress) -> PciAddress {
     let is_conventional = |bridge: &&Bridge| bridge.express.is_none_or(|kind| !EXPRESS_PORTS.contains(&kind));
     let above = BRIDGES.get().into_iter().flatten().filter(|bridge| bridge.below.contains(&address.bus()));
@@ -135,8 +141,8 @@ pub fn requester(address: PciAddress) -> PciAddress {
     }
 }
 
-/// Looks for functions on the buses that firmware names, or on all that there can be. **Each bus that is below no bridge is a root bus**:
-/// machines with several host bridges have several.
+/// Looks for functions on the buses that firmware names, or on all that there can be. **Each bus
+/// that is below no bridge is a root bus**: machines with several host bridges have several.
 pub fn init(named: &[RangeInclusive<u8>]) {
     let mut scan = Scan { found: Vec::new(), bridges: Vec::new(), seen: [false; BUSES] };
     let buses = if named.is_empty() { &[0..=u8::MAX] } else { named };

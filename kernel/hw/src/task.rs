@@ -1,4 +1,5 @@
-//! Cooperative tasks on one executor, and the time they wait for. When none can go on, the CPU halts.
+//! Cooperative tasks on one executor, and the time they wait for. When none can go on, the CPU
+//! halts.
 
 use crate::arch::interrupts::halt_unless;
 use crate::arch::time;
@@ -41,7 +42,8 @@ unsafe impl critical_section::Impl for InterruptsOff {
     }
 }
 
-/// embassy-time's clock: microseconds since boot. Who waits is woken by the first timer tick that is late enough.
+/// embassy-time's clock: microseconds since boot. Who waits is woken by the first timer tick that
+/// is late enough.
 struct Clock {
     queue: Mutex<RefCell<Queue>>,
     next: AtomicU64,
@@ -85,7 +87,8 @@ pub fn spawn<F: Future<Output = ()> + 'static>(spawner: Spawner, future: impl Fn
     }
 }
 
-/// Runs tasks for ever; `init` starts them. When none can go on `idle` is asked whether one can now; if not, the CPU halts.
+/// Runs tasks for ever; `init` starts them. When none can go on `idle` is asked whether one can
+/// now; if not, the CPU halts.
 pub fn run(init: impl FnOnce(Spawner), idle: fn() -> bool) -> ! {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
     init(executor.spawner());

@@ -1,6 +1,7 @@
 //! Entering a driver: the only way from safe code into `entry.S`, and out of it again.
 //!
-//! [`Current`] remembers for the time of an upcall whose it is, so that services and traps find that.
+//! [`Current`] remembers for the time of an upcall whose it is, so that services and traps find
+//! that.
 
 use crate::arch::gates::{self, UpcallFrame};
 use crate::arch::{cpu, power};
@@ -42,7 +43,8 @@ pub struct Current<T> {
     entered: Cell<*mut T>,
 }
 
-// SAFETY: there is one CPU. Interrupt handlers do not use this, but where a driver's upcall ends with them.
+// SAFETY: there is one CPU. Interrupt handlers do not use this, but where a driver's upcall ends
+// with them.
 unsafe impl<T: Send> Sync for Current<T> {}
 
 impl<T: Send> Current<T> {
@@ -51,7 +53,8 @@ impl<T: Send> Current<T> {
         Current { value: Cell::new(null_mut()), entered: Cell::new(null_mut()) }
     }
 
-    /// Runs `then` with the one whose upcall is under way; `None` if none is, or if this is called from within `then`.
+    /// Runs `then` with the one whose upcall is under way; `None` if none is, or if this is called
+    /// from within `then`.
     ///
     /// After a panic that does not count: who has it then never goes on.
     #[inline]
@@ -60,16 +63,18 @@ impl<T: Send> Current<T> {
             Some(value) => value,
             None => NonNull::new(self.entered.get()).filter(|_| power::has_panicked())?,
         };
-        // SAFETY: set by `enter` from a `&mut T` that lies idle until the driver comes back, and handed out once at a time.
+        // SAFETY: set by `enter` from a `&mut T` that lies idle until the driver comes back, and
+        // handed out once at a time.
         let result = then(unsafe { value.as_mut() });
         self.value.set(value.as_ptr());
         Some(result)
     }
 
-    /// Enters a driver, in the ring of its address space, until it returns or is terminated. Interrupts are on meanwhile.
+    /// Enters a driver, in the ring of its address space, until it returns or is terminated.
+    /// Interrupts are on meanwhile.
     ///
-    /// Panics if an upcall is under way: the address space of that one would not be known to be in use; and if the first instruction is not in
-    /// the slot.
+    /// Panics if an upcall is under way: the address space of that one would not be known to be in
+    /// use; and if the first instruction is not in the slot.
     #[inline]
     pub fn enter(&self, value: &mut T, space: impl FnOnce(&T) -> &Space, entry: &Entry) -> Exit {
         let space = space(value);
@@ -94,7 +99,8 @@ impl<T: Send> Current<T> {
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.store(entry.ticks, Ordering::Relaxed);
         let began = crate::latency::tsc();
-        // SAFETY: frame and CPU state are of one address space, which maps the entry area as each does.
+        // SAFETY: frame and CPU state are of one address space, which maps the entry area as each
+        // does.
         let end = unsafe { enter(&frame) };
         let tsc_ticks = crate::latency::tsc().wrapping_sub(began);
         let ticks_left = cpu.ticks_left.load(Ordering::Relaxed);
@@ -113,10 +119,11 @@ impl<T: Send> Default for Current<T> {
     }
 }
 
-/// Terminates the upcall that is under way: [`Current::enter`] returns. **What lies on the kernel's stack above that is not dropped.**
+/// Terminates the upcall that is under way: [`Current::enter`] returns. **What lies on the kernel's
+/// stack above that is not dropped.**
 pub fn terminate() -> ! {
     assert!(cpu::this().upcall_rsp.get() != 0, "a driver was to be terminated, but none runs");
-    // SAFETY: an upcall is under way. That nothing is dropped is like `core::mem::forget`, which is safe: what this crate has lent out
-    // in between, `Current::enter` takes back.
+    // SAFETY: an upcall is under way. That nothing is dropped is like `core::mem::forget`, which is
+    // safe: what this crate has lent out in between, `Current::enter` takes back.
     unsafe { gates::abort_upcall() }
 }

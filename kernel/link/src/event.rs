@@ -1,4 +1,5 @@
-//! What the kernel tells of. **What a program decides by is a field**; sentences are for people still.
+//! What the kernel tells of. **What a program decides by is a field**; sentences are for people
+//! still.
 //!
 //! The kernel lends the text in an event, and who has received one owns it: [`Text`] is either.
 
@@ -187,7 +188,8 @@ pub struct Fault<'a> {
     pub offset: Option<u64>,
     /// See `offset`.
     pub function: Option<Text<'a>>,
-    /// The functions that it was in when it gave up, the last one first: where each was called, as offsets in its image.
+    /// The functions that it was in when it gave up, the last one first: where each was called, as
+    /// offsets in its image.
     pub callers: Vec<u64>,
     /// Bytes from that instruction on.
     pub code: Vec<u8>,

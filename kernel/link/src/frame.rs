@@ -1,8 +1,9 @@
 //! Frames: a payload on a channel, numbered, with a checksum.
 //!
-//! On the line a frame is its header, payload and checksum, encoded so that no byte is 0 (Consistent Overhead Byte Stuffing, Cheshire and
-//! Baker 1999), and a 0 behind it. **Who begins to listen in the middle, or misses a byte, is right again from the next 0 on**, and knows
-//! from the numbers how many frames are missing.
+//! On the line a frame is its header, payload and checksum, encoded so that no byte is 0
+//! (Consistent Overhead Byte Stuffing, Cheshire and Baker 1999), and a 0 behind it. **Who begins to
+//! listen in the middle, or misses a byte, is right again from the next 0 on**, and knows from the
+//! numbers how many frames are missing.
 
 use alloc::vec::Vec;
 use crc::{CRC_32_ISO_HDLC, Crc};
@@ -34,8 +35,9 @@ impl Encoder {
         Encoder { plain: [0; MAX_PLAIN], encoded: [0; MAX_ENCODED], next: 0 }
     }
 
-    /// The next frame on `channel`, as it goes on the line. `fill` writes the payload and returns its length; if it returns `None`, or more
-    /// than there is room for, there is no such frame, and its number says so to who listens.
+    /// The next frame on `channel`, as it goes on the line. `fill` writes the payload and returns
+    /// its length; if it returns `None`, or more than there is room for, there is no such frame,
+    /// and its number says so to who listens.
     pub fn frame(&mut self, channel: u8, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<&[u8]> {
         let number = self.skip();
         let len = HEADER + self.plain.get_mut(HEADER..HEADER + MAX_PAYLOAD).and_then(fill)?;

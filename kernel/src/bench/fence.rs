@@ -1,4 +1,5 @@
-//! What the fence around devices costs when memory is given to a device and taken from it: not while it is used, which is free.
+//! What the fence around devices costs when memory is given to a device and taken from it: not
+//! while it is used, which is free.
 
 use super::{Row, Stopwatch};
 use alloc::string::{String, ToString};

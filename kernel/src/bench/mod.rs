@@ -1,4 +1,5 @@
-//! What protection costs: measured on this machine, in this boot, with the same loaded drivers in both rings.
+//! What protection costs: measured on this machine, in this boot, with the same loaded drivers in
+//! both rings.
 //!
 //! * [`calls`]: single crossings
 //! * [`nic`], [`scsi`]: whole operations
@@ -6,8 +7,9 @@
 //! * [`off`]: how long interrupts are off
 //! * [`fence`]: what is mapped for a device and taken from it
 //!
-//! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats exactly. What is
-//! compared is alternated sample by sample, so that what disturbs one disturbs the other.
+//! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats
+//! exactly. What is compared is alternated sample by sample, so that what disturbs one disturbs the
+//! other.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -157,7 +159,8 @@ pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
 /// The rings in the order in which samples alternate.
 const RINGS: [Ring; 2] = [Ring::Trusted, Ring::Sandboxed];
 
-/// Says that a driver is about to run in ring 0, where nothing of it is fenced: nobody else has said that it is trusted.
+/// Says that a driver is about to run in ring 0, where nothing of it is fenced: nobody else has
+/// said that it is trusted.
 fn announce(handle: &Handle) {
     let domain = handle.lock();
     if trust::distrust(&domain).is_none() {
@@ -195,8 +198,8 @@ fn alternate(
     Ok(rows)
 }
 
-/// Waits for a device's interrupt and has its driver polled; `false` when it has been waited `since` then for longer than is
-/// waited in this mode, however many interrupts came.
+/// Waits for a device's interrupt and has its driver polled; `false` when it has been waited
+/// `since` then for longer than is waited in this mode, however many interrupts came.
 fn wait_for_interrupt(mode: Mode, since: &Stopwatch) -> bool {
     loop {
         let Cost { ticks, busy, .. } = since.stop(1);
@@ -218,7 +221,8 @@ fn wait_for_interrupt(mode: Mode, since: &Stopwatch) -> bool {
 pub enum Mode {
     /// Operations a second, or what the operation is measured in.
     Time,
-    /// TSC ticks of an operation in which the CPU was not halted: instructions, under `-icount shift=0`.
+    /// TSC ticks of an operation in which the CPU was not halted: instructions, under
+    /// `-icount shift=0`.
     Instructions,
 }
 
@@ -231,8 +235,9 @@ impl Mode {
         }
     }
 
-    /// How long a device may take to answer, in seconds of the guest's clock. With `-icount` QEMU skips what the CPU is
-    /// halted for, so an hour is over in seconds, while a disk still answers when the host has read it.
+    /// How long a device may take to answer, in seconds of the guest's clock. With `-icount` QEMU
+    /// skips what the CPU is halted for, so an hour is over in seconds, while a disk still answers
+    /// when the host has read it.
     fn patience_seconds(self) -> u64 {
         match self {
             Mode::Time => 10,

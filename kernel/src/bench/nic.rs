@@ -73,8 +73,8 @@ fn with_queues<T>(handle: &Handle, look: impl FnOnce(&mut Queues) -> Result<T, C
     })
 }
 
-/// Puts a batch into the driver's hands and has it sent. Where there is no room for all, the device is waited for: it may have fewer
-/// descriptors than a batch has frames.
+/// Puts a batch into the driver's hands and has it sent. Where there is no room for all, the device
+/// is waited for: it may have fewer descriptors than a batch has frames.
 fn hand_over(mode: Mode, handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> {
     let mut left = batch;
     loop {

@@ -1,5 +1,6 @@
-//! How long a driver that was ended is away: until another instance has started its device, is in its place, and has the
-//! frames that the one before did not send; and until it has served somebody: the router has answered, or a block was read.
+//! How long a driver that was ended is away: until another instance has started its device, is in
+//! its place, and has the frames that the one before did not send; and until it has served
+//! somebody: the router has answered, or a block was read.
 
 use super::{Mode, Row, Stopwatch, nic};
 use alloc::string::{String, ToString};
@@ -77,8 +78,9 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     Ok(())
 }
 
-/// Ends a driver so often; returns the last one of those that came after it. The `rows` are, from behind, until somebody was served, what
-/// stopping the device took of that, and until the next one was in its place.
+/// Ends a driver so often; returns the last one of those that came after it. The `rows` are, from
+/// behind, until somebody was served, what stopping the device took of that, and until the next one
+/// was in its place.
 async fn measure(
     mut handle: Handle,
     client: &Client,
@@ -96,7 +98,8 @@ async fn measure(
             End::Killed => end::condemn(&handle, Cause::Killed),
             End::DmaFault => {
                 handle.lock().cut_device_off();
-                // Who asks now is served by the next one, or not at all; its device finds nothing where it was told to look.
+                // Who asks now is served by the next one, or not at all; its device finds nothing
+                // where it was told to look.
                 let _ = client.is_served(&handle, mode).await;
             }
         }

@@ -80,7 +80,8 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a time.
+/// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a
+/// time.
 fn read(
     mode: Mode,
     disk: &Disk,

@@ -1,4 +1,5 @@
-//! Runs commands, one at a time and beside others (`&`), until they end or Ctrl-C or `kill %N` gives them up.
+//! Runs commands, one at a time and beside others (`&`), until they end or Ctrl-C or `kill %N`
+//! gives them up.
 
 use super::{Outcome, commands, finish, pager, reboot};
 use alloc::boxed::Box;
@@ -47,7 +48,8 @@ impl Jobs {
         self.failed
     }
 
-    /// Runs one command; Ctrl-C gives it up. One that ends with `&` goes on beside those that follow.
+    /// Runs one command; Ctrl-C gives it up. One that ends with `&` goes on beside those that
+    /// follow.
     pub async fn execute(&mut self, line: &str) {
         let ends = ["shutdown", "exit", "reboot", "wait", "jobs"].contains(&line) || line.starts_with("kill %");
         if !has_room(COMMAND_BYTES) && !ends {
@@ -191,8 +193,8 @@ impl Jobs {
     }
 }
 
-/// Between two commands: a driver that the first one ended is back before the next. Who became ready last is next
-/// (embassy-executor's queue), which after one turn may be this task again.
+/// Between two commands: a driver that the first one ended is back before the next. Who became
+/// ready last is next (embassy-executor's queue), which after one turn may be this task again.
 pub async fn let_drivers_return() {
     yield_now().await;
     yield_now().await;

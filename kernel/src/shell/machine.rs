@@ -27,7 +27,8 @@ pub fn device_name(vendor: u16, device: u16) -> String {
     format!("{vendor_name} {device_name}")
 }
 
-/// What can be read of a function: its command register, line, BARs and capabilities, and who drives it.
+/// What can be read of a function: its command register, line, BARs and capabilities, and who
+/// drives it.
 fn show_function(function: &'static Function) {
     const COMMAND: u16 = 4;
     const BUS_MASTER: u32 = 4;
@@ -143,7 +144,8 @@ pub async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
         return Err(format!("the log has nothing that '{driver}' said or had said"));
     }
     if goes_on {
-        // Lines appear as they come, until Ctrl-C ends this, or there is no more to come from a pipe.
+        // Lines appear as they come, until Ctrl-C ends this, or there is no more to come from a
+        // pipe.
         let _watch = console::watch(wanted);
         console::end_of_pipe().await;
     }

@@ -1,12 +1,13 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
-//! * [`commands`]: the table of commands, and `help`; [`machine`], [`modules`], [`disks`], [`memory`], [`network`], [`snippets`],
-//!   [`trace`], [`trials`] have those that are about these, [`scripting`] those that run others
+//! * [`commands`]: the table of commands, and `help`; [`machine`], [`modules`], [`disks`],
+//!   [`memory`], [`network`], [`snippets`], [`trace`], [`trials`] have those that are about these,
+//!   [`scripting`] those that run others
 //! * [`editor`]: lines that are typed, and their completion; [`pager`]: output a page at a time
 //! * [`jobs`]: commands that run beside others
 //!
-//! Commands that the runner left in the ramdisk (`exec`) are run first and the machine is ended, so that a script sees
-//! the same as a person.
+//! Commands that the runner left in the ramdisk (`exec`) are run first and the machine is ended, so
+//! that a script sees the same as a person.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;

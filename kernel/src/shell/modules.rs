@@ -214,7 +214,8 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
             trust::never_trust(&file);
         }
     }
-    // One that was ended already is restarted now, or those who wait for that need not wait any longer.
+    // One that was ended already is restarted now, or those who wait for that need not wait any
+    // longer.
     end::note();
     offer::wake_waiting();
     show_policy(&handle)

@@ -1,4 +1,5 @@
-//! Runs machine code that the runner has made up (`drivers/snippets`), and tells programs how each snippet ended.
+//! Runs machine code that the runner has made up (`drivers/snippets`), and tells programs how each
+//! snippet ended.
 
 use super::{Outcome, said};
 use alloc::format;
@@ -13,8 +14,8 @@ use ringfence_abi::manifest::Policy;
 use ringfence_core::arguments::Arguments;
 use ringfence_link::event::{Event, Snippet, Trap};
 
-/// Tells a driver so many numbers, beginning with one, and puts a fresh instance in its place each time that ends it. What became
-/// of each is told on the link, and at last how the kernel is.
+/// Tells a driver so many numbers, beginning with one, and puts a fresh instance in its place each
+/// time that ends it. What became of each is told on the link, and at last how the kernel is.
 pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let (first, count): (u64, u64) = (arguments.number("the first snippet")?, arguments.number("the count")?);

@@ -79,7 +79,8 @@ fn parse_watched(word: &str, slot: Extent) -> Result<Extent, String> {
     }
 }
 
-/// Prints an event and when it was, in microseconds, or several that are the same and when the first one was.
+/// Prints an event and when it was, in microseconds, or several that are the same and when the
+/// first one was.
 fn print(name: &str, same: &[Event]) {
     let Some(event) = same.first() else { return };
     let at_us = time::nanoseconds(event.at) / 1000;

@@ -1,5 +1,5 @@
-//! Attacks on the fence around devices, by drivers that tell theirs where to reach: an LSI 53C895A, which copies anything to anywhere
-//! below 4 GiB, and an e1000, which has addresses of 64 bits.
+//! Attacks on the fence around devices, by drivers that tell theirs where to reach: an LSI 53C895A,
+//! which copies anything to anywhere below 4 GiB, and an e1000, which has addresses of 64 bits.
 
 use super::Attack;
 
@@ -27,7 +27,8 @@ const KERNEL: &[(&str, &str)] = &[
     ("iommu:context-table", "the IOMMU's own registers, queue or tables"),
 ];
 
-/// Parts of the attacker itself that its device was not given, and of others: a second driver, and one with a card.
+/// Parts of the attacker itself that its device was not given, and of others: a second driver, and
+/// one with a card.
 const DRIVERS: &[(&str, &str)] = &[
     ("rogue-lsi:text", "text of rogue-lsi"),
     ("rogue-lsi:stack", "stack of rogue-lsi"),
@@ -49,7 +50,8 @@ const CARD: &[(&str, &str)] = &[
     ("e1000:device", "device's registers of e1000"),
 ];
 
-/// Ways of an LSI 53C895A to read or write elsewhere: what it is told, what the report says it did, and where.
+/// Ways of an LSI 53C895A to read or write elsewhere: what it is told, what the report says it did,
+/// and where.
 const WAYS: &[(&str, &str, &str)] = &[
     ("fetch %kernel-text", "reading", "kernel text"),
     ("table %kernel-data", "reading", "kernel data"),
@@ -141,8 +143,8 @@ pub fn harmless() -> Vec<Attack> {
     ]
 }
 
-/// Interrupts that a device makes up: what it is told to write where the local APIC listens, and what that would be. QEMU lets them come;
-/// what none of them may do is harm.
+/// Interrupts that a device makes up: what it is told to write where the local APIC listens, and
+/// what that would be. QEMU lets them come; what none of them may do is harm.
 const MESSAGES: &[(u64, u64, &str)] = &[
     (0xfee0_0000, 0x10, "an exception"),
     (0xfee0_0000, 0x11, "an alignment check, which has an error code"),

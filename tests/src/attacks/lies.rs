@@ -1,5 +1,5 @@
-//! Attacks on services and queues: by drivers that lie about their queues, ask for what is not their own, and pass what no
-//! driver would.
+//! Attacks on services and queues: by drivers that lie about their queues, ask for what is not
+//! their own, and pass what no driver would.
 
 use super::Attack;
 use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base, slot_of};
@@ -48,7 +48,8 @@ const NIC_FAULTS: &[(&str, &str)] = &[
     ("neighbour-frame", "bad entry 0x3c00000001 in the received queue (frame 1, 60 bytes)"),
 ];
 
-/// Verb of `rogue-nic` that reaches over the end of what it was given, or executes it, and the fault.
+/// Verb of `rogue-nic` that reaches over the end of what it was given, or executes it, and the
+/// fault.
 const REACHES: &[(&str, &str)] = &[
     ("execute-dma", "#PF executing 0x10010* (own DMA memory), in command, at 0x10010* (own DMA memory)"),
     ("execute-queues", "#PF executing 0x10002000000 (own queues), in command, at 0x10002000000 (own queues)"),
@@ -85,7 +86,8 @@ pub fn nic_faults() -> Vec<Attack> {
     NIC_FAULTS.iter().map(attack).chain([backwards]).collect()
 }
 
-/// Verb of `rogue-scsi`, and what the next command that reads says; the one after that is as good as ever.
+/// Verb of `rogue-scsi`, and what the next command that reads says; the one after that is as good
+/// as ever.
 const SCSI_ANSWERS: &[(&str, &str)] = &[
     ("residual", "error: the device moved too little data"),
     ("sense", "error: READ(10): CHECK CONDITION"),
@@ -93,7 +95,8 @@ const SCSI_ANSWERS: &[(&str, &str)] = &[
     ("gone", "error: the adapter failed (code 4294967295)"),
 ];
 
-/// Lies of `rogue-scsi` about a command's outcome that are an error for who waits for it, and no more.
+/// Lies of `rogue-scsi` about a command's outcome that are an error for who waits for it, and no
+/// more.
 pub fn scsi_answers() -> Vec<Attack> {
     let attack = |(verb, answer): &(&str, &str)| {
         let attack = Attack::answer("rogue-scsi", *verb, None).then("blkread disk0 0 4; blkread disk0 0 4");
@@ -136,7 +139,8 @@ const BLK_REFUSED: &[(&str, u64)] = &[
     ("address-for-dma", 3),
 ];
 
-/// Verb of `rogue-blk`, and the fault that it ends with. The first ports of each run are opened before; the second run is not.
+/// Verb of `rogue-blk`, and the fault that it ends with. The first ports of each run are opened
+/// before; the second run is not.
 const BLK_PORTS: &[(&str, &str)] = &[
     ("port 0x1ef", "port_in8+"),
     ("port 0x1f8", "port_in8+"),
@@ -158,7 +162,8 @@ const BLK_FAULTS: &[(&str, &str)] = &[
     ("status", "bad entry 0x3 in the complete queue"),
 ];
 
-/// What `rogue-blk` tries: services for devices of another kind, ports beside its own, lies about its queues.
+/// What `rogue-blk` tries: services for devices of another kind, ports beside its own, lies about
+/// its queues.
 pub fn block() -> Vec<Attack> {
     let refused = BLK_REFUSED.iter().map(|(verb, answer)| Attack::answer("rogue-blk", *verb, Some(*answer)));
     let ports = BLK_PORTS.iter().map(|(verb, place)| {
@@ -183,8 +188,8 @@ pub fn block() -> Vec<Attack> {
     refused.chain(ports).chain(faults).chain([unsupported, own]).chain(used).chain(asked).collect()
 }
 
-/// Services without pointers, which no arguments may end the driver with, and how many of 22 * 22 * 22 calls with extremes
-/// they do not refuse.
+/// Services without pointers, which no arguments may end the driver with, and how many of 22 * 22 *
+/// 22 calls with extremes they do not refuse.
 const WITHOUT_POINTERS: [(&str, u64); 12] = [
     ("rf_null", ALL),
     // Until its budget is used up.
@@ -216,10 +221,12 @@ pub fn extremes() -> Vec<Attack> {
     WITHOUT_POINTERS.into_iter().map(attack).collect()
 }
 
-/// Random calls of every service, 4,000 at a time: 20,000 of each here, but for the log, which keeps lines.
+/// Random calls of every service, 4,000 at a time: 20,000 of each here, but for the log, which
+/// keeps lines.
 ///
-/// `limits transmit-ms 600000; insmod rogue-nic; repeat 2500 tell rogue-nic random N` makes ten million. `rf_panic` is not
-/// among them: each call ends the driver ([`random_panics`], and `gates::random_calls_of_rf_panic`). `rogue-scsi` has registered by then, but asks for 1,000
+/// `limits transmit-ms 600000; insmod rogue-nic; repeat 2500 tell rogue-nic random N` makes ten
+/// million. `rf_panic` is not among them: each call ends the driver ([`random_panics`], and
+/// `gates::random_calls_of_rf_panic`). `rogue-scsi` has registered by then, but asks for 1,000
 /// registrations that are wrong before it does, and does not load if one is not refused.
 pub fn random() -> Vec<Attack> {
     let attack = |symbol| {
@@ -232,7 +239,8 @@ pub fn random() -> Vec<Attack> {
     attacks
 }
 
-/// Random calls of `rf_panic`, each of which ends its driver: with pointers to anywhere, and with such into its own stack.
+/// Random calls of `rf_panic`, each of which ends its driver: with pointers to anywhere, and with
+/// such into its own stack.
 pub fn random_panics() -> Vec<Attack> {
     const EACH: u64 = 50;
     const STACK_BYTES: u64 = 32 << 10;
@@ -290,7 +298,8 @@ const LENGTHS: [(u64, bool); 6] = [(0, true), (1, true), (16, true), (512, true)
 const WITH_POINTERS: [(&str, &str, &str, u64); 2] =
     [("rogue-nic", "register-at", "rf_offer", 8), ("rogue-scsi", "register-at", "rf_offer", 16)];
 
-/// Pointers to what is not the driver's own, passed to every service that takes one, with every length if it takes one.
+/// Pointers to what is not the driver's own, passed to every service that takes one, with every
+/// length if it takes one.
 pub fn bad_pointers() -> Vec<Attack> {
     let mut attacks = Vec::new();
     let fault = |symbol: &str, len_bytes: u64, address: u64| {
@@ -325,8 +334,8 @@ pub fn bad_pointers() -> Vec<Attack> {
     attacks
 }
 
-/// Devices that interrupt for ever, with a driver that says so, one that says that it is quiet, and one that takes long each
-/// time: others go on.
+/// Devices that interrupt for ever, with a driver that says so, one that says that it is quiet, and
+/// one that takes long each time: others go on.
 pub fn endless_interrupts() -> Vec<Attack> {
     let attack = |verb| {
         Attack::answer("rogue-nic", verb, None).then("sleep 100; tell template busy").says(&["template: 4 (0x4)"])

@@ -1,8 +1,9 @@
-//! The attacks and what must come of each: the tables behind the tests, and behind `docs/attacks.md`; and the one boot in
-//! which all of them run.
+//! The attacks and what must come of each: the tables behind the tests, and behind
+//! `docs/attacks.md`; and the one boot in which all of them run.
 //!
 //! * [`rogue`]: on the CPU and on memory
-//! * [`lies`]: on services and queues, by drivers of a network card, of a SCSI adapter and of a channel for disks
+//! * [`lies`]: on services and queues, by drivers of a network card, of a SCSI adapter and of a
+//!   channel for disks
 //! * [`fence`]: on memory and on others, by devices
 //! * [`page`]: the document
 
@@ -40,8 +41,9 @@ pub struct Attack {
 /// What must come of an attack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// Its driver is ended, and the first two lines of the report have this in them; `@` is the address of the part of the
-    /// kernel that the attack names, `*` what is another address with each build.
+    /// Its driver is ended, and the first two lines of the report have this in them; `@` is the
+    /// address of the part of the kernel that the attack names, `*` what is another address with
+    /// each build.
     Fault(String),
     /// The driver answers this each time, or anything, and goes on.
     Answer(Option<u64>),
@@ -120,7 +122,8 @@ impl Attack {
         format!("{load}insmod {module}; {repeat}{under}tell {module} {tell}{then}; rmmod {module}{unload}")
     }
 
-    /// Whether `report`, what the console said meanwhile, is what it must be; otherwise what is wrong.
+    /// Whether `report`, what the console said meanwhile, is what it must be; otherwise what is
+    /// wrong.
     fn check(&self, report: &str, parts: &BTreeMap<String, String>) -> Result<(), String> {
         let Attack { module, tell, times, .. } = self;
         // The first line says what, the second where.
@@ -205,11 +208,12 @@ pub fn all() -> Vec<Attack> {
     all
 }
 
-/// Carries out `attacks` on a machine that `run` boots with a script, and returns the console of; panics with all that did
-/// not come out as they must. A second driver lives beside them.
+/// Carries out `attacks` on a machine that `run` boots with a script, and returns the console of;
+/// panics with all that did not come out as they must. A second driver lives beside them.
 ///
-/// If `check_each`, then after each one the second driver must answer, what of the kernel must never change must not have,
-/// nobody may have written to free memory, and as many frames must be free as before; otherwise that is so at the end.
+/// If `check_each`, then after each one the second driver must answer, what of the kernel must
+/// never change must not have, nobody may have written to free memory, and as many frames must be
+/// free as before; otherwise that is so at the end.
 pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) -> Vec<String>) -> Reports {
     let after_each = if check_each { HEALTH } else { "tell template x" };
     let mut script = String::from("insmod template; tell template x; vmmap");
@@ -243,7 +247,8 @@ pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) ->
 /// After so many attacks as many reports and lines are kept as ever will be.
 const ATTACKS_UNTIL_THEN: usize = 600;
 
-/// Asserts that the kernel's own memory does not grow with attacks, once as many reports and lines are kept as ever will be.
+/// Asserts that the kernel's own memory does not grow with attacks, once as many reports and lines
+/// are kept as ever will be.
 fn assert_heap_stays(text: &str) {
     // Reports and lines are longer or shorter.
     const MOST_BYTES: u64 = 64 << 10;
@@ -272,7 +277,8 @@ impl Reports {
     }
 }
 
-/// The first address of each part of the kernel, as `vmmap` prints them, by the name that `tell` knows it by.
+/// The first address of each part of the kernel, as `vmmap` prints them, by the name that `tell`
+/// knows it by.
 fn parts(text: &str) -> BTreeMap<String, String> {
     let part = |line: &str| {
         let start = line.get(..16).filter(|start| u64::from_str_radix(start, 16).is_ok())?;
@@ -298,7 +304,8 @@ pub fn in_one_boot() -> &'static Reports {
             machine.extra = ["-device", "lsi53c895a", "-device", "isa-ide"].map(Into::into).to_vec();
             machine.timeout = Some(5 * TIME_LIMIT);
             let run = boot(&machine);
-            // The attacks failed, which is their purpose; the machine did not, and the devices work for who treats them well.
+            // The attacks failed, which is their purpose; the machine did not, and the devices work
+            // for who treats them well.
             let lines = run.console();
             let last = lines[lines.len().saturating_sub(60)..].join("\n");
             assert_eq!(run.end(), End::CommandFailed, "{last}");

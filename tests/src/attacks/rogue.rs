@@ -1,4 +1,5 @@
-//! Attacks on the CPU and on memory, by `rogue`: the one driver that tries everything that ring 1 must not have.
+//! Attacks on the CPU and on memory, by `rogue`: the one driver that tries everything that ring 1
+//! must not have.
 
 use super::Attack;
 use ringfence_abi::service::SERVICES;
@@ -6,7 +7,8 @@ use ringfence_core::descriptor::{self, SelectorName};
 
 const MODULE: &str = "rogue";
 
-/// The parts of the kernel that no driver's root maps: as `tell` knows them, and what reports call them.
+/// The parts of the kernel that no driver's root maps: as `tell` knows them, and what reports call
+/// them.
 const KERNEL_PARTS: &[(&str, &str)] = &[
     ("@kernel-text", "kernel text"),
     ("@kernel-read-only-data", "kernel read-only data"),
@@ -32,7 +34,8 @@ const OTHER_PLACES: &[(&str, &str)] = &[
     // The registers of the network card, where the kernel would see them.
     ("0xffff8000feb80000", "device registers"),
     ("0xffffa00000000000", "guard below a kernel stack"),
-    // The first page and the stack of the second driver, which is in slot 0, and a slot that is free.
+    // The first page and the stack of the second driver, which is in slot 0, and a slot that is
+    // free.
     ("0x8000400000", "another domain's slot"),
     ("0x80017ff000", "another domain's slot"),
     ("0x200000400000", "unmapped"),
@@ -105,8 +108,8 @@ pub fn interrupts() -> Vec<Attack> {
     (0..256).map(|number| Attack::fault(MODULE, format!("int-n {number}"), fault(number))).collect()
 }
 
-/// Bit tests of a register with a LOCK prefix. For Bochs and QEMU since 9.1: QEMU 7.2 aborts, and the module that does this is not
-/// loaded.
+/// Bit tests of a register with a LOCK prefix. For Bochs and QEMU since 9.1: QEMU 7.2 aborts, and
+/// the module that does this is not loaded.
 pub fn locked_bit_tests() -> Vec<Attack> {
     let attack = |number| {
         Attack::fault(
@@ -118,7 +121,8 @@ pub fn locked_bit_tests() -> Vec<Attack> {
     (0..5).map(attack).collect()
 }
 
-/// Loads of CS, and of segment registers that do not exist. For Bochs: QEMU 10.0 loads CS, LDTR and TR.
+/// Loads of CS, and of segment registers that do not exist. For Bochs: QEMU 10.0 loads CS, LDTR and
+/// TR.
 pub fn loads_of_no_segment() -> Vec<Attack> {
     let fault = "#UD invalid opcode, in command, at rf_rogue_ss::load_none+";
     [1, 6, 7].map(|register| Attack::fault("rogue-ss", format!("load-none {register}"), fault)).to_vec()
@@ -143,7 +147,8 @@ pub fn selectors_in_ss() -> Vec<Attack> {
     ["load-ss", "load-lss"].into_iter().flat_map(|verb| with_all_selectors("rogue-ss", verb)).collect()
 }
 
-/// Far calls to the driver's own code, for Bochs: what they do with a null selector in SS differs with the version of QEMU.
+/// Far calls to the driver's own code, for Bochs: what they do with a null selector in SS differs
+/// with the version of QEMU.
 pub fn far_calls_to_own_code() -> Vec<Attack> {
     let own = descriptor::DRIVER_CODE & !3;
     let attack = |selector| Attack::fault(MODULE, format!("far-call {selector:#x}"), far_jump_fault(selector));
@@ -274,8 +279,9 @@ const GP: &str = "#GP general protection, in command, at rf_rogue::instructions:
 const UD: &str = "#UD invalid opcode, in command, at rf_rogue::instructions::INSTRUCTIONS::run+";
 const NM: &str = "#NM no coprocessor, in command, at rf_rogue::instructions::INSTRUCTIONS::run+";
 
-/// Instructions that ring 1 does not have, the fault that each must end with, and what the report says that it executed, if that
-/// has a name. Those of VMX, SVM and MONITOR are not there at all in QEMU's emulation, and so invalid.
+/// Instructions that ring 1 does not have, the fault that each must end with, and what the report
+/// says that it executed, if that has a name. Those of VMX, SVM and MONITOR are not there at all in
+/// QEMU's emulation, and so invalid.
 const INSTRUCTIONS: &[(&str, &str, &str)] = &[
     ("sti", GP, "sti"),
     ("clts", GP, "clts"),
@@ -446,8 +452,9 @@ const NOT_LOOKED_AT: &str =
     "ring 0 only (SDM vol. 2); QEMU's decoder since 9.1 does not look at the ring, and does nothing";
 const NOTHING: &str = "this CPU does not have it; QEMU's decoder since 9.1 does nothing";
 
-/// What QEMU says differently since its new decoder (9.1; seen on 10.0.2): attack, fault or `None` for an answer, and why. None of
-/// it does harm: there are no caches, and what is not there changes nothing.
+/// What QEMU says differently since its new decoder (9.1; seen on 10.0.2): attack, fault or `None`
+/// for an answer, and why. None of it does harm: there are no caches, and what is not there changes
+/// nothing.
 pub const SINCE_9_1: &[(&str, Option<&str>, &str)] = &[
     ("invd", None, NOT_LOOKED_AT),
     ("wbinvd", None, NOT_LOOKED_AT),
@@ -556,7 +563,8 @@ fn selectors() -> impl Iterator<Item = u16> {
     entries.flat_map(|entry| (0..4).map(move |privilege| entry | privilege))
 }
 
-/// What must become of `verb` with `selector`: the fault, or `None` if it is allowed (Intel SDM vol. 2, MOV, RET, IRET).
+/// What must become of `verb` with `selector`: the fault, or `None` if it is allowed (Intel SDM
+/// vol. 2, MOV, RET, IRET).
 fn segment_fault(verb: &str, selector: u16) -> Option<String> {
     let privilege = selector & 3;
     match verb {
@@ -599,7 +607,8 @@ fn segment_fault(verb: &str, selector: u16) -> Option<String> {
     Some(format!("#GP general protection on {what}, in command"))
 }
 
-/// The fault of a far jump to `selector` (Intel SDM vol. 2, JMP): one that is let through ends at address 0.
+/// The fault of a far jump to `selector` (Intel SDM vol. 2, JMP): one that is let through ends at
+/// address 0.
 fn far_jump_fault(selector: u16) -> String {
     let on = |fault: &str, what: &str| format!("{fault} on {what}, in command");
     let denied = |what: &str| on("#GP general protection", what);
@@ -610,7 +619,8 @@ fn far_jump_fault(selector: u16) -> String {
         return "#PF executing 0x0 (null), in command".to_string();
     }
     match descriptor::describe_selector(u64::from(selector & !3)) {
-        // A gate of ring 1 with a privilege level that may use it: not there, or it leads to ring 0, where a jump may not.
+        // A gate of ring 1 with a privilege level that may use it: not there, or it leads to ring
+        // 0, where a jump may not.
         SelectorName::Gate(number) if selector & 3 <= 1 && is_gate(selector) => {
             match GRANTED.contains(&SERVICES[number].symbol) {
                 true => denied("entry 1 of the GDT"),
@@ -626,7 +636,8 @@ fn far_jump_fault(selector: u16) -> String {
     }
 }
 
-/// The fault of a far call to `selector` with no arguments (Intel SDM vol. 2, CALL): as a jump, but that a gate leads on.
+/// The fault of a far call to `selector` with no arguments (Intel SDM vol. 2, CALL): as a jump, but
+/// that a gate leads on.
 fn far_call_fault(selector: u16) -> Option<String> {
     let granted = |symbol: &str| GRANTED.contains(&symbol);
     match descriptor::describe_selector(u64::from(selector & !3)) {

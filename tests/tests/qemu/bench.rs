@@ -1,4 +1,5 @@
-//! `cargo run -- bench` prints every row that it promises. What the rows say of time is nobody's business here.
+//! `cargo run -- bench` prints every row that it promises. What the rows say of time is nobody's
+//! business here.
 
 use ringfence_tests::{boot_badly, boot_well, machine};
 use std::process::Command;
@@ -14,7 +15,8 @@ fn a_driver_without_answers_does_not_hold_the_benchmark() {
     assert_eq!(errors, ["the router does not answer", nope]);
 }
 
-/// Both drivers have served again five million instructions after their end: with one a nanosecond, as QEMU counts, within 5 ms.
+/// Both drivers have served again five million instructions after their end: with one a nanosecond,
+/// as QEMU counts, within 5 ms.
 #[test]
 fn drivers_serve_again_within_five_million_instructions() {
     let mut machine = machine("ip; lsblk; bench recovery --instructions");

@@ -36,7 +36,8 @@ fn sum(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// What is on an image is read, and what is written is on it afterwards, in both rings and over a restart.
+/// What is on an image is read, and what is written is on it afterwards, in both rings and over a
+/// restart.
 fn has_what_its_image_has((hba, driver, model): (&str, &str, &str)) {
     let directory = TempDir::new().unwrap();
     let path = image(directory.path(), "a.img", 4096);
@@ -131,8 +132,8 @@ fn each_channel_has_a_driver() {
     assert_says(&text, "error: ide: no free device that it drives");
 }
 
-/// A driver that uses a disk and offers one: what is written through it is where it should be, over the end of either driver and in both
-/// rings, and what is below is never reached.
+/// A driver that uses a disk and offers one: what is written through it is where it should be, over
+/// the end of either driver and in both rings, and what is below is never reached.
 #[test]
 fn a_driver_uses_a_disk() {
     const FIRST: usize = 2048 * 512;

@@ -120,7 +120,8 @@ fn the_iso_boots_from_uefi_firmware() {
     assert!(!boot_well(&machine).loaded("e1000").is_empty());
 }
 
-/// What is printed meanwhile appears above the line that is being typed, and does not become part of it.
+/// What is printed meanwhile appears above the line that is being typed, and does not become part
+/// of it.
 #[test]
 fn a_line_that_is_being_typed_stays_whole() {
     let mut running = at_prompt(bare(""));
@@ -146,7 +147,8 @@ fn lines_are_edited_completed_and_remembered() {
     running.wait_for("template: loaded into ring 1, slot 0").unwrap();
     running.type_line("\x1b[A").unwrap();
     running.wait_for("template.2: loaded into ring 1, slot 1").unwrap();
-    // What the command's usage names, of the last command of the line; all there is when that is not enough.
+    // What the command's usage names, of the last command of the line; all there is when that is
+    // not enough.
     running.type_line("nonsense;limits tu\t").unwrap();
     running.wait_for("turn-ms                  10  ms a driver may be ahead").unwrap();
     running.type_line("policy template re\t").unwrap();
@@ -232,7 +234,8 @@ fn devices_on_other_root_buses_are_found() {
     }
 }
 
-/// No PCI, no port 0x61, no firmware that sets the local APIC up, and a list of modules that is aligned to 4 bytes.
+/// No PCI, no port 0x61, no firmware that sets the local APIC up, and a list of modules that is
+/// aligned to 4 bytes.
 #[test]
 fn a_microvm_will_do() {
     let mut machine = bare("sleep 100; insmod template; tell template a; irqs");

@@ -21,8 +21,8 @@ pub const DMA_BYTES: usize = offset_of!(Manifest, dma_bytes);
 /// Offset of the name in a manifest.
 const NAME: usize = offset_of!(Manifest, name);
 
-/// A machine with `name`, a copy of `module` under that name with some words of its manifest changed: each at an offset into the
-/// manifest.
+/// A machine with `name`, a copy of `module` under that name with some words of its manifest
+/// changed: each at an offset into the manifest.
 pub fn with_other_manifest(module: &str, name: &str, changes: &[(usize, u32)], commands: &str) -> (Machine, TempDir) {
     let module = system().modules.iter().find(|other| other.name == module).expect("the module is built");
     let mut bytes = std::fs::read(&module.packed).unwrap();
@@ -41,7 +41,8 @@ pub fn with_other_manifest(module: &str, name: &str, changes: &[(usize, u32)], c
     (machine, directory)
 }
 
-/// A machine with `late`, a `rogue` whose `init` fails a second after the start, and where in its file the time is.
+/// A machine with `late`, a `rogue` whose `init` fails a second after the start, and where in its
+/// file the time is.
 pub fn with_late(commands: &str) -> (Machine, TempDir, usize) {
     const LATEST_NS: u64 = 1_000_000_000;
     let module = system().modules.iter().find(|module| module.name == "rogue").expect("the module is built");

@@ -1,4 +1,5 @@
-//! Each card and adapter that there is a driver for: in both rings, ended and restarted, with frames on the wire and blocks on disks.
+//! Each card and adapter that there is a driver for: in both rings, ended and restarted, with
+//! frames on the wire and blocks on disks.
 
 use ringfence_tests::{assert_says, boot_well, machine};
 use std::fs::File;

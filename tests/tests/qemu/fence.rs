@@ -16,7 +16,8 @@ fn fenced(commands: &str) -> Machine {
     machine
 }
 
-/// Addresses for the device begin with the driver's slot: the same after every restart, and in every slot.
+/// Addresses for the device begin with the driver's slot: the same after every restart, and in
+/// every slot.
 #[test]
 fn drivers_work_behind_the_fence_in_both_rings() {
     let machine = fenced(
@@ -50,7 +51,8 @@ fn a_device_that_is_told_wrong_ends_its_driver() {
     assert_intact(&text);
 }
 
-/// Of the queues, the entry text and the fence's own tables nothing is mapped for a device, wherever they are.
+/// Of the queues, the entry text and the fence's own tables nothing is mapped for a device,
+/// wherever they are.
 #[test]
 fn no_address_leads_beyond_the_fence() {
     for (address, expected) in [
@@ -68,8 +70,8 @@ fn no_address_leads_beyond_the_fence() {
     }
 }
 
-/// All that is not its own, on all ways that two devices have, in the boot of all attacks: after each the kernel is as it was, a second
-/// driver answers, and no memory is lost.
+/// All that is not its own, on all ways that two devices have, in the boot of all attacks: after
+/// each the kernel is as it was, a second driver answers, and no memory is lost.
 #[test]
 fn every_place_and_every_way() {
     if machine("").iommu {
@@ -89,7 +91,8 @@ fn restarts_behind_the_fence_lose_nothing() {
     assert!(frames.len() == 2 && frames[0] == frames[1], "{frames:?}");
 }
 
-/// A bridge that asks in the place of what is behind it: one device there can have a driver, which works.
+/// A bridge that asks in the place of what is behind it: one device there can have a driver, which
+/// works.
 #[test]
 fn devices_that_a_bridge_asks_for_have_one_driver() {
     let mut machine = fenced("ip; ping 10.0.2.2 -c 1; lsmod -v; rmmod e1000; insmod e1000; ip");
@@ -117,7 +120,8 @@ fn devices_behind_a_port_have_fences_of_their_own() {
     assert_eq!(text.matches("fenced: it reaches what its driver was given for it").count(), 2, "{text}");
 }
 
-/// A card that is plugged in while the machine runs is nobody's: whatever it is told, it reaches nothing, and that is said once.
+/// A card that is plugged in while the machine runs is nobody's: whatever it is told, it reaches
+/// nothing, and that is said once.
 #[test]
 fn a_card_that_is_plugged_in_reaches_nothing() {
     const CONFIG: u64 = 0xb000_0000;
@@ -186,7 +190,8 @@ fn what_is_not_fenced_can_be_refused() {
     assert!(!boot_well(&fenced).loaded("e1000").is_empty());
 }
 
-/// The card sends to itself, so that it moves what lies anywhere to anywhere: without a fence all of memory is its driver's.
+/// The card sends to itself, so that it moves what lies anywhere to anywhere: without a fence all
+/// of memory is its driver's.
 fn through_the_card(machine: Machine, commands: &str) -> Ran {
     let mut machine = machine;
     machine.contents.autoload = false;
@@ -219,7 +224,8 @@ fn behind_the_fence_each_move_beyond_it_ends_its_driver() {
     }
 }
 
-/// Where the local APIC would listen nobody does, as nothing needs it; where it ticks, what a device raises there changes nothing.
+/// Where the local APIC would listen nobody does, as nothing needs it; where it ticks, what a
+/// device raises there changes nothing.
 #[test]
 fn a_device_that_writes_an_interrupt_message_raises_none() {
     for board in ["pc", "pc,pit=off"] {
@@ -231,7 +237,8 @@ fn a_device_that_writes_an_interrupt_message_raises_none() {
     }
 }
 
-/// QEMU's virtio devices go past the IOMMU unless they are told not to: told of addresses behind it, they would write anywhere.
+/// QEMU's virtio devices go past the IOMMU unless they are told not to: told of addresses behind
+/// it, they would write anywhere.
 #[test]
 fn a_device_that_goes_past_the_fence_has_no_driver() {
     for device in ["virtio-scsi-pci,disable-legacy=on", "virtio-scsi-pci,disable-modern=on"] {
@@ -244,7 +251,8 @@ fn a_device_that_goes_past_the_fence_has_no_driver() {
     }
 }
 
-/// Half of an address that went wrong, as in a driver of which one instruction was changed: the report names the queue.
+/// Half of an address that went wrong, as in a driver of which one instruction was changed: the
+/// report names the queue.
 #[test]
 fn a_queue_that_lies_elsewhere_ends_its_driver() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1048_1af4);
@@ -292,7 +300,8 @@ fn a_change_of_rings_takes_no_fence_down() {
     }
 }
 
-/// One whose driver has gone reaches nothing, whatever it was told before; the next driver finds it reset.
+/// One whose driver has gone reaches nothing, whatever it was told before; the next driver finds it
+/// reset.
 #[test]
 fn a_device_whose_driver_was_unloaded_reaches_nothing() {
     let script = "integrity; insmod rogue-lsi; tell rogue-lsi own; rmmod rogue-lsi; insmod rogue-lsi; \
@@ -304,7 +313,8 @@ fn a_device_whose_driver_was_unloaded_reaches_nothing() {
     assert_intact(&text);
 }
 
-/// What an IOMMU has recorded of a device whose driver ended by itself is not the next driver's doing.
+/// What an IOMMU has recorded of a device whose driver ended by itself is not the next driver's
+/// doing.
 #[test]
 fn a_fault_of_a_driver_that_is_gone_ends_nobody() {
     let script = "insmod rogue-lsi; tell rogue-lsi read-at-exit %kernel-text; rmmod rogue-lsi; insmod rogue-lsi; \
@@ -315,7 +325,8 @@ fn a_fault_of_a_driver_that_is_gone_ends_nobody() {
     assert!(!text.contains("DMA fault"), "{text}");
 }
 
-/// A bridge asks in the place of what is behind it; a device behind a port asks for itself. Both are kept to what they were given.
+/// A bridge asks in the place of what is behind it; a device behind a port asks for itself. Both
+/// are kept to what they were given.
 #[test]
 fn a_bridge_hides_nobody() {
     for devices in [
@@ -334,7 +345,8 @@ fn a_bridge_hides_nobody() {
     }
 }
 
-/// An LSI 53C8xx accesses ports by itself, which no IOMMU keeps it from: that is said, and who wants none such gets none.
+/// An LSI 53C8xx accesses ports by itself, which no IOMMU keeps it from: that is said, and who
+/// wants none such gets none.
 #[test]
 fn a_device_that_reaches_ports_is_said_to() {
     let mut machine = fenced("lsmod -v; limits unfenced 0; rmmod lsi53c895a; fails insmod lsi53c895a");
@@ -356,7 +368,8 @@ fn a_module_gets_no_device_without_the_fence_that_it_demands() {
     assert_says(&text, "the driver wants it fenced, which it is not: the machine has no IOMMU");
 }
 
-/// A device has interrupts of its own, which the IOMMU knows it by; they come and go with its driver, in both rings.
+/// A device has interrupts of its own, which the IOMMU knows it by; they come and go with its
+/// driver, in both rings.
 #[test]
 fn a_device_sends_interrupts_of_its_own() {
     // None rests for what it owes: each is back before the next command.
@@ -390,7 +403,8 @@ fn without_remapping_a_device_has_a_line() {
     }
 }
 
-/// Pages that say where messages go are mapped for no driver: a whole BAR of them, or those in the middle of one.
+/// Pages that say where messages go are mapped for no driver: a whole BAR of them, or those in the
+/// middle of one.
 #[test]
 fn no_driver_has_the_table_of_its_messages() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1048_1af4);
@@ -415,7 +429,8 @@ fn no_driver_has_the_table_of_its_messages() {
     }
 }
 
-/// What resets a device may not lie where its messages are aimed: the kernel writes there for the driver.
+/// What resets a device may not lie where its messages are aimed: the kernel writes there for the
+/// driver.
 #[test]
 fn no_recipe_for_a_reset_leads_to_the_table_of_messages() {
     const NVME: (usize, u32) = (PCI_ID, 0x0010_1b36);
@@ -436,7 +451,8 @@ fn no_recipe_for_a_reset_leads_to_the_table_of_messages() {
     }
 }
 
-/// The timer's message, made up by a device: what comes too early is no tick, for which others would pay.
+/// The timer's message, made up by a device: what comes too early is no tick, for which others
+/// would pay.
 #[test]
 fn a_device_has_no_time_pass() {
     let script = "insmod rogue-lsi; mute repeat 200 tell rogue-lsi write 0xfee00000 0x60; irqs";

@@ -15,8 +15,9 @@ fn random_calls_of_every_service() {
     in_one_boot().assert(&lies::random_panics());
 }
 
-/// 20,000 of the one service that ends who calls it. Ten million: `mute repeat 20000 ...` in place of the second round. No driver rests
-/// for what it owes, which a host that stalls may make more: then a command would find it away, and not count.
+/// 20,000 of the one service that ends who calls it. Ten million: `mute repeat 20000 ...` in place
+/// of the second round. No driver rests for what it owes, which a host that stalls may make more:
+/// then a command would find it away, and not count.
 #[test]
 fn random_calls_of_rf_panic() {
     let round = |count| {
@@ -50,8 +51,8 @@ fn pointers_to_what_is_not_its_own_end_the_driver() {
     in_one_boot().assert(&lies::bad_pointers());
 }
 
-/// A device that is held back does not stop the others, and one whose driver says it is quiet when it is not costs time
-/// but stops nobody either.
+/// A device that is held back does not stop the others, and one whose driver says it is quiet when
+/// it is not costs time but stops nobody either.
 #[test]
 fn interrupts_that_never_end_stop_nobody() {
     in_one_boot().assert(&lies::endless_interrupts());

@@ -1,4 +1,5 @@
-//! Disks that come, go and grow while the machine runs, as QEMU's machine protocol (QMP) has them do.
+//! Disks that come, go and grow while the machine runs, as QEMU's machine protocol (QMP) has them
+//! do.
 
 use crate::monitor::Monitor;
 use ringfence_tests::{at_prompt, leave, machine};

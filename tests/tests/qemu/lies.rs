@@ -1,4 +1,5 @@
-//! Drivers that lie about their queues or ask for what is not their own: they are refused or ended, with the exact reason.
+//! Drivers that lie about their queues or ask for what is not their own: they are refused or ended,
+//! with the exact reason.
 
 use ringfence_tests::attacks::{in_one_boot, lies};
 use ringfence_tests::{
@@ -31,8 +32,8 @@ fn a_device_at_fixed_ports_has_those_and_nothing_else() {
     in_one_boot().assert(&lies::block());
 }
 
-/// Frames that are as they should be, and mean harm: more of a TCP stream than the kernel has said that it takes, before it can
-/// say anything else; a question for each answer, for ever.
+/// Frames that are as they should be, and mean harm: more of a TCP stream than the kernel has said
+/// that it takes, before it can say anything else; a question for each answer, for ever.
 #[test]
 fn a_hostile_host_at_the_other_end_hurts_nobody() {
     for (verb, frames) in [("burst", 60), ("ask-for-ever", 100)] {

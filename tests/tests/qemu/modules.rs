@@ -235,7 +235,8 @@ fn endless_loops_anywhere_are_cut_short() {
     assert_says(&text, "    then: it is unloaded all the same");
 }
 
-/// What a driver logs is its own row for row, on a terminal of whatever width, and takes nobody else's place in the log.
+/// What a driver logs is its own row for row, on a terminal of whatever width, and takes nobody
+/// else's place in the log.
 #[test]
 fn what_a_driver_logs_is_quoted() {
     let mut machine = bare("insmod rogue; tell rogue log-forged; insmod null; repeat 20 tell null log 64; dmesg");

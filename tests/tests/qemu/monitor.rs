@@ -1,5 +1,5 @@
-//! QEMU's machine protocol (QMP), through which a test does what a person does at the machine itself; and its test protocol, through which
-//! it writes to registers without the guest.
+//! QEMU's machine protocol (QMP), through which a test does what a person does at the machine
+//! itself; and its test protocol, through which it writes to registers without the guest.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

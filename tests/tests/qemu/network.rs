@@ -57,9 +57,10 @@ pub fn connect(port: u16) -> TcpStream {
     stream
 }
 
-/// A stream to an echo server of the guest, on which a byte has been there and back. libslirp 4.7 forgets what it has read from the host when
-/// a SYN-ACK comes twice (`sbreserve` empties its buffer), as one does if the guest has the answer to it late: under load, or because its
-/// driver was ended.
+/// A stream to an echo server of the guest, on which a byte has been there and back. libslirp 4.7
+/// forgets what it has read from the host when a SYN-ACK comes twice (`sbreserve` empties its
+/// buffer), as one does if the guest has the answer to it late: under load, or because its driver
+/// was ended.
 pub fn echoing(port: u16) -> TcpStream {
     let mut stream = connect(port);
     stream.write_all(b"x").unwrap();
@@ -168,8 +169,8 @@ fn a_ping_ends_with_its_driver() {
     assert!(text.lines().any(|line| line.contains(" sent, ") && line.contains("; min/avg/max ")), "{text}");
 }
 
-/// Two cards, of which the first has no way to anybody: who wants to go somewhere goes by the other, and an address of its own needs no
-/// server.
+/// Two cards, of which the first has no way to anybody: who wants to go somewhere goes by the
+/// other, and an address of its own needs no server.
 #[test]
 fn the_way_is_chosen_by_route() {
     let mut machine = machine(

@@ -70,7 +70,8 @@ impl Peer {
         }
     }
 
-    /// The guest's Ethernet address, by ARP (RFC 826), as the host `host` of the network asks for it: answers to others do not count.
+    /// The guest's Ethernet address, by ARP (RFC 826), as the host `host` of the network asks for
+    /// it: answers to others do not count.
     fn resolve(&self, host: u8) -> [u8; 6] {
         let asker = [PEER[0], PEER[1], PEER[2], host];
         let request = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &PEER_MAC, &asker, &[0; 6], &GUEST].concat();
@@ -132,8 +133,8 @@ fn started(machine: Machine, ring: u8) -> Running {
     running
 }
 
-/// A burst that needs no answer fills the card's ring while nobody looks. All the frames are then handed back at once, and the card,
-/// which has none left, interrupts no more.
+/// A burst that needs no answer fills the card's ring while nobody looks. All the frames are then
+/// handed back at once, and the card, which has none left, interrupts no more.
 #[test]
 fn a_burst_that_needs_no_answer_leaves_it_hearing() {
     for ring in [1, 0] {
@@ -218,8 +219,8 @@ impl Peer {
 const OPTIONS: [(u8, &[u8]); 5] =
     [(1, &[255, 255, 255, 0]), (3, &PEER), (6, &PEER), (51, &[0, 0, 0, 20]), (58, &[0, 0, 0, 2])];
 
-/// RFC 2131, 4.1 and 4.4.5: what is lost is sent again, and who waits for an address waits for that; and a renewal that says no more
-/// than yes changes nothing.
+/// RFC 2131, 4.1 and 4.4.5: what is lost is sent again, and who waits for an address waits for
+/// that; and a renewal that says no more than yes changes nothing.
 #[test]
 fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
     let (peer, machine) = Peer::new();

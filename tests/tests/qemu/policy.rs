@@ -84,7 +84,8 @@ fn a_module_can_be_for_ring_1_only() {
     assert_says(&text, "modest: 1 (0x1)");
 }
 
-/// The first restart comes at once, each further one waits twice as long. Instructions are the clock.
+/// The first restart comes at once, each further one waits twice as long. Instructions are the
+/// clock.
 #[test]
 fn each_restart_waits_twice_as_long() {
     let mut machine = bare(

@@ -56,7 +56,8 @@ fn what_a_driver_says_as_it_ends_is_not_believed() {
     assert_eq!(text.matches("rogue-scsi| writes block 8").count(), 2, "{text}");
 }
 
-/// A write whose driver is ended may be on the disk or not: what is there is not written again, what is not is.
+/// A write whose driver is ended may be on the disk or not: what is there is not written again,
+/// what is not is.
 #[test]
 fn a_write_that_may_be_done_is_looked_up() {
     // The disk of `rogue-scsi` has zeros, whatever is written.

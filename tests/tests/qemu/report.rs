@@ -114,7 +114,8 @@ fn a_report_is_the_same_each_time_under_icount() {
     }
 }
 
-/// Also where it had entered a gate and nothing had been done yet: whoever is to blame ran in ring 1.
+/// Also where it had entered a gate and nothing had been done yet: whoever is to blame ran in ring
+/// 1.
 #[test]
 fn a_report_has_the_ring_of_the_driver() {
     let report = report(boot_badly(&bare("insmod rogue; tell rogue trap-flag-gate"), 1).console());
@@ -122,7 +123,8 @@ fn a_report_has_the_ring_of_the_driver() {
     assert!(report.iter().any(|line| line.contains("version 0.1.0, ring 1, slot 0")), "{report:?}");
 }
 
-/// What a person reads fits a terminal, but for a fault's headline and the source line behind a place.
+/// What a person reads fits a terminal, but for a fault's headline and the source line behind a
+/// place.
 #[test]
 fn what_is_printed_fits_80_columns() {
     let mut machine = machine(

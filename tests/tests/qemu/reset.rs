@@ -1,11 +1,13 @@
-//! Devices of drivers that were ended: they are stopped before anybody else has the memory, or set aside.
+//! Devices of drivers that were ended: they are stopped before anybody else has the memory, or set
+//! aside.
 
 use crate::changed::*;
 use ringfence::machine::BOARD;
 use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, machine, unfenced};
 use tempfile::TempDir;
 
-/// What QEMU saw the kernel write, in order, when a driver was ended: first no interrupts and no DMA, then the reset.
+/// What QEMU saw the kernel write, in order, when a driver was ended: first no interrupts and no
+/// DMA, then the reset.
 #[test]
 fn a_device_is_kept_from_memory_before_it_is_reset() {
     const BUS_MASTER: u64 = 1 << 2;
@@ -90,7 +92,8 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
     assert_eq!(text.drivers("untold")[0].state, "given up");
 }
 
-/// Manifests are promised no more than there is: one alone no more than can be there twice, and memory that is set aside is gone.
+/// Manifests are promised no more than there is: one alone no more than can be there twice, and
+/// memory that is set aside is gone.
 #[test]
 fn no_more_memory_is_promised_than_there_is() {
     const MIB: u32 = 1 << 20;

@@ -55,12 +55,14 @@ fn a_copy_survives_its_driver() {
     assert_says(&text, "disk1    virtio-scsi           1    0      65536    512  QEMU QEMU HARDDISK");
 }
 
-/// Nor of the kernel's own memory: once the reports and the lines that are kept are as many as ever.
+/// Nor of the kernel's own memory: once the reports and the lines that are kept are as many as
+/// ever.
 #[test]
 fn restarts_leave_nothing_on_the_heap() {
     // How often each was ended within the window is forgotten with the next end after it.
     let after = "sleep 1100; kill e1000; kill virtio-scsi; sleep 100; mem; ";
-    // None rests for what it owes, which a host that stalls may make more: each is back before the next command.
+    // None rests for what it owes, which a host that stalls may make more: each is back before the
+    // next command.
     let round = format!("repeat 100 kill e1000, kill virtio-scsi; {after}");
     let text = boot_well(&machine(&format!(
         "limits restarts 1000; limits restart-wait-ms 0; limits restart-window-s 1; limits turn-ms 1000; ip; lsblk; {round}{round}"
@@ -102,7 +104,8 @@ fn assert_runs(text: &Ran, name: &str, slot: u64, upcalls: u64) {
     assert_eq!((listed.slot, listed.upcalls, &*listed.state), (slot, upcalls, "running"));
 }
 
-/// It comes back in its slot, so that one is there even when all others are taken, and its pages go with it.
+/// It comes back in its slot, so that one is there even when all others are taken, and its pages go
+/// with it.
 #[test]
 fn a_driver_comes_back_where_it_was() {
     let text = boot_well(&bare(
@@ -116,7 +119,8 @@ fn a_driver_comes_back_where_it_was() {
     assert_eq!(free[0], free[1], "frames were lost");
 }
 
-/// A ping is not sent again by who sent it: the frame that the driver had, and did not send, is sent by the one after it.
+/// A ping is not sent again by who sent it: the frame that the driver had, and did not send, is
+/// sent by the one after it.
 #[test]
 fn frames_that_were_not_sent_are_sent_by_the_next_driver() {
     let (_, entry) = crate::modules::entry_of("e1000");
@@ -145,7 +149,8 @@ fn a_driver_is_back_before_the_next_command() {
     assert_says(&text, "template: 1 (0x1)");
 }
 
-/// Of the pages that a driver leaves to its successor those are taken that are what the file says, and no others.
+/// Of the pages that a driver leaves to its successor those are taken that are what the file says,
+/// and no others.
 #[test]
 fn what_is_wrong_with_a_driver_s_code_is_not_inherited() {
     let (_, entry) = crate::modules::entry_of("template");

@@ -102,8 +102,9 @@ fn the_same_attacks_fail_under_bochs() {
     carry_out(&attacks, true, |script| under_bochs(&format!("limits command-ms 300; {script}"))).assert(&attacks);
 }
 
-/// QEMU 7.2's TCG makes a driver that loads a null selector into SS the kernel, whatever the kernel does. So it loads no module
-/// that could, nor puts one in a driver's place; the day that QEMU does not do that any more is seen here.
+/// QEMU 7.2's TCG makes a driver that loads a null selector into SS the kernel, whatever the kernel
+/// does. So it loads no module that could, nor puts one in a driver's place; the day that QEMU does
+/// not do that any more is seen here.
 #[test]
 fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     let script = "insmod rogue-ss; insmod null; trial null 1000:8ed0 0 1 help | help | help; limits ss-loads 10; limits seg-loads 10; \
@@ -117,7 +118,8 @@ fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     assert!(cr3 != 0 && cr3.is_multiple_of(4096), "{text}");
 }
 
-/// QEMU 7.2 aborts on what it is not to load, and that is no triple fault; since 9.1 it says what a CPU says.
+/// QEMU 7.2 aborts on what it is not to load, and that is no triple fault; since 9.1 it says what a
+/// CPU says.
 #[test]
 fn what_qemu_cannot_translate_is_not_loaded() {
     let text =
@@ -136,7 +138,8 @@ fn what_qemu_cannot_translate_is_not_loaded() {
     }
 }
 
-/// Nor is a LOCK prefix put before a bit test that is there, nor a register in the place of its memory.
+/// Nor is a LOCK prefix put before a bit test that is there, nor a register in the place of its
+/// memory.
 #[test]
 fn no_change_locks_a_bit_test() {
     let (_, entry) = entry_of("template");
@@ -154,8 +157,8 @@ fn no_change_locks_a_bit_test() {
 const LET_IN: &str = "limits ss-loads 100; limits seg-loads 100; limits lock-bts 100";
 const SIGABRT: i32 = 6;
 
-/// A CPU, Bochs and QEMU 7.2 know no segment registers 6 and 7; QEMU 10.0 has LDTR and TR there, after which no driver is entered
-/// again, and CS can be loaded.
+/// A CPU, Bochs and QEMU 7.2 know no segment registers 6 and 7; QEMU 10.0 has LDTR and TR there,
+/// after which no driver is entered again, and CS can be loaded.
 #[test]
 fn what_qemu_would_take_for_a_segment_register_is_not_loaded() {
     let is_loaded = qemu::is_at_least(9, 1).expect("QEMU is there");
@@ -225,7 +228,8 @@ fn no_interrupt_and_no_selector_under_bochs() {
     carry_out(&attacks, false, under_bochs).assert(&attacks);
 }
 
-/// `docs/attacks.md` says what the tables say. `RINGFENCE_BLESS=1 cargo test attack_table` writes it anew.
+/// `docs/attacks.md` says what the tables say. `RINGFENCE_BLESS=1 cargo test attack_table` writes
+/// it anew.
 #[test]
 fn the_attack_table_is_current() {
     let page = ringfence_tests::attacks::page::page();
@@ -236,13 +240,13 @@ fn the_attack_table_is_current() {
     assert!(std::fs::read_to_string(&path).unwrap() == page, "docs/attacks.md is not what the tests say");
 }
 
-/// The instructions of gates that an interrupt can hit: a call gate does not turn interrupts off, the gate itself does that
-/// next, and its return turns them on behind its last instruction.
+/// The instructions of gates that an interrupt can hit: a call gate does not turn interrupts off,
+/// the gate itself does that next, and its return turns them on behind its last instruction.
 const INTERRUPTED: [&str; 4] = ["gate_0+0x0", "gate_0+0x2", "gate_return+0x0", "gate_return+0x2"];
 
-/// Interrupts hit each of these instructions, while the driver's root is still loaded, and nothing comes of it. TCG takes
-/// interrupts between translated blocks: here each instruction is one. What is hit when is chance, so that this goes on
-/// until all were.
+/// Interrupts hit each of these instructions, while the driver's root is still loaded, and nothing
+/// comes of it. TCG takes interrupts between translated blocks: here each instruction is one. What
+/// is hit when is chance, so that this goes on until all were.
 #[test]
 fn interrupts_hit_every_instruction_that_they_can() {
     let mut machine = bare("");
@@ -253,7 +257,8 @@ fn interrupts_hit_every_instruction_that_they_can() {
     }
     let mut seen = BTreeSet::new();
     while !INTERRUPTED.iter().all(|at| seen.contains(*at)) {
-        // Gates, and then upcalls, which end in a gate as well. Nothing of the kernel is left where a driver can read it.
+        // Gates, and then upcalls, which end in a gate as well. Nothing of the kernel is left where
+        // a driver can read it.
         running.type_line("repeat 20 tell rogue leaks 2000").unwrap();
         for line in std::iter::from_fn(|| Some(running.wait_for("").unwrap())) {
             match line {
@@ -276,7 +281,8 @@ fn interrupts_hit_every_instruction_that_they_can() {
             };
         }
     }
-    // Nothing behind these can be, in no gate; what the benchmark puts in a gate's place is not held to that.
+    // Nothing behind these can be, in no gate; what the benchmark puts in a gate's place is not
+    // held to that.
     let gates = seen.iter().filter(|at| !at.starts_with("bench_"));
     assert!(
         gates.clone().all(|at| at.starts_with("gate_") && (at.ends_with("+0x0") || at.ends_with("+0x2"))),
@@ -285,7 +291,8 @@ fn interrupts_hit_every_instruction_that_they_can() {
     leave(running);
 }
 
-/// Has QEMU make each instruction a translated block of its own: the option has another name since 8.1.
+/// Has QEMU make each instruction a translated block of its own: the option has another name since
+/// 8.1.
 fn step_singly(machine: &mut Machine) {
     if qemu::is_at_least(8, 1).expect("QEMU is there") {
         machine.accel = "tcg,one-insn-per-tb=on".into();
@@ -294,7 +301,8 @@ fn step_singly(machine: &mut Machine) {
     }
 }
 
-/// Should the kernel ever jump into a driver in ring 1 by mistake, it faults there and then; into one that it trusts, it may.
+/// Should the kernel ever jump into a driver in ring 1 by mistake, it faults there and then; into
+/// one that it trusts, it may.
 #[test]
 fn ring_0_executes_nothing_of_a_driver_in_ring_1() {
     let entry = slot_base(0) + IMAGE + entry_of("template").1 as u64;

@@ -1,4 +1,5 @@
-//! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own bytes.
+//! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own
+//! bytes.
 
 use ringfence::machine::{Disk, End};
 use ringfence_tests::{assert_says, boot, boot_badly, boot_well, machine, system, unfenced};
@@ -51,7 +52,8 @@ fn a_host_of_many_bad_units_does_not_fill_the_log() {
     assert_eq!(count, 17, "{log}");
 }
 
-/// A driver that says something with each command: a row a second is shown, and twenty that were saved; the log has the last 64.
+/// A driver that says something with each command: a row a second is shown, and twenty that were
+/// saved; the log has the last 64.
 #[test]
 fn what_a_driver_says_too_fast_to_be_read_is_not_shown() {
     let mut machine =
@@ -149,8 +151,8 @@ fn mistakes_in_commands_about_disks_are_said() {
     assert_says(&run.to_string(), "error: the first block must be a number, not 'x'; usage: blkread DISK LBA COUNT");
 }
 
-/// A qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of 1 MiB in which nothing is allocated: header, table of reference counts,
-/// their block, and table of clusters, each a cluster of 64 KiB.
+/// A qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of 1 MiB in which nothing is allocated:
+/// header, table of reference counts, their block, and table of clusters, each a cluster of 64 KiB.
 fn empty_qcow2() -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
     let mut image = vec![0; 4 * CLUSTER];
@@ -196,7 +198,8 @@ fn a_disk_that_is_only_for_reading_is_not_written() {
     assert_eq!(sum(&path, 0, 64), before, "{run}");
 }
 
-/// More commands at once than there is memory for their buffers: they wait, or are refused with the reason.
+/// More commands at once than there is memory for their buffers: they wait, or are refused with the
+/// reason.
 #[test]
 fn commands_without_room_are_refused() {
     let many = "blkread disk0 0 4096 &; ".repeat(60);

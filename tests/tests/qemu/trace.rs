@@ -1,4 +1,5 @@
-//! What `trace` shows of a driver's boundary, and that nothing a traced driver does takes more than its share.
+//! What `trace` shows of a driver's boundary, and that nothing a traced driver does takes more than
+//! its share.
 
 use ringfence_tests::{HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot_badly, boot_well, leave, machine};
 
@@ -66,7 +67,8 @@ fn a_trace_shows_who_touches_what_is_watched() {
     assert_says(&text, "error: 0x10001f00000 is not in the driver's slot");
 }
 
-/// The kernel itself touches a register when it resets the device of a driver that was ended: nobody's upcall is under way then.
+/// The kernel itself touches a register when it resets the device of a driver that was ended:
+/// nobody's upcall is under way then.
 #[test]
 fn a_register_that_a_reset_touches_can_be_watched() {
     // virtio's device status, in the slot of the second driver.
@@ -77,7 +79,8 @@ fn a_register_that_a_reset_touches_can_be_watched() {
     assert!(text.restarts("virtio-scsi") > 0, "{text}");
 }
 
-/// A trusted driver's services run on its stack. That they touch what is watched there, with the trace in hand, stops nothing.
+/// A trusted driver's services run on its stack. That they touch what is watched there, with the
+/// trace in hand, stops nothing.
 #[test]
 fn the_stack_of_a_trusted_driver_can_be_watched() {
     const STACK_TOP: u64 = 0x80_0180_0000;
@@ -87,7 +90,8 @@ fn the_stack_of_a_trusted_driver_can_be_watched() {
     assert_says(&text, "template: 8 (0x8)");
 }
 
-/// Whatever a driver does, so many events are kept, the last ones, and no memory is taken for others.
+/// Whatever a driver does, so many events are kept, the last ones, and no memory is taken for
+/// others.
 #[test]
 fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let attack = format!("insmod rogue; trace rogue tell rogue gate-flood; rmmod rogue; {HEALTH}");

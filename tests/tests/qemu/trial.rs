@@ -1,10 +1,12 @@
-//! `trial`: a changed driver in the place of a good one, and what is left if that is given up or cannot be undone.
+//! `trial`: a changed driver in the place of a good one, and what is left if that is given up or
+//! cannot be undone.
 
 use crate::changed::*;
 use object::{Object, ObjectSymbol};
 use ringfence_tests::{assert_says, at_prompt, boot_badly, boot_well, leave, machine, system, wait_for_restart};
 
-/// If the good driver does not come back after a trial, it is tried again, and never the changed one.
+/// If the good driver does not come back after a trial, it is tried again, and never the changed
+/// one.
 #[test]
 fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     let (mut machine, _directory, latest) = with_late("");
@@ -23,8 +25,8 @@ fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     assert!(state.starts_with("back in ") || state == "ended, to be back", "{state}");
 }
 
-/// A changed driver said that its Ethernet address was another one, and others knew the interface by that: it is announced again.
-/// This is change 2000 of `campaign --mutants 3000 --seed 2026`.
+/// A changed driver said that its Ethernet address was another one, and others knew the interface
+/// by that: it is announced again. This is change 2000 of `campaign --mutants 3000 --seed 2026`.
 #[test]
 fn an_interface_whose_ethernet_address_changed_is_announced() {
     let module = system().modules.iter().find(|module| module.name == "e1000").unwrap();
@@ -44,7 +46,8 @@ fn an_interface_whose_ethernet_address_changed_is_announced() {
     assert_says(&text, "52-54-00-12-34-56");
 }
 
-/// A driver that was changed for a trial does not stay when Ctrl-C ends the trial early: the good one does, with its policy.
+/// A driver that was changed for a trial does not stay when Ctrl-C ends the trial early: the good
+/// one does, with its policy.
 #[test]
 fn a_trial_given_up_leaves_the_good_driver() {
     let module = system().modules.iter().find(|module| module.name == "e1000").unwrap();
@@ -56,7 +59,8 @@ fn a_trial_given_up_leaves_the_good_driver() {
     let mut running = at_prompt(machine(""));
     running.type_line("ip").unwrap();
     running.wait_for("eth0: ").unwrap();
-    // Nobody answers: it would take until the end of the limit. Whoever reads the line does not take Ctrl-C with it.
+    // Nobody answers: it would take until the end of the limit. Whoever reads the line does not
+    // take Ctrl-C with it.
     let patch = format!("trial e1000 {:x}:58 0 1 ping 10.0.2.99 -c 1000 | help | help\r\x03", name + 32);
     running.type_line(&patch).unwrap();
     running.wait_for("error: interrupted").unwrap();

@@ -2,8 +2,8 @@
 
 use ringfence_tests::{assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine};
 
-/// Devices interrupt for ever, and each poll takes so long: less or more than a driver may have at once. Instructions are the
-/// clock.
+/// Devices interrupt for ever, and each poll takes so long: less or more than a driver may have at
+/// once. Instructions are the clock.
 #[test]
 fn a_driver_that_wants_all_of_the_cpu_has_half() {
     for (poll_ms, drivers) in [(2, 1), (9, 1), (20, 1), (200, 1), (9, 2), (30, 2)] {
@@ -25,8 +25,8 @@ fn a_driver_that_wants_all_of_the_cpu_has_half() {
     }
 }
 
-/// With a limit of 0 every poll is long: what happens in a rest has to wait, interrupts among it. Half of the time somebody
-/// else's poll makes it one.
+/// With a limit of 0 every poll is long: what happens in a rest has to wait, interrupts among it.
+/// Half of the time somebody else's poll makes it one.
 #[test]
 fn a_driver_that_rests_is_served_afterwards() {
     let directory = tempfile::tempdir().unwrap();
@@ -44,8 +44,8 @@ fn a_driver_that_rests_is_served_afterwards() {
     }
 }
 
-/// A driver does not get rid of what it owes by a fault, unless that is the first in a while: it is started again when that is
-/// paid.
+/// A driver does not get rid of what it owes by a fault, unless that is the first in a while: it is
+/// started again when that is paid.
 #[test]
 fn a_driver_that_faulted_pays_first() {
     let mut machine = machine(
@@ -61,7 +61,8 @@ fn a_driver_that_faulted_pays_first() {
     assert_eq!(states[1], "running");
 }
 
-/// Nor is a driver to blame for what it could not do because it had to rest, for somebody else's sake.
+/// Nor is a driver to blame for what it could not do because it had to rest, for somebody else's
+/// sake.
 #[test]
 fn a_driver_that_rests_is_not_stuck() {
     let mut machine = machine(
@@ -89,8 +90,9 @@ fn a_driver_that_rests_and_does_nothing_is_stuck() {
     assert_says(&text, "error: the driver is gone");
 }
 
-/// A driver delivers as many frames as it can in each poll, and the network stack answers them: that is work for the driver, and what
-/// others do takes about twice as long (24 times without that). Instructions are the clock.
+/// A driver delivers as many frames as it can in each poll, and the network stack answers them:
+/// that is work for the driver, and what others do takes about twice as long (24 times without
+/// that). Instructions are the clock.
 #[test]
 fn what_is_done_for_a_driver_counts_as_its_own() {
     let work = "repeat 1 mute repeat 3000 tell template x";

@@ -1,7 +1,8 @@
 //! Keeps the host's CPUs awake while a benchmark runs, and the guest's CPU on one of them.
 //!
-//! An idle CPU of a shared host wakes milliseconds late, which a guest that waits for a disk would pay for. So a thread a
-//! CPU spins at the lowest priority there is; what it cannot have (priority, pinning) it does without.
+//! An idle CPU of a shared host wakes milliseconds late, which a guest that waits for a disk would
+//! pay for. So a thread a CPU spins at the lowest priority there is; what it cannot have (priority,
+//! pinning) it does without.
 
 use std::process::{Child, Command, Stdio};
 

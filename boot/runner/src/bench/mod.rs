@@ -1,8 +1,9 @@
-//! `cargo run -- bench`: what protection costs, in times and in instructions, from this machine and this minute.
+//! `cargo run -- bench`: what protection costs, in times and in instructions, from this machine and
+//! this minute.
 //!
-//! The kernel measures crossings, frames and reads in both rings in one boot (`kernel/src/bench`); a second boot with
-//! `-icount` counts their instructions; a third moves TCP streams between host and guest. What is derived from other
-//! rows (losses, ratios) is a row as well.
+//! The kernel measures crossings, frames and reads in both rings in one boot (`kernel/src/bench`);
+//! a second boot with `-icount` counts their instructions; a third moves TCP streams between host
+//! and guest. What is derived from other rows (losses, ratios) is a row as well.
 //!
 //! * [`host`]: keeps the host's CPUs awake, so that a guest that waits is not punished for it
 //! * [`report`]: the tables, for the terminal and as a page
@@ -342,7 +343,8 @@ fn find<'a>(rows: &'a [Row], name: &str, ring: u8, batch: Option<u64>, instructi
     })
 }
 
-/// What follows from the rows: losses of ring 1 against ring 0, and our gate against the bare crossing.
+/// What follows from the rows: losses of ring 1 against ring 0, and our gate against the bare
+/// crossing.
 fn derive(rows: &[Row]) -> Vec<Row> {
     let mut derived = Vec::new();
     let parts = [

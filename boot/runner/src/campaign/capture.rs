@@ -1,7 +1,9 @@
-//! What the guest sent, as QEMU's `filter-dump` writes it (libpcap's file format): for one question only.
+//! What the guest sent, as QEMU's `filter-dump` writes it (libpcap's file format): for one question
+//! only.
 //!
-//! QEMU 7.2's user network takes no more frames once it was given one of no length, until QEMU is paused and continued: its
-//! handler returns the length that it took, and 0 means "later". No driver can mend that: who finds such a frame pauses QEMU.
+//! QEMU 7.2's user network takes no more frames once it was given one of no length, until QEMU is
+//! paused and continued: its handler returns the length that it took, and 0 means "later". No
+//! driver can mend that: who finds such a frame pauses QEMU.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -1,8 +1,10 @@
-//! `cargo run -- campaign`: changes the machine code of drivers, one instruction at a time, puts each changed driver to
-//! work, and looks what became of the driver, of the work, and of the kernel.
+//! `cargo run -- campaign`: changes the machine code of drivers, one instruction at a time, puts
+//! each changed driver to work, and looks what became of the driver, of the work, and of the
+//! kernel.
 //!
-//! The host makes the changes, from a seed, at places that the work really executes; the kernel's `trial` command carries
-//! one out. A thousand run in one boot, unless the kernel dies: then the next boot goes on with the change after that.
+//! The host makes the changes, from a seed, at places that the work really executes; the kernel's
+//! `trial` command carries one out. A thousand run in one boot, unless the kernel dies: then the
+//! next boot goes on with the change after that.
 //!
 //! * [`pool`]: the changes
 //! * [`mutate`]: changes of one instruction
@@ -37,7 +39,8 @@ use trials::{Boot, Setting};
 pub struct Options {
     /// The machine.
     pub machine: Machine,
-    /// Modules to change; those that drive the machine's network card and SCSI adapter, if there are none.
+    /// Modules to change; those that drive the machine's network card and SCSI adapter, if there
+    /// are none.
     pub modules: Vec<String>,
     /// How many changes in all.
     pub mutants: usize,
@@ -78,16 +81,19 @@ pub struct Outcome {
     pub why: String,
     /// Whether the good module did the work afterwards.
     pub restored: bool,
-    /// From the fault of the changed module, if it had one, until the good one had done all that it must do, in microseconds.
+    /// From the fault of the changed module, if it had one, until the good one had done all that it
+    /// must do, in microseconds.
     pub restore_us: Option<u64>,
-    /// Whether it sent a frame of no length, after which QEMU's network takes no more until QEMU was paused: no driver can mend
-    /// that, so the runner did.
+    /// Whether it sent a frame of no length, after which QEMU's network takes no more until QEMU
+    /// was paused: no driver can mend that, so the runner did.
     pub host_stopped: bool,
-    /// Frames that were written to though nobody had them: by the device, if the module was in ring 1.
+    /// Frames that were written to though nobody had them: by the device, if the module was in ring
+    /// 1.
     pub stray: u64,
     /// Whether the kernel lived, and nothing of it that must not change had changed.
     pub kernel_intact: bool,
-    /// Whether the machine said nothing more. A host may be that slow: the change is tried again by itself, and that counts.
+    /// Whether the machine said nothing more. A host may be that slow: the change is tried again by
+    /// itself, and that counts.
     pub fell_silent: bool,
 }
 
@@ -100,13 +106,14 @@ impl Outcome {
 
 /// Changes that one boot tries at most: its commands are in its ramdisk.
 const PER_BOOT: usize = 1000;
-/// Longest time that a SCSI command of a changed driver may take, in milliseconds. The good one has more.
+/// Longest time that a SCSI command of a changed driver may take, in milliseconds. The good one has
+/// more.
 const COMMAND_MS: u64 = 500;
 /// The blocks that are written and read back.
 const BLOCKS: u64 = 48;
 
-/// Tries all changes and prints the table. Whether no kernel was hurt and every service restored; in ring 0, where that is to be
-/// expected, whether all were tried.
+/// Tries all changes and prints the table. Whether no kernel was hurt and every service restored;
+/// in ring 0, where that is to be expected, whether all were tried.
 pub fn run(system: &System, options: &Options) -> Result<bool> {
     let start = Instant::now();
     let mut results = report::Results::open(options)?;
@@ -188,9 +195,10 @@ fn progress(count: usize, of: usize, dead: usize, start: Instant) {
     }
 }
 
-/// The commands that put a module to work, those that check with the good one that the work was right, and those that the
-/// good one must do in the end. QEMU's e1000 receives nothing for a second after some mistakes, and its network drops what it was
-/// sent when it was stopped: the last are patient, and TCP, which sends again, comes first.
+/// The commands that put a module to work, those that check with the good one that the work was
+/// right, and those that the good one must do in the end. QEMU's e1000 receives nothing for a
+/// second after some mistakes, and its network drops what it was sent when it was stopped: the last
+/// are patient, and TCP, which sends again, comes first.
 fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
     let place = 64 + number as u64 % 1000 * BLOCKS;
     Ok(match kind {

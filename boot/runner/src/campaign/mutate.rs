@@ -1,5 +1,5 @@
-//! Changes of machine code in the manner of the fault injectors of Rio, Nooks and MINIX 3: small mistakes that programmers
-//! make, or that memory makes, one instruction at a time.
+//! Changes of machine code in the manner of the fault injectors of Rio, Nooks and MINIX 3: small
+//! mistakes that programmers make, or that memory makes, one instruction at a time.
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, FlowControl, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind,
@@ -117,7 +117,8 @@ pub fn text(bytes: &[u8], offset: u64) -> String {
     if lines.is_empty() { "nop".to_string() } else { lines.join("; ") }
 }
 
-/// The bytes of `site` with a change of kind `kind`, as many as before; `None` if there is none of that kind.
+/// The bytes of `site` with a change of kind `kind`, as many as before; `None` if there is none of
+/// that kind.
 pub fn mutate(site: &Site, kind: Kind, random: &mut fastrand::Rng) -> Option<Vec<u8>> {
     let instruction = &site.instruction;
     let removed = || Some(vec![0x90; site.bytes.len()]);

@@ -1,4 +1,5 @@
-//! The changes that a campaign tries: each one follows from the seed and its number, and from what the work executes where it is.
+//! The changes that a campaign tries: each one follows from the seed and its number, and from what
+//! the work executes where it is.
 
 use super::mutate::{self, Kind, Site};
 use crate::drivers::Driver;
@@ -40,12 +41,14 @@ pub struct Pool {
     name: String,
     offers: manifest::Kind,
     file: Vec<u8>,
-    /// Instructions that the work executes, with their places in the file, by the kind of change that they have.
+    /// Instructions that the work executes, with their places in the file, by the kind of change
+    /// that they have.
     by_kind: Vec<Vec<(Site, u64)>>,
 }
 
 impl Pool {
-    /// The instructions at `executed` (offsets in the image, ascending) of the module of `driver`, whose file is `file`.
+    /// The instructions at `executed` (offsets in the image, ascending) of the module of `driver`,
+    /// whose file is `file`.
     pub fn new(driver: &Driver, file: Vec<u8>, executed: &[u64]) -> Result<Pool> {
         const LONGEST: usize = 15;
         let name = &driver.name;
@@ -87,10 +90,11 @@ impl Pool {
     }
 }
 
-/// The first `count` changes that follow from `seed`, no two of them the same, from all `pools` in turn.
+/// The first `count` changes that follow from `seed`, no two of them the same, from all `pools` in
+/// turn.
 ///
-/// What another one is like has no bearing on one of them: should the work execute an instruction more the next time, few changes
-/// are others for that.
+/// What another one is like has no bearing on one of them: should the work execute an instruction
+/// more the next time, few changes are others for that.
 pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
     const MOST_TRIES: u64 = 10_000;
     let mut known = HashSet::new();
@@ -129,7 +133,8 @@ pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// A number that has something of all of `words` in all of its bits (the finisher of splitmix64, for each).
+/// A number that has something of all of `words` in all of its bits (the finisher of splitmix64,
+/// for each).
 fn mixed<const N: usize>(words: [u64; N]) -> u64 {
     words.into_iter().fold(0, |state: u64, word| {
         let state = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);

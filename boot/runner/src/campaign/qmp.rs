@@ -1,4 +1,5 @@
-//! Asks QEMU itself, through its machine protocol (QMP): where a machine is that says no more, and to take frames again.
+//! Asks QEMU itself, through its machine protocol (QMP): where a machine is that says no more, and
+//! to take frames again.
 //!
 //! A guest that loops has registers; a QEMU whose device model loops does not answer at all.
 
@@ -33,7 +34,8 @@ pub fn place(socket: &Path) -> String {
     }
 }
 
-/// Pauses the machine and has it go on, twice: QEMU's network takes frames again then ([`super::capture`]). Whether QEMU did that.
+/// Pauses the machine and has it go on, twice: QEMU's network takes frames again then
+/// ([`super::capture`]). Whether QEMU did that.
 pub fn pause_twice(socket: &Path) -> bool {
     let commands = ["stop", "cont", "stop", "cont"].map(|command| json!({"execute": command}));
     carry_out(socket, &commands).is_some()

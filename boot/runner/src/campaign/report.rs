@@ -55,7 +55,8 @@ pub fn outcome(activated: bool, kind: &str) -> &'static str {
     }
 }
 
-/// What became of changes: of this run, kept as they come, and of a run in the other ring that is in the same folder.
+/// What became of changes: of this run, kept as they come, and of a run in the other ring that is
+/// in the same folder.
 pub struct Results {
     own: Option<(File, PathBuf)>,
     /// Those of the other ring come first.

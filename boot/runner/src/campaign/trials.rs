@@ -144,7 +144,8 @@ impl Boot {
         }
     }
 
-    /// What is said next; `None` if nothing is. QEMU's network is set going again meanwhile, if it was stopped.
+    /// What is said next; `None` if nothing is. QEMU's network is set going again meanwhile, if it
+    /// was stopped.
     fn said(&mut self, outcome: &mut Outcome) -> Result<Option<Said>> {
         const LOOK_AGAIN: Duration = Duration::from_secs(1);
         let start = Instant::now();

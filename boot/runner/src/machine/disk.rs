@@ -1,8 +1,9 @@
 //! Disk images: what they are, and how QEMU is told.
 //!
-//! **An image is opened as what it is, or not at all.** QEMU would take a qcow2 file for the blocks of a disk if it were told that it
-//! is one, and the guest's first write would destroy it. **What names other files is opened only if a person says that it is to be**: a
-//! guest may have written the beginning of its disk so that it does, and would read the host's files.
+//! **An image is opened as what it is, or not at all.** QEMU would take a qcow2 file for the blocks
+//! of a disk if it were told that it is one, and the guest's first write would destroy it. **What
+//! names other files is opened only if a person says that it is to be**: a guest may have written
+//! the beginning of its disk so that it does, and would read the host's files.
 
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
@@ -40,7 +41,8 @@ pub enum Opened {
 }
 
 impl Disk {
-    /// What a person says: `FILE`, with `,ro`, `,raw` or `,image` behind it. A file that has just that name is meant first.
+    /// What a person says: `FILE`, with `,ro`, `,raw` or `,image` behind it. A file that has just
+    /// that name is meant first.
     pub fn parse(text: &OsStr) -> (Disk, Opened) {
         let (mut read_only, mut opened) = (false, Opened::Careful);
         let mut rest = text.to_str().unwrap_or_default();
@@ -64,7 +66,8 @@ impl Disk {
         self.format(opened).map(|_| ())
     }
 
-    /// What QEMU's `-drive` takes, to open it under the name `id`. Its name is not taken for a protocol's, whatever is in it.
+    /// What QEMU's `-drive` takes, to open it under the name `id`. Its name is not taken for a
+    /// protocol's, whatever is in it.
     pub fn drive(&self, id: &str, more: &str, opened: Opened) -> Result<OsString> {
         let driver = if self.metadata()?.file_type().is_block_device() { "host_device" } else { "file" };
         let read_only = if self.read_only { ",read-only=on" } else { "" };
@@ -122,7 +125,8 @@ enum Format {
     Foreign(&'static str),
 }
 
-/// Where in a file the formats that QEMU knows have their magic, and which it is (QEMU's `block/*.c` and `docs/interop`).
+/// Where in a file the formats that QEMU knows have their magic, and which it is (QEMU's
+/// `block/*.c` and `docs/interop`).
 const MAGICS: &[(u64, &[u8], Format)] = &[
     (0, b"QFI\xfb\0\0\0\x01", Format::Known("qcow")),
     (0, b"QFI\xfb", Format::Known("qcow2")),
@@ -184,15 +188,16 @@ fn number(bytes: &[u8], at: usize, len_bytes: usize) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// Whether a file is the text that says which files a VMDK is made of: comments and blank lines, and then a version.
+/// Whether a file is the text that says which files a VMDK is made of: comments and blank lines,
+/// and then a version.
 fn is_descriptor(head: &[u8]) -> bool {
     let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));
     first.is_some_and(|line| [b"version=1", b"version=2", b"version=3"].iter().any(|version| line == *version))
 }
 
-/// Whether an image says that some of its content is in other files (QEMU's `docs/interop/qcow2.txt` and `qed_spec.txt`; VMware's
-/// Virtual Disk Format 1.1).
+/// Whether an image says that some of its content is in other files (QEMU's
+/// `docs/interop/qcow2.txt` and `qed_spec.txt`; VMware's Virtual Disk Format 1.1).
 fn names_others(file: &mut File, format: &str) -> std::io::Result<bool> {
     let head = read_at(file, 0, HEAD_BYTES)?;
     let swapped = |at: usize| number(&head, at, 8).swap_bytes();
@@ -214,7 +219,8 @@ fn names_others(file: &mut File, format: &str) -> std::io::Result<bool> {
     })
 }
 
-/// The name of a file as part of one of QEMU's options, which it splits at commas: one in a name is doubled.
+/// The name of a file as part of one of QEMU's options, which it splits at commas: one in a name is
+/// doubled.
 pub fn in_option(path: &Path) -> OsString {
     let bytes = path.as_os_str().as_bytes();
     let doubled: Vec<u8> =

@@ -1,7 +1,7 @@
 //! How a run of a machine ended.
 //!
-//! **A run is good only if QEMU ended with the one agreed status and the console's last line says so.** A triple fault
-//! ends QEMU with status 0, so that status never means success.
+//! **A run is good only if QEMU ended with the one agreed status and the console's last line says
+//! so.** A triple fault ends QEMU with status 0, so that status never means success.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -59,9 +59,11 @@ impl End {
         }
     }
 
-    /// What QEMU's `status` means, if the console's last line was [`FINAL_LINE`] or not, and QEMU said that this signal ended it.
+    /// What QEMU's `status` means, if the console's last line was [`FINAL_LINE`] or not, and QEMU
+    /// said that this signal ended it.
     ///
-    /// Statuses are twice the kernel's value plus one (`kernel/src/arch/power.rs`); QEMU's own are 0 and 1.
+    /// Statuses are twice the kernel's value plus one (`kernel/src/arch/power.rs`); QEMU's own are
+    /// 0 and 1.
     pub(super) fn of(status: ExitStatus, said_done: bool, terminated_by: Option<i32>) -> End {
         const OK: i32 = 0;
         const REFUSED: i32 = 1;
@@ -88,7 +90,8 @@ impl End {
 /// The last line of a run in which all went well.
 pub const FINAL_LINE: &str = "ringfence: done";
 
-/// The signal that a line of QEMU's standard error says has ended it, as in `terminating on signal 15 from pid 7 (sh)`.
+/// The signal that a line of QEMU's standard error says has ended it, as in
+/// `terminating on signal 15 from pid 7 (sh)`.
 pub(super) fn terminated_by(line: &str) -> Option<i32> {
     let (_, rest) = line.split_once("terminating on signal ")?;
     rest.split_whitespace().next()?.parse().ok()

@@ -1,12 +1,12 @@
-//! What QEMU says on its standard error: passed on as it comes, but for what the guest says better, and looked through for the signal
-//! that ended it.
+//! What QEMU says on its standard error: passed on as it comes, but for what the guest says better,
+//! and looked through for the signal that ended it.
 
 use super::end::terminated_by;
 use std::io::{BufRead, BufReader, Read};
 use std::thread::JoinHandle;
 
-/// What QEMU's IOMMU says when it stops an access, and a virtio device that could not read its queue: the guest has a report that names
-/// the driver.
+/// What QEMU's IOMMU says when it stops an access, and a virtio device that could not read its
+/// queue: the guest has a report that names the driver.
 const TOLD_BY_GUEST: [&str; 7] = [
     ": vtd_iova_to_slpte: ",
     ": vtd_iommu_translate: ",

@@ -1,5 +1,5 @@
-//! The files of one run: its ramdisk, its scratch disk. They go when the run ends; those of a runner that was killed go when the
-//! next one starts.
+//! The files of one run: its ramdisk, its scratch disk. They go when the run ends; those of a
+//! runner that was killed go when the next one starts.
 
 use crate::target;
 use anyhow::{Context, Result};
@@ -44,7 +44,8 @@ impl RunFiles {
     }
 }
 
-/// Removes what runners left behind that were killed: their folders begin with their process's number.
+/// Removes what runners left behind that were killed: their folders begin with their process's
+/// number.
 fn sweep(runs: &Path) {
     for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
         let name = entry.file_name();

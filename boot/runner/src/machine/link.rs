@@ -1,6 +1,7 @@
 //! The runner's end of the link: what the kernel tells programs, from its second serial port.
 //!
-//! QEMU connects that port to a socket on which the runner listens before QEMU starts, so that nothing is lost at the beginning.
+//! QEMU connects that port to a socket on which the runner listens before QEMU starts, so that
+//! nothing is lost at the beginning.
 
 use super::files::RunFiles;
 use anyhow::{Context, Result};
@@ -57,8 +58,9 @@ impl Link {
         ["-chardev".into(), chardev, "-serial".into(), "chardev:link".into()]
     }
 
-    /// Calls `take` for all that comes, in a thread of its own, as long as it returns `true` and QEMU is there. What is returned is to be
-    /// called when QEMU is not: it may have ended before it had connected anything.
+    /// Calls `take` for all that comes, in a thread of its own, as long as it returns `true` and
+    /// QEMU is there. What is returned is to be called when QEMU is not: it may have ended before
+    /// it had connected anything.
     pub fn read(self, mut take: impl FnMut(Told) -> bool + Send + 'static) -> impl FnOnce() + Send + 'static {
         let path = self.path.clone();
         std::thread::spawn(move || {

@@ -72,7 +72,8 @@ pub struct Machine {
     pub boot: Boot,
     /// QEMU's name of the mainboard.
     pub board: String,
-    /// Whether an IOMMU (Intel VT-d) fences devices. The mainboard must be one that can have one: `q35`.
+    /// Whether an IOMMU (Intel VT-d) fences devices. The mainboard must be one that can have one:
+    /// `q35`.
     pub iommu: bool,
     /// QEMU's name of the CPU; its best one if there is none.
     pub cpu: Option<String>,
@@ -94,7 +95,8 @@ pub struct Machine {
     pub memory: u32,
     /// Ports of the host that lead to ports of the guest: protocol, host, guest.
     pub forwards: Vec<(Protocol, u16, u16)>,
-    /// What the network card is connected to, as QEMU's `-netdev` takes it, if not to QEMU's user network.
+    /// What the network card is connected to, as QEMU's `-netdev` takes it, if not to QEMU's user
+    /// network.
     pub network: Option<String>,
     /// Where what the network card sends and gets is written (libpcap's format).
     pub pcap: Option<PathBuf>,
@@ -208,8 +210,8 @@ impl Machine {
         Ok(qemu)
     }
 
-    /// A device's name and options, so that its accesses go through the IOMMU if there is one: virtio's do not by
-    /// themselves. Who says otherwise has it otherwise.
+    /// A device's name and options, so that its accesses go through the IOMMU if there is one:
+    /// virtio's do not by themselves. Who says otherwise has it otherwise.
     fn behind_fence(&self, device: &str) -> String {
         let is_said =
             ["disable-legacy", "disable-modern", "iommu_platform"].iter().any(|option| device.contains(option));
@@ -237,7 +239,8 @@ impl Machine {
             };
             network += &format!(",hostfwd={protocol}:127.0.0.1:{host}-:{guest}");
         }
-        // Where it can be had otherwise, interrupts are not held back for 130 microseconds (QEMU 7.2 has this option, 10.0 has not).
+        // Where it can be had otherwise, interrupts are not held back for 130 microseconds (QEMU
+        // 7.2 has this option, 10.0 has not).
         let model = self.nic.split(',').next().unwrap_or_default();
         let options = if qemu::has_option(model, "mitigation") { ",mitigation=off" } else { "" };
         let nic = self.behind_fence(&self.nic);
@@ -280,14 +283,16 @@ impl Machine {
 
     /// Adds what is behind a disk, as drive `disk` and its number.
     fn add_drive(&self, qemu: &mut Command, index: usize, disk: &Disk) -> Result<()> {
-        // The guest is told of what goes wrong, also of a host's disk that is full: QEMU would stop without a word.
+        // The guest is told of what goes wrong, also of a host's disk that is full: QEMU would stop
+        // without a word.
         let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
         let options = format!(",werror=report,rerror=report{cache}");
         qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk))?);
         Ok(())
     }
 
-    /// Each disk has one of the two channels that every PC has; boards of today have to be given them.
+    /// Each disk has one of the two channels that every PC has; boards of today have to be given
+    /// them.
     fn attach_ide(&self, qemu: &mut Command, scratch: Option<&Disk>) -> Result<()> {
         const CHANNELS: [(&str, &str, u8); 2] = [("0x1f0", "0x3f6", 14), ("0x170", "0x376", 15)];
         let has_own = self.board.starts_with("pc");

@@ -1,4 +1,5 @@
-//! The QEMU that is there, and what it can do: its devices gain and lose options from version to version, so it is asked.
+//! The QEMU that is there, and what it can do: its devices gain and lose options from version to
+//! version, so it is asked.
 
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
@@ -55,8 +56,8 @@ pub fn is_at_least(major: u32, minor: u32) -> Result<bool> {
     Ok((numbers.next(), numbers.next()) >= (Some(major), Some(minor)))
 }
 
-/// Whether its device `device` has an option `option`. A device that it does not know has none: it says so itself when it is
-/// started.
+/// Whether its device `device` has an option `option`. A device that it does not know has none: it
+/// says so itself when it is started.
 pub fn has_option(device: &str, option: &str) -> bool {
     let is_it = |line: &str| line.trim_start().strip_prefix(option).is_some_and(|rest| rest.starts_with('='));
     ask(&["-device", &format!("{device},help")]).is_ok_and(|text| text.lines().any(is_it))
@@ -71,8 +72,9 @@ pub enum Farewell {
     Kill,
 }
 
-/// A QEMU that ends when the thread that starts it does, however that ends: the kernel sees to it (`PR_SET_PDEATHSIG`), by way of
-/// util-linux's `setpriv`, which becomes QEMU. Where there is none, QEMU is on its own.
+/// A QEMU that ends when the thread that starts it does, however that ends: the kernel sees to it
+/// (`PR_SET_PDEATHSIG`), by way of util-linux's `setpriv`, which becomes QEMU. Where there is none,
+/// QEMU is on its own.
 pub fn command(farewell: Farewell) -> Command {
     let signal = match farewell {
         Farewell::Terminate => "TERM",

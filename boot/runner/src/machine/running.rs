@@ -69,7 +69,8 @@ pub struct Running {
 }
 
 impl Machine {
-    /// Boots it with its console in a pipe. It ends when the thread that calls this does, if not before.
+    /// Boots it with its console in a pipe. It ends when the thread that calls this does, if not
+    /// before.
     pub fn start(&self, system: &System) -> Result<Running> {
         self.check()?;
         let files = RunFiles::new()?;
@@ -148,7 +149,8 @@ impl Running {
         }
     }
 
-    /// The next thing that is said, if it is within `limit`; `None` otherwise, and when there are no more.
+    /// The next thing that is said, if it is within `limit`; `None` otherwise, and when there are
+    /// no more.
     pub fn next_within(&mut self, limit: Duration) -> Option<Said> {
         let limit = Instant::now().checked_add(limit);
         let said = self.next_until(self.deadline.into_iter().chain(limit).min());

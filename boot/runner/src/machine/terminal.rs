@@ -12,14 +12,15 @@ use std::io::{IsTerminal, Read, Write};
 use std::process::{ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
-/// Ctrl-], which is in nobody's fingers but those of who leaves a remote terminal: what follows is for QEMU. X leaves.
+/// Ctrl-], which is in nobody's fingers but those of who leaves a remote terminal: what follows is
+/// for QEMU. X leaves.
 const ESCAPE: &str = "0x1d";
 /// Ctrl-D: the end of what is typed.
 const END_OF_INPUT: &[u8] = b"\x04";
 
 impl Machine {
-    /// Boots it with its console on this terminal, until the person or the kernel ends it. What is not typed but comes from a file or
-    /// a pipe ends as a person's would with Ctrl-D.
+    /// Boots it with its console on this terminal, until the person or the kernel ends it. What is
+    /// not typed but comes from a file or a pipe ends as a person's would with Ctrl-D.
     pub fn run_interactively(&self, system: &System) -> Result<End> {
         self.check()?;
         let files = RunFiles::new()?;
@@ -45,7 +46,8 @@ impl Machine {
             if let Some(status) = child.try_wait()? {
                 // The last of what it said; nothing, if it could not be shown.
                 let last = shown.join().unwrap_or_default();
-                // A triple fault has that status, too; then nobody has left, or typed 'quit' at QEMU's monitor.
+                // A triple fault has that status, too; then nobody has left, or typed 'quit' at
+                // QEMU's monitor.
                 let left = status.code() == Some(0) && (last.contains("QEMU: Terminated") || last.contains("(qemu)"));
                 return Ok(if left { End::Left } else { End::of(status, true, errors.signal()) });
             }
@@ -78,8 +80,8 @@ fn feed(mut to: ChildStdin) {
     std::mem::forget(to);
 }
 
-/// Passes on what comes, as it comes, with source lines at the ends of the lines that have some. Returns the last line that is
-/// not empty.
+/// Passes on what comes, as it comes, with source lines at the ends of the lines that have some.
+/// Returns the last line that is not empty.
 fn show(mut from: impl Read, mut sources: Sources) -> String {
     let (mut line, mut last) = (Vec::new(), Vec::new());
     let mut bytes = [0; 4096];

@@ -63,7 +63,8 @@ const LEGACY: usize = PREFIXES.len() * MAPS.len() * 256 * OPERANDS;
 const VEX: usize = 3 * 256 * 32 * 4;
 const EVEX: usize = 3 * 256 * 16 * 4;
 const SYSTEMATIC: usize = LEGACY + VEX + EVEX;
-/// Steps from one systematic snippet to the next: it has no divisor in common with [`SYSTEMATIC`], so that each comes once in so many.
+/// Steps from one systematic snippet to the next: it has no divisor in common with [`SYSTEMATIC`],
+/// so that each comes once in so many.
 const STEP: usize = 99_991;
 
 /// All that follow from a seed.
@@ -113,7 +114,8 @@ fn systematic(place: usize, random: &mut fastrand::Rng) -> Vec<u8> {
             let (operands, place) = (place % 4, place / 4);
             let (last, place) = (place % 16, place / 16);
             let (opcode, map) = (place % 256, place / 256);
-            // P0 with R, X, B and R' as without prefixes; P1 with W and pp; P2 with vector length and mask.
+            // P0 with R, X, B and R' as without prefixes; P1 with W and pp; P2 with vector length
+            // and mask.
             code.extend([
                 0x62,
                 0xf1 + map as u8,
@@ -219,7 +221,8 @@ fn frame(random: &mut fastrand::Rng) -> Vec<u8> {
                 _ => &[0x66, 0xcb],
             });
         }
-        // A far jump or call through memory, with 16, 32 and 64 bits of offset, or the same as a load.
+        // A far jump or call through memory, with 16, 32 and 64 bits of offset, or the same as a
+        // load.
         _ => {
             let offset = address(random);
             let operand = [0x66, 0x40, 0x48][random.usize(..3)];

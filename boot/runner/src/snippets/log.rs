@@ -24,7 +24,8 @@ const DOMAINS: u64 = 1 << 39;
 const KERNEL_CODE: u64 = 8;
 
 impl Interrupt {
-    /// Whether a driver was interrupted: in its ring, in VM86, where QEMU's IRET leads, or in the entry text.
+    /// Whether a driver was interrupted: in its ring, in VM86, where QEMU's IRET leads, or in the
+    /// entry text.
     pub fn is_of_driver(&self) -> bool {
         self.ring > 0 && (self.ring < 3 || self.rflags & 1 << 17 != 0) && self.cs != 0
             || self.cs == KERNEL_CODE && self.rip >= ENTRY_AREA && self.vector < 32
@@ -64,12 +65,13 @@ fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-/// A line like `12: v=0e e=0006 i=0 cpl=1 IP=000d:0000008000402d10 pc=0000008000402d10 SP=0001:00000080017fffa0 CR2=...`.
+/// A line like
+/// `12: v=0e e=0006 i=0 cpl=1 IP=000d:0000008000402d10 pc=0000008000402d10 SP=0001:00000080017fffa0 CR2=...`.
 fn head(line: &str) -> Option<Interrupt> {
     let (number, rest) = line.trim_start().split_once(": v=")?;
     number.parse::<u64>().ok()?;
-    // INT n is logged before its gate is looked at, and what that says then by itself. If one were let through, the kernel's report
-    // of it would have nothing to be compared with.
+    // INT n is logged before its gate is looked at, and what that says then by itself. If one were
+    // let through, the kernel's report of it would have nothing to be compared with.
     if rest.contains(" i=1 ") {
         return None;
     }

@@ -1,9 +1,11 @@
-//! `cargo run -- snippets`: makes up machine code, runs it in ring 1, and compares what the kernel says of each snippet's end with
-//! what QEMU has logged of it: vector, error code, RIP, RSP, CS, SS, and the flags that are not a driver's to change.
+//! `cargo run -- snippets`: makes up machine code, runs it in ring 1, and compares what the kernel
+//! says of each snippet's end with what QEMU has logged of it: vector, error code, RIP, RSP, CS,
+//! SS, and the flags that are not a driver's to change.
 //!
-//! The code is made from a seed: half of it goes through opcodes, prefixes and operands one by one, a quarter are frames and far
-//! pointers with made-up contents, a quarter are random bytes. What QEMU is known to take for more than it is, and so is not loaded
-//! ([`ringfence_core::tcg`]), is left out.
+//! The code is made from a seed: half of it goes through opcodes, prefixes and operands one by one,
+//! a quarter are frames and far pointers with made-up contents, a quarter are random bytes. What
+//! QEMU is known to take for more than it is, and so is not loaded ([`ringfence_core::tcg`]), is
+//! left out.
 //!
 //! * [`generate`]: the snippets
 //! * [`log`]: what QEMU says of interrupts
@@ -33,7 +35,8 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// The module that has room for them, how many it has room for, and bytes of each (`drivers/snippets`).
+/// The module that has room for them, how many it has room for, and bytes of each
+/// (`drivers/snippets`).
 const MODULE: &str = "snippets";
 const PER_MODULE: usize = 512;
 const BYTES: usize = generate::BYTES;
@@ -109,7 +112,8 @@ fn progress(count: usize, of: usize, start: Instant) {
     output::progress(format_args!("snippets: {count} of {of}, {left:.0} s to go    {end}"));
 }
 
-/// Runs `batch` in one boot. How many of it are done with: all, or those up to the one that ended the machine.
+/// Runs `batch` in one boot. How many of it are done with: all, or those up to the one that ended
+/// the machine.
 fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> Result<usize> {
     let directory = TempDir::new()?;
     let log = directory.path().join("int.log");
@@ -194,7 +198,8 @@ const IOPL: u64 = 3 << 12;
 const RF: u64 = 1 << 16;
 const VM: u64 = 1 << 17;
 
-/// Compares exceptions one by one, in their order: no report without one in QEMU's log, and no one there without a report.
+/// Compares exceptions one by one, in their order: no report without one in QEMU's log, and no one
+/// there without a report.
 fn compare(reports: &[Report], interrupts: impl Iterator<Item = Interrupt>, find: &mut dyn FnMut(usize, String)) {
     let mut expected = reports.iter().filter_map(|report| Some((report.index, report.trap?)));
     let (mut last, mut driver_ran) = (0, false);
@@ -208,7 +213,8 @@ fn compare(reports: &[Report], interrupts: impl Iterator<Item = Interrupt>, find
             continue;
         }
         if logged.rflags & VM == 0 {
-            // In ring 1, or on the first instruction of a gate, which a call gate leaves as the driver had them.
+            // In ring 1, or on the first instruction of a gate, which a call gate leaves as the
+            // driver had them.
             let flags = logged.rflags & (IF | IOPL);
             if flags != IF && logged.ring == 1 {
                 find(last, format!("IF and IOPL are not a driver's, here or behind it: {logged:x?}"));

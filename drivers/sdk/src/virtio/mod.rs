@@ -1,8 +1,10 @@
-//! Virtio devices on PCI (*Virtual I/O Device (VIRTIO) Version 1.0*): the transport, which finds a device's structures through its vendor
-//! capabilities (4.1), and [`queue`], the virtqueues. What goes over the queues is each driver's own.
+//! Virtio devices on PCI (*Virtual I/O Device (VIRTIO) Version 1.0*): the transport, which finds a
+//! device's structures through its vendor capabilities (4.1), and [`queue`], the virtqueues. What
+//! goes over the queues is each driver's own.
 //!
-//! A driver gives its device's ids and `.reset_virtio(100_000)` in its manifest, and then: [`Transport::find`], [`Transport::begin`],
-//! [`Transport::queue`] for each queue, [`device::enable_dma`], [`Transport::finish`].
+//! A driver gives its device's ids and `.reset_virtio(100_000)` in its manifest, and then:
+//! [`Transport::find`], [`Transport::begin`], [`Transport::queue`] for each queue,
+//! [`device::enable_dma`], [`Transport::finish`].
 
 use crate::device::{self, Mmio};
 use crate::{Events, Refusal, Result, service};
@@ -42,8 +44,8 @@ mod status {
     pub const FEATURES_OK: u8 = 8;
 }
 
-/// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM, in the upper half of the features. The second says that the device reaches memory
-/// as the platform lets it, by way of an IOMMU.
+/// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM, in the upper half of the features. The second
+/// says that the device reaches memory as the platform lets it, by way of an IOMMU.
 const VERSION_1: u32 = 1;
 const ACCESS_PLATFORM: u32 = 2;
 /// No interrupt (4.1.4.3).
@@ -108,7 +110,8 @@ impl Transport {
         })
     }
 
-    /// Resets the device and negotiates: version 1, and of `wanted`, features of the device's own kind, what it has, which is returned.
+    /// Resets the device and negotiates: version 1, and of `wanted`, features of the device's own
+    /// kind, what it has, which is returned.
     pub fn begin(&mut self, wanted: u32) -> Result<u32> {
         self.reset();
         let deadline = service::time_ns() + RESET_NS;
@@ -140,8 +143,8 @@ impl Transport {
         Ok(own)
     }
 
-    /// Asks for `wanted` interrupts of the device's own: one for each queue that [`Transport::queue`] sets up with a number. If they are not
-    /// to be had, all share the line.
+    /// Asks for `wanted` interrupts of the device's own: one for each queue that
+    /// [`Transport::queue`] sets up with a number. If they are not to be had, all share the line.
     pub fn ask_for_vectors(&mut self, wanted: u64) -> Result<()> {
         self.vectors = device::vectors(wanted)?;
         if self.vectors > 0 {
@@ -164,7 +167,8 @@ impl Transport {
         self.config.ok_or(Refusal::NotFound)
     }
 
-    /// Sets up queue `number` with at most `size` descriptors, a power of two, and interrupt `vector`, or the last one that there is.
+    /// Sets up queue `number` with at most `size` descriptors, a power of two, and interrupt
+    /// `vector`, or the last one that there is.
     pub fn queue(&mut self, number: u16, size: u16, vector: u16) -> Result<Virtqueue> {
         self.common.write16(common::QUEUE_SELECT, number);
         let most = self.common.read16(common::QUEUE_SIZE);

@@ -1,4 +1,5 @@
-//! The class of block devices: what is done when a driver offers one, comes in place of another one, or goes.
+//! The class of block devices: what is done when a driver offers one, comes in place of another
+//! one, or goes.
 
 use super::client::Client;
 use super::device::Device;

@@ -1,9 +1,11 @@
-//! Drivers that use a disk: the kernel carries out what they ask for, on whatever the disk is behind.
+//! Drivers that use a disk: the kernel carries out what they ask for, on whatever the disk is
+//! behind.
 //!
-//! A driver's requests go through the same disk as a person's commands, so that they outlive the driver below, too. **When the driver that
-//! asks is ended, nobody waits for its requests any more, and nothing overtakes its writes** ([`host::requests`]): its successor asks anew.
-//! Giving the driver the disk's own queue was not taken: a queue has one user, and a successor below would not know what was asked of the
-//! one before.
+//! A driver's requests go through the same disk as a person's commands, so that they outlive the
+//! driver below, too. **When the driver that asks is ended, nobody waits for its requests any more,
+//! and nothing overtakes its writes** ([`host::requests`]): its successor asks anew. Giving the
+//! driver the disk's own queue was not taken: a queue has one user, and a successor below would not
+//! know what was asked of the one before.
 
 use super::disk::{self, Disk};
 use alloc::boxed::Box;
@@ -95,12 +97,14 @@ struct Work {
     done: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// The task that carries out what drivers ask of disks: each request by itself, so that one that waits holds up no other.
+/// The task that carries out what drivers ask of disks: each request by itself, so that one that
+/// waits holds up no other.
 pub async fn run() {
     let mut works: Vec<Work> = Vec::new();
     poll_fn(|context| {
         ON_WORK.register(context.waker());
-        // First, so that nothing of a driver that was ended comes after what its successor asks for.
+        // First, so that nothing of a driver that was ended comes after what its successor asks
+        // for.
         works.retain(|work| !work.is_over.load(Ordering::Acquire));
         registry::all().iter().for_each(|handle| works.extend(taken_from(handle)));
         works.retain_mut(|work| work.done.as_mut().poll(context) == Poll::Pending);

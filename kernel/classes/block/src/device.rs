@@ -33,7 +33,8 @@ impl Device {
         Device { name, server, info, blocks: AtomicU64::new(info.blocks), gone: AtomicBool::new(false) }
     }
 
-    /// Another driver says that the device is like this; `false` if it is another one then: its blocks are not those that were there.
+    /// Another driver says that the device is like this; `false` if it is another one then: its
+    /// blocks are not those that were there.
     pub(super) fn is_still(&self, info: &BlockInfo) -> bool {
         let before = self.info;
         let is_same = (before.block_bytes, before.model, before.flags) == (info.block_bytes, info.model, info.flags);
@@ -59,8 +60,8 @@ impl Device {
         }
     }
 
-    /// Sends one request, and waits for it. What was written to the same blocks again is the same: no request needs to be looked up before it
-    /// is sent again, as long as the order stays.
+    /// Sends one request, and waits for it. What was written to the same blocks again is the same:
+    /// no request needs to be looked up before it is sent again, as long as the order stays.
     async fn send(&self, operation: u32, lba: u64, data_out: &[u8], data_in: &mut [u8]) -> Outcome {
         // A driver may answer at once, whatever it is asked: others have their turn in between.
         yield_now().await;

@@ -2,7 +2,8 @@
 //!
 //! * [`disk`]: what a disk is, and all that are there
 //! * [`client`]: drivers that use a disk
-//! * [`class`]: what the kernel below knows of block devices; [`request`]: what requests to one are like; [`device`]: the disk of one
+//! * [`class`]: what the kernel below knows of block devices; [`request`]: what requests to one are
+//!   like; [`device`]: the disk of one
 //!
 //! Other classes whose drivers have disks add theirs ([`disk::add`]): who uses disks does not care.
 #![no_std]

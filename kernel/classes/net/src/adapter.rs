@@ -1,4 +1,5 @@
-//! A driver's queues as smoltcp sees them: what it must not see is taken out, and what is for the DHCP client.
+//! A driver's queues as smoltcp sees them: what it must not see is taken out, and what is for the
+//! DHCP client.
 
 use super::queues::Queues;
 use host::domain::cause::Cause;

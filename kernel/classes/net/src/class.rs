@@ -1,4 +1,5 @@
-//! The class of network cards: what is done when a driver offers an interface, comes in place of another one, or goes.
+//! The class of network cards: what is done when a driver offers an interface, comes in place of
+//! another one, or goes.
 
 use super::interface::{Addressing, Interface, Link};
 use super::queues::Queues;
@@ -72,7 +73,8 @@ impl Class for Nics {
             let (mut old, mut new) = (dead.lock(), fresh.lock());
             if let (Some(old), Some(new)) = (old.offered_mut::<Queues>(), new.offered_mut::<Queues>()) {
                 new.take_over(old);
-                // Others know the address by the old one's, if that had another, and would for a while.
+                // Others know the address by the old one's, if that had another, and would for a
+                // while.
                 if new.mac != old.mac {
                     for address in interface.addresses() {
                         // It is as empty as its queue: there is room.
@@ -99,7 +101,8 @@ impl Class for Nics {
     fn wake_waiting(&self) {}
 }
 
-/// Whether the driver called `name` can have an interface. One of that name does not count: it is its successor that asks.
+/// Whether the driver called `name` can have an interface. One of that name does not count: it is
+/// its successor that asks.
 fn has_room(name: &str) -> Result<(), Refusal> {
     // A driver that runs is locked by who runs it, and is no successor.
     let is_other = |handle: &Handle| handle.try_lock().is_none_or(|domain| domain.name != name);

@@ -1,5 +1,5 @@
-//! Clients: ping (RFC 792), name look-ups (RFC 1035), and a TCP client that checks an echo server (RFC 862), and by that the driver
-//! in between.
+//! Clients: ping (RFC 792), name look-ups (RFC 1035), and a TCP client that checks an echo server
+//! (RFC 862), and by that the driver in between.
 
 use super::interface::Interface;
 use super::{INTERFACES, route, wait_for, wake};
@@ -26,11 +26,13 @@ const ICMP_HEADER: usize = 8;
 
 static NEXT_IDENT: AtomicU16 = AtomicU16::new(0x5246);
 
-/// Ports from [`FIRST_CLIENT_PORT`] on. Each connection gets the next one: the other side may remember one that was cut off.
+/// Ports from [`FIRST_CLIENT_PORT`] on. Each connection gets the next one: the other side may
+/// remember one that was cut off.
 const PORTS: u16 = 16384;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
-/// A socket of one command's own, which goes when this goes. What one command cannot send is in nobody else's way.
+/// A socket of one command's own, which goes when this goes. What one command cannot send is in
+/// nobody else's way.
 struct OwnSocket {
     /// Number of its interface, which may be gone before it.
     interface: u64,
@@ -64,8 +66,9 @@ impl Drop for OwnSocket {
     }
 }
 
-/// Sends one ICMP echo request with `len_bytes` bytes (at most [`MAX_PING`]) to `host` and waits for the answer; returns the round
-/// trip, or `None` after `limit`. The error says why none can be sent.
+/// Sends one ICMP echo request with `len_bytes` bytes (at most [`MAX_PING`]) to `host` and waits
+/// for the answer; returns the round trip, or `None` after `limit`. The error says why none can be
+/// sent.
 pub async fn ping(
     host: Ipv4Addr,
     sequence: u16,
@@ -117,7 +120,8 @@ pub async fn ping(
     }
 }
 
-/// Addresses of the host called `name`: each name server that is known is asked, one after the other, until one knows it.
+/// Addresses of the host called `name`: each name server that is known is asked, one after the
+/// other, until one knows it.
 pub async fn look_up(name: &str) -> Result<Vec<Ipv4Addr>, String> {
     if name == "localhost" {
         return Ok(vec![Ipv4Addr::LOCALHOST]);

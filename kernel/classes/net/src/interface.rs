@@ -1,4 +1,5 @@
-//! An interface: a driver, the stack above it, and the address that it has; or the loopback interface, which has no driver.
+//! An interface: a driver, the stack above it, and the address that it has; or the loopback
+//! interface, which has no driver.
 
 use super::adapter::Adapter;
 use super::queues::Counts;
@@ -81,7 +82,8 @@ impl Interface {
         let client = Client::new(mac, config.random_seed as u32, now());
         let mut adapter = Adapter { queues, cause: &mut None, dhcp: None, change: &mut None };
         let mut stack = Stack::new(config, &mut adapter, now());
-        // There is room for a few packets in fragments: those whose rest does not come leave it to others soon.
+        // There is room for a few packets in fragments: those whose rest does not come leave it to
+        // others soon.
         stack.set_reassembly_timeout(smoltcp::time::Duration::from_secs(3));
         Some(Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client)))
     }
@@ -142,7 +144,8 @@ impl Interface {
     pub fn set_router(&mut self, router: Option<Ipv4Addr>) {
         let routes = self.stack.routes_mut();
         routes.remove_default_ipv4_route();
-        // The stack takes for granted that routers are hosts. There is room for one route: it was just removed.
+        // The stack takes for granted that routers are hosts. There is room for one route: it was
+        // just removed.
         if let Some(router) = router.filter(|router| is_host(*router)) {
             let _ = routes.add_default_ipv4_route(router);
         }
@@ -159,7 +162,8 @@ impl Interface {
         router
     }
 
-    /// How good a way to `host` it is: the length of the prefix that it shares with it, or 0 if that is behind the router.
+    /// How good a way to `host` it is: the length of the prefix that it shares with it, or 0 if
+    /// that is behind the router.
     pub fn route_to(&mut self, host: Ipv4Addr) -> Option<u8> {
         let shared = self.addresses().filter(|own| own.contains_addr(&host)).map(|own| own.prefix_len()).max();
         let router = self.router();
@@ -279,7 +283,8 @@ impl Interface {
         })
     }
 
-    /// Says once a second at most which address it has: a driver can have it be another one as often as it likes.
+    /// Says once a second at most which address it has: a driver can have it be another one as
+    /// often as it likes.
     fn tell(&mut self, driver: &str) {
         let addresses: Vec<Ipv4Cidr> = self.addresses().collect();
         let is_due = addresses != self.told && self.told_at.is_none_or(|at| at.elapsed().as_secs() >= 1);

@@ -5,10 +5,11 @@
 //! * [`adapter`]: a driver's queues as the stack sees them; [`queues`]: frames to and from a driver
 //! * [`client`]: ping, name look-ups, and a TCP client that checks an echo server
 //!
-//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19); the DHCP client in `core/dhcp.rs`.
+//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19); the
+//! DHCP client in `core/dhcp.rs`.
 //!
-//! One task looks after all interfaces: it lets the stack take what drivers delivered and hands what the stack wants
-//! to send to them, a batch at a time, so that one crossing moves many frames.
+//! One task looks after all interfaces: it lets the stack take what drivers delivered and hands
+//! what the stack wants to send to them, a batch at a time, so that one crossing moves many frames.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -92,8 +93,8 @@ fn wake_task() {
 /// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
 pub const SHORTEST_FRAME: usize = 60;
 
-/// An ARP request for `target` by `sender`, who has `mac` (RFC 826). If both are the same, everybody learns who has that now: an
-/// announcement (RFC 5227, 3).
+/// An ARP request for `target` by `sender`, who has `mac` (RFC 826). If both are the same,
+/// everybody learns who has that now: an announcement (RFC 5227, 3).
 pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u8; SHORTEST_FRAME] {
     let mac = EthernetAddress(mac);
     let mut bytes = [0; SHORTEST_FRAME];
@@ -125,7 +126,8 @@ pub async fn run() {
                 yield_now().await;
             }
         }
-        // Driver and stack may have an answer for each other for ever: others have their turn in between.
+        // Driver and stack may have an answer for each other for ever: others have their turn in
+        // between.
         yield_now().await;
         let work = poll_fn(|context| {
             WORK.register(context.waker());
@@ -135,7 +137,8 @@ pub async fn run() {
             }
         });
         match next {
-            // What is due and was not done just now waits for the driver: it is tried again at the next tick.
+            // What is due and was not done just now waits for the driver: it is tried again at the
+            // next tick.
             Some(at) => {
                 select(work, Timer::at(at.max(Instant::now() + Duration::from_millis(1)))).await;
             }
@@ -269,8 +272,8 @@ pub fn first_driver() -> Option<Handle> {
 /// Longest wait for an address: three of a DHCP client's messages may be lost.
 pub const LEASE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Waits until `found` finds something in the interfaces; as long as an interface may yet have an address, and at most for
-/// [`LEASE_LIMIT`]. The error says what is missing.
+/// Waits until `found` finds something in the interfaces; as long as an interface may yet have an
+/// address, and at most for [`LEASE_LIMIT`]. The error says what is missing.
 async fn wait_for<T>(mut found: impl FnMut(&mut Vec<Interface>) -> Option<T>) -> Result<T, String> {
     let outcome = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
@@ -307,8 +310,8 @@ pub async fn wait_for_address() -> Result<(), String> {
     wait_for(|interfaces| interfaces.iter().any(has_address).then_some(())).await
 }
 
-/// The number of the interface that leads to `host`; waited for, if one may come to. Its own addresses, and those of no network
-/// (127.0.0.0/8), are behind the loopback interface.
+/// The number of the interface that leads to `host`; waited for, if one may come to. Its own
+/// addresses, and those of no network (127.0.0.0/8), are behind the loopback interface.
 async fn route(host: Ipv4Addr) -> Result<u64, String> {
     wait_for(|interfaces| {
         if host.is_loopback() || interfaces.iter().any(|interface| interface.is_own(host)) {
@@ -322,8 +325,8 @@ async fn route(host: Ipv4Addr) -> Result<u64, String> {
     .await?
 }
 
-/// The loopback interface, which has `host` among its addresses, and as many of the others as it can have; made when it is needed for
-/// the first time.
+/// The loopback interface, which has `host` among its addresses, and as many of the others as it
+/// can have; made when it is needed for the first time.
 fn loopback(interfaces: &mut Vec<Interface>, host: Ipv4Addr) -> Result<u64, String> {
     let wanted = Ipv4Cidr::new(host, if host.is_loopback() { 8 } else { 32 });
     let alone = |own: Ipv4Cidr| Ipv4Cidr::new(own.address(), 32);
@@ -409,7 +412,8 @@ pub fn add_address(name: &str, address: Ipv4Cidr, router: Option<Ipv4Addr>) -> R
     Ok(())
 }
 
-/// Takes an address away. When the last one that a person has chosen is gone, a server is asked for one.
+/// Takes an address away. When the last one that a person has chosen is gone, a server is asked for
+/// one.
 pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
     named(name)?.with(|interface| {
         let rest: Vec<Ipv4Cidr> = interface.addresses().filter(|own| own.address() != address).collect();

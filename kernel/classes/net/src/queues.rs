@@ -1,4 +1,5 @@
-//! The kernel's end of a network driver's queues, in a domain. [`ringfence_core::frames`] has the account.
+//! The kernel's end of a network driver's queues, in a domain. [`ringfence_core::frames`] has the
+//! account.
 
 use core::ops::{Deref, DerefMut};
 use host::domain::Domain;

@@ -1,4 +1,5 @@
-//! The class of SCSI hosts: what is done when a driver offers one, comes in place of another one, or goes.
+//! The class of SCSI hosts: what is done when a driver offers one, comes in place of another one,
+//! or goes.
 
 use super::queues::{Queues, Scsi};
 use super::{HOSTS, Host, host_of, scan};

@@ -1,4 +1,5 @@
-//! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended meanwhile.
+//! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended
+//! meanwhile.
 
 use super::queues::{Command, Scsi};
 use super::{Host, scan};
@@ -40,8 +41,8 @@ pub enum ScsiError {
     },
     /// The device moved less data than it was asked for.
     Short,
-    /// Nothing went wrong, but the device says that it did not move more data than there is: QEMU does (-512, say) when it repeats what
-    /// its full disk could not take.
+    /// Nothing went wrong, but the device says that it did not move more data than there is: QEMU
+    /// does (-512, say) when it repeats what its full disk could not take.
     Residual,
     /// The disk was there, and is no more.
     Gone,
@@ -116,7 +117,8 @@ fn is_mention(error: &ScsiError) -> bool {
     }
 }
 
-/// Has looked at again what a device says has changed: its units, its capacity, or whatever a reset has brought.
+/// Has looked at again what a device says has changed: its units, its capacity, or whatever a reset
+/// has brought.
 fn note_mention(host: &Arc<Host>, target: u32, lun: u32, error: &ScsiError) {
     let ScsiError::Status { sense: Some(sense), .. } = error else { return };
     if sense.units_changed() {
@@ -126,8 +128,9 @@ fn note_mention(host: &Arc<Host>, target: u32, lun: u32, error: &ScsiError) {
     }
 }
 
-/// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is on the disk: its blocks
-/// are read and compared. `false` if that cannot be found out; then it is written again, which does no harm.
+/// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is
+/// on the disk: its blocks are read and compared. `false` if that cannot be found out; then it is
+/// written again, which does no harm.
 async fn is_written(host: &Host, command: Command, data_out: &[u8]) -> bool {
     let Some(cdb) = command.cdb.read_back() else { return false };
     let mut found = Vec::new();
@@ -148,11 +151,12 @@ async fn is_written(host: &Host, command: Command, data_out: &[u8]) -> bool {
     false
 }
 
-/// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted to mention
-/// (UNIT ATTENTION) is passed over.
+/// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted
+/// to mention (UNIT ATTENTION) is passed over.
 ///
-/// If the driver is ended meanwhile and comes back, the commands that were under way are sent again in their order ([`Attempt`]). Those that
-/// write may have been done, all the same: that is looked up first ([`is_written`]). `data_out` is the caller's and has not changed.
+/// If the driver is ended meanwhile and comes back, the commands that were under way are sent again
+/// in their order ([`Attempt`]). Those that write may have been done, all the same: that is looked
+/// up first ([`is_written`]). `data_out` is the caller's and has not changed.
 pub async fn execute(
     host: &Arc<Host>,
     target: u32,
@@ -187,7 +191,8 @@ pub async fn execute(
                 note_mention(host, target, lun, &error);
                 tries += 1;
             }
-            // What cannot be true does not decide whether a write was done: the status does. How much was read nobody knows.
+            // What cannot be true does not decide whether a write was done: the status does. How
+            // much was read nobody knows.
             Err(ScsiError::Residual) if data_in.is_empty() => return Ok(len_bytes),
             Err(ScsiError::Residual) => return Err(ScsiError::Short),
             result => return result,

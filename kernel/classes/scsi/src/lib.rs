@@ -31,7 +31,8 @@ pub struct Host {
     scanned: AtomicBool,
     /// Whether units went while this driver said what is there: the next one may say otherwise.
     lost_some: AtomicBool,
-    /// Whether what is known of its units is from a driver that lost some, until they were looked at again.
+    /// Whether what is known of its units is from a driver that lost some, until they were looked
+    /// at again.
     in_doubt: AtomicBool,
     /// Units that are to be looked at again.
     stale: Mutex<Vec<(u32, u32)>>,

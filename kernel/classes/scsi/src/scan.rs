@@ -53,7 +53,8 @@ pub fn forget(host: &Arc<Host>) {
     TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, host));
 }
 
-/// Waits until all hosts have been looked at that are to be right now: a device may have its units looked at again and again.
+/// Waits until all hosts have been looked at that are to be right now: a device may have its units
+/// looked at again and again.
 pub async fn settled() {
     note_said();
     let until =
@@ -154,7 +155,8 @@ async fn refresh(host: &Arc<Host>) {
     }
 }
 
-/// Looks for the units of a host, for as long as that may take. One whose driver is ended is looked at again, when it has another.
+/// Looks for the units of a host, for as long as that may take. One whose driver is ended is looked
+/// at again, when it has another.
 async fn scan(host: &Arc<Host>) {
     let limit_ms = SCAN_MS.get();
     // A host that has many units, or says so, pays for the search.
@@ -260,8 +262,8 @@ impl Search<'_> {
     }
 }
 
-/// Looks at every target for its logical units, and keeps the disks; those that are not there any more are forgotten. Fails if the
-/// driver is ended.
+/// Looks at every target for its logical units, and keeps the disks; those that are not there any
+/// more are forgotten. Fails if the driver is ended.
 async fn scan_targets(host: &Arc<Host>, driver: &Weak<Mutex<Domain>>) -> Result<(), ScsiError> {
     const LIST_BYTES: usize = 8 + 256 * 8;
     let info = host.handle().lock().offered::<Queues>().map(|scsi| scsi.info).ok_or(ScsiError::NoDriver)?;
@@ -322,7 +324,8 @@ fn forget_disk(disk: &Arc<Disk>) {
     disk::forget(|other| other.name() == disk.name);
 }
 
-/// Keeps a disk that was found, under a name that no other has; or what is new of one that was there before.
+/// Keeps a disk that was found, under a name that no other has; or what is new of one that was
+/// there before.
 fn keep(disk: Disk, host: &Arc<Host>) {
     if host.is_gone() {
         return;

@@ -1,7 +1,8 @@
-//! The other end: a driver asks, and this side carries out. As [`super::Account`] is for drivers that are asked.
+//! The other end: a driver asks, and this side carries out. As [`super::Account`] is for drivers
+//! that are asked.
 //!
-//! **A number that does not exist, or that is asked for again before it was answered, is [`Wrong`]**; what a request says is its class's to
-//! judge.
+//! **A number that does not exist, or that is asked for again before it was answered, is
+//! [`Wrong`]**; what a request says is its class's to judge.
 
 use super::Wrong;
 use alloc::vec::Vec;
@@ -16,7 +17,8 @@ pub struct Asked<M> {
 }
 
 impl<M: Words> Asked<M> {
-    /// Nothing, of up to `requests`, on two rings: numbers of requests to carry out, and of those that are.
+    /// Nothing, of up to `requests`, on two rings: numbers of requests to carry out, and of those
+    /// that are.
     pub fn new(queues: M, [submit, complete]: [Place; 2], requests: usize) -> Asked<M> {
         let under_way = (0..requests).map(|_| false).collect();
         Asked { queues, submit: Consumer::new(submit), complete: Producer::new(complete), under_way }
@@ -45,12 +47,14 @@ impl<M: Words> Asked<M> {
         Ok(Some(number))
     }
 
-    /// Says that a request is carried out; `write` puts its outcome beside it. Nothing happens if it was not asked for.
+    /// Says that a request is carried out; `write` puts its outcome beside it. Nothing happens if
+    /// it was not asked for.
     pub fn complete(&mut self, number: usize, write: impl FnOnce(&M)) -> Result<(), Wrong> {
         let Some(is_asked) = self.under_way.get_mut(number).filter(|is_asked| **is_asked) else { return Ok(()) };
         *is_asked = false;
         write(&self.queues);
-        // There is room for all there are, unless the driver says that it has not taken what it was given: it misses this one then.
+        // There is room for all there are, unless the driver says that it has not taken what it was
+        // given: it misses this one then.
         self.complete.put(&self.queues, number as u64).map_err(Wrong::position("complete"))?;
         Ok(())
     }

@@ -1,10 +1,12 @@
-//! Requests that somebody else carries out: two rings of numbers, and the requests and their data beside them.
+//! Requests that somebody else carries out: two rings of numbers, and the requests and their data
+//! beside them.
 //!
 //! * [`Account`]: who has which, as this side knows it
 //! * [`repeat`]: the order in which requests are sent again
 //! * [`client`]: who has asked for which, where the other side asks
 //!
-//! **This side believes only its own account.** A number that was not lent, or not taken yet, is [`Wrong`].
+//! **This side believes only its own account.** A number that was not lent, or not taken yet, is
+//! [`Wrong`].
 
 use alloc::vec::Vec;
 use core::task::Waker;
@@ -70,7 +72,8 @@ pub trait Protocol: Send + Sized + 'static {
     type Request: Copy + Send;
     /// What a driver answers, checked.
     type Outcome: Copy + Send;
-    /// What a request is for: **nothing overtakes a write that somebody stopped waiting for, to the same one of these**.
+    /// What a request is for: **nothing overtakes a write that somebody stopped waiting for, to the
+    /// same one of these**.
     type Unit: PartialEq + Copy + Send;
 
     /// What a request is called, and several that a driver has.
@@ -95,7 +98,8 @@ pub trait Protocol: Send + Sized + 'static {
     /// Writes request `number` into shared memory.
     fn write(memory: &impl Words, number: usize, request: &Self::Request, data: Transfer);
 
-    /// Reads the outcome of request `number`. One that cannot be true is an error, with the number that shows it.
+    /// Reads the outcome of request `number`. One that cannot be true is an error, with the number
+    /// that shows it.
     fn read(memory: &impl Words, number: usize) -> Result<Self::Outcome, u64>;
 
     /// A driver has told news.
@@ -108,7 +112,8 @@ pub struct Lost;
 
 enum State<P: Protocol> {
     Free,
-    /// The driver has it; its number, if it is to be sent again when the driver is ended, and who waits for it, if someone still does.
+    /// The driver has it; its number, if it is to be sent again when the driver is ended, and who
+    /// waits for it, if someone still does.
     Sent {
         number: Option<u64>,
         waker: Option<Waker>,
@@ -182,8 +187,9 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
     }
 
-    /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all are under way.
-    /// Data longer than [`Protocol::MAX_DATA`] is cut off. `number` is that of a request that has a place among [`repeat::Repeats`].
+    /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all
+    /// are under way. Data longer than [`Protocol::MAX_DATA`] is cut off. `number` is that of a
+    /// request that has a place among [`repeat::Repeats`].
     pub fn begin(&mut self, number: Option<u64>, request: &P::Request, moves: Moves) -> Result<Option<Ticket>, Wrong> {
         let is_free = |state: &State<P>| matches!(state, State::Free);
         let Some(slot) = self.requests.iter().take(self.depth).position(is_free) else { return Ok(None) };
@@ -233,7 +239,8 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         Ok(())
     }
 
-    /// Ends all requests under way: the driver is gone. The numbers of those that somebody waits for are handed to `repeat`.
+    /// Ends all requests under way: the driver is gone. The numbers of those that somebody waits
+    /// for are handed to `repeat`.
     pub fn fail_all(&mut self, mut repeat: impl FnMut(u64)) {
         for slot in 0..self.requests.len() {
             if let Some(State::Sent { number, abandoned, .. }) = self.requests.get(slot) {
@@ -265,12 +272,14 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes `waker` when a request becomes free: all who wait look again then, as what one of them wants may be held back.
+    /// Wakes `waker` when a request becomes free: all who wait look again then, as what one of them
+    /// wants may be held back.
     pub fn wake_when_free(&mut self, waker: &Waker) {
         repeat::wait_in(&mut self.on_free, waker);
     }
 
-    /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete. It is over then.
+    /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete.
+    /// It is over then.
     pub fn finish(
         &mut self,
         ticket: Ticket,

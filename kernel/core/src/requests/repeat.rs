@@ -63,7 +63,8 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Adds a waker to those that wait for something, once: a task may be polled any number of times before that comes.
+/// Adds a waker to those that wait for something, once: a task may be polled any number of times
+/// before that comes.
 pub fn wait_in(waiting: &mut Vec<Waker>, waker: &Waker) {
     if !waiting.iter().any(|other| other.will_wake(waker)) {
         waiting.push(waker.clone());

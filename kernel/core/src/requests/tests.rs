@@ -41,7 +41,8 @@ impl Data for Shared {
     }
 }
 
-/// Requests that are numbers, and outcomes that are, of which 13 cannot be true. What one is for is its tens.
+/// Requests that are numbers, and outcomes that are, of which 13 cannot be true. What one is for is
+/// its tens.
 struct Numbers;
 
 const REQUESTS: usize = 4;
@@ -233,7 +234,8 @@ fn data_is_cut_off_where_a_request_s_own_part_ends() {
 }
 
 proptest! {
-    /// Whatever the driver puts into the queues, the account panics never, and gives no request away twice.
+    /// Whatever the driver puts into the queues, the account panics never, and gives no request
+    /// away twice.
     #[test]
     fn no_driver_confuses_the_account(acts in prop::collection::vec((0_u8..5, any::<u64>()), 0..100)) {
         let mut pair = Pair::new();

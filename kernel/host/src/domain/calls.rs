@@ -20,7 +20,8 @@ pub struct Call {
     result: i64,
 }
 
-/// A call's place, in which registers that the service does not take are what was there before. Of a power of two bytes, so that it is found by a shift: that is on the path of every gate.
+/// A call's place, in which registers that the service does not take are what was there before. Of
+/// a power of two bytes, so that it is found by a shift: that is on the path of every gate.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(64))]
 struct Kept(Call);

@@ -1,8 +1,9 @@
 //! The device that a domain drives: it has this one and no other.
 //!
-//! **Memory of a driver whose device may still write to it is never used for anything else.** When a driver ends, its
-//! device's interrupts and bus mastering go off, then the kernel resets the device ([`super::reset`]); only then is the
-//! memory freed. A device that does not come to rest is set aside for good, and the memory with it.
+//! **Memory of a driver whose device may still write to it is never used for anything else.** When
+//! a driver ends, its device's interrupts and bus mastering go off, then the kernel resets the
+//! device ([`super::reset`]); only then is the memory freed. A device that does not come to rest is
+//! set aside for good, and the memory with it.
 
 use super::cause::Cause;
 use super::hardware::{Hardware, MOST_REGIONS, Region, Which};
@@ -53,7 +54,8 @@ impl Device {
         self.hardware.which()
     }
 
-    /// What keeps it within its driver's memory, or why nothing does, if it can reach memory at all.
+    /// What keeps it within its driver's memory, or why nothing does, if it can reach memory at
+    /// all.
     pub fn fence(&self) -> Option<&Result<Fence, Unfenced>> {
         self.hardware.fence()
     }
@@ -103,9 +105,9 @@ impl Device {
         self.hardware.hold_back();
     }
 
-    /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from here on it writes to no
-    /// memory. If it does not come to rest nobody gets it any more. Its registers are in `space`,
-    /// which one needs that has used DMA.
+    /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from
+    /// here on it writes to no memory. If it does not come to rest nobody gets it any more. Its
+    /// registers are in `space`, which one needs that has used DMA.
     pub fn stop(mut self, space: Option<&Space>) -> Result<(), NotStopped> {
         self.hardware.quiet();
         let stopped = match (&self.reset, self.used_dma) {
@@ -113,7 +115,8 @@ impl Device {
             (Some(reset), true) => space.map_or(Err(NotReset::NoRecipe), |space| reset.run(space)),
             (None, true) => Err(NotReset::NoRecipe),
         };
-        // Behind its reset: what it did until then was its driver's. From here on it reaches nothing.
+        // Behind its reset: what it did until then was its driver's. From here on it reaches
+        // nothing.
         let is_detached = self.hardware.detach();
         self.which().give_back(stopped.is_ok());
         stopped.map_err(|why| NotStopped { why, is_detached })
@@ -153,14 +156,15 @@ impl Domain {
         }
     }
 
-    /// Lets its device reach `region` no more; `false` if it may all the same, as the IOMMU does not do as it is told.
+    /// Lets its device reach `region` no more; `false` if it may all the same, as the IOMMU does
+    /// not do as it is told.
     pub fn keep_device_from(&mut self, region: &DmaRegion) -> bool {
         let start = self.device_address(region);
         self.fence_mut().is_none_or(|fence| fence.unmap(start, region.extent.len_bytes))
     }
 
-    /// Lets its device reach nothing any more of the memory that the driver has asked for, where its descriptors are, so that it faults: to
-    /// measure what comes of that.
+    /// Lets its device reach nothing any more of the memory that the driver has asked for, where
+    /// its descriptors are, so that it faults: to measure what comes of that.
     pub fn cut_device_off(&mut self) {
         let regions = core::mem::take(&mut self.dma);
         for region in &regions {
@@ -170,8 +174,9 @@ impl Domain {
         self.dma = regions;
     }
 
-    /// Where its device sees `region`: at the same place in its slot as the driver does, counted from the start of that; a device
-    /// without a fence sees physical memory, and one that reaches no memory sees it nowhere: 0.
+    /// Where its device sees `region`: at the same place in its slot as the driver does, counted
+    /// from the start of that; a device without a fence sees physical memory, and one that reaches
+    /// no memory sees it nowhere: 0.
     pub fn device_address(&self, region: &DmaRegion) -> u64 {
         match self.device.as_ref().and_then(Device::fence) {
             Some(Ok(_)) => region.extent.start - self.base(),
@@ -189,7 +194,8 @@ impl Domain {
         Some(Cause::Dma { address, writes, reason })
     }
 
-    /// Maps region `index` of its device's registers and returns where, or opens its ports and returns the first.
+    /// Maps region `index` of its device's registers and returns where, or opens its ports and
+    /// returns the first.
     ///
     /// A region whose pages hold another device's registers as well is refused.
     pub fn map_region(&mut self, index: u64) -> Result<u64, Refusal> {
@@ -243,8 +249,9 @@ impl Domain {
         device.hardware.set_bus_master(on)
     }
 
-    /// Looks whether its device has made itself a bus master, as QEMU's virtio does for drivers of before 1.0, which forget
-    /// to; it is reset like any other then. To be called before bus mastering is turned off.
+    /// Looks whether its device has made itself a bus master, as QEMU's virtio does for drivers of
+    /// before 1.0, which forget to; it is reset like any other then. To be called before bus
+    /// mastering is turned off.
     fn notice_bus_master(&mut self) {
         if self.device.as_ref().is_some_and(|device| !device.used_dma && device.hardware.is_bus_master()) {
             // A recipe that does not fit the device is none.
@@ -255,7 +262,8 @@ impl Domain {
         }
     }
 
-    /// Stops its device and gives it back. If it does not stop, all memory of the domain is set aside with it.
+    /// Stops its device and gives it back. If it does not stop, all memory of the domain is set
+    /// aside with it.
     pub fn stop_device(&mut self) {
         self.notice_bus_master();
         let Some(device) = self.device.take() else { return };

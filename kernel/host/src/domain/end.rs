@@ -16,7 +16,8 @@ static PENDING: AtomicBool = AtomicBool::new(false);
 /// Who waits for the end of a certain driver.
 static ON_END: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
-/// Ends a driver that does not run right now: for what it left in a queue or undone, or because a person says so.
+/// Ends a driver that does not run right now: for what it left in a queue or undone, or because a
+/// person says so.
 pub fn condemn(handle: &Handle, cause: Cause) {
     let mut domain = handle.lock();
     domain.condemn(cause);

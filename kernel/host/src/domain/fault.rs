@@ -84,7 +84,8 @@ pub fn count() -> usize {
     HISTORY.lock().1
 }
 
-/// The first fault of `driver` behind the first `before` faults of all, if there was one and it is kept.
+/// The first fault of `driver` behind the first `before` faults of all, if there was one and it is
+/// kept.
 pub fn since(before: usize, driver: &str) -> Option<Arc<Fault>> {
     history().into_iter().find(|(number, fault)| *number > before && fault.driver == driver).map(|(_, fault)| fault)
 }
@@ -156,8 +157,9 @@ impl Fault {
         }
     }
 
-    /// Keeps the report. It is printed by [`print_due`]; or, if the driver is to be restarted, by [`print_pending`]: finding the words
-    /// and printing them takes longer than a restart, and may not be done where interrupts are off.
+    /// Keeps the report. It is printed by [`print_due`]; or, if the driver is to be restarted, by
+    /// [`print_pending`]: finding the words and printing them takes longer than a restart, and may
+    /// not be done where interrupts are off.
     pub fn report(self, restart: bool) -> Arc<Fault> {
         let fault = Arc::new(self);
         PENDING.lock().push((fault.clone(), restart));
@@ -174,7 +176,8 @@ impl Fault {
     fn print(&self) {
         self.tell();
         let Words { headline, details, .. } = self.words();
-        // Where it was is the first of the details, if it was anywhere; what else is there is never the same.
+        // Where it was is the first of the details, if it was anywhere; what else is there is never
+        // the same.
         let place = details.lines().next().filter(|line| line.starts_with("    at ")).unwrap_or("");
         let done = self.done.lock().clone();
         let text = match in_a_row(&self.driver, &format!("{headline} {place}")) {

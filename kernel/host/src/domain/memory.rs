@@ -29,10 +29,11 @@ impl Allegation {
         Allegation::new(self.0.start, self.0.len_bytes.min(len_bytes))
     }
 
-    /// Copies it in, if all of it is mapped in the driver's own slot; otherwise the driver is at fault.
+    /// Copies it in, if all of it is mapped in the driver's own slot; otherwise the driver is at
+    /// fault.
     ///
-    /// The caller bounds the length first. The copy is the kernel's: what the driver or its device write afterwards
-    /// does not change it.
+    /// The caller bounds the length first. The copy is the kernel's: what the driver or its device
+    /// write afterwards does not change it.
     pub fn copy_in(self, domain: &Domain) -> Result<Vec<u8>, Cause> {
         let bad = Cause::BadPointer { address: self.0.start, len_bytes: self.0.len_bytes };
         if !domain.slot_extent().encloses(self.0) {

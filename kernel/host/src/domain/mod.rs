@@ -4,10 +4,12 @@
 //!
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: running it, which is a call that returns a reason
-//! * [`cause`], [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]: what it had asked the kernel for
-//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped; [`virtio`]: what it was told of queues, if it is one;
-//!   [`messages`]: the interrupts that it sends by itself
-//! * [`offer`]: what it offers to the rest of the kernel; [`turn`]: what it has had of the CPU; [`trace`]: what happens at its boundary
+//! * [`cause`], [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]:
+//!   what it had asked the kernel for
+//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped; [`virtio`]: what it
+//!   was told of queues, if it is one; [`messages`]: the interrupts that it sends by itself
+//! * [`offer`]: what it offers to the rest of the kernel; [`turn`]: what it has had of the CPU;
+//!   [`trace`]: what happens at its boundary
 //! * [`life`], [`end`]: what becomes of it; [`trust`]: whether it may run in ring 0
 //! * [`registry`]: all that are loaded; [`whose`]: which of them has some memory
 
@@ -48,8 +50,8 @@ pub use hw::space::Ring;
 
 /// A domain that several parts of the kernel know.
 ///
-/// It is locked while it runs. Services reach it through the CPU's state, never through the lock; everything else
-/// in the kernel runs between upcalls.
+/// It is locked while it runs. Services reach it through the CPU's state, never through the lock;
+/// everything else in the kernel runs between upcalls.
 pub type Handle = Arc<Mutex<Domain>>;
 
 /// A loaded driver module.
@@ -74,9 +76,11 @@ pub struct Domain {
     pub drives: Option<hardware::Which>,
     /// Length of its heap in bytes.
     pub heap_bytes: u64,
-    /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the kernel's to free.
+    /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the
+    /// kernel's to free.
     pub dma: alloc::vec::Vec<DmaRegion>,
-    /// DMA memory that it has given back. Its device may write there still: it is nobody else's until that is stopped.
+    /// DMA memory that it has given back. Its device may write there still: it is nobody else's
+    /// until that is stopped.
     pub dma_kept: alloc::vec::Vec<DmaRegion>,
     /// Where its next DMA region goes.
     pub dma_next: u64,
@@ -139,14 +143,14 @@ impl Domain {
         self.space.ring()
     }
 
-    /// Moves it between rings. Nothing of it runs right now, because whoever calls this holds its lock: its memory,
-    /// its state and what its device is doing stay as they are.
+    /// Moves it between rings. Nothing of it runs right now, because whoever calls this holds its
+    /// lock: its memory, its state and what its device is doing stay as they are.
     pub fn set_ring(&mut self, ring: Ring) {
         self.space.set_ring(ring, self.imports);
     }
 
-    /// Maps physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use for DMA; its device can write there
-    /// if `is_written`.
+    /// Maps physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use
+    /// for DMA; its device can write there if `is_written`.
     pub fn map_dma(&mut self, len_bytes: u64, is_written: bool) -> Result<DmaRegion, OutOfMemory> {
         let start = self.base() + layout::DMA + self.dma_next;
         let next = self.dma_next.checked_add(len_bytes + PAGE_SIZE).ok_or(OutOfMemory)?;
@@ -164,7 +168,8 @@ impl Domain {
         Ok(region)
     }
 
-    /// Takes away what [`Domain::map_dma`] has mapped. What its device may reach all the same is never anybody else's.
+    /// Takes away what [`Domain::map_dma`] has mapped. What its device may reach all the same is
+    /// never anybody else's.
     pub fn unmap_dma(&mut self, region: &DmaRegion) {
         if self.keep_device_from(region) {
             self.space.unmap(region.extent.start, region.extent.len_bytes);

@@ -1,7 +1,8 @@
-//! What drivers offer: the extension point for classes of devices. **No file below the classes imports one**: all that is done with an
-//! offer there goes through the traits here.
+//! What drivers offer: the extension point for classes of devices. **No file below the classes
+//! imports one**: all that is done with an offer there goes through the traits here.
 //!
-//! A class is one row of [`install`]'s table. A driver's offer is what the class keeps of it: its end of the queues, and what it has in hand.
+//! A class is one row of [`install`]'s table. A driver's offer is what the class keeps of it: its
+//! end of the queues, and what it has in hand.
 
 use super::cause::Cause;
 use super::{Domain, Handle};
@@ -16,7 +17,8 @@ use spin::Once;
 
 /// What a driver offers.
 pub trait Offer: Any + Send {
-    /// After an upcall of a driver that runs still: takes what it has put into its queues. A lie that is found there ends it.
+    /// After an upcall of a driver that runs still: takes what it has put into its queues. A lie
+    /// that is found there ends it.
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
     /// Takes down what a driver told beside how it dealt with its interrupt.
@@ -31,7 +33,8 @@ pub trait Offer: Any + Send {
 
 /// What a driver uses, which is another driver's.
 pub trait Use: Any + Send {
-    /// After an upcall of a driver that runs still: takes what it has asked for. A lie that is found there ends it.
+    /// After an upcall of a driver that runs still: takes what it has asked for. A lie that is
+    /// found there ends it.
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
     /// The driver has been ended: nobody waits any more for what it asked for.
@@ -52,7 +55,8 @@ pub trait Class: Sync {
     /// Whether what a driver says about what it offers can be.
     fn check(&self, info: &[u8]) -> Result<(), Refusal>;
 
-    /// Makes queues for `domain`, which has no offer yet; `info` is what it says about what it offers, and was checked.
+    /// Makes queues for `domain`, which has no offer yet; `info` is what it says about what it
+    /// offers, and was checked.
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal>;
 
     /// What is meant when it refuses an offer with [`Refusal::Full`], for a person.

@@ -27,8 +27,8 @@ pub fn has(handle: &Handle) -> bool {
     LOADED.lock().iter().any(|other| Arc::ptr_eq(other, handle))
 }
 
-/// Looks at one after the other until `look` finds something; for a panic, which takes no lock that may be held: those that are locked are
-/// left out.
+/// Looks at one after the other until `look` finds something; for a panic, which takes no lock that
+/// may be held: those that are locked are left out.
 pub fn find_unlocked<T>(mut look: impl FnMut(&Domain) -> Option<T>) -> Option<T> {
     LOADED.try_lock()?.iter().find_map(|handle| look(&*handle.try_lock()?))
 }

@@ -1,7 +1,8 @@
 //! How a fault is said to a person: what, where, with what in hand.
 //!
-//! A [`Scene`] is all that is needed for that, taken when the driver is ended; it is put into words ([`Words`]) when the
-//! driver is back, because finding the words takes longer than bringing a driver back.
+//! A [`Scene`] is all that is needed for that, taken when the driver is ended; it is put into words
+//! ([`Words`]) when the driver is back, because finding the words takes longer than bringing a
+//! driver back.
 
 use super::calls::service_name;
 use super::cause::{Cause, Site};
@@ -80,7 +81,8 @@ pub struct Scene {
     cause: Cause,
     /// Why it gave up, if it did.
     last_words: String,
-    /// After a DMA fault: what lies there, words in its DMA memory that name the place, and the part of a queue that is there.
+    /// After a DMA fault: what lies there, words in its DMA memory that name the place, and the
+    /// part of a queue that is there.
     lies_there: String,
     names: Vec<(Spot, u64)>,
     queue_part: Option<QueuePart>,
@@ -144,8 +146,8 @@ fn dma_address(cause: Cause) -> Option<u64> {
     }
 }
 
-/// Words in the driver's DMA memory that are addresses in the page at `address`, where a descriptor of its device may be: where, and
-/// the word.
+/// Words in the driver's DMA memory that are addresses in the page at `address`, where a descriptor
+/// of its device may be: where, and the word.
 fn places_that_name(domain: &Domain, address: u64) -> Vec<(Spot, u64)> {
     const MOST_PAGES: usize = 256;
     const MOST_PLACES: usize = 3;
@@ -189,8 +191,8 @@ impl Scene {
         let (frame, rip, rsp) = match site {
             Site::Trap(frame) => (Some(*frame), Some(frame.rip), Some(frame.rsp)),
             Site::Gate(Caller { rip, rsp, .. }) => {
-                // If the stub was called, its return address is right there. Where RSP points is the driver's affair; what the
-                // CPU has pushed is not.
+                // If the stub was called, its return address is right there. Where RSP points is
+                // the driver's affair; what the CPU has pushed is not.
                 let stubs = Extent::new(domain.base() + STUBS, PAGE_SIZE);
                 let returns_to = if stubs.contains(rip) { word(rsp) } else { Some(rip) };
                 (None, returns_to.map(|returns_to| call_site(domain, returns_to)), Some(rsp))
@@ -283,7 +285,8 @@ impl Scene {
                     SelectorName::Gate(number) => write!(out, " on the gate of {}", service_name(number)),
                     SelectorName::ReturnGate => write!(out, " on the return gate"),
                     SelectorName::Interrupt(vector) => {
-                        // The instruction itself is the better witness: QEMU shifts the vector by 4 in place of 3.
+                        // The instruction itself is the better witness: QEMU shifts the vector by 4
+                        // in place of 3.
                         let vector = disassembly::raises(&self.code).unwrap_or(vector);
                         write!(out, " on int {vector:#x}")
                     }
@@ -469,7 +472,8 @@ impl Scene {
     }
 }
 
-/// The address that the instruction at a #GP or #SS wanted, if no such address can be: the CPU does not tell it.
+/// The address that the instruction at a #GP or #SS wanted, if no such address can be: the CPU does
+/// not tell it.
 fn not_canonical(domain: &Domain, frame: &TrapFrame) -> Option<u64> {
     if ![vector::STACK_FAULT, vector::GENERAL_PROTECTION].contains(&frame.vector) || frame.error_code != 0 {
         return None;
@@ -485,7 +489,8 @@ fn symbol(file: &File, image: u64, image_bytes: u64, address: u64) -> Option<(&[
     Some((name, into, offset))
 }
 
-/// Where the instruction is behind which a trap came at `rip`. If it was a jump, only where it led is known.
+/// Where the instruction is behind which a trap came at `rip`. If it was a jump, only where it led
+/// is known.
 pub fn before(domain: &Domain, rip: u64) -> String {
     let address = rip.wrapping_sub(1);
     let found = symbol(&domain.file, domain.base() + IMAGE, domain.image_bytes, address);
@@ -509,8 +514,8 @@ fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
     Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.name))
 }
 
-/// Calls that a panic is in, from its frame pointer on: what is on the stack is the driver's word, and so is followed as far as it goes
-/// up, and for some frames only.
+/// Calls that a panic is in, from its frame pointer on: what is on the stack is the driver's word,
+/// and so is followed as far as it goes up, and for some frames only.
 fn callers(domain: &Domain, mut rbp: u64, word: impl Fn(u64) -> Option<u64>) -> Vec<Spot> {
     const MOST: usize = 24;
     let mut callers = Vec::new();
@@ -526,7 +531,8 @@ fn callers(domain: &Domain, mut rbp: u64, word: impl Fn(u64) -> Option<u64>) -> 
     callers
 }
 
-/// Where the call is that returns to `returns_to`; if none is seen there, the last byte before that.
+/// Where the call is that returns to `returns_to`; if none is seen there, the last byte before
+/// that.
 fn call_site(domain: &Domain, returns_to: u64) -> u64 {
     let mut code = [0; MAX_INSTRUCTION];
     let start = returns_to.wrapping_sub(code.len() as u64);
@@ -534,7 +540,8 @@ fn call_site(domain: &Domain, returns_to: u64) -> u64 {
     returns_to.wrapping_sub(len.unwrap_or(1) as u64)
 }
 
-/// The bytes of the instruction at `rip`, and maybe some behind it, as far as that is the driver's own memory.
+/// The bytes of the instruction at `rip`, and maybe some behind it, as far as that is the driver's
+/// own memory.
 fn code(domain: &Domain, rip: u64) -> Vec<u8> {
     let mut code = [0; MAX_INSTRUCTION];
     // It may be the last one of its page.

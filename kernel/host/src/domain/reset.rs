@@ -1,7 +1,8 @@
-//! Carries out the recipe by which a manifest says how a device is reset ([`ringfence_abi::reset`]).
+//! Carries out the recipe by which a manifest says how a device is reset
+//! ([`ringfence_abi::reset`]).
 //!
-//! The register is looked up while the driver is well: before its device may use DMA. Nothing can go wrong any more when
-//! the driver has ended, but that the device does not do as it is told.
+//! The register is looked up while the driver is well: before its device may use DMA. Nothing can
+//! go wrong any more when the driver has ended, but that the device does not do as it is told.
 
 use super::Domain;
 use super::hardware::Region;
@@ -53,10 +54,11 @@ enum Place {
 }
 
 impl ResetRegister {
-    /// The register that the recipe of `domain`'s manifest names; its BAR is mapped for that. `None` if there is no recipe.
-    /// A recipe that does not fit the device is refused.
+    /// The register that the recipe of `domain`'s manifest names; its BAR is mapped for that.
+    /// `None` if there is no recipe. A recipe that does not fit the device is refused.
     pub fn find(domain: &mut Domain) -> Result<Option<ResetRegister>, Refusal> {
-        /// Offset of the device status in the common configuration, and its width (VIRTIO 1.0, 4.1.4.3).
+        /// Offset of the device status in the common configuration, and its width (VIRTIO 1.0,
+        /// 4.1.4.3).
         const STATUS: u32 = 20;
         const STATUS_BYTES: u32 = 1;
         let recipe: Reset = domain.manifest.reset;
@@ -107,7 +109,8 @@ impl ResetRegister {
         }))
     }
 
-    /// Resets the device, whose registers are in `space`, and waits for that, which takes no longer than the recipe says.
+    /// Resets the device, whose registers are in `space`, and waits for that, which takes no longer
+    /// than the recipe says.
     pub fn run(&self, space: &Space) -> Result<(), NotReset> {
         let start = time::tsc();
         for place in self.zero.into_iter().flatten() {

@@ -1,7 +1,8 @@
 //! Traces: what one driver is asked, and asks for, while a command runs (`trace NAME COMMAND`).
 //!
-//! **A trace takes no more than [`EVENTS`] places, whatever the driver does**: the oldest go, and are counted. Nothing is
-//! allocated while it runs. A driver that is not traced pays one look at [`Domain::traced`] for each crossing.
+//! **A trace takes no more than [`EVENTS`] places, whatever the driver does**: the oldest go, and
+//! are counted. Nothing is allocated while it runs. A driver that is not traced pays one look at
+//! [`Domain::traced`] for each crossing.
 
 use super::Domain;
 use super::calls::Call;
@@ -50,7 +51,8 @@ pub struct Trace {
     /// The driver's name: a successor has the same.
     name: String,
     began: u64,
-    /// The memory that is watched, if some is: an address in the driver's slot, and a length of 1, 2, 4 or 8 bytes.
+    /// The memory that is watched, if some is: an address in the driver's slot, and a length of 1,
+    /// 2, 4 or 8 bytes.
     watched: Option<Extent>,
     /// The events that are kept, oldest first.
     pub events: VecDeque<Event>,
@@ -71,8 +73,8 @@ impl Trace {
 /// The trace that is under way.
 static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
 
-/// Begins to trace the driver called `name`, and who reads or writes the memory `watched`; `false` if a trace is under way,
-/// or there is no memory for one.
+/// Begins to trace the driver called `name`, and who reads or writes the memory `watched`; `false`
+/// if a trace is under way, or there is no memory for one.
 pub fn begin(name: &str, watched: Option<Extent>) -> bool {
     let mut events = VecDeque::new();
     let mut trace = TRACE.lock();
@@ -114,10 +116,12 @@ pub fn note_call(domain: &Domain) {
     }
 }
 
-/// Notes that what is watched was read or written: by the driver whose upcall is under way, or by the kernel when it resets the
-/// driver's device between two, which says no value. `rip` is behind the instruction.
+/// Notes that what is watched was read or written: by the driver whose upcall is under way, or by
+/// the kernel when it resets the driver's device between two, which says no value. `rip` is behind
+/// the instruction.
 pub fn note_access(rip: u64) {
-    // A service that a trusted driver calls runs on its stack: it may be this module that has touched what is watched.
+    // A service that a trusted driver calls runs on its stack: it may be this module that has
+    // touched what is watched.
     let Some(mut trace) = TRACE.try_lock() else { return };
     let Some(trace) = trace.as_mut() else { return };
     let value = trace.watched.and_then(|watched| {

@@ -1,4 +1,5 @@
-//! Which module files may run in ring 0: not one that has faulted in ring 1, until a person forgives it with `policy`.
+//! Which module files may run in ring 0: not one that has faulted in ring 1, until a person
+//! forgives it with `policy`.
 
 use super::cause::Cause;
 use super::{Domain, Ring, registry};
@@ -31,7 +32,8 @@ pub fn forgive(domain: &Domain) {
     FAULTED.lock().remove(&domain.file.name);
 }
 
-/// Has the module file `name` never run in ring 0 again, until the machine ends. What of it runs there is moved to ring 1.
+/// Has the module file `name` never run in ring 0 again, until the machine ends. What of it runs
+/// there is moved to ring 1.
 pub fn never_trust(name: &str) {
     NEVER.lock().insert(name.into());
     for handle in registry::all() {

@@ -17,7 +17,8 @@ pub struct Turn {
     pub all_ticks: u64,
     /// TSC ticks in the last one.
     pub last_ticks: u64,
-    /// What it owes for that: by [`poll_clock`] for polls, by [`free_clock`] for what is done for it.
+    /// What it owes for that: by [`poll_clock`] for polls, by [`free_clock`] for what is done for
+    /// it.
     debt: Debt,
     /// Since when, by the TSC, it is to be polled, and for what.
     waits: Option<(u64, Events)>,
@@ -29,8 +30,8 @@ impl Turn {
         self.waits.is_some()
     }
 
-    /// Counts an upcall that took `tsc_ticks` and met `timer_ticks` of the timer. When the host stalls, the first go on, and
-    /// the second do not; the driver is not to blame.
+    /// Counts an upcall that took `tsc_ticks` and met `timer_ticks` of the timer. When the host
+    /// stalls, the first go on, and the second do not; the driver is not to blame.
     #[inline]
     pub fn count(&mut self, tsc_ticks: u64, timer_ticks: impl FnOnce() -> u32) {
         self.last_ticks = debt::counted(tsc_ticks, time::tsc_per_tick(), timer_ticks);
@@ -65,15 +66,16 @@ impl Turn {
         self.debt.take_over(&dead.debt);
     }
 
-    /// Charges an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`; returns for how long it is to rest.
+    /// Charges an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`; returns
+    /// for how long it is to rest.
     #[inline(always)]
     pub fn charge(&mut self, tsc_ticks: u64, began: u64) -> u64 {
         IN_POLLS.fetch_add(tsc_ticks, Ordering::Relaxed);
         self.debt.add_poll(tsc_ticks, began, most())
     }
 
-    /// Charges what was done for it, which took `tsc_ticks` and began when [`free_clock`] was `began`; returns for how long it is to
-    /// rest.
+    /// Charges what was done for it, which took `tsc_ticks` and began when [`free_clock`] was
+    /// `began`; returns for how long it is to rest.
     pub fn charge_work(&mut self, tsc_ticks: u64, began: u64) -> u64 {
         IN_WORK.fetch_add(tsc_ticks, Ordering::Relaxed);
         self.all_ticks = self.all_ticks.wrapping_add(tsc_ticks);

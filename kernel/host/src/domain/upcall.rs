@@ -82,8 +82,8 @@ impl Domain {
 
 /// At least one whole tick more than asked for: the first one may come at once.
 ///
-/// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame. What a service takes is
-/// counted as far as that goes ([`time::charged`]).
+/// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame.
+/// What a service takes is counted as far as that goes ([`time::charged`]).
 fn budget_ticks(milliseconds: u32) -> u32 {
     (u64::from(milliseconds) * u64::from(TICK_HZ)).div_ceil(1000) as u32 + 1
 }
@@ -91,7 +91,8 @@ fn budget_ticks(milliseconds: u32) -> u32 {
 /// The domain whose upcall is under way.
 static CURRENT: Current<Domain> = Current::new();
 
-/// Runs `then` with the domain whose upcall is under way, unless that has been handed out already: a service has it then.
+/// Runs `then` with the domain whose upcall is under way, unless that has been handed out already:
+/// a service has it then.
 #[inline]
 pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
     CURRENT.with(then)

@@ -1,4 +1,5 @@
-//! What a virtio device was told of its queues, for reports: its registers are the same whoever drives it (VIRTIO 1.0, 4.1.4.3).
+//! What a virtio device was told of its queues, for reports: its registers are the same whoever
+//! drives it (VIRTIO 1.0, 4.1.4.3).
 
 use super::Domain;
 use hw::memory::registers::Window;
@@ -27,8 +28,8 @@ pub struct QueuePart {
     pub part: &'static str,
 }
 
-/// The part of a queue that the device of `domain` was told is in the page at `address`. The driver must not run any more: which queue is
-/// selected changes.
+/// The part of a queue that the device of `domain` was told is in the page at `address`. The driver
+/// must not run any more: which queue is selected changes.
 pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
     let device = domain.device.as_ref()?;
     if domain.manifest.reset.method() != Some(ResetMethod::Virtio) {
@@ -45,7 +46,8 @@ pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
     domain.space.with_registers(common, COMMON_BYTES, |window, first| find(window, first, address)).flatten()
 }
 
-/// The part of a queue that is in the page at `address`, by the common configuration at `first` of `window`.
+/// The part of a queue that is in the page at `address`, by the common configuration at `first` of
+/// `window`.
 fn find(window: &Window, first: u64, address: u64) -> Option<QueuePart> {
     let read16 = |at: u64| window.read(first + at, 2) as u16;
     let read32 = |at: u64| window.read(first + at, 4);

@@ -1,4 +1,5 @@
-//! Whose a physical address is, in words for a person: what a device reached for that was kept from it.
+//! Whose a physical address is, in words for a person: what a device reached for that was kept from
+//! it.
 
 use super::memory::describe;
 use super::upcall::with_current;
@@ -15,7 +16,8 @@ use ringfence_core::extent::Extent;
 /// Where a device's write is an interrupt (SDM vol. 3A, 11.11.1).
 const INTERRUPTS: Extent = Extent::new(0xfee0_0000, 0x10_0000);
 
-/// Whose the byte at physical address `pa` is. `own` is a domain that is locked; others that are locked are left out.
+/// Whose the byte at physical address `pa` is. `own` is a domain that is locked; others that are
+/// locked are left out.
 pub fn whose(pa: u64, own: &Domain) -> String {
     let page = pa & !(PAGE_SIZE - 1);
     if INTERRUPTS.contains(pa) {
@@ -80,8 +82,9 @@ fn has_page(part: &map::Part, page: u64) -> bool {
     }
 }
 
-/// The first physical address of a part of the kernel, or, with a driver's name and a colon before it, of a part of that driver: names
-/// are those of `vmmap`, with hyphens for spaces and without `own`.
+/// The first physical address of a part of the kernel, or, with a driver's name and a colon before
+/// it, of a part of that driver: names are those of `vmmap`, with hyphens for spaces and without
+/// `own`.
 pub fn physical(name: &str) -> Option<u64> {
     let Some((driver, part)) = name.split_once(':') else {
         let Extent { start, .. } = map::find(name)?.extent;

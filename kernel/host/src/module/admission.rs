@@ -1,4 +1,5 @@
-//! What is not even loaded, though it is a module: what would be taken for another one, and what QEMU would let out.
+//! What is not even loaded, though it is a module: what would be taken for another one, and what
+//! QEMU would let out.
 
 use super::error::LoadError;
 use crate::domain::{Domain, report};
@@ -17,9 +18,10 @@ use x86_64::structures::paging::PageTableFlags;
 /// What of that is asked for, worst first.
 const HOLES: [Hole; 3] = [Hole::LocksBitTest, Hole::LoadsNoSegment, Hole::LoadsSs];
 
-/// Refuses a file whose module has another name: two files could pass for one module, and one of them for trusted. And one that
-/// has what QEMU's TCG takes for more than it is ([`ringfence_core::tcg`]), at more places than a person allows, if this is what it
-/// runs on. Every file is asked for once, before it is loaded for the first time.
+/// Refuses a file whose module has another name: two files could pass for one module, and one of
+/// them for trusted. And one that has what QEMU's TCG takes for more than it is
+/// ([`ringfence_core::tcg`]), at more places than a person allows, if this is what it runs on.
+/// Every file is asked for once, before it is loaded for the first time.
 pub fn admit(file: &File) -> Result<(), LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     if module.manifest.name() != file.name {
@@ -34,7 +36,8 @@ pub fn admit(file: &File) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Refuses a change of a running driver's image which gives it such a place, as [`admit`] does a file that has one.
+/// Refuses a change of a running driver's image which gives it such a place, as [`admit`] does a
+/// file that has one.
 pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
     if !HOLES.into_iter().any(tcg::has) {
         return Ok(());

@@ -18,8 +18,8 @@ use ringfence_core::extent::align_up;
 use ringfence_core::life::Life;
 use ringfence_core::module::{Module, Value};
 
-/// Maps a module: image, stack, mailbox, stubs and gates. It takes over what it can of a driver that was ended, if one is
-/// given.
+/// Maps a module: image, stack, mailbox, stubs and gates. It takes over what it can of a driver
+/// that was ended, if one is given.
 pub fn map(
     file: &File,
     module: Module,
@@ -82,7 +82,8 @@ pub fn map(
     Ok(domain)
 }
 
-/// Maps the image and relocates it. What is never written is taken over from a driver that was ended, if it has that still.
+/// Maps the image and relocates it. What is never written is taken over from a driver that was
+/// ended, if it has that still.
 fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Result<(), LoadError> {
     let image = slot_base(space.slot()) + IMAGE;
     for segment in &module.segments {
@@ -116,7 +117,8 @@ fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Res
     Ok(())
 }
 
-/// Frames that a module can have: all that its manifest allows it, its kind's queues, and its image.
+/// Frames that a module can have: all that its manifest allows it, its kind's queues, and its
+/// image.
 pub fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
     let queues = manifest.kind().map_or(0, Kind::queue_bytes) + manifest.uses().map_or(0, Kind::used_bytes);
     let bytes = [manifest.heap_bytes, manifest.dma_bytes, manifest.stack_bytes].map(u64::from);

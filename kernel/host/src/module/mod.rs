@@ -68,8 +68,8 @@ fn load_for(file: &File, ring: Ring, which: Option<Which>) -> Result<Handle, Loa
     Ok(handle)
 }
 
-/// Maps a module, in the place of a driver that was ended if one is given, and runs its `init`; nobody knows it yet. On
-/// any error nothing of it stays.
+/// Maps a module, in the place of a driver that was ended if one is given, and runs its `init`;
+/// nobody knows it yet. On any error nothing of it stays.
 fn start(
     file: &File,
     ring: Ring,
@@ -109,10 +109,10 @@ fn start(
     Ok(Arc::new(Mutex::new(domain)))
 }
 
-/// Puts an instance of `file` in place of a driver that was ended; what is above the old one is above the new one then. On an
-/// error the old one stays where it was, with all it has but the pages that the successor had taken over.
-/// `file` must have been admitted ([`admit`]). `watched` is the offset in the image of an instruction to watch from the start
-/// ([`watch`]).
+/// Puts an instance of `file` in place of a driver that was ended; what is above the old one is
+/// above the new one then. On an error the old one stays where it was, with all it has but the
+/// pages that the successor had taken over. `file` must have been admitted ([`admit`]). `watched`
+/// is the offset in the image of an instruction to watch from the start ([`watch`]).
 pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
     if !registry::has(dead) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
@@ -199,9 +199,10 @@ pub fn unload_all() {
     }
 }
 
-/// Loads, into ring 1, a driver for each device that a module in the ramdisk drives and no domain has: the first one by name,
-/// those called `first` before the others, but for those that only a person loads. Says which files are no modules, and which devices of a kind that drivers exist for
-/// nobody drives.
+/// Loads, into ring 1, a driver for each device that a module in the ramdisk drives and no domain
+/// has: the first one by name, those called `first` before the others, but for those that only a
+/// person loads. Says which files are no modules, and which devices of a kind that drivers exist
+/// for nobody drives.
 pub fn autoload(first: &[&str]) {
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
@@ -227,14 +228,16 @@ pub fn autoload(first: &[&str]) {
         };
         match load_for(file, Ring::Sandboxed, Some(which)) {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {which}", handle.lock().name),
-            // No bus tells of it: only its driver finds out that there is no disk on a channel, say.
+            // No bus tells of it: only its driver finds out that there is no disk on a channel,
+            // say.
             Err(LoadError::Init(UpcallError::Refused(Refusal::NotFound), _)) if which.function().is_none() => {}
             Err(error) => log::error!("{} for {which}: {error}", console::printable(&file.name)),
         }
     }
 }
 
-/// What a function is, if it is of a kind that drivers can be of (PCI Code and ID Assignment 1.11, 1.2 and 1.3).
+/// What a function is, if it is of a kind that drivers can be of (PCI Code and ID Assignment 1.11,
+/// 1.2 and 1.3).
 fn kind_of(function: &Function) -> Option<&'static str> {
     match function.class {
         (0x02, ..) => Some("the network card"),

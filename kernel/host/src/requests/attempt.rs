@@ -15,7 +15,8 @@ use ringfence_abi::upcall::Events;
 use ringfence_core::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
 use ringfence_core::requests::repeat::Place;
 
-/// One request of a server, with its place in the order, from when it is first sent until it is over.
+/// One request of a server, with its place in the order, from when it is first sent until it is
+/// over.
 pub struct Attempt<'a, P> {
     server: &'a Server,
     number: u64,
@@ -60,8 +61,9 @@ impl<'a, P: Protocol> Attempt<'a, P> {
 
     /// Sends `request` and waits for its outcome; data that comes in goes to `data_in`.
     ///
-    /// If the driver is ended meanwhile and comes back, what was under way is sent again in its order: nobody was told that it was done. It may
-    /// have been, all the same: `is_done` is asked before it is sent again, and no other request of the server's order is sent meanwhile.
+    /// If the driver is ended meanwhile and comes back, what was under way is sent again in its
+    /// order: nobody was told that it was done. It may have been, all the same: `is_done` is asked
+    /// before it is sent again, and no other request of the server's order is sent meanwhile.
     pub async fn outcome(
         &mut self,
         request: &P::Request,
@@ -114,8 +116,9 @@ impl<P: Protocol> Drop for Waiting<'_, P> {
     }
 }
 
-/// Sends a request to one driver and waits for its outcome; data that comes in goes to `data_in`. `number` is its place in the order, if it has
-/// one. The place is left when it is sent, unless it writes: what comes next may read that. The flag beside is set when a driver has it.
+/// Sends a request to one driver and waits for its outcome; data that comes in goes to `data_in`.
+/// `number` is its place in the order, if it has one. The place is left when it is sent, unless it
+/// writes: what comes next may read that. The flag beside is set when a driver has it.
 pub async fn send<P: Protocol>(
     handle: &Handle,
     number: Option<u64>,
@@ -148,7 +151,8 @@ pub async fn send<P: Protocol>(
             }
         }
     });
-    // While nothing becomes free, what fills the queue is stuck, and maybe nobody waits for it any more.
+    // While nothing becomes free, what fills the queue is stuck, and maybe nobody waits for it any
+    // more.
     let ticket = in_time::<P, _>(handle, begun).await?;
     if let Some((place, was_sent)) = place {
         *was_sent = true;
@@ -172,8 +176,9 @@ pub async fn send<P: Protocol>(
     Ok(outcome)
 }
 
-/// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is ended, with its device, and
-/// both are begun anew, if the policy is to restart. One that rests is not to blame: its turns come later.
+/// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is
+/// ended, with its device, and both are begun anew, if the policy is to restart. One that rests is
+/// not to blame: its turns come later.
 async fn in_time<P: Protocol, T>(handle: &Handle, done: impl Future<Output = Result<T, Lost>>) -> Result<T, Lost> {
     // One to see the request, one when the device has done it, and one to spare.
     const TURNS: u64 = 3;

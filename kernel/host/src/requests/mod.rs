@@ -1,11 +1,14 @@
-//! Requests that a driver carries out, whatever they are about: a class says what one looks like ([`Protocol`]), and gets queues, an account of
-//! what the driver has ([`ringfence_core::requests`]), and **the promise that what was under way when a driver ended is sent again to its successor, in order**.
+//! Requests that a driver carries out, whatever they are about: a class says what one looks like
+//! ([`Protocol`]), and gets queues, an account of what the driver has
+//! ([`ringfence_core::requests`]), and **the promise that what was under way when a driver ended is
+//! sent again to its successor, in order**.
 //!
 //! * [`queue`]: the kernel's end of a driver's queues
 //! * [`attempt`]: sends one request until some driver has carried it out
 //!
-//! Each request has a number, and all of one server's share an order. Sending them again one by one, in that order, was taken and not a log of
-//! what they wrote: what a request means (which blocks it overlaps) is its class's to know.
+//! Each request has a number, and all of one server's share an order. Sending them again one by
+//! one, in that order, was taken and not a log of what they wrote: what a request means (which
+//! blocks it overlaps) is its class's to know.
 
 use crate::domain::{Domain, Handle, life};
 use alloc::sync::{Arc, Weak};
@@ -55,7 +58,8 @@ impl Server {
         self.current.lock().clone()
     }
 
-    /// The driver that it has right now, for [`Server::has_other_than`]: it is not kept from being freed.
+    /// The driver that it has right now, for [`Server::has_other_than`]: it is not kept from being
+    /// freed.
     pub fn driver(&self) -> Weak<Mutex<Domain>> {
         Arc::downgrade(&self.current.lock())
     }

@@ -1,5 +1,5 @@
-//! What a driver has passed in registers, as each service takes it. A type for each kind of the ABI's table, by the same name
-//! ([`ringfence_abi::service::Kind`]).
+//! What a driver has passed in registers, as each service takes it. A type for each kind of the
+//! ABI's table, by the same name ([`ringfence_abi::service::Kind`]).
 
 use crate::domain::memory::Allegation;
 use log::Level as LogLevel;

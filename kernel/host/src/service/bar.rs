@@ -3,7 +3,8 @@
 use super::Answer;
 use crate::domain::Domain;
 
-/// Maps region `bar` of its device's registers (a PCI function's BAR) and returns where, or opens the ports that it is and returns the first.
+/// Maps region `bar` of its device's registers (a PCI function's BAR) and returns where, or opens
+/// the ports that it is and returns the first.
 pub fn rf_bar_map(domain: &mut Domain, bar: u64) -> Answer {
     Ok(domain.map_region(bar)?)
 }

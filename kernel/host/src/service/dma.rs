@@ -12,7 +12,8 @@ use ringfence_core::extent::{Extent, align_up};
 /// Most regions that one domain can have.
 const MAX_REGIONS: usize = 256;
 
-/// Maps `len_bytes` bytes, rounded up to pages, of physically contiguous zeroed memory; returns where.
+/// Maps `len_bytes` bytes, rounded up to pages, of physically contiguous zeroed memory; returns
+/// where.
 pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
     if len_bytes > u64::from(domain.manifest.dma_bytes) {
@@ -51,8 +52,9 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
     Ok(region)
 }
 
-/// Gives back the region that begins at `address`: it faults from then on. It stays the domain's, for its next region of that
-/// length, until the device is stopped: that may have been told of it, and may be made a bus master later.
+/// Gives back the region that begins at `address`: it faults from then on. It stays the domain's,
+/// for its next region of that length, until the device is stopped: that may have been told of it,
+/// and may be made a bus master later.
 pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     let index = domain.dma.iter().position(|region| region.extent.start == address).ok_or(Refusal::NotFound)?;
     let region = domain.dma.swap_remove(index);
@@ -64,7 +66,8 @@ pub fn rf_dma_free(domain: &mut Domain, address: u64) -> Answer {
     Ok(0)
 }
 
-/// Where the domain's device sees `address`, which lies in one of the domain's regions. One that reaches no memory sees none.
+/// Where the domain's device sees `address`, which lies in one of the domain's regions. One that
+/// reaches no memory sees none.
 pub fn rf_dma_address(domain: &mut Domain, address: u64) -> Answer {
     domain.device.as_ref().and_then(Device::fence).ok_or(Refusal::NotFound)?;
     let region = domain.dma.iter().find(|region| region.extent.contains(address)).ok_or(Refusal::NotFound)?;

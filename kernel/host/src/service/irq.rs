@@ -24,8 +24,8 @@ pub fn rf_irq_ack(domain: &mut Domain) -> Answer {
     Ok(0)
 }
 
-/// Gives the device interrupts of its own in place of its line, up to `wanted`; how many, 0 if it or the machine can have none. Only before
-/// they are let through, and once.
+/// Gives the device interrupts of its own in place of its line, up to `wanted`; how many, 0 if it
+/// or the machine can have none. Only before they are let through, and once.
 pub fn rf_irq_vectors(domain: &mut Domain, wanted: u64) -> Answer {
     let device = domain.device.as_mut().ok_or(Refusal::NotFound)?;
     if !(1..=MAX_VECTORS).contains(&wanted) {

@@ -1,9 +1,10 @@
-//! What a driver may ask of the kernel: one file a group of services, one gate and one function each.
+//! What a driver may ask of the kernel: one file a group of services, one gate and one function
+//! each.
 //!
-//! A service is a safe function from the caller's domain and its arguments to an answer. A request that cannot be
-//! granted is refused, and the driver goes on; what no correct driver asks is a fault, and ends it. **Nothing that a
-//! driver passes can panic the kernel.** Interrupts are off while a sandboxed driver's service runs, so services are
-//! short and bounded.
+//! A service is a safe function from the caller's domain and its arguments to an answer. A request
+//! that cannot be granted is refused, and the driver goes on; what no correct driver asks is a
+//! fault, and ends it. **Nothing that a driver passes can panic the kernel.** Interrupts are off
+//! while a sandboxed driver's service runs, so services are short and bounded.
 
 use crate::domain::Domain;
 use crate::domain::cause::Cause;
@@ -90,7 +91,8 @@ impl From<hw::memory::frames::OutOfMemory> for No {
     }
 }
 
-/// Runs a service that takes so many registers, for the domain whose upcall is under way. Everything it used is dropped before a driver is ended.
+/// Runs a service that takes so many registers, for the domain whose upcall is under way.
+/// Everything it used is dropped before a driver is ended.
 #[inline(always)]
 fn serve<const TAKEN: usize>(
     number: usize,
@@ -115,7 +117,8 @@ fn serve<const TAKEN: usize>(
     }
 }
 
-/// Notes the call that has just returned `result`. Apart, so that a call that is not traced keeps nothing for this.
+/// Notes the call that has just returned `result`. Apart, so that a call that is not traced keeps
+/// nothing for this.
 #[cold]
 #[inline(never)]
 fn traced(result: i64) -> i64 {
@@ -125,7 +128,8 @@ fn traced(result: i64) -> i64 {
 
 macro_rules! define_entries {
     ($($number:literal $symbol:ident($($argument:ident: $kind:ident),*) $what:literal => $value:literal, $refuses:literal;)*) => {
-        /// What gates call in ring 0, and trusted drivers directly: from the ABI's registers to a Rust function.
+        /// What gates call in ring 0, and trusted drivers directly: from the ABI's registers to a
+        /// Rust function.
         mod entry {
             use super::arguments::{self, Argument as _};
             use ringfence_abi::service::Kind;

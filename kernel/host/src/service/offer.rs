@@ -6,7 +6,8 @@ use crate::domain::memory::Allegation;
 use ringfence_abi::layout::QUEUE;
 use ringfence_abi::service::Refusal;
 
-/// Maps the queues and returns where they are. `info` says what is offered, as the class of the module's kind has it: a [`ringfence_abi::net::NetInfo`] or a [`ringfence_abi::scsi::ScsiInfo`].
+/// Maps the queues and returns where they are. `info` says what is offered, as the class of the
+/// module's kind has it: a [`ringfence_abi::net::NetInfo`] or a [`ringfence_abi::scsi::ScsiInfo`].
 pub fn rf_offer(domain: &mut Domain, info: Allegation) -> Answer {
     let class = domain.class().ok_or(Refusal::Denied)?;
     if info.len_bytes() != class.info_bytes() as u64 {

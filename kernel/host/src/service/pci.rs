@@ -20,9 +20,10 @@ pub fn rf_pci_read(domain: &mut Domain, offset: u64, width_bytes: u64) -> Answer
     Ok(u64::from(word & mask))
 }
 
-/// Writes `width_bytes` bytes at `offset`. Only bus mastering, in the command register, is the driver's to change;
-/// everything else is denied: decoding and interrupts are the kernel's, and a BAR that moves would let the device answer
-/// for somebody else's addresses. Refused as invalid if the manifest's recipe for a reset does not fit the device.
+/// Writes `width_bytes` bytes at `offset`. Only bus mastering, in the command register, is the
+/// driver's to change; everything else is denied: decoding and interrupts are the kernel's, and a
+/// BAR that moves would let the device answer for somebody else's addresses. Refused as invalid if
+/// the manifest's recipe for a reset does not fit the device.
 pub fn rf_pci_write(domain: &mut Domain, offset: u64, width_bytes: u64, value: u64) -> Answer {
     domain.device.as_ref().and_then(Device::function).ok_or(Refusal::NotFound)?;
     check_place(offset, width_bytes)?;

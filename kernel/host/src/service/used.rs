@@ -10,7 +10,8 @@ use ringfence_abi::service::Refusal;
 /// Longest name in bytes.
 const MAX_NAME: u64 = 32;
 
-/// Opens what is called `name`, of the kind that the manifest says is used, and maps the queues; returns where they are.
+/// Opens what is called `name`, of the kind that the manifest says is used, and maps the queues;
+/// returns where they are.
 pub fn rf_use(domain: &mut Domain, name: Allegation) -> Answer {
     if name.len_bytes() > MAX_NAME {
         return Err(Refusal::Invalid.into());

@@ -1,5 +1,6 @@
-//! Other ways to cross between a driver and the kernel, to tell apart what a crossing is made of: for `bench`, and only there because it
-//! changes what drivers are kept by. **A kernel without the feature `bench` has none of this.**
+//! Other ways to cross between a driver and the kernel, to tell apart what a crossing is made of:
+//! for `bench`, and only there because it changes what drivers are kept by. **A kernel without the
+//! feature `bench` has none of this.**
 
 use super::cpu::{CPU, Cpu};
 use super::entry_area;

@@ -1,4 +1,5 @@
-//! What the machine has that counts at a known rate, by which the rates of other counters are measured.
+//! What the machine has that counts at a known rate, by which the rates of other counters are
+//! measured.
 
 use super::port::IoPort;
 use crate::latency::tsc;
@@ -54,7 +55,8 @@ pub const PIT: &str = "PIT";
 
 /// How long a rate is measured.
 const MILLISECONDS: u64 = 5;
-/// Reads within which each of them counts once at least: one takes a tenth of a microsecond or more.
+/// Reads within which each of them counts once at least: one takes a tenth of a microsecond or
+/// more.
 const MOST_READS: u32 = 20_000;
 
 impl Reference {
@@ -112,8 +114,8 @@ impl Reference {
     }
 }
 
-/// The rate of the TSC in Hz by the CPU's own word, or its hypervisor's (SDM vol. 2A, CPUID, leaves 15h and 16h; leaf 40000010h as
-/// VMware defined it and others took it over).
+/// The rate of the TSC in Hz by the CPU's own word, or its hypervisor's (SDM vol. 2A, CPUID, leaves
+/// 15h and 16h; leaf 40000010h as VMware defined it and others took it over).
 pub fn rate_by_cpuid() -> Option<u64> {
     const FIRST_OF_HYPERVISOR: u32 = 0x4000_0000;
     const IS_GUEST: u32 = 1 << 31;
@@ -132,7 +134,8 @@ pub fn rate_by_cpuid() -> Option<u64> {
 
 /// The rate of the TSC in Hz by `reference`; `None` if that stands still.
 pub fn tsc_rate(reference: &Reference) -> Option<u64> {
-    /// What stops the machine in between makes the TSC look faster: the slowest of a few is the truest.
+    /// What stops the machine in between makes the TSC look faster: the slowest of a few is the
+    /// truest.
     const TRIES: usize = 3;
     (0..TRIES).try_fold(u64::MAX, |slowest, _| Some(slowest.min(reference.rate(tsc)?)))
 }
@@ -142,8 +145,9 @@ pub const PIT_HZ: u32 = 1_193_182;
 const PIT_CHANNEL_0: IoPort<u8> = IoPort::new(0x40);
 const PIT_COMMAND: IoPort<u8> = IoPort::new(0x43);
 
-/// Has the PIT's channel 0, which every machine that has one has, count down from `count` (0 stands for 65536) again and again: rate
-/// generator, mode 2. Not all have the gate of channel 2 (port 0x61).
+/// Has the PIT's channel 0, which every machine that has one has, count down from `count` (0 stands
+/// for 65536) again and again: rate generator, mode 2. Not all have the gate of channel 2 (port
+/// 0x61).
 pub fn start_pit_channel_0(count: u16) {
     let [low, high] = count.to_le_bytes();
     PIT_COMMAND.write(0b0011_0100);

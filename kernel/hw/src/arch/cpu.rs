@@ -8,7 +8,8 @@ use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 /// What `entry.S` and upcalls need at once. There is one CPU; more would each have one of these.
 #[repr(C)]
 pub(crate) struct Cpu {
-    /// Continuation of the upcall that is under way, and top of the stack for services and traps during it.
+    /// Continuation of the upcall that is under way, and top of the stack for services and traps
+    /// during it.
     pub(crate) upcall_rsp: Cell<u64>,
     /// CR3 of the domain whose upcall is under way.
     pub(crate) domain_cr3: Cell<u64>,
@@ -27,7 +28,8 @@ pub(crate) struct Cpu {
 // SAFETY: there is one CPU, and interrupt handlers write nothing but `ticks_left`.
 unsafe impl Sync for Cpu {}
 
-/// The one CPU's state, for `entry.S`. Rust goes through [`this`]. Where it lies in its page is chosen (`kernel.ld`).
+/// The one CPU's state, for `entry.S`. Rust goes through [`this`]. Where it lies in its page is
+/// chosen (`kernel.ld`).
 #[unsafe(link_section = ".data.cpu")]
 pub(crate) static CPU: Cpu = Cpu {
     upcall_rsp: Cell::new(0),
@@ -57,8 +59,9 @@ pub struct Protections {
 
 /// Sets every control register to what the design needs, and nothing beyond.
 ///
-/// No global pages (CR4.PGE): they would outlive a switch of roots. No SSE or x87 (CR0.EM, no CR4.OSFXSR): neither
-/// kernel nor drivers use them, so no state leaks. No SYSCALL or SYSENTER: they ignore privilege levels.
+/// No global pages (CR4.PGE): they would outlive a switch of roots. No SSE or x87 (CR0.EM, no
+/// CR4.OSFXSR): neither kernel nor drivers use them, so no state leaks. No SYSCALL or SYSENTER:
+/// they ignore privilege levels.
 pub fn init() -> Protections {
     let leaf7 = core::arch::x86_64::__cpuid_count(7, 0);
     let protections =

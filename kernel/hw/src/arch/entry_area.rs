@@ -1,4 +1,5 @@
-//! The entry area: what must be mapped, at the same address, whichever root is loaded when the CPU enters the kernel.
+//! The entry area: what must be mapped, at the same address, whichever root is loaded when the CPU
+//! enters the kernel.
 //!
 //! ```text
 //! offset   page                      in the kernel's root    in a domain's root
@@ -11,9 +12,10 @@
 //! 0x8000   entry and IST stacks      RW                      RW, the domain's own
 //! ```
 //!
-//! LDTR and TR hold these addresses and never change. **One CR3 write therefore switches page tables, capability table
-//! and I/O bitmap together.** Each root has its own stacks page: what the CPU pushes while a domain is loaded is that
-//! domain's own state, and what the kernel pushes no domain ever sees.
+//! LDTR and TR hold these addresses and never change. **One CR3 write therefore switches page
+//! tables, capability table and I/O bitmap together.** Each root has its own stacks page: what the
+//! CPU pushes while a domain is loaded is that domain's own state, and what the kernel pushes no
+//! domain ever sees.
 
 use super::{gates, vector};
 use crate::memory::tables::Root;
@@ -43,7 +45,8 @@ pub const STACKS: u64 = BASE + 0x8000;
 /// Where a call gate finds its stack (TSS.RSP0). It grows down from here.
 pub const ENTRY_STACK_TOP: u64 = STACKS + PAGE_SIZE;
 
-/// Interrupt stack table entries; each gets 512 bytes of the stacks' page, of which a trap uses under 200.
+/// Interrupt stack table entries; each gets 512 bytes of the stacks' page, of which a trap uses
+/// under 200.
 pub mod ist {
     /// Device interrupts.
     pub const INTERRUPT: u8 = 1;
@@ -79,8 +82,9 @@ const _: () = assert!(TSS_BYTES == 104);
 
 /// What entry code must know before it has the kernel's root, and the GDT.
 ///
-/// Where it goes on in Rust is here as well, and not in its own displacements: those differ with each build, and a driver
-/// that jumps into the middle of one may find an instruction that is more for QEMU than it is (`core/src/tcg.rs`).
+/// Where it goes on in Rust is here as well, and not in its own displacements: those differ with
+/// each build, and a driver that jumps into the middle of one may find an instruction that is more
+/// for QEMU than it is (`core/src/tcg.rs`).
 #[repr(C, align(4096))]
 pub struct Constants {
     /// CR3 of the kernel's root.
@@ -118,7 +122,8 @@ const _: () = {
 
 #[repr(transparent)]
 struct Area(UnsafeCell<Data>);
-// SAFETY: written by `init` before anything else runs; afterwards only the CPU uses it, but for [`write_vector`].
+// SAFETY: written by `init` before anything else runs; afterwards only the CPU uses it, but for
+// [`write_vector`].
 unsafe impl Sync for Area {}
 
 // Only the CPU reads it, which the compiler must be told.
@@ -160,7 +165,8 @@ pub fn is_text(rip: u64) -> bool {
     (BASE..&raw const __entry_text_end as u64).contains(&rip)
 }
 
-/// Fills the tables and loads GDTR, IDTR, LDTR and TR from them. Called once, with the kernel's root in CR3.
+/// Fills the tables and loads GDTR, IDTR, LDTR and TR from them. Called once, with the kernel's
+/// root in CR3.
 pub(crate) fn init() {
     let kernel_cr3 = kernel_root();
     let area = AREA.0.get();
@@ -176,7 +182,8 @@ pub(crate) fn init() {
         base: VirtAddr::new(CONSTANTS + offset as u64),
     };
     let null = SegmentSelector(0);
-    // SAFETY: nothing else runs yet, and the area is mapped writable until [`protect`]; the selectors name what is put there.
+    // SAFETY: nothing else runs yet, and the area is mapped writable until [`protect`]; the
+    // selectors name what is put there.
     unsafe {
         let (traps, services) = (gates::trap_functions(), gates::service_functions());
         (*area).constants = Constants { kernel_cr3, gdt, traps, services };
@@ -223,7 +230,8 @@ pub(super) fn write_vector(vector: u8, gate: Option<[u64; 2]>) {
             descriptor::interrupt_gate(own, stack_of(vector.into()))
         }
     };
-    // SAFETY: an entry of the IDT, which only the CPU reads; the gate leads to one of the vectors' entries.
+    // SAFETY: an entry of the IDT, which only the CPU reads; the gate leads to one of the vectors'
+    // entries.
     unsafe { write_constant(entry, &[low, high]) };
 }
 

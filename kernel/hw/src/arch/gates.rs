@@ -76,16 +76,19 @@ unsafe extern "C" {
     /// Runs a driver in ring 1 until it returns or is ended.
     ///
     /// # Safety
-    /// `frame` and [`super::cpu::this`] must describe the same domain, and its root must map the entry area.
+    /// `frame` and [`super::cpu::this`] must describe the same domain, and its root must map the
+    /// entry area.
     pub fn enter_sandboxed(frame: *const UpcallFrame) -> UpcallEnd;
 
     /// Runs a driver in ring 0 until it returns or asks to be ended.
     ///
     /// # Safety
-    /// The frame's entry point must be that of a trusted domain. What it does in ring 0 nobody checks: that is what trusting it means.
+    /// The frame's entry point must be that of a trusted domain. What it does in ring 0 nobody
+    /// checks: that is what trusting it means.
     pub fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
 
-    /// Ends the upcall that is under way: [`enter_sandboxed`] or [`enter_trusted`] returns with `ended` set.
+    /// Ends the upcall that is under way: [`enter_sandboxed`] or [`enter_trusted`] returns with
+    /// `ended` set.
     ///
     /// # Safety
     /// An upcall must be under way, and nothing on the stack above it may need to be dropped.
@@ -119,8 +122,8 @@ pub struct UpcallEnd {
     pub ended: u64,
 }
 
-/// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them: those that a service
-/// keeps (System V), which are the driver's still.
+/// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them:
+/// those that a service keeps (System V), which are the driver's still.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the fields are registers")]

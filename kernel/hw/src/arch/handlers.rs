@@ -1,4 +1,5 @@
-//! What the CPU's part of the kernel asks of the parts above it. It cannot import them, so [`install`] is told once, first of all.
+//! What the CPU's part of the kernel asks of the parts above it. It cannot import them, so
+//! [`install`] is told once, first of all.
 //!
 //! An indirect call for each trap and each tick; none on the path of gates.
 
@@ -18,7 +19,8 @@ pub enum DriverTrap {
     Overrun,
 }
 
-/// The function behind a service's gate: what the driver passed in RDI, RSI and RDX, and what it gets in RAX.
+/// The function behind a service's gate: what the driver passed in RDI, RSI and RDX, and what it
+/// gets in RAX.
 pub type Service = extern "C" fn(u64, u64, u64) -> i64;
 /// One for each service, by number.
 pub type Services = [Service; SERVICE_COUNT];

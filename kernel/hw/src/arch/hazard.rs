@@ -1,5 +1,6 @@
-//! What no kernel does, to see what stops it. **A kernel without the feature `campaign` has none of this**, and what this crate promises
-//! of memory safety does not hold for it: a person who calls an address gets what is there.
+//! What no kernel does, to see what stops it. **A kernel without the feature `campaign` has none of
+//! this**, and what this crate promises of memory safety does not hold for it: a person who calls
+//! an address gets what is there.
 
 /// Calls `address` as the kernel's own code would be called.
 pub fn call(address: u64) {

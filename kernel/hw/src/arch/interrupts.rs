@@ -1,8 +1,9 @@
-//! Interrupts, line by line: those of the two 8259 controllers, and behind them those that devices send as messages (MSI-X), of which
-//! each is a line of its own.
+//! Interrupts, line by line: those of the two 8259 controllers, and behind them those that devices
+//! send as messages (MSI-X), of which each is a line of its own.
 //!
-//! **Interrupts never run driver code.** A device's line is masked when it fires, which is only noted here, until its driver
-//! was polled; a device whose driver did not acknowledge is held back by itself then (`domain/device.rs`).
+//! **Interrupts never run driver code.** A device's line is masked when it fires, which is only
+//! noted here, until its driver was polled; a device whose driver did not acknowledge is held back
+//! by itself then (`domain/device.rs`).
 
 use super::handlers;
 use super::io_apic::{self, Pin};
@@ -26,7 +27,8 @@ pub fn line_counts() -> impl Iterator<Item = (u8, u64)> {
 static FIRED: AtomicU64 = AtomicU64::new(0);
 static ON_FIRED: AtomicWaker = AtomicWaker::new();
 
-/// Initializes the controllers with every line masked but the timer's and the console's. The error says what is missing.
+/// Initializes the controllers with every line masked but the timer's and the console's. The error
+/// says what is missing.
 pub fn init() -> Result<(), &'static str> {
     super::local_apic::let_external_through();
     match pic::init(!(1 << TIMER | 1 << CASCADE | 1 << SERIAL)) {
@@ -45,12 +47,13 @@ pub const fn vector_of(line: u8) -> u8 {
     if line < WIRES { FIRST_OF_IO_APIC + line } else { FIRST_VECTOR + line }
 }
 
-/// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. `pin` says how a line is wired; it is told
-/// whether the line interrupts as long as it is raised, as the 8259s have it, or as it is said in the set of bits `levels`. `false` if the
-/// I/O APIC is not there.
+/// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. `pin`
+/// says how a line is wired; it is told whether the line interrupts as long as it is raised, as the
+/// 8259s have it, or as it is said in the set of bits `levels`. `false` if the I/O APIC is not
+/// there.
 ///
-/// It forgets an edge that comes while a line is masked (82093AA, 3.2.4), where the 8259s remember it: lines whose devices keep them raised
-/// until they are served are better off as levels.
+/// It forgets an edge that comes while a line is masked (82093AA, 3.2.4), where the 8259s remember
+/// it: lines whose devices keep them raised until they are served are better off as levels.
 pub(crate) fn use_io_apic(registers: u64, levels: u16, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
     let levels = pic::levels() | levels;
     let is_level = |line: u8| levels & 1 << line != 0;
@@ -158,7 +161,8 @@ fn set_message_masked(line: u8, masked: bool) {
     });
 }
 
-/// Lines of devices that fired since the last call, as a set of bits. `waker` is woken at the next one.
+/// Lines of devices that fired since the last call, as a set of bits. `waker` is woken at the next
+/// one.
 pub fn take_fired(waker: Option<&core::task::Waker>) -> u64 {
     if let Some(waker) = waker {
         ON_FIRED.register(waker);
@@ -218,7 +222,8 @@ fn fire(line: u8) {
     ON_FIRED.wake();
 }
 
-/// Handles an interrupt of the local APIC: its timer's, a message that a device has sent, or one that nobody should have.
+/// Handles an interrupt of the local APIC: its timer's, a message that a device has sent, or one
+/// that nobody should have.
 fn take_message(vector: u8) {
     // A device can send this one as well, which is to be ended.
     if vector == SPURIOUS && !super::local_apic::is_in_service(vector) {
@@ -270,11 +275,13 @@ pub fn handle(vector: u8) {
         take_message(vector);
         return;
     };
-    // A line that fell again before it was asked for is reported as the controller's last, and is not in service.
+    // A line that fell again before it was asked for is reported as the controller's last, and is
+    // not in service.
     let spurious = (line == 7 || line == 15) && pic::in_service() & 1 << line == 0;
     if spurious {
         if line == 15 {
-            // The first controller did take the second one's word for it (8259A data sheet, "Default IR7").
+            // The first controller did take the second one's word for it (8259A data sheet,
+            // "Default IR7").
             pic::end(CASCADE);
         }
         return;

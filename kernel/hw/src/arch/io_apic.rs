@@ -1,5 +1,6 @@
-//! The I/O APIC, which sends lines as messages (82093AA data sheet): here always by way of the IOMMU's table of interrupts, which knows
-//! it by its source id (VT-d, 5.1.5.1). It takes the place of the 8259s then.
+//! The I/O APIC, which sends lines as messages (82093AA data sheet): here always by way of the
+//! IOMMU's table of interrupts, which knows it by its source id (VT-d, 5.1.5.1). It takes the place
+//! of the 8259s then.
 
 use super::line::WIRES;
 use crate::memory::registers::Registers;
@@ -44,7 +45,8 @@ pub struct IoApic {
 
 static IO_APIC: Once<IoApic> = Once::new();
 
-/// Uses the one with registers at physical address `registers`, with a pin for each line. `false` if it is not there, or has fewer pins.
+/// Uses the one with registers at physical address `registers`, with a pin for each line. `false`
+/// if it is not there, or has fewer pins.
 pub(super) fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool {
     let Some(registers) = Registers::at(registers, BYTES) else { return false };
     let read = |register| {
@@ -76,7 +78,8 @@ pub(super) fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool 
     true
 }
 
-/// Masks or unmasks a line; `false` if the 8259s have it. With interrupts off: its two registers are reached one after the other.
+/// Masks or unmasks a line; `false` if the 8259s have it. With interrupts off: its two registers
+/// are reached one after the other.
 pub fn set_masked(line: u8, masked: bool) -> bool {
     let Some(IoApic { registers, pins }) = IO_APIC.get() else { return false };
     if let Some((pin, low)) = pins.get(usize::from(line)).copied().flatten() {

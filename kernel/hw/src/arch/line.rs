@@ -10,7 +10,8 @@ pub const LINES: u8 = 64;
 pub const FIRST_OF_IO_APIC: u8 = FIRST_VECTOR + LINES;
 /// Vector of the local APIC's timer, where that ticks.
 pub const OWN_TIMER: u8 = 0xef;
-/// Vector of the local APIC's for an interrupt that there was not (SDM vol. 3A, 11.9), which is not ended.
+/// Vector of the local APIC's for an interrupt that there was not (SDM vol. 3A, 11.9), which is not
+/// ended.
 pub const SPURIOUS: u8 = 0xff;
 
 /// Line of the timer.

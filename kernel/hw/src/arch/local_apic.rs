@@ -1,8 +1,9 @@
-//! The CPU's own interrupt controller (SDM vol. 3A, 11): lets the 8259s' interrupts through, takes those that devices send by
-//! themselves, and ticks where there is no 8254.
+//! The CPU's own interrupt controller (SDM vol. 3A, 11): lets the 8259s' interrupts through, takes
+//! those that devices send by themselves, and ticks where there is no 8254.
 //!
-//! **No device raises a vector below 48.** Exceptions lie there, some of which push an error code, and the 8259s' interrupts: where a
-//! device can make up messages, the priority threshold keeps these back.
+//! **No device raises a vector below 48.** Exceptions lie there, some of which push an error code,
+//! and the 8259s' interrupts: where a device can make up messages, the priority threshold keeps
+//! these back.
 
 use super::clock::Reference;
 use super::msr;
@@ -28,8 +29,9 @@ const DIVIDE: u32 = 0x3e0;
 /// Vectors up to this one are kept back (SDM vol. 3A, 11.8.3.1): bits 7 to 4 count.
 const THRESHOLD: u32 = 0x2f;
 
-/// Turns it off, unless it ticks: nothing else needs it, and as long as it is on a device can raise vectors by writing where it listens.
-/// The controllers' interrupts reach the CPU past it then (SDM vol. 3A, 11.4.3).
+/// Turns it off, unless it ticks: nothing else needs it, and as long as it is on a device can raise
+/// vectors by writing where it listens. The controllers' interrupts reach the CPU past it then (SDM
+/// vol. 3A, 11.4.3).
 pub fn turn_off() {
     if is_there() && !TICKS.load(Ordering::Relaxed) {
         let base = base();
@@ -53,10 +55,11 @@ fn base() -> u64 {
     msr::APIC_BASE.read()
 }
 
-/// Has it let the external controllers' interrupts through, whatever firmware has set up, or none (virtual wire mode: MultiProcessor
-/// Specification 1.4, 3.6.2.2).
+/// Has it let the external controllers' interrupts through, whatever firmware has set up, or none
+/// (virtual wire mode: MultiProcessor Specification 1.4, 3.6.2.2).
 pub fn let_external_through() {
-    /// The APIC is enabled; vector 255 for spurious interrupts, which an external controller does not cause.
+    /// The APIC is enabled; vector 255 for spurious interrupts, which an external controller does
+    /// not cause.
     const ON: u32 = 1 << 8 | 0xff;
     const EXTERNAL: u32 = 0b111 << 8;
     if is_there() {
@@ -71,7 +74,8 @@ pub fn keep_external_out() {
     write(LINT0, MASKED);
 }
 
-/// The number that devices reach it by. `None` if the CPU has none that is on, or that takes more than 8 bits.
+/// The number that devices reach it by. `None` if the CPU has none that is on, or that takes more
+/// than 8 bits.
 pub fn number() -> Option<u8> {
     if !is_there() {
         return None;
@@ -81,7 +85,8 @@ pub fn number() -> Option<u8> {
     u8::try_from(id).ok()
 }
 
-/// Has its timer raise `vector` so often a second. `None` if there is no timer, or it does not count.
+/// Has its timer raise `vector` so often a second. `None` if there is no timer, or it does not
+/// count.
 pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
     const BY_16: u32 = 0b0011;
     const PERIODIC: u32 = 1 << 17;

@@ -2,11 +2,13 @@
 //!
 //! * [`entry_area`]: the pages that every root maps: entry text, GDT, IDT, TSS, LDT, entry stacks
 //! * `entry.S`, [`gates`]: every way into the kernel and out of it
-//! * [`traps`], [`frame`], [`vector`]: exceptions and interrupts in Rust, what they hit, and their numbers
+//! * [`traps`], [`frame`], [`vector`]: exceptions and interrupts in Rust, what they hit, and their
+//!   numbers
 //! * [`cpu`], [`trap_stacks`]: per-CPU state and control registers; stacks for what hits the kernel
 //! * [`handlers`]: what the parts above do for this one
 //! * [`port`], [`msr`]: I/O ports and model-specific registers
-//! * [`interrupts`], [`line`], [`pic`], [`io_apic`], [`local_apic`]: the 8259s, and the CPU's own controller
+//! * [`interrupts`], [`line`], [`pic`], [`io_apic`], [`local_apic`]: the 8259s, and the CPU's own
+//!   controller
 //! * [`clock`], [`time`]: what counts at a known rate, and what goes by it: the TSC and the tick
 //! * [`watch`]: breakpoints on an instruction and on memory
 //! * `bench`, `hazard`: what only measurements and tests need, behind features

@@ -2,7 +2,8 @@
 
 use x86_64::registers::model_specific::Msr;
 
-/// A register that every CPU has that says it has what it belongs to, and that no memory depends on.
+/// A register that every CPU has that says it has what it belongs to, and that no memory depends
+/// on.
 #[derive(Debug, Clone, Copy)]
 pub struct Register(u32);
 
@@ -25,7 +26,8 @@ impl Register {
 
     /// Writes it.
     pub fn write(self, value: u64) {
-        // SAFETY: it is there, and moves no memory that is in use: the APIC's page stays where firmware has put it.
+        // SAFETY: it is there, and moves no memory that is in use: the APIC's page stays where
+        // firmware has put it.
         unsafe { Msr::new(self.0).write(value) };
     }
 }

@@ -1,4 +1,5 @@
-//! The two 8259A interrupt controllers of a PC (8259A data sheet, "Initialization Command Words"; the second is at line 2 of the first).
+//! The two 8259A interrupt controllers of a PC (8259A data sheet, "Initialization Command Words";
+//! the second is at line 2 of the first).
 
 use super::line::{CASCADE, FIRST_VECTOR};
 use super::port::IoPort;
@@ -25,7 +26,8 @@ fn pause() {
     NOBODY.write(0);
 }
 
-/// Initializes both so that line 0 has [`FIRST_VECTOR`], and masks the lines in `masked`; `false` if they are not there.
+/// Initializes both so that line 0 has [`FIRST_VECTOR`], and masks the lines in `masked`; `false`
+/// if they are not there.
 pub fn init(masked: u16) -> bool {
     /// ICW1: a sequence of four words begins. ICW4: the CPU is an x86.
     const BEGIN: u8 = 0x11;
@@ -72,7 +74,8 @@ pub fn levels() -> u16 {
     u16::from_le_bytes(LEVELS.map(|port| port.read()))
 }
 
-/// Ends the interrupt of `line`, which is in service; the second controller's are the first's cascade line as well.
+/// Ends the interrupt of `line`, which is in service; the second controller's are the first's
+/// cascade line as well.
 pub fn end(line: u8) {
     /// OCW2: the line in service with the highest priority.
     const END_OF_INTERRUPT: u8 = 0x20;

@@ -6,8 +6,9 @@ use x86_64::structures::port::{PortRead, PortWrite};
 
 /// A port that is read and written `T` at once.
 ///
-/// No port leads to memory by itself: what a device does that is told so by one is for who has the device to answer. **Drivers' devices have
-/// theirs above those of the mainboard** (`space/device.rs`), and there the kernel uses none but to reset them: a [`DevicePort`].
+/// No port leads to memory by itself: what a device does that is told so by one is for who has the
+/// device to answer. **Drivers' devices have theirs above those of the mainboard**
+/// (`space/device.rs`), and there the kernel uses none but to reset them: a [`DevicePort`].
 #[derive(Debug)]
 pub struct IoPort<T> {
     number: u16,

@@ -1,7 +1,7 @@
 //! How the machine ends: through QEMU's isa-debug-exit device or Bochs' port, where there is one.
 //!
-//! A triple fault ends QEMU with status 0, so no order to end has that status. A run is good only if it ended with
-//! the status of [`Ending::Done`] *and* the console's last line said so.
+//! A triple fault ends QEMU with status 0, so no order to end has that status. A run is good only
+//! if it ended with the status of [`Ending::Done`] *and* the console's last line said so.
 
 use super::handlers;
 use super::port::IoPort;
@@ -24,7 +24,8 @@ pub enum Ending {
 const EXIT_PORT: u16 = 0xf4;
 const BOCHS_SHUTDOWN_PORT: u16 = 0x8900;
 
-/// Resets the machine: by the chipset's reset control register, and by the keyboard controller, whichever there is.
+/// Resets the machine: by the chipset's reset control register, and by the keyboard controller,
+/// whichever there is.
 fn reset() {
     const RESET_CONTROL: u16 = 0xcf9;
     const KEYBOARD_CONTROLLER: u16 = 0x64;
@@ -47,14 +48,16 @@ pub fn end(ending: Ending) -> ! {
     for letter in b"Shutdown" {
         IoPort::new(BOCHS_SHUTDOWN_PORT).write(*letter);
     }
-    // Writing the port ends QEMU, but not before its next step; elsewhere this is where it all stops.
+    // Writing the port ends QEMU, but not before its next step; elsewhere this is where it all
+    // stops.
     handlers::halt()
 }
 
 /// Set once the kernel has panicked.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
-/// Notes that the kernel has panicked: nothing that was under way goes on. `false` if it was noted before.
+/// Notes that the kernel has panicked: nothing that was under way goes on. `false` if it was noted
+/// before.
 pub(crate) fn note_panic() -> bool {
     x86_64::instructions::interrupts::disable();
     !PANICKED.swap(true, Ordering::SeqCst)

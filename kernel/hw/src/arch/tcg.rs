@@ -1,4 +1,5 @@
-//! What QEMU's own emulation of a CPU, TCG, does that no CPU does; which of that, is asked of the one that is there.
+//! What QEMU's own emulation of a CPU, TCG, does that no CPU does; which of that, is asked of the
+//! one that is there.
 
 use super::{entry_area, vector};
 use core::arch::{asm, global_asm};
@@ -33,8 +34,8 @@ pub fn init() {
     const UNDEFINED: u8 = vector::INVALID_OPCODE as u8;
     entry_area::set_vector(UNDEFINED, Some(tcg_undefined as *const () as u64));
     let loaded: u64;
-    // SAFETY: MOV to segment register 6, with nothing in AX. It is undefined, and passed over by the handler above; or it loads
-    // LDTR, which is loaded with what it had at once.
+    // SAFETY: MOV to segment register 6, with nothing in AX. It is undefined, and passed over by
+    // the handler above; or it loads LDTR, which is loaded with what it had at once.
     unsafe {
         asm!(
             "mov ecx, 1",
@@ -54,7 +55,8 @@ pub fn is_there() -> bool {
     IS_TCG.load(Ordering::Relaxed)
 }
 
-/// Whether the CPU that is there has, or may have, this hole. Those that would end the machine cannot be tried.
+/// Whether the CPU that is there has, or may have, this hole. Those that would end the machine
+/// cannot be tried.
 pub fn has(hole: Hole) -> bool {
     match hole {
         Hole::LoadsSs | Hole::LocksBitTest => IS_TCG.load(Ordering::Relaxed),

@@ -16,8 +16,9 @@ static TSC_AT_START: AtomicU64 = AtomicU64::new(0);
 /// Ticks a second of a TSC slower than that of any CPU, and of any model of one.
 const SLOWEST_TSC: u64 = 1_000_000;
 
-/// Measures the TSC and starts the tick: the 8254's, or where that is missing the local APIC's. The error says what the machine lacks:
-/// **the rate of the TSC is never guessed**, as all limits and waits go by it.
+/// Measures the TSC and starts the tick: the 8254's, or where that is missing the local APIC's. The
+/// error says what the machine lacks: **the rate of the TSC is never guessed**, as all limits and
+/// waits go by it.
 pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     TSC_AT_START.store(tsc(), Ordering::Relaxed);
     let mut measured = clocks.references().filter_map(|clock| Some((clock.name(), clock::tsc_rate(&clock)?)));
@@ -62,8 +63,9 @@ pub fn uptime_ns() -> u64 {
     nanoseconds(tsc().saturating_sub(TSC_AT_START.load(Ordering::Relaxed)))
 }
 
-/// Does something long for the driver whose upcall is under way: something with `len_bytes` bytes of memory, in pieces, between which
-/// interrupts are let in. What counts against the upcall is how much that is, and not how long a host takes for it.
+/// Does something long for the driver whose upcall is under way: something with `len_bytes` bytes
+/// of memory, in pieces, between which interrupts are let in. What counts against the upcall is how
+/// much that is, and not how long a host takes for it.
 pub fn charged<T>(len_bytes: u64, work: impl FnOnce() -> T) -> T {
     let left = &super::cpu::this().ticks_left;
     let before = left.load(Ordering::Relaxed);
@@ -85,13 +87,15 @@ pub fn charged_for_words<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// 512 bytes at 115,200 baud take 44 ms. What takes longer is a host that stalls, for which no driver is to blame.
+/// 512 bytes at 115,200 baud take 44 ms. What takes longer is a host that stalls, for which no
+/// driver is to blame.
 const MOST_CHARGED: u64 = TICK_HZ as u64 / 20;
 
 /// TSC at the last tick that was due.
 static LAST_TICK: AtomicU64 = AtomicU64::new(0);
 
-/// Whether it is so long since the last tick that this may be one: half of the time between two. To be asked once a tick.
+/// Whether it is so long since the last tick that this may be one: half of the time between two. To
+/// be asked once a tick.
 pub fn is_tick_due() -> bool {
     let (now, last) = (tsc(), LAST_TICK.load(Ordering::Relaxed));
     let is_due = now.saturating_sub(last) >= tsc_per_tick() / 2;

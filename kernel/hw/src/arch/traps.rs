@@ -1,7 +1,8 @@
 //! Exceptions and interrupts, once `entry.S` has saved the registers and found out whom they hit.
 //!
-//! **Who is to blame:** a trap with a domain's root in CR3 is that domain's, even in ring 0 (a gate's first
-//! instructions run there with the driver's flags). A trap with the kernel's root is the kernel's own.
+//! **Who is to blame:** a trap with a domain's root in CR3 is that domain's, even in ring 0 (a
+//! gate's first instructions run there with the driver's flags). A trap with the kernel's root is
+//! the kernel's own.
 
 use super::cpu;
 use super::entry_area;
@@ -30,8 +31,9 @@ pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
     }
 }
 
-/// A trap while a domain's root was loaded. `frame` is in the domain's stacks' page, seen through physical memory:
-/// `entry.S` computed its address. Nobody else is there as long as the driver does not run.
+/// A trap while a domain's root was loaded. `frame` is in the domain's stacks' page, seen through
+/// physical memory: `entry.S` computed its address. Nobody else is there as long as the driver does
+/// not run.
 pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
     let mut copy = *frame;
     match copy.vector {
@@ -46,7 +48,8 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         vector::MACHINE_CHECK => end_kernel(vector::name(vector::MACHINE_CHECK), &copy, None),
         vector => end_driver(DriverTrap::Exception { address: fault_address(vector) }, copy),
     }
-    // The driver goes on. What it goes on with is not what lies in its page but what is known to be right.
+    // The driver goes on. What it goes on with is not what lies in its page but what is known to be
+    // right.
     let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);
     if at_gate {
         let mut on_gates = ON_GATES.lock();
@@ -65,12 +68,13 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
 }
 
 static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);
-/// Instructions of the entry code, and how often an interrupt hit each while a domain's root was loaded.
+/// Instructions of the entry code, and how often an interrupt hit each while a domain's root was
+/// loaded.
 type OnGates = FnvIndexMap<u64, u64, 64>;
 static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
 
-/// How many interrupts hit drivers in ring 1, and which instructions of the entry code how many hit while a domain's root
-/// was loaded.
+/// How many interrupts hit drivers in ring 1, and which instructions of the entry code how many hit
+/// while a domain's root was loaded.
 pub fn interrupt_counts() -> (u64, OnGates) {
     without_interrupts(|| (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.lock().clone()))
 }

@@ -38,9 +38,9 @@ impl Uart {
         IoPort::new(self.base + register).write(value);
     }
 
-    /// Sets it up: 115,200 baud, 8 bits, no parity, an interrupt for input if it `listens`. **What has come before stays**: it is returned,
-    /// and where some has, more may be on its way, so that the FIFOs are left off; turning them on empties them. `None` if there is no
-    /// port.
+    /// Sets it up: 115,200 baud, 8 bits, no parity, an interrupt for input if it `listens`. **What
+    /// has come before stays**: it is returned, and where some has, more may be on its way, so that
+    /// the FIFOs are left off; turning them on empties them. `None` if there is no port.
     pub fn set_up(self, listens: bool) -> Option<heapless::Vec<u8, 64>> {
         const EIGHT_BITS: u8 = 3;
         const DIVISOR_LATCH: u8 = 1 << 7;

@@ -1,6 +1,8 @@
-//! Watches an instruction, or some memory: the CPU's debug registers do that, whatever the ring (SDM vol. 3B, 17.2).
+//! Watches an instruction, or some memory: the CPU's debug registers do that, whatever the ring
+//! (SDM vol. 3B, 17.2).
 //!
-//! * Breakpoint 0: whether one instruction is ever executed, for trials. It ends with the first time.
+//! * Breakpoint 0: whether one instruction is ever executed, for trials. It ends with the first
+//!   time.
 //! * Breakpoint 1: who reads or writes up to eight bytes, for traces.
 
 use super::handlers;
@@ -57,7 +59,8 @@ pub fn take() -> bool {
     EXECUTED.swap(false, Ordering::Relaxed)
 }
 
-/// Bits of DR7 that say how breakpoint 1 is (SDM vol. 3B, 17.2.4), for a length of 1, 2, 4 or 8 bytes.
+/// Bits of DR7 that say how breakpoint 1 is (SDM vol. 3B, 17.2.4), for a length of 1, 2, 4 or 8
+/// bytes.
 fn access_bits(len_bytes: u64) -> u64 {
     let length = match len_bytes {
         1 => 0b00,
@@ -85,8 +88,8 @@ pub fn end_access() {
     turn_off(access_bits(4));
 }
 
-/// For the debug exception's handler: whether it was about something that is watched, and nothing else. `rip` is where it
-/// came. The watch of an instruction has ended by that.
+/// For the debug exception's handler: whether it was about something that is watched, and nothing
+/// else. `rip` is where it came. The watch of an instruction has ended by that.
 pub fn noticed(rip: u64) -> bool {
     let (met, on) = (Dr6::read_raw(), dr7());
     // Clearing it is the handler's to do.

@@ -1,4 +1,5 @@
-//! How much a driver may have on the console that nobody has asked for: as much as a person can read. The log keeps the last of it.
+//! How much a driver may have on the console that nobody has asked for: as much as a person can
+//! read. The log keeps the last of it.
 
 use crate::arch::time;
 use alloc::string::{String, ToString};

@@ -1,5 +1,5 @@
-//! The kernel's log: what it says itself, what it says because of a driver, and what drivers say. It is printed, and the last of it is
-//! kept.
+//! The kernel's log: what it says itself, what it says because of a driver, and what drivers say.
+//! It is printed, and the last of it is kept.
 
 use super::flood::{self, Allowed};
 use super::screen;
@@ -44,12 +44,13 @@ enum Manner {
     Quote,
 }
 
-/// Between a driver's name and its words. A name cannot have it, and what the kernel says about a driver has a colon there.
+/// Between a driver's name and its words. A name cannot have it, and what the kernel says about a
+/// driver has a colon there.
 const QUOTE: char = '|';
 
 impl Line {
-    /// Writes it for a terminal with so many columns, if that is known. What a driver says that is wider than that is cut up, so that
-    /// each row begins with whose it is.
+    /// Writes it for a terminal with so many columns, if that is known. What a driver says that is
+    /// wider than that is cut up, so that each row begins with whose it is.
     fn write(&self, f: &mut dyn Write, columns: Option<usize>) -> fmt::Result {
         let Line { stamp, driver, manner, level, text } = self;
         let level = level_name(*level);
@@ -120,8 +121,8 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }
 
-/// The kernel says something about a driver, which counts against that: what a driver does, a disk or a peer, may have it say so
-/// again and again.
+/// The kernel says something about a driver, which counts against that: what a driver does, a disk
+/// or a peer, may have it say so again and again.
 pub fn say_about(source: &Source, level: Level, text: fmt::Arguments) {
     add(Some(source.clone()), Manner::Plain, level, format!("{}: {text}", source.driver));
 }
@@ -157,8 +158,8 @@ impl Source {
     }
 }
 
-/// Prints a line and keeps it. Of each driver only the last ones are kept: no driver takes more than those places. What is not asked
-/// for is printed as long as a person can read it.
+/// Prints a line and keeps it. Of each driver only the last ones are kept: no driver takes more
+/// than those places. What is not asked for is printed as long as a person can read it.
 fn add(source: Option<Source>, manner: Manner, level: Level, text: String) {
     let micros = time::uptime_ns() / 1000;
     let stamp = format!("[{:4}.{:06}] ", micros / 1_000_000, micros % 1_000_000);

@@ -1,7 +1,7 @@
 //! The console, which is the first serial port.
 //!
-//! Output is polled; input arrives by interrupt and waits in a ring for the shell. What is printed while a line is being
-//! typed appears above that line.
+//! Output is polled; input arrives by interrupt and waits in a ring for the shell. What is printed
+//! while a line is being typed appears above that line.
 //!
 //! * [`kernel_log`]: what the kernel and drivers say by themselves
 //! * [`flood`]: how much of that is shown
@@ -30,7 +30,8 @@ const PORT: Uart = Uart::FIRST;
 const INPUT_BYTES: usize = 1 << 16;
 
 static MUTED: AtomicUsize = AtomicUsize::new(0);
-/// Whether there is a port. Where there is none, each register reads as ones, and input would have no end.
+/// Whether there is a port. Where there is none, each register reads as ones, and input would have
+/// no end.
 static HAS_PORT: AtomicBool = AtomicBool::new(false);
 static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
 static ON_INPUT: AtomicWaker = AtomicWaker::new();
@@ -106,7 +107,8 @@ pub fn drain() {
 /// The kernel has panicked: all that is printed is shown from here on, whatever was under way.
 pub(crate) fn take_over() {
     MUTED.store(0, Ordering::Relaxed);
-    // Not dropped: that takes the heap's lock. Nor is the line that was typed shown again, which may allocate.
+    // Not dropped: that takes the heap's lock. Nor is the line that was typed shown again, which
+    // may allocate.
     core::mem::forget(CAPTURED.lock().take());
     core::mem::forget(TYPED.lock().take());
     screen::take_over();
@@ -160,7 +162,8 @@ fn known_columns() -> Option<usize> {
     Some(COLUMNS.load(Ordering::Relaxed)).filter(|columns| *columns != UNKNOWN)
 }
 
-/// A line is going to be typed behind `prompt`, which is printed. A terminal that can say how wide it is, is asked.
+/// A line is going to be typed behind `prompt`, which is printed. A terminal that can say how wide
+/// it is, is asked.
 pub fn begin_line(prompt: &str) {
     if ASKS_COLUMNS.load(Ordering::Relaxed) {
         write_bytes(ASK_COLUMNS);
@@ -173,7 +176,8 @@ pub fn begin_line(prompt: &str) {
     typed.state = Shown::Yes;
 }
 
-/// Takes a byte for the line that is being typed; what comes of it. How wide the terminal is, is taken in here.
+/// Takes a byte for the line that is being typed; what comes of it. How wide the terminal is, is
+/// taken in here.
 pub fn press(byte: u8) -> Option<Event> {
     let mut typed = TYPED.lock();
     let typed = typed.as_mut()?;
@@ -332,7 +336,8 @@ macro_rules! println {
     ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
 }
 
-/// The serial interrupt: moves input into the ring. What does not fit stays in the port, which then takes no more, and who sends waits.
+/// The serial interrupt: moves input into the ring. What does not fit stays in the port, which then
+/// takes no more, and who sends waits.
 pub fn receive() {
     if let Some(mut input) = INPUT.try_lock() {
         fill(&mut input);
@@ -351,8 +356,8 @@ fn fill(input: &mut Queue<u8, INPUT_BYTES>) {
     }
 }
 
-/// Whether Ctrl-C waits in the input: it is taken out, with all that was typed before it. `waker` is woken at the next
-/// input.
+/// Whether Ctrl-C waits in the input: it is taken out, with all that was typed before it. `waker`
+/// is woken at the next input.
 pub fn take_interrupt(waker: &Waker) -> bool {
     const CTRL_C: u8 = 3;
     ON_INPUT.register(waker);

@@ -1,7 +1,9 @@
-//! The last of the log on a screen, for who looks there: what is typed goes through the serial port, and the first row says so.
+//! The last of the log on a screen, for who looks there: what is typed goes through the serial
+//! port, and the first row says so.
 //!
-//! A screen is one in text mode, as BIOS firmware leaves it, or a frame buffer that the loader was given. It is drawn by a task, so that
-//! nobody who says something waits for it. When the machine ends badly, all that is printed goes there as well.
+//! A screen is one in text mode, as BIOS firmware leaves it, or a frame buffer that the loader was
+//! given. It is drawn by a task, so that nobody who says something waits for it. When the machine
+//! ends badly, all that is printed goes there as well.
 
 use super::kernel_log;
 
@@ -57,8 +59,8 @@ unsafe impl Send for Surface {}
 /// Width and height of a character in pixels.
 const FONT: (usize, usize) = (8, 16);
 
-/// The rows of a character, the leftmost pixel in the highest bit: the file has them behind a header of four bytes (PC screen font,
-/// version 1).
+/// The rows of a character, the leftmost pixel in the highest bit: the file has them behind a
+/// header of four bytes (PC screen font, version 1).
 fn glyph(byte: u8) -> &'static [u8] {
     const HEADER_BYTES: usize = 4;
     let first = HEADER_BYTES + usize::from(byte) * FONT.1;
@@ -86,8 +88,8 @@ pub(crate) fn init(physical_offset: u64, frame_buffer: Option<FrameBuffer>) {
 /// Where a VGA has its characters.
 const TEXT: u64 = 0xb8000;
 
-/// Whether there is a VGA that shows characters (IBM VGA Technical Reference, miscellaneous register of the graphics controller: bit 0,
-/// graphics; bits 2 and 3, where its memory is).
+/// Whether there is a VGA that shows characters (IBM VGA Technical Reference, miscellaneous
+/// register of the graphics controller: bit 0, graphics; bits 2 and 3, where its memory is).
 fn is_in_text_mode() -> bool {
     const INDEX: u16 = 0x3ce;
     const MISCELLANEOUS: u8 = 6;

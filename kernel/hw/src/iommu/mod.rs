@@ -4,9 +4,9 @@
 //! * [`vtd`]: Intel's remapping units
 //! * [`routes`]: the interrupts that devices send
 //!
-//! From the start of the kernel on no device reaches anything. [`Fence::new`] lets one reach what is mapped for it then
-//! ([`Fence::map`]), at addresses that are the driver's own, counted from the start of its slot. What a device does beyond that is
-//! recorded, and ends its driver.
+//! From the start of the kernel on no device reaches anything. [`Fence::new`] lets one reach what
+//! is mapped for it then ([`Fence::map`]), at addresses that are the driver's own, counted from the
+//! start of its slot. What a device does beyond that is recorded, and ends its driver.
 
 use crate::memory::frames::{Lent, OutOfMemory};
 use crate::memory::registers::Registers;
@@ -39,7 +39,8 @@ struct Watcher {
     watches: dmar::Unit,
 }
 
-/// It is held while interrupts are let in ([`crate::latency::breathe`]): no handler of one may take it.
+/// It is held while interrupts are let in ([`crate::latency::breathe`]): no handler of one may take
+/// it.
 static WATCHERS: Mutex<Vec<Watcher>> = Mutex::new(Vec::new());
 static IS_ON: AtomicBool = AtomicBool::new(false);
 /// Memory that firmware has devices use for itself.
@@ -130,8 +131,8 @@ pub struct Fence {
     watcher: usize,
     source: u16,
     domain: u16,
-    /// What is mapped for it, and where. It is never free as long as the device may reach it: it goes only with [`Fence::unmap`] or
-    /// [`Fence::remove`], when they have succeeded.
+    /// What is mapped for it, and where. It is never free as long as the device may reach it: it
+    /// goes only with [`Fence::unmap`] or [`Fence::remove`], when they have succeeded.
     mapped: ManuallyDrop<Vec<(u64, Lent)>>,
 }
 
@@ -171,7 +172,8 @@ impl Fence {
         SAID.lock().retain(|said| *said != source);
         let fence = Fence { watcher, source, domain, mapped: ManuallyDrop::default() };
         if attached.is_err() {
-            // The unit may have attached it all the same. Its number stays taken if the unit does not forget it.
+            // The unit may have attached it all the same. Its number stays taken if the unit does
+            // not forget it.
             let _ = fence.remove();
             return Err(Unfenced::Failed);
         }
@@ -192,14 +194,16 @@ impl Fence {
         WATCHERS.lock().get_mut(self.watcher).map(|watcher| then(&mut *watcher.unit))
     }
 
-    /// Lets the device reach `memory` (whole pages) at its address `start`. On an error it may reach some of it: [`Fence::unmap`] ends that.
+    /// Lets the device reach `memory` (whole pages) at its address `start`. On an error it may
+    /// reach some of it: [`Fence::unmap`] ends that.
     pub fn map(&mut self, start: u64, memory: &Lent, is_written: bool) -> Result<(), OutOfMemory> {
         self.mapped.push((start, memory.clone()));
         let mapped = self.with(|unit| unit.map(self.domain, start, memory, is_written));
         mapped.and_then(Result::ok).ok_or(OutOfMemory)
     }
 
-    /// Lets it reach `len_bytes` bytes at `start` no more; `false` if the unit does not do as it is told.
+    /// Lets it reach `len_bytes` bytes at `start` no more; `false` if the unit does not do as it is
+    /// told.
     #[must_use]
     pub fn unmap(&mut self, start: u64, len_bytes: u64) -> bool {
         let is_done = self.with(|unit| unit.unmap(self.domain, start, len_bytes)).is_some_and(|done| done.is_ok())
@@ -211,7 +215,8 @@ impl Fence {
         is_done
     }
 
-    /// Has the unit forget what it remembers of what the device reaches; `false` if it does not do as it is told.
+    /// Has the unit forget what it remembers of what the device reaches; `false` if it does not do
+    /// as it is told.
     #[must_use]
     pub fn flush(&self) -> bool {
         self.with(|unit| unit.flush(self.domain)).is_some_and(|done| done.is_ok())
@@ -233,7 +238,8 @@ impl Fence {
         fault
     }
 
-    /// Lets the device reach nothing any more; `false` if the unit does not do as it is told: then it may reach all that it did.
+    /// Lets the device reach nothing any more; `false` if the unit does not do as it is told: then
+    /// it may reach all that it did.
     #[must_use]
     pub fn remove(self) -> bool {
         let is_done = self.with(|unit| unit.detach(self.source, self.domain)).is_some_and(|done| done.is_ok());
@@ -278,14 +284,16 @@ fn give_back_domain(number: u16) {
     }
 }
 
-/// Whether a device can access ports by itself: no IOMMU fences that. Those that are known to are the 53C8xx, by the bits DIOM and SIOM of
-/// their DMODE register (LSI53C895A Technical Manual, 4.2).
+/// Whether a device can access ports by itself: no IOMMU fences that. Those that are known to are
+/// the 53C8xx, by the bits DIOM and SIOM of their DMODE register (LSI53C895A Technical Manual,
+/// 4.2).
 pub fn reaches_ports(function: &Function) -> bool {
     const LSI_LOGIC: u16 = 0x1000;
     function.id.vendor == LSI_LOGIC && (0x0001..=0x0012).contains(&function.id.device)
 }
 
-/// Whether a device may reach memory without being asked: a virtio device does, unless it offers ACCESS_PLATFORM (VIRTIO 1.1, 6.1).
+/// Whether a device may reach memory without being asked: a virtio device does, unless it offers
+/// ACCESS_PLATFORM (VIRTIO 1.1, 6.1).
 fn goes_past(function: &Function) -> bool {
     const VIRTIO: u16 = 0x1af4;
     const COMMON_BYTES: u64 = 56;
@@ -321,7 +329,8 @@ fn names(scope: &Scope, address: PciAddress) -> bool {
     }
 }
 
-/// Takes down what the units have recorded; whether there is something that concerns a driver. This is asked after each poll.
+/// Takes down what the units have recorded; whether there is something that concerns a driver. This
+/// is asked after each poll.
 #[inline(always)]
 pub fn note_faults() -> bool {
     (STATUS.is_set() || MUST_LOOK.load(Ordering::Relaxed)) && take_down()
@@ -365,7 +374,8 @@ pub fn forget(requester: PciAddress) {
     forget_source(source_of(requester));
 }
 
-/// The same for one whose devices no driver has: what it did is said, the first time since a driver had one.
+/// The same for one whose devices no driver has: what it did is said, the first time since a driver
+/// had one.
 pub fn forget_unowned(requester: PciAddress) {
     const MOST_SAID: usize = 64;
     let source = source_of(requester);
@@ -406,8 +416,8 @@ pub fn reason(reason: u8) -> String {
     words.into()
 }
 
-/// Whether a unit has its registers, its queue or tables of its own in the page at `page`. What drivers' devices reach is in tables of
-/// their own: [`Fence::has_table`].
+/// Whether a unit has its registers, its queue or tables of its own in the page at `page`. What
+/// drivers' devices reach is in tables of their own: [`Fence::has_table`].
 pub fn has(page: u64) -> bool {
     if routes::table() == Some(page) {
         return true;

@@ -1,5 +1,6 @@
-//! The interrupts that devices send, as messages that name an entry of the IOMMU's table. **An entry is one device's**, and says which
-//! vector it raises; what names no entry is blocked (VT-d, 5.1).
+//! The interrupts that devices send, as messages that name an entry of the IOMMU's table. **An
+//! entry is one device's**, and says which vector it raises; what names no entry is blocked (VT-d,
+//! 5.1).
 
 use super::unit::{InterruptTable, Remapper, Unusable, route};
 use super::{Fence, WATCHERS, Watcher};
@@ -52,8 +53,8 @@ fn remap_interrupts() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Has interrupt lines go through the table as well, from the I/O APIC that has the first ones and that a unit watches. `false` if there is
-/// none: the 8259s have them then.
+/// Has interrupt lines go through the table as well, from the I/O APIC that has the first ones and
+/// that a unit watches. `false` if there is none: the 8259s have them then.
 fn take_wires(wiring: &Wiring) -> bool {
     let (Some((table, apic)), Some((id, registers, _))) =
         (INTERRUPTS.get(), wiring.io_apics.iter().find(|(_, _, first)| *first == 0))
@@ -85,8 +86,9 @@ pub fn remaps_interrupts() -> bool {
 }
 
 impl Fence {
-    /// Lets the device raise `vector`, by a message to the address that is returned. Entry `index` of the table is its from now on, and
-    /// nobody else's. `None` if interrupts are not remapped, or the unit failed.
+    /// Lets the device raise `vector`, by a message to the address that is returned. Entry `index`
+    /// of the table is its from now on, and nobody else's. `None` if interrupts are not remapped,
+    /// or the unit failed.
     pub fn route(&self, index: u8, vector: u8) -> Option<u32> {
         /// The window of interrupts; the message names an entry of the table (5.1.2.2).
         const WINDOW: u32 = 0xfee0_0000;

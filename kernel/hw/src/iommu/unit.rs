@@ -1,7 +1,8 @@
-//! What an IOMMU does for the fence, whatever kind it is: who uses the fence knows only [`super::Fence`].
+//! What an IOMMU does for the fence, whatever kind it is: who uses the fence knows only
+//! [`super::Fence`].
 //!
-//! A *domain* is a set of addresses that devices have (VT-d, 3.3); here it is one device's, or that of those behind one bridge. A *source*
-//! is how a device says who it is: bus, device and function.
+//! A *domain* is a set of addresses that devices have (VT-d, 3.3); here it is one device's, or that
+//! of those behind one bridge. A *source* is how a device says who it is: bus, device and function.
 
 use crate::memory::frames::{Frames, OutOfMemory};
 use crate::memory::registers::OneRegister;
@@ -11,14 +12,16 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 /// An IOMMU that is on: **a source that is attached to no domain reaches nothing.**
 pub trait Iommu: Send {
-    /// Attaches `source` to `domain`, which maps nothing yet. On an error it may be attached: [`Iommu::detach`] ends that.
+    /// Attaches `source` to `domain`, which maps nothing yet. On an error it may be attached:
+    /// [`Iommu::detach`] ends that.
     fn attach(&mut self, source: u16, domain: u16) -> Result<(), Unusable>;
 
-    /// Maps `memory` (whole pages), which stays as long as it is mapped, at the devices' address `start`. On an error some of it may be
-    /// mapped.
+    /// Maps `memory` (whole pages), which stays as long as it is mapped, at the devices' address
+    /// `start`. On an error some of it may be mapped.
     fn map(&mut self, domain: u16, start: u64, memory: &SharedMemory, is_written: bool) -> Result<(), Unusable>;
 
-    /// Takes them out of the domain. **Devices may reach them until [`Iommu::flush`] has succeeded.**
+    /// Takes them out of the domain. **Devices may reach them until [`Iommu::flush`] has
+    /// succeeded.**
     fn unmap(&mut self, domain: u16, start: u64, len_bytes: u64) -> Result<(), Unusable>;
 
     /// Has it forget what it remembers of a domain, and waits until it has.
@@ -27,11 +30,12 @@ pub trait Iommu: Send {
     /// Has it record no more faults of `source`: who floods is known.
     fn silence(&mut self, source: u16, domain: u16) -> Result<(), Unusable>;
 
-    /// Ends what [`Iommu::attach`] began, and frees what the domain needed. On an error the source may reach all that it did, and nothing was
-    /// freed.
+    /// Ends what [`Iommu::attach`] began, and frees what the domain needed. On an error the source
+    /// may reach all that it did, and nothing was freed.
     fn detach(&mut self, source: u16, domain: u16) -> Result<(), Unusable>;
 
-    /// Where it says that it has recorded a fault: that is read after each poll, without asking the IOMMU.
+    /// Where it says that it has recorded a fault: that is read after each poll, without asking the
+    /// IOMMU.
     fn fault_status(&self) -> FaultStatus;
 
     /// Takes the faults that it has recorded.
@@ -142,7 +146,8 @@ impl FaultStatus {
 /// Entries of the table of interrupts.
 pub const ROUTES: usize = 256;
 
-/// The table of interrupts that devices may send (VT-d, 9.9): an entry says which vector, at which CPU, and for which device.
+/// The table of interrupts that devices may send (VT-d, 9.9): an entry says which vector, at which
+/// CPU, and for which device.
 pub struct InterruptTable(Frames);
 
 impl InterruptTable {
@@ -162,7 +167,8 @@ impl InterruptTable {
     }
 }
 
-/// An entry that has the device `source`, and no other, raise `vector` at the CPU with number `apic` (VT-d, 9.10): fixed delivery.
+/// An entry that has the device `source`, and no other, raise `vector` at the CPU with number
+/// `apic` (VT-d, 9.10): fixed delivery.
 pub fn route(source: u16, vector: u8, apic: u8, is_level: bool) -> [u64; 2] {
     const PRESENT: u64 = 1;
     const LEVEL: u64 = 1 << 4;

@@ -1,7 +1,8 @@
-//! A remapping unit of Intel's VT-d (Virtualization Technology for Directed I/O, revision 4.0), in legacy mode, with queued
-//! invalidation.
+//! A remapping unit of Intel's VT-d (Virtualization Technology for Directed I/O, revision 4.0), in
+//! legacy mode, with queued invalidation.
 //!
-//! **A device reaches nothing until it has a context entry**, and there is none when translation is turned on.
+//! **A device reaches nothing until it has a context entry**, and there is none when translation is
+//! turned on.
 
 use super::unit::{Fault, FaultStatus, InterruptTable, Iommu, ROUTES, Remapper, Unusable};
 use crate::memory::frames::{Frames, OutOfMemory};
@@ -78,7 +79,8 @@ pub struct Unit {
     /// Where its fault records are, and how many.
     records: (u64, u64),
     can_remap: bool,
-    /// Bits of an IOTLB invalidation that have it wait for writes and for reads (6.5.2.3), as far as the unit can be told to.
+    /// Bits of an IOTLB invalidation that have it wait for writes and for reads (6.5.2.3), as far
+    /// as the unit can be told to.
     drain: u64,
 }
 
@@ -113,7 +115,8 @@ impl Unit {
             // DWD and DRD (10.4.2) lie as DW and DR do.
             drain: capability >> 54 << 6 & 0b11 << 6,
         };
-        // Translation first: a device that firmware has set going must not go through tables that are nobody's any more.
+        // Translation first: a device that firmware has set going must not go through tables that
+        // are nobody's any more.
         for on in [bit::TRANSLATION, bit::INTERRUPTS, bit::QUEUE] {
             unit.turn(on, false)?;
         }
@@ -187,7 +190,8 @@ impl Unit {
         if failed || !all_taken { Err(Unusable::Silent) } else { Ok(()) }
     }
 
-    /// Changes the two words of the context entry of `source`: `change` makes new ones of those that are there. The upper one is written first.
+    /// Changes the two words of the context entry of `source`: `change` makes new ones of those
+    /// that are there. The upper one is written first.
     fn set_context(&mut self, source: u16, change: impl FnOnce([u64; 2]) -> [u64; 2]) -> Result<(), Unusable> {
         let [function, bus] = source.to_le_bytes();
         let is_of_bus = |(other, _): &(u8, Frames)| *other == bus;
@@ -211,7 +215,8 @@ impl Unit {
         Ok(())
     }
 
-    /// Has the unit forget all of a domain. Reads and writes that were translated before are over when that is done.
+    /// Has the unit forget all of a domain. Reads and writes that were translated before are over
+    /// when that is done.
     fn iotlb_of(&self, domain: u16) -> [u64; 2] {
         [2 | 2 << 4 | self.drain | u64::from(domain) << 16, 0]
     }
@@ -310,7 +315,8 @@ impl Iommu for Unit {
 }
 
 impl Remapper for Unit {
-    /// Messages that name no entry are blocked: bit 23 of the command, which would let them pass, is never set (5.1.4).
+    /// Messages that name no entry are blocked: bit 23 of the command, which would let them pass,
+    /// is never set (5.1.4).
     fn remap(&mut self, table: &InterruptTable) -> Result<(), Unusable> {
         const LOG2_ENTRIES: u64 = ROUTES.trailing_zeros() as u64;
         self.registers.write64(reg::INTERRUPT_TABLE, table.physical() | (LOG2_ENTRIES - 1));
@@ -340,7 +346,8 @@ fn context_of(source: u16, domain: u16) -> [u64; 2] {
     [1 | 3 << 4 | u64::from(domain) << 16 | u64::from(source) << 32, 0]
 }
 
-/// Second-level tables (3.7): what a device reaches, by its own addresses. They are free when this goes: nothing may use them any more.
+/// Second-level tables (3.7): what a device reaches, by its own addresses. They are free when this
+/// goes: nothing may use them any more.
 struct Tables {
     root: Frames,
     /// Those below, by their physical address.
@@ -361,7 +368,8 @@ impl Tables {
         self.root.physical()
     }
 
-    /// The lowest table for `address`, and the place of its entry there; `None` if there is none and none is made.
+    /// The lowest table for `address`, and the place of its entry there; `None` if there is none
+    /// and none is made.
     fn entry(&mut self, address: u64, make: bool) -> Result<Option<(&Frames, usize)>, OutOfMemory> {
         let index = |level: u32| (address >> (12 + 9 * (level - 1)) & (ENTRIES - 1)) as usize;
         let mut at = None;

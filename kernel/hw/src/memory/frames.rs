@@ -1,4 +1,5 @@
-//! The allocator of physical frames. It knows only the free ones; each owner keeps its own: [`Frames`] is one owner's, [`Lent`] has several.
+//! The allocator of physical frames. It knows only the free ones; each owner keeps its own:
+//! [`Frames`] is one owner's, [`Lent`] has several.
 
 use super::shared::SharedMemory;
 use super::stray;
@@ -38,7 +39,8 @@ impl fmt::Display for OutOfMemory {
     }
 }
 
-/// Gives the memory from `start` to `end` to the allocator; parts of frames at the ends are left out.
+/// Gives the memory from `start` to `end` to the allocator; parts of frames at the ends are left
+/// out.
 pub(super) fn add(start: u64, end: u64) {
     let (first, last) = (start.div_ceil(PAGE_SIZE), end / PAGE_SIZE);
     if first < last {
@@ -64,7 +66,8 @@ fn allocate(count: usize) -> Result<u64, OutOfMemory> {
     Ok(address)
 }
 
-/// `frames`, a few at a time; interrupts are let in between, for who has them off: a service of a driver in ring 1.
+/// `frames`, a few at a time; interrupts are let in between, for who has them off: a service of a
+/// driver in ring 1.
 fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = frames.end;
     frames.step_by(AT_ONCE).map(move |first| {
@@ -78,8 +81,8 @@ fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 /// Frames in a piece.
 const AT_ONCE: usize = 16;
 
-/// `count` frames in a row from physical address `address` on, for this file alone: it hands them out right now, or takes them back, or has
-/// them in the allocator.
+/// `count` frames in a row from physical address `address` on, for this file alone: it hands them
+/// out right now, or takes them back, or has them in the allocator.
 fn in_hand(address: u64, count: usize) -> SharedMemory {
     // SAFETY: there is nobody else who has them.
     unsafe { SharedMemory::new(address, count * PAGE_SIZE as usize) }
@@ -149,7 +152,8 @@ impl Drop for Frames {
     }
 }
 
-/// Frames that several have: a driver's address space, a device's, the kernel. They are free when the last of them goes.
+/// Frames that several have: a driver's address space, a device's, the kernel. They are free when
+/// the last of them goes.
 #[derive(Debug, Clone)]
 pub struct Lent {
     frames: Arc<Frames>,
@@ -193,8 +197,8 @@ impl Words for Lent {
     }
 }
 
-/// Gives back `count` frames in a row from physical address `address` on, which came from [`allocate`]: for [`Frames`], and for page tables,
-/// whose entries own frames.
+/// Gives back `count` frames in a row from physical address `address` on, which came from
+/// [`allocate`]: for [`Frames`], and for page tables, whose entries own frames.
 pub(super) fn free_run(address: u64, count: usize) {
     let first = (address / PAGE_SIZE) as usize;
     for frames in pieces(first..first + count) {
@@ -204,7 +208,8 @@ pub(super) fn free_run(address: u64, count: usize) {
     FREE_COUNT.fetch_add(count as u64, Ordering::Relaxed);
 }
 
-/// Gives frames back to the allocator in the largest blocks that it knows: each costs as much as a single frame.
+/// Gives frames back to the allocator in the largest blocks that it knows: each costs as much as a
+/// single frame.
 fn give_back(mut frames: Range<usize>) {
     while !frames.is_empty() {
         let order = frames.start.trailing_zeros().min(frames.len().ilog2()).min(ORDERS as u32 - 1);
@@ -229,7 +234,8 @@ pub fn for_each_free(mut visit: impl FnMut(&SharedMemory)) {
     taken.into_iter().for_each(|(first, count)| free.dealloc(first, count));
 }
 
-/// Most frames that can be promised to one module: a driver that is restarted has its memory twice for a while.
+/// Most frames that can be promised to one module: a driver that is restarted has its memory twice
+/// for a while.
 pub fn most_of_one() -> u64 {
     most_of_all() / 4
 }

@@ -6,8 +6,8 @@
 //! * [`registers`]: registers of devices
 //! * [`shared`]: memory that a driver or a device writes while the kernel looks at it
 //!
-//! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image, its stacks, and every
-//! domain's slot, not executable unless the domain is trusted.
+//! The kernel's root maps all of physical memory at one offset ([`at_physical`]), its own image,
+//! its stacks, and every domain's slot, not executable unless the domain is trusted.
 
 use crate::latency::breathe;
 use alloc::format;
@@ -60,7 +60,8 @@ pub fn kernel_root() -> u64 {
     KERNEL_ROOT.load(Ordering::Relaxed)
 }
 
-/// Takes over memory from the loader, and returns where the kernel's heap is. Called once, first of all that allocates.
+/// Takes over memory from the loader, and returns where the kernel's heap is. Called once, first of
+/// all that allocates.
 pub(crate) fn init(info: &BootInfo) -> Result<Extent, &'static str> {
     let Optional::Some(offset) = info.physical_memory_offset else {
         return Err("the loader did not map physical memory");
@@ -71,8 +72,9 @@ pub(crate) fn init(info: &BootInfo) -> Result<Extent, &'static str> {
 
     MAPPED_END.store(mapped_end(info), Ordering::Relaxed);
 
-    // Conventional memory is left alone: firmware keeps things there, and address 0 stands for no frame.
-    // The heap is one piece of the largest region; the frame allocator, which needs the heap, gets the rest.
+    // Conventional memory is left alone: firmware keeps things there, and address 0 stands for no
+    // frame. The heap is one piece of the largest region; the frame allocator, which needs the
+    // heap, gets the rest.
     let usable = || info.memory_regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable);
     let total: u64 = usable().map(|region| region.end - region.start).sum();
     let largest = usable().max_by_key(|region| region.end - region.start).ok_or("there is no usable memory")?;
@@ -94,18 +96,21 @@ pub(crate) fn init(info: &BootInfo) -> Result<Extent, &'static str> {
     Ok(Extent::new(at_physical(heap_start) as u64, heap_len))
 }
 
-/// Whether some of `extent` is memory, by the firmware's map: what a device claims to be registers must not be.
+/// Whether some of `extent` is memory, by the firmware's map: what a device claims to be registers
+/// must not be.
 pub fn is_ram(extent: Extent) -> bool {
     const LOW: Extent = Extent::new(0, LOW_BYTES);
     extent.overlaps(LOW) || RAM.get().is_none_or(|ram| ram.iter().any(|ram| ram.overlaps(extent)))
 }
 
-/// What the page of 4 KiB at `address` of the kernel's own address space is mapped to: physical address of `address`, and rights.
+/// What the page of 4 KiB at `address` of the kernel's own address space is mapped to: physical
+/// address of `address`, and rights.
 pub fn kernel_page(address: u64) -> Option<(u64, x86_64::structures::paging::PageTableFlags)> {
     Root::kernel().translate(address)
 }
 
-/// Whether the frame at `pa` holds a page table of the kernel's root, or one that a domain shares with it.
+/// Whether the frame at `pa` holds a page table of the kernel's root, or one that a domain shares
+/// with it.
 pub fn is_table(pa: u64) -> bool {
     Root::kernel().has_table(pa)
 }
@@ -115,7 +120,8 @@ pub fn ram_end() -> u64 {
     RAM.get().into_iter().flatten().filter_map(|ram| ram.end()).max().unwrap_or(0)
 }
 
-/// Offsets of pages of `len_bytes` bytes. Every few of them interrupts are let in that a service has turned off.
+/// Offsets of pages of `len_bytes` bytes. Every few of them interrupts are let in that a service
+/// has turned off.
 pub fn pages(len_bytes: u64) -> impl Iterator<Item = u64> {
     const AT_ONCE: u64 = 16;
     (0..len_bytes).step_by(PAGE_SIZE as usize).inspect(|offset| {
@@ -138,7 +144,8 @@ fn mapped_end(info: &BootInfo) -> u64 {
     ends.fold(4 << 30, u64::max)
 }
 
-/// `len_bytes` bytes at physical address `start`, if they are what firmware or the loader left, and nobody's memory.
+/// `len_bytes` bytes at physical address `start`, if they are what firmware or the loader left, and
+/// nobody's memory.
 pub(crate) fn firmware(info: &BootInfo, start: u64, len_bytes: usize) -> Option<&'static [u8]> {
     let end = start.checked_add(len_bytes as u64).filter(|end| *end <= mapped_end(info))?;
     let is_handed_out = |region: &MemoryRegion| region.kind == MemoryRegionKind::Usable && region.end > LOW_BYTES;
@@ -150,22 +157,26 @@ pub(crate) fn firmware(info: &BootInfo, start: u64, len_bytes: usize) -> Option<
     Some(left(at_physical(start), len_bytes))
 }
 
-/// The kernel's own file, and the ramdisk, as the loader has left them in memory that nobody was handed out.
+/// The kernel's own file, and the ramdisk, as the loader has left them in memory that nobody was
+/// handed out.
 pub(crate) fn files(info: &BootInfo) -> (&'static [u8], Option<&'static [u8]>) {
     let ramdisk = info.ramdisk_addr.into_option().map(|start| left(start as *const u8, info.ramdisk_len as usize));
     (left(at_physical(info.kernel_addr), info.kernel_len as usize), ramdisk)
 }
 
 fn left(start: *const u8, len_bytes: usize) -> &'static [u8] {
-    // SAFETY: the loader or firmware says that it is there; it is mapped, in no allocator, and nobody writes it.
+    // SAFETY: the loader or firmware says that it is there; it is mapped, in no allocator, and
+    // nobody writes it.
     unsafe { core::slice::from_raw_parts(start, len_bytes) }
 }
 
-/// What of the kernel's heap is left to what cannot fail: names, lists of who waits, lines of the log.
+/// What of the kernel's heap is left to what cannot fail: names, lists of who waits, lines of the
+/// log.
 const HEAP_RESERVE: usize = 1 << 20;
 
-/// Whether the kernel's heap has room for `len_bytes` bytes beside what is left to what cannot fail. **What a person, a driver or a
-/// peer can have the kernel allocate again and again is asked for here**, or takes memory that can be refused.
+/// Whether the kernel's heap has room for `len_bytes` bytes beside what is left to what cannot
+/// fail. **What a person, a driver or a peer can have the kernel allocate again and again is asked
+/// for here**, or takes memory that can be refused.
 pub fn has_room(len_bytes: usize) -> bool {
     let (used, size) = heap_use();
     size.saturating_sub(used).saturating_sub(HEAP_RESERVE) >= len_bytes

@@ -14,7 +14,8 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// `len_bytes` bytes of registers from physical address `pa`; `None` if those are memory, or not mapped.
+    /// `len_bytes` bytes of registers from physical address `pa`; `None` if those are memory, or
+    /// not mapped.
     pub(crate) fn at(pa: u64, len_bytes: u64) -> Option<Registers> {
         let is_there = pa.is_multiple_of(8) && is_device(pa, len_bytes);
         is_there.then(|| Registers { start: at_physical(pa) as u64, len_bytes })

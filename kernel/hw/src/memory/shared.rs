@@ -1,13 +1,16 @@
-//! Physical memory that somebody else (a driver, a device, the CPU's page walk) may write at any moment.
+//! Physical memory that somebody else (a driver, a device, the CPU's page walk) may write at any
+//! moment.
 //!
-//! **No Rust reference to it is ever formed, but to atomic words.** Words of queues are read and written one at a time, bulk data is
-//! copied in and out; what was copied in is checked, and the copy is used.
+//! **No Rust reference to it is ever formed, but to atomic words.** Words of queues are read and
+//! written one at a time, bulk data is copied in and out; what was copied in is checked, and the
+//! copy is used.
 
 use super::{at_physical, physical_start};
 use core::sync::atomic::{AtomicU64, Ordering};
 use ringfence_abi::queue::Words;
 
-/// Physically contiguous memory, as the kernel sees it. It is there as long as this is: who makes one answers for that.
+/// Physically contiguous memory, as the kernel sees it. It is there as long as this is: who makes
+/// one answers for that.
 #[derive(Debug)]
 pub struct SharedMemory {
     /// Where the kernel sees it, a multiple of 8.
@@ -24,7 +27,8 @@ impl SharedMemory {
     /// `len_bytes` bytes from physical address `pa`, a multiple of 8.
     ///
     /// # Safety
-    /// They must be memory that stays allocated, to whoever calls this, as long as the value is used, and no reference may lead there.
+    /// They must be memory that stays allocated, to whoever calls this, as long as the value is
+    /// used, and no reference may lead there.
     pub(super) unsafe fn new(pa: u64, len_bytes: usize) -> SharedMemory {
         SharedMemory { start: at_physical(pa & !7), len_bytes }
     }
@@ -59,8 +63,8 @@ impl SharedMemory {
         true
     }
 
-    /// Fills the words from `first` on, as far as there are `count`, with `value`, one at a time: emulators take string instructions byte by
-    /// byte, which a memset would be.
+    /// Fills the words from `first` on, as far as there are `count`, with `value`, one at a time:
+    /// emulators take string instructions byte by byte, which a memset would be.
     pub fn fill(&self, first: usize, count: usize, value: u64) {
         let words = self.words();
         let end = first.saturating_add(count).min(words.len());
@@ -76,7 +80,8 @@ impl SharedMemory {
         unsafe { core::slice::from_raw_parts(self.start.cast(), self.len_bytes / size_of::<u64>()) }
     }
 
-    /// Writes what the CPU's caches have of the `len_bytes` bytes from `offset` back to memory, for a unit that reads past them.
+    /// Writes what the CPU's caches have of the `len_bytes` bytes from `offset` back to memory, for
+    /// a unit that reads past them.
     pub fn write_back(&self, offset: usize, len_bytes: usize) {
         const LINE: usize = 64;
         if self.has(offset, len_bytes) {

@@ -1,5 +1,6 @@
-//! Stray writes: a device that a driver told wrong writes to memory that is not the driver's. Nothing holds that back
-//! without an IOMMU, but what it does to memory that nobody has can be seen: that is filled with ones, and looked at.
+//! Stray writes: a device that a driver told wrong writes to memory that is not the driver's.
+//! Nothing holds that back without an IOMMU, but what it does to memory that nobody has can be
+//! seen: that is filled with ones, and looked at.
 //!
 //! Off until it is asked for ([`count`]), because it costs a look at all of free memory.
 
@@ -17,12 +18,14 @@ const FILL: u64 = u64::MAX;
 const CONVENTIONAL_BYTES: usize = 640 << 10;
 
 static ON: AtomicBool = AtomicBool::new(false);
-/// Free frames that were found changed, and places of [`constant_sum`] that were, since the last count.
+/// Free frames that were found changed, and places of [`constant_sum`] that were, since the last
+/// count.
 static FOUND: AtomicU64 = AtomicU64::new(0);
 /// What [`constant_sum`] was.
 static SUM: Mutex<u64> = Mutex::new(0);
 
-/// Frames that were written to though nobody had them, since this was asked for last. The first time begins the watch.
+/// Frames that were written to though nobody had them, since this was asked for last. The first
+/// time begins the watch.
 pub fn count() -> u64 {
     let sum = constant_sum();
     let before = core::mem::replace(&mut *SUM.lock(), sum);
@@ -78,7 +81,8 @@ pub fn watch(bytes: &'static [u8]) {
     CONSTANT.lock().push(bytes);
 }
 
-/// A sum over memory that is in use, or nobody's, and never changes: conventional memory, and what [`watch`] was told.
+/// A sum over memory that is in use, or nobody's, and never changes: conventional memory, and what
+/// [`watch`] was told.
 fn constant_sum() -> u64 {
     let mut sum: u64 = 0;
     let mut add = |word: u64| sum = sum.rotate_left(1).wrapping_add(word);

@@ -1,7 +1,8 @@
 //! Page tables (SDM vol. 3A, 4.5), reached through the mapping of physical memory.
 //!
-//! **An entry that maps a frame which is freed together with the entry has [`OWNED`] set.** All others map what belongs to
-//! somebody else: to a device, to the kernel, or to several ([`LENT`]). So what a page is mapped to is said by a [`Leaf`], not by an address.
+//! **An entry that maps a frame which is freed together with the entry has [`OWNED`] set.** All
+//! others map what belongs to somebody else: to a device, to the kernel, or to several ([`LENT`]).
+//! So what a page is mapped to is said by a [`Leaf`], not by an address.
 
 use super::frames::{self, Frames, OutOfMemory};
 use super::kernel_root;
@@ -79,7 +80,8 @@ impl Table {
     }
 }
 
-/// Where an entry of a page table is. The CPU reads it, and writes its accessed and dirty bits, at any moment.
+/// Where an entry of a page table is. The CPU reads it, and writes its accessed and dirty bits, at
+/// any moment.
 #[derive(Clone, Copy)]
 struct Entry {
     /// Physical address of its table.
@@ -135,8 +137,8 @@ impl Root<'static> {
 }
 
 impl Root<'static> {
-    /// The one that `cr3` says, if it says one. **Only for the field of the CPU's state that holds the root of the address space that is
-    /// entered**: that one is there.
+    /// The one that `cr3` says, if it says one. **Only for the field of the CPU's state that holds
+    /// the root of the address space that is entered**: that one is there.
     pub fn loaded(cr3: &core::cell::Cell<u64>) -> Option<Root<'static>> {
         Some(cr3.get()).filter(|root| *root != 0).map(|root| Root { table: Table(root), of: PhantomData })
     }
@@ -178,7 +180,8 @@ impl<'a> Root<'a> {
         Ok(())
     }
 
-    /// Changes the rights of the page at `address`; one that is not mapped stays so. Whose the frame is stays as it is.
+    /// Changes the rights of the page at `address`; one that is not mapped stays so. Whose the
+    /// frame is stays as it is.
     pub fn set_flags(self, address: u64, flags: Flags) {
         if let Ok(Some(entry)) = self.entry(address, false)
             && !entry.is_unused()
@@ -204,8 +207,9 @@ impl<'a> Root<'a> {
         entry.flags().contains(Flags::PRESENT).then(|| (entry.pa() + address % PAGE_SIZE, entry.flags()))
     }
 
-    /// Calls `with` with the page of memory at `address`, and the offset of that in it; `None` if nothing is mapped there, or what is no
-    /// memory of the mapping's own or lent to it: registers, or the kernel's.
+    /// Calls `with` with the page of memory at `address`, and the offset of that in it; `None` if
+    /// nothing is mapped there, or what is no memory of the mapping's own or lent to it: registers,
+    /// or the kernel's.
     pub fn with_page<R>(self, address: u64, with: impl FnOnce(&SharedMemory, usize) -> R) -> Option<R> {
         // The tables would not know: they ignore the bits that make an address non-canonical.
         x86_64::VirtAddr::try_new(address).ok()?;
@@ -239,7 +243,8 @@ impl<'a> Root<'a> {
         self.table.has(4, pa)
     }
 
-    /// Calls `with` for each page of 4 KiB that it has a frame for: its address, in ascending order, and its rights.
+    /// Calls `with` for each page of 4 KiB that it has a frame for: its address, in ascending
+    /// order, and its rights.
     pub fn for_each_page(self, with: &mut dyn FnMut(u64, Flags)) {
         fn visit(table: Table, level: u8, base: u64, with: &mut dyn FnMut(u64, Flags)) {
             for (index, entry) in table.entries().enumerate().filter(|(_, entry)| !entry.is_unused()) {
@@ -254,7 +259,8 @@ impl<'a> Root<'a> {
         visit(self.table, 4, 0, with);
     }
 
-    /// Sets the top-level entry for `address`: the table of level 3 in `to`, which stays as long as that, or nothing.
+    /// Sets the top-level entry for `address`: the table of level 3 in `to`, which stays as long as
+    /// that, or nothing.
     pub fn set_top(self, address: u64, to: Option<(&Frames, Flags)>) {
         let entry = self.table.entry(index(address, 4));
         match to {
@@ -263,8 +269,8 @@ impl<'a> Root<'a> {
         }
     }
 
-    /// Fills this one with all that the kernel's maps, but with what `domain` maps for the GiB around `address`; the frame `between`
-    /// becomes the table of level 3 that joins them.
+    /// Fills this one with all that the kernel's maps, but with what `domain` maps for the GiB
+    /// around `address`; the frame `between` becomes the table of level 3 that joins them.
     #[cfg(feature = "bench")]
     pub fn merge(self, between: &Frames, domain: Root, address: u64) {
         let copy = |to: Table, from: Table| {
@@ -293,7 +299,8 @@ pub fn is_below(table: &Frames, pa: u64) -> bool {
     Table(table.physical()).has(3, pa)
 }
 
-/// Frees all tables below the table of level 3 in `table`, and all frames that they own. Nothing is mapped by them any more.
+/// Frees all tables below the table of level 3 in `table`, and all frames that they own. Nothing is
+/// mapped by them any more.
 pub fn free_below(table: &Frames) {
     fn free(table: Table, level: u8) {
         if level > 1 {
@@ -320,8 +327,8 @@ pub fn free_below(table: &Frames) {
     table.entries().for_each(|entry| entry.set_bits(0));
 }
 
-/// Calls `with` for each entry that the kernel's root has for its own half, tables and pages, without the bits that the
-/// CPU sets by itself.
+/// Calls `with` for each entry that the kernel's root has for its own half, tables and pages,
+/// without the bits that the CPU sets by itself.
 pub fn for_each_kernel_entry(with: &mut dyn FnMut(u64)) {
     fn visit(entries_of_one: &mut dyn Iterator<Item = Entry>, level: u8, with: &mut dyn FnMut(u64)) {
         for entry in entries_of_one.filter(|entry| !entry.is_unused()) {
@@ -335,7 +342,8 @@ pub fn for_each_kernel_entry(with: &mut dyn FnMut(u64)) {
     visit(&mut Root::kernel().table.entries().skip(ENTRIES / 2), 4, with);
 }
 
-/// The word at `address`, a multiple of 8, in the kernel's own address space; `None` if no memory is mapped there.
+/// The word at `address`, a multiple of 8, in the kernel's own address space; `None` if no memory
+/// is mapped there.
 pub fn read_kernel(address: u64) -> Option<u64> {
     let address = x86_64::VirtAddr::try_new(address).ok().filter(|address| address.is_aligned(8u64))?.as_u64();
     let (pa, _) = Root::kernel().translate(address)?;
@@ -343,7 +351,8 @@ pub fn read_kernel(address: u64) -> Option<u64> {
     super::is_ram(Extent::new(pa, size_of::<u64>() as u64)).then(|| frame(pa).load(word_of(pa)))
 }
 
-/// Calls `with` for each word of the kernel's memory in `addresses`, which begin and end with a word.
+/// Calls `with` for each word of the kernel's memory in `addresses`, which begin and end with a
+/// word.
 pub fn for_each_kernel_word(addresses: Range<u64>, with: &mut dyn FnMut(u64)) {
     let mut address = addresses.start;
     while address < addresses.end {
@@ -357,7 +366,8 @@ pub fn for_each_kernel_word(addresses: Range<u64>, with: &mut dyn FnMut(u64)) {
     }
 }
 
-/// Writes words from `address` on, a multiple of 8, in a page of the kernel that is read-only once it runs: through physical memory.
+/// Writes words from `address` on, a multiple of 8, in a page of the kernel that is read-only once
+/// it runs: through physical memory.
 ///
 /// # Safety
 /// They must be such a page's, of which there is no reference, and what they say must be right.

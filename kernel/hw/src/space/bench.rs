@@ -1,4 +1,5 @@
-//! Has a driver cross another way than through its gates, to measure that. See [`crate::arch::bench`].
+//! Has a driver cross another way than through its gates, to measure that. See
+//! [`crate::arch::bench`].
 
 use super::{STUB_BYTES, Space};
 use crate::arch::bench::{Crossing, VECTOR, set_vector};
@@ -54,7 +55,8 @@ impl Space {
         self.set_ring(self.ring(), granted);
     }
 
-    /// A root that maps the kernel as well as the domain: what crossings cost if there were no protection of memory.
+    /// A root that maps the kernel as well as the domain: what crossings cost if there were no
+    /// protection of memory.
     fn shared_root(&self) -> Result<(Frames, Frames), OutOfMemory> {
         let (root, table) = (Frames::new(1)?, Frames::new(1)?);
         let shared = Root::of(&root);

@@ -1,7 +1,8 @@
 //! A domain's device in its address space: registers and ports, and only its own.
 //!
-//! **What is no register of that one function is not mapped**: memory, registers of an IOMMU, another function's on the same page, and the
-//! pages that say where the device's messages go, which is not the driver's to say.
+//! **What is no register of that one function is not mapped**: memory, registers of an IOMMU,
+//! another function's on the same page, and the pages that say where the device's messages go,
+//! which is not the driver's to say.
 
 use super::{Space, rights};
 use crate::arch::entry_area;
@@ -23,7 +24,8 @@ use ringfence_core::port_bitmap::{self, Ports};
 
 /// Most ports that an I/O BAR can have (PCI 3.0, 6.2.5.1).
 const MAX_PORTS: u32 = 256;
-/// First port that an I/O BAR can begin with: below are the ports of the mainboard's own devices, and no firmware puts a BAR there.
+/// First port that an I/O BAR can begin with: below are the ports of the mainboard's own devices,
+/// and no firmware puts a BAR there.
 const FIRST_PORT: u16 = 0x400;
 /// The ports of configuration space, which are above that.
 const CONFIG: u16 = 0xcf8;
@@ -42,7 +44,8 @@ pub struct BarPages {
 }
 
 impl BarPages {
-    /// Those of `function`'s BAR `index`; `None` if it is no memory BAR. One whose pages hold anything else is refused.
+    /// Those of `function`'s BAR `index`; `None` if it is no memory BAR. One whose pages hold
+    /// anything else is refused.
     pub fn of(function: &Function, index: usize) -> Option<Result<BarPages, Refusal>> {
         let (start, len_bytes) = function.bars.get(index)?.as_ref().and_then(memory_extent)?;
         Some(BarPages::new(function, index, start, len_bytes))
@@ -82,7 +85,8 @@ impl BarPages {
 pub struct DriverPorts(Ports);
 
 impl DriverPorts {
-    /// Those of `function`'s BAR `index`; `None` if it is no I/O BAR. One with the mainboard's own ports is refused.
+    /// Those of `function`'s BAR `index`; `None` if it is no I/O BAR. One with the mainboard's own
+    /// ports is refused.
     pub fn of_bar(function: &Function, index: usize) -> Option<Result<DriverPorts, Refusal>> {
         let Bar::Io { port } = function.bars.get(index)?.as_ref()? else { return None };
         let count = function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16;
@@ -147,7 +151,8 @@ impl Space {
     }
 }
 
-/// The pages of `len_bytes` bytes, whole pages, in which none of `parts` lies: offset and length of each run of them.
+/// The pages of `len_bytes` bytes, whole pages, in which none of `parts` lies: offset and length of
+/// each run of them.
 fn pages_without(len_bytes: u64, parts: impl Iterator<Item = Extent>) -> Vec<(u64, u64)> {
     let parts: Vec<Extent> = parts.collect();
     let mut pieces: Vec<(u64, u64)> = Vec::new();

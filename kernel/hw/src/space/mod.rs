@@ -1,8 +1,8 @@
 //! A domain's address space: its root, its slot, and its own pages of the entry area.
 //!
-//! **A domain's root maps its slot and the entry area, nothing else.** The kernel's root maps the slot too, through the
-//! same tables below one top-level entry; that entry has NX set as long as the domain is sandboxed, so that ring 0 can
-//! never run its code by mistake.
+//! **A domain's root maps its slot and the entry area, nothing else.** The kernel's root maps the
+//! slot too, through the same tables below one top-level entry; that entry has NX set as long as
+//! the domain is sandboxed, so that ring 0 can never run its code by mistake.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -93,8 +93,8 @@ const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
 const FIRST_RSP_WORD: usize = (PAGE_SIZE as usize - 16) / size_of::<u64>() - 1;
 
 impl Space {
-    /// An empty address space, sandboxed, in the slot of `before`, which is never entered again, or in a free one; `None` if
-    /// all slots are taken.
+    /// An empty address space, sandboxed, in the slot of `before`, which is never entered again, or
+    /// in a free one; `None` if all slots are taken.
     pub fn new(before: Option<&mut Space>) -> Result<Option<Space>, OutOfMemory> {
         let frame = || Frames::new(1);
         let (root, slot_table, entry_table, ldt, stacks) = (frame()?, frame()?, frame()?, frame()?, frame()?);
@@ -195,7 +195,8 @@ impl Space {
         self.stacks.physical()
     }
 
-    /// Whether the frame at `pa` holds one of its own tables, or of its other pages of the entry area.
+    /// Whether the frame at `pa` holds one of its own tables, or of its other pages of the entry
+    /// area.
     pub fn has_table(&self, pa: u64) -> bool {
         pa == self.cr3()
             || pa == self.ldt.physical()
@@ -216,12 +217,14 @@ impl Space {
         Ok(())
     }
 
-    /// RSP when the driver is entered. As after a call: the return address is there, and the stack is aligned right above it.
+    /// RSP when the driver is entered. As after a call: the return address is there, and the stack
+    /// is aligned right above it.
     pub fn first_rsp(&self) -> u64 {
         slot_base(self.slot) + STACK_TOP - 16 - 8
     }
 
-    /// Has the next upcall return through the stub that ends it: that is on the stack, where the driver may have written.
+    /// Has the next upcall return through the stub that ends it: that is on the stack, where the
+    /// driver may have written.
     #[inline]
     pub fn set_return(&self) {
         if let Some(page) = &self.last_of_stack {
@@ -234,9 +237,11 @@ impl Space {
         slot_base(self.slot) + STUBS + number as u64 * STUB_BYTES
     }
 
-    /// Writes the capability table: ring-1 code and data, the return gate, and a gate for each granted service.
+    /// Writes the capability table: ring-1 code and data, the return gate, and a gate for each
+    /// granted service.
     ///
-    /// A service that was not granted has a gate that is not present, so that calling it faults with its selector.
+    /// A service that was not granted has a gate that is not present, so that calling it faults
+    /// with its selector.
     pub fn set_grants(&mut self, granted: Imports) {
         self.set_ldt(1, [descriptor::code64(1), descriptor::data(1)]);
         self.set_ldt(descriptor::return_gate_entry(), descriptor::call_gate(gates::return_gate_entry(), true));
@@ -278,12 +283,13 @@ impl Space {
     }
 
     fn write_stub(&self, number: usize, stub: [u8; STUB_BYTES as usize]) {
-        // The page is read-only for everyone at its own address; the kernel writes it through physical memory.
+        // The page is read-only for everyone at its own address; the kernel writes it through
+        // physical memory.
         self.write(self.stub(number), &stub);
     }
 
-    /// Whether `len_bytes` bytes from `start` are in its own slot. **Nothing else of it changes once it is made**: the entry area, where
-    /// its capability table is, above all.
+    /// Whether `len_bytes` bytes from `start` are in its own slot. **Nothing else of it changes
+    /// once it is made**: the entry area, where its capability table is, above all.
     fn is_in_slot(&self, start: u64, len_bytes: u64) -> bool {
         Extent::new(slot_base(self.slot), SLOT_SIZE).encloses(Extent::new(start, len_bytes))
     }
@@ -308,8 +314,9 @@ impl Space {
         Ok(())
     }
 
-    /// Maps fresh zeroed contiguous memory from `start` for `len_bytes` bytes, whole pages of its slot, that others have as well: the driver can write
-    /// there as long as it is mapped, and the memory stays as long as anybody has it.
+    /// Maps fresh zeroed contiguous memory from `start` for `len_bytes` bytes, whole pages of its
+    /// slot, that others have as well: the driver can write there as long as it is mapped, and the
+    /// memory stays as long as anybody has it.
     pub fn map_lent(&mut self, start: u64, len_bytes: u64) -> Result<Lent, OutOfMemory> {
         if !self.is_own(start, len_bytes) {
             return Err(OutOfMemory);
@@ -325,8 +332,8 @@ impl Space {
         Ok(memory)
     }
 
-    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that nobody else has. What was lent stays
-    /// until all of it is unmapped at once.
+    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that nobody else
+    /// has. What was lent stays until all of it is unmapped at once.
     pub fn unmap(&mut self, start: u64, len_bytes: u64) {
         if !self.is_own(start, len_bytes) {
             return;
@@ -349,7 +356,8 @@ impl Space {
         x86_64::instructions::tlb::flush_all();
     }
 
-    /// Calls `with` for each page that it has a frame for: its address, in ascending order, and its rights.
+    /// Calls `with` for each page that it has a frame for: its address, in ascending order, and its
+    /// rights.
     pub fn for_each_page(&self, with: &mut dyn FnMut(u64, Flags)) {
         self.table().for_each_page(with);
     }
@@ -361,8 +369,8 @@ impl Space {
         self.table().translate(address)
     }
 
-    /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if that is not all in its slot, or a page is not the
-    /// domain's memory.
+    /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if that is not all
+    /// in its slot, or a page is not the domain's memory.
     pub fn write(&self, start: u64, bytes: &[u8]) -> bool {
         if !self.is_in_slot(start, bytes.len() as u64) {
             return false;
@@ -380,8 +388,8 @@ impl Space {
         true
     }
 
-    /// Calls `with` with the `len_bytes` bytes of its device's registers at `start`, and the offset of the first of them there; `None` if they
-    /// are not all mapped.
+    /// Calls `with` with the `len_bytes` bytes of its device's registers at `start`, and the offset
+    /// of the first of them there; `None` if they are not all mapped.
     pub fn with_registers<R>(&self, start: u64, len_bytes: u64, with: impl FnOnce(&Window, u64) -> R) -> Option<R> {
         let (first, end) = (start & !7, start.checked_add(len_bytes)?);
         let is_device = |page: u64| self.translate(page).is_some_and(|(_, flags)| flags.contains(rights::DEVICE));
@@ -389,19 +397,22 @@ impl Space {
         if !self.has_slot || slot_of(first) != Some(self.slot) || !pages.all(is_device) {
             return None;
         }
-        // SAFETY: all are registers of the domain's device, and the kernel's root maps the slot by the same tables until `with` is back.
+        // SAFETY: all are registers of the domain's device, and the kernel's root maps the slot by
+        // the same tables until `with` is back.
         let registers = unsafe { Registers::mapped(first, end - first) };
         Some(with(&Window::new(registers), start - first))
     }
 
-    /// Copies bytes from `start` into `to`; `false` if that is not all in its slot, or a page is not the domain's own memory. Registers of its
-    /// device are not: reading them does things, and they need not lie where the kernel has physical memory mapped.
+    /// Copies bytes from `start` into `to`; `false` if that is not all in its slot, or a page is
+    /// not the domain's own memory. Registers of its device are not: reading them does things, and
+    /// they need not lie where the kernel has physical memory mapped.
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
         self.is_in_slot(start, to.len() as u64) && read(self.table(), start, to)
     }
 }
 
-/// Copies bytes from `start` into `to` from the memory of the domain whose upcall is under way, as [`Space::read`] does.
+/// Copies bytes from `start` into `to` from the memory of the domain whose upcall is under way, as
+/// [`Space::read`] does.
 pub fn read_entered(start: u64, to: &mut [u8]) -> bool {
     entered().is_some_and(|root| read(root, start, to))
 }
@@ -457,7 +468,8 @@ fn take_slot() -> Option<usize> {
     Some(slot)
 }
 
-/// `lcall *2(%rip); ret`, and behind it the 6-byte operand: an offset, which a gate ignores, and the selector.
+/// `lcall *2(%rip); ret`, and behind it the 6-byte operand: an offset, which a gate ignores, and
+/// the selector.
 ///
 /// FF /3 without REX.W: AMD has no m16:64 form (APM vol. 3, CALL far).
 fn far_call_stub(selector: u16) -> [u8; STUB_BYTES as usize] {

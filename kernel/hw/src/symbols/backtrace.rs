@@ -13,7 +13,8 @@ pub fn here() -> (u64, u64) {
     (rbp, rsp)
 }
 
-/// The return addresses of the frames from the one at `rbp` on. A frame pointer that is broken ends them.
+/// The return addresses of the frames from the one at `rbp` on. A frame pointer that is broken ends
+/// them.
 pub fn from(rbp: u64) -> impl Iterator<Item = u64> {
     let frame = move |rbp: u64| {
         let return_address = read_kernel(rbp.checked_add(8)?).filter(|address| *address != 0)?;

@@ -1,4 +1,5 @@
-//! What lies where in the kernel's half of the address space, in words for a person: for reports, and for `vmmap`.
+//! What lies where in the kernel's half of the address space, in words for a person: for reports,
+//! and for `vmmap`.
 
 use super::image_parts;
 use crate::arch::{entry_area, trap_stacks};
@@ -38,7 +39,8 @@ pub fn physical_memory() -> Part {
     part(at_physical(0) as u64, ram_end(), "physical memory")
 }
 
-/// The part that is called `name`: as [`Part::what`] has it, with hyphens for spaces and without what is no letter.
+/// The part that is called `name`: as [`Part::what`] has it, with hyphens for spaces and without
+/// what is no letter.
 pub fn find(name: &str) -> Option<Part> {
     let is_called = |part: &Part| {
         let what = part.what.chars().filter(|c| *c != '/').map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() });
@@ -47,7 +49,8 @@ pub fn find(name: &str) -> Option<Part> {
     parts().chain([physical_memory()]).find(is_called)
 }
 
-/// All parts that have one place. What they leave of physical memory is frames, page tables and registers of devices.
+/// All parts that have one place. What they leave of physical memory is frames, page tables and
+/// registers of devices.
 pub fn parts() -> impl Iterator<Item = Part> {
     let pages = |offset: u64, count: u64, what| part(entry_area::BASE + offset, count * PAGE_SIZE, what);
     let entry = [

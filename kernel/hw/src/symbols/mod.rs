@@ -1,5 +1,5 @@
-//! Addresses in words: the kernel's own symbols, from the ELF file that the loader left in memory, for [`backtrace`]s; and [`map`], what lies
-//! where.
+//! Addresses in words: the kernel's own symbols, from the ELF file that the loader left in memory,
+//! for [`backtrace`]s; and [`map`], what lies where.
 
 use crate::memory::{for_each_kernel_entry, for_each_kernel_word};
 use core::fmt;
@@ -25,14 +25,15 @@ pub fn init(file: &'static [u8]) {
     FILE.call_once(|| file);
 }
 
-/// Everything of the kernel that must never change once it runs: read-only data, text, entry text, descriptor tables.
+/// Everything of the kernel that must never change once it runs: read-only data, text, entry text,
+/// descriptor tables.
 fn constant_parts() -> [Range<u64>; 2] {
     use crate::arch::entry_area;
     [&raw const __kernel_start as u64..&raw const __text_end as u64, entry_area::BASE..entry_area::STACKS]
 }
 
-/// A checksum (in the manner of FNV-1a, over words, with a rotation) of everything of the kernel that must never change: text, read-only data, descriptor
-/// tables and its part of the page tables.
+/// A checksum (in the manner of FNV-1a, over words, with a rotation) of everything of the kernel
+/// that must never change: text, read-only data, descriptor tables and its part of the page tables.
 pub fn checksum() -> u64 {
     const START: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -60,8 +61,9 @@ pub fn image_parts() -> [(u64, u64, &'static str); 3] {
     ]
 }
 
-/// A symbol's name as its author wrote it. A module file can say anything there: what is longer than a name has to be
-/// is cut off, so that no row of a terminal begins with what it says, and what is not printable is replaced.
+/// A symbol's name as its author wrote it. A module file can say anything there: what is longer
+/// than a name has to be is cut off, so that no row of a terminal begins with what it says, and
+/// what is not printable is replaced.
 pub struct Demangled<'a>(pub &'a [u8]);
 
 /// Longest name in bytes.

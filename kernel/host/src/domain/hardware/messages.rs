@@ -1,6 +1,8 @@
-//! Interrupts that a device sends by itself, as messages (MSI-X: PCI 3.0, 6.8.2), where the IOMMU checks whose they are.
+//! Interrupts that a device sends by itself, as messages (MSI-X: PCI 3.0, 6.8.2), where the IOMMU
+//! checks whose they are.
 //!
-//! **No driver writes an entry of the table**, which says where a message goes: the pages that hold it are mapped into no slot.
+//! **No driver writes an entry of the table**, which says where a message goes: the pages that hold
+//! it are mapped into no slot.
 
 use hw::arch::{interrupts, line};
 use hw::iommu::Fence;
@@ -27,7 +29,8 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Gives `function` up to `wanted` of them, all masked, and turns its line off. `None` if it, its fence or the machine can have none.
+    /// Gives `function` up to `wanted` of them, all masked, and turns its line off. `None` if it,
+    /// its fence or the machine can have none.
     pub fn new(function: &Function, fence: &Fence, wanted: u8) -> Option<Messages> {
         let capability = MsiX::find(|offset| function.read(offset))?;
         let count = wanted.min(MOST as u8).min(u8::try_from(capability.entries).unwrap_or(u8::MAX));
@@ -69,8 +72,9 @@ impl Messages {
         (lines & self.lines()) >> self.first
     }
 
-    /// Takes them away: all are masked, and lead nowhere. MSI-X stays on until somebody wants the line ([`turn_off`]): QEMU's e1000e ends
-    /// QEMU if it is off when a message comes that was put off.
+    /// Takes them away: all are masked, and lead nowhere. MSI-X stays on until somebody wants the
+    /// line ([`turn_off`]): QEMU's e1000e ends QEMU if it is off when a message comes that was put
+    /// off.
     pub fn remove(self, function: &Function, fence: &Fence) {
         control(function, MASK_ALL | ENABLE);
         for line in (self.first..).take(self.count.into()) {

@@ -3,8 +3,8 @@
 //! * [`pci`]: a PCI function
 //! * [`fixed`]: a device at fixed ports
 //!
-//! The third kind is none at all: a driver's device is an `Option`. What all have in common, which is what drivers ask for, is in
-//! [`super::device`].
+//! The third kind is none at all: a driver's device is an `Option`. What all have in common, which
+//! is what drivers ask for, is in [`super::device`].
 
 use super::device::Device;
 use alloc::boxed::Box;
@@ -36,8 +36,8 @@ pub enum Region {
 
 /// What a driver drives.
 ///
-/// It belongs to one domain, which is what makes it safe to have it do as the driver says. By itself it interrupts and reaches memory only
-/// when it was let, and not any more when it is quiet.
+/// It belongs to one domain, which is what makes it safe to have it do as the driver says. By
+/// itself it interrupts and reaches memory only when it was let, and not any more when it is quiet.
 pub trait Hardware: Send {
     /// Which one it is.
     fn which(&self) -> Which;
@@ -77,7 +77,8 @@ pub trait Hardware: Send {
     /// Ends its interrupts, and its reach for memory by itself.
     fn quiet(&self);
 
-    /// Takes away what it was given: interrupts of its own, and memory that it reaches. Whether it reaches none for certain from now on.
+    /// Takes away what it was given: interrupts of its own, and memory that it reaches. Whether it
+    /// reaches none for certain from now on.
     fn detach(&mut self) -> bool;
 
     /// The PCI function that it is, if it is one.
@@ -85,7 +86,8 @@ pub trait Hardware: Send {
         None
     }
 
-    /// What keeps it within its driver's memory, or why nothing does, if it can reach memory at all.
+    /// What keeps it within its driver's memory, or why nothing does, if it can reach memory at
+    /// all.
     fn fence(&self) -> Option<&Result<Fence, Unfenced>> {
         None
     }
@@ -176,8 +178,8 @@ impl Which {
         TAKEN.lock().iter().find(|(taken, _)| *taken == self).map_or(State::Free, |(_, state)| *state)
     }
 
-    /// Takes it, if no domain has it, and a driver can have it at all. [`Device::stop`] gives it back. One that `needs_fence` gets none that
-    /// reaches memory by itself and is not fenced.
+    /// Takes it, if no domain has it, and a driver can have it at all. [`Device::stop`] gives it
+    /// back. One that `needs_fence` gets none that reaches memory by itself and is not fenced.
     pub fn take(self, needs_fence: bool) -> Option<Device> {
         let mut taken = TAKEN.lock();
         if taken.iter().any(|(other, _)| *other == self) {

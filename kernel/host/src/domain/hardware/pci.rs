@@ -21,8 +21,8 @@ pub struct Pci {
 }
 
 impl Pci {
-    /// Takes `function`, which no domain has, if a driver can have it: what is behind a bridge would go with that. One that `needs_fence`
-    /// gets none that is not fenced.
+    /// Takes `function`, which no domain has, if a driver can have it: what is behind a bridge
+    /// would go with that. One that `needs_fence` gets none that is not fenced.
     pub fn take(function: &'static Function, needs_fence: bool) -> Option<Pci> {
         if !function.is_device || hw::fixed::is_one(function) {
             return None;
@@ -50,7 +50,8 @@ impl Pci {
         if let (Some(who), Some(why)) = (who, why) {
             log::warn!("{}: {who}: {why}", function.address);
             if let Ok(fence) = fence {
-                // If the unit does not do as it is told, the device reaches nothing all the same: nothing is mapped for it.
+                // If the unit does not do as it is told, the device reaches nothing all the same:
+                // nothing is mapped for it.
                 let _ = fence.remove();
             }
             return None;
@@ -100,8 +101,8 @@ impl Hardware for Pci {
         }
     }
 
-    /// What holds back a device whose driver has not acknowledged is the device's own interrupt-disable bit, not the line's mask: other
-    /// devices may share the line.
+    /// What holds back a device whose driver has not acknowledged is the device's own
+    /// interrupt-disable bit, not the line's mask: other devices may share the line.
     fn let_through(&self) {
         if let Some(messages) = &self.messages {
             interrupts::release(messages.lines());

@@ -187,3 +187,43 @@ fn the_tables_of_the_abi_are_current() {
     }
     assert!(read(&path) == page, "docs/abi.md is not what the ABI says");
 }
+
+/// Prose has 100 columns: comments, and documents but for tables and what was pasted.
+#[test]
+fn prose_fits_100_columns() {
+    const COLUMNS: usize = 100;
+    fn below(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match entry.is_dir() {
+                true if entry.ends_with("target") => {}
+                true => below(&entry, found),
+                false => found.push(entry),
+            }
+        }
+    }
+    let project = ringfence::project();
+    let mut sources = Vec::new();
+    for folder in ["boot", "drivers", "kernel", "tests"] {
+        below(&project.join(folder), &mut sources);
+    }
+    let mut long: Vec<String> = Vec::new();
+    let mut note = |path: &Path, line: &str| {
+        if line.chars().count() > COLUMNS {
+            long.push(format!("{}: {line}", path.display()));
+        }
+    };
+    for path in sources.iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
+        read(path).lines().filter(|line| line.trim_start().starts_with("//")).for_each(|line| note(path, line));
+    }
+    let names = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+    for path in documents().into_iter().chain(names.map(|name| project.join(name))) {
+        // `docs/attacks.md` is made of tables.
+        if path.ends_with("attacks.md") || path.extension().is_none_or(|end| end != "md") {
+            continue;
+        }
+        let text = read(&path);
+        let prose = text.split("```").step_by(2).flat_map(str::lines);
+        prose.filter(|line| !line.starts_with(['|', '<'])).for_each(|line| note(&path, line));
+    }
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}

@@ -104,8 +104,10 @@ pub fn lint() -> Result<()> {
     let modules = module_names()?.into_iter().filter_map(|(_, package)| package);
     // The kernel also as it is without what only measurements and tests need.
     let bare_kernel = ["ringfence-kernel", "--no-default-features"];
+    // And what the SDK's documentation shows.
+    let examples = ["ringfence-sdk", "--examples"];
     let each = packages.chain(modules).map(|package| vec![package]);
-    for package in each.chain([bare_kernel.map(String::from).to_vec()]) {
+    for package in each.chain([bare_kernel, examples].map(|package| package.map(String::from).to_vec())) {
         let mut cargo = toolchain.cargo("clippy", &bare());
         run(cargo.args(["--quiet", "--release", "-p"]).args(&package).args(["--", "-D", "warnings"]), false)?;
     }

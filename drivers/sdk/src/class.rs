@@ -3,6 +3,10 @@
 //!
 //! A class whose channel carries requests says what they are like ([`Protocol`]) and has a
 //! [`Requests`]; network cards have a channel of their own, which carries frames.
+//!
+#![doc = "```rust,ignore"]
+#![doc = include_str!("../examples/channel.rs")]
+#![doc = "```"]
 
 use crate::dma::Bytes;
 use crate::service::safe::rf_offer;

@@ -1,4 +1,8 @@
 //! The driver's own PCI function: configuration space, interrupts, registers.
+//!
+#![doc = "```rust,ignore"]
+#![doc = include_str!("../examples/device.rs")]
+#![doc = "```"]
 
 use crate::Result;
 use crate::service::safe;

@@ -1,4 +1,4 @@
-//! Memory that driver and device share.
+//! Memory that driver and device share. [`crate::device`] has an example.
 
 use crate::Result;
 use crate::service::safe::{rf_dma_address, rf_dma_alloc, rf_dma_free};

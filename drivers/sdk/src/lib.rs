@@ -61,6 +61,10 @@ pub trait Driver: Sized + 'static {
 }
 
 /// Makes a module of a [`Driver`]: `driver!(Type, Manifest::new("name", "version")...)`.
+///
+#[doc = "```rust,ignore"]
+#[doc = include_str!("../examples/driver.rs")]
+#[doc = "```"]
 #[macro_export]
 macro_rules! driver {
     ($driver:ty, $manifest:expr) => {

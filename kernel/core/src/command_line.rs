@@ -4,7 +4,7 @@
 //! ```text
 //! text        command ; command ; ...            also a line each
 //! command     name arguments                     with & behind it: beside those that follow
-//! arguments   words, @PART among them            or a list of commands, with commas in between: for repeat and trial
+//! arguments   words, @PART among them            for repeat and trial, commands and commas
 //! ```
 
 use crate::extent::Extent;

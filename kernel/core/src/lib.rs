@@ -3,7 +3,8 @@
 //!
 //! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
 //! * [`module`]: reads a module file and refuses what is malformed, with the reason
-//! * [`disassembly`]: machine code in words, for fault reports
+//! * [`fault`]: why drivers are ended, and in which words; [`vector`], [`disassembly`]: exceptions
+//!   and machine code in words; [`trace`]: what happened last
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
 //! * [`life`]: what becomes of a driver; [`debt`]: what it owes for the CPU time that it has had
 //! * [`limits`]: numbers that a person can change while the system runs
@@ -35,6 +36,7 @@ pub mod dhcp;
 pub mod disassembly;
 pub mod dmar;
 pub mod extent;
+pub mod fault;
 pub mod frames;
 pub mod life;
 pub mod limits;
@@ -46,3 +48,5 @@ pub mod requests;
 pub mod sense;
 pub mod servers;
 pub mod tcg;
+pub mod trace;
+pub mod vector;

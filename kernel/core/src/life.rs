@@ -1,10 +1,10 @@
 //! The life of a driver: it runs, is ended by a fault, and comes back or does not.
 //!
 //! ```text
-//!            end               plan                begin_restart
-//! Running ────────► Ended ───────────► Planned ──────────────────► Ended, until `retire`: another one has its place
-//!                     ▲  └──► GivenUp ◄── too many                   (if that fails it is planned again)
-//!                     └──── forgive ──┘
+//!          end            plan               begin_restart
+//! Running ─────► Ended ─────────► Planned ─────────────────► Ended, until `retire`: another one
+//!                  ▲  └──► GivenUp ◄── too many              has its place; if that fails
+//!                  └──── forgive ──┘                         it is planned again
 //! any ── retire ──► Retired
 //! ```
 //!

@@ -1,16 +1,26 @@
 //! When drivers run: each is polled when its device has interrupted, or when there is something for
 //! it in its queues.
 //!
-//! **Drivers that would have more than half of the CPU have half of it, all of them together.**
-//! Nobody else runs during a poll, a driver may use up its budget in each, and a device may
-//! interrupt for ever. So what a driver's polls take is charged to it, and paid off by time in
-//! which no driver runs. Who owes more than [`TURN_MS`](ringfence_core::limits::TURN_MS) rests,
-//! until as much time has gone by in which nobody ran who owes that much; its device is held back.
-//! All others go on.
+//! **Throttled drivers share one half of the CPU, all of them together.** Nobody else runs during a
+//! poll, a driver may use its whole budget in each, and a device may interrupt for ever. So the
+//! time of each poll is added to the driver's debt ([`ringfence_core::debt`]), and time in which no
+//! driver runs pays it off. A driver that owes more than
+//! [`TURN_MS`](ringfence_core::limits::TURN_MS) is throttled (`resting` in `lsmod`): its interrupts
+//! are held back, and it is not polled until as much time has gone by.
 //!
-//! What the kernel does for a driver is charged to it as well ([`charge_work`]): the network
-//! stack's work on its frames, the search for its units. That is work that somebody may want done,
-//! so that a rest for it ends when the CPU has nothing else to do ([`idle`]).
+//! Work of the kernel for a driver is added to its debt as well ([`charge_work`]): the network
+//! stack's work on its frames, the search for its units. Somebody may want that work done, so this
+//! part of the debt is dropped when the CPU is idle ([`idle`]).
+//!
+//! Not taken:
+//! * *Interrupts that run driver code.* A driver could be entered at any instruction of the kernel,
+//!   and a driver that never returns would hold up whatever it interrupted. Here an interrupt only
+//!   notes its line.
+//! * *A time slice for each driver, by priority.* It needs a second context for each driver, and a
+//!   driver could be stopped while it holds a queue half written. Upcalls run to their end; the
+//!   budget ends those that do not.
+//! * *A limit on interrupts a second* (as Linux' `irqpoll` and NAPI have). It says nothing about
+//!   how long each takes.
 
 use crate::domain::cause::Cause;
 use crate::domain::hardware::Which;

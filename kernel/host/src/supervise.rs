@@ -1,11 +1,20 @@
-//! Brings drivers back that were ended by a fault, if their policy says so, and keeps an eye on who
+//! Restarts drivers that were ended by a fault, if their policy says so, and keeps an eye on who
 //! has earned ring 0.
 //!
-//! The same file is loaded anew, into ring 1 whatever ring it was in, under the same name. What is
-//! above stays: an interface keeps its address and its sockets, a SCSI host its disks and the
-//! commands that wait for it. The first restart comes at once, each further one waits twice as
-//! long; too many in a minute are the last ([`ringfence_core::limits`]). A module that faulted in
-//! ring 1 is not trusted until a person forgives it with `policy`.
+//! The same file is loaded anew, into ring 1 whatever ring it was in, in the same slot and under
+//! the same name. What is above stays: an interface keeps its address and its sockets, a SCSI host
+//! its disks and the commands that wait for it. The first restart comes at once, each further one
+//! waits twice as long, and too many in a minute are the last ([`ringfence_core::limits`]). A
+//! module that faulted in ring 1 is not trusted until a person forgives it with `policy`.
+//!
+//! Not taken:
+//! * *Checkpoints of a driver's state* (as Membrane has). The state is what was wrong: a successor
+//!   that starts from it faults again. Here a driver has no state that its successor needs;
+//!   requests are with the kernel ([`crate::requests`]).
+//! * *A shadow driver that answers meanwhile* (Swift et al.). It has to know each class's
+//!   semantics; a restart takes milliseconds, and who waits can wait.
+//! * *A supervisor outside of the kernel* (MINIX' reincarnation server). It would be one more thing
+//!   that can end, and the kernel has to hold what was under way in any case.
 
 use crate::domain::fault;
 use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};

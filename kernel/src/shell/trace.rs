@@ -56,14 +56,14 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     let trace = trace::end();
     drop(tracing);
     if let Some(trace) = trace {
-        if trace.lost > 0 {
-            println!("{:>10}  {} earlier events were not kept", "", trace.lost);
+        if trace.record.lost > 0 {
+            println!("{:>10}  {} earlier events were not kept", "", trace.record.lost);
         }
         // The same call over and over is one line.
         let same = |a: &Event, b: &Event| matches!((a.what, b.what), (What::Call(a), What::Call(b)) if a == b);
-        let events: Vec<Event> = trace.events.iter().copied().collect();
+        let events: Vec<Event> = trace.record.events().copied().collect();
         events.chunk_by(same).for_each(|same| print(name, same));
-        println!("{:>10}  {} events", "", trace.lost + trace.events.len() as u64);
+        println!("{:>10}  {} events", "", trace.record.lost + trace.record.events().len() as u64);
     }
     outcome
 }

@@ -93,8 +93,8 @@ impl Pool {
 /// The first `count` changes that follow from `seed`, no two of them the same, from all `pools` in
 /// turn.
 ///
-/// What another one is like has no bearing on one of them: should the work execute an instruction
-/// more the next time, few changes are others for that.
+/// A change depends on the seed and on its own number only: if a later run executes an instruction
+/// more, nearly all changes stay as they were.
 pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
     const MOST_TRIES: u64 = 10_000;
     let mut known = HashSet::new();

@@ -65,8 +65,7 @@ fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-/// A line like
-/// `12: v=0e e=0006 i=0 cpl=1 IP=000d:0000008000402d10 pc=0000008000402d10 SP=0001:00000080017fffa0 CR2=...`.
+/// A line like `12: v=0e e=0006 i=0 cpl=1 IP=000d:0000008000402d10 pc=... SP=0001:... CR2=...`.
 fn head(line: &str) -> Option<Interrupt> {
     let (number, rest) = line.trim_start().split_once(": v=")?;
     number.parse::<u64>().ok()?;

@@ -1,4 +1,17 @@
-//! The order in which commands are sent again that were under way when their driver was ended.
+//! The order in which requests are sent again that were under way when their driver was ended.
+//!
+//! **Each request has a number, and a successor gets them in that order, one by one**: the next is
+//! sent when the one before is done. A request that was carried out and not answered is carried out
+//! twice, in the same place of the order, so that a later write to the same block stays the later
+//! one.
+//!
+//! Not taken:
+//! * *Sending all at once.* A device may carry them out in any order, and two writes to one block
+//!   would change places.
+//! * *A log of what was written,* to send again only what is missing. Which requests overlap is
+//!   their class's to know; this knows of none.
+//! * *Failing what was under way,* and leaving it to who asked. Every user of a disk would need
+//!   what is here once.
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -6,7 +19,7 @@ use core::future::poll_fn;
 use core::task::{Poll, Waker};
 use spin::Mutex;
 
-/// A host's commands that are to be sent again: lowest number first.
+/// A server's requests that are to be sent again: lowest number first.
 #[derive(Default)]
 pub struct Repeats {
     numbers: Mutex<BTreeSet<u64>>,
@@ -14,7 +27,7 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    /// Command `number` is to be sent again.
+    /// Request `number` is to be sent again.
     pub fn add(&self, number: u64) {
         self.numbers.lock().insert(number);
     }

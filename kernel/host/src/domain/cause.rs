@@ -1,71 +1,11 @@
-//! Why drivers are ended, and why an upcall has no value.
+//! Where a driver was when it was ended, and why an upcall has no value. [`ringfence_core::fault`]
+//! has the causes.
 
 use hw::arch::Caller;
 use hw::arch::frame::TrapFrame;
-use ringfence_abi::queue::Lie;
 use ringfence_abi::service::Refusal;
-
-/// What a driver did that ended it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// The CPU refused an instruction; `address` is the one that a page fault names.
-    Exception {
-        /// CR2, for a page fault.
-        address: Option<u64>,
-    },
-    /// An upcall took longer than its budget.
-    Overrun,
-    /// A person asked for it.
-    Killed,
-    /// The driver gave up: it has logged why.
-    Panic,
-    /// It passed a pointer that is not its own memory.
-    BadPointer {
-        /// The pointer.
-        address: u64,
-        /// The length that went with it, in bytes.
-        len_bytes: u64,
-    },
-    /// It did not finish what it had been given in time.
-    Stuck {
-        /// What.
-        what: &'static str,
-        /// The time, in milliseconds.
-        limit_ms: u64,
-    },
-    /// Its position in a queue cannot be true.
-    QueueLie {
-        /// Which queue.
-        queue: &'static str,
-        /// What it claims.
-        claimed: u64,
-        /// What the kernel has counted.
-        counted: u64,
-    },
-    /// Its device wanted to reach memory that the driver was not given for it.
-    Dma {
-        /// Where, as the device sees it.
-        address: u64,
-        /// Whether it wanted to write.
-        writes: bool,
-        /// The fence's reason ([`hw::iommu::reason`]).
-        reason: u8,
-    },
-    /// It put something into a queue that does not exist or is not its to give.
-    QueueEntry {
-        /// Which queue.
-        queue: &'static str,
-        /// The entry.
-        entry: u64,
-    },
-}
-
-impl Cause {
-    /// What a lie about the position in `queue` is.
-    pub fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
-        move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
-    }
-}
+pub use ringfence_core::fault::Cause;
+use ringfence_core::fault::Exception;
 
 /// Where a driver was when it was ended.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +16,16 @@ pub enum Site<'a> {
     Gate(Caller),
     /// It did not run.
     Nowhere,
+}
+
+impl Site<'_> {
+    /// What the CPU says, if it was ended by a trap.
+    pub fn exception(&self) -> Option<Exception> {
+        match self {
+            Site::Trap(frame) => Some(frame.exception()),
+            Site::Gate(_) | Site::Nowhere => None,
+        }
+    }
 }
 
 /// Why an upcall has no value.

@@ -11,11 +11,11 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hw::arch::frame::TrapFrame;
-use hw::arch::{time, vector};
+use hw::arch::time;
 use hw::{console, link};
 use ringfence_abi::manifest::Policy;
 use ringfence_abi::upcall::{EXIT, INIT, POLL};
-use ringfence_core::descriptor::{SelectorName, describe_selector};
+use ringfence_core::fault::kind;
 use ringfence_link::event::Event;
 use spin::{Mutex, Once};
 
@@ -99,7 +99,7 @@ pub struct Fault {
     pub at_ns: u64,
     /// When, as a reading of the TSC.
     pub at_tsc: u64,
-    /// What kind of fault it was, in one word: see [`kind`].
+    /// What kind of fault it was, in one word: see [`ringfence_core::fault::kind`].
     pub kind: &'static str,
     /// Whether nobody had asked it for anything when it was ended: it was polled.
     by_itself: bool,
@@ -131,7 +131,7 @@ impl Fault {
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         let (at_ns, at_tsc) = (time::uptime_ns(), time::tsc());
         trust::record_fault(domain, cause);
-        let kind = kind(cause, site);
+        let kind = kind(cause, site.exception());
         // The call that it was ended in, if it was in one.
         if let Site::Gate(_) = site {
             trace::note_call(domain);
@@ -220,26 +220,5 @@ impl Fault {
     fn text(&self, calls: usize) -> String {
         let Words { headline, details, .. } = self.words();
         format!("{headline}\n{details}{}\n    then: {}", Last(&self.calls, calls), self.done.lock())
-    }
-}
-
-/// The kind of a fault, in one word for programs.
-fn kind(cause: Cause, site: Site) -> &'static str {
-    const GATE: [u64; 2] = [vector::NOT_PRESENT, vector::GENERAL_PROTECTION];
-    match (cause, site) {
-        (Cause::Exception { .. }, Site::Trap(frame)) => match (frame.vector, describe_selector(frame.error_code)) {
-            (vector, SelectorName::Gate(_) | SelectorName::ReturnGate) if GATE.contains(&vector) => "gate-fault",
-            (vector::INVALID_OPCODE, _) => "invalid-opcode",
-            (vector::GENERAL_PROTECTION, _) => "general-protection",
-            (vector::PAGE_FAULT, _) => "page-fault",
-            _ => "exception",
-        },
-        (Cause::Exception { .. }, _) => "exception",
-        (Cause::Overrun, _) => "overrun",
-        (Cause::Stuck { .. }, _) => "stuck",
-        (Cause::Killed, _) => "killed",
-        (Cause::Panic, _) => "panic",
-        (Cause::Dma { .. }, _) => "DMA-fault",
-        (Cause::BadPointer { .. } | Cause::QueueLie { .. } | Cause::QueueEntry { .. }, _) => "gate-fault",
     }
 }

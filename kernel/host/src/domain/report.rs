@@ -4,7 +4,6 @@
 //! ([`Words`]) when the driver is back, because finding the words takes longer than bringing a
 //! driver back.
 
-use super::calls::service_name;
 use super::cause::{Cause, Site};
 use super::hardware::Which;
 use super::memory::describe;
@@ -25,11 +24,10 @@ use hw::memory;
 use hw::symbols;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
 use ringfence_abi::manifest::Manifest;
-use ringfence_abi::net;
 use ringfence_abi::upcall::{self, Events};
-use ringfence_core::descriptor::{SelectorName, describe_selector};
 use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
 use ringfence_core::extent::Extent;
+use ringfence_core::fault::Happened;
 use ringfence_core::module::symbol_at;
 use ringfence_core::port_bitmap::Ports;
 use ringfence_link::event;
@@ -260,73 +258,16 @@ impl Scene {
         }
     }
 
-    /// What happened, without where.
-    fn write_cause(&self, out: &mut String) -> fmt::Result {
-        match (self.cause, &self.frame, self.accused) {
-            (Cause::Exception { .. }, Some(frame), Some(accused)) if frame.vector != vector::PAGE_FAULT => {
-                write!(out, "{} at {accused}", vector::name(frame.vector))
-            }
-            (Cause::Exception { .. }, Some(frame), Some(accused)) => {
-                // Page-fault error code (SDM vol. 3A, 4.7): bit 1 write, bit 4 instruction fetch.
-                let verb = match (frame.error_code & 1 << 1 != 0, frame.error_code & 1 << 4 != 0) {
-                    (_, true) => "executing",
-                    (true, _) => "writing",
-                    _ => "reading",
-                };
-                write!(out, "#PF {verb} {accused}")
-            }
-            (Cause::Exception { .. }, Some(frame), None) => {
-                write!(out, "{}", vector::name(frame.vector))?;
-                let with_selector = vector::INVALID_TSS..=vector::GENERAL_PROTECTION;
-                if !with_selector.contains(&frame.vector) || frame.error_code == 0 {
-                    return Ok(());
-                }
-                match describe_selector(frame.error_code) {
-                    SelectorName::Gate(number) => write!(out, " on the gate of {}", service_name(number)),
-                    SelectorName::ReturnGate => write!(out, " on the return gate"),
-                    SelectorName::Interrupt(vector) => {
-                        // The instruction itself is the better witness: QEMU shifts the vector by 4
-                        // in place of 3.
-                        let vector = disassembly::raises(&self.code).unwrap_or(vector);
-                        write!(out, " on int {vector:#x}")
-                    }
-                    SelectorName::Global(entry) => write!(out, " on entry {entry} of the GDT"),
-                    SelectorName::Local(entry) => write!(out, " on entry {entry} of the LDT"),
-                }
-            }
-            (Cause::Exception { .. }, None, _) => write!(out, "an exception"),
-            (Cause::Overrun, ..) => write!(out, "took longer than {} ms", self.manifest.upcall_ms),
-            (Cause::Stuck { what, limit_ms }, ..) => write!(out, "left a {what} undone for {limit_ms} ms"),
-            (Cause::Killed, ..) => write!(out, "killed"),
-            (Cause::Panic, ..) => write!(out, "gave up"),
-            (Cause::BadPointer { address, len_bytes }, ..) => {
-                let last = self.last_service.map_or("?", service_name);
-                write!(out, "bad pointer to {last}: {len_bytes:#x} bytes at ")?;
-                match self.accused {
-                    Some(accused) => write!(out, "{accused}"),
-                    None => write!(out, "{address:#x}"),
-                }
-            }
-            (Cause::QueueLie { queue, claimed, counted }, ..) => {
-                write!(out, "lied about the {queue} queue: position {claimed:#x}, but {counted:#x} is counted")
-            }
-            (Cause::Dma { address, writes, reason }, ..) => {
-                let what = if writes { "writing" } else { "reading" };
-                write!(out, "DMA fault: its device {what} {address:#x} ")?;
-                match self.accused {
-                    Some(Spot { what, .. }) => write!(out, "({what})")?,
-                    None => write!(out, "(no address of its own)")?,
-                }
-                write!(out, ": {}", hw::iommu::reason(reason))
-            }
-            (Cause::QueueEntry { queue, entry }, ..) => {
-                write!(out, "bad entry {entry:#x} in the {queue} queue")?;
-                match (queue, net::split(entry)) {
-                    ("received", (frame, len_bytes)) => write!(out, " (frame {frame}, {len_bytes} bytes)"),
-                    ("transmitted", (frame, _)) => write!(out, " (frame {frame})"),
-                    _ => Ok(()),
-                }
-            }
+    /// What happened, without where. `reason` is the fence's.
+    fn happened<'a>(&'a self, reason: &'a str) -> Happened<'a> {
+        Happened {
+            cause: self.cause,
+            exception: self.frame.as_ref().map(TrapFrame::exception),
+            accused: self.accused.map(|Spot { address, what }| (address, what)),
+            code: &self.code,
+            upcall_ms: self.manifest.upcall_ms,
+            service: self.last_service,
+            reason,
         }
     }
 
@@ -566,8 +507,11 @@ impl Words {
     pub fn new(scene: &Scene) -> Words {
         // Writing to a String does not fail.
         let mut words = Words::default();
-        let _ = write!(words.headline, "{}: ", scene.name);
-        let _ = scene.write_cause(&mut words.headline);
+        let reason = match scene.cause {
+            Cause::Dma { reason, .. } => hw::iommu::reason(reason),
+            _ => String::new(),
+        };
+        let _ = write!(words.headline, "{}: {}", scene.name, scene.happened(&reason));
         let when = if scene.was_running { "in" } else { "after" };
         let _ = write!(words.headline, ", {when} {}", upcall::name(scene.upcall));
         if scene.was_running && !scene.events.is_empty() {

@@ -7,11 +7,11 @@
 use super::Domain;
 use super::calls::Call;
 use super::cause::UpcallError;
-use alloc::collections::VecDeque;
 use alloc::string::String;
 use hw::arch::{time, watch};
 use ringfence_abi::upcall::Events;
 use ringfence_core::extent::Extent;
+use ringfence_core::trace::Record;
 use spin::Mutex;
 
 /// Events that are kept.
@@ -37,37 +37,18 @@ pub enum What {
 }
 
 /// When, in TSC ticks since the trace began, and what.
-#[derive(Debug, Clone, Copy)]
-pub struct Event {
-    /// When.
-    pub at: u64,
-    /// What.
-    pub what: What,
-}
+pub type Event = ringfence_core::trace::Event<What>;
 
 /// What was traced.
 #[derive(Debug)]
 pub struct Trace {
     /// The driver's name: a successor has the same.
     name: String,
-    began: u64,
     /// The memory that is watched, if some is: an address in the driver's slot, and a length of 1,
     /// 2, 4 or 8 bytes.
     watched: Option<Extent>,
-    /// The events that are kept, oldest first.
-    pub events: VecDeque<Event>,
-    /// How many were not.
-    pub lost: u64,
-}
-
-impl Trace {
-    fn add(&mut self, what: What) {
-        if self.events.len() == EVENTS {
-            self.events.pop_front();
-            self.lost += 1;
-        }
-        self.events.push_back(Event { at: time::tsc().saturating_sub(self.began), what });
-    }
+    /// What happened.
+    pub record: Record<What>,
 }
 
 /// The trace that is under way.
@@ -76,12 +57,9 @@ static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
 /// Begins to trace the driver called `name`, and who reads or writes the memory `watched`; `false`
 /// if a trace is under way, or there is no memory for one.
 pub fn begin(name: &str, watched: Option<Extent>) -> bool {
-    let mut events = VecDeque::new();
     let mut trace = TRACE.lock();
-    if trace.is_some() || events.try_reserve_exact(EVENTS).is_err() {
-        return false;
-    }
-    *trace = Some(Trace { name: name.into(), began: time::tsc(), watched, events, lost: 0 });
+    let Some(record) = Record::new(EVENTS, time::tsc()).filter(|_| trace.is_none()) else { return false };
+    *trace = Some(Trace { name: name.into(), watched, record });
     if let Some(watched) = watched {
         watch::set_access(watched.start, watched.len_bytes);
     }
@@ -130,13 +108,13 @@ pub fn note_access(rip: u64) {
         let read = hw::space::read_entered(watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
         read.then(|| u64::from_le_bytes(bytes))
     });
-    trace.add(What::Access(rip, value));
+    trace.record.add(time::tsc(), What::Access(rip, value));
 }
 
 #[cold]
 #[inline(never)]
 fn record(what: What) {
     if let Some(trace) = TRACE.lock().as_mut() {
-        trace.add(what);
+        trace.record.add(time::tsc(), what);
     }
 }

@@ -9,7 +9,7 @@ use hw::memory::frames::Lent;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::requests::repeat::Repeats;
-use ringfence_core::requests::{Account, Memory, Protocol, Wrong};
+use ringfence_core::requests::{Account, Memory, Protocol};
 pub use ringfence_core::requests::{Moves, Ticket};
 
 /// The kernel's end of a driver's queues.
@@ -36,15 +36,6 @@ impl<P: Protocol> DerefMut for Queues<P> {
     #[inline]
     fn deref_mut(&mut self) -> &mut Account<P, Lent> {
         &mut self.account
-    }
-}
-
-impl From<Wrong> for Cause {
-    fn from(wrong: Wrong) -> Cause {
-        match wrong {
-            Wrong::Position(queue, lie) => Cause::lie(queue)(lie),
-            Wrong::Entry(queue, entry) => Cause::QueueEntry { queue, entry },
-        }
     }
 }
 

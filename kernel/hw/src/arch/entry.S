@@ -6,7 +6,14 @@
      - A call gate clears nothing: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ.
      - RSP points into the stacks' page of the loaded root. It has the same address in every root but is another frame,
        so nothing survives on it across a write to CR3: values cross in registers.
-   Driver arguments: RDI, RSI, RDX, RCX, R8 (System V). Free for us: RAX, R9, R10, R11. */
+   Driver arguments: RDI, RSI, RDX (System V). Free for us: RAX, R9, R10, R11.
+
+   Not taken:
+     - SYSCALL: it goes from any ring to ring 0 and back to ring 3 only. Ring 1 has no way back by it.
+     - INT n: the CPU pushes and checks more than a call gate does, and one IDT would have a vector for each service, or
+       one vector and a number that a driver may forge; a gate that is not in the domain's LDT is not there.
+     - One gate and a number in a register: then which services a domain has would be checked by code, on each call.
+     - The kernel mapped in the domain's root: no write of CR3, but a speculative or a wrong read away. */
 
 .section .entry.text, "ax"
 

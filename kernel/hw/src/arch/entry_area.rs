@@ -8,7 +8,7 @@
 //! 0x3000   IDT                       R                       R, the same frame
 //! 0x4000   TSS, at the page's end    R                       R, the same frame
 //! 0x5000   I/O bitmap (2 pages)      R, all ports closed     R, the domain's own
-//! 0x7000   LDT                       R, empty                R, the domain's own: its capability table
+//! 0x7000   LDT                       R, empty                R, the domain's own capabilities
 //! 0x8000   entry and IST stacks      RW                      RW, the domain's own
 //! ```
 //!

@@ -1,5 +1,7 @@
 //! The registers of what a trap has hit.
 
+use ringfence_core::fault::Exception;
+
 /// What `entry.S` pushes: all registers, and what the CPU pushed.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -30,6 +32,11 @@ pub struct TrapFrame {
 }
 
 impl TrapFrame {
+    /// What the CPU says of the exception that it was.
+    pub fn exception(&self) -> Exception {
+        Exception { vector: self.vector, error_code: self.error_code }
+    }
+
     /// The general registers, in the order of their numbers.
     pub fn general(&self) -> [u64; 16] {
         [

@@ -39,5 +39,5 @@ pub mod trap_stacks;
 pub mod traps;
 pub use gates::{Caller, caller};
 pub mod uart;
-pub mod vector;
+pub use ringfence_core::vector;
 pub mod watch;

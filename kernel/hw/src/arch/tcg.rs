@@ -11,7 +11,8 @@ static IS_TCG: AtomicBool = AtomicBool::new(false);
 static LOADS_NO_SEGMENT: AtomicBool = AtomicBool::new(false);
 
 global_asm!(
-    // #UD pushes no error code: what is on the stack is RIP. The instruction that is tried has two bytes.
+    // #UD pushes no error code: what is on the stack is RIP. The instruction that is tried has two
+    // bytes.
     "tcg_undefined:",
     "add qword ptr [rsp], 2",
     "xor ecx, ecx",

@@ -188,6 +188,14 @@ impl Ran {
         })
     }
 
+    /// Bytes of the kernel's heap that are in use, each time that `mem` was asked.
+    pub fn heap_used(&self) -> Vec<u64> {
+        self.each(|event| match event {
+            Event::Memory { heap_used, .. } => Some(*heap_used),
+            _ => None,
+        })
+    }
+
     /// Checksums of what of the kernel must never change, and frames that somebody wrote to, each
     /// time that `integrity` was asked.
     pub fn integrity(&self) -> Vec<(u64, u64)> {

@@ -211,9 +211,9 @@ pub fn all() -> Vec<Attack> {
 /// Carries out `attacks` on a machine that `run` boots with a script, and returns the console of;
 /// panics with all that did not come out as they must. A second driver lives beside them.
 ///
-/// If `check_each`, then after each one the second driver must answer, what of the kernel must
-/// never change must not have, nobody may have written to free memory, and as many frames must be
-/// free as before; otherwise that is so at the end.
+/// After each attack if `check_each`, and after the last one if not: the second driver answers, the
+/// kernel's checksum is what it was, nobody has written to free memory, and as many frames are free
+/// as before.
 pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) -> Vec<String>) -> Reports {
     let after_each = if check_each { HEALTH } else { "tell template x" };
     let mut script = String::from("insmod template; tell template x; vmmap");

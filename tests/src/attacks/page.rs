@@ -101,7 +101,7 @@ Too many for a table, but in the same boot:
 * `gates::interrupts_that_never_end_stop_nobody`: a device that interrupts for ever, with a driver that says so, one that
   says it is quiet, and one that takes long each time; `turns::a_driver_that_wants_all_of_the_cpu_has_half` has how long others get.
 
-In boots of their own, because they need other modules or another machine, or leave this one other than it was:
+These have a boot of their own: they need other modules or another machine, or they leave the machine changed.
 
 * `sandbox::no_interrupt_and_no_selector_under_bochs`: `int n` and all selectors under Bochs.
 * `sandbox::what_qemu_would_take_for_ring_0_is_not_loaded`: **QEMU 7.2's TCG takes the ring from SS, and lets ring 1 load a null

@@ -49,9 +49,11 @@ fn has_what_its_image_has((hba, driver, model): (&str, &str, &str)) {
     );
     let text = boot_well(&with_disks_behind(hba, &script, &[&path]));
     let after = fs::read(&path).unwrap();
-    assert_says(&text, &format!("disk0    {driver:<16}      -    -       4096    512  {model}"));
-    assert!(text.restarts(driver) > 0, "{text}");
-    assert_says(&text, &format!("{}  2097152 bytes", sum(&before)));
+    let [disk] = text.disks()[..] else { panic!("{text}") };
+    assert_eq!((&*disk.name, &*disk.driver, disk.place, disk.blocks), ("disk0", driver, None, 4096));
+    assert_eq!((disk.block_bytes, &*disk.model), (512, model));
+    assert_eq!(text.restarts(driver), 1, "{text}");
+    assert_eq!(text.data()[0], (2097152, sum(&before)));
     for (first, count) in [(8, 100), (1000, 100), (3000, 1096)] {
         let written = sum(&after[first * 512..(first + count) * 512]);
         // Once when it was written, and once when it was read.
@@ -186,12 +188,12 @@ fn disks_of_both_classes_are_side_by_side() {
     let device = "virtio-blk-pci,drive=other,disable-legacy=on,iommu_platform=on";
     machine.extra = ["-drive", &drive, "-device", device].map(Into::into).to_vec();
     let text = boot_well(&machine);
-    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("disk")).collect();
-    assert_eq!(rows.len(), 4, "{text}");
+    let disks = text.disks();
+    assert_eq!(disks.len(), 4, "{text}");
     for driver in ["virtio-scsi", "virtio-blk"] {
-        assert_eq!(rows.iter().filter(|row| row.split_whitespace().nth(1) == Some(driver)).count(), 2, "{text}");
+        assert_eq!(disks.iter().filter(|disk| disk.driver == driver).count(), 2, "{text}");
     }
-    assert_ne!(rows[0].split_whitespace().next(), rows[1].split_whitespace().next(), "{text}");
+    assert_ne!(disks[0].name, disks[1].name, "{text}");
     assert_says(&text, "1000 blocks were written and read back");
     // Whichever is called disk0.
     let [scsi, block] = [scsi, block].map(|path| fs::read(path).unwrap());

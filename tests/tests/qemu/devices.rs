@@ -60,8 +60,9 @@ fn every_adapter_works_in_both_rings_and_after_a_restart() {
         }
         let text = boot_well(&machine);
         assert_eq!(text.matches("1500 blocks were written and read back").count(), 4, "{adapter}: {text}");
-        let rows = |line: &&str| line.starts_with("disk") && line.contains(driver) && line.contains("QEMU HARDDISK");
-        assert_eq!(text.lines().filter(rows).count(), 4, "{adapter}: {text}");
+        let disks = text.disks();
+        assert!(disks.iter().all(|disk| disk.driver == driver && disk.model.contains("QEMU HARDDISK")), "{text}");
+        assert_eq!(disks.len(), 4, "{adapter}: {text}");
         assert!(text.restarts(driver) > 0, "{text}");
     }
 }

@@ -2,7 +2,6 @@
 
 use ringfence_tests::attacks::{in_one_boot, lies};
 use ringfence_tests::{assert_says, bare, boot_well, machine};
-use std::collections::BTreeSet;
 
 #[test]
 fn every_argument_at_every_extreme() {
@@ -29,20 +28,12 @@ fn random_calls_of_rf_panic() {
         round(4),
         round(36)
     )));
-    let numbers = |beginning: &str| -> Vec<u64> {
-        let first = |line: &str| line.strip_prefix(beginning)?.split_whitespace().next()?.parse().ok();
-        text.lines().filter_map(first).collect()
-    };
-    let (frames, heap) = (numbers("frames "), numbers("heap "));
-    assert!(frames.len() == 2 && frames[0] == frames[1], "{text}");
+    let (free, heap) = (text.free_frames(), text.heap_used());
+    assert!(free.len() == 2 && free[0] == free[1], "{text}");
     // What is kept of a fault is longer or shorter.
     assert!(heap.len() == 2 && heap[0].abs_diff(heap[1]) < 64 << 10, "{text}");
-    let checksums: BTreeSet<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_suffix("  text, read-only data, descriptor tables, page tables"))
-        .collect();
-    assert_eq!(checksums.len(), 1, "{text}");
-    assert_eq!(text.matches("               0  frames written to that nobody has").count(), 2, "{text}");
+    let integrity = text.integrity();
+    assert!(integrity.len() == 2 && integrity[0] == integrity[1] && integrity[0].1 == 0, "{integrity:x?}");
     assert!(text.lines().any(|line| line.starts_with("20000 ")), "{text}");
 }
 

@@ -2,6 +2,7 @@
 //! do.
 
 use crate::monitor::Monitor;
+use ringfence_link::event::Event;
 use ringfence_tests::{at_prompt, leave, machine};
 
 #[test]
@@ -13,7 +14,8 @@ fn disks_come_grow_and_go() {
     machine.extra = vec!["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()];
     let mut running = at_prompt(machine);
     running.type_line("blkread disk0 0 1").unwrap();
-    running.wait_for("  512 bytes").unwrap();
+    let read = |event| matches!(event, Event::Data { bytes: 512, .. }).then_some(());
+    running.wait_for_event("a block", read).unwrap();
     let mut monitor = Monitor::new(&socket);
     let path = folder.path().join("new.img");
     std::fs::write(&path, vec![0; 1 << 20]).unwrap();

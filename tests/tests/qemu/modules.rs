@@ -102,24 +102,14 @@ fn a_module_in_c_needs_no_library() {
 fn a_trusted_driver_that_panics_is_ended_alone() {
     let run = boot_badly(&bare("insmod rogue --ring 0; tell rogue panic; insmod template; tell template a"), 1);
     assert_fault(&run, "rogue", "gave up, in command");
-    assert_says(&run.to_string(), "template: 1 (0x1)");
-}
-
-fn free_frames(text: &str) -> Vec<String> {
-    let free = |line: &str| line.split_whitespace().nth(1).map(str::to_string);
-    text.lines().filter(|line| line.starts_with("frames ")).filter_map(free).collect()
-}
-
-fn heap_used(text: &str) -> Vec<String> {
-    let used = |line: &str| line.split_whitespace().nth(1).map(str::to_string);
-    text.lines().filter(|line| line.starts_with("heap ")).filter_map(used).collect()
+    assert_eq!(run.answers("template"), [1]);
 }
 
 #[test]
 fn a_thousand_loads_leave_memory_as_it_was() {
     // Once before, so that what is made once is made.
     let text = boot_well(&bare("insmod null; rmmod null; mem; repeat 1000 insmod null, rmmod null; mem"));
-    let (free, used) = (free_frames(&text), heap_used(&text));
+    let (free, used) = (text.free_frames(), text.heap_used());
     assert_eq!(free.len(), 2);
     assert_eq!(free[0], free[1]);
     assert_eq!(used[0], used[1], "{text}");
@@ -129,7 +119,7 @@ fn a_thousand_loads_leave_memory_as_it_was() {
 fn a_killed_driver_leaves_memory_as_it_was() {
     let attack = "insmod rogue; tell rogue write 0; rmmod rogue";
     let run = boot_badly(&bare(&format!("{attack}; mem; {attack}; {attack}; mem")), 3);
-    let free = free_frames(&run.to_string());
+    let free = run.free_frames();
     assert_eq!(free.len(), 2, "{run}");
     assert_eq!(free[0], free[1]);
 }
@@ -221,10 +211,9 @@ fn endless_loops_anywhere_are_cut_short() {
     machine.contents.modules.push(path);
     let text = boot_badly(&machine, 4);
     assert_intact(&text);
-    let answers = text.lines().filter(|line| line.starts_with("null: ") && line.contains(" (0x"));
-    assert_eq!(answers.count(), 6, "{text}");
-    let free: Vec<&str> = text.lines().filter(|line| line.starts_with("frames ")).collect();
-    assert!(free.len() == 6 && free.iter().all(|line| *line == free[0]), "{free:?}");
+    assert_eq!(text.answers("null").len(), 6, "{text}");
+    let free = text.free_frames();
+    assert!(free.len() == 6 && free.iter().all(|count| *count == free[0]), "{free:?}");
     for (driver, upcall) in
         [("endless", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll (queue)")]
     {

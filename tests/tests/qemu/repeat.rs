@@ -1,6 +1,7 @@
 //! SCSI commands that were under way when their driver was ended.
 
-use ringfence_tests::{assert_says, bare, boot_badly, boot_well, machine};
+use ringfence_link::event::Event;
+use ringfence_tests::{bare, boot_badly, boot_well, machine};
 
 /// A command waits for a driver that will be back, but not for ever.
 #[test]
@@ -11,11 +12,13 @@ fn a_command_waits_for_its_driver_so_long() {
     let mut machine = machine(script);
     machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_badly(&machine, 1);
-    let said: Vec<&str> = text
-        .lines()
-        .filter_map(|line| if line.ends_with("  512 bytes") { Some("read") } else { line.strip_prefix("error: ") })
-        .collect();
-    assert_eq!(said, ["read", "read", "the driver is gone", "read"], "{text}");
+    let outcome = |event: &Event| match event {
+        Event::Data { bytes: 512, .. } => Some("read".to_string()),
+        Event::Command { error: Some(error), .. } => Some(error.to_string()),
+        _ => None,
+    };
+    let outcomes: Vec<String> = text.events().iter().filter_map(outcome).collect();
+    assert_eq!(outcomes, ["read", "read", "the driver is gone", "read"], "{text}");
 }
 
 /// Where the commands began that `rogue-scsi` read blocks for.
@@ -31,7 +34,7 @@ fn commands_are_sent_again_in_order() {
     ));
     // Four commands of 64 KiB at once; the first driver answers none of them, the second one all.
     assert_eq!(blocks_read(&text), ["0", "128", "256", "384", "0", "128", "256", "384"], "{text}");
-    assert_says(&text, "  262144 bytes");
+    assert_eq!(text.data()[0].0, 262144, "{text}");
 }
 
 /// Whoever sent them: the first job's command is the second one.

@@ -50,11 +50,7 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     );
     assert_says(&text, "[set aside]");
     assert_says(&text, "error: e1000: no free device that it drives");
-    let free: Vec<u64> = text
-        .lines()
-        .filter(|line| line.starts_with("frames "))
-        .map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap())
-        .collect();
+    let free = text.free_frames();
     // The image, the stack, the frames in both directions and the rings.
     assert!(free[0] - free[1] > 100, "only {} frames were set aside", free[0] - free[1]);
 }
@@ -69,8 +65,7 @@ fn a_device_that_does_not_stop_costs_no_memory_behind_a_fence() {
     let text = boot_well(&machine);
     assert_intact(&text);
     assert_says(&text, ".0 is set aside for good: its reset was not done within 10000 us");
-    let free: Vec<u64> =
-        text.lines().filter_map(|line| line.strip_prefix("frames ")?.split_whitespace().next()?.parse().ok()).collect();
+    let free = text.free_frames();
     // Tables that stay for the next driver's device.
     assert!(free.len() == 2 && free[0] - free[1] < 8, "{free:?}");
 }

@@ -2,6 +2,7 @@
 //! bytes.
 
 use ringfence::machine::{Disk, End};
+use ringfence_link::event::Event;
 use ringfence_tests::{assert_says, boot, boot_badly, boot_well, machine, system, unfenced};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -17,12 +18,11 @@ fn image(directory: &TempDir, name: &str, blocks: usize) -> PathBuf {
     path
 }
 
-/// The sum that the shell prints for `count` blocks from `lba`.
-fn sum(path: &PathBuf, lba: usize, count: usize) -> String {
+/// The length in bytes and the SHA-256 of `count` blocks from `lba`, as the kernel tells of them.
+fn sum(path: &PathBuf, lba: usize, count: usize) -> (u64, String) {
     let bytes = std::fs::read(path).unwrap();
     let part = &bytes[lba * BLOCK..(lba + count) * BLOCK];
-    let digest: String = Sha256::digest(part).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{digest}  {} bytes", part.len())
+    (part.len() as u64, Sha256::digest(part).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// rogue-scsi with one of its flags set.
@@ -94,10 +94,11 @@ fn reads_are_the_images_bytes_in_both_rings() {
     );
     machine.disks = vec![path.clone().into()];
     let text = boot_well(&machine);
-    assert_says(&text, "disk0    virtio-scsi           0    0       8192    512  QEMU QEMU HARDDISK");
-    for (lba, count) in [(0, 1), (100, 3000), (8191, 1), (0, 8192)] {
-        assert_says(&text, &sum(&path, lba, count));
-    }
+    let [disk] = text.disks()[..] else { panic!("{text}") };
+    assert_eq!((&*disk.name, &*disk.driver, disk.place), ("disk0", "virtio-scsi", Some((0, 0))));
+    assert_eq!((disk.blocks, disk.block_bytes, &*disk.model), (8192, 512, "QEMU QEMU HARDDISK"));
+    let sums = [(0, 1), (100, 3000), (8191, 1), (0, 8192)].map(|(lba, count)| sum(&path, lba, count));
+    assert_eq!(text.data(), sums);
 }
 
 #[test]
@@ -111,9 +112,7 @@ fn writes_and_copies_reach_the_images() {
     );
     machine.disks = vec![first.clone().into(), second.clone().into()];
     let text = boot_well(&machine);
-    for line in [sum(&first, 1000, 700), sum(&first, 2000, 300), sum(&second, 5, 1500)] {
-        assert_says(&text, &line);
-    }
+    assert_eq!(text.data(), [sum(&first, 1000, 700), sum(&first, 2000, 300), sum(&second, 5, 1500)]);
     assert_eq!(sum(&first, 900, 1500), sum(&second, 5, 1500));
     // The blocks around are what they were, and the ones written are not.
     let after = std::fs::read(&first).unwrap();
@@ -132,12 +131,12 @@ fn a_driver_changes_rings_in_the_middle_of_a_copy() {
     );
     machine.disks = vec![first.clone().into(), second.clone().into()];
     let text = boot_well(&machine);
-    let copied = sum(&first, 0, 65536);
-    assert_says(&text, &copied);
+    assert_eq!(text.data(), [sum(&first, 0, 65536)]);
     assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap(), "the copy differs");
     // The copy was still under way when the ring had changed many times.
-    let before_end = text.lines().take_while(|line| !line.contains(&copied));
-    assert!(before_end.filter(|line| line.contains("virtio-scsi: now in ring")).count() > 20, "{text}");
+    let before_end = text.events().iter().take_while(|event| !matches!(event, Event::Data { .. }));
+    let changes = before_end.filter(|event| matches!(event, Event::RingChanged { .. })).count();
+    assert!(changes > 20, "{text}");
 }
 
 #[test]
@@ -183,7 +182,7 @@ fn an_image_is_opened_as_what_it_is() {
     let mut machine = machine(script);
     machine.disks = vec![path.clone().into()];
     let text = boot_well(&machine);
-    assert!(text.lines().any(|line| line.starts_with("disk0 ") && line.contains(" 2048 ")), "{text}");
+    assert_eq!(text.disks()[0].blocks, 2048, "{text}");
     assert_eq!(std::fs::read(&path).unwrap()[..4], *b"QFI\xfb");
 }
 
@@ -207,12 +206,12 @@ fn commands_without_room_are_refused() {
     machine.scratch = true;
     let run = boot(&machine);
     assert!([End::Done, End::CommandFailed].contains(&run.end()), "{run}");
-    let errors = run.console().iter().filter(|line| line.starts_with("error: "));
-    assert!(errors.clone().all(|line| line.starts_with("error: out of memory: ")), "{run}");
+    let errors = run.errors();
+    assert!(errors.iter().all(|(_, error)| error.starts_with("out of memory: ")), "{run}");
     // Those that were not read all the same, and the one behind them as well.
-    let read = run.console().iter().filter(|line| line.ends_with("  2097152 bytes")).count();
-    assert_eq!(read + errors.count(), 60, "{run}");
-    assert_eq!(run.console().iter().filter(|line| line.ends_with("  512 bytes")).count(), 2, "{run}");
+    let read = |len: u64| run.data().iter().filter(|(bytes, _)| *bytes == len).count();
+    assert_eq!(read(2097152) + errors.len(), 60, "{run}");
+    assert_eq!(read(512), 2, "{run}");
     assert!(run.console().iter().any(|line| line == "over"));
 }
 

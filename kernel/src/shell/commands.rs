@@ -65,7 +65,7 @@ static GROUPS: &[Group] = &[
     Group {
         name: "modules",
         commands: &[
-            command!("lsmod", "lsmod [-v]", "loaded modules; -v: with restarts, faults and memory", "lsmod -v", lsmod),
+            command!("lsmod", "lsmod [-v]", "loaded drivers; -v: with restarts, faults and memory", "lsmod -v", lsmod),
             command!(
                 "modinfo",
                 "modinfo [NAME]",
@@ -295,7 +295,7 @@ static GROUPS: &[Group] = &[
             command!(
                 "trial",
                 "trial NAME OFFSET:BYTES AT RING WORK | CHECK | AFTER",
-                "put a module with a changed file to work, then the good one (JSON)",
+                "put a module with a changed file to work, then the good one",
                 "trial null 1000:90 0 1 help | help | help",
                 trial
             ),
@@ -303,7 +303,7 @@ static GROUPS: &[Group] = &[
             command!(
                 "snippets",
                 "snippets NAME FIRST COUNT",
-                "run made-up machine code of a module, a line each",
+                "run made-up machine code of a module",
                 "snippets snippets 0 8",
                 snippets
             ),

@@ -29,7 +29,7 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     println!(
         "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {}",
-        "MODULE", "RING", "SLOT", "UPCALLS", "CPU MS", "DEVICE", "STATE"
+        "DOMAIN", "RING", "SLOT", "UPCALLS", "CPU MS", "DEVICE", "STATE"
     );
     let drivers = registry::all();
     let locked: Vec<_> = drivers.iter().map(|handle| handle.lock()).collect();
@@ -136,7 +136,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 pub async fn rmmod(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.word("the module's name")?;
+    let name = arguments.word("the domain's name")?;
     arguments.end()?;
     module::unload(name).map_err(said)?;
     println!("{name}: unloaded");
@@ -144,7 +144,7 @@ pub async fn rmmod(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.word("the module's name")?;
+    let name = arguments.word("the domain's name")?;
     let word = arguments.word("the ring")?;
     let ring = parse_ring(&arguments, word)?;
     arguments.end()?;
@@ -163,7 +163,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.word("the module's name")?;
+    let name = arguments.word("the domain's name")?;
     let find = |name: &str| map::find(name).map(|part| part.extent.start);
     let text = command_line::with_addresses(arguments.rest(), find, whose::physical)
         .map_err(|name| format!("the kernel has no part '{name}'; 'vmmap' lists them, with spaces for hyphens"))?;
@@ -180,7 +180,7 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.word("the module's name")?;
+    let name = arguments.word("the domain's name")?;
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
     if !handle.lock().is_alive() {
@@ -191,7 +191,7 @@ pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.word("the module's name")?;
+    let name = arguments.word("the domain's name")?;
     let word = arguments.optional();
     let policy = match word {
         Some("restart") => Some(Policy::Restart),

@@ -91,7 +91,7 @@ fn an_endless_run_meets_its_time_limit() {
 fn failures_can_be_expected_and_output_held_back() {
     let text = boot_well(&bare("fails insmod nope; mute insmod null; mute repeat 2 mute lsmod; lsmod"));
     assert_says(&text, "as expected: there is no module 'nope' in the ramdisk");
-    assert!(!text.contains("null: loaded") && text.matches("MODULE ").count() == 1, "{text}");
+    assert!(!text.contains("null: loaded") && text.matches("DOMAIN ").count() == 1, "{text}");
     let text = boot_badly(&bare("fails lsmod; mute insmod nope; fails; mute"), 4);
     assert_says(&text, "error: 'lsmod' did not fail");
     assert_says(&text, "error: there is no module 'nope' in the ramdisk");

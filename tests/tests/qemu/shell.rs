@@ -27,7 +27,7 @@ fn a_line_that_is_too_long_is_refused() {
     running.type_line(&format!("echo {}; insmod template", "x".repeat(5000))).unwrap();
     running.wait_for("error: the line was not run: it has more than 4096 characters").unwrap();
     running.type_line("tell template a").unwrap();
-    running.wait_for("error: no module 'template' is loaded").unwrap();
+    running.wait_for("error: no domain 'template' is loaded").unwrap();
     leave(running);
 }
 

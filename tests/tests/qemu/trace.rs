@@ -34,7 +34,7 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
     assert_eq!(events[..2], ["! ended: killed", "> init(0x0, 0x0, 0x0)"], "{text}");
     assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
     assert_says(&text, "error: the command is missing; usage: trace NAME [--watch ADDRESS[:BYTES]] COMMAND");
-    assert_says(&text, "error: no module 'nope' is loaded");
+    assert_says(&text, "error: no domain 'nope' is loaded");
     assert_says(&text, "error: a trace is under way already");
 }
 

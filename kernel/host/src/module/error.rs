@@ -37,7 +37,7 @@ pub enum LoadError {
     Outside,
     /// It does not offer what the driver before it offered.
     Different,
-    /// No such module is loaded.
+    /// No domain of this name is loaded.
     NotLoaded(String),
 }
 
@@ -79,7 +79,7 @@ impl fmt::Display for LoadError {
             LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),
             LoadError::Outside => write!(f, "the instruction to watch does not lie in the image"),
             LoadError::Different => write!(f, "it does not offer what the driver before it offered"),
-            LoadError::NotLoaded(name) => write!(f, "no module '{name}' is loaded"),
+            LoadError::NotLoaded(name) => write!(f, "no domain '{name}' is loaded"),
         }
     }
 }

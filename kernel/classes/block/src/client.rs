@@ -10,17 +10,18 @@
 use super::disk::{self, Disk};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
+use embassy_time::Timer;
 use host::domain::cause::Cause;
 use host::domain::offer::{Use, map_used};
 use host::domain::{Domain, Handle, end, registry};
 use host::poll;
+use hw::memory::buffer;
 use hw::memory::frames::Lent;
 use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE,
@@ -31,6 +32,9 @@ use ringfence_abi::upcall::Events;
 use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
 
+/// Requests of one driver that are worked at at once: each takes a buffer of the kernel's heap.
+const MOST_AT_ONCE: usize = 4;
+
 /// Woken when a driver has asked for something, or has ended.
 static ON_WORK: AtomicWaker = AtomicWaker::new();
 
@@ -40,8 +44,9 @@ pub struct Client {
     asked: Asked<Lent>,
     /// Rings, requests and data.
     memory: Lent,
-    /// Requests that nobody works at yet.
+    /// Requests that nobody works at yet, and how many somebody does work at.
     fresh: Vec<(usize, BlockRequest)>,
+    worked_at: usize,
     /// Set when the driver is ended.
     is_over: Arc<AtomicBool>,
 }
@@ -63,7 +68,7 @@ impl Client {
             },
         );
         let asked = Asked::new(memory.clone(), [SUBMIT, COMPLETE], BLOCK_REQUESTS);
-        Ok(Client { disk, asked, memory, fresh: Vec::new(), is_over: Arc::default() })
+        Ok(Client { disk, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
     }
 }
 
@@ -113,16 +118,31 @@ pub async fn run() {
     .await;
 }
 
-/// What a driver has asked for since this was looked at last.
+/// What a driver has asked for and is worked at from now on: as much as one may have worked at at
+/// once.
 fn taken_from(handle: &Handle) -> Vec<Work> {
     let mut domain = handle.lock();
     let Some(client) = domain.used_mut::<Client>() else { return Vec::new() };
-    let fresh = core::mem::take(&mut client.fresh);
+    let count = MOST_AT_ONCE.saturating_sub(client.worked_at).min(client.fresh.len());
+    client.worked_at += count;
     let work = |(number, request)| Work {
         is_over: client.is_over.clone(),
         done: Box::pin(serve(handle.clone(), client.disk.clone(), client.memory.clone(), number, request)),
     };
-    fresh.into_iter().map(work).collect()
+    client.fresh.drain(..count).map(work).collect()
+}
+
+/// A buffer of `len` bytes, when there is room for one; `None` if there is none for long.
+async fn room_for(len: usize) -> Option<Vec<u8>> {
+    const TRIES: usize = 100;
+    const PAUSE_MS: u64 = 20;
+    for _ in 0..TRIES {
+        if let Ok(buffer) = buffer(len) {
+            return Some(buffer);
+        }
+        Timer::after_millis(PAUSE_MS).await;
+    }
+    None
 }
 
 async fn serve(handle: Handle, disk: Arc<dyn Disk>, memory: Lent, number: usize, request: BlockRequest) {
@@ -132,6 +152,10 @@ async fn serve(handle: Handle, disk: Arc<dyn Disk>, memory: Lent, number: usize,
         let mut domain = handle.lock();
         let is_alive = domain.is_alive();
         let Some(client) = domain.used_mut::<Client>().filter(|_| is_alive) else { return };
+        client.worked_at -= 1;
+        if !client.fresh.is_empty() {
+            ON_WORK.wake();
+        }
         client.asked.complete(number, |queues| write_status(queues, number, status)).err()
     };
     match cause {
@@ -153,13 +177,13 @@ async fn carry_out(disk: &dyn Disk, memory: &Lent, number: usize, request: &Bloc
     }
     let outcome = match request.operation {
         BLOCK_READ => {
-            let mut data = vec![0; len];
+            let Some(mut data) = room_for(len).await else { return BLOCK_ERROR };
             let outcome = disk.read(request.lba, &mut data).await;
             Data::write(memory, at, &data);
             outcome
         }
         BLOCK_WRITE => {
-            let mut data = vec![0; len];
+            let Some(mut data) = room_for(len).await else { return BLOCK_ERROR };
             Data::read(memory, at, &mut data);
             disk.write(request.lba, &data).await
         }

@@ -47,10 +47,12 @@ impl Device<Block> for Slice {
     }
 
     fn info(&self) -> BlockInfo {
-        let mut model = [0; 24];
-        model.iter_mut().zip(b"part of a disk").for_each(|(to, from)| *to = *from);
+        // Part of another disk is another disk: it says of which.
         let below = self.disk.info();
-        BlockInfo { blocks: below.blocks - FIRST_BLOCK, flags: 0, model, ..below }
+        let mut model = [0; 24];
+        let text = b"part of ".iter().chain(&below.model);
+        model.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
+        BlockInfo { blocks: below.blocks - FIRST_BLOCK, model, ..below }
     }
 
     fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {

@@ -71,13 +71,15 @@ pub fn charge_work(handle: &Handle, since: u64) {
     }
 }
 
-/// Has a driver pay for each step of what is done for it.
-pub async fn charged<T>(handle: impl Fn() -> Handle, work: impl Future<Output = T>) -> T {
+/// Has a driver pay for each step of what is done for it, as long as there is one.
+pub async fn charged<T>(handle: impl Fn() -> Option<Handle>, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     poll_fn(|context| {
         let since = free_clock();
         let done = work.as_mut().poll(context);
-        charge_work(&handle(), since);
+        if let Some(handle) = handle() {
+            charge_work(&handle, since);
+        }
         done
     })
     .await

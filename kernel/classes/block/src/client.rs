@@ -9,7 +9,7 @@
 
 use super::disk::{self, Disk};
 use alloc::boxed::Box;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
@@ -24,13 +24,15 @@ use host::poll;
 use hw::memory::buffer;
 use hw::memory::frames::Lent;
 use ringfence_abi::block::{
-    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE,
-    BlockInfo, BlockRequest, COMPLETE, SUBMIT, USED_BYTES, USED_DATA, read_request, write_status, write_used,
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED,
+    BLOCK_WRITE, BlockInfo, BlockRequest, COMPLETE, SUBMIT, USED_BYTES, USED_DATA, read_request, write_status,
+    write_used,
 };
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
 use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
+use spin::Mutex;
 
 /// Requests of one driver that are worked at at once: each takes a buffer of the kernel's heap.
 const MOST_AT_ONCE: usize = 4;
@@ -40,7 +42,8 @@ static ON_WORK: AtomicWaker = AtomicWaker::new();
 
 /// A driver's use of a disk.
 pub struct Client {
-    disk: Arc<dyn Disk>,
+    /// A disk that goes is not kept for who uses it, nor is its driver.
+    disk: Weak<dyn Disk>,
     asked: Asked<Lent>,
     /// Rings, requests and data.
     memory: Lent,
@@ -52,9 +55,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Opens the disk called `name` for `domain`.
+    /// Opens the disk called `name` for `domain`. Its own, which a driver that was ended and came
+    /// back has, is none for it: it would wait for itself.
     pub fn open(domain: &mut Domain, name: &str) -> Result<Client, Refusal> {
-        let disk = disk::all().into_iter().find(|disk| disk.name() == name).ok_or(Refusal::NotFound)?;
+        let is_anothers =
+            |disk: &Arc<dyn Disk>| disk.handle().try_lock().is_some_and(|below| below.name != domain.name);
+        let disk = disk::all().into_iter().find(|disk| disk.name() == name).filter(is_anothers);
+        let disk = disk.ok_or(Refusal::NotFound)?;
         let memory = map_used(domain, USED_BYTES)?;
         write_used(
             &memory,
@@ -62,14 +69,22 @@ impl Client {
                 blocks: disk.blocks(),
                 block_bytes: disk.block_bytes() as u32,
                 queue_depth: BLOCK_REQUESTS as u32,
-                flags: 0,
+                flags: if disk.is_read_only() { BLOCK_READ_ONLY } else { 0 },
                 reserved: 0,
-                model: [0; 24],
+                model: model_of(&*disk),
             },
         );
         let asked = Asked::new(memory.clone(), [SUBMIT, COMPLETE], BLOCK_REQUESTS);
+        let disk = Arc::downgrade(&disk);
         Ok(Client { disk, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
     }
+}
+
+/// What a disk says it is, as much of it as there is room for.
+fn model_of(disk: &dyn Disk) -> [u8; 24] {
+    let mut model = [0; 24];
+    model.iter_mut().zip(disk.model().bytes()).for_each(|(to, byte)| *to = byte);
+    model
 }
 
 impl Use for Client {
@@ -127,7 +142,7 @@ fn taken_from(handle: &Handle) -> Vec<Work> {
     client.worked_at += count;
     let work = |(number, request)| Work {
         is_over: client.is_over.clone(),
-        done: Box::pin(serve(handle.clone(), client.disk.clone(), client.memory.clone(), number, request)),
+        done: Box::pin(serve(Arc::downgrade(handle), client.disk.clone(), client.memory.clone(), number, request)),
     };
     client.fresh.drain(..count).map(work).collect()
 }
@@ -145,9 +160,10 @@ async fn room_for(len: usize) -> Option<Vec<u8>> {
     None
 }
 
-async fn serve(handle: Handle, disk: Arc<dyn Disk>, memory: Lent, number: usize, request: BlockRequest) {
+async fn serve(domain: Weak<Mutex<Domain>>, disk: Weak<dyn Disk>, memory: Lent, number: usize, request: BlockRequest) {
     // What is done for a driver is on its account.
-    let status = poll::charged(|| handle.clone(), carry_out(&*disk, &memory, number, &request)).await;
+    let status = poll::charged(|| domain.upgrade(), carry_out(disk, &memory, number, &request)).await;
+    let Some(handle) = domain.upgrade() else { return };
     let cause = {
         let mut domain = handle.lock();
         let is_alive = domain.is_alive();
@@ -168,7 +184,11 @@ async fn serve(handle: Handle, disk: Arc<dyn Disk>, memory: Lent, number: usize,
 }
 
 /// Carries out a request that a driver made up; its status.
-async fn carry_out(disk: &dyn Disk, memory: &Lent, number: usize, request: &BlockRequest) -> u32 {
+async fn carry_out(disk: Weak<dyn Disk>, memory: &Lent, number: usize, request: &BlockRequest) -> u32 {
+    let Some(disk) = disk.upgrade() else { return BLOCK_ERROR };
+    if disk.is_in_doubt() {
+        disk::settled().await;
+    }
     let len = request.data_len as usize;
     let at = USED_DATA + number * BLOCK_MAX_DATA;
     let moves = matches!(request.operation, BLOCK_READ | BLOCK_WRITE);
@@ -178,9 +198,11 @@ async fn carry_out(disk: &dyn Disk, memory: &Lent, number: usize, request: &Bloc
     let outcome = match request.operation {
         BLOCK_READ => {
             let Some(mut data) = room_for(len).await else { return BLOCK_ERROR };
-            let outcome = disk.read(request.lba, &mut data).await;
-            Data::write(memory, at, &data);
-            outcome
+            // Of a read that failed, the driver is shown nothing: the buffer may have more in it
+            // than was read.
+            disk.read(request.lba, &mut data).await.map(|()| {
+                Data::write(memory, at, &data);
+            })
         }
         BLOCK_WRITE => {
             let Some(mut data) = room_for(len).await else { return BLOCK_ERROR };

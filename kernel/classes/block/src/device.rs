@@ -54,7 +54,7 @@ impl Device {
         let blocks = (len_bytes / self.block_bytes()) as u64;
         match lba.checked_add(blocks) {
             _ if self.gone.load(Ordering::Acquire) => Err("the disk is gone".to_string()),
-            _ if writes && self.info.flags & BLOCK_READ_ONLY != 0 => Err("the disk cannot be written".to_string()),
+            _ if writes && self.is_read_only() => Err("the disk cannot be written".to_string()),
             Some(end) if end <= self.blocks() => Ok(()),
             _ => Err("beyond the end of the disk".to_string()),
         }
@@ -135,6 +135,10 @@ impl Disk for Device {
 
     fn block_bytes(&self) -> usize {
         self.info.block_bytes as usize
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.info.flags & BLOCK_READ_ONLY != 0
     }
 
     fn read<'a>(&'a self, lba: u64, data: &'a mut [u8]) -> Doing<'a, Outcome> {

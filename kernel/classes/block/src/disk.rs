@@ -29,6 +29,10 @@ pub trait Disk: Send + Sync {
     fn blocks(&self) -> u64;
     /// Length of a block in bytes: a power of two from 512 to 4096.
     fn block_bytes(&self) -> usize;
+    /// Whether it cannot be written, as far as is known.
+    fn is_read_only(&self) -> bool {
+        false
+    }
     /// Whether it is to be looked at again before anybody relies on what is known of it.
     fn is_in_doubt(&self) -> bool {
         false

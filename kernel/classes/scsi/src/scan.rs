@@ -161,7 +161,7 @@ async fn scan(host: &Arc<Host>) {
     let limit_ms = SCAN_MS.get();
     // A host that has many units, or says so, pays for the search.
     let driver = host.driver();
-    let search = poll::charged(|| host.handle(), scan_targets(host, &driver));
+    let search = poll::charged(|| Some(host.handle()), scan_targets(host, &driver));
     match with_timeout(Duration::from_millis(limit_ms), search).await {
         Ok(Err(ScsiError::NoDriver)) => return,
         Ok(_) => {}

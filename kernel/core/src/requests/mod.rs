@@ -187,6 +187,16 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
     }
 
+    /// Which of the requests that the driver has it was given first: another number each time.
+    /// `None` if it has none.
+    pub fn oldest(&self) -> Option<u64> {
+        let positions = self.requests.iter().filter_map(|state| match state {
+            State::Sent { position, .. } => Some(*position),
+            _ => None,
+        });
+        positions.min()
+    }
+
     /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all
     /// are under way. Data longer than [`Protocol::MAX_DATA`] is cut off. `number` is that of a
     /// request that has a place among [`repeat::Repeats`].

@@ -135,6 +135,24 @@ fn a_request_goes_there_and_back_with_its_data() {
 }
 
 #[test]
+fn the_oldest_is_another_when_a_driver_gets_on() {
+    let mut pair = Pair::new();
+    assert_eq!(pair.account.oldest(), None);
+    for request in 0..3 {
+        pair.begin(request, Moves::None).unwrap();
+    }
+    let first = pair.account.oldest();
+    let numbers: Vec<usize> = (0..3).map(|_| pair.take().unwrap()).collect();
+    pair.complete(numbers[1], 0);
+    pair.account.collect().unwrap();
+    assert_eq!(pair.account.oldest(), first, "it holds the first one still");
+    pair.complete(numbers[0], 0);
+    pair.account.collect().unwrap();
+    assert_ne!(pair.account.oldest(), first);
+    assert!(pair.account.oldest().is_some());
+}
+
+#[test]
 fn there_are_as_many_requests_as_there_are() {
     let mut pair = Pair::new();
     let tickets: Vec<Ticket> = (0..4).map(|request| pair.begin(request, Moves::None).unwrap()).collect();

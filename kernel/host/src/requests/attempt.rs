@@ -151,9 +151,10 @@ pub async fn send<P: Protocol>(
             }
         }
     });
-    // While nothing becomes free, what fills the queue is stuck, and maybe nobody waits for it any
-    // more.
-    let ticket = in_time::<P, _>(handle, begun).await?;
+    // As long as the driver gets on with what it was given first, others were before this one, no
+    // more. If not, what fills the queue is stuck, and maybe nobody waits for it any more.
+    let oldest = || handle.lock().offered::<Queues<P>>().and_then(|queues| queues.oldest());
+    let ticket = in_time::<P, _>(handle, begun, oldest).await?;
     if let Some((place, was_sent)) = place {
         *was_sent = true;
         if data_out.is_empty() {
@@ -171,22 +172,34 @@ pub async fn send<P: Protocol>(
             None => Poll::Pending,
         }
     });
-    let outcome = in_time::<P, _>(handle, outcome).await?;
+    let outcome = in_time::<P, _>(handle, outcome, || Some(0)).await?;
     waiting.ticket = None;
     Ok(outcome)
 }
 
 /// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is
 /// ended, with its device, and both are begun anew, if the policy is to restart. One that rests is
-/// not to blame: its turns come later.
-async fn in_time<P: Protocol, T>(handle: &Handle, done: impl Future<Output = Result<T, Lost>>) -> Result<T, Lost> {
+/// not to blame: its turns come later. Nor is one that `is_at` something else by then.
+async fn in_time<P: Protocol, T>(
+    handle: &Handle,
+    done: impl Future<Output = Result<T, Lost>>,
+    is_at: impl Fn() -> Option<u64>,
+) -> Result<T, Lost> {
     // One to see the request, one when the device has done it, and one to spare.
     const TURNS: u64 = 3;
     const LOOK_AGAIN: Duration = Duration::from_millis(1);
     let mut done = pin!(done);
     let limit_ms = COMMAND_MS.get();
-    if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
-        return done;
+    let mut before = is_at();
+    loop {
+        if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
+            return done;
+        }
+        let now = is_at();
+        if now.is_some() && now == before {
+            break;
+        }
+        before = now;
     }
     let upcalls = handle.lock().upcalls;
     loop {

@@ -64,6 +64,7 @@ fn load_for(file: &File, ring: Ring, which: Option<Which>) -> Result<Handle, Loa
     if let Some(class) = class {
         class.attach(&handle);
     }
+    look_at(&handle);
     link::tell(&Event::Loaded(handle.lock().event()));
     Ok(handle)
 }
@@ -152,7 +153,13 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     if let Some(class) = class {
         class.replace(dead, &fresh);
     }
+    look_at(&fresh);
     Ok(fresh)
+}
+
+/// Takes what a driver has put into its queues in `init`: what it uses can be asked from there.
+fn look_at(handle: &Handle) {
+    poll::after(&mut handle.lock());
 }
 
 fn needs_fence(manifest: &Manifest) -> bool {

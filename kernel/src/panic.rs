@@ -49,7 +49,7 @@ fn tell(message: fmt::Arguments) {
     let mut text = heapless::String::<MOST>::new();
     // What does not fit is on the console.
     let _ = text.write_fmt(message);
-    link::tell(&Event::Panic { message: text.as_str().into() });
+    link::tell_last(&Event::Panic { message: text.as_str().into() });
 }
 
 fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {

@@ -58,6 +58,19 @@ pub fn tell(event: &Event) {
     while pump() {}
 }
 
+/// Tells of `event`, after which there is nothing to tell: it is not lost for what came before.
+/// Whatever was under way when the kernel panicked ends before it.
+pub fn tell_last(event: &Event) {
+    if is_there() {
+        drain();
+        if room() > 0 {
+            put(&[0]);
+        }
+        tell(event);
+        drain();
+    }
+}
+
 fn room() -> usize {
     QUEUE_BYTES - without_interrupts(|| QUEUE.lock().len())
 }

@@ -106,7 +106,7 @@ fn reboot() -> ! {
 fn finish(failed: usize) -> ! {
     module::unload_all();
     fault::print_pending();
-    link::tell(&Event::Ended { failed: failed as u64 });
+    link::tell_last(&Event::Ended { failed: failed as u64 });
     if failed == 0 {
         println!("ringfence: done");
         power::end(Ending::Done)

@@ -96,7 +96,7 @@ fn reads_are_the_images_bytes_in_both_rings() {
     let text = boot_well(&machine);
     let [disk] = text.disks()[..] else { panic!("{text}") };
     assert_eq!((&*disk.name, &*disk.driver, disk.place), ("disk0", "virtio-scsi", Some((0, 0))));
-    assert_eq!((disk.blocks, disk.block_bytes, &*disk.model), (8192, 512, "QEMU QEMU HARDDISK"));
+    assert_eq!((disk.blocks, disk.block_bytes, &*disk.model), (8192, 512, "QEMU QEMU HARDDISK 2.5+"));
     let sums = [(0, 1), (100, 3000), (8191, 1), (0, 8192)].map(|(lba, count)| sum(&path, lba, count));
     assert_eq!(text.data(), sums);
 }

@@ -22,7 +22,7 @@ pub struct Link {
     listener: UnixListener,
     path: PathBuf,
     /// Where the socket is, if the run's own folder has too long a name.
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
 }
 
 /// What comes on the link.
@@ -48,7 +48,7 @@ impl Link {
             folder = Some(other);
         }
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        Ok(Link { listener, path, _folder: folder })
+        Ok(Link { listener, path, folder })
     }
 
     /// Has QEMU connect its next serial port.
@@ -64,7 +64,11 @@ impl Link {
     pub fn read(self, mut take: impl FnMut(Told) -> bool + Send + 'static) -> impl FnOnce() + Send + 'static {
         let path = self.path.clone();
         std::thread::spawn(move || {
-            if let Ok((stream, _)) = self.listener.accept() {
+            // The folder stays until somebody has connected.
+            let Link { listener, folder, .. } = self;
+            let accepted = listener.accept();
+            drop(folder);
+            if let Ok((stream, _)) = accepted {
                 read_all(stream, &mut take);
             }
         });

@@ -125,7 +125,11 @@ impl Running {
         loop {
             let heard = match deadline {
                 None => self.heard.recv().ok(),
-                Some(deadline) => self.heard.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
+                // One that talks without end is not waited for, either.
+                Some(deadline) => {
+                    let left = deadline.checked_duration_since(Instant::now())?;
+                    self.heard.recv_timeout(left).ok()
+                }
             }?;
             match heard {
                 Heard::Line(line) => {

@@ -39,8 +39,9 @@ impl Uart {
     }
 
     /// Sets it up: 115,200 baud, 8 bits, no parity, an interrupt for input if it `listens`. **What
-    /// has come before stays**: it is returned, and where some has, more may be on its way, so that
-    /// the FIFOs are left off; turning them on empties them. `None` if there is no port.
+    /// has come before stays**: it is returned, and where some has and it listens, more may be on
+    /// its way, so that the FIFOs are left off; turning them on empties them. `None` if there is no
+    /// port.
     pub fn set_up(self, listens: bool) -> Option<heapless::Vec<u8, 64>> {
         const EIGHT_BITS: u8 = 3;
         const DIVISOR_LATCH: u8 = 1 << 7;
@@ -63,7 +64,7 @@ impl Uart {
             // There is room.
             let _ = early.push(self.read(DATA));
         }
-        if early.is_empty() {
+        if early.is_empty() || !listens {
             self.write(FIFO, FIFO_ON);
         }
         self.write(LINE, EIGHT_BITS | DIVISOR_LATCH);

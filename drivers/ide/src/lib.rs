@@ -7,6 +7,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+use core::fmt::Arguments;
 use ringfence_sdk::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_UNSUPPORTED, BLOCK_WRITE, Block, BlockDriver, BlockInfo,
     BlockRequest, Queues, Ticket,
@@ -69,12 +70,14 @@ const BLOCK_BYTES: usize = 512;
 const MOST_MULTIPLE: u8 = 16;
 /// Blocks that 28 bits can count.
 const BLOCKS_28: u64 = 1 << 28;
-/// How long a device may be busy before it is taken into service, in nanoseconds: an upcall is no
-/// longer.
-const INIT_NS: u64 = 400_000_000;
+/// How long it may take to take devices into service, both together, in nanoseconds: an upcall is
+/// no longer.
+const INIT_NS: u64 = 800_000_000;
 /// How long a device may take to ask for the first part of what is written to it (one without
 /// moving parts asks at once).
-const FIRST_NS: u64 = 20_000_000;
+const FIRST_NS: u64 = 200_000_000;
+/// How long it may take to come back from a reset.
+const RESTORE_NS: u64 = 500_000_000;
 /// How long reset is held, and how long until a device that was selected has its status right (9.1,
 /// 9.2).
 const RESET_NS: u64 = 5_000;
@@ -115,16 +118,43 @@ impl Channel {
         self.control.read8(CONTROL)
     }
 
-    /// Waits until the device is not busy; its status then, or `None` if it is still.
-    fn wait(&self, limit_ns: u64) -> Option<u8> {
-        let end = service::time_ns() + limit_ns;
+    /// Waits until the device is not busy; its status then, or `None` if it is still at `end`.
+    fn wait(&self, end: u64) -> Option<u8> {
+        self.wait_for(end, |_| true)
+    }
+
+    /// Waits until the device is not busy and its status is as `is_wanted` says; the status then,
+    /// or `None` if that is not so at `end`.
+    fn wait_for(&self, end: u64, is_wanted: impl Fn(u8) -> bool) -> Option<u8> {
         loop {
-            match self.peek() {
-                busy if busy & status::BUSY != 0 && service::time_ns() < end => {}
-                busy if busy & status::BUSY != 0 => return None,
-                idle => return Some(idle),
+            let found = self.peek();
+            if found & status::BUSY == 0 && is_wanted(found) {
+                return Some(found);
+            }
+            if service::time_ns() >= end {
+                return None;
             }
         }
+    }
+
+    /// Gives a command. Its status is right when this returns (9).
+    fn command(&self, command: u8) {
+        self.write(register::COMMAND, command);
+        pause(SELECT_NS);
+    }
+
+    /// Has the device move so many blocks at once; whether it does (8, SET MULTIPLE MODE).
+    fn set_multiple(&self, blocks: usize, end: u64) -> bool {
+        let [blocks, ..] = blocks.to_le_bytes();
+        self.write(register::SECTOR_COUNT, blocks);
+        self.command(command::SET_MULTIPLE_MODE);
+        self.wait(end).is_some_and(|found| found & (status::ERROR | status::DEVICE_FAULT) == 0)
+    }
+
+    /// Lets the device interrupt from now on. What it has interrupted for until now is over.
+    fn allow_interrupts(&self) {
+        self.command.read8(register::STATUS);
+        self.control.write8(CONTROL, 0);
     }
 
     /// Means the device whose bit this is, 0 or `SECOND`, from now on.
@@ -143,15 +173,15 @@ impl Channel {
     }
 
     /// What a disk says of itself (8.15.8); `None` if there is no disk.
-    fn identify(&self) -> Option<[u8; BLOCK_BYTES]> {
-        let found = self.wait(INIT_NS)?;
+    fn identify(&self, end: u64) -> Option<[u8; BLOCK_BYTES]> {
+        let found = self.wait(end)?;
         // A packet device has its mark there after a reset (9.12).
         let is_disk = (self.command.read8(register::LBA_MID), self.command.read8(register::LBA_HIGH)) == (0, 0);
         if found == 0 || found == status::NOBODY || !is_disk {
             return None;
         }
-        self.write(register::COMMAND, command::IDENTIFY_DEVICE);
-        let found = self.wait(INIT_NS)?;
+        self.command(command::IDENTIFY_DEVICE);
+        let found = self.wait(end)?;
         if found & (status::ERROR | status::DEVICE_FAULT) != 0 || found & status::DATA_REQUEST == 0 {
             return None;
         }
@@ -174,10 +204,11 @@ fn word(words: &[u8; BLOCK_BYTES], number: usize) -> u16 {
 impl Device<Block> for Ide {
     fn init() -> Result<Ide> {
         let mut channel = Channel { command: Ports::open(0)?, control: Ports::open(1)?, device: 0 };
+        let end = service::time_ns() + INIT_NS;
         channel.reset();
         let found = [0, SECOND].into_iter().find_map(|device| {
             channel.select(device);
-            channel.identify()
+            channel.identify(end)
         });
         let words = found.ok_or(Refusal::NotFound)?;
         let has = |number, bit: u16| word(&words, number) & 1 << bit != 0;
@@ -196,23 +227,19 @@ impl Device<Block> for Ide {
         // Letters are in pairs, the second one first.
         let letters = words[54..].chunks(2).flat_map(|pair| [pair[1], pair[0]]);
         model.iter_mut().zip(letters).for_each(|(to, letter)| *to = letter);
-        let end = model.iter().rposition(|letter| *letter != b' ').map_or(0, |last| last + 1);
-        model[end..].fill(0);
+        let len = model.iter().rposition(|letter| *letter != b' ').map_or(0, |last| last + 1);
+        model[len..].fill(0);
         // Word 47: most blocks in a part.
-        let multiple = (words[94]).clamp(1, MOST_MULTIPLE);
-        channel.write(register::SECTOR_COUNT, multiple);
-        channel.write(register::COMMAND, command::SET_MULTIPLE_MODE);
-        if channel.wait(INIT_NS).is_none_or(|found| found & status::ERROR != 0) {
+        let multiple = usize::from(words[94].clamp(1, MOST_MULTIPLE));
+        if !channel.set_multiple(multiple, end) {
             log::error!("the disk does not move {multiple} blocks at once");
             return Err(Refusal::Invalid);
         }
-        // What was interrupted for until now is over.
-        channel.command.read8(register::STATUS);
-        channel.control.write8(CONTROL, 0);
+        channel.allow_interrupts();
         device::enable_interrupts()?;
         log::info!("{blocks} blocks of {BLOCK_BYTES} bytes, {multiple} at once");
         let info = BlockInfo { blocks, block_bytes: BLOCK_BYTES as u32, queue_depth: 1, flags: 0, reserved: 0, model };
-        Ok(Ide { channel, info, is_large, multiple: multiple.into(), now: None })
+        Ok(Ide { channel, info, is_large, multiple, now: None })
     }
 
     fn info(&self) -> BlockInfo {
@@ -253,6 +280,10 @@ impl Ide {
         let [low, mid, high, third, fourth, fifth, ..] = lba.to_le_bytes();
         let [count_low, count_high, ..] = count.to_le_bytes();
         let channel = &self.channel;
+        let end = service::time_ns() + FIRST_NS;
+        if channel.wait_for(end, |found| found & status::DATA_REQUEST == 0).is_none() {
+            return self.fail(ticket, &request, queues, format_args!("the disk takes no command"));
+        }
         // A device with long addresses takes two bytes in each register, the higher ones first
         // (6.20).
         if self.is_large {
@@ -267,13 +298,33 @@ impl Ide {
         channel.write(register::LBA_HIGH, high);
         let rest = if self.is_large { 0 } else { third & 0x0f };
         channel.write(register::DEVICE, LBA | channel.device | rest);
-        channel.write(register::COMMAND, command);
-        let is_write = request.operation == BLOCK_WRITE;
-        self.now = Some(Doing { ticket, request, moved: 0 });
+        channel.command(command);
         // No interrupt asks for the first part of what is written (9.7).
-        if is_write && channel.wait(FIRST_NS).is_some() {
+        let is_asked = |found| found & (status::DATA_REQUEST | status::ERROR | status::DEVICE_FAULT) != 0;
+        let is_write = request.operation == BLOCK_WRITE;
+        if is_write && channel.wait_for(end, is_asked).is_none() {
+            return self.fail(ticket, &request, queues, format_args!("the disk does not ask for data"));
+        }
+        self.now = Some(Doing { ticket, request, moved: 0 });
+        if is_write {
             self.go_on(queues);
         }
+    }
+
+    /// Completes a request that failed, and has the device forget it.
+    #[cold]
+    fn fail(&mut self, ticket: Ticket, request: &BlockRequest, queues: &mut Queues, why: Arguments) {
+        log::warn!("block {}: {why}", request.lba);
+        queues.complete(ticket, &BLOCK_ERROR);
+        let end = service::time_ns() + RESTORE_NS;
+        let device = self.channel.device;
+        self.channel.reset();
+        self.channel.select(device);
+        // What was set before a reset may be gone.
+        if self.channel.wait(end).is_none() || !self.channel.set_multiple(self.multiple, end) {
+            log::error!("the disk does not come back from a reset");
+        }
+        self.channel.allow_interrupts();
     }
 
     /// Moves what the device has or wants, and completes what is done.
@@ -290,8 +341,8 @@ impl Ide {
         }
         if found & (status::ERROR | status::DEVICE_FAULT) != 0 {
             let error = self.channel.command.read8(register::ERROR);
-            log::warn!("block {}: status {found:#x}, error {error:#x}", doing.request.lba);
-            return queues.complete(doing.ticket, &BLOCK_ERROR);
+            let why = format_args!("status {found:#x}, error {error:#x}");
+            return self.fail(doing.ticket, &doing.request, queues, why);
         }
         let left = doing.request.data_len as usize - doing.moved;
         let is_write = doing.request.operation == BLOCK_WRITE;

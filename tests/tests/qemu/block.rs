@@ -176,6 +176,38 @@ fn a_disk_that_is_used_can_go() {
 }
 
 /// Who uses disks does not care what they are behind.
+/// A device may want the rest of a command that failed, and is reset: what comes next has to find
+/// it as it was set up.
+#[test]
+fn an_ide_disk_that_fails_a_command_takes_the_next_one() {
+    let directory = TempDir::new().unwrap();
+    let path = image(directory.path(), "a.img", 4096);
+    let failing = directory.path().join("failing");
+    let fail = |event, sector| format!("[inject-error]\nevent = \"{event}\"\nerrno = \"5\"\nsector = \"{sector}\"\n");
+    fs::write(&failing, fail("read_aio", 100) + &fail("write_aio", 200)).unwrap();
+    let script = "fails blkread disk0 0 200; blkread disk0 101 99; fails blkcopy disk0 0 disk0 190 20; \
+                  blkcopy disk0 8 disk0 300 60; blkread disk0 300 60; lsmod";
+    let mut machine = machine(script);
+    (machine.hba, machine.scratch) = ("none".into(), false);
+    let drive = format!(
+        "if=none,id=bad,file=blkdebug:{}:{},format=raw,rerror=report,werror=report",
+        failing.display(),
+        path.display()
+    );
+    let extra = ["-device", "isa-ide,id=bad-hba", "-drive", &drive, "-device", "ide-hd,drive=bad,bus=bad-hba.0"];
+    machine.extra = extra.map(Into::into).to_vec();
+    let text = boot_well(&machine);
+    assert_eq!(text.matches("ide| warning: block").count(), 2, "{text}");
+    assert_eq!(text.matches("as expected: the device failed").count(), 2, "{text}");
+    let bytes = fs::read(&path).unwrap();
+    assert_says(&text, &sum(&bytes[101 * 512..200 * 512]));
+    let copied = &bytes[8 * 512..68 * 512];
+    assert!(bytes[300 * 512..360 * 512] == *copied);
+    assert_eq!(text.matches(&sum(copied)).count(), 2, "{text}");
+    let [ide] = text.drivers("ide")[..] else { panic!("{text}") };
+    assert_eq!(ide.restarts, 0, "{text}");
+}
+
 #[test]
 fn disks_of_both_classes_are_side_by_side() {
     let directory = TempDir::new().unwrap();

@@ -157,10 +157,11 @@ pub struct Memory<M> {
 /// Which requests the driver has, and what became of the others.
 pub struct Account<P: Protocol, M> {
     memory: Memory<M>,
-    depth: usize,
     submit: Producer,
     complete: Consumer,
     requests: Vec<State<P>>,
+    /// Which of those that the driver takes at once are free: the last one is the next.
+    free: Vec<usize>,
     /// How many of them the driver has, and nobody waits for.
     abandoned: usize,
     /// Woken when a request becomes free.
@@ -173,10 +174,10 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         let [submit, complete] = P::RINGS;
         Account {
             memory,
-            depth,
             submit: Producer::new(submit),
             complete: Consumer::new(complete),
             requests: (0..P::REQUESTS).map(|_| State::Free).collect(),
+            free: (0..depth.min(P::REQUESTS)).rev().collect(),
             abandoned: 0,
             on_free: Vec::new(),
         }
@@ -201,8 +202,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
     /// are under way. Data longer than [`Protocol::MAX_DATA`] is cut off. `number` is that of a
     /// request that has a place among [`repeat::Repeats`].
     pub fn begin(&mut self, number: Option<u64>, request: &P::Request, moves: Moves) -> Result<Option<Ticket>, Wrong> {
-        let is_free = |state: &State<P>| matches!(state, State::Free);
-        let Some(slot) = self.requests.iter().take(self.depth).position(is_free) else { return Ok(None) };
+        let Some(&slot) = self.free.last() else { return Ok(None) };
         // A write that nobody waits for any more is still with the device. Nothing may overtake it.
         let unit = P::unit(request);
         let pending =
@@ -231,6 +231,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         if let Some(state) = self.requests.get_mut(slot) {
             *state = State::Sent { number, waker: None, abandoned: false, position, writes };
         }
+        self.free.pop();
         Ok(Some(Ticket(slot)))
     }
 
@@ -278,6 +279,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
     fn free(&mut self, number: usize) {
         if let Some(state) = self.requests.get_mut(number) {
             *state = State::Free;
+            self.free.push(number);
         }
         core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
     }

@@ -7,7 +7,7 @@ use crate::domain::{Handle, end};
 use crate::poll;
 use core::future::{Future, poll_fn};
 use core::marker::PhantomData;
-use core::pin::pin;
+use core::pin::{Pin, pin};
 use core::sync::atomic::Ordering;
 use core::task::Poll;
 use embassy_time::{Duration, Instant, with_timeout};
@@ -127,7 +127,7 @@ pub async fn send<P: Protocol>(
     data_in: &mut [u8],
     place: Option<(&Place<'_>, &mut bool)>,
 ) -> Result<P::Outcome, Lost> {
-    let begun = poll_fn(|context| {
+    let mut begun = poll_fn(|context| {
         let mut domain = handle.lock();
         if !domain.is_alive() {
             return Poll::Ready(Err(Lost));
@@ -151,10 +151,15 @@ pub async fn send<P: Protocol>(
             }
         }
     });
+    // Mostly there is room, and the time is of no interest.
+    let at_once = poll_fn(|context| Poll::Ready(Pin::new(&mut begun).poll(context)));
     // As long as the driver gets on with what it was given first, others were before this one, no
     // more. If not, what fills the queue is stuck, and maybe nobody waits for it any more.
     let oldest = || handle.lock().offered::<Queues<P>>().and_then(|queues| queues.oldest());
-    let ticket = in_time::<P, _>(handle, begun, oldest).await?;
+    let ticket = match at_once.await {
+        Poll::Ready(begun) => begun?,
+        Poll::Pending => in_time::<P, _>(handle, begun, oldest).await?,
+    };
     if let Some((place, was_sent)) = place {
         *was_sent = true;
         if data_out.is_empty() {

@@ -57,6 +57,11 @@ fn tick() {
     link::pump();
 }
 
+/// When no task can go on. Whether to look for one again at once.
+fn idle() -> bool {
+    poll::idle() || link::pump()
+}
+
 fn drain() {
     link::drain();
     console::drain();
@@ -111,7 +116,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, shell::run);
         task::spawn(spawner, console::screen::run);
     };
-    task::run(start, poll::idle)
+    task::run(start, idle)
 }
 
 /// The machine will not do.

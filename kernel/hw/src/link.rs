@@ -1,9 +1,11 @@
 //! The link to the runner, which is the second serial port: what happens, for programs
 //! ([`ringfence_link::event`]).
 //!
-//! Nobody waits for it: what is told goes into a queue, which empties itself as fast as the port
-//! takes it, and what does not fit there is lost. Frames are numbered, so that who listens knows.
-//! Where there is no second port, nothing is told, and all else is the same.
+//! Nobody waits for it: what is told goes into a queue, which is emptied when there is nothing else
+//! to do ([`pump`]), as a driver that was ended is back sooner than its fault is sent. Who finds
+//! the queue full sends some of it; what the port does not take then is lost. Frames are numbered,
+//! so that who listens knows. Where there is no second port, nothing is told, and all else is the
+//! same.
 
 use crate::arch::uart::{FIFO_BYTES, Uart};
 use crate::lock::Lock;
@@ -50,12 +52,11 @@ pub fn tell(event: &Event) {
         return;
     }
     let mut encoder = ENCODER.lock();
-    if let Some(frame) = encoder.frame(EVENTS, |room| event.write(room))
-        && room() >= frame.len()
-    {
+    let Some(frame) = encoder.frame(EVENTS, |room| event.write(room)) else { return };
+    while room() < frame.len() && pump() {}
+    if room() >= frame.len() {
         frame.chunks(PIECE_BYTES).for_each(put);
     }
-    while pump() {}
 }
 
 /// Tells of `event`, after which there is nothing to tell: it is not lost for what came before.

@@ -183,7 +183,9 @@ impl Running {
         bail!("the console did not say '{text}'; it said:\n{said}")
     }
 
-    /// Waits for an event for which `wanted` has a value; `what` says what that is.
+    /// Waits for an event for which `wanted` has a value; `what` says what that is. An event may
+    /// come later than a line that was printed after it, and lines that come meanwhile are passed
+    /// over.
     pub fn wait_for_event<T>(&mut self, what: &str, mut wanted: impl FnMut(Event<'static>) -> Option<T>) -> Result<T> {
         while let Some(said) = self.next_until(self.deadline) {
             if let Said::Event(event) = said

@@ -3,9 +3,9 @@
 //!
 //! Nobody waits for it: what is told goes into a queue, which is emptied when there is nothing else
 //! to do ([`pump`]), as a driver that was ended is back sooner than its fault is sent. Who finds
-//! the queue full sends some of it; what the port does not take then is lost. Frames are numbered,
-//! so that who listens knows. Where there is no second port, nothing is told, and all else is the
-//! same.
+//! much in the queue sends some of it; what the port takes so slowly that it does not fit is lost.
+//! Frames are numbered, so that who listens knows. Where there is no second port, nothing is told,
+//! and all else is the same.
 
 use crate::arch::uart::{FIFO_BYTES, Uart};
 use crate::lock::Lock;
@@ -20,6 +20,8 @@ const PORT: Uart = Uart::SECOND;
 /// Bytes that can wait: some of the largest frames.
 const QUEUE_BYTES: usize = 64 << 10;
 const _: () = assert!(QUEUE_BYTES > 2 * MAX_ENCODED);
+/// Above this, who tells sends some first. The rest is for when the port takes nothing for a while.
+const MOST_WAITING: usize = QUEUE_BYTES / 4;
 /// Bytes that go into the queue with interrupts off.
 const PIECE_BYTES: usize = 64;
 
@@ -53,7 +55,7 @@ pub fn tell(event: &Event) {
     }
     let mut encoder = ENCODER.lock();
     let Some(frame) = encoder.frame(EVENTS, |room| event.write(room)) else { return };
-    while room() < frame.len() && pump() {}
+    while waiting() > MOST_WAITING && pump() {}
     if room() >= frame.len() {
         frame.chunks(PIECE_BYTES).for_each(put);
     }
@@ -72,8 +74,12 @@ pub fn tell_last(event: &Event) {
     }
 }
 
+fn waiting() -> usize {
+    without_interrupts(|| QUEUE.lock().len())
+}
+
 fn room() -> usize {
-    QUEUE_BYTES - without_interrupts(|| QUEUE.lock().len())
+    QUEUE_BYTES - waiting()
 }
 
 fn put(bytes: &[u8]) {
@@ -104,10 +110,9 @@ pub fn pump() -> bool {
 /// waited for.
 pub fn drain() {
     const TRIES: u32 = 1_000_000;
-    for _ in 0..TRIES {
-        if !pump() && !WAITS.load(Ordering::Relaxed) {
-            break;
-        }
+    let mut tries = 0;
+    while WAITS.load(Ordering::Relaxed) && tries < TRIES {
+        tries = if pump() { 0 } else { tries + 1 };
     }
     if is_there() {
         PORT.drain();

@@ -78,9 +78,10 @@ const INIT_NS: u64 = 800_000_000;
 const FIRST_NS: u64 = 200_000_000;
 /// How long it may take to come back from a reset.
 const RESTORE_NS: u64 = 500_000_000;
-/// How long reset is held, and how long until a device that was selected has its status right (9.1,
-/// 9.2).
+/// How long reset is held, how long a device has no status after it, and how long until one that
+/// was selected has its status right (9.1, 9.2).
 const RESET_NS: u64 = 5_000;
+const AFTER_RESET_NS: u64 = 2_000_000;
 const SELECT_NS: u64 = 400;
 
 struct Ide {
@@ -169,7 +170,7 @@ impl Channel {
         self.control.write8(CONTROL, NO_INTERRUPT | SOFTWARE_RESET);
         pause(RESET_NS);
         self.control.write8(CONTROL, NO_INTERRUPT);
-        pause(SELECT_NS);
+        pause(AFTER_RESET_NS);
     }
 
     /// What a disk says of itself (8.15.8); `None` if there is no disk.
@@ -204,9 +205,11 @@ fn word(words: &[u8; BLOCK_BYTES], number: usize) -> u16 {
 impl Device<Block> for Ide {
     fn init() -> Result<Ide> {
         let mut channel = Channel { command: Ports::open(0)?, control: Ports::open(1)?, device: 0 };
-        let end = service::time_ns() + INIT_NS;
+        let now = service::time_ns();
+        let end = now + INIT_NS;
         channel.reset();
-        let found = [0, SECOND].into_iter().find_map(|device| {
+        // The second one is looked for in time, however long the first one is busy.
+        let found = [(0, now + INIT_NS / 2), (SECOND, end)].into_iter().find_map(|(device, end)| {
             channel.select(device);
             channel.identify(end)
         });
@@ -319,9 +322,12 @@ impl Ide {
         let end = service::time_ns() + RESTORE_NS;
         let device = self.channel.device;
         self.channel.reset();
+        // A device that is busy does not hear that it is meant.
+        let mut is_back = self.channel.wait(end).is_some();
         self.channel.select(device);
         // What was set before a reset may be gone.
-        if self.channel.wait(end).is_none() || !self.channel.set_multiple(self.multiple, end) {
+        is_back &= self.channel.wait(end).is_some() && self.channel.set_multiple(self.multiple, end);
+        if !is_back {
             log::error!("the disk does not come back from a reset");
         }
         self.channel.allow_interrupts();

@@ -68,7 +68,7 @@ impl Client {
             &BlockInfo {
                 blocks: disk.blocks(),
                 block_bytes: disk.block_bytes() as u32,
-                queue_depth: BLOCK_REQUESTS as u32,
+                queue_depth: MOST_AT_ONCE as u32,
                 flags: if disk.is_read_only() { BLOCK_READ_ONLY } else { 0 },
                 reserved: 0,
                 model: model_of(&*disk),

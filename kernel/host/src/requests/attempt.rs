@@ -184,7 +184,8 @@ pub async fn send<P: Protocol>(
 
 /// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is
 /// ended, with its device, and both are begun anew, if the policy is to restart. One that rests is
-/// not to blame: its turns come later. Nor is one that `is_at` something else by then.
+/// not to blame: its turns come later. Nor is one that `is_at` something else by then; and one that
+/// waits for another driver has as long again, which is enough for that one to be ended and back.
 async fn in_time<P: Protocol, T>(
     handle: &Handle,
     done: impl Future<Output = Result<T, Lost>>,
@@ -205,6 +206,10 @@ async fn in_time<P: Protocol, T>(
             break;
         }
         before = now;
+    }
+    let waits = handle.lock().used.as_ref().is_some_and(|used| used.in_hand().0 > 0);
+    if waits && let Ok(done) = with_timeout(Duration::from_millis(limit_ms + PAUSE_MS.get()), done.as_mut()).await {
+        return done;
     }
     let upcalls = handle.lock().upcalls;
     loop {

@@ -19,7 +19,7 @@ pub fn run(image: &Path, limit: Duration) -> Result<Vec<String>> {
     // the serial port, which sends 11,520 bytes in each.
     let settings = format!(
         "megs: 64\n\
-         cpu: model=tigerlake, count=1, ips=10000000, reset_on_triple_fault=0\n\
+         cpu: model=tigerlake, count=1, ips=20000000, reset_on_triple_fault=0\n\
          romimage: file={BIOS}\n\
          vgaromimage: file={VGA_BIOS}\n\
          ata0-master: type=cdrom, path={}, status=inserted\n\

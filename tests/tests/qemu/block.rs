@@ -175,7 +175,6 @@ fn a_disk_that_is_used_can_go() {
     assert_eq!(run.data().len(), 2, "{run}");
 }
 
-/// Who uses disks does not care what they are behind.
 /// A device may want the rest of a command that failed, and is reset: what comes next has to find
 /// it as it was set up.
 #[test]
@@ -208,6 +207,7 @@ fn an_ide_disk_that_fails_a_command_takes_the_next_one() {
     assert_eq!(ide.restarts, 0, "{text}");
 }
 
+/// Who uses disks does not care what they are behind.
 #[test]
 fn disks_of_both_classes_are_side_by_side() {
     let directory = TempDir::new().unwrap();

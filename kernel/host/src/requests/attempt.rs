@@ -185,7 +185,7 @@ pub async fn send<P: Protocol>(
 /// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is
 /// ended, with its device, and both are begun anew, if the policy is to restart. One that rests is
 /// not to blame: its turns come later. Nor is one that `is_at` something else by then; and one that
-/// waits for another driver has as long again, which is enough for that one to be ended and back.
+/// waits for another driver has as long again, as the time of what it waits for began later.
 async fn in_time<P: Protocol, T>(
     handle: &Handle,
     done: impl Future<Output = Result<T, Lost>>,
@@ -196,20 +196,19 @@ async fn in_time<P: Protocol, T>(
     const LOOK_AGAIN: Duration = Duration::from_millis(1);
     let mut done = pin!(done);
     let limit_ms = COMMAND_MS.get();
+    let mut may_wait = true;
     let mut before = is_at();
     loop {
         if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
             return done;
         }
         let now = is_at();
-        if now.is_some() && now == before {
+        let waits = || handle.lock().used.as_ref().is_some_and(|used| used.in_hand().0 > 0);
+        let is_excused = core::mem::take(&mut may_wait) && waits();
+        if now.is_some() && now == before && !is_excused {
             break;
         }
         before = now;
-    }
-    let waits = handle.lock().used.as_ref().is_some_and(|used| used.in_hand().0 > 0);
-    if waits && let Ok(done) = with_timeout(Duration::from_millis(limit_ms + PAUSE_MS.get()), done.as_mut()).await {
-        return done;
     }
     let upcalls = handle.lock().upcalls;
     loop {

@@ -14,7 +14,7 @@ use ringfence_sdk::abi::net::{RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues};
+use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
@@ -49,8 +49,8 @@ struct E1000 {
     tx: Ring,
     rx: Ring,
     /// Which frame each descriptor has.
-    tx_frames: [u32; TX_RING],
-    rx_frames: [u32; RX_RING],
+    tx_frames: [Option<TxFrame>; TX_RING],
+    rx_frames: [Option<RxFrame>; RX_RING],
     /// Whether the device is to interrupt when it has sent: only while something is left to be
     /// reclaimed.
     tx_interrupt: bool,
@@ -137,8 +137,8 @@ impl Device<Nic> for E1000 {
             mac,
             tx: ring(TX_RING)?,
             rx: ring(RX_RING)?,
-            tx_frames: [0; TX_RING],
-            rx_frames: [0; RX_RING],
+            tx_frames: [const { None }; TX_RING],
+            rx_frames: [const { None }; RX_RING],
             tx_interrupt: false,
             causes,
         })
@@ -243,11 +243,10 @@ impl E1000 {
         let before = self.tx.next;
         while let Some(frame) = queues.take_transmit() {
             let index = self.tx.next;
-            let at = index * DESCRIPTOR;
-            self.tx.memory.write(at, frame.address);
             let command = u64::from(txd::EOP | txd::IFCS | txd::RS);
-            self.tx.memory.write(at + 8, u64::from(frame.len_bytes) | command << 24);
-            self.tx_frames[index] = frame.number;
+            let descriptor = [queues.tx_address(&frame), frame.len_bytes() as u64 | command << 24];
+            self.tx.memory.write(index * DESCRIPTOR, descriptor);
+            self.tx_frames[index] = Some(frame);
             self.tx.next = self.tx.after(index);
         }
         if self.tx.next != before {
@@ -259,7 +258,9 @@ impl E1000 {
             if status & txd::DD == 0 {
                 break;
             }
-            queues.give_transmitted(self.tx_frames[self.tx.done]);
+            if let Some(frame) = self.tx_frames[self.tx.done].take() {
+                queues.give_transmitted(frame);
+            }
             self.tx.done = self.tx.after(self.tx.done);
         }
         let left = self.tx.done != self.tx.next;
@@ -272,17 +273,20 @@ impl E1000 {
     /// Delivers what was received and gives the device new frames (3.2).
     fn receive(&mut self, queues: &mut Queues) {
         while self.rx.done != self.rx.next {
-            let at = self.rx.done * DESCRIPTOR;
-            let status: u8 = self.rx.memory.read(at + 12);
+            // All of it at once: length, checksum, status, errors.
+            let written: u64 = self.rx.memory.read(self.rx.done * DESCRIPTOR + 8);
+            let [len_low, len_high, _, _, status, errors, ..] = written.to_le_bytes();
             if status & rxd::DD == 0 {
                 break;
             }
             dma::read_barrier();
-            let (len_bytes, errors): (u16, u8) = (self.rx.memory.read(at + 8), self.rx.memory.read(at + 13));
+            let len_bytes = u16::from_le_bytes([len_low, len_high]);
             // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer
             // goes back.
             let good = errors & rxd::ERRORS == 0 && status & rxd::EOP != 0;
-            queues.give_received(self.rx_frames[self.rx.done], if good { len_bytes.into() } else { 0 });
+            if let Some(frame) = self.rx_frames[self.rx.done].take() {
+                queues.give_received(frame, if good { len_bytes.into() } else { 0 });
+            }
             self.rx.done = self.rx.after(self.rx.done);
         }
         self.refill(queues);
@@ -292,9 +296,8 @@ impl E1000 {
         let before = self.rx.next;
         while let Some(frame) = queues.take_empty() {
             let index = self.rx.next;
-            self.rx.memory.write(index * DESCRIPTOR, frame.address);
-            self.rx.memory.write(index * DESCRIPTOR + 8, 0u64);
-            self.rx_frames[index] = frame.number;
+            self.rx.memory.write(index * DESCRIPTOR, [queues.rx_address(&frame), 0]);
+            self.rx_frames[index] = Some(frame);
             self.rx.next = self.rx.after(index);
         }
         if self.rx.next != before {

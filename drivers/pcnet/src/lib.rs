@@ -13,7 +13,7 @@ use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues};
+use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
@@ -48,8 +48,8 @@ struct Pcnet {
     tx: Ring,
     rx: Ring,
     /// Which frame each descriptor has.
-    tx_frames: [u32; TX_RING],
-    rx_frames: [u32; RX_RING],
+    tx_frames: [Option<TxFrame>; TX_RING],
+    rx_frames: [Option<RxFrame>; RX_RING],
     /// Whether the card is to interrupt when it has sent: only while something is left to be
     /// reclaimed.
     tx_interrupt: bool,
@@ -100,8 +100,8 @@ impl Device<Nic> for Pcnet {
             init: Dma::within_4_gib(INIT_BLOCK)?,
             tx: ring(TX_RING)?,
             rx: ring(RX_RING)?,
-            tx_frames: [0; TX_RING],
-            rx_frames: [0; RX_RING],
+            tx_frames: [const { None }; TX_RING],
+            rx_frames: [const { None }; RX_RING],
             tx_interrupt: false,
         };
         card.write(reg::CSR0, csr0::STOP);
@@ -180,14 +180,16 @@ impl Pcnet {
         let before = self.tx.next;
         while let Some(frame) = queues.take_transmit() {
             let flags = reg::START_OF_PACKET | reg::END_OF_PACKET;
-            let index = give(&mut self.tx, frame.address, frame.len_bytes, flags);
-            self.tx_frames[index] = frame.number;
+            let index = give(&mut self.tx, queues.tx_address(&frame), frame.len_bytes() as u32, flags);
+            self.tx_frames[index] = Some(frame);
         }
         if self.tx.next != before {
             self.write(reg::CSR0, csr0::TRANSMIT_DEMAND | csr0::INTERRUPTS);
         }
         while let Some((index, _)) = finished(&self.tx) {
-            queues.give_transmitted(self.tx_frames[index]);
+            if let Some(frame) = self.tx_frames[index].take() {
+                queues.give_transmitted(frame);
+            }
             self.tx.done = self.tx.after(index);
         }
         let left = self.tx.done != self.tx.next;
@@ -206,7 +208,9 @@ impl Pcnet {
             // goes back.
             let good = status & reg::ERROR == 0 && status & whole == whole;
             let len_bytes = if good { len_bytes.saturating_sub(reg::CHECK_BYTES) } else { 0 };
-            queues.give_received(self.rx_frames[index], len_bytes);
+            if let Some(frame) = self.rx_frames[index].take() {
+                queues.give_received(frame, len_bytes as usize);
+            }
             self.rx.done = self.rx.after(index);
         }
         self.refill(queues);
@@ -214,8 +218,8 @@ impl Pcnet {
 
     fn refill(&mut self, queues: &mut Queues) {
         while let Some(frame) = queues.take_empty() {
-            let index = give(&mut self.rx, frame.address, FRAME_BYTES as u32, 0);
-            self.rx_frames[index] = frame.number;
+            let index = give(&mut self.rx, queues.rx_address(&frame), FRAME_BYTES as u32, 0);
+            self.rx_frames[index] = Some(frame);
         }
     }
 }

@@ -2,13 +2,13 @@
 //! gives the kernel an address and then is as hostile as `tell rogue-peer VERB` says. What it sends
 //! is well-formed; that is the point.
 //!
-//! Like `rogue`, it has unsafe code of its own: it writes into the frames what a device would.
+//! It has no device: it writes into the frames itself, as a driver does whose device cannot.
 #![no_std]
+#![forbid(unsafe_code)]
 
-use ringfence_sdk::abi::layout::{DMA, PAGE_SIZE, SLOT_SIZE};
-use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
+use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES};
 use ringfence_sdk::class::Device;
-use ringfence_sdk::net::{Frame, NetInfo, Nic, NicDriver, Queues};
+use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -65,10 +65,12 @@ impl Device<Nic> for RoguePeer {
 
     fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {
         while let Some(frame) = queues.take_transmit() {
-            let (bytes, len_bytes) = sent(frame);
+            let mut bytes = [0; FRAME_BYTES];
+            let bytes = &mut bytes[..frame.len_bytes().min(FRAME_BYTES)];
+            queues.read(&frame, 0, bytes);
             // What is not understood is passed over.
-            let _ = self.answer(queues, &bytes[..len_bytes]);
-            queues.give_transmitted(frame.number);
+            let _ = self.answer(queues, bytes);
+            queues.give_transmitted(frame);
         }
         if self.mood == Mood::Insistent && !self.begins {
             (0..RX_FRAMES).for_each(|_| ask(queues));
@@ -227,33 +229,13 @@ fn packet(queues: &mut Queues, next_header: IpProtocol, len_bytes: usize, write:
 /// Delivers a frame with `len_bytes` bytes behind its header, which `write` fills in; not if there
 /// is no room.
 fn deliver(queues: &mut Queues, ethertype: EthernetProtocol, len_bytes: usize, write: impl FnOnce(&mut [u8])) {
-    let Some(empty) = queues.take_empty() else { return };
+    let Some(mut empty) = queues.take_empty() else { return };
     let repr = EthernetRepr { src_addr: PEER_MAC, dst_addr: OWN_MAC, ethertype };
     let mut bytes = [0; FRAME_BYTES];
     let len_bytes = repr.buffer_len() + len_bytes;
     let mut frame = EthernetFrame::new_unchecked(&mut bytes[..len_bytes]);
     repr.emit(&mut frame);
     write(frame.payload_mut());
-    // SAFETY: the driver's own memory, which the kernel has just lent it.
-    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), memory_of(RX, empty), FRAME_BYTES) };
-    queues.give_received(empty.number, len_bytes as u32);
-}
-
-/// A copy of what is to be sent.
-fn sent(frame: Frame) -> ([u8; FRAME_BYTES], usize) {
-    let mut bytes = [0; FRAME_BYTES];
-    // SAFETY: the driver's own memory, which the kernel has just lent it.
-    unsafe { core::ptr::copy_nonoverlapping(memory_of(TX, frame), bytes.as_mut_ptr(), FRAME_BYTES) };
-    (bytes, (frame.len_bytes as usize).min(FRAME_BYTES))
-}
-
-/// Where frames lie in the slot: DMA memory that the kernel mapped first, and behind that, with a
-/// page in between, second.
-const TX: u64 = DMA;
-const RX: u64 = DMA + (TX_FRAMES * FRAME_BYTES) as u64 + PAGE_SIZE;
-
-fn memory_of(first: u64, frame: Frame) -> *mut u8 {
-    // Any address in the slot says where that begins.
-    let slot = core::ptr::from_ref(&frame) as u64 & !(SLOT_SIZE - 1);
-    (slot + first + u64::from(frame.number) * FRAME_BYTES as u64) as *mut u8
+    queues.write(&mut empty, 0, &bytes[..len_bytes]);
+    queues.give_received(empty, len_bytes);
 }

@@ -1,12 +1,19 @@
 //! Network drivers.
+//!
+//! A driver has a frame from when it takes it until it gives it back. A device with descriptors is
+//! told where the frame lies; a driver of one without copies the bytes
+//! ([`Queues::read`], [`Queues::write`]).
 
 use crate::Result;
 use crate::class::{self, Class, ClassDriver};
+use crate::dma::Bytes;
 use crate::shared::QueueMemory;
+use core::num::NonZeroU16;
+use core::ptr::NonNull;
 pub use ringfence_abi::net::NetInfo;
 use ringfence_abi::net::{
-    EMPTY, FRAME_BYTES, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES,
-    entry, split,
+    EMPTY, FRAME_BYTES, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS,
+    TX_FRAMES, TX_START, entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -25,15 +32,76 @@ impl Class for Nic {
     }
 }
 
-/// A frame that is to be sent or filled.
-#[derive(Debug, Clone, Copy)]
-pub struct Frame {
-    /// Its number.
-    pub number: u32,
-    /// Bytes to be sent, or room to be filled.
-    pub len_bytes: u32,
-    /// Its address for the device.
-    pub address: u64,
+/// A frame that is to be sent, which a driver has until [`Queues::give_transmitted`] takes it:
+/// **nobody gives one back twice, or one that he does not have**. The kernel does not get one back
+/// that is dropped.
+#[must_use = "the kernel waits for it"]
+#[derive(Debug)]
+pub struct TxFrame {
+    number: Number,
+    len_bytes: u16,
+}
+
+impl TxFrame {
+    /// Its number, below [`TX_FRAMES`]. No other that a driver has to send has it.
+    #[inline]
+    pub fn number(&self) -> usize {
+        self.number.get()
+    }
+
+    /// Bytes to be sent, with the header and without the check sequence.
+    #[inline]
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes.into()
+    }
+}
+
+/// An empty frame that is to be filled, which a driver has until [`Queues::give_received`] takes
+/// it, as with [`TxFrame`]. It has room for [`FRAME_BYTES`].
+#[must_use = "the kernel waits for it"]
+#[derive(Debug)]
+pub struct RxFrame {
+    number: Number,
+}
+
+impl RxFrame {
+    /// Its number, below [`RX_FRAMES`]. No other that a driver has to fill has it.
+    #[inline]
+    pub fn number(&self) -> usize {
+        self.number.get()
+    }
+}
+
+/// A frame's number, with a bit that is always set, so that an `Option` of a frame is as short.
+#[derive(Debug)]
+struct Number(NonZeroU16);
+
+impl Number {
+    const TAKEN: NonZeroU16 = NonZeroU16::MIN.saturating_add(0x7fff);
+
+    #[inline]
+    fn new(number: u32) -> Number {
+        Number(Number::TAKEN | number as u16)
+    }
+
+    #[inline]
+    fn get(&self) -> usize {
+        usize::from(self.0.get() ^ Number::TAKEN.get())
+    }
+
+    /// Where the frame lies, if the first one lies at `first`.
+    #[inline]
+    fn place(&self, first: u64) -> u64 {
+        first + (self.get() * FRAME_BYTES) as u64
+    }
+
+    /// The first `len_bytes` bytes of the frame, if those of the first of `count` lie at `first`.
+    fn bytes(&self, first: u64, count: usize, len_bytes: usize) -> Bytes {
+        let start = NonNull::new(self.place(first) as *mut u8).unwrap_or(NonNull::dangling());
+        let len_bytes = if self.get() < count { len_bytes.min(FRAME_BYTES) } else { 0 };
+        // SAFETY: the kernel has mapped as much there for each frame, for good.
+        unsafe { Bytes::new(start, len_bytes) }
+    }
 }
 
 /// The driver's end of the queues.
@@ -62,11 +130,6 @@ impl Queues {
         })
     }
 
-    fn frame(entry: u64, first: u64) -> Frame {
-        let (number, len_bytes) = split(entry);
-        Frame { number, len_bytes, address: first + u64::from(number) * FRAME_BYTES as u64 }
-    }
-
     /// Where the highest frame ends, for the device: some do not reach all of memory.
     pub fn end_of_frames(&self) -> u64 {
         let end = |first: u64, count: usize| first + (count * FRAME_BYTES) as u64;
@@ -74,26 +137,56 @@ impl Queues {
     }
 
     /// The next frame to send.
-    pub fn take_transmit(&mut self) -> Option<Frame> {
-        let entry = self.transmit.take(&self.memory).ok()??;
-        Some(Self::frame(entry, self.tx_address))
+    #[inline]
+    pub fn take_transmit(&mut self) -> Option<TxFrame> {
+        let (number, len_bytes) = split(self.transmit.take(&self.memory).ok()??);
+        Some(TxFrame { number: Number::new(number), len_bytes: len_bytes as u16 })
+    }
+
+    /// Where the device finds a frame to send.
+    #[inline]
+    pub fn tx_address(&self, frame: &TxFrame) -> u64 {
+        frame.number.place(self.tx_address)
+    }
+
+    /// Copies bytes of a frame to send out, from the byte at `offset` on. Panics if they are not
+    /// all inside.
+    #[track_caller]
+    pub fn read(&self, frame: &TxFrame, offset: usize, to: &mut [u8]) {
+        frame.number.bytes(self.memory.load(TX_START), TX_FRAMES, frame.len_bytes()).read(offset, to);
     }
 
     /// Gives back a frame that was sent.
-    pub fn give_transmitted(&mut self, number: u32) {
+    #[inline]
+    pub fn give_transmitted(&mut self, frame: TxFrame) {
         // There is room: the ring holds all frames.
-        let _ = self.transmitted.put(&self.memory, entry(number, 0));
+        let _ = self.transmitted.put(&self.memory, entry(frame.number() as u32, 0));
     }
 
     /// The next frame to receive into.
-    pub fn take_empty(&mut self) -> Option<Frame> {
-        let entry = self.empty.take(&self.memory).ok()??;
-        Some(Self::frame(entry, self.rx_address))
+    #[inline]
+    pub fn take_empty(&mut self) -> Option<RxFrame> {
+        let (number, _) = split(self.empty.take(&self.memory).ok()??);
+        Some(RxFrame { number: Number::new(number) })
     }
 
-    /// Delivers a frame in which `len_bytes` bytes were received.
-    pub fn give_received(&mut self, number: u32, len_bytes: u32) {
+    /// Where the device is to put what it receives into a frame.
+    #[inline]
+    pub fn rx_address(&self, frame: &RxFrame) -> u64 {
+        frame.number.place(self.rx_address)
+    }
+
+    /// Copies received bytes into a frame, from the byte at `offset` on. Panics if they do not fit.
+    #[track_caller]
+    pub fn write(&mut self, frame: &mut RxFrame, offset: usize, from: &[u8]) {
+        frame.number.bytes(self.memory.load(RX_START), RX_FRAMES, FRAME_BYTES).write(offset, from);
+    }
+
+    /// Delivers a frame in which `len_bytes` bytes were received, without the check sequence. One
+    /// with none goes back as it was.
+    #[inline]
+    pub fn give_received(&mut self, frame: RxFrame, len_bytes: usize) {
         // There is room: the ring holds all frames.
-        let _ = self.received.put(&self.memory, entry(number, len_bytes));
+        let _ = self.received.put(&self.memory, entry(frame.number() as u32, len_bytes as u32));
     }
 }

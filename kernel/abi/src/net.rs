@@ -34,6 +34,12 @@ pub const TX_ADDRESS: usize = 0;
 /// Word of the queue memory that holds the address for the device of receive frame 0; the others
 /// follow it.
 pub const RX_ADDRESS: usize = 1;
+/// Word of the queue memory that holds the address for the driver of transmit frame 0; the others
+/// follow it.
+pub const TX_START: usize = 2;
+/// Word of the queue memory that holds the address for the driver of receive frame 0; the others
+/// follow it.
+pub const RX_START: usize = 3;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;
 

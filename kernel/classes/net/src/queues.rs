@@ -7,7 +7,7 @@ use host::domain::cause::Cause;
 use host::domain::offer::{self, Offer};
 use hw::arch::time;
 use hw::memory::frames::Lent;
-use ringfence_abi::net::{FRAME_BYTES, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, TX_ADDRESS, TX_FRAMES};
+use ringfence_abi::net::{FRAME_BYTES, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES, TX_START};
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
@@ -78,6 +78,8 @@ impl Queues {
         };
         memory.store(TX_ADDRESS, domain.device_address(&tx));
         memory.store(RX_ADDRESS, domain.device_address(&rx));
+        memory.store(TX_START, tx.extent.start);
+        memory.store(RX_START, rx.extent.start);
         Ok(Queues { mac, frames: Frames::new([memory, tx.memory, rx.memory], time::uptime_ns) })
     }
 }

@@ -1,11 +1,12 @@
 //! The link to the runner, which is the second serial port: what happens, for programs
 //! ([`ringfence_link::event`]).
 //!
-//! Nobody waits for it: what is told goes into a queue, which is emptied when there is nothing else
-//! to do ([`pump`]), as a driver that was ended is back sooner than its fault is sent. Who finds
-//! much in the queue sends some of it; what the port takes so slowly that it does not fit is lost.
-//! Frames are numbered, so that who listens knows. Where there is no second port, nothing is told,
-//! and all else is the same.
+//! What is told goes into a queue, which is emptied when there is nothing else to do ([`pump`]), as
+//! a driver that was ended is back sooner than its fault is sent. Who finds much in the queue sends
+//! some of it. Who finds it full waits, as who listens may be slow; once that was in vain, nobody
+//! waits again until the port takes something, and what does not fit is lost. Frames are numbered,
+//! so that who listens knows. Where there is no second port, nothing is told, and all else is the
+//! same.
 
 use crate::arch::uart::{FIFO_BYTES, Uart};
 use crate::lock::Lock;
@@ -24,6 +25,8 @@ const _: () = assert!(QUEUE_BYTES > 2 * MAX_ENCODED);
 const MOST_WAITING: usize = QUEUE_BYTES / 4;
 /// Bytes that go into the queue with interrupts off.
 const PIECE_BYTES: usize = 64;
+/// How often the port is asked in a row until it takes something: a second or so under QEMU.
+const TRIES: u32 = 1_000_000;
 
 static IS_THERE: AtomicBool = AtomicBool::new(false);
 /// Makes frames. Only tasks do, and the kernel's end.
@@ -32,6 +35,8 @@ static ENCODER: Lock<Encoder> = Lock::new(Encoder::new());
 static QUEUE: Lock<Deque<u8, QUEUE_BYTES>> = Lock::new(Deque::new());
 /// Whether something waits.
 static WAITS: AtomicBool = AtomicBool::new(false);
+/// Whether the port was waited for in vain, and has taken nothing since.
+static IS_DEAF: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port, if there is one.
 pub fn init() {
@@ -56,6 +61,9 @@ pub fn tell(event: &Event) {
     let mut encoder = ENCODER.lock();
     let Some(frame) = encoder.frame(EVENTS, |room| event.write(room)) else { return };
     while waiting() > MOST_WAITING && pump() {}
+    if room() < frame.len() {
+        wait_until(|| room() >= frame.len());
+    }
     if room() >= frame.len() {
         frame.chunks(PIECE_BYTES).for_each(put);
     }
@@ -102,18 +110,29 @@ pub fn pump() -> bool {
             let mut queue = QUEUE.lock();
             (0..FIFO_BYTES).map_while(|_| queue.pop_front()).for_each(|byte| PORT.put(byte));
             WAITS.store(!queue.is_empty(), Ordering::Relaxed);
+            IS_DEAF.store(false, Ordering::Relaxed);
             !queue.is_empty()
         })
+}
+
+/// Sends until `is_enough`, or until the port has taken nothing for [`TRIES`].
+fn wait_until(is_enough: impl Fn() -> bool) {
+    let mut tries = if IS_DEAF.load(Ordering::Relaxed) { TRIES } else { 0 };
+    while !is_enough() {
+        if pump() {
+            tries = 0;
+        } else if tries < TRIES {
+            tries += 1;
+        } else {
+            return IS_DEAF.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Waits until all is sent that was told, before the machine ends. A port that takes nothing is not
 /// waited for.
 pub fn drain() {
-    const TRIES: u32 = 1_000_000;
-    let mut tries = 0;
-    while WAITS.load(Ordering::Relaxed) && tries < TRIES {
-        tries = if pump() { 0 } else { tries + 1 };
-    }
+    wait_until(|| !WAITS.load(Ordering::Relaxed));
     if is_there() {
         PORT.drain();
     }

@@ -9,6 +9,7 @@ mod fence;
 mod gates;
 mod hotplug;
 mod lies;
+mod link;
 mod modules;
 mod monitor;
 mod network;

@@ -1,0 +1,69 @@
+//! Who listens to what the kernel tells programs, and is slow, or listens to nothing.
+
+use ringfence_link::event::Event;
+use ringfence_link::frame::Decoder;
+use ringfence_tests::{TIME_LIMIT, assert_says, bare, system};
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+use std::time::Duration;
+
+/// Many faults, of each of which some 300 bytes are told.
+const FAULTS: usize = 1000;
+
+/// What the console says of a machine whose driver is ended [`FAULTS`] times, and what `listen`
+/// makes of the link.
+fn with_listener<T: Send + 'static>(listen: impl FnOnce(UnixStream) -> T + Send + 'static) -> (String, T) {
+    let folder = tempfile::tempdir().unwrap();
+    let (console, link) = (folder.path().join("console"), folder.path().join("link"));
+    let listener = UnixListener::bind(&link).unwrap();
+    let mut machine = bare(&format!(
+        "limits restarts {FAULTS}; limits restart-wait-ms 0; limits turn-ms 1000; insmod rogue; policy rogue restart; \
+         mute repeat {FAULTS} fails tell rogue read 0x10; mem"
+    ));
+    // These are its first and its second serial port; what the runner would hear is the third and
+    // the fourth.
+    machine.extra = [
+        "-chardev".to_string(),
+        format!("file,id=first,path={}", console.display()),
+        "-serial".to_string(),
+        "chardev:first".to_string(),
+        "-chardev".to_string(),
+        format!("socket,id=second,path={}", link.display()),
+        "-serial".to_string(),
+        "chardev:second".to_string(),
+    ]
+    .map(Into::into)
+    .to_vec();
+    let listens = thread::spawn(move || listen(listener.accept().unwrap().0));
+    machine.start(system()).unwrap().finish_within(TIME_LIMIT).unwrap();
+    (std::fs::read_to_string(console).unwrap(), listens.join().unwrap())
+}
+
+/// It takes 64 KB a second at most, which is a fraction of what is told.
+#[test]
+fn who_listens_slowly_hears_all() {
+    let (console, (events, missing)) = with_listener(|mut stream| {
+        let (mut decoder, mut events, mut missing) = (Decoder::default(), Vec::new(), 0);
+        let mut bytes = [0; 64];
+        while let Ok(count @ 1..) = stream.read(&mut bytes) {
+            for frame in bytes[..count].iter().filter_map(|byte| decoder.push(*byte)) {
+                let frame = frame.expect("no byte is lost");
+                missing += frame.missing;
+                events.push(Event::read(&frame.payload).expect("an event"));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        (events, missing)
+    });
+    assert_says(&console, "frames");
+    let faults = events.iter().filter(|event| matches!(event, Event::Fault(_))).count();
+    assert_eq!((missing, faults), (0, FAULTS), "{console}");
+    assert!(matches!(events.last(), Some(Event::Ended { failed: 0 })), "{:?}", events.last());
+}
+
+#[test]
+fn who_hears_nothing_holds_nobody_up() {
+    let (console, _stream) = with_listener(|stream| stream);
+    assert_says(&console, "ringfence: done");
+}

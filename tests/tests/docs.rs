@@ -227,3 +227,16 @@ fn prose_fits_100_columns() {
     }
     assert!(long.is_empty(), "{}", long.join("\n"));
 }
+
+/// The oldest Rust that is allowed is the one that everything is run with.
+#[test]
+fn the_oldest_rust_is_the_one_that_is_tested() {
+    let value = |file: &str, key: &str| {
+        let text = read(&ringfence::project().join(file));
+        let found = text.lines().find_map(|line| line.trim().strip_prefix(key));
+        found.unwrap_or_else(|| panic!("{file} has no {key}")).trim_matches([' ', '"']).to_string()
+    };
+    let oldest = value("Cargo.toml", "rust-version =");
+    let tested = value(".github/workflows/ci.yml", "RUSTUP_TOOLCHAIN:");
+    assert_eq!(tested, format!("{oldest}.0"));
+}

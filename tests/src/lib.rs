@@ -9,7 +9,7 @@ pub mod attacks;
 
 use ringfence::build::{self, System};
 use ringfence::machine::{End, Machine, Run, Running};
-use ringfence_link::event::{Disk, Driver, Event, Fault, Row, Trial};
+use ringfence_link::event::{self, Disk, Driver, Event, Fault, Row, Trial};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::OnceLock;
@@ -240,6 +240,43 @@ pub fn at_prompt(mut machine: Machine) -> Running {
     let mut running = machine.start(system()).expect("QEMU runs");
     running.wait_for("Type 'help'").expect("the prompt");
     running
+}
+
+/// Types a command and waits for its end; why it failed, if it did.
+pub fn outcome(running: &mut Running, line: &str) -> Option<String> {
+    running.type_line(line).expect("the console is open");
+    let ended = |event| match event {
+        Event::Command { line: ended, error } if ended == line => Some(error.map(Into::into)),
+        _ => None,
+    };
+    running.wait_for_event(&format!("the end of '{line}'"), ended).expect("it ends")
+}
+
+/// Types a command, which must succeed, and waits for its end.
+#[track_caller]
+pub fn run_well(running: &mut Running, line: &str) {
+    assert_eq!(outcome(running, line), None, "{line}");
+}
+
+/// Waits until an interface has this address from DHCP.
+pub fn wait_for_address(running: &mut Running, wanted: [u8; 4]) {
+    let has = |event| matches!(event, Event::Address { address, .. } if address == wanted).then_some(());
+    running.wait_for_event("an address", has).expect("it has one");
+}
+
+/// What `ip`, which was typed, says of the interface called `name`.
+pub fn wait_for_interface(running: &mut Running, name: &str) -> event::Interface<'static> {
+    let is_it = |event| match event {
+        Event::Interface(interface) if interface.name == name => Some(interface),
+        _ => None,
+    };
+    running.wait_for_event(name, is_it).expect("it is there")
+}
+
+/// What `ip` says of the interface called `name`.
+pub fn interface(running: &mut Running, name: &str) -> event::Interface<'static> {
+    running.type_line("ip").expect("the console is open");
+    wait_for_interface(running, name)
 }
 
 /// Asserts that `text` has a line that contains `part`.

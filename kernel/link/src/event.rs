@@ -100,6 +100,15 @@ pub enum Event<'a> {
         /// The address, as four bytes.
         address: [u8; 4],
     },
+    /// The link of an interface is up or down: its driver has said so.
+    Link {
+        /// The interface.
+        name: Text<'a>,
+        /// Whether it is up.
+        is_up: bool,
+    },
+    /// An interface, as `ip` shows it.
+    Interface(Interface<'a>),
     /// A row of `bench`.
     Bench(Row<'a>),
     /// Rows of `bench` that could not be measured.
@@ -130,6 +139,27 @@ pub enum Event<'a> {
         /// How many commands failed.
         failed: u64,
     },
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Interface<'a> {
+    /// Its name.
+    pub name: Text<'a>,
+    /// The name of its driver; empty if it has none.
+    pub driver: Text<'a>,
+    /// Its addresses, with the lengths of their prefixes.
+    pub addresses: Vec<Text<'a>>,
+    /// The router that it has beyond its own network.
+    pub router: Option<[u8; 4]>,
+    /// Whether a person lets it be used.
+    pub is_up: bool,
+    /// Whether its link is up.
+    pub has_link: bool,
+    /// Frames handed to the driver.
+    pub sent: u64,
+    /// Frames that the driver delivered.
+    pub received: u64,
 }
 
 /// A driver.

@@ -6,10 +6,11 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
-use hw::println;
+use hw::{link, println};
 use net::client::{self, MAX_PING};
 use net::{self, Status};
 use ringfence_core::arguments::Arguments;
+use ringfence_link::event::Event;
 use smoltcp::wire::Ipv4Cidr;
 
 /// A host's address: itself, or that of the host of this name.
@@ -32,7 +33,7 @@ pub async fn ip(mut arguments: Arguments<'_>) -> Outcome {
     match arguments.optional() {
         None => show().await,
         Some("addr" | "address" | "a") => address(arguments).await,
-        Some("link") => link(arguments),
+        Some("link") => set_link(arguments),
         Some(other) => arguments.wrong(&format!("'{other}' is not known")),
     }
 }
@@ -40,9 +41,10 @@ pub async fn ip(mut arguments: Arguments<'_>) -> Outcome {
 /// Waits for an address, and shows what there is.
 async fn show() -> Outcome {
     let outcome = net::wait_for_address().await;
-    for Status { name, driver, is_alive, is_up, has_link, mac, addresses, is_static, router, dns, counts, .. } in
-        net::status()
-    {
+    for status in net::status() {
+        link::tell(&Event::Interface(status.event()));
+        let Status { name, driver, is_alive, is_up, has_link, mac, addresses, is_static, router, dns, counts, .. } =
+            status;
         let addresses = if addresses.is_empty() { "no address".to_string() } else { addresses.join(" ") };
         if driver.is_empty() {
             println!("{name}: {addresses}");
@@ -101,7 +103,7 @@ async fn address(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 /// `set ethX up|down`.
-fn link(mut arguments: Arguments<'_>) -> Outcome {
+fn set_link(mut arguments: Arguments<'_>) -> Outcome {
     match arguments.word("set")? {
         "set" => {}
         other => return arguments.wrong(&format!("'{other}' is not known")),

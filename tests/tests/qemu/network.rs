@@ -2,7 +2,9 @@
 
 use ringfence::machine::{Machine, Protocol, Running};
 use ringfence_link::event::{self, Event};
-use ringfence_tests::{TIME_LIMIT, assert_says, boot_badly, boot_well, leave, machine, system};
+use ringfence_tests::{
+    TIME_LIMIT, assert_says, boot_badly, boot_well, leave, machine, run_well, system, wait_for_address,
+};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
@@ -42,7 +44,7 @@ pub fn serving(ports: &[(Protocol, u16, u16)]) -> Running {
     let mut machine = Machine { timeout: Some(TIME_LIMIT), hba: "none".into(), ..Machine::default() };
     machine.forwards = ports.to_vec();
     let mut running = machine.start(system()).unwrap();
-    running.wait_for("address 10.0.2.15/24 from DHCP").unwrap();
+    wait_for_address(&mut running, [10, 0, 2, 15]);
     running
 }
 
@@ -112,8 +114,7 @@ fn a_driver_changes_rings_in_the_middle_of_a_stream() {
     for change in 0..12 {
         let ring = change % 2;
         stream.write_all(&data).unwrap();
-        running.type_line(&format!("ring e1000 {ring}")).unwrap();
-        running.wait_for(&format!("e1000: now in ring {ring}")).unwrap();
+        run_well(&mut running, &format!("ring e1000 {ring}"));
         assert!(read(&mut stream, data.len()) == data, "the echo differs");
     }
     leave(running);

@@ -2,7 +2,8 @@
 
 use crate::monitor::Monitor;
 use ringfence::machine::{Machine, Running};
-use ringfence_tests::{at_prompt, leave, machine};
+use ringfence_link::event::{self, Event};
+use ringfence_tests::{at_prompt, interface, leave, machine, run_well, wait_for_address, wait_for_interface};
 use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -128,8 +129,8 @@ fn signal(running: &Running, name: &str) {
 
 fn started(machine: Machine, ring: u8) -> Running {
     let mut running = at_prompt(machine);
-    running.type_line(&format!("ring e1000 {ring}; ip addr add 10.7.0.2/24 dev eth0; echo it has an address")).unwrap();
-    while running.wait_for("it has an address").unwrap().contains("echo") {}
+    run_well(&mut running, &format!("ring e1000 {ring}"));
+    run_well(&mut running, "ip addr add 10.7.0.2/24 dev eth0");
     running
 }
 
@@ -228,16 +229,18 @@ fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
     running.type_line("ip").unwrap();
     assert_eq!(peer.dhcp().0, DISCOVER);
     peer.lease(&OPTIONS);
-    const STATUS: &str = "eth0: 10.7.0.2/24 via e1000, router 10.7.0.1";
-    running.wait_for(STATUS).unwrap();
+    let address = |interface: event::Interface| (interface.addresses.join(" "), interface.router);
+    let leased = ("10.7.0.2/24".to_string(), Some(PEER));
+    // The `ip` that was typed before waits for it.
+    let eth0 = wait_for_interface(&mut running, "eth0");
+    assert_eq!(address(eth0), leased);
     for _ in 0..2 {
         let (kind, renewal) = peer.dhcp();
         // It has the address, and says so.
         assert_eq!((kind, &renewal[12..16]), (REQUEST, &GUEST[..]));
         peer.answer_dhcp(&renewal, ACK, &[(58, &[0, 0, 0, 2])]);
     }
-    running.type_line("ip").unwrap();
-    running.wait_for(STATUS).unwrap();
+    assert_eq!(address(interface(&mut running, "eth0")), leased);
     running.type_line("shutdown").unwrap();
     let text = running.finish(|_| ()).unwrap().text();
     assert_eq!(text.matches("address 10.7.0.2/24 from DHCP").count(), 1, "{text}");
@@ -253,20 +256,24 @@ fn a_link_that_comes_back_is_asked_for_an_address_again() {
     let mut running = at_prompt(machine);
     let lease: Vec<_> = OPTIONS.into_iter().filter(|(code, _)| *code != 58).collect();
     peer.lease(&lease);
-    running.wait_for("address 10.7.0.2/24 from DHCP").unwrap();
+    wait_for_address(&mut running, [10, 7, 0, 2]);
     let mut monitor = Monitor::new(&socket);
     let mut set_link = |up: bool| {
         monitor.execute(&format!(r#"{{"execute": "set_link", "arguments": {{"name": "net0", "up": {up}}}}}"#));
     };
     set_link(false);
-    running.wait_for("e1000| link down").unwrap();
-    running.type_line("ip").unwrap();
-    running.wait_for("eth0: 10.7.0.2/24 via e1000, no link").unwrap();
+    let link = |running: &mut Running| {
+        let told = |event| if let Event::Link { is_up, .. } = event { Some(is_up) } else { None };
+        running.wait_for_event("a link", told).unwrap()
+    };
+    assert!(!link(&mut running));
+    let eth0 = interface(&mut running, "eth0");
+    assert_eq!((eth0.addresses.join(" "), eth0.has_link), ("10.7.0.2/24".to_string(), false));
     set_link(true);
-    running.wait_for("e1000| link up").unwrap();
+    assert!(link(&mut running));
     peer.lease(&lease);
-    running.type_line("ip").unwrap();
-    running.wait_for("eth0: 10.7.0.2/24 via e1000, router 10.7.0.1").unwrap();
+    let eth0 = interface(&mut running, "eth0");
+    assert_eq!((eth0.addresses.join(" "), eth0.has_link), ("10.7.0.2/24".to_string(), true));
     leave(running);
 }
 
@@ -296,7 +303,7 @@ fn each_name_server_is_asked() {
     let mut running = at_prompt(machine);
     let lease: [(u8, &[u8]); 3] = [(1, &[255, 255, 255, 0]), (6, &SERVERS), (51, &[0, 0, 3, 0])];
     peer.lease(&lease);
-    running.wait_for("address 10.7.0.2/24 from DHCP").unwrap();
+    wait_for_address(&mut running, [10, 7, 0, 2]);
     let guest = peer.resolve(10);
     running.type_line("nslookup host.example").unwrap();
     let is_query = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 17 && frame[36..38] == [0, 53];

@@ -3,7 +3,9 @@
 use crate::changed::*;
 use crate::network::{echoing, free_port, pattern, read, serving};
 use ringfence::machine::Protocol;
-use ringfence_tests::{Ran, assert_fault, assert_says, bare, boot_badly, boot_well, leave, machine, wait_for_restart};
+use ringfence_tests::{
+    Ran, assert_fault, assert_says, bare, boot_badly, boot_well, interface, leave, machine, wait_for_restart,
+};
 use std::io::Write;
 use tempfile::TempDir;
 
@@ -18,8 +20,8 @@ fn a_tcp_stream_survives_its_driver() {
         assert_eq!(wait_for_restart(&mut running, "e1000"), restart);
         assert!(read(&mut stream, data.len()) == data, "the echo differs");
     }
-    running.type_line("ip").unwrap();
-    running.wait_for("eth0: 10.0.2.15/24 via e1000").unwrap();
+    let eth0 = interface(&mut running, "eth0");
+    assert_eq!((&eth0.addresses[..], &*eth0.driver), (&["10.0.2.15/24".into()][..], "e1000"));
     leave(running);
 }
 

@@ -7,7 +7,7 @@ use ringfence_abi::layout::{IMAGE, slot_base};
 use ringfence_core::tcg;
 use ringfence_tests::attacks::rogue::{BOCHS, SINCE_9_1};
 use ringfence_tests::attacks::{Attack, Expected, carry_out, in_one_boot, lies, rogue};
-use ringfence_tests::{assert_fault, assert_says, at_prompt, bare, boot, leave};
+use ringfence_tests::{assert_fault, assert_says, at_prompt, bare, boot, leave, run_well};
 use std::collections::BTreeSet;
 
 #[test]
@@ -267,8 +267,7 @@ fn interrupts_hit_every_instruction_that_they_can() {
                 _ => {}
             }
         }
-        running.type_line("bench upcall").unwrap();
-        running.wait_for("upcall   ").unwrap();
+        run_well(&mut running, "bench upcall");
         running.type_line("irqs").unwrap();
         running.wait_for("in entry code with a driver's root").unwrap();
         running.type_line("tell template still there").unwrap();

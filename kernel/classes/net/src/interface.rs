@@ -58,6 +58,8 @@ pub struct Interface {
     /// The addresses that were last told of, and when.
     told: Vec<Ipv4Cidr>,
     told_at: Option<Instant>,
+    /// Whether programs were told that its link is up.
+    told_link: bool,
 }
 
 /// What an interface wants of its driver.
@@ -110,6 +112,7 @@ impl Interface {
             servers,
             told: Vec::new(),
             told_at: None,
+            told_link: true,
         }
     }
 
@@ -228,6 +231,10 @@ impl Interface {
 
     fn serve_driver(&mut self, queues: &mut super::queues::Queues) -> Result<Wishes, Cause> {
         let (mut cause, mut change) = (None, None);
+        let is_up = queues.has_link();
+        if core::mem::replace(&mut self.told_link, is_up) != is_up {
+            hw::link::tell(&Event::Link { name: self.name.as_str().into(), is_up });
+        }
         if queues.take_link_up()
             && let Addressing::Dhcp(client) = &mut self.addressing
         {

@@ -38,6 +38,7 @@ use queues::Queues;
 use ringfence_abi::upcall::Events;
 use ringfence_core::limits::TRANSMIT_MS;
 use ringfence_core::servers::{self, Echoed, is_host};
+use ringfence_link::event;
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Ipv4Address,
@@ -233,6 +234,22 @@ pub struct Status {
     pub counts: Counts,
     /// The last stream that its echo server took in to its end.
     pub echoed: Option<Echoed>,
+}
+
+impl Status {
+    /// The same for programs.
+    pub fn event(&self) -> event::Interface<'static> {
+        event::Interface {
+            name: self.name.clone().into(),
+            driver: self.driver.clone().into(),
+            addresses: self.addresses.iter().map(|address| address.clone().into()).collect(),
+            router: self.router.map(|router| router.octets()),
+            is_up: self.is_up,
+            has_link: self.has_link,
+            sent: self.counts.sent,
+            received: self.counts.received,
+        }
+    }
 }
 
 /// What is known of all interfaces.

@@ -14,7 +14,7 @@ use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::dma::{Dma, write_barrier};
 use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK};
 use ringfence_sdk::scsi_bus::{BusAdapter, BusDriver, Command, Direction, Ending, OWN_ID};
-use ringfence_sdk::{Kind, Manifest, Result, driver};
+use ringfence_sdk::{Kind, Manifest, Reset, Result, driver};
 
 driver!(
     BusDriver<Am53c974>,
@@ -25,8 +25,12 @@ driver!(
         .restart()
         // The engine stops, then the core is reset. Its command register reads as the last command,
         // to which no bit may be added.
-        .reset_zero([reg::DMA_COMMAND as u32, reg::COMMAND as u32])
-        .reset_register(0, reg::COMMAND as u32, command::RESET_CHIP as u32, 0, 10_000)
+        .reset(
+            Reset::register(0, reg::COMMAND as u32, 4)
+                .zeroes([reg::DMA_COMMAND as u32, reg::COMMAND as u32])
+                .sets(command::RESET_CHIP as u32)
+                .within_us(10_000)
+        )
 );
 
 /// Longest message and command.

@@ -16,7 +16,7 @@ use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::ring::Ring;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
 
 driver!(
     NicDriver<E1000>,
@@ -25,9 +25,14 @@ driver!(
         .pci(&[(0x8086, 0x100e), (0x8086, 0x100f), (0x8086, 0x100c), (0x8086, 0x1004), (0x8086, ID_82574L)])
         .dma_kib(64)
         .restart()
-        .reset_register(0, reg::CTRL as u32, ctrl::RST, ctrl::RST, 10_000)
-        // QEMU's model keeps its rings over a reset; those of no length it leaves alone.
-        .reset_zero([reg::RDLEN as u32, reg::TDLEN as u32])
+        .reset(
+            Reset::register(0, reg::CTRL as u32, 4)
+                // QEMU's model keeps its rings over a reset; those of no length it leaves alone.
+                .zeroes([reg::RDLEN as u32, reg::TDLEN as u32])
+                .sets(ctrl::RST)
+                .waits_for(ctrl::RST, 0)
+                .within_us(10_000)
+        )
 );
 
 /// Descriptors in each ring: more than frames, so that head and tail never meet with work between

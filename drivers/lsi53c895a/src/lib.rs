@@ -14,7 +14,7 @@ use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK};
 use ringfence_sdk::scsi_bus::{BusAdapter, BusDriver, Command, Direction, Ending, OWN_ID};
-use ringfence_sdk::{Kind, Manifest, Refusal, Result, driver, service};
+use ringfence_sdk::{Kind, Manifest, Refusal, Reset, Result, driver, service};
 use script::{Label, PROGRAM, has_address, says, table};
 
 driver!(
@@ -24,7 +24,12 @@ driver!(
         .pci(&[(0x1000, 0x0012)])
         .dma_kib(16)
         .restart()
-        .reset_register(1, reg::ISTAT as u32, reg::ISTAT_SRST as u32, reg::ISTAT_SRST as u32, 10_000)
+        .reset(
+            Reset::register(1, reg::ISTAT as u32, 4)
+                .sets(reg::ISTAT_SRST as u32)
+                .waits_for(reg::ISTAT_SRST as u32, 0)
+                .within_us(10_000)
+        )
 );
 
 /// How long a reset may take.

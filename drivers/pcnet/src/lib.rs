@@ -10,12 +10,13 @@ mod registers;
 
 use registers::{self as reg, csr0};
 use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
+use ringfence_sdk::abi::reset::NO_REGISTER;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::ring::Ring;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
 
 driver!(
     NicDriver<Pcnet>,
@@ -24,9 +25,14 @@ driver!(
         .pci(&[(0x1022, 0x2000)])
         .dma_kib(64)
         .restart()
-        // RAP names CSR0 then, which stops the card.
-        .reset_zero([reg::RAP as u32, ringfence_sdk::abi::reset::NO_REGISTER])
-        .reset_register(0, reg::RDP as u32, csr0::STOP, csr0::INIT | csr0::START | csr0::RECEIVER_ON, 10_000)
+        .reset(
+            Reset::register(0, reg::RDP as u32, 4)
+                // RAP names CSR0 then, which stops the card.
+                .zeroes([reg::RAP as u32, NO_REGISTER])
+                .sets(csr0::STOP)
+                .waits_for(csr0::INIT | csr0::START | csr0::RECEIVER_ON, 0)
+                .within_us(10_000)
+        )
 );
 
 /// Descriptors in each ring, powers of two (table 43): more than frames, so that no end meets the

@@ -8,7 +8,7 @@
 
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::{Driver, Kind, Manifest, Refusal, Result, driver, number};
+use ringfence_sdk::{Driver, Kind, Manifest, Refusal, Reset, Result, driver, number};
 
 driver!(
     RogueLsi,
@@ -17,7 +17,7 @@ driver!(
         .by_hand()
         .pci(&[(0x1000, 0x0012)])
         .dma_kib(64)
-        .reset_register(1, ISTAT as u32, 1 << 6, 1 << 6, 10_000)
+        .reset(Reset::register(1, ISTAT as u32, 4).sets(1 << 6).waits_for(1 << 6, 0).within_us(10_000))
 );
 
 /// Registers: interrupt status, where SCRIPTS are, their table, why they stopped, what is moved

@@ -16,7 +16,7 @@ use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES, entry};
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN};
 use ringfence_sdk::service::raw;
-use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, device, driver};
+use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Reset, Result, device, driver};
 
 driver!(
     RogueNic,
@@ -26,8 +26,7 @@ driver!(
         .pci(&[(0x8086, 0x100e)])
         .dma_kib(64)
         .upcall_ms(1000)
-        .reset_register(0, 0, 1 << 26, 1 << 26, 10_000)
-        .reset_zero([0x2808, 0x3808])
+        .reset(Reset::register(0, 0, 4).zeroes([0x2808, 0x3808]).sets(1 << 26).waits_for(1 << 26, 0).within_us(10_000))
 );
 
 struct RogueNic {
@@ -143,6 +142,8 @@ impl Driver for RogueNic {
                 // A virtio device in place of the e1000: which part of its queue is where.
                 "virtio-queue" => virtio::queue_at(address as usize, len_bytes, self.queues)?,
                 "log-at" => refusal(unsafe { raw::rf_log(3, address, len_bytes) }),
+                "answer-at" => refusal(unsafe { raw::rf_answer(address, len_bytes) }),
+                "command-at" => refusal(unsafe { raw::rf_command(address, len_bytes) }),
                 "panic-at" => refusal(unsafe { raw::rf_panic(address, len_bytes) }),
                 _ => return Err(Refusal::NotFound),
             });

@@ -4,7 +4,7 @@
 
 use ringfence_sdk::device::{self, Mmio, Ports};
 use ringfence_sdk::dma::{Dma, read_barrier};
-use ringfence_sdk::{Driver, Events, Manifest, Refusal, Reply, Result, driver};
+use ringfence_sdk::{Driver, Events, Manifest, Refusal, Reply, Reset, Result, driver};
 
 driver!(
     Card,
@@ -13,7 +13,7 @@ driver!(
         .dma_kib(4)
         // The kernel sets bit 31 of register 0 in BAR 0 when the driver can't, and waits until it
         // is clear.
-        .reset_register(0, 0, 1 << 31, 1 << 31, 10_000)
+        .reset(Reset::register(0, 0, 4).sets(1 << 31).waits_for(1 << 31, 0).within_us(10_000))
 );
 
 /// Offsets in BAR 0, and of the one port in BAR 1.

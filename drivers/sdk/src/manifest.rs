@@ -2,7 +2,7 @@
 
 use ringfence_abi::ABI_VERSION;
 use ringfence_abi::manifest::{self, Kind, MAGIC, Manifest as Raw, Policy};
-use ringfence_abi::reset::{Reset, ResetMethod};
+use ringfence_abi::reset::Reset;
 
 /// What a module says about itself. Budgets not named are small ones.
 pub struct Manifest(Raw);
@@ -62,19 +62,19 @@ impl Manifest {
 
     /// Most heap, in KiB.
     pub const fn heap_kib(mut self, kib: u32) -> Manifest {
-        self.0.heap_bytes = kib << 10;
+        self.0.heap_bytes = kib.saturating_mul(1 << 10);
         self
     }
 
     /// Most DMA memory, in KiB. What comes with the queues of its kind is not counted.
     pub const fn dma_kib(mut self, kib: u32) -> Manifest {
-        self.0.dma_bytes = kib << 10;
+        self.0.dma_bytes = kib.saturating_mul(1 << 10);
         self
     }
 
     /// Stack, in KiB.
     pub const fn stack_kib(mut self, kib: u32) -> Manifest {
-        self.0.stack_bytes = kib << 10;
+        self.0.stack_bytes = kib.saturating_mul(1 << 10);
         self
     }
 
@@ -109,39 +109,20 @@ impl Manifest {
         self
     }
 
-    /// The device is reset by setting the bits `set` of the 32-bit register at `offset` in BAR
-    /// `bar`, and is ready when the bits `wait_mask` are clear again, within `limit_us`
-    /// microseconds.
-    pub const fn reset_register(mut self, bar: u32, offset: u32, set: u32, wait_mask: u32, limit_us: u32) -> Manifest {
-        self.0.reset = Reset {
-            method: ResetMethod::Register as u32,
-            bar,
-            offset,
-            width_bytes: 4,
-            set,
-            wait_mask,
-            wait_value: 0,
-            limit_us,
-            ..Reset::UNKNOWN
-        };
+    /// How the kernel stops the device when the driver can't any more. Without a recipe a device
+    /// that uses DMA is set aside for good when its driver ends, with the driver's memory if no
+    /// IOMMU keeps it from that.
+    pub const fn reset(mut self, recipe: Reset) -> Manifest {
+        self.0.reset = recipe;
         self
     }
 
-    /// Two 32-bit registers of the same BAR are set to 0 before the reset: lengths of descriptor
-    /// rings, say, for devices that keep them.
-    pub const fn reset_zero(mut self, offsets: [u32; 2]) -> Manifest {
-        self.0.reset.zero = offsets;
-        self
-    }
-
-    /// The device is a virtio device on PCI, which has one way to be reset.
-    pub const fn reset_virtio(mut self, limit_us: u32) -> Manifest {
-        self.0.reset = Reset { method: ResetMethod::Virtio as u32, limit_us, ..Reset::UNKNOWN };
-        self
-    }
-
-    /// The manifest as the module file holds it.
+    /// The manifest as the module file holds it. Panics, which is an error of the compiler's, if
+    /// the kernel would refuse it.
     pub const fn build(self) -> Raw {
+        if let Err(error) = self.0.check() {
+            panic!("{}", error.what());
+        }
         self.0
     }
 }

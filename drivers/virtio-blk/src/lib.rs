@@ -15,7 +15,7 @@ use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver};
 
 driver!(
     BlockDriver<VirtioBlk>,
@@ -24,7 +24,7 @@ driver!(
         .pci(&[(0x1af4, 0x1042), (0x1af4, 0x1001)])
         .dma_kib(32)
         .restart()
-        .reset_virtio(100_000)
+        .reset(Reset::virtio().within_us(100_000))
 );
 
 /// Number of the virtqueue (5.2.2), and of its interrupt, if the device can have one of its own.

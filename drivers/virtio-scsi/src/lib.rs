@@ -18,7 +18,7 @@ use ringfence_sdk::scsi::{
 };
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver};
 use wire::{
     Event, REQUEST_BYTES, RESPONSE_BYTES, RESPONSE_HEAD_BYTES, RequestHeader, Response, event, features, response,
 };
@@ -31,7 +31,7 @@ driver!(
         .pci(&[(0x1af4, 0x1048), (0x1af4, 0x1004)])
         .dma_kib(64)
         .restart()
-        .reset_virtio(100_000)
+        .reset(Reset::virtio().within_us(100_000))
 );
 
 /// Numbers of the virtqueues (5.6.2).

@@ -54,7 +54,7 @@ macro_rules! define_kinds {
             pub const ALL: &[Kind] = &[Kind::Other, $(Kind::$class),*];
 
             /// The kind of this number.
-            pub fn of(number: u32) -> Option<Kind> {
+            pub const fn of(number: u32) -> Option<Kind> {
                 match number {
                     0 => Some(Kind::Other),
                     $($number => Some(Kind::$class),)*
@@ -193,87 +193,194 @@ pub enum ManifestError {
     /// Its version is not printable ASCII ended by a zero.
     Version,
     /// A budget is zero where it must not be, or larger than its region of the slot.
-    Budget(&'static str),
+    Budget(Budget),
+}
+
+/// What a manifest says how much of a module may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Budget {
+    /// Heap.
+    Heap,
+    /// DMA memory.
+    Dma,
+    /// Stack.
+    Stack,
+    /// Time of an upcall.
+    Time,
+}
+
+impl ManifestError {
+    /// What is wrong, without the value that is: what can be said at compile time.
+    pub const fn what(&self) -> &'static str {
+        match self {
+            ManifestError::Short => "manifest is cut short",
+            ManifestError::Magic => "manifest does not begin with RINGFNCE",
+            ManifestError::AbiVersion(_) => "built for another ABI version",
+            ManifestError::Policy(_) => "unknown policy",
+            ManifestError::Flags(_) => "unknown flags",
+            ManifestError::Reset => "the recipe for resetting the device makes no sense",
+            ManifestError::Kind(_) => "unknown kind",
+            ManifestError::Uses(_) => "nothing of this kind can be used",
+            ManifestError::Name => "name must be lower-case letters, digits, - and _",
+            ManifestError::Reserved => "name is one that lines of the kernel begin with",
+            ManifestError::Version => "version must be printable ASCII",
+            ManifestError::Budget(budget) => match budget {
+                Budget::Heap => "heap budget is out of range",
+                Budget::Dma => "DMA budget is out of range",
+                Budget::Stack => "stack budget is out of range",
+                Budget::Time => "time budget is out of range",
+            },
+        }
+    }
 }
 
 impl core::fmt::Display for ManifestError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            ManifestError::Short => write!(f, "manifest is cut short"),
-            ManifestError::Magic => write!(f, "manifest does not begin with RINGFNCE"),
             ManifestError::AbiVersion(other) => {
                 write!(f, "built for ABI version {other}, this kernel has {}", crate::ABI_VERSION)
             }
-            ManifestError::Policy(policy) => write!(f, "unknown policy {policy}"),
+            ManifestError::Policy(number) | ManifestError::Kind(number) => write!(f, "{} {number}", self.what()),
             ManifestError::Flags(flags) => write!(f, "unknown flags {flags:#x}"),
-            ManifestError::Reset => write!(f, "the recipe for resetting the device makes no sense"),
-            ManifestError::Kind(kind) => write!(f, "unknown kind {kind}"),
             ManifestError::Uses(kind) => write!(f, "nothing of kind {kind} can be used"),
-            ManifestError::Name => write!(f, "name must be lower-case letters, digits, - and _"),
-            ManifestError::Reserved => write!(f, "name is one that lines of the kernel begin with"),
-            ManifestError::Version => write!(f, "version must be printable ASCII"),
-            ManifestError::Budget(which) => write!(f, "{which} budget is out of range"),
+            _ => f.write_str(self.what()),
         }
     }
 }
 
+/// Words that lines of the kernel's log begin with, and the kinds of what is numbered in them.
+const RESERVED: [&[u8]; 5] = [b"error", b"warning", b"fault", b"pci", b"target"];
+const NUMBERED: [&[u8]; 2] = [b"disk", b"eth"];
+
 /// Whether a module of this name could write lines into the log that look like the kernel's own:
 /// those begin with a word like these, or with a disk's or an interface's name, and a colon.
-fn is_reserved(name: &str) -> bool {
-    let is_numbered = |kind: &str| {
-        name.strip_prefix(kind).is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+const fn is_reserved(name: &[u8]) -> bool {
+    let mut index = 0;
+    while index < RESERVED.len() {
+        let word = RESERVED[index];
+        if name.len() == word.len() && begins_with(name, word) {
+            return true;
+        }
+        index += 1;
+    }
+    let mut index = 0;
+    while index < NUMBERED.len() {
+        let kind = NUMBERED[index];
+        if name.len() > kind.len() && begins_with(name, kind) && are_digits(name.split_at(kind.len()).1) {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+const fn begins_with(text: &[u8], word: &[u8]) -> bool {
+    let mut index = 0;
+    while index < word.len() {
+        if index >= text.len() || text[index] != word[index] {
+            return false;
+        }
+        index += 1;
+    }
+    true
+}
+
+const fn are_digits(mut text: &[u8]) -> bool {
+    while let [first, rest @ ..] = text {
+        if !first.is_ascii_digit() {
+            return false;
+        }
+        text = rest;
+    }
+    true
+}
+
+pub(crate) const fn is_name(mut name: &[u8]) -> bool {
+    if name.is_empty() {
+        return false;
+    }
+    while let [first, rest @ ..] = name {
+        if !matches!(first, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_') {
+            return false;
+        }
+        name = rest;
+    }
+    true
+}
+
+/// Tries to go on with what is inside of `Ok`, in a `const fn`.
+macro_rules! check {
+    ($result:expr) => {
+        if let Err(error) = $result {
+            return Err(error);
+        }
     };
-    ["error", "warning", "fault", "pci", "target"].contains(&name) || is_numbered("disk") || is_numbered("eth")
 }
 
 impl Manifest {
     /// Copies a manifest out of `bytes` and checks every field.
     pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         let (manifest, _) = Manifest::read_from_prefix(bytes).map_err(|_| ManifestError::Short)?;
-        if manifest.magic != MAGIC {
-            return Err(ManifestError::Magic);
-        }
-        if manifest.abi_version != crate::ABI_VERSION {
-            return Err(ManifestError::AbiVersion(manifest.abi_version));
-        }
-        manifest.kind()?;
-        manifest.policy()?;
-        manifest.uses()?;
-        if manifest.flags & !(RING1_ONLY | BY_HAND | NEEDS_FENCE) != 0 {
-            return Err(ManifestError::Flags(manifest.flags));
-        }
-        manifest.reset.method().ok_or(ManifestError::Reset)?;
-        let name = text(&manifest.name).ok_or(ManifestError::Name)?;
-        if name.is_empty() || !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_')) {
-            return Err(ManifestError::Name);
-        }
-        if is_reserved(name) {
-            return Err(ManifestError::Reserved);
-        }
-        text(&manifest.version).ok_or(ManifestError::Version)?;
-        let within = |value: u32, least: u64, most: u64| (least..=most).contains(&u64::from(value));
-        if !within(manifest.heap_bytes, 0, crate::layout::HEAP_MAX) {
-            return Err(ManifestError::Budget("heap"));
-        }
-        if !within(manifest.dma_bytes, 0, crate::layout::DMA_MAX) {
-            return Err(ManifestError::Budget("DMA"));
-        }
-        if !within(manifest.stack_bytes, MIN_STACK, crate::layout::STACK_MAX) {
-            return Err(ManifestError::Budget("stack"));
-        }
-        if !within(manifest.upcall_ms, 1, MAX_UPCALL_MS) {
-            return Err(ManifestError::Budget("time"));
-        }
+        manifest.check()?;
         Ok(manifest)
     }
 
+    /// Checks every field: the kernel before it loads a module, and the compiler that makes one.
+    pub const fn check(&self) -> Result<(), ManifestError> {
+        const fn is_within(value: u32, least: u64, most: u64) -> bool {
+            least <= value as u64 && value as u64 <= most
+        }
+        if self.magic != MAGIC {
+            return Err(ManifestError::Magic);
+        }
+        if self.abi_version != crate::ABI_VERSION {
+            return Err(ManifestError::AbiVersion(self.abi_version));
+        }
+        check!(self.kind());
+        check!(self.policy());
+        check!(self.uses());
+        if self.flags & !(RING1_ONLY | BY_HAND | NEEDS_FENCE) != 0 {
+            return Err(ManifestError::Flags(self.flags));
+        }
+        if self.reset.method().is_none() {
+            return Err(ManifestError::Reset);
+        }
+        match text(&self.name) {
+            Some(name) if is_name(name) => {
+                if is_reserved(name) {
+                    return Err(ManifestError::Reserved);
+                }
+            }
+            _ => return Err(ManifestError::Name),
+        }
+        if text(&self.version).is_none() {
+            return Err(ManifestError::Version);
+        }
+        if !is_within(self.heap_bytes, 0, crate::layout::HEAP_MAX) {
+            return Err(ManifestError::Budget(Budget::Heap));
+        }
+        if !is_within(self.dma_bytes, 0, crate::layout::DMA_MAX) {
+            return Err(ManifestError::Budget(Budget::Dma));
+        }
+        if !is_within(self.stack_bytes, MIN_STACK, crate::layout::STACK_MAX) {
+            return Err(ManifestError::Budget(Budget::Stack));
+        }
+        if !is_within(self.upcall_ms, 1, MAX_UPCALL_MS) {
+            return Err(ManifestError::Budget(Budget::Time));
+        }
+        Ok(())
+    }
+
     /// The kind, if it is a known one.
-    pub fn kind(&self) -> Result<Kind, ManifestError> {
-        Kind::of(self.kind).ok_or(ManifestError::Kind(self.kind))
+    pub const fn kind(&self) -> Result<Kind, ManifestError> {
+        match Kind::of(self.kind) {
+            Some(kind) => Ok(kind),
+            None => Err(ManifestError::Kind(self.kind)),
+        }
     }
 
     /// The kind of what it uses, if that can be used; `Other` for nothing.
-    pub fn uses(&self) -> Result<Kind, ManifestError> {
+    pub const fn uses(&self) -> Result<Kind, ManifestError> {
         match Kind::of(self.uses) {
             Some(kind @ (Kind::Other | Kind::Block)) if self.reserved == 0 => Ok(kind),
             _ => Err(ManifestError::Uses(self.uses)),
@@ -281,7 +388,7 @@ impl Manifest {
     }
 
     /// The policy, if it is a known one.
-    pub fn policy(&self) -> Result<Policy, ManifestError> {
+    pub const fn policy(&self) -> Result<Policy, ManifestError> {
         match self.policy {
             0 => Ok(Policy::Stop),
             1 => Ok(Policy::Restart),
@@ -291,12 +398,12 @@ impl Manifest {
 
     /// The name.
     pub fn name(&self) -> &str {
-        text(&self.name).unwrap_or("?")
+        words(&self.name)
     }
 
     /// The version.
     pub fn version(&self) -> &str {
-        text(&self.version).unwrap_or("?")
+        words(&self.version)
     }
 
     /// The PCI functions it drives.
@@ -341,11 +448,22 @@ pub const fn pci_ids(ids: &[(u16, u16)]) -> [PciId; MAX_PCI_IDS] {
     list
 }
 
-/// The printable ASCII before the first zero.
-fn text(field: &[u8]) -> Option<&str> {
-    let end = field.iter().position(|byte| *byte == 0)?;
-    let text = core::str::from_utf8(field.get(..end)?).ok()?;
-    text.bytes().all(|byte| (0x20..0x7f).contains(&byte)).then_some(text)
+/// What is before the first zero, if that is printable ASCII.
+pub(crate) const fn text(field: &[u8]) -> Option<&[u8]> {
+    let mut end = 0;
+    while end < field.len() {
+        match field[end] {
+            0 => return Some(field.split_at(end).0),
+            0x20..0x7f => end += 1,
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// The same as words for a person.
+pub(crate) fn words(field: &[u8]) -> &str {
+    text(field).and_then(|text| core::str::from_utf8(text).ok()).unwrap_or("?")
 }
 
 #[cfg(test)]
@@ -415,10 +533,10 @@ mod tests {
         assert_eq!(refused(|m| m.name = [b'a'; 32]), ManifestError::Name);
         assert_eq!(refused(|m| m.name = field("A b")), ManifestError::Name);
         assert_eq!(refused(|m| m.version = [0xff; 16]), ManifestError::Version);
-        assert_eq!(refused(|m| m.heap_bytes = u32::MAX), ManifestError::Budget("heap"));
-        assert_eq!(refused(|m| m.dma_bytes = u32::MAX), ManifestError::Budget("DMA"));
-        assert_eq!(refused(|m| m.stack_bytes = 0), ManifestError::Budget("stack"));
-        assert_eq!(refused(|m| m.upcall_ms = 0), ManifestError::Budget("time"));
+        assert_eq!(refused(|m| m.heap_bytes = u32::MAX), ManifestError::Budget(Budget::Heap));
+        assert_eq!(refused(|m| m.dma_bytes = u32::MAX), ManifestError::Budget(Budget::Dma));
+        assert_eq!(refused(|m| m.stack_bytes = 0), ManifestError::Budget(Budget::Stack));
+        assert_eq!(refused(|m| m.upcall_ms = 0), ManifestError::Budget(Budget::Time));
     }
 
     proptest! {

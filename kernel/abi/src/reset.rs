@@ -66,20 +66,57 @@ impl Reset {
         limit_us: 0,
     };
 
+    /// Resets by a register of `width_bytes` bytes (1, 2 or 4) at `offset` of BAR `bar`: reads it,
+    /// writes it with the bits of [`Reset::sets`] set, and waits as [`Reset::waits_for`] says.
+    pub const fn register(bar: u32, offset: u32, width_bytes: u32) -> Reset {
+        Reset { method: ResetMethod::Register as u32, bar, offset, width_bytes, ..Reset::UNKNOWN }
+    }
+
+    /// Resets a virtio device on PCI, for which there is one way.
+    pub const fn virtio() -> Reset {
+        Reset { method: ResetMethod::Virtio as u32, ..Reset::UNKNOWN }
+    }
+
+    /// Bits that are set in the register.
+    pub const fn sets(self, set: u32) -> Reset {
+        Reset { set, ..self }
+    }
+
+    /// The device is reset when the bits `mask` of the register are those of `value`.
+    pub const fn waits_for(self, mask: u32, value: u32) -> Reset {
+        Reset { wait_mask: mask, wait_value: value, ..self }
+    }
+
+    /// Two 32-bit registers of the same BAR are set to 0 before: lengths of descriptor rings, say,
+    /// for devices that keep them. [`NO_REGISTER`] stands for none.
+    pub const fn zeroes(self, zero: [u32; 2]) -> Reset {
+        Reset { zero, ..self }
+    }
+
+    /// How long that may take, in microseconds, at most [`MAX_RESET_US`].
+    pub const fn within_us(self, limit_us: u32) -> Reset {
+        Reset { limit_us, ..self }
+    }
+
     /// The method, if the recipe makes sense.
-    pub fn method(&self) -> Option<ResetMethod> {
-        let aligned = |offset: &u32| *offset == NO_REGISTER || offset.is_multiple_of(4);
-        if self.limit_us > MAX_RESET_US || !self.zero.iter().all(aligned) {
+    pub const fn method(&self) -> Option<ResetMethod> {
+        const fn is_aligned(offset: u32) -> bool {
+            offset == NO_REGISTER || offset.is_multiple_of(4)
+        }
+        let [first, second] = self.zero;
+        if self.limit_us > MAX_RESET_US || !is_aligned(first) || !is_aligned(second) {
             return None;
         }
         match self.method {
             0 => Some(ResetMethod::Unknown),
             1 => {
                 let width_fits = matches!(self.width_bytes, 1 | 2 | 4) && self.offset.is_multiple_of(self.width_bytes);
-                // Bits that the register does not have would be cut off.
-                let has = |bits: u32| width_fits && u64::from(bits) < 1 << (8 * self.width_bytes);
-                let bits_fit = [self.set, self.wait_mask, self.wait_value].into_iter().all(has);
-                (self.bar < BARS && bits_fit).then_some(ResetMethod::Register)
+                // Bits that the register does not have would be cut off, and bits that are not
+                // waited for never are as they should be.
+                let bits = self.set | self.wait_mask;
+                let bits_fit = width_fits && (bits as u64) < 1 << (8 * self.width_bytes);
+                let can_come = self.wait_value & !self.wait_mask == 0;
+                if self.bar < BARS && bits_fit && can_come { Some(ResetMethod::Register) } else { None }
             }
             2 => Some(ResetMethod::Virtio),
             _ => None,

@@ -2,7 +2,8 @@
 //! device's structures through its vendor capabilities (4.1), and [`queue`], the virtqueues. What
 //! goes over the queues is each driver's own.
 //!
-//! A driver gives its device's ids and `.reset_virtio(100_000)` in its manifest, and then:
+//! A driver gives its device's ids in its manifest, and the recipe for a reset,
+//! `.reset(Reset::virtio().within_us(100_000))`. Then:
 //! [`Transport::find`], [`Transport::begin`], [`Transport::queue`] for each queue,
 //! [`device::enable_dma`], [`Transport::finish`].
 

@@ -240,6 +240,16 @@ impl Domain {
         }
         if on && self.device.as_ref().is_some_and(|device| !device.used_dma) {
             let reset = ResetRegister::find(self)?;
+            if reset.is_none() {
+                console::say_about(
+                    &self.source(),
+                    Level::Warn,
+                    format_args!(
+                        "the device may use DMA, and the manifest does not say how to reset it: \
+                         it is set aside when the driver ends"
+                    ),
+                );
+            }
             if let Some(device) = &mut self.device {
                 (device.reset, device.used_dma) = (reset, true);
             }

@@ -87,7 +87,8 @@ impl GivenBack {
 }
 
 /// Memory that others write as well: bytes are copied in and out.
-pub(crate) struct Bytes {
+#[doc(hidden)]
+pub struct Bytes {
     start: NonNull<u8>,
     len_bytes: usize,
 }

@@ -12,9 +12,10 @@ use core::num::NonZeroU16;
 use core::ptr::NonNull;
 pub use ringfence_abi::net::NetInfo;
 use ringfence_abi::net::{
-    EMPTY, FRAME_BYTES, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS,
-    TX_FRAMES, TX_START, entry, split,
+    EMPTY, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES,
+    TX_START, entry, split,
 };
+pub use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME, MIN_FRAME};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Network interfaces.
@@ -69,6 +70,33 @@ impl RxFrame {
     #[inline]
     pub fn number(&self) -> usize {
         self.number.get()
+    }
+}
+
+/// A frame that a driver has: what [`Queues::read`] and [`Queues::write`] take.
+pub trait Frame: sealed::Frame {}
+
+impl Frame for TxFrame {}
+impl Frame for RxFrame {}
+
+mod sealed {
+    use super::*;
+
+    pub trait Frame {
+        /// The frame's bytes in memory.
+        fn bytes(&self, queues: &Queues) -> Bytes;
+    }
+
+    impl Frame for TxFrame {
+        fn bytes(&self, queues: &Queues) -> Bytes {
+            self.number.bytes(queues.memory.load(TX_START), TX_FRAMES, self.len_bytes())
+        }
+    }
+
+    impl Frame for RxFrame {
+        fn bytes(&self, queues: &Queues) -> Bytes {
+            self.number.bytes(queues.memory.load(RX_START), RX_FRAMES, FRAME_BYTES)
+        }
     }
 }
 
@@ -149,11 +177,30 @@ impl Queues {
         frame.number.place(self.tx_address)
     }
 
-    /// Copies bytes of a frame to send out, from the byte at `offset` on. Panics if they are not
-    /// all inside.
+    /// Copies bytes of a frame out, from the byte at `offset` on. Panics if they are not all
+    /// inside.
     #[track_caller]
-    pub fn read(&self, frame: &TxFrame, offset: usize, to: &mut [u8]) {
-        frame.number.bytes(self.memory.load(TX_START), TX_FRAMES, frame.len_bytes()).read(offset, to);
+    pub fn read(&self, frame: &impl Frame, offset: usize, to: &mut [u8]) {
+        frame.bytes(self).read(offset, to);
+    }
+
+    /// Copies bytes into a frame, from the byte at `offset` on: what was received, or a checksum
+    /// that the card does not make. Panics if they do not fit.
+    #[track_caller]
+    pub fn write(&mut self, frame: &mut impl Frame, offset: usize, from: &[u8]) {
+        frame.bytes(self).write(offset, from);
+    }
+
+    /// Fills a frame that is shorter than `len_bytes`, at most [`MIN_FRAME`], up with zeros, for a
+    /// card that does not do so.
+    pub fn pad(&mut self, frame: &mut TxFrame, len_bytes: usize) {
+        let (had, len_bytes) = (frame.len_bytes(), len_bytes.min(MIN_FRAME));
+        if let Some(zeros) = [0; MIN_FRAME].get(had..len_bytes)
+            && !zeros.is_empty()
+        {
+            frame.len_bytes = len_bytes as u16;
+            self.write(frame, had, zeros);
+        }
     }
 
     /// Gives back a frame that was sent.
@@ -174,12 +221,6 @@ impl Queues {
     #[inline]
     pub fn rx_address(&self, frame: &RxFrame) -> u64 {
         frame.number.place(self.rx_address)
-    }
-
-    /// Copies received bytes into a frame, from the byte at `offset` on. Panics if they do not fit.
-    #[track_caller]
-    pub fn write(&mut self, frame: &mut RxFrame, offset: usize, from: &[u8]) {
-        frame.number.bytes(self.memory.load(RX_START), RX_FRAMES, FRAME_BYTES).write(offset, from);
     }
 
     /// Delivers a frame in which `len_bytes` bytes were received, without the check sequence. One

@@ -13,6 +13,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const FRAME_BYTES: usize = 2048;
 /// Longest Ethernet frame without its check sequence.
 pub const MAX_FRAME: usize = 1514;
+/// Shortest frame that may be on a wire, without its check sequence (IEEE 802.3, 3.2.7). The kernel
+/// hands out shorter ones: many cards fill them up.
+pub const MIN_FRAME: usize = 60;
 /// Frames for transmission, numbered from 0.
 pub const TX_FRAMES: usize = 64;
 /// Frames for reception, numbered from 0. As many as a TCP window of 64 KiB has full segments, and

@@ -7,7 +7,14 @@ use tempfile::TempDir;
 
 #[test]
 fn every_card_works_in_both_rings_and_after_a_restart() {
-    for (card, driver) in [("e1000", "e1000"), ("e1000-82545em", "e1000"), ("e1000e", "e1000"), ("pcnet", "pcnet")] {
+    for (card, driver) in [
+        ("e1000", "e1000"),
+        ("e1000-82545em", "e1000"),
+        ("e1000e", "e1000"),
+        ("pcnet", "pcnet"),
+        ("rtl8139", "rtl8139"),
+        ("ne2k_pci", "ne2k-pci"),
+    ] {
         let ping = "ping 10.0.2.2 -c 2 -i 0.1; ping 10.0.2.2 -c 1 -s 4000";
         let mut machine = machine(&format!(
             "ip; {ping}; ring {driver} 0; {ping}; ring {driver} 1; {ping}; kill {driver}; sleep 100; {ping}; lsmod"

@@ -1,0 +1,264 @@
+//! NE2000 on PCI (RTL8029AS and its kin), as QEMU's `ne2k_pci` is one. Sections are those of the
+//! *DP8390D/NS32490D NIC* data sheet, TL/F/8582.
+//!
+//! The card has no DMA and no registers in memory: it has memory of its own, which is reached
+//! through one port, 16 bits at a time. A frame to be sent is copied into it; what is received lies
+//! in a ring of pages there until the driver copies it out.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod registers;
+
+use registers::{self as reg, cause, command};
+use ringfence_sdk::class::Device;
+use ringfence_sdk::device::{self, Ports};
+use ringfence_sdk::net::{MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
+
+driver!(
+    NicDriver<Ne2k>,
+    Manifest::new("ne2k-pci", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Nic)
+        .pci(&[(0x10ec, 0x8029), (0x1050, 0x0940), (0x8e2e, 0x3000), (0x4a14, 0x5000)])
+        .restart()
+);
+
+/// Pages of the frame that is sent.
+const TRANSMIT_PAGES: u8 = (MAX_FRAME as u16).div_ceil(reg::PAGE) as u8;
+/// The receive ring: all the others.
+const RING: u8 = reg::FIRST_PAGE + TRANSMIT_PAGES;
+const RING_END: u8 = reg::END_PAGE;
+/// Bytes in front of a received frame: status, page of the next one, length in bytes with these.
+const HEADER: usize = 4;
+/// Causes that are looked for: all that the driver does something about, but for what was sent.
+const CAUSES: u8 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::OVERWRITE;
+/// How long a reset may take.
+const RESET_NS: u64 = 10_000_000;
+/// How long the chip may still be at work after it was stopped (7.0: 1.6 ms).
+const STOP_NS: u64 = 1_600_000;
+
+struct Ne2k {
+    ports: Ports,
+    mac: [u8; 6],
+    /// The frame that the card is sending.
+    sending: Option<TxFrame>,
+    /// Whether the card is to interrupt when it has sent.
+    tx_interrupt: bool,
+    /// Page of the next frame that is to be read.
+    next: u8,
+}
+
+impl Device<Nic> for Ne2k {
+    fn init() -> Result<Ne2k> {
+        let ports = Ports::open(0)?;
+        ports.write8(reg::RESET, ports.read8(reg::RESET));
+        let deadline = service::time_ns() + RESET_NS;
+        while ports.read8(reg::CAUSES) & cause::IN_RESET == 0 {
+            if service::time_ns() > deadline {
+                log::error!("the card does not come out of reset");
+                return Err(Refusal::NotFound);
+            }
+        }
+        let mut card = Ne2k { ports, mac: [0; 6], sending: None, tx_interrupt: false, next: RING };
+        card.stop();
+        ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
+        // The board has the address in front of its memory, each byte twice.
+        let mut twice = [0; 12];
+        card.read(0, &mut twice);
+        for (byte, pair) in card.mac.iter_mut().zip(twice.chunks(2)) {
+            *byte = pair[0];
+        }
+        let [a, b, c, d, e, f] = card.mac;
+        log::info!("NE2000 at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        Ok(card)
+    }
+
+    fn info(&self) -> NetInfo {
+        NetInfo { mac: self.mac, reserved: [0; 2] }
+    }
+
+    fn start(&mut self, _: &mut Queues) -> Result<()> {
+        let ports = &self.ports;
+        ports.write8(reg::MASK, CAUSES);
+        device::enable_interrupts()?;
+        self.receive_from_start();
+        Ok(())
+    }
+
+    fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {
+        // The line stays up as long as a cause that interrupts is set.
+        let causes = self.ports.read8(reg::CAUSES);
+        self.ports.write8(reg::CAUSES, causes & !cause::IN_RESET);
+        self.transmit(queues);
+        self.receive(queues);
+        if causes & cause::OVERWRITE != 0 {
+            self.recover(queues);
+        }
+        Reply::ACKNOWLEDGED
+    }
+
+    fn exit(&mut self) {
+        self.ports.write8(reg::MASK, 0);
+        self.stop();
+    }
+}
+
+impl Ne2k {
+    /// Stops the chip, which receives nothing until it is started again.
+    fn stop(&self) {
+        self.ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
+        self.ports.write8(reg::RECEIVE_CONFIGURATION, reg::MONITOR);
+        self.ports.write8(reg::TRANSMIT_CONFIGURATION, reg::LOOPBACK);
+    }
+
+    /// Sets the ring up, which is empty then, and starts the chip (9.0: the order of a start).
+    fn receive_from_start(&mut self) {
+        let ports = &self.ports;
+        self.stop();
+        ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
+        ports.write8(reg::RING_START, RING);
+        ports.write8(reg::RING_STOP, RING_END);
+        ports.write8(reg::BOUNDARY, RING);
+        ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE | command::PAGE_1);
+        for (index, byte) in (0..).zip(self.mac) {
+            ports.write8(reg::ADDRESS + index, byte);
+        }
+        for index in 0..8 {
+            ports.write8(reg::MULTICAST + index, 0);
+        }
+        // The boundary is one page behind the frame that is to be read next: equal, they would say
+        // that the ring is full.
+        self.next = RING + 1;
+        ports.write8(reg::CURRENT, self.next);
+        ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+        ports.write8(reg::TRANSMIT_CONFIGURATION, 0);
+        ports.write8(reg::RECEIVE_CONFIGURATION, reg::TAKE_BROADCAST);
+    }
+
+    /// Has `len_bytes` bytes from `address` of the card's memory go through the data port.
+    fn remote(&self, address: u16, len_bytes: usize, direction: u8) {
+        let set = |registers: [u16; 2], value: u16| {
+            for (register, byte) in registers.into_iter().zip(value.to_le_bytes()) {
+                self.ports.write8(register, byte);
+            }
+        };
+        set(reg::REMOTE_BYTES, len_bytes.next_multiple_of(2) as u16);
+        set(reg::REMOTE_ADDRESS, address);
+        self.ports.write8(reg::COMMAND, command::START | direction);
+    }
+
+    /// Copies bytes out of the card's memory.
+    fn read(&self, address: u16, to: &mut [u8]) {
+        self.remote(address, to.len(), command::REMOTE_READ);
+        self.ports.read_words(reg::DATA, to);
+        if !to.len().is_multiple_of(2)
+            && let Some(last) = to.last_mut()
+        {
+            *last = self.ports.read16(reg::DATA) as u8;
+        }
+        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+    }
+
+    /// Sends one frame after the other, as long as the card takes them.
+    fn transmit(&mut self, queues: &mut Queues) {
+        loop {
+            // 10.2: the bit is cleared when the frame was sent, or given up.
+            let is_busy = self.ports.read8(reg::COMMAND) & command::TRANSMIT != 0;
+            if !is_busy && let Some(frame) = self.sending.take() {
+                queues.give_transmitted(frame);
+            }
+            if self.sending.is_some() {
+                break;
+            }
+            let Some(mut frame) = queues.take_transmit() else { break };
+            queues.pad(&mut frame, MIN_FRAME);
+            let mut bytes = [0; MAX_FRAME + 1];
+            let bytes = &mut bytes[..frame.len_bytes().min(MAX_FRAME)];
+            queues.read(&frame, 0, bytes);
+            self.send(bytes);
+            self.sending = Some(frame);
+        }
+        let waits = self.sending.is_some();
+        if waits != self.tx_interrupt {
+            self.tx_interrupt = waits;
+            let sent = if waits { cause::TRANSMITTED | cause::TRANSMIT_ERROR } else { 0 };
+            self.ports.write8(reg::MASK, CAUSES | sent);
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        let page = reg::FIRST_PAGE;
+        self.remote(u16::from(page) * reg::PAGE, bytes.len(), command::REMOTE_WRITE);
+        self.ports.write_words(reg::DATA, bytes);
+        if let [last] = bytes.chunks_exact(2).remainder() {
+            self.ports.write16(reg::DATA, u16::from(*last));
+        }
+        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+        self.ports.write8(reg::TRANSMIT_PAGE, page);
+        for (register, byte) in reg::TRANSMIT_BYTES.into_iter().zip((bytes.len() as u16).to_le_bytes()) {
+            self.ports.write8(register, byte);
+        }
+        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::TRANSMIT);
+    }
+
+    /// The page that the next frame is received into.
+    fn current(&self) -> u8 {
+        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::PAGE_1);
+        let page = self.ports.read8(reg::CURRENT);
+        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+        page
+    }
+
+    /// Copies frames out of the ring, as long as there are some, and empty ones to put them into.
+    fn receive(&mut self, queues: &mut Queues) {
+        while self.next != self.current() {
+            let Some(mut frame) = queues.take_empty() else { break };
+            let start = u16::from(self.next) * reg::PAGE;
+            let mut header = [0; HEADER];
+            self.read(start, &mut header);
+            let [status, next, low, high] = header;
+            let len_bytes = usize::from(u16::from_le_bytes([low, high])).saturating_sub(HEADER);
+            // 8.0: what lies in the ring is not to be trusted after an error: it begins anew.
+            if !(RING..RING_END).contains(&next) || len_bytes > MAX_FRAME {
+                log::warn!("the receive ring is damaged at page {:#x}: it is set up anew", self.next);
+                queues.give_received(frame, 0);
+                return self.receive_from_start();
+            }
+            let mut bytes = [0; MAX_FRAME + 1];
+            let bytes = &mut bytes[..len_bytes];
+            self.read_ring(start + HEADER as u16, bytes);
+            queues.write(&mut frame, 0, bytes);
+            queues.give_received(frame, if status & reg::RECEIVED_WELL != 0 { len_bytes } else { 0 });
+            self.next = next;
+            let boundary = if next == RING { RING_END - 1 } else { next - 1 };
+            self.ports.write8(reg::BOUNDARY, boundary);
+        }
+    }
+
+    /// Copies bytes out of the ring, of which the first page follows the last.
+    fn read_ring(&self, start: u16, to: &mut [u8]) {
+        let end = u16::from(RING_END) * reg::PAGE;
+        let (first, rest) = to.split_at_mut(to.len().min(usize::from(end - start)));
+        self.read(start, first);
+        if !rest.is_empty() {
+            self.read(u16::from(RING) * reg::PAGE, rest);
+        }
+    }
+
+    /// What is to be done when the ring was full (7.0): the chip is stopped, the ring is emptied,
+    /// and it is started again.
+    fn recover(&mut self, queues: &mut Queues) {
+        let ports = &self.ports;
+        ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
+        let deadline = service::time_ns() + STOP_NS;
+        while service::time_ns() < deadline {}
+        for register in reg::REMOTE_BYTES {
+            ports.write8(register, 0);
+        }
+        ports.write8(reg::TRANSMIT_CONFIGURATION, reg::LOOPBACK);
+        ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+        self.receive(queues);
+        self.ports.write8(reg::CAUSES, cause::OVERWRITE);
+        self.ports.write8(reg::TRANSMIT_CONFIGURATION, 0);
+    }
+}

@@ -1,0 +1,218 @@
+//! Realtek RTL8139, as QEMU's `rtl8139` is one. Sections are those of the *RTL8139C(L) Data
+//! Sheet*, 1.4.
+//!
+//! The card sends frames from where they lie, four at a time. What it receives it writes into one
+//! ring, one frame behind the other, and the driver copies it from there.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod registers;
+
+use registers::{self as reg, Registers, cause, command, tx};
+use ringfence_sdk::class::Device;
+use ringfence_sdk::device;
+use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::net::{MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
+
+driver!(
+    NicDriver<Rtl8139>,
+    Manifest::new("rtl8139", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Nic)
+        .pci(&[(0x10ec, 0x8139), (0x10ec, 0x8138), (0x1113, 0x1211), (0x1500, 0x1360)])
+        .dma_kib(64)
+        .restart()
+        .reset(
+            Reset::register(1, reg::COMMAND as u32, 1)
+                .sets(command::RESET as u32)
+                .waits_for(command::RESET as u32, 0)
+                .within_us(10_000)
+        )
+);
+
+/// Frames that the card sends at a time.
+const SENDING: usize = 4;
+/// The ring, and what a frame at its end may take behind that.
+const RING_BYTES: usize = reg::RING_BYTES + 16 + 2048;
+/// Bytes in front of a received frame: status and length, that of the check sequence with it.
+const HEADER: usize = 4;
+const CHECK: usize = 4;
+/// Causes that are looked for, but for what was sent.
+const CAUSES: u16 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::RING_FULL | cause::LINK | cause::FIFO_FULL;
+/// How long a reset may take.
+const RESET_NS: u64 = 10_000_000;
+
+struct Rtl8139 {
+    registers: Registers,
+    mac: [u8; 6],
+    ring: Dma,
+    /// Where the next frame begins in the ring.
+    at: usize,
+    /// The frames that the card is sending, and how many were handed to it and taken back in all.
+    sending: [Option<TxFrame>; SENDING],
+    next: usize,
+    done: usize,
+    /// Whether the card is to interrupt when it has sent.
+    tx_interrupt: bool,
+}
+
+impl Device<Nic> for Rtl8139 {
+    fn init() -> Result<Rtl8139> {
+        let registers = Registers::in_memory().or_else(|_| Registers::as_ports())?;
+        registers.write8(reg::CONFIGURATION_1, 0);
+        registers.write8(reg::COMMAND, command::RESET);
+        let deadline = service::time_ns() + RESET_NS;
+        while registers.read8(reg::COMMAND) & command::RESET != 0 {
+            if service::time_ns() > deadline {
+                log::error!("the card does not come out of reset");
+                return Err(Refusal::NotFound);
+            }
+        }
+        let mut mac = [0; 6];
+        for (index, byte) in (0..).zip(&mut mac) {
+            *byte = registers.read8(reg::ADDRESS + index);
+        }
+        let [a, b, c, d, e, f] = mac;
+        log::info!("RTL8139 at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        Ok(Rtl8139 {
+            registers,
+            mac,
+            ring: Dma::within_4_gib(RING_BYTES)?,
+            at: 0,
+            sending: [const { None }; SENDING],
+            next: 0,
+            done: 0,
+            tx_interrupt: false,
+        })
+    }
+
+    fn info(&self) -> NetInfo {
+        NetInfo { mac: self.mac, reserved: [0; 2] }
+    }
+
+    fn start(&mut self, queues: &mut Queues) -> Result<()> {
+        if u32::try_from(queues.end_of_frames()).is_err() {
+            log::error!("the card does not reach memory above 4 GiB");
+            return Err(Refusal::NoMemory);
+        }
+        device::enable_dma()?;
+        self.start_receiver();
+        self.registers.write32(reg::TX_CONFIGURATION, reg::TX_NORMAL);
+        self.registers.write16(reg::MASK, CAUSES);
+        device::enable_interrupts()
+    }
+
+    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        let mut reply = Reply::ACKNOWLEDGED;
+        if events.contains(Events::INTERRUPT) {
+            let causes = self.registers.read16(reg::CAUSES);
+            self.registers.write16(reg::CAUSES, causes);
+            if causes & cause::LINK != 0 {
+                let up = self.registers.read8(reg::MEDIA_STATUS) & reg::NO_LINK == 0;
+                log::info!("link {}", if up { "up" } else { "down" });
+                reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
+            }
+        }
+        self.transmit(queues);
+        self.receive(queues);
+        reply
+    }
+
+    fn exit(&mut self) {
+        self.registers.write16(reg::MASK, 0);
+        self.registers.write8(reg::COMMAND, command::RESET);
+    }
+}
+
+impl Rtl8139 {
+    /// Has the card receive into the beginning of the ring. It must be on before it is told what to
+    /// receive (5.7).
+    fn start_receiver(&mut self) {
+        let registers = &self.registers;
+        registers.write8(reg::COMMAND, command::TRANSMIT);
+        registers.write32(reg::RING, self.ring.address(0) as u32);
+        registers.write32(reg::MULTICAST, 0);
+        registers.write32(reg::MULTICAST + 4, 0);
+        registers.write8(reg::COMMAND, command::TRANSMIT | command::RECEIVE);
+        registers.write32(reg::RX_CONFIGURATION, reg::RX_NORMAL);
+        self.at = 0;
+        self.tell_position();
+    }
+
+    /// Says how far the ring was read (5.8: less 16).
+    fn tell_position(&self) {
+        self.registers.write16(reg::READ, (self.at as u16).wrapping_sub(16));
+    }
+
+    /// Takes back what the card has sent, and hands it new frames, as long as there are some that
+    /// it takes.
+    fn transmit(&mut self, queues: &mut Queues) {
+        self.reclaim(queues);
+        while self.hand_over(queues) {
+            self.reclaim(queues);
+        }
+        let waits = self.next != self.done;
+        if waits != self.tx_interrupt {
+            self.tx_interrupt = waits;
+            let sent = if waits { cause::TRANSMITTED | cause::TRANSMIT_ERROR } else { 0 };
+            self.registers.write16(reg::MASK, CAUSES | sent);
+        }
+    }
+
+    fn reclaim(&mut self, queues: &mut Queues) {
+        while self.done != self.next {
+            let slot = self.done % SENDING;
+            let status = self.registers.read32(reg::TX_STATUS + 4 * slot as u16);
+            if status & (tx::SENT | tx::UNDERRUN | tx::GIVEN_UP) == 0 {
+                break;
+            }
+            if let Some(frame) = self.sending[slot].take() {
+                queues.give_transmitted(frame);
+            }
+            self.done = self.done.wrapping_add(1);
+        }
+    }
+
+    /// Hands over as many frames as the card takes; whether there were any.
+    fn hand_over(&mut self, queues: &mut Queues) -> bool {
+        let before = self.next;
+        while self.next.wrapping_sub(self.done) < SENDING {
+            let Some(mut frame) = queues.take_transmit() else { break };
+            queues.pad(&mut frame, MIN_FRAME);
+            let slot = self.next % SENDING;
+            self.registers.write32(reg::TX_ADDRESS + 4 * slot as u16, queues.tx_address(&frame) as u32);
+            // Clearing the bit for the owner starts it.
+            self.registers.write32(reg::TX_STATUS + 4 * slot as u16, frame.len_bytes() as u32 & !tx::OWN);
+            self.sending[slot] = Some(frame);
+            self.next = self.next.wrapping_add(1);
+        }
+        self.next != before
+    }
+
+    /// Copies frames out of the ring, as long as there are some, and empty ones to put them into.
+    fn receive(&mut self, queues: &mut Queues) {
+        while self.registers.read8(reg::COMMAND) & command::EMPTY == 0 {
+            dma::read_barrier();
+            let [status, len_bytes]: [u16; 2] = self.ring.read(self.at);
+            if len_bytes == reg::UNFINISHED {
+                break;
+            }
+            let Some(mut frame) = queues.take_empty() else { break };
+            let whole = usize::from(len_bytes);
+            let is_good = status & reg::RECEIVED_WELL != 0 && (CHECK..=MAX_FRAME + CHECK).contains(&whole);
+            if !is_good {
+                // What follows is not to be found: the ring begins anew.
+                log::warn!("a frame of {whole} bytes with status {status:#x}: the receive ring is set up anew");
+                queues.give_received(frame, 0);
+                return self.start_receiver();
+            }
+            let mut bytes = [0; MAX_FRAME];
+            let bytes = &mut bytes[..whole - CHECK];
+            self.ring.read_bytes(self.at + HEADER, bytes);
+            queues.write(&mut frame, 0, bytes);
+            queues.give_received(frame, bytes.len());
+            self.at = (self.at + HEADER + whole).next_multiple_of(4) % reg::RING_BYTES;
+            self.tell_position();
+        }
+    }
+}

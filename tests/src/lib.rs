@@ -135,7 +135,7 @@ impl Ran {
     /// What the driver called `name` has answered to what it was told.
     pub fn answers(&self, name: &str) -> Vec<u64> {
         self.each(|event| match event {
-            Event::Answer { name: answers, value } if answers == name => Some(*value),
+            Event::Answer { name: answers, value, .. } if answers == name => Some(*value),
             _ => None,
         })
     }

@@ -10,7 +10,7 @@ use ringfence_sdk::service::raw;
 const CALLS: u64 = 4000;
 
 /// Names every service that a network driver may have, so that it is asked for.
-fn import_all() -> [u64; 15] {
+fn import_all() -> [u64; 18] {
     [
         raw::rf_null as *const () as u64,
         raw::rf_log as *const () as u64,
@@ -27,6 +27,9 @@ fn import_all() -> [u64; 15] {
         raw::rf_irq_enable as *const () as u64,
         raw::rf_irq_ack as *const () as u64,
         raw::rf_offer as *const () as u64,
+        raw::rf_timer as *const () as u64,
+        raw::rf_answer as *const () as u64,
+        raw::rf_command as *const () as u64,
     ]
 }
 
@@ -113,6 +116,8 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
     const DMA_FREE: u64 = 6;
     const DMA_ADDRESS: u64 = 7;
     const OFFER: u64 = 14;
+    const ANSWER: u64 = 18;
+    const COMMAND: u64 = 19;
     const INFO_BYTES: usize = size_of::<NetInfo>();
     core::hint::black_box(import_all());
     let values = extremes(slot);
@@ -137,6 +142,10 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
         let random = random() as usize;
         match number {
             LOG => arguments[1] = text.as_ptr() as u64,
+            ANSWER | COMMAND => {
+                arguments[0] = text.as_ptr() as u64;
+                arguments[1] %= text.len() as u64;
+            }
             OFFER => {
                 let at = random % (text.len() - INFO_BYTES);
                 let bytes = (random >> 16).to_le_bytes();

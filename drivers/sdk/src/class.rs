@@ -11,7 +11,7 @@
 use crate::dma::Bytes;
 use crate::service::safe::rf_offer;
 use crate::shared::QueueMemory;
-use crate::{Driver, Events, Refusal, Reply, Result};
+use crate::{Command, Driver, Events, Refusal, Reply, Result};
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
@@ -35,6 +35,9 @@ pub trait Class {
 
 /// A device of a class.
 pub trait Device<C: Class>: Sized + 'static {
+    /// What it can be told ([`Driver::COMMANDS`]).
+    const COMMANDS: &'static [Command] = &[];
+
     /// Takes the device into service.
     fn init() -> Result<Self>;
 
@@ -50,7 +53,7 @@ pub trait Device<C: Class>: Sized + 'static {
     /// Takes what is to be done from the channel, and puts what is done into it.
     fn poll(&mut self, events: Events, channel: &mut C::Channel) -> Reply;
 
-    /// Does what a person typed behind `tell NAME`; the result is shown.
+    /// Does what a person typed behind `tell NAME` ([`Driver::command`]).
     fn command(&mut self, text: &str) -> Result<u64> {
         let _ = text;
         Err(Refusal::NotFound)
@@ -67,6 +70,8 @@ pub struct ClassDriver<D, C: Class> {
 }
 
 impl<C: Class + 'static, D: Device<C>> Driver for ClassDriver<D, C> {
+    const COMMANDS: &'static [Command] = D::COMMANDS;
+
     fn init() -> Result<Self> {
         let mut device = D::init()?;
         let mut channel = C::offer(device.info())?;

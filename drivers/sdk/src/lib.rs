@@ -5,6 +5,8 @@
 //! * [`Driver`]: what a driver is; [`class::Device`]: one that offers something, which [`net`],
 //!   [`scsi`] and [`block`] are about
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
+//! * [`parameter`]: what a person gives the driver when it is loaded
+//! * [`timer`]: polls when time has gone by; [`command`]: what a person can tell the driver
 //! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
 //! * [`virtio`]: what virtio devices have in common
 //! * `log`'s macros and `alloc`'s collections just work
@@ -16,19 +18,23 @@ use core::cell::UnsafeCell;
 
 pub mod block;
 pub mod class;
+pub mod command;
 pub mod device;
 pub mod dma;
 mod heap;
 pub mod manifest;
 pub mod net;
 mod panic;
+pub mod parameter;
 pub mod ring;
 pub mod scsi;
 pub mod scsi_bus;
 pub mod service;
 mod shared;
+pub mod timer;
 pub mod virtio;
 
+pub use command::Command;
 pub use manifest::Manifest;
 pub use ringfence_abi as abi;
 pub use ringfence_abi::manifest::Kind;
@@ -41,6 +47,9 @@ pub type Result<T> = core::result::Result<T, Refusal>;
 
 /// A driver module.
 pub trait Driver: Sized + 'static {
+    /// What it can be told, for help and completion. It may understand more.
+    const COMMANDS: &'static [Command] = &[];
+
     /// Takes the device into service.
     fn init() -> Result<Self>;
 
@@ -51,7 +60,8 @@ pub trait Driver: Sized + 'static {
         Reply::ACKNOWLEDGED
     }
 
-    /// Does what a person typed behind `tell NAME`; the result is shown.
+    /// Does what a person typed behind `tell NAME`; what is said with [`answer!`] is shown, and the
+    /// result.
     fn command(&mut self, text: &str) -> Result<u64> {
         let _ = text;
         Err(Refusal::NotFound)
@@ -111,6 +121,7 @@ unsafe impl<D> Sync for Instance<D> {}
 #[inline(never)]
 fn start<D: Driver>(instance: &mut Option<D>) -> Result<u64> {
     service::start_logging();
+    command::register(D::COMMANDS)?;
     *instance = Some(D::init()?);
     Ok(0)
 }

@@ -130,6 +130,11 @@ impl LineBuffer {
         LineBuffer { bytes: [0; LINE_BYTES], len: 0 }
     }
 
+    /// Bytes that fit yet.
+    pub(crate) fn room(&self) -> usize {
+        LINE_BYTES - self.len
+    }
+
     /// What is there.
     pub(crate) fn text(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()

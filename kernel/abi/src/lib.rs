@@ -5,6 +5,7 @@
 //! * [`upcall`]: what the kernel asks of a driver, through the module's single entry point
 //! * [`manifest`]: what a module says about itself before any of it runs; [`reset`]: how its device
 //!   is stopped
+//! * [`parameter`]: what a person can give it when it is loaded
 //! * [`layout`]: where things lie in a domain's slot of the address space
 //! * [`queue`], [`net`], [`scsi`], [`block`]: the queues in memory that kernel and driver share
 //!
@@ -17,6 +18,7 @@ pub mod block;
 pub mod layout;
 pub mod manifest;
 pub mod net;
+pub mod parameter;
 pub mod queue;
 pub mod reset;
 pub mod scsi;
@@ -24,4 +26,4 @@ pub mod service;
 pub mod upcall;
 
 /// Version of everything in this crate. The loader refuses a module that was built for another one.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

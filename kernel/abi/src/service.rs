@@ -55,6 +55,16 @@ macro_rules! for_each_service {
             16 rf_use(name: Text) "opens what the manifest says that it uses, by its name: a disk"
                 => "address of the queues",
                    "no such thing; a name of more than 32 bytes; a second time (busy)";
+            17 rf_timer(delay_ns: Number, period_ns: Number)
+                "has the driver polled after a delay, and from then on once a period, in nanoseconds"
+                => "0; without a period it is polled once, without a delay after a period, without both not any more",
+                   "a period below 100000";
+            18 rf_answer(text: Text) "says something to whoever typed the command that is under way"
+                => "0; what is shown are lines of text, besides the command's value",
+                   "other upcalls than commands; more than 4096 bytes in all (full)";
+            19 rf_command(text: Text) "names a command that the driver understands, for help and completion"
+                => "0; the text is the command as it is typed, a tab, and what it is for",
+                   "other upcalls than init; a text that is not so, or of more than 160 bytes; more than 32 (full)";
         }
     };
 }

@@ -44,6 +44,8 @@ bitflags! {
         const INTERRUPT = 1 << 0;
         /// The kernel put something into a queue.
         const QUEUE = 1 << 1;
+        /// The driver's timer has gone off (`rf_timer`).
+        const TIMER = 1 << 2;
         /// With interrupts of its own: the first of them has come. Bit 17 stands for the second,
         /// and so on, up to bit 23.
         const VECTOR_0 = 1 << 16;

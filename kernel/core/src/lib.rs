@@ -2,11 +2,13 @@
 //! host.
 //!
 //! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
-//! * [`module`]: reads a module file and refuses what is malformed, with the reason
+//! * [`module`]: reads a module file and refuses what is malformed, with the reason; [`parameter`]:
+//!   what a person gives it
 //! * [`fault`]: why drivers are ended, and in which words; [`vector`], [`disassembly`]: exceptions
 //!   and machine code in words; [`trace`]: what happened last
 //! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
 //! * [`life`]: what becomes of a driver; [`debt`]: what it owes for the CPU time that it has had
+//! * [`timer`]: when a driver is polled because time has gone by
 //! * [`limits`]: numbers that a person can change while the system runs
 //! * [`line_editor`]: a line editor for a terminal
 //! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the
@@ -42,11 +44,13 @@ pub mod life;
 pub mod limits;
 pub mod line_editor;
 pub mod module;
+pub mod parameter;
 pub mod pci;
 pub mod port_bitmap;
 pub mod requests;
 pub mod sense;
 pub mod servers;
 pub mod tcg;
+pub mod timer;
 pub mod trace;
 pub mod vector;

@@ -6,6 +6,7 @@
 //! panics, and takes no more memory than a small multiple of the file's length.
 
 use crate::extent::{Extent, align_up};
+use crate::parameter::Declared;
 use crate::tcg::{self, Hole};
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,8 +16,10 @@ use object::read::SectionIndex;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym, SymbolTable};
 use ringfence_abi::layout::{IMAGE_MAX, PAGE_SIZE};
 use ringfence_abi::manifest::{self, Kind, Manifest, ManifestError};
+use ringfence_abi::parameter::{self, MAX_PARAMETERS, Parameter};
 use ringfence_abi::service::{self, SERVICE_COUNT, SERVICES};
 use ringfence_abi::upcall::ENTRY;
+use zerocopy::FromBytes;
 
 type Header = elf::FileHeader64<LE>;
 
@@ -61,6 +64,8 @@ pub struct Module<'a> {
     pub entry: u64,
     /// The services it asks for, by number.
     pub imports: Imports,
+    /// What a person can give it.
+    pub parameters: Vec<Declared>,
 }
 
 /// A part of the file to map.
@@ -160,6 +165,10 @@ pub enum ModuleError {
     NotGranted(usize),
     /// It has no entry point, or not in executable code.
     NoEntry,
+    /// Its parameters are not in memory that it may write, or are no whole ones.
+    Parameters,
+    /// The one of this name makes no sense, or has the name of another.
+    Parameter([u8; 24]),
 }
 
 impl fmt::Display for ModuleError {
@@ -190,6 +199,14 @@ impl fmt::Display for ModuleError {
                 write!(f, "asks for {name}, which its kind is not granted")
             }
             ModuleError::NoEntry => write!(f, "no function {ENTRY} in its code"),
+            ModuleError::Parameters => {
+                write!(f, "{} does not hold whole parameters in memory that may be written", parameter::SECTION)
+            }
+            ModuleError::Parameter(name) => {
+                write!(f, "parameter '")?;
+                name.iter().take_while(|byte| **byte != 0).try_for_each(|byte| write!(f, "{}", byte.escape_ascii()))?;
+                write!(f, "' makes no sense, or has the name of another")
+            }
         }
     }
 }
@@ -219,19 +236,53 @@ impl<'a> Module<'a> {
 
         few("sections", sections.len(), MAX_SECTIONS)?;
         let names = header.section_strings_index(LE, file).ok().and_then(|index| strings(&sections, file, index));
-        let is_manifest = |section: &&elf::SectionHeader64<LE>| {
-            name(names, section.sh_name(LE), MAX_NAME) == Some(manifest::SECTION.as_bytes())
+        let find = |wanted: &str| {
+            let is_wanted = |section: &&elf::SectionHeader64<LE>| {
+                name(names, section.sh_name(LE), MAX_NAME) == Some(wanted.as_bytes())
+            };
+            sections.iter().find(is_wanted)
         };
-        let section = sections.iter().find(is_manifest).ok_or(ModuleError::NoManifest)?;
+        let section = find(manifest::SECTION).ok_or(ModuleError::NoManifest)?;
         let manifest =
             Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?).map_err(ModuleError::Manifest)?;
 
         let image = Image::parse(header, file)?;
         let Patches { relocations, zeros, imports } = relocations(&sections, file, &image, &manifest)?;
         let entry = entry_point(&sections, file, &image)?;
+        let parameters = match find(parameter::SECTION) {
+            Some(section) => {
+                let bytes = section.data(LE, file).map_err(|_| ModuleError::NotElf)?;
+                parameters(bytes, section.sh_addr(LE), &image)?
+            }
+            None => Vec::new(),
+        };
         let Image { segments, relro, len_bytes } = image;
-        Ok(Module { manifest, segments, relocations, zeros, relro, len_bytes, entry, imports })
+        Ok(Module { manifest, segments, relocations, zeros, relro, len_bytes, entry, imports, parameters })
     }
+}
+
+/// The parameters in `bytes`, which lie at `start` in the image.
+fn parameters(bytes: &[u8], start: u64, image: &Image) -> Result<Vec<Declared>, ModuleError> {
+    let place = Extent::new(start, bytes.len() as u64);
+    let may_be_written = image.segments.iter().any(|segment| segment.writable && segment.pages.encloses(place));
+    let whole = bytes.chunks(size_of::<Parameter>()).take(MAX_PARAMETERS + 1);
+    let read = |bytes| Parameter::read_from_bytes(bytes).map_err(|_| ModuleError::Parameters);
+    let found: Vec<Parameter> = whole.map(read).collect::<Result<_, _>>()?;
+    if !may_be_written || found.is_empty() {
+        return Err(ModuleError::Parameters);
+    }
+    few("parameters", found.len(), MAX_PARAMETERS)?;
+    for (index, parameter) in found.iter().enumerate() {
+        let is_named_before = found.iter().take(index).any(|other| other.name() == parameter.name());
+        if !parameter.is_sound() || is_named_before {
+            return Err(ModuleError::Parameter(parameter.name));
+        }
+    }
+    let places = (start..).step_by(size_of::<Parameter>());
+    let mut declared: Vec<Declared> = places.zip(found).map(|(at, parameter)| Declared { at, parameter }).collect();
+    // In which order the linker puts them is its own affair.
+    declared.sort_unstable_by_key(|declared| declared.parameter.name);
+    Ok(declared)
 }
 
 type Sections<'a> = SectionTable<'a, Header>;

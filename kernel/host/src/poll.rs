@@ -26,7 +26,7 @@ use crate::domain::cause::Cause;
 use crate::domain::hardware::Which;
 use crate::domain::trace::{self, What};
 use crate::domain::turn::{free_clock, poll_clock};
-use crate::domain::{Domain, Handle, end, registry, whose};
+use crate::domain::{Domain, Handle, end, registry, timer, whose};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
@@ -36,7 +36,7 @@ use core::task::Poll;
 use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::Timer;
+use embassy_time::{Instant, Timer};
 use hw::arch::{interrupts, time};
 use hw::{iommu, pci};
 use ringfence_abi::upcall::{Events, POLL, Reply};
@@ -338,6 +338,38 @@ fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
 /// is masked again at once.
 pub fn unmask() {
     interrupts::unmask(TO_UNMASK.swap(0, Ordering::Relaxed));
+}
+
+/// The task that polls drivers whose timers go off.
+pub async fn serve_timers() {
+    loop {
+        let due = |handle: &Handle| {
+            let domain = handle.lock();
+            domain.timer.due_ns().filter(|_| domain.is_alive())
+        };
+        // Nobody is kept from being freed while this waits.
+        let next = registry::all().iter().filter_map(due).min();
+        match next {
+            Some(at_ns) => {
+                let goes_off = Timer::at(Instant::from_micros(at_ns.div_ceil(1000)));
+                select(goes_off, timer::is_set()).await;
+            }
+            None => timer::is_set().await,
+        }
+        let now_ns = time::uptime_ns();
+        let is_due = |handle: &Handle| {
+            let mut domain = handle.lock();
+            domain.is_alive() && domain.timer.take(now_ns)
+        };
+        let waiting: Vec<Weak<_>> =
+            registry::all().iter().filter(|handle| is_due(handle)).map(Arc::downgrade).collect();
+        for waiting in waiting {
+            if let Some(handle) = waiting.upgrade() {
+                poll(&handle, Events::TIMER);
+            }
+            yield_now().await;
+        }
+    }
 }
 
 /// The task that polls drivers that have rested, whoever has waited longest first.

@@ -90,6 +90,8 @@ pub enum Event<'a> {
         name: Text<'a>,
         /// The answer.
         value: u64,
+        /// What it has said beside that.
+        text: Text<'a>,
     },
     /// A disk, as `lsblk` shows it.
     Disk(Disk<'a>),

@@ -33,7 +33,7 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
 
 fn load() -> Result<Handle, String> {
     let file = module::file(MODULE).map_err(|error| error.to_string())?;
-    module::load(&file, Ring::Sandboxed).map_err(|error| error.to_string())
+    module::load(&file, Ring::Sandboxed, &[]).map_err(|error| error.to_string())
 }
 
 fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {

@@ -39,7 +39,7 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
     for (name, service) in services {
         let mut row = Row::new(name, unit);
         for _ in 0..SAMPLES {
-            let handle = module::load(&file, Ring::Sandboxed).map_err(|error| error.to_string())?;
+            let handle = module::load(&file, Ring::Sandboxed, &[]).map_err(|error| error.to_string())?;
             let mut domain = handle.lock();
             let ticks = latency::longest_off(|| service(&mut domain, len_bytes));
             row.samples.push(if unit == "us" { time::nanoseconds(ticks) as f64 / 1000.0 } else { ticks as f64 });

@@ -75,8 +75,8 @@ static GROUPS: &[Group] = &[
             ),
             command!(
                 "insmod",
-                "insmod NAME [--ring 0|1]",
-                "load a module, into ring 1 unless told otherwise",
+                "insmod NAME [--ring 0|1] [KEY=VALUE]...",
+                "load a module, into ring 1 unless told otherwise; modinfo lists its keys",
                 "insmod e1000",
                 insmod
             ),
@@ -84,8 +84,8 @@ static GROUPS: &[Group] = &[
             command!("ring", "ring NAME 0|1", "move a running driver to another ring", "ring e1000 0", ring),
             command!(
                 "tell",
-                "tell NAME TEXT",
-                "hand a text to a driver; @PART stands for a part's address",
+                "tell NAME [TEXT]",
+                "hand a text to a driver, or list what it understands; @PART stands for a part's address",
                 "tell rogue read @kernel",
                 tell
             ),
@@ -330,7 +330,14 @@ fn names() -> Vec<String> {
 
 /// What can come behind `before`: commands, or what the usage of the last command in it names.
 pub fn words_behind(before: &str) -> Vec<String> {
-    let Some(command) = before.split_whitespace().rev().find_map(|word| find(word).ok()) else { return names() };
+    let typed: Vec<&str> = before.split_whitespace().collect();
+    if let [.., "tell", name] = typed[..]
+        && let Some(driver) = registry::find(name)
+    {
+        let first_word = |command: &String| command.split([' ', '\t']).next().map(ToString::to_string);
+        return driver.lock().commands.iter().filter_map(first_word).collect();
+    }
+    let Some(command) = typed.into_iter().rev().find_map(|word| find(word).ok()) else { return names() };
     let mut words = Vec::new();
     for word in command.usage.split([' ', '|', '[', ']']).skip(1) {
         match word {

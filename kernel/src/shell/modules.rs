@@ -55,6 +55,9 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
                 domain.dma_bytes() / 1024,
                 domain.image_bytes / 1024,
             );
+            if !domain.parameters.is_empty() {
+                println!("                 {}", domain.parameters.join(" "));
+            }
             if let Some(device) = &domain.device {
                 println!("                 {}", fence_in_words(device));
             }
@@ -100,6 +103,10 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
         manifest.stack_bytes / 1024,
         manifest.upcall_ms
     );
+    for declared in &module.parameters {
+        let parameter = &declared.parameter;
+        println!("takes     {:<18} {}: {}", parameter.name(), parameter.what(), declared.range());
+    }
     for number in module.imports.iter() {
         if let Some(service) = SERVICES.get(number) {
             println!("asks for  {:<18} {}", service.symbol, service.what);
@@ -118,17 +125,19 @@ pub fn parse_ring(arguments: &Arguments, word: &str) -> Result<Ring, String> {
 
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let mut ring = Ring::Sandboxed;
-    match arguments.optional() {
-        None => {}
-        Some("--ring") => {
-            let word = arguments.word("the ring")?;
-            ring = parse_ring(&arguments, word)?;
+    let (mut ring, mut parameters) = (Ring::Sandboxed, Vec::new());
+    while let Some(word) = arguments.optional() {
+        match word {
+            "--ring" => {
+                let word = arguments.word("the ring")?;
+                ring = parse_ring(&arguments, word)?;
+            }
+            word if word.contains('=') => parameters.push(word.to_string()),
+            other => return arguments.wrong(&format!("'{other}' is not known")),
         }
-        Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
     }
-    arguments.end()?;
-    let handle = module::load(&module::file(name).map_err(said)?, ring).map_err(|error| format!("{name}: {error}"))?;
+    let handle = module::load(&module::file(name).map_err(said)?, ring, &parameters);
+    let handle = handle.map_err(|error| format!("{name}: {error}"))?;
     block::disk::settled().await;
     let domain = handle.lock();
     println!("{}: loaded into ring {}, slot {}", domain.name, domain.ring(), domain.space.slot());
@@ -171,11 +180,20 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     if !handle.lock().is_alive() {
         return Err(format!("{name} was ended before; 'faults' says why"));
     }
+    if text.is_empty() && !handle.lock().commands.is_empty() {
+        for (typed, what) in handle.lock().commands.iter().filter_map(|command| command.split_once('\t')) {
+            println!("{name} {typed:<20} {what}");
+        }
+        return Ok(());
+    }
     let answer = handle.lock().command(&text);
     poll::after(&mut handle.lock());
+    // What it said before it was ended, or refused, is shown as well.
+    let text = core::mem::take(&mut handle.lock().answer);
+    text.lines().for_each(|line| println!("{name}| {}", console::printable(line)));
     let value = answer.map_err(|error| format!("{name}: {error}"))?;
     println!("{name}: {value} ({value:#x})");
-    link::tell(&Event::Answer { name: name.into(), value });
+    link::tell(&Event::Answer { name: name.into(), value, text: text.into() });
     Ok(())
 }
 

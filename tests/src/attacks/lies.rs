@@ -190,7 +190,7 @@ pub fn block() -> Vec<Attack> {
 
 /// Services without pointers, which no arguments may end the driver with, and how many of 22 * 22 *
 /// 22 calls with extremes they do not refuse.
-const WITHOUT_POINTERS: [(&str, u64); 12] = [
+const WITHOUT_POINTERS: [(&str, u64); 13] = [
     ("rf_null", ALL),
     // Until its budget is used up.
     ("rf_heap_grow", 12),
@@ -208,6 +208,8 @@ const WITHOUT_POINTERS: [(&str, u64); 12] = [
     ("rf_irq_enable", ALL),
     // No interrupt is to be acknowledged.
     ("rf_irq_ack", 0),
+    // Six of the extremes are too short a period.
+    ("rf_timer", 22 * 16 * 22),
 ];
 const ALL: u64 = 22 * 22 * 22;
 
@@ -233,8 +235,12 @@ pub fn random() -> Vec<Attack> {
         let times = if symbol == "rf_log" { 1 } else { 5 };
         Attack::answer("rogue-nic", format!("random {}", number(symbol)), Some(4000)).times(times)
     };
-    let mut attacks: Vec<Attack> =
-        WITHOUT_POINTERS.into_iter().map(|(symbol, _)| symbol).chain(["rf_log", "rf_offer"]).map(attack).collect();
+    let mut attacks: Vec<Attack> = WITHOUT_POINTERS
+        .into_iter()
+        .map(|(symbol, _)| symbol)
+        .chain(["rf_log", "rf_offer", "rf_answer", "rf_command"])
+        .map(attack)
+        .collect();
     attacks.push(Attack::answer("rogue-scsi", "random", Some(4000)).times(5));
     attacks
 }
@@ -311,6 +317,9 @@ pub fn bad_pointers() -> Vec<Attack> {
         }
     }
     const INVALID: u64 = 1;
+    const FULL: u64 = 6;
+    // Only `init` names commands: nothing is read.
+    attacks.push(Attack::answer("rogue-nic", "command-at 0 16", Some(INVALID)));
     let slot = slot_base(1)..=slot_base(1) + SLOT_SIZE;
     let stack_end = slot_base(1) + STACK_TOP;
     for address in foreign_addresses() {
@@ -326,6 +335,12 @@ pub fn bad_pointers() -> Vec<Attack> {
                 true if is_own(len_bytes) => Attack::answer("rogue-nic", log, Some(0)),
                 true => Attack::fault("rogue-nic", log, fault("rf_log", len_bytes, address)),
             });
+            let answer = format!("answer-at {address:#x} {len_bytes:#x}");
+            match len_bytes {
+                u64::MAX => attacks.push(Attack::answer("rogue-nic", answer, Some(FULL))),
+                16 => attacks.push(Attack::fault("rogue-nic", answer, fault("rf_answer", len_bytes, address))),
+                _ => {}
+            }
             let cut = len_bytes.min(512);
             let end = if is_own(cut) { "gave up, in command".into() } else { fault("rf_panic", cut, address) };
             attacks.push(Attack::fault("rogue-nic", format!("panic-at {address:#x} {len_bytes:#x}"), end));

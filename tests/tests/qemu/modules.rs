@@ -1,7 +1,9 @@
 //! Loading, unloading, moving between rings, refusing.
 
 use object::{Object, ObjectSymbol};
+use ringfence_abi::parameter::Parameter;
 use ringfence_tests::{Ran, assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, system};
+use std::mem::offset_of;
 
 #[test]
 fn a_module_runs_in_both_rings_and_moves() {
@@ -169,7 +171,7 @@ fn malformed_modules_are_refused_with_the_reason() {
     let text = boot_badly(&machine, 5);
     assert_says(&text, "text: refused: not a well-formed ELF file");
     assert_says(&text, "short: refused: not a well-formed ELF file");
-    assert_says(&text, "abi: refused: built for ABI version 9, this kernel has 3");
+    assert_says(&text, "abi: refused: built for ABI version 9, this kernel has 4");
     assert_says(&text, "rwx: refused: segment 0 is writable and executable");
     assert_says(&text, "other: refused: the module in this file is called 'template'");
     assert!(!text.loaded("template").is_empty(), "{text}");
@@ -243,4 +245,89 @@ fn what_a_driver_logs_is_quoted() {
     let log = text.split_once("> dmesg").unwrap().1;
     assert!(log.contains("Ringfence 0.1.0: ") && log.contains(quoted[0]), "{log}");
     assert_eq!(log.matches("null| ").count(), 64, "{log}");
+}
+
+/// Numbers that are `text`'s at its end.
+fn numbers_behind(text: &str, before: &str) -> Vec<u64> {
+    let number = |line: &str| line.split_once(before)?.1.split_whitespace().next()?.parse().ok();
+    text.lines().filter_map(number).collect()
+}
+
+/// A driver is polled when its timer goes off, in either ring, once or again and again, and not
+/// when it has turned it off; its successor has its parameters.
+#[test]
+fn a_driver_has_parameters_a_timer_and_commands() {
+    let script = "insmod watchman period-ms=2 place=harbour; sleep 200; tell watchman rounds; ring watchman 0; sleep 200; \
+                  tell watchman rounds; ring watchman 1; tell watchman stop; tell watchman rounds; sleep 100; \
+                  tell watchman rounds; tell watchman once; sleep 200; tell watchman rounds; tell watchman; \
+                  policy watchman restart; kill watchman; sleep 200; tell watchman rounds; lsmod -v; modinfo watchman";
+    let text = boot_well(&bare(script));
+    let rounds = numbers_behind(&text, "watchman| all is well at the harbour, after ");
+    let [sandboxed, trusted, stopped, later, once, restarted] = rounds[..] else { panic!("{rounds:?}\n{text}") };
+    assert!(0 < sandboxed && sandboxed < trusted && trusted <= stopped && restarted > 0, "{rounds:?}");
+    assert_eq!((later, once), (stopped, stopped + 1), "{rounds:?}");
+    assert_eq!(text.restarts("watchman"), 1, "{text}");
+    assert_says(&text, "watchman rounds               how often it has looked around");
+    assert_says(&text, "                 period-ms=2 place=harbour");
+    assert_says(
+        &text,
+        "takes     period-ms          how often it looks around, in milliseconds: 1 to 60000, 1000 if not given",
+    );
+    assert_says(&text, "takes     place              what it looks after: a text, 'gate' if not given");
+    assert_says(&text, "takes     awake              whether it begins at once: on or off, on if not given");
+}
+
+/// What is given is checked before the driver runs, and nothing of it stays.
+#[test]
+fn parameters_that_are_wrong_are_said() {
+    let wrong = [
+        ("period-ms=0", "parameter period-ms is 1 to 60000, 1000 if not given; it cannot be '0'"),
+        ("period=5", "there is no parameter 'period'; there are: awake, period-ms, place"),
+        ("awake=on awake=off", "parameter awake is given twice"),
+        ("awake=maybe", "parameter awake is on or off, on if not given; it cannot be 'maybe'"),
+    ];
+    let lines: Vec<String> = wrong.iter().map(|(given, _)| format!("insmod watchman {given}; ")).collect();
+    let script = format!(
+        "insmod watchman; rmmod watchman; mem; {}mem; insmod watchman awake=off; sleep 20; tell watchman rounds",
+        lines.concat()
+    );
+    let text = boot_badly(&bare(&script), wrong.len());
+    let errors: Vec<&str> = text.errors().into_iter().map(|(_, error)| error).collect();
+    for (error, (given, said)) in errors.iter().zip(wrong) {
+        assert_eq!(*error, format!("watchman: {said}"), "{given}");
+    }
+    let free = text.free_frames();
+    assert!(free.len() == 2 && free[0] == free[1], "{free:?}");
+    assert_says(&text, "watchman| all is well at the gate, after 0 rounds");
+}
+
+/// Parameters that make no sense, or that are not where the driver may write, are refused.
+#[test]
+fn parameters_that_make_no_sense_are_refused() {
+    let (good, _) = entry_of("watchman");
+    let (manifest, parameter) = (find(&good, b"watchman\0\0\0\0\0\0\0\0"), find(&good, b"period-ms\0\0\0\0\0\0\0"));
+    let directory = tempfile::tempdir().unwrap();
+    let mut machine = bare("");
+    let changes = [
+        ("capital", 0, b'P'),
+        ("kind", offset_of!(Parameter, kind), 3),
+        ("reserved", offset_of!(Parameter, reserved), 1),
+        ("default", offset_of!(Parameter, value) + 7, 0x80),
+    ];
+    for (called, at, value) in changes {
+        let mut bad = good.clone();
+        bad[parameter + at] = value;
+        bad[manifest..][..9].fill(0);
+        bad[manifest..][..called.len()].copy_from_slice(called.as_bytes());
+        let path = directory.path().join(format!("{called}.rfm"));
+        std::fs::write(&path, bad).unwrap();
+        machine.contents.modules.push(path);
+    }
+    machine.contents.exec = Some(changes.map(|(called, ..)| format!("insmod {called}")).join("; "));
+    let text = boot_badly(&machine, changes.len());
+    for (called, ..) in changes {
+        let name = if called == "capital" { "Period-ms" } else { "period-ms" };
+        let why = format!("{called}: refused: parameter '{name}' makes no sense, or has the name of another");
+        assert_says(&text, &why);
+    }
 }

@@ -25,6 +25,7 @@ use ringfence_abi::upcall::{Events, POLL};
 use ringfence_core::extent::Extent;
 use ringfence_core::life::Life;
 use ringfence_core::module::Imports;
+use ringfence_core::timer::Timer;
 use spin::Mutex;
 
 pub mod calls;
@@ -39,6 +40,7 @@ pub mod offer;
 pub mod registry;
 pub mod report;
 pub mod reset;
+pub mod timer;
 pub mod trace;
 pub mod trust;
 pub mod turn;
@@ -62,6 +64,8 @@ pub struct Domain {
     pub file: File,
     /// What the module says about itself.
     pub manifest: Manifest,
+    /// What a person has given it, each as `name=value`: a successor has the same.
+    pub parameters: alloc::vec::Vec<String>,
     /// The services it asked for and was granted.
     pub imports: Imports,
     /// Its address space.
@@ -108,6 +112,12 @@ pub struct Domain {
     pub lies_there: String,
     /// What it has had of the CPU.
     pub turn: turn::Turn,
+    /// When it is polled because time has gone by.
+    pub timer: Timer,
+    /// What it has said in answer to the command under way.
+    pub answer: String,
+    /// The commands that it understands, each with what it is for.
+    pub commands: alloc::vec::Vec<String>,
     /// Lines that it may still log in the upcall under way, and lines that were dropped.
     pub log_left: u32,
     /// See `log_left`.

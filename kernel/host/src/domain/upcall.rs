@@ -56,6 +56,7 @@ impl Domain {
 
     /// Hands `text` (at most a page; the rest is cut off) to the driver's command entry.
     pub fn command(&mut self, text: &str) -> Result<u64, UpcallError> {
+        self.answer.clear();
         let bytes = text.as_bytes();
         let bytes = bytes.get(..PAGE_SIZE as usize).unwrap_or(bytes);
         self.space.write(self.base() + MAILBOX, bytes);

@@ -21,6 +21,8 @@ pub enum LoadError {
     Misnamed(String),
     /// Its code has what QEMU's TCG takes for more than it is, at this place.
     Hole(Hole, String),
+    /// What a person gave it is not for it: why.
+    Parameter(String),
     /// All slots are taken.
     NoSlot,
     /// There is not enough memory.
@@ -67,6 +69,7 @@ impl fmt::Display for LoadError {
                 "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits {} lets it in)\n    at {place}",
                 SS_LOADS.name
             ),
+            LoadError::Parameter(why) => f.write_str(why),
             LoadError::NoSlot => write!(f, "all {} slots are taken", ringfence_abi::layout::MAX_DOMAINS),
             LoadError::NoMemory => write!(f, "out of memory"),
             LoadError::Budget(frames) => {

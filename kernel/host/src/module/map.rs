@@ -17,12 +17,16 @@ use ringfence_abi::upcall::{Events, INIT};
 use ringfence_core::extent::align_up;
 use ringfence_core::life::Life;
 use ringfence_core::module::{Module, Value};
+use ringfence_core::parameter::{self, Declared};
+use ringfence_core::timer::Timer;
+use zerocopy::IntoBytes;
 
 /// Maps a module: image, stack, mailbox, stubs and gates. It takes over what it can of a driver
-/// that was ended, if one is given.
+/// that was ended, if one is given. What a person gives it is in `parameters`, as `name=value`.
 pub fn map(
     file: &File,
     module: Module,
+    parameters: &[String],
     device: Option<Device>,
     mut dead: Option<&mut Domain>,
 ) -> Result<Domain, LoadError> {
@@ -31,6 +35,7 @@ pub fn map(
         name: dead.as_ref().map_or_else(|| free_name(module.manifest.name()), |dead| dead.name.clone()),
         file: file.clone(),
         manifest: module.manifest,
+        parameters: parameters.to_vec(),
         imports: module.imports,
         space: match Space::new(dead.as_mut().map(|dead| &mut dead.space)) {
             Ok(Some(space)) => space,
@@ -59,6 +64,9 @@ pub fn map(
         last_words: String::new(),
         lies_there: String::new(),
         turn: Turn::default(),
+        timer: Timer::default(),
+        answer: String::new(),
+        commands: Vec::new(),
         log_left: 0,
         log_dropped: 0,
         life: Life::new(module.manifest.policy().unwrap_or(Policy::Stop)),
@@ -71,7 +79,12 @@ pub fn map(
     }
     frames::promise(frames)?;
     domain.promised = frames;
+    let given = parameter::set(&module.parameters, parameters.iter().map(String::as_str));
+    let given = given.map_err(LoadError::Parameter)?;
     fill(&mut domain.space, &module, dead.map(|dead| &mut dead.space))?;
+    for Declared { at, parameter } in given {
+        domain.space.write(domain.base() + IMAGE + at, parameter.as_bytes());
+    }
     let stack = align_up(u64::from(module.manifest.stack_bytes), PAGE_SIZE).ok_or(LoadError::NoMemory)?;
     domain.manifest.stack_bytes = stack as u32;
     let (slot, space) = (domain.base(), &mut domain.space);

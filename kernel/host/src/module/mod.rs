@@ -9,7 +9,7 @@ use crate::domain::trace::{self, What};
 use crate::domain::{Handle, Ring, end, registry, trust};
 use crate::file::File;
 use crate::{poll, ramdisk};
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hw::arch::watch;
@@ -42,23 +42,24 @@ pub fn file(name: &str) -> Result<File, LoadError> {
     ramdisk::modules().find(|file| file.name == name).ok_or_else(|| LoadError::NoFile(name.to_string()))
 }
 
-/// Loads a module into `ring` and runs its `init`. On any error nothing of it stays.
-pub fn load(file: &File, ring: Ring) -> Result<Handle, LoadError> {
-    load_for(file, ring, None)
+/// Loads a module into `ring` and runs its `init`. What a person gives it is in `parameters`, each
+/// as `name=value`. On any error nothing of it stays.
+pub fn load(file: &File, ring: Ring, parameters: &[String]) -> Result<Handle, LoadError> {
+    load_for(file, ring, parameters, None)
 }
 
 /// What a module takes of the kernel's heap at most, while it is loaded and from then on.
 const HEAP_BYTES: usize = 1 << 20;
 
 /// The same, for `which` device if one is given: any that it drives otherwise.
-fn load_for(file: &File, ring: Ring, which: Option<Which>) -> Result<Handle, LoadError> {
+fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<Which>) -> Result<Handle, LoadError> {
     if !memory::has_room(HEAP_BYTES) {
         return Err(LoadError::NoMemory);
     }
     admit(file)?;
     fault::forget_last(&file.name);
     // A driver that nobody knows yet is not restarted: its report is due now.
-    let handle = start(file, ring, which, None, None).inspect_err(|_| fault::print_pending())?;
+    let handle = start(file, ring, parameters, which, None, None).inspect_err(|_| fault::print_pending())?;
     registry::add(handle.clone());
     let class = handle.lock().offered_class();
     if let Some(class) = class {
@@ -74,6 +75,7 @@ fn load_for(file: &File, ring: Ring, which: Option<Which>) -> Result<Handle, Loa
 fn start(
     file: &File,
     ring: Ring,
+    parameters: &[String],
     which: Option<Which>,
     dead: Option<&Handle>,
     watched: Option<u64>,
@@ -83,7 +85,7 @@ fn start(
         Some(which) => Some(which.take(needs_fence(&module.manifest)).ok_or(LoadError::NoDevice)?),
         None => take_device(&module.manifest)?,
     };
-    let mut domain = map::map(file, module, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
+    let mut domain = map::map(file, module, parameters, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
     match trust::distrust(&domain).filter(|_| ring == Ring::Trusted) {
         Some(why) => {
             console::say_about(&domain.source(), Level::Warn, format_args!("loaded into ring 1: {why}"));
@@ -118,16 +120,16 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
     if !registry::has(dead) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
-    let drives = {
+    let (drives, parameters) = {
         let mut domain = dead.lock();
         end::quiesce(&mut domain);
         if !domain.space.is_set_aside() {
             frames::take_back_promise(core::mem::take(&mut domain.promised));
         }
-        domain.drives
+        (domain.drives, domain.parameters.clone())
     };
     let offers = |handle: &Handle| handle.lock().offered_class().map(|class| class.kind());
-    let fresh = start(file, ring, drives, Some(dead), watched)
+    let fresh = start(file, ring, &parameters, drives, Some(dead), watched)
         .and_then(|fresh| if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) });
     let fresh = fresh.inspect_err(|_| {
         let mut domain = dead.lock();
@@ -233,7 +235,7 @@ pub fn autoload(first: &[&str]) {
             }
             continue;
         };
-        match load_for(file, Ring::Sandboxed, Some(which)) {
+        match load_for(file, Ring::Sandboxed, &[], Some(which)) {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {which}", handle.lock().name),
             // No bus tells of it: only its driver finds out that there is no disk on a channel,
             // say.

@@ -18,6 +18,7 @@ use ringfence_abi::service::{REGISTERS, Refusal};
 
 mod arguments;
 mod bar;
+mod command;
 mod dma;
 mod heap;
 mod irq;
@@ -30,6 +31,7 @@ mod time;
 mod used;
 
 use bar::{rf_bar_len, rf_bar_map};
+use command::{rf_answer, rf_command};
 use dma::{rf_dma_address, rf_dma_alloc, rf_dma_free};
 use heap::rf_heap_grow;
 use irq::{rf_irq_ack, rf_irq_enable, rf_irq_vectors};
@@ -38,7 +40,7 @@ use null::rf_null;
 use offer::rf_offer;
 use panic::rf_panic;
 use pci::{rf_pci_read, rf_pci_write};
-use time::rf_time_ns;
+use time::{rf_time_ns, rf_timer};
 use used::rf_use;
 
 /// Services as `bench` calls them, for a driver whose budgets it has changed for that.

@@ -1,0 +1,83 @@
+//! What a person can tell a driver, and what that answers. [`crate::timer`] has an example.
+
+use crate::Result;
+use crate::service::LineBuffer;
+use crate::service::safe::{rf_answer, rf_command};
+use core::fmt::{self, Write};
+
+/// A command that a driver understands ([`crate::Driver::COMMANDS`]): `tell NAME` lists it, and Tab
+/// completes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Command {
+    usage: &'static str,
+    what: &'static str,
+}
+
+impl Command {
+    /// `usage` is what is typed: a word, and what may follow in capital letters. `what` says what
+    /// it is for. Panics, which is an error of the compiler's where it is a constant, if they are
+    /// too long or empty.
+    pub const fn new(usage: &'static str, what: &'static str) -> Command {
+        const MOST: usize = 160;
+        assert!(!usage.is_empty() && !what.is_empty(), "a command has a name, and is for something");
+        assert!(usage.len() + 1 + what.len() <= MOST, "a command is described in 160 bytes");
+        Command { usage, what }
+    }
+}
+
+/// Tells the kernel of commands. Inlined, so that a driver without any asks for no service.
+#[inline]
+pub(crate) fn register(commands: &[Command]) -> Result<()> {
+    for command in commands {
+        let mut line = LineBuffer::new();
+        // There is room.
+        let _ = write!(line, "{}\t{}", command.usage, command.what);
+        rf_command(line.text())?;
+    }
+    Ok(())
+}
+
+/// Says a line to whoever has typed the command that is under way: `answer!("{} frames", count)`.
+/// What is beyond 4096 bytes in all is not shown.
+#[macro_export]
+macro_rules! answer {
+    ($($argument:tt)*) => {
+        $crate::command::say(::core::format_args!($($argument)*))
+    };
+}
+
+#[doc(hidden)]
+pub fn say(line: fmt::Arguments) {
+    let mut answer = Answer(LineBuffer::new());
+    // It never fails.
+    let _ = answer.write_fmt(line);
+    let _ = answer.write_char('\n');
+    answer.flush();
+}
+
+/// Pieces of an answer, which are few calls of the service.
+struct Answer(LineBuffer);
+
+impl Answer {
+    fn flush(&mut self) {
+        // There is nobody to be told that there is no more room.
+        let _ = rf_answer(self.0.text());
+        self.0 = LineBuffer::new();
+    }
+}
+
+impl Write for Answer {
+    fn write_str(&mut self, mut text: &str) -> fmt::Result {
+        while !text.is_empty() {
+            let fits = text.floor_char_boundary(self.0.room());
+            if fits == 0 {
+                self.flush();
+                continue;
+            }
+            let (first, rest) = text.split_at(fits);
+            self.0.write_str(first)?;
+            text = rest;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Parameters of a module, which a person gives when it is loaded: `insmod NAME key=value`.
+//!
+//! A module that has some has a section [`SECTION`] of [`Parameter`]s, in memory that it may write.
+//! The kernel checks what was typed against them, and writes the values there before it enters the
+//! driver for the first time.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Name of the ELF section that holds a module's parameters, one behind the other.
+pub const SECTION: &str = ".ringfence.parameters";
+/// Most parameters of a module.
+pub const MAX_PARAMETERS: usize = 16;
+/// Room for a text, in bytes, with the zero that ends it.
+pub const TEXT_BYTES: usize = 64;
+
+/// What a parameter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ParameterKind {
+    /// A number from `least` to `most`.
+    Number = 0,
+    /// On (1) or off (0).
+    Flag = 1,
+    /// Printable ASCII in `text`.
+    Text = 2,
+}
+
+/// A parameter, its default at first and its value later. Texts are ASCII and end with a zero.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Parameter {
+    /// What is typed before the `=`: lower-case letters, digits, `-` and `_`.
+    pub name: [u8; 24],
+    /// What it is for.
+    pub what: [u8; 72],
+    /// A [`ParameterKind`].
+    pub kind: u32,
+    /// Must be zero.
+    pub reserved: u32,
+    /// Least number.
+    pub least: i64,
+    /// Greatest number.
+    pub most: i64,
+    /// The number, or whether a flag is on.
+    pub value: i64,
+    /// The text.
+    pub text: [u8; TEXT_BYTES],
+}
+
+// The layout is part of the ABI.
+const _: () = assert!(size_of::<Parameter>() == 192 && align_of::<Parameter>() == 8);
+
+impl Parameter {
+    /// The kind, if it is a known one.
+    pub const fn kind(&self) -> Option<ParameterKind> {
+        match self.kind {
+            0 => Some(ParameterKind::Number),
+            1 => Some(ParameterKind::Flag),
+            2 => Some(ParameterKind::Text),
+            _ => None,
+        }
+    }
+
+    /// Whether every field makes sense, and the default is one of the values that it can have.
+    pub const fn is_sound(&self) -> bool {
+        let (Some(name), Some(what)) = (crate::manifest::text(&self.name), crate::manifest::text(&self.what)) else {
+            return false;
+        };
+        let value_fits = match self.kind() {
+            Some(ParameterKind::Number) => self.least <= self.value && self.value <= self.most,
+            Some(ParameterKind::Flag) => self.value == 0 || self.value == 1,
+            Some(ParameterKind::Text) => crate::manifest::text(&self.text).is_some(),
+            None => false,
+        };
+        crate::manifest::is_name(name) && !what.is_empty() && self.reserved == 0 && value_fits
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        crate::manifest::words(&self.name)
+    }
+
+    /// What it is for.
+    pub fn what(&self) -> &str {
+        crate::manifest::words(&self.what)
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        crate::manifest::words(&self.text)
+    }
+}

@@ -1,9 +1,12 @@
-//! Tests that boot the whole system in QEMU.
+//! Tests that boot the whole system in QEMU, all in one program: they take their time, and what
+//! runs beside what is decided there.
 
 mod bench;
 mod block;
 mod boot;
+mod campaign;
 mod changed;
+mod checkout;
 mod devices;
 mod fence;
 mod gates;
@@ -19,10 +22,13 @@ mod repeat;
 mod report;
 mod reset;
 mod restart;
+mod runner;
 mod sandbox;
 mod screen;
 mod scsi;
 mod shell;
+mod snippets;
+mod soak;
 mod trace;
 mod trial;
 mod turns;

@@ -12,7 +12,7 @@ use object::{Object, ObjectSection, SectionKind};
 use ringfence_core::tcg;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// What was built.
 #[derive(Debug, Clone)]
@@ -70,11 +70,11 @@ pub fn system(quiet: bool) -> Result<System> {
         let mut cargo = toolchain.cargo("rustc", &dir);
         run(cargo.args(["--release", "-p", package, "--"]).args(KERNEL_FLAGS), quiet)?;
     }
-    let names = module_names()?;
+    let names = module_sources()?;
     say(3, "the modules");
     let mut cargo = toolchain.cargo("build", &dir);
     cargo.arg("--release");
-    for (_, package) in names.iter().filter_map(|(name, package)| Some((name, package.as_ref()?))) {
+    for package in names.iter().filter_map(|(_, source)| source.package()) {
         cargo.args(["-p", package]);
     }
     run(&mut cargo, quiet)?;
@@ -83,16 +83,16 @@ pub fn system(quiet: bool) -> Result<System> {
     let packed_kernel = target().join("kernel.packed");
     strip(&kernel, &packed_kernel)?;
     let mut modules = Vec::new();
-    for (name, package) in &names {
-        let object = match package {
-            Some(package) => built(&dir, &format!("lib{}.a", package.replace('-', "_"))),
-            None => compile_c(name, &c_source(name), None)?,
+    for (name, source) in &names {
+        let objects = match source {
+            Source::Package(package) => vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))],
+            Source::C(folder) => compile_c(name, folder, None)?,
         };
-        let other = |way: &Way| match package {
-            Some(package) => compile_otherwise(&toolchain, package, way),
-            None => compile_c(name, &c_source(name), Some(way)),
+        let other = |way: &Way| match source {
+            Source::Package(package) => compile_otherwise(&toolchain, package, way),
+            Source::C(folder) => compile_c(name, folder, Some(way)),
         };
-        modules.push(link(&toolchain, name, &object, other)?);
+        modules.push(link(&toolchain, name, &objects, other)?);
     }
     Ok(System { loader: built(&dir, "ringfence-loader"), kernel, packed_kernel, modules })
 }
@@ -101,7 +101,8 @@ pub fn system(quiet: bool) -> Result<System> {
 pub fn lint() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let packages = ["ringfence-loader", "ringfence-kernel"].map(String::from).into_iter();
-    let modules = module_names()?.into_iter().filter_map(|(_, package)| package);
+    let sources = module_sources()?;
+    let modules = sources.iter().filter_map(|(_, source)| source.package().map(String::from));
     // The kernel also as it is without what only measurements and tests need.
     let bare_kernel = ["ringfence-kernel", "--no-default-features"];
     // And what the SDK's documentation shows.
@@ -111,11 +112,41 @@ pub fn lint() -> Result<()> {
         let mut cargo = toolchain.cargo("clippy", &bare());
         run(cargo.args(["--quiet", "--release", "-p"]).args(&package).args(["--", "-D", "warnings"]), false)?;
     }
+    for (name, source) in &sources {
+        if let Source::C(folder) = source {
+            for file in folder.files()? {
+                run(folder.compiler(&file)?.args(["-Werror", "-fsyntax-only"]), true)
+                    .with_context(|| format!("module {name}"))?;
+            }
+        }
+    }
     Ok(())
 }
 
-/// Names of all modules, and the packages of those in Rust; the others are in C.
-fn module_names() -> Result<Vec<(String, Option<String>)>> {
+/// Writes the headers for modules in C and C++; the folder that has them.
+pub fn headers() -> Result<PathBuf> {
+    crate::header::write()
+}
+
+/// What a module is made of.
+enum Source {
+    /// The package of that name.
+    Package(String),
+    /// Files in C and C++.
+    C(CSource),
+}
+
+impl Source {
+    fn package(&self) -> Option<&str> {
+        match self {
+            Source::Package(package) => Some(package),
+            Source::C(_) => None,
+        }
+    }
+}
+
+/// All modules by name.
+fn module_sources() -> Result<Vec<(String, Source)>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(project().join("drivers"))? {
         let path = entry?.path();
@@ -130,41 +161,108 @@ fn module_names() -> Result<Vec<(String, Option<String>)>> {
         {
             bail!("drivers/{name}/Cargo.toml must call the package {package}: a driver has its folder's name");
         }
-        names.push((name, package));
+        let source = package.map_or_else(|| Source::C(CSource(path)), Source::Package);
+        names.push((name, source));
     }
-    names.sort();
+    names.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(names)
 }
 
-/// Builds a module of a C file, which has the file's name.
+/// Builds a module of a file in C or C++, or of all such files in a folder. It has that one's name.
 pub fn module_in_c(source: &Path) -> Result<Module> {
     let name = source.file_stem().context("the file has no name")?.to_string_lossy().into_owned();
-    link(&Toolchain::find()?, &name, &compile_c(&name, source, None)?, |way| compile_c(&name, source, Some(way)))
-}
-
-fn c_source(name: &str) -> PathBuf {
-    project().join("drivers").join(name).join(format!("{name}.c"))
+    let source = CSource(source.to_path_buf());
+    link(&Toolchain::find()?, &name, &compile_c(&name, &source, None)?, |way| compile_c(&name, &source, Some(way)))
 }
 
 /// Compiles a module in Rust in another way, in a folder of its own.
-fn compile_otherwise(toolchain: &Toolchain, package: &str, way: &Way) -> Result<PathBuf> {
+fn compile_otherwise(toolchain: &Toolchain, package: &str, way: &Way) -> Result<Vec<PathBuf>> {
     let dir = target().join(format!("modules-{}", way.name));
     let mut cargo = toolchain.cargo("rustc", &dir);
     run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
-    Ok(built(&dir, &format!("lib{}.a", package.replace('-', "_"))))
+    Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
 }
 
-/// Compiles the C file of a module, in the usual or another way.
-fn compile_c(name: &str, source: &Path, way: Option<&Way>) -> Result<PathBuf> {
-    let object = target().join(format!("{name}.o"));
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-c", "-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fPIC"]);
-    gcc.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
-    gcc.args(way.map(|way| way.c));
-    gcc.arg(format!("-ffile-prefix-map={}={BUILT_AS}", project().display()));
-    gcc.arg("-I").arg(crate::header::write()?).arg(source);
-    replace(&object, |to| run(gcc.arg("-o").arg(to), true))?;
-    Ok(object)
+/// A file in C or C++, or a folder with such files, and with [`CSource::FLAGS`] if they need some.
+struct CSource(PathBuf);
+
+impl CSource {
+    /// Flags for the compiler, one a line, as clangd reads them.
+    const FLAGS: &str = "compile_flags.txt";
+
+    /// The folder.
+    fn folder(&self) -> &Path {
+        if self.0.is_dir() { &self.0 } else { self.0.parent().unwrap_or(Path::new(".")) }
+    }
+
+    /// The files.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        if !self.0.is_dir() {
+            return Ok(vec![self.0.clone()]);
+        }
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|end| end == "c") || is_cpp(&path) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        if files.is_empty() {
+            bail!("{} has neither a Cargo.toml nor a file in C or C++", self.0.display());
+        }
+        Ok(files)
+    }
+
+    /// The compiler of one of them, which the environment's `CC` or `CXX` may name, with all flags.
+    fn compiler(&self, file: &Path) -> Result<Command> {
+        let (variable, usual) = if is_cpp(file) { ("CXX", "g++") } else { ("CC", "gcc") };
+        let mut compiler = Command::new(std::env::var_os(variable).unwrap_or(usual.into()));
+        compiler.args(["-O2", "-g", "-Wall", "-Wextra", "-ffreestanding", "-fPIC"]);
+        compiler.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
+        if is_cpp(file) {
+            compiler.args(["-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"]);
+            // As in C, what is not named is 0.
+            compiler.arg("-Wno-missing-field-initializers");
+        } else {
+            compiler.arg("-std=c11");
+        }
+        compiler.arg(format!("-ffile-prefix-map={}={BUILT_AS}", project().display()));
+        compiler.arg("-I").arg(crate::header::write()?);
+        let flags = self.folder().join(CSource::FLAGS);
+        if self.0.is_dir() && flags.is_file() {
+            let flags = fs::read_to_string(&flags).with_context(|| format!("reading {}", flags.display()))?;
+            compiler.args(flags.lines().map(str::trim).filter(|flag| !flag.is_empty()));
+        }
+        compiler.arg(file);
+        Ok(compiler)
+    }
+}
+
+fn is_cpp(file: &Path) -> bool {
+    file.extension().is_some_and(|end| end == "cpp" || end == "cc" || end == "cxx")
+}
+
+/// Compiles a module's files in C and C++, in the usual or another way.
+fn compile_c(name: &str, source: &CSource, way: Option<&Way>) -> Result<Vec<PathBuf>> {
+    let mut objects = Vec::new();
+    for file in source.files()? {
+        let object = target().join(format!("{name}-{}.o", file.file_name().unwrap_or_default().to_string_lossy()));
+        let mut compiler = source.compiler(&file)?;
+        compiler.arg("-c").args(way.map(|way| way.c));
+        replace(&object, |to| show_warnings(compiler.arg("-o").arg(to)))?;
+        objects.push(object);
+    }
+    Ok(objects)
+}
+
+/// Runs a compiler, and shows what it says also if it succeeds.
+fn show_warnings(compiler: &mut Command) -> Result<()> {
+    let output = output_of(compiler)?;
+    if !output.stderr.is_empty() {
+        output::complain(String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
 }
 
 /// Orders of a module's functions that are tried.
@@ -198,26 +296,26 @@ const LEFT_ALONE: [&str; 2] = ["rogue-ss", "rogue-peer"];
 fn link(
     toolchain: &Toolchain,
     name: &str,
-    object: &Path,
-    compile_otherwise: impl Fn(&Way) -> Result<PathBuf>,
+    objects: &[PathBuf],
+    compile_otherwise: impl Fn(&Way) -> Result<Vec<PathBuf>>,
 ) -> Result<Module> {
     let exports = target().join("module.exports");
     write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
     let debug = target().join(format!("{name}.debug"));
-    let is_clean = |object: &Path| {
+    let is_clean = |objects: &[PathBuf]| {
         for order in 0..ORDERS {
             let mut linker = toolchain.linker();
             if order > 0 {
                 linker.arg(format!("--shuffle-sections=.text*={order}"));
             }
-            link_once(linker, &exports, object, &debug)?;
+            link_once(linker, &exports, objects, &debug)?;
             if !has_holes(&debug)? {
                 return Ok(true);
             }
         }
         anyhow::Ok(false)
     };
-    if !is_clean(object)? && !LEFT_ALONE.contains(&name) {
+    if !is_clean(objects)? && !LEFT_ALONE.contains(&name) {
         for way in &WAYS {
             if is_clean(&compile_otherwise(way)?)? {
                 break;
@@ -237,10 +335,10 @@ fn has_holes(path: &Path) -> Result<bool> {
     Ok(code.filter_map(|section| section.data().ok()).any(|code| tcg::holes(code).next().is_some()))
 }
 
-fn link_once(mut linker: Command, exports: &Path, object: &Path, to: &Path) -> Result<()> {
+fn link_once(mut linker: Command, exports: &Path, objects: &[PathBuf], to: &Path) -> Result<()> {
     linker.args(["-shared", "-z", "now", "-z", "relro", "-z", "separate-code", "-z", "noexecstack"]);
     linker.args(["--gc-sections", "--undefined=rf_upcall", "--undefined=rf_manifest", "--build-id=none"]);
-    linker.arg("--version-script").arg(exports).arg(object);
+    linker.arg("--version-script").arg(exports).args(objects);
     replace(to, |to| run(linker.arg("-o").arg(to), true))
 }
 
@@ -273,18 +371,27 @@ fn replace(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 
 /// Runs a tool; what it says is shown as it comes, or, if `quiet`, only when it fails.
 pub(crate) fn run(command: &mut Command, quiet: bool) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let missing = || format!("cannot run {name}: is it installed? 'make setup' installs what is missing");
-    if !quiet {
-        let status = command.status().with_context(missing)?;
-        if !status.success() {
-            bail!("{name} failed");
-        }
-        return Ok(());
+    if quiet {
+        return output_of(command).map(|_| ());
     }
-    let output = command.output().with_context(missing)?;
-    if !output.status.success() {
-        bail!("{name} failed:\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let status = command.status().with_context(|| is_missing(command))?;
+    if !status.success() {
+        bail!("{} failed", command.get_program().display());
     }
     Ok(())
+}
+
+/// Runs a tool; what it says, which is the error if it fails.
+fn output_of(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| is_missing(command))?;
+    if !output.status.success() {
+        let [said, complained] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        bail!("{} failed:\n{said}{complained}", command.get_program().display());
+    }
+    Ok(output)
+}
+
+fn is_missing(command: &Command) -> String {
+    let name = command.get_program().display();
+    format!("cannot run {name}: is it installed? 'make setup' installs what is missing")
 }

@@ -1,8 +1,8 @@
 //! The driver's timer: it is polled with [`Events::TIMER`](crate::Events::TIMER) when time has gone
 //! by.
 //!
-//! There is one. Who waits for several things keeps what each waits for, and sets it for the
-//! nearest.
+//! The kernel's clock ticks 250 times a second, and a poll comes at a tick. There is one timer: who
+//! waits for several things keeps what each waits for, and sets it for the nearest.
 //!
 #![doc = "```rust,ignore"]
 #![doc = include_str!("../../watchman/src/lib.rs")]

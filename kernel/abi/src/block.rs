@@ -18,10 +18,11 @@ pub const SUBMIT: Place = Place::new(0, BLOCK_REQUESTS);
 /// Requests carried out: driver to kernel.
 pub const COMPLETE: Place = Place::new(SUBMIT.end(), BLOCK_REQUESTS);
 /// Word where request 0 begins.
-const FIRST_REQUEST: usize = COMPLETE.end();
-/// Words of a request, and from one to the next: the status is behind it.
+pub const FIRST_REQUEST: usize = COMPLETE.end();
+/// Words of a request.
 const WORDS: usize = size_of::<BlockRequest>() / 8;
-const REQUEST_WORDS: usize = 8;
+/// Words from one request to the next: the status is behind it.
+pub const REQUEST_WORDS: usize = 8;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = (FIRST_REQUEST + BLOCK_REQUESTS * REQUEST_WORDS) * 8;
 const _: () = assert!(WORDS < REQUEST_WORDS);

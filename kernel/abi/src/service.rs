@@ -210,7 +210,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Refusal; 6] =
+    /// All of them.
+    pub const ALL: [Refusal; 6] =
         [Refusal::Invalid, Refusal::NoMemory, Refusal::NotFound, Refusal::Busy, Refusal::Denied, Refusal::Full];
 
     /// The result in RAX that says so: negative.

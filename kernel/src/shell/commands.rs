@@ -75,7 +75,7 @@ static GROUPS: &[Group] = &[
             ),
             command!(
                 "insmod",
-                "insmod NAME [--ring 0|1] [KEY=VALUE]...",
+                "insmod NAME [--ring 0|1] [KEY=VALUE]",
                 "load a module, into ring 1 unless told otherwise; modinfo lists its keys",
                 "insmod e1000",
                 insmod

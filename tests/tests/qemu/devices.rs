@@ -1,7 +1,7 @@
 //! Each card and adapter that there is a driver for: in both rings, ended and restarted, with
 //! frames on the wire and blocks on disks.
 
-use ringfence_tests::{assert_says, boot_well, machine};
+use ringfence_tests::{Ran, assert_says, boot_well, machine};
 use std::fs::File;
 use tempfile::TempDir;
 
@@ -15,17 +15,32 @@ fn every_card_works_in_both_rings_and_after_a_restart() {
         ("rtl8139", "rtl8139"),
         ("ne2k_pci", "ne2k-pci"),
     ] {
-        let ping = "ping 10.0.2.2 -c 2 -i 0.1; ping 10.0.2.2 -c 1 -s 4000";
-        let mut machine = machine(&format!(
-            "ip; {ping}; ring {driver} 0; {ping}; ring {driver} 1; {ping}; kill {driver}; sleep 100; {ping}; lsmod"
-        ));
+        let mut machine = machine(&work(driver));
         (machine.nic, machine.hba) = (card.into(), "none".into());
-        let text = boot_well(&machine);
-        assert_says(&text, &format!("eth0: 10.0.2.15/24 via {driver}"));
-        assert_eq!(text.matches("2 sent, 2 answered, 0 lost").count(), 4, "{card}: {text}");
-        assert_eq!(text.matches("1 sent, 1 answered, 0 lost").count(), 4, "{card}: {text}");
-        assert!(text.restarts(driver) > 0, "{text}");
+        assert_works(&boot_well(&machine), card, driver);
     }
+}
+
+/// The same card with the driver in C.
+#[test]
+fn a_network_driver_in_c_works_in_both_rings_and_after_a_restart() {
+    let driver = "rtl8139-c";
+    let mut machine = machine(&format!("insmod {driver}; {}", work(driver)));
+    (machine.nic, machine.hba, machine.contents.autoload) = ("rtl8139".into(), "none".into(), false);
+    assert_works(&boot_well(&machine), "rtl8139", driver);
+}
+
+/// Frames short and in fragments, in each ring and after a restart.
+fn work(driver: &str) -> String {
+    let ping = "ping 10.0.2.2 -c 2 -i 0.1; ping 10.0.2.2 -c 1 -s 4000";
+    format!("ip; {ping}; ring {driver} 0; {ping}; ring {driver} 1; {ping}; kill {driver}; sleep 100; {ping}; lsmod")
+}
+
+fn assert_works(text: &Ran, card: &str, driver: &str) {
+    assert_says(text, &format!("eth0: 10.0.2.15/24 via {driver}"));
+    assert_eq!(text.matches("2 sent, 2 answered, 0 lost").count(), 4, "{card}: {text}");
+    assert_eq!(text.matches("1 sent, 1 answered, 0 lost").count(), 4, "{card}: {text}");
+    assert!(text.restarts(driver) > 0, "{text}");
 }
 
 /// QEMU's e1000e ends QEMU if MSI-X is turned off while it still means to send a message.

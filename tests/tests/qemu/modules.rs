@@ -33,8 +33,8 @@ fn a_module_in_c_runs_in_both_rings() {
 fn no_module_gets_a_bridge() {
     const SOURCE: &str = r#"
         #include <ringfence.h>
-        __attribute__((section(".ringfence"), used)) const RfManifest rf_manifest = {
-            .magic = RF_MAGIC, .abi_version = RF_ABI_VERSION, .kind = RfKind_Other, .name = "bridges", .version = "1",
+        RF_MANIFEST = {
+            RF_VERSIONS, .kind = RfKind_Other, .name = "bridges", .version = "1",
             .pci_ids = {{0x8086, 0x1237}, {0x8086, 0x7000}, {0x8086, 0x7113}}, .stack_bytes = 16384, .upcall_ms = 100,
         };
         int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
@@ -62,9 +62,9 @@ fn no_module_gets_a_bridge() {
 fn a_module_in_c_needs_no_library() {
     const SOURCE: &str = r#"
         #include <ringfence.h>
-        __attribute__((section(".ringfence"), used)) const RfManifest rf_manifest = {
-            .magic = RF_MAGIC, .abi_version = RF_ABI_VERSION, .kind = RfKind_Other, .name = "copies",
-            .version = "1", .pci_ids = {{0xffff, 0xffff}}, .stack_bytes = 16384, .upcall_ms = 100,
+        RF_MANIFEST = {
+            RF_VERSIONS, .kind = RfKind_Other, .name = "copies",
+            .version = "1", .pci_ids = RF_NO_PCI_IDS, .stack_bytes = 16384, .upcall_ms = 100,
         };
         struct big { char bytes[4000]; };
         static struct big one, other;
@@ -330,4 +330,121 @@ fn parameters_that_make_no_sense_are_refused() {
         let why = format!("{called}: refused: parameter '{name}' makes no sense, or has the name of another");
         assert_says(&text, &why);
     }
+}
+
+#[test]
+fn a_module_in_cpp_runs_in_both_rings() {
+    let text = boot_well(&bare(
+        "insmod hello-cpp; sleep 100; tell hello-cpp x; tell hello-cpp polls; ring hello-cpp 0; sleep 100; tell hello-cpp x; \
+         tell hello-cpp polls; tell hello-cpp",
+    ));
+    assert_says(&text, "hello-cpp| hello from C++");
+    let [1, sandboxed, 2, trusted] = text.answers("hello-cpp")[..] else { panic!("{text}") };
+    assert!(0 < sandboxed && sandboxed < trusted, "{text}");
+    assert_says(&text, "hello-cpp| polled by its timer");
+    assert_says(&text, "hello-cpp polls                how often its timer has gone off");
+}
+
+/// The header with all warnings, as C99, C11 and C++17, by each compiler that there is.
+#[test]
+fn the_c_header_is_c99_and_cpp17() {
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    // What a driver of each class uses: functions that nobody calls are not all looked at.
+    const SOURCE: &str = r#"
+        #include <ringfence.h>
+        RF_MANIFEST = {
+            RF_MAGIC, RF_ABI_VERSION, RfKind_Scsi, "all", "1", RF_NO_PCI_IDS, {0, 0, 0, 0}, 0, 0, 16384, 100, 0, 0,
+            {0, 0, 0, 0, 0, 0, 0, RF_NO_REGISTERS, 0}, 0, 0,
+        };
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {
+            static RfRequests requests;
+            RfScsiInfo scsi = {1, 1, 1, 0};
+            RfBlockInfo block;
+            RfRequest request;
+            RfBlockRequest block_request;
+            RfOutcome outcome;
+            static RfNet net;
+            RfFrame frame;
+            uint64_t number = b + c;
+            const uint8_t mac[6] = {0x52, 0x54, 0, 0, 0, 1};
+            memset(&block, 0, sizeof block), memset(&outcome, 0, sizeof outcome);
+            if (operation == RF_INIT && rf_scsi_offer(&requests, &scsi) < 0) return -RF_REFUSED_BUSY;
+            if (rf_scsi_take(&requests, &number, &request)) rf_scsi_complete(&requests, number, &outcome);
+            if (rf_block_offer(&requests, &block) < 0) return -RF_REFUSED_NO_MEMORY;
+            if (rf_block_take(&requests, &number, &block_request)) rf_block_complete(&requests, number, RF_BLOCK_OK);
+            if (rf_net_offer(&net, mac) < 0) return -RF_REFUSED_FULL;
+            if (rf_net_take_transmit(&net, &frame)) rf_net_pad(&frame), rf_net_give_transmitted(&net, &frame);
+            if (rf_net_take_empty(&net, &frame)) rf_net_give_received(&net, &frame, 0);
+            rf_timer(1000, 0);
+            rf_out8(1, 2, rf_in8(1, 2)), rf_out16(1, 2, rf_in16(1, 2)), rf_out32(1, 2, rf_in32(1, 2));
+            rf_write8(a, 0, rf_read8(a, 0)), rf_write16(a, 0, rf_read16(a, 0));
+            rf_write32(a, 0, rf_read32(a, 0)), rf_write64(a, 0, rf_read64(a, 0));
+            return rf_has_vector(a, 7) && rf_is(rf_typed(), a, "x") ? (int64_t)RF_REPLY_ACKNOWLEDGED : rf_enable_dma();
+        }
+    "#;
+    let include = ringfence::build::headers().unwrap();
+    let mut tried = 0;
+    for (compiler, standard, end) in [
+        ("gcc", "c99", "c"),
+        ("gcc", "c11", "c"),
+        ("g++", "c++17", "cpp"),
+        ("clang", "c99", "c"),
+        ("clang++", "c++17", "cpp"),
+    ] {
+        let source = folder.path().join(format!("all.{end}"));
+        std::fs::write(&source, format!("{}\n", SOURCE.trim_end())).unwrap();
+        let flags = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-ffreestanding", "-O2", "-mgeneral-regs-only", "-c"];
+        let mut command = std::process::Command::new(compiler);
+        command.args(flags).arg(format!("-std={standard}")).arg("-I").arg(&include).arg(&source);
+        match command.arg("-o").arg(folder.path().join("all.o")).output() {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success() && said.is_empty(), "{compiler} {standard}: {said}");
+                tried += 1;
+            }
+            // gcc is there, as it builds the modules.
+            Err(_) => assert!(compiler.starts_with("clang"), "{compiler} is missing"),
+        }
+    }
+    assert!(tried >= 3);
+}
+
+/// Several files, with flags of their own; what the compiler warns of is said and stops nobody.
+#[test]
+fn a_folder_of_c_files_with_flags_is_a_module() {
+    const MAIN: &str = r#"
+        #include <ringfence.h>
+        RF_MANIFEST = {
+            RF_VERSIONS, .kind = RfKind_Other, .name = "parts", .version = "1", .pci_ids = RF_NO_PCI_IDS,
+            .stack_bytes = 16384, .upcall_ms = 100,
+        };
+        int64_t other(int64_t number);
+        static int unused;
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {
+            return operation == RF_COMMAND ? other(FROM_FLAGS) : 0;
+        }
+    "#;
+    const OTHER: &str = "#include <ringfence.h>\nint64_t other(int64_t number) { return number + 1; }\n";
+    let folder = tempfile::tempdir().unwrap();
+    let parts = folder.path().join("parts");
+    std::fs::create_dir(&parts).unwrap();
+    for (name, text) in [("main.c", MAIN), ("other.c", OTHER), ("compile_flags.txt", "-DFROM_FLAGS=41\n\n-std=gnu99\n")]
+    {
+        std::fs::write(parts.join(name), text).unwrap();
+    }
+    system();
+    let mut machine = bare("insmod parts; tell parts x; ring parts 0; tell parts x");
+    machine.contents.modules.push(ringfence::build::module_in_c(&parts).unwrap().packed);
+    assert_eq!(boot_well(&machine).answers("parts"), [42, 42]);
+    // An error is an error, and names the file.
+    std::fs::write(parts.join("other.c"), "this is no C").unwrap();
+    let error = format!("{:#}", ringfence::build::module_in_c(&parts).unwrap_err());
+    assert!(error.contains("other.c"), "{error}");
+    std::fs::remove_file(parts.join("main.c")).unwrap();
+    std::fs::remove_file(parts.join("other.c")).unwrap();
+    let error = format!("{:#}", ringfence::build::module_in_c(&parts).unwrap_err());
+    assert!(error.ends_with("has neither a Cargo.toml nor a file in C or C++"), "{error}");
 }

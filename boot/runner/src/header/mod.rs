@@ -1,23 +1,31 @@
 //! The C header for drivers, generated from `kernel/abi`: types and constants by cbindgen, services
-//! from their table.
+//! from their table, and what only Rust can compute. `driver.h` has what a driver does with them.
 
 use crate::build::write_if_changed;
 use crate::{project, target};
 use anyhow::{Context, Result};
 use cbindgen::{Builder, Config, EnumConfig, ExportConfig, Language, Style};
 use ringfence_abi::manifest::{self, MAGIC};
-use ringfence_abi::service::{Argument, Kind, SERVICES, Service};
+use ringfence_abi::queue::Place;
+use ringfence_abi::service::{Argument, Kind, Refusal, SERVICES, Service};
+use ringfence_abi::upcall::{Events, Reply};
+use ringfence_abi::{block, net, scsi};
 use std::fmt::Write;
 use std::path::PathBuf;
 
 /// Files of the ABI that C can use as they are.
-const SOURCES: [&str; 8] =
-    ["lib.rs", "layout.rs", "manifest.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
+const SOURCES: [&str; 9] =
+    ["lib.rs", "layout.rs", "manifest.rs", "parameter.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
+
+/// Constants of the ABI that C has by another name, or has no use for.
+const LEFT_OUT: [&str; 5] = ["QUEUE_BYTES", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS"];
 
 /// Types that no exported function names, and that drivers need all the same.
-const TYPES: [&str; 11] = [
+const TYPES: [&str; 13] = [
     "Manifest",
     "PciId",
+    "Parameter",
+    "ParameterKind",
     "Policy",
     "Reset",
     "ResetMethod",
@@ -34,9 +42,10 @@ pub fn write() -> Result<PathBuf> {
     let config = Config {
         language: Language::C,
         style: Style::Type,
-        include_guard: Some("RINGFENCE_H".to_string()),
+        // The end is that of `driver.h`.
+        header: Some("#ifndef RINGFENCE_H\n#define RINGFENCE_H".to_string()),
         documentation: true,
-        cpp_compat: false,
+        cpp_compat: true,
         no_includes: true,
         sys_includes: vec!["stdint.h".to_string()],
         usize_is_size_t: false,
@@ -44,6 +53,7 @@ pub fn write() -> Result<PathBuf> {
         export: ExportConfig {
             prefix: Some("Rf".to_string()),
             include: TYPES.map(String::from).to_vec(),
+            exclude: LEFT_OUT.map(String::from).to_vec(),
             ..ExportConfig::default()
         },
         enumeration: EnumConfig { prefix_with_name: true, ..EnumConfig::default() },
@@ -73,10 +83,43 @@ fn services() -> Result<String> {
         "/** What a module is: the kind in its manifest. */\ntypedef enum {{ {} }} RfKind;",
         kinds.collect::<Vec<_>>().join(", ")
     )?;
+    for (name, event) in Events::all().iter_names() {
+        writeln!(text, "/** Why RF_POLL is asked. */\n#define RF_EVENT_{name} {:#x}", event.bits())?;
+    }
+    for (name, reply) in Reply::all().iter_names() {
+        writeln!(text, "/** What RF_POLL answers. */\n#define RF_REPLY_{name} {:#x}", reply.bits())?;
+    }
+    for refusal in Refusal::ALL {
+        let name = shouted(&format!("{refusal:?}"));
+        writeln!(
+            text,
+            "/** Why not: {refusal}. As a result it is negative. */\n#define RF_REFUSED_{name} {}",
+            refusal as u64
+        )?;
+    }
+    let rings = [
+        ("NET_TRANSMIT", net::TRANSMIT),
+        ("NET_TRANSMITTED", net::TRANSMITTED),
+        ("NET_EMPTY", net::EMPTY),
+        ("NET_RECEIVED", net::RECEIVED),
+        ("SCSI_SUBMIT", scsi::SUBMIT),
+        ("SCSI_COMPLETE", scsi::COMPLETE),
+        ("BLOCK_SUBMIT", block::SUBMIT),
+        ("BLOCK_COMPLETE", block::COMPLETE),
+    ];
+    for (name, Place { base, capacity }) in rings {
+        writeln!(text, "/** A ring that is empty (RfRing). */\n#define RF_{name} {{{base}, {capacity}, 0}}")?;
+    }
+    let requests =
+        [("SCSI", scsi::FIRST_REQUEST, scsi::REQUEST_WORDS), ("BLOCK", block::FIRST_REQUEST, block::REQUEST_WORDS)];
+    for (name, first, words) in requests {
+        writeln!(text, "/** Word of the first request, and words from one to the next. */")?;
+        writeln!(text, "#define RF_{name}_FIRST {first}\n#define RF_{name}_WORDS {words}")?;
+    }
     for (level, name) in (1..).zip(["ERROR", "WARN", "INFO", "DEBUG", "TRACE"]) {
         writeln!(text, "#define RF_LOG_{name} {level}")?;
     }
-    writeln!(text)?;
+    writeln!(text, "\n#ifdef __cplusplus\nextern \"C\" {{\n#endif\n")?;
     for service in SERVICES {
         let arguments: Vec<String> = service.arguments.iter().map(in_c).collect();
         let arguments = if arguments.is_empty() { "void".to_string() } else { arguments.join(", ") };
@@ -84,7 +127,21 @@ fn services() -> Result<String> {
         writeln!(text, "/** {what}.\n * Returns: {value}. Refuses: {refuses}. */\nint64_t {symbol}({arguments});")?;
     }
     text += MEMORY_FUNCTIONS;
+    text += "\n#ifdef __cplusplus\n}\n#endif\n";
+    text += include_str!("driver.h");
     Ok(text)
+}
+
+/// `LikeThis` as `LIKE_THIS`.
+fn shouted(name: &str) -> String {
+    let mut shouted = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !shouted.is_empty() {
+            shouted.push('_');
+        }
+        shouted.push(letter.to_ascii_uppercase());
+    }
+    shouted
 }
 
 /// A parameter, or two for what is passed as an address and a length.
@@ -101,7 +158,7 @@ fn in_c(argument: &Argument) -> String {
 /// that has it. Each file of a module may have them; the linker keeps one. In assembly, as the
 /// compiler would make a loop into a call of what the loop is the body of.
 const MEMORY_FUNCTIONS: &str = r#"
-#define RF_FOR_THE_COMPILER __attribute__((weak, visibility("hidden")))
+#define RF_FOR_THE_COMPILER __attribute__((weak, visibility("hidden"), unused))
 
 /** Copies len_bytes bytes; the two must not overlap. */
 RF_FOR_THE_COMPILER void *memcpy(void *to, const void *from, __SIZE_TYPE__ len_bytes)
@@ -133,7 +190,7 @@ RF_FOR_THE_COMPILER void *memset(void *to, int value, __SIZE_TYPE__ len_bytes)
 /** Compares len_bytes bytes: 0 if they are alike, or which of the first two that differ is more. */
 RF_FOR_THE_COMPILER int memcmp(const void *one, const void *other, __SIZE_TYPE__ len_bytes)
 {
-    const unsigned char *a = one, *b = other;
+    const unsigned char *a = (const unsigned char *)one, *b = (const unsigned char *)other;
     for (; len_bytes > 0; len_bytes--, a++, b++)
         if (*a != *b)
             return *a - *b;

@@ -1,0 +1,291 @@
+
+/* ---- what a module consists of ------------------------------------------------------------------------------------ */
+
+#ifdef __cplusplus
+#define RF_C extern "C"
+#else
+#define RF_C extern
+#endif
+
+RF_C const RfManifest rf_manifest;
+/** What the module says of itself: RF_MANIFEST = { RF_VERSIONS, .kind = ... }; */
+#define RF_MANIFEST __attribute__((section(".ringfence"), used)) const RfManifest rf_manifest
+/** The first two fields of a manifest. */
+#define RF_VERSIONS .magic = RF_MAGIC, .abi_version = RF_ABI_VERSION
+/** The manifest's pci_ids of a module that drives no PCI function. */
+#define RF_NO_PCI_IDS {{0xffff, 0xffff}}
+/** A manifest's zero registers of a recipe for a reset that has none. */
+#define RF_NO_REGISTERS {RF_NO_REGISTER, RF_NO_REGISTER}
+/** A parameter: RF_PARAMETER depth = { .name = "depth", ... }; the kernel writes it before it enters the driver. It is
+ * read with RF_READ. */
+#define RF_PARAMETER __attribute__((section(".ringfence.parameters"), used)) static RfParameter
+/** Reads what somebody else writes. */
+#define RF_READ(place) (*(const volatile __typeof__(place) *)&(place))
+
+/** The one function that the kernel calls: operation is RF_INIT, RF_POLL, RF_EXIT, RF_COMMAND or RF_NULL. It returns 0
+ * or more, or -RF_REFUSED_...; for RF_POLL, bits RF_REPLY_.... */
+RF_C int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c);
+
+/* ---- text --------------------------------------------------------------------------------------------------------- */
+
+/** Bytes of a text before its zero. */
+static inline uint64_t rf_length(const char *text)
+{
+    uint64_t len_bytes = 0;
+    while (text[len_bytes])
+        len_bytes++;
+    return len_bytes;
+}
+
+/** Writes a line to the kernel's log; level is RF_LOG_.... */
+static inline void rf_log_text(uint64_t level, const char *text)
+{
+    rf_log(level, text, rf_length(text));
+}
+
+/** Says something to whoever typed the command that is under way. */
+static inline void rf_answer_text(const char *text)
+{
+    rf_answer(text, rf_length(text));
+}
+
+/** Names a command that the driver understands, in RF_INIT: as it is typed, a tab, and what it is for. */
+static inline int64_t rf_command_text(const char *text)
+{
+    return rf_command(text, rf_length(text));
+}
+
+/** What was typed behind "tell NAME", of a bytes, in RF_COMMAND. There is no zero behind it. */
+static inline const char *rf_typed(void)
+{
+    uint64_t here = (uint64_t)(uintptr_t)&rf_manifest;
+    return (const char *)(uintptr_t)((here & ~(uint64_t)(RF_SLOT_SIZE - 1)) + RF_MAILBOX);
+}
+
+/** Whether that is this text. */
+static inline int rf_is(const char *typed, uint64_t len_bytes, const char *text)
+{
+    return len_bytes == rf_length(text) && memcmp(typed, text, len_bytes) == 0;
+}
+
+/* ---- the device --------------------------------------------------------------------------------------------------- */
+
+/** Keeps what is before it from being done after what is behind it. */
+#define RF_BARRIER() __asm__ volatile("" : : : "memory")
+
+#define RF_REGISTER(bits)                                                                                              \
+    static inline uint##bits##_t rf_read##bits(uint64_t start, uint64_t offset)                                        \
+    {                                                                                                                  \
+        return *(volatile uint##bits##_t *)(uintptr_t)(start + offset);                                                \
+    }                                                                                                                  \
+    static inline void rf_write##bits(uint64_t start, uint64_t offset, uint##bits##_t value)                           \
+    {                                                                                                                  \
+        *(volatile uint##bits##_t *)(uintptr_t)(start + offset) = value;                                               \
+    }
+/** rf_read32(start, offset), rf_write32(start, offset, value)...: registers of a memory BAR, from rf_bar_map. */
+RF_REGISTER(8)
+RF_REGISTER(16)
+RF_REGISTER(32)
+RF_REGISTER(64)
+
+#define RF_PORT(bits, suffix, name)                                                                                    \
+    static inline uint##bits##_t rf_in##bits(uint64_t first, uint64_t offset)                                          \
+    {                                                                                                                  \
+        uint##bits##_t value;                                                                                          \
+        __asm__ volatile("in" suffix " %w1, %" name "0" : "=a"(value) : "Nd"(first + offset));                         \
+        return value;                                                                                                  \
+    }                                                                                                                  \
+    static inline void rf_out##bits(uint64_t first, uint64_t offset, uint##bits##_t value)                             \
+    {                                                                                                                  \
+        __asm__ volatile("out" suffix " %" name "0, %w1" : : "a"(value), "Nd"(first + offset) : "memory");             \
+    }
+/** rf_in8(first, offset), rf_out8(first, offset, value)...: ports of an I/O BAR, from rf_bar_map. */
+RF_PORT(8, "b", "b")
+RF_PORT(16, "w", "w")
+RF_PORT(32, "l", "k")
+
+/** Lets the device read and write memory. */
+static inline int64_t rf_enable_dma(void)
+{
+    return rf_pci_write(4, 2, 1 << 2);
+}
+
+/** Whether interrupt number of the device's own has come, of the events of RF_POLL. */
+static inline int rf_has_vector(uint64_t events, unsigned number)
+{
+    return (events & (uint64_t)RF_EVENT_VECTOR_0 << number) != 0;
+}
+
+/* ---- queues (kernel/abi/src/queue.rs) ----------------------------------------------------------------------------- */
+
+/** The driver's end of a ring of 64-bit entries. */
+typedef struct {
+    uint64_t base;     /* index of its first word */
+    uint64_t capacity; /* a power of two */
+    uint64_t count;    /* entries ever put or taken by the driver */
+} RfRing;
+
+/** Takes an entry that the kernel has put; 0 if there is none. */
+static inline int rf_ring_take(volatile uint64_t *memory, RfRing *ring, uint64_t *entry)
+{
+    if (memory[ring->base] == ring->count)
+        return 0;
+    RF_BARRIER();
+    *entry = memory[ring->base + 16 + (ring->count & (ring->capacity - 1))];
+    memory[ring->base + 8] = ++ring->count;
+    return 1;
+}
+
+/** Puts an entry. There is room for all that the kernel has lent. */
+static inline void rf_ring_put(volatile uint64_t *memory, RfRing *ring, uint64_t entry)
+{
+    RF_BARRIER();
+    memory[ring->base + 16 + (ring->count & (ring->capacity - 1))] = entry;
+    memory[ring->base] = ++ring->count;
+}
+
+/* ---- network interfaces ------------------------------------------------------------------------------------------- */
+
+/** The queues of a network interface. */
+typedef struct {
+    volatile uint64_t *memory;
+    RfRing transmit, transmitted, empty, received;
+} RfNet;
+
+/** A frame that the driver has until it gives it back, once. */
+typedef struct {
+    uint64_t address;   /* where the device finds it */
+    uint8_t *bytes;     /* where the driver does */
+    uint32_t number;    /* below RF_TX_FRAMES or RF_RX_FRAMES */
+    uint32_t len_bytes; /* to be sent, or RF_FRAME_BYTES of room */
+} RfFrame;
+
+/** Offers an interface: 0, or why not. */
+static inline int64_t rf_net_offer(RfNet *net, const uint8_t mac[6])
+{
+    RfNetInfo info;
+    memset(&info, 0, sizeof info);
+    memcpy(info.mac, mac, 6);
+    int64_t start = rf_offer(&info, sizeof info);
+    if (start < 0)
+        return start;
+    const RfRing transmit = RF_NET_TRANSMIT, transmitted = RF_NET_TRANSMITTED;
+    const RfRing empty = RF_NET_EMPTY, received = RF_NET_RECEIVED;
+    net->memory = (volatile uint64_t *)(uintptr_t)start;
+    net->transmit = transmit, net->transmitted = transmitted, net->empty = empty, net->received = received;
+    return 0;
+}
+
+/** Takes a frame to be sent; 0 if there is none. */
+static inline int rf_net_take_transmit(RfNet *net, RfFrame *frame)
+{
+    uint64_t entry;
+    if (!rf_ring_take(net->memory, &net->transmit, &entry))
+        return 0;
+    frame->number = (uint32_t)entry;
+    frame->len_bytes = (uint32_t)(entry >> 32);
+    frame->address = net->memory[RF_TX_ADDRESS] + (uint64_t)frame->number * RF_FRAME_BYTES;
+    frame->bytes = (uint8_t *)(uintptr_t)net->memory[RF_TX_START] + (uint64_t)frame->number * RF_FRAME_BYTES;
+    return 1;
+}
+
+/** Fills a frame to be sent up with zeros if it is shorter than a frame on a wire is. */
+static inline void rf_net_pad(RfFrame *frame)
+{
+    if (frame->len_bytes < RF_MIN_FRAME) {
+        memset(frame->bytes + frame->len_bytes, 0, RF_MIN_FRAME - frame->len_bytes);
+        frame->len_bytes = RF_MIN_FRAME;
+    }
+}
+
+/** Gives a frame back that was sent. */
+static inline void rf_net_give_transmitted(RfNet *net, const RfFrame *frame)
+{
+    rf_ring_put(net->memory, &net->transmitted, frame->number);
+}
+
+/** Takes an empty frame to receive into; 0 if there is none. */
+static inline int rf_net_take_empty(RfNet *net, RfFrame *frame)
+{
+    uint64_t entry;
+    if (!rf_ring_take(net->memory, &net->empty, &entry))
+        return 0;
+    frame->number = (uint32_t)entry;
+    frame->len_bytes = RF_FRAME_BYTES;
+    frame->address = net->memory[RF_RX_ADDRESS] + (uint64_t)frame->number * RF_FRAME_BYTES;
+    frame->bytes = (uint8_t *)(uintptr_t)net->memory[RF_RX_START] + (uint64_t)frame->number * RF_FRAME_BYTES;
+    return 1;
+}
+
+/** Delivers a frame of len_bytes received bytes, without the check sequence; one of 0 goes back as it was. */
+static inline void rf_net_give_received(RfNet *net, const RfFrame *frame, uint32_t len_bytes)
+{
+    rf_ring_put(net->memory, &net->received, frame->number | (uint64_t)len_bytes << 32);
+}
+
+/* ---- SCSI adapters and block devices ------------------------------------------------------------------------------ */
+
+/** The queues of a SCSI adapter or of a block device. */
+typedef struct {
+    volatile uint64_t *memory;
+    RfRing submit, complete;
+} RfRequests;
+
+/** Offers a SCSI adapter: 0, or why not. */
+static inline int64_t rf_scsi_offer(RfRequests *requests, const RfScsiInfo *info)
+{
+    int64_t start = rf_offer(info, sizeof *info);
+    if (start < 0)
+        return start;
+    const RfRing submit = RF_SCSI_SUBMIT, complete = RF_SCSI_COMPLETE;
+    requests->memory = (volatile uint64_t *)(uintptr_t)start;
+    requests->submit = submit, requests->complete = complete;
+    return 0;
+}
+
+/** Takes a request, and its number; 0 if there is none. */
+static inline int rf_scsi_take(RfRequests *requests, uint64_t *number, RfRequest *request)
+{
+    if (!rf_ring_take(requests->memory, &requests->submit, number))
+        return 0;
+    memcpy(request, (const void *)&requests->memory[RF_SCSI_FIRST + *number * RF_SCSI_WORDS], sizeof *request);
+    return 1;
+}
+
+/** Completes the request of that number. */
+static inline void rf_scsi_complete(RfRequests *requests, uint64_t number, const RfOutcome *outcome)
+{
+    volatile uint64_t *place = &requests->memory[RF_SCSI_FIRST + number * RF_SCSI_WORDS + sizeof(RfRequest) / 8];
+    memcpy((void *)place, outcome, sizeof *outcome);
+    rf_ring_put(requests->memory, &requests->complete, number);
+}
+
+/** Offers a block device: 0, or why not. */
+static inline int64_t rf_block_offer(RfRequests *requests, const RfBlockInfo *info)
+{
+    int64_t start = rf_offer(info, sizeof *info);
+    if (start < 0)
+        return start;
+    const RfRing submit = RF_BLOCK_SUBMIT, complete = RF_BLOCK_COMPLETE;
+    requests->memory = (volatile uint64_t *)(uintptr_t)start;
+    requests->submit = submit, requests->complete = complete;
+    return 0;
+}
+
+/** Takes a request, and its number; 0 if there is none. */
+static inline int rf_block_take(RfRequests *requests, uint64_t *number, RfBlockRequest *request)
+{
+    if (!rf_ring_take(requests->memory, &requests->submit, number))
+        return 0;
+    memcpy(request, (const void *)&requests->memory[RF_BLOCK_FIRST + *number * RF_BLOCK_WORDS], sizeof *request);
+    return 1;
+}
+
+/** Completes the request of that number: RF_BLOCK_OK, RF_BLOCK_ERROR or RF_BLOCK_UNSUPPORTED. */
+static inline void rf_block_complete(RfRequests *requests, uint64_t number, uint64_t status)
+{
+    requests->memory[RF_BLOCK_FIRST + number * RF_BLOCK_WORDS + sizeof(RfBlockRequest) / 8] = status;
+    rf_ring_put(requests->memory, &requests->complete, number);
+}
+
+#endif /* RINGFENCE_H */

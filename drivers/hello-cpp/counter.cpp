@@ -1,0 +1,6 @@
+#include "counter.hpp"
+
+int64_t Counter::count()
+{
+    return ++counted;
+}

@@ -106,6 +106,15 @@ pub enum Verb {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// Check module files as the kernel will. Exit status 0 if it takes all of them, 1 if not.
+    Check {
+        /// The files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Print an object a file.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run clippy over kernel, loader and modules, with warnings denied.
     Lint,
 }

@@ -5,6 +5,7 @@
 //! each is compiled, so that the flags of that one decide, and the crates that they share are
 //! compiled once.
 
+use crate::check::{self, Finding};
 use crate::toolchain::{BUILT_AS, TARGET, Toolchain};
 use crate::{output, project, target};
 use anyhow::{Context, Result, bail};
@@ -324,6 +325,14 @@ fn link(
     }
     let packed = target().join(format!("{name}.rfm"));
     strip(&debug, &packed)?;
+    let refused: Vec<String> = check::findings(&packed, &debug)?
+        .iter()
+        .filter(|finding| finding.is_refusal && !LEFT_ALONE.contains(&name))
+        .map(Finding::in_words)
+        .collect();
+    if !refused.is_empty() {
+        bail!("the kernel would not take the module {name}: {}", refused.join("\n"));
+    }
     Ok(Module { name: name.to_string(), debug, packed })
 }
 

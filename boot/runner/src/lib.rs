@@ -28,6 +28,7 @@ pub mod bench;
 pub mod bochs;
 pub mod build;
 pub mod campaign;
+pub mod check;
 pub mod drivers;
 pub mod echo;
 pub mod gdb;

@@ -8,7 +8,7 @@ use arguments::{Cli, RunArguments, Verb};
 use clap::Parser;
 use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
-use ringfence::{bench, build, campaign, gdb, iso, output, ramdisk, snippets, soak, target};
+use ringfence::{bench, build, campaign, check, gdb, iso, output, ramdisk, snippets, soak, target};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -46,6 +46,7 @@ fn run(cli: Cli) -> Result<u8> {
             }
             Ok(0)
         }
+        Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint) => build::lint().map(|()| 0),
         Some(Verb::Bench { name, out, json, machine }) => {
             let options = bench::Options { name, json, out, machine: machine.machine()? };

@@ -67,7 +67,7 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
 }
 
 /// What a module's file is called in the ramdisk.
-fn file_name(path: &Path) -> String {
+pub fn file_name(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 

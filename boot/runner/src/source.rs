@@ -3,7 +3,6 @@
 //! The kernel has none of that: it prints `function+0x12 (module+0x3456)`, and what is in
 //! parentheses is looked up here.
 
-use crate::build::System;
 use crate::output::printable;
 use crate::project;
 use crate::toolchain::BUILT_AS;
@@ -18,18 +17,20 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Those of the system's modules, and of other module files if they have debug information.
-    pub fn new(system: &System, others: &[PathBuf]) -> Sources {
-        let own = system.modules.iter().map(|module| (module.name.clone(), module.debug.clone()));
-        let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let files = own.chain(others.iter().map(|path| (stem(path), path.clone()))).collect();
-        Sources { files, loaded: HashMap::new() }
+    /// Those of module files, by the modules' names. Files without debug information do no harm.
+    pub fn new(files: impl IntoIterator<Item = (String, PathBuf)>) -> Sources {
+        Sources { files: files.into_iter().collect(), loaded: HashMap::new() }
     }
 
     /// What to add to a line of the console: `, FILE:LINE` if it names an address in a module whose
     /// source is known.
     pub fn annotation(&mut self, line: &str) -> Option<String> {
         let (name, offset) = address_in(line)?;
+        self.line(name, offset)
+    }
+
+    /// `, FILE:LINE` of the instruction at `offset` in the module called `name`.
+    pub fn line(&mut self, name: &str, offset: u64) -> Option<String> {
         let loader = match self.loaded.get(name) {
             Some(loaded) => loaded,
             None => {

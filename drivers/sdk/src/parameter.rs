@@ -3,6 +3,7 @@
 //! The kernel checks what is typed before it enters the driver, and `modinfo NAME` lists them.
 //! [`crate::timer`] has an example.
 
+use crate::shared::text_of;
 use core::cell::UnsafeCell;
 use ringfence_abi::manifest::field;
 use ringfence_abi::parameter::{Parameter as Raw, ParameterKind, TEXT_BYTES};
@@ -21,11 +22,24 @@ impl Place {
         Place(UnsafeCell::new(parameter))
     }
 
-    fn get(&self) -> Raw {
-        // SAFETY: see `Sync`. Volatile, as the compiler does not see who writes it.
-        unsafe { self.0.get().read_volatile() }
+    /// The number. Volatile, here and below, as the compiler does not see who writes it.
+    fn value(&self) -> i64 {
+        // SAFETY: see `Sync`.
+        unsafe { (&raw const (*self.0.get()).value).read_volatile() }
+    }
+
+    /// The text, with zeros behind it.
+    fn text(&self) -> [u8; TEXT_BYTES] {
+        // SAFETY: see `Sync`. It is as long as eight words, and lies at a multiple of eight: byte
+        // for byte it would be much code.
+        let words: [u64; TEXT_BYTES / 8] =
+            unsafe { (&raw const (*self.0.get()).text).cast::<[u64; 8]>().read_volatile() };
+        zerocopy::transmute!(words)
     }
 }
+
+// The words of a text.
+const _: () = assert!(core::mem::offset_of!(Raw, text).is_multiple_of(8) && align_of::<Raw>() == 8);
 
 const fn named(name: &str, what: &str, kind: ParameterKind) -> Raw {
     let (name, what) = (field(name), field(what));
@@ -44,7 +58,7 @@ impl Number {
 
     /// What it is.
     pub fn get(&self) -> i64 {
-        self.0.get().value
+        self.0.value()
     }
 }
 
@@ -60,7 +74,7 @@ impl Flag {
 
     /// Whether it is on.
     pub fn get(&self) -> bool {
-        self.0.get().value != 0
+        self.0.value() != 0
     }
 }
 
@@ -76,13 +90,14 @@ impl Text {
 
     /// What it is.
     pub fn get(&self) -> alloc::string::String {
-        let text = self.0.get().text;
-        text.into_iter().take_while(|byte| *byte != 0).map(char::from).collect()
+        let bytes = self.0.text();
+        let len_bytes = bytes.iter().position(|byte| *byte == 0).unwrap_or(0);
+        bytes.get(..len_bytes).and_then(text_of).unwrap_or_default()
     }
 
     /// Whether it is this.
     pub fn is(&self, text: &str) -> bool {
-        let own = self.0.get().text;
+        let own = self.0.text();
         own.get(..text.len()) == Some(text.as_bytes()) && own.get(text.len()) == Some(&0)
     }
 }

@@ -56,7 +56,7 @@ pub(crate) fn mailbox(len_bytes: u64) -> Result<String> {
 /// Bytes as UTF-8 (RFC 3629); `None` if they are not. Not `from_utf8`, nor anything else of `core`
 /// that decodes it: their code happens to look like what is refused under QEMU 10.0
 /// (docs/threat-model.md).
-fn text_of(bytes: &[u8]) -> Option<String> {
+pub(crate) fn text_of(bytes: &[u8]) -> Option<String> {
     let mut text = String::new();
     let mut rest = bytes.iter().copied();
     while let Some(first) = rest.next() {

@@ -448,3 +448,82 @@ fn a_folder_of_c_files_with_flags_is_a_module() {
     let error = format!("{:#}", ringfence::build::module_in_c(&parts).unwrap_err());
     assert!(error.ends_with("has neither a Cargo.toml nor a file in C or C++"), "{error}");
 }
+
+/// A module in C with this in its entry point.
+fn c_module(name: &str, body: &str) -> (tempfile::TempDir, Result<ringfence::build::Module, String>) {
+    system();
+    let source = format!(
+        r#"#include <ringfence.h>
+        RF_MANIFEST = {{
+            RF_VERSIONS, .kind = RfKind_Other, .name = "{name}", .version = "1", .pci_ids = RF_NO_PCI_IDS,
+            .stack_bytes = 16384, .upcall_ms = 100,
+        }};
+        int64_t rf_lgo(int64_t number);
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {{
+            {body}
+            return (int64_t)(operation + a + b + c);
+        }}
+        "#
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(format!("{name}.c"));
+    std::fs::write(&path, source).unwrap();
+    let module = ringfence::build::module_in_c(&path).map_err(|error| format!("{error:#}"));
+    (folder, module)
+}
+
+/// What the kernel would refuse is an error of the build, with the place where that is known.
+#[test]
+fn what_the_kernel_would_refuse_does_not_build() {
+    let refused = |name: &str, body: &str| c_module(name, body).1.unwrap_err();
+    let unknown = refused("asks", "return rf_lgo(1);");
+    assert!(
+        unknown.ends_with("the module asks: refused: asks for unknown service rf_lgo; did you mean rf_log?"),
+        "{unknown}"
+    );
+    let loads = refused("loads", "__asm__ volatile(\"mov %0, %%ss\" : : \"r\"(0));");
+    let place =
+        loads.strip_prefix("the kernel would not take the module loads: refused: it could load SS, which QEMU's TCG");
+    let place = place.and_then(|rest| rest.strip_prefix(" takes for ring 0\n    at rf_upcall+0x"));
+    assert!(place.is_some_and(|place| place.contains(" (loads+0x") && place.contains("loads.c:9")), "{loads}");
+    let big = refused("big", "static char big[17 << 20]; __asm__ volatile(\"\" : : \"r\"(big));");
+    assert!(big.contains("is too large (most: 0x1000000)"), "{big}");
+}
+
+/// A finished file is checked by itself.
+#[test]
+fn a_finished_file_is_checked() {
+    let check = |files: &[&std::path::Path], json: bool| {
+        let mut command = std::process::Command::new(ringfence_tests::runner());
+        command.arg("check").args(files).args(json.then_some("--json"));
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let packed = |name: &str| system().modules.iter().find(|module| module.name == name).unwrap().packed.clone();
+    let (status, said) = check(&[&packed("e1000"), &packed("hello-c")], false);
+    assert_eq!((status, said.lines().count()), (Some(0), 2), "{said}");
+    assert!(said.contains("e1000.rfm: the kernel takes it: for either ring; "), "{said}");
+    let (status, said) = check(&[&packed("rogue-ss")], false);
+    assert_eq!(status, Some(1));
+    assert!(
+        said.contains("refused: it could load SS, which QEMU's TCG takes for ring 0\n    at rf_rogue_ss::"),
+        "{said}"
+    );
+    // It is loaded, and ended when it gets there.
+    let (folder, halts) = c_module("halts", "if (operation == 77) __asm__ volatile(\"hlt\");");
+    let halts = halts.unwrap().packed;
+    let (status, said) = check(&[&halts], false);
+    assert_eq!(status, Some(0));
+    assert!(said.contains("warning: 'hlt' ends the driver in ring 1\n    at rf_upcall+0x"), "{said}");
+    let other = folder.path().join("other.rfm");
+    std::fs::copy(&halts, &other).unwrap();
+    let (status, said) = check(&[&other], true);
+    assert_eq!(status, Some(1));
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let what = "the module in this file is called 'halts': its file must be halts.rfm";
+    assert_eq!((&said["refused"], &said["findings"][0]["what"]), (&true.into(), &what.into()));
+    std::fs::write(&other, "nothing of the kind").unwrap();
+    let (status, said) = check(&[&other], false);
+    assert!(status == Some(1) && said.ends_with("refused: not a well-formed ELF file\n"), "{said}");
+}

@@ -24,6 +24,7 @@ pub use running::{Run, Running, Said};
 
 use crate::build::System;
 use crate::ramdisk::{self, Contents};
+use crate::source::Sources;
 use anyhow::{Context, Result, bail};
 use disk::in_option;
 use files::RunFiles;
@@ -157,6 +158,13 @@ pub fn empty_disk() -> Result<NamedTempFile> {
 }
 
 impl Machine {
+    /// The source lines of all modules that it can load.
+    fn sources(&self, system: &System) -> Sources {
+        let own = system.modules.iter().map(|module| (module.name.clone(), module.debug.clone()));
+        let others = self.contents.modules.iter().map(|path| (ramdisk::file_name(path), path.clone()));
+        Sources::new(own.chain(others))
+    }
+
     /// Takes another mainboard, with an IOMMU if it can have one.
     pub fn use_board(&mut self, board: &str) {
         self.board = board.to_string();

@@ -98,7 +98,7 @@ impl Machine {
             }
             end_link();
         });
-        let sources = Sources::new(system, &self.contents.modules);
+        let sources = self.sources(system);
         Ok(Running {
             child,
             heard,

@@ -39,7 +39,7 @@ impl Machine {
         }
         let mut errors = Errors::listen(child.stderr.take().context("QEMU has no standard error")?);
         let from = child.stdout.take().context("QEMU has no output")?;
-        let sources = Sources::new(system, &self.contents.modules);
+        let sources = self.sources(system);
         let shown = std::thread::spawn(move || show(from, sources));
         let deadline = self.deadline();
         loop {

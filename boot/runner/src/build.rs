@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection, SectionKind};
 use ringfence_core::tcg;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -267,7 +268,7 @@ fn show_warnings(compiler: &mut Command) -> Result<()> {
 }
 
 /// Orders of a module's functions that are tried.
-const ORDERS: u32 = 16;
+const ORDERS: u32 = 64;
 /// Another way to compile a module: code that does the same and has other displacements in its
 /// functions.
 struct Way {
@@ -300,9 +301,15 @@ fn link(
     objects: &[PathBuf],
     compile_otherwise: impl Fn(&Way) -> Result<Vec<PathBuf>>,
 ) -> Result<Module> {
+    let packed = target().join(format!("{name}.rfm"));
+    let debug = target().join(format!("{name}.debug"));
+    let module = Module { name: name.to_string(), debug: debug.clone(), packed: packed.clone() };
+    let (stamp, stamped) = (target().join(format!("{name}.linked")), stamp(objects)?);
+    if debug.is_file() && packed.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == stamped) {
+        return Ok(module);
+    }
     let exports = target().join("module.exports");
     write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
-    let debug = target().join(format!("{name}.debug"));
     let is_clean = |objects: &[PathBuf]| {
         for order in 0..ORDERS {
             let mut linker = toolchain.linker();
@@ -323,7 +330,6 @@ fn link(
             }
         }
     }
-    let packed = target().join(format!("{name}.rfm"));
     strip(&debug, &packed)?;
     let refused: Vec<String> = check::findings(&packed, &debug)?
         .iter()
@@ -333,7 +339,20 @@ fn link(
     if !refused.is_empty() {
         bail!("the kernel would not take the module {name}: {}", refused.join("\n"));
     }
-    Ok(Module { name: name.to_string(), debug, packed })
+    replace(&stamp, |to| Ok(fs::write(to, &stamped)?))?;
+    Ok(module)
+}
+
+/// What tells whether a module was linked of these objects, by these rules: it takes long to find
+/// an order that will do.
+fn stamp(objects: &[PathBuf]) -> Result<String> {
+    let mut hasher = DefaultHasher::new();
+    [include_str!("build.rs"), include_str!("../../../kernel/core/src/tcg.rs")].hash(&mut hasher);
+    for object in objects {
+        let file = fs::metadata(object).with_context(|| format!("reading {}", object.display()))?;
+        (object, file.len(), file.modified()?).hash(&mut hasher);
+    }
+    Ok(format!("{:016x}", hasher.finish()))
 }
 
 /// Whether the code of an ELF file has what the kernel refuses under TCG.

@@ -133,7 +133,7 @@ impl Device<Block> for VirtioBlk {
             // 4.1.4.5: reading the status lowers the line.
             self.transport.acknowledge();
         }
-        while let Some(head) = self.requests.take_used() {
+        while let Some((head, _)) = self.requests.take_used() {
             let number = usize::from(head / DESCRIPTORS);
             if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
                 queues.complete(ticket, &self.status(number));

@@ -126,7 +126,7 @@ impl Device<Scsi> for VirtioScsi {
                 self.transport.notify(REQUEST_QUEUE);
             }
         }
-        while let Some(head) = self.requests.take_used() {
+        while let Some((head, _)) = self.requests.take_used() {
             let number = usize::from(head / DESCRIPTORS);
             if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
                 queues.complete(ticket, &self.outcome(number));
@@ -202,7 +202,7 @@ impl VirtioScsi {
     /// Takes in what has happened; whether units may have come, gone or changed.
     fn take_events(&mut self) -> bool {
         let mut changed = false;
-        while let Some(index) = self.events.take_used() {
+        while let Some((index, _)) = self.events.take_used() {
             let index = index % EVENTS;
             let event: Event = self.event_buffers.read(usize::from(index) * size_of::<Event>());
             let kind = event.event.get();

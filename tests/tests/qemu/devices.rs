@@ -14,6 +14,7 @@ fn every_card_works_in_both_rings_and_after_a_restart() {
         ("pcnet", "pcnet"),
         ("rtl8139", "rtl8139"),
         ("ne2k_pci", "ne2k-pci"),
+        ("virtio-net-pci", "virtio-net"),
     ] {
         let mut machine = machine(&work(driver));
         (machine.nic, machine.hba) = (card.into(), "none".into());

@@ -155,6 +155,24 @@ impl Transport {
         Ok(())
     }
 
+    /// Has the device interrupt, with `vector` or the last one that there is, when its
+    /// configuration changes.
+    pub fn watch_configuration(&mut self, vector: u16) {
+        if self.vectors > 0 {
+            self.common.write16(common::CONFIG_VECTOR, vector.min(self.vectors as u16 - 1));
+        }
+    }
+
+    /// Whether the configuration has changed: what a device with a line says when it is asked,
+    /// which lowers the line (4.1.4.5).
+    pub fn configuration_changed(&self, events: Events) -> bool {
+        const CHANGED: u8 = 1 << 1;
+        match self.vectors {
+            0 => self.isr.read8(0) & CHANGED != 0,
+            vectors => events.has_vector(vectors as u32 - 1),
+        }
+    }
+
     /// Whether interrupt `vector`, or the line that all share, is why the driver is polled.
     pub fn has_fired(&self, events: Events, vector: u16) -> bool {
         match self.vectors {

@@ -6,6 +6,8 @@ use crate::dma::{self, Dma};
 /// Descriptor flags (2.4.5).
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
+/// Flag of the available ring: the driver need not be interrupted (2.4.6).
+const NO_INTERRUPT: u16 = 1;
 /// Flag of the used ring: the device need not be notified (2.4.8).
 const NO_NOTIFY: u16 = 1;
 const DESCRIPTOR: usize = 16;
@@ -78,8 +80,17 @@ impl Virtqueue {
         self.memory.read::<u16>(self.used) & NO_NOTIFY == 0
     }
 
-    /// The head of the next chain that the device has finished.
-    pub fn take_used(&mut self) -> Option<u16> {
+    /// Says whether the device is to interrupt when it has finished something. It may have finished
+    /// the last of it meanwhile.
+    pub fn want_interrupts(&mut self, wanted: bool) {
+        self.memory.write(self.available, if wanted { 0 } else { NO_INTERRUPT });
+        // 2.4.7.1: the flag must be visible before the used ring is read.
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// The head of the next chain that the device has finished, and how many bytes it has written
+    /// into that.
+    pub fn take_used(&mut self) -> Option<(u16, usize)> {
         let index: u16 = self.memory.read(self.used + 2);
         if index == self.taken {
             return None;
@@ -87,6 +98,7 @@ impl Virtqueue {
         dma::read_barrier();
         let entry = self.used + 4 + 8 * usize::from(self.taken % self.size);
         self.taken = self.taken.wrapping_add(1);
-        Some(self.memory.read::<u32>(entry) as u16)
+        let [head, written]: [u32; 2] = self.memory.read(entry);
+        Some((head as u16, written as usize))
     }
 }

@@ -1,0 +1,233 @@
+//! virtio network device over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4
+//! (virtqueues), 4.1 (PCI) and 5.1 (network device).
+//!
+//! One queue for each direction, and two descriptors for each frame in it: the header, which says
+//! nothing here and is one for all, and the frame where it lies.
+#![no_std]
+#![forbid(unsafe_code)]
+
+use ringfence_sdk::class::Device;
+use ringfence_sdk::device::{self, Mmio};
+use ringfence_sdk::dma::Dma;
+use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
+use ringfence_sdk::virtio::Transport;
+use ringfence_sdk::virtio::queue::Virtqueue;
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver};
+
+driver!(
+    NicDriver<VirtioNet>,
+    Manifest::new("virtio-net", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Nic)
+        .pci(&[(0x1af4, 0x1041), (0x1af4, 0x1000)])
+        .dma_kib(32)
+        .restart()
+        .reset(Reset::virtio().within_us(100_000))
+);
+
+/// Numbers of the virtqueues (5.1.2), and of their interrupts, with that for what has changed.
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const CONFIGURATION: u16 = 2;
+/// Most frames that a queue has at a time, and its descriptors.
+const MOST: usize = 128;
+const DESCRIPTORS: u16 = 2;
+/// Length of the header in front of each frame (5.1.6), and where the two are.
+const HEADER_BYTES: usize = 12;
+const RX_HEADER: usize = 64;
+const TX_HEADER: usize = 0;
+
+/// Features (5.1.3).
+const HAS_MAC: u32 = 1 << 5;
+const HAS_STATUS: u32 = 1 << 16;
+/// The device's configuration (5.1.4): the Ethernet address, 6 bytes, and the status.
+const STATUS: usize = 6;
+const STATUS_LINK_UP: u16 = 1;
+
+struct VirtioNet {
+    transport: Transport,
+    config: Mmio,
+    has_status: bool,
+    mac: [u8; 6],
+    /// A header that the device reads with each frame, which is zero, and one that it writes.
+    headers: Dma,
+    receive: Lane<RxFrame>,
+    transmit: Lane<TxFrame>,
+    /// Whether the device is to interrupt when it has sent.
+    tx_interrupt: bool,
+}
+
+/// A virtqueue and the frames in it, by the descriptors that they have.
+struct Lane<F> {
+    queue: Virtqueue,
+    frames: [Option<F>; MOST],
+    /// Places without a frame.
+    free: [u16; MOST],
+    free_count: usize,
+}
+
+impl<F> Lane<F> {
+    /// The queue of this number, each place with its header at `header`.
+    fn new(transport: &mut Transport, number: u16, header: u64) -> Result<Lane<F>> {
+        let mut queue = transport.queue(number, MOST as u16 * DESCRIPTORS, number)?;
+        let count = usize::from(queue.size() / DESCRIPTORS);
+        if count == 0 {
+            log::error!("queue {number} has no room for a frame");
+            return Err(Refusal::NotFound);
+        }
+        let mut free = [0; MOST];
+        for (place, slot) in (0..).zip(free.iter_mut().take(count)) {
+            *slot = place;
+            queue.describe(place * DESCRIPTORS, header, HEADER_BYTES as u32);
+        }
+        Ok(Lane { queue, frames: [const { None }; MOST], free, free_count: count })
+    }
+
+    /// Whether a frame can be put in.
+    fn has_room(&self) -> bool {
+        self.free_count > 0
+    }
+
+    /// Whether the device has frames.
+    fn is_busy(&self) -> bool {
+        self.free_count < usize::from(self.queue.size() / DESCRIPTORS)
+    }
+
+    /// Puts a frame in, which lies at `address`; whether the device writes it.
+    fn put(&mut self, frame: F, address: u64, len_bytes: usize, device_writes: bool) {
+        self.free_count -= 1;
+        let place = self.free[self.free_count];
+        let (header, data) = (place * DESCRIPTORS, place * DESCRIPTORS + 1);
+        self.queue.describe(data, address, len_bytes as u32);
+        self.queue.chain(&[(header, device_writes), (data, device_writes)]);
+        self.queue.offer(header);
+        self.frames[usize::from(place)] = Some(frame);
+    }
+
+    /// The next frame that the device is done with, and how much of it was written.
+    fn take(&mut self) -> Option<(F, usize)> {
+        let (head, written) = self.queue.take_used()?;
+        let place = head / DESCRIPTORS;
+        let frame = self.frames.get_mut(usize::from(place)).and_then(Option::take)?;
+        self.free[self.free_count] = place;
+        self.free_count += 1;
+        Some((frame, written.saturating_sub(HEADER_BYTES)))
+    }
+
+    /// Shows the device what was put in.
+    fn publish(&mut self, transport: &Transport, number: u16) {
+        self.queue.publish();
+        if self.queue.wants_notification() {
+            transport.notify(number);
+        }
+    }
+}
+
+impl Device<Nic> for VirtioNet {
+    fn init() -> Result<VirtioNet> {
+        // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
+        let mut transport = Transport::find()?;
+        let has = transport.begin(HAS_MAC | HAS_STATUS)?;
+        let config = transport.config()?;
+        if has & HAS_MAC == 0 {
+            log::error!("the device has no address");
+            return Err(Refusal::NotFound);
+        }
+        let mut mac = [0; 6];
+        for (index, byte) in mac.iter_mut().enumerate() {
+            *byte = config.read8(index);
+        }
+        transport.ask_for_vectors(3)?;
+        transport.watch_configuration(CONFIGURATION);
+        let headers = Dma::new(RX_HEADER + HEADER_BYTES)?;
+        let receive = Lane::new(&mut transport, RECEIVE, headers.address(RX_HEADER))?;
+        let transmit = Lane::new(&mut transport, TRANSMIT, headers.address(TX_HEADER))?;
+        let [a, b, c, d, e, f] = mac;
+        log::info!("virtio network device at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        Ok(VirtioNet {
+            transport,
+            config,
+            has_status: has & HAS_STATUS != 0,
+            mac,
+            headers,
+            receive,
+            transmit,
+            tx_interrupt: true,
+        })
+    }
+
+    fn info(&self) -> NetInfo {
+        NetInfo { mac: self.mac, reserved: [0; 2] }
+    }
+
+    fn start(&mut self, queues: &mut Queues) -> Result<()> {
+        self.headers.write(TX_HEADER, [0u8; HEADER_BYTES]);
+        device::enable_dma()?;
+        self.transport.finish();
+        self.refill(queues);
+        device::enable_interrupts()
+    }
+
+    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        let mut reply = Reply::ACKNOWLEDGED;
+        if events.contains(Events::INTERRUPT) && self.transport.configuration_changed(events) && self.has_status {
+            let up = self.config.read16(STATUS) & STATUS_LINK_UP != 0;
+            log::info!("link {}", if up { "up" } else { "down" });
+            reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
+        }
+        self.send(queues);
+        while let Some((frame, len_bytes)) = self.receive.take() {
+            queues.give_received(frame, len_bytes);
+        }
+        self.refill(queues);
+        reply
+    }
+
+    fn exit(&mut self) {
+        self.transport.reset();
+    }
+}
+
+impl VirtioNet {
+    /// Takes back what the device has sent, and hands it new frames, all with one notification.
+    fn send(&mut self, queues: &mut Queues) {
+        self.reclaim(queues);
+        let mut any = false;
+        while self.transmit.has_room()
+            && let Some(frame) = queues.take_transmit()
+        {
+            let (address, len_bytes) = (queues.tx_address(&frame), frame.len_bytes());
+            self.transmit.put(frame, address, len_bytes, false);
+            any = true;
+        }
+        if any {
+            self.transmit.publish(&self.transport, TRANSMIT);
+        }
+        // An interrupt is wanted only while something is left to be taken back.
+        let left = self.transmit.is_busy();
+        if left != self.tx_interrupt {
+            self.tx_interrupt = left;
+            self.transmit.queue.want_interrupts(left);
+        }
+        self.reclaim(queues);
+    }
+
+    fn reclaim(&mut self, queues: &mut Queues) {
+        while let Some((frame, _)) = self.transmit.take() {
+            queues.give_transmitted(frame);
+        }
+    }
+
+    fn refill(&mut self, queues: &mut Queues) {
+        let mut any = false;
+        while self.receive.has_room()
+            && let Some(frame) = queues.take_empty()
+        {
+            let address = queues.rx_address(&frame);
+            self.receive.put(frame, address, FRAME_BYTES, true);
+            any = true;
+        }
+        if any {
+            self.receive.publish(&self.transport, RECEIVE);
+        }
+    }
+}

@@ -244,12 +244,7 @@ pub fn at_prompt(mut machine: Machine) -> Running {
 
 /// Types a command and waits for its end; why it failed, if it did.
 pub fn outcome(running: &mut Running, line: &str) -> Option<String> {
-    running.type_line(line).expect("the console is open");
-    let ended = |event| match event {
-        Event::Command { line: ended, error } if ended == line => Some(error.map(Into::into)),
-        _ => None,
-    };
-    running.wait_for_event(&format!("the end of '{line}'"), ended).expect("it ends")
+    running.command(line).expect("it ends")
 }
 
 /// Types a command, which must succeed, and waits for its end.

@@ -1,5 +1,6 @@
 //! The documents name tests, files and commands that are there.
 
+use ringfence_abi::manifest::Kind;
 use std::path::{Path, PathBuf};
 
 fn read(path: &Path) -> String {
@@ -239,4 +240,15 @@ fn the_oldest_rust_is_the_one_that_is_tested() {
     let oldest = value("Cargo.toml", "rust-version =");
     let tested = value(".github/workflows/ci.yml", "RUSTUP_TOOLCHAIN:");
     assert_eq!(tested, format!("{oldest}.0"));
+}
+
+/// docs/conformance.md has each test of the suite with what it means.
+#[test]
+fn the_conformance_suite_is_documented() {
+    let document = read(&ringfence::project().join("docs/conformance.md"));
+    for kind in [Kind::Nic, Kind::Scsi] {
+        for (test, meaning) in ringfence::conform::meanings(kind) {
+            assert!(document.contains(&format!("| `{test}` | {meaning} | ")), "{test}: {meaning}");
+        }
+    }
 }

@@ -106,6 +106,26 @@ pub enum Verb {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// Try what any driver of its class must do on one driver, in each ring. Exit status 0 if it
+    /// does all of it.
+    Conform {
+        /// The module.
+        name: String,
+        /// QEMU's name of the device that it drives, if that is not known.
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<String>,
+        /// Only this test.
+        #[arg(long, value_name = "TEST")]
+        only: Option<String>,
+        /// Only in this ring.
+        #[arg(long, value_name = "0|1", value_parser = clap::value_parser!(u8).range(0..=1))]
+        ring: Option<u8>,
+        /// Print an object a test.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        machine: MachineArguments,
+    },
     /// Check module files as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
         /// The files.

@@ -29,6 +29,7 @@ pub mod bochs;
 pub mod build;
 pub mod campaign;
 pub mod check;
+pub mod conform;
 pub mod drivers;
 pub mod echo;
 pub mod gdb;

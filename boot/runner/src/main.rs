@@ -8,7 +8,7 @@ use arguments::{Cli, RunArguments, Verb};
 use clap::Parser;
 use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
-use ringfence::{bench, build, campaign, check, gdb, iso, output, ramdisk, snippets, soak, target};
+use ringfence::{bench, build, campaign, check, conform, gdb, iso, output, ramdisk, snippets, soak, target};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -45,6 +45,10 @@ fn run(cli: Cli) -> Result<u8> {
                 parts(&system, &out)?;
             }
             Ok(0)
+        }
+        Some(Verb::Conform { name, device, only, ring, json, machine }) => {
+            let options = conform::Options { name, device, only, ring, json, machine: machine.machine()? };
+            Ok(u8::from(!conform::run(&build::system(true)?, &options)?))
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint) => build::lint().map(|()| 0),

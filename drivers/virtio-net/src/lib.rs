@@ -12,7 +12,7 @@ use ringfence_sdk::dma::Dma;
 use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
 
 driver!(
     NicDriver<VirtioNet>,
@@ -27,6 +27,7 @@ driver!(
 /// Numbers of the virtqueues (5.1.2), and of their interrupts, with that for what has changed.
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
+const CONTROL: u16 = 2;
 const CONFIGURATION: u16 = 2;
 /// Most frames that a queue has at a time, and its descriptors.
 const MOST: usize = 128;
@@ -35,10 +36,19 @@ const DESCRIPTORS: u16 = 2;
 const HEADER_BYTES: usize = 12;
 const RX_HEADER: usize = 64;
 const TX_HEADER: usize = 0;
+/// Where a command for the control queue is, and behind it what becomes of it.
+const COMMAND: usize = 128;
+const ACKNOWLEDGEMENT: usize = COMMAND + 8;
+/// The command that it takes frames for itself only (5.1.6.5.1): class, command, off.
+const NOT_PROMISCUOUS: [u8; 3] = [0, 0, 0];
+/// How long that may take.
+const COMMAND_NS: u64 = 100_000_000;
 
 /// Features (5.1.3).
 const HAS_MAC: u32 = 1 << 5;
 const HAS_STATUS: u32 = 1 << 16;
+const HAS_CONTROL: u32 = 1 << 17;
+const HAS_FILTER: u32 = 1 << 18;
 /// The device's configuration (5.1.4): the Ethernet address, 6 bytes, and the status.
 const STATUS: usize = 6;
 const STATUS_LINK_UP: u16 = 1;
@@ -52,6 +62,8 @@ struct VirtioNet {
     headers: Dma,
     receive: Lane<RxFrame>,
     transmit: Lane<TxFrame>,
+    /// For commands, if the device takes that to filter frames.
+    control: Option<Virtqueue>,
     /// Whether the device is to interrupt when it has sent.
     tx_interrupt: bool,
 }
@@ -126,7 +138,7 @@ impl Device<Nic> for VirtioNet {
     fn init() -> Result<VirtioNet> {
         // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
         let mut transport = Transport::find()?;
-        let has = transport.begin(HAS_MAC | HAS_STATUS)?;
+        let has = transport.begin(HAS_MAC | HAS_STATUS | HAS_CONTROL | HAS_FILTER)?;
         let config = transport.config()?;
         if has & HAS_MAC == 0 {
             log::error!("the device has no address");
@@ -138,9 +150,13 @@ impl Device<Nic> for VirtioNet {
         }
         transport.ask_for_vectors(3)?;
         transport.watch_configuration(CONFIGURATION);
-        let headers = Dma::new(RX_HEADER + HEADER_BYTES)?;
+        let headers = Dma::new(ACKNOWLEDGEMENT + 1)?;
         let receive = Lane::new(&mut transport, RECEIVE, headers.address(RX_HEADER))?;
         let transmit = Lane::new(&mut transport, TRANSMIT, headers.address(TX_HEADER))?;
+        let control = match has & HAS_FILTER {
+            0 => None,
+            _ => Some(transport.queue(CONTROL, DESCRIPTORS, CONFIGURATION)?),
+        };
         let [a, b, c, d, e, f] = mac;
         log::info!("virtio network device at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         Ok(VirtioNet {
@@ -151,6 +167,7 @@ impl Device<Nic> for VirtioNet {
             headers,
             receive,
             transmit,
+            control,
             tx_interrupt: true,
         })
     }
@@ -163,6 +180,7 @@ impl Device<Nic> for VirtioNet {
         self.headers.write(TX_HEADER, [0u8; HEADER_BYTES]);
         device::enable_dma()?;
         self.transport.finish();
+        self.filter();
         self.refill(queues);
         device::enable_interrupts()
     }
@@ -188,6 +206,27 @@ impl Device<Nic> for VirtioNet {
 }
 
 impl VirtioNet {
+    /// Has the device take frames for itself and for all only. Without a filter it takes what it
+    /// gets.
+    fn filter(&mut self) {
+        let Some(control) = &mut self.control else { return };
+        control.want_interrupts(false);
+        self.headers.write(COMMAND, NOT_PROMISCUOUS);
+        control.describe(0, self.headers.address(COMMAND), NOT_PROMISCUOUS.len() as u32);
+        control.describe(1, self.headers.address(ACKNOWLEDGEMENT), 1);
+        control.chain(&[(0, false), (1, true)]);
+        control.offer(0);
+        control.publish();
+        self.transport.notify(CONTROL);
+        let deadline = service::time_ns() + COMMAND_NS;
+        while control.take_used().is_none() {
+            if service::time_ns() > deadline {
+                log::warn!("the device does not filter frames: those for others come as well");
+                break;
+            }
+        }
+    }
+
     /// Takes back what the device has sent, and hands it new frames, all with one notification.
     fn send(&mut self, queues: &mut Queues) {
         self.reclaim(queues);

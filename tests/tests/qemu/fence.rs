@@ -1,8 +1,8 @@
 //! The fence around devices: an IOMMU lets each reach what its driver was given for it.
 
 use crate::changed::*;
-use crate::monitor::{Bus, Monitor};
 use ringfence::machine::{BOARD, Machine, Running};
+use ringfence::machine::{Bus, Monitor};
 use ringfence_abi::manifest::NEEDS_FENCE;
 use ringfence_link::event::Event;
 use ringfence_tests::attacks::{fence as attacks, in_one_boot};
@@ -151,17 +151,19 @@ fn a_card_that_is_plugged_in_reaches_nothing() {
     };
     let before = checksum(&mut running);
     Monitor::new(&monitor)
-        .execute(r#"{"execute": "device_add", "arguments": {"driver": "lsi53c895a", "id": "hot", "bus": "p1"}}"#);
-    let mut bus = Bus::new(&bus);
+        .unwrap()
+        .execute(r#"{"execute": "device_add", "arguments": {"driver": "lsi53c895a", "id": "hot", "bus": "p1"}}"#)
+        .unwrap();
+    let mut bus = Bus::new(&bus).unwrap();
     let port = CONFIG + (8 << 15);
-    let card = CONFIG + u64::from(bus.read(port + BUSES) >> 8 & 0xff) * (1 << 20);
-    assert_eq!(bus.read(card), 0x0012_1000, "the card is there");
-    let window = bus.read(port + WINDOW) << 16 & 0xfff0_0000;
-    bus.write(card + BAR_1, window);
-    bus.write(card + COMMAND, 6);
+    let card = CONFIG + u64::from(bus.read(port + BUSES).unwrap() >> 8 & 0xff) * (1 << 20);
+    assert_eq!(bus.read(card).unwrap(), 0x0012_1000, "the card is there");
+    let window = bus.read(port + WINDOW).unwrap() << 16 & 0xfff0_0000;
+    bus.write(card + BAR_1, window).unwrap();
+    bus.write(card + COMMAND, 6).unwrap();
     // Twice: a line each would be a flood.
     for program in [0x20_0000, 0x30_0000] {
-        bus.write(u64::from(window) + PROGRAM, program);
+        bus.write(u64::from(window) + PROGRAM, program).unwrap();
     }
     running.wait_for("01:00.0: it tried to read 0x200000, and no driver has it: it has been given nothing").unwrap();
     assert_eq!(checksum(&mut running), before);

@@ -1,7 +1,7 @@
 //! Disks that come, go and grow while the machine runs, as QEMU's machine protocol (QMP) has them
 //! do.
 
-use crate::monitor::Monitor;
+use ringfence::machine::Monitor;
 use ringfence_tests::{at_prompt, leave, machine, outcome, run_well};
 
 #[test]
@@ -13,21 +13,23 @@ fn disks_come_grow_and_go() {
     machine.extra = vec!["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()];
     let mut running = at_prompt(machine);
     run_well(&mut running, "blkread disk0 0 1");
-    let mut monitor = Monitor::new(&socket);
+    let mut monitor = Monitor::new(&socket).unwrap();
     let path = folder.path().join("new.img");
     std::fs::write(&path, vec![0; 1 << 20]).unwrap();
-    monitor.execute(&format!(
-        r#"{{"execute": "blockdev-add", "arguments": {{"driver": "file", "node-name": "new", "filename": "{}"}}}}"#,
-        path.display()
-    ));
+    monitor
+        .execute(&format!(
+            r#"{{"execute": "blockdev-add", "arguments": {{"driver": "file", "node-name": "new", "filename": "{}"}}}}"#,
+            path.display()
+        ))
+        .unwrap();
     let device = r#""driver": "scsi-hd", "drive": "new", "id": "hot", "bus": "hba0.0", "scsi-id": 5"#;
-    monitor.execute(&format!(r#"{{"execute": "device_add", "arguments": {{{device}}}}}"#));
+    monitor.execute(&format!(r#"{{"execute": "device_add", "arguments": {{{device}}}}}"#)).unwrap();
     running.wait_for("disk1: QEMU QEMU HARDDISK, 2048 blocks of 512 bytes").unwrap();
     run_well(&mut running, "blkcheck disk1 0 2048 1");
-    monitor.execute(r#"{"execute": "block_resize", "arguments": {"node-name": "new", "size": 2097152}}"#);
+    monitor.execute(r#"{"execute": "block_resize", "arguments": {"node-name": "new", "size": 2097152}}"#).unwrap();
     running.wait_for("4096 blocks").unwrap();
     run_well(&mut running, "blkcheck disk1 2048 2048 1");
-    monitor.execute(r#"{"execute": "device_del", "arguments": {"id": "hot"}}"#);
+    monitor.execute(r#"{"execute": "device_del", "arguments": {"id": "hot"}}"#).unwrap();
     running.wait_for("disk1: it is gone").unwrap();
     assert_eq!(
         outcome(&mut running, "blkread disk1 0 1").as_deref(),

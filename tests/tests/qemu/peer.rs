@@ -1,6 +1,6 @@
 //! A peer at the other end of the cable, which sends the frames that it likes.
 
-use crate::monitor::Monitor;
+use ringfence::machine::Monitor;
 use ringfence::machine::{Machine, Running};
 use ringfence_link::event::{self, Event};
 use ringfence_tests::{at_prompt, interface, leave, machine, run_well, wait_for_address, wait_for_interface};
@@ -257,9 +257,9 @@ fn a_link_that_comes_back_is_asked_for_an_address_again() {
     let lease: Vec<_> = OPTIONS.into_iter().filter(|(code, _)| *code != 58).collect();
     peer.lease(&lease);
     wait_for_address(&mut running, [10, 7, 0, 2]);
-    let mut monitor = Monitor::new(&socket);
+    let mut monitor = Monitor::new(&socket).unwrap();
     let mut set_link = |up: bool| {
-        monitor.execute(&format!(r#"{{"execute": "set_link", "arguments": {{"name": "net0", "up": {up}}}}}"#));
+        monitor.execute(&format!(r#"{{"execute": "set_link", "arguments": {{"name": "net0", "up": {up}}}}}"#)).unwrap();
     };
     set_link(false);
     let link = |running: &mut Running| {

@@ -1,7 +1,7 @@
 //! What is on the screen of a machine that was started from the ISO image.
 
-use crate::monitor::Monitor;
 use ringfence::iso;
+use ringfence::machine::Monitor;
 use ringfence_tests::{TIME_LIMIT, bare, system};
 use spleen_font::FONT_8X16;
 use std::path::Path;
@@ -51,7 +51,7 @@ impl WithScreen {
             assert!(began.elapsed() < TIME_LIMIT && qemu.try_wait().unwrap().is_none(), "QEMU does not listen");
             std::thread::yield_now();
         }
-        let monitor = Monitor::new(&socket);
+        let monitor = Monitor::new(&socket).unwrap();
         WithScreen { folder, qemu, monitor }
     }
 
@@ -73,14 +73,16 @@ impl WithScreen {
 fn characters(monitor: &mut Monitor, file: &Path) -> Vec<String> {
     const SCREEN: (u64, usize) = (0xb8000, 80 * 25 * 2);
     let arguments = format!(r#""val": {}, "size": {}, "filename": "{}""#, SCREEN.0, SCREEN.1, file.display());
-    monitor.execute(&format!(r#"{{"execute": "pmemsave", "arguments": {{{arguments}}}}}"#));
+    monitor.execute(&format!(r#"{{"execute": "pmemsave", "arguments": {{{arguments}}}}}"#)).unwrap();
     let cells = std::fs::read(file).unwrap();
     cells.chunks(160).map(|row| row.iter().step_by(2).map(|byte| char::from(*byte)).collect()).collect()
 }
 
 /// The rows of a screen of pixels, read by the look of their characters.
 fn pixels(monitor: &mut Monitor, file: &Path) -> Vec<String> {
-    monitor.execute(&format!(r#"{{"execute": "screendump", "arguments": {{"filename": "{}"}}}}"#, file.display()));
+    monitor
+        .execute(&format!(r#"{{"execute": "screendump", "arguments": {{"filename": "{}"}}}}"#, file.display()))
+        .unwrap();
     let image = std::fs::read(file).unwrap();
     // A portable pixel map: its magic, width, height and greatest value, and three bytes a pixel.
     let header: Vec<_> = image.splitn(5, u8::is_ascii_whitespace).collect();

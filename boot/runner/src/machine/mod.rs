@@ -12,6 +12,7 @@ pub mod end;
 mod errors;
 mod files;
 mod link;
+pub mod monitor;
 pub mod qemu;
 pub mod running;
 mod terminal;
@@ -20,6 +21,7 @@ pub use disk::{Disk, Opened};
 pub use end::{End, FINAL_LINE};
 pub use files::DISK_BYTES;
 pub use link::Told;
+pub use monitor::{Bus, Monitor};
 pub use running::{Run, Running, Said};
 
 use crate::build::System;

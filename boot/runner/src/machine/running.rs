@@ -198,6 +198,15 @@ impl Running {
         bail!("the kernel did not tell of {what}; the console said:\n{said}")
     }
 
+    /// Types a command and waits for its end; why it failed, if it did.
+    pub fn command(&mut self, line: &str) -> Result<Option<String>> {
+        self.type_line(line)?;
+        self.wait_for_event(&format!("the end of '{line}'"), |event| match event {
+            Event::Command { line: ended, error } if ended == line => Some(error.map(Into::into)),
+            _ => None,
+        })
+    }
+
     /// Types `text` and the return key.
     pub fn type_line(&mut self, text: &str) -> Result<()> {
         self.type_text(&format!("{text}\r"))

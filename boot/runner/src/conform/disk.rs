@@ -1,0 +1,131 @@
+//! What any driver of disks must do, whichever class they are of.
+
+use super::Bench;
+use anyhow::{Context, Result, bail};
+use ringfence_link::event::Event;
+
+/// What a test does with the disks.
+pub type Test = fn(&mut Bench) -> Result<()>;
+
+/// Blocks of each of the two disks.
+pub const BLOCKS: u64 = 4096;
+
+/// Name, what it means, and the test. Each has a machine of its own, with two disks that are empty.
+pub const TESTS: &[(&str, &str, Test)] = &[
+    ("identify", "disks are there, as long as their images are", identify),
+    ("patterns", "all blocks are written and read back", patterns),
+    ("sizes", "requests of each length from 1 to 300 blocks, at odd places, come back", sizes),
+    ("depth", "many requests at once, in both directions, are all carried out", depth),
+    ("end", "the last block is there, and none behind it", end),
+    ("restart", "a driver that is ended in the middle of copies loses nothing", restart),
+    ("ring-change", "a driver that changes rings in the middle of copies loses nothing", ring_change),
+    ("unload", "a driver that is unloaded and loaded again works, and no memory is gone", unload),
+];
+
+fn disks(bench: &mut Bench) -> Result<Vec<(String, u64)>> {
+    bench.run("blkread disk0 0 1")?;
+    bench.running.type_line("lsblk")?;
+    let mut disks = Vec::new();
+    loop {
+        let next = bench.running.wait_for_event("lsblk", |event| match event {
+            Event::Disk(disk) => Some(Some((disk.name.to_string(), disk.blocks))),
+            Event::Command { line, .. } if line == "lsblk" => Some(None),
+            _ => None,
+        })?;
+        match next {
+            Some(disk) => disks.push(disk),
+            None => return Ok(disks),
+        }
+    }
+}
+
+fn identify(bench: &mut Bench) -> Result<()> {
+    let found = disks(bench)?;
+    if found.len() != 2 || found.iter().any(|(_, blocks)| *blocks != BLOCKS) {
+        bail!("two disks of {BLOCKS} blocks are there as {found:?}");
+    }
+    Ok(())
+}
+
+fn patterns(bench: &mut Bench) -> Result<()> {
+    for (disk, seed) in [("disk0", 1), ("disk1", 2), ("disk0", 3)] {
+        bench.run(&format!("blkcheck {disk} 0 {BLOCKS} {seed}"))?;
+    }
+    Ok(())
+}
+
+fn sizes(bench: &mut Bench) -> Result<()> {
+    for blocks in [1, 2, 3, 7, 8, 9, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300] {
+        bench.run(&format!("blkcheck disk0 {} {blocks} {blocks}", 11 * blocks % 3001))?;
+    }
+    Ok(())
+}
+
+fn depth(bench: &mut Bench) -> Result<()> {
+    bench.run(&format!("blkwrite disk0 0 {BLOCKS} 5"))?;
+    for _ in 0..3 {
+        bench.run(&format!("blkcopy disk0 0 disk1 0 {BLOCKS}"))?;
+        bench.run(&format!("blkcopy disk1 0 disk0 0 {BLOCKS}"))?;
+    }
+    same(bench)
+}
+
+/// Both disks have what was written with the pattern 5.
+fn same(bench: &mut Bench) -> Result<()> {
+    let mut sum = |disk: &str| {
+        bench.running.type_line(&format!("blkread {disk} 0 {BLOCKS}"))?;
+        let data = |event| if let Event::Data { sha256, .. } = event { Some(sha256) } else { None };
+        bench.running.wait_for_event("what was read", data)
+    };
+    if sum("disk0")? != sum("disk1")? {
+        bail!("a copy is not what it was copied from");
+    }
+    Ok(())
+}
+
+fn end(bench: &mut Bench) -> Result<()> {
+    bench.run(&format!("blkcheck disk0 {} 1 9", BLOCKS - 1))?;
+    bench.run(&format!("blkcheck disk0 {} 200 9", BLOCKS - 200))?;
+    bench.fail(&format!("blkread disk0 {BLOCKS} 1"))?;
+    bench.fail(&format!("blkread disk0 {} 2", BLOCKS - 1))?;
+    bench.run("blkcheck disk0 0 8 9")
+}
+
+fn restart(bench: &mut Bench) -> Result<()> {
+    bench.run(&format!("blkwrite disk0 0 {BLOCKS} 6"))?;
+    for _ in 0..5 {
+        bench.running.type_line(&format!("blkcopy disk0 0 disk1 0 {BLOCKS} &"))?;
+        bench.end_driver()?;
+        bench.end_driver()?;
+        bench.run(&format!("blkcopy disk0 0 disk1 0 {BLOCKS}"))?;
+    }
+    same(bench)
+}
+
+fn ring_change(bench: &mut Bench) -> Result<()> {
+    bench.run(&format!("blkwrite disk0 0 {BLOCKS} 7"))?;
+    let name = bench.name.clone();
+    for ring in [0, 1, 0, 1] {
+        bench.running.type_line(&format!("blkcopy disk0 0 disk1 0 {BLOCKS} &"))?;
+        bench.run(&format!("ring {name} {ring}"))?;
+        bench.run(&format!("blkcopy disk0 0 disk1 0 {BLOCKS}"))?;
+    }
+    same(bench)
+}
+
+fn unload(bench: &mut Bench) -> Result<()> {
+    let name = bench.name.clone();
+    let mut free = Vec::new();
+    for seed in 0..3 {
+        bench.run("blkread disk0 0 1")?;
+        bench.run(&format!("rmmod {name}"))?;
+        free.push(bench.free_frames()?);
+        bench.run(&format!("insmod {name}"))?;
+        bench.run(&format!("blkcheck disk0 0 100 {seed}")).context("loaded again")?;
+    }
+    // The first time brings tables that stay.
+    if free[1] != free[2] {
+        bail!("{} frames of memory are gone", free[1].abs_diff(free[2]));
+    }
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! `cargo run -- conform NAME`: what any driver of a class must do, tried on one. Each test has a
+//! machine of its own, in each ring; docs/conformance.md says what the tests mean.
+
+mod disk;
+mod nic;
+mod peer;
+
+use crate::build::System;
+use crate::drivers;
+use crate::machine::{Disk, End, Machine, Monitor, Running};
+use crate::output;
+use anyhow::{Context, Result, bail};
+use peer::Peer;
+use ringfence_abi::manifest::{Kind, Manifest, RING1_ONLY};
+use ringfence_core::module::Module;
+use ringfence_link::event::Event;
+use serde_json::json;
+use std::fs::File;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// QEMU's devices by their PCI ids, as drivers name them: those that have other names are among
+/// those of the first that fits.
+const DEVICES: [(u16, u16, &str); 13] = [
+    (0x8086, 0x100e, "e1000"),
+    (0x8086, 0x10d3, "e1000e"),
+    (0x1022, 0x2000, "pcnet"),
+    (0x10ec, 0x8139, "rtl8139"),
+    (0x10ec, 0x8029, "ne2k_pci"),
+    (0x1af4, 0x1041, "virtio-net-pci"),
+    (0x1af4, 0x1000, "virtio-net-pci"),
+    (0x1011, 0x0019, "tulip"),
+    (0x8086, 0x1229, "i82557b"),
+    (0x1af4, 0x1048, "virtio-scsi-pci"),
+    (0x1000, 0x0012, "lsi53c895a"),
+    (0x1022, 0x2020, "am53c974"),
+    (0x1af4, 0x1042, "virtio-blk-pci"),
+];
+/// Longest time that a test may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What to try.
+pub struct Options {
+    /// The module.
+    pub name: String,
+    /// QEMU's name of the device, if not the first that the module names and QEMU is known to have.
+    pub device: Option<String>,
+    /// The test, if not all.
+    pub only: Option<String>,
+    /// The ring, if not both.
+    pub ring: Option<u8>,
+    /// The machine.
+    pub machine: Machine,
+    /// Print an object a test.
+    pub json: bool,
+}
+
+/// What came of a test.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The test.
+    pub test: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    /// The ring that the driver ran in.
+    pub ring: u8,
+    /// Why it was not passed, if it was not.
+    pub failure: Option<String>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// A machine with the driver.
+pub struct Bench {
+    running: Running,
+    monitor: Monitor,
+    name: String,
+    /// How often the driver is to have been ended.
+    kills: usize,
+}
+
+impl Bench {
+    /// Has a command run, which must succeed.
+    fn run(&mut self, line: &str) -> Result<()> {
+        match self.running.command(line)? {
+            None => Ok(()),
+            Some(error) => bail!("'{line}': {error}"),
+        }
+    }
+
+    /// Has a command run, which must fail.
+    fn fail(&mut self, line: &str) -> Result<()> {
+        if self.running.command(line)?.is_none() {
+            bail!("'{line}' should fail");
+        }
+        Ok(())
+    }
+
+    /// Ends the driver, and waits until another one is in its place.
+    fn end_driver(&mut self) -> Result<()> {
+        let name = self.name.clone();
+        self.run(&format!("kill {name}"))?;
+        self.kills += 1;
+        let is_back = |event| matches!(&event, Event::Restarted { name: other, .. } if *other == name).then_some(());
+        self.running.wait_for_event("a restart", is_back)
+    }
+
+    fn free_frames(&mut self) -> Result<u64> {
+        self.running.type_line("mem")?;
+        let free = |event| if let Event::Memory { free, .. } = event { Some(free) } else { None };
+        self.running.wait_for_event("memory", free)
+    }
+
+    fn set_link(&mut self, up: bool) -> Result<()> {
+        self.monitor.execute(&format!(r#"{{"execute": "set_link", "arguments": {{"name": "net0", "up": {up}}}}}"#))
+    }
+
+    /// Stops the machine, as a host does that has no time for it.
+    fn stop(&self) -> Result<()> {
+        signal(self.running.process(), "STOP")
+    }
+
+    fn go_on(&self) -> Result<()> {
+        signal(self.running.process(), "CONT")
+    }
+
+    /// Ends the machine; the driver must not have been ended but when it was asked for.
+    fn leave(mut self) -> Result<()> {
+        self.running.type_line("shutdown")?;
+        let run = self.running.finish(|_| ())?;
+        let faults: Vec<_> = run
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Fault(fault) if fault.driver == self.name && fault.kind != "killed" => Some(&*fault.headline),
+                _ => None,
+            })
+            .collect();
+        if let Some(first) = faults.first() {
+            bail!("the driver was ended: {first}");
+        }
+        let given_up = run.events.iter().find_map(|event| match event {
+            Event::GivenUp { name, why } if *name == self.name => Some(why),
+            _ => None,
+        });
+        if let Some(why) = given_up {
+            bail!("the driver did not come back: {why}");
+        }
+        if run.end != End::Done && run.end != End::CommandFailed {
+            bail!("the machine: {}", run.end.description());
+        }
+        Ok(())
+    }
+}
+
+fn signal(process: u32, name: &str) -> Result<()> {
+    let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status()?;
+    if !status.success() {
+        bail!("cannot send QEMU a signal");
+    }
+    Ok(())
+}
+
+/// QEMU's name of a device that a module drives.
+fn device_of(manifest: &Manifest) -> Option<&'static str> {
+    let of_pci = manifest.pci_ids().find_map(|id| {
+        DEVICES.iter().find(|(vendor, device, _)| (*vendor, *device) == (id.vendor, id.device)).map(|(.., name)| *name)
+    });
+    of_pci.or_else(|| manifest.fixed_ports().any(|port| port == 0x1f0).then_some("isa-ide"))
+}
+
+/// A test of either kind.
+#[derive(Clone, Copy)]
+enum Test {
+    Nic(nic::Test),
+    Disk(disk::Test),
+}
+
+/// The tests of a class: names, what they mean, and they.
+fn tests_of(kind: Kind) -> Vec<(&'static str, &'static str, Test)> {
+    match kind {
+        Kind::Nic => nic::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Nic(*test))).collect(),
+        Kind::Scsi | Kind::Block => {
+            disk::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Disk(*test))).collect()
+        }
+        Kind::Other => Vec::new(),
+    }
+}
+
+/// Names of a class's tests, and what they mean: for the documents.
+pub fn meanings(kind: Kind) -> impl Iterator<Item = (&'static str, &'static str)> {
+    tests_of(kind).into_iter().map(|(name, meaning, _)| (name, meaning))
+}
+
+/// Tries the driver; what came of each test.
+pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
+    let driver = drivers::find(system, &options.machine, &options.name)?;
+    let bytes = std::fs::read(&driver.file)?;
+    let module = Module::parse(&bytes).map_err(|error| anyhow::anyhow!("{}: {error}", driver.file.display()))?;
+    let tests = tests_of(driver.kind);
+    if tests.is_empty() {
+        bail!("{} offers nothing that there are tests for", options.name);
+    }
+    let device = match &options.device {
+        Some(device) => device.clone(),
+        None => device_of(&module.manifest)
+            .with_context(|| {
+                format!("which of QEMU's devices {} drives is not known: --device names one", options.name)
+            })?
+            .to_string(),
+    };
+    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
+    if !tests.iter().any(|(name, ..)| wanted(name)) {
+        let names: Vec<&str> = tests.iter().map(|(name, ..)| *name).collect();
+        bail!("there is no such test; there are: {}", names.join(", "));
+    }
+    let is_allowed = |ring: &u8| *ring == 1 || module.manifest.flags & RING1_ONLY == 0;
+    let is_wanted = |ring: &u8| options.ring.is_none_or(|only| only == *ring);
+    let rings: Vec<u8> = [1, 0].into_iter().filter(is_allowed).filter(is_wanted).collect();
+    let mut outcomes = Vec::new();
+    for (name, meaning, test) in tests.into_iter().filter(|(name, ..)| wanted(name)) {
+        for &ring in &rings {
+            let began = Instant::now();
+            let failure =
+                attempt(system, options, (driver.kind, &device), test, ring).err().map(|error| format!("{error:#}"));
+            let outcome = Outcome { test: name, meaning, ring, failure, time: began.elapsed() };
+            show(&outcome);
+            outcomes.push(outcome);
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Boots a machine with the driver and does one test on it.
+fn attempt(system: &System, options: &Options, (kind, device): (Kind, &str), test: Test, ring: u8) -> Result<()> {
+    let folder = TempDir::new()?;
+    let socket = folder.path().join("qmp");
+    let mut machine = options.machine.clone();
+    machine.contents.autoload = false;
+    machine.contents.exec = None;
+    machine.timeout = Some(LIMIT);
+    machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
+    let mut peer = None;
+    match test {
+        Test::Nic(_) => {
+            let (other, network) = Peer::new()?;
+            (machine.nic, machine.hba, machine.network) = (device.to_string(), "none".to_string(), Some(network));
+            peer = Some(other);
+        }
+        Test::Disk(_) => {
+            (machine.nic, machine.hba) = ("none".to_string(), device.to_string());
+            for name in ["a.img", "b.img"] {
+                let path = folder.path().join(name);
+                File::create(&path)?.set_len(disk::BLOCKS * 512)?;
+                machine.disks.push(Disk::from(path));
+            }
+        }
+    }
+    let running = machine.start(system)?;
+    let monitor = Monitor::new(&socket)?;
+    let mut bench = Bench { running, monitor, name: options.name.clone(), kills: 0 };
+    bench.run("limits restarts 1000")?;
+    bench.run("limits restart-wait-ms 0")?;
+    bench.run(&format!("insmod {} --ring {ring}", options.name))?;
+    bench.run(&format!("policy {} restart", options.name))?;
+    if kind == Kind::Block {
+        // A block device is a device: the second disk has a driver of its own.
+        bench.run(&format!("insmod {} --ring {ring}", options.name))?;
+    }
+    match (test, &peer) {
+        (Test::Nic(test), Some(peer)) => test(&mut bench, peer)?,
+        (Test::Disk(test), _) => test(&mut bench)?,
+        (Test::Nic(_), None) => {}
+    }
+    bench.leave()
+}
+
+/// Tries the driver and says what came of each test; whether it passed all.
+pub fn run(system: &System, options: &Options) -> Result<bool> {
+    let show = |outcome: &Outcome| {
+        let Outcome { test, meaning, ring, failure, time } = outcome;
+        if options.json {
+            let time_ms = time.as_millis() as u64;
+            let object =
+                json!({ "test": test, "ring": ring, "passed": failure.is_none(), "failure": failure, "ms": time_ms });
+            output::line(format_args!("{object}"));
+            return;
+        }
+        let passed = if failure.is_none() { "passed" } else { "FAILED" };
+        output::line(format_args!("{passed}  ring {ring}  {test:<12} {meaning}"));
+        if let Some(failure) = failure {
+            output::line(format_args!("        {failure}"));
+        }
+    };
+    let outcomes = outcomes(system, options, show)?;
+    let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
+    if !options.json {
+        output::line(format_args!("{}: {} of {} tests passed", options.name, outcomes.len() - failed, outcomes.len()));
+    }
+    Ok(failed == 0)
+}

@@ -1,0 +1,195 @@
+//! What any network driver must do.
+
+use super::Bench;
+use super::peer::{BROADCAST, IPV4, Peer, echo_request, frame, tagged};
+use anyhow::{Context, Result, bail};
+use ringfence_link::event::Event;
+
+/// What a test does with the network.
+pub type Test = fn(&mut Bench, &Peer) -> Result<()>;
+
+/// Name, what it means, and the test. Each has a machine of its own.
+pub const TESTS: &[(&str, &str, Test)] = &[
+    ("dhcp", "the interface asks for an address and gets it", dhcp),
+    ("sizes", "frames of each length from 43 to 1514 bytes come back byte for byte", sizes),
+    ("flood-in", "after 3000 frames at once the next is answered", flood_in),
+    ("flood-out", "200 requests of the guest are all answered, and 50 of the longest frames", flood_out),
+    ("ring-dry", "after 500 frames that came while nobody looked the next is answered", ring_dry),
+    ("long", "a frame that is too long, up to 9000 bytes, hurts nobody", long),
+    ("short", "a frame that is too short, down to 14 bytes, hurts nobody", short),
+    ("vlan", "a frame with a VLAN tag hurts nobody", vlan),
+    ("others", "a frame for another card is not delivered", others),
+    ("link", "a cable that is pulled and put back is noticed, or does no harm", link),
+    ("restart-in", "a driver that is ended under frames that come is back, and hears", restart_in),
+    ("restart-out", "a driver that is ended under frames that go is back, and none is lost", restart_out),
+    ("ring-change", "a driver that changes rings under frames loses no connection", ring_change),
+    ("unload", "a driver that is unloaded and loaded again works, and no memory is gone", unload),
+];
+
+const DATA: [u8; 100] = [0xa5; 100];
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|index| (index as u8).wrapping_mul(31) ^ len as u8).collect()
+}
+
+/// Gives the interface its address, and asks for the card's.
+fn set_up(bench: &mut Bench, peer: &Peer) -> Result<[u8; 6]> {
+    bench.run("ip addr add 10.7.0.2/24 dev eth0")?;
+    peer.resolve()
+}
+
+fn dhcp(bench: &mut Bench, _: &Peer) -> Result<()> {
+    bench.running.type_line("ip")?;
+    let has = |event| match event {
+        Event::Interface(eth0) if eth0.name == "eth0" => Some(eth0.addresses.join(" ")),
+        _ => None,
+    };
+    let address = bench.running.wait_for_event("eth0", has)?;
+    if address != "10.7.0.2/24" {
+        bail!("eth0 has '{address}'");
+    }
+    Ok(())
+}
+
+fn sizes(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    let short = 1..64;
+    for len in short.chain([65, 127, 128, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1470, 1471, 1472]) {
+        peer.echo(&mac, &pattern(len))?;
+    }
+    Ok(())
+}
+
+fn flood_in(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    for _ in 0..30 {
+        peer.flood(&mac, &DATA, 100);
+    }
+    if peer.echoes(DATA.len()) == 0 {
+        bail!("none of 3000 frames was answered");
+    }
+    peer.echo(&mac, &pattern(33))
+}
+
+fn flood_out(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    bench.run("ping 10.7.0.1 -c 200 -i 0")?;
+    bench.run("ping 10.7.0.1 -c 50 -i 0 -s 1472")?;
+    peer.echo(&mac, &pattern(34))
+}
+
+fn ring_dry(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    bench.stop()?;
+    peer.flood(&mac, &DATA, 500);
+    bench.go_on()?;
+    peer.echoes(DATA.len());
+    peer.echo(&mac, &pattern(35))
+}
+
+fn long(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    for len in [1473, 1474, 1480, 1600, 2000, 2034, 2048, 4000, 8000, 8958] {
+        peer.send(&frame(&mac, IPV4, &echo_request(&pattern(len))));
+    }
+    peer.echo(&mac, &pattern(36))
+}
+
+fn short(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    for len in 0..46 {
+        peer.send(&frame(&mac, 0x88b5, &pattern(len)));
+    }
+    peer.echo(&mac, &pattern(37))
+}
+
+fn vlan(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    for len in [1, 18, 100, 1468, 1472] {
+        peer.send(&tagged(&mac, IPV4, &echo_request(&pattern(len))));
+    }
+    peer.echo(&mac, &pattern(38))
+}
+
+fn others(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    let before = received(bench)?;
+    let other = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5] ^ 0x55];
+    for _ in 0..50 {
+        peer.send(&frame(&other, 0x88b5, &[0; 46]));
+    }
+    // One for all is.
+    peer.send(&frame(&BROADCAST, 0x88b5, &[0; 46]));
+    peer.echo(&mac, &pattern(39))?;
+    let more = received(bench)? - before;
+    if more == 0 || more >= 50 {
+        bail!("of 50 frames for others and 2 for the card {more} were delivered");
+    }
+    Ok(())
+}
+
+/// Frames that the driver has delivered.
+fn received(bench: &mut Bench) -> Result<u64> {
+    bench.running.type_line("ip")?;
+    let count = |event| match event {
+        Event::Interface(eth0) if eth0.name == "eth0" => Some(eth0.received),
+        _ => None,
+    };
+    bench.running.wait_for_event("eth0", count)
+}
+
+fn link(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    for up in [false, true, false, true] {
+        bench.set_link(up)?;
+    }
+    peer.echo(&mac, &pattern(40))
+}
+
+fn restart_in(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    for _ in 0..3 {
+        peer.flood(&mac, &DATA, 100);
+        bench.end_driver()?;
+        peer.flood(&mac, &DATA, 100);
+        peer.echo(&mac, &pattern(41))?;
+    }
+    Ok(())
+}
+
+fn restart_out(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    let name = bench.name.clone();
+    bench.run(&format!("repeat 5 ping 10.7.0.1 -c 20 -i 0, kill {name}, ping 10.7.0.1 -c 1 -W 5000"))?;
+    bench.kills += 5;
+    peer.echo(&mac, &pattern(42))
+}
+
+fn ring_change(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    let name = bench.name.clone();
+    for ring in [0, 1, 0, 1] {
+        peer.flood(&mac, &DATA, 50);
+        bench.run(&format!("ring {name} {ring}"))?;
+        peer.flood(&mac, &DATA, 50);
+        peer.echo(&mac, &pattern(43))?;
+    }
+    Ok(())
+}
+
+fn unload(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let name = bench.name.clone();
+    let mut free = Vec::new();
+    for _ in 0..3 {
+        bench.run(&format!("rmmod {name}"))?;
+        free.push(bench.free_frames()?);
+        bench.run(&format!("insmod {name}"))?;
+        let mac = set_up(bench, peer).context("loaded again")?;
+        peer.echo(&mac, &pattern(44))?;
+    }
+    // The first time brings tables that stay.
+    if free[1] != free[2] {
+        bail!("{} frames of memory are gone", free[1].abs_diff(free[2]));
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! The other end of the cable: a host that answers what it must in a thread of its own, and sends
+//! whatever frames a test likes.
+
+use anyhow::{Result, bail};
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// Addresses of the guest and of the peer.
+pub const GUEST: [u8; 4] = [10, 7, 0, 2];
+pub const PEER: [u8; 4] = [10, 7, 0, 1];
+const PEER_MAC: [u8; 6] = [0x52, 0x54, 0, 0xaa, 0xbb, 0xcc];
+pub const BROADCAST: [u8; 6] = [0xff; 6];
+/// Types of frames (IEEE 802 numbers).
+pub const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+/// What the peer's and the guest's echo requests are told apart by.
+const OWN_ID: [u8; 2] = [0x12, 0x34];
+/// How long a frame is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Until something is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// The peer. A datagram is a frame.
+pub struct Peer {
+    socket: Arc<UdpSocket>,
+    frames: Receiver<Vec<u8>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Peer {
+    /// The peer, and what a machine's network card is to be connected to.
+    pub fn new() -> Result<(Peer, String)> {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0")?);
+        // A port that is free, for QEMU.
+        let other = UdpSocket::bind("127.0.0.1:0")?;
+        let (ours, its) = (socket.local_addr()?.port(), other.local_addr()?.port());
+        drop(other);
+        socket.connect(("127.0.0.1", its))?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let (sender, frames) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (listens, stops) = (socket.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let mut frame = [0; 65536];
+            while !stops.load(Ordering::Relaxed) {
+                // Nobody is there before QEMU is.
+                let Ok(len) = listens.recv(&mut frame) else { continue };
+                let frame = &frame[..len];
+                if let Some(answer) = answer(frame) {
+                    // What is lost is lost on cables, too.
+                    let _ = listens.send(&answer);
+                }
+                if sender.send(frame.to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let end = |name: &str, port: u16| format!("{name}.type=inet,{name}.host=127.0.0.1,{name}.port={port}");
+        let network = format!("dgram,{},{}", end("local", its), end("remote", ours));
+        Ok((Peer { socket, frames, stop }, network))
+    }
+
+    /// Puts a frame on the wire as it is.
+    pub fn send(&self, frame: &[u8]) {
+        // While QEMU is stopped the socket may be full: what is lost then is lost on cables, too.
+        let _ = self.socket.send(frame);
+    }
+
+    /// The next frame for which `wanted` has a value; `ask` is sent now and then until it comes.
+    pub fn wait<T>(&self, what: &str, ask: &[u8], wanted: impl Fn(&[u8]) -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut again = Instant::now();
+        while Instant::now() < deadline {
+            if !ask.is_empty() && Instant::now() >= again {
+                self.send(ask);
+                again = Instant::now() + AGAIN;
+            }
+            match self.frames.recv_timeout(AGAIN) {
+                Ok(frame) => {
+                    if let Some(value) = wanted(&frame) {
+                        return Ok(value);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        bail!("{what} did not come within {} s", PATIENCE.as_secs())
+    }
+
+    /// The guest's Ethernet address (RFC 826).
+    pub fn resolve(&self) -> Result<[u8; 6]> {
+        let request = arp(1, &PEER_MAC, &PEER, &[0; 6], &GUEST);
+        let request = frame(&BROADCAST, ARP, &request);
+        self.wait("an answer to ARP", &request, |frame| {
+            let is_it = part(frame, 12, 2)? == ARP.to_be_bytes()
+                && part(frame, 20, 2)? == [0, 2]
+                && part(frame, 28, 4)? == GUEST;
+            is_it.then(|| part(frame, 22, 6)?.try_into().ok())?
+        })
+    }
+
+    /// Has the guest send `data` back (RFC 792), byte for byte.
+    pub fn echo(&self, mac: &[u8; 6], data: &[u8]) -> Result<()> {
+        let request = frame(mac, IPV4, &packet(1, &icmp(8, &OWN_ID, data)));
+        let what = format!("the echo of {} bytes", data.len());
+        let came = self.wait(&what, &request, |frame| echoed(frame, data.len()))?;
+        if came != data {
+            bail!("the echo of {} bytes is not what was sent", data.len());
+        }
+        Ok(())
+    }
+
+    /// Sends so many echo requests of `data`, without waiting for anything.
+    pub fn flood(&self, mac: &[u8; 6], data: &[u8], count: usize) {
+        let request = frame(mac, IPV4, &packet(1, &icmp(8, &OWN_ID, data)));
+        (0..count).for_each(|_| self.send(&request));
+    }
+
+    /// How many echoes of so many bytes have come by now.
+    pub fn echoes(&self, len_bytes: usize) -> usize {
+        let mut count = 0;
+        while let Ok(frame) = self.frames.recv_timeout(AGAIN) {
+            count += usize::from(echoed(&frame, len_bytes).is_some());
+        }
+        count
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A frame to `to` from the peer, as short as that makes it.
+pub fn frame(to: &[u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&to[..], &PEER_MAC, &ethertype.to_be_bytes(), payload].concat()
+}
+
+/// The same with a VLAN tag (IEEE 802.1Q).
+pub fn tagged(to: &[u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&to[..], &PEER_MAC, &[0x81, 0, 0, 7], &ethertype.to_be_bytes(), payload].concat()
+}
+
+/// An IPv4 packet to the guest with an echo request.
+pub fn echo_request(data: &[u8]) -> Vec<u8> {
+    packet(1, &icmp(8, &OWN_ID, data))
+}
+
+fn part(frame: &[u8], at: usize, len: usize) -> Option<&[u8]> {
+    frame.get(at..at.checked_add(len)?)
+}
+
+/// What was echoed, if the frame is an answer to the peer of so many bytes.
+fn echoed(frame: &[u8], len_bytes: usize) -> Option<Vec<u8>> {
+    let is_answer = part(frame, 12, 2)? == IPV4.to_be_bytes()
+        && *frame.get(23)? == 1
+        && *frame.get(34)? == 0
+        && part(frame, 38, 2)? == OWN_ID
+        && usize::from(u16::from_be_bytes(part(frame, 16, 2)?.try_into().ok()?)) == 28 + len_bytes;
+    is_answer.then(|| part(frame, 42, len_bytes).map(<[u8]>::to_vec))?
+}
+
+/// What the peer answers by itself: ARP, echo requests, DHCP.
+fn answer(asked: &[u8]) -> Option<Vec<u8>> {
+    let from: [u8; 6] = part(asked, 6, 6)?.try_into().ok()?;
+    if part(asked, 12, 2)? == ARP.to_be_bytes() {
+        let is_for_peer = part(asked, 20, 2)? == [0, 1] && part(asked, 38, 4)? == PEER;
+        let reply = arp(2, &PEER_MAC, &PEER, part(asked, 22, 6)?, part(asked, 28, 4)?);
+        return is_for_peer.then(|| frame(&from, ARP, &reply));
+    }
+    if part(asked, 12, 2)? != IPV4.to_be_bytes() {
+        return None;
+    }
+    let len = usize::from(u16::from_be_bytes(part(asked, 16, 2)?.try_into().ok()?));
+    match *asked.get(23)? {
+        1 if *asked.get(34)? == 8 && part(asked, 30, 4)? == PEER => {
+            let id = part(asked, 38, 2)?;
+            let mut reply = icmp(0, &[id[0], id[1]], part(asked, 42, len.checked_sub(28)?)?);
+            // The sequence number comes back as well.
+            reply[6..8].copy_from_slice(part(asked, 40, 2)?);
+            reply[2..4].fill(0);
+            let sum = checksum(&reply);
+            reply[2..4].copy_from_slice(&sum);
+            Some(frame(&from, IPV4, &packet(1, &reply)))
+        }
+        17 if part(asked, 36, 2)? == [0, 67] => dhcp(&from, part(asked, 42, len.checked_sub(28)?)?),
+        _ => None,
+    }
+}
+
+/// What a DHCP server answers (RFC 2131): an offer, or yes.
+fn dhcp(to: &[u8; 6], asked: &[u8]) -> Option<Vec<u8>> {
+    let mut options = asked.get(240..)?;
+    let kind = loop {
+        match options {
+            [53, 1, kind, ..] => break *kind,
+            [0, rest @ ..] => options = rest,
+            [255, ..] | [_] | [] => return None,
+            [_, len, rest @ ..] => options = rest.get(usize::from(*len)..)?,
+        }
+    };
+    let (discover, request, offer, ack) = (1, 3, 2, 5);
+    let kind = if kind == discover { offer } else { (kind == request).then_some(ack)? };
+    let mut message = asked.get(..240)?.to_vec();
+    message[0] = 2;
+    message[16..20].copy_from_slice(&GUEST);
+    message.extend([53, 1, kind, 54, 4].iter().chain(&PEER));
+    message.extend([51, 4, 0, 0, 3, 0, 1, 4, 255, 255, 255, 0, 3, 4].iter().chain(&PEER).chain(&[255]));
+    message.resize(300, 0);
+    let len = (8 + message.len() as u16).to_be_bytes();
+    let datagram = [&[0, 67, 0, 68, len[0], len[1], 0, 0], &message[..]].concat();
+    Some(frame(to, IPV4, &packet(17, &datagram)))
+}
+
+fn arp(operation: u8, from: &[u8], from_address: &[u8], to: &[u8], to_address: &[u8]) -> Vec<u8> {
+    [&[0, 1, 8, 0, 6, 4, 0, operation], from, from_address, to, to_address].concat()
+}
+
+/// The Internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let pairs = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
+    let sum: u32 = pairs.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!(sum + (sum >> 16)) as u16).to_be_bytes()
+}
+
+/// An IPv4 packet to the guest (RFC 791).
+fn packet(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let len = (20 + payload.len() as u16).to_be_bytes();
+    let mut header = [&[0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, protocol, 0, 0][..], &PEER, &GUEST].concat();
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    [&header, payload].concat()
+}
+
+fn icmp(kind: u8, id: &[u8; 2], data: &[u8]) -> Vec<u8> {
+    let mut message = [&[kind, 0, 0, 0, id[0], id[1], 0, 1][..], data].concat();
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum);
+    message
+}

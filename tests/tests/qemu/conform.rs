@@ -1,0 +1,52 @@
+//! The conformance suite: drivers pass it, and one that does not do its work does not.
+
+use ringfence::conform::{self, Options, Outcome};
+use ringfence::machine::Machine;
+use ringfence_tests::system;
+
+fn outcomes(name: &str, only: Option<&str>, ring: Option<u8>) -> Vec<Outcome> {
+    let (name, only) = (name.to_string(), only.map(String::from));
+    let options = Options { name, device: None, only, ring, machine: Machine::default(), json: false };
+    conform::outcomes(system(), &options, |_| ()).unwrap()
+}
+
+fn assert_passes(outcomes: &[Outcome]) {
+    let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.failure.is_some()).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn a_network_driver_passes_all() {
+    let outcomes = outcomes("ne2k-pci", None, None);
+    assert_eq!(outcomes.len(), 28);
+    assert_passes(&outcomes);
+}
+
+#[test]
+fn drivers_of_disks_pass_all() {
+    for name in ["virtio-scsi", "ide"] {
+        let outcomes = outcomes(name, None, None);
+        assert_eq!(outcomes.len(), 16);
+        assert_passes(&outcomes);
+    }
+}
+
+/// All the others pass all as well (`cargo run -- conform NAME`). Here is what finds most.
+#[test]
+fn the_others_filter_and_come_back() {
+    for name in ["e1000", "pcnet", "rtl8139", "rtl8139-c", "virtio-net"] {
+        for test in ["others", "restart-in"] {
+            assert_passes(&outcomes(name, Some(test), Some(1)));
+        }
+    }
+    for name in ["lsi53c895a", "am53c974", "virtio-blk"] {
+        assert_passes(&outcomes(name, Some("restart"), Some(1)));
+    }
+}
+
+/// It never asks for an address.
+#[test]
+fn a_driver_that_does_nothing_fails() {
+    let [outcome] = &outcomes("rogue-nic", Some("dhcp"), Some(1))[..] else { panic!("one test in one ring") };
+    assert_eq!(outcome.failure.as_deref(), Some("eth0 has ''"));
+}

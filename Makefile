@@ -8,6 +8,8 @@ test: setup
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
 	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
 	cargo test
+	@echo "test: the logic of drivers, with kernels and devices that are made up"
+	cargo test -p rf-template -p rf-ne2k-pci --lib
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
 	RINGFENCE_MACHINE=pc cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: reset:: restart:: scsi::
 
@@ -17,6 +19,7 @@ setup:
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy -p rf-template -p rf-ne2k-pci --lib --profile test -- -D warnings
 	cargo run -- lint
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
 	else echo "lint: cargo-deny is not installed ('cargo install cargo-deny'): licences and sources are not checked"; fi

@@ -4,10 +4,12 @@
 //! The card has no DMA and no registers in memory: it has memory of its own, which is reached
 //! through one port, 16 bits at a time. A frame to be sent is copied into it; what is received lies
 //! in a ring of pages there until the driver copies it out.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod registers;
+#[cfg(test)]
+mod tests;
 
 use registers::{self as reg, cause, command};
 use ringfence_sdk::class::Device;

@@ -8,6 +8,7 @@ use crate::Result;
 use crate::service::safe;
 use core::ptr::NonNull;
 use ringfence_abi::service::Refusal;
+#[cfg(not(feature = "fake"))]
 use volatile::VolatilePtr;
 
 /// Reads `width_bytes` (1, 2 or 4) bytes of configuration space at `offset`.
@@ -66,13 +67,23 @@ macro_rules! mmio_access {
         /// Reads the register at `offset`. Panics if it is not inside the BAR or not aligned.
         #[track_caller]
         pub fn $read(&self, offset: usize) -> $type {
-            self.register::<$type>(offset).read()
+            let register = self.register::<$type>(offset);
+            #[cfg(feature = "fake")]
+            return crate::fake::read(register.addr().get() as u64, size_of::<$type>()) as $type;
+            #[cfg(not(feature = "fake"))]
+            // SAFETY: inside the BAR, which the kernel mapped for good; access is volatile.
+            unsafe { VolatilePtr::new(register) }.read()
         }
 
         /// Writes the register at `offset`. Panics if it is not inside the BAR or not aligned.
         #[track_caller]
         pub fn $write(&self, offset: usize, value: $type) {
-            self.register::<$type>(offset).write(value);
+            let register = self.register::<$type>(offset);
+            #[cfg(feature = "fake")]
+            crate::fake::write(register.addr().get() as u64, size_of::<$type>(), value.into());
+            #[cfg(not(feature = "fake"))]
+            // SAFETY: as above.
+            unsafe { VolatilePtr::new(register) }.write(value);
         }
     };
 }
@@ -90,22 +101,23 @@ impl Mmio {
     /// A part of it: `len_bytes` bytes from `offset`.
     pub fn part(&self, offset: usize, len_bytes: usize) -> Result<Mmio> {
         match offset.checked_add(len_bytes) {
-            Some(end) if end <= self.len_bytes => {
-                // SAFETY: inside the BAR.
-                Ok(Mmio { start: unsafe { self.start.add(offset) }, len_bytes, bar: self.bar })
-            }
+            Some(end) if end <= self.len_bytes => Ok(Mmio { start: self.at(offset), len_bytes, bar: self.bar }),
             _ => Err(Refusal::Invalid),
         }
     }
 
     #[track_caller]
-    fn register<T: Copy>(&self, offset: usize) -> VolatilePtr<'_, T> {
+    fn register<T: Copy>(&self, offset: usize) -> NonNull<T> {
         let Mmio { bar, len_bytes, .. } = *self;
         let is_inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= len_bytes);
         assert!(is_inside, "register {offset:#x} outside BAR {bar} ({len_bytes:#x} bytes)");
         assert!(offset.is_multiple_of(size_of::<T>()), "register {offset:#x} of BAR {bar} is not aligned");
-        // SAFETY: inside the BAR, which the kernel mapped for good; access is volatile.
-        unsafe { VolatilePtr::new(self.start.add(offset).cast()) }
+        self.at(offset).cast()
+    }
+
+    /// Where `offset`, which is inside the BAR, lies.
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        self.start.map_addr(|start| start.saturating_add(offset))
     }
 
     mmio_access!(read8, write8, u8);
@@ -128,12 +140,17 @@ macro_rules! port_access {
         #[track_caller]
         pub fn $read(&self, offset: u16) -> $type {
             let port = self.port(offset, size_of::<$type>());
+            #[cfg(feature = "fake")]
+            return crate::fake::read_port(port, size_of::<$type>()) as $type;
+            #[cfg(not(feature = "fake"))]
             let value: $type;
+            #[cfg(not(feature = "fake"))]
             // SAFETY: a port of the driver's own device.
             unsafe {
                 core::arch::asm!(concat!("in ", $register, ", dx"), in("dx") port, out($register) value,
                     options(nomem, nostack, preserves_flags));
             }
+            #[cfg(not(feature = "fake"))]
             value
         }
 
@@ -141,6 +158,9 @@ macro_rules! port_access {
         #[track_caller]
         pub fn $write(&self, offset: u16, value: $type) {
             let port = self.port(offset, size_of::<$type>());
+            #[cfg(feature = "fake")]
+            crate::fake::write_port(port, size_of::<$type>(), value.into());
+            #[cfg(not(feature = "fake"))]
             // SAFETY: a port of the driver's own device.
             unsafe {
                 core::arch::asm!(concat!("out dx, ", $register), in("dx") port, in($register) value,
@@ -171,6 +191,11 @@ impl Ports {
     #[track_caller]
     pub fn read_words(&self, offset: u16, to: &mut [u8]) {
         let port = self.port(offset, size_of::<u16>());
+        #[cfg(feature = "fake")]
+        for pair in to.chunks_exact_mut(2) {
+            pair.copy_from_slice(&(crate::fake::read_port(port, 2) as u16).to_le_bytes());
+        }
+        #[cfg(not(feature = "fake"))]
         // SAFETY: a port of the driver's own device; what is written is all inside of `to`.
         unsafe {
             core::arch::asm!("rep insw", in("dx") port, inout("rdi") to.as_mut_ptr() => _,
@@ -183,6 +208,11 @@ impl Ports {
     #[track_caller]
     pub fn write_words(&self, offset: u16, from: &[u8]) {
         let port = self.port(offset, size_of::<u16>());
+        #[cfg(feature = "fake")]
+        for pair in from.chunks_exact(2) {
+            crate::fake::write_port(port, 2, u16::from_le_bytes([pair[0], pair[1]]).into());
+        }
+        #[cfg(not(feature = "fake"))]
         // SAFETY: a port of the driver's own device; what is read is all inside of `from`.
         unsafe {
             core::arch::asm!("rep outsw", in("dx") port, inout("rsi") from.as_ptr() => _,

@@ -9,8 +9,9 @@
 //! * [`timer`]: polls when time has gone by; [`command`]: what a person can tell the driver
 //! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
 //! * [`virtio`]: what virtio devices have in common
+//! * `fake`, a feature: a kernel and a device that are made up, for tests on the host
 //! * `log`'s macros and `alloc`'s collections just work
-#![no_std]
+#![cfg_attr(not(feature = "fake"), no_std)]
 
 extern crate alloc;
 
@@ -21,9 +22,13 @@ pub mod class;
 pub mod command;
 pub mod device;
 pub mod dma;
+#[cfg(feature = "fake")]
+pub mod fake;
+#[cfg(not(feature = "fake"))]
 mod heap;
 pub mod manifest;
 pub mod net;
+#[cfg(not(feature = "fake"))]
 mod panic;
 pub mod parameter;
 pub mod ring;

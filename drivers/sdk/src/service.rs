@@ -21,6 +21,16 @@ mod argument {
 /// A service as it is: parameters are collected, two for what is passed in two registers.
 macro_rules! declare {
     ($what:literal $symbol:ident [$($parameter:ident)*]) => {
+        #[cfg(feature = "fake")]
+        #[doc = $what]
+        ///
+        /// # Safety
+        /// What the arguments point to must be there.
+        pub unsafe fn $symbol($($parameter: u64),*) -> i64 {
+            crate::fake::serve(stringify!($symbol), &[$($parameter),*])
+        }
+
+        #[cfg(not(feature = "fake"))]
         unsafe extern "C" {
             #[doc = $what]
             ///
@@ -112,8 +122,13 @@ pub fn null() {
 
 /// A reading of the time stamp counter.
 pub fn tsc() -> u64 {
+    #[cfg(feature = "fake")]
+    return time_ns();
+    #[cfg(not(feature = "fake"))]
     // SAFETY: every x86-64 CPU has it.
-    unsafe { core::arch::x86_64::_rdtsc() }
+    unsafe {
+        core::arch::x86_64::_rdtsc()
+    }
 }
 
 /// Longest line in bytes: what it needs of a driver's stack is little.

@@ -1,6 +1,9 @@
 //! The smallest driver: it logs. Copy this folder, rename it, and read `docs/writing-a-driver.md`.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod tests;
 
 use ringfence_sdk::{Driver, Manifest, Result, driver};
 

@@ -1,0 +1,17 @@
+//! What a driver does is tested on the host, with a kernel that is made up: `cargo test -p
+//! rf-template --lib`.
+
+use super::Template;
+use ringfence_sdk::Driver;
+use ringfence_sdk::fake::Kernel;
+
+#[test]
+fn it_says_hello_and_counts_letters() {
+    // It has no device. One that has brings a model of that, or a script of what that is asked.
+    let mut kernel = Kernel::new(());
+    let mut template = kernel.run(Template::init).unwrap();
+    assert_eq!(kernel.log, ["hello from a driver that does not know its ring"]);
+    assert_eq!(kernel.run(|| template.command("four")), Ok(4));
+    kernel.run(|| template.exit());
+    assert_eq!(kernel.log[1..], ["was told 'four'", "good-bye"]);
+}

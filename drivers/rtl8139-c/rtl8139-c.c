@@ -123,6 +123,7 @@ static void receive(void)
             return; /* the card is not done with it, or there is nothing to put it into */
         if (!(header[0] & 1) || header[1] < CHECK || header[1] > RF_MAX_FRAME + CHECK) {
             rf_net_give_received(&net, &frame, 0);
+            rf_net_count(&net, RfCounter_RxErrors, 1);
             rf_log_text(RF_LOG_WARN, "a damaged frame: the receive ring is set up anew");
             start_receiver(rf_dma_address((uint64_t)(uintptr_t)ring));
             return;

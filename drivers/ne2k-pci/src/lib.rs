@@ -14,7 +14,7 @@ mod tests;
 use registers::{self as reg, cause, command};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
-use ringfence_sdk::net::{MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
 driver!(
@@ -93,7 +93,11 @@ impl Device<Nic> for Ne2k {
         self.ports.write8(reg::CAUSES, causes & !cause::IN_RESET);
         self.transmit(queues);
         self.receive(queues);
+        if causes & cause::RECEIVE_ERROR != 0 {
+            queues.count(Counter::RxErrors, 1);
+        }
         if causes & cause::OVERWRITE != 0 {
+            queues.count(Counter::RxMissed, self.ports.read8(reg::MISSED).into());
             self.recover(queues);
         }
         Reply::ACKNOWLEDGED

@@ -33,6 +33,8 @@ pub const TRANSMIT_CONFIGURATION: u16 = 0x0d;
 pub const DATA_CONFIGURATION: u16 = 0x0e;
 /// Causes that interrupt.
 pub const MASK: u16 = 0x0f;
+/// Frames that were lost for want of room, when read, which clears it.
+pub const MISSED: u16 = 0x0f;
 
 /// Page 1. The Ethernet address, 6 bytes.
 pub const ADDRESS: u16 = 0x01;

@@ -12,7 +12,7 @@ use registers::{self as reg, Registers, cause, command, tx};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
 
 driver!(
@@ -107,6 +107,10 @@ impl Device<Nic> for Rtl8139 {
         if events.contains(Events::INTERRUPT) {
             let causes = self.registers.read16(reg::CAUSES);
             self.registers.write16(reg::CAUSES, causes);
+            if causes & (cause::RING_FULL | cause::FIFO_FULL) != 0 {
+                queues.count(Counter::RxMissed, (self.registers.read32(reg::MISSED) & 0xff_ffff).into());
+                self.registers.write32(reg::MISSED, 0);
+            }
             if causes & cause::LINK != 0 {
                 let up = self.registers.read8(reg::MEDIA_STATUS) & reg::NO_LINK == 0;
                 log::info!("link {}", if up { "up" } else { "down" });
@@ -166,6 +170,9 @@ impl Rtl8139 {
             if status & (tx::SENT | tx::UNDERRUN | tx::GIVEN_UP) == 0 {
                 break;
             }
+            if status & tx::SENT == 0 {
+                queues.count(Counter::TxErrors, 1);
+            }
             if let Some(frame) = self.sending[slot].take() {
                 queues.give_transmitted(frame);
             }
@@ -204,6 +211,7 @@ impl Rtl8139 {
                 // What follows is not to be found: the ring begins anew.
                 log::warn!("a frame of {whole} bytes with status {status:#x}: the receive ring is set up anew");
                 queues.give_received(frame, 0);
+                queues.count(Counter::RxErrors, 1);
                 return self.start_receiver();
             }
             let mut bytes = [0; MAX_FRAME];

@@ -20,6 +20,8 @@ pub const MASK: u16 = 0x3c;
 pub const CAUSES: u16 = 0x3e;
 pub const TX_CONFIGURATION: u16 = 0x40;
 pub const RX_CONFIGURATION: u16 = 0x44;
+/// Frames that were lost for want of room; writing clears it.
+pub const MISSED: u16 = 0x4c;
 /// 0 wakes the chip up.
 pub const CONFIGURATION_1: u16 = 0x52;
 pub const MEDIA_STATUS: u16 = 0x58;

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::service::safe::{rf_dma_address, rf_dma_alloc, rf_dma_free};
 use core::ptr::NonNull;
+use ringfence_abi::layout::PAGE_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Physically contiguous memory that the device can reach. Dropping it gives it back: stop the
@@ -13,16 +14,32 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub struct Dma {
     bytes: Bytes,
     address: u64,
+    /// What the kernel gave, which may begin before it.
+    given: u64,
 }
 
 impl Dma {
     /// `len_bytes` bytes, zeroed, rounded up to pages.
     pub fn new(len_bytes: usize) -> Result<Dma> {
-        let start = rf_dma_alloc(len_bytes as u64)?;
-        let address = rf_dma_address(start)?;
-        let start = NonNull::new(start as *mut u8).ok_or(crate::Refusal::NoMemory)?;
+        Dma::aligned(len_bytes, 1)
+    }
+
+    /// The same, beginning for the device at a multiple of `align_bytes`, a power of two. What is
+    /// left out for that counts against the budget; pages are aligned anyway.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::Invalid`] if it is none.
+    pub fn aligned(len_bytes: usize, align_bytes: usize) -> Result<Dma> {
+        if !align_bytes.is_power_of_two() {
+            return Err(crate::Refusal::Invalid);
+        }
+        let more = align_bytes.saturating_sub(PAGE_SIZE as usize);
+        let given = rf_dma_alloc(len_bytes.saturating_add(more) as u64)?;
+        let first = rf_dma_address(given)?;
+        let address = first.next_multiple_of(align_bytes as u64);
+        let start = NonNull::new((given + (address - first)) as *mut u8).ok_or(crate::Refusal::NoMemory)?;
         // SAFETY: the kernel has just mapped it, and it is unmapped when this is dropped.
-        Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address })
+        Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address, given })
     }
 
     /// The same for a device whose addresses have 32 bits. [`crate::Refusal::NoMemory`] if it does
@@ -73,7 +90,7 @@ impl Dma {
 impl Drop for Dma {
     fn drop(&mut self) {
         // It can only be refused if the kernel never gave it.
-        let _ = rf_dma_free(GivenBack(self.bytes.start.as_ptr() as u64));
+        let _ = rf_dma_free(GivenBack(self.given));
     }
 }
 

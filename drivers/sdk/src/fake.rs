@@ -290,6 +290,11 @@ impl Net {
         }
     }
 
+    /// What it has counted.
+    pub fn counted(&self, counter: net::Counter) -> u64 {
+        self.memory.load(net::COUNTERS + counter as usize)
+    }
+
     /// The frames that it has delivered.
     pub fn take_received(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
@@ -410,4 +415,39 @@ fn offer_net(kernel: &mut Kernel) -> i64 {
         next: 0,
     });
     start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dma::Dma;
+
+    #[test]
+    fn dma_memory_is_aligned_as_it_was_asked_for() {
+        let mut kernel = Kernel::new(());
+        kernel.run(|| {
+            for align_bytes in [1, 16, 4096, 8192, 65536] {
+                let memory = Dma::aligned(100, align_bytes).unwrap();
+                assert!(memory.address(0).is_multiple_of(align_bytes as u64));
+                memory.write(96, 0x1234_5678_u32);
+                assert_eq!(memory.read::<u32>(96), 0x1234_5678);
+            }
+            assert_eq!(Dma::aligned(100, 24).err(), Some(Refusal::Invalid));
+        });
+    }
+
+    /// A number of bytes beyond the memory ends the driver, with its line.
+    #[test]
+    #[should_panic(expected = "4 bytes at 0x62 outside DMA memory (0x64 bytes)")]
+    fn what_is_outside_of_dma_memory_is_not_reached() {
+        Kernel::new(()).run(|| Dma::new(100).unwrap().write(98, 0_u32));
+    }
+
+    #[test]
+    #[should_panic(expected = "is read; the script has")]
+    fn a_script_is_followed_to_the_letter() {
+        let mut script = Script::new("bar 0 memory 100\nr 0 10 4 1\nr 0 14 4 2");
+        assert_eq!(script.read(Register { bar: 0, offset: 0x10, width_bytes: 4 }), 1);
+        script.read(Register { bar: 0, offset: 0x14, width_bytes: 2 });
+    }
 }

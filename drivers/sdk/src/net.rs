@@ -12,10 +12,10 @@ use core::num::NonZeroU16;
 use core::ptr::NonNull;
 pub use ringfence_abi::net::NetInfo;
 use ringfence_abi::net::{
-    EMPTY, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES,
-    TX_START, entry, split,
+    COUNTERS, EMPTY, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS,
+    TX_FRAMES, TX_START, entry, split,
 };
-pub use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME, MIN_FRAME};
+pub use ringfence_abi::net::{Counter, FRAME_BYTES, MAX_FRAME, MIN_FRAME};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Network interfaces.
@@ -162,6 +162,12 @@ impl Queues {
     pub fn end_of_frames(&self) -> u64 {
         let end = |first: u64, count: usize| first + (count * FRAME_BYTES) as u64;
         end(self.tx_address, TX_FRAMES).max(end(self.rx_address, RX_FRAMES))
+    }
+
+    /// Counts what went wrong with so many frames, for `ip`.
+    pub fn count(&mut self, counter: Counter, frames: u64) {
+        let word = COUNTERS + counter as usize;
+        self.memory.store(word, self.memory.load(word).saturating_add(frames));
     }
 
     /// The next frame to send.

@@ -43,6 +43,28 @@ pub const TX_START: usize = 2;
 /// Word of the queue memory that holds the address for the driver of receive frame 0; the others
 /// follow it.
 pub const RX_START: usize = 3;
+/// The first of the words of the queue memory in which a driver counts what went wrong with frames:
+/// one for each [`Counter`].
+pub const COUNTERS: usize = 4;
+
+/// What a network driver counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Counter {
+    /// Frames that the card had no room for.
+    RxMissed = 0,
+    /// Frames that were received damaged.
+    RxErrors = 1,
+    /// Frames that were not sent.
+    TxErrors = 2,
+    /// Collisions.
+    Collisions = 3,
+}
+
+/// How many counters there are.
+pub const COUNTER_COUNT: usize = 4;
+const _: () = assert!(COUNTERS + COUNTER_COUNT <= TRANSMIT.base);
+
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;
 

@@ -10,7 +10,8 @@ use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ringfence_abi::net::{
-    EMPTY, FRAME_BYTES, MAX_FRAME, RECEIVED, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_FRAMES, entry, split,
+    COUNTER_COUNT, COUNTERS, EMPTY, FRAME_BYTES, MAX_FRAME, RECEIVED, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_FRAMES,
+    entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -70,6 +71,9 @@ pub struct Counts {
     pub sent: u64,
     /// Frames that it delivered.
     pub received: u64,
+    /// What it says went wrong, by
+    /// [`Counter`](ringfence_abi::net::Counter).
+    pub errors: [u64; COUNTER_COUNT],
 }
 
 impl<M: Words + Data> Frames<M> {
@@ -126,8 +130,18 @@ impl<M: Words + Data> Frames<M> {
         }
         // These will be counted when they are received.
         self.has_link = other.has_link;
-        self.counts =
-            Counts { received: other.counts.received.saturating_sub(self.inherited.len() as u64), ..other.counts };
+        let received = other.counts.received.saturating_sub(self.inherited.len() as u64);
+        // Its own memory says what it says; that of the other one is gone soon.
+        self.counts = Counts { received, errors: other.all_counts().errors, ..other.counts };
+    }
+
+    /// What went through the interface, with what its drivers say went wrong.
+    pub fn all_counts(&self) -> Counts {
+        let mut counts = self.counts;
+        for (index, errors) in counts.errors.iter_mut().enumerate() {
+            *errors = errors.saturating_add(self.memory.load(COUNTERS + index));
+        }
+        counts
     }
 
     /// An account in which the driver has all frames to receive into, and none to send. `memory`
@@ -469,6 +483,19 @@ mod tests {
         assert_eq!(sent, [1, 3]);
         let mut to = [0; FRAME_BYTES];
         assert_eq!((fresh.receive(&mut to), to[0], fresh.receive(&mut to)), (Ok(Some(60)), 8, Ok(None)));
+    }
+
+    /// Whatever they are: they are only shown.
+    #[test]
+    fn what_drivers_count_adds_up() {
+        let ((mut old, _), (mut fresh, _)) = (pair(), pair());
+        old.memory.store(COUNTERS + 1, 7);
+        old.memory.store(COUNTERS + 3, u64::MAX);
+        assert_eq!(old.all_counts().errors, [0, 7, 0, u64::MAX]);
+        fresh.take_over(&mut old);
+        fresh.memory.store(COUNTERS + 1, 2);
+        fresh.memory.store(COUNTERS + 3, 1);
+        assert_eq!(fresh.all_counts().errors, [0, 9, 0, u64::MAX]);
     }
 
     #[test]

@@ -162,6 +162,9 @@ pub struct Interface<'a> {
     pub sent: u64,
     /// Frames that the driver delivered.
     pub received: u64,
+    /// What the driver says of others: frames that the card had no room for, frames that came
+    /// damaged, frames that were not sent, and collisions.
+    pub errors: [u64; 4],
 }
 
 /// A driver.

@@ -61,6 +61,12 @@ async fn show() -> Outcome {
         let from = if is_static { ", static" } else { "" };
         let dns = if dns.is_empty() { String::new() } else { format!(", names from {}", dns.join(" ")) };
         println!("      {mac}, {} frames out, {} in{from}{dns}", counts.sent, counts.received);
+        let errors = ["missed", "damaged", "not sent", "collisions"].into_iter().zip(counts.errors);
+        let errors: Vec<String> =
+            errors.filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect();
+        if !errors.is_empty() {
+            println!("      {driver} says: {}", errors.join(", "));
+        }
     }
     outcome
 }

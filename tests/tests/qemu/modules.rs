@@ -376,7 +376,7 @@ fn the_c_header_is_c99_and_cpp17() {
             if (rf_block_take(&requests, &number, &block_request)) rf_block_complete(&requests, number, RF_BLOCK_OK);
             if (rf_net_offer(&net, mac) < 0) return -RF_REFUSED_FULL;
             if (rf_net_take_transmit(&net, &frame)) rf_net_pad(&frame), rf_net_give_transmitted(&net, &frame);
-            if (rf_net_take_empty(&net, &frame)) rf_net_give_received(&net, &frame, 0);
+            if (rf_net_take_empty(&net, &frame)) rf_net_give_received(&net, &frame, 0), rf_net_count(&net, RfCounter_TxErrors, 1);
             rf_timer(1000, 0);
             rf_out8(1, 2, rf_in8(1, 2)), rf_out16(1, 2, rf_in16(1, 2)), rf_out32(1, 2, rf_in32(1, 2));
             rf_write8(a, 0, rf_read8(a, 0)), rf_write16(a, 0, rf_read16(a, 0));

@@ -223,6 +223,12 @@ static inline void rf_net_give_received(RfNet *net, const RfFrame *frame, uint32
     rf_ring_put(net->memory, &net->received, frame->number | (uint64_t)len_bytes << 32);
 }
 
+/** Counts what went wrong with so many frames, for 'ip': counter is RfCounter_.... */
+static inline void rf_net_count(RfNet *net, uint64_t counter, uint64_t frames)
+{
+    net->memory[RF_COUNTERS + counter] = net->memory[RF_COUNTERS + counter] + frames;
+}
+
 /* ---- SCSI adapters and block devices ------------------------------------------------------------------------------ */
 
 /** The queues of a SCSI adapter or of a block device. */

@@ -21,7 +21,7 @@ const SOURCES: [&str; 9] =
 const LEFT_OUT: [&str; 5] = ["QUEUE_BYTES", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS"];
 
 /// Types that no exported function names, and that drivers need all the same.
-const TYPES: [&str; 13] = [
+const TYPES: [&str; 14] = [
     "Manifest",
     "PciId",
     "Parameter",
@@ -30,6 +30,7 @@ const TYPES: [&str; 13] = [
     "Reset",
     "ResetMethod",
     "NetInfo",
+    "Counter",
     "ScsiInfo",
     "Request",
     "Outcome",

@@ -322,7 +322,7 @@ impl Interface {
 
     /// Frames that went through it.
     pub fn counts(&self) -> Counts {
-        let counts = |handle: &Handle| handle.lock().offered::<Queues>().map(|queues| queues.counts);
+        let counts = |handle: &Handle| handle.lock().offered::<Queues>().map(|queues| queues.all_counts());
         self.handle().and_then(counts).unwrap_or_default()
     }
 

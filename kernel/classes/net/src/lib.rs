@@ -248,6 +248,7 @@ impl Status {
             has_link: self.has_link,
             sent: self.counts.sent,
             received: self.counts.received,
+            errors: self.counts.errors,
         }
     }
 }

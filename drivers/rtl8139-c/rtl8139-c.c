@@ -21,7 +21,7 @@ enum {
 enum { RING_EMPTY = 1, TRANSMIT = 4, RECEIVE = 8, RESET = 16 };                          /* COMMAND */
 enum { RECEIVED = 1, RX_ERROR = 2, SENT = 4, TX_ERROR = 8, FULL = 16, LINK = 32, FIFO = 64 }; /* CAUSES, MASK */
 enum { TX_UNDERRUN = 1 << 14, TX_SENT = 1 << 15, TX_GIVEN_UP = 1 << 30 };                /* TX_STATUS */
-enum { RING_BYTES = 32 << 10, BEHIND_RING = 16 + 2048, SENDING = 4, CHECK = 4 };
+enum { RING_BYTES = 32 << 10, BEHIND_RING = 16, SENDING = 4, CHECK = 4 };
 
 RF_MANIFEST = {
     RF_VERSIONS,
@@ -54,14 +54,14 @@ static uint64_t next, done; /* frames that were handed to the card, and taken ba
 /* 5.7: the receiver is on before it is told what to receive. */
 static void start_receiver(int64_t ring_address)
 {
-    enum { OTHERS = 1, OWN = 2, ALL = 8, GO_ON = 1 << 7, ANY_BURST = 7 << 8, BYTES_32K = 2 << 11, NO_LIMIT = 7 << 13 };
+    enum { OTHERS = 1, OWN = 2, ALL = 8, ANY_BURST = 7 << 8, BYTES_32K = 2 << 11, NO_LIMIT = 7 << 13 };
     rf_out8(ports, COMMAND, TRANSMIT);
     rf_out32(ports, RING, (uint32_t)ring_address);
     rf_out32(ports, MULTICAST, 0);
     rf_out32(ports, MULTICAST + 4, 0);
     rf_out8(ports, COMMAND, TRANSMIT | RECEIVE);
     uint32_t others = RF_READ(promiscuous.value) ? OTHERS : 0;
-    rf_out32(ports, RX_CONFIGURATION, OWN | ALL | GO_ON | ANY_BURST | BYTES_32K | NO_LIMIT | others);
+    rf_out32(ports, RX_CONFIGURATION, OWN | ALL | ANY_BURST | BYTES_32K | NO_LIMIT | others);
     ring_at = 0;
     rf_out16(ports, READ, 0xfff0);
 }
@@ -86,9 +86,12 @@ static int64_t init(void)
         return result;
     ring = (const uint8_t *)result;
     int64_t ring_address = rf_dma_address((uint64_t)result);
-    if (ring_address < 0 || ring_address >> 32)
+    if ((result = rf_net_offer(&net, mac)) < 0)
+        return result;
+    /* The card's addresses have 32 bits. */
+    if (ring_address < 0 || (ring_address + RING_BYTES + BEHIND_RING) >> 32 || rf_net_end(&net) >> 32)
         return -RF_REFUSED_NO_MEMORY;
-    if ((result = rf_net_offer(&net, mac)) < 0 || (result = rf_enable_dma()) < 0)
+    if ((result = rf_enable_dma()) < 0)
         return result;
     start_receiver(ring_address);
     rf_out32(ports, TX_CONFIGURATION, 6 << 8 | 3 << 24);
@@ -121,15 +124,21 @@ static void receive(void)
         memcpy(header, ring + ring_at, sizeof header);
         if (header[1] == 0xfff0 || !rf_net_take_empty(&net, &frame))
             return; /* the card is not done with it, or there is nothing to put it into */
-        if (!(header[0] & 1) || header[1] < CHECK || header[1] > RF_MAX_FRAME + CHECK) {
+        if (!(header[0] & 1) || header[1] < CHECK || header[1] >= RING_BYTES) {
             rf_net_give_received(&net, &frame, 0);
             rf_net_count(&net, RfCounter_RxErrors, 1);
             rf_log_text(RF_LOG_WARN, "a damaged frame: the receive ring is set up anew");
             start_receiver(rf_dma_address((uint64_t)(uintptr_t)ring));
             return;
         }
-        memcpy(frame.bytes, ring + ring_at + 4, header[1] - CHECK);
-        rf_net_give_received(&net, &frame, header[1] - CHECK);
+        uint32_t len_bytes = header[1] - CHECK, start = (ring_at + 4) % RING_BYTES, first = RING_BYTES - start;
+        if (len_bytes > RF_MAX_FRAME)
+            len_bytes = 0; /* one that is too long is passed over */
+        if (first > len_bytes)
+            first = len_bytes;
+        memcpy(frame.bytes, ring + start, first);
+        memcpy(frame.bytes + first, ring, len_bytes - first);
+        rf_net_give_received(&net, &frame, len_bytes);
         ring_at = (ring_at + 4 + header[1] + 3) / 4 * 4 % RING_BYTES;
         rf_out16(ports, READ, (uint16_t)(ring_at - 16));
     }

@@ -32,8 +32,8 @@ driver!(
 
 /// Frames that the card sends at a time.
 const SENDING: usize = 4;
-/// The ring, and what a frame at its end may take behind that.
-const RING_BYTES: usize = reg::RING_BYTES + 16 + 2048;
+/// The ring, and some more behind it: the data sheet wants 16 bytes.
+const RING_BYTES: usize = reg::RING_BYTES + 16;
 /// Bytes in front of a received frame: status and length, that of the check sequence with it.
 const HEADER: usize = 4;
 const CHECK: usize = 4;
@@ -196,6 +196,14 @@ impl Rtl8139 {
         self.next != before
     }
 
+    /// Copies a frame out of the ring, whose beginning follows its end.
+    fn read_ring(&self, to: &mut [u8]) {
+        let start = (self.at + HEADER) % reg::RING_BYTES;
+        let (first, rest) = to.split_at_mut(to.len().min(reg::RING_BYTES - start));
+        self.ring.read_bytes(start, first);
+        self.ring.read_bytes(0, rest);
+    }
+
     /// Copies frames out of the ring, as long as there are some, and empty ones to put them into.
     fn receive(&mut self, queues: &mut Queues) {
         while self.registers.read8(reg::COMMAND) & command::EMPTY == 0 {
@@ -206,17 +214,17 @@ impl Rtl8139 {
             }
             let Some(mut frame) = queues.take_empty() else { break };
             let whole = usize::from(len_bytes);
-            let is_good = status & reg::RECEIVED_WELL != 0 && (CHECK..=MAX_FRAME + CHECK).contains(&whole);
-            if !is_good {
+            if status & reg::RECEIVED_WELL == 0 || !(CHECK..reg::RING_BYTES).contains(&whole) {
                 // What follows is not to be found: the ring begins anew.
                 log::warn!("a frame of {whole} bytes with status {status:#x}: the receive ring is set up anew");
                 queues.give_received(frame, 0);
                 queues.count(Counter::RxErrors, 1);
                 return self.start_receiver();
             }
+            // One that is too long is passed over.
             let mut bytes = [0; MAX_FRAME];
-            let bytes = &mut bytes[..whole - CHECK];
-            self.ring.read_bytes(self.at + HEADER, bytes);
+            let bytes = bytes.get_mut(..whole - CHECK).unwrap_or(&mut []);
+            self.read_ring(bytes);
             queues.write(&mut frame, 0, bytes);
             queues.give_received(frame, bytes.len());
             self.at = (self.at + HEADER + whole).next_multiple_of(4) % reg::RING_BYTES;

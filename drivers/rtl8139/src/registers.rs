@@ -57,9 +57,10 @@ pub mod tx {
 
 /// Up to 1 KiB in a burst, the gap between frames of the standard.
 pub const TX_NORMAL: u32 = 6 << 8 | 3 << 24;
-/// Frames to its own address and to all; bursts of any length; a ring of 32 KiB behind which a
-/// frame may go on; no threshold.
-pub const RX_NORMAL: u32 = 1 << 1 | 1 << 3 | 1 << 7 | 7 << 8 | 2 << 11 | 7 << 13;
+/// Frames to its own address and to all; bursts of any length; a ring of 32 KiB, at whose end a
+/// frame goes on at the beginning; no threshold. With bit 7 it would go on behind the ring, as far
+/// as whoever sends it likes, with QEMU's model.
+pub const RX_NORMAL: u32 = 1 << 1 | 1 << 3 | 7 << 8 | 2 << 11 | 7 << 13;
 /// The ring's length, as that says.
 pub const RING_BYTES: usize = 32 << 10;
 

@@ -21,8 +21,36 @@ impl Command {
         const MOST: usize = 160;
         assert!(!usage.is_empty() && !what.is_empty(), "a command has a name, and is for something");
         assert!(usage.len() + 1 + what.len() <= MOST, "a command is described in 160 bytes");
+        assert!(begins_with_name(usage.as_bytes()), "a command begins with a word of letters, digits, - and _");
+        assert!(are_printable(usage.as_bytes()) && are_printable(what.as_bytes()), "a command is described in ASCII");
         Command { usage, what }
     }
+}
+
+const fn begins_with_name(mut text: &[u8]) -> bool {
+    if let [b' ', ..] = text {
+        return false;
+    }
+    while let [first, rest @ ..] = text {
+        match first {
+            b' ' => return true,
+            b'-' | b'_' => {}
+            other if other.is_ascii_alphanumeric() => {}
+            _ => return false,
+        }
+        text = rest;
+    }
+    true
+}
+
+const fn are_printable(mut text: &[u8]) -> bool {
+    while let [first, rest @ ..] = text {
+        if !matches!(first, 0x20..0x7f) {
+            return false;
+        }
+        text = rest;
+    }
+    true
 }
 
 /// Tells the kernel of commands. Inlined, so that a driver without any asks for no service.

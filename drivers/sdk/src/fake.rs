@@ -201,8 +201,6 @@ pub struct Kernel {
     pub uses_dma: bool,
     /// See `uses_dma`.
     pub has_interrupts: bool,
-    /// Memory that it was given. Its address for the device is that for the driver.
-    memory: Vec<Vec<u64>>,
     /// Its interface, if it offers one.
     pub net: Option<Net>,
 }
@@ -226,12 +224,12 @@ impl Kernel {
         result
     }
 
-    fn allocate(&mut self, len_bytes: u64) -> i64 {
-        let mut memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512];
+    /// Memory, whose address for the device is that for the driver.
+    fn allocate(len_bytes: u64) -> i64 {
+        // It is never freed: a driver may have it for longer than there is a kernel.
+        let memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512].leak();
         // At a multiple of a page.
-        let start = (memory.as_mut_ptr() as usize).next_multiple_of(4096);
-        self.memory.push(memory);
-        start as i64
+        (memory.as_mut_ptr() as usize).next_multiple_of(4096) as i64
     }
 }
 
@@ -252,7 +250,7 @@ struct Memory(*mut u64);
 impl Words for Memory {
     fn load(&self, index: usize) -> u64 {
         assert!(index < net::QUEUE_BYTES / 8);
-        // SAFETY: inside of what was allocated, which lives as long as the kernel.
+        // SAFETY: inside of what was allocated, for good.
         unsafe { self.0.add(index).read_volatile() }
     }
 
@@ -371,7 +369,7 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
                 kernel.time_ns += 1000;
                 return kernel.time_ns as i64;
             }
-            "rf_dma_alloc" => return kernel.allocate(argument(0)),
+            "rf_dma_alloc" => return Kernel::allocate(argument(0)),
             "rf_dma_address" => return argument(0) as i64,
             "rf_bar_map" | "rf_bar_len" => {
                 let (is_ports, len) = bar(kernel);
@@ -399,9 +397,9 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
 
 /// Makes the queues of a network interface.
 fn offer_net(kernel: &mut Kernel) -> i64 {
-    let start = kernel.allocate(net::QUEUE_BYTES as u64);
-    let tx = kernel.allocate((TX_FRAMES * FRAME_BYTES) as u64);
-    let rx = kernel.allocate((RX_FRAMES * FRAME_BYTES) as u64);
+    let start = Kernel::allocate(net::QUEUE_BYTES as u64);
+    let tx = Kernel::allocate((TX_FRAMES * FRAME_BYTES) as u64);
+    let rx = Kernel::allocate((RX_FRAMES * FRAME_BYTES) as u64);
     let memory = Memory(start as *mut u64);
     for (word, address) in [(net::TX_ADDRESS, tx), (net::TX_START, tx), (net::RX_ADDRESS, rx), (net::RX_START, rx)] {
         memory.store(word, address as u64);

@@ -57,6 +57,7 @@ struct VirtioNet {
     transport: Transport,
     config: Mmio,
     has_status: bool,
+    is_up: bool,
     mac: [u8; 6],
     /// A header that the device reads with each frame, which is zero, and one that it writes.
     headers: Dma,
@@ -117,12 +118,16 @@ impl<F> Lane<F> {
 
     /// The next frame that the device is done with, and how much of it was written.
     fn take(&mut self) -> Option<(F, usize)> {
-        let (head, written) = self.queue.take_used()?;
-        let place = head / DESCRIPTORS;
-        let frame = self.frames.get_mut(usize::from(place)).and_then(Option::take)?;
-        self.free[self.free_count] = place;
-        self.free_count += 1;
-        Some((frame, written.saturating_sub(HEADER_BYTES)))
+        loop {
+            let (head, written) = self.queue.take_used()?;
+            let place = head / DESCRIPTORS;
+            // One that the device does not have is passed over.
+            if let Some(frame) = self.frames.get_mut(usize::from(place)).and_then(Option::take) {
+                self.free[self.free_count] = place;
+                self.free_count += 1;
+                return Some((frame, written.saturating_sub(HEADER_BYTES)));
+            }
+        }
     }
 
     /// Shows the device what was put in.
@@ -163,6 +168,7 @@ impl Device<Nic> for VirtioNet {
             transport,
             config,
             has_status: has & HAS_STATUS != 0,
+            is_up: true,
             mac,
             headers,
             receive,
@@ -181,6 +187,7 @@ impl Device<Nic> for VirtioNet {
         device::enable_dma()?;
         self.transport.finish();
         self.filter();
+        self.is_up = !self.has_status || self.config.read16(STATUS) & STATUS_LINK_UP != 0;
         self.refill(queues);
         device::enable_interrupts()
     }
@@ -188,13 +195,17 @@ impl Device<Nic> for VirtioNet {
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
         let mut reply = Reply::ACKNOWLEDGED;
         if events.contains(Events::INTERRUPT) && self.transport.configuration_changed(events) && self.has_status {
+            // Other interrupts may be the same one.
             let up = self.config.read16(STATUS) & STATUS_LINK_UP != 0;
-            log::info!("link {}", if up { "up" } else { "down" });
-            reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
+            if core::mem::replace(&mut self.is_up, up) != up {
+                log::info!("link {}", if up { "up" } else { "down" });
+                reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
+            }
         }
         self.send(queues);
         while let Some((frame, len_bytes)) = self.receive.take() {
-            queues.give_received(frame, len_bytes);
+            // What the device says of it may not be.
+            queues.give_received(frame, if len_bytes > FRAME_BYTES { 0 } else { len_bytes });
         }
         self.refill(queues);
         reply
@@ -230,6 +241,20 @@ impl VirtioNet {
     /// Takes back what the device has sent, and hands it new frames, all with one notification.
     fn send(&mut self, queues: &mut Queues) {
         self.reclaim(queues);
+        while self.hand_over(queues) {
+            self.reclaim(queues);
+        }
+        // An interrupt is wanted only while something is left to be taken back.
+        let left = self.transmit.is_busy();
+        if left != self.tx_interrupt {
+            self.tx_interrupt = left;
+            self.transmit.queue.want_interrupts(left);
+        }
+        self.reclaim(queues);
+    }
+
+    /// Hands over as many frames as there is room for; whether there were any.
+    fn hand_over(&mut self, queues: &mut Queues) -> bool {
         let mut any = false;
         while self.transmit.has_room()
             && let Some(frame) = queues.take_transmit()
@@ -241,13 +266,7 @@ impl VirtioNet {
         if any {
             self.transmit.publish(&self.transport, TRANSMIT);
         }
-        // An interrupt is wanted only while something is left to be taken back.
-        let left = self.transmit.is_busy();
-        if left != self.tx_interrupt {
-            self.tx_interrupt = left;
-            self.transmit.queue.want_interrupts(left);
-        }
-        self.reclaim(queues);
+        any
     }
 
     fn reclaim(&mut self, queues: &mut Queues) {

@@ -132,6 +132,8 @@ fn wait_until(is_enough: impl Fn() -> bool) {
 /// Waits until all is sent that was told, before the machine ends. A port that takes nothing is not
 /// waited for.
 pub fn drain() {
+    // There is no next time.
+    IS_DEAF.store(false, Ordering::Relaxed);
     wait_until(|| !WAITS.load(Ordering::Relaxed));
     if is_there() {
         PORT.drain();

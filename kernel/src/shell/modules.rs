@@ -171,6 +171,9 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
+/// Most lines of a driver's answer to a command that are shown.
+const ANSWER_LINES: usize = 64;
+
 pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the domain's name")?;
     let find = |name: &str| map::find(name).map(|part| part.extent.start);
@@ -190,7 +193,10 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     poll::after(&mut handle.lock());
     // What it said before it was ended, or refused, is shown as well.
     let text = core::mem::take(&mut handle.lock().answer);
-    text.lines().for_each(|line| println!("{name}| {}", console::printable(line)));
+    text.lines().take(ANSWER_LINES).for_each(|line| println!("{name}| {}", console::printable(line)));
+    if let Some(more) = text.lines().count().checked_sub(ANSWER_LINES).filter(|more| *more > 0) {
+        println!("{name}: {more} more lines are not shown");
+    }
     let value = answer.map_err(|error| format!("{name}: {error}"))?;
     println!("{name}: {value} ({value:#x})");
     link::tell(&Event::Answer { name: name.into(), value, text: text.into() });

@@ -58,8 +58,8 @@ pub struct Interface {
     /// The addresses that were last told of, and when.
     told: Vec<Ipv4Cidr>,
     told_at: Option<Instant>,
-    /// Whether programs were told that its link is up.
-    told_link: bool,
+    /// Whether programs were told that its link is up, and when.
+    told_link: (bool, Option<Instant>),
 }
 
 /// What an interface wants of its driver.
@@ -112,7 +112,7 @@ impl Interface {
             servers,
             told: Vec::new(),
             told_at: None,
-            told_link: true,
+            told_link: (true, None),
         }
     }
 
@@ -213,7 +213,9 @@ impl Interface {
                     return drop_all(queues);
                 }
                 let wishes = self.serve_driver(queues)?;
+                let has_link = queues.has_link();
                 drop(domain);
+                self.tell_link(has_link);
                 self.tell(&name);
                 Ok(wishes)
             }
@@ -231,10 +233,6 @@ impl Interface {
 
     fn serve_driver(&mut self, queues: &mut super::queues::Queues) -> Result<Wishes, Cause> {
         let (mut cause, mut change) = (None, None);
-        let is_up = queues.has_link();
-        if core::mem::replace(&mut self.told_link, is_up) != is_up {
-            hw::link::tell(&Event::Link { name: self.name.as_str().into(), is_up });
-        }
         if queues.take_link_up()
             && let Addressing::Dhcp(client) = &mut self.addressing
         {
@@ -288,6 +286,16 @@ impl Interface {
             deadline: queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000)),
             look_again: queues.look_again_ns().map(|at| Instant::from_micros(at / 1000)),
         })
+    }
+
+    /// Tells programs of its link, once a second at most: a driver can have it come and go as often
+    /// as it likes.
+    fn tell_link(&mut self, is_up: bool) {
+        let (was_up, told_at) = self.told_link;
+        if is_up != was_up && told_at.is_none_or(|at| at.elapsed().as_secs() >= 1) {
+            self.told_link = (is_up, Some(Instant::now()));
+            hw::link::tell(&Event::Link { name: self.name.as_str().into(), is_up });
+        }
     }
 
     /// Says once a second at most which address it has: a driver can have it be another one as

@@ -41,7 +41,9 @@ pub fn rf_command(domain: &mut Domain, text: Allegation) -> Answer {
     let text = read_text(domain, text)?;
     let is_printable = |part: &str| !part.is_empty() && console::printable(part) == part;
     let (typed, what) = text.split_once('\t').ok_or(Refusal::Invalid)?;
-    let begins_with_name = typed.starts_with(|first: char| first.is_ascii_alphanumeric());
+    // Tab puts the first word into the line that a person types: nothing in it may mean anything.
+    let is_name = |word: &str| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let begins_with_name = typed.split(' ').next().is_some_and(|word| !word.is_empty() && is_name(word));
     if !begins_with_name || !is_printable(typed) || !is_printable(what) {
         return Err(Refusal::Invalid.into());
     }

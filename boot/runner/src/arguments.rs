@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use ringfence::build;
 use ringfence::machine::{BOARD, Disk, Machine, Opened, Protocol, can_have_iommu};
 use ringfence::ramdisk::Contents;
 use ringfence_core::module::Module;
@@ -142,9 +143,9 @@ pub enum Verb {
 /// The machine that is booted, whatever for.
 #[derive(Args)]
 pub struct MachineArguments {
-    /// Put a module file into the ramdisk (repeatable). It takes the place of the project's of that
-    /// name, and has the choice of devices.
-    #[arg(long, value_name = "FILE")]
+    /// Put a module into the ramdisk (repeatable): a file, or a folder with its sources, which is
+    /// built. It takes the place of the project's of that name, and has the choice of devices.
+    #[arg(long, value_name = "FILE|FOLDER")]
     module: Vec<PathBuf>,
     /// QEMU's name of the network card, or 'none'.
     #[arg(long, value_name = "MODEL", default_value = "e1000")]
@@ -240,11 +241,17 @@ fn ask_name(path: &Path) -> Result<()> {
 impl MachineArguments {
     /// The machine, with an empty disk of its own.
     pub fn machine(self) -> Result<Machine> {
-        for path in &self.module {
+        let mut modules = Vec::new();
+        for path in self.module {
+            if path.is_dir() {
+                modules.push(build::module(&path)?.packed);
+                continue;
+            }
             if !path.is_file() {
                 bail!("there is no file {}", path.display());
             }
-            ask_name(path)?;
+            ask_name(&path)?;
+            modules.push(path);
         }
         let board = self.machine;
         let iommu = self.iommu.map_or_else(|| can_have_iommu(&board), |word| word == "on");
@@ -262,7 +269,7 @@ impl MachineArguments {
             bail!("--iommu on needs --machine q35: QEMU's {board} cannot have an Intel IOMMU");
         }
         Ok(Machine {
-            contents: Contents { modules: self.module, autoload: true, ..Contents::default() },
+            contents: Contents { modules, autoload: true, ..Contents::default() },
             scratch: true,
             nic: self.nic,
             hba: self.hba,

@@ -125,6 +125,49 @@ pub fn lint() -> Result<()> {
     Ok(())
 }
 
+/// Builds the module in a folder that is not among the project's drivers: a package in Rust that
+/// depends on the SDK by its path, or files in C and C++.
+pub fn module(folder: &Path) -> Result<Module> {
+    let manifest = folder.join("Cargo.toml");
+    if !manifest.is_file() {
+        return module_in_c(folder);
+    }
+    let manifest = manifest.canonicalize()?;
+    let toolchain = Toolchain::find()?;
+    let package = package_name(&manifest)?;
+    let name = package.strip_prefix("rf-").unwrap_or(&package).to_string();
+    let compile = |way: Option<&Way>| {
+        let dir = target().join("outside").join(way.map_or("usual", |way| way.name));
+        let mut cargo = toolchain.cargo("rustc", &dir);
+        // As the project's own packages are built.
+        for (setting, value) in [
+            ("PANIC", "abort"),
+            ("OPT_LEVEL", "3"),
+            ("DEBUG", "full"),
+            ("LTO", "true"),
+            ("CODEGEN_UNITS", "1"),
+            ("OVERFLOW_CHECKS", "true"),
+        ] {
+            cargo.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
+        }
+        cargo.args(["--release", "--lib", "--crate-type", "staticlib", "--manifest-path"]).arg(&manifest);
+        run(cargo.args(way.map_or(Vec::new(), |way| vec!["--", "-C", way.rust])), way.is_some())?;
+        Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
+    };
+    link(&toolchain, &name, &compile(None)?, |way| compile(Some(way)))
+}
+
+/// The name of the package that a manifest is of.
+fn package_name(manifest: &Path) -> Result<String> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]).arg(manifest);
+    let metadata: serde_json::Value = serde_json::from_slice(&output_of(&mut cargo)?.stdout)?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let mut own = packages.filter(|package| package["manifest_path"].as_str() == manifest.to_str());
+    let name = own.next().and_then(|package| package["name"].as_str());
+    Ok(name.with_context(|| format!("{} has no package", manifest.display()))?.to_string())
+}
+
 /// Writes the headers for modules in C and C++; the folder that has them.
 pub fn headers() -> Result<PathBuf> {
     crate::header::write()
@@ -306,6 +349,7 @@ fn link(
     let module = Module { name: name.to_string(), debug: debug.clone(), packed: packed.clone() };
     let (stamp, stamped) = (target().join(format!("{name}.linked")), stamp(objects)?);
     if debug.is_file() && packed.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == stamped) {
+        refuse_refused(name, &module)?;
         return Ok(module);
     }
     let exports = target().join("module.exports");
@@ -331,16 +375,20 @@ fn link(
         }
     }
     strip(&debug, &packed)?;
-    let refused: Vec<String> = check::findings(&packed, &debug)?
-        .iter()
-        .filter(|finding| finding.is_refusal && !LEFT_ALONE.contains(&name))
-        .map(Finding::in_words)
-        .collect();
+    refuse_refused(name, &module)?;
+    replace(&stamp, |to| Ok(fs::write(to, &stamped)?))?;
+    Ok(module)
+}
+
+/// Fails if the kernel would not take a module.
+fn refuse_refused(name: &str, module: &Module) -> Result<()> {
+    let findings = check::findings(&module.packed, &module.debug)?;
+    let refused = findings.iter().filter(|finding| finding.is_refusal && !LEFT_ALONE.contains(&name));
+    let refused: Vec<String> = refused.map(Finding::in_words).collect();
     if !refused.is_empty() {
         bail!("the kernel would not take the module {name}: {}", refused.join("\n"));
     }
-    replace(&stamp, |to| Ok(fs::write(to, &stamped)?))?;
-    Ok(module)
+    Ok(())
 }
 
 /// What tells whether a module was linked of these objects, by these rules: it takes long to find

@@ -150,7 +150,7 @@ impl Device<Nic> for E1000 {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo { mac: self.mac, reserved: [0; 2] }
+        NetInfo::new(self.mac)
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {

@@ -11,11 +11,12 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+use core::time::Duration;
 use registers::{self as reg, cause, command};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
+use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
 driver!(
     NicDriver<Ne2k>,
@@ -35,9 +36,9 @@ const HEADER: usize = 4;
 /// Causes that are looked for: all that the driver does something about, but for what was sent.
 const CAUSES: u8 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::OVERWRITE;
 /// How long a reset may take.
-const RESET_NS: u64 = 10_000_000;
+const RESET: Duration = Duration::from_millis(10);
 /// How long the chip may still be at work after it was stopped (7.0: 1.6 ms).
-const STOP_NS: u64 = 1_600_000;
+const STOP: Duration = Duration::from_micros(1600);
 
 struct Ne2k {
     ports: Ports,
@@ -54,13 +55,8 @@ impl Device<Nic> for Ne2k {
     fn init() -> Result<Ne2k> {
         let ports = Ports::open(0)?;
         ports.write8(reg::RESET, ports.read8(reg::RESET));
-        let deadline = service::time_ns() + RESET_NS;
-        while ports.read8(reg::CAUSES) & cause::IN_RESET == 0 {
-            if service::time_ns() > deadline {
-                log::error!("the card does not come out of reset");
-                return Err(Refusal::NotFound);
-            }
-        }
+        device::wait_until(RESET, || ports.read8(reg::CAUSES) & cause::IN_RESET != 0)
+            .inspect_err(|_| log::error!("the card does not come out of reset"))?;
         let mut card = Ne2k { ports, mac: [0; 6], sending: None, tx_interrupt: false, next: RING };
         card.stop();
         ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
@@ -76,7 +72,7 @@ impl Device<Nic> for Ne2k {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo { mac: self.mac, reserved: [0; 2] }
+        NetInfo::new(self.mac)
     }
 
     fn start(&mut self, _: &mut Queues) -> Result<()> {
@@ -256,8 +252,8 @@ impl Ne2k {
     fn recover(&mut self, queues: &mut Queues) {
         let ports = &self.ports;
         ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
-        let deadline = service::time_ns() + STOP_NS;
-        while service::time_ns() < deadline {}
+        // It is never done: the time goes by.
+        let _ = device::wait_until(STOP, || false);
         for register in reg::REMOTE_BYTES {
             ports.write8(register, 0);
         }

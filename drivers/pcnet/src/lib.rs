@@ -8,6 +8,7 @@
 
 mod registers;
 
+use core::time::Duration;
 use registers::{self as reg, csr0};
 use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::abi::reset::NO_REGISTER;
@@ -16,7 +17,7 @@ use ringfence_sdk::device::{self, Ports};
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::ring::Ring;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
+use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
 driver!(
     NicDriver<Pcnet>,
@@ -45,7 +46,7 @@ const DESCRIPTOR: usize = 16;
 /// Bytes in the initialization block.
 const INIT_BLOCK: usize = 28;
 /// How long that may take to be read.
-const INIT_NS: u64 = 10_000_000;
+const INIT: Duration = Duration::from_millis(10);
 
 struct Pcnet {
     ports: Ports,
@@ -118,14 +119,11 @@ impl Device<Nic> for Pcnet {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo { mac: self.mac, reserved: [0; 2] }
+        NetInfo::new(self.mac)
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
-        if u32::try_from(queues.end_of_frames()).is_err() {
-            log::error!("the card does not reach memory above 4 GiB");
-            return Err(Refusal::NoMemory);
-        }
+        queues.check_within_4_gib()?;
         self.fill_init_block();
         let init = self.init.address(0) as u32;
         self.write(reg::CSR1, init & 0xffff);
@@ -134,13 +132,8 @@ impl Device<Nic> for Pcnet {
         self.write(reg::CSR4, reg::CSR4_PAD);
         device::enable_dma()?;
         self.write(reg::CSR0, csr0::INIT);
-        let deadline = service::time_ns() + INIT_NS;
-        while self.read(reg::CSR0) & csr0::INIT_DONE == 0 {
-            if service::time_ns() > deadline {
-                log::error!("the card does not read its initialization block");
-                return Err(Refusal::NotFound);
-            }
-        }
+        device::wait_until(INIT, || self.read(reg::CSR0) & csr0::INIT_DONE != 0)
+            .inspect_err(|_| log::error!("the card does not read its initialization block"))?;
         self.refill(queues);
         self.write(reg::CSR0, csr0::CAUSES | csr0::START | csr0::INTERRUPTS);
         device::enable_interrupts()

@@ -56,7 +56,7 @@ impl Device<Nic> for RoguePeer {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo { mac: OWN_MAC.0, reserved: [0; 2] }
+        NetInfo::new(OWN_MAC.0)
     }
 
     fn start(&mut self, _: &mut Queues) -> Result<()> {

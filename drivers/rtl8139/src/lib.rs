@@ -8,12 +8,13 @@
 
 mod registers;
 
+use core::time::Duration;
 use registers::{self as reg, Registers, cause, command, tx};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
+use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
 driver!(
     NicDriver<Rtl8139>,
@@ -40,7 +41,7 @@ const CHECK: usize = 4;
 /// Causes that are looked for, but for what was sent.
 const CAUSES: u16 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::RING_FULL | cause::LINK | cause::FIFO_FULL;
 /// How long a reset may take.
-const RESET_NS: u64 = 10_000_000;
+const RESET: Duration = Duration::from_millis(10);
 
 struct Rtl8139 {
     registers: Registers,
@@ -61,13 +62,8 @@ impl Device<Nic> for Rtl8139 {
         let registers = Registers::in_memory().or_else(|_| Registers::as_ports())?;
         registers.write8(reg::CONFIGURATION_1, 0);
         registers.write8(reg::COMMAND, command::RESET);
-        let deadline = service::time_ns() + RESET_NS;
-        while registers.read8(reg::COMMAND) & command::RESET != 0 {
-            if service::time_ns() > deadline {
-                log::error!("the card does not come out of reset");
-                return Err(Refusal::NotFound);
-            }
-        }
+        device::wait_until(RESET, || registers.read8(reg::COMMAND) & command::RESET == 0)
+            .inspect_err(|_| log::error!("the card does not come out of reset"))?;
         let mut mac = [0; 6];
         for (index, byte) in (0..).zip(&mut mac) {
             *byte = registers.read8(reg::ADDRESS + index);
@@ -87,14 +83,11 @@ impl Device<Nic> for Rtl8139 {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo { mac: self.mac, reserved: [0; 2] }
+        NetInfo::new(self.mac)
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
-        if u32::try_from(queues.end_of_frames()).is_err() {
-            log::error!("the card does not reach memory above 4 GiB");
-            return Err(Refusal::NoMemory);
-        }
+        queues.check_within_4_gib()?;
         device::enable_dma()?;
         self.start_receiver();
         self.registers.write32(reg::TX_CONFIGURATION, reg::TX_NORMAL);

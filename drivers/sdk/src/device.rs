@@ -5,8 +5,9 @@
 #![doc = "```"]
 
 use crate::Result;
-use crate::service::safe;
+use crate::service::{self, safe};
 use core::ptr::NonNull;
+use core::time::Duration;
 use ringfence_abi::service::Refusal;
 #[cfg(not(feature = "fake"))]
 use volatile::VolatilePtr;
@@ -39,6 +40,21 @@ pub fn vectors(wanted: u64) -> Result<u64> {
 /// Lets interrupts through again, for a driver that did not acknowledge when it was polled.
 pub fn acknowledge_interrupt() -> Result<()> {
     safe::rf_irq_ack().map(|_| ())
+}
+
+/// Waits until `is_done`, at most for `limit`; nobody else runs meanwhile, and the time counts
+/// against the upcall's.
+///
+/// # Errors
+/// [`Refusal::NotFound`] when the time is over: the driver says what does not answer.
+pub fn wait_until(limit: Duration, mut is_done: impl FnMut() -> bool) -> Result<()> {
+    let deadline = service::time_ns().saturating_add(limit.as_nanos() as u64);
+    while !is_done() {
+        if service::time_ns() > deadline {
+            return Err(Refusal::NotFound);
+        }
+    }
+    Ok(())
 }
 
 /// The capabilities in configuration space (PCI 3.0, 6.7): offset and id of each.
@@ -89,11 +105,20 @@ macro_rules! mmio_access {
 }
 
 impl Mmio {
-    /// Maps memory BAR `bar`.
+    /// Maps memory BAR `bar`. Where a device has its registers in memory and as ports, memory is as
+    /// good in ring 1 as elsewhere, and ports are there if the BAR shares a page with another
+    /// device's.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] if the BAR has ports, with a line in the log; and those of
+    /// `rf_bar_map`.
     pub fn map(bar: u64) -> Result<Mmio> {
         let (start, len) = (safe::rf_bar_map(bar)?, safe::rf_bar_len(bar)?);
         // An I/O BAR's "address" is a port number.
         let is_memory = start > u64::from(u16::MAX);
+        if !is_memory {
+            log::error!("BAR {bar} has ports: Ports::open is for those");
+        }
         let start = NonNull::new(start as *mut u8).filter(|_| is_memory).ok_or(Refusal::Invalid)?;
         Ok(Mmio { start, len_bytes: len as usize, bar })
     }
@@ -172,9 +197,16 @@ macro_rules! port_access {
 
 impl Ports {
     /// Opens the ports of I/O BAR `bar`; of a device at fixed ports, those of run `bar`.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] if the BAR has memory, with a line in the log; and those of
+    /// `rf_bar_map`.
     pub fn open(bar: u64) -> Result<Ports> {
         let (first, count) = (safe::rf_bar_map(bar)?, safe::rf_bar_len(bar)?);
-        let first = u16::try_from(first).map_err(|_| Refusal::Invalid)?;
+        let first = u16::try_from(first).map_err(|_| {
+            log::error!("BAR {bar} has memory: Mmio::map is for that");
+            Refusal::Invalid
+        })?;
         Ok(Ports { first, count: count as u16, bar })
     }
 

@@ -3,8 +3,10 @@
 //!
 //! A test gives [`Kernel::new`] a model of its device ([`Device`]), or a [`Script`] of what it is
 //! asked and answers. [`Kernel::run`] is where the driver's own functions are called: there all
-//! services, registers, ports and DMA memory are the fake's. Time goes on by a microsecond each
-//! time that it is asked for, so that no loop with a deadline is endless.
+//! services, registers, ports and DMA memory are the fake's. The model reads and writes the
+//! driver's memory with [`dma_read`] and [`dma_write`], at the addresses that it was told. Time
+//! goes on by a microsecond each time that it is asked for, so that no loop with a deadline is
+//! endless.
 //!
 #![doc = "```rust,ignore"]
 #![doc = include_str!("../../template/src/tests.rs")]
@@ -224,12 +226,60 @@ impl Kernel {
         result
     }
 
-    /// Memory, whose address for the device is that for the driver.
+    /// Memory that the driver sees at what is returned.
     fn allocate(len_bytes: u64) -> i64 {
         // It is never freed: a driver may have it for longer than there is a kernel.
         let memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512].leak();
-        // At a multiple of a page.
-        (memory.as_mut_ptr() as usize).next_multiple_of(4096) as i64
+        // At a multiple of a page, as for the device.
+        let start = (memory.as_mut_ptr() as usize).next_multiple_of(4096) as u64;
+        REGIONS.with(|regions| {
+            let mut regions = regions.borrow_mut();
+            let end = regions.last().map_or(FIRST_ADDRESS, |region| region.address + region.len_bytes);
+            regions.push(Region { start, address: end.next_multiple_of(ALIGNED), len_bytes });
+        });
+        start as i64
+    }
+}
+
+/// Where the device sees the first of the memory that drivers are given.
+const FIRST_ADDRESS: u64 = 0x1000_0000;
+const ALIGNED: u64 = 0x1_0000;
+
+/// Memory that a driver was given.
+#[derive(Clone, Copy)]
+struct Region {
+    /// Where the driver sees it, and where the device does.
+    start: u64,
+    address: u64,
+    len_bytes: u64,
+}
+
+thread_local! {
+    static REGIONS: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where the driver sees what the device sees at `address`. Panics if that has no such memory: it
+/// would be a DMA fault.
+fn seen_by_driver(address: u64, len: usize) -> u64 {
+    let holds =
+        |region: &&Region| region.address <= address && address + len as u64 <= region.address + region.len_bytes;
+    let region = REGIONS.with(|regions| regions.borrow().iter().find(holds).copied());
+    let region = region.unwrap_or_else(|| panic!("DMA fault: {len} bytes at {address:#x}"));
+    region.start + (address - region.address)
+}
+
+/// What a device does: reads `len` bytes of the driver's memory by DMA. Panics at an address that
+/// the driver was not given.
+pub fn dma_read(address: u64, len: usize) -> Vec<u8> {
+    bytes(seen_by_driver(address, len), len as u64)
+}
+
+/// What a device does: writes into the driver's memory by DMA. Panics as [`dma_read`] does.
+pub fn dma_write(address: u64, from: &[u8]) {
+    let start = seen_by_driver(address, from.len());
+    for (index, byte) in from.iter().enumerate() {
+        // SAFETY: inside of what was allocated, for good.
+        unsafe { (start as *mut u8).add(index).write_volatile(*byte) };
     }
 }
 
@@ -370,7 +420,7 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
                 return kernel.time_ns as i64;
             }
             "rf_dma_alloc" => return Kernel::allocate(argument(0)),
-            "rf_dma_address" => return argument(0) as i64,
+            "rf_dma_address" => return seen_by_device(argument(0)) as i64,
             "rf_bar_map" | "rf_bar_len" => {
                 let (is_ports, len) = bar(kernel);
                 return match (symbol, len) {
@@ -395,14 +445,22 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
     })
 }
 
+/// Where the device sees what the driver sees at `start`.
+fn seen_by_device(start: u64) -> u64 {
+    let holds = |region: &&Region| (region.start..region.start + region.len_bytes.max(1)).contains(&start);
+    let region = REGIONS.with(|regions| regions.borrow().iter().find(holds).copied());
+    region.map_or(0, |region| region.address + (start - region.start))
+}
+
 /// Makes the queues of a network interface.
 fn offer_net(kernel: &mut Kernel) -> i64 {
     let start = Kernel::allocate(net::QUEUE_BYTES as u64);
     let tx = Kernel::allocate((TX_FRAMES * FRAME_BYTES) as u64);
     let rx = Kernel::allocate((RX_FRAMES * FRAME_BYTES) as u64);
     let memory = Memory(start as *mut u64);
-    for (word, address) in [(net::TX_ADDRESS, tx), (net::TX_START, tx), (net::RX_ADDRESS, rx), (net::RX_START, rx)] {
-        memory.store(word, address as u64);
+    for (address, start, place) in [(net::TX_ADDRESS, net::TX_START, tx), (net::RX_ADDRESS, net::RX_START, rx)] {
+        memory.store(address, seen_by_device(place as u64));
+        memory.store(start, place as u64);
     }
     kernel.net = Some(Net {
         memory,
@@ -431,6 +489,20 @@ mod tests {
                 assert_eq!(memory.read::<u32>(96), 0x1234_5678);
             }
             assert_eq!(Dma::aligned(100, 24).err(), Some(Refusal::Invalid));
+        });
+    }
+
+    /// As behind an IOMMU: below 4 GiB, and nothing else.
+    #[test]
+    fn a_device_reaches_what_its_driver_was_given() {
+        Kernel::new(()).run(|| {
+            let memory = Dma::within_4_gib(5000).unwrap();
+            memory.write(4998, 0x1234_u16);
+            assert_eq!(dma_read(memory.address(4998), 2), [0x34, 0x12]);
+            dma_write(memory.address(0), &[7; 4]);
+            assert_eq!(memory.read::<u32>(0), 0x0707_0707);
+            let beyond = memory.address(4998);
+            assert!(std::panic::catch_unwind(|| dma_read(beyond, 3)).is_err());
         });
     }
 

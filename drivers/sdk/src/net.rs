@@ -12,10 +12,10 @@ use core::num::NonZeroU16;
 use core::ptr::NonNull;
 pub use ringfence_abi::net::NetInfo;
 use ringfence_abi::net::{
-    COUNTERS, EMPTY, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_FRAMES, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS,
-    TX_FRAMES, TX_START, entry, split,
+    COUNTERS, EMPTY, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_START, entry,
+    split,
 };
-pub use ringfence_abi::net::{Counter, FRAME_BYTES, MAX_FRAME, MIN_FRAME};
+pub use ringfence_abi::net::{Counter, FRAME_BYTES, MAX_FRAME, MIN_FRAME, RX_FRAMES, TX_FRAMES};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Network interfaces.
@@ -158,6 +158,18 @@ impl Queues {
         })
     }
 
+    /// That all frames lie where a device with addresses of 32 bits reaches them.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::NoMemory`] if not, with a line in the log.
+    pub fn check_within_4_gib(&self) -> Result<()> {
+        if u32::try_from(self.end_of_frames()).is_err() {
+            log::error!("the card does not reach memory above 4 GiB");
+            return Err(crate::Refusal::NoMemory);
+        }
+        Ok(())
+    }
+
     /// Where the highest frame ends, for the device: some do not reach all of memory.
     pub fn end_of_frames(&self) -> u64 {
         let end = |first: u64, count: usize| first + (count * FRAME_BYTES) as u64;
@@ -209,14 +221,18 @@ impl Queues {
         }
     }
 
-    /// Gives back a frame that was sent.
+    /// Gives back a frame that was sent. A driver that sends none of the frames that it has for a
+    /// second (`limits transmit-ms`) is ended as stuck; it may keep them as long as that, so that
+    /// an interrupt for what was sent is only needed while some are left.
     #[inline]
     pub fn give_transmitted(&mut self, frame: TxFrame) {
         // There is room: the ring holds all frames.
         let _ = self.transmitted.put(&self.memory, entry(frame.number() as u32, 0));
     }
 
-    /// The next frame to receive into.
+    /// The next frame to receive into. When there is none, the driver is polled with
+    /// [`Events::QUEUE`](crate::Events::QUEUE) as soon as there are some: nothing needs to be
+    /// waited for.
     #[inline]
     pub fn take_empty(&mut self) -> Option<RxFrame> {
         let (number, _) = split(self.empty.take(&self.memory).ok()??);
@@ -230,7 +246,8 @@ impl Queues {
     }
 
     /// Delivers a frame in which `len_bytes` bytes were received, without the check sequence. One
-    /// with none goes back as it was.
+    /// with none goes back as it was. **More than [`FRAME_BYTES`] ends the driver**: what a card
+    /// says of a length is to be looked at before.
     #[inline]
     pub fn give_received(&mut self, frame: RxFrame, len_bytes: usize) {
         // There is room: the ring holds all frames.

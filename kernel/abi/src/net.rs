@@ -78,6 +78,13 @@ pub struct NetInfo {
     pub reserved: [u8; 2],
 }
 
+impl NetInfo {
+    /// An interface with this Ethernet address.
+    pub const fn new(mac: [u8; 6]) -> NetInfo {
+        NetInfo { mac, reserved: [0; 2] }
+    }
+}
+
 /// A ring entry for `len_bytes` bytes in frame `frame`.
 pub const fn entry(frame: u32, len_bytes: u32) -> u64 {
     frame as u64 | (len_bytes as u64) << 32

@@ -66,7 +66,8 @@ impl Reset {
         limit_us: 0,
     };
 
-    /// Resets by a register of `width_bytes` bytes (1, 2 or 4) at `offset` of BAR `bar`: reads it,
+    /// Resets by a register of `width_bytes` bytes (1, 2 or 4) at `offset` of BAR `bar`, which may
+    /// be of memory or of ports: reads it,
     /// writes it with the bits of [`Reset::sets`] set, and waits as [`Reset::waits_for`] says.
     pub const fn register(bar: u32, offset: u32, width_bytes: u32) -> Reset {
         Reset { method: ResetMethod::Register as u32, bar, offset, width_bytes, ..Reset::UNKNOWN }

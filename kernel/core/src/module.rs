@@ -196,7 +196,12 @@ impl fmt::Display for ModuleError {
             }
             ModuleError::NotGranted(number) => {
                 let name = SERVICES.get(*number).map_or("?", |service| service.symbol);
-                write!(f, "asks for {name}, which its kind is not granted")
+                let hint = match name {
+                    "rf_offer" => "; the manifest says its kind",
+                    "rf_use" => "; the manifest says what it uses",
+                    _ => "; the manifest names its device",
+                };
+                write!(f, "asks for {name}, which its kind is not granted{hint}")
             }
             ModuleError::NoEntry => write!(f, "no function {ENTRY} in its code"),
             ModuleError::Parameters => {

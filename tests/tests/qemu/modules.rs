@@ -527,3 +527,53 @@ fn a_finished_file_is_checked() {
     let (status, said) = check(&[&other], false);
     assert!(status == Some(1) && said.ends_with("refused: not a well-formed ELF file\n"), "{said}");
 }
+
+/// A package that lies elsewhere and depends on the SDK by its path is built, checked and named as
+/// the project's own are.
+#[test]
+fn a_driver_in_a_folder_of_ones_own_is_a_module() {
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("own");
+    std::fs::create_dir_all(own.join("src")).unwrap();
+    let sdk = ringfence::project().join("drivers/sdk");
+    let manifest = format!(
+        "[package]\nname = \"rf-own\"\nedition = \"2024\"\n[dependencies]\nlog = \"0.4\"\n\
+         ringfence-sdk = {{ path = {sdk:?} }}\n[workspace]\n"
+    );
+    const SOURCE: &str = r#"
+        #![no_std]
+        #![forbid(unsafe_code)]
+        use ringfence_sdk::{Driver, Manifest, Result, driver};
+        driver!(Own, Manifest::new("own", "7"));
+        struct Own;
+        impl Driver for Own {
+            fn init() -> Result<Own> {
+                Ok(Own)
+            }
+            fn command(&mut self, text: &str) -> Result<u64> {
+                assert!(text != "panic", "as asked for");
+                Ok(7)
+            }
+        }
+    "#;
+    std::fs::write(own.join("Cargo.toml"), manifest).unwrap();
+    std::fs::write(own.join("src/lib.rs"), SOURCE).unwrap();
+    let runner = |folder: &std::path::Path, commands: &str| {
+        let mut command = std::process::Command::new(ringfence_tests::runner());
+        command.args(["--nic", "none", "--hba", "none", "--exec", commands, "--module"]).arg(folder);
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        (output.status.code(), said)
+    };
+    let (status, said) =
+        runner(&own, "insmod own; tell own x; ring own 0; tell own x; ring own 1; fails tell own panic");
+    assert_eq!((status, said.matches("own: 7 (0x7)").count()), (Some(0), 2), "{said}");
+    assert!(said.contains("gave up, in command: panicked at src/lib.rs:12: as asked for"), "{said}");
+    let upcall = said.lines().find(|line| line.starts_with("        rf_upcall+"));
+    assert!(upcall.is_some_and(|line| line.contains("src/lib.rs:")), "{said}");
+    // What the compiler says is shown.
+    std::fs::write(own.join("src/lib.rs"), "this is no Rust").unwrap();
+    let (status, said) = runner(&own, "help");
+    assert!(status == Some(4) && said.contains("src/lib.rs:1:"), "{said}");
+}

@@ -89,6 +89,12 @@ impl Bench {
         }
     }
 
+    /// Waits for the end of a command that was started with `&`.
+    fn ended(&mut self, line: &str) -> Result<()> {
+        let ended = |event| matches!(event, Event::Command { line: ended, .. } if ended == line).then_some(());
+        self.running.wait_for_event(&format!("the end of '{line}'"), ended)
+    }
+
     /// Has a command run, which must fail.
     fn fail(&mut self, line: &str) -> Result<()> {
         if self.running.command(line)?.is_none() {
@@ -139,6 +145,11 @@ impl Bench {
             .collect();
         if let Some(first) = faults.first() {
             bail!("the driver was ended: {first}");
+        }
+        let is_back = |event: &&Event| matches!(event, Event::Restarted { name, .. } if *name == self.name);
+        let restarts = run.events.iter().filter(is_back).count();
+        if restarts != self.kills {
+            bail!("the driver was ended {} times, and came back {restarts} times", self.kills);
         }
         let given_up = run.events.iter().find_map(|event| match event {
             Event::GivenUp { name, why } if *name == self.name => Some(why),

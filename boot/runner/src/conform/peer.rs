@@ -2,6 +2,7 @@
 //! whatever frames a test likes.
 
 use anyhow::{Result, bail};
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,6 +121,15 @@ impl Peer {
         (0..count).for_each(|_| self.send(&request));
     }
 
+    /// How many different echo requests have come from the guest by now.
+    pub fn requests(&self) -> usize {
+        let mut seen = BTreeSet::new();
+        while let Ok(frame) = self.frames.recv_timeout(AGAIN) {
+            seen.extend(requested(&frame));
+        }
+        seen.len()
+    }
+
     /// How many echoes of so many bytes have come by now.
     pub fn echoes(&self, len_bytes: usize) -> usize {
         let mut count = 0;
@@ -163,6 +173,12 @@ fn echoed(frame: &[u8], len_bytes: usize) -> Option<Vec<u8>> {
         && part(frame, 38, 2)? == OWN_ID
         && usize::from(u16::from_be_bytes(part(frame, 16, 2)?.try_into().ok()?)) == 28 + len_bytes;
     is_answer.then(|| part(frame, 42, len_bytes).map(<[u8]>::to_vec))?
+}
+
+/// The sequence number of an echo request.
+fn requested(frame: &[u8]) -> Option<[u8; 2]> {
+    let is_request = part(frame, 12, 2)? == IPV4.to_be_bytes() && *frame.get(23)? == 1 && *frame.get(34)? == 8;
+    is_request.then(|| part(frame, 40, 2)?.try_into().ok())?
 }
 
 /// What the peer answers by itself: ARP, echo requests, DHCP.

@@ -176,6 +176,14 @@ static inline int64_t rf_net_offer(RfNet *net, const uint8_t mac[6])
     return 0;
 }
 
+/** Where the highest frame ends, for the device: some do not reach all of memory. */
+static inline uint64_t rf_net_end(const RfNet *net)
+{
+    uint64_t tx = net->memory[RF_TX_ADDRESS] + (uint64_t)RF_TX_FRAMES * RF_FRAME_BYTES;
+    uint64_t rx = net->memory[RF_RX_ADDRESS] + (uint64_t)RF_RX_FRAMES * RF_FRAME_BYTES;
+    return tx > rx ? tx : rx;
+}
+
 /** Takes a frame to be sent; 0 if there is none. */
 static inline int rf_net_take_transmit(RfNet *net, RfFrame *frame)
 {

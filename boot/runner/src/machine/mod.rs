@@ -163,7 +163,10 @@ impl Machine {
     /// The source lines of all modules that it can load.
     fn sources(&self, system: &System) -> Sources {
         let own = system.modules.iter().map(|module| (module.name.clone(), module.debug.clone()));
-        let others = self.contents.modules.iter().map(|path| (ramdisk::file_name(path), path.clone()));
+        // What the runner has built has its debug information beside it.
+        let with_debug = |path: &PathBuf| Some(path.with_extension("debug")).filter(|debug| debug.is_file());
+        let file = |path: &PathBuf| with_debug(path).unwrap_or_else(|| path.clone());
+        let others = self.contents.modules.iter().map(|path| (ramdisk::file_name(path), file(path)));
         Sources::new(own.chain(others))
     }
 

@@ -58,8 +58,15 @@ pub struct Interface {
     /// The addresses that were last told of, and when.
     told: Vec<Ipv4Cidr>,
     told_at: Option<Instant>,
-    /// Whether programs were told that its link is up, and when.
-    told_link: (bool, Option<Instant>),
+    /// What programs were told of its link.
+    told_link: ToldLink,
+}
+
+/// What programs were told of a link last, and how often since when.
+struct ToldLink {
+    is_up: bool,
+    since: Option<Instant>,
+    count: u32,
 }
 
 /// What an interface wants of its driver.
@@ -112,7 +119,7 @@ impl Interface {
             servers,
             told: Vec::new(),
             told_at: None,
-            told_link: (true, None),
+            told_link: ToldLink { is_up: true, since: None, count: 0 },
         }
     }
 
@@ -288,12 +295,19 @@ impl Interface {
         })
     }
 
-    /// Tells programs of its link, once a second at most: a driver can have it come and go as often
-    /// as it likes.
+    /// Tells programs of its link, ten times a second at most: a driver can have it come and go as
+    /// often as it likes.
     fn tell_link(&mut self, is_up: bool) {
-        let (was_up, told_at) = self.told_link;
-        if is_up != was_up && told_at.is_none_or(|at| at.elapsed().as_secs() >= 1) {
-            self.told_link = (is_up, Some(Instant::now()));
+        const MOST: u32 = 10;
+        let told = &mut self.told_link;
+        if is_up == told.is_up {
+            return;
+        }
+        if told.since.is_none_or(|since| since.elapsed().as_secs() >= 1) {
+            (told.since, told.count) = (Some(Instant::now()), 0);
+        }
+        if told.count < MOST {
+            (told.is_up, told.count) = (is_up, told.count + 1);
             hw::link::tell(&Event::Link { name: self.name.as_str().into(), is_up });
         }
     }

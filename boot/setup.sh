@@ -49,6 +49,7 @@ missing=()
 need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); } # command, Debian package that has it
 need qemu-system-x86_64 qemu-system-x86
 need gcc gcc
+need g++ g++
 need xorriso xorriso
 # bochs-term, or it would bring a desktop's libraries for its window.
 command -v bochs >/dev/null 2>&1 || missing+=(bochs bochs-term)

@@ -221,8 +221,8 @@ impl Queues {
         }
     }
 
-    /// Gives back a frame that was sent. A driver that sends none of the frames that it has for a
-    /// second (`limits transmit-ms`) is ended as stuck; it may keep them as long as that, so that
+    /// Gives back a frame that was sent. A driver that sends none of the frames that it has for
+    /// five seconds (`limits transmit-ms`) is ended as stuck; it may keep them as long, so that
     /// an interrupt for what was sent is only needed while some are left.
     #[inline]
     pub fn give_transmitted(&mut self, frame: TxFrame) {

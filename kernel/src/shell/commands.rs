@@ -107,7 +107,7 @@ static GROUPS: &[Group] = &[
                 "limits",
                 "limits [NAME [VALUE]]",
                 "how patient the kernel is with drivers: all, or one",
-                "limits upcall-ms 500",
+                "limits turn-ms 20",
                 modules::limits
             ),
             command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", "faults 1", faults),

@@ -577,3 +577,39 @@ fn a_driver_in_a_folder_of_ones_own_is_a_module() {
     let (status, said) = runner(&own, "help");
     assert!(status == Some(4) && said.contains("src/lib.rs:1:"), "{said}");
 }
+
+/// What a driver names as a command is put into a person's line by the Tab key, and what it answers
+/// is shown: neither is more than that, nor more than there is room for.
+#[test]
+fn commands_and_answers_are_names_and_text() {
+    let body = r#"
+        static const char *const bad[] = {
+            "s;shutdown\tx", "s&\tx", "|more\tx", "\tx", " a\tx", "a", "a\t", "a\tb\tc", "a\x01 b\tx", "a\t\x1b[2J",
+            "a\xff\tx",
+        };
+        if (operation == RF_INIT) {
+            for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++)
+                if (rf_command_text(bad[i]) != -RF_REFUSED_INVALID) return -RF_REFUSED_BUSY;
+            if (rf_answer("x", 1) != -RF_REFUSED_INVALID) return -RF_REFUSED_BUSY;
+            for (unsigned i = 0; i < 32; i++)
+                if (rf_command_text("fine-1 [MORE]\tit is fine") != 0) return -RF_REFUSED_BUSY;
+            return rf_command_text("more\tthan there can be") == -RF_REFUSED_FULL ? 0 : -RF_REFUSED_BUSY;
+        }
+        if (operation == RF_COMMAND) {
+            static char lines[4096];
+            memset(lines, '\n', sizeof lines);
+            int64_t wrong = rf_command_text("late\tit is too late") != -RF_REFUSED_INVALID;
+            wrong += rf_answer(lines, sizeof lines) != 0;
+            return wrong + (rf_answer("x", 1) != -RF_REFUSED_FULL);
+        }
+        return 0;
+    "#;
+    let (_folder, module) = c_module("names", body);
+    let mut machine = bare("insmod names; tell names; tell names x; tell names x");
+    machine.contents.modules.push(module.unwrap().packed);
+    let text = boot_well(&machine);
+    assert_eq!(text.answers("names"), [0, 0]);
+    assert_eq!(text.matches("names fine-1 [MORE]        it is fine").count(), 32, "{text}");
+    assert_eq!(text.lines().filter(|line| *line == "names| ").count(), 2 * 64, "{text}");
+    assert_eq!(text.matches("names: 4032 more lines are not shown").count(), 2, "{text}");
+}

@@ -54,6 +54,8 @@ struct Ne2k {
 impl Device<Nic> for Ne2k {
     fn init() -> Result<Ne2k> {
         let ports = Ports::open(0)?;
+        // QEMU's model keeps its page over a reset: whoever was ended may have left the other one.
+        ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
         ports.write8(reg::RESET, ports.read8(reg::RESET));
         device::wait_until(RESET, || ports.read8(reg::CAUSES) & cause::IN_RESET != 0)
             .inspect_err(|_| log::error!("the card does not come out of reset"))?;

@@ -212,11 +212,19 @@ fn a_start_that_was_recorded_is_played_back() {
     let recorder = Rc::new(RefCell::new(Recorder::new(Card::new())));
     Kernel::new(recorder.clone()).run(Nic::init).unwrap();
     let script: String = recorder.borrow().script.clone();
-    assert!(script.starts_with("r 0 1f 1 0\nw 0 1f 1 0\nr 0 7 1 80\n"), "{script}");
+    assert!(script.starts_with("w 0 0 1 21\nr 0 1f 1 0\nw 0 1f 1 0\nr 0 7 1 80\n"), "{script}");
     let script = Rc::new(RefCell::new(Script::new(&std::format!("bar 0 ports 100\n{script}"))));
     let nic = Kernel::new(script.clone()).run(Nic::init);
     assert!(nic.is_ok());
     assert_eq!(script.borrow().left(), 0);
+}
+
+/// A driver that was ended while it looked at the second page.
+#[test]
+fn a_card_that_was_left_on_another_page_is_driven() {
+    let card = Card::new();
+    card.borrow_mut().command = command::START | command::PAGE_1;
+    started(&card);
 }
 
 #[test]

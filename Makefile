@@ -11,7 +11,7 @@ test: setup
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake -p rf-template -p rf-ne2k-pci --lib
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
-	RINGFENCE_MACHINE=pc cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: reset:: restart:: scsi::
+	RINGFENCE_MACHINE=pc cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
 
 setup:
 	@boot/setup.sh

@@ -168,11 +168,6 @@ fn package_name(manifest: &Path) -> Result<String> {
     Ok(name.with_context(|| format!("{} has no package", manifest.display()))?.to_string())
 }
 
-/// Writes the headers for modules in C and C++; the folder that has them.
-pub fn headers() -> Result<PathBuf> {
-    crate::header::write()
-}
-
 /// What a module is made of.
 enum Source {
     /// The package of that name.

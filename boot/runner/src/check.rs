@@ -13,8 +13,7 @@ use ringfence_core::command_line::most_like;
 use ringfence_core::module::{Module, ModuleError, symbol_at};
 use ringfence_core::tcg::Hole;
 use serde_json::json;
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is to be said of a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +83,8 @@ fn in_words(error: &ModuleError) -> String {
     format!("{error}{hint}")
 }
 
-/// Instructions that only ring 0 may execute, once a function and instruction, and where they are.
+/// Instructions that only ring 0 may execute, and where they are.
 fn privileged(module: &Module) -> Vec<(u64, String)> {
-    let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for segment in module.segments.iter().filter(|segment| segment.executable) {
         let mut decoder = Decoder::with_ip(64, segment.bytes, segment.start, DecoderOptions::NONE);
@@ -108,9 +106,7 @@ fn privileged(module: &Module) -> Vec<(u64, String)> {
             }
             let mut text = String::new();
             IntelFormatter::new().format(&instruction, &mut text);
-            if seen.insert((instruction.ip(), text.clone())) {
-                found.push((instruction.ip(), text));
-            }
+            found.push((instruction.ip(), text));
         }
     }
     found
@@ -139,7 +135,7 @@ impl Places<'_> {
 }
 
 /// Checks files and says what there is to say; whether the kernel takes all of them.
-pub fn run(files: &[std::path::PathBuf], json: bool) -> Result<bool> {
+pub fn run(files: &[PathBuf], json: bool) -> Result<bool> {
     let mut all_good = true;
     for file in files {
         let findings = findings(file, file)?;

@@ -4,7 +4,9 @@
 //!
 //! * [`toolchain`]: which compiler builds for the bare machine
 //! * [`build`]: loader, kernel and modules
-//! * `header`: what modules in C include
+//! * [`header`]: what modules in C include
+//! * [`check`]: what the kernel would say of a module; [`conform`]: what any driver must do;
+//!   [`wire`]: a cable, and frames for it
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
 //! * [`bochs`]: another emulator, for a second opinion
@@ -33,7 +35,7 @@ pub mod conform;
 pub mod drivers;
 pub mod echo;
 pub mod gdb;
-mod header;
+pub mod header;
 pub mod iso;
 pub mod machine;
 pub mod output;
@@ -43,6 +45,7 @@ pub mod snippets;
 pub mod soak;
 pub mod source;
 pub mod toolchain;
+pub mod wire;
 
 /// The project's folder.
 ///

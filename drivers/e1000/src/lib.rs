@@ -9,14 +9,14 @@
 
 mod registers;
 
+use core::time::Duration;
 use registers::{self as reg, ctrl, eerd, int, rctl, rxd, tctl, txd};
-use ringfence_sdk::abi::net::{RX_FRAMES, TX_FRAMES};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
+use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
 use ringfence_sdk::ring::Ring;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
+use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
 driver!(
     NicDriver<E1000>,
@@ -42,11 +42,11 @@ const RX_RING: usize = 2 * RX_FRAMES;
 /// Bytes in a descriptor.
 const DESCRIPTOR: usize = 16;
 /// How long a reset may take.
-const RESET_NS: u64 = 10_000_000;
+const RESET: Duration = Duration::from_millis(10);
 /// How long writing a register of the PHY may take: 64 us, and some more.
-const PHY_NS: u64 = 1_000_000;
+const PHY: Duration = Duration::from_millis(1);
 /// How long reading a word of the EEPROM may take.
-const EEPROM_NS: u64 = 10_000_000;
+const EEPROM: Duration = Duration::from_millis(10);
 
 struct E1000 {
     registers: Mmio,
@@ -105,13 +105,8 @@ impl Device<Nic> for E1000 {
         // 14.3: reset, then no interrupts, also none that the reset has caused.
         registers.write32(reg::IMC, u32::MAX);
         registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::RST);
-        let deadline = service::time_ns() + RESET_NS;
-        while registers.read32(reg::CTRL) & ctrl::RST != 0 {
-            if service::time_ns() > deadline {
-                log::error!("the device does not come out of reset");
-                return Err(Refusal::NotFound);
-            }
-        }
+        device::wait_until(RESET, || registers.read32(reg::CTRL) & ctrl::RST == 0)
+            .inspect_err(|_| log::error!("the device does not come out of reset"))?;
         registers.write32(reg::IMC, u32::MAX);
         registers.read32(reg::ICR);
         registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::SLU | ctrl::ASDE);
@@ -123,8 +118,8 @@ impl Device<Nic> for E1000 {
         }
         // The same of the PHY: in loopback, it would hear nobody but itself.
         registers.write32(reg::MDIC, reg::MDIC_NORMAL);
-        let deadline = service::time_ns() + PHY_NS;
-        while registers.read32(reg::MDIC) & reg::MDIC_READY == 0 && service::time_ns() < deadline {}
+        // One that does not say so was written to all the same.
+        let _ = device::wait_until(PHY, || registers.read32(reg::MDIC) & reg::MDIC_READY != 0);
         // 5.6.1: the first three words of the EEPROM are the address.
         let id = device::pci_read(2, 2)? as u16;
         let [a, b] = eeprom(&registers, id, 0)?;
@@ -228,17 +223,9 @@ fn own_interrupts(registers: &Mmio) -> Result<Causes> {
 fn eeprom(registers: &Mmio, id: u16, address: u32) -> Result<[u8; 2]> {
     let (at, done) = if id == ID_82574L { (2, eerd::DONE_82574) } else { (8, eerd::DONE) };
     registers.write32(reg::EERD, address << at | eerd::START);
-    let deadline = service::time_ns() + EEPROM_NS;
-    loop {
-        let read = registers.read32(reg::EERD);
-        if read & done != 0 {
-            return Ok(((read >> 16) as u16).to_le_bytes());
-        }
-        if service::time_ns() > deadline {
-            log::error!("the EEPROM does not answer");
-            return Err(Refusal::NotFound);
-        }
-    }
+    device::wait_until(EEPROM, || registers.read32(reg::EERD) & done != 0)
+        .inspect_err(|_| log::error!("the EEPROM does not answer"))?;
+    Ok(((registers.read32(reg::EERD) >> 16) as u16).to_le_bytes())
 }
 
 impl E1000 {

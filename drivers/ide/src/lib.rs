@@ -8,12 +8,13 @@
 #![forbid(unsafe_code)]
 
 use core::fmt::Arguments;
+use core::time::Duration;
 use ringfence_sdk::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_UNSUPPORTED, BLOCK_WRITE, Block, BlockDriver, BlockInfo,
     BlockRequest, Queues, Ticket,
 };
 use ringfence_sdk::class::Device;
-use ringfence_sdk::device::{self, Ports};
+use ringfence_sdk::device::{self, Ports, pause};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
 driver!(
@@ -80,9 +81,9 @@ const FIRST_NS: u64 = 200_000_000;
 const RESTORE_NS: u64 = 500_000_000;
 /// How long reset is held, how long a device has no status after it, and how long until one that
 /// was selected has its status right (9.1, 9.2).
-const RESET_NS: u64 = 5_000;
-const AFTER_RESET_NS: u64 = 2_000_000;
-const SELECT_NS: u64 = 400;
+const RESET: Duration = Duration::from_micros(5);
+const AFTER_RESET: Duration = Duration::from_millis(2);
+const SELECT: Duration = Duration::from_nanos(400);
 
 struct Ide {
     channel: Channel,
@@ -141,7 +142,7 @@ impl Channel {
     /// Gives a command. Its status is right when this returns (9).
     fn command(&self, command: u8) {
         self.write(register::COMMAND, command);
-        pause(SELECT_NS);
+        pause(SELECT);
     }
 
     /// Has the device move so many blocks at once; whether it does (8, SET MULTIPLE MODE).
@@ -162,15 +163,15 @@ impl Channel {
     fn select(&mut self, device: u8) {
         self.device = device;
         self.write(register::DEVICE, LBA | device);
-        pause(SELECT_NS);
+        pause(SELECT);
     }
 
     /// Ends whatever the devices do, and what a driver before has begun.
     fn reset(&self) {
         self.control.write8(CONTROL, NO_INTERRUPT | SOFTWARE_RESET);
-        pause(RESET_NS);
+        pause(RESET);
         self.control.write8(CONTROL, NO_INTERRUPT);
-        pause(AFTER_RESET_NS);
+        pause(AFTER_RESET);
     }
 
     /// What a disk says of itself (8.15.8); `None` if there is no disk.
@@ -190,11 +191,6 @@ impl Channel {
         self.command.read_words(register::DATA, &mut words);
         Some(words)
     }
-}
-
-fn pause(ns: u64) {
-    let end = service::time_ns() + ns;
-    while service::time_ns() < end {}
 }
 
 /// Word `number` of what a disk says of itself.

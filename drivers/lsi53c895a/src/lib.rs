@@ -9,12 +9,13 @@
 mod registers;
 mod script;
 
+use core::time::Duration;
 use registers as reg;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK};
 use ringfence_sdk::scsi_bus::{BusAdapter, BusDriver, Command, Direction, Ending, OWN_ID};
-use ringfence_sdk::{Kind, Manifest, Refusal, Reset, Result, driver, service};
+use ringfence_sdk::{Kind, Manifest, Reset, Result, driver};
 use script::{Label, PROGRAM, has_address, says, table};
 
 driver!(
@@ -33,9 +34,9 @@ driver!(
 );
 
 /// How long a reset may take.
-const RESET_NS: u64 = 10_000_000;
+const RESET: Duration = Duration::from_millis(10);
 /// How long the bus is held in reset (SPI-5, 9.5: 25 us at least).
-const BUS_RESET_NS: u64 = 30_000;
+const BUS_RESET: Duration = Duration::from_micros(30);
 /// What is where in the adapter's memory: the table, what it points to, and the program.
 const IDENTIFY: usize = 0x40;
 const CDB: usize = 0x50;
@@ -132,23 +133,15 @@ impl Lsi {
         let registers = self.registers;
         registers.write8(reg::ISTAT, reg::ISTAT_SRST);
         registers.write8(reg::ISTAT, 0);
-        let deadline = service::time_ns() + RESET_NS;
-        while registers.read8(reg::ISTAT) & reg::ISTAT_SRST != 0 {
-            if service::time_ns() > deadline {
-                log::error!("the adapter does not come out of reset");
-                return Err(Refusal::NotFound);
-            }
-        }
+        device::wait_until(RESET, || registers.read8(reg::ISTAT) & reg::ISTAT_SRST == 0)
+            .inspect_err(|_| log::error!("the adapter does not come out of reset"))?;
         registers.write8(reg::SCNTL0, reg::SCNTL0_ARBITRATION);
         registers.write8(reg::SCID, reg::SCID_RRE | OWN_ID);
         registers.write8(reg::RESPID0, 1 << OWN_ID);
         registers.write8(reg::DCNTL, reg::DCNTL_COM);
         registers.write8(reg::STIME0, reg::STIME0_250_MS);
         registers.write8(reg::SCNTL1, reg::SCNTL1_RST);
-        let end = service::time_ns() + BUS_RESET_NS;
-        while service::time_ns() < end {
-            core::hint::spin_loop();
-        }
+        device::pause(BUS_RESET);
         registers.write8(reg::SCNTL1, 0);
         // The reset is an interrupt, too.
         for cleared_by_reading in [reg::SIST0, reg::SIST1, reg::DSTAT] {

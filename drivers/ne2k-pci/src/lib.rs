@@ -15,7 +15,7 @@ use core::time::Duration;
 use registers::{self as reg, cause, command};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
-use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
 driver!(
@@ -175,7 +175,7 @@ impl Ne2k {
                 break;
             }
             let Some(mut frame) = queues.take_transmit() else { break };
-            queues.pad(&mut frame, MIN_FRAME);
+            queues.pad(&mut frame);
             let mut bytes = [0; MAX_FRAME + 1];
             let bytes = &mut bytes[..frame.len_bytes().min(MAX_FRAME)];
             queues.read(&frame, 0, bytes);
@@ -254,8 +254,7 @@ impl Ne2k {
     fn recover(&mut self, queues: &mut Queues) {
         let ports = &self.ports;
         ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
-        // It is never done: the time goes by.
-        let _ = device::wait_until(STOP, || false);
+        device::pause(STOP);
         for register in reg::REMOTE_BYTES {
             ports.write8(register, 0);
         }

@@ -6,9 +6,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-use ringfence_sdk::abi::net::{FRAME_BYTES, RX_FRAMES};
 use ringfence_sdk::class::Device;
-use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues};
+use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RX_FRAMES};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{

@@ -13,7 +13,7 @@ use registers::{self as reg, Registers, cause, command, tx};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
 driver!(
@@ -178,7 +178,7 @@ impl Rtl8139 {
         let before = self.next;
         while self.next.wrapping_sub(self.done) < SENDING {
             let Some(mut frame) = queues.take_transmit() else { break };
-            queues.pad(&mut frame, MIN_FRAME);
+            queues.pad(&mut frame);
             let slot = self.next % SENDING;
             self.registers.write32(reg::TX_ADDRESS + 4 * slot as u16, queues.tx_address(&frame) as u32);
             // Clearing the bit for the owner starts it.

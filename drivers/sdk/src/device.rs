@@ -57,6 +57,12 @@ pub fn wait_until(limit: Duration, mut is_done: impl FnMut() -> bool) -> Result<
     Ok(())
 }
 
+/// Lets time go by, as [`wait_until`] does.
+pub fn pause(time: Duration) {
+    // It is never done: the time goes by.
+    let _ = wait_until(time, || false);
+}
+
 /// The capabilities in configuration space (PCI 3.0, 6.7): offset and id of each.
 pub fn capabilities() -> impl Iterator<Item = (u64, u8)> {
     const POINTER: u64 = 0x34;
@@ -105,9 +111,8 @@ macro_rules! mmio_access {
 }
 
 impl Mmio {
-    /// Maps memory BAR `bar`. Where a device has its registers in memory and as ports, memory is as
-    /// good in ring 1 as elsewhere, and ports are there if the BAR shares a page with another
-    /// device's.
+    /// Maps memory BAR `bar`. A BAR that shares a page with another device's is refused: a device
+    /// that has its registers as ports as well is driven by those then.
     ///
     /// # Errors
     /// [`Refusal::Invalid`] if the BAR has ports, with a line in the log; and those of

@@ -170,8 +170,8 @@ impl Queues {
         Ok(())
     }
 
-    /// Where the highest frame ends, for the device: some do not reach all of memory.
-    pub fn end_of_frames(&self) -> u64 {
+    /// Where the highest frame ends, for the device.
+    fn end_of_frames(&self) -> u64 {
         let end = |first: u64, count: usize| first + (count * FRAME_BYTES) as u64;
         end(self.tx_address, TX_FRAMES).max(end(self.rx_address, RX_FRAMES))
     }
@@ -209,14 +209,12 @@ impl Queues {
         frame.bytes(self).write(offset, from);
     }
 
-    /// Fills a frame that is shorter than `len_bytes`, at most [`MIN_FRAME`], up with zeros, for a
-    /// card that does not do so.
-    pub fn pad(&mut self, frame: &mut TxFrame, len_bytes: usize) {
-        let (had, len_bytes) = (frame.len_bytes(), len_bytes.min(MIN_FRAME));
-        if let Some(zeros) = [0; MIN_FRAME].get(had..len_bytes)
-            && !zeros.is_empty()
-        {
-            frame.len_bytes = len_bytes as u16;
+    /// Fills a frame that is shorter than [`MIN_FRAME`] up with zeros, for a card that does not do
+    /// so.
+    pub fn pad(&mut self, frame: &mut TxFrame) {
+        let had = frame.len_bytes();
+        if let Some(zeros) = [0; MIN_FRAME].get(had..) {
+            frame.len_bytes = (had + zeros.len()) as u16;
             self.write(frame, had, zeros);
         }
     }
@@ -230,9 +228,9 @@ impl Queues {
         let _ = self.transmitted.put(&self.memory, entry(frame.number() as u32, 0));
     }
 
-    /// The next frame to receive into. When there is none, the driver is polled with
-    /// [`Events::QUEUE`](crate::Events::QUEUE) as soon as there are some: nothing needs to be
-    /// waited for.
+    /// The next frame to receive into. A driver that has less than a quarter of the frames that it
+    /// had at most is polled with [`Events::QUEUE`](crate::Events::QUEUE), so that it takes those
+    /// that came back.
     #[inline]
     pub fn take_empty(&mut self) -> Option<RxFrame> {
         let (number, _) = split(self.empty.take(&self.memory).ok()??);

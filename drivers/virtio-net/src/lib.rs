@@ -6,13 +6,14 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+use core::time::Duration;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
-use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver, service};
+use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver};
 
 driver!(
     NicDriver<VirtioNet>,
@@ -42,7 +43,7 @@ const ACKNOWLEDGEMENT: usize = COMMAND + 8;
 /// The command that it takes frames for itself only (5.1.6.5.1): class, command, off.
 const NOT_PROMISCUOUS: [u8; 3] = [0, 0, 0];
 /// How long that may take.
-const COMMAND_NS: u64 = 100_000_000;
+const LIMIT: Duration = Duration::from_millis(100);
 
 /// Features (5.1.3).
 const HAS_MAC: u32 = 1 << 5;
@@ -229,12 +230,8 @@ impl VirtioNet {
         control.offer(0);
         control.publish();
         self.transport.notify(CONTROL);
-        let deadline = service::time_ns() + COMMAND_NS;
-        while control.take_used().is_none() {
-            if service::time_ns() > deadline {
-                log::warn!("the device does not filter frames: those for others come as well");
-                break;
-            }
+        if device::wait_until(LIMIT, || control.take_used().is_some()).is_err() {
+            log::warn!("the device does not filter frames: those for others come as well");
         }
     }
 

@@ -153,6 +153,10 @@ fn lines_are_edited_completed_and_remembered() {
     running.wait_for("turn-ms                  10  ms a driver may be ahead").unwrap();
     running.type_line("policy template re\t").unwrap();
     running.wait_for("template: when it is ended it is restarted").unwrap();
+    // What a driver has named.
+    running.type_line("insmod watch\t").unwrap();
+    running.type_line("tell watchman roun\t").unwrap();
+    running.wait_for("watchman| all is well at the gate").unwrap();
     running.type_text("insmod rogue-\t").unwrap();
     running.wait_for("rogue-nic  rogue-peer  rogue-scsi  rogue-ss").unwrap();
     running.type_line("\x15").unwrap();

@@ -26,7 +26,7 @@ fn every_card_works_in_both_rings_and_after_a_restart() {
 #[test]
 fn a_network_driver_in_c_works_in_both_rings_and_after_a_restart() {
     let driver = "rtl8139-c";
-    let mut machine = machine(&format!("insmod {driver}; {}", work(driver)));
+    let mut machine = machine(&format!("insmod {driver} promiscuous=on; {}", work(driver)));
     (machine.nic, machine.hba, machine.contents.autoload) = ("rtl8139".into(), "none".into(), false);
     assert_works(&boot_well(&machine), "rtl8139", driver);
 }

@@ -384,7 +384,7 @@ fn the_c_header_is_c99_and_cpp17() {
             return rf_has_vector(a, 7) && rf_is(rf_typed(), a, "x") ? (int64_t)RF_REPLY_ACKNOWLEDGED : rf_enable_dma();
         }
     "#;
-    let include = ringfence::build::headers().unwrap();
+    let include = ringfence::header::write().unwrap();
     let mut tried = 0;
     for (compiler, standard, end) in [
         ("gcc", "c99", "c"),
@@ -572,6 +572,15 @@ fn a_driver_in_a_folder_of_ones_own_is_a_module() {
     assert!(said.contains("gave up, in command: panicked at src/lib.rs:12: as asked for"), "{said}");
     let upcall = said.lines().find(|line| line.starts_with("        rf_upcall+"));
     assert!(upcall.is_some_and(|line| line.contains("src/lib.rs:")), "{said}");
+    // What the kernel would refuse does not compile.
+    for (manifest, why) in [
+        ("Manifest::new(\"Own\", \"7\")", "name must be lower-case letters, digits, - and _"),
+        ("Manifest::new(\"own\", \"7\").dma_kib(1 << 20)", "DMA budget is out of range"),
+    ] {
+        std::fs::write(own.join("src/lib.rs"), SOURCE.replace("Manifest::new(\"own\", \"7\")", manifest)).unwrap();
+        let (status, said) = runner(&own, "help");
+        assert!(status == Some(4) && said.contains(why), "{said}");
+    }
     // What the compiler says is shown.
     std::fs::write(own.join("src/lib.rs"), "this is no Rust").unwrap();
     let (status, said) = runner(&own, "help");
@@ -612,4 +621,36 @@ fn commands_and_answers_are_names_and_text() {
     assert_eq!(text.matches("names fine-1 [MORE]        it is fine").count(), 32, "{text}");
     assert_eq!(text.lines().filter(|line| *line == "names| ").count(), 2 * 64, "{text}");
     assert_eq!(text.matches("names: 4032 more lines are not shown").count(), 2, "{text}");
+}
+
+/// What a network driver counts is shown, and kept for its successor; whatever it is.
+#[test]
+fn what_a_network_driver_counts_is_shown() {
+    const SOURCE: &str = r#"
+        #include <ringfence.h>
+        RF_MANIFEST = {
+            RF_VERSIONS, .kind = RfKind_Nic, .name = "counts", .version = "1", .pci_ids = RF_NO_PCI_IDS,
+            .stack_bytes = 16384, .upcall_ms = 100, .policy = RfPolicy_Restart,
+        };
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {
+            static RfNet net;
+            const uint8_t mac[6] = {0x52, 0x54, 0, 0, 0, 1};
+            if (operation != RF_INIT) return (int64_t)(0 * (a + b + c));
+            int64_t result = rf_net_offer(&net, mac);
+            rf_net_count(&net, RfCounter_RxMissed, 1);
+            rf_net_count(&net, RfCounter_RxErrors, 3);
+            rf_net_count(&net, RfCounter_TxErrors, UINT64_MAX);
+            return result;
+        }
+    "#;
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("counts.c");
+    std::fs::write(&source, SOURCE).unwrap();
+    let mut machine = bare("insmod counts; ip addr add 10.7.0.2/24 dev eth0; ip; kill counts; ip");
+    machine.contents.modules.push(ringfence::build::module_in_c(&source).unwrap().packed);
+    let text = boot_well(&machine);
+    assert_says(&text, "counts says: 1 missed, 3 damaged, 18446744073709551615 not sent");
+    assert_says(&text, "counts says: 2 missed, 6 damaged, 18446744073709551615 not sent");
 }

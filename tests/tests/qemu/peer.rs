@@ -2,18 +2,15 @@
 
 use ringfence::machine::Monitor;
 use ringfence::machine::{Machine, Running};
+use ringfence::wire::{
+    self, ARP, BROADCAST, GUEST, IPV4, PEER, PEER_MAC, arp, checksum, datagram, echo_request, packet,
+};
 use ringfence_link::event::{self, Event};
 use ringfence_tests::{at_prompt, interface, leave, machine, run_well, wait_for_address, wait_for_interface};
 use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const GUEST: [u8; 4] = [10, 7, 0, 2];
-const PEER: [u8; 4] = [10, 7, 0, 1];
-const PEER_MAC: [u8; 6] = [0x52, 0x54, 0, 0xaa, 0xbb, 0xcc];
-const BROADCAST: [u8; 6] = [0xff; 6];
-const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
 /// IEEE 802 local experimental ethertype 1: nobody answers it.
 const EXPERIMENTAL: u16 = 0x88b5;
 
@@ -25,22 +22,16 @@ struct Peer {
 impl Peer {
     /// The peer, and a machine whose card is connected to it and has no address yet.
     fn new() -> (Peer, Machine) {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = |socket: &UdpSocket| socket.local_addr().unwrap().port();
-        // A port that is free, for QEMU.
-        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (ours, its) = (port(&socket), port(&other));
-        socket.connect(("127.0.0.1", its)).unwrap();
+        let (socket, network) = wire::cable().unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut machine = machine("");
         machine.hba = "none".into();
-        let end = |name: &str, port: u16| format!("{name}.type=inet,{name}.host=127.0.0.1,{name}.port={port}");
-        machine.network = Some(format!("dgram,{},{}", end("local", its), end("remote", ours)));
+        machine.network = Some(network);
         (Peer { socket }, machine)
     }
 
     fn send(&self, to: [u8; 6], ethertype: u16, payload: &[u8]) {
-        let mut frame = [&to[..], &PEER_MAC, &ethertype.to_be_bytes(), payload].concat();
+        let mut frame = wire::frame(&to, ethertype, payload);
         frame.resize(frame.len().max(60), 0);
         // While QEMU is stopped the socket may be full: what is lost then is lost on cables, too.
         let _ = self.socket.send(&frame);
@@ -66,7 +57,7 @@ impl Peer {
     fn answer_arp(&self, frame: &[u8]) {
         let is_ours = frame[12..14] == ARP.to_be_bytes() && frame[20..22] == [0, 1] && frame[38..41] == PEER[..3];
         if is_ours && frame[38..42] != GUEST {
-            let reply = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &PEER_MAC, &frame[38..42], &frame[22..32]].concat();
+            let reply = arp(2, &PEER_MAC, &frame[38..42], &frame[22..28], &frame[28..32]);
             self.send(BROADCAST, ARP, &reply);
         }
     }
@@ -75,7 +66,7 @@ impl Peer {
     /// it: answers to others do not count.
     fn resolve(&self, host: u8) -> [u8; 6] {
         let asker = [PEER[0], PEER[1], PEER[2], host];
-        let request = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &PEER_MAC, &asker, &[0; 6], &GUEST].concat();
+        let request = arp(1, &PEER_MAC, &asker, &[0; 6], &GUEST);
         let is_answer = |frame: &[u8]| {
             frame[12..14] == ARP.to_be_bytes()
                 && frame[20..22] == [0, 2]
@@ -85,31 +76,6 @@ impl Peer {
         let answer = self.ask(|peer| peer.send(BROADCAST, ARP, &request), is_answer);
         answer[22..28].try_into().unwrap()
     }
-}
-
-/// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let sum: u32 =
-        bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (!(sum + (sum >> 16)) as u16).to_be_bytes()
-}
-
-/// An IPv4 packet to the guest (RFC 791).
-fn packet(protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let len = (20 + payload.len() as u16).to_be_bytes();
-    let mut header = [&[0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, protocol, 0, 0][..], &PEER, &GUEST].concat();
-    let sum = checksum(&header);
-    header[10..12].copy_from_slice(&sum);
-    [&header, payload].concat()
-}
-
-/// An ICMP echo request (RFC 792).
-fn echo_request(data: &[u8]) -> Vec<u8> {
-    let mut icmp = [&[8, 0, 0, 0, 0x12, 0x34, 0, 1][..], data].concat();
-    let sum = checksum(&icmp);
-    icmp[2..4].copy_from_slice(&sum);
-    packet(1, &icmp)
 }
 
 /// A SYN to the guest's echo server (RFC 9293, 3.1).
@@ -164,12 +130,6 @@ fn the_guest_answers_pings() {
     assert_eq!(answer[38..42], [0x12, 0x34, 0, 1]);
     assert_eq!(answer[42..242], data[..]);
     leave(running);
-}
-
-/// A datagram of the peer's to the guest (RFC 768), which may have no checksum.
-fn datagram(ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
-    let len = (8 + payload.len() as u16).to_be_bytes();
-    packet(17, &[&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes(), &len, &[0, 0], payload].concat())
 }
 
 const DISCOVER: u8 = 1;

@@ -80,6 +80,7 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
     );
     let text = boot_well(&unfenced(machine));
     assert_intact(&text);
+    assert_says(&text, "warning: untold: the device may use DMA, and the manifest does not say how to reset it");
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
     // There is nothing that another one could have.

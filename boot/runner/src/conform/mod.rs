@@ -20,8 +20,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// QEMU's devices by their PCI ids, as drivers name them: those that have other names are among
-/// those of the first that fits.
+/// QEMU's devices by their PCI ids. The first that a driver names is the one that it is tried on.
 const DEVICES: [(u16, u16, &str); 13] = [
     (0x8086, 0x100e, "e1000"),
     (0x8086, 0x10d3, "e1000e"),

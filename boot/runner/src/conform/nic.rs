@@ -1,7 +1,8 @@
 //! What any network driver must do.
 
 use super::Bench;
-use super::peer::{BROADCAST, IPV4, Peer, echo_request, frame, tagged};
+use super::peer::Peer;
+use crate::wire::{BROADCAST, IPV4, echo_request, frame, tagged};
 use anyhow::{Context, Result, bail};
 use ringfence_link::event::Event;
 

@@ -1,6 +1,9 @@
 //! The other end of the cable: a host that answers what it must in a thread of its own, and sends
 //! whatever frames a test likes.
 
+use crate::wire::{
+    self, ARP, BROADCAST, ECHO_ID, GUEST, IPV4, PEER, PEER_MAC, arp, datagram, echo_request, frame, icmp, packet,
+};
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -9,16 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Addresses of the guest and of the peer.
-pub const GUEST: [u8; 4] = [10, 7, 0, 2];
-pub const PEER: [u8; 4] = [10, 7, 0, 1];
-const PEER_MAC: [u8; 6] = [0x52, 0x54, 0, 0xaa, 0xbb, 0xcc];
-pub const BROADCAST: [u8; 6] = [0xff; 6];
-/// Types of frames (IEEE 802 numbers).
-pub const IPV4: u16 = 0x0800;
-const ARP: u16 = 0x0806;
-/// What the peer's and the guest's echo requests are told apart by.
-const OWN_ID: [u8; 2] = [0x12, 0x34];
 /// How long a frame is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Until something is asked again.
@@ -34,12 +27,8 @@ pub struct Peer {
 impl Peer {
     /// The peer, and what a machine's network card is to be connected to.
     pub fn new() -> Result<(Peer, String)> {
-        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0")?);
-        // A port that is free, for QEMU.
-        let other = UdpSocket::bind("127.0.0.1:0")?;
-        let (ours, its) = (socket.local_addr()?.port(), other.local_addr()?.port());
-        drop(other);
-        socket.connect(("127.0.0.1", its))?;
+        let (socket, network) = wire::cable()?;
+        let socket = Arc::new(socket);
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let (sender, frames) = channel();
         let stop = Arc::new(AtomicBool::new(false));
@@ -59,8 +48,6 @@ impl Peer {
                 }
             }
         });
-        let end = |name: &str, port: u16| format!("{name}.type=inet,{name}.host=127.0.0.1,{name}.port={port}");
-        let network = format!("dgram,{},{}", end("local", its), end("remote", ours));
         Ok((Peer { socket, frames, stop }, network))
     }
 
@@ -106,7 +93,7 @@ impl Peer {
 
     /// Has the guest send `data` back (RFC 792), byte for byte.
     pub fn echo(&self, mac: &[u8; 6], data: &[u8]) -> Result<()> {
-        let request = frame(mac, IPV4, &packet(1, &icmp(8, &OWN_ID, data)));
+        let request = frame(mac, IPV4, &echo_request(data));
         let what = format!("the echo of {} bytes", data.len());
         let came = self.wait(&what, &request, |frame| echoed(frame, data.len()))?;
         if came != data {
@@ -117,7 +104,7 @@ impl Peer {
 
     /// Sends so many echo requests of `data`, without waiting for anything.
     pub fn flood(&self, mac: &[u8; 6], data: &[u8], count: usize) {
-        let request = frame(mac, IPV4, &packet(1, &icmp(8, &OWN_ID, data)));
+        let request = frame(mac, IPV4, &echo_request(data));
         (0..count).for_each(|_| self.send(&request));
     }
 
@@ -146,21 +133,6 @@ impl Drop for Peer {
     }
 }
 
-/// A frame to `to` from the peer, as short as that makes it.
-pub fn frame(to: &[u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    [&to[..], &PEER_MAC, &ethertype.to_be_bytes(), payload].concat()
-}
-
-/// The same with a VLAN tag (IEEE 802.1Q).
-pub fn tagged(to: &[u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    [&to[..], &PEER_MAC, &[0x81, 0, 0, 7], &ethertype.to_be_bytes(), payload].concat()
-}
-
-/// An IPv4 packet to the guest with an echo request.
-pub fn echo_request(data: &[u8]) -> Vec<u8> {
-    packet(1, &icmp(8, &OWN_ID, data))
-}
-
 fn part(frame: &[u8], at: usize, len: usize) -> Option<&[u8]> {
     frame.get(at..at.checked_add(len)?)
 }
@@ -170,7 +142,7 @@ fn echoed(frame: &[u8], len_bytes: usize) -> Option<Vec<u8>> {
     let is_answer = part(frame, 12, 2)? == IPV4.to_be_bytes()
         && *frame.get(23)? == 1
         && *frame.get(34)? == 0
-        && part(frame, 38, 2)? == OWN_ID
+        && part(frame, 38, 2)? == ECHO_ID
         && usize::from(u16::from_be_bytes(part(frame, 16, 2)?.try_into().ok()?)) == 28 + len_bytes;
     is_answer.then(|| part(frame, 42, len_bytes).map(<[u8]>::to_vec))?
 }
@@ -195,13 +167,8 @@ fn answer(asked: &[u8]) -> Option<Vec<u8>> {
     let len = usize::from(u16::from_be_bytes(part(asked, 16, 2)?.try_into().ok()?));
     match *asked.get(23)? {
         1 if *asked.get(34)? == 8 && part(asked, 30, 4)? == PEER => {
-            let id = part(asked, 38, 2)?;
-            let mut reply = icmp(0, &[id[0], id[1]], part(asked, 42, len.checked_sub(28)?)?);
-            // The sequence number comes back as well.
-            reply[6..8].copy_from_slice(part(asked, 40, 2)?);
-            reply[2..4].fill(0);
-            let sum = checksum(&reply);
-            reply[2..4].copy_from_slice(&sum);
+            let data = part(asked, 42, len.checked_sub(28)?)?;
+            let reply = icmp(0, part(asked, 38, 2)?, part(asked, 40, 2)?, data);
             Some(frame(&from, IPV4, &packet(1, &reply)))
         }
         17 if part(asked, 36, 2)? == [0, 67] => dhcp(&from, part(asked, 42, len.checked_sub(28)?)?),
@@ -228,35 +195,5 @@ fn dhcp(to: &[u8; 6], asked: &[u8]) -> Option<Vec<u8>> {
     message.extend([53, 1, kind, 54, 4].iter().chain(&PEER));
     message.extend([51, 4, 0, 0, 3, 0, 1, 4, 255, 255, 255, 0, 3, 4].iter().chain(&PEER).chain(&[255]));
     message.resize(300, 0);
-    let len = (8 + message.len() as u16).to_be_bytes();
-    let datagram = [&[0, 67, 0, 68, len[0], len[1], 0, 0], &message[..]].concat();
-    Some(frame(to, IPV4, &packet(17, &datagram)))
-}
-
-fn arp(operation: u8, from: &[u8], from_address: &[u8], to: &[u8], to_address: &[u8]) -> Vec<u8> {
-    [&[0, 1, 8, 0, 6, 4, 0, operation], from, from_address, to, to_address].concat()
-}
-
-/// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let pairs = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
-    let sum: u32 = pairs.sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (!(sum + (sum >> 16)) as u16).to_be_bytes()
-}
-
-/// An IPv4 packet to the guest (RFC 791).
-fn packet(protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let len = (20 + payload.len() as u16).to_be_bytes();
-    let mut header = [&[0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, protocol, 0, 0][..], &PEER, &GUEST].concat();
-    let sum = checksum(&header);
-    header[10..12].copy_from_slice(&sum);
-    [&header, payload].concat()
-}
-
-fn icmp(kind: u8, id: &[u8; 2], data: &[u8]) -> Vec<u8> {
-    let mut message = [&[kind, 0, 0, 0, id[0], id[1], 0, 1][..], data].concat();
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum);
-    message
+    Some(frame(to, IPV4, &datagram([67, 68], &message)))
 }

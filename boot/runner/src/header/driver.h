@@ -245,16 +245,21 @@ typedef struct {
     RfRing submit, complete;
 } RfRequests;
 
+/** Opens the queues after rf_offer has answered: 0, or why not. */
+static inline int64_t rf_requests_open(RfRequests *requests, int64_t offered, RfRing submit, RfRing complete)
+{
+    if (offered < 0)
+        return offered;
+    requests->memory = (volatile uint64_t *)(uintptr_t)offered;
+    requests->submit = submit, requests->complete = complete;
+    return 0;
+}
+
 /** Offers a SCSI adapter: 0, or why not. */
 static inline int64_t rf_scsi_offer(RfRequests *requests, const RfScsiInfo *info)
 {
-    int64_t start = rf_offer(info, sizeof *info);
-    if (start < 0)
-        return start;
     const RfRing submit = RF_SCSI_SUBMIT, complete = RF_SCSI_COMPLETE;
-    requests->memory = (volatile uint64_t *)(uintptr_t)start;
-    requests->submit = submit, requests->complete = complete;
-    return 0;
+    return rf_requests_open(requests, rf_offer(info, sizeof *info), submit, complete);
 }
 
 /** Takes a request, and its number; 0 if there is none. */
@@ -277,13 +282,8 @@ static inline void rf_scsi_complete(RfRequests *requests, uint64_t number, const
 /** Offers a block device: 0, or why not. */
 static inline int64_t rf_block_offer(RfRequests *requests, const RfBlockInfo *info)
 {
-    int64_t start = rf_offer(info, sizeof *info);
-    if (start < 0)
-        return start;
     const RfRing submit = RF_BLOCK_SUBMIT, complete = RF_BLOCK_COMPLETE;
-    requests->memory = (volatile uint64_t *)(uintptr_t)start;
-    requests->submit = submit, requests->complete = complete;
-    return 0;
+    return rf_requests_open(requests, rf_offer(info, sizeof *info), submit, complete);
 }
 
 /** Takes a request, and its number; 0 if there is none. */

@@ -8,7 +8,8 @@
 //! [`device::enable_dma`], [`Transport::finish`].
 
 use crate::device::{self, Mmio};
-use crate::{Events, Refusal, Result, service};
+use crate::{Events, Refusal, Result};
+use core::time::Duration;
 use queue::Virtqueue;
 
 pub mod queue;
@@ -52,7 +53,7 @@ const ACCESS_PLATFORM: u32 = 2;
 /// No interrupt (4.1.4.3).
 const NO_VECTOR: u16 = 0xffff;
 /// How long a reset may take.
-const RESET_NS: u64 = 100_000_000;
+const RESET: Duration = Duration::from_millis(100);
 /// Queues whose notification address is kept.
 const QUEUES: usize = 3;
 
@@ -115,13 +116,8 @@ impl Transport {
     /// kind, what it has, which is returned.
     pub fn begin(&mut self, wanted: u32) -> Result<u32> {
         self.reset();
-        let deadline = service::time_ns() + RESET_NS;
-        while self.common.read8(common::DEVICE_STATUS) != 0 {
-            if service::time_ns() > deadline {
-                log::error!("the device does not come out of reset");
-                return Err(Refusal::NotFound);
-            }
-        }
+        device::wait_until(RESET, || self.common.read8(common::DEVICE_STATUS) == 0)
+            .inspect_err(|_| log::error!("the device does not come out of reset"))?;
         self.common.write8(common::DEVICE_STATUS, status::ACKNOWLEDGE | status::DRIVER);
         self.common.write32(common::DEVICE_FEATURE_SELECT, 1);
         let upper = self.common.read32(common::DEVICE_FEATURE);

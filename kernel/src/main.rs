@@ -109,6 +109,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, poll::serve_interrupts);
         task::spawn(spawner, poll::serve_rested);
         task::spawn(spawner, poll::serve_timers);
+        task::spawn(spawner, poll::serve_sleepers);
         task::spawn(spawner, poll::serve_dma_faults);
         task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::scan::run);

@@ -39,8 +39,8 @@ pub struct Outcome {
     pub stray: u64,
 }
 
-/// A changed module in the place of a good one, which takes its place again at the latest when this
-/// goes: a person's Ctrl-C drops a trial that is half done.
+/// A changed module in the place of a good one, which takes its place again, at the latest because
+/// this goes: a person's Ctrl-C drops a trial that is half done.
 struct Mutant<'a> {
     handle: Handle,
     good: &'a File,
@@ -52,20 +52,26 @@ struct Mutant<'a> {
 
 impl Mutant<'_> {
     /// Ends it, and puts the good one in its place.
-    fn put_back(&mut self) -> Result<(), String> {
-        self.in_place = false;
+    async fn put_back(&mut self) -> Result<(), String> {
         self.handle.lock().end(Cause::Killed);
-        let good = module::replace(&self.handle, self.good, Ring::Sandboxed, None);
-        let mut driver = good.as_ref().unwrap_or(&self.handle).lock();
-        driver.life.set_policy(self.policy);
-        // If it could not be replaced, it is the good one that is to be tried again, and not the
-        // changed one.
-        driver.file = self.good.clone();
-        drop(driver);
-        good.map(drop).map_err(|error| {
-            end::note();
+        self.handle = module::replace(&self.handle, self.good, Ring::Sandboxed, None).await.map_err(|error| {
+            // It is the good one that is to be tried again, and not the changed one.
+            self.leave_to_supervision();
             error.to_string()
-        })
+        })?;
+        self.in_place = false;
+        self.handle.lock().life.set_policy(self.policy);
+        Ok(())
+    }
+
+    /// Has whoever restarts drivers put the good one in its place, if the policy says so.
+    fn leave_to_supervision(&mut self) {
+        self.in_place = false;
+        let mut driver = self.handle.lock();
+        driver.end(Cause::Killed);
+        driver.file = self.good.clone();
+        driver.life.set_policy(self.policy);
+        end::note();
     }
 }
 
@@ -73,9 +79,7 @@ impl Drop for Mutant<'_> {
     fn drop(&mut self) {
         if self.in_place {
             watch::take();
-            if let Err(error) = self.put_back() {
-                log::error!("the driver that was changed has no successor: {error}");
-            }
+            self.leave_to_supervision();
         }
     }
 }
@@ -103,7 +107,10 @@ pub async fn run(
         driver.life.set_policy(Policy::Stop)
     };
     let mut mutant = Mutant { handle, good, policy, in_place: true };
-    let replaced = module::admit(patched).and_then(|()| module::replace(&mutant.handle, patched, ring, Some(watched)));
+    let replaced = match module::admit(patched) {
+        Ok(()) => module::replace(&mutant.handle, patched, ring, Some(watched)).await,
+        Err(error) => Err(error),
+    };
     let (failed, mut why) = match replaced {
         Ok(handle) => {
             mutant.handle = handle;
@@ -122,7 +129,7 @@ pub async fn run(
     let activated = watch::take();
     let name = mutant.handle.lock().name.clone();
     let fault = fault::since(before, &name);
-    let mut restored = mutant.put_back();
+    let mut restored = mutant.put_back().await;
     let mut restore_us = None;
     let mut kind = fault.as_ref().map(|fault| fault.kind).or(failed).unwrap_or("fine");
     if restored.is_ok() {

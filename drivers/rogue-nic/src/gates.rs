@@ -10,7 +10,7 @@ use ringfence_sdk::service::raw;
 const CALLS: u64 = 4000;
 
 /// Names every service that a network driver may have, so that it is asked for.
-fn import_all() -> [u64; 18] {
+fn import_all() -> [u64; 19] {
     [
         raw::rf_null as *const () as u64,
         raw::rf_log as *const () as u64,
@@ -30,6 +30,7 @@ fn import_all() -> [u64; 18] {
         raw::rf_timer as *const () as u64,
         raw::rf_answer as *const () as u64,
         raw::rf_command as *const () as u64,
+        raw::rf_sleep as *const () as u64,
     ]
 }
 

@@ -165,6 +165,9 @@ impl Driver for RogueNic {
                     self.interrupt(Reply::ACKNOWLEDGED);
                     0
                 }
+                // Nanoseconds; and a millisecond, so many times.
+                "sleep" => refusal(unsafe { raw::rf_sleep(number) }),
+                "doze" => (0..number).map(|_| refusal(unsafe { raw::rf_sleep(1_000_000) })).sum(),
                 "map-bar" => refusal(unsafe { raw::rf_bar_map(number) }),
                 // A register of a BAR 0 of memory.
                 "read-register" => {

@@ -6,6 +6,7 @@
 
 use crate::Result;
 use crate::service::{self, safe};
+use crate::timer;
 use core::ptr::NonNull;
 use core::time::Duration;
 use ringfence_abi::service::Refusal;
@@ -42,25 +43,38 @@ pub fn acknowledge_interrupt() -> Result<()> {
     safe::rf_irq_ack().map(|_| ())
 }
 
-/// Waits until `is_done`, at most for `limit`; nobody else runs meanwhile, and the time counts
-/// against the upcall's.
+/// How long is waited without sleeping: less than a tick of the kernel's clock, which a sleep takes
+/// at least.
+const AT_ONCE: Duration = Duration::from_millis(1);
+
+/// Waits until `is_done`, at most for `limit`. Most devices are done at once; while others are not,
+/// the driver sleeps between two looks ([`timer::sleep`]).
 ///
 /// # Errors
 /// [`Refusal::NotFound`] when the time is over: the driver says what does not answer.
 pub fn wait_until(limit: Duration, mut is_done: impl FnMut() -> bool) -> Result<()> {
-    let deadline = service::time_ns().saturating_add(limit.as_nanos() as u64);
+    let began = service::time_ns();
+    let deadline = began.saturating_add(limit.as_nanos() as u64);
     while !is_done() {
-        if service::time_ns() > deadline {
+        let now = service::time_ns();
+        if now > deadline {
             return Err(Refusal::NotFound);
+        }
+        if now - began > AT_ONCE.as_nanos() as u64 {
+            timer::sleep(AT_ONCE);
         }
     }
     Ok(())
 }
 
-/// Lets time go by, as [`wait_until`] does.
+/// Lets time go by: asleep, unless it is so little that a sleep would take longer.
 pub fn pause(time: Duration) {
-    // It is never done: the time goes by.
-    let _ = wait_until(time, || false);
+    if time > AT_ONCE {
+        timer::sleep(time);
+    } else {
+        // It is never done: the time goes by.
+        let _ = wait_until(time, || false);
+    }
 }
 
 /// The capabilities in configuration space (PCI 3.0, 6.7): offset and id of each.

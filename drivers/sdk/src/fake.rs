@@ -435,6 +435,7 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
             }
             "rf_pci_write" => kernel.uses_dma = argument(2) & 4 != 0,
             "rf_irq_enable" => kernel.has_interrupts = true,
+            "rf_sleep" => kernel.time_ns = kernel.time_ns.saturating_add(argument(0)),
             "rf_timer" => kernel.timer = Some((argument(0), argument(1))),
             "rf_answer" => kernel.answer += &text(0),
             "rf_offer" if argument(1) as usize == size_of::<NetInfo>() => return offer_net(kernel),

@@ -1,5 +1,5 @@
 //! The driver's timer: it is polled with [`Events::TIMER`](crate::Events::TIMER) when time has gone
-//! by.
+//! by. Or it sleeps until then, in the middle of what it does.
 //!
 //! The kernel's clock ticks 250 times a second, and a poll comes at a tick. There is one timer: who
 //! waits for several things keeps what each waits for, and sets it for the nearest.
@@ -9,7 +9,7 @@
 #![doc = "```"]
 
 use crate::Result;
-use crate::service::safe::rf_timer;
+use crate::service::safe::{rf_sleep, rf_timer};
 use core::time::Duration;
 
 /// Has the driver polled once, when `delay` has gone by. What the timer was set to before is
@@ -35,4 +35,14 @@ pub fn off() {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Leaves the upcall for so long, and goes on here: others run meanwhile, and the time counts
+/// against no budget. The driver is not entered while it sleeps; what it is to be polled for waits.
+///
+/// Who asked for the upcall waits as well, so a driver that sleeps for more than five seconds in
+/// one (`limits sleep-ms`) is ended.
+pub fn sleep(time: Duration) {
+    // It is never refused.
+    let _ = rf_sleep(nanoseconds(time));
 }

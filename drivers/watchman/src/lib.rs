@@ -6,7 +6,8 @@
 #![forbid(unsafe_code)]
 
 use core::time::Duration;
-use ringfence_sdk::{Command, Driver, Events, Manifest, Refusal, Reply, Result, answer, driver, parameters, timer};
+use ringfence_sdk::{Command, Driver, Events, Manifest, Refusal, Reply, Result};
+use ringfence_sdk::{answer, driver, parameters, service, timer};
 
 driver!(Watchman, Manifest::new("watchman", env!("CARGO_PKG_VERSION")));
 
@@ -14,6 +15,7 @@ parameters! {
     PERIOD_MS: Number("period-ms", "how often it looks around, in milliseconds", 1000, 1, 60_000);
     PLACE: Text("place", "what it looks after", "gate");
     AWAKE: Flag("awake", "whether it begins at once", true);
+    LATE_MS: Number("late-ms", "for how long it sleeps before it begins, in milliseconds", 0, 0, 10_000);
 }
 
 struct Watchman {
@@ -26,9 +28,11 @@ impl Driver for Watchman {
         Command::new("start", "look around from now on"),
         Command::new("once", "look around once, after a period"),
         Command::new("stop", "look around no more"),
+        Command::new("nap", "sleep for so many milliseconds, and tell for how long it was"),
     ];
 
     fn init() -> Result<Watchman> {
+        timer::sleep(Duration::from_millis(LATE_MS.get().unsigned_abs()));
         if AWAKE.get() {
             timer::every(period())?;
         }
@@ -48,7 +52,13 @@ impl Driver for Watchman {
             "start" => timer::every(period())?,
             "once" => timer::once(period()),
             "stop" => timer::off(),
-            _ => return Err(Refusal::NotFound),
+            text => {
+                let text = text.strip_prefix("nap ").ok_or(Refusal::NotFound)?;
+                let time = Duration::from_millis(text.parse().map_err(|_| Refusal::Invalid)?);
+                let fell_asleep = service::time_ns();
+                timer::sleep(time);
+                answer!("slept for {} ms", (service::time_ns() - fell_asleep) / 1_000_000);
+            }
         }
         Ok(self.rounds)
     }

@@ -19,6 +19,11 @@ pub enum Cause {
     },
     /// An upcall took longer than its budget.
     Overrun,
+    /// It slept too long in one upcall.
+    Overslept {
+        /// How long it may, in milliseconds.
+        limit_ms: u64,
+    },
     /// A person asked for it.
     Killed,
     /// The driver gave up: it has logged why.
@@ -118,6 +123,7 @@ impl fmt::Display for Happened<'_> {
             (Cause::Exception { .. }, Some(exception)) => self.write_exception(f, exception),
             (Cause::Exception { .. }, None) => write!(f, "an exception"),
             (Cause::Overrun, _) => write!(f, "took longer than {} ms", self.upcall_ms),
+            (Cause::Overslept { limit_ms }, _) => write!(f, "slept for more than {limit_ms} ms in one upcall"),
             (Cause::Stuck { what, limit_ms }, _) => write!(f, "left a {what} undone for {limit_ms} ms"),
             (Cause::Killed, _) => write!(f, "killed"),
             (Cause::Panic, _) => write!(f, "gave up"),
@@ -197,7 +203,7 @@ pub fn kind(cause: Cause, exception: Option<Exception>) -> &'static str {
             }
         }
         (Cause::Exception { .. }, None) => "exception",
-        (Cause::Overrun, _) => "overrun",
+        (Cause::Overrun | Cause::Overslept { .. }, _) => "overrun",
         (Cause::Stuck { .. }, _) => "stuck",
         (Cause::Killed, _) => "killed",
         (Cause::Panic, _) => "panic",
@@ -270,6 +276,9 @@ mod tests {
             "DMA fault: its device writing 0x2000 (no address of its own): it may not write there"
         );
         assert_eq!(happened(Cause::Overrun).to_string(), "took longer than 200 ms");
+        let overslept = Cause::Overslept { limit_ms: 5000 };
+        assert_eq!(happened(overslept).to_string(), "slept for more than 5000 ms in one upcall");
+        assert_eq!(kind(overslept, None), "overrun");
         let stuck = Cause::Stuck { what: "frame", limit_ms: 300 };
         assert_eq!(happened(stuck).to_string(), "left a frame undone for 300 ms");
         for (cause, words, word) in [(Cause::Killed, "killed", "killed"), (Cause::Panic, "gave up", "panic")] {

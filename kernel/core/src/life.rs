@@ -6,6 +6,8 @@
 //!                  ▲  └──► GivenUp ◄── too many              has its place; if that fails
 //!                  └──── forgive ──┘                         it is planned again
 //! any ── retire ──► Retired
+//!
+//! Running ── sleep ──► Asleep ── wake ──► Running;  ended as if it ran
 //! ```
 //!
 //! Times are nanoseconds since boot. `F` is what is kept of the fault that ended it.
@@ -30,6 +32,8 @@ pub struct Life<F> {
 enum Stage {
     /// It can be entered.
     Running,
+    /// It sleeps in a service, until this time.
+    Asleep(u64),
     /// It was ended, and nobody has looked yet what becomes of it.
     Ended,
     /// It is to be restarted at this time.
@@ -62,6 +66,8 @@ pub struct TooOften;
 pub enum State {
     /// It runs.
     Running,
+    /// It sleeps in a service.
+    Asleep,
     /// It was given up.
     GivenUp,
     /// It was ended, and stays so.
@@ -82,6 +88,37 @@ impl<F> Life<F> {
         self.stage == Stage::Running
     }
 
+    /// Whether it was not ended: it can be entered, or sleeps.
+    #[inline]
+    pub fn is_alive(&self) -> bool {
+        matches!(self.stage, Stage::Running | Stage::Asleep(_))
+    }
+
+    /// Until when it sleeps, if it does.
+    #[inline]
+    pub fn asleep_until(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Asleep(until) => Some(until),
+            _ => None,
+        }
+    }
+
+    /// Has it sleep until then, if it runs, or longer if it sleeps.
+    pub fn sleep(&mut self, until: u64) {
+        if self.is_alive() {
+            self.stage = Stage::Asleep(until);
+        }
+    }
+
+    /// Has it run if it sleeps; whether it did.
+    pub fn wake(&mut self) -> bool {
+        let sleeps = self.asleep_until().is_some();
+        if sleeps {
+            self.stage = Stage::Running;
+        }
+        sleeps
+    }
+
     /// What ended it.
     pub fn fault(&self) -> Option<&F> {
         self.fault.as_ref()
@@ -99,7 +136,7 @@ impl<F> Life<F> {
 
     /// Ends it. What was ended stays ended by what it was.
     pub fn end(&mut self, fault: F) {
-        if self.is_running() {
+        if self.is_alive() {
             self.stage = Stage::Ended;
             self.fault = Some(fault);
         }
@@ -117,13 +154,14 @@ impl<F> Life<F> {
 
     /// Whether it was ended and will be back.
     pub fn will_be_back(&self) -> bool {
-        !self.is_running() && self.fault.is_some() && self.restarts()
+        !self.is_alive() && self.fault.is_some() && self.restarts()
     }
 
     /// What is to become of it.
     pub fn state(&self) -> State {
         match self.stage {
             Stage::Running => State::Running,
+            Stage::Asleep(_) => State::Asleep,
             Stage::GivenUp => State::GivenUp,
             _ if !self.restarts() => State::Ended,
             Stage::Planned(at) => State::Back(Some(at)),
@@ -201,6 +239,23 @@ mod tests {
         let mut life = Life::new(Policy::Restart);
         life.end(7);
         life
+    }
+
+    #[test]
+    fn one_that_sleeps_is_alive_cannot_be_entered_and_can_be_ended() {
+        let mut life: Life<&str> = Life::new(Policy::Restart);
+        assert!(!life.wake(), "it does not sleep");
+        life.sleep(7);
+        assert!(life.is_alive() && !life.is_running() && !life.will_be_back());
+        assert_eq!((life.asleep_until(), life.state()), (Some(7), State::Asleep));
+        life.sleep(9);
+        assert_eq!(life.asleep_until(), Some(9));
+        assert!(life.wake() && life.is_running());
+        life.sleep(11);
+        life.end("killed");
+        assert!(!life.wake() && !life.is_alive() && life.will_be_back());
+        life.sleep(13);
+        assert_eq!(life.asleep_until(), None, "one that was ended does not sleep");
     }
 
     #[test]

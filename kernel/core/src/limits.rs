@@ -68,6 +68,8 @@ pub static SCAN_MS: Limit = Limit::new("scan-ms", "ms that a SCSI host's units a
 /// How long a frame may wait to be sent before its driver is taken for dead.
 pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may take to be sent", [1, 5_000, 600_000]);
 
+/// How long a driver may sleep in one upcall, all in all.
+pub static SLEEP_MS: Limit = Limit::new("sleep-ms", "ms that a driver may sleep in one upcall", [0, 5_000, 600_000]);
 /// How much more than everybody else together a driver may have of the CPU before it rests.
 pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of others, then it rests", [0, 10, 1000]);
 
@@ -89,7 +91,7 @@ pub static LOCK_BTS: Limit = Limit::new("lock-bts", "places in a module that LOC
 pub static UNFENCED: Limit = Limit::new("unfenced", "whether devices without a fence have drivers", [0, 1, 1]);
 
 /// All of them.
-pub static ALL: [&Limit; 13] = [
+pub static ALL: [&Limit; 14] = [
     &RESTARTS,
     &RESTART_WINDOW_S,
     &RESTART_WAIT_MS,
@@ -97,6 +99,7 @@ pub static ALL: [&Limit; 13] = [
     &COMMAND_MS,
     &SCAN_MS,
     &TRANSMIT_MS,
+    &SLEEP_MS,
     &TURN_MS,
     &CONSOLE_ROWS,
     &SS_LOADS,

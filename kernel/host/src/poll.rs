@@ -22,11 +22,11 @@
 //! * *A limit on interrupts a second* (as Linux' `irqpoll` and NAPI have). It says nothing about
 //!   how long each takes.
 
-use crate::domain::cause::Cause;
+use crate::domain::cause::{Cause, UpcallError};
 use crate::domain::hardware::Which;
 use crate::domain::trace::{self, What};
 use crate::domain::turn::{free_clock, poll_clock};
-use crate::domain::{Domain, Handle, end, registry, timer, whose};
+use crate::domain::{Domain, Handle, end, registry, sleep, timer, whose};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
@@ -39,7 +39,7 @@ use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Instant, Timer};
 use hw::arch::{interrupts, time};
 use hw::{iommu, pci};
-use ringfence_abi::upcall::{Events, POLL, Reply};
+use ringfence_abi::upcall::{Events, INIT, POLL, Reply};
 
 /// Until when drivers that have had too much rest: a reading of the TSC.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
@@ -100,7 +100,7 @@ pub fn idle() -> bool {
 pub enum Polled {
     /// The driver had its turn.
     Now,
-    /// It rests, and has its turn later.
+    /// It rests or sleeps, and has its turn later.
     Later,
     /// It was ended, by this or before.
     Ended,
@@ -110,16 +110,26 @@ pub enum Polled {
 /// rests does that later.
 pub fn poll(handle: &Handle, events: Events) -> Polled {
     let mut domain = handle.lock();
-    if !domain.is_alive() || !rests(&domain) {
-        run(&mut domain, events);
-        return if domain.is_alive() { Polled::Now } else { Polled::Ended };
+    if !domain.life.is_running() || rests(&domain) {
+        return wait_if_alive(&mut domain, events);
     }
-    wait(&mut domain, events);
-    Polled::Later
+    run(&mut domain, events);
+    if domain.is_alive() { Polled::Now } else { Polled::Ended }
 }
 
-/// Notes that `domain` is to be polled when it has rested.
+/// What [`poll`] does with one that is not to be entered now.
 #[cold]
+fn wait_if_alive(domain: &mut Domain, events: Events) -> Polled {
+    if domain.is_alive() {
+        wait(domain, events);
+        return Polled::Later;
+    }
+    // Its device is stopped by that, if it is not yet.
+    after(domain);
+    Polled::Ended
+}
+
+/// Notes that `domain` is to be polled when it has rested, or has slept.
 fn wait(domain: &mut Domain, events: Events) {
     trace::note(domain, || What::Rests(events));
     if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
@@ -129,6 +139,7 @@ fn wait(domain: &mut Domain, events: Events) {
     ON_WAITING.wake();
 }
 
+/// Polls a driver that runs, also for what it has waited for.
 #[inline(always)]
 fn run(domain: &mut Domain, mut events: Events) {
     let mut waited = Events::empty();
@@ -137,8 +148,15 @@ fn run(domain: &mut Domain, mut events: Events) {
         events |= waited;
     }
     let (began, before) = (poll_clock(), domain.turn.all_ticks);
-    let reply = domain.upcall(POLL, [events.bits(), 0, 0]);
+    let reply = domain.upcall_running(POLL, [events.bits(), 0, 0]);
     charge(domain, domain.turn.all_ticks.wrapping_sub(before), began);
+    take_reply(domain, reply, events, waited);
+}
+
+/// What is to be done when a driver has been polled for `events`, of which some had waited. One
+/// that sleeps has not acknowledged anything yet.
+#[inline(always)]
+fn take_reply(domain: &mut Domain, reply: Result<u64, UpcallError>, events: Events, waited: Events) {
     if let Ok(reply) = reply
         && Reply::from_bits_truncate(reply).intersects(NEWS)
     {
@@ -372,6 +390,58 @@ pub async fn serve_timers() {
     }
 }
 
+/// The task that wakes drivers that sleep, each when it is time.
+pub async fn serve_sleepers() {
+    loop {
+        let first = sleep::first_due_ns();
+        match first {
+            Some(at_ns) => {
+                let is_time = Timer::at(Instant::from_micros(at_ns.div_ceil(1000)));
+                select(is_time, sleep::changed(first)).await;
+            }
+            None => sleep::changed(first).await,
+        }
+        for handle in sleep::take_due(time::uptime_ns()) {
+            wake(&handle);
+            drop(handle);
+            yield_now().await;
+        }
+    }
+}
+
+/// Has a driver that sleeps go on with its upcall. One that owes too much of the CPU sleeps on
+/// until it has rested.
+fn wake(handle: &Handle) {
+    let mut domain = handle.lock();
+    if domain.life.asleep_until().is_none() {
+        return;
+    }
+    if rests(&domain) {
+        let until_ns = time::uptime_ns().saturating_add(rest_ns(&domain));
+        domain.life.sleep(until_ns);
+        sleep::put_off(handle, until_ns);
+        return;
+    }
+    let (began, before) = (poll_clock(), domain.turn.all_ticks);
+    let result = domain.wake();
+    let ticks = domain.turn.all_ticks.wrapping_sub(before);
+    charge(&mut domain, ticks, began);
+    if domain.upcall == POLL {
+        let events = domain.events;
+        take_reply(&mut domain, result, events, events);
+        end::note();
+    } else if result != Err(UpcallError::Asleep) {
+        // Who waits for it may have given that up.
+        if domain.upcall != INIT {
+            after(&mut domain);
+        }
+        sleep::woke(&mut domain, result);
+    }
+    if domain.turn.is_due() {
+        ON_WAITING.wake();
+    }
+}
+
 /// The task that polls drivers that have rested, whoever has waited longest first.
 pub async fn serve_rested() {
     loop {
@@ -395,15 +465,28 @@ pub async fn serve_rested() {
             continue;
         }
         // What it waits for is noted.
-        run(&mut handle.lock(), Events::empty());
+        poll_waiting(&mut handle.lock());
         drop(handle);
         yield_now().await;
     }
 }
 
+/// Polls a driver that has rested; one that was ended meanwhile waits no more.
+fn poll_waiting(domain: &mut Domain) {
+    if domain.life.is_running() {
+        run(domain, Events::empty());
+    } else {
+        domain.turn.take_waits();
+        after(domain);
+    }
+}
+
 fn longest_waiting() -> Option<Handle> {
     let waiting = registry::all().into_iter().filter_map(|handle| {
-        let (since, _) = handle.lock().turn.waits()?;
+        let (since, _) = {
+            let domain = handle.lock();
+            domain.turn.waits().filter(|_| domain.life.asleep_until().is_none())?
+        };
         Some((since, handle))
     });
     waiting.min_by_key(|(since, _)| *since).map(|(_, handle)| handle)

@@ -19,11 +19,16 @@
 use crate::domain::fault;
 use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
 use crate::{module, poll};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::Poll;
 use embassy_futures::select::select;
-use embassy_futures::yield_now;
+use embassy_futures::{poll_once, yield_now};
 use embassy_time::{Instant, Timer};
 use hw::arch::time;
 use hw::console::Source;
@@ -45,31 +50,61 @@ pub fn last_restart() -> [u64; 2] {
 
 /// The task that restarts drivers: each when its time has come, whatever becomes of the others.
 pub async fn run() {
+    let mut under_way: Vec<Restart> = Vec::new();
     loop {
         demote();
-        let dead: Vec<Handle> = registry::all().into_iter().filter(life::will_be_back).collect();
+        let is_under_way = |dead: &Handle| under_way.iter().any(|restart| Arc::ptr_eq(&restart.dead, dead));
+        let mut dead: Vec<Handle> = registry::all().into_iter().filter(life::will_be_back).collect();
+        dead.retain(|dead| !is_under_way(dead));
         let due = dead.iter().filter_map(|dead| Some((plan(dead)?, dead.clone()))).min_by_key(|(at, _)| *at);
         drop(dead);
         match due {
             Some((at, dead)) if at <= time::uptime_ns() => {
-                revive(&dead);
-                // Its memory is free before anybody else runs.
-                drop(dead);
-                fault::print_pending();
+                let mut restart = Restart { done: Box::pin(revive(dead.clone())), dead };
+                if poll_once(&mut restart.done).is_pending() {
+                    under_way.push(restart);
+                } else {
+                    // Its memory is free before anybody else runs.
+                    drop(restart);
+                    fault::print_pending();
+                }
                 yield_now().await;
             }
             due => {
                 fault::print_pending();
-                let work = end::next();
+                let work = select(end::next(), first_done(&mut under_way));
                 match due.map(|(at, _)| at) {
                     Some(at) => {
                         select(work, Timer::at(Instant::from_micros(at / 1000 + 1))).await;
                     }
-                    None => work.await,
+                    None => {
+                        work.await;
+                    }
                 }
             }
         }
     }
+}
+
+/// A restart whose driver sleeps in its `init`: others are restarted meanwhile.
+struct Restart {
+    dead: Handle,
+    done: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// Waits until a restart is done, and takes it out.
+async fn first_done(under_way: &mut Vec<Restart>) {
+    poll_fn(|context| {
+        let done = under_way.iter_mut().position(|restart| restart.done.as_mut().poll(context).is_ready());
+        match done {
+            Some(number) => {
+                under_way.remove(number);
+                Poll::Ready(())
+            }
+            None => Poll::Pending,
+        }
+    })
+    .await;
 }
 
 /// Moves what is in ring 0 and not trusted any more to ring 1: other instances of a module that
@@ -126,7 +161,8 @@ fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
     offer::wake_waiting();
 }
 
-fn revive(dead: &Handle) {
+async fn revive(dead: Handle) {
+    let dead = &dead;
     let (source, count) = {
         let mut domain = dead.lock();
         (domain.source(), domain.life.begin_restart())
@@ -145,7 +181,7 @@ fn revive(dead: &Handle) {
         let domain = dead.lock();
         (domain.file.clone(), domain.life.fault().map_or(0, |fault| fault.at_tsc))
     };
-    match module::replace(dead, &file, Ring::Sandboxed, None) {
+    match module::replace(dead, &file, Ring::Sandboxed, None).await {
         Ok(_) => {
             let ticks = [time::tsc().saturating_sub(since), dead.lock().stop_ticks];
             *LAST.lock() = ticks;

@@ -20,23 +20,23 @@ const NULL_SERVICE: usize = 0;
 const MODULE: &str = "null";
 
 /// Measures crossings with one domain of its own loaded, and with all slots taken.
-pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+pub async fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     print(&near_call(unit));
     print(&cr3_write(unit));
-    let handle = load()?;
-    let result = measure(&handle, unit, print);
+    let handle = load().await?;
+    let result = measure(&handle, unit, print).await;
     let name = handle.lock().name.clone();
     drop(handle);
-    module::unload(&name).map_err(|error| error.to_string())?;
+    module::unload(&name).await.map_err(|error| error.to_string())?;
     result
 }
 
-fn load() -> Result<Handle, String> {
+async fn load() -> Result<Handle, String> {
     let file = module::file(MODULE).map_err(|error| error.to_string())?;
-    module::load(&file, Ring::Sandboxed, &[]).map_err(|error| error.to_string())
+    module::load(&file, Ring::Sandboxed, &[]).await.map_err(|error| error.to_string())
 }
 
-fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+async fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     let gates = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
         let [mut trusted, mut gate] = alternate(handle, SAMPLES, || calls(handle), || Row::new("call/gate", unit))?;
         trusted.name = "call/trusted";
@@ -78,12 +78,12 @@ fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) ->
     // The same with every slot taken.
     let mut others = Vec::new();
     while registry::count() < MAX_DOMAINS {
-        others.push(load()?);
+        others.push(load().await?);
     }
     let result = gates(print).and_then(|()| upcalls(print));
     for other in others {
         let name = other.lock().name.clone();
-        module::unload(&name).map_err(|error| error.to_string())?;
+        module::unload(&name).await.map_err(|error| error.to_string())?;
     }
     result
 }

@@ -128,11 +128,11 @@ pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
         }
     };
     if wanted("call/") || wanted("upcall") {
-        note("call, upcall", calls::run(mode.unit("ticks"), &mut print));
+        note("call, upcall", calls::run(mode.unit("ticks"), &mut print).await);
     }
     yield_now().await;
     if wanted("off/") {
-        note("off", off::run(mode.unit("us"), &mut print));
+        note("off", off::run(mode.unit("us"), &mut print).await);
     }
     yield_now().await;
     // A machine without is no failure, unless that is what was asked for.

@@ -25,7 +25,7 @@ fn make_queues(domain: &mut Domain) {
 }
 
 /// Measures the longest time without an interrupt in each, and in all of them.
-pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+pub async fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     let file = module::file(MODULE).map_err(|error| error.to_string())?;
     // A quarter of what is free, as a module may have at most.
     let len_bytes = frames::most_of_one().min(frames::count().0 / 2) * PAGE_SIZE;
@@ -39,14 +39,14 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
     for (name, service) in services {
         let mut row = Row::new(name, unit);
         for _ in 0..SAMPLES {
-            let handle = module::load(&file, Ring::Sandboxed, &[]).map_err(|error| error.to_string())?;
+            let handle = module::load(&file, Ring::Sandboxed, &[]).await.map_err(|error| error.to_string())?;
             let mut domain = handle.lock();
             let ticks = latency::longest_off(|| service(&mut domain, len_bytes));
             row.samples.push(if unit == "us" { time::nanoseconds(ticks) as f64 / 1000.0 } else { ticks as f64 });
             let name = domain.name.clone();
             drop(domain);
             drop(handle);
-            module::unload(&name).map_err(|error| error.to_string())?;
+            module::unload(&name).await.map_err(|error| error.to_string())?;
         }
         longest.samples.extend(row.samples.iter().copied().max_by(f64::total_cmp));
         print(&row);

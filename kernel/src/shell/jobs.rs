@@ -70,8 +70,8 @@ impl Jobs {
         }
         match line {
             // A person has seen what failed.
-            "shutdown" | "exit" => finish(if self.scripted { self.failed } else { 0 }),
-            "reboot" if !self.scripted => reboot(),
+            "shutdown" | "exit" => finish(if self.scripted { self.failed } else { 0 }).await,
+            "reboot" if !self.scripted => reboot().await,
             "jobs" => {
                 self.running.iter().for_each(|job| println!("[{}] {}", job.number, job.line));
                 self.count(line, Ok(()));

@@ -57,7 +57,7 @@ pub async fn run() {
     }
     if !options.lines().any(|option| option == "no-autoload") {
         let first: Vec<&str> = options.lines().filter_map(|option| option.strip_prefix("first ")).collect();
-        module::autoload(&first);
+        module::autoload(&first).await;
     }
     if let Some(script) = ramdisk::text("exec") {
         let mut jobs = Jobs::new(true);
@@ -66,7 +66,7 @@ pub async fn run() {
             jobs.execute(command).await;
         }
         jobs.finish().await;
-        finish(jobs.failed());
+        finish(jobs.failed()).await;
     }
     let mut jobs = Jobs::new(false);
     println!("Type 'help' for the commands, 'exit', Ctrl-D or Ctrl-] X to leave.");
@@ -89,22 +89,22 @@ pub async fn run() {
             Line::End => {
                 println!();
                 jobs.finish().await;
-                finish(0);
+                finish(0).await;
             }
         }
     }
 }
 
 /// Stops all drivers and starts the machine again.
-fn reboot() -> ! {
-    module::unload_all();
+async fn reboot() -> ! {
+    module::unload_all().await;
     fault::print_pending();
     power::end(Ending::Reboot)
 }
 
 /// Ends the machine in order, and says so in the last line.
-fn finish(failed: usize) -> ! {
-    module::unload_all();
+async fn finish(failed: usize) -> ! {
+    module::unload_all().await;
     fault::print_pending();
     link::tell_last(&Event::Ended { failed: failed as u64 });
     if failed == 0 {

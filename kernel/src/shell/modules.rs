@@ -7,7 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use host::domain::cause::Cause;
 use host::domain::fault::history;
-use host::domain::{Handle, Ring, end, offer, registry, trust, whose};
+use host::domain::{Handle, Ring, end, offer, registry, sleep, trust, whose};
 use host::{module, poll, ramdisk};
 use hw::arch::time;
 use hw::symbols::map;
@@ -136,7 +136,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
             other => return arguments.wrong(&format!("'{other}' is not known")),
         }
     }
-    let handle = module::load(&module::file(name).map_err(said)?, ring, &parameters);
+    let handle = module::load(&module::file(name).map_err(said)?, ring, &parameters).await;
     let handle = handle.map_err(|error| format!("{name}: {error}"))?;
     block::disk::settled().await;
     let domain = handle.lock();
@@ -147,7 +147,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
 pub async fn rmmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the domain's name")?;
     arguments.end()?;
-    module::unload(name).map_err(said)?;
+    module::unload(name).await.map_err(said)?;
     println!("{name}: unloaded");
     Ok(())
 }
@@ -158,6 +158,8 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     let ring = parse_ring(&arguments, word)?;
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
+    // One that sleeps is not moved at once.
+    sleep::awake(&handle).await;
     let mut domain = handle.lock();
     if !domain.is_alive() {
         return Err(format!("{name} was ended; 'faults' says why"));
@@ -189,7 +191,7 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
         }
         return Ok(());
     }
-    let answer = handle.lock().command(&text);
+    let answer = sleep::command(&handle, &text).await;
     poll::after(&mut handle.lock());
     // What it said before it was ended, or refused, is shown as well.
     let text = core::mem::take(&mut handle.lock().answer);

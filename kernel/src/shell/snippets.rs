@@ -6,6 +6,7 @@ use alloc::format;
 use embassy_futures::yield_now;
 use host::domain::Ring;
 use host::domain::fault;
+use host::domain::sleep;
 use host::module;
 use hw::arch::frame::TrapFrame;
 use hw::memory::stray;
@@ -26,12 +27,12 @@ pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
     let mut ended = 0_u64;
     for number in first..first.saturating_add(count) {
         let muted = console::mute();
-        let told = handle.lock().command(&format!("{number}"));
+        let told = sleep::command(&handle, &format!("{number}")).await;
         let fault = handle.lock().life.fault().cloned();
         if fault.is_some() {
             fault::discard_pending();
             let file = handle.lock().file.clone();
-            handle = module::replace(&handle, &file, Ring::Sandboxed, None).map_err(said)?;
+            handle = module::replace(&handle, &file, Ring::Sandboxed, None).await.map_err(said)?;
         }
         drop(muted);
         ended += u64::from(fault.is_some());

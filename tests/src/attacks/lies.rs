@@ -78,6 +78,18 @@ pub fn endless_poll() -> Attack {
         .then("sleep 10")
 }
 
+/// Sleeps of `rogue-nic` that take too long, at once and bit by bit; and that do not.
+pub fn sleeps() -> Vec<Attack> {
+    let overslept = "slept for more than 5000 ms in one upcall, in command";
+    let too_long =
+        ["sleep 0xffffffffffffffff", "sleep 5000000001"].map(|verb| Attack::fault("rogue-nic", verb, overslept));
+    let overslept = "slept for more than 50 ms in one upcall, in command";
+    let bit_by_bit = Attack::fault("rogue-nic", "doze 51", overslept).under("limits sleep-ms 50; ");
+    let bit_by_bit = bit_by_bit.then("limits sleep-ms 5000");
+    let not_too_long = ["sleep 0", "sleep 1", "doze 5"].map(|verb| Attack::answer("rogue-nic", verb, Some(0)));
+    too_long.into_iter().chain([bit_by_bit]).chain(not_too_long).collect()
+}
+
 /// Lies of `rogue-nic` about its queues.
 pub fn nic_faults() -> Vec<Attack> {
     let attack = |(verb, fault): &(&str, &str)| Attack::fault("rogue-nic", *verb, *fault).then("sleep 20");

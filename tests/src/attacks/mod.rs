@@ -189,6 +189,7 @@ pub fn all() -> Vec<Attack> {
         rogue::floods(),
         lies::refused(),
         lies::nic_faults(),
+        lies::sleeps(),
         lies::reaches(),
         vec![lies::endless_poll()],
         lies::scsi_answers(),

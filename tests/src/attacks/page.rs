@@ -33,6 +33,7 @@ pub fn page() -> String {
     section("sandbox::floods_take_no_more_than_their_share", &rogue::floods());
     section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
     section("lies::nothing_but_what_it_was_given", &lies::reaches());
+    section("lies::a_sleep_has_an_end", &lies::sleeps());
     section("gates::interrupts_that_never_end_stop_nobody", &[lies::endless_poll()]);
     section(
         "lies::each_lie_about_commands_is_an_error_or_a_fault",
@@ -176,6 +177,10 @@ fn explain(verb: &str) -> (String, &'static str) {
         "port" | "wide-port" if argument == "0x1f7" && name == "port" => ("uses its own port ARG", "nothing: it may"),
         "port" | "wide-port" => ("uses port ARG beside those it was given", "the I/O bitmap"),
         "open-ports" => ("writes the I/O bitmap that has its ports", "mapped read-only"),
+        "sleep" if argument.len() < 5 => ("sleeps for ARG nanoseconds", "nothing: it may"),
+        "doze" if argument.len() < 2 => ("sleeps for a millisecond, ARG times", "nothing: it may"),
+        "sleep" => ("sleeps for ARG nanoseconds", "`limits sleep-ms`"),
+        "doze" => ("sleeps for a millisecond, ARG times", "`limits sleep-ms`"),
         "hog" => ("loops for ever when its device interrupts", "time budget"),
         "write-relro" => ("writes its relocated constants", "read-only after relocation"),
         "recurse" => ("recurses until the stack is gone", "unmapped addresses below the stack"),

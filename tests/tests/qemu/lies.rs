@@ -22,6 +22,11 @@ fn each_lie_about_frames_ends_its_driver() {
 }
 
 #[test]
+fn a_sleep_has_an_end() {
+    in_one_boot().assert(&lies::sleeps());
+}
+
+#[test]
 fn each_lie_about_commands_is_an_error_or_a_fault() {
     in_one_boot().assert(&lies::scsi_answers());
     in_one_boot().assert(&lies::scsi_faults());

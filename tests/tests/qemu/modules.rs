@@ -277,12 +277,61 @@ fn a_driver_has_parameters_a_timer_and_commands() {
     assert_says(&text, "takes     awake              whether it begins at once: on or off, on if not given");
 }
 
+/// How the driver called `name` is, each time that `lsmod` was asked and it was there.
+fn states<'a>(text: &'a Ran, name: &str) -> Vec<&'a str> {
+    text.drivers(name).into_iter().map(|driver| &*driver.state).collect()
+}
+
+/// A driver that sleeps in the middle of an upcall goes on there, in either ring; others run
+/// meanwhile, and who wants something of it waits.
+#[test]
+fn a_driver_sleeps_in_an_upcall_and_goes_on() {
+    let script = "insmod watchman period-ms=4 late-ms=100; tell watchman nap 400 &; sleep 50; lsmod; \
+                  tell watchman rounds; wait; ring watchman 0; tell watchman nap 400 &; sleep 50; lsmod; \
+                  ring watchman 1; wait; tell watchman nap 20; tell watchman rounds; \
+                  tell watchman nap 100 &; sleep 20; rmmod watchman; wait; lsmod";
+    let text = boot_well(&bare(script));
+    let naps = numbers_behind(&text, "watchman| slept for ");
+    assert_eq!(naps.len(), 4, "{text}");
+    assert!(naps.iter().zip([400, 400, 20, 100]).all(|(slept, asked)| *slept >= asked), "{naps:?}");
+    assert_eq!(states(&text, "watchman"), ["asleep", "asleep"], "{text}");
+    assert_eq!(numbers_behind(&text, "after ").len(), 2, "{text}");
+    assert_says(&text, "watchman: now in ring 1");
+}
+
+/// One that is ended while it sleeps does not go on; who waits for it is told. One that nobody
+/// waits for any more in its `init` is gone, and others are loaded and restarted meanwhile.
+#[test]
+fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
+    for ring in [1, 0] {
+        let script = format!(
+            "insmod watchman --ring {ring}; policy watchman restart; tell watchman nap 1; mem; tell watchman nap 4000 &; sleep 50; \
+             kill watchman; wait; sleep 50; tell watchman nap 10; mem; insmod watchman late-ms=4000 &; sleep 50; \
+             kill %1; insmod watchman; rmmod watchman.2; mem"
+        );
+        let text = boot_badly(&bare(&script), 1);
+        let errors = text.errors();
+        assert!(errors.iter().any(|(_, error)| error.contains("the driver was ended")), "{errors:?}");
+        assert_eq!(text.restarts("watchman"), 1, "{text}");
+        assert_eq!(numbers_behind(&text, "watchman| slept for ").len(), 2, "{text}");
+        let free = text.free_frames();
+        assert!(free.len() == 3 && free.iter().all(|frames| *frames == free[0]), "{free:?}");
+    }
+    let script = "insmod watchman late-ms=900; insmod watchman; policy watchman restart; policy watchman.2 restart; \
+                  kill watchman; kill watchman.2; sleep 200; lsmod; tell watchman.2 rounds; sleep 1200; lsmod; \
+                  insmod watchman late-ms=300 &; insmod watchman late-ms=100; wait; lsmod";
+    let text = boot_well(&bare(script));
+    assert_eq!(states(&text, "watchman"), ["ended, to be back", "running", "running"], "{text}");
+    assert_eq!(states(&text, "watchman.2"), ["running"; 3], "{text}");
+    assert_eq!([states(&text, "watchman.3"), states(&text, "watchman.4")], [["running"], ["running"]], "{text}");
+}
+
 /// What is given is checked before the driver runs, and nothing of it stays.
 #[test]
 fn parameters_that_are_wrong_are_said() {
     let wrong = [
         ("period-ms=0", "parameter period-ms is 1 to 60000, 1000 if not given; it cannot be '0'"),
-        ("period=5", "there is no parameter 'period'; there are: awake, period-ms, place"),
+        ("period=5", "there is no parameter 'period'; there are: awake, late-ms, period-ms, place"),
         ("awake=on awake=off", "parameter awake is given twice"),
         ("awake=maybe", "parameter awake is on or off, on if not given; it cannot be 'maybe'"),
     ];

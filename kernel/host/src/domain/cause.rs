@@ -35,6 +35,8 @@ pub enum UpcallError {
     Refused(Refusal),
     /// The driver returned a negative value that is no refusal.
     Nonsense(i64),
+    /// The driver sleeps: in this upcall, or in one that is under way.
+    Asleep,
     /// The driver was ended: its [`Domain::fault`] says why.
     Ended,
 }
@@ -44,6 +46,7 @@ impl core::fmt::Display for UpcallError {
         match self {
             UpcallError::Refused(refusal) => write!(f, "refused: {refusal}"),
             UpcallError::Nonsense(value) => write!(f, "returned nonsense: {value}"),
+            UpcallError::Asleep => write!(f, "the driver sleeps"),
             UpcallError::Ended => write!(f, "the driver was ended"),
         }
     }

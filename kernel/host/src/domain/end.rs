@@ -13,7 +13,7 @@ use spin::Mutex;
 /// Who brings drivers back: woken, and told that there may be something to do.
 static ON_NEXT: AtomicWaker = AtomicWaker::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
-/// Who waits for the end of a certain driver.
+/// Who waits for the end of a certain driver, or for it to wake.
 static ON_END: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
 /// Ends a driver that does not run right now: for what it left in a queue or undone, or because a
@@ -37,7 +37,7 @@ pub fn quiesce(domain: &mut Domain) {
     note();
 }
 
-/// A driver may have been ended, or what is to become of one may have changed.
+/// A driver may have been ended or have woken, or what is to become of one may have changed.
 pub fn note() {
     PENDING.store(true, Ordering::Release);
     ON_NEXT.wake();
@@ -55,9 +55,14 @@ pub async fn next() {
 
 /// Waits until a driver is ended.
 pub async fn of(handle: &Handle) {
+    changed(|| (!handle.lock().is_alive()).then_some(())).await;
+}
+
+/// Waits until `look` finds something: it looks whenever a driver was ended, or has woken.
+pub async fn changed<T>(mut look: impl FnMut() -> Option<T>) -> T {
     poll_fn(|context| {
         wait_in(&mut ON_END.lock(), context.waker());
-        if handle.lock().is_alive() { Poll::Pending } else { Poll::Ready(()) }
+        look().map_or(Poll::Pending, Poll::Ready)
     })
-    .await;
+    .await
 }

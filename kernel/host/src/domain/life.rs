@@ -28,6 +28,7 @@ impl Domain {
         match self.life.state() {
             State::Running if self.turn.is_due() => "resting".into(),
             State::Running => "running".into(),
+            State::Asleep => "asleep".into(),
             State::GivenUp => "given up".into(),
             State::Ended => "ended".into(),
             State::Back(None) => "ended, to be back".into(),

@@ -11,6 +11,7 @@
 //! * [`offer`]: what it offers to the rest of the kernel; [`turn`]: what it has had of the CPU;
 //!   [`trace`]: what happens at its boundary
 //! * [`life`], [`end`]: what becomes of it; [`trust`]: whether it may run in ring 0
+//! * [`timer`], [`sleep`]: what happens because time has gone by
 //! * [`registry`]: all that are loaded; [`whose`]: which of them has some memory
 
 use crate::file::File;
@@ -40,6 +41,7 @@ pub mod offer;
 pub mod registry;
 pub mod report;
 pub mod reset;
+pub mod sleep;
 pub mod timer;
 pub mod trace;
 pub mod trust;
@@ -114,6 +116,8 @@ pub struct Domain {
     pub turn: turn::Turn,
     /// When it is polled because time has gone by.
     pub timer: Timer,
+    /// What it has slept in the upcall under way, and what came of one in which it slept.
+    pub sleep: sleep::Sleep,
     /// What it has said in answer to the command under way.
     pub answer: String,
     /// The commands that it understands, each with what it is for.
@@ -154,9 +158,15 @@ impl Domain {
     }
 
     /// Moves it between rings. Nothing of it runs right now, because whoever calls this holds its
-    /// lock: its memory, its state and what its device is doing stay as they are.
+    /// lock: its memory, its state and what its device is doing stay as they are. One that sleeps
+    /// is moved when the upcall that it sleeps in has ended: on its stack is what belongs to a
+    /// ring.
     pub fn set_ring(&mut self, ring: Ring) {
-        self.space.set_ring(ring, self.imports);
+        if self.space.is_asleep() {
+            self.sleep.ring = Some(ring);
+        } else {
+            self.space.set_ring(ring, self.imports);
+        }
     }
 
     /// Maps physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use
@@ -207,9 +217,9 @@ impl Domain {
         self.space.is_entered()
     }
 
-    /// Whether it can be run.
+    /// Whether it was not ended. It can be run then, unless it sleeps.
     pub fn is_alive(&self) -> bool {
-        self.life.is_running()
+        self.life.is_alive()
     }
 }
 

@@ -9,7 +9,7 @@ use hw::arch::frame::TrapFrame;
 use hw::arch::handlers::DriverTrap;
 use hw::arch::time::TICK_HZ;
 use hw::console;
-use hw::upcall::{Current, Entry, terminate};
+use hw::upcall::{Current, Entry, Exit, Left, terminate};
 use log::Level;
 use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
@@ -21,9 +21,15 @@ const LOG_LINES: u32 = 64;
 impl Domain {
     /// Enters the driver and returns what it answers, 0 or more.
     pub fn upcall(&mut self, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
-        if !self.is_alive() {
-            return Err(UpcallError::Ended);
+        if !self.life.is_running() {
+            return Err(if self.is_alive() { UpcallError::Asleep } else { UpcallError::Ended });
         }
+        self.upcall_running(operation, arguments)
+    }
+
+    /// The same for one of which that is known: it runs, and does not sleep.
+    #[inline]
+    pub(crate) fn upcall_running(&mut self, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
         self.log_left = LOG_LINES;
         self.upcall = operation;
         let [a, b, c] = arguments;
@@ -34,21 +40,48 @@ impl Domain {
         let rip = self.base() + IMAGE + self.entry;
         let entry = Entry { rip, arguments: [operation, a, b, c], ticks: budget };
         let exit = CURRENT.enter(self, |domain| &domain.space, &entry);
+        self.leave(exit, budget)
+    }
+
+    /// Has the driver go on with the upcall in which it sleeps, and returns what it answers.
+    pub fn wake(&mut self) -> Result<u64, UpcallError> {
+        if !self.life.wake() {
+            return Err(UpcallError::Ended);
+        }
+        self.calls.end(0);
+        trace::note_call(self);
+        let budget = self.sleep.ticks_left;
+        let exit = CURRENT.wake(self, |domain| &domain.space, budget).ok_or(UpcallError::Ended)?;
+        let result = self.leave(exit, budget);
+        if result != Err(UpcallError::Asleep) {
+            self.end_sleep();
+        }
+        result
+    }
+
+    /// What came of a driver that was entered with a budget of so many ticks of the timer.
+    #[inline(always)]
+    fn leave(&mut self, exit: Exit, budget: u32) -> Result<u64, UpcallError> {
         self.turn.count(exit.tsc_ticks, || budget - exit.ticks_left);
         if self.log_dropped > 0 {
             let text = format_args!("{} more lines in one upcall were dropped", self.log_dropped);
             console::say_about(&self.source(), Level::Warn, text);
             self.log_dropped = 0;
         }
-        if exit.is_terminated {
-            fault::print_due();
-            return Err(UpcallError::Ended);
-        }
-        let result = match u64::try_from(exit.value) {
-            Ok(value) => Ok(value),
-            Err(_) => {
-                Err(Refusal::from_result(exit.value).map_or(UpcallError::Nonsense(exit.value), UpcallError::Refused))
+        let value = match exit.left {
+            Left::Returned(value) => value,
+            Left::Terminated => {
+                fault::print_due();
+                return Err(UpcallError::Ended);
             }
+            Left::Asleep => {
+                self.sleep.ticks_left = exit.ticks_left;
+                return Err(UpcallError::Asleep);
+            }
+        };
+        let result = match u64::try_from(value) {
+            Ok(value) => Ok(value),
+            Err(_) => Err(Refusal::from_result(value).map_or(UpcallError::Nonsense(value), UpcallError::Refused)),
         };
         trace::note(self, || What::Leave(result, self.turn.last_ticks));
         result
@@ -97,6 +130,12 @@ static CURRENT: Current<Domain> = Current::new();
 #[inline]
 pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
     CURRENT.with(then)
+}
+
+/// Leaves the upcall that is under way for now: its `upcall` returns [`UpcallError::Asleep`]. A
+/// trusted driver goes on behind this when it is woken.
+pub fn put_current_to_sleep() {
+    CURRENT.sleep(|domain| &domain.space);
 }
 
 /// Ends the driver whose upcall is under way: its `upcall` returns [`UpcallError::Ended`].

@@ -3,6 +3,7 @@
 use super::error::LoadError;
 use crate::domain::calls::CallLog;
 use crate::domain::device::Device;
+use crate::domain::sleep::Sleep;
 use crate::domain::turn::Turn;
 use crate::domain::{Domain, Ring, registry};
 use crate::file::File;
@@ -65,6 +66,7 @@ pub fn map(
         lies_there: String::new(),
         turn: Turn::default(),
         timer: Timer::default(),
+        sleep: Sleep::default(),
         answer: String::new(),
         commands: Vec::new(),
         log_left: 0,
@@ -140,7 +142,9 @@ pub fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
 
 /// `name`, or `name.2`, `name.3`... if it is taken.
 fn free_name(name: &str) -> String {
-    let taken = |candidate: &str| registry::all().iter().any(|handle| handle.lock().name == candidate);
     let numbered = (2..).map(|number| format!("{name}.{number}"));
-    core::iter::once(name.to_string()).chain(numbered).find(|candidate| !taken(candidate)).unwrap_or_default()
+    core::iter::once(name.to_string())
+        .chain(numbered)
+        .find(|candidate| !registry::is_taken(candidate))
+        .unwrap_or_default()
 }

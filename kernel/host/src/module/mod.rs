@@ -6,7 +6,7 @@ use crate::domain::device::Device;
 use crate::domain::fault;
 use crate::domain::hardware::{State, Which};
 use crate::domain::trace::{self, What};
-use crate::domain::{Handle, Ring, end, registry, trust};
+use crate::domain::{Handle, Ring, end, registry, sleep, trust};
 use crate::file::File;
 use crate::{poll, ramdisk};
 use alloc::string::{String, ToString};
@@ -44,22 +44,23 @@ pub fn file(name: &str) -> Result<File, LoadError> {
 
 /// Loads a module into `ring` and runs its `init`. What a person gives it is in `parameters`, each
 /// as `name=value`. On any error nothing of it stays.
-pub fn load(file: &File, ring: Ring, parameters: &[String]) -> Result<Handle, LoadError> {
-    load_for(file, ring, parameters, None)
+pub async fn load(file: &File, ring: Ring, parameters: &[String]) -> Result<Handle, LoadError> {
+    load_for(file, ring, parameters, None).await
 }
 
 /// What a module takes of the kernel's heap at most, while it is loaded and from then on.
 const HEAP_BYTES: usize = 1 << 20;
 
 /// The same, for `which` device if one is given: any that it drives otherwise.
-fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<Which>) -> Result<Handle, LoadError> {
+async fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<Which>) -> Result<Handle, LoadError> {
     if !memory::has_room(HEAP_BYTES) {
         return Err(LoadError::NoMemory);
     }
     admit(file)?;
     fault::forget_last(&file.name);
     // A driver that nobody knows yet is not restarted: its report is due now.
-    let handle = start(file, ring, parameters, which, None, None).inspect_err(|_| fault::print_pending())?;
+    let started = start(file, ring, parameters, which, None, None).await;
+    let handle = started.inspect_err(|_| fault::print_pending())?;
     registry::add(handle.clone());
     let class = handle.lock().offered_class();
     if let Some(class) = class {
@@ -71,8 +72,9 @@ fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<Which>
 }
 
 /// Maps a module, in the place of a driver that was ended if one is given, and runs its `init`;
-/// nobody knows it yet. On any error nothing of it stays.
-fn start(
+/// nobody knows it yet. On any error nothing of it stays, nor if nobody waits any more while it
+/// sleeps there.
+async fn start(
     file: &File,
     ring: Ring,
     parameters: &[String],
@@ -99,7 +101,12 @@ fn start(
         watch::set(domain.base() + IMAGE + offset);
     }
     domain.traced = trace::traces(&domain.name);
-    domain.upcall(INIT, [0; 3]).map_err(|error| {
+    let handle = Arc::new(Mutex::new(domain));
+    handle.lock().sleep.this = Arc::downgrade(&handle);
+    registry::begin(&handle);
+    let result = sleep::upcall(&handle, INIT, [0; 3]).await;
+    result.map_err(|error| {
+        let domain = handle.lock();
         let refused = |call: &Call| call.result().is_some_and(|result| Refusal::from_result(result).is_some());
         let call = domain.calls.iter().filter(refused).last();
         match (error, domain.class(), &call) {
@@ -109,14 +116,14 @@ fn start(
             (error, ..) => LoadError::Init(error, call),
         }
     })?;
-    Ok(Arc::new(Mutex::new(domain)))
+    Ok(handle)
 }
 
 /// Puts an instance of `file` in place of a driver that was ended; what is above the old one is
 /// above the new one then. On an error the old one stays where it was, with all it has but the
 /// pages that the successor had taken over. `file` must have been admitted ([`admit`]). `watched`
 /// is the offset in the image of an instruction to watch from the start ([`watch`]).
-pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
+pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
     if !registry::has(dead) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
@@ -129,8 +136,13 @@ pub fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> 
         (domain.drives, domain.parameters.clone())
     };
     let offers = |handle: &Handle| handle.lock().offered_class().map(|class| class.kind());
-    let fresh = start(file, ring, &parameters, drives, Some(dead), watched)
-        .and_then(|fresh| if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) });
+    let fresh = start(file, ring, &parameters, drives, Some(dead), watched).await.and_then(|fresh| {
+        if !registry::has(dead) {
+            // It was unloaded while its successor slept.
+            return Err(LoadError::NotLoaded(dead.lock().name.clone()));
+        }
+        if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) }
+    });
     let fresh = fresh.inspect_err(|_| {
         let mut domain = dead.lock();
         domain.space.return_to_slot();
@@ -178,18 +190,27 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
 }
 
 /// Stops a driver and frees all it had.
-pub fn unload(name: &str) -> Result<(), LoadError> {
+pub async fn unload(name: &str) -> Result<(), LoadError> {
+    let handle = find(name)?;
+    // One that sleeps has what it does done first.
+    sleep::awake(&handle).await;
     let handle = find(name)?;
     let class = handle.lock().offered_class();
     if let Some(class) = class {
         class.detach(&handle);
     }
-    let mut domain = handle.lock();
-    if domain.is_alive()
-        && let Err(error) = domain.upcall(EXIT, [0; 3])
-    {
-        log::warn!("{name}: exit: {error}");
+    let is_alive = handle.lock().is_alive();
+    if is_alive {
+        let first = handle.lock().upcall(EXIT, [0; 3]);
+        if first == Err(UpcallError::Asleep) {
+            // Nobody else is to unload it meanwhile.
+            registry::remove(&handle);
+        }
+        if let Err(error) = sleep::result(&handle, first).await {
+            log::warn!("{name}: exit: {error}");
+        }
     }
+    let mut domain = handle.lock();
     domain.life.retire();
     end::quiesce(&mut domain);
     drop(domain);
@@ -199,10 +220,10 @@ pub fn unload(name: &str) -> Result<(), LoadError> {
 }
 
 /// Stops all drivers.
-pub fn unload_all() {
+pub async fn unload_all() {
     for handle in registry::all() {
         let name = handle.lock().name.clone();
-        if let Err(error) = unload(&name) {
+        if let Err(error) = unload(&name).await {
             log::warn!("{error}");
         }
     }
@@ -212,7 +233,7 @@ pub fn unload_all() {
 /// has: the first one by name, those called `first` before the others, but for those that only a
 /// person loads. Says which files are no modules, and which devices of a kind that drivers exist
 /// for nobody drives.
-pub fn autoload(first: &[&str]) {
+pub async fn autoload(first: &[&str]) {
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
         match Module::parse(&file.bytes) {
@@ -235,7 +256,7 @@ pub fn autoload(first: &[&str]) {
             }
             continue;
         };
-        match load_for(file, Ring::Sandboxed, &[], Some(which)) {
+        match load_for(file, Ring::Sandboxed, &[], Some(which)).await {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {which}", handle.lock().name),
             // No bus tells of it: only its driver finds out that there is no disk on a channel,
             // say.

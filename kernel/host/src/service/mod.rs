@@ -9,6 +9,7 @@
 use crate::domain::Domain;
 use crate::domain::cause::Cause;
 use crate::domain::fault::Fault;
+use crate::domain::sleep::sleep_current;
 use crate::domain::trace;
 use crate::domain::upcall::{end_current, with_current};
 use arguments::Registers;
@@ -40,7 +41,7 @@ use null::rf_null;
 use offer::rf_offer;
 use panic::rf_panic;
 use pci::{rf_pci_read, rf_pci_write};
-use time::{rf_time_ns, rf_timer};
+use time::{rf_sleep, rf_time_ns, rf_timer};
 use used::rf_use;
 
 /// Services as `bench` calls them, for a driver whose budgets it has changed for that.
@@ -73,6 +74,8 @@ enum No {
     Refused(Refusal),
     /// The driver is ended.
     Fault(Cause),
+    /// The driver sleeps, and has 0 for an answer when it wakes.
+    Sleeps,
 }
 
 impl From<Refusal> for No {
@@ -106,7 +109,7 @@ fn serve<const TAKEN: usize>(
         let result = match service(domain, &mut Registers(registers, 0)) {
             Ok(value) => value as i64,
             Err(No::Refused(refusal)) => refusal.to_result(),
-            Err(No::Fault(cause)) => return Err(cause),
+            Err(no) => return Err(no),
         };
         domain.calls.end(result);
         Ok((result, domain.traced))
@@ -114,7 +117,12 @@ fn serve<const TAKEN: usize>(
     match answer {
         Some(Ok((result, false))) => result,
         Some(Ok((result, true))) => traced(result),
-        Some(Err(cause)) => end_current(|domain| Fault::at_gate(domain, cause)),
+        Some(Err(No::Fault(cause))) => end_current(|domain| Fault::at_gate(domain, cause)),
+        // A sandboxed driver goes on by itself: its registers are all that there is to go back to.
+        Some(Err(No::Sleeps | No::Refused(_))) => {
+            sleep_current();
+            0
+        }
         None => Refusal::Denied.to_result(),
     }
 }

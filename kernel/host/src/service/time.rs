@@ -1,6 +1,6 @@
-//! `rf_time_ns`, `rf_timer`: what time it is, and a poll when some has gone by.
+//! `rf_time_ns`, `rf_timer`, `rf_sleep`: what time it is, a poll when some has gone by, and a wait.
 
-use super::Answer;
+use super::{Answer, No};
 use crate::domain::Domain;
 use hw::arch::time;
 
@@ -13,4 +13,13 @@ pub fn rf_time_ns(_domain: &mut Domain) -> Answer {
 pub fn rf_timer(domain: &mut Domain, delay_ns: u64, period_ns: u64) -> Answer {
     domain.set_timer(delay_ns, period_ns)?;
     Ok(0)
+}
+
+/// Leaves the driver's upcall for `delay_ns` nanoseconds.
+pub fn rf_sleep(domain: &mut Domain, delay_ns: u64) -> Answer {
+    if delay_ns == 0 {
+        return Ok(0);
+    }
+    domain.begin_sleep(delay_ns)?;
+    Err(No::Sleeps)
 }

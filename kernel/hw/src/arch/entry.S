@@ -74,10 +74,8 @@ gate_enter:
 
 /* ---- upcalls: kernel -> driver ---------------------------------------------------------------------------------- */
 
-/* extern "C" fn enter_sandboxed(&UpcallFrame) -> (rax: value, rdx: 0 if the driver returned, 1 if it was ended) */
-.p2align 4
-.global enter_sandboxed
-enter_sandboxed:
+/* Begins an upcall: what `leave_upcall` puts back, and where services and traps find a stack. */
+.macro BEGIN_UPCALL
     push rbp
     push rbx
     push r12
@@ -86,10 +84,18 @@ enter_sandboxed:
     push r15
     pushfq
     push qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
-    /* kernel stack, from RSP up:  outer continuation | RFLAGS | R15-R12 | RBX | RBP | return address */
     sub rsp, 8                          /* 16-byte aligned: services run right below */
-    cli
+    /* kernel stack, from RSP up:  padding | outer continuation | RFLAGS | R15-R12 | RBX | RBP | return address */
     mov [rip + {cpu} + {cpu_upcall_rsp}], rsp
+.endm
+
+/* extern "C" fn enter_sandboxed(&UpcallFrame) -> (rax: value, rdx: 0 if the driver returned, 1 if it was ended, 2 if it
+   sleeps) */
+.p2align 4
+.global enter_sandboxed
+enter_sandboxed:
+    BEGIN_UPCALL
+    cli
     mov rax, [rdi + {frame_cr3}]
     mov r10, [rdi + {frame_rip}]
     mov r11, [rdi + {frame_rsp}]
@@ -98,10 +104,18 @@ enter_sandboxed:
     mov rcx, [rdi + {frame_args} + 24]
     mov rdi, [rdi + {frame_args}]
     xor ebx, ebx
-    mov ds, ebx
-    mov es, ebx
-    mov fs, ebx
-    mov gs, ebx
+    xor ebp, ebp
+    xor r12d, r12d
+    xor r13d, r13d
+    xor r14d, r14d
+    xor r15d, r15d
+into_driver:
+    /* RAX: root; R10, R11: driver RIP, RSP; RBX, RBP, RCX, RDX, RSI, RDI, R12-R15: the driver's. Interrupts are off. */
+    xor r9d, r9d
+    mov ds, r9d
+    mov es, r9d
+    mov fs, r9d
+    mov gs, r9d
     mov cr3, rax
     mov rsp, {entry_stack_top}
     push {driver_stack}
@@ -110,15 +124,9 @@ enter_sandboxed:
     push {driver_code}
     push r10
     xor eax, eax
-    xor ebp, ebp
     xor r8d, r8d
-    xor r9d, r9d
     xor r10d, r10d
     xor r11d, r11d
-    xor r12d, r12d
-    xor r13d, r13d
-    xor r14d, r14d
-    xor r15d, r15d
     /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
     iretq
 
@@ -127,16 +135,7 @@ enter_sandboxed:
 .p2align 4
 .global enter_trusted
 enter_trusted:
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
-    pushfq
-    push qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
-    sub rsp, 8
-    mov [rip + {cpu} + {cpu_upcall_rsp}], rsp
+    BEGIN_UPCALL
     mov rax, [rdi + {frame_rip}]
     mov rsi, [rdi + {frame_args} + 8]
     mov rdx, [rdi + {frame_args} + 16]
@@ -271,7 +270,68 @@ trap_stack:
 2:  mov rsp, [rip + {cpu} + {cpu_critical_stack}]
 1:  jmp rax
 
+/* ---- sleep: an upcall is left in the middle of a service, and gone on with later ---------------------------------- */
+
+/* extern "C" fn sleep_trusted()   Leaves the upcall of a trusted driver, with RAX: RSP for resume_trusted, which has this
+   return. */
+.p2align 4
+.global sleep_trusted
+sleep_trusted:
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    /* driver's stack, from RSP up:  R15-R12 | RBX | RBP | return address */
+    mov rax, rsp
+
+/* extern "C" fn leave_asleep() -> !   Leaves the upcall of a sandboxed driver, whose Caller was saved. Kernel root. */
+.global leave_asleep
+leave_asleep:
+    mov edx, 2
+    jmp leave_upcall
+
+/* extern "C" fn resume_sandboxed(&Caller, root) -> as enter_sandboxed. The service has returned 0. */
+.p2align 4
+.global resume_sandboxed
+resume_sandboxed:
+    BEGIN_UPCALL
+    cli
+    mov rax, rsi
+    mov r15, [rdi]
+    mov r14, [rdi + 8]
+    mov r13, [rdi + 16]
+    mov r12, [rdi + 24]
+    mov rbp, [rdi + 32]
+    mov rbx, [rdi + 40]
+    mov r10, [rdi + 48]                 /* driver RIP */
+    mov r11, [rdi + 56]                 /* driver RSP */
+    xor ecx, ecx
+    xor edx, edx
+    xor esi, esi
+    xor edi, edi
+    jmp into_driver
+
+/* extern "C" fn resume_trusted(RSP) -> as enter_trusted */
+.p2align 4
+.global resume_trusted
+resume_trusted:
+    BEGIN_UPCALL
+    mov rsp, rdi
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
+
 /* Backtraces and reports name what is a function. */
-.irp name, gate_enter, enter_sandboxed, enter_trusted, gate_return, abort_upcall, trap_vectors, trap_enter, trap_stack
+.macro FUNCTIONS names:vararg
+.irp name, \names
 .type \name, @function
 .endr
+.endm
+FUNCTIONS gate_enter, gate_return, trap_vectors, trap_enter, trap_stack
+FUNCTIONS enter_sandboxed, enter_trusted, abort_upcall, leave_asleep, resume_sandboxed, sleep_trusted, resume_trusted

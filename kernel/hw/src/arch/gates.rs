@@ -93,6 +93,34 @@ unsafe extern "C" {
     /// # Safety
     /// An upcall must be under way, and nothing on the stack above it may need to be dropped.
     pub fn abort_upcall() -> !;
+
+    /// Leaves the upcall that is under way, of a sandboxed driver in a service:
+    /// [`enter_sandboxed`] returns. It goes on by [`resume_sandboxed`].
+    ///
+    /// # Safety
+    /// As for [`abort_upcall`].
+    pub fn leave_asleep() -> !;
+
+    /// Has a driver go on that sleeps in a service, as if that had returned 0.
+    ///
+    /// # Safety
+    /// `caller` must be what [`caller`] was when it fell asleep, `cr3` and [`super::cpu::this`] the
+    /// same domain's, and that still be sandboxed.
+    pub fn resume_sandboxed(caller: &Caller, cr3: u64) -> UpcallEnd;
+
+    /// Leaves the upcall that is under way, of a trusted driver in a service: [`enter_trusted`]
+    /// returns, with an RSP as its value. This returns when [`resume_trusted`] is called with that.
+    ///
+    /// # Safety
+    /// As for [`abort_upcall`], as long as this has not returned.
+    pub fn sleep_trusted();
+
+    /// Has a driver go on that sleeps in a service.
+    ///
+    /// # Safety
+    /// `rsp` must be what came of [`sleep_trusted`], once, and the driver's memory as it was, and
+    /// executable.
+    pub fn resume_trusted(rsp: u64) -> UpcallEnd;
 }
 
 /// Address of the return gate's entry.
@@ -116,9 +144,9 @@ pub struct UpcallFrame {
 /// How an upcall came back.
 #[repr(C)]
 pub struct UpcallEnd {
-    /// What the driver returned.
+    /// What the driver returned; for a trusted one that sleeps, with what to go on.
     pub value: i64,
-    /// 0 if it returned, 1 if it was ended.
+    /// 0 if it returned, 1 if it was ended, 2 if it sleeps.
     pub ended: u64,
 }
 
@@ -137,6 +165,15 @@ pub struct Caller {
     /// Behind the far call, in the stub.
     pub rip: u64,
     pub rsp: u64,
+}
+
+/// A driver that sleeps in a service: with what it goes on.
+#[derive(Debug)]
+pub enum Asleep {
+    /// Its registers.
+    Sandboxed(Caller),
+    /// Where on its stack the kernel's registers are, in the middle of that service.
+    Trusted(u64),
 }
 
 /// The driver in ring 1 whose gate call is under way; if none is, what was left of the last one.

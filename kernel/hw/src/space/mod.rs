@@ -12,12 +12,14 @@ mod inherit;
 #[cfg(feature = "bench")]
 pub use bench::Changed;
 
-use crate::arch::{entry_area, gates};
+use crate::arch::entry_area;
+use crate::arch::gates::{self, Asleep};
 use crate::memory::frames::{Frames, Lent, OutOfMemory};
 use crate::memory::registers::{Registers, Window};
 use crate::memory::tables::{self, Leaf, Root};
 use crate::memory::{at_physical, pages};
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
 use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, SLOT_SIZE, STACK_TOP, STUBS, slot_base, slot_of};
 use ringfence_abi::queue::Words;
@@ -84,6 +86,10 @@ pub struct Space {
     lent: Vec<(u64, Lent)>,
     /// Set when none of its memory may be used again.
     set_aside: bool,
+    /// With what its driver goes on, if it sleeps.
+    asleep: Cell<Option<Asleep>>,
+    /// The slot in which it can be entered: its own, or none while its driver sleeps.
+    enters: Cell<usize>,
 }
 
 /// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
@@ -113,6 +119,8 @@ impl Space {
             last_of_stack: None,
             lent: Vec::new(),
             set_aside: false,
+            asleep: Cell::new(None),
+            enters: Cell::new(slot),
         };
         let root = Root::of(&space.root);
         root.set_top(slot_base(slot), Some((&space.slot_table, Flags::empty())));
@@ -184,6 +192,30 @@ impl Space {
     /// Whether an upcall into it is under way.
     pub fn is_entered(&self) -> bool {
         crate::arch::cpu::this().domain_cr3.get() == self.cr3()
+    }
+
+    /// Whether its driver sleeps ([`crate::upcall::Current::sleep`]).
+    pub fn is_asleep(&self) -> bool {
+        self.enters.get() != self.slot
+    }
+
+    /// Whether its driver can be entered at `rip`: that is in its slot, and it does not sleep, when
+    /// a place on its stack may be the kernel's.
+    #[inline(always)]
+    pub(crate) fn can_be_entered(&self, rip: u64) -> bool {
+        slot_of(rip) == Some(self.enters.get())
+    }
+
+    /// Keeps with what its driver goes on, which sleeps from now on.
+    pub(crate) fn fall_asleep(&self, asleep: Asleep) {
+        self.asleep.set(Some(asleep));
+        self.enters.set(usize::MAX);
+    }
+
+    /// With what its driver goes on, which does not sleep any more; `None` if it does not sleep.
+    pub(crate) fn wake(&self) -> Option<Asleep> {
+        self.enters.set(self.slot);
+        self.asleep.take()
     }
 
     fn table(&self) -> Root<'_> {

@@ -9,8 +9,9 @@ use crate::check::{self, Finding};
 use crate::toolchain::{BUILT_AS, TARGET, Toolchain};
 use crate::{output, project, target};
 use anyhow::{Context, Result, bail};
-use object::{Object, ObjectSection, SectionKind};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use ringfence_core::tcg;
+use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -137,7 +138,7 @@ pub fn module(folder: &Path) -> Result<Module> {
     let package = package_name(&manifest)?;
     let name = package.strip_prefix("rf-").unwrap_or(&package).to_string();
     let compile = |way: Option<&Way>| {
-        let dir = target().join("outside").join(way.map_or("usual", |way| way.name));
+        let dir = target().join("outside").join(if way.is_none() { "usual" } else { "otherwise" });
         let mut cargo = toolchain.cargo("rustc", &dir);
         // As the project's own packages are built.
         for (setting, value) in [
@@ -215,9 +216,10 @@ pub fn module_in_c(source: &Path) -> Result<Module> {
     link(&Toolchain::find()?, &name, &compile_c(&name, &source, None)?, |way| compile_c(&name, &source, Some(way)))
 }
 
-/// Compiles a module in Rust in another way, in a folder of its own.
+/// Compiles a module in Rust in another way: beside what was compiled as usual, which stays. What
+/// it depends on is compiled once for all ways.
 fn compile_otherwise(toolchain: &Toolchain, package: &str, way: &Way) -> Result<Vec<PathBuf>> {
-    let dir = target().join(format!("modules-{}", way.name));
+    let dir = target().join("modules-otherwise");
     let mut cargo = toolchain.cargo("rustc", &dir);
     run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
     Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
@@ -307,21 +309,27 @@ fn show_warnings(compiler: &mut Command) -> Result<()> {
 
 /// Orders of a module's functions that are tried.
 const ORDERS: u32 = 64;
+/// After so many of them, what is where it is in all of them is taken for what no order changes.
+const ORDERS_TO_TELL: u32 = 6;
 /// Another way to compile a module: code that does the same and has other displacements in its
 /// functions.
 struct Way {
-    name: &'static str,
     /// For rustc's `-C`.
     rust: &'static str,
     /// For gcc.
     c: &'static str,
 }
 
-const WAYS: [Way; 4] = [
-    Way { name: "aligned-4", rust: "llvm-args=-align-all-nofallthru-blocks=2", c: "-falign-jumps=4" },
-    Way { name: "aligned-16", rust: "llvm-args=-align-all-nofallthru-blocks=4", c: "-falign-jumps=16" },
-    Way { name: "smaller", rust: "opt-level=s", c: "-Os" },
-    Way { name: "simpler", rust: "opt-level=1", c: "-O1" },
+/// Those whose code is as fast come first.
+const WAYS: [Way; 8] = [
+    Way { rust: "llvm-args=-align-all-nofallthru-blocks=2", c: "-falign-jumps=4" },
+    Way { rust: "llvm-args=-align-all-nofallthru-blocks=3", c: "-falign-jumps=8" },
+    Way { rust: "llvm-args=-align-all-nofallthru-blocks=4", c: "-falign-jumps=16" },
+    Way { rust: "llvm-args=-x86-branches-within-32B-boundaries", c: "-falign-labels=4" },
+    Way { rust: "llvm-args=-inline-threshold=150", c: "-fno-tree-tail-merge" },
+    Way { rust: "llvm-args=-inline-threshold=400", c: "-fno-reorder-blocks" },
+    Way { rust: "opt-level=s", c: "-Os" },
+    Way { rust: "opt-level=1", c: "-O1" },
 ];
 /// Modules for which no other way is tried: one has loads of SS on purpose, the other something in
 /// every way.
@@ -350,15 +358,25 @@ fn link(
     let exports = target().join("module.exports");
     write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
     let is_clean = |objects: &[PathBuf]| {
+        let mut stays: Option<BTreeSet<(String, u64)>> = None;
         for order in 0..ORDERS {
             let mut linker = toolchain.linker();
             if order > 0 {
                 linker.arg(format!("--shuffle-sections=.text*={order}"));
             }
             link_once(linker, &exports, objects, &debug)?;
-            if !has_holes(&debug)? {
+            let found = holes(&debug)?;
+            if found.is_empty() {
                 return Ok(true);
             }
+            let stay = match stays.take() {
+                Some(stays) => stays.intersection(&found).cloned().collect(),
+                None => found,
+            };
+            if order >= ORDERS_TO_TELL && !stay.is_empty() {
+                break;
+            }
+            stays = Some(stay);
         }
         anyhow::Ok(false)
     };
@@ -398,12 +416,30 @@ fn stamp(objects: &[PathBuf]) -> Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Whether the code of an ELF file has what the kernel refuses under TCG.
-fn has_holes(path: &Path) -> Result<bool> {
+/// Where the code of an ELF file has what the kernel refuses under TCG: functions, and offsets in
+/// them.
+fn holes(path: &Path) -> Result<BTreeSet<(String, u64)>> {
     let bytes = fs::read(path)?;
     let file = object::File::parse(&*bytes)?;
     let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
-    Ok(code.filter_map(|section| section.data().ok()).any(|code| tcg::holes(code).next().is_some()))
+    let places = code.flat_map(|section| {
+        let start = section.address();
+        tcg::holes(section.data().unwrap_or_default()).map(move |(at, _)| start + at as u64)
+    });
+    let places: Vec<u64> = places.collect();
+    // Most have none, and then nobody is asked.
+    let functions: Vec<_> = match places.is_empty() {
+        true => Vec::new(),
+        false => file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text).collect(),
+    };
+    let function = |place: u64| {
+        let before = functions.iter().filter(|symbol| symbol.address() <= place);
+        let symbol = before.max_by_key(|symbol| symbol.address());
+        symbol.map_or((String::new(), place), |symbol| {
+            (symbol.name().unwrap_or_default().to_string(), place - symbol.address())
+        })
+    };
+    Ok(places.into_iter().map(function).collect())
 }
 
 fn link_once(mut linker: Command, exports: &Path, objects: &[PathBuf], to: &Path) -> Result<()> {

@@ -2,6 +2,9 @@
 //! the good one takes its place again. What a fault-injection campaign does, one change at a time.
 
 use alloc::string::{String, ToString};
+use core::pin::pin;
+use core::task::Poll;
+use embassy_futures::poll_once;
 use embassy_futures::select::{Either, select};
 use host::domain::cause::Cause;
 use host::domain::cause::UpcallError;
@@ -79,7 +82,13 @@ impl Drop for Mutant<'_> {
     fn drop(&mut self) {
         if self.in_place {
             watch::take();
-            self.leave_to_supervision();
+            let done = poll_once(pin!(self.put_back()));
+            match done {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => log::error!("the driver that was changed has no successor: {error}"),
+                // It sleeps in its `init`, and nobody can wait for that here.
+                Poll::Pending => self.leave_to_supervision(),
+            }
         }
     }
 }

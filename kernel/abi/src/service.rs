@@ -65,7 +65,7 @@ macro_rules! for_each_service {
             19 rf_command(text: Text) "names a command that the driver understands, for help and completion"
                 => "0; the text is the command as it is typed, a tab, and what it is for",
                    "other upcalls than init; a text that is not so, or of more than 160 bytes; more than 32 (full)";
-            20 rf_sleep(delay_ns: Number) "leaves the upcall for a time, in which others run, and goes on behind this"
+            20 rf_sleep(delay_ns: Number) "leaves the upcall, and goes on later"
                 => "0, at a tick of the clock; a driver that sleeps for longer than the limit sleep-ms in one upcall is ended",
                    "never";
         }

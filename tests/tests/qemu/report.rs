@@ -78,7 +78,7 @@ fn a_report_says_what_was_held() {
     assert_eq!(number(last) - number(first), 63, "{report:?}");
     assert!(line.strip_suffix(',').is_some_and(|line| line.parse::<u8>().is_ok()), "{report:?}");
     assert!(
-        report[held + 1].trim().starts_with("18 gates, ") && report[held + 1].contains(" frames to send, image "),
+        report[held + 1].trim().starts_with("19 gates, ") && report[held + 1].contains(" frames to send, image "),
         "{report:?}"
     );
 }

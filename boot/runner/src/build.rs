@@ -46,9 +46,14 @@ const NOT_MODULES: [&str; 1] = ["sdk"];
 /// Flags for loader and kernel. Modules have the target's own, whose code can be anywhere.
 const KERNEL_FLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "code-model=kernel"];
 
-/// The folder for what cargo builds for the bare machine.
+/// The folder for what cargo builds of the loader and the kernel.
 fn bare() -> PathBuf {
     target().join("bare")
+}
+
+/// The same for modules, which are built meanwhile.
+fn bare_modules() -> PathBuf {
+    target().join("bare-modules")
 }
 
 /// Where cargo puts a package's file below such a folder.
@@ -63,41 +68,53 @@ pub fn system(quiet: bool) -> Result<System> {
     let is_first = !dir.exists();
     let say = |step: usize, what: &str| {
         if is_first {
-            output::complain(&format!("ringfence: the first build for the bare machine, {step} of 3: {what}"));
+            output::complain(&format!("ringfence: the first build for the bare machine, {step} of 2: {what}"));
         }
     };
-    // One at a time: built together, the loader would get the features that only the kernel's
-    // dependencies want.
-    for (step, package, what) in [(1, "ringfence-loader", "the loader"), (2, "ringfence-kernel", "the kernel")] {
-        say(step, what);
+    let build = |package: &str| {
         let mut cargo = toolchain.cargo("rustc", &dir);
-        run(cargo.args(["--release", "-p", package, "--"]).args(KERNEL_FLAGS), quiet)?;
-    }
+        run(cargo.args(["--release", "-p", package, "--"]).args(KERNEL_FLAGS), quiet)
+    };
+    // Built with the kernel, the loader would get the features that only the kernel's dependencies
+    // want.
+    say(1, "the loader");
+    build("ringfence-loader")?;
+    say(2, "the kernel and the modules");
+    let kernel = built(&dir, "ringfence-kernel");
+    let packed_kernel = target().join("kernel.packed");
+    // The kernel's last crate takes one CPU, and as long as all modules.
+    let modules = std::thread::scope(|scope| {
+        let modules = scope.spawn(|| modules(&toolchain, quiet));
+        build("ringfence-kernel")?;
+        strip(&kernel, &packed_kernel)?;
+        modules.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    Ok(System { loader: built(&dir, "ringfence-loader"), kernel, packed_kernel, modules })
+}
+
+/// Builds the project's modules.
+fn modules(toolchain: &Toolchain, quiet: bool) -> Result<Vec<Module>> {
     let names = module_sources()?;
-    say(3, "the modules");
+    let dir = bare_modules();
     let mut cargo = toolchain.cargo("build", &dir);
     cargo.arg("--release");
     for package in names.iter().filter_map(|(_, source)| source.package()) {
         cargo.args(["-p", package]);
     }
     run(&mut cargo, quiet)?;
-
-    let kernel = built(&dir, "ringfence-kernel");
-    let packed_kernel = target().join("kernel.packed");
-    strip(&kernel, &packed_kernel)?;
     let mut modules = Vec::new();
     for (name, source) in &names {
         let objects = match source {
             Source::Package(package) => vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))],
-            Source::C(folder) => compile_c(name, folder, None)?,
+            Source::C(folder) => compile_c(name, folder, &target(), None)?,
         };
         let other = |way: &Way| match source {
-            Source::Package(package) => compile_otherwise(&toolchain, package, way),
-            Source::C(folder) => compile_c(name, folder, Some(way)),
+            Source::Package(package) => compile_otherwise(toolchain, package, way),
+            Source::C(folder) => compile_c(name, folder, &target(), Some(way)),
         };
-        modules.push(link(&toolchain, name, &objects, other)?);
+        modules.push(link(toolchain, name, &target(), &objects, other)?);
     }
-    Ok(System { loader: built(&dir, "ringfence-loader"), kernel, packed_kernel, modules })
+    Ok(modules)
 }
 
 /// Runs clippy over what is built for the bare machine, with warnings denied.
@@ -138,7 +155,7 @@ pub fn module(folder: &Path) -> Result<Module> {
     let package = package_name(&manifest)?;
     let name = package.strip_prefix("rf-").unwrap_or(&package).to_string();
     let compile = |way: Option<&Way>| {
-        let dir = target().join("outside").join(if way.is_none() { "usual" } else { "otherwise" });
+        let dir = outside().join(if way.is_none() { "usual" } else { "otherwise" });
         let mut cargo = toolchain.cargo("rustc", &dir);
         // As the project's own packages are built.
         for (setting, value) in [
@@ -155,7 +172,12 @@ pub fn module(folder: &Path) -> Result<Module> {
         run(cargo.args(way.map_or(Vec::new(), |way| vec!["--", "-C", way.rust])), way.is_some())?;
         Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
     };
-    link(&toolchain, &name, &compile(None)?, |way| compile(Some(way)))
+    link(&toolchain, &name, &outside(), &compile(None)?, |way| compile(Some(way)))
+}
+
+/// The folder for modules that are not the project's, which may have the name of one that is.
+fn outside() -> PathBuf {
+    target().join("outside")
 }
 
 /// The name of the package that a manifest is of.
@@ -213,7 +235,8 @@ fn module_sources() -> Result<Vec<(String, Source)>> {
 pub fn module_in_c(source: &Path) -> Result<Module> {
     let name = source.file_stem().context("the file has no name")?.to_string_lossy().into_owned();
     let source = CSource(source.to_path_buf());
-    link(&Toolchain::find()?, &name, &compile_c(&name, &source, None)?, |way| compile_c(&name, &source, Some(way)))
+    let compile = |way: Option<&Way>| compile_c(&name, &source, &outside(), way);
+    link(&Toolchain::find()?, &name, &outside(), &compile(None)?, |way| compile(Some(way)))
 }
 
 /// Compiles a module in Rust in another way: beside what was compiled as usual, which stays. What
@@ -285,11 +308,12 @@ fn is_cpp(file: &Path) -> bool {
     file.extension().is_some_and(|end| end == "cpp" || end == "cc" || end == "cxx")
 }
 
-/// Compiles a module's files in C and C++, in the usual or another way.
-fn compile_c(name: &str, source: &CSource, way: Option<&Way>) -> Result<Vec<PathBuf>> {
+/// Compiles a module's files in C and C++ into folder `to`, in the usual or another way.
+fn compile_c(name: &str, source: &CSource, to: &Path, way: Option<&Way>) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(to)?;
     let mut objects = Vec::new();
     for file in source.files()? {
-        let object = target().join(format!("{name}-{}.o", file.file_name().unwrap_or_default().to_string_lossy()));
+        let object = to.join(format!("{name}-{}.o", file.file_name().unwrap_or_default().to_string_lossy()));
         let mut compiler = source.compiler(&file)?;
         compiler.arg("-c").args(way.map(|way| way.c));
         replace(&object, |to| show_warnings(compiler.arg("-o").arg(to)))?;
@@ -335,7 +359,7 @@ const WAYS: [Way; 8] = [
 /// every way.
 const LEFT_ALONE: [&str; 2] = ["rogue-ss", "rogue-peer"];
 
-/// Links a module: a shared object that exports its entry point only.
+/// Links a module in `folder`: a shared object that exports its entry point only.
 ///
 /// A displacement may happen to look like what the kernel refuses under QEMU's TCG ([`tcg`]), a
 /// load of SS above all: with its functions in another order it does not, or, if it is within one,
@@ -344,13 +368,15 @@ const LEFT_ALONE: [&str; 2] = ["rogue-ss", "rogue-peer"];
 fn link(
     toolchain: &Toolchain,
     name: &str,
+    folder: &Path,
     objects: &[PathBuf],
     compile_otherwise: impl Fn(&Way) -> Result<Vec<PathBuf>>,
 ) -> Result<Module> {
-    let packed = target().join(format!("{name}.rfm"));
-    let debug = target().join(format!("{name}.debug"));
+    fs::create_dir_all(folder)?;
+    let packed = folder.join(format!("{name}.rfm"));
+    let debug = folder.join(format!("{name}.debug"));
     let module = Module { name: name.to_string(), debug: debug.clone(), packed: packed.clone() };
-    let (stamp, stamped) = (target().join(format!("{name}.linked")), stamp(objects)?);
+    let (stamp, stamped) = (folder.join(format!("{name}.linked")), stamp(objects)?);
     if debug.is_file() && packed.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == stamped) {
         refuse_refused(name, &module)?;
         return Ok(module);

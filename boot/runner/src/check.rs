@@ -126,7 +126,7 @@ impl Places<'_> {
         match symbol_at(self.file, offset) {
             Some((function, into)) => {
                 let function =
-                    output::printable(&rustc_demangle::demangle(&String::from_utf8_lossy(function)).to_string());
+                    output::printable(&format!("{:#}", rustc_demangle::demangle(&String::from_utf8_lossy(function))));
                 format!("{function}+{into:#x} ({place}){line}")
             }
             None => format!("{place}{line}"),

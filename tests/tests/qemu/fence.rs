@@ -5,7 +5,7 @@ use ringfence::machine::{BOARD, Machine, Running};
 use ringfence::machine::{Bus, Monitor};
 use ringfence_abi::manifest::NEEDS_FENCE;
 use ringfence_link::event::Event;
-use ringfence_tests::attacks::{fence as attacks, in_one_boot};
+use ringfence_tests::attacks::{assert_all, fence as attacks};
 use ringfence_tests::{
     Ran, assert_fault, assert_intact, assert_says, at_prompt, boot, boot_badly, boot_well, machine, run_well, unfenced,
 };
@@ -76,7 +76,7 @@ fn no_address_leads_beyond_the_fence() {
 #[test]
 fn every_place_and_every_way() {
     if machine("").iommu {
-        in_one_boot().assert(&attacks::all());
+        assert_all(&attacks::all());
     }
 }
 

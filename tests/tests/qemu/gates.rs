@@ -1,17 +1,17 @@
 //! Services with arguments that no driver would pass, and devices that interrupt for ever.
 
-use ringfence_tests::attacks::{in_one_boot, lies};
+use ringfence_tests::attacks::{assert_all, lies};
 use ringfence_tests::{assert_says, bare, boot_well, machine};
 
 #[test]
 fn every_argument_at_every_extreme() {
-    in_one_boot().assert(&lies::extremes());
+    assert_all(&lies::extremes());
 }
 
 #[test]
 fn random_calls_of_every_service() {
-    in_one_boot().assert(&lies::random());
-    in_one_boot().assert(&lies::random_panics());
+    assert_all(&lies::random());
+    assert_all(&lies::random_panics());
 }
 
 /// 20,000 of the one service that ends who calls it. Ten million: `mute repeat 20000 ...` in place
@@ -39,15 +39,15 @@ fn random_calls_of_rf_panic() {
 
 #[test]
 fn pointers_to_what_is_not_its_own_end_the_driver() {
-    in_one_boot().assert(&lies::bad_pointers());
+    assert_all(&lies::bad_pointers());
 }
 
 /// A device that is held back does not stop the others, and one whose driver says it is quiet when
 /// it is not costs time but stops nobody either.
 #[test]
 fn interrupts_that_never_end_stop_nobody() {
-    in_one_boot().assert(&lies::endless_interrupts());
-    in_one_boot().assert(&[lies::endless_poll()]);
+    assert_all(&lies::endless_interrupts());
+    assert_all(&[lies::endless_poll()]);
     for verb in ["interrupt", "interrupt-storm"] {
         let mut machine = machine(&format!(
             "insmod template; insmod rogue-nic; tell rogue-nic {verb}; sleep 300; tell template still there; lsmod; \

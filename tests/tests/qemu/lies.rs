@@ -1,40 +1,40 @@
 //! Drivers that lie about their queues or ask for what is not their own: they are refused or ended,
 //! with the exact reason.
 
-use ringfence_tests::attacks::{in_one_boot, lies};
+use ringfence_tests::attacks::{assert_all, lies};
 use ringfence_tests::{
     HEALTH, assert_fault, assert_intact, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine, unfenced,
 };
 
 #[test]
 fn what_is_not_its_own_is_refused() {
-    in_one_boot().assert(&lies::refused());
+    assert_all(&lies::refused());
 }
 
 #[test]
 fn nothing_but_what_it_was_given() {
-    in_one_boot().assert(&lies::reaches());
+    assert_all(&lies::reaches());
 }
 
 #[test]
 fn each_lie_about_frames_ends_its_driver() {
-    in_one_boot().assert(&lies::nic_faults());
+    assert_all(&lies::nic_faults());
 }
 
 #[test]
 fn a_sleep_has_an_end() {
-    in_one_boot().assert(&lies::sleeps());
+    assert_all(&lies::sleeps());
 }
 
 #[test]
 fn each_lie_about_commands_is_an_error_or_a_fault() {
-    in_one_boot().assert(&lies::scsi_answers());
-    in_one_boot().assert(&lies::scsi_faults());
+    assert_all(&lies::scsi_answers());
+    assert_all(&lies::scsi_faults());
 }
 
 #[test]
 fn a_device_at_fixed_ports_has_those_and_nothing_else() {
-    in_one_boot().assert(&lies::block());
+    assert_all(&lies::block());
 }
 
 /// Frames that are as they should be, and mean harm: more of a TCP stream than the kernel has said

@@ -6,44 +6,44 @@ use ringfence::machine::{End, Machine, qemu};
 use ringfence_abi::layout::{IMAGE, slot_base};
 use ringfence_core::tcg;
 use ringfence_tests::attacks::rogue::{BOCHS, SINCE_9_1};
-use ringfence_tests::attacks::{Attack, Expected, carry_out, in_one_boot, lies, rogue};
+use ringfence_tests::attacks::{Attack, Expected, assert_all, carry_out, lies, rogue};
 use ringfence_tests::{assert_fault, assert_says, at_prompt, bare, boot, leave, run_well};
 use std::collections::BTreeSet;
 
 #[test]
 fn nothing_but_its_own_memory_is_there() {
-    in_one_boot().assert(&rogue::memory());
+    assert_all(&rogue::memory());
 }
 
 #[test]
 fn every_attack_ends_its_driver_with_the_exact_fault() {
-    in_one_boot().assert(&rogue::others());
+    assert_all(&rogue::others());
 }
 
 #[test]
 fn every_instruction_that_ring_1_does_not_have_faults() {
     let attacks: Vec<Attack> = rogue::instructions().into_iter().map(by_this_qemu).collect();
-    in_one_boot().assert(&attacks);
+    assert_all(&attacks);
 }
 
 #[test]
 fn what_does_no_harm_is_allowed() {
-    in_one_boot().assert(&rogue::harmless());
+    assert_all(&rogue::harmless());
 }
 
 #[test]
 fn floods_take_no_more_than_their_share() {
-    in_one_boot().assert(&rogue::floods());
+    assert_all(&rogue::floods());
 }
 
 #[test]
 fn no_interrupt_can_be_raised_by_instruction() {
-    in_one_boot().assert(&rogue::interrupts());
+    assert_all(&rogue::interrupts());
 }
 
 #[test]
 fn no_selector_leads_anywhere_but_to_its_own_segments() {
-    in_one_boot().assert(&rogue::segment_loads());
+    assert_all(&rogue::segment_loads());
 }
 
 /// An attack with what must come of it on the QEMU that is there.

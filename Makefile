@@ -10,6 +10,7 @@ test: setup
 	cargo test
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake -p rf-template -p rf-ne2k-pci --lib
+	cargo test -p ringfence-sdk --features ringfence-sdk/fake --doc
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
 	RINGFENCE_MACHINE=pc cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
 

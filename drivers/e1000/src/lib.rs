@@ -10,11 +10,12 @@
 mod registers;
 
 use core::time::Duration;
-use registers::{self as reg, ctrl, eerd, int, rctl, rxd, tctl, txd};
+use registers::{self as reg, Card, ctrl, eerd, int, rctl, rxd, tctl, txd};
 use ringfence_sdk::class::Device;
-use ringfence_sdk::device::{self, Mmio};
+use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
+use ringfence_sdk::register::Registers;
 use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
@@ -26,9 +27,9 @@ driver!(
         .dma_kib(64)
         .restart()
         .reset(
-            Reset::register(0, reg::CTRL as u32, 4)
+            Reset::register(0, reg::CTRL.offset(), 4)
                 // QEMU's model keeps its rings over a reset; those of no length it leaves alone.
-                .zeroes([reg::RDLEN as u32, reg::TDLEN as u32])
+                .zeroes([reg::RDLEN.offset(), reg::TDLEN.offset()])
                 .sets(ctrl::RST)
                 .waits_for(ctrl::RST, 0)
                 .within_us(10_000)
@@ -49,7 +50,7 @@ const PHY: Duration = Duration::from_millis(1);
 const EEPROM: Duration = Duration::from_millis(10);
 
 struct E1000 {
-    registers: Mmio,
+    registers: Registers<Card>,
     mac: [u8; 6],
     tx: Ring,
     rx: Ring,
@@ -101,33 +102,33 @@ fn card_name(id: u16) -> &'static str {
 
 impl Device<Nic> for E1000 {
     fn init() -> Result<E1000> {
-        let registers = Mmio::map(0)?;
+        let registers = Registers::map()?;
         // 14.3: reset, then no interrupts, also none that the reset has caused.
-        registers.write32(reg::IMC, u32::MAX);
-        registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::RST);
-        device::wait_until(RESET, || registers.read32(reg::CTRL) & ctrl::RST == 0)
+        registers.write(reg::IMC, u32::MAX);
+        registers.set(reg::CTRL, ctrl::RST);
+        device::wait_until(RESET, || registers.read(reg::CTRL) & ctrl::RST == 0)
             .inspect_err(|_| log::error!("the device does not come out of reset"))?;
-        registers.write32(reg::IMC, u32::MAX);
-        registers.read32(reg::ICR);
-        registers.write32(reg::CTRL, registers.read32(reg::CTRL) | ctrl::SLU | ctrl::ASDE);
+        registers.write(reg::IMC, u32::MAX);
+        registers.read(reg::ICR);
+        registers.set(reg::CTRL, ctrl::SLU | ctrl::ASDE);
 
         // QEMU's model keeps its registers over a reset: what another driver left there must not
         // matter.
-        for register in reg::DELAYS.into_iter().chain(reg::UNUSED).chain([reg::RXCSUM]) {
-            registers.write32(register, 0);
+        for register in reg::OFF {
+            registers.write(register, 0);
         }
         // The same of the PHY: in loopback, it would hear nobody but itself.
-        registers.write32(reg::MDIC, reg::MDIC_NORMAL);
+        registers.write(reg::MDIC, reg::MDIC_NORMAL);
         // One that does not say so was written to all the same.
-        let _ = device::wait_until(PHY, || registers.read32(reg::MDIC) & reg::MDIC_READY != 0);
+        let _ = device::wait_until(PHY, || registers.read(reg::MDIC) & reg::MDIC_READY != 0);
         // 5.6.1: the first three words of the EEPROM are the address.
         let id = device::pci_read(2, 2)? as u16;
         let [a, b] = eeprom(&registers, id, 0)?;
         let [c, d] = eeprom(&registers, id, 1)?;
         let [e, f] = eeprom(&registers, id, 2)?;
         let mac = [a, b, c, d, e, f];
-        registers.write32(reg::RAL0, u32::from_le_bytes([a, b, c, d]));
-        registers.write32(reg::RAH0, u32::from_le_bytes([e, f, 0, 0]) | reg::RAH_AV);
+        registers.write(reg::RAL0, u32::from_le_bytes([a, b, c, d]));
+        registers.write(reg::RAH0, u32::from_le_bytes([e, f, 0, 0]) | reg::RAH_AV);
         let name = card_name(id);
         // The others have none, and are not asked.
         let causes = if id == ID_82574L { own_interrupts(&registers)? } else { ON_LINE };
@@ -151,30 +152,30 @@ impl Device<Nic> for E1000 {
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
         let registers = &self.registers;
         // 14.4: receive initialization.
-        for entry in 0..reg::MTA_ENTRIES {
-            registers.write32(reg::MTA + 4 * entry, 0);
+        for entry in reg::MTA.all() {
+            registers.write(entry, 0);
         }
-        let ring = |base, ring: &Ring| {
+        let begin = |ring: &Ring, [low, high, len, head, tail]: [_; 5]| {
             let address = ring.memory.address(0);
-            registers.write32(base, address as u32);
-            registers.write32(base + 4, (address >> 32) as u32);
-            registers.write32(base + 8, (ring.len * DESCRIPTOR) as u32);
-            registers.write32(base + 0x10, 0);
-            registers.write32(base + 0x18, 0);
+            registers.write(low, address as u32);
+            registers.write(high, (address >> 32) as u32);
+            registers.write(len, (ring.len * DESCRIPTOR) as u32);
+            registers.write(head, 0);
+            registers.write(tail, 0);
         };
-        ring(reg::RDBAL, &self.rx);
-        ring(reg::TDBAL, &self.tx);
+        begin(&self.rx, [reg::RDBAL, reg::RDBAH, reg::RDLEN, reg::RDH, reg::RDT]);
+        begin(&self.tx, [reg::TDBAL, reg::TDBAH, reg::TDLEN, reg::TDH, reg::TDT]);
         device::enable_dma()?;
         // 14.5: transmit initialization, with the inter-packet gap of table 13-77 for copper.
-        registers.write32(reg::TIPG, 10 | 8 << 10 | 6 << 20);
-        registers.write32(reg::TCTL, tctl::EN | tctl::PSP | 0xf << tctl::CT | 0x40 << tctl::COLD);
+        registers.write(reg::TIPG, 10 | 8 << 10 | 6 << 20);
+        registers.write(reg::TCTL, tctl::EN | tctl::PSP | 0xf << tctl::CT | 0x40 << tctl::COLD);
         // QEMU's model keeps this over a reset, and receives nothing for a second after each write.
         let receive = rctl::EN | rctl::BAM | rctl::SECRC;
-        if registers.read32(reg::RCTL) != receive {
-            registers.write32(reg::RCTL, receive);
+        if registers.read(reg::RCTL) != receive {
+            registers.write(reg::RCTL, receive);
         }
         self.refill(queues);
-        self.registers.write32(reg::IMS, self.causes.receive);
+        self.registers.write(reg::IMS, self.causes.receive);
         device::enable_interrupts()
     }
 
@@ -184,12 +185,12 @@ impl Device<Nic> for E1000 {
         if events.contains(Events::INTERRUPT) && must_ask {
             // Reading the causes clears them and lowers the line (13.4.17); those that have their
             // own are cleared by writing ones (82574 datasheet, 10.2.4.1).
-            let causes = self.registers.read32(reg::ICR);
+            let causes = self.registers.read(reg::ICR);
             if self.causes.have_own {
-                self.registers.write32(reg::ICR, causes & (int::OTHER | int::LSC | int::RXO));
+                self.registers.write(reg::ICR, causes & (int::OTHER | int::LSC | int::RXO));
             }
             if causes & int::LSC != 0 {
-                let up = self.registers.read32(reg::STATUS) & reg::STATUS_LU != 0;
+                let up = self.registers.read(reg::STATUS) & reg::STATUS_LU != 0;
                 log::info!("link {}", if up { "up" } else { "down" });
                 reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
             }
@@ -200,32 +201,32 @@ impl Device<Nic> for E1000 {
     }
 
     fn exit(&mut self) {
-        self.registers.write32(reg::IMC, u32::MAX);
-        self.registers.write32(reg::RCTL, 0);
-        self.registers.write32(reg::TCTL, 0);
-        self.registers.write32(reg::CTRL, self.registers.read32(reg::CTRL) | ctrl::RST);
+        self.registers.write(reg::IMC, u32::MAX);
+        self.registers.write(reg::RCTL, 0);
+        self.registers.write(reg::TCTL, 0);
+        self.registers.set(reg::CTRL, ctrl::RST);
     }
 }
 
 /// Asks for an interrupt for each of reception, transmission, and the rest (82574 datasheet, 7.4).
 /// If they are not to be had, there is the line.
-fn own_interrupts(registers: &Mmio) -> Result<Causes> {
+fn own_interrupts(registers: &Registers<Card>) -> Result<Causes> {
     if device::vectors(3)? < 3 {
         return Ok(ON_LINE);
     }
-    registers.write32(reg::IVAR, reg::IVAR_THREE);
-    registers.write32(reg::EIAC, int::RXQ0 | int::TXQ0);
-    registers.write32(reg::CTRL_EXT, registers.read32(reg::CTRL_EXT) | reg::CTRL_EXT_IAME);
+    registers.write(reg::IVAR, reg::IVAR_THREE);
+    registers.write(reg::EIAC, int::RXQ0 | int::TXQ0);
+    registers.set(reg::CTRL_EXT, reg::CTRL_EXT_IAME);
     Ok(WITH_OWN)
 }
 
 /// Word `address` of the EEPROM of a card with device id `id` (5.3.1).
-fn eeprom(registers: &Mmio, id: u16, address: u32) -> Result<[u8; 2]> {
+fn eeprom(registers: &Registers<Card>, id: u16, address: u32) -> Result<[u8; 2]> {
     let (at, done) = if id == ID_82574L { (2, eerd::DONE_82574) } else { (8, eerd::DONE) };
-    registers.write32(reg::EERD, address << at | eerd::START);
-    device::wait_until(EEPROM, || registers.read32(reg::EERD) & done != 0)
+    registers.write(reg::EERD, address << at | eerd::START);
+    device::wait_until(EEPROM, || registers.read(reg::EERD) & done != 0)
         .inspect_err(|_| log::error!("the EEPROM does not answer"))?;
-    Ok(((registers.read32(reg::EERD) >> 16) as u16).to_le_bytes())
+    Ok(((registers.read(reg::EERD) >> 16) as u16).to_le_bytes())
 }
 
 impl E1000 {
@@ -243,7 +244,7 @@ impl E1000 {
         }
         if self.tx.next != before {
             dma::write_barrier();
-            self.registers.write32(reg::TDT, self.tx.next as u32);
+            self.registers.write(reg::TDT, self.tx.next as u32);
         }
         while self.tx.done != self.tx.next {
             let status: u8 = self.tx.memory.read(self.tx.done * DESCRIPTOR + 12);
@@ -258,7 +259,7 @@ impl E1000 {
         let left = self.tx.done != self.tx.next;
         if left != self.tx_interrupt {
             self.tx_interrupt = left;
-            self.registers.write32(if left { reg::IMS } else { reg::IMC }, self.causes.transmit);
+            self.registers.write(if left { reg::IMS } else { reg::IMC }, self.causes.transmit);
         }
     }
 
@@ -294,7 +295,7 @@ impl E1000 {
         }
         if self.rx.next != before {
             dma::write_barrier();
-            self.registers.write32(reg::RDT, self.rx.next as u32);
+            self.registers.write(reg::RDT, self.rx.next as u32);
         }
     }
 }

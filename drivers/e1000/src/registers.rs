@@ -1,71 +1,86 @@
-//! Registers and descriptor bits of the 82540EM (manual table 13-2 and chapters 3 and 13). Offsets
-//! in bytes.
+//! Registers and descriptor bits of the 82540EM (manual table 13-2 and chapters 3 and 13).
 
-/// Device control (13.4.1).
-pub const CTRL: usize = 0x0000;
-/// Device status (13.4.2).
-pub const STATUS: usize = 0x0008;
+use ringfence_sdk::register::Register;
+
+ringfence_sdk::registers! {
+    /// The card's registers.
+    pub Card: memory 0, 0x20000 bytes;
+    /// Device control (13.4.1).
+    CTRL: u32 = 0x0000;
+    /// Device status (13.4.2).
+    STATUS: u32 = 0x0008;
+    /// EEPROM read (13.4.4).
+    EERD: u32 = 0x0014;
+    /// What else is up to the card (82574 datasheet, 10.2.2.5).
+    CTRL_EXT: u32 = 0x0018;
+    /// A register of the PHY (13.4.8): data, its number, the PHY's, and what is done with it.
+    MDIC: u32 = 0x0020;
+    /// Flow control: address, type and time (13.4.12 ff.); and the type that VLANs have (13.4.7).
+    FCAL: u32 = 0x0028;
+    FCAH: u32 = 0x002c;
+    FCT: u32 = 0x0030;
+    FCTTV: u32 = 0x0170;
+    /// Interrupt cause read; reading clears (13.4.17).
+    ICR: u32 = 0x00c0;
+    /// Interrupt throttling (13.4.18).
+    ITR: u32 = 0x00c4;
+    /// Interrupt mask set (13.4.20).
+    IMS: u32 = 0x00d0;
+    /// Interrupt mask clear (13.4.21).
+    IMC: u32 = 0x00d8;
+    /// Which causes an interrupt of its own clears (82574 datasheet, 10.2.4.6).
+    EIAC: u32 = 0x00dc;
+    /// Which of the interrupts of its own each cause raises (82574 datasheet, 10.2.4.9).
+    IVAR: u32 = 0x00e4;
+    /// Receive control (13.4.22).
+    RCTL: u32 = 0x0100;
+    /// Transmit control (13.4.33).
+    TCTL: u32 = 0x0400;
+    /// Transmit inter-packet gap (13.4.34).
+    TIPG: u32 = 0x0410;
+    /// Receive descriptors: base, length, head, tail (13.4.25 to 13.4.29).
+    RDBAL: u32 = 0x2800;
+    RDBAH: u32 = 0x2804;
+    RDLEN: u32 = 0x2808;
+    RDH: u32 = 0x2810;
+    RDT: u32 = 0x2818;
+    /// Delays of interrupts for reception (13.4.30, 13.4.31).
+    RDTR: u32 = 0x2820;
+    RADV: u32 = 0x282c;
+    /// Transmit descriptors: base, length, head, tail (13.4.36 to 13.4.40).
+    TDBAL: u32 = 0x3800;
+    TDBAH: u32 = 0x3804;
+    TDLEN: u32 = 0x3808;
+    TDH: u32 = 0x3810;
+    TDT: u32 = 0x3818;
+    /// Delays of interrupts for transmission (13.4.43, 13.4.45).
+    TIDV: u32 = 0x3820;
+    TADV: u32 = 0x382c;
+    /// Receive checksum control (13.4.32).
+    RXCSUM: u32 = 0x5000;
+    /// Multicast table array (13.5.1).
+    MTA: [u32; 128] = 0x5200;
+    /// Receive address 0 (13.5.2, 13.5.3).
+    RAL0: u32 = 0x5400;
+    RAH0: u32 = 0x5404;
+}
+
+/// What is all off when zero: delays, receive checksums, flow control.
+pub const OFF: [Register<Card, u32>; 10] = [ITR, RDTR, RADV, TIDV, TADV, RXCSUM, FCAL, FCAH, FCT, FCTTV];
+
 /// STATUS: link up.
 pub const STATUS_LU: u32 = 1 << 1;
-/// EEPROM read (13.4.4).
-pub const EERD: usize = 0x0014;
-/// A register of the PHY (13.4.8): data, its number, the PHY's, and what is done with it.
-pub const MDIC: usize = 0x0020;
 /// MDIC: write the control register of PHY 1 (13.4.8, 11.3.1): autonegotiation, full duplex, a
 /// gigabit, and no loopback.
 pub const MDIC_NORMAL: u32 = 1 << 26 | 1 << 21 | 0x1140;
 /// MDIC: it is done.
 pub const MDIC_READY: u32 = 1 << 28;
-/// Interrupt cause read; reading clears (13.4.17).
-pub const ICR: usize = 0x00c0;
-/// Which of the interrupts of its own each cause raises; which causes that clears; and what else is
-/// up to the card (82574 datasheet, 10.2.4.9, 10.2.4.6 and 10.2.2.5).
-pub const IVAR: usize = 0x00e4;
-pub const EIAC: usize = 0x00dc;
-pub const CTRL_EXT: usize = 0x0018;
 /// IVAR: reception raises the first, transmission the second, and all else the third.
 pub const IVAR_THREE: u32 = 0b1000 | 0b1001 << 8 | 0b1010 << 16;
 /// CTRL_EXT: what is masked when a cause is cleared, IAM says: nothing.
 pub const CTRL_EXT_IAME: u32 = 1 << 27;
-/// Interrupt mask set (13.4.20).
-pub const IMS: usize = 0x00d0;
-/// Interrupt mask clear (13.4.21).
-pub const IMC: usize = 0x00d8;
-/// Receive control (13.4.22).
-pub const RCTL: usize = 0x0100;
-/// Transmit control (13.4.33).
-pub const TCTL: usize = 0x0400;
-/// Transmit inter-packet gap (13.4.34).
-pub const TIPG: usize = 0x0410;
-/// Receive descriptor base (13.4.25); behind it the base's upper half, the length, at 0x10 the
-/// head.
-pub const RDBAL: usize = 0x2800;
-/// Receive and transmit descriptor length (13.4.27, 13.4.38).
-pub const RDLEN: usize = RDBAL + 8;
-pub const TDLEN: usize = TDBAL + 8;
-/// Receive descriptor tail (13.4.29).
-pub const RDT: usize = 0x2818;
-/// Transmit descriptor base (13.4.36), laid out like the receive side's.
-pub const TDBAL: usize = 0x3800;
-/// Transmit descriptor tail (13.4.40).
-pub const TDT: usize = 0x3818;
-/// Multicast table array (13.5.1).
-pub const MTA: usize = 0x5200;
-/// Registers in the multicast table array.
-pub const MTA_ENTRIES: usize = 128;
-/// Receive address 0, low half (13.5.2).
-pub const RAL0: usize = 0x5400;
-/// Receive address 0, high half (13.5.3).
-pub const RAH0: usize = 0x5404;
 /// RAH0: the address is valid.
 pub const RAH_AV: u32 = 1 << 31;
-/// Interrupt throttling (13.4.18), and the delays of interrupts for reception (13.4.30, 13.4.31)
-/// and transmission (13.4.43, 13.4.45): all off when zero.
-pub const DELAYS: [usize; 5] = [0x00c4, 0x2820, 0x282c, 0x3820, 0x382c];
-/// Receive checksum control (13.4.32).
-pub const RXCSUM: usize = 0x5000;
-/// VLAN filters and flow control types (13.4.12 ff.): not used when zero.
-pub const UNUSED: [usize; 4] = [0x0028, 0x002c, 0x0030, 0x0170];
 
 /// Bits of [`EERD`].
 pub mod eerd {

@@ -9,11 +9,12 @@
 mod registers;
 
 use core::time::Duration;
-use registers::{self as reg, Registers, cause, command, tx};
+use registers::{self as reg, Card, cause, command, tx};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{Counter, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::register::Registers;
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
 driver!(
@@ -24,7 +25,7 @@ driver!(
         .dma_kib(64)
         .restart()
         .reset(
-            Reset::register(1, reg::COMMAND as u32, 1)
+            Reset::register(1, reg::COMMAND.offset(), 1)
                 .sets(command::RESET as u32)
                 .waits_for(command::RESET as u32, 0)
                 .within_us(10_000)
@@ -44,7 +45,7 @@ const CAUSES: u16 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::RING_FULL | 
 const RESET: Duration = Duration::from_millis(10);
 
 struct Rtl8139 {
-    registers: Registers,
+    registers: Registers<Card>,
     mac: [u8; 6],
     ring: Dma,
     /// Where the next frame begins in the ring.
@@ -59,14 +60,14 @@ struct Rtl8139 {
 
 impl Device<Nic> for Rtl8139 {
     fn init() -> Result<Rtl8139> {
-        let registers = Registers::in_memory().or_else(|_| Registers::as_ports())?;
-        registers.write8(reg::CONFIGURATION_1, 0);
-        registers.write8(reg::COMMAND, command::RESET);
-        device::wait_until(RESET, || registers.read8(reg::COMMAND) & command::RESET == 0)
+        let registers = Registers::map()?;
+        registers.write(reg::CONFIGURATION_1, 0);
+        registers.write(reg::COMMAND, command::RESET);
+        device::wait_until(RESET, || registers.read(reg::COMMAND) & command::RESET == 0)
             .inspect_err(|_| log::error!("the card does not come out of reset"))?;
         let mut mac = [0; 6];
-        for (index, byte) in (0..).zip(&mut mac) {
-            *byte = registers.read8(reg::ADDRESS + index);
+        for (byte, register) in mac.iter_mut().zip(reg::ADDRESS.all()) {
+            *byte = registers.read(register);
         }
         let [a, b, c, d, e, f] = mac;
         log::info!("RTL8139 at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
@@ -90,22 +91,22 @@ impl Device<Nic> for Rtl8139 {
         queues.check_within_4_gib()?;
         device::enable_dma()?;
         self.start_receiver();
-        self.registers.write32(reg::TX_CONFIGURATION, reg::TX_NORMAL);
-        self.registers.write16(reg::MASK, CAUSES);
+        self.registers.write(reg::TX_CONFIGURATION, reg::TX_NORMAL);
+        self.registers.write(reg::MASK, CAUSES);
         device::enable_interrupts()
     }
 
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
         let mut reply = Reply::ACKNOWLEDGED;
         if events.contains(Events::INTERRUPT) {
-            let causes = self.registers.read16(reg::CAUSES);
-            self.registers.write16(reg::CAUSES, causes);
+            let causes = self.registers.read(reg::CAUSES);
+            self.registers.write(reg::CAUSES, causes);
             if causes & (cause::RING_FULL | cause::FIFO_FULL) != 0 {
-                queues.count(Counter::RxMissed, (self.registers.read32(reg::MISSED) & 0xff_ffff).into());
-                self.registers.write32(reg::MISSED, 0);
+                queues.count(Counter::RxMissed, (self.registers.read(reg::MISSED) & 0xff_ffff).into());
+                self.registers.write(reg::MISSED, 0);
             }
             if causes & cause::LINK != 0 {
-                let up = self.registers.read8(reg::MEDIA_STATUS) & reg::NO_LINK == 0;
+                let up = self.registers.read(reg::MEDIA_STATUS) & reg::NO_LINK == 0;
                 log::info!("link {}", if up { "up" } else { "down" });
                 reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
             }
@@ -116,8 +117,8 @@ impl Device<Nic> for Rtl8139 {
     }
 
     fn exit(&mut self) {
-        self.registers.write16(reg::MASK, 0);
-        self.registers.write8(reg::COMMAND, command::RESET);
+        self.registers.write(reg::MASK, 0);
+        self.registers.write(reg::COMMAND, command::RESET);
     }
 }
 
@@ -126,19 +127,20 @@ impl Rtl8139 {
     /// receive (5.7).
     fn start_receiver(&mut self) {
         let registers = &self.registers;
-        registers.write8(reg::COMMAND, command::TRANSMIT);
-        registers.write32(reg::RING, self.ring.address(0) as u32);
-        registers.write32(reg::MULTICAST, 0);
-        registers.write32(reg::MULTICAST + 4, 0);
-        registers.write8(reg::COMMAND, command::TRANSMIT | command::RECEIVE);
-        registers.write32(reg::RX_CONFIGURATION, reg::RX_NORMAL);
+        registers.write(reg::COMMAND, command::TRANSMIT);
+        registers.write(reg::RING, self.ring.address(0) as u32);
+        for register in reg::MULTICAST.all() {
+            registers.write(register, 0);
+        }
+        registers.write(reg::COMMAND, command::TRANSMIT | command::RECEIVE);
+        registers.write(reg::RX_CONFIGURATION, reg::RX_NORMAL);
         self.at = 0;
         self.tell_position();
     }
 
     /// Says how far the ring was read (5.8: less 16).
     fn tell_position(&self) {
-        self.registers.write16(reg::READ, (self.at as u16).wrapping_sub(16));
+        self.registers.write(reg::READ, (self.at as u16).wrapping_sub(16));
     }
 
     /// Takes back what the card has sent, and hands it new frames, as long as there are some that
@@ -152,14 +154,14 @@ impl Rtl8139 {
         if waits != self.tx_interrupt {
             self.tx_interrupt = waits;
             let sent = if waits { cause::TRANSMITTED | cause::TRANSMIT_ERROR } else { 0 };
-            self.registers.write16(reg::MASK, CAUSES | sent);
+            self.registers.write(reg::MASK, CAUSES | sent);
         }
     }
 
     fn reclaim(&mut self, queues: &mut Queues) {
         while self.done != self.next {
             let slot = self.done % SENDING;
-            let status = self.registers.read32(reg::TX_STATUS + 4 * slot as u16);
+            let status = self.registers.read(reg::TX_STATUS.at(slot));
             if status & (tx::SENT | tx::UNDERRUN | tx::GIVEN_UP) == 0 {
                 break;
             }
@@ -180,9 +182,9 @@ impl Rtl8139 {
             let Some(mut frame) = queues.take_transmit() else { break };
             queues.pad(&mut frame);
             let slot = self.next % SENDING;
-            self.registers.write32(reg::TX_ADDRESS + 4 * slot as u16, queues.tx_address(&frame) as u32);
+            self.registers.write(reg::TX_ADDRESS.at(slot), queues.tx_address(&frame) as u32);
             // Clearing the bit for the owner starts it.
-            self.registers.write32(reg::TX_STATUS + 4 * slot as u16, frame.len_bytes() as u32 & !tx::OWN);
+            self.registers.write(reg::TX_STATUS.at(slot), frame.len_bytes() as u32 & !tx::OWN);
             self.sending[slot] = Some(frame);
             self.next = self.next.wrapping_add(1);
         }
@@ -199,7 +201,7 @@ impl Rtl8139 {
 
     /// Copies frames out of the ring, as long as there are some, and empty ones to put them into.
     fn receive(&mut self, queues: &mut Queues) {
-        while self.registers.read8(reg::COMMAND) & command::EMPTY == 0 {
+        while self.registers.read(reg::COMMAND) & command::EMPTY == 0 {
             dma::read_barrier();
             let [status, len_bytes]: [u16; 2] = self.ring.read(self.at);
             if len_bytes == reg::UNFINISHED {

@@ -1,31 +1,33 @@
-//! Registers of the RTL8139, as offsets in its BARs, of which one has them as ports and one in
-//! memory (*RTL8139C(L) Data Sheet*, 1.4, section 5), and how they are reached.
+//! Registers of the RTL8139 and their bits (*RTL8139C(L) Data Sheet*, 1.4, section 5). One BAR has
+//! them in memory, another as ports.
 
-use ringfence_sdk::Result;
-use ringfence_sdk::device::{Mmio, Ports};
+ringfence_sdk::registers! {
+    /// The card's registers.
+    pub Card: memory 1 or ports 0, 0x100 bytes;
+    /// The Ethernet address, and the multicast filter.
+    ADDRESS: [u8; 6] = 0x00;
+    MULTICAST: [u32; 2] = 0x08;
+    /// Status of a frame to send, and where it lies.
+    TX_STATUS: [u32; 4] = 0x10;
+    TX_ADDRESS: [u32; 4] = 0x20;
+    /// Where the receive ring lies.
+    RING: u32 = 0x30;
+    COMMAND: u8 = 0x37;
+    /// Where the driver reads in the ring, less 16.
+    READ: u16 = 0x38;
+    MASK: u16 = 0x3c;
+    /// Causes of interrupts, which writing a 1 clears.
+    CAUSES: u16 = 0x3e;
+    TX_CONFIGURATION: u32 = 0x40;
+    RX_CONFIGURATION: u32 = 0x44;
+    /// Frames that were lost for want of room; writing clears it.
+    MISSED: u32 = 0x4c;
+    /// 0 wakes the chip up.
+    CONFIGURATION_1: u8 = 0x52;
+    MEDIA_STATUS: u8 = 0x58;
+}
 
-/// The Ethernet address, 6 bytes, and the multicast filter, 8 bytes.
-pub const ADDRESS: u16 = 0x00;
-pub const MULTICAST: u16 = 0x08;
-/// Status of a frame to send, and where it lies: four of each, 4 bytes apart.
-pub const TX_STATUS: u16 = 0x10;
-pub const TX_ADDRESS: u16 = 0x20;
-/// Where the receive ring lies.
-pub const RING: u16 = 0x30;
-pub const COMMAND: u16 = 0x37;
-/// Where the driver reads in the ring, less 16.
-pub const READ: u16 = 0x38;
-pub const MASK: u16 = 0x3c;
-/// Causes of interrupts, which writing a 1 clears.
-pub const CAUSES: u16 = 0x3e;
-pub const TX_CONFIGURATION: u16 = 0x40;
-pub const RX_CONFIGURATION: u16 = 0x44;
-/// Frames that were lost for want of room; writing clears it.
-pub const MISSED: u16 = 0x4c;
-/// 0 wakes the chip up.
-pub const CONFIGURATION_1: u16 = 0x52;
-pub const MEDIA_STATUS: u16 = 0x58;
-/// Bit of that: there is no link.
+/// MEDIA_STATUS: there is no link.
 pub const NO_LINK: u8 = 1 << 2;
 
 pub mod command {
@@ -68,44 +70,3 @@ pub const RING_BYTES: usize = 32 << 10;
 pub const RECEIVED_WELL: u16 = 1 << 0;
 /// Its length while the card is still writing it.
 pub const UNFINISHED: u16 = 0xfff0;
-
-/// The registers, by either of the card's BARs.
-#[derive(Clone, Copy)]
-pub enum Registers {
-    Memory(Mmio),
-    Ports(Ports),
-}
-
-macro_rules! access {
-    ($read:ident, $write:ident, $type:ty) => {
-        #[track_caller]
-        pub fn $read(&self, offset: u16) -> $type {
-            match self {
-                Registers::Memory(memory) => memory.$read(offset.into()),
-                Registers::Ports(ports) => ports.$read(offset),
-            }
-        }
-
-        #[track_caller]
-        pub fn $write(&self, offset: u16, value: $type) {
-            match self {
-                Registers::Memory(memory) => memory.$write(offset.into(), value),
-                Registers::Ports(ports) => ports.$write(offset, value),
-            }
-        }
-    };
-}
-
-impl Registers {
-    pub fn in_memory() -> Result<Registers> {
-        Mmio::map(1).map(Registers::Memory)
-    }
-
-    pub fn as_ports() -> Result<Registers> {
-        Ports::open(0).map(Registers::Ports)
-    }
-
-    access!(read8, write8, u8);
-    access!(read16, write16, u16);
-    access!(read32, write32, u32);
-}

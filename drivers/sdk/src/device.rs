@@ -99,11 +99,30 @@ pub struct Mmio {
 }
 
 macro_rules! mmio_access {
-    ($read:ident, $write:ident, $type:ty) => {
+    ($read:ident, $write:ident, $read_inside:ident, $write_inside:ident, $type:ty) => {
         /// Reads the register at `offset`. Panics if it is not inside the BAR or not aligned.
         #[track_caller]
         pub fn $read(&self, offset: usize) -> $type {
-            let register = self.register::<$type>(offset);
+            self.check::<$type>(offset);
+            // SAFETY: just checked.
+            unsafe { self.$read_inside(offset) }
+        }
+
+        /// Writes the register at `offset`. Panics if it is not inside the BAR or not aligned.
+        #[track_caller]
+        pub fn $write(&self, offset: usize, value: $type) {
+            self.check::<$type>(offset);
+            // SAFETY: just checked.
+            unsafe { self.$write_inside(offset, value) }
+        }
+
+        /// Reads the register at `offset`.
+        ///
+        /// # Safety
+        /// It must be inside the BAR and aligned.
+        #[inline(always)]
+        pub(crate) unsafe fn $read_inside(&self, offset: usize) -> $type {
+            let register = self.at(offset).cast::<$type>();
             #[cfg(feature = "fake")]
             return crate::fake::read(register.addr().get() as u64, size_of::<$type>()) as $type;
             #[cfg(not(feature = "fake"))]
@@ -111,10 +130,13 @@ macro_rules! mmio_access {
             unsafe { VolatilePtr::new(register) }.read()
         }
 
-        /// Writes the register at `offset`. Panics if it is not inside the BAR or not aligned.
-        #[track_caller]
-        pub fn $write(&self, offset: usize, value: $type) {
-            let register = self.register::<$type>(offset);
+        /// Writes the register at `offset`.
+        ///
+        /// # Safety
+        /// The same.
+        #[inline(always)]
+        pub(crate) unsafe fn $write_inside(&self, offset: usize, value: $type) {
+            let register = self.at(offset).cast::<$type>();
             #[cfg(feature = "fake")]
             crate::fake::write(register.addr().get() as u64, size_of::<$type>(), value.into());
             #[cfg(not(feature = "fake"))]
@@ -150,13 +172,17 @@ impl Mmio {
         }
     }
 
+    /// Length in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
     #[track_caller]
-    fn register<T: Copy>(&self, offset: usize) -> NonNull<T> {
+    fn check<T: Copy>(&self, offset: usize) {
         let Mmio { bar, len_bytes, .. } = *self;
         let is_inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= len_bytes);
         assert!(is_inside, "register {offset:#x} outside BAR {bar} ({len_bytes:#x} bytes)");
         assert!(offset.is_multiple_of(size_of::<T>()), "register {offset:#x} of BAR {bar} is not aligned");
-        self.at(offset).cast()
     }
 
     /// Where `offset`, which is inside the BAR, lies.
@@ -164,10 +190,10 @@ impl Mmio {
         self.start.map_addr(|start| start.saturating_add(offset))
     }
 
-    mmio_access!(read8, write8, u8);
-    mmio_access!(read16, write16, u16);
-    mmio_access!(read32, write32, u32);
-    mmio_access!(read64, write64, u64);
+    mmio_access!(read8, write8, read8_inside, write8_inside, u8);
+    mmio_access!(read16, write16, read16_inside, write16_inside, u16);
+    mmio_access!(read32, write32, read32_inside, write32_inside, u32);
+    mmio_access!(read64, write64, read64_inside, write64_inside, u64);
 }
 
 /// The ports of an I/O BAR, or of a run of a device at fixed ports.
@@ -227,6 +253,11 @@ impl Ports {
             Refusal::Invalid
         })?;
         Ok(Ports { first, count: count as u16, bar })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count.into()
     }
 
     #[track_caller]

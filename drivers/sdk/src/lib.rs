@@ -31,6 +31,7 @@ pub mod net;
 #[cfg(not(feature = "fake"))]
 mod panic;
 pub mod parameter;
+pub mod register;
 pub mod ring;
 pub mod scsi;
 pub mod scsi_bus;

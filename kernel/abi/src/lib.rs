@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod net;
 pub mod parameter;
 pub mod queue;
+pub mod register;
 pub mod reset;
 pub mod scsi;
 pub mod service;

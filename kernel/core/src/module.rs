@@ -17,6 +17,7 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, Sec
 use ringfence_abi::layout::{IMAGE_MAX, PAGE_SIZE};
 use ringfence_abi::manifest::{self, Kind, Manifest, ManifestError};
 use ringfence_abi::parameter::{self, MAX_PARAMETERS, Parameter};
+use ringfence_abi::register::{self, MAX_REGISTERS, RegisterName};
 use ringfence_abi::service::{self, SERVICE_COUNT, SERVICES};
 use ringfence_abi::upcall::ENTRY;
 use zerocopy::FromBytes;
@@ -66,6 +67,8 @@ pub struct Module<'a> {
     pub imports: Imports,
     /// What a person can give it.
     pub parameters: Vec<Declared>,
+    /// Names of its device's registers.
+    pub registers: Vec<RegisterName>,
 }
 
 /// A part of the file to map.
@@ -169,6 +172,8 @@ pub enum ModuleError {
     Parameters,
     /// The one of this name makes no sense, or has the name of another.
     Parameter([u8; 24]),
+    /// Its names of registers are no whole ones, or one makes no sense.
+    Registers,
 }
 
 impl fmt::Display for ModuleError {
@@ -207,6 +212,7 @@ impl fmt::Display for ModuleError {
             ModuleError::Parameters => {
                 write!(f, "{} does not hold whole parameters in memory that may be written", parameter::SECTION)
             }
+            ModuleError::Registers => write!(f, "{} does not hold whole names of registers", register::SECTION),
             ModuleError::Parameter(name) => {
                 write!(f, "parameter '")?;
                 name.iter().take_while(|byte| **byte != 0).try_for_each(|byte| write!(f, "{}", byte.escape_ascii()))?;
@@ -261,9 +267,24 @@ impl<'a> Module<'a> {
             }
             None => Vec::new(),
         };
+        let registers = match find(register::SECTION) {
+            Some(section) => registers(section.data(LE, file).map_err(|_| ModuleError::NotElf)?)?,
+            None => Vec::new(),
+        };
         let Image { segments, relro, len_bytes } = image;
-        Ok(Module { manifest, segments, relocations, zeros, relro, len_bytes, entry, imports, parameters })
+        Ok(Module { manifest, segments, relocations, zeros, relro, len_bytes, entry, imports, parameters, registers })
     }
+}
+
+/// The names of registers in `bytes`.
+fn registers(bytes: &[u8]) -> Result<Vec<RegisterName>, ModuleError> {
+    let (whole, rest) = bytes.as_chunks::<{ size_of::<RegisterName>() }>();
+    few("registers", whole.len(), MAX_REGISTERS)?;
+    let read = |bytes: &[u8; size_of::<RegisterName>()]| {
+        let name: RegisterName = zerocopy::transmute!(*bytes);
+        name.name().is_some().then_some(name).ok_or(ModuleError::Registers)
+    };
+    if rest.is_empty() { whole.iter().map(read).collect() } else { Err(ModuleError::Registers) }
 }
 
 /// The parameters in `bytes`, which lie at `start` in the image.

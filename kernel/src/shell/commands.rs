@@ -113,7 +113,7 @@ static GROUPS: &[Group] = &[
             command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", "faults 1", faults),
             command!(
                 "trace",
-                "trace NAME [--watch ADDRESS[:BYTES]] COMMAND",
+                "trace NAME [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
                 "what a driver is asked and asks for while a command runs",
                 "trace e1000 ping 10.0.2.2 -c 1",
                 trace

@@ -13,6 +13,7 @@ use hw::arch::time;
 use hw::symbols::map;
 use hw::{console, link, println};
 use ringfence_abi::manifest::Policy;
+use ringfence_abi::register::RegisterName;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
@@ -106,6 +107,18 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
     for declared in &module.parameters {
         let parameter = &declared.parameter;
         println!("takes     {:<18} {}: {}", parameter.name(), parameter.what(), declared.range());
+    }
+    let registers: Vec<&str> = module.registers.iter().filter_map(RegisterName::name).collect();
+    let mut line = String::new();
+    for name in registers {
+        if line.len() + name.len() > 68 {
+            println!("registers{line}");
+            line.clear();
+        }
+        line += &format!(" {name}");
+    }
+    if !line.is_empty() {
+        println!("registers{line}");
     }
     for number in module.imports.iter() {
         if let Some(service) = SERVICES.get(number) {

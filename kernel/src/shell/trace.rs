@@ -3,17 +3,20 @@
 use super::{Outcome, commands, said};
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use host::domain::Domain;
 use host::domain::report::before;
 use host::domain::trace::{self, Event, What};
 use host::module;
 use hw::arch::time;
 use hw::println;
+use ringfence_abi::register::RegisterName;
 use ringfence_abi::upcall;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 use ringfence_core::extent::Extent;
+use ringfence_core::module::Module;
 
 /// Ends the trace when the command ends, or when Ctrl-C drops it.
 struct Tracing<'a>(&'a str);
@@ -37,10 +40,11 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     let usage = arguments.wrong("the command is missing");
     let handle = module::find(name).map_err(said)?;
     let mut command = arguments.rest();
-    let mut watched = None;
+    let (mut watched, mut register) = (None, None);
     if let Some(rest) = command.strip_prefix("--watch ") {
         let (word, rest) = rest.trim_start().split_once(' ').unwrap_or((rest, ""));
-        watched = Some(parse_watched(word, handle.lock().slot_extent())?);
+        watched = Some(parse_watched(word, &handle.lock())?);
+        register = Some(word).filter(|word| is_register(word));
         command = rest.trim_start();
     }
     if command.is_empty() {
@@ -62,14 +66,19 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
         // The same call over and over is one line.
         let same = |a: &Event, b: &Event| matches!((a.what, b.what), (What::Call(a), What::Call(b)) if a == b);
         let events: Vec<Event> = trace.record.events().copied().collect();
-        events.chunk_by(same).for_each(|same| print(name, same));
+        events.chunk_by(same).for_each(|same| print(name, register, same));
         println!("{:>10}  {} events", "", trace.record.lost + trace.record.events().len() as u64);
     }
     outcome
 }
 
-/// What is to be watched in the driver's `slot`.
-fn parse_watched(word: &str, slot: Extent) -> Result<Extent, String> {
+/// What of a driver is to be watched: an address in its slot, or a register by its name, with its
+/// number behind it if there are several (`MTA.3`).
+fn parse_watched(word: &str, domain: &Domain) -> Result<Extent, String> {
+    let slot = domain.slot_extent();
+    if is_register(word) {
+        return find_register(word, domain);
+    }
     match command_line::watched(word) {
         None => Err(format!(
             "'{word}' is no address in hexadecimal with 0x, a multiple of what is behind it: :1, :2, :4 or :8"
@@ -79,9 +88,37 @@ fn parse_watched(word: &str, slot: Extent) -> Result<Extent, String> {
     }
 }
 
+/// Whether what is to be watched is the name of a register, and no address.
+fn is_register(word: &str) -> bool {
+    word.starts_with(|first: char| first.is_ascii_uppercase())
+}
+
+/// Where a driver sees the register that its module calls `word`.
+fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
+    let module = Module::parse(&domain.file.bytes).map_err(said)?;
+    let (name, number) = word.split_once('.').unwrap_or((word, "0"));
+    let Some(found) = module.registers.iter().find(|register| register.name() == Some(name)) else {
+        let names = module.registers.iter().filter_map(RegisterName::name);
+        let like = command_line::most_like(name, names).map(|like| format!("; did you mean {like}?"));
+        return Err(format!("{} names no register {name}{}", domain.name, like.unwrap_or_default()));
+    };
+    let number: u16 = number.parse().map_err(said)?;
+    if number >= found.count {
+        return Err(format!("there are {} of {name}, from 0 on", found.count));
+    }
+    let width_bytes = u64::from(found.width_bytes);
+    let mapped = domain.region_start(found.bar.into()).ok_or(format!("{} has not mapped {name}", domain.name))?;
+    let start = mapped + u64::from(found.offset) + width_bytes * u64::from(number);
+    let extent = Extent::new(start, width_bytes);
+    // A port's number is no address.
+    let is_memory = domain.slot_extent().encloses(extent) && start.is_multiple_of(width_bytes);
+    is_memory.then_some(extent).ok_or(format!("{name} is a port, which the CPU does not watch"))
+}
+
 /// Prints an event and when it was, in microseconds, or several that are the same and when the
-/// first one was.
-fn print(name: &str, same: &[Event]) {
+/// first one was. `register` is what is watched, if that is one: what is in it is not read, as that
+/// may do something.
+fn print(name: &str, register: Option<&str>, same: &[Event]) {
     let Some(event) = same.first() else { return };
     let at_us = time::nanoseconds(event.at) / 1000;
     match event.what {
@@ -99,7 +136,12 @@ fn print(name: &str, same: &[Event]) {
         What::Call(call) => println!("{at_us:>7} us      {call}"),
         What::Ended(kind) => println!("{at_us:>7} us  ! ended: {kind}"),
         What::Access(rip, value) => {
-            println!("{at_us:>7} us    * {}", value.map_or("?".into(), |value| format!("{value:#x}")));
+            let what = match (register, value) {
+                (Some(register), _) => register.to_string(),
+                (None, Some(value)) => format!("{value:#x}"),
+                (None, None) => "?".to_string(),
+            };
+            println!("{at_us:>7} us    * {what}");
             if let Ok(handle) = module::find(name) {
                 println!("              {}", before(&handle.lock(), rip));
             }

@@ -148,7 +148,8 @@ fn malformed_modules_are_refused_with_the_reason() {
     let good = system().modules.iter().find(|module| module.name == "template").expect("template is built");
     let good = std::fs::read(&good.packed).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let mut machine = bare("insmod text; insmod short; insmod abi; insmod rwx; insmod other; insmod template");
+    let mut machine =
+        bare("insmod text; insmod short; insmod abi; insmod rwx; insmod other; insmod names; insmod template");
     let mut add = |name: &str, bytes: &[u8]| {
         let path = directory.path().join(format!("{name}.rfm"));
         std::fs::write(&path, bytes).unwrap();
@@ -168,7 +169,12 @@ fn malformed_modules_are_refused_with_the_reason() {
     }
     add("rwx", &rwx);
     add("other", &good);
-    let text = boot_badly(&machine, 5);
+    let (mut names, _) = entry_of("e1000");
+    let name = find(&names, b"RDBAL\0\0\0");
+    names[name] = b'r';
+    add("names", &names);
+    let text = boot_badly(&machine, 6);
+    assert_says(&text, "names: refused: .ringfence.registers does not hold whole names of registers");
     assert_says(&text, "text: refused: not a well-formed ELF file");
     assert_says(&text, "short: refused: not a well-formed ELF file");
     assert_says(&text, "abi: refused: built for ABI version 9, this kernel has 4");

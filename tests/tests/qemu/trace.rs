@@ -35,7 +35,7 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
     let events = events(&text);
     assert_eq!(events[..2], ["! ended: killed", "> init(0x0, 0x0, 0x0)"], "{text}");
     assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
-    assert_says(&text, "error: the command is missing; usage: trace NAME [--watch ADDRESS[:BYTES]] COMMAND");
+    assert_says(&text, "error: the command is missing; usage: trace NAME [--watch ADDRESS[:BYTES]|REGISTER] COMMAND");
     assert_says(&text, "error: no domain 'nope' is loaded");
     assert_says(&text, "error: a trace is under way already");
 }
@@ -67,6 +67,31 @@ fn a_trace_shows_who_touches_what_is_watched() {
         "error: '8' is no address in hexadecimal with 0x, a multiple of what is behind it: :1, :2, :4 or :8",
     );
     assert_says(&text, "error: 0x10001f00000 is not in the driver's slot");
+}
+
+/// Registers have the names that the module gives them, one of several with its number.
+#[test]
+fn a_register_is_watched_by_its_name() {
+    let wrong = [
+        ("e1000 --watch TDTT help", "e1000 names no register TDTT; did you mean TDT?"),
+        ("e1000 --watch MTA.128 help", "there are 128 of MTA, from 0 on"),
+        ("template --watch TDT help", "template names no register TDT"),
+    ];
+    let lines: Vec<String> = wrong.iter().map(|(typed, _)| format!("; trace {typed}")).collect();
+    let script = format!(
+        "insmod template; modinfo e1000; trace e1000 --watch TDT ping 10.0.2.2 -c 1; \
+         trace e1000 --watch MTA.127 repeat 1 kill e1000, sleep 100{}",
+        lines.concat()
+    );
+    let text = boot_badly(&machine(&script), wrong.len());
+    let found = events(&text);
+    for register in ["* TDT", "* MTA.127"] {
+        assert!(found.contains(&register), "{register}: {text}");
+    }
+    assert_says(&text, "registers CTRL STATUS EERD CTRL_EXT MDIC FCAL ");
+    for (_, error) in wrong {
+        assert_says(&text, &format!("error: {error}"));
+    }
 }
 
 /// The kernel itself touches a register when it resets the device of a driver that was ended:

@@ -227,6 +227,11 @@ impl Domain {
         Ok(mapped)
     }
 
+    /// Where region `index` of its device's registers is mapped, if the driver has asked for that.
+    pub fn region_start(&self, index: usize) -> Option<u64> {
+        self.device.as_ref()?.mapped.get(index).copied().flatten()
+    }
+
     /// Length of region `index` of its device's registers in bytes, or in ports.
     pub fn region_len(&self, index: u64) -> Result<u64, Refusal> {
         let device = self.device.as_ref().ok_or(Refusal::NotFound)?;

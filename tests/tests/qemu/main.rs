@@ -32,3 +32,4 @@ mod soak;
 mod trace;
 mod trial;
 mod turns;
+mod walk;

@@ -2,7 +2,8 @@
 # Sets up what Ringfence needs and this machine lacks. Safe to run again: what is there is left alone.
 #
 #   1. host packages: QEMU, Bochs, a linker, the tools of the ISO (apt on Debian and Ubuntu, advice elsewhere)
-#   2. `core` and `alloc` for x86_64-unknown-none: from rustup where it can, else built once from the
+#   2. the Rust that rust-toolchain.toml names, where there is rustup
+#   3. `core` and `alloc` for x86_64-unknown-none: from rustup where it can, else built once from the
 #      distribution's rust-src into a cached sysroot (1 to 3 minutes)
 #
 # `boot/setup.sh --print-sysroot` prints the sysroot that the target is built with, and does nothing else.
@@ -74,7 +75,21 @@ install() {
 }
 [ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
-# ---- 2. the target ---------------------------------------------------------------------------------
+# ---- 2. the toolchain ------------------------------------------------------------------------------
+pinned=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$(dirname "$0")/../rust-toolchain.toml")
+# Where nothing can be fetched, the same version may be there as 'stable'.
+is_there_as_stable() {
+    [ "$(RUSTUP_TOOLCHAIN=stable rustc --version 2>/dev/null | cut -d' ' -f2)" = "$pinned" ] || return 1
+    stable=$(RUSTUP_TOOLCHAIN=stable rustc --print sysroot)
+    ln -s "$stable" "$(dirname "$stable")/$pinned-$host"
+}
+if command -v rustup >/dev/null 2>&1 && ! RUSTUP_TOOLCHAIN=$pinned rustc --version >/dev/null 2>&1; then
+    say "rustup installs Rust $pinned"
+    timeout 300 rustup toolchain install "$pinned" --profile minimal --component rustfmt,clippy --target "$target" \
+        >/dev/null 2>&1 || is_there_as_stable || die "rustup cannot install Rust $pinned"
+fi
+
+# ---- 3. the target ---------------------------------------------------------------------------------
 found=$(find_sysroot)
 if has_target "$found"; then
     exit 0

@@ -240,6 +240,7 @@ fn the_oldest_rust_is_the_one_that_is_tested() {
     let oldest = value("Cargo.toml", "rust-version =");
     let tested = value(".github/workflows/ci.yml", "RUSTUP_TOOLCHAIN:");
     assert_eq!(tested, format!("{oldest}.0"));
+    assert_eq!(value("rust-toolchain.toml", "channel ="), tested);
 }
 
 /// docs/conformance.md has each test of the suite with what it means.

@@ -14,7 +14,7 @@ use registers::{self as reg, Card, ctrl, eerd, int, rctl, rxd, tctl, txd};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
+use ringfence_sdk::net::{Hearing, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
 use ringfence_sdk::register::Registers;
 use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
@@ -146,7 +146,7 @@ impl Device<Nic> for E1000 {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo::new(self.mac)
+        NetInfo::new(self.mac).hears(Hearing::all())
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
@@ -169,11 +169,7 @@ impl Device<Nic> for E1000 {
         // 14.5: transmit initialization, with the inter-packet gap of table 13-77 for copper.
         registers.write(reg::TIPG, 10 | 8 << 10 | 6 << 20);
         registers.write(reg::TCTL, tctl::EN | tctl::PSP | 0xf << tctl::CT | 0x40 << tctl::COLD);
-        // QEMU's model keeps this over a reset, and receives nothing for a second after each write.
-        let receive = rctl::EN | rctl::BAM | rctl::SECRC;
-        if registers.read(reg::RCTL) != receive {
-            registers.write(reg::RCTL, receive);
-        }
+        self.set_hearing(queues.hearing());
         self.refill(queues);
         self.registers.write(reg::IMS, self.causes.receive);
         device::enable_interrupts()
@@ -194,6 +190,9 @@ impl Device<Nic> for E1000 {
                 log::info!("link {}", if up { "up" } else { "down" });
                 reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
             }
+        }
+        if events.contains(Events::HEARING) {
+            self.set_hearing(queues.hearing());
         }
         self.transmit(queues);
         self.receive(queues);
@@ -230,6 +229,21 @@ fn eeprom(registers: &Registers<Card>, id: u16, address: u32) -> Result<[u8; 2]>
 }
 
 impl E1000 {
+    /// Lets the receiver take what it is to hear (13.4.22).
+    fn set_hearing(&self, hearing: Hearing) {
+        let mut receive = rctl::EN | rctl::BAM | rctl::SECRC;
+        if hearing.contains(Hearing::PROMISCUOUS) {
+            receive |= rctl::UPE | rctl::MPE;
+        }
+        if hearing.contains(Hearing::ALL_MULTICAST) {
+            receive |= rctl::MPE;
+        }
+        // QEMU's model keeps this over a reset, and receives nothing for a second after each write.
+        if self.registers.read(reg::RCTL) != receive {
+            self.registers.write(reg::RCTL, receive);
+        }
+    }
+
     /// Hands new frames to the device, all with one write of the tail, and takes back what it has
     /// sent (3.3).
     fn transmit(&mut self, queues: &mut Queues) {

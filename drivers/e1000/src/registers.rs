@@ -124,6 +124,9 @@ pub mod int {
 pub mod rctl {
     /// Enable.
     pub const EN: u32 = 1 << 1;
+    /// Accept frames to any host, and to any group.
+    pub const UPE: u32 = 1 << 3;
+    pub const MPE: u32 = 1 << 4;
     /// Accept broadcasts.
     pub const BAM: u32 = 1 << 15;
     /// Strip the check sequence.

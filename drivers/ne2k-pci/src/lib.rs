@@ -15,7 +15,7 @@ use core::time::Duration;
 use registers::{self as reg, cause, command};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
-use ringfence_sdk::net::{Counter, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, Hearing, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
 driver!(
@@ -49,6 +49,8 @@ struct Ne2k {
     tx_interrupt: bool,
     /// Page of the next frame that is to be read.
     next: u8,
+    /// Which frames are taken, as the receive configuration says it.
+    takes: u8,
 }
 
 impl Device<Nic> for Ne2k {
@@ -59,7 +61,7 @@ impl Device<Nic> for Ne2k {
         ports.write8(reg::RESET, ports.read8(reg::RESET));
         device::wait_until(RESET, || ports.read8(reg::CAUSES) & cause::IN_RESET != 0)
             .inspect_err(|_| log::error!("the card does not come out of reset"))?;
-        let mut card = Ne2k { ports, mac: [0; 6], sending: None, tx_interrupt: false, next: RING };
+        let mut card = Ne2k { ports, mac: [0; 6], sending: None, tx_interrupt: false, next: RING, takes: 0 };
         card.stop();
         ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
         // The board has the address in front of its memory, each byte twice.
@@ -74,10 +76,11 @@ impl Device<Nic> for Ne2k {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo::new(self.mac)
+        NetInfo::new(self.mac).hears(Hearing::all())
     }
 
-    fn start(&mut self, _: &mut Queues) -> Result<()> {
+    fn start(&mut self, queues: &mut Queues) -> Result<()> {
+        self.set_hearing(queues.hearing());
         let ports = &self.ports;
         ports.write8(reg::MASK, CAUSES);
         device::enable_interrupts()?;
@@ -85,7 +88,11 @@ impl Device<Nic> for Ne2k {
         Ok(())
     }
 
-    fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {
+    fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
+        if events.contains(Events::HEARING) {
+            self.set_hearing(queues.hearing());
+            self.ports.write8(reg::RECEIVE_CONFIGURATION, self.takes);
+        }
         // The line stays up as long as a cause that interrupts is set.
         let causes = self.ports.read8(reg::CAUSES);
         self.ports.write8(reg::CAUSES, causes & !cause::IN_RESET);
@@ -127,8 +134,9 @@ impl Ne2k {
         for (index, byte) in (0..).zip(self.mac) {
             ports.write8(reg::ADDRESS + index, byte);
         }
+        // All groups, if groups are heard at all.
         for index in 0..8 {
-            ports.write8(reg::MULTICAST + index, 0);
+            ports.write8(reg::MULTICAST + index, 0xff);
         }
         // The boundary is one page behind the frame that is to be read next: equal, they would say
         // that the ring is full.
@@ -136,7 +144,17 @@ impl Ne2k {
         ports.write8(reg::CURRENT, self.next);
         ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
         ports.write8(reg::TRANSMIT_CONFIGURATION, 0);
-        ports.write8(reg::RECEIVE_CONFIGURATION, reg::TAKE_BROADCAST);
+        ports.write8(reg::RECEIVE_CONFIGURATION, self.takes);
+    }
+
+    fn set_hearing(&mut self, hearing: Hearing) {
+        self.takes = reg::TAKE_BROADCAST;
+        if hearing.contains(Hearing::PROMISCUOUS) {
+            self.takes |= reg::TAKE_ALL | reg::TAKE_GROUPS;
+        }
+        if hearing.contains(Hearing::ALL_MULTICAST) {
+            self.takes |= reg::TAKE_GROUPS;
+        }
     }
 
     /// Has `len_bytes` bytes from `address` of the card's memory go through the data port.

@@ -59,8 +59,11 @@ pub mod cause {
     pub const IN_RESET: u8 = 1 << 7;
 }
 
-/// Receive configuration: frames for all are taken; or none, and nothing is kept of them.
+/// Receive configuration: frames for all are taken, for groups, for any host; or none, and nothing
+/// is kept of them.
 pub const TAKE_BROADCAST: u8 = 1 << 2;
+pub const TAKE_GROUPS: u8 = 1 << 3;
+pub const TAKE_ALL: u8 = 1 << 4;
 pub const MONITOR: u8 = 1 << 5;
 /// Transmit configuration: loopback inside of the chip.
 pub const LOOPBACK: u8 = 1 << 1;

@@ -74,7 +74,7 @@ impl RogueNic {
 }
 
 /// What it offers.
-static INFO: NetInfo = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], reserved: [0; 2] };
+static INFO: NetInfo = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], can_hear: 0 };
 const INFO_BYTES: u64 = size_of::<NetInfo>() as u64;
 
 /// Offers an interface of which the kernel is to look up at `info` what it is like.
@@ -197,7 +197,7 @@ impl Driver for RogueNic {
             "phys-frames" => refusal(unsafe { raw::rf_dma_address(self.slot() + DMA) }),
             "register-twice" => refusal(offer(&raw const INFO as u64, INFO_BYTES)),
             "register-group" => {
-                let info = NetInfo { mac: [0xff; 6], reserved: [0; 2] };
+                let info = NetInfo { mac: [0xff; 6], can_hear: 0 };
                 refusal(offer(&raw const info as u64, INFO_BYTES))
             }
             // Configuration space that is the kernel's: BAR 0, the interrupt line, decoding.

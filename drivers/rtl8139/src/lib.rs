@@ -13,7 +13,7 @@ use registers::{self as reg, Card, cause, command, tx};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{Counter, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, Hearing, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::register::Registers;
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
@@ -56,6 +56,8 @@ struct Rtl8139 {
     done: usize,
     /// Whether the card is to interrupt when it has sent.
     tx_interrupt: bool,
+    /// What it hears besides frames to itself and to all, as bits of its configuration.
+    hears: u32,
 }
 
 impl Device<Nic> for Rtl8139 {
@@ -80,16 +82,18 @@ impl Device<Nic> for Rtl8139 {
             next: 0,
             done: 0,
             tx_interrupt: false,
+            hears: 0,
         })
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo::new(self.mac)
+        NetInfo::new(self.mac).hears(Hearing::all())
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
         queues.check_within_4_gib()?;
         device::enable_dma()?;
+        self.set_hearing(queues.hearing());
         self.start_receiver();
         self.registers.write(reg::TX_CONFIGURATION, reg::TX_NORMAL);
         self.registers.write(reg::MASK, CAUSES);
@@ -111,6 +115,10 @@ impl Device<Nic> for Rtl8139 {
                 reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
             }
         }
+        if events.contains(Events::HEARING) {
+            self.set_hearing(queues.hearing());
+            self.registers.write(reg::RX_CONFIGURATION, reg::RX_NORMAL | self.hears);
+        }
         self.transmit(queues);
         self.receive(queues);
         reply
@@ -129,13 +137,24 @@ impl Rtl8139 {
         let registers = &self.registers;
         registers.write(reg::COMMAND, command::TRANSMIT);
         registers.write(reg::RING, self.ring.address(0) as u32);
+        // All groups, if groups are heard at all.
         for register in reg::MULTICAST.all() {
-            registers.write(register, 0);
+            registers.write(register, u32::MAX);
         }
         registers.write(reg::COMMAND, command::TRANSMIT | command::RECEIVE);
-        registers.write(reg::RX_CONFIGURATION, reg::RX_NORMAL);
+        registers.write(reg::RX_CONFIGURATION, reg::RX_NORMAL | self.hears);
         self.at = 0;
         self.tell_position();
+    }
+
+    fn set_hearing(&mut self, hearing: Hearing) {
+        self.hears = 0;
+        if hearing.contains(Hearing::PROMISCUOUS) {
+            self.hears |= reg::RX_ALL | reg::RX_GROUPS;
+        }
+        if hearing.contains(Hearing::ALL_MULTICAST) {
+            self.hears |= reg::RX_GROUPS;
+        }
     }
 
     /// Says how far the ring was read (5.8: less 16).

@@ -63,6 +63,9 @@ pub const TX_NORMAL: u32 = 6 << 8 | 3 << 24;
 /// frame goes on at the beginning; no threshold. With bit 7 it would go on behind the ring, as far
 /// as whoever sends it likes, with QEMU's model.
 pub const RX_NORMAL: u32 = 1 << 1 | 1 << 3 | 7 << 8 | 2 << 11 | 7 << 13;
+/// The same with frames to any host, and to groups.
+pub const RX_ALL: u32 = 1 << 0;
+pub const RX_GROUPS: u32 = 1 << 2;
 /// The ring's length, as that says.
 pub const RING_BYTES: usize = 32 << 10;
 

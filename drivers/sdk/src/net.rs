@@ -10,12 +10,12 @@ use crate::dma::Bytes;
 use crate::shared::QueueMemory;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
-pub use ringfence_abi::net::NetInfo;
 use ringfence_abi::net::{
-    COUNTERS, EMPTY, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_START, entry,
-    split,
+    COUNTERS, EMPTY, HEARING, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_START,
+    entry, split,
 };
 pub use ringfence_abi::net::{Counter, FRAME_BYTES, MAX_FRAME, MIN_FRAME, RX_FRAMES, TX_FRAMES};
+pub use ringfence_abi::net::{Hearing, NetInfo};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Network interfaces.
@@ -174,6 +174,13 @@ impl Queues {
     fn end_of_frames(&self) -> u64 {
         let end = |first: u64, count: usize| first + (count * FRAME_BYTES) as u64;
         end(self.tx_address, TX_FRAMES).max(end(self.rx_address, RX_FRAMES))
+    }
+
+    /// What the card is to hear besides frames to itself and to all, of what the driver has said
+    /// that it can ([`NetInfo::hears`]). It may hear more. A poll with
+    /// [`Events::HEARING`](crate::Events::HEARING) says that this has changed.
+    pub fn hearing(&self) -> Hearing {
+        Hearing::from_bits_truncate(self.memory.load(HEARING) as u16)
     }
 
     /// Counts what went wrong with so many frames, for `ip`.

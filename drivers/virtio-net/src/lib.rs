@@ -10,7 +10,7 @@ use core::time::Duration;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::Dma;
-use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
+use ringfence_sdk::net::{FRAME_BYTES, Hearing, NetInfo, Nic, NicDriver, Queues, RxFrame, TxFrame};
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver};
@@ -40,8 +40,10 @@ const TX_HEADER: usize = 0;
 /// Where a command for the control queue is, and behind it what becomes of it.
 const COMMAND: usize = 128;
 const ACKNOWLEDGEMENT: usize = COMMAND + 8;
-/// The command that it takes frames for itself only (5.1.6.5.1): class, command, off.
-const NOT_PROMISCUOUS: [u8; 3] = [0, 0, 0];
+/// Commands of what it takes (5.1.6.5.1): a class, the command, on or off.
+const TAKE: u8 = 0;
+const PROMISCUOUS: u8 = 0;
+const ALL_MULTICAST: u8 = 1;
 /// How long that may take.
 const LIMIT: Duration = Duration::from_millis(100);
 
@@ -180,14 +182,15 @@ impl Device<Nic> for VirtioNet {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo::new(self.mac)
+        let can_hear = if self.control.is_some() { Hearing::all() } else { Hearing::empty() };
+        NetInfo::new(self.mac).hears(can_hear)
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
         self.headers.write(TX_HEADER, [0u8; HEADER_BYTES]);
         device::enable_dma()?;
         self.transport.finish();
-        self.filter();
+        self.set_hearing(queues.hearing());
         self.is_up = !self.has_status || self.config.read16(STATUS) & STATUS_LINK_UP != 0;
         self.refill(queues);
         device::enable_interrupts()
@@ -202,6 +205,9 @@ impl Device<Nic> for VirtioNet {
                 log::info!("link {}", if up { "up" } else { "down" });
                 reply |= if up { Reply::LINK_UP } else { Reply::LINK_DOWN };
             }
+        }
+        if events.contains(Events::HEARING) {
+            self.set_hearing(queues.hearing());
         }
         self.send(queues);
         while let Some((frame, len_bytes)) = self.receive.take() {
@@ -218,20 +224,26 @@ impl Device<Nic> for VirtioNet {
 }
 
 impl VirtioNet {
-    /// Has the device take frames for itself and for all only. Without a filter it takes what it
-    /// gets.
-    fn filter(&mut self) {
+    /// Has the device take what it is to hear. Without a filter it takes what it gets.
+    fn set_hearing(&mut self, hearing: Hearing) {
+        for (command, what) in [(PROMISCUOUS, Hearing::PROMISCUOUS), (ALL_MULTICAST, Hearing::ALL_MULTICAST)] {
+            self.command([TAKE, command, hearing.contains(what).into()]);
+        }
+    }
+
+    /// Gives the device a command.
+    fn command(&mut self, command: [u8; 3]) {
         let Some(control) = &mut self.control else { return };
         control.want_interrupts(false);
-        self.headers.write(COMMAND, NOT_PROMISCUOUS);
-        control.describe(0, self.headers.address(COMMAND), NOT_PROMISCUOUS.len() as u32);
+        self.headers.write(COMMAND, command);
+        control.describe(0, self.headers.address(COMMAND), command.len() as u32);
         control.describe(1, self.headers.address(ACKNOWLEDGEMENT), 1);
         control.chain(&[(0, false), (1, true)]);
         control.offer(0);
         control.publish();
         self.transport.notify(CONTROL);
         if device::wait_until(LIMIT, || control.take_used().is_some()).is_err() {
-            log::warn!("the device does not filter frames: those for others come as well");
+            log::warn!("the device does not answer, and filters frames as it did");
         }
     }
 

@@ -7,6 +7,7 @@
 //! through `received`.
 
 use crate::queue::Place;
+use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of room in a frame: a multiple of what the 82540EM and its kin can be told.
@@ -65,8 +66,23 @@ pub enum Counter {
 pub const COUNTER_COUNT: usize = 4;
 const _: () = assert!(COUNTERS + COUNTER_COUNT <= TRANSMIT.base);
 
+/// Word of the queue memory in which the kernel says what the card is to hear besides: [`Hearing`].
+pub const HEARING: usize = RECEIVED.end();
+
 /// Length of the queue memory in bytes.
-pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;
+pub const QUEUE_BYTES: usize = (HEARING + 1) * 8;
+
+bitflags! {
+    /// What a card hears besides the frames to its own address and to all.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Hearing: u16 {
+        /// Frames to any address.
+        const PROMISCUOUS = 1 << 0;
+        /// Frames to all groups (IEEE 802.3, 3.2.3: the first bit of an address says that it is a
+        /// group's).
+        const ALL_MULTICAST = 1 << 1;
+    }
+}
 
 /// What a driver says of its interface with `rf_offer`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -74,14 +90,19 @@ pub const QUEUE_BYTES: usize = RECEIVED.end() * 8;
 pub struct NetInfo {
     /// Ethernet address.
     pub mac: [u8; 6],
-    /// Must be zero.
-    pub reserved: [u8; 2],
+    /// What the card can be told to hear besides, as bits of [`Hearing`].
+    pub can_hear: u16,
 }
 
 impl NetInfo {
     /// An interface with this Ethernet address.
     pub const fn new(mac: [u8; 6]) -> NetInfo {
-        NetInfo { mac, reserved: [0; 2] }
+        NetInfo { mac, can_hear: 0 }
+    }
+
+    /// The same of a card that can be told to hear more.
+    pub const fn hears(self, can_hear: Hearing) -> NetInfo {
+        NetInfo { can_hear: can_hear.bits(), ..self }
     }
 }
 

@@ -46,6 +46,8 @@ bitflags! {
         const QUEUE = 1 << 1;
         /// The driver's timer has gone off (`rf_timer`).
         const TIMER = 1 << 2;
+        /// What a network card is to hear has changed ([`crate::net::HEARING`]).
+        const HEARING = 1 << 3;
         /// With interrupts of its own: the first of them has come. Bit 17 stands for the second,
         /// and so on, up to bit 23.
         const VECTOR_0 = 1 << 16;

@@ -9,6 +9,7 @@ use embassy_time::{Duration, Instant, Timer, with_timeout};
 use hw::{link, println};
 use net::client::{self, MAX_PING};
 use net::{self, Status};
+use ringfence_abi::net::Hearing;
 use ringfence_core::arguments::Arguments;
 use ringfence_link::event::Event;
 use smoltcp::wire::Ipv4Cidr;
@@ -43,18 +44,36 @@ async fn show() -> Outcome {
     let outcome = net::wait_for_address().await;
     for status in net::status() {
         link::tell(&Event::Interface(status.event()));
-        let Status { name, driver, is_alive, is_up, has_link, mac, addresses, is_static, router, dns, counts, .. } =
-            status;
+        let Status {
+            name,
+            driver,
+            is_alive,
+            is_up,
+            has_link,
+            hearing,
+            mac,
+            addresses,
+            is_static,
+            router,
+            dns,
+            counts,
+            ..
+        } = status;
         let addresses = if addresses.is_empty() { "no address".to_string() } else { addresses.join(" ") };
         if driver.is_empty() {
             println!("{name}: {addresses}");
             continue;
         }
         println!(
-            "{name}: {addresses} via {driver}{}{}{}, router {}",
+            "{name}: {addresses} via {driver}{}{}{}{}, router {}",
             if is_alive { "" } else { ", which was ended" },
             if is_up { "" } else { ", down" },
             if has_link { "" } else { ", no link" },
+            match (hearing.contains(Hearing::PROMISCUOUS), hearing.contains(Hearing::ALL_MULTICAST)) {
+                (true, _) => ", hears all",
+                (false, true) => ", hears all groups",
+                (false, false) => "",
+            },
             router.map_or("none".to_string(), |router| router.to_string()),
         );
         let dns: Vec<String> = dns.iter().map(|server| server.to_string()).collect();
@@ -108,20 +127,29 @@ async fn address(mut arguments: Arguments<'_>) -> Outcome {
     }
 }
 
-/// `set ethX up|down`.
+/// `set ethX up|down`, `set ethX promisc|allmulticast on|off`.
 fn set_link(mut arguments: Arguments<'_>) -> Outcome {
     match arguments.word("set")? {
         "set" => {}
         other => return arguments.wrong(&format!("'{other}' is not known")),
     }
     let interface = arguments.word("the interface")?;
-    let up = match arguments.word("up or down")? {
-        "up" => true,
-        "down" => false,
-        other => return arguments.wrong(&format!("it must be up or down, not '{other}'")),
+    let what = match arguments.word("up or down")? {
+        word @ ("up" | "down") => {
+            arguments.end()?;
+            return net::set_up(interface, word == "up");
+        }
+        "promisc" => Hearing::PROMISCUOUS,
+        "allmulticast" => Hearing::ALL_MULTICAST,
+        other => return arguments.wrong(&format!("it must be up, down, promisc or allmulticast, not '{other}'")),
+    };
+    let on = match arguments.word("on or off")? {
+        "on" => true,
+        "off" => false,
+        other => return arguments.wrong(&format!("it must be on or off, not '{other}'")),
     };
     arguments.end()?;
-    net::set_up(interface, up)
+    net::set_hearing(interface, what, on)
 }
 
 /// Seconds, with up to three digits behind the point.

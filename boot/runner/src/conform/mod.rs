@@ -88,6 +88,11 @@ impl Bench {
         }
     }
 
+    /// Has a command run; why it failed, if it did.
+    fn try_to(&mut self, line: &str) -> Result<Option<String>> {
+        self.running.command(line)
+    }
+
     /// Waits for the end of a command that was started with `&`.
     fn ended(&mut self, line: &str) -> Result<()> {
         let ended = |event| matches!(event, Event::Command { line: ended, .. } if ended == line).then_some(());

@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("short", "a frame that is too short, down to 14 bytes, hurts nobody", short),
     ("vlan", "a frame with a VLAN tag hurts nobody", vlan),
     ("others", "a frame for another card is not delivered", others),
+    ("hearing", "a card that is to hear all does, and then not any more; or the driver says that it cannot", hearing),
     ("link", "a cable that is pulled and put back is noticed, or does no harm", link),
     ("restart-in", "a driver that is ended under frames that come is back, and hears", restart_in),
     ("restart-out", "a driver that is ended under frames that go is back, and each frame was sent", restart_out),
@@ -130,6 +131,36 @@ fn others(bench: &mut Bench, peer: &Peer) -> Result<()> {
 }
 
 /// Frames that the driver has delivered.
+fn hearing(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    const COUNT: u64 = 30;
+    let mac = set_up(bench, peer)?;
+    let other = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5] ^ 0x55];
+    let group = [0x01, 0, 0x5e, 0, 0, 0xfb];
+    for (what, address) in [("promisc", other), ("allmulticast", group)] {
+        // A driver that has not said that it can is no worse for it.
+        if bench.try_to(&format!("ip link set eth0 {what} on"))?.is_some() {
+            continue;
+        }
+        for (on, restarts) in [(true, false), (true, true), (false, false)] {
+            bench.run(&format!("ip link set eth0 {what} {}", if on { "on" } else { "off" }))?;
+            if restarts {
+                bench.end_driver()?;
+            }
+            // Once more when it hears: a model may be deaf for a second.
+            peer.echo(&mac, &pattern(37))?;
+            let before = received(bench)?;
+            (0..COUNT).for_each(|_| peer.send(&frame(&address, 0x88b5, &[0; 46])));
+            peer.echo(&mac, &pattern(38))?;
+            let more = received(bench)? - before;
+            if on != (more > COUNT) {
+                let is = if on { "on" } else { "off" };
+                bail!("{what} is {is}, and of {COUNT} frames for others and one for the card {more} were delivered");
+            }
+        }
+    }
+    Ok(())
+}
+
 fn received(bench: &mut Bench) -> Result<u64> {
     bench.running.type_line("ip")?;
     let count = |event| match event {

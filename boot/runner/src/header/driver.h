@@ -160,12 +160,13 @@ typedef struct {
     uint32_t len_bytes; /* to be sent, or RF_FRAME_BYTES of room */
 } RfFrame;
 
-/** Offers an interface: 0, or why not. */
-static inline int64_t rf_net_offer(RfNet *net, const uint8_t mac[6])
+/** Offers an interface whose card can be told to hear RF_HEARS_... besides: 0, or why not. */
+static inline int64_t rf_net_offer_hearing(RfNet *net, const uint8_t mac[6], uint16_t can_hear)
 {
     RfNetInfo info;
     memset(&info, 0, sizeof info);
     memcpy(info.mac, mac, 6);
+    info.can_hear = can_hear;
     int64_t start = rf_offer(&info, sizeof info);
     if (start < 0)
         return start;
@@ -174,6 +175,18 @@ static inline int64_t rf_net_offer(RfNet *net, const uint8_t mac[6])
     net->memory = (volatile uint64_t *)(uintptr_t)start;
     net->transmit = transmit, net->transmitted = transmitted, net->empty = empty, net->received = received;
     return 0;
+}
+
+/** Offers an interface: 0, or why not. */
+static inline int64_t rf_net_offer(RfNet *net, const uint8_t mac[6])
+{
+    return rf_net_offer_hearing(net, mac, 0);
+}
+
+/** What of that the card is to hear: RF_EVENT_HEARING says that it has changed. */
+static inline uint64_t rf_net_hearing(const RfNet *net)
+{
+    return net->memory[RF_NET_HEARING];
 }
 
 /** Where the highest frame ends, for the device: some do not reach all of memory. */

@@ -18,7 +18,7 @@ const SOURCES: [&str; 9] =
     ["lib.rs", "layout.rs", "manifest.rs", "parameter.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
 
 /// Constants of the ABI that C has by another name, or has no use for.
-const LEFT_OUT: [&str; 5] = ["QUEUE_BYTES", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS"];
+const LEFT_OUT: [&str; 6] = ["QUEUE_BYTES", "HEARING", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS"];
 
 /// Types that no exported function names, and that drivers need all the same.
 const TYPES: [&str; 14] = [
@@ -90,6 +90,10 @@ fn services() -> Result<String> {
     for (name, reply) in Reply::all().iter_names() {
         writeln!(text, "/** What RF_POLL answers. */\n#define RF_REPLY_{name} {:#x}", reply.bits())?;
     }
+    for (name, hearing) in net::Hearing::all().iter_names() {
+        writeln!(text, "/** What a card hears besides. */\n#define RF_HEARS_{name} {:#x}", hearing.bits())?;
+    }
+    writeln!(text, "/** The word of the queue memory that says so. */\n#define RF_NET_HEARING {}", net::HEARING)?;
     for refusal in Refusal::ALL {
         let name = shouted(&format!("{refusal:?}"));
         writeln!(

@@ -9,10 +9,12 @@ use alloc::format;
 use alloc::sync::Arc;
 use host::domain::offer::{Class, Offer};
 use host::domain::{Domain, Handle};
+use host::poll;
 use hw::memory;
 use ringfence_abi::manifest::Kind;
-use ringfence_abi::net::NetInfo;
+use ringfence_abi::net::{Hearing, NetInfo};
 use ringfence_abi::service::Refusal;
+use ringfence_abi::upcall::Events;
 use ringfence_core::servers;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 use zerocopy::FromBytes;
@@ -40,14 +42,14 @@ impl Class for Nics {
     fn check(&self, info: &[u8]) -> Result<(), Refusal> {
         let info = NetInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         // A group address is nobody's (IEEE 802.3, 3.2.3).
-        let is_wrong = info.mac[0] & 1 != 0 || info.mac == [0; 6] || info.reserved != [0; 2];
-        if is_wrong { Err(Refusal::Invalid) } else { Ok(()) }
+        let is_wrong = info.mac[0] & 1 != 0 || info.mac == [0; 6];
+        if is_wrong || Hearing::from_bits(info.can_hear).is_none() { Err(Refusal::Invalid) } else { Ok(()) }
     }
 
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
         let info = NetInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         has_room(&domain.name)?;
-        Ok(Box::new(Queues::new(domain, info.mac)?))
+        Ok(Box::new(Queues::new(domain, info)?))
     }
 
     fn full(&self) -> &'static str {
@@ -68,11 +70,13 @@ impl Class for Nics {
     fn replace(&self, dead: &Handle, fresh: &Handle) {
         let Some(mac) = fresh.lock().offered::<Queues>().map(|queues| queues.mac) else { return self.detach(dead) };
         let is_its = |interface: &&mut Interface| interface.handle().is_some_and(|handle| Arc::ptr_eq(handle, dead));
+        let mut hears_more = false;
         if let Some(interface) = INTERFACES.lock().iter_mut().find(is_its) {
             interface.link = Link::Driver(fresh.clone());
             let (mut old, mut new) = (dead.lock(), fresh.lock());
             if let (Some(old), Some(new)) = (old.offered_mut::<Queues>(), new.offered_mut::<Queues>()) {
                 new.take_over(old);
+                hears_more = new.hear(interface.hearing);
                 // Others know the address by the old one's, if that had another, and would for a
                 // while.
                 if new.mac != old.mac {
@@ -88,6 +92,9 @@ impl Class for Nics {
             if let Addressing::Dhcp(client) = &mut interface.addressing {
                 client.set_mac(mac);
             }
+        }
+        if hears_more {
+            poll::poll(fresh, Events::HEARING);
         }
         wake();
     }

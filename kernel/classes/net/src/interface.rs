@@ -15,6 +15,7 @@ use hw::console;
 use hw::console::Source;
 use hw::memory::has_room;
 use log::Level;
+use ringfence_abi::net::Hearing;
 use ringfence_core::dhcp::{Change, Client};
 use ringfence_core::servers::{Echoed, Servers, is_host};
 use ringfence_link::event::Event;
@@ -54,6 +55,8 @@ pub struct Interface {
     pub dns: Vec<Ipv4Addr>,
     /// Whether a person lets it be used.
     pub is_up: bool,
+    /// What a person wants its card to hear besides.
+    pub hearing: Hearing,
     pub servers: Servers,
     /// The addresses that were last told of, and when.
     told: Vec<Ipv4Cidr>,
@@ -116,6 +119,7 @@ impl Interface {
             addressing,
             dns: Vec::new(),
             is_up: true,
+            hearing: Hearing::empty(),
             servers,
             told: Vec::new(),
             told_at: None,

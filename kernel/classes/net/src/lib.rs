@@ -35,6 +35,7 @@ use hw::task::wait_in;
 use interface::{Addressing, Interface, MAX_ADDRESSES};
 use queues::Counts;
 use queues::Queues;
+use ringfence_abi::net::Hearing;
 use ringfence_abi::upcall::Events;
 use ringfence_core::limits::TRANSMIT_MS;
 use ringfence_core::servers::{self, Echoed, is_host};
@@ -220,6 +221,8 @@ pub struct Status {
     pub is_up: bool,
     /// Whether its card has a link, as far as is known.
     pub has_link: bool,
+    /// What its card is to hear besides frames to itself and to all.
+    pub hearing: Hearing,
     /// Ethernet address.
     pub mac: String,
     /// IPv4 addresses with prefix lengths.
@@ -270,6 +273,7 @@ pub fn status() -> Vec<Status> {
             is_alive,
             is_up: interface.is_up,
             has_link,
+            hearing: interface.hearing,
             mac,
             addresses: interface.addresses().map(|cidr| cidr.to_string()).collect(),
             is_static: matches!(interface.addressing, Addressing::Static),
@@ -454,6 +458,25 @@ pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
     })?;
     note_address();
     wake();
+    Ok(())
+}
+
+/// Has the card of an interface hear something besides frames to itself and to all, or not.
+pub fn set_hearing(name: &str, what: Hearing, on: bool) -> Result<(), String> {
+    let handle = named(name)?.with(|interface| {
+        let handle = interface.handle().cloned().ok_or("it has no driver")?;
+        let mut domain = handle.lock();
+        let driver = domain.name.clone();
+        let queues = domain.offered_mut::<Queues>().ok_or("its driver was ended")?;
+        if on && !queues.can_hear.contains(what) {
+            return Err(format!("{driver} cannot have its card hear that"));
+        }
+        interface.hearing.set(what, on);
+        queues.hear(interface.hearing);
+        drop(domain);
+        Ok(handle)
+    })?;
+    poll::poll(&handle, Events::HEARING);
     Ok(())
 }
 

@@ -7,7 +7,10 @@ use host::domain::cause::Cause;
 use host::domain::offer::{self, Offer};
 use hw::arch::time;
 use hw::memory::frames::Lent;
-use ringfence_abi::net::{FRAME_BYTES, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES, TX_START};
+use ringfence_abi::net::{
+    FRAME_BYTES, HEARING, Hearing, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES,
+    TX_START,
+};
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
@@ -18,6 +21,9 @@ use ringfence_core::frames::Frames;
 pub struct Queues {
     /// Ethernet address of the interface.
     pub mac: [u8; 6],
+    /// What its card can be told to hear besides.
+    pub can_hear: Hearing,
+    memory: Lent,
     frames: Frames<Lent>,
 }
 
@@ -62,7 +68,7 @@ impl Offer for Queues {
 
 impl Queues {
     /// Maps queues and frames into `domain`, and lends it all receive frames.
-    pub fn new(domain: &mut Domain, mac: [u8; 6]) -> Result<Queues, Refusal> {
+    pub fn new(domain: &mut Domain, info: NetInfo) -> Result<Queues, Refusal> {
         let memory = offer::map_queues(domain, QUEUE_BYTES)?;
         // On an error what is mapped by then goes again.
         // What is sent a device only reads.
@@ -80,6 +86,16 @@ impl Queues {
         memory.store(RX_ADDRESS, domain.device_address(&rx));
         memory.store(TX_START, tx.extent.start);
         memory.store(RX_START, rx.extent.start);
-        Ok(Queues { mac, frames: Frames::new([memory, tx.memory, rx.memory], time::uptime_ns) })
+        let NetInfo { mac, can_hear } = info;
+        let frames = Frames::new([memory.clone(), tx.memory, rx.memory], time::uptime_ns);
+        Ok(Queues { mac, can_hear: Hearing::from_bits_truncate(can_hear), memory, frames })
+    }
+
+    /// Says what of `wanted` the card is to hear besides, as far as it can: whether that is
+    /// anything. The driver is to be polled for it.
+    pub fn hear(&mut self, wanted: Hearing) -> bool {
+        let hears = wanted & self.can_hear;
+        self.memory.store(HEARING, hears.bits().into());
+        !hears.is_empty()
     }
 }

@@ -46,7 +46,7 @@ const NOT_MODULES: [&str; 1] = ["sdk"];
 /// Flags for loader and kernel. Modules have the target's own, whose code can be anywhere.
 const KERNEL_FLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "code-model=kernel"];
 
-/// The folder for what cargo builds of the loader and the kernel.
+/// The folder for what cargo builds of the kernel.
 fn bare() -> PathBuf {
     target().join("bare")
 }
@@ -65,31 +65,29 @@ fn built(dir: &Path, file: &str) -> PathBuf {
 pub fn system(quiet: bool) -> Result<System> {
     let toolchain = Toolchain::find()?;
     let dir = bare();
-    let is_first = !dir.exists();
-    let say = |step: usize, what: &str| {
-        if is_first {
-            output::complain(&format!("ringfence: the first build for the bare machine, {step} of 2: {what}"));
-        }
-    };
-    let build = |package: &str| {
-        let mut cargo = toolchain.cargo("rustc", &dir);
+    // Each in a folder of its own: built with the kernel, the loader would get the features that
+    // only the kernel's dependencies want.
+    let build = |package: &str, dir: &Path| {
+        let mut cargo = toolchain.cargo("rustc", dir);
         run(cargo.args(["--release", "-p", package, "--"]).args(KERNEL_FLAGS), quiet)
     };
-    // Built with the kernel, the loader would get the features that only the kernel's dependencies
-    // want.
-    say(1, "the loader");
-    build("ringfence-loader")?;
-    say(2, "the kernel and the modules");
+    if !dir.exists() {
+        output::complain("ringfence: the first build for the bare machine: loader, kernel and modules");
+    }
+    let loader_dir = target().join("bare-loader");
     let kernel = built(&dir, "ringfence-kernel");
     let packed_kernel = target().join("kernel.packed");
-    // The kernel's last crate takes one CPU, and as long as all modules.
+    // The kernel's last crate takes one CPU, and as long as all the others.
     let modules = std::thread::scope(|scope| {
-        let modules = scope.spawn(|| modules(&toolchain, quiet));
-        build("ringfence-kernel")?;
+        let modules = scope.spawn(|| {
+            build("ringfence-loader", &loader_dir)?;
+            modules(&toolchain, quiet)
+        });
+        build("ringfence-kernel", &dir)?;
         strip(&kernel, &packed_kernel)?;
         modules.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    Ok(System { loader: built(&dir, "ringfence-loader"), kernel, packed_kernel, modules })
+    Ok(System { loader: built(&loader_dir, "ringfence-loader"), kernel, packed_kernel, modules })
 }
 
 /// Builds the project's modules.

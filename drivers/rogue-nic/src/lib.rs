@@ -36,6 +36,8 @@ struct RogueNic {
     /// What it answers when it is polled, and how long that takes it.
     reply: Reply,
     poll_ms: u64,
+    /// How long it sleeps in each poll.
+    nap_ns: u64,
     /// How many frames it has said that it sent, once it says so.
     sent: Option<u64>,
     /// Whether it has put a frame into its queue that is to be gone.
@@ -94,6 +96,7 @@ impl Driver for RogueNic {
             random: 0x1997,
             reply: Reply::empty(),
             poll_ms: 0,
+            nap_ns: 0,
             sent: None,
             backwards: false,
         })
@@ -105,6 +108,9 @@ impl Driver for RogueNic {
             loop {
                 core::hint::spin_loop();
             }
+        }
+        if self.nap_ns > 0 {
+            unsafe { raw::rf_sleep(self.nap_ns) };
         }
         let now_ns = || unsafe { raw::rf_time_ns() as u64 };
         let end_ns = now_ns() + self.poll_ms * 1_000_000;
@@ -164,6 +170,11 @@ impl Driver for RogueNic {
                     self.poll_ms = number;
                     self.interrupt(Reply::ACKNOWLEDGED);
                     0
+                }
+                // It sleeps in each poll, and is polled as often as it can be.
+                "nap" => {
+                    self.nap_ns = number;
+                    refusal(unsafe { raw::rf_timer(0, 1_000_000) })
                 }
                 // Nanoseconds; and a millisecond, so many times.
                 "sleep" => refusal(unsafe { raw::rf_sleep(number) }),

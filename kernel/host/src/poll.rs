@@ -370,9 +370,9 @@ pub async fn serve_timers() {
         match next {
             Some(at_ns) => {
                 let goes_off = Timer::at(Instant::from_micros(at_ns.div_ceil(1000)));
-                select(goes_off, timer::is_set()).await;
+                select(goes_off, timer::until_set()).await;
             }
-            None => timer::is_set().await,
+            None => timer::until_set().await,
         }
         let now_ns = time::uptime_ns();
         let is_due = |handle: &Handle| {

@@ -138,17 +138,19 @@ pub fn parse_ring(arguments: &Arguments, word: &str) -> Result<Ring, String> {
 
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let (mut ring, mut parameters) = (Ring::Sandboxed, Vec::new());
+    let (mut ring, mut parameters) = (None, Vec::new());
     while let Some(word) = arguments.optional() {
         match word {
+            "--ring" if ring.is_some() => return arguments.wrong("the ring is given twice"),
             "--ring" => {
                 let word = arguments.word("the ring")?;
-                ring = parse_ring(&arguments, word)?;
+                ring = Some(parse_ring(&arguments, word)?);
             }
             word if word.contains('=') => parameters.push(word.to_string()),
             other => return arguments.wrong(&format!("'{other}' is not known")),
         }
     }
+    let ring = ring.unwrap_or(Ring::Sandboxed);
     let handle = module::load(&module::file(name).map_err(said)?, ring, &parameters).await;
     let handle = handle.map_err(|error| format!("{name}: {error}"))?;
     block::disk::settled().await;

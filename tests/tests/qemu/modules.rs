@@ -2,7 +2,7 @@
 
 use object::{Object, ObjectSymbol};
 use ringfence_abi::parameter::Parameter;
-use ringfence_tests::{Ran, assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, system};
+use ringfence_tests::{Ran, assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine, system};
 use std::mem::offset_of;
 
 #[test]
@@ -215,7 +215,7 @@ fn endless_loops_anywhere_are_cut_short() {
          rmmod template; | ip; policy e1000 stop; poke e1000 {e1000:x}:ebfe; ping 10.0.2.2 -c 1 -W 10; rmmod e1000; \
          insmod e1000; ip; |"
     );
-    let mut machine = ringfence_tests::machine(&beside(&script));
+    let mut machine = machine(&beside(&script));
     machine.contents.modules.push(path);
     let text = boot_badly(&machine, 4);
     assert_intact(&text);
@@ -330,6 +330,19 @@ fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
     assert_eq!(states(&text, "watchman"), ["ended, to be back", "running", "running"], "{text}");
     assert_eq!(states(&text, "watchman.2"), ["running"; 3], "{text}");
     assert_eq!([states(&text, "watchman.3"), states(&text, "watchman.4")], [["running"], ["running"]], "{text}");
+}
+
+/// One that sleeps whenever it is polled can be unloaded, and does not hold up the machine's end.
+#[test]
+fn a_driver_that_sleeps_all_the_time_can_be_unloaded() {
+    let nap = "insmod rogue-nic; tell rogue-nic nap 150000000; sleep 200";
+    let mut machine = machine(&format!(
+        "insmod rogue-nic; rmmod rogue-nic; mem; limits sleep-ms 200; {nap}; rmmod rogue-nic; mem; {nap}"
+    ));
+    machine.contents.autoload = false;
+    let text = boot_well(&machine);
+    let free = text.free_frames();
+    assert!(free.len() == 2 && free[0] == free[1], "{free:?}");
 }
 
 /// What is given is checked before the driver runs, and nothing of it stays.

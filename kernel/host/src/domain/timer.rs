@@ -23,7 +23,7 @@ impl Domain {
 }
 
 /// Waits until one is set.
-pub async fn is_set() {
+pub async fn until_set() {
     poll_fn(|context| {
         ON_SET.register(context.waker());
         if WAS_SET.swap(false, Ordering::Relaxed) { Poll::Ready(()) } else { Poll::Pending }

@@ -12,6 +12,7 @@ use crate::{poll, ramdisk};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use embassy_time::{Duration, with_timeout};
 use hw::arch::watch;
 use hw::memory::{self, frames};
 use hw::pci::Function;
@@ -21,6 +22,7 @@ use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
+use ringfence_core::limits::SLEEP_MS;
 use ringfence_core::module::Module;
 use ringfence_link::event::Event;
 use spin::Mutex;
@@ -192,15 +194,18 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
 /// Stops a driver and frees all it had.
 pub async fn unload(name: &str) -> Result<(), LoadError> {
     let handle = find(name)?;
-    // One that sleeps has what it does done first.
-    sleep::awake(&handle).await;
+    // One that sleeps has what it does done first, unless it falls asleep again and again.
+    let limit = Duration::from_millis(SLEEP_MS.get());
+    let is_awake = with_timeout(limit, sleep::awake(&handle)).await.is_ok();
     let handle = find(name)?;
     let class = handle.lock().offered_class();
     if let Some(class) = class {
         class.detach(&handle);
     }
     let is_alive = handle.lock().is_alive();
-    if is_alive {
+    if is_alive && !is_awake {
+        log::warn!("{name}: exit is left out: it has slept for {} ms", SLEEP_MS.get());
+    } else if is_alive {
         let first = handle.lock().upcall(EXIT, [0; 3]);
         if first == Err(UpcallError::Asleep) {
             // Nobody else is to unload it meanwhile.

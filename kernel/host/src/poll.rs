@@ -131,7 +131,8 @@ fn wait_if_alive(domain: &mut Domain, events: Events) -> Polled {
 
 /// Notes that `domain` is to be polled when it has rested, or has slept.
 fn wait(domain: &mut Domain, events: Events) {
-    trace::note(domain, || What::Rests(events));
+    let sleeps = domain.life.asleep_until().is_some();
+    trace::note(domain, || if sleeps { What::Sleeps(events) } else { What::Rests(events) });
     if let Some(device) = domain.device.as_ref().filter(|_| events.contains(Events::INTERRUPT)) {
         device.mask();
     }

@@ -112,7 +112,7 @@ async fn first_done(under_way: &mut Vec<Restart>) {
 fn demote() {
     for handle in registry::all() {
         let mut domain = handle.lock();
-        if domain.ring() == Ring::Trusted
+        if domain.next_ring() == Ring::Trusted
             && domain.is_alive()
             && let Some(why) = trust::distrust(&domain)
         {

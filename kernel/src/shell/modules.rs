@@ -206,10 +206,9 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
         }
         return Ok(());
     }
-    let answer = sleep::command(&handle, &text).await;
+    let (answer, text) = sleep::command(&handle, &text).await;
     poll::after(&mut handle.lock());
     // What it said before it was ended, or refused, is shown as well.
-    let text = core::mem::take(&mut handle.lock().answer);
     text.lines().take(ANSWER_LINES).for_each(|line| println!("{name}| {}", console::printable(line)));
     if let Some(more) = text.lines().count().checked_sub(ANSWER_LINES).filter(|more| *more > 0) {
         println!("{name}: {more} more lines are not shown");

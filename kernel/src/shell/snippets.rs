@@ -27,7 +27,7 @@ pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
     let mut ended = 0_u64;
     for number in first..first.saturating_add(count) {
         let muted = console::mute();
-        let told = sleep::command(&handle, &format!("{number}")).await;
+        let (told, _) = sleep::command(&handle, &format!("{number}")).await;
         let fault = handle.lock().life.fault().cloned();
         if fault.is_some() {
             fault::discard_pending();

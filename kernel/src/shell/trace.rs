@@ -146,6 +146,7 @@ fn print(name: &str, register: Option<&str>, same: &[Event]) {
                 println!("              {}", before(&handle.lock(), rip));
             }
         }
+        What::Sleeps(events) => println!("{at_us:>7} us    sleeps; waits for poll({:#x})", events.bits()),
         What::Rests(events) => {
             println!("{at_us:>7} us    rests, as it has had too much of the CPU; waits for poll({:#x})", events.bits())
         }

@@ -332,6 +332,40 @@ fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
     assert_eq!([states(&text, "watchman.3"), states(&text, "watchman.4")], [["running"], ["running"]], "{text}");
 }
 
+/// Who has an answer coming gets that one: not what was meant for others, nor for who has given up.
+#[test]
+fn answers_of_a_driver_that_sleeps_are_kept_apart() {
+    let script = "insmod watchman awake=off; tell watchman nap 200 &; tell watchman rounds &; tell watchman nap 50 &; \
+                  wait; tell watchman nap 300 &; sleep 20; kill %1; sleep 400; tell watchman nap 100";
+    let text = boot_well(&bare(script));
+    let naps = numbers_behind(&text, "watchman| slept for ");
+    let [first, second, last] = naps[..] else { panic!("{naps:?}\n{text}") };
+    assert!(first >= 200 && second >= 50 && (100..300).contains(&last), "{naps:?}");
+    assert_eq!(numbers_behind(&text, "all is well at the gate, after "), [0], "{text}");
+}
+
+/// One that is not trusted any more while it sleeps is moved when its upcall has ended, once.
+#[test]
+fn a_driver_that_sleeps_loses_ring_0_when_it_wakes() {
+    let script = "limits sleep-ms 600; insmod watchman --ring 0; insmod watchman; tell watchman nap 500 &; sleep 20; \
+                  fails tell watchman.2 nap 700; lsmod; wait; lsmod";
+    let text = boot_well(&bare(script));
+    let rings: Vec<u8> = text.drivers("watchman").iter().map(|driver| driver.ring).collect();
+    assert_eq!(rings, [0, 1], "{text}");
+    assert_eq!(text.to_string().matches("watchman: moved to ring 1").count(), 1, "{text}");
+    assert_eq!(numbers_behind(&text, "watchman| slept for ").len(), 1, "{text}");
+}
+
+/// What is refused in `init` leaves nothing on the heap.
+#[test]
+fn loads_that_fail_leave_nothing_on_the_heap() {
+    let (_folder, refuses) = c_module("refuses", "if (operation == RF_INIT) return -RF_REFUSED_NOT_FOUND;");
+    let mut machine = bare("repeat 20 fails insmod refuses; mem; repeat 200 fails insmod refuses; mem");
+    machine.contents.modules.push(refuses.unwrap().packed);
+    let used = boot_well(&machine).heap_used();
+    assert!(used.len() == 2 && used[1] <= used[0] + 1024, "{used:?}");
+}
+
 /// One that sleeps whenever it is polled can be unloaded, and does not hold up the machine's end.
 #[test]
 fn a_driver_that_sleeps_all_the_time_can_be_unloaded() {

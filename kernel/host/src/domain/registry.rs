@@ -33,12 +33,15 @@ pub fn is_taken(name: &str) -> bool {
 
 /// One is mapped, and has its name from now on.
 pub fn begin(handle: &Handle) {
-    BEGUN.lock().push(Arc::downgrade(handle));
+    let mut begun = BEGUN.lock();
+    // A domain's memory goes with the last who knows of it.
+    begun.retain(|other| other.strong_count() > 0);
+    begun.push(Arc::downgrade(handle));
 }
 
-/// One is loaded; others may be gone by now.
+/// One is loaded.
 fn end_beginning(handle: &Handle) {
-    BEGUN.lock().retain(|other| other.strong_count() > 0 && other.as_ptr() != Arc::as_ptr(handle));
+    BEGUN.lock().retain(|other| other.as_ptr() != Arc::as_ptr(handle));
 }
 
 /// Whether `handle` is one of them.

@@ -14,7 +14,8 @@
 use super::cause::{Cause, UpcallError};
 use super::upcall::{put_current_to_sleep, with_current};
 use super::{Domain, Handle, Ring, end};
-use alloc::sync::Weak;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::Poll;
@@ -41,7 +42,17 @@ pub struct Sleep {
     /// To which ring it moves when that has ended.
     pub ring: Option<Ring>,
     /// What came of an upcall in which it slept, for whoever waits for that.
-    result: Option<Result<u64, UpcallError>>,
+    done: Option<Done>,
+}
+
+/// What came of an upcall in which a driver slept.
+#[derive(Debug)]
+struct Done {
+    /// Which upcall it was: who has waited for it may have given that up.
+    upcall: u64,
+    result: Result<u64, UpcallError>,
+    /// What it has said in answer to a command.
+    answer: String,
 }
 
 impl Domain {
@@ -54,6 +65,11 @@ impl Domain {
         self.sleep.slept_ns = slept_ns;
         self.life.sleep(time::uptime_ns().saturating_add(delay_ns));
         Ok(())
+    }
+
+    /// The ring in which it is entered next.
+    pub fn next_ring(&self) -> Ring {
+        self.sleep.ring.unwrap_or(self.ring())
     }
 
     /// An upcall in which it slept has ended.
@@ -71,11 +87,17 @@ impl Domain {
 #[inline(never)]
 pub fn sleep_current() {
     with_current(|domain| {
-        let until = domain.life.asleep_until().unwrap_or(0);
-        ASLEEP.lock().push((until, domain.sleep.this.clone()));
+        note(domain.life.asleep_until().unwrap_or(0), domain.sleep.this.clone());
         ON_SLEEP.wake();
     });
     put_current_to_sleep();
+}
+
+/// Notes when one is to wake; of those that are gone nothing is kept.
+fn note(until_ns: u64, domain: Weak<Mutex<Domain>>) {
+    let mut asleep = ASLEEP.lock();
+    asleep.retain(|(_, domain)| domain.strong_count() > 0);
+    asleep.push((until_ns, domain));
 }
 
 /// When the first of those that sleep is to wake.
@@ -89,14 +111,14 @@ pub fn take_due(now_ns: u64) -> Vec<Handle> {
     ASLEEP.lock().retain(|(until, domain)| {
         let is_due = *until <= now_ns;
         due.extend(domain.upgrade().filter(|_| is_due));
-        !is_due && domain.strong_count() > 0
+        !is_due
     });
     due
 }
 
 /// Has one that was taken out wake at `until_ns`.
 pub fn put_off(handle: &Handle, until_ns: u64) {
-    ASLEEP.lock().push((until_ns, alloc::sync::Arc::downgrade(handle)));
+    note(until_ns, Arc::downgrade(handle));
 }
 
 /// Waits until somebody falls asleep, if `first` is when the first is to wake still. For one task.
@@ -111,7 +133,7 @@ pub async fn changed(first: Option<u64>) {
 /// Keeps what came of an upcall in which `domain` slept, and tells who waits for that, or for it to
 /// be awake.
 pub fn woke(domain: &mut Domain, result: Result<u64, UpcallError>) {
-    domain.sleep.result = Some(result);
+    domain.sleep.done = Some(Done { upcall: domain.upcalls, result, answer: core::mem::take(&mut domain.answer) });
     end::note();
 }
 
@@ -120,31 +142,38 @@ pub async fn awake(handle: &Handle) {
     end::changed(|| handle.lock().life.asleep_until().is_none().then_some(())).await;
 }
 
-/// What came of an upcall, when the driver has slept as often as it likes in it.
-pub async fn result(handle: &Handle, first: Result<u64, UpcallError>) -> Result<u64, UpcallError> {
-    if first != Err(UpcallError::Asleep) {
-        return first;
-    }
+/// Runs an upcall other than a poll to its end, however often the driver sleeps in it: what came of
+/// it, and what the driver has said in answer. `begin` enters the driver.
+pub async fn finish(
+    handle: &Handle,
+    begin: impl FnOnce(&mut Domain) -> Result<u64, UpcallError>,
+) -> (Result<u64, UpcallError>, String) {
+    awake(handle).await;
+    let upcall = {
+        let mut domain = handle.lock();
+        let result = begin(&mut domain);
+        if result != Err(UpcallError::Asleep) {
+            return (result, core::mem::take(&mut domain.answer));
+        }
+        domain.upcalls
+    };
     end::changed(|| {
         let mut domain = handle.lock();
-        if !domain.is_alive() {
-            return Some(Err(UpcallError::Ended));
+        if let Some(done) = domain.sleep.done.take_if(|done| done.upcall == upcall) {
+            return Some((done.result, done.answer));
         }
-        domain.sleep.result.take()
+        (!domain.is_alive()).then(|| (Err(UpcallError::Ended), core::mem::take(&mut domain.answer)))
     })
     .await
 }
 
 /// Runs an upcall other than a poll to its end.
-pub async fn upcall(handle: &Handle, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
-    awake(handle).await;
-    let first = handle.lock().upcall(operation, arguments);
-    result(handle, first).await
+pub async fn upcall(handle: &Handle, operation: u64) -> Result<u64, UpcallError> {
+    finish(handle, |domain| domain.upcall(operation, [0; 3])).await.0
 }
 
-/// Hands `text` to the driver's command entry, as [`Domain::command`] does, and waits for its end.
-pub async fn command(handle: &Handle, text: &str) -> Result<u64, UpcallError> {
-    awake(handle).await;
-    let first = handle.lock().command(text);
-    result(handle, first).await
+/// Hands `text` to the driver's command entry, as [`Domain::command`] does, and waits for its end:
+/// what came of it, and what the driver has said, also if it was ended.
+pub async fn command(handle: &Handle, text: &str) -> (Result<u64, UpcallError>, String) {
+    finish(handle, |domain| domain.command(text)).await
 }

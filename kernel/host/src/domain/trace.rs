@@ -32,6 +32,8 @@ pub enum What {
     Access(u64, Option<u64>),
     /// It is to be polled for these, but rests ([`crate::poll`]).
     Rests(Events),
+    /// It is to be polled for these, but sleeps ([`super::sleep`]).
+    Sleeps(Events),
     /// Another instance was put in its place.
     Replaced,
 }

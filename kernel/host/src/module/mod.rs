@@ -106,7 +106,7 @@ async fn start(
     let handle = Arc::new(Mutex::new(domain));
     handle.lock().sleep.this = Arc::downgrade(&handle);
     registry::begin(&handle);
-    let result = sleep::upcall(&handle, INIT, [0; 3]).await;
+    let result = sleep::upcall(&handle, INIT).await;
     result.map_err(|error| {
         let domain = handle.lock();
         let refused = |call: &Call| call.result().is_some_and(|result| Refusal::from_result(result).is_some());
@@ -151,7 +151,7 @@ pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64
         if domain.space.is_set_aside() {
             return;
         }
-        // What was just taken back, and nobody else has asked for anything in between.
+        // What was taken back, if nobody else has asked for it while the successor slept.
         let frames = map::budget(&domain.manifest, domain.image_bytes);
         domain.promised = frames::promise(frames).map_or(0, |()| frames);
     })?;
@@ -196,22 +196,29 @@ pub async fn unload(name: &str) -> Result<(), LoadError> {
     let handle = find(name)?;
     // One that sleeps has what it does done first, unless it falls asleep again and again.
     let limit = Duration::from_millis(SLEEP_MS.get());
-    let is_awake = with_timeout(limit, sleep::awake(&handle)).await.is_ok();
+    let _ = with_timeout(limit, sleep::awake(&handle)).await;
+    // Another one may be in its place by now.
     let handle = find(name)?;
     let class = handle.lock().offered_class();
     if let Some(class) = class {
         class.detach(&handle);
     }
-    let is_alive = handle.lock().is_alive();
-    if is_alive && !is_awake {
-        log::warn!("{name}: exit is left out: it has slept for {} ms", SLEEP_MS.get());
+    let (is_alive, sleeps) = {
+        let domain = handle.lock();
+        (domain.is_alive(), domain.life.asleep_until().is_some())
+    };
+    if sleeps {
+        log::warn!("{name}: exit is left out: it sleeps again and again");
     } else if is_alive {
-        let first = handle.lock().upcall(EXIT, [0; 3]);
-        if first == Err(UpcallError::Asleep) {
-            // Nobody else is to unload it meanwhile.
-            registry::remove(&handle);
-        }
-        if let Err(error) = sleep::result(&handle, first).await {
+        let exit = sleep::finish(&handle, |domain| {
+            domain.upcall(EXIT, [0; 3]).inspect_err(|error| {
+                // Nobody else is to unload it while it sleeps.
+                if *error == UpcallError::Asleep {
+                    registry::remove(&handle);
+                }
+            })
+        });
+        if let (Err(error), _) = exit.await {
             log::warn!("{name}: exit: {error}");
         }
     }

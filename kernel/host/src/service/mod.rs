@@ -109,7 +109,8 @@ fn serve<const TAKEN: usize>(
         let result = match service(domain, &mut Registers(registers, 0)) {
             Ok(value) => value as i64,
             Err(No::Refused(refusal)) => refusal.to_result(),
-            Err(no) => return Err(no),
+            Err(No::Fault(cause)) => return Err(Some(cause)),
+            Err(No::Sleeps) => return Err(None),
         };
         domain.calls.end(result);
         Ok((result, domain.traced))
@@ -117,9 +118,9 @@ fn serve<const TAKEN: usize>(
     match answer {
         Some(Ok((result, false))) => result,
         Some(Ok((result, true))) => traced(result),
-        Some(Err(No::Fault(cause))) => end_current(|domain| Fault::at_gate(domain, cause)),
+        Some(Err(Some(cause))) => end_current(|domain| Fault::at_gate(domain, cause)),
         // A sandboxed driver goes on by itself: its registers are all that there is to go back to.
-        Some(Err(No::Sleeps | No::Refused(_))) => {
+        Some(Err(None)) => {
             sleep_current();
             0
         }

@@ -74,14 +74,19 @@ gate_enter:
 
 /* ---- upcalls: kernel -> driver ---------------------------------------------------------------------------------- */
 
-/* Begins an upcall: what `leave_upcall` puts back, and where services and traps find a stack. */
-.macro BEGIN_UPCALL
+/* What a function keeps (System V); `pop_kept` puts it back and returns. */
+.macro PUSH_KEPT
     push rbp
     push rbx
     push r12
     push r13
     push r14
     push r15
+.endm
+
+/* Begins an upcall: what `leave_upcall` puts back, and where services and traps find a stack. */
+.macro BEGIN_UPCALL
+    PUSH_KEPT
     pushfq
     push qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
     sub rsp, 8                          /* 16-byte aligned: services run right below */
@@ -169,6 +174,7 @@ leave_upcall:
     /* kernel stack, from RSP up:  outer continuation | RFLAGS | R15-R12 | RBX | RBP | return address */
     pop qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
     popfq
+pop_kept:
     pop r15
     pop r14
     pop r13
@@ -277,12 +283,7 @@ trap_stack:
 .p2align 4
 .global sleep_trusted
 sleep_trusted:
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
+    PUSH_KEPT
     /* driver's stack, from RSP up:  R15-R12 | RBX | RBP | return address */
     mov rax, rsp
 
@@ -319,13 +320,7 @@ resume_sandboxed:
 resume_trusted:
     BEGIN_UPCALL
     mov rsp, rdi
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbx
-    pop rbp
-    ret
+    jmp pop_kept
 
 /* Backtraces and reports name what is a function. */
 .macro FUNCTIONS names:vararg

@@ -1,8 +1,8 @@
 //! Names of a module's registers, by which a person calls them when they are watched.
 //!
-//! A module that has some has a section [`SECTION`] of [`RegisterName`]s. The kernel reads them
-//! from the file when it traces the driver, and believes nothing of them: a wrong name shows
-//! another register of the driver's own device.
+//! A module that has some has a section [`SECTION`] of [`RegisterName`]s, in the file. The kernel
+//! does nothing with them but show them and watch them: a wrong name is one of another register of
+//! the driver's own device.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -10,8 +10,8 @@ use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ringfence_abi::net::{
-    COUNTER_COUNT, COUNTERS, EMPTY, FRAME_BYTES, MAX_FRAME, RECEIVED, RX_FRAMES, TRANSMIT, TRANSMITTED, TX_FRAMES,
-    entry, split,
+    COUNTER_COUNT, COUNTERS, EMPTY, FRAME_BYTES, HEARING, Hearing, MAX_FRAME, RECEIVED, RX_FRAMES, TRANSMIT,
+    TRANSMITTED, TX_FRAMES, entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -77,6 +77,11 @@ pub struct Counts {
 }
 
 impl<M: Words + Data> Frames<M> {
+    /// Says what the card is to hear besides frames to itself and to all.
+    pub fn say_hearing(&self, hearing: Hearing) {
+        self.memory.store(HEARING, hearing.bits().into());
+    }
+
     /// The driver has seen the link go down, come up, or both.
     pub fn link_is(&mut self, came_up: bool, went_down: bool) {
         self.link_came_up |= came_up && (went_down || !self.has_link);

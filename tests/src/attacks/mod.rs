@@ -179,15 +179,15 @@ fn has(text: &str, pattern: &str) -> bool {
 
 /// Services called with arguments that no driver would pass, and devices that never rest.
 fn calls() -> Vec<Attack> {
-    let groups = [
+    [
         lies::extremes(),
         lies::random(),
         lies::random_panics(),
         lies::bad_pointers(),
         lies::endless_interrupts(),
         vec![lies::endless_poll()],
-    ];
-    groups.concat()
+    ]
+    .concat()
 }
 
 /// All the others that need no boot of their own.

@@ -10,6 +10,24 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
 
+/// What `hearing` of the conformance suite tries is tried at all: these can, and that one says that
+/// it cannot.
+#[test]
+fn cards_are_told_what_to_hear() {
+    let told = |nic: &str, what: &[&str]| {
+        let lines: Vec<String> = what.iter().map(|what| format!("ip link set eth0 {what}")).collect();
+        let mut machine = machine(&lines.join("; "));
+        (machine.nic, machine.hba) = (nic.into(), "none".into());
+        machine
+    };
+    for nic in ["e1000", "rtl8139", "ne2k_pci", "virtio-net-pci"] {
+        boot_well(&told(nic, &["promisc on", "allmulticast on", "promisc off"]));
+    }
+    let text = boot_badly(&told("pcnet", &["promisc off", "promisc on", "allmulticast maybe"]), 2);
+    assert_says(&text, "error: pcnet cannot have its card hear that");
+    assert_says(&text, "error: it must be on or off, not 'maybe'");
+}
+
 #[test]
 fn dhcp_and_ping_work_in_both_rings() {
     let text = boot_well(&machine(

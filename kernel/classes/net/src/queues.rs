@@ -8,8 +8,7 @@ use host::domain::offer::{self, Offer};
 use hw::arch::time;
 use hw::memory::frames::Lent;
 use ringfence_abi::net::{
-    FRAME_BYTES, HEARING, Hearing, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES,
-    TX_START,
+    FRAME_BYTES, Hearing, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES, TX_START,
 };
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
@@ -23,7 +22,6 @@ pub struct Queues {
     pub mac: [u8; 6],
     /// What its card can be told to hear besides.
     pub can_hear: Hearing,
-    memory: Lent,
     frames: Frames<Lent>,
 }
 
@@ -87,15 +85,15 @@ impl Queues {
         memory.store(TX_START, tx.extent.start);
         memory.store(RX_START, rx.extent.start);
         let NetInfo { mac, can_hear } = info;
-        let frames = Frames::new([memory.clone(), tx.memory, rx.memory], time::uptime_ns);
-        Ok(Queues { mac, can_hear: Hearing::from_bits_truncate(can_hear), memory, frames })
+        let frames = Frames::new([memory, tx.memory, rx.memory], time::uptime_ns);
+        Ok(Queues { mac, can_hear: Hearing::from_bits_truncate(can_hear), frames })
     }
 
     /// Says what of `wanted` the card is to hear besides, as far as it can: whether that is
     /// anything. The driver is to be polled for it.
     pub fn hear(&mut self, wanted: Hearing) -> bool {
         let hears = wanted & self.can_hear;
-        self.memory.store(HEARING, hears.bits().into());
+        self.frames.say_hearing(hears);
         !hears.is_empty()
     }
 }

@@ -195,9 +195,9 @@ impl VirtioBlk {
         let (status, data) = (head + 1, head + 2);
         self.requests.describe(data, request.data_address, request.data_len);
         match kind {
-            kind::OUT => self.requests.chain(&[(head, false), (data, false), (status, true)]),
-            kind::IN => self.requests.chain(&[(head, false), (data, true), (status, true)]),
-            _ => self.requests.chain(&[(head, false), (status, true)]),
+            kind::OUT => self.requests.chain([(head, false), (data, false), (status, true)]),
+            kind::IN => self.requests.chain([(head, false), (data, true), (status, true)]),
+            _ => self.requests.chain([(head, false), (status, true)]),
         }
         self.requests.offer(head);
         self.under_way[number] = Some(ticket);

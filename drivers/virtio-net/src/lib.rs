@@ -114,7 +114,7 @@ impl<F> Lane<F> {
         let place = self.free[self.free_count];
         let (header, data) = (place * DESCRIPTORS, place * DESCRIPTORS + 1);
         self.queue.describe(data, address, len_bytes as u32);
-        self.queue.chain(&[(header, device_writes), (data, device_writes)]);
+        self.queue.chain([(header, device_writes), (data, device_writes)]);
         self.queue.offer(header);
         self.frames[usize::from(place)] = Some(frame);
     }
@@ -133,7 +133,8 @@ impl<F> Lane<F> {
         }
     }
 
-    /// Shows the device what was put in.
+    /// Shows the device what was put in. Once for a batch, and apart: it is compiled once.
+    #[inline(never)]
     fn publish(&mut self, transport: &Transport, number: u16) {
         self.queue.publish();
         if self.queue.wants_notification() {
@@ -238,7 +239,7 @@ impl VirtioNet {
         self.headers.write(COMMAND, command);
         control.describe(0, self.headers.address(COMMAND), command.len() as u32);
         control.describe(1, self.headers.address(ACKNOWLEDGEMENT), 1);
-        control.chain(&[(0, false), (1, true)]);
+        control.chain([(0, false), (1, true)]);
         control.offer(0);
         control.publish();
         self.transport.notify(CONTROL);

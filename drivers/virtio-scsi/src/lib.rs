@@ -162,9 +162,9 @@ impl VirtioScsi {
         let (response, data) = (head + 1, head + 2);
         self.requests.describe(data, request.data_address, request.data_len);
         match request.direction {
-            DIRECTION_OUT => self.requests.chain(&[(head, false), (data, false), (response, true)]),
-            DIRECTION_IN => self.requests.chain(&[(head, false), (response, true), (data, true)]),
-            _ => self.requests.chain(&[(head, false), (response, true)]),
+            DIRECTION_OUT => self.requests.chain([(head, false), (data, false), (response, true)]),
+            DIRECTION_IN => self.requests.chain([(head, false), (response, true), (data, true)]),
+            _ => self.requests.chain([(head, false), (response, true)]),
         }
         self.requests.offer(head);
         self.under_way[number] = Some(ticket);
@@ -194,7 +194,7 @@ impl VirtioScsi {
     fn offer_event_buffer(&mut self, index: u16) {
         let offset = usize::from(index) * size_of::<Event>();
         self.events.describe(index, self.event_buffers.address(offset), size_of::<Event>() as u32);
-        self.events.chain(&[(index, true)]);
+        self.events.chain([(index, true)]);
         self.events.offer(index);
         self.events.publish();
     }

@@ -50,13 +50,15 @@ impl Virtqueue {
     }
 
     /// Chains descriptors; for each, whether the device writes its buffer.
-    pub fn chain(&mut self, chain: &[(u16, bool)]) {
-        for (index, (descriptor, device_writes)) in chain.iter().enumerate() {
-            let at = usize::from(*descriptor) * DESCRIPTOR;
-            let next = chain.get(index + 1).map(|(next, _)| *next);
-            let flags = if *device_writes { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
-            self.memory.write(at + 12, flags);
-            self.memory.write(at + 14, next.unwrap_or(0));
+    #[inline(always)]
+    pub fn chain<const LEN: usize>(&mut self, chain: [(u16, bool); LEN]) {
+        for index in 0..LEN {
+            let (descriptor, device_writes) = chain[index];
+            let at = usize::from(descriptor) * DESCRIPTOR;
+            let (more, next) = if index + 1 < LEN { (NEXT, chain[index + 1].0) } else { (0, 0) };
+            let flags = if device_writes { WRITE } else { 0 } | more;
+            // Flags and the next descriptor's number, side by side.
+            self.memory.write(at + 12, u32::from(flags) | u32::from(next) << 16);
         }
     }
 

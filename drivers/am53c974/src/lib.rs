@@ -107,6 +107,10 @@ impl BusAdapter for Am53c974 {
         None
     }
 
+    fn reset_bus(&mut self) {
+        self.reset();
+    }
+
     fn exit(&mut self) {
         self.ports.write32(reg::DMA_COMMAND, dma::IDLE);
         self.ports.write8(reg::COMMAND, command::RESET_CHIP);

@@ -122,6 +122,12 @@ impl BusAdapter for Lsi {
         }
     }
 
+    fn reset_bus(&mut self) {
+        // What fails is said there, and the next command fails as well.
+        let _ = self.reset();
+        self.is_busy = false;
+    }
+
     fn exit(&mut self) {
         self.registers.write8(reg::ISTAT, reg::ISTAT_SRST);
     }

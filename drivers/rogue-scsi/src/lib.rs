@@ -9,7 +9,9 @@
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN, Words};
 use ringfence_sdk::abi::scsi::{
-    COMPLETE, HOST_OK, MAX_DATA, MAX_SENSE, Outcome, REQUESTS, Request, SUBMIT, ScsiInfo, read_request, write_outcome,
+    CAN_ALL, COMPLETE, FUNCTION_ABORT_TASK, FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, HOST_ABORTED, HOST_ERROR,
+    HOST_OK, HOST_RESET, MAX_DATA, Outcome, REQUESTS, Request, SUBMIT, ScsiInfo, TASK_MANAGEMENT, read_request,
+    write_outcome,
 };
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver};
@@ -49,6 +51,16 @@ enum Lie {
     Die,
     /// The queue of commands is said to be read further than it was written.
     ReadAhead,
+    /// It is answered when it is to be aborted, and the next one too: no lie.
+    Hold,
+    /// The same when its unit is to be reset.
+    HoldOn,
+    /// It is never answered, but it is said to have been aborted, and its unit to have been reset.
+    Pretend,
+    /// It is never answered, nor is what is asked about it.
+    Deaf,
+    /// It is aborted, which is said twice.
+    AbortTwice,
 }
 
 /// The disk: blocks, and bytes in each.
@@ -77,6 +89,8 @@ struct RogueScsi {
     lie: Lie,
     /// Where the next random numbers begin.
     random: u64,
+    /// The command that waits for its end, and what is wrong with that.
+    held: Option<(u64, Lie)>,
     /// From now on: the kernel only asks when its queue looks full.
     read_ahead: bool,
 }
@@ -102,7 +116,7 @@ impl RogueScsi {
     }
 
     fn answer(&mut self, number: u64) {
-        let at = ENTRIES + self.put as usize % REQUESTS;
+        let at = ENTRIES + self.put as usize % COMPLETE.capacity;
         self.set(COMPLETE, at, number);
         self.put += 1;
         self.set(COMPLETE, PUT, self.put);
@@ -117,13 +131,40 @@ impl RogueScsi {
         }
     }
 
+    /// A task management function, which is rejected but for a command that is held.
+    fn manage(&mut self, number: u64, request: &Request) {
+        let (command, lie) = self.held.unwrap_or((u64::MAX, Lie::None));
+        let is_meant = request.function == FUNCTION_LOGICAL_UNIT_RESET
+            || request.function == FUNCTION_ABORT_TASK && u64::from(request.managed) == command;
+        let end = match (lie, request.function) {
+            (Lie::Hold | Lie::AbortTwice, FUNCTION_ABORT_TASK) => HOST_ABORTED,
+            (Lie::HoldOn, FUNCTION_LOGICAL_UNIT_RESET) => HOST_RESET,
+            _ => HOST_OK,
+        };
+        if is_meant && end != HOST_OK {
+            self.held = None;
+            write_outcome(&self.memory(), command as usize, &Outcome::failed(end));
+            self.answer(command);
+        }
+        let is_done = is_meant && (end != HOST_OK || lie == Lie::Pretend);
+        let outcome = Outcome::failed(if is_done { HOST_OK } else { HOST_ERROR });
+        write_outcome(&self.memory(), number as usize, &outcome);
+        for _ in 0..(match lie {
+            Lie::Deaf => 0,
+            Lie::AbortTwice => 2,
+            _ => 1,
+        }) {
+            self.answer(number);
+        }
+    }
+
     fn carry_out(&mut self, number: u64, request: &Request) {
         const REPORT_LUNS: u8 = 0xa0;
         const INQUIRY: u8 = 0x12;
         const READ_CAPACITY_10: u8 = 0x25;
         const READ_10: u8 = 0x28;
         const WRITE_10: u8 = 0x2a;
-        let mut outcome = Outcome { host: HOST_OK, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] };
+        let mut outcome = Outcome::answered(0, 0);
         match request.cdb[0] {
             REPORT_LUNS => self.write_data(number, &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             INQUIRY => self.write_data(number, &[0; 36]),
@@ -166,6 +207,7 @@ impl RogueScsi {
         write_outcome(&self.memory(), number as usize, &outcome);
         match lie {
             Lie::Lose => {}
+            Lie::Hold | Lie::HoldOn | Lie::Pretend | Lie::Deaf | Lie::AbortTwice => self.held = Some((number, lie)),
             Lie::Twice => {
                 self.answer(number);
                 self.answer(number);
@@ -190,14 +232,14 @@ impl RogueScsi {
 /// Any registration that four numbers can ask for; `state` is where the random numbers begin and go
 /// on.
 fn any_registration(state: &mut u64) -> ScsiInfo {
-    let [max_targets, max_luns, queue_depth, reserved] = core::array::from_fn(|_| {
+    let [max_targets, max_luns, queue_depth, functions] = core::array::from_fn(|_| {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
         // Half of them nearly make sense.
         if *state & 1 == 0 { (*state >> 8) as u32 } else { (*state >> 8) as u32 % 300 }
     });
-    ScsiInfo { max_targets, max_luns, queue_depth, reserved }
+    ScsiInfo { max_targets, max_luns, queue_depth, functions }
 }
 
 /// Offers a host of which the kernel is to look up at `info` what it is like.
@@ -216,7 +258,7 @@ fn register_wrongly(state: &mut u64) -> Result<()> {
             0 => info.max_targets = 0,
             1 => info.max_luns = 257 + info.max_luns / 2,
             2 => info.queue_depth = 1 + REQUESTS as u32 + info.queue_depth / 2,
-            _ => info.reserved |= 1,
+            _ => info.functions |= 1,
         }
         if offer(&raw const info as u64) != Refusal::Invalid.to_result() {
             return Err(Refusal::Denied);
@@ -230,22 +272,25 @@ impl Driver for RogueScsi {
         let mut random = 0x1997;
         register_wrongly(&mut random)?;
         let max_targets = if flag(&raw const IS_ODD) { 256 } else { 1 };
-        let info = ScsiInfo { max_targets, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
+        let info = ScsiInfo { max_targets, max_luns: 1, queue_depth: REQUESTS as u32, functions: CAN_ALL };
         let start = offer(&raw const info as u64);
         if start < 0 {
             return Err(Refusal::from_result(start).unwrap_or(Refusal::Invalid));
         }
         let lie = if flag(&raw const IS_MUTE) { Lie::LoseAll } else { Lie::None };
-        Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie, random, read_ahead: false })
+        Ok(RogueScsi { queues: start as *mut u64, taken: 0, put: 0, lie, random, held: None, read_ahead: false })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
         while self.taken != self.memory().load(SUBMIT.base + PUT) {
-            let number = self.memory().load(SUBMIT.base + ENTRIES + self.taken as usize % REQUESTS);
+            let number = self.memory().load(SUBMIT.base + ENTRIES + self.taken as usize % SUBMIT.capacity);
             self.taken += 1;
             self.set(SUBMIT, TAKEN, if self.read_ahead { u64::MAX } else { self.taken });
             if let Some(request) = read_request(&self.memory(), number as usize) {
-                self.carry_out(number, &request);
+                match request.function {
+                    FUNCTION_COMMAND => self.carry_out(number, &request),
+                    _ => self.manage(number, &request),
+                }
             }
         }
         Reply::empty()
@@ -273,17 +318,26 @@ impl Driver for RogueScsi {
             "backwards" => Lie::Backwards,
             "die" => Lie::Die,
             "read-ahead" => Lie::ReadAhead,
+            "hold" => Lie::Hold,
+            "hold-on" => Lie::HoldOn,
+            "pretend" => Lie::Pretend,
+            "deaf" => Lie::Deaf,
+            "abort-twice" => Lie::AbortTwice,
             // Not about the next answer.
             "unasked" => {
                 self.answer(0);
                 return Ok(0);
             }
+            "unasked-abort" => {
+                self.answer(TASK_MANAGEMENT as u64);
+                return Ok(0);
+            }
             "register-twice" => {
-                let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: 1, reserved: 0 };
+                let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: 1, functions: 0 };
                 return Ok(refusal(offer(&raw const info as u64)));
             }
             "register-huge" => {
-                let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, reserved: 0 };
+                let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, functions: 0 };
                 return Ok(refusal(offer(&raw const info as u64)));
             }
             // It is registered, so that each is refused.

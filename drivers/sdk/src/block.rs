@@ -43,7 +43,7 @@ impl Protocol for Block {
 
     const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = QUEUE_BYTES;
-    const REQUESTS: usize = BLOCK_REQUESTS;
+    const NUMBERS: usize = BLOCK_REQUESTS;
 
     fn read(memory: &impl Words, number: usize) -> Option<BlockRequest> {
         read_request(memory, number)

@@ -112,8 +112,8 @@ pub trait Protocol {
     const RINGS: [Place; 2];
     /// Length of the memory with rings and requests, in bytes.
     const QUEUE_BYTES: usize;
-    /// How many requests there are.
-    const REQUESTS: usize;
+    /// How many numbers requests have, from 0 on.
+    const NUMBERS: usize;
 
     /// Copies request `number` out of shared memory.
     fn read(memory: &impl Words, number: usize) -> Option<Self::Request>;
@@ -149,7 +149,7 @@ impl<P: Protocol> Requests<P> {
     #[inline]
     pub fn take(&mut self) -> Option<(Ticket<P>, P::Request)> {
         let number = usize::try_from(self.submit.take(&self.memory).ok()??).ok()?;
-        if number >= P::REQUESTS {
+        if number >= P::NUMBERS {
             return None;
         }
         let request = P::read(&self.memory, number)?;
@@ -200,7 +200,7 @@ impl<P> Ticket<P> {
         Some(Ticket { number, protocol: PhantomData })
     }
 
-    /// The request's number, below [`Protocol::REQUESTS`]. No other that was taken and not
+    /// The request's number, below [`Protocol::NUMBERS`]. No other that was taken and not
     /// completed has it.
     pub fn number(&self) -> usize {
         usize::from(self.number.get()) - 1

@@ -1,13 +1,26 @@
 //! SCSI host drivers.
+//!
+//! [`Queues::take`](crate::class::Requests::take) hands out commands, of which [`REQUESTS`] can be
+//! under way. A driver that says in [`ScsiInfo::functions`] that it can abort commands or reset
+//! logical units also gets requests whose [`Request::function`] asks for that, under the numbers
+//! from [`TASK_MANAGEMENT`] on. The kernel sends one when a command is not done in time, before it
+//! ends the driver, and when a person types `blkreset`. The commands that are given up are
+//! completed with [`HOST_ABORTED`] or [`HOST_RESET`], before the request that asked for it; the
+//! kernel sends them again. Other drivers never see such a request.
+//!
+//! An [`Outcome`] says what became of a request: [`Outcome::answered`] with the SCSI status and how
+//! much data is left, [`Outcome::with_sense`], [`Outcome::failed`] if there was no status, and
+//! [`Outcome::check_condition`] for a driver that finds out itself what is wrong.
 
 use crate::Result;
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use ringfence_abi::queue::{Place, Words};
-use ringfence_abi::scsi::{COMPLETE, QUEUE_BYTES, SUBMIT, read_request, write_outcome};
 pub use ringfence_abi::scsi::{
-    DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, REQUESTS,
-    Request, ScsiInfo,
+    CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, FUNCTION_ABORT_TASK,
+    FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, FUNCTIONS, HOST_ABORTED, HOST_ERROR, HOST_NO_DEVICE, HOST_OK,
+    HOST_RESET, MAX_SENSE, Outcome, REQUESTS, Request, ScsiInfo, SenseKey, TASK_MANAGEMENT,
 };
+use ringfence_abi::scsi::{COMPLETE, NUMBERS, QUEUE_BYTES, SUBMIT, read_request, write_outcome};
 
 /// SCSI host bus adapters.
 pub struct Scsi;
@@ -35,7 +48,7 @@ impl Protocol for Scsi {
 
     const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = QUEUE_BYTES;
-    const REQUESTS: usize = REQUESTS;
+    const NUMBERS: usize = NUMBERS;
 
     #[inline]
     fn read(memory: &impl Words, number: usize) -> Option<Request> {

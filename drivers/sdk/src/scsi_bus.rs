@@ -4,7 +4,8 @@
 use crate::class::Device;
 use crate::dma::Dma;
 use crate::scsi::{
-    DIRECTION_IN, DIRECTION_OUT, HOST_OK, MAX_SENSE, Outcome, Queues, Request, Scsi, ScsiDriver, ScsiInfo, Ticket,
+    CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, DIRECTION_IN, DIRECTION_OUT, FUNCTION_ABORT_TASK, FUNCTION_COMMAND,
+    HOST_ABORTED, HOST_OK, HOST_RESET, MAX_SENSE, Outcome, Queues, Request, Scsi, ScsiDriver, ScsiInfo, Ticket,
 };
 use crate::{Events, Reply, Result};
 use ringfence_abi::scsi::{MAX_CDB, REQUESTS};
@@ -118,6 +119,9 @@ pub trait BusAdapter: Sized + 'static {
     /// device has interrupted.
     fn poll(&mut self, interrupted: bool) -> Option<Ending>;
 
+    /// Resets the bus: the command that is under way, if there is one, is given up.
+    fn reset_bus(&mut self);
+
     /// Stops the adapter.
     fn exit(&mut self);
 }
@@ -137,20 +141,61 @@ pub type BusDriver<A> = ScsiDriver<BusHost<A>>;
 pub struct BusHost<A> {
     adapter: A,
     current: Option<Current>,
+    /// Commands that wait for the bus, in their order from `first` on. One that was aborted has
+    /// left a gap.
+    waiting: [Option<(Ticket, Request)>; REQUESTS],
+    first: usize,
+    last: usize,
     sense: Dma,
 }
 
 impl<A: BusAdapter> BusHost<A> {
-    /// Begins the next request that can be begun.
+    /// Takes all requests: commands have to wait, a task management function has not.
+    fn take(&mut self, queues: &mut Queues) {
+        while let Some((ticket, request)) = queues.take() {
+            if request.function == FUNCTION_COMMAND {
+                self.waiting[self.last % REQUESTS] = Some((ticket, request));
+                self.last += 1;
+            } else {
+                self.manage(&request, queues);
+                queues.complete(ticket, &Outcome::failed(HOST_OK));
+            }
+        }
+    }
+
+    /// Gives up the command that is to be aborted, or the one that is under way. This bus has
+    /// nothing better than to be reset.
+    fn manage(&mut self, request: &Request, queues: &mut Queues) {
+        let mut host = HOST_RESET;
+        if request.function == FUNCTION_ABORT_TASK {
+            host = HOST_ABORTED;
+            let is_it = |ticket: &Ticket| ticket.number() == usize::from(request.managed);
+            let waiting = self.waiting.iter_mut().find_map(|place| place.take_if(|(ticket, _)| is_it(ticket)));
+            if let Some((ticket, _)) = waiting {
+                return queues.complete(ticket, &Outcome::failed(host));
+            }
+            if !self.current.as_ref().is_some_and(|current| is_it(&current.ticket)) {
+                return;
+            }
+        }
+        self.adapter.reset_bus();
+        if let Some(current) = self.current.take() {
+            queues.complete(current.ticket, &Outcome::failed(host));
+        }
+    }
+
+    /// Begins the next command that can be begun.
     fn start_next(&mut self, queues: &mut Queues) {
-        while self.current.is_none() {
-            let Some((ticket, request)) = queues.take() else { return };
+        self.take(queues);
+        while self.current.is_none() && self.first != self.last {
+            self.first += 1;
+            let Some((ticket, request)) = self.waiting[(self.first - 1) % REQUESTS].take() else { continue };
             match Command::new(&request) {
                 Some(command) => {
                     self.adapter.start(&command);
                     self.current = Some(Current { ticket, command, ended: None });
                 }
-                None => queues.complete(ticket, &outcome(Ending::failed(crate::scsi::HOST_NO_DEVICE), None)),
+                None => queues.complete(ticket, &Outcome::failed(crate::scsi::HOST_NO_DEVICE)),
             }
         }
     }
@@ -164,30 +209,37 @@ impl<A: BusAdapter> BusHost<A> {
                 self.adapter.start(&sense);
                 self.current = Some(Current { ticket, command: sense, ended: Some(ending) });
             }
-            None => queues.complete(ticket, &outcome(ending, None)),
+            None => queues.complete(ticket, &outcome(ending, &[])),
             Some(first) => {
                 let is_good = ending.host == HOST_OK && ending.status == 0;
                 let mut bytes = [0; MAX_SENSE];
                 self.sense.read_bytes(0, &mut bytes);
-                let len = (MAX_SENSE as u32).saturating_sub(ending.residual);
-                queues.complete(ticket, &outcome(first, is_good.then_some((bytes, len))));
+                let len = if is_good { MAX_SENSE.saturating_sub(ending.residual as usize) } else { 0 };
+                queues.complete(ticket, &outcome(first, &bytes[..len]));
             }
         }
     }
 }
 
-fn outcome(ending: Ending, sense: Option<([u8; MAX_SENSE], u32)>) -> Outcome {
-    let (sense, sense_len) = sense.unwrap_or(([0; MAX_SENSE], 0));
-    Outcome { host: ending.host, status: ending.status.into(), residual: ending.residual, sense_len, sense }
+fn outcome(ending: Ending, sense: &[u8]) -> Outcome {
+    Outcome { host: ending.host, ..Outcome::answered(ending.status, ending.residual) }.with_sense(sense)
 }
 
 impl<A: BusAdapter> Device<Scsi> for BusHost<A> {
     fn init() -> Result<Self> {
-        Ok(BusHost { sense: Dma::within_4_gib(MAX_SENSE)?, adapter: A::init()?, current: None })
+        Ok(BusHost {
+            sense: Dma::within_4_gib(MAX_SENSE)?,
+            adapter: A::init()?,
+            current: None,
+            waiting: [const { None }; REQUESTS],
+            first: 0,
+            last: 0,
+        })
     }
 
     fn info(&self) -> ScsiInfo {
-        ScsiInfo { max_targets: TARGETS, max_luns: UNITS, queue_depth: REQUESTS as u32, reserved: 0 }
+        let functions = CAN_ABORT_TASK | CAN_RESET_LOGICAL_UNIT;
+        ScsiInfo { max_targets: TARGETS, max_luns: UNITS, queue_depth: REQUESTS as u32, functions }
     }
 
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {

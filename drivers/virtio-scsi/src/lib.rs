@@ -1,26 +1,28 @@
 //! virtio SCSI host over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4 (virtqueues),
 //! 4.1 (PCI) and 5.6 (SCSI host).
 //!
-//! One request queue with three fixed descriptors for each request the kernel can have under way,
-//! and the event queue, whose events the kernel is told of.
+//! One request queue with three fixed descriptors for each request the kernel can have under way;
+//! the control queue, for task management functions; and the event queue, whose events the kernel
+//! is told of.
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod wire;
 
-use ringfence_sdk::abi::scsi::HOST_RESET;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::scsi::{
-    DIRECTION_IN, DIRECTION_OUT, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, MAX_SENSE, Outcome, Queues, REQUESTS, Request,
-    Scsi, ScsiDriver, ScsiInfo, Ticket,
+    CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, DIRECTION_IN, DIRECTION_OUT, FUNCTION_ABORT_TASK, FUNCTION_COMMAND,
+    FUNCTIONS, HOST_ABORTED, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, HOST_RESET, MAX_SENSE, Outcome, Queues, REQUESTS,
+    Request, Scsi, ScsiDriver, ScsiInfo, TASK_MANAGEMENT, Ticket,
 };
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Reset, Result, driver};
 use wire::{
-    Event, REQUEST_BYTES, RESPONSE_BYTES, RESPONSE_HEAD_BYTES, RequestHeader, Response, event, features, response,
+    Event, FUNCTION_BYTES, Function, REQUEST_BYTES, RESPONSE_BYTES, RESPONSE_HEAD_BYTES, RequestHeader, Response,
+    event, features, response,
 };
 use zerocopy::IntoBytes;
 
@@ -35,24 +37,29 @@ driver!(
 );
 
 /// Numbers of the virtqueues (5.6.2).
+const CONTROL_QUEUE: u16 = 0;
 const EVENT_QUEUE: u16 = 1;
 const REQUEST_QUEUE: u16 = 2;
-/// Interrupts of the device's own, if it can have them: one for each queue.
+/// Interrupts of the device's own, if it can have them: one for requests, and one for the rest.
 const VECTORS: u64 = 2;
 const REQUEST_VECTOR: u16 = 0;
-const EVENT_VECTOR: u16 = 1;
+const OTHER_VECTOR: u16 = 1;
 /// Descriptors a request takes: header, response, data.
 const DESCRIPTORS: u16 = 3;
 /// Events that can wait.
 const EVENTS: u16 = 8;
 /// Each request's header and response get a cache line's multiple of their own.
 const SLOT_BYTES: usize = 256;
-const RESPONSE_OFFSET: usize = 128;
+const RESPONSE_OFFSET: usize = 64;
+/// Where one function begins behind another, with its response.
+const FUNCTION_SLOT: usize = 32;
+const _: () = assert!(FUNCTION_BYTES < FUNCTION_SLOT);
 const _: () = assert!(REQUEST_BYTES <= RESPONSE_OFFSET && RESPONSE_OFFSET + RESPONSE_BYTES <= SLOT_BYTES);
 
 struct VirtioScsi {
     transport: Transport,
     requests: Virtqueue,
+    control: Virtqueue,
     events: Virtqueue,
     /// Headers and responses.
     slots: Dma,
@@ -60,6 +67,12 @@ struct VirtioScsi {
     event_buffers: Dma,
     /// What the device has, by number.
     under_way: [Option<Ticket>; REQUESTS],
+    /// The identifier that each was given: one more than the last one's.
+    ids: [u64; REQUESTS],
+    last_id: u64,
+    /// The task management functions that the device has, and their memory.
+    managing: [Option<Ticket>; FUNCTIONS],
+    functions: Dma,
     info: ScsiInfo,
 }
 
@@ -83,13 +96,26 @@ impl Device<Scsi> for VirtioScsi {
             max_targets: u32::from(config.read16(wire::config::MAX_TARGET)).min(255) + 1,
             max_luns: limit(wire::config::MAX_LUN, 255) + 1,
             queue_depth: depth as u32,
-            reserved: 0,
+            functions: CAN_ABORT_TASK | CAN_RESET_LOGICAL_UNIT,
         };
-        let events = transport.queue(EVENT_QUEUE, EVENTS, EVENT_VECTOR)?;
+        let control = transport.queue(CONTROL_QUEUE, 2 * FUNCTIONS as u16, OTHER_VECTOR)?;
+        let events = transport.queue(EVENT_QUEUE, EVENTS, OTHER_VECTOR)?;
         let slots = Dma::new(REQUESTS * SLOT_BYTES)?;
         let event_buffers = Dma::new(usize::from(EVENTS) * size_of::<Event>())?;
-        let under_way = [const { None }; REQUESTS];
-        let mut host = VirtioScsi { transport, requests, events, slots, event_buffers, under_way, info };
+        let mut host = VirtioScsi {
+            transport,
+            requests,
+            control,
+            events,
+            slots,
+            event_buffers,
+            under_way: [const { None }; REQUESTS],
+            ids: [0; REQUESTS],
+            last_id: 0,
+            managing: [const { None }; FUNCTIONS],
+            functions: Dma::new(FUNCTIONS * FUNCTION_SLOT)?,
+            info,
+        };
         host.describe_slots();
         device::enable_dma()?;
         host.transport.finish();
@@ -111,14 +137,18 @@ impl Device<Scsi> for VirtioScsi {
         if events.contains(Events::INTERRUPT) {
             // 4.1.4.5: reading the status lowers the line.
             self.transport.acknowledge();
-            if self.transport.has_fired(events, EVENT_VECTOR) && self.take_events() {
+            if self.transport.has_fired(events, OTHER_VECTOR) && self.take_events() {
                 reply |= Reply::UNITS_CHANGED;
             }
         }
         let mut submitted = false;
         while let Some((ticket, request)) = queues.take() {
-            self.submit(ticket, &request);
-            submitted = true;
+            if request.function == FUNCTION_COMMAND {
+                self.submit(ticket, &request);
+                submitted = true;
+            } else {
+                self.manage(ticket, (request.target as u8, request.lun), request.managed);
+            }
         }
         if submitted {
             self.requests.publish();
@@ -126,11 +156,11 @@ impl Device<Scsi> for VirtioScsi {
                 self.transport.notify(REQUEST_QUEUE);
             }
         }
-        while let Some((head, _)) = self.requests.take_used() {
-            let number = usize::from(head / DESCRIPTORS);
-            if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
-                queues.complete(ticket, &self.outcome(number));
-            }
+        // Looked at first, and completed last: the device completes the requests that a function is
+        // about before it.
+        let mut function = if self.managing.iter().any(Option::is_some) { self.take_function() } else { None };
+        while let Some((ticket, outcome)) = self.take_done().or_else(|| function.take()) {
+            queues.complete(ticket, &outcome);
         }
         reply
     }
@@ -155,7 +185,9 @@ impl VirtioScsi {
     fn submit(&mut self, ticket: Ticket, request: &Request) {
         let number = ticket.number();
         let slot = number * SLOT_BYTES;
-        let header = RequestHeader::new(request.target as u8, request.lun, number as u64, &request.cdb);
+        self.last_id += 1;
+        self.ids[number] = self.last_id;
+        let header = RequestHeader::new(request.target as u8, request.lun, self.last_id, &request.cdb);
         self.slots.write_bytes(slot, header.as_bytes());
         // 2.4.4.2: what the device reads comes before what it writes.
         let head = number as u16 * DESCRIPTORS;
@@ -170,6 +202,51 @@ impl VirtioScsi {
         self.under_way[number] = Some(ticket);
     }
 
+    /// Begins a task management function: an identifier, unlike a number, is never that of a later
+    /// request.
+    #[cold]
+    fn manage(&mut self, ticket: Ticket, (target, lun): (u8, u16), managed: u16) {
+        let which = ticket.number() - TASK_MANAGEMENT;
+        let is_abort = which == usize::from(FUNCTION_ABORT_TASK - 1);
+        let aborts = self.ids.get(usize::from(managed)).copied().filter(|_| is_abort);
+        let (slot, head) = (which * FUNCTION_SLOT, which as u16 * 2);
+        let function = Function::new(target, lun, aborts);
+        self.functions.write_bytes(slot, function.as_bytes());
+        self.control.describe(head, self.functions.address(slot), FUNCTION_BYTES as u32);
+        self.control.describe(head + 1, self.functions.address(slot + FUNCTION_BYTES), 1);
+        self.control.chain([(head, false), (head + 1, true)]);
+        self.control.offer(head);
+        self.control.publish();
+        self.transport.notify(CONTROL_QUEUE);
+        self.managing[which] = Some(ticket);
+    }
+
+    /// A command that the device has done, and what became of it.
+    #[inline]
+    fn take_done(&mut self) -> Option<(Ticket, Outcome)> {
+        while let Some((head, _)) = self.requests.take_used() {
+            let number = usize::from(head / DESCRIPTORS);
+            if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
+                return Some((ticket, self.outcome(number)));
+            }
+        }
+        None
+    }
+
+    /// A task management function that the device has done, and what became of it.
+    #[cold]
+    fn take_function(&mut self) -> Option<(Ticket, Outcome)> {
+        let (head, _) = self.control.take_used()?;
+        let which = usize::from(head / 2);
+        let ticket = self.managing.get_mut(which)?.take()?;
+        let host = match self.functions.read(which * FUNCTION_SLOT + FUNCTION_BYTES) {
+            response::OK | response::SUCCEEDED => HOST_OK,
+            response::BAD_TARGET | response::INCORRECT_LUN => HOST_NO_DEVICE,
+            _ => HOST_ERROR,
+        };
+        Some((ticket, Outcome::failed(host)))
+    }
+
     fn outcome(&self, number: usize) -> Outcome {
         let at = number * SLOT_BYTES + RESPONSE_OFFSET;
         let response = Response::from(self.slots.read::<[u32; RESPONSE_HEAD_BYTES / 4]>(at));
@@ -181,7 +258,8 @@ impl VirtioScsi {
             host: match response.response {
                 response::OK => HOST_OK,
                 response::BAD_TARGET | response::INCORRECT_LUN => HOST_NO_DEVICE,
-                response::RESET | response::ABORTED => HOST_RESET,
+                response::RESET => HOST_RESET,
+                response::ABORTED => HOST_ABORTED,
                 _ => HOST_ERROR,
             },
             status: response.status.into(),

@@ -34,11 +34,10 @@ pub struct RequestHeader {
 const _: () = assert!(REQUEST_BYTES == 51 && RESPONSE_BYTES == 108);
 
 impl RequestHeader {
-    /// A simple task for logical unit `lun` of `target`, addressed as 5.6.6.1 says.
+    /// A simple task for logical unit `lun` of `target`, with an identifier that no other has.
     pub fn new(target: u8, lun: u16, id: u64, cdb: &[u8; MAX_CDB]) -> RequestHeader {
-        let [high, low] = (lun & 0x3fff | 0x4000).to_be_bytes();
         RequestHeader {
-            lun: [1, target, high, low, 0, 0, 0, 0],
+            lun: address(target, lun),
             id: U64::new(id),
             task_attribute: 0,
             priority: 0,
@@ -46,6 +45,36 @@ impl RequestHeader {
             cdb: *cdb,
         }
     }
+}
+
+/// What the device reads of a task management function (5.6.6.2).
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Function {
+    kind: U32,
+    subtype: U32,
+    lun: [u8; 8],
+    id: U64,
+}
+/// Its length in bytes; the response, one byte of [`response`], is behind it.
+pub const FUNCTION_BYTES: usize = size_of::<Function>();
+
+impl Function {
+    /// ABORT TASK of the request with this identifier, or LOGICAL UNIT RESET.
+    pub fn new(target: u8, lun: u16, aborts: Option<u64>) -> Function {
+        const TASK_MANAGEMENT: u32 = 0;
+        const ABORT_TASK: u32 = 0;
+        const LOGICAL_UNIT_RESET: u32 = 5;
+        let (subtype, id) = aborts.map_or((LOGICAL_UNIT_RESET, 0), |id| (ABORT_TASK, id));
+        let (kind, subtype) = (U32::new(TASK_MANAGEMENT), U32::new(subtype));
+        Function { kind, subtype, lun: address(target, lun), id: U64::new(id) }
+    }
+}
+
+/// Logical unit `lun` of `target`, addressed as 5.6.6.1 says.
+fn address(target: u8, lun: u16) -> [u8; 8] {
+    let [high, low] = (lun & 0x3fff | 0x4000).to_be_bytes();
+    [1, target, high, low, 0, 0, 0, 0]
 }
 
 /// What the device writes of a request, but for the sense data, which is behind that.
@@ -70,7 +99,7 @@ impl From<[u32; RESPONSE_HEAD_BYTES / 4]> for Response {
 
 /// What became of a request.
 pub mod response {
-    /// It reached the device.
+    /// It reached the device; a function is complete.
     pub const OK: u8 = 0;
     /// It was aborted.
     pub const ABORTED: u8 = 2;
@@ -78,6 +107,8 @@ pub mod response {
     pub const BAD_TARGET: u8 = 3;
     /// The device was reset.
     pub const RESET: u8 = 4;
+    /// A function was carried out.
+    pub const SUCCEEDED: u8 = 10;
     /// There is no such logical unit.
     pub const INCORRECT_LUN: u8 = 12;
 }

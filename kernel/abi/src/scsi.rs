@@ -4,13 +4,28 @@
 //! The kernel fills in request `n` and puts `n` into `submit`; the driver carries it out, writes
 //! the outcome into the same request and puts `n` into `complete`. The data goes to or from the
 //! request's own part of DMA memory, whose address for the device the request names.
+//!
+//! A command that is not done in time can be aborted, and its logical unit reset, if the driver
+//! has said in [`ScsiInfo::functions`] that it can. These task management functions (SAM-5, 7) are
+//! requests like commands, under numbers of their own, from [`TASK_MANAGEMENT`] on: they get
+//! through when all [`REQUESTS`] are under way. One of each can be under way at a time, so that a
+//! device that does not abort a command can be reset.
 
 use crate::queue::{Place, Words, read_value, write_value};
 use core::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Requests that can be under way at once.
+/// Commands that can be under way at once.
 pub const REQUESTS: usize = 32;
+/// Number of a request that is the first task management function, [`FUNCTION_ABORT_TASK`]; the
+/// next one is that of [`FUNCTION_LOGICAL_UNIT_RESET`].
+pub const TASK_MANAGEMENT: usize = REQUESTS;
+/// Task management functions.
+pub const FUNCTIONS: usize = 2;
+/// Numbers of requests: those of commands, and from [`TASK_MANAGEMENT`] on.
+pub const NUMBERS: usize = TASK_MANAGEMENT + FUNCTIONS;
+/// Entries of a ring: all requests have room.
+const RING: usize = NUMBERS.next_power_of_two();
 /// Most data that one request can move, in bytes.
 pub const MAX_DATA: usize = 65536;
 /// Longest command descriptor block, in bytes.
@@ -19,22 +34,32 @@ pub const MAX_CDB: usize = 32;
 pub const MAX_SENSE: usize = 48;
 
 /// Requests to carry out: kernel to driver.
-pub const SUBMIT: Place = Place::new(0, REQUESTS);
+pub const SUBMIT: Place = Place::new(0, RING);
 /// Requests carried out: driver to kernel.
-pub const COMPLETE: Place = Place::new(SUBMIT.end(), REQUESTS);
+pub const COMPLETE: Place = Place::new(SUBMIT.end(), RING);
 /// Word where request 0 begins.
 pub const FIRST_REQUEST: usize = COMPLETE.end();
 /// Words from one request to the next.
 pub const REQUEST_WORDS: usize = size_of::<Request>() / 8 + size_of::<Outcome>() / 8;
 /// Length of the queue memory in bytes.
-pub const QUEUE_BYTES: usize = (FIRST_REQUEST + REQUESTS * REQUEST_WORDS) * 8;
+pub const QUEUE_BYTES: usize = (FIRST_REQUEST + NUMBERS * REQUEST_WORDS) * 8;
 
 /// Data moves neither way.
-pub const DIRECTION_NONE: u32 = 0;
+pub const DIRECTION_NONE: u16 = 0;
 /// From the device into memory.
-pub const DIRECTION_IN: u32 = 1;
+pub const DIRECTION_IN: u16 = 1;
 /// From memory to the device.
-pub const DIRECTION_OUT: u32 = 2;
+pub const DIRECTION_OUT: u16 = 2;
+
+/// A command is to be carried out.
+pub const FUNCTION_COMMAND: u16 = 0;
+/// ABORT TASK (SAM-5, 7.2): request [`Request::managed`] is to be completed soon, with
+/// [`HOST_ABORTED`] if the device has not done it.
+pub const FUNCTION_ABORT_TASK: u16 = 1;
+/// LOGICAL UNIT RESET (SAM-5, 7.7): all commands of the unit are to be completed soon, with
+/// [`HOST_RESET`] if the device has not done them. An adapter that can only reset more, its bus
+/// say, does that.
+pub const FUNCTION_LOGICAL_UNIT_RESET: u16 = 2;
 
 /// What the kernel asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -47,15 +72,17 @@ pub struct Request {
     /// Length of the data in bytes.
     pub data_len: u32,
     /// One of `DIRECTION_*`.
-    pub direction: u32,
+    pub direction: u16,
+    /// Number of the request that is to be aborted, below [`REQUESTS`], if that is the function.
+    pub managed: u16,
     /// SCSI target, below 256.
     pub target: u16,
     /// Logical unit, below 256.
     pub lun: u16,
     /// Length of the command descriptor block in bytes.
     pub cdb_len: u16,
-    /// Must be zero.
-    pub reserved: u16,
+    /// One of `FUNCTION_*`. The command descriptor block and the data are a command's only.
+    pub function: u16,
     /// Command descriptor block.
     pub cdb: [u8; MAX_CDB],
 }
@@ -76,6 +103,59 @@ pub struct Outcome {
     pub sense: [u8; MAX_SENSE],
 }
 
+/// What went wrong, in sense data (SPC-4, 4.5.6, table 28).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SenseKey {
+    /// NOT READY: the unit cannot be accessed.
+    NotReady = 2,
+    /// MEDIUM ERROR: the medium, or the data on it, is bad.
+    MediumError = 3,
+    /// HARDWARE ERROR: the device failed.
+    HardwareError = 4,
+    /// ILLEGAL REQUEST: the unit does not know the command, or not like this.
+    IllegalRequest = 5,
+    /// UNIT ATTENTION: something has changed, and the command was not done.
+    UnitAttention = 6,
+    /// DATA PROTECT: the blocks may not be read or written.
+    DataProtect = 7,
+    /// ABORTED COMMAND: the device gave the command up.
+    AbortedCommand = 11,
+}
+
+impl Outcome {
+    /// The command did not come to a status, for the reason `host`, a `HOST_*` code.
+    pub const fn failed(host: u32) -> Outcome {
+        Outcome { host, status: 0, residual: 0, sense_len: 0, sense: [0; MAX_SENSE] }
+    }
+
+    /// The device answered with a status (SAM-5, 5.3.1), and has left `residual` bytes of the data
+    /// unmoved.
+    pub const fn answered(status: u8, residual: u32) -> Outcome {
+        Outcome { status: status as u32, residual, ..Outcome::failed(HOST_OK) }
+    }
+
+    /// The same with sense data of the device's. Only [`MAX_SENSE`] bytes of it are kept.
+    pub fn with_sense(mut self, bytes: &[u8]) -> Outcome {
+        let len = bytes.len().min(MAX_SENSE);
+        self.sense[..len].copy_from_slice(&bytes[..len]);
+        self.sense_len = len as u32;
+        self
+    }
+
+    /// CHECK CONDITION, for a driver that finds out itself what is wrong: sense data in the fixed
+    /// format (SPC-4, 4.5.3), with an additional sense code and its qualifier (SPC-4, D.2). No data
+    /// was moved of `data_len` bytes.
+    pub fn check_condition(key: SenseKey, code: u8, qualifier: u8, data_len: u32) -> Outcome {
+        const CHECK_CONDITION: u8 = 0x02;
+        const CURRENT: u8 = 0x70;
+        const ADDITIONAL: u8 = 10;
+        let mut sense = [0; 18];
+        (sense[0], sense[2], sense[7], sense[12], sense[13]) = (CURRENT, key as u8, ADDITIONAL, code, qualifier);
+        Outcome::answered(CHECK_CONDITION, data_len).with_sense(&sense)
+    }
+}
+
 /// The device answered: `status` and sense data say what.
 pub const HOST_OK: u32 = 0;
 /// There is no such target or logical unit.
@@ -84,6 +164,8 @@ pub const HOST_NO_DEVICE: u32 = 1;
 pub const HOST_ERROR: u32 = 2;
 /// The command was given up because of a reset.
 pub const HOST_RESET: u32 = 3;
+/// The command was aborted.
+pub const HOST_ABORTED: u32 = 4;
 
 const _: () = assert!(size_of::<Request>() == 64 && size_of::<Outcome>() == 64);
 
@@ -97,25 +179,32 @@ pub struct ScsiInfo {
     pub max_luns: u32,
     /// Requests that the adapter can have under way, at most [`REQUESTS`].
     pub queue_depth: u32,
-    /// Must be zero.
-    pub reserved: u32,
+    /// The task management functions that the driver carries out: `CAN_*`.
+    pub functions: u32,
 }
+
+/// The driver aborts commands.
+pub const CAN_ABORT_TASK: u32 = 1 << FUNCTION_ABORT_TASK;
+/// The driver resets logical units.
+pub const CAN_RESET_LOGICAL_UNIT: u32 = 1 << FUNCTION_LOGICAL_UNIT_RESET;
+/// All that a driver can say it does.
+pub const CAN_ALL: u32 = CAN_ABORT_TASK | CAN_RESET_LOGICAL_UNIT;
 
 const OUTCOME_OFFSET: usize = size_of::<Request>() / 8;
 
 /// Where request `number` begins, in words. Panics if there is no such request: callers check
 /// numbers they are given.
 const fn request_at(number: usize) -> usize {
-    assert!(number < REQUESTS);
+    assert!(number < NUMBERS);
     FIRST_REQUEST + number * REQUEST_WORDS
 }
 
-/// Writes request `number` (below [`REQUESTS`]) into shared memory.
+/// Writes request `number` (below [`NUMBERS`]) into shared memory.
 pub fn write_request(words: &impl Words, number: usize, request: &Request) {
     write_value(words, request_at(number), request, size_of::<Request>() / 8);
 }
 
-/// Copies request `number` (below [`REQUESTS`]) out of shared memory.
+/// Copies request `number` (below [`NUMBERS`]) out of shared memory.
 pub fn read_request(words: &impl Words, number: usize) -> Option<Request> {
     read_value::<{ size_of::<Request>() / 8 }, Request>(words, request_at(number))
 }
@@ -124,13 +213,13 @@ pub fn read_request(words: &impl Words, number: usize) -> Option<Request> {
 const OUTCOME_WORDS: usize = size_of::<Outcome>() / 8;
 const HEAD_WORDS: usize = offset_of!(Outcome, sense) / 8;
 
-/// Writes the outcome of request `number` (below [`REQUESTS`]) into shared memory.
+/// Writes the outcome of request `number` (below [`NUMBERS`]) into shared memory.
 pub fn write_outcome(words: &impl Words, number: usize, outcome: &Outcome) {
     let count = if outcome.sense_len == 0 { HEAD_WORDS } else { OUTCOME_WORDS };
     write_value(words, request_at(number) + OUTCOME_OFFSET, outcome, count);
 }
 
-/// Copies the outcome of request `number` (below [`REQUESTS`]) out of shared memory.
+/// Copies the outcome of request `number` (below [`NUMBERS`]) out of shared memory.
 pub fn read_outcome(words: &impl Words, number: usize) -> Option<Outcome> {
     let first = request_at(number) + OUTCOME_OFFSET;
     let mut copy = [0; OUTCOME_WORDS];

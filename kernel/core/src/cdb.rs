@@ -25,6 +25,9 @@ impl Cdb {
         cdb
     }
 
+    /// No command.
+    pub const NONE: Cdb = Cdb { bytes: [0; MAX_CDB], len_bytes: 0 };
+
     /// All bytes, those behind the end zero.
     pub fn padded(&self) -> [u8; MAX_CDB] {
         self.bytes

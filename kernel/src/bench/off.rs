@@ -19,7 +19,7 @@ const SAMPLES: usize = 5;
 
 /// Makes the queues of a network interface and of a SCSI host.
 fn make_queues(domain: &mut Domain) {
-    let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: REQUESTS as u32, reserved: 0 };
+    let info = ScsiInfo { max_targets: 1, max_luns: 1, queue_depth: REQUESTS as u32, functions: 0 };
     let nic = net::queues::Queues::new(domain, NetInfo::new([2, 0, 0, 0, 0, 1]));
     let host = scsi::queues::Queues::new(domain, info);
     drop((nic, host));

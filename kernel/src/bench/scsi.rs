@@ -13,7 +13,7 @@ use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
 use scsi::command::{ScsiError, check_outcome};
 use scsi::disk::Disk;
-use scsi::queues::{Command, Queues};
+use scsi::queues::{Asked, Queues};
 
 /// Reads in one sample, and samples.
 const EACH: usize = 128;
@@ -105,8 +105,8 @@ fn read(
                 let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
                 for _ in 0..batch.min(count - begun) {
                     let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
-                    let command = Command { target: disk.target, lun: disk.lun, cdb };
-                    let ticket = queues.begin(None, &command, Moves::In(len_bytes));
+                    let asked = Asked::command(disk.target, disk.lun, cdb);
+                    let ticket = queues.begin(None, &asked, Moves::In(len_bytes));
                     under_way.tickets.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
                     begun += 1;
                 }

@@ -1,7 +1,7 @@
 //! The table of commands, with the help of each, and how one is found and run.
 
 use super::Outcome;
-use super::disks::{blkcheck, blkcopy, blkread, blkverify, blkwrite, lsblk, rescan};
+use super::disks::{blkcheck, blkcopy, blkread, blkreset, blkverify, blkwrite, lsblk, rescan};
 #[cfg(feature = "bench")]
 use super::machine::bench;
 #[cfg(feature = "campaign")]
@@ -187,6 +187,13 @@ static GROUPS: &[Group] = &[
                 "compare blocks with the pattern",
                 "blkverify disk0 0 8 1",
                 blkverify
+            ),
+            command!(
+                "blkreset",
+                "blkreset DISK",
+                "have the device give up what it does, and do it again",
+                "blkreset disk0",
+                blkreset
             ),
         ],
     },

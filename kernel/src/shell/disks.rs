@@ -144,6 +144,14 @@ pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
+pub async fn blkreset(mut arguments: Arguments<'_>) -> Outcome {
+    let disk = find_disk(arguments.word("the disk")?).await?;
+    arguments.end()?;
+    disk.reset().await?;
+    println!("{} was reset; what it had not done is sent again", disk.name());
+    Ok(())
+}
+
 pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
     let from = find_disk(arguments.word("the disk to read")?).await?;
     let from_lba = arguments.number("the first block to read")?;

@@ -116,7 +116,16 @@ pub fn scsi_answers() -> Vec<Attack> {
     };
     let refused = [("register-twice", 4), ("register-huge", 1)];
     let refused = refused.map(|(verb, answer)| Attack::answer("rogue-scsi", verb, Some(answer)));
-    SCSI_ANSWERS.iter().map(attack).chain(refused).collect()
+    // A driver that is slow, but does as it is asked then, goes on; so does the command.
+    let asked = [("hold", "abort it"), ("hold-on", "reset the unit")].map(|(verb, what)| {
+        let attack = Attack::answer("rogue-scsi", verb, None).then("blkread disk0 0 4; blkread disk0 0 4");
+        attack.says(&[
+            &format!("a SCSI command is not done after 300 ms; it is asked to {what}"),
+            "  2048 bytes",
+            "  2048 bytes",
+        ])
+    });
+    SCSI_ANSWERS.iter().map(attack).chain(refused).chain(asked).collect()
 }
 
 /// Verb of `rogue-scsi`, and the fault that it ends with.
@@ -131,6 +140,10 @@ const SCSI_FAULTS: &[(&str, &str)] = &[
     ("unasked", "bad entry 0x0 in the complete queue"),
     // Cut off, it would read as GOOD.
     ("status", "bad entry 0x100 in the complete queue"),
+    ("pretend", "left a SCSI command undone for 300 ms"),
+    ("deaf", "left a SCSI command undone for 300 ms"),
+    ("abort-twice", "bad entry 0x20 in the complete queue"),
+    ("unasked-abort", "bad entry 0x20 in the complete queue"),
 ];
 
 /// Lies of `rogue-scsi` about its queues.

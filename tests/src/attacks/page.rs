@@ -244,7 +244,8 @@ fn explain(verb: &str) -> (String, &'static str) {
         "no-such-frame" | "no-such-frame-sent" | "huge-frame" | "beyond" => {
             ("puts an entry into a queue that cannot exist", "checked")
         }
-        "frame-not-lent" | "neighbour-frame" | "frame-twice" | "twice" | "another" | "unasked" => {
+        "frame-not-lent" | "neighbour-frame" | "frame-twice" | "twice" | "another" | "unasked" | "abort-twice"
+        | "unasked-abort" => {
             ("gives back what it has not, or not any more", "the kernel keeps its own account of what it has lent")
         }
         "use" if argument == "disk0" => ("uses a disk", "nothing: its manifest says so"),
@@ -259,6 +260,10 @@ fn explain(verb: &str) -> (String, &'static str) {
         }
         "unsupported" => ("says that it cannot do that", "an error like others"),
         "lose" => ("leaves a command undone", "`limits command-ms`"),
+        "hold" => ("leaves a command undone until it is to abort it", "the command is sent again"),
+        "hold-on" => ("leaves a command undone until it is to reset the unit", "the command is sent again"),
+        "pretend" => ("says that it has aborted a command, and reset its unit, and has not", "`limits command-ms`"),
+        "deaf" => ("leaves a command undone, and what is asked about it", "`limits command-ms`"),
         "status" => ("answers with a status that there is not", "checked"),
         "residual" | "sense" => ("says that more was left over, or more is wrong, than there can be", "checked"),
         "host" | "gone" => ("answers with a code that no driver has", "an error like others"),

@@ -224,6 +224,68 @@ fn a_small_queue_will_do() {
     boot_well(&machine);
 }
 
+/// Commands that a reset cuts short are sent again: nothing is lost, and no driver is ended. The
+/// adapters of a parallel bus reset all of it.
+#[test]
+fn a_disk_that_is_reset_again_and_again_loses_nothing() {
+    const RESETS: usize = 30;
+    for hba in ["virtio-scsi-pci", "lsi53c895a", "am53c974"] {
+        let driver = hba.trim_end_matches("-pci");
+        let directory = TempDir::new().unwrap();
+        let path = image(&directory, "disk.img", 8192);
+        let mut machine = machine(&format!(
+            "lsblk; blkcheck disk0 0 8192 1 &; repeat {RESETS} blkreset disk0, sleep 2; wait; blkread disk0 0 8192; lsmod"
+        ));
+        (machine.hba, machine.disks) = (hba.into(), vec![path.clone().into()]);
+        let text = boot_well(&machine);
+        assert_eq!(text.data(), [sum(&path, 0, 8192)], "{hba}");
+        let resets = text.matches("disk0 was reset; what it had not done is sent again").count();
+        assert_eq!(resets, RESETS, "{hba}: {text}");
+        // Some came while it was written.
+        let (before, _) = text.split_once("8192 blocks were written and read back").expect("it was checked");
+        assert!(before.contains("disk0 was reset"), "{hba}: {text}");
+        assert!(text.faults(driver).is_empty(), "{hba}: {text}");
+    }
+}
+
+/// A disk that takes longer than a command may is asked to abort it, then reset; the driver goes on
+/// and the disk beside it does.
+#[test]
+fn a_disk_that_is_too_slow_ends_no_driver() {
+    for hba in ["virtio-scsi-pci", "lsi53c895a"] {
+        let driver = hba.trim_end_matches("-pci");
+        let directory = TempDir::new().unwrap();
+        let (path, slow) = (image(&directory, "disk.img", 64), image(&directory, "slow.img", 64));
+        let mut machine =
+            machine("limits command-ms 200; lsblk; blkread disk1 0 1; blkread disk1 1 1; blkread disk0 0 8; lsmod");
+        (machine.hba, machine.disks) = (hba.into(), vec![path.clone().into()]);
+        // QEMU moves 16 bytes a second of it, once it has moved some.
+        let drive = format!("if=none,id=slow,format=raw,throttling.bps-total=16,file={}", slow.display());
+        machine.extra = ["-drive", &drive, "-device", "scsi-hd,drive=slow,bus=hba0.0,scsi-id=3"].map(Into::into).into();
+        let text = boot(&machine);
+        assert!(text.end() == End::CommandFailed && text.errors().len() <= 2, "{text}");
+        assert_says(&text, "a SCSI command is not done after 200 ms; it is asked to abort it");
+        // What a parallel bus aborts it resets.
+        let is_reset = text.contains("a SCSI command is not done after 200 ms; it is asked to reset the unit");
+        assert_eq!(is_reset, hba == "virtio-scsi-pci", "{text}");
+        assert_eq!(text.data().last(), Some(&sum(&path, 0, 8)), "{hba}");
+        assert!(text.faults(driver).is_empty(), "{hba}: {text}");
+        let [state] = text.drivers(driver)[..] else { panic!("{text}") };
+        assert_eq!(state.state, "running");
+    }
+}
+
+/// A disk whose driver cannot reset it says so.
+#[test]
+fn a_disk_that_cannot_be_reset_says_so() {
+    let directory = TempDir::new().unwrap();
+    let mut machine = machine("lsblk; blkreset disk0; blkreset disk7");
+    (machine.hba, machine.disks) = ("virtio-blk-pci".into(), vec![image(&directory, "disk.img", 8).into()]);
+    let text = boot_badly(&machine, 2);
+    assert_says(&text, "error: its driver cannot reset it");
+    assert_says(&text, "error: there is no disk 'disk7'; 'lsblk' lists them");
+}
+
 /// What is found and not used has a line that says why.
 #[test]
 fn what_is_no_disk_is_said_once() {

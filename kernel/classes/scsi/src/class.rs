@@ -10,7 +10,7 @@ use host::domain::offer::{Class, Offer};
 use host::domain::{Domain, Handle};
 use host::requests::Server;
 use ringfence_abi::manifest::Kind;
-use ringfence_abi::scsi::{REQUESTS, ScsiInfo};
+use ringfence_abi::scsi::{CAN_ALL, REQUESTS, ScsiInfo};
 use ringfence_abi::service::Refusal;
 use zerocopy::FromBytes;
 
@@ -38,7 +38,7 @@ impl Class for Hosts {
         if !within(info.max_targets, MAX_UNITS)
             || !within(info.max_luns, MAX_UNITS)
             || !within(info.queue_depth, REQUESTS as u32)
-            || info.reserved != 0
+            || info.functions & !CAN_ALL != 0
         {
             return Err(Refusal::Invalid);
         }

@@ -1,19 +1,21 @@
 //! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended
 //! meanwhile.
 
-use super::queues::{Command, Scsi};
+use super::queues::{Asked, Queues, RESET, Scsi};
 use super::{Host, scan};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use embassy_futures::yield_now;
+use embassy_time::{Duration, with_timeout};
 use host::requests::Lost;
 use host::requests::attempt::{self, Attempt, Done};
 use hw::console;
 use hw::console::Source;
 use log::Level;
-use ringfence_abi::scsi::{HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
+use ringfence_abi::scsi::{CAN_RESET_LOGICAL_UNIT, HOST_ABORTED, HOST_NO_DEVICE, HOST_OK, HOST_RESET, Outcome};
 use ringfence_core::cdb::Cdb;
+use ringfence_core::limits::COMMAND_MS;
 use ringfence_core::sense::{self, Sense};
 
 /// How often a command is sent when the device only wants to say that something changed.
@@ -26,8 +28,14 @@ pub enum ScsiError {
     NoDevice,
     /// The adapter failed, with this code.
     Host(u32),
-    /// The device was reset, or aborted the command.
+    /// The device was reset.
     Reset,
+    /// The command was aborted: the device did not do it in time.
+    Aborted,
+    /// The driver cannot do that.
+    Unsupported,
+    /// The driver has not done it in time.
+    Late,
     /// The driver was ended, or is not there.
     NoDriver,
     /// The device reported an error.
@@ -75,6 +83,9 @@ impl fmt::Display for ScsiError {
             ScsiError::NoDevice => write!(f, "no such device"),
             ScsiError::Host(code) => write!(f, "the adapter failed (code {code})"),
             ScsiError::Reset => write!(f, "the device was reset"),
+            ScsiError::Aborted => write!(f, "the device did not do it in time, and the command was aborted"),
+            ScsiError::Unsupported => write!(f, "the driver cannot do that"),
+            ScsiError::Late => write!(f, "the driver has not done it in time"),
             ScsiError::NoDriver => write!(f, "the driver is gone"),
             ScsiError::Status { command, status, sense: Some(sense) } => {
                 write!(f, "{command}: {}: {sense}", sense::status_name(*status))
@@ -97,6 +108,7 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
         HOST_OK => {}
         HOST_NO_DEVICE => return Err(ScsiError::NoDevice),
         HOST_RESET => return Err(ScsiError::Reset),
+        HOST_ABORTED => return Err(ScsiError::Aborted),
         code => return Err(ScsiError::Host(code)),
     }
     // The queue lets no other through.
@@ -111,7 +123,7 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
 /// Whether the device only wanted to mention something, and the command can be sent again.
 fn is_mention(error: &ScsiError) -> bool {
     match error {
-        ScsiError::Reset => true,
+        ScsiError::Reset | ScsiError::Aborted => true,
         ScsiError::Status { sense: Some(sense), .. } => sense.key == Sense::UNIT_ATTENTION,
         _ => false,
     }
@@ -131,18 +143,17 @@ fn note_mention(host: &Arc<Host>, target: u32, lun: u32, error: &ScsiError) {
 /// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is
 /// on the disk: its blocks are read and compared. `false` if that cannot be found out; then it is
 /// written again, which does no harm.
-async fn is_written(host: &Host, command: Command, data_out: &[u8]) -> bool {
-    let Some(cdb) = command.cdb.read_back() else { return false };
+async fn is_written(host: &Host, asked: Asked, data_out: &[u8]) -> bool {
+    let Some(asked) = asked.read_back() else { return false };
     let mut found = Vec::new();
     if found.try_reserve_exact(data_out.len()).is_err() {
         return false;
     }
     found.resize(data_out.len(), 0);
     for _ in 0..TRIES {
-        let command = Command { cdb, ..command };
-        let outcome = attempt::send::<Scsi>(&host.handle(), None, &command, &[], &mut found, None).await;
+        let outcome = attempt::send::<Scsi>(&host.handle(), None, &asked, &[], &mut found, None).await;
         let outcome = outcome.map_err(ScsiError::from);
-        match outcome.and_then(|outcome| check_outcome(&outcome, cdb.name(), data_out.len())) {
+        match outcome.and_then(|outcome| check_outcome(&outcome, asked.name(), data_out.len())) {
             Ok(len_bytes) => return len_bytes == data_out.len() && found == data_out,
             Err(error) if is_mention(&error) => {}
             Err(_) => return false,
@@ -168,12 +179,12 @@ pub async fn execute(
     // A driver may answer at once, whatever it is asked: others have their turn in between.
     yield_now().await;
     let len_bytes = data_out.len().max(data_in.len());
-    let command = Command { target, lun, cdb: *cdb };
+    let asked = Asked::command(target, lun, *cdb);
     let mut attempt = Attempt::<Scsi>::new(host);
     let (mut tries, mut lost) = (0, 0);
     loop {
-        let is_done = async || is_written(host, command, data_out).await;
-        let outcome = match attempt.outcome(&command, data_out, data_in, is_done).await? {
+        let is_done = async || is_written(host, asked, data_out).await;
+        let outcome = match attempt.outcome(&asked, data_out, data_in, is_done).await? {
             Done::Now(outcome) => outcome,
             Done::Before => {
                 let source = Source::by_itself(&host.handle().lock().name);
@@ -198,4 +209,17 @@ pub async fn execute(
             result => return result,
         }
     }
+}
+
+/// Has a logical unit reset: commands that it has not done are sent again.
+pub async fn reset(host: &Host, target: u32, lun: u32) -> Result<(), ScsiError> {
+    let handle = host.handle();
+    let info = handle.lock().offered::<Queues>().map(|queues| queues.info).ok_or(ScsiError::NoDriver)?;
+    if info.functions & CAN_RESET_LOGICAL_UNIT == 0 {
+        return Err(ScsiError::Unsupported);
+    }
+    let asked = Asked::reset(target, lun);
+    let limit = Duration::from_millis(COMMAND_MS.get());
+    let outcome = with_timeout(limit, attempt::send_urgent::<Scsi>(&handle, RESET, &asked)).await;
+    check_outcome(&outcome.map_err(|_| ScsiError::Late)??, "LOGICAL UNIT RESET", 0).map(|_| ())
 }

@@ -1,6 +1,6 @@
 //! A disk: a logical unit with blocks.
 
-use super::command::{ScsiError, execute};
+use super::command::{self, ScsiError, execute};
 use super::{Host, scan};
 use alloc::boxed::Box;
 use alloc::format;
@@ -235,6 +235,10 @@ impl block::disk::Disk for Disk {
 
     fn flush(&self) -> Doing<'_, Outcome> {
         Box::pin(async move { Disk::flush(self).await.map_err(said) })
+    }
+
+    fn reset(&self) -> Doing<'_, Outcome> {
+        Box::pin(async move { command::reset(&self.host, self.target, self.lun).await.map_err(said) })
     }
 }
 

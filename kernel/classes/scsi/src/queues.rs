@@ -3,8 +3,9 @@
 use host::requests::{self, Direction, Protocol, Transfer};
 use ringfence_abi::queue::{Place, Words};
 use ringfence_abi::scsi::{
-    COMPLETE, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT,
-    ScsiInfo, read_outcome, write_request,
+    CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, COMPLETE, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, FUNCTION_ABORT_TASK,
+    FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, FUNCTIONS, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request,
+    SUBMIT, ScsiInfo, read_outcome, write_request,
 };
 use ringfence_abi::upcall::Reply;
 use ringfence_core::cdb::Cdb;
@@ -12,23 +13,57 @@ use ringfence_core::cdb::Cdb;
 /// Requests for logical units.
 pub struct Scsi;
 
+/// Which of the urgent requests a reset is: the one behind those of a lower function.
+pub const RESET: usize = (FUNCTION_LOGICAL_UNIT_RESET - FUNCTION_ABORT_TASK) as usize;
+
 /// The kernel's end of a SCSI driver's queues.
 pub type Queues = requests::queue::Queues<Scsi>;
 
-/// A command for a logical unit.
+/// A request to a logical unit: a command, or a task management function (SAM-5, 5 and 7).
 #[derive(Debug, Clone, Copy)]
-pub struct Command {
+pub struct Asked {
     /// SCSI target.
     pub target: u32,
     /// Logical unit.
     pub lun: u32,
-    /// What it is to do.
-    pub cdb: Cdb,
+    /// One of `FUNCTION_*`.
+    function: u16,
+    /// Number of the request that is to be aborted.
+    managed: u16,
+    /// The command, if it is one.
+    cdb: Cdb,
+}
+
+impl Asked {
+    /// Asks a unit to carry out a command.
+    pub fn command(target: u32, lun: u32, cdb: Cdb) -> Asked {
+        Asked { target, lun, function: FUNCTION_COMMAND, managed: 0, cdb }
+    }
+
+    /// ABORT TASK: asks for the request under `number` to be given up.
+    fn abort(of: &Asked, number: usize) -> Asked {
+        Asked { function: FUNCTION_ABORT_TASK, managed: number as u16, cdb: Cdb::NONE, ..*of }
+    }
+
+    /// LOGICAL UNIT RESET: asks for all commands of a unit to be given up.
+    pub fn reset(target: u32, lun: u32) -> Asked {
+        Asked { target, lun, function: FUNCTION_LOGICAL_UNIT_RESET, managed: 0, cdb: Cdb::NONE }
+    }
+
+    /// The READ of the blocks that this writes; `None` if it is no WRITE.
+    pub fn read_back(&self) -> Option<Asked> {
+        Some(Asked { cdb: self.cdb.read_back()?, ..*self })
+    }
+
+    /// What the command is called.
+    pub fn name(&self) -> &'static str {
+        self.cdb.name()
+    }
 }
 
 impl Protocol for Scsi {
     type Info = ScsiInfo;
-    type Request = Command;
+    type Request = Asked;
     type Outcome = Outcome;
     type Unit = (u32, u32);
 
@@ -36,6 +71,7 @@ impl Protocol for Scsi {
     const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = QUEUE_BYTES;
     const REQUESTS: usize = REQUESTS;
+    const URGENT: usize = FUNCTIONS;
     const MAX_DATA: usize = MAX_DATA;
     const NEWS: Reply = Reply::UNITS_CHANGED;
 
@@ -43,11 +79,12 @@ impl Protocol for Scsi {
         info.queue_depth as usize
     }
 
-    fn unit(command: &Command) -> (u32, u32) {
-        (command.target, command.lun)
+    fn unit(asked: &Asked) -> (u32, u32) {
+        (asked.target, asked.lun)
     }
 
-    fn write(memory: &impl Words, number: usize, command: &Command, data: Transfer) {
+    #[inline]
+    fn write(memory: &impl Words, number: usize, asked: &Asked, data: Transfer) {
         let direction = match data.direction {
             Direction::None => DIRECTION_NONE,
             Direction::In => DIRECTION_IN,
@@ -58,12 +95,13 @@ impl Protocol for Scsi {
             data: data.start,
             data_len: data.len_bytes,
             direction,
+            managed: asked.managed,
             // Both are below 256.
-            target: command.target as u16,
-            lun: command.lun as u16,
-            cdb_len: command.cdb.len_bytes() as u16,
-            reserved: 0,
-            cdb: command.cdb.padded(),
+            target: asked.target as u16,
+            lun: asked.lun as u16,
+            cdb_len: asked.cdb.len_bytes() as u16,
+            function: asked.function,
+            cdb: asked.cdb.padded(),
         };
         write_request(memory, number, &request);
     }
@@ -76,5 +114,14 @@ impl Protocol for Scsi {
 
     fn news_came() {
         super::scan::note_change();
+    }
+
+    fn remedies(info: &ScsiInfo, asked: &Asked, number: usize) -> [Option<(Asked, &'static str)>; 2] {
+        let can = |function| info.functions & function != 0;
+        let reset = Asked::reset(asked.target, asked.lun);
+        [
+            can(CAN_ABORT_TASK).then(|| (Asked::abort(asked, number), "abort it")),
+            can(CAN_RESET_LOGICAL_UNIT).then_some((reset, "reset the unit")),
+        ]
     }
 }

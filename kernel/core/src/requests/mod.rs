@@ -84,6 +84,9 @@ pub trait Protocol: Send + Sized + 'static {
     const QUEUE_BYTES: usize;
     /// How many requests there are.
     const REQUESTS: usize;
+    /// How many more numbers there are: of requests about others, which have no data and get
+    /// through when all of those are under way.
+    const URGENT: usize = 0;
     /// Most data of one, in bytes.
     const MAX_DATA: usize;
     /// What a driver tells beside how it dealt with an interrupt that is kept for the class.
@@ -104,6 +107,18 @@ pub trait Protocol: Send + Sized + 'static {
 
     /// A driver has told news.
     fn news_came() {}
+
+    /// What a driver that has not done `request`, under `number`, in time is asked to do about it:
+    /// one after the other until the request is done, each with its name. Their places are those of
+    /// the urgent requests.
+    fn remedies(
+        info: &Self::Info,
+        request: &Self::Request,
+        number: usize,
+    ) -> [Option<(Self::Request, &'static str)>; 2] {
+        let _ = (info, request, number);
+        [const { None }; 2]
+    }
 }
 
 /// Why a request has no outcome: its driver was ended, and no other came.
@@ -142,6 +157,13 @@ pub enum Moves<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(usize);
 
+impl Ticket {
+    /// The number, which the driver knows it by.
+    pub fn number(self) -> usize {
+        self.0
+    }
+}
+
 /// Memory of a driver's queues, and of the data.
 pub struct Memory<M> {
     /// Rings and requests.
@@ -176,7 +198,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
             memory,
             submit: Producer::new(submit),
             complete: Consumer::new(complete),
-            requests: (0..P::REQUESTS).map(|_| State::Free).collect(),
+            requests: (0..P::REQUESTS + P::URGENT).map(|_| State::Free).collect(),
             free: (0..depth.min(P::REQUESTS)).rev().collect(),
             abandoned: 0,
             on_free: Vec::new(),
@@ -210,7 +232,28 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         if self.abandoned > 0 && self.requests.iter().any(pending) {
             return Ok(None);
         }
-        let writes = matches!(moves, Moves::Out(_)).then_some(unit);
+        if !self.put(slot, number, request, moves)? {
+            return Ok(None);
+        }
+        self.free.pop();
+        Ok(Some(Ticket(slot)))
+    }
+
+    /// The same for a request about others, which nothing holds back; `None` if the one before it
+    /// is still under way. `which` of [`Protocol::URGENT`] it is decides under what number it goes.
+    #[cold]
+    pub fn begin_urgent(&mut self, which: usize, request: &P::Request) -> Result<Option<Ticket>, Wrong> {
+        let slot = P::REQUESTS + which;
+        if !matches!(self.requests.get(slot), Some(State::Free)) {
+            return Ok(None);
+        }
+        Ok(self.put(slot, None, request, Moves::None)?.then_some(Ticket(slot)))
+    }
+
+    /// Writes a request, and puts it into the queue; `false` if there is no room.
+    #[inline]
+    fn put(&mut self, slot: usize, number: Option<u64>, request: &P::Request, moves: Moves) -> Result<bool, Wrong> {
+        let writes = matches!(moves, Moves::Out(_)).then_some(P::unit(request));
         let (direction, len_bytes) = match moves {
             Moves::None => (Direction::None, 0),
             Moves::In(len_bytes) => (Direction::In, len_bytes.min(P::MAX_DATA)),
@@ -220,19 +263,23 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
                 (Direction::Out, bytes.len())
             }
         };
-        let offset = (slot * P::MAX_DATA) as u64;
-        let (address, start) = (self.memory.data_address + offset, self.memory.data_start + offset);
+        let (address, start) = match slot < P::REQUESTS {
+            true => {
+                let offset = (slot * P::MAX_DATA) as u64;
+                (self.memory.data_address + offset, self.memory.data_start + offset)
+            }
+            false => (0, 0),
+        };
         let transfer = Transfer { address, start, len_bytes: len_bytes as u32, direction };
         P::write(&self.memory.queues, slot, request, transfer);
         let position = self.submit.position();
         if !self.submit.put(&self.memory.queues, slot as u64).map_err(Wrong::position("submit"))? {
-            return Ok(None);
+            return Ok(false);
         }
         if let Some(state) = self.requests.get_mut(slot) {
             *state = State::Sent { number, waker: None, abandoned: false, position, writes };
         }
-        self.free.pop();
-        Ok(Some(Ticket(slot)))
+        Ok(true)
     }
 
     /// Takes what the driver has completed.
@@ -279,7 +326,9 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
     fn free(&mut self, number: usize) {
         if let Some(state) = self.requests.get_mut(number) {
             *state = State::Free;
-            self.free.push(number);
+            if number < P::REQUESTS {
+                self.free.push(number);
+            }
         }
         core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
     }
@@ -292,6 +341,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
 
     /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete.
     /// It is over then.
+    #[inline]
     pub fn finish(
         &mut self,
         ticket: Ticket,
@@ -301,7 +351,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         match self.requests.get_mut(ticket.0)? {
             State::Done(outcome) => {
                 let outcome = *outcome;
-                let len = data.len().min(P::MAX_DATA);
+                let len = if ticket.0 < P::REQUESTS { data.len().min(P::MAX_DATA) } else { 0 };
                 if let Some(data) = data.get_mut(..len) {
                     self.memory.data.read(ticket.0 * P::MAX_DATA, data);
                 }

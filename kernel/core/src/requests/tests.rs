@@ -46,8 +46,10 @@ impl Data for Shared {
 struct Numbers;
 
 const REQUESTS: usize = 4;
-const SUBMIT: Place = Place::new(0, REQUESTS);
-const COMPLETE: Place = Place::new(SUBMIT.end(), REQUESTS);
+const URGENT: usize = 2;
+const NUMBERS: usize = REQUESTS + URGENT;
+const SUBMIT: Place = Place::new(0, NUMBERS.next_power_of_two());
+const COMPLETE: Place = Place::new(SUBMIT.end(), SUBMIT.capacity);
 
 impl Protocol for Numbers {
     type Info = ();
@@ -56,8 +58,9 @@ impl Protocol for Numbers {
     type Unit = u64;
     const NAMES: [&'static str; 2] = ["number", "numbers"];
     const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
-    const QUEUE_BYTES: usize = (COMPLETE.end() + 2 * REQUESTS) * 8;
+    const QUEUE_BYTES: usize = (COMPLETE.end() + 2 * NUMBERS) * 8;
     const REQUESTS: usize = REQUESTS;
+    const URGENT: usize = URGENT;
     const MAX_DATA: usize = 16;
     const NEWS: Reply = Reply::empty();
 
@@ -74,7 +77,7 @@ impl Protocol for Numbers {
     }
 
     fn read(memory: &impl Words, number: usize) -> Result<u64, u64> {
-        match memory.load(COMPLETE.end() + REQUESTS + number) {
+        match memory.load(COMPLETE.end() + NUMBERS + number) {
             13 => Err(13),
             outcome => Ok(outcome),
         }
@@ -105,7 +108,7 @@ impl Pair {
 
     /// The driver completes one.
     fn complete(&mut self, number: usize, outcome: u64) {
-        self.queues.store(COMPLETE.end() + REQUESTS + number, outcome);
+        self.queues.store(COMPLETE.end() + NUMBERS + number, outcome);
         self.complete.put(&self.queues, number as u64).unwrap();
     }
 
@@ -169,9 +172,42 @@ fn there_are_as_many_requests_as_there_are() {
 }
 
 #[test]
+fn an_urgent_request_gets_through_when_all_others_are_under_way() {
+    let mut pair = Pair::new();
+    // A write that nobody waits for holds back what comes after it, but for this.
+    let held = pair.begin(0, Moves::Out(b"data")).unwrap();
+    pair.account.abandon(held);
+    let tickets: Vec<Ticket> = (1..4).map(|request| pair.begin(10 * request, Moves::None).unwrap()).collect();
+    assert_eq!(pair.begin(4, Moves::None), None);
+    let urgent = pair.account.begin_urgent(1, &99).unwrap().expect("it has a number of its own");
+    assert_eq!(urgent.number(), REQUESTS + 1);
+    assert_eq!(pair.account.begin_urgent(1, &98).unwrap(), None, "one of a kind at a time");
+    let other = pair.account.begin_urgent(0, &97).unwrap().expect("another kind");
+    assert_eq!(pair.account.begin_urgent(URGENT, &96).unwrap(), None, "there is no such kind");
+    let taken: Vec<usize> = core::iter::from_fn(|| pair.take()).collect();
+    assert_eq!(taken[4..], [REQUESTS + 1, REQUESTS], "in their order, behind the others");
+    // It has no data, neither there nor back.
+    assert_eq!(pair.queues.load(COMPLETE.end() + REQUESTS + 1), 99 << 32);
+    pair.complete(REQUESTS + 1, 7);
+    assert_eq!(pair.account.collect(), Ok(()));
+    let mut data = [5; 4];
+    assert_eq!(pair.account.finish(urgent, &mut data, None), Some(Ok(7)));
+    assert_eq!(data, [5; 4]);
+    // Its number is its own: nothing else gets it.
+    assert_eq!(pair.begin(5, Moves::None), None);
+    assert!(pair.account.begin_urgent(1, &98).unwrap().is_some());
+    let mut repeated = Vec::new();
+    pair.account.fail_all(|number| repeated.push(number));
+    assert_eq!(repeated, [10, 20, 30], "it is about requests that go as well");
+    assert_eq!(pair.account.finish(other, &mut [], None), Some(Err(Lost)));
+    assert_eq!(tickets.len(), 3);
+}
+
+#[test]
 fn each_lie_is_found() {
     type Tell = fn(&mut Pair);
-    let lies: [(&str, Tell, Wrong); 6] = [
+    let lies: [(&str, Tell, Wrong); 7] = [
+        ("not asked for", |pair| pair.complete(REQUESTS, 0), Wrong::Entry("complete", REQUESTS as u64)),
         ("not lent", |pair| pair.complete(2, 0), Wrong::Entry("complete", 2)),
         (
             "no such number",

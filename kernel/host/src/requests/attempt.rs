@@ -1,4 +1,8 @@
 //! Sends a request to a server's driver, and again to the next one if that is ended meanwhile.
+//!
+//! A driver that does not carry a request out in time is asked for the remedies that its class
+//! knows ([`Protocol::remedies`]) before it is ended: it may know its device better, and what else
+//! is under way goes on.
 
 use super::queue::{Moves, Queues, Ticket};
 use super::{Lost, Protocol, Server};
@@ -10,7 +14,10 @@ use core::marker::PhantomData;
 use core::pin::{Pin, pin};
 use core::sync::atomic::Ordering;
 use core::task::Poll;
+use embassy_futures::select::{Either, select};
 use embassy_time::{Duration, Instant, with_timeout};
+use hw::console;
+use log::Level;
 use ringfence_abi::upcall::Events;
 use ringfence_core::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
 use ringfence_core::requests::repeat::Place;
@@ -158,7 +165,7 @@ pub async fn send<P: Protocol>(
     let oldest = || handle.lock().offered::<Queues<P>>().and_then(|queues| queues.oldest());
     let ticket = match at_once.await {
         Poll::Ready(begun) => begun?,
-        Poll::Pending => in_time::<P, _>(handle, begun, oldest).await?,
+        Poll::Pending => in_time::<P, _>(handle, begun, oldest, None).await?,
     };
     if let Some((place, was_sent)) = place {
         *was_sent = true;
@@ -168,7 +175,19 @@ pub async fn send<P: Protocol>(
     }
     let mut waiting = Waiting::<P> { handle, ticket: Some(ticket), protocol: PhantomData };
     poll::poll(handle, Events::QUEUE);
-    let outcome = poll_fn(|context| {
+    let outcome = finished::<P>(handle, ticket, data_in);
+    let outcome = in_time::<P, _>(handle, outcome, || Some(0), Some((request, ticket))).await?;
+    waiting.ticket = None;
+    Ok(outcome)
+}
+
+/// Waits for the outcome of a request; data that comes in goes to `data_in`.
+fn finished<P: Protocol>(
+    handle: &Handle,
+    ticket: Ticket,
+    data_in: &mut [u8],
+) -> impl Future<Output = Result<P::Outcome, Lost>> {
+    poll_fn(move |context| {
         let mut domain = handle.lock();
         let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
         match queues.finish(ticket, data_in, Some(context.waker())) {
@@ -176,20 +195,76 @@ pub async fn send<P: Protocol>(
             None if !domain.is_alive() => Poll::Ready(Err(Lost)),
             None => Poll::Pending,
         }
+    })
+}
+
+/// Sends a request about others, which goes beside them, and waits for its outcome. The caller says
+/// how long, and `which` of the urgent ones it is.
+pub async fn send_urgent<P: Protocol>(handle: &Handle, which: usize, request: &P::Request) -> Result<P::Outcome, Lost> {
+    let ticket = poll_fn(|context| {
+        let mut domain = handle.lock();
+        if !domain.is_alive() {
+            return Poll::Ready(Err(Lost));
+        }
+        let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
+        match queues.begin_urgent(which, request) {
+            Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
+            Ok(None) => {
+                queues.wake_when_free(context.waker());
+                Poll::Pending
+            }
+            Err(wrong) => {
+                domain.condemn(wrong.into());
+                end::quiesce(&mut domain);
+                Poll::Ready(Err(Lost))
+            }
+        }
     });
-    let outcome = in_time::<P, _>(handle, outcome, || Some(0)).await?;
+    let ticket = ticket.await?;
+    let mut waiting = Waiting::<P> { handle, ticket: Some(ticket), protocol: PhantomData };
+    poll::poll(handle, Events::QUEUE);
+    let outcome = finished::<P>(handle, ticket, &mut []).await?;
     waiting.ticket = None;
     Ok(outcome)
+}
+
+/// Asks a driver for what its class knows to do about a request that is not done in time, each for
+/// `limit` at most, until that is `done`.
+async fn remedy<P: Protocol, T>(
+    handle: &Handle,
+    (request, ticket): (&P::Request, Ticket),
+    mut done: Pin<&mut impl Future<Output = Result<T, Lost>>>,
+    limit: Duration,
+) -> Option<Result<T, Lost>> {
+    let info = handle.lock().offered::<Queues<P>>().map(|queues| queues.info)?;
+    for (which, remedy) in P::remedies(&info, request, ticket.number()).into_iter().enumerate() {
+        let Some((remedy, name)) = remedy else { continue };
+        let [what, _] = P::NAMES;
+        let source = handle.lock().source();
+        let text = format_args!("a {what} is not done after {} ms; it is asked to {name}", limit.as_millis());
+        console::say_about(&source, Level::Warn, text);
+        let urgent = with_timeout(limit, send_urgent::<P>(handle, which, &remedy));
+        if let Either::First(done) = select(done.as_mut(), urgent).await {
+            return Some(done);
+        }
+        // The driver completes both at once, or the request first.
+        if let Poll::Ready(done) = poll_fn(|context| Poll::Ready(done.as_mut().poll(context))).await {
+            return Some(done);
+        }
+    }
+    None
 }
 
 /// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is
 /// ended, with its device, and both are begun anew, if the policy is to restart. One that rests is
 /// not to blame: its turns come later. Nor is one that `is_at` something else by then; and one that
-/// waits for another driver has as long again, as the time of what it waits for began later.
+/// waits for another driver has as long again, as the time of what it waits for began later. A
+/// driver that has been `given` a request is asked for the remedies first.
 async fn in_time<P: Protocol, T>(
     handle: &Handle,
     done: impl Future<Output = Result<T, Lost>>,
     is_at: impl Fn() -> Option<u64>,
+    given: Option<(&P::Request, Ticket)>,
 ) -> Result<T, Lost> {
     // One to see the request, one when the device has done it, and one to spare.
     const TURNS: u64 = 3;
@@ -209,6 +284,12 @@ async fn in_time<P: Protocol, T>(
             break;
         }
         before = now;
+    }
+    if let Some(given) = given {
+        let limit = Duration::from_millis(limit_ms);
+        if let Some(done) = remedy::<P, _>(handle, given, done.as_mut(), limit).await {
+            return done;
+        }
     }
     let upcalls = handle.lock().upcalls;
     loop {

@@ -1,6 +1,8 @@
-//! What the fuzz targets do with their bytes: whatever the bytes are, nothing panics, and what is accepted is sound.
+//! The functions of the fuzz targets. They check that no input makes the code panic, and that
+//! accepted input is sound.
 //!
-//! `cargo fuzz run NAME` finds new ones; `corpus/NAME` has those that are kept, and `cargo test` replays them.
+//! `cargo fuzz run NAME` finds new inputs. `corpus/NAME` has the inputs that are kept; `cargo test`
+//! replays them.
 #![forbid(unsafe_code)]
 
 use ringfence_abi::manifest::Manifest;
@@ -13,7 +15,7 @@ use ringfence_core::sense::Sense;
 use ringfence_core::{acpi as tables, cdb, command_line, disassembly, dmar, pci as space};
 use std::cell::RefCell;
 
-/// A target's name and what it does.
+/// A target's name and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
@@ -27,7 +29,7 @@ pub const TARGETS: [Target; 7] = [
     ("shell", shell),
 ];
 
-/// A module file.
+/// Parses a module file, and checks the segments and relocations of an accepted one.
 pub fn loader(data: &[u8]) {
     if let Ok(module) = Module::parse(data) {
         let mut end = 0;
@@ -53,12 +55,13 @@ pub fn loader(data: &[u8]) {
         };
         assert!(module.zeros.iter().all(is_inside));
     }
-    // Reports look for symbols in files that were accepted, and in the kernel's.
+    // Reports look up symbols in accepted modules, and in the kernel.
     let _ = symbol_at(data, 0x2000);
     let _ = disassembly::instruction(data, 0x8000_0040_0000);
 }
 
-/// Firmware's memory from 0xf0000 on, with its root pointer first; and each kind of table.
+/// Reads ACPI tables: firmware's memory from 0xf0000 on, which begins with the root pointer, and
+/// each kind of table.
 pub fn acpi(data: &[u8]) {
     const AT: u64 = 0xf0000;
     let read = |address: u64, len_bytes: usize| {
@@ -76,7 +79,7 @@ pub fn acpi(data: &[u8]) {
     }
 }
 
-/// A manifest.
+/// Parses a manifest.
 pub fn manifest(data: &[u8]) {
     if let Ok(manifest) = Manifest::parse(data) {
         assert!(!manifest.name().is_empty() && manifest.name() != "?");
@@ -84,7 +87,7 @@ pub fn manifest(data: &[u8]) {
     }
 }
 
-/// Shared memory of a queue, whose other side writes what the bytes say.
+/// Shared memory of a queue whose other side writes the bytes of the input.
 struct Memory(RefCell<Vec<u64>>);
 
 impl Words for Memory {
@@ -98,7 +101,7 @@ impl Words for Memory {
     }
 }
 
-/// Shared memory that is another one each time it is read, as the bytes say.
+/// Shared memory that has another value at each read, taken from the input.
 struct Changing<'a>(RefCell<std::slice::ChunksExact<'a, u8>>);
 
 impl Words for Changing<'_> {
@@ -109,7 +112,8 @@ impl Words for Changing<'_> {
     fn store(&self, _: usize, _: u64) {}
 }
 
-/// Both ends of a queue, while somebody else writes anything into its memory: between two operations, and within one.
+/// Uses both ends of a queue while another party writes to its memory: between two operations, and
+/// during one.
 pub fn queue(data: &[u8]) {
     const CAPACITY: usize = 8;
     let place = Place::new(0, CAPACITY);
@@ -135,7 +139,7 @@ pub fn queue(data: &[u8]) {
                 let _ = consumer.take(&memory);
             }
             _ => {
-                // What is believed of the other side never exceeds the ring.
+                // Whatever the other side claims, neither count exceeds the ring's capacity.
                 assert!(consumer.len(&memory).unwrap_or(0) <= CAPACITY);
                 assert!(producer.room(&memory).unwrap_or(0) <= CAPACITY);
             }
@@ -147,7 +151,7 @@ pub fn queue(data: &[u8]) {
     let _ = (commands::read_outcome(&words, 0), commands::read_request(&words, commands::REQUESTS - 1));
 }
 
-/// Configuration space of a PCI function.
+/// Reads the configuration space of a PCI function.
 pub fn pci(data: &[u8]) {
     let read = |offset: u16| {
         let bytes = data.get(usize::from(offset)..usize::from(offset) + 4);
@@ -158,14 +162,14 @@ pub fn pci(data: &[u8]) {
     let _ = space::port_count(read(0x10));
 }
 
-/// What a SCSI device answers.
+/// Parses the answers of a SCSI device.
 pub fn scsi(data: &[u8]) {
     let _ = Sense::parse(data).map(|sense| sense.to_string());
     let _ = (cdb::identity(data), cdb::capacity_10(data), cdb::capacity_16(data));
     assert!(cdb::luns(data).count() <= data.len() / 8);
 }
 
-/// What a person types: as keys, as commands, and as words behind one.
+/// Handles typed input: as keys, as commands, and as a command's arguments.
 pub fn shell(data: &[u8]) {
     typed(data.get(..1000).unwrap_or(data));
     let Ok(text) = core::str::from_utf8(data) else { return };
@@ -178,14 +182,15 @@ pub fn shell(data: &[u8]) {
     }
     let (_, word) = command_line::last_word(text);
     assert!(text.ends_with(word) && !word.contains(' '));
-    // One candidate is completed whole; of two, what they have in common.
+    // A single candidate is completed as a whole; two candidates up to the end of their common
+    // beginning.
     let longer = format!("{word}{text}");
     assert_eq!(command_line::completion(word, &[&longer]), Some(format!("{text} ")));
     assert_eq!(command_line::completion(word, &[&longer, word]), Some(String::new()));
     words(text);
 }
 
-/// What the commands make of their words.
+/// Parses a command's arguments as the commands do.
 fn words(text: &str) {
     let (_, text) = command_line::name_and_arguments(text);
     let lists = command_line::three_lists(text).unwrap_or_default();
@@ -193,7 +198,7 @@ fn words(text: &str) {
         assert!(text.contains(command));
     }
     let find = |name: &str| Some(name.len() as u64);
-    // What is added to a physical address may be no number.
+    // Fails if the word that is added to a physical address is no number.
     if let Ok(found) = command_line::with_addresses(text, find, find) {
         assert!(found.split(' ').count() == text.split(' ').count());
     }
@@ -208,7 +213,7 @@ fn words(text: &str) {
     assert!(text.contains(rest));
 }
 
-/// Keys on their way to the line editor, and what it writes.
+/// Feeds keys to the line editor, and checks its events.
 fn typed(data: &[u8]) {
     const COLUMNS: usize = 10;
     let mut editor = LineEditor::new(COLUMNS);

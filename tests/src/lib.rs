@@ -15,17 +15,17 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Longest run of a test that does not name another limit: far more than any takes on an idle
+/// Longest run of a test that sets no other limit. It is far more than any test needs on an idle
 /// machine.
 pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// The system, built once.
+/// Returns the system, which is built once.
 pub fn system() -> &'static System {
     static SYSTEM: OnceLock<System> = OnceLock::new();
     SYSTEM.get_or_init(|| build::system(true).expect("the system builds"))
 }
 
-/// A machine without devices and drivers that runs `commands`, separated by `;`.
+/// Returns a machine without devices and drivers that runs `commands`, separated by `;`.
 pub fn bare(commands: &str) -> Machine {
     let mut machine = machine(commands);
     machine.nic = "none".into();
@@ -33,8 +33,8 @@ pub fn bare(commands: &str) -> Machine {
     machine
 }
 
-/// A machine with a network card and a SCSI adapter, and their drivers, on the mainboard that the
-/// environment's `RINGFENCE_MACHINE` names if it does, that runs `commands`, separated by `;`.
+/// Returns a machine with a network card and a SCSI adapter, and their drivers, that runs
+/// `commands`, separated by `;`. The environment's `RINGFENCE_MACHINE` may name its mainboard.
 pub fn machine(commands: &str) -> Machine {
     let mut machine = Machine { timeout: Some(TIME_LIMIT), ..Machine::default() };
     if let Ok(board) = std::env::var("RINGFENCE_MACHINE") {
@@ -44,16 +44,16 @@ pub fn machine(commands: &str) -> Machine {
     machine
 }
 
-/// The same, but nothing fences its devices.
+/// Changes the machine's mainboard to one without an IOMMU, so that nothing fences its devices.
 pub fn unfenced(mut machine: Machine) -> Machine {
     machine.use_board("pc");
     machine
 }
 
-/// A run that has ended: its console, which it is as text, and what the kernel told programs.
+/// A run that has ended: the console's output, to which it dereferences, and the kernel's events.
 ///
-/// **A test asks the events for what happened**, and the console only for a sentence that it is
-/// about.
+/// **A test asks the events for what happened.** It searches the console only for a sentence that
+/// it tests.
 #[derive(Debug)]
 pub struct Ran {
     run: Run,
@@ -82,17 +82,17 @@ impl From<Run> for Ran {
 }
 
 impl Ran {
-    /// How it ended.
+    /// Returns how the run ended.
     pub fn end(&self) -> End {
         self.run.end
     }
 
-    /// The console's lines.
+    /// Returns the console's lines.
     pub fn console(&self) -> &[String] {
         &self.run.lines
     }
 
-    /// What the kernel told programs.
+    /// Returns the events that the kernel told programs.
     pub fn events(&self) -> &[Event<'static>] {
         &self.run.events
     }
@@ -101,7 +101,7 @@ impl Ran {
         self.run.events.iter().filter_map(of).collect()
     }
 
-    /// Why the driver called `name` was ended, each time.
+    /// Returns the faults that ended the driver called `name`.
     pub fn faults(&self, name: &str) -> Vec<&Fault<'static>> {
         self.each(|event| match event {
             Event::Fault(fault) if fault.driver == name => Some(&**fault),
@@ -109,7 +109,7 @@ impl Ran {
         })
     }
 
-    /// The drivers of that name that were loaded.
+    /// Returns the loaded drivers with this name.
     pub fn loaded(&self, name: &str) -> Vec<&Driver<'static>> {
         self.each(|event| match event {
             Event::Loaded(driver) if driver.name == name => Some(driver),
@@ -117,13 +117,13 @@ impl Ran {
         })
     }
 
-    /// How often another one came in the place of the driver called `name`.
+    /// Counts the restarts of the driver called `name`.
     pub fn restarts(&self, name: &str) -> usize {
         let is_it = |event: &&Event| matches!(event, Event::Restarted { name: restarted, .. } if restarted == name);
         self.run.events.iter().filter(is_it).count()
     }
 
-    /// What each `lsmod` says of the driver called `name`.
+    /// Returns the rows of all `lsmod`s for the driver called `name`.
     pub fn drivers(&self, name: &str) -> Vec<&Driver<'static>> {
         let shown = self.each(|event| match event {
             Event::Drivers(drivers) => Some(drivers),
@@ -132,7 +132,7 @@ impl Ran {
         shown.into_iter().flatten().filter(|driver| driver.name == name).collect()
     }
 
-    /// What the driver called `name` has answered to what it was told.
+    /// Returns the answers of the driver called `name` to `tell`.
     pub fn answers(&self, name: &str) -> Vec<u64> {
         self.each(|event| match event {
             Event::Answer { name: answers, value, .. } if answers == name => Some(*value),
@@ -140,7 +140,8 @@ impl Ran {
         })
     }
 
-    /// Data that was moved for commands: how many bytes, and their SHA-256 in digits.
+    /// Returns the data that commands moved: number of bytes, and their SHA-256 in hexadecimal
+    /// digits.
     pub fn data(&self) -> Vec<(u64, String)> {
         self.each(|event| match event {
             Event::Data { bytes, sha256 } => Some((*bytes, sha256.to_string())),
@@ -148,7 +149,7 @@ impl Ran {
         })
     }
 
-    /// The disks that were listed.
+    /// Returns the disks that were listed.
     pub fn disks(&self) -> Vec<&Disk<'static>> {
         self.each(|event| match event {
             Event::Disk(disk) => Some(disk),
@@ -156,7 +157,7 @@ impl Ran {
         })
     }
 
-    /// Rows of `bench`.
+    /// Returns the rows of `bench`.
     pub fn rows(&self) -> Vec<&Row<'static>> {
         self.each(|event| match event {
             Event::Bench(row) => Some(row),
@@ -164,7 +165,7 @@ impl Ran {
         })
     }
 
-    /// What became of changed modules.
+    /// Returns the outcomes of the trials of changed modules.
     pub fn trials(&self) -> Vec<&Trial<'static>> {
         self.each(|event| match event {
             Event::Trial(trial) => Some(trial),
@@ -172,7 +173,7 @@ impl Ran {
         })
     }
 
-    /// Commands that failed, and why.
+    /// Returns the commands that failed, and their errors.
     pub fn errors(&self) -> Vec<(&str, &str)> {
         self.each(|event| match event {
             Event::Command { line, error: Some(error) } => Some((line.as_ref(), error.as_ref())),
@@ -180,7 +181,7 @@ impl Ran {
         })
     }
 
-    /// Free frames, each time that `mem` was asked.
+    /// Returns the number of free frames from each `mem`.
     pub fn free_frames(&self) -> Vec<u64> {
         self.each(|event| match event {
             Event::Memory { free, .. } => Some(*free),
@@ -188,7 +189,7 @@ impl Ran {
         })
     }
 
-    /// Bytes of the kernel's heap that are in use, each time that `mem` was asked.
+    /// Returns the used bytes of the kernel's heap from each `mem`.
     pub fn heap_used(&self) -> Vec<u64> {
         self.each(|event| match event {
             Event::Memory { heap_used, .. } => Some(*heap_used),
@@ -196,8 +197,8 @@ impl Ran {
         })
     }
 
-    /// Checksums of what of the kernel must never change, and frames that somebody wrote to, each
-    /// time that `integrity` was asked.
+    /// Returns the results of each `integrity`: the checksum of the kernel's constant parts, and
+    /// the number of free frames that somebody wrote to.
     pub fn integrity(&self) -> Vec<(u64, u64)> {
         self.each(|event| match event {
             Event::Integrity { checksum, stray } => Some((*checksum, *stray)),
@@ -211,7 +212,7 @@ pub fn boot(machine: &Machine) -> Ran {
     machine.run(system(), |_| ()).expect("QEMU runs").into()
 }
 
-/// Boots a machine on which every command must succeed.
+/// Boots a machine on which every command must succeed; returns the run.
 pub fn boot_well(machine: &Machine) -> Ran {
     let run = boot(machine);
     assert_eq!(run.end(), End::Done, "the console said:\n{run}");
@@ -219,7 +220,7 @@ pub fn boot_well(machine: &Machine) -> Ran {
     run
 }
 
-/// Boots a machine on which so many commands must fail, and nothing else.
+/// Boots a machine on which exactly `failed` commands must fail; returns the run.
 pub fn boot_badly(machine: &Machine, failed: usize) -> Ran {
     let run = boot(machine);
     assert_eq!((run.end(), run.errors().len()), (End::CommandFailed, failed), "the console said:\n{run}");
@@ -227,14 +228,14 @@ pub fn boot_badly(machine: &Machine, failed: usize) -> Ran {
     run
 }
 
-/// Has a machine that waits for commands end in order.
+/// Shuts down a machine that waits for commands, which must end in order.
 pub fn leave(mut running: Running) {
     running.type_line("shutdown").expect("the console is open");
     let run = running.finish(|_| ()).expect("QEMU ends");
     assert_eq!(run.end, End::Done, "the console said:\n{}", run.text());
 }
 
-/// Starts `machine`, whatever commands it was to run, and waits until it asks for some.
+/// Starts `machine` without its commands, and waits for its prompt.
 pub fn at_prompt(mut machine: Machine) -> Running {
     machine.contents.exec = None;
     let mut running = machine.start(system()).expect("QEMU runs");
@@ -242,7 +243,7 @@ pub fn at_prompt(mut machine: Machine) -> Running {
     running
 }
 
-/// Types a command and waits for its end; why it failed, if it did.
+/// Types a command and waits for its end; returns the error, if it failed.
 pub fn outcome(running: &mut Running, line: &str) -> Option<String> {
     running.command(line).expect("it ends")
 }
@@ -259,7 +260,7 @@ pub fn wait_for_address(running: &mut Running, wanted: [u8; 4]) {
     running.wait_for_event("an address", has).expect("it has one");
 }
 
-/// What `ip`, which was typed, says of the interface called `name`.
+/// Waits for the row about the interface called `name`, after `ip` was typed.
 pub fn wait_for_interface(running: &mut Running, name: &str) -> event::Interface<'static> {
     let is_it = |event| match event {
         Event::Interface(interface) if interface.name == name => Some(interface),
@@ -268,7 +269,7 @@ pub fn wait_for_interface(running: &mut Running, name: &str) -> event::Interface
     running.wait_for_event(name, is_it).expect("it is there")
 }
 
-/// What `ip` says of the interface called `name`.
+/// Types `ip`; returns the row about the interface called `name`.
 pub fn interface(running: &mut Running, name: &str) -> event::Interface<'static> {
     running.type_line("ip").expect("the console is open");
     wait_for_interface(running, name)
@@ -280,8 +281,8 @@ pub fn assert_says(text: &str, part: &str) {
     assert!(text.lines().any(|line| line.contains(part)), "no line has '{part}':\n{text}");
 }
 
-/// Asserts that the driver called `name` was ended for what has `part` in its headline: what it
-/// did, and in what.
+/// Asserts that the driver called `name` was ended by a fault with `part` in its headline, which
+/// names the fault and the driver's activity.
 #[track_caller]
 pub fn assert_fault(run: &Ran, name: &str, part: &str) {
     let headlines: Vec<&str> = run.faults(name).into_iter().map(|fault| &*fault.headline).collect();
@@ -291,8 +292,7 @@ pub fn assert_fault(run: &Ran, name: &str, part: &str) {
     );
 }
 
-/// Waits until another driver has come in the place of the one called `name`; how often that has
-/// happened.
+/// Waits for a restart of the driver called `name`; returns the number of its restarts.
 #[track_caller]
 pub fn wait_for_restart(running: &mut Running, name: &str) -> u64 {
     let restarted = |event| match event {
@@ -302,12 +302,12 @@ pub fn wait_for_restart(running: &mut Running, name: &str) -> u64 {
     running.wait_for_event("a restart", restarted).expect("it is restarted")
 }
 
-/// Commands that ask whether an attack has hurt anybody: a second driver, `template`, must answer,
-/// and the kernel says how it is and how much memory is free.
+/// Commands that check for harm by an attack: a second driver, `template`, must answer, and the
+/// kernel prints its checksum and its free memory.
 pub const HEALTH: &str = "tell template still there; integrity; mem";
 
-/// Asserts that [`HEALTH`] was asked `times` times, and that all was well each time and the same as
-/// the first time.
+/// Asserts that [`HEALTH`] was run `times` times, and that each result was good and equal to the
+/// first.
 #[track_caller]
 pub fn assert_unharmed(text: &str, times: usize) {
     let wanted = [
@@ -322,15 +322,15 @@ pub fn assert_unharmed(text: &str, times: usize) {
     }
 }
 
-/// Asserts that `integrity` was asked, and that what must never change of the kernel was the same
-/// each time.
+/// Asserts that `integrity` was run more than once, and that the checksum of the kernel's constant
+/// parts was the same each time.
 #[track_caller]
 pub fn assert_intact(run: &Ran) {
     let sums: Vec<u64> = run.integrity().into_iter().map(|(sum, _)| sum).collect();
     assert!(sums.len() > 1 && sums.iter().all(|sum| *sum == sums[0]), "{sums:x?}");
 }
 
-/// The runner's command line, built once.
+/// Builds the runner's command line, once; returns its path.
 pub fn runner() -> std::path::PathBuf {
     static RUNNER: OnceLock<std::path::PathBuf> = OnceLock::new();
     let build = || {

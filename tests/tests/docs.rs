@@ -1,4 +1,4 @@
-//! The documents name tests, files and commands that are there.
+//! The tests, files and commands that the documents name exist.
 
 use ringfence_abi::manifest::Kind;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All documents below `docs`.
+/// Returns all documents below `docs`.
 fn documents() -> Vec<PathBuf> {
     fn below(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -23,7 +23,7 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// What is between backticks in all documents, with the name of the document.
+/// Returns all text between backticks in the documents, with the names of the documents.
 fn quoted() -> Vec<(String, String)> {
     let project = ringfence::project();
     let mut documents = documents();
@@ -31,7 +31,7 @@ fn quoted() -> Vec<(String, String)> {
     let mut quoted = Vec::new();
     for document in documents {
         let text = read(&document);
-        // Code blocks are no names.
+        // Code blocks contain no such names.
         let prose: String = text.split("```").step_by(2).collect();
         let name = document.file_name().unwrap().to_string_lossy().into_owned();
         quoted.extend(prose.split('`').skip(1).step_by(2).map(|quote| (name.clone(), quote.to_string())));
@@ -39,7 +39,7 @@ fn quoted() -> Vec<(String, String)> {
     quoted
 }
 
-/// What is no module of tests.
+/// First parts of paths that are not modules of tests.
 const OTHERS: [&str; 4] = ["bootloader_api", "device", "net", "ringfence_sdk"];
 
 #[test]
@@ -47,7 +47,7 @@ fn tests_that_are_named_exist() {
     let tests = ringfence::project().join("tests/tests");
     let mut count = 0;
     for (document, quote) in quoted() {
-        // Types begin otherwise.
+        // Names of types begin with a capital letter.
         let is_type = |name: &str| name.starts_with(|first: char| first.is_uppercase());
         let is_test = |(module, name): &(&str, &str)| !is_type(module) && !is_type(name);
         let Some((module, name)) = quote.split_once("::").filter(is_test) else { continue };
@@ -58,7 +58,7 @@ fn tests_that_are_named_exist() {
         let file = file.into_iter().find(|file| file.is_file());
         let text = read(&file.unwrap_or_else(|| panic!("{document} names {quote}")));
         count += 1;
-        // A name may be cut short, and stand for all.
+        // A name may be cut short, and then stands for all names that begin like this.
         let name = match name.strip_suffix("...").or(name.strip_suffix('*')) {
             Some(beginning) => beginning.to_string(),
             None => format!("{name}("),
@@ -89,7 +89,7 @@ fn files_that_are_named_exist() {
             continue;
         }
         count += 1;
-        // Those of the kernel are named by crate.
+        // The kernel's files may be named by crate.
         let (name, rest) = quote.split_once('/').unwrap_or_default();
         let below = |folder: &str| project.join("kernel").join(folder).join(name).join("src").join(rest);
         let inside = ["", "classes"].map(below).into_iter().filter(|_| name != "kernel");
@@ -100,7 +100,7 @@ fn files_that_are_named_exist() {
     assert!(count > 40, "only {count} files are named");
 }
 
-/// A book has the documents that its summary lists.
+/// The book contains only the documents that its summary lists.
 #[test]
 fn the_summary_lists_every_document() {
     let docs = ringfence::project().join("docs");
@@ -111,7 +111,7 @@ fn the_summary_lists_every_document() {
     }
 }
 
-/// What links lead to is there.
+/// The targets of links exist.
 #[test]
 fn links_lead_somewhere() {
     let project = ringfence::project();
@@ -132,7 +132,7 @@ fn links_lead_somewhere() {
     assert!(count > 40, "only {count} links were found");
 }
 
-/// Each crate that the kernel asks for has its reason.
+/// Each external crate that the kernel depends on has a reason in the document.
 #[test]
 fn every_dependency_of_the_kernel_has_a_reason() {
     let project = ringfence::project();
@@ -154,8 +154,8 @@ fn every_dependency_of_the_kernel_has_a_reason() {
     assert!(count > 20, "only {count} dependencies were found");
 }
 
-/// What is between two marks in `docs/abi.md` is made from the ABI's tables. `RINGFENCE_BLESS=1`
-/// writes it.
+/// The text between two marks in `docs/abi.md` is generated from the ABI's tables.
+/// `RINGFENCE_BLESS=1` writes it.
 #[test]
 fn the_tables_of_the_abi_are_current() {
     use ringfence_abi::manifest::Kind;
@@ -189,7 +189,7 @@ fn the_tables_of_the_abi_are_current() {
     assert!(read(&path) == page, "docs/abi.md is not what the ABI says");
 }
 
-/// Prose has 100 columns: comments, and documents but for tables and what was pasted.
+/// Prose has at most 100 columns: comments, and documents except for tables and pasted output.
 #[test]
 fn prose_fits_100_columns() {
     const COLUMNS: usize = 100;
@@ -218,7 +218,7 @@ fn prose_fits_100_columns() {
     }
     let names = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
     for path in documents().into_iter().chain(names.map(|name| project.join(name))) {
-        // `docs/attacks.md` is made of tables.
+        // `docs/attacks.md` consists of tables.
         if path.ends_with("attacks.md") || path.extension().is_none_or(|end| end != "md") {
             continue;
         }
@@ -229,7 +229,7 @@ fn prose_fits_100_columns() {
     assert!(long.is_empty(), "{}", long.join("\n"));
 }
 
-/// The oldest Rust that is allowed is the one that everything is run with.
+/// The oldest Rust that is allowed is the version with which everything is run.
 #[test]
 fn the_oldest_rust_is_the_one_that_is_tested() {
     let value = |file: &str, key: &str| {
@@ -243,7 +243,7 @@ fn the_oldest_rust_is_the_one_that_is_tested() {
     assert_eq!(value("rust-toolchain.toml", "channel ="), tested);
 }
 
-/// docs/conformance.md has each test of the suite with what it means.
+/// docs/conformance.md lists each test of the suite with its meaning.
 #[test]
 fn the_conformance_suite_is_documented() {
     let document = read(&ringfence::project().join("docs/conformance.md"));

@@ -1,4 +1,4 @@
-//! Replays what the fuzzer has found, and what it began with (`fuzz/corpus`).
+//! Replays the inputs of `fuzz/corpus`: the first ones, and those that the fuzzer has found.
 
 #[test]
 fn every_kept_input_is_survived() {

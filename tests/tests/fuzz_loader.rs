@@ -1,5 +1,5 @@
-//! The module loader against damaged files: whatever the bytes are, it returns, and what it accepts
-//! is sound.
+//! Runs the module loader on damaged files. Whatever the bytes are, the loader returns, and accepts
+//! only sound modules.
 
 use proptest::prelude::*;
 use ringfence_abi::layout::IMAGE_MAX;
@@ -7,7 +7,7 @@ use ringfence_core::extent::Extent;
 use ringfence_core::module::{MAX_RELOCATIONS, MAX_SECTIONS, MAX_SYMBOLS, Module, ModuleError, Value, symbol_at};
 use std::sync::OnceLock;
 
-/// The modules as they are built: what damage is done to.
+/// Returns the built modules, which the tests then damage.
 fn modules() -> &'static [Vec<u8>] {
     static MODULES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     MODULES.get_or_init(|| {
@@ -16,7 +16,7 @@ fn modules() -> &'static [Vec<u8>] {
     })
 }
 
-/// What the kernel relies on when it maps an accepted module.
+/// Asserts the properties that the kernel relies on when it maps an accepted module.
 fn assert_sound(file: &[u8]) {
     let Ok(module) = Module::parse(file) else { return };
     let image = Extent::new(0, module.len_bytes);
@@ -57,18 +57,18 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-/// The section headers of a file.
+/// Returns the section headers of a file.
 fn section_headers(file: &[u8]) -> Vec<Vec<u8>> {
     let (table, count) = (word(file, 40) as usize, u16::from_le_bytes(file[60..62].try_into().unwrap()) as usize);
     file[table..table + count * HEADER_BYTES].chunks(HEADER_BYTES).map(<[u8]>::to_vec).collect()
 }
 
-/// The first of `headers` of a type.
+/// Returns the first of `headers` with this type.
 fn of_type(headers: &mut [Vec<u8>], kind: u32) -> &mut Vec<u8> {
     headers.iter_mut().find(|header| header[4..8] == kind.to_le_bytes()).expect("there is such a section")
 }
 
-/// Has a section be `content`, which is appended to the file.
+/// Replaces a section by `content`, which is appended to the file.
 fn replace_section(file: &mut Vec<u8>, header: &mut [u8], content: &[u8]) {
     header[24..32].copy_from_slice(&(file.len() as u64).to_le_bytes());
     header[32..40].copy_from_slice(&(content.len() as u64).to_le_bytes());
@@ -76,7 +76,7 @@ fn replace_section(file: &mut Vec<u8>, header: &mut [u8], content: &[u8]) {
     file.resize(file.len().next_multiple_of(8), 0);
 }
 
-/// Gives a file other section headers.
+/// Gives a file new section headers.
 fn with_section_headers(mut file: Vec<u8>, headers: &[Vec<u8>]) -> Vec<u8> {
     let at = file.len() as u64;
     file[40..48].copy_from_slice(&at.to_le_bytes());
@@ -89,8 +89,7 @@ fn refusal(file: &[u8]) -> ModuleError {
     Module::parse(file).map(|_| ()).expect_err("it is refused")
 }
 
-/// Relocations that do nothing, looked at over and over: that would take the machine's time at each
-/// load.
+/// Relocations that do nothing are processed again and again, which would cost time at each load.
 #[test]
 fn relocations_that_do_nothing_are_counted() {
     const EACH: usize = 1000;
@@ -104,8 +103,8 @@ fn relocations_that_do_nothing_are_counted() {
     assert!(matches!(refused, ModuleError::TooMany("relocations", total, _) if total > MAX_RELOCATIONS), "{refused:?}");
 }
 
-/// Tables that are looked through for each entry of others, and names without an end, which would
-/// be for each symbol: that would take the square of the file's length.
+/// Tables are searched for each entry of other tables, and a name without an end is scanned for
+/// each symbol. Without limits, the time would grow with the square of the file's length.
 #[test]
 fn tables_have_an_end() {
     let mut file = modules()[0].clone();
@@ -119,7 +118,7 @@ fn tables_have_an_end() {
     let refused = refusal(&with_sections(MAX_SECTIONS + 1));
     assert_eq!(refused, ModuleError::TooMany("sections", MAX_SECTIONS + 1, MAX_SECTIONS));
 
-    // Each is called the same: a megabyte without an end.
+    // All symbols have the same name, a megabyte long and without an end.
     let symbol = [&[1, 0, 0, 0, 0x12, 0, 1, 0][..], &0x1000u64.to_le_bytes(), &[0; 8]].concat();
     let link = u32::from_le_bytes(of_type(&mut headers, DYNSYM)[40..44].try_into().unwrap()) as usize;
     replace_section(&mut file, &mut headers[link], &[b'a'; 1 << 20]);
@@ -146,7 +145,7 @@ proptest! {
         assert_sound(&file);
     }
 
-    /// The headers and tables at the front and at the end are where damage matters most.
+    /// Damage matters most in the headers and tables, which are at the front and at the end.
     #[test]
     fn changed_words_of_the_tables(which in any::<prop::sample::Index>(), front in any::<bool>(), word in 0usize..512, value in prop_oneof![any::<u64>(), 0u64..0x10000, Just(u64::MAX), Just(1u64 << 63)]) {
         let mut file = which.get(modules()).clone();

@@ -1,6 +1,6 @@
-//! The network stack and the servers above it, as the kernel puts them together, with a peer that
-//! sends what it likes: whole conversations, from a seed, of segments that are nearly right.
-//! Nothing may panic: in the kernel that would be its end.
+//! The network stack and the servers above it, as the kernel combines them, with a hostile peer.
+//! The peer holds whole conversations, derived from a seed, of segments that are nearly right.
+//! Nothing may panic, because a panic in the kernel would end it.
 
 use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
 use ringfence_core::dhcp::{self, Change, Client};
@@ -29,18 +29,18 @@ fn nothing_that_a_peer_sends_panics_the_stack() {
         conversation.go_on();
         conversation.leases
     };
-    // It takes a while, and other tests have not begun.
+    // The conversations run in two threads, because they take long and other tests have not begun.
     let leases: usize = std::thread::scope(|scope| {
         let odd = scope.spawn(|| (1..600).step_by(2).map(talk).sum::<usize>());
         (0..600).step_by(2).map(talk).sum::<usize>() + odd.join().expect("nothing panics")
     });
-    // It listened.
+    // The stack accepted leases, which shows that it listened.
     assert!(leases > 600, "{leases} leases");
 }
 
 const DHCP_SERVER: u16 = 67;
 
-/// Does what a lease says, as the kernel does; whether there is a new one.
+/// Applies a lease, as the kernel does; returns whether there is a new one.
 fn take_lease(stack: &mut Interface, change: Option<Change>) -> bool {
     let (lease, is_new) = match change {
         Some(Change::Got(lease)) => (Some(lease), true),
@@ -59,10 +59,10 @@ fn take_lease(stack: &mut Interface, change: Option<Change>) -> bool {
     is_new
 }
 
-/// The wire: frames to the stack, and from it.
+/// The wire: frames to the stack, and frames from it.
 #[derive(Default)]
 struct Wire {
-    /// Who looks for an address, and what has come of that.
+    /// The DHCP client, and its last change.
     dhcp: Option<Client>,
     change: Option<Change>,
     to_stack: VecDeque<Vec<u8>>,
@@ -74,7 +74,7 @@ impl Device for Wire {
     type TxToken<'a> = Sending<'a>;
 
     fn receive(&mut self, now: Instant) -> Option<(Received, Sending<'_>)> {
-        // As in the kernel's adapter.
+        // The same filter as in the kernel's adapter.
         while let Some(frame) = self.to_stack.pop_front() {
             if let Some(client) = self.dhcp.as_mut().filter(|_| dhcp::is_reply(&frame, OWN.0)) {
                 self.change = client.receive(now, &frame).or(self.change.take());
@@ -97,8 +97,8 @@ impl Device for Wire {
     }
 }
 
-/// One end of a TCP connection, as the peer sees it: what it would send and acknowledge next if it
-/// meant well.
+/// One end of a TCP connection, from the peer's view: the next numbers that an honest peer would
+/// send and acknowledge.
 struct Talk {
     own_port: u16,
     stack_port: u16,
@@ -110,11 +110,11 @@ struct Conversation {
     random: fastrand::Rng,
     wire: Wire,
     talks: Vec<Talk>,
-    /// Whether the stack believes the leases that it is given.
+    /// Whether the stack has a DHCP client, which accepts the leases that it is given.
     has_leases: bool,
-    /// How many it has had.
+    /// Number of leases that the stack has accepted.
     leases: usize,
-    /// What its last DHCP message was about (RFC 2131, xid).
+    /// The transaction of the stack's last DHCP message (RFC 2131, xid).
     transaction: [u8; 4],
 }
 
@@ -158,7 +158,7 @@ impl Conversation {
             }
             let socket = sockets.get_mut::<tcp::Socket>(client);
             if !socket.is_open() {
-                // Without an address it cannot.
+                // The connection fails without an address.
                 socket.connect(stack.context(), (PEER.1, SERVER), FIRST_CLIENT_PORT).ok();
             } else if socket.can_send() {
                 socket.send_slice(&[1; 1000]).expect("it can send");
@@ -168,7 +168,7 @@ impl Conversation {
         }
     }
 
-    /// Answers questions for addresses, and learns where the stack is in each connection.
+    /// Answers ARP requests, and learns the stack's position in each connection.
     fn listen(&mut self) {
         for sent in std::mem::take(&mut self.wire.from_stack) {
             let frame = EthernetFrame::new_checked(&*sent).expect("the stack's frames are whole");
@@ -204,7 +204,7 @@ impl Conversation {
         }
     }
 
-    /// Something for the stack: most often a segment of one of the connections.
+    /// Returns a frame for the stack: most often a segment of one of the connections.
     fn frame(&mut self) -> Vec<u8> {
         let mut frame = match self.random.u8(..20) {
             0 => std::iter::repeat_with(|| self.random.u8(..)).take(100).collect(),
@@ -229,7 +229,8 @@ impl Conversation {
         frame
     }
 
-    /// A datagram that is answered by one as long, longer than the network takes or not.
+    /// Returns a datagram that is answered with an equally long one, which may be too long for the
+    /// network.
     fn long(&mut self) -> Vec<u8> {
         let len_bytes = self.random.usize(1400..FRAME_BYTES - 14 - 20);
         let mut message = vec![0; len_bytes];
@@ -242,8 +243,8 @@ impl Conversation {
         self.packet(IpProtocol::Udp, &message)
     }
 
-    /// What a DHCP server says (RFC 2131): an offer, an acknowledgement or a refusal, with a lease
-    /// that makes sense or not.
+    /// Returns a message of a DHCP server (RFC 2131): an offer, an acknowledgement or a refusal,
+    /// with a lease that makes sense or not.
     fn lease(&mut self) -> Vec<u8> {
         const COOKIE: [u8; 4] = [99, 130, 83, 99];
         let mut message = vec![0; 8 + 236];
@@ -258,7 +259,7 @@ impl Conversation {
         let number = |random: &mut fastrand::Rng| numbers[random.usize(..numbers.len())].to_be_bytes();
         message.extend([53, 1, [2, 5, 5, 6][self.random.usize(..4)]]);
         message.extend([&[54, 4][..], &PEER.1.octets()].concat());
-        // Time of the lease, and of its renewal and rebinding; mask, router and name servers.
+        // Times of the lease, its renewal and its rebinding; then mask, router and name servers.
         for option in [51, 58, 59] {
             message.extend([&[option, 4][..], &number(&mut self.random)].concat());
         }
@@ -273,7 +274,7 @@ impl Conversation {
         self.packet(IpProtocol::Udp, &message)
     }
 
-    /// How far off a number is: not at all, a little, as far as a window is wide, or anywhere.
+    /// Returns an error for a number: none, a small one, about the width of a window, or any.
     fn off(&mut self) -> i32 {
         match self.random.u8(..24) {
             0 => self.random.i32(..),
@@ -344,7 +345,7 @@ impl Conversation {
         });
         packet.set_dst_addr(if self.random.u8(..30) == 0 { Ipv4Address::BROADCAST } else { OWN.1 });
         if self.random.u8(..12) == 0 {
-            // A part of something, which may fit what came before or not.
+            // A fragment, which may fit earlier fragments or not.
             packet.set_ident(self.random.u16(..3));
             packet.set_frag_offset([0, 8, 1392, 65528][self.random.usize(..4)]);
             packet.set_more_frags(self.random.bool());

@@ -1,5 +1,5 @@
-//! The kernel is a stack of layers: no file imports anything from a layer above its own, and few
-//! files import each other in a circle.
+//! The kernel is a stack of layers. No file imports from a layer above its own, and few files
+//! import each other in a circle.
 
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::DiGraph;
@@ -7,9 +7,9 @@ use proc_macro2::{TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The crates that the kernel is made of, from the bottom to the top, and the folders and files
-/// right below their roots, as well. A class is one layer. `docs/architecture.md` says what each is
-/// for. Cargo keeps the order of the crates; the order within them is kept here.
+/// The crates of the kernel, from bottom to top, and the folders and files right below their roots,
+/// also from bottom to top. Each class is one layer. `docs/architecture.md` describes the layers.
+/// Cargo enforces the order of the crates; this test enforces the order within them.
 const LAYERS: [(&str, &str, &[&str]); 6] = [
     (
         "hw",
@@ -26,22 +26,22 @@ const LAYERS: [(&str, &str, &[&str]); 6] = [
     ("kernel", "kernel/src", &["trial", "bench", "panic", "shell"]),
 ];
 
-/// Most files that import each other in a circle.
+/// Largest number of files that may import each other in a circle.
 const MOST_IN_A_CIRCLE: usize = 4;
 
-/// A module's path, its crate first.
+/// A module's path, which begins with its crate.
 type Module = Vec<String>;
 
-/// Modules and their sources.
+/// Modules, and their source text.
 type Sources = BTreeMap<Module, String>;
 
-/// All modules of the kernel.
+/// Reads all modules of the kernel.
 fn kernel() -> Sources {
     fn add(folder: &Path, at: &Module, sources: &mut Sources) {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             let name = entry.file_stem().unwrap().to_str().unwrap().to_string();
             let below = [at.clone(), vec![name.clone()]].concat();
-            // Everything meets in those of crates that have layers.
+            // In crates with layers, the root file imports from all layers.
             let is_root = at.len() == 1 && ["lib", "main"].contains(&name.as_str());
             if is_root && has_layers(&at[0]) {
                 continue;
@@ -65,7 +65,7 @@ fn has_layers(name: &str) -> bool {
     LAYERS.iter().any(|(layer, _, below)| *layer == name && !below.is_empty())
 }
 
-/// All paths that `tokens` name, those of `use` with all that is between braces. `::` is two
+/// Returns all paths in `tokens`, with every path between the braces of a `use`. `::` is two
 /// tokens.
 fn paths(tokens: TokenStream) -> Vec<Vec<String>> {
     let mut found = Vec::new();
@@ -83,7 +83,7 @@ fn collect(tokens: TokenStream, prefix: &[String], found: &mut Vec<Vec<String>>)
                 path.push(ident.to_string());
                 colons = 0;
             }
-            // The rest of a `use`.
+            // The braces of a `use`.
             TokenTree::Group(group) if colons == 2 && path.len() > prefix.len() => {
                 collect(group.stream(), &path, found);
                 (path, colons) = (prefix.to_vec(), 0);
@@ -102,13 +102,13 @@ fn collect(tokens: TokenStream, prefix: &[String], found: &mut Vec<Vec<String>>)
     found.push(path);
 }
 
-/// The module that a path begins with that is in `module`, the longest one.
+/// Returns the longest module that `path` begins with, when it is used in `module`.
 fn target(module: &Module, path: &[String], sources: &Sources) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let mut base = match first.as_str() {
         "crate" => module[..1].to_vec(),
         "super" | "self" => module.clone(),
-        // Another crate, of which cargo knows that it is below.
+        // Another crate; cargo makes sure that it is below.
         _ => return None,
     };
     let mut rest = if first == "super" { path } else { rest };
@@ -117,7 +117,7 @@ fn target(module: &Module, path: &[String], sources: &Sources) -> Option<Module>
         rest = after;
     }
     let whole = [base, rest.to_vec()].concat();
-    // Exported macros are at the root, wherever they are defined.
+    // Exported macros are at the crate's root, wherever they are defined.
     if let [_, name] = whole.as_slice() {
         let defines = |text: &str| text.contains("#[macro_export]") && text.contains(&format!("macro_rules! {name} "));
         if let Some((module, _)) = sources.iter().find(|(_, text)| defines(text)) {
@@ -127,7 +127,7 @@ fn target(module: &Module, path: &[String], sources: &Sources) -> Option<Module>
     (1..=whole.len()).rev().map(|len| whole[..len].to_vec()).find(|module| sources.contains_key(module))
 }
 
-/// Who imports whom.
+/// Returns all imports, as pairs of the importing and the imported module.
 fn arrows(sources: &Sources) -> BTreeSet<(Module, Module)> {
     let mut arrows = BTreeSet::new();
     for (module, text) in sources {
@@ -138,7 +138,7 @@ fn arrows(sources: &Sources) -> BTreeSet<(Module, Module)> {
     arrows
 }
 
-/// All layers, from the bottom to the top.
+/// Returns all layers, from bottom to top.
 fn units() -> Vec<Module> {
     let below = |name: &str, below: &[&str]| match below {
         [] => vec![vec![name.to_string()]],
@@ -147,13 +147,13 @@ fn units() -> Vec<Module> {
     LAYERS.iter().flat_map(|(name, _, names)| below(name, names)).collect()
 }
 
-/// The layer that a module is in, or would be.
+/// Returns the layer that a module is in, or would be in.
 fn unit_of(module: &Module) -> Module {
     let len = if has_layers(&module[0]) { 2 } else { 1 };
     module[..len.min(module.len())].to_vec()
 }
 
-/// The arrows that lead to a layer above, or from or to what is no layer.
+/// Returns the imports from a layer above, and those from or to a module outside all layers.
 fn upward(arrows: &BTreeSet<(Module, Module)>) -> Vec<String> {
     let units = units();
     let layer = |module: &Module| units.iter().position(|unit| *unit == unit_of(module));
@@ -164,7 +164,7 @@ fn upward(arrows: &BTreeSet<(Module, Module)>) -> Vec<String> {
     arrows.iter().filter(is_wrong).map(|(from, to)| format!("{} -> {}", from.join("::"), to.join("::"))).collect()
 }
 
-/// Files that import each other in a circle, the longest first.
+/// Returns the groups of files that import each other in a circle, the largest first.
 fn circles(arrows: &BTreeSet<(Module, Module)>) -> Vec<Vec<String>> {
     let mut graph = DiGraph::<String, ()>::new();
     let mut nodes = BTreeMap::new();
@@ -203,7 +203,7 @@ fn every_layer_is_there() {
     assert_eq!(there, units().into_iter().collect(), "what is right below the crates' roots are the layers");
 }
 
-/// The other tests would not see what is not found here.
+/// The other tests see only imports that are found here.
 #[test]
 fn imports_are_found_however_they_are_written() {
     let module = |path: &str| path.split("::").map(String::from).collect::<Module>();
@@ -249,10 +249,10 @@ fn imports_are_found_however_they_are_written() {
     );
 }
 
-/// Unsafe code is in few crates, and none is elsewhere: each of the others says so to the compiler.
+/// Only few crates contain unsafe code. All others forbid it to the compiler.
 #[test]
 fn unsafe_code_is_in_few_crates() {
-    /// Drivers whose names begin so do what no driver should.
+    /// Drivers whose names begin like this attack the kernel on purpose.
     const ATTACKERS: [&str; 2] = ["drivers/rogue", "drivers/snippets"];
     const MAY: [&str; 3] = ["kernel/hw", "boot/loader", "drivers/sdk"];
     let crates = ringfence::project().join("Cargo.toml");

@@ -1,5 +1,5 @@
-//! The kernel's servers and clients that come, talk and vanish, in a time that is counted and not
-//! waited for.
+//! The kernel's servers, and clients that come, talk and vanish. The time is simulated, so the
+//! tests do not wait.
 
 use ringfence_abi::net::MAX_FRAME;
 use ringfence_core::servers::{CONNECTIONS, Servers};
@@ -44,13 +44,13 @@ impl Device for End {
     }
 }
 
-/// A guest and its clients.
+/// A guest and its clients, connected by a cable.
 struct Net {
     now: Instant,
     guest: (End, Interface, SocketSet<'static>),
     clients: (End, Interface, SocketSet<'static>),
     servers: Servers,
-    /// Whether the cable is in.
+    /// Whether the cable is plugged in.
     is_connected: bool,
 }
 
@@ -69,7 +69,7 @@ impl Net {
         Net { now, guest, clients, servers, is_connected: true }
     }
 
-    /// Lets so much time pass, in steps of a tenth of a second.
+    /// Lets `time` pass, in steps of a tenth of a second.
     fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while self.now < until {
@@ -99,7 +99,7 @@ impl Net {
         self.clients.2.add(socket)
     }
 
-    /// Whether what is sent comes back within a second.
+    /// Returns whether sent data comes back within a second.
     fn echoes(&mut self, handle: SocketHandle) -> bool {
         let socket = self.clients.2.get_mut::<tcp::Socket>(handle);
         if !socket.can_send() || socket.send_slice(b"here").is_err() {
@@ -110,13 +110,13 @@ impl Net {
         self.clients.2.get_mut::<tcp::Socket>(handle).recv_slice(&mut answer) == Ok(4) && &answer == b"here"
     }
 
-    /// Has all clients go without a word.
+    /// Removes all clients without closing their connections.
     fn vanish(&mut self) {
         self.clients.2 = SocketSet::new(Vec::new());
     }
 }
 
-/// RFC 1122, 4.2.3.6: who does not answer when it is asked whether it is there, is not.
+/// RFC 1122, 4.2.3.6: a client that does not answer keep-alive probes has vanished.
 #[test]
 fn who_vanishes_leaves_room_for_others() {
     let mut net = Net::new();
@@ -136,7 +136,7 @@ fn who_vanishes_leaves_room_for_others() {
     assert!(others.into_iter().all(|talk| net.echoes(talk)), "there is room again");
 }
 
-/// Who is only silent, and there, keeps its connection.
+/// A client that is only silent keeps its connection.
 #[test]
 fn who_is_silent_stays() {
     let mut net = Net::new();
@@ -146,12 +146,12 @@ fn who_is_silent_stays() {
     assert!(net.echoes(talk));
 }
 
-/// More half-open connections than there is room for take nothing from who means it.
+/// More half-open connections than there is room for do not keep a real client out.
 #[test]
 fn who_never_finishes_a_handshake_leaves_room_for_others() {
     let mut net = Net::new();
     net.pass(Duration::from_secs(1));
-    // Both know each other's Ethernet addresses.
+    // Both sides must know each other's Ethernet addresses first.
     let first = net.connect(1000);
     net.pass(Duration::from_secs(1));
     assert!(net.echoes(first));
@@ -159,7 +159,8 @@ fn who_never_finishes_a_handshake_leaves_room_for_others() {
         (0..CONNECTIONS as u16).for_each(|index| {
             net.connect(2000 + round * 100 + index);
         });
-        // The SYNs arrive; nobody is there for the answers, who would reset the connection.
+        // The SYNs arrive. The client must not see the answers, because it would reset the
+        // connections.
         let (end, stack, sockets) = &mut net.clients;
         stack.poll(net.now, end, sockets);
         let syns = std::mem::take(&mut end.sent);

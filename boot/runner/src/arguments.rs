@@ -1,4 +1,4 @@
-//! The command line: what a person can say, and the machine that it describes.
+//! The command line, and the machine that it describes.
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -27,7 +27,7 @@ pub struct Cli {
 pub enum Verb {
     /// Write a hybrid ISO image that boots from BIOS and UEFI firmware.
     Iso {
-        /// Where to write it.
+        /// Where to write the image.
         #[arg(default_value = "ringfence.iso")]
         image: PathBuf,
         /// Shell commands to run and end, separated by ';'.
@@ -36,53 +36,54 @@ pub enum Verb {
     },
     /// Measure what protection costs, in both rings.
     Bench {
-        /// Only rows whose names begin so, and what is derived from them.
+        /// Measure only rows whose names begin like this, and rows derived from them.
         #[arg(default_value = "")]
         name: String,
         /// Folder for a page with tables and charts.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// One JSON object a line.
+        /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Change the machine code of drivers, one instruction at a time, and see what becomes of them
-    /// and of the kernel. Exit status 0 only if no kernel was hurt and every service restored.
+    /// Change the machine code of drivers, one instruction at a time, and report the effect on the
+    /// drivers and on the kernel. Exit status 0 only if no kernel was harmed and every service was
+    /// restored.
     Campaign {
         /// Modules to change. Without any, the drivers of the network card and of the SCSI adapter.
         #[arg(long, value_delimiter = ',')]
         modules: Vec<String>,
-        /// How many changes.
+        /// Number of changes.
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
         mutants: u32,
-        /// Where the random numbers begin.
+        /// Seed of the random numbers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Try only this one: to come back to it.
+        /// Try only the change with this number, for example to repeat it.
         #[arg(long, value_name = "NUMBER")]
         only: Option<u32>,
-        /// Ring of the changed modules; 0 is the control group, in which kernels die, and which
-        /// succeeds when all were tried.
+        /// Ring of the changed modules. Ring 0 is the control group, in which kernels die; it
+        /// succeeds once all changes were tried.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
-        /// Folder for the results, and a page with a chart of both rings' results there.
+        /// Folder for the results, and for a page with a chart of both rings' results.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// One JSON object a line.
+        /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Let a TCP stream and disk copies go on while their drivers are ended at random moments in
-    /// random ways. Exit status 0 only if nothing was lost.
+    /// Run a TCP stream and disk copies while their drivers are ended at random moments in random
+    /// ways. Exit status 0 only if nothing was lost.
     Soak {
-        /// How long.
+        /// Duration in minutes.
         #[arg(long, value_name = "M", default_value_t = 5.0, allow_negative_numbers = true)]
         minutes: f64,
-        /// Where the random numbers begin.
+        /// Seed of the random numbers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Print the summary as a JSON object.
@@ -91,13 +92,13 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Make up machine code, run it in ring 1, and compare what the kernel says of its end with
-    /// what QEMU logged. Exit status 0 only if all was as it must be.
+    /// Generate machine code, run it in ring 1, and compare the kernel's report of its end with
+    /// QEMU's log. Exit status 0 only if they agree.
     Snippets {
-        /// How many pieces of code.
+        /// Number of pieces of code.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
         count: u32,
-        /// Where the random numbers begin.
+        /// Seed of the random numbers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -107,21 +108,21 @@ pub enum Verb {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Try what any driver of its class must do on one driver, in each ring. Exit status 0 if it
-    /// does all of it.
+    /// Test a driver against the rules for all drivers of its class, in each ring. Exit status 0 if
+    /// it passes all tests.
     Conform {
         /// The module.
         name: String,
-        /// QEMU's name of the device that it drives, if that is not known.
+        /// QEMU's name of the driver's device, if Ringfence does not know it.
         #[arg(long, value_name = "DEVICE")]
         device: Option<String>,
-        /// Only this test.
+        /// Run only this test.
         #[arg(long, value_name = "TEST")]
         only: Option<String>,
-        /// Only in this ring.
+        /// Test only in this ring.
         #[arg(long, value_name = "0|1", value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: Option<u8>,
-        /// Print an object a test.
+        /// Print one JSON object per test.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -129,10 +130,10 @@ pub enum Verb {
     },
     /// Check module files as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
-        /// The files.
+        /// The module files.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// Print an object a file.
+        /// Print one JSON object per file.
         #[arg(long)]
         json: bool,
     },
@@ -140,11 +141,11 @@ pub enum Verb {
     Lint,
 }
 
-/// The machine that is booted, whatever for.
+/// The machine that is booted, the same options for all subcommands.
 #[derive(Args)]
 pub struct MachineArguments {
     /// Put a module into the ramdisk (repeatable): a file, or a folder with its sources, which is
-    /// built. It takes the place of the project's of that name, and has the choice of devices.
+    /// built. It replaces the project's module of the same name, and chooses its devices first.
     #[arg(long, value_name = "FILE|FOLDER")]
     module: Vec<PathBuf>,
     /// QEMU's name of the network card, or 'none'.
@@ -156,23 +157,23 @@ pub struct MachineArguments {
     /// Memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     memory: u32,
-    /// QEMU's name of the mainboard: 'pc' or 'q35', with options behind a comma.
+    /// QEMU's name of the mainboard: 'pc' or 'q35', followed by a comma and options if needed.
     #[arg(long, value_name = "BOARD", default_value = BOARD)]
     machine: String,
-    /// Whether an IOMMU (Intel VT-d) fences devices: each reaches what its driver was given for it,
-    /// and nothing else [default: on with q35, which alone can have one].
+    /// Whether an IOMMU (Intel VT-d) fences devices: each device reaches only the memory that its
+    /// driver was given for it [default: on with q35, the only board that can have one].
     #[arg(long, value_name = "ON", value_parser = ["on", "off"])]
     iommu: Option<String>,
     /// QEMU's name of the CPU [default: its best one].
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
-    /// CPUs. Ringfence uses one.
+    /// Number of CPUs. Ringfence uses one.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
     smp: u32,
     /// QEMU's accelerator.
     #[arg(long, default_value = "tcg", value_parser = ["tcg", "kvm"])]
     accel: String,
-    /// Write what the network card sends and gets to a file, as tcpdump does.
+    /// Write the frames that the network card sends and receives to a file, as tcpdump does.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
     /// One more argument for QEMU (repeatable): --qemu-arg=-d --qemu-arg=int.
@@ -183,24 +184,24 @@ pub struct MachineArguments {
 #[derive(Args)]
 pub struct RunArguments {
     /// Run shell commands, print their output, and power off. Exit status: 0 if all succeeded, 1 if
-    /// one failed, 2 after a kernel panic or triple fault, 3 after the time limit, 4 if it did not
-    /// come to a run or QEMU itself failed.
+    /// one failed, 2 after a kernel panic or triple fault, 3 after the time limit, 4 if the run
+    /// could not start or QEMU itself failed.
     #[arg(long, value_name = "CMD; CMD")]
     pub exec: Option<String>,
     /// Do not load drivers at boot.
     #[arg(long)]
     no_autoload: bool,
-    /// Attach a disk image or a block device (repeatable), for reading only if ',ro' is behind it.
-    /// It is opened as what it is, unless it names other files: ',image' opens it all the same,
-    /// ',raw' as blocks. Without one there is an empty disk of 64 MiB, which goes when the run
-    /// ends.
+    /// Attach a disk image or a block device (repeatable); ',ro' makes it read-only. An image is
+    /// opened in its own format, and refused if it names other files: ',image' opens it
+    /// nevertheless, ',raw' opens it as raw blocks. Without this option there is an empty disk of
+    /// 64 MiB, which is removed when the run ends.
     #[arg(long, value_name = "FILE[,ro][,raw|,image]")]
     disk: Vec<OsString>,
-    /// Forward a TCP port of this host to one of the guest (repeatable): 7 echoes, 9 discards, 19
-    /// sends characters.
+    /// Forward a TCP port of this host to a port of the guest (repeatable): 7 echoes, 9 discards,
+    /// 19 sends characters.
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
     forward: Vec<(u16, u16)>,
-    /// Count instructions: one a nanosecond.
+    /// Let time count instructions: one instruction takes one nanosecond.
     #[arg(long)]
     icount: bool,
     /// Wait for gdb on port 1234.
@@ -209,7 +210,7 @@ pub struct RunArguments {
     /// Longest run in seconds.
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
-    /// Machine-readable output: one JSON object a line. Needs --exec.
+    /// Machine-readable output: one JSON object per line. Needs --exec.
     #[arg(long, requires = "exec")]
     pub json: bool,
     #[command(flatten)]
@@ -225,8 +226,8 @@ fn parse_forward(text: &str) -> Result<(u16, u16), String> {
     Ok((port(host)?, port(guest)?))
 }
 
-/// A module whose file is called otherwise would be refused by the kernel. One that is none is left
-/// to it, which says why.
+/// Fails if the file's name is not the module's, because the kernel would refuse the file. A file
+/// that is no module is left to the kernel, which reports the reason.
 fn ask_name(path: &Path) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let module = Module::parse(&bytes).ok();
@@ -239,7 +240,7 @@ fn ask_name(path: &Path) -> Result<()> {
 }
 
 impl MachineArguments {
-    /// The machine, with an empty disk of its own.
+    /// Returns the machine, with an empty disk of its own.
     pub fn machine(self) -> Result<Machine> {
         let mut modules = Vec::new();
         for path in self.module {
@@ -287,7 +288,7 @@ impl MachineArguments {
 }
 
 impl RunArguments {
-    /// The machine, on a terminal with so many columns if it is on one.
+    /// Returns the machine. `columns` is the width of the terminal, if the runner is on one.
     pub fn machine(self, columns: Option<u16>) -> Result<Machine> {
         let parsed: Vec<(Disk, Opened)> = self.disk.iter().map(|disk| Disk::parse(disk)).collect();
         let opened = parsed.iter().map(|(disk, opened)| (disk.path.clone(), *opened)).collect();

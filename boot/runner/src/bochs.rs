@@ -15,8 +15,9 @@ const VGA_BIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
 pub fn run(image: &Path, limit: Duration) -> Result<Vec<String>> {
     let directory = tempfile::TempDir::new()?;
     let (console, log) = (directory.path().join("console"), directory.path().join("log"));
-    // Instructions in a second of the guest's time: the fewer, the fewer are spent on waiting for
-    // the serial port, which sends 11,520 bytes in each.
+    // `ips` is the number of instructions in a second of the guest's time. In each such second the
+    // serial port sends 11,520 bytes. So a low number means that few instructions are spent on
+    // waiting for the port.
     let settings = format!(
         "megs: 64\n\
          cpu: model=tigerlake, count=1, ips=20000000, reset_on_triple_fault=0\n\
@@ -38,7 +39,7 @@ pub fn run(image: &Path, limit: Duration) -> Result<Vec<String>> {
     let mut bochs = Command::new("bochs");
     bochs.arg("-q").arg("-f").arg(&file).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = bochs.spawn().context("cannot start bochs: is it installed? 'make setup' installs it")?;
-    // Debian's waits in its debugger: 'c' is to go on.
+    // Debian's build of Bochs waits in its debugger; 'c' continues.
     child.stdin.as_mut().context("bochs takes no input")?.write_all(b"c\n")?;
     let deadline = Instant::now() + limit;
     while child.try_wait()?.is_none() {

@@ -1,9 +1,9 @@
 //! Builds the loader, the kernel and the modules.
 //!
-//! The kernel is linked at fixed addresses in the top 2 GiB; a module is a shared object whose
-//! undefined symbols are its requests for services. All code is optimized when the last crate of
-//! each is compiled, so that the flags of that one decide, and the crates that they share are
-//! compiled once.
+//! The kernel is linked at fixed addresses in the top 2 GiB. A module is a shared object whose
+//! undefined symbols are its requests for services. All code is optimized when the last crate of a
+//! program is compiled. So the flags of that crate decide, and shared crates are compiled only
+//! once.
 
 use crate::check::{self, Finding};
 use crate::toolchain::{BUILT_AS, TARGET, Toolchain};
@@ -17,56 +17,57 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What was built.
+/// The files of a built system.
 #[derive(Debug, Clone)]
 pub struct System {
     /// The loader, for QEMU's `-kernel` or GRUB's `multiboot2`.
     pub loader: PathBuf,
     /// The kernel, with its symbols.
     pub kernel: PathBuf,
-    /// The kernel as the ramdisk has it, without debug information.
+    /// The kernel as it is in the ramdisk, without debug information.
     pub packed_kernel: PathBuf,
     /// The modules.
     pub modules: Vec<Module>,
 }
 
-/// A module that was built.
+/// The files of a built module.
 #[derive(Debug, Clone)]
 pub struct Module {
-    /// Its name.
+    /// The module's name.
     pub name: String,
-    /// With debug information, for gdb.
+    /// The module with debug information, for gdb.
     pub debug: PathBuf,
-    /// As the ramdisk has it.
+    /// The module as it is in the ramdisk.
     pub packed: PathBuf,
 }
 
 /// Folders of `drivers/` that are not modules.
 const NOT_MODULES: [&str; 1] = ["sdk"];
-/// Flags for loader and kernel. Modules have the target's own, whose code can be anywhere.
+/// Flags for loader and kernel. Modules use the target's defaults, with which code is
+/// position-independent.
 const KERNEL_FLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "code-model=kernel"];
 
-/// The folder for what cargo builds of the kernel.
+/// Returns the folder for cargo's builds of the kernel.
 fn bare() -> PathBuf {
     target().join("bare")
 }
 
-/// The same for modules, which are built meanwhile.
+/// Returns the folder for cargo's builds of modules, which run at the same time as the kernel's.
 fn bare_modules() -> PathBuf {
     target().join("bare-modules")
 }
 
-/// Where cargo puts a package's file below such a folder.
+/// Returns the place of a package's file below one of these folders.
 fn built(dir: &Path, file: &str) -> PathBuf {
     dir.join(TARGET).join("release").join(file)
 }
 
-/// Builds everything; `quiet` hides what the compiler says unless it fails.
+/// Builds everything. `quiet` hides the compiler's messages unless it fails.
 pub fn system(quiet: bool) -> Result<System> {
     let toolchain = Toolchain::find()?;
     let dir = bare();
-    // Each in a folder of its own: built with the kernel, the loader would get the features that
-    // only the kernel's dependencies want.
+    // Each package has a folder of its own. If the loader were built together with the kernel, it
+    // would get the features that only the kernel's dependencies want.
     let build = |package: &str, dir: &Path| {
         let mut cargo = toolchain.cargo("rustc", dir);
         run(cargo.args(["--release", "-p", package, "--"]).args(KERNEL_FLAGS), quiet)
@@ -77,7 +78,8 @@ pub fn system(quiet: bool) -> Result<System> {
     let loader_dir = target().join("bare-loader");
     let kernel = built(&dir, "ringfence-kernel");
     let packed_kernel = target().join("kernel.packed");
-    // The kernel's last crate takes one CPU, and as long as all the others.
+    // The kernel's last crate uses one CPU, and takes as long as all the others. So the loader and
+    // the modules are built at the same time.
     let modules = std::thread::scope(|scope| {
         let modules = scope.spawn(|| {
             build("ringfence-loader", &loader_dir)?;
@@ -115,15 +117,15 @@ fn modules(toolchain: &Toolchain, quiet: bool) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-/// Runs clippy over what is built for the bare machine, with warnings denied.
+/// Runs clippy over everything that is built for the bare machine, with warnings denied.
 pub fn lint() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let packages = ["ringfence-loader", "ringfence-kernel"].map(String::from).into_iter();
     let sources = module_sources()?;
     let modules = sources.iter().filter_map(|(_, source)| source.package().map(String::from));
-    // The kernel also as it is without what only measurements and tests need.
+    // The kernel is also checked without the features for measurements and tests.
     let bare_kernel = ["ringfence-kernel", "--no-default-features"];
-    // And what the SDK's documentation shows.
+    // The SDK's examples are checked because its documentation shows them.
     let examples = ["ringfence-sdk", "--examples"];
     let each = packages.chain(modules).map(|package| vec![package]);
     for package in each.chain([bare_kernel, examples].map(|package| package.map(String::from).to_vec())) {
@@ -141,8 +143,8 @@ pub fn lint() -> Result<()> {
     Ok(())
 }
 
-/// Builds the module in a folder that is not among the project's drivers: a package in Rust that
-/// depends on the SDK by its path, or files in C and C++.
+/// Builds the module in a folder outside the project's drivers: a Rust package that depends on the
+/// SDK by its path, or files in C and C++.
 pub fn module(folder: &Path) -> Result<Module> {
     let manifest = folder.join("Cargo.toml");
     if !manifest.is_file() {
@@ -155,7 +157,7 @@ pub fn module(folder: &Path) -> Result<Module> {
     let compile = |way: Option<&Way>| {
         let dir = outside().join(if way.is_none() { "usual" } else { "otherwise" });
         let mut cargo = toolchain.cargo("rustc", &dir);
-        // As the project's own packages are built.
+        // The same settings as for the project's own packages.
         for (setting, value) in [
             ("PANIC", "abort"),
             ("OPT_LEVEL", "3"),
@@ -173,12 +175,13 @@ pub fn module(folder: &Path) -> Result<Module> {
     link(&toolchain, &name, &outside(), &compile(None)?, |way| compile(Some(way)))
 }
 
-/// The folder for modules that are not the project's, which may have the name of one that is.
+/// Returns the folder for modules from outside the project, whose names may equal those of the
+/// project's.
 fn outside() -> PathBuf {
     target().join("outside")
 }
 
-/// The name of the package that a manifest is of.
+/// Returns the name of the package of a manifest.
 fn package_name(manifest: &Path) -> Result<String> {
     let mut cargo = Command::new("cargo");
     cargo.args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]).arg(manifest);
@@ -189,9 +192,9 @@ fn package_name(manifest: &Path) -> Result<String> {
     Ok(name.with_context(|| format!("{} has no package", manifest.display()))?.to_string())
 }
 
-/// What a module is made of.
+/// The sources of a module.
 enum Source {
-    /// The package of that name.
+    /// The package with this name.
     Package(String),
     /// Files in C and C++.
     C(CSource),
@@ -206,7 +209,7 @@ impl Source {
     }
 }
 
-/// All modules by name.
+/// Returns all modules and their sources, sorted by name.
 fn module_sources() -> Result<Vec<(String, Source)>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(project().join("drivers"))? {
@@ -229,7 +232,8 @@ fn module_sources() -> Result<Vec<(String, Source)>> {
     Ok(names)
 }
 
-/// Builds a module of a file in C or C++, or of all such files in a folder. It has that one's name.
+/// Builds a module from a file in C or C++, or from all such files in a folder. The module has the
+/// name of the file or the folder.
 pub fn module_in_c(source: &Path) -> Result<Module> {
     let name = source.file_stem().context("the file has no name")?.to_string_lossy().into_owned();
     let source = CSource(source.to_path_buf());
@@ -237,8 +241,8 @@ pub fn module_in_c(source: &Path) -> Result<Module> {
     link(&Toolchain::find()?, &name, &outside(), &compile(None)?, |way| compile(Some(way)))
 }
 
-/// Compiles a module in Rust in another way: beside what was compiled as usual, which stays. What
-/// it depends on is compiled once for all ways.
+/// Compiles a Rust module in another way. The usual build of the module stays. Its dependencies are
+/// compiled once for all ways.
 fn compile_otherwise(toolchain: &Toolchain, package: &str, way: &Way) -> Result<Vec<PathBuf>> {
     let dir = target().join("modules-otherwise");
     let mut cargo = toolchain.cargo("rustc", &dir);
@@ -246,19 +250,19 @@ fn compile_otherwise(toolchain: &Toolchain, package: &str, way: &Way) -> Result<
     Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
 }
 
-/// A file in C or C++, or a folder with such files, and with [`CSource::FLAGS`] if they need some.
+/// A file in C or C++, or a folder with such files and, if they need flags, [`CSource::FLAGS`].
 struct CSource(PathBuf);
 
 impl CSource {
-    /// Flags for the compiler, one a line, as clangd reads them.
+    /// The file with flags for the compiler, one per line, as clangd reads them.
     const FLAGS: &str = "compile_flags.txt";
 
-    /// The folder.
+    /// Returns the folder.
     fn folder(&self) -> &Path {
         if self.0.is_dir() { &self.0 } else { self.0.parent().unwrap_or(Path::new(".")) }
     }
 
-    /// The files.
+    /// Returns the files in C and C++.
     fn files(&self) -> Result<Vec<PathBuf>> {
         if !self.0.is_dir() {
             return Ok(vec![self.0.clone()]);
@@ -277,7 +281,8 @@ impl CSource {
         Ok(files)
     }
 
-    /// The compiler of one of them, which the environment's `CC` or `CXX` may name, with all flags.
+    /// Returns the compiler for a file, with all flags. The environment's `CC` or `CXX` may name
+    /// it.
     fn compiler(&self, file: &Path) -> Result<Command> {
         let (variable, usual) = if is_cpp(file) { ("CXX", "g++") } else { ("CC", "gcc") };
         let mut compiler = Command::new(std::env::var_os(variable).unwrap_or(usual.into()));
@@ -285,7 +290,7 @@ impl CSource {
         compiler.args(["-fno-stack-protector", "-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone"]);
         if is_cpp(file) {
             compiler.args(["-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"]);
-            // As in C, what is not named is 0.
+            // As in C, fields that an initializer does not name are 0.
             compiler.arg("-Wno-missing-field-initializers");
         } else {
             compiler.arg("-std=c11");
@@ -306,7 +311,7 @@ fn is_cpp(file: &Path) -> bool {
     file.extension().is_some_and(|end| end == "cpp" || end == "cc" || end == "cxx")
 }
 
-/// Compiles a module's files in C and C++ into folder `to`, in the usual or another way.
+/// Compiles a module's C and C++ files into folder `to`, in the usual or another way.
 fn compile_c(name: &str, source: &CSource, to: &Path, way: Option<&Way>) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(to)?;
     let mut objects = Vec::new();
@@ -320,7 +325,7 @@ fn compile_c(name: &str, source: &CSource, to: &Path, way: Option<&Way>) -> Resu
     Ok(objects)
 }
 
-/// Runs a compiler, and shows what it says also if it succeeds.
+/// Runs a compiler, and shows its warnings even if it succeeds.
 fn show_warnings(compiler: &mut Command) -> Result<()> {
     let output = output_of(compiler)?;
     if !output.stderr.is_empty() {
@@ -329,20 +334,21 @@ fn show_warnings(compiler: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Orders of a module's functions that are tried.
+/// Number of orders of a module's functions that are tried.
 const ORDERS: u32 = 64;
-/// After so many of them, what is where it is in all of them is taken for what no order changes.
+/// After this many orders, a hole that was at the same place in all of them is taken for one that
+/// no order removes.
 const ORDERS_TO_TELL: u32 = 6;
-/// Another way to compile a module: code that does the same and has other displacements in its
+/// Another way to compile a module: the code does the same, but has other displacements in its
 /// functions.
 struct Way {
-    /// For rustc's `-C`.
+    /// The flag for rustc's `-C`.
     rust: &'static str,
-    /// For gcc.
+    /// The flag for gcc.
     c: &'static str,
 }
 
-/// Those whose code is as fast come first.
+/// Ways that make the code no slower come first.
 const WAYS: [Way; 8] = [
     Way { rust: "llvm-args=-align-all-nofallthru-blocks=2", c: "-falign-jumps=4" },
     Way { rust: "llvm-args=-align-all-nofallthru-blocks=3", c: "-falign-jumps=8" },
@@ -353,16 +359,17 @@ const WAYS: [Way; 8] = [
     Way { rust: "opt-level=s", c: "-Os" },
     Way { rust: "opt-level=1", c: "-O1" },
 ];
-/// Modules for which no other way is tried: one has loads of SS on purpose, the other something in
-/// every way.
+/// Modules for which no other way is tried: one loads SS on purpose, the other has a hole in every
+/// way.
 const LEFT_ALONE: [&str; 2] = ["rogue-ss", "rogue-peer"];
 
-/// Links a module in `folder`: a shared object that exports its entry point only.
+/// Links a module in `folder`: a shared object that exports only its entry point.
 ///
-/// A displacement may happen to look like what the kernel refuses under QEMU's TCG ([`tcg`]), a
-/// load of SS above all: with its functions in another order it does not, or, if it is within one,
-/// compiled in another way (`compile_otherwise`). What is one in any way the kernel refuses, and
-/// says where it is.
+/// The bytes of a displacement may happen to form code that the kernel refuses under QEMU's TCG
+/// ([`tcg`]), above all a load of SS. Another order of the functions gives other displacements
+/// between functions. If the displacement is within a function, the module is compiled in another
+/// way (`compile_otherwise`). A hole that stays in every way is an error: the kernel would refuse
+/// the module.
 fn link(
     toolchain: &Toolchain,
     name: &str,
@@ -417,7 +424,7 @@ fn link(
     Ok(module)
 }
 
-/// Fails if the kernel would not take a module.
+/// Fails if the kernel would refuse the module.
 fn refuse_refused(name: &str, module: &Module) -> Result<()> {
     let findings = check::findings(&module.packed, &module.debug)?;
     let refused = findings.iter().filter(|finding| finding.is_refusal && !LEFT_ALONE.contains(&name));
@@ -428,8 +435,8 @@ fn refuse_refused(name: &str, module: &Module) -> Result<()> {
     Ok(())
 }
 
-/// What tells whether a module was linked of these objects, by these rules: it takes long to find
-/// an order that will do.
+/// Returns a hash of the objects and of the rules for linking. It tells whether a module must be
+/// linked again, because the search for a good order takes long.
 fn stamp(objects: &[PathBuf]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     [include_str!("build.rs"), include_str!("../../../kernel/core/src/tcg.rs")].hash(&mut hasher);
@@ -440,8 +447,8 @@ fn stamp(objects: &[PathBuf]) -> Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Where the code of an ELF file has what the kernel refuses under TCG: functions, and offsets in
-/// them.
+/// Returns the places of code that the kernel refuses under TCG in an ELF file: functions, and
+/// offsets in them.
 fn holes(path: &Path) -> Result<BTreeSet<(String, u64)>> {
     let bytes = fs::read(path)?;
     let file = object::File::parse(&*bytes)?;
@@ -451,7 +458,7 @@ fn holes(path: &Path) -> Result<BTreeSet<(String, u64)>> {
         tcg::holes(section.data().unwrap_or_default()).map(move |(at, _)| start + at as u64)
     });
     let places: Vec<u64> = places.collect();
-    // Most have none, and then nobody is asked.
+    // Most files have no such place, and then need no list of functions.
     let functions: Vec<_> = match places.is_empty() {
         true => Vec::new(),
         false => file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text).collect(),
@@ -473,12 +480,12 @@ fn link_once(mut linker: Command, exports: &Path, objects: &[PathBuf], to: &Path
     replace(to, |to| run(linker.arg("-o").arg(to), true))
 }
 
-/// Copies an ELF file without debug information; its symbols stay, for reports.
+/// Copies an ELF file without debug information. The symbols stay, because reports need them.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     replace(to, |to| run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from), true))
 }
 
-/// Writes a file, unless it has that content already.
+/// Writes a file, unless it already has this content.
 pub fn write_if_changed(path: &Path, content: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|old| old == content) {
         return Ok(());
@@ -487,20 +494,20 @@ pub fn write_if_changed(path: &Path, content: &str) -> Result<()> {
     replace(path, |to| fs::write(to, content).with_context(|| format!("writing {}", path.display())))
 }
 
-/// Has `make` make a file beside `path` and puts it in its place, all at once: another run of this
-/// program may be reading or making the same file.
+/// Has `make` make a file beside `path` and moves it to `path` in one step, because another run of
+/// this program may be reading or making the same file.
 fn replace(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let part = path.with_file_name(format!(".{name}.{}", std::process::id()));
     let made = make(&part).and_then(|()| Ok(fs::rename(&part, path)?));
     if made.is_err() {
-        // It may not have been made at all.
+        // The file may not exist.
         let _ = fs::remove_file(&part);
     }
     made
 }
 
-/// Runs a tool; what it says is shown as it comes, or, if `quiet`, only when it fails.
+/// Runs a tool. Its output is shown as it comes or, if `quiet`, only if the tool fails.
 pub(crate) fn run(command: &mut Command, quiet: bool) -> Result<()> {
     if quiet {
         return output_of(command).map(|_| ());
@@ -512,7 +519,7 @@ pub(crate) fn run(command: &mut Command, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-/// Runs a tool; what it says, which is the error if it fails.
+/// Runs a tool and returns its output. If the tool fails, the output is the error.
 fn output_of(command: &mut Command) -> Result<Output> {
     let output = command.output().with_context(|| is_missing(command))?;
     if !output.status.success() {

@@ -1,6 +1,6 @@
-//! Checks a module file as the kernel will, before it meets one: what would be refused, with the
-//! function and the source line where that is known; and what is no reason to refuse it but will
-//! not do what it looks like.
+//! Checks a module file as the kernel will when it loads the file. Reports the errors for which the
+//! kernel refuses the module, with function and source line where they are known. Also warns of
+//! code that the kernel accepts but that will not work as it looks.
 
 use crate::output;
 use crate::source::Sources;
@@ -15,18 +15,18 @@ use ringfence_core::tcg::Hole;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// What is to be said of a module.
+/// An error or a warning about a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether the kernel refuses the module for that.
+    /// Whether the kernel refuses the module because of this finding.
     pub is_refusal: bool,
-    /// What, for a person.
+    /// The finding in words.
     pub what: String,
-    /// Where in the code, if it is there: function, offset, and source line.
+    /// The function, offset and source line of the finding, if it is in the code.
     pub place: Option<String>,
 }
 
-/// Checks the module in `file`, which has debug information in `debug` or none.
+/// Checks the module in `file`. `debug` is the file with its debug information, if it has any.
 pub fn findings(file: &Path, debug: &Path) -> Result<Vec<Finding>> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -68,7 +68,7 @@ pub fn findings(file: &Path, debug: &Path) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Why a file is no module, and what may help.
+/// Explains why a file is no module, with a hint where there is one.
 fn in_words(error: &ModuleError) -> String {
     let hint = match error {
         ModuleError::UnknownService(name) => {
@@ -83,13 +83,14 @@ fn in_words(error: &ModuleError) -> String {
     format!("{error}{hint}")
 }
 
-/// Instructions that only ring 0 may execute, and where they are.
+/// Returns the instructions that only ring 0 may execute, with their offsets.
 fn privileged(module: &Module) -> Vec<(u64, String)> {
     let mut found = Vec::new();
     for segment in module.segments.iter().filter(|segment| segment.executable) {
         let mut decoder = Decoder::with_ip(64, segment.bytes, segment.start, DecoderOptions::NONE);
         for instruction in decoder.iter() {
-            // Ports are opened by the kernel, and with them these instructions.
+            // The kernel can grant I/O ports to a driver, which may then execute these
+            // instructions.
             let is_io = matches!(
                 instruction.mnemonic(),
                 Mnemonic::In
@@ -134,7 +135,7 @@ impl Places<'_> {
     }
 }
 
-/// Checks files and says what there is to say; whether the kernel takes all of them.
+/// Checks files and prints the findings; returns whether the kernel takes all files.
 pub fn run(files: &[PathBuf], json: bool) -> Result<bool> {
     let mut all_good = true;
     for file in files {
@@ -160,7 +161,7 @@ pub fn run(files: &[PathBuf], json: bool) -> Result<bool> {
 }
 
 impl Finding {
-    /// The finding as a line or two.
+    /// Formats the finding as one or two lines.
     pub fn in_words(&self) -> String {
         let kind = if self.is_refusal { "refused" } else { "warning" };
         let place = self.place.as_ref().map(|place| format!("\n    at {place}")).unwrap_or_default();
@@ -168,7 +169,7 @@ impl Finding {
     }
 }
 
-/// What a good module is.
+/// Summarizes a module that the kernel takes.
 fn summary(file: &Path) -> Result<String> {
     let bytes = std::fs::read(file)?;
     let Ok(module) = Module::parse(&bytes) else { return Ok(String::new()) };

@@ -1,4 +1,4 @@
-//! The drivers of a machine: which modules it loads when it boots, and what each is.
+//! The drivers of a machine: the modules that it loads at boot, and what each of them offers.
 
 use crate::build::System;
 use crate::machine::{End, Machine};
@@ -9,18 +9,18 @@ use ringfence_core::module::Module;
 use ringfence_link::event::Event;
 use std::path::PathBuf;
 
-/// A module of a machine.
+/// A module that a machine has in its ramdisk.
 #[derive(Debug, Clone)]
 pub struct Driver {
-    /// Its name.
+    /// The module's name.
     pub name: String,
-    /// What it offers.
+    /// The kind of device that the module offers.
     pub kind: Kind,
-    /// Its file, as the ramdisk has it.
+    /// The module's file, as it is in the ramdisk.
     pub file: PathBuf,
 }
 
-/// The module called `name` that `machine` has in its ramdisk.
+/// Finds the module called `name` in the ramdisk of `machine`.
 pub fn find(system: &System, machine: &Machine, name: &str) -> Result<Driver> {
     let modules = ramdisk::modules(system, &machine.contents.modules)?;
     let file = modules.get(name).with_context(|| format!("there is no module '{name}'"))?;
@@ -30,7 +30,7 @@ pub fn find(system: &System, machine: &Machine, name: &str) -> Result<Driver> {
     Ok(Driver { name: name.to_string(), kind, file: file.clone() })
 }
 
-/// The modules that `machine` loads by itself, in order.
+/// Boots `machine` and returns the modules that it loads by itself, in order.
 pub fn loaded(system: &System, machine: &Machine) -> Result<Vec<Driver>> {
     let mut machine = machine.clone();
     machine.contents.exec = Some("lsmod".to_string());
@@ -41,7 +41,7 @@ pub fn loaded(system: &System, machine: &Machine) -> Result<Vec<Driver>> {
     listed(&run.events).iter().map(|(name, _)| find(system, &machine, name)).collect()
 }
 
-/// The modules of the drivers that the last `lsmod` showed, and their slots.
+/// Returns the modules and the slots of the drivers that the last `lsmod` showed.
 pub fn listed(events: &[Event]) -> Vec<(String, usize)> {
     let shown = events.iter().rev().find_map(|event| match event {
         Event::Drivers(drivers) => Some(drivers),

@@ -4,13 +4,13 @@ use anyhow::Result;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-/// A server that runs as long as the program.
+/// An echo server that runs until the program ends.
 pub struct Server {
     port: u16,
 }
 
 impl Server {
-    /// Starts it on any free port of the loopback interface, which guests reach as 10.0.2.2.
+    /// Starts a server on a free port of the loopback interface, which guests reach as 10.0.2.2.
     pub fn start() -> Result<Server> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
@@ -22,13 +22,13 @@ impl Server {
         Ok(Server { port })
     }
 
-    /// Its port.
+    /// Returns the server's port.
     pub fn port(&self) -> u16 {
         self.port
     }
 }
 
-/// Until the other side is done, or gone.
+/// Echoes all bytes until the client closes the connection or an error occurs.
 fn serve(mut stream: TcpStream) {
     let mut bytes = [0; 16384];
     while let Ok(count @ 1..) = stream.read(&mut bytes) {

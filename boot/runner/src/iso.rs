@@ -1,5 +1,5 @@
-//! The same system for machines with BIOS or UEFI firmware: a hybrid ISO image with GRUB, made by
-//! `grub-mkrescue`.
+//! A hybrid ISO image with GRUB, made by `grub-mkrescue`. It boots the same system on machines with
+//! BIOS or UEFI firmware.
 
 use crate::build::{System, run};
 use crate::ramdisk::{self, Contents};
@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// GRUB's menu: one entry, at once. Where there is no screen that Ringfence can use, what GRUB says
-/// stays there.
+/// GRUB's menu: one entry, booted at once. The `echo` is for machines with a screen that Ringfence
+/// cannot use: its text stays there.
 const MENU: &str = "\
 set timeout=0
 set default=0

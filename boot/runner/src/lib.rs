@@ -1,24 +1,24 @@
-//! The host's side of Ringfence: builds the kernel and its modules, packs the ramdisk, boots all of
-//! it in QEMU and says how that ended. `cargo run` is its command line; the tests use it as a
-//! library.
+//! The host's side of Ringfence: builds the kernel and its modules, packs the ramdisk, boots the
+//! system in QEMU and reports how the run ended. `cargo run` is its command line; the tests use it
+//! as a library.
 //!
-//! * [`toolchain`]: which compiler builds for the bare machine
-//! * [`build`]: loader, kernel and modules
-//! * [`header`]: what modules in C include
-//! * [`check`]: what the kernel would say of a module; [`conform`]: what any driver must do;
+//! * [`toolchain`]: the compiler for the bare machine
+//! * [`build`]: builds the loader, the kernel and the modules
+//! * [`header`]: the C header for modules
+//! * [`check`]: checks a module as the kernel would; [`conform`]: tests that any driver must pass;
 //!   [`wire`]: a cable, and frames for it
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
 //! * [`bochs`]: another emulator, for a second opinion
-//! * [`bench`]: what protection costs
-//! * [`campaign`]: what becomes of drivers whose code is changed
+//! * [`bench`]: measures the cost of protection
+//! * [`campaign`]: changes drivers' code and observes the outcome
 //! * [`drivers`]: the drivers of a machine
 //! * [`echo`]: an echo server; `page`: tables and charts
-//! * [`gdb`]: what gdb is told
-//! * [`output`]: what the runner says
+//! * [`gdb`]: scripts for gdb
+//! * [`output`]: the runner's output
 //! * [`source`]: source lines for fault reports
-//! * [`snippets`]: what becomes of made-up machine code
-//! * [`soak`]: streams and copies that go on while their drivers are ended
+//! * [`snippets`]: runs generated machine code in ring 1
+//! * [`soak`]: runs streams and copies while their drivers are ended
 //! * [`iso`]: the same system for machines without QEMU's own loader
 
 #![forbid(unsafe_code)]
@@ -47,10 +47,10 @@ pub mod source;
 pub mod toolchain;
 pub mod wire;
 
-/// The project's folder.
+/// Returns the project's folder.
 ///
-/// Not the one that this was compiled in: a checkout may have been moved or copied since, with all
-/// that was built.
+/// It may differ from the folder in which the runner was compiled: the checkout may have been moved
+/// or copied since, together with its build outputs.
 pub fn project() -> PathBuf {
     static PROJECT: OnceLock<PathBuf> = OnceLock::new();
     PROJECT.get_or_init(find_project).clone()
@@ -58,8 +58,8 @@ pub fn project() -> PathBuf {
 
 fn find_project() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    // 'cargo run' says it of this package. What another package's cargo says is less than where
-    // this program lies.
+    // 'cargo run' sets these variables for this package. If another package's cargo set them, the
+    // location of this program is a better guide than the variables.
     let own = variable("CARGO_PKG_NAME").is_some_and(|name| name.as_os_str() == env!("CARGO_PKG_NAME"));
     let manifest = variable("CARGO_MANIFEST_DIR");
     let (first, last) = if own { (manifest, None) } else { (None, manifest) };
@@ -72,18 +72,18 @@ fn find_project() -> PathBuf {
     })
 }
 
-/// The checkout that `path` lies in.
+/// Returns the checkout that contains `path`.
 fn project_above(path: &Path) -> Option<PathBuf> {
     let is_project =
         |folder: &&Path| folder.join("boot/runner/Cargo.toml").is_file() && folder.join("kernel/abi").is_dir();
     path.ancestors().find(is_project).map(Path::to_path_buf)
 }
 
-/// The folder for everything that is built.
+/// Returns the folder for all build outputs.
 pub fn target() -> PathBuf {
     let own = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let folder = own.unwrap_or_else(|| project().join("target")).join("ringfence");
-    // Tools that are started elsewhere mean the same one.
+    // An absolute path, so that tools started in another folder find the same one.
     std::path::absolute(&folder).unwrap_or(folder)
 }
 

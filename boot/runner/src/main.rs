@@ -15,14 +15,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Exit status when it did not come to a run.
+/// Exit status if the runner could not run anything.
 const MISTAKE: u8 = 4;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and the version are no mistakes. Nothing can be done where it cannot be printed.
+            // Help and the version are not errors. If they cannot be printed, there is nothing left
+            // to do.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(MISTAKE) } else { ExitCode::SUCCESS };
         }
@@ -85,7 +86,7 @@ fn run(cli: Cli) -> Result<u8> {
     }
 }
 
-/// Writes what a bootloader needs to `out`.
+/// Writes the files that a bootloader needs to the folder `out`.
 fn parts(system: &build::System, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let contents = Contents { autoload: true, ..Contents::default() };
@@ -114,7 +115,7 @@ fn boot(arguments: RunArguments) -> Result<u8> {
     }
     let end = loop {
         match machine.run_interactively(&system)? {
-            // What was piped in has been read: there is nobody to type for the next.
+            // If the input was piped, all of it has been read: there is no input for another boot.
             End::Reboot if std::io::stdin().is_terminal() => {}
             end => break end,
         }
@@ -125,7 +126,7 @@ fn boot(arguments: RunArguments) -> Result<u8> {
     Ok(end.status())
 }
 
-/// Runs the commands that the machine was given, and says what they print.
+/// Runs the machine's commands and prints the output of the machine.
 fn script(machine: &Machine, system: &build::System, json: bool) -> Result<u8> {
     let object = |object: serde_json::Value| output::line(format_args!("{object}"));
     let show = |said: &Said| match (said, json) {
@@ -143,8 +144,8 @@ fn script(machine: &Machine, system: &build::System, json: bool) -> Result<u8> {
     Ok(run.end.status())
 }
 
-/// Prints the command that connects gdb, with the symbols of the kernel and, once they are loaded,
-/// of the modules.
+/// Prints the command that connects gdb with the kernel's symbols, and the gdb command that adds a
+/// loaded module's symbols.
 fn explain_gdb(system: &build::System) -> Result<()> {
     let path = target().join("gdb.script");
     build::write_if_changed(&path, &gdb::script(system))?;

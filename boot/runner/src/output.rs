@@ -1,17 +1,17 @@
-//! What the runner says: results on standard output, and how it goes on standard error.
+//! The runner's output: results on standard output, progress and errors on standard error.
 //!
-//! Who reads may stop reading (`| head -1`). Then there is nothing left to do: the runner ends as a
-//! program does that SIGPIPE ends, and QEMU with it ([`crate::machine::qemu::command`]).
+//! The reader of the output may stop reading (`| head -1`). Then the runner ends as a program does
+//! that SIGPIPE ends, and QEMU ends with it ([`crate::machine::qemu::command`]).
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
 
-/// The status of a program that SIGPIPE has ended, as a shell tells it.
+/// The exit status that a shell reports for a program that SIGPIPE has ended.
 const BROKEN_PIPE: i32 = 128 + 13;
 /// The runner's status for its own mistakes.
 const MISTAKE: i32 = 4;
 
-/// Writes a result as it is. If that cannot be done, the runner ends.
+/// Writes a result byte for byte. If the write fails, the runner ends.
 pub fn bytes(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) {
@@ -33,22 +33,22 @@ pub fn line(line: Arguments) {
     text(format_args!("{line}\n"));
 }
 
-/// Says something that is no result. Nothing is lost but the words if nobody listens.
+/// Writes a message to standard error. A failed write is ignored: only the message is lost.
 pub fn complain(text: &str) {
     progress(format_args!("{text}\n"));
 }
 
-/// Says how far it is, without a line end of its own.
+/// Writes a progress message without a line end of its own.
 pub fn progress(text: Arguments) {
     let mut out = std::io::stderr().lock();
     let _ = out.write_all(text.to_string().as_bytes());
     let _ = out.flush();
 }
 
-/// `text` without what a terminal would take for orders: names of files and functions are whatever
-/// a compiler was given.
+/// Returns `text` with every character replaced that a terminal would take for a control sequence.
+/// Compilers accept any characters in the names of files and functions.
 pub fn printable(text: &str) -> String {
-    // Right-to-left marks and the like rearrange what is around them.
+    // Right-to-left marks and similar characters rearrange the text around them.
     let is_plain = |c: char| {
         !c.is_control()
             && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')

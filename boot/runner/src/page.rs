@@ -1,9 +1,9 @@
-//! Pages with tables and charts that need nothing else: no script, no other file.
+//! Self-contained HTML pages with tables and charts: no scripts, no other files.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-/// The beginning of a page, up to its title.
+/// Returns the beginning of a page, up to its title.
 pub fn head(title: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{0}</title>\n\
@@ -18,7 +18,7 @@ pub fn head(title: &str) -> String {
 /// The end of a page.
 pub const END: &str = "</html>\n";
 
-/// A table; the first row is its head.
+/// Returns a table; the first row is its head.
 pub fn table(rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, row: &[String]| -> String {
         let is_number = |cell: &str| cell.starts_with(|first: char| first.is_ascii_digit() || first == '-');
@@ -35,12 +35,12 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Colours of the series of a chart.
+/// Colours of a chart's series.
 const COLOURS: [RGBColor; 4] =
     [RGBColor(70, 110, 180), RGBColor(220, 140, 50), RGBColor(150, 180, 220), RGBColor(240, 200, 140)];
 
-/// Horizontal bars: for each name one bar a series, all from zero. `series` are their names, at
-/// least one; `line` is drawn in red across all.
+/// Draws a chart of horizontal bars that start at zero, one bar per series for each name. `series`
+/// has the names of the series, at least one. `line` is drawn in red across all bars.
 pub fn bars(series: &[String], bars: &[(String, Vec<f64>)], unit: &str, line: Option<f64>) -> Result<String> {
     const WIDTH: u32 = 900;
     const BAR: u32 = 20;

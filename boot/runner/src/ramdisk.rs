@@ -1,4 +1,4 @@
-//! The ramdisk: a tar archive with the kernel, the modules and what the kernel is to do.
+//! The ramdisk: a tar archive with the kernel, the modules, and the kernel's options and commands.
 
 use crate::build::System;
 use crate::output::printable;
@@ -10,24 +10,25 @@ use std::path::{Path, PathBuf};
 /// Longest name of a module's file without its ending.
 const LONGEST_NAME: usize = 64;
 
-/// What goes into a ramdisk besides the kernel and the modules of the project.
+/// The contents of a ramdisk besides the kernel and the project's modules.
 #[derive(Debug, Clone, Default)]
 pub struct Contents {
-    /// More module files. One that has the name of one of the project's takes its place.
+    /// More module files. A file with the name of one of the project's modules replaces that
+    /// module.
     pub modules: Vec<PathBuf>,
     /// Shell commands to run, separated by `;`.
     pub exec: Option<String>,
     /// Whether devices get their drivers at boot.
     pub autoload: bool,
-    /// Columns of the terminal, if they are known.
+    /// Columns of the terminal, if known.
     pub columns: Option<u16>,
-    /// Whether a person's terminal is there to be asked for its width.
+    /// Whether the kernel should ask the terminal for its width, because a person uses it.
     pub ask_columns: bool,
-    /// Whether commands come from a file or a pipe, and nobody is there to press a key.
+    /// Whether commands come from a file or a pipe, so that nobody can press a key.
     pub piped: bool,
 }
 
-/// The archive.
+/// Packs the archive.
 pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut add = |name: &str, bytes: &[u8]| -> Result<()> {
@@ -45,7 +46,7 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
         options += "no-autoload\n";
     }
     for path in &contents.modules {
-        // These have the choice of devices.
+        // These modules choose their devices before the others.
         options += &format!("first {}\n", file_name(path));
     }
     if let Some(columns) = contents.columns {
@@ -66,14 +67,14 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     Ok(archive.into_inner()?)
 }
 
-/// What a module's file is called in the ramdisk.
+/// Returns the name of a module's file in the ramdisk, without its ending.
 pub fn file_name(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Names and files of all modules, in the order of their names, in which drivers are looked for:
-/// those of the project, and `given` ones, which have the choice of devices. One that is given
-/// takes the place of the project's of that name.
+/// Returns the names and files of all modules, in the order of their names, in which the kernel
+/// searches for drivers. The modules are the project's and the `given` ones; the `given` ones
+/// choose their devices first. A given module replaces the project's module of the same name.
 pub fn modules(system: &System, given: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
     let own = system.modules.iter().map(|module| (module.name.clone(), module.packed.clone()));
     let mut modules: BTreeMap<String, PathBuf> = own.collect();

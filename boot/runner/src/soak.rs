@@ -1,10 +1,10 @@
-//! `cargo run -- soak`: a TCP stream and disk copies go on for minutes while their drivers are
+//! `cargo run -- soak`: runs a TCP stream and disk copies for minutes, while their drivers are
 //! ended at random moments in random ways. Nothing may be lost.
 //!
-//! The ways are those in which code stops at once: each is a change of the running driver's code
-//! (`poke`), at its entry point or at an instruction that the work executes, or the `kill` command.
-//! A driver that goes on and computes wrong things is what `campaign` is about: nobody below can
-//! notice wrong data.
+//! Each way stops the driver's code at once. It is the `kill` command, or a change of the running
+//! driver's code (`poke`) at its entry point or at an instruction that the work executes. Drivers
+//! that go on with wrong results are the subject of `campaign`: no layer below could notice wrong
+//! data.
 
 use crate::bench::has_address;
 use crate::build::System;
@@ -29,24 +29,24 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// What to do.
+/// The settings of a soak.
 pub struct Options {
     /// The machine.
     pub machine: Machine,
-    /// How long.
+    /// How long to end drivers.
     pub time: Duration,
-    /// Where the random numbers begin.
+    /// The seed of the random numbers.
     pub seed: u64,
-    /// Print the summary as a JSON object.
+    /// Whether to print the summary as a JSON object.
     pub json: bool,
 }
 
-/// What happened.
+/// The result of a soak.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Drivers that were ended.
+    /// Number of drivers that were ended.
     pub crashes: u64,
-    /// Drivers that came back.
+    /// Number of drivers that came back.
     pub restarts: u64,
     /// Median and longest time from the end of a driver until it was back, in microseconds.
     pub restart_us: (u64, u64),
@@ -54,19 +54,19 @@ pub struct Summary {
     pub stream_bytes: u64,
     /// Bytes that were written to disks.
     pub disk_bytes: u64,
-    /// Bytes that were not what they should be.
+    /// Bytes that differed from the expected ones.
     pub wrong_bytes: u64,
     /// Connections that ended before they were closed.
     pub lost_connections: u64,
-    /// Frames of memory that were not free again.
+    /// Frames of memory that were not freed.
     pub leaked_frames: i64,
-    /// Why it ended early, if it did, with the console's last lines. What is counted above is what
-    /// there was by then.
+    /// The reason for an early end, if there was one, with the console's last lines. The other
+    /// fields then hold the values up to the failure.
     pub failure: Option<String>,
 }
 
 impl Summary {
-    /// Whether nothing was lost.
+    /// Returns whether nothing was lost.
     pub fn is_good(&self) -> bool {
         self.failure.is_none()
             && self.wrong_bytes == 0
@@ -92,14 +92,14 @@ impl Summary {
     }
 }
 
-/// Blocks that are written and copied, and their bytes.
+/// Number of blocks that are written and copied, and their length in bytes.
 const BLOCKS: u64 = 16384;
 const BLOCK_BYTES: u64 = 512;
-/// Time between two ends of a driver, in milliseconds.
+/// Range of the time between two attacks on a driver, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 100..900;
 /// How long changed code may wait to be executed before its driver is ended by `kill`.
 const ARMED: Duration = Duration::from_millis(300);
-/// Longest time in which no copy ends, or the stream brings nothing.
+/// Longest time without the end of a copy, or without data on the stream.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Code that stops at once and fits anywhere: it is never longer than the instruction that it
@@ -110,7 +110,7 @@ const SHORT: [&[u8]; 4] = [
     &[0xcc],       // int3
     &[0xeb, 0xfe], // jmp to itself
 ];
-/// Code for the entry point, where no jump leads.
+/// Code for the entry point, into whose middle no jump leads.
 const LONG: [&[u8]; 4] = [
     &[0x31, 0xc0, 0x48, 0x89, 0x00],                      // xor eax, eax; mov [rax], rax
     &[0x48, 0xc7, 0xc0, 0, 0, 0, 0x80, 0x48, 0x89, 0x00], // mov rax, 0xffffffff80000000; mov [rax], rax
@@ -118,11 +118,11 @@ const LONG: [&[u8]; 4] = [
     &[0x31, 0xd2, 0x31, 0xc9, 0xf7, 0xf1],                // xor edx, edx; xor ecx, ecx; div ecx
 ];
 
-/// Ways to end one driver.
+/// A driver, and the ways to end it.
 struct Victim {
     name: String,
     entry: u64,
-    /// Offsets of executed instructions, and their lengths.
+    /// Offsets and lengths of the executed instructions.
     sites: Vec<(u64, usize)>,
 }
 
@@ -132,7 +132,7 @@ impl Victim {
         let elf = object::File::parse(&*file)?;
         let entry = elf.symbols().find(|symbol| symbol.name() == Ok("rf_upcall"));
         let entry = entry.with_context(|| format!("{} has no rf_upcall", driver.name))?.address();
-        // Text lies in a file as in memory.
+        // The text of a module has the same offsets in the file as in memory.
         let bytes =
             |offset: u64| file.get(offset as usize..).map_or(Vec::new(), |rest| rest[..rest.len().min(15)].to_vec());
         let sites = mutate::sites(bytes, executed);
@@ -140,7 +140,7 @@ impl Victim {
         Ok(Victim { name: driver.name.clone(), entry, sites })
     }
 
-    /// The command that ends it, now or at the next time that the place is executed.
+    /// Returns a command that ends the driver, at once or when the changed place is next executed.
     fn command(&self, random: &mut fastrand::Rng) -> String {
         let (offset, code) = match random.u32(..8) {
             0 => return format!("kill {}", self.name),
@@ -156,7 +156,7 @@ impl Victim {
     }
 }
 
-/// Lets it all go on for so long, and says what happened.
+/// Runs the work for the given time while drivers are ended, and prints the result.
 pub fn run(system: &System, options: &Options) -> Result<Summary> {
     let mut random = fastrand::Rng::with_seed(options.seed);
     let directory = TempDir::new()?;
@@ -167,7 +167,7 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     let port = free_port()?;
     let machine = Machine {
         disks: disks.iter().cloned().map(Disk::from).collect(),
-        // What is flushed need not reach the host's disk, which may take as long as it likes.
+        // Flushed data need not reach the host's disk, which may be slow.
         volatile_disks: true,
         forwards: vec![(Protocol::Tcp, port, 7)],
         timeout: Some(options.time + 4 * PATIENCE),
@@ -237,8 +237,8 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     Ok(soak.summary)
 }
 
-/// A line that says how far it is: over and over on a terminal, now and then in a log. `said` is
-/// when it did last.
+/// Prints the progress: each time on a terminal, every 30 seconds in a log. `said` is the time of
+/// the last line in the log.
 fn progress(summary: &Summary, end: Instant, said: &mut Instant) {
     const NOW_AND_THEN: Duration = Duration::from_secs(30);
     let left = end.saturating_duration_since(Instant::now()).as_secs();
@@ -250,7 +250,7 @@ fn progress(summary: &Summary, end: Instant, said: &mut Instant) {
     }
 }
 
-/// Free frames, as `mem` tells.
+/// Returns the number of free frames, if this is the event of `mem`.
 fn free_frames(event: Event) -> Option<i64> {
     match event {
         Event::Memory { free, .. } => i64::try_from(free).ok(),
@@ -264,14 +264,14 @@ struct Soak {
     summary: Summary,
     times: Vec<u64>,
     copies: u64,
-    /// The console's last lines that tell of drivers.
+    /// The last lines of the console that concern drivers.
     recent: VecDeque<String>,
-    /// SHA-256 of what the guest says that it wrote to the first disk, once it has.
+    /// SHA-256 of the data that the guest reports to have written to the first disk, once it has.
     written: Option<Sha256>,
 }
 
 impl Soak {
-    /// Ends drivers until `end`, then waits for all that is under way.
+    /// Ends drivers until `end`, then waits for the last copy and the stream.
     fn go_on(
         &mut self,
         victims: &[Victim],
@@ -297,7 +297,7 @@ impl Soak {
             let victim = &victims[random.usize(..victims.len())];
             let crashes = self.summary.crashes;
             self.running.type_line(&victim.command(random))?;
-            // Changed code must not lie in wait for the one frame that comes again in seconds.
+            // Changed code must not wait too long for the rare event that executes it.
             let until = Instant::now() + ARMED;
             while self.summary.crashes == crashes {
                 let Some(left) = until.checked_duration_since(Instant::now()) else {
@@ -332,8 +332,8 @@ impl Soak {
         self.settle(victims, before)
     }
 
-    /// What is said next, which is taken notice of, if it is an event; `what` is what is waited
-    /// for.
+    /// Waits for the next line or event, notes it, and returns it if it is an event. `what`
+    /// describes the expected event in the error.
     fn next(&mut self, limit: Instant, what: &str) -> Result<Option<Event<'static>>> {
         let left = limit.saturating_duration_since(Instant::now());
         let said = self.running.next_within(left).with_context(|| format!("waited in vain for {what}"))?;
@@ -344,12 +344,12 @@ impl Soak {
         })
     }
 
-    /// Has the first disk written with another pattern.
+    /// Starts to write another pattern to the first disk.
     fn next_copy(&mut self) -> Result<()> {
         self.running.type_line(&format!("blkwrite disk0 0 {BLOCKS} {} &", self.copies + 1))
     }
 
-    /// Takes notice of what is said; whether a copy went on.
+    /// Counts an event or keeps a line; returns whether a write or a copy has ended.
     fn note(&mut self, said: &Said) -> Result<bool> {
         let event = match said {
             Said::Line(line) => {
@@ -366,7 +366,7 @@ impl Soak {
             }
             Event::Panic { message } => bail!("the kernel panicked: {message}"),
             Event::GivenUp { name, why } => bail!("{name}: {why}"),
-            // What was to be killed may have been ended for what was done to it before.
+            // A driver that is to be killed may already have been ended by the change made before.
             Event::Command { line, error: Some(error) } if !line.starts_with("kill ") => {
                 bail!("'{line}' failed: {error}")
             }
@@ -390,10 +390,10 @@ impl Soak {
         Ok(false)
     }
 
-    /// Keeps a line of the console for who looks for what went wrong.
+    /// Keeps a line of the console for the analysis of a failure.
     fn keep(&mut self, line: &str) {
         const RECENT: usize = 60;
-        // What is always said is of no interest.
+        // Lines that are printed in every case are of no interest.
         let is_kept = ["[", "    then: "].iter().any(|start| line.starts_with(start))
             || ["error", "poke", "kill"].iter().any(|part| line.contains(part));
         if is_kept {
@@ -404,8 +404,8 @@ impl Soak {
         }
     }
 
-    /// Bytes in which the disks differ from each other, or all of them if they are not what the
-    /// guest wrote and copied.
+    /// Returns the number of bytes in which the disks differ. If the first disk is not what the
+    /// guest wrote and copied, returns the length of the disk.
     fn compare(&self, written: Sha256, copied: Sha256) -> Result<u64> {
         let [from, to] = [std::fs::read(&self.disks[0])?, std::fs::read(&self.disks[1])?];
         let sum = Sha256(sha2::Sha256::digest(&from).into());
@@ -415,8 +415,7 @@ impl Soak {
         Ok(from.iter().zip(&to).filter(|(from, to)| from != to).count() as u64)
     }
 
-    /// Replaces all drivers by fresh ones, and counts the frames that are free then and were not
-    /// before.
+    /// Replaces all drivers by new instances, and counts the frames that are not free again.
     fn settle(&mut self, victims: &[Victim], before: i64) -> Result<()> {
         for Victim { name, .. } in victims {
             let wanted = self.summary.crashes + 1;
@@ -437,12 +436,13 @@ impl Soak {
     }
 }
 
-/// Says at once that the stream is lost: the console's lines of that moment tell why.
+/// Reports the loss of the stream at once, so that the message is beside the console's lines of
+/// that moment.
 fn ended(doing: &str, error: &std::io::Error) {
     output::complain(&format!("\nsoak: {doing} ended: {error}"));
 }
 
-/// A stream of random bytes through the guest's echo server, and what came back.
+/// A stream of random bytes through the guest's echo server.
 struct Stream {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -455,9 +455,9 @@ impl Stream {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).context("connecting to the guest")?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        // Before any driver is ended, a piece there and back. libslirp 4.7 forgets what it has read
-        // from the host when a SYN-ACK comes twice (`sbreserve` empties its buffer), as one does if
-        // the driver is ended before the guest has what answers it.
+        // One piece goes there and back before any driver is ended. libslirp 4.7 loses the data
+        // that it has read from the host if a SYN-ACK comes twice (`sbreserve` empties its buffer).
+        // It comes twice if the driver is ended before the guest has the answer to it.
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut first, mut back) = ([0; 4096], [0; 4096]);
         random.fill(&mut first);
@@ -470,8 +470,8 @@ impl Stream {
         let (mut out, mut back) = (socket.try_clone()?, socket);
         let (stopped, count) = (stop.clone(), sent.clone());
         let (mut random_back, mut sum_back) = (random.clone(), sum.clone());
-        // Both ends know the bytes from the same seed; each has its own checksum of what went
-        // through its hands.
+        // Both ends generate the bytes from the same seed. Each has its own checksum of the bytes
+        // that it sent or received.
         let sender = std::thread::spawn(move || {
             let mut piece = [0; 4096];
             while !stopped.load(Ordering::Relaxed) {
@@ -503,7 +503,7 @@ impl Stream {
         Ok(Stream { stop, sent, sender, receiver })
     }
 
-    /// Closes it.
+    /// Closes the stream.
     fn stop(self) -> Stopped {
         self.stop.store(true, Ordering::Relaxed);
         let sent_sum = self.sender.join().ok().flatten();
@@ -513,12 +513,12 @@ impl Stream {
     }
 }
 
-/// What became of a stream.
+/// The result of a stream.
 struct Stopped {
-    /// Bytes that came back, and those of them that were wrong.
+    /// Number of bytes that came back.
     bytes: u64,
-    /// See `bytes`.
+    /// Number of bytes that came back wrong.
     wrong: u64,
-    /// SHA-256 of what was sent, if all of it came back.
+    /// SHA-256 of the bytes that were sent, if all of them came back.
     sum: Option<[u8; 32]>,
 }

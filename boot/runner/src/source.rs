@@ -1,7 +1,7 @@
 //! Source lines for the addresses in fault reports, from the modules' debug information.
 //!
-//! The kernel has none of that: it prints `function+0x12 (module+0x3456)`, and what is in
-//! parentheses is looked up here.
+//! The kernel has no debug information. It prints `function+0x12 (module+0x3456)`, and the address
+//! in parentheses is looked up here.
 
 use crate::output::printable;
 use crate::project;
@@ -17,19 +17,20 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Those of module files, by the modules' names. Files without debug information do no harm.
+    /// Remembers the modules' files by the modules' names. A file without debug information does no
+    /// harm.
     pub fn new(files: impl IntoIterator<Item = (String, PathBuf)>) -> Sources {
         Sources { files: files.into_iter().collect(), loaded: HashMap::new() }
     }
 
-    /// What to add to a line of the console: `, FILE:LINE` if it names an address in a module whose
-    /// source is known.
+    /// Returns the text to add to a line of the console: `, FILE:LINE` if the line names an address
+    /// in a module whose source is known.
     pub fn annotation(&mut self, line: &str) -> Option<String> {
         let (name, offset) = address_in(line)?;
         self.line(name, offset)
     }
 
-    /// `, FILE:LINE` of the instruction at `offset` in the module called `name`.
+    /// Returns `, FILE:LINE` of the instruction at `offset` in the module called `name`.
     pub fn line(&mut self, name: &str, offset: u64) -> Option<String> {
         let loader = match self.loaded.get(name) {
             Some(loaded) => loaded,
@@ -39,7 +40,8 @@ impl Sources {
             }
         };
         let frames = loader.as_ref()?.find_frames(offset).ok()?;
-        // From the innermost function out to the one that all others were inlined into.
+        // The frames go from the innermost function out to the function that contains all inlined
+        // ones.
         let places = std::iter::from_fn({
             let mut frames = frames;
             move || frames.next().ok().flatten()
@@ -52,7 +54,7 @@ impl Sources {
     }
 }
 
-/// The file of a source line as a person knows it; `None` for what is a library's.
+/// Returns the file of a source line as a person knows it; `None` for a file of a library.
 fn source_file(file: &str) -> Option<String> {
     let libraries = ["/rustc/", "/.cargo/registry/", "/rustlib/"];
     let path = Path::new(file);
@@ -61,7 +63,7 @@ fn source_file(file: &str) -> Option<String> {
     (!is_library).then(|| printable(&own.unwrap_or(path).to_string_lossy()))
 }
 
-/// The innermost of `places`; and if that is in the SDK, the driver's line that led there.
+/// Describes the innermost of `places`. If it is in the SDK, adds the driver's line that led to it.
 fn places_in_words(places: impl Iterator<Item = (String, u32)>) -> Option<String> {
     const SDK: &str = "drivers/sdk/";
     let mut words = String::new();
@@ -79,7 +81,8 @@ fn places_in_words(places: impl Iterator<Item = (String, u32)>) -> Option<String
     (!words.is_empty()).then_some(words)
 }
 
-/// Module and offset that a line of a report ends with, as in ` at function+0x12 (module+0x3456)`.
+/// Returns the module and the offset at the end of a report's line, as in ` at function+0x12
+/// (module+0x3456)`.
 fn address_in(line: &str) -> Option<(&str, u64)> {
     let (_, inner) = line.strip_prefix("    ")?.strip_suffix(')')?.rsplit_once('(')?;
     let (name, offset) = inner.rsplit_once("+0x")?;

@@ -1,4 +1,4 @@
-//! Which compiler builds for the bare machine: the user's own, if it has the target, or the
+//! The compiler for the bare machine: the user's own, if it has the target, or else the
 //! distribution's with the sysroot that `boot/setup.sh` made.
 
 use crate::project;
@@ -6,21 +6,21 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The target that everything but the runner is built for.
+/// The target of everything except the runner.
 pub const TARGET: &str = "x86_64-unknown-none";
 
-/// What the project's folder is called in what is built: the same wherever it lies.
+/// The path of the project's folder in build outputs, the same wherever the checkout lies.
 pub const BUILT_AS: &str = "/ringfence";
 
 /// A compiler for [`TARGET`].
 pub struct Toolchain {
     sysroot: PathBuf,
-    /// Whether it is another than the one that `cargo` uses by itself.
+    /// Whether the compiler is not the one that `cargo` uses by default.
     foreign: bool,
 }
 
 impl Toolchain {
-    /// Finds it; sets up what is missing.
+    /// Finds a toolchain. If there is none, runs `boot/setup.sh` to make one.
     pub fn find() -> Result<Toolchain> {
         if let Some(found) = Self::look()? {
             return Ok(found);
@@ -33,7 +33,7 @@ impl Toolchain {
     }
 
     fn look() -> Result<Option<Toolchain>> {
-        // In the project's folder, where rustup finds which compiler is meant.
+        // The script runs in the project's folder because rustup chooses the compiler by folder.
         let output = Command::new(setup_script()).current_dir(project()).arg("--print-sysroot").output();
         let output = output.context("running boot/setup.sh")?;
         if !output.status.success() {
@@ -44,17 +44,17 @@ impl Toolchain {
             return Ok(None);
         }
         let sysroot = PathBuf::from(sysroot);
-        // The sysroot that the script makes has a compiler of its own; rustup's is used through
-        // cargo as it is.
+        // The sysroot that the script makes has a compiler of its own. rustup's sysroot has a cargo
+        // as well, and is used through that.
         let foreign = sysroot.join("bin/rustc").is_file() && !sysroot.join("bin/cargo").is_file();
         let foreign = foreign && sysroot != Path::new("/usr");
         Ok(Some(Toolchain { sysroot, foreign }))
     }
 
-    /// A cargo that builds for [`TARGET`] into `target_dir`.
+    /// Returns a cargo command that builds for [`TARGET`] into `target_dir`.
     pub fn cargo(&self, subcommand: &str, target_dir: &Path) -> Command {
         let mut command = Command::new("cargo");
-        // What an outer cargo has set up for its own compiler must not leak into this one.
+        // Settings of an outer cargo for its own compiler must not leak into this one.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("CARGO_") && text != "CARGO_HOME" || text == "RUSTFLAGS" || text == "RUSTC" {
@@ -63,7 +63,7 @@ impl Toolchain {
         }
         command.current_dir(project());
         if self.foreign {
-            // Clippy's driver is a compiler too, and does not go through the wrapper.
+            // Clippy's driver is a compiler too, but does not run through the `RUSTC` wrapper.
             command.env("RUSTC", self.sysroot.join("bin/rustc")).env("SYSROOT", &self.sysroot);
             command.env("PATH", prepend_path("/usr/bin"));
         }
@@ -74,7 +74,7 @@ impl Toolchain {
         command
     }
 
-    /// A linker.
+    /// Returns a command that runs the sysroot's linker.
     pub fn linker(&self) -> Command {
         let mut linker = Command::new(self.sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld"));
         linker.args(["-flavor", "gnu"]);

@@ -1,32 +1,34 @@
-//! ACPI tables (ACPI specification 6.5, 5.2), which firmware wrote and which may be anything.
-//! **Nothing is read but what `read` lets be read**, and a table whose checksum is wrong is none:
-//! there are crates for this, but they map whatever a table names.
+//! ACPI tables (ACPI specification 6.5, 5.2), which firmware wrote and which may hold anything.
+//! **Memory is read through `read` only**, which decides what may be read. A table with a wrong
+//! checksum is ignored. There are crates for ACPI, but they map whatever a table names.
 
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
-/// Length in bytes of what is common to all tables, and of the root pointer of ACPI 1.0 and of
-/// later versions.
+/// Length in bytes of the header that all tables have.
 const HEADER_BYTES: usize = 36;
+/// Length in bytes of the root pointer of ACPI 1.0.
 const ROOT_POINTER_1_BYTES: usize = 20;
+/// Length in bytes of the root pointer of later versions.
 const ROOT_POINTER_2_BYTES: usize = 36;
-/// A table is not longer, and there are not more of them.
+/// Longest table in bytes that is read.
 const MOST_BYTES: usize = 1 << 20;
+/// The most tables, and the most structures of a table, that are read.
 const MOST_TABLES: usize = 256;
 
 /// All tables that the root pointer leads to.
 #[derive(Debug, Clone, Copy)]
 pub struct Tables<R> {
     read: R,
-    /// Physical address of the table of tables.
+    /// Physical address of the root table, which lists the others.
     root: u64,
-    /// Bytes of an address in it: 4 in an RSDT, 8 in an XSDT.
+    /// Length of an address in the root table, in bytes: 4 in an RSDT, 8 in an XSDT.
     address_bytes: usize,
 }
 
 impl<'a, R: Fn(u64, usize) -> Option<&'a [u8]>> Tables<R> {
-    /// The tables that the root pointer at physical address `pointer` leads to. `read` returns so
-    /// many bytes at a physical address, if they are firmware's.
+    /// Finds the tables that the root pointer at physical address `pointer` leads to. `read`
+    /// returns so many bytes at a physical address, if they are in firmware's memory.
     pub fn at(pointer: u64, read: R) -> Option<Tables<R>> {
         let first =
             read(pointer, ROOT_POINTER_1_BYTES).filter(|bytes| bytes.starts_with(b"RSD PTR ") && is_whole(bytes))?;
@@ -41,7 +43,7 @@ impl<'a, R: Fn(u64, usize) -> Option<&'a [u8]>> Tables<R> {
         Some(Tables { read, root: number(first, 16, 4)?, address_bytes: 4 })
     }
 
-    /// The first table with this signature, whole.
+    /// Returns the first whole table with this signature.
     pub fn find(&self, signature: &[u8; 4]) -> Option<&'a [u8]> {
         let root = self.table(self.root)?;
         let addresses = root.get(HEADER_BYTES..)?.chunks_exact(self.address_bytes).take(MOST_TABLES);
@@ -58,18 +60,18 @@ impl<'a, R: Fn(u64, usize) -> Option<&'a [u8]>> Tables<R> {
     }
 }
 
-/// Whether the bytes' sum is 0, which is what their checksum is for.
+/// Returns whether the sum of the bytes is 0: the checksum field makes it so.
 fn is_whole(bytes: &[u8]) -> bool {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) == 0
 }
 
-/// A little-endian number of `len_bytes` bytes, 8 at most.
+/// Returns the little-endian number of `len_bytes` bytes at `at`, 8 bytes at most.
 fn number(bytes: &[u8], at: usize, len_bytes: usize) -> Option<u64> {
     let bytes = bytes.get(at..at.checked_add(len_bytes)?)?;
     Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
-/// A generic address structure (5.2.3.2): where a register is.
+/// The place of a register (generic address structure, 5.2.3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// In memory, at this physical address.
@@ -87,8 +89,8 @@ fn place(table: &[u8], at: usize) -> Option<Place> {
     }
 }
 
-/// Physical address of the registers of the high precision event timer (IA-PC HPET specification
-/// 1.0a, 3.2.4).
+/// Returns the physical address of the registers of the high precision event timer (IA-PC HPET
+/// specification 1.0a, 3.2.4).
 pub fn hpet(table: &[u8]) -> Option<u64> {
     match place(table, 40)? {
         Place::Memory(address) => Some(address),
@@ -99,13 +101,14 @@ pub fn hpet(table: &[u8]) -> Option<u64> {
 /// The power management timer (4.8.2.1), which counts at 3.579545 MHz.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PmTimer {
-    /// Where it is read, 32 bits at once.
+    /// Its register, which is read as 32 bits at once.
     pub place: Place,
-    /// Whether it has 32 bits, not 24.
+    /// Whether it counts 32 bits, not 24.
     pub has_32_bits: bool,
 }
 
-/// What the fixed description table, `FACP`, says of the power management timer (5.2.9).
+/// Reads the power management timer's place and width from the fixed description table, `FACP`
+/// (5.2.9).
 pub fn pm_timer(table: &[u8]) -> Option<PmTimer> {
     let has_32_bits = number(table, 112, 4)? & 1 << 8 != 0;
     if *table.get(91)? != 4 {
@@ -115,8 +118,8 @@ pub fn pm_timer(table: &[u8]) -> Option<PmTimer> {
     Some(PmTimer { place: place(table, 208).or_else(old)?, has_32_bits })
 }
 
-/// Buses of PCI segment 0 that a table of memory-mapped configuration spaces, `MCFG`, names (PCI
-/// Firmware Specification 3.0, 4.1.2).
+/// Returns the buses of PCI segment 0 that a table of memory-mapped configuration spaces, `MCFG`,
+/// names (PCI Firmware Specification 3.0, 4.1.2).
 pub fn buses(table: &[u8]) -> impl Iterator<Item = RangeInclusive<u8>> {
     const FIRST: usize = 44;
     const ENTRY_BYTES: usize = 16;
@@ -124,19 +127,19 @@ pub fn buses(table: &[u8]) -> impl Iterator<Item = RangeInclusive<u8>> {
     entries.filter(|entry| number(entry, 8, 2) == Some(0)).filter_map(|entry| Some(*entry.get(10)?..=*entry.get(11)?))
 }
 
-/// What the multiple APIC description table, `APIC`, says of interrupt lines (5.2.12).
+/// The wiring of interrupt lines, from the multiple APIC description table, `APIC` (5.2.12).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wiring {
-    /// The I/O APICs: id, physical address of the registers, and the first of the global interrupts
-    /// that it has pins for.
+    /// The I/O APICs: id, physical address of the registers, and the first global interrupt that
+    /// the I/O APIC has a pin for.
     pub io_apics: Vec<(u8, u64, u32)>,
-    /// Lines of the two 8259s that are wired otherwise than to the global interrupt of the same
-    /// number: line, global interrupt, flags.
+    /// Lines of the two 8259s that are not wired to the global interrupt of the same number: line,
+    /// global interrupt, flags.
     pub overrides: Vec<(u8, u32, u16)>,
 }
 
 impl Wiring {
-    /// Reads a table that is whole.
+    /// Reads a whole table.
     pub fn parse(table: &[u8]) -> Wiring {
         const STRUCTURES: usize = 44;
         const IO_APIC: u8 = 1;
@@ -166,12 +169,12 @@ impl Wiring {
         wiring
     }
 
-    /// Where line `line` of the 8259s is wired to: the global interrupt, and, if the table says so,
-    /// whether it interrupts as long as it is raised, and whether it is raised when it is low.
+    /// Returns the global interrupt to which line `line` of the 8259s is wired; whether it is
+    /// level-triggered, if the table says; and whether it is active low.
     pub fn of_line(&self, line: u8) -> (u32, Option<bool>, bool) {
         match self.overrides.iter().find(|(other, ..)| *other == line) {
-            // Flags: polarity in the lower two bits, trigger in the next two; 1 is high and edge, 3
-            // low and level, 0 as the bus has it.
+            // Flags: polarity in the lower two bits, trigger mode in the next two. 1 is active high
+            // and edge, 3 active low and level, 0 as the bus defines it.
             Some((_, to, flags)) => {
                 let is_level = match flags >> 2 & 3 {
                     1 => Some(false),
@@ -206,7 +209,7 @@ mod tests {
         closed(bytes, 9)
     }
 
-    /// Firmware's memory from `AT` on: a root pointer of this revision, its table of tables, and
+    /// Returns firmware's memory from `AT` on: a root pointer of this revision, its root table, and
     /// `tables`.
     fn firmware(revision: u8, tables: &[Vec<u8>]) -> Vec<u8> {
         let address_bytes = if revision < 2 { 4 } else { 8 };
@@ -258,7 +261,7 @@ mod tests {
         assert_eq!(wiring.of_line(0), (2, None, false));
         assert_eq!(wiring.of_line(11), (11, Some(true), false));
         assert_eq!(wiring.of_line(4), (4, None, false));
-        // Lengths that lead nowhere end it.
+        // A structure whose length cannot be true ends the table.
         for bad in [[1, 0], [1, 1], [2, 255]] {
             assert_eq!(Wiring::parse(&table(b"APIC", &[[0; 8].as_slice(), &bad].concat())), Wiring::default());
         }
@@ -295,7 +298,7 @@ mod tests {
         let mut body = vec![0; 20];
         body[4..16].copy_from_slice(&[0, 64, 0, 0, 0, 0, 0xd0, 0xfe, 0, 0, 0, 0]);
         assert_eq!(hpet(&table(b"HPET", &body)), Some(0xfed0_0000));
-        // As in ACPI 1.0: no extended address.
+        // A table of ACPI 1.0, without an extended address.
         let mut body = vec![0; 80];
         (body[91 - 36], body[76 - 36], body[77 - 36]) = (4, 0x08, 0x06);
         let expected = PmTimer { place: Place::Port(0x608), has_32_bits: false };

@@ -1,11 +1,11 @@
-//! What a command makes of its arguments, and what it says when they are wrong.
+//! How a command reads its arguments, and the messages when they are wrong.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::str::{FromStr, SplitWhitespace};
 
-/// The words behind a command.
+/// The words after a command's name.
 pub struct Arguments<'a> {
     text: &'a str,
     words: SplitWhitespace<'a>,
@@ -13,35 +13,36 @@ pub struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
-    /// The words of `text`; `usage` is shown when they are wrong.
+    /// Returns the words of `text`. Errors show `usage`.
     pub fn new(text: &'a str, usage: &'static str) -> Arguments<'a> {
         Arguments { text, words: text.split_whitespace(), usage }
     }
 
-    /// The next word, which there must be.
+    /// Returns the next word; it is an error if there is none.
     pub fn word(&mut self, what: &str) -> Result<&'a str, String> {
         self.words.next().ok_or_else(|| format!("{what} is missing; usage: {}", self.usage))
     }
 
-    /// The next word, if there is one.
+    /// Returns the next word, if there is one.
     pub fn optional(&mut self) -> Option<&'a str> {
         self.words.next()
     }
 
-    /// The next word as a number (decimal, or hexadecimal with 0x), which there must be.
+    /// Returns the next word as a number (decimal, or hexadecimal with 0x); it is an error if there
+    /// is none.
     pub fn number<T: TryFrom<u64>>(&mut self, what: &str) -> Result<T, String> {
         let word = self.word(what)?;
         self.as_number(what, word)
     }
 
-    /// The next word as milliseconds, at most a day.
+    /// Returns the next word as milliseconds, at most a day.
     pub fn milliseconds(&mut self, what: &str) -> Result<u64, String> {
         const DAY: u64 = 24 * 60 * 60 * 1000;
         let value = self.number(what)?;
         if value > DAY { Err(format!("{what} is longer than a day")) } else { Ok(value) }
     }
 
-    /// `word` as a number.
+    /// Returns `word` as a number.
     pub fn as_number<T: TryFrom<u64>>(&self, what: &str, word: &str) -> Result<T, String> {
         let parsed = match word.strip_prefix("0x") {
             Some(digits) => u64::from_str_radix(digits, 16),
@@ -51,16 +52,16 @@ impl<'a> Arguments<'a> {
         T::try_from(number).map_err(|_| format!("{what} {word} is too large"))
     }
 
-    /// All that is left, as it was typed.
+    /// Returns the rest of the text, as it was typed.
     pub fn rest(self) -> &'a str {
         match self.words.clone().next() {
-            // The next word is a part of `text`: what begins with it is the rest.
+            // The next word is a part of `text`; the rest begins with it.
             Some(word) => self.text.get(word.as_ptr() as usize - self.text.as_ptr() as usize..).unwrap_or(word),
             None => "",
         }
     }
 
-    /// That there is nothing left.
+    /// Checks that no word is left.
     pub fn end(mut self) -> Result<(), String> {
         match self.words.next() {
             None => Ok(()),
@@ -68,23 +69,23 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// That an argument is wrong.
+    /// Returns an error with the message `what`, and the usage.
     pub fn wrong<T>(&self, what: &str) -> Result<T, String> {
         Err(format!("{what}; usage: {}", self.usage))
     }
 }
 
-/// A change of bytes somewhere.
+/// A change of bytes at an offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Patch {
     /// Offset in bytes.
     pub at: usize,
-    /// What is there instead.
+    /// The bytes to put there.
     pub bytes: Vec<u8>,
 }
 
 impl Patch {
-    /// The change as `OFFSET:BYTES`, both in hexadecimal.
+    /// Reads a change of the form `OFFSET:BYTES`, both in hexadecimal.
     pub fn parse(text: &str) -> Option<Patch> {
         let (at, hex) = text.split_once(':')?;
         let at = usize::from_str_radix(at, 16).ok()?;
@@ -95,7 +96,7 @@ impl Patch {
         (!bytes.is_empty() && half.is_empty()).then_some(Patch { at, bytes })
     }
 
-    /// `content` with the change in it; `None` if it does not lie inside.
+    /// Returns `content` with the change; `None` if the change does not lie inside.
     pub fn apply(&self, content: &[u8]) -> Option<Vec<u8>> {
         let mut bytes = content.to_vec();
         bytes.get_mut(self.at..self.at.checked_add(self.bytes.len())?)?.copy_from_slice(&self.bytes);

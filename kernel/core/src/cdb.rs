@@ -1,5 +1,5 @@
-//! SCSI command descriptor blocks, and the data that some of them return (SPC-4, SBC-3). All fields
-//! big-endian.
+//! SCSI command descriptor blocks, and the data that some of the commands return (SPC-4, SBC-3).
+//! All fields are big-endian.
 
 use alloc::string::{String, ToString};
 use ringfence_abi::scsi::MAX_CDB;
@@ -28,17 +28,17 @@ impl Cdb {
     /// No command.
     pub const NONE: Cdb = Cdb { bytes: [0; MAX_CDB], len_bytes: 0 };
 
-    /// All bytes, those behind the end zero.
+    /// Returns all bytes; those after the end are zero.
     pub fn padded(&self) -> [u8; MAX_CDB] {
         self.bytes
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
 
-    /// The READ of the blocks that this WRITE writes; `None` if it is no WRITE.
+    /// Returns the READ of the blocks that this WRITE writes; `None` if the command is no WRITE.
     pub fn read_back(&self) -> Option<Cdb> {
         let mut read = *self;
         read.bytes[0] = match self.bytes[0] {
@@ -49,7 +49,7 @@ impl Cdb {
         Some(read)
     }
 
-    /// The command's name.
+    /// Returns the command's name.
     pub fn name(&self) -> &'static str {
         match self.bytes[0] {
             0x00 => "TEST UNIT READY",
@@ -67,44 +67,46 @@ impl Cdb {
     }
 }
 
-/// TEST UNIT READY (SPC-4 6.47).
+/// Returns TEST UNIT READY (SPC-4 6.47).
 pub fn test_unit_ready() -> Cdb {
     Cdb::new([0; 6])
 }
 
-/// INQUIRY for standard data (SPC-4 6.6), at most `len_bytes` of it.
+/// Returns INQUIRY for at most `len_bytes` bytes of standard data (SPC-4 6.6).
 pub fn inquiry(len_bytes: u16) -> Cdb {
     let [high, low] = len_bytes.to_be_bytes();
     Cdb::new([0x12, 0, 0, high, low, 0])
 }
 
-/// REPORT LUNS (SPC-4 6.33), at most `len_bytes` of the list.
+/// Returns REPORT LUNS for at most `len_bytes` bytes of the list (SPC-4 6.33).
 pub fn report_luns(len_bytes: u32) -> Cdb {
     let [a, b, c, d] = len_bytes.to_be_bytes();
     Cdb::new([0xa0, 0, 0, 0, 0, 0, a, b, c, d, 0, 0])
 }
 
-/// READ CAPACITY(10) (SBC-3 5.15): returns 8 bytes.
+/// Returns READ CAPACITY(10) (SBC-3 5.15), for 8 bytes of data.
 pub fn read_capacity_10() -> Cdb {
     Cdb::new([0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-/// READ CAPACITY(16) (SBC-3 5.16): returns 32 bytes.
+/// Returns READ CAPACITY(16) (SBC-3 5.16), for 32 bytes of data.
 pub fn read_capacity_16() -> Cdb {
     Cdb::new([0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0])
 }
 
-/// READ(10) or, where the address or the count is too large for it, READ(16) (SBC-3 5.12, 5.14).
+/// Returns READ(10) or, where the address or the count is too large for it, READ(16) (SBC-3 5.12,
+/// 5.14).
 pub fn read(lba: u64, blocks: u32) -> Cdb {
     transfer(READ_10, READ_16, lba, blocks)
 }
 
-/// WRITE(10) or, where the address or the count is too large for it, WRITE(16) (SBC-3 5.33, 5.35).
+/// Returns WRITE(10) or, where the address or the count is too large for it, WRITE(16) (SBC-3 5.33,
+/// 5.35).
 pub fn write(lba: u64, blocks: u32) -> Cdb {
     transfer(WRITE_10, WRITE_16, lba, blocks)
 }
 
-/// SYNCHRONIZE CACHE(10) of the whole disk (SBC-3 5.22).
+/// Returns SYNCHRONIZE CACHE(10) for the whole disk (SBC-3 5.22).
 pub fn synchronize_cache() -> Cdb {
     Cdb::new([0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
@@ -118,7 +120,7 @@ fn transfer(short: u8, long: u8, lba: u64, blocks: u32) -> Cdb {
     Cdb::new([long, 0, a, b, c, d, e, f, g, h, i, j, k, l, 0, 0])
 }
 
-/// What READ CAPACITY says.
+/// The data of READ CAPACITY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     /// Number of blocks.
@@ -131,7 +133,8 @@ fn be32(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(data.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-/// Reads READ CAPACITY(10) data; `None` if it is cut short or the disk is too large for it.
+/// Reads READ CAPACITY(10) data; `None` if it is cut short, or if the disk is too large for this
+/// command.
 pub fn capacity_10(data: &[u8]) -> Option<Capacity> {
     let last = be32(data, 0)?;
     if last == u32::MAX {
@@ -146,7 +149,7 @@ pub fn capacity_16(data: &[u8]) -> Option<Capacity> {
     Some(Capacity { blocks: last.checked_add(1)?, block_bytes: be32(data, 8)? })
 }
 
-/// What INQUIRY says (SPC-4 6.6.2).
+/// The data of INQUIRY (SPC-4 6.6.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Peripheral device type: 0 is a disk, 5 a CD or DVD drive.
@@ -161,7 +164,7 @@ pub struct Identity {
     pub revision: String,
 }
 
-/// A peripheral device type in words (SPC-4 6.6.2, table 174).
+/// Returns a peripheral device type in words (SPC-4 6.6.2, table 174).
 pub fn device_type_name(kind: u8) -> &'static str {
     match kind {
         0x00 => "a disk",
@@ -192,8 +195,8 @@ pub fn identity(data: &[u8]) -> Option<Identity> {
     })
 }
 
-/// The logical units that REPORT LUNS data names (SPC-4 6.33), in the simple addressing of SAM-5
-/// 4.7.
+/// Returns the logical units that REPORT LUNS data names (SPC-4 6.33), in the simple addressing of
+/// SAM-5 4.7.
 pub fn luns(data: &[u8]) -> impl Iterator<Item = u32> {
     let listed = be32(data, 0).unwrap_or(0) as usize;
     let list = data.get(8..).unwrap_or(&[]);

@@ -1,4 +1,4 @@
-//! The shell's grammar: how a text becomes commands, and a command a name and its arguments
+//! The shell's grammar: splits a text into commands, and a command into a name and its arguments
 //! ([`crate::arguments`]).
 //!
 //! ```text
@@ -12,35 +12,36 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// The commands in a text.
+/// Returns the commands in a text.
 pub fn commands(text: &str) -> impl Iterator<Item = &str> {
     text.split([';', '\n']).map(str::trim).filter(|command| !command.is_empty())
 }
 
-/// The command without the `&` behind it, if it has one: it is to run beside those that follow.
+/// Returns the command without the `&` behind it, if it has one: it is to run beside those that
+/// follow.
 pub fn in_background(command: &str) -> Option<&str> {
     command.strip_suffix('&').map(str::trim)
 }
 
-/// A command's name, and its arguments.
+/// Returns a command's name and its arguments.
 pub fn name_and_arguments(command: &str) -> (&str, &str) {
     command.split_once(char::is_whitespace).unwrap_or((command, ""))
 }
 
-/// The commands in a list.
+/// Returns the commands in a list.
 pub fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim)
 }
 
-/// Three lists of commands with `|` in between; what is behind the third is ignored.
+/// Returns three lists of commands that are separated by `|`; text after a third `|` is ignored.
 pub fn three_lists(text: &str) -> Option<[&str; 3]> {
     let mut lists = text.split('|').map(str::trim);
     Some([lists.next()?, lists.next()?, lists.next()?])
 }
 
-/// `text` with an address for each word that names something: `@kernel-text`, or with `%` where it
-/// is in physical memory, perhaps with a number to add. The error is the name that `find`, or
-/// `find_physical`, does not know.
+/// Returns `text` with an address in place of each word that names a part: `@kernel-text`, or with
+/// `%` for the part's physical address, to which a number may be added. The error is the name that
+/// `find` or `find_physical` does not know.
 pub fn with_addresses(
     text: &str,
     find: impl Fn(&str) -> Option<u64>,
@@ -68,8 +69,8 @@ pub fn with_addresses(
     Ok(result)
 }
 
-/// What `ADDRESS`, or `ADDRESS:LENGTH`, says: a word of 1, 2, 4 or (without a length) 8 bytes at a
-/// multiple of that.
+/// Reads `ADDRESS` or `ADDRESS:LENGTH`: a word of 1, 2, 4 or (without a length) 8 bytes at a
+/// multiple of its length.
 pub fn watched(word: &str) -> Option<Extent> {
     let (address, len_bytes) = word.split_once(':').unwrap_or((word, "8"));
     let address = u64::from_str_radix(address.strip_prefix("0x")?, 16).ok()?;
@@ -77,15 +78,15 @@ pub fn watched(word: &str) -> Option<Extent> {
     ([1, 2, 4, 8].contains(&len_bytes) && address.is_multiple_of(len_bytes)).then_some(Extent::new(address, len_bytes))
 }
 
-/// What was typed as the Tab key sees it: the command that is being typed up to its last word, and
-/// that word, as far as it goes.
+/// Splits typed text for the Tab key: returns the last command up to its last word, and that word,
+/// as far as it is typed.
 pub fn last_word(typed: &str) -> (&str, &str) {
     let command = typed.rsplit(';').next().unwrap_or(typed);
     command.rsplit_once(' ').unwrap_or(("", command))
 }
 
-/// The one of `candidates` that `word` is most like, if it is like one: a few letters more, less,
-/// or other ones (Levenshtein).
+/// Returns the candidate that is most like `word`, if one is like it: with one or two letters more,
+/// less, or other ones (Levenshtein).
 pub fn most_like<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word: Vec<char> = word.chars().take(32).collect();
     let distance = |candidate: &str| {
@@ -105,14 +106,13 @@ pub fn most_like<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) 
     found.filter(|(distance, _)| *distance <= most).map(|(_, candidate)| candidate)
 }
 
-/// The command in front of `| more`, if that is behind it: what it prints is shown a page at a
-/// time.
+/// Returns the command before `| more`, if it ends so: its output is then shown a page at a time.
 pub fn in_pages(command: &str) -> Option<&str> {
     command.strip_suffix("more")?.trim_end().strip_suffix('|').map(str::trim)
 }
 
-/// What Tab puts behind `word`: all that `candidates`, which begin with it, have in common, and a
-/// space if there is but one. Empty if they differ at once; `None` if there are none.
+/// Returns the text that Tab adds to `word`: the common part of `candidates`, which begin with it,
+/// and a space if there is only one. Empty if they differ at once; `None` if there are none.
 pub fn completion(word: &str, candidates: &[&str]) -> Option<String> {
     let (first, others) = candidates.split_first()?;
     let common = others.iter().fold(first.len(), |common, other| {

@@ -1,51 +1,53 @@
-//! What a driver owes for the CPU time that it has had. All times are ticks of one clock.
+//! The debt of a driver for its CPU time. All times are ticks of one clock.
 //!
 //! The time of each poll is added to the driver's debt; time in which no driver is polled reduces
-//! it. A driver whose debt is beyond the limit rests, and its rest pays for all of it. What the
-//! kernel does for a driver is a debt as well, which only time pays in which the kernel does
-//! nothing for any driver.
+//! it. A driver whose debt is beyond the limit rests, and its rest pays for the whole debt. The
+//! kernel's work for a driver is a debt as well. Only time in which the kernel works for no driver
+//! reduces that.
 //!
 //! A share of each second was not taken for a limit: a driver that has work to do now and then,
 //! much of it at once, would wait for no reason.
 
-/// What a driver owes.
+/// The debt of a driver.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Debt {
-    /// For polls: what was left when the clock that pays for it, that of time in which none is
-    /// polled, was at this.
+    /// Debt for polls, and the time at which it was noted, by the clock that reduces it: the time
+    /// in which no driver is polled.
     for_polls: (u64, u64),
-    /// For what was done for it: the same by the clock of time in which nothing is done for any.
+    /// Debt for the kernel's work, and the time at which it was noted, by the clock that reduces
+    /// it: the time in which the kernel works for no driver.
     for_work: (u64, u64),
-    /// What it owed after its last poll, or after what was done for it since.
+    /// The debt after the driver's last poll, or after the kernel's last work for it, if that was
+    /// later.
     last: u64,
 }
 
 impl Debt {
-    /// Whether it is to rest, as it owed more than `most`.
+    /// Returns whether the driver rests: it owed more than `most`.
     #[inline(always)]
     pub fn is_beyond(&self, most: u64) -> bool {
         self.last > most
     }
 
-    /// Takes over what `dead` owes for polls and has not rested for.
+    /// Takes over the debt of `dead` for polls that it has not rested for.
     pub fn take_over(&mut self, dead: &Debt) {
         self.for_polls = dead.for_polls;
     }
 
-    /// Adds a poll that took `ticks` and began when the clock of polls was at `began`; for how long
-    /// the driver is to rest.
+    /// Adds a poll that took `ticks` and began when the clock of polls was at `began`. Returns how
+    /// long the driver must rest.
     #[inline(always)]
     pub fn add_poll(&mut self, ticks: u64, began: u64, most: u64) -> u64 {
         let owes = left(self.for_polls, began) + ticks;
         self.last = owes;
-        // Its rest pays for all.
+        // The rest pays for the whole debt.
         let rest = if owes > most { owes } else { 0 };
         self.for_polls = (owes - rest, began);
         rest
     }
 
-    /// Adds what was done for it, which took `ticks` and began when the clock of work was at
-    /// `began` and that of polls is at `polls`; for how long it is to rest.
+    /// Adds work for the driver that took `ticks` and began when the clock of work was at `began`
+    /// and the clock of polls at `polls`. Returns how long the driver must rest.
     pub fn add_work(&mut self, ticks: u64, began: u64, polls: u64, most: u64) -> u64 {
         let for_work = left(self.for_work, began) + ticks;
         let owes = left(self.for_polls, polls) + for_work;
@@ -53,20 +55,21 @@ impl Debt {
             self.for_work = (for_work, began);
             return 0;
         }
-        // Its rest pays for all.
+        // The rest pays for the whole debt.
         *self = Debt { last: owes, ..Debt::default() };
         owes
     }
 }
 
-/// What is left of a debt, and of when it was noted, when the clock that it is paid by is at `now`.
+/// Returns what is left of a debt that was noted at `at`, when the clock that reduces it is at
+/// `now`.
 fn left((owed, at): (u64, u64), now: u64) -> u64 {
     owed.saturating_sub(now.saturating_sub(at))
 }
 
-/// What an upcall of `tsc_ticks` counts that met `timer_ticks` of the timer, of which one is
-/// `in_one` ticks. When the host stalls, the first go on, and the second do not; the driver is not
-/// to blame.
+/// Returns the ticks to charge for an upcall that took `tsc_ticks` by the TSC. The timer fired
+/// `timer_ticks` times during it, once every `in_one` ticks. When the host stalls, the TSC goes on
+/// and the timer does not; the driver is not to blame.
 #[inline]
 pub fn counted(tsc_ticks: u64, in_one: u64, timer_ticks: impl FnOnce() -> u32) -> u64 {
     if tsc_ticks <= in_one { tsc_ticks } else { tsc_ticks.min((u64::from(timer_ticks()) + 1) * in_one) }
@@ -83,7 +86,7 @@ mod tests {
     fn a_driver_that_has_half_of_the_cpu_never_rests() {
         let mut debt = Debt::default();
         for poll in 0..1000 {
-            // 50 ticks of polling, and as many in which nobody is polled.
+            // 50 ticks of polling, and as many in which no driver is polled.
             assert_eq!(debt.add_poll(50, poll * 50, MOST), 0);
             assert!(!debt.is_beyond(MOST));
         }
@@ -113,7 +116,7 @@ mod tests {
     fn work_is_paid_by_time_in_which_nothing_is_done() {
         let mut debt = Debt::default();
         assert_eq!(debt.add_work(60, 0, 0, MOST), 0);
-        // 30 have been paid.
+        // 30 have been paid in the meantime.
         assert_eq!(debt.add_work(60, 30, 0, MOST), 0);
         assert_eq!(debt.add_work(60, 40, 0, MOST), 140);
         assert!(debt.is_beyond(MOST));
@@ -143,8 +146,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever it does, it rests as long as it was polled, but for what is within the limit or
-        /// was paid.
+        /// Whatever the driver does, it rests as long as it was polled, except for polls within the
+        /// limit and polls that were paid off.
         #[test]
         fn nobody_has_more_than_half(polls in prop::collection::vec((0_u64..500, 0_u64..500), 0..200)) {
             let (mut debt, mut clock, mut polled, mut rested, mut free) = (Debt::default(), 0, 0, 0, 0);

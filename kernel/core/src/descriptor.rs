@@ -1,7 +1,7 @@
 //! Segment, gate and system descriptors, and the selectors that name them (Intel SDM vol. 3A,
 //! 3.4.5, 5.8.3.1, 7.2.3).
 //!
-//! The descriptors of ring 1 live in the LDT, which is each domain's own: it is the domain's
+//! The descriptors of ring 1 are in the LDT. Each domain has its own LDT, which is the domain's
 //! capability table. All descriptors have their accessed bit set, because the tables are mapped
 //! read-only where ring 1 runs.
 
@@ -15,7 +15,7 @@ pub const KERNEL_DATA: u16 = 2 << 3;
 pub const TSS: u16 = 3 << 3;
 /// Local descriptor table: GDT entries 5 and 6.
 pub const LDT: u16 = 5 << 3;
-/// Entries of the GDT.
+/// Number of entries in the GDT.
 pub const GDT_ENTRIES: usize = 7;
 
 const TABLE_LOCAL: u16 = 1 << 2;
@@ -25,14 +25,14 @@ const RPL_1: u16 = 1;
 pub const DRIVER_CODE: u16 = 1 << 3 | TABLE_LOCAL | RPL_1;
 /// Driver data: LDT entry 2, privilege 1.
 pub const DRIVER_DATA: u16 = 2 << 3 | TABLE_LOCAL | RPL_1;
-/// The null selector with RPL 1: what the CPU loads into SS on the way out to ring 1 (SDM 6.14.4).
+/// The null selector with RPL 1, which the CPU loads into SS on the way out to ring 1 (SDM 6.14.4).
 pub const DRIVER_STACK: u16 = RPL_1;
 
 const FIRST_GATE: usize = 4;
 /// The gate through which an upcall returns.
 pub const RETURN_GATE: u16 = gate_selector_at(FIRST_GATE);
 
-/// Bytes of the LDT that are in use, and so its limit plus one.
+/// Length of the LDT in bytes: its limit plus one.
 pub const LDT_BYTES: usize = (FIRST_GATE + 2 + 2 * SERVICE_COUNT) * 8;
 const _: () = assert!(LDT_BYTES <= 4096, "the LDT is one page");
 
@@ -40,22 +40,22 @@ const fn gate_selector_at(entry: usize) -> u16 {
     (entry as u16) << 3 | TABLE_LOCAL | RPL_1
 }
 
-/// Entry of the LDT at which the gate of service `number` begins. Each gate takes two.
+/// Returns the entry of the LDT at which the gate of service `number` begins. Each gate takes two.
 pub const fn gate_entry(number: usize) -> usize {
     FIRST_GATE + 2 + 2 * number
 }
 
-/// Selector of the gate of service `number`.
+/// Returns the selector of the gate of service `number`.
 pub const fn gate_selector(number: usize) -> u16 {
     gate_selector_at(gate_entry(number))
 }
 
-/// Entry of the LDT at which the return gate begins.
+/// Returns the entry of the LDT at which the return gate begins.
 pub const fn return_gate_entry() -> usize {
     FIRST_GATE
 }
 
-/// What a selector in an error code names.
+/// Returns the thing that the selector in an error code names.
 pub fn describe_selector(error_code: u64) -> SelectorName {
     if error_code & 0b010 != 0 {
         return SelectorName::Interrupt((error_code >> 3) as u8);
@@ -73,7 +73,7 @@ pub fn describe_selector(error_code: u64) -> SelectorName {
     }
 }
 
-/// What a selector names.
+/// The thing that a selector names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SelectorName {
     /// A vector of the IDT.
@@ -99,13 +99,13 @@ const fn privilege(ring: u64) -> u64 {
     ring << 45
 }
 
-/// A 64-bit code segment for ring `ring`. Base and limit are ignored in 64-bit mode, but Bochs and
-/// 32-bit habits like to see them spanning everything.
+/// Returns a 64-bit code segment for ring `ring`. Base and limit are ignored in 64-bit mode; they
+/// span everything for Bochs, and out of 32-bit habit.
 pub const fn code64(ring: u64) -> u64 {
     flat() | ACCESSED | WRITABLE | CODE | USER | PRESENT | LONG | privilege(ring)
 }
 
-/// A data segment for ring `ring`.
+/// Returns a data segment for ring `ring`.
 pub const fn data(ring: u64) -> u64 {
     flat() | ACCESSED | WRITABLE | USER | PRESENT | privilege(ring)
 }
@@ -115,7 +115,7 @@ const fn flat() -> u64 {
     0xffff | 0xf << 48 | 1 << 55
 }
 
-/// A system descriptor (SDM 7.2.3, figure 7-4) of type `kind` for `bytes` bytes at `base`.
+/// Returns a system descriptor (SDM 7.2.3, figure 7-4) of type `kind` for `bytes` bytes at `base`.
 const fn system(kind: u64, base: u64, bytes: u64) -> [u64; 2] {
     let limit = bytes - 1;
     [
@@ -129,26 +129,27 @@ const fn system(kind: u64, base: u64, bytes: u64) -> [u64; 2] {
     ]
 }
 
-/// A 64-bit task state segment, available. LTR marks it busy.
+/// Returns a 64-bit task state segment, available. LTR marks it busy.
 pub const fn tss(base: u64, bytes: u64) -> [u64; 2] {
     system(0x9, base, bytes)
 }
 
-/// A local descriptor table.
+/// Returns a local descriptor table.
 pub const fn ldt(base: u64, bytes: u64) -> [u64; 2] {
     system(0x2, base, bytes)
 }
 
-/// A 64-bit call gate (SDM 5.8.3.1, figure 5-8) that ring 1 may call, into kernel code at `target`.
+/// Returns a 64-bit call gate (SDM 5.8.3.1, figure 5-8) that ring 1 may call, into kernel code at
+/// `target`.
 ///
-/// One that is not `present` faults when it is called, and the error code names its selector.
+/// A call of a gate that is not `present` faults, and the error code names its selector.
 pub const fn call_gate(target: u64, present: bool) -> [u64; 2] {
     let low = target & 0xffff | (KERNEL_CODE as u64) << 16 | 0xc << 40 | privilege(1) | (target >> 16 & 0xffff) << 48;
     [if present { low | PRESENT } else { low }, target >> 32]
 }
 
-/// A 64-bit interrupt gate (SDM 6.14.1, figure 6-8) that no `int` instruction outside ring 0 may
-/// use, on stack `ist`.
+/// Returns a 64-bit interrupt gate (SDM 6.14.1, figure 6-8) on stack `ist`. No `int` instruction
+/// outside ring 0 may use it.
 pub const fn interrupt_gate(target: u64, ist: u8) -> [u64; 2] {
     [
         target & 0xffff
@@ -166,7 +167,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The bits as the manual's figures give them, spelled out once by hand.
+    /// The descriptors have the bits of the manual's figures, written out by hand once.
     #[test]
     fn descriptors_have_the_manuals_bits() {
         assert_eq!(code64(0), 0x00af_9b00_0000_ffff);
@@ -182,16 +183,15 @@ mod tests {
 
     #[test]
     fn the_upper_half_of_a_gate_is_no_descriptor() {
-        // SDM 5.8.3.1: the type field of the upper half must be 0. Kernel addresses keep it so only
-        // by their top bits, which fill bits 0-31 of the upper half: the type field is in bits
-        // 40-44.
+        // SDM 5.8.3.1: the type field in the upper half of a gate, bits 40-44, must be 0. The top
+        // bits of the target fill only bits 0-31 of the upper half.
         for target in [u64::MAX, 0xffff_ffff_8000_0000, 0x7fff_ffff_ffff] {
             assert_eq!(call_gate(target, true)[1] >> 40 & 0x1f, 0);
         }
     }
 
     proptest! {
-        /// What the CPU reads out of a gate is what was put in.
+        /// The fields that the CPU reads out of a gate are those that were put in.
         #[test]
         fn gates_lead_where_they_should(target in any::<u64>(), present in any::<bool>(), ist in 0u8..8) {
             let offset = |[low, high]: [u64; 2]| low & 0xffff | (low >> 48 & 0xffff) << 16 | high << 32;

@@ -1,6 +1,6 @@
-//! A DHCP client (RFC 2131, 2132): frames in, frames out, and what address there is. It believes as
-//! much of a server's answer as can be true, and makes up for what servers in the field leave out
-//! as other clients do.
+//! A DHCP client (RFC 2131, 2132): it takes in and sends frames, and tells which lease it has.
+//! Parts of a server's answer that cannot be true are ignored. Parts that servers in the field
+//! leave out are filled in as other clients do.
 
 use crate::servers::is_host;
 use alloc::vec;
@@ -16,31 +16,34 @@ use smoltcp::wire::{
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// The fixed part of a message (RFC 2131, 2), what its options begin with, and the length that
-/// relays do not drop (RFC 1542, 2.1).
+/// Length of the fixed part of a message (RFC 2131, 2).
 const FIXED: usize = 236;
+/// The options begin with this.
 const MAGIC: [u8; 4] = [99, 130, 83, 99];
+/// Relays may drop shorter messages (RFC 1542, 2.1).
 const SHORTEST: usize = 300;
-/// Where `sname` and `file` are, which may have options, too.
+/// Places of the fields `sname` and `file`, which may hold options, too.
 const SNAME: core::ops::Range<usize> = 44..108;
 const FILE: core::ops::Range<usize> = 108..236;
 
 /// Wait before a message is sent again; it doubles each time (RFC 2131, 4.1).
 const FIRST_RETRY: Duration = Duration::from_secs(4);
 const LAST_RETRY: Duration = Duration::from_secs(64);
-/// Requests for an address that a server has offered, before others are asked.
+/// Requests that are sent for an offered address before the client begins anew and asks all
+/// servers.
 const REQUESTS: u32 = 4;
-/// A server that refuses what it has offered is not asked again at once.
+/// Wait before the client begins anew after a server has refused the address.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
-/// What a lease lasts if the server does not say, and at least, in seconds.
+/// Length of a lease in seconds if the server does not say.
 const USUAL_LEASE_S: u32 = 3600;
+/// Length of a lease in seconds at least, whatever the server says.
 const SHORTEST_LEASE_S: u32 = 10;
 /// Shortest wait while a lease is being renewed (RFC 2131, 4.4.5).
 const RENEW_RETRY: Duration = Duration::from_secs(60);
-/// Bits that an address and its router share at least, for what they share to be taken for a
-/// network.
+/// If the router lies outside the network, the prefix that it shares with the address is taken for
+/// the network's. It must have at least so many bits.
 const SHORTEST_SHARED: u8 = 8;
-/// Name servers that are kept.
+/// The most name servers that are kept.
 const MAX_DNS: usize = 3;
 
 mod option {
@@ -68,34 +71,34 @@ mod message {
     pub const NAK: u8 = 6;
 }
 
-/// An address, and what goes with it.
+/// A leased address, and the settings that come with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// The address.
     pub address: Ipv4Addr,
-    /// How many of its bits are the network's.
+    /// Length of the network's prefix in bits.
     pub prefix_len: u8,
-    /// The way to all other networks.
+    /// The router to all other networks.
     pub router: Option<Ipv4Addr>,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// What a frame or time has changed.
+/// What a frame or the passing of time has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// There is an address: another one, or the same with something else that goes with it.
+    /// The client has a new address, or the same address with other settings.
     Got(Lease),
-    /// The address is not to be used any more.
+    /// The address must not be used any more.
     Lost,
 }
 
-/// Who leased an address, and for how long.
+/// A lease, the server that gave it, and for how long.
 #[derive(Debug, Clone)]
 struct Bound {
     lease: Lease,
     server: Ipv4Addr,
-    /// Who sent the server's frame: it, or what is between.
+    /// Ethernet address of the frame's sender: the server, or a router in between.
     from: EthernetAddress,
     rebind: Option<Instant>,
     expires: Option<Instant>,
@@ -103,34 +106,35 @@ struct Bound {
 
 #[derive(Debug, Clone)]
 enum State {
-    /// Servers are asked for an offer.
+    /// The client asks all servers for an offer.
     Selecting,
-    /// A server is asked for what it has offered.
+    /// The client asks a server for the address that it has offered.
     Requesting { server: Ipv4Addr, address: Ipv4Addr },
-    /// There is a lease, which is renewed when it is time.
+    /// The client has a lease, and renews it in time.
     Bound(Bound),
 }
 
-/// A client.
+/// A DHCP client.
 #[derive(Debug)]
 pub struct Client {
     mac: EthernetAddress,
     state: State,
     transaction: u32,
-    /// When the next message is due, and how many of its kind were sent.
+    /// When the next message is due.
     due: Instant,
     sent: u32,
-    /// When it began to ask (RFC 2131, `secs`).
+    /// When the client began to ask (RFC 2131, `secs`).
     since: Instant,
-    /// What it had before, and would like to have again.
+    /// The address that the client had before, and asks for again.
     wish: Option<Ipv4Addr>,
-    /// The lease that it has while it asks whether that is still its own, and when that ends.
+    /// The lease that the client keeps while it asks whether it may have it again, and when it
+    /// expires.
     kept: Option<(Lease, Option<Instant>)>,
     random: u32,
 }
 
 impl Client {
-    /// One that begins to ask at `now`. Its random numbers follow from `seed`.
+    /// Returns a client that begins to ask at `now`. `seed` is the seed of its random numbers.
     pub fn new(mac: EthernetAddress, seed: u32, now: Instant) -> Client {
         let mut client = Client {
             mac,
@@ -147,12 +151,12 @@ impl Client {
         client
     }
 
-    /// Another Ethernet address is its own from now on.
+    /// Changes the client's own Ethernet address.
     pub fn set_mac(&mut self, mac: EthernetAddress) {
         self.mac = mac;
     }
 
-    /// Begins anew: the link was down, and may lead elsewhere.
+    /// Begins anew: the link was down, and may lead to another network.
     pub fn restart(&mut self, now: Instant) {
         self.wish = self.lease().map(|lease| lease.address).or(self.wish);
         self.kept = None;
@@ -160,22 +164,23 @@ impl Client {
         self.begin(State::Selecting, now);
     }
 
-    /// The link was down, and is up: it may lead to another network, or to the same. It asks for
-    /// what it had, which stays until it hears otherwise or its time ends. However often a link
-    /// comes up, that is once a second at most.
+    /// Asks for the same address again, after the link was down: it may lead to another network.
+    /// The lease stays until a server grants another one or refuses, or until it expires. However
+    /// often the link comes up, the client asks once a second at most.
     pub fn confirm(&mut self, now: Instant) {
         if let State::Bound(bound) = &self.state {
             self.wish = Some(bound.lease.address);
             self.kept = Some((bound.lease.clone(), bound.expires));
         }
-        // Who is about to ask already goes on to.
+        // If the client has not asked yet, its time to ask stays: it is not put off again and
+        // again.
         let is_about_to = matches!(self.state, State::Selecting) && self.sent == 0;
         let at = if is_about_to { self.since } else { now.max(self.since + Duration::from_secs(1)) };
         self.since = at;
         self.begin(State::Selecting, at);
     }
 
-    /// The lease, if there is one.
+    /// Returns the lease, if there is one.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
             State::Bound(bound) => Some(&bound.lease),
@@ -183,7 +188,7 @@ impl Client {
         }
     }
 
-    /// When the lease ends.
+    /// Returns when the lease expires, if it does.
     fn expires(&self) -> Option<Instant> {
         match &self.state {
             State::Bound(bound) => bound.expires,
@@ -191,12 +196,12 @@ impl Client {
         }
     }
 
-    /// When it wants to be asked next ([`Client::poll`]).
+    /// Returns when [`Client::poll`] wants to be called next.
     pub fn due(&self) -> Instant {
         self.expires().map_or(self.due, |expires| self.due.min(expires))
     }
 
-    /// xorshift32.
+    /// Returns the next random number (xorshift32).
     fn random(&mut self) -> u32 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 17;
@@ -204,7 +209,7 @@ impl Client {
         self.random
     }
 
-    /// Goes over to `state`, and does what is to be done there at `at`.
+    /// Enters `state`. Its first message is due at `at`.
     fn begin(&mut self, state: State, at: Instant) {
         if !matches!(state, State::Requesting { .. }) {
             self.transaction = self.random();
@@ -214,15 +219,15 @@ impl Client {
         self.due = at;
     }
 
-    /// Wait before the next message: it doubles, give or take a second.
+    /// Returns the wait before the next message. It doubles each time, give or take a second.
     fn retry(&mut self) -> Duration {
         let wait = FIRST_RETRY.total_millis() << self.sent.saturating_sub(1).min(4);
         let jitter = u64::from(self.random() % 2000);
         Duration::from_millis(wait.min(LAST_RETRY.total_millis()) + jitter - 1000)
     }
 
-    /// What is due at `now`: a frame to send, if there is one, and what has changed because of the
-    /// time.
+    /// Does what is due at `now`. Returns a frame to send, if there is one, and the change that the
+    /// passing of time has caused.
     pub fn poll(&mut self, now: Instant) -> (Option<Vec<u8>>, Option<Change>) {
         if self.expires().is_some_and(|expires| now >= expires) {
             self.restart(now);
@@ -252,14 +257,15 @@ impl Client {
         (Some(frame), None)
     }
 
-    /// Asks for more time: who gave the lease, or from some time on anybody.
+    /// Asks for more time: the server that gave the lease at first, all servers from the time to
+    /// rebind on.
     fn renew(&mut self, now: Instant, bound: &Bound) -> Vec<u8> {
         if self.sent == 1 {
             self.since = now;
             self.transaction = self.random();
         }
         let rebinds = bound.rebind.is_some_and(|rebind| now >= rebind);
-        // Half of what is left, but no less than a minute.
+        // Wait for half of the time that is left, but for no less than a minute.
         let until = if rebinds { bound.expires } else { bound.rebind };
         self.due = until.map_or(now + LAST_RETRY, |until| {
             let half = Duration::from_millis((until - now).total_millis() / 2);
@@ -278,7 +284,7 @@ impl Client {
         self.frame(EthernetAddress::BROADCAST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &body)
     }
 
-    /// A message with options that are addresses.
+    /// Returns a message with options that are addresses.
     fn body(&self, now: Instant, kind: u8, client: Ipv4Addr, named: &[(u8, Ipv4Addr)]) -> Vec<u8> {
         const BOOT_REQUEST: u8 = 1;
         const ETHERNET: u8 = 1;
@@ -308,7 +314,7 @@ impl Client {
         body
     }
 
-    /// A frame with a message.
+    /// Returns a frame with a message.
     fn frame(&self, to: EthernetAddress, source: Ipv4Addr, target: Ipv4Addr, body: &[u8]) -> Vec<u8> {
         let udp = UdpRepr { src_port: CLIENT_PORT, dst_port: SERVER_PORT };
         let ip = Ipv4Repr {
@@ -332,7 +338,7 @@ impl Client {
         bytes
     }
 
-    /// Takes in a frame that is for it ([`is_reply`]); what that changes.
+    /// Takes in a frame for the client ([`is_reply`]). Returns what it has changed.
     pub fn receive(&mut self, now: Instant, frame: &[u8]) -> Option<Change> {
         let (from, source, body) = reply(frame)?;
         let answer = Answer::parse(body)?;
@@ -341,7 +347,7 @@ impl Client {
         }
         match (answer.kind, self.state.clone()) {
             (message::OFFER, State::Selecting) if is_host(answer.address) => {
-                // A server that does not say who it is is who has sent it.
+                // A server that sends no identifier is known by the address of its packet.
                 let server = answer.server.unwrap_or(source);
                 self.begin(State::Requesting { server, address: answer.address }, now);
                 None
@@ -353,7 +359,7 @@ impl Client {
             (message::ACK, State::Bound(bound)) if self.sent > 0 => {
                 self.bind(now, &answer, bound.server, bound.lease.address, from, Some(&bound.lease))
             }
-            // What a server says that was not asked is no answer, as on networks with two of them.
+            // A refusal of a server that was not asked is ignored: some networks have two servers.
             (message::NAK, State::Requesting { server, .. }) if answer.server.unwrap_or(server) == server => {
                 self.wish = None;
                 self.begin(State::Selecting, now + AFTER_REFUSAL);
@@ -369,7 +375,7 @@ impl Client {
         }
     }
 
-    /// Has a lease from now on. What the answer leaves out is as it was in the lease `before`, if
+    /// Enters a lease. Settings that the answer leaves out are taken from the lease `before`, if
     /// that was for the same address.
     fn bind(
         &mut self,
@@ -380,8 +386,8 @@ impl Client {
         from: EthernetAddress,
         before: Option<&Lease>,
     ) -> Option<Change> {
-        // One that grants another address than was asked for means it; one that grants none means
-        // that.
+        // If the server grants another address than the client asked for, that address counts. If
+        // it names none, it grants the one that the client asked for.
         let address = if is_host(answer.address) { answer.address } else { asked };
         let same = before.filter(|before| before.address == address);
         let prefix_len = answer.prefix_len.or(same.map(|same| same.prefix_len)).unwrap_or(usual_prefix_len(address));
@@ -390,19 +396,20 @@ impl Client {
             (true, Some(same)) => same.dns.clone(),
             _ => answer.dns.clone(),
         };
-        // Some give an address alone, and a router beside it that is reached all the same: as much
-        // of both as is alike is taken for the network.
+        // Some servers give a mask so long that the router lies outside the network, though it can
+        // be reached. The prefix that address and router share is then taken for the network's.
         let shared = router.map_or(0, |router| (router.to_bits() ^ address.to_bits()).leading_zeros() as u8);
         let prefix_len =
             if router.is_some() && (SHORTEST_SHARED..prefix_len).contains(&shared) { shared } else { prefix_len };
         let lease = Lease { address, prefix_len, router, dns };
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
         let (renew, rebind, expires) = match answer.lease_s.unwrap_or(USUAL_LEASE_S) {
-            // For ever.
+            // The lease never expires.
             u32::MAX => (None, None, None),
             lease_s => {
                 let lease_s = lease_s.max(SHORTEST_LEASE_S);
-                // Times that come in another order than they must are not believed.
+                // Times to renew and to rebind that are not in this order, and before the end, are
+                // ignored.
                 let rebind = answer.rebind_s.filter(|rebind| (1..lease_s).contains(rebind));
                 let rebind = rebind.unwrap_or((u64::from(lease_s) * 7 / 8) as u32);
                 let renew =
@@ -420,7 +427,7 @@ impl Client {
     }
 }
 
-/// What an address without a mask has (RFC 791, 2.3).
+/// Returns the prefix length that an address has without a mask (RFC 791, 2.3).
 fn usual_prefix_len(address: Ipv4Addr) -> u8 {
     match address.octets()[0] {
         0..128 => 8,
@@ -429,7 +436,7 @@ fn usual_prefix_len(address: Ipv4Addr) -> u8 {
     }
 }
 
-/// What a server says.
+/// An answer of a server.
 struct Answer<'a> {
     transaction: u32,
     hardware: &'a [u8],
@@ -474,8 +481,8 @@ impl<'a> Answer<'a> {
         (answer.kind != 0).then_some(answer)
     }
 
-    /// Takes in options, up to their end or to where they are cut off; returns which other fields
-    /// have some, too.
+    /// Reads options, up to their end or to the place where they are cut off. Returns which other
+    /// fields hold options, too (the value of option 52).
     fn read(&mut self, mut options: &[u8]) -> u8 {
         let mut overload = 0;
         while let Some((code, rest)) = options.split_first() {
@@ -501,7 +508,7 @@ impl<'a> Answer<'a> {
                 option::ROUTER => self.router = addresses.next(),
                 option::DNS => self.dns = addresses.take(MAX_DNS).collect(),
                 option::MASK => {
-                    // One with holes, or of nothing, is none.
+                    // A mask of zero, or one with holes, counts as no mask.
                     let bits = number().filter(|mask| *mask != 0 && mask.leading_ones() == mask.count_ones());
                     self.prefix_len = bits.map(|mask| mask.count_ones() as u8);
                 }
@@ -516,8 +523,8 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Who sent a frame to a DHCP client's port, with which address, and the message; `None` if it is
-/// no such frame.
+/// Returns the sender's Ethernet and IP addresses, and the message, of a frame that was sent to a
+/// DHCP client's port; `None` for other frames.
 fn reply(frame: &[u8]) -> Option<(EthernetAddress, Ipv4Addr, &[u8])> {
     let frame = EthernetFrame::new_checked(frame).ok()?;
     if frame.ethertype() != EthernetProtocol::Ipv4 {
@@ -536,7 +543,7 @@ fn reply(frame: &[u8]) -> Option<(EthernetAddress, Ipv4Addr, &[u8])> {
     Some((from, source, datagram.payload()))
 }
 
-/// Whether a frame is for a DHCP client with this Ethernet address, and nobody else.
+/// Returns whether a frame is for a DHCP client with this Ethernet address: sent to it, or to all.
 pub fn is_reply(frame: &[u8], mac: EthernetAddress) -> bool {
     let to = EthernetFrame::new_checked(frame).map(|frame| frame.dst_addr());
     to.is_ok_and(|to| to == mac || to.is_broadcast()) && reply(frame).is_some()
@@ -560,7 +567,7 @@ mod tests {
         Instant::from_secs(seconds)
     }
 
-    /// A server's frame to the client that has sent `asked`.
+    /// Returns a server's frame to the client that has sent `asked`.
     fn answer(asked: &[u8], kind: u8, address: Ipv4Addr, options: &[(u8, &[u8])]) -> Vec<u8> {
         let asked = &asked[42..];
         let mut body = vec![2, 1, 6, 0];
@@ -579,7 +586,7 @@ mod tests {
         body.push(option::END);
         let sender = Client::new(SERVER.0, 1, seconds(0));
         let mut frame = sender.frame(MAC, SERVER.1, address, &body);
-        // The ports are the other way round; the checksum is not looked at.
+        // The client's function has the ports the other way round. The checksum is not verified.
         frame[34..38].copy_from_slice(&[0, 67, 0, 68]);
         frame
     }
@@ -600,7 +607,8 @@ mod tests {
         false
     }
 
-    /// A client that has a lease with these options since second 0, and what it was told.
+    /// Returns a client that has a lease with these options since second 0, and the change when it
+    /// got it.
     fn bound(options: &[(u8, &[u8])]) -> (Client, Change) {
         let mut client = Client::new(MAC, 7, seconds(0));
         let discover = client.poll(seconds(0)).0.expect("it asks");
@@ -623,11 +631,11 @@ mod tests {
     fn a_lease_is_what_the_server_says() {
         let (client, change) = bound(&[IS_SERVER, LEASE, MASK, ROUTER, DNS]);
         assert_eq!(change, Change::Got(lease(Some([10, 0, 2, 2]), 24)));
-        // Half of its time is the time to renew it.
+        // The lease is renewed after half of its time.
         assert_eq!(client.due(), seconds(50));
     }
 
-    /// What is sent is what `wire` reads.
+    /// smoltcp's `wire` can read the client's messages.
     #[test]
     fn messages_are_well_formed() {
         let mut client = Client::new(MAC, 7, seconds(0));
@@ -643,7 +651,7 @@ mod tests {
         assert_eq!(datagram.payload()[8..10], [0, 3]);
     }
 
-    /// RFC 2131, 4.1: after about 4 seconds, 8, 16, 32, and then each 64.
+    /// RFC 2131, 4.1: the waits are about 4, 8, 16 and 32 seconds, and then 64 each.
     #[test]
     fn what_nobody_answers_is_said_again() {
         let mut client = Client::new(MAC, 9, seconds(0));
@@ -657,7 +665,7 @@ mod tests {
             assert_eq!(kind(&client.poll(due).0.unwrap()), message::DISCOVER);
             last = due;
         }
-        // A server that offers and then says nothing is given up for others.
+        // If a server makes an offer and then no longer answers, the client asks all servers again.
         let mut client = Client::new(MAC, 9, seconds(0));
         let discover = client.poll(seconds(0)).0.unwrap();
         client.receive(seconds(0), &answer(&discover, message::OFFER, OWN, &[]));
@@ -670,7 +678,7 @@ mod tests {
         assert_eq!(kinds, [3, 3, 3, 3, 1, 1]);
     }
 
-    /// The lease stays what it was when a renewal says less of it.
+    /// The lease keeps its settings when a renewal leaves them out.
     #[test]
     fn a_renewal_may_leave_out_what_was_said() {
         let (mut client, change) = bound(&[IS_SERVER, LEASE, MASK, ROUTER, DNS]);
@@ -681,11 +689,11 @@ mod tests {
         assert_eq!(client.receive(seconds(51), &answer(&renewal, message::ACK, OWN, &[LEASE])), None);
         assert_eq!(Some(&change), client.lease().cloned().map(Change::Got).as_ref());
         assert_eq!(client.due(), seconds(101));
-        // Nor does it end when its address is left out, too.
+        // Nor does the lease end when the address is left out, too.
         let renewal = client.poll(seconds(101)).0.unwrap();
         assert_eq!(client.receive(seconds(102), &answer(&renewal, message::ACK, Ipv4Addr::UNSPECIFIED, &[])), None);
         assert_eq!(client.lease().unwrap().address, OWN);
-        // Another router is another lease.
+        // A lease with another router is a change.
         let renewal = client.poll(client.due()).0.unwrap();
         let other = answer(&renewal, message::ACK, OWN, &[LEASE, (option::ROUTER, &[10, 0, 2, 9])]);
         assert_eq!(client.receive(seconds(3000), &other), Some(Change::Got(lease(Some([10, 0, 2, 9]), 24))));
@@ -713,27 +721,29 @@ mod tests {
 
     #[test]
     fn what_servers_leave_out_is_made_up_for() {
-        // No server identifier, no lease time, no mask, no router.
+        // The options have no server identifier, lease time, mask or router.
         let (client, change) = bound(&[DNS]);
         assert_eq!(change, Change::Got(lease(None, 8)));
         assert_eq!(client.due(), seconds(i64::from(USUAL_LEASE_S) / 2));
-        // A mask with holes, times in the wrong order, a router that is none before one that is.
+        // A mask with holes; a time to renew after the end; two routers, the first of which is no
+        // host.
         let holes: (u8, &[u8]) = (option::MASK, &[255, 0, 255, 0]);
         let routers: (u8, &[u8]) = (option::ROUTER, &[0, 0, 0, 0, 10, 0, 2, 7]);
         let late: (u8, &[u8]) = (option::RENEW, &[0, 0, 0, 200]);
         let (client, change) = bound(&[IS_SERVER, LEASE, holes, routers, late, DNS]);
         assert_eq!(change, Change::Got(lease(Some([10, 0, 2, 7]), 8)));
         assert_eq!(client.due(), seconds(50));
-        // An address alone, and a router beside it; and one that is nowhere near.
+        // A mask of 32 bits with a router near the address, and with a router that shares no prefix
+        // with it.
         let alone: (u8, &[u8]) = (option::MASK, &[255; 4]);
         let (_, change) = bound(&[IS_SERVER, LEASE, alone, ROUTER, DNS]);
         assert_eq!(change, Change::Got(lease(Some([10, 0, 2, 2]), 28)));
         let (_, change) = bound(&[IS_SERVER, LEASE, alone, (option::ROUTER, &[192, 168, 0, 1]), DNS]);
         assert_eq!(change, Change::Got(lease(Some([192, 168, 0, 1]), 32)));
-        // For ever.
+        // A lease that never expires.
         let (client, _) = bound(&[IS_SERVER, (option::LEASE, &[0xff; 4]), MASK]);
         assert!(client.due() > seconds(1 << 31));
-        // Of no time at all.
+        // A lease of no time at all.
         let (client, _) = bound(&[IS_SERVER, (option::LEASE, &[0; 4]), MASK]);
         assert_eq!(client.due(), seconds(5));
     }
@@ -745,11 +755,11 @@ mod tests {
         let refusal = answer(&renewal, message::NAK, Ipv4Addr::UNSPECIFIED, &[IS_SERVER]);
         assert_eq!(client.receive(seconds(50), &refusal), Some(Change::Lost));
         assert_eq!(client.lease(), None);
-        // Not at once: a server may refuse for ever.
+        // The client does not ask at once: a server may refuse for ever.
         assert_eq!(client.poll(seconds(50)).0, None);
         let discover = client.poll(seconds(51)).0.unwrap();
         assert!(kind(&discover) == message::DISCOVER && !has_option(&discover, option::REQUESTED));
-        // Nor is one from a server that was not chosen.
+        // Nor does it heed the refusal of a server that it has not chosen.
         let mut client = Client::new(MAC, 7, seconds(0));
         let discover = client.poll(seconds(0)).0.unwrap();
         client.receive(seconds(0), &answer(&discover, message::OFFER, OWN, &[IS_SERVER]));
@@ -757,7 +767,7 @@ mod tests {
         let other: (u8, &[u8]) = (option::SERVER, &[10, 0, 2, 9]);
         assert_eq!(client.receive(seconds(0), &answer(&request, message::NAK, Ipv4Addr::UNSPECIFIED, &[other])), None);
         assert!(client.receive(seconds(0), &answer(&request, message::ACK, OWN, &[IS_SERVER, MASK])).is_some());
-        // A refusal that nobody has asked for is none.
+        // A refusal without a request is ignored.
         let (mut client, _) = bound(&[IS_SERVER, LEASE, MASK]);
         assert_eq!(client.receive(seconds(1), &refusal), None);
     }
@@ -784,7 +794,7 @@ mod tests {
         assert!(matches!(client.state, State::Requesting { .. }));
     }
 
-    /// Options may go on in the fields for names.
+    /// Options may continue in the fields `file` and `sname`.
     #[test]
     fn options_are_found_where_they_go_on() {
         let mut client = Client::new(MAC, 7, seconds(0));
@@ -806,7 +816,7 @@ mod tests {
         assert!(kind(&discover) == message::DISCOVER && has_option(&discover, option::REQUESTED));
     }
 
-    /// A cable that is pulled and put back leads to the same network most of the time.
+    /// A cable that is pulled and plugged in again leads to the same network most of the time.
     #[test]
     fn a_link_that_comes_back_is_asked_for_the_same() {
         let options = [IS_SERVER, LEASE, MASK, ROUTER, DNS];
@@ -824,21 +834,21 @@ mod tests {
             let request = client.poll(seconds(20)).0.unwrap();
             (client, request)
         };
-        // The same, of which less is said.
+        // The same address; the answer leaves out its settings.
         let (mut client, request) = offered(OWN, &options);
         assert_eq!(client.receive(seconds(20), &answer(&request, message::ACK, OWN, &[IS_SERVER, LEASE])), None);
         assert_eq!(client.due(), seconds(70));
-        // Another one.
+        // Another address.
         let other = Ipv4Addr::new(192, 168, 0, 9);
         let (mut client, request) = offered(other, &options);
         let change = client.receive(seconds(20), &answer(&request, message::ACK, other, &options));
         assert!(matches!(change, Some(Change::Got(lease)) if lease.address == other));
-        // None.
+        // A refusal.
         let (mut client, request) = offered(OWN, &options);
         let refusal = answer(&request, message::NAK, Ipv4Addr::UNSPECIFIED, &[IS_SERVER]);
         assert_eq!(client.receive(seconds(20), &refusal), Some(Change::Lost));
         assert_eq!(client.lease(), None);
-        // Nobody is there: it stays as long as it was leased.
+        // No server answers: the lease stays until it expires.
         let (mut client, _) = asks(20);
         let mut now = client.due();
         while let (_, None) = client.poll(now) {
@@ -847,7 +857,7 @@ mod tests {
         assert_eq!((now, client.lease()), (seconds(100), None));
     }
 
-    /// However often a link comes up.
+    /// The client asks once a second at most, however often a link comes up.
     #[test]
     fn a_link_that_comes_up_for_ever_is_asked_once_a_second() {
         let mut client = Client::new(MAC, 7, seconds(0));
@@ -861,7 +871,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a server says, at whatever time.
+        /// The client does not panic, whatever a server says, at whatever time.
         #[test]
         fn nothing_panics(
             changes in proptest::collection::vec((0usize..400, any::<u8>()), 0..20),

@@ -6,8 +6,8 @@ use iced_x86::{Decoder, DecoderOptions, FastFormatter, Mnemonic, OpKind, Registe
 /// Longest instruction in bytes (Intel SDM vol. 2A, 2.3.11).
 pub const MAX_INSTRUCTION: usize = 15;
 
-/// The first instruction of `code`, which lies at `address`, in Intel syntax with its bytes before
-/// it, or `None` if it is cut short or is no instruction.
+/// Returns the first instruction of `code`, which lies at `address`, in Intel syntax with its bytes
+/// before it. `None` if it is cut short or undefined.
 pub fn instruction(code: &[u8], address: u64) -> Option<String> {
     let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
@@ -28,21 +28,22 @@ pub fn instruction(code: &[u8], address: u64) -> Option<String> {
     Some(text)
 }
 
-/// The address of the memory operand of the first instruction of `code`, which lies at `address`,
-/// when the general registers are `registers` (RAX first, in the order of their numbers); `None` if
-/// it has none. Segments have no bases here.
+/// Returns the address of the memory operand of the first instruction of `code`, which lies at
+/// `address`. `registers` are the general registers in the order of their numbers, RAX first.
+/// `None` if there is no such operand. All segments have base 0 here.
 pub fn operand_address(code: &[u8], address: u64, registers: [u64; 16]) -> Option<u64> {
     let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
     let instruction = Decoder::with_ip(64, code, address, DecoderOptions::NONE).decode();
     let operand = (0..instruction.op_count()).find(|operand| instruction.op_kind(*operand) == OpKind::Memory)?;
     instruction.virtual_address(operand, 0, |register, _, _| match register {
         Register::ES | Register::CS | Register::SS | Register::DS | Register::FS | Register::GS => Some(0),
-        // What 32 bits can name is canonical.
+        // Addresses of 32 bits are always canonical, so that 32-bit registers need no value.
         _ => registers.get((register as usize).checked_sub(Register::RAX as usize)?).copied(),
     })
 }
 
-/// The vector that the first instruction of `code` raises, if that is what it does.
+/// Returns the vector that the first instruction of `code` raises; `None` if it is no `int`
+/// instruction.
 pub fn raises(code: &[u8]) -> Option<u8> {
     let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
     let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
@@ -53,13 +54,14 @@ pub fn raises(code: &[u8]) -> Option<u8> {
     }
 }
 
-/// Length in bytes of the call at whose end `code` ends; `None` if no call does.
+/// Returns the length in bytes of the call instruction that ends at the end of `code`; `None` if
+/// there is none.
 ///
-/// Code is not read backwards without doubt: of the forms that compilers use, the likeliest is
-/// taken.
+/// Code cannot be read backwards without doubt: among the forms that compilers use, the likeliest
+/// is taken.
 pub fn call_before(code: &[u8]) -> Option<usize> {
-    // CALL rel32; CALL [RIP + disp32]; CALL [register + disp32 or disp8] and CALL register, with a
-    // REX prefix first.
+    // CALL rel32; CALL [RIP + disp32]; CALL [register + disp32 or disp8] and CALL register, each
+    // with a REX prefix first.
     const LENGTHS: [usize; 7] = [5, 6, 8, 7, 4, 3, 2];
     LENGTHS.into_iter().find(|len| {
         let Some(code) = code.len().checked_sub(*len).and_then(|start| code.get(start..)) else { return false };
@@ -84,8 +86,8 @@ mod tests {
         assert_eq!(call_before(&[]), None);
     }
 
-    // iced-x86 widens references in a way that Stacked Borrows does not allow; there is no unsafe
-    // code of ours.
+    // iced-x86 widens references in a way that Stacked Borrows does not allow; our own code has no
+    // unsafe code.
     #[test]
     #[cfg_attr(miri, ignore)]
     fn instructions_are_named_with_their_bytes() {

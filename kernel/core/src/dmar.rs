@@ -1,17 +1,17 @@
 //! The table of DMA remapping units, `DMAR` (Intel Virtualization Technology for Directed I/O,
-//! revision 4.0, 8): which unit watches which devices. It may say anything: what cannot be is left
-//! out.
+//! revision 4.0, 8): which unit watches which devices. Firmware wrote it, and it may hold anything:
+//! structures that cannot be true are left out.
 
 use alloc::vec::Vec;
 
-/// Offsets of the table's own fields, and where its structures begin.
+/// Offsets of the table's own fields, and of its first structure.
 const WIDTH: usize = 36;
 const FLAGS: usize = 37;
 const STRUCTURES: usize = 48;
-/// More of them, or of what is in one, are not looked at.
+/// The most structures, and the most scopes of one structure, that are read.
 const MOST: usize = 64;
 
-/// What the table says.
+/// The content of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dmar {
     /// Address bits that devices can use.
@@ -20,7 +20,7 @@ pub struct Dmar {
     pub remaps_interrupts: bool,
     /// The units.
     pub units: Vec<Unit>,
-    /// Memory that firmware has devices use for itself.
+    /// Memory that firmware reserves for devices that it uses itself.
     pub reserved: Vec<Reserved>,
 }
 
@@ -31,31 +31,31 @@ pub struct Unit {
     pub registers: u64,
     /// PCI segment.
     pub segment: u16,
-    /// Whether it watches all of the segment that no other unit names.
+    /// Whether the unit watches all devices of the segment that no other unit names.
     pub watches_rest: bool,
-    /// What it watches by name.
+    /// The devices that it watches by name.
     pub scopes: Vec<Scope>,
 }
 
 /// Reserved memory (8.4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reserved {
-    /// First address, and the last one.
+    /// First address.
     pub first: u64,
-    /// See `first`.
+    /// Last address.
     pub last: u64,
     /// PCI segment.
     pub segment: u16,
-    /// Who uses it.
+    /// The devices that use it.
     pub scopes: Vec<Scope>,
 }
 
-/// What kind of thing a scope names (8.3.1).
+/// What a scope names (8.3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScopeKind {
     /// A PCI function.
     Endpoint,
-    /// A bridge, and all below it.
+    /// A bridge and all devices below it.
     Bridge,
     /// An I/O APIC.
     IoApic,
@@ -63,21 +63,21 @@ pub enum ScopeKind {
     Other,
 }
 
-/// A device, by the way to it.
+/// A device, named by the path to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
-    /// What it is.
+    /// Its kind.
     pub kind: ScopeKind,
-    /// The I/O APIC's id.
+    /// The id, if it is an I/O APIC.
     pub id: u8,
-    /// The bus where the way begins.
+    /// The bus where the path begins.
     pub bus: u8,
-    /// Device and function on that bus, and on the bus below each one before.
+    /// Device and function on that bus, then on the bus below each bridge of the path.
     pub path: Vec<(u8, u8)>,
 }
 
 impl Dmar {
-    /// Reads a table that is whole.
+    /// Reads a whole table.
     pub fn parse(table: &[u8]) -> Option<Dmar> {
         const REMAPS_INTERRUPTS: u8 = 1;
         let mut dmar = Dmar {
@@ -140,8 +140,8 @@ fn scopes(mut rest: &[u8]) -> Vec<Scope> {
     scopes
 }
 
-/// The first structure of `bytes`, of which `head` says kind and length, and what is behind it; it
-/// is `least` bytes long at least.
+/// Returns the first structure of `bytes` with its kind, and the bytes after it. `head` reads the
+/// structure's kind and length, which must be at least `least` bytes.
 fn split<K>(bytes: &[u8], least: usize, head: impl Fn(&[u8]) -> Option<(K, usize)>) -> Option<(K, &[u8], &[u8])> {
     let (kind, len_bytes) = head(bytes)?;
     let (structure, rest) = bytes.split_at_checked(Some(len_bytes).filter(|len| *len >= least)?)?;
@@ -165,8 +165,8 @@ mod tests {
         [&kind.to_le_bytes()[..], &(4 + body.len() as u16).to_le_bytes(), body].concat()
     }
 
-    /// As QEMU's: one unit with an I/O APIC, an endpoint and a bridge; and reserved memory of a
-    /// controller behind a bridge.
+    /// A table as QEMU's: one unit with an I/O APIC, an endpoint and a bridge, and reserved memory
+    /// of a controller behind a bridge.
     fn table() -> Vec<u8> {
         let mut table = vec![0; STRUCTURES];
         (table[WIDTH], table[FLAGS]) = (38, 1);

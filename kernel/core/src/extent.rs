@@ -1,6 +1,6 @@
-//! Ranges of addresses. All arithmetic is checked: what wraps around lies in nothing.
+//! Ranges of addresses. All arithmetic is checked: a range that wraps around lies within no other.
 
-/// `len_bytes` bytes from `start`.
+/// A range of `len_bytes` bytes from `start` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// First address.
@@ -10,23 +10,23 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// `len_bytes` bytes from `start`.
+    /// Returns the range of `len_bytes` bytes from `start` on.
     pub const fn new(start: u64, len_bytes: u64) -> Extent {
         Extent { start, len_bytes }
     }
 
-    /// The first address behind it; `None` if that wraps around.
+    /// Returns the first address after the range; `None` if that wraps around.
     pub const fn end(self) -> Option<u64> {
         self.start.checked_add(self.len_bytes)
     }
 
-    /// Whether `address` lies in it.
+    /// Returns whether `address` lies in the range.
     pub const fn contains(self, address: u64) -> bool {
         address >= self.start && address - self.start < self.len_bytes
     }
 
-    /// Whether all of `inner` lies in it. An empty `inner` lies where its start does, or at the
-    /// very end.
+    /// Returns whether all of `inner` lies in the range. An empty `inner` must start within the
+    /// range or at its end.
     pub fn encloses(self, inner: Extent) -> bool {
         match (inner.end(), self.end()) {
             (Some(inner_end), Some(end)) => inner.start >= self.start && inner_end <= end,
@@ -34,7 +34,7 @@ impl Extent {
         }
     }
 
-    /// Whether they share an address.
+    /// Returns whether the ranges share an address. A range that wraps around overlaps every other.
     pub fn overlaps(self, other: Extent) -> bool {
         match (self.end(), other.end()) {
             (Some(end), Some(other_end)) => {
@@ -45,7 +45,8 @@ impl Extent {
     }
 }
 
-/// `value` rounded up to a multiple of `align`, a power of two; `None` if that wraps around.
+/// Returns `value` rounded up to a multiple of `align`, a power of two; `None` if that wraps
+/// around.
 pub const fn align_up(value: u64, align: u64) -> Option<u64> {
     match value.checked_add(align - 1) {
         Some(sum) => Some(sum & !(align - 1)),

@@ -1,4 +1,4 @@
-//! Why drivers are ended, and in which words that is said.
+//! The reasons why drivers are ended, and their texts.
 
 use crate::descriptor::{SelectorName, describe_selector};
 use crate::disassembly;
@@ -9,60 +9,60 @@ use ringfence_abi::net;
 use ringfence_abi::queue::Lie;
 use ringfence_abi::service::SERVICES;
 
-/// What a driver did that ended it.
+/// The reason why a driver was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// The CPU refused an instruction; `address` is the one that a page fault names.
+    /// The CPU refused an instruction.
     Exception {
-        /// CR2, for a page fault.
+        /// CR2, the address that was accessed, for a page fault.
         address: Option<u64>,
     },
-    /// An upcall took longer than its budget.
+    /// An upcall took longer than the driver's budget.
     Overrun,
-    /// It slept too long in one upcall.
+    /// The driver slept too long in one upcall.
     Overslept {
-        /// How long it may, in milliseconds.
+        /// How long it may sleep, in milliseconds.
         limit_ms: u64,
     },
-    /// A person asked for it.
+    /// A person ended the driver.
     Killed,
-    /// The driver gave up: it has logged why.
+    /// The driver gave up, and has logged the reason.
     Panic,
-    /// It passed a pointer that is not its own memory.
+    /// The driver passed a pointer that is not to its own memory.
     BadPointer {
         /// The pointer.
         address: u64,
         /// The length that went with it, in bytes.
         len_bytes: u64,
     },
-    /// It did not finish what it had been given in time.
+    /// The driver did not finish in time something that it had been given.
     Stuck {
-        /// What.
+        /// The name of what it was given.
         what: &'static str,
-        /// The time, in milliseconds.
+        /// The time limit in milliseconds.
         limit_ms: u64,
     },
-    /// Its position in a queue cannot be true.
+    /// The driver's position in a queue cannot be true.
     QueueLie {
-        /// Which queue.
+        /// Name of the queue.
         queue: &'static str,
-        /// What it claims.
+        /// The position that the driver claims.
         claimed: u64,
-        /// What the kernel has counted.
+        /// The position that the kernel has counted.
         counted: u64,
     },
-    /// Its device wanted to reach memory that the driver was not given for it.
+    /// The driver's device tried to reach memory that the driver was not given for it.
     Dma {
-        /// Where, as the device sees it.
+        /// The address, as the device sees it.
         address: u64,
-        /// Whether it wanted to write.
+        /// Whether the device tried to write.
         writes: bool,
         /// The fence's reason, by its number.
         reason: u8,
     },
-    /// It put something into a queue that does not exist or is not its to give.
+    /// The driver put an entry into a queue that does not exist, or that is not its to give.
     QueueEntry {
-        /// Which queue.
+        /// Name of the queue.
         queue: &'static str,
         /// The entry.
         entry: u64,
@@ -70,7 +70,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// What a lie about the position in `queue` is.
+    /// Turns a lie about the position in `queue` into a cause.
     pub fn lie(queue: &'static str) -> impl Fn(Lie) -> Cause {
         move |lie| Cause::QueueLie { queue, claimed: lie.claimed, counted: lie.own }
     }
@@ -85,7 +85,7 @@ impl From<Wrong> for Cause {
     }
 }
 
-/// What the CPU says of an exception.
+/// The CPU's report of an exception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exception {
     /// Its vector.
@@ -94,20 +94,20 @@ pub struct Exception {
     pub error_code: u64,
 }
 
-/// What happened, as far as it goes into the words.
+/// The facts of a fault that its text depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Happened<'a> {
-    /// What the driver did.
+    /// The reason why the driver was ended.
     pub cause: Cause,
-    /// What the CPU says of that, if it is what noticed.
+    /// The CPU's report, if the CPU noticed the fault.
     pub exception: Option<Exception>,
-    /// The address that it was about, and what lies there.
+    /// The address that the fault is about, and a description of what lies there.
     pub accused: Option<(u64, &'a str)>,
-    /// The instruction's bytes, if there was one.
+    /// The bytes of the instruction, if there was one.
     pub code: &'a [u8],
     /// The driver's budget for an upcall, in milliseconds.
     pub upcall_ms: u32,
-    /// The service that it called last, by number.
+    /// The number of the service that the driver called last.
     pub service: Option<usize>,
     /// The fence's reason, in words.
     pub reason: &'a str,
@@ -178,8 +178,8 @@ impl Happened<'_> {
             SelectorName::Gate(number) => write!(f, " on the gate of {}", service_name(number)),
             SelectorName::ReturnGate => write!(f, " on the return gate"),
             SelectorName::Interrupt(vector) => {
-                // The instruction itself is the better witness: QEMU shifts the vector by 4 in
-                // place of 3.
+                // The instruction itself is more reliable: QEMU shifts the vector by 4 instead of
+                // 3.
                 let vector = disassembly::raises(self.code).unwrap_or(vector);
                 write!(f, " on int {vector:#x}")
             }
@@ -189,7 +189,7 @@ impl Happened<'_> {
     }
 }
 
-/// The kind of a fault, in one word for programs.
+/// Returns the kind of a fault in one word, for programs.
 pub fn kind(cause: Cause, exception: Option<Exception>) -> &'static str {
     const GATE: [u64; 2] = [vector::NOT_PRESENT, vector::GENERAL_PROTECTION];
     match (cause, exception) {
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(exception(11, gate).to_string(), "#NP segment not present on the gate of rf_log");
         assert_eq!(exception(13, 0).to_string(), "#GP general protection");
         assert_eq!(exception(6, gate).to_string(), "#UD invalid opcode");
-        // Bit 1: of the IDT. `int 0x80` is the better witness.
+        // Bit 1 says that the selector is of the IDT. The instruction `int 0x80` is more reliable.
         let wrong_vector = Happened { code: &[0xcd, 0x80], ..exception(13, 8 << 3 | 2) };
         assert_eq!(wrong_vector.to_string(), "#GP general protection on int 0x80");
         assert_eq!(

@@ -1,9 +1,9 @@
-//! Frames that a network driver has, has sent, and has received: four rings of frame numbers, and
-//! who has which frame ([`ringfence_abi::net`]).
+//! The frames of a network driver: four rings of frame numbers, and an account of which frames the
+//! driver has ([`ringfence_abi::net`]).
 //!
-//! **This side believes only its own account**: a frame that was not lent, or not taken yet, is
-//! [`Wrong`]. A frame is lent by number and not by address, so that a driver can name none that
-//! there is not.
+//! **This side believes only its own account**: a frame that was not lent, or that the driver has
+//! not taken yet, is [`Wrong`]. Frames are lent by number and not by address, so that a driver
+//! cannot name memory that is no frame.
 
 use crate::limits::TRANSMIT_MS;
 use crate::requests::{Data, Wrong};
@@ -15,11 +15,11 @@ use ringfence_abi::net::{
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
-/// Shortest frame that is worth looking at: an Ethernet header.
+/// Shortest frame that is passed on: an Ethernet header.
 const MIN_FRAME: usize = 14;
-/// Shortest and longest time from a poll to the next that looks for frames that were sent, in
-/// nanoseconds.
+/// Shortest time from a poll to the next one that looks for sent frames, in nanoseconds.
 const LOOK_AGAIN_NS: u64 = 20_000_000;
+/// Longest time from a poll to the next one that looks for sent frames, in nanoseconds.
 const LOOK_AGAIN_MOST_NS: u64 = 1_000_000_000;
 
 /// The account of a network driver's frames.
@@ -27,92 +27,92 @@ pub struct Frames<M> {
     memory: M,
     tx: M,
     rx: M,
-    /// Nanoseconds since boot.
+    /// Returns the nanoseconds since boot.
     clock: fn() -> u64,
     transmit: Producer,
     transmitted: Consumer,
     empty: Producer,
     received: Consumer,
-    /// Which frames the driver has: the kernel believes only itself. Of a receive frame, where in
-    /// the queue of empty ones it is: until the driver has taken it there, it is not the driver's
-    /// to give back.
+    /// The frames to send that the driver has.
     tx_lent: [bool; TX_FRAMES],
+    /// The receive frames that the driver has, by their position in the queue of empty frames. The
+    /// driver cannot give a frame back before it has taken that position.
     rx_lent: [Option<u64>; RX_FRAMES],
-    /// Receive frames that were handed back since the driver was polled last, and the most that it
-    /// has had.
+    /// Receive frames that were handed back since the driver was polled last.
     handed_back: usize,
+    /// The most empty receive frames that the driver has had.
     most_empty: u64,
     /// Frames put into `transmit` since the driver was last polled.
     unsent: usize,
-    /// When to poll the driver for frames that it may have sent, in nanoseconds since boot.
+    /// When to poll the driver again because it may have sent frames, in nanoseconds since boot.
     look_again_at: u64,
-    /// How long after the next poll that is, in nanoseconds: twice as long each time, while nothing
-    /// comes back.
+    /// The time from the next poll to `look_again_at`, in nanoseconds. It doubles each time while
+    /// the driver gives no frame back.
     look_again_in: u64,
     /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since
     /// boot.
     progress_ns: u64,
-    /// The frames it has, in the order in which it got them.
+    /// Number and length of the frames to send that the driver has, in the order in which it got
+    /// them.
     order: VecDeque<(usize, usize)>,
-    /// What another driver, which was ended, had delivered.
+    /// Frames that the driver before this one had delivered when it was ended.
     inherited: VecDeque<Vec<u8>>,
     /// Counters for `ip`.
     pub counts: Counts,
-    /// Whether there is a link, as far as the driver has said; and whether one came up since that
-    /// was asked last.
+    /// Whether there is a link, as far as the driver has said.
     has_link: bool,
+    /// Whether a link came up since [`Frames::take_link_up`] was called last.
     link_came_up: bool,
 }
 
-/// What went through an interface.
+/// Counts of the frames that went through an interface.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
     /// Frames handed to the driver.
     pub sent: u64,
     /// Frames that it delivered.
     pub received: u64,
-    /// What it says went wrong, by
-    /// [`Counter`](ringfence_abi::net::Counter).
+    /// Errors that the driver has counted, by [`Counter`](ringfence_abi::net::Counter).
     pub errors: [u64; COUNTER_COUNT],
 }
 
 impl<M: Words + Data> Frames<M> {
-    /// Says what the card is to hear besides frames to itself and to all.
+    /// Tells the driver which frames the card is to receive besides those to itself and to all.
     pub fn say_hearing(&self, hearing: Hearing) {
         self.memory.store(HEARING, hearing.bits().into());
     }
 
-    /// The driver has seen the link go down, come up, or both.
+    /// Notes that the driver has seen the link go down, come up, or both.
     pub fn link_is(&mut self, came_up: bool, went_down: bool) {
         self.link_came_up |= came_up && (went_down || !self.has_link);
         self.has_link = came_up;
-        // Nobody is to blame for what could not be sent meanwhile.
+        // The driver is not to blame for frames that it could not send in the meantime.
         self.progress_ns = (self.clock)();
     }
 
-    /// Whether there is a link, as far as is known.
+    /// Returns whether there is a link, as far as the driver has said.
     pub fn has_link(&self) -> bool {
         self.has_link
     }
 
-    /// Whether a link came up since this was asked last.
+    /// Returns whether a link came up since the last call.
     pub fn take_link_up(&mut self) -> bool {
         core::mem::take(&mut self.link_came_up)
     }
 
-    /// Takes back what was sent. When the driver is taken for stuck unless it sends another frame,
-    /// in nanoseconds since boot; `None` if it has none, or no link to send them to.
+    /// Takes back the frames that were sent. Returns when the driver counts as stuck unless it
+    /// sends another frame, in nanoseconds since boot; `None` if it has no frame or no link.
     pub fn deadline_ns(&mut self) -> Result<Option<u64>, Wrong> {
         self.reclaim()?;
         Ok((self.has_link && !self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
     }
 
-    /// Takes over from another driver, which was ended, what it had delivered, and hands over again
-    /// what it had and did not send. What it may have sent is sent twice, which networks do as
-    /// well.
+    /// Takes over the frames of another driver, which was ended: keeps the frames that it had
+    /// delivered, and sends those again that it had not given back. A frame that it had sent, but
+    /// not given back, is sent twice; networks may duplicate frames as well.
     pub fn take_over(&mut self, other: &mut Frames<M>) {
         let mut frame = [0; FRAME_BYTES];
-        // It cannot deliver more than its ring holds any more.
+        // The other driver was ended: its ring gets no new frames, so that the loop ends.
         while let Ok(Some(len_bytes)) = other.receive(&mut frame) {
             let mut kept = Vec::new();
             if let Some(frame) = frame.get(..len_bytes)
@@ -124,23 +124,25 @@ impl<M: Words + Data> Frames<M> {
                 self.inherited.push_back(kept);
             }
         }
-        // What it lied about is not taken over.
+        // A lie of the ended driver ends this early. All frames that were not taken back by then
+        // are sent again.
         let _ = other.reclaim();
         for (number, len_bytes) in core::mem::take(&mut other.order) {
             let Some(frame) = frame.get_mut(..len_bytes) else { continue };
             if other.tx.read(number * FRAME_BYTES, frame) {
-                // The new driver's queue is as long and has nothing in it yet.
+                // The new driver's queue has the same length, and is still empty.
                 let _ = self.send(frame);
             }
         }
-        // These will be counted when they are received.
+        // The inherited frames are counted when they are received here.
         self.has_link = other.has_link;
         let received = other.counts.received.saturating_sub(self.inherited.len() as u64);
-        // Its own memory says what it says; that of the other one is gone soon.
+        // The counters of the new driver are in its own memory. Those of the other one are saved
+        // here, because its memory is freed soon.
         self.counts = Counts { received, errors: other.all_counts().errors, ..other.counts };
     }
 
-    /// What went through the interface, with what its drivers say went wrong.
+    /// Returns the counts of the interface, with the errors that its drivers have counted.
     pub fn all_counts(&self) -> Counts {
         let mut counts = self.counts;
         for (index, errors) in counts.errors.iter_mut().enumerate() {
@@ -149,8 +151,8 @@ impl<M: Words + Data> Frames<M> {
         counts
     }
 
-    /// An account in which the driver has all frames to receive into, and none to send. `memory`
-    /// has the rings, `tx` and `rx` the frames.
+    /// Returns an account in which the driver has all frames to receive into, and none to send.
+    /// `memory` holds the rings, `tx` and `rx` the frames.
     pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64) -> Frames<M> {
         let mut frames = Frames {
             memory,
@@ -176,13 +178,13 @@ impl<M: Words + Data> Frames<M> {
             link_came_up: false,
         };
         for frame in 0..RX_FRAMES {
-            // The ring is empty and as long as there are frames.
+            // The ring is empty, and has room for all frames.
             let _ = frames.lend(frame);
         }
         frames
     }
 
-    /// How many frames the driver has to send.
+    /// Returns how many frames to send the driver has.
     pub fn in_hand(&self) -> usize {
         self.order.len()
     }
@@ -196,9 +198,9 @@ impl<M: Words + Data> Frames<M> {
         Ok(())
     }
 
-    /// Whether the driver is to be polled so that it takes the receive frames that were handed
-    /// back. **A device that has no empty frame raises no interrupt, and would be deaf for ever**:
-    /// so the driver is when it has less than a quarter of what it has had at most.
+    /// Returns whether the driver must be polled so that it takes the receive frames that were
+    /// handed back: it has at most a quarter of the most that it has had. **A device without an
+    /// empty frame raises no interrupt, and would never receive again.**
     pub fn is_starved(&mut self) -> Result<bool, Wrong> {
         if self.handed_back == 0 {
             return Ok(false);
@@ -210,7 +212,8 @@ impl<M: Words + Data> Frames<M> {
         Ok(has * 4 <= self.most_empty)
     }
 
-    /// The driver is about to be polled, at `now_ns` since boot, and sees all that is there for it.
+    /// Notes that the driver is about to be polled at `now_ns` since boot. It sees all frames that
+    /// are there for it.
     pub fn before_poll(&mut self, now_ns: u64) {
         (self.unsent, self.handed_back) = (0, 0);
         self.look_again_at = now_ns.saturating_add(self.look_again_in);
@@ -226,7 +229,7 @@ impl<M: Words + Data> Frames<M> {
                 Some(lent) if *lent => *lent = false,
                 _ => return Err(Wrong::Entry("transmitted", taken)),
             }
-            // Devices send in order; if this one does not, it is looked for.
+            // Devices send in order. If this device did not, the frame is searched for.
             match self.order.front() {
                 Some((number, _)) if *number == frame as usize => drop(self.order.pop_front()),
                 _ => self.order.retain(|(number, _)| *number != frame as usize),
@@ -240,12 +243,12 @@ impl<M: Words + Data> Frames<M> {
         Ok(())
     }
 
-    /// Whether a frame can be sent.
+    /// Returns whether a frame can be sent.
     pub fn can_send(&mut self) -> Result<bool, Wrong> {
         Ok(self.free_frame()?.is_some())
     }
 
-    /// A frame that can be sent.
+    /// Returns a free frame to send, if there is one.
     #[inline]
     fn free_frame(&mut self) -> Result<Option<usize>, Wrong> {
         let is_free = |lent: &bool| !*lent;
@@ -256,8 +259,8 @@ impl<M: Words + Data> Frames<M> {
         Ok(self.tx_lent.iter().position(is_free))
     }
 
-    /// Puts a frame (at most [`MAX_FRAME`] bytes) into the driver's hands; `false` if there is no
-    /// room. The driver looks at it when it is polled.
+    /// Submits a frame of at most [`MAX_FRAME`] bytes; `false` if there is no room. The driver
+    /// looks at it when it is polled.
     pub fn send(&mut self, frame: &[u8]) -> Result<bool, Wrong> {
         if frame.len() > MAX_FRAME {
             return Ok(false);
@@ -280,13 +283,14 @@ impl<M: Words + Data> Frames<M> {
         Ok(put)
     }
 
-    /// Frames put in since the driver was polled last: it must be polled for them.
+    /// Returns the number of frames submitted since the driver was polled last: it must be polled
+    /// for them.
     pub fn unsent(&self) -> usize {
         self.unsent
     }
 
-    /// When to look whether frames were sent that the driver has not given back, in nanoseconds
-    /// since boot: its device may raise no interrupt for that.
+    /// Returns when to poll the driver for frames that it has sent but not given back, in
+    /// nanoseconds since boot: its device may raise no interrupt for them.
     pub fn look_again_ns(&self) -> Option<u64> {
         (!self.order.is_empty()).then_some(self.look_again_at)
     }
@@ -360,7 +364,7 @@ mod tests {
         }
     }
 
-    /// The other end, which says what it likes.
+    /// The driver's end of the queues, which a test can make lie.
     struct Driver {
         rings: Memory,
         rx: Memory,
@@ -418,7 +422,7 @@ mod tests {
         assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", entry(TX_FRAMES as u32, 0))));
         let mut to = [0; FRAME_BYTES];
         let (mut frames, mut driver) = pair();
-        // Lent, but not taken yet.
+        // The frame is lent, but the driver has not taken it yet.
         driver.deliver(0, &[7; 60]);
         assert_eq!(frames.receive(&mut to), Err(Wrong::Entry("received", entry(0, 60))));
         let (mut frames, mut driver) = pair();
@@ -441,12 +445,12 @@ mod tests {
         let mut to = [0; FRAME_BYTES];
         driver.takes_empty(3);
         driver.deliver(1, &[9; 60]);
-        // Shorter than a header: nobody wants it.
+        // A frame shorter than a header is dropped.
         driver.deliver(0, &[1; 13]);
         assert_eq!(frames.receive(&mut to), Ok(Some(60)));
         assert_eq!(to[..60], [9; 60]);
         assert_eq!((frames.receive(&mut to), frames.counts.received), (Ok(None), 1));
-        // Both are behind all others now.
+        // Both frames are at the end of the queue now.
         driver.deliver(1, &[9; 60]);
         assert!(matches!(frames.receive(&mut to), Err(Wrong::Entry("received", _))), "it is not taken again yet");
     }
@@ -490,7 +494,7 @@ mod tests {
         assert_eq!((fresh.receive(&mut to), to[0], fresh.receive(&mut to)), (Ok(Some(60)), 8, Ok(None)));
     }
 
-    /// Whatever they are: they are only shown.
+    /// The counters may have any values, because they are only shown.
     #[test]
     fn what_drivers_count_adds_up() {
         let ((mut old, _), (mut fresh, _)) = (pair(), pair());
@@ -513,7 +517,7 @@ mod tests {
         assert_eq!((frames.has_link(), frames.deadline_ns(), frames.take_link_up()), (false, Ok(None), false));
         frames.link_is(true, false);
         assert_eq!((frames.has_link(), frames.take_link_up(), frames.take_link_up()), (true, true, false));
-        // One that says both has seen it go and come.
+        // A driver that reports both has seen the link go down and come up.
         frames.link_is(true, true);
         assert!(frames.take_link_up());
     }

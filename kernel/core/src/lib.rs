@@ -1,28 +1,27 @@
 //! The kernel's logic that needs no hardware: pure functions over bytes and numbers, tested on the
 //! host.
 //!
-//! * [`descriptor`]: segment, gate and system descriptors as the CPU wants them
-//! * [`module`]: reads a module file and refuses what is malformed, with the reason; [`parameter`]:
-//!   what a person gives it
+//! * [`descriptor`]: segment, gate and system descriptors in the CPU's format
+//! * [`module`]: reads a module file, and refuses a malformed one with the reason; [`parameter`]:
+//!   reads the values that a person gives for a module's parameters
 //! * [`fault`]: why drivers are ended, and in which words; [`vector`], [`disassembly`]: exceptions
-//!   and machine code in words; [`trace`]: what happened last
-//! * [`command_line`], [`arguments`]: the shell's grammar, and what a command makes of its words
-//! * [`life`]: what becomes of a driver; [`debt`]: what it owes for the CPU time that it has had
+//!   and machine code in words; [`trace`]: the last events
+//! * [`command_line`], [`arguments`]: the shell's grammar, and how a command reads its arguments
+//! * [`life`]: the states of a driver; [`debt`]: the CPU time that it owes
 //! * [`timer`]: when a driver is polled because time has gone by
 //! * [`limits`]: numbers that a person can change while the system runs
 //! * [`line_editor`]: a line editor for a terminal
-//! * [`pci`]: what a PCI function says of itself; [`acpi`], [`dmar`]: what firmware says of the
-//!   machine
+//! * [`pci`]: the configuration space of a PCI function; [`acpi`], [`dmar`]: the firmware's tables
+//!   that describe the machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
-//! * [`frames`]: what a network driver has to send, and has received
-//! * [`requests`]: what a driver was asked to carry out, and again its successor
-//! * [`cdb`], [`sense`]: SCSI commands and what devices say when they fail
+//! * [`frames`]: the frames that a network driver has to send, and has received
+//! * [`requests`]: requests to a driver, which are repeated to its successor
+//! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
-//! * [`servers`]: small TCP and UDP servers, and what is kept from the network stack below them
+//! * [`servers`]: small TCP and UDP servers, and a filter for the network stack below them
 //!
-//! There is no unsafe code, and nothing here panics on what a driver, a module file or a device
-//! says.
+//! There is no unsafe code. Nothing here panics on data from a driver, a module file or a device.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

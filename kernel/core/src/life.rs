@@ -1,4 +1,4 @@
-//! The life of a driver: it runs, is ended by a fault, and comes back or does not.
+//! The life of a driver: it runs, is ended by a fault, and is restarted or not.
 //!
 //! ```text
 //!          end            plan               begin_restart
@@ -10,91 +10,91 @@
 //! Running ── sleep ──► Asleep ── wake ──► Running;  ended as if it ran
 //! ```
 //!
-//! Times are nanoseconds since boot. `F` is what is kept of the fault that ended it.
+//! Times are nanoseconds since boot. `F` is the record of the fault that ended the driver.
 
 use alloc::vec::Vec;
 use ringfence_abi::manifest::Policy;
 
-/// Most that the wait before a restart is doubled.
+/// The most times that the wait before a restart is doubled.
 const MOST_DOUBLINGS: u64 = 10;
 
-/// What a driver's life is at.
+/// The stage of a driver's life, and its faults.
 #[derive(Debug, Clone)]
 pub struct Life<F> {
     stage: Stage,
     fault: Option<F>,
     policy: Policy,
-    /// When it, and those in its place before, were ended by faults lately.
+    /// When faults lately ended this driver, or those in its place before it.
     faults_at: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// It can be entered.
+    /// The driver can be entered.
     Running,
-    /// It sleeps in a service, until this time.
+    /// The driver sleeps in a service, until this time.
     Asleep(u64),
-    /// It was ended, and nobody has looked yet what becomes of it.
+    /// The driver was ended; a restart is not planned yet.
     Ended,
-    /// It is to be restarted at this time.
+    /// The driver is to be restarted at this time.
     Planned(u64),
-    /// It was ended too often, or its device does not stop.
+    /// The driver was ended too often, or its device does not stop.
     GivenUp,
-    /// It is being unloaded, or has been replaced.
+    /// The driver is being unloaded, or has been replaced.
     Retired,
 }
 
 /// How patient restarts are.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Faults are counted over so long.
+    /// Faults are counted over a window of this length.
     pub window_ns: u64,
-    /// Restarts within that before it is given up.
+    /// Restarts within the window before the driver is given up.
     pub restarts: u64,
-    /// Wait before the second restart; it doubles with each further one.
+    /// Wait before the second restart; it doubles with each further restart.
     pub wait_ns: u64,
-    /// What it owes of the CPU, which it pays before it comes back, but for the first time.
+    /// The driver's debt of CPU time. A restart waits at least so long, except for the first.
     pub rest_ns: u64,
 }
 
-/// It was ended once too often.
+/// The driver was ended once too often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooOften;
 
-/// What is to become of a driver, for a person.
+/// The state of a driver, for a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It runs.
+    /// The driver runs.
     Running,
-    /// It sleeps in a service.
+    /// The driver sleeps in a service.
     Asleep,
-    /// It was given up.
+    /// The driver was given up.
     GivenUp,
-    /// It was ended, and stays so.
+    /// The driver was ended, and stays so.
     Ended,
-    /// It was ended and will be back, at this time if that is known.
+    /// The driver was ended and will be back, at this time if that is known.
     Back(Option<u64>),
 }
 
 impl<F> Life<F> {
-    /// A driver that runs.
+    /// Returns the life of a driver that runs.
     pub fn new(policy: Policy) -> Life<F> {
         Life { stage: Stage::Running, fault: None, policy, faults_at: Vec::new() }
     }
 
-    /// Whether it can be entered.
+    /// Returns whether the driver can be entered.
     #[inline]
     pub fn is_running(&self) -> bool {
         self.stage == Stage::Running
     }
 
-    /// Whether it was not ended: it can be entered, or sleeps.
+    /// Returns whether the driver was not ended: it can be entered, or sleeps.
     #[inline]
     pub fn is_alive(&self) -> bool {
         matches!(self.stage, Stage::Running | Stage::Asleep(_))
     }
 
-    /// Until when it sleeps, if it does.
+    /// Returns until when the driver sleeps, if it does.
     #[inline]
     pub fn asleep_until(&self) -> Option<u64> {
         match self.stage {
@@ -103,14 +103,14 @@ impl<F> Life<F> {
         }
     }
 
-    /// Has it sleep until then, if it runs, or longer if it sleeps.
+    /// Makes the driver sleep until this time, unless it was ended.
     pub fn sleep(&mut self, until: u64) {
         if self.is_alive() {
             self.stage = Stage::Asleep(until);
         }
     }
 
-    /// Has it run if it sleeps; whether it did.
+    /// Makes the driver run if it sleeps. Returns whether it slept.
     pub fn wake(&mut self) -> bool {
         let sleeps = self.asleep_until().is_some();
         if sleeps {
@@ -119,22 +119,23 @@ impl<F> Life<F> {
         sleeps
     }
 
-    /// What ended it.
+    /// Returns the fault that ended the driver.
     pub fn fault(&self) -> Option<&F> {
         self.fault.as_ref()
     }
 
-    /// What happens when it is ended by a fault.
+    /// Returns the policy: what happens when a fault ends the driver.
     pub fn policy(&self) -> Policy {
         self.policy
     }
 
-    /// Changes that, and nothing of what is planned already; returns what it was.
+    /// Changes the policy, and returns the old one. A restart that is planned already stays
+    /// planned.
     pub fn set_policy(&mut self, policy: Policy) -> Policy {
         core::mem::replace(&mut self.policy, policy)
     }
 
-    /// Ends it. What was ended stays ended by what it was.
+    /// Ends the driver. If it was ended before, the first fault stays.
     pub fn end(&mut self, fault: F) {
         if self.is_alive() {
             self.stage = Stage::Ended;
@@ -142,22 +143,22 @@ impl<F> Life<F> {
         }
     }
 
-    /// It is being unloaded, or has been replaced: nobody is to bring it back.
+    /// Marks the driver as being unloaded, or as replaced: it is never restarted.
     pub fn retire(&mut self) {
         self.stage = Stage::Retired;
     }
 
-    /// Whether it comes back when it is ended.
+    /// Returns whether the driver is restarted when it is ended.
     pub fn restarts(&self) -> bool {
         self.policy == Policy::Restart && !matches!(self.stage, Stage::Retired | Stage::GivenUp)
     }
 
-    /// Whether it was ended and will be back.
+    /// Returns whether the driver was ended and will be back.
     pub fn will_be_back(&self) -> bool {
         !self.is_alive() && self.fault.is_some() && self.restarts()
     }
 
-    /// What is to become of it.
+    /// Returns the driver's state.
     pub fn state(&self) -> State {
         match self.stage {
             Stage::Running => State::Running,
@@ -169,16 +170,17 @@ impl<F> Life<F> {
         }
     }
 
-    /// When it is to be restarted, now that it is `now`: the first time at once, then after a wait
-    /// that doubles. The attempt counts when it is planned. One too many gives it up.
+    /// Plans a restart, now that it is `now`, and returns its time: the first restart is at once,
+    /// each further one after a wait that doubles. A restart counts from when it is planned. One
+    /// too many, and the driver is given up.
     pub fn plan(&mut self, now: u64, patience: Patience) -> Result<u64, TooOften> {
         if let Stage::Planned(at) = self.stage {
             return Ok(at);
         }
         self.faults_at.retain(|at| now.saturating_sub(*at) < patience.window_ns);
         if self.faults_at.is_empty() {
-            // Its capacity goes as well, or what is in use would depend on how fast it once was
-            // ended.
+            // Frees the memory as well; otherwise the memory in use would depend on how many faults
+            // there once were.
             self.faults_at = Vec::new();
         }
         self.faults_at.push(now);
@@ -196,13 +198,13 @@ impl<F> Life<F> {
         Ok(at)
     }
 
-    /// Nobody is to wait for it any longer.
+    /// Gives the driver up: it is not restarted any more.
     pub fn give_up(&mut self) {
         self.stage = Stage::GivenUp;
     }
 
-    /// The time of its restart has come. How many those within the window are, with this one. It is
-    /// planned again if this one fails.
+    /// Begins the restart whose time has come. Returns how many restarts are within the window,
+    /// this one included. If it fails, another restart is planned.
     pub fn begin_restart(&mut self) -> usize {
         if let Stage::Planned(_) = self.stage {
             self.stage = Stage::Ended;
@@ -210,7 +212,8 @@ impl<F> Life<F> {
         self.faults_at.len()
     }
 
-    /// Forgets its faults. One that was given up, or is to come back later, is planned anew.
+    /// Forgets the driver's faults. If it was given up, or its restart is planned, a restart is
+    /// planned anew.
     pub fn forgive(&mut self) {
         self.faults_at.clear();
         if matches!(self.stage, Stage::GivenUp | Stage::Planned(_)) {
@@ -218,8 +221,8 @@ impl<F> Life<F> {
         }
     }
 
-    /// Comes in the place of `dead`, with its policy and the count of its faults. Whether there
-    /// were several.
+    /// Takes the place of `dead`, with its policy and the count of its faults. Returns whether
+    /// there were several.
     pub fn succeed(&mut self, dead: &mut Life<F>) -> bool {
         self.faults_at = core::mem::take(&mut dead.faults_at);
         self.policy = dead.policy;
@@ -264,7 +267,7 @@ mod tests {
         let mut waits = Vec::new();
         for now in (1..).map(|second| second * 1000 * MS).take(8) {
             let at = life.plan(now, PATIENCE).unwrap();
-            // It is planned once, however often that is asked.
+            // A restart is planned once, however often `plan` is called.
             assert_eq!(life.plan(now + MS, PATIENCE), Ok(at));
             waits.push((at - now) / MS);
             life.begin_restart();

@@ -1,13 +1,13 @@
-//! The limits that a person can change while the system runs (`limits NAME VALUE`): how long the
-//! kernel is patient.
+//! The limits that a person can change while the system runs (`limits NAME VALUE`): the kernel's
+//! time limits and counts.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that a person can change.
 pub struct Limit {
-    /// Its name in the shell.
+    /// The limit's name in the shell.
     pub name: &'static str,
-    /// What it limits, with its unit.
+    /// The thing that is limited, with its unit.
     pub what: &'static str,
     least: u64,
     most: u64,
@@ -19,17 +19,17 @@ impl Limit {
         Limit { name, what, least, most, value: AtomicU64::new(value) }
     }
 
-    /// Its value.
+    /// Returns the limit's value.
     pub fn get(&self) -> u64 {
         self.value.load(Ordering::Relaxed)
     }
 
-    /// Changes it until what is returned is dropped.
+    /// Changes the value until the returned guard is dropped.
     pub fn for_now(&'static self, value: u64) -> ForNow {
         ForNow { limit: self, before: self.value.swap(value, Ordering::Relaxed) }
     }
 
-    /// Changes it; the error says what values it can have.
+    /// Changes the value. The error has the least and the greatest value that are allowed.
     pub fn set(&self, value: u64) -> Result<(), (u64, u64)> {
         if !(self.least..=self.most).contains(&value) {
             return Err((self.least, self.most));
@@ -39,7 +39,7 @@ impl Limit {
     }
 }
 
-/// Gives a limit back the value that it had.
+/// A guard that gives a limit its old value back.
 pub struct ForNow {
     limit: &'static Limit,
     before: u64,
@@ -53,44 +53,46 @@ impl Drop for ForNow {
 
 /// Restarts within [`RESTART_WINDOW_S`] after which a driver is given up.
 pub static RESTARTS: Limit = Limit::new("restarts", "restarts before a driver is given up", [1, 8, 1000]);
-/// See [`RESTARTS`].
+/// Seconds over which restarts are counted, for [`RESTARTS`].
 pub static RESTART_WINDOW_S: Limit = Limit::new("restart-window-s", "seconds they are counted over", [1, 60, 3600]);
-/// Wait before the second restart; it doubles with each further one.
+/// Wait before the second restart; it doubles with each further restart.
 pub static RESTART_WAIT_MS: Limit =
     Limit::new("restart-wait-ms", "ms before the second restart, doubled for each one", [0, 10, 1000]);
-/// How long commands wait for a driver to come back.
+/// How long a command waits for a driver to come back.
 pub static PAUSE_MS: Limit =
     Limit::new("pause-ms", "ms that a command waits for its driver to be back", [1, 10_000, 600_000]);
-/// How long a SCSI command may take before its driver is taken for dead.
+/// How long a SCSI command may take before its driver counts as stuck.
 pub static COMMAND_MS: Limit = Limit::new("command-ms", "ms that a SCSI command may take", [1, 30_000, 600_000]);
-/// How long the units of a SCSI host are looked for.
+/// How long the search for the units of a SCSI host may take.
 pub static SCAN_MS: Limit = Limit::new("scan-ms", "ms that a SCSI host's units are looked for", [1, 30_000, 600_000]);
-/// How long a frame may wait to be sent before its driver is taken for dead.
+/// How long a frame may wait to be sent before its driver counts as stuck.
 pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may take to be sent", [1, 5_000, 600_000]);
 
-/// How long a driver may sleep in one upcall, all in all.
+/// How long a driver may sleep in one upcall in total.
 pub static SLEEP_MS: Limit = Limit::new("sleep-ms", "ms that a driver may sleep in one upcall", [0, 5_000, 600_000]);
-/// How much more than everybody else together a driver may have of the CPU before it rests.
+/// How far a driver's CPU time may be ahead of all others' together before it rests.
 pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of others, then it rests", [0, 10, 1000]);
 
-/// Rows of the log that a driver may have on the console, of what nobody has asked for.
+/// Rows a second of log output on the console that a driver may have without having been asked.
 pub static CONSOLE_ROWS: Limit =
     Limit::new("console-rows", "rows a second that a driver may show unasked", [1, 20, 1_000_000]);
 
-/// Loads of SS that a module's code may have under QEMU's TCG, which takes them for more than they
-/// are.
+/// Loads of SS that a module's code may have under QEMU's TCG, which executes some that a CPU
+/// refuses ([`LoadsSs`](crate::tcg::Hole::LoadsSs)).
 pub static SS_LOADS: Limit = Limit::new("ss-loads", "places in a module that load SS, under QEMU's TCG", [0, 0, 1000]);
 
-/// The same for MOV to what is no segment register, which QEMU 10.0 loads.
+/// MOVs to CS, or to no segment register, that a module's code may have under TCG: QEMU 10.0
+/// executes them ([`LoadsNoSegment`](crate::tcg::Hole::LoadsNoSegment)).
 pub static SEG_LOADS: Limit =
     Limit::new("seg-loads", "places in a module that load no segment, under TCG", [0, 0, 1000]);
-/// The same for bit tests of a register with a LOCK prefix, on which QEMU 7.2 aborts.
+/// Bit tests of a register with a LOCK prefix that a module's code may have under TCG: QEMU 7.2
+/// aborts on them ([`LocksBitTest`](crate::tcg::Hole::LocksBitTest)).
 pub static LOCK_BTS: Limit = Limit::new("lock-bts", "places in a module that LOCK a BT, under TCG", [0, 0, 1000]);
 
-/// Whether devices that nothing fences have drivers.
+/// Whether devices without a fence may have drivers: 1 if they may, 0 if not.
 pub static UNFENCED: Limit = Limit::new("unfenced", "whether devices without a fence have drivers", [0, 1, 1]);
 
-/// All of them.
+/// All limits.
 pub static ALL: [&Limit; 14] = [
     &RESTARTS,
     &RESTART_WINDOW_S,
@@ -131,7 +133,7 @@ mod tests {
     fn a_limit_that_is_changed_for_now_is_as_before_afterwards() {
         static LIMIT: Limit = Limit::new("some", "something", [0, 3, 5]);
         {
-            // The kernel itself may go beyond what a person can set.
+            // The kernel itself may set values that a person cannot.
             let _first = LIMIT.for_now(1000);
             assert_eq!(LIMIT.get(), 1000);
             let _second = LIMIT.for_now(0);

@@ -1,7 +1,7 @@
-//! A line editor for a terminal (ECMA-48): bytes from its keyboard in, bytes for its screen out. It
-//! has the keys that people have in their fingers from readline, a history that can be searched,
-//! and lines that are wider than the terminal. What it shows can be taken off the screen and shown
-//! again, so that something else can be printed in between.
+//! A line editor for a terminal (ECMA-48): it takes bytes from the keyboard and returns bytes for
+//! the screen. It has the usual keys of readline, a history that can be searched, and lines that
+//! are wider than the terminal. The line can be taken off the screen and shown again, so that other
+//! text can be printed in between.
 //!
 //! No crate that could be used here does this: `noline` 0.5 (MPL-2.0) comes nearest, and its
 //! licence is not one of ours.
@@ -12,34 +12,34 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use unicode_width::UnicodeWidthChar;
 
-/// Longest line in characters. A longer one is refused as a whole: what is left of it might do
+/// Longest line in characters. A longer line is refused as a whole, because a part of it might do
 /// something else.
 pub const MAX_LINE: usize = 4096;
-/// Lines that are remembered.
+/// The most lines that are remembered.
 const HISTORY: usize = 200;
 
-/// What has come of a key.
+/// The result of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A line is complete.
     Line(String),
-    /// It had more than [`MAX_LINE`] characters.
+    /// The line had more than [`MAX_LINE`] characters.
     TooLong,
-    /// The line is given up (Ctrl-C).
+    /// The line was given up (Ctrl-C).
     Cancelled,
-    /// There is no more to come (Ctrl-D in an empty line).
+    /// There is no more input (Ctrl-D in an empty line).
     End,
-    /// What is typed is to be completed (Tab).
+    /// The text before the cursor is to be completed (Tab).
     Complete,
-    /// The terminal has so many columns; it was asked ([`ASK_COLUMNS`]).
+    /// The terminal has so many columns; it has answered [`ASK_COLUMNS`].
     Columns(usize),
 }
 
-/// Asks a terminal how wide it is: the cursor goes to the last column, is asked where it is, and
-/// comes back.
+/// Asks a terminal for its width: moves the cursor to the last column, asks for the cursor's
+/// position, and moves it back.
 pub const ASK_COLUMNS: &[u8] = b"\x1b7\x1b[999C\x1b[6n\x1b8";
 
-/// Where in a key that is said in several bytes the last byte was.
+/// The position of the last byte within a key that is sent as several bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Sequence {
     #[default]
@@ -47,9 +47,10 @@ enum Sequence {
     Escape,
     /// A control sequence, with its numbers so far.
     Control([u16; 2], usize),
-    /// ESC O, which keypads begin with.
+    /// ESC O, with which the keys of a keypad begin.
     Keypad,
-    /// A character of several bytes (UTF-8): what there is of it, and how many bytes are missing.
+    /// A character of several bytes (UTF-8): its bits so far, and the number of bytes that are
+    /// missing.
     Character(u32, u8),
 }
 
@@ -57,13 +58,13 @@ enum Sequence {
 #[derive(Debug, Clone)]
 struct Search {
     query: String,
-    /// Which line was found, counted from the last one.
+    /// Index of the line that was found, counted from the last one.
     found: usize,
-    /// What was typed before.
+    /// The text before the search.
     before: Vec<char>,
 }
 
-/// A line behind a prompt, the place of the cursor in it, and the lines before.
+/// A line behind a prompt, the cursor's place in it, and the history.
 #[derive(Debug)]
 pub struct LineEditor {
     prompt: String,
@@ -71,20 +72,21 @@ pub struct LineEditor {
     columns: usize,
     text: Vec<char>,
     cursor: usize,
-    /// What was cut out last.
+    /// The text that was cut out last.
     cut: Vec<char>,
     sequence: Sequence,
-    /// Whether the last byte was a carriage return: a line feed behind it is part of it.
+    /// Whether the last byte was a carriage return: a line feed after it belongs to it.
     after_return: bool,
     is_too_long: bool,
     history: VecDeque<String>,
-    /// How far back in the history the line is, and what was typed before.
+    /// How far back in the history the line is: 0 for a new line.
     back: usize,
+    /// The new line, while a line of the history is shown.
     unsent: Vec<char>,
     search: Option<Search>,
 }
 
-/// What of the line is on the screen.
+/// The line as it is on the screen.
 struct View {
     prompt: String,
     text: Vec<char>,
@@ -92,7 +94,7 @@ struct View {
 }
 
 impl LineEditor {
-    /// An editor without a history, for a terminal with so many columns.
+    /// Returns an editor without a history, for a terminal with so many columns.
     pub fn new(columns: usize) -> LineEditor {
         LineEditor {
             prompt: String::new(),
@@ -110,7 +112,7 @@ impl LineEditor {
         }
     }
 
-    /// The terminal has so many columns.
+    /// Sets the number of the terminal's columns.
     pub fn set_columns(&mut self, columns: usize) {
         self.columns = columns.max(2);
     }
@@ -123,24 +125,25 @@ impl LineEditor {
         (self.cursor, self.back, self.is_too_long, self.search) = (0, 0, false, None);
     }
 
-    /// What is typed before the cursor.
+    /// Returns the text before the cursor.
     pub fn typed(&self) -> String {
         self.text.iter().take(self.cursor).collect()
     }
 
-    /// Puts `text` before the cursor; returns what the terminal is to be sent.
+    /// Inserts `text` before the cursor. Returns bytes for the terminal.
     pub fn insert(&mut self, text: &str) -> Vec<u8> {
         let before = self.view();
         text.chars().for_each(|c| self.put(c));
         self.update(&before)
     }
 
-    /// Takes a byte from the terminal; returns what it is to be sent, and what has come of it.
+    /// Takes a byte from the terminal. Returns bytes for the terminal, and the event, if there is
+    /// one.
     pub fn press(&mut self, byte: u8) -> (Vec<u8>, Option<Event>) {
         let before = self.view();
         let event = self.take(byte);
         match event {
-            // The line stays where it is, and is over.
+            // The line is finished, and stays on the screen.
             Some(Event::Line(_) | Event::TooLong | Event::Cancelled | Event::End) => {
                 self.search = None;
                 (self.update(&before), event)
@@ -180,7 +183,7 @@ impl LineEditor {
             (_, 0xc2..=0xdf) => self.sequence = Sequence::Character((byte & 0x1f).into(), 1),
             (_, 0xe0..=0xef) => self.sequence = Sequence::Character((byte & 0x0f).into(), 2),
             (_, 0xf0..=0xf4) => self.sequence = Sequence::Character((byte & 0x07).into(), 3),
-            // No character begins so.
+            // No character begins with such a byte.
             (_, 0x80..) => {}
             (_, b'\n') if after_return => {}
             (_, RETURN | b'\n') => return self.key(Key::Enter),
@@ -192,10 +195,10 @@ impl LineEditor {
         None
     }
 
-    /// A key with a name: the last byte of its sequence, and its numbers.
+    /// Handles a key with a name, given the last byte of its sequence and its numbers.
     fn special(&mut self, last: u8, [number, modifiers]: [u16; 2]) -> Option<Event> {
-        // xterm: 1 and a bit for Shift, Alt and Ctrl each, behind a 1; rxvt: the number alone, or
-        // small letters.
+        // xterm sends 1, and then the modifiers: 1 plus a bit each for Shift, Alt and Ctrl. rxvt
+        // sends one number alone, or a small letter.
         let is_word = modifiers > 2 || matches!(number, 3 | 5) && modifiers == 0;
         let key = match (last, number) {
             (b'A', _) => Key::Up,
@@ -290,14 +293,14 @@ impl LineEditor {
         }
     }
 
-    /// Where the word before the cursor begins: letters and digits are one.
+    /// Returns where the word before the cursor begins; a word consists of letters and digits.
     fn word_left(&self) -> usize {
         let before = self.text.get(..self.cursor).unwrap_or(&[]);
         let rest = before.iter().rposition(|c| c.is_alphanumeric()).map_or(0, |last| last + 1);
         before.get(..rest).unwrap_or(&[]).iter().rposition(|c| !c.is_alphanumeric()).map_or(0, |at| at + 1)
     }
 
-    /// Where the next word ends.
+    /// Returns where the next word ends.
     fn word_right(&self) -> usize {
         let behind = self.text.get(self.cursor..).unwrap_or(&[]);
         let first = behind.iter().position(|c| c.is_alphanumeric()).unwrap_or(behind.len());
@@ -305,14 +308,14 @@ impl LineEditor {
         self.cursor + first + word.iter().position(|c| !c.is_alphanumeric()).unwrap_or(word.len())
     }
 
-    /// Where what is before the cursor begins, up to a blank.
+    /// Returns where the word before the cursor begins; any characters but blanks are a word here.
     fn blank_left(&self) -> usize {
         let before = self.text.get(..self.cursor).unwrap_or(&[]);
         let rest = before.iter().rposition(|c| !c.is_whitespace()).map_or(0, |last| last + 1);
         before.get(..rest).unwrap_or(&[]).iter().rposition(|c| c.is_whitespace()).map_or(0, |at| at + 1)
     }
 
-    /// The line so far back in the history: 0 is what was typed.
+    /// Recalls the line so far back in the history; 0 is the line that was typed.
     fn recall(&mut self, back: usize) {
         if back > self.history.len() {
             return;
@@ -345,7 +348,7 @@ impl LineEditor {
                 self.search = None;
                 return None;
             }
-            // Any other key takes what was found, and does with it what it does.
+            // Any other key ends the search, and acts on the line that was found.
             other => {
                 self.search = None;
                 self.cursor = self.text.len();
@@ -358,7 +361,7 @@ impl LineEditor {
                 search.found = index;
                 self.text = line.chars().collect();
             }
-            // Nothing further back: what was found stays.
+            // No line further back matches: the last match stays.
             _ if !search.query.is_empty() => {}
             _ => self.text = search.before.clone(),
         }
@@ -374,7 +377,7 @@ impl LineEditor {
         View { prompt, text: self.text.iter().copied().map(shown).collect(), cursor: self.cursor }
     }
 
-    /// What changes the screen from `before` to what is there now.
+    /// Returns the bytes that change the screen from `before` to the present line.
     fn update(&self, before: &View) -> Vec<u8> {
         let now = self.view();
         let fits = before.end() < self.columns && now.end() < self.columns && before.prompt == now.prompt;
@@ -427,17 +430,18 @@ impl LineEditor {
         out.into_bytes()
     }
 
-    /// What takes the line off the terminal: the cursor is where the prompt began then.
+    /// Returns the bytes that take the line off the terminal. The cursor is then where the prompt
+    /// began.
     pub fn hide(&self) -> Vec<u8> {
         self.view().hide(self.columns)
     }
 
-    /// What shows it, from the first column of a row.
+    /// Returns the bytes that show the line, from the first column of a row on.
     pub fn show(&self) -> Vec<u8> {
         self.view().show(self.columns)
     }
 
-    /// What moves the cursor to its last row.
+    /// Returns the bytes that move the cursor to the line's last row.
     pub fn leave(&self) -> Vec<u8> {
         let view = self.view();
         match view.end() / self.columns - view.at() / self.columns {
@@ -468,11 +472,12 @@ enum Key {
 }
 
 impl View {
-    /// Columns from the start of the prompt to the end of the text, and to the cursor.
+    /// Returns the columns from the start of the prompt to the end of the text.
     fn end(&self) -> usize {
         self.prompt.chars().count() + self.text.len()
     }
 
+    /// Returns the columns from the start of the prompt to the cursor.
     fn at(&self) -> usize {
         self.prompt.chars().count() + self.cursor
     }
@@ -488,8 +493,8 @@ impl View {
         let (end, at) = (self.end(), self.at());
         let mut out = self.prompt.clone();
         out.extend(&self.text);
-        // A terminal that has written its last column waits for the next character before it goes
-        // on to the next row.
+        // A terminal that has written its last column goes on to the next row only with the next
+        // character.
         if end.is_multiple_of(columns) {
             out += "\r\n";
         }
@@ -507,11 +512,11 @@ impl View {
     }
 }
 
-/// A white square.
+/// The character that stands for others: a white square.
 const STAND_IN: char = '\u{25a1}';
 
-/// What stands for a character on the terminal: it has one column, or the cursor would be elsewhere
-/// than it is taken to be.
+/// Returns the character that the terminal shows for `c`. It has one column; with another width the
+/// cursor would not be where the editor takes it to be.
 fn shown(c: char) -> char {
     if c.width() == Some(1) { c } else { STAND_IN }
 }
@@ -523,8 +528,8 @@ mod tests {
 
     const PROMPT: &str = "> ";
 
-    /// What comes of typing `keys` into an editor that remembers `history`: the line, the cursor
-    /// and the events.
+    /// Types `keys` into an editor that remembers `history`. Returns the line, the cursor and the
+    /// events.
     fn typed(history: &[&str], keys: &[u8]) -> (String, usize, Vec<Event>) {
         let mut editor = LineEditor::new(80);
         editor.history = history.iter().map(|line| line.to_string()).collect();
@@ -548,7 +553,7 @@ mod tests {
         assert_eq!(line(b"abc\x01\x04"), "bc");
         assert_eq!(line(b"abc def\x15"), "");
         assert_eq!(line(b"abc def\x01\x0b"), "");
-        // Words: up to a blank, or letters and digits.
+        // Words that end at a blank, and words of letters and digits.
         assert_eq!(line(b"ls a/b c/d \x17"), "ls a/b ");
         assert_eq!(line(b"ls a/b\x1b\x7f"), "ls a/");
         assert_eq!(typed(&[], b"one two-three\x1bb\x1bb").1, 4);
@@ -560,7 +565,7 @@ mod tests {
             assert_eq!(typed(&[], format!("one two{left}").as_bytes()).1, 4, "{left:?}");
             assert_eq!(typed(&[], format!("one two\x01{right}").as_bytes()).1, 3, "{right:?}");
         }
-        // What was cut comes back.
+        // Ctrl-Y brings back the text that was cut.
         assert_eq!(line(b"abc def\x17\x01\x19 "), "def abc ");
         for home in ["\x1b[H", "\x1b[1~", "\x1b[7~", "\x1bOH"] {
             assert_eq!(typed(&[], format!("abc{home}").as_bytes()).1, 0, "{home:?}");
@@ -568,7 +573,8 @@ mod tests {
         for end in ["\x1b[F", "\x1b[4~", "\x1b[8~", "\x1bOF"] {
             assert_eq!(typed(&[], format!("abc\x01{end}").as_bytes()).1, 3, "{end:?}");
         }
-        // Keys that mean nothing are left out whole; characters of several bytes are one.
+        // Sequences of unknown keys are ignored as a whole. A character of several bytes counts as
+        // one.
         assert_eq!(line(b"a\x1b[15~\x1b[2;5Pb\x1bOP\x1bxc"), "abc");
         assert_eq!(typed(&[], "\u{e4}\u{20ac}\u{1f600}".as_bytes()).1, 3);
         assert_eq!(line("\u{e4}\u{20ac}\x08x".as_bytes()), "\u{e4}x");
@@ -595,7 +601,8 @@ mod tests {
         assert_eq!(ends(b"abc\x03\x04x\x04"), [Event::Cancelled, Event::End]);
         assert_eq!(ends(b"a\tb"), [Event::Complete]);
         assert_eq!(ends(b"\x1b[24;132R"), [Event::Columns(132)]);
-        // As a whole, however long; the next one is another.
+        // A line of the greatest length is accepted. A longer one is refused as a whole, and does
+        // not affect the next one.
         let long = vec![b'x'; MAX_LINE];
         assert_eq!(ends(&[&long[..], b"\r"].concat()), [line(&"x".repeat(MAX_LINE))]);
         assert_eq!(ends(&[&long[..], b"; panic\rhelp\r"].concat()), [Event::TooLong, line("help")]);
@@ -609,16 +616,16 @@ mod tests {
         assert_eq!(text(b"\x1b[A"), "insmod e1000");
         assert_eq!(text(b"\x10\x10\x10\x10\x10"), "insmod null");
         assert_eq!(text(b"he\x10\x10\x0e\x0e\x0e"), "he");
-        // The last that fits, the one before, and none.
+        // The last line that matches, the one before it, and no other.
         assert_eq!(text(b"\x12ins"), "insmod e1000");
         assert_eq!(text(b"\x12ins\x12"), "insmod null");
         assert_eq!(text(b"\x12ins\x12\x12\x12"), "insmod null");
         assert_eq!(text(b"\x12lsx\x7f"), "lsmod");
-        // Given up, taken, and taken and gone on with.
+        // A search that is given up, one whose line is entered, and one whose line is edited.
         assert_eq!(text(b"he\x12ins\x07lp"), "help");
         assert_eq!(typed(&history, b"\x12null\r").2, [Event::Line("insmod null".into())]);
         assert_eq!(text(b"\x12null\x01x"), "xinsmod null");
-        // The same line twice is one.
+        // A line that is entered twice in a row is remembered once.
         let mut editor = LineEditor::new(80);
         for keys in ["a\r", "a\r", "b\r"] {
             editor.begin(PROMPT);
@@ -637,7 +644,8 @@ mod tests {
         assert_eq!(editor.press(8).0, b"\x1b[1Dxx\x1b[K\x1b[2D");
     }
 
-    /// What a terminal gives two columns, or none, is typed as it is and shown as one.
+    /// A character that a terminal shows in two columns, or in none, stays in the line, and is
+    /// shown as one square.
     #[test]
     fn wide_characters_have_one_column() {
         let (mut editor, mut sent) = (LineEditor::new(80), Vec::new());
@@ -652,7 +660,7 @@ mod tests {
         assert_eq!(event, Some(Event::Line("\u{1f600}x".into())));
     }
 
-    /// Keys that a person may press.
+    /// Returns keys that a person may press.
     fn keys() -> impl Strategy<Value = Vec<u8>> {
         let key = prop_oneof![
             8 => (0x20u8..0x7f).prop_map(|byte| vec![byte]),
@@ -664,8 +672,8 @@ mod tests {
     }
 
     proptest! {
-        /// A terminal shows the line as it is, with the cursor where it is, on however many rows;
-        /// and nothing is left of it when it is taken off.
+        /// A terminal shows the line as it is, with the cursor in the right place, on however many
+        /// rows. Nothing is left of the line when it is taken off.
         #[test]
         fn the_screen_shows_what_is_there(keys in keys(), columns in 12usize..60) {
             const ROWS: usize = 60;

@@ -1,9 +1,9 @@
-//! Reads a module file: an ELF64 shared object (`ET_DYN`) whose undefined symbols are its requests
+//! Reads a module file: an ELF64 shared object (`ET_DYN`). Its undefined symbols are its requests
 //! for services.
 //!
-//! [`Module::parse`] checks everything that the loader later relies on, and refuses the file with
-//! the reason. It maps nothing and runs nothing. **Whatever the bytes are, it returns**: it never
-//! panics, and takes no more memory than a small multiple of the file's length.
+//! [`Module::parse`] checks everything that the loader later relies on, and refuses a bad file with
+//! the reason. It maps nothing and runs nothing. **It returns for any bytes**: it never panics, and
+//! takes no more memory than a small multiple of the file's length.
 
 use crate::extent::{Extent, align_up};
 use crate::parameter::Declared;
@@ -24,38 +24,39 @@ use zerocopy::FromBytes;
 
 type Header = elf::FileHeader64<LE>;
 
-/// Most `PT_LOAD` segments that a module may have.
+/// The most `PT_LOAD` segments that a module may have.
 pub const MAX_SEGMENTS: usize = 16;
 
-/// Most relocations that a module may have.
+/// The most relocations that a module may have.
 pub const MAX_RELOCATIONS: usize = 1 << 15;
 
-/// Most sections, program headers and dynamic symbols: tables are looked through once for each
-/// entry of others, and **what looking takes must not grow with the square of a file's length**.
+/// The most sections that a module may have. Some tables are searched once for each entry of
+/// another, and **the time of a search must not grow with the square of a file's length**.
 pub const MAX_SECTIONS: usize = 256;
-/// See [`MAX_SECTIONS`].
+/// The most program headers that a module may have; see [`MAX_SECTIONS`].
 pub const MAX_PROGRAM_HEADERS: usize = 64;
-/// See [`MAX_SECTIONS`].
+/// The most dynamic symbols that a module may have; see [`MAX_SECTIONS`].
 pub const MAX_SYMBOLS: usize = 1 << 12;
 
-/// Most functions that [`symbol_at`] looks at; what is behind them has no name.
+/// The most functions that [`symbol_at`] looks at; later ones have no name.
 const MAX_FUNCTIONS: usize = 1 << 16;
 
-/// Longest name that is looked for, in bytes; and longest name of a function.
+/// Longest name that is searched for, in bytes.
 const MAX_NAME: usize = 64;
-/// See [`MAX_NAME`].
+/// Longest name of a function, in bytes.
 const MAX_FUNCTION_NAME: usize = 1024;
 
 /// A module file that may be loaded. Addresses are offsets from the image's base.
 #[derive(Debug)]
 pub struct Module<'a> {
-    /// What it says about itself.
+    /// The module's description of itself.
     pub manifest: Manifest,
-    /// What to map, in ascending order, no two on the same page.
+    /// The segments to map, in ascending order, no two on the same page.
     pub segments: Vec<Segment<'a>>,
-    /// What to patch once it is mapped; every target lies in a writable segment.
+    /// The places to patch after mapping; each lies in a writable segment.
     pub relocations: Vec<Relocation>,
-    /// Words that become 0 with them, in writable segments as well: undefined weak symbols.
+    /// Words that become 0 at the same time, in writable segments as well: references to undefined
+    /// weak symbols.
     pub zeros: Vec<u64>,
     /// Whole pages that become read-only after relocation.
     pub relro: Option<Extent>,
@@ -63,11 +64,11 @@ pub struct Module<'a> {
     pub len_bytes: u64,
     /// The entry point.
     pub entry: u64,
-    /// The services it asks for, by number.
+    /// The services that the module asks for, by number.
     pub imports: Imports,
-    /// What a person can give it.
+    /// The parameters that a person can set.
     pub parameters: Vec<Declared>,
-    /// Names of its device's registers.
+    /// Names of the device's registers.
     pub registers: Vec<RegisterName>,
 }
 
@@ -89,13 +90,13 @@ pub struct Segment<'a> {
 /// Eight bytes to patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Relocation {
-    /// Where.
+    /// Offset of the bytes in the image.
     pub at: u64,
-    /// With what.
+    /// The value to put there.
     pub value: Value,
 }
 
-/// What to patch in.
+/// A value to patch in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value {
     /// The address of this offset into the image.
@@ -111,7 +112,7 @@ pub struct Imports(u64);
 const _: () = assert!(SERVICE_COUNT <= 64);
 
 impl Imports {
-    /// Whether service `number` is in the set.
+    /// Returns whether service `number` is in the set.
     pub fn contains(self, number: usize) -> bool {
         number < SERVICE_COUNT && self.0 & 1 << number != 0
     }
@@ -123,24 +124,24 @@ impl Imports {
         }
     }
 
-    /// The services in the set, ascending.
+    /// Returns the services in the set, ascending.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..SERVICE_COUNT).filter(move |number| self.contains(*number))
     }
 }
 
-/// Why a module file is refused.
+/// The reason why a module file is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModuleError {
-    /// It is no ELF file, or its tables do not lie within it.
+    /// The file is no ELF file, or its tables do not lie within it.
     NotElf,
-    /// It is an ELF file, but not a 64-bit x86-64 shared object.
+    /// The file is an ELF file, but not a 64-bit x86-64 shared object.
     NotSharedObject,
-    /// It has no `.ringfence` section.
+    /// The file has no `.ringfence` section.
     NoManifest,
     /// The manifest is wrong.
     Manifest(ManifestError),
-    /// It has no segments to load, or too many.
+    /// The file has no segments to load, or too many.
     SegmentCount(usize),
     /// Segment `.0` lies outside the file, or has more bytes in the file than in memory.
     SegmentBounds(usize),
@@ -150,9 +151,10 @@ pub enum ModuleError {
     Overlap(usize),
     /// The image is larger than a slot has room for.
     TooLarge(u64),
-    /// It has something that is not supported.
+    /// The file has something that is not supported.
     Unsupported(&'static str),
-    /// It has so many of something, and at most so many are allowed.
+    /// The file has so many of something (second field), and at most so many are allowed (third
+    /// field).
     TooMany(&'static str, usize, usize),
     /// A relocation of this type is not supported.
     RelocationType(u32),
@@ -162,17 +164,18 @@ pub enum ModuleError {
     RelocationValue(u64),
     /// A relocation names a symbol that does not exist.
     Symbol(usize),
-    /// It asks for something that is not a service; the first bytes of its name.
+    /// The module asks for something that is not a service; the first bytes of its name.
     UnknownService([u8; 32]),
-    /// It asks for a service that its kind is not granted.
+    /// The module asks for a service that its kind is not granted.
     NotGranted(usize),
-    /// It has no entry point, or not in executable code.
+    /// The module has no entry point, or not in executable code.
     NoEntry,
-    /// Its parameters are not in memory that it may write, or are no whole ones.
+    /// The section of parameters is not in writable memory, is empty, or does not hold whole
+    /// parameters.
     Parameters,
-    /// The one of this name makes no sense, or has the name of another.
+    /// The parameter of this name makes no sense, or has the name of another.
     Parameter([u8; 24]),
-    /// Its names of registers are no whole ones, or one makes no sense.
+    /// The section of register names does not hold whole names, or one of them makes no sense.
     Registers,
 }
 
@@ -222,7 +225,7 @@ impl fmt::Display for ModuleError {
     }
 }
 
-/// Which services a module with `manifest` is granted, if it asks.
+/// Returns whether a module with `manifest` is granted service `number` if it asks.
 fn grantable(manifest: &Manifest, number: usize) -> bool {
     let has_device = manifest.has_device();
     match SERVICES.get(number).map(|service| service.symbol) {
@@ -276,7 +279,7 @@ impl<'a> Module<'a> {
     }
 }
 
-/// The names of registers in `bytes`.
+/// Reads the names of registers in `bytes`.
 fn registers(bytes: &[u8]) -> Result<Vec<RegisterName>, ModuleError> {
     let (whole, rest) = bytes.as_chunks::<{ size_of::<RegisterName>() }>();
     few("registers", whole.len(), MAX_REGISTERS)?;
@@ -287,7 +290,7 @@ fn registers(bytes: &[u8]) -> Result<Vec<RegisterName>, ModuleError> {
     if rest.is_empty() { whole.iter().map(read).collect() } else { Err(ModuleError::Registers) }
 }
 
-/// The parameters in `bytes`, which lie at `start` in the image.
+/// Reads the parameters in `bytes`, which lie at `start` in the image.
 fn parameters(bytes: &[u8], start: u64, image: &Image) -> Result<Vec<Declared>, ModuleError> {
     let place = Extent::new(start, bytes.len() as u64);
     let may_be_written = image.segments.iter().any(|segment| segment.writable && segment.pages.encloses(place));
@@ -306,38 +309,38 @@ fn parameters(bytes: &[u8], start: u64, image: &Image) -> Result<Vec<Declared>, 
     }
     let places = (start..).step_by(size_of::<Parameter>());
     let mut declared: Vec<Declared> = places.zip(found).map(|(at, parameter)| Declared { at, parameter }).collect();
-    // In which order the linker puts them is its own affair.
+    // The linker chooses their order; they are sorted by name.
     declared.sort_unstable_by_key(|declared| declared.parameter.name);
     Ok(declared)
 }
 
 type Sections<'a> = SectionTable<'a, Header>;
 
-/// Refuses more of `what` than `most`.
+/// Refuses the file if it has more than `most` of `what`.
 fn few(what: &'static str, count: usize, most: usize) -> Result<(), ModuleError> {
     if count > most { Err(ModuleError::TooMany(what, count, most)) } else { Ok(()) }
 }
 
-/// The bytes of the string table in section `index`.
+/// Returns the bytes of the string table in section `index`.
 fn strings<'a>(sections: &Sections<'a>, file: &'a [u8], index: SectionIndex) -> Option<&'a [u8]> {
     sections.section(index).ok()?.data(LE, file).ok()
 }
 
-/// The name that begins at `offset` in a string table, if it is at most `most` bytes long: a table
-/// without an end is not looked through for each name in it.
+/// Returns the name that begins at `offset` in a string table, if it is at most `most` bytes long.
+/// The limit keeps a table without an end from being searched for each name in it.
 fn name(strings: Option<&[u8]>, offset: u32, most: usize) -> Option<&[u8]> {
     let rest = strings?.get(offset as usize..)?;
     rest.get(..rest.iter().take(most + 1).position(|byte| *byte == 0)?)
 }
 
-/// What is patched, and which services that asks for.
+/// The places to patch, and the services that this asks for.
 struct Patches {
     relocations: Vec<Relocation>,
     zeros: Vec<u64>,
     imports: Imports,
 }
 
-/// What to patch, and the services that this asks for.
+/// Reads the relocations: the places to patch, and the services that this asks for.
 fn relocations<'a>(
     sections: &Sections<'a>,
     file: &'a [u8],
@@ -363,7 +366,7 @@ fn relocations<'a>(
                 Some((strings(sections, file, symbols.string_section()), symbols))
             }
         };
-        // Those that do nothing take their time as well.
+        // Relocations that do nothing count as well, because they take time, too.
         total += entries.len();
         let has_room =
             relocations.try_reserve_exact(entries.len()).is_ok() && zeros.try_reserve_exact(entries.len()).is_ok();
@@ -397,8 +400,8 @@ fn relocations<'a>(
     Ok(Patches { relocations, zeros, imports })
 }
 
-/// The value of a relocation that names a symbol: a service's stub, if it is undefined. `None` for
-/// 0, which an undefined weak symbol is (ELF, "Symbol Table").
+/// Returns the value of a relocation that names a symbol: the stub of a service if the symbol is
+/// undefined. `None` stands for 0, the value of an undefined weak symbol (ELF, "Symbol Table").
 fn symbol_value(
     entry: &elf::Rela64<LE>,
     symbols: Option<&(Option<&[u8]>, SymbolTable<Header>)>,
@@ -416,14 +419,14 @@ fn symbol_value(
     let rest = strings.and_then(|strings| strings.get(offset as usize..)).ok_or(missing)?;
     let number = name(*strings, offset, MAX_NAME).and_then(service::by_symbol);
     if number.is_none() && symbol.st_bind() == elf::STB_WEAK && entry.r_addend(LE) == 0 {
-        // Nobody has it, and the module can do without.
+        // No service has this name, and the module can do without.
         return Ok(None);
     }
     let number = number.ok_or_else(|| unknown_service(rest))?;
     if grantable(manifest, number) { Ok(Some(Value::Stub(number))) } else { Err(ModuleError::NotGranted(number)) }
 }
 
-/// The entry point, by name in the dynamic symbols.
+/// Finds the entry point by its name in the dynamic symbols.
 fn entry_point<'a>(sections: &Sections<'a>, file: &'a [u8], image: &Image) -> Result<u64, ModuleError> {
     let symbols = sections.symbols(LE, file, elf::SHT_DYNSYM).map_err(|_| ModuleError::NotElf)?;
     few("dynamic symbols", symbols.len(), MAX_SYMBOLS)?;
@@ -438,7 +441,8 @@ fn entry_point<'a>(sections: &Sections<'a>, file: &'a [u8], image: &Image) -> Re
 }
 
 impl Module<'_> {
-    /// Where in the image its code has what TCG takes for more than it is, and what ([`tcg`]).
+    /// Returns the places in the image where the code has an instruction that TCG handles as no CPU
+    /// does, and which one ([`tcg`]).
     pub fn holes(&self) -> impl Iterator<Item = (u64, Hole)> {
         let executable = self.segments.iter().filter(|segment| segment.executable);
         executable.flat_map(|segment| tcg::holes(segment.bytes).map(|(at, hole)| (segment.start + at as u64, hole)))
@@ -511,7 +515,7 @@ impl<'a> Image<'a> {
         if segments.is_empty() {
             return Err(ModuleError::SegmentCount(0));
         }
-        // Whole pages only, and only those that a writable segment has: others need no protection.
+        // Only whole pages within a writable segment: other pages are never writable.
         let relro = relro.and_then(|relro| {
             let first = relro.start & !(PAGE_SIZE - 1);
             let end = relro.end()? & !(PAGE_SIZE - 1);
@@ -527,7 +531,8 @@ impl<'a> Image<'a> {
     }
 }
 
-/// Refuses what would have to run, or be found, before the entry point is called.
+/// Refuses entries that ask for more than the loader does: other shared objects, constructors and
+/// destructors, relocations of code.
 fn check_dynamic(header: &elf::ProgramHeader64<LE>, file: &[u8]) -> Result<(), ModuleError> {
     for entry in header.dynamic(LE, file).map_err(|_| ModuleError::NotElf)?.unwrap_or(&[]) {
         match entry.tag(LE) {
@@ -542,8 +547,8 @@ fn check_dynamic(header: &elf::ProgramHeader64<LE>, file: &[u8]) -> Result<(), M
     Ok(())
 }
 
-/// The function that `offset` from the image's base lies in, and how far into it: from the file's
-/// symbol table. A name that is too long is cut off.
+/// Returns the name of the function in which `offset` from the image's base lies, and the offset
+/// into it, from the file's symbol table. A name that is too long is cut off.
 pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
     let header = Header::parse(file).ok()?;
     let sections = header.sections(LE, file).ok().filter(|sections| sections.len() <= MAX_SECTIONS)?;
@@ -554,7 +559,7 @@ pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
         .filter(|symbol| symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(LE))
         .filter(|symbol| symbol.st_value(LE) <= offset)
         .max_by_key(|symbol| symbol.st_value(LE))?;
-    // Hand-written assembly has symbols of size 0: they reach to the next one.
+    // Symbols of hand-written assembly have size 0: such a function reaches to the next one.
     let into = offset - symbol.st_value(LE);
     if symbol.st_size(LE) != 0 && into >= symbol.st_size(LE) {
         return None;

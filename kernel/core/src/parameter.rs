@@ -1,4 +1,5 @@
-//! What a person types to set a module's parameters, against what the module says of them.
+//! Reads the values that a person types for a module's parameters, and checks them against the
+//! module's declarations.
 
 use alloc::format;
 use alloc::string::String;
@@ -6,17 +7,17 @@ use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::parameter::{Parameter, ParameterKind, TEXT_BYTES};
 
-/// A parameter of a module file, and where in the image it lies.
+/// A parameter of a module file, and its place in the image.
 #[derive(Debug, Clone, Copy)]
 pub struct Declared {
     /// Offset into the image.
     pub at: u64,
-    /// What the module says of it; its value is the default.
+    /// The module's declaration of it; its value is the default.
     pub parameter: Parameter,
 }
 
 impl Declared {
-    /// What can be given for it, and the default, in words for a person.
+    /// Returns the allowed values and the default, in words for a person.
     pub fn range(&self) -> Range<'_> {
         Range(&self.parameter)
     }
@@ -37,11 +38,11 @@ impl fmt::Display for Range<'_> {
     }
 }
 
-/// The parameters of a module with what was typed for them in place of their defaults, each word as
-/// `name=value`.
+/// Returns the parameters for which `words` give values, each as `name=value`, with those values in
+/// place of the defaults.
 ///
 /// # Errors
-/// What is wrong, for a person.
+/// The reason why a word is refused, for a person.
 pub fn set<'a>(declared: &[Declared], words: impl Iterator<Item = &'a str>) -> Result<Vec<Declared>, String> {
     let mut set = Vec::new();
     for word in words {
@@ -68,7 +69,7 @@ fn unknown(declared: &[Declared], name: &str) -> String {
     format!("there is no parameter '{name}'; there are: {}", names.join(", "))
 }
 
-/// Puts what was typed into a parameter, if that can have it.
+/// Puts the typed value into a parameter; `None` if the parameter cannot have it.
 fn value(parameter: &mut Parameter, typed: &str) -> Option<()> {
     match parameter.kind()? {
         ParameterKind::Number => {
@@ -89,7 +90,7 @@ fn value(parameter: &mut Parameter, typed: &str) -> Option<()> {
         ParameterKind::Text => {
             let typed = Some(typed).filter(|typed| typed.bytes().all(|byte| (0x20..0x7f).contains(&byte)))?;
             let mut text = [0; TEXT_BYTES];
-            // A zero ends it.
+            // A zero ends the text, so one byte is left for it.
             text.get_mut(..typed.len()).filter(|part| part.len() < TEXT_BYTES)?.copy_from_slice(typed.as_bytes());
             parameter.text = text;
         }

@@ -1,23 +1,24 @@
-//! What a PCI function says of itself in configuration space, which may be anything.
+//! Reads the configuration space of a PCI function, which may hold anything.
 
 use alloc::vec::Vec;
 
-/// Offset of the command and status registers, and the status bit that says that there is a list of
-/// capabilities.
+/// Offset of the command and status registers.
 const STATUS: u16 = 4;
+/// Status bit: the function has a list of capabilities.
 const HAS_CAPABILITIES: u32 = 1 << 20;
 /// Offset of the pointer to the first capability (PCI 3.0, 6.7).
 const CAPABILITIES: u16 = 0x34;
-/// Capabilities are 4 bytes or longer, from 0x40 on.
+/// The most capabilities that there can be: they are 4 bytes or longer, from 0x40 on.
 const MOST_CAPABILITIES: usize = 48;
-/// Where the last capability that has 16 bytes can begin.
+/// The last offset at which a capability of 16 bytes can begin.
 const LAST_OF_16: u32 = 0xf0;
-/// Capability id of vendor capabilities, and virtio's type of the common configuration.
+/// Capability id of vendor capabilities.
 const VENDOR: u32 = 9;
+/// Type of virtio's vendor capability for the common configuration.
 const COMMON: u32 = 1;
 
-/// Offsets and first words of the capabilities, in the order of the list, which may be a ring: it
-/// is cut off then. `read` returns the 32 bits at an offset, a multiple of 4.
+/// Returns the offset and the first word of each capability, in the order of the list. If the list
+/// is a ring, it is cut off. `read` returns the 32 bits at an offset, a multiple of 4.
 pub fn capabilities(read: impl Fn(u16) -> u32) -> Vec<(u16, u32)> {
     let mut found = Vec::new();
     if read(STATUS) & HAS_CAPABILITIES == 0 {
@@ -32,7 +33,7 @@ pub fn capabilities(read: impl Fn(u16) -> u32) -> Vec<(u16, u32)> {
     found
 }
 
-/// BAR and offset of a virtio device's common configuration (VIRTIO 1.0, 4.1.4).
+/// Returns BAR and offset of a virtio device's common configuration (VIRTIO 1.0, 4.1.4).
 pub fn virtio_common(read: impl Fn(u16) -> u32) -> Option<(u32, u32)> {
     let is_common =
         |(at, head): &(u16, u32)| head & 0xff == VENDOR && head >> 24 == COMMON && u32::from(*at) <= LAST_OF_16;
@@ -40,22 +41,23 @@ pub fn virtio_common(read: impl Fn(u16) -> u32) -> Option<(u32, u32)> {
     Some((read(at + 4) & 0xff, read(at + 8)))
 }
 
-/// The MSI-X capability (PCI 3.0, 6.8.2): where a function keeps the interrupts that it sends as
-/// messages.
+/// The MSI-X capability (PCI 3.0, 6.8.2): the place of the table with the interrupts that a
+/// function sends as messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsiX {
-    /// Its offset in configuration space: its upper half there is the message control.
+    /// The capability's offset in configuration space; the upper half of the word there is the
+    /// message control.
     pub at: u16,
-    /// Entries of the table, 16 bytes each.
+    /// Number of entries in the table, 16 bytes each.
     pub entries: u32,
     /// BAR and offset of the table.
     pub table: (u8, u32),
-    /// BAR and offset of the bits of those that are pending.
+    /// BAR and offset of the pending bits.
     pub pending: (u8, u32),
 }
 
 impl MsiX {
-    /// Its place, if the function has it.
+    /// Finds the capability, if the function has it.
     pub fn find(read: impl Fn(u16) -> u32) -> Option<MsiX> {
         const MSI_X: u32 = 0x11;
         let (at, head) =
@@ -65,7 +67,8 @@ impl MsiX {
         Some(MsiX { at, entries, table: place(read(at + 4)), pending: place(read(at + 8)) })
     }
 
-    /// The parts of BAR `bar` that hold the table, or what is pending: offset and length in bytes.
+    /// Returns the parts of BAR `bar` that hold the table or the pending bits: offset and length in
+    /// bytes.
     pub fn parts_of(&self, bar: u64) -> impl Iterator<Item = (u64, u64)> {
         let table = (self.table, u64::from(self.entries) * 16);
         let pending = (self.pending, u64::from(self.entries).div_ceil(64) * 8);
@@ -74,8 +77,8 @@ impl MsiX {
     }
 }
 
-/// How many ports an I/O BAR has whose register reads `mask` after all ones were written (PCI 3.0,
-/// 6.2.5.1). Devices may leave the upper 16 bits zero.
+/// Returns the number of ports of an I/O BAR whose register reads `mask` after all ones were
+/// written to it (PCI 3.0, 6.2.5.1). Devices may leave the upper 16 bits zero.
 pub fn port_count(mask: u32) -> u32 {
     (!(mask & 0xfffc | 0xffff_0000)).wrapping_add(1)
 }

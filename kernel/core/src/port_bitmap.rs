@@ -4,22 +4,22 @@
 /// Length of the bitmap in bytes: a bit for each of 65,536 ports.
 pub const BYTES: usize = 8192;
 
-/// Which ports a domain may use.
+/// The range of ports that a domain may use.
 ///
-/// The segment's limit ends with the bitmap, so the extra byte of ones that the manual asks for is
-/// not there: the CPU reads two bytes at a time, and refuses the last eight ports of all because
-/// the second one lies beyond the limit.
+/// The segment's limit ends with the bitmap, without the extra byte of ones that the manual asks
+/// for. The CPU reads two bytes at a time. So it refuses the last eight ports of all, because the
+/// second byte lies beyond the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ports {
     /// First port.
     pub first: u16,
-    /// How many.
+    /// Number of ports.
     pub count: u16,
 }
 
 impl Ports {
-    /// The words of the bitmap, 64 ports each, that have some of these ports, with the bits of
-    /// those. Ports beyond the last are ignored.
+    /// Returns the words of the bitmap, 64 ports each, that contain some of these ports, with the
+    /// bits of these ports set. Ports beyond the last are ignored.
     pub fn words(self) -> impl Iterator<Item = (usize, u64)> {
         let (first, end) = (u64::from(self.first), u64::from(self.first) + u64::from(self.count));
         (first / 64..end.min(BYTES as u64 * 8).div_ceil(64)).map(move |word| {

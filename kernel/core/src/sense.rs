@@ -1,11 +1,11 @@
-//! What a SCSI device says when a command fails: status (SAM-5 5.3.1) and sense data (SPC-4 4.5),
-//! in words.
+//! The answer of a SCSI device when a command fails, in words: status (SAM-5 5.3.1) and sense data
+//! (SPC-4 4.5).
 
 use core::fmt;
 
-/// Status byte of a command that went well.
+/// Status byte of a command that succeeded.
 pub const GOOD: u8 = 0x00;
-/// Status byte that says: look at the sense data.
+/// Status byte of a command that failed and has sense data.
 pub const CHECK_CONDITION: u8 = 0x02;
 
 /// Sense key and additional sense code.
@@ -20,26 +20,26 @@ pub struct Sense {
 }
 
 impl Sense {
-    /// Sense key of "something changed since you last asked": the command may be sent again.
+    /// Sense key of a device that reports a change; the command may be sent again.
     pub const UNIT_ATTENTION: u8 = 0x6;
 
-    /// Whether it says that there is no such unit (LOGICAL UNIT NOT SUPPORTED).
+    /// Returns whether there is no such unit (LOGICAL UNIT NOT SUPPORTED).
     pub fn is_no_unit(&self) -> bool {
         (self.key, self.asc) == (0x5, 0x25)
     }
 
-    /// Whether it says that other units are there now (REPORTED LUNS DATA HAS CHANGED).
+    /// Returns whether the host has other units than before (REPORTED LUNS DATA HAS CHANGED).
     pub fn units_changed(&self) -> bool {
         (self.key, self.asc, self.ascq) == (Sense::UNIT_ATTENTION, 0x3f, 0x0e)
     }
 
-    /// Whether it says that something of the unit is other than it was: its parameters (2A), its
-    /// medium (28), what it is (3F), or whatever there is behind a reset (29).
+    /// Returns whether the unit may have changed: its parameters (2A), its medium (28), its
+    /// identity (3F), or anything after a reset (29).
     pub fn unit_changed(&self) -> bool {
         self.key == Sense::UNIT_ATTENTION && matches!(self.asc, 0x28 | 0x29 | 0x2a | 0x3f)
     }
 
-    /// Reads sense data in fixed or descriptor format; `None` if it is cut short or of neither
+    /// Reads sense data in fixed or descriptor format; `None` if it is cut short, or in neither
     /// format.
     pub fn parse(data: &[u8]) -> Option<Sense> {
         let byte = |at: usize| data.get(at).copied();
@@ -97,7 +97,7 @@ impl fmt::Display for Sense {
     }
 }
 
-/// A status byte in words.
+/// Returns a status byte in words.
 pub fn status_name(status: u8) -> &'static str {
     match status {
         GOOD => "GOOD",

@@ -1,6 +1,6 @@
 //! Small servers over smoltcp: echo (RFC 862) over TCP and UDP, discard (RFC 863) and character
-//! generator (RFC 864) over TCP; and what has to be kept from smoltcp 0.14, which panics on some of
-//! what a peer may send. `tests/tests/fuzz_stack.rs` looks for more.
+//! generator (RFC 864) over TCP. [`is_harmless`] filters out frames on which smoltcp 0.14 would
+//! panic. `tests/tests/fuzz_stack.rs` looks for more.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -16,47 +16,48 @@ const ECHO: u16 = 7;
 const DISCARD: u16 = 9;
 const CHARGEN: u16 = 19;
 
-/// Connections that each TCP server can have at once, and those of them that have much room.
+/// Connections that each TCP server can have at once.
 pub const CONNECTIONS: usize = 32;
+/// Connections of each TCP server that have large buffers.
 const ROOMY: usize = 2;
-/// Room in each direction of a connection that comes when the roomy ones are taken.
+/// Buffer size in each direction of a connection that comes when the roomy ones are taken.
 const LITTLE_BYTES: usize = 8192;
-/// How long a peer has to finish a handshake; and how long it may be silent when it is asked
-/// whether it is there, which it is when it has been silent for so long (RFC 1122, 4.2.3.5,
-/// 4.2.3.6).
+/// Time that a peer has to finish its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(30);
+/// A connection ends when its peer has been silent for so long (RFC 1122, 4.2.3.5).
 const SILENCE: Duration = Duration::from_secs(120);
+/// A peer that has been silent for so long is asked whether it is there (RFC 1122, 4.2.3.6).
 const KEEP_ALIVE: Duration = Duration::from_secs(45);
-/// Room in each direction of a roomy connection, in bytes: the most that a window can say without a
-/// scale (RFC 9293, 3.1). smoltcp 0.14 takes the window that it offered in its SYN, which has none,
-/// for a scaled one: it would take in more than there is room for, and panic, if more came before
-/// its next segment.
+/// Buffer size in each direction of a roomy connection, in bytes: the largest window that can be
+/// announced without a scale (RFC 9293, 3.1). smoltcp 0.14 takes the window of its SYN, which is
+/// never scaled, for a scaled one. With larger buffers it would accept more data than it has room
+/// for, and panic, if a peer sent so much before smoltcp's next segment.
 const BUFFER_BYTES: usize = 65535;
 
 /// A TCP socket of a server.
 struct Listener {
     handle: SocketHandle,
     port: u16,
-    /// Whether it goes when its connection does.
+    /// Whether the socket is removed when its connection ends.
     is_extra: bool,
-    /// Whether it was listening when it was looked at last.
+    /// Whether the socket was listening when it was looked at last.
     was_listening: bool,
-    /// How far into the pattern the character generator is.
+    /// The character generator's position in its pattern.
     generated: usize,
-    /// What the echo server has taken in.
+    /// The data that the echo server has received.
     echoed: Echoed,
 }
 
-/// A stream as the echo server saw it.
+/// A stream that the echo server has received.
 #[derive(Debug, Clone, Default)]
 pub struct Echoed {
-    /// Bytes.
+    /// Its length in bytes.
     pub len_bytes: u64,
     sum: Sha256,
 }
 
 impl Echoed {
-    /// The SHA-256 of its bytes.
+    /// Returns the SHA-256 of the stream.
     pub fn sum(&self) -> [u8; 32] {
         self.sum.clone().finalize().into()
     }
@@ -67,11 +68,11 @@ pub struct Servers {
     tcp: Vec<Listener>,
     udp_echo: SocketHandle,
     last_echoed: Option<Echoed>,
-    /// Whether there is memory for another connection.
+    /// Returns whether there is memory for so many bytes more.
     has_room: fn(usize) -> bool,
 }
 
-/// Memory that the sockets take from the start, in bytes, but for those of UDP.
+/// Memory that the TCP sockets take from the start, in bytes.
 pub const BYTES: usize = 3 * ROOMY * 2 * BUFFER_BYTES;
 
 impl Listener {
@@ -84,7 +85,7 @@ impl Listener {
         Listener { handle, port, is_extra, was_listening: false, generated: 0, echoed: Echoed::default() }
     }
 
-    /// Listens, and gives who comes a limited time to finish its handshake.
+    /// Listens. A peer that connects has a limited time to finish its handshake.
     fn listen(&mut self, sockets: &mut SocketSet<'static>) {
         let socket = sockets.get_mut::<tcp::Socket>(self.handle);
         socket.set_timeout(Some(HANDSHAKE));
@@ -95,8 +96,8 @@ impl Listener {
 }
 
 impl Servers {
-    /// Makes the sockets; they listen from the first [`Servers::serve`] on. `has_room` says whether
-    /// there is memory for so many bytes more.
+    /// Makes the sockets; they listen from the first [`Servers::serve`] on. `has_room` returns
+    /// whether there is memory for so many bytes more.
     pub fn new(sockets: &mut SocketSet<'static>, has_room: fn(usize) -> bool) -> Servers {
         let mut tcp = Vec::new();
         for port in [ECHO, DISCARD, CHARGEN] {
@@ -107,8 +108,9 @@ impl Servers {
         Servers { tcp, udp_echo, last_echoed: None, has_room }
     }
 
-    /// Has each port answer the next peer: with another socket, as long as there may be more; then
-    /// in place of who has not finished its handshake.
+    /// Keeps a socket listening on each port. If none listens, makes another one, as long as the
+    /// port may have more. After that, the oldest connection without a complete handshake gives
+    /// way.
     fn keep_listening(&mut self, sockets: &mut SocketSet<'static>) {
         for port in [ECHO, DISCARD, CHARGEN] {
             let of_port = self.tcp.iter().filter(|listener| listener.port == port);
@@ -116,15 +118,16 @@ impl Servers {
             if of_port.clone().any(|listener| matches!(state(&listener), tcp::State::Listen | tcp::State::Closed)) {
                 continue;
             }
-            // One more than there are connections: it takes the last one's place, or waits.
+            // One socket more than connections: a port still listens when all its connections are
+            // taken.
             if of_port.clone().count() <= CONNECTIONS && (self.has_room)(2 * LITTLE_BYTES) {
                 let mut listener = Listener::new(sockets, port, true);
                 listener.listen(sockets);
                 self.tcp.push(listener);
                 continue;
             }
-            // Who came first is first in the list. Who came last has a chance: it is not the first
-            // as well.
+            // The list begins with the oldest. A half-open connection that is the only one is also
+            // the newest: it is left alone, so that it has a chance.
             let mut half_open = of_port.clone().filter(|listener| state(listener) == tcp::State::SynReceived);
             let first = half_open.next().filter(|_| half_open.next().is_some());
             if let Some(handle) = first.map(|listener| listener.handle) {
@@ -138,13 +141,13 @@ impl Servers {
         }
     }
 
-    /// The last stream that the echo server took in to its end.
+    /// Returns the last stream that the echo server received to its end.
     pub fn last_echoed(&self) -> Option<&Echoed> {
         self.last_echoed.as_ref()
     }
 
-    /// Lets the stack take in and send all it can, as its own `poll` does; `true` if a socket may
-    /// have changed.
+    /// Lets the stack receive and send all it can, as its own `poll` does. Returns whether a socket
+    /// may have changed.
     pub fn poll(
         &mut self,
         stack: &mut Interface,
@@ -161,7 +164,7 @@ impl Servers {
                 PollIngressSingleResult::SocketStateChanged => {
                     changed = true;
                     self.forget_who_gave_up(sockets);
-                    // Before the next peer asks.
+                    // A socket must listen before the next frame, which may be another peer's SYN.
                     self.keep_listening(sockets);
                 }
             }
@@ -172,9 +175,9 @@ impl Servers {
         changed
     }
 
-    /// A peer that resets a connection that is not complete leaves what it was told in the socket,
-    /// which listens again: smoltcp 0.14 would subtract the next peer's sequence numbers from that,
-    /// and panic.
+    /// Resets each socket whose peer has reset an incomplete connection. Such a socket listens
+    /// again, but keeps state of the old connection: smoltcp 0.14 would subtract the next peer's
+    /// sequence numbers from it, and panic.
     fn forget_who_gave_up(&mut self, sockets: &mut SocketSet<'static>) {
         for listener in &mut self.tcp {
             let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
@@ -187,10 +190,10 @@ impl Servers {
         }
     }
 
-    /// Moves what can be moved; `true` if something was.
+    /// Moves all data that can be moved. Returns whether any was.
     pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let mut moved = false;
-        // One that was made for a connection goes with it.
+        // A socket that was made for a connection is removed with it.
         self.tcp.retain(|listener| {
             let goes = listener.is_extra && !sockets.get::<tcp::Socket>(listener.handle).is_open();
             if goes {
@@ -230,7 +233,8 @@ impl Servers {
         while socket.can_send() {
             let Ok((data, from)) = socket.recv() else { break };
             let data = data.to_vec();
-            // Room was there a line ago; what is too large for the buffer is dropped, as UDP may.
+            // There was room a line ago. A datagram that is too large for the buffer is dropped, as
+            // UDP may.
             let _ = socket.send_slice(&data, from.endpoint);
             moved = true;
         }
@@ -267,7 +271,7 @@ fn discard(socket: &mut tcp::Socket) -> bool {
     moved
 }
 
-/// Lines of 72 printable characters, each line beginning one character later (RFC 864).
+/// Generates lines of 72 printable characters, each line beginning one character later (RFC 864).
 fn generate(socket: &mut tcp::Socket, generated: &mut usize) -> bool {
     const LINE: usize = 74;
     let mut moved = false;
@@ -289,20 +293,21 @@ fn generate(socket: &mut tcp::Socket, generated: &mut usize) -> bool {
             _ => break,
         }
     }
-    // What the other side sends is not wanted.
+    // Data from the peer is discarded.
     moved | discard(socket)
 }
 
-/// Whether an address can be a single host's (RFC 1122, 3.2.1.3).
+/// Returns whether an address can be a single host's (RFC 1122, 3.2.1.3).
 pub fn is_host(address: Ipv4Addr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast() && !address.is_loopback()
 }
 
-/// First of the ports that clients have (RFC 6335, 6).
+/// The first of the ports that clients use (RFC 6335, 6).
 pub const FIRST_CLIENT_PORT: u16 = 49152;
 
-/// Whether smoltcp may see a frame. It takes for granted that who sent one can be answered, and
-/// panics when a SYN is answered with a SYN alone (simultaneous open, RFC 9293, 3.5).
+/// Returns whether a frame may be given to smoltcp. smoltcp assumes that the sender of a frame can
+/// be answered. It panics when its SYN is answered with a SYN alone (simultaneous open, RFC 9293,
+/// 3.5).
 pub fn is_harmless(frame: &[u8]) -> bool {
     let Ok(frame) = EthernetFrame::new_checked(frame) else { return true };
     if frame.ethertype() != EthernetProtocol::Ipv4 {
@@ -315,9 +320,9 @@ pub fn is_harmless(frame: &[u8]) -> bool {
     if packet.next_header() != IpProtocol::Tcp {
         return true;
     }
-    // Only the whole of it can be looked at, and no peer needs to cut a segment up: each is as long
-    // as it was told that it may be. Those that come in overlapping fragments would be put together
-    // to something else (RFC 3128).
+    // Only a whole segment can be checked. No peer needs to fragment one: its segments are no
+    // longer than it was told. Overlapping fragments would be put together to another segment than
+    // the one that was checked (RFC 3128).
     if packet.more_frags() || packet.frag_offset() != 0 {
         return false;
     }
@@ -329,7 +334,8 @@ pub fn is_harmless(frame: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// A frame with an IPv4 packet from `source` that carries a TCP segment to `port` with `flags`.
+    /// Returns a frame with an IPv4 packet from `source` that carries a TCP segment to `port` with
+    /// `flags`.
     fn frame(source: [u8; 4], port: u16, flags: u8) -> Vec<u8> {
         let mut frame = vec![0; 54];
         frame[12..14].copy_from_slice(&[8, 0]);
@@ -350,9 +356,9 @@ mod tests {
         for source in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
             assert!(!is_harmless(&frame(source, 7, ACK)), "{source:?}");
         }
-        // What is cut off in a header that is looked at.
+        // The frame that is changed or cut off below.
         let whole = frame([10, 0, 2, 2], 7, ACK);
-        // The first of several fragments, and one in the middle.
+        // The first fragment of a packet, and one from the middle.
         for (at, byte) in [(20, 0x20), (21, 1)] {
             let mut fragment = whole.clone();
             fragment[at] = byte;

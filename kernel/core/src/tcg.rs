@@ -1,46 +1,49 @@
-//! Finds what QEMU's TCG takes for more than it is in a module's code, and what it cannot take at
-//! all.
+//! Finds instructions in a module's code that QEMU's TCG executes in another way than a CPU does,
+//! or aborts on.
 //!
-//! A module's code never changes and nothing else of it is executable, so that it is enough to look
-//! once, **at every offset**: a driver can jump into the middle of an instruction.
+//! A module's code never changes, and nothing else of the module is executable: one search is
+//! enough. It looks **at every offset**, because a driver can jump into the middle of an
+//! instruction.
 
-/// What TCG does to code that no CPU does.
+/// An instruction that TCG handles as no CPU does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hole {
     /// A load of SS does not change the current privilege level, and a null selector there must ask
     /// for that level (SDM vol. 2, MOV and LDS/LES/LFS/LGS/LSS). TCG keeps the current level in
-    /// SS's hidden part and lets any null selector into it, with level 0: two instructions, and
-    /// ring 1 is ring 0. No driver has a use for such a load.
+    /// SS's hidden part. It accepts any null selector for SS, and sets level 0: with two
+    /// instructions, ring 1 becomes ring 0. No driver has a use for such a load.
     LoadsSs,
     /// MOV to CS and to the segment registers 6 and 7, which do not exist, is undefined, and REX.R
-    /// does not count there (SDM vol. 2, MOV; vol. 1, 3.7). QEMU 10.0 loads CS, and with 6 to 15
-    /// what it keeps behind GS: LDTR, TR, GDTR, IDTR, control registers. No driver can be entered
-    /// any more, or the machine is gone.
+    /// is ignored there (SDM vol. 2, MOV; vol. 1, 3.7). QEMU 10.0 loads CS. For the numbers 6 to 15
+    /// it overwrites the state that it keeps behind GS: LDTR, TR, GDTR, IDTR, control registers.
+    /// Afterwards no driver can be entered any more, or the whole machine is lost.
     LoadsNoSegment,
     /// BT, BTS, BTR and BTC of a register with a LOCK prefix are undefined (SDM vol. 2, LOCK). QEMU
-    /// 7.2 aborts while it translates one, and the whole machine is gone.
+    /// 7.2 aborts while it translates one, and the whole machine is lost.
     LocksBitTest,
 }
 
 /// Longest instruction in bytes (SDM vol. 3A, 23.15).
 pub const MAX_INSTRUCTION: usize = 15;
 
-/// What MOV to a segment register begins with.
+/// Opcode of MOV to a segment register.
 const MOV: u8 = 0x8e;
-/// What two-byte opcodes begin with, and LSS behind it.
+/// First byte of the two-byte opcodes.
 const TWO_BYTE: u8 = 0x0f;
+/// Second byte of the opcode of LSS.
 const LSS: u8 = 0xb2;
-/// Bits 3 to 5 of the ModRM byte name the segment register, and SS is 2.
+/// Bits 3 to 5 of the ModRM byte name the segment register.
 const REGISTER: u8 = 0b0011_1000;
 const CS: u8 = 1 << 3;
 const SS: u8 = 2 << 3;
 const GS: u8 = 5 << 3;
-/// The bit of a REX prefix that makes a register number of ModRM one of the upper eight.
+/// The bit of a REX prefix that extends a register number of ModRM to the upper eight registers.
 const REX_R: u8 = 0b0100;
 const LOCK: u8 = 0xf0;
 
-/// Where in `code` one could begin, and which; a load without its prefixes. One that is cut off at
-/// the end counts, as what follows is not known here.
+/// Returns the offsets in `code` at which such an instruction could begin, and which one; for a
+/// load, its opcode's offset, or that of a REX prefix with REX.R. An instruction that is cut off at
+/// the end counts, because the bytes after it are not known here.
 pub fn holes(code: &[u8]) -> impl Iterator<Item = (usize, Hole)> {
     code.iter().enumerate().filter_map(move |(at, first)| {
         let rest = code.get(at + 1..).unwrap_or(&[]);
@@ -61,24 +64,25 @@ fn is_prefix(byte: &u8) -> bool {
     matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
 }
 
-/// What follows the other prefixes of an instruction behind its first one; `None` if there are too
-/// many for any instruction.
+/// Returns the bytes after the other prefixes of an instruction, given the bytes after its first
+/// prefix; `None` if there are more prefixes than an instruction can have.
 fn behind_prefixes(rest: &[u8]) -> Option<&[u8]> {
     let rest = rest.get(..MAX_INSTRUCTION - 1).unwrap_or(rest);
     let prefixes = rest.iter().take_while(|byte| is_prefix(byte)).count();
     let behind = rest.get(prefixes..)?;
-    // Cut off by the end of the code, and not by an instruction's.
+    // Nothing may be behind the prefixes only if the code ends there, not if the instruction is too
+    // long.
     (!behind.is_empty() || rest.len() < MAX_INSTRUCTION - 1).then_some(behind)
 }
 
-/// Whether what follows a REX prefix may be a MOV to a segment register. QEMU takes a REX prefix
-/// that is not the last one, too.
+/// Returns whether a MOV to a segment register may follow a REX prefix. QEMU accepts a REX prefix
+/// that is not the last prefix, too.
 fn is_mov_to_segment(rest: &[u8]) -> bool {
     behind_prefixes(rest).is_some_and(|behind| matches!(behind, [] | [MOV, ..]))
 }
 
-/// Whether what follows a LOCK prefix may be a bit test of a register: other prefixes, then 0F A3,
-/// AB, B3 or BB, or 0F BA with /4 to /7, and a ModRM byte that names a register.
+/// Returns whether the bytes after a LOCK prefix may be a bit test of a register: other prefixes,
+/// then 0F A3, AB, B3 or BB, or 0F BA with /4 to /7, and a ModRM byte that names a register.
 fn is_bit_test_of_register(rest: &[u8]) -> bool {
     let names_register = |modrm: u8| modrm >= 0b1100_0000;
     let is_cut_off = rest.len() < MAX_INSTRUCTION - 1;
@@ -105,7 +109,7 @@ mod tests {
         holes(bytes).find(|(at, _)| *at == 0).map(|(_, hole)| hole)
     }
 
-    /// Every pair of bytes, as the decoder sees it, with what a load needs behind it.
+    /// Every pair of bytes, with the bytes behind it that a load needs, agrees with the decoder.
     #[test]
     fn what_loads_ss_is_what_the_decoder_says() {
         let mut found = 0;
@@ -131,8 +135,8 @@ mod tests {
         assert_eq!(found, 32 + 1);
     }
 
-    /// Every opcode of two bytes with every ModRM byte, with LOCK before it, alone and with other
-    /// prefixes around.
+    /// Every opcode of two bytes with every ModRM byte agrees with the decoder: with LOCK alone
+    /// before it, and with other prefixes as well.
     #[test]
     fn what_locks_a_bit_test_is_what_the_decoder_says() {
         let mut found = 0;
@@ -156,9 +160,9 @@ mod tests {
         let with = |prefixes: usize| [vec![LOCK], vec![0x66; prefixes], vec![TWO_BYTE, 0xa3, 0xc9]].concat();
         assert_eq!(first(&with(11)), Some(Hole::LocksBitTest));
         assert_eq!(first(&with(12)), None);
-        // The last prefix is another LOCK: each begins one.
+        // If the last prefix is another LOCK, an instruction begins at each of the two.
         assert_eq!(holes(&[LOCK, LOCK, TWO_BYTE, 0xab, 0xc0]).count(), 2);
-        // REX need not be last for QEMU, and memory is no register.
+        // For QEMU, REX need not be the last prefix. An operand in memory is no register.
         assert_eq!(first(&[LOCK, 0x48, 0x66, TWO_BYTE, 0xba, 0xe1, 1]), Some(Hole::LocksBitTest));
         assert_eq!(first(&[LOCK, TWO_BYTE, 0xba, 0x21, 1]), None);
         assert_eq!(first(&[LOCK, TWO_BYTE, 0xba, 0xc1, 1]), None);

@@ -1,21 +1,22 @@
-//! A driver's timer: when it is polled because time has gone by.
+//! A driver's timer: the driver is polled when it goes off.
 
-/// Shortest period in nanoseconds. Each time costs an upcall; who wants them more often than this
-/// wants the CPU.
+/// Shortest period in nanoseconds. Each expiry costs an upcall; shorter periods would take the
+/// whole CPU.
 pub const LEAST_PERIOD_NS: u64 = 100_000;
 
-/// One timer, which goes off once, or again and again.
+/// A timer, which goes off once or periodically.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timer {
     due_ns: Option<u64>,
-    /// 0 if it goes off once.
+    /// Zero if the timer goes off once.
     period_ns: u64,
 }
 
 impl Timer {
-    /// Has it go off `delay_ns` nanoseconds after `now_ns`, and from then on every `period_ns`
-    /// nanoseconds if that is not 0; with no delay the first period is one. It never does if both
-    /// are 0. `None`, and all is as before, if the period is shorter than [`LEAST_PERIOD_NS`].
+    /// Sets the timer: it goes off `delay_ns` nanoseconds after `now_ns`, and then every
+    /// `period_ns` nanoseconds if the period is not 0. Without a delay, the first expiry comes
+    /// after one period; if both are 0, the timer is off. Returns `None`, and changes nothing, if
+    /// the period is shorter than [`LEAST_PERIOD_NS`].
     #[must_use]
     pub fn set(&mut self, now_ns: u64, delay_ns: u64, period_ns: u64) -> Option<()> {
         if period_ns != 0 && period_ns < LEAST_PERIOD_NS {
@@ -27,13 +28,13 @@ impl Timer {
         Some(())
     }
 
-    /// When it goes off next, in nanoseconds since boot.
+    /// Returns when the timer goes off next, in nanoseconds since boot.
     pub fn due_ns(&self) -> Option<u64> {
         self.due_ns
     }
 
-    /// Whether it has gone off by `now_ns`. It is set for the next time then; periods that were
-    /// missed are not made up for.
+    /// Returns whether the timer has gone off by `now_ns`, and sets it for the next period. Missed
+    /// periods are not made up for.
     pub fn take(&mut self, now_ns: u64) -> bool {
         let Some(due_ns) = self.due_ns.filter(|due| *due <= now_ns) else { return false };
         self.due_ns = (now_ns - due_ns)
@@ -69,7 +70,7 @@ mod tests {
         let mut timer = set(0, LEAST_PERIOD_NS);
         assert_eq!(timer.due_ns(), Some(1_000 + LEAST_PERIOD_NS));
         assert!(timer.take(1_000 + LEAST_PERIOD_NS));
-        // Three periods late.
+        // The timer is asked three periods late.
         assert!(timer.take(1_000 + 5 * LEAST_PERIOD_NS + 7));
         assert!(!timer.take(1_000 + 5 * LEAST_PERIOD_NS + 8));
         assert_eq!(timer.due_ns(), Some(1_000 + 6 * LEAST_PERIOD_NS));

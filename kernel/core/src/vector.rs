@@ -4,26 +4,26 @@
 pub const DEBUG: u64 = 1;
 /// Non-maskable interrupt.
 pub const NMI: u64 = 2;
-/// An instruction that there is not.
+/// An undefined instruction.
 pub const INVALID_OPCODE: u64 = 6;
-/// An exception that came while another was being delivered.
+/// An exception while another one was being delivered.
 pub const DOUBLE_FAULT: u64 = 8;
-/// A task state segment that does not fit.
+/// A task state segment that is not valid.
 pub const INVALID_TSS: u64 = 10;
 /// A segment or a gate that is not present.
 pub const NOT_PRESENT: u64 = 11;
-/// The stack segment.
+/// A fault of the stack segment.
 pub const STACK_FAULT: u64 = 12;
-/// What is not allowed, and has no vector of its own.
+/// A violation without a vector of its own.
 pub const GENERAL_PROTECTION: u64 = 13;
-/// What the page tables do not allow.
+/// An access that the page tables do not allow.
 pub const PAGE_FAULT: u64 = 14;
-/// The hardware is broken.
+/// A hardware error.
 pub const MACHINE_CHECK: u64 = 18;
-/// The first one that is no exception.
+/// The first vector that is not an exception's.
 pub const FIRST_INTERRUPT: u64 = 32;
 
-/// An exception's name.
+/// Returns an exception's name.
 pub fn name(vector: u64) -> &'static str {
     match vector {
         0 => "#DE divide error",

@@ -1,9 +1,10 @@
-//! Attacks on the fence around devices, by drivers that tell theirs where to reach: an LSI 53C895A,
-//! which copies anything to anywhere below 4 GiB, and an e1000, which has addresses of 64 bits.
+//! Attacks on the fence around devices. The attackers' drivers tell their devices where to reach:
+//! an LSI 53C895A, which copies anything to anywhere below 4 GiB, and an e1000, which has 64-bit
+//! addresses.
 
 use super::Attack;
 
-/// Parts of the kernel, as `%NAME` knows them, and as the report does.
+/// Parts of the kernel: their names in `%NAME`, and in the report.
 const KERNEL: &[(&str, &str)] = &[
     ("kernel-text", "kernel text"),
     ("kernel-read-only-data", "kernel read-only data"),
@@ -27,8 +28,8 @@ const KERNEL: &[(&str, &str)] = &[
     ("iommu:context-table", "the IOMMU's own registers, queue or tables"),
 ];
 
-/// Parts of the attacker itself that its device was not given, and of others: a second driver, and
-/// one with a card.
+/// Parts of drivers: of the attacker itself that its device was not given, of a second driver, and
+/// of a driver with a card.
 const DRIVERS: &[(&str, &str)] = &[
     ("rogue-lsi:text", "text of rogue-lsi"),
     ("rogue-lsi:stack", "stack of rogue-lsi"),
@@ -46,12 +47,12 @@ const CARD: &[(&str, &str)] = &[
     ("e1000:queues", "queues of e1000"),
     ("e1000:stack", "stack of e1000"),
     ("e1000:iommu-tables", "IOMMU tables of e1000"),
-    // Its registers: from one device to another.
+    // The registers: an access from one device to another.
     ("e1000:device", "device's registers of e1000"),
 ];
 
-/// Ways of an LSI 53C895A to read or write elsewhere: what it is told, what the report says it did,
-/// and where.
+/// Ways in which an LSI 53C895A reads or writes elsewhere: the command, the access in the report,
+/// and the place in the report.
 const WAYS: &[(&str, &str, &str)] = &[
     ("fetch %kernel-text", "reading", "kernel text"),
     ("table %kernel-data", "reading", "kernel data"),
@@ -66,7 +67,7 @@ const WAYS: &[(&str, &str, &str)] = &[
     ("read %kernel-text+0xff0", "reading", "kernel text"),
 ];
 
-/// The same where what lies there is of no matter.
+/// Accesses at the ends of the device's own memory, or to places where nothing lies.
 const EDGES: &[(&str, &str)] = &[
     ("straddle-read", "reading 0x10002000 (own slot, unmapped)"),
     ("straddle-write", "writing 0x10002000 (own slot, unmapped)"),
@@ -77,7 +78,7 @@ const EDGES: &[(&str, &str)] = &[
     ("write 0x80000000 1", "writing 0x80000000 (own slot, unmapped)"),
 ];
 
-/// With addresses of 64 bits: what an e1000 is told, and what the report says.
+/// Accesses with 64-bit addresses: the command for the e1000, and the text of the report.
 const WIDE: &[(&str, &str)] = &[
     ("dma-read %kernel-text", "reading 0x* (own slot, unmapped): it may not read there"),
     ("dma-write %kernel-text 1", "writing 0x* (own slot, unmapped): it may not write there"),
@@ -97,7 +98,7 @@ fn fault(module: &'static str, tell: String, what: &str) -> Attack {
     Attack::fault(module, tell, format!("{module}: DMA fault: its device {what}"))
 }
 
-/// What the report says of a fault at a place that belongs to somebody.
+/// Returns the report's text for a fault at a place that has an owner.
 fn at(does: &str, lies_there: &str) -> String {
     let verb = if does == "reading" { "read" } else { "write" };
     format!(
@@ -106,7 +107,7 @@ fn at(does: &str, lies_there: &str) -> String {
     )
 }
 
-/// Reads and writes of all that is not its own.
+/// Returns reads and writes of everything that does not belong to the device.
 pub fn places() -> Vec<Attack> {
     let each = |(name, lies_there): &(&str, &str), beside: &'static str| {
         [(format!("read %{name}"), "reading"), (format!("write %{name} 1"), "writing")]
@@ -116,7 +117,7 @@ pub fn places() -> Vec<Attack> {
     alone.chain(CARD.iter().flat_map(|place| each(place, "e1000"))).collect()
 }
 
-/// Other ways to do so, and the ends of what is its own.
+/// Returns other ways to read and write, and accesses at the ends of the device's own memory.
 pub fn ways() -> Vec<Attack> {
     let ways = WAYS.iter().map(|(tell, does, lies_there)| match *lies_there {
         "*" => fault("rogue-lsi", tell.to_string(), &format!("{does} 0x0 (own slot, unmapped): it may not read there")),
@@ -126,14 +127,14 @@ pub fn ways() -> Vec<Attack> {
     ways.chain(edges).collect()
 }
 
-/// With addresses of 64 bits. The card receives nothing for a second after it was first told to.
+/// Returns the accesses with 64-bit addresses. At first the card receives nothing for a second.
 pub fn wide() -> Vec<Attack> {
     let first = Attack::answer("rogue-nic", "loop-back", Some(0)).then("sleep 1200");
     let rest = WIDE.iter().map(|(tell, what)| fault("rogue-nic", tell.to_string(), what));
     core::iter::once(first).chain(rest).collect()
 }
 
-/// What is stopped before it is a fault, or is its own.
+/// Returns accesses that are stopped before they fault, or that are to the device's own memory.
 pub fn harmless() -> Vec<Attack> {
     const UNTOUCHED: u64 = 0x5555_5555_5555_5555;
     vec![
@@ -143,8 +144,8 @@ pub fn harmless() -> Vec<Attack> {
     ]
 }
 
-/// Interrupts that a device makes up: what it is told to write where the local APIC listens, and
-/// what that would be. QEMU lets them come; what none of them may do is harm.
+/// Forged interrupts: the address and the data that the device writes to the range of the local
+/// APIC, and the meaning of that message. QEMU delivers these interrupts; none of them may do harm.
 const MESSAGES: &[(u64, u64, &str)] = &[
     (0xfee0_0000, 0x10, "an exception"),
     (0xfee0_0000, 0x11, "an alignment check, which has an error code"),
@@ -170,19 +171,19 @@ const MESSAGES: &[(u64, u64, &str)] = &[
     (0xfeef_fff0, 0xffff, "an entry beyond the table"),
 ];
 
-/// See [`MESSAGES`].
+/// Returns the attacks of [`MESSAGES`].
 pub fn messages() -> Vec<Attack> {
     let attack =
         |(at, data, _): &(u64, u64, _)| Attack::answer("rogue-lsi", format!("write {at:#x} {data:#x}"), Some(*data));
     MESSAGES.iter().map(attack).collect()
 }
 
-/// All of them.
+/// Returns all attacks by devices.
 pub fn all() -> Vec<Attack> {
     [places(), ways(), wide(), messages(), harmless()].concat()
 }
 
-/// What an attack tries, in words.
+/// Describes the attempt of an attack in words.
 pub fn explain(tell: &str) -> String {
     let (verb, argument) = tell.split_once(' ').unwrap_or((tell, ""));
     let is_it = |(at, data, _): &&(u64, u64, _)| argument == format!("{at:#x} {data:#x}");

@@ -1,11 +1,11 @@
-//! Attacks on services and queues: by drivers that lie about their queues, ask for what is not
-//! their own, and pass what no driver would.
+//! Attacks on services and queues, by drivers that lie about their queues, ask for memory or
+//! registers of others, and pass arguments that no good driver would.
 
 use super::Attack;
 use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base, slot_of};
 use ringfence_abi::service::by_symbol;
 
-/// Verb of `rogue-nic`, and the refusal that the service answers, or what it is given.
+/// Commands of `rogue-nic`, and their answers: the service's refusal, or the amount that it gave.
 const REFUSED: &[(&str, u64)] = &[
     ("free-frames", 3),
     ("phys-frames", 3),
@@ -20,19 +20,19 @@ const REFUSED: &[(&str, u64)] = &[
     ("no-such-bar", 3),
     ("huge-bar", 3),
     ("dma-all", 2),
-    // All of its budget of 64 KiB.
+    // The whole budget of 64 KiB.
     ("dma-forever", 16),
     ("move-frames", 0),
-    // The same memory, zeroed.
+    // The driver gets the same memory again, zeroed.
     ("dma-again", 1),
 ];
 
-/// Requests of `rogue-nic` for what is not its own.
+/// Returns the requests of `rogue-nic` for what belongs to others.
 pub fn refused() -> Vec<Attack> {
     REFUSED.iter().map(|(verb, answer)| Attack::answer("rogue-nic", *verb, Some(*answer))).collect()
 }
 
-/// Verb of `rogue-nic`, and the fault that it ends with: at once, or when the kernel next looks.
+/// Commands of `rogue-nic`, and the fault of each, at once or at the kernel's next check.
 const NIC_FAULTS: &[(&str, &str)] = &[
     ("dma-freed", "rogue-nic: #PF reading 0x10010* (own slot, unmapped), in command, at rf_upcall+"),
     ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x10020000000 (own device's registers), in command"),
@@ -48,8 +48,8 @@ const NIC_FAULTS: &[(&str, &str)] = &[
     ("neighbour-frame", "bad entry 0x3c00000001 in the received queue (frame 1, 60 bytes)"),
 ];
 
-/// Verb of `rogue-nic` that reaches over the end of what it was given, or executes it, and the
-/// fault.
+/// Commands of `rogue-nic` that access memory or ports over the ends of its own, or execute its
+/// data, and the fault of each.
 const REACHES: &[(&str, &str)] = &[
     ("execute-dma", "#PF executing 0x10010* (own DMA memory), in command, at 0x10010* (own DMA memory)"),
     ("execute-queues", "#PF executing 0x10002000000 (own queues), in command, at 0x10002000000 (own queues)"),
@@ -67,18 +67,18 @@ const REACHES: &[(&str, &str)] = &[
     ("open-ports", "#PF writing 0xffffffffc0005000 (I/O bitmap), in command, at rf_rogue_nic::reach::write+"),
 ];
 
-/// Reaches of `rogue-nic` over the ends of what it was given.
+/// Returns the accesses of `rogue-nic` over the ends of its own memory and ports.
 pub fn reaches() -> Vec<Attack> {
     REACHES.iter().map(|(verb, fault)| Attack::fault("rogue-nic", *verb, *fault)).collect()
 }
 
-/// An endless loop when its device interrupts.
+/// Returns an endless loop when the device interrupts.
 pub fn endless_poll() -> Attack {
     Attack::fault("rogue-nic", "hog 0xffffffffffffffff", "took longer than 1000 ms, in poll (interrupt), at rf_upcall+")
         .then("sleep 10")
 }
 
-/// Sleeps of `rogue-nic` that take too long, at once and bit by bit; and that do not.
+/// Returns sleeps of `rogue-nic`: too long at once, too long in sum, and of allowed length.
 pub fn sleeps() -> Vec<Attack> {
     let overslept = "slept for more than 5000 ms in one upcall, in command";
     let too_long =
@@ -90,7 +90,7 @@ pub fn sleeps() -> Vec<Attack> {
     too_long.into_iter().chain([bit_by_bit]).chain(not_too_long).collect()
 }
 
-/// Lies of `rogue-nic` about its queues.
+/// Returns the lies of `rogue-nic` about its queues.
 pub fn nic_faults() -> Vec<Attack> {
     let attack = |(verb, fault): &(&str, &str)| Attack::fault("rogue-nic", *verb, *fault).then("sleep 20");
     let backwards = "lied about the received queue: position 0x0, but 0x1 is counted";
@@ -98,8 +98,7 @@ pub fn nic_faults() -> Vec<Attack> {
     NIC_FAULTS.iter().map(attack).chain([backwards]).collect()
 }
 
-/// Verb of `rogue-scsi`, and what the next command that reads says; the one after that is as good
-/// as ever.
+/// Commands of `rogue-scsi`, and the outcome of the next read. The read after that succeeds.
 const SCSI_ANSWERS: &[(&str, &str)] = &[
     ("residual", "error: the device moved too little data"),
     ("sense", "error: READ(10): CHECK CONDITION"),
@@ -107,8 +106,8 @@ const SCSI_ANSWERS: &[(&str, &str)] = &[
     ("gone", "error: the adapter failed (code 4294967295)"),
 ];
 
-/// Lies of `rogue-scsi` about a command's outcome that are an error for who waits for it, and no
-/// more.
+/// Returns the lies of `rogue-scsi` about a command's outcome that cause an error for the command's
+/// sender, and nothing else.
 pub fn scsi_answers() -> Vec<Attack> {
     let attack = |(verb, answer): &(&str, &str)| {
         let attack = Attack::answer("rogue-scsi", *verb, None).then("blkread disk0 0 4; blkread disk0 0 4");
@@ -128,7 +127,7 @@ pub fn scsi_answers() -> Vec<Attack> {
     SCSI_ANSWERS.iter().map(attack).chain(refused).chain(asked).collect()
 }
 
-/// Verb of `rogue-scsi`, and the fault that it ends with.
+/// Commands of `rogue-scsi`, and the fault of each.
 const SCSI_FAULTS: &[(&str, &str)] = &[
     ("lose", "left a SCSI command undone for 300 ms"),
     ("twice", "bad entry 0x0 in the complete queue"),
@@ -138,7 +137,7 @@ const SCSI_FAULTS: &[(&str, &str)] = &[
     ("backwards", "lied about the complete queue: position 0x*, but 0x"),
     ("read-ahead", "lied about the submit queue: position 0xffffffffffffffff, but 0x"),
     ("unasked", "bad entry 0x0 in the complete queue"),
-    // Cut off, it would read as GOOD.
+    // Cut to 8 bits, this status would be GOOD.
     ("status", "bad entry 0x100 in the complete queue"),
     ("pretend", "left a SCSI command undone for 300 ms"),
     ("deaf", "left a SCSI command undone for 300 ms"),
@@ -146,14 +145,14 @@ const SCSI_FAULTS: &[(&str, &str)] = &[
     ("unasked-abort", "bad entry 0x20 in the complete queue"),
 ];
 
-/// Lies of `rogue-scsi` about its queues.
+/// Returns the lies of `rogue-scsi` about its queues.
 pub fn scsi_faults() -> Vec<Attack> {
     let attack =
         |(verb, fault): &(&str, &str)| Attack::fault("rogue-scsi", *verb, *fault).then("repeat 40 blkread disk0 0 4");
     SCSI_FAULTS.iter().map(attack).collect()
 }
 
-/// Verb of `rogue-blk`, and the refusal that the service answers.
+/// Commands of `rogue-blk`, and the refusal of the service.
 const BLK_REFUSED: &[(&str, u64)] = &[
     ("offer-twice", 4),
     ("open 2", 3),
@@ -164,8 +163,8 @@ const BLK_REFUSED: &[(&str, u64)] = &[
     ("address-for-dma", 3),
 ];
 
-/// Verb of `rogue-blk`, and the fault that it ends with. The first ports of each run are opened
-/// before; the second run is not.
+/// Commands of `rogue-blk`, and the fault of each. The driver has opened the first run of ports,
+/// but not the second.
 const BLK_PORTS: &[(&str, &str)] = &[
     ("port 0x1ef", "port_in8+"),
     ("port 0x1f8", "port_in8+"),
@@ -175,7 +174,7 @@ const BLK_PORTS: &[(&str, &str)] = &[
     ("port 0x64", "port_in8+"),
 ];
 
-/// Verb of `rogue-blk`, and the fault that it ends with at the next request.
+/// Commands of `rogue-blk`, and the fault of each at the next request.
 const BLK_FAULTS: &[(&str, &str)] = &[
     ("lose", "left a block request undone for 300 ms"),
     ("twice", "bad entry 0x0 in the complete queue"),
@@ -187,8 +186,8 @@ const BLK_FAULTS: &[(&str, &str)] = &[
     ("status", "bad entry 0x3 in the complete queue"),
 ];
 
-/// What `rogue-blk` tries: services for devices of another kind, ports beside its own, lies about
-/// its queues.
+/// Returns the attacks of `rogue-blk`: services for devices of another kind, ports beside its own,
+/// and lies about its queues.
 pub fn block() -> Vec<Attack> {
     let refused = BLK_REFUSED.iter().map(|(verb, answer)| Attack::answer("rogue-blk", *verb, Some(*answer)));
     let ports = BLK_PORTS.iter().map(|(verb, place)| {
@@ -208,32 +207,32 @@ pub fn block() -> Vec<Attack> {
         ("ask-ahead", "lied about the submit queue: position 0x3e8, but 0x0 is counted"),
     ];
     let asked = asked.map(|(verb, fault)| Attack::fault("rogue-blk", verb, fault).beside("virtio-scsi"));
-    // Its own ports are open: nobody is there.
+    // The driver's own ports are open, but no disk answers.
     let own = Attack::answer("rogue-blk", "port 0x1f7", Some(0));
     refused.chain(ports).chain(faults).chain([unsupported, own]).chain(used).chain(asked).collect()
 }
 
-/// Services without pointers, which no arguments may end the driver with, and how many of 22 * 22 *
-/// 22 calls with extremes they do not refuse.
+/// Services without pointers, and the number of calls that they do not refuse out of 22 * 22 * 22
+/// calls with extreme arguments. No arguments may end the driver.
 const WITHOUT_POINTERS: [(&str, u64); 13] = [
     ("rf_null", ALL),
-    // Until its budget is used up.
+    // Calls succeed until the budget is used up.
     ("rf_heap_grow", 12),
     ("rf_time_ns", ALL),
     ("rf_dma_alloc", 16),
     ("rf_dma_free", 0),
     ("rf_dma_address", 0),
-    // The device has two.
+    // The device has two BARs.
     ("rf_bar_map", 2 * 22 * 22),
     ("rf_bar_len", 2 * 22 * 22),
     // One byte at 0, 1, 2, 4 and 7, two at 0, 2 and 4, four at 0 and 4.
     ("rf_pci_read", 10 * 22),
-    // The command register, whose other bits are ignored.
+    // Only the command register may be written; its other bits are ignored.
     ("rf_pci_write", 22),
     ("rf_irq_enable", ALL),
-    // No interrupt is to be acknowledged.
+    // There is no interrupt to acknowledge.
     ("rf_irq_ack", 0),
-    // Six of the extremes are too short a period.
+    // Six of the extremes are too short for a period.
     ("rf_timer", 22 * 16 * 22),
 ];
 const ALL: u64 = 22 * 22 * 22;
@@ -242,19 +241,19 @@ fn number(symbol: &str) -> usize {
     by_symbol(symbol.as_bytes()).expect("there is such a service")
 }
 
-/// Every service without pointers with every argument at 22 extremes.
+/// Returns calls of every service without pointers, with every argument at 22 extremes.
 pub fn extremes() -> Vec<Attack> {
     let attack = |(symbol, allowed)| Attack::answer("rogue-nic", format!("extremes {}", number(symbol)), Some(allowed));
     WITHOUT_POINTERS.into_iter().map(attack).collect()
 }
 
-/// Random calls of every service, 4,000 at a time: 20,000 of each here, but for the log, which
-/// keeps lines.
+/// Returns random calls of every service, 4,000 at a time. Each service is called 20,000 times,
+/// except for the log, which keeps lines.
 ///
 /// `limits transmit-ms 600000; insmod rogue-nic; repeat 2500 tell rogue-nic random N` makes ten
-/// million. `rf_panic` is not among them: each call ends the driver ([`random_panics`], and
-/// `gates::random_calls_of_rf_panic`). `rogue-scsi` has registered by then, but asks for 1,000
-/// registrations that are wrong before it does, and does not load if one is not refused.
+/// million calls. `rf_panic` is not included, because each call ends the driver ([`random_panics`],
+/// and `gates::random_calls_of_rf_panic`). `rogue-scsi` has already registered by then. Before it
+/// registers, it makes 1,000 wrong registrations, and it does not load unless all are refused.
 pub fn random() -> Vec<Attack> {
     let attack = |symbol| {
         let times = if symbol == "rf_log" { 1 } else { 5 };
@@ -270,8 +269,8 @@ pub fn random() -> Vec<Attack> {
     attacks
 }
 
-/// Random calls of `rf_panic`, each of which ends its driver: with pointers to anywhere, and with
-/// such into its own stack.
+/// Returns random calls of `rf_panic`, each of which ends its driver: with pointers to anywhere,
+/// and with pointers into the driver's own stack.
 pub fn random_panics() -> Vec<Attack> {
     const EACH: u64 = 50;
     const STACK_BYTES: u64 = 32 << 10;
@@ -284,7 +283,7 @@ pub fn random_panics() -> Vec<Attack> {
     };
     let mut attacks = Vec::new();
     for _ in 0..EACH {
-        // What lies in its slot may be its own.
+        // An address in the driver's slot may be its own memory.
         let anywhere = random();
         if slot_of(anywhere) != Some(1) {
             let fault = format!("bad pointer to rf_panic: 0x10 bytes at {anywhere:#x} (");
@@ -296,7 +295,7 @@ pub fn random_panics() -> Vec<Attack> {
     attacks
 }
 
-/// Addresses of 16 bytes that are not all in the driver's own memory, seen from slot 1.
+/// Returns addresses at which 16 bytes are not all in the driver's own memory, as seen from slot 1.
 fn foreign_addresses() -> [u64; 18] {
     let base = slot_base(1);
     [
@@ -316,21 +315,21 @@ fn foreign_addresses() -> [u64; 18] {
         base + STACK_TOP,
         base + SLOT_SIZE - 8,
         slot_base(MAX_DOMAINS - 1),
-        // What the second driver has there.
+        // Addresses at which the second driver has memory.
         slot_base(0) + IMAGE,
         slot_base(0) + STACK_TOP - 16,
     ]
 }
 
-/// Lengths of text, and whether a line in the log may be so long.
+/// Lengths of text, and whether a line in the log may have this length.
 const LENGTHS: [(u64, bool); 6] = [(0, true), (1, true), (16, true), (512, true), (513, false), (u64::MAX, false)];
 
-/// Module, verb, the service that is passed a pointer, and how many bytes it copies from there.
+/// Modules, commands, the service that gets the pointer, and the number of bytes that it copies.
 const WITH_POINTERS: [(&str, &str, &str, u64); 2] =
     [("rogue-nic", "register-at", "rf_offer", 8), ("rogue-scsi", "register-at", "rf_offer", 16)];
 
-/// Pointers to what is not the driver's own, passed to every service that takes one, with every
-/// length if it takes one.
+/// Returns pointers to memory that is not the driver's own, passed to every service that takes a
+/// pointer, and with every length if the service takes one.
 pub fn bad_pointers() -> Vec<Attack> {
     let mut attacks = Vec::new();
     let fault = |symbol: &str, len_bytes: u64, address: u64| {
@@ -343,7 +342,7 @@ pub fn bad_pointers() -> Vec<Attack> {
     }
     const INVALID: u64 = 1;
     const FULL: u64 = 6;
-    // Only `init` names commands: nothing is read.
+    // Only `init` may name commands, so nothing is read.
     attacks.push(Attack::answer("rogue-nic", "command-at 0 16", Some(INVALID)));
     let slot = slot_base(1)..=slot_base(1) + SLOT_SIZE;
     let stack_end = slot_base(1) + STACK_TOP;
@@ -374,8 +373,9 @@ pub fn bad_pointers() -> Vec<Attack> {
     attacks
 }
 
-/// Devices that interrupt for ever, with a driver that says so, one that says that it is quiet, and
-/// one that takes long each time: others go on.
+/// Returns attacks by devices that interrupt for ever, with a driver that reports the interrupt,
+/// one that says that its device is quiet, and one that takes long each time. Other drivers must go
+/// on.
 pub fn endless_interrupts() -> Vec<Attack> {
     let attack = |verb| {
         Attack::answer("rogue-nic", verb, None).then("sleep 100; tell template busy").says(&["template: 4 (0x4)"])

@@ -1,10 +1,10 @@
-//! The attacks and what must come of each: the tables behind the tests, and behind
-//! `docs/attacks.md`; and the two boots in which all of them run.
+//! The attacks and their expected outcomes: the tables behind the tests and behind
+//! `docs/attacks.md`, and the two boots in which all attacks run.
 //!
-//! * [`rogue`]: on the CPU and on memory
-//! * [`lies`]: on services and queues, by drivers of a network card, of a SCSI adapter and of a
-//!   channel for disks
-//! * [`fence`]: on memory and on others, by devices
+//! * [`rogue`]: attacks on the CPU and on memory
+//! * [`lies`]: attacks on services and queues, by drivers of a network card, of a SCSI adapter and
+//!   of an ATA channel
+//! * [`fence`]: attacks on memory and on others, by devices
 //! * [`page`]: the document
 
 pub mod fence;
@@ -17,37 +17,37 @@ use ringfence::machine::End;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-/// Something that a module is told to do, and what must come of it.
+/// An attack: a command for a module, and its expected outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attack {
-    /// The module, which is loaded for this and unloaded afterwards.
+    /// The module, which is loaded for the attack and unloaded afterwards.
     pub module: &'static str,
-    /// What it is told.
+    /// The command, as `tell` passes it to the module.
     pub tell: String,
-    /// How often.
+    /// How many times the command is given.
     pub times: usize,
-    /// The command that the shell does that under: `trace`, say.
+    /// A shell command that runs the `tell`, such as `trace`.
     pub under: &'static str,
-    /// A module that is loaded beside it meanwhile; empty if there is none.
+    /// A module that is loaded during the attack; empty if there is none.
     pub beside: &'static str,
-    /// Commands that bring to light what came of it, if it does not show at once.
+    /// Commands that reveal the outcome, if it does not show at once.
     pub then: String,
-    /// What must come of it.
+    /// The expected outcome.
     pub expected: Expected,
-    /// The instruction at which it must end, in words; empty if that is not asked for.
+    /// The text of the instruction at which the driver must end; empty if any instruction may be.
     pub instruction: &'static str,
 }
 
-/// What must come of an attack.
+/// The expected outcome of an attack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// Its driver is ended, and the first two lines of the report have this in them; `@` is the
-    /// address of the part of the kernel that the attack names, `*` what is another address with
-    /// each build.
+    /// The driver is ended, and the first two lines of the report contain this text. `@` stands for
+    /// the address of the part of the kernel that the attack names, and `*` for an address that
+    /// differs between builds.
     Fault(String),
-    /// The driver answers this each time, or anything, and goes on.
+    /// The driver gives this answer each time (any answer if `None`), and goes on.
     Answer(Option<u64>),
-    /// Lines with these ends are said, in this order.
+    /// The console has lines with these ends, in this order.
     Lines(Vec<String>),
 }
 
@@ -65,53 +65,53 @@ impl Attack {
         }
     }
 
-    /// An attack by `module` that is to end with a fault.
+    /// Makes an attack by `module` that must end with a fault.
     pub fn fault(module: &'static str, tell: impl Into<String>, fault: impl Into<String>) -> Attack {
         Attack::new(module, tell, Expected::Fault(fault.into()))
     }
 
-    /// An attempt by `module` of something that does no harm.
+    /// Makes an attempt by `module` that does no harm and must be answered.
     pub fn answer(module: &'static str, tell: impl Into<String>, answer: Option<u64>) -> Attack {
         Attack::new(module, tell, Expected::Answer(answer))
     }
 
-    /// The same beside another module.
+    /// Sets the module that is loaded beside the attacker.
     pub fn beside(mut self, module: &'static str) -> Attack {
         self.beside = module;
         self
     }
 
-    /// The same with commands behind it.
+    /// Adds commands after the attack.
     pub fn then(mut self, then: &str) -> Attack {
         self.then = format!("; {then}");
         self
     }
 
-    /// The same so many times.
+    /// Sets how many times the command is given.
     pub fn times(mut self, times: usize) -> Attack {
         self.times = times;
         self
     }
 
-    /// The same under a command.
+    /// Sets the command that runs the `tell`.
     pub fn under(mut self, command: &'static str) -> Attack {
         self.under = command;
         self
     }
 
-    /// The same if lines with these ends must be said.
+    /// Expects lines with these ends instead of the outcome set before.
     pub fn says(mut self, lines: &[&str]) -> Attack {
         self.expected = Expected::Lines(lines.iter().map(|line| line.to_string()).collect());
         self
     }
 
-    /// The same if it must end at this instruction.
+    /// Expects the driver to end at this instruction.
     pub fn executing(mut self, instruction: &'static str) -> Attack {
         self.instruction = instruction;
         self
     }
 
-    /// What the shell is told to carry it out.
+    /// Returns the shell's commands for the attack.
     fn script(&self) -> String {
         let Attack { module, tell, times, under, beside, then, .. } = self;
         let repeat = if *times > 1 { format!("repeat {times} ") } else { String::new() };
@@ -122,11 +122,11 @@ impl Attack {
         format!("{load}insmod {module}; {repeat}{under}tell {module} {tell}{then}; rmmod {module}{unload}")
     }
 
-    /// Whether `report`, what the console said meanwhile, is what it must be; otherwise what is
-    /// wrong.
+    /// Checks `report`, the console's output during the attack. Returns the difference if it is not
+    /// as expected.
     fn check(&self, report: &str, parts: &BTreeMap<String, String>) -> Result<(), String> {
         let Attack { module, tell, times, .. } = self;
-        // The first line says what, the second where.
+        // The first line names the fault, the second the place.
         let mut lines = report.lines().skip_while(|line| !line.contains(&format!("fault: {module}: ")));
         let fault = lines.next().map(|first| format!("{first}, {}", lines.next().unwrap_or("").trim()));
         let executed = lines.next().and_then(|line| Some(line.trim().split_once("  ")?.1)).unwrap_or("");
@@ -150,7 +150,7 @@ impl Attack {
             }
             Expected::Lines(expected) => {
                 let mut lines = report.lines();
-                // A fault is one of them, or there is none.
+                // There is no fault, or its headline is one of the expected lines.
                 let headline = fault.as_ref().and_then(|fault| Some(fault.split_once(", at ")?.0));
                 let is_expected = headline.is_none_or(|fault| expected.iter().any(|end| fault.ends_with(end)));
                 (
@@ -164,7 +164,7 @@ impl Attack {
     }
 }
 
-/// Whether `text` has `pattern` in it, where `*` stands for any hexadecimal digits.
+/// Returns whether `text` contains `pattern`, in which `*` stands for any hexadecimal digits.
 fn has(text: &str, pattern: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or("");
@@ -177,7 +177,7 @@ fn has(text: &str, pattern: &str) -> bool {
     })
 }
 
-/// Services called with arguments that no driver would pass, and devices that never rest.
+/// Returns the attacks with extreme service arguments, and with devices that interrupt for ever.
 fn calls() -> Vec<Attack> {
     [
         lies::extremes(),
@@ -190,7 +190,7 @@ fn calls() -> Vec<Attack> {
     .concat()
 }
 
-/// All the others that need no boot of their own.
+/// Returns all other attacks that need no boot of their own.
 fn others() -> Vec<Attack> {
     let groups = [
         rogue::memory(),
@@ -209,23 +209,23 @@ fn others() -> Vec<Attack> {
         lies::block(),
     ];
     let mut all = groups.concat();
-    // Where nothing fences devices they would do what they try.
+    // Without an IOMMU these attacks would succeed.
     if machine("").iommu {
         all.extend(fence::all());
     }
     all
 }
 
-/// Carries out `attacks` on a machine that `run` boots with a script, and returns the console of;
-/// panics with all that did not come out as they must. A second driver lives beside them.
+/// Carries out `attacks` on a machine that `run` boots with a script; `run` returns the console's
+/// lines. Returns the reports of the attacks. A second driver lives beside the attackers.
 ///
-/// After each attack if `check_each`, and after the last one if not: the second driver answers, the
-/// kernel's checksum is what it was, nobody has written to free memory, and as many frames are free
-/// as before.
+/// Panics unless, after each attack (with `check_each`) or after the last one (without), the second
+/// driver answers, the kernel's checksum is unchanged, free memory was not written to, and the
+/// number of free frames is unchanged.
 pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) -> Vec<String>) -> Reports {
     let after_each = if check_each { HEALTH } else { "tell template x" };
     let mut script = String::from("insmod template; tell template x; vmmap");
-    // Once before, so that what is made once is made.
+    // Each module runs once before, so that allocations that are made only once do not count.
     let mut modules: Vec<&str> = attacks.iter().map(|attack| attack.module).collect();
     modules.dedup();
     modules.iter().for_each(|module| script += &format!("; insmod {module}; tell {module} nothing; rmmod {module}"));
@@ -241,7 +241,7 @@ pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) ->
     }
     let answers = text.matches("template: 1 (0x1)").count();
     assert_eq!(answers, if check_each { 1 } else { attacks.len() + 1 }, "the second driver did not always answer");
-    // What lies between one attack and the next.
+    // The output between one attack and the next.
     let (before, all) = text.split_once("> sleep 0\n").expect("there are attacks");
     let reports: Vec<&str> =
         all.split("> sleep 0\n").map(|report| report.split("> rmmod").next().unwrap_or("")).collect();
@@ -252,13 +252,13 @@ pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) ->
     }
 }
 
-/// After so many attacks as many reports and lines are kept as ever will be.
+/// After this many attacks, the kernel's stores of reports and lines are full.
 const ATTACKS_UNTIL_THEN: usize = 600;
 
-/// Asserts that the kernel's own memory does not grow with attacks, once as many reports and lines
-/// are kept as ever will be.
+/// Asserts that attacks do not make the kernel's heap grow, once the stores of reports and lines
+/// are full.
 fn assert_heap_stays(text: &str) {
-    // Reports and lines are longer or shorter.
+    // Reports and lines differ in length.
     const MOST_BYTES: u64 = 64 << 10;
     let used = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
     let used: Vec<u64> = text.lines().filter_map(used).skip(ATTACKS_UNTIL_THEN).collect();
@@ -266,16 +266,16 @@ fn assert_heap_stays(text: &str) {
     assert!(most - first < MOST_BYTES, "the kernel's heap grew from {first} to {most} bytes");
 }
 
-/// What attacks left.
+/// The output of attacks.
 pub struct Reports {
-    /// By the attack's script.
+    /// The reports, by the attack's script.
     of: BTreeMap<String, String>,
-    /// Addresses of the kernel's parts.
+    /// The addresses of the kernel's parts.
     parts: BTreeMap<String, String>,
 }
 
 impl Reports {
-    /// Asserts that each of `attacks` came out as it must.
+    /// Asserts that each of `attacks` had its expected outcome.
     #[track_caller]
     pub fn assert(&self, attacks: &[Attack]) {
         assert!(!attacks.is_empty());
@@ -285,8 +285,8 @@ impl Reports {
     }
 }
 
-/// The first address of each part of the kernel, as `vmmap` prints them, by the name that `tell`
-/// knows it by.
+/// Returns the first address of each part of the kernel, from the output of `vmmap`, by the name
+/// that `tell` uses.
 fn parts(text: &str) -> BTreeMap<String, String> {
     let part = |line: &str| {
         let start = line.get(..16).filter(|start| u64::from_str_radix(start, 16).is_ok())?;
@@ -296,10 +296,10 @@ fn parts(text: &str) -> BTreeMap<String, String> {
     text.lines().filter_map(part).collect()
 }
 
-/// Asserts what came of `attacks`, out of one of two boots in which all of them run, each in a
-/// domain of its own. Two, so that whoever waits for one leaves the other CPU to the other.
+/// Asserts the outcomes of `attacks`. All attacks run in two boots, each attack in a domain of its
+/// own. There are two boots so that they can run at the same time on two CPUs.
 pub fn assert_all(attacks: &[Attack]) {
-    // One that panics once does so for all who ask.
+    // If a boot panics, all tests that use it panic.
     static CALLS: LazyLock<Reports> = LazyLock::new(|| in_one_boot(&calls()));
     static OTHERS: LazyLock<Reports> = LazyLock::new(|| in_one_boot(&others()));
     let is_call = attacks.first().is_some_and(|first| calls().contains(first));
@@ -319,8 +319,8 @@ fn in_one_boot(attacks: &[Attack]) -> Reports {
         machine.extra = ["-device", "lsi53c895a", "-device", "isa-ide"].map(Into::into).to_vec();
         machine.timeout = Some(5 * TIME_LIMIT);
         let run = boot(&machine);
-        // The attacks failed, which is their purpose; the machine did not, and the devices work
-        // for who treats them well.
+        // The attacks made commands fail, as they should. The machine itself did not fail, and the
+        // devices work with good drivers.
         let lines = run.console();
         let last = lines[lines.len().saturating_sub(60)..].join("\n");
         assert_eq!(run.end(), End::CommandFailed, "{last}");

@@ -4,7 +4,7 @@ use super::rogue::{BOCHS, HARMLESS, SINCE_9_1};
 use super::{Attack, Expected, fence, lies, rogue};
 use ringfence_abi::service::Refusal;
 
-/// What the document says, by the tables.
+/// Returns the document, made from the tables.
 pub fn page() -> String {
     let mut page = String::from(HEAD);
     let mut section = |test: &str, attacks: &[Attack]| {
@@ -14,7 +14,7 @@ pub fn page() -> String {
             let report = match &attack.expected {
                 Expected::Fault(fault) => fault.clone(),
                 Expected::Lines(lines) => lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(", then "),
-                // The drivers that lie answer with the refusal that they got, as a positive number.
+                // The lying drivers answer with the refusal that they got, as a positive number.
                 Expected::Answer(Some(answer)) => match Refusal::from_result(-(*answer as i64)) {
                     Some(refusal) if !attack.tell.starts_with("dma-") || attack.tell == "dma-all" => {
                         format!("refused: {refusal}")
@@ -151,7 +151,7 @@ the fault that it records ends the driver.
 |---|---|---|
 ";
 
-/// What an attack tries and what stops it, in words.
+/// Returns an attack in words: the attempt, and the protection that stops it.
 fn explain(verb: &str) -> (String, &'static str) {
     let (name, argument) = verb.split_once(' ').unwrap_or((verb, ""));
     let (tries, stops) = match name {

@@ -1,5 +1,5 @@
-//! Attacks on the CPU and on memory, by `rogue`: the one driver that tries everything that ring 1
-//! must not have.
+//! Attacks on the CPU and on memory, by `rogue`, the driver that tries everything that ring 1 must
+//! not be able to do.
 
 use super::Attack;
 use ringfence_abi::service::SERVICES;
@@ -7,8 +7,7 @@ use ringfence_core::descriptor::{self, SelectorName};
 
 const MODULE: &str = "rogue";
 
-/// The parts of the kernel that no driver's root maps: as `tell` knows them, and what reports call
-/// them.
+/// The parts of the kernel that no driver's root maps: their names in `tell`, and in reports.
 const KERNEL_PARTS: &[(&str, &str)] = &[
     ("@kernel-text", "kernel text"),
     ("@kernel-read-only-data", "kernel read-only data"),
@@ -27,21 +26,20 @@ const KERNEL_PARTS: &[(&str, &str)] = &[
 const TABLES: &[(&str, &str)] =
     &[("@gdt", "GDT"), ("@idt", "IDT"), ("@tss", "TSS"), ("@io-bitmap", "I/O bitmap"), ("@ldt", "LDT")];
 
-/// Other places that a driver has not: an address, and what reports call it.
+/// Other places that the driver does not have: their addresses, and their names in reports.
 const OTHER_PLACES: &[(&str, &str)] = &[
     ("0x8", "null"),
     ("0x123456789000", "unmapped"),
-    // The registers of the network card, where the kernel would see them.
+    // The registers of the network card, at the kernel's address for them.
     ("0xffff8000feb80000", "device registers"),
     ("0xffffa00000000000", "guard below a kernel stack"),
-    // The first page and the stack of the second driver, which is in slot 0, and a slot that is
-    // free.
+    // The first page and the stack of the second driver, which is in slot 0, and a free slot.
     ("0x8000400000", "another domain's slot"),
     ("0x80017ff000", "another domain's slot"),
     ("0x200000400000", "unmapped"),
 ];
 
-/// Every kind of access to everything that is not the driver's.
+/// Returns every kind of access to everything that is not the driver's.
 pub fn memory() -> Vec<Attack> {
     let mut attacks = Vec::new();
     let mut add = |verb: &str, place: &str, what: &str| {
@@ -64,7 +62,7 @@ pub fn memory() -> Vec<Attack> {
     attacks
 }
 
-/// Other things that must end its driver with a fault.
+/// Returns the other attacks that must end the driver with a fault.
 pub fn others() -> Vec<Attack> {
     let faults = FAULTS.iter().map(|(verb, fault)| Attack::fault(MODULE, *verb, *fault));
     let hidden = (0..).zip(HIDDEN).map(|(number, instruction)| {
@@ -74,7 +72,7 @@ pub fn others() -> Vec<Attack> {
     faults.chain(hidden).collect()
 }
 
-/// Single instructions that ring 1 does not have.
+/// Returns single instructions that ring 1 does not have.
 pub fn instructions() -> Vec<Attack> {
     let attack = |(verb, fault, instruction): &(&str, &str, &'static str)| {
         Attack::fault(MODULE, *verb, *fault).executing(instruction)
@@ -82,13 +80,13 @@ pub fn instructions() -> Vec<Attack> {
     INSTRUCTIONS.iter().map(attack).collect()
 }
 
-/// What a driver may do, though it looks as if it should not.
+/// Returns attempts that look forbidden but are allowed.
 pub fn harmless() -> Vec<Attack> {
     let answer = |(verb, answer, _): &(&str, Option<u64>, _)| Attack::answer(MODULE, *verb, *answer);
     HARMLESS.iter().map(answer).collect()
 }
 
-/// More than there is room for, of lines of the log and of what is traced.
+/// Returns attacks that write more lines to the log, or more traced events, than there is room for.
 pub fn floods() -> Vec<Attack> {
     vec![
         Attack::answer("null", "log 1000", None).says(&["null: 936 more lines in one upcall were dropped"]),
@@ -101,15 +99,15 @@ pub fn floods() -> Vec<Attack> {
     ]
 }
 
-/// Every `int n`.
+/// Returns every `int n`.
 pub fn interrupts() -> Vec<Attack> {
     let fault =
         |number| format!("#GP general protection on int {number:#x}, in command, at rf_rogue::instructions::int_n+");
     (0..256).map(|number| Attack::fault(MODULE, format!("int-n {number}"), fault(number))).collect()
 }
 
-/// Bit tests of a register with a LOCK prefix. For Bochs and QEMU since 9.1: QEMU 7.2 aborts, and
-/// the module that does this is not loaded.
+/// Returns bit tests of a register with a LOCK prefix, for Bochs and QEMU since 9.1. QEMU 7.2
+/// aborts on them, and the kernel does not load the module there.
 pub fn locked_bit_tests() -> Vec<Attack> {
     let attack = |number| {
         Attack::fault(
@@ -121,41 +119,41 @@ pub fn locked_bit_tests() -> Vec<Attack> {
     (0..5).map(attack).collect()
 }
 
-/// Loads of CS, and of segment registers that do not exist. For Bochs: QEMU 10.0 loads CS, LDTR and
-/// TR.
+/// Returns loads of CS, and of segment registers that do not exist, for Bochs: QEMU 10.0 loads CS,
+/// LDTR and TR.
 pub fn loads_of_no_segment() -> Vec<Attack> {
     let fault = "#UD invalid opcode, in command, at rf_rogue_ss::load_none+";
     [1, 6, 7].map(|register| Attack::fault("rogue-ss", format!("load-none {register}"), fault)).to_vec()
 }
 
-/// What begins with a load of SS. For Bochs: under QEMU the module that does this is not loaded.
+/// Returns attacks that begin with a load of SS, for Bochs: under QEMU their module is not loaded.
 pub fn loads_of_ss() -> Vec<Attack> {
     const MODULE: &str = "rogue-ss";
     vec![
         Attack::fault(MODULE, "null-ss", "#GP general protection, in command, at rf_rogue_ss::null_ss+"),
         Attack::fault(MODULE, "shadowed-gate", "#DB debug exception, in command, at gate_0+0x0 (entry text)"),
         Attack::fault(MODULE, "shadowed-return", "#DB debug exception, in command, at gate_return+0x0 (entry text)"),
-        // CVE-2018-8897: the debug exception is held back until the gate was entered.
+        // CVE-2018-8897: the debug exception is delayed until the gate was entered.
         Attack::answer(MODULE, "watched-gate 0x10001f00000", None)
             .under("trace rogue-ss --watch 0x10001f00000:2 ")
             .says(&["rogue-ss: 0 (0x0)", "before gate_0+0x0"]),
     ]
 }
 
-/// The loads themselves, with every selector.
+/// Returns loads of SS with every selector.
 pub fn selectors_in_ss() -> Vec<Attack> {
     ["load-ss", "load-lss"].into_iter().flat_map(|verb| with_all_selectors("rogue-ss", verb)).collect()
 }
 
-/// Far calls to the driver's own code, for Bochs: what they do with a null selector in SS differs
-/// with the version of QEMU.
+/// Returns far calls to the driver's own code, for Bochs: their effect with a null selector in SS
+/// differs between versions of QEMU.
 pub fn far_calls_to_own_code() -> Vec<Attack> {
     let own = descriptor::DRIVER_CODE & !3;
     let attack = |selector| Attack::fault(MODULE, format!("far-call {selector:#x}"), far_jump_fault(selector));
     [own, own | 1].map(attack).to_vec()
 }
 
-/// Every way to load another segment register or to go to a segment, with every selector.
+/// Returns all loads of other segment registers and all jumps to segments, with every selector.
 pub fn segment_loads() -> Vec<Attack> {
     let verbs = DATA_LOADS.iter().chain(CODE_LOADS).chain(&["iret-stack"]);
     verbs.flat_map(|verb| with_all_selectors(MODULE, verb)).collect()
@@ -172,13 +170,13 @@ fn with_all_selectors(module: &'static str, verb: &'static str) -> Vec<Attack> {
     selectors().filter(is_told).map(attack).collect()
 }
 
-/// The instructions that are hidden in others.
+/// The instructions that are hidden in the middle of others.
 const HIDDEN: [&str; 4] = ["mov rax, cr3", "wrmsr", "cli", "out dx, al"];
 
 const INTERRUPT_RETURN_STACK: &str =
     "#GP general protection, in command, at rf_rogue::instructions::interrupt_return_stack+";
 
-/// Attack, and the beginning of the fault it must end with.
+/// Commands, and the beginning of the fault of each.
 const FAULTS: &[(&str, &str)] = &[
     (
         "read 0x8000000000000000",
@@ -191,7 +189,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("execute 0x8000000000000000", "#GP general protection, in command, at 0x8000000000000000 (non-canonical)"),
     // The kernel's own entry code, run in ring 1.
     ("execute @entry-text", "#GP general protection, in command, at gate_enter+0x* (entry text)"),
-    // Its own stubs, mailbox and stack.
+    // The driver's own stubs, mailbox and stack.
     ("write 0x10000200000", "#PF writing 0x10000200000 (own service stubs), in command, at rf_rogue::attacks::write+"),
     ("execute 0x10001f00000", "#PF executing 0x10001f00000 (own mailbox), in command, at 0x10001f00000"),
     (
@@ -207,7 +205,7 @@ const FAULTS: &[(&str, &str)] = &[
         "big-frame",
         "rogue: #PF writing 0x100017b* (guard below own stack), in command, at rf_rogue::attacks::big_frame+",
     ),
-    // Its heap, the last word of that, and the first one behind.
+    // The driver's own heap, its last word, and the first word after it.
     ("execute 0x10004000000", "#PF executing 0x10004000000 (own heap), in command, at 0x10004000000 (own heap)"),
     ("read 0x10004003ffc", "#PF reading 0x10004004000 (own slot, unmapped), in command, at rf_rogue::attacks::read+"),
     ("write 0x10004003ffc", "#PF writing 0x10004004000 (own slot, unmapped), in command, at rf_rogue::attacks::write+"),
@@ -226,7 +224,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("sse", "#UD invalid opcode, in command, at rf_rogue::attacks::sse+"),
     ("divide 0", "#DE divide error, in command, at rf_rogue::attacks::divide+"),
     ("far-call 0x125", "#NP segment not present on the gate of rf_irq_vectors, in command"),
-    // The upper half of a gate, and code that is no gate.
+    // The upper half of a gate, and descriptors that are no gates.
     ("far-call 0x12d", "#GP general protection on the gate of rf_irq_vectors, in command"),
     ("far-call 0xffff", "#GP general protection on entry 8191 of the LDT, in command"),
     ("far-call 8", "#GP general protection on entry 1 of the GDT, in command"),
@@ -239,7 +237,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("trap-flag-gate", "#DB debug exception, in command, at gate_0+0x0 (entry text)"),
     ("trap-flag-return", "#DB debug exception, in command, at gate_return+0x0 (entry text)"),
     ("flag 8", "#DB debug exception, in command, at rf_rogue::attacks::"),
-    // The last word of its stack, and the first one behind.
+    // The last word of the driver's stack, and the first word after it.
     ("read 0x100017ffffc", "#PF reading 0x10001800000 (own slot, unmapped), in command, at rf_rogue::attacks::read+"),
     ("write 0x100017ffffc", "#PF writing 0x10001800000 (own slot, unmapped), in command, at rf_rogue::attacks::write+"),
     (
@@ -279,9 +277,9 @@ const GP: &str = "#GP general protection, in command, at rf_rogue::instructions:
 const UD: &str = "#UD invalid opcode, in command, at rf_rogue::instructions::INSTRUCTIONS::run+";
 const NM: &str = "#NM no coprocessor, in command, at rf_rogue::instructions::INSTRUCTIONS::run+";
 
-/// Instructions that ring 1 does not have, the fault that each must end with, and what the report
-/// says that it executed, if that has a name. Those of VMX, SVM and MONITOR are not there at all in
-/// QEMU's emulation, and so invalid.
+/// Instructions that ring 1 does not have, the fault of each, and the instruction's text in the
+/// report, if it has one. QEMU's emulation does not have the instructions of VMX, SVM and MONITOR
+/// at all, so they are invalid opcodes.
 const INSTRUCTIONS: &[(&str, &str, &str)] = &[
     ("sti", GP, "sti"),
     ("clts", GP, "clts"),
@@ -406,7 +404,7 @@ const LONG_STACK: &str =
 
 const NO_SUCH_REGISTER: &str = "there is no such register, which comes first (SDM vol. 2, MOV to/from control registers); QEMU looks at the ring first";
 
-/// What Bochs says differently, and is right to: attack, fault, and why.
+/// Reports that differ under Bochs, where Bochs is right: command, fault, and reason.
 pub const BOCHS: &[(&str, &str, &str)] = &[
     (
         "sysenter",
@@ -452,9 +450,9 @@ const NOT_LOOKED_AT: &str =
     "ring 0 only (SDM vol. 2); QEMU's decoder since 9.1 does not look at the ring, and does nothing";
 const NOTHING: &str = "this CPU does not have it; QEMU's decoder since 9.1 does nothing";
 
-/// What QEMU says differently since its new decoder (9.1; seen on 10.0.2): attack, fault or `None`
-/// for an answer, and why. None of it does harm: there are no caches, and what is not there changes
-/// nothing.
+/// Reports that differ under QEMU since its new decoder (9.1; seen on 10.0.2): command, fault or
+/// `None` for an answer, and reason. None of them does harm: there are no caches, and a missing
+/// feature changes nothing.
 pub const SINCE_9_1: &[(&str, Option<&str>, &str)] = &[
     ("invd", None, NOT_LOOKED_AT),
     ("wbinvd", None, NOT_LOOKED_AT),
@@ -483,12 +481,12 @@ pub const SINCE_9_1: &[(&str, Option<&str>, &str)] = &[
 
 const NO_REGISTER: &str = "there is no such register, which comes first (SDM vol. 2, MOV to/from control registers)";
 
-/// All that a driver has of the flags that are not its to set.
+/// The only system flag that is set while a driver runs.
 const IF: u64 = 0x200;
 const SEGMENT: &str = "LAR, LSL, VERR and VERW say nothing of segments that are not the driver's";
 const FLAGS: &str = "a flag that is not its to set stays as it is; a gate clears the others";
 
-/// What does no harm: the answer, if it is always the same, and why it does none.
+/// Harmless attempts: the answer, if it is always the same, and the reason.
 pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("rdtsc", None, "time is no secret"),
     ("rdtscp", None, "time is no secret"),
@@ -550,12 +548,13 @@ pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("log-length 513", Some(i64::MAX as u64), "refused: longer than a line may be"),
 ];
 
-/// Verbs that load a segment register, and those that return to a code segment.
+/// Commands that load a data segment register.
 const DATA_LOADS: &[&str] = &["load-ds", "load-es", "load-fs", "load-gs"];
-/// See [`DATA_LOADS`].
+/// Commands that go to a code segment.
 const CODE_LOADS: &[&str] = &["far-return", "interrupt-return", "far-jump", "far-call"];
 
-/// Every selector of the GDT and the LDT and two beyond each, with every requested privilege level.
+/// Returns every selector of the GDT and the LDT, and of two entries beyond each, with every
+/// requested privilege level.
 fn selectors() -> impl Iterator<Item = u16> {
     let global = 0..descriptor::GDT_ENTRIES as u16 + 2;
     let local = 0..(descriptor::LDT_BYTES / 8) as u16 + 2;
@@ -563,8 +562,8 @@ fn selectors() -> impl Iterator<Item = u16> {
     entries.flat_map(|entry| (0..4).map(move |privilege| entry | privilege))
 }
 
-/// What must become of `verb` with `selector`: the fault, or `None` if it is allowed (Intel SDM
-/// vol. 2, MOV, RET, IRET).
+/// Returns the fault of `verb` with `selector`, or `None` if it is allowed (Intel SDM vol. 2, MOV,
+/// RET, IRET).
 fn segment_fault(verb: &str, selector: u16) -> Option<String> {
     let privilege = selector & 3;
     match verb {
@@ -574,10 +573,10 @@ fn segment_fault(verb: &str, selector: u16) -> Option<String> {
     }
     let is_code = CODE_LOADS.contains(&verb);
     let is_stack = ["load-ss", "load-lss", "iret-stack"].contains(&verb);
-    // In ring 1 it reads CR3 in vain.
+    // After an allowed return to ring 1, the code tries to read CR3, which faults.
     let allowed_fault = (verb == "iret-stack").then(|| INTERRUPT_RETURN_STACK.to_string());
     if selector & !3 == 0 {
-        // In SS it must ask for the current privilege level.
+        // A null selector in SS must ask for the current privilege level.
         let refused = is_code || is_stack && privilege != 1;
         return if refused { Some("#GP general protection, in command".to_string()) } else { allowed_fault };
     }
@@ -607,7 +606,7 @@ fn segment_fault(verb: &str, selector: u16) -> Option<String> {
     Some(format!("#GP general protection on {what}, in command"))
 }
 
-/// The fault of a far jump to `selector` (Intel SDM vol. 2, JMP): one that is let through ends at
+/// Returns the fault of a far jump to `selector` (Intel SDM vol. 2, JMP). An allowed jump ends at
 /// address 0.
 fn far_jump_fault(selector: u16) -> String {
     let on = |fault: &str, what: &str| format!("{fault} on {what}, in command");
@@ -619,8 +618,8 @@ fn far_jump_fault(selector: u16) -> String {
         return "#PF executing 0x0 (null), in command".to_string();
     }
     match descriptor::describe_selector(u64::from(selector & !3)) {
-        // A gate of ring 1 with a privilege level that may use it: not there, or it leads to ring
-        // 0, where a jump may not.
+        // A gate of ring 1, with a privilege level that may use it. It is not present, or it leads
+        // to ring 0, where a jump must not go.
         SelectorName::Gate(number) if selector & 3 <= 1 && is_gate(selector) => {
             match GRANTED.contains(&SERVICES[number].symbol) {
                 true => denied("entry 1 of the GDT"),
@@ -636,29 +635,29 @@ fn far_jump_fault(selector: u16) -> String {
     }
 }
 
-/// The fault of a far call to `selector` with no arguments (Intel SDM vol. 2, CALL): as a jump, but
-/// that a gate leads on.
+/// Returns the fault of a far call to `selector` without arguments (Intel SDM vol. 2, CALL). A call
+/// differs from a jump only in that a gate lets it through.
 fn far_call_fault(selector: u16) -> Option<String> {
     let granted = |symbol: &str| GRANTED.contains(&symbol);
     match descriptor::describe_selector(u64::from(selector & !3)) {
         SelectorName::Gate(number) if selector & 3 <= 1 && is_gate(selector) && granted(SERVICES[number].symbol) => {
             match SERVICES[number].symbol {
-                // Null is nobody's, not even for no bytes.
+                // The null address belongs to nobody, even with a length of zero bytes.
                 "rf_panic" => Some("bad pointer to rf_panic: 0x0 bytes at 0x0 (null), in command".into()),
-                // These answer, or refuse.
+                // The other granted services answer or refuse.
                 _ => None,
             }
         }
-        // It ends the upcall, with what happens to be in RAX.
+        // The return gate ends the upcall, with the value that happens to be in RAX.
         SelectorName::ReturnGate if selector & 3 <= 1 && is_gate(selector) => None,
         _ => Some(far_jump_fault(selector)),
     }
 }
 
-/// Services that `rogue` asks for.
+/// Services that `rogue` requests.
 const GRANTED: [&str; 5] = ["rf_null", "rf_log", "rf_panic", "rf_heap_grow", "rf_time_ns"];
 
-/// Whether a selector names the first half of a gate.
+/// Returns whether a selector names the first half of a gate.
 fn is_gate(selector: u16) -> bool {
     (selector >> 3).is_multiple_of(2)
 }

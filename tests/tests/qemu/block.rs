@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// An image of so many blocks of 512 bytes, each of which begins with its number.
+/// Makes an image of `blocks` blocks of 512 bytes, each of which begins with its number.
 fn image(directory: &Path, name: &str, blocks: u32) -> PathBuf {
     let path = directory.join(name);
     let block = |number: u32| [number.to_le_bytes().to_vec(), vec![number as u8; 508]].concat();
@@ -15,16 +15,16 @@ fn image(directory: &Path, name: &str, blocks: u32) -> PathBuf {
     path
 }
 
-/// Block devices: what QEMU calls each, the driver, and what it says of itself.
+/// Block devices: QEMU's name, the driver, and the device's model.
 const DEVICES: [(&str, &str, &str); 2] =
     [("virtio-blk-pci", "virtio-blk", "virtio block device"), ("isa-ide", "ide", "QEMU HARDDISK")];
 
-/// A machine that runs `script` with virtio block devices that have these images.
+/// Returns a machine that runs `script`, with virtio block devices for these images.
 fn with_disks(script: &str, images: &[&Path]) -> ringfence::machine::Machine {
     with_disks_behind("virtio-blk-pci", script, images)
 }
 
-/// The same with others.
+/// Returns a machine that runs `script`, with block devices of the kind `hba` for these images.
 fn with_disks_behind(hba: &str, script: &str, images: &[&Path]) -> ringfence::machine::Machine {
     let mut machine = machine(script);
     (machine.nic, machine.hba) = ("none".into(), hba.into());
@@ -36,8 +36,8 @@ fn sum(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// What is on an image is read, and what is written is on it afterwards, in both rings and over a
-/// restart.
+/// Checks that reads return the image's data, and that writes reach the image, in both rings and
+/// across a restart.
 fn has_what_its_image_has((hba, driver, model): (&str, &str, &str)) {
     let directory = TempDir::new().unwrap();
     let path = image(directory.path(), "a.img", 4096);
@@ -56,7 +56,7 @@ fn has_what_its_image_has((hba, driver, model): (&str, &str, &str)) {
     assert_eq!(text.data()[0], (2097152, sum(&before)));
     for (first, count) in [(8, 100), (1000, 100), (3000, 1096)] {
         let written = sum(&after[first * 512..(first + count) * 512]);
-        // Once when it was written, and once when it was read.
+        // The checksum is printed once for the write and once for the read.
         assert_eq!(text.matches(&written).count(), 2, "blocks from {first}: {text}");
     }
     assert_says(&text, &sum(&before[200 * 512..700 * 512]));
@@ -76,7 +76,8 @@ fn an_ide_disk_has_what_its_image_has() {
     has_what_its_image_has(DEVICES[1]);
 }
 
-/// A driver is ended again and again while blocks are written and compared: none is lost.
+/// Ends a driver again and again while blocks are written and compared, and checks that no block is
+/// lost.
 fn loses_no_block((hba, driver, _): (&str, &str, &str)) {
     let directory = TempDir::new().unwrap();
     let path = image(directory.path(), "a.img", 32768);
@@ -102,7 +103,7 @@ fn no_block_is_lost_when_drivers_of_ide_end() {
     loses_no_block(DEVICES[1]);
 }
 
-/// Each channel has a driver of its own, and each driver the ports of its channel.
+/// Each channel has a driver instance of its own, which has only the ports of its channel.
 #[test]
 fn each_channel_has_a_driver() {
     let directory = TempDir::new().unwrap();
@@ -129,13 +130,14 @@ fn each_channel_has_a_driver() {
         assert_says(&text, said);
     }
     let copied = sum(&fs::read(&images[0]).unwrap()[..512_000]);
-    // Copied, read from both, and read after a restart.
+    // The data is copied, read from both disks, and read after a restart.
     assert_eq!(text.matches(&copied).count(), 4, "{text}");
     assert_says(&text, "error: ide: no free device that it drives");
 }
 
-/// A driver that uses a disk and offers one: what is written through it is where it should be, over
-/// the end of either driver and in both rings, and what is below is never reached.
+/// A driver that uses a disk and offers another one. Data written through it is in the right place,
+/// even if either driver is ended, and in both rings. Blocks below its part of the disk are never
+/// touched.
 #[test]
 fn a_driver_uses_a_disk() {
     const FIRST: usize = 2048 * 512;
@@ -162,7 +164,7 @@ fn a_driver_uses_a_disk() {
     }
 }
 
-/// The disk that a driver uses goes: what it asks for fails, and nobody waits for ever.
+/// The disk that a driver uses goes away: the driver's requests fail, and nobody waits for ever.
 #[test]
 fn a_disk_that_is_used_can_go() {
     let directory = TempDir::new().unwrap();
@@ -175,8 +177,8 @@ fn a_disk_that_is_used_can_go() {
     assert_eq!(run.data().len(), 2, "{run}");
 }
 
-/// A device may want the rest of a command that failed, and is reset: what comes next has to find
-/// it as it was set up.
+/// A device may wait for the rest of a failed command, so it is reset. The next command must find
+/// it set up as before.
 #[test]
 fn an_ide_disk_that_fails_a_command_takes_the_next_one() {
     let directory = TempDir::new().unwrap();
@@ -207,7 +209,7 @@ fn an_ide_disk_that_fails_a_command_takes_the_next_one() {
     assert_eq!(ide.restarts, 0, "{text}");
 }
 
-/// Who uses disks does not care what they are behind.
+/// Users of disks need not know the class of a disk.
 #[test]
 fn disks_of_both_classes_are_side_by_side() {
     let directory = TempDir::new().unwrap();
@@ -227,7 +229,7 @@ fn disks_of_both_classes_are_side_by_side() {
     }
     assert_ne!(disks[0].name, disks[1].name, "{text}");
     assert_says(&text, "1000 blocks were written and read back");
-    // Whichever is called disk0.
+    // Either disk may be disk0.
     let [scsi, block] = [scsi, block].map(|path| fs::read(path).unwrap());
     let copied = |from: &[u8], to: &[u8]| from[..512_000] == to[8 * 512..8 * 512 + 512_000];
     assert!(copied(&scsi, &block) || copied(&block, &scsi), "the copy is not what it was made of");
@@ -246,7 +248,7 @@ fn what_cannot_be_done_is_said() {
     assert_says(&text, "there is no disk 'disk1'");
 }
 
-/// A driver that is unloaded takes its disk with it, and the next one brings it back.
+/// A driver that is unloaded takes its disk with it, and its successor brings the disk back.
 #[test]
 fn a_disk_goes_with_its_driver() {
     let directory = TempDir::new().unwrap();

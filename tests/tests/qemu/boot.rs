@@ -1,4 +1,4 @@
-//! From power-on to prompt, and all the ways to end.
+//! The boot from power-on to the prompt, and all ways in which a run ends.
 
 use ringfence::iso;
 use ringfence::machine::{Boot, End};
@@ -52,13 +52,13 @@ fn a_missing_kernel_is_said() {
     assert_says(&run, "boot failed: the kernel cannot be loaded: it is not an ELF file");
 }
 
-/// Boots with other bytes for a ramdisk.
+/// Boots with `bytes` as the ramdisk; returns the console's output.
 fn boot_with_ramdisk(bytes: &[u8]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ramdisk");
     std::fs::write(&path, bytes).unwrap();
     let mut machine = bare("help");
-    // QEMU takes the last one.
+    // QEMU uses the last `-initrd`.
     machine.extra = vec!["-initrd".into(), path.into()];
     let run = boot(&machine);
     assert_eq!(run.end(), End::Panic, "{run}");
@@ -86,7 +86,7 @@ fn an_endless_run_meets_its_time_limit() {
     assert_eq!(boot(&machine).end(), End::TimeLimit);
 }
 
-/// A script that breaks things on purpose succeeds when they break.
+/// A script that makes commands fail on purpose succeeds if they fail.
 #[test]
 fn failures_can_be_expected_and_output_held_back() {
     let text = boot_well(&bare("fails insmod nope; mute insmod null; mute repeat 2 mute lsmod; lsmod"));
@@ -120,19 +120,19 @@ fn the_iso_boots_from_uefi_firmware() {
     assert!(!boot_well(&machine).loaded("e1000").is_empty());
 }
 
-/// What is printed meanwhile appears above the line that is being typed, and does not become part
+/// Output that comes while a line is being typed appears above that line, and does not become part
 /// of it.
 #[test]
 fn a_line_that_is_being_typed_stays_whole() {
     let mut running = at_prompt(bare(""));
-    // It says so in two seconds.
+    // The job prints a line after two seconds.
     running.type_line("repeat 1 sleep 2000 &").unwrap();
     running.type_text("help xx\x1b[D\x1b[D").unwrap();
-    // What was typed by then is gone from that line.
+    // The half-typed line is erased from the job's line.
     let said = running.wait_for("1 times in ").unwrap();
     assert!(said.starts_with("1 times in "), "{said:?}");
     running.type_line("insmod \x1b[C\x1b[C\x08\x08").unwrap();
-    // The line again, with the cursor where it was.
+    // The half-typed line appears again, with the cursor where it was.
     let line = running.wait_for("help xx\x1b[2Di").unwrap();
     assert!(line.starts_with("ringfence> "), "{line:?}");
     running.wait_for("insmod NAME [--ring 0|1]").unwrap();
@@ -142,18 +142,18 @@ fn a_line_that_is_being_typed_stays_whole() {
 #[test]
 fn lines_are_edited_completed_and_remembered() {
     let mut running = at_prompt(bare(""));
-    // Backspace, completion of a command and of a module's name, and the line before.
+    // Backspace, completion of a command and of a module's name, and the previous line.
     running.type_line("insx\x08m\ttempl\t").unwrap();
     running.wait_for("template: loaded into ring 1, slot 0").unwrap();
     running.type_line("\x1b[A").unwrap();
     running.wait_for("template.2: loaded into ring 1, slot 1").unwrap();
-    // What the command's usage names, of the last command of the line; all there is when that is
-    // not enough.
+    // Words from the usage of the line's last command are completed. If there are several, all are
+    // listed.
     running.type_line("nonsense;limits tu\t").unwrap();
     running.wait_for("turn-ms                  10  ms a driver may be ahead").unwrap();
     running.type_line("policy template re\t").unwrap();
     running.wait_for("template: when it is ended it is restarted").unwrap();
-    // What a driver has named.
+    // Words that a driver has named are completed.
     running.type_line("insmod watch\t").unwrap();
     running.type_line("tell watchman roun\t").unwrap();
     running.wait_for("watchman| all is well at the gate").unwrap();
@@ -169,7 +169,8 @@ fn lines_are_edited_completed_and_remembered() {
     leave(running);
 }
 
-/// What the console of a machine that does not come up says, and that it ends as after a panic.
+/// Boots a machine that cannot come up, which must end as after a panic; returns the console's
+/// output.
 fn failing(board: &str, cpu: Option<&str>) -> String {
     let mut machine = bare("help");
     machine.use_board(board);
@@ -193,7 +194,7 @@ fn what_a_machine_lacks_is_said() {
         &text,
         "boot failed: nothing ticks: there is no 8254 timer (PIT), and no local APIC whose timer counts",
     );
-    // On QEMU 7.2 'pc' has them all the same.
+    // On QEMU 7.2, 'pc' has these controllers in spite of the option.
     let text = failing("q35,pic=off", None);
     assert_says(&text, "boot failed: there are no 8259 interrupt controllers (PIC)");
     for cpu in ["qemu32", "qemu64,-nx"] {
@@ -202,7 +203,7 @@ fn what_a_machine_lacks_is_said() {
     }
 }
 
-/// Counting instructions, the TSC counts each as a nanosecond: 1000 MHz are what must come out.
+/// With `-icount` the TSC counts each instruction as a nanosecond, so the result must be 1000 MHz.
 #[test]
 fn another_clock_will_do() {
     for (board, measure) in [("pc,pit=off", "HPET"), ("pc,pit=off,hpet=off", "ACPI PM timer"), ("q35,pit=off", "HPET")]
@@ -216,12 +217,12 @@ fn another_clock_will_do() {
         assert_says(&text, &expected);
         let ticks =
             text.lines().find_map(|line| line.strip_prefix("line  0")?.strip_suffix("timer")?.trim().parse().ok());
-        // 250 a second.
+        // The timer ticks 250 times a second.
         assert!(ticks.is_some_and(|ticks: u32| ticks >= 25), "{text}");
     }
 }
 
-/// Each bus that is below no bridge is a root bus, whether firmware names the buses (q35) or not.
+/// A bus that is not below a bridge is a root bus, whether firmware names the buses (q35) or not.
 #[test]
 fn devices_on_other_root_buses_are_found() {
     let pc = "-device pxb,id=root,bus_nr=128 -device e1000,netdev=other,bus=root,addr=1";
@@ -238,8 +239,8 @@ fn devices_on_other_root_buses_are_found() {
     }
 }
 
-/// No PCI, no port 0x61, no firmware that sets the local APIC up, and a list of modules that is
-/// aligned to 4 bytes.
+/// The machine has no PCI, no port 0x61, no firmware that sets up the local APIC, and a list of
+/// modules that is aligned to 4 bytes.
 #[test]
 fn a_microvm_will_do() {
     let mut machine = bare("sleep 100; insmod template; tell template a; irqs");

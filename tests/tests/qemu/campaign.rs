@@ -1,6 +1,6 @@
-//! Broken drivers, made from good ones by changing one instruction at a time: whatever becomes of
-//! them in ring 1, the kernel is as it was and the service comes back. `cargo run -- campaign` does
-//! more of the same.
+//! Broken drivers, made from good ones by changing one instruction at a time. Whatever happens to
+//! them in ring 1, the kernel is unchanged and the service comes back. `cargo run -- campaign`
+//! tries more changes.
 
 use ringfence::campaign::report::{self, KERNEL_DEATH};
 use ringfence::campaign::{self, Options, Outcome};
@@ -21,18 +21,19 @@ fn three_hundred_broken_drivers_hurt_nobody() {
     let outcomes = outcomes(300, 1);
     let bad: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
     assert!(bad.is_empty(), "{bad:#?}");
-    // They were put to work: most kinds of outcome are there.
+    // Most kinds of outcome occur, which shows that the drivers were put to work.
     for outcome in ["masked", "wrong result", "page fault", "driver panic", "gate refusal"] {
         assert!(outcomes.iter().any(|other| other.outcome == outcome), "there is no '{outcome}'");
     }
 }
 
-/// The control group: the same in ring 0 ends kernels, and the campaign notices that.
+/// The control group: the same changes in ring 0 end kernels, and the campaign notices it.
 #[test]
 fn in_ring_0_they_hurt_the_kernel() {
     let trusted = outcomes(40, 0);
     assert!(trusted.iter().any(|outcome| outcome.outcome == KERNEL_DEATH && !outcome.kernel_intact));
-    // One page for both rings: what an earlier run left is kept.
+    // There is one page for both rings, so the results of an earlier run in the other ring are
+    // kept.
     let directory = tempfile::tempdir().unwrap();
     let options = |ring| Options { ring, out: Some(directory.path().to_path_buf()), ..options(0, ring) };
     let sandboxed: Vec<Outcome> = trusted

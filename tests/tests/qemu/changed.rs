@@ -1,4 +1,4 @@
-//! Machines with a module that is a copy of another one, changed where its file says what it is.
+//! Machines with a changed copy of a module, most of them with changes in the manifest.
 
 use ringfence::machine::Machine;
 use ringfence_abi::manifest::Manifest;
@@ -21,8 +21,8 @@ pub const DMA_BYTES: usize = offset_of!(Manifest, dma_bytes);
 /// Offset of the name in a manifest.
 const NAME: usize = offset_of!(Manifest, name);
 
-/// A machine with `name`, a copy of `module` under that name with some words of its manifest
-/// changed: each at an offset into the manifest.
+/// Returns a machine with a copy of `module` under the name `name`. `changes` are words of its
+/// manifest: offsets and new values.
 pub fn with_other_manifest(module: &str, name: &str, changes: &[(usize, u32)], commands: &str) -> (Machine, TempDir) {
     let module = system().modules.iter().find(|other| other.name == module).expect("the module is built");
     let mut bytes = std::fs::read(&module.packed).unwrap();
@@ -41,8 +41,8 @@ pub fn with_other_manifest(module: &str, name: &str, changes: &[(usize, u32)], c
     (machine, directory)
 }
 
-/// A machine with `late`, a `rogue` whose `init` fails a second after the start, and where in its
-/// file the time is.
+/// Returns a machine with `late`, a copy of `rogue` whose `init` fails if it runs more than a
+/// second after the start. Also returns the offset of that time in the file.
 pub fn with_late(commands: &str) -> (Machine, TempDir, usize) {
     const LATEST_NS: u64 = 1_000_000_000;
     let module = system().modules.iter().find(|module| module.name == "rogue").expect("the module is built");

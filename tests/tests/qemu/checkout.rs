@@ -1,10 +1,10 @@
-//! What becomes of a checkout that was copied, and of a driver that was.
+//! Copies of the checkout, and copies of a driver.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A copy of all that is built from.
+/// Copies everything that a build needs.
 fn copied() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("a copy");
@@ -22,7 +22,7 @@ fn replace(file: &Path, old: &str, new: &str) {
     std::fs::write(file, text.replace(old, new)).unwrap();
 }
 
-/// The runner that was built in one folder, and copied with it, builds and writes in the other.
+/// A runner that was copied together with its checkout builds and writes in the copy.
 #[test]
 fn a_copied_checkout_is_what_is_built() {
     ringfence_tests::system();
@@ -45,14 +45,14 @@ fn a_copied_checkout_is_what_is_built() {
         }
         command
     };
-    // By itself, wherever it is started; and as 'cargo run' starts it, if the folder was only moved
-    // and the runner is elsewhere.
+    // The runner finds the copy by its own location, wherever it is started. It also finds the copy
+    // as 'cargo run' starts it, if the folder was only moved and the runner is elsewhere.
     run(clean(&runner).current_dir("/"));
     let own = ringfence_tests::runner();
     run(clean(own.as_ref()).env("CARGO_PKG_NAME", "ringfence").env("CARGO_MANIFEST_DIR", copy.join("boot/runner")));
 }
 
-/// A driver that is copied from another, and has a name of its own, is built with the others.
+/// A copy of a driver under another name is built with the others.
 #[test]
 fn a_copied_driver_is_a_member() {
     let (_folder, copy) = copied();

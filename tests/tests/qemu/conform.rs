@@ -1,4 +1,4 @@
-//! The conformance suite: drivers pass it, and one that does not do its work does not.
+//! The conformance suite: the project's drivers pass it, and a driver that does not work fails.
 
 use ringfence::conform::{self, Options, Outcome};
 use ringfence::machine::Machine;
@@ -31,7 +31,8 @@ fn drivers_of_disks_pass_all() {
     }
 }
 
-/// All the others pass all as well (`cargo run -- conform NAME`). Here is what finds most.
+/// The other drivers pass all tests as well (`cargo run -- conform NAME`). Here they run only the
+/// tests that find most errors.
 #[test]
 fn the_others_filter_and_come_back() {
     for name in ["e1000", "pcnet", "rtl8139", "rtl8139-c", "virtio-net"] {
@@ -44,7 +45,7 @@ fn the_others_filter_and_come_back() {
     }
 }
 
-/// It never asks for an address.
+/// With `rogue-nic`, the guest never asks for an address.
 #[test]
 fn a_driver_that_does_nothing_fails() {
     let [outcome] = &outcomes("rogue-nic", Some("dhcp"), Some(1))[..] else { panic!("one test in one ring") };

@@ -1,5 +1,5 @@
-//! Each card and adapter that there is a driver for: in both rings, ended and restarted, with
-//! frames on the wire and blocks on disks.
+//! Each network card and adapter that has a driver: in both rings, and after its driver was ended
+//! and restarted, with frames on the wire and blocks on disks.
 
 use ringfence_tests::{Ran, assert_says, boot_well, machine};
 use std::fs::File;
@@ -22,7 +22,7 @@ fn every_card_works_in_both_rings_and_after_a_restart() {
     }
 }
 
-/// The same card with the driver in C.
+/// The same test for a card with its driver in C.
 #[test]
 fn a_network_driver_in_c_works_in_both_rings_and_after_a_restart() {
     let driver = "rtl8139-c";
@@ -31,7 +31,7 @@ fn a_network_driver_in_c_works_in_both_rings_and_after_a_restart() {
     assert_works(&boot_well(&machine), "rtl8139", driver);
 }
 
-/// Frames short and in fragments, in each ring and after a restart.
+/// Returns commands that send short frames and fragments, in each ring and after a restart.
 fn work(driver: &str) -> String {
     let ping = "ping 10.0.2.2 -c 2 -i 0.1; ping 10.0.2.2 -c 1 -s 4000";
     format!("ip; {ping}; ring {driver} 0; {ping}; ring {driver} 1; {ping}; kill {driver}; sleep 100; {ping}; lsmod")
@@ -44,14 +44,14 @@ fn assert_works(text: &Ran, card: &str, driver: &str) {
     assert!(text.restarts(driver) > 0, "{text}");
 }
 
-/// QEMU's e1000e ends QEMU if MSI-X is turned off while it still means to send a message.
+/// QEMU's e1000e ends QEMU if MSI-X is turned off while it still has a message to send.
 #[test]
 fn a_card_that_puts_messages_off_loses_them_in_order() {
     let mut machine = machine(
         "ip; limits restarts 1000; limits restart-wait-ms 0; mute repeat 40 ping 10.0.2.2 -c 1, kill e1000; sleep 50; \
          ping 10.0.2.2 -c 1",
     );
-    // So that little time passes from an answer's interrupt to the end of the driver.
+    // With this clock, little time passes from an answer's interrupt to the end of the driver.
     machine.icount = true;
     (machine.nic, machine.hba) = ("e1000e".into(), "none".into());
     assert_says(&boot_well(&machine), "1 sent, 1 answered, 0 lost");
@@ -90,7 +90,7 @@ fn every_adapter_works_in_both_rings_and_after_a_restart() {
     }
 }
 
-/// Sense data that an adapter does not bring by itself is fetched.
+/// If an adapter does not deliver sense data by itself, its driver fetches the data.
 #[test]
 fn a_disk_says_what_was_wrong() {
     for adapter in ["virtio-scsi-pci", "lsi53c895a", "am53c974"] {

@@ -1,4 +1,5 @@
-//! The fence around devices: an IOMMU lets each reach what its driver was given for it.
+//! The fence around devices: an IOMMU lets each device reach only the memory that its driver was
+//! given for it.
 
 use crate::changed::*;
 use ringfence::machine::{BOARD, Machine, Running};
@@ -17,8 +18,8 @@ fn fenced(commands: &str) -> Machine {
     machine
 }
 
-/// Addresses for the device begin with the driver's slot: the same after every restart, and in
-/// every slot.
+/// Addresses for the device begin with the driver's slot, so they are the same after every restart,
+/// and in every slot.
 #[test]
 fn drivers_work_behind_the_fence_in_both_rings() {
     let machine = fenced(
@@ -34,7 +35,8 @@ fn drivers_work_behind_the_fence_in_both_rings() {
     assert!(!phys.is_empty() && phys.iter().all(|line| line.contains(") = 0x100")), "{phys:?}");
 }
 
-/// What is counted as a stray write without it ends the driver, and nothing is written.
+/// With an IOMMU, the access ends the driver and nothing is written. Without one, it would be
+/// counted as a stray write.
 #[test]
 fn a_device_that_is_told_wrong_ends_its_driver() {
     let text = boot_well(&fenced(
@@ -52,8 +54,8 @@ fn a_device_that_is_told_wrong_ends_its_driver() {
     assert_intact(&text);
 }
 
-/// Of the queues, the entry text and the fence's own tables nothing is mapped for a device,
-/// wherever they are.
+/// The queues, the entry text and the IOMMU's own tables are not mapped for a device, wherever they
+/// are.
 #[test]
 fn no_address_leads_beyond_the_fence() {
     for (address, expected) in [
@@ -71,8 +73,9 @@ fn no_address_leads_beyond_the_fence() {
     }
 }
 
-/// All that is not its own, on all ways that two devices have, in the boot of all attacks: after
-/// each the kernel is as it was, a second driver answers, and no memory is lost.
+/// All places that do not belong to the device, in all ways that two devices have. This runs in the
+/// boot of all attacks: after each one the kernel is unchanged, a second driver answers, and no
+/// memory is lost.
 #[test]
 fn every_place_and_every_way() {
     if machine("").iommu {
@@ -80,10 +83,10 @@ fn every_place_and_every_way() {
     }
 }
 
-/// Tables, domain numbers and context entries come and go with their drivers.
+/// Tables, domain numbers and context entries are allocated and freed with their drivers.
 #[test]
 fn restarts_behind_the_fence_lose_nothing() {
-    // None rests for what it owes: each is back before the next command.
+    // No driver is throttled, so each one is back before the next command.
     let round = "repeat 20 kill e1000, kill virtio-scsi; ping 10.0.2.2 -c 1; blkread disk0 0 8; mem; ";
     let text = boot_well(&fenced(&format!(
         "limits restarts 1000; limits restart-wait-ms 0; limits turn-ms 1000; ip; lsblk; {round}{round}"
@@ -92,8 +95,8 @@ fn restarts_behind_the_fence_lose_nothing() {
     assert!(free.len() == 2 && free[0] == free[1], "{free:?}");
 }
 
-/// A bridge that asks in the place of what is behind it: one device there can have a driver, which
-/// works.
+/// A bridge makes requests on behalf of the devices behind it. Only one of these devices can have a
+/// driver, which works.
 #[test]
 fn devices_that_a_bridge_asks_for_have_one_driver() {
     let mut machine = fenced("ip; ping 10.0.2.2 -c 1; lsmod -v; rmmod e1000; insmod e1000; ip");
@@ -109,7 +112,7 @@ fn devices_that_a_bridge_asks_for_have_one_driver() {
     assert_eq!(text.matches("eth0: 10.0.2.15/24 via e1000").count(), 2, "{text}");
 }
 
-/// Behind a port of PCI Express each device asks for itself.
+/// Behind a port of PCI Express, each device makes requests of its own.
 #[test]
 fn devices_behind_a_port_have_fences_of_their_own() {
     let mut machine = fenced("ip; ping 10.0.2.2 -c 1; lsmod -v");
@@ -121,8 +124,8 @@ fn devices_behind_a_port_have_fences_of_their_own() {
     assert_eq!(text.matches("fenced: it reaches what its driver was given for it").count(), 2, "{text}");
 }
 
-/// A card that is plugged in while the machine runs is nobody's: whatever it is told, it reaches
-/// nothing, and that is said once.
+/// A card that is plugged in while the machine runs belongs to no driver. It reaches nothing,
+/// whatever it is told, and the kernel logs that once.
 #[test]
 fn a_card_that_is_plugged_in_reaches_nothing() {
     const CONFIG: u64 = 0xb000_0000;
@@ -130,7 +133,7 @@ fn a_card_that_is_plugged_in_reaches_nothing() {
     const WINDOW: u64 = 0x20;
     const BUSES: u64 = 0x18;
     const BAR_1: u64 = 0x14;
-    /// The start of a program of the LSI's (DSP).
+    /// The start of a program of the LSI (DSP).
     const PROGRAM: u64 = 0x2c;
     let folder = tempfile::tempdir().unwrap();
     let [monitor, bus] = ["qmp", "qtest"].map(|name| folder.path().join(name));
@@ -161,7 +164,7 @@ fn a_card_that_is_plugged_in_reaches_nothing() {
     let window = bus.read(port + WINDOW).unwrap() << 16 & 0xfff0_0000;
     bus.write(card + BAR_1, window).unwrap();
     bus.write(card + COMMAND, 6).unwrap();
-    // Twice: a line each would be a flood.
+    // There are two accesses, because one line for each would be a flood.
     for program in [0x20_0000, 0x30_0000] {
         bus.write(u64::from(window) + PROGRAM, program).unwrap();
     }
@@ -173,14 +176,14 @@ fn a_card_that_is_plugged_in_reaches_nothing() {
     assert_eq!(text.matches("it tried to ").count(), 1, "{text}");
 }
 
-/// Without an IOMMU, the reason is that.
+/// The machine without an IOMMU is given as the reason.
 #[test]
 fn without_an_iommu_nothing_is_fenced() {
     let text = boot_badly(&unfenced(machine("lsmod -v; nonsense")), 1);
     assert_eq!(text.matches("not fenced: the machine has no IOMMU").count(), 2, "{text}");
 }
 
-/// A person may want no driver at all rather than one whose device reaches everything.
+/// A user may prefer no driver to one whose device reaches everything.
 #[test]
 fn what_is_not_fenced_can_be_refused() {
     let mut without = unfenced(machine("limits unfenced 0; fails insmod e1000; limits unfenced 1; insmod e1000"));
@@ -196,8 +199,8 @@ fn what_is_not_fenced_can_be_refused() {
     assert!(!boot_well(&fenced).loaded("e1000").is_empty());
 }
 
-/// The card sends to itself, so that it moves what lies anywhere to anywhere: without a fence all
-/// of memory is its driver's.
+/// Runs commands with a card that sends to itself, so it can copy from anywhere to anywhere.
+/// Without an IOMMU, its driver can reach all of memory.
 fn through_the_card(machine: Machine, commands: &str) -> Ran {
     let mut machine = machine;
     machine.contents.autoload = false;
@@ -218,7 +221,7 @@ fn behind_the_fence_each_move_beyond_it_ends_its_driver() {
     for (command, expected) in [
         ("dma-write 0x2800000 0x1234", "writing 0x2800000 (own slot, unmapped): it may not write there"),
         ("dma-read 0x2800000", "reading 0x2800000 (own slot, unmapped): it may not read there"),
-        // Memory that the device is only to read: frames that are to be sent.
+        // Memory that the device may only read: frames to be sent.
         ("dma-write-read-only", "writing 0x10001000 (own DMA memory): it may not write there"),
         ("dma-write 0xfed90000 1", "writing 0xfed90000 (own slot, unmapped): it may not write there"),
         ("dma-write 0xffffffffff000 1", "writing 0xffffffffff000 (no address of its own): no address is as long"),
@@ -230,8 +233,8 @@ fn behind_the_fence_each_move_beyond_it_ends_its_driver() {
     }
 }
 
-/// Where the local APIC would listen nobody does, as nothing needs it; where it ticks, what a
-/// device raises there changes nothing.
+/// Nobody listens at the local APIC's address if the local APIC is not needed. If it ticks,
+/// interrupts that a device raises there change nothing.
 #[test]
 fn a_device_that_writes_an_interrupt_message_raises_none() {
     for board in ["pc", "pc,pit=off"] {
@@ -243,8 +246,8 @@ fn a_device_that_writes_an_interrupt_message_raises_none() {
     }
 }
 
-/// QEMU's virtio devices go past the IOMMU unless they are told not to: told of addresses behind
-/// it, they would write anywhere.
+/// QEMU's virtio devices bypass the IOMMU by default. If they were given addresses for it, they
+/// would write anywhere.
 #[test]
 fn a_device_that_goes_past_the_fence_has_no_driver() {
     for device in ["virtio-scsi-pci,disable-legacy=on", "virtio-scsi-pci,disable-modern=on"] {
@@ -257,8 +260,8 @@ fn a_device_that_goes_past_the_fence_has_no_driver() {
     }
 }
 
-/// Half of an address that went wrong, as in a driver of which one instruction was changed: the
-/// report names the queue.
+/// Half of an address is wrong, as in a driver with one changed instruction. The report names the
+/// queue.
 #[test]
 fn a_queue_that_lies_elsewhere_ends_its_driver() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1048_1af4);
@@ -291,7 +294,7 @@ fn with_lsi(commands: &str, devices: &str) -> Machine {
     machine
 }
 
-/// The fence is the device's, whichever ring its driver is in, and while that changes.
+/// The fence belongs to the device, in whichever ring its driver is, and during a change of rings.
 #[test]
 fn a_change_of_rings_takes_no_fence_down() {
     for rings in ["ring rogue-lsi 0", "ring rogue-lsi 0; ring rogue-lsi 1", "ring rogue-lsi 0; tell rogue-lsi own"] {
@@ -306,8 +309,8 @@ fn a_change_of_rings_takes_no_fence_down() {
     }
 }
 
-/// One whose driver has gone reaches nothing, whatever it was told before; the next driver finds it
-/// reset.
+/// A device whose driver has gone reaches nothing, whatever it was told before. The next driver
+/// finds it reset.
 #[test]
 fn a_device_whose_driver_was_unloaded_reaches_nothing() {
     let script = "integrity; insmod rogue-lsi; tell rogue-lsi own; rmmod rogue-lsi; insmod rogue-lsi; \
@@ -319,8 +322,8 @@ fn a_device_whose_driver_was_unloaded_reaches_nothing() {
     assert_intact(&text);
 }
 
-/// What an IOMMU has recorded of a device whose driver ended by itself is not the next driver's
-/// doing.
+/// The IOMMU may have recorded a fault of a device whose driver then ended by itself. The next
+/// driver is not to blame for it.
 #[test]
 fn a_fault_of_a_driver_that_is_gone_ends_nobody() {
     let script = "insmod rogue-lsi; tell rogue-lsi read-at-exit %kernel-text; rmmod rogue-lsi; insmod rogue-lsi; \
@@ -331,8 +334,8 @@ fn a_fault_of_a_driver_that_is_gone_ends_nobody() {
     assert!(!text.contains("DMA fault"), "{text}");
 }
 
-/// A bridge asks in the place of what is behind it; a device behind a port asks for itself. Both
-/// are kept to what they were given.
+/// A bridge makes requests on behalf of the devices behind it; a device behind a port makes its
+/// own. Both are kept to the memory that they were given.
 #[test]
 fn a_bridge_hides_nobody() {
     for devices in [
@@ -351,8 +354,8 @@ fn a_bridge_hides_nobody() {
     }
 }
 
-/// An LSI 53C8xx accesses ports by itself, which no IOMMU keeps it from: that is said, and who
-/// wants none such gets none.
+/// An LSI 53C8xx can access ports by itself, and no IOMMU prevents that. The kernel says so, and a
+/// user who wants no such device can refuse it.
 #[test]
 fn a_device_that_reaches_ports_is_said_to() {
     let mut machine = fenced("lsmod -v; limits unfenced 0; rmmod lsi53c895a; fails insmod lsi53c895a");
@@ -362,7 +365,7 @@ fn a_device_that_reaches_ports_is_said_to() {
     assert_says(&text, "no driver has it, as it is not fenced ('limits unfenced'): it can access ports by itself");
 }
 
-/// A module can demand a fence.
+/// A module's manifest can demand a fence.
 #[test]
 fn a_module_gets_no_device_without_the_fence_that_it_demands() {
     let (mut machine, _directory) =
@@ -374,11 +377,11 @@ fn a_module_gets_no_device_without_the_fence_that_it_demands() {
     assert_says(&text, "the driver wants it fenced, which it is not: the machine has no IOMMU");
 }
 
-/// A device has interrupts of its own, which the IOMMU knows it by; they come and go with its
-/// driver, in both rings.
+/// A device has interrupts of its own, by which the IOMMU knows it. They are allocated and freed
+/// with its driver, in both rings.
 #[test]
 fn a_device_sends_interrupts_of_its_own() {
-    // None rests for what it owes: each is back before the next command.
+    // No driver is throttled, so each one is back before the next command.
     let script = "blkcheck disk0 0 500 1; irqs; limits restarts 1000; limits restart-wait-ms 0; limits turn-ms 1000; \
                   repeat 60 kill virtio-scsi; blkcheck disk0 0 8 1; ring virtio-scsi 0; blkcheck disk0 0 500 2; lsmod -v; irqs";
     let mut machine = fenced(script);
@@ -386,13 +389,13 @@ fn a_device_sends_interrupts_of_its_own() {
     let text = boot_well(&machine);
     assert_says(&text, "iommu: interrupts are remapped: devices send what they are given");
     let lines = text.lines().filter(|line| line.contains("virtio-scsi  (MSI-X)"));
-    // All that are given back can be given again: there are 48.
+    // All freed interrupts can be used again: there are only 48.
     assert!(lines.clone().count() >= 2 && lines.clone().all(|line| line.starts_with("line 16 ")), "{text}");
     assert!(!text.contains("messages that nobody was told to send"), "{text}");
     assert_eq!(text.matches("500 blocks were written and read back").count(), 2, "{text}");
 }
 
-/// Where nothing checks whose they are, there are none: a device has its line.
+/// Without interrupt remapping nothing checks the sender of a message, so devices use their lines.
 #[test]
 fn without_remapping_a_device_has_a_line() {
     let mut off = fenced("blkcheck disk0 0 500 1; irqs");
@@ -409,8 +412,8 @@ fn without_remapping_a_device_has_a_line() {
     }
 }
 
-/// Pages that say where messages go are mapped for no driver: a whole BAR of them, or those in the
-/// middle of one.
+/// Pages with the table of message addresses are not mapped for a driver, whether they are a whole
+/// BAR or in the middle of one.
 #[test]
 fn no_driver_has_the_table_of_its_messages() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1048_1af4);
@@ -435,8 +438,8 @@ fn no_driver_has_the_table_of_its_messages() {
     }
 }
 
-/// What resets a device may not lie where its messages are aimed: the kernel writes there for the
-/// driver.
+/// The reset recipe's registers must not be in the table of messages, because the kernel writes to
+/// them on the driver's behalf.
 #[test]
 fn no_recipe_for_a_reset_leads_to_the_table_of_messages() {
     const NVME: (usize, u32) = (PCI_ID, 0x0010_1b36);
@@ -457,8 +460,8 @@ fn no_recipe_for_a_reset_leads_to_the_table_of_messages() {
     }
 }
 
-/// The timer's message, made up by a device: what comes too early is no tick, for which others
-/// would pay.
+/// A device forges the timer's message. A message that comes too early does not count as a tick,
+/// because other drivers would pay for the time.
 #[test]
 fn a_device_has_no_time_pass() {
     let script = "insmod rogue-lsi; mute repeat 200 tell rogue-lsi write 0xfee00000 0x60; irqs";

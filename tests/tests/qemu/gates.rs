@@ -14,9 +14,9 @@ fn random_calls_of_every_service() {
     assert_all(&lies::random_panics());
 }
 
-/// 20,000 of the one service that ends who calls it. Ten million: `mute repeat 20000 ...` in place
-/// of the second round. No driver rests for what it owes, which a host that stalls may make more:
-/// then a command would find it away, and not count.
+/// 20,000 calls of the one service that ends its caller. For ten million, use `mute repeat 20000
+/// ...` in the second round. `turn-ms` is raised so that no driver is throttled: a stalled host may
+/// add to a driver's debt, and then a command would find the driver away and not count.
 #[test]
 fn random_calls_of_rf_panic() {
     let round = |count| {
@@ -30,7 +30,7 @@ fn random_calls_of_rf_panic() {
     )));
     let (free, heap) = (text.free_frames(), text.heap_used());
     assert!(free.len() == 2 && free[0] == free[1], "{text}");
-    // What is kept of a fault is longer or shorter.
+    // Stored reports of faults differ in length.
     assert!(heap.len() == 2 && heap[0].abs_diff(heap[1]) < 64 << 10, "{text}");
     let integrity = text.integrity();
     assert!(integrity.len() == 2 && integrity[0] == integrity[1] && integrity[0].1 == 0, "{integrity:x?}");
@@ -42,8 +42,8 @@ fn pointers_to_what_is_not_its_own_end_the_driver() {
     assert_all(&lies::bad_pointers());
 }
 
-/// A device that is held back does not stop the others, and one whose driver says it is quiet when
-/// it is not costs time but stops nobody either.
+/// A masked device does not stop the others. A device whose driver wrongly says that it is quiet
+/// costs time, but stops nobody either.
 #[test]
 fn interrupts_that_never_end_stop_nobody() {
     assert_all(&lies::endless_interrupts());
@@ -58,7 +58,8 @@ fn interrupts_that_never_end_stop_nobody() {
         assert_says(&text, "template: 11 (0xb)");
         assert_says(&text, "2 sent, 2 answered");
         let upcalls = text.drivers("rogue-nic")[0].upcalls;
-        // Held back after the first, or polled again and again.
+        // The device was masked after the first interrupt, or its driver was polled again and
+        // again.
         assert!(if verb == "interrupt" { upcalls < 10 } else { upcalls > 10 }, "{verb}: {upcalls}");
     }
 }

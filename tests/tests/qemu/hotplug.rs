@@ -1,5 +1,5 @@
-//! Disks that come, go and grow while the machine runs, as QEMU's machine protocol (QMP) has them
-//! do.
+//! Disks that are added, removed and resized while the machine runs, with QEMU's machine protocol
+//! (QMP).
 
 use ringfence::machine::Monitor;
 use ringfence_tests::{at_prompt, leave, machine, outcome, run_well};

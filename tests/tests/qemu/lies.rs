@@ -1,5 +1,5 @@
-//! Drivers that lie about their queues or ask for what is not their own: they are refused or ended,
-//! with the exact reason.
+//! Drivers that lie about their queues or ask for memory and registers of others. They are refused
+//! or ended, with the exact reason.
 
 use ringfence_tests::attacks::{assert_all, lies};
 use ringfence_tests::{
@@ -37,8 +37,8 @@ fn a_device_at_fixed_ports_has_those_and_nothing_else() {
     assert_all(&lies::block());
 }
 
-/// Frames that are as they should be, and mean harm: more of a TCP stream than the kernel has said
-/// that it takes, before it can say anything else; a question for each answer, for ever.
+/// Well-formed frames with bad intent: more of a TCP stream than the kernel's window allows, sent
+/// before the kernel can answer; and a new question for each answer, for ever.
 #[test]
 fn a_hostile_host_at_the_other_end_hurts_nobody() {
     for (verb, frames) in [("burst", 60), ("ask-for-ever", 100)] {
@@ -55,7 +55,7 @@ fn a_hostile_host_at_the_other_end_hurts_nobody() {
     }
 }
 
-/// A network driver that sends nothing is ended for what waits.
+/// A network driver that sends nothing is ended because a frame waits too long.
 #[test]
 fn a_frame_that_is_not_sent_ends_its_driver() {
     let mut machine = machine(
@@ -68,7 +68,7 @@ fn a_frame_that_is_not_sent_ends_its_driver() {
     assert_says(&text, "error: rogue-nic was ended before; 'faults' says why");
 }
 
-/// Where nothing fences a device, what it writes to memory that nobody has is seen.
+/// Without a fence, the kernel detects a device's writes to free memory.
 #[test]
 fn what_a_device_writes_to_free_memory_is_counted() {
     // 40 MiB is in the middle of free memory.

@@ -1,4 +1,4 @@
-//! Who listens to what the kernel tells programs, and is slow, or listens to nothing.
+//! Programs that read the kernel's events slowly, or not at all.
 
 use ringfence_link::event::Event;
 use ringfence_link::frame::Decoder;
@@ -8,11 +8,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::Duration;
 
-/// Many faults, of each of which some 300 bytes are told.
+/// Number of faults. The kernel tells some 300 bytes about each.
 const FAULTS: usize = 1000;
 
-/// What the console says of a machine whose driver is ended [`FAULTS`] times, and what `listen`
-/// makes of the link.
+/// Boots a machine whose driver is ended [`FAULTS`] times. Returns the console's output, and the
+/// result of `listen` for the link.
 fn with_listener<T: Send + 'static>(listen: impl FnOnce(UnixStream) -> T + Send + 'static) -> (String, T) {
     let folder = tempfile::tempdir().unwrap();
     let (console, link) = (folder.path().join("console"), folder.path().join("link"));
@@ -21,8 +21,8 @@ fn with_listener<T: Send + 'static>(listen: impl FnOnce(UnixStream) -> T + Send 
         "limits restarts {FAULTS}; limits restart-wait-ms 0; limits turn-ms 1000; insmod rogue; policy rogue restart; \
          mute repeat {FAULTS} fails tell rogue read 0x10; mem"
     ));
-    // These are its first and its second serial port; what the runner would hear is the third and
-    // the fourth.
+    // These become the first and the second serial port. The runner's own are the third and the
+    // fourth, on which it hears nothing.
     machine.extra = [
         "-chardev".to_string(),
         format!("file,id=first,path={}", console.display()),
@@ -40,7 +40,8 @@ fn with_listener<T: Send + 'static>(listen: impl FnOnce(UnixStream) -> T + Send 
     (std::fs::read_to_string(console).unwrap(), listens.join().unwrap())
 }
 
-/// It takes 64 KB a second at most, which is a fraction of what is told.
+/// The program reads at most 64 KB a second, a fraction of the rate at which the kernel tells
+/// events.
 #[test]
 fn who_listens_slowly_hears_all() {
     let (console, (events, missing)) = with_listener(|mut stream| {

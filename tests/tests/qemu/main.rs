@@ -1,5 +1,5 @@
-//! Tests that boot the whole system in QEMU, all in one program: they take their time, and what
-//! runs beside what is decided there.
+//! Tests that boot the whole system in QEMU. They take long, so all are in one program, which
+//! decides how many run at the same time.
 
 mod bench;
 mod block;

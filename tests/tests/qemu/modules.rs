@@ -1,4 +1,4 @@
-//! Loading, unloading, moving between rings, refusing.
+//! Modules are loaded, unloaded, moved between rings and refused.
 
 use object::{Object, ObjectSymbol};
 use ringfence_abi::parameter::Parameter;
@@ -22,13 +22,13 @@ fn a_module_in_c_runs_in_both_rings() {
         "insmod hello-c; tell hello-c a; ring hello-c 0; tell hello-c b; rmmod hello-c; insmod hello-c --ring 0",
     ));
     assert_eq!(text.lines().filter(|line| line.ends_with("hello-c| hello from C")).count(), 2);
-    // Its state moves with it.
+    // The driver's state moves with it.
     assert_says(&text, "hello-c: 1 (0x1)");
     assert_says(&text, "hello-c: 2 (0x2)");
     assert_says(&text, "hello-c| good-bye from C");
 }
 
-/// What is behind a bridge would go with it.
+/// A driver with a bridge would also have control of the devices behind it.
 #[test]
 fn no_module_gets_a_bridge() {
     const SOURCE: &str = r#"
@@ -57,7 +57,7 @@ fn no_module_gets_a_bridge() {
     );
 }
 
-/// Compilers call functions of the C library by themselves, and a symbol that may be missing is 0.
+/// Compilers call functions of the C library by themselves. A weak symbol that is missing is 0.
 #[test]
 fn a_module_in_c_needs_no_library() {
     const SOURCE: &str = r#"
@@ -109,7 +109,7 @@ fn a_trusted_driver_that_panics_is_ended_alone() {
 
 #[test]
 fn a_thousand_loads_leave_memory_as_it_was() {
-    // Once before, so that what is made once is made.
+    // The module is loaded once before, so that allocations that are made only once do not count.
     let text = boot_well(&bare("insmod null; rmmod null; mem; repeat 1000 insmod null, rmmod null; mem"));
     let (free, used) = (text.free_frames(), text.heap_used());
     assert_eq!(free.len(), 2);
@@ -126,7 +126,7 @@ fn a_killed_driver_leaves_memory_as_it_was() {
     assert_eq!(free[0], free[1]);
 }
 
-/// Memory, and the gates that it was granted. `restart.rs` has a driver with ports.
+/// The output shows memory, and the granted gates. `restart.rs` has a driver with ports.
 #[test]
 fn all_that_a_driver_can_reach_is_shown() {
     let text = boot_well(&bare("insmod template; vmmap template"));
@@ -162,7 +162,7 @@ fn malformed_modules_are_refused_with_the_reason() {
     other_abi[manifest + 8] = 9;
     add("abi", &other_abi);
     let mut rwx = good.clone();
-    // Flags of every program header: read, write and execute.
+    // The flags of every program header: read, write and execute.
     let (offset, count) = (u64::from_le_bytes(good[32..40].try_into().unwrap()) as usize, good[56] as usize);
     for header in 0..count {
         rwx[offset + header * 56 + 4] = 7;
@@ -187,7 +187,8 @@ fn find(bytes: &[u8], part: &[u8]) -> usize {
     bytes.windows(part.len()).position(|window| window == part).expect("it is there")
 }
 
-/// The module's file, and where its entry point lies, in the file as in the image.
+/// Returns the module's file, and the offset of its entry point, which is the same in the file as
+/// in the image.
 pub fn entry_of(name: &str) -> (Vec<u8>, usize) {
     let module = system().modules.iter().find(|module| module.name == name).expect("it is built");
     let bytes = std::fs::read(&module.packed).unwrap();
@@ -196,7 +197,7 @@ pub fn entry_of(name: &str) -> (Vec<u8>, usize) {
     (bytes.clone(), entry as usize)
 }
 
-/// A jump to itself, written over the entry point, is found in whatever upcall comes next.
+/// A jump to itself, written over the entry point, is executed by the next upcall of any kind.
 #[test]
 fn endless_loops_anywhere_are_cut_short() {
     let (mut endless, entry) = entry_of("template");
@@ -207,7 +208,7 @@ fn endless_loops_anywhere_are_cut_short() {
     let path = directory.path().join("endless.rfm");
     std::fs::write(&path, endless).unwrap();
     let e1000 = entry_of("e1000").1;
-    // Somebody else, who must be as ever after each.
+    // Another driver, which must work as before after each loop.
     let beside = |script: &str| script.replace('|', "insmod null; tell null calls 1; rmmod null; integrity; mem;");
     let script = format!(
         "| insmod endless; | insmod template; poke template {entry:x}:ebfe; tell template x; rmmod template; | insmod template; \
@@ -232,8 +233,8 @@ fn endless_loops_anywhere_are_cut_short() {
     assert_says(&text, "    then: it is unloaded all the same");
 }
 
-/// What a driver logs is its own row for row, on a terminal of whatever width, and takes nobody
-/// else's place in the log.
+/// A driver's log output is marked as its own in every row, at any width of the terminal, and does
+/// not displace the log lines of others.
 #[test]
 fn what_a_driver_logs_is_quoted() {
     let mut machine = bare("insmod rogue; tell rogue log-forged; insmod null; repeat 20 tell null log 64; dmesg");
@@ -247,20 +248,20 @@ fn what_a_driver_logs_is_quoted() {
     let expected = ["?[2J????[   0.00000", "1] e1000: loaded in", "to ring 0"];
     assert_eq!(rows[0], expected[0]);
     assert_eq!(rows[1..3], [continued(expected[1]), continued(expected[2])]);
-    // And again in the log, with what was said before and behind.
+    // The log has the same rows, together with the lines before and after them.
     let log = text.split_once("> dmesg").unwrap().1;
     assert!(log.contains("Ringfence 0.1.0: ") && log.contains(quoted[0]), "{log}");
     assert_eq!(log.matches("null| ").count(), 64, "{log}");
 }
 
-/// Numbers that are `text`'s at its end.
+/// Returns the numbers that follow `before` in the lines of `text`.
 fn numbers_behind(text: &str, before: &str) -> Vec<u64> {
     let number = |line: &str| line.split_once(before)?.1.split_whitespace().next()?.parse().ok();
     text.lines().filter_map(number).collect()
 }
 
-/// A driver is polled when its timer goes off, in either ring, once or again and again, and not
-/// when it has turned it off; its successor has its parameters.
+/// A driver is polled when its timer goes off, in either ring, once or repeatedly, and not after it
+/// has turned the timer off. Its successor has the same parameters.
 #[test]
 fn a_driver_has_parameters_a_timer_and_commands() {
     let script = "insmod watchman period-ms=2 place=harbour; sleep 200; tell watchman rounds; ring watchman 0; sleep 200; \
@@ -283,13 +284,13 @@ fn a_driver_has_parameters_a_timer_and_commands() {
     assert_says(&text, "takes     awake              whether it begins at once: on or off, on if not given");
 }
 
-/// How the driver called `name` is, each time that `lsmod` was asked and it was there.
+/// Returns the state of the driver called `name` from each `lsmod` that lists it.
 fn states<'a>(text: &'a Ran, name: &str) -> Vec<&'a str> {
     text.drivers(name).into_iter().map(|driver| &*driver.state).collect()
 }
 
-/// A driver that sleeps in the middle of an upcall goes on there, in either ring; others run
-/// meanwhile, and who wants something of it waits.
+/// A driver that sleeps in the middle of an upcall continues there, in either ring. Other drivers
+/// run meanwhile, and callers of the sleeping driver wait.
 #[test]
 fn a_driver_sleeps_in_an_upcall_and_goes_on() {
     let script = "insmod watchman period-ms=4 late-ms=100; tell watchman nap 400 &; sleep 50; lsmod; \
@@ -305,8 +306,9 @@ fn a_driver_sleeps_in_an_upcall_and_goes_on() {
     assert_says(&text, "watchman: now in ring 1");
 }
 
-/// One that is ended while it sleeps does not go on; who waits for it is told. One that nobody
-/// waits for any more in its `init` is gone, and others are loaded and restarted meanwhile.
+/// A driver that is ended while it sleeps does not continue, and its caller gets an error. If the
+/// caller of a sleeping `init` gives up, the driver is removed. Other drivers are loaded and
+/// restarted meanwhile.
 #[test]
 fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
     for ring in [1, 0] {
@@ -332,7 +334,8 @@ fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
     assert_eq!([states(&text, "watchman.3"), states(&text, "watchman.4")], [["running"], ["running"]], "{text}");
 }
 
-/// Who has an answer coming gets that one: not what was meant for others, nor for who has given up.
+/// Each caller gets its own answer, and not one for another caller or for a caller that has given
+/// up.
 #[test]
 fn answers_of_a_driver_that_sleeps_are_kept_apart() {
     let script = "insmod watchman awake=off; tell watchman nap 200 &; tell watchman rounds &; tell watchman nap 50 &; \
@@ -344,7 +347,7 @@ fn answers_of_a_driver_that_sleeps_are_kept_apart() {
     assert_eq!(numbers_behind(&text, "all is well at the gate, after "), [0], "{text}");
 }
 
-/// One that is not trusted any more while it sleeps is moved when its upcall has ended, once.
+/// A driver that loses its trust while it sleeps is moved when its upcall has ended, and only once.
 #[test]
 fn a_driver_that_sleeps_loses_ring_0_when_it_wakes() {
     let script = "limits sleep-ms 600; insmod watchman --ring 0; insmod watchman; tell watchman nap 500 &; sleep 20; \
@@ -356,7 +359,7 @@ fn a_driver_that_sleeps_loses_ring_0_when_it_wakes() {
     assert_eq!(numbers_behind(&text, "watchman| slept for ").len(), 1, "{text}");
 }
 
-/// What is refused in `init` leaves nothing on the heap.
+/// An `init` that is refused leaves nothing on the heap.
 #[test]
 fn loads_that_fail_leave_nothing_on_the_heap() {
     let (_folder, refuses) = c_module("refuses", "if (operation == RF_INIT) return -RF_REFUSED_NOT_FOUND;");
@@ -366,7 +369,7 @@ fn loads_that_fail_leave_nothing_on_the_heap() {
     assert!(used.len() == 2 && used[1] <= used[0] + 1024, "{used:?}");
 }
 
-/// One that sleeps whenever it is polled can be unloaded, and does not hold up the machine's end.
+/// A driver that sleeps whenever it is polled can be unloaded, and does not delay the shutdown.
 #[test]
 fn a_driver_that_sleeps_all_the_time_can_be_unloaded() {
     let nap = "insmod rogue-nic; tell rogue-nic nap 150000000; sleep 200";
@@ -379,7 +382,7 @@ fn a_driver_that_sleeps_all_the_time_can_be_unloaded() {
     assert!(free.len() == 2 && free[0] == free[1], "{free:?}");
 }
 
-/// What is given is checked before the driver runs, and nothing of it stays.
+/// Parameters are checked before the driver runs, and nothing of a refused load stays.
 #[test]
 fn parameters_that_are_wrong_are_said() {
     let wrong = [
@@ -403,7 +406,8 @@ fn parameters_that_are_wrong_are_said() {
     assert_says(&text, "watchman| all is well at the gate, after 0 rounds");
 }
 
-/// Parameters that make no sense, or that are not where the driver may write, are refused.
+/// Parameter descriptions that make no sense are refused, and so are those outside the driver's
+/// writable memory.
 #[test]
 fn parameters_that_make_no_sense_are_refused() {
     let (good, _) = entry_of("watchman");
@@ -447,12 +451,14 @@ fn a_module_in_cpp_runs_in_both_rings() {
     assert_says(&text, "hello-cpp polls                how often its timer has gone off");
 }
 
-/// The header with all warnings, as C99, C11 and C++17, by each compiler that there is.
+/// Compiles the header with all warnings, as C99, C11 and C++17, by each compiler that is
+/// installed.
 #[test]
 fn the_c_header_is_c99_and_cpp17() {
     system();
     let folder = tempfile::tempdir().unwrap();
-    // What a driver of each class uses: functions that nobody calls are not all looked at.
+    // The source uses the functions for all classes, because compilers do not check unused
+    // functions fully.
     const SOURCE: &str = r#"
         #include <ringfence.h>
         RF_MANIFEST = {
@@ -506,14 +512,15 @@ fn the_c_header_is_c99_and_cpp17() {
                 assert!(output.status.success() && said.is_empty(), "{compiler} {standard}: {said}");
                 tried += 1;
             }
-            // gcc is there, as it builds the modules.
+            // gcc is installed, because it builds the modules.
             Err(_) => assert!(compiler.starts_with("clang"), "{compiler} is missing"),
         }
     }
     assert!(tried >= 3);
 }
 
-/// Several files, with flags of their own; what the compiler warns of is said and stops nobody.
+/// A folder of several files with their own flags. Compiler warnings are shown and do not stop the
+/// build.
 #[test]
 fn a_folder_of_c_files_with_flags_is_a_module() {
     const MAIN: &str = r#"
@@ -541,7 +548,7 @@ fn a_folder_of_c_files_with_flags_is_a_module() {
     let mut machine = bare("insmod parts; tell parts x; ring parts 0; tell parts x");
     machine.contents.modules.push(ringfence::build::module_in_c(&parts).unwrap().packed);
     assert_eq!(boot_well(&machine).answers("parts"), [42, 42]);
-    // An error is an error, and names the file.
+    // A compile error stops the build and names the file.
     std::fs::write(parts.join("other.c"), "this is no C").unwrap();
     let error = format!("{:#}", ringfence::build::module_in_c(&parts).unwrap_err());
     assert!(error.contains("other.c"), "{error}");
@@ -551,7 +558,7 @@ fn a_folder_of_c_files_with_flags_is_a_module() {
     assert!(error.ends_with("has neither a Cargo.toml nor a file in C or C++"), "{error}");
 }
 
-/// A module in C with this in its entry point.
+/// Builds a C module with `body` in its entry point.
 fn c_module(name: &str, body: &str) -> (tempfile::TempDir, Result<ringfence::build::Module, String>) {
     system();
     let source = format!(
@@ -575,7 +582,8 @@ fn c_module(name: &str, body: &str) -> (tempfile::TempDir, Result<ringfence::bui
     (folder, module)
 }
 
-/// What the kernel would refuse is an error of the build, with the place where that is known.
+/// If the kernel would refuse a module, its build fails, and the error names the place if it is
+/// known.
 #[test]
 fn what_the_kernel_would_refuse_does_not_build() {
     let refused = |name: &str, body: &str| c_module(name, body).1.unwrap_err();
@@ -593,7 +601,7 @@ fn what_the_kernel_would_refuse_does_not_build() {
     assert!(big.contains("is too large (most: 0x1000000)"), "{big}");
 }
 
-/// A finished file is checked by itself.
+/// A finished module file can be checked separately.
 #[test]
 fn a_finished_file_is_checked() {
     let check = |files: &[&std::path::Path], json: bool| {
@@ -612,7 +620,7 @@ fn a_finished_file_is_checked() {
         said.contains("refused: it could load SS, which QEMU's TCG takes for ring 0\n    at rf_rogue_ss::"),
         "{said}"
     );
-    // It is loaded, and ended when it gets there.
+    // The kernel loads this module, and ends the driver when it executes the instruction.
     let (folder, halts) = c_module("halts", "if (operation == 77) __asm__ volatile(\"hlt\");");
     let halts = halts.unwrap().packed;
     let (status, said) = check(&[&halts], false);
@@ -630,8 +638,8 @@ fn a_finished_file_is_checked() {
     assert!(status == Some(1) && said.ends_with("refused: not a well-formed ELF file\n"), "{said}");
 }
 
-/// A package that lies elsewhere and depends on the SDK by its path is built, checked and named as
-/// the project's own are.
+/// A package in another folder that depends on the SDK by its path is built, checked and named like
+/// the project's own modules.
 #[test]
 fn a_driver_in_a_folder_of_ones_own_is_a_module() {
     system();
@@ -674,7 +682,7 @@ fn a_driver_in_a_folder_of_ones_own_is_a_module() {
     assert!(said.contains("gave up, in command: panicked at src/lib.rs:12: as asked for"), "{said}");
     let upcall = said.lines().find(|line| line.starts_with("        rf_upcall+"));
     assert!(upcall.is_some_and(|line| line.contains("src/lib.rs:")), "{said}");
-    // What the kernel would refuse does not compile.
+    // A manifest that the kernel would refuse does not compile.
     for (manifest, why) in [
         ("Manifest::new(\"Own\", \"7\")", "name must be lower-case letters, digits, - and _"),
         ("Manifest::new(\"own\", \"7\").dma_kib(1 << 20)", "DMA budget is out of range"),
@@ -683,14 +691,14 @@ fn a_driver_in_a_folder_of_ones_own_is_a_module() {
         let (status, said) = runner(&own, "help");
         assert!(status == Some(4) && said.contains(why), "{said}");
     }
-    // What the compiler says is shown.
+    // The compiler's message is shown.
     std::fs::write(own.join("src/lib.rs"), "this is no Rust").unwrap();
     let (status, said) = runner(&own, "help");
     assert!(status == Some(4) && said.contains("src/lib.rs:1:"), "{said}");
 }
 
-/// What a driver names as a command is put into a person's line by the Tab key, and what it answers
-/// is shown: neither is more than that, nor more than there is room for.
+/// The Tab key puts a driver's command names into the user's line, and a driver's answers are
+/// shown. So both must be plain text, and limited in number.
 #[test]
 fn commands_and_answers_are_names_and_text() {
     let body = r#"
@@ -725,7 +733,8 @@ fn commands_and_answers_are_names_and_text() {
     assert_eq!(text.matches("names: 4032 more lines are not shown").count(), 2, "{text}");
 }
 
-/// What a network driver counts is shown, and kept for its successor; whatever it is.
+/// The counters of a network driver are shown, and kept for its successor, whatever their values
+/// are.
 #[test]
 fn what_a_network_driver_counts_is_shown() {
     const SOURCE: &str = r#"

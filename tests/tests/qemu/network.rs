@@ -10,8 +10,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
 
-/// What `hearing` of the conformance suite tries is tried at all: these can, and that one says that
-/// it cannot.
+/// The conformance test `hearing` really runs on these cards: four of their drivers can set the
+/// mode, and one says that it cannot.
 #[test]
 fn cards_are_told_what_to_hear() {
     let told = |nic: &str, what: &[&str]| {
@@ -37,10 +37,10 @@ fn dhcp_and_ping_work_in_both_rings() {
     assert_eq!(text.lines().filter(|line| line.contains("3 sent, 3 answered")).count(), 3);
 }
 
-/// Each interface takes a megabyte of the kernel's heap, whether its driver lives or not.
+/// Each interface takes a megabyte of the kernel's heap, whether its driver is alive or not.
 #[test]
 fn there_are_four_interfaces_and_no_more() {
-    // A device is free again when its driver was ended: one will do.
+    // A device is free again when its driver was ended, so one device is enough.
     let fill: String = ["rogue-nic", "rogue-nic.2", "rogue-nic.3", "rogue-nic.4"]
         .map(|name| format!("insmod rogue-nic; kill {name}; "))
         .concat();
@@ -48,16 +48,16 @@ fn there_are_four_interfaces_and_no_more() {
     machine.contents.autoload = false;
     let text = boot_badly(&machine, 1);
     assert_says(&text, "error: rogue-nic: init: refused: there can be 4 network interfaces (four at most)");
-    // A successor takes the place of the one before it.
+    // A successor takes over the interface of its predecessor.
     assert!(text.restarts("rogue-nic.3") > 0, "{text}");
 }
 
-/// A port that nobody uses right now.
+/// Returns a port that is free at the moment.
 pub fn free_port() -> u16 {
     ringfence::machine::free_port().unwrap()
 }
 
-/// A machine whose shell waits for input, with the servers' ports forwarded.
+/// Starts a machine whose shell waits for input, with the servers' ports forwarded.
 pub fn serving(ports: &[(Protocol, u16, u16)]) -> Running {
     let mut machine = Machine { timeout: Some(TIME_LIMIT), hba: "none".into(), ..Machine::default() };
     machine.forwards = ports.to_vec();
@@ -66,22 +66,22 @@ pub fn serving(ports: &[(Protocol, u16, u16)]) -> Running {
     running
 }
 
-/// Bytes that differ everywhere.
+/// Returns bytes without a repeating pattern.
 pub fn pattern(len_bytes: usize) -> Vec<u8> {
     (0..len_bytes as u64).map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }
 
-/// A stream to a server of the guest.
+/// Opens a stream to a server of the guest.
 pub fn connect(port: u16) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
 }
 
-/// A stream to an echo server of the guest, on which a byte has been there and back. libslirp 4.7
-/// forgets what it has read from the host when a SYN-ACK comes twice (`sbreserve` empties its
-/// buffer), as one does if the guest has the answer to it late: under load, or because its driver
-/// was ended.
+/// Opens a stream to an echo server of the guest, and sends one byte there and back. libslirp 4.7
+/// loses the data that it has read from the host if a SYN-ACK comes twice (`sbreserve` empties its
+/// buffer). It comes twice if the guest gets the answer to it late: under load, or because its
+/// driver was ended.
 pub fn echoing(port: u16) -> TcpStream {
     let mut stream = connect(port);
     stream.write_all(b"x").unwrap();
@@ -89,14 +89,14 @@ pub fn echoing(port: u16) -> TcpStream {
     stream
 }
 
-/// The next `len_bytes` bytes from `stream`.
+/// Reads the next `len_bytes` bytes from `stream`.
 pub fn read(stream: &mut TcpStream, len_bytes: usize) -> Vec<u8> {
     let mut bytes = vec![0; len_bytes];
     stream.read_exact(&mut bytes).unwrap();
     bytes
 }
 
-/// Sends `data` to the echo server and returns what comes back.
+/// Sends `data` to the echo server and returns the echo.
 fn echo(port: u16, data: &[u8]) -> Vec<u8> {
     let mut stream = connect(port);
     let mut writer = stream.try_clone().unwrap();
@@ -117,7 +117,7 @@ fn tcp_echo_returns_every_byte() {
     let mut running = serving(&[(Protocol::Tcp, port, 7)]);
     let data = pattern(2 << 20);
     assert!(echo(port, &data) == data, "the echo differs");
-    // What was there in between.
+    // The guest reports the data that passed through it.
     let echoed = Event::Data { bytes: data.len() as u64, sha256: event::Sha256(Sha256::digest(&data).into()) };
     running.type_line("echoed").unwrap();
     running.wait_for_event("what was echoed", |event| (event == echoed).then_some(())).unwrap();
@@ -155,7 +155,7 @@ fn udp_echo_discard_and_character_generator_work() {
     let mut sink = connect(discard);
     sink.write_all(&pattern(1 << 20)).unwrap();
     sink.shutdown(Shutdown::Write).unwrap();
-    // The server closes when it has read everything, and says nothing.
+    // The server closes the connection when it has read everything, and sends nothing.
     assert_eq!(sink.read_to_end(&mut Vec::new()).unwrap(), 0);
     let lines = read(&mut connect(chargen), 74 * 95);
     for (number, line) in lines.chunks(74).enumerate() {
@@ -165,7 +165,7 @@ fn udp_echo_discard_and_character_generator_work() {
     leave(running);
 }
 
-/// What waits for a host that is not there is in nobody else's way.
+/// Packets that wait for an absent host do not delay packets to others.
 #[test]
 fn a_host_that_is_not_there_delays_no_other() {
     let run = boot_badly(&machine("ip; ping 10.0.2.99 -c 1 -W 200; ping 10.0.2.2 -c 1 -W 5000"), 1);
@@ -173,14 +173,15 @@ fn a_host_that_is_not_there_delays_no_other() {
     assert_says(&run.to_string(), "answer from 10.0.2.2: seq=1");
 }
 
-/// Longer than a frame: sent in fragments, and put together from such (RFC 791, 2.3).
+/// A packet longer than a frame is sent in fragments, and its answer is put together from fragments
+/// (RFC 791, 2.3).
 #[test]
 fn packets_longer_than_a_frame_come_back() {
     let text = boot_well(&machine("ip; ping 10.0.2.2 -c 1 -s 4000; ping 127.0.0.1 -c 1 -s 4000; ping 10.0.2.15 -c 1"));
     assert_eq!(text.matches("1 sent, 1 answered, 0 lost").count(), 3, "{text}");
 }
 
-/// With nobody to send them there is nothing to wait for.
+/// After the driver has ended, there is nobody to send the requests, so ping does not wait.
 #[test]
 fn a_ping_ends_with_its_driver() {
     let script = "ip; policy e1000 stop; ping 10.0.2.2 -c 60000 &; sleep 100; kill e1000; wait";
@@ -189,8 +190,8 @@ fn a_ping_ends_with_its_driver() {
     assert!(text.lines().any(|line| line.contains(" sent, ") && line.contains("; min/avg/max ")), "{text}");
 }
 
-/// Two cards, of which the first has no way to anybody: who wants to go somewhere goes by the
-/// other, and an address of its own needs no server.
+/// Two cards, of which the first has no router. A packet takes the interface that has a route for
+/// it. An address that is set by hand needs no DHCP server.
 #[test]
 fn the_way_is_chosen_by_route() {
     let mut machine = machine(
@@ -198,7 +199,7 @@ fn the_way_is_chosen_by_route() {
          ip link set eth0 down; ip; ip addr del 10.7.0.2 dev eth0; ip link set eth0 up; fails ip addr add x dev eth0; \
          fails ip addr add 1.2.3.4/24 dev eth9",
     );
-    // Nobody is at the other end of the first.
+    // Nothing is connected to the other end of the first card's cable.
     machine.network = Some("hubport,hubid=9".into());
     let second = ["-netdev", "user,id=net1", "-device", "e1000,netdev=net1"];
     machine.extra = second.map(Into::into).to_vec();

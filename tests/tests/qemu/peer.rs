@@ -1,4 +1,4 @@
-//! A peer at the other end of the cable, which sends the frames that it likes.
+//! A peer at the other end of the cable, which can send any frames.
 
 use ringfence::machine::Monitor;
 use ringfence::machine::{Machine, Running};
@@ -11,16 +11,16 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// IEEE 802 local experimental ethertype 1: nobody answers it.
+/// IEEE 802 local experimental ethertype 1, which nobody answers.
 const EXPERIMENTAL: u16 = 0x88b5;
 
-/// The other end: a datagram is a frame.
+/// The other end of the cable. Each datagram on its socket is one frame.
 struct Peer {
     socket: UdpSocket,
 }
 
 impl Peer {
-    /// The peer, and a machine whose card is connected to it and has no address yet.
+    /// Returns the peer, and a machine whose card is connected to it and has no address yet.
     fn new() -> (Peer, Machine) {
         let (socket, network) = wire::cable().unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -33,11 +33,11 @@ impl Peer {
     fn send(&self, to: [u8; 6], ethertype: u16, payload: &[u8]) {
         let mut frame = wire::frame(&to, ethertype, payload);
         frame.resize(frame.len().max(60), 0);
-        // While QEMU is stopped the socket may be full: what is lost then is lost on cables, too.
+        // The socket may be full while QEMU is stopped. The frame is then lost, as on a cable.
         let _ = self.socket.send(&frame);
     }
 
-    /// Sends what `ask` makes until a frame comes that `is_answer` takes.
+    /// Calls `ask` until a frame comes for which `is_answer` is true; returns the frame.
     fn ask(&self, ask: impl Fn(&Peer), is_answer: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
@@ -53,7 +53,7 @@ impl Peer {
         panic!("the guest does not answer");
     }
 
-    /// Says which Ethernet address the peer has, if that is what is asked.
+    /// Answers an ARP request for a host of the peer's network with the peer's Ethernet address.
     fn answer_arp(&self, frame: &[u8]) {
         let is_ours = frame[12..14] == ARP.to_be_bytes() && frame[20..22] == [0, 1] && frame[38..41] == PEER[..3];
         if is_ours && frame[38..42] != GUEST {
@@ -62,8 +62,8 @@ impl Peer {
         }
     }
 
-    /// The guest's Ethernet address, by ARP (RFC 826), as the host `host` of the network asks for
-    /// it: answers to others do not count.
+    /// Asks for the guest's Ethernet address with ARP (RFC 826), as the host `host` of the network.
+    /// Answers to other hosts do not count.
     fn resolve(&self, host: u8) -> [u8; 6] {
         let asker = [PEER[0], PEER[1], PEER[2], host];
         let request = arp(1, &PEER_MAC, &asker, &[0; 6], &GUEST);
@@ -78,7 +78,7 @@ impl Peer {
     }
 }
 
-/// A SYN to the guest's echo server (RFC 9293, 3.1).
+/// Returns a SYN to the guest's echo server (RFC 9293, 3.1).
 fn syn(from_port: u16) -> Vec<u8> {
     let [high, low] = from_port.to_be_bytes();
     let mut tcp = vec![high, low, 0, 7, 1, 2, 3, 4, 0, 0, 0, 0, 5 << 4, 0x02, 0x10, 0, 0, 0, 0, 0];
@@ -100,8 +100,8 @@ fn started(machine: Machine, ring: u8) -> Running {
     running
 }
 
-/// A burst that needs no answer fills the card's ring while nobody looks. All the frames are then
-/// handed back at once, and the card, which has none left, interrupts no more.
+/// A burst that needs no answer fills the card's ring while the guest is stopped. Then all frames
+/// are handed back at once, and the card, which has no free buffer left, interrupts no more.
 #[test]
 fn a_burst_that_needs_no_answer_leaves_it_hearing() {
     for ring in [1, 0] {
@@ -137,19 +137,19 @@ const OFFER: u8 = 2;
 const REQUEST: u8 = 3;
 const ACK: u8 = 5;
 
-/// A DHCP server (RFC 2131), which says what it likes.
+/// A DHCP server (RFC 2131) that can send any answer.
 impl Peer {
-    /// The guest's next message, and of which kind that is.
+    /// Waits for the guest's next message; returns its kind and the message.
     fn dhcp(&self) -> (u8, Vec<u8>) {
         let is_message = |frame: &[u8]| {
             frame[12..14] == IPV4.to_be_bytes() && frame[23] == 17 && frame[36..38] == [0, 67] && frame.len() > 284
         };
         let frame = self.ask(|_| (), is_message);
-        // Its kind is its first option.
+        // The message's first option is its kind.
         (frame[284], frame[42..].to_vec())
     }
 
-    /// Answers a message of the guest's.
+    /// Answers a message of the guest.
     fn answer_dhcp(&self, message: &[u8], kind: u8, options: &[(u8, &[u8])]) {
         let mut answer = message[..240].to_vec();
         answer[0] = 2;
@@ -166,7 +166,7 @@ impl Peer {
 }
 
 impl Peer {
-    /// Gives the guest, which asks, its address with these options.
+    /// Gives the guest its address with these options, in answer to its requests.
     fn lease(&self, options: &[(u8, &[u8])]) {
         for (expected, kind) in [(DISCOVER, OFFER), (REQUEST, ACK)] {
             let (asked, message) = self.dhcp();
@@ -176,12 +176,12 @@ impl Peer {
     }
 }
 
-/// What goes with the address, and that it is to be renewed after two seconds of twenty.
+/// The options of a lease, with a renewal after two seconds out of twenty.
 const OPTIONS: [(u8, &[u8]); 5] =
     [(1, &[255, 255, 255, 0]), (3, &PEER), (6, &PEER), (51, &[0, 0, 0, 20]), (58, &[0, 0, 0, 2])];
 
-/// RFC 2131, 4.1 and 4.4.5: what is lost is sent again, and who waits for an address waits for
-/// that; and a renewal that says no more than yes changes nothing.
+/// RFC 2131, 4.1 and 4.4.5: a lost message is sent again, and a command that needs the address
+/// waits for that. A renewal that has only a time changes nothing else.
 #[test]
 fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
     let (peer, machine) = Peer::new();
@@ -191,12 +191,12 @@ fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
     peer.lease(&OPTIONS);
     let address = |interface: event::Interface| (interface.addresses.join(" "), interface.router);
     let leased = ("10.7.0.2/24".to_string(), Some(PEER));
-    // The `ip` that was typed before waits for it.
+    // The `ip` that was typed before waits for the address.
     let eth0 = wait_for_interface(&mut running, "eth0");
     assert_eq!(address(eth0), leased);
     for _ in 0..2 {
         let (kind, renewal) = peer.dhcp();
-        // It has the address, and says so.
+        // The client has the address, and names it in its request.
         assert_eq!((kind, &renewal[12..16]), (REQUEST, &GUEST[..]));
         peer.answer_dhcp(&renewal, ACK, &[(58, &[0, 0, 0, 2])]);
     }
@@ -206,7 +206,7 @@ fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
     assert_eq!(text.matches("address 10.7.0.2/24 from DHCP").count(), 1, "{text}");
 }
 
-/// A cable that is pulled and put back.
+/// A cable that is unplugged and plugged in again.
 #[test]
 fn a_link_that_comes_back_is_asked_for_an_address_again() {
     let (peer, mut machine) = Peer::new();
@@ -237,7 +237,7 @@ fn a_link_that_comes_back_is_asked_for_an_address_again() {
     leave(running);
 }
 
-/// Two of these were enough to take a service away from everybody.
+/// Two such peers were once enough to block a service for everybody.
 #[test]
 fn peers_that_never_finish_a_handshake_leave_room_for_others() {
     let (peer, machine) = Peer::new();
@@ -255,7 +255,7 @@ fn peers_that_never_finish_a_handshake_leave_room_for_others() {
     leave(running);
 }
 
-/// A name server that fails, and one that is silent, leave the question to the next.
+/// If a name server fails or is silent, the next one is asked.
 #[test]
 fn each_name_server_is_asked() {
     const SERVERS: [u8; 12] = [10, 7, 0, 1, 10, 7, 0, 3, 10, 7, 0, 4];
@@ -274,14 +274,14 @@ fn each_name_server_is_asked() {
         asked.push(server);
         let mut answer = query[42..].to_vec();
         match server {
-            // The first fails (RFC 1035, 4.1.1).
+            // The first name server fails (RFC 1035, 4.1.1).
             1 => answer[2..4].copy_from_slice(&[0x81, 0x82]),
-            // The second is silent.
+            // The second name server is silent.
             3 => continue,
             _ => {
                 answer[2..4].copy_from_slice(&[0x81, 0x80]);
                 answer[7] = 1;
-                // The name that was asked for, A, IN, an hour, four bytes.
+                // The name from the question, type A, class IN, an hour, four bytes.
                 answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4, 10, 9, 8, 7]);
             }
         }
@@ -296,7 +296,7 @@ fn each_name_server_is_asked() {
     leave(running);
 }
 
-/// A part of an IPv4 packet (RFC 791, 3.2), from the byte `offset` on.
+/// Returns a fragment of an IPv4 packet (RFC 791, 3.2), from the byte `offset` on.
 fn fragment(protocol: u8, id: u16, offset: usize, is_last: bool, payload: &[u8]) -> Vec<u8> {
     let mut fragment = packet(protocol, payload);
     let place = (offset / 8) as u16 | if is_last { 0 } else { 0x2000 };
@@ -308,7 +308,7 @@ fn fragment(protocol: u8, id: u16, offset: usize, is_last: bool, payload: &[u8])
     fragment
 }
 
-/// Packets of which the rest never comes leave their place to others; parts may come in any order.
+/// Packets whose rest never comes leave room for others. Fragments may come in any order.
 #[test]
 fn fragments_without_an_end_leave_room_for_others() {
     let (peer, machine) = Peer::new();
@@ -323,18 +323,18 @@ fn fragments_without_an_end_leave_room_for_others() {
     let ask = |peer: &Peer| {
         id.set(id.get() + 1);
         let parts: Vec<_> = request.chunks(1000).enumerate().collect();
-        // The odd ones, and then the even ones.
+        // First the odd fragments, then the even ones.
         for (index, part) in parts.iter().filter(|(i, _)| i % 2 == 1).chain(parts.iter().filter(|(i, _)| i % 2 == 0)) {
             peer.send(guest, IPV4, &fragment(1, id.get(), index * 1000, index + 1 == parts.len(), part));
         }
     };
-    // The first part of an answer.
+    // The first fragment of an answer.
     let is_answer = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 1 && frame[34] == 0;
     peer.ask(ask, is_answer);
     leave(running);
 }
 
-/// A SYN that is put together from two parts would be one that nobody has looked at.
+/// A SYN that is put together from two fragments would bypass the check of SYNs.
 #[test]
 fn segments_in_fragments_are_not_answered() {
     let (peer, machine) = Peer::new();
@@ -343,7 +343,7 @@ fn segments_in_fragments_are_not_answered() {
     let whole = syn(4000)[20..].to_vec();
     peer.send(guest, IPV4, &fragment(6, 7, 0, false, &whole[..8]));
     peer.send(guest, IPV4, &fragment(6, 7, 8, true, &whole[8..]));
-    // It goes on, and this is the first SYN that it answers.
+    // The guest goes on; the second SYN is the first that it answers.
     let is_answer = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 6;
     let answer = peer.ask(|peer| peer.send(guest, IPV4, &syn(4001)), is_answer);
     assert_eq!(answer[36..38], 4001u16.to_be_bytes());

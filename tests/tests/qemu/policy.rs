@@ -1,4 +1,4 @@
-//! What becomes of a driver that faulted, by its policy and by the limits; and who has lost ring 0.
+//! The restart of a driver that faulted, by its policy and by the limits; and the loss of ring 0.
 
 use crate::changed::*;
 use crate::network::pattern;
@@ -6,7 +6,7 @@ use ringfence_abi::manifest::RING1_ONLY;
 use ringfence_tests::{assert_says, bare, boot_badly, boot_well, machine};
 use tempfile::TempDir;
 
-/// Faults count for as long as the window is.
+/// Faults count only within the window.
 #[test]
 fn faults_of_long_ago_are_forgotten() {
     let mut machine = bare(
@@ -84,8 +84,7 @@ fn a_module_can_be_for_ring_1_only() {
     assert_says(&text, "modest: 1 (0x1)");
 }
 
-/// The first restart comes at once, each further one waits twice as long. Instructions are the
-/// clock.
+/// The first restart comes at once; each further one waits twice as long. Time counts instructions.
 #[test]
 fn each_restart_waits_twice_as_long() {
     let mut machine = bare(

@@ -1,9 +1,9 @@
-//! SCSI commands that were under way when their driver was ended.
+//! SCSI commands that are under way when their driver is ended.
 
 use ringfence_link::event::Event;
 use ringfence_tests::{bare, boot_badly, boot_well, machine};
 
-/// A command waits for a driver that will be back, but not for ever.
+/// A command waits for a driver that will be restarted, but not for ever.
 #[test]
 fn a_command_waits_for_its_driver_so_long() {
     let script = "blkread disk0 0 1; limits restart-wait-ms 1000; kill virtio-scsi; blkread disk0 0 1; \
@@ -21,7 +21,7 @@ fn a_command_waits_for_its_driver_so_long() {
     assert_eq!(outcomes, ["read", "read", "the driver is gone", "read"], "{text}");
 }
 
-/// Where the commands began that `rogue-scsi` read blocks for.
+/// Returns the first blocks of the commands with which `rogue-scsi` read.
 fn blocks_read(text: &str) -> Vec<&str> {
     text.lines().filter_map(|line| line.split_once("rogue-scsi| reads block ")).map(|(_, block)| block).collect()
 }
@@ -37,7 +37,7 @@ fn commands_are_sent_again_in_order() {
     assert_eq!(text.data()[0].0, 262144, "{text}");
 }
 
-/// Whoever sent them: the first job's command is the second one.
+/// The order holds across jobs: the first job's command is sent second.
 #[test]
 fn commands_of_several_jobs_are_sent_again_in_order() {
     let text = boot_well(&bare(
@@ -47,28 +47,28 @@ fn commands_of_several_jobs_are_sent_again_in_order() {
     assert_eq!(blocks_read(&text), ["0", "512", "0", "512"], "{text}");
 }
 
-/// Of a driver that answers and ends in the same upcall nobody knows what its answers are worth.
+/// If a driver answers and ends in the same upcall, its answers cannot be trusted.
 #[test]
 fn what_a_driver_says_as_it_ends_is_not_believed() {
     let text = boot_well(&bare(
         "insmod rogue-scsi; policy rogue-scsi restart; tell rogue-scsi die; blkread disk0 0 8; tell rogue-scsi die; \
          blkwrite disk0 8 1 7",
     ));
-    // The write is looked up, found missing, and done.
+    // The kernel reads the block, finds that the write was not done, and repeats it.
     assert_eq!(blocks_read(&text), ["0", "0", "8"], "{text}");
     assert_eq!(text.matches("rogue-scsi| writes block 8").count(), 2, "{text}");
 }
 
-/// A write whose driver is ended may be on the disk or not: what is there is not written again,
-/// what is not is.
+/// A write whose driver is ended may be on the disk or not. The kernel reads the blocks back, and
+/// writes only those that were not written.
 #[test]
 fn a_write_that_may_be_done_is_looked_up() {
-    // The disk of `rogue-scsi` has zeros, whatever is written.
+    // The disk of `rogue-scsi` always has zeros, even after a write.
     let text = boot_well(&bare(
         "limits command-ms 300; insmod rogue-scsi; policy rogue-scsi restart; \
          tell rogue-scsi lose-write; blkwrite disk0 8 1 7; tell rogue-scsi lose-write; blkcopy disk0 100 disk0 200 1",
     ));
-    // Of the driver's own words, and of the kernel's about it.
+    // The lines of the driver itself, and of the kernel about the driver.
     let said =
         |line| ["] rogue-scsi| ", "] rogue-scsi: "].iter().find_map(|whose| Some(str::split_once(line, whose)?.1));
     let said: Vec<&str> = text.lines().filter_map(said).collect();

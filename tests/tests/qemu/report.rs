@@ -1,9 +1,9 @@
-//! What is said, and kept, of a driver that was ended.
+//! Reports about ended drivers: the printed and the stored ones.
 
 use ringfence::machine::End;
 use ringfence_tests::{assert_says, bare, boot, boot_badly, machine};
 
-/// The lines of the first report in `lines`, without the time of the log.
+/// Returns the lines of the first report in `lines`, without the time of the log.
 fn report(lines: &[String]) -> Vec<String> {
     let first = lines.iter().position(|line| line.contains("fault: ")).expect("a report");
     let (_, headline) = lines[first].split_once("fault: ").unwrap();
@@ -17,7 +17,7 @@ fn a_report_has_all_that_is_known() {
     let report = report(run.console());
     assert_eq!(report[0], "rogue: #PF reading 0x0 (null), in command");
     assert!(report[1].starts_with("    at rf_rogue::attacks::read+0x"), "{report:?}");
-    // The runner knows the source.
+    // The runner adds the source line.
     assert!(report[1].contains(", drivers/rogue/src/attacks.rs:"), "{report:?}");
     assert!(report[2].contains("  mov ") && report[2].contains("["), "{report:?}");
     let has = |part: &str| assert!(report.iter().any(|line| line.contains(part)), "no '{part}' in {report:#?}");
@@ -28,12 +28,12 @@ fn a_report_has_all_that_is_known() {
     has("    held: 5 gates, image ");
     has("        rf_heap_grow(0x4000) = 0x");
     has("    then: it stays ended: its policy is to stop");
-    // Kept word for word.
+    // The stored report is the printed one, word for word.
     let kept: Vec<&String> = run.console().iter().skip_while(|line| !line.ends_with("faults 1")).skip(1).collect();
     assert!(report.iter().zip(kept).all(|(printed, kept)| printed == kept), "{}", run.to_string());
 }
 
-/// A fault in a service: where it was called, with what.
+/// A fault in a service: the report has the place and the arguments of the call.
 #[test]
 fn a_report_of_a_gate_has_the_call() {
     let run = boot_badly(&bare("insmod rogue; tell rogue log-pointer 0x8"), 1);
@@ -46,7 +46,7 @@ fn a_report_of_a_gate_has_the_call() {
     has("    held: 5 gates, image ");
 }
 
-/// What the driver had in its registers when it called, as far as a call keeps them.
+/// The report has the driver's registers at the call, as far as a call keeps them.
 #[test]
 fn a_report_of_a_gate_has_the_registers() {
     let report = report(boot_badly(&bare("insmod rogue; tell rogue log-registers"), 1).console());
@@ -64,7 +64,7 @@ fn a_report_of_a_gate_has_the_registers() {
     assert_eq!(without_rip, expected[3]);
 }
 
-/// All that a driver had of its device.
+/// The report lists everything that a driver had of its device.
 #[test]
 fn a_report_says_what_was_held() {
     let mut machine = machine("insmod rogue-nic; tell rogue-nic interrupt; tell rogue-nic other-ports");
@@ -101,10 +101,11 @@ fn a_report_says_what_was_done() {
     assert_says(&run.to_string(), "    held: device 0000:00:0");
 }
 
-/// Times, addresses, registers and calls: with instructions for a clock, all is the same each time.
+/// With a clock that counts instructions, times, addresses, registers and calls are the same each
+/// time.
 #[test]
 fn a_report_is_the_same_each_time_under_icount() {
-    // A page fault, a fault in a gate, an overrun.
+    // A page fault, a fault in a gate, and an overrun of the time budget.
     for attack in ["recurse", "log-registers", "loop"] {
         let mut machine = bare(&format!("insmod template; insmod rogue; tell rogue {attack}; tell rogue.9 x"));
         machine.icount = true;
@@ -114,8 +115,8 @@ fn a_report_is_the_same_each_time_under_icount() {
     }
 }
 
-/// Also where it had entered a gate and nothing had been done yet: whoever is to blame ran in ring
-/// 1.
+/// The ring is right even if the driver had entered a gate and nothing was done yet: the driver was
+/// in ring 1.
 #[test]
 fn a_report_has_the_ring_of_the_driver() {
     let report = report(boot_badly(&bare("insmod rogue; tell rogue trap-flag-gate"), 1).console());
@@ -123,8 +124,7 @@ fn a_report_has_the_ring_of_the_driver() {
     assert!(report.iter().any(|line| line.contains("version 0.1.0, ring 1, slot 0")), "{report:?}");
 }
 
-/// What a person reads fits a terminal, but for a fault's headline and the source line behind a
-/// place.
+/// Printed lines fit a terminal, except for a fault's headline and the source line after a place.
 #[test]
 fn what_is_printed_fits_80_columns() {
     let mut machine = machine(

@@ -1,4 +1,4 @@
-//! Devices of drivers that were ended: they are stopped before anybody else has the memory, or set
+//! Devices whose drivers were ended. They are stopped before anybody else gets the memory, or set
 //! aside.
 
 use crate::changed::*;
@@ -6,8 +6,8 @@ use ringfence::machine::BOARD;
 use ringfence_tests::{assert_intact, assert_says, boot_badly, boot_well, machine, unfenced};
 use tempfile::TempDir;
 
-/// What QEMU saw the kernel write, in order, when a driver was ended: first no interrupts and no
-/// DMA, then the reset.
+/// The kernel's writes when a driver is ended, as traced by QEMU: first it turns off interrupts and
+/// DMA, then it resets the device.
 #[test]
 fn a_device_is_kept_from_memory_before_it_is_reset() {
     const BUS_MASTER: u64 = 1 << 2;
@@ -36,7 +36,7 @@ fn a_device_is_kept_from_memory_before_it_is_reset() {
     assert_eq!(command & (BUS_MASTER | INTERRUPT_DISABLE), INTERRUPT_DISABLE, "{events:x?}");
 }
 
-/// What a device may still write to is never anybody else's memory.
+/// Memory to which a device may still write is never given to anybody else.
 #[test]
 fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
@@ -55,7 +55,7 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
     assert!(free[0] - free[1] > 100, "only {} frames were set aside", free[0] - free[1]);
 }
 
-/// A fence keeps it from all memory, so that its driver's is free again.
+/// An IOMMU keeps the device from all memory, so its driver's memory is free again.
 #[test]
 fn a_device_that_does_not_stop_costs_no_memory_behind_a_fence() {
     let never = [(WAIT_MASK, 1 << 31), (WAIT_VALUE, 1 << 31)];
@@ -66,7 +66,7 @@ fn a_device_that_does_not_stop_costs_no_memory_behind_a_fence() {
     assert_intact(&text);
     assert_says(&text, ".0 is set aside for good: its reset was not done within 10000 us");
     let free = text.free_frames();
-    // Tables that stay for the next driver's device.
+    // The difference is tables that stay for the device of the next driver.
     assert!(free.len() == 2 && free[0] - free[1] < 8, "{free:?}");
 }
 
@@ -83,13 +83,13 @@ fn a_device_that_nobody_can_reset_is_set_aside_too() {
     assert_says(&text, "warning: untold: the device may use DMA, and the manifest does not say how to reset it");
     assert_says(&text, "it used DMA, and its manifest does not say how to reset it");
     assert_says(&text, "[set aside]");
-    // There is nothing that another one could have.
+    // There is no device that a successor could have.
     assert_says(&text, "    then: it was given up: its device did not stop, and is set aside with its memory");
     assert_eq!(text.drivers("untold")[0].state, "given up");
 }
 
-/// Manifests are promised no more than there is: one alone no more than can be there twice, and
-/// memory that is set aside is gone.
+/// The kernel promises no more memory than there is. One manifest may ask only for memory that
+/// could be there twice, and memory that is set aside is gone.
 #[test]
 fn no_more_memory_is_promised_than_there_is() {
     const MIB: u32 = 1 << 20;
@@ -109,7 +109,8 @@ fn no_more_memory_is_promised_than_there_is() {
     assert_says(&text, "error: greedy: out of memory");
 }
 
-/// A device that became a bus master without the kernel's leave is reset as well, or set aside.
+/// A device that became a bus master without the kernel's permission is reset as well, or set
+/// aside.
 #[test]
 fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1004_1af4);
@@ -122,7 +123,7 @@ fn a_device_that_turns_dma_on_by_itself_is_stopped_too() {
     let text = boot_well(&unfenced(machine));
     assert_intact(&text);
     assert!(!text.contains("set aside"), "{text}");
-    // It reached the device through these.
+    // The driver reached the device through these ports.
     assert_says(&text, "ports  0xc");
     assert!(!text.loaded("virtio-scsi").is_empty(), "{text}");
     for script in [script("unknown"), script("unknown").replace("bus-master", "bus-master-hidden")] {

@@ -1,4 +1,4 @@
-//! Drivers that are ended come back, and what is above them sees a pause and no error.
+//! Drivers that are ended come back, and the layers above them see a pause and no error.
 
 use crate::changed::*;
 use crate::network::{echoing, free_port, pattern, read, serving};
@@ -25,7 +25,7 @@ fn a_tcp_stream_survives_its_driver() {
     leave(running);
 }
 
-/// What a driver had delivered is not lost with it.
+/// Frames that a driver had delivered are not lost with the driver.
 #[test]
 fn frames_survive_their_driver() {
     let mut machine = machine(
@@ -53,27 +53,27 @@ fn a_copy_survives_its_driver() {
     let end = text.find(&format!("{BYTES} bytes")).expect("the copy ends");
     assert!(end > text.find("restarted").unwrap(), "the copy was over before the driver was ended:\n{text}");
     assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap(), "the copy differs");
-    // The disks are the ones that were there before.
+    // The disks are the same as before.
     let disks: Vec<_> = text.disks().iter().map(|disk| (disk.name.clone(), disk.place, disk.blocks)).collect();
     let (first, second) = (("disk0".into(), Some((0, 0)), 65536), ("disk1".into(), Some((1, 0)), 65536));
     assert_eq!(disks, [first.clone(), second.clone(), first, second]);
 }
 
-/// Nor of the kernel's own memory: once the reports and the lines that are kept are as many as
-/// ever.
+/// Restarts do not take memory of the kernel's heap either, once the stores of reports and lines
+/// are full.
 #[test]
 fn restarts_leave_nothing_on_the_heap() {
-    // How often each was ended within the window is forgotten with the next end after it.
+    // A driver's ends within the window are forgotten at its next end after the window.
     let after = "sleep 1100; kill e1000; kill virtio-scsi; sleep 100; mem; ";
-    // None rests for what it owes, which a host that stalls may make more: each is back before the
-    // next command.
+    // `turn-ms` is raised so that no driver is throttled: a stalled host may add to a driver's
+    // debt. So each driver is back before the next command.
     let round = format!("repeat 100 kill e1000, kill virtio-scsi; {after}");
     let text = boot_well(&machine(&format!(
         "limits restarts 1000; limits restart-wait-ms 0; limits restart-window-s 1; limits turn-ms 1000; ip; lsblk; {round}{round}"
     )));
     let heap = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
     let heap: Vec<u64> = text.lines().filter_map(heap).collect();
-    // Less than six bytes for each of 200.
+    // This is less than six bytes for each of 200 restarts.
     assert!(heap.len() == 2 && heap[0].abs_diff(heap[1]) < 1024, "{heap:?}");
 }
 
@@ -90,7 +90,7 @@ fn restarts_lose_no_memory_and_have_an_end() {
     assert_eq!(free[0], free[1], "frames were lost");
     assert_says(&run.to_string(), "e1000: given up after 8 restarts in 60 s");
     assert_says(&run.to_string(), "error: e1000 was ended already");
-    // Kept, though the instances are gone.
+    // The reports are kept although the instances are gone.
     for number in 1..=9 {
         assert!(
             run.console()
@@ -101,15 +101,15 @@ fn restarts_lose_no_memory_and_have_an_end() {
     assert_says(&run.to_string(), "error: fault 99 is not kept");
 }
 
-/// Asserts that the driver called `name` runs in `slot` and was entered so often.
+/// Asserts that the driver called `name` runs in `slot` and was entered `upcalls` times.
 #[track_caller]
 fn assert_runs(text: &Ran, name: &str, slot: u64, upcalls: u64) {
     let listed = &text.drivers(name)[0];
     assert_eq!((listed.slot, listed.upcalls, &*listed.state), (slot, upcalls, "running"));
 }
 
-/// It comes back in its slot, so that one is there even when all others are taken, and its pages go
-/// with it.
+/// A driver comes back in its slot, which works even if all other slots are taken. It keeps its
+/// pages.
 #[test]
 fn a_driver_comes_back_where_it_was() {
     let text = boot_well(&bare(
@@ -123,8 +123,8 @@ fn a_driver_comes_back_where_it_was() {
     assert_eq!(free[0], free[1], "frames were lost");
 }
 
-/// A ping is not sent again by who sent it: the frame that the driver had, and did not send, is
-/// sent by the one after it.
+/// Ping does not resend its requests. A frame that the ended driver had not sent is sent by its
+/// successor.
 #[test]
 fn frames_that_were_not_sent_are_sent_by_the_next_driver() {
     let (_, entry) = crate::modules::entry_of("e1000");
@@ -134,7 +134,7 @@ fn frames_that_were_not_sent_are_sent_by_the_next_driver() {
     assert_eq!(text.matches("1 sent, 1 answered").count(), 2, "{text}");
 }
 
-/// It drives the device that it drove, even if another one that it could drive is free.
+/// A driver gets its own device back, even if another device that it could drive is free.
 #[test]
 fn a_driver_comes_back_with_its_device() {
     let mut machine = machine("policy e1000 stop; kill e1000; kill e1000.2; sleep 100; lsmod");
@@ -146,15 +146,14 @@ fn a_driver_comes_back_with_its_device() {
     assert!(row.contains(loaded.split_whitespace().last().unwrap()), "{text}");
 }
 
-/// Whoever types the next command finds it back.
+/// The next command finds the driver restarted.
 #[test]
 fn a_driver_is_back_before_the_next_command() {
     let text = boot_well(&bare("insmod template; policy template restart; help; kill template; tell template x"));
     assert_says(&text, "template: 1 (0x1)");
 }
 
-/// Of the pages that a driver leaves to its successor those are taken that are what the file says,
-/// and no others.
+/// A successor takes over only pages that are equal to the module's file.
 #[test]
 fn what_is_wrong_with_a_driver_s_code_is_not_inherited() {
     let (_, entry) = crate::modules::entry_of("template");
@@ -171,7 +170,7 @@ fn what_is_wrong_with_a_driver_s_code_is_not_inherited() {
     assert_says(&text, "template: 2 (0x2)");
 }
 
-/// A driver whose restart failed has its slot and its memory still, and touches nobody else's.
+/// A driver whose restart failed still has its slot and its memory, and touches no other driver's.
 #[test]
 fn a_restart_that_fails_leaves_all_as_it_was() {
     let (machine, _directory, _) = with_late(

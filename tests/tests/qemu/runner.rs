@@ -11,7 +11,7 @@ fn run(arguments: &[&str]) -> Output {
     Command::new(ringfence_tests::runner()).args(arguments).output().expect("the runner runs")
 }
 
-/// Runs it and returns its status and the one line that it must say.
+/// Runs the runner; returns its status and the one line that it must print.
 fn mistake(arguments: &[&str]) -> (i32, String) {
     let output = run(arguments);
     let text = String::from_utf8(output.stderr).unwrap();
@@ -35,8 +35,7 @@ fn statuses_tell_how_a_run_ended() {
     assert_eq!(status("help", &["--nonsense"]), Some(4));
 }
 
-/// A person at the console leaves with Ctrl-] X; QEMU ends with the same status after a triple
-/// fault.
+/// A user at the console leaves with Ctrl-] X; QEMU ends with the same status after a triple fault.
 #[test]
 fn a_triple_fault_at_the_console_is_told_from_leaving() {
     ringfence_tests::system();
@@ -51,7 +50,7 @@ fn a_triple_fault_at_the_console_is_told_from_leaving() {
         let mut lines = BufReader::new(output).lines();
         lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("Type 'help'"))).expect("the prompt").unwrap();
         input.write_all(typed.as_bytes()).unwrap();
-        // Until QEMU ends.
+        // The lines end when QEMU ends.
         let rest: Vec<String> = lines.map_while(Result::ok).collect();
         assert_eq!(child.wait().unwrap().code(), Some(status), "{rest:#?}");
     }
@@ -111,8 +110,8 @@ fn json_is_one_object_a_line() {
     assert_eq!(lines.last().unwrap()["status"], 0);
 }
 
-/// What another bootloader needs can be had as files; the ramdisk has the kernel, too, for this
-/// one.
+/// The parts that another bootloader needs can be written to files. The ramdisk contains the kernel
+/// as well, for the project's own loader.
 #[test]
 fn the_parts_are_written_for_other_bootloaders() {
     let directory = tempfile::tempdir().unwrap();
@@ -125,8 +124,8 @@ fn the_parts_are_written_for_other_bootloaders() {
     assert!(ramdisk.len() > kernel.len() && ramdisk.windows(5).any(|bytes| bytes == b"e1000"));
 }
 
-/// gdb finds a module's functions in the slot that it is told. Where there is no gdb, only what it
-/// is told is looked at.
+/// gdb finds a module's functions in the slot that it is told. If gdb is not installed, only the
+/// script is checked.
 #[test]
 fn gdb_finds_the_functions_of_a_module() {
     let system = ringfence_tests::system();
@@ -149,7 +148,8 @@ fn spawn(arguments: &[&str]) -> Child {
     runner.spawn().expect("the runner runs")
 }
 
-/// As `printf 'lsmod\nlsblk\n' | cargo run`: all is run, and the end of the input is the machine's.
+/// As in `printf 'lsmod\nlsblk\n' | cargo run`: all commands run, and the end of the input ends the
+/// machine.
 #[test]
 fn commands_can_be_piped_in() {
     for end in ["", "shutdown\n"] {
@@ -164,7 +164,7 @@ fn commands_can_be_piped_in() {
     }
 }
 
-/// Each line in a pipe is run, with its end or without; nothing waits for a key, or for ever.
+/// Each line of a pipe is run, with or without a line end. No command waits for a key or for ever.
 #[test]
 fn a_pipe_is_read_to_its_end() {
     for (typed, expected) in [
@@ -181,7 +181,7 @@ fn a_pipe_is_read_to_its_end() {
     }
 }
 
-/// As `cargo run -- --exec ... | head -1`.
+/// As in `cargo run -- --exec ... | head -1`.
 #[test]
 fn who_stops_reading_ends_the_run() {
     let mut child = spawn(&["--nic", "none", "--hba", "none", "--timeout", "60", "--exec", "repeat 100000 help"]);
@@ -195,10 +195,11 @@ fn who_stops_reading_ends_the_run() {
     );
 }
 
-/// However the runner ends, QEMU ends as well.
+/// Whichever way the runner ends, QEMU ends as well.
 #[test]
 fn qemu_ends_with_the_runner() {
-    // Whoever has started this may have it ignore SIGHUP, as nohup does; then the runner does, too.
+    // A parent may have made this process ignore SIGHUP, as nohup does; then the runner ignores it,
+    // too.
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     let hears_hup = ignored.is_some_and(|ignored| ignored & 1 == 0);
@@ -212,7 +213,7 @@ fn qemu_ends_with_the_runner() {
         let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
         assert!(killed.success());
         assert!(!child.wait().unwrap().success());
-        // QEMU holds the other end of this pipe no more.
+        // QEMU no longer holds the other end of this pipe.
         assert_eq!(lines.map_while(Result::ok).filter(|line| line.contains("done")).count(), 0);
         let deadline = Instant::now() + Duration::from_secs(20);
         let is_there = |process: &&&str| Path::new(&format!("/proc/{process}/exe")).read_link().is_ok();
@@ -230,7 +231,7 @@ fn limits_of_time_may_be_as_long_as_one_likes() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The project's e1000 that calls its card something else, in a file elsewhere.
+/// Writes a copy of the project's e1000 that calls its card something else; returns its path.
 fn other_e1000(folder: &Path) -> String {
     let module = ringfence_tests::system().modules.iter().find(|module| module.name == "e1000").unwrap();
     let mut bytes = std::fs::read(&module.packed).unwrap();
@@ -252,7 +253,7 @@ fn a_given_module_takes_the_place_of_the_projects() {
     assert!(!text.contains("rogue-nic"), "{text}");
 }
 
-/// What the card sends and gets, as tcpdump writes it.
+/// The frames that the card sends and receives, in tcpdump's format.
 #[test]
 fn what_goes_over_the_cable_can_be_captured() {
     let folder = tempfile::tempdir().unwrap();
@@ -261,7 +262,8 @@ fn what_goes_over_the_cable_can_be_captured() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let bytes = std::fs::read(&file).unwrap();
     assert_eq!(bytes[..4], 0xa1b2_c3d4u32.to_le_bytes());
-    // Behind the header, each frame has one of its own; here is the router, which answers the ping.
+    // After the file's header, each frame has a header of its own. The frame that is counted is the
+    // router's answer to the ping.
     let is_reply =
         |frame: &[u8]| frame[12..14] == [8, 0] && frame[23] == 1 && frame[26..30] == [10, 0, 2, 2] && frame[34] == 0;
     let (mut at, mut replies) = (24, 0);
@@ -273,7 +275,7 @@ fn what_goes_over_the_cable_can_be_captured() {
     assert_eq!(replies, 1);
 }
 
-/// Another machine, and another module, are measured, changed and tormented as the project's are.
+/// The benchmark, the campaign and the soak work on other machines and modules as on the project's.
 #[test]
 fn benchmark_campaign_and_soak_take_other_machines() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What a driver in ring 1 may not do, and exactly what is said when it does.
+//! Forbidden acts of a driver in ring 1, and the exact report of each.
 
 use crate::modules::entry_of;
 use object::{Object, ObjectSection};
@@ -46,12 +46,12 @@ fn no_selector_leads_anywhere_but_to_its_own_segments() {
     assert_all(&rogue::segment_loads());
 }
 
-/// An attack with what must come of it on the QEMU that is there.
+/// Returns an attack with the outcome that is expected on the installed QEMU.
 fn by_this_qemu(attack: Attack) -> Attack {
     let is_new = qemu::is_at_least(9, 1).expect("QEMU is there");
     match SINCE_9_1.iter().find(|(verb, ..)| is_new && *verb == attack.tell) {
         Some((_, Some(fault), _)) => {
-            // A trap is reported behind its instruction.
+            // A trap is reported at the instruction after its own.
             let instruction =
                 if fault.contains("invalid") || fault.contains("general") { attack.instruction } else { "" };
             Attack { expected: Expected::Fault(fault.to_string()), instruction, ..attack }
@@ -61,7 +61,7 @@ fn by_this_qemu(attack: Attack) -> Attack {
     }
 }
 
-/// Boots Bochs with a script; returns its console.
+/// Boots Bochs with a script; returns the lines of its console.
 fn under_bochs(script: &str) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("attacks.iso");
@@ -74,11 +74,11 @@ fn under_bochs(script: &str) -> Vec<String> {
     lines
 }
 
-/// What Bochs must say: it is the stricter one where the two differ.
+/// Returns an attack with the outcome that is expected of Bochs, which is stricter than QEMU.
 fn by_bochs(attack: Attack) -> Attack {
     match BOCHS.iter().find(|(verb, ..)| *verb == attack.tell) {
         Some((_, fault, _)) => {
-            // A trap is reported behind its instruction.
+            // A trap is reported at the instruction after its own.
             let instruction = if fault.starts_with("#DB") { "" } else { attack.instruction };
             Attack { expected: Expected::Fault(fault.to_string()), instruction, ..attack }
         }
@@ -102,9 +102,9 @@ fn the_same_attacks_fail_under_bochs() {
     carry_out(&attacks, true, |script| under_bochs(&format!("limits command-ms 300; {script}"))).assert(&attacks);
 }
 
-/// QEMU 7.2's TCG makes a driver that loads a null selector into SS the kernel, whatever the kernel
-/// does. So it loads no module that could, nor puts one in a driver's place; the day that QEMU does
-/// not do that any more is seen here.
+/// Under QEMU 7.2's TCG, a driver that loads a null selector into SS becomes ring 0, whatever the
+/// kernel does. So the kernel loads no module that could do this, and puts none in a driver's
+/// place. This test will fail when a QEMU no longer behaves like this.
 #[test]
 fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     let script = "insmod rogue-ss; insmod null; trial null 1000:8ed0 0 1 help | help | help; limits ss-loads 10; limits seg-loads 10; \
@@ -118,8 +118,8 @@ fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     assert!(cr3 != 0 && cr3.is_multiple_of(4096), "{text}");
 }
 
-/// QEMU 7.2 aborts on what it is not to load, and that is no triple fault; since 9.1 it says what a
-/// CPU says.
+/// QEMU 7.2 aborts on this code, which is no triple fault. QEMU since 9.1 raises the exception that
+/// a CPU raises.
 #[test]
 fn what_qemu_cannot_translate_is_not_loaded() {
     let text =
@@ -138,8 +138,8 @@ fn what_qemu_cannot_translate_is_not_loaded() {
     }
 }
 
-/// Nor is a LOCK prefix put before a bit test that is there, nor a register in the place of its
-/// memory.
+/// A change must not put a LOCK prefix before an existing bit test, or a register in place of its
+/// memory operand.
 #[test]
 fn no_change_locks_a_bit_test() {
     let (_, entry) = entry_of("template");
@@ -153,12 +153,12 @@ fn no_change_locks_a_bit_test() {
     assert_eq!(text.matches("refused: it could LOCK a bit test of a register").count(), 2, "{text}");
 }
 
-/// What lets `rogue-ss` in under TCG.
+/// The limits that let `rogue-ss` in under TCG.
 const LET_IN: &str = "limits ss-loads 100; limits seg-loads 100; limits lock-bts 100";
 const SIGABRT: i32 = 6;
 
-/// A CPU, Bochs and QEMU 7.2 know no segment registers 6 and 7; QEMU 10.0 has LDTR and TR there,
-/// after which no driver is entered again, and CS can be loaded.
+/// A CPU, Bochs and QEMU 7.2 have no segment registers 6 and 7. QEMU 10.0 has LDTR and TR there;
+/// after a load of them no driver can be entered. It also lets a driver load CS.
 #[test]
 fn what_qemu_would_take_for_a_segment_register_is_not_loaded() {
     let is_loaded = qemu::is_at_least(9, 1).expect("QEMU is there");
@@ -169,7 +169,8 @@ fn what_qemu_would_take_for_a_segment_register_is_not_loaded() {
     } else {
         assert!(!text.loaded("rogue-ss").is_empty(), "{text}");
     }
-    // Nor is one written into a driver's code: MOV to segment registers 6, 1 and, by REX.R, 11.
+    // Such a load is not written into a driver's code either: MOV to segment registers 6, 1 and, by
+    // REX.R, 11.
     let (_, entry) = entry_of("template");
     for code in ["8ef0", "8ec8", "448ed8"] {
         let text = boot(&bare(&format!("insmod template; poke template {entry:x}:{code}")));
@@ -186,7 +187,7 @@ fn what_qemu_would_take_for_a_segment_register_is_not_loaded() {
     }
 }
 
-/// Nor is a load of SS written into a driver's code where it lies: at once, or byte by byte.
+/// A change must not write a load of SS into a driver's code, either at once or byte by byte.
 #[test]
 fn no_change_loads_ss() {
     let (_, entry) = entry_of("template");
@@ -204,7 +205,7 @@ fn no_change_loads_ss() {
     assert_eq!((text.matches(&at(1)).count(), text.matches(&at(0)).count()), (1, 1), "{text}");
 }
 
-/// The entry code is executable in ring 1, too.
+/// The entry code is executable in ring 1 as well, so it must have no holes.
 #[test]
 fn nothing_in_the_entry_text_is_more_for_qemu_than_it_is() {
     let file = std::fs::read(&ringfence_tests::system().kernel).unwrap();
@@ -220,7 +221,7 @@ fn no_load_of_ss_does_harm_under_bochs() {
     carry_out(&attacks, true, under_bochs).assert(&attacks);
 }
 
-/// Every `int n` and every selector under Bochs.
+/// Runs every `int n` and every selector under Bochs.
 #[test]
 fn no_interrupt_and_no_selector_under_bochs() {
     let attacks = [rogue::interrupts(), rogue::segment_loads(), rogue::selectors_in_ss()].concat();
@@ -228,8 +229,8 @@ fn no_interrupt_and_no_selector_under_bochs() {
     carry_out(&attacks, false, under_bochs).assert(&attacks);
 }
 
-/// `docs/attacks.md` says what the tables say. `RINGFENCE_BLESS=1 cargo test attack_table` writes
-/// it anew.
+/// `docs/attacks.md` is made from the tables. `RINGFENCE_BLESS=1 cargo test attack_table` writes
+/// it.
 #[test]
 fn the_attack_table_is_current() {
     let page = ringfence_tests::attacks::page::page();
@@ -240,13 +241,13 @@ fn the_attack_table_is_current() {
     assert!(std::fs::read_to_string(&path).unwrap() == page, "docs/attacks.md is not what the tests say");
 }
 
-/// The instructions of gates that an interrupt can hit: a call gate does not turn interrupts off,
-/// the gate itself does that next, and its return turns them on behind its last instruction.
+/// The instructions of gates that an interrupt can hit. A call gate leaves interrupts on, and the
+/// gate's code turns them off next. The return turns them on after its last instruction.
 const INTERRUPTED: [&str; 4] = ["gate_0+0x0", "gate_0+0x2", "gate_return+0x0", "gate_return+0x2"];
 
-/// Interrupts hit each of these instructions, while the driver's root is still loaded, and nothing
-/// comes of it. TCG takes interrupts between translated blocks: here each instruction is one. What
-/// is hit when is chance, so that this goes on until all were.
+/// Interrupts hit each of these instructions, while the driver's root is still loaded, and do no
+/// harm. TCG takes interrupts between translated blocks, so here each instruction is a block.
+/// Chance decides which instruction is hit, so the test goes on until all were hit.
 #[test]
 fn interrupts_hit_every_instruction_that_they_can() {
     let mut machine = bare("");
@@ -257,8 +258,8 @@ fn interrupts_hit_every_instruction_that_they_can() {
     }
     let mut seen = BTreeSet::new();
     while !INTERRUPTED.iter().all(|at| seen.contains(*at)) {
-        // Gates, and then upcalls, which end in a gate as well. Nothing of the kernel is left where
-        // a driver can read it.
+        // Calls through gates, and then upcalls, which also end in a gate. The kernel must leave no
+        // data where a driver can read it.
         running.type_line("repeat 20 tell rogue leaks 2000").unwrap();
         for line in std::iter::from_fn(|| Some(running.wait_for("").unwrap())) {
             match line {
@@ -280,8 +281,8 @@ fn interrupts_hit_every_instruction_that_they_can() {
             };
         }
     }
-    // Nothing behind these can be, in no gate; what the benchmark puts in a gate's place is not
-    // held to that.
+    // No later instruction can be hit, in any gate. The benchmark's replacements of gates do not
+    // count.
     let gates = seen.iter().filter(|at| !at.starts_with("bench_"));
     assert!(
         gates.clone().all(|at| at.starts_with("gate_") && (at.ends_with("+0x0") || at.ends_with("+0x2"))),
@@ -290,7 +291,7 @@ fn interrupts_hit_every_instruction_that_they_can() {
     leave(running);
 }
 
-/// Has QEMU make each instruction a translated block of its own: the option has another name since
+/// Makes QEMU translate each instruction as a block of its own. The option has another name since
 /// 8.1.
 fn step_singly(machine: &mut Machine) {
     if qemu::is_at_least(8, 1).expect("QEMU is there") {
@@ -300,14 +301,14 @@ fn step_singly(machine: &mut Machine) {
     }
 }
 
-/// Should the kernel ever jump into a driver in ring 1 by mistake, it faults there and then; into
-/// one that it trusts, it may.
+/// If the kernel jumped into a ring-1 driver by mistake, it would fault at once. Into a trusted
+/// driver it may jump.
 #[test]
 fn ring_0_executes_nothing_of_a_driver_in_ring_1() {
     let entry = slot_base(0) + IMAGE + entry_of("template").1 as u64;
     let run = boot(&bare(&format!("insmod template; panic {entry:#x}")));
     assert_eq!(run.end(), End::Panic);
-    // A fetch (bit 4) of what is there (bit 0).
+    // A fetch (bit 4) from a present page (bit 0).
     assert_says(&run.to_string(), &format!("kernel panic: #PF page fault, error code 0x11, at {entry:#x}"));
     assert_says(&run.to_string(), "    the kernel does not execute what is a driver's (template+0x");
     let text = ringfence_tests::boot_well(&bare(&format!("insmod template --ring 0; panic {entry:#x}")));

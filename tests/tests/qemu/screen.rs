@@ -1,4 +1,4 @@
-//! What is on the screen of a machine that was started from the ISO image.
+//! The screen of a machine that was started from the ISO image.
 
 use ringfence::iso;
 use ringfence::machine::Monitor;
@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::time::Instant;
 use tempfile::TempDir;
 
-/// A machine with a screen, started as a person starts one: QEMU and the image.
+/// A machine with a screen, started with QEMU and the image, as a user would.
 struct WithScreen {
     folder: TempDir,
     qemu: Child,
@@ -18,20 +18,20 @@ struct WithScreen {
 
 impl Drop for WithScreen {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // QEMU may have ended already.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
 }
 
 impl WithScreen {
-    /// Starts it; `commands` are run, if there are any.
+    /// Starts a machine that runs `commands`, if there are any.
     fn start(commands: &str, arguments: &[&str]) -> WithScreen {
         let arguments = [&["-serial", "null"], arguments].concat();
         WithScreen::without_port(commands, &arguments)
     }
 
-    /// The same, with the serial ports that `arguments` say.
+    /// Starts a machine with only the serial ports in `arguments`.
     fn without_port(commands: &str, arguments: &[&str]) -> WithScreen {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("ringfence.iso");
@@ -55,7 +55,7 @@ impl WithScreen {
         WithScreen { folder, qemu, monitor }
     }
 
-    /// Waits until the screen has all of `expected`, of which no two stand in one row.
+    /// Waits until the screen shows all of `expected`, each text within one row.
     fn wait_for(&mut self, expected: &[&str], read: fn(&mut Monitor, &Path) -> Vec<String>) {
         let began = Instant::now();
         let file = self.folder.path().join("screen");
@@ -69,7 +69,7 @@ impl WithScreen {
     }
 }
 
-/// The rows of a VGA in text mode.
+/// Reads the rows of a VGA in text mode.
 fn characters(monitor: &mut Monitor, file: &Path) -> Vec<String> {
     const SCREEN: (u64, usize) = (0xb8000, 80 * 25 * 2);
     let arguments = format!(r#""val": {}, "size": {}, "filename": "{}""#, SCREEN.0, SCREEN.1, file.display());
@@ -78,13 +78,14 @@ fn characters(monitor: &mut Monitor, file: &Path) -> Vec<String> {
     cells.chunks(160).map(|row| row.iter().step_by(2).map(|byte| char::from(*byte)).collect()).collect()
 }
 
-/// The rows of a screen of pixels, read by the look of their characters.
+/// Reads the rows of a screen of pixels by comparing the pixels with the font's characters.
 fn pixels(monitor: &mut Monitor, file: &Path) -> Vec<String> {
     monitor
         .execute(&format!(r#"{{"execute": "screendump", "arguments": {{"filename": "{}"}}}}"#, file.display()))
         .unwrap();
     let image = std::fs::read(file).unwrap();
-    // A portable pixel map: its magic, width, height and greatest value, and three bytes a pixel.
+    // The image is a portable pixel map: magic, width, height and greatest value, and then three
+    // bytes per pixel.
     let header: Vec<_> = image.splitn(5, u8::is_ascii_whitespace).collect();
     let [b"P6", width, height, _, bytes] = header[..] else { panic!("this is no picture") };
     let number = |text| std::str::from_utf8(text).unwrap().parse::<usize>().unwrap();
@@ -126,7 +127,7 @@ fn why_it_does_not_boot_is_on_the_screen() {
     machine.wait_for(&["boot failed: nothing says how fast the TSC is"], characters);
 }
 
-/// A port that is not there reads as ones: input would never end.
+/// A missing port reads as ones, as if input never ended.
 #[test]
 fn a_machine_without_a_serial_port_comes_up() {
     let mut machine = WithScreen::without_port("sleep 1000000", &["-serial", "none"]);

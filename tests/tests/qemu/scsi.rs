@@ -1,5 +1,5 @@
-//! Real blocks through the virtio-scsi driver, in both rings, compared with the image file's own
-//! bytes.
+//! Real blocks through the virtio-scsi driver, in both rings, compared with the bytes of the image
+//! file.
 
 use ringfence::machine::{Disk, End};
 use ringfence_link::event::Event;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 const BLOCK: usize = 512;
 
-/// A disk image of `blocks` blocks, all different.
+/// Makes a disk image of `blocks` blocks, all different.
 fn image(directory: &TempDir, name: &str, blocks: usize) -> PathBuf {
     let path = directory.path().join(name);
     let words = (0..(blocks * BLOCK / 8) as u64).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -18,14 +18,15 @@ fn image(directory: &TempDir, name: &str, blocks: usize) -> PathBuf {
     path
 }
 
-/// The length in bytes and the SHA-256 of `count` blocks from `lba`, as the kernel tells of them.
+/// Returns the length in bytes and the SHA-256 of `count` blocks from `lba`, as the kernel reports
+/// them.
 fn sum(path: &PathBuf, lba: usize, count: usize) -> (u64, String) {
     let bytes = std::fs::read(path).unwrap();
     let part = &bytes[lba * BLOCK..(lba + count) * BLOCK];
     (part.len() as u64, Sha256::digest(part).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// rogue-scsi with one of its flags set.
+/// Writes a copy of rogue-scsi with one of its flags set.
 fn rogue_scsi(directory: &TempDir, flag: &[u8; 8]) -> PathBuf {
     let module = system().modules.iter().find(|module| module.name == "rogue-scsi").expect("the module is built");
     let mut bytes = std::fs::read(&module.packed).unwrap();
@@ -36,7 +37,7 @@ fn rogue_scsi(directory: &TempDir, flag: &[u8; 8]) -> PathBuf {
     path
 }
 
-/// What the kernel says because of a driver's units leaves the log to others.
+/// The kernel's messages about a driver's units leave room in the log for others.
 #[test]
 fn a_host_of_many_bad_units_does_not_fill_the_log() {
     let directory = TempDir::new().unwrap();
@@ -52,8 +53,8 @@ fn a_host_of_many_bad_units_does_not_fill_the_log() {
     assert_eq!(count, 17, "{log}");
 }
 
-/// A driver that says something with each command: a row a second is shown, and twenty that were
-/// saved; the log has the last 64.
+/// The driver prints a line with each command. The console shows one row per second, and twenty
+/// more that were saved up; the log has the last 64.
 #[test]
 fn what_a_driver_says_too_fast_to_be_read_is_not_shown() {
     let mut machine =
@@ -67,7 +68,7 @@ fn what_a_driver_says_too_fast_to_be_read_is_not_shown() {
     assert_eq!(count(log), 64, "{log}");
 }
 
-/// An adapter whose driver says nothing about its units stops nobody but itself.
+/// An adapter whose driver does not answer about its units delays only itself.
 #[test]
 fn the_search_for_units_has_an_end() {
     let directory = TempDir::new().unwrap();
@@ -76,7 +77,7 @@ fn the_search_for_units_has_an_end() {
         machine("limits scan-ms 300; insmod rogue-scsi; insmod virtio-scsi; lsblk; blkread disk0 0 1; lsmod");
     machine.disks = vec![image(&directory, "disk.img", 8).into()];
     machine.contents.autoload = false;
-    // It takes the place of the project's.
+    // The module replaces the project's.
     machine.contents.modules.push(path);
     let text = boot_well(&machine);
     assert_says(&text, "rogue-scsi: not all units were found within 300 ms");
@@ -114,7 +115,7 @@ fn writes_and_copies_reach_the_images() {
     let text = boot_well(&machine);
     assert_eq!(text.data(), [sum(&first, 1000, 700), sum(&first, 2000, 300), sum(&second, 5, 1500)]);
     assert_eq!(sum(&first, 900, 1500), sum(&second, 5, 1500));
-    // The blocks around are what they were, and the ones written are not.
+    // The blocks around the written ones are unchanged, and the written ones have changed.
     let after = std::fs::read(&first).unwrap();
     assert!(after[..1000 * BLOCK] == before[..1000 * BLOCK] && after[2300 * BLOCK..] == before[2300 * BLOCK..]);
     assert!(after[1000 * BLOCK..1700 * BLOCK] != before[1000 * BLOCK..1700 * BLOCK]);
@@ -150,8 +151,9 @@ fn mistakes_in_commands_about_disks_are_said() {
     assert_says(&run.to_string(), "error: the first block must be a number, not 'x'; usage: blkread DISK LBA COUNT");
 }
 
-/// A qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of 1 MiB in which nothing is allocated:
-/// header, table of reference counts, their block, and table of clusters, each a cluster of 64 KiB.
+/// Returns an empty qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of 1 MiB. It has four
+/// clusters of 64 KiB: the header, the table of reference counts, a block of reference counts, and
+/// the table of clusters.
 fn empty_qcow2() -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
     let mut image = vec![0; 4 * CLUSTER];
@@ -171,11 +173,11 @@ fn empty_qcow2() -> Vec<u8> {
     image
 }
 
-/// As raw bytes it would have 512 blocks, and the first write would end it.
+/// As raw bytes, the image would have 512 blocks, and the first write would destroy it.
 #[test]
 fn an_image_is_opened_as_what_it_is() {
     let folder = TempDir::new().unwrap();
-    // Names as people give them.
+    // A name as users choose them.
     let path = folder.path().join("a disk, with: all.img");
     std::fs::write(&path, empty_qcow2()).unwrap();
     let script = "sleep 300; lsblk; blkwrite disk0 0 8 1; blkverify disk0 0 8 1";
@@ -197,7 +199,7 @@ fn a_disk_that_is_only_for_reading_is_not_written() {
     assert_eq!(sum(&path, 0, 64), before, "{run}");
 }
 
-/// More commands at once than there is memory for their buffers: they wait, or are refused with the
+/// More commands at once than there is memory for their buffers. They wait, or are refused with the
 /// reason.
 #[test]
 fn commands_without_room_are_refused() {
@@ -208,14 +210,14 @@ fn commands_without_room_are_refused() {
     assert!([End::Done, End::CommandFailed].contains(&run.end()), "{run}");
     let errors = run.errors();
     assert!(errors.iter().all(|(_, error)| error.starts_with("out of memory: ")), "{run}");
-    // Those that were not read all the same, and the one behind them as well.
+    // Commands that were not refused succeeded, and so did the command after them.
     let read = |len: u64| run.data().iter().filter(|(bytes, _)| *bytes == len).count();
     assert_eq!(read(2097152) + errors.len(), 60, "{run}");
     assert_eq!(read(512), 2, "{run}");
     assert!(run.console().iter().any(|line| line == "over"));
 }
 
-/// A queue is used at the size that it has.
+/// The driver uses a queue at the size that the device gives it.
 #[test]
 fn a_small_queue_will_do() {
     let mut machine = machine("blkcheck disk0 0 64 1");
@@ -286,7 +288,7 @@ fn a_disk_that_cannot_be_reset_says_so() {
     assert_says(&text, "error: there is no disk 'disk7'; 'lsblk' lists them");
 }
 
-/// What is found and not used has a line that says why.
+/// Each unit that is found and not used has a line with the reason.
 #[test]
 fn what_is_no_disk_is_said_once() {
     let directory = TempDir::new().unwrap();
@@ -323,7 +325,7 @@ fn an_adapter_of_before_virtio_1_is_said() {
     );
 }
 
-/// What a disk says of itself is neither wider than a terminal nor more than letters there.
+/// A disk's name is not wider than its column, and has only printable characters.
 #[test]
 fn a_disks_words_stay_in_their_column() {
     let directory = TempDir::new().unwrap();

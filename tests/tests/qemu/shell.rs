@@ -1,9 +1,9 @@
-//! What people do at the prompt: paste, page, ask for help, run things beside others, start again.
+//! Uses of the shell: pasting, paging, help, background jobs, reboot.
 
 use ringfence::machine::End;
 use ringfence_tests::{Ran, assert_says, at_prompt, bare, boot_badly, boot_well, leave, machine, system};
 
-/// 400 lines at once are 400 commands, each as it was pasted.
+/// 400 lines pasted at once are 400 commands, each as it was pasted.
 #[test]
 fn nothing_that_is_pasted_is_lost() {
     const LINES: usize = 400;
@@ -20,7 +20,7 @@ fn nothing_that_is_pasted_is_lost() {
     }
 }
 
-/// What is left of a line that is cut might do something else.
+/// A line that is cut might do something else, so it is refused.
 #[test]
 fn a_line_that_is_too_long_is_refused() {
     let mut running = at_prompt(bare(""));
@@ -42,7 +42,7 @@ fn each_command_has_help_and_an_example() {
     assert_says(&text, "there is no command 'lsmdo'; 'help' lists them; did you mean 'lsmod'?");
     let nothing_like_it = "error: there is no command 'nothing-like-it'; 'help' lists them";
     assert!(run.console().iter().any(|line| line == nothing_like_it), "{text}");
-    // Those for tests are not in the way.
+    // The commands for tests are not in the short list.
     let help: Vec<&String> = run.console().iter().skip_while(|line| *line != "ringfence> help").skip(1).collect();
     let rows = help.iter().take_while(|line| !line.starts_with("ringfence> ")).count();
     assert!((5..=24).contains(&rows), "{text}");
@@ -62,7 +62,7 @@ fn jobs_are_listed_and_given_up() {
     assert!(run.console().iter().any(|line| line == "over"), "{text}");
 }
 
-/// A page at a time for who types, all at once for a script.
+/// A user sees one page at a time, a script all pages at once.
 #[test]
 fn long_output_is_shown_in_pages() {
     let text = boot_well(&bare("help --all | more; echo over"));
@@ -70,7 +70,8 @@ fn long_output_is_shown_in_pages() {
     assert_says(&text, "  trial ");
     let mut running = at_prompt(bare(""));
     running.type_line("help --all | more").unwrap();
-    // A row more, and then no more: keys that come early wait until they are asked for.
+    // The first key shows one more row, the second ends the output. Keys that come early wait until
+    // the pager asks for one.
     running.type_text("\rq").unwrap();
     running.type_line("echo over").unwrap();
     running.wait_for("ringfence> echo over").unwrap();
@@ -86,7 +87,7 @@ fn the_machine_starts_again_on_demand() {
     let mut running = at_prompt(bare(""));
     running.type_line("reboot").unwrap();
     assert_eq!(running.finish(|_| ()).unwrap().end, End::Reboot);
-    // A script has an end.
+    // A script ends instead of rebooting.
     boot_badly(&bare("reboot; echo over"), 1);
 }
 
@@ -119,7 +120,7 @@ fn the_log_is_shown_by_level_and_driver() {
     assert!(has(&template, "template| ") && !has(&template, "rogue"), "{run}");
 }
 
-/// A module file that is refused, and a card that nobody drives, each have a line.
+/// A refused module file, and a card without a driver, each get a line.
 #[test]
 fn what_is_not_used_is_said_at_boot() {
     let folder = tempfile::tempdir().unwrap();
@@ -133,7 +134,7 @@ fn what_is_not_used_is_said_at_boot() {
     assert_says(&text, "no module drives the network card (8086:1209)");
 }
 
-/// Who gives up says why, and where, in the headline of its report and in the list.
+/// A panic's reason and place are in the headline of the report and in the list of faults.
 #[test]
 fn the_reason_of_a_panic_is_in_its_headline() {
     let text = boot_well(&bare("insmod rogue; fails tell rogue panic; faults"));
@@ -145,7 +146,7 @@ fn the_reason_of_a_panic_is_in_its_headline() {
     );
 }
 
-/// However much was typed before it.
+/// Ctrl-C works even behind much input that was typed ahead.
 #[test]
 fn ctrl_c_is_heard_behind_what_was_typed_ahead() {
     let mut running = at_prompt(bare(""));

@@ -1,5 +1,5 @@
-//! Made-up machine code in ring 1: its ends are those that QEMU logged. `cargo run -- snippets`
-//! does more of the same.
+//! Generated machine code in ring 1 ends as QEMU logged it. `cargo run -- snippets` runs more of
+//! it.
 
 use ringfence::snippets::{self, Options};
 use ringfence_tests::system;
@@ -11,6 +11,6 @@ fn twenty_thousand_snippets_end_as_qemu_logged_them() {
     let summary = snippets::summary(system(), &options, &mut |finding| report.push(finding.clone())).unwrap();
     assert!(summary.findings.is_empty(), "{report:#?}");
     assert_eq!(summary.run, options.count);
-    // Nearly all raise an exception, which is what can be compared.
+    // Nearly all snippets raise an exception, which can be compared.
     assert!(summary.compared > options.count * 9 / 10, "{summary:?}");
 }

@@ -1,5 +1,5 @@
-//! A stream and copies go on while their drivers are ended at random moments in random ways.
-//! `cargo run -- soak` does the same for as long as one likes.
+//! A stream and copies go on while their drivers are ended at random moments in random ways. `cargo
+//! run -- soak` does the same for any length of time.
 
 use ringfence::soak::{self, Options};
 use ringfence_tests::system;

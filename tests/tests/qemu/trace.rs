@@ -1,11 +1,11 @@
-//! What `trace` shows of a driver's boundary, and that nothing a traced driver does takes more than
-//! its share.
+//! The output of `trace` about a driver's boundary. A traced driver cannot take more than its share
+//! of memory.
 
 use ringfence_tests::{
     HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot_badly, boot_well, leave, machine, run_well,
 };
 
-/// The lines of the traces in `text`, without the time.
+/// Returns the events of the traces in `text`, without their times.
 fn events(text: &str) -> Vec<&str> {
     text.lines().filter_map(|line| line.split_once(" us  ")).map(|(_, event)| event.trim()).collect()
 }
@@ -43,7 +43,7 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
 /// The CPU's debug registers see each access, in both rings.
 #[test]
 fn a_trace_shows_who_touches_what_is_watched() {
-    // The mailbox has the text of the command.
+    // The text of the command is in the mailbox.
     let traced = "trace template --watch 0x8001f00000:1 tell template x";
     let run = boot_badly(
         &bare(&format!(
@@ -56,7 +56,7 @@ fn a_trace_shows_who_touches_what_is_watched() {
     let touched: Vec<&str> = text.lines().filter(|line| line.ends_with(" us    * 0x78")).collect();
     let places = text.lines().filter(|line| line.starts_with("              at ringfence_sdk::shared::mailbox+0x"));
     assert!(touched.len() >= 2 && places.count() == touched.len(), "{text}");
-    // Nothing is watched any more.
+    // The watch has ended with the first trace.
     assert!(!text.contains("* 0x79"), "{text}");
     assert_says(
         &text,
@@ -69,7 +69,7 @@ fn a_trace_shows_who_touches_what_is_watched() {
     assert_says(&text, "error: 0x10001f00000 is not in the driver's slot");
 }
 
-/// Registers have the names that the module gives them, one of several with its number.
+/// Registers have the names that the module gives them; one of several has a number as well.
 #[test]
 fn a_register_is_watched_by_its_name() {
     let wrong = [
@@ -94,8 +94,8 @@ fn a_register_is_watched_by_its_name() {
     }
 }
 
-/// The kernel itself touches a register when it resets the device of a driver that was ended:
-/// nobody's upcall is under way then.
+/// The kernel itself accesses a register when it resets the device of an ended driver. No upcall is
+/// under way then.
 #[test]
 fn a_register_that_a_reset_touches_can_be_watched() {
     // virtio's device status, in the slot of the second driver.
@@ -106,8 +106,8 @@ fn a_register_that_a_reset_touches_can_be_watched() {
     assert!(text.restarts("virtio-scsi") > 0, "{text}");
 }
 
-/// A trusted driver's services run on its stack. That they touch what is watched there, with the
-/// trace in hand, stops nothing.
+/// A trusted driver's services run on its stack. They touch watched words there while they hold the
+/// trace, and that must not stop anything.
 #[test]
 fn the_stack_of_a_trusted_driver_can_be_watched() {
     const STACK_TOP: u64 = 0x80_0180_0000;
@@ -117,8 +117,7 @@ fn the_stack_of_a_trusted_driver_can_be_watched() {
     assert_says(&text, "template: 8 (0x8)");
 }
 
-/// Whatever a driver does, so many events are kept, the last ones, and no memory is taken for
-/// others.
+/// Whatever a driver does, a trace keeps only the last events, and takes no memory for others.
 #[test]
 fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let attack = format!("insmod rogue; trace rogue tell rogue gate-flood; rmmod rogue; {HEALTH}");
@@ -128,7 +127,7 @@ fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let events = events(&text);
     assert_eq!(events, ["rf_null() = 0x0  511 times", "! ended: overrun"].repeat(3), "{text}");
     assert_unharmed(&text, 3);
-    // What is left in the kernel's heap is the report, which is kept, and not the trace.
+    // The stored report stays in the kernel's heap, and the trace does not.
     let used = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
     let used: Vec<u64> = text.lines().filter_map(used).collect();
     assert!(used[2] - used[1] < 16 << 10, "{used:?}");

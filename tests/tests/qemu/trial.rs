@@ -1,12 +1,12 @@
-//! `trial`: a changed driver in the place of a good one, and what is left if that is given up or
-//! cannot be undone.
+//! `trial`: a changed driver in the place of a good one, and the state after a trial that is
+//! interrupted or cannot be undone.
 
 use crate::changed::*;
 use object::{Object, ObjectSymbol};
 use ringfence_tests::{assert_says, at_prompt, boot_badly, boot_well, leave, machine, run_well, system};
 
-/// If the good driver does not come back after a trial, it is tried again, and never the changed
-/// one.
+/// If the good driver does not come back after a trial, the kernel tries it again, and never the
+/// changed driver.
 #[test]
 fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     let (mut machine, _directory, latest) = with_late("");
@@ -25,14 +25,15 @@ fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     assert!(state.starts_with("back in ") || state == "ended, to be back", "{state}");
 }
 
-/// A changed driver said that its Ethernet address was another one, and others knew the interface
-/// by that: it is announced again. This is change 2000 of `campaign --mutants 3000 --seed 2026`.
+/// A changed driver gave a wrong Ethernet address, and other hosts knew the interface by it. So the
+/// good driver's interface must be announced again. This is change 2000 of `campaign --mutants 3000
+/// --seed 2026`.
 #[test]
 fn an_interface_whose_ethernet_address_changed_is_announced() {
     let module = system().modules.iter().find(|module| module.name == "e1000").unwrap();
     let file = std::fs::read(&module.packed).unwrap();
     let elf = object::File::parse(&*file).unwrap();
-    // Where a word of the EEPROM is shifted out of its register: SHR EAX, 16.
+    // The place where a word of the EEPROM is shifted out of its register: SHR EAX, 16.
     let symbol = elf.symbols().find(|symbol| symbol.name().is_ok_and(|name| name.contains("eeprom"))).unwrap();
     let code = &file[symbol.address() as usize..(symbol.address() + symbol.size()) as usize];
     let at = code.windows(3).position(|bytes| bytes == [0xc1, 0xe8, 16]).expect("it is shifted there");
@@ -46,8 +47,8 @@ fn an_interface_whose_ethernet_address_changed_is_announced() {
     assert_says(&text, "52-54-00-12-34-56");
 }
 
-/// A driver that was changed for a trial does not stay when Ctrl-C ends the trial early: the good
-/// one does, with its policy.
+/// When Ctrl-C ends a trial early, the changed driver does not stay. The good driver stays, with
+/// its policy.
 #[test]
 fn a_trial_given_up_leaves_the_good_driver() {
     let module = system().modules.iter().find(|module| module.name == "e1000").unwrap();
@@ -58,12 +59,12 @@ fn a_trial_given_up_leaves_the_good_driver() {
     assert!(version.starts_with(env!("CARGO_PKG_VERSION").as_bytes()), "{version:?}");
     let mut running = at_prompt(machine(""));
     run_well(&mut running, "ip");
-    // Nobody answers: it would take until the end of the limit. Whoever reads the line does not
-    // take Ctrl-C with it.
+    // Nobody answers the ping, so it would last until its time limit. Ctrl-C follows the line at
+    // once; the reader of the line must not swallow it.
     let patch = format!("trial e1000 {:x}:58 0 1 ping 10.0.2.99 -c 1000 | help | help\r\x03", name + 32);
     running.type_line(&patch).unwrap();
     running.wait_for("error: interrupted").unwrap();
-    // It is restarted, as its policy was, and the report says which version it was.
+    // The driver is restarted, as its policy says, and the report names the good driver's version.
     running.type_line("kill e1000").unwrap();
     running.wait_for(&format!("version {}, ring 1", env!("CARGO_PKG_VERSION"))).unwrap();
     running.wait_for("then: it was restarted in ring 1").unwrap();

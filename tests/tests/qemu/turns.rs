@@ -1,9 +1,9 @@
-//! Who gets the CPU when a driver wants all of it.
+//! The shares of the CPU when a driver wants all of it.
 
 use ringfence_tests::{assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine};
 
-/// Devices interrupt for ever, and each poll takes so long: less or more than a driver may have at
-/// once. Instructions are the clock.
+/// Devices interrupt for ever, and each poll takes a given time: less or more than a driver may
+/// have at once. Time counts instructions.
 #[test]
 fn a_driver_that_wants_all_of_the_cpu_has_half() {
     for (poll_ms, drivers) in [(2, 1), (9, 1), (20, 1), (200, 1), (9, 2), (30, 2)] {
@@ -25,8 +25,8 @@ fn a_driver_that_wants_all_of_the_cpu_has_half() {
     }
 }
 
-/// With a limit of 0 every poll is long: what happens in a rest has to wait, interrupts among it.
-/// Half of the time somebody else's poll makes it one.
+/// With a limit of 0, every poll leads to a pause, in which interrupts and other work for the
+/// driver must wait. In half of the cases another driver's poll causes the pause.
 #[test]
 fn a_driver_that_rests_is_served_afterwards() {
     let directory = tempfile::tempdir().unwrap();
@@ -44,8 +44,8 @@ fn a_driver_that_rests_is_served_afterwards() {
     }
 }
 
-/// A driver does not get rid of what it owes by a fault, unless that is the first in a while: it is
-/// started again when that is paid.
+/// A fault does not cancel a driver's debt, unless it is the first fault in a while. The driver is
+/// restarted when the debt is paid.
 #[test]
 fn a_driver_that_faulted_pays_first() {
     let mut machine = machine(
@@ -61,8 +61,8 @@ fn a_driver_that_faulted_pays_first() {
     assert_eq!(states[1], "running");
 }
 
-/// Nor is a driver to blame for what it could not do because it had to rest, for somebody else's
-/// sake.
+/// A driver is not to blame for work that it could not do because it was throttled on behalf of
+/// others.
 #[test]
 fn a_driver_that_rests_is_not_stuck() {
     let mut machine = machine(
@@ -77,7 +77,7 @@ fn a_driver_that_rests_is_not_stuck() {
     assert!(text.contains("\nnone\n"), "{text}");
 }
 
-/// But one that had its turn meanwhile, and left the command undone all the same, is stuck.
+/// A driver that had its turn, and still left the command undone, is stuck.
 #[test]
 fn a_driver_that_rests_and_does_nothing_is_stuck() {
     let mut machine = machine(
@@ -90,9 +90,9 @@ fn a_driver_that_rests_and_does_nothing_is_stuck() {
     assert_eq!(text.errors()[0].1, "the driver is gone");
 }
 
-/// A driver delivers as many frames as it can in each poll, and the network stack answers them:
-/// that is work for the driver, and what others do takes about twice as long (24 times without
-/// that). Instructions are the clock.
+/// A driver delivers as many frames as it can in each poll, and the network stack answers them.
+/// That work is charged to the driver, so the work of others takes about twice as long (24 times
+/// without the charge). Time counts instructions.
 #[test]
 fn what_is_done_for_a_driver_counts_as_its_own() {
     let work = "repeat 1 mute repeat 3000 tell template x";
@@ -106,7 +106,7 @@ fn what_is_done_for_a_driver_counts_as_its_own() {
     let took: Vec<u64> = text.lines().filter_map(took).collect();
     let [_, alone, beside] = took[..] else { panic!("{text}") };
     assert!(beside <= alone * 3, "{beside} ms in place of {alone} ms:\n{text}");
-    // It was at it all the time.
+    // The driver was active all the time.
     let upcalls: Vec<u64> = text.drivers("rogue-peer").iter().map(|row| row.upcalls).collect();
     assert!(upcalls.len() == 2 && upcalls[1] - upcalls[0] > 100, "{upcalls:?}:\n{text}");
 }

@@ -1,9 +1,9 @@
-//! The road to a driver that docs/ne2k.md describes, walked as it is written.
+//! Follows the steps of docs/ne2k.md, which describes how to write a driver.
 
 use ringfence::project;
 use std::process::Command;
 
-/// A block of the document: its language, and what is in it.
+/// Returns the code blocks of the document: their languages and contents.
 fn blocks(document: &str) -> Vec<(&str, String)> {
     let mut blocks: Vec<(&str, String)> = Vec::new();
     let mut inside = false;
@@ -24,7 +24,7 @@ fn blocks(document: &str) -> Vec<(&str, String)> {
     blocks
 }
 
-/// A line without what differs from run to run: numbers, and how many spaces there are.
+/// Returns a line without the parts that differ from run to run: numbers and amounts of space.
 fn normal(line: &str) -> String {
     let without = line.replace(|c: char| c.is_ascii_digit(), " 0 ");
     without.split_whitespace().fold(String::new(), |line, word| match line.ends_with('0') && word == "0" {
@@ -33,7 +33,8 @@ fn normal(line: &str) -> String {
     })
 }
 
-/// Every command works, and prints the lines that the document shows, in this order.
+/// Runs every command of the document; its output must have the lines that the document shows, in
+/// order.
 #[test]
 fn the_walk_to_a_driver_is_as_it_is_written() {
     ringfence_tests::system();
@@ -47,7 +48,7 @@ fn the_walk_to_a_driver_is_as_it_is_written() {
             "sh" => {
                 let mut shell = Command::new("bash");
                 shell.current_dir(project()).args(["-euo", "pipefail", "-c", &text.replace("../my-ne2k", &own)]);
-                // Where cargo builds what is in the folder.
+                // Lets cargo build the folder's package in the folder for all builds.
                 let output = shell.env("CARGO_TARGET_DIR", ringfence::target().parent().unwrap()).output().unwrap();
                 said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
                 assert!(output.status.success(), "{text}\nfailed: {said}");

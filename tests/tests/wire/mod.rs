@@ -1,13 +1,13 @@
-//! The ends of frames that two network stacks, or one and a test, hand to each other.
+//! Tokens for frames between two network stacks, or between a stack and a test.
 
 use smoltcp::phy::{RxToken, TxToken};
 
 /// A frame that was received.
 pub struct Received(pub Vec<u8>);
 
-/// Where frames go that are sent, none longer than `most` bytes.
+/// A list that collects sent frames, each of at most `most` bytes.
 pub struct Sending<'a> {
-    /// What was sent.
+    /// The sent frames.
     pub frames: &'a mut Vec<Vec<u8>>,
     /// Longest frame in bytes.
     pub most: usize,

@@ -1,16 +1,16 @@
-//! Keeps the host's CPUs awake while a benchmark runs, and the guest's CPU on one of them.
+//! Keeps the host's CPUs awake while a benchmark runs, and pins the guest's CPU to one of them.
 //!
-//! An idle CPU of a shared host wakes milliseconds late, which a guest that waits for a disk would
-//! pay for. So a thread a CPU spins at the lowest priority there is; what it cannot have (priority,
-//! pinning) it does without.
+//! An idle CPU of a shared host wakes milliseconds late, which delays a guest that waits for a
+//! disk. So one process per CPU spins at the lowest priority (SCHED_IDLE). Where the host allows no
+//! such priority or no pinning, the benchmark runs without it.
 
 use std::process::{Child, Command, Stdio};
 
-/// Spinning processes, ended when this is dropped.
+/// Spinning processes, killed when this is dropped.
 pub struct Awake(Vec<Child>);
 
 impl Awake {
-    /// Starts to keep all CPUs awake, if `chrt` is there to give the spinners SCHED_IDLE.
+    /// Starts one spinning process per CPU, if `chrt` is installed to give them SCHED_IDLE.
     pub fn new() -> Awake {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let spin = |_| {
@@ -21,7 +21,7 @@ impl Awake {
         Awake((0..cpus).filter_map(spin).collect())
     }
 
-    /// Keeps the guest's CPU, a thread of QEMU's `process`, on the last CPU.
+    /// Pins the guest's CPU, which is a thread of QEMU's `process`, to the last CPU.
     pub fn pin(&self, process: u32) {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return };
@@ -29,7 +29,7 @@ impl Awake {
             let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
             if name.starts_with("CPU ") {
                 let id = thread.file_name();
-                // Where it may not be pinned it is not.
+                // If pinning is not allowed, the thread stays unpinned.
                 let _ = Command::new("taskset")
                     .arg("-cp")
                     .arg((cpus - 1).to_string())
@@ -45,7 +45,7 @@ impl Awake {
 impl Drop for Awake {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // It only ends when it is killed.
+            // A spinning process ends only when it is killed.
             let _ = child.kill();
             let _ = child.wait();
         }

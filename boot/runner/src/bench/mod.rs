@@ -1,11 +1,11 @@
-//! `cargo run -- bench`: what protection costs, in times and in instructions, from this machine and
-//! this minute.
+//! `cargo run -- bench`: measures the cost of protection, in time and in instructions, on this
+//! machine at this moment.
 //!
-//! The kernel measures crossings, frames and reads in both rings in one boot (`kernel/src/bench`);
-//! a second boot with `-icount` counts their instructions; a third moves TCP streams between host
-//! and guest. What is derived from other rows (losses, ratios) is a row as well.
+//! One boot measures crossings, frames and reads in both rings (`kernel/src/bench`). A second boot
+//! with `-icount` counts their instructions. A third moves TCP streams between host and guest.
+//! Values that are derived from other rows (losses, ratios) are rows as well.
 //!
-//! * [`host`]: keeps the host's CPUs awake, so that a guest that waits is not punished for it
+//! * [`host`]: keeps the host's CPUs awake, so that a guest that waits does not lose time
 //! * [`report`]: the tables, for the terminal and as a page
 
 mod host;
@@ -25,27 +25,27 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// One result.
+/// A result.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// What was measured.
+    /// The name of the measurement.
     pub name: String,
     /// The driver's ring.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ring: Option<u8>,
-    /// Operations handed over in one crossing.
+    /// Number of operations that one crossing hands over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<u64>,
-    /// Loaded domains.
+    /// Number of loaded domains.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domains: Option<u64>,
     /// Unit of the values.
     pub unit: String,
-    /// Samples.
+    /// Number of samples.
     pub count: u64,
-    /// Their median.
+    /// The median of the samples.
     pub median: f64,
-    /// The value that 99 of 100 samples are no worse than.
+    /// The value that 99 of 100 samples reach or better.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99: Option<f64>,
 }
@@ -53,7 +53,8 @@ pub struct Row {
 impl Row {
     fn of(name: &str, unit: &str, mut samples: Vec<f64>) -> Row {
         samples.sort_by(f64::total_cmp);
-        // The smallest sample that so many percent of all do not exceed, as the kernel counts them.
+        // The smallest sample that is not exceeded by `percent` percent of all samples, as in the
+        // kernel.
         let rank = |percent: usize| (samples.len() * percent).div_ceil(100).saturating_sub(1);
         let at = |percent: usize| samples.get(rank(percent)).copied().unwrap_or(0.0);
         let worst = if unit.ends_with("/s") { 1 } else { 99 };
@@ -74,32 +75,32 @@ impl Row {
     }
 }
 
-/// What to measure, and what to do with the results.
+/// The settings of a benchmark.
 pub struct Options {
     /// The machine.
     pub machine: Machine,
-    /// Only rows whose names begin so.
+    /// Measure only rows whose names begin like this.
     pub name: String,
-    /// Print each row as a JSON object.
+    /// Whether to print each row as a JSON object.
     pub json: bool,
     /// Folder for a page with tables and charts.
     pub out: Option<PathBuf>,
 }
 
-/// Longest run of one boot.
+/// Longest time for one boot.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
-/// Boots to measure the time to the prompt.
+/// Number of boots for the time to the prompt.
 const BOOTS: usize = 5;
-/// Bytes of a TCP stream, and streams in each ring.
+/// Length of a TCP stream in bytes, and number of streams in each ring.
 const STREAM_BYTES: usize = 32 << 20;
 const STREAMS: usize = 3;
-/// UDP round trips in each ring.
+/// Number of UDP round trips in each ring.
 const ROUND_TRIPS: usize = 200;
 
-/// What the kernel measures.
+/// The families of measurements that the kernel makes.
 const IN_GUEST: [&str; 7] = ["call", "upcall", "off", "fence", "nic", "scsi", "recovery"];
 
-/// Measures everything, or what is asked for.
+/// Measures everything, or only the rows that were asked for.
 pub fn run(system: &System, options: &Options) -> Result<()> {
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -108,10 +109,10 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     let progress = |what: &str| output::complain(&format!("bench: {what}"));
     let machine = Machine { scratch: true, timeout: Some(TIME_LIMIT), ..options.machine.clone() };
 
-    // The kernel takes the beginning of a name, too.
+    // The kernel also takes only the beginning of a name.
     let is_wanted = |name: &str| name.starts_with(&options.name) || options.name.starts_with(name);
     let mut rows = Vec::new();
-    // What fails is said when it does, and the others are measured all the same.
+    // A failed measurement is reported at once, and the others are still made.
     let mut failures = 0;
 
     if IN_GUEST.into_iter().any(is_wanted) {
@@ -161,7 +162,7 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What was measured, with what, and when: in words for a page that is read later.
+/// Describes the conditions of the measurement, for a page that is read later.
 fn conditions(options: &Options) -> Result<String> {
     let machine = &options.machine;
     let name = if options.name.is_empty() { String::new() } else { format!(" {}", options.name) };
@@ -179,7 +180,7 @@ fn conditions(options: &Options) -> Result<String> {
     ))
 }
 
-/// Runs the kernel's own benchmarks and takes the rows that it tells of.
+/// Runs the kernel's own benchmarks and returns the rows that the kernel reports.
 fn in_guest(
     system: &System,
     machine: &Machine,
@@ -212,7 +213,7 @@ fn failure(event: &Event) -> Option<String> {
 
 fn row(event: Event) -> Option<Row> {
     let Event::Bench(row) = event else { return None };
-    // As the console shows them: what is behind the point has no meaning.
+    // Rounded as on the console: further digits have no meaning.
     let tenths = |value: f64| (value * 10.0).round() / 10.0;
     Some(Row {
         name: row.name.into_owned(),
@@ -226,12 +227,12 @@ fn row(event: Event) -> Option<Row> {
     })
 }
 
-/// Whether an interface has an address.
+/// Returns `Some` if the event says that an interface has an address.
 pub fn has_address(event: Event) -> Option<()> {
     matches!(event, Event::Address { .. }).then_some(())
 }
 
-/// Time from QEMU's start to the shell's prompt.
+/// Measures the time from QEMU's start to the shell's prompt.
 fn boots(system: &System, machine: &Machine) -> Result<Row> {
     let mut machine = machine.clone();
     machine.contents.exec = Some("help help".to_string());
@@ -245,7 +246,8 @@ fn boots(system: &System, machine: &Machine) -> Result<Row> {
     Ok(Row::of("boot/prompt", "ms", samples))
 }
 
-/// TCP streams to and from the guest and UDP round trips, with the driver in each ring in turn.
+/// Measures TCP streams to and from the guest and UDP round trips, with the driver in each ring in
+/// turn.
 fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     let Some(driver) = drivers::loaded(system, machine)?.into_iter().find(|driver| driver.kind == Kind::Nic) else {
         return Ok(Vec::new());
@@ -305,7 +307,7 @@ fn to_guest(port: u16) -> Result<f64> {
         stream.write_all(&piece)?;
     }
     stream.shutdown(std::net::Shutdown::Write)?;
-    // The guest closes when it has read everything.
+    // The guest closes the connection when it has read everything.
     stream.read_to_end(&mut Vec::new())?;
     Ok(megabytes_a_second(start))
 }
@@ -320,7 +322,7 @@ fn from_guest(port: u16) -> Result<f64> {
     Ok(megabytes_a_second(start))
 }
 
-/// Median of UDP round trips, in microseconds.
+/// Measures UDP round trips; returns their median in microseconds.
 fn round_trip(port: u16) -> Result<f64> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(("127.0.0.1", port))?;
@@ -336,15 +338,15 @@ fn round_trip(port: u16) -> Result<f64> {
     Ok(Row::of("", "us", samples).median)
 }
 
-/// Finds the one row that matches.
+/// Finds the row with these properties.
 fn find<'a>(rows: &'a [Row], name: &str, ring: u8, batch: Option<u64>, instructions: bool) -> Option<&'a Row> {
     rows.iter().find(|row| {
         row.name == name && row.ring == Some(ring) && row.batch == batch && (row.unit == "instructions") == instructions
     })
 }
 
-/// What follows from the rows: losses of ring 1 against ring 0, and our gate against the bare
-/// crossing.
+/// Derives rows from others: the losses of ring 1 against ring 0, and the ratio of the kernel's
+/// gate to the bare crossing.
 fn derive(rows: &[Row]) -> Vec<Row> {
     let mut derived = Vec::new();
     let parts = [
@@ -360,7 +362,7 @@ fn derive(rows: &[Row]) -> Vec<Row> {
         for sandboxed in rows.iter().filter(|row| row.name == of && row.ring == Some(1)) {
             let instructions = sandboxed.unit == "instructions";
             let Some(trusted) = find(rows, of, 0, sandboxed.batch, instructions) else { continue };
-            // Of a rate less is worse, of a cost more.
+            // A lower rate is a loss, and so is a higher cost.
             let loss = match instructions {
                 false => 1.0 - sandboxed.median / trusted.median,
                 true => sandboxed.median / trusted.median - 1.0,
@@ -368,7 +370,7 @@ fn derive(rows: &[Row]) -> Vec<Row> {
             let unit = if instructions { "% instructions" } else { "%" };
             derived.push(Row { batch: sandboxed.batch, ..Row::derived(name, unit, loss * 100.0) });
             if ["frames/s", "reads/s"].contains(&sandboxed.unit.as_str()) {
-                // One upcall hands over a batch; interrupts come on top.
+                // One upcall hands over one batch. Crossings for interrupts are not counted here.
                 let crossings = sandboxed.median / sandboxed.batch.unwrap_or(1) as f64;
                 let name = of.replace('/', "-");
                 derived.push(Row {

@@ -1,11 +1,11 @@
-//! The results as a table for the terminal, and as a page with charts that needs nothing else.
+//! Formats the results as a table for the terminal, and as a self-contained page with charts.
 
 use super::Row;
 use crate::page;
 use anyhow::Result;
 use std::fmt::Write;
 
-/// The loss that was feared when this was first proposed, in 1997, in percent.
+/// The loss in percent that was feared in 1997, when this design was first proposed.
 pub const FEARED: f64 = 25.0;
 
 fn number(value: f64) -> String {
@@ -16,13 +16,13 @@ fn optional(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_string(), |value| value.to_string())
 }
 
-/// A row that both rings have, side by side.
+/// The rows of one operation in ring 0 and in ring 1.
 struct Pair<'a> {
     trusted: &'a Row,
     sandboxed: &'a Row,
 }
 
-/// The rows of whole operations, paired.
+/// Pairs the rows of whole operations.
 fn pairs(rows: &[Row]) -> Vec<Pair<'_>> {
     let operations = ["nic/", "scsi/", "tcp/", "udp/"];
     let sandboxed = rows.iter().filter(|row| row.ring == Some(1));
@@ -41,7 +41,8 @@ fn pairs(rows: &[Row]) -> Vec<Pair<'_>> {
 }
 
 impl Pair<'_> {
-    /// What ring 1 loses, in percent: of a rate what is missing, of a cost what is added.
+    /// Returns the loss in ring 1 in percent: the missing part of a rate, or the added part of a
+    /// cost.
     fn loss(&self) -> f64 {
         let ratio = self.sandboxed.median / self.trusted.median;
         100.0 * if self.sandboxed.unit.ends_with("/s") { 1.0 - ratio } else { ratio - 1.0 }
@@ -74,7 +75,7 @@ fn row_cells(row: &Row) -> [String; 7] {
     ]
 }
 
-/// Rows that are not shown side by side.
+/// Returns the rows that are not shown side by side.
 fn singles(rows: &[Row]) -> Vec<&Row> {
     let single = |row: &&Row| {
         ["call/", "upcall", "off/", "fence/", "recovery/", "boot/", "ratio/", "loss/", "crossings/"]
@@ -84,7 +85,7 @@ fn singles(rows: &[Row]) -> Vec<&Row> {
     rows.iter().filter(single).collect()
 }
 
-/// The tables for a terminal of 80 columns.
+/// Formats the tables for a terminal of 80 columns.
 pub fn text(rows: &[Row]) -> String {
     let mut out = String::new();
     let (pairs, singles) = (pairs(rows), singles(rows));
@@ -103,7 +104,7 @@ pub fn text(rows: &[Row]) -> String {
     out
 }
 
-/// A row of a table: names and units to the left, numbers to the right.
+/// Formats a row of a table: names and units to the left, numbers to the right.
 fn line<const N: usize>(cells: [String; N], widths: [usize; N]) -> String {
     let cell = |(index, (cell, width)): (usize, (&String, usize))| match index == 0 || index == N - 1 {
         true => format!("{cell:<width$} "),
@@ -113,7 +114,7 @@ fn line<const N: usize>(cells: [String; N], widths: [usize; N]) -> String {
     format!("{}\n", text.trim_end())
 }
 
-/// A page with the tables and bar charts, of what was measured under these conditions.
+/// Returns a page with the tables and bar charts; `conditions` describes the measurement.
 pub fn html(rows: &[Row], conditions: &str) -> Result<String> {
     let mut page = page::head("Ringfence: what protection costs");
     page += &format!("<p>{conditions}</p>\n");

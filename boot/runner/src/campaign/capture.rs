@@ -1,27 +1,27 @@
-//! What the guest sent, as QEMU's `filter-dump` writes it (libpcap's file format): for one question
-//! only.
+//! The frames that the guest sent, captured by QEMU's `filter-dump` in the file format of libpcap.
+//! The campaign only counts the empty frames in them.
 //!
-//! QEMU 7.2's user network takes no more frames once it was given one of no length, until QEMU is
+//! After a frame of length 0, the user network of QEMU 7.2 takes no more frames until QEMU is
 //! paused and continued: its handler returns the length that it took, and 0 means "later". No
-//! driver can mend that: who finds such a frame pauses QEMU.
+//! driver can repair that, so the campaign pauses QEMU when it finds such a frame.
 
 use std::ffi::OsString;
 use std::path::Path;
 
-/// QEMU's arguments that have it write the first bytes of each frame to `file`.
+/// Returns QEMU's arguments that have it write the first bytes of each frame to `file`.
 pub fn arguments(file: &Path) -> [OsString; 2] {
     let mut dump = OsString::from("filter-dump,id=capture0,netdev=net0,maxlen=64,file=");
     dump.push(file);
     ["-object".into(), dump]
 }
 
-/// How many frames of no length were sent.
+/// Counts the frames of length 0 in a capture.
 pub fn empty_frames(file: &[u8]) -> usize {
     const HEADER: usize = 24;
     const RECORD: usize = 16;
     let word = |at: usize| file.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     let (mut at, mut empty) = (HEADER, 0);
-    // Seconds, microseconds, bytes that are kept, bytes that there were.
+    // A record's header: seconds, microseconds, the number of bytes kept, the frame's length.
     while let (Some(kept), Some(length)) = (word(at + 8), word(at + 12)) {
         empty += usize::from(length == 0);
         at += RECORD + kept as usize;

@@ -1,5 +1,5 @@
-//! Which instructions of the modules a workload executes: QEMU lists the code that it translates,
-//! and it translates what is about to run.
+//! Finds the instructions of the modules that a workload executes. QEMU logs the code that it
+//! translates, and it translates only code that is about to run.
 
 use crate::build::System;
 use crate::drivers;
@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, slot_base, slot_of};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Runs `commands` and returns, for each module that `lsmod` lists then, the offsets in its image
-/// of what was executed.
+/// Runs `commands`. Returns, for each module that `lsmod` lists afterwards, the offsets in its
+/// image of the instructions that were executed.
 pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BTreeMap<String, BTreeSet<u64>>> {
     let directory = tempfile::TempDir::new()?;
     let log = directory.path().join("in_asm.log");
@@ -36,8 +36,8 @@ pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BT
     Ok(found)
 }
 
-/// The address of a line like `0x8000402220: 55 pushq %rbp`; lines with nothing but bytes go on
-/// with the one before.
+/// Returns the address of a line like `0x8000402220: 55 pushq %rbp`. Lines with nothing but bytes
+/// continue the line before, and have no address of their own.
 fn instruction_address(line: &str) -> Option<u64> {
     let (address, rest) = line.strip_prefix("0x")?.split_once(':')?;
     let is_byte = |word: &str| word.len() == 2 && u8::from_str_radix(word, 16).is_ok();

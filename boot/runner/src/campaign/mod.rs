@@ -1,17 +1,17 @@
-//! `cargo run -- campaign`: changes the machine code of drivers, one instruction at a time, puts
-//! each changed driver to work, and looks what became of the driver, of the work, and of the
+//! `cargo run -- campaign`: changes the machine code of drivers, one instruction at a time, and
+//! puts each changed driver to work. Reports what happened to the driver, to the work, and to the
 //! kernel.
 //!
-//! The host makes the changes, from a seed, at places that the work really executes; the kernel's
-//! `trial` command carries one out. A thousand run in one boot, unless the kernel dies: then the
-//! next boot goes on with the change after that.
+//! The host derives the changes from a seed, at places that the work really executes. The kernel's
+//! `trial` command tries one change. A boot tries up to a thousand changes. If the kernel dies, a
+//! new boot continues with the next change.
 //!
 //! * [`pool`]: the changes
 //! * [`mutate`]: changes of one instruction
-//! * [`coverage`]: which instructions the work executes
+//! * [`coverage`]: finds the instructions that the work executes
 //! * [`trials`]: a boot that tries changes
-//! * [`capture`]: whether the host's network still takes frames
-//! * [`qmp`]: what QEMU itself is asked: where a machine is that says no more
+//! * [`capture`]: finds the frames after which the host's network takes no more
+//! * [`qmp`]: questions to QEMU itself, for example where a silent machine is
 //! * [`report`]: the table, for the terminal and as a page
 
 mod capture;
@@ -35,85 +35,85 @@ use std::path::PathBuf;
 use std::time::Instant;
 use trials::{Boot, Setting};
 
-/// What to do.
+/// The settings of a campaign.
 pub struct Options {
     /// The machine.
     pub machine: Machine,
-    /// Modules to change; those that drive the machine's network card and SCSI adapter, if there
-    /// are none.
+    /// The modules to change. If empty, those that drive the machine's network card and disks.
     pub modules: Vec<String>,
-    /// How many changes in all.
+    /// The number of changes.
     pub mutants: usize,
-    /// Where the random numbers begin.
+    /// The seed of the random numbers.
     pub seed: u64,
-    /// The number of the only one to try, if it is one.
+    /// The number of the only change to try, if not all.
     pub only: Option<usize>,
     /// Ring of the changed modules.
     pub ring: u8,
     /// Folder for the results and the page.
     pub out: Option<PathBuf>,
-    /// Print each result as a JSON object.
+    /// Whether to print each result as a JSON object.
     pub json: bool,
 }
 
-/// What became of one changed module.
+/// The outcome of one changed module.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The change's number: `--only` comes back to it.
+    /// The change's number, with which `--only` repeats it.
     pub number: usize,
-    /// Which module.
+    /// The name of the module.
     pub module: String,
-    /// Its ring.
+    /// The ring of the module.
     pub ring: u8,
-    /// What kind of change.
+    /// The kind of change.
     pub change: String,
     /// Offset of the instruction in the image.
     pub offset: u64,
-    /// The instruction as it was, and as it is.
+    /// The instruction before the change.
     pub before: String,
-    /// See `before`.
+    /// The instruction after the change.
     pub after: String,
-    /// The command that tries it.
+    /// The command that tries the change.
     pub command: String,
-    /// One word: see [`report::OUTCOMES`].
+    /// The outcome in one word: see [`report::OUTCOMES`].
     pub outcome: String,
-    /// The first line of the fault's report, or what failed.
+    /// The first line of the fault's report, or a description of the failure.
     pub why: String,
     /// Whether the good module did the work afterwards.
     pub restored: bool,
-    /// From the fault of the changed module, if it had one, until the good one had done all that it
-    /// must do, in microseconds.
+    /// The time in microseconds from the fault of the changed module, if it had one, until the good
+    /// module had completed its work.
     pub restore_us: Option<u64>,
-    /// Whether it sent a frame of no length, after which QEMU's network takes no more until QEMU
-    /// was paused: no driver can mend that, so the runner did.
+    /// Whether the changed module sent a frame of length 0, after which QEMU's network takes no
+    /// more frames until QEMU is paused. No driver can repair that, so the runner did.
     pub host_stopped: bool,
-    /// Frames that were written to though nobody had them: by the device, if the module was in ring
-    /// 1.
+    /// Frames that were written to although they had no owner. If the module was in ring 1, the
+    /// device wrote them.
     pub stray: u64,
-    /// Whether the kernel lived, and nothing of it that must not change had changed.
+    /// Whether the kernel survived, and its checksum and its number of free frames were unchanged.
     pub kernel_intact: bool,
-    /// Whether the machine said nothing more. A host may be that slow: the change is tried again by
-    /// itself, and that counts.
+    /// Whether the machine fell silent. A slow host may be the reason, so the change is tried again
+    /// alone, and the second outcome counts.
     pub fell_silent: bool,
 }
 
 impl Outcome {
-    /// Whether it hurt nothing but its driver, and that was made good.
+    /// Returns whether the change harmed only its driver, and the good module restored the service.
     pub fn is_good(&self) -> bool {
         self.kernel_intact && self.restored
     }
 }
 
-/// Changes that one boot tries at most: its commands are in its ramdisk.
+/// Largest number of changes that one boot tries. Their commands are part of the boot's ramdisk.
 const PER_BOOT: usize = 1000;
-/// Longest time that a SCSI command of a changed driver may take, in milliseconds. The good one has
-/// more.
+/// Longest time for a SCSI command of a changed driver, in milliseconds. The good driver has more
+/// time.
 const COMMAND_MS: u64 = 500;
-/// The blocks that are written and read back.
+/// Number of blocks that the work writes and reads back.
 const BLOCKS: u64 = 48;
 
-/// Tries all changes and prints the table. Whether no kernel was hurt and every service restored;
-/// in ring 0, where that is to be expected, whether all were tried.
+/// Tries all changes and prints the table. Returns whether every kernel stayed intact and every
+/// service was restored. In ring 0, where damage is expected, returns `true` once all changes were
+/// tried.
 pub fn run(system: &System, options: &Options) -> Result<bool> {
     let start = Instant::now();
     let mut results = report::Results::open(options)?;
@@ -131,7 +131,7 @@ pub fn run(system: &System, options: &Options) -> Result<bool> {
     Ok(options.ring == 0 || results.own().iter().all(Outcome::is_good))
 }
 
-/// Tries all changes and returns what became of them.
+/// Tries all changes and returns their outcomes.
 pub fn outcomes(system: &System, options: &Options) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     try_all(system, options, &mut |outcome| {
@@ -141,11 +141,11 @@ pub fn outcomes(system: &System, options: &Options) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// Tries all changes; `note` is told what became of each.
+/// Tries all changes; passes the outcome of each to `note`.
 fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) -> Result<()>) -> Result<()> {
     let server = echo::Server::start()?;
     let port = server.port();
-    // What is flushed need not reach the host's disk, which may take as long as it likes.
+    // Flushed data need not reach the host's disk, which may be slow.
     let machine = Machine { scratch: true, volatile_disks: true, ..options.machine.clone() };
     output::complain("campaign: finding out what the work executes");
     let drivers = drivers::loaded(system, &machine)?;
@@ -162,9 +162,9 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
         let mut boot = Boot::start(&setting, rest)?;
         for mutant in rest {
             let mut outcome = boot.next(&setting, mutant)?;
-            // What is hurt, or not restored, would spoil what comes after.
+            // A damaged kernel or service would spoil the following trials.
             let goes_on = outcome.is_good();
-            // In ring 0 nobody cuts an endless loop short.
+            // In ring 0 nothing ends an endless loop, so the change is not tried again there.
             if outcome.fell_silent && options.ring == 1 {
                 let alone = std::slice::from_ref(mutant);
                 let again = Boot::start(&setting, alone)?.next(&setting, mutant)?;
@@ -183,7 +183,7 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     Ok(())
 }
 
-/// A line that says how far it is: over and over on a terminal, now and then in a log.
+/// Prints the progress: after each change on a terminal, after every 100 changes in a log.
 fn progress(count: usize, of: usize, dead: usize, start: Instant) {
     let (end, due) = if std::io::stderr().is_terminal() { ("\r", true) } else { ("\n", count.is_multiple_of(100)) };
     if due || count == of {
@@ -195,10 +195,13 @@ fn progress(count: usize, of: usize, dead: usize, start: Instant) {
     }
 }
 
-/// The commands that put a module to work, those that check with the good one that the work was
-/// right, and those that the good one must do in the end. QEMU's e1000 receives nothing for a
-/// second after some mistakes, and its network drops what it was sent when it was stopped: the last
-/// are patient, and TCP, which sends again, comes first.
+/// Returns three lists of commands. The first puts the changed module to work. The second checks
+/// with the good module that the work was right. The third must succeed with the good module in the
+/// end.
+///
+/// QEMU's e1000 receives nothing for a second after some mistakes, and QEMU's network drops the
+/// frames that it was sent while stopped. So the commands of the third list wait long, and TCP,
+/// which retransmits, comes first.
 fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
     let place = 64 + number as u64 % 1000 * BLOCKS;
     Ok(match kind {
@@ -216,7 +219,7 @@ fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
     })
 }
 
-/// The modules to change.
+/// Returns the drivers whose modules are changed.
 fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Driver]) -> Result<Vec<Driver>> {
     let has_work = |driver: &&Driver| driver.kind != Kind::Other;
     let changed: Vec<Driver> = match options.modules.is_empty() {
@@ -232,7 +235,7 @@ fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Dri
     Ok(changed)
 }
 
-/// What can be changed of each module: what the work executes.
+/// Returns a pool for each module, made of the instructions that the work executes.
 fn pools(system: &System, machine: &Machine, port: u16, changed: &[Driver]) -> Result<Vec<Pool>> {
     let mut commands = format!("limits command-ms {COMMAND_MS}");
     for driver in changed {

@@ -1,5 +1,5 @@
 //! Changes of machine code in the manner of the fault injectors of Rio, Nooks and MINIX 3: small
-//! mistakes that programmers make, or that memory makes, one instruction at a time.
+//! mistakes of programmers or of memory, one instruction at a time.
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, FlowControl, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind,
@@ -11,21 +11,21 @@ use iced_x86::{
 pub enum Kind {
     /// One bit of the instruction is flipped.
     BitFlip,
-    /// The instruction is gone.
+    /// The instruction is removed.
     Removed,
-    /// One register operand is another one.
+    /// One register operand is replaced by another register.
     Operand,
-    /// The displacement, the base, the index or the scale of a memory operand is another one.
+    /// The displacement, the base, the index or the scale of a memory operand is changed.
     Address,
     /// A conditional branch is never taken.
     BranchRemoved,
     /// A condition is inverted.
     ConditionInverted,
-    /// A register or a variable is not set to its first value.
+    /// The instruction that initializes a register or a variable is removed.
     InitDropped,
-    /// An argument of a call is not loaded.
+    /// The instruction that loads an argument of a call is removed.
     ArgumentDropped,
-    /// What a counter or a length is compared with is another number.
+    /// The number with which a counter or a length is compared is changed.
     BoundChanged,
 }
 
@@ -43,7 +43,7 @@ impl Kind {
         Kind::BoundChanged,
     ];
 
-    /// Its name.
+    /// Returns the kind's name.
     pub fn name(self) -> &'static str {
         match self {
             Kind::BitFlip => "bit flipped",
@@ -62,17 +62,17 @@ impl Kind {
 /// An instruction that the workload executes.
 #[derive(Debug, Clone)]
 pub struct Site {
-    /// Its offset in the image.
+    /// The instruction's offset in the image.
     pub offset: u64,
-    /// Its bytes.
+    /// The instruction's bytes.
     pub bytes: Vec<u8>,
-    /// Decoded at its offset.
+    /// The instruction, decoded at its offset.
     pub instruction: Instruction,
     /// Whether a call follows before control can go elsewhere.
     pub before_call: bool,
 }
 
-/// Decodes the instructions at `offsets` (sorted) of an image; what does not decode is left out.
+/// Decodes the instructions at `offsets` (sorted) of an image; skips bytes that do not decode.
 pub fn sites(image: impl Fn(u64) -> Vec<u8>, offsets: &[u64]) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
     for offset in offsets {
@@ -84,7 +84,7 @@ pub fn sites(image: impl Fn(u64) -> Vec<u8>, offsets: &[u64]) -> Vec<Site> {
         let bytes = bytes[..instruction.len()].to_vec();
         sites.push(Site { offset: *offset, bytes, instruction, before_call: false });
     }
-    // From the back: a call marks those before it.
+    // From the end to the start: a call marks the instructions before it.
     let mut call_near = false;
     for site in sites.iter_mut().rev() {
         call_near = match site.instruction.flow_control() {
@@ -101,7 +101,7 @@ fn decode(bytes: &[u8], offset: u64) -> Instruction {
     Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE).decode()
 }
 
-/// `bytes` at `offset` as text.
+/// Formats `bytes` at `offset` as text.
 pub fn text(bytes: &[u8], offset: u64) -> String {
     let mut decoder = Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE);
     let mut formatter = IntelFormatter::new();
@@ -117,8 +117,8 @@ pub fn text(bytes: &[u8], offset: u64) -> String {
     if lines.is_empty() { "nop".to_string() } else { lines.join("; ") }
 }
 
-/// The bytes of `site` with a change of kind `kind`, as many as before; `None` if there is none of
-/// that kind.
+/// Returns the bytes of `site` with a change of kind `kind`, as many as before; `None` if this kind
+/// does not fit the instruction.
 pub fn mutate(site: &Site, kind: Kind, random: &mut fastrand::Rng) -> Option<Vec<u8>> {
     let instruction = &site.instruction;
     let removed = || Some(vec![0x90; site.bytes.len()]);
@@ -170,7 +170,7 @@ pub fn mutate(site: &Site, kind: Kind, random: &mut fastrand::Rng) -> Option<Vec
                 2 => bound.wrapping_mul(2),
                 _ => !bound,
             };
-            // The immediate may be too narrow for it.
+            // The immediate may be too narrow for the new bound.
             let fits = encode_immediate(&mut changed, other);
             fits.then(|| encode(site, &changed))?
         }
@@ -192,7 +192,7 @@ fn is_immediate(kind: OpKind) -> bool {
     )
 }
 
-/// Sets the second operand, an immediate, to `value` cut to its width.
+/// Sets the second operand, an immediate, to `value` cut to its width; returns whether it could.
 fn encode_immediate(instruction: &mut Instruction, value: u64) -> bool {
     match instruction.op1_kind() {
         OpKind::Immediate8 | OpKind::Immediate8to16 | OpKind::Immediate8to32 | OpKind::Immediate8to64 => {
@@ -205,7 +205,7 @@ fn encode_immediate(instruction: &mut Instruction, value: u64) -> bool {
     true
 }
 
-/// General-purpose registers that a compiler uses for anything.
+/// The general-purpose registers without RSP.
 const REGISTERS: [Register; 15] = [
     Register::RAX,
     Register::RCX,
@@ -224,7 +224,7 @@ const REGISTERS: [Register; 15] = [
     Register::R15,
 ];
 
-/// Another register of the same width as `register`, if that is a general-purpose one.
+/// Returns another register of the same width, if `register` is a general-purpose register.
 fn another(register: Register, random: &mut fastrand::Rng) -> Option<Register> {
     if !register.is_gpr() {
         return None;
@@ -235,7 +235,7 @@ fn another(register: Register, random: &mut fastrand::Rng) -> Option<Register> {
         8 => other,
         4 => Register::EAX + number,
         2 => Register::AX + number,
-        // SPL, BPL, SIL and DIL lie behind AH to BH.
+        // In iced's numbering, SPL, BPL, SIL and DIL come after AH to BH.
         _ if number < 4 => Register::AL + number,
         _ => Register::SPL + (number - 4),
     })
@@ -281,7 +281,7 @@ fn change_address(instruction: &Instruction, random: &mut fastrand::Rng) -> Opti
     Some(changed)
 }
 
-/// `instruction` in place of the one at `site`; `None` if it is longer.
+/// Encodes `instruction` in place of the instruction at `site`; `None` if it is longer.
 fn encode(site: &Site, instruction: &Instruction) -> Option<Vec<u8>> {
     let mut encoder = Encoder::new(64);
     encoder.encode(instruction, site.offset).ok()?;
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(all(&[0xc7, 0x07, 5, 0, 0, 0], Kind::InitDropped), ["nop"]);
         // cmp rcx,20h
         assert!(all(&[0x48, 0x83, 0xf9, 0x20], Kind::BoundChanged).contains(&"cmp rcx,1Fh".to_string()));
-        // What has no such thing is left alone.
+        // An instruction that the kind does not fit is left alone.
         assert!(all(&store, Kind::ConditionInverted).is_empty());
         assert!(all(&[0xc3], Kind::Operand).is_empty());
     }

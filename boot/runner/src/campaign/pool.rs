@@ -1,5 +1,5 @@
-//! The changes that a campaign tries: each one follows from the seed and its number, and from what
-//! the work executes where it is.
+//! The changes that a campaign tries. Each one follows from the seed and its number, and from the
+//! instructions that the work executes.
 
 use super::mutate::{self, Kind, Site};
 use crate::drivers::Driver;
@@ -12,43 +12,43 @@ use std::collections::HashSet;
 
 /// One changed instruction.
 pub struct Mutant {
-    /// Its number, from 0.
+    /// The change's number, from 0.
     pub number: usize,
-    /// Which module.
+    /// The name of the module.
     pub module: String,
-    /// What that offers.
+    /// The kind of device that the module offers.
     pub offers: manifest::Kind,
-    /// What kind of change.
+    /// The kind of change.
     pub kind: Kind,
-    /// Which instruction.
+    /// The instruction that is changed.
     pub site: Site,
-    /// The bytes that are there instead.
+    /// The bytes of the changed instruction.
     pub bytes: Vec<u8>,
-    /// Where they are in the module's file.
+    /// The offset of these bytes in the module's file.
     pub file_offset: u64,
 }
 
 impl Mutant {
-    /// The change as the kernel's `trial` and `poke` take it.
+    /// Formats the change as the kernel's `trial` and `poke` take it.
     pub fn patch(&self) -> String {
         let hex: String = self.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{:x}:{hex}", self.file_offset)
     }
 }
 
-/// What can be changed of one module.
+/// The instructions of one module that can be changed.
 pub struct Pool {
     name: String,
     offers: manifest::Kind,
     file: Vec<u8>,
-    /// Instructions that the work executes, with their places in the file, by the kind of change
-    /// that they have.
+    /// The instructions that the work executes, with their offsets in the file, grouped by the
+    /// kinds of change that fit them.
     by_kind: Vec<Vec<(Site, u64)>>,
 }
 
 impl Pool {
-    /// The instructions at `executed` (offsets in the image, ascending) of the module of `driver`,
-    /// whose file is `file`.
+    /// Collects the instructions at `executed` (offsets in the image, ascending) of the module of
+    /// `driver`. `file` is the content of the module's file.
     pub fn new(driver: &Driver, file: Vec<u8>, executed: &[u64]) -> Result<Pool> {
         const LONGEST: usize = 15;
         let name = &driver.name;
@@ -77,7 +77,7 @@ impl Pool {
         Ok(Pool::of(name, driver.kind, file, sites))
     }
 
-    /// Instructions with their places in the file, sorted out.
+    /// Groups the instructions in `sites` by the kinds of change that fit them.
     fn of(name: &str, offers: manifest::Kind, file: Vec<u8>, sites: Vec<(Site, u64)>) -> Pool {
         let has = |site: &Site, kind: Kind| {
             const TRIES: usize = 20;
@@ -90,11 +90,11 @@ impl Pool {
     }
 }
 
-/// The first `count` changes that follow from `seed`, no two of them the same, from all `pools` in
-/// turn.
+/// Returns the first `count` changes that follow from `seed`, all of them different, from all
+/// `pools` in turn.
 ///
-/// A change depends on the seed and on its own number only: if a later run executes an instruction
-/// more, nearly all changes stay as they were.
+/// Each change depends only on the seed and on its own number. If a later run executes one more
+/// instruction, nearly all changes stay the same.
 pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
     const MOST_TRIES: u64 = 10_000;
     let mut known = HashSet::new();
@@ -103,13 +103,13 @@ pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
         let pool = &pools[number % pools.len()];
         let found = (0..MOST_TRIES).find_map(|attempt| {
             let mut random = fastrand::Rng::with_seed(mixed([seed, number as u64, attempt]));
-            // First the kind, then a place: most kinds fit few instructions.
+            // The kind is chosen before the place, because most kinds fit only few instructions.
             let kind = random.usize(..Kind::ALL.len());
             let salt = random.u64(..);
             let (site, file_offset) = pool.by_kind[kind].iter().min_by_key(|(site, _)| mixed([salt, site.offset]))?;
             let bytes = mutate::mutate(site, Kind::ALL[kind], &mut random)?;
             let is_new = !known.contains(&(&pool.name, *file_offset, bytes.clone()));
-            // The kernel does not load such a one.
+            // The kernel refuses a module with such a hole.
             (is_new && !makes_a_hole(&pool.file, *file_offset as usize, &bytes)).then_some((
                 Kind::ALL[kind],
                 site,
@@ -133,8 +133,8 @@ pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// A number that has something of all of `words` in all of its bits (the finisher of splitmix64,
-/// for each).
+/// Mixes `words` into one number, all bits of which depend on all words (with the finisher of
+/// splitmix64).
 fn mixed<const N: usize>(words: [u64; N]) -> u64 {
     words.into_iter().fold(0, |state: u64, word| {
         let state = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -144,7 +144,7 @@ fn mixed<const N: usize>(words: [u64; N]) -> u64 {
     })
 }
 
-/// Whether `bytes` at `at` of a file make what QEMU takes for more than it is, of what is there.
+/// Returns whether `bytes` at offset `at` of a file make a hole that was not there before.
 fn makes_a_hole(file: &[u8], at: usize, bytes: &[u8]) -> bool {
     let start = at.saturating_sub(MAX_INSTRUCTION);
     let before = &file[start..(at + bytes.len() + MAX_INSTRUCTION).min(file.len())];

@@ -1,7 +1,8 @@
-//! Asks QEMU itself, through its machine protocol (QMP): where a machine is that says no more, and
-//! to take frames again.
+//! Talks to QEMU through its machine protocol (QMP). The campaign asks where the CPU of a silent
+//! machine is, and makes QEMU's network take frames again.
 //!
-//! A guest that loops has registers; a QEMU whose device model loops does not answer at all.
+//! If the guest loops, QEMU still tells its registers. If QEMU's own device model loops, QEMU does
+//! not answer at all.
 
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -13,7 +14,7 @@ use std::time::Duration;
 /// How long QEMU may take to answer.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// QEMU's arguments that have it listen at `socket`.
+/// Returns QEMU's arguments that have it listen at `socket`.
 pub fn arguments(socket: &Path) -> [OsString; 2] {
     let mut address = OsString::from("unix:");
     address.push(socket);
@@ -21,7 +22,7 @@ pub fn arguments(socket: &Path) -> [OsString; 2] {
     ["-qmp".into(), address]
 }
 
-/// Where the guest's CPU is, or that QEMU does not answer.
+/// Returns the place of the guest's CPU in words, or says that QEMU does not answer.
 pub fn place(socket: &Path) -> String {
     let ask = json!({"execute": "human-monitor-command", "arguments": {"command-line": "info registers"}});
     match carry_out(socket, &[ask]).as_deref() {
@@ -34,25 +35,25 @@ pub fn place(socket: &Path) -> String {
     }
 }
 
-/// Pauses the machine and has it go on, twice: QEMU's network takes frames again then
-/// ([`super::capture`]). Whether QEMU did that.
+/// Stops and continues the machine twice, after which QEMU's network takes frames again
+/// ([`super::capture`]). Returns whether QEMU carried out the commands.
 pub fn pause_twice(socket: &Path) -> bool {
     let commands = ["stop", "cont", "stop", "cont"].map(|command| json!({"execute": command}));
     carry_out(socket, &commands).is_some()
 }
 
-/// What QEMU returns for each command; `None` if it does not answer, or refuses one.
+/// Returns QEMU's answer to each command; `None` if QEMU does not answer or refuses a command.
 fn carry_out(socket: &Path, commands: &[Value]) -> Option<Vec<Value>> {
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(LIMIT)).ok()?;
     let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
-    // It greets first.
+    // QEMU sends a greeting first.
     lines.next()?.ok()?;
     let first = json!({"execute": "qmp_capabilities"});
     let mut answers = Vec::new();
     for command in std::iter::once(&first).chain(commands) {
         writeln!(stream, "{command}").ok()?;
-        // Events come in between.
+        // Events may come before the answer.
         let answer = lines.by_ref().map_while(Result::ok).find_map(|line| {
             let answer: Value = serde_json::from_str(&line).ok()?;
             (!answer["return"].is_null() || !answer["error"].is_null()).then_some(answer)

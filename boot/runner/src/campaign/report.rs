@@ -33,7 +33,7 @@ pub const OUTCOMES: [&str; 17] = [
     KERNEL_DEATH,
 ];
 
-/// The outcome's name, from what the kernel says of a trial.
+/// Returns the outcome's name, from the kernel's description of a trial.
 pub fn outcome(activated: bool, kind: &str) -> &'static str {
     match kind {
         "fine" if !activated => "not activated",
@@ -55,17 +55,18 @@ pub fn outcome(activated: bool, kind: &str) -> &'static str {
     }
 }
 
-/// What became of changes: of this run, kept as they come, and of a run in the other ring that is
-/// in the same folder.
+/// The outcomes of this run, stored as they come, and those of an earlier run in the other ring
+/// from the same folder.
 pub struct Results {
     own: Option<(File, PathBuf)>,
-    /// Those of the other ring come first.
+    /// The outcomes of both rings; those of the other ring come first.
     all: Vec<Outcome>,
     others: usize,
 }
 
 impl Results {
-    /// Makes the folder, if there is to be one, and reads what there is of the other ring.
+    /// Makes the folder, if one was asked for, and reads the outcomes of the other ring if there
+    /// are any.
     pub fn open(options: &Options) -> Result<Results> {
         let mut results = Results { own: None, all: Vec::new(), others: 0 };
         let Some(out) = &options.out else { return Ok(results) };
@@ -86,7 +87,7 @@ impl Results {
         Ok(results)
     }
 
-    /// Keeps one of this run.
+    /// Stores an outcome of this run.
     pub fn add(&mut self, outcome: &Outcome) -> Result<()> {
         if let Some((file, path)) = &mut self.own {
             let line = serde_json::to_string(outcome)?;
@@ -96,17 +97,17 @@ impl Results {
         Ok(())
     }
 
-    /// Those of this run.
+    /// Returns the outcomes of this run.
     pub fn own(&self) -> &[Outcome] {
         self.all.get(self.others..).unwrap_or_default()
     }
 
-    /// Those of both rings.
+    /// Returns the outcomes of both rings.
     pub fn all(&self) -> &[Outcome] {
         &self.all
     }
 
-    /// Writes the page, if there is a folder for it.
+    /// Writes the page, if a folder was asked for.
     pub fn write_page(&self, options: &Options) -> Result<()> {
         let Some(out) = &options.out else { return Ok(()) };
         let page = out.join("campaign.html");
@@ -116,7 +117,7 @@ impl Results {
     }
 }
 
-/// The command line of this run.
+/// Returns the command line of this run.
 fn command_line(options: &Options) -> String {
     let Options { modules, mutants, seed, ring, .. } = options;
     format!("cargo run -- campaign --modules {} --mutants {mutants} --seed {seed} --ring {ring}", modules.join(","))
@@ -149,12 +150,12 @@ impl Column<'_> {
         self.outcomes.iter().filter(|outcome| outcome.stray > 0).count()
     }
 
-    /// Changes after which the machine once said nothing more.
+    /// Counts the changes after which the machine fell silent once.
     fn silent(&self) -> usize {
         self.outcomes.iter().filter(|outcome| outcome.fell_silent).count()
     }
 
-    /// Times from a fault until the good module had served, in microseconds, ascending.
+    /// Returns the times from a fault until the good module had served, in microseconds, ascending.
     fn restore_us(&self) -> Vec<u64> {
         let restored = self.outcomes.iter().filter(|outcome| outcome.restored);
         let mut times: Vec<u64> = restored.filter_map(|outcome| outcome.restore_us).collect();
@@ -175,7 +176,7 @@ fn columns(outcomes: &[Outcome]) -> Vec<Column<'_>> {
     columns.into_iter().map(column).collect()
 }
 
-/// The rows of the table: a name, and a cell for each column.
+/// Returns the rows of the table: a name, and a cell for each column.
 fn rows(columns: &[Column]) -> Vec<(String, Vec<String>)> {
     let mut rows = Vec::new();
     let mut row = |name: &str, cell: &dyn Fn(&Column) -> String| {
@@ -188,7 +189,7 @@ fn rows(columns: &[Column]) -> Vec<(String, Vec<String>)> {
         }
     }
     row("kernel intact", &|column| percent(column.intact(), column.outcomes.len()));
-    // In ring 1 it is the device that did that, as it was told: nothing fences it yet.
+    // In ring 1 the device wrote there, as its driver told it: the driver itself cannot.
     row("wrote to free memory", &|column| column.stray().to_string());
     row("QEMU network stopped", &|column| column.host_stopped().to_string());
     row("service restored", &|column| percent(column.restored(), column.outcomes.len()));
@@ -205,7 +206,8 @@ fn percent(count: usize, of: usize) -> String {
     format!("{:.2} %", 100.0 * count as f64 / of.max(1) as f64)
 }
 
-/// The table for a terminal of 80 columns, and every change that hurt more than its driver.
+/// Returns the table for a terminal of 80 columns, and every change that harmed more than its
+/// driver.
 pub fn text(outcomes: &[Outcome], options: &Options) -> String {
     let columns = columns(outcomes);
     // Writing to a String does not fail.
@@ -232,7 +234,7 @@ pub fn text(outcomes: &[Outcome], options: &Options) -> String {
     out
 }
 
-/// The page with the chart and the tables.
+/// Returns the page with the chart and the tables.
 fn html(outcomes: &[Outcome], options: &Options) -> Result<String> {
     let columns = columns(outcomes);
     let mut out = page::head("Ringfence: what becomes of broken drivers");

@@ -11,29 +11,29 @@ use ringfence_link::event::Event;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Longest time in which nothing is said: a trial has its own limits, all of them shorter.
+/// Longest time without output. A trial has time limits of its own, all of them shorter.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// What the guest sent.
+/// Name of the capture of the guest's frames.
 const CAPTURE: &str = "sent.pcap";
-/// Where QEMU answers questions.
+/// Name of the socket on which QEMU answers questions.
 const SOCKET: &str = "qmp";
 
-/// A boot that tries changes until they are all tried, or the kernel is dead.
+/// A boot that tries changes one after the other, until all are tried or the kernel is dead.
 pub struct Boot {
     running: Option<Running>,
     checksum: Option<u64>,
     free: Option<u64>,
-    /// Why the kernel panicked.
+    /// The message of the kernel's panic.
     panic: Option<String>,
-    /// What the console said since the last trial.
+    /// The lines that the console printed since the last trial.
     seen: Vec<String>,
     directory: TempDir,
-    /// Frames of no length that were sent so far.
+    /// Number of frames of length 0 that were sent so far.
     empty_frames: usize,
 }
 
-/// What all boots of a campaign have in common.
+/// The settings that all boots of a campaign share.
 pub struct Setting<'a> {
     /// The system.
     pub system: &'a System,
@@ -47,7 +47,7 @@ pub struct Setting<'a> {
     pub drivers: &'a [Driver],
 }
 
-/// The command that tries a change.
+/// Returns the command that tries a change.
 fn command(setting: &Setting, mutant: &Mutant) -> Result<String> {
     let ring = setting.ring;
     let work = work(mutant.offers, setting.port, mutant.number)?.join(" | ");
@@ -55,7 +55,7 @@ fn command(setting: &Setting, mutant: &Mutant) -> Result<String> {
 }
 
 impl Boot {
-    /// Boots to try `mutants`.
+    /// Boots a machine to try `mutants`.
     pub fn start(setting: &Setting, mutants: &[Mutant]) -> Result<Boot> {
         let mut script = format!("limits command-ms {COMMAND_MS}; limits transmit-ms 250");
         let has_network = setting.drivers.iter().any(|driver| driver.kind == Kind::Nic);
@@ -85,7 +85,7 @@ impl Boot {
         })
     }
 
-    /// What became of the next change, which is `mutant`.
+    /// Waits for the outcome of the next change, which is `mutant`.
     pub fn next(&mut self, setting: &Setting, mutant: &Mutant) -> Result<Outcome> {
         let mut outcome = Outcome {
             number: mutant.number,
@@ -144,8 +144,8 @@ impl Boot {
         }
     }
 
-    /// What is said next; `None` if nothing is. QEMU's network is set going again meanwhile, if it
-    /// was stopped.
+    /// Returns the next line or event; `None` if the machine has ended or stays silent. Meanwhile,
+    /// if an empty frame has stopped QEMU's network, sets it going again.
     fn said(&mut self, outcome: &mut Outcome) -> Result<Option<Said>> {
         const LOOK_AGAIN: Duration = Duration::from_secs(1);
         let start = Instant::now();
@@ -153,7 +153,7 @@ impl Boot {
             let asked = Instant::now();
             let running = self.running.as_mut().context("the kernel is dead")?;
             match running.next_within(LOOK_AGAIN) {
-                // It has ended.
+                // The machine has ended.
                 None if asked.elapsed() < LOOK_AGAIN => return Ok(None),
                 None => {
                     let sent = std::fs::read(self.directory.path().join(CAPTURE)).unwrap_or_default();
@@ -169,7 +169,8 @@ impl Boot {
         Ok(None)
     }
 
-    /// How a machine ended that says no more, and what it said last: why it panicked, if it did.
+    /// Records how a machine ended that gave no outcome: the kernel's panic or the last line of the
+    /// console, and the place of the CPU if the machine fell silent.
     fn note_end(&mut self, outcome: &mut Outcome) -> Result<()> {
         let panic = self.panic.take().map(|message| format!("kernel panic: {message}"));
         let said = panic.or(self.seen.last().cloned()).unwrap_or_default();

@@ -1,16 +1,16 @@
-//! What any driver of disks must do, whichever class they are of.
+//! The tests that any disk driver must pass, whatever the class of its disks.
 
 use super::Bench;
 use anyhow::{Context, Result, bail};
 use ringfence_link::event::Event;
 
-/// What a test does with the disks.
+/// A test of a disk driver.
 pub type Test = fn(&mut Bench) -> Result<()>;
 
-/// Blocks of each of the two disks.
+/// Number of blocks on each of the two disks.
 pub const BLOCKS: u64 = 4096;
 
-/// Name, what it means, and the test. Each has a machine of its own, with two disks that are empty.
+/// Names, meanings and functions of the tests. Each test has its own machine with two empty disks.
 pub const TESTS: &[(&str, &str, Test)] = &[
     ("identify", "disks are there, as long as their images are", identify),
     ("patterns", "all blocks are written and read back", patterns),
@@ -70,7 +70,7 @@ fn depth(bench: &mut Bench) -> Result<()> {
     same(bench)
 }
 
-/// Both disks have what was written with the pattern 5.
+/// Checks that both disks have the same contents.
 fn same(bench: &mut Bench) -> Result<()> {
     let mut sum = |disk: &str| {
         bench.running.type_line(&format!("blkread {disk} 0 {BLOCKS}"))?;
@@ -123,7 +123,7 @@ fn unload(bench: &mut Bench) -> Result<()> {
         bench.run(&format!("insmod {name}"))?;
         bench.run(&format!("blkcheck disk0 0 100 {seed}")).context("loaded again")?;
     }
-    // The first time brings tables that stay.
+    // The first round allocates tables that are kept, so only the later rounds are compared.
     if free[1] != free[2] {
         bail!("{} frames of memory are gone", free[1].abs_diff(free[2]));
     }

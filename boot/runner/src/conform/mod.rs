@@ -1,5 +1,5 @@
-//! `cargo run -- conform NAME`: what any driver of a class must do, tried on one. Each test has a
-//! machine of its own, in each ring; docs/conformance.md says what the tests mean.
+//! `cargo run -- conform NAME`: tests a driver against the rules for all drivers of its class. Each
+//! test has a machine of its own, in each ring; docs/conformance.md explains the tests.
 
 mod disk;
 mod nic;
@@ -20,7 +20,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// QEMU's devices by their PCI ids. The first that a driver names is the one that it is tried on.
+/// QEMU's devices by their PCI IDs. A driver is tested on the first of its devices that is listed
+/// here.
 const DEVICES: [(u16, u16, &str); 13] = [
     (0x8086, 0x100e, "e1000"),
     (0x8086, 0x10d3, "e1000e"),
@@ -36,51 +37,51 @@ const DEVICES: [(u16, u16, &str); 13] = [
     (0x1022, 0x2020, "am53c974"),
     (0x1af4, 0x1042, "virtio-blk-pci"),
 ];
-/// Longest time that a test may take.
+/// Longest time for a test.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What to try.
+/// The settings of a conformance run.
 pub struct Options {
     /// The module.
     pub name: String,
-    /// QEMU's name of the device, if not the first that the module names and QEMU is known to have.
+    /// QEMU's name of the device, if not the module's first ID in the list of known devices.
     pub device: Option<String>,
-    /// The test, if not all.
+    /// The only test to run, if not all.
     pub only: Option<String>,
-    /// The ring, if not both.
+    /// The only ring to test in, if not both.
     pub ring: Option<u8>,
     /// The machine.
     pub machine: Machine,
-    /// Print an object a test.
+    /// Whether to print each outcome as a JSON object.
     pub json: bool,
 }
 
-/// What came of a test.
+/// The outcome of a test.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The test.
+    /// The name of the test.
     pub test: &'static str,
-    /// What it means.
+    /// The meaning of the test.
     pub meaning: &'static str,
     /// The ring that the driver ran in.
     pub ring: u8,
-    /// Why it was not passed, if it was not.
+    /// The reason of the failure, if the test failed.
     pub failure: Option<String>,
-    /// How long it took.
+    /// How long the test took.
     pub time: Duration,
 }
 
-/// A machine with the driver.
+/// A running machine with the driver.
 pub struct Bench {
     running: Running,
     monitor: Monitor,
     name: String,
-    /// How often the driver is to have been ended.
+    /// How many times the test has ended the driver.
     kills: usize,
 }
 
 impl Bench {
-    /// Has a command run, which must succeed.
+    /// Runs a command, which must succeed.
     fn run(&mut self, line: &str) -> Result<()> {
         match self.running.command(line)? {
             None => Ok(()),
@@ -88,7 +89,7 @@ impl Bench {
         }
     }
 
-    /// Has a command run; why it failed, if it did.
+    /// Runs a command; returns the error, if it failed.
     fn try_to(&mut self, line: &str) -> Result<Option<String>> {
         self.running.command(line)
     }
@@ -99,7 +100,7 @@ impl Bench {
         self.running.wait_for_event(&format!("the end of '{line}'"), ended)
     }
 
-    /// Has a command run, which must fail.
+    /// Runs a command, which must fail.
     fn fail(&mut self, line: &str) -> Result<()> {
         if self.running.command(line)?.is_none() {
             bail!("'{line}' should fail");
@@ -107,7 +108,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Ends the driver, and waits until another one is in its place.
+    /// Ends the driver, and waits until a new instance has replaced it.
     fn end_driver(&mut self) -> Result<()> {
         let name = self.name.clone();
         self.run(&format!("kill {name}"))?;
@@ -126,7 +127,7 @@ impl Bench {
         self.monitor.execute(&format!(r#"{{"execute": "set_link", "arguments": {{"name": "net0", "up": {up}}}}}"#))
     }
 
-    /// Stops the machine, as a host does that has no time for it.
+    /// Stops the machine, as a busy host would.
     fn stop(&self) -> Result<()> {
         signal(self.running.process(), "STOP")
     }
@@ -135,7 +136,8 @@ impl Bench {
         signal(self.running.process(), "CONT")
     }
 
-    /// Ends the machine; the driver must not have been ended but when it was asked for.
+    /// Shuts the machine down. Fails if the driver ended at any time other than when the test ended
+    /// it.
     fn leave(mut self) -> Result<()> {
         self.running.type_line("shutdown")?;
         let run = self.running.finish(|_| ())?;
@@ -177,7 +179,7 @@ fn signal(process: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// QEMU's name of a device that a module drives.
+/// Returns QEMU's name of a device that a module drives.
 fn device_of(manifest: &Manifest) -> Option<&'static str> {
     let of_pci = manifest.pci_ids().find_map(|id| {
         DEVICES.iter().find(|(vendor, device, _)| (*vendor, *device) == (id.vendor, id.device)).map(|(.., name)| *name)
@@ -185,14 +187,14 @@ fn device_of(manifest: &Manifest) -> Option<&'static str> {
     of_pci.or_else(|| manifest.fixed_ports().any(|port| port == 0x1f0).then_some("isa-ide"))
 }
 
-/// A test of either kind.
+/// A test of a network or a disk driver.
 #[derive(Clone, Copy)]
 enum Test {
     Nic(nic::Test),
     Disk(disk::Test),
 }
 
-/// The tests of a class: names, what they mean, and they.
+/// Returns the tests of a class: names, meanings and functions.
 fn tests_of(kind: Kind) -> Vec<(&'static str, &'static str, Test)> {
     match kind {
         Kind::Nic => nic::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Nic(*test))).collect(),
@@ -203,12 +205,12 @@ fn tests_of(kind: Kind) -> Vec<(&'static str, &'static str, Test)> {
     }
 }
 
-/// Names of a class's tests, and what they mean: for the documents.
+/// Returns the names and meanings of a class's tests, for the documents.
 pub fn meanings(kind: Kind) -> impl Iterator<Item = (&'static str, &'static str)> {
     tests_of(kind).into_iter().map(|(name, meaning, _)| (name, meaning))
 }
 
-/// Tries the driver; what came of each test.
+/// Tests the driver; returns the outcome of each test.
 pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
     let driver = drivers::find(system, &options.machine, &options.name)?;
     let bytes = std::fs::read(&driver.file)?;
@@ -247,7 +249,7 @@ pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcom
     Ok(outcomes)
 }
 
-/// Boots a machine with the driver and does one test on it.
+/// Boots a machine with the driver and runs one test on it.
 fn attempt(system: &System, options: &Options, (kind, device): (Kind, &str), test: Test, ring: u8) -> Result<()> {
     let folder = TempDir::new()?;
     let socket = folder.path().join("qmp");
@@ -280,7 +282,7 @@ fn attempt(system: &System, options: &Options, (kind, device): (Kind, &str), tes
     bench.run(&format!("insmod {} --ring {ring}", options.name))?;
     bench.run(&format!("policy {} restart", options.name))?;
     if kind == Kind::Block {
-        // A block device is a device: the second disk has a driver of its own.
+        // Each block device needs a driver instance of its own, also the second disk.
         bench.run(&format!("insmod {} --ring {ring}", options.name))?;
     }
     match (test, &peer) {
@@ -291,7 +293,7 @@ fn attempt(system: &System, options: &Options, (kind, device): (Kind, &str), tes
     bench.leave()
 }
 
-/// Tries the driver and says what came of each test; whether it passed all.
+/// Tests the driver and prints the outcome of each test; returns whether all tests passed.
 pub fn run(system: &System, options: &Options) -> Result<bool> {
     let show = |outcome: &Outcome| {
         let Outcome { test, meaning, ring, failure, time } = outcome;

@@ -1,4 +1,4 @@
-//! What any network driver must do.
+//! The tests that any network driver must pass.
 
 use super::Bench;
 use super::peer::Peer;
@@ -6,10 +6,10 @@ use crate::wire::{BROADCAST, IPV4, echo_request, frame, tagged};
 use anyhow::{Context, Result, bail};
 use ringfence_link::event::Event;
 
-/// What a test does with the network.
+/// A test of a network driver.
 pub type Test = fn(&mut Bench, &Peer) -> Result<()>;
 
-/// Name, what it means, and the test. Each has a machine of its own.
+/// Names, meanings and functions of the tests. Each test has its own machine.
 pub const TESTS: &[(&str, &str, Test)] = &[
     ("dhcp", "the interface asks for an address and gets it", dhcp),
     ("sizes", "frames of each length from 43 to 1514 bytes come back byte for byte", sizes),
@@ -34,7 +34,7 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|index| (index as u8).wrapping_mul(31) ^ len as u8).collect()
 }
 
-/// Gives the interface its address, and asks for the card's.
+/// Gives the interface its address, and returns the card's Ethernet address.
 fn set_up(bench: &mut Bench, peer: &Peer) -> Result<[u8; 6]> {
     bench.run("ip addr add 10.7.0.2/24 dev eth0")?;
     peer.resolve()
@@ -120,7 +120,7 @@ fn others(bench: &mut Bench, peer: &Peer) -> Result<()> {
     for _ in 0..50 {
         peer.send(&frame(&other, 0x88b5, &[0; 46]));
     }
-    // One for all is.
+    // A broadcast frame must be delivered.
     peer.send(&frame(&BROADCAST, 0x88b5, &[0; 46]));
     peer.echo(&mac, &pattern(39))?;
     let more = received(bench)? - before;
@@ -130,14 +130,14 @@ fn others(bench: &mut Bench, peer: &Peer) -> Result<()> {
     Ok(())
 }
 
-/// Frames that the driver has delivered.
+/// Checks that the card delivers frames for others while it is told to, and only then.
 fn hearing(bench: &mut Bench, peer: &Peer) -> Result<()> {
     const COUNT: u64 = 30;
     let mac = set_up(bench, peer)?;
     let other = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5] ^ 0x55];
     let group = [0x01, 0, 0x5e, 0, 0, 0xfb];
     for (what, address) in [("promisc", other), ("allmulticast", group)] {
-        // A driver that has not said that it can is no worse for it.
+        // A driver that does not offer this is not at fault.
         match bench.try_to(&format!("ip link set eth0 {what} on"))? {
             Some(error) if error.ends_with("cannot have its card hear that") => continue,
             Some(error) => bail!("{what}: {error}"),
@@ -148,7 +148,7 @@ fn hearing(bench: &mut Bench, peer: &Peer) -> Result<()> {
             if restarts {
                 bench.end_driver()?;
             }
-            // Once more when it hears: a model may be deaf for a second.
+            // Waits until the card receives again: QEMU's model may receive nothing for a second.
             peer.echo(&mac, &pattern(37))?;
             let before = received(bench)?;
             (0..COUNT).for_each(|_| peer.send(&frame(&address, 0x88b5, &[0; 46])));
@@ -163,6 +163,7 @@ fn hearing(bench: &mut Bench, peer: &Peer) -> Result<()> {
     Ok(())
 }
 
+/// Returns the number of frames that the driver has delivered.
 fn received(bench: &mut Bench) -> Result<u64> {
     bench.running.type_line("ip")?;
     let count = |event| match event {
@@ -199,7 +200,7 @@ fn restart_out(bench: &mut Bench, peer: &Peer) -> Result<()> {
         bench.running.type_line(&format!("{PING} &"))?;
         bench.end_driver()?;
         bench.end_driver()?;
-        // An answer that meets a card in reset is lost, as on any wire.
+        // An answer that arrives while the card is in reset is lost, as on any wire.
         bench.ended(PING)?;
         let came = peer.requests();
         if came != 300 {
@@ -231,7 +232,7 @@ fn unload(bench: &mut Bench, peer: &Peer) -> Result<()> {
         let mac = set_up(bench, peer).context("loaded again")?;
         peer.echo(&mac, &pattern(44))?;
     }
-    // The first time brings tables that stay.
+    // The first round allocates tables that are kept, so only the later rounds are compared.
     if free[1] != free[2] {
         bail!("{} frames of memory are gone", free[1].abs_diff(free[2]));
     }

@@ -1,5 +1,5 @@
-//! The other end of the cable: a host that answers what it must in a thread of its own, and sends
-//! whatever frames a test likes.
+//! The other end of the cable: a host that answers protocols in a thread of its own, and sends the
+//! frames that a test gives it.
 
 use crate::wire::{
     self, ARP, BROADCAST, ECHO_ID, GUEST, IPV4, PEER, PEER_MAC, arp, datagram, echo_request, frame, icmp, packet,
@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// How long a frame is waited for.
+/// How long to wait for a frame.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Until something is asked again.
+/// How long to wait before a request is repeated.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// The peer. A datagram is a frame.
+/// The peer of the machine. Each datagram on its socket is one frame.
 pub struct Peer {
     socket: Arc<UdpSocket>,
     frames: Receiver<Vec<u8>>,
@@ -25,7 +25,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The peer, and what a machine's network card is to be connected to.
+    /// Returns the peer, and the setting that connects a machine's network card to it.
     pub fn new() -> Result<(Peer, String)> {
         let (socket, network) = wire::cable()?;
         let socket = Arc::new(socket);
@@ -36,11 +36,11 @@ impl Peer {
         std::thread::spawn(move || {
             let mut frame = [0; 65536];
             while !stops.load(Ordering::Relaxed) {
-                // Nobody is there before QEMU is.
+                // The receive fails until QEMU is there, and whenever no frame comes in time.
                 let Ok(len) = listens.recv(&mut frame) else { continue };
                 let frame = &frame[..len];
                 if let Some(answer) = answer(frame) {
-                    // What is lost is lost on cables, too.
+                    // A failed send loses the frame, as a cable may.
                     let _ = listens.send(&answer);
                 }
                 if sender.send(frame.to_vec()).is_err() {
@@ -51,13 +51,13 @@ impl Peer {
         Ok((Peer { socket, frames, stop }, network))
     }
 
-    /// Puts a frame on the wire as it is.
+    /// Sends a frame unchanged.
     pub fn send(&self, frame: &[u8]) {
-        // While QEMU is stopped the socket may be full: what is lost then is lost on cables, too.
+        // The socket may be full while QEMU is stopped. The frame is then lost, as on a cable.
         let _ = self.socket.send(frame);
     }
 
-    /// The next frame for which `wanted` has a value; `ask` is sent now and then until it comes.
+    /// Waits for a frame for which `wanted` returns a value. Sends `ask` repeatedly until it comes.
     pub fn wait<T>(&self, what: &str, ask: &[u8], wanted: impl Fn(&[u8]) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut again = Instant::now();
@@ -79,7 +79,7 @@ impl Peer {
         bail!("{what} did not come within {} s", PATIENCE.as_secs())
     }
 
-    /// The guest's Ethernet address (RFC 826).
+    /// Asks for the guest's Ethernet address with ARP (RFC 826).
     pub fn resolve(&self) -> Result<[u8; 6]> {
         let request = arp(1, &PEER_MAC, &PEER, &[0; 6], &GUEST);
         let request = frame(&BROADCAST, ARP, &request);
@@ -91,7 +91,7 @@ impl Peer {
         })
     }
 
-    /// Has the guest send `data` back (RFC 792), byte for byte.
+    /// Has the guest echo `data` (RFC 792), and compares the echo byte for byte.
     pub fn echo(&self, mac: &[u8; 6], data: &[u8]) -> Result<()> {
         let request = frame(mac, IPV4, &echo_request(data));
         let what = format!("the echo of {} bytes", data.len());
@@ -102,13 +102,13 @@ impl Peer {
         Ok(())
     }
 
-    /// Sends so many echo requests of `data`, without waiting for anything.
+    /// Sends `count` echo requests with `data`, without waiting for the answers.
     pub fn flood(&self, mac: &[u8; 6], data: &[u8], count: usize) {
         let request = frame(mac, IPV4, &echo_request(data));
         (0..count).for_each(|_| self.send(&request));
     }
 
-    /// How many different echo requests have come from the guest by now.
+    /// Counts the different echo requests that have come from the guest.
     pub fn requests(&self) -> usize {
         let mut seen = BTreeSet::new();
         while let Ok(frame) = self.frames.recv_timeout(AGAIN) {
@@ -117,7 +117,7 @@ impl Peer {
         seen.len()
     }
 
-    /// How many echoes of so many bytes have come by now.
+    /// Counts the echoes of `len_bytes` bytes that have come.
     pub fn echoes(&self, len_bytes: usize) -> usize {
         let mut count = 0;
         while let Ok(frame) = self.frames.recv_timeout(AGAIN) {
@@ -137,7 +137,7 @@ fn part(frame: &[u8], at: usize, len: usize) -> Option<&[u8]> {
     frame.get(at..at.checked_add(len)?)
 }
 
-/// What was echoed, if the frame is an answer to the peer of so many bytes.
+/// Returns the echoed data, if the frame answers the peer's request of `len_bytes` bytes.
 fn echoed(frame: &[u8], len_bytes: usize) -> Option<Vec<u8>> {
     let is_answer = part(frame, 12, 2)? == IPV4.to_be_bytes()
         && *frame.get(23)? == 1
@@ -147,13 +147,13 @@ fn echoed(frame: &[u8], len_bytes: usize) -> Option<Vec<u8>> {
     is_answer.then(|| part(frame, 42, len_bytes).map(<[u8]>::to_vec))?
 }
 
-/// The sequence number of an echo request.
+/// Returns the sequence number of an echo request.
 fn requested(frame: &[u8]) -> Option<[u8; 2]> {
     let is_request = part(frame, 12, 2)? == IPV4.to_be_bytes() && *frame.get(23)? == 1 && *frame.get(34)? == 8;
     is_request.then(|| part(frame, 40, 2)?.try_into().ok())?
 }
 
-/// What the peer answers by itself: ARP, echo requests, DHCP.
+/// Returns the peer's automatic answer to ARP, to an echo request, or to DHCP.
 fn answer(asked: &[u8]) -> Option<Vec<u8>> {
     let from: [u8; 6] = part(asked, 6, 6)?.try_into().ok()?;
     if part(asked, 12, 2)? == ARP.to_be_bytes() {
@@ -176,7 +176,7 @@ fn answer(asked: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// What a DHCP server answers (RFC 2131): an offer, or yes.
+/// Answers as a DHCP server (RFC 2131): with an offer or an acknowledgement.
 fn dhcp(to: &[u8; 6], asked: &[u8]) -> Option<Vec<u8>> {
     let mut options = asked.get(240..)?;
     let kind = loop {

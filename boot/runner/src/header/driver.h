@@ -1,5 +1,5 @@
 
-/* ---- what a module consists of ------------------------------------------------------------------------------------ */
+/* ---- the parts of a module ---------------------------------------------------------------------------------------- */
 
 #ifdef __cplusplus
 #define RF_C extern "C"
@@ -8,27 +8,27 @@
 #endif
 
 RF_C const RfManifest rf_manifest;
-/** What the module says of itself: RF_MANIFEST = { RF_VERSIONS, .kind = ... }; */
+/** The module's description of itself: RF_MANIFEST = { RF_VERSIONS, .kind = ... }; */
 #define RF_MANIFEST __attribute__((section(".ringfence"), used)) const RfManifest rf_manifest
 /** The first two fields of a manifest. */
 #define RF_VERSIONS .magic = RF_MAGIC, .abi_version = RF_ABI_VERSION
-/** The manifest's pci_ids of a module that drives no PCI function. */
+/** The pci_ids in the manifest of a module that drives no PCI function. */
 #define RF_NO_PCI_IDS {{0xffff, 0xffff}}
-/** A manifest's zero registers of a recipe for a reset that has none. */
+/** The zero registers of a reset recipe that has none, in a manifest. */
 #define RF_NO_REGISTERS {RF_NO_REGISTER, RF_NO_REGISTER}
-/** A parameter: RF_PARAMETER depth = { .name = "depth", ... }; the kernel writes it before it enters the driver. It is
- * read with RF_READ. */
+/** A parameter: RF_PARAMETER depth = { .name = "depth", ... }; the kernel writes it before it
+ * enters the driver. The driver reads it with RF_READ. */
 #define RF_PARAMETER __attribute__((section(".ringfence.parameters"), used)) static RfParameter
-/** Reads what somebody else writes. */
+/** Reads memory that somebody else may write. */
 #define RF_READ(place) (*(const volatile __typeof__(place) *)&(place))
 
-/** The one function that the kernel calls: operation is RF_INIT, RF_POLL, RF_EXIT, RF_COMMAND or RF_NULL. It returns 0
- * or more, or -RF_REFUSED_...; for RF_POLL, bits RF_REPLY_.... */
+/** The one function that the kernel calls. operation is RF_INIT, RF_POLL, RF_EXIT, RF_COMMAND or
+ * RF_NULL. It returns 0 or more, or -RF_REFUSED_...; for RF_POLL it returns bits RF_REPLY_.... */
 RF_C int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c);
 
 /* ---- text --------------------------------------------------------------------------------------------------------- */
 
-/** Bytes of a text before its zero. */
+/** Returns the number of bytes of a text before its terminating zero. */
 static inline uint64_t rf_length(const char *text)
 {
     uint64_t len_bytes = 0;
@@ -43,26 +43,28 @@ static inline void rf_log_text(uint64_t level, const char *text)
     rf_log(level, text, rf_length(text));
 }
 
-/** Says something to whoever typed the command that is under way. */
+/** Writes text to the user who typed the command that is being carried out. */
 static inline void rf_answer_text(const char *text)
 {
     rf_answer(text, rf_length(text));
 }
 
-/** Names a command that the driver understands, in RF_INIT: as it is typed, a tab, and what it is for. */
+/** Registers a command that the driver understands, in RF_INIT. The text is the command as it is
+ * typed, a tab, and its description. */
 static inline int64_t rf_command_text(const char *text)
 {
     return rf_command(text, rf_length(text));
 }
 
-/** What was typed behind "tell NAME", of a bytes, in RF_COMMAND. There is no zero behind it. */
+/** Returns the text that was typed after "tell NAME", in RF_COMMAND. It is a bytes long, where a is
+ * rf_upcall's argument, and has no terminating zero. */
 static inline const char *rf_typed(void)
 {
     uint64_t here = (uint64_t)(uintptr_t)&rf_manifest;
     return (const char *)(uintptr_t)((here & ~(uint64_t)(RF_SLOT_SIZE - 1)) + RF_MAILBOX);
 }
 
-/** Whether that is this text. */
+/** Returns whether the typed text is this text. */
 static inline int rf_is(const char *typed, uint64_t len_bytes, const char *text)
 {
     return len_bytes == rf_length(text) && memcmp(typed, text, len_bytes) == 0;
@@ -70,7 +72,7 @@ static inline int rf_is(const char *typed, uint64_t len_bytes, const char *text)
 
 /* ---- the device --------------------------------------------------------------------------------------------------- */
 
-/** Keeps what is before it from being done after what is behind it. */
+/** Keeps the compiler from moving memory accesses across it. */
 #define RF_BARRIER() __asm__ volatile("" : : : "memory")
 
 #define RF_REGISTER(bits)                                                                                              \
@@ -82,7 +84,8 @@ static inline int rf_is(const char *typed, uint64_t len_bytes, const char *text)
     {                                                                                                                  \
         *(volatile uint##bits##_t *)(uintptr_t)(start + offset) = value;                                               \
     }
-/** rf_read32(start, offset), rf_write32(start, offset, value)...: registers of a memory BAR, from rf_bar_map. */
+/** rf_read32(start, offset), rf_write32(start, offset, value)...: access registers of a memory BAR;
+ * start is the result of rf_bar_map. */
 RF_REGISTER(8)
 RF_REGISTER(16)
 RF_REGISTER(32)
@@ -99,7 +102,8 @@ RF_REGISTER(64)
     {                                                                                                                  \
         __asm__ volatile("out" suffix " %" name "0, %w1" : : "a"(value), "Nd"(first + offset) : "memory");             \
     }
-/** rf_in8(first, offset), rf_out8(first, offset, value)...: ports of an I/O BAR, from rf_bar_map. */
+/** rf_in8(first, offset), rf_out8(first, offset, value)...: access ports of an I/O BAR; first is
+ * the result of rf_bar_map. */
 RF_PORT(8, "b", "b")
 RF_PORT(16, "w", "w")
 RF_PORT(32, "l", "k")
@@ -110,7 +114,7 @@ static inline int64_t rf_enable_dma(void)
     return rf_pci_write(4, 2, 1 << 2);
 }
 
-/** Whether interrupt number of the device's own has come, of the events of RF_POLL. */
+/** Returns whether the events of RF_POLL include the device's own interrupt of this number. */
 static inline int rf_has_vector(uint64_t events, unsigned number)
 {
     return (events & (uint64_t)RF_EVENT_VECTOR_0 << number) != 0;
@@ -125,7 +129,7 @@ typedef struct {
     uint64_t count;    /* entries ever put or taken by the driver */
 } RfRing;
 
-/** Takes an entry that the kernel has put; 0 if there is none. */
+/** Takes an entry from the kernel; returns 0 if there is none. */
 static inline int rf_ring_take(volatile uint64_t *memory, RfRing *ring, uint64_t *entry)
 {
     if (memory[ring->base] == ring->count)
@@ -136,7 +140,7 @@ static inline int rf_ring_take(volatile uint64_t *memory, RfRing *ring, uint64_t
     return 1;
 }
 
-/** Puts an entry. There is room for all that the kernel has lent. */
+/** Puts an entry. The ring has room for everything that the kernel has lent. */
 static inline void rf_ring_put(volatile uint64_t *memory, RfRing *ring, uint64_t entry)
 {
     RF_BARRIER();
@@ -152,15 +156,16 @@ typedef struct {
     RfRing transmit, transmitted, empty, received;
 } RfNet;
 
-/** A frame that the driver has until it gives it back, once. */
+/** A frame that the driver owns until it gives it back, which it may do once. */
 typedef struct {
-    uint64_t address;   /* where the device finds it */
-    uint8_t *bytes;     /* where the driver does */
+    uint64_t address;   /* the frame's address for the device */
+    uint8_t *bytes;     /* the frame's address for the driver */
     uint32_t number;    /* below RF_TX_FRAMES or RF_RX_FRAMES */
-    uint32_t len_bytes; /* to be sent, or RF_FRAME_BYTES of room */
+    uint32_t len_bytes; /* bytes to be sent, or RF_FRAME_BYTES of room */
 } RfFrame;
 
-/** Offers an interface whose card can be told to hear RF_HEARS_... besides: 0, or why not. */
+/** Offers an interface whose card can also hear the frames in can_hear (RF_HEARS_...). Returns 0,
+ * or the refusal. */
 static inline int64_t rf_net_offer_hearing(RfNet *net, const uint8_t mac[6], uint16_t can_hear)
 {
     RfNetInfo info;
@@ -177,19 +182,21 @@ static inline int64_t rf_net_offer_hearing(RfNet *net, const uint8_t mac[6], uin
     return 0;
 }
 
-/** Offers an interface: 0, or why not. */
+/** Offers an interface. Returns 0, or the refusal. */
 static inline int64_t rf_net_offer(RfNet *net, const uint8_t mac[6])
 {
     return rf_net_offer_hearing(net, mac, 0);
 }
 
-/** What of that the card is to hear: RF_EVENT_HEARING says that it has changed. */
+/** Returns the extra frames that the card is to hear (RF_HEARS_...). RF_EVENT_HEARING tells of a
+ * change. */
 static inline uint64_t rf_net_hearing(const RfNet *net)
 {
     return net->memory[RF_NET_HEARING];
 }
 
-/** Where the highest frame ends, for the device: some do not reach all of memory. */
+/** Returns the end address of the highest frame for the device. Some devices cannot reach all of
+ * memory. */
 static inline uint64_t rf_net_end(const RfNet *net)
 {
     uint64_t tx = net->memory[RF_TX_ADDRESS] + (uint64_t)RF_TX_FRAMES * RF_FRAME_BYTES;
@@ -197,7 +204,7 @@ static inline uint64_t rf_net_end(const RfNet *net)
     return tx > rx ? tx : rx;
 }
 
-/** Takes a frame to be sent; 0 if there is none. */
+/** Takes a frame to be sent; returns 0 if there is none. */
 static inline int rf_net_take_transmit(RfNet *net, RfFrame *frame)
 {
     uint64_t entry;
@@ -210,7 +217,7 @@ static inline int rf_net_take_transmit(RfNet *net, RfFrame *frame)
     return 1;
 }
 
-/** Fills a frame to be sent up with zeros if it is shorter than a frame on a wire is. */
+/** Pads a frame to be sent with zeros to the shortest length on a wire. */
 static inline void rf_net_pad(RfFrame *frame)
 {
     if (frame->len_bytes < RF_MIN_FRAME) {
@@ -219,13 +226,13 @@ static inline void rf_net_pad(RfFrame *frame)
     }
 }
 
-/** Gives a frame back that was sent. */
+/** Gives back a frame that was sent. */
 static inline void rf_net_give_transmitted(RfNet *net, const RfFrame *frame)
 {
     rf_ring_put(net->memory, &net->transmitted, frame->number);
 }
 
-/** Takes an empty frame to receive into; 0 if there is none. */
+/** Takes an empty frame to receive into; returns 0 if there is none. */
 static inline int rf_net_take_empty(RfNet *net, RfFrame *frame)
 {
     uint64_t entry;
@@ -238,13 +245,14 @@ static inline int rf_net_take_empty(RfNet *net, RfFrame *frame)
     return 1;
 }
 
-/** Delivers a frame of len_bytes received bytes, without the check sequence; one of 0 goes back as it was. */
+/** Delivers a frame of len_bytes received bytes, without the check sequence. With a length of 0 the
+ * frame goes back empty. */
 static inline void rf_net_give_received(RfNet *net, const RfFrame *frame, uint32_t len_bytes)
 {
     rf_ring_put(net->memory, &net->received, frame->number | (uint64_t)len_bytes << 32);
 }
 
-/** Counts what went wrong with so many frames, for 'ip': counter is RfCounter_.... */
+/** Adds a number of frames to a counter of errors for 'ip'; counter is RfCounter_.... */
 static inline void rf_net_count(RfNet *net, uint64_t counter, uint64_t frames)
 {
     net->memory[RF_COUNTERS + counter] = net->memory[RF_COUNTERS + counter] + frames;
@@ -258,7 +266,7 @@ typedef struct {
     RfRing submit, complete;
 } RfRequests;
 
-/** Opens the queues after rf_offer has answered: 0, or why not. */
+/** Opens the queues with the result of rf_offer. Returns 0, or the refusal. */
 static inline int64_t rf_requests_open(RfRequests *requests, int64_t offered, RfRing submit, RfRing complete)
 {
     if (offered < 0)
@@ -268,14 +276,14 @@ static inline int64_t rf_requests_open(RfRequests *requests, int64_t offered, Rf
     return 0;
 }
 
-/** Offers a SCSI adapter: 0, or why not. */
+/** Offers a SCSI adapter. Returns 0, or the refusal. */
 static inline int64_t rf_scsi_offer(RfRequests *requests, const RfScsiInfo *info)
 {
     const RfRing submit = RF_SCSI_SUBMIT, complete = RF_SCSI_COMPLETE;
     return rf_requests_open(requests, rf_offer(info, sizeof *info), submit, complete);
 }
 
-/** Takes a request, and its number; 0 if there is none. */
+/** Takes a request and its number; returns 0 if there is none. */
 static inline int rf_scsi_take(RfRequests *requests, uint64_t *number, RfRequest *request)
 {
     if (!rf_ring_take(requests->memory, &requests->submit, number))
@@ -284,7 +292,7 @@ static inline int rf_scsi_take(RfRequests *requests, uint64_t *number, RfRequest
     return 1;
 }
 
-/** Completes the request of that number. */
+/** Completes the request with this number. */
 static inline void rf_scsi_complete(RfRequests *requests, uint64_t number, const RfOutcome *outcome)
 {
     volatile uint64_t *place = &requests->memory[RF_SCSI_FIRST + number * RF_SCSI_WORDS + sizeof(RfRequest) / 8];
@@ -292,14 +300,14 @@ static inline void rf_scsi_complete(RfRequests *requests, uint64_t number, const
     rf_ring_put(requests->memory, &requests->complete, number);
 }
 
-/** Offers a block device: 0, or why not. */
+/** Offers a block device. Returns 0, or the refusal. */
 static inline int64_t rf_block_offer(RfRequests *requests, const RfBlockInfo *info)
 {
     const RfRing submit = RF_BLOCK_SUBMIT, complete = RF_BLOCK_COMPLETE;
     return rf_requests_open(requests, rf_offer(info, sizeof *info), submit, complete);
 }
 
-/** Takes a request, and its number; 0 if there is none. */
+/** Takes a request and its number; returns 0 if there is none. */
 static inline int rf_block_take(RfRequests *requests, uint64_t *number, RfBlockRequest *request)
 {
     if (!rf_ring_take(requests->memory, &requests->submit, number))
@@ -308,7 +316,8 @@ static inline int rf_block_take(RfRequests *requests, uint64_t *number, RfBlockR
     return 1;
 }
 
-/** Completes the request of that number: RF_BLOCK_OK, RF_BLOCK_ERROR or RF_BLOCK_UNSUPPORTED. */
+/** Completes the request with this number. status is RF_BLOCK_OK, RF_BLOCK_ERROR or
+ * RF_BLOCK_UNSUPPORTED. */
 static inline void rf_block_complete(RfRequests *requests, uint64_t number, uint64_t status)
 {
     requests->memory[RF_BLOCK_FIRST + number * RF_BLOCK_WORDS + sizeof(RfBlockRequest) / 8] = status;

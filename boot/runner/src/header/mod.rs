@@ -1,5 +1,6 @@
 //! The C header for drivers, generated from `kernel/abi`: types and constants by cbindgen, services
-//! from their table, and what only Rust can compute. `driver.h` has what a driver does with them.
+//! from their table, and the constants that only Rust can compute. `driver.h` adds the functions
+//! with which a driver uses them.
 
 use crate::build::write_if_changed;
 use crate::{project, target};
@@ -13,14 +14,14 @@ use ringfence_abi::{block, net, scsi};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Files of the ABI that C can use as they are.
+/// Source files of the ABI that cbindgen can translate.
 const SOURCES: [&str; 9] =
     ["lib.rs", "layout.rs", "manifest.rs", "parameter.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
 
-/// Constants of the ABI that C has by another name, or has no use for.
+/// Constants of the ABI that C has under another name or does not need.
 const LEFT_OUT: [&str; 6] = ["QUEUE_BYTES", "HEARING", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS"];
 
-/// Types that no exported function names, and that drivers need all the same.
+/// Types that drivers need although no exported function names them.
 const TYPES: [&str; 14] = [
     "Manifest",
     "PciId",
@@ -38,12 +39,12 @@ const TYPES: [&str; 14] = [
     "BlockRequest",
 ];
 
-/// Writes `ringfence.h`; returns the folder that has it.
+/// Writes `ringfence.h`; returns its folder.
 pub fn write() -> Result<PathBuf> {
     let config = Config {
         language: Language::C,
         style: Style::Type,
-        // The end is that of `driver.h`.
+        // The matching `#endif` is at the end of `driver.h`.
         header: Some("#ifndef RINGFENCE_H\n#define RINGFENCE_H".to_string()),
         documentation: true,
         cpp_compat: true,
@@ -66,18 +67,19 @@ pub fn write() -> Result<PathBuf> {
     }
     let mut header = Vec::new();
     builder.generate().context("generating the C header")?.write(&mut header);
-    // Constants are shouted in C, where they are defined and where they are the length of an array.
+    // C constants are in upper case, in their definitions and where they are the length of an
+    // array.
     let header = String::from_utf8(header)?.replace("#define Rf", "#define RF_").replace("[Rf", "[RF_");
     let folder = target().join("include");
     write_if_changed(&folder.join("ringfence.h"), &header)?;
     Ok(folder)
 }
 
-/// Declarations of the services, and the constants that only Rust can compute.
+/// Returns the declarations of the services, and the constants that only Rust can compute.
 fn services() -> Result<String> {
     let mut text = String::new();
     writeln!(text, "/** First field of every manifest. */\n#define RF_MAGIC {MAGIC:#x}ULL")?;
-    // cbindgen sees no types that macros make.
+    // cbindgen does not see types that macros make.
     let kinds = manifest::Kind::ALL.iter().map(|kind| format!("RfKind_{kind:?} = {}", *kind as u32));
     writeln!(
         text,
@@ -137,7 +139,7 @@ fn services() -> Result<String> {
     Ok(text)
 }
 
-/// `LikeThis` as `LIKE_THIS`.
+/// Converts `LikeThis` to `LIKE_THIS`.
 fn shouted(name: &str) -> String {
     let mut shouted = String::new();
     for letter in name.chars() {
@@ -149,7 +151,7 @@ fn shouted(name: &str) -> String {
     shouted
 }
 
-/// A parameter, or two for what is passed as an address and a length.
+/// Returns a C parameter, or two parameters for an argument that is an address and a length.
 fn in_c(argument: &Argument) -> String {
     let Argument { name, kind } = argument;
     match kind {
@@ -159,9 +161,10 @@ fn in_c(argument: &Argument) -> String {
     }
 }
 
-/// What gcc and clang call by themselves, to copy a structure for example: there is no C library
-/// that has it. Each file of a module may have them; the linker keeps one. In assembly, as the
-/// compiler would make a loop into a call of what the loop is the body of.
+/// Functions that gcc and clang call by themselves, for example to copy a structure: there is no C
+/// library to provide them. Each file of a module may define them; the linker keeps one copy. Those
+/// that write memory are in assembly, because a compiler could turn the loop in `memcpy` into a
+/// call of `memcpy`.
 const MEMORY_FUNCTIONS: &str = r#"
 #define RF_FOR_THE_COMPILER __attribute__((weak, visibility("hidden"), unused))
 

@@ -1,9 +1,9 @@
-//! Disk images: what they are, and how QEMU is told.
+//! Disk images: their formats, and QEMU's options for them.
 //!
-//! **An image is opened as what it is, or not at all.** QEMU would take a qcow2 file for the blocks
-//! of a disk if it were told that it is one, and the guest's first write would destroy it. **What
-//! names other files is opened only if a person says that it is to be**: a guest may have written
-//! the beginning of its disk so that it does, and would read the host's files.
+//! **An image is opened in its own format, or not at all.** If QEMU were told that a qcow2 file is
+//! raw, it would take the file for the blocks of a disk, and the guest's first write would destroy
+//! it. **An image that names other files is opened only if the user asks for it**: a guest may have
+//! written the beginning of its disk so that it names the host's files, and would then read them.
 
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 /// A disk of a machine: an image or a block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Its file.
+    /// The file or block device.
     pub path: PathBuf,
-    /// Whether the guest may only read it.
+    /// Whether the guest may only read the disk.
     pub read_only: bool,
 }
 
@@ -28,21 +28,21 @@ impl From<PathBuf> for Disk {
     }
 }
 
-/// As what a file is opened.
+/// The way in which a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Opened {
-    /// As what it is, if that names no other files.
+    /// In its own format, unless it names other files.
     #[default]
     Careful,
-    /// As what it is.
+    /// In its own format.
     Image,
-    /// As blocks, whatever is in them.
+    /// As raw blocks, whatever its content is.
     Raw,
 }
 
 impl Disk {
-    /// What a person says: `FILE`, with `,ro`, `,raw` or `,image` behind it. A file that has just
-    /// that name is meant first.
+    /// Parses a user's `FILE`, with `,ro`, `,raw` or `,image` behind it. If a file has that whole
+    /// name, it is meant.
     pub fn parse(text: &OsStr) -> (Disk, Opened) {
         let (mut read_only, mut opened) = (false, Opened::Careful);
         let mut rest = text.to_str().unwrap_or_default();
@@ -61,13 +61,13 @@ impl Disk {
         (Disk { path, read_only }, opened)
     }
 
-    /// Says at once what QEMU would say late and badly; `Ok` if it can be opened as it is to be.
+    /// Checks that the disk can be opened. QEMU would report the error late and less clearly.
     pub fn check(&self, opened: Opened) -> Result<()> {
         self.format(opened).map(|_| ())
     }
 
-    /// What QEMU's `-drive` takes, to open it under the name `id`. Its name is not taken for a
-    /// protocol's, whatever is in it.
+    /// Returns the value of QEMU's `-drive` that opens the disk under the name `id`. QEMU does not
+    /// take the beginning of the file's name for a protocol, whatever it is.
     pub fn drive(&self, id: &str, more: &str, opened: Opened) -> Result<OsString> {
         let driver = if self.metadata()?.file_type().is_block_device() { "host_device" } else { "file" };
         let read_only = if self.read_only { ",read-only=on" } else { "" };
@@ -83,7 +83,7 @@ impl Disk {
         std::fs::metadata(&self.path).with_context(|| format!("cannot open the disk image {}", self.path.display()))
     }
 
-    /// QEMU's name of its format.
+    /// Returns QEMU's name of the disk's format.
     fn format(&self, opened: Opened) -> Result<&'static str> {
         let name = self.path.display();
         let kind = self.metadata()?.file_type();
@@ -116,16 +116,16 @@ impl Disk {
     }
 }
 
-/// What an image is.
+/// The format of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
-    /// QEMU opens it under this name.
+    /// A format that QEMU opens under this name.
     Known(&'static str),
-    /// QEMU only reads it, or needs a key.
+    /// A format that QEMU can only read, or for which it needs a key.
     Foreign(&'static str),
 }
 
-/// Where in a file the formats that QEMU knows have their magic, and which it is (QEMU's
+/// The magic numbers of the formats that QEMU knows: offset in the file, magic and format (QEMU's
 /// `block/*.c` and `docs/interop`).
 const MAGICS: &[(u64, &[u8], Format)] = &[
     (0, b"QFI\xfb\0\0\0\x01", Format::Known("qcow")),
@@ -142,17 +142,17 @@ const MAGICS: &[(u64, &[u8], Format)] = &[
     (0, b"#!/bin/sh\n#V2.0 Format", Format::Foreign("cloop")),
     (0, b"LUKS\xba\xbe", Format::Foreign("LUKS")),
 ];
-/// The same for those that end with a block of their own.
+/// The magic numbers of formats that have a block of their own at the end of the file.
 const LAST_BLOCK: &[(&[u8], Format)] = &[(b"conectix", Format::Known("vpc")), (b"koly", Format::Foreign("DMG"))];
 const BLOCK_BYTES: u64 = 512;
 
-/// Bytes by which QEMU looks what an image is.
+/// Number of bytes in which QEMU looks for the format.
 const HEAD_BYTES: u64 = 2048;
 
 fn format_of(file: &mut File, read_only: bool) -> std::io::Result<Format> {
     let head = read_at(file, 0, HEAD_BYTES)?;
     let at = |at: u64| head.get(at as usize..).unwrap_or(&[]);
-    // A VMDK with compressed clusters is written once, by who makes it.
+    // A VMDK with compressed clusters is written only once, by the program that makes it.
     const COMPRESSED: u64 = 1 << 16;
     if head.starts_with(b"KDMV") && number(&head, 8, 4) & COMPRESSED != 0 && !read_only {
         return Ok(Format::Foreign("compressed VMDK"));
@@ -182,32 +182,32 @@ fn read_at(file: &mut File, at: u64, len_bytes: u64) -> std::io::Result<Vec<u8>>
     Ok(bytes)
 }
 
-/// A little-endian number in a header; 0 beyond its end.
+/// Reads a little-endian number in a header; 0 beyond the header's end.
 fn number(bytes: &[u8], at: usize, len_bytes: usize) -> u64 {
     let bytes = bytes.get(at..at + len_bytes).unwrap_or_default();
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// Whether a file is the text that says which files a VMDK is made of: comments and blank lines,
-/// and then a version.
+/// Returns whether a file is a VMDK's descriptor, a text that names the files of the VMDK: comments
+/// and blank lines, then a version.
 fn is_descriptor(head: &[u8]) -> bool {
     let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));
     first.is_some_and(|line| [b"version=1", b"version=2", b"version=3"].iter().any(|version| line == *version))
 }
 
-/// Whether an image says that some of its content is in other files (QEMU's
+/// Returns whether an image says that some of its content is in other files (QEMU's
 /// `docs/interop/qcow2.txt` and `qed_spec.txt`; VMware's Virtual Disk Format 1.1).
 fn names_others(file: &mut File, format: &str) -> std::io::Result<bool> {
     let head = read_at(file, 0, HEAD_BYTES)?;
     let swapped = |at: usize| number(&head, at, 8).swap_bytes();
     Ok(match format {
         "qcow" => swapped(8) != 0,
-        // A backing file; and, from version 3 on, a data file.
+        // A backing file, or, from version 3 on, a data file.
         "qcow2" => swapped(8) != 0 || number(&head, 4, 4).swap_bytes() >> 32 >= 3 && swapped(72) & 1 << 2 != 0,
         "qed" => number(&head, 16, 8) & 1 != 0,
         "vmdk" if head.starts_with(b"KDMV") => {
-            // Of no capacity of its own, or with a parent in its description.
+            // The image has no capacity of its own, or its description names a parent.
             const MOST: u64 = 1 << 16;
             let description =
                 read_at(file, number(&head, 28, 8).saturating_mul(BLOCK_BYTES).min(i64::MAX as u64), MOST)?;
@@ -219,8 +219,8 @@ fn names_others(file: &mut File, format: &str) -> std::io::Result<bool> {
     })
 }
 
-/// The name of a file as part of one of QEMU's options, which it splits at commas: one in a name is
-/// doubled.
+/// Returns a file's name as part of a QEMU option. QEMU splits options at commas, so a comma in the
+/// name is doubled.
 pub fn in_option(path: &Path) -> OsString {
     let bytes = path.as_os_str().as_bytes();
     let doubled: Vec<u8> =
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(format(&[], 65), Ok("raw"));
     }
 
-    /// A guest that writes the beginning of its disk must not have the host's files be opened.
+    /// A guest that writes the beginning of its disk must not get the host's files opened.
     #[test]
     fn what_names_other_files_is_asked_about() {
         let qcow2 =
@@ -294,7 +294,7 @@ mod tests {
         for image in [qcow2(3, 79, 3), qcow2(2, 79, 4), vmdk(&[(12, &[1])])] {
             Disk::from(image.path().to_path_buf()).check(Opened::Careful).unwrap();
         }
-        // Compressed: it is only read.
+        // A compressed VMDK can only be read.
         let image = vmdk(&[(10, &[1]), (12, &[1])]);
         assert!(Disk::from(image.path().to_path_buf()).check(Opened::Careful).is_err());
         Disk { path: image.path().into(), read_only: true }.check(Opened::Careful).unwrap();
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(with(",raw,ro"), (Disk { path: image.path().into(), read_only: true }, Opened::Raw));
         assert_eq!(with(",image").1, Opened::Image);
         assert!(with(",nonsense").0.path.to_str().unwrap().ends_with(",nonsense"));
-        // A file of that very name.
+        // The file that has the whole text as its name is meant.
         std::fs::write(&text, []).unwrap();
         assert_eq!(Disk::parse(&text).0, Disk { path: text.clone().into(), read_only: false });
         std::fs::remove_file(&text).unwrap();

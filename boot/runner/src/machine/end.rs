@@ -1,7 +1,7 @@
 //! How a run of a machine ended.
 //!
-//! **A run is good only if QEMU ended with the one agreed status and the console's last line says
-//! so.** A triple fault ends QEMU with status 0, so that status never means success.
+//! **A run is good only if QEMU ended with the one agreed status and the console's last line is
+//! [`FINAL_LINE`].** A triple fault ends QEMU with status 0, so that status never means success.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -9,30 +9,30 @@ use std::process::ExitStatus;
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// In order, and every command succeeded.
+    /// The machine shut down in order, and every command succeeded.
     Done,
-    /// In order, but a command failed.
+    /// The machine shut down in order, but a command failed.
     CommandFailed,
     /// The kernel panicked, or the loader could not start it.
     Panic,
-    /// QEMU ended as it does after a triple fault.
+    /// QEMU ended with the status of a triple fault, or without the console's last line.
     Crash,
-    /// QEMU refused to start; it has said why.
+    /// QEMU refused to start and has printed the reason.
     NotStarted,
-    /// QEMU itself was ended by this signal: it aborted, or somebody ended it.
+    /// A signal ended QEMU itself: QEMU aborted, or somebody sent the signal.
     Signal(i32),
-    /// QEMU itself ended with a status that is nobody's.
+    /// QEMU itself ended with an unknown status.
     Status(i32),
     /// The time limit passed.
     TimeLimit,
-    /// A person left.
+    /// The user left.
     Left,
-    /// In order, and it is to be started again.
+    /// The machine shut down in order, to be started again.
     Reboot,
 }
 
 impl End {
-    /// The runner's exit status.
+    /// Returns the runner's exit status.
     pub fn status(self) -> u8 {
         match self {
             End::Done | End::Left | End::Reboot => 0,
@@ -43,7 +43,7 @@ impl End {
         }
     }
 
-    /// In words for a person.
+    /// Describes the end for a person.
     pub fn description(self) -> String {
         match self {
             End::Done => "done".to_string(),
@@ -59,11 +59,11 @@ impl End {
         }
     }
 
-    /// What QEMU's `status` means, if the console's last line was [`FINAL_LINE`] or not, and QEMU
-    /// said that this signal ended it.
+    /// Returns how a run ended. `said_done` tells whether the console's last line was
+    /// [`FINAL_LINE`]; `terminated_by` is the signal that QEMU named as the reason for its end.
     ///
-    /// Statuses are twice the kernel's value plus one (`kernel/src/arch/power.rs`); QEMU's own are
-    /// 0 and 1.
+    /// The kernel's statuses are twice its value plus one (`kernel/hw/src/arch/power.rs`); QEMU's
+    /// own are 0 and 1.
     pub(super) fn of(status: ExitStatus, said_done: bool, terminated_by: Option<i32>) -> End {
         const OK: i32 = 0;
         const REFUSED: i32 = 1;
@@ -87,10 +87,10 @@ impl End {
     }
 }
 
-/// The last line of a run in which all went well.
+/// The console's last line in a run without errors.
 pub const FINAL_LINE: &str = "ringfence: done";
 
-/// The signal that a line of QEMU's standard error says has ended it, as in
+/// Returns the signal that ended QEMU, if the line of QEMU's standard error names one, as in
 /// `terminating on signal 15 from pid 7 (sh)`.
 pub(super) fn terminated_by(line: &str) -> Option<i32> {
     let (_, rest) = line.split_once("terminating on signal ")?;

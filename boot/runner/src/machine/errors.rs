@@ -1,12 +1,13 @@
-//! What QEMU says on its standard error: passed on as it comes, but for what the guest says better,
-//! and looked through for the signal that ended it.
+//! QEMU's standard error. Each line is passed on, unless the guest reports the same event better.
+//! The lines are also searched for the signal that ended QEMU.
 
 use super::end::terminated_by;
 use std::io::{BufRead, BufReader, Read};
 use std::thread::JoinHandle;
 
-/// What QEMU's IOMMU says when it stops an access, and a virtio device that could not read its
-/// queue: the guest has a report that names the driver.
+/// Parts of the messages that QEMU's IOMMU writes when it stops an access, and that a virtio device
+/// writes when it cannot read its queue. They are not passed on: the guest's own report names the
+/// driver.
 const TOLD_BY_GUEST: [&str; 7] = [
     ": vtd_iova_to_slpte: ",
     ": vtd_iommu_translate: ",
@@ -21,11 +22,11 @@ fn is_told_by_guest(line: &str) -> bool {
     TOLD_BY_GUEST.iter().any(|part| line.contains(part))
 }
 
-/// A thread that listens until QEMU is gone.
+/// A thread that reads QEMU's standard error until QEMU ends.
 pub(super) struct Errors(Option<JoinHandle<Option<i32>>>);
 
 impl Errors {
-    /// Listens to `from`.
+    /// Starts a thread that reads `from`.
     pub(super) fn listen(from: impl Read + Send + 'static) -> Errors {
         Errors(Some(std::thread::spawn(move || {
             let mut signal = None;
@@ -43,7 +44,7 @@ impl Errors {
         })))
     }
 
-    /// The signal that it said has ended it, once it has ended.
+    /// Waits for QEMU's end; returns the signal that ended QEMU, if QEMU named one.
     pub(super) fn signal(&mut self) -> Option<i32> {
         self.0.take()?.join().ok()?
     }

@@ -1,7 +1,8 @@
-//! The runner's end of the link: what the kernel tells programs, from its second serial port.
+//! The runner's end of the link, over which the kernel tells programs of events on its second
+//! serial port.
 //!
-//! QEMU connects that port to a socket on which the runner listens before QEMU starts, so that
-//! nothing is lost at the beginning.
+//! QEMU connects that port to a socket. The runner listens on the socket before QEMU starts, so
+//! that nothing is lost at the beginning.
 
 use super::files::RunFiles;
 use anyhow::{Context, Result};
@@ -14,30 +15,30 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-/// Longest path of a socket (Linux: `sun_path`, its end included).
+/// Longest path of a socket, its terminating zero included (Linux: `sun_path`).
 const MOST_PATH: usize = 108;
 
-/// A socket on which the link is expected.
+/// A socket to which QEMU will connect the link.
 pub struct Link {
     listener: UnixListener,
     path: PathBuf,
-    /// Where the socket is, if the run's own folder has too long a name.
+    /// A temporary folder for the socket, if the path of the run's own folder is too long.
     folder: Option<tempfile::TempDir>,
 }
 
-/// What comes on the link.
+/// A message from the link.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
     /// An event.
     Event(Event<'static>),
-    /// So many are missing: the kernel could not tell them as fast as they came.
+    /// This number of frames is missing: the kernel could not send them as fast as they came.
     Missing(u32),
-    /// What came was no frame, or no event.
+    /// The bytes received were no valid frame, or the frame held no valid event.
     Damaged,
 }
 
 impl Link {
-    /// Listens, in the folder of a run.
+    /// Listens on a socket in the folder of a run.
     pub fn listen(files: &RunFiles) -> Result<Link> {
         const NAME: &str = "link";
         let mut path = files.path().join(NAME);
@@ -51,20 +52,20 @@ impl Link {
         Ok(Link { listener, path, folder })
     }
 
-    /// Has QEMU connect its next serial port.
+    /// Returns QEMU's arguments that connect its next serial port to the socket.
     pub fn arguments(&self) -> [OsString; 4] {
         let mut chardev = OsString::from("socket,id=link,path=");
         chardev.push(super::in_option(&self.path));
         ["-chardev".into(), chardev, "-serial".into(), "chardev:link".into()]
     }
 
-    /// Calls `take` for all that comes, in a thread of its own, as long as it returns `true` and
-    /// QEMU is there. What is returned is to be called when QEMU is not: it may have ended before
-    /// it had connected anything.
+    /// Starts a thread that calls `take` for each message, until `take` returns `false` or QEMU
+    /// closes the connection. The caller must call the returned function once QEMU has ended: QEMU
+    /// may have ended before it connected, and the thread would wait for a connection for ever.
     pub fn read(self, mut take: impl FnMut(Told) -> bool + Send + 'static) -> impl FnOnce() + Send + 'static {
         let path = self.path.clone();
         std::thread::spawn(move || {
-            // The folder stays until somebody has connected.
+            // The folder must exist until a connection is accepted.
             let Link { listener, folder, .. } = self;
             let accepted = listener.accept();
             drop(folder);
@@ -72,7 +73,7 @@ impl Link {
                 read_all(stream, &mut take);
             }
         });
-        // If QEMU's was there before, that one is the first.
+        // If QEMU connected before, its connection is accepted first, and this one has no effect.
         move || drop(UnixStream::connect(path))
     }
 }
@@ -80,13 +81,13 @@ impl Link {
 fn read_all(mut stream: UnixStream, take: &mut impl FnMut(Told) -> bool) {
     let mut decoder = Decoder::default();
     let mut bytes = [0; 4096];
-    // Firmware may use the port as well, until the kernel begins.
+    // Before the kernel begins, firmware may write to the port as well.
     let mut has_begun = false;
     while let Ok(count @ 1..) = stream.read(&mut bytes) {
         for frame in bytes[..count].iter().filter_map(|byte| decoder.push(*byte)) {
             let told = match frame {
                 Ok(frame) if frame.missing > 0 && !take(Told::Missing(frame.missing)) => return,
-                // Other channels are others'.
+                // Frames of other channels are not for the runner.
                 Ok(frame) if frame.channel != EVENTS => continue,
                 Ok(frame) => Event::read(&frame.payload).map_or(Told::Damaged, Told::Event),
                 Err(_) if !has_begun => continue,

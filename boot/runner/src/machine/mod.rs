@@ -1,11 +1,11 @@
-//! A QEMU machine: what it has, and QEMU's command line for that.
+//! A QEMU machine: its parts, and QEMU's command line for them.
 //!
-//! * [`qemu`]: the QEMU that is there, and what it can do
+//! * [`qemu`]: the installed QEMU and its abilities
 //! * [`disk`]: disk images
 //! * [`files`]: the files of one run
-//! * [`running`]: a machine whose console is in a pipe
+//! * [`running`]: a machine whose console is connected to a pipe
 //! * [`terminal`]: a machine whose console is the terminal
-//! * [`end`]: how a run ended; [`errors`]: what QEMU says beside the console
+//! * [`end`]: how a run ended; [`errors`]: QEMU's standard error
 
 pub mod disk;
 pub mod end;
@@ -37,10 +37,10 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
-/// QEMU's name of the mainboard, unless told otherwise.
+/// QEMU's name of the default mainboard.
 pub const BOARD: &str = "q35";
 
-/// Whether QEMU's mainboard of that name, with options behind a comma, can have an Intel IOMMU.
+/// Returns whether QEMU's mainboard `board` (with options after a comma) can have an Intel IOMMU.
 pub fn can_have_iommu(board: &str) -> bool {
     board.split(',').next() == Some(BOARD)
 }
@@ -48,7 +48,7 @@ pub fn can_have_iommu(board: &str) -> bool {
 /// QEMU's name of a channel for ATA disks at fixed ports.
 const IDE: &str = "isa-ide";
 
-/// Where gdb connects.
+/// The port on which QEMU waits for gdb.
 pub const GDB_PORT: u16 = 1234;
 
 /// How the machine boots.
@@ -61,7 +61,7 @@ pub enum Boot {
     Iso(PathBuf),
 }
 
-/// A TCP port of this host that nobody uses right now.
+/// Finds a TCP port of this host that is free at the moment.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
@@ -69,26 +69,25 @@ pub fn free_port() -> Result<u16> {
 /// A machine to boot.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// What goes into the ramdisk.
+    /// The contents of the ramdisk.
     pub contents: Contents,
-    /// How it boots.
+    /// How the machine boots.
     pub boot: Boot,
     /// QEMU's name of the mainboard.
     pub board: String,
-    /// Whether an IOMMU (Intel VT-d) fences devices. The mainboard must be one that can have one:
-    /// `q35`.
+    /// Whether an IOMMU (Intel VT-d) fences devices. Only the mainboard `q35` can have one.
     pub iommu: bool,
-    /// QEMU's name of the CPU; its best one if there is none.
+    /// QEMU's name of the CPU; QEMU's best CPU if `None`.
     pub cpu: Option<String>,
-    /// CPUs.
+    /// Number of CPUs.
     pub smp: u32,
     /// Disks.
     pub disks: Vec<Disk>,
-    /// As what some of them are opened; the others are, with care, as what they are.
+    /// How some of the disks are opened; the others are opened with [`Opened::Careful`].
     pub opened: Vec<(PathBuf, Opened)>,
-    /// Whether there is an empty disk for this run if there is no other.
+    /// Whether the run gets an empty disk if it has no other.
     pub scratch: bool,
-    /// Whether what the guest flushes may stay in the host's memory.
+    /// Whether data that the guest flushes may stay in the host's memory.
     pub volatile_disks: bool,
     /// QEMU's name of the network card, or `none`.
     pub nic: String,
@@ -96,26 +95,26 @@ pub struct Machine {
     pub hba: String,
     /// Memory in MiB.
     pub memory: u32,
-    /// Ports of the host that lead to ports of the guest: protocol, host, guest.
+    /// Forwarded ports: protocol, port of the host, port of the guest.
     pub forwards: Vec<(Protocol, u16, u16)>,
-    /// What the network card is connected to, as QEMU's `-netdev` takes it, if not to QEMU's user
-    /// network.
+    /// The network that the card is connected to, as QEMU's `-netdev` takes it; QEMU's user network
+    /// if `None`.
     pub network: Option<String>,
-    /// Where what the network card sends and gets is written (libpcap's format).
+    /// The file for the frames that the network card sends and receives (libpcap's format).
     pub pcap: Option<PathBuf>,
     /// QEMU's accelerator.
     pub accel: String,
-    /// One instruction a nanosecond, so that time is a count of instructions.
+    /// Whether one instruction takes one nanosecond, so that time counts instructions.
     pub icount: bool,
-    /// Waits for gdb.
+    /// Whether QEMU waits for gdb.
     pub gdb: bool,
-    /// Longest run.
+    /// Longest time for a run.
     pub timeout: Option<Duration>,
     /// More arguments for QEMU.
     pub extra: Vec<OsString>,
 }
 
-/// What a forwarded port carries.
+/// The protocol of a forwarded port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// TCP.
@@ -152,7 +151,7 @@ impl Default for Machine {
     }
 }
 
-/// A disk without content, which is gone when what is returned is dropped.
+/// Makes an empty disk, which is removed when the returned file is dropped.
 pub fn empty_disk() -> Result<NamedTempFile> {
     let disk = NamedTempFile::new().context("cannot make a disk")?;
     disk.as_file().set_len(DISK_BYTES)?;
@@ -160,26 +159,26 @@ pub fn empty_disk() -> Result<NamedTempFile> {
 }
 
 impl Machine {
-    /// The source lines of all modules that it can load.
+    /// Returns the source lines of all modules that the machine can load.
     fn sources(&self, system: &System) -> Sources {
         let own = system.modules.iter().map(|module| (module.name.clone(), module.debug.clone()));
-        // What the runner has built has its debug information beside it.
+        // The runner puts the debug information of the modules that it builds beside them.
         let with_debug = |path: &PathBuf| Some(path.with_extension("debug")).filter(|debug| debug.is_file());
         let file = |path: &PathBuf| with_debug(path).unwrap_or_else(|| path.clone());
         let others = self.contents.modules.iter().map(|path| (ramdisk::file_name(path), file(path)));
         Sources::new(own.chain(others))
     }
 
-    /// Takes another mainboard, with an IOMMU if it can have one.
+    /// Changes the mainboard, and adds an IOMMU if the mainboard can have one.
     pub fn use_board(&mut self, board: &str) {
         self.board = board.to_string();
         self.iommu = can_have_iommu(board);
     }
 
-    /// QEMU's command line, without the console.
+    /// Returns QEMU's command line, without the console.
     fn command(&self, system: &System, files: &RunFiles, farewell: qemu::Farewell) -> Result<Command> {
         let mut qemu = qemu::command(farewell);
-        // KVM's own interrupt controllers cannot have their messages remapped.
+        // Messages of KVM's own interrupt controllers cannot be remapped.
         let split = if self.iommu && self.accel == "kvm" { ",kernel-irqchip=split" } else { "" };
         qemu.args([
             "-machine",
@@ -192,7 +191,7 @@ impl Machine {
             "-vga",
             "none",
         ]);
-        // So that the guest's CPU is told from other threads.
+        // Names the threads, so that the guest's CPU can be told from the others.
         qemu.args(["-name", "ringfence,debug-threads=on"]);
         let best = if self.accel == "kvm" { "host" } else { "max" };
         qemu.args(["-cpu", self.cpu.as_deref().unwrap_or(best), "-smp", &self.smp.to_string()]);
@@ -223,8 +222,8 @@ impl Machine {
         Ok(qemu)
     }
 
-    /// A device's name and options, so that its accesses go through the IOMMU if there is one:
-    /// virtio's do not by themselves. Who says otherwise has it otherwise.
+    /// Returns a device's name and options, so that its accesses go through the IOMMU if there is
+    /// one. By default virtio devices bypass it. Options that the user gave are kept.
     fn behind_fence(&self, device: &str) -> String {
         let is_said =
             ["disable-legacy", "disable-modern", "iommu_platform"].iter().any(|option| device.contains(option));
@@ -252,8 +251,8 @@ impl Machine {
             };
             network += &format!(",hostfwd={protocol}:127.0.0.1:{host}-:{guest}");
         }
-        // Where it can be had otherwise, interrupts are not held back for 130 microseconds (QEMU
-        // 7.2 has this option, 10.0 has not).
+        // Where the device has an option for it, interrupts are not delayed by 130 microseconds
+        // (QEMU 7.2 has this option, 10.0 does not).
         let model = self.nic.split(',').next().unwrap_or_default();
         let options = if qemu::has_option(model, "mitigation") { ",mitigation=off" } else { "" };
         let nic = self.behind_fence(&self.nic);
@@ -278,7 +277,7 @@ impl Machine {
             return self.attach_ide(qemu, scratch.as_ref());
         }
         let adapter = self.behind_fence(&self.hba);
-        // A block device has one disk, and each disk has one.
+        // Each block device has exactly one disk, unlike a SCSI adapter.
         let is_block = self.hba.starts_with("virtio-blk");
         if !is_block {
             qemu.args(["-device", &format!("{adapter},id=hba0")]);
@@ -294,18 +293,18 @@ impl Machine {
         Ok(())
     }
 
-    /// Adds what is behind a disk, as drive `disk` and its number.
+    /// Adds the drive for disk number `index`, without the disk device.
     fn add_drive(&self, qemu: &mut Command, index: usize, disk: &Disk) -> Result<()> {
-        // The guest is told of what goes wrong, also of a host's disk that is full: QEMU would stop
-        // without a word.
+        // Errors are reported to the guest, even if the host's disk is full. QEMU would stop the
+        // machine without a message.
         let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
         let options = format!(",werror=report,rerror=report{cache}");
         qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk))?);
         Ok(())
     }
 
-    /// Each disk has one of the two channels that every PC has; boards of today have to be given
-    /// them.
+    /// Attaches each disk to one of the two channels that every PC has. Modern boards have no such
+    /// channels of their own, so they are added.
     fn attach_ide(&self, qemu: &mut Command, scratch: Option<&Disk>) -> Result<()> {
         const CHANNELS: [(&str, &str, u8); 2] = [("0x1f0", "0x3f6", 14), ("0x170", "0x376", 15)];
         let has_own = self.board.starts_with("pc");
@@ -331,7 +330,7 @@ impl Machine {
         self.opened.iter().find(|(path, _)| *path == disk.path).map_or(Opened::Careful, |(_, opened)| *opened)
     }
 
-    /// Says at once what QEMU would say late and badly.
+    /// Checks for errors that QEMU would report late and less clearly.
     fn check(&self) -> Result<()> {
         qemu::version()?;
         for argument in &self.extra {
@@ -358,14 +357,15 @@ impl Machine {
             if std::fs::metadata(pcap).is_ok_and(|metadata| !metadata.is_file()) {
                 bail!("{} is no file that a capture can be written to", pcap.display());
             }
-            // What is there stays until QEMU writes.
+            // The file keeps its content until QEMU writes to it.
             let open = std::fs::OpenOptions::new().append(true).create(true).open(pcap);
             open.with_context(|| format!("cannot write {}", pcap.display()))?;
         }
         Ok(())
     }
 
-    /// When the time limit passes; never if that is further off than the clock goes.
+    /// Returns the end of the time limit; `None` if there is no limit or it is beyond the clock's
+    /// range.
     fn deadline(&self) -> Option<Instant> {
         self.timeout.and_then(|limit| Instant::now().checked_add(limit))
     }

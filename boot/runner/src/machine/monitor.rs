@@ -1,5 +1,5 @@
-//! QEMU's machine protocol (QMP), through which one does what a person does at the machine itself;
-//! and its test protocol, which writes to registers without the guest.
+//! QEMU's machine protocol (QMP), which does what a user does at the machine itself, and QEMU's
+//! test protocol (qtest), which accesses registers without the guest.
 
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long QEMU may take until it listens.
+/// How long to wait until QEMU listens.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A connection to a socket that QEMU listens on, a line at a time.
+/// A line-based connection to a socket that QEMU listens on.
 struct Connection {
     stream: UnixStream,
     answers: BufReader<UnixStream>,
@@ -18,7 +18,7 @@ struct Connection {
 
 impl Connection {
     fn new(socket: &Path) -> Result<Connection> {
-        // The socket is there a moment before QEMU listens on it.
+        // The socket exists a moment before QEMU listens on it.
         let until = Instant::now() + PATIENCE;
         let stream = loop {
             match UnixStream::connect(socket) {
@@ -54,7 +54,7 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Has a command executed.
+    /// Executes a command; fails if QEMU reports an error.
     pub fn execute(&mut self, command: &str) -> Result<()> {
         self.0.send(command)?;
         loop {
@@ -69,7 +69,7 @@ impl Monitor {
     }
 }
 
-/// A connection to QEMU's test protocol (qtest): a hand on the bus, past the guest's CPU.
+/// A connection to QEMU's test protocol (qtest), which accesses the bus without the guest's CPU.
 pub struct Bus(Connection);
 
 impl Bus {

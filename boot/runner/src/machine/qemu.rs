@@ -1,5 +1,5 @@
-//! The QEMU that is there, and what it can do: its devices gain and lose options from version to
-//! version, so it is asked.
+//! The installed QEMU and its abilities. QEMU's devices gain and lose options from version to
+//! version, so QEMU itself is asked which options it has.
 
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
@@ -7,23 +7,24 @@ use std::ffi::{OsStr, OsString};
 use std::process::{Command, Output};
 use std::sync::Mutex;
 
-/// QEMU's name, unless `RINGFENCE_QEMU` names another one.
+/// QEMU's name, unless `RINGFENCE_QEMU` names another program.
 const QEMU: &str = "qemu-system-x86_64";
 
-/// The QEMU that is started.
+/// Returns the name of the QEMU that the runner starts.
 pub fn program() -> OsString {
     std::env::var_os("RINGFENCE_QEMU").unwrap_or_else(|| QEMU.into())
 }
 
-/// A QEMU, and what it is asked.
+/// A QEMU program, and the arguments with which it is asked.
 type Question = (OsString, Vec<String>);
 
-/// Asks the QEMU that is there, each question once.
+/// Runs QEMU with `arguments` and returns its output. Each question is asked only once.
 fn ask(arguments: &[&str]) -> Result<String> {
     static ANSWERS: Mutex<Option<HashMap<Question, String>>> = Mutex::new(None);
     let program = program();
     let question = (program.clone(), arguments.iter().map(|argument| argument.to_string()).collect());
-    // Nobody panics with it in hand; if somebody did, what is known by then is still true.
+    // No holder of this lock panics. Even if one did, the answers collected so far would be
+    // correct.
     let mut answers = ANSWERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let answers = answers.get_or_insert_default();
     if let Some(answer) = answers.get(&question) {
@@ -42,39 +43,40 @@ fn ask(arguments: &[&str]) -> Result<String> {
     Ok(answer)
 }
 
-/// Its version, as in `10.0.2`.
+/// Returns QEMU's version, as in `10.0.2`.
 pub fn version() -> Result<String> {
     let text = ask(&["--version"])?;
     let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1);
     Ok(version.with_context(|| format!("QEMU does not say its version: {}", text.trim()))?.to_string())
 }
 
-/// Whether it is of version `major.minor` or later.
+/// Returns whether QEMU's version is `major.minor` or later.
 pub fn is_at_least(major: u32, minor: u32) -> Result<bool> {
     let version = version()?;
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     Ok((numbers.next(), numbers.next()) >= (Some(major), Some(minor)))
 }
 
-/// Whether its device `device` has an option `option`. A device that it does not know has none: it
-/// says so itself when it is started.
+/// Returns whether QEMU's device `device` has an option `option`. An unknown device counts as one
+/// without options: QEMU itself reports it when it is started.
 pub fn has_option(device: &str, option: &str) -> bool {
     let is_it = |line: &str| line.trim_start().strip_prefix(option).is_some_and(|rest| rest.starts_with('='));
     ask(&["-device", &format!("{device},help")]).is_ok_and(|text| text.lines().any(is_it))
 }
 
-/// How QEMU is told that its time has come when the runner is gone.
+/// The signal that ends QEMU when the runner ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Farewell {
-    /// It may put the terminal in order (SIGTERM).
+    /// SIGTERM, which lets QEMU restore the terminal.
     Terminate,
-    /// At once (SIGKILL), whatever it is busy with.
+    /// SIGKILL, which ends QEMU at once, even if it is busy.
     Kill,
 }
 
-/// A QEMU that ends when the thread that starts it does, however that ends: the kernel sees to it
-/// (`PR_SET_PDEATHSIG`), by way of util-linux's `setpriv`, which becomes QEMU. Where there is none,
-/// QEMU is on its own.
+/// Returns a command that starts QEMU so that it ends when the thread that started it ends, however
+/// that happens. The host's kernel sends the signal (`PR_SET_PDEATHSIG`). util-linux's `setpriv`
+/// asks for that and then becomes QEMU. Without a working `setpriv`, QEMU is started directly and
+/// may outlive the runner.
 pub fn command(farewell: Farewell) -> Command {
     let signal = match farewell {
         Farewell::Terminate => "TERM",

@@ -1,4 +1,4 @@
-//! A machine whose console is in a pipe: for tests, benchmarks and scripts.
+//! A machine whose console is connected to a pipe, for tests, benchmarks and scripts.
 
 use super::end::FINAL_LINE;
 use super::errors::Errors;
@@ -15,45 +15,45 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// What the kernel writes to take the line that is being typed off the screen.
+/// The sequence with which the kernel erases the line that is being typed from the screen.
 const ERASED: &str = "\x1b[J";
 
-/// What a run said.
+/// The output of a run, and its end.
 #[derive(Debug)]
 pub struct Run {
-    /// How it ended.
+    /// How the run ended.
     pub end: End,
     /// The console's lines.
     pub lines: Vec<String>,
-    /// What the kernel told programs.
+    /// The events that the kernel told programs.
     pub events: Vec<Event<'static>>,
-    /// How much of that was lost or damaged on the way.
+    /// Number of events that were lost or damaged on the way.
     pub lost: u32,
 }
 
 impl Run {
-    /// The console as one text.
+    /// Returns the console's output as one text.
     pub fn text(&self) -> String {
         self.lines.join("\n")
     }
 }
 
-/// What comes from a machine.
+/// A line or an event from a machine.
 #[derive(Debug)]
 pub enum Said {
     /// A line of the console.
     Line(String),
-    /// What the kernel tells programs.
+    /// An event that the kernel told programs.
     Event(Event<'static>),
 }
 
-/// What a thread hands over.
+/// A message from one of the reading threads.
 enum Heard {
     Line(String),
     Told(Told),
 }
 
-/// A machine that was started, with files that must live as long as it does.
+/// A running machine, with the files that must live as long as it does.
 pub struct Running {
     child: Child,
     heard: mpsc::Receiver<Heard>,
@@ -69,8 +69,8 @@ pub struct Running {
 }
 
 impl Machine {
-    /// Boots it with its console in a pipe. It ends when the thread that calls this does, if not
-    /// before.
+    /// Boots the machine with its console connected to a pipe. The machine ends at the latest when
+    /// the thread that calls this ends.
     pub fn start(&self, system: &System) -> Result<Running> {
         self.check()?;
         let files = RunFiles::new()?;
@@ -89,7 +89,7 @@ impl Machine {
             let mut bytes = Vec::new();
             while reader.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
                 let line = String::from_utf8_lossy(&bytes);
-                // What came before was taken off the screen again.
+                // The text before the sequence was erased from the screen.
                 let line = line.rsplit(ERASED).next().unwrap_or_default().trim_end_matches(['\r', '\n']).to_string();
                 bytes.clear();
                 if sender.send(Heard::Line(line)).is_err() {
@@ -113,19 +113,19 @@ impl Machine {
         })
     }
 
-    /// Boots it and waits for its end; `show` is called for all that is said, as it comes.
+    /// Boots the machine and waits for its end; calls `show` for each line and event as it comes.
     pub fn run(&self, system: &System, show: impl FnMut(&Said)) -> Result<Run> {
         self.start(system)?.finish(show)
     }
 }
 
 impl Running {
-    /// The next thing that is said; `None` when there are no more, or the time limit has passed.
+    /// Returns the next line or event; `None` when there are no more or `deadline` has passed.
     fn next_until(&mut self, deadline: Option<Instant>) -> Option<Said> {
         loop {
             let heard = match deadline {
                 None => self.heard.recv().ok(),
-                // One that talks without end is not waited for, either.
+                // The deadline also holds for a machine that talks without end.
                 Some(deadline) => {
                     let left = deadline.checked_duration_since(Instant::now())?;
                     self.heard.recv_timeout(left).ok()
@@ -153,18 +153,19 @@ impl Running {
         }
     }
 
-    /// The next thing that is said, if it is within `limit`; `None` otherwise, and when there are
-    /// no more.
+    /// Returns the next line or event; `None` if none comes within `limit`, or when there are no
+    /// more.
     pub fn next_within(&mut self, limit: Duration) -> Option<Said> {
         let limit = Instant::now().checked_add(limit);
         let said = self.next_until(self.deadline.into_iter().chain(limit).min());
-        // Who takes one thing after the other keeps what it needs.
+        // A caller of this function keeps the messages that it needs, so they are not stored here
+        // as well.
         self.seen.clear();
         self.events.clear();
         said
     }
 
-    /// Waits for the end, at most for `limit`.
+    /// Waits for the end of the machine, at most for `limit`.
     pub fn finish_within(mut self, limit: Duration) -> Result<End> {
         self.deadline = Instant::now().checked_add(limit);
         Ok(self.finish(|_| ())?.end)
@@ -183,9 +184,9 @@ impl Running {
         bail!("the console did not say '{text}'; it said:\n{said}")
     }
 
-    /// Waits for an event for which `wanted` has a value; `what` says what that is. An event may
-    /// come later than a line that was printed after it, and lines that come meanwhile are passed
-    /// over.
+    /// Waits for an event for which `wanted` returns a value; `what` describes it in the error.
+    /// Events and lines come on two ports: an event may arrive after a line that was printed later.
+    /// Lines that come meanwhile are skipped.
     pub fn wait_for_event<T>(&mut self, what: &str, mut wanted: impl FnMut(Event<'static>) -> Option<T>) -> Result<T> {
         while let Some(said) = self.next_until(self.deadline) {
             if let Said::Event(event) = said
@@ -198,7 +199,7 @@ impl Running {
         bail!("the kernel did not tell of {what}; the console said:\n{said}")
     }
 
-    /// Types a command and waits for its end; why it failed, if it did.
+    /// Types a command and waits for its end; returns the error, if it failed.
     pub fn command(&mut self, line: &str) -> Result<Option<String>> {
         self.type_line(line)?;
         self.wait_for_event(&format!("the end of '{line}'"), |event| match event {
@@ -219,12 +220,12 @@ impl Running {
         Ok(input.flush()?)
     }
 
-    /// QEMU's process number.
+    /// Returns the ID of QEMU's process.
     pub fn process(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for the end; `show` is called for all that is said, as it comes.
+    /// Waits for the end of the machine; calls `show` for each line and event as it comes.
     pub fn finish(mut self, mut show: impl FnMut(&Said)) -> Result<Run> {
         while let Some(said) = self.next_until(self.deadline) {
             show(&said);
@@ -250,7 +251,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // QEMU may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! A machine whose console is the terminal, until the person or the kernel ends it.
+//! Runs a machine with its console on the terminal, until the user or the kernel ends it.
 
 use super::errors::Errors;
 use super::files::RunFiles;
@@ -12,15 +12,15 @@ use std::io::{IsTerminal, Read, Write};
 use std::process::{ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
-/// Ctrl-], which is in nobody's fingers but those of who leaves a remote terminal: what follows is
-/// for QEMU. X leaves.
+/// Ctrl-], QEMU's escape key here. People type it only to leave a remote terminal. The next key is
+/// a command to QEMU; X quits.
 const ESCAPE: &str = "0x1d";
-/// Ctrl-D: the end of what is typed.
+/// Ctrl-D, which ends the input.
 const END_OF_INPUT: &[u8] = b"\x04";
 
 impl Machine {
-    /// Boots it with its console on this terminal, until the person or the kernel ends it. What is
-    /// not typed but comes from a file or a pipe ends as a person's would with Ctrl-D.
+    /// Boots the machine with its console on this terminal, until the user or the kernel ends it.
+    /// Input from a file or a pipe is followed by Ctrl-D, as a user would type it.
     pub fn run_interactively(&self, system: &System) -> Result<End> {
         self.check()?;
         let files = RunFiles::new()?;
@@ -28,7 +28,7 @@ impl Machine {
         let mut machine = self.clone();
         machine.contents.piped = !is_typed;
         let mut qemu = machine.command(system, &files, if is_typed { Farewell::Terminate } else { Farewell::Kill })?;
-        // Ctrl-C goes to the guest.
+        // The guest gets Ctrl-C.
         qemu.args(["-serial", "mon:stdio", "-echr", ESCAPE]).stdout(Stdio::piped()).stderr(Stdio::piped());
         if !is_typed {
             qemu.stdin(Stdio::piped());
@@ -44,10 +44,11 @@ impl Machine {
         let deadline = self.deadline();
         loop {
             if let Some(status) = child.try_wait()? {
-                // The last of what it said; nothing, if it could not be shown.
+                // The last line of the console; empty if the thread that shows the console has
+                // panicked.
                 let last = shown.join().unwrap_or_default();
-                // A triple fault has that status, too; then nobody has left, or typed 'quit' at
-                // QEMU's monitor.
+                // QEMU exits with status 0 after a triple fault, too. The last line tells whether
+                // the user left or typed 'quit' at QEMU's monitor.
                 let left = status.code() == Some(0) && (last.contains("QEMU: Terminated") || last.contains("(qemu)"));
                 return Ok(if left { End::Left } else { End::of(status, true, errors.signal()) });
             }
@@ -61,11 +62,11 @@ impl Machine {
     }
 }
 
-/// Types what comes from standard input.
+/// Copies standard input to QEMU.
 fn feed(mut to: ChildStdin) {
     let mut from = std::io::stdin().lock();
     let (mut bytes, mut last) = ([0; 4096], b'\n');
-    // When QEMU is gone nobody is there to be told.
+    // If QEMU is gone, there is nobody to report an error to.
     while let Ok(count @ 1..) = from.read(&mut bytes) {
         let Some(read) = bytes.get(..count) else { break };
         last = read.last().copied().unwrap_or(last);
@@ -73,14 +74,14 @@ fn feed(mut to: ChildStdin) {
             break;
         }
     }
-    // The last line is one, whether it has an end or not.
+    // The last line counts even if it has no line end.
     let end = if matches!(last, b'\n' | b'\r') { &b""[..] } else { b"\n" };
     let _ = to.write_all(end).and_then(|()| to.write_all(END_OF_INPUT));
-    // Open until QEMU ends: it has no more to say to a console that is closed.
+    // The pipe stays open until QEMU ends: QEMU writes nothing more to a console that is closed.
     std::mem::forget(to);
 }
 
-/// Passes on what comes, as it comes, with source lines at the ends of the lines that have some.
+/// Copies the console's output as it comes, and appends source lines to the lines that have some.
 /// Returns the last line that is not empty.
 fn show(mut from: impl Read, mut sources: Sources) -> String {
     let (mut line, mut last) = (Vec::new(), Vec::new());

@@ -1,41 +1,41 @@
-//! Makes machine code up: each snippet follows from the seed and its number.
+//! Generates machine code. Each snippet follows from the seed and its number.
 
 use ringfence_core::tcg;
 
-/// Bytes of a snippet.
+/// Length of a snippet in bytes.
 pub const BYTES: usize = 64;
-/// What the rest of it is: UD2.
+/// The bytes after a snippet's code: UD2.
 const REST: [u8; 2] = [0x0f, 0x0b];
 const NOP: u8 = 0x90;
 
-/// A piece of code, in which something ends a driver at the latest at its end.
+/// A piece of code. The UD2s after it end the driver, if the code itself does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snippet(Vec<u8>);
 
 impl Snippet {
-    /// All its bytes.
+    /// Returns all bytes of the snippet.
     pub fn bytes(&self) -> [u8; BYTES] {
         std::array::from_fn(|index| match self.0.get(index) {
             Some(byte) => *byte,
-            // Whole ones: the last byte must not be part of what the next snippet begins with.
+            // A NOP keeps the UD2s whole: half a UD2 at the end would run into the next snippet.
             None if index == self.0.len() && index % 2 == 1 => NOP,
             None => REST[index % 2],
         })
     }
 
-    /// In words for a person: its number and its bytes.
+    /// Describes the snippet for a person: its number and its bytes.
     pub fn text(&self, number: usize) -> String {
         let hex: Vec<String> = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("snippet {number} [{}]", hex.join(" "))
     }
 
-    /// Whether QEMU takes some of it for more than it is.
+    /// Returns whether QEMU gives some of the code more power than the CPU does ([`tcg`]).
     fn has_holes(&self) -> bool {
         tcg::holes(&self.bytes()).next().is_some()
     }
 }
 
-/// Prefixes that are put before each opcode.
+/// The prefixes that are tried before each opcode.
 const PREFIXES: [&[u8]; 16] = [
     &[],
     &[0x66],
@@ -54,31 +54,32 @@ const PREFIXES: [&[u8]; 16] = [
     &[0x64],
     &[0x36, 0xf0],
 ];
-/// What an opcode begins with, in its map.
+/// The bytes that come before an opcode in each opcode map.
 const MAPS: [&[u8]; 4] = [&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]];
-/// ModRM bytes: each operation of a group, with ECX, and with the memory that RSI points to.
+/// Number of ModRM bytes: each operation of a group, with ECX and with the memory at RSI.
 const OPERANDS: usize = 16;
-/// Those of VEX and EVEX: maps, and everything that is in their last bytes but the registers.
+/// Numbers of systematic snippets: with legacy prefixes, VEX and EVEX. VEX and EVEX go through the
+/// maps, and through all fields of their last prefix bytes except the registers.
 const LEGACY: usize = PREFIXES.len() * MAPS.len() * 256 * OPERANDS;
 const VEX: usize = 3 * 256 * 32 * 4;
 const EVEX: usize = 3 * 256 * 16 * 4;
 const SYSTEMATIC: usize = LEGACY + VEX + EVEX;
-/// Steps from one systematic snippet to the next: it has no divisor in common with [`SYSTEMATIC`],
-/// so that each comes once in so many.
+/// Distance between one systematic snippet and the next. It has no common divisor with
+/// [`SYSTEMATIC`], so that each one comes once in [`SYSTEMATIC`] steps.
 const STEP: usize = 99_991;
 
-/// All that follow from a seed.
+/// All snippets that follow from a seed.
 pub struct Snippets {
     seed: u64,
 }
 
 impl Snippets {
-    /// Those of `seed`.
+    /// Makes the snippets of `seed`.
     pub fn new(seed: u64) -> Snippets {
         Snippets { seed }
     }
 
-    /// The snippet of this number.
+    /// Returns the snippet with this number.
     pub fn get(&self, number: usize) -> Snippet {
         const TRIES: u64 = 64;
         let random = |attempt: u64| {
@@ -88,7 +89,8 @@ impl Snippets {
         for attempt in 0..TRIES {
             let mut random = random(attempt);
             let code = match number % 4 {
-                // What is one whatever comes behind it is replaced by random bytes in the end.
+                // If the code has a hole whatever bytes follow, random bytes replace it after half
+                // the tries.
                 0 | 2 if attempt < TRIES / 2 => {
                     let place = number / 2 * STEP + self.seed as usize % SYSTEMATIC;
                     systematic(place % SYSTEMATIC, &mut random)
@@ -105,7 +107,8 @@ impl Snippets {
     }
 }
 
-/// One opcode with one prefix and one operand, and random bytes behind it for what it takes.
+/// Returns one opcode with one prefix and one operand, and random bytes for the rest of the
+/// instruction.
 fn systematic(place: usize, random: &mut fastrand::Rng) -> Vec<u8> {
     let mut code = Vec::new();
     let operand = |index: usize| (index as u8 & 7) << 3 | if index & 8 == 0 { 0xc1 } else { 0x06 };
@@ -114,8 +117,8 @@ fn systematic(place: usize, random: &mut fastrand::Rng) -> Vec<u8> {
             let (operands, place) = (place % 4, place / 4);
             let (last, place) = (place % 16, place / 16);
             let (opcode, map) = (place % 256, place / 256);
-            // P0 with R, X, B and R' as without prefixes; P1 with W and pp; P2 with vector length
-            // and mask.
+            // P0 has the R, X, B and R' of an instruction without prefixes; P1 varies W and pp; P2
+            // varies the vector length and the mask.
             code.extend([
                 0x62,
                 0xf1 + map as u8,
@@ -149,7 +152,7 @@ fn systematic(place: usize, random: &mut fastrand::Rng) -> Vec<u8> {
     code
 }
 
-/// A selector: of GDT or LDT, near their ends, or any.
+/// Returns a selector: of the GDT or the LDT, near their ends, or any.
 fn selector(random: &mut fastrand::Rng) -> u64 {
     match random.u8(..8) {
         0 => random.u64(..1 << 16),
@@ -159,7 +162,7 @@ fn selector(random: &mut fastrand::Rng) -> u64 {
     }
 }
 
-/// An address: of its own code and stack, of the kernel, of nobody.
+/// Returns an address: in the driver's own code or stack, in the kernel, or in no mapping.
 fn address(random: &mut fastrand::Rng) -> u64 {
     const PLACES: [u64; 12] = [
         0,
@@ -182,14 +185,14 @@ fn address(random: &mut fastrand::Rng) -> u64 {
     }
 }
 
-/// What `mov rax, value; push rax` is.
+/// Appends `mov rax, value; push rax`.
 fn push(code: &mut Vec<u8>, value: u64) {
     code.extend([0x48, 0xb8]);
     code.extend(value.to_le_bytes());
     code.push(0x50);
 }
 
-/// A made-up frame on the stack, and a return or a far transfer that takes it.
+/// Returns code that pushes a made-up frame, and a return or a far transfer that uses it.
 fn frame(random: &mut fastrand::Rng) -> Vec<u8> {
     let mut code = Vec::new();
     match random.u8(..4) {
@@ -221,8 +224,8 @@ fn frame(random: &mut fastrand::Rng) -> Vec<u8> {
                 _ => &[0x66, 0xcb],
             });
         }
-        // A far jump or call through memory, with 16, 32 and 64 bits of offset, or the same as a
-        // load.
+        // A far jump or call through memory, with an offset of 16, 32 or 64 bits, or a load of a
+        // far pointer.
         _ => {
             let offset = address(random);
             let operand = [0x66, 0x40, 0x48][random.usize(..3)];
@@ -241,7 +244,7 @@ fn frame(random: &mut fastrand::Rng) -> Vec<u8> {
     code
 }
 
-/// Random bytes, with what leads to rare instructions more often.
+/// Returns random bytes, with bytes that lead to rare instructions more often.
 fn bytes(random: &mut fastrand::Rng) -> Vec<u8> {
     const RARE: [u8; 20] = [
         0x0f, 0x0f, 0x0f, 0x66, 0xf0, 0xf2, 0xf3, 0x48, 0x41, 0xff, 0xc4, 0xc5, 0x62, 0x8e, 0xcf, 0xcb, 0x9d, 0x06,
@@ -282,7 +285,7 @@ mod tests {
         }
     }
 
-    /// Each opcode of each map, with each prefix and operand, comes once in so many.
+    /// Each opcode of each map, with each prefix and operand, comes once in [`SYSTEMATIC`] steps.
     #[test]
     fn the_systematic_ones_are_all_there() {
         let places: HashSet<usize> = (0..SYSTEMATIC).map(|number| number * STEP % SYSTEMATIC).collect();

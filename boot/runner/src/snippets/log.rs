@@ -1,8 +1,8 @@
-//! What QEMU says of interrupts and exceptions (`-d int`).
+//! Reads the interrupts and exceptions that QEMU logs (`-d int`).
 
 use std::io::BufRead;
 
-/// One that QEMU has delivered, and the state that it hit.
+/// An interrupt or exception that QEMU delivered, and the state of the code that it interrupted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are registers")]
 pub struct Interrupt {
@@ -16,7 +16,7 @@ pub struct Interrupt {
     pub rflags: u64,
 }
 
-/// Where the kernel lies, and the entry area, which is in every domain.
+/// Start of the kernel's image, and of the entry area, which every domain maps.
 const KERNEL: u64 = 0xffff_ffff_8000_0000;
 const ENTRY_AREA: u64 = 0xffff_ffff_c000_0000;
 /// First address of any domain.
@@ -24,20 +24,21 @@ const DOMAINS: u64 = 1 << 39;
 const KERNEL_CODE: u64 = 8;
 
 impl Interrupt {
-    /// Whether a driver was interrupted: in its ring, in VM86, where QEMU's IRET leads, or in the
-    /// entry text.
+    /// Returns whether a driver was interrupted: in ring 1 or 2, in VM86 mode, to which QEMU's IRET
+    /// can lead, or in the entry text.
     pub fn is_of_driver(&self) -> bool {
         self.ring > 0 && (self.ring < 3 || self.rflags & 1 << 17 != 0) && self.cs != 0
             || self.cs == KERNEL_CODE && self.rip >= ENTRY_AREA && self.vector < 32
     }
 
-    /// Whether the kernel was, which the firmware and the loader are not.
+    /// Returns whether the kernel was interrupted. Firmware and loader lie elsewhere and do not
+    /// count.
     pub fn is_of_kernel(&self) -> bool {
         self.ring == 0 && self.cs == KERNEL_CODE && (self.rip >= KERNEL || self.rip >= DOMAINS)
     }
 }
 
-/// All that `log` has.
+/// Returns all interrupts in `log`.
 pub fn interrupts(log: impl BufRead) -> impl Iterator<Item = Interrupt> {
     let mut lines = log.split(b'\n').map_while(Result::ok);
     let mut begun: Option<Interrupt> = None;
@@ -53,7 +54,7 @@ pub fn interrupts(log: impl BufRead) -> impl Iterator<Item = Interrupt> {
             } else if let Some((_, rest)) = line.split_once(" EFL=")
                 && let Some(interrupt) = begun.take()
             {
-                // 16 and 32 bits: the firmware, or what IRET led to.
+                // State of 16 or 32 bits: the firmware, or a mode that IRET led to.
                 return Some(Interrupt { rflags: hex(rest.get(..8).unwrap_or("")).unwrap_or(0), ..interrupt });
             }
         }
@@ -65,12 +66,13 @@ fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-/// A line like `12: v=0e e=0006 i=0 cpl=1 IP=000d:0000008000402d10 pc=... SP=0001:... CR2=...`.
+/// Parses a line like `12: v=0e e=0006 i=0 cpl=1 IP=000d:0000008000402d10 pc=... SP=0001:...
+/// CR2=...`.
 fn head(line: &str) -> Option<Interrupt> {
     let (number, rest) = line.trim_start().split_once(": v=")?;
     number.parse::<u64>().ok()?;
-    // INT n is logged before its gate is looked at, and what that says then by itself. If one were
-    // let through, the kernel's report of it would have nothing to be compared with.
+    // QEMU logs INT n before it looks at the gate, and logs the outcome separately. If the gate let
+    // one through, the kernel's report of it would have no entry to be compared with.
     if rest.contains(" i=1 ") {
         return None;
     }
@@ -90,7 +92,7 @@ fn head(line: &str) -> Option<Interrupt> {
     })
 }
 
-/// An exception of a driver's.
+/// An exception of a driver.
 #[cfg(test)]
 pub const EXAMPLE: Interrupt = Interrupt {
     vector: 13,

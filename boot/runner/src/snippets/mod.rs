@@ -1,14 +1,14 @@
-//! `cargo run -- snippets`: makes up machine code, runs it in ring 1, and compares what the kernel
-//! says of each snippet's end with what QEMU has logged of it: vector, error code, RIP, RSP, CS,
-//! SS, and the flags that are not a driver's to change.
+//! `cargo run -- snippets`: generates machine code and runs it in ring 1. Compares the kernel's
+//! report of each snippet's end with QEMU's log: vector, error code, RIP, RSP, CS, SS, and the
+//! flags that a driver must not change.
 //!
-//! The code is made from a seed: half of it goes through opcodes, prefixes and operands one by one,
-//! a quarter are frames and far pointers with made-up contents, a quarter are random bytes. What
-//! QEMU is known to take for more than it is, and so is not loaded ([`ringfence_core::tcg`]), is
-//! left out.
+//! The code follows from a seed. Half of it goes through opcodes, prefixes and operands one by one;
+//! a quarter is frames and far pointers with made-up contents; a quarter is random bytes. Code to
+//! which QEMU is known to give more power than the CPU does is left out: the kernel does not load
+//! it ([`ringfence_core::tcg`]).
 //!
 //! * [`generate`]: the snippets
-//! * [`log`]: what QEMU says of interrupts
+//! * [`log`]: QEMU's log of interrupts
 
 mod generate;
 mod log;
@@ -27,51 +27,51 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// What to do.
+/// The settings of a run.
 pub struct Options {
-    /// How many snippets.
+    /// The number of snippets.
     pub count: usize,
-    /// Where the random numbers begin.
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
-/// The module that has room for them, how many it has room for, and bytes of each
+/// The module that holds snippets, how many it holds, and their length in bytes
 /// (`drivers/snippets`).
 const MODULE: &str = "snippets";
 const PER_MODULE: usize = 512;
 const BYTES: usize = generate::BYTES;
 const MARK: &[u8] = b"RF-SNIPPETS-HERE";
-/// Modules in one boot.
+/// Number of modules in one boot.
 const MODULES: usize = 20;
 /// Longest time between two lines of the console.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Lines of the console that are shown when it did.
+/// Number of console lines that are shown after a failed command.
 const LINES_SHOWN: usize = 24;
 
-/// Something that was not as it must be.
+/// A difference between the kernel's report and QEMU's log, or another failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Which snippet: its number, and its code.
+    /// The snippet's number and code.
     pub snippet: String,
-    /// What was wrong.
+    /// A description of the failure.
     pub what: String,
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Snippets that were run, exceptions that were compared, and snippets that ended otherwise.
+    /// Number of snippets that were run.
     pub run: usize,
-    /// See `run`.
+    /// Number of exceptions that were compared.
     pub compared: usize,
-    /// See `run`.
+    /// Number of snippets that ended in another way than by an exception.
     pub others: usize,
-    /// What was found.
+    /// The differences and failures.
     pub findings: Vec<Finding>,
 }
 
-/// Runs all snippets and prints what was found. Whether nothing was.
+/// Runs all snippets and prints the findings. Returns whether there were none.
 pub fn run(system: &System, options: &Options) -> Result<bool> {
     let start = Instant::now();
     let summary = summary(system, options, &mut |finding| {
@@ -88,7 +88,7 @@ pub fn run(system: &System, options: &Options) -> Result<bool> {
     Ok(summary.findings.is_empty())
 }
 
-/// The same without a word; `note` is told of each finding.
+/// Runs all snippets without printing the summary; passes each finding to `note`.
 pub fn summary(system: &System, options: &Options, note: &mut dyn FnMut(&Finding)) -> Result<Summary> {
     let snippets = Snippets::new(options.seed);
     let mut summary = Summary::default();
@@ -112,8 +112,8 @@ fn progress(count: usize, of: usize, start: Instant) {
     output::progress(format_args!("snippets: {count} of {of}, {left:.0} s to go    {end}"));
 }
 
-/// Runs `batch` in one boot. How many of it are done with: all, or those up to the one that ended
-/// the machine.
+/// Runs `batch` in one boot. Returns the number of finished snippets: all, or those up to and
+/// including the snippet that ended the machine.
 fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> Result<usize> {
     let directory = TempDir::new()?;
     let log = directory.path().join("int.log");
@@ -157,7 +157,7 @@ fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> R
     let mut find = |index: usize, what: String| summary.findings.push(Finding { snippet: name(index), what });
     let mut done = batch.len();
     if reports.len() < batch.len() {
-        // The one behind the last that was reported.
+        // The machine ended at the snippet after the last that was reported.
         find(reports.len(), format!("the machine did not survive it: {}; {last}", end.description()));
         done = reports.len() + 1;
     } else if end != End::Done {
@@ -174,14 +174,14 @@ fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> R
     Ok(done)
 }
 
-/// What the kernel says of a snippet.
+/// The kernel's report of a snippet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Report {
     index: usize,
     trap: Option<Trap>,
 }
 
-/// A line of the console.
+/// Returns the text of a line of the console.
 fn in_line(said: Said) -> Option<String> {
     match said {
         Said::Line(line) => Some(line),
@@ -189,32 +189,32 @@ fn in_line(said: Said) -> Option<String> {
     }
 }
 
-/// First vector that is no exception.
+/// First vector that belongs to no exception.
 const FIRST_INTERRUPT: u64 = 32;
 const DEBUG: u64 = 1;
-/// Interrupt flag, I/O privilege level, resume flag.
+/// Flags: interrupt flag, I/O privilege level, resume flag, virtual-8086 mode.
 const IF: u64 = 1 << 9;
 const IOPL: u64 = 3 << 12;
 const RF: u64 = 1 << 16;
 const VM: u64 = 1 << 17;
 
-/// Compares exceptions one by one, in their order: no report without one in QEMU's log, and no one
-/// there without a report.
+/// Compares the exceptions one by one, in order. Every report must have an entry in QEMU's log, and
+/// every entry of a driver must have a report.
 fn compare(reports: &[Report], interrupts: impl Iterator<Item = Interrupt>, find: &mut dyn FnMut(usize, String)) {
     let mut expected = reports.iter().filter_map(|report| Some((report.index, report.trap?)));
     let (mut last, mut driver_ran) = (0, false);
     for logged in interrupts {
         driver_ran |= logged.is_of_driver();
         if !logged.is_of_driver() {
-            // Before that the kernel tries an instruction that may be undefined.
+            // Before any driver runs, the kernel tries an instruction that may be undefined.
             if driver_ran && logged.vector < FIRST_INTERRUPT && logged.is_of_kernel() {
                 find(last, format!("an exception in the kernel, here or behind it: {logged:x?}"));
             }
             continue;
         }
         if logged.rflags & VM == 0 {
-            // In ring 1, or on the first instruction of a gate, which a call gate leaves as the
-            // driver had them.
+            // The driver was interrupted in ring 1, or on a gate's first instruction. A call gate
+            // leaves the flags as the driver had them.
             let flags = logged.rflags & (IF | IOPL);
             if flags != IF && logged.ring == 1 {
                 find(last, format!("IF and IOPL are not a driver's, here or behind it: {logged:x?}"));
@@ -232,7 +232,7 @@ fn compare(reports: &[Report], interrupts: impl Iterator<Item = Interrupt>, find
         };
         last = index;
         let said = (trap.vector, trap.error_code, trap.rip, trap.rsp, trap.cs, trap.ss, trap.rflags & !RF);
-        // The error code of those that have none is whatever QEMU had.
+        // For an exception without an error code, QEMU logs an arbitrary value.
         let error_code = if has_error_code(logged.vector) { logged.error_code } else { 0 };
         let was = (logged.vector, error_code, logged.rip, logged.rsp, logged.cs, logged.ss, logged.rflags & !RF);
         if said != was && !(logged.vector == DEBUG && said.2 == was.2) {
@@ -249,7 +249,7 @@ fn has_error_code(vector: u64) -> bool {
     matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)
 }
 
-/// A copy of the module's file under another name, with other snippets.
+/// Writes a copy of the module's file under another name, with other snippets; returns its path.
 fn module(system: &System, name: &str, snippets: &[(usize, Snippet)], directory: &TempDir) -> Result<PathBuf> {
     const NAME: usize = 16;
     const NAME_BYTES: usize = 32;
@@ -269,7 +269,6 @@ fn module(system: &System, name: &str, snippets: &[(usize, Snippet)], directory:
         let at = code + index * BYTES;
         file.get_mut(at..at + BYTES).context("the module has too little room")?.copy_from_slice(&snippet.bytes());
     }
-    // What is left of the place's mark.
     let path = directory.path().join(format!("{name}.rfm"));
     std::fs::write(&path, &file)?;
     Ok(path)

@@ -1,5 +1,5 @@
-//! The class of block devices: what is done when a driver offers one, comes in place of another
-//! one, or goes.
+//! The class of block devices: acts when a driver offers one, takes the place of another driver, or
+//! goes.
 
 use super::client::Client;
 use super::device::Device;
@@ -19,10 +19,10 @@ use ringfence_abi::service::Refusal;
 use spin::Mutex;
 use zerocopy::FromBytes;
 
-/// Block devices.
+/// The class of block devices.
 pub struct Devices;
 
-/// The one row of the kernel's table of classes.
+/// The class's only value, for the kernel's table of classes.
 pub static CLASS: Devices = Devices;
 
 static DEVICES: Mutex<Vec<Arc<Device>>> = Mutex::new(Vec::new());
@@ -85,7 +85,7 @@ impl Class for Devices {
         add(handle);
     }
 
-    /// What waits for the driver goes on, if the device is still the one that it was.
+    /// Goes on with the requests that wait for the driver, if the device is still the same.
     fn replace(&self, dead: &Handle, fresh: &Handle) {
         let (Some(device), Some(info)) = (device_of(dead), info_of(fresh)) else { return };
         if device.is_still(&info) {

@@ -1,11 +1,11 @@
-//! Drivers that use a disk: the kernel carries out what they ask for, on whatever the disk is
+//! Drivers that use a disk: the kernel carries out their requests, whatever driver the disk is
 //! behind.
 //!
 //! A driver's requests go through the same disk as a person's commands, so that they outlive the
-//! driver below, too. **When the driver that asks is ended, nobody waits for its requests any more,
-//! and nothing overtakes its writes** ([`host::requests`]): its successor asks anew. Giving the
-//! driver the disk's own queue was not taken: a queue has one user, and a successor below would not
-//! know what was asked of the one before.
+//! driver below, too. **When the driver that asks is ended, its requests are abandoned, and nothing
+//! overtakes its writes** ([`host::requests`]); its successor asks anew. Giving the driver the
+//! disk's own queue was not taken: a queue has one user, and the successor of the driver below
+//! would not know the requests to its predecessor.
 
 use super::disk::{self, Disk};
 use alloc::boxed::Box;
@@ -34,29 +34,31 @@ use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
 use spin::Mutex;
 
-/// Requests of one driver that are worked at at once: each takes a buffer of the kernel's heap.
+/// The most requests of one driver that are carried out at once: each takes a buffer from the
+/// kernel's heap.
 const MOST_AT_ONCE: usize = 4;
 
-/// Woken when a driver has asked for something, or has ended.
+/// Woken when a driver has submitted a request, or was ended.
 static ON_WORK: AtomicWaker = AtomicWaker::new();
 
 /// A driver's use of a disk.
 pub struct Client {
-    /// A disk that goes is not kept for who uses it, nor is its driver.
+    /// A weak reference: neither the disk nor its driver is kept for its users.
     disk: Weak<dyn Disk>,
     asked: Asked<Lent>,
     /// Rings, requests and data.
     memory: Lent,
-    /// Requests that nobody works at yet, and how many somebody does work at.
+    /// Requests that are not being carried out yet.
     fresh: Vec<(usize, BlockRequest)>,
+    /// Number of requests that are being carried out.
     worked_at: usize,
     /// Set when the driver is ended.
     is_over: Arc<AtomicBool>,
 }
 
 impl Client {
-    /// Opens the disk called `name` for `domain`. Its own, which a driver that was ended and came
-    /// back has, is none for it: it would wait for itself.
+    /// Opens the disk called `name` for `domain`. A driver cannot open its own disk, which a
+    /// restarted driver may find: its requests would wait for itself.
     pub fn open(domain: &mut Domain, name: &str) -> Result<Client, Refusal> {
         let is_anothers =
             |disk: &Arc<dyn Disk>| disk.handle().try_lock().is_some_and(|below| below.name != domain.name);
@@ -80,7 +82,7 @@ impl Client {
     }
 }
 
-/// What a disk says it is, as much of it as there is room for.
+/// Returns a disk's description of itself, cut off where there is no more room.
 fn model_of(disk: &dyn Disk) -> [u8; 24] {
     let mut model = [0; 24];
     model.iter_mut().zip(disk.model().bytes()).for_each(|(to, byte)| *to = byte);
@@ -90,7 +92,7 @@ fn model_of(disk: &dyn Disk) -> [u8; 24] {
 impl Use for Client {
     fn after_upcall(&mut self) -> Result<(), Cause> {
         while let Some(number) = self.asked.take()? {
-            // What it says is copied: the driver may change it.
+            // The request is copied, because the driver may change it.
             let request = read_request(self.asked.queues(), number)
                 .ok_or(Cause::QueueEntry { queue: "submit", entry: number as u64 })?;
             self.fresh.push((number, request));
@@ -111,20 +113,20 @@ impl Use for Client {
     }
 }
 
-/// A request that is carried out, and whether its driver is ended.
+/// A request that is being carried out, and whether its driver was ended.
 struct Work {
     is_over: Arc<AtomicBool>,
     done: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// The task that carries out what drivers ask of disks: each request by itself, so that one that
+/// Carries out the requests of drivers, for ever. Each request has its own future, so that one that
 /// waits holds up no other.
 pub async fn run() {
     let mut works: Vec<Work> = Vec::new();
     poll_fn(|context| {
         ON_WORK.register(context.waker());
-        // First, so that nothing of a driver that was ended comes after what its successor asks
-        // for.
+        // Drop the requests of ended drivers first, so that none of them comes after the requests
+        // of a successor.
         works.retain(|work| !work.is_over.load(Ordering::Acquire));
         registry::all().iter().for_each(|handle| works.extend(taken_from(handle)));
         works.retain_mut(|work| work.done.as_mut().poll(context) == Poll::Pending);
@@ -133,8 +135,8 @@ pub async fn run() {
     .await;
 }
 
-/// What a driver has asked for and is worked at from now on: as much as one may have worked at at
-/// once.
+/// Takes new requests from a driver, up to the number that may be carried out at once, and begins
+/// them.
 fn taken_from(handle: &Handle) -> Vec<Work> {
     let mut domain = handle.lock();
     let Some(client) = domain.used_mut::<Client>() else { return Vec::new() };
@@ -147,7 +149,7 @@ fn taken_from(handle: &Handle) -> Vec<Work> {
     client.fresh.drain(..count).map(work).collect()
 }
 
-/// A buffer of `len` bytes, when there is room for one; `None` if there is none for long.
+/// Waits for room for a buffer of `len` bytes; `None` if there is no room for long.
 async fn room_for(len: usize) -> Option<Vec<u8>> {
     const TRIES: usize = 100;
     const PAUSE_MS: u64 = 20;
@@ -161,7 +163,7 @@ async fn room_for(len: usize) -> Option<Vec<u8>> {
 }
 
 async fn serve(domain: Weak<Mutex<Domain>>, disk: Weak<dyn Disk>, memory: Lent, number: usize, request: BlockRequest) {
-    // What is done for a driver is on its account.
+    // The work for a driver is charged to it.
     let status = poll::charged(|| domain.upgrade(), carry_out(disk, &memory, number, &request)).await;
     let Some(handle) = domain.upgrade() else { return };
     let cause = {
@@ -177,13 +179,13 @@ async fn serve(domain: Weak<Mutex<Domain>>, disk: Weak<dyn Disk>, memory: Lent, 
     match cause {
         Some(wrong) => end::condemn(&handle, wrong.into()),
         None => {
-            // One that was ended is nobody's to look after here.
+            // If the driver was ended, it needs no poll.
             let _ = poll::poll(&handle, Events::QUEUE);
         }
     }
 }
 
-/// Carries out a request that a driver made up; its status.
+/// Carries out a request, whose fields may have any values. Returns its status.
 async fn carry_out(disk: Weak<dyn Disk>, memory: &Lent, number: usize, request: &BlockRequest) -> u32 {
     let Some(disk) = disk.upgrade() else { return BLOCK_ERROR };
     if disk.is_in_doubt() {
@@ -198,8 +200,8 @@ async fn carry_out(disk: Weak<dyn Disk>, memory: &Lent, number: usize, request: 
     let outcome = match request.operation {
         BLOCK_READ => {
             let Some(mut data) = room_for(len).await else { return BLOCK_ERROR };
-            // Of a read that failed, the driver is shown nothing: the buffer may have more in it
-            // than was read.
+            // After a failed read the driver gets no data, because the buffer may hold more than
+            // was read.
             disk.read(request.lba, &mut data).await.map(|()| {
                 Data::write(memory, at, &data);
             })

@@ -17,14 +17,14 @@ use ringfence_abi::block::{
 /// How many requests of one transfer are under way at once.
 const DEPTH: usize = 4;
 
-/// A block device: a driver, and whatever comes in its place when it was ended.
+/// A block device: a driver, and its successors.
 pub struct Device {
     name: String,
     pub(super) server: Server,
     info: BlockInfo,
-    /// How many blocks it has, as its driver said last.
+    /// Number of blocks, as the driver said last.
     blocks: AtomicU64,
-    /// Set when it is not there any more, or another one is in its place.
+    /// Set when the device is gone, or another one is in its place.
     gone: AtomicBool,
 }
 
@@ -33,8 +33,8 @@ impl Device {
         Device { name, server, info, blocks: AtomicU64::new(info.blocks), gone: AtomicBool::new(false) }
     }
 
-    /// Another driver says that the device is like this; `false` if it is another one then: its
-    /// blocks are not those that were there.
+    /// Takes over the description that a new driver gives of the device. Returns `false` if it is
+    /// another device: its blocks are not those of the old one.
     pub(super) fn is_still(&self, info: &BlockInfo) -> bool {
         let before = self.info;
         let is_same = (before.block_bytes, before.model, before.flags) == (info.block_bytes, info.model, info.flags);
@@ -44,7 +44,7 @@ impl Device {
         is_same
     }
 
-    /// It is not there any more: what is done with it from now on fails.
+    /// Marks the device as gone: requests fail from now on.
     pub(super) fn set_gone(&self) {
         self.gone.store(true, Ordering::Release);
         self.server.set_gone();
@@ -60,10 +60,10 @@ impl Device {
         }
     }
 
-    /// Sends one request, and waits for it. What was written to the same blocks again is the same:
-    /// no request needs to be looked up before it is sent again, as long as the order stays.
+    /// Sends one request, and waits for it. A repeated write writes the same data to the same
+    /// blocks. So a repeated request need not be checked first, as long as the order stays.
     async fn send(&self, operation: u32, lba: u64, data_out: &[u8], data_in: &mut [u8]) -> Outcome {
-        // A driver may answer at once, whatever it is asked: others have their turn in between.
+        // A driver may answer every request at once: other tasks have their turn in between.
         yield_now().await;
         let request = Request { operation, lba };
         let mut attempt = Attempt::<Blocks>::new(&self.server);
@@ -81,7 +81,7 @@ impl Device {
         let mut chunks =
             data.chunks_mut(BLOCK_MAX_DATA).zip((lba..).step_by(BLOCK_MAX_DATA / self.block_bytes())).fuse();
         loop {
-            // `None` reads nothing: the last round may be short.
+            // `None` reads nothing; it fills up the last round if that is short.
             let round: [_; DEPTH] = core::array::from_fn(|_| chunks.next());
             if round[0].is_none() {
                 return Ok(());

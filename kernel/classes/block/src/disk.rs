@@ -1,4 +1,4 @@
-//! What a disk is, and all that are there.
+//! The interface of a disk, and the list of all disks.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -10,30 +10,31 @@ use core::pin::Pin;
 use host::domain::Handle;
 use spin::{Mutex, Once};
 
-/// Something under way that ends with a `T`.
+/// An operation under way that ends with a `T`.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
-/// What becomes of a transfer; the error is in words for a person.
+/// The result of a transfer; the error is in words for a person.
 pub type Outcome = Result<(), String>;
 
 /// Blocks that can be read and written.
 pub trait Disk: Send + Sync {
-    /// Its name in the shell.
+    /// Returns the disk's name in the shell.
     fn name(&self) -> &str;
-    /// The driver that it is behind right now.
+    /// Returns the driver that the disk is behind right now.
     fn handle(&self) -> Handle;
-    /// Where it is behind that, if there are several: target and unit.
+    /// Returns the disk's target and unit, if the driver can have several disks.
     fn place(&self) -> Option<(u32, u32)>;
-    /// What it says it is.
+    /// Returns the disk's own description of itself.
     fn model(&self) -> String;
-    /// How many blocks it has.
+    /// Returns the number of blocks.
     fn blocks(&self) -> u64;
-    /// Length of a block in bytes: a power of two from 512 to 4096.
+    /// Returns the length of a block in bytes: a power of two from 512 to 4096.
     fn block_bytes(&self) -> usize;
-    /// Whether it cannot be written, as far as is known.
+    /// Returns whether the disk cannot be written, as far as is known.
     fn is_read_only(&self) -> bool {
         false
     }
-    /// Whether it is to be looked at again before anybody relies on what is known of it.
+    /// Returns whether the disk must be looked at again before its known properties can be relied
+    /// on.
     fn is_in_doubt(&self) -> bool {
         false
     }
@@ -49,18 +50,18 @@ pub trait Disk: Send + Sync {
     }
 }
 
-/// A class whose disks must be looked for.
+/// A class whose disks must be searched for.
 pub trait Search: Sync {
-    /// Waits until it has looked where it is to look right now.
+    /// Waits until the searches that are due right now have ended.
     fn settled(&self) -> Doing<'static, ()>;
-    /// Looks everywhere again.
+    /// Searches everywhere again.
     fn look_again(&self);
 }
 
 static DISKS: Mutex<Vec<Arc<dyn Disk>>> = Mutex::new(Vec::new());
 static SEARCHES: Once<&[&dyn Search]> = Once::new();
 
-/// Installs what looks for disks, before any module is loaded.
+/// Installs the searches for disks, before any module is loaded.
 pub fn install(searches: &'static [&'static dyn Search]) {
     SEARCHES.call_once(|| searches);
 }
@@ -69,7 +70,7 @@ fn searches() -> impl Iterator<Item = &'static dyn Search> {
     SEARCHES.get().into_iter().flat_map(|searches| searches.iter().copied())
 }
 
-/// Adds the disk that `make` makes of a name that no other has.
+/// Adds the disk that `make` returns for a name that no other disk has.
 pub fn add<D: Disk + 'static>(make: impl FnOnce(String) -> D) -> Arc<D> {
     let mut disks = DISKS.lock();
     let is_free = |name: &String| disks.iter().all(|disk| disk.name() != name);
@@ -79,24 +80,24 @@ pub fn add<D: Disk + 'static>(make: impl FnOnce(String) -> D) -> Arc<D> {
     disk
 }
 
-/// Forgets the disks for which `is_gone` says so.
+/// Forgets the disks for which `is_gone` returns `true`.
 pub fn forget(is_gone: impl Fn(&dyn Disk) -> bool) {
     DISKS.lock().retain(|disk| !is_gone(&**disk));
 }
 
-/// All disks that are known.
+/// Returns all known disks.
 pub fn all() -> Vec<Arc<dyn Disk>> {
     DISKS.lock().clone()
 }
 
-/// Waits until disks have been looked for where they are to be looked for right now.
+/// Waits until the searches for disks that are due right now have ended.
 pub async fn settled() {
     for search in searches() {
         search.settled().await;
     }
 }
 
-/// Looks for disks everywhere again.
+/// Searches for disks everywhere again.
 pub fn look_again() {
     searches().for_each(|search| search.look_again());
 }

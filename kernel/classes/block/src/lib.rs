@@ -1,11 +1,13 @@
-//! Disks, whatever they are behind; and the class of block devices, which are one each.
+//! Disks, whatever driver they are behind, and the class of block devices, each of which is one
+//! disk.
 //!
-//! * [`disk`]: what a disk is, and all that are there
+//! * [`disk`]: the interface of a disk, and the list of all disks
 //! * [`client`]: drivers that use a disk
-//! * [`class`]: what the kernel below knows of block devices; [`request`]: what requests to one are
-//!   like; [`device`]: the disk of one
+//! * [`class`]: the entry in the kernel's table of classes; [`request`]: requests to a block
+//!   device; [`device`]: the disk of a block device
 //!
-//! Other classes whose drivers have disks add theirs ([`disk::add`]): who uses disks does not care.
+//! Other classes whose drivers have disks add theirs with [`disk::add`]; users of disks see no
+//! difference.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

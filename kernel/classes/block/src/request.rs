@@ -1,4 +1,4 @@
-//! What requests to a block device are like ([`ringfence_abi::block`]).
+//! Requests to a block device ([`ringfence_abi::block`]).
 
 use host::requests::{self, Protocol, Transfer};
 use ringfence_abi::block::{
@@ -8,13 +8,13 @@ use ringfence_abi::block::{
 use ringfence_abi::queue::{Place, Words};
 use ringfence_abi::upcall::Reply;
 
-/// Requests to a block device.
+/// The protocol of requests to a block device.
 pub struct Blocks;
 
 /// The kernel's end of a block driver's queues.
 pub type Queues = requests::queue::Queues<Blocks>;
 
-/// What is asked for.
+/// A request to a block device.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
     /// `BLOCK_READ`, `BLOCK_WRITE` or `BLOCK_FLUSH`.

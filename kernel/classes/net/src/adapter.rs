@@ -1,5 +1,5 @@
-//! A driver's queues as smoltcp sees them: what it must not see is taken out, and what is for the
-//! DHCP client.
+//! A driver's queues as smoltcp sees them. Frames that would harm smoltcp are taken out, and so are
+//! frames for the DHCP client.
 
 use super::queues::Queues;
 use host::domain::cause::Cause;
@@ -13,10 +13,11 @@ use smoltcp::wire::EthernetAddress;
 /// A driver's queues, for one turn of the stack.
 pub struct Adapter<'a> {
     pub queues: &'a mut Queues,
-    /// What the driver did wrong, if it did.
+    /// The driver's fault, if it committed one.
     pub cause: &'a mut Option<Cause>,
-    /// Who looks for an address, if somebody does, and what has come of that.
+    /// The DHCP client, if the interface has one.
     pub dhcp: Option<&'a mut Client>,
+    /// The change that a frame for the DHCP client has caused.
     pub change: &'a mut Option<Change>,
 }
 
@@ -43,7 +44,7 @@ impl phy::Device for Adapter<'_> {
         Self: 'a;
 
     fn receive(&mut self, now: Instant) -> Option<(Received, Sending<'_>)> {
-        // An answer may be due at once: only take a frame if one can be sent.
+        // A received frame may need an answer at once, so a frame is taken only if one can be sent.
         self.transmit(now)?;
         let mut received = Received { frame: [0; FRAME_BYTES], len_bytes: 0 };
         loop {

@@ -1,5 +1,5 @@
-//! The class of network cards: what is done when a driver offers an interface, comes in place of
-//! another one, or goes.
+//! The class of network cards: acts when a driver offers an interface, takes the place of another
+//! driver, or goes.
 
 use super::interface::{Addressing, Interface, Link};
 use super::queues::Queues;
@@ -19,15 +19,15 @@ use ringfence_core::servers;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 use zerocopy::FromBytes;
 
-/// Most interfaces that have drivers: each one's sockets take a megabyte of the kernel's heap.
+/// The most interfaces that have drivers: the sockets of each take a megabyte of the kernel's heap.
 const MAX_INTERFACES: usize = 4;
-/// What an interface takes of the kernel's heap beside its servers' sockets.
+/// Memory of the kernel's heap that an interface takes besides its servers' sockets.
 pub(super) const SOCKETS_BYTES: usize = 256 << 10;
 
-/// Network cards.
+/// The class of network cards.
 pub struct Nics;
 
-/// The one row of the kernel's table of classes.
+/// The class's only value, for the kernel's table of classes.
 pub static CLASS: Nics = Nics;
 
 impl Class for Nics {
@@ -41,7 +41,7 @@ impl Class for Nics {
 
     fn check(&self, info: &[u8]) -> Result<(), Refusal> {
         let info = NetInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
-        // A group address is nobody's (IEEE 802.3, 3.2.3).
+        // A group address is no interface's own (IEEE 802.3, 3.2.3).
         let is_wrong = info.mac[0] & 1 != 0 || info.mac == [0; 6];
         if is_wrong || Hearing::from_bits(info.can_hear).is_none() { Err(Refusal::Invalid) } else { Ok(()) }
     }
@@ -66,7 +66,7 @@ impl Class for Nics {
         wake();
     }
 
-    /// Address, routes and sockets stay.
+    /// Keeps the interface with its addresses, routes and sockets.
     fn replace(&self, dead: &Handle, fresh: &Handle) {
         let Some(mac) = fresh.lock().offered::<Queues>().map(|queues| queues.mac) else { return self.detach(dead) };
         let is_its = |interface: &&mut Interface| interface.handle().is_some_and(|handle| Arc::ptr_eq(handle, dead));
@@ -77,11 +77,12 @@ impl Class for Nics {
             if let (Some(old), Some(new)) = (old.offered_mut::<Queues>(), new.offered_mut::<Queues>()) {
                 new.take_over(old);
                 hears_more = new.hear(interface.hearing);
-                // Others know the address by the old one's, if that had another, and would for a
-                // while.
+                // Other hosts would send to the old driver's Ethernet address for a while, so the
+                // new one is announced.
                 if new.mac != old.mac {
                     for address in interface.addresses() {
-                        // It is as empty as its queue: there is room.
+                        // If the queue is full of the old driver's frames, the announcement is left
+                        // out.
                         let _ = new.send(&arp_request(mac, address.address(), address.address()));
                     }
                 }
@@ -104,14 +105,14 @@ impl Class for Nics {
         note_address();
     }
 
-    /// Nobody waits for a driver without a limit of time.
+    /// Does nothing: no task waits for a network driver without a time limit.
     fn wake_waiting(&self) {}
 }
 
-/// Whether the driver called `name` can have an interface. One of that name does not count: it is
-/// its successor that asks.
+/// Checks whether there is room for an interface of the driver called `name`. An interface that a
+/// driver of this name has does not count, because the driver that asks is its successor.
 fn has_room(name: &str) -> Result<(), Refusal> {
-    // A driver that runs is locked by who runs it, and is no successor.
+    // If the lock is held, the driver is running: it was not ended, and has no successor.
     let is_other = |handle: &Handle| handle.try_lock().is_none_or(|domain| domain.name != name);
     let interfaces = INTERFACES.lock();
     let others = interfaces.iter().filter_map(Interface::handle).filter(|handle| is_other(handle)).count();

@@ -1,5 +1,5 @@
 //! Clients: ping (RFC 792), name look-ups (RFC 1035), and a TCP client that checks an echo server
-//! (RFC 862), and by that the driver in between.
+//! (RFC 862), and thereby the driver in between.
 
 use super::interface::Interface;
 use super::{INTERFACES, route, wait_for, wake};
@@ -18,23 +18,23 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{AnySocket, dns, icmp, tcp};
 use smoltcp::wire::{DnsQueryType, Icmpv4Packet, Icmpv4Repr, IpAddress};
 
-/// Room of a connection in each direction, in bytes.
+/// Buffer size of a connection in each direction, in bytes.
 const BUFFER_BYTES: usize = 16384;
-/// Most data in a ping: what can be sent and put together again in fragments.
+/// The most data in a ping that can be sent in fragments and reassembled.
 pub const MAX_PING: usize = 16000;
 const ICMP_HEADER: usize = 8;
 
 static NEXT_IDENT: AtomicU16 = AtomicU16::new(0x5246);
 
-/// Ports from [`FIRST_CLIENT_PORT`] on. Each connection gets the next one: the other side may
-/// remember one that was cut off.
+/// Number of client ports, from [`FIRST_CLIENT_PORT`] on. Each connection gets the next port,
+/// because the other side may remember a connection that was cut off.
 const PORTS: u16 = 16384;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
-/// A socket of one command's own, which goes when this goes. What one command cannot send is in
-/// nobody else's way.
+/// A socket of one command, which is removed when this is dropped. Data that one command cannot
+/// send does not block other commands.
 struct OwnSocket {
-    /// Number of its interface, which may be gone before it.
+    /// Number of the socket's interface, which may go before the socket does.
     interface: u64,
     handle: SocketHandle,
 }
@@ -47,12 +47,12 @@ impl OwnSocket {
         Ok(OwnSocket { interface: number, handle: interface.sockets.add(socket) })
     }
 
-    /// Its interface among those that there are.
+    /// Finds the socket's interface.
     fn interface<'a>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut Interface> {
         interfaces.iter_mut().find(|interface| interface.number == self.interface)
     }
 
-    /// The socket, unless its interface is gone.
+    /// Returns the socket, unless its interface is gone.
     fn get<'a, T: AnySocket<'static>>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut T> {
         Some(self.interface(interfaces)?.sockets.get_mut(self.handle))
     }
@@ -67,8 +67,8 @@ impl Drop for OwnSocket {
 }
 
 /// Sends one ICMP echo request with `len_bytes` bytes (at most [`MAX_PING`]) to `host` and waits
-/// for the answer; returns the round trip, or `None` after `limit`. The error says why none can be
-/// sent.
+/// for the answer. Returns the round trip time, or `None` after `limit`. The error says why no
+/// request can be sent.
 pub async fn ping(
     host: Ipv4Addr,
     sequence: u16,
@@ -77,11 +77,11 @@ pub async fn ping(
 ) -> Result<Option<Duration>, String> {
     let number = route(host).await?;
     let started = Instant::now();
-    // An answer that comes too late must not be taken for the next one's.
+    // Each ping has its own identifier, so that a late answer is not taken for the next ping's.
     let ident = NEXT_IDENT.fetch_add(1, Ordering::Relaxed);
     let own = {
         let packet_bytes = ICMP_HEADER + len_bytes;
-        // A host that pings itself gets its own requests as well.
+        // A host that pings itself receives its own requests as well.
         let buffer = |packets: usize| {
             let room = hw::memory::buffer(packets * packet_bytes)?;
             Ok::<_, String>(icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; packets], room))
@@ -120,8 +120,8 @@ pub async fn ping(
     }
 }
 
-/// Addresses of the host called `name`: each name server that is known is asked, one after the
-/// other, until one knows it.
+/// Returns the addresses of the host called `name`. Asks each known name server, one after the
+/// other, until one knows the host.
 pub async fn look_up(name: &str) -> Result<Vec<Ipv4Addr>, String> {
     if name == "localhost" {
         return Ok(vec![Ipv4Addr::LOCALHOST]);
@@ -141,24 +141,24 @@ pub async fn look_up(name: &str) -> Result<Vec<Ipv4Addr>, String> {
         }
     }
     match has_answered {
-        // A server that fails says as little.
+        // A server that failed counts as one that does not know the host.
         true => Err(format!("there is no host '{name}' that a name server knows")),
         false => Err(format!("no name server has answered within {} s each", SERVER_LIMIT.as_secs())),
     }
 }
 
-/// How long a name server has.
+/// Time that a name server has to answer.
 const SERVER_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a name server says.
+/// An answer of a name server.
 enum Answer {
     Addresses(Vec<Ipv4Addr>),
-    /// It does not know the host, or fails.
+    /// The server does not know the host, or fails.
     Unknown,
     Silence,
 }
 
-/// Asks a name server, behind the interface `number`.
+/// Asks a name server through the interface `number`.
 async fn ask(number: u64, server: Ipv4Addr, name: &str) -> Result<Answer, String> {
     let own = OwnSocket::open(number, dns::Socket::new(&[], vec![]))?;
     let query = {
@@ -173,7 +173,7 @@ async fn ask(number: u64, server: Ipv4Addr, name: &str) -> Result<Answer, String
     let answered = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
         let Some(socket) = own.get::<dns::Socket>(&mut interfaces) else {
-            // Another server may be behind another one.
+            // The next server may be behind another interface.
             return Poll::Ready(Answer::Silence);
         };
         match socket.get_query_result(query) {
@@ -190,12 +190,13 @@ async fn ask(number: u64, server: Ipv4Addr, name: &str) -> Result<Answer, String
     Ok(with_timeout(SERVER_LIMIT, answered).await.unwrap_or(Answer::Silence))
 }
 
-/// The byte at `offset` of what is sent.
+/// Returns the byte at `offset` of the data that is sent.
 fn pattern(offset: usize) -> u8 {
     (offset.wrapping_mul(0x9e37_79b1) >> 16) as u8
 }
 
-/// Sends `len_bytes` bytes to the echo server at `host` and `port`, and compares what comes back.
+/// Sends `len_bytes` bytes to the echo server at `host` and `port`, and compares the bytes that
+/// come back.
 pub async fn echo(host: Ipv4Addr, port: u16, len_bytes: usize) -> Result<(), String> {
     let number = route(host).await?;
     let own = {
@@ -208,7 +209,7 @@ pub async fn echo(host: Ipv4Addr, port: u16, len_bytes: usize) -> Result<(), Str
             let socket = interface.sockets.get_mut::<tcp::Socket>(own.handle);
             socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local)
         });
-        // The lock is not held when the socket goes.
+        // The lock must be released first: dropping the socket takes it.
         drop(interfaces);
         begun?.map_err(|_| "no connection can be made")?;
         own

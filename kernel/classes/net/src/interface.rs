@@ -1,5 +1,5 @@
-//! An interface: a driver, the stack above it, and the address that it has; or the loopback
-//! interface, which has no driver.
+//! A network interface: a driver, the stack above it, and its address. The loopback interface has
+//! no driver.
 
 use super::adapter::Adapter;
 use super::queues::Counts;
@@ -23,10 +23,10 @@ use smoltcp::iface::{Config, Interface as Stack, SocketSet};
 use smoltcp::phy::{Loopback, Medium};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
 
-/// Addresses that an interface can have.
+/// The most addresses that an interface can have.
 pub const MAX_ADDRESSES: usize = 4;
 
-/// What an interface leads to.
+/// The thing below an interface.
 pub enum Link {
     /// A driver.
     Driver(Handle),
@@ -34,9 +34,9 @@ pub enum Link {
     Loopback(Loopback),
 }
 
-/// Where its address comes from.
+/// The source of an interface's address.
 pub enum Addressing {
-    /// A server.
+    /// A DHCP server.
     Dhcp(Client),
     /// A person.
     Static,
@@ -44,7 +44,7 @@ pub enum Addressing {
 
 /// A network interface.
 pub struct Interface {
-    /// No other has had it.
+    /// The interface's number, which no other interface has ever had.
     pub number: u64,
     pub name: String,
     pub link: Link,
@@ -53,38 +53,39 @@ pub struct Interface {
     pub addressing: Addressing,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// Whether a person lets it be used.
+    /// Whether a person has turned the interface on.
     pub is_up: bool,
-    /// What a person wants its card to hear besides.
+    /// The other frames that a person wants its card to receive.
     pub hearing: Hearing,
     pub servers: Servers,
-    /// The addresses that were last told of, and when.
+    /// The addresses that programs were told last.
     told: Vec<Ipv4Cidr>,
+    /// When programs were told an address last.
     told_at: Option<Instant>,
-    /// What programs were told of its link.
+    /// The state of the link that programs were told.
     told_link: ToldLink,
 }
 
-/// What programs were told of a link last, and how often since when.
+/// The state of a link that programs were told last, and how often they were told since when.
 struct ToldLink {
     is_up: bool,
     since: Option<Instant>,
     count: u32,
 }
 
-/// What an interface wants of its driver.
+/// The times at which an interface needs its driver.
 #[derive(Default)]
 pub struct Wishes {
-    /// Whether it is to be polled: frames wait for it, or it has none for its device to fill.
+    /// Whether the driver must be polled: frames wait for it, or its device has no frames to fill.
     pub poll: bool,
-    /// When it is taken for stuck if it sends none of the frames that it has.
+    /// When the driver counts as stuck if it has sent none of its frames by then.
     pub deadline: Option<Instant>,
-    /// When it is to be looked whether it has sent some.
+    /// When to poll the driver again because it may have sent frames.
     pub look_again: Option<Instant>,
 }
 
 impl Interface {
-    /// A stack above a driver that offers an interface.
+    /// Returns a stack above a driver that offers an interface; `None` if it no longer does.
     pub fn new(number: u64, name: String, handle: &Handle, mac: [u8; 6]) -> Option<Interface> {
         let mut domain = handle.lock();
         let queues = domain.offered_mut::<Queues>()?;
@@ -94,13 +95,13 @@ impl Interface {
         let client = Client::new(mac, config.random_seed as u32, now());
         let mut adapter = Adapter { queues, cause: &mut None, dhcp: None, change: &mut None };
         let mut stack = Stack::new(config, &mut adapter, now());
-        // There is room for a few packets in fragments: those whose rest does not come leave it to
-        // others soon.
+        // There is room for a few fragmented packets only. A packet whose remaining fragments do
+        // not come makes room for others soon.
         stack.set_reassembly_timeout(smoltcp::time::Duration::from_secs(3));
         Some(Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client)))
     }
 
-    /// The loopback interface (RFC 1122, 3.2.1.3).
+    /// Returns the loopback interface (RFC 1122, 3.2.1.3).
     pub fn loopback(number: u64) -> Interface {
         let mut loopback = Loopback::new(Medium::Ip);
         let stack = Stack::new(Config::new(HardwareAddress::Ip), &mut loopback, now());
@@ -127,7 +128,7 @@ impl Interface {
         }
     }
 
-    /// Its driver.
+    /// Returns the interface's driver.
     pub fn handle(&self) -> Option<&Handle> {
         match &self.link {
             Link::Driver(handle) => Some(handle),
@@ -135,37 +136,37 @@ impl Interface {
         }
     }
 
-    /// Whether it can be used now, or when its driver is back.
+    /// Returns whether the interface can be used now, or when its driver is back.
     pub fn has_future(&self) -> bool {
         self.is_up && self.handle().is_none_or(|handle| handle.lock().is_alive() || life::will_be_back(handle))
     }
 
-    /// Its addresses, as they are in the stack.
+    /// Returns the interface's addresses, as they are in the stack.
     pub fn addresses(&self) -> impl Iterator<Item = Ipv4Cidr> {
         self.stack.ip_addrs().iter().map(|IpCidr::Ipv4(cidr)| *cidr)
     }
 
-    /// Has these addresses from now on.
+    /// Replaces all addresses.
     pub fn set_addresses(&mut self, addresses: &[Ipv4Cidr]) {
         self.stack.update_ip_addrs(|own| {
             own.clear();
-            // There is room for more than callers have.
+            // The stack has room for more addresses than callers pass.
             own.extend(addresses.iter().take(own.capacity()).map(|cidr| IpCidr::Ipv4(*cidr)));
         });
     }
 
-    /// Has this way to other networks, or none.
+    /// Sets the router to other networks, or none.
     pub fn set_router(&mut self, router: Option<Ipv4Addr>) {
         let routes = self.stack.routes_mut();
         routes.remove_default_ipv4_route();
-        // The stack takes for granted that routers are hosts. There is room for one route: it was
-        // just removed.
+        // The stack assumes that routers are hosts. It has room for one route: the old one was just
+        // removed.
         if let Some(router) = router.filter(|router| is_host(*router)) {
             let _ = routes.add_default_ipv4_route(router);
         }
     }
 
-    /// Its way to other networks.
+    /// Returns the router to other networks.
     pub fn router(&mut self) -> Option<Ipv4Addr> {
         let mut router = None;
         self.stack.routes_mut().update(|routes| {
@@ -176,8 +177,9 @@ impl Interface {
         router
     }
 
-    /// How good a way to `host` it is: the length of the prefix that it shares with it, or 0 if
-    /// that is behind the router.
+    /// Returns how good a way to `host` the interface is: the prefix length of its network that
+    /// contains `host`, or 0 if `host` is behind the router. `None` if the interface does not lead
+    /// there.
     pub fn route_to(&mut self, host: Ipv4Addr) -> Option<u8> {
         let shared = self.addresses().filter(|own| own.contains_addr(&host)).map(|own| own.prefix_len()).max();
         let router = self.router();
@@ -185,12 +187,13 @@ impl Interface {
         shared.or((router.is_some() && has_address).then_some(0)).filter(|_| self.is_up)
     }
 
-    /// Whether `host` is itself.
+    /// Returns whether `host` is one of the interface's own addresses.
     pub fn is_own(&self, host: Ipv4Addr) -> bool {
         self.addresses().any(|own| own.address() == host)
     }
 
-    /// Takes its addresses away, or looks for one: a person turns it off, or on.
+    /// Turns the interface on or off for a person. An address from DHCP is given up, and asked for
+    /// again.
     pub fn set_up(&mut self, up: bool) {
         if self.is_up == up {
             return;
@@ -209,7 +212,7 @@ impl Interface {
         self.dns.clear();
     }
 
-    /// Lets the stack and the servers do all they can.
+    /// Lets the stack and the servers do all they can. Returns when the driver is needed.
     pub fn serve(&mut self) -> Result<Wishes, Cause> {
         match &mut self.link {
             Link::Driver(handle) => {
@@ -264,7 +267,8 @@ impl Interface {
                 break;
             }
         }
-        // What it has heard, and then what is due: a message, or the end of a lease.
+        // Apply the change from a received answer, and then do what is due: send a message, or end
+        // the lease.
         while let Addressing::Dhcp(client) = &mut self.addressing {
             if change.is_none() && queues.can_send()? {
                 let (frame, due) = client.poll(now());
@@ -279,7 +283,7 @@ impl Interface {
             match change.take() {
                 Some(Change::Got(lease)) => {
                     let cidr = Ipv4Cidr::new(lease.address, lease.prefix_len);
-                    // What stays is not touched: connections have it.
+                    // An address that stays is left alone, because connections use it.
                     if !self.addresses().eq([cidr]) {
                         self.set_addresses(&[cidr]);
                     }
@@ -299,8 +303,8 @@ impl Interface {
         })
     }
 
-    /// Tells programs of its link, ten times a second at most: a driver can have it come and go as
-    /// often as it likes.
+    /// Tells programs of the link, ten times a second at most: a driver can report changes as often
+    /// as it likes.
     fn tell_link(&mut self, is_up: bool) {
         const MOST: u32 = 10;
         let told = &mut self.told_link;
@@ -316,8 +320,8 @@ impl Interface {
         }
     }
 
-    /// Says once a second at most which address it has: a driver can have it be another one as
-    /// often as it likes.
+    /// Tells programs and the log of a new address from DHCP, once a second at most: a driver can
+    /// cause a new address as often as it likes.
     fn tell(&mut self, driver: &str) {
         let addresses: Vec<Ipv4Cidr> = self.addresses().collect();
         let is_due = addresses != self.told && self.told_at.is_none_or(|at| at.elapsed().as_secs() >= 1);
@@ -333,7 +337,7 @@ impl Interface {
         }
     }
 
-    /// When the stack, or who looks for an address, has something to do by itself.
+    /// Returns when the stack or the DHCP client has something to do without a new frame.
     pub fn poll_at(&mut self) -> Option<Instant> {
         if !self.is_up {
             return None;
@@ -346,19 +350,19 @@ impl Interface {
         at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64))
     }
 
-    /// Frames that went through it.
+    /// Returns the counts of frames that went through the interface.
     pub fn counts(&self) -> Counts {
         let counts = |handle: &Handle| handle.lock().offered::<Queues>().map(|queues| queues.all_counts());
         self.handle().and_then(counts).unwrap_or_default()
     }
 
-    /// The last stream that its echo server took in to its end.
+    /// Returns the last stream that the echo server received to its end.
     pub fn echoed(&self) -> Option<Echoed> {
         self.servers.last_echoed().cloned()
     }
 }
 
-/// Throws away what was received by an interface that is turned off.
+/// Drops the frames that were received by an interface that is turned off.
 fn drop_all(queues: &mut super::queues::Queues) -> Result<Wishes, Cause> {
     let mut frame = [0; ringfence_abi::net::FRAME_BYTES];
     while queues.receive(&mut frame)?.is_some() {}

@@ -1,15 +1,15 @@
-//! The network stack (smoltcp) above the drivers, and the small servers that make it testable.
+//! The network stack (smoltcp) above the drivers, and small servers with which it can be tested.
 //!
-//! * [`class`]: what the kernel below knows of all this
-//! * [`interface`]: a driver, the stack above it, and the address that it has
+//! * [`class`]: the entry in the kernel's table of classes
+//! * [`interface`]: a driver, the stack above it, and its address
 //! * [`adapter`]: a driver's queues as the stack sees them; [`queues`]: frames to and from a driver
 //! * [`client`]: ping, name look-ups, and a TCP client that checks an echo server
 //!
-//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19); the
-//! DHCP client in `core/dhcp.rs`.
+//! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19). The
+//! DHCP client is in `core/dhcp.rs`.
 //!
-//! One task looks after all interfaces: it lets the stack take what drivers delivered and hands
-//! what the stack wants to send to them, a batch at a time, so that one crossing moves many frames.
+//! One task serves all interfaces. It passes received frames to the stack and the stack's frames to
+//! the drivers, a batch at a time, so that one crossing moves many frames.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -58,9 +58,9 @@ pub use class::CLASS;
 
 static NEXT_NUMBER: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 static WORK: AtomicWaker = AtomicWaker::new();
-/// Set when there may be something to do, so that no wake is lost.
+/// Set when there may be work, so that no wake is lost.
 static PENDING: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
-/// Who waits for an address, or for the end of an interface.
+/// Wakers of the tasks that wait for an address, or for the end of an interface.
 static ON_ADDRESS: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
 fn now() -> StackInstant {
@@ -71,15 +71,15 @@ fn next_number() -> u64 {
     NEXT_NUMBER.fetch_add(1, core::sync::atomic::Ordering::Relaxed)
 }
 
-/// An interface has an address, or has it no more, or is gone.
+/// Wakes the tasks that wait for an address: an interface got one, lost it, or is gone.
 fn note_address() {
     core::mem::take(&mut *ON_ADDRESS.lock()).into_iter().for_each(Waker::wake);
 }
 
-/// Lets the network task look whether there is something to do.
+/// Makes the network task look whether there is something to do.
 #[inline(always)]
 pub fn wake() {
-    // Who has it set already has woken the task, which has not looked yet.
+    // If `PENDING` is set, the task was woken already, and has not looked yet.
     if !PENDING.load(core::sync::atomic::Ordering::Acquire) {
         wake_task();
     }
@@ -95,8 +95,8 @@ fn wake_task() {
 /// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
 pub const SHORTEST_FRAME: usize = 60;
 
-/// An ARP request for `target` by `sender`, who has `mac` (RFC 826). If both are the same,
-/// everybody learns who has that now: an announcement (RFC 5227, 3).
+/// Returns an ARP request for `target` by `sender`, who has `mac` (RFC 826). If both addresses are
+/// the same, it announces to all hosts who has the address now (RFC 5227, 3).
 pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u8; SHORTEST_FRAME] {
     let mac = EthernetAddress(mac);
     let mut bytes = [0; SHORTEST_FRAME];
@@ -114,7 +114,7 @@ pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u
     bytes
 }
 
-/// The task that looks after all interfaces.
+/// Serves all interfaces, for ever; this is the network task.
 pub async fn run() {
     loop {
         let mut next = None;
@@ -123,13 +123,12 @@ pub async fn run() {
             if let Some(at) = step(index) {
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
-            // One that takes long keeps nobody but the next from its turn.
+            // An interface that takes long delays other tasks only by its own turn.
             if index + 1 < count {
                 yield_now().await;
             }
         }
-        // Driver and stack may have an answer for each other for ever: others have their turn in
-        // between.
+        // Driver and stack may answer each other for ever: other tasks have their turn in between.
         yield_now().await;
         let work = poll_fn(|context| {
             WORK.register(context.waker());
@@ -139,8 +138,8 @@ pub async fn run() {
             }
         });
         match next {
-            // What is due and was not done just now waits for the driver: it is tried again at the
-            // next tick.
+            // Work that is due and was not done just now waits for the driver. It is tried again at
+            // the next tick.
             Some(at) => {
                 select(work, Timer::at(at.max(Instant::now() + Duration::from_millis(1)))).await;
             }
@@ -149,10 +148,10 @@ pub async fn run() {
     }
 }
 
-/// Lets an interface do all it can; returns when it has something to do by itself.
+/// Lets an interface do all it can. Returns when it has something to do without being woken.
 fn step(index: usize) -> Option<Instant> {
     let began = free_clock();
-    // The lock is not held while a driver runs: its frames come back through here.
+    // The lock must not be held while a driver runs, because its frames come back through here.
     let (handle, wishes, at) = {
         let mut interfaces = INTERFACES.lock();
         let interface = interfaces.get_mut(index)?;
@@ -165,19 +164,19 @@ fn step(index: usize) -> Option<Instant> {
                 end::condemn(&handle, cause);
                 return None;
             }
-            // Nobody is to blame, and it has nobody to lie.
+            // The loopback interface has no driver that could lie.
             (Err(_), None) => return None,
         };
         (handle, wishes, interface.poll_at())
     };
     let Some(handle) = handle else { return at };
-    // What the stack does with its frames is done for it.
+    // The stack's work on a driver's frames is charged to the driver.
     poll::charge_work(&handle, began);
     if !handle.lock().is_alive() {
         return None;
     }
     let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
-    // Only a driver that has just had its chance is to blame.
+    // A driver is to blame only if it was polled just now.
     let had_its_turn =
         (wishes.poll || is_due(wishes.look_again) || is_due(wishes.deadline)) && poll(&handle) == Polled::Now;
     if had_its_turn && is_due(wishes.deadline) {
@@ -186,7 +185,7 @@ fn step(index: usize) -> Option<Instant> {
     [at, wishes.deadline, wishes.look_again].into_iter().flatten().min()
 }
 
-/// Has a driver look into its queues.
+/// Polls a driver, so that it looks into its queues.
 fn poll(handle: &Handle) -> Polled {
     if let Some(queues) = handle.lock().offered_mut::<Queues>() {
         queues.before_poll(hw::arch::time::uptime_ns());
@@ -194,7 +193,7 @@ fn poll(handle: &Handle) -> Polled {
     poll::poll(handle, Events::QUEUE)
 }
 
-/// Ends a driver that has left a frame unsent for too long, if it has.
+/// Ends a driver if it has left a frame unsent for too long.
 fn blame(handle: &Handle) {
     let again = handle.lock().offered_mut::<Queues>().map(|queues| queues.deadline_ns());
     let cause = match again {
@@ -209,38 +208,38 @@ fn blame(handle: &Handle) {
     }
 }
 
-/// What is known of an interface.
+/// The status of an interface.
 pub struct Status {
     /// Its name.
     pub name: String,
     /// The driver's name; empty for the loopback interface.
     pub driver: String,
-    /// Whether that runs.
+    /// Whether the driver runs.
     pub is_alive: bool,
-    /// Whether a person lets it be used.
+    /// Whether a person has turned the interface on.
     pub is_up: bool,
-    /// Whether its card has a link, as far as is known.
+    /// Whether the card has a link, as far as the driver has said.
     pub has_link: bool,
-    /// What its card is to hear besides frames to itself and to all.
+    /// The frames that the card is to receive besides those to itself and to all.
     pub hearing: Hearing,
     /// Ethernet address.
     pub mac: String,
     /// IPv4 addresses with prefix lengths.
     pub addresses: Vec<String>,
-    /// Whether a person has chosen them.
+    /// Whether a person has chosen the addresses.
     pub is_static: bool,
     /// Default router.
     pub router: Option<Ipv4Addr>,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// Frames.
+    /// Counts of frames.
     pub counts: Counts,
-    /// The last stream that its echo server took in to its end.
+    /// The last stream that the echo server received to its end.
     pub echoed: Option<Echoed>,
 }
 
 impl Status {
-    /// The same for programs.
+    /// Returns the status in the form for programs.
     pub fn event(&self) -> event::Interface<'static> {
         event::Interface {
             name: self.name.clone().into(),
@@ -256,7 +255,7 @@ impl Status {
     }
 }
 
-/// What is known of all interfaces.
+/// Returns the status of all interfaces.
 pub fn status() -> Vec<Status> {
     let describe = |interface: &mut Interface| {
         let counts = interface.counts();
@@ -286,7 +285,7 @@ pub fn status() -> Vec<Status> {
     INTERFACES.lock().iter_mut().map(describe).collect()
 }
 
-/// The driver of the first interface that has one.
+/// Returns the driver of the first interface that has one.
 pub fn first_driver() -> Option<Handle> {
     INTERFACES.lock().iter().find_map(|interface| interface.handle().cloned())
 }
@@ -294,8 +293,8 @@ pub fn first_driver() -> Option<Handle> {
 /// Longest wait for an address: three of a DHCP client's messages may be lost.
 pub const LEASE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Waits until `found` finds something in the interfaces; as long as an interface may yet have an
-/// address, and at most for [`LEASE_LIMIT`]. The error says what is missing.
+/// Waits until `found` finds something in the interfaces. Waits for at most [`LEASE_LIMIT`], and
+/// only as long as an interface may still get an address. The error says what is missing.
 async fn wait_for<T>(mut found: impl FnMut(&mut Vec<Interface>) -> Option<T>) -> Result<T, String> {
     let outcome = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
@@ -332,8 +331,8 @@ pub async fn wait_for_address() -> Result<(), String> {
     wait_for(|interfaces| interfaces.iter().any(has_address).then_some(())).await
 }
 
-/// The number of the interface that leads to `host`; waited for, if one may come to. Its own
-/// addresses, and those of no network (127.0.0.0/8), are behind the loopback interface.
+/// Returns the number of the interface that leads to `host`, and waits if one may come to. The
+/// host's own addresses, and those of no network (127.0.0.0/8), are behind the loopback interface.
 async fn route(host: Ipv4Addr) -> Result<u64, String> {
     wait_for(|interfaces| {
         if host.is_loopback() || interfaces.iter().any(|interface| interface.is_own(host)) {
@@ -341,14 +340,15 @@ async fn route(host: Ipv4Addr) -> Result<u64, String> {
         }
         let ways = interfaces.iter_mut().filter(|interface| interface.handle().is_some() && interface.has_future());
         let ways = ways.filter_map(|interface| Some((interface.route_to(host)?, interface.number)));
-        // The first one of those that are as good.
+        // Among equally good interfaces, the one with the lowest number.
         ways.min_by_key(|(shared, number)| (u8::MAX - shared, *number)).map(|(_, number)| Ok(number))
     })
     .await?
 }
 
-/// The loopback interface, which has `host` among its addresses, and as many of the others as it
-/// can have; made when it is needed for the first time.
+/// Returns the number of the loopback interface, which is made when it is first needed. `host`
+/// becomes one of its addresses, and so do as many of the other interfaces' addresses as it can
+/// have.
 fn loopback(interfaces: &mut Vec<Interface>, host: Ipv4Addr) -> Result<u64, String> {
     let wanted = Ipv4Cidr::new(host, if host.is_loopback() { 8 } else { 32 });
     let alone = |own: Ipv4Cidr| Ipv4Cidr::new(own.address(), 32);
@@ -378,7 +378,7 @@ fn loopback(interfaces: &mut Vec<Interface>, host: Ipv4Addr) -> Result<u64, Stri
     Ok(interface.number)
 }
 
-/// The interface called `name`, which has a driver.
+/// Finds the interface called `name`, which has a driver.
 fn named(name: &str) -> Result<InterfaceGuard, String> {
     let interfaces = INTERFACES.lock();
     let place = interfaces.iter().position(|interface| interface.name == name && interface.handle().is_some());
@@ -386,7 +386,7 @@ fn named(name: &str) -> Result<InterfaceGuard, String> {
     Ok(InterfaceGuard { interfaces, place })
 }
 
-/// An interface that was found, and the lock that it is under.
+/// An interface that was found, with the lock of all interfaces.
 struct InterfaceGuard {
     interfaces: MutexGuard<'static, Vec<Interface>>,
     place: usize,
@@ -398,7 +398,8 @@ impl InterfaceGuard {
     }
 }
 
-/// Gives an interface an address that a person has chosen; no server is asked for one from then on.
+/// Gives an interface an address that a person has chosen. From then on no DHCP server is asked for
+/// one.
 pub fn add_address(name: &str, address: Ipv4Cidr, router: Option<Ipv4Addr>) -> Result<(), String> {
     named(name)?.with(|interface| {
         if !is_host(address.address()) || address.prefix_len() == 0 {
@@ -434,8 +435,7 @@ pub fn add_address(name: &str, address: Ipv4Cidr, router: Option<Ipv4Addr>) -> R
     Ok(())
 }
 
-/// Takes an address away. When the last one that a person has chosen is gone, a server is asked for
-/// one.
+/// Takes an address away. When no address is left, a DHCP server is asked for one.
 pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
     named(name)?.with(|interface| {
         let rest: Vec<Ipv4Cidr> = interface.addresses().filter(|own| own.address() != address).collect();
@@ -461,7 +461,8 @@ pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
     Ok(())
 }
 
-/// Has the card of an interface hear something besides frames to itself and to all, or not.
+/// Makes the card of an interface receive other frames than those to itself and to all, or no
+/// longer.
 pub fn set_hearing(name: &str, what: Hearing, on: bool) -> Result<(), String> {
     let handle = named(name)?.with(|interface| {
         let handle = interface.handle().cloned().ok_or("it has no driver")?;

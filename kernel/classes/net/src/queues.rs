@@ -1,5 +1,5 @@
-//! The kernel's end of a network driver's queues, in a domain. [`ringfence_core::frames`] has the
-//! account.
+//! The kernel's end of a network driver's queues, as a part of a domain. The account is in
+//! [`ringfence_core::frames`].
 
 use core::ops::{Deref, DerefMut};
 use host::domain::Domain;
@@ -20,7 +20,7 @@ use ringfence_core::frames::Frames;
 pub struct Queues {
     /// Ethernet address of the interface.
     pub mac: [u8; 6],
-    /// What its card can be told to hear besides.
+    /// The other frames that the card can be told to receive.
     pub can_hear: Hearing,
     frames: Frames<Lent>,
 }
@@ -49,7 +49,7 @@ impl Offer for Queues {
 
     fn take_news(&mut self, news: Reply) {
         if news.intersects(Reply::LINK_UP | Reply::LINK_DOWN) {
-            // One that says both has seen it go and come.
+            // A driver that reports both has seen the link go down and come up.
             self.link_is(news.contains(Reply::LINK_UP), news.contains(Reply::LINK_DOWN));
             super::wake();
         }
@@ -65,11 +65,11 @@ impl Offer for Queues {
 }
 
 impl Queues {
-    /// Maps queues and frames into `domain`, and lends it all receive frames.
+    /// Maps queues and frames into `domain`, and lends the driver all receive frames.
     pub fn new(domain: &mut Domain, info: NetInfo) -> Result<Queues, Refusal> {
         let memory = offer::map_queues(domain, QUEUE_BYTES)?;
-        // On an error what is mapped by then goes again.
-        // What is sent a device only reads.
+        // On an error, the regions that are mapped already are unmapped again. The device only
+        // reads frames that are sent.
         let tx = domain.map_dma((TX_FRAMES * FRAME_BYTES) as u64, false);
         let rx = domain.map_dma((RX_FRAMES * FRAME_BYTES) as u64, true);
         let (tx, rx) = match (tx, rx) {
@@ -89,8 +89,8 @@ impl Queues {
         Ok(Queues { mac, can_hear: Hearing::from_bits_truncate(can_hear), frames })
     }
 
-    /// Says what of `wanted` the card is to hear besides, as far as it can: whether that is
-    /// anything. The driver is to be polled for it.
+    /// Tells the driver which frames its card is to receive besides: those of `wanted` that it can.
+    /// Returns whether there are any; the driver must be polled to see them.
     pub fn hear(&mut self, wanted: Hearing) -> bool {
         let hears = wanted & self.can_hear;
         self.frames.say_hearing(hears);

@@ -1,5 +1,5 @@
-//! The class of SCSI hosts: what is done when a driver offers one, comes in place of another one,
-//! or goes.
+//! The class of SCSI hosts: acts when a driver offers one, takes the place of another driver, or
+//! goes.
 
 use super::queues::{Queues, Scsi};
 use super::{HOSTS, Host, host_of, scan};
@@ -14,13 +14,13 @@ use ringfence_abi::scsi::{CAN_ALL, REQUESTS, ScsiInfo};
 use ringfence_abi::service::Refusal;
 use zerocopy::FromBytes;
 
-/// Most targets, and logical units a target.
+/// The most targets, and the most logical units of a target.
 const MAX_UNITS: u32 = 256;
 
-/// SCSI hosts.
+/// The class of SCSI hosts.
 pub struct Hosts;
 
-/// The one row of the kernel's table of classes.
+/// The class's only value, for the kernel's table of classes.
 pub static CLASS: Hosts = Hosts;
 
 impl Class for Hosts {
@@ -50,7 +50,7 @@ impl Class for Hosts {
         Ok(Box::new(Queues::new(domain, info)?))
     }
 
-    /// Its units are looked for.
+    /// Adds the host, and searches for its units.
     fn attach(&self, handle: &Handle) {
         let Some(server) = Server::new::<Scsi>(handle) else { return };
         let host = Arc::new(Host::new(server));
@@ -58,11 +58,12 @@ impl Class for Hosts {
         scan::look_at(host);
     }
 
-    /// What waits for the driver goes on.
+    /// Goes on with the commands that wait for the driver.
     fn replace(&self, dead: &Handle, fresh: &Handle) {
         let Some(host) = host_of(dead) else { return };
         host.replace::<Scsi>(fresh);
-        // A scan that its end cut short begins again.
+        // If the old driver had lost units, the new one is asked. A scan that was cut short begins
+        // again.
         if host.lost_some.swap(false, Ordering::AcqRel) {
             host.in_doubt.store(true, Ordering::Release);
         }

@@ -1,5 +1,5 @@
-//! SCSI commands: each is sent to a host's driver, and again to the next one if that is ended
-//! meanwhile.
+//! SCSI commands: each is sent to a host's driver, and again to the next driver if that one is
+//! ended in the meantime.
 
 use super::queues::{Asked, Queues, RESET, Scsi};
 use super::{Host, scan};
@@ -18,7 +18,7 @@ use ringfence_core::cdb::Cdb;
 use ringfence_core::limits::COMMAND_MS;
 use ringfence_core::sense::{self, Sense};
 
-/// How often a command is sent when the device only wants to say that something changed.
+/// How often a command is repeated if the device only reports that something has changed.
 const TRIES: usize = 4;
 
 /// Why a command failed.
@@ -49,19 +49,19 @@ pub enum ScsiError {
     },
     /// The device moved less data than it was asked for.
     Short,
-    /// Nothing went wrong, but the device says that it did not move more data than there is: QEMU
-    /// does (-512, say) when it repeats what its full disk could not take.
+    /// The command succeeded, but its residual is larger than the data. QEMU reports such residuals
+    /// (-512, say) when it repeats a request that its full disk could not take.
     Residual,
-    /// The disk was there, and is no more.
+    /// The disk was there, but is gone.
     Gone,
     /// The blocks are not all on the disk.
     OutOfRange,
-    /// It has blocks of so many bytes, which are not supported.
+    /// The disk has blocks of so many bytes, which are not supported.
     BlockBytes(u32),
 }
 
 impl ScsiError {
-    /// Whether it says that there is no such unit.
+    /// Returns whether the error says that there is no such unit.
     pub fn is_no_unit(&self) -> bool {
         match self {
             ScsiError::NoDevice => true,
@@ -102,7 +102,8 @@ impl fmt::Display for ScsiError {
     }
 }
 
-/// What an outcome of `len_bytes` bytes of data means: how many were moved, or what went wrong.
+/// Checks the outcome of a command with `len_bytes` bytes of data. Returns how many bytes were
+/// moved, or the error.
 pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize) -> Result<usize, ScsiError> {
     match outcome.host {
         HOST_OK => {}
@@ -111,7 +112,7 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
         HOST_ABORTED => return Err(ScsiError::Aborted),
         code => return Err(ScsiError::Host(code)),
     }
-    // The queue lets no other through.
+    // The queue refuses a status that is longer than a byte.
     let status = u8::try_from(outcome.status).unwrap_or(u8::MAX);
     if status != sense::GOOD {
         let sense = outcome.sense.get(..outcome.sense_len as usize).and_then(Sense::parse);
@@ -120,7 +121,8 @@ pub fn check_outcome(outcome: &Outcome, command: &'static str, len_bytes: usize)
     len_bytes.checked_sub(outcome.residual as usize).ok_or(ScsiError::Residual)
 }
 
-/// Whether the device only wanted to mention something, and the command can be sent again.
+/// Returns whether the device only reported that something has changed: the command can be sent
+/// again.
 fn is_mention(error: &ScsiError) -> bool {
     match error {
         ScsiError::Reset | ScsiError::Aborted => true,
@@ -129,8 +131,8 @@ fn is_mention(error: &ScsiError) -> bool {
     }
 }
 
-/// Has looked at again what a device says has changed: its units, its capacity, or whatever a reset
-/// has brought.
+/// Looks again at the units that a device reports as changed: all units of the host if their list
+/// has changed, else this unit.
 fn note_mention(host: &Arc<Host>, target: u32, lun: u32, error: &ScsiError) {
     let ScsiError::Status { sense: Some(sense), .. } = error else { return };
     if sense.units_changed() {
@@ -140,9 +142,9 @@ fn note_mention(host: &Arc<Host>, target: u32, lun: u32, error: &ScsiError) {
     }
 }
 
-/// Whether `data_out`, which a WRITE that was under way when its driver was ended is to write, is
-/// on the disk: its blocks are read and compared. `false` if that cannot be found out; then it is
-/// written again, which does no harm.
+/// Returns whether `data_out`, which a WRITE was to write when its driver was ended, is on the
+/// disk: reads the blocks and compares them. Returns `false` if that cannot be found out; writing
+/// the data again does no harm.
 async fn is_written(host: &Host, asked: Asked, data_out: &[u8]) -> bool {
     let Some(asked) = asked.read_back() else { return false };
     let mut found = Vec::new();
@@ -162,12 +164,12 @@ async fn is_written(host: &Host, asked: Asked, data_out: &[u8]) -> bool {
     false
 }
 
-/// Sends a command and waits for it; returns how many bytes were moved. What the device only wanted
-/// to mention (UNIT ATTENTION) is passed over.
+/// Sends a command and waits for it. Returns how many bytes were moved. If the device only reports
+/// that something has changed (UNIT ATTENTION), the command is sent again.
 ///
-/// If the driver is ended meanwhile and comes back, the commands that were under way are sent again
-/// in their order ([`Attempt`]). Those that write may have been done, all the same: that is looked
-/// up first ([`is_written`]). `data_out` is the caller's and has not changed.
+/// If the driver is ended in the meantime and comes back, the commands that were under way are sent
+/// again in their order ([`Attempt`]). A write may have been done all the same, so [`is_written`]
+/// checks that first. `data_out` is the caller's and has not changed.
 pub async fn execute(
     host: &Arc<Host>,
     target: u32,
@@ -176,7 +178,7 @@ pub async fn execute(
     data_out: &[u8],
     data_in: &mut [u8],
 ) -> Result<usize, ScsiError> {
-    // A driver may answer at once, whatever it is asked: others have their turn in between.
+    // A driver may answer every command at once: other tasks have their turn in between.
     yield_now().await;
     let len_bytes = data_out.len().max(data_in.len());
     let asked = Asked::command(target, lun, *cdb);
@@ -193,7 +195,7 @@ pub async fn execute(
                 return Ok(data_out.len());
             }
         };
-        // A fresh driver has reset the device, which mentions that.
+        // A new driver has reset the device, which reports that: the tries begin anew.
         if core::mem::replace(&mut lost, attempt.drivers_lost()) != attempt.drivers_lost() {
             tries = 0;
         }
@@ -202,8 +204,8 @@ pub async fn execute(
                 note_mention(host, target, lun, &error);
                 tries += 1;
             }
-            // What cannot be true does not decide whether a write was done: the status does. How
-            // much was read nobody knows.
+            // A write with an impossible residual was done, because the status says so. After a
+            // read, the amount of data is unknown.
             Err(ScsiError::Residual) if data_in.is_empty() => return Ok(len_bytes),
             Err(ScsiError::Residual) => return Err(ScsiError::Short),
             result => return result,

@@ -27,28 +27,28 @@ pub struct Disk {
     pub target: u32,
     /// Logical unit.
     pub lun: u32,
-    /// What INQUIRY says.
+    /// The data of INQUIRY.
     pub identity: Identity,
-    /// Length of a block in bytes; with another one it is another disk.
+    /// Block length in bytes. A disk with another block length is another disk.
     block_bytes: u32,
-    /// How many there are, as READ CAPACITY said last.
+    /// Number of blocks, as READ CAPACITY said last.
     blocks: AtomicU64,
-    /// Set when it is not there any more.
+    /// Set when the disk is gone.
     gone: AtomicBool,
 }
 
-/// What a logical unit is.
+/// The kind of a logical unit.
 pub enum Unit {
     /// A disk.
     Disk(Disk),
-    /// Something else, of this peripheral device type, that says it is this.
+    /// Another device, with its peripheral device type and its identity.
     Other(u8, Identity),
-    /// Nothing.
+    /// No unit is there.
     None,
 }
 
 impl Disk {
-    /// Asks a logical unit what it is.
+    /// Finds out the kind of a logical unit.
     pub async fn open(host: &Arc<Host>, target: u32, lun: u32) -> Result<Unit, ScsiError> {
         const INQUIRY_BYTES: usize = 36;
         let mut data = [0; INQUIRY_BYTES];
@@ -86,47 +86,47 @@ impl Disk {
         }))
     }
 
-    /// The same under a name.
+    /// Returns the disk under a name.
     pub fn named(self, name: String) -> Disk {
         Disk { name, ..self }
     }
 
-    /// What READ CAPACITY said last.
+    /// Returns the capacity that READ CAPACITY said last.
     pub fn capacity(&self) -> Capacity {
         Capacity { blocks: self.blocks.load(Ordering::Acquire), block_bytes: self.block_bytes }
     }
 
-    /// It has so many blocks now.
+    /// Sets the number of blocks.
     pub fn set_blocks(&self, blocks: u64) {
         self.blocks.store(blocks, Ordering::Release);
     }
 
-    /// It is not there any more: what is done with it from now on fails.
+    /// Marks the disk as gone: reads and writes fail from now on.
     pub fn set_gone(&self) {
         self.gone.store(true, Ordering::Release);
     }
 
-    /// What an error of a command means for who has the disk.
+    /// Turns an error of a command into one for the user of the disk.
     fn explain(&self, error: ScsiError) -> ScsiError {
         if error.is_no_unit() {
-            // The others that have it are told when it has been looked for.
+            // Other users of the disk are told after the unit was looked at again.
             scan::look_again(&self.host, self.target, self.lun);
             return ScsiError::Gone;
         }
         error
     }
 
-    /// The host that it is on.
+    /// Returns the disk's host.
     pub fn host(&self) -> &Arc<Host> {
         &self.host
     }
 
-    /// The driver that the host has right now.
+    /// Returns the driver that the host has right now.
     pub fn handle(&self) -> Handle {
         self.host.handle()
     }
 
-    /// Length of a block in bytes.
+    /// Returns the length of a block in bytes.
     pub fn block_bytes(&self) -> usize {
         self.block_bytes as usize
     }
@@ -145,7 +145,7 @@ impl Disk {
         self.check_range(lba, (data.len() / block_bytes) as u64)?;
         let mut chunks = data.chunks_mut(MAX_DATA).zip((lba..).step_by(MAX_DATA / block_bytes)).fuse();
         loop {
-            // `None` reads nothing: the last round may be short.
+            // `None` reads nothing; it fills up the last round if that is short.
             let round: [_; DEPTH] = core::array::from_fn(|_| chunks.next());
             if round[0].is_none() {
                 return Ok(());

@@ -1,9 +1,9 @@
 //! SCSI above the drivers: commands, their errors, and the disks that were found.
 //!
-//! * [`class`]: what the kernel below knows of all this
-//! * [`queues`]: what requests to a driver are like
-//! * [`command`]: sends a command, again if its driver was ended, and says what became of it
-//! * [`scan`]: looks for the disks of a host
+//! * [`class`]: the entry in the kernel's table of classes
+//! * [`queues`]: requests to a driver
+//! * [`command`]: sends a command, again if its driver was ended, and checks its outcome
+//! * [`scan`]: searches for the disks of a host
 //! * [`disk`]: the blocks of one disk
 #![no_std]
 #![forbid(unsafe_code)]
@@ -24,19 +24,19 @@ pub mod disk;
 pub mod queues;
 pub mod scan;
 
-/// A SCSI host: a driver, and whatever comes in its place when it was ended.
+/// A SCSI host: a driver, and its successors.
 pub struct Host {
     server: Server,
-    /// Set when its units have been looked at, as far as they are.
+    /// Set when a search for the host's units has ended.
     scanned: AtomicBool,
-    /// Whether units went while this driver said what is there: the next one may say otherwise.
+    /// Whether units were lost according to this driver: its successor may say otherwise.
     lost_some: AtomicBool,
-    /// Whether what is known of its units is from a driver that lost some, until they were looked
-    /// at again.
+    /// Whether the units are known from a driver that lost some. A search with another driver
+    /// clears this.
     in_doubt: AtomicBool,
-    /// Units that are to be looked at again.
+    /// Units to look at again.
     stale: Mutex<Vec<(u32, u32)>>,
-    /// Units of which it was said why they are not used.
+    /// Units for which the log has the reason why they are not used.
     told: Mutex<Vec<(u32, u32)>>,
 }
 
@@ -64,13 +64,14 @@ impl Host {
         }
     }
 
-    /// Whether its units are to be looked at again before anybody relies on what is known of them.
+    /// Returns whether the units must be looked at again before their known properties can be
+    /// relied on.
     pub fn is_in_doubt(&self) -> bool {
         self.in_doubt.load(Ordering::Acquire)
     }
 }
 
-/// All hosts.
+/// Returns all hosts.
 fn hosts() -> Vec<Arc<Host>> {
     HOSTS.lock().clone()
 }

@@ -1,4 +1,4 @@
-//! What SCSI requests are like ([`ringfence_abi::scsi`]).
+//! Requests to a SCSI driver ([`ringfence_abi::scsi`]).
 
 use host::requests::{self, Direction, Protocol, Transfer};
 use ringfence_abi::queue::{Place, Words};
@@ -10,7 +10,7 @@ use ringfence_abi::scsi::{
 use ringfence_abi::upcall::Reply;
 use ringfence_core::cdb::Cdb;
 
-/// Requests for logical units.
+/// The protocol of requests for logical units.
 pub struct Scsi;
 
 /// Which of the urgent requests a reset is: the one behind those of a lower function.
@@ -106,7 +106,7 @@ impl Protocol for Scsi {
         write_request(memory, number, &request);
     }
 
-    /// A status is a byte (SAM-5 5.3.1): cut off, another one might read as GOOD.
+    /// Refuses a status that is longer than a byte (SAM-5 5.3.1): cut off, it might read as GOOD.
     fn read(memory: &impl Words, number: usize) -> Result<Outcome, u64> {
         let outcome = read_outcome(memory, number).ok_or(number as u64)?;
         if outcome.status > u8::MAX.into() { Err(outcome.status.into()) } else { Ok(outcome) }

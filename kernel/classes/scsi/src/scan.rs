@@ -1,4 +1,4 @@
-//! Looks for the logical units of SCSI hosts, one host after the other, and keeps the disks.
+//! Searches for the logical units of SCSI hosts, one host after the other, and keeps the disks.
 
 use super::Host;
 use super::command::{ScsiError, execute};
@@ -25,18 +25,19 @@ use ringfence_core::cdb;
 use ringfence_core::limits::SCAN_MS;
 use spin::Mutex;
 
-/// Most disks that one host can have.
+/// The most disks that one host can have.
 const MAX_DISKS: usize = 64;
 static DISKS: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
-/// Whether a host is being looked at, and how many were.
+/// Whether a host is being looked at.
 static SCANNING: AtomicBool = AtomicBool::new(false);
+/// How many hosts were looked at so far.
 static DONE: AtomicU64 = AtomicU64::new(0);
-/// Hosts that are to be scanned.
+/// Hosts to scan.
 static TO_SCAN: Mutex<VecDeque<Arc<Host>>> = Mutex::new(VecDeque::new());
 static ON_TO_SCAN: AtomicWaker = AtomicWaker::new();
 static ON_SETTLED: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
-/// Has the units of `host` looked for, behind those of others that wait for that.
+/// Has the units of `host` searched for, after those of other hosts that wait.
 pub fn look_at(host: Arc<Host>) {
     let mut to_scan = TO_SCAN.lock();
     if !to_scan.iter().any(|other| Arc::ptr_eq(other, &host)) {
@@ -53,14 +54,14 @@ pub fn forget(host: &Arc<Host>) {
     TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, host));
 }
 
-/// Waits until all hosts have been looked at that are to be right now: a device may have its units
-/// looked at again and again.
+/// Waits until all hosts have been looked at that are waiting for that right now. Later ones do not
+/// count, because a device may cause searches again and again.
 pub async fn settled() {
     note_said();
     let until =
         DONE.load(Ordering::Acquire) + TO_SCAN.lock().len() as u64 + u64::from(SCANNING.load(Ordering::Acquire));
     poll_fn(|context| {
-        // A host may be gone before it was looked at.
+        // A waiting host may be gone before it is looked at, and is not counted then.
         let idle = TO_SCAN.lock().is_empty() && !SCANNING.load(Ordering::Acquire);
         if idle || DONE.load(Ordering::Acquire) >= until {
             return Poll::Ready(());
@@ -71,18 +72,18 @@ pub async fn settled() {
     .await;
 }
 
-/// All disks.
+/// Returns all disks.
 pub fn disks() -> Vec<Arc<Disk>> {
     DISKS.lock().clone()
 }
 
-/// The task that scans hosts.
+/// Scans hosts, for ever; this is the task that does so.
 pub async fn run() {
     loop {
         let (host, is_whole) = poll_fn(|context| {
             ON_TO_SCAN.register(context.waker());
             note_said();
-            // From here on what is said of its units is about the next search.
+            // Changes that the driver reports from now on need another search.
             if let Some(host) = TO_SCAN.lock().pop_front() {
                 return Poll::Ready((host, true));
             }
@@ -104,7 +105,7 @@ pub async fn run() {
     }
 }
 
-/// A driver has said that units of its host have come, gone or changed.
+/// Wakes the task that scans: a driver has reported that units of its host came, went or changed.
 pub fn note_change() {
     ON_TO_SCAN.wake();
 }
@@ -123,7 +124,7 @@ pub fn look_at_all() {
     super::hosts().into_iter().for_each(look_at);
 }
 
-/// Has all units of hosts looked at again whose drivers have said so.
+/// Has all units of those hosts looked at again whose drivers have reported changes.
 fn note_said() {
     for host in super::hosts() {
         let said =
@@ -140,7 +141,7 @@ async fn refresh(host: &Arc<Host>) {
     let stale = core::mem::take(&mut *host.stale.lock());
     for (target, lun) in stale {
         let opened = Disk::open(host, target, lun).await;
-        // What a driver has said that is there no more is not believed.
+        // The driver was replaced: its word that a unit is gone is not believed.
         if host.has_other_than(&driver) {
             look_at(host.clone());
             return;
@@ -149,17 +150,17 @@ async fn refresh(host: &Arc<Host>) {
             Ok(Unit::Disk(disk)) => keep(disk, host),
             Ok(_) => forget_units(host, |disk| (disk.target, disk.lun) == (target, lun)),
             Err(error) if error.is_no_unit() => forget_units(host, |disk| (disk.target, disk.lun) == (target, lun)),
-            // The next command says what is wrong.
+            // The next command will report the error.
             Err(_) => {}
         }
     }
 }
 
-/// Looks for the units of a host, for as long as that may take. One whose driver is ended is looked
-/// at again, when it has another.
+/// Searches for the units of a host, for as long as that may take. If the driver is ended in the
+/// meantime, the host is looked at again when it has another driver.
 async fn scan(host: &Arc<Host>) {
     let limit_ms = SCAN_MS.get();
-    // A host that has many units, or says so, pays for the search.
+    // The search is charged to the driver: its host may have many units, or say so.
     let driver = host.driver();
     let search = poll::charged(|| Some(host.handle()), scan_targets(host, &driver));
     match with_timeout(Duration::from_millis(limit_ms), search).await {
@@ -168,7 +169,7 @@ async fn scan(host: &Arc<Host>) {
         Err(_) => warn(host, format_args!("not all units were found within {limit_ms} ms")),
     }
     if host.has_other_than(&driver) {
-        // Some of what was found is what the one before has said.
+        // Some of the units were found through the driver before.
         look_at(host.clone());
         return;
     }
@@ -184,7 +185,7 @@ fn warn(host: &Host, text: fmt::Arguments) {
     console::say_about(&source_of(host), Level::Warn, text);
 }
 
-/// Says once why a unit is not used.
+/// Logs once why a unit is not used.
 fn leave_out(host: &Host, target: u32, lun: u32, why: fmt::Arguments) {
     const MOST_TOLD: usize = 64;
     {
@@ -198,27 +199,28 @@ fn leave_out(host: &Host, target: u32, lun: u32, why: fmt::Arguments) {
     console::say_about(&source_of(host), Level::Info, text);
 }
 
-/// Errors of a host after which the rest of its units is left out: each is a line of the log.
+/// Errors of a host after which its other units are left out, because each error is a line of the
+/// log.
 const MAX_ERRORS: usize = 16;
 
 /// A search for the units of a host.
 struct Search<'a> {
     host: &'a Arc<Host>,
-    /// Units that are there.
+    /// Units that exist.
     found: Vec<(u32, u32)>,
     errors: usize,
 }
 
-/// Why a search does not go on.
+/// The reason why a search stops.
 enum Stop {
     /// The driver was ended.
     NoDriver,
-    /// There is too much of something, which was said.
+    /// There is too much of something; the log says of what.
     Enough,
 }
 
 impl Search<'_> {
-    /// Notes an error of a part of the host.
+    /// Notes an error of a target or a unit.
     fn note(&mut self, place: fmt::Arguments, error: ScsiError) -> Result<(), Stop> {
         if error == ScsiError::NoDriver {
             return Err(Stop::NoDriver);
@@ -254,7 +256,7 @@ impl Search<'_> {
             Ok(Unit::None) => Ok(()),
             Err(error) if error.is_no_unit() => Ok(()),
             Err(error) => {
-                // It is there, and has a fault.
+                // The unit exists, and has a fault.
                 self.found.push((target, lun));
                 self.note(format_args!("target {target}, unit {lun}"), error)
             }
@@ -262,8 +264,8 @@ impl Search<'_> {
     }
 }
 
-/// Looks at every target for its logical units, and keeps the disks; those that are not there any
-/// more are forgotten. Fails if the driver is ended.
+/// Searches every target for its logical units, and keeps the disks. Forgets disks that are gone.
+/// Fails if the driver is ended.
 async fn scan_targets(host: &Arc<Host>, driver: &Weak<Mutex<Domain>>) -> Result<(), ScsiError> {
     const LIST_BYTES: usize = 8 + 256 * 8;
     let info = host.handle().lock().offered::<Queues>().map(|scsi| scsi.info).ok_or(ScsiError::NoDriver)?;
@@ -303,13 +305,13 @@ async fn scan_targets(host: &Arc<Host>, driver: &Weak<Mutex<Domain>>) -> Result<
 }
 
 impl Host {
-    /// Its disks.
+    /// Returns the host's disks.
     fn disks(self: &Arc<Host>) -> impl Iterator<Item = Arc<Disk>> {
         disks().into_iter().filter(move |disk| Arc::ptr_eq(disk.host(), self))
     }
 }
 
-/// Forgets disks of a host that are gone.
+/// Forgets the disks of a host for which `is_gone` returns `true`.
 fn forget_units(host: &Arc<Host>, is_gone: impl Fn(&Disk) -> bool) {
     for disk in host.disks().filter(|disk| is_gone(disk)) {
         disk.set_gone();
@@ -324,8 +326,8 @@ fn forget_disk(disk: &Arc<Disk>) {
     disk::forget(|other| other.name() == disk.name);
 }
 
-/// Keeps a disk that was found, under a name that no other has; or what is new of one that was
-/// there before.
+/// Keeps a disk that was found, under a name that no other disk has. If the disk was there before,
+/// takes over its new number of blocks.
 fn keep(disk: Disk, host: &Arc<Host>) {
     if host.is_gone() {
         return;
@@ -341,7 +343,7 @@ fn keep(disk: Disk, host: &Arc<Host>) {
             }
             return;
         }
-        // Another disk in the same place.
+        // Another disk is in the same place.
         forget_units(host, |other| core::ptr::eq(other, &*known));
     }
     let disk = disk::add(|name| disk.named(name));
@@ -353,10 +355,10 @@ fn keep(disk: Disk, host: &Arc<Host>) {
     DISKS.lock().push(disk);
 }
 
-/// The search for units, for who wants disks and does not care which.
+/// The search for units, as a [`disk::Search`].
 pub struct Units;
 
-/// The one that there is.
+/// The only value of its type.
 pub static SEARCH: Units = Units;
 
 impl disk::Search for Units {

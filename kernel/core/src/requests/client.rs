@@ -1,14 +1,14 @@
-//! The other end: a driver asks, and this side carries out. As [`super::Account`] is for drivers
-//! that are asked.
+//! The requests of a driver that is a client: the driver asks, and this side carries out.
+//! [`super::Account`] is the counterpart for drivers that carry out requests.
 //!
 //! **A number that does not exist, or that is asked for again before it was answered, is
-//! [`Wrong`]**; what a request says is its class's to judge.
+//! [`Wrong`]**. The class checks the content of requests.
 
 use super::Wrong;
 use alloc::vec::Vec;
 use ringfence_abi::queue::{Consumer, Place, Producer, Words};
 
-/// What a driver has asked for, and has no answer to yet.
+/// The requests of a driver that are not answered yet.
 pub struct Asked<M> {
     queues: M,
     submit: Consumer,
@@ -17,24 +17,24 @@ pub struct Asked<M> {
 }
 
 impl<M: Words> Asked<M> {
-    /// Nothing, of up to `requests`, on two rings: numbers of requests to carry out, and of those
-    /// that are.
+    /// Returns an account of up to `requests` requests, none of which is under way, on two rings:
+    /// numbers of requests to carry out, and of completed requests.
     pub fn new(queues: M, [submit, complete]: [Place; 2], requests: usize) -> Asked<M> {
         let under_way = (0..requests).map(|_| false).collect();
         Asked { queues, submit: Consumer::new(submit), complete: Producer::new(complete), under_way }
     }
 
-    /// The memory with rings and requests.
+    /// Returns the memory with rings and requests.
     pub fn queues(&self) -> &M {
         &self.queues
     }
 
-    /// How many have no answer yet.
+    /// Returns how many requests are not answered yet.
     pub fn count(&self) -> usize {
         self.under_way.iter().filter(|is_asked| **is_asked).count()
     }
 
-    /// The number of the next request to carry out.
+    /// Takes the number of the next request to carry out.
     pub fn take(&mut self) -> Result<Option<usize>, Wrong> {
         let taken = self.submit.take(&self.queues).map_err(Wrong::position("submit"))?;
         let Some(entry) = taken else { return Ok(None) };
@@ -47,14 +47,14 @@ impl<M: Words> Asked<M> {
         Ok(Some(number))
     }
 
-    /// Says that a request is carried out; `write` puts its outcome beside it. Nothing happens if
-    /// it was not asked for.
+    /// Completes a request; `write` puts its outcome beside it. Does nothing if the request is not
+    /// under way.
     pub fn complete(&mut self, number: usize, write: impl FnOnce(&M)) -> Result<(), Wrong> {
         let Some(is_asked) = self.under_way.get_mut(number).filter(|is_asked| **is_asked) else { return Ok(()) };
         *is_asked = false;
         write(&self.queues);
-        // There is room for all there are, unless the driver says that it has not taken what it was
-        // given: it misses this one then.
+        // The ring has room for all requests, unless the driver says that it has not taken
+        // completions that it was given. It misses this one then.
         self.complete.put(&self.queues, number as u64).map_err(Wrong::position("complete"))?;
         Ok(())
     }

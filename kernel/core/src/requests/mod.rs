@@ -1,12 +1,12 @@
-//! Requests that somebody else carries out: two rings of numbers, and the requests and their data
-//! beside them.
+//! Requests that one side submits and the other side carries out: two rings of request numbers in
+//! shared memory, and the requests and their data beside them.
 //!
-//! * [`Account`]: who has which, as this side knows it
+//! * [`Account`]: the requests to a driver, by this side's own count
 //! * [`repeat`]: the order in which requests are sent again
-//! * [`client`]: who has asked for which, where the other side asks
+//! * [`client`]: the requests of a driver, which this side carries out
 //!
-//! **This side believes only its own account.** A number that was not lent, or not taken yet, is
-//! [`Wrong`].
+//! **This side believes only its own account.** A number that was not lent, or that the driver has
+//! not taken yet, is [`Wrong`].
 
 use alloc::vec::Vec;
 use core::task::Waker;
@@ -16,23 +16,23 @@ use ringfence_abi::upcall::Reply;
 pub mod client;
 pub mod repeat;
 
-/// What the other side has put into a queue that cannot be true.
+/// Something in a queue that cannot be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wrong {
-    /// A position in this queue.
+    /// The other side's position in this queue.
     Position(&'static str, Lie),
-    /// An entry of this queue.
+    /// The other side's entry in this queue.
     Entry(&'static str, u64),
 }
 
 impl Wrong {
-    /// What a lie about the position in `queue` is.
+    /// Turns a lie about the position in `queue` into a [`Wrong`].
     pub fn position(queue: &'static str) -> impl Fn(Lie) -> Wrong {
         move |lie| Wrong::Position(queue, lie)
     }
 }
 
-/// Memory that both sides see, for data. What does not lie inside is not copied.
+/// Memory for data that both sides see. Bytes outside it are not copied.
 pub trait Data {
     /// Copies bytes from `offset` on; `false` if they do not all lie inside.
     fn read(&self, offset: usize, to: &mut [u8]) -> bool;
@@ -40,7 +40,7 @@ pub trait Data {
     fn write(&self, offset: usize, from: &[u8]) -> bool;
 }
 
-/// Where a request's data lies, and which way it goes.
+/// The place of a request's data, and its direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
     /// Address for the device.
@@ -49,14 +49,14 @@ pub struct Transfer {
     pub start: u64,
     /// Length in bytes, at most [`Protocol::MAX_DATA`].
     pub len_bytes: u32,
-    /// Which way.
+    /// Its direction.
     pub direction: Direction,
 }
 
-/// Which way data goes.
+/// The direction of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// There is none.
+    /// There is no data.
     None,
     /// From the device.
     In,
@@ -64,48 +64,48 @@ pub enum Direction {
     Out,
 }
 
-/// What requests of a class are like.
+/// The types and formats of a class's requests.
 pub trait Protocol: Send + Sized + 'static {
-    /// What a driver says of itself, checked.
+    /// A driver's description of itself, checked.
     type Info: Copy + Send;
-    /// What is asked for.
+    /// The content of a request.
     type Request: Copy + Send;
-    /// What a driver answers, checked.
+    /// A driver's answer, checked.
     type Outcome: Copy + Send;
-    /// What a request is for: **nothing overtakes a write that somebody stopped waiting for, to the
-    /// same one of these**.
+    /// The unit that a request is for. **No request overtakes an abandoned write to the same
+    /// unit.**
     type Unit: PartialEq + Copy + Send;
 
-    /// What a request is called, and several that a driver has.
+    /// The name of a request, and of several that a driver has.
     const NAMES: [&'static str; 2];
-    /// The two rings: numbers of requests to carry out, and of those that are.
+    /// The two rings: numbers of requests to carry out, and of completed requests.
     const RINGS: [Place; 2];
     /// Length of the memory with rings and requests, in bytes.
     const QUEUE_BYTES: usize;
-    /// How many requests there are.
+    /// Number of requests.
     const REQUESTS: usize;
     /// How many more numbers there are: of requests about others, which have no data and get
     /// through when all of those are under way.
     const URGENT: usize = 0;
-    /// Most data of one, in bytes.
+    /// Longest data of a request, in bytes.
     const MAX_DATA: usize;
-    /// What a driver tells beside how it dealt with an interrupt that is kept for the class.
+    /// The bits of a driver's reply to a poll that are news for the class.
     const NEWS: Reply;
 
-    /// How many requests a driver takes at once.
+    /// Returns how many requests a driver takes at once.
     fn depth(info: &Self::Info) -> usize;
 
-    /// What a request is for.
+    /// Returns the unit that a request is for.
     fn unit(request: &Self::Request) -> Self::Unit;
 
     /// Writes request `number` into shared memory.
     fn write(memory: &impl Words, number: usize, request: &Self::Request, data: Transfer);
 
-    /// Reads the outcome of request `number`. One that cannot be true is an error, with the number
-    /// that shows it.
+    /// Reads the outcome of request `number`. If it cannot be true, the error is the number that
+    /// shows it.
     fn read(memory: &impl Words, number: usize) -> Result<Self::Outcome, u64>;
 
-    /// A driver has told news.
+    /// Is called when a driver has told news.
     fn news_came() {}
 
     /// What a driver that has not done `request`, under `number`, in time is asked to do about it:
@@ -121,39 +121,40 @@ pub trait Protocol: Send + Sized + 'static {
     }
 }
 
-/// Why a request has no outcome: its driver was ended, and no other came.
+/// The error of a request without an outcome: its driver was ended, and no other came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost;
 
 enum State<P: Protocol> {
     Free,
-    /// The driver has it; its number, if it is to be sent again when the driver is ended, and who
-    /// waits for it, if someone still does.
+    /// The driver has the request. `number` is its number if it is to be sent again when the driver
+    /// is ended. `waker` wakes the task that waits for it, unless it was abandoned.
     Sent {
         number: Option<u64>,
         waker: Option<Waker>,
         abandoned: bool,
-        /// Where it is in the queue: the driver has it once that was taken there.
+        /// The request's position in the queue: the driver has the request once it has taken that
+        /// position.
         position: u64,
-        /// What it writes to, if it does.
+        /// The unit that the request writes to, if it does.
         writes: Option<P::Unit>,
     },
     Done(P::Outcome),
-    /// The driver was ended.
+    /// The driver was ended before it completed the request.
     Lost,
 }
 
-/// Which data a request has.
+/// The data of a request.
 pub enum Moves<'a> {
-    /// There is none.
+    /// There is no data.
     None,
     /// The device returns up to so many bytes.
     In(usize),
-    /// To the device.
+    /// These bytes go to the device.
     Out(&'a [u8]),
 }
 
-/// Number of a request that is under way.
+/// The number of a request that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(usize);
 
@@ -164,34 +165,34 @@ impl Ticket {
     }
 }
 
-/// Memory of a driver's queues, and of the data.
+/// The memory of a driver's queues and data.
 pub struct Memory<M> {
     /// Rings and requests.
     pub queues: M,
     /// The data of each request, one after the other.
     pub data: M,
-    /// Where the device sees that.
+    /// The data's address for the device.
     pub data_address: u64,
-    /// Where the driver sees it.
+    /// The data's address for the driver.
     pub data_start: u64,
 }
 
-/// Which requests the driver has, and what became of the others.
+/// The requests that the driver has, and the outcomes of the others.
 pub struct Account<P: Protocol, M> {
     memory: Memory<M>,
     submit: Producer,
     complete: Consumer,
     requests: Vec<State<P>>,
-    /// Which of those that the driver takes at once are free: the last one is the next.
+    /// The free requests among those that the driver takes at once; the last one is used next.
     free: Vec<usize>,
-    /// How many of them the driver has, and nobody waits for.
+    /// How many requests the driver has that were abandoned.
     abandoned: usize,
-    /// Woken when a request becomes free.
+    /// Wakers of the tasks that wait for a free request.
     on_free: Vec<Waker>,
 }
 
 impl<P: Protocol, M: Words + Data> Account<P, M> {
-    /// An account of empty queues for a driver that takes `depth` requests at once.
+    /// Returns an account with empty queues for a driver that takes `depth` requests at once.
     pub fn new(memory: Memory<M>, depth: usize) -> Account<P, M> {
         let [submit, complete] = P::RINGS;
         Account {
@@ -205,13 +206,13 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         }
     }
 
-    /// How many requests the driver has.
+    /// Returns how many requests the driver has.
     pub fn count(&self) -> usize {
         self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
     }
 
-    /// Which of the requests that the driver has it was given first: another number each time.
-    /// `None` if it has none.
+    /// Returns the position of the oldest request that the driver has; each request has its own.
+    /// `None` if the driver has no request.
     pub fn oldest(&self) -> Option<u64> {
         let positions = self.requests.iter().filter_map(|state| match state {
             State::Sent { position, .. } => Some(*position),
@@ -220,12 +221,13 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         positions.min()
     }
 
-    /// Puts a request into the driver's hands, which looks at it when it is polled; `None` if all
-    /// are under way. Data longer than [`Protocol::MAX_DATA`] is cut off. `number` is that of a
-    /// request that has a place among [`repeat::Repeats`].
+    /// Submits a request; the driver looks at it when it is polled. Returns `None` if no request is
+    /// free, or if an abandoned write to the same unit is still under way. Data longer than
+    /// [`Protocol::MAX_DATA`] is cut off. `number` is the request's number if it has a place among
+    /// [`repeat::Repeats`].
     pub fn begin(&mut self, number: Option<u64>, request: &P::Request, moves: Moves) -> Result<Option<Ticket>, Wrong> {
         let Some(&slot) = self.free.last() else { return Ok(None) };
-        // A write that nobody waits for any more is still with the device. Nothing may overtake it.
+        // The device may still carry out a write that was abandoned. Nothing may overtake it.
         let unit = P::unit(request);
         let pending =
             |state: &State<P>| matches!(state, State::Sent { abandoned: true, writes: Some(of), .. } if *of == unit);
@@ -282,7 +284,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         Ok(true)
     }
 
-    /// Takes what the driver has completed.
+    /// Takes the requests that the driver has completed.
     pub fn collect(&mut self) -> Result<(), Wrong> {
         while let Some(taken) = self.complete.take(&self.memory.queues).map_err(Wrong::position("complete"))? {
             let bad = Wrong::Entry("complete", taken);
@@ -297,8 +299,8 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         Ok(())
     }
 
-    /// Ends all requests under way: the driver is gone. The numbers of those that somebody waits
-    /// for are handed to `repeat`.
+    /// Ends all requests under way, because the driver was ended. Passes the numbers of those that
+    /// were not abandoned to `repeat`.
     pub fn fail_all(&mut self, mut repeat: impl FnMut(u64)) {
         for slot in 0..self.requests.len() {
             if let Some(State::Sent { number, abandoned, .. }) = self.requests.get(slot) {
@@ -333,14 +335,14 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes `waker` when a request becomes free: all who wait look again then, as what one of them
-    /// wants may be held back.
+    /// Wakes `waker` when a request becomes free. All waiting tasks are woken then, because the
+    /// request of any one of them may be held back.
     pub fn wake_when_free(&mut self, waker: &Waker) {
         repeat::wait_in(&mut self.on_free, waker);
     }
 
-    /// The outcome of a request, and its data in `data` as far as that reaches, if it is complete.
-    /// It is over then.
+    /// Returns the outcome of a request that is complete, copies its data to `data` as far as that
+    /// reaches, and frees the request. `None` if it is not complete; `waker` is woken when it is.
     #[inline]
     pub fn finish(
         &mut self,
@@ -370,7 +372,8 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         }
     }
 
-    /// Nobody waits for this request any more; it becomes free when the driver completes it.
+    /// Abandons a request: no task waits for it any more. It becomes free when the driver completes
+    /// it.
     pub fn abandon(&mut self, ticket: Ticket) {
         match self.requests.get_mut(ticket.0) {
             Some(State::Sent { abandoned, .. }) => {

@@ -1,17 +1,17 @@
-//! The order in which requests are sent again that were under way when their driver was ended.
+//! The order in which requests that were under way when their driver was ended are sent again.
 //!
-//! **Each request has a number, and a successor gets them in that order, one by one**: the next is
-//! sent when the one before is done. A request that was carried out and not answered is carried out
-//! twice, in the same place of the order, so that a later write to the same block stays the later
-//! one.
+//! **Each request has a number, and a successor gets the requests in the order of their numbers,
+//! one by one**: the next is sent when the one before it is done. A request that was carried out
+//! but not answered is carried out twice. It keeps its place in the order, so that a later write to
+//! the same block stays the later one.
 //!
 //! Not taken:
 //! * *Sending all at once.* A device may carry them out in any order, and two writes to one block
 //!   would change places.
-//! * *A log of what was written,* to send again only what is missing. Which requests overlap is
-//!   their class's to know; this knows of none.
-//! * *Failing what was under way,* and leaving it to who asked. Every user of a disk would need
-//!   what is here once.
+//! * *A log of all writes,* to send again only those that are missing. Only a class can know which
+//!   requests overlap; this module does not.
+//! * *Failing the requests that were under way,* and leaving the repetition to the client. Every
+//!   user of a disk would need this module then.
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -19,7 +19,7 @@ use core::future::poll_fn;
 use core::task::{Poll, Waker};
 use spin::Mutex;
 
-/// A server's requests that are to be sent again: lowest number first.
+/// A server's requests that are to be sent again, lowest number first.
 #[derive(Default)]
 pub struct Repeats {
     numbers: Mutex<BTreeSet<u64>>,
@@ -27,30 +27,30 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    /// Request `number` is to be sent again.
+    /// Notes that request `number` is to be sent again.
     pub fn add(&self, number: u64) {
         self.numbers.lock().insert(number);
     }
 
-    /// The place of command `number`, which is not to be sent again yet.
+    /// Returns the place of request `number`, which is not to be sent again yet.
     pub fn place(&self, number: u64) -> Place<'_> {
         Place { repeats: self, number }
     }
 }
 
-/// A command's place among those that are sent again. It is left when this goes.
+/// A request's place among those that are sent again. It is left when this is dropped.
 pub struct Place<'a> {
     repeats: &'a Repeats,
     number: u64,
 }
 
 impl Place<'_> {
-    /// It is to be sent again.
+    /// Notes that the request is to be sent again.
     pub fn join(&self) {
         self.repeats.add(self.number);
     }
 
-    /// Waits until all commands with smaller numbers were sent again. It must have joined.
+    /// Waits until all requests with smaller numbers were sent again. The request must have joined.
     pub async fn come(&self) {
         poll_fn(|context| {
             if self.repeats.numbers.lock().first() == Some(&self.number) {
@@ -62,7 +62,7 @@ impl Place<'_> {
         .await;
     }
 
-    /// The next one may be sent.
+    /// Leaves the place: the next request may be sent.
     pub fn leave(&self) {
         if self.repeats.numbers.lock().remove(&self.number) {
             core::mem::take(&mut *self.repeats.waiting.lock()).into_iter().for_each(Waker::wake);
@@ -76,8 +76,8 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Adds a waker to those that wait for something, once: a task may be polled any number of times
-/// before that comes.
+/// Adds a waker to those that wait, once: a task may be polled any number of times before it is
+/// woken.
 pub fn wait_in(waiting: &mut Vec<Waker>, waker: &Waker) {
     if !waiting.iter().any(|other| other.will_wake(waker)) {
         waiting.push(waker.clone());
@@ -103,7 +103,7 @@ mod tests {
         }
     }
 
-    /// Whether it is the turn of `place`.
+    /// Returns whether it is the turn of `place`.
     fn is_next(place: &Place, count: &Arc<Count>) -> bool {
         let waker = Waker::from(count.clone());
         pin!(place.come()).poll(&mut Context::from_waker(&waker)).is_ready()
@@ -113,7 +113,7 @@ mod tests {
     fn requests_are_sent_again_in_the_order_in_which_they_were_first_sent() {
         let (repeats, count) = (Repeats::default(), Arc::new(Count::default()));
         let places: Vec<Place> = [4, 9, 7].map(|number| repeats.place(number)).into();
-        // They are noted in whatever order the driver had them.
+        // They are noted in the order in which the driver had them.
         [9, 4, 7].into_iter().for_each(|number| repeats.add(number));
         let order = |which: [bool; 3]| assert_eq!([0, 1, 2].map(|place| is_next(&places[place], &count)), which);
         order([true, false, false]);

@@ -41,8 +41,8 @@ impl Data for Shared {
     }
 }
 
-/// Requests that are numbers, and outcomes that are, of which 13 cannot be true. What one is for is
-/// its tens.
+/// The requests and outcomes are numbers; outcome 13 cannot be true. A request is for the unit of
+/// its tens digit.
 struct Numbers;
 
 const REQUESTS: usize = 4;
@@ -101,12 +101,12 @@ impl Pair {
         Pair { account, queues, data, submit: Consumer::new(SUBMIT), complete: Producer::new(COMPLETE) }
     }
 
-    /// The driver takes a request.
+    /// Takes a request as the driver.
     fn take(&mut self) -> Option<usize> {
         self.submit.take(&self.queues).unwrap().map(|number| number as usize)
     }
 
-    /// The driver completes one.
+    /// Completes a request as the driver.
     fn complete(&mut self, number: usize, outcome: u64) {
         self.queues.store(COMPLETE.end() + NUMBERS + number, outcome);
         self.complete.put(&self.queues, number as u64).unwrap();
@@ -165,7 +165,7 @@ fn there_are_as_many_requests_as_there_are() {
         pair.complete(number, 0);
     }
     pair.account.collect().unwrap();
-    // What is done and not looked at is not free.
+    // A request that is done, and whose outcome was not fetched, is not free.
     assert_eq!(pair.begin(4, Moves::None), None);
     pair.account.finish(tickets[2], &mut [], None);
     assert!(pair.begin(4, Moves::None).is_some());
@@ -272,7 +272,7 @@ fn nothing_overtakes_a_write_that_nobody_waits_for() {
     pair.complete(number, 0);
     pair.account.collect().unwrap();
     assert!(pair.begin(19, Moves::In(1)).is_some());
-    // A read that nobody waits for holds nothing up.
+    // An abandoned read holds nothing up.
     let read = pair.begin(30, Moves::In(1)).unwrap();
     pair.account.abandon(read);
     assert!(pair.begin(31, Moves::None).is_some());
@@ -288,8 +288,8 @@ fn data_is_cut_off_where_a_request_s_own_part_ends() {
 }
 
 proptest! {
-    /// Whatever the driver puts into the queues, the account panics never, and gives no request
-    /// away twice.
+    /// Whatever the driver puts into the queues, the account never panics, and never gives a
+    /// request away twice.
     #[test]
     fn no_driver_confuses_the_account(acts in prop::collection::vec((0_u8..5, any::<u64>()), 0..100)) {
         let mut pair = Pair::new();
@@ -302,7 +302,7 @@ proptest! {
                 },
                 1 => pair.queues.store((value % 48) as usize, value >> 8),
                 2 => {
-                    // A driver that has confused itself goes on.
+                    // A driver whose own queue is inconsistent goes on.
                     let _ = pair.complete.put(&pair.queues, value % 6);
                 }
                 3 => if pair.account.collect().is_err() { break },

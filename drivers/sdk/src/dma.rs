@@ -42,8 +42,11 @@ impl Dma {
         Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address, given })
     }
 
-    /// The same for a device whose addresses have 32 bits. [`crate::Refusal::NoMemory`] if it does
-    /// not reach it.
+    /// The same for a device whose addresses have 32 bits. The kernel takes memory below 4 GiB for
+    /// all devices, as long as there is any.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::NoMemory`] if there is none, with a line in the log.
     pub fn within_4_gib(len_bytes: usize) -> Result<Dma> {
         let memory = Dma::new(len_bytes)?;
         if u32::try_from(memory.address(len_bytes)).is_err() {

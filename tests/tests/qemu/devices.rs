@@ -1,7 +1,7 @@
 //! Each network card and adapter that has a driver: in both rings, and after its driver was ended
 //! and restarted, with frames on the wire and blocks on disks.
 
-use ringfence_tests::{Ran, assert_says, boot_well, machine};
+use ringfence_tests::{Ran, assert_says, boot_well, machine, unfenced};
 use std::fs::File;
 use tempfile::TempDir;
 
@@ -102,5 +102,21 @@ fn a_disk_says_what_was_wrong() {
         machine.disks = vec![ringfence::machine::Disk { path, read_only: true }];
         let text = boot_well(&machine);
         assert_says(&text, "write protected");
+    }
+}
+
+/// Where there is no IOMMU, a device of 32 bits reaches memory below 4 GiB only: DMA memory comes
+/// from there, also when most of the memory is elsewhere.
+#[test]
+fn devices_of_32_bits_work_beside_more_than_4_gib_of_memory() {
+    for (nic, hba) in [("rtl8139", "lsi53c895a"), ("pcnet", "am53c974")] {
+        let mut machine = unfenced(machine(&format!(
+            "ip; ping 10.0.2.2 -c 1; blkcheck disk0 0 256 1; kill {nic}; kill {hba}; blkcheck disk0 0 256 2; \
+             ping 10.0.2.2 -c 1"
+        )));
+        (machine.nic, machine.hba, machine.memory, machine.scratch) = (nic.into(), hba.into(), 5000, true);
+        let text = boot_well(&machine);
+        assert_eq!(text.matches("1 sent, 1 answered").count(), 2, "{text}");
+        assert_eq!(text.matches("256 blocks were written and read back").count(), 2, "{text}");
     }
 }

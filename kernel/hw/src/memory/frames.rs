@@ -18,7 +18,27 @@ use spin::{Lazy, Mutex};
 /// Blocks of up to 2^20 frames, 4 GiB.
 const ORDERS: usize = 21;
 
-static FREE: Lazy<Mutex<FrameAllocator<ORDERS>>> = Lazy::new(|| Mutex::new(FrameAllocator::new()));
+type Pool = Lazy<Mutex<FrameAllocator<ORDERS>>>;
+
+/// The free frames below 4 GiB, which every device reaches, and those above.
+static FREE: [Pool; 2] = [const { Lazy::new(|| Mutex::new(FrameAllocator::new())) }; 2];
+/// The first frame above 4 GiB.
+const FIRST_ABOVE: usize = 1 << 20;
+
+/// The pool that `frame` belongs to.
+fn pool_of(frame: usize) -> &'static Pool {
+    let [below, above] = &FREE;
+    if frame < FIRST_ABOVE { below } else { above }
+}
+
+/// Who needs frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// The CPU alone: frames above 4 GiB are as good, and are taken first.
+    Cpu,
+    /// A device, which may have addresses of 32 bits: frames below 4 GiB are taken first.
+    Device,
+}
 static FREE_COUNT: AtomicU64 = AtomicU64::new(0);
 static TOTAL_COUNT: AtomicU64 = AtomicU64::new(0);
 static PROMISED: AtomicU64 = AtomicU64::new(0);
@@ -42,20 +62,25 @@ impl fmt::Display for OutOfMemory {
 /// Gives the memory from `start` to `end` to the allocator; parts of frames at the ends are left
 /// out.
 pub(super) fn add(start: u64, end: u64) {
-    let (first, last) = (start.div_ceil(PAGE_SIZE), end / PAGE_SIZE);
-    if first < last {
-        FREE.lock().add_frame(first as usize, last as usize);
-        FREE_COUNT.fetch_add(last - first, Ordering::Relaxed);
-        TOTAL_COUNT.fetch_add(last - first, Ordering::Relaxed);
+    let (first, last) = (start.div_ceil(PAGE_SIZE) as usize, (end / PAGE_SIZE) as usize);
+    for range in [first..last.min(FIRST_ABOVE), first.max(FIRST_ABOVE)..last] {
+        if !range.is_empty() {
+            let count = range.len() as u64;
+            pool_of(range.start).lock().add_frame(range.start, range.end);
+            FREE_COUNT.fetch_add(count, Ordering::Relaxed);
+            TOTAL_COUNT.fetch_add(count, Ordering::Relaxed);
+        }
     }
 }
 
 /// Physical address of `count` zeroed frames in a row, which are whose who calls this.
-fn allocate(count: usize) -> Result<u64, OutOfMemory> {
+fn allocate(count: usize, needs: Needs) -> Result<u64, OutOfMemory> {
     if count == 0 {
         return Err(OutOfMemory);
     }
-    let first = FREE.lock().alloc(count).ok_or(OutOfMemory)?;
+    let [below, above] = &FREE;
+    let order = if needs == Needs::Device { [below, above] } else { [above, below] };
+    let first = order.into_iter().find_map(|pool| pool.lock().alloc(count)).ok_or(OutOfMemory)?;
     // The allocator deals in powers of two: what is beyond `count` goes back at once.
     give_back(first + count..first + count.next_power_of_two());
     FREE_COUNT.fetch_sub(count as u64, Ordering::Relaxed);
@@ -103,7 +128,11 @@ pub struct Frames {
 impl Frames {
     /// `count` of them.
     pub fn new(count: usize) -> Result<Frames, OutOfMemory> {
-        let frames = Frames { memory: in_hand(allocate(count)?, count), is_kept: AtomicBool::new(false) };
+        Frames::for_needs(count, Needs::Cpu)
+    }
+
+    fn for_needs(count: usize, needs: Needs) -> Result<Frames, OutOfMemory> {
+        let frames = Frames { memory: in_hand(allocate(count, needs)?, count), is_kept: AtomicBool::new(false) };
         frames.zero();
         Ok(frames)
     }
@@ -160,9 +189,10 @@ pub struct Lent {
 }
 
 impl Lent {
-    /// `count` zeroed frames in a row.
+    /// `count` zeroed frames in a row, below 4 GiB as long as there are any: a device may be one
+    /// of those that have them.
     pub fn new(count: usize) -> Result<Lent, OutOfMemory> {
-        Ok(Lent { frames: Arc::new(Frames::new(count)?) })
+        Ok(Lent { frames: Arc::new(Frames::for_needs(count, Needs::Device)?) })
     }
 }
 
@@ -213,7 +243,7 @@ pub(super) fn free_run(address: u64, count: usize) {
 fn give_back(mut frames: Range<usize>) {
     while !frames.is_empty() {
         let order = frames.start.trailing_zeros().min(frames.len().ilog2()).min(ORDERS as u32 - 1);
-        FREE.lock().dealloc(frames.start, 1 << order);
+        pool_of(frames.start).lock().dealloc(frames.start, 1 << order);
         frames.start += 1 << order;
     }
 }
@@ -221,17 +251,19 @@ fn give_back(mut frames: Range<usize>) {
 /// Calls `visit` with each frame that nobody owns. It must not allocate or free any.
 pub fn for_each_free(mut visit: impl FnMut(&SharedMemory)) {
     // All are taken, the largest blocks first, and given back when there are no more.
-    let mut free = FREE.lock();
-    let mut taken = Vec::new();
-    for order in (0..ORDERS).rev() {
-        while let Some(first) = free.alloc(1 << order) {
-            taken.push((first, 1 << order));
+    for pool in &FREE {
+        let mut free = pool.lock();
+        let mut taken = Vec::new();
+        for order in (0..ORDERS).rev() {
+            while let Some(first) = free.alloc(1 << order) {
+                taken.push((first, 1 << order));
+            }
         }
+        for (first, count) in &taken {
+            (*first..first + count).for_each(|frame| visit(&nobodys(frame)));
+        }
+        taken.into_iter().for_each(|(first, count)| free.dealloc(first, count));
     }
-    for (first, count) in &taken {
-        (*first..first + count).for_each(|frame| visit(&nobodys(frame)));
-    }
-    taken.into_iter().for_each(|(first, count)| free.dealloc(first, count));
 }
 
 /// Most frames that can be promised to one module: a driver that is restarted has its memory twice

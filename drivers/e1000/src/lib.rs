@@ -14,7 +14,9 @@ use registers::{self as reg, Card, ctrl, eerd, int, rctl, rxd, tctl, txd};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{Hearing, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
+use ringfence_sdk::net::{
+    FRAME_BYTES, Hearing, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame,
+};
 use ringfence_sdk::register::Registers;
 use ringfence_sdk::ring::Ring;
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
@@ -146,7 +148,7 @@ impl Device<Nic> for E1000 {
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo::new(self.mac).hears(Hearing::all())
+        NetInfo::new(self.mac).hears(Hearing::all()).longest(FRAME_BYTES)
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
@@ -231,7 +233,7 @@ fn eeprom(registers: &Registers<Card>, id: u16, address: u32) -> Result<[u8; 2]>
 impl E1000 {
     /// Lets the receiver take what it is to hear (13.4.22).
     fn set_hearing(&self, hearing: Hearing) {
-        let mut receive = rctl::EN | rctl::BAM | rctl::SECRC;
+        let mut receive = rctl::EN | rctl::LPE | rctl::BAM | rctl::SECRC;
         if hearing.contains(Hearing::PROMISCUOUS) {
             receive |= rctl::UPE | rctl::MPE;
         }
@@ -288,15 +290,44 @@ impl E1000 {
             }
             dma::read_barrier();
             let len_bytes = u16::from_le_bytes([len_low, len_high]);
-            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer
-            // goes back.
-            let good = errors & rxd::ERRORS == 0 && status & rxd::EOP != 0;
+            if status & rxd::EOP == 0 {
+                match self.skip_long(queues) {
+                    true => continue,
+                    false => break,
+                }
+            }
+            // A frame that is damaged is delivered empty: the buffer goes back.
+            let good = errors & rxd::ERRORS == 0;
             if let Some(frame) = self.rx_frames[self.rx.done].take() {
                 queues.give_received(frame, if good { len_bytes.into() } else { 0 });
             }
             self.rx.done = self.rx.after(self.rx.done);
         }
         self.refill(queues);
+    }
+
+    /// Gives the buffers of a frame back that is longer than one; `false` if the device has not
+    /// received all of it.
+    #[cold]
+    fn skip_long(&mut self, queues: &mut Queues) -> bool {
+        let mut end = self.rx.done;
+        loop {
+            let status: u8 = self.rx.memory.read(end * DESCRIPTOR + 12);
+            if end == self.rx.next || status & rxd::DD == 0 {
+                return false;
+            }
+            end = self.rx.after(end);
+            if status & rxd::EOP != 0 {
+                break;
+            }
+        }
+        while self.rx.done != end {
+            if let Some(frame) = self.rx_frames[self.rx.done].take() {
+                queues.give_received(frame, 0);
+            }
+            self.rx.done = self.rx.after(self.rx.done);
+        }
+        true
     }
 
     fn refill(&mut self, queues: &mut Queues) {

@@ -127,6 +127,8 @@ pub mod rctl {
     /// Accept frames to any host, and to any group.
     pub const UPE: u32 = 1 << 3;
     pub const MPE: u32 = 1 << 4;
+    /// Accept frames of more than 1522 bytes.
+    pub const LPE: u32 = 1 << 5;
     /// Accept broadcasts.
     pub const BAM: u32 = 1 << 15;
     /// Strip the check sequence.

@@ -151,8 +151,12 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
                 let at = random % (text.len() - INFO_BYTES);
                 let bytes = (random >> 16).to_le_bytes();
                 // Half of them have nothing in their reserved bytes.
-                let bytes = if random & 1 << 63 == 0 { bytes } else { [0x52, bytes[0], 0, 0, 0, 1, 0, 0] };
-                text[at..at + INFO_BYTES].copy_from_slice(&bytes);
+                let (info, rest) = match random & 1 << 63 {
+                    0 => (bytes, bytes),
+                    _ => ([0x52, bytes[0], 0, 0, 0, 1, 0, 0], [0; 8]),
+                };
+                text[at..at + 8].copy_from_slice(&info);
+                text[at + 8..at + INFO_BYTES].copy_from_slice(&rest);
                 arguments[0] = text[at..].as_ptr() as u64;
                 // Some have another length.
                 if random & 3 != 0 {

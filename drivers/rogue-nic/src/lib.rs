@@ -13,7 +13,9 @@ mod virtio;
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
-use ringfence_sdk::abi::net::{EMPTY, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES, entry};
+use ringfence_sdk::abi::net::{
+    EMPTY, FRAME_BYTES, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES, entry,
+};
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN};
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Reset, Result, device, driver};
@@ -76,7 +78,7 @@ impl RogueNic {
 }
 
 /// What it offers.
-static INFO: NetInfo = NetInfo { mac: [0x52, 0x54, 0, 0, 0, 1], can_hear: 0 };
+static INFO: NetInfo = NetInfo::new([0x52, 0x54, 0, 0, 0, 1]);
 const INFO_BYTES: u64 = size_of::<NetInfo>() as u64;
 
 /// Offers an interface of which the kernel is to look up at `info` what it is like.
@@ -208,7 +210,11 @@ impl Driver for RogueNic {
             "phys-frames" => refusal(unsafe { raw::rf_dma_address(self.slot() + DMA) }),
             "register-twice" => refusal(offer(&raw const INFO as u64, INFO_BYTES)),
             "register-group" => {
-                let info = NetInfo { mac: [0xff; 6], can_hear: 0 };
+                let info = NetInfo::new([0xff; 6]);
+                refusal(offer(&raw const info as u64, INFO_BYTES))
+            }
+            "register-long" => {
+                let info = INFO.longest(FRAME_BYTES + 1);
                 refusal(offer(&raw const info as u64, INFO_BYTES))
             }
             // Configuration space that is the kernel's: BAR 0, the interrupt line, decoding.

@@ -184,7 +184,7 @@ impl Device<Nic> for VirtioNet {
 
     fn info(&self) -> NetInfo {
         let can_hear = if self.control.is_some() { Hearing::all() } else { Hearing::empty() };
-        NetInfo::new(self.mac).hears(can_hear)
+        NetInfo::new(self.mac).hears(can_hear).longest(FRAME_BYTES)
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {

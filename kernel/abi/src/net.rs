@@ -12,7 +12,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of room in a frame: a multiple of what the 82540EM and its kin can be told.
 pub const FRAME_BYTES: usize = 2048;
-/// Longest Ethernet frame without its check sequence.
+/// Longest Ethernet frame without its check sequence (IEEE 802.3, 3.2.7). A driver may say that its
+/// card takes longer ones ([`NetInfo::max_frame`]).
 pub const MAX_FRAME: usize = 1514;
 /// Shortest frame that may be on a wire, without its check sequence (IEEE 802.3, 3.2.7). The kernel
 /// hands out shorter ones: many cards fill them up.
@@ -92,17 +93,27 @@ pub struct NetInfo {
     pub mac: [u8; 6],
     /// What the card can be told to hear besides, as bits of [`Hearing`].
     pub can_hear: u16,
+    /// The longest frame that the card sends and receives, in bytes without the check sequence:
+    /// from [`MAX_FRAME`] to [`FRAME_BYTES`], or 0 for [`MAX_FRAME`].
+    pub max_frame: u16,
+    /// Must be zero.
+    pub reserved: [u16; 3],
 }
 
 impl NetInfo {
     /// An interface with this Ethernet address.
     pub const fn new(mac: [u8; 6]) -> NetInfo {
-        NetInfo { mac, can_hear: 0 }
+        NetInfo { mac, can_hear: 0, max_frame: 0, reserved: [0; 3] }
     }
 
     /// The same of a card that can be told to hear more.
     pub const fn hears(self, can_hear: Hearing) -> NetInfo {
         NetInfo { can_hear: can_hear.bits(), ..self }
+    }
+
+    /// The same of a card that takes frames of up to `max_frame` bytes, at most [`FRAME_BYTES`].
+    pub const fn longest(self, max_frame: usize) -> NetInfo {
+        NetInfo { max_frame: max_frame as u16, ..self }
     }
 }
 

@@ -10,8 +10,8 @@ use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ringfence_abi::net::{
-    COUNTER_COUNT, COUNTERS, EMPTY, FRAME_BYTES, HEARING, Hearing, MAX_FRAME, RECEIVED, RX_FRAMES, TRANSMIT,
-    TRANSMITTED, TX_FRAMES, entry, split,
+    COUNTER_COUNT, COUNTERS, EMPTY, FRAME_BYTES, HEARING, Hearing, RECEIVED, RX_FRAMES, TRANSMIT, TRANSMITTED,
+    TX_FRAMES, entry, split,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -29,6 +29,8 @@ pub struct Frames<M> {
     rx: M,
     /// Returns the nanoseconds since boot.
     clock: fn() -> u64,
+    /// The longest frame that the driver takes, in bytes.
+    max_frame: usize,
     transmit: Producer,
     transmitted: Consumer,
     empty: Producer,
@@ -128,7 +130,10 @@ impl<M: Words + Data> Frames<M> {
         // are sent again.
         let _ = other.reclaim();
         for (number, len_bytes) in core::mem::take(&mut other.order) {
-            let Some(frame) = frame.get_mut(..len_bytes) else { continue };
+            // The other driver may have taken longer frames than this one does.
+            let Some(frame) = frame.get_mut(..len_bytes).filter(|frame| frame.len() <= self.max_frame) else {
+                continue;
+            };
             if other.tx.read(number * FRAME_BYTES, frame) {
                 // The new driver's queue has the same length, and is still empty.
                 let _ = self.send(frame);
@@ -152,13 +157,15 @@ impl<M: Words + Data> Frames<M> {
     }
 
     /// Returns an account in which the driver has all frames to receive into, and none to send.
-    /// `memory` holds the rings, `tx` and `rx` the frames.
-    pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64) -> Frames<M> {
+    /// `memory` holds the rings, `tx` and `rx` the frames; the driver sends frames of `max_frame`
+    /// bytes at most.
+    pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64, max_frame: usize) -> Frames<M> {
         let mut frames = Frames {
             memory,
             tx,
             rx,
             clock,
+            max_frame,
             transmit: Producer::new(TRANSMIT),
             transmitted: Consumer::new(TRANSMITTED),
             empty: Producer::new(EMPTY),
@@ -259,10 +266,15 @@ impl<M: Words + Data> Frames<M> {
         Ok(self.tx_lent.iter().position(is_free))
     }
 
-    /// Submits a frame of at most [`MAX_FRAME`] bytes; `false` if there is no room. The driver
-    /// looks at it when it is polled.
+    /// Returns the longest frame that the driver sends, in bytes.
+    pub fn max_frame(&self) -> usize {
+        self.max_frame
+    }
+
+    /// Submits a frame of at most [`Frames::max_frame`] bytes, which the caller sees to; `false` if
+    /// there is no room. The driver looks at it when it is polled.
     pub fn send(&mut self, frame: &[u8]) -> Result<bool, Wrong> {
-        if frame.len() > MAX_FRAME {
+        if frame.len() > FRAME_BYTES {
             return Ok(false);
         }
         let Some(number) = self.free_frame()? else { return Ok(false) };
@@ -329,7 +341,7 @@ impl<M: Words + Data> Frames<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfence_abi::net::QUEUE_BYTES;
+    use ringfence_abi::net::{MAX_FRAME, QUEUE_BYTES};
     use ringfence_abi::queue::{ENTRIES, PUT, Place, TAKEN};
     use std::cell::RefCell;
     use std::rc::Rc;
@@ -398,13 +410,13 @@ mod tests {
         let (rings, tx, rx) =
             (Memory::new(QUEUE_BYTES), Memory::new(TX_FRAMES * FRAME_BYTES), Memory::new(RX_FRAMES * FRAME_BYTES));
         let driver = Driver { rings: rings.clone(), rx: rx.clone(), transmitted: 0, received: 0 };
-        (Frames::new([rings, tx, rx], || 5), driver)
+        (Frames::new([rings, tx, rx], || 5, MAX_FRAME), driver)
     }
 
     #[test]
     fn a_frame_is_sent_and_comes_back_once() {
         let (mut frames, mut driver) = pair();
-        assert_eq!(frames.send(&[1; MAX_FRAME + 1]), Ok(false));
+        assert_eq!(frames.send(&[1; FRAME_BYTES + 1]), Ok(false));
         for number in 0..TX_FRAMES {
             assert_eq!(frames.send(&[number as u8; 60]), Ok(true), "{number}");
         }
@@ -492,6 +504,15 @@ mod tests {
         assert_eq!(sent, [1, 3]);
         let mut to = [0; FRAME_BYTES];
         assert_eq!((fresh.receive(&mut to), to[0], fresh.receive(&mut to)), (Ok(Some(60)), 8, Ok(None)));
+    }
+
+    #[test]
+    fn a_successor_is_given_no_frame_that_is_too_long_for_it() {
+        let ((mut old, _), (mut fresh, _)) = (pair(), pair());
+        old.send(&[1; MAX_FRAME]).unwrap();
+        old.send(&[2; MAX_FRAME + 1]).unwrap();
+        fresh.take_over(&mut old);
+        assert_eq!(fresh.order.iter().map(|(_, len_bytes)| *len_bytes).collect::<Vec<_>>(), [MAX_FRAME]);
     }
 
     /// The counters may have any values, because they are only shown.

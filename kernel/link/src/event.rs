@@ -158,6 +158,8 @@ pub struct Interface<'a> {
     pub is_up: bool,
     /// Whether its link is up.
     pub has_link: bool,
+    /// The longest IP packet that it sends, in bytes.
+    pub mtu: u32,
     /// Frames handed to the driver.
     pub sent: u64,
     /// Frames that the driver delivered.

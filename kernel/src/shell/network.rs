@@ -51,6 +51,7 @@ async fn show() -> Outcome {
             is_up,
             has_link,
             hearing,
+            mtu,
             mac,
             addresses,
             is_static,
@@ -78,8 +79,9 @@ async fn show() -> Outcome {
         );
         let dns: Vec<String> = dns.iter().map(|server| server.to_string()).collect();
         let from = if is_static { ", static" } else { "" };
+        let mtu = if mtu == net::MTU { String::new() } else { format!(", MTU {mtu}") };
         let dns = if dns.is_empty() { String::new() } else { format!(", names from {}", dns.join(" ")) };
-        println!("      {mac}, {} frames out, {} in{from}{dns}", counts.sent, counts.received);
+        println!("      {mac}, {} frames out, {} in{from}{mtu}{dns}", counts.sent, counts.received);
         let errors = ["missed", "damaged", "not sent", "collisions"].into_iter().zip(counts.errors);
         let errors: Vec<String> =
             errors.filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect();
@@ -127,7 +129,7 @@ async fn address(mut arguments: Arguments<'_>) -> Outcome {
     }
 }
 
-/// `set ethX up|down`, `set ethX promisc|allmulticast on|off`.
+/// `set ethX up|down`, `set ethX mtu BYTES`, `set ethX promisc|allmulticast on|off`.
 fn set_link(mut arguments: Arguments<'_>) -> Outcome {
     match arguments.word("set")? {
         "set" => {}
@@ -139,9 +141,14 @@ fn set_link(mut arguments: Arguments<'_>) -> Outcome {
             arguments.end()?;
             return net::set_up(interface, word == "up");
         }
+        "mtu" => {
+            let mtu = arguments.number("the MTU")?;
+            arguments.end()?;
+            return net::set_mtu(interface, mtu);
+        }
         "promisc" => Hearing::PROMISCUOUS,
         "allmulticast" => Hearing::ALL_MULTICAST,
-        other => return arguments.wrong(&format!("it must be up, down, promisc or allmulticast, not '{other}'")),
+        other => return arguments.wrong(&format!("it must be up, down, mtu, promisc or allmulticast, not '{other}'")),
     };
     let on = match arguments.word("on or off")? {
         "on" => true,

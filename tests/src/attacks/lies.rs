@@ -11,8 +11,9 @@ const REFUSED: &[(&str, u64)] = &[
     ("phys-frames", 3),
     ("register-twice", 4),
     ("register-group", 1),
+    ("register-long", 1),
     ("register-length 0", 1),
-    ("register-length 16", 1),
+    ("register-length 8", 1),
     ("move-bar", 5),
     ("move-line", 5),
     ("beyond-config", 1),
@@ -326,7 +327,7 @@ const LENGTHS: [(u64, bool); 6] = [(0, true), (1, true), (16, true), (512, true)
 
 /// Modules, commands, the service that gets the pointer, and the number of bytes that it copies.
 const WITH_POINTERS: [(&str, &str, &str, u64); 2] =
-    [("rogue-nic", "register-at", "rf_offer", 8), ("rogue-scsi", "register-at", "rf_offer", 16)];
+    [("rogue-nic", "register-at", "rf_offer", 16), ("rogue-scsi", "register-at", "rf_offer", 16)];
 
 /// Returns pointers to memory that is not the driver's own, passed to every service that takes a
 /// pointer, and with every length if the service takes one.

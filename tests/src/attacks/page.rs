@@ -273,7 +273,7 @@ fn explain(verb: &str) -> (String, &'static str) {
         "log-freed" => ("has the kernel read memory that it gave back", "it is not mapped any more"),
         "log-registers" => ("has the kernel read its device's registers", "they are not memory"),
         "free-frames" | "phys-frames" => ("asks for the queues' memory as if it were its own", "it is the kernel's"),
-        "register-twice" | "register-group" | "register-huge" | "register-length" => {
+        "register-twice" | "register-group" | "register-long" | "register-huge" | "register-length" => {
             ("registers what cannot be", "checked")
         }
         "move-bar" | "move-line" => ("writes configuration registers that are the kernel's", "checked"),

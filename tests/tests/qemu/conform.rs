@@ -18,7 +18,7 @@ fn assert_passes(outcomes: &[Outcome]) {
 #[test]
 fn a_network_driver_passes_all() {
     let outcomes = outcomes("ne2k-pci", None, None);
-    assert_eq!(outcomes.len(), 30);
+    assert_eq!(outcomes.len(), 32);
     assert_passes(&outcomes);
 }
 

@@ -28,6 +28,29 @@ fn cards_are_told_what_to_hear() {
     assert_says(&text, "error: it must be on or off, not 'maybe'");
 }
 
+/// The conformance test `mtu` tries the longest packets on these cards only: the other drivers say
+/// that theirs does not take them.
+#[test]
+fn cards_take_packets_as_long_as_their_drivers_say() {
+    let told = |nic: &str, mtu: usize| {
+        let mut machine = machine(&format!("ip link set eth0 mtu {mtu}; ip"));
+        (machine.nic, machine.hba) = (nic.into(), "none".into());
+        machine
+    };
+    for nic in ["e1000", "virtio-net-pci"] {
+        let text = boot_well(&told(nic, 2034));
+        let mtus = text.events().iter().filter_map(|event| match event {
+            Event::Interface(eth0) if eth0.name == "eth0" => Some(eth0.mtu),
+            _ => None,
+        });
+        assert_eq!(mtus.collect::<Vec<_>>(), [2034], "{text}");
+        let most = format!("error: {} takes packets of 2034 bytes at most", nic.trim_end_matches("-pci"));
+        assert_says(&boot_badly(&told(nic, 2035), 1), &most);
+    }
+    assert_says(&boot_badly(&told("pcnet", 1501), 1), "error: pcnet takes packets of 1500 bytes at most");
+    assert_says(&boot_badly(&told("pcnet", 575), 1), "error: the MTU is 576 bytes at least");
+}
+
 #[test]
 fn dhcp_and_ping_work_in_both_rings() {
     let text = boot_well(&machine(

@@ -21,6 +21,7 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("vlan", "a frame with a VLAN tag hurts nobody", vlan),
     ("others", "a frame for another card is not delivered", others),
     ("hearing", "a card that is to hear all does, and then not any more; or the driver says that it cannot", hearing),
+    ("mtu", "packets are as long as the interface is told, up to the longest that the driver takes", mtu),
     ("link", "a cable that is pulled and put back is noticed, or does no harm", link),
     ("restart-in", "a driver that is ended under frames that come is back, and hears", restart_in),
     ("restart-out", "a driver that is ended under frames that go is back, and each frame was sent", restart_out),
@@ -159,6 +160,35 @@ fn hearing(bench: &mut Bench, peer: &Peer) -> Result<()> {
                 bail!("{what} is {is}, and of {COUNT} frames for others and one for the card {more} were delivered");
             }
         }
+    }
+    Ok(())
+}
+
+/// Checks that packets are cut into as many fragments as the MTU demands, and that a driver that
+/// takes longer packets than usual sends and receives them.
+fn mtu(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    const HEADERS: usize = 20 + 8;
+    let mac = set_up(bench, peer)?;
+    bench.run("ip link set eth0 mtu 576")?;
+    let request = frame(&mac, IPV4, &echo_request(&pattern(1000)));
+    // The first fragment: 556 bytes would fit behind the header, and a multiple of 8 does.
+    let len = peer.wait("a fragment of the echo", &request, |frame| {
+        let is_first = frame.get(12..14)? == IPV4.to_be_bytes() && frame.get(20..22)? == [0x20, 0] && frame[23] == 1;
+        is_first.then(|| frame.get(16..18).map(|len| u16::from_be_bytes([len[0], len[1]])))?
+    })?;
+    if len != 20 + 552 {
+        bail!("with an MTU of 576 bytes the first fragment has {len}");
+    }
+    for mtu in [1500, 2034] {
+        match bench.try_to(&format!("ip link set eth0 mtu {mtu}"))? {
+            // A driver that does not take longer ones is not at fault.
+            Some(error) if mtu > 1500 && error.ends_with("bytes at most") => return Ok(()),
+            Some(error) => bail!("{error}"),
+            None => {}
+        }
+        peer.echo(&mac, &pattern(mtu - HEADERS))?;
+        bench.end_driver()?;
+        peer.echo(&mac, &pattern(mtu - HEADERS))?;
     }
     Ok(())
 }

@@ -3,15 +3,20 @@
 
 use super::queues::Queues;
 use host::domain::cause::Cause;
-use ringfence_abi::net::{FRAME_BYTES, MAX_FRAME};
+use ringfence_abi::net::FRAME_BYTES;
 use ringfence_core::dhcp::{self, Change, Client};
 use ringfence_core::servers::is_harmless;
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
 
+/// Bytes of an Ethernet header, which the MTU does not count (RFC 894).
+pub const ETHERNET_HEADER: usize = 14;
+
 /// A driver's queues, for one turn of the stack.
 pub struct Adapter<'a> {
+    /// The longest IP packet that is sent, in bytes.
+    pub mtu: usize,
     pub queues: &'a mut Queues,
     /// The driver's fault, if it committed one.
     pub cause: &'a mut Option<Cause>,
@@ -80,7 +85,7 @@ impl phy::Device for Adapter<'_> {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = MAX_FRAME;
+        capabilities.max_transmission_unit = ETHERNET_HEADER + self.mtu;
         capabilities.checksum = ChecksumCapabilities::default();
         capabilities
     }
@@ -96,7 +101,7 @@ impl phy::TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
         let mut frame = [0; FRAME_BYTES];
         // smoltcp keeps to the size that `capabilities` names.
-        let frame = &mut frame[..len_bytes.min(MAX_FRAME)];
+        let frame = &mut frame[..len_bytes.min(FRAME_BYTES)];
         let result = f(frame);
         if let Err(cause) = self.queues.send(frame) {
             *self.cause = Some(cause.into());

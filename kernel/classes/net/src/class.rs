@@ -12,7 +12,7 @@ use host::domain::{Domain, Handle};
 use host::poll;
 use hw::memory;
 use ringfence_abi::manifest::Kind;
-use ringfence_abi::net::{Hearing, NetInfo};
+use ringfence_abi::net::{FRAME_BYTES, Hearing, MAX_FRAME, NetInfo};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
 use ringfence_core::servers;
@@ -43,6 +43,9 @@ impl Class for Nics {
         let info = NetInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         // A group address is no interface's own (IEEE 802.3, 3.2.3).
         let is_wrong = info.mac[0] & 1 != 0 || info.mac == [0; 6];
+        let max_frame = usize::from(info.max_frame);
+        let is_wrong = is_wrong || max_frame != 0 && !(MAX_FRAME..=FRAME_BYTES).contains(&max_frame);
+        let is_wrong = is_wrong || info.reserved != [0; 3];
         if is_wrong || Hearing::from_bits(info.can_hear).is_none() { Err(Refusal::Invalid) } else { Ok(()) }
     }
 
@@ -90,6 +93,7 @@ impl Class for Nics {
             drop((old, new));
             let mac = EthernetAddress(mac);
             interface.stack.set_hardware_addr(HardwareAddress::Ethernet(mac));
+            interface.fit_mtu(fresh);
             if let Addressing::Dhcp(client) = &mut interface.addressing {
                 client.set_mac(mac);
             }

@@ -1,7 +1,7 @@
 //! A network interface: a driver, the stack above it, and its address. The loopback interface has
 //! no driver.
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, ETHERNET_HEADER};
 use super::queues::Counts;
 use super::queues::Queues;
 use super::{now, wake};
@@ -25,6 +25,12 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cid
 
 /// The most addresses that an interface can have.
 pub const MAX_ADDRESSES: usize = 4;
+
+/// The longest IP packet that an interface sends unless a person says otherwise, in bytes (RFC
+/// 894).
+pub const MTU: usize = 1500;
+/// The least that it can be set to: every host takes packets of so many bytes (RFC 791, 3.1).
+pub const MIN_MTU: usize = 576;
 
 /// The thing below an interface.
 pub enum Link {
@@ -57,6 +63,9 @@ pub struct Interface {
     pub is_up: bool,
     /// The other frames that a person wants its card to receive.
     pub hearing: Hearing,
+    /// The longest IP packet that it sends, in bytes: what a person wants, as far as the driver
+    /// takes it.
+    pub mtu: usize,
     pub servers: Servers,
     /// The addresses that programs were told last.
     told: Vec<Ipv4Cidr>,
@@ -93,12 +102,39 @@ impl Interface {
         let mut config = Config::new(HardwareAddress::Ethernet(mac));
         config.random_seed = hw::arch::time::tsc();
         let client = Client::new(mac, config.random_seed as u32, now());
-        let mut adapter = Adapter { queues, cause: &mut None, dhcp: None, change: &mut None };
-        let mut stack = Stack::new(config, &mut adapter, now());
-        // There is room for a few fragmented packets only. A packet whose remaining fragments do
-        // not come makes room for others soon.
-        stack.set_reassembly_timeout(smoltcp::time::Duration::from_secs(3));
+        let stack = stack_above(queues, config, MTU);
         Some(Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client)))
+    }
+
+    /// Sets the longest IP packet that is sent, from [`MIN_MTU`] on. The stack fixes it when it is
+    /// made, so that another one takes its place; the addresses, the router and the sockets stay.
+    ///
+    /// # Errors
+    /// The longest that the driver takes, if `mtu` is longer.
+    pub fn set_mtu(&mut self, queues: &mut Queues, mtu: usize) -> Result<(), usize> {
+        let most = queues.max_frame() - ETHERNET_HEADER;
+        if mtu > most {
+            return Err(most);
+        }
+        if mtu != self.mtu {
+            let (addresses, router): (Vec<_>, _) = (self.addresses().collect(), self.router());
+            let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(queues.mac)));
+            config.random_seed = hw::arch::time::tsc();
+            self.stack = stack_above(queues, config, mtu);
+            self.mtu = mtu;
+            self.set_addresses(&addresses);
+            self.set_router(router);
+        }
+        Ok(())
+    }
+
+    /// Makes the MTU one that the driver behind `fresh`, which is new here, takes.
+    pub fn fit_mtu(&mut self, fresh: &Handle) {
+        if let Some(queues) = fresh.lock().offered_mut::<Queues>() {
+            let most = queues.max_frame() - ETHERNET_HEADER;
+            // It is one that the driver takes.
+            let _ = self.set_mtu(queues, self.mtu.min(most));
+        }
     }
 
     /// Returns the loopback interface (RFC 1122, 3.2.1.3).
@@ -121,6 +157,7 @@ impl Interface {
             dns: Vec::new(),
             is_up: true,
             hearing: Hearing::empty(),
+            mtu: MTU,
             servers,
             told: Vec::new(),
             told_at: None,
@@ -257,7 +294,7 @@ impl Interface {
                 Addressing::Dhcp(client) => Some(client),
                 Addressing::Static => None,
             };
-            let mut device = Adapter { queues, cause: &mut cause, dhcp, change: &mut change };
+            let mut device = Adapter { mtu: self.mtu, queues, cause: &mut cause, dhcp, change: &mut change };
             let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
             if let Some(cause) = cause {
                 return Err(cause);
@@ -360,6 +397,16 @@ impl Interface {
     pub fn echoed(&self) -> Option<Echoed> {
         self.servers.last_echoed().cloned()
     }
+}
+
+/// Returns a stack above a driver's queues that sends IP packets of `mtu` bytes at most.
+fn stack_above(queues: &mut Queues, config: Config, mtu: usize) -> Stack {
+    let mut adapter = Adapter { mtu, queues, cause: &mut None, dhcp: None, change: &mut None };
+    let mut stack = Stack::new(config, &mut adapter, now());
+    // There is room for a few fragmented packets only. A packet whose remaining fragments do not
+    // come makes room for others soon.
+    stack.set_reassembly_timeout(smoltcp::time::Duration::from_secs(3));
+    stack
 }
 
 /// Drops the frames that were received by an interface that is turned off.

@@ -32,7 +32,8 @@ use host::domain::{Handle, end};
 use host::poll::{self, Polled};
 use hw::memory;
 use hw::task::wait_in;
-use interface::{Addressing, Interface, MAX_ADDRESSES};
+pub use interface::MTU;
+use interface::{Addressing, Interface, MAX_ADDRESSES, MIN_MTU};
 use queues::Counts;
 use queues::Queues;
 use ringfence_abi::net::Hearing;
@@ -222,6 +223,8 @@ pub struct Status {
     pub has_link: bool,
     /// The frames that the card is to receive besides those to itself and to all.
     pub hearing: Hearing,
+    /// The longest IP packet that it sends, in bytes.
+    pub mtu: usize,
     /// Ethernet address.
     pub mac: String,
     /// IPv4 addresses with prefix lengths.
@@ -248,6 +251,7 @@ impl Status {
             router: self.router.map(|router| router.octets()),
             is_up: self.is_up,
             has_link: self.has_link,
+            mtu: self.mtu as u32,
             sent: self.counts.sent,
             received: self.counts.received,
             errors: self.counts.errors,
@@ -273,6 +277,7 @@ pub fn status() -> Vec<Status> {
             is_up: interface.is_up,
             has_link,
             hearing: interface.hearing,
+            mtu: interface.mtu,
             mac,
             addresses: interface.addresses().map(|cidr| cidr.to_string()).collect(),
             is_static: matches!(interface.addressing, Addressing::Static),
@@ -478,6 +483,22 @@ pub fn set_hearing(name: &str, what: Hearing, on: bool) -> Result<(), String> {
         Ok(handle)
     })?;
     poll::poll(&handle, Events::HEARING);
+    Ok(())
+}
+
+/// Sets the longest IP packet that an interface sends, in bytes.
+pub fn set_mtu(name: &str, mtu: usize) -> Result<(), String> {
+    if mtu < MIN_MTU {
+        return Err(format!("the MTU is {MIN_MTU} bytes at least"));
+    }
+    named(name)?.with(|interface| {
+        let handle = interface.handle().cloned().ok_or("it has no driver")?;
+        let mut domain = handle.lock();
+        let driver = domain.name.clone();
+        let queues = domain.offered_mut::<Queues>().ok_or("its driver was ended")?;
+        interface.set_mtu(queues, mtu).map_err(|most| format!("{driver} takes packets of {most} bytes at most"))
+    })?;
+    wake();
     Ok(())
 }
 

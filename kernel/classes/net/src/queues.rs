@@ -8,7 +8,8 @@ use host::domain::offer::{self, Offer};
 use hw::arch::time;
 use hw::memory::frames::Lent;
 use ringfence_abi::net::{
-    FRAME_BYTES, Hearing, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES, TX_START,
+    FRAME_BYTES, Hearing, MAX_FRAME, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES,
+    TX_START,
 };
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
@@ -84,8 +85,9 @@ impl Queues {
         memory.store(RX_ADDRESS, domain.device_address(&rx));
         memory.store(TX_START, tx.extent.start);
         memory.store(RX_START, rx.extent.start);
-        let NetInfo { mac, can_hear } = info;
-        let frames = Frames::new([memory, tx.memory, rx.memory], time::uptime_ns);
+        let NetInfo { mac, can_hear, max_frame, .. } = info;
+        let max_frame = usize::from(max_frame).max(MAX_FRAME);
+        let frames = Frames::new([memory, tx.memory, rx.memory], time::uptime_ns, max_frame);
         Ok(Queues { mac, can_hear: Hearing::from_bits_truncate(can_hear), frames })
     }
 

@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::format;
 use std::string::{String, ToString};
+use std::sync::Mutex;
 use std::vec;
 use std::vec::Vec;
 
@@ -228,10 +229,10 @@ impl Kernel {
 
     /// Memory that the driver sees at what is returned.
     fn allocate(len_bytes: u64) -> i64 {
-        // It is never freed: a driver may have it for longer than there is a kernel.
-        let memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512].leak();
+        let mut memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512];
         // At a multiple of a page, as for the device.
         let start = (memory.as_mut_ptr() as usize).next_multiple_of(4096) as u64;
+        MEMORY.lock().unwrap().push(memory);
         REGIONS.with(|regions| {
             let mut regions = regions.borrow_mut();
             let end = regions.last().map_or(FIRST_ADDRESS, |region| region.address + region.len_bytes);
@@ -240,6 +241,10 @@ impl Kernel {
         start as i64
     }
 }
+
+/// All memory that drivers were given. It is never freed: a driver may have it for longer than
+/// there is a kernel.
+static MEMORY: Mutex<Vec<Vec<u64>>> = Mutex::new(Vec::new());
 
 /// Where the device sees the first of the memory that drivers are given.
 const FIRST_ADDRESS: u64 = 0x1000_0000;

@@ -1,12 +1,12 @@
-//! Where things lie in a domain's slot: one top-level page-table entry (512 GiB), the same in ring
-//! 0 and in ring 1.
+//! The layout of a domain's slot: one top-level page-table entry (512 GiB), the same in ring 0 and
+//! in ring 1.
 //!
 //! Every region is followed by unmapped addresses, so that running off its end faults.
 
-/// Number of domains that can exist at once, and so of slots.
+/// Number of domains that can exist at once, and so the number of slots.
 pub const MAX_DOMAINS: usize = 64;
-/// Bytes of address space from one slot to the next: what one entry of the top-level page table
-/// covers.
+/// Bytes of address space from one slot to the next: the range that one entry of the top-level page
+/// table covers.
 pub const SLOT_SIZE: u64 = 0x80_0000_0000;
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -26,7 +26,8 @@ pub const STACK_MAX: u64 = 0x0010_0000;
 pub const MAILBOX: u64 = 0x01f0_0000;
 /// Queues shared with the kernel.
 pub const QUEUE: u64 = 0x0200_0000;
-/// Queues of what the driver uses, shared with the kernel, and the data that goes through them.
+/// Queues of the disk that the driver uses, shared with the kernel, and the data for their
+/// requests.
 pub const USED: u64 = 0x0300_0000;
 /// Heap, which grows up from here.
 pub const HEAP: u64 = 0x0400_0000;
@@ -41,13 +42,13 @@ pub const MMIO: u64 = 0x2000_0000;
 /// Largest extent of mapped BARs, in bytes.
 pub const MMIO_MAX: u64 = 0x1000_0000;
 
-/// First address of slot `slot`. Slot 0 begins at 512 GiB, so no slot holds address 0 or anything
-/// near it.
+/// Returns the first address of slot `slot`. Slot 0 begins at 512 GiB, so that address 0 and its
+/// neighbours lie in no slot.
 pub const fn slot_base(slot: usize) -> u64 {
     (slot as u64 + 1) * SLOT_SIZE
 }
 
-/// The slot that `address` lies in, if it lies in one.
+/// Returns the slot that `address` lies in, if any.
 pub const fn slot_of(address: u64) -> Option<usize> {
     let index = address / SLOT_SIZE;
     if index >= 1 && index <= MAX_DOMAINS as u64 { Some(index as usize - 1) } else { None }
@@ -72,11 +73,11 @@ pub enum Region {
     Dma,
     /// [`MMIO`]
     Registers,
-    /// Between the regions.
+    /// Outside of all regions.
     None,
 }
 
-/// The region of its slot that an address lies in.
+/// Returns the region that an address lies in, within its slot.
 pub const fn region_of(address: u64) -> Region {
     match address % SLOT_SIZE {
         STUBS..IMAGE => Region::Stubs,

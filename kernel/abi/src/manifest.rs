@@ -1,5 +1,5 @@
-//! What a module says about itself, in its section [`SECTION`], before any of it runs. All fields
-//! little-endian.
+//! A module's description of itself, in its section [`SECTION`], which is read before any of its
+//! code runs. All fields are little-endian.
 
 use crate::layout::PAGE_SIZE;
 use crate::reset::Reset;
@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const SECTION: &str = ".ringfence";
 /// First field of every manifest.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGFNCE");
-/// How many PCI ids a module can name.
+/// Most PCI ids that a module can name.
 pub const MAX_PCI_IDS: usize = 8;
-/// How many devices at fixed ports it can name.
+/// Most devices at fixed ports that a module can name.
 pub const MAX_FIXED: usize = 4;
 
 /// Longest time that a manifest can allow one upcall, in milliseconds: nothing else runs meanwhile.
@@ -20,9 +20,10 @@ pub const MAX_UPCALL_MS: u64 = 1000;
 /// Smallest stack in bytes: in ring 0 the services run on it as well.
 pub const MIN_STACK: u64 = 16 << 10;
 
-/// Hands the list of classes to the macro `$then`: number, name, what a driver says of its device,
-/// and bytes that it shares with the kernel for queues and for the data that goes through them. A
-/// class is a row here, a module of this crate, a crate of the kernel, and a module of the SDK.
+/// Hands the list of classes to the macro `$then`: the number, the name, the struct that describes
+/// a device of the class, and the number of bytes that its driver shares with the kernel for queues
+/// and their data. A class is a row here, a module of this crate, a crate of the kernel, and a
+/// module of the SDK.
 #[macro_export]
 macro_rules! for_each_class {
     ($then:ident) => {
@@ -37,11 +38,11 @@ macro_rules! for_each_class {
 
 macro_rules! define_kinds {
     ($($number:literal $class:ident $what:literal $info:literal $bytes:expr;)*) => {
-        /// What a module is, and so which services it can be granted.
+        /// The kind of a module, which decides the services that it can be granted.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u32)]
         pub enum Kind {
-            /// None of the others: it offers nothing.
+            /// A module of no class: it offers nothing.
             Other = 0,
             $(
                 #[doc = concat!("It drives ", $what, ".")]
@@ -50,10 +51,10 @@ macro_rules! define_kinds {
         }
 
         impl Kind {
-            /// All of them.
+            /// All kinds.
             pub const ALL: &[Kind] = &[Kind::Other, $(Kind::$class),*];
 
-            /// The kind of this number.
+            /// Returns the kind with this number.
             pub const fn of(number: u32) -> Option<Kind> {
                 match number {
                     0 => Some(Kind::Other),
@@ -62,7 +63,8 @@ macro_rules! define_kinds {
                 }
             }
 
-            /// The name of what a driver says of what it offers; empty if it offers nothing.
+            /// Returns the name of the struct that describes what a driver offers; empty if it
+            /// offers nothing.
             pub const fn offers(self) -> &'static str {
                 match self {
                     Kind::Other => "",
@@ -70,8 +72,8 @@ macro_rules! define_kinds {
                 }
             }
 
-            /// Bytes of memory that it shares with the kernel: its queues, and the frames or blocks
-            /// that go through them.
+            /// Returns the bytes of memory that a driver of this kind shares with the kernel: its
+            /// queues, and the frames or blocks that go through them.
             pub const fn queue_bytes(self) -> u64 {
                 let bytes = match self {
                     Kind::Other => 0,
@@ -80,7 +82,8 @@ macro_rules! define_kinds {
                 bytes.next_multiple_of(PAGE_SIZE as usize) as u64
             }
 
-            /// Bytes of memory that a driver shares with the kernel that uses one.
+            /// Returns the bytes of memory that a driver shares with the kernel to use a device of
+            /// this kind.
             pub const fn used_bytes(self) -> u64 {
                 match self {
                     Kind::Block => (block::USED_BYTES).next_multiple_of(PAGE_SIZE as usize) as u64,
@@ -92,21 +95,21 @@ macro_rules! define_kinds {
 }
 for_each_class!(define_kinds);
 
-/// Flag of a manifest: the module is never run in ring 0.
+/// Flag of a manifest: the module never runs in ring 0.
 pub const RING1_ONLY: u32 = 1;
 /// Flag of a manifest: the module is not loaded at boot for a device that it drives; a person loads
 /// it.
 pub const BY_HAND: u32 = 2;
-/// Flag: the module drives only a device that is fenced.
+/// Flag of a manifest: the module drives only a device that is fenced.
 pub const NEEDS_FENCE: u32 = 4;
 
-/// What happens to a driver that was ended by a fault.
+/// The action that follows when a fault has ended a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Policy {
-    /// It stays as it is, for a person to look at.
+    /// The driver stays ended, for a person to look at.
     Stop = 0,
-    /// It is loaded anew.
+    /// The driver is loaded anew.
     Restart = 1,
 }
 
@@ -121,17 +124,17 @@ pub struct PciId {
 }
 
 impl PciId {
-    /// Ends the list of a manifest's ids; also what a slot without a device reads as.
+    /// Ends a manifest's list of ids; also the value that an empty PCI slot reads as.
     pub const NONE: PciId = PciId { vendor: 0xffff, device: 0xffff };
 }
 
-/// What a module says about itself.
+/// A module's description of itself.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Manifest {
     /// [`MAGIC`].
     pub magic: u64,
-    /// [`ABI_VERSION`](crate::ABI_VERSION) that the module was built for.
+    /// The [`ABI_VERSION`](crate::ABI_VERSION) that the module was built for.
     pub abi_version: u32,
     /// A [`Kind`].
     pub kind: u32,
@@ -139,25 +142,27 @@ pub struct Manifest {
     pub name: [u8; 32],
     /// Version in ASCII, filled up with zeros.
     pub version: [u8; 16],
-    /// The PCI functions it drives, ended by [`PciId::NONE`] if there are fewer.
+    /// The PCI functions that the module drives, ended by [`PciId::NONE`] if there are fewer.
     pub pci_ids: [PciId; MAX_PCI_IDS],
-    /// The devices at fixed ports it drives, by the first port of each; 0 ends the list.
+    /// The devices at fixed ports that the module drives, by the first port of each; 0 ends the
+    /// list.
     pub fixed_ports: [u16; MAX_FIXED],
-    /// Most heap it may have, in bytes.
+    /// Most heap that the driver may have, in bytes.
     pub heap_bytes: u32,
-    /// Most DMA memory it may have, in bytes, queues of its kind not counted.
+    /// Most DMA memory that the driver may have, in bytes, not counting the queues of its kind.
     pub dma_bytes: u32,
-    /// Stack, in bytes.
+    /// Length of the stack in bytes.
     pub stack_bytes: u32,
     /// Longest time that one upcall may take, in milliseconds.
     pub upcall_ms: u32,
     /// A [`Policy`].
     pub policy: u32,
-    /// [`RING1_ONLY`], [`BY_HAND`], [`NEEDS_FENCE`], some of them, or 0.
+    /// [`RING1_ONLY`], [`BY_HAND`] and [`NEEDS_FENCE`], any of them, or 0.
     pub flags: u32,
-    /// How its device is reset when it was ended.
+    /// How the device is reset when its driver was ended.
     pub reset: Reset,
-    /// The [`Kind`] of what it uses, which is another driver's; 0 for nothing.
+    /// The [`Kind`] of the device that the driver uses, which belongs to another driver; 0 for
+    /// none.
     pub uses: u32,
     /// Must be zero.
     pub reserved: u32,
@@ -166,37 +171,37 @@ pub struct Manifest {
 // The layout is part of the ABI.
 const _: () = assert!(size_of::<Manifest>() == 176 && align_of::<Manifest>() == 8);
 
-/// What is wrong with a manifest.
+/// The errors that a manifest can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManifestError {
-    /// Shorter than a [`Manifest`].
+    /// The manifest is shorter than a [`Manifest`].
     Short,
-    /// It does not begin with [`MAGIC`].
+    /// The manifest does not begin with [`MAGIC`].
     Magic,
-    /// It was built for this other version of the ABI.
+    /// The module was built for this other version of the ABI.
     AbiVersion(u32),
-    /// Its policy is not known.
+    /// The policy is unknown.
     Policy(u32),
-    /// It has flags that are not known.
+    /// There are unknown flags.
     Flags(u32),
-    /// The recipe for resetting its device makes no sense.
+    /// The recipe for resetting the device makes no sense.
     Reset,
-    /// Its kind is not known.
+    /// The kind is unknown.
     Kind(u32),
-    /// Nothing of this kind can be used.
+    /// A driver cannot use a device of this kind.
     Uses(u32),
-    /// Its name is empty, not ended by a zero, or has other characters than lower-case letters,
+    /// The name is empty, not ended by a zero, or has characters other than lower-case letters,
     /// digits, `-` and `_`.
     Name,
-    /// Its name is one that lines of the kernel's log begin with.
+    /// The name is a word that lines of the kernel's log begin with.
     Reserved,
-    /// Its version is not printable ASCII ended by a zero.
+    /// The version is not printable ASCII ended by a zero.
     Version,
     /// A budget is zero where it must not be, or larger than its region of the slot.
     Budget(Budget),
 }
 
-/// What a manifest says how much of a module may have.
+/// A resource whose use a manifest limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Budget {
     /// Heap.
@@ -210,7 +215,7 @@ pub enum Budget {
 }
 
 impl ManifestError {
-    /// What is wrong, without the value that is: what can be said at compile time.
+    /// Returns the error in words, without the wrong value: this can be used at compile time.
     pub const fn what(&self) -> &'static str {
         match self {
             ManifestError::Short => "manifest is cut short",
@@ -248,12 +253,13 @@ impl core::fmt::Display for ManifestError {
     }
 }
 
-/// Words that lines of the kernel's log begin with, and the kinds of what is numbered in them.
+/// Words that lines of the kernel's log begin with, and the prefixes of numbered names.
 const RESERVED: [&[u8]; 5] = [b"error", b"warning", b"fault", b"pci", b"target"];
 const NUMBERED: [&[u8]; 2] = [b"disk", b"eth"];
 
-/// Whether a module of this name could write lines into the log that look like the kernel's own:
-/// those begin with a word like these, or with a disk's or an interface's name, and a colon.
+/// Returns whether a module of this name could write lines into the log that look like the kernel's
+/// own. Those begin with one of these words, or with the name of a disk or an interface, and a
+/// colon.
 const fn is_reserved(name: &[u8]) -> bool {
     let mut index = 0;
     while index < RESERVED.len() {
@@ -308,7 +314,7 @@ pub(crate) const fn is_name(mut name: &[u8]) -> bool {
     true
 }
 
-/// Tries to go on with what is inside of `Ok`, in a `const fn`.
+/// Returns the error of a `Result`, if it is one, from a `const fn`.
 macro_rules! check {
     ($result:expr) => {
         if let Err(error) = $result {
@@ -325,7 +331,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Checks every field: the kernel before it loads a module, and the compiler that makes one.
+    /// Checks every field: the kernel calls it before it loads a module, and the compiler when it
+    /// builds one.
     pub const fn check(&self) -> Result<(), ManifestError> {
         const fn is_within(value: u32, least: u64, most: u64) -> bool {
             least <= value as u64 && value as u64 <= most
@@ -371,7 +378,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// The kind, if it is a known one.
+    /// Returns the kind, if it is a known one.
     pub const fn kind(&self) -> Result<Kind, ManifestError> {
         match Kind::of(self.kind) {
             Some(kind) => Ok(kind),
@@ -379,7 +386,7 @@ impl Manifest {
         }
     }
 
-    /// The kind of what it uses, if that can be used; `Other` for nothing.
+    /// Returns the kind of the device that the module uses, if it can be used; `Other` for none.
     pub const fn uses(&self) -> Result<Kind, ManifestError> {
         match Kind::of(self.uses) {
             Some(kind @ (Kind::Other | Kind::Block)) if self.reserved == 0 => Ok(kind),
@@ -387,7 +394,7 @@ impl Manifest {
         }
     }
 
-    /// The policy, if it is a known one.
+    /// Returns the policy, if it is a known one.
     pub const fn policy(&self) -> Result<Policy, ManifestError> {
         match self.policy {
             0 => Ok(Policy::Stop),
@@ -396,34 +403,34 @@ impl Manifest {
         }
     }
 
-    /// The name.
+    /// Returns the module's name.
     pub fn name(&self) -> &str {
         words(&self.name)
     }
 
-    /// The version.
+    /// Returns the module's version.
     pub fn version(&self) -> &str {
         words(&self.version)
     }
 
-    /// The PCI functions it drives.
+    /// Returns the PCI functions that the module drives.
     pub fn pci_ids(&self) -> impl Iterator<Item = PciId> {
         self.pci_ids.into_iter().take_while(|id| *id != PciId::NONE)
     }
 
-    /// The devices at fixed ports it drives, by the first port of each.
+    /// Returns the devices at fixed ports that the module drives, by the first port of each.
     pub fn fixed_ports(&self) -> impl Iterator<Item = u16> {
         self.fixed_ports.into_iter().take_while(|port| *port != 0)
     }
 
-    /// Whether it drives a device.
+    /// Returns whether the module drives a device.
     pub fn has_device(&self) -> bool {
         self.pci_ids().next().is_some() || self.fixed_ports().next().is_some()
     }
 }
 
-/// `text` as a field of `N` bytes, for a manifest that is made at compile time. Panics if it does
-/// not fit.
+/// Makes a field of `N` bytes from `text`, for a manifest that is built at compile time. Panics if
+/// the text does not fit.
 pub const fn field<const N: usize>(text: &str) -> [u8; N] {
     let bytes = text.as_bytes();
     assert!(bytes.len() < N, "too long for its field of the manifest");
@@ -436,7 +443,7 @@ pub const fn field<const N: usize>(text: &str) -> [u8; N] {
     field
 }
 
-/// `ids` as a manifest holds them. Panics if there are too many.
+/// Makes a manifest's list of `ids`. Panics if there are too many.
 pub const fn pci_ids(ids: &[(u16, u16)]) -> [PciId; MAX_PCI_IDS] {
     assert!(ids.len() <= MAX_PCI_IDS, "too many PCI ids");
     let mut list = [PciId::NONE; MAX_PCI_IDS];
@@ -448,7 +455,7 @@ pub const fn pci_ids(ids: &[(u16, u16)]) -> [PciId; MAX_PCI_IDS] {
     list
 }
 
-/// What is before the first zero, if that is printable ASCII.
+/// Returns the bytes before the first zero, if they are printable ASCII.
 pub(crate) const fn text(field: &[u8]) -> Option<&[u8]> {
     let mut end = 0;
     while end < field.len() {
@@ -461,7 +468,7 @@ pub(crate) const fn text(field: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// The same as words for a person.
+/// Returns the text of a field as a string; `?` if it is not printable ASCII ended by a zero.
 pub(crate) fn words(field: &[u8]) -> &str {
     text(field).and_then(|text| core::str::from_utf8(text).ok()).unwrap_or("?")
 }

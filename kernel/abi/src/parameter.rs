@@ -1,19 +1,19 @@
-//! Parameters of a module, which a person gives when it is loaded: `insmod NAME key=value`.
+//! Parameters of a module, which a person gives when the module is loaded: `insmod NAME key=value`.
 //!
-//! A module that has some has a section [`SECTION`] of [`Parameter`]s, in memory that it may write.
-//! The kernel checks what was typed against them, and writes the values there before it enters the
-//! driver for the first time.
+//! A module with parameters has a section [`SECTION`] of [`Parameter`]s, in memory that the module
+//! may write. The kernel checks the typed values against them, and writes the values there before
+//! it enters the driver for the first time.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Name of the ELF section that holds a module's parameters, one behind the other.
+/// Name of the ELF section that holds a module's parameters, one after the other.
 pub const SECTION: &str = ".ringfence.parameters";
-/// Most parameters of a module.
+/// Most parameters that a module can have.
 pub const MAX_PARAMETERS: usize = 16;
-/// Room for a text, in bytes, with the zero that ends it.
+/// Length of the field for a text, in bytes, including the zero that ends it.
 pub const TEXT_BYTES: usize = 64;
 
-/// What a parameter is.
+/// The type of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ParameterKind {
@@ -25,25 +25,26 @@ pub enum ParameterKind {
     Text = 2,
 }
 
-/// A parameter, its default at first and its value later. Texts are ASCII and end with a zero.
+/// A parameter: it holds its default at first, and the given value later. Texts are ASCII and end
+/// with a zero.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Parameter {
-    /// What is typed before the `=`: lower-case letters, digits, `-` and `_`.
+    /// The key that a person types before the `=`: lower-case letters, digits, `-` and `_`.
     pub name: [u8; 24],
-    /// What it is for.
+    /// The parameter's purpose, in words.
     pub what: [u8; 72],
     /// A [`ParameterKind`].
     pub kind: u32,
     /// Must be zero.
     pub reserved: u32,
-    /// Least number.
+    /// Least value of a number.
     pub least: i64,
-    /// Greatest number.
+    /// Greatest value of a number.
     pub most: i64,
-    /// The number, or whether a flag is on.
+    /// The value of a number; 1 for a flag that is on, 0 for one that is off.
     pub value: i64,
-    /// The text.
+    /// The value of a text.
     pub text: [u8; TEXT_BYTES],
 }
 
@@ -51,7 +52,7 @@ pub struct Parameter {
 const _: () = assert!(size_of::<Parameter>() == 192 && align_of::<Parameter>() == 8);
 
 impl Parameter {
-    /// The kind, if it is a known one.
+    /// Returns the parameter's kind, if it is a known one.
     pub const fn kind(&self) -> Option<ParameterKind> {
         match self.kind {
             0 => Some(ParameterKind::Number),
@@ -61,7 +62,8 @@ impl Parameter {
         }
     }
 
-    /// Whether every field makes sense, and the default is one of the values that it can have.
+    /// Returns whether every field makes sense, and the default is a value that the parameter can
+    /// have.
     pub const fn is_sound(&self) -> bool {
         let (Some(name), Some(what)) = (crate::manifest::text(&self.name), crate::manifest::text(&self.what)) else {
             return false;
@@ -75,17 +77,17 @@ impl Parameter {
         crate::manifest::is_name(name) && !what.is_empty() && self.reserved == 0 && value_fits
     }
 
-    /// The name.
+    /// Returns the parameter's name.
     pub fn name(&self) -> &str {
         crate::manifest::words(&self.name)
     }
 
-    /// What it is for.
+    /// Returns the parameter's purpose.
     pub fn what(&self) -> &str {
         crate::manifest::words(&self.what)
     }
 
-    /// The text.
+    /// Returns the value of a text.
     pub fn text(&self) -> &str {
         crate::manifest::words(&self.text)
     }

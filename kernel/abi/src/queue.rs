@@ -1,10 +1,10 @@
 //! A single-producer single-consumer ring of 64-bit entries in memory that kernel and driver share.
 //!
-//! **Neither side believes the other.** Each end keeps its own position in private memory and reads
-//! from shared memory only the other's; a position that cannot be true is a [`Lie`] and nothing is
-//! taken. What an entry says is for the taker to check. The code is the same on both sides and
-//! never forms a reference to the shared memory: all access goes through [`Words`], which either
-//! side implements with volatile loads and stores.
+//! **Neither side trusts the other.** Each end keeps its own position in private memory, and reads
+//! only the other end's position from shared memory. A position that cannot be true is a [`Lie`],
+//! and no entry is taken then. The end that takes an entry must check its contents. The code is the
+//! same on both sides and never forms a reference to the shared memory: all access goes through
+//! [`Words`], which either side implements with volatile loads and stores.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -40,11 +40,11 @@ pub fn write_value<T: IntoBytes + Immutable>(words: &impl Words, first: usize, v
     }
 }
 
-/// Where a ring lies: `base` is the index of its first word, `capacity` the number of its entries,
-/// a power of two.
+/// The place of a ring in shared memory: `base` is the index of its first word, `capacity` is the
+/// number of its entries, a power of two.
 ///
-/// Words 0 and 8 (a cache line each) hold how many entries were ever put and taken; the entries
-/// begin at word 16.
+/// Words 0 and 8 of the ring (each in its own cache line) count the entries that were ever put and
+/// taken; the entries begin at word 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Index of the first word.
@@ -53,21 +53,22 @@ pub struct Place {
     pub capacity: usize,
 }
 
-/// Word of a ring that holds how many entries were ever put.
+/// Word of a ring that counts the entries ever put.
 pub const PUT: usize = 0;
-/// Word that holds how many were taken.
+/// Word of a ring that counts the entries ever taken.
 pub const TAKEN: usize = 8;
-/// Word of the first entry.
+/// Word of a ring where its first entry begins.
 pub const ENTRIES: usize = 16;
 
 impl Place {
-    /// A ring at word `base` with room for `capacity` entries, which must be a power of two.
+    /// Describes a ring at word `base` with room for `capacity` entries, which must be a power of
+    /// two.
     pub const fn new(base: usize, capacity: usize) -> Place {
         assert!(capacity.is_power_of_two());
         Place { base, capacity }
     }
 
-    /// The first word behind the ring.
+    /// Returns the first word behind the ring.
     pub const fn end(self) -> usize {
         self.base + ENTRIES + self.capacity
     }
@@ -81,9 +82,9 @@ impl Place {
 /// holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lie {
-    /// What it claims.
+    /// The position that the other side claims.
     pub claimed: u64,
-    /// What this side has counted.
+    /// The position that this side has counted.
     pub own: u64,
 }
 
@@ -96,12 +97,12 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// The producer's end of a ring that is empty.
+    /// Makes the producer's end of an empty ring.
     pub const fn new(place: Place) -> Producer {
         Producer { place, put: 0, taken: 0 }
     }
 
-    /// How many entries can still be put.
+    /// Returns how many more entries fit into the ring.
     pub fn room(&mut self, words: &impl Words) -> Result<usize, Lie> {
         let taken = words.load(self.place.base + TAKEN);
         if taken < self.taken || taken > self.put {
@@ -111,20 +112,20 @@ impl Producer {
         Ok(self.place.capacity - (self.put - taken) as usize)
     }
 
-    /// How many entries were put so far, since the ring was made.
+    /// Returns how many entries this end has put since the ring was made.
     pub fn position(&self) -> u64 {
         self.put
     }
 
-    /// How many of them the other side has taken.
+    /// Returns how many of those entries the other side has taken.
     pub fn taken(&mut self, words: &impl Words) -> Result<u64, Lie> {
         self.room(words)?;
         Ok(self.taken)
     }
 
-    /// Puts `entry`; `Ok(false)` if the ring is full.
+    /// Puts `entry` into the ring; `Ok(false)` if the ring is full.
     pub fn put(&mut self, words: &impl Words, entry: u64) -> Result<bool, Lie> {
-        // Only ask the other side (and its cache line) when the ring looks full.
+        // Only read the other side's position (and its cache line) when the ring looks full.
         if (self.put - self.taken) as usize == self.place.capacity && self.room(words)? == 0 {
             return Ok(false);
         }
@@ -144,12 +145,12 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// The consumer's end of a ring that is empty.
+    /// Makes the consumer's end of an empty ring.
     pub const fn new(place: Place) -> Consumer {
         Consumer { place, taken: 0, put: 0 }
     }
 
-    /// How many entries are there to take.
+    /// Returns how many entries can be taken.
     pub fn len(&mut self, words: &impl Words) -> Result<usize, Lie> {
         let put = words.load(self.place.base + PUT);
         if put < self.put || put - self.taken > self.place.capacity as u64 {
@@ -159,7 +160,7 @@ impl Consumer {
         Ok((put - self.taken) as usize)
     }
 
-    /// How many entries the other side has put so far, since the ring was made.
+    /// Returns how many entries the other side has put since the ring was made.
     pub fn put(&mut self, words: &impl Words) -> Result<u64, Lie> {
         self.len(words)?;
         Ok(self.put)
@@ -240,7 +241,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is put comes out, once and in order.
+        /// Every entry that is put comes out, once and in order.
         #[test]
         fn behaves_like_a_queue(steps in proptest::collection::vec(any::<Option<u64>>(), 0..400)) {
             let memory = Memory::new(PLACE.end());
@@ -258,8 +259,8 @@ mod tests {
             }
         }
 
-        /// Whatever the other side writes into its position, a consumer never sees more entries
-        /// than the ring has.
+        /// No position that the other side writes makes a consumer see more entries than the ring
+        /// has.
         #[test]
         fn a_lying_producer_gains_nothing(claims in proptest::collection::vec(any::<u64>(), 0..50)) {
             let memory = Memory::new(PLACE.end());

@@ -1,29 +1,29 @@
-//! Names of a module's registers, by which a person calls them when they are watched.
+//! Names of a module's registers, by which a person refers to them when watching them.
 //!
-//! A module that has some has a section [`SECTION`] of [`RegisterName`]s, in the file. The kernel
-//! does nothing with them but show them and watch them: a wrong name is one of another register of
-//! the driver's own device.
+//! A module with named registers has a section [`SECTION`] of [`RegisterName`]s in its file. The
+//! kernel uses the names only to show and watch registers, so a wrong name can do no harm: it names
+//! another register of the driver's own device.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Name of the ELF section that holds the names, one behind the other.
+/// Name of the ELF section that holds the names, one after the other.
 pub const SECTION: &str = ".ringfence.registers";
-/// Most names of a module.
+/// Most register names that a module can have.
 pub const MAX_REGISTERS: usize = 256;
 
-/// A register, or several of one name.
+/// A register, or an array of registers with one name.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RegisterName {
-    /// Capital letters, digits and `_`; ASCII that ends with a zero.
+    /// Capital letters, digits and `_`, in ASCII; ends with a zero.
     pub name: [u8; 24],
-    /// Offset of the first in the BAR, in bytes.
+    /// Offset of the first register in the BAR, in bytes.
     pub offset: u32,
-    /// The BAR, of memory.
+    /// Number of the memory BAR.
     pub bar: u8,
-    /// Length of one in bytes.
+    /// Length of each register in bytes.
     pub width_bytes: u8,
-    /// How many there are, one behind the other.
+    /// How many registers there are, one after the other.
     pub count: u16,
 }
 
@@ -31,7 +31,7 @@ pub struct RegisterName {
 const _: () = assert!(size_of::<RegisterName>() == 32 && align_of::<RegisterName>() == 4);
 
 impl RegisterName {
-    /// The name; `None` if a field makes no sense.
+    /// Returns the name; `None` if a field makes no sense.
     pub const fn name(&self) -> Option<&str> {
         let is_place = matches!(self.width_bytes, 1 | 2 | 4 | 8)
             && self.bar < 6

@@ -1,27 +1,28 @@
-//! How a device is stopped when nobody drives it any more: a recipe in the manifest, which the
+//! How a device is stopped when it has no driver any more: by a recipe in the manifest, which the
 //! kernel carries out.
 //!
-//! A driver that was ended cannot reset its device itself, and a device that goes on would write
-//! into memory that belongs to somebody else by then.
+//! A driver that was ended cannot reset its device itself. A device that keeps running would write
+//! into memory that by then belongs to another owner.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Number of base address registers of a PCI function.
 const BARS: u32 = 6;
-/// No register: see [`Reset::zero`].
+/// Stands for no register: see [`Reset::zero`].
 pub const NO_REGISTER: u32 = u32::MAX;
 /// Longest time that a reset may take, in microseconds: nothing else runs meanwhile.
 pub const MAX_RESET_US: u32 = 100_000;
 
-/// How a device is reset.
+/// The ways to reset a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ResetMethod {
-    /// The kernel is not told. A device that used DMA is set aside for good when its driver ends.
+    /// The manifest gives no way. A device that used DMA is set aside for good when its driver
+    /// ends.
     Unknown = 0,
-    /// A register of the device, as the other fields of [`Reset`] say.
+    /// By a register of the device, which the other fields of [`Reset`] describe.
     Register = 1,
-    /// The device status of virtio's PCI transport: 0 is written, and must be read back (VIRTIO
+    /// By the device status of virtio's PCI transport: 0 is written, and must be read back (VIRTIO
     /// 1.0, 4.1.4.3.1).
     Virtio = 2,
 }
@@ -30,30 +31,30 @@ pub enum ResetMethod {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Reset {
-    /// A [`ResetMethod`]. Only [`ResetMethod::Register`] uses the other fields, but all use
-    /// `limit_us`.
+    /// A [`ResetMethod`]. Only [`ResetMethod::Register`] uses the other fields, except that all
+    /// methods use `limit_us`.
     pub method: u32,
-    /// Which BAR has the register.
+    /// Number of the BAR that has the register.
     pub bar: u32,
-    /// Its offset in bytes, a multiple of its width.
+    /// The register's offset in bytes, a multiple of its width.
     pub offset: u32,
-    /// Its width in bytes: 1, 2 or 4.
+    /// The register's width in bytes: 1, 2 or 4.
     pub width_bytes: u32,
-    /// Bits that are set in it.
+    /// Bits that are set in the register.
     pub set: u32,
-    /// Bits of it that are waited for.
+    /// Bits of the register that are waited for.
     pub wait_mask: u32,
-    /// What those bits are when the device is reset.
+    /// The value of those bits when the device has been reset.
     pub wait_value: u32,
-    /// Offsets of 32-bit registers in the same BAR that are set to 0 before that; [`NO_REGISTER`]
-    /// stands for none.
+    /// Offsets of 32-bit registers in the same BAR that are set to 0 first; [`NO_REGISTER`] stands
+    /// for none.
     pub zero: [u32; 2],
-    /// Longest time that may take, in microseconds, at most [`MAX_RESET_US`].
+    /// Longest time that the reset may take, in microseconds, at most [`MAX_RESET_US`].
     pub limit_us: u32,
 }
 
 impl Reset {
-    /// The kernel is not told.
+    /// No way to reset the device is known.
     pub const UNKNOWN: Reset = Reset {
         method: ResetMethod::Unknown as u32,
         bar: 0,
@@ -66,40 +67,42 @@ impl Reset {
         limit_us: 0,
     };
 
-    /// Resets by a register of `width_bytes` bytes (1, 2 or 4) at `offset` of BAR `bar`, which may
-    /// be of memory or of ports: reads it,
-    /// writes it with the bits of [`Reset::sets`] set, and waits as [`Reset::waits_for`] says.
+    /// Resets by a register of `width_bytes` bytes (1, 2 or 4) at `offset` of BAR `bar`, a memory
+    /// or an I/O BAR. The kernel reads the register, writes it with the bits of [`Reset::sets`]
+    /// set, and waits as [`Reset::waits_for`] says.
     pub const fn register(bar: u32, offset: u32, width_bytes: u32) -> Reset {
         Reset { method: ResetMethod::Register as u32, bar, offset, width_bytes, ..Reset::UNKNOWN }
     }
 
-    /// Resets a virtio device on PCI, for which there is one way.
+    /// Resets a virtio device on PCI, in the one way that its standard defines.
     pub const fn virtio() -> Reset {
         Reset { method: ResetMethod::Virtio as u32, ..Reset::UNKNOWN }
     }
 
-    /// Bits that are set in the register.
+    /// Names the bits that are set in the register.
     pub const fn sets(self, set: u32) -> Reset {
         Reset { set, ..self }
     }
 
-    /// The device is reset when the bits `mask` of the register are those of `value`.
+    /// Names the bits to wait for: the device is reset when the bits `mask` of the register equal
+    /// those of `value`.
     pub const fn waits_for(self, mask: u32, value: u32) -> Reset {
         Reset { wait_mask: mask, wait_value: value, ..self }
     }
 
-    /// Two 32-bit registers of the same BAR are set to 0 before: lengths of descriptor rings, say,
-    /// for devices that keep them. [`NO_REGISTER`] stands for none.
+    /// Names two 32-bit registers of the same BAR that are set to 0 first: the lengths of
+    /// descriptor rings, for example, on devices that keep them over a reset. [`NO_REGISTER`]
+    /// stands for none.
     pub const fn zeroes(self, zero: [u32; 2]) -> Reset {
         Reset { zero, ..self }
     }
 
-    /// How long that may take, in microseconds, at most [`MAX_RESET_US`].
+    /// Limits the time that the reset may take, in microseconds, to at most [`MAX_RESET_US`].
     pub const fn within_us(self, limit_us: u32) -> Reset {
         Reset { limit_us, ..self }
     }
 
-    /// The method, if the recipe makes sense.
+    /// Returns the method, if the recipe makes sense.
     pub const fn method(&self) -> Option<ResetMethod> {
         const fn is_aligned(offset: u32) -> bool {
             offset == NO_REGISTER || offset.is_multiple_of(4)
@@ -112,8 +115,8 @@ impl Reset {
             0 => Some(ResetMethod::Unknown),
             1 => {
                 let width_fits = matches!(self.width_bytes, 1 | 2 | 4) && self.offset.is_multiple_of(self.width_bytes);
-                // Bits that the register does not have would be cut off, and bits that are not
-                // waited for never are as they should be.
+                // Bits beyond the register's width would be cut off, and a value outside of the
+                // mask can never be reached.
                 let bits = self.set | self.wait_mask;
                 let bits_fit = width_fits && (bits as u64) < 1 << (8 * self.width_bytes);
                 let can_come = self.wait_value & !self.wait_mask == 0;

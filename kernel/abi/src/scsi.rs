@@ -1,9 +1,9 @@
-//! What a SCSI driver and the kernel share: two rings of request numbers, and the requests
-//! themselves.
+//! The memory that a SCSI driver shares with the kernel: two rings of request numbers, and the
+//! requests themselves.
 //!
-//! The kernel fills in request `n` and puts `n` into `submit`; the driver carries it out, writes
-//! the outcome into the same request and puts `n` into `complete`. The data goes to or from the
-//! request's own part of DMA memory, whose address for the device the request names.
+//! The kernel fills in request `n` and puts `n` into `submit`. The driver carries the request out,
+//! writes its outcome into the same request and puts `n` into `complete`. Each request has its own
+//! part of DMA memory for its data; the request names the address at which the device sees it.
 //!
 //! A command that is not done in time can be aborted, and its logical unit reset, if the driver
 //! has said in [`ScsiInfo::functions`] that it can. These task management functions (SAM-5, 7) are
@@ -30,7 +30,7 @@ const RING: usize = NUMBERS.next_power_of_two();
 pub const MAX_DATA: usize = 65536;
 /// Longest command descriptor block, in bytes.
 pub const MAX_CDB: usize = 32;
-/// Most sense data kept, in bytes.
+/// Most bytes of sense data that are kept.
 pub const MAX_SENSE: usize = 48;
 
 /// Requests to carry out: kernel to driver.
@@ -44,11 +44,11 @@ pub const REQUEST_WORDS: usize = size_of::<Request>() / 8 + size_of::<Outcome>()
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = (FIRST_REQUEST + NUMBERS * REQUEST_WORDS) * 8;
 
-/// Data moves neither way.
+/// No data moves.
 pub const DIRECTION_NONE: u16 = 0;
-/// From the device into memory.
+/// Data moves from the device into memory.
 pub const DIRECTION_IN: u16 = 1;
-/// From memory to the device.
+/// Data moves from memory to the device.
 pub const DIRECTION_OUT: u16 = 2;
 
 /// A command is to be carried out.
@@ -61,13 +61,13 @@ pub const FUNCTION_ABORT_TASK: u16 = 1;
 /// say, does that.
 pub const FUNCTION_LOGICAL_UNIT_RESET: u16 = 2;
 
-/// What the kernel asks for.
+/// A request of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Request {
-    /// Address of the data for the device; 0 for one that reaches no memory.
+    /// Address of the data as the device sees it; 0 for a device that reaches no memory.
     pub data_address: u64,
-    /// Address of the data for the driver.
+    /// Address of the data as the driver sees it.
     pub data: u64,
     /// Length of the data in bytes.
     pub data_len: u32,
@@ -87,19 +87,19 @@ pub struct Request {
     pub cdb: [u8; MAX_CDB],
 }
 
-/// What the driver answers.
+/// The driver's answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Outcome {
     /// A `HOST_*` code: whether the command reached the device at all.
     pub host: u32,
-    /// SCSI status byte (SAM-5 5.3.1), if it did.
+    /// SCSI status byte (SAM-5 5.3.1), if the command reached the device.
     pub status: u32,
     /// Bytes of `data_len` that were not moved.
     pub residual: u32,
     /// Length of the sense data in bytes.
     pub sense_len: u32,
-    /// Sense data (SPC-4 4.5). It is not looked at if `sense_len` is 0.
+    /// Sense data (SPC-4 4.5). It is ignored if `sense_len` is 0.
     pub sense: [u8; MAX_SENSE],
 }
 
@@ -156,28 +156,28 @@ impl Outcome {
     }
 }
 
-/// The device answered: `status` and sense data say what.
+/// The device answered; `status` and the sense data hold the answer.
 pub const HOST_OK: u32 = 0;
 /// There is no such target or logical unit.
 pub const HOST_NO_DEVICE: u32 = 1;
 /// The adapter failed.
 pub const HOST_ERROR: u32 = 2;
-/// The command was given up because of a reset.
+/// The command was abandoned because of a reset.
 pub const HOST_RESET: u32 = 3;
 /// The command was aborted.
 pub const HOST_ABORTED: u32 = 4;
 
 const _: () = assert!(size_of::<Request>() == 64 && size_of::<Outcome>() == 64);
 
-/// What a driver says of its adapter with `rf_offer`.
+/// The description of an adapter that its driver passes to `rf_offer`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ScsiInfo {
-    /// Targets that can exist, at most 256: numbers from 0.
+    /// How many targets can exist, at most 256; they are numbered from 0.
     pub max_targets: u32,
-    /// Logical units that a target can have, at most 256: numbers from 0.
+    /// How many logical units a target can have, at most 256; they are numbered from 0.
     pub max_luns: u32,
-    /// Requests that the adapter can have under way, at most [`REQUESTS`].
+    /// How many requests the adapter can have under way, at most [`REQUESTS`].
     pub queue_depth: u32,
     /// The task management functions that the driver carries out: `CAN_*`.
     pub functions: u32,
@@ -192,8 +192,8 @@ pub const CAN_ALL: u32 = CAN_ABORT_TASK | CAN_RESET_LOGICAL_UNIT;
 
 const OUTCOME_OFFSET: usize = size_of::<Request>() / 8;
 
-/// Where request `number` begins, in words. Panics if there is no such request: callers check
-/// numbers they are given.
+/// Returns the word where request `number` begins. Panics if there is no such request: callers
+/// check the numbers they are given.
 const fn request_at(number: usize) -> usize {
     assert!(number < NUMBERS);
     FIRST_REQUEST + number * REQUEST_WORDS
@@ -209,7 +209,7 @@ pub fn read_request(words: &impl Words, number: usize) -> Option<Request> {
     read_value::<{ size_of::<Request>() / 8 }, Request>(words, request_at(number))
 }
 
-/// Words of an outcome, and those before its sense data, which few have.
+/// Words of an outcome, and the number of words before its sense data, which few outcomes have.
 const OUTCOME_WORDS: usize = size_of::<Outcome>() / 8;
 const HEAD_WORDS: usize = offset_of!(Outcome, sense) / 8;
 

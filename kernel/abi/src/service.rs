@@ -1,19 +1,20 @@
-//! What a driver may ask of the kernel: one service, one call gate, one number.
+//! The requests that a driver can make of the kernel. Each service has one number and one call
+//! gate.
 //!
-//! A module asks for a service by leaving its symbol undefined. The loader answers each granted one
-//! with a stub: `lcall *gate` in ring 1, `jmp service` in ring 0. Arguments go in RDI, RSI, RDX,
-//! RCX, R8 (System V), the result comes back in RAX: 0 or more is the value, negative is minus a
-//! [`Refusal`].
+//! A module asks for a service by leaving its symbol undefined. The loader resolves the symbol of
+//! each granted service to a stub: `lcall *gate` in ring 1, `jmp service` in ring 0. Arguments go
+//! in RDI, RSI, RDX, RCX, R8 (System V); the result comes back in RAX. A result of 0 or more is the
+//! value, a negative one is the negated number of a [`Refusal`].
 
 use core::fmt;
 
-/// Hands the list of all services to the macro `$then`, as
-/// `number symbol(argument: Kind, ...) "what it does" => "its value", "what it refuses";` each,
-/// where a kind is a variant of [`Kind`].
+/// Hands the list of all services to the macro `$then`, one after the other as `number
+/// symbol(argument: Kind, ...) "what it does" => "its value", "what it refuses";`, where a kind is
+/// a variant of [`Kind`].
 ///
-/// Everything that must agree with the list is generated from it: the kernel's gates and what is
-/// behind them, the SDK's declarations and safe functions, the loader's table of names, the C
-/// header, what a trace shows, and the table in the documents.
+/// Everything that must agree with the list is generated from it: the kernel's gates and the
+/// functions behind them, the SDK's declarations and safe functions, the loader's table of names,
+/// the C header, the output of a trace, and the table in the documents.
 #[macro_export]
 macro_rules! for_each_service {
     ($then:ident) => {
@@ -74,7 +75,7 @@ macro_rules! for_each_service {
 
 macro_rules! define_services {
     ($($number:literal $symbol:ident($($argument:ident: $kind:ident),*) $what:literal => $value:literal, $refuses:literal;)*) => {
-        /// What is known of each service, indexed by its number.
+        /// The description of each service, indexed by its number.
         pub const SERVICES: &[Service] = &[$(Service {
             symbol: stringify!($symbol),
             arguments: &[$(Argument { name: stringify!($argument), kind: Kind::$kind }),*],
@@ -83,7 +84,7 @@ macro_rules! define_services {
             refuses: $refuses,
         }),*];
 
-        // A service's number is its place in the list, and its arguments are in three registers.
+        // A service's number is its place in the list, and its arguments fit into three registers.
         const _: () = {
             let mut index = 0;
             $(
@@ -98,12 +99,12 @@ macro_rules! define_services {
 }
 for_each_service!(define_services);
 
-/// How many services there are.
+/// Number of services.
 pub const SERVICE_COUNT: usize = SERVICES.len();
-/// In how many registers arguments are passed at most.
+/// Most registers in which arguments are passed.
 pub const REGISTERS: usize = 3;
 
-/// What an argument of a service is.
+/// The type of an argument of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A number of something.
@@ -112,18 +113,18 @@ pub enum Kind {
     Length,
     /// An address in the driver's slot.
     Address,
-    /// An address that the driver has from a service and does not use any more.
+    /// An address that the driver got from a service and does not use any more.
     GivenBack,
-    /// How important a line is: 1 (error), 2 (warning), 3 (info), 4 (debug), 5 (trace).
+    /// Severity of a line: 1 (error), 2 (warning), 3 (info), 4 (debug), 5 (trace).
     Level,
     /// Text in the driver's slot, in two registers: its address, and its length in bytes.
     Text,
-    /// The same for bytes of any kind.
+    /// Bytes in the driver's slot, in two registers: their address, and their length.
     Bytes,
 }
 
 impl Kind {
-    /// In how many registers it is passed.
+    /// Returns the number of registers that an argument of this kind takes.
     pub const fn registers(self) -> usize {
         match self {
             Kind::Number | Kind::Length | Kind::Address | Kind::GivenBack | Kind::Level => 1,
@@ -131,7 +132,8 @@ impl Kind {
         }
     }
 
-    /// What is in the first of its registers, and in the second if it has two.
+    /// Returns the kind of the value in the first register of an argument, and in the second
+    /// register if it has two.
     pub const fn of_registers(self) -> (Kind, Option<Kind>) {
         match self {
             Kind::Text | Kind::Bytes => (Kind::Address, Some(Kind::Length)),
@@ -139,7 +141,7 @@ impl Kind {
         }
     }
 
-    /// Writes what is in one of its registers, as a person reads it.
+    /// Writes the value of a register of this kind, for a person.
     pub fn write(self, f: &mut fmt::Formatter<'_>, value: u64) -> fmt::Result {
         match (self, value) {
             (Kind::Level, 1) => f.write_str("error"),
@@ -155,29 +157,29 @@ impl Kind {
 /// An argument of a service.
 #[derive(Debug, Clone, Copy)]
 pub struct Argument {
-    /// What it is called.
+    /// The argument's name.
     pub name: &'static str,
-    /// What it is.
+    /// The argument's type.
     pub kind: Kind,
 }
 
-/// What is known of a service without calling it.
+/// The description of a service.
 #[derive(Debug, Clone, Copy)]
 pub struct Service {
-    /// The symbol a module leaves undefined to ask for it.
+    /// The symbol that a module leaves undefined to ask for the service.
     pub symbol: &'static str,
-    /// Its arguments, in order.
+    /// The service's arguments, in order.
     pub arguments: &'static [Argument],
-    /// What it does, in a few words.
+    /// The service's purpose, in a few words.
     pub what: &'static str,
-    /// What a result of 0 or more is.
+    /// The meaning of a result of 0 or more.
     pub value: &'static str,
-    /// When it refuses.
+    /// The requests that the service refuses.
     pub refuses: &'static str,
 }
 
 impl Service {
-    /// What is in each register that it takes.
+    /// Returns the kind of the value in each register that the service takes.
     pub fn registers(&self) -> impl Iterator<Item = Kind> {
         self.arguments.iter().flat_map(|argument| {
             let (first, second) = argument.kind.of_registers();
@@ -186,43 +188,43 @@ impl Service {
     }
 }
 
-/// The number of the service that `symbol` asks for.
+/// Returns the number of the service with the name `symbol`.
 pub fn by_symbol(symbol: &[u8]) -> Option<usize> {
     SERVICES.iter().position(|service| service.symbol.as_bytes() == symbol)
 }
 
-/// Why the kernel refuses a request. The driver may go on, and may ask again.
+/// The reason why the kernel refuses a request. The driver may go on, and may ask again.
 ///
-/// What no correct driver ever asks (a pointer outside its slot, say) is not refused: it is a
-/// fault, and ends the driver.
+/// A request that no correct driver ever makes (a pointer outside its slot, for example) is not
+/// refused: it is a fault, and ends the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i64)]
 pub enum Refusal {
-    /// An argument is outside what the service takes.
+    /// An argument is outside the range that the service accepts.
     Invalid = 1,
-    /// The domain's budget, or the machine's memory, does not allow it.
+    /// The domain's budget, or the machine's memory, is used up.
     NoMemory = 2,
-    /// There is no such thing: BAR, device, DMA region.
+    /// The BAR, device or DMA region does not exist.
     NotFound = 3,
-    /// It was done before and can be done only once.
+    /// The request was made before, and can be made only once.
     Busy = 4,
-    /// This part of configuration space is the kernel's.
+    /// This part of configuration space belongs to the kernel.
     Denied = 5,
-    /// There are as many of these as there can be.
+    /// The limit on objects of this kind is reached.
     Full = 6,
 }
 
 impl Refusal {
-    /// All of them.
+    /// All refusals.
     pub const ALL: [Refusal; 6] =
         [Refusal::Invalid, Refusal::NoMemory, Refusal::NotFound, Refusal::Busy, Refusal::Denied, Refusal::Full];
 
-    /// The result in RAX that says so: negative.
+    /// Returns the result for RAX that stands for this refusal: it is negative.
     pub const fn to_result(self) -> i64 {
         -(self as i64)
     }
 
-    /// The refusal that a negative result stands for.
+    /// Returns the refusal that a negative result stands for.
     pub fn from_result(result: i64) -> Option<Refusal> {
         Self::ALL.into_iter().find(|refusal| refusal.to_result() == result)
     }

@@ -1,30 +1,31 @@
-//! What the kernel asks of a driver. A module has one entry point, the symbol [`ENTRY`]:
+//! The requests that the kernel makes of a driver. A module has one entry point, the symbol
+//! [`ENTRY`]:
 //!
 //! ```c
 //! int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c);
 //! ```
 //!
-//! It is never entered again before it has returned. 0 or more is success, negative is minus a
-//! [`Refusal`](crate::service::Refusal).
+//! It is never entered again before it has returned. A result of 0 or more means success; a
+//! negative one is the negated number of a [`Refusal`](crate::service::Refusal).
 
 use bitflags::bitflags;
 
 /// The symbol of a module's entry point.
 pub const ENTRY: &str = "rf_upcall";
 
-/// Take the device into service. Called once, first.
+/// Take the device into service. This is the first upcall, and comes once.
 pub const INIT: u64 = 0;
-/// Look after the queues and the device: `a` holds [`Events`], the result [`Reply`].
+/// Serve the queues and the device: `a` holds [`Events`], the result is a [`Reply`].
 pub const POLL: u64 = 1;
-/// Stop the device. Called last.
+/// Stop the device. This is the last upcall.
 pub const EXIT: u64 = 2;
-/// Do what the text of `a` bytes in the mailbox page says; the result is shown to the person who
-/// typed it.
+/// Carry out the command in the mailbox page, a text of `a` bytes; the result is shown to the
+/// person who typed it.
 pub const COMMAND: u64 = 3;
-/// Return at once: the cost of a crossing.
+/// Return at once: measures the cost of a crossing.
 pub const NULL: u64 = 4;
 
-/// An operation in words for a person.
+/// Returns the name of an operation, for a person.
 pub fn name(operation: u64) -> &'static str {
     match operation {
         INIT => "init",
@@ -37,28 +38,30 @@ pub fn name(operation: u64) -> &'static str {
 }
 
 bitflags! {
-    /// Why a driver is polled.
+    /// The reasons why a driver is polled.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Events: u64 {
-        /// The device has interrupted; it is held back unless this is acknowledged.
+        /// The device has interrupted; it is held back unless the driver acknowledges the
+        /// interrupt.
         const INTERRUPT = 1 << 0;
         /// The kernel put something into a queue.
         const QUEUE = 1 << 1;
         /// The driver's timer has gone off (`rf_timer`).
         const TIMER = 1 << 2;
-        /// What a network card is to hear has changed ([`crate::net::HEARING`]).
+        /// The set of frames that a network card must receive has changed
+        /// ([`crate::net::HEARING`]).
         const HEARING = 1 << 3;
-        /// With interrupts of its own: the first of them has come. Bit 17 stands for the second,
-        /// and so on, up to bit 23.
+        /// For a device with interrupts of its own: the first of them has come. Bit 17 stands for
+        /// the second, and so on, up to bit 23.
         const VECTOR_0 = 1 << 16;
         /// See [`Events::VECTOR_0`].
         const VECTORS = 0xff << 16;
     }
 
-    /// What a driver answers to [`POLL`].
+    /// A driver's answer to [`POLL`].
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Reply: u64 {
-        /// The interrupt is dealt with: the device may raise the next.
+        /// The driver has served the interrupt: the device may raise the next one.
         const ACKNOWLEDGED = 1 << 0;
         /// Units of a SCSI host may have come, gone, or changed: the kernel looks at them again.
         const UNITS_CHANGED = 1 << 1;
@@ -69,11 +72,11 @@ bitflags! {
     }
 }
 
-/// Most interrupts of its own that a device has.
+/// Most interrupts of its own that a device can have.
 pub const MAX_VECTORS: u64 = 8;
 
 impl Events {
-    /// Whether interrupt `number` of the device's own has come.
+    /// Returns whether the device's own interrupt `number` has come.
     pub fn has_vector(self, number: u32) -> bool {
         u64::from(number) < MAX_VECTORS && self.bits() & Events::VECTOR_0.bits() << number != 0
     }

@@ -1,5 +1,5 @@
-//! What the loader left: memory, the screen, the kernel's own file and the ramdisk, and firmware's
-//! tables.
+//! The things that the loader left: memory, the screen, the kernel's own file and the ramdisk, and
+//! firmware's tables.
 
 use crate::arch::{entry_area, trap_stacks};
 use crate::console::screen;
@@ -11,13 +11,13 @@ use bootloader_api::info::Optional;
 use ringfence_core::extent::Extent;
 use spin::Once;
 
-/// What the loader says that it left. There is one of these: who has it is who was given the
-/// machine.
+/// The loader's description of the machine. There is only one, so its owner is the code that was
+/// given the machine.
 pub struct Boot(&'static BootInfo);
 
 impl Boot {
-    /// Takes what the loader passed to the kernel's entry point, and has the screen show the log.
-    /// The error says what is wrong: this is done once.
+    /// Takes the value that the loader passed to the kernel's entry point, and sets up the screen
+    /// to show the log. A second call is an error.
     pub fn take(info: &'static mut BootInfo) -> Result<Boot, &'static str> {
         static TAKEN: Once<()> = Once::new();
         if TAKEN.is_completed() {
@@ -31,8 +31,8 @@ impl Boot {
         Ok(Boot(info))
     }
 
-    /// Takes memory over, and completes the entry area, which is in every address space. The error
-    /// says what there was too little of.
+    /// Takes over memory, and completes the entry area, which is in every address space. The error
+    /// names the memory that was too small, or says that this was done before.
     pub fn set_memory_up(&self) -> Result<(), &'static str> {
         static UP: Once<()> = Once::new();
         if UP.is_completed() {
@@ -50,12 +50,12 @@ impl Boot {
         Ok(())
     }
 
-    /// What firmware says of the machine.
+    /// Returns firmware's description of the machine.
     pub fn firmware(&self) -> Firmware {
         Firmware::read(self.0.rsdp_addr.into_option(), |start, len_bytes| memory::firmware(self.0, start, len_bytes))
     }
 
-    /// The kernel's own file, and the ramdisk.
+    /// Returns the kernel's own file, and the ramdisk.
     pub fn files(&self) -> (&'static [u8], Option<&'static [u8]>) {
         memory::files(self.0)
     }

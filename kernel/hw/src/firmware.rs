@@ -1,4 +1,4 @@
-//! What firmware says about the machine, in its ACPI tables.
+//! Firmware's description of the machine, in its ACPI tables.
 
 use crate::arch::clock::Clocks;
 use alloc::vec::Vec;
@@ -6,22 +6,22 @@ use core::ops::RangeInclusive;
 use ringfence_core::acpi::{self, Tables, Wiring};
 use ringfence_core::dmar::Dmar;
 
-/// What is known of the machine; nothing of it need be there.
+/// A description of the machine; any part of it may be missing.
 #[derive(Default)]
 pub struct Firmware {
-    /// Where clocks are.
+    /// The places of the clocks.
     pub clocks: Clocks,
     /// Buses of PCI segment 0.
     pub buses: Vec<RangeInclusive<u8>>,
-    /// Units that fence devices.
+    /// The units that fence devices.
     pub dmar: Option<Dmar>,
-    /// How interrupt lines are wired.
+    /// The wiring of interrupt lines.
     pub wiring: Wiring,
 }
 
 impl Firmware {
-    /// Reads the tables that the one at `root` leads to. `bytes` are those at a physical address,
-    /// if they are firmware's.
+    /// Reads the tables that the one at `root` leads to. `bytes` returns the bytes at a physical
+    /// address, if they belong to firmware.
     pub(crate) fn read(root: Option<u64>, bytes: impl Fn(u64, usize) -> Option<&'static [u8]>) -> Firmware {
         let tables = root.and_then(|at| Tables::at(at, bytes));
         let Some(tables) = tables else { return Firmware::default() };

@@ -1,8 +1,8 @@
-//! Devices at fixed ports: those of every PC that no bus tells of.
+//! Devices at fixed ports: a PC's devices that no bus lists.
 //!
 //! A driver can have the devices of [`all`], and no others: **their ports lead to no memory, and
-//! none of them is one that the kernel uses**. The keyboard controller is not among them, as it
-//! resets the CPU when it is told to (8042, command 0xfe).
+//! the kernel uses none of them**. The keyboard controller is not among them, as its command 0xfe
+//! resets the CPU (8042).
 
 use crate::arch::port::IoPort;
 use crate::pci::{self, Function};
@@ -14,16 +14,16 @@ use ringfence_core::port_bitmap::Ports;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Fixed {
-    /// What a person calls it.
+    /// The device's name, for a person.
     pub name: &'static str,
-    /// Its ports, run by run; it is known by the first of all.
+    /// The device's ports, as runs; the first port of all identifies the device.
     pub ports: &'static [Ports],
-    /// Its interrupt line.
+    /// The device's interrupt line.
     pub line: u8,
-    /// A port that does not read as ones if it is there, and that does nothing when it is read.
+    /// A port that does not read as ones if the device is there. Reading it has no effect.
     status: u16,
-    /// The bit of a PCI IDE function's programming interface that says that the ports are not those
-    /// (PCI IDE Controller Specification 1.0, 2.4).
+    /// The bit of a PCI IDE function's programming interface that says that the channel is not at
+    /// these ports (PCI IDE Controller Specification 1.0, 2.4).
     native: u8,
 }
 
@@ -46,24 +46,24 @@ static DEVICES: [Fixed; 2] = [
     },
 ];
 
-/// Those that the machine has.
+/// Returns the devices that the machine has.
 pub fn all() -> impl Iterator<Item = &'static Fixed> {
     DEVICES.iter().filter(|device| device.is_there())
 }
 
-/// The lines of all that there can be, as a set of bits.
+/// Returns the lines of all possible devices, as a set of bits.
 pub(crate) fn lines() -> u16 {
     DEVICES.iter().fold(0, |lines, device| lines | 1 << device.line)
 }
 
-/// Whether `function` has registers at fixed ports. It is no driver's then: each of its channels is
-/// one's.
+/// Returns whether `function` has registers at fixed ports. No driver gets the function as a whole
+/// then: each of its channels is a device of its own.
 pub fn is_one(function: &Function) -> bool {
     DEVICES.iter().any(|device| device.is_of(function))
 }
 
 impl Fixed {
-    /// The port that it is known by.
+    /// Returns the port that identifies the device.
     pub fn first_port(&self) -> u16 {
         self.ports.first().map_or(0, |ports| ports.first)
     }
@@ -72,15 +72,15 @@ impl Fixed {
         IoPort::<u8>::new(self.status).read() != u8::MAX
     }
 
-    /// Whether it is a part of `function`.
+    /// Returns whether the device is a part of `function`.
     fn is_of(&self, function: &Function) -> bool {
         const IDE: (u8, u8) = (1, 1);
         let (base, sub, interface) = function.class;
         (base, sub) == IDE && interface & self.native == 0
     }
 
-    /// Has the function that it is a part of, if it is of one, do nothing but answer at its ports:
-    /// no DMA, which is another channel's as well.
+    /// Restricts the PCI function that the device is a part of, if any, to answering at its ports.
+    /// It gets no DMA, which would serve the other channel as well.
     pub fn confine(&self) {
         for function in pci::functions().iter().filter(|function| self.is_of(function)) {
             function.change_command(CommandRegister::IO_ENABLE, CommandRegister::BUS_MASTER_ENABLE);

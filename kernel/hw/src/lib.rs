@@ -1,16 +1,17 @@
-//! The hardware layer of the kernel: **all of the kernel's unsafe code is here**, and what it gives
-//! to those above is safe.
+//! The hardware layer of the kernel. **All of the kernel's unsafe code is here**, and the layers
+//! above get a safe interface.
 //!
 //! `docs/soundness.md` says for each part why no safe use of it breaks memory safety.
 //!
 //! * [`arch`]: the CPU: entry code, traps, interrupts, time, ports
-//! * [`memory`]: frames, page tables, the heap, memory that others write, registers of devices
+//! * [`memory`]: frames, page tables, the heap, memory that drivers and devices write, registers of
+//!   devices
 //! * [`space`]: the address space of a domain; [`upcall`]: entering it, and leaving it
-//! * [`pci`], [`fixed`], [`iommu`]: devices, and what keeps them to their driver's memory
+//! * [`pci`], [`fixed`], [`iommu`]: devices, and the fence that keeps them to their driver's memory
 //! * [`symbols`]: addresses in words
 //! * [`console`]: serial line and screen; [`link`]: the same for programs; [`panic`]: the kernel's
 //!   own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
-//! * [`boot`], [`firmware`]: what the loader and ACPI say of the machine
+//! * [`boot`], [`firmware`]: the descriptions of the machine from the loader and from ACPI
 #![no_std]
 #![warn(missing_docs)]
 

@@ -1,12 +1,12 @@
-//! The link to the runner, which is the second serial port: what happens, for programs
+//! The link to the runner on the second serial port: it reports events to programs
 //! ([`ringfence_link::event`]).
 //!
-//! What is told goes into a queue, which is emptied when there is nothing else to do ([`pump`]), as
-//! a driver that was ended is back sooner than its fault is sent. Who finds much in the queue sends
-//! some of it. Who finds it full waits, as who listens may be slow; once that was in vain, nobody
-//! waits again until the port takes something, and what does not fit is lost. Frames are numbered,
-//! so that who listens knows. Where there is no second port, nothing is told, and all else is the
-//! same.
+//! Events go into a queue, which is sent when there is nothing else to do ([`pump`]): so a driver
+//! that was ended is back before its fault has been sent. A sender that finds much in the queue
+//! sends some of it first. A sender that finds the queue full waits, as the receiver may be slow.
+//! If it has waited in vain, no sender waits again until the port takes a byte, and events that do
+//! not fit are lost. Frames are numbered, so that the receiver notices. Without a second port no
+//! event is reported; everything else is the same.
 
 use crate::arch::uart::{FIFO_BYTES, Uart};
 use crate::lock::Lock;
@@ -18,24 +18,25 @@ use ringfence_link::frame::{Encoder, MAX_ENCODED};
 use x86_64::instructions::interrupts::without_interrupts;
 
 const PORT: Uart = Uart::SECOND;
-/// Bytes that can wait: some of the largest frames.
+/// Bytes that can wait: several of the largest frames.
 const QUEUE_BYTES: usize = 64 << 10;
 const _: () = assert!(QUEUE_BYTES > 2 * MAX_ENCODED);
-/// Above this, who tells sends some first. The rest is for when the port takes nothing for a while.
+/// If more bytes than this wait, a sender sends some first. The rest is for when the port takes
+/// nothing for a while.
 const MOST_WAITING: usize = QUEUE_BYTES / 4;
-/// Bytes that go into the queue with interrupts off.
+/// Bytes that go into the queue at once, with interrupts off.
 const PIECE_BYTES: usize = 64;
-/// How often the port is asked in a row until it takes something: a second or so under QEMU.
+/// How often in a row the port is asked until it takes a byte: a second or so under QEMU.
 const TRIES: u32 = 1_000_000;
 
 static IS_THERE: AtomicBool = AtomicBool::new(false);
-/// Makes frames. Only tasks do, and the kernel's end.
+/// Makes frames. Only tasks do so, and the kernel's panic.
 static ENCODER: Lock<Encoder> = Lock::new(Encoder::new());
-/// What waits. With interrupts off: the timer's sends some.
+/// Bytes that wait. Locked with interrupts off: the timer's handler sends some.
 static QUEUE: Lock<Deque<u8, QUEUE_BYTES>> = Lock::new(Deque::new());
-/// Whether something waits.
+/// Whether bytes wait.
 static WAITS: AtomicBool = AtomicBool::new(false);
-/// Whether the port was waited for in vain, and has taken nothing since.
+/// Whether a sender has waited for the port in vain, and the port has taken nothing since.
 static IS_DEAF: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port, if there is one.
@@ -43,17 +44,17 @@ pub fn init() {
     let is_there = PORT.set_up(false).is_some();
     IS_THERE.store(is_there, Ordering::Relaxed);
     if is_there {
-        // Whatever firmware has said there ends here.
+        // Ends a frame that firmware's output may have begun.
         put(&[0]);
     }
 }
 
-/// Whether somebody may listen: what is costly to tell need not be made up otherwise.
+/// Returns whether a program may listen. If not, events that are costly to make can be left out.
 pub fn is_there() -> bool {
     IS_THERE.load(Ordering::Relaxed)
 }
 
-/// Tells of `event`.
+/// Reports `event`.
 pub fn tell(event: &Event) {
     if !is_there() {
         return;
@@ -69,8 +70,8 @@ pub fn tell(event: &Event) {
     }
 }
 
-/// Tells of `event`, after which there is nothing to tell: it is not lost for what came before.
-/// Whatever was under way when the kernel panicked ends before it.
+/// Reports `event` as the last one. The events before it are sent first, so that it is not lost for
+/// lack of room. A 0 ends a frame that was under way when the kernel panicked.
 pub fn tell_last(event: &Event) {
     if is_there() {
         drain();
@@ -93,14 +94,14 @@ fn room() -> usize {
 fn put(bytes: &[u8]) {
     without_interrupts(|| {
         let mut queue = QUEUE.lock();
-        // There is room: nobody else fills it.
+        // There is room: only tasks and the panic fill the queue.
         bytes.iter().for_each(|byte| queue.push_back(*byte).unwrap_or(()));
         WAITS.store(true, Ordering::Relaxed);
     });
 }
 
-/// Sends as much as the port takes at once of what waits, if something does: to be called now and
-/// then. Whether there is more, and the port may take it.
+/// Sends as many of the waiting bytes as the port takes at once. Must be called now and then.
+/// Returns whether there are more bytes, and the port may take them.
 pub fn pump() -> bool {
     WAITS.load(Ordering::Relaxed)
         && without_interrupts(|| {
@@ -129,8 +130,7 @@ fn wait_until(is_enough: impl Fn() -> bool) {
     }
 }
 
-/// Waits until all is sent that was told, before the machine ends. A port that takes nothing is not
-/// waited for.
+/// Waits until all events are sent, before the machine ends. Gives up if the port takes nothing.
 pub fn drain() {
     // There is no next time.
     IS_DEAF.store(false, Ordering::Relaxed);

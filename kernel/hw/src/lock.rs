@@ -1,4 +1,4 @@
-//! Locks that the kernel's end breaks: a panic has to speak, whoever holds what it needs.
+//! Locks that a kernel panic breaks: the panic must print its report, whoever holds the locks.
 
 use crate::arch::power;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -11,19 +11,19 @@ pub struct Lock<T> {
 }
 
 impl<T> Lock<T> {
-    /// A lock around `value`.
+    /// Makes a lock around `value`.
     pub const fn new(value: T) -> Lock<T> {
         Lock { mutex: Mutex::new(value), is_broken: AtomicBool::new(false) }
     }
 
-    /// Waits until nobody has it.
+    /// Waits until the lock is free, and takes it.
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.break_after_panic();
         self.mutex.lock()
     }
 
-    /// The value, if nobody has it.
+    /// Takes the lock, if it is free.
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.break_after_panic();
@@ -33,9 +33,9 @@ impl<T> Lock<T> {
     #[inline]
     fn break_after_panic(&self) {
         if power::has_panicked() && !self.is_broken.swap(true, Ordering::Relaxed) {
-            // SAFETY: nothing that was under way goes on when the kernel has panicked, and
-            // interrupts are off for good: who had it has used it for the last time. What the panic
-            // itself locks from here on is not broken again.
+            // SAFETY: when the kernel has panicked, nothing that was under way goes on, and
+            // interrupts are off for good. So the holder has used the value for the last time. A
+            // lock that the panic itself takes from here on is not broken again.
             unsafe { self.mutex.force_unlock() };
         }
     }

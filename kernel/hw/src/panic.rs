@@ -1,15 +1,15 @@
-//! How the kernel ends when it cannot go on.
+//! The end of the kernel when it cannot go on.
 
 use crate::arch::power::{self, Ending};
 use crate::arch::watch;
 use crate::console;
 use crate::println;
 
-/// Ends the kernel: `report` says why, on the console and on the screen. **Nothing that was under
-/// way ever goes on**, so that it can be looked at whoever has it.
+/// Ends the kernel: `report` prints the reason, on the console and on the screen. **Nothing that
+/// was under way ever goes on**, so `report` may read values that are locked.
 pub fn end_kernel(report: impl FnOnce()) -> ! {
     if !power::note_panic() {
-        // A panic in a panic: the console or the symbols are what is broken.
+        // This is a panic in a panic: the console or the symbols are broken.
         power::end(Ending::Panic);
     }
     watch::end_all();

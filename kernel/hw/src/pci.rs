@@ -21,14 +21,15 @@ pub struct ConfigSpace;
 static PORTS: Mutex<(IoPort<u32>, IoPort<u32>)> = Mutex::new((IoPort::new(0xcf8), IoPort::new(0xcfc)));
 
 impl ConfigSpace {
-    /// Reads the 32 bits at `offset`, rounded down to a multiple of 4; ones where no function is.
+    /// Reads the 32 bits at `offset`, rounded down to a multiple of 4; reads ones if there is no
+    /// function.
     fn read32(address: PciAddress, offset: u16) -> u32 {
         let ports = PORTS.lock();
         ports.0.write(selector(address, offset));
         ports.1.read()
     }
 
-    /// Writes them.
+    /// Writes the 32 bits at `offset`, rounded down to a multiple of 4.
     fn write32(address: PciAddress, offset: u16, value: u32) {
         let ports = PORTS.lock();
         ports.0.write(selector(address, offset));
@@ -56,8 +57,8 @@ fn selector(address: PciAddress, offset: u16) -> u32 {
 
 /// A PCI function as it was found at boot.
 ///
-/// There are those that [`init`] has found, and no others: what is said here of BARs is where
-/// registers are mapped.
+/// Only [`init`] makes values of this type, so their BARs can be trusted to be where registers are
+/// mapped.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Function {
@@ -67,13 +68,13 @@ pub struct Function {
     pub id: PciId,
     /// Base class, sub-class, programming interface.
     pub class: (u8, u8, u8),
-    /// Whether a driver can have it: an endpoint, and no bridge of any kind.
+    /// Whether a driver can have the function: it is an endpoint, and no bridge of any kind.
     pub is_device: bool,
     /// Base address registers.
     pub bars: [Option<Bar>; MAX_BARS],
-    /// How many ports an I/O BAR has; 0 for the others.
+    /// How many ports an I/O BAR has; 0 for the other BARs.
     pub port_counts: [u32; MAX_BARS],
-    /// The interrupt line that firmware routed it to, if it has one.
+    /// The interrupt line to which firmware routed the function, if it has one.
     pub line: Option<u8>,
 }
 
@@ -83,16 +84,16 @@ impl Function {
         ConfigSpace::read32(self.address, offset)
     }
 
-    /// Sets the bits of `set` in the message control of its MSI-X capability, if it has one, and
-    /// clears the others of `of`.
+    /// Sets the bits of `set` in the message control of the function's MSI-X capability, if it has
+    /// one, and clears the other bits of `of`.
     pub fn control_messages(&self, of: u32, set: u32) {
         if let Some(MsiX { at, .. }) = MsiX::find(|offset| self.read(offset)) {
             ConfigSpace::write32(self.address, at, self.read(at) & !of | set);
         }
     }
 
-    /// The `len_bytes` bytes of registers at `offset` of memory BAR `bar`, if it has them, and they
-    /// are where the kernel sees them.
+    /// Returns the `len_bytes` bytes of registers at `offset` of memory BAR `bar`. `None` if the
+    /// BAR does not have them, or the kernel does not have them mapped.
     pub fn registers(&self, bar: u8, offset: u64, len_bytes: u64) -> Option<Registers> {
         let (start, all_bytes) = self.bars.get(usize::from(bar))?.as_ref().and_then(memory_extent)?;
         let is_inside = offset.checked_add(len_bytes).is_some_and(|end| end <= all_bytes);
@@ -111,26 +112,26 @@ static BRIDGES: Once<Vec<Bridge>> = Once::new();
 /// A PCI-PCI bridge as it was found at boot.
 struct Bridge {
     address: PciAddress,
-    /// The buses below it.
+    /// The buses below the bridge.
     below: RangeInclusive<u8>,
-    /// What it is in PCI Express, if it is a part of that (device/port type, PCI Express Base
+    /// The bridge's type in PCI Express, if it belongs to it (device/port type, PCI Express Base
     /// Specification 3.0, 7.8.2).
     express: Option<u32>,
 }
 
-/// Root, upstream and downstream ports, which hand on who asks for something; and bridges from PCI
-/// Express to PCI.
+/// Types of root, upstream and downstream ports, which pass on the id of a requester; and the type
+/// of bridges from PCI Express to PCI.
 const EXPRESS_PORTS: RangeInclusive<u32> = 4..=6;
 const EXPRESS_TO_PCI: u32 = 7;
 
-/// The buses below the bridge at `address`.
+/// Returns the buses below the bridge at `address`.
 pub fn buses_below(address: PciAddress) -> Option<RangeInclusive<u8>> {
     BRIDGES.get()?.iter().find(|bridge| bridge.address == address).map(|bridge| bridge.below.clone())
 }
 
-/// Who asks for something when the function at `address` does: itself, or a conventional bridge
-/// above it, of which the one nearest to the root counts (PCI Express to PCI/PCI-X Bridge
-/// Specification 1.0, 2.3).
+/// Returns the requester of accesses by the function at `address`: the function itself, or a
+/// conventional bridge above it. Of several bridges the one nearest to the root counts (PCI Express
+/// to PCI/PCI-X Bridge Specification 1.0, 2.3).
 pub fn requester(address: PciAddress) -> PciAddress {
     let is_conventional = |bridge: &&Bridge| bridge.express.is_none_or(|kind| !EXPRESS_PORTS.contains(&kind));
     let above = BRIDGES.get().into_iter().flatten().filter(|bridge| bridge.below.contains(&address.bus()));
@@ -141,8 +142,9 @@ pub fn requester(address: PciAddress) -> PciAddress {
     }
 }
 
-/// Looks for functions on the buses that firmware names, or on all that there can be. **Each bus
-/// that is below no bridge is a root bus**: machines with several host bridges have several.
+/// Looks for functions on the buses that firmware names, or on all possible buses if it names none.
+/// **Each bus that is below no bridge is a root bus**: machines with several host bridges have
+/// several.
 pub fn init(named: &[RangeInclusive<u8>]) {
     let mut scan = Scan { found: Vec::new(), bridges: Vec::new(), seen: [false; BUSES] };
     let buses = if named.is_empty() { &[0..=u8::MAX] } else { named };
@@ -152,14 +154,14 @@ pub fn init(named: &[RangeInclusive<u8>]) {
     BRIDGES.call_once(|| scan.bridges);
 }
 
-/// All functions that were found at boot, in the order of their addresses.
+/// Returns all functions that were found at boot, in the order of their addresses.
 pub fn functions() -> &'static [Function] {
     FUNCTIONS.get().map_or(&[], Vec::as_slice)
 }
 
 const BUSES: usize = 256;
 
-/// What has been found so far, and on which buses.
+/// The functions and bridges found so far, and the buses that were scanned.
 struct Scan {
     found: Vec<Function>,
     bridges: Vec<Bridge>,
@@ -167,7 +169,7 @@ struct Scan {
 }
 
 impl Scan {
-    /// Looks on `bus` and on those below it, once.
+    /// Scans `bus` and the buses below it, once.
     fn bus(&mut self, bus: u8) {
         if self.seen.get_mut(usize::from(bus)).is_none_or(|seen| core::mem::replace(seen, true)) {
             return;
@@ -205,7 +207,7 @@ impl Scan {
             HeaderType::PciPciBridge => {
                 if let Some(bridge) = PciPciBridgeHeader::from_header(header, ConfigSpace) {
                     let below = bridge.secondary_bus_number(ConfigSpace);
-                    // Firmware numbers them so; 0 is a bridge that it has not set up.
+                    // Firmware numbers buses so; 0 means that it has not set up the bridge.
                     if below > address.bus() {
                         self.bridges.push(Bridge {
                             address,
@@ -230,7 +232,7 @@ impl Scan {
     }
 }
 
-/// What the bridge at `address` is in PCI Express.
+/// Returns the type of the bridge at `address` in PCI Express.
 fn express_kind(address: PciAddress) -> Option<u32> {
     const EXPRESS: u32 = 0x10;
     capabilities(|offset| ConfigSpace::read32(address, offset))
@@ -239,7 +241,7 @@ fn express_kind(address: PciAddress) -> Option<u32> {
         .map(|(_, head)| head >> 20 & 0xf)
 }
 
-/// Reads the BARs, for which their sizes must be probed: decoding is off meanwhile.
+/// Reads the BARs. Their sizes must be probed, so decoding is off meanwhile.
 fn read_bars(endpoint: &EndpointHeader) -> ([Option<Bar>; MAX_BARS], [u32; MAX_BARS]) {
     let mut header = endpoint.header();
     let decode = CommandRegister::IO_ENABLE | CommandRegister::MEMORY_ENABLE;
@@ -262,11 +264,11 @@ fn read_bars(endpoint: &EndpointHeader) -> ([Option<Bar>; MAX_BARS], [u32; MAX_B
     (bars, port_counts)
 }
 
-/// How many ports I/O BAR `slot` has (PCI 3.0, 6.2.5.1), which `pci_types` does not say.
+/// Probes how many ports I/O BAR `slot` has (PCI 3.0, 6.2.5.1), which `pci_types` does not tell.
 fn probe_ports(endpoint: &EndpointHeader, slot: u8) -> u32 {
     const FIRST_BAR: u16 = 0x10;
     let (address, offset) = (endpoint.header().address(), FIRST_BAR + 4 * u16::from(slot));
-    // Decoding is off, so the register can hold anything for a moment.
+    // Decoding is off, so the register can hold any value for a moment.
     let before = ConfigSpace::read32(address, offset);
     ConfigSpace::write32(address, offset, u32::MAX);
     let mask = ConfigSpace::read32(address, offset);
@@ -274,13 +276,13 @@ fn probe_ports(endpoint: &EndpointHeader, slot: u8) -> u32 {
     port_count(mask)
 }
 
-/// Whether a memory BAR of `function` has the address `pa`.
+/// Returns whether `pa` lies in a memory BAR of `function`.
 pub fn has_registers(function: &Function, pa: u64) -> bool {
     let mut extents = function.bars.iter().flatten().filter_map(memory_extent);
     extents.any(|(start, len_bytes)| Extent::new(start, len_bytes).contains(pa))
 }
 
-/// First address and length in bytes of a memory BAR.
+/// Returns the first address and the length in bytes of a memory BAR.
 pub fn memory_extent(bar: &Bar) -> Option<(u64, u64)> {
     match *bar {
         Bar::Memory32 { address, size, .. } => Some((u64::from(address), u64::from(size))),

@@ -1,4 +1,4 @@
-//! Cooperative tasks on one executor, and the time they wait for. When none can go on, the CPU
+//! Cooperative tasks on one executor, and the times they wait for. When no task can go on, the CPU
 //! halts.
 
 use crate::arch::interrupts::halt_unless;
@@ -27,7 +27,7 @@ fn pend(_context: *mut ()) {
 struct InterruptsOff;
 critical_section::set_impl!(InterruptsOff);
 
-// SAFETY: one CPU: with interrupts off nothing else runs.
+// SAFETY: there is one CPU, so with interrupts off nothing else runs.
 unsafe impl critical_section::Impl for InterruptsOff {
     unsafe fn acquire() -> RawRestoreState {
         let were_on = interrupts::are_enabled();
@@ -42,8 +42,8 @@ unsafe impl critical_section::Impl for InterruptsOff {
     }
 }
 
-/// embassy-time's clock: microseconds since boot. Who waits is woken by the first timer tick that
-/// is late enough.
+/// embassy-time's clock: microseconds since boot. A waiting task is woken by the first timer tick
+/// at or after its time.
 struct Clock {
     queue: Mutex<RefCell<Queue>>,
     next: AtomicU64,
@@ -67,7 +67,7 @@ impl Driver for Clock {
     }
 }
 
-/// The timer tick: wakes who waited for a time that has come. Interrupts are off.
+/// Handles the timer tick: wakes the tasks whose time has come. Interrupts are off.
 pub fn tick() {
     let now = CLOCK.now();
     if CLOCK.next.load(Ordering::Relaxed) <= now {
@@ -87,7 +87,7 @@ pub fn spawn<F: Future<Output = ()> + 'static>(spawner: Spawner, future: impl Fn
     }
 }
 
-/// Runs tasks for ever; `init` starts them. When none can go on `idle` is asked whether one can
+/// Runs tasks for ever; `init` starts them. When no task can go on, `idle` is asked whether one can
 /// now; if not, the CPU halts.
 pub fn run(init: impl FnOnce(Spawner), idle: fn() -> bool) -> ! {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
@@ -95,7 +95,7 @@ pub fn run(init: impl FnOnce(Spawner), idle: fn() -> bool) -> ! {
     interrupts::enable();
     loop {
         PENDING.store(false, Ordering::Release);
-        // SAFETY: this is the only place that polls it.
+        // SAFETY: this is the only place that polls the executor.
         unsafe { executor.poll() };
         if PENDING.load(Ordering::Acquire) || idle() {
             continue;

@@ -1,7 +1,7 @@
-//! Entering a driver: the only way from safe code into `entry.S`, and out of it again.
+//! Entry into a driver: the only way from safe code into `entry.S`, and out of it again.
 //!
-//! [`Current`] remembers for the time of an upcall whose it is, so that services and traps find
-//! that.
+//! During an upcall, [`Current`] remembers the domain that was entered, so that services and traps
+//! find it.
 
 use crate::arch::gates::{self, Asleep, UpcallEnd, UpcallFrame};
 use crate::arch::{cpu, power};
@@ -10,61 +10,62 @@ use core::cell::Cell;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering;
 
-/// How a driver is entered.
+/// The arguments of an entry into a driver.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     /// Address of the first instruction.
     pub rip: u64,
     /// Arguments in RDI, RSI, RDX, RCX.
     pub arguments: [u64; 4],
-    /// Timer ticks that it may see.
+    /// Timer ticks that the upcall may use.
     pub ticks: u32,
 }
 
-/// How it came back.
+/// The way in which a driver left its upcall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// It returned this.
+    /// The driver returned this value.
     Returned(i64),
-    /// It was terminated ([`terminate`]).
+    /// The driver was terminated ([`terminate`]).
     Terminated,
-    /// It sleeps ([`Current::sleep`]).
+    /// The driver sleeps ([`Current::sleep`]).
     Asleep,
 }
 
-/// How it came back, and what it took.
+/// The result of an upcall, and its cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Exit {
-    /// How it came back.
+    /// The way in which the driver left.
     pub left: Left,
-    /// Timer ticks that it did not see.
+    /// Timer ticks that the upcall has not used.
     pub ticks_left: u32,
-    /// What it took, in TSC ticks.
+    /// Duration of the upcall, in TSC ticks.
     pub tsc_ticks: u64,
 }
 
 /// The `T` whose upcall is under way.
 pub struct Current<T> {
-    /// Null while [`Current::with`] has handed it out.
+    /// Null while [`Current::with`] has handed out the value.
     value: Cell<*mut T>,
-    /// The same, handed out or not.
+    /// The same pointer, whether the value is handed out or not.
     entered: Cell<*mut T>,
 }
 
-// SAFETY: there is one CPU. Interrupt handlers do not use this, but where a driver's upcall ends
-// with them.
+// SAFETY: there is one CPU. Interrupt handlers do not use this, except when they end a driver's
+// upcall.
 unsafe impl<T: Send> Sync for Current<T> {}
 
 impl<T: Send> Current<T> {
-    /// None's.
+    /// Makes a `Current` without an upcall.
     pub const fn new() -> Current<T> {
         Current { value: Cell::new(null_mut()), entered: Cell::new(null_mut()) }
     }
 
-    /// Runs `then` with the one whose upcall is under way; `None` if none is, or if this is called
-    /// from within `then`.
+    /// Runs `then` with the value whose upcall is under way. Returns `None` if no upcall is under
+    /// way, or if this is called from within `then`.
     ///
-    /// After a panic that does not count: who has it then never goes on.
+    /// After a panic, a call from within `then` gets the value as well, as the code that has it
+    /// never goes on.
     #[inline]
     pub fn with<R>(&self, then: impl FnOnce(&mut T) -> R) -> Option<R> {
         let mut value = match NonNull::new(self.value.replace(null_mut())) {
@@ -81,8 +82,8 @@ impl<T: Send> Current<T> {
     /// Enters a driver, in the ring of its address space, until it returns, is terminated or falls
     /// asleep. Interrupts are on meanwhile.
     ///
-    /// Panics if an upcall is under way: the address space of that one would not be known to be in
-    /// use; if the first instruction is not in the slot; and if the driver sleeps.
+    /// Panics if an upcall is under way, as its address space would not be known to be in use any
+    /// more. Panics also if the first instruction is not in the slot, and if the driver sleeps.
     #[inline]
     pub fn enter(&self, value: &mut T, space: impl Fn(&T) -> &Space, entry: &Entry) -> Exit {
         let of = space(value);
@@ -97,15 +98,15 @@ impl<T: Send> Current<T> {
             Ring::Trusted => gates::enter_trusted,
         };
         assert!(can_be_entered, "a driver was to be entered where it is not, or while it sleeps");
-        // SAFETY: frame and CPU state are of one address space, which maps the entry area as each
-        // does.
+        // SAFETY: the frame and the CPU state belong to one address space, and every address space
+        // maps the entry area.
         self.run(value, space, entry.ticks, || unsafe { enter(&frame) })
     }
 
-    /// Has a driver go on that sleeps: the service in which it fell asleep returns 0. `None` if it
-    /// does not sleep. It may see so many more timer ticks.
+    /// Resumes a driver that sleeps: the service in which it fell asleep returns 0. The driver may
+    /// use `ticks` more timer ticks. Returns `None` if the driver does not sleep.
     ///
-    /// Panics if an upcall is under way; and if the driver fell asleep in the other ring.
+    /// Panics if an upcall is under way, and if the driver fell asleep in the other ring.
     pub fn wake(&self, value: &mut T, space: impl Fn(&T) -> &Space, ticks: u32) -> Option<Exit> {
         let of = space(value);
         let (cr3, ring) = (of.cr3(), of.ring());
@@ -114,15 +115,15 @@ impl<T: Send> Current<T> {
             of.set_return();
         }
         Some(self.run(value, space, ticks, || match (&resume, ring) {
-            // SAFETY: it fell asleep in this address space, with these registers.
+            // SAFETY: the driver fell asleep in this address space, with these registers.
             (Asleep::Sandboxed(caller), Ring::Sandboxed) => unsafe { gates::resume_sandboxed(caller, cr3) },
-            // SAFETY: the same; its memory is the space's still, and its stack is its own.
+            // SAFETY: as above; the driver's memory is still the space's, and its stack is its own.
             (Asleep::Trusted(rsp), Ring::Trusted) => unsafe { gates::resume_trusted(*rsp) },
             _ => panic!("a driver was moved between rings while it slept"),
         }))
     }
 
-    /// Runs what enters a driver with its address space.
+    /// Runs `enter`, which enters a driver, with the CPU state of the driver's address space.
     #[inline(always)]
     fn run(&self, value: &mut T, space: impl Fn(&T) -> &Space, ticks: u32, enter: impl FnOnce() -> UpcallEnd) -> Exit {
         let [cr3, stacks] = [space(value).cr3(), space(value).stacks_alias()];
@@ -158,9 +159,9 @@ impl<T: Send> Current<T> {
     }
 
     /// Puts the driver whose upcall is under way to sleep, in the service that it has called:
-    /// [`Current::enter`] returns, or [`Current::wake`]. **What lies on the kernel's stack above
-    /// that is not dropped**, if the driver is sandboxed; if it is trusted, this returns when it is
-    /// woken, if it ever is.
+    /// [`Current::enter`] or [`Current::wake`] returns. **For a sandboxed driver, the values on the
+    /// kernel's stack above are not dropped.** For a trusted driver, this function returns when the
+    /// driver is woken, if it ever is.
     pub fn sleep(&self, space: impl FnOnce(&T) -> &Space) {
         let ring = self.with(|value| {
             let space = space(value);
@@ -170,9 +171,10 @@ impl<T: Send> Current<T> {
             space.ring()
         });
         match ring {
-            // SAFETY: an upcall is under way: it was handed out. As for `terminate`.
+            // SAFETY: an upcall is under way, as its value was handed out. As for `terminate`.
             Some(Ring::Sandboxed) => unsafe { gates::leave_asleep() },
-            // SAFETY: the same. This stack is the driver's, and stays as it is until it goes on.
+            // SAFETY: as above. This stack is the driver's, and stays unchanged until the driver
+            // goes on.
             Some(Ring::Trusted) => unsafe { gates::sleep_trusted() },
             None => panic!("a driver was to be put to sleep, but none runs"),
         }
@@ -185,11 +187,11 @@ impl<T: Send> Default for Current<T> {
     }
 }
 
-/// Terminates the upcall that is under way: [`Current::enter`] returns. **What lies on the kernel's
-/// stack above that is not dropped.**
+/// Terminates the upcall that is under way: [`Current::enter`] returns. **The values on the
+/// kernel's stack above are not dropped.**
 pub fn terminate() -> ! {
     assert!(cpu::this().upcall_rsp.get() != 0, "a driver was to be terminated, but none runs");
-    // SAFETY: an upcall is under way. That nothing is dropped is like `core::mem::forget`, which is
-    // safe: what this crate has lent out in between, `Current::enter` takes back.
+    // SAFETY: an upcall is under way. Dropping nothing is like `core::mem::forget`, which is safe:
+    // `Current::enter` takes back what this crate has lent out meanwhile.
     unsafe { gates::abort_upcall() }
 }

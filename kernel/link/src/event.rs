@@ -1,7 +1,8 @@
-//! What the kernel tells of. **What a program decides by is a field**; sentences are for people
-//! still.
+//! The events that the kernel reports. **Every value that a program decides by is a field**;
+//! sentences are for people only.
 //!
-//! The kernel lends the text in an event, and who has received one owns it: [`Text`] is either.
+//! The kernel borrows the text of the events that it sends, and a receiver owns the text of the
+//! events that it has read: [`Text`] is either.
 
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
@@ -9,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Text that is lent or owned.
+/// Text that is borrowed or owned.
 pub type Text<'a> = Cow<'a, str>;
 
 /// Something that happened in the kernel.
@@ -18,45 +19,45 @@ pub type Text<'a> = Cow<'a, str>;
 pub enum Event<'a> {
     /// The kernel is up, and loads drivers next.
     Started {
-        /// Its version.
+        /// The kernel's version.
         version: Text<'a>,
-        /// Version of the ABI for modules.
+        /// Version of the ABI that modules are built for.
         abi_version: u32,
         /// Frames of memory in all.
         frames: u64,
     },
     /// A driver was loaded.
     Loaded(Driver<'a>),
-    /// One was unloaded.
+    /// A driver was unloaded.
     Unloaded {
-        /// Its name.
+        /// The driver's name.
         name: Text<'a>,
     },
-    /// One was moved to another ring.
+    /// A driver was moved to another ring.
     RingChanged {
-        /// Its name.
+        /// The driver's name.
         name: Text<'a>,
-        /// The ring it runs in now.
+        /// The ring that the driver runs in now.
         ring: u8,
     },
-    /// One was ended.
+    /// A driver was ended.
     Fault(Box<Fault<'a>>),
-    /// One has come in the place of one that was ended.
+    /// A successor has taken the place of a driver that was ended.
     Restarted {
-        /// Its name.
+        /// The successor's name.
         name: Text<'a>,
-        /// How often that has happened in this place.
+        /// How many successors this place has had.
         number: u64,
-        /// From the end of the other one, in microseconds.
+        /// Time since the end of the driver before it, in microseconds.
         after_us: u64,
-        /// How much of that stopping the device took, in microseconds.
+        /// The part of that time that was spent on stopping the device, in microseconds.
         reset_us: u64,
     },
-    /// None comes any more in the place of one that was ended.
+    /// No more successors are loaded for a driver that was ended.
     GivenUp {
-        /// Its name.
+        /// The driver's name.
         name: Text<'a>,
-        /// Why, for a person.
+        /// The reason, for a person.
         why: Text<'a>,
     },
     /// The drivers that are loaded, as `lsmod` shows them.
@@ -70,27 +71,27 @@ pub enum Event<'a> {
         /// Bytes of the kernel's heap that are in use.
         heap_used: u64,
     },
-    /// Whether the kernel is as it was, as `integrity` shows it.
+    /// Whether the kernel is unchanged, as `integrity` shows it.
     Integrity {
-        /// Checksum of what of the kernel must never change.
+        /// Checksum of the parts of the kernel that must never change.
         checksum: u64,
-        /// Frames that were written to though nobody had them, since this was asked last.
+        /// Free frames that were written to since the last time this was asked for.
         stray: u64,
     },
     /// Data that a command has read, written, copied or echoed.
     Data {
-        /// How much, in bytes.
+        /// Length of the data in bytes.
         bytes: u64,
-        /// Its SHA-256.
+        /// SHA-256 of the data.
         sha256: Sha256,
     },
-    /// What a driver has answered to what a person told it.
+    /// A driver's answer to a command that a person typed.
     Answer {
-        /// Its name.
+        /// The driver's name.
         name: Text<'a>,
-        /// The answer.
+        /// The value that the driver returned.
         value: u64,
-        /// What it has said beside that.
+        /// Text that the driver gave besides the value.
         text: Text<'a>,
     },
     /// A disk, as `lsblk` shows it.
@@ -102,11 +103,11 @@ pub enum Event<'a> {
         /// The address, as four bytes.
         address: [u8; 4],
     },
-    /// The link of an interface is up or down: its driver has said so.
+    /// The link of an interface went up or down, as its driver has reported.
     Link {
         /// The interface.
         name: Text<'a>,
-        /// Whether it is up.
+        /// Whether the link is up.
         is_up: bool,
     },
     /// An interface, as `ip` shows it.
@@ -115,25 +116,25 @@ pub enum Event<'a> {
     Bench(Row<'a>),
     /// Rows of `bench` that could not be measured.
     BenchFailed {
-        /// Which.
+        /// The family of rows.
         family: Text<'a>,
-        /// Why, for a person.
+        /// The reason, for a person.
         why: Text<'a>,
     },
-    /// What became of a changed module.
+    /// The result of a trial of a changed module.
     Trial(Trial<'a>),
-    /// What became of a piece of made-up code.
+    /// The result of a piece of made-up code.
     Snippet(Snippet<'a>),
     /// A command has ended.
     Command {
         /// The line that was typed.
         line: Text<'a>,
-        /// What went wrong, for a person, if it failed.
+        /// The reason of the failure, for a person; `None` if the command succeeded.
         error: Option<Text<'a>>,
     },
     /// The kernel has panicked.
     Panic {
-        /// Why, for a person.
+        /// The reason, for a person.
         message: Text<'a>,
     },
     /// The machine ends in order.
@@ -146,17 +147,17 @@ pub enum Event<'a> {
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interface<'a> {
-    /// Its name.
+    /// The interface's name.
     pub name: Text<'a>,
     /// The name of its driver; empty if it has none.
     pub driver: Text<'a>,
-    /// Its addresses, with the lengths of their prefixes.
+    /// The interface's addresses, with their prefix lengths.
     pub addresses: Vec<Text<'a>>,
-    /// The router that it has beyond its own network.
+    /// The router to addresses beyond the interface's own network.
     pub router: Option<[u8; 4]>,
-    /// Whether a person lets it be used.
+    /// Whether a person has the interface switched on.
     pub is_up: bool,
-    /// Whether its link is up.
+    /// Whether the interface's link is up.
     pub has_link: bool,
     /// The longest IP packet that it sends, in bytes.
     pub mtu: u32,
@@ -164,7 +165,7 @@ pub struct Interface<'a> {
     pub sent: u64,
     /// Frames that the driver delivered.
     pub received: u64,
-    /// What the driver says of others: frames that the card had no room for, frames that came
+    /// Counts that the driver reports: frames that the card had no room for, frames that arrived
     /// damaged, frames that were not sent, and collisions.
     pub errors: [u64; 4],
 }
@@ -172,91 +173,91 @@ pub struct Interface<'a> {
 /// A driver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Driver<'a> {
-    /// Its name.
+    /// The driver's name.
     pub name: Text<'a>,
-    /// Name of the module that it was loaded from.
+    /// Name of the module that the driver was loaded from.
     pub module: Text<'a>,
-    /// The ring it runs in.
+    /// The ring that the driver runs in.
     pub ring: u8,
-    /// Its slot.
+    /// The driver's slot.
     pub slot: u64,
-    /// What it drives, if that is a device: a PCI function's address, or a name.
+    /// The driver's device, if it has one: a PCI function's address, or a name.
     pub device: Option<Text<'a>>,
-    /// Whether it runs, and what becomes of it if not: in words, as `lsmod` shows it.
+    /// Whether the driver runs, and if not, what happens to it next: in words, as `lsmod` shows it.
     pub state: Text<'a>,
-    /// How often it was entered.
+    /// How often the driver was entered.
     pub upcalls: u64,
-    /// What it has had of the CPU, in milliseconds.
+    /// CPU time that the driver has used, in milliseconds.
     pub cpu_ms: u64,
-    /// How many came before it in its place.
+    /// How many drivers came before it in the same place.
     pub restarts: u64,
 }
 
 /// Why a driver was ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fault<'a> {
-    /// Its name.
+    /// The driver's name.
     pub driver: Text<'a>,
-    /// Its module's, and the version of that.
+    /// The name of the driver's module, and in `version` the module's version.
     pub module: Text<'a>,
     /// See `module`.
     pub version: Text<'a>,
-    /// The ring it ran in.
+    /// The ring that the driver ran in.
     pub ring: u8,
-    /// Its slot.
+    /// The driver's slot.
     pub slot: u64,
-    /// What it was, in one word.
+    /// The kind of fault, in one word.
     pub kind: Text<'a>,
-    /// The report's first line: what and during what, for a person.
+    /// The report's first line, for a person: the fault, and the upcall during which it happened.
     pub headline: Text<'a>,
-    /// The upcall that it was in, or that it was in last.
+    /// The upcall that was under way, or the last one.
     pub upcall: Text<'a>,
-    /// Whether it was in that.
+    /// Whether that upcall was under way.
     pub was_running: bool,
-    /// How often it had been entered.
+    /// How often the driver had been entered.
     pub upcalls: u64,
-    /// When, in microseconds since boot.
+    /// Time of the fault, in microseconds since boot.
     pub at_us: u64,
-    /// The address that it was ended for, if it was for one.
+    /// The address that caused the fault, if an address did.
     pub address: Option<u64>,
-    /// The instruction that it was ended at, if it was at one.
+    /// The instruction at which the driver was ended, if it is known.
     pub rip: Option<u64>,
-    /// That as an offset in its image, and the function that it lies in.
+    /// That instruction as an offset in the image, and in `function` the name of its function.
     pub offset: Option<u64>,
     /// See `offset`.
     pub function: Option<Text<'a>>,
-    /// The functions that it was in when it gave up, the last one first: where each was called, as
-    /// offsets in its image.
+    /// The call chain at the driver's end, innermost call first: where each function was called, as
+    /// offsets in the image.
     pub callers: Vec<u64>,
-    /// Bytes from that instruction on.
+    /// Bytes of code from that instruction on.
     pub code: Vec<u8>,
-    /// Words from the top of its stack.
+    /// Words from the top of the driver's stack.
     pub stack: Vec<u64>,
-    /// The exception, if it was ended by one.
+    /// The exception, if one ended the driver.
     pub exception: Option<Exception>,
-    /// Its last calls of services, the last one last.
+    /// The driver's last calls of services, oldest first.
     pub calls: Vec<Call<'a>>,
-    /// What becomes of it, for a person.
+    /// What happens to the driver next, for a person.
     pub then: Text<'a>,
 }
 
 /// A call of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call<'a> {
-    /// Its name.
+    /// The service's name.
     pub service: Text<'a>,
-    /// What it was called with.
+    /// The arguments of the call.
     pub arguments: Vec<u64>,
-    /// What it returned; `None` if it ended the driver.
+    /// The result of the call; `None` if the call ended the driver.
     pub result: Option<i64>,
 }
 
-/// What the CPU says of an exception, and the registers.
+/// The CPU's report of an exception, and the registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exception {
-    /// Its vector.
+    /// The exception's vector.
     pub vector: u64,
-    /// Its error code, 0 if it has none.
+    /// The exception's error code, 0 if it has none.
     pub error_code: u64,
     /// RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, and R8 to R15.
     pub registers: [u64; 16],
@@ -264,7 +265,7 @@ pub struct Exception {
     pub rflags: u64,
 }
 
-/// A SHA-256: bytes on the link, and digits for people.
+/// A SHA-256: bytes on the link, and hexadecimal digits for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Sha256(pub [u8; 32]);
 
@@ -283,24 +284,24 @@ impl Serialize for Sha256 {
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Disk<'a> {
-    /// Its name.
+    /// The disk's name.
     pub name: Text<'a>,
-    /// The driver that it is behind.
+    /// The driver that the disk belongs to.
     pub driver: Text<'a>,
-    /// Target and unit, if it is a SCSI host's.
+    /// SCSI target and logical unit, if the disk is one of a SCSI host's.
     pub place: Option<(u32, u32)>,
-    /// How many blocks it has.
+    /// How many blocks the disk has.
     pub blocks: u64,
-    /// Length of each in bytes.
+    /// Length of a block in bytes.
     pub block_bytes: u64,
-    /// What it is called.
+    /// The disk's model name.
     pub model: Text<'a>,
 }
 
 /// A row of `bench`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row<'a> {
-    /// What was measured.
+    /// Name of the measurement.
     pub name: Text<'a>,
     /// The driver's ring.
     pub ring: Option<u8>,
@@ -310,47 +311,48 @@ pub struct Row<'a> {
     pub domains: u64,
     /// Unit of the values.
     pub unit: Text<'a>,
-    /// Samples.
+    /// Number of samples.
     pub count: u64,
-    /// Their median.
+    /// Median of the samples.
     pub median: f64,
-    /// The value that 99 of 100 samples are no worse than.
+    /// The 99th percentile: 99 of 100 samples are no worse than this value.
     pub p99: f64,
 }
 
-/// What became of a changed module.
+/// The result of a trial of a changed module.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trial<'a> {
     /// Whether the changed instruction was executed.
     pub activated: bool,
-    /// The kind of the fault that ended it; `refused`, `init-failed`, `wrong` or `fine`.
+    /// The kind of the fault that ended the module; or `refused`, `init-failed`, `wrong` or `fine`.
     pub kind: Text<'a>,
-    /// The fault's first line, or what failed, for a person.
+    /// The fault's first line, or the step that failed, for a person.
     pub why: Text<'a>,
-    /// Why the good module did not do the work afterwards, if it did not, for a person.
+    /// The reason why the unchanged module failed to do the work afterwards, for a person; `None`
+    /// if it did the work.
     pub not_restored: Option<Text<'a>>,
-    /// From the fault until the good one had done all that it must do, in microseconds.
+    /// Time from the fault until the unchanged module had done all its work, in microseconds.
     pub restore_us: Option<u64>,
-    /// Checksum of what of the kernel must never change.
+    /// Checksum of the parts of the kernel that must never change.
     pub checksum: u64,
-    /// Free frames.
+    /// Number of free frames.
     pub free: u64,
-    /// Frames that were written to though nobody had them.
+    /// Free frames that were written to.
     pub stray: u64,
 }
 
-/// What became of a piece of made-up code.
+/// The result of a piece of made-up code.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snippet<'a> {
-    /// Its number.
+    /// The piece's number.
     pub number: u64,
-    /// The kind of the fault that ended it; `answered` or `refused` if none did.
+    /// The kind of the fault that ended it; `answered` or `refused` if no fault did.
     pub kind: Text<'a>,
-    /// The exception, if it was ended by one.
+    /// The exception, if one ended it.
     pub trap: Option<Trap>,
 }
 
-/// What the CPU has pushed at an exception.
+/// The values that the CPU pushes at an exception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields are registers")]
 pub struct Trap {
@@ -364,16 +366,17 @@ pub struct Trap {
 }
 
 impl Event<'_> {
-    /// Writes it into `room`; how many bytes it takes, or `None` if there are not as many.
+    /// Writes the event into `room`. Returns the number of bytes written, or `None` if `room` is
+    /// too small.
     pub fn write(&self, room: &mut [u8]) -> Option<usize> {
         Some(postcard::to_slice(self, room).ok()?.len())
     }
 }
 
 impl Event<'static> {
-    /// The event that a payload is; `None` if it is none.
+    /// Reads the event that a payload holds; `None` if it holds no event.
     pub fn read(payload: &[u8]) -> Option<Event<'static>> {
-        // What is behind it would have no meaning.
+        // A payload is exactly one event: bytes after it would have no meaning.
         let (event, rest) = postcard::take_from_bytes(payload).ok()?;
         rest.is_empty().then_some(event)
     }

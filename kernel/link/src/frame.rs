@@ -1,28 +1,28 @@
-//! Frames: a payload on a channel, numbered, with a checksum.
+//! Frames: a payload on a channel, with a number and a checksum.
 //!
 //! On the line a frame is its header, payload and checksum, encoded so that no byte is 0
-//! (Consistent Overhead Byte Stuffing, Cheshire and Baker 1999), and a 0 behind it. **Who begins to
-//! listen in the middle, or misses a byte, is right again from the next 0 on**, and knows from the
-//! numbers how many frames are missing.
+//! (Consistent Overhead Byte Stuffing, Cheshire and Baker 1999), followed by a 0. **A receiver that
+//! begins in the middle of a frame, or misses a byte, is synchronized again from the next 0 on.**
+//! The numbers tell it how many frames are missing.
 
 use alloc::vec::Vec;
 use crc::{CRC_32_ISO_HDLC, Crc};
 
 /// Most bytes of a payload.
 pub const MAX_PAYLOAD: usize = 8192;
-/// Channel, and the frame's number.
+/// Bytes of the header: the channel, and the frame's number.
 const HEADER: usize = 1 + 4;
 const CHECKSUM: usize = 4;
-/// Most bytes of a frame that is not encoded.
+/// Most bytes of a frame before it is encoded.
 const MAX_PLAIN: usize = HEADER + MAX_PAYLOAD + CHECKSUM;
-/// Most bytes of a frame on the line, its 0 included.
+/// Most bytes of a frame on the line, including the 0 at its end.
 pub const MAX_ENCODED: usize = cobs::max_encoding_length(MAX_PLAIN) + 1;
-/// Ends a frame.
+/// The byte that ends a frame.
 const END: u8 = 0;
 
 static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
-/// A frame in the making: there is one of these, and nothing is allocated for any frame.
+/// Encodes frames in its own buffers, so that no frame needs an allocation.
 pub struct Encoder {
     plain: [u8; MAX_PLAIN],
     encoded: [u8; MAX_ENCODED],
@@ -30,14 +30,14 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Frames are numbered from 0.
+    /// Makes an encoder. Frames are numbered from 0.
     pub const fn new() -> Encoder {
         Encoder { plain: [0; MAX_PLAIN], encoded: [0; MAX_ENCODED], next: 0 }
     }
 
-    /// The next frame on `channel`, as it goes on the line. `fill` writes the payload and returns
-    /// its length; if it returns `None`, or more than there is room for, there is no such frame,
-    /// and its number says so to who listens.
+    /// Returns the next frame on `channel`, as it goes on the line. `fill` writes the payload and
+    /// returns its length. If it returns `None`, or more than there is room for, no frame is made;
+    /// its number stays used, so that the receiver sees a frame missing.
     pub fn frame(&mut self, channel: u8, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<&[u8]> {
         let number = self.skip();
         let len = HEADER + self.plain.get_mut(HEADER..HEADER + MAX_PAYLOAD).and_then(fill)?;
@@ -52,7 +52,7 @@ impl Encoder {
         self.encoded.get(..=count)
     }
 
-    /// Takes a number for a frame that is not sent; who listens finds it missing.
+    /// Uses up a number without a frame; the receiver sees a frame missing.
     pub fn skip(&mut self) -> u32 {
         let number = self.next;
         self.next = number.wrapping_add(1);
@@ -66,7 +66,7 @@ impl Default for Encoder {
     }
 }
 
-/// A frame that has come.
+/// A frame that was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// Its channel.
@@ -77,21 +77,22 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// What came is no frame: bytes are missing, or others than were sent.
+/// The bytes received are not a valid frame: some are missing or were changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Damaged;
 
-/// Makes frames of bytes.
+/// Decodes frames from bytes.
 #[derive(Default)]
 pub struct Decoder {
     bytes: Vec<u8>,
-    /// Whether what comes before the next 0 is to be left out: it is longer than any frame.
+    /// Whether the bytes up to the next 0 are dropped: there are more of them than a frame can
+    /// have.
     is_too_long: bool,
     next: u32,
 }
 
 impl Decoder {
-    /// Takes the next byte; the frame that ends with it, if one does.
+    /// Takes the next byte. Returns the frame that ends with this byte, if one does.
     pub fn push(&mut self, byte: u8) -> Option<Result<Frame, Damaged>> {
         if byte != END {
             self.is_too_long |= self.bytes.len() == MAX_ENCODED;
@@ -102,7 +103,7 @@ impl Decoder {
         }
         let frame = match (core::mem::take(&mut self.is_too_long), self.bytes.is_empty()) {
             (true, _) => Some(Err(Damaged)),
-            // Who sends may begin with a 0.
+            // A sender may begin with a 0.
             (false, true) => None,
             (false, false) => Some(self.decode().ok_or(Damaged)),
         };
@@ -194,7 +195,7 @@ mod tests {
             line[at] = other;
             line.extend(encoder.frame(4, put(b"good")).unwrap());
             let came = decoded(&line);
-            // A 0 that is gone takes the next frame with it.
+            // A 0 that was changed merges the frame with the next one.
             prop_assert!(came.iter().all(|frame| frame.as_ref().map_or(true, |frame| frame.channel == 4)));
             prop_assert!(came.iter().any(|frame| frame.is_err() || frame.as_ref().is_ok_and(|frame| frame.missing == 1)));
         }

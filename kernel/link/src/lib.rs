@@ -1,12 +1,12 @@
-//! What kernel and runner say to each other over the second serial port: for programs, as the
+//! The protocol between kernel and runner on the second serial port: it is for programs, as the
 //! console is for people.
 //!
 //! * [`frame`]: pieces of bytes on numbered channels, on a line that may lose or garble some
-//! * [`event`]: what the kernel tells of on channel [`EVENTS`]
+//! * [`event`]: the events that the kernel reports on channel [`EVENTS`]
 //!
-//! Both sides use this crate, and so agree. JSON, or a line of text each, would not need one; but
-//! there is no text that a driver could not say, too, and a number in a sentence is lost when the
-//! sentence is mended.
+//! Kernel and runner both use this crate, so that they agree. Lines of text or JSON
+//! would need no crate. But a driver could print any such text, too, and a number
+//! inside a sentence is lost as soon as the sentence is reworded.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

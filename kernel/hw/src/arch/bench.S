@@ -1,4 +1,4 @@
-/* Gates that only `bench` puts in place of rf_null's, to tell apart what a crossing is made of. Comments as in entry.S. */
+/* Gates that only `bench` puts in place of rf_null's gate, to measure the parts of a crossing. Comments as in entry.S. */
 
 .section .entry.text.bench, "ax"
 

@@ -1,6 +1,6 @@
-//! Other ways to cross between a driver and the kernel, to tell apart what a crossing is made of:
-//! for `bench`, and only there because it changes what drivers are kept by. **A kernel without the
-//! feature `bench` has none of this.**
+//! Other ways to cross between a driver and the kernel, which `bench` uses to measure the parts of
+//! a crossing. They exist only behind a feature, as they weaken the protection from drivers. **A
+//! kernel without the feature `bench` has none of this.**
 
 use super::cpu::{CPU, Cpu};
 use super::entry_area;
@@ -41,7 +41,7 @@ pub enum Crossing {
 pub(crate) const VECTOR: u8 = 0x81;
 
 impl Crossing {
-    /// The address that it leads to.
+    /// Returns the address of the crossing's entry.
     pub(crate) fn target(self) -> u64 {
         let entry = match self {
             Crossing::Bare => bench_gate_bare,
@@ -52,7 +52,7 @@ impl Crossing {
     }
 }
 
-/// Lets ring 1 raise [`VECTOR`], or not any more.
+/// Lets ring 1 raise [`VECTOR`], or no more.
 pub(crate) fn set_vector(is_open: bool) {
     const PRIVILEGE_1: u64 = 1 << 45;
     let [low, high] = descriptor::interrupt_gate(Crossing::Interrupt.target(), 0);

@@ -1,5 +1,4 @@
-//! What the machine has that counts at a known rate, by which the rates of other counters are
-//! measured.
+//! Counters of the machine with a known rate, by which the rates of other counters are measured.
 
 use super::port::IoPort;
 use crate::latency::tsc;
@@ -8,7 +7,7 @@ use core::iter::once_with;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::acpi::{Place, PmTimer};
 
-/// Where firmware says that clocks are.
+/// The places of the clocks, as firmware gives them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clocks {
     /// Physical address of the high precision event timer's registers.
@@ -18,7 +17,7 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// All that counts at a known rate, each started when it is asked for.
+    /// Returns all counters with a known rate; each is started when the iterator reaches it.
     pub fn references(&self) -> impl Iterator<Item = Reference> {
         let pit = once_with(start_pit);
         let hpet = once_with(|| self.hpet.and_then(start_hpet));
@@ -27,11 +26,11 @@ impl Clocks {
     }
 }
 
-/// Counts at a known rate.
+/// A counter with a known rate.
 #[derive(Debug, Clone, Copy)]
 pub struct Reference {
     counter: Counter,
-    /// Counts a second.
+    /// Counts per second.
     hz: u64,
     /// The bits that count.
     mask: u32,
@@ -41,7 +40,7 @@ pub struct Reference {
 enum Counter {
     Pit,
     Hpet(Registers),
-    /// In a page of memory, or at a port.
+    /// A timer with its counter in a page of memory.
     PmTimerInMemory {
         page: Registers,
         offset: u64,
@@ -50,13 +49,13 @@ enum Counter {
     Tsc,
 }
 
-/// The name of the one that ticks by itself.
+/// Name of the 8254, which also ticks by itself.
 pub const PIT: &str = "PIT";
 
 /// How long a rate is measured.
 const MILLISECONDS: u64 = 5;
-/// Reads within which each of them counts once at least: one takes a tenth of a microsecond or
-/// more.
+/// Number of reads within which each counter changes at least once: a read takes a tenth of a
+/// microsecond or more.
 const MOST_READS: u32 = 20_000;
 
 impl Reference {
@@ -72,12 +71,12 @@ impl Reference {
         Some(Reference { counter, hz: 3_579_545, mask })
     }
 
-    /// The TSC, once its rate in Hz is known.
+    /// Makes a reference from the TSC, once its rate in Hz is known.
     pub fn tsc(hz: u64) -> Reference {
         Reference { counter: Counter::Tsc, hz, mask: u32::MAX }
     }
 
-    /// What it is called; [`PIT`] is the 8254.
+    /// Returns the counter's name; [`PIT`] is the 8254.
     pub fn name(&self) -> &'static str {
         match self.counter {
             Counter::Pit => PIT,
@@ -87,9 +86,11 @@ impl Reference {
         }
     }
 
-    /// How much `counter`, which counts up, counts in a second. `None` if this one stands still.
+    /// Measures how much `counter`, which counts up, counts in a second. `None` if the reference
+    /// stands still.
     pub fn rate(&self, counter: impl Fn() -> u64) -> Option<u64> {
-        // It may stand at a count for a while; so it begins with the next one.
+        // The reference may stay at a count for a while, so the measurement begins when the count
+        // changes.
         let is_another = |from: u32| (0..MOST_READS).map(|_| self.read()).find(|count| *count != from);
         let first = is_another(self.read())?;
         let began = counter();
@@ -104,7 +105,7 @@ impl Reference {
 
     fn read(&self) -> u32 {
         match self.counter {
-            // It counts down.
+            // The PIT counts down.
             Counter::Pit => u32::from(pit_channel_0()).wrapping_neg() & self.mask,
             Counter::Tsc => tsc() as u32,
             Counter::Hpet(registers) => registers.read32(HPET_COUNTER) & self.mask,
@@ -114,8 +115,8 @@ impl Reference {
     }
 }
 
-/// The rate of the TSC in Hz by the CPU's own word, or its hypervisor's (SDM vol. 2A, CPUID, leaves
-/// 15h and 16h; leaf 40000010h as VMware defined it and others took it over).
+/// Returns the rate of the TSC in Hz as the CPU or its hypervisor gives it (SDM vol. 2A, CPUID,
+/// leaves 15h and 16h; leaf 40000010h as VMware defined it and others adopted it).
 pub fn rate_by_cpuid() -> Option<u64> {
     const FIRST_OF_HYPERVISOR: u32 = 0x4000_0000;
     const IS_GUEST: u32 = 1 << 31;
@@ -132,10 +133,10 @@ pub fn rate_by_cpuid() -> Option<u64> {
     [by_crystal, by_hypervisor, by_name].into_iter().flatten().find(|hz| *hz != 0)
 }
 
-/// The rate of the TSC in Hz by `reference`; `None` if that stands still.
+/// Measures the rate of the TSC in Hz by `reference`; `None` if the reference stands still.
 pub fn tsc_rate(reference: &Reference) -> Option<u64> {
-    /// What stops the machine in between makes the TSC look faster: the slowest of a few is the
-    /// truest.
+    /// If the machine is stopped in between, the TSC looks faster: the slowest of a few results is
+    /// the most accurate.
     const TRIES: usize = 3;
     (0..TRIES).try_fold(u64::MAX, |slowest, _| Some(slowest.min(reference.rate(tsc)?)))
 }
@@ -145,8 +146,8 @@ pub const PIT_HZ: u32 = 1_193_182;
 const PIT_CHANNEL_0: IoPort<u8> = IoPort::new(0x40);
 const PIT_COMMAND: IoPort<u8> = IoPort::new(0x43);
 
-/// Has the PIT's channel 0, which every machine that has one has, count down from `count` (0 stands
-/// for 65536) again and again: rate generator, mode 2. Not all have the gate of channel 2 (port
+/// Makes the PIT's channel 0 count down from `count` (0 stands for 65536) again and again: rate
+/// generator, mode 2. Every PIT has channel 0; not every machine has the gate of channel 2 (port
 /// 0x61).
 pub fn start_pit_channel_0(count: u16) {
     let [low, high] = count.to_le_bytes();
@@ -155,13 +156,13 @@ pub fn start_pit_channel_0(count: u16) {
     PIT_CHANNEL_0.write(high);
 }
 
-/// What channel 0 has counted down to, latched.
+/// Returns the current count of channel 0, latched.
 fn pit_channel_0() -> u16 {
     PIT_COMMAND.write(0);
     u16::from_le_bytes([PIT_CHANNEL_0.read(), PIT_CHANNEL_0.read()])
 }
 
-/// Starts the PIT's channel 0. `None` if nothing counts there.
+/// Starts the PIT's channel 0. `None` if it does not count.
 fn start_pit() -> Option<Reference> {
     start_pit_channel_0(0);
     let first = pit_channel_0();
@@ -175,7 +176,7 @@ const HPET_CONFIGURATION: u64 = 0x10;
 const HPET_COUNTER: u64 = 0xf0;
 const HPET_BYTES: u64 = 0x400;
 
-/// Lets the HPET at this physical address count. `None` if its period is not one.
+/// Starts the HPET at this physical address. `None` if its period is not valid.
 fn start_hpet(registers: u64) -> Option<Reference> {
     const ENABLE: u32 = 1;
     const FEMTOSECONDS: u64 = 1_000_000_000_000_000;

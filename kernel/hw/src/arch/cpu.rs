@@ -1,11 +1,12 @@
-//! What is per CPU, in one struct, and the CPU's own settings.
+//! Per-CPU state, in one struct, and the CPU's own settings.
 
 use super::msr;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 
-/// What `entry.S` and upcalls need at once. There is one CPU; more would each have one of these.
+/// The state that `entry.S` and upcalls need at once. There is one CPU; each further one would have
+/// its own.
 #[repr(C)]
 pub(crate) struct Cpu {
     /// Continuation of the upcall that is under way, and top of the stack for services and traps
@@ -13,23 +14,24 @@ pub(crate) struct Cpu {
     pub(crate) upcall_rsp: Cell<u64>,
     /// CR3 of the domain whose upcall is under way.
     pub(crate) domain_cr3: Cell<u64>,
-    /// Where the kernel sees that domain's stacks' page.
+    /// Address at which the kernel sees that domain's stacks' page.
     pub(crate) domain_stacks: Cell<u64>,
     /// Top of the stack for interrupts that hit the kernel.
     pub(crate) interrupt_stack: Cell<u64>,
     /// Top of the stack for exceptions that hit the kernel.
     pub(crate) exception_stack: Cell<u64>,
-    /// Top of the stack for what can hit those: NMI, double fault, machine check.
+    /// Top of the stack for traps that can hit the other two stacks: NMI, double fault, machine
+    /// check.
     pub(crate) critical_stack: Cell<u64>,
-    /// Timer ticks that the upcall under way may still see.
+    /// Timer ticks that the upcall under way may still use.
     pub(crate) ticks_left: AtomicU32,
 }
 
 // SAFETY: there is one CPU, and interrupt handlers write nothing but `ticks_left`.
 unsafe impl Sync for Cpu {}
 
-/// The one CPU's state, for `entry.S`. Rust goes through [`this`]. Where it lies in its page is
-/// chosen (`kernel.ld`).
+/// The one CPU's state, for `entry.S`. Rust code uses [`this`]. The linker script (`kernel.ld`)
+/// chooses its place within its page.
 #[unsafe(link_section = ".data.cpu")]
 pub(crate) static CPU: Cpu = Cpu {
     upcall_rsp: Cell::new(0),
@@ -41,12 +43,12 @@ pub(crate) static CPU: Cpu = Cpu {
     ticks_left: AtomicU32::new(0),
 };
 
-/// The state of the CPU that runs this.
+/// Returns the state of the CPU that runs this.
 pub(crate) fn this() -> &'static Cpu {
     &CPU
 }
 
-/// Which protections this CPU has; those it lacks are done without.
+/// The protections that this CPU has; the kernel does without the ones it lacks.
 #[derive(Debug, Clone, Copy)]
 pub struct Protections {
     /// Supervisor-mode execution prevention.
@@ -57,7 +59,7 @@ pub struct Protections {
     pub umip: bool,
 }
 
-/// Sets every control register to what the design needs, and nothing beyond.
+/// Sets every control register to the value that the design needs, and enables nothing beyond.
 ///
 /// No global pages (CR4.PGE): they would outlive a switch of roots. No SSE or x87 (CR0.EM, no
 /// CR4.OSFXSR): neither kernel nor drivers use them, so no state leaks. No SYSCALL or SYSENTER:
@@ -70,7 +72,7 @@ pub fn init() -> Protections {
     cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, protections.smep);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, protections.smap);
     cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, protections.umip);
-    // SAFETY: paging stays as it is; nothing here uses what is switched off.
+    // SAFETY: paging stays as it is; nothing here uses the features that are switched off.
     unsafe {
         Efer::write(EferFlags::LONG_MODE_ENABLE | EferFlags::LONG_MODE_ACTIVE | EferFlags::NO_EXECUTE_ENABLE);
         Cr0::write(

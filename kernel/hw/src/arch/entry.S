@@ -19,7 +19,7 @@
 
 /* ---- gates: driver -> kernel ------------------------------------------------------------------------------------ */
 
-/* One entry a service; the macro GATE is expanded once for each line of the service table (arch/gates.rs). */
+/* One entry for each service; arch/gates.rs expands GATE for each line of the service table. */
 .macro GATE number
 .p2align 4
 .global gate_\number
@@ -28,7 +28,7 @@ gate_\number:
     /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS        (SDM 5.8.5.1) */
     push 2
     popfq                               /* IF, TF, DF, AC, NT = 0 */
-    /* Not before: an interrupt leaves the registers in the stacks' page, where the driver can read them. */
+    /* Load it only now: an interrupt saves the registers where the driver can read them. */
     mov rax, qword ptr [{services} + 8 * \number] /* service_entry_N */
     jmp gate_enter
 .endm
@@ -62,19 +62,19 @@ gate_enter:
     push r11
     push {driver_code}
     push r10
-    xor ecx, ecx                        /* kernel registers stay here */
+    xor ecx, ecx                        /* clear registers that may hold kernel values */
     xor edx, edx
     xor esi, esi
     xor edi, edi
     xor r8d, r8d
     xor r9d, r9d
     /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS;   RAX: result */
-    sti                                 /* takes effect behind the return */
+    sti                                 /* takes effect after the return */
     retfq
 
 /* ---- upcalls: kernel -> driver ---------------------------------------------------------------------------------- */
 
-/* What a function keeps (System V); `pop_kept` puts it back and returns. */
+/* Saves the registers that a function keeps (System V); `pop_kept` restores them and returns. */
 .macro PUSH_KEPT
     push rbp
     push rbx
@@ -84,7 +84,7 @@ gate_enter:
     push r15
 .endm
 
-/* Begins an upcall: what `leave_upcall` puts back, and where services and traps find a stack. */
+/* Begins an upcall: saves state for `leave_upcall`, and sets the stack of services and traps. */
 .macro BEGIN_UPCALL
     PUSH_KEPT
     pushfq
@@ -135,7 +135,7 @@ into_driver:
     /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
     iretq
 
-/* extern "C" fn enter_trusted(&UpcallFrame) -> the same. The driver runs on its own stack, in the kernel's root; the
+/* extern "C" fn enter_trusted(&UpcallFrame) -> as above. The driver runs on its own stack, in the kernel's root; the
    services that it calls run right there. */
 .p2align 4
 .global enter_trusted
@@ -192,7 +192,7 @@ trap_vectors:
 .rept 256
     .p2align 4
     .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
-    push 0                              /* where the CPU pushes no error code */
+    push 0                              /* the CPU pushes no error code for this vector */
     .endif
     push vector
     jmp trap_enter
@@ -231,12 +231,12 @@ trap_enter:
     call qword ptr [{traps}]            /* trap_from_kernel */
     jmp 2f
 
-1:  mov cr3, rcx                        /* from a driver: the frame is in its page, read it through physical memory */
+1:  mov cr3, rcx                        /* from a driver: read the frame in its page through physical memory */
     mov rdi, rbp
     sub rdi, {stacks}
     add rdi, [rip + {cpu} + {cpu_domain_stacks}]
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
-    call qword ptr [{traps} + 8]        /* trap_from_driver: returns only if the driver may go on; has sanitized the frame */
+    call qword ptr [{traps} + 8]        /* trap_from_driver: returns, with a sanitized frame, only if the driver goes on */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rcx
 
@@ -259,7 +259,7 @@ trap_enter:
     add rsp, 16                         /* vector, error code */
     iretq
 
-/* Switches to the stack for a trap from the kernel: one each for interrupts, exceptions, and what can hit those. */
+/* Selects the stack for a trap from the kernel: for interrupts, exceptions, or traps that can hit those. */
 trap_stack:
     pop rax
     mov rsp, [rip + {cpu} + {cpu_interrupt_stack}]
@@ -276,9 +276,9 @@ trap_stack:
 2:  mov rsp, [rip + {cpu} + {cpu_critical_stack}]
 1:  jmp rax
 
-/* ---- sleep: an upcall is left in the middle of a service, and gone on with later ---------------------------------- */
+/* ---- sleep: an upcall is left in the middle of a service, and resumed later --------------------------------------- */
 
-/* extern "C" fn sleep_trusted()   Leaves the upcall of a trusted driver, with RAX: RSP for resume_trusted, which has this
+/* extern "C" fn sleep_trusted()   Leaves the upcall of a trusted driver. RAX: the RSP with which resume_trusted has this
    return. */
 .p2align 4
 .global sleep_trusted
@@ -322,7 +322,7 @@ resume_trusted:
     mov rsp, rdi
     jmp pop_kept
 
-/* Backtraces and reports name what is a function. */
+/* Marks labels as functions, so that backtraces and reports can name them. */
 .macro FUNCTIONS names:vararg
 .irp name, \names
 .type \name, @function

@@ -1,5 +1,5 @@
-//! The entry area: what must be mapped, at the same address, whichever root is loaded when the CPU
-//! enters the kernel.
+//! The entry area: the pages that must be mapped, at the same address, whichever root is loaded
+//! when the CPU enters the kernel.
 //!
 //! ```text
 //! offset   page                      in the kernel's root    in a domain's root
@@ -13,9 +13,9 @@
 //! ```
 //!
 //! LDTR and TR hold these addresses and never change. **One CR3 write therefore switches page
-//! tables, capability table and I/O bitmap together.** Each root has its own stacks page: what the
-//! CPU pushes while a domain is loaded is that domain's own state, and what the kernel pushes no
-//! domain ever sees.
+//! tables, capability table and I/O bitmap together.** Each root has its own stacks page. The CPU
+//! pushes a domain's state to the domain's own page, and no domain ever sees a value that the
+//! kernel pushes.
 
 use super::{gates, vector};
 use crate::memory::tables::Root;
@@ -42,10 +42,10 @@ pub const IO_BITMAP: u64 = BASE + 0x5000;
 pub const LDT: u64 = BASE + 0x7000;
 /// First address of the stacks' page.
 pub const STACKS: u64 = BASE + 0x8000;
-/// Where a call gate finds its stack (TSS.RSP0). It grows down from here.
+/// Top of the stack that a call gate switches to (TSS.RSP0). It grows down from here.
 pub const ENTRY_STACK_TOP: u64 = STACKS + PAGE_SIZE;
 
-/// Interrupt stack table entries; each gets 512 bytes of the stacks' page, of which a trap uses
+/// Interrupt stack table entries. Each gets 512 bytes of the stacks' page, of which a trap uses
 /// under 200.
 pub mod ist {
     /// Device interrupts.
@@ -58,7 +58,7 @@ pub mod ist {
     pub const DOUBLE_FAULT: u8 = 4;
     /// Machine check.
     pub const MACHINE_CHECK: u8 = 5;
-    /// Debug exception, which can come right behind another one.
+    /// Debug exception, which can come right behind another exception.
     pub const DEBUG: u8 = 6;
 }
 const IST_BYTES: u64 = 512;
@@ -80,11 +80,12 @@ struct TaskState {
 const TSS_BYTES: usize = size_of::<TaskState>();
 const _: () = assert!(TSS_BYTES == 104);
 
-/// What entry code must know before it has the kernel's root, and the GDT.
+/// The values that entry code needs before it has loaded the kernel's root, and the GDT.
 ///
-/// Where it goes on in Rust is here as well, and not in its own displacements: those differ with
-/// each build, and a driver that jumps into the middle of one may find an instruction that is more
-/// for QEMU than it is (`core/src/tcg.rs`).
+/// The addresses of the Rust functions that it calls are here as well, and not in displacements of
+/// its own instructions. Displacements differ with each build, and a driver that jumps into the
+/// middle of one may find an instruction that does more under QEMU than on a CPU
+/// (`core/src/tcg.rs`).
 #[repr(C, align(4096))]
 pub struct Constants {
     /// CR3 of the kernel's root.
@@ -95,11 +96,11 @@ pub struct Constants {
     /// The functions behind the gates, by number.
     services: [u64; SERVICE_COUNT],
 }
-/// Where `kernel_cr3` is, for `entry.S`.
+/// Address of `kernel_cr3`, for `entry.S`.
 pub const KERNEL_CR3: u64 = CONSTANTS + offset_of!(Constants, kernel_cr3) as u64;
-/// The same of `traps`.
+/// Address of `traps`, for `entry.S`.
 pub const TRAPS: u64 = CONSTANTS + offset_of!(Constants, traps) as u64;
-/// The same of `services`.
+/// Address of `services`, for `entry.S`.
 pub const SERVICES: u64 = CONSTANTS + offset_of!(Constants, services) as u64;
 
 #[repr(C)]
@@ -122,11 +123,11 @@ const _: () = {
 
 #[repr(transparent)]
 struct Area(UnsafeCell<Data>);
-// SAFETY: written by `init` before anything else runs; afterwards only the CPU uses it, but for
+// SAFETY: written by `init` before anything else runs; afterwards only the CPU uses it, except for
 // [`write_vector`].
 unsafe impl Sync for Area {}
 
-// Only the CPU reads it, which the compiler must be told.
+// Only the CPU reads it, so the compiler must be told that it is used.
 #[used]
 #[unsafe(link_section = ".entry.data")]
 static AREA: Area = Area(UnsafeCell::new(Data {
@@ -160,7 +161,7 @@ unsafe extern "C" {
 /// Bytes from one vector's entry to the next.
 pub const VECTOR_STRIDE: u64 = 16;
 
-/// Whether `rip` lies in the entry text.
+/// Returns whether `rip` lies in the entry text.
 pub fn is_text(rip: u64) -> bool {
     (BASE..&raw const __entry_text_end as u64).contains(&rip)
 }
@@ -183,7 +184,7 @@ pub(crate) fn init() {
     };
     let null = SegmentSelector(0);
     // SAFETY: nothing else runs yet, and the area is mapped writable until [`protect`]; the
-    // selectors name what is put there.
+    // selectors name the descriptors that are written here.
     unsafe {
         let (traps, services) = (gates::trap_functions(), gates::service_functions());
         (*area).constants = Constants { kernel_cr3, gdt, traps, services };
@@ -215,12 +216,12 @@ pub(crate) fn protect() {
     x86_64::instructions::tlb::flush_all();
 }
 
-/// Points an interrupt vector to `target`, or, with `None`, takes that back.
+/// Points an interrupt vector to `target`, or, with `None`, back to its own entry.
 pub(super) fn set_vector(vector: u8, target: Option<u64>) {
     write_vector(vector, target.map(|target| descriptor::interrupt_gate(target, 0)));
 }
 
-/// Writes `gate`, or the vector's own, into the IDT.
+/// Writes `gate`, or the vector's own gate, into the IDT.
 pub(super) fn write_vector(vector: u8, gate: Option<[u64; 2]>) {
     let entry = CONSTANTS + offset_of!(Data, idt) as u64 + u64::from(vector) * 16;
     let [low, high] = match gate {
@@ -230,8 +231,8 @@ pub(super) fn write_vector(vector: u8, gate: Option<[u64; 2]>) {
             descriptor::interrupt_gate(own, stack_of(vector.into()))
         }
     };
-    // SAFETY: an entry of the IDT, which only the CPU reads; the gate leads to one of the vectors'
-    // entries.
+    // SAFETY: the address is that of an IDT entry, which only the CPU reads; the gate leads to a
+    // handler of a vector.
     unsafe { write_constant(entry, &[low, high]) };
 }
 

@@ -1,8 +1,8 @@
-//! The registers of what a trap has hit.
+//! The registers at a trap.
 
 use ringfence_core::fault::Exception;
 
-/// What `entry.S` pushes: all registers, and what the CPU pushed.
+/// The registers that `entry.S` pushes, and those that the CPU has pushed before.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the fields are registers")]
@@ -32,12 +32,12 @@ pub struct TrapFrame {
 }
 
 impl TrapFrame {
-    /// What the CPU says of the exception that it was.
+    /// Returns the trap's vector and error code.
     pub fn exception(&self) -> Exception {
         Exception { vector: self.vector, error_code: self.error_code }
     }
 
-    /// The general registers, in the order of their numbers.
+    /// Returns the general registers, in the order of their numbers.
     pub fn general(&self) -> [u64; 16] {
         [
             self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8, self.r9, self.r10,

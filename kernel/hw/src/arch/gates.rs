@@ -1,4 +1,4 @@
-//! Puts `entry.S` together: the constants it takes from Rust, and one gate entry for each service.
+//! Assembles `entry.S` with the constants it takes from Rust, and one gate entry for each service.
 
 use super::cpu::{CPU, Cpu};
 use super::entry_area;
@@ -49,7 +49,7 @@ macro_rules! define_gates {
             )*
         }
 
-        /// Address of each service's gate entry, by number.
+        /// Returns the address of each service's gate entry, by number.
         pub fn gate_entries() -> [u64; SERVICE_COUNT] {
             [$($symbol as *const () as u64),*]
         }
@@ -57,7 +57,8 @@ macro_rules! define_gates {
 }
 for_each_service!(define_gates);
 
-/// Address of the function behind each service's gate, by number; 0 if there are none.
+/// Returns the address of the function behind each service's gate, by number; 0 if no functions are
+/// installed.
 pub fn service_functions() -> [u64; SERVICE_COUNT] {
     match handlers::installed() {
         Some(handlers) => handlers.services.map(|service| service as *const () as u64),
@@ -65,7 +66,7 @@ pub fn service_functions() -> [u64; SERVICE_COUNT] {
     }
 }
 
-/// Addresses of the functions for traps from the kernel, and from drivers.
+/// Returns the addresses of the functions for traps from the kernel, and from drivers.
 pub fn trap_functions() -> [u64; 2] {
     [trap_from_kernel as *const () as u64, trap_from_driver as *const () as u64]
 }
@@ -82,9 +83,8 @@ unsafe extern "C" {
 
     /// Runs a driver in ring 0 until it returns or asks to be ended.
     ///
-    /// # Safety
-    /// The frame's entry point must be that of a trusted domain. What it does in ring 0 nobody
-    /// checks: that is what trusting it means.
+    /// The frame's entry point must be that of a trusted domain. Nothing checks what the driver
+    /// does in ring 0: that is what trusting it means.
     pub fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
 
     /// Ends the upcall that is under way: [`enter_sandboxed`] or [`enter_trusted`] returns with
@@ -94,44 +94,45 @@ unsafe extern "C" {
     /// An upcall must be under way, and nothing on the stack above it may need to be dropped.
     pub fn abort_upcall() -> !;
 
-    /// Leaves the upcall that is under way, of a sandboxed driver in a service:
-    /// [`enter_sandboxed`] returns. It goes on by [`resume_sandboxed`].
+    /// Leaves the upcall that is under way, from a service that a sandboxed driver has called:
+    /// [`enter_sandboxed`] returns. [`resume_sandboxed`] goes on with the upcall.
     ///
     /// # Safety
     /// As for [`abort_upcall`].
     pub fn leave_asleep() -> !;
 
-    /// Has a driver go on that sleeps in a service, as if that had returned 0.
+    /// Goes on with a sandboxed driver that sleeps in a service, as if the service had returned 0.
     ///
     /// # Safety
-    /// `caller` must be what [`caller`] was when it fell asleep, `cr3` and [`super::cpu::this`] the
-    /// same domain's, and that still be sandboxed.
+    /// `caller` must be the value of [`caller`] from when the driver fell asleep. `cr3` and
+    /// [`super::cpu::this`] must be those of the same domain, which must still be sandboxed.
     pub fn resume_sandboxed(caller: &Caller, cr3: u64) -> UpcallEnd;
 
-    /// Leaves the upcall that is under way, of a trusted driver in a service: [`enter_trusted`]
-    /// returns, with an RSP as its value. This returns when [`resume_trusted`] is called with that.
+    /// Leaves the upcall that is under way, from a service that a trusted driver has called:
+    /// [`enter_trusted`] returns, with an RSP as its value. This function returns when
+    /// [`resume_trusted`] is called with that RSP.
     ///
     /// # Safety
     /// As for [`abort_upcall`], as long as this has not returned.
     pub fn sleep_trusted();
 
-    /// Has a driver go on that sleeps in a service.
+    /// Goes on with a trusted driver that sleeps in a service.
     ///
     /// # Safety
-    /// `rsp` must be what came of [`sleep_trusted`], once, and the driver's memory as it was, and
-    /// executable.
+    /// `rsp` must be the value that came of [`sleep_trusted`], and must be used only once. The
+    /// driver's memory must be as it was then, and executable.
     pub fn resume_trusted(rsp: u64) -> UpcallEnd;
 }
 
-/// Address of the return gate's entry.
+/// Returns the address of the return gate's entry.
 pub fn return_gate_entry() -> u64 {
     gate_return as *const () as u64
 }
 
-/// With what a driver is entered.
+/// The state with which a driver is entered.
 #[repr(C)]
 pub struct UpcallFrame {
-    /// The domain's root; not used for a trusted one.
+    /// CR3 of the domain; not used for a trusted domain.
     pub cr3: u64,
     /// Entry point.
     pub rip: u64,
@@ -141,17 +142,18 @@ pub struct UpcallFrame {
     pub args: [u64; 4],
 }
 
-/// How an upcall came back.
+/// The result of an upcall.
 #[repr(C)]
 pub struct UpcallEnd {
-    /// What the driver returned; for a trusted one that sleeps, with what to go on.
+    /// The driver's return value; for a trusted driver that sleeps, the RSP to resume it with.
     pub value: i64,
-    /// 0 if it returned, 1 if it was ended, 2 if it sleeps.
+    /// 0 if the driver returned, 1 if it was ended, 2 if it sleeps.
     pub ended: u64,
 }
 
-/// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them:
-/// those that a service keeps (System V), which are the driver's still.
+/// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them.
+/// They are the registers that a service preserves (System V), so that they still have the driver's
+/// values.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the fields are registers")]
@@ -162,21 +164,23 @@ pub struct Caller {
     pub r12: u64,
     pub rbp: u64,
     pub rbx: u64,
-    /// Behind the far call, in the stub.
+    /// The address after the far call, in the stub.
     pub rip: u64,
     pub rsp: u64,
 }
 
-/// A driver that sleeps in a service: with what it goes on.
+/// The state that resumes a driver which sleeps in a service.
 #[derive(Debug)]
 pub enum Asleep {
-    /// Its registers.
+    /// The driver's registers.
     Sandboxed(Caller),
-    /// Where on its stack the kernel's registers are, in the middle of that service.
+    /// The address on the driver's stack of the kernel's registers, saved in the middle of the
+    /// service.
     Trusted(u64),
 }
 
-/// The driver in ring 1 whose gate call is under way; if none is, what was left of the last one.
+/// Returns the registers of the driver in ring 1 whose gate call is under way. If no call is under
+/// way, they are left from the last call.
 pub fn caller() -> Option<Caller> {
     // The continuation of the upcall lies right above.
     let above = super::cpu::this().upcall_rsp.get();

@@ -1,45 +1,45 @@
-//! What the CPU's part of the kernel asks of the parts above it. It cannot import them, so
-//! [`install`] is told once, first of all.
+//! Functions of the parts of the kernel above this one, which the CPU's part calls. It cannot
+//! import those parts, so they pass their functions to [`install`] once, before anything else.
 //!
-//! An indirect call for each trap and each tick; none on the path of gates.
+//! Each trap and each tick costs an indirect call; the path of gates has none.
 
 use super::frame::TrapFrame;
 use ringfence_abi::service::SERVICE_COUNT;
 use spin::Once;
 
-/// Why a driver's trap ends it.
+/// The reason why a trap ends a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverTrap {
-    /// The CPU raised an exception; `address` is the one that a page fault names.
+    /// The CPU raised an exception; `address` is the address that a page fault names.
     Exception {
         /// CR2, for a page fault.
         address: Option<u64>,
     },
-    /// The ticks of its upcall are used up.
+    /// The upcall has used up its ticks.
     Overrun,
 }
 
-/// The function behind a service's gate: what the driver passed in RDI, RSI and RDX, and what it
-/// gets in RAX.
+/// The function behind a service's gate. It takes the driver's RDI, RSI and RDX, and returns the
+/// driver's RAX.
 pub type Service = extern "C" fn(u64, u64, u64) -> i64;
-/// One for each service, by number.
+/// The function for each service, by number.
 pub type Services = [Service; SERVICE_COUNT];
 
 /// Functions of the parts above. Interrupts are off when they are called.
 pub struct Handlers {
-    /// Behind the gates.
+    /// The functions behind the gates.
     pub services: &'static Services,
-    /// The timer has ticked.
+    /// Called when the timer has ticked.
     pub timer_tick: fn(),
-    /// The serial port has input.
+    /// Called when the serial port has input.
     pub serial_input: fn(),
-    /// What a breakpoint watches was read or written, by the instruction before this address.
+    /// Called when watched memory was read or written, by the instruction before this address.
     pub watchpoint_hit: fn(u64),
-    /// A trap ends the driver whose upcall is under way.
+    /// Called when a trap ends the driver whose upcall is under way.
     pub driver_trapped: fn(DriverTrap, TrapFrame) -> !,
-    /// An exception of this name hit the kernel, with CR2 for a page fault.
+    /// Called when an exception of this name hit the kernel, with CR2 for a page fault.
     pub kernel_trapped: fn(&'static str, &TrapFrame, Option<u64>) -> !,
-    /// The machine is about to end.
+    /// Called when the machine is about to end.
     pub before_power_off: fn(),
 }
 
@@ -50,12 +50,12 @@ pub fn install(handlers: &'static Handlers) {
     HANDLERS.call_once(|| handlers);
 }
 
-/// The functions, once they are installed.
+/// Returns the functions, once they are installed.
 pub(super) fn installed() -> Option<&'static Handlers> {
     HANDLERS.get().copied()
 }
 
-/// Does nothing any more.
+/// Halts for ever.
 pub(super) fn halt() -> ! {
     loop {
         x86_64::instructions::hlt();
@@ -70,7 +70,7 @@ pub(super) fn end_driver(why: DriverTrap, frame: TrapFrame) -> ! {
     }
 }
 
-/// Ends the kernel.
+/// Ends the kernel, because of an exception of this name.
 pub(super) fn end_kernel(name: &'static str, frame: &TrapFrame, address: Option<u64>) -> ! {
     match installed() {
         Some(handlers) => (handlers.kernel_trapped)(name, frame, address),

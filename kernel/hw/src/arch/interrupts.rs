@@ -1,9 +1,9 @@
-//! Interrupts, line by line: those of the two 8259 controllers, and behind them those that devices
-//! send as messages (MSI-X), of which each is a line of its own.
+//! Interrupts, by line: first the lines of the two 8259 controllers, then the messages that devices
+//! send (MSI-X), each of which is a line of its own.
 //!
-//! **Interrupts never run driver code.** A device's line is masked when it fires, which is only
-//! noted here, until its driver was polled; a device whose driver did not acknowledge is held back
-//! by itself then (`domain/device.rs`).
+//! **Interrupts never run driver code.** When a device's line fires, it is only noted here, and
+//! masked until the device's driver was polled. If the driver did not acknowledge the interrupt,
+//! the device itself is held back (`domain/device.rs`).
 
 use super::handlers;
 use super::io_apic::{self, Pin};
@@ -18,7 +18,7 @@ use x86_64::instructions::interrupts::without_interrupts;
 /// How often each line fired.
 static COUNTS: [AtomicU64; LINES as usize] = [const { AtomicU64::new(0) }; LINES as usize];
 
-/// How often each line fired, those that never did left out.
+/// Returns how often each line fired, without the lines that never did.
 pub fn line_counts() -> impl Iterator<Item = (u8, u64)> {
     (0..LINES).zip(&COUNTS).map(|(line, count)| (line, count.load(Ordering::Relaxed))).filter(|(_, count)| *count > 0)
 }
@@ -27,8 +27,8 @@ pub fn line_counts() -> impl Iterator<Item = (u8, u64)> {
 static FIRED: AtomicU64 = AtomicU64::new(0);
 static ON_FIRED: AtomicWaker = AtomicWaker::new();
 
-/// Initializes the controllers with every line masked but the timer's and the console's. The error
-/// says what is missing.
+/// Initializes the controllers with every line masked except those of the timer and the console.
+/// The error names the missing part.
 pub fn init() -> Result<(), &'static str> {
     super::local_apic::let_external_through();
     match pic::init(!(1 << TIMER | 1 << CASCADE | 1 << SERIAL)) {
@@ -37,23 +37,23 @@ pub fn init() -> Result<(), &'static str> {
     }
 }
 
-/// The entry of a device's MSI-X table that has each line that is sent as a message and is in use.
+/// For each message line that is in use: the entry of a device's MSI-X table that sends it.
 static MESSAGES: Mutex<[Option<Registers>; (LINES - WIRES) as usize]> = Mutex::new([None; (LINES - WIRES) as usize]);
-/// Lines whose devices are held back until they are let go.
+/// Lines whose devices are held back until they are released.
 static HELD: AtomicU64 = AtomicU64::new(0);
 
-/// The vector of `line`, where that does not come from the 8259s.
+/// Returns the vector of `line`, if the line does not come from the 8259s.
 pub const fn vector_of(line: u8) -> u8 {
     if line < WIRES { FIRST_OF_IO_APIC + line } else { FIRST_VECTOR + line }
 }
 
-/// Has an I/O APIC in the place of the 8259s, with its registers at this physical address. `pin`
-/// says how a line is wired; it is told whether the line interrupts as long as it is raised, as the
-/// 8259s have it, or as it is said in the set of bits `levels`. `false` if the I/O APIC is not
-/// there.
+/// Uses an I/O APIC in place of the 8259s, with its registers at this physical address. `pin`
+/// describes how a line is wired. It is told whether the line is level-triggered, by the 8259s'
+/// registers or by the set of bits `levels`. Returns `false` if the I/O APIC is not there.
 ///
-/// It forgets an edge that comes while a line is masked (82093AA, 3.2.4), where the 8259s remember
-/// it: lines whose devices keep them raised until they are served are better off as levels.
+/// The I/O APIC forgets an edge that comes while a line is masked (82093AA, 3.2.4); the 8259s
+/// remember it. So a line whose device keeps it raised until the device is served is better set to
+/// level.
 pub(crate) fn use_io_apic(registers: u64, levels: u16, mut pin: impl FnMut(u8, bool) -> Option<Pin>) -> bool {
     let levels = pic::levels() | levels;
     let is_level = |line: u8| levels & 1 << line != 0;
@@ -72,7 +72,7 @@ pub(crate) fn use_io_apic(registers: u64, levels: u16, mut pin: impl FnMut(u8, b
     })
 }
 
-/// Takes `count` lines in a row for messages; the first of them.
+/// Takes `count` lines in a row for messages. Returns the first of them.
 pub fn take_lines(count: u8) -> Option<u8> {
     without_interrupts(|| {
         let taken = TAKEN.load(Ordering::Relaxed);
@@ -86,7 +86,7 @@ pub fn take_lines(count: u8) -> Option<u8> {
 /// Lines for messages that are taken.
 static TAKEN: AtomicU64 = AtomicU64::new(0);
 
-/// Gives lines back that [`take_lines`] gave: nobody may send them any more.
+/// Gives lines back that [`take_lines`] gave: no device may send them any more.
 pub fn give_back_lines(lines: u64) {
     without_interrupts(|| {
         for (line, place) in (WIRES..).zip(MESSAGES.lock().iter_mut()) {
@@ -100,7 +100,7 @@ pub fn give_back_lines(lines: u64) {
     });
 }
 
-/// Notes the entry of a device's MSI-X table by which it sends `line`.
+/// Notes the entry of a device's MSI-X table that sends `line`.
 pub fn set_message(line: u8, entry: Registers) {
     without_interrupts(|| {
         let mut messages = MESSAGES.lock();
@@ -110,24 +110,24 @@ pub fn set_message(line: u8, entry: Registers) {
     });
 }
 
-/// Holds the devices back that send these lines, until [`release`].
+/// Holds back the devices that send these lines, until [`release`].
 pub fn hold(lines: u64) {
     HELD.fetch_or(lines, Ordering::Relaxed);
     each(lines).for_each(|line| set_masked(line, true));
 }
 
-/// Lets them go again.
+/// Releases the devices that [`hold`] has held back.
 pub fn release(lines: u64) {
     HELD.fetch_and(!lines, Ordering::Relaxed);
     each(lines).for_each(|line| set_masked(line, false));
 }
 
-/// Unmasks lines, but for those that are held back.
+/// Unmasks lines, except those that are held back.
 pub fn unmask(lines: u64) {
     each(lines & !HELD.load(Ordering::Relaxed)).for_each(|line| set_masked(line, false));
 }
 
-/// The lines in a set, the first ones first.
+/// Returns the lines in a set, in ascending order.
 fn each(lines: u64) -> impl Iterator<Item = u8> {
     let set = |lines: u64| (lines != 0).then_some(lines);
     core::iter::successors(set(lines), move |lines| set(lines & (lines - 1))).map(|lines| lines.trailing_zeros() as u8)
@@ -148,7 +148,7 @@ pub fn set_masked(line: u8, masked: bool) {
     });
 }
 
-/// Word of an entry of an MSI-X table whose lowest bit masks it (PCI 3.0, 6.8.2.9).
+/// Word of an entry of an MSI-X table whose lowest bit masks the entry (PCI 3.0, 6.8.2.9).
 const VECTOR_CONTROL: u64 = 12;
 
 fn set_message_masked(line: u8, masked: bool) {
@@ -161,8 +161,8 @@ fn set_message_masked(line: u8, masked: bool) {
     });
 }
 
-/// Lines of devices that fired since the last call, as a set of bits. `waker` is woken at the next
-/// one.
+/// Returns the lines of devices that fired since the last call, as a set of bits. `waker` is woken
+/// when the next line fires.
 pub fn take_fired(waker: Option<&core::task::Waker>) -> u64 {
     if let Some(waker) = waker {
         ON_FIRED.register(waker);
@@ -175,7 +175,7 @@ pub fn halt_unless_fired() {
     halt_unless(|| FIRED.load(Ordering::Acquire) != 0);
 }
 
-/// Halts until the next interrupt, unless `something` is to be done, which an interrupt may say.
+/// Halts until the next interrupt, unless `something` returns true, which an interrupt may cause.
 pub fn halt_unless(something: impl FnOnce() -> bool) {
     x86_64::instructions::interrupts::disable();
     if something() {
@@ -190,7 +190,7 @@ pub fn halt_unless(something: impl FnOnce() -> bool) {
 static HALTED_AT: AtomicU64 = AtomicU64::new(0);
 static IDLE: AtomicU64 = AtomicU64::new(0);
 
-/// TSC ticks that the CPU spent halted.
+/// Returns the TSC ticks that the CPU spent halted.
 pub fn idle_ticks() -> u64 {
     IDLE.load(Ordering::Relaxed)
 }
@@ -202,7 +202,7 @@ fn note(line: u8) {
     }
 }
 
-/// Does what is to be done when one of the machine's own lines is raised.
+/// Serves a line: calls the handler of the timer or the serial port, or notes a device's line.
 fn serve(line: u8) {
     match line {
         TIMER => super::time::tick(),
@@ -222,10 +222,10 @@ fn fire(line: u8) {
     ON_FIRED.wake();
 }
 
-/// Handles an interrupt of the local APIC: its timer's, a message that a device has sent, or one
-/// that nobody should have.
+/// Handles an interrupt of the local APIC: from its timer, from a device's message, or one that no
+/// device was told to send.
 fn take_message(vector: u8) {
-    // A device can send this one as well, which is to be ended.
+    // A device can send this vector as well; its interrupt must then be ended.
     if vector == SPURIOUS && !super::local_apic::is_in_service(vector) {
         return;
     }
@@ -233,7 +233,7 @@ fn take_message(vector: u8) {
     let wire = vector.checked_sub(FIRST_OF_IO_APIC).filter(|line| *line < WIRES);
     let is_timer = if super::local_apic::ticks() { vector == OWN_TIMER } else { wire == Some(TIMER) };
     match (wire, line) {
-        // A device that makes it up would have time pass for whoever runs.
+        // A device may forge the timer's vector, and would make time pass for the driver that runs.
         _ if is_timer => {
             if super::time::is_tick_due() {
                 note(TIMER);
@@ -255,10 +255,10 @@ fn take_message(vector: u8) {
     super::local_apic::end();
 }
 
-/// How many interrupts came by messages that nobody was told to send.
+/// How many messages came that no device was told to send.
 static STRAY: AtomicU64 = AtomicU64::new(0);
 
-/// See [`STRAY`].
+/// Returns how many messages came that no device was told to send.
 pub fn strays() -> u64 {
     STRAY.load(Ordering::Relaxed)
 }
@@ -275,12 +275,12 @@ pub fn handle(vector: u8) {
         take_message(vector);
         return;
     };
-    // A line that fell again before it was asked for is reported as the controller's last, and is
-    // not in service.
+    // A line that fell again before the CPU asked for its vector is reported as the controller's
+    // last line, and is not in service.
     let spurious = (line == 7 || line == 15) && pic::in_service() & 1 << line == 0;
     if spurious {
         if line == 15 {
-            // The first controller did take the second one's word for it (8259A data sheet,
+            // The first controller did see an interrupt of the second one (8259A data sheet,
             // "Default IR7").
             pic::end(CASCADE);
         }

@@ -1,6 +1,6 @@
-//! The I/O APIC, which sends lines as messages (82093AA data sheet): here always by way of the
-//! IOMMU's table of interrupts, which knows it by its source id (VT-d, 5.1.5.1). It takes the place
-//! of the 8259s then.
+//! The I/O APIC, which sends lines as messages (82093AA data sheet). This kernel always routes them
+//! through the IOMMU's table of interrupts, which knows the I/O APIC by its source id (VT-d,
+//! 5.1.5.1). The I/O APIC then takes the place of the 8259s.
 
 use super::line::WIRES;
 use crate::memory::registers::Registers;
@@ -10,7 +10,7 @@ use spin::Once;
 const SELECT: u64 = 0;
 const WINDOW: u64 = 0x10;
 const BYTES: u64 = 0x20;
-/// Registers: version, and two for each pin.
+/// Registers: the version, and two for each pin.
 const VERSION: u32 = 1;
 const FIRST_PIN: u32 = 0x10;
 
@@ -18,35 +18,35 @@ const FIRST_PIN: u32 = 0x10;
 const MASKED: u32 = 1 << 16;
 const LEVEL: u32 = 1 << 15;
 const ACTIVE_LOW: u32 = 1 << 13;
-/// Bit of the upper one: what is above it is an entry of the IOMMU's table.
+/// Bit of a pin's upper register: the bits above it name an entry of the IOMMU's table.
 const NAMES_ENTRY: u32 = 1 << 16;
 
-/// How a line is wired.
+/// The wiring of a line.
 #[derive(Debug, Clone, Copy)]
 pub struct Pin {
     /// The pin's number.
     pub number: u8,
-    /// Whether it interrupts as long as it is raised.
+    /// Whether the pin is level-triggered.
     pub is_level: bool,
-    /// Whether it is raised when it is low.
+    /// Whether the pin is active low.
     pub is_low: bool,
-    /// Its vector.
+    /// The pin's vector.
     pub vector: u8,
-    /// Its entry of the IOMMU's table.
+    /// The pin's entry of the IOMMU's table.
     pub entry: u8,
 }
 
-/// The one that is used.
+/// The I/O APIC that is used.
 pub struct IoApic {
     registers: Registers,
-    /// By line: the pin, and what its lower register is when it is not masked.
+    /// By line: the pin, and the value of its lower register when it is not masked.
     pins: [Option<(u8, u32)>; WIRES as usize],
 }
 
 static IO_APIC: Once<IoApic> = Once::new();
 
-/// Uses the one with registers at physical address `registers`, with a pin for each line. `false`
-/// if it is not there, or has fewer pins.
+/// Sets up the I/O APIC with registers at physical address `registers`, with a pin for each line.
+/// Returns `false` if it is not there, or has fewer pins.
 pub(super) fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool {
     let Some(registers) = Registers::at(registers, BYTES) else { return false };
     let read = |register| {
@@ -61,7 +61,7 @@ pub(super) fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool 
     if last == 0xff || pins.iter().flatten().any(|pin| u32::from(pin.number) > last) {
         return false;
     }
-    // Whatever firmware has set up there.
+    // Mask all pins, whatever firmware has set up.
     for pin in 0..=last {
         write(FIRST_PIN + 2 * pin, MASKED);
     }
@@ -78,8 +78,8 @@ pub(super) fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool 
     true
 }
 
-/// Masks or unmasks a line; `false` if the 8259s have it. With interrupts off: its two registers
-/// are reached one after the other.
+/// Masks or unmasks a line; `false` if the 8259s have it. Interrupts must be off, as selecting a
+/// register and writing it are two steps.
 pub fn set_masked(line: u8, masked: bool) -> bool {
     let Some(IoApic { registers, pins }) = IO_APIC.get() else { return false };
     if let Some((pin, low)) = pins.get(usize::from(line)).copied().flatten() {

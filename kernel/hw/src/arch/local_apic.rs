@@ -1,9 +1,9 @@
-//! The CPU's own interrupt controller (SDM vol. 3A, 11): lets the 8259s' interrupts through, takes
-//! those that devices send by themselves, and ticks where there is no 8254.
+//! The CPU's own interrupt controller (SDM vol. 3A, 11). It lets the 8259s' interrupts through,
+//! takes the interrupts that devices send as messages, and ticks where there is no 8254.
 //!
-//! **No device raises a vector below 48.** Exceptions lie there, some of which push an error code,
-//! and the 8259s' interrupts: where a device can make up messages, the priority threshold keeps
-//! these back.
+//! **No device raises a vector below 48.** These are the vectors of exceptions, some of which push
+//! an error code, and of the 8259s' interrupts. Where a device could send any message, the priority
+//! threshold keeps these vectors back.
 
 use super::clock::Reference;
 use super::msr;
@@ -29,9 +29,9 @@ const DIVIDE: u32 = 0x3e0;
 /// Vectors up to this one are kept back (SDM vol. 3A, 11.8.3.1): bits 7 to 4 count.
 const THRESHOLD: u32 = 0x2f;
 
-/// Turns it off, unless it ticks: nothing else needs it, and as long as it is on a device can raise
-/// vectors by writing where it listens. The controllers' interrupts reach the CPU past it then (SDM
-/// vol. 3A, 11.4.3).
+/// Turns the local APIC off, unless it provides the tick. Nothing else needs it, and while it is
+/// on, a device can raise vectors by writing to its address. When it is off, the controllers'
+/// interrupts reach the CPU past it (SDM vol. 3A, 11.4.3).
 pub fn turn_off() {
     if is_there() && !TICKS.load(Ordering::Relaxed) {
         let base = base();
@@ -39,13 +39,13 @@ pub fn turn_off() {
     }
 }
 
-/// Of the timer's entry: no interrupt.
+/// Bit of a local vector table entry: no interrupt.
 const MASKED: u32 = 1 << 16;
 
-/// Whether the tick comes from here.
+/// Whether the tick comes from the local APIC.
 static TICKS: AtomicBool = AtomicBool::new(false);
 
-/// Whether the CPU has one, and firmware has left it on.
+/// Returns whether the CPU has a local APIC, and firmware has left it on.
 pub fn is_there() -> bool {
     const HAS_APIC: u32 = 1 << 9;
     core::arch::x86_64::__cpuid(1).edx & HAS_APIC != 0 && base() & ENABLED != 0
@@ -55,11 +55,11 @@ fn base() -> u64 {
     msr::APIC_BASE.read()
 }
 
-/// Has it let the external controllers' interrupts through, whatever firmware has set up, or none
-/// (virtual wire mode: MultiProcessor Specification 1.4, 3.6.2.2).
+/// Makes the local APIC let the external controllers' interrupts through, whatever firmware has set
+/// up (virtual wire mode: MultiProcessor Specification 1.4, 3.6.2.2).
 pub fn let_external_through() {
-    /// The APIC is enabled; vector 255 for spurious interrupts, which an external controller does
-    /// not cause.
+    /// The APIC is enabled; vector 255 is for spurious interrupts, which an external controller
+    /// does not cause.
     const ON: u32 = 1 << 8 | 0xff;
     const EXTERNAL: u32 = 0b111 << 8;
     if is_there() {
@@ -74,8 +74,8 @@ pub fn keep_external_out() {
     write(LINT0, MASKED);
 }
 
-/// The number that devices reach it by. `None` if the CPU has none that is on, or that takes more
-/// than 8 bits.
+/// Returns the number by which devices address the local APIC. `None` if there is none that is on,
+/// or its number takes more than 8 bits.
 pub fn number() -> Option<u8> {
     if !is_there() {
         return None;
@@ -85,7 +85,7 @@ pub fn number() -> Option<u8> {
     u8::try_from(id).ok()
 }
 
-/// Has its timer raise `vector` so often a second. `None` if there is no timer, or it does not
+/// Makes the timer raise `vector` `hz` times a second. `None` if there is no timer, or it does not
 /// count.
 pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
     const BY_16: u32 = 0b0011;
@@ -96,7 +96,7 @@ pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
     write(DIVIDE, BY_16);
     write(TIMER, MASKED);
     write(INITIAL_COUNT, u32::MAX);
-    // It counts down.
+    // The timer counts down.
     let counts = reference.rate(|| u64::from(u32::MAX - read(CURRENT_COUNT)))? / u64::from(hz);
     write(TIMER, PERIODIC | u32::from(vector));
     write(INITIAL_COUNT, u32::try_from(counts).ok().filter(|counts| *counts != 0)?);
@@ -104,18 +104,18 @@ pub fn start_tick(vector: u8, hz: u32, reference: Reference) -> Option<()> {
     Some(())
 }
 
-/// Whether the tick comes from here.
+/// Returns whether the tick comes from the local APIC.
 pub fn ticks() -> bool {
     TICKS.load(Ordering::Relaxed)
 }
 
-/// Whether the interrupt `vector` has come, and was not ended.
+/// Returns whether the interrupt `vector` has come and has not been ended.
 pub fn is_in_service(vector: u8) -> bool {
     let (word, bit) = (u32::from(vector) / 32, u32::from(vector) % 32);
     read(IN_SERVICE + word * 0x10) & 1 << bit != 0
 }
 
-/// Ends an interrupt that came from here.
+/// Ends an interrupt that came from the local APIC.
 pub fn end() {
     write(END_OF_INTERRUPT, 0);
 }

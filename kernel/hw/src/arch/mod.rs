@@ -1,19 +1,21 @@
-//! All that knows the CPU.
+//! Everything that depends on the CPU.
 //!
 //! * [`entry_area`]: the pages that every root maps: entry text, GDT, IDT, TSS, LDT, entry stacks
 //! * `entry.S`, [`gates`]: every way into the kernel and out of it
-//! * [`traps`], [`frame`], [`vector`]: exceptions and interrupts in Rust, what they hit, and their
-//!   numbers
-//! * [`cpu`], [`trap_stacks`]: per-CPU state and control registers; stacks for what hits the kernel
-//! * [`handlers`]: what the parts above do for this one
+//! * [`traps`], [`frame`], [`vector`]: the handling of exceptions and interrupts in Rust, the
+//!   registers that they save, and their numbers
+//! * [`cpu`], [`trap_stacks`]: per-CPU state and control registers; stacks for traps that hit the
+//!   kernel
+//! * [`handlers`]: the functions that the parts above provide for this one
 //! * [`port`], [`msr`]: I/O ports and model-specific registers
-//! * [`interrupts`], [`line`], [`pic`], [`io_apic`], [`local_apic`]: the 8259s, and the CPU's own
-//!   controller
-//! * [`clock`], [`time`]: what counts at a known rate, and what goes by it: the TSC and the tick
+//! * [`interrupts`], [`line`], [`pic`], [`io_apic`], [`local_apic`]: interrupt lines, the 8259s,
+//!   the I/O APIC, and the CPU's own controller
+//! * [`clock`], [`time`]: counters with a known rate; the TSC and the tick, which depend on them
+//! * [`uart`]: serial ports
 //! * [`watch`]: breakpoints on an instruction and on memory
-//! * `bench`, `hazard`: what only measurements and tests need, behind features
-//! * [`power`]: how the machine ends
-//! * [`tcg`]: what QEMU's emulation does that no CPU does
+//! * `bench`, `hazard`: code for measurements and tests only, behind features
+//! * [`power`]: the end of the machine
+//! * [`tcg`]: behaviour of QEMU's emulation that no CPU has
 
 #[cfg(feature = "bench")]
 pub mod bench;

@@ -2,32 +2,33 @@
 
 use x86_64::registers::model_specific::Msr;
 
-/// A register that every CPU has that says it has what it belongs to, and that no memory depends
-/// on.
+/// A register that exists on every CPU which reports the feature it belongs to, and that no memory
+/// safety depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Register(u32);
 
 /// The local APIC's base address, and whether it is on (SDM vol. 3A, 11.4.4).
 pub const APIC_BASE: Register = Register(0x1b);
-/// Code segment of SYSENTER; 0 turns that off.
+/// Code segment of SYSENTER; 0 turns SYSENTER off.
 pub const SYSENTER_CS: Register = Register(0x174);
 
-/// The local APIC's register at `offset` of its page, in x2APIC mode (SDM vol. 3A, 11.12.1.2).
+/// Returns the local APIC's register at `offset` of its page, in x2APIC mode (SDM vol. 3A,
+/// 11.12.1.2).
 pub const fn x2apic(offset: u32) -> Register {
     Register(0x800 + (offset >> 4 & 0xff))
 }
 
 impl Register {
-    /// Reads it.
+    /// Reads the register.
     pub fn read(self) -> u64 {
-        // SAFETY: it is there.
+        // SAFETY: the register exists.
         unsafe { Msr::new(self.0).read() }
     }
 
-    /// Writes it.
+    /// Writes the register.
     pub fn write(self, value: u64) {
-        // SAFETY: it is there, and moves no memory that is in use: the APIC's page stays where
-        // firmware has put it.
+        // SAFETY: the register exists, and moves no memory that is in use: the APIC's page stays
+        // where firmware has put it.
         unsafe { Msr::new(self.0).write(value) };
     }
 }

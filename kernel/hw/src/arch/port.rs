@@ -6,9 +6,9 @@ use x86_64::structures::port::{PortRead, PortWrite};
 
 /// A port that is read and written `T` at once.
 ///
-/// No port leads to memory by itself: what a device does that is told so by one is for who has the
-/// device to answer. **Drivers' devices have theirs above those of the mainboard**
-/// (`space/device.rs`), and there the kernel uses none but to reset them: a [`DevicePort`].
+/// No port leads to memory by itself. If an access makes a device use DMA, the owner of the device
+/// is responsible. **The ports of drivers' devices lie above those of the mainboard**
+/// (`space/device.rs`), and the kernel uses them only to reset the devices: a [`DevicePort`].
 #[derive(Debug)]
 pub struct IoPort<T> {
     number: u16,
@@ -16,14 +16,14 @@ pub struct IoPort<T> {
 }
 
 impl<T> IoPort<T> {
-    /// Port `number`.
+    /// Makes port `number`.
     pub(crate) const fn new(number: u16) -> IoPort<T> {
         IoPort { number, width: PhantomData }
     }
 }
 
 impl<T: PortRead> IoPort<T> {
-    /// Reads it.
+    /// Reads the port.
     pub fn read(&self) -> T {
         // SAFETY: reading a port touches no memory.
         unsafe { T::read_from_port(self.number) }
@@ -31,9 +31,9 @@ impl<T: PortRead> IoPort<T> {
 }
 
 impl<T: PortWrite> IoPort<T> {
-    /// Writes it.
+    /// Writes the port.
     pub fn write(&self, value: T) {
-        // SAFETY: writing a port touches no memory; for what a device does then, see above.
+        // SAFETY: writing a port touches no memory; for the effect on a device, see above.
         unsafe { T::write_to_port(self.number, value) }
     }
 }
@@ -43,7 +43,7 @@ impl<T: PortWrite> IoPort<T> {
 pub struct DevicePort(u16);
 
 impl DevicePort {
-    /// The one at `offset` of `ports`, if they have it.
+    /// Returns the port at `offset` of `ports`, if it is one of them.
     pub(crate) fn new(ports: Ports, offset: u16) -> Option<DevicePort> {
         (offset < ports.count).then(|| DevicePort(ports.first + offset))
     }
@@ -57,7 +57,7 @@ impl DevicePort {
         }
     }
 
-    /// Writes them.
+    /// Writes `width_bytes` (1, 2 or 4) bytes.
     pub fn write(self, width_bytes: u32, value: u32) {
         match width_bytes {
             1 => IoPort::<u8>::new(self.0).write(value as u8),

@@ -1,5 +1,5 @@
-//! What QEMU's own emulation of a CPU, TCG, does that no CPU does; which of that, is asked of the
-//! one that is there.
+//! Behaviour of TCG, QEMU's own emulation of a CPU, that no CPU has. The kernel tests which of it
+//! is present on the CPU that it runs on.
 
 use super::{entry_area, vector};
 use core::arch::{asm, global_asm};
@@ -11,8 +11,7 @@ static IS_TCG: AtomicBool = AtomicBool::new(false);
 static LOADS_NO_SEGMENT: AtomicBool = AtomicBool::new(false);
 
 global_asm!(
-    // #UD pushes no error code: what is on the stack is RIP. The instruction that is tried has two
-    // bytes.
+    // #UD pushes no error code: RIP is on top of the stack. The tested instruction has two bytes.
     "tcg_undefined:",
     "add qword ptr [rsp], 2",
     "xor ecx, ecx",
@@ -23,7 +22,7 @@ unsafe extern "C" {
     fn tcg_undefined();
 }
 
-/// Asks. Called once, with interrupts off, when the entry area is loaded.
+/// Runs the tests. Called once, with interrupts off, when the entry area is loaded.
 pub fn init() {
     const HYPERVISOR: u32 = 0x4000_0000;
     let leaf = core::arch::x86_64::__cpuid(HYPERVISOR);
@@ -35,8 +34,8 @@ pub fn init() {
     const UNDEFINED: u8 = vector::INVALID_OPCODE as u8;
     entry_area::set_vector(UNDEFINED, Some(tcg_undefined as *const () as u64));
     let loaded: u64;
-    // SAFETY: MOV to segment register 6, with nothing in AX. It is undefined, and passed over by
-    // the handler above; or it loads LDTR, which is loaded with what it had at once.
+    // SAFETY: this is a MOV to segment register 6, with 0 in AX. Either it is undefined, and the
+    // handler above skips it; or it loads LDTR, which is then restored at once.
     unsafe {
         asm!(
             "mov ecx, 1",
@@ -51,13 +50,13 @@ pub fn init() {
     LOADS_NO_SEGMENT.store(loaded != 0, Ordering::Relaxed);
 }
 
-/// Whether the CPU is TCG's.
+/// Returns whether the CPU is TCG.
 pub fn is_there() -> bool {
     IS_TCG.load(Ordering::Relaxed)
 }
 
-/// Whether the CPU that is there has, or may have, this hole. Those that would end the machine
-/// cannot be tried.
+/// Returns whether the CPU has, or may have, this hole. A hole that would end the machine cannot be
+/// tested.
 pub fn has(hole: Hole) -> bool {
     match hole {
         Hole::LoadsSs | Hole::LocksBitTest => IS_TCG.load(Ordering::Relaxed),

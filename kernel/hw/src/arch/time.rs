@@ -6,19 +6,19 @@ pub use crate::latency::tsc;
 use super::{handlers, line, local_apic};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Ticks a second.
+/// Ticks per second.
 pub const TICK_HZ: u32 = 250;
 
 static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
 static TSC_PER_TICK: AtomicU64 = AtomicU64::new(u64::MAX);
 static TSC_AT_START: AtomicU64 = AtomicU64::new(0);
 
-/// Ticks a second of a TSC slower than that of any CPU, and of any model of one.
+/// A rate of a TSC, in Hz, slower than that of any CPU, or any model of one.
 const SLOWEST_TSC: u64 = 1_000_000;
 
-/// Measures the TSC and starts the tick: the 8254's, or where that is missing the local APIC's. The
-/// error says what the machine lacks: **the rate of the TSC is never guessed**, as all limits and
-/// waits go by it.
+/// Measures the TSC and starts the tick: by the 8254, or where it is missing by the local APIC. The
+/// error names the part that the machine lacks. **The rate of the TSC is never guessed**, as all
+/// limits and waits depend on it.
 pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     TSC_AT_START.store(tsc(), Ordering::Relaxed);
     let mut measured = clocks.references().filter_map(|clock| Some((clock.name(), clock::tsc_rate(&clock)?)));
@@ -42,30 +42,30 @@ pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// TSC ticks a second.
+/// Returns the TSC ticks per second.
 pub fn tsc_per_second() -> u64 {
     TSC_PER_SECOND.load(Ordering::Relaxed)
 }
 
-/// TSC ticks in one of the timer's.
+/// Returns the TSC ticks per timer tick.
 #[inline]
 pub fn tsc_per_tick() -> u64 {
     TSC_PER_TICK.load(Ordering::Relaxed)
 }
 
-/// Nanoseconds that `ticks` TSC ticks take.
+/// Returns the nanoseconds that `ticks` TSC ticks take.
 pub fn nanoseconds(ticks: u64) -> u64 {
     (u128::from(ticks) * 1_000_000_000 / u128::from(tsc_per_second())) as u64
 }
 
-/// Nanoseconds since [`init`].
+/// Returns the nanoseconds since [`init`].
 pub fn uptime_ns() -> u64 {
     nanoseconds(tsc().saturating_sub(TSC_AT_START.load(Ordering::Relaxed)))
 }
 
-/// Does something long for the driver whose upcall is under way: something with `len_bytes` bytes
-/// of memory, in pieces, between which interrupts are let in. What counts against the upcall is how
-/// much that is, and not how long a host takes for it.
+/// Does long work for the driver whose upcall is under way: on `len_bytes` bytes of memory, in
+/// pieces, between which interrupts are let in. The upcall is charged for the number of bytes, and
+/// not for the time, which depends on the host.
 pub fn charged<T>(len_bytes: u64, work: impl FnOnce() -> T) -> T {
     let left = &super::cpu::this().ticks_left;
     let before = left.load(Ordering::Relaxed);
@@ -75,10 +75,11 @@ pub fn charged<T>(len_bytes: u64, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Bytes of memory that a tick of the timer pays for.
+/// Bytes of memory that one timer tick pays for.
 const CHARGED_BYTES: u64 = 4 << 20;
 
-/// The same for words that go out through the serial port, at its speed, with interrupts off.
+/// Does work for the driver that prints through the serial port, at the port's speed and with
+/// interrupts off. The upcall is charged for the time, up to [`MOST_CHARGED`].
 pub fn charged_for_words<T>(work: impl FnOnce() -> T) -> T {
     let began = tsc();
     let done = work();
@@ -87,15 +88,15 @@ pub fn charged_for_words<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// 512 bytes at 115,200 baud take 44 ms. What takes longer is a host that stalls, for which no
-/// driver is to blame.
+/// Most ticks charged: 512 bytes at 115,200 baud take 44 ms. If it takes longer, the host has
+/// stalled, for which no driver is to blame.
 const MOST_CHARGED: u64 = TICK_HZ as u64 / 20;
 
 /// TSC at the last tick that was due.
 static LAST_TICK: AtomicU64 = AtomicU64::new(0);
 
-/// Whether it is so long since the last tick that this may be one: half of the time between two. To
-/// be asked once a tick.
+/// Returns whether this may be a tick: at least half of the time between two ticks has passed since
+/// the last one. Must be called once a tick.
 pub fn is_tick_due() -> bool {
     let (now, last) = (tsc(), LAST_TICK.load(Ordering::Relaxed));
     let is_due = now.saturating_sub(last) >= tsc_per_tick() / 2;
@@ -105,7 +106,8 @@ pub fn is_tick_due() -> bool {
     is_due
 }
 
-/// The timer interrupt: counts against the upcall under way, and wakes who waited for a time.
+/// Handles the timer interrupt: charges the upcall under way, and wakes the tasks whose time has
+/// come.
 pub fn tick() {
     take_ticks(1);
     if let Some(handlers) = handlers::installed() {
@@ -113,9 +115,9 @@ pub fn tick() {
     }
 }
 
-/// Takes so many ticks from what the upcall under way may still see.
+/// Takes `count` ticks from those that the upcall under way may still use.
 fn take_ticks(count: u32) {
     let less = |left: u32| Some(left.saturating_sub(count));
-    // It always has a value for it.
+    // The closure always returns a value, so the update cannot fail.
     let _ = super::cpu::this().ticks_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
 }

@@ -7,24 +7,24 @@ use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::extent::Extent;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-/// Where they lie.
+/// First address of the stacks and the unmapped pages around them.
 const START: u64 = 0xffff_a000_0000_0000;
-/// Length of one in bytes.
+/// Length of a stack in bytes.
 const LEN_BYTES: u64 = 32 << 10;
-/// What each is for: interrupts, exceptions, and what can hit those.
+/// Names of the stacks: for interrupts, for exceptions, and for traps that can hit the other two.
 pub const NAMES: [&str; 3] = ["interrupt stack", "exception stack", "critical stack"];
 
-/// Where each lies.
+/// Returns the address range of each stack.
 pub fn extents() -> [Extent; NAMES.len()] {
     core::array::from_fn(|index| Extent::new(START + index as u64 * 2 * LEN_BYTES + PAGE_SIZE, LEN_BYTES))
 }
 
-/// Where they lie with the unmapped pages around them.
+/// Returns the address range of all stacks, with the unmapped pages around them.
 pub fn all() -> Extent {
     Extent::new(START, NAMES.len() as u64 * 2 * LEN_BYTES)
 }
 
-/// Makes them.
+/// Allocates and maps the stacks.
 pub(crate) fn init() -> Result<(), OutOfMemory> {
     for stack in extents() {
         for offset in (0..LEN_BYTES).step_by(PAGE_SIZE as usize) {

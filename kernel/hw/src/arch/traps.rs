@@ -1,8 +1,9 @@
-//! Exceptions and interrupts, once `entry.S` has saved the registers and found out whom they hit.
+//! Exceptions and interrupts, after `entry.S` has saved the registers and found out whether the
+//! kernel or a driver was interrupted.
 //!
-//! **Who is to blame:** a trap with a domain's root in CR3 is that domain's, even in ring 0 (a
-//! gate's first instructions run there with the driver's flags). A trap with the kernel's root is
-//! the kernel's own.
+//! **The rule of blame:** a trap with a domain's root in CR3 belongs to that domain, even in ring 0
+//! (a gate's first instructions run there with the driver's flags). A trap with the kernel's root
+//! belongs to the kernel.
 
 use super::cpu;
 use super::entry_area;
@@ -17,23 +18,24 @@ use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
-/// A trap that hit the kernel, or a trusted driver, which is the kernel by choice.
+/// Handles a trap that hit the kernel, or a trusted driver, which is part of the kernel by choice.
 pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
     // A copy: another trap of the same kind reuses the place.
     let frame = *frame;
     match frame.vector {
         vector::FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
-        // Nothing here sends one, and it can hit any lock: it is not even logged.
+        // The kernel never sends an NMI, and an NMI can come while any lock is held: it is not even
+        // logged.
         vector::NMI => {}
-        // A trusted driver did that, or a service that it called, which runs on its stack.
+        // A trusted driver caused it, or a service that it called, which runs on its stack.
         vector::DEBUG if watch::noticed(frame.rip) => {}
         vector => end_kernel(vector::name(vector), &frame, fault_address(vector)),
     }
 }
 
-/// A trap while a domain's root was loaded. `frame` is in the domain's stacks' page, seen through
-/// physical memory: `entry.S` computed its address. Nobody else is there as long as the driver does
-/// not run.
+/// Handles a trap that came while a domain's root was loaded. `frame` is in the domain's stacks'
+/// page, seen through physical memory: `entry.S` computed its address. Nothing else uses that page
+/// while the driver does not run.
 pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
     let mut copy = *frame;
     match copy.vector {
@@ -48,14 +50,14 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         vector::MACHINE_CHECK => end_kernel(vector::name(vector::MACHINE_CHECK), &copy, None),
         vector => end_driver(DriverTrap::Exception { address: fault_address(vector) }, copy),
     }
-    // The driver goes on. What it goes on with is not what lies in its page but what is known to be
-    // right.
+    // The driver goes on. Its frame is written anew from values that are known to be right, as the
+    // driver may have changed the frame in its page.
     let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);
     if at_gate {
         let mut on_gates = ON_GATES.lock();
         match on_gates.get_mut(&copy.rip) {
             Some(count) => *count += 1,
-            // There is room for all that lie before the first POPFQ.
+            // There is room for all instructions before the first POPFQ.
             None => drop(on_gates.insert(copy.rip, 1)),
         }
     } else {
@@ -68,18 +70,19 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
 }
 
 static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);
-/// Instructions of the entry code, and how often an interrupt hit each while a domain's root was
-/// loaded.
+/// Counts, for each instruction of the entry code, the interrupts that hit it while a domain's root
+/// was loaded.
 type OnGates = FnvIndexMap<u64, u64, 64>;
 static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
 
-/// How many interrupts hit drivers in ring 1, and which instructions of the entry code how many hit
-/// while a domain's root was loaded.
+/// Returns how many interrupts hit drivers in ring 1, and how many hit each instruction of the
+/// entry code while a domain's root was loaded.
 pub fn interrupt_counts() -> (u64, OnGates) {
     without_interrupts(|| (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.lock().clone()))
 }
 
-/// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: what a driver may have set. Not IOPL, not VM.
+/// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: the flags that a driver may set. Not IOPL, not
+/// VM.
 const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
 /// IF and the bit that is always 1.
 const RFLAGS_ALWAYS: u64 = 0x202;

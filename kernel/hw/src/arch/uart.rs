@@ -15,19 +15,19 @@ const DATA_READY: u8 = 1;
 const CAN_SEND: u8 = 1 << 5;
 const ALL_SENT: u8 = 1 << 6;
 
-/// Bytes that can be sent at once when the port says that it can send.
+/// Bytes that can be sent at once when the port reports that it can send.
 pub const FIFO_BYTES: usize = 16;
 
-/// A port.
+/// A serial port.
 #[derive(Debug, Clone, Copy)]
 pub struct Uart {
     base: u16,
 }
 
 impl Uart {
-    /// COM1 and COM2.
+    /// COM1.
     pub const FIRST: Uart = Uart { base: 0x3f8 };
-    /// See `FIRST`.
+    /// COM2.
     pub const SECOND: Uart = Uart { base: 0x2f8 };
 
     fn read(self, register: u16) -> u8 {
@@ -38,10 +38,10 @@ impl Uart {
         IoPort::new(self.base + register).write(value);
     }
 
-    /// Sets it up: 115,200 baud, 8 bits, no parity, an interrupt for input if it `listens`. **What
-    /// has come before stays**: it is returned, and where some has and it listens, more may be on
-    /// its way, so that the FIFOs are left off; turning them on empties them. `None` if there is no
-    /// port.
+    /// Sets the port up: 115,200 baud, 8 bits, no parity, an interrupt for input if it `listens`.
+    /// **Input that has come before is not lost**: it is returned. If there is any and the port
+    /// listens, more may be on its way, so the FIFOs are left off: turning them on would empty
+    /// them. `None` if there is no port.
     pub fn set_up(self, listens: bool) -> Option<heapless::Vec<u8, 64>> {
         const EIGHT_BITS: u8 = 3;
         const DIVISOR_LATCH: u8 = 1 << 7;
@@ -49,7 +49,7 @@ impl Uart {
         const RECEIVE_INTERRUPT: u8 = 1;
         /// DTR, RTS, and OUT2, which lets the interrupt out.
         const READY: u8 = 0b1011;
-        // Where nothing is, nothing is kept, whatever reads come back with.
+        // A missing port keeps no value, whatever its reads return.
         let keeps = |value| {
             self.write(SCRATCH, value);
             self.read(SCRATCH) == value
@@ -61,7 +61,7 @@ impl Uart {
         self.write(LINE, EIGHT_BITS);
         let mut early = heapless::Vec::new();
         while !early.is_full() && self.read(LINE_STATUS) & DATA_READY != 0 {
-            // There is room.
+            // The loop has checked that there is room.
             let _ = early.push(self.read(DATA));
         }
         if early.is_empty() || !listens {
@@ -76,17 +76,18 @@ impl Uart {
         Some(early)
     }
 
-    /// Whether it takes [`FIFO_BYTES`] bytes to send, if its FIFOs are on; otherwise one.
+    /// Returns whether the port takes bytes to send: [`FIFO_BYTES`] of them if its FIFOs are on,
+    /// otherwise one.
     pub fn can_send(self) -> bool {
         self.read(LINE_STATUS) & CAN_SEND != 0
     }
 
-    /// Sends a byte, when it [can](Uart::can_send).
+    /// Sends a byte, when the port [can](Uart::can_send).
     pub fn put(self, byte: u8) {
         self.write(DATA, byte);
     }
 
-    /// Waits until it can send, and sends a byte.
+    /// Waits until the port can send, and sends a byte.
     pub fn send(self, byte: u8) {
         while !self.can_send() {
             core::hint::spin_loop();
@@ -94,12 +95,12 @@ impl Uart {
         self.put(byte);
     }
 
-    /// The next byte that has come.
+    /// Returns the next byte that has come.
     pub fn receive(self) -> Option<u8> {
         (self.read(LINE_STATUS) & DATA_READY != 0).then(|| self.read(DATA))
     }
 
-    /// Waits until all is sent. A port that never says so is not waited for.
+    /// Waits until all bytes are sent. Gives up if the port never reports it.
     pub fn drain(self) {
         for _ in 0..1_000_000 {
             if self.read(LINE_STATUS) & ALL_SENT != 0 {

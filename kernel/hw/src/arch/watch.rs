@@ -1,9 +1,9 @@
-//! Watches an instruction, or some memory: the CPU's debug registers do that, whatever the ring
+//! Watches an instruction, or some memory, by the CPU's debug registers, which work in every ring
 //! (SDM vol. 3B, 17.2).
 //!
 //! * Breakpoint 0: whether one instruction is ever executed, for trials. It ends with the first
-//!   time.
-//! * Breakpoint 1: who reads or writes up to eight bytes, for traces.
+//!   execution.
+//! * Breakpoint 1: which instructions read or write up to eight bytes, for traces.
 
 use super::handlers;
 use core::arch::asm;
@@ -15,13 +15,13 @@ const NONE: u64 = 1 << 10;
 /// DR7: breakpoint 0 is on (globally), for execution; so is breakpoint 1, for reads and writes.
 const INSTRUCTION: u64 = 1 << 1;
 const ACCESS: u64 = 1 << 3 | 0b11 << 20;
-/// DR7: where the length of breakpoint 1 is.
+/// DR7: the position of the length of breakpoint 1.
 const ACCESS_LENGTH: u32 = 22;
 /// DR6: breakpoint 0 or 1 was met; the trap flag was set.
 const MET_0: u64 = 1;
 const MET_1: u64 = 1 << 1;
 const SINGLE_STEP: u64 = 1 << 14;
-/// DR6 as it is written back: nothing was met (SDM vol. 3B, 17.2.3).
+/// DR6 as it is written back: no breakpoint was met (SDM vol. 3B, 17.2.3).
 const DR6_CLEAR: u64 = 0xffff_0ff0;
 
 static EXECUTED: AtomicBool = AtomicBool::new(false);
@@ -34,13 +34,13 @@ fn set_dr7(value: u64) {
     Dr7::write_raw(value);
 }
 
-/// Writes the status register, for which the library has nothing.
+/// Writes the debug status register, for which the `x86_64` crate has no function.
 fn set_dr6(value: u64) {
-    // SAFETY: it only says what was met.
+    // SAFETY: the register only reports which breakpoints were met.
     unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
 
-/// Turns the breakpoint off whose bits in DR7 are `bits`; nothing happens to the other.
+/// Turns off the breakpoint with these bits in DR7, and leaves the other one as it is.
 fn turn_off(bits: u64) {
     set_dr7(dr7() & !bits | NONE);
 }
@@ -53,14 +53,14 @@ pub fn set(address: u64) {
     set_dr7(dr7() | INSTRUCTION);
 }
 
-/// Ends the watch of an instruction. Whether it was executed.
+/// Ends the watch of an instruction. Returns whether the instruction was executed.
 pub fn take() -> bool {
     turn_off(INSTRUCTION);
     EXECUTED.swap(false, Ordering::Relaxed)
 }
 
-/// Bits of DR7 that say how breakpoint 1 is (SDM vol. 3B, 17.2.4), for a length of 1, 2, 4 or 8
-/// bytes.
+/// Returns the bits of DR7 that describe breakpoint 1 (SDM vol. 3B, 17.2.4), for a length of 1, 2,
+/// 4 or 8 bytes.
 fn access_bits(len_bytes: u64) -> u64 {
     let length = match len_bytes {
         1 => 0b00,
@@ -71,14 +71,14 @@ fn access_bits(len_bytes: u64) -> u64 {
     ACCESS | length << ACCESS_LENGTH
 }
 
-/// Watches the word of `len_bytes` bytes (1, 2, 4 or 8) at `address`, a multiple of that.
+/// Watches the word of `len_bytes` bytes (1, 2, 4 or 8) at `address`, a multiple of its length.
 pub fn set_access(address: u64, len_bytes: u64) {
     end_access();
     Dr1::write(address);
     set_dr7(dr7() | access_bits(len_bytes));
 }
 
-/// Ends all watches: a panic looks at what may be watched.
+/// Ends all watches, as a panic reads memory that may be watched.
 pub fn end_all() {
     set_dr7(NONE);
 }
@@ -88,11 +88,11 @@ pub fn end_access() {
     turn_off(access_bits(4));
 }
 
-/// For the debug exception's handler: whether it was about something that is watched, and nothing
-/// else. `rip` is where it came. The watch of an instruction has ended by that.
+/// Handles a debug exception at `rip`. Returns whether a watch was its only cause. If the watched
+/// instruction was met, its watch ends.
 pub fn noticed(rip: u64) -> bool {
     let (met, on) = (Dr6::read_raw(), dr7());
-    // Clearing it is the handler's to do.
+    // The CPU does not clear DR6; the handler must.
     set_dr6(DR6_CLEAR);
     let instruction = met & MET_0 != 0 && on & INSTRUCTION != 0;
     if instruction {

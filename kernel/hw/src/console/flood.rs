@@ -1,5 +1,5 @@
-//! How much a driver may have on the console that nobody has asked for: as much as a person can
-//! read. The log keeps the last of it.
+//! Limits how much a driver may print on the console that no person has asked for: as much as a
+//! person can read. The log keeps the last of it.
 
 use crate::arch::time;
 use alloc::string::{String, ToString};
@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 use ringfence_core::limits::CONSOLE_ROWS;
 use spin::Mutex;
 
-/// What is known of a driver that says things.
+/// The account of a driver that prints lines.
 struct Speaker {
     driver: String,
-    /// Rows that it may still have, in thousandths, at this time in nanoseconds since boot.
+    /// Rows that the driver may still print, in thousandths, at the time `at_ns`.
     left: u64,
     at_ns: u64,
     /// Rows that were not shown.
@@ -18,25 +18,25 @@ struct Speaker {
 }
 
 static SPEAKERS: Mutex<Vec<Speaker>> = Mutex::new(Vec::new());
-/// Drivers that are remembered; who has not spoken for longest is forgotten.
+/// Drivers that are remembered; the driver that has been silent for longest is forgotten first.
 const REMEMBERED: usize = 64;
-/// Seconds for which a driver can save what it may say.
+/// Seconds' worth of rows that a driver can save up.
 const SAVED_S: u64 = 20;
 
 /// Whether a line is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {
-    /// It is.
+    /// The line is shown.
     Yes,
-    /// It is, behind so many rows that were not.
+    /// The line is shown, after this many rows that were not.
     AfterSilence(usize),
-    /// It is not, the first one in a while.
+    /// The line is not shown, the first one in a while.
     Last,
-    /// Nor is it.
+    /// The line is not shown, like the ones before it.
     No,
 }
 
-/// Counts `rows` rows of `driver`'s.
+/// Charges `rows` rows to `driver`, and returns whether they are shown.
 pub fn allow(driver: &str, rows: usize) -> Allowed {
     const THOUSANDTHS: u64 = 1000;
     let (now, rate) = (time::uptime_ns(), CONSOLE_ROWS.get() * THOUSANDTHS);
@@ -49,7 +49,7 @@ pub fn allow(driver: &str, rows: usize) -> Allowed {
     speaker.left = speaker.left.saturating_add(saved).min(rate * SAVED_S);
     speaker.at_ns = now;
     let cost = rows as u64 * THOUSANDTHS;
-    // Once it has said too much, it is silent until there is room for a few lines.
+    // A driver that has printed too much is silent until there is room for a few lines.
     let enough = if speaker.withheld > 0 { (cost + rate).min(rate * SAVED_S) } else { cost.min(rate * SAVED_S) };
     let allowed = match (speaker.left >= enough, speaker.withheld) {
         (true, 0) => Allowed::Yes,

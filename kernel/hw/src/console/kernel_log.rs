@@ -1,5 +1,5 @@
-//! The kernel's log: what it says itself, what it says because of a driver, and what drivers say.
-//! It is printed, and the last of it is kept.
+//! The kernel's log: lines of the kernel itself, lines of the kernel about a driver, and lines of
+//! drivers. The log is printed, and the last lines are kept.
 
 use super::flood::{self, Allowed};
 use super::screen;
@@ -14,7 +14,7 @@ use log::{Level, Log, Metadata, Record};
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
-/// Lines that are kept, and how many of them, and of their bytes, can be any one driver's.
+/// Lines that are kept; and how many of them, and of their bytes, can belong to one driver.
 const LOG_LINES: usize = 512;
 const DRIVER_LINES: usize = 64;
 const DRIVER_BYTES: usize = 12 << 10;
@@ -24,33 +24,33 @@ static LOG: Lock<VecDeque<Line>> = Lock::new(VecDeque::new());
 /// A line of the log.
 #[derive(Clone)]
 pub(super) struct Line {
-    /// When it was said.
+    /// Time of the line.
     stamp: String,
-    /// The driver that said it or had it said.
+    /// The driver that wrote the line or caused it.
     driver: Option<String>,
     manner: Manner,
     level: Level,
     text: String,
 }
 
-/// Whose words a line has.
+/// The author of a line, and its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
-    /// The kernel's, behind a word for the level.
+    /// The kernel's words, after a word for the level.
     Plain,
-    /// The kernel's, which say themselves what they are.
+    /// The kernel's words, a report that names its own kind.
     Report,
-    /// A driver's.
+    /// A driver's words.
     Quote,
 }
 
-/// Between a driver's name and its words. A name cannot have it, and what the kernel says about a
-/// driver has a colon there.
+/// Separates a driver's name from its words. A name cannot contain it, and in the kernel's lines
+/// about a driver a colon follows the name.
 const QUOTE: char = '|';
 
 impl Line {
-    /// Writes it for a terminal with so many columns, if that is known. What a driver says that is
-    /// wider than that is cut up, so that each row begins with whose it is.
+    /// Writes the line for a terminal with so many columns, if the number is known. A driver's line
+    /// that is wider is cut up, so that each row begins with the driver's name.
     fn write(&self, f: &mut dyn Write, columns: Option<usize>) -> fmt::Result {
         let Line { stamp, driver, manner, level, text } = self;
         let level = level_name(*level);
@@ -81,7 +81,7 @@ impl fmt::Display for Line {
 struct Logger;
 static LOGGER: Logger = Logger;
 
-/// Takes what the `log` crate is given from now on.
+/// Receives the records of the `log` crate from now on.
 pub(super) fn init() {
     // Fails only if there is a logger already.
     if log::set_logger(&LOGGER).is_ok() {
@@ -109,57 +109,58 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// A driver says something. It is quoted, so that nothing in it looks like the kernel's own words.
+/// Adds a driver's line. It is quoted, so that no part of it looks like the kernel's own words.
 pub fn quote(source: impl FnOnce() -> Source, level: Level, text: &str) {
     if level <= log::max_level() {
         add(Some(source()), Manner::Quote, level, printable(text));
     }
 }
 
-/// What others wrote, without what a terminal would take for more than a character.
+/// Returns the text with only printable ASCII: other characters could control a terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }
 
-/// The kernel says something about a driver, which counts against that: what a driver does, a disk
-/// or a peer, may have it say so again and again.
+/// Adds a line of the kernel about a driver. The line counts against the driver, as the driver, a
+/// disk or a peer may cause it again and again.
 pub fn say_about(source: &Source, level: Level, text: fmt::Arguments) {
     add(Some(source.clone()), Manner::Plain, level, format!("{}: {text}", source.driver));
 }
 
-/// The same for a line that does not begin with the driver's name.
+/// Adds a line of the kernel that a driver has caused but that does not begin with its name.
 pub fn say_because_of(source: &Source, level: Level, text: fmt::Arguments) {
     add(Some(source.clone()), Manner::Plain, level, text.to_string());
 }
 
-/// The report of a driver's end, which says itself what it is.
+/// Adds the report of a driver's end, which names its own kind.
 pub fn report(driver: &str, by_itself: bool, text: String) {
     let source = Source { driver: driver.to_string(), by_itself };
     add(Some(source), Manner::Report, Level::Error, text);
 }
 
-/// Because of whom a line is said.
+/// The driver that a line counts against.
 #[derive(Debug, Clone)]
 pub struct Source {
     driver: String,
-    /// Whether nobody at the console has asked for anything of it.
+    /// Whether no person at the console has asked the driver for anything.
     by_itself: bool,
 }
 
 impl Source {
-    /// A driver, for what somebody at the console has asked of it.
+    /// Names a driver, for lines that a person at the console has asked for.
     pub fn asked(driver: &str) -> Source {
         Source { driver: driver.to_string(), by_itself: false }
     }
 
-    /// A driver, for what goes on beside whatever a person does.
+    /// Names a driver, for lines that no person has asked for.
     pub fn by_itself(driver: &str) -> Source {
         Source { driver: driver.to_string(), by_itself: true }
     }
 }
 
-/// Prints a line and keeps it. Of each driver only the last ones are kept: no driver takes more
-/// than those places. What is not asked for is printed as long as a person can read it.
+/// Prints a line and keeps it. Of each driver only the last lines are kept, so that no driver takes
+/// more than its share. Lines that no person has asked for are printed only as fast as a person can
+/// read them.
 fn add(source: Option<Source>, manner: Manner, level: Level, text: String) {
     let micros = time::uptime_ns() / 1000;
     let stamp = format!("[{:4}.{:06}] ", micros / 1_000_000, micros % 1_000_000);
@@ -204,16 +205,16 @@ fn add(source: Option<Source>, manner: Manner, level: Level, text: String) {
     screen::changed();
 }
 
-/// The last `count` rows of the log on a screen with so many columns, oldest first.
+/// Returns the last `count` rows of the log on a screen with so many columns, oldest first.
 pub(super) fn last_rows(count: usize, columns: usize) -> VecDeque<String> {
     let mut rows = VecDeque::new();
     let mut index = LOG.lock().len();
     while rows.len() < count && index > 0 {
         index -= 1;
-        // One at a time: interrupts may add some meanwhile.
+        // Lines are copied one at a time: interrupts may add some meanwhile.
         let line = LOG.lock().get(index).cloned();
         let mut text = String::new();
-        // A string takes all.
+        // Writing to a string does not fail.
         let _ = line.map(|line| line.write(&mut text, Some(columns)));
         for row in text.lines().rev() {
             let characters: alloc::vec::Vec<char> = row.chars().collect();
@@ -224,12 +225,12 @@ pub(super) fn last_rows(count: usize, columns: usize) -> VecDeque<String> {
     rows
 }
 
-/// Which lines of the log are wanted.
+/// A choice of lines of the log.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// Only those of this level and of worse ones.
+    /// Only lines of this level and of worse ones.
     pub level: Option<Level>,
-    /// Only those that this driver said or had said.
+    /// Only lines that this driver wrote or caused.
     pub driver: Option<String>,
 }
 
@@ -239,12 +240,12 @@ impl Wanted {
     }
 }
 
-/// Prints the lines of the log that are kept and wanted, oldest first; returns how many those were.
+/// Prints the kept lines of the log that are wanted, oldest first. Returns how many there were.
 pub fn print_log(wanted: &Wanted) -> usize {
     let mut printed = 0;
     let count = LOG.lock().len();
     for index in 0..count {
-        // One at a time: printing one must not happen under the lock.
+        // Lines are copied one at a time, as printing must not happen under the lock.
         let line = LOG.lock().get(index).filter(|line| wanted.has(line)).cloned();
         if let Some(line) = line {
             println!("{line}");
@@ -254,13 +255,13 @@ pub fn print_log(wanted: &Wanted) -> usize {
     printed
 }
 
-/// Only what is wanted is printed of the log as long as this is there.
+/// While this exists, only the wanted lines of the log are printed.
 pub struct Watch;
 
-/// Which lines are watched, while some are.
+/// The lines that are printed, while the log is filtered.
 static WATCHED: Mutex<Option<Wanted>> = Mutex::new(None);
 
-/// Has only those lines of the log printed that are wanted, until what is returned is dropped.
+/// Prints only the wanted lines of the log, until the returned value is dropped.
 pub fn watch(wanted: Wanted) -> Watch {
     *WATCHED.lock() = Some(wanted);
     Watch

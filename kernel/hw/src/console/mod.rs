@@ -1,11 +1,11 @@
 //! The console, which is the first serial port.
 //!
-//! Output is polled; input arrives by interrupt and waits in a ring for the shell. What is printed
-//! while a line is being typed appears above that line.
+//! Output is polled. Input arrives by interrupt and waits in a ring for the shell. Text that is
+//! printed while a person types a line appears above that line.
 //!
-//! * [`kernel_log`]: what the kernel and drivers say by themselves
+//! * [`kernel_log`]: the lines that the kernel and drivers write by themselves
 //! * [`flood`]: how much of that is shown
-//! * [`screen`]: the last of it on a screen, for who looks there
+//! * [`screen`]: the last rows of the log on a screen
 
 use crate::arch::uart::Uart;
 use crate::lock::Lock;
@@ -26,12 +26,11 @@ pub mod screen;
 pub use kernel_log::{Source, Wanted, print_log, printable, quote, report, say_about, say_because_of, watch};
 
 const PORT: Uart = Uart::FIRST;
-/// Bytes of input that can wait here, so that Ctrl-C behind them is seen.
+/// Bytes of input that can wait here, so that a Ctrl-C behind them is noticed.
 const INPUT_BYTES: usize = 1 << 16;
 
 static MUTED: AtomicUsize = AtomicUsize::new(0);
-/// Whether there is a port. Where there is none, each register reads as ones, and input would have
-/// no end.
+/// Whether there is a port. Without one, each register reads as ones, and input would never end.
 static HAS_PORT: AtomicBool = AtomicBool::new(false);
 static INPUT: Mutex<Queue<u8, INPUT_BYTES>> = Mutex::new(Queue::new());
 static ON_INPUT: AtomicWaker = AtomicWaker::new();
@@ -41,7 +40,7 @@ static TYPED: Lock<Option<Typed>> = Lock::new(None);
 /// Columns of the terminal, if they are known.
 static COLUMNS: AtomicUsize = AtomicUsize::new(UNKNOWN);
 const UNKNOWN: usize = 0;
-/// Whether the terminal is asked for its width before each line: it may have been changed.
+/// Whether the terminal is asked for its width before each line: the width may have changed.
 static ASKS_COLUMNS: AtomicBool = AtomicBool::new(false);
 
 struct Typed {
@@ -54,9 +53,9 @@ struct Typed {
 enum Shown {
     /// No line is being typed.
     Not,
-    /// It is.
+    /// The line is on the screen.
     Yes,
-    /// Not while something else is being printed.
+    /// The line is hidden while other text is being printed.
     Hidden,
 }
 
@@ -67,17 +66,17 @@ pub fn init() {
     {
         let mut input = INPUT.lock();
         for byte in early.into_iter().flatten() {
-            // There is room.
+            // The ring has room for all of them.
             let _ = input.enqueue(byte);
         }
     }
     kernel_log::init();
 }
 
-/// Nothing is written as long as this is there. The log is kept all the same.
+/// While this exists, nothing is written. The log is kept all the same.
 pub struct Mute;
 
-/// Holds back what is written until what is returned is dropped.
+/// Holds back all output until the returned value is dropped.
 pub fn mute() -> Mute {
     MUTED.fetch_add(1, Ordering::Relaxed);
     Mute
@@ -99,40 +98,41 @@ pub fn write_bytes(bytes: &[u8]) {
     }
 }
 
-/// Waits until all that was written is out. A port that never says so is not waited for.
+/// Waits until all output is sent. Gives up if the port never reports it.
 pub fn drain() {
     PORT.drain();
 }
 
-/// The kernel has panicked: all that is printed is shown from here on, whatever was under way.
+/// Prepares for a panic's output: from here on all that is printed is shown, whatever was under
+/// way.
 pub(crate) fn take_over() {
     MUTED.store(0, Ordering::Relaxed);
-    // Not dropped: that takes the heap's lock. Nor is the line that was typed shown again, which
-    // may allocate.
+    // The values are not dropped, as that takes the heap's lock. The typed line is not shown again,
+    // as that may allocate.
     core::mem::forget(CAPTURED.lock().take());
     core::mem::forget(TYPED.lock().take());
     screen::take_over();
 }
 
-/// Whether commands come from a file or a pipe, and nobody is there to press a key.
+/// Whether commands come from a file or a pipe, and no person is there to press a key.
 static IS_PIPED: AtomicBool = AtomicBool::new(false);
 
-/// Whether there is a port.
+/// Returns whether there is a port.
 pub fn has_port() -> bool {
     HAS_PORT.load(Ordering::Relaxed)
 }
 
-/// Nobody is there to press a key.
+/// Notes that no person is there to press a key.
 pub fn set_piped() {
     IS_PIPED.store(true, Ordering::Relaxed);
 }
 
-/// Whether nobody is there to press a key.
+/// Returns whether no person is there to press a key.
 pub fn is_piped() -> bool {
     IS_PIPED.load(Ordering::Relaxed)
 }
 
-/// Waits until all that is piped in has come; for ever where a person types.
+/// Waits until all piped input has come; for ever if a person types.
 pub async fn end_of_pipe() {
     const CTRL_D: u8 = 4;
     core::future::poll_fn(|context| {
@@ -143,12 +143,12 @@ pub async fn end_of_pipe() {
     .await;
 }
 
-/// The terminal has so many columns.
+/// Sets the number of the terminal's columns.
 pub fn set_columns(columns: usize) {
     COLUMNS.store(columns, Ordering::Relaxed);
 }
 
-/// A terminal is there that says how wide it is.
+/// Notes that there is a terminal which can tell its width.
 pub fn ask_columns() {
     ASKS_COLUMNS.store(true, Ordering::Relaxed);
 }
@@ -162,8 +162,8 @@ fn known_columns() -> Option<usize> {
     Some(COLUMNS.load(Ordering::Relaxed)).filter(|columns| *columns != UNKNOWN)
 }
 
-/// A line is going to be typed behind `prompt`, which is printed. A terminal that can say how wide
-/// it is, is asked.
+/// Begins a line: prints `prompt`, behind which a person types. A terminal that can tell its width
+/// is asked for it.
 pub fn begin_line(prompt: &str) {
     if ASKS_COLUMNS.load(Ordering::Relaxed) {
         write_bytes(ASK_COLUMNS);
@@ -176,8 +176,8 @@ pub fn begin_line(prompt: &str) {
     typed.state = Shown::Yes;
 }
 
-/// Takes a byte for the line that is being typed; what comes of it. How wide the terminal is, is
-/// taken in here.
+/// Takes a byte for the line that is being typed, and returns the event that it causes. A
+/// terminal's answer about its width is handled here.
 pub fn press(byte: u8) -> Option<Event> {
     let mut typed = TYPED.lock();
     let typed = typed.as_mut()?;
@@ -195,10 +195,10 @@ pub fn press(byte: u8) -> Option<Event> {
     event
 }
 
-/// Narrower no terminal is.
+/// Least columns of a terminal: smaller answers are ignored.
 const LEAST_COLUMNS: usize = 10;
 
-/// What is typed so far, up to the cursor.
+/// Returns the text that was typed so far, up to the cursor.
 pub fn typed() -> String {
     TYPED.lock().as_ref().map_or(String::new(), |typed| typed.editor.typed())
 }
@@ -211,7 +211,7 @@ pub fn insert(text: &str) {
     }
 }
 
-/// The line has been typed; it stays where it is.
+/// Ends the line that was typed; it stays on the screen.
 pub fn end_line() {
     if let Some(typed) = TYPED.lock().as_mut() {
         write_bytes(&typed.editor.leave());
@@ -230,7 +230,7 @@ pub fn clear() {
 
 /// Takes the line that is being typed off the screen.
 pub fn hide_line() {
-    // Whoever has the lock is busy with the line.
+    // If the lock is taken, its owner is busy with the line.
     if let Some(mut typed) = TYPED.try_lock()
         && let Some(typed) = typed.as_mut().filter(|typed| typed.state == Shown::Yes)
     {
@@ -239,7 +239,7 @@ pub fn hide_line() {
     }
 }
 
-/// Shows it again, from the first column of a row.
+/// Shows the typed line again, from the first column of a row.
 pub fn show_line() {
     if let Some(mut typed) = TYPED.try_lock()
         && let Some(typed) = typed.as_mut().filter(|typed| typed.state == Shown::Hidden)
@@ -251,31 +251,31 @@ pub fn show_line() {
 
 struct Console;
 
-/// What a command prints, while that is kept to be shown a page at a time.
+/// The output of a command, while it is kept to be shown a page at a time.
 static CAPTURED: Lock<Option<Captured>> = Lock::new(None);
-/// Most of it that is kept, in bytes.
+/// Most bytes of output that are kept.
 const MOST_CAPTURED: usize = 256 << 10;
 
-/// See [`Capture::take`].
+/// The kept output ([`Capture::take`]).
 #[derive(Default)]
 pub struct Captured {
-    /// What was printed, up to [`MOST_CAPTURED`] bytes, or what there is memory for.
+    /// The output, up to [`MOST_CAPTURED`] bytes, or as much as there is memory for.
     pub text: String,
-    /// How many bytes more there were.
+    /// Number of bytes that were printed after it and are lost.
     pub lost_bytes: usize,
 }
 
-/// What is printed is kept as long as this is there.
+/// While this exists, output is kept instead of shown.
 pub struct Capture;
 
-/// Keeps what is printed from now on.
+/// Keeps all output from now on.
 pub fn capture() -> Capture {
     *CAPTURED.lock() = Some(Captured::default());
     Capture
 }
 
 impl Capture {
-    /// What was printed.
+    /// Ends the capture and returns the output.
     pub fn take(self) -> Captured {
         CAPTURED.lock().take().unwrap_or_default()
     }
@@ -294,7 +294,7 @@ impl Write for Console {
         }
         if let Some(captured) = CAPTURED.try_lock().as_mut().and_then(|captured| captured.as_mut()) {
             let Captured { text: kept, lost_bytes } = captured;
-            // What follows something that is lost is lost as well.
+            // Once bytes are lost, all later ones are lost as well.
             if *lost_bytes == 0 && kept.len() + text.len() <= MOST_CAPTURED && kept.try_reserve(text.len()).is_ok() {
                 kept.push_str(text);
             } else {
@@ -319,7 +319,7 @@ impl Write for Console {
 
 /// Writes formatted text to the console.
 pub fn print(arguments: fmt::Arguments) {
-    // The console itself does not fail; a Display that does has printed what it could.
+    // The console itself does not fail; a failing `Display` has printed what it could.
     let _ = Console.write_fmt(arguments);
 }
 
@@ -336,8 +336,8 @@ macro_rules! println {
     ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
 }
 
-/// The serial interrupt: moves input into the ring. What does not fit stays in the port, which then
-/// takes no more, and who sends waits.
+/// Handles the serial interrupt: moves input into the ring. Bytes that do not fit stay in the port,
+/// which then takes no more, so that the sender waits.
 pub fn receive() {
     if let Some(mut input) = INPUT.try_lock() {
         fill(&mut input);
@@ -351,13 +351,13 @@ fn fill(input: &mut Queue<u8, INPUT_BYTES>) {
         && has_port()
         && let Some(byte) = PORT.receive()
     {
-        // There is room.
+        // The loop has checked that there is room.
         let _ = input.enqueue(byte);
     }
 }
 
-/// Whether Ctrl-C waits in the input: it is taken out, with all that was typed before it. `waker`
-/// is woken at the next input.
+/// Returns whether Ctrl-C waits in the input. It is taken out, with all the bytes before it.
+/// `waker` is woken at the next input.
 pub fn take_interrupt(waker: &Waker) -> bool {
     const CTRL_C: u8 = 3;
     ON_INPUT.register(waker);
@@ -372,17 +372,17 @@ pub fn take_interrupt(waker: &Waker) -> bool {
     })
 }
 
-/// Has `waker` woken when there is input.
+/// Wakes `waker` when there is input.
 pub fn wake_on_input(waker: &Waker) {
     ON_INPUT.register(waker);
 }
 
-/// The next byte of input.
+/// Returns the next byte of input.
 pub fn read_byte() -> Option<u8> {
     without_interrupts(|| {
         let mut input = INPUT.lock();
         let byte = input.dequeue();
-        // What was left in the port raises no interrupt any more.
+        // Bytes that were left in the port raise no interrupt any more.
         if input.is_empty() || byte.is_none() {
             fill(&mut input);
         }

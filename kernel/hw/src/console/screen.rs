@@ -1,9 +1,9 @@
-//! The last of the log on a screen, for who looks there: what is typed goes through the serial
-//! port, and the first row says so.
+//! The last rows of the log on a screen. Input comes through the serial port; the first row says
+//! so.
 //!
-//! A screen is one in text mode, as BIOS firmware leaves it, or a frame buffer that the loader was
-//! given. It is drawn by a task, so that nobody who says something waits for it. When the machine
-//! ends badly, all that is printed goes there as well.
+//! A screen is a VGA in text mode, as BIOS firmware leaves it, or a frame buffer from the loader. A
+//! task draws it, so that no caller of the log waits for it. When the machine ends badly, all that
+//! is printed goes to the screen as well.
 
 use super::kernel_log;
 
@@ -37,13 +37,13 @@ struct Screen {
     /// In characters.
     columns: usize,
     rows: usize,
-    /// What stands in each row.
+    /// The text of each row.
     shown: Vec<String>,
-    /// Column and row of what is printed next, while all that is printed goes here.
+    /// Column and row of the next character, while all that is printed goes to the screen.
     cursor: Option<(usize, usize)>,
 }
 
-/// What can be written to.
+/// The memory that a screen shows.
 enum Surface {
     /// 80 by 25 characters, each with its colours in the upper byte.
     Text(*mut u16),
@@ -53,14 +53,14 @@ enum Surface {
     },
 }
 
-// SAFETY: nobody else has the pointer.
+// SAFETY: there is no other copy of the pointer.
 unsafe impl Send for Surface {}
 
 /// Width and height of a character in pixels.
 const FONT: (usize, usize) = (8, 16);
 
-/// The rows of a character, the leftmost pixel in the highest bit: the file has them behind a
-/// header of four bytes (PC screen font, version 1).
+/// Returns the rows of a character, with the leftmost pixel in the highest bit. The file has them
+/// after a header of four bytes (PC screen font, version 1).
 fn glyph(byte: u8) -> &'static [u8] {
     const HEADER_BYTES: usize = 4;
     let first = HEADER_BYTES + usize::from(byte) * FONT.1;
@@ -85,11 +85,11 @@ pub(crate) fn init(physical_offset: u64, frame_buffer: Option<FrameBuffer>) {
     *SCREEN.lock() = Some(screen);
 }
 
-/// Where a VGA has its characters.
+/// Physical address of a VGA's characters.
 const TEXT: u64 = 0xb8000;
 
-/// Whether there is a VGA that shows characters (IBM VGA Technical Reference, miscellaneous
-/// register of the graphics controller: bit 0, graphics; bits 2 and 3, where its memory is).
+/// Returns whether there is a VGA in text mode (IBM VGA Technical Reference, miscellaneous register
+/// of the graphics controller: bit 0, graphics; bits 2 and 3, the place of its memory).
 fn is_in_text_mode() -> bool {
     const INDEX: u16 = 0x3ce;
     const MISCELLANEOUS: u8 = 6;
@@ -97,13 +97,13 @@ fn is_in_text_mode() -> bool {
     IoPort::<u8>::new(INDEX + 1).read() & 0b1101 == 0b1100
 }
 
-/// The log has another line.
+/// Notes that the log has another line.
 pub fn changed() {
     IS_OLD.store(true, Ordering::Release);
     ON_OLD.wake();
 }
 
-/// Keeps the screen as the log is.
+/// Redraws the screen whenever the log has changed.
 pub async fn run() {
     let Some((columns, rows)) = SCREEN.lock().as_ref().map(|screen| (screen.columns, screen.rows)) else { return };
     loop {
@@ -122,7 +122,7 @@ pub async fn run() {
     }
 }
 
-/// From now on all that is printed is on the screen, below what is there: the machine ends.
+/// Clears the screen and shows all that is printed from now on: the machine ends.
 pub fn take_over() {
     if let Some(screen) = SCREEN.lock().as_mut() {
         screen.cursor.get_or_insert((0, 1));
@@ -130,7 +130,7 @@ pub fn take_over() {
     }
 }
 
-/// Something is printed.
+/// Prints text on the screen, if the screen shows all that is printed.
 pub(super) fn mirror(text: &str) {
     if let Some(screen) = SCREEN.try_lock().as_mut().and_then(|screen| screen.as_mut())
         && screen.cursor.is_some()
@@ -144,14 +144,14 @@ impl Screen {
         Screen { surface, columns, rows, shown: Vec::new(), cursor: None }
     }
 
-    /// Has a row show `text`, if it does not.
+    /// Makes a row show `text`, if it does not yet.
     fn update(&mut self, row: usize, text: String) {
         if self.shown.len() <= row {
             self.shown.resize(self.rows, String::new());
         }
         if let Some(shown) = self.shown.get_mut(row).filter(|shown| **shown != text) {
             *shown = text;
-            // It is taken out, as drawing needs the rest of the screen.
+            // The text is taken out, as drawing needs the rest of the screen.
             let text = core::mem::take(shown);
             self.draw(row, &text);
             if let Some(shown) = self.shown.get_mut(row) {
@@ -166,7 +166,7 @@ impl Screen {
         text.chars().chain(blanks).take(self.columns).enumerate().for_each(|(column, c)| self.put(column, row, c));
     }
 
-    /// Prints as a terminal does; a full screen goes on at the top.
+    /// Prints as a terminal does; when the screen is full, printing goes on at the top.
     fn print(&mut self, text: &str) {
         for c in text.chars() {
             let (column, row) = self.cursor.unwrap_or((0, 1));
@@ -180,7 +180,7 @@ impl Screen {
         }
     }
 
-    /// Draws one character; those that are not ASCII are a question mark.
+    /// Draws one character; a character that is not ASCII becomes a question mark.
     fn put(&mut self, column: usize, row: usize, c: char) {
         const LIGHT_GREY: u16 = 7 << 8;
         let byte = if c.is_ascii_graphic() || c == ' ' { c as u8 } else { b'?' };
@@ -188,7 +188,7 @@ impl Screen {
             return;
         }
         match &mut self.surface {
-            // SAFETY: it is within the screen, whose memory is mapped.
+            // SAFETY: the place is within the screen, whose memory is mapped.
             Surface::Text(first) => unsafe {
                 first.add(row * self.columns + column).write_volatile(LIGHT_GREY | u16::from(byte));
             },

@@ -1,12 +1,14 @@
-//! The fence around devices: a device reaches what its driver was given for it, and nothing else.
+//! The fence around devices: a device reaches the memory that its driver was given for it, and
+//! nothing else.
 //!
-//! * [`unit`]: what an IOMMU does, whatever kind it is
+//! * [`unit`]: the operations of an IOMMU of any kind
 //! * [`vtd`]: Intel's remapping units
 //! * [`routes`]: the interrupts that devices send
 //!
-//! From the start of the kernel on no device reaches anything. [`Fence::new`] lets one reach what
-//! is mapped for it then ([`Fence::map`]), at addresses that are the driver's own, counted from the
-//! start of its slot. What a device does beyond that is recorded, and ends its driver.
+//! From the start of the kernel on, no device reaches anything. [`Fence::new`] makes a fence for a
+//! device, and [`Fence::map`] lets the device reach memory, at addresses that are the driver's own,
+//! counted from the start of its slot. Any access beyond that is recorded, and ends the device's
+//! driver.
 
 use crate::memory::frames::{Lent, OutOfMemory};
 use crate::memory::registers::Registers;
@@ -33,34 +35,34 @@ mod routes;
 mod unit;
 mod vtd;
 
-/// A unit, and what it watches.
+/// A unit, and the devices that it watches.
 struct Watcher {
     unit: Box<dyn Iommu>,
     watches: dmar::Unit,
 }
 
-/// It is held while interrupts are let in ([`crate::latency::breathe`]): no handler of one may take
-/// it.
+/// This lock is held while interrupts are let in ([`crate::latency::breathe`]): no interrupt
+/// handler may take it.
 static WATCHERS: Mutex<Vec<Watcher>> = Mutex::new(Vec::new());
 static IS_ON: AtomicBool = AtomicBool::new(false);
-/// Memory that firmware has devices use for itself.
+/// Memory that firmware has reserved for devices that it uses itself.
 static RESERVED: Mutex<Vec<dmar::Reserved>> = Mutex::new(Vec::new());
 /// Numbers of domains that are in use; 0 is reserved (VT-d, 9.3).
 static DOMAINS: Mutex<[bool; MOST_DOMAINS]> = Mutex::new([false; MOST_DOMAINS]);
 const MOST_DOMAINS: usize = 256;
 
-/// What was recorded and concerns a driver that has not been asked yet.
+/// Recorded faults that [`Fence::take_fault`] has not taken yet.
 static FAULTS: Mutex<Vec<Fault>> = Mutex::new(Vec::new());
-/// Where the first unit says that it has recorded something, to be asked without a lock.
+/// Fault status of the first unit, which can be read without a lock.
 static STATUS: FaultStatus = FaultStatus::none();
 /// Whether there are other units.
 static HAS_OTHERS: AtomicBool = AtomicBool::new(false);
-/// Whether there are others, or faults that were taken down and concern a driver.
+/// Whether there are other units, or recorded faults that concern a driver.
 static MUST_LOOK: AtomicBool = AtomicBool::new(false);
-/// Most of those.
+/// Most faults that are kept.
 const MOST_FAULTS: usize = 64;
 
-/// Turns all units on that firmware's table names.
+/// Turns on all units that firmware's table names.
 pub fn init(table: &Dmar, wiring: &Wiring) {
     for found in table.units.iter().filter(|unit| unit.segment == 0) {
         match vtd::Unit::start(found.registers) {
@@ -84,30 +86,32 @@ pub fn init(table: &Dmar, wiring: &Wiring) {
     }
 }
 
-/// Whether there is a fence at all.
+/// Returns whether there is a fence at all.
 pub fn is_on() -> bool {
     IS_ON.load(Ordering::Relaxed)
 }
 
-/// Why a device has no fence.
+/// The reason why a device has no fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfenced {
     /// The machine has no IOMMU.
     NoIommu,
-    /// None watches it.
+    /// No IOMMU watches the device.
     NotWatched,
-    /// It is behind a bridge that asks in its place, and in that of another device that is driven.
+    /// The device is behind a bridge that makes requests for it, and also for a device that another
+    /// driver has.
     Shared,
-    /// It is a virtio device that does not go through an IOMMU, or does not say so.
+    /// The device is a virtio device that goes past the IOMMU, or does not say that it goes through
+    /// it.
     Bypasses,
-    /// Firmware uses it, too.
+    /// Firmware uses the device, too.
     Reserved,
-    /// There was no memory for its tables, or no number, or the unit failed.
+    /// There was no memory for the tables, or no domain number, or the unit failed.
     Failed,
 }
 
 impl Unfenced {
-    /// The reason in words.
+    /// Returns the reason in words.
     pub fn name(self) -> &'static str {
         match self {
             Unfenced::NoIommu => "the machine has no IOMMU",
@@ -126,18 +130,19 @@ impl core::fmt::Display for Unfenced {
     }
 }
 
-/// What one device reaches.
+/// The fence around one device.
 pub struct Fence {
     watcher: usize,
     source: u16,
     domain: u16,
-    /// What is mapped for it, and where. It is never free as long as the device may reach it: it
-    /// goes only with [`Fence::unmap`] or [`Fence::remove`], when they have succeeded.
+    /// The memory that is mapped for the device, and where. It is never freed as long as the device
+    /// may reach it: only [`Fence::unmap`] and [`Fence::remove`] release it, after they have
+    /// succeeded.
     mapped: ManuallyDrop<Vec<(u64, Lent)>>,
 }
 
 impl Fence {
-    /// A fence around `function`, which reaches nothing yet.
+    /// Makes a fence around `function`, which reaches nothing yet.
     pub fn new(function: &Function) -> Result<Fence, Unfenced> {
         let mut watchers = WATCHERS.lock();
         if watchers.is_empty() {
@@ -167,25 +172,25 @@ impl Fence {
         };
         let attached = unit.attach(source, domain);
         drop(watchers);
-        // What the device tried while nobody had it is not this driver's doing.
+        // Faults that the device caused before it had a driver are not this driver's.
         forget_source(source);
         SAID.lock().retain(|said| *said != source);
         let fence = Fence { watcher, source, domain, mapped: ManuallyDrop::default() };
         if attached.is_err() {
-            // The unit may have attached it all the same. Its number stays taken if the unit does
-            // not forget it.
+            // The unit may have attached the device all the same. If the unit does not detach it,
+            // the domain's number stays taken.
             let _ = fence.remove();
             return Err(Unfenced::Failed);
         }
         Ok(fence)
     }
 
-    /// Physical address of the first of its tables.
+    /// Returns the physical address of the fence's first table.
     pub fn tables(&self) -> Option<u64> {
         self.with(|unit| unit.table(self.domain)).flatten()
     }
 
-    /// Whether one of its tables is in the page at `page`.
+    /// Returns whether one of the fence's tables is in the page at `page`.
     pub fn has_table(&self, page: u64) -> bool {
         self.with(|unit| unit.has_table(self.domain, page)).unwrap_or(false)
     }
@@ -194,16 +199,16 @@ impl Fence {
         WATCHERS.lock().get_mut(self.watcher).map(|watcher| then(&mut *watcher.unit))
     }
 
-    /// Lets the device reach `memory` (whole pages) at its address `start`. On an error it may
-    /// reach some of it: [`Fence::unmap`] ends that.
+    /// Lets the device reach `memory` (whole pages) at its address `start`. On an error the device
+    /// may reach some of it; [`Fence::unmap`] ends that.
     pub fn map(&mut self, start: u64, memory: &Lent, is_written: bool) -> Result<(), OutOfMemory> {
         self.mapped.push((start, memory.clone()));
         let mapped = self.with(|unit| unit.map(self.domain, start, memory, is_written));
         mapped.and_then(Result::ok).ok_or(OutOfMemory)
     }
 
-    /// Lets it reach `len_bytes` bytes at `start` no more; `false` if the unit does not do as it is
-    /// told.
+    /// Lets the device reach `len_bytes` bytes at `start` no more; `false` if the unit does not do
+    /// as it is told.
     #[must_use]
     pub fn unmap(&mut self, start: u64, len_bytes: u64) -> bool {
         let is_done = self.with(|unit| unit.unmap(self.domain, start, len_bytes)).is_some_and(|done| done.is_ok())
@@ -215,20 +220,20 @@ impl Fence {
         is_done
     }
 
-    /// Has the unit forget what it remembers of what the device reaches; `false` if it does not do
-    /// as it is told.
+    /// Makes the unit forget its cached entries for the device; `false` if it does not do as it is
+    /// told.
     #[must_use]
     pub fn flush(&self) -> bool {
         self.with(|unit| unit.flush(self.domain)).is_some_and(|done| done.is_ok())
     }
 
-    /// Has its faults be recorded no more.
+    /// Stops the recording of further faults of the device.
     pub fn silence(&self) {
-        // What goes wrong here is a flood of records, which hurts nobody.
+        // If this fails, only more faults are recorded, which does no harm.
         let _ = self.with(|unit| unit.silence(self.source, self.domain));
     }
 
-    /// Takes a fault of this device that was recorded.
+    /// Takes the first recorded fault of this device, and forgets its other ones.
     pub fn take_fault(&self) -> Option<Fault> {
         let mut faults = FAULTS.lock();
         let first = faults.iter().position(|fault| fault.source == self.source)?;
@@ -238,8 +243,8 @@ impl Fence {
         fault
     }
 
-    /// Lets the device reach nothing any more; `false` if the unit does not do as it is told: then
-    /// it may reach all that it did.
+    /// Lets the device reach nothing any more. Returns `false` if the unit does not do as it is
+    /// told: the device may then still reach all that it did.
     #[must_use]
     pub fn remove(self) -> bool {
         let is_done = self.with(|unit| unit.detach(self.source, self.domain)).is_some_and(|done| done.is_ok());
@@ -249,13 +254,14 @@ impl Fence {
             give_back_domain(domain);
             give_back_source(source);
         }
-        // What its device did until then is nobody else's doing.
+        // Faults that the device caused until now are no later driver's.
         forget_source(source);
         is_done
     }
 }
 
-/// Who has a fence. Several devices can be one of these: they have one fence, and one driver.
+/// Sources that have a fence. Several devices can have one source: they share one fence, and one
+/// driver.
 static SOURCES: Mutex<Vec<u16>> = Mutex::new(Vec::new());
 
 fn take_source(source: u16) -> bool {
@@ -284,15 +290,15 @@ fn give_back_domain(number: u16) {
     }
 }
 
-/// Whether a device can access ports by itself: no IOMMU fences that. Those that are known to are
-/// the 53C8xx, by the bits DIOM and SIOM of their DMODE register (LSI53C895A Technical Manual,
-/// 4.2).
+/// Returns whether a device can access ports by itself, which no IOMMU prevents. The devices known
+/// to do so are the 53C8xx, by the bits DIOM and SIOM of their DMODE register (LSI53C895A Technical
+/// Manual, 4.2).
 pub fn reaches_ports(function: &Function) -> bool {
     const LSI_LOGIC: u16 = 0x1000;
     function.id.vendor == LSI_LOGIC && (0x0001..=0x0012).contains(&function.id.device)
 }
 
-/// Whether a device may reach memory without being asked: a virtio device does, unless it offers
+/// Returns whether a device goes past the IOMMU: a virtio device does, unless it offers
 /// ACCESS_PLATFORM (VIRTIO 1.1, 6.1).
 fn goes_past(function: &Function) -> bool {
     const VIRTIO: u16 = 0x1af4;
@@ -307,13 +313,13 @@ fn goes_past(function: &Function) -> bool {
         let (start, _) = function.bars.get(bar as usize)?.as_ref().and_then(pci::memory_extent)?;
         Registers::at(start.checked_add(offset.into())?, COMMON_BYTES)
     });
-    // One of before 1.0 has no such feature.
+    // A device from before virtio 1.0 does not have the feature.
     let Some(common) = common else { return true };
     common.write32(FEATURE_SELECT, 1);
     common.read32(FEATURES) & ACCESS_PLATFORM == 0
 }
 
-/// Whether a scope names the function at `address`, or a bridge above it.
+/// Returns whether a scope names the function at `address`, or a bridge above it.
 fn names(scope: &Scope, address: PciAddress) -> bool {
     let Some(((device, function), above)) = scope.path.split_last() else { return false };
     let Some(bus) = above.iter().try_fold(scope.bus, |bus, (device, function)| {
@@ -329,8 +335,8 @@ fn names(scope: &Scope, address: PciAddress) -> bool {
     }
 }
 
-/// Takes down what the units have recorded; whether there is something that concerns a driver. This
-/// is asked after each poll.
+/// Collects the faults that the units have recorded. Returns whether any of them concerns a driver.
+/// This is called after each poll.
 #[inline(always)]
 pub fn note_faults() -> bool {
     (STATUS.is_set() || MUST_LOOK.load(Ordering::Relaxed)) && take_down()
@@ -350,13 +356,13 @@ fn take_down() -> bool {
     note_left(&faults)
 }
 
-/// Notes whether faults are left that concern a driver.
+/// Notes and returns whether faults are left that concern a driver.
 fn note_left(faults: &[Fault]) -> bool {
     MUST_LOOK.store(HAS_OTHERS.load(Ordering::Relaxed) || !faults.is_empty(), Ordering::Relaxed);
     !faults.is_empty()
 }
 
-/// Who did what was recorded.
+/// Returns the requesters that caused the recorded faults.
 pub fn sources() -> Vec<PciAddress> {
     let faults = FAULTS.lock();
     let address = |source: u16| {
@@ -366,16 +372,16 @@ pub fn sources() -> Vec<PciAddress> {
     faults.iter().map(|fault| address(fault.source)).collect()
 }
 
-/// Those whose faults without a driver were said, so that a flood of them is one line.
+/// Sources whose faults without a driver were logged, so that a flood of faults is one line.
 static SAID: Mutex<Vec<u16>> = Mutex::new(Vec::new());
 
-/// Forgets what was recorded of a requester.
+/// Forgets the recorded faults of a requester.
 pub fn forget(requester: PciAddress) {
     forget_source(source_of(requester));
 }
 
-/// The same for one whose devices no driver has: what it did is said, the first time since a driver
-/// had one.
+/// Forgets the recorded faults of a requester whose devices have no driver. The first fault since a
+/// driver had one of them is logged.
 pub fn forget_unowned(requester: PciAddress) {
     const MOST_SAID: usize = 64;
     let source = source_of(requester);
@@ -390,7 +396,7 @@ pub fn forget_unowned(requester: PciAddress) {
     }
 }
 
-/// Forgets all that was recorded of a requester, also what its unit has not told yet.
+/// Forgets all faults of a source, including those that its unit has not reported yet.
 fn forget_source(source: u16) {
     take_down();
     let mut faults = FAULTS.lock();
@@ -398,12 +404,12 @@ fn forget_source(source: u16) {
     note_left(&faults);
 }
 
-/// How a function says who it is (VT-d, 3.4.1).
+/// Returns the source id of a function (VT-d, 3.4.1).
 fn source_of(address: PciAddress) -> u16 {
     u16::from_be_bytes([address.bus(), address.device() << 3 | address.function()])
 }
 
-/// Why a unit did not let a device do what it wanted (VT-d, 7.2.3), in words.
+/// Returns the reason why a unit blocked an access (VT-d, 7.2.3), in words.
 pub fn reason(reason: u8) -> String {
     let words = match reason {
         0x1 | 0x2 => "it has been given nothing",
@@ -416,8 +422,8 @@ pub fn reason(reason: u8) -> String {
     words.into()
 }
 
-/// Whether a unit has its registers, its queue or tables of its own in the page at `page`. What
-/// drivers' devices reach is in tables of their own: [`Fence::has_table`].
+/// Returns whether the page at `page` holds a unit's registers, its queue or its own tables.
+/// Devices have separate tables: [`Fence::has_table`].
 pub fn has(page: u64) -> bool {
     if routes::table() == Some(page) {
         return true;
@@ -428,7 +434,8 @@ pub fn has(page: u64) -> bool {
         .any(|watcher| watcher.watches.registers == page || watcher.unit.parts().iter().any(|(_, part)| *part == page))
 }
 
-/// Where the first unit has what is called so: `registers`, `queue`, or one of its tables.
+/// Returns the address of the first unit's part with this name: `registers`, `queue`, or one of its
+/// tables.
 pub fn part(name: &str) -> Option<u64> {
     let watchers = WATCHERS.lock();
     let first = watchers.first()?;
@@ -437,7 +444,7 @@ pub fn part(name: &str) -> Option<u64> {
     registers.chain(first.unit.parts()).find(|(part, _)| *part == name).map(|(_, at)| at)
 }
 
-/// Whether `extent` has registers of a unit, which nobody but the kernel may reach.
+/// Returns whether `extent` overlaps registers of a unit, which only the kernel may reach.
 pub fn has_registers(extent: Extent) -> bool {
     let watchers = WATCHERS.lock();
     watchers.iter().any(|watcher| extent.overlaps(Extent::new(watcher.watches.registers, PAGE_SIZE)))

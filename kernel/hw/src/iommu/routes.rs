@@ -1,6 +1,6 @@
 //! The interrupts that devices send, as messages that name an entry of the IOMMU's table. **An
-//! entry is one device's**, and says which vector it raises; what names no entry is blocked (VT-d,
-//! 5.1).
+//! entry belongs to one device**, and gives the vector that it raises. A message that names no
+//! entry is blocked (VT-d, 5.1).
 
 use super::unit::{InterruptTable, Remapper, Unusable, route};
 use super::{Fence, WATCHERS, Watcher};
@@ -13,10 +13,10 @@ use ringfence_core::acpi::Wiring;
 use ringfence_core::dmar::ScopeKind;
 use spin::Once;
 
-/// The table of interrupts, and the number of the CPU that gets them, where all units remap them.
+/// The table of interrupts, and the number of the CPU that gets them, if all units remap them.
 static INTERRUPTS: Once<(InterruptTable, u8)> = Once::new();
 
-/// Has interrupts go through the table: those of devices, and of lines if there is an I/O APIC.
+/// Routes interrupts through the table: those of devices, and of lines if there is an I/O APIC.
 pub(super) fn init(wiring: &Wiring) {
     match remap_interrupts() {
         Ok(()) => {
@@ -32,12 +32,12 @@ pub(super) fn init(wiring: &Wiring) {
     }
 }
 
-/// Where the table is.
+/// Returns the physical address of the table.
 pub(super) fn table() -> Option<u64> {
     INTERRUPTS.get().map(|(table, _)| table.physical())
 }
 
-/// Has all units look up interrupts in one table; they go to the CPU that this runs on.
+/// Makes all units look up interrupts in one table; they go to the CPU that this runs on.
 fn remap_interrupts() -> Result<(), &'static str> {
     let mut watchers = WATCHERS.lock();
     let remappers: Option<Vec<&mut dyn Remapper>> =
@@ -45,7 +45,7 @@ fn remap_interrupts() -> Result<(), &'static str> {
     let remappers = remappers.ok_or("not all units can")?;
     let table = InterruptTable::new().map_err(|_| Unusable::NoMemory.name())?;
     for remapper in remappers {
-        // If one of them fails, the table stays: others use it.
+        // If one unit fails, the table stays allocated: other units use it.
         remapper.remap(&table).map_err(Unusable::name)?;
     }
     let apic = local_apic::number().ok_or("the CPU has no local APIC, or a number that is too long")?;
@@ -53,8 +53,9 @@ fn remap_interrupts() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Has interrupt lines go through the table as well, from the I/O APIC that has the first ones and
-/// that a unit watches. `false` if there is none: the 8259s have them then.
+/// Routes interrupt lines through the table as well. They come from the I/O APIC that has the first
+/// lines, if a unit watches it. Returns `false` if there is none: the lines then stay with the
+/// 8259s.
 fn take_wires(wiring: &Wiring) -> bool {
     let (Some((table, apic)), Some((id, registers, _))) =
         (INTERRUPTS.get(), wiring.io_apics.iter().find(|(_, _, first)| *first == 0))
@@ -77,18 +78,19 @@ fn take_wires(wiring: &Wiring) -> bool {
     })
 }
 
-/// Entry of the table for line 0 of the I/O APIC: those before it are for messages of devices.
+/// Entry of the table for line 0 of the I/O APIC. The entries before it are for messages of
+/// devices.
 const FIRST_WIRE: u8 = 128;
 
-/// Whether devices can be given interrupts of their own.
+/// Returns whether devices can be given interrupts of their own.
 pub fn remaps_interrupts() -> bool {
     INTERRUPTS.get().is_some()
 }
 
 impl Fence {
-    /// Lets the device raise `vector`, by a message to the address that is returned. Entry `index`
-    /// of the table is its from now on, and nobody else's. `None` if interrupts are not remapped,
-    /// or the unit failed.
+    /// Lets the device raise `vector`, by a message to the returned address. Entry `index` of the
+    /// table belongs to the device alone from now on. Returns `None` if interrupts are not
+    /// remapped, or the unit failed.
     pub fn route(&self, index: u8, vector: u8) -> Option<u32> {
         /// The window of interrupts; the message names an entry of the table (5.1.2.2).
         const WINDOW: u32 = 0xfee0_0000;
@@ -99,10 +101,10 @@ impl Fence {
         Some(WINDOW | NAMES_ENTRY | u32::from(index) << 5)
     }
 
-    /// Ends that.
+    /// Takes entry `index` of the table from the device, which can raise its vector no more.
     pub fn end_route(&self, index: u8) {
         if let Some((table, _)) = INTERRUPTS.get() {
-            // What goes wrong here leaves the device a vector for which nobody is polled.
+            // If this fails, the device keeps a vector for which no driver is polled.
             let _ = self.with(|unit| unit.remapper().map(|remapper| remapper.set_route(table, index, [0; 2])));
         }
     }

@@ -1,8 +1,8 @@
 //! A remapping unit of Intel's VT-d (Virtualization Technology for Directed I/O, revision 4.0), in
 //! legacy mode, with queued invalidation.
 //!
-//! **A device reaches nothing until it has a context entry**, and there is none when translation is
-//! turned on.
+//! **A device reaches nothing until it has a context entry**, and no device has one when
+//! translation is turned on.
 
 use super::unit::{Fault, FaultStatus, InterruptTable, Iommu, ROUTES, Remapper, Unusable};
 use crate::memory::frames::{Frames, OutOfMemory};
@@ -30,7 +30,7 @@ mod reg {
     pub const BYTES: u64 = 0x1000;
 }
 
-/// Bits of command and status (10.4.4, 10.4.5).
+/// Bits of the command and status registers (10.4.4, 10.4.5).
 mod bit {
     pub const TRANSLATION: u32 = 1 << 31;
     pub const ROOT_TABLE: u32 = 1 << 30;
@@ -38,19 +38,19 @@ mod bit {
     pub const QUEUE: u32 = 1 << 26;
     pub const INTERRUPTS: u32 = 1 << 25;
     pub const INTERRUPT_TABLE: u32 = 1 << 24;
-    /// Those of the status that stay set in the next command: the others are orders.
+    /// Bits of the status that must be kept in the next command; the other bits give orders.
     pub const KEPT: u32 = 0x96ff_ffff;
 }
 
-/// Bits of the fault status (10.4.9): faults were lost, some are recorded, invalidation failed.
+/// Bits of the fault status (10.4.9): faults were lost, faults are recorded, invalidation failed.
 const LOST: u32 = 1;
 const RECORDED: u32 = 1 << 1;
 const BAD_INVALIDATION: u32 = 0b111 << 4;
 
-/// Reads of a register until a unit has done as it was told.
+/// How often a register is read until a unit has done as it was told.
 const PATIENCE: u32 = 10_000_000;
 
-/// Entries of the tables, and of the queue.
+/// Entries of a table, and of the queue.
 const ENTRIES: u64 = 512;
 const QUEUE_ENTRIES: u64 = PAGE_SIZE / 16;
 
@@ -61,31 +61,31 @@ const WRITE: u64 = 2;
 /// A unit that is on.
 pub struct Unit {
     registers: Registers,
-    /// Whether it reads tables past the CPU's caches.
+    /// Whether the unit reads tables past the CPU's caches.
     reads_past_caches: bool,
-    /// Whether it remembers that something was not there.
+    /// Whether the unit caches entries that are not present.
     remembers_nothing: bool,
-    /// Levels of its tables.
+    /// Number of levels of the tables.
     levels: u32,
     root: Frames,
     /// Context tables, by bus.
     contexts: Vec<(u8, Frames)>,
-    /// What each domain reaches.
+    /// The tables of each domain.
     domains: Vec<(u16, Tables)>,
     queue: Frames,
     tail: u64,
-    /// Where it writes that it has done what was in the queue.
+    /// The word that the unit writes when it has processed the queue.
     done: Frames,
-    /// Where its fault records are, and how many.
+    /// Offset and number of the fault records.
     records: (u64, u64),
     can_remap: bool,
-    /// Bits of an IOTLB invalidation that have it wait for writes and for reads (6.5.2.3), as far
-    /// as the unit can be told to.
+    /// Bits of an IOTLB invalidation that make the unit wait for writes and for reads (6.5.2.3), as
+    /// far as it supports them.
     drain: u64,
 }
 
 impl Unit {
-    /// Turns the unit at physical address `registers` on, whatever firmware has left on there.
+    /// Turns on the unit at physical address `registers`, whatever state firmware has left it in.
     pub fn start(registers: u64) -> Result<Unit, Unusable> {
         let registers = Registers::at(registers, reg::BYTES).ok_or(Unusable::NoRegisters)?;
         let (capability, extended) = (registers.read64(reg::CAPABILITY), registers.read64(reg::EXTENDED_CAPABILITY));
@@ -112,11 +112,11 @@ impl Unit {
             done: Frames::new(1)?,
             records: (first_record * 16, last_record + 1),
             can_remap: extended & 1 << 3 != 0,
-            // DWD and DRD (10.4.2) lie as DW and DR do.
+            // DWD and DRD (10.4.2) have the same order as DW and DR.
             drain: capability >> 54 << 6 & 0b11 << 6,
         };
-        // Translation first: a device that firmware has set going must not go through tables that
-        // are nobody's any more.
+        // Translation is turned off first: a device that firmware has set going must not go through
+        // tables whose memory has been freed.
         for on in [bit::TRANSLATION, bit::INTERRUPTS, bit::QUEUE] {
             unit.turn(on, false)?;
         }
@@ -133,12 +133,12 @@ impl Unit {
         unit.order(bit::ROOT_TABLE)?;
         unit.invalidate(&[CONTEXT_ALL, IOTLB_ALL])?;
         unit.turn(bit::TRANSLATION, true)?;
-        // What firmware has protected from all devices is behind the tables from now on.
+        // From now on the tables protect the memory that firmware had protected from all devices.
         unit.registers.write32(reg::PROTECTED_MEMORY, 0);
         Ok(unit)
     }
 
-    /// Gives an order, or turns something on: one bit at a time, beside what is on.
+    /// Gives an order, or turns something on: one bit at a time, beside the bits that are on.
     fn command(&self, bit: u32) {
         let on = self.registers.read32(reg::STATUS) & bit::KEPT;
         self.registers.write32(reg::COMMAND, on | bit);
@@ -170,9 +170,9 @@ impl Unit {
         store(table, index, value, self.reads_past_caches);
     }
 
-    /// Has the unit forget what it remembers, and waits until it has.
+    /// Makes the unit forget the cached entries that `descriptors` name, and waits until it has.
     fn invalidate(&mut self, descriptors: &[[u64; 2]]) -> Result<(), Unusable> {
-        /// Invalidation wait (6.5.2.8): write a word.
+        /// Invalidation wait descriptor (6.5.2.8) with a status write.
         const WAIT: u64 = 5 | 1 << 5;
         const DONE: u64 = 1;
         self.store(&self.done, 0, 0);
@@ -190,8 +190,8 @@ impl Unit {
         if failed || !all_taken { Err(Unusable::Silent) } else { Ok(()) }
     }
 
-    /// Changes the two words of the context entry of `source`: `change` makes new ones of those
-    /// that are there. The upper one is written first.
+    /// Changes the two words of the context entry of `source`: `change` computes the new words from
+    /// the old ones. The upper word is written first.
     fn set_context(&mut self, source: u16, change: impl FnOnce([u64; 2]) -> [u64; 2]) -> Result<(), Unusable> {
         let [function, bus] = source.to_le_bytes();
         let is_of_bus = |(other, _): &(u8, Frames)| *other == bus;
@@ -215,18 +215,18 @@ impl Unit {
         Ok(())
     }
 
-    /// Has the unit forget all of a domain. Reads and writes that were translated before are over
-    /// when that is done.
+    /// Returns the descriptor that makes the unit forget all entries of a domain. Reads and writes
+    /// that were translated before have ended when it is done.
     fn iotlb_of(&self, domain: u16) -> [u64; 2] {
         [2 | 2 << 4 | self.drain | u64::from(domain) << 16, 0]
     }
 
-    /// The tables of `domain`.
+    /// Returns the tables of `domain`.
     fn of(&self, domain: u16) -> Option<&Tables> {
         self.domains.iter().find(|(other, _)| *other == domain).map(|(_, tables)| tables)
     }
 
-    /// The same, to be changed.
+    /// Returns the tables of `domain`, to be changed.
     fn tables(&mut self, domain: u16) -> Option<&mut Tables> {
         self.domains.iter_mut().find(|(other, _)| *other == domain).map(|(_, tables)| tables)
     }
@@ -238,7 +238,7 @@ impl Iommu for Unit {
         let entry = [tables.physical() | 1, u64::from(domain) << 8 | u64::from(self.levels - 2)];
         self.domains.push((domain, tables));
         self.set_context(source, |_| entry)?;
-        // A unit may remember that there was none.
+        // A unit may have cached that there was no entry.
         self.invalidate(&[context_of(source, domain), self.iotlb_of(domain)])
     }
 
@@ -288,7 +288,7 @@ impl Iommu for Unit {
                 continue;
             }
             let address = self.registers.read64(record) & !(PAGE_SIZE - 1);
-            // Some bits in between are a process's number, or anything.
+            // Other bits of the upper word may hold a process id, or anything.
             take(Fault { source: high as u16, address, writes: high & READS == 0, reason: (high >> 32) as u8 });
             self.registers.write32(record + 12, 1 << 31);
         }
@@ -327,7 +327,7 @@ impl Remapper for Unit {
 
     fn set_route(&mut self, table: &InterruptTable, index: u8, [low, high]: [u64; 2]) -> Result<(), Unusable> {
         let at = usize::from(index) * 2;
-        // Not present in between.
+        // The entry is not present while it is written.
         self.store(table.words(), at, 0);
         self.store(table.words(), at + 1, high);
         self.store(table.words(), at, low);
@@ -339,37 +339,37 @@ impl Remapper for Unit {
 const CONTEXT_ALL: [u64; 2] = [1 | 1 << 4, 0];
 const IOTLB_ALL: [u64; 2] = [2 | 1 << 4, 0];
 
-/// Interrupt entry cache, all of it (6.5.2.7).
+/// Descriptor that invalidates the whole interrupt entry cache (6.5.2.7).
 const INTERRUPTS_ALL: [u64; 2] = [4, 0];
 
 fn context_of(source: u16, domain: u16) -> [u64; 2] {
     [1 | 3 << 4 | u64::from(domain) << 16 | u64::from(source) << 32, 0]
 }
 
-/// Second-level tables (3.7): what a device reaches, by its own addresses. They are free when this
-/// goes: nothing may use them any more.
+/// Second-level tables (3.7): they map a device's own addresses to the memory that it reaches.
+/// Dropping them frees them: no device may use them any more.
 struct Tables {
     root: Frames,
-    /// Those below, by their physical address.
+    /// The tables below the root, by their physical address.
     below: BTreeMap<u64, Frames>,
     levels: u32,
     reads_past_caches: bool,
 }
 
 impl Tables {
-    /// Tables for `unit` that map nothing.
+    /// Makes tables for `unit` that map nothing.
     fn new(unit: &Unit) -> Result<Tables, OutOfMemory> {
         let (levels, reads_past_caches) = (unit.levels, unit.reads_past_caches);
         Ok(Tables { root: Frames::new(1)?, below: BTreeMap::new(), levels, reads_past_caches })
     }
 
-    /// Their physical address.
+    /// Returns the physical address of the root.
     fn physical(&self) -> u64 {
         self.root.physical()
     }
 
-    /// The lowest table for `address`, and the place of its entry there; `None` if there is none
-    /// and none is made.
+    /// Returns the lowest table for `address`, and the index of its entry there. Returns `None` if
+    /// that table does not exist and `make` is false.
     fn entry(&mut self, address: u64, make: bool) -> Result<Option<(&Frames, usize)>, OutOfMemory> {
         let index = |level: u32| (address >> (12 + 9 * (level - 1)) & (ENTRIES - 1)) as usize;
         let mut at = None;
@@ -395,12 +395,12 @@ impl Tables {
         Ok(self.table(at).map(|table| (table, index(1))))
     }
 
-    /// The table at a physical address, or the first one.
+    /// Returns the table at a physical address, or the root for `None`.
     fn table(&self, at: Option<u64>) -> Option<&Frames> {
         at.map_or(Some(&self.root), |at| self.below.get(&at))
     }
 
-    /// Maps the page at the device's `address` to the one at `offset` of `memory`.
+    /// Maps the page at the device's `address` to the page at `offset` of `memory`.
     fn map(&mut self, address: u64, memory: &SharedMemory, offset: u64, rights: u64) -> Result<(), OutOfMemory> {
         let reads_past_caches = self.reads_past_caches;
         if let Some((table, index)) = self.entry(address, true)? {
@@ -409,7 +409,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Unmaps it.
+    /// Unmaps the page at the device's `address`.
     fn unmap(&mut self, address: u64) {
         let reads_past_caches = self.reads_past_caches;
         if let Ok(Some((table, index))) = self.entry(address, false) {
@@ -417,7 +417,7 @@ impl Tables {
         }
     }
 
-    /// Whether one of them is in the page at `page`.
+    /// Returns whether one of the tables is in the page at `page`.
     fn has(&self, page: u64) -> bool {
         self.physical() == page || self.below.contains_key(&page)
     }

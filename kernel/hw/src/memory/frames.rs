@@ -43,7 +43,7 @@ static FREE_COUNT: AtomicU64 = AtomicU64::new(0);
 static TOTAL_COUNT: AtomicU64 = AtomicU64::new(0);
 static PROMISED: AtomicU64 = AtomicU64::new(0);
 
-/// There are not that many free frames in a row.
+/// There are not enough free frames in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutOfMemory;
 
@@ -73,7 +73,7 @@ pub(super) fn add(start: u64, end: u64) {
     }
 }
 
-/// Physical address of `count` zeroed frames in a row, which are whose who calls this.
+/// Returns the physical address of `count` zeroed frames in a row, which the caller then owns.
 fn allocate(count: usize, needs: Needs) -> Result<u64, OutOfMemory> {
     if count == 0 {
         return Err(OutOfMemory);
@@ -81,7 +81,7 @@ fn allocate(count: usize, needs: Needs) -> Result<u64, OutOfMemory> {
     let [below, above] = &FREE;
     let order = if needs == Needs::Device { [below, above] } else { [above, below] };
     let first = order.into_iter().find_map(|pool| pool.lock().alloc(count)).ok_or(OutOfMemory)?;
-    // The allocator deals in powers of two: what is beyond `count` goes back at once.
+    // The allocator deals in powers of two: the frames beyond `count` go back at once.
     give_back(first + count..first + count.next_power_of_two());
     FREE_COUNT.fetch_sub(count as u64, Ordering::Relaxed);
     let address = first as u64 * PAGE_SIZE;
@@ -91,8 +91,8 @@ fn allocate(count: usize, needs: Needs) -> Result<u64, OutOfMemory> {
     Ok(address)
 }
 
-/// `frames`, a few at a time; interrupts are let in between, for who has them off: a service of a
-/// driver in ring 1.
+/// Yields `frames` in pieces. Interrupts are let in between them, for callers that have them off:
+/// services of a driver in ring 1.
 fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = frames.end;
     frames.step_by(AT_ONCE).map(move |first| {
@@ -106,19 +106,19 @@ fn pieces(frames: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 /// Frames in a piece.
 const AT_ONCE: usize = 16;
 
-/// `count` frames in a row from physical address `address` on, for this file alone: it hands them
-/// out right now, or takes them back, or has them in the allocator.
+/// Returns `count` frames in a row from physical address `address` on. Only this file may call it:
+/// for frames that it hands out right now, takes back, or has in the allocator.
 fn in_hand(address: u64, count: usize) -> SharedMemory {
-    // SAFETY: there is nobody else who has them.
+    // SAFETY: these frames have no other owner.
     unsafe { SharedMemory::new(address, count * PAGE_SIZE as usize) }
 }
 
-/// A frame that nobody has, for a moment.
+/// Returns a frame without an owner, for a moment.
 fn nobodys(frame: usize) -> SharedMemory {
     in_hand(frame as u64 * PAGE_SIZE, 1)
 }
 
-/// Zeroed frames in a row that are owned: they are free again when this goes.
+/// Zeroed frames in a row with one owner: dropping the value frees them.
 #[derive(Debug)]
 pub struct Frames {
     memory: SharedMemory,
@@ -126,7 +126,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// `count` of them.
+    /// Allocates `count` frames.
     pub fn new(count: usize) -> Result<Frames, OutOfMemory> {
         Frames::for_needs(count, Needs::Cpu)
     }
@@ -137,21 +137,22 @@ impl Frames {
         Ok(frames)
     }
 
-    /// What [`Frames::into_raw`] was called for, or some of it.
+    /// Makes a value from all or some of the frames that [`Frames::into_raw`] has given up.
     ///
     /// # Safety
-    /// Nobody else may have these frames.
+    /// These frames must have no other owner.
     pub(super) unsafe fn from_raw(address: u64, count: usize) -> Frames {
         Frames { memory: in_hand(address, count), is_kept: AtomicBool::new(false) }
     }
 
-    /// Their physical address, by which they can be had back.
+    /// Gives the frames up and returns their physical address, from which [`Frames::from_raw`]
+    /// restores them.
     pub(super) fn into_raw(self) -> u64 {
         self.keep();
         self.memory.physical()
     }
 
-    /// Fills them with zeros.
+    /// Fills the frames with zeros.
     pub fn zero(&self) {
         const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
         for frames in pieces(0..self.memory.len_bytes() / PAGE_SIZE as usize) {
@@ -159,7 +160,7 @@ impl Frames {
         }
     }
 
-    /// Has them never be free again: somebody may still use them.
+    /// Prevents the frames from ever being freed: a device or driver may still use them.
     pub fn keep(&self) {
         self.is_kept.store(true, Ordering::Relaxed);
     }
@@ -181,8 +182,8 @@ impl Drop for Frames {
     }
 }
 
-/// Frames that several have: a driver's address space, a device's, the kernel. They are free when
-/// the last of them goes.
+/// Frames with several owners: a driver's address space, a device's, the kernel. They are freed
+/// when the last owner drops them.
 #[derive(Debug, Clone)]
 pub struct Lent {
     frames: Arc<Frames>,
@@ -228,7 +229,7 @@ impl Words for Lent {
 }
 
 /// Gives back `count` frames in a row from physical address `address` on, which came from
-/// [`allocate`]: for [`Frames`], and for page tables, whose entries own frames.
+/// [`allocate`]. For [`Frames`], and for page tables, whose entries own frames.
 pub(super) fn free_run(address: u64, count: usize) {
     let first = (address / PAGE_SIZE) as usize;
     for frames in pieces(first..first + count) {
@@ -238,8 +239,8 @@ pub(super) fn free_run(address: u64, count: usize) {
     FREE_COUNT.fetch_add(count as u64, Ordering::Relaxed);
 }
 
-/// Gives frames back to the allocator in the largest blocks that it knows: each costs as much as a
-/// single frame.
+/// Gives frames back to the allocator in the largest blocks that it knows: a large block costs as
+/// much as a single frame.
 fn give_back(mut frames: Range<usize>) {
     while !frames.is_empty() {
         let order = frames.start.trailing_zeros().min(frames.len().ilog2()).min(ORDERS as u32 - 1);
@@ -248,9 +249,9 @@ fn give_back(mut frames: Range<usize>) {
     }
 }
 
-/// Calls `visit` with each frame that nobody owns. It must not allocate or free any.
+/// Calls `visit` with each free frame. `visit` must not allocate or free frames.
 pub fn for_each_free(mut visit: impl FnMut(&SharedMemory)) {
-    // All are taken, the largest blocks first, and given back when there are no more.
+    // All blocks are taken, the largest first, and given back at the end.
     for pool in &FREE {
         let mut free = pool.lock();
         let mut taken = Vec::new();
@@ -266,18 +267,19 @@ pub fn for_each_free(mut visit: impl FnMut(&SharedMemory)) {
     }
 }
 
-/// Most frames that can be promised to one module: a driver that is restarted has its memory twice
-/// for a while.
+/// Returns the most frames that can be promised to one module. It is a part of all, as a driver
+/// that is restarted has its memory twice for a while.
 pub fn most_of_one() -> u64 {
     most_of_all() / 4
 }
 
-/// Most frames that can be promised to all modules together: what the kernel needs is left.
+/// Returns the most frames that can be promised to all modules together; the rest is for the
+/// kernel.
 fn most_of_all() -> u64 {
     TOTAL_COUNT.load(Ordering::Relaxed) / 4 * 3
 }
 
-/// Keeps frames for a module; [`take_back_promise`] ends that.
+/// Reserves frames for a module; [`take_back_promise`] ends the reservation.
 pub fn promise(count: u64) -> Result<(), OutOfMemory> {
     let promised = PROMISED.load(Ordering::Relaxed) + count;
     if promised > most_of_all() || count > most_of_one() {
@@ -287,12 +289,12 @@ pub fn promise(count: u64) -> Result<(), OutOfMemory> {
     Ok(())
 }
 
-/// Takes back what [`promise`] kept.
+/// Ends a reservation of [`promise`].
 pub fn take_back_promise(count: u64) {
     PROMISED.fetch_sub(count, Ordering::Relaxed);
 }
 
-/// Frames that are free, and frames in all.
+/// Returns the number of free frames, and of all frames.
 pub fn count() -> (u64, u64) {
     (FREE_COUNT.load(Ordering::Relaxed), TOTAL_COUNT.load(Ordering::Relaxed))
 }

@@ -1,87 +1,89 @@
-//! Physical memory that somebody else (a driver, a device, the CPU's page walk) may write at any
-//! moment.
+//! Physical memory that a driver, a device or the CPU's page walk may write at any moment.
 //!
-//! **No Rust reference to it is ever formed, but to atomic words.** Words of queues are read and
-//! written one at a time, bulk data is copied in and out; what was copied in is checked, and the
-//! copy is used.
+//! **No Rust reference to this memory is ever formed, except to atomic words.** Words of queues are
+//! read and written one at a time; bulk data is copied in and out. Data is checked after it was
+//! copied in, and only the copy is used.
 
 use super::{at_physical, physical_start};
 use core::sync::atomic::{AtomicU64, Ordering};
 use ringfence_abi::queue::Words;
 
-/// Physically contiguous memory, as the kernel sees it. It is there as long as this is: who makes
-/// one answers for that.
+/// Physically contiguous memory, as the kernel sees it. The code that makes a value must ensure
+/// that the memory stays allocated as long as the value exists.
 #[derive(Debug)]
 pub struct SharedMemory {
-    /// Where the kernel sees it, a multiple of 8.
+    /// Address at which the kernel sees the memory, a multiple of 8.
     start: *mut u8,
     len_bytes: usize,
 }
 
-// SAFETY: the memory is the same wherever it is looked at, and nobody has a reference to it.
+// SAFETY: the memory is the same for every user, and no reference leads to it.
 unsafe impl Send for SharedMemory {}
 // SAFETY: as above; there are only volatile accesses and copies.
 unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
-    /// `len_bytes` bytes from physical address `pa`, a multiple of 8.
+    /// Makes a value of `len_bytes` bytes from physical address `pa`, a multiple of 8.
     ///
     /// # Safety
-    /// They must be memory that stays allocated, to whoever calls this, as long as the value is
-    /// used, and no reference may lead there.
+    /// They must be memory that stays allocated to the caller as long as the value is used, and no
+    /// reference may lead there.
     pub(super) unsafe fn new(pa: u64, len_bytes: usize) -> SharedMemory {
         SharedMemory { start: at_physical(pa & !7), len_bytes }
     }
 
-    /// Its physical address.
+    /// Returns the physical address of the memory.
     pub fn physical(&self) -> u64 {
         self.start as u64 - physical_start()
     }
 
-    /// Its length in bytes.
+    /// Returns the length of the memory in bytes.
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
 
-    /// Copies `to.len()` bytes from `offset`; `false`, and nothing, if that is not all inside.
+    /// Copies `to.len()` bytes from `offset`. If not all of them are inside, copies nothing and
+    /// returns `false`.
     pub fn read(&self, offset: usize, to: &mut [u8]) -> bool {
         if !self.has(offset, to.len()) {
             return false;
         }
-        // SAFETY: inside the memory, and `to` is the kernel's own.
+        // SAFETY: the bytes are inside the memory, and `to` is the kernel's own.
         unsafe { core::ptr::copy_nonoverlapping(self.start.add(offset), to.as_mut_ptr(), to.len()) };
         true
     }
 
-    /// Copies `from` to `offset`; `false`, and nothing, if that is not all inside.
+    /// Copies `from` to `offset`. If not all of it fits inside, copies nothing and returns `false`.
     pub fn write(&self, offset: usize, from: &[u8]) -> bool {
         if !self.has(offset, from.len()) {
             return false;
         }
-        // SAFETY: inside the memory, and `from` is the kernel's own.
+        // SAFETY: the bytes are inside the memory, and `from` is the kernel's own.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), self.start.add(offset), from.len()) };
         true
     }
 
-    /// Fills the words from `first` on, as far as there are `count`, with `value`, one at a time:
-    /// emulators take string instructions byte by byte, which a memset would be.
+    /// Fills up to `count` words from `first` on with `value`, one at a time. A memset would be a
+    /// string instruction, which emulators carry out byte by byte.
     pub fn fill(&self, first: usize, count: usize, value: u64) {
         let words = self.words();
         let end = first.saturating_add(count).min(words.len());
-        // Eight in a turn of the loop, which the compiler leaves as it is for atomic ones.
+        // The loop is unrolled by eight, as the compiler does not unroll loops of atomic stores.
         let (eights, rest) = words.get(first..end).unwrap_or_default().as_chunks::<8>();
         eights.iter().flatten().chain(rest).for_each(|word| word.store(value, Ordering::Relaxed));
     }
 
-    /// Its words: whoever else writes there, a word is one of those that were written.
+    /// Returns the memory as words. Others may write there, but each word read is one that was
+    /// written.
     #[inline(always)]
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: memory that is there as long as this is, aligned, in which any bits are a number.
+        // SAFETY: the memory exists as long as this value and is aligned, and any bits are a
+        // number.
         unsafe { core::slice::from_raw_parts(self.start.cast(), self.len_bytes / size_of::<u64>()) }
     }
 
-    /// Writes what the CPU's caches have of the `len_bytes` bytes from `offset` back to memory, for
-    /// a unit that reads past them.
+    /// Writes the cached lines of the `len_bytes` bytes from `offset` back to memory, for a unit
+    /// that reads past the CPU's caches.
     pub fn write_back(&self, offset: usize, len_bytes: usize) {
         const LINE: usize = 64;
         if self.has(offset, len_bytes) {

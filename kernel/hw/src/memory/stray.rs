@@ -1,8 +1,8 @@
-//! Stray writes: a device that a driver told wrong writes to memory that is not the driver's.
-//! Nothing holds that back without an IOMMU, but what it does to memory that nobody has can be
-//! seen: that is filled with ones, and looked at.
+//! Stray writes: a device that its driver has misprogrammed writes to memory that is not the
+//! driver's. Without an IOMMU nothing prevents this, but stray writes to free memory can be
+//! detected: free frames are filled with ones, and checked.
 //!
-//! Off until it is asked for ([`count`]), because it costs a look at all of free memory.
+//! Off until it is asked for ([`count`]), because it reads all of free memory.
 
 use super::frames;
 use super::shared::SharedMemory;
@@ -12,20 +12,19 @@ use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::queue::Words;
 use spin::Mutex;
 
-/// What a free frame is filled with. Ones are compared with one AND a word.
+/// The word that free frames are filled with. Ones allow a check by one AND per word.
 const FILL: u64 = u64::MAX;
-/// Conventional memory, which nobody has ([`super::init`]).
+/// Conventional memory, which has no owner ([`super::init`]).
 const CONVENTIONAL_BYTES: usize = 640 << 10;
 
 static ON: AtomicBool = AtomicBool::new(false);
-/// Free frames that were found changed, and places of [`constant_sum`] that were, since the last
-/// count.
+/// Changed free frames, and changes of [`constant_sum`], that were found since the last count.
 static FOUND: AtomicU64 = AtomicU64::new(0);
-/// What [`constant_sum`] was.
+/// The last value of [`constant_sum`].
 static SUM: Mutex<u64> = Mutex::new(0);
 
-/// Frames that were written to though nobody had them, since this was asked for last. The first
-/// time begins the watch.
+/// Returns how many free frames were written to since the last call. The first call begins the
+/// watch.
 pub fn count() -> u64 {
     let sum = constant_sum();
     let before = core::mem::replace(&mut *SUM.lock(), sum);
@@ -40,14 +39,14 @@ pub fn count() -> u64 {
     FOUND.swap(0, Ordering::Relaxed)
 }
 
-/// The frame is free from now on.
+/// Notes that the frame is free from now on.
 pub(super) fn freed(frame: &SharedMemory) {
     if ON.load(Ordering::Relaxed) {
         fill(frame);
     }
 }
 
-/// The frame is free no more.
+/// Notes that the frame is not free any more.
 pub(super) fn allocated(frame: &SharedMemory) {
     if ON.load(Ordering::Relaxed) {
         check(frame);
@@ -56,7 +55,7 @@ pub(super) fn allocated(frame: &SharedMemory) {
 
 const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
 
-/// The words of some memory. A device may write to it.
+/// Returns the words of some memory, which a device may write to.
 fn words(memory: &SharedMemory) -> impl Iterator<Item = u64> {
     (0..memory.len_bytes() / size_of::<u64>()).map(|index| memory.load(index))
 }
@@ -65,7 +64,7 @@ fn fill(frame: &SharedMemory) {
     frame.fill(0, WORDS, FILL);
 }
 
-/// Counts the frame if it is not as it was filled, and fills it again.
+/// Counts the frame if its contents have changed, and fills it again.
 fn check(frame: &SharedMemory) {
     if words(frame).fold(FILL, |all, word| all & word) != FILL {
         FOUND.fetch_add(1, Ordering::Relaxed);
@@ -73,7 +72,7 @@ fn check(frame: &SharedMemory) {
     }
 }
 
-/// Memory that is in use and never changes, beside the kernel's own.
+/// Memory that is in use and never changes, besides the kernel's own.
 static CONSTANT: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
 
 /// Watches `bytes` as well, from the next count on.
@@ -81,12 +80,12 @@ pub fn watch(bytes: &'static [u8]) {
     CONSTANT.lock().push(bytes);
 }
 
-/// A sum over memory that is in use, or nobody's, and never changes: conventional memory, and what
-/// [`watch`] was told.
+/// Returns a sum over memory that is in use or has no owner, and that never changes: conventional
+/// memory, and the bytes that [`watch`] was given.
 fn constant_sum() -> u64 {
     let mut sum: u64 = 0;
     let mut add = |word: u64| sum = sum.rotate_left(1).wrapping_add(word);
-    // SAFETY: nobody has it: `init` leaves it out, and it is only read.
+    // SAFETY: the memory has no owner, as `init` leaves it out, and it is only read.
     let conventional = unsafe { SharedMemory::new(0, CONVENTIONAL_BYTES) };
     words(&conventional).for_each(&mut add);
     for bytes in CONSTANT.lock().iter() {

@@ -1,4 +1,4 @@
-//! Has a driver cross another way than through its gates, to measure that. See
+//! Makes a driver cross in another way than through its gates, to measure it. See
 //! [`crate::arch::bench`].
 
 use super::{STUB_BYTES, Space};
@@ -11,7 +11,7 @@ use ringfence_core::descriptor;
 use ringfence_core::module::Imports;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-/// What [`Space::cross_by`] has changed, for [`Space::cross_as_usual`].
+/// The changes of [`Space::cross_by`], which [`Space::cross_as_usual`] takes back.
 pub struct Changed {
     crossing: Crossing,
     /// The root that is not in use, and the table that joins the shared root's two halves.
@@ -19,7 +19,7 @@ pub struct Changed {
 }
 
 impl Space {
-    /// Has service `number` of a sandboxed driver be called by another `crossing`.
+    /// Makes calls of service `number` by a sandboxed driver use another `crossing`.
     pub fn cross_by(&mut self, number: usize, crossing: Crossing) -> Result<Changed, OutOfMemory> {
         let mut root = None;
         match crossing {
@@ -42,7 +42,7 @@ impl Space {
         Ok(Changed { crossing, root })
     }
 
-    /// Takes that back.
+    /// Takes back the changes of [`Space::cross_by`].
     pub fn cross_as_usual(&mut self, changed: Changed, granted: Imports) {
         let Changed { crossing, root } = changed;
         if let Some((mut own, _table)) = root {
@@ -55,7 +55,7 @@ impl Space {
         self.set_ring(self.ring(), granted);
     }
 
-    /// A root that maps the kernel as well as the domain: what crossings cost if there were no
+    /// Makes a root that maps the kernel as well as the domain: for the cost of crossings without
     /// protection of memory.
     fn shared_root(&self) -> Result<(Frames, Frames), OutOfMemory> {
         let (root, table) = (Frames::new(1)?, Frames::new(1)?);

@@ -1,8 +1,8 @@
 //! A domain's device in its address space: registers and ports, and only its own.
 //!
-//! **What is no register of that one function is not mapped**: memory, registers of an IOMMU,
-//! another function's on the same page, and the pages that say where the device's messages go,
-//! which is not the driver's to say.
+//! **Only registers of that one function are mapped.** Pages with memory, with registers of an
+//! IOMMU or of another function are refused. The pages that say where the device's messages go are
+//! left out, as the driver must not decide that.
 
 use super::{Space, rights};
 use crate::arch::entry_area;
@@ -24,10 +24,10 @@ use ringfence_core::port_bitmap::{self, Ports};
 
 /// Most ports that an I/O BAR can have (PCI 3.0, 6.2.5.1).
 const MAX_PORTS: u32 = 256;
-/// First port that an I/O BAR can begin with: below are the ports of the mainboard's own devices,
-/// and no firmware puts a BAR there.
+/// Lowest first port of an I/O BAR: the ports of the mainboard's own devices are below, and no
+/// firmware puts a BAR there.
 const FIRST_PORT: u16 = 0x400;
-/// The ports of configuration space, which are above that.
+/// The ports of configuration space, which are above [`FIRST_PORT`].
 const CONFIG: u16 = 0xcf8;
 const CONFIG_END: u16 = 0xd00;
 /// First address that no entry of a page table can hold (SDM vol. 3A, 4.5.4).
@@ -37,15 +37,15 @@ const PHYSICAL_END: u64 = 1 << 52;
 #[derive(Debug)]
 pub struct BarPages {
     pages: Extent,
-    /// Offset and length of each run of them that a driver may have.
+    /// Offset and length of each run of pages that a driver may have.
     open: Vec<(u64, u64)>,
-    /// Where the registers begin.
+    /// Offset of the first register in the first page.
     offset: u64,
 }
 
 impl BarPages {
-    /// Those of `function`'s BAR `index`; `None` if it is no memory BAR. One whose pages hold
-    /// anything else is refused.
+    /// Returns the pages of `function`'s BAR `index`; `None` if it is no memory BAR. The BAR is
+    /// refused if its pages hold anything but its registers.
     pub fn of(function: &Function, index: usize) -> Option<Result<BarPages, Refusal>> {
         let (start, len_bytes) = function.bars.get(index)?.as_ref().and_then(memory_extent)?;
         Some(BarPages::new(function, index, start, len_bytes))
@@ -69,24 +69,24 @@ impl BarPages {
         if open.is_empty() { Err(Refusal::Denied) } else { Ok(BarPages { pages, open, offset }) }
     }
 
-    /// Length of the pages in bytes.
+    /// Returns the length of the pages in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.pages.len_bytes
     }
 
-    /// Offset of the first register in the first page.
+    /// Returns the offset of the first register in the first page.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 }
 
-/// Ports that a driver may have, if it has their device.
+/// Ports that the driver of their device may have.
 #[derive(Debug, Clone, Copy)]
 pub struct DriverPorts(Ports);
 
 impl DriverPorts {
-    /// Those of `function`'s BAR `index`; `None` if it is no I/O BAR. One with the mainboard's own
-    /// ports is refused.
+    /// Returns the ports of `function`'s BAR `index`; `None` if it is no I/O BAR. The BAR is
+    /// refused if it has ports of the mainboard's own devices.
     pub fn of_bar(function: &Function, index: usize) -> Option<Result<DriverPorts, Refusal>> {
         let Bar::Io { port } = function.bars.get(index)?.as_ref()? else { return None };
         let count = function.port_counts.get(index).copied().unwrap_or(0).min(MAX_PORTS) as u16;
@@ -96,24 +96,24 @@ impl DriverPorts {
         Some(if is_denied { Err(Refusal::Denied) } else { Ok(DriverPorts(Ports { first, count })) })
     }
 
-    /// Run `index` of the ports of a device that has fixed ones.
+    /// Returns run `index` of the ports of a device at fixed ports.
     pub fn of_fixed(device: &'static Fixed, index: usize) -> Option<DriverPorts> {
         device.ports.get(index).copied().map(DriverPorts)
     }
 
-    /// Which those are.
+    /// Returns the ports as a run.
     pub fn ports(self) -> Ports {
         self.0
     }
 
-    /// The port at `offset`.
+    /// Returns the port at `offset`.
     pub fn port(self, offset: u16) -> Option<DevicePort> {
         DevicePort::new(self.0, offset)
     }
 }
 
 impl Space {
-    /// Maps registers of its device from `start` on.
+    /// Maps registers of the domain's device from `start` on.
     pub fn map_bar(&mut self, start: u64, bar: &BarPages) -> Result<(), OutOfMemory> {
         if !self.is_own(start, bar.pages.len_bytes) {
             return Err(OutOfMemory);
@@ -131,19 +131,19 @@ impl Space {
         mapped
     }
 
-    /// Opens ports of its device to the domain.
+    /// Opens ports of the domain's device to the domain.
     pub fn allow_ports(&mut self, ports: DriverPorts) -> Result<(), OutOfMemory> {
         if self.io_bitmap.is_none() {
             let bitmap = Frames::new(port_bitmap::BYTES / PAGE_SIZE as usize)?;
             bitmap.fill(0, port_bitmap::BYTES / size_of::<u64>(), u64::MAX);
-            // It is the domain's from here on: on an error some of it may be mapped.
+            // The domain owns the bitmap from here on: on an error some of it may be mapped.
             self.io_bitmap = Some(bitmap);
             let bitmap = self.io_bitmap.as_ref().ok_or(OutOfMemory)?;
             for offset in (0..port_bitmap::BYTES as u64).step_by(PAGE_SIZE as usize) {
                 self.table().map(entry_area::IO_BITMAP + offset, Leaf::Lent(bitmap, offset), rights::READ)?;
             }
         }
-        // No domain can write it.
+        // No domain can write the bitmap.
         if let Some(bitmap) = &self.io_bitmap {
             ports.0.words().for_each(|(index, open)| bitmap.store(index, bitmap.load(index) & !open));
         }
@@ -151,8 +151,8 @@ impl Space {
     }
 }
 
-/// The pages of `len_bytes` bytes, whole pages, in which none of `parts` lies: offset and length of
-/// each run of them.
+/// Returns the pages of `len_bytes` bytes (whole pages) in which none of `parts` lies: offset and
+/// length of each run of pages.
 fn pages_without(len_bytes: u64, parts: impl Iterator<Item = Extent>) -> Vec<(u64, u64)> {
     let parts: Vec<Extent> = parts.collect();
     let mut pieces: Vec<(u64, u64)> = Vec::new();
@@ -169,7 +169,7 @@ fn pages_without(len_bytes: u64, parts: impl Iterator<Item = Extent>) -> Vec<(u6
     pieces
 }
 
-/// Whether the pages of `bar`, a BAR of `function`, hold registers of another function too.
+/// Returns whether the pages of `bar`, a BAR of `function`, hold registers of another function too.
 fn shares_pages(function: &Function, bar: Extent) -> bool {
     pci::functions()
         .iter()

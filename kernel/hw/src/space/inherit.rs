@@ -1,10 +1,10 @@
-//! What the successor of a driver that was ended takes over of its address space: the slot, and the
-//! pages that hold what of the module's file nobody may write.
+//! The parts of an address space that the successor of an ended driver takes over: the slot, and
+//! the pages of the module's file that are never written.
 //!
-//! The driver comes back at the addresses where it was, so that what an emulator made of its code
-//! serves again; copying and translating it anew is most of a restart otherwise. **Only pages that
-//! hold exactly what the file says are taken over**, of a driver that is never entered again and
-//! whose device has been stopped.
+//! The driver comes back at the same addresses, so that an emulator can use its translations of the
+//! code again. Otherwise copying the code and translating it anew would be most of a restart.
+//! **Only pages that hold exactly the file's contents are taken over**, from a driver that is never
+//! entered again and whose device has been stopped.
 
 use super::Space;
 use crate::memory::frames::OutOfMemory;
@@ -16,8 +16,8 @@ use ringfence_core::module::Segment;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 impl Space {
-    /// Takes the pages of a constant segment over from `before`, with rights `flags`; `false` if
-    /// they are not what the file says, and then all stays as it is.
+    /// Takes the pages of a constant segment over from `before`, with rights `flags`. Returns
+    /// `false` if they do not have the file's contents; the pages then stay where they are.
     pub fn take_over(&mut self, before: &mut Space, segment: &Segment, flags: Flags) -> Result<bool, OutOfMemory> {
         let is_own = self.is_own(self.image() + segment.pages.start, segment.pages.len_bytes);
         if before.is_set_aside() || before.is_entered() || !is_own || !before.holds(segment) {
@@ -35,8 +35,8 @@ impl Space {
         slot_base(self.slot()) + IMAGE
     }
 
-    /// Whether the pages of a constant segment are its own, read-only, and just as they were
-    /// loaded.
+    /// Returns whether the pages of a constant segment are the domain's own, read-only, and just as
+    /// they were loaded.
     fn holds(&self, segment: &Segment) -> bool {
         pages(segment).all(|offset| {
             let address = self.image() + offset;
@@ -52,17 +52,17 @@ impl Space {
     }
 }
 
-/// The offsets of a segment's pages in the image.
+/// Returns the offsets of a segment's pages in the image.
 fn pages(segment: &Segment) -> impl Iterator<Item = u64> {
     let first = segment.pages.start;
     (0..segment.pages.len_bytes).step_by(PAGE_SIZE as usize).map(move |offset| first + offset)
 }
 
-/// What the page at `offset` in the image holds once it is loaded: the file's bytes, and zeros
-/// around them.
+/// Returns the contents of the page at `offset` in the image once it is loaded: the file's bytes,
+/// and zeros around them.
 fn page_of(segment: &Segment, offset: u64) -> [u8; PAGE_SIZE as usize] {
     let mut page = [0; PAGE_SIZE as usize];
-    // The segment begins in its first page, maybe not at that page's start.
+    // The segment begins in its first page, but maybe not at the start of that page.
     let (skipped, at) = match offset.checked_sub(segment.start) {
         Some(skipped) => (skipped as usize, 0),
         None => (0, (segment.start - offset) as usize),

@@ -1,8 +1,8 @@
 //! A domain's address space: its root, its slot, and its own pages of the entry area.
 //!
 //! **A domain's root maps its slot and the entry area, nothing else.** The kernel's root maps the
-//! slot too, through the same tables below one top-level entry; that entry has NX set as long as
-//! the domain is sandboxed, so that ring 0 can never run its code by mistake.
+//! slot too, through the same tables below one top-level entry. That entry has NX set as long as
+//! the domain is sandboxed, so that ring 0 can never run the domain's code by mistake.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -30,7 +30,7 @@ use ringfence_core::module::Imports;
 use spin::Mutex;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-/// Which slots are taken.
+/// The slots that are taken.
 static SLOTS: Mutex<[bool; MAX_DOMAINS]> = Mutex::new([false; MAX_DOMAINS]);
 
 /// Rights of ordinary pages.
@@ -44,11 +44,11 @@ pub mod rights {
     pub const EXECUTE: Flags = Flags::PRESENT;
     /// Device registers: read and write, not cached.
     pub const DEVICE: Flags = WRITE.union(Flags::NO_CACHE).union(Flags::WRITE_THROUGH);
-    /// Not even read: the frame stays with its page, and goes with it.
+    /// Not readable either: the frame stays with its page, and is freed with it.
     pub const KEPT: Flags = Flags::NO_EXECUTE;
 }
 
-/// Where a domain runs.
+/// The ring that a domain runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ring {
     /// Ring 0: trusted, with direct calls.
@@ -66,46 +66,46 @@ impl fmt::Display for Ring {
     }
 }
 
-/// A domain's address space. Dropping it frees all of it.
+/// A domain's address space. Dropping it frees all of its memory.
 pub struct Space {
     slot: usize,
-    /// Not any more once it has a successor, which is in the slot from then on.
+    /// False once the space has a successor, which owns the slot from then on.
     has_slot: bool,
     ring: Ring,
-    /// The root; the slot's table of level 3; the entry area's of level 3.
+    /// The root; the slot's table of level 3; the entry area's table of level 3.
     root: Frames,
     slot_table: Frames,
     entry_table: Frames,
-    /// Its own pages of the entry area.
+    /// The domain's own pages of the entry area.
     ldt: Frames,
     io_bitmap: Option<Frames>,
     stacks: Frames,
-    /// The driver's stack's last page, from which it returns, once that is mapped.
+    /// The last page of the driver's stack, which holds its return address, once it is mapped.
     last_of_stack: Option<Lent>,
-    /// Memory that is mapped here and that others have as well, and where.
+    /// Mapped memory that has other owners as well, with its address.
     lent: Vec<(u64, Lent)>,
-    /// Set when none of its memory may be used again.
+    /// Set when none of the space's memory may be used again.
     set_aside: bool,
-    /// With what its driver goes on, if it sleeps.
+    /// The state that resumes the driver, if it sleeps.
     asleep: Cell<Option<Asleep>>,
-    /// The slot in which it can be entered: its own, or none while its driver sleeps.
+    /// The slot in which the driver can be entered: its own, or none while the driver sleeps.
     enters: Cell<usize>,
 }
 
 /// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
 const STUB_BYTES: u64 = 32;
 const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
-/// Which word of the stack's last page a driver's first RSP points to ([`Space::first_rsp`]).
+/// The word of the stack's last page that a driver's first RSP points to ([`Space::first_rsp`]).
 const FIRST_RSP_WORD: usize = (PAGE_SIZE as usize - 16) / size_of::<u64>() - 1;
 
 impl Space {
-    /// An empty address space, sandboxed, in the slot of `before`, which is never entered again, or
-    /// in a free one; `None` if all slots are taken.
+    /// Makes an empty address space, sandboxed. It takes over the slot of `before`, which is never
+    /// entered again, or a free slot. Returns `None` if all slots are taken.
     pub fn new(before: Option<&mut Space>) -> Result<Option<Space>, OutOfMemory> {
         let frame = || Frames::new(1);
         let (root, slot_table, entry_table, ldt, stacks) = (frame()?, frame()?, frame()?, frame()?, frame()?);
         let Some(slot) = before.and_then(Space::leave_slot).or_else(take_slot) else { return Ok(None) };
-        // On an error from here on `space` is dropped, which frees what it has by then.
+        // On an error from here on, `space` is dropped, which frees everything that it has by then.
         let mut space = Space {
             slot,
             has_slot: true,
@@ -125,11 +125,11 @@ impl Space {
         let root = Root::of(&space.root);
         root.set_top(slot_base(slot), Some((&space.slot_table, Flags::empty())));
         Root::kernel().set_top(slot_base(slot), Some((&space.slot_table, Flags::NO_EXECUTE)));
-        // Another one may have had the slot.
+        // An earlier space may have had the slot.
         x86_64::instructions::tlb::flush_all();
         root.set_top(entry_area::BASE, Some((&space.entry_table, Flags::empty())));
         for page in (entry_area::BASE..entry_area::BASE + entry_area::LEN_BYTES).step_by(PAGE_SIZE as usize) {
-            // The kernel's own frames, read-only, but for the pages that are the domain's.
+            // Map the kernel's own frames, read-only, except for the pages that are the domain's.
             let (leaf, flags) = match page {
                 entry_area::LDT => (Leaf::Lent(&space.ldt, 0), rights::READ),
                 entry_area::STACKS => (Leaf::Lent(&space.stacks, 0), rights::WRITE),
@@ -144,27 +144,28 @@ impl Space {
         Ok(Some(space))
     }
 
-    /// The slot's number.
+    /// Returns the slot's number.
     pub fn slot(&self) -> usize {
         self.slot
     }
 
-    /// The ring whose stubs are in place.
+    /// Returns the ring whose stubs are in place.
     pub fn ring(&self) -> Ring {
         self.ring
     }
 
-    /// Has its memory and its slot never used again: a device may still write there.
+    /// Prevents any further use of the space's memory and slot: a device may still write there.
     pub fn set_aside(&mut self) {
         self.set_aside = true;
     }
 
-    /// Whether that was done.
+    /// Returns whether the space was set aside.
     pub fn is_set_aside(&self) -> bool {
         self.set_aside
     }
 
-    /// Leaves its slot to a successor, if it may and still has it. Its memory stays its own.
+    /// Gives the slot to a successor, if the space still has it and may give it up. The memory
+    /// stays the space's own.
     fn leave_slot(&mut self) -> Option<usize> {
         let leaves = self.has_slot && !self.set_aside && !self.is_entered();
         leaves.then(|| {
@@ -173,7 +174,8 @@ impl Space {
         })
     }
 
-    /// Takes its slot again, if it has left that and nobody has it: no successor came of it.
+    /// Takes the slot back, if the space has given it up and no other space has it: the attempt to
+    /// make a successor has failed.
     pub fn return_to_slot(&mut self) {
         let mut slots = SLOTS.lock();
         if let Some(taken) = slots.get_mut(self.slot).filter(|taken| !self.has_slot && !**taken) {
@@ -184,35 +186,36 @@ impl Space {
         }
     }
 
-    /// What CR3 holds while the domain runs sandboxed.
+    /// Returns the value of CR3 while the domain runs sandboxed.
     pub fn cr3(&self) -> u64 {
         self.root.physical()
     }
 
-    /// Whether an upcall into it is under way.
+    /// Returns whether an upcall into the domain is under way.
     pub fn is_entered(&self) -> bool {
         crate::arch::cpu::this().domain_cr3.get() == self.cr3()
     }
 
-    /// Whether its driver sleeps ([`crate::upcall::Current::sleep`]).
+    /// Returns whether the driver sleeps ([`crate::upcall::Current::sleep`]).
     pub fn is_asleep(&self) -> bool {
         self.enters.get() != self.slot
     }
 
-    /// Whether its driver can be entered at `rip`: that is in its slot, and it does not sleep, when
-    /// a place on its stack may be the kernel's.
+    /// Returns whether the driver can be entered at `rip`: the address must be in its slot, and the
+    /// driver must not sleep, because a part of its stack may then hold the kernel's registers.
     #[inline(always)]
     pub(crate) fn can_be_entered(&self, rip: u64) -> bool {
         slot_of(rip) == Some(self.enters.get())
     }
 
-    /// Keeps with what its driver goes on, which sleeps from now on.
+    /// Keeps the state that resumes the driver, which sleeps from now on.
     pub(crate) fn fall_asleep(&self, asleep: Asleep) {
         self.asleep.set(Some(asleep));
         self.enters.set(usize::MAX);
     }
 
-    /// With what its driver goes on, which does not sleep any more; `None` if it does not sleep.
+    /// Returns the state that resumes the driver, which does not sleep any more; `None` if it did
+    /// not sleep.
     pub(crate) fn wake(&self) -> Option<Asleep> {
         self.enters.set(self.slot);
         self.asleep.take()
@@ -222,13 +225,12 @@ impl Space {
         Root::of(&self.root)
     }
 
-    /// Physical address of its entry stacks.
+    /// Returns the physical address of the domain's entry stacks.
     pub fn stacks(&self) -> u64 {
         self.stacks.physical()
     }
 
-    /// Whether the frame at `pa` holds one of its own tables, or of its other pages of the entry
-    /// area.
+    /// Returns whether the frame at `pa` holds one of the domain's own tables, or its LDT.
     pub fn has_table(&self, pa: u64) -> bool {
         pa == self.cr3()
             || pa == self.ldt.physical()
@@ -236,7 +238,7 @@ impl Space {
             || tables::is_below(&self.entry_table, pa)
     }
 
-    /// Where the kernel sees the stacks' page.
+    /// Returns the address at which the kernel sees the stacks' page.
     pub fn stacks_alias(&self) -> u64 {
         at_physical(self.stacks.physical()) as u64
     }
@@ -249,14 +251,14 @@ impl Space {
         Ok(())
     }
 
-    /// RSP when the driver is entered. As after a call: the return address is there, and the stack
-    /// is aligned right above it.
+    /// Returns RSP for the entry into the driver. As after a call, the return address is there, and
+    /// the stack is aligned right above it.
     pub fn first_rsp(&self) -> u64 {
         slot_base(self.slot) + STACK_TOP - 16 - 8
     }
 
-    /// Has the next upcall return through the stub that ends it: that is on the stack, where the
-    /// driver may have written.
+    /// Makes the next upcall return through the stub that ends it. The stub's address lies on the
+    /// stack, where the driver may have overwritten it.
     #[inline]
     pub fn set_return(&self) {
         if let Some(page) = &self.last_of_stack {
@@ -264,7 +266,7 @@ impl Space {
         }
     }
 
-    /// Address of service `number`'s stub.
+    /// Returns the address of service `number`'s stub.
     pub fn stub(&self, number: usize) -> u64 {
         slot_base(self.slot) + STUBS + number as u64 * STUB_BYTES
     }
@@ -290,7 +292,7 @@ impl Space {
         }
     }
 
-    /// Writes the stubs for `ring` and lets the kernel's root execute the slot, or not.
+    /// Writes the stubs for `ring`, and lets the kernel's root execute the slot if `ring` is 0.
     pub fn set_ring(&mut self, ring: Ring, granted: Imports) {
         let services = gates::service_functions();
         for (number, service) in services.into_iter().enumerate() {
@@ -320,18 +322,19 @@ impl Space {
         self.write(self.stub(number), &stub);
     }
 
-    /// Whether `len_bytes` bytes from `start` are in its own slot. **Nothing else of it changes
-    /// once it is made**: the entry area, where its capability table is, above all.
+    /// Returns whether `len_bytes` bytes from `start` are in the domain's own slot. **Nothing
+    /// outside the slot changes once the space is made**, above all not the entry area with the
+    /// capability table.
     fn is_in_slot(&self, start: u64, len_bytes: u64) -> bool {
         Extent::new(slot_base(self.slot), SLOT_SIZE).encloses(Extent::new(start, len_bytes))
     }
 
-    /// The same for whole pages.
+    /// Returns whether `len_bytes` bytes from `start` are whole pages of the domain's own slot.
     fn is_own(&self, start: u64, len_bytes: u64) -> bool {
         start.is_multiple_of(PAGE_SIZE) && len_bytes.is_multiple_of(PAGE_SIZE) && self.is_in_slot(start, len_bytes)
     }
 
-    /// Maps fresh zeroed frames from `start` for `len_bytes` bytes, whole pages of its slot.
+    /// Maps fresh zeroed frames from `start` for `len_bytes` bytes, whole pages of the slot.
     pub fn map_fresh(&mut self, start: u64, len_bytes: u64, flags: Flags) -> Result<(), OutOfMemory> {
         if !self.is_own(start, len_bytes) {
             return Err(OutOfMemory);
@@ -346,9 +349,9 @@ impl Space {
         Ok(())
     }
 
-    /// Maps fresh zeroed contiguous memory from `start` for `len_bytes` bytes, whole pages of its
-    /// slot, that others have as well: the driver can write there as long as it is mapped, and the
-    /// memory stays as long as anybody has it.
+    /// Maps fresh zeroed contiguous memory with several owners, from `start` for `len_bytes` bytes,
+    /// whole pages of the slot. The driver can write there as long as it is mapped; the memory
+    /// stays as long as it has an owner.
     pub fn map_lent(&mut self, start: u64, len_bytes: u64) -> Result<Lent, OutOfMemory> {
         if !self.is_own(start, len_bytes) {
             return Err(OutOfMemory);
@@ -364,8 +367,8 @@ impl Space {
         Ok(memory)
     }
 
-    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that nobody else
-    /// has. What was lent stays until all of it is unmapped at once.
+    /// Unmaps `len_bytes` bytes from `start`, whole pages, and frees the frames that have no other
+    /// owner. A piece of lent memory is released only when all of it is unmapped at once.
     pub fn unmap(&mut self, start: u64, len_bytes: u64) {
         if !self.is_own(start, len_bytes) {
             return;
@@ -377,7 +380,7 @@ impl Space {
         self.lent.retain(|(at, memory)| !gone.encloses(Extent::new(*at, memory.len_bytes() as u64)));
     }
 
-    /// Changes the rights of `len_bytes` bytes from `start`, whole pages of its slot.
+    /// Changes the rights of `len_bytes` bytes from `start`, whole pages of the slot.
     pub fn protect(&mut self, start: u64, len_bytes: u64, flags: Flags) {
         if !self.is_own(start, len_bytes) {
             return;
@@ -388,21 +391,21 @@ impl Space {
         x86_64::instructions::tlb::flush_all();
     }
 
-    /// Calls `with` for each page that it has a frame for: its address, in ascending order, and its
+    /// Calls `with` for each page that has a frame: its address, in ascending order, and its
     /// rights.
     pub fn for_each_page(&self, with: &mut dyn FnMut(u64, Flags)) {
         self.table().for_each_page(with);
     }
 
-    /// Physical address and rights of `address`, if the domain has it mapped.
+    /// Returns the physical address and the rights of `address`, if the domain has it mapped.
     pub fn translate(&self, address: u64) -> Option<(u64, Flags)> {
-        // The tables would not know: they ignore the bits that make an address non-canonical.
+        // The tables would accept it: they ignore the bits that make an address non-canonical.
         x86_64::VirtAddr::try_new(address).ok()?;
         self.table().translate(address)
     }
 
-    /// Writes `bytes` at `start`, whatever the domain's own rights are; `false` if that is not all
-    /// in its slot, or a page is not the domain's memory.
+    /// Writes `bytes` at `start`, whatever the domain's own rights are. Returns `false` if some of
+    /// them are outside the slot, or a page is not the domain's memory.
     pub fn write(&self, start: u64, bytes: &[u8]) -> bool {
         if !self.is_in_slot(start, bytes.len() as u64) {
             return false;
@@ -420,8 +423,9 @@ impl Space {
         true
     }
 
-    /// Calls `with` with the `len_bytes` bytes of its device's registers at `start`, and the offset
-    /// of the first of them there; `None` if they are not all mapped.
+    /// Calls `with` with the registers of the domain's device that hold the `len_bytes` bytes at
+    /// `start`, and with the offset of the first byte in them. Returns `None` if not all are
+    /// mapped.
     pub fn with_registers<R>(&self, start: u64, len_bytes: u64, with: impl FnOnce(&Window, u64) -> R) -> Option<R> {
         let (first, end) = (start & !7, start.checked_add(len_bytes)?);
         let is_device = |page: u64| self.translate(page).is_some_and(|(_, flags)| flags.contains(rights::DEVICE));
@@ -429,15 +433,15 @@ impl Space {
         if !self.has_slot || slot_of(first) != Some(self.slot) || !pages.all(is_device) {
             return None;
         }
-        // SAFETY: all are registers of the domain's device, and the kernel's root maps the slot by
-        // the same tables until `with` is back.
+        // SAFETY: all pages are registers of the domain's device, and the kernel's root maps the
+        // slot through the same tables until `with` returns.
         let registers = unsafe { Registers::mapped(first, end - first) };
         Some(with(&Window::new(registers), start - first))
     }
 
-    /// Copies bytes from `start` into `to`; `false` if that is not all in its slot, or a page is
-    /// not the domain's own memory. Registers of its device are not: reading them does things, and
-    /// they need not lie where the kernel has physical memory mapped.
+    /// Copies bytes from `start` into `to`. Returns `false` if some of them are outside the slot,
+    /// or a page is not the domain's own memory. Device registers are not: reading them has side
+    /// effects, and they may lie where the kernel has no physical memory mapped.
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
         self.is_in_slot(start, to.len() as u64) && read(self.table(), start, to)
     }
@@ -449,7 +453,8 @@ pub fn read_entered(start: u64, to: &mut [u8]) -> bool {
     entered().is_some_and(|root| read(root, start, to))
 }
 
-/// The root of the domain whose upcall is under way: whoever has entered it has its address space.
+/// Returns the root of the domain whose upcall is under way. It stays valid, as the caller that
+/// entered the domain has its address space.
 fn entered() -> Option<Root<'static>> {
     Root::loaded(&crate::arch::cpu::this().domain_cr3)
 }
@@ -470,7 +475,8 @@ fn read(root: Root, start: u64, to: &mut [u8]) -> bool {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        // One that is in use is never free: whoever replaced it while its driver runs has lost it.
+        // A space in use is never freed. If it was replaced while its driver runs, its memory is
+        // lost.
         if self.set_aside || self.is_entered() {
             let own = [&self.root, &self.slot_table, &self.entry_table, &self.ldt, &self.stacks];
             own.into_iter().chain(&self.io_bitmap).for_each(Frames::keep);
@@ -488,7 +494,7 @@ impl Drop for Space {
     }
 }
 
-/// Whether a domain has slot `slot`.
+/// Returns whether a domain has slot `slot`.
 pub fn is_taken(slot: usize) -> bool {
     SLOTS.lock().get(slot).copied().unwrap_or(false)
 }
@@ -500,10 +506,10 @@ fn take_slot() -> Option<usize> {
     Some(slot)
 }
 
-/// `lcall *2(%rip); ret`, and behind it the 6-byte operand: an offset, which a gate ignores, and
-/// the selector.
+/// Returns `lcall *2(%rip); ret`, followed by the 6-byte operand: an offset, which a gate ignores,
+/// and the selector.
 ///
-/// FF /3 without REX.W: AMD has no m16:64 form (APM vol. 3, CALL far).
+/// This is FF /3 without REX.W: AMD has no m16:64 form (APM vol. 3, CALL far).
 fn far_call_stub(selector: u16) -> [u8; STUB_BYTES as usize] {
     let mut stub = [0xcc; STUB_BYTES as usize];
     let [low, high] = selector.to_le_bytes();
@@ -512,7 +518,7 @@ fn far_call_stub(selector: u16) -> [u8; STUB_BYTES as usize] {
     stub
 }
 
-/// `movabs $target, %rax; jmp *%rax`
+/// Returns `movabs $target, %rax; jmp *%rax`.
 fn jump_stub(target: u64) -> [u8; STUB_BYTES as usize] {
     let mut stub = [0xcc; STUB_BYTES as usize];
     stub[..2].copy_from_slice(&[0x48, 0xb8]);

@@ -1,5 +1,5 @@
-//! What lies where in the kernel's half of the address space, in words for a person: for reports,
-//! and for `vmmap`.
+//! The layout of the kernel's half of the address space, in words for a person: for reports, and
+//! for `vmmap`.
 
 use super::image_parts;
 use crate::arch::{entry_area, trap_stacks};
@@ -12,9 +12,9 @@ use spin::Once;
 /// A part of the kernel's half.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
-    /// Where it lies.
+    /// The part's address range.
     pub extent: Extent,
-    /// What it is.
+    /// The part's name.
     pub what: &'static str,
 }
 
@@ -34,13 +34,13 @@ pub(crate) fn init(heap: Extent, boot_stack: Extent, ramdisk: Extent) {
         .call_once(|| [named(heap, "kernel heap"), root, named(ramdisk, "ramdisk"), named(boot_stack, "kernel stack")]);
 }
 
-/// Physical memory, in which some of the other parts lie.
+/// Returns the mapping of physical memory, in which some of the other parts lie.
 pub fn physical_memory() -> Part {
     part(at_physical(0) as u64, ram_end(), "physical memory")
 }
 
-/// The part that is called `name`: as [`Part::what`] has it, with hyphens for spaces and without
-/// what is no letter.
+/// Finds the part that is called `name`: as [`Part::what`] has it, in lower case, with hyphens for
+/// spaces and without slashes.
 pub fn find(name: &str) -> Option<Part> {
     let is_called = |part: &Part| {
         let what = part.what.chars().filter(|c| *c != '/').map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() });
@@ -49,7 +49,7 @@ pub fn find(name: &str) -> Option<Part> {
     parts().chain([physical_memory()]).find(is_called)
 }
 
-/// All parts that have one place. What they leave of physical memory is frames, page tables and
+/// Returns all parts that have one place. The rest of physical memory is frames, page tables and
 /// registers of devices.
 pub fn parts() -> impl Iterator<Item = Part> {
     let pages = |offset: u64, count: u64, what| part(entry_area::BASE + offset, count * PAGE_SIZE, what);
@@ -69,7 +69,8 @@ pub fn parts() -> impl Iterator<Item = Part> {
     placed.chain(trap_stacks).chain(image).chain(entry)
 }
 
-/// What lies at an address of the kernel's half. Takes no locks: a panic asks as well.
+/// Describes the memory at an address of the kernel's half. It takes no locks, as a panic calls it
+/// as well.
 pub fn describe(address: u64) -> &'static str {
     if address >> 47 == 0 {
         return if slot_of(address).is_some() { "a driver's slot" } else { "unmapped" };

@@ -1,5 +1,5 @@
 //! Addresses in words: the kernel's own symbols, from the ELF file that the loader left in memory,
-//! for [`backtrace`]s; and [`map`], what lies where.
+//! for [`backtrace`]s; and [`map`], the layout of the kernel's half.
 
 use crate::memory::{for_each_kernel_entry, for_each_kernel_word};
 use core::fmt;
@@ -20,20 +20,21 @@ unsafe extern "C" {
     static __text_end: u8;
 }
 
-/// Takes the kernel's ELF file.
+/// Stores the kernel's ELF file for later lookups.
 pub fn init(file: &'static [u8]) {
     FILE.call_once(|| file);
 }
 
-/// Everything of the kernel that must never change once it runs: read-only data, text, entry text,
-/// descriptor tables.
+/// Returns the address ranges of the kernel that must never change once it runs: read-only data,
+/// text, entry text, descriptor tables.
 fn constant_parts() -> [Range<u64>; 2] {
     use crate::arch::entry_area;
     [&raw const __kernel_start as u64..&raw const __text_end as u64, entry_area::BASE..entry_area::STACKS]
 }
 
-/// A checksum (in the manner of FNV-1a, over words, with a rotation) of everything of the kernel
-/// that must never change: text, read-only data, descriptor tables and its part of the page tables.
+/// Returns a checksum (in the manner of FNV-1a, over words, with a rotation) of all parts of the
+/// kernel that must never change: text, read-only data, descriptor tables and its part of the page
+/// tables.
 pub fn checksum() -> u64 {
     const START: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -44,13 +45,13 @@ pub fn checksum() -> u64 {
     sum
 }
 
-/// Whether `address` lies in the kernel's text.
+/// Returns whether `address` lies in the kernel's text.
 pub fn is_kernel_text(address: u64) -> bool {
     (&raw const __text_start as u64..&raw const __text_end as u64).contains(&address)
         || crate::arch::entry_area::is_text(address)
 }
 
-/// The parts of the kernel's image: start, end, and what it is.
+/// Returns the parts of the kernel's image: start, end, and name.
 pub fn image_parts() -> [(u64, u64, &'static str); 3] {
     let [start, text, text_end, end] =
         [&raw const __kernel_start, &raw const __text_start, &raw const __text_end, &raw const __kernel_end];
@@ -61,9 +62,9 @@ pub fn image_parts() -> [(u64, u64, &'static str); 3] {
     ]
 }
 
-/// A symbol's name as its author wrote it. A module file can say anything there: what is longer
-/// than a name has to be is cut off, so that no row of a terminal begins with what it says, and
-/// what is not printable is replaced.
+/// A symbol's name as its author wrote it. A module file can hold any name. So a long name is cut
+/// off, so that its text never begins a row of the terminal, and characters that are not printable
+/// are replaced.
 pub struct Demangled<'a>(pub &'a [u8]);
 
 /// Longest name in bytes.
@@ -77,7 +78,7 @@ struct Limited<'a, 'b> {
 impl fmt::Write for Limited<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
-            // Failing here stops who writes: a short mangled name can stand for a megabyte.
+            // The error stops the demangler: a short mangled name can stand for a megabyte.
             self.left = self.left.checked_sub(c.len_utf8()).ok_or(fmt::Error)?;
             self.out.write_char(if c.is_ascii_graphic() || c == ' ' { c } else { '?' })?;
         }
@@ -96,7 +97,7 @@ impl fmt::Display for Demangled<'_> {
     }
 }
 
-/// `function+0x12` for an address in the kernel, the bare address for others.
+/// Shows `function+0x12` for an address in the kernel, the bare address for others.
 pub struct Location(pub u64);
 
 impl fmt::Display for Location {

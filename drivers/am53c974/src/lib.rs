@@ -9,9 +9,10 @@
 
 mod registers;
 
-use registers::{self as reg, command, dma, int, phase};
-use ringfence_sdk::device::{self, Ports};
+use registers::{self as reg, Adapter, command, dma, int, phase};
+use ringfence_sdk::device;
 use ringfence_sdk::dma::{Dma, write_barrier};
+use ringfence_sdk::register::Registers;
 use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK};
 use ringfence_sdk::scsi_bus::{BusAdapter, BusDriver, Command, Direction, Ending, OWN_ID};
 use ringfence_sdk::{Kind, Manifest, Reset, Result, driver};
@@ -26,8 +27,8 @@ driver!(
         // The engine stops, then the core is reset. Its command register reads as the last command,
         // to which no bit may be added.
         .reset(
-            Reset::register(0, reg::COMMAND as u32, 4)
-                .zeroes([reg::DMA_COMMAND as u32, reg::COMMAND as u32])
+            Reset::register(0, reg::COMMAND.offset(), 4)
+                .zeroes([reg::DMA_COMMAND.offset(), reg::COMMAND.offset()])
                 .sets(command::RESET_CHIP as u32)
                 .within_us(10_000)
         )
@@ -51,7 +52,7 @@ enum Step {
 }
 
 struct Am53c974 {
-    ports: Ports,
+    registers: Registers<Adapter>,
     /// Message and command.
     out: Dma,
     step: Step,
@@ -64,10 +65,10 @@ struct Am53c974 {
 
 impl BusAdapter for Am53c974 {
     fn init() -> Result<Am53c974> {
-        let ports = Ports::open(0)?;
+        let registers = Registers::map()?;
         let out = Dma::within_4_gib(MOST_OUT)?;
         let mut adapter = Am53c974 {
-            ports,
+            registers,
             out,
             step: Step::Idle,
             data: 0,
@@ -88,17 +89,17 @@ impl BusAdapter for Am53c974 {
         self.out.write_bytes(1, command.cdb());
         (self.data, self.data_len, self.direction) = (command.data, command.data_len, command.direction);
         (self.residual, self.status, self.step) = (command.data_len, 0, Step::Selected);
-        self.ports.write8(reg::DESTINATION, command.target);
-        self.ports.write8(reg::COMMAND, command::CLEAR_FIFO);
+        self.registers.write(reg::STATUS, command.target);
+        self.registers.write(reg::COMMAND, command::CLEAR_FIFO);
         let len_bytes = 1 + command.cdb().len() as u32;
         self.transfer(command::SELECT_WITH_ATN, self.out.address(0) as u32, len_bytes, Direction::Out);
     }
 
     fn poll(&mut self, _interrupted: bool) -> Option<Ending> {
-        while self.ports.read8(reg::STATUS) & reg::STATUS_INT != 0 {
+        while self.registers.read(reg::STATUS) & reg::STATUS_INT != 0 {
             // Reading the causes clears status and step as well.
-            let status = self.ports.read8(reg::STATUS);
-            let causes = self.ports.read8(reg::INTERRUPT);
+            let status = self.registers.read(reg::STATUS);
+            let causes = self.registers.read(reg::INTERRUPT);
             let ending = self.go_on(status, causes);
             if ending.is_some() {
                 return ending;
@@ -112,24 +113,24 @@ impl BusAdapter for Am53c974 {
     }
 
     fn exit(&mut self) {
-        self.ports.write32(reg::DMA_COMMAND, dma::IDLE);
-        self.ports.write8(reg::COMMAND, command::RESET_CHIP);
+        self.registers.write(reg::DMA_COMMAND, dma::IDLE);
+        self.registers.write(reg::COMMAND, command::RESET_CHIP);
     }
 }
 
 impl Am53c974 {
     /// Resets adapter and bus, and sets the adapter up.
     fn reset(&mut self) {
-        self.ports.write32(reg::DMA_COMMAND, dma::ABORT);
-        self.ports.write32(reg::DMA_COMMAND, dma::IDLE);
-        self.ports.write8(reg::COMMAND, command::RESET_CHIP);
+        self.registers.write(reg::DMA_COMMAND, dma::ABORT);
+        self.registers.write(reg::DMA_COMMAND, dma::IDLE);
+        self.registers.write(reg::COMMAND, command::RESET_CHIP);
         // The first command after that must be this one.
-        self.ports.write8(reg::COMMAND, command::NOP);
-        self.ports.write8(reg::CONTROL1, OWN_ID | reg::CONTROL1_NO_RESET_INTERRUPT);
-        self.ports.write8(reg::CONTROL2, reg::CONTROL2_24_BITS);
-        self.ports.write8(reg::TIMEOUT, reg::TIMEOUT_250_MS);
-        self.ports.write8(reg::COMMAND, command::RESET_BUS);
-        self.ports.read8(reg::INTERRUPT);
+        self.registers.write(reg::COMMAND, command::NOP);
+        self.registers.write(reg::CONTROL1, OWN_ID | reg::CONTROL1_NO_RESET_INTERRUPT);
+        self.registers.write(reg::CONTROL2, reg::CONTROL2_24_BITS);
+        self.registers.write(reg::INTERRUPT, reg::TIMEOUT_250_MS);
+        self.registers.write(reg::COMMAND, command::RESET_BUS);
+        self.registers.read(reg::INTERRUPT);
         self.step = Step::Idle;
     }
 
@@ -138,14 +139,14 @@ impl Am53c974 {
         let way = if direction == Direction::In { dma::TO_MEMORY } else { 0 };
         let [low, middle, high, _] = len_bytes.to_le_bytes();
         write_barrier();
-        self.ports.write32(reg::DMA_COMMAND, dma::IDLE | way);
-        self.ports.write8(reg::COUNT_LOW, low);
-        self.ports.write8(reg::COUNT_MIDDLE, middle);
-        self.ports.write8(reg::COUNT_HIGH, high);
-        self.ports.write32(reg::DMA_COUNT, len_bytes);
-        self.ports.write32(reg::DMA_ADDRESS, address);
-        self.ports.write8(reg::COMMAND, command | command::DMA);
-        self.ports.write32(reg::DMA_COMMAND, dma::START | way);
+        self.registers.write(reg::DMA_COMMAND, dma::IDLE | way);
+        self.registers.write(reg::COUNT_LOW, low);
+        self.registers.write(reg::COUNT_MIDDLE, middle);
+        self.registers.write(reg::COUNT_HIGH, high);
+        self.registers.write(reg::DMA_COUNT, len_bytes);
+        self.registers.write(reg::DMA_ADDRESS, address);
+        self.registers.write(reg::COMMAND, command | command::DMA);
+        self.registers.write(reg::DMA_COMMAND, dma::START | way);
     }
 
     /// The core has interrupted.
@@ -161,18 +162,18 @@ impl Am53c974 {
                 return self.end(Ending { host: HOST_OK, status: self.status, residual: self.residual });
             }
             Step::Status if causes & int::DONE != 0 => {
-                self.status = self.ports.read8(reg::FIFO);
+                self.status = self.registers.read(reg::FIFO);
                 // COMMAND COMPLETE.
-                self.ports.read8(reg::FIFO);
+                self.registers.read(reg::FIFO);
                 self.step = Step::Gone;
-                self.ports.write8(reg::COMMAND, command::ACCEPT_MESSAGE);
+                self.registers.write(reg::COMMAND, command::ACCEPT_MESSAGE);
                 return None;
             }
             _ if is_gone => return self.give_up(format_args!("the target is gone without a status")),
             _ => {}
         }
         if self.step == Step::Moved {
-            self.residual = self.ports.read32(reg::DMA_LEFT).min(self.data_len);
+            self.residual = self.registers.read(reg::DMA_LEFT).min(self.data_len);
         }
         match (status & phase::MASK, self.direction) {
             (phase::DATA_IN, Direction::In) | (phase::DATA_OUT, Direction::Out) if self.residual > 0 => {
@@ -185,8 +186,8 @@ impl Am53c974 {
             }
             (phase::STATUS, _) => {
                 self.step = Step::Status;
-                self.ports.write8(reg::COMMAND, command::CLEAR_FIFO);
-                self.ports.write8(reg::COMMAND, command::COMPLETE);
+                self.registers.write(reg::COMMAND, command::CLEAR_FIFO);
+                self.registers.write(reg::COMMAND, command::COMPLETE);
                 None
             }
             (wanted, _) => self.give_up(format_args!("the target wants phase {wanted}, which has no place here")),

@@ -1,36 +1,41 @@
-//! Registers of the Am53C974 (*Am53C974A PCscsi II Technical Manual*, chapters on the SCSI and the
-//! DMA block). Offsets of ports.
+//! Registers of the Am53C974 and their bits (*Am53C974A PCscsi II Technical Manual*, chapters on the
+//! SCSI and the DMA block).
 
-/// Transfer count: the lowest byte, the next, the highest.
-pub const COUNT_LOW: u16 = 0x00;
-pub const COUNT_MIDDLE: u16 = 0x04;
-pub const COUNT_HIGH: u16 = 0x38;
-/// The SCSI core's FIFO.
-pub const FIFO: u16 = 0x08;
-/// The SCSI core's command.
-pub const COMMAND: u16 = 0x0c;
-/// Read: what the bus is at.
-pub const STATUS: u16 = 0x10;
-/// STATUS: the core interrupts.
+ringfence_sdk::registers! {
+    /// The adapter's registers.
+    pub Adapter: ports 0, 0x50 bytes;
+    /// Transfer count: the lowest byte, the next, the highest.
+    COUNT_LOW: u8 = 0x00;
+    COUNT_MIDDLE: u8 = 0x04;
+    COUNT_HIGH: u8 = 0x38;
+    /// The SCSI core's FIFO.
+    FIFO: u8 = 0x08;
+    /// The SCSI core's command.
+    COMMAND: u8 = 0x0c;
+    /// Read: the phase of the bus, and whether the core interrupts. Written: the target.
+    STATUS: u8 = 0x10;
+    /// Read: why the core interrupts, which clears it. Written: how long a target may take to answer
+    /// to its selection.
+    INTERRUPT: u8 = 0x14;
+    /// The adapter's own number, and what is an interrupt.
+    CONTROL1: u8 = 0x20;
+    /// The length of the transfer count.
+    CONTROL2: u8 = 0x2c;
+    /// The DMA engine: command, count, address, and what is left of the count.
+    DMA_COMMAND: u32 = 0x40;
+    DMA_COUNT: u32 = 0x44;
+    DMA_ADDRESS: u32 = 0x48;
+    DMA_LEFT: u32 = 0x4c;
+}
+
+/// [`STATUS`]: the core interrupts.
 pub const STATUS_INT: u8 = 1 << 7;
-/// Written: the target.
-pub const DESTINATION: u16 = 0x10;
-/// Read: why the core interrupts, which clears it.
-pub const INTERRUPT: u16 = 0x14;
-/// Written: how long a target may take to answer to its selection: 250 ms at 40 MHz.
-pub const TIMEOUT: u16 = 0x14;
+/// [`INTERRUPT`], written: 250 ms at 40 MHz.
 pub const TIMEOUT_250_MS: u8 = 0x99;
-/// Control 1: the adapter's own number, and that a reset of the bus is no interrupt.
-pub const CONTROL1: u16 = 0x20;
+/// [`CONTROL1`]: a reset of the bus is no interrupt.
 pub const CONTROL1_NO_RESET_INTERRUPT: u8 = 1 << 6;
-/// Control 2: the transfer count has 24 bits.
-pub const CONTROL2: u16 = 0x2c;
+/// [`CONTROL2`]: the transfer count has 24 bits.
 pub const CONTROL2_24_BITS: u8 = 1 << 6;
-/// The DMA engine: command, count, address, and what is left of the count.
-pub const DMA_COMMAND: u16 = 0x40;
-pub const DMA_COUNT: u16 = 0x44;
-pub const DMA_ADDRESS: u16 = 0x48;
-pub const DMA_LEFT: u16 = 0x4c;
 
 /// Commands of the SCSI core.
 pub mod command {

@@ -10,9 +10,10 @@ mod registers;
 mod script;
 
 use core::time::Duration;
-use registers as reg;
-use ringfence_sdk::device::{self, Mmio};
+use registers::{self as reg, Adapter};
+use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::register::Registers;
 use ringfence_sdk::scsi::{HOST_ERROR, HOST_NO_DEVICE, HOST_OK};
 use ringfence_sdk::scsi_bus::{BusAdapter, BusDriver, Command, Direction, Ending, OWN_ID};
 use ringfence_sdk::{Kind, Manifest, Reset, Result, driver};
@@ -26,7 +27,7 @@ driver!(
         .dma_kib(16)
         .restart()
         .reset(
-            Reset::register(1, reg::ISTAT as u32, 4)
+            Reset::register(1, reg::ISTAT.offset(), 4)
                 .sets(reg::ISTAT_SRST as u32)
                 .waits_for(reg::ISTAT_SRST as u32, 0)
                 .within_us(10_000)
@@ -50,7 +51,7 @@ const MEMORY: usize = SCRIPT + PROGRAM.len() * 8;
 const NO_STATUS: u8 = 0xff;
 
 struct Lsi {
-    registers: Mmio,
+    registers: Registers<Adapter>,
     memory: Dma,
     /// Bytes of data that the command which is under way is to move, and those that it has left.
     data_len: u32,
@@ -60,7 +61,7 @@ struct Lsi {
 
 impl BusAdapter for Lsi {
     fn init() -> Result<Lsi> {
-        let registers = Mmio::map(1)?;
+        let registers = Registers::map()?;
         let memory = Dma::within_4_gib(MEMORY)?;
         let mut lsi = Lsi { registers, memory, data_len: 0, left: 0, is_busy: false };
         lsi.reset()?;
@@ -89,9 +90,9 @@ impl BusAdapter for Lsi {
     }
 
     fn poll(&mut self, _interrupted: bool) -> Option<Ending> {
-        let status = self.registers.read8(reg::ISTAT);
+        let status = self.registers.read(reg::ISTAT);
         if status & reg::ISTAT_SIP != 0 {
-            let (first, second) = (self.registers.read8(reg::SIST0), self.registers.read8(reg::SIST1));
+            let (first, second) = (self.registers.read(reg::SIST0), self.registers.read(reg::SIST1));
             // 2.2.16: a DMA interrupt may be stacked behind it.
             if second & reg::SIST1_STO != 0 {
                 return self.end(Ending::failed(HOST_NO_DEVICE));
@@ -101,16 +102,16 @@ impl BusAdapter for Lsi {
             }
             if first & reg::SIST0_MA != 0 && self.is_busy {
                 // The target moves less than it might. What it wants instead the program finds out.
-                self.left = self.registers.read32(reg::DBC) & 0xff_ffff;
+                self.left = self.registers.read(reg::DBC) & 0xff_ffff;
                 self.run(Label::Dispatch.offset());
             }
         }
-        let status = self.registers.read8(reg::ISTAT);
+        let status = self.registers.read(reg::ISTAT);
         if status & reg::ISTAT_DIP == 0 {
             return None;
         }
-        let causes = self.registers.read8(reg::DSTAT) & reg::DSTAT_CAUSES;
-        let said = self.registers.read32(reg::DSPS);
+        let causes = self.registers.read(reg::DSTAT) & reg::DSTAT_CAUSES;
+        let said = self.registers.read(reg::DSPS);
         match causes {
             reg::DSTAT_SIR if said == says::DONE => {
                 let status = self.memory.read(STATUS);
@@ -129,33 +130,33 @@ impl BusAdapter for Lsi {
     }
 
     fn exit(&mut self) {
-        self.registers.write8(reg::ISTAT, reg::ISTAT_SRST);
+        self.registers.write(reg::ISTAT, reg::ISTAT_SRST);
     }
 }
 
 impl Lsi {
     /// Resets adapter and bus, and sets the adapter up (4.2).
     fn reset(&mut self) -> Result<()> {
-        let registers = self.registers;
-        registers.write8(reg::ISTAT, reg::ISTAT_SRST);
-        registers.write8(reg::ISTAT, 0);
-        device::wait_until(RESET, || registers.read8(reg::ISTAT) & reg::ISTAT_SRST == 0)
+        let registers = &self.registers;
+        registers.write(reg::ISTAT, reg::ISTAT_SRST);
+        registers.write(reg::ISTAT, 0);
+        device::wait_until(RESET, || registers.read(reg::ISTAT) & reg::ISTAT_SRST == 0)
             .inspect_err(|_| log::error!("the adapter does not come out of reset"))?;
-        registers.write8(reg::SCNTL0, reg::SCNTL0_ARBITRATION);
-        registers.write8(reg::SCID, reg::SCID_RRE | OWN_ID);
-        registers.write8(reg::RESPID0, 1 << OWN_ID);
-        registers.write8(reg::DCNTL, reg::DCNTL_COM);
-        registers.write8(reg::STIME0, reg::STIME0_250_MS);
-        registers.write8(reg::SCNTL1, reg::SCNTL1_RST);
+        registers.write(reg::SCNTL0, reg::SCNTL0_ARBITRATION);
+        registers.write(reg::SCID, reg::SCID_RRE | OWN_ID);
+        registers.write(reg::RESPID0, 1 << OWN_ID);
+        registers.write(reg::DCNTL, reg::DCNTL_COM);
+        registers.write(reg::STIME0, reg::STIME0_250_MS);
+        registers.write(reg::SCNTL1, reg::SCNTL1_RST);
         device::pause(BUS_RESET);
-        registers.write8(reg::SCNTL1, 0);
+        registers.write(reg::SCNTL1, 0);
         // The reset is an interrupt, too.
         for cleared_by_reading in [reg::SIST0, reg::SIST1, reg::DSTAT] {
-            registers.read8(cleared_by_reading);
+            registers.read(cleared_by_reading);
         }
-        registers.write8(reg::SIEN0, reg::SIST0_MA | reg::SIST0_ERRORS);
-        registers.write8(reg::SIEN1, reg::SIST1_STO);
-        registers.write8(reg::DIEN, reg::DSTAT_CAUSES);
+        registers.write(reg::SIEN0, reg::SIST0_MA | reg::SIST0_ERRORS);
+        registers.write(reg::SIEN1, reg::SIST1_STO);
+        registers.write(reg::DIEN, reg::DSTAT_CAUSES);
         Ok(())
     }
 
@@ -186,8 +187,8 @@ impl Lsi {
 
     /// Has the program run from `offset` on.
     fn run(&mut self, offset: u32) {
-        self.registers.write32(reg::DSA, self.address(0));
-        self.registers.write32(reg::DSP, self.address(SCRIPT) + offset);
+        self.registers.write(reg::DSA, self.address(0));
+        self.registers.write(reg::DSP, self.address(SCRIPT) + offset);
     }
 
     /// The command is over, if there is one.

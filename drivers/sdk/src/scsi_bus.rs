@@ -228,8 +228,8 @@ fn outcome(ending: Ending, sense: &[u8]) -> Outcome {
 impl<A: BusAdapter> Device<Scsi> for BusHost<A> {
     fn init() -> Result<Self> {
         Ok(BusHost {
-            sense: Dma::within_4_gib(MAX_SENSE)?,
             adapter: A::init()?,
+            sense: Dma::within_4_gib(MAX_SENSE)?,
             current: None,
             waiting: [const { None }; REQUESTS],
             first: 0,

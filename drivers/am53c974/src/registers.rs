@@ -1,5 +1,5 @@
-//! Registers of the Am53C974 and their bits (*Am53C974A PCscsi II Technical Manual*, chapters on the
-//! SCSI and the DMA block).
+//! Registers of the Am53C974 and their bits (*Am53C974A PCscsi II Technical Manual*, chapters on
+//! the SCSI and the DMA block).
 
 ringfence_sdk::registers! {
     /// The adapter's registers.
@@ -14,8 +14,8 @@ ringfence_sdk::registers! {
     COMMAND: u8 = 0x0c;
     /// Read: the phase of the bus, and whether the core interrupts. Written: the target.
     STATUS: u8 = 0x10;
-    /// Read: why the core interrupts, which clears it. Written: how long a target may take to answer
-    /// to its selection.
+    /// Read: why the core interrupts, which clears it. Written: how long a target may take to
+    /// answer to its selection.
     INTERRUPT: u8 = 0x14;
     /// The adapter's own number, and what is an interrupt.
     CONTROL1: u8 = 0x20;

@@ -306,8 +306,8 @@ impl E1000 {
         self.refill(queues);
     }
 
-    /// Gives the buffers of a frame back that is longer than one; `false` if the device has not
-    /// received all of it.
+    /// Gives back the buffers of a frame that is longer than one buffer. Returns `false` if the
+    /// device has not received the whole frame yet.
     #[cold]
     fn skip_long(&mut self, queues: &mut Queues) -> bool {
         let mut end = self.rx.done;

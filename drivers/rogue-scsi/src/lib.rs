@@ -51,15 +51,16 @@ enum Lie {
     Die,
     /// The queue of commands is said to be read further than it was written.
     ReadAhead,
-    /// It is answered when it is to be aborted, and the next one too: no lie.
+    /// The command is answered when the driver is asked to abort it: no lie.
     Hold,
-    /// The same when its unit is to be reset.
+    /// The command is answered when the driver is asked to reset the unit: no lie.
     HoldOn,
-    /// It is never answered, but it is said to have been aborted, and its unit to have been reset.
+    /// The command is never answered, but the driver says that it has aborted it and reset the
+    /// unit.
     Pretend,
-    /// It is never answered, nor is what is asked about it.
+    /// Neither the command nor a task management function for it is ever answered.
     Deaf,
-    /// It is aborted, which is said twice.
+    /// The command is aborted, and the function is answered twice.
     AbortTwice,
 }
 
@@ -89,7 +90,7 @@ struct RogueScsi {
     lie: Lie,
     /// Where the next random numbers begin.
     random: u64,
-    /// The command that waits for its end, and what is wrong with that.
+    /// The number of the command that is not answered yet, and the lie about it.
     held: Option<(u64, Lie)>,
     /// From now on: the kernel only asks when its queue looks full.
     read_ahead: bool,

@@ -8,9 +8,10 @@
 //! completed with [`HOST_ABORTED`] or [`HOST_RESET`], before the request that asked for it; the
 //! kernel sends them again. Other drivers never see such a request.
 //!
-//! An [`Outcome`] says what became of a request: [`Outcome::answered`] with the SCSI status and how
-//! much data is left, [`Outcome::with_sense`], [`Outcome::failed`] if there was no status, and
-//! [`Outcome::check_condition`] for a driver that finds out itself what is wrong.
+//! A driver completes a request with an [`Outcome`]: [`Outcome::answered`] has the SCSI status and
+//! the length of the data that was not moved, [`Outcome::with_sense`] adds sense data,
+//! [`Outcome::failed`] is for a command without a status, and [`Outcome::check_condition`] for an
+//! error that the driver finds itself.
 
 use crate::Result;
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};

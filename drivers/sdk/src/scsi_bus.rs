@@ -119,7 +119,7 @@ pub trait BusAdapter: Sized + 'static {
     /// device has interrupted.
     fn poll(&mut self, interrupted: bool) -> Option<Ending>;
 
-    /// Resets the bus: the command that is under way, if there is one, is given up.
+    /// Resets the bus, and gives up the current command, if there is one.
     fn reset_bus(&mut self);
 
     /// Stops the adapter.
@@ -141,8 +141,8 @@ pub type BusDriver<A> = ScsiDriver<BusHost<A>>;
 pub struct BusHost<A> {
     adapter: A,
     current: Option<Current>,
-    /// Commands that wait for the bus, in their order from `first` on. One that was aborted has
-    /// left a gap.
+    /// Commands that wait for the bus, in their order from `first` on. An aborted command leaves a
+    /// gap.
     waiting: [Option<(Ticket, Request)>; REQUESTS],
     first: usize,
     last: usize,
@@ -150,7 +150,8 @@ pub struct BusHost<A> {
 }
 
 impl<A: BusAdapter> BusHost<A> {
-    /// Takes all requests: commands have to wait, a task management function has not.
+    /// Takes all requests: commands are put behind the waiting ones, task management functions are
+    /// carried out at once.
     fn take(&mut self, queues: &mut Queues) {
         while let Some((ticket, request)) = queues.take() {
             if request.function == FUNCTION_COMMAND {
@@ -163,8 +164,8 @@ impl<A: BusAdapter> BusHost<A> {
         }
     }
 
-    /// Gives up the command that is to be aborted, or the one that is under way. This bus has
-    /// nothing better than to be reset.
+    /// Carries out a task management function: gives up the command that the kernel wants aborted,
+    /// or for a reset the current command. The only means that this bus has is a reset of the bus.
     fn manage(&mut self, request: &Request, queues: &mut Queues) {
         let mut host = HOST_RESET;
         if request.function == FUNCTION_ABORT_TASK {

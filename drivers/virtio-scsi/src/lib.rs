@@ -51,7 +51,7 @@ const EVENTS: u16 = 8;
 /// Each request's header and response get a cache line's multiple of their own.
 const SLOT_BYTES: usize = 256;
 const RESPONSE_OFFSET: usize = 64;
-/// Where one function begins behind another, with its response.
+/// Bytes from one task management function in memory to the next; the response is behind it.
 const FUNCTION_SLOT: usize = 32;
 const _: () = assert!(FUNCTION_BYTES < FUNCTION_SLOT);
 const _: () = assert!(REQUEST_BYTES <= RESPONSE_OFFSET && RESPONSE_OFFSET + RESPONSE_BYTES <= SLOT_BYTES);
@@ -67,7 +67,8 @@ struct VirtioScsi {
     event_buffers: Dma,
     /// What the device has, by number.
     under_way: [Option<Ticket>; REQUESTS],
-    /// The identifier that each was given: one more than the last one's.
+    /// The identifiers of the requests by number, and the highest identifier so far. The device
+    /// gets a new identifier with each request.
     ids: [u64; REQUESTS],
     last_id: u64,
     /// The task management functions that the device has, and their memory.
@@ -156,8 +157,8 @@ impl Device<Scsi> for VirtioScsi {
                 self.transport.notify(REQUEST_QUEUE);
             }
         }
-        // Looked at first, and completed last: the device completes the requests that a function is
-        // about before it.
+        // The device completes a task management function behind the requests that it is about. To
+        // keep that order, the control queue is read first, and completed last.
         let mut function = if self.managing.iter().any(Option::is_some) { self.take_function() } else { None };
         while let Some((ticket, outcome)) = self.take_done().or_else(|| function.take()) {
             queues.complete(ticket, &outcome);
@@ -202,8 +203,8 @@ impl VirtioScsi {
         self.under_way[number] = Some(ticket);
     }
 
-    /// Begins a task management function: an identifier, unlike a number, is never that of a later
-    /// request.
+    /// Begins a task management function. An identifier names the request that is meant, and never
+    /// a later one with the same number.
     #[cold]
     fn manage(&mut self, ticket: Ticket, (target, lun): (u8, u16), managed: u16) {
         let which = ticket.number() - TASK_MANAGEMENT;
@@ -221,7 +222,7 @@ impl VirtioScsi {
         self.managing[which] = Some(ticket);
     }
 
-    /// A command that the device has done, and what became of it.
+    /// Returns a command that the device has completed, with its outcome.
     #[inline]
     fn take_done(&mut self) -> Option<(Ticket, Outcome)> {
         while let Some((head, _)) = self.requests.take_used() {
@@ -233,7 +234,7 @@ impl VirtioScsi {
         None
     }
 
-    /// A task management function that the device has done, and what became of it.
+    /// Returns a task management function that the device has completed, with its outcome.
     #[cold]
     fn take_function(&mut self) -> Option<(Ticket, Outcome)> {
         let (head, _) = self.control.take_used()?;

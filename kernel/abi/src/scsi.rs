@@ -103,7 +103,7 @@ pub struct Outcome {
     pub sense: [u8; MAX_SENSE],
 }
 
-/// What went wrong, in sense data (SPC-4, 4.5.6, table 28).
+/// The class of an error in sense data (SPC-4, 4.5.6, table 28).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SenseKey {
@@ -143,8 +143,8 @@ impl Outcome {
         self
     }
 
-    /// CHECK CONDITION, for a driver that finds out itself what is wrong: sense data in the fixed
-    /// format (SPC-4, 4.5.3), with an additional sense code and its qualifier (SPC-4, D.2). No data
+    /// CHECK CONDITION, for an error that the driver finds itself: sense data in the fixed format
+    ///  (SPC-4, 4.5.3), with an additional sense code and its qualifier (SPC-4, D.2). No data
     /// was moved of `data_len` bytes.
     pub fn check_condition(key: SenseKey, code: u8, qualifier: u8, data_len: u32) -> Outcome {
         const CHECK_CONDITION: u8 = 0x02;

@@ -29,7 +29,8 @@ pub const MAX_ADDRESSES: usize = 4;
 /// The longest IP packet that an interface sends unless a person says otherwise, in bytes (RFC
 /// 894).
 pub const MTU: usize = 1500;
-/// The least that it can be set to: every host takes packets of so many bytes (RFC 791, 3.1).
+/// The least MTU that a person can set, in bytes: every host takes packets of this length (RFC 791,
+/// 3.1).
 pub const MIN_MTU: usize = 576;
 
 /// The thing below an interface.
@@ -63,8 +64,8 @@ pub struct Interface {
     pub is_up: bool,
     /// The other frames that a person wants its card to receive.
     pub hearing: Hearing,
-    /// The longest IP packet that it sends, in bytes: what a person wants, as far as the driver
-    /// takes it.
+    /// The longest IP packet that the interface sends, in bytes: a person's wish, limited by the
+    /// driver.
     pub mtu: usize,
     pub servers: Servers,
     /// The addresses that programs were told last.
@@ -106,8 +107,8 @@ impl Interface {
         Some(Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client)))
     }
 
-    /// Sets the longest IP packet that is sent, from [`MIN_MTU`] on. The stack fixes it when it is
-    /// made, so that another one takes its place; the addresses, the router and the sockets stay.
+    /// Sets the longest IP packet that is sent, at least [`MIN_MTU`] bytes. A stack has a fixed
+    /// MTU, so that a new stack is made; the addresses, the router and the sockets stay.
     ///
     /// # Errors
     /// The longest that the driver takes, if `mtu` is longer.
@@ -128,11 +129,11 @@ impl Interface {
         Ok(())
     }
 
-    /// Makes the MTU one that the driver behind `fresh`, which is new here, takes.
+    /// Lowers the MTU to the longest packet that `fresh`, the interface's new driver, takes.
     pub fn fit_mtu(&mut self, fresh: &Handle) {
         if let Some(queues) = fresh.lock().offered_mut::<Queues>() {
             let most = queues.max_frame() - ETHERNET_HEADER;
-            // It is one that the driver takes.
+            // The driver takes this MTU, so that there is no error.
             let _ = self.set_mtu(queues, self.mtu.min(most));
         }
     }

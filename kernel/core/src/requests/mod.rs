@@ -84,8 +84,8 @@ pub trait Protocol: Send + Sized + 'static {
     const QUEUE_BYTES: usize;
     /// Number of requests.
     const REQUESTS: usize;
-    /// How many more numbers there are: of requests about others, which have no data and get
-    /// through when all of those are under way.
+    /// The count of urgent requests: requests about other requests. They have no data, and numbers
+    /// of their own, so that they get through when all other numbers are in use.
     const URGENT: usize = 0;
     /// Longest data of a request, in bytes.
     const MAX_DATA: usize;
@@ -108,9 +108,9 @@ pub trait Protocol: Send + Sized + 'static {
     /// Is called when a driver has told news.
     fn news_came() {}
 
-    /// What a driver that has not done `request`, under `number`, in time is asked to do about it:
-    /// one after the other until the request is done, each with its name. Their places are those of
-    /// the urgent requests.
+    /// Returns the urgent requests for a driver that has not done `request`, which has `number`, in
+    /// time; each with its name. They are sent one after the other until the request is done. The
+    /// place of each decides its own number.
     fn remedies(
         info: &Self::Info,
         request: &Self::Request,

@@ -198,8 +198,8 @@ fn finished<P: Protocol>(
     })
 }
 
-/// Sends a request about others, which goes beside them, and waits for its outcome. The caller says
-/// how long, and `which` of the urgent ones it is.
+/// Sends an urgent request, which is about other requests, and waits for its outcome without a time
+/// limit. `which` is its place among the urgent requests.
 pub async fn send_urgent<P: Protocol>(handle: &Handle, which: usize, request: &P::Request) -> Result<P::Outcome, Lost> {
     let ticket = poll_fn(|context| {
         let mut domain = handle.lock();
@@ -228,8 +228,8 @@ pub async fn send_urgent<P: Protocol>(handle: &Handle, which: usize, request: &P
     Ok(outcome)
 }
 
-/// Asks a driver for what its class knows to do about a request that is not done in time, each for
-/// `limit` at most, until that is `done`.
+/// Sends the driver the class's urgent requests for a request that it has not done in time, one
+/// after the other, until the request is `done`. Each may take `limit`.
 async fn remedy<P: Protocol, T>(
     handle: &Handle,
     (request, ticket): (&P::Request, Ticket),

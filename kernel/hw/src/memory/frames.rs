@@ -31,7 +31,7 @@ fn pool_of(frame: usize) -> &'static Pool {
     if frame < FIRST_ABOVE { below } else { above }
 }
 
-/// Who needs frames.
+/// The reader of frames, which decides where they should lie.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Needs {
     /// The CPU alone: frames above 4 GiB are as good, and are taken first.

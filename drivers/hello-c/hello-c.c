@@ -1,4 +1,4 @@
-/* A driver in C: it logs, and counts what it is told. The header is generated from kernel/abi. */
+/* A driver in C: it logs, and counts its commands. The header is generated from kernel/abi. */
 #include <ringfence.h>
 
 RF_MANIFEST = {

@@ -1,10 +1,10 @@
-// A counter, which two files of this module share.
+// A counter, which both files of this module use.
 #pragma once
 #include <ringfence.h>
 
 class Counter {
 public:
-    // Counts one more, and says how many those are.
+    // Counts one more, and returns the new count.
     int64_t count();
 
 private:

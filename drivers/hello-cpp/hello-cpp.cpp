@@ -1,5 +1,6 @@
-// A driver in C++, of two files, with a flag for the compiler in compile_flags.txt: it logs, counts what it is told, and
-// is polled by a timer. There are no exceptions, no run-time types, and no constructors before it is entered.
+// A driver in C++, of two files, with a compiler flag in compile_flags.txt. It logs, counts the
+// commands it is given, and is polled by a timer. There are no exceptions and no run-time types,
+// and no constructors run before the driver is entered.
 #include "counter.hpp"
 
 RF_MANIFEST = {

@@ -1,4 +1,4 @@
-/* Realtek RTL8139 in C: the same card as drivers/rtl8139 has, for who writes drivers in C. Sections are those of the
+/* Realtek RTL8139 (as drivers/rtl8139), for authors of drivers in C. Sections are those of the
    RTL8139C(L) Data Sheet, 1.4. A person loads it: 'rmmod rtl8139; insmod rtl8139-c'. */
 #include <ringfence.h>
 
@@ -6,7 +6,7 @@
 enum {
     ADDRESS = 0x00,
     MULTICAST = 0x08,
-    TX_STATUS = 0x10, /* of four frames, 4 bytes apart, and where they lie */
+    TX_STATUS = 0x10, /* the status of each of four frames, 4 bytes apart; then their addresses */
     TX_ADDRESS = 0x20,
     RING = 0x30,
     COMMAND = 0x37,
@@ -35,7 +35,7 @@ RF_MANIFEST = {
     .upcall_ms = 200,
     .policy = RfPolicy_Restart,
     .flags = RF_BY_HAND,
-    /* The kernel resets the card when the driver can't any more. */
+    /* The kernel resets the card when the driver no longer can. */
     .reset = {.method = RfResetMethod_Register, .bar = 0, .offset = COMMAND, .width_bytes = 1, .set = RESET,
               .wait_mask = RESET, .zero = RF_NO_REGISTERS, .limit_us = 10000},
 };
@@ -46,12 +46,12 @@ RF_PARAMETER promiscuous = {
 
 static uint64_t ports;
 static RfNet net;
-static const uint8_t *ring; /* where the driver sees it */
-static uint64_t ring_at;    /* the next frame in it */
+static const uint8_t *ring; /* its address for the driver */
+static uint64_t ring_at;    /* the offset of the next frame in the ring */
 static RfFrame sending[SENDING];
-static uint64_t next, done; /* frames that were handed to the card, and taken back, in all */
+static uint64_t next, done; /* the total number of frames given to the card, and taken back */
 
-/* 5.7: the receiver is on before it is told what to receive. */
+/* 5.7: the receiver must be on before it is told which frames to receive. */
 static void start_receiver(int64_t ring_address)
 {
     enum { OTHERS = 1, OWN = 2, ALL = 8, ANY_BURST = 7 << 8, BYTES_32K = 2 << 11, NO_LIMIT = 7 << 13 };
@@ -88,7 +88,7 @@ static int64_t init(void)
     int64_t ring_address = rf_dma_address((uint64_t)result);
     if ((result = rf_net_offer(&net, mac)) < 0)
         return result;
-    /* The card's addresses have 32 bits. */
+    /* The card has 32-bit addresses. */
     if (ring_address < 0 || (ring_address + RING_BYTES + BEHIND_RING) >> 32 || rf_net_end(&net) >> 32)
         return -RF_REFUSED_NO_MEMORY;
     if ((result = rf_enable_dma()) < 0)
@@ -119,11 +119,11 @@ static void receive(void)
 {
     while (!(rf_in8(ports, COMMAND) & RING_EMPTY)) {
         RfFrame frame;
-        uint16_t header[2]; /* status, and length with the check sequence */
+        uint16_t header[2]; /* the status, and the length including the check sequence */
         RF_BARRIER();
         memcpy(header, ring + ring_at, sizeof header);
         if (header[1] == 0xfff0 || !rf_net_take_empty(&net, &frame))
-            return; /* the card is not done with it, or there is nothing to put it into */
+            return; /* the card is still writing the frame, or no empty frame is there for it */
         if (!(header[0] & 1) || header[1] < CHECK || header[1] >= RING_BYTES) {
             rf_net_give_received(&net, &frame, 0);
             rf_net_count(&net, RfCounter_RxErrors, 1);
@@ -133,7 +133,7 @@ static void receive(void)
         }
         uint32_t len_bytes = header[1] - CHECK, start = (ring_at + 4) % RING_BYTES, first = RING_BYTES - start;
         if (len_bytes > RF_MAX_FRAME)
-            len_bytes = 0; /* one that is too long is passed over */
+            len_bytes = 0; /* a frame that is too long is delivered empty */
         if (first > len_bytes)
             first = len_bytes;
         memcpy(frame.bytes, ring + start, first);

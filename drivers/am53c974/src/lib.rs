@@ -1,9 +1,10 @@
-//! AMD Am53C974, as QEMU's `am53c974` and `dc390` are ones. Chapters are those of the *Am53C974A
+//! AMD Am53C974, which is QEMU's `am53c974` and `dc390`. Chapters are those of the *Am53C974A
 //! PCscsi II Technical Manual*.
 //!
-//! It is reached through ports alone: a SCSI core of the 53C90's family, and a DMA engine that
-//! moves one contiguous range below 4 GiB at a time. Message and command go through that engine as
-//! well, since the core's FIFO is shorter than the longest of them.
+//! The driver reaches the adapter through ports alone. The adapter has a SCSI core of the 53C90
+//! family, and a DMA engine that moves one contiguous range below 4 GiB at a time. The message and
+//! the command go through that engine too, because together they can be longer than the core's
+//! FIFO.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -24,8 +25,8 @@ driver!(
         .pci(&[(0x1022, 0x2020)])
         .dma_kib(16)
         .restart()
-        // The engine stops, then the core is reset. Its command register reads as the last command,
-        // to which no bit may be added.
+        // First the engine is stopped, then the core is reset. The command register reads as the
+        // last command, so it is set to zero before the bits of the reset are set.
         .reset(
             Reset::register(0, reg::COMMAND.offset(), 4)
                 .zeroes([reg::DMA_COMMAND.offset(), reg::COMMAND.offset()])
@@ -34,26 +35,26 @@ driver!(
         )
 );
 
-/// Longest message and command.
+/// The largest length of a message with its command.
 const MOST_OUT: usize = 1 + 32;
 
-/// What the command that is under way waits for.
+/// The event that the command in progress waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Idle,
-    /// The target to be selected, and to take the command.
+    /// The target is selected and takes the command.
     Selected,
-    /// Data to be moved, all or less.
+    /// The data is moved, completely or in part.
     Moved,
-    /// Status and message to be in the FIFO.
+    /// The status and the message are in the FIFO.
     Status,
-    /// The target to be gone.
+    /// The target disconnects.
     Gone,
 }
 
 struct Am53c974 {
     registers: Registers<Adapter>,
-    /// Message and command.
+    /// The message and the command to send.
     out: Dma,
     step: Step,
     data: u32,
@@ -97,7 +98,7 @@ impl BusAdapter for Am53c974 {
 
     fn poll(&mut self, _interrupted: bool) -> Option<Ending> {
         while self.registers.read(reg::STATUS) & reg::STATUS_INT != 0 {
-            // Reading the causes clears status and step as well.
+            // Reading the causes also clears the status and the step.
             let status = self.registers.read(reg::STATUS);
             let causes = self.registers.read(reg::INTERRUPT);
             let ending = self.go_on(status, causes);
@@ -119,12 +120,12 @@ impl BusAdapter for Am53c974 {
 }
 
 impl Am53c974 {
-    /// Resets adapter and bus, and sets the adapter up.
+    /// Resets the adapter and the bus, and sets the adapter up.
     fn reset(&mut self) {
         self.registers.write(reg::DMA_COMMAND, dma::ABORT);
         self.registers.write(reg::DMA_COMMAND, dma::IDLE);
         self.registers.write(reg::COMMAND, command::RESET_CHIP);
-        // The first command after that must be this one.
+        // NOP must be the first command after a reset of the chip.
         self.registers.write(reg::COMMAND, command::NOP);
         self.registers.write(reg::CONTROL1, OWN_ID | reg::CONTROL1_NO_RESET_INTERRUPT);
         self.registers.write(reg::CONTROL2, reg::CONTROL2_24_BITS);
@@ -134,7 +135,8 @@ impl Am53c974 {
         self.step = Step::Idle;
     }
 
-    /// Gives the core a command that moves `len_bytes` bytes at `address` through the DMA engine.
+    /// Gives the core a command that moves `len_bytes` bytes through the DMA engine, at `address`
+    /// in memory.
     fn transfer(&mut self, command: u8, address: u32, len_bytes: u32, direction: Direction) {
         let way = if direction == Direction::In { dma::TO_MEMORY } else { 0 };
         let [low, middle, high, _] = len_bytes.to_le_bytes();
@@ -149,7 +151,7 @@ impl Am53c974 {
         self.registers.write(reg::DMA_COMMAND, dma::START | way);
     }
 
-    /// The core has interrupted.
+    /// Handles an interrupt of the core. Returns the command's result, if the command has ended.
     fn go_on(&mut self, status: u8, causes: u8) -> Option<Ending> {
         let is_gone = causes & int::DISCONNECTED != 0;
         match self.step {
@@ -163,7 +165,7 @@ impl Am53c974 {
             }
             Step::Status if causes & int::DONE != 0 => {
                 self.status = self.registers.read(reg::FIFO);
-                // COMMAND COMPLETE.
+                // The second byte is the message COMMAND COMPLETE.
                 self.registers.read(reg::FIFO);
                 self.step = Step::Gone;
                 self.registers.write(reg::COMMAND, command::ACCEPT_MESSAGE);
@@ -179,7 +181,7 @@ impl Am53c974 {
             (phase::DATA_IN, Direction::In) | (phase::DATA_OUT, Direction::Out) if self.residual > 0 => {
                 self.step = Step::Moved;
                 let address = self.data + (self.data_len - self.residual);
-                // What is left counts from here on.
+                // The rest of the data becomes the data of the next transfer.
                 (self.data, self.data_len) = (address, self.residual);
                 self.transfer(command::TRANSFER, address, self.data_len, self.direction);
                 None
@@ -194,13 +196,13 @@ impl Am53c974 {
         }
     }
 
-    /// The command is over.
+    /// Marks the adapter as idle, and returns the command's result.
     fn end(&mut self, ending: Ending) -> Option<Ending> {
         self.step = Step::Idle;
         Some(ending)
     }
 
-    /// Nothing is known of the bus any more: it is reset.
+    /// Ends the command with an error. The state of the bus is unknown then, so the bus is reset.
     fn give_up(&mut self, why: core::fmt::Arguments) -> Option<Ending> {
         log::error!("{why}; the bus is reset");
         self.reset();

@@ -4,7 +4,7 @@
 ringfence_sdk::registers! {
     /// The adapter's registers.
     pub Adapter: ports 0, 0x50 bytes;
-    /// Transfer count: the lowest byte, the next, the highest.
+    /// The transfer count: its lowest, its middle, and its highest byte.
     COUNT_LOW: u8 = 0x00;
     COUNT_MIDDLE: u8 = 0x04;
     COUNT_HIGH: u8 = 0x38;
@@ -21,7 +21,7 @@ ringfence_sdk::registers! {
     CONTROL1: u8 = 0x20;
     /// The length of the transfer count.
     CONTROL2: u8 = 0x2c;
-    /// The DMA engine: command, count, address, and what is left of the count.
+    /// The DMA engine: command, count, address, and the rest of the count.
     DMA_COMMAND: u32 = 0x40;
     DMA_COUNT: u32 = 0x44;
     DMA_ADDRESS: u32 = 0x48;
@@ -45,11 +45,11 @@ pub mod command {
     pub const RESET_BUS: u8 = 0x03;
     /// Move data.
     pub const TRANSFER: u8 = 0x10;
-    /// Take status and message into the FIFO.
+    /// Read the status and the message into the FIFO.
     pub const COMPLETE: u8 = 0x11;
     pub const ACCEPT_MESSAGE: u8 = 0x12;
     pub const SELECT_WITH_ATN: u8 = 0x42;
-    /// A bit beside the command: through the DMA engine.
+    /// A flag in addition to the command: transfer through the DMA engine.
     pub const DMA: u8 = 0x80;
 }
 
@@ -58,11 +58,11 @@ pub mod dma {
     pub const IDLE: u32 = 0;
     pub const ABORT: u32 = 2;
     pub const START: u32 = 3;
-    /// A bit beside the command: from the bus to memory.
+    /// A flag in addition to the command: transfer from the bus to memory.
     pub const TO_MEMORY: u32 = 1 << 7;
 }
 
-/// Why the SCSI core interrupts.
+/// Causes of the SCSI core's interrupts.
 pub mod int {
     /// The command is done.
     pub const DONE: u8 = 1 << 3;

@@ -1,9 +1,10 @@
-//! Intel 82540EM and its kin, as QEMU's `e1000` is one, and 82574L, as its `e1000e` is one. Section
-//! and table numbers are those of the *PCI/PCI-X Family of Gigabit Ethernet Controllers Software
+//! Intel 82540EM and related cards (QEMU's `e1000`), and 82574L (QEMU's `e1000e`). Section and
+//! table numbers are those of the *PCI/PCI-X Family of Gigabit Ethernet Controllers Software
 //! Developer's Manual*, 317453-006, unless the 82574's datasheet is named.
 //!
-//! Legacy descriptors in two DMA rings, one frame each; interrupts for reception only. The rings
-//! are longer than there are frames, so they never fill up.
+//! The card uses legacy descriptors in two DMA rings, one descriptor for each frame. Interrupts for
+//! transmission are on only while sent frames are left to be reclaimed. The rings are longer than
+//! the number of frames, so they never fill up.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -30,7 +31,7 @@ driver!(
         .restart()
         .reset(
             Reset::register(0, reg::CTRL.offset(), 4)
-                // QEMU's model keeps its rings over a reset; those of no length it leaves alone.
+                // QEMU's model keeps its rings over a reset, and ignores a ring of length 0.
                 .zeroes([reg::RDLEN.offset(), reg::TDLEN.offset()])
                 .sets(ctrl::RST)
                 .waits_for(ctrl::RST, 0)
@@ -38,17 +39,17 @@ driver!(
         )
 );
 
-/// Descriptors in each ring: more than frames, so that head and tail never meet with work between
-/// them.
+/// Descriptors in each ring. There are more than frames, so that head and tail never meet while the
+/// ring has work.
 const TX_RING: usize = 2 * TX_FRAMES;
 const RX_RING: usize = 2 * RX_FRAMES;
 /// Bytes in a descriptor.
 const DESCRIPTOR: usize = 16;
-/// How long a reset may take.
+/// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(10);
-/// How long writing a register of the PHY may take: 64 us, and some more.
+/// The longest time for writing a register of the PHY: 64 us, and a margin.
 const PHY: Duration = Duration::from_millis(1);
-/// How long reading a word of the EEPROM may take.
+/// The longest time for reading a word of the EEPROM.
 const EEPROM: Duration = Duration::from_millis(10);
 
 struct E1000 {
@@ -56,33 +57,33 @@ struct E1000 {
     mac: [u8; 6],
     tx: Ring,
     rx: Ring,
-    /// Which frame each descriptor has.
+    /// The frame of each descriptor.
     tx_frames: [Option<TxFrame>; TX_RING],
     rx_frames: [Option<RxFrame>; RX_RING],
-    /// Whether the device is to interrupt when it has sent: only while something is left to be
-    /// reclaimed.
+    /// Whether the device is to interrupt after it has sent a frame: only while sent frames are
+    /// left to be reclaimed.
     tx_interrupt: bool,
     causes: Causes,
 }
 
-/// Why the device interrupts.
+/// The causes for which the device interrupts.
 #[derive(Clone, Copy)]
 struct Causes {
-    /// Something was received, or cannot be; the link has changed.
+    /// Causes for reception: a frame was received, or could not be; the link has changed.
     receive: u32,
-    /// Something was sent.
+    /// The cause for transmission: a frame was sent.
     transmit: u32,
-    /// Whether each has an interrupt of its own, and is cleared by that.
+    /// Whether each cause has an interrupt of its own, which clears the cause.
     have_own: bool,
 }
 
-/// On one line, which reading the causes lowers.
+/// The causes when all share one line; reading the causes lowers the line.
 const ON_LINE: Causes =
     Causes { receive: int::RXT0 | int::RXDMT0 | int::RXO | int::LSC, transmit: int::TXDW, have_own: false };
-/// With an interrupt each.
+/// The causes when each has an interrupt of its own.
 const WITH_OWN: Causes =
     Causes { receive: int::RXQ0 | int::OTHER | int::RXO | int::LSC, transmit: int::TXQ0, have_own: true };
-/// The third of these, for all but reception and transmission.
+/// The third of the card's own interrupts, for all causes but reception and transmission.
 const OTHER_VECTOR: u32 = 2;
 const ID_82574L: u16 = 0x10d3;
 
@@ -90,7 +91,7 @@ fn ring(len: usize) -> Result<Ring> {
     Ok(Ring::new(Dma::new(len * DESCRIPTOR)?, len))
 }
 
-/// A card's name by its PCI device id.
+/// Returns a card's name by its PCI device id.
 fn card_name(id: u16) -> &'static str {
     match id {
         ID_82574L => "82574L",
@@ -105,7 +106,7 @@ fn card_name(id: u16) -> &'static str {
 impl Device<Nic> for E1000 {
     fn init() -> Result<E1000> {
         let registers = Registers::map()?;
-        // 14.3: reset, then no interrupts, also none that the reset has caused.
+        // 14.3: reset, then disable all interrupts, and clear those that the reset has caused.
         registers.write(reg::IMC, u32::MAX);
         registers.set(reg::CTRL, ctrl::RST);
         device::wait_until(RESET, || registers.read(reg::CTRL) & ctrl::RST == 0)
@@ -114,16 +115,17 @@ impl Device<Nic> for E1000 {
         registers.read(reg::ICR);
         registers.set(reg::CTRL, ctrl::SLU | ctrl::ASDE);
 
-        // QEMU's model keeps its registers over a reset: what another driver left there must not
+        // QEMU's model keeps its registers over a reset. Values left by another driver must not
         // matter.
         for register in reg::OFF {
             registers.write(register, 0);
         }
-        // The same of the PHY: in loopback, it would hear nobody but itself.
+        // QEMU's model keeps the PHY's registers, too. In loopback, the card would receive only its
+        // own frames.
         registers.write(reg::MDIC, reg::MDIC_NORMAL);
-        // One that does not say so was written to all the same.
+        // If the PHY does not report the end, the register was written nevertheless.
         let _ = device::wait_until(PHY, || registers.read(reg::MDIC) & reg::MDIC_READY != 0);
-        // 5.6.1: the first three words of the EEPROM are the address.
+        // 5.6.1: the first three words of the EEPROM are the Ethernet address.
         let id = device::pci_read(2, 2)? as u16;
         let [a, b] = eeprom(&registers, id, 0)?;
         let [c, d] = eeprom(&registers, id, 1)?;
@@ -132,7 +134,7 @@ impl Device<Nic> for E1000 {
         registers.write(reg::RAL0, u32::from_le_bytes([a, b, c, d]));
         registers.write(reg::RAH0, u32::from_le_bytes([e, f, 0, 0]) | reg::RAH_AV);
         let name = card_name(id);
-        // The others have none, and are not asked.
+        // Only the 82574L has interrupts of its own.
         let causes = if id == ID_82574L { own_interrupts(&registers)? } else { ON_LINE };
         log::info!("{name} at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         Ok(E1000 {
@@ -168,7 +170,7 @@ impl Device<Nic> for E1000 {
         begin(&self.rx, [reg::RDBAL, reg::RDBAH, reg::RDLEN, reg::RDH, reg::RDT]);
         begin(&self.tx, [reg::TDBAL, reg::TDBAH, reg::TDLEN, reg::TDH, reg::TDT]);
         device::enable_dma()?;
-        // 14.5: transmit initialization, with the inter-packet gap of table 13-77 for copper.
+        // 14.5: transmit initialization, with the inter-packet gap for copper (table 13-77).
         registers.write(reg::TIPG, 10 | 8 << 10 | 6 << 20);
         registers.write(reg::TCTL, tctl::EN | tctl::PSP | 0xf << tctl::CT | 0x40 << tctl::COLD);
         self.set_hearing(queues.hearing());
@@ -181,8 +183,8 @@ impl Device<Nic> for E1000 {
         let mut reply = Reply::ACKNOWLEDGED;
         let must_ask = !self.causes.have_own || events.has_vector(OTHER_VECTOR);
         if events.contains(Events::INTERRUPT) && must_ask {
-            // Reading the causes clears them and lowers the line (13.4.17); those that have their
-            // own are cleared by writing ones (82574 datasheet, 10.2.4.1).
+            // Reading the causes clears them and lowers the line (13.4.17). With the card's own
+            // interrupts, these causes are cleared by writing ones (82574 datasheet, 10.2.4.1).
             let causes = self.registers.read(reg::ICR);
             if self.causes.have_own {
                 self.registers.write(reg::ICR, causes & (int::OTHER | int::LSC | int::RXO));
@@ -209,8 +211,8 @@ impl Device<Nic> for E1000 {
     }
 }
 
-/// Asks for an interrupt for each of reception, transmission, and the rest (82574 datasheet, 7.4).
-/// If they are not to be had, there is the line.
+/// Asks for three interrupts: for reception, for transmission, and for all other causes (82574
+/// datasheet, 7.4). If the card does not get them, it uses its line.
 fn own_interrupts(registers: &Registers<Card>) -> Result<Causes> {
     if device::vectors(3)? < 3 {
         return Ok(ON_LINE);
@@ -221,7 +223,7 @@ fn own_interrupts(registers: &Registers<Card>) -> Result<Causes> {
     Ok(WITH_OWN)
 }
 
-/// Word `address` of the EEPROM of a card with device id `id` (5.3.1).
+/// Reads word `address` of the EEPROM of a card with device id `id` (5.3.1).
 fn eeprom(registers: &Registers<Card>, id: u16, address: u32) -> Result<[u8; 2]> {
     let (at, done) = if id == ID_82574L { (2, eerd::DONE_82574) } else { (8, eerd::DONE) };
     registers.write(reg::EERD, address << at | eerd::START);
@@ -231,7 +233,7 @@ fn eeprom(registers: &Registers<Card>, id: u16, address: u32) -> Result<[u8; 2]>
 }
 
 impl E1000 {
-    /// Lets the receiver take what it is to hear (13.4.22).
+    /// Tells the receiver which frames to receive (13.4.22).
     fn set_hearing(&self, hearing: Hearing) {
         let mut receive = rctl::EN | rctl::LPE | rctl::BAM | rctl::SECRC;
         if hearing.contains(Hearing::PROMISCUOUS) {
@@ -240,14 +242,15 @@ impl E1000 {
         if hearing.contains(Hearing::ALL_MULTICAST) {
             receive |= rctl::MPE;
         }
-        // QEMU's model keeps this over a reset, and receives nothing for a second after each write.
+        // QEMU's model keeps this register over a reset, and receives nothing for a second after
+        // each write.
         if self.registers.read(reg::RCTL) != receive {
             self.registers.write(reg::RCTL, receive);
         }
     }
 
-    /// Hands new frames to the device, all with one write of the tail, and takes back what it has
-    /// sent (3.3).
+    /// Hands new frames to the device, with one write of the tail, and takes back the sent frames
+    /// (3.3).
     fn transmit(&mut self, queues: &mut Queues) {
         let before = self.tx.next;
         while let Some(frame) = queues.take_transmit() {
@@ -279,10 +282,10 @@ impl E1000 {
         }
     }
 
-    /// Delivers what was received and gives the device new frames (3.2).
+    /// Delivers the received frames and gives the device new frames (3.2).
     fn receive(&mut self, queues: &mut Queues) {
         while self.rx.done != self.rx.next {
-            // All of it at once: length, checksum, status, errors.
+            // One read returns length, checksum, status and errors.
             let written: u64 = self.rx.memory.read(self.rx.done * DESCRIPTOR + 8);
             let [len_low, len_high, _, _, status, errors, ..] = written.to_le_bytes();
             if status & rxd::DD == 0 {

@@ -11,16 +11,17 @@ ringfence_sdk::registers! {
     STATUS: u32 = 0x0008;
     /// EEPROM read (13.4.4).
     EERD: u32 = 0x0014;
-    /// What else is up to the card (82574 datasheet, 10.2.2.5).
+    /// Extended device control (82574 datasheet, 10.2.2.5).
     CTRL_EXT: u32 = 0x0018;
-    /// A register of the PHY (13.4.8): data, its number, the PHY's, and what is done with it.
+    /// Access to a register of the PHY (13.4.8): data, the register's number, the PHY's number, and
+    /// the operation.
     MDIC: u32 = 0x0020;
-    /// Flow control: address, type and time (13.4.12 ff.); and the type that VLANs have (13.4.7).
+    /// Flow control: address, type and time (13.4.12 ff.); and the Ethernet type of VLANs (13.4.7).
     FCAL: u32 = 0x0028;
     FCAH: u32 = 0x002c;
     FCT: u32 = 0x0030;
     FCTTV: u32 = 0x0170;
-    /// Interrupt cause read; reading clears (13.4.17).
+    /// Interrupt cause read; reading clears the causes (13.4.17).
     ICR: u32 = 0x00c0;
     /// Interrupt throttling (13.4.18).
     ITR: u32 = 0x00c4;
@@ -28,9 +29,9 @@ ringfence_sdk::registers! {
     IMS: u32 = 0x00d0;
     /// Interrupt mask clear (13.4.21).
     IMC: u32 = 0x00d8;
-    /// Which causes an interrupt of its own clears (82574 datasheet, 10.2.4.6).
+    /// Causes that are cleared when their own interrupt is raised (82574 datasheet, 10.2.4.6).
     EIAC: u32 = 0x00dc;
-    /// Which of the interrupts of its own each cause raises (82574 datasheet, 10.2.4.9).
+    /// The number of the interrupt that each cause raises (82574 datasheet, 10.2.4.9).
     IVAR: u32 = 0x00e4;
     /// Receive control (13.4.22).
     RCTL: u32 = 0x0100;
@@ -65,7 +66,7 @@ ringfence_sdk::registers! {
     RAH0: u32 = 0x5404;
 }
 
-/// What is all off when zero: delays, receive checksums, flow control.
+/// Registers that turn a feature off when they are zero: delays, receive checksums, flow control.
 pub const OFF: [Register<Card, u32>; 10] = [ITR, RDTR, RADV, TIDV, TADV, RXCSUM, FCAL, FCAH, FCT, FCTTV];
 
 /// STATUS: link up.
@@ -73,11 +74,12 @@ pub const STATUS_LU: u32 = 1 << 1;
 /// MDIC: write the control register of PHY 1 (13.4.8, 11.3.1): autonegotiation, full duplex, a
 /// gigabit, and no loopback.
 pub const MDIC_NORMAL: u32 = 1 << 26 | 1 << 21 | 0x1140;
-/// MDIC: it is done.
+/// MDIC: the operation is done.
 pub const MDIC_READY: u32 = 1 << 28;
-/// IVAR: reception raises the first, transmission the second, and all else the third.
+/// IVAR: reception raises the first interrupt, transmission the second, and all other causes the
+/// third.
 pub const IVAR_THREE: u32 = 0b1000 | 0b1001 << 8 | 0b1010 << 16;
-/// CTRL_EXT: what is masked when a cause is cleared, IAM says: nothing.
+/// CTRL_EXT: clearing a cause masks the interrupts that IAM names, which are none.
 pub const CTRL_EXT_IAME: u32 = 1 << 27;
 /// RAH0: the address is valid.
 pub const RAH_AV: u32 = 1 << 31;
@@ -86,9 +88,9 @@ pub const RAH_AV: u32 = 1 << 31;
 pub mod eerd {
     /// Read the word whose address begins at bit 8.
     pub const START: u32 = 1 << 0;
-    /// The word is there, from bit 16 on.
+    /// The word has been read; it begins at bit 16.
     pub const DONE: u32 = 1 << 4;
-    /// The same of an 82574, whose address begins at bit 2 (82574 datasheet, 10.2.2.4).
+    /// `DONE` of an 82574, where the word's address begins at bit 2 (82574 datasheet, 10.2.2.4).
     pub const DONE_82574: u32 = 1 << 1;
 }
 
@@ -112,15 +114,15 @@ pub mod int {
     pub const RXDMT0: u32 = 1 << 4;
     /// Receiver overrun.
     pub const RXO: u32 = 1 << 6;
-    /// Receiver timer: something was received.
+    /// Receiver timer: a frame was received.
     pub const RXT0: u32 = 1 << 7;
-    /// With interrupts of its own: queue 0 has received, has sent; something else.
+    /// With the card's own interrupts: queue 0 has received; queue 0 has sent; another cause.
     pub const RXQ0: u32 = 1 << 20;
     pub const TXQ0: u32 = 1 << 22;
     pub const OTHER: u32 = 1 << 24;
 }
 
-/// Bits of [`RCTL`]. Buffers are of 2,048 bytes unless told otherwise.
+/// Bits of [`RCTL`]. Buffers have 2,048 bytes by default.
 pub mod rctl {
     /// Enable.
     pub const EN: u32 = 1 << 1;
@@ -141,9 +143,9 @@ pub mod tctl {
     pub const EN: u32 = 1 << 1;
     /// Pad short packets.
     pub const PSP: u32 = 1 << 3;
-    /// Collision threshold begins here.
+    /// The first bit of the collision threshold.
     pub const CT: u32 = 4;
-    /// Collision distance begins here.
+    /// The first bit of the collision distance.
     pub const COLD: u32 = 12;
 }
 
@@ -165,7 +167,7 @@ pub mod rxd {
     pub const DD: u8 = 1 << 0;
     /// Status: end of packet.
     pub const EOP: u8 = 1 << 1;
-    /// Errors that spoil the frame: CRC or alignment, symbol, sequence, carrier extension, receive
-    /// data.
+    /// Errors that make the frame invalid: CRC or alignment, symbol, sequence, carrier extension,
+    /// receive data.
     pub const ERRORS: u8 = 0b1001_0111;
 }

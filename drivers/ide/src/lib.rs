@@ -1,9 +1,9 @@
 //! ATA disk on a channel at fixed ports, by programmed I/O: *AT Attachment with Packet Interface 6*
 //! (ATA/ATAPI-6, T13/1410D revision 3b).
 //!
-//! One command is under way at a time. The device interrupts when it has a part of the data, or
-//! wants one, and the driver moves it: the device reaches no memory by itself. A channel has two
-//! devices; **the first that is a disk is driven, the other is not**.
+//! One command is in progress at a time. The device interrupts when it has a part of the data, or
+//! wants one. The driver then moves the data itself, so the device never accesses memory. A channel
+//! has two devices: **the first device that is a disk is driven, the other one is not**.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -22,7 +22,7 @@ driver!(
     Manifest::new("ide", env!("CARGO_PKG_VERSION")).kind(Kind::Block).fixed(&[0x1f0, 0x170]).upcall_ms(1000).restart()
 );
 
-/// Registers of the command block (7, table 6), and the one of the control block.
+/// Registers of the command block (7, table 6).
 mod register {
     pub const DATA: u16 = 0;
     pub const ERROR: u16 = 1;
@@ -31,11 +31,12 @@ mod register {
     pub const LBA_MID: u16 = 4;
     pub const LBA_HIGH: u16 = 5;
     pub const DEVICE: u16 = 6;
-    /// Reading it lowers the interrupt.
+    /// Reading this register lowers the interrupt.
     pub const STATUS: u16 = 7;
     pub const COMMAND: u16 = 7;
 }
-/// Device control and alternate status, the one port of the second run (7.5, 7.2).
+/// Device control (7.5) when written, alternate status (7.2) when read: the only port of the second
+/// run.
 const CONTROL: u16 = 0;
 const NO_INTERRUPT: u8 = 1 << 1;
 const SOFTWARE_RESET: u8 = 1 << 2;
@@ -46,7 +47,7 @@ mod status {
     pub const DATA_REQUEST: u8 = 1 << 3;
     pub const DEVICE_FAULT: u8 = 1 << 5;
     pub const BUSY: u8 = 1 << 7;
-    /// Nobody drives the lines.
+    /// No device drives the lines.
     pub const NOBODY: u8 = 0x7f;
 }
 
@@ -61,26 +62,26 @@ mod command {
     pub const IDENTIFY_DEVICE: u8 = 0xec;
 }
 
-/// Bits of the device register: addresses are block numbers, and which device (7.7).
+/// Bits of the device register (7.7): addresses are block numbers; the second device is selected.
 const LBA: u8 = 1 << 6;
 const SECOND: u8 = 1 << 4;
 
-/// Length of a block in bytes. Devices with others are not driven.
+/// Length of a block in bytes. Devices with blocks of another length are not driven.
 const BLOCK_BYTES: usize = 512;
-/// Blocks in each part of the data that is asked for by an interrupt, at most.
+/// The largest number of blocks in each part of the data.
 const MOST_MULTIPLE: u8 = 16;
-/// Blocks that 28 bits can count.
+/// The number of blocks that an address of 28 bits can reach.
 const BLOCKS_28: u64 = 1 << 28;
-/// How long it may take to take devices into service, both together, in nanoseconds: an upcall is
-/// no longer.
+/// The longest time for taking the devices into service, both together, in nanoseconds. It must be
+/// shorter than the limit of an upcall.
 const INIT_NS: u64 = 800_000_000;
-/// How long a device may take to ask for the first part of what is written to it (one without
-/// moving parts asks at once).
+/// The longest time until a device accepts a command and, for a write, asks for the first part of
+/// the data. A device without moving parts asks at once.
 const FIRST_NS: u64 = 200_000_000;
-/// How long it may take to come back from a reset.
+/// The longest time until a device works again after a reset.
 const RESTORE_NS: u64 = 500_000_000;
-/// How long reset is held, how long a device has no status after it, and how long until one that
-/// was selected has its status right (9.1, 9.2).
+/// How long the reset is held, how long a device has no valid status after a reset, and how long it
+/// has none after it was selected (9.1, 9.2).
 const RESET: Duration = Duration::from_micros(5);
 const AFTER_RESET: Duration = Duration::from_millis(2);
 const SELECT: Duration = Duration::from_nanos(400);
@@ -88,22 +89,22 @@ const SELECT: Duration = Duration::from_nanos(400);
 struct Ide {
     channel: Channel,
     info: BlockInfo,
-    /// Addresses have 48 bits.
+    /// Whether addresses have 48 bits.
     is_large: bool,
-    /// Blocks in a part of the data.
+    /// The number of blocks in a part of the data.
     multiple: usize,
     now: Option<Doing>,
 }
 
-/// A request under way.
+/// The request in progress.
 struct Doing {
     ticket: Ticket,
     request: BlockRequest,
-    /// Bytes of its data that were moved.
+    /// The number of bytes of its data that were moved.
     moved: usize,
 }
 
-/// The registers of a channel, and which of its devices is meant.
+/// The registers of a channel, and the device that is selected.
 struct Channel {
     command: Ports,
     control: Ports,
@@ -115,18 +116,19 @@ impl Channel {
         self.command.write8(register, value);
     }
 
-    /// The status, which lowers no interrupt.
+    /// Reads the alternate status, which does not lower the interrupt.
     fn peek(&self) -> u8 {
         self.control.read8(CONTROL)
     }
 
-    /// Waits until the device is not busy; its status then, or `None` if it is still at `end`.
+    /// Waits until the device is not busy. Returns its status, or `None` if it is still busy at
+    /// `end`.
     fn wait(&self, end: u64) -> Option<u8> {
         self.wait_for(end, |_| true)
     }
 
-    /// Waits until the device is not busy and its status is as `is_wanted` says; the status then,
-    /// or `None` if that is not so at `end`.
+    /// Waits until the device is not busy and `is_wanted` accepts its status. Returns the status,
+    /// or `None` if that has not happened by `end`.
     fn wait_for(&self, end: u64, is_wanted: impl Fn(u8) -> bool) -> Option<u8> {
         loop {
             let found = self.peek();
@@ -139,13 +141,14 @@ impl Channel {
         }
     }
 
-    /// Gives a command. Its status is right when this returns (9).
+    /// Gives the device a command, and waits until the status is valid (9).
     fn command(&self, command: u8) {
         self.write(register::COMMAND, command);
         pause(SELECT);
     }
 
-    /// Has the device move so many blocks at once; whether it does (8, SET MULTIPLE MODE).
+    /// Has the device move `blocks` blocks in each part of the data. Returns whether the device
+    /// accepts that (8, SET MULTIPLE MODE).
     fn set_multiple(&self, blocks: usize, end: u64) -> bool {
         let [blocks, ..] = blocks.to_le_bytes();
         self.write(register::SECTOR_COUNT, blocks);
@@ -153,20 +156,20 @@ impl Channel {
         self.wait(end).is_some_and(|found| found & (status::ERROR | status::DEVICE_FAULT) == 0)
     }
 
-    /// Lets the device interrupt from now on. What it has interrupted for until now is over.
+    /// Lets the device interrupt from now on. Clears an interrupt that is pending.
     fn allow_interrupts(&self) {
         self.command.read8(register::STATUS);
         self.control.write8(CONTROL, 0);
     }
 
-    /// Means the device whose bit this is, 0 or `SECOND`, from now on.
+    /// Selects the device with the bit `device`, which is 0 or `SECOND`.
     fn select(&mut self, device: u8) {
         self.device = device;
         self.write(register::DEVICE, LBA | device);
         pause(SELECT);
     }
 
-    /// Ends whatever the devices do, and what a driver before has begun.
+    /// Resets both devices, which ends their commands, also those of an earlier driver.
     fn reset(&self) {
         self.control.write8(CONTROL, NO_INTERRUPT | SOFTWARE_RESET);
         pause(RESET);
@@ -174,10 +177,10 @@ impl Channel {
         pause(AFTER_RESET);
     }
 
-    /// What a disk says of itself (8.15.8); `None` if there is no disk.
+    /// Returns the data with which a disk identifies itself (8.15.8); `None` if there is no disk.
     fn identify(&self, end: u64) -> Option<[u8; BLOCK_BYTES]> {
         let found = self.wait(end)?;
-        // A packet device has its mark there after a reset (9.12).
+        // A packet device has a signature in these registers after a reset (9.12).
         let is_disk = (self.command.read8(register::LBA_MID), self.command.read8(register::LBA_HIGH)) == (0, 0);
         if found == 0 || found == status::NOBODY || !is_disk {
             return None;
@@ -193,7 +196,7 @@ impl Channel {
     }
 }
 
-/// Word `number` of what a disk says of itself.
+/// Returns word `number` of the data with which a disk identifies itself.
 fn word(words: &[u8; BLOCK_BYTES], number: usize) -> u16 {
     u16::from_le_bytes([words[2 * number], words[2 * number + 1]])
 }
@@ -204,7 +207,8 @@ impl Device<Block> for Ide {
         let now = service::time_ns();
         let end = now + INIT_NS;
         channel.reset();
-        // The second one is looked for in time, however long the first one is busy.
+        // The first device gets half of the time, so that the second one is tried even if the first
+        // stays busy.
         let found = [(0, now + INIT_NS / 2), (SECOND, end)].into_iter().find_map(|(device, end)| {
             channel.select(device);
             channel.identify(end)
@@ -214,7 +218,8 @@ impl Device<Block> for Ide {
         let count = |numbers: core::ops::Range<usize>| {
             numbers.rev().fold(0, |blocks, number| blocks << 16 | u64::from(word(&words, number)))
         };
-        // Valid if bit 14 is set and bit 15 is not; blocks are longer then if bit 12 is set, too.
+        // The word is valid if bit 14 is set and bit 15 is clear. Blocks are longer if bit 12 is
+        // set too.
         let has_long_blocks = word(&words, 106) >> 12 & 0xd == 5;
         if !has(49, 9) || has_long_blocks {
             log::error!("the disk has no block numbers, or blocks that are not of {BLOCK_BYTES} bytes");
@@ -223,12 +228,12 @@ impl Device<Block> for Ide {
         let is_large = has(83, 10);
         let blocks = if is_large { count(100..104) } else { count(60..62) };
         let mut model = [0; 24];
-        // Letters are in pairs, the second one first.
+        // The letters are stored in pairs, the second letter of each pair first.
         let letters = words[54..].chunks(2).flat_map(|pair| [pair[1], pair[0]]);
         model.iter_mut().zip(letters).for_each(|(to, letter)| *to = letter);
         let len = model.iter().rposition(|letter| *letter != b' ').map_or(0, |last| last + 1);
         model[len..].fill(0);
-        // Word 47: most blocks in a part.
+        // Word 47: the largest number of blocks in a part of the data.
         let multiple = usize::from(words[94].clamp(1, MOST_MULTIPLE));
         if !channel.set_multiple(multiple, end) {
             log::error!("the disk does not move {multiple} blocks at once");
@@ -260,7 +265,7 @@ impl Device<Block> for Ide {
 }
 
 impl Ide {
-    /// Begins what is asked for.
+    /// Begins a request, or completes it if it cannot be begun.
     fn start(&mut self, ticket: Ticket, request: BlockRequest, queues: &mut Queues) {
         let (lba, count) = (request.lba, request.data_len as usize / BLOCK_BYTES);
         let is_beyond = lba.checked_add(count as u64).is_none_or(|end| end > self.info.blocks);
@@ -283,7 +288,7 @@ impl Ide {
         if channel.wait_for(end, |found| found & status::DATA_REQUEST == 0).is_none() {
             return self.fail(ticket, &request, queues, format_args!("the disk takes no command"));
         }
-        // A device with long addresses takes two bytes in each register, the higher ones first
+        // A device with 48-bit addresses takes two bytes in each register, the higher byte first
         // (6.20).
         if self.is_large {
             channel.write(register::SECTOR_COUNT, count_high);
@@ -298,7 +303,7 @@ impl Ide {
         let rest = if self.is_large { 0 } else { third & 0x0f };
         channel.write(register::DEVICE, LBA | channel.device | rest);
         channel.command(command);
-        // No interrupt asks for the first part of what is written (9.7).
+        // The device asks for the first part of a write without an interrupt (9.7).
         let is_asked = |found| found & (status::DATA_REQUEST | status::ERROR | status::DEVICE_FAULT) != 0;
         let is_write = request.operation == BLOCK_WRITE;
         if is_write && channel.wait_for(end, is_asked).is_none() {
@@ -310,7 +315,7 @@ impl Ide {
         }
     }
 
-    /// Completes a request that failed, and has the device forget it.
+    /// Completes a request that failed, and resets the device so that it forgets the request.
     #[cold]
     fn fail(&mut self, ticket: Ticket, request: &BlockRequest, queues: &mut Queues, why: Arguments) {
         log::warn!("block {}: {why}", request.lba);
@@ -318,10 +323,10 @@ impl Ide {
         let end = service::time_ns() + RESTORE_NS;
         let device = self.channel.device;
         self.channel.reset();
-        // A device that is busy does not hear that it is meant.
+        // A busy device ignores a selection.
         let mut is_back = self.channel.wait(end).is_some();
         self.channel.select(device);
-        // What was set before a reset may be gone.
+        // The reset may have cleared the multiple mode.
         is_back &= self.channel.wait(end).is_some() && self.channel.set_multiple(self.multiple, end);
         if !is_back {
             log::error!("the disk does not come back from a reset");
@@ -329,10 +334,11 @@ impl Ide {
         self.channel.allow_interrupts();
     }
 
-    /// Moves what the device has or wants, and completes what is done.
+    /// Moves the part of the data that the device has or wants, and completes the request when it
+    /// is done.
     fn go_on(&mut self, queues: &mut Queues) {
         let Some(mut doing) = self.now.take() else {
-            // What interrupted is nothing of this driver's.
+            // No request is in progress. Reading the status lowers the interrupt.
             self.channel.command.read8(register::STATUS);
             return;
         };
@@ -366,8 +372,8 @@ impl Ide {
             }
             doing.moved += BLOCK_BYTES;
         }
-        // The last part that is read ends the command; the last part that is written is interrupted
-        // for when it is done.
+        // A read is done when its last part was moved. A write is done only when the device
+        // interrupts again after its last part.
         match doing.moved == doing.request.data_len as usize && !is_write {
             true => queues.complete(doing.ticket, &BLOCK_OK),
             false => self.now = Some(doing),

@@ -1,8 +1,8 @@
-//! LSI 53C895A, as QEMU's `lsi53c895a` is one. Sections are those of the *LSI53C895A PCI to Ultra2
+//! LSI 53C895A, which is QEMU's `lsi53c895a`. Sections are those of the *LSI53C895A PCI to Ultra2
 //! SCSI Controller Technical Manual*, version 2.2.
 //!
-//! A processor of its own carries out a program in memory ([`script`]), which moves all that a
-//! command needs.
+//! The adapter has a processor of its own. It carries out a program in memory ([`script`]), which
+//! does all the transfers of a command.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -34,26 +34,27 @@ driver!(
         )
 );
 
-/// How long a reset may take.
+/// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(10);
-/// How long the bus is held in reset (SPI-5, 9.5: 25 us at least).
+/// How long the reset of the bus is held (SPI-5, 9.5: at least 25 us).
 const BUS_RESET: Duration = Duration::from_micros(30);
-/// What is where in the adapter's memory: the table, what it points to, and the program.
+/// Offsets in the adapter's memory: the table is first, followed by the memory that it points to,
+/// and the program.
 const IDENTIFY: usize = 0x40;
 const CDB: usize = 0x50;
 const STATUS: usize = 0x80;
 const MESSAGE: usize = 0x88;
-/// Where a byte goes that a command without data has no place for.
+/// The place for a byte that a target transfers in a command without data.
 const NOWHERE: usize = 0x90;
 const SCRIPT: usize = 0x100;
 const MEMORY: usize = SCRIPT + PROGRAM.len() * 8;
-/// No status yet: none has all these bits.
+/// The status byte before the target has given a status: no SCSI status has this value.
 const NO_STATUS: u8 = 0xff;
 
 struct Lsi {
     registers: Registers<Adapter>,
     memory: Dma,
-    /// Bytes of data that the command which is under way is to move, and those that it has left.
+    /// The length of the data of the command in progress, and the number of bytes that it has left.
     data_len: u32,
     left: u32,
     is_busy: bool,
@@ -79,8 +80,7 @@ impl BusAdapter for Lsi {
         self.memory.write(table::SELECT as usize, u32::from(command.target) << 16);
         self.point(table::COMMAND, command.cdb().len() as u32, self.address(CDB));
         match command.direction {
-            // Where a target that wants to move data all the same finds room for one byte, and
-            // nothing else.
+            // If the target wants to move data nevertheless, it finds room for only one byte.
             Direction::None => self.point(table::DATA, 1, self.address(NOWHERE)),
             _ => self.point(table::DATA, command.data_len, command.data),
         }
@@ -93,7 +93,7 @@ impl BusAdapter for Lsi {
         let status = self.registers.read(reg::ISTAT);
         if status & reg::ISTAT_SIP != 0 {
             let (first, second) = (self.registers.read(reg::SIST0), self.registers.read(reg::SIST1));
-            // 2.2.16: a DMA interrupt may be stacked behind it.
+            // 2.2.16: a DMA interrupt may be stacked behind the SCSI interrupt.
             if second & reg::SIST1_STO != 0 {
                 return self.end(Ending::failed(HOST_NO_DEVICE));
             }
@@ -101,7 +101,8 @@ impl BusAdapter for Lsi {
                 return self.give_up(format_args!("the bus has failed (SIST0 {first:#x})"));
             }
             if first & reg::SIST0_MA != 0 && self.is_busy {
-                // The target moves less than it might. What it wants instead the program finds out.
+                // The target has moved less data than it might. The program checks which phase the
+                // target wants now.
                 self.left = self.registers.read(reg::DBC) & 0xff_ffff;
                 self.run(Label::Dispatch.offset());
             }
@@ -135,7 +136,7 @@ impl BusAdapter for Lsi {
 }
 
 impl Lsi {
-    /// Resets adapter and bus, and sets the adapter up (4.2).
+    /// Resets the adapter and the bus, and sets the adapter up (4.2).
     fn reset(&mut self) -> Result<()> {
         let registers = &self.registers;
         registers.write(reg::ISTAT, reg::ISTAT_SRST);
@@ -150,7 +151,7 @@ impl Lsi {
         registers.write(reg::SCNTL1, reg::SCNTL1_RST);
         device::pause(BUS_RESET);
         registers.write(reg::SCNTL1, 0);
-        // The reset is an interrupt, too.
+        // The reset of the bus raises an interrupt too; these reads clear it.
         for cleared_by_reading in [reg::SIST0, reg::SIST1, reg::DSTAT] {
             registers.read(cleared_by_reading);
         }
@@ -160,7 +161,7 @@ impl Lsi {
         Ok(())
     }
 
-    /// Puts the program and what never changes of the table into memory.
+    /// Writes the program and the constant part of the table into memory.
     fn load(&mut self) {
         let program = self.address(SCRIPT);
         for (index, instruction) in PROGRAM.into_iter().enumerate() {
@@ -180,23 +181,23 @@ impl Lsi {
         self.memory.write(entry as usize + 4, address);
     }
 
-    /// Where the adapter sees the byte at `offset` of its memory.
+    /// Returns the adapter's address of the byte at `offset` of its memory.
     fn address(&self, offset: usize) -> u32 {
         self.memory.address(offset) as u32
     }
 
-    /// Has the program run from `offset` on.
+    /// Starts the program at `offset`.
     fn run(&mut self, offset: u32) {
         self.registers.write(reg::DSA, self.address(0));
         self.registers.write(reg::DSP, self.address(SCRIPT) + offset);
     }
 
-    /// The command is over, if there is one.
+    /// Ends the command in progress, and returns its result; `None` if no command is in progress.
     fn end(&mut self, ending: Ending) -> Option<Ending> {
         core::mem::take(&mut self.is_busy).then_some(ending)
     }
 
-    /// Nothing is known of the bus any more: it is reset.
+    /// Ends the command with an error. The state of the bus is unknown then, so the bus is reset.
     fn give_up(&mut self, why: core::fmt::Arguments) -> Option<Ending> {
         log::error!("{why}; the bus is reset");
         let _ = self.reset();

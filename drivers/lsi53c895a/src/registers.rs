@@ -9,7 +9,7 @@ ringfence_sdk::registers! {
     SCNTL1: u8 = 0x01;
     /// The adapter's number, and whether it may be reselected.
     SCID: u8 = 0x04;
-    /// Why SCRIPTS stopped; reading clears.
+    /// The causes for which SCRIPTS stopped; reading clears them.
     DSTAT: u8 = 0x0c;
     /// The address of the table.
     DSA: u32 = 0x10;
@@ -21,14 +21,14 @@ ringfence_sdk::registers! {
     DSP: u32 = 0x2c;
     /// The argument of the last INT.
     DSPS: u32 = 0x30;
-    /// DMA interrupts that are let through.
+    /// The DMA interrupts that are enabled.
     DIEN: u8 = 0x39;
     /// DMA control.
     DCNTL: u8 = 0x3b;
-    /// SCSI interrupts that are let through.
+    /// The SCSI interrupts that are enabled.
     SIEN0: u8 = 0x40;
     SIEN1: u8 = 0x41;
-    /// SCSI interrupts; reading clears.
+    /// The causes of SCSI interrupts; reading clears them.
     SIST0: u8 = 0x42;
     SIST1: u8 = 0x43;
     /// How long a target may take to answer to its selection.

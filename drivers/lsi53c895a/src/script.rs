@@ -1,8 +1,8 @@
-//! The SCRIPTS program that carries out one command, and the instructions that it is made of
+//! The SCRIPTS program that carries out one command, and the instructions of the program
 //! (*LSI53C895A Technical Manual*, chapter 5). An instruction is two words of 32 bits.
 //!
-//! It never changes: what differs from command to command is in a table, which the processor finds
-//! by its DSA register.
+//! The program never changes. The values that differ from command to command are in a table, to
+//! which the processor's register DSA points.
 
 /// Phases of the bus.
 #[derive(Clone, Copy)]
@@ -16,26 +16,26 @@ pub enum Phase {
     MessageIn = 7,
 }
 
-/// What an INT instruction says: the register DSPS has it.
+/// Values of INT instructions, which the register DSPS returns.
 pub mod says {
-    /// The command is over.
+    /// The command has ended.
     pub const DONE: u32 = 1;
-    /// The target wants a phase that has no place here.
+    /// The target wants a phase that the program does not expect.
     pub const BAD_PHASE: u32 = 2;
-    /// The target sends a message that is not known here.
+    /// The target has sent a message that the program does not know.
     pub const BAD_MESSAGE: u32 = 3;
-    /// A target that was not asked wants something.
+    /// A target has reselected the adapter when none was expected to.
     pub const BAD_RESELECT: u32 = 4;
-    /// More data than the command has room for.
+    /// The target wants to move more data than the command has.
     pub const OVERRUN: u32 = 5;
 }
 
 /// Entries of the table: offsets from DSA.
 pub mod table {
-    /// The target, as SELECT takes it.
+    /// The target, in the format of the instruction SELECT.
     pub const SELECT: u32 = 0;
-    /// Length and address of each: the message that names the unit, the command, its data, its
-    /// status, a message from the target.
+    /// The length and the address of each item: the message that names the unit, the command, its
+    /// data, its status, a message from the target.
     pub const IDENTIFY: u32 = 8;
     pub const COMMAND: u32 = 16;
     pub const DATA: u32 = 24;
@@ -43,18 +43,18 @@ pub mod table {
     pub const MESSAGE: u32 = 40;
 }
 
-/// Moves as many bytes as the table's entry says, to or from where it says, when the bus has that
-/// phase (5.3).
+/// Moves as many bytes as the table's entry says, to or from the entry's address, when the bus is
+/// in that phase (5.3).
 const fn mov(phase: Phase, entry: u32) -> [u32; 2] {
     [0x1800_0000 | (phase as u32) << 24, entry]
 }
 
-/// Goes on elsewhere when the bus has that phase (5.5).
+/// Jumps when the bus is in that phase (5.5).
 const fn jump_when(phase: Phase, to: Label) -> [u32; 2] {
     [0x800b_0000 | (phase as u32) << 24, to.offset()]
 }
 
-/// Goes on elsewhere if the last byte of a message was that one.
+/// Jumps if the last byte of a message was `byte`.
 const fn jump_if(byte: u8, to: Label) -> [u32; 2] {
     [0x800c_0000 | byte as u32, to.offset()]
 }
@@ -63,20 +63,20 @@ const fn jump(to: Label) -> [u32; 2] {
     [0x8008_0000, to.offset()]
 }
 
-/// Ends, with an interrupt.
+/// Ends the program with an interrupt.
 const fn int(says: u32) -> [u32; 2] {
     [0x9808_0000, says]
 }
 
-/// Selects the table's target with ATN; goes on elsewhere if another one was faster (5.4).
+/// Selects the table's target with ATN; jumps if a target has reselected the adapter first (5.4).
 const fn select(or: Label) -> [u32; 2] {
     [0x4300_0000 | table::SELECT, or.offset()]
 }
 
 const WAIT_DISCONNECT: [u32; 2] = [0x4800_0000, 0];
-/// Lowers ACK: the message was understood.
+/// Lowers ACK, which accepts the message.
 const CLEAR_ACK: [u32; 2] = [0x6000_0040, 0];
-/// Has a disconnection be expected: SCNTL2 loses its bit SDU.
+/// Clears the bit SDU of SCNTL2, so that a disconnection is expected.
 const EXPECT_DISCONNECT: [u32; 2] = [0x7c02_7f00, 0];
 
 const fn wait_reselect(or: Label) -> [u32; 2] {
@@ -87,7 +87,7 @@ const fn wait_reselect(or: Label) -> [u32; 2] {
 const SAVE_DATA_POINTER: u8 = 0x02;
 const DISCONNECT: u8 = 0x04;
 
-/// Places of the program: numbers of instructions.
+/// Places in the program, as numbers of instructions.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum Label {
@@ -103,18 +103,19 @@ pub enum Label {
 }
 
 impl Label {
-    /// Where it is, from the start of the program, in bytes.
+    /// Returns the offset of the place from the start of the program, in bytes.
     pub const fn offset(self) -> u32 {
         self as u32 * 8
     }
 }
 
-/// The program. Addresses of jumps are offsets, to which its own address is to be added.
+/// The program. The addresses of jumps are offsets, to which `Lsi::load` adds the program's
+/// address.
 pub const PROGRAM: [[u32; 2]; 34] = [
     select(Label::Reselected),
     mov(Phase::MessageOut, table::IDENTIFY),
     mov(Phase::Command, table::COMMAND),
-    // Dispatch: what does the target want?
+    // Dispatch: jump to the phase that the target wants.
     jump_when(Phase::DataIn, Label::DataIn),
     jump_when(Phase::DataOut, Label::DataOut),
     jump_when(Phase::MessageIn, Label::MessageIn),
@@ -126,7 +127,7 @@ pub const PROGRAM: [[u32; 2]; 34] = [
     // DataOut
     mov(Phase::DataOut, table::DATA),
     jump(Label::AfterData),
-    // AfterData: all of it was moved.
+    // AfterData: all data was moved.
     jump_when(Phase::MessageIn, Label::MessageIn),
     jump_when(Phase::Status, Label::Status),
     int(says::OVERRUN),
@@ -143,7 +144,8 @@ pub const PROGRAM: [[u32; 2]; 34] = [
     CLEAR_ACK,
     WAIT_DISCONNECT,
     wait_reselect(Label::Reselected),
-    // Back: it says who it is. Nobody else was asked for anything.
+    // Back: the target identifies itself. Only one command is in progress, so it is the same
+    // target.
     mov(Phase::MessageIn, table::MESSAGE),
     CLEAR_ACK,
     jump(Label::Dispatch),
@@ -157,7 +159,7 @@ pub const PROGRAM: [[u32; 2]; 34] = [
     int(says::BAD_RESELECT),
 ];
 
-/// The labels are where they say.
+/// The labels match the program.
 const _: () = {
     const fn first(at: Label) -> u32 {
         PROGRAM[at as usize][0]
@@ -172,7 +174,7 @@ const _: () = {
     assert!(PROGRAM[Label::Reselected as usize][1] == says::BAD_RESELECT);
 };
 
-/// Whether an instruction's second word is an offset into the program.
+/// Returns whether an instruction's second word is an offset into the program.
 pub const fn has_address(instruction: [u32; 2]) -> bool {
     let [first, _] = instruction;
     let is_jump = first >> 27 == 0b10000;

@@ -1,9 +1,9 @@
-//! NE2000 on PCI (RTL8029AS and its kin), as QEMU's `ne2k_pci` is one. Sections are those of the
-//! *DP8390D/NS32490D NIC* data sheet, TL/F/8582.
+//! NE2000 on PCI (RTL8029AS and related cards), which is QEMU's `ne2k_pci`. Sections are those of
+//! the *DP8390D/NS32490D NIC* data sheet, TL/F/8582.
 //!
-//! The card has no DMA and no registers in memory: it has memory of its own, which is reached
-//! through one port, 16 bits at a time. A frame to be sent is copied into it; what is received lies
-//! in a ring of pages there until the driver copies it out.
+//! The card has neither DMA nor registers in memory. It has memory of its own, which the driver
+//! reaches through one port, 16 bits at a time. The driver copies a frame to send into that memory.
+//! Received frames lie in a ring of pages there until the driver copies them out.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -26,18 +26,19 @@ driver!(
         .restart()
 );
 
-/// Pages of the frame that is sent.
+/// The number of pages for the frame that is being sent.
 const TRANSMIT_PAGES: u8 = (MAX_FRAME as u16).div_ceil(reg::PAGE) as u8;
-/// The receive ring: all the others.
+/// The receive ring: all other pages.
 const RING: u8 = reg::FIRST_PAGE + TRANSMIT_PAGES;
 const RING_END: u8 = reg::END_PAGE;
-/// Bytes in front of a received frame: status, page of the next one, length in bytes with these.
+/// Bytes in front of a received frame: its status, the page of the next frame, and the frame's
+/// length in bytes including this header.
 const HEADER: usize = 4;
-/// Causes that are looked for: all that the driver does something about, but for what was sent.
+/// The causes that always interrupt: all that the driver handles, except for sent frames.
 const CAUSES: u8 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::OVERWRITE;
-/// How long a reset may take.
+/// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(10);
-/// How long the chip may still be at work after it was stopped (7.0: 1.6 ms).
+/// How long the chip may go on working after it was stopped (7.0: 1.6 ms).
 const STOP: Duration = Duration::from_micros(1600);
 
 struct Ne2k {
@@ -45,18 +46,19 @@ struct Ne2k {
     mac: [u8; 6],
     /// The frame that the card is sending.
     sending: Option<TxFrame>,
-    /// Whether the card is to interrupt when it has sent.
+    /// Whether the card is to interrupt after it has sent a frame.
     tx_interrupt: bool,
-    /// Page of the next frame that is to be read.
+    /// The page of the next frame to read.
     next: u8,
-    /// Which frames are taken, as the receive configuration says it.
+    /// The frames that the card receives, as a value of the receive configuration.
     takes: u8,
 }
 
 impl Device<Nic> for Ne2k {
     fn init() -> Result<Ne2k> {
         let ports = Ports::open(0)?;
-        // QEMU's model keeps its page over a reset: whoever was ended may have left the other one.
+        // QEMU's model keeps the selected page over a reset, and an earlier driver may have
+        // selected page 1.
         ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
         ports.write8(reg::RESET, ports.read8(reg::RESET));
         device::wait_until(RESET, || ports.read8(reg::CAUSES) & cause::IN_RESET != 0)
@@ -64,7 +66,7 @@ impl Device<Nic> for Ne2k {
         let mut card = Ne2k { ports, mac: [0; 6], sending: None, tx_interrupt: false, next: RING, takes: 0 };
         card.stop();
         ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
-        // The board has the address in front of its memory, each byte twice.
+        // The Ethernet address is in front of the card's memory, each byte twice.
         let mut twice = [0; 12];
         card.read(0, &mut twice);
         for (byte, pair) in card.mac.iter_mut().zip(twice.chunks(2)) {
@@ -93,7 +95,7 @@ impl Device<Nic> for Ne2k {
             self.set_hearing(queues.hearing());
             self.ports.write8(reg::RECEIVE_CONFIGURATION, self.takes);
         }
-        // The line stays up as long as a cause that interrupts is set.
+        // The line stays raised as long as an unmasked cause is set.
         let causes = self.ports.read8(reg::CAUSES);
         self.ports.write8(reg::CAUSES, causes & !cause::IN_RESET);
         self.transmit(queues);
@@ -115,14 +117,14 @@ impl Device<Nic> for Ne2k {
 }
 
 impl Ne2k {
-    /// Stops the chip, which receives nothing until it is started again.
+    /// Stops the chip. It receives nothing until it is started again.
     fn stop(&self) {
         self.ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
         self.ports.write8(reg::RECEIVE_CONFIGURATION, reg::MONITOR);
         self.ports.write8(reg::TRANSMIT_CONFIGURATION, reg::LOOPBACK);
     }
 
-    /// Sets the ring up, which is empty then, and starts the chip (9.0: the order of a start).
+    /// Sets up an empty ring and starts the chip, in the order that 9.0 requires.
     fn receive_from_start(&mut self) {
         let ports = &self.ports;
         self.stop();
@@ -134,12 +136,13 @@ impl Ne2k {
         for (index, byte) in (0..).zip(self.mac) {
             ports.write8(reg::ADDRESS + index, byte);
         }
-        // All groups, if groups are heard at all.
+        // The filter accepts all groups; the receive configuration decides whether group frames are
+        // received.
         for index in 0..8 {
             ports.write8(reg::MULTICAST + index, 0xff);
         }
-        // The boundary is one page behind the frame that is to be read next: equal, they would say
-        // that the ring is full.
+        // The boundary is one page behind the next frame to read. If the two were equal, the chip
+        // would take the ring for full.
         self.next = RING + 1;
         ports.write8(reg::CURRENT, self.next);
         ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
@@ -157,7 +160,8 @@ impl Ne2k {
         }
     }
 
-    /// Has `len_bytes` bytes from `address` of the card's memory go through the data port.
+    /// Starts a transfer of `len_bytes` bytes at `address` of the card's memory through the data
+    /// port.
     fn remote(&self, address: u16, len_bytes: usize, direction: u8) {
         let set = |registers: [u16; 2], value: u16| {
             for (register, byte) in registers.into_iter().zip(value.to_le_bytes()) {
@@ -181,10 +185,10 @@ impl Ne2k {
         self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
     }
 
-    /// Sends one frame after the other, as long as the card takes them.
+    /// Sends one frame after another, as long as the card takes them.
     fn transmit(&mut self, queues: &mut Queues) {
         loop {
-            // 10.2: the bit is cleared when the frame was sent, or given up.
+            // 10.2: the chip clears the bit when it has sent the frame, or given it up.
             let is_busy = self.ports.read8(reg::COMMAND) & command::TRANSMIT != 0;
             if !is_busy && let Some(frame) = self.sending.take() {
                 queues.give_transmitted(frame);
@@ -223,7 +227,7 @@ impl Ne2k {
         self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::TRANSMIT);
     }
 
-    /// The page that the next frame is received into.
+    /// Returns the page into which the next frame is received.
     fn current(&self) -> u8 {
         self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::PAGE_1);
         let page = self.ports.read8(reg::CURRENT);
@@ -231,7 +235,8 @@ impl Ne2k {
         page
     }
 
-    /// Copies frames out of the ring, as long as there are some, and empty ones to put them into.
+    /// Copies frames out of the ring, as long as the ring has frames and the kernel has lent empty
+    /// ones.
     fn receive(&mut self, queues: &mut Queues) {
         while self.next != self.current() {
             let Some(mut frame) = queues.take_empty() else { break };
@@ -240,7 +245,8 @@ impl Ne2k {
             self.read(start, &mut header);
             let [status, next, low, high] = header;
             let len_bytes = usize::from(u16::from_le_bytes([low, high])).saturating_sub(HEADER);
-            // 8.0: what lies in the ring is not to be trusted after an error: it begins anew.
+            // 8.0: after an error the contents of the ring cannot be trusted, so the ring is set up
+            // again.
             if !(RING..RING_END).contains(&next) || len_bytes > MAX_FRAME {
                 log::warn!("the receive ring is damaged at page {:#x}: it is set up anew", self.next);
                 queues.give_received(frame, 0);
@@ -257,7 +263,7 @@ impl Ne2k {
         }
     }
 
-    /// Copies bytes out of the ring, of which the first page follows the last.
+    /// Copies bytes out of the ring, whose first page follows its last one.
     fn read_ring(&self, start: u16, to: &mut [u8]) {
         let end = u16::from(RING_END) * reg::PAGE;
         let (first, rest) = to.split_at_mut(to.len().min(usize::from(end - start)));
@@ -267,8 +273,8 @@ impl Ne2k {
         }
     }
 
-    /// What is to be done when the ring was full (7.0): the chip is stopped, the ring is emptied,
-    /// and it is started again.
+    /// Recovers from an overflow of the ring (7.0): stops the chip, empties the ring, and starts
+    /// the chip again.
     fn recover(&mut self, queues: &mut Queues) {
         let ports = &self.ports;
         ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);

@@ -1,29 +1,29 @@
-//! Ports of an NE2000, and bits in them: *DP8390D/NS32490D NIC* data sheet, TL/F/8582, section 10;
-//! ports 0x10 and 0x1f are the board's (*AN-475*, TL/F/9162).
+//! Ports of an NE2000, and their bits: *DP8390D/NS32490D NIC* data sheet, TL/F/8582, section 10.
+//! Ports 0x10 and 0x1f belong to the board (*AN-475*, TL/F/9162).
 
-/// Command: it is on all pages.
+/// The command register, which is on all pages.
 pub const COMMAND: u16 = 0x00;
-/// Bits of the command; one of the remote DMA's three is always set.
+/// Bits of the command register. One of the three bits for the remote DMA is always set.
 pub mod command {
     pub const STOP: u8 = 1 << 0;
     pub const START: u8 = 1 << 1;
     pub const TRANSMIT: u8 = 1 << 2;
     pub const REMOTE_READ: u8 = 1 << 3;
     pub const REMOTE_WRITE: u8 = 2 << 3;
-    /// The remote DMA is complete, or is given up.
+    /// Ends or aborts the remote DMA.
     pub const NO_REMOTE: u8 = 4 << 3;
     pub const PAGE_1: u8 = 1 << 6;
 }
 
-/// Page 0. First page of the receive ring, and the one behind its last.
+/// Page 0. The first page of the receive ring, and the page behind its last one.
 pub const RING_START: u16 = 0x01;
 pub const RING_STOP: u16 = 0x02;
-/// Last page of the ring that the driver has read.
+/// The last page of the ring that the driver has read.
 pub const BOUNDARY: u16 = 0x03;
 /// Page and length in bytes of the frame to send.
 pub const TRANSMIT_PAGE: u16 = 0x04;
 pub const TRANSMIT_BYTES: [u16; 2] = [0x05, 0x06];
-/// Causes of interrupts, which writing a 1 clears.
+/// Causes of interrupts; writing a 1 clears a cause.
 pub const CAUSES: u16 = 0x07;
 /// Address and length in bytes of a transfer through the data port.
 pub const REMOTE_ADDRESS: [u16; 2] = [0x08, 0x09];
@@ -31,21 +31,21 @@ pub const REMOTE_BYTES: [u16; 2] = [0x0a, 0x0b];
 pub const RECEIVE_CONFIGURATION: u16 = 0x0c;
 pub const TRANSMIT_CONFIGURATION: u16 = 0x0d;
 pub const DATA_CONFIGURATION: u16 = 0x0e;
-/// Causes that interrupt.
+/// The causes that interrupt, when written.
 pub const MASK: u16 = 0x0f;
-/// Frames that were lost for want of room, when read, which clears it.
+/// The number of frames lost for lack of room, when read; reading clears it.
 pub const MISSED: u16 = 0x0f;
 
 /// Page 1. The Ethernet address, 6 bytes.
 pub const ADDRESS: u16 = 0x01;
-/// The page that the next frame is received into.
+/// The page into which the next frame is received.
 pub const CURRENT: u16 = 0x07;
 /// Multicast filter, 8 bytes.
 pub const MULTICAST: u16 = 0x08;
 
 /// The data port, 16 bits wide.
 pub const DATA: u16 = 0x10;
-/// Reading resets.
+/// Reading this port resets the card.
 pub const RESET: u16 = 0x1f;
 
 /// Causes of interrupts.
@@ -59,23 +59,23 @@ pub mod cause {
     pub const IN_RESET: u8 = 1 << 7;
 }
 
-/// Receive configuration: frames for all are taken, for groups, for any host; or none, and nothing
-/// is kept of them.
+/// Receive configuration: receive broadcasts, receive frames to groups, receive frames to any host.
+/// With `MONITOR`, no frame is stored.
 pub const TAKE_BROADCAST: u8 = 1 << 2;
 pub const TAKE_GROUPS: u8 = 1 << 3;
 pub const TAKE_ALL: u8 = 1 << 4;
 pub const MONITOR: u8 = 1 << 5;
-/// Transmit configuration: loopback inside of the chip.
+/// Transmit configuration: loopback inside the chip.
 pub const LOOPBACK: u8 = 1 << 1;
 /// Data configuration: 16 bits at a time, no loopback, the FIFO's threshold at 8 bytes.
 pub const WORDS: u8 = 1 << 0 | 1 << 3 | 2 << 5;
 
-/// Status of a received frame: it is whole.
+/// Status of a received frame: the frame is intact.
 pub const RECEIVED_WELL: u8 = 1 << 0;
 
 /// Bytes in a page of the card's memory.
 pub const PAGE: u16 = 256;
-/// The board's memory, in pages, and what lies in front of it: the Ethernet address, each byte
-/// twice.
+/// The board's memory, as the first page and the page behind the last one. In front of this memory
+/// is the Ethernet address, each byte twice.
 pub const FIRST_PAGE: u8 = 0x40;
 pub const END_PAGE: u8 = 0x80;

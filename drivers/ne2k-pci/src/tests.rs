@@ -1,5 +1,5 @@
-//! The driver with a model of the card, which does what QEMU's does not: it is slow to send, its
-//! ring overflows, and it damages frames.
+//! Tests of the driver with a model of the card. Unlike QEMU's model, this one can be slow to send,
+//! let its ring overflow, and damage frames.
 
 use super::registers::{self as reg, cause, command};
 use super::{Ne2k, RING, RING_END};
@@ -15,7 +15,7 @@ use std::vec::Vec;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
-/// A card.
+/// A model of the card.
 struct Card {
     memory: Vec<u8>,
     page_0: [u8; 16],
@@ -23,7 +23,7 @@ struct Card {
     command: u8,
     causes: u8,
     remote: usize,
-    /// Whether a frame is sent at once.
+    /// Whether the card sends a frame at once.
     is_quick: bool,
     sent: Vec<Vec<u8>>,
 }
@@ -40,7 +40,7 @@ impl Card {
         Rc::new(RefCell::new(card))
     }
 
-    /// Puts a frame into the ring, as the card does that receives one; the status is `status`.
+    /// Puts a frame with status `status` into the ring, as a card does when it receives a frame.
     fn receive(&mut self, frame: &[u8], status: u8) {
         let page = self.page_1[usize::from(reg::CURRENT)];
         let pages = (frame.len() + 4).div_ceil(256) as u8;
@@ -138,7 +138,8 @@ fn frames_are_sent_and_short_ones_filled_up() {
     assert_eq!(card.borrow().sent, [short, frames[1].clone(), frames[2].clone()]);
 }
 
-/// It is given back when it was sent, and the interrupt for that is on only until then.
+/// The driver gives the frame back after it was sent. The interrupt for sent frames is on only
+/// until then.
 #[test]
 fn a_frame_that_takes_its_time_is_waited_for() {
     let card = Card::new();
@@ -172,7 +173,7 @@ fn frames_come_out_of_the_ring_over_its_end_and_damaged_ones_do_not() {
     }
 }
 
-/// What the card says of the next frame cannot be.
+/// The header in the ring names an impossible page for the next frame.
 #[test]
 fn a_ring_that_is_damaged_is_set_up_anew() {
     let card = Card::new();
@@ -187,7 +188,8 @@ fn a_ring_that_is_damaged_is_set_up_anew() {
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![2; 60]]);
 }
 
-/// The data sheet's section 7.0: the chip is stopped for 1.6 ms, emptied and started.
+/// As section 7.0 of the data sheet requires, the driver stops the chip for 1.6 ms, empties the
+/// ring and starts the chip.
 #[test]
 fn an_overflow_is_recovered_from() {
     let card = Card::new();
@@ -206,7 +208,8 @@ fn an_overflow_is_recovered_from() {
     assert_ne!(card.command & command::START, 0);
 }
 
-/// What a driver does with its card is written down once, and must be the same ever after.
+/// The accesses of `init` are recorded, and the same accesses must occur when the driver runs
+/// against the recording.
 #[test]
 fn a_start_that_was_recorded_is_played_back() {
     let recorder = Rc::new(RefCell::new(Recorder::new(Card::new())));
@@ -219,7 +222,7 @@ fn a_start_that_was_recorded_is_played_back() {
     assert_eq!(script.borrow().left(), 0);
 }
 
-/// A driver that was ended while it looked at the second page.
+/// An earlier driver may have been ended while page 1 was selected.
 #[test]
 fn a_card_that_was_left_on_another_page_is_driven() {
     let card = Card::new();

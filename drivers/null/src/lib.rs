@@ -1,6 +1,6 @@
-//! Does nothing, so that the cost of a crossing is measured apart from that of a device.
+//! A driver that does nothing, to measure the cost of a crossing apart from that of a device.
 //!
-//! `tell null calls N` calls the empty service N times and answers how many TSC ticks that took.
+//! `tell null calls N` calls the empty service N times and answers the number of TSC ticks taken.
 #![no_std]
 #![forbid(unsafe_code)]
 

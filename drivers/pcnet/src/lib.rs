@@ -1,8 +1,9 @@
-//! AMD Am79C970A (PCnet-PCI II), as QEMU's `pcnet` is one. Sections are those of its data sheet,
+//! AMD Am79C970A (PCnet-PCI II), which is QEMU's `pcnet`. Sections are those of its data sheet,
 //! 19436.
 //!
-//! It is reached through ports alone. Descriptors of the 32-bit style in two DMA rings, one frame
-//! each. The rings are longer than there are frames, so they never fill up.
+//! The driver reaches the card through ports alone. It uses descriptors of the 32-bit style in two
+//! DMA rings, one descriptor for each frame. The rings are longer than the number of frames, so
+//! they never fill up.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -27,7 +28,7 @@ driver!(
         .restart()
         .reset(
             Reset::register(0, reg::RDP as u32, 4)
-                // RAP names CSR0 then, which stops the card.
+                // With 0, RAP names CSR0, whose bit STOP stops the card.
                 .zeroes([reg::RAP as u32, NO_REGISTER])
                 .sets(csr0::STOP)
                 .waits_for(csr0::INIT | csr0::START | csr0::RECEIVER_ON, 0)
@@ -35,8 +36,8 @@ driver!(
         )
 );
 
-/// Descriptors in each ring, powers of two (table 43): more than frames, so that no end meets the
-/// other.
+/// Descriptors in each ring, powers of two (table 43). There are more than frames, so that the two
+/// ends of a ring never meet.
 const TX_RING: usize = 2 * TX_FRAMES;
 const RX_RING: usize = 2 * RX_FRAMES;
 const _: () = assert!(TX_RING.is_power_of_two() && RX_RING.is_power_of_two() && TX_RING <= 512 && RX_RING <= 512);
@@ -44,7 +45,7 @@ const _: () = assert!(TX_RING.is_power_of_two() && RX_RING.is_power_of_two() && 
 const DESCRIPTOR: usize = 16;
 /// Bytes in the initialization block.
 const INIT_BLOCK: usize = 28;
-/// How long that may take to be read.
+/// The longest time for the card to read the initialization block.
 const INIT: Duration = Duration::from_millis(10);
 
 struct Pcnet {
@@ -53,11 +54,11 @@ struct Pcnet {
     init: Dma,
     tx: Ring,
     rx: Ring,
-    /// Which frame each descriptor has.
+    /// The frame of each descriptor.
     tx_frames: [Option<TxFrame>; TX_RING],
     rx_frames: [Option<RxFrame>; RX_RING],
-    /// Whether the card is to interrupt when it has sent: only while something is left to be
-    /// reclaimed.
+    /// Whether the card is to interrupt after it has sent a frame: only while sent frames are left
+    /// to be reclaimed.
     tx_interrupt: bool,
 }
 
@@ -65,8 +66,8 @@ fn ring(len: usize) -> Result<Ring> {
     Ok(Ring::new(Dma::within_4_gib(len * DESCRIPTOR)?, len))
 }
 
-/// Hands the next descriptor of a ring to the card, with the buffer at `address`; returns its
-/// number.
+/// Hands the next descriptor of a ring to the card, with the buffer at `address`. Returns the
+/// descriptor's number.
 fn give(ring: &mut Ring, address: u64, len_bytes: u32, flags: u32) -> usize {
     let index = ring.next;
     let at = index * DESCRIPTOR;
@@ -78,7 +79,7 @@ fn give(ring: &mut Ring, address: u64, len_bytes: u32, flags: u32) -> usize {
     index
 }
 
-/// The descriptor that the card has finished next, with its status.
+/// Returns the number and the status of the next descriptor, if the card has finished it.
 fn finished(ring: &Ring) -> Option<(usize, u32)> {
     if ring.done == ring.next {
         return None;
@@ -93,8 +94,8 @@ fn finished(ring: &Ring) -> Option<(usize, u32)> {
 impl Device<Nic> for Pcnet {
     fn init() -> Result<Pcnet> {
         let ports = Ports::open(0)?;
-        // Whichever mode it is in, one of these resets it. The first write of 32 bits makes that
-        // its mode.
+        // One of these reads resets the card, whichever mode it is in. The first 32-bit write sets
+        // the 32-bit mode.
         ports.read32(reg::RESET);
         ports.read16(reg::RESET_16);
         ports.write32(reg::RDP, 0);
@@ -164,8 +165,8 @@ impl Pcnet {
         self.ports.write32(reg::RDP, value);
     }
 
-    /// The initialization block of the 32-bit style: mode and lengths of the rings, address, no
-    /// multicast, where the rings are.
+    /// Fills in the initialization block of the 32-bit style: mode, lengths of the rings, Ethernet
+    /// address, no multicast, addresses of the rings.
     fn fill_init_block(&mut self) {
         self.init.write(0, self.rx.len.ilog2() << 20 | self.tx.len.ilog2() << 28);
         self.init.write_bytes(4, &self.mac);
@@ -173,7 +174,7 @@ impl Pcnet {
         self.init.write(24, self.tx.memory.address(0) as u32);
     }
 
-    /// Hands new frames to the card, and takes back what it has sent.
+    /// Hands new frames to the card, and takes back the sent frames.
     fn transmit(&mut self, queues: &mut Queues) {
         let before = self.tx.next;
         while let Some(frame) = queues.take_transmit() {
@@ -197,13 +198,13 @@ impl Pcnet {
         }
     }
 
-    /// Delivers what was received and gives the card new frames.
+    /// Delivers the received frames and gives the card new frames.
     fn receive(&mut self, queues: &mut Queues) {
         while let Some((index, status)) = finished(&self.rx) {
             let len_bytes: u32 = self.rx.memory.read::<u32>(index * DESCRIPTOR + 8) & 0xfff;
             let whole = reg::START_OF_PACKET | reg::END_OF_PACKET;
-            // A frame that is damaged, or longer than the buffer, is delivered empty: the buffer
-            // goes back.
+            // A frame that is damaged, or longer than the buffer, is delivered empty, so that the
+            // kernel gets its buffer back.
             let good = status & reg::ERROR == 0 && status & whole == whole;
             let len_bytes = if good { len_bytes.saturating_sub(reg::CHECK_BYTES) } else { 0 };
             if let Some(frame) = self.rx_frames[index].take() {

@@ -1,43 +1,43 @@
-//! Ports, registers and descriptor bits of the Am79C970A (*PCnet-PCI II Data Sheet*, 19436). Ports
-//! are those of the 32-bit mode.
+//! Ports, registers and descriptor bits of the Am79C970A (*PCnet-PCI II Data Sheet*, 19436). The
+//! ports are those of the 32-bit mode.
 
 /// The Ethernet address, 6 bytes.
 pub const APROM: u16 = 0x00;
-/// Data of the CSR that RAP names.
+/// Data of the CSR whose number is in RAP.
 pub const RDP: u16 = 0x10;
-/// Number of a CSR or BCR.
+/// Number of the CSR or BCR to access.
 pub const RAP: u16 = 0x14;
-/// Reading resets; the second is where this is in the 16-bit mode.
+/// Reading this port resets the card; `RESET_16` is its place in the 16-bit mode.
 pub const RESET: u16 = 0x18;
 pub const RESET_16: u16 = 0x14;
-/// Data of the BCR that RAP names.
+/// Data of the BCR whose number is in RAP.
 pub const BDP: u16 = 0x1c;
 
-/// Controller status, and its bits.
+/// Controller status. Its bits are in [`csr0`].
 pub const CSR0: u32 = 0;
 pub mod csr0 {
     pub const INIT: u32 = 1 << 0;
     pub const START: u32 = 1 << 1;
     pub const STOP: u32 = 1 << 2;
-    /// Look for frames to send at once.
+    /// Look for frames to send at once, without waiting for the next polling interval.
     pub const TRANSMIT_DEMAND: u32 = 1 << 3;
     pub const RECEIVER_ON: u32 = 1 << 5;
     /// Let interrupts through.
     pub const INTERRUPTS: u32 = 1 << 6;
     pub const INIT_DONE: u32 = 1 << 8;
     pub const TRANSMITTED: u32 = 1 << 9;
-    /// Causes of interrupts, which writing a 1 clears.
+    /// Causes of interrupts; writing a 1 clears a cause.
     pub const CAUSES: u32 = 0x7f00;
 }
 /// Address of the initialization block, low half and high half.
 pub const CSR1: u32 = 1;
 pub const CSR2: u32 = 2;
-/// Causes that raise no interrupt: bits as in CSR0.
+/// Causes that raise no interrupt; the bits are those of CSR0.
 pub const CSR3: u32 = 3;
-/// More features: short frames are padded; no interrupts of its own.
+/// Further features: pad short frames, and mask the interrupts whose causes are in this register.
 pub const CSR4: u32 = 4;
 pub const CSR4_PAD: u32 = 1 << 11 | 0x0115;
-/// Software style: 2 has 32-bit structures.
+/// Software style: style 2 has 32-bit structures.
 pub const BCR20: u32 = 20;
 pub const STYLE_32_BITS: u32 = 2;
 
@@ -46,10 +46,10 @@ pub const OWN: u32 = 1 << 31;
 pub const ERROR: u32 = 1 << 30;
 pub const START_OF_PACKET: u32 = 1 << 25;
 pub const END_OF_PACKET: u32 = 1 << 24;
-/// The check sequence that a received frame ends with, in bytes.
+/// Length of the check sequence at the end of a received frame, in bytes.
 pub const CHECK_BYTES: u32 = 4;
 
-/// Length of a buffer as a descriptor has it: its two's complement, with ones above.
+/// Returns the length of a buffer as a descriptor holds it: its two's complement, with ones above.
 pub const fn length(len_bytes: u32) -> u32 {
     0xf000 | (0x1000 - len_bytes) & 0xfff
 }

@@ -1,8 +1,8 @@
-//! A driver of a channel for ATA disks, with a made-up disk in place of what is there, which lies
-//! to the kernel: `tell rogue-blk VERB` says what is wrong with its answer to the next request, or
-//! what it reaches for.
+//! A hostile driver of a channel for ATA disks. It offers an invented disk in place of the real
+//! one, and lies to the kernel. `tell rogue-blk VERB` selects the lie in its answer to the next
+//! request, or the memory, port or service that it tries to reach.
 //!
-//! Like `rogue`, it has unsafe code of its own.
+//! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
@@ -29,7 +29,7 @@ struct RogueBlk {
     queues: *mut u64,
     taken: u64,
     put: u64,
-    /// What is wrong with the next answer.
+    /// The lie in the next answer.
     lie: Option<Lie>,
 }
 
@@ -37,19 +37,19 @@ struct RogueBlk {
 enum Lie {
     /// The request is never answered.
     Lose,
-    /// It is answered twice.
+    /// The request is answered twice.
     Twice,
-    /// Another one, which is not under way, is answered.
+    /// Another request, which is not in flight, is answered.
     Another,
-    /// One that cannot exist is answered.
+    /// A request with an impossible number is answered.
     Beyond,
-    /// More answers are announced than the ring holds.
+    /// The driver announces more answers than the ring holds.
     Ahead,
-    /// The queue of answers is said to have one less in it than before.
+    /// The queue of answers claims to hold one entry less than before.
     Backwards,
-    /// The status is one that no driver has.
+    /// The status is a value that no driver gives.
     Status,
-    /// The device says that it cannot do that.
+    /// The status says that the device does not support the operation.
     Unsupported,
 }
 
@@ -64,7 +64,8 @@ impl Words for Memory {
     }
 }
 
-/// What the disk is like, but for what `change` makes of it, as the kernel is told; its answer.
+/// Offers the disk to the kernel, after `change` has changed its description. Returns the kernel's
+/// result.
 fn offer(change: impl FnOnce(&mut BlockInfo)) -> i64 {
     let mut info = BlockInfo {
         blocks: BLOCKS,
@@ -78,7 +79,7 @@ fn offer(change: impl FnOnce(&mut BlockInfo)) -> i64 {
     unsafe { raw::rf_offer(&raw const info as u64, size_of::<BlockInfo>() as u64) }
 }
 
-/// What no disk is like.
+/// Changes that make the description invalid.
 const WRONG: [fn(&mut BlockInfo); 9] = [
     |info| info.block_bytes = 0,
     |info| info.block_bytes = 256,
@@ -132,7 +133,7 @@ impl RogueBlk {
     }
 }
 
-/// Uses a disk; where its queues are, or the refusal's number.
+/// Uses a disk. Returns the memory of its queues, or the number of the refusal.
 fn use_disk(name: &str) -> core::result::Result<Memory, u64> {
     match unsafe { raw::rf_use(name.as_ptr() as u64, name.len() as u64) } {
         start @ 0.. => Ok(Memory(start as *mut u64)),
@@ -140,7 +141,7 @@ fn use_disk(name: &str) -> core::result::Result<Memory, u64> {
     }
 }
 
-/// Asks for these requests of a disk, and says that it has put so many.
+/// Puts entries into a disk's queue of requests, and claims to have put `put` entries in all.
 fn ask(entries: &[u64], put: u64) -> Result<u64> {
     let memory = use_disk("disk0").map_err(|_| Refusal::NotFound)?;
     for (index, entry) in entries.iter().enumerate() {
@@ -150,7 +151,7 @@ fn ask(entries: &[u64], put: u64) -> Result<u64> {
     Ok(0)
 }
 
-/// What a service answered: the refusal's number if it refused.
+/// Returns the number of the refusal in a service's result.
 fn refusal(result: i64) -> u64 {
     result.unsigned_abs()
 }
@@ -174,7 +175,7 @@ impl Driver for RogueBlk {
         if WRONG.iter().any(|change| offer(change) != Refusal::Invalid.to_result()) {
             return Err(Refusal::Denied);
         }
-        // The first run of its ports, not the second.
+        // Opens the first run of its ports, but not the second.
         let first = unsafe { raw::rf_bar_map(0) };
         if let Some(refusal) = Refusal::from_result(first) {
             return Err(refusal);
@@ -213,7 +214,7 @@ impl Driver for RogueBlk {
             "backwards" => Lie::Backwards,
             "status" => Lie::Status,
             "unsupported" => Lie::Unsupported,
-            // Not about the next answer.
+            // This verb acts at once, not with the next answer.
             "unasked" => {
                 self.answer(0);
                 return Ok(0);
@@ -222,12 +223,12 @@ impl Driver for RogueBlk {
                 use_disk("disk0").map_err(|_| Refusal::NotFound)?;
                 return Ok(use_disk("disk0").err().unwrap_or(0));
             }
-            // What no user of a disk does.
+            // Requests that no correct user of a disk makes.
             "ask-beyond" => return ask(&[BLOCK_REQUESTS as u64], 1),
             "ask-twice" => return ask(&[3, 3], 2),
             "ask-ahead" => return ask(&[], 1000),
             "offer-twice" => return Ok(refusal(offer(|_| {}))),
-            // Services for devices that reach memory.
+            // Services for devices with DMA.
             "be-bus-master" => return Ok(refusal(unsafe { raw::rf_pci_write(4, 2, 4) })),
             "read-config" => return Ok(refusal(unsafe { raw::rf_pci_read(0, 4) })),
             "ask-for-vectors" => return Ok(refusal(unsafe { raw::rf_irq_vectors(1) })),

@@ -1,8 +1,8 @@
-//! Has an LSI 53C895A reach for memory that is not its driver's: `tell rogue-lsi VERB ADDRESS`. The
-//! device's processor copies anything to anywhere (*LSI53C895A Technical Manual*, chapter 5), which
-//! makes it the best attacker on a fence around devices.
+//! Has an LSI 53C895A access memory that does not belong to its driver: `tell rogue-lsi VERB
+//! ADDRESS`. The device's processor copies data between any two addresses (*LSI53C895A Technical
+//! Manual*, chapter 5). This makes it the best attacker on a fence around devices.
 //!
-//! Nothing of that takes unsafe code: what is told to a device is numbers.
+//! None of this takes unsafe code, because the driver only passes numbers to the device.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -20,8 +20,8 @@ driver!(
         .reset(Reset::register(1, ISTAT as u32, 4).sets(1 << 6).waits_for(1 << 6, 0).within_us(10_000))
 );
 
-/// Registers: interrupt status, where SCRIPTS are, their table, why they stopped, what is moved
-/// into I/O space.
+/// Registers: interrupt status, the address of SCRIPTS, the address of their table, the cause for
+/// which they stopped, and the DMA mode, which selects I/O space.
 const ISTAT: usize = 0x14;
 const DSP: usize = 0x2c;
 const DSA: usize = 0x10;
@@ -31,19 +31,19 @@ const DMODE: usize = 0x38;
 const RESET: u8 = 1 << 6;
 const STOPPED: u8 = 1;
 
-/// What is where in its memory, which is two pages long: SCRIPTS, what comes and goes, and where
-/// that is put by itself.
+/// Offsets in the driver's memory: SCRIPTS, and the data to move. `MEMORY` is the memory's length,
+/// two pages.
 const SCRIPT: usize = 0;
 const DATA: usize = 0x800;
 const MEMORY: usize = 0x2000;
-/// What it reads is compared with this.
+/// The value of the data before a read, to see whether the device has read anything.
 const UNTOUCHED: u64 = 0x5555_5555_5555_5555;
 
 /// Instructions.
 const MOVE_MEMORY: u32 = 0xc000_0000;
 const STOP: [u32; 2] = [0x9808_0000, 0];
 const JUMP: u32 = 0x8008_0000;
-/// Loads and stores of 4 bytes of a register of the processor's own (SCRATCHA), from and to memory.
+/// Load and store 4 bytes of the processor's register SCRATCHA, from and to memory.
 const LOAD_SCRATCH: u32 = 0xe134_0004;
 const STORE_SCRATCH: u32 = 0xe034_0004;
 
@@ -51,7 +51,7 @@ struct RogueLsi {
     registers: Mmio,
     memory: Dma,
     has_dma: bool,
-    /// What it reads when it is unloaded.
+    /// The address that the device reads when the driver is unloaded.
     at_exit: Option<u32>,
 }
 
@@ -72,7 +72,7 @@ impl Script<'_> {
         self.word(first).word(second)
     }
 
-    /// Moves `len_bytes` bytes from one address of the device to another.
+    /// Adds an instruction that copies `len_bytes` bytes between two addresses of the device.
     fn copy(&mut self, from: u32, to: u32, len_bytes: u32) -> &mut Self {
         self.word(MOVE_MEMORY | len_bytes).word(from).word(to)
     }
@@ -91,8 +91,8 @@ impl RogueLsi {
         self.memory.address(offset) as u32
     }
 
-    /// Has the device run SCRIPTS at its address `address`, and says what it then has of what it
-    /// read.
+    /// Has the device run SCRIPTS at the device's address `address`. Returns the first word of the
+    /// data area afterwards.
     fn run(&mut self, address: u32) -> Result<u64> {
         if !self.has_dma {
             device::enable_dma()?;
@@ -104,7 +104,7 @@ impl RogueLsi {
     fn run_without_dma(&mut self, address: u32) -> Result<u64> {
         dma::write_barrier();
         self.registers.write32(DSP, address);
-        // QEMU runs SCRIPTS in the write.
+        // QEMU runs SCRIPTS during this write.
         if self.registers.read8(ISTAT) & STOPPED != 0 {
             self.registers.read8(DSTAT);
         }
@@ -116,7 +116,7 @@ impl RogueLsi {
         self.run(script)
     }
 
-    /// Has the device read 64 bytes at `address`; what it brought of the first word.
+    /// Has the device read 64 bytes at `address`. Returns the first word.
     fn read(&mut self, address: u32) -> Result<u64> {
         let data = self.at(DATA);
         self.memory.write(DATA, UNTOUCHED);
@@ -155,19 +155,19 @@ impl Driver for RogueLsi {
                 let (address, value) = (argument()?, argument()?);
                 self.write(address, value)
             }
-            // The program itself lies there.
+            // Runs a program at that address.
             "fetch" => {
                 let address = argument()?;
                 self.run(address)
             }
-            // A move whose length and place are in a table there.
+            // Runs a move whose length and address are in a table at that address.
             "table" => {
                 let address = argument()?;
                 self.registers.write32(DSA, address);
                 self.script().instruction([0x1900_0000, 0]).stop();
                 self.start()
             }
-            // A move whose place is in a word there.
+            // Runs a move whose address is in a word at that address.
             "indirect" => {
                 let address = argument()?;
                 self.script().instruction([0x2900_0004, address]).stop();
@@ -183,7 +183,7 @@ impl Driver for RogueLsi {
                 self.script().instruction([STORE_SCRATCH, address]).stop();
                 self.start()
             }
-            // The last bytes of its memory, and as many behind them.
+            // Reads the last 32 bytes of the driver's memory, and 32 bytes behind them.
             "straddle-read" => {
                 let end = self.at(MEMORY - 32);
                 self.read(end)
@@ -197,13 +197,14 @@ impl Driver for RogueLsi {
                 let start = self.at(0);
                 self.read(start - 32)
             }
-            // Three moves, the one in the middle from elsewhere.
+            // Runs three moves; the one in the middle reads from that address.
             "scatter" => {
                 let address = argument()?;
                 self.script().copy(data, data + 64, 64).copy(address, data, 64).copy(data, data + 128, 64).stop();
                 self.start()
             }
-            // A program that writes over its next instruction: that reads elsewhere then.
+            // Runs a program that overwrites its next instruction with one that reads from that
+            // address.
             "rewrite" => {
                 let address = argument()?;
                 let [from, to] = [script + 0x400, script + 12];
@@ -212,47 +213,47 @@ impl Driver for RogueLsi {
                 self.script().copy(from, to, 12).copy(data, data + 64, 64).stop();
                 self.start()
             }
-            // From elsewhere to elsewhere.
+            // Copies from any address to any other.
             "copy" => {
                 let (from, to) = (argument()?, argument()?);
                 self.script().copy(from, to, 64).stop();
                 self.start()
             }
-            // For ever. QEMU stops a program after 10,000 instructions.
+            // Reads in an endless loop. QEMU stops a program after 10,000 instructions.
             "flood" => {
                 let address = argument()?;
                 self.script().copy(address, data, 64).instruction([JUMP, script]);
                 self.start()
             }
-            // Before it has asked for DMA.
+            // Reads before the driver has asked for DMA.
             "read-before-dma" => {
                 let address = argument()?;
                 self.memory.write(DATA, UNTOUCHED);
                 self.script().copy(address, data, 64).stop();
                 self.run_without_dma(script)
             }
-            // Memory that it has given back.
+            // Accesses memory that the driver has given back.
             "read-freed" | "write-freed" => {
                 let freed = Dma::new(0x1000)?;
                 let address = freed.address(0) as u32;
-                // So that the device, or what is in between, remembers it.
+                // These accesses bring the address into caches of the device or of the IOMMU.
                 self.read(address)?;
                 self.write(address, 1)?;
                 drop(freed);
                 if verb == "read-freed" { self.read(address) } else { self.write(address, 2) }
             }
-            // The device goes on when its driver has ended.
+            // Ends the driver while the device continues.
             "panic-while-it-runs" => {
                 let address = argument()?;
                 self.flood(address)?;
                 panic!("while the device runs");
             }
-            // When it is unloaded, and nobody asks it anything any more.
+            // Reads while the driver is being unloaded.
             "read-at-exit" => {
                 self.at_exit = Some(argument()?);
                 Ok(0)
             }
-            // The processor's own I/O space: ports, not memory.
+            // Writes to I/O space, which is ports and not memory.
             "write-port" => {
                 let port = argument()?;
                 const DESTINATION_IS_IO: u8 = 1 << 4;
@@ -261,9 +262,9 @@ impl Driver for RogueLsi {
                 self.registers.write8(DMODE, 0);
                 result
             }
-            // Where its own memory is, for the device.
+            // Returns the address of the driver's data area for the device.
             "where" => Ok(data.into()),
-            // Its own memory there and back: what it has to be able to do.
+            // Copies inside the driver's own memory and back, which must succeed.
             "own" => {
                 self.memory.write(DATA, 0x1234_u64);
                 self.script().copy(data, data + 64, 64).copy(data + 64, data, 64).stop();

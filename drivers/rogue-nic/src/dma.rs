@@ -1,5 +1,6 @@
-//! Has the e1000 move words between its driver's memory and any address: what it sends comes back
-//! (PHY loopback), into a buffer that may be anywhere (e1000 manual, 3.2, 3.3, 13.4).
+//! Has the e1000 move words between its driver's memory and any address. With PHY loopback, the
+//! card receives its own frames, and the receive buffer may be at any address (e1000 manual, 3.2,
+//! 3.3, 13.4).
 
 use ringfence_sdk::abi::layout::{DMA, PAGE_SIZE, SLOT_SIZE};
 use ringfence_sdk::abi::net::{FRAME_BYTES, RX_ADDRESS, TX_ADDRESS, TX_FRAMES};
@@ -11,21 +12,21 @@ const TCTL: u64 = 0x400;
 const MDIC: u64 = 0x20;
 const RDBAL: u64 = 0x2800;
 const TDBAL: u64 = 0x3800;
-/// From a ring's base to its length, head and tail.
+/// Offsets from a ring's base register to its length, head and tail.
 const LENGTH: u64 = 8;
 const HEAD: u64 = 0x10;
 const TAIL: u64 = 0x18;
 const FRAME: u64 = 64;
-/// What lies where in the memory for received frames, which the device can write.
+/// Offsets in the memory for received frames, which the device can write.
 const RX_RING: u64 = 0;
 const TX_RING: u64 = 0x100;
 const BUFFER: u64 = 0x1000;
 
-/// The card, and what the queues brought.
+/// The card, and the memory that came with the queues.
 pub struct Card {
     registers: u64,
-    /// Memory for frames to send and for received ones: where the driver and where the device sees
-    /// it.
+    /// The memory for frames to send and for received frames: its address for the driver and for
+    /// the device.
     tx: (u64, u64),
     rx: (u64, u64),
 }
@@ -40,7 +41,7 @@ impl Card {
         Card { registers, tx: (tx, device(TX_ADDRESS)), rx: (rx, device(RX_ADDRESS)) }
     }
 
-    /// The same, which sends to itself.
+    /// Returns the card, in loopback.
     pub fn looped_back(queues: *mut u64) -> Result<Card> {
         let card = Card::new(queues);
         card.loop_back()?;
@@ -59,13 +60,13 @@ impl Card {
         unsafe { (at as *mut u64).write_volatile(value) };
     }
 
-    /// Sends all that it would send to itself. It receives nothing for a second after that, unless
-    /// it was told so before: QEMU's keeps that, and waits after each time that it is told.
+    /// Puts the card into loopback. After each write of RCTL, QEMU's model receives nothing for a
+    /// second. RCTL keeps its value, so it is written only if it differs.
     fn loop_back(&self) -> Result<()> {
         const ENABLE: u32 = 1 << 1;
         const PROMISCUOUS: u32 = 1 << 3 | 1 << 4 | 1 << 15;
         const STRIP_CRC: u32 = 1 << 26;
-        /// Write register 0 of PHY 1: loopback, full duplex, a gigabit.
+        /// Write register 0 of PHY 1: loopback, full duplex, 1 Gbit/s.
         const PHY_LOOPBACK: u32 = 1 << 26 | 1 << 21 | 0x4140;
         device::enable_dma()?;
         self.set(MDIC, PHY_LOOPBACK);
@@ -77,7 +78,7 @@ impl Card {
         Ok(())
     }
 
-    /// Has it send what lies at the device's address `from`, and put that where `to` is.
+    /// Has the card send the frame at the device's address `from`, and receive it at `to`.
     fn move_frame(&self, from: u64, to: u64) {
         const END_OF_PACKET_REPORT: u64 = 0b1011 << 24;
         let (rings, device) = self.rx;
@@ -96,21 +97,21 @@ impl Card {
         }
     }
 
-    /// Has it write a frame that begins with `value` to `address`.
+    /// Has the card write a frame that begins with `value` to `address`.
     pub fn write(&self, address: u64, value: u64) {
         Self::store(self.tx.0, value);
         (1..FRAME / 8).for_each(|word| Self::store(self.tx.0 + 8 * word, 0));
         self.move_frame(self.tx.1, address);
     }
 
-    /// Has it read a frame from `address`; what it brought of the first word.
+    /// Has the card read a frame from `address`. Returns the first word of the frame.
     pub fn read(&self, address: u64) -> u64 {
         Self::store(self.rx.0 + BUFFER, 0);
         self.move_frame(address, self.rx.1 + BUFFER);
         unsafe { ((self.rx.0 + BUFFER) as *const u64).read_volatile() }
     }
 
-    /// Has it write to the memory for frames to send, which it is only to read.
+    /// Has the card write to the memory for frames to send, which the card may only read.
     pub fn write_what_is_only_read(&self) {
         self.write(self.tx.1 + 0x1000, u64::MAX);
     }

@@ -1,15 +1,15 @@
-//! Calls of services with arguments that no driver would pass: every one at every extreme, and at
-//! random.
+//! Calls of services with arguments that no driver would pass: every service with all extremes, and
+//! with random values.
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, HEAP, IMAGE, PAGE_SIZE, SLOT_SIZE, STACK_TOP};
 use ringfence_sdk::abi::net::NetInfo;
 use ringfence_sdk::service::raw;
 
-/// Calls made in one upcall: they must fit into its time budget.
+/// The number of calls in one upcall, which must fit into the upcall's time budget.
 const CALLS: u64 = 4000;
 
-/// Names every service that a network driver may have, so that it is asked for.
+/// Names every service that a network driver may have, so that the module imports them all.
 fn import_all() -> [u64; 19] {
     [
         raw::rf_null as *const () as u64,
@@ -34,15 +34,15 @@ fn import_all() -> [u64; 19] {
     ]
 }
 
-/// Calls service `number` through its gate (the layout of the LDT is the kernel's; it is no secret)
-/// with every register that could be an argument set, and every other one but RSP. Those that a
-/// call keeps must be what they were.
+/// Calls service `number` through its gate. The kernel defines the layout of the LDT; it is no
+/// secret. All registers except RSP are set, those that could be arguments and all others.
+/// Registers that a call preserves must have their old values afterwards.
 fn call(number: u64, arguments: [u64; 3]) -> i64 {
     let target = [0u16, 0, ((6 + 2 * number) << 3 | 5) as u16];
     let [a, b, c] = arguments;
     let kept = [a, b, c, !a, !b, !c];
     let (result, changed): (i64, u64);
-    // SAFETY: the services believe nothing.
+    // SAFETY: the services trust no argument.
     unsafe {
         asm!(
             "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15", "push r11",
@@ -64,7 +64,7 @@ fn call(number: u64, arguments: [u64; 3]) -> i64 {
     result
 }
 
-/// What arguments are at their extremes: numbers, and addresses of all kinds.
+/// Returns extreme values for arguments: numbers, and addresses of all kinds.
 fn extremes(slot: u64) -> [u64; 22] {
     [
         0,
@@ -88,13 +88,13 @@ fn extremes(slot: u64) -> [u64; 22] {
         slot + HEAP,
         slot + STACK_TOP - 4,
         slot + SLOT_SIZE - 8,
-        // What the second driver has there, in the slot before.
+        // The image of the second driver, which is in the preceding slot.
         slot - SLOT_SIZE + IMAGE,
     ]
 }
 
-/// Calls service `number` with all extremes in all its arguments; returns how many calls were not
-/// refused.
+/// Calls service `number` with all combinations of extremes. Returns the number of calls that the
+/// kernel did not refuse.
 pub fn all_extremes(slot: u64, number: u64) -> u64 {
     core::hint::black_box(import_all());
     let values = extremes(slot);
@@ -109,9 +109,9 @@ pub fn all_extremes(slot: u64, number: u64) -> u64 {
     allowed
 }
 
-/// Calls service `number` at random; `state` is where the random numbers begin and go on. What
-/// takes a pointer gets one of its own, as another ends the driver, to something that changes; what
-/// takes a region's address gets one now and then.
+/// Calls service `number` with random arguments; `state` is the state of the random numbers. Some
+/// services end the driver for an invalid pointer. They get pointers to the driver's own memory,
+/// whose contents change. Services that take the address of a region sometimes get a valid one.
 pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
     const LOG: u64 = 1;
     const DMA_FREE: u64 = 6;
@@ -150,7 +150,7 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
             OFFER => {
                 let at = random % (text.len() - INFO_BYTES);
                 let bytes = (random >> 16).to_le_bytes();
-                // Half of them have nothing in their reserved bytes.
+                // Half of the descriptions have a valid Ethernet address and an empty `can_hear`.
                 let (info, rest) = match random & 1 << 63 {
                     0 => (bytes, bytes),
                     _ => ([0x52, bytes[0], 0, 0, 0, 1, 0, 0], [0; 8]),
@@ -158,13 +158,13 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
                 text[at..at + 8].copy_from_slice(&info);
                 text[at + 8..at + INFO_BYTES].copy_from_slice(&rest);
                 arguments[0] = text[at..].as_ptr() as u64;
-                // Some have another length.
+                // Some calls pass another length.
                 if random & 3 != 0 {
                     arguments[1] = INFO_BYTES as u64;
                 }
             }
             DMA_FREE | DMA_ADDRESS if random.is_multiple_of(4) => {
-                // When it has all of its budget, the last one is as good.
+                // When the budget is used up, the last region is used again.
                 if let another @ 0.. = unsafe { raw::rf_dma_alloc(PAGE_SIZE) } {
                     region = another as u64;
                 }

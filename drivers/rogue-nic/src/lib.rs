@@ -1,8 +1,8 @@
-//! A network driver that lies to the kernel: `tell rogue-nic VERB` does one thing to its queues
-//! that is not true, or asks for one thing that is not its to have. It claims an e1000, which few
-//! of the verbs touch.
+//! A network driver that lies to the kernel. Each `tell rogue-nic VERB` writes one false value to
+//! its queues, or asks for one thing to which the driver has no right. It claims an e1000, which
+//! only a few verbs use.
 //!
-//! Like `rogue`, it has unsafe code of its own.
+//! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
@@ -33,32 +33,33 @@ driver!(
 
 struct RogueNic {
     queues: *mut u64,
-    /// Where the next random numbers begin.
+    /// The state of the random numbers.
     random: u64,
-    /// What it answers when it is polled, and how long that takes it.
+    /// The reply to a poll, and how long a poll takes.
     reply: Reply,
     poll_ms: u64,
-    /// How long it sleeps in each poll.
+    /// How long the driver sleeps in each poll.
     nap_ns: u64,
-    /// How many frames it has said that it sent, once it says so.
+    /// The number of frames that the driver has claimed to have sent; `None` if it makes no such
+    /// claims.
     sent: Option<u64>,
-    /// Whether it has put a frame into its queue that is to be gone.
+    /// Whether the driver has delivered the frame that `received-backwards` then withdraws.
     backwards: bool,
 }
 
 impl RogueNic {
     fn set(&self, place: Place, word: usize, value: u64) {
-        // SAFETY: queue memory of its own, which nobody must believe.
+        // SAFETY: the driver's own queue memory; the kernel must not trust its contents.
         unsafe { self.queues.add(place.base + word).write_volatile(value) };
     }
 
-    /// Puts one entry into a ring that is the driver's to fill.
+    /// Puts one entry into a ring that the driver fills.
     fn put(&self, place: Place, value: u64) {
         self.set(place, ENTRIES, value);
         self.set(place, PUT, 1);
     }
 
-    /// Has the device interrupt, and answers `reply` then.
+    /// Has the device interrupt. From then on, polls reply `reply`.
     fn interrupt(&mut self, reply: Reply) {
         const INTERRUPT_CAUSE_SET: u64 = 0xc8;
         const INTERRUPT_MASK_SET: u64 = 0xd0;
@@ -71,19 +72,19 @@ impl RogueNic {
         }
     }
 
-    /// Any address in the slot tells where it begins.
+    /// Returns the start of the slot, which follows from any address in the slot.
     fn slot(&self) -> u64 {
         self.queues as u64 & !(SLOT_SIZE - 1)
     }
 }
 
-/// What it offers.
+/// The description of the interface.
 static INFO: NetInfo = NetInfo::new([0x52, 0x54, 0, 0, 0, 1]);
 const INFO_BYTES: u64 = size_of::<NetInfo>() as u64;
 
-/// Offers an interface of which the kernel is to look up at `info` what it is like.
+/// Offers an interface whose description the kernel is to read at `info`.
 fn offer(info: u64, len_bytes: u64) -> i64 {
-    // SAFETY: the kernel believes nothing.
+    // SAFETY: the kernel trusts no argument.
     unsafe { raw::rf_offer(info, len_bytes) }
 }
 
@@ -105,7 +106,7 @@ impl Driver for RogueNic {
     }
 
     fn poll(&mut self, _: Events) -> Reply {
-        // For ever, and calling nobody.
+        // An endless loop, without a call of any service.
         if self.poll_ms == u64::MAX {
             loop {
                 core::hint::spin_loop();
@@ -117,7 +118,7 @@ impl Driver for RogueNic {
         let now_ns = || unsafe { raw::rf_time_ns() as u64 };
         let end_ns = now_ns() + self.poll_ms * 1_000_000;
         while now_ns() < end_ns {
-            // A gate call, and PAUSE, take QEMU much longer than these.
+            // In QEMU, a gate call or PAUSE takes much longer than these steps.
             for step in 0..20_000 {
                 core::hint::black_box(step);
             }
@@ -147,7 +148,8 @@ impl Driver for RogueNic {
                     dma::Card::looped_back(self.queues)?.write(address, len_bytes);
                     0
                 }
-                // A virtio device in place of the e1000: which part of its queue is where.
+                // With a changed manifest, the device is a virtio device. The numbers are a part of
+                // its queue, and that part's address.
                 "virtio-queue" => virtio::queue_at(address as usize, len_bytes, self.queues)?,
                 "log-at" => refusal(unsafe { raw::rf_log(3, address, len_bytes) }),
                 "answer-at" => refusal(unsafe { raw::rf_answer(address, len_bytes) }),
@@ -167,22 +169,24 @@ impl Driver for RogueNic {
                     device_writes(number)?;
                     0
                 }
-                // The device interrupts for ever, and each time that takes so many milliseconds.
+                // The device interrupts without end, and each poll takes the given number of
+                // milliseconds.
                 "hog" => {
                     self.poll_ms = number;
                     self.interrupt(Reply::ACKNOWLEDGED);
                     0
                 }
-                // It sleeps in each poll, and is polled as often as it can be.
+                // The driver sleeps in each poll, and its timer polls it every millisecond.
                 "nap" => {
                     self.nap_ns = number;
                     refusal(unsafe { raw::rf_timer(0, 1_000_000) })
                 }
-                // Nanoseconds; and a millisecond, so many times.
+                // `sleep` takes nanoseconds; `doze` sleeps for a millisecond, the given number of
+                // times.
                 "sleep" => refusal(unsafe { raw::rf_sleep(number) }),
                 "doze" => (0..number).map(|_| refusal(unsafe { raw::rf_sleep(1_000_000) })).sum(),
                 "map-bar" => refusal(unsafe { raw::rf_bar_map(number) }),
-                // A register of a BAR 0 of memory.
+                // Reads a register in BAR 0, which must be a memory BAR.
                 "read-register" => {
                     let registers = unsafe { raw::rf_bar_map(0) } as u64;
                     unsafe { ((registers + number) as *const u32).read_volatile() }.into()
@@ -196,7 +200,8 @@ impl Driver for RogueNic {
             return Ok(answer);
         }
         Ok(match text {
-            // A second before `dma-write` and `dma-read`.
+            // To be used a second before `dma-write` and `dma-read`, as the card receives nothing
+            // for that time.
             "loop-back" => {
                 dma::Card::looped_back(self.queues)?;
                 0
@@ -205,7 +210,7 @@ impl Driver for RogueNic {
                 dma::Card::looped_back(self.queues)?.write_what_is_only_read();
                 0
             }
-            // The queues' frames are the kernel's to free.
+            // Only the kernel may free the frames of the queues.
             "free-frames" => refusal(unsafe { raw::rf_dma_free(self.slot() + DMA) }),
             "phys-frames" => refusal(unsafe { raw::rf_dma_address(self.slot() + DMA) }),
             "register-twice" => refusal(offer(&raw const INFO as u64, INFO_BYTES)),
@@ -217,7 +222,8 @@ impl Driver for RogueNic {
                 let info = INFO.longest(FRAME_BYTES + 1);
                 refusal(offer(&raw const info as u64, INFO_BYTES))
             }
-            // Configuration space that is the kernel's: BAR 0, the interrupt line, decoding.
+            // Parts of configuration space that only the kernel may change: BAR 0 and the interrupt
+            // line; then invalid offsets and BARs.
             "move-bar" => refusal(unsafe { raw::rf_pci_write(0x10, 4, 0) }),
             "move-line" => refusal(unsafe { raw::rf_pci_write(0x3c, 1, 1) }),
             "beyond-config" => refusal(unsafe { raw::rf_pci_read(256, 4) }),
@@ -231,8 +237,8 @@ impl Driver for RogueNic {
                 }
                 regions
             }
-            // Memory that it gives back, which its device may have been told of: it comes back to
-            // it, empty, and to nobody else.
+            // The driver gives memory back whose address its device may know. The kernel must give
+            // this memory only to the same driver again, and cleared.
             "dma-again" | "dma-freed" => {
                 const LEN_BYTES: u64 = 8192;
                 let allocate = || unsafe {
@@ -250,13 +256,13 @@ impl Driver for RogueNic {
                 (address == address_again && word == 0).into()
             }
             "dma-all" => refusal(unsafe { raw::rf_dma_alloc(1 << 40) }),
-            // Memory that it has given back.
+            // Logs from memory that the driver has given back.
             "log-freed" => unsafe {
                 let start = raw::rf_dma_alloc(4096) as u64;
                 raw::rf_dma_free(start);
                 raw::rf_log(3, start, 16) as u64
             },
-            // Registers are not memory that the kernel reads for a driver.
+            // Logs from registers, which the kernel must not read as memory.
             "log-registers" => {
                 let registers = unsafe { raw::rf_bar_map(0) };
                 unsafe { raw::rf_log(3, registers as u64, 16) as u64 }
@@ -266,7 +272,8 @@ impl Driver for RogueNic {
                 self.set(RECEIVED, PUT, 1000);
                 0
             }
-            // A frame, and once that was taken, as if it had never been.
+            // The first call delivers a frame. The second call, after the kernel has taken the
+            // frame, sets the position back.
             "received-backwards" if self.backwards => {
                 self.set(RECEIVED, PUT, 0);
                 0
@@ -286,7 +293,7 @@ impl Driver for RogueNic {
                 self.put(RECEIVED, entry(0, 60));
                 0
             }
-            // Entries that are not its to give.
+            // Entries that the driver has no right to give.
             "no-such-frame" => {
                 self.put(RECEIVED, entry(u32::MAX, 60));
                 0
@@ -299,12 +306,12 @@ impl Driver for RogueNic {
                 self.put(TRANSMITTED, entry(200, 0));
                 0
             }
-            // The last one that the kernel would use.
+            // The last frame that the kernel would use.
             "frame-not-lent" => {
                 self.put(TRANSMITTED, entry(TX_FRAMES as u32 - 1, 0));
                 0
             }
-            // A frame that is as good as any, and the last that is heard of this driver.
+            // Delivers a valid frame, and ends the driver at once.
             "deliver-last" => {
                 self.set(EMPTY, TAKEN, 1);
                 self.put(RECEIVED, entry(0, 60));
@@ -317,19 +324,20 @@ impl Driver for RogueNic {
                 self.set(RECEIVED, PUT, 2);
                 0
             }
-            // It has taken frame 0, and gives back the one behind it.
+            // The driver has taken frame 0, and gives back frame 1.
             "neighbour-frame" => {
                 self.set(EMPTY, TAKEN, 1);
                 self.put(RECEIVED, entry(1, 60));
                 0
             }
-            // The device interrupts, and nobody turns that off: it says that it has not, and that
-            // it has.
+            // The device interrupts, and the driver does not clear the cause. With `interrupt`, the
+            // driver does not acknowledge the interrupt; with `interrupt-storm`, it does.
             "interrupt" => {
                 self.interrupt(Reply::empty());
                 0
             }
-            // It interrupts for ever, says that it sends all it is given, and nothing ever comes.
+            // The device interrupts without end. The driver claims to send all frames, and never
+            // delivers one.
             "silent" => {
                 self.sent = Some(0);
                 self.interrupt(Reply::ACKNOWLEDGED);
@@ -339,9 +347,9 @@ impl Driver for RogueNic {
                 self.interrupt(Reply::ACKNOWLEDGED);
                 0
             }
-            // A virtio device of before 1.0 in place of the e1000, by a changed manifest: QEMU's
-            // turn on bus mastering by themselves when their driver says that it is there.
-            // `-hidden` turns it off again, as if it had never been on.
+            // With a changed manifest, the device is a virtio device older than 1.0. QEMU's model
+            // of such a device turns on bus mastering by itself when the driver announces itself.
+            // `-hidden` turns bus mastering off again, to hide that it was on.
             "legacy-bus-master" | "legacy-bus-master-hidden" => {
                 const DEVICE_STATUS: u16 = 18;
                 const ACKNOWLEDGE: u8 = 1;
@@ -352,7 +360,8 @@ impl Driver for RogueNic {
                 }
                 if text.ends_with("-hidden") { refusal(unsafe { raw::rf_pci_write(4, 2, 0) }) } else { 0 }
             }
-            // It only says where the frames are; the kernel does not read it back.
+            // Overwrites the address of the frames for the device, which the kernel never reads
+            // back.
             "move-frames" => {
                 unsafe { self.queues.add(TX_ADDRESS).write_volatile(0) };
                 0
@@ -362,8 +371,9 @@ impl Driver for RogueNic {
     }
 }
 
-/// Has the e1000 take what lies at its address `address` for a ring of descriptors: a frame of ones
-/// is a ring of frames to send that are to be reported as sent.
+/// Has the e1000 use the memory at the device's address `address` as a ring of transmit
+/// descriptors. If all bits of the memory are ones, each descriptor requests a report, so the
+/// device writes to it.
 fn device_writes(address: u64) -> Result<()> {
     // Transmit control; base, length, head and tail of the transmit ring (e1000 manual, 13.4.33 to
     // 13.4.40).

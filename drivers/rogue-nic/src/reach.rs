@@ -1,15 +1,16 @@
-//! Reaches over the ends of what it was given, or executes it: registers, ports, DMA memory,
-//! queues.
+//! Accesses memory and ports beyond the ends of those that the driver was given, or executes such
+//! memory: registers, ports, DMA memory, queues.
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::PAGE_SIZE;
 use ringfence_sdk::service::raw;
 
-/// BARs of the e1000: registers, and ports.
+/// BARs of the e1000: the registers, and the ports.
 const REGISTERS: u64 = 0;
 const PORTS: u64 = 1;
 
-/// Does what `verb` says, if it is one of these; what it returns, if it returns, is shown.
+/// Carries out `verb`, if it is one of this file's verbs. If the attack returns, its result is
+/// shown.
 pub fn reach(verb: &str, queues: u64) -> Option<u64> {
     let dma = || unsafe { raw::rf_dma_alloc(PAGE_SIZE) } as u64;
     let registers = || unsafe { raw::rf_bar_map(REGISTERS) } as u64;
@@ -19,16 +20,17 @@ pub fn reach(verb: &str, queues: u64) -> Option<u64> {
         "execute-dma" => execute(dma()),
         "execute-queues" => execute(queues),
         "execute-registers" => execute(registers()),
-        // Words of eight bytes, half of which are beyond.
+        // Each access has eight bytes, half of them outside.
         "over-dma" => read(dma() + PAGE_SIZE - 4),
         "over-registers" => read(ends(registers(), REGISTERS) - 4),
         "before-registers" => read(registers() - 4),
-        // Four ports, one of which is beyond; and one that is.
+        // An access to four ports, the last of which is outside; then accesses to a single port
+        // outside.
         "over-ports" => port_in32(ends(first_port(), PORTS) - 3),
         "before-ports" => port_in8(first_port() - 1),
         "behind-ports" => port_in8(ends(first_port(), PORTS)),
-        // With ports of its own, as without, it has no others, and the bitmap that says so is not
-        // its to write.
+        // A driver with ports of its own still has no other ports, and must not be able to write
+        // the I/O bitmap.
         "other-ports" => {
             first_port();
             port_in8(0x60)

@@ -1,5 +1,6 @@
-//! Takes a virtio device in place of an e1000, by a changed manifest, and tells it that its queues
-//! lie elsewhere (VIRTIO 1.0, 3.1.1 and 4.1.4.3; structures are where QEMU's devices have them).
+//! Drives a virtio device, with a changed manifest, and gives it false addresses for its queue
+//! (VIRTIO 1.0, 3.1.1 and 4.1.4.3). The device's structures are expected where QEMU's devices have
+//! them.
 
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::device::{self, Mmio};
@@ -20,15 +21,15 @@ const QUEUE_ADDRESSES: usize = 32;
 
 const FEATURES_OK: u8 = 8;
 const ALL: u8 = 15;
-/// VERSION_1 and ACCESS_PLATFORM, in the upper half.
+/// VERSION_1 and ACCESS_PLATFORM, in the upper half of the features.
 const FEATURES: u32 = 3;
-/// Requests, for a SCSI host.
+/// The request queue of a SCSI host.
 const QUEUE: u16 = 2;
-/// The driver's memory for frames that are received: it can be written by the device.
+/// The driver's memory for received frames, which the device can write.
 const MEMORY: u64 = DMA + 0x21000;
 
-/// Has the device find one of the three parts of its request queue at `address`, and the others in
-/// the driver's own memory.
+/// Gives the device the address `address` for one of the three parts of its request queue. The
+/// other parts are in the driver's own memory.
 pub fn queue_at(part: usize, address: u64, queues: *mut u64) -> Result<u64> {
     let common = Mmio::map(BAR)?;
     common.write8(STATUS, 0);
@@ -41,7 +42,7 @@ pub fn queue_at(part: usize, address: u64, queues: *mut u64) -> Result<u64> {
     if common.read8(STATUS) & FEATURES_OK == 0 {
         return Err(Refusal::Denied);
     }
-    // A request is offered: one descriptor, of which the device can read nothing.
+    // One request is offered. Its descriptor is empty, so the device can read nothing from it.
     let own = (queues as u64 & !(SLOT_SIZE - 1)) + MEMORY;
     unsafe { ((own + 0x1000) as *mut u32).write_volatile(1 << 16) };
     common.write16(QUEUE_SELECT, QUEUE);

@@ -1,8 +1,9 @@
-//! A network driver without a device: it makes up the host at the other end of the wire, which
-//! gives the kernel an address and then is as hostile as `tell rogue-peer VERB` says. What it sends
-//! is well-formed; that is the point.
+//! A network driver that simulates the host at the other end of the wire. The host gives the kernel
+//! an address, and then is as hostile as `tell rogue-peer VERB` says. All its frames are
+//! well-formed: the attack is in their number and their order.
 //!
-//! It has no device: it writes into the frames itself, as a driver does whose device cannot.
+//! The driver has no device. It writes into the frames itself, as the driver of a device without
+//! DMA does.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -18,34 +19,34 @@ use smoltcp::wire::{
 
 driver!(NicDriver<RoguePeer>, Manifest::new("rogue-peer", env!("CARGO_PKG_VERSION")).kind(Kind::Nic).stack_kib(64));
 
-/// The kernel's end of the wire, and the other.
+/// The addresses of the kernel's end of the wire, and of the peer.
 const OWN_MAC: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0, 0, 1]);
 const PEER_MAC: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0, 0, 2]);
 const OWN: Ipv4Address = Ipv4Address::new(10, 9, 9, 9);
 const PEER: Ipv4Address = Ipv4Address::new(10, 9, 9, 1);
 
-/// A port of the peer's, and the kernel's discard server (RFC 863).
+/// A port of the peer, and the port of the kernel's discard server (RFC 863).
 const PEER_PORT: u16 = 5555;
 const DISCARD: u16 = 9;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 
-/// What the peer is about.
+/// The behaviour of the peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mood {
-    /// It answers what it must.
+    /// The peer answers only requests.
     Quiet,
-    /// It asks for the kernel's Ethernet address whenever it was told.
+    /// The peer asks for the kernel's Ethernet address, and asks again after each reply.
     Curious,
-    /// It opens a connection, and says more than there is room for as soon as it may.
+    /// The peer opens a connection, and then at once sends more data than the kernel has room for.
     Talkative,
-    /// It asks as often as it can, each time that somebody looks.
+    /// The peer asks for the kernel's Ethernet address as often as it can, each time it is polled.
     Insistent,
 }
 
 struct RoguePeer {
     mood: Mood,
-    /// Whether it is to begin.
+    /// Whether the peer is still to begin, with the next frame that the kernel sends.
     begins: bool,
 }
 
@@ -67,7 +68,7 @@ impl Device<Nic> for RoguePeer {
             let mut bytes = [0; FRAME_BYTES];
             let bytes = &mut bytes[..frame.len_bytes().min(FRAME_BYTES)];
             queues.read(&frame, 0, bytes);
-            // What is not understood is passed over.
+            // A frame that is not understood is ignored.
             let _ = self.answer(queues, bytes);
             queues.give_transmitted(frame);
         }
@@ -77,7 +78,7 @@ impl Device<Nic> for RoguePeer {
         Reply::ACKNOWLEDGED
     }
 
-    /// The next frame that the kernel sends sets it off.
+    /// Sets the peer's behaviour, which begins with the next frame that the kernel sends.
     fn command(&mut self, text: &str) -> Result<u64> {
         self.mood = match text {
             "quiet" => Mood::Quiet,
@@ -94,7 +95,7 @@ impl Device<Nic> for RoguePeer {
 }
 
 impl RoguePeer {
-    /// Answers a frame that the kernel sent; one that is not understood is passed over.
+    /// Answers a frame that the kernel has sent. Fails if the frame is not understood.
     fn answer(&mut self, queues: &mut Queues, sent: &[u8]) -> smoltcp::wire::Result<()> {
         if core::mem::take(&mut self.begins) {
             match self.mood {
@@ -157,7 +158,7 @@ fn arp(queues: &mut Queues, operation: ArpOperation) {
     deliver(queues, EthernetProtocol::Arp, repr.buffer_len(), |bytes| repr.emit(&mut ArpPacket::new_unchecked(bytes)));
 }
 
-/// Grants what a DHCP client asks for (RFC 2131).
+/// Grants the request of a DHCP client (RFC 2131).
 fn lease(queues: &mut Queues, mut repr: DhcpRepr) {
     repr.message_type = match repr.message_type {
         DhcpMessageType::Discover => DhcpMessageType::Offer,
@@ -177,14 +178,14 @@ fn lease(queues: &mut Queues, mut repr: DhcpRepr) {
     let (len_bytes, checksums) = (repr.buffer_len(), ChecksumCapabilities::default());
     packet(queues, IpProtocol::Udp, udp.header_len() + len_bytes, |bytes| {
         let emit = |bytes: &mut [u8]| {
-            // It has room: the length is its own.
+            // There is room: the buffer has the length of the message.
             let _ = repr.emit(&mut DhcpPacket::new_unchecked(bytes));
         };
         udp.emit(&mut UdpPacket::new_unchecked(bytes), &PEER.into(), &OWN.into(), len_bytes, emit, &checksums);
     });
 }
 
-/// More than 64 KiB in one go, which is more than the kernel has said that it takes.
+/// Sends more than 64 KiB at once, which is more than the kernel has offered to receive.
 fn burst(queues: &mut Queues, acknowledged: TcpSeqNumber) {
     const SEGMENT: [u8; 1400] = [b'x'; 1400];
     for number in 0..60 {
@@ -215,7 +216,7 @@ fn segment(queues: &mut Queues, control: TcpControl, at: i32, acknowledged: Opti
     });
 }
 
-/// Delivers an IPv4 packet with `len_bytes` bytes behind its header, which `write` fills in.
+/// Delivers an IPv4 packet with `len_bytes` bytes after its header; `write` fills them in.
 fn packet(queues: &mut Queues, next_header: IpProtocol, len_bytes: usize, write: impl FnOnce(&mut [u8])) {
     let repr = Ipv4Repr { src_addr: PEER, dst_addr: OWN, next_header, payload_len: len_bytes, hop_limit: 64 };
     deliver(queues, EthernetProtocol::Ipv4, repr.buffer_len() + len_bytes, |bytes| {
@@ -225,8 +226,8 @@ fn packet(queues: &mut Queues, next_header: IpProtocol, len_bytes: usize, write:
     });
 }
 
-/// Delivers a frame with `len_bytes` bytes behind its header, which `write` fills in; not if there
-/// is no room.
+/// Delivers a frame with `len_bytes` bytes after its header; `write` fills them in. Without an
+/// empty frame, nothing is delivered.
 fn deliver(queues: &mut Queues, ethertype: EthernetProtocol, len_bytes: usize, write: impl FnOnce(&mut [u8])) {
     let Some(mut empty) = queues.take_empty() else { return };
     let repr = EthernetRepr { src_addr: PEER_MAC, dst_addr: OWN_MAC, ethertype };

@@ -1,8 +1,8 @@
-//! A SCSI driver with a made-up disk of zeros, which lies to the kernel: `tell rogue-scsi VERB`
-//! says what is wrong with its answer to the next command that reads blocks, or writes some. It has
-//! no device.
+//! A hostile SCSI driver without a device. It offers an invented disk of zeros, and lies to the
+//! kernel. `tell rogue-scsi VERB` selects the lie in its answer to the next command that reads
+//! blocks; a few verbs concern commands that write blocks.
 //!
-//! Like `rogue`, it has unsafe code of its own.
+//! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 
@@ -18,7 +18,7 @@ use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driv
 
 driver!(RogueScsi, Manifest::new("rogue-scsi", env!("CARGO_PKG_VERSION")).kind(Kind::Scsi));
 
-/// What is wrong with the next answer.
+/// The lie in the next answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lie {
     None,
@@ -28,28 +28,28 @@ enum Lie {
     LoseWrite,
     /// No command is answered any more.
     LoseAll,
-    /// It is answered twice.
+    /// The command is answered twice.
     Twice,
-    /// Another one, which is not under way, is answered.
+    /// Another command, which is not in flight, is answered.
     Another,
-    /// One that cannot exist is answered.
+    /// A command with an impossible number is answered.
     Beyond,
-    /// More answers are announced than the ring holds.
+    /// The driver announces more answers than the ring holds.
     Ahead,
-    /// More is said to be left over than was asked for.
+    /// The residual is larger than the data that was requested.
     Residual,
-    /// More sense data is announced than there is room for.
+    /// The driver announces more sense data than there is room for.
     Sense,
     Status,
-    /// A code that no driver has.
+    /// The host code is a value that no driver gives.
     Host,
-    /// The highest code there is.
+    /// The host code is the largest possible value.
     Gone,
-    /// The queue of answers is said to have one less in it than before.
+    /// The queue of answers claims to hold one entry less than before.
     Backwards,
-    /// It is answered, also if it writes, and the driver ends itself.
+    /// The command, even one that writes, is answered, and then the driver panics.
     Die,
-    /// The queue of commands is said to be read further than it was written.
+    /// The driver claims to have read more commands than the kernel has written.
     ReadAhead,
     /// The command is answered when the driver is asked to abort it: no lie.
     Hold,
@@ -64,20 +64,20 @@ enum Lie {
     AbortTwice,
 }
 
-/// The disk: blocks, and bytes in each.
+/// The disk: the number of its blocks, and the length of a block in bytes.
 const BLOCKS: u32 = 1024;
 const BLOCK_BYTES: u32 = 512;
 
-/// For tests, which change the module's file: no command is ever answered if the second number is
-/// not 0.
+/// For tests, which change the module's file: if the second number is not 0, the driver never
+/// answers a command.
 #[used]
 static IS_MUTE: [u64; 2] = [u64::from_le_bytes(*b"is-mute:"), 0];
 
-/// The same: 256 disks, with blocks of a size that nobody uses.
+/// For tests too: the driver claims 256 targets, and its disks have blocks of an unusual length.
 #[used]
 static IS_ODD: [u64; 2] = [u64::from_le_bytes(*b"is-odd:_"), 0];
 
-/// What a flag in the file says, which the compiler does not know.
+/// Returns the value of a flag in the file, which the compiler does not know.
 fn flag(place: *const [u64; 2]) -> bool {
     let [_, value] = unsafe { place.read_volatile() };
     value != 0
@@ -88,11 +88,12 @@ struct RogueScsi {
     taken: u64,
     put: u64,
     lie: Lie,
-    /// Where the next random numbers begin.
+    /// The state of the random numbers.
     random: u64,
     /// The number of the command that is not answered yet, and the lie about it.
     held: Option<(u64, Lie)>,
-    /// From now on: the kernel only asks when its queue looks full.
+    /// Whether the driver claims to have read ahead, from now on. The kernel looks at the position
+    /// only when its queue looks full.
     read_ahead: bool,
 }
 
@@ -123,7 +124,8 @@ impl RogueScsi {
         self.set(COMPLETE, PUT, self.put);
     }
 
-    /// Where a request's data lies: what the queues brought is the first DMA memory in the slot.
+    /// Writes the data of a request. The memory that came with the queues is the first DMA memory
+    /// in the slot.
     fn write_data<'a>(&self, number: u64, bytes: impl IntoIterator<Item = &'a u8>) {
         let slot = self.queues as u64 & !(SLOT_SIZE - 1);
         let data = (slot + DMA + number * MAX_DATA as u64) as *mut u8;
@@ -174,7 +176,7 @@ impl RogueScsi {
                 let [e, f, g, h] = if flag(&raw const IS_ODD) { 3 } else { BLOCK_BYTES }.to_be_bytes();
                 self.write_data(number, &[a, b, c, d, e, f, g, h]);
             }
-            // What was written lies there still.
+            // The memory may still hold data of an earlier write, so it is cleared.
             READ_10 => {
                 let blocks = usize::from(u16::from_be_bytes([request.cdb[7], request.cdb[8]]));
                 self.write_data(number, core::iter::repeat_n(&0, blocks * BLOCK_BYTES as usize));
@@ -230,27 +232,27 @@ impl RogueScsi {
     }
 }
 
-/// Any registration that four numbers can ask for; `state` is where the random numbers begin and go
-/// on.
+/// Returns a description of a host with four random numbers; `state` is the state of the random
+/// numbers.
 fn any_registration(state: &mut u64) -> ScsiInfo {
     let [max_targets, max_luns, queue_depth, functions] = core::array::from_fn(|_| {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
-        // Half of them nearly make sense.
+        // Half of the numbers are small, and so nearly plausible.
         if *state & 1 == 0 { (*state >> 8) as u32 } else { (*state >> 8) as u32 % 300 }
     });
     ScsiInfo { max_targets, max_luns, queue_depth, functions }
 }
 
-/// Offers a host of which the kernel is to look up at `info` what it is like.
+/// Offers a host whose description the kernel is to read at `info`.
 fn offer(info: u64) -> i64 {
-    // SAFETY: the kernel believes nothing.
+    // SAFETY: the kernel trusts no argument.
     unsafe { raw::rf_offer(info, size_of::<ScsiInfo>() as u64) }
 }
 
-/// Asks for registrations that are wrong in one number at least; fails if one is not refused for
-/// that.
+/// Offers hosts with at least one invalid number in their description. Fails if the kernel does not
+/// refuse one of them as invalid.
 fn register_wrongly(state: &mut u64) -> Result<()> {
     const CALLS: usize = 1000;
     for number in 0..CALLS {
@@ -324,7 +326,7 @@ impl Driver for RogueScsi {
             "pretend" => Lie::Pretend,
             "deaf" => Lie::Deaf,
             "abort-twice" => Lie::AbortTwice,
-            // Not about the next answer.
+            // This verb acts at once, not with the next answer.
             "unasked" => {
                 self.answer(0);
                 return Ok(0);
@@ -341,7 +343,7 @@ impl Driver for RogueScsi {
                 let info = ScsiInfo { max_targets: 257, max_luns: 1, queue_depth: 33, functions: 0 };
                 return Ok(refusal(offer(&raw const info as u64)));
             }
-            // It is registered, so that each is refused.
+            // The driver has offered its host already, so each offer is refused.
             "random" => {
                 const CALLS: u64 = 4000;
                 for _ in 0..CALLS {

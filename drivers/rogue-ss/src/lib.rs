@@ -1,7 +1,7 @@
-//! Attacks that load SS or what is no segment, or lock a bit test of a register:
-//! `tell rogue-ss VERB [NUMBER]`. They are in a module of their own because QEMU's TCG takes them
-//! for more than they are; there the module is refused, unless `limits ss-loads`, `seg-loads` and
-//! `lock-bts` let it in.
+//! Attacks that load SS or a segment register that does not exist, or use LOCK with a bit test of a
+//! register: `tell rogue-ss VERB [NUMBER]`. They have a module of their own because QEMU's TCG lets
+//! these instructions do more than real CPUs do. Under TCG the kernel refuses the module, unless
+//! `limits ss-loads`, `seg-loads` and `lock-bts` permit it.
 #![no_std]
 
 use core::arch::asm;
@@ -12,17 +12,17 @@ driver!(RogueSs, Manifest::new("rogue-ss", env!("CARGO_PKG_VERSION")).upcall_ms(
 
 struct RogueSs;
 
-/// What ring 1 has in SS: a null selector that asks for level 1.
+/// The value of SS in ring 1: a null selector with requested privilege level 1.
 const NULL: u16 = 1;
-/// The selectors of the gates of `rf_null` and of the end of an upcall (the layout is the kernel's;
-/// it is no secret).
+/// The selectors of two gates: the gate of `rf_null`, and the gate that ends an upcall. The kernel
+/// defines the layout; it is no secret.
 const NULL_GATE: u16 = 6 << 3 | 5;
 const RETURN_GATE: u16 = 4 << 3 | 5;
 
 impl Driver for RogueSs {
     fn init() -> Result<RogueSs> {
-        // Who calls it by its stub is granted its gate.
-        // SAFETY: does nothing.
+        // A module that uses the service's stub is granted the service's gate.
+        // SAFETY: the service does nothing.
         unsafe { raw::rf_null() };
         Ok(RogueSs)
     }
@@ -51,18 +51,18 @@ fn load_ss(selector: u16) {
     unsafe { asm!("mov ss, {:x}", in(reg) selector) };
 }
 
-/// Loads SS and the stack pointer together, and gives that back.
+/// Loads SS and the stack pointer together, then restores the stack pointer.
 #[inline(never)]
 fn load_lss(selector: u16) {
-    // SAFETY: none. LSS with 64 bits is Intel's only; this one takes 32 bits of stack pointer and
-    // clears the others.
+    // SAFETY: none. LSS with 64-bit operands exists only on Intel CPUs. This form loads 32 bits of
+    // the stack pointer and clears the others.
     unsafe {
         asm!("mov {saved}, rsp", "push rax", "push 0", "mov dword ptr [rsp + 4], eax", "lss ecx, [rsp]", "mov rsp, {saved}",
             in("rax") u64::from(selector), out("rcx") _, saved = out(reg) _)
     };
 }
 
-/// Loads CS, which nobody can with MOV, or segment register 6 or 7, which do not exist.
+/// Loads CS, which MOV cannot do, or segment register 6 or 7, which do not exist.
 #[inline(never)]
 fn load_none(which: u64) {
     // SAFETY: none.
@@ -75,8 +75,8 @@ fn load_none(which: u64) {
     };
 }
 
-/// Bit tests of a register with a LOCK prefix, which are no instructions: with the bit's number in
-/// a register and in the instruction, with other prefixes around.
+/// Executes bit tests of a register with a LOCK prefix, which are not valid instructions. The bit's
+/// number is in a register or in the instruction, and some forms have other prefixes too.
 #[inline(never)]
 fn lock_bt(which: u64) {
     // SAFETY: none.
@@ -91,8 +91,8 @@ fn lock_bt(which: u64) {
     };
 }
 
-/// Loads a null selector into SS and reads CR3, which only ring 0 can. QEMU takes the ring from SS,
-/// and says what CR3 is.
+/// Loads a null selector into SS and reads CR3, which only ring 0 may do. QEMU takes the ring from
+/// SS, and so returns CR3.
 #[inline(never)]
 fn null_ss() -> u64 {
     let cr3: u64;
@@ -101,8 +101,8 @@ fn null_ss() -> u64 {
     cr3
 }
 
-/// Single-steps into a gate from the shadow of a write to SS, which holds the step back until the
-/// gate was entered.
+/// Single-steps into a gate in the shadow of a write to SS, which delays the debug exception until
+/// the gate was entered.
 #[inline(never)]
 fn shadowed(gate: u16) {
     let target = [0u16, 0, gate];
@@ -119,8 +119,8 @@ fn shadowed(gate: u16) {
     };
 }
 
-/// Loads SS from `address`, which somebody watches, and calls a gate right behind that: the debug
-/// exception for the load is held back until the gate was entered (CVE-2018-8897).
+/// Loads SS from `address`, on which a data breakpoint is set, and calls a gate right after that.
+/// The debug exception for the load is delayed until the gate was entered (CVE-2018-8897).
 #[inline(never)]
 fn watched_gate(address: u64) -> u64 {
     let target = [0u16, 0, NULL_GATE];

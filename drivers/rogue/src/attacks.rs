@@ -1,4 +1,4 @@
-//! The attacks, by verb. Each takes a number; what it returns, if it returns, is shown.
+//! The attacks, by verb. Each attack takes a number. If it returns, its result is shown.
 
 use crate::instructions;
 use alloc::vec::Vec;
@@ -84,7 +84,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
 
 fn list(_: u64) -> u64 {
     let names: Vec<&str> = ATTACKS.iter().chain(instructions::INSTRUCTIONS).map(|(name, _)| *name).collect();
-    // One at a time would be more lines than an upcall may log.
+    // A line for each name would exceed the number of lines that an upcall may log.
     names.chunks(4).for_each(|names| log::info!("{}", names.join(" ")));
     names.len() as u64
 }
@@ -120,7 +120,7 @@ fn execute_data(_: u64) -> u64 {
     execute(code.as_ptr() as u64)
 }
 
-/// Executes what it may write.
+/// Executes memory that is writable.
 fn execute_static(_: u64) -> u64 {
     static CODE: AtomicU8 = AtomicU8::new(0);
     const RET: u8 = 0xc3;
@@ -128,7 +128,8 @@ fn execute_static(_: u64) -> u64 {
     execute(CODE.as_ptr() as u64)
 }
 
-/// The table of attacks holds pointers, so it was relocated, and made read-only afterwards.
+/// Writes to the table of attacks. The table holds pointers, so the loader relocated it and then
+/// made it read-only.
 fn write_relro(_: u64) -> u64 {
     write(ATTACKS.as_ptr() as u64)
 }
@@ -143,7 +144,7 @@ fn recurse(_: u64) -> u64 {
     deeper(0)
 }
 
-/// Reaches far below the stack at once, over the guard if it were only a page.
+/// Writes far below the stack in one step, which would skip a guard of a single page.
 fn big_frame(_: u64) -> u64 {
     // SAFETY: none.
     unsafe { asm!("mov qword ptr [rsp - 0x40000], 1") };
@@ -220,8 +221,8 @@ fn ud2(_: u64) -> u64 {
 }
 
 fn sse(_: u64) -> u64 {
-    // SAFETY: none. By its bytes, because this target's assembler is told that there is no SSE:
-    // xorps %xmm0, %xmm0.
+    // SAFETY: none. The instruction is written as bytes, because the target has SSE disabled in the
+    // assembler: xorps %xmm0, %xmm0.
     unsafe { asm!(".byte 0x0f, 0x57, 0xc0") };
     0
 }
@@ -233,20 +234,20 @@ fn divide(divisor: u64) -> u64 {
     quotient
 }
 
-/// Calls far through any selector, with no arguments.
+/// Executes a far call to any selector, without arguments.
 fn far_call(selector: u64) -> u64 {
     call_far([0, 0, selector as u16])
 }
 
-/// Calls a gate with any offset.
+/// Calls a gate with any offset in the far pointer.
 fn gate_offset(offset: u64) -> u64 {
     call_far([offset as u16, (offset >> 16) as u16, selector_of(0)])
 }
 
-/// Calls far to an offset of 32 bits and a selector.
+/// Executes a far call to a 32-bit offset and a selector.
 fn call_far(target: [u16; 3]) -> u64 {
     let result: u64;
-    // SAFETY: none. FF /3 without REX.W, as gates want it: call far [rax].
+    // SAFETY: none. FF /3 without REX.W, as call gates require: call far [rax].
     unsafe {
         asm!(
             ".byte 0xff, 0x18",
@@ -283,11 +284,11 @@ fn iret_ring0(_: u64) -> u64 {
     0
 }
 
-/// Jumps into the middle of an instruction, whose constant hides another one: MOV from CR3, WRMSR,
-/// CLI, or OUT.
+/// Jumps into the middle of an instruction whose constant hides another instruction: MOV from CR3,
+/// WRMSR, CLI, or OUT.
 #[inline(never)]
 fn hidden(number: u64) -> u64 {
-    // SAFETY: none. MOV RAX, imm64 is 10 bytes: the constant begins with its third.
+    // SAFETY: none. MOV RAX, imm64 has 10 bytes; the constant begins with the third.
     unsafe {
         asm!(
             "lea rax, [rip + 2f]",
@@ -307,18 +308,18 @@ fn hidden(number: u64) -> u64 {
     0
 }
 
-/// Jumps into the middle of its stub for a service: the far call without its first byte.
+/// Jumps into the middle of the stub for a service: the far call without its first byte.
 fn middle_of_stub(_: u64) -> u64 {
     execute(raw::rf_null as *const () as u64 + 1)
 }
 
-/// Single-steps into a gate: the debug exception arrives in ring 0, on the gate's first
+/// Single-steps into a gate. The debug exception arrives in ring 0, on the gate's first
 /// instruction.
 fn trap_flag_gate(_: u64) -> u64 {
     single_step_into(selector_of(0))
 }
 
-/// The same into the gate that ends an upcall.
+/// Single-steps into the gate that ends an upcall.
 fn trap_flag_return(_: u64) -> u64 {
     const RETURN_GATE: u16 = 4 << 3 | 5;
     single_step_into(RETURN_GATE)
@@ -340,7 +341,7 @@ fn single_step_into(selector: u16) -> u64 {
     result
 }
 
-/// Calls a gate with a stack pointer that is nowhere. It works: the kernel does not use the
+/// Calls a gate with an invalid stack pointer. The call works, because the kernel does not use the
 /// driver's stack.
 fn bad_stack_gate(stack: u64) -> u64 {
     let target = [0u16, 0, selector_of(0)];
@@ -358,7 +359,7 @@ fn bad_stack_gate(stack: u64) -> u64 {
     result
 }
 
-/// Waits for interrupts with a stack pointer that is nowhere. They have stacks of their own.
+/// Waits for interrupts with an invalid stack pointer. Interrupts have stacks of their own.
 fn bad_stack(stack: u64) -> u64 {
     // SAFETY: none.
     unsafe {
@@ -375,20 +376,20 @@ fn bad_stack(stack: u64) -> u64 {
     0
 }
 
-/// Faults with a stack pointer that is nowhere. Exceptions have stacks of their own.
+/// Faults with an invalid stack pointer. Exceptions have stacks of their own.
 fn bad_stack_fault(stack: u64) -> u64 {
     // SAFETY: none.
     unsafe { asm!("mov rsp, {0}", "ud2", in(reg) stack, options(noreturn)) }
 }
 
-/// Pushes with a stack pointer that is nowhere.
+/// Executes PUSH with an invalid stack pointer.
 #[inline(never)]
 fn bad_stack_push(stack: u64) -> u64 {
     // SAFETY: none.
     unsafe { asm!("mov rsp, {0}", "push 1", in(reg) stack, options(noreturn)) }
 }
 
-/// Calls a gate with an instruction that begins in a page's last byte and ends in the next page.
+/// Calls a gate with an instruction that crosses a page boundary after its first byte.
 fn gate_at_page_end(_: u64) -> u64 {
     let target = [0u16, 0, selector_of(0)];
     let result: u64;
@@ -406,31 +407,31 @@ fn gate_at_page_end(_: u64) -> u64 {
     result
 }
 
-/// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID: of these a driver has IF behind a gate,
-/// whatever it asked for.
+/// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID. After a gate call, a driver has only IF of
+/// these set, whatever it has changed.
 const NOT_THE_DRIVERS: u64 = 0x3f_7700;
 
 /// IF, IOPL, VM, VIF, VIP.
 const PRIVILEGED: u64 = 1 << 9 | 3 << 12 | 1 << 17 | 1 << 19 | 1 << 20;
 
-/// Sets one flag, calls a gate, and returns which of those it has then that are not its to set.
+/// Sets one flag, calls a gate, and returns the flags that the driver must not be able to set.
 fn flag(bit: u64) -> u64 {
     pop_flags(1 << (bit & 63), 0)
 }
 
-/// The same with every flag that POPF lets it set.
+/// Does the same with every flag that POPF lets the driver set.
 fn flags(_: u64) -> u64 {
-    // Not TF: that has an attack of its own.
+    // TF is left out, because it has an attack of its own.
     pop_flags(0x24_7ed5, 0)
 }
 
-/// Clears one flag.
+/// Clears one flag, calls a gate, and returns the flags that the driver must not be able to change.
 fn clear_flag(bit: u64) -> u64 {
     pop_flags(0, 1 << (bit & 63))
 }
 
-/// Changes flags and returns those that are not a driver's to change: as they are at once, and
-/// after a gate call.
+/// Changes flags, and returns those that the driver must not be able to change: their values right
+/// away, and after a gate call.
 fn pop_flags(set: u64, cleared: u64) -> u64 {
     let (at_once, after): (u64, u64);
     // SAFETY: none.
@@ -450,7 +451,7 @@ fn pop_flags(set: u64, cleared: u64) -> u64 {
     at_once & PRIVILEGED | after & NOT_THE_DRIVERS
 }
 
-/// Loads flags with IRETQ, to the same ring.
+/// Loads flags with IRETQ, which returns to the same ring.
 fn iret_flags(flags: u64) -> u64 {
     let at_once: u64;
     // SAFETY: none. Bit 1 is always set.
@@ -474,20 +475,21 @@ fn iret_flags(flags: u64) -> u64 {
     at_once & PRIVILEGED
 }
 
-/// Calls a gate `calls` times and once more, and counts registers that hold an address of the
-/// kernel's half after that, though none did before, and words of the entry stacks that name the
-/// kernel's memory: what the gate or an interrupt left there. The entry area's own addresses are no
-/// secret.
+/// Calls a gate `calls` times plus once. Before the last call, no register holds an address in the
+/// kernel's half. Returns the number of registers that hold one afterwards, plus the number of
+/// words in the entry stacks that are such addresses. A gate or an interrupt would have left them
+/// there. Addresses in the entry area are no secret and do not count.
 fn leaks(calls: u64) -> u64 {
     for _ in 0..calls {
-        // SAFETY: does nothing.
+        // SAFETY: the service does nothing.
         unsafe { raw::rf_null() };
     }
     const ENTRY_AREA: core::ops::Range<u64> = 0xffff_ffff_c000_0000..0xffff_ffff_c000_9000;
     const STACKS: u64 = 0xffff_ffff_c000_8000;
     let target = [0u16, 0, selector_of(0)];
     let mut registers = [0u64; 16];
-    // SAFETY: none. Every register but RSP is set to 1, but RAX, which leads to the gate.
+    // SAFETY: none. RAX points to the gate's far pointer; every other register except RSP is set to
+    // 1.
     unsafe {
         asm!(
             "push rbx",
@@ -514,7 +516,7 @@ fn leaks(calls: u64) -> u64 {
     (registers.into_iter().filter(is_kernel).count() + stacks.filter(is_kernel).count()) as u64
 }
 
-/// The selector of a service's gate (the layout is the kernel's; it is no secret).
+/// Returns the selector of a service's gate. The kernel defines the layout; it is no secret.
 fn selector_of(service: u16) -> u16 {
     (6 + 2 * service) << 3 | 5
 }
@@ -524,13 +526,13 @@ fn log_pointer(address: u64) -> u64 {
     unsafe { raw::rf_log(3, address, 16) as u64 }
 }
 
-/// At a level that is not shown.
+/// Logs from `address` at a level that the kernel does not show.
 fn log_pointer_quiet(address: u64) -> u64 {
     // SAFETY: none.
     unsafe { raw::rf_log(5, address, 16) as u64 }
 }
 
-/// Logs from nowhere, with a number of its own in each register that a call keeps.
+/// Logs from address 0, with a different number in each register that a call preserves.
 fn log_registers(_: u64) -> u64 {
     // SAFETY: none; the call does not return.
     unsafe {
@@ -545,8 +547,7 @@ fn log_registers(_: u64) -> u64 {
     }
 }
 
-/// Logs from nowhere by a far call of its own, with RSP at a word that says that somebody else
-/// called.
+/// Logs from address 0 with a far call of its own. RSP points to a word that names another caller.
 #[inline(never)]
 fn log_elsewhere(_: u64) -> u64 {
     const LOG: u16 = 1;
@@ -565,7 +566,8 @@ fn log_length(len_bytes: u64) -> u64 {
     unsafe { raw::rf_log(3, text.as_ptr() as u64, len_bytes) as u64 }
 }
 
-/// Logs what would clear the screen, turn the writing direction, and look like the kernel's.
+/// Logs a text that tries to clear the screen, reverse the writing direction, and imitate the
+/// kernel's log.
 fn log_forged(_: u64) -> u64 {
     log::info!("\x1b[2J\u{202e}\u{db}\r\n[   0.000001] e1000: loaded into ring 0");
     0
@@ -575,15 +577,15 @@ fn panic(_: u64) -> u64 {
     panic!("as it was told");
 }
 
-/// Gives up with words anywhere: in its own memory, or not. Where is another matter each time, as
-/// the time is.
+/// Calls `rf_panic` with a random text: in the driver's own memory, or anywhere else. The time
+/// seeds the random numbers, so each run differs.
 fn panic_random(_: u64) -> u64 {
     const LENGTHS: [u64; 8] = [0, 1, 7, 512, 513, 4096, 1 << 63, u64::MAX];
     let own = core::hint::black_box([0u8; 1024]);
-    // SAFETY: takes no arguments.
+    // SAFETY: the service takes no arguments.
     let mut state = unsafe { raw::rf_time_ns() } as u64;
     let mut random = || {
-        // splitmix64: the time has few bits that change.
+        // splitmix64, because only a few bits of the time differ.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -594,18 +596,18 @@ fn panic_random(_: u64) -> u64 {
         0 => number,
         1 => own.as_ptr() as u64 + offset % 1024,
         2 => (own.as_ptr() as u64 & !(SLOT_SIZE - 1)) + offset % SLOT_SIZE,
-        // The kernel's half, and what is not canonical.
+        // An address in the kernel's half, or a non-canonical one.
         _ => (number | 0xffff_8000_0000_0000) & !((offset & 1) << 47),
     };
     let len_bytes = LENGTHS.get(random() as usize % 16).copied().unwrap_or(random() % 600);
-    // SAFETY: none; it does not return.
+    // SAFETY: none; the call does not return.
     unsafe { raw::rf_panic(address, len_bytes) as u64 }
 }
 
-/// Takes heap until there is none.
+/// Grows the heap until the kernel refuses.
 fn heap(_: u64) -> u64 {
     let mut taken = 0;
-    // SAFETY: takes no pointers.
+    // SAFETY: the service takes no pointers.
     while unsafe { raw::rf_heap_grow(4096) } > 0 {
         taken += 4096;
     }
@@ -625,16 +627,16 @@ fn endless_df(_: u64) -> u64 {
 
 fn gate_flood(_: u64) -> u64 {
     loop {
-        // SAFETY: takes no arguments.
+        // SAFETY: the service takes no arguments.
         unsafe { raw::rf_null() };
     }
 }
 
-/// Looks into memory that it gets for what somebody else left there; returns how many words are not
+/// Searches new heap memory for data of an earlier owner. Returns the number of words that are not
 /// zero.
 fn stale(_: u64) -> u64 {
     const LEN_BYTES: u64 = 128 << 10;
-    // SAFETY: as everywhere here; what the service returns is so long.
+    // SAFETY: as everywhere in this file; the service returns memory of this length.
     let start = unsafe { raw::rf_heap_grow(LEN_BYTES) } as u64;
     // SAFETY: as above.
     let word = |index: u64| unsafe { ((start + index * 8) as *const u64).read_volatile() };

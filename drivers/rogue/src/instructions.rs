@@ -1,14 +1,14 @@
-//! Instructions that ring 1 must not have, or that must do no harm there: one function each, by
-//! verb.
+//! Instructions that must be forbidden in ring 1, or must do no harm there. Each verb runs one of
+//! them.
 
 use super::attacks::Attack;
 use core::arch::asm;
 
 macro_rules! instructions {
     ($($verb:literal: $($line:literal),+;)*) => {
-        /// Each runs one instruction, with RAX, RCX and RDX zero unless it says otherwise; most
-        /// never return. What is written to a register would do harm: it is a value that the
-        /// register can have, and takes a protection away.
+        /// Functions that each run one instruction, with RAX, RCX and RDX zero unless the
+        /// instruction needs other values. Most functions never return. A value written to a
+        /// control register is valid for that register and would disable a protection.
         pub static INSTRUCTIONS: &[(&str, Attack)] = &[$(($verb, {
             #[inline(never)]
             fn run(_: u64) -> u64 {
@@ -119,7 +119,7 @@ instructions! {
     "invlpga": ".byte 0x0f, 0x01, 0xdf";
     "monitorx": ".byte 0x0f, 0x01, 0xfa";
     "mwaitx": ".byte 0x0f, 0x01, 0xfb";
-    // State components of XSAVE that only ring 0 may touch.
+    // XSAVE components that only ring 0 may access.
     "xsaves": ".byte 0x0f, 0xc7, 0x6c, 0x24, 0xc0";
     "xrstors": ".byte 0x0f, 0xc7, 0x5c, 0x24, 0xc0";
     // Shadow stacks (CET).
@@ -136,7 +136,7 @@ instructions! {
     "wrfsbase": "wrfsbase rax";
     "wrgsbase": "wrgsbase rax";
     "icebp": ".byte 0xf1";
-    // Returns with 32 bits, to where there is nothing.
+    // Returns with 32-bit operands, to an address where nothing is mapped.
     "iretd": "sub rsp, 32", "mov dword ptr [rsp], 8", "mov [rsp + 4], cs", "mov dword ptr [rsp + 8], 2",
         "mov [rsp + 12], esp", "mov dword ptr [rsp + 16], 1", ".byte 0xcf";
     "retfd": "sub rsp, 8", "mov dword ptr [rsp], 8", "mov [rsp + 4], cs", ".byte 0xcb";
@@ -156,10 +156,10 @@ instructions! {
     "prefetch-kernel": "mov rax, -0x80000000", "prefetcht0 [rax]";
 }
 
-/// Raises `int number`. There is one such instruction for each number, as text is read-only.
+/// Raises `int number`. Each number has an instruction of its own, because text is read-only.
 #[inline(never)]
 pub fn int_n(number: u64) -> u64 {
-    // SAFETY: none. `int n; ret` is 3 bytes; the table has 4 for each.
+    // SAFETY: none. `int n; ret` has 3 bytes; each entry of the table has 4.
     unsafe {
         asm!(
             "lea rax, [rip + 2f]",
@@ -182,7 +182,7 @@ pub fn int_n(number: u64) -> u64 {
 macro_rules! segment_loads {
     ($($name:ident $register:literal;)*) => {
         $(
-            /// Loads the segment register with a selector.
+            /// Loads the segment register with `selector`.
             #[inline(never)]
             pub fn $name(selector: u64) -> u64 {
                 // SAFETY: none.
@@ -194,7 +194,7 @@ macro_rules! segment_loads {
 }
 segment_loads! { load_ds "ds"; load_es "es"; load_fs "fs"; load_gs "gs"; }
 
-/// Returns far to a selector.
+/// Executes a far return to `selector`.
 #[inline(never)]
 pub fn far_return(selector: u64) -> u64 {
     // SAFETY: none.
@@ -202,7 +202,7 @@ pub fn far_return(selector: u64) -> u64 {
     0
 }
 
-/// Returns from an interrupt to a selector, with the stack segment that ring 1 has.
+/// Executes an interrupt return to `selector`, with ring 1's own stack segment.
 #[inline(never)]
 pub fn interrupt_return(selector: u64) -> u64 {
     // SAFETY: none.
@@ -213,8 +213,8 @@ pub fn interrupt_return(selector: u64) -> u64 {
     0
 }
 
-/// Returns from an interrupt to its own code with a stack segment, and reads CR3, which only ring 0
-/// can.
+/// Executes an interrupt return to this code with `selector` as the stack segment, and reads CR3,
+/// which only ring 0 may do.
 #[inline(never)]
 pub fn interrupt_return_stack(selector: u64) -> u64 {
     let cr3: u64;
@@ -226,8 +226,8 @@ pub fn interrupt_return_stack(selector: u64) -> u64 {
     cr3
 }
 
-/// Asks for a segment's access rights, its limit, and whether it may be read or written; 0 if it is
-/// told nothing.
+/// Asks for a segment's access rights, its limit, and whether it may be read or written. Returns 0
+/// if the CPU reveals nothing.
 #[inline(never)]
 pub fn ask_segment(selector: u64) -> u64 {
     let (rights, limit, flags): (u64, u64, u64);
@@ -239,13 +239,13 @@ pub fn ask_segment(selector: u64) -> u64 {
     rights | limit | flags
 }
 
-/// Jumps far to a selector.
+/// Executes a far jump to `selector`.
 #[inline(never)]
 pub fn far_jump(selector: u64) -> u64 {
     let target = [0u16, 0, 0, 0, 0];
-    // SAFETY: none. FF /5 with a 64-bit offset would be Intel's only; the offset of this one is 32
-    // bits, which cannot reach the slot: a jump that is let through goes to the address 0, and
-    // faults there.
+    // SAFETY: none. FF /5 with a 64-bit offset exists only on Intel CPUs. This jump has a 32-bit
+    // offset, which cannot reach the slot. A jump that the CPU permits goes to address 0 and faults
+    // there.
     unsafe {
         asm!("mov word ptr [rcx + 4], ax", ".byte 0xff, 0x29", in("rax") selector, in("rcx") target.as_ptr());
     }

@@ -1,8 +1,8 @@
 //! Misbehaves on command: `tell rogue VERB [NUMBER]`. Each verb does one thing that no driver may
-//! do, as directly as the machine allows; what stops it is the kernel's affair. `tell rogue list`
-//! logs the verbs.
+//! do, as directly as the machine allows. The kernel must stop it. `tell rogue list` logs the
+//! verbs.
 //!
-//! Beside the other rogues, this is the one driver with unsafe code of its own.
+//! Only this driver and the other rogues have unsafe code of their own.
 #![no_std]
 
 extern crate alloc;
@@ -17,15 +17,15 @@ driver!(Rogue, Manifest::new("rogue", env!("CARGO_PKG_VERSION")).heap_kib(256).s
 
 struct Rogue;
 
-/// For tests, which change the module's file: `init` fails if it is called later than the second
-/// number says, in nanoseconds since boot.
+/// For tests, which change the module's file: `init` fails if the time since boot exceeds the
+/// second number, in nanoseconds.
 #[used]
 static LATEST_INIT: [u64; 2] = [u64::from_le_bytes(*b"init-by:"), u64::MAX];
 
 impl Driver for Rogue {
     fn init() -> Result<Rogue> {
-        // SAFETY: reads what the file says, which the compiler does not know; the service takes no
-        // arguments.
+        // SAFETY: reads the value in the file, which the compiler does not know; the service takes
+        // no arguments.
         let ([_, latest], now) = unsafe { ((&raw const LATEST_INIT).read_volatile(), raw::rf_time_ns() as u64) };
         if now > latest { Err(Refusal::Busy) } else { Ok(Rogue) }
     }

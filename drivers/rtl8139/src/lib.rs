@@ -1,8 +1,8 @@
-//! Realtek RTL8139, as QEMU's `rtl8139` is one. Sections are those of the *RTL8139C(L) Data
-//! Sheet*, 1.4.
+//! Realtek RTL8139, which is QEMU's `rtl8139`. Sections are those of the *RTL8139C(L) Data Sheet*,
+//! 1.4.
 //!
-//! The card sends frames from where they lie, four at a time. What it receives it writes into one
-//! ring, one frame behind the other, and the driver copies it from there.
+//! The card sends up to four frames at a time, directly from their memory. It writes received
+//! frames into one ring, one after the other, and the driver copies them from there.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -32,31 +32,33 @@ driver!(
         )
 );
 
-/// Frames that the card sends at a time.
+/// The number of frames that the card can send at a time.
 const SENDING: usize = 4;
-/// The ring, and some more behind it: the data sheet wants 16 bytes.
+/// The length of the ring's memory: the data sheet requires 16 more bytes behind the ring.
 const RING_BYTES: usize = reg::RING_BYTES + 16;
-/// Bytes in front of a received frame: status and length, that of the check sequence with it.
+/// Bytes in front of a received frame: its status, and its length including the check sequence.
 const HEADER: usize = 4;
 const CHECK: usize = 4;
-/// Causes that are looked for, but for what was sent.
+/// The causes that always interrupt: all that the driver handles, except for sent frames.
 const CAUSES: u16 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::RING_FULL | cause::LINK | cause::FIFO_FULL;
-/// How long a reset may take.
+/// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(10);
 
 struct Rtl8139 {
     registers: Registers<Card>,
     mac: [u8; 6],
     ring: Dma,
-    /// Where the next frame begins in the ring.
+    /// Offset of the next frame in the ring.
     at: usize,
-    /// The frames that the card is sending, and how many were handed to it and taken back in all.
+    /// The frames that the card is sending; the total number handed to the card; the total number
+    /// taken back.
     sending: [Option<TxFrame>; SENDING],
     next: usize,
     done: usize,
-    /// Whether the card is to interrupt when it has sent.
+    /// Whether the card is to interrupt after it has sent a frame.
     tx_interrupt: bool,
-    /// What it hears besides frames to itself and to all, as bits of its configuration.
+    /// The frames that the card receives besides those to itself and to all, as bits of the receive
+    /// configuration.
     hears: u32,
 }
 
@@ -131,13 +133,14 @@ impl Device<Nic> for Rtl8139 {
 }
 
 impl Rtl8139 {
-    /// Has the card receive into the beginning of the ring. It must be on before it is told what to
-    /// receive (5.7).
+    /// Starts the receiver at the beginning of the ring. The receiver must be on before it is told
+    /// which frames to receive (5.7).
     fn start_receiver(&mut self) {
         let registers = &self.registers;
         registers.write(reg::COMMAND, command::TRANSMIT);
         registers.write(reg::RING, self.ring.address(0) as u32);
-        // All groups, if groups are heard at all.
+        // The filter accepts all groups; the receive configuration decides whether group frames are
+        // received.
         for register in reg::MULTICAST.all() {
             registers.write(register, u32::MAX);
         }
@@ -157,13 +160,12 @@ impl Rtl8139 {
         }
     }
 
-    /// Says how far the ring was read (5.8: less 16).
+    /// Tells the card how far the driver has read the ring (5.8: minus 16).
     fn tell_position(&self) {
         self.registers.write(reg::READ, (self.at as u16).wrapping_sub(16));
     }
 
-    /// Takes back what the card has sent, and hands it new frames, as long as there are some that
-    /// it takes.
+    /// Takes back the sent frames and hands new ones to the card, as long as the card takes any.
     fn transmit(&mut self, queues: &mut Queues) {
         self.reclaim(queues);
         while self.hand_over(queues) {
@@ -194,7 +196,7 @@ impl Rtl8139 {
         }
     }
 
-    /// Hands over as many frames as the card takes; whether there were any.
+    /// Hands over as many frames as the card takes. Returns whether there was any frame.
     fn hand_over(&mut self, queues: &mut Queues) -> bool {
         let before = self.next;
         while self.next.wrapping_sub(self.done) < SENDING {
@@ -202,7 +204,7 @@ impl Rtl8139 {
             queues.pad(&mut frame);
             let slot = self.next % SENDING;
             self.registers.write(reg::TX_ADDRESS.at(slot), queues.tx_address(&frame) as u32);
-            // Clearing the bit for the owner starts it.
+            // Clearing the bit OWN starts the transmission.
             self.registers.write(reg::TX_STATUS.at(slot), frame.len_bytes() as u32 & !tx::OWN);
             self.sending[slot] = Some(frame);
             self.next = self.next.wrapping_add(1);
@@ -210,7 +212,7 @@ impl Rtl8139 {
         self.next != before
     }
 
-    /// Copies a frame out of the ring, whose beginning follows its end.
+    /// Copies a frame out of the ring, which continues at its beginning.
     fn read_ring(&self, to: &mut [u8]) {
         let start = (self.at + HEADER) % reg::RING_BYTES;
         let (first, rest) = to.split_at_mut(to.len().min(reg::RING_BYTES - start));
@@ -218,7 +220,8 @@ impl Rtl8139 {
         self.ring.read_bytes(0, rest);
     }
 
-    /// Copies frames out of the ring, as long as there are some, and empty ones to put them into.
+    /// Copies frames out of the ring, as long as the ring has frames and the kernel has lent empty
+    /// ones.
     fn receive(&mut self, queues: &mut Queues) {
         while self.registers.read(reg::COMMAND) & command::EMPTY == 0 {
             dma::read_barrier();
@@ -229,13 +232,13 @@ impl Rtl8139 {
             let Some(mut frame) = queues.take_empty() else { break };
             let whole = usize::from(len_bytes);
             if status & reg::RECEIVED_WELL == 0 || !(CHECK..reg::RING_BYTES).contains(&whole) {
-                // What follows is not to be found: the ring begins anew.
+                // The next frame cannot be found, so the ring is set up again.
                 log::warn!("a frame of {whole} bytes with status {status:#x}: the receive ring is set up anew");
                 queues.give_received(frame, 0);
                 queues.count(Counter::RxErrors, 1);
                 return self.start_receiver();
             }
-            // One that is too long is passed over.
+            // A frame that is too long is delivered empty.
             let mut bytes = [0; MAX_FRAME];
             let bytes = bytes.get_mut(..whole - CHECK).unwrap_or(&mut []);
             self.read_ring(bytes);

@@ -1,5 +1,5 @@
-//! Registers of the RTL8139 and their bits (*RTL8139C(L) Data Sheet*, 1.4, section 5). One BAR has
-//! them in memory, another as ports.
+//! Registers of the RTL8139 and their bits (*RTL8139C(L) Data Sheet*, 1.4, section 5). The same
+//! registers are in a memory BAR and in an I/O BAR.
 
 ringfence_sdk::registers! {
     /// The card's registers.
@@ -7,31 +7,31 @@ ringfence_sdk::registers! {
     /// The Ethernet address, and the multicast filter.
     ADDRESS: [u8; 6] = 0x00;
     MULTICAST: [u32; 2] = 0x08;
-    /// Status of a frame to send, and where it lies.
+    /// Status and address of each frame to send.
     TX_STATUS: [u32; 4] = 0x10;
     TX_ADDRESS: [u32; 4] = 0x20;
-    /// Where the receive ring lies.
+    /// The address of the receive ring.
     RING: u32 = 0x30;
     COMMAND: u8 = 0x37;
-    /// Where the driver reads in the ring, less 16.
+    /// The driver's read position in the ring, minus 16.
     READ: u16 = 0x38;
     MASK: u16 = 0x3c;
-    /// Causes of interrupts, which writing a 1 clears.
+    /// Causes of interrupts; writing a 1 clears a cause.
     CAUSES: u16 = 0x3e;
     TX_CONFIGURATION: u32 = 0x40;
     RX_CONFIGURATION: u32 = 0x44;
-    /// Frames that were lost for want of room; writing clears it.
+    /// Number of frames lost for lack of room; a write clears it.
     MISSED: u32 = 0x4c;
-    /// 0 wakes the chip up.
+    /// Writing 0 wakes the chip up.
     CONFIGURATION_1: u8 = 0x52;
     MEDIA_STATUS: u8 = 0x58;
 }
 
-/// MEDIA_STATUS: there is no link.
+/// MEDIA_STATUS: the link is down.
 pub const NO_LINK: u8 = 1 << 2;
 
 pub mod command {
-    /// Nothing is in the ring.
+    /// The ring is empty.
     pub const EMPTY: u8 = 1 << 0;
     pub const TRANSMIT: u8 = 1 << 2;
     pub const RECEIVE: u8 = 1 << 3;
@@ -48,28 +48,29 @@ pub mod cause {
     pub const FIFO_FULL: u16 = 1 << 6;
 }
 
-/// Bits of a frame's status: the length is in the lower 13.
+/// Bits of the status of a frame to send. The lower 13 bits are the length.
 pub mod tx {
-    /// The card has read all of it.
+    /// The card has read the whole frame.
     pub const OWN: u32 = 1 << 13;
     pub const SENT: u32 = 1 << 15;
     pub const UNDERRUN: u32 = 1 << 14;
     pub const GIVEN_UP: u32 = 1 << 30;
 }
 
-/// Up to 1 KiB in a burst, the gap between frames of the standard.
+/// Bursts of up to 1 KiB, the standard gap between frames.
 pub const TX_NORMAL: u32 = 6 << 8 | 3 << 24;
-/// Frames to its own address and to all; bursts of any length; a ring of 32 KiB, at whose end a
-/// frame goes on at the beginning; no threshold. With bit 7 it would go on behind the ring, as far
-/// as whoever sends it likes, with QEMU's model.
+/// Receive frames to the card's own address and to all; bursts of any length; a ring of 32 KiB; no
+/// threshold. A frame at the end of the ring continues at its beginning. With bit 7 set, the frame
+/// would continue behind the ring. In QEMU's model, the sender of the frame would determine how
+/// far.
 pub const RX_NORMAL: u32 = 1 << 1 | 1 << 3 | 7 << 8 | 2 << 11 | 7 << 13;
-/// The same with frames to any host, and to groups.
+/// In addition: frames to any host (`RX_ALL`), and frames to groups (`RX_GROUPS`).
 pub const RX_ALL: u32 = 1 << 0;
 pub const RX_GROUPS: u32 = 1 << 2;
-/// The ring's length, as that says.
+/// The length of the ring that [`RX_NORMAL`] selects.
 pub const RING_BYTES: usize = 32 << 10;
 
-/// Status of a received frame: it is whole.
+/// Status of a received frame: the frame is intact.
 pub const RECEIVED_WELL: u16 = 1 << 0;
-/// Its length while the card is still writing it.
+/// The length of a received frame while the card is still writing it.
 pub const UNFINISHED: u16 = 0xfff0;

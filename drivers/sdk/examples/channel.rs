@@ -1,4 +1,4 @@
-//! A disk in memory: what a driver of a class does with its channel.
+//! A disk in memory, to show how a driver of a class uses its channel.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -37,7 +37,7 @@ impl Device<Block> for Memory {
     }
 
     fn poll(&mut self, _: Events, queues: &mut Queues) -> Reply {
-        // All there is, in one poll: one crossing serves a batch.
+        // One poll carries out all waiting requests, so that one crossing serves a batch.
         while let Some((ticket, request)) = queues.take() {
             let first = (request.lba as usize).saturating_mul(BLOCK_BYTES);
             let end = first.saturating_add(request.data_len as usize);
@@ -53,7 +53,7 @@ impl Device<Block> for Memory {
                 }
                 _ => BLOCK_ERROR,
             };
-            // The ticket is gone: nobody completes it twice.
+            // `complete` takes the ticket, so no request can be completed twice.
             queues.complete(ticket, &status);
         }
         Reply::ACKNOWLEDGED

@@ -1,4 +1,5 @@
-//! A driver of a made-up PCI card: registers in memory, ports, and memory that the card writes.
+//! A driver of an invented PCI card with registers in memory, ports, and memory that the card
+//! writes.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -11,12 +12,12 @@ driver!(
     Manifest::new("card", "0.1.0")
         .pci(&[(0x1234, 0x0001)])
         .dma_kib(4)
-        // The kernel sets bit 31 of register 0 in BAR 0 when the driver can't, and waits until it
-        // is clear.
+        // If the driver can't stop the card, the kernel sets bit 31 of register 0 in BAR 0 and
+        // waits until the bit is clear.
         .reset(Reset::register(0, 0, 4).sets(1 << 31).waits_for(1 << 31, 0).within_us(10_000))
 );
 
-/// Offsets in BAR 0, and of the one port in BAR 1.
+/// Offsets of the registers in BAR 0, and of the port in BAR 1.
 const STATUS: usize = 8;
 const BUFFER: usize = 16;
 const START: u16 = 0;
@@ -31,7 +32,7 @@ impl Driver for Card {
     fn init() -> Result<Card> {
         let (registers, ports) = (Mmio::map(0)?, Ports::open(1)?);
         let buffer = Dma::new(4096)?;
-        // Where the card sees the memory, which is not where the driver does.
+        // The card's address of the buffer, which is not the driver's address.
         registers.write64(BUFFER, buffer.address(0));
         device::enable_dma()?;
         device::enable_interrupts()?;
@@ -42,7 +43,7 @@ impl Driver for Card {
     fn poll(&mut self, events: Events) -> Reply {
         if events.contains(Events::INTERRUPT) && self.registers.read32(STATUS) & 1 != 0 {
             read_barrier();
-            // Copied out: the card may write there at any moment.
+            // The value is copied out, because the card may write the buffer at any moment.
             let first: u32 = self.buffer.read(0);
             log::info!("the card says {first:#x}");
             self.ports.write8(START, 1);

@@ -1,4 +1,4 @@
-//! The smallest driver that does something: it counts what it is told.
+//! A minimal driver with a state: it adds up the numbers that it is told.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ impl Driver for Counter {
         Ok(Counter { sum: 0 })
     }
 
-    /// `tell counter 5` adds 5 and answers the sum.
+    /// Adds a number to the sum and answers the sum, as for `tell counter 5`.
     fn command(&mut self, text: &str) -> Result<u64> {
         self.sum = self.sum.saturating_add(number(text)?);
         Ok(self.sum)

@@ -19,12 +19,12 @@ use ringfence_abi::queue::{Consumer, Place, Producer, Words};
 /// Block devices.
 pub struct Block;
 
-/// The driver's end of the queues. Requests are completed with one of `BLOCK_OK`, `BLOCK_ERROR` and
+/// The driver's end of the queues. A driver completes a request with `BLOCK_OK`, `BLOCK_ERROR` or
 /// `BLOCK_UNSUPPORTED`.
 pub type Queues = Requests<Block>;
 /// The right to complete a request.
 pub type Ticket = class::Ticket<Block>;
-/// Makes a driver of a block device.
+/// The driver of a block device.
 pub type BlockDriver<D> = ClassDriver<D, Block>;
 
 impl Class for Block {
@@ -58,7 +58,7 @@ impl Protocol for Block {
     }
 }
 
-/// A disk that the driver uses, whoever drives it.
+/// A disk of another driver that this driver uses.
 pub struct Disk {
     memory: QueueMemory,
     data: Bytes,
@@ -68,29 +68,31 @@ pub struct Disk {
     free: [bool; BLOCK_REQUESTS],
 }
 
-/// A request that the driver has made, until [`Disk::finish`] hands its status over.
+/// A request that this driver has made; [`Disk::finish`] takes it and returns its status.
 pub struct Asked {
     number: usize,
     len_bytes: usize,
 }
 
 impl Asked {
-    /// Its number, below [`BLOCK_REQUESTS`].
+    /// Returns the request's number, below [`BLOCK_REQUESTS`].
     pub fn number(&self) -> usize {
         self.number
     }
 }
 
-// The kernel's positions are true. If they were not, there would be nothing to do.
+// The driver trusts the ring positions that the kernel writes. If they were false, it could do
+// nothing about it.
 impl Disk {
-    /// Opens the disk called `name`, as `lsblk` shows it. The manifest must say that it
-    /// [uses](crate::Manifest::uses) one.
+    /// Opens the disk `name`, a name as `lsblk` shows it. The manifest must declare that the driver
+    /// [uses](crate::Manifest::uses) a disk.
     ///
     /// # Errors
-    /// [`Refusal::NotFound`] if there is none.
+    /// [`Refusal::NotFound`] if there is no such disk.
     pub fn open(name: &str) -> Result<Disk> {
         let start = rf_use(name.as_bytes())?;
-        // SAFETY: the kernel has mapped as much there, for good: queues first, then data.
+        // SAFETY: the kernel has mapped `USED_BYTES` bytes at `start`, queues first, then data, and
+        // never unmaps them.
         let (memory, data) = unsafe {
             let data = NonNull::new((start + USED_DATA as u64) as *mut u8).ok_or(Refusal::NoMemory)?;
             (QueueMemory::new(start, USED_BYTES), Bytes::new(data, USED_BYTES - USED_DATA))
@@ -100,7 +102,7 @@ impl Disk {
         Ok(Disk { memory, data, info, submit, complete, free: [true; BLOCK_REQUESTS] })
     }
 
-    /// How many blocks it has, and how long they are.
+    /// Returns the description of the disk, with the number and the length of its blocks.
     pub fn info(&self) -> BlockInfo {
         self.info
     }
@@ -113,35 +115,37 @@ impl Disk {
         self.data.write(number * BLOCK_MAX_DATA, write);
         let request = BlockRequest { data_address: 0, data: 0, data_len: len_bytes as u32, operation, lba };
         write_request(&self.memory, number, &request);
-        // There is room: the ring holds all requests.
+        // There is room: the ring has an entry for every request.
         let _ = self.submit.put(&self.memory, number as u64);
         self.free[number] = false;
         Some(Asked { number, len_bytes })
     }
 
-    /// Asks for blocks from `lba` on, `len_bytes` bytes; `None` if all requests are under way, or
-    /// it is more than 64 KiB. The driver is polled with `Events::QUEUE` when they are there.
+    /// Requests the blocks from `lba` on, `len_bytes` bytes. Returns `None` if all requests are in
+    /// flight, or `len_bytes` is more than 64 KiB. The kernel polls the driver with `Events::QUEUE`
+    /// when the request is done.
     pub fn read(&mut self, lba: u64, len_bytes: usize) -> Option<Asked> {
         self.ask(BLOCK_READ, lba, len_bytes, &[])
     }
 
-    /// Asks for blocks to be written from `lba` on. As [`Disk::read`].
+    /// Requests that `bytes` are written to the blocks from `lba` on. Returns `None` as
+    /// [`Disk::read`] does.
     pub fn write(&mut self, lba: u64, bytes: &[u8]) -> Option<Asked> {
         self.ask(BLOCK_WRITE, lba, bytes.len(), bytes)
     }
 
-    /// Asks for what was written to be on the medium. As [`Disk::read`].
+    /// Requests that all written data reaches the medium. Returns `None` as [`Disk::read`] does.
     pub fn flush(&mut self) -> Option<Asked> {
         self.ask(BLOCK_FLUSH, 0, 0, &[])
     }
 
-    /// The number of the next request that is done, for [`Disk::finish`].
+    /// Returns the number of the next request that is done, for [`Disk::finish`].
     pub fn next_done(&mut self) -> Option<usize> {
         usize::try_from(self.complete.take(&self.memory).ok()??).ok()
     }
 
-    /// The status of a request that is done: `BLOCK_OK`, `BLOCK_ERROR` or `BLOCK_UNSUPPORTED`. What
-    /// was read is copied to `to`, as far as that reaches.
+    /// Returns the status of a request that is done: `BLOCK_OK`, `BLOCK_ERROR` or
+    /// `BLOCK_UNSUPPORTED`. Copies the data that was read to `to`, as much as fits.
     pub fn finish(&mut self, asked: Asked, to: &mut [u8]) -> u32 {
         let len = to.len().min(asked.len_bytes);
         self.data.read(asked.number * BLOCK_MAX_DATA, &mut to[..len]);

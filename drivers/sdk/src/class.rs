@@ -1,8 +1,8 @@
-//! What drivers offer: a class of devices has a channel to the kernel, and [`ClassDriver`] makes a
-//! [`Driver`] of a [`Device`] of any class.
+//! Classes of devices that drivers offer. Each class has a channel to the kernel, and
+//! [`ClassDriver`] makes a [`Driver`] from a [`Device`] of any class.
 //!
-//! A class whose channel carries requests says what they are like ([`Protocol`]) and has a
-//! [`Requests`]; network cards have a channel of their own, which carries frames.
+//! A class whose channel carries requests defines their format ([`Protocol`]) and uses
+//! [`Requests`]. Network cards have a channel of their own, which carries frames.
 //!
 #![doc = "```rust,ignore"]
 #![doc = include_str!("../examples/channel.rs")]
@@ -20,40 +20,41 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A class of devices.
 pub trait Class {
-    /// What a driver says of its device.
+    /// The description of the device that the driver gives to the kernel.
     type Info;
-    /// The driver's end of what it shares with the kernel.
+    /// The driver's end of the queues that it shares with the kernel.
     type Channel;
 
     /// Offers a device, and opens the channel.
     ///
     /// # Errors
-    /// [`Refusal::Invalid`] if no device is like that, [`Refusal::Full`] if the kernel has as many
-    /// as it can have.
+    /// [`Refusal::Invalid`] if the description is not valid for the class, [`Refusal::Full`] if the
+    /// kernel takes no more devices of the class.
     fn offer(info: Self::Info) -> Result<Self::Channel>;
 }
 
 /// A device of a class.
 pub trait Device<C: Class>: Sized + 'static {
-    /// What it can be told ([`Driver::COMMANDS`]).
+    /// The commands for help and completion ([`Driver::COMMANDS`]).
     const COMMANDS: &'static [Command] = &[];
 
     /// Takes the device into service.
     fn init() -> Result<Self>;
 
-    /// What the device is like.
+    /// Describes the device to the kernel.
     fn info(&self) -> C::Info;
 
-    /// The channel is there: what needs it is done.
+    /// Does the part of the initialization that needs the channel. Called once, after the channel
+    /// was opened.
     fn start(&mut self, channel: &mut C::Channel) -> Result<()> {
         let _ = channel;
         Ok(())
     }
 
-    /// Takes what is to be done from the channel, and puts what is done into it.
+    /// Takes work out of the channel, and puts finished work into it.
     fn poll(&mut self, events: Events, channel: &mut C::Channel) -> Reply;
 
-    /// Does what a person typed behind `tell NAME` ([`Driver::command`]).
+    /// Carries out the command that a person typed after `tell NAME` ([`Driver::command`]).
     fn command(&mut self, text: &str) -> Result<u64> {
         let _ = text;
         Err(Refusal::NotFound)
@@ -63,7 +64,7 @@ pub trait Device<C: Class>: Sized + 'static {
     fn exit(&mut self);
 }
 
-/// Makes a [`Driver`] of a [`Device`].
+/// The [`Driver`] of a [`Device`].
 pub struct ClassDriver<D, C: Class> {
     device: D,
     channel: C::Channel,
@@ -92,25 +93,25 @@ impl<C: Class + 'static, D: Device<C>> Driver for ClassDriver<D, C> {
     }
 }
 
-/// Says `info` to the kernel, which maps `len_bytes` bytes of queues.
+/// Passes `info` to the kernel, which maps `len_bytes` bytes of queues.
 pub(crate) fn open<I: IntoBytes + Immutable>(info: &I, len_bytes: usize) -> Result<QueueMemory> {
     let start = rf_offer(info.as_bytes())?;
-    // SAFETY: the kernel has mapped as much there, for good.
+    // SAFETY: the kernel has mapped `len_bytes` bytes at `start`, and never unmaps them.
     Ok(unsafe { QueueMemory::new(start, len_bytes) })
 }
 
-/// What the requests of a class are like.
+/// The format of the requests of a class.
 pub trait Protocol {
-    /// What a driver says of its device.
+    /// The description of the device that the driver gives to the kernel.
     type Info: IntoBytes + Immutable;
-    /// What the kernel asks for.
+    /// A request of the kernel.
     type Request: FromBytes;
-    /// What the driver answers.
+    /// The driver's answer to a request.
     type Outcome;
 
-    /// The two rings: numbers of requests to carry out, and of those that are.
+    /// The two rings: the numbers of the requests to carry out, and of the completed requests.
     const RINGS: [Place; 2];
-    /// Length of the memory with rings and requests, in bytes.
+    /// Length of the memory that holds the rings and the requests, in bytes.
     const QUEUE_BYTES: usize;
     /// How many numbers requests have, from 0 on.
     const NUMBERS: usize;
@@ -118,7 +119,7 @@ pub trait Protocol {
     /// Copies request `number` out of shared memory.
     fn read(memory: &impl Words, number: usize) -> Option<Self::Request>;
 
-    /// Address of a request's data for the driver, and its length in bytes.
+    /// Returns the address of a request's data for the driver, and the length of the data in bytes.
     fn data(request: &Self::Request) -> (u64, u32);
 
     /// Writes the outcome of request `number` into shared memory.
@@ -133,7 +134,8 @@ pub struct Requests<P> {
     protocol: PhantomData<fn() -> P>,
 }
 
-// The kernel's positions are true. If they were not, there would be nothing to do.
+// The driver trusts the ring positions that the kernel writes. If they were false, it could do
+// nothing about it.
 impl<P: Protocol> Requests<P> {
     pub(crate) fn offer(info: &P::Info) -> Result<Requests<P>> {
         let [submit, complete] = P::RINGS;
@@ -145,7 +147,7 @@ impl<P: Protocol> Requests<P> {
         })
     }
 
-    /// The next request to carry out, and the right to complete it.
+    /// Takes the next request to carry out, and the right to complete it.
     #[inline]
     pub fn take(&mut self) -> Option<(Ticket<P>, P::Request)> {
         let number = usize::try_from(self.submit.take(&self.memory).ok()??).ok()?;
@@ -160,36 +162,36 @@ impl<P: Protocol> Requests<P> {
     #[inline]
     pub fn complete(&mut self, ticket: Ticket<P>, outcome: &P::Outcome) {
         P::write(&self.memory, ticket.number(), outcome);
-        // There is room: the ring holds all requests.
+        // There is room: the ring has an entry for every request.
         let _ = self.complete.put(&self.memory, ticket.number() as u64);
     }
 
     fn data(&self, ticket: &Ticket<P>) -> Bytes {
         let (start, len_bytes) = P::read(&self.memory, ticket.number()).map_or((0, 0), |request| P::data(&request));
         let start = NonNull::new(start as *mut u8).unwrap_or(NonNull::dangling());
-        // SAFETY: the kernel has mapped as much data for each request, for good.
+        // SAFETY: the kernel has mapped this much data for each request, and never unmaps it.
         unsafe { Bytes::new(start, len_bytes as usize) }
     }
 
-    /// Copies data of a request out, from the byte at `offset` on: of what goes to the device.
-    /// Panics if it is not all inside.
+    /// Copies data of a request that goes to the device into `to`, from the byte at `offset` on.
+    /// Panics if the range is not inside the request's data.
     #[track_caller]
     pub fn read_data(&self, ticket: &Ticket<P>, offset: usize, to: &mut [u8]) {
         self.data(ticket).read(offset, to);
     }
 
-    /// Copies data of a request in, from the byte at `offset` on: of what comes from the device.
-    /// Panics if it does not fit.
+    /// Copies `from` into the data of a request that reads from the device, from the byte at
+    /// `offset` on. Panics if `from` does not fit.
     #[track_caller]
     pub fn write_data(&mut self, ticket: &Ticket<P>, offset: usize, from: &[u8]) {
         self.data(ticket).write(offset, from);
     }
 }
 
-/// The right to complete a request, which a driver has until [`Requests::complete`] takes it:
-/// **nobody completes one twice, or one that he does not have**.
+/// The right to complete a request. A driver has the ticket until [`Requests::complete`] takes it:
+/// **no driver can complete a request twice, or one that it does not have**.
 pub struct Ticket<P> {
-    /// The request's number and one more, so that an `Option` of it is as short.
+    /// The request's number plus one, so that an `Option` of a ticket needs no more space.
     number: NonZeroU16,
     protocol: PhantomData<fn() -> P>,
 }

@@ -1,4 +1,5 @@
-//! What a person can tell a driver, and what that answers. [`crate::timer`] has an example.
+//! Commands that a person gives a driver, and the driver's answers. [`crate::timer`] has an
+//! example.
 
 use crate::Result;
 use crate::service::LineBuffer;
@@ -14,9 +15,9 @@ pub struct Command {
 }
 
 impl Command {
-    /// `usage` is what is typed: a word, and what may follow in capital letters. `what` says what
-    /// it is for. Panics, which is an error of the compiler's where it is a constant, if they are
-    /// too long or empty.
+    /// Describes a command. `usage` is the text to type: a word, followed by its arguments in
+    /// capital letters. `what` is the purpose of the command. Panics if either text is empty or
+    /// both are too long; in a constant, the panic is a compile error.
     pub const fn new(usage: &'static str, what: &'static str) -> Command {
         const MOST: usize = 160;
         assert!(!usage.is_empty() && !what.is_empty(), "a command has a name, and is for something");
@@ -53,20 +54,21 @@ const fn are_printable(mut text: &[u8]) -> bool {
     true
 }
 
-/// Tells the kernel of commands. Inlined, so that a driver without any asks for no service.
+/// Registers commands with the kernel. Inlined, so that a driver without commands does not
+/// reference the service.
 #[inline]
 pub(crate) fn register(commands: &[Command]) -> Result<()> {
     for command in commands {
         let mut line = LineBuffer::new();
-        // There is room.
+        // The line has room: `Command::new` has checked the lengths.
         let _ = write!(line, "{}\t{}", command.usage, command.what);
         rf_command(line.text())?;
     }
     Ok(())
 }
 
-/// Says a line to whoever has typed the command that is under way: `answer!("{} frames", count)`.
-/// What is beyond 4096 bytes in all is not shown.
+/// Prints a line to the person who typed the current command: `answer!("{} frames", count)`. Lines
+/// beyond 4096 bytes in total are not shown.
 #[macro_export]
 macro_rules! answer {
     ($($argument:tt)*) => {
@@ -77,18 +79,18 @@ macro_rules! answer {
 #[doc(hidden)]
 pub fn say(line: fmt::Arguments) {
     let mut answer = Answer(LineBuffer::new());
-    // It never fails.
+    // Writing to an `Answer` never fails.
     let _ = answer.write_fmt(line);
     let _ = answer.write_char('\n');
     answer.flush();
 }
 
-/// Pieces of an answer, which are few calls of the service.
+/// An answer. It is collected in a buffer, so that the service is called only a few times.
 struct Answer(LineBuffer);
 
 impl Answer {
     fn flush(&mut self) {
-        // There is nobody to be told that there is no more room.
+        // No caller could be told that the kernel has no more room.
         let _ = rf_answer(self.0.text());
         self.0 = LineBuffer::new();
     }

@@ -25,33 +25,35 @@ pub fn enable_dma() -> Result<()> {
     safe::rf_pci_write(COMMAND, 2, BUS_MASTER).map(|_| ())
 }
 
-/// Lets the device's interrupts through: from now on, one polls the driver.
+/// Lets the device's interrupts through: from now on, each interrupt polls the driver.
 pub fn enable_interrupts() -> Result<()> {
     safe::rf_irq_enable().map(|_| ())
 }
 
-/// Gives the device interrupts of its own (MSI-X) in place of its line, up to `wanted`, at most
-/// [`MAX_VECTORS`](ringfence_abi::upcall::MAX_VECTORS); how many. 0 if it or the machine has none:
-/// the line is used then. Before [`enable_interrupts`]; the driver tells its device which is for
-/// what.
+/// Gives the device up to `wanted` interrupts of its own (MSI-X) in place of its line, at most
+/// [`MAX_VECTORS`](ringfence_abi::upcall::MAX_VECTORS), and returns their number. The number is 0
+/// if the device or the machine has no such interrupts; the device then uses its line. Call this
+/// before [`enable_interrupts`]. The driver itself tells the device which interrupt serves which
+/// purpose.
 pub fn vectors(wanted: u64) -> Result<u64> {
     safe::rf_irq_vectors(wanted)
 }
 
-/// Lets interrupts through again, for a driver that did not acknowledge when it was polled.
+/// Lets interrupts through again, for a driver whose reply to the poll did not acknowledge the
+/// interrupt.
 pub fn acknowledge_interrupt() -> Result<()> {
     safe::rf_irq_ack().map(|_| ())
 }
 
-/// How long is waited without sleeping: less than a tick of the kernel's clock, which a sleep takes
-/// at least.
+/// The longest wait without sleeping: less than a tick of the kernel's clock, because a sleep takes
+/// at least one tick.
 const AT_ONCE: Duration = Duration::from_millis(1);
 
-/// Waits until `is_done`, at most for `limit`. Most devices are done at once; while others are not,
-/// the driver sleeps between two looks ([`timer::sleep`]).
+/// Waits until `is_done` returns `true`, at most for `limit`. Most devices finish at once; for a
+/// slower one the driver sleeps between two checks ([`timer::sleep`]).
 ///
 /// # Errors
-/// [`Refusal::NotFound`] when the time is over: the driver says what does not answer.
+/// [`Refusal::NotFound`] when `limit` has passed. The caller logs which device does not answer.
 pub fn wait_until(limit: Duration, mut is_done: impl FnMut() -> bool) -> Result<()> {
     let began = service::time_ns();
     let deadline = began.saturating_add(limit.as_nanos() as u64);
@@ -67,24 +69,24 @@ pub fn wait_until(limit: Duration, mut is_done: impl FnMut() -> bool) -> Result<
     Ok(())
 }
 
-/// Lets time go by: asleep, unless it is so little that a sleep would take longer.
+/// Waits for `time`: asleep, unless `time` is so short that a sleep would take longer.
 pub fn pause(time: Duration) {
     if time > AT_ONCE {
         timer::sleep(time);
     } else {
-        // It is never done: the time goes by.
+        // The condition is never true, so this waits for all of `time`.
         let _ = wait_until(time, || false);
     }
 }
 
-/// The capabilities in configuration space (PCI 3.0, 6.7): offset and id of each.
+/// Returns the offset and the id of each capability in configuration space (PCI 3.0, 6.7).
 pub fn capabilities() -> impl Iterator<Item = (u64, u8)> {
     const POINTER: u64 = 0x34;
     const MAX: usize = 48;
     let read = |offset: u64| pci_read(offset, 1).unwrap_or(0) as u8;
     let next = move |offset: u8| (offset & 0xfc != 0).then_some(u64::from(offset & 0xfc));
     let first = next(read(POINTER));
-    // A list that bites its own tail ends all the same.
+    // The iteration ends even if the list is circular.
     core::iter::successors(first, move |offset| next(read(offset + 1)))
         .take(MAX)
         .map(move |offset| (offset, read(offset)))
@@ -100,62 +102,64 @@ pub struct Mmio {
 
 macro_rules! mmio_access {
     ($read:ident, $write:ident, $read_inside:ident, $write_inside:ident, $type:ty) => {
-        /// Reads the register at `offset`. Panics if it is not inside the BAR or not aligned.
+        /// Reads the register at `offset`. Panics if the register is outside the BAR or not
+        /// aligned.
         #[track_caller]
         pub fn $read(&self, offset: usize) -> $type {
             self.check::<$type>(offset);
-            // SAFETY: just checked.
+            // SAFETY: `check` has verified the offset.
             unsafe { self.$read_inside(offset) }
         }
 
-        /// Writes the register at `offset`. Panics if it is not inside the BAR or not aligned.
+        /// Writes the register at `offset`. Panics if the register is outside the BAR or not
+        /// aligned.
         #[track_caller]
         pub fn $write(&self, offset: usize, value: $type) {
             self.check::<$type>(offset);
-            // SAFETY: just checked.
+            // SAFETY: `check` has verified the offset.
             unsafe { self.$write_inside(offset, value) }
         }
 
         /// Reads the register at `offset`.
         ///
         /// # Safety
-        /// It must be inside the BAR and aligned.
+        /// The register must be inside the BAR and aligned.
         #[inline(always)]
         pub(crate) unsafe fn $read_inside(&self, offset: usize) -> $type {
             let register = self.at(offset).cast::<$type>();
             #[cfg(feature = "fake")]
             return crate::fake::read(register.addr().get() as u64, size_of::<$type>()) as $type;
             #[cfg(not(feature = "fake"))]
-            // SAFETY: inside the BAR, which the kernel mapped for good; access is volatile.
+            // SAFETY: the register is inside the BAR, which stays mapped; the access is volatile.
             unsafe { VolatilePtr::new(register) }.read()
         }
 
         /// Writes the register at `offset`.
         ///
         /// # Safety
-        /// The same.
+        /// The register must be inside the BAR and aligned.
         #[inline(always)]
         pub(crate) unsafe fn $write_inside(&self, offset: usize, value: $type) {
             let register = self.at(offset).cast::<$type>();
             #[cfg(feature = "fake")]
             crate::fake::write(register.addr().get() as u64, size_of::<$type>(), value.into());
             #[cfg(not(feature = "fake"))]
-            // SAFETY: as above.
+            // SAFETY: as for the read.
             unsafe { VolatilePtr::new(register) }.write(value);
         }
     };
 }
 
 impl Mmio {
-    /// Maps memory BAR `bar`. A BAR that shares a page with another device's is refused: a device
-    /// that has its registers as ports as well is driven by those then.
+    /// Maps memory BAR `bar`. The kernel refuses a BAR that shares a page with another device's
+    /// BAR. If such a device offers its registers as ports too, use the ports.
     ///
     /// # Errors
-    /// [`Refusal::Invalid`] if the BAR has ports, with a line in the log; and those of
+    /// [`Refusal::Invalid`] if the BAR has ports, with a line in the log; and the refusals of
     /// `rf_bar_map`.
     pub fn map(bar: u64) -> Result<Mmio> {
         let (start, len) = (safe::rf_bar_map(bar)?, safe::rf_bar_len(bar)?);
-        // An I/O BAR's "address" is a port number.
+        // For an I/O BAR, `rf_bar_map` returns the first port's number, which has at most 16 bits.
         let is_memory = start > u64::from(u16::MAX);
         if !is_memory {
             log::error!("BAR {bar} has ports: Ports::open is for those");
@@ -164,7 +168,7 @@ impl Mmio {
         Ok(Mmio { start, len_bytes: len as usize, bar })
     }
 
-    /// A part of it: `len_bytes` bytes from `offset`.
+    /// Returns a part of these registers: `len_bytes` bytes from `offset` on.
     pub fn part(&self, offset: usize, len_bytes: usize) -> Result<Mmio> {
         match offset.checked_add(len_bytes) {
             Some(end) if end <= self.len_bytes => Ok(Mmio { start: self.at(offset), len_bytes, bar: self.bar }),
@@ -172,7 +176,7 @@ impl Mmio {
         }
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
@@ -185,7 +189,7 @@ impl Mmio {
         assert!(offset.is_multiple_of(size_of::<T>()), "register {offset:#x} of BAR {bar} is not aligned");
     }
 
-    /// Where `offset`, which is inside the BAR, lies.
+    /// Returns the address of the register at `offset`, which must be inside the BAR.
     fn at(&self, offset: usize) -> NonNull<u8> {
         self.start.map_addr(|start| start.saturating_add(offset))
     }
@@ -196,7 +200,7 @@ impl Mmio {
     mmio_access!(read64, write64, read64_inside, write64_inside, u64);
 }
 
-/// The ports of an I/O BAR, or of a run of a device at fixed ports.
+/// The ports of an I/O BAR, or of one run of ports of a device at fixed ports.
 #[derive(Clone, Copy)]
 pub struct Ports {
     first: u16,
@@ -206,7 +210,7 @@ pub struct Ports {
 
 macro_rules! port_access {
     ($read:ident, $write:ident, $type:ty, $register:tt) => {
-        /// Reads port `offset`. Panics if it is not one of the BAR's.
+        /// Reads port `offset`. Panics if the access is not inside the BAR.
         #[track_caller]
         pub fn $read(&self, offset: u16) -> $type {
             let port = self.port(offset, size_of::<$type>());
@@ -215,7 +219,7 @@ macro_rules! port_access {
             #[cfg(not(feature = "fake"))]
             let value: $type;
             #[cfg(not(feature = "fake"))]
-            // SAFETY: a port of the driver's own device.
+            // SAFETY: the port belongs to the driver's own device.
             unsafe {
                 core::arch::asm!(concat!("in ", $register, ", dx"), in("dx") port, out($register) value,
                     options(nomem, nostack, preserves_flags));
@@ -224,14 +228,14 @@ macro_rules! port_access {
             value
         }
 
-        /// Writes port `offset`. Panics if it is not one of the BAR's.
+        /// Writes port `offset`. Panics if the access is not inside the BAR.
         #[track_caller]
         pub fn $write(&self, offset: u16, value: $type) {
             let port = self.port(offset, size_of::<$type>());
             #[cfg(feature = "fake")]
             crate::fake::write_port(port, size_of::<$type>(), value.into());
             #[cfg(not(feature = "fake"))]
-            // SAFETY: a port of the driver's own device.
+            // SAFETY: the port belongs to the driver's own device.
             unsafe {
                 core::arch::asm!(concat!("out dx, ", $register), in("dx") port, in($register) value,
                     options(nostack, preserves_flags));
@@ -241,10 +245,10 @@ macro_rules! port_access {
 }
 
 impl Ports {
-    /// Opens the ports of I/O BAR `bar`; of a device at fixed ports, those of run `bar`.
+    /// Opens the ports of I/O BAR `bar`. For a device at fixed ports, `bar` is the number of a run.
     ///
     /// # Errors
-    /// [`Refusal::Invalid`] if the BAR has memory, with a line in the log; and those of
+    /// [`Refusal::Invalid`] if the BAR has memory, with a line in the log; and the refusals of
     /// `rf_bar_map`.
     pub fn open(bar: u64) -> Result<Ports> {
         let (first, count) = (safe::rf_bar_map(bar)?, safe::rf_bar_len(bar)?);
@@ -255,7 +259,7 @@ impl Ports {
         Ok(Ports { first, count: count as u16, bar })
     }
 
-    /// How many there are.
+    /// Returns the number of ports.
     pub fn count(&self) -> usize {
         self.count.into()
     }
@@ -268,8 +272,8 @@ impl Ports {
         self.first + offset
     }
 
-    /// Fills `to` with what port `offset` says 16 bits at a time, the low byte first; a last odd
-    /// byte is left as it is. Panics if it is not one of the BAR's.
+    /// Fills `to` with 16-bit reads of port `offset`, the low byte first. If the length of `to` is
+    /// odd, its last byte is left unchanged. Panics if the port is not inside the BAR.
     #[track_caller]
     pub fn read_words(&self, offset: u16, to: &mut [u8]) {
         let port = self.port(offset, size_of::<u16>());
@@ -278,15 +282,16 @@ impl Ports {
             pair.copy_from_slice(&(crate::fake::read_port(port, 2) as u16).to_le_bytes());
         }
         #[cfg(not(feature = "fake"))]
-        // SAFETY: a port of the driver's own device; what is written is all inside of `to`.
+        // SAFETY: the port belongs to the driver's own device; the instruction writes only inside
+        // `to`.
         unsafe {
             core::arch::asm!("rep insw", in("dx") port, inout("rdi") to.as_mut_ptr() => _,
                 inout("rcx") to.len() / 2 => _, options(nostack, preserves_flags));
         }
     }
 
-    /// Writes `from` to port `offset`, 16 bits at a time, the low byte first; a last odd byte is
-    /// left out. Panics if it is not one of the BAR's.
+    /// Writes `from` to port `offset` with 16-bit writes, the low byte first. If the length of
+    /// `from` is odd, its last byte is not written. Panics if the port is not inside the BAR.
     #[track_caller]
     pub fn write_words(&self, offset: u16, from: &[u8]) {
         let port = self.port(offset, size_of::<u16>());
@@ -295,7 +300,8 @@ impl Ports {
             crate::fake::write_port(port, 2, u16::from_le_bytes([pair[0], pair[1]]).into());
         }
         #[cfg(not(feature = "fake"))]
-        // SAFETY: a port of the driver's own device; what is read is all inside of `from`.
+        // SAFETY: the port belongs to the driver's own device; the instruction reads only inside
+        // `from`.
         unsafe {
             core::arch::asm!("rep outsw", in("dx") port, inout("rsi") from.as_ptr() => _,
                 inout("rcx") from.len() / 2 => _, options(nostack, preserves_flags, readonly));

@@ -6,29 +6,30 @@ use core::ptr::NonNull;
 use ringfence_abi::layout::PAGE_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Physically contiguous memory that the device can reach. Dropping it gives it back: stop the
-/// device first.
+/// Physically contiguous memory that the device can reach. Dropping it gives the memory back to the
+/// kernel: stop the device first.
 ///
-/// The device may write it at any moment, so values are copied in and out; no reference to it
-/// exists.
+/// The device may write the memory at any moment. Values are therefore copied in and out, and no
+/// reference to the memory ever exists.
 pub struct Dma {
     bytes: Bytes,
     address: u64,
-    /// What the kernel gave, which may begin before it.
+    /// The address that the kernel returned; with a large alignment it may be below the start.
     given: u64,
 }
 
 impl Dma {
-    /// `len_bytes` bytes, zeroed, rounded up to pages.
+    /// Allocates `len_bytes` bytes, zeroed, rounded up to pages.
     pub fn new(len_bytes: usize) -> Result<Dma> {
         Dma::aligned(len_bytes, 1)
     }
 
-    /// The same, beginning for the device at a multiple of `align_bytes`, a power of two. What is
-    /// left out for that counts against the budget; pages are aligned anyway.
+    /// Allocates `len_bytes` bytes whose address for the device is a multiple of `align_bytes`, a
+    /// power of two. The bytes skipped for the alignment count against the budget. An alignment of
+    /// up to a page costs nothing, because the kernel allocates pages.
     ///
     /// # Errors
-    /// [`crate::Refusal::Invalid`] if it is none.
+    /// [`crate::Refusal::Invalid`] if `align_bytes` is not a power of two.
     pub fn aligned(len_bytes: usize, align_bytes: usize) -> Result<Dma> {
         if !align_bytes.is_power_of_two() {
             return Err(crate::Refusal::Invalid);
@@ -38,7 +39,8 @@ impl Dma {
         let first = rf_dma_address(given)?;
         let address = first.next_multiple_of(align_bytes as u64);
         let start = NonNull::new((given + (address - first)) as *mut u8).ok_or(crate::Refusal::NoMemory)?;
-        // SAFETY: the kernel has just mapped it, and it is unmapped when this is dropped.
+        // SAFETY: the kernel has just mapped the memory, and it stays mapped until this `Dma` is
+        // dropped.
         Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address, given })
     }
 
@@ -56,28 +58,28 @@ impl Dma {
         Ok(memory)
     }
 
-    /// Where the device sees the byte at `offset`.
+    /// Returns the address of the byte at `offset` for the device.
     pub fn address(&self, offset: usize) -> u64 {
         self.address + offset as u64
     }
 
-    /// Copies a value out. Panics if it is not all inside.
+    /// Copies a value out. Panics if the value is not inside the memory.
     #[track_caller]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
         let place = self.bytes.place(offset, size_of::<T>()).cast::<T>();
-        // SAFETY: inside the memory; any bytes are a `T`.
+        // SAFETY: the value is inside the memory, and any bytes are a valid `T`.
         unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } }
     }
 
-    /// Copies a value in. Panics if it does not fit.
+    /// Copies a value in. Panics if the value does not fit.
     #[track_caller]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
         let place = self.bytes.place(offset, size_of::<T>()).cast::<T>();
-        // SAFETY: inside the memory.
+        // SAFETY: the value is inside the memory.
         unsafe { if place.is_aligned() { place.write_volatile(value) } else { place.write_unaligned(value) } }
     }
 
-    /// Copies bytes out. Panics if they are not all inside.
+    /// Copies bytes out. Panics if they are not inside the memory.
     #[track_caller]
     pub fn read_bytes(&self, offset: usize, to: &mut [u8]) {
         self.bytes.read(offset, to);
@@ -92,12 +94,13 @@ impl Dma {
 
 impl Drop for Dma {
     fn drop(&mut self) {
-        // It can only be refused if the kernel never gave it.
+        // The kernel refuses only memory that it did not allocate.
         let _ = rf_dma_free(GivenBack(self.given));
     }
 }
 
-/// The address of memory that nobody uses any more: only [`Dma`] makes one, when it is dropped.
+/// The address of memory that is no longer used. Only [`Dma`] creates this value, when it is
+/// dropped.
 pub struct GivenBack(u64);
 
 impl GivenBack {
@@ -106,7 +109,7 @@ impl GivenBack {
     }
 }
 
-/// Memory that others write as well: bytes are copied in and out.
+/// Memory that the kernel or the device writes too: bytes are copied in and out.
 #[doc(hidden)]
 pub struct Bytes {
     start: NonNull<u8>,
@@ -115,8 +118,8 @@ pub struct Bytes {
 
 impl Bytes {
     /// # Safety
-    /// The kernel must have mapped `len_bytes` bytes at `start`, which stay mapped as long as this
-    /// is used, and to which there is no reference.
+    /// The kernel must have mapped `len_bytes` bytes at `start`. They must stay mapped as long as
+    /// the `Bytes` are used, and no reference to them may exist.
     pub(crate) unsafe fn new(start: NonNull<u8>, len_bytes: usize) -> Bytes {
         Bytes { start, len_bytes }
     }
@@ -124,14 +127,14 @@ impl Bytes {
     #[track_caller]
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
         let place = self.place(offset, to.len());
-        // SAFETY: inside the memory, and `to` is elsewhere.
+        // SAFETY: the bytes are inside the memory, and `to` does not overlap them.
         unsafe { core::ptr::copy_nonoverlapping(place.as_ptr(), to.as_mut_ptr(), to.len()) };
     }
 
     #[track_caller]
     pub(crate) fn write(&self, offset: usize, from: &[u8]) {
         let place = self.place(offset, from.len());
-        // SAFETY: inside the memory, and `from` is elsewhere.
+        // SAFETY: the bytes are inside the memory, and `from` does not overlap them.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), place.as_ptr(), from.len()) };
     }
 
@@ -140,18 +143,19 @@ impl Bytes {
         let inside = offset.checked_add(len_bytes).is_some_and(|end| end <= self.len_bytes);
         let all = self.len_bytes;
         assert!(inside, "{len_bytes} bytes at {offset:#x} outside DMA memory ({all:#x} bytes)");
-        // SAFETY: inside the memory.
+        // SAFETY: `offset` is inside the memory.
         unsafe { self.start.add(offset) }
     }
 }
 
-/// Makes what was written to memory before visible to the device before what is written after.
+/// Makes earlier writes to memory visible to the device before later ones.
 pub fn write_barrier() {
-    // x86 stores are seen in order; it is the compiler that must not move them.
+    // x86 makes stores visible in program order; only the compiler must be kept from reordering
+    // them.
     core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
 }
 
-/// Keeps reads of memory after it from being done before it.
+/// Keeps later reads of memory from being done before earlier ones.
 pub fn read_barrier() {
     core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
 }

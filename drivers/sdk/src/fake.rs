@@ -1,12 +1,12 @@
-//! A kernel and a device that are made up, so that a driver's logic is tested on the host: the
+//! A simulated kernel and a simulated device, to test a driver's logic on the host. This is the
 //! feature `fake`, for `[dev-dependencies]` alone.
 //!
-//! A test gives [`Kernel::new`] a model of its device ([`Device`]), or a [`Script`] of what it is
-//! asked and answers. [`Kernel::run`] is where the driver's own functions are called: there all
-//! services, registers, ports and DMA memory are the fake's. The model reads and writes the
-//! driver's memory with [`dma_read`] and [`dma_write`], at the addresses that it was told. Time
-//! goes on by a microsecond each time that it is asked for, so that no loop with a deadline is
-//! endless.
+//! A test gives [`Kernel::new`] a model of the driver's device ([`Device`]), or a [`Script`] of the
+//! accesses to the device. The test calls the driver's own functions in [`Kernel::run`]. There, all
+//! services, registers, ports and DMA memory belong to the simulation. The model reads and writes
+//! the driver's memory with [`dma_read`] and [`dma_write`], at the addresses that the driver has
+//! given to the device. The time advances by a microsecond with each request for it, so that every
+//! loop with a deadline ends.
 //!
 #![doc = "```rust,ignore"]
 #![doc = include_str!("../../template/src/tests.rs")]
@@ -26,33 +26,33 @@ use std::vec::Vec;
 /// A register of a device, or a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Register {
-    /// Its BAR.
+    /// The register's BAR.
     pub bar: u64,
-    /// Its offset in that.
+    /// The register's offset in the BAR.
     pub offset: u64,
-    /// How many bytes of it are read or written.
+    /// The width of the access in bytes.
     pub width_bytes: usize,
 }
 
-/// A device that is made up.
+/// A simulated device.
 pub trait Device {
-    /// What a register says.
+    /// Returns the value of a register.
     fn read(&mut self, register: Register) -> u64;
 
-    /// A register is written.
+    /// Writes a register.
     fn write(&mut self, register: Register, value: u64);
 
-    /// Whether a BAR has ports, and its length.
+    /// Returns whether a BAR has ports, and the BAR's length.
     fn bar(&self, bar: u64) -> (bool, u64);
 
-    /// What configuration space says.
+    /// Reads configuration space.
     fn configuration(&self, offset: u64, width_bytes: u64) -> u64 {
         let _ = (offset, width_bytes);
         0
     }
 }
 
-/// No device.
+/// The absence of a device.
 impl Device for () {
     fn read(&mut self, register: Register) -> u64 {
         panic!("there is no device, but {register:x?} is read")
@@ -67,7 +67,7 @@ impl Device for () {
     }
 }
 
-/// A device that is shared with the test.
+/// A device that the driver shares with the test.
 impl<D: Device> Device for std::rc::Rc<RefCell<D>> {
     fn read(&mut self, register: Register) -> u64 {
         self.borrow_mut().read(register)
@@ -86,16 +86,16 @@ impl<D: Device> Device for std::rc::Rc<RefCell<D>> {
     }
 }
 
-/// A device that is asked and told exactly this, in this order: what a [`Recorder`] has written, or
-/// a person. A line each, `r BAR OFFSET WIDTH VALUE` or `w BAR OFFSET WIDTH VALUE` with numbers in
-/// hexadecimal; before them, `bar BAR ports|memory LENGTH`.
+/// A device that expects exactly these accesses, in this order. A person or a [`Recorder`] writes
+/// the script. Each line is `r BAR OFFSET WIDTH VALUE` or `w BAR OFFSET WIDTH VALUE` with numbers
+/// in hexadecimal. Before these lines, `bar BAR ports|memory LENGTH` declares each BAR.
 pub struct Script {
     bars: BTreeMap<u64, (bool, u64)>,
     lines: VecDeque<(bool, Register, u64)>,
 }
 
 impl Script {
-    /// Reads a script. Panics if it is none.
+    /// Reads a script. Panics if the text is not a script.
     pub fn new(text: &str) -> Script {
         let mut script = Script { bars: BTreeMap::new(), lines: VecDeque::new() };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -115,7 +115,7 @@ impl Script {
         script
     }
 
-    /// What it was not asked and told.
+    /// Returns the number of accesses that have not happened yet.
     pub fn left(&self) -> usize {
         self.lines.len()
     }
@@ -148,16 +148,16 @@ impl Device for Script {
     }
 }
 
-/// A device that writes down what it is asked and told, as a [`Script`] has it.
+/// A device that records the accesses to another device as a [`Script`].
 pub struct Recorder<D> {
-    /// The device.
+    /// The device whose accesses are recorded.
     pub device: D,
-    /// The script.
+    /// The script so far.
     pub script: String,
 }
 
 impl<D: Device> Recorder<D> {
-    /// One that has written nothing.
+    /// Creates a recorder with an empty script.
     pub fn new(device: D) -> Recorder<D> {
         Recorder { device, script: String::new() }
     }
@@ -188,7 +188,7 @@ impl<D: Device> Device for Recorder<D> {
     }
 }
 
-/// A kernel that is made up.
+/// A simulated kernel.
 #[derive(Default)]
 pub struct Kernel {
     device: Option<Box<dyn Device>>,
@@ -196,15 +196,15 @@ pub struct Kernel {
     pub time_ns: u64,
     /// Lines that the driver has logged.
     pub log: Vec<String>,
-    /// What it has answered to commands.
+    /// The driver's answers to commands.
     pub answer: String,
-    /// What its timer was set to last: delay and period in nanoseconds.
+    /// The last setting of the driver's timer: delay and period in nanoseconds.
     pub timer: Option<(u64, u64)>,
-    /// Whether its device may use DMA, and whether its interrupts are let through.
+    /// Whether the driver has enabled DMA of its device.
     pub uses_dma: bool,
-    /// See `uses_dma`.
+    /// Whether the driver has enabled the interrupts of its device.
     pub has_interrupts: bool,
-    /// Its interface, if it offers one.
+    /// The kernel's end of the driver's network interface, if the driver offers one.
     pub net: Option<Net>,
 }
 
@@ -213,12 +213,12 @@ thread_local! {
 }
 
 impl Kernel {
-    /// A kernel with a device.
+    /// Creates a kernel with a device.
     pub fn new(device: impl Device + 'static) -> Kernel {
         Kernel { device: Some(Box::new(device)), ..Kernel::default() }
     }
 
-    /// Calls functions of a driver, whose kernel this is meanwhile.
+    /// Calls functions of a driver, with `self` as the driver's kernel.
     pub fn run<T>(&mut self, driver: impl FnOnce() -> T) -> T {
         KERNEL.with(|kernel| kernel.swap(&RefCell::new(std::mem::take(self))));
         crate::service::start_logging();
@@ -227,10 +227,10 @@ impl Kernel {
         result
     }
 
-    /// Memory that the driver sees at what is returned.
+    /// Allocates memory for the driver, and returns its address for the driver.
     fn allocate(len_bytes: u64) -> i64 {
         let mut memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512];
-        // At a multiple of a page, as for the device.
+        // The start is a multiple of the page size, as the device's address is.
         let start = (memory.as_mut_ptr() as usize).next_multiple_of(4096) as u64;
         MEMORY.lock().unwrap().push(memory);
         REGIONS.with(|regions| {
@@ -246,14 +246,14 @@ impl Kernel {
 /// there is a kernel.
 static MEMORY: Mutex<Vec<Vec<u64>>> = Mutex::new(Vec::new());
 
-/// Where the device sees the first of the memory that drivers are given.
+/// The device's address of the first memory that a driver allocates.
 const FIRST_ADDRESS: u64 = 0x1000_0000;
 const ALIGNED: u64 = 0x1_0000;
 
-/// Memory that a driver was given.
+/// Memory that a driver has allocated.
 #[derive(Clone, Copy)]
 struct Region {
-    /// Where the driver sees it, and where the device does.
+    /// The region's address for the driver (`start`) and for the device (`address`).
     start: u64,
     address: u64,
     len_bytes: u64,
@@ -263,8 +263,8 @@ thread_local! {
     static REGIONS: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Where the driver sees what the device sees at `address`. Panics if that has no such memory: it
-/// would be a DMA fault.
+/// Returns the driver's address of the memory at the device's address `address`. Panics if there is
+/// no such memory: on real hardware, the access would be a DMA fault.
 fn seen_by_driver(address: u64, len: usize) -> u64 {
     let holds =
         |region: &&Region| region.address <= address && address + len as u64 <= region.address + region.len_bytes;
@@ -273,17 +273,18 @@ fn seen_by_driver(address: u64, len: usize) -> u64 {
     region.start + (address - region.address)
 }
 
-/// What a device does: reads `len` bytes of the driver's memory by DMA. Panics at an address that
-/// the driver was not given.
+/// Reads `len` bytes of the driver's memory by DMA, for a model of a device. Panics if the driver
+/// has not allocated that memory.
 pub fn dma_read(address: u64, len: usize) -> Vec<u8> {
     bytes(seen_by_driver(address, len), len as u64)
 }
 
-/// What a device does: writes into the driver's memory by DMA. Panics as [`dma_read`] does.
+/// Writes into the driver's memory by DMA, for a model of a device. Panics as [`dma_read`] does.
 pub fn dma_write(address: u64, from: &[u8]) {
     let start = seen_by_driver(address, from.len());
     for (index, byte) in from.iter().enumerate() {
-        // SAFETY: inside of what was allocated, for good.
+        // SAFETY: `seen_by_driver` has checked that the byte is inside a region, which is never
+        // freed.
         unsafe { (start as *mut u8).add(index).write_volatile(*byte) };
     }
 }
@@ -305,7 +306,7 @@ struct Memory(*mut u64);
 impl Words for Memory {
     fn load(&self, index: usize) -> u64 {
         assert!(index < net::QUEUE_BYTES / 8);
-        // SAFETY: inside of what was allocated, for good.
+        // SAFETY: the word is inside the allocated memory, which is never freed.
         unsafe { self.0.add(index).read_volatile() }
     }
 
@@ -317,25 +318,25 @@ impl Words for Memory {
 }
 
 impl Net {
-    /// Has the driver send a frame.
+    /// Queues a frame for the driver to send.
     pub fn transmit(&mut self, frame: &[u8]) {
         let number = self.next % TX_FRAMES as u64;
         self.next += 1;
         let place = self.memory.load(net::TX_START) + number * FRAME_BYTES as u64;
         for (index, byte) in frame.iter().enumerate() {
             assert!(index < FRAME_BYTES);
-            // SAFETY: inside of the frame.
+            // SAFETY: the byte is inside the frame.
             unsafe { (place as *mut u8).add(index).write(*byte) };
         }
         assert_eq!(self.transmit.put(&self.memory, entry(number as u32, frame.len() as u32)), Ok(true));
     }
 
-    /// How many frames it has given back that it has sent.
+    /// Takes the frames that the driver has sent and given back, and returns their number.
     pub fn take_transmitted(&mut self) -> usize {
         std::iter::from_fn(|| self.transmitted.take(&self.memory).expect("a position that can be")).count()
     }
 
-    /// Gives it empty frames, from number `first` on.
+    /// Lends the driver `count` empty frames, from number `first` on.
     pub fn lend(&mut self, first: usize, count: usize) {
         for number in first..first + count {
             assert!(number < RX_FRAMES);
@@ -343,19 +344,19 @@ impl Net {
         }
     }
 
-    /// What it has counted.
+    /// Returns the value of one of the driver's counters.
     pub fn counted(&self, counter: net::Counter) -> u64 {
         self.memory.load(net::COUNTERS + counter as usize)
     }
 
-    /// The frames that it has delivered.
+    /// Takes the frames that the driver has delivered.
     pub fn take_received(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         while let Some(delivered) = self.received.take(&self.memory).expect("a position that can be") {
             let (number, len_bytes) = split(delivered);
             assert!((number as usize) < RX_FRAMES && (len_bytes as usize) <= FRAME_BYTES);
             let place = self.memory.load(net::RX_START) + u64::from(number) * FRAME_BYTES as u64;
-            // SAFETY: inside of the frame.
+            // SAFETY: the byte is inside the frame.
             frames
                 .push((0..len_bytes as usize).map(|index| unsafe { (place as *const u8).add(index).read() }).collect());
         }
@@ -363,7 +364,7 @@ impl Net {
     }
 }
 
-/// Where a memory BAR seems to lie; and its first port.
+/// Returns the simulated address of a memory BAR, or the first port of an I/O BAR.
 fn place_of(bar: u64, is_ports: bool) -> u64 {
     if is_ports { 0xc000 + (bar << 8) } else { (bar + 1) << 32 }
 }
@@ -375,13 +376,13 @@ fn with_device<T>(then: impl FnOnce(&mut dyn Device) -> T) -> T {
     })
 }
 
-/// Reads a register at `address`, as it seems to lie.
+/// Reads the register at a simulated address.
 pub(crate) fn read(address: u64, width_bytes: usize) -> u64 {
     let (bar, offset) = ((address >> 32) - 1, address & 0xffff_ffff);
     with_device(|device| device.read(Register { bar, offset, width_bytes }))
 }
 
-/// Writes one.
+/// Writes the register at a simulated address.
 pub(crate) fn write(address: u64, width_bytes: usize, value: u64) {
     let (bar, offset) = ((address >> 32) - 1, address & 0xffff_ffff);
     with_device(|device| device.write(Register { bar, offset, width_bytes }, value));
@@ -396,14 +397,14 @@ pub(crate) fn read_port(number: u16, width_bytes: usize) -> u64 {
     with_device(|device| device.read(port(number, width_bytes)))
 }
 
-/// Writes one.
+/// Writes a port.
 pub(crate) fn write_port(number: u16, width_bytes: usize, value: u64) {
     with_device(|device| device.write(port(number, width_bytes), value));
 }
 
-/// Bytes that a driver has passed.
+/// Copies the bytes that a driver has passed.
 fn bytes(address: u64, len_bytes: u64) -> Vec<u8> {
-    // SAFETY: the SDK passes slices.
+    // SAFETY: the SDK passes the address and the length of a slice.
     (0..len_bytes as usize).map(|index| unsafe { (address as *const u8).add(index).read() }).collect()
 }
 
@@ -451,14 +452,14 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
     })
 }
 
-/// Where the device sees what the driver sees at `start`.
+/// Returns the device's address of the memory at the driver's address `start`.
 fn seen_by_device(start: u64) -> u64 {
     let holds = |region: &&Region| (region.start..region.start + region.len_bytes.max(1)).contains(&start);
     let region = REGIONS.with(|regions| regions.borrow().iter().find(holds).copied());
     region.map_or(0, |region| region.address + (start - region.start))
 }
 
-/// Makes the queues of a network interface.
+/// Creates the queues of a network interface.
 fn offer_net(kernel: &mut Kernel) -> i64 {
     let start = Kernel::allocate(net::QUEUE_BYTES as u64);
     let tx = Kernel::allocate((TX_FRAMES * FRAME_BYTES) as u64);
@@ -498,7 +499,8 @@ mod tests {
         });
     }
 
-    /// As behind an IOMMU: below 4 GiB, and nothing else.
+    /// As behind an IOMMU, the device reaches its driver's memory, which is below 4 GiB, and
+    /// nothing else.
     #[test]
     fn a_device_reaches_what_its_driver_was_given() {
         Kernel::new(()).run(|| {
@@ -512,7 +514,7 @@ mod tests {
         });
     }
 
-    /// A number of bytes beyond the memory ends the driver, with its line.
+    /// An access beyond the memory ends the driver with a message.
     #[test]
     #[should_panic(expected = "4 bytes at 0x62 outside DMA memory (0x64 bytes)")]
     fn what_is_outside_of_dma_memory_is_not_reached() {

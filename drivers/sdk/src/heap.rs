@@ -1,23 +1,23 @@
-//! The driver's heap: grows through the kernel, a piece at a time, up to the budget in the
-//! manifest.
+//! The driver's heap. It grows piece by piece through a service of the kernel, up to the budget in
+//! the manifest.
 
 use crate::service::safe::rf_heap_grow;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use linked_list_allocator::Heap;
 
-/// Least growth in bytes: so many pages cost one call.
+/// The smallest growth in bytes, so that one call of the service covers several pages.
 const STEP: usize = 16 << 10;
 
 struct DriverHeap(UnsafeCell<Heap>);
 
-// SAFETY: a driver has one thread and is never entered again before it has returned.
+// SAFETY: a driver has one thread, and the kernel enters it again only after it has returned.
 unsafe impl Sync for DriverHeap {}
 
 #[global_allocator]
 static HEAP: DriverHeap = DriverHeap(UnsafeCell::new(Heap::empty()));
 
-// SAFETY: the allocator's own promises are passed on.
+// SAFETY: the methods pass on the guarantees of the allocator.
 unsafe impl GlobalAlloc for DriverHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: see `Sync`.
@@ -27,7 +27,8 @@ unsafe impl GlobalAlloc for DriverHeap {
         }
         // Enough for the block, its alignment and the allocator's own bookkeeping.
         let wanted = (layout.size() + layout.align() + 64).next_multiple_of(STEP);
-        // SAFETY: the kernel maps fresh memory that nobody else has, right behind what there is.
+        // SAFETY: the kernel maps fresh memory for this driver alone, right behind the present
+        // heap.
         let grown = unsafe {
             match rf_heap_grow(wanted as u64) {
                 Err(_) => return core::ptr::null_mut(),

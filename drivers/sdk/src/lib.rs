@@ -1,16 +1,17 @@
-//! What a driver module is written with. A driver crate forbids unsafe code and does not know its
-//! ring: this crate has all the unsafe code that a driver needs.
+//! The library for driver modules. A driver crate forbids unsafe code and does not know in which
+//! ring it runs. All the unsafe code that a driver needs is in this crate.
 //!
 //! * [`driver!`]: the manifest and the entry point
-//! * [`Driver`]: what a driver is; [`class::Device`]: one that offers something, which [`net`],
-//!   [`scsi`] and [`block`] are about
+//! * [`Driver`]: the trait of every driver; [`class::Device`]: the trait of a driver that offers a
+//!   device to the kernel; [`net`], [`scsi`] and [`block`]: the classes of such devices
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
-//! * [`parameter`]: what a person gives the driver when it is loaded
-//! * [`timer`]: polls when time has gone by; [`command`]: what a person can tell the driver
+//! * [`parameter`]: values that a person gives the driver when it is loaded
+//! * [`timer`]: polls after a delay or at intervals; [`command`]: commands that a person gives the
+//!   driver
 //! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
-//! * [`virtio`]: what virtio devices have in common
-//! * `fake`, a feature: a kernel and a device that are made up, for tests on the host
-//! * `log`'s macros and `alloc`'s collections just work
+//! * [`virtio`]: the parts that all virtio devices have in common
+//! * `fake`, a feature: a simulated kernel and a simulated device, for tests on the host
+//! * the macros of `log` and the collections of `alloc` work as usual
 #![cfg_attr(not(feature = "fake"), no_std)]
 
 extern crate alloc;
@@ -48,26 +49,26 @@ pub use ringfence_abi::reset::Reset;
 pub use ringfence_abi::service::Refusal;
 pub use ringfence_abi::upcall::{Events, Reply};
 
-/// What goes wrong in a driver without ending it.
+/// A result whose error does not end the driver.
 pub type Result<T> = core::result::Result<T, Refusal>;
 
 /// A driver module.
 pub trait Driver: Sized + 'static {
-    /// What it can be told, for help and completion. It may understand more.
+    /// The commands that the driver lists for help and completion. The driver may understand more.
     const COMMANDS: &'static [Command] = &[];
 
     /// Takes the device into service.
     fn init() -> Result<Self>;
 
-    /// Looks after the device and the queues. An interrupt is let through again if the reply
-    /// acknowledges it.
+    /// Serves the device and the queues. After an interrupt, the kernel lets the next one through
+    /// only if the reply acknowledges it.
     fn poll(&mut self, events: Events) -> Reply {
         let _ = events;
         Reply::ACKNOWLEDGED
     }
 
-    /// Does what a person typed behind `tell NAME`; what is said with [`answer!`] is shown, and the
-    /// result.
+    /// Carries out the command that a person typed after `tell NAME`. The lines printed with
+    /// [`answer!`] and the returned number are shown to that person.
     fn command(&mut self, text: &str) -> Result<u64> {
         let _ = text;
         Err(Refusal::NotFound)
@@ -77,7 +78,7 @@ pub trait Driver: Sized + 'static {
     fn exit(&mut self) {}
 }
 
-/// Makes a module of a [`Driver`]: `driver!(Type, Manifest::new("name", "version")...)`.
+/// Makes a module from a [`Driver`]: `driver!(Type, Manifest::new("name", "version")...)`.
 ///
 #[doc = "```rust,ignore"]
 #[doc = include_str!("../examples/driver.rs")]
@@ -86,7 +87,7 @@ pub trait Driver: Sized + 'static {
 macro_rules! driver {
     ($driver:ty, $manifest:expr) => {
         const _: () = {
-            // The linker keeps what is called so, and all that it needs.
+            // The linker keeps the symbol of this name, and everything that the symbol refers to.
             #[unsafe(export_name = "rf_manifest")]
             #[unsafe(link_section = ".ringfence")]
             static MANIFEST: $crate::abi::manifest::Manifest = $manifest.build();
@@ -102,10 +103,10 @@ macro_rules! driver {
     };
 }
 
-/// The number that `text` is, decimal or with `0x` before it: for [`Driver::command`].
+/// Parses a number, decimal or with the prefix `0x`; for use in [`Driver::command`].
 ///
 /// # Errors
-/// [`Refusal::Invalid`] if it is none, or does not fit.
+/// [`Refusal::Invalid`] if `text` is no such number, or the number does not fit into 64 bits.
 pub fn number(text: &str) -> Result<u64> {
     let text = text.trim();
     let number = match text.strip_prefix("0x") {
@@ -115,14 +116,15 @@ pub fn number(text: &str) -> Result<u64> {
     number.map_err(|_| Refusal::Invalid)
 }
 
-/// Holds the driver between upcalls. Only [`driver!`] makes one.
+/// Holds the driver between upcalls. Only [`driver!`] creates an instance.
 #[doc(hidden)]
 pub struct Instance<D>(UnsafeCell<Option<D>>);
 
-// SAFETY: the kernel never enters a driver again before it has returned.
+// SAFETY: the kernel enters a driver again only after the driver has returned.
 unsafe impl<D> Sync for Instance<D> {}
 
-/// Makes the driver. Apart from what is done over and over, which is the shorter for it.
+/// Creates the driver. It is a separate, cold function so that the path of the frequent upcalls
+/// stays short.
 #[cold]
 #[inline(never)]
 fn start<D: Driver>(instance: &mut Option<D>) -> Result<u64> {
@@ -142,7 +144,7 @@ impl<D: Driver> Instance<D> {
     #[doc(hidden)]
     pub fn enter(&self, operation: u64, a: u64) -> i64 {
         use ringfence_abi::upcall;
-        // SAFETY: see `Sync`: this is the only reference while it lives.
+        // SAFETY: see `Sync`: no other reference exists while this one lives.
         let instance = unsafe { &mut *self.0.get() };
         let result = match (operation, instance) {
             (upcall::INIT, instance) => start(instance),

@@ -1,14 +1,14 @@
-//! Makes a manifest at compile time.
+//! Builds a module's manifest at compile time.
 
 use ringfence_abi::ABI_VERSION;
 use ringfence_abi::manifest::{self, Kind, MAGIC, Manifest as Raw, Policy};
 use ringfence_abi::reset::Reset;
 
-/// What a module says about itself. Budgets not named are small ones.
+/// A module's manifest under construction. Budgets that are not set are small.
 pub struct Manifest(Raw);
 
 impl Manifest {
-    /// A module of kind [`Kind::Other`] that drives nothing.
+    /// Begins the manifest of a module of kind [`Kind::Other`], which drives no device.
     pub const fn new(name: &str, version: &str) -> Manifest {
         Manifest(Raw {
             magic: MAGIC,
@@ -30,26 +30,26 @@ impl Manifest {
         })
     }
 
-    /// What it is, and so which services it is granted.
+    /// Sets the kind of the module, which determines the services that it is granted.
     pub const fn kind(mut self, kind: Kind) -> Manifest {
         self.0.kind = kind as u32;
         self
     }
 
-    /// What kind of another driver's it uses: [`Kind::Block`] for a disk.
+    /// Sets the kind of another driver's device that the module uses: [`Kind::Block`] for a disk.
     pub const fn uses(mut self, kind: Kind) -> Manifest {
         self.0.uses = kind as u32;
         self
     }
 
-    /// Vendor and device ids of the PCI functions that it drives.
+    /// Sets the vendor and device ids of the PCI functions that the module drives.
     pub const fn pci(mut self, ids: &[(u16, u16)]) -> Manifest {
         self.0.pci_ids = manifest::pci_ids(ids);
         self
     }
 
-    /// The devices at fixed ports that it drives, by the first port of each: 0x1f0 and 0x170 are
-    /// the channels of ATA disks. Panics if there are too many.
+    /// Sets the devices at fixed ports that the module drives, each by its first port. 0x1f0 and
+    /// 0x170 are the channels of ATA disks. Panics if there are too many.
     pub const fn fixed(mut self, first_ports: &[u16]) -> Manifest {
         assert!(first_ports.len() <= manifest::MAX_FIXED, "too many devices at fixed ports");
         let mut index = 0;
@@ -60,65 +60,66 @@ impl Manifest {
         self
     }
 
-    /// Most heap, in KiB.
+    /// Sets the largest size of the heap, in KiB.
     pub const fn heap_kib(mut self, kib: u32) -> Manifest {
         self.0.heap_bytes = kib.saturating_mul(1 << 10);
         self
     }
 
-    /// Most DMA memory, in KiB. What comes with the queues of its kind is not counted.
+    /// Sets the largest amount of DMA memory, in KiB. The memory that comes with the queues of the
+    /// module's kind does not count.
     pub const fn dma_kib(mut self, kib: u32) -> Manifest {
         self.0.dma_bytes = kib.saturating_mul(1 << 10);
         self
     }
 
-    /// Stack, in KiB.
+    /// Sets the size of the stack, in KiB.
     pub const fn stack_kib(mut self, kib: u32) -> Manifest {
         self.0.stack_bytes = kib.saturating_mul(1 << 10);
         self
     }
 
-    /// Longest time that one upcall may take, in milliseconds.
+    /// Sets the longest time that one upcall may take, in milliseconds.
     pub const fn upcall_ms(mut self, milliseconds: u32) -> Manifest {
         self.0.upcall_ms = milliseconds;
         self
     }
 
-    /// Has the driver loaded anew when it was ended by a fault.
+    /// Has the kernel load the driver again after a fault has ended it.
     pub const fn restart(mut self) -> Manifest {
         self.0.policy = Policy::Restart as u32;
         self
     }
 
-    /// Has the driver never run in ring 0.
+    /// Forbids the kernel to run the driver in ring 0.
     pub const fn ring1_only(mut self) -> Manifest {
         self.0.flags |= manifest::RING1_ONLY;
         self
     }
 
-    /// Has the driver not loaded at boot for a device that it drives: only a person loads it.
+    /// Keeps the kernel from loading the driver at boot, even if its device is present: only a
+    /// person loads it.
     pub const fn by_hand(mut self) -> Manifest {
         self.0.flags |= manifest::BY_HAND;
         self
     }
 
-    /// Has the driver not loaded for a device that an IOMMU does not keep within the driver's
-    /// memory.
+    /// Allows the driver to be loaded only if an IOMMU confines its device to the driver's memory.
     pub const fn needs_fence(mut self) -> Manifest {
         self.0.flags |= manifest::NEEDS_FENCE;
         self
     }
 
-    /// How the kernel stops the device when the driver can't any more. Without a recipe a device
-    /// that uses DMA is set aside for good when its driver ends, with the driver's memory if no
-    /// IOMMU keeps it from that.
+    /// Sets how the kernel stops the device when the driver no longer can. Without a recipe, a
+    /// device that uses DMA is set aside for good when its driver ends. If no IOMMU confines the
+    /// device, the driver's memory is set aside with it.
     pub const fn reset(mut self, recipe: Reset) -> Manifest {
         self.0.reset = recipe;
         self
     }
 
-    /// The manifest as the module file holds it. Panics, which is an error of the compiler's, if
-    /// the kernel would refuse it.
+    /// Returns the manifest as the module's file holds it. Panics if the kernel would refuse the
+    /// manifest; the panic is a compile error.
     pub const fn build(self) -> Raw {
         if let Err(error) = self.0.check() {
             panic!("{}", error.what());

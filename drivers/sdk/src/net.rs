@@ -1,8 +1,8 @@
-//! Network drivers.
+//! Drivers of network cards.
 //!
-//! A driver has a frame from when it takes it until it gives it back. A device with descriptors is
-//! told where the frame lies; a driver of one without copies the bytes
-//! ([`Queues::read`], [`Queues::write`]).
+//! A frame belongs to the driver from when the driver takes it until it gives it back. A driver
+//! tells a device with descriptors the address of the frame. For a device without descriptors, the
+//! driver copies the bytes ([`Queues::read`], [`Queues::write`]).
 
 use crate::Result;
 use crate::class::{self, Class, ClassDriver};
@@ -21,7 +21,7 @@ use ringfence_abi::queue::{Consumer, Producer, Words};
 /// Network interfaces.
 pub struct Nic;
 
-/// Makes a driver of a network interface.
+/// The driver of a network interface.
 pub type NicDriver<N> = ClassDriver<N, Nic>;
 
 impl Class for Nic {
@@ -33,9 +33,9 @@ impl Class for Nic {
     }
 }
 
-/// A frame that is to be sent, which a driver has until [`Queues::give_transmitted`] takes it:
-/// **nobody gives one back twice, or one that he does not have**. The kernel does not get one back
-/// that is dropped.
+/// A frame to send. A driver has the frame until [`Queues::give_transmitted`] takes it: **no driver
+/// can give back a frame twice, or a frame that it does not have**. If the driver drops the frame,
+/// the kernel never gets it back.
 #[must_use = "the kernel waits for it"]
 #[derive(Debug)]
 pub struct TxFrame {
@@ -44,21 +44,22 @@ pub struct TxFrame {
 }
 
 impl TxFrame {
-    /// Its number, below [`TX_FRAMES`]. No other that a driver has to send has it.
+    /// Returns the frame's number, below [`TX_FRAMES`]. No other frame that the driver has to send
+    /// has this number.
     #[inline]
     pub fn number(&self) -> usize {
         self.number.get()
     }
 
-    /// Bytes to be sent, with the header and without the check sequence.
+    /// Returns the number of bytes to send, with the header and without the check sequence.
     #[inline]
     pub fn len_bytes(&self) -> usize {
         self.len_bytes.into()
     }
 }
 
-/// An empty frame that is to be filled, which a driver has until [`Queues::give_received`] takes
-/// it, as with [`TxFrame`]. It has room for [`FRAME_BYTES`].
+/// An empty frame to fill. As with [`TxFrame`], a driver has the frame until
+/// [`Queues::give_received`] takes it. The frame has room for [`FRAME_BYTES`] bytes.
 #[must_use = "the kernel waits for it"]
 #[derive(Debug)]
 pub struct RxFrame {
@@ -66,14 +67,15 @@ pub struct RxFrame {
 }
 
 impl RxFrame {
-    /// Its number, below [`RX_FRAMES`]. No other that a driver has to fill has it.
+    /// Returns the frame's number, below [`RX_FRAMES`]. No other frame that the driver has to fill
+    /// has this number.
     #[inline]
     pub fn number(&self) -> usize {
         self.number.get()
     }
 }
 
-/// A frame that a driver has: what [`Queues::read`] and [`Queues::write`] take.
+/// A frame that the driver has; an argument of [`Queues::read`] and [`Queues::write`].
 pub trait Frame: sealed::Frame {}
 
 impl Frame for TxFrame {}
@@ -83,7 +85,7 @@ mod sealed {
     use super::*;
 
     pub trait Frame {
-        /// The frame's bytes in memory.
+        /// Returns the frame's bytes in memory.
         fn bytes(&self, queues: &Queues) -> Bytes;
     }
 
@@ -100,7 +102,7 @@ mod sealed {
     }
 }
 
-/// A frame's number, with a bit that is always set, so that an `Option` of a frame is as short.
+/// A frame's number, with one bit always set, so that an `Option` of a frame needs no more space.
 #[derive(Debug)]
 struct Number(NonZeroU16);
 
@@ -117,17 +119,18 @@ impl Number {
         usize::from(self.0.get() ^ Number::TAKEN.get())
     }
 
-    /// Where the frame lies, if the first one lies at `first`.
+    /// Returns the address of the frame, if the first frame is at `first`.
     #[inline]
     fn place(&self, first: u64) -> u64 {
         first + (self.get() * FRAME_BYTES) as u64
     }
 
-    /// The first `len_bytes` bytes of the frame, if those of the first of `count` lie at `first`.
+    /// Returns the first `len_bytes` bytes of the frame, if the first of `count` frames is at
+    /// `first`.
     fn bytes(&self, first: u64, count: usize, len_bytes: usize) -> Bytes {
         let start = NonNull::new(self.place(first) as *mut u8).unwrap_or(NonNull::dangling());
         let len_bytes = if self.get() < count { len_bytes.min(FRAME_BYTES) } else { 0 };
-        // SAFETY: the kernel has mapped as much there for each frame, for good.
+        // SAFETY: the kernel has mapped `FRAME_BYTES` bytes for each frame, and never unmaps them.
         unsafe { Bytes::new(start, len_bytes) }
     }
 }
@@ -143,7 +146,8 @@ pub struct Queues {
     rx_address: u64,
 }
 
-// The kernel's positions are true. If they were not, there would be nothing to do.
+// The driver trusts the ring positions that the kernel writes. If they were false, it could do
+// nothing about it.
 impl Queues {
     fn offer(info: &NetInfo) -> Result<Queues> {
         let memory = class::open(info, QUEUE_BYTES)?;
@@ -158,10 +162,10 @@ impl Queues {
         })
     }
 
-    /// That all frames lie where a device with addresses of 32 bits reaches them.
+    /// Checks that a device with 32-bit addresses reaches all frames.
     ///
     /// # Errors
-    /// [`crate::Refusal::NoMemory`] if not, with a line in the log.
+    /// [`crate::Refusal::NoMemory`] if the device does not, with a line in the log.
     pub fn check_within_4_gib(&self) -> Result<()> {
         if u32::try_from(self.end_of_frames()).is_err() {
             log::error!("the card does not reach memory above 4 GiB");
@@ -170,54 +174,55 @@ impl Queues {
         Ok(())
     }
 
-    /// Where the highest frame ends, for the device.
+    /// Returns the device's address of the end of the highest frame.
     fn end_of_frames(&self) -> u64 {
         let end = |first: u64, count: usize| first + (count * FRAME_BYTES) as u64;
         end(self.tx_address, TX_FRAMES).max(end(self.rx_address, RX_FRAMES))
     }
 
-    /// What the card is to hear besides frames to itself and to all, of what the driver has said
-    /// that it can ([`NetInfo::hears`]). It may hear more. A poll with
-    /// [`Events::HEARING`](crate::Events::HEARING) says that this has changed.
+    /// Returns which frames the card is to receive besides those to its own address and to all.
+    /// Only frames that the driver has declared are asked for ([`NetInfo::hears`]). The card may
+    /// receive more. The driver is polled with [`Events::HEARING`](crate::Events::HEARING) when
+    /// this has changed.
     pub fn hearing(&self) -> Hearing {
         Hearing::from_bits_truncate(self.memory.load(HEARING) as u16)
     }
 
-    /// Counts what went wrong with so many frames, for `ip`.
+    /// Adds `frames` to an error counter, which the command `ip` shows.
     pub fn count(&mut self, counter: Counter, frames: u64) {
         let word = COUNTERS + counter as usize;
         self.memory.store(word, self.memory.load(word).saturating_add(frames));
     }
 
-    /// The next frame to send.
+    /// Takes the next frame to send.
     #[inline]
     pub fn take_transmit(&mut self) -> Option<TxFrame> {
         let (number, len_bytes) = split(self.transmit.take(&self.memory).ok()??);
         Some(TxFrame { number: Number::new(number), len_bytes: len_bytes as u16 })
     }
 
-    /// Where the device finds a frame to send.
+    /// Returns the device's address of a frame to send.
     #[inline]
     pub fn tx_address(&self, frame: &TxFrame) -> u64 {
         frame.number.place(self.tx_address)
     }
 
-    /// Copies bytes of a frame out, from the byte at `offset` on. Panics if they are not all
-    /// inside.
+    /// Copies bytes of a frame into `to`, from the byte at `offset` on. Panics if they are not
+    /// inside the frame.
     #[track_caller]
     pub fn read(&self, frame: &impl Frame, offset: usize, to: &mut [u8]) {
         frame.bytes(self).read(offset, to);
     }
 
-    /// Copies bytes into a frame, from the byte at `offset` on: what was received, or a checksum
-    /// that the card does not make. Panics if they do not fit.
+    /// Copies bytes into a frame, from the byte at `offset` on: received data, or a checksum that
+    /// the card does not compute. Panics if they do not fit.
     #[track_caller]
     pub fn write(&mut self, frame: &mut impl Frame, offset: usize, from: &[u8]) {
         frame.bytes(self).write(offset, from);
     }
 
-    /// Fills a frame that is shorter than [`MIN_FRAME`] up with zeros, for a card that does not do
-    /// so.
+    /// Pads a frame that is shorter than [`MIN_FRAME`] with zeros, for a card that does not do
+    /// that.
     pub fn pad(&mut self, frame: &mut TxFrame) {
         let had = frame.len_bytes();
         if let Some(zeros) = [0; MIN_FRAME].get(had..) {
@@ -226,36 +231,36 @@ impl Queues {
         }
     }
 
-    /// Gives back a frame that was sent. A driver that sends none of the frames that it has for
-    /// five seconds (`limits transmit-ms`) is ended as stuck; it may keep them as long, so that
-    /// an interrupt for what was sent is only needed while some are left.
+    /// Gives back a frame that was sent. The kernel ends a driver as stuck if it has frames to send
+    /// and gives none back for five seconds (`limits transmit-ms`). Within that time the driver may
+    /// keep sent frames. It therefore needs an interrupt for sent frames only while some are left.
     #[inline]
     pub fn give_transmitted(&mut self, frame: TxFrame) {
-        // There is room: the ring holds all frames.
+        // There is room: the ring has an entry for every frame.
         let _ = self.transmitted.put(&self.memory, entry(frame.number() as u32, 0));
     }
 
-    /// The next frame to receive into. A driver that has less than a quarter of the frames that it
-    /// had at most is polled with [`Events::QUEUE`](crate::Events::QUEUE), so that it takes those
-    /// that came back.
+    /// Takes the next frame to receive into. A driver that has at most a quarter of the largest
+    /// number of empty frames that it ever had is polled with
+    /// [`Events::QUEUE`](crate::Events::QUEUE), so that it takes the frames that came back.
     #[inline]
     pub fn take_empty(&mut self) -> Option<RxFrame> {
         let (number, _) = split(self.empty.take(&self.memory).ok()??);
         Some(RxFrame { number: Number::new(number) })
     }
 
-    /// Where the device is to put what it receives into a frame.
+    /// Returns the device's address of a frame to receive into.
     #[inline]
     pub fn rx_address(&self, frame: &RxFrame) -> u64 {
         frame.number.place(self.rx_address)
     }
 
-    /// Delivers a frame in which `len_bytes` bytes were received, without the check sequence. One
-    /// with none goes back as it was. **More than [`FRAME_BYTES`] ends the driver**: what a card
-    /// says of a length is to be looked at before.
+    /// Delivers a frame with `len_bytes` received bytes, without the check sequence. A frame with 0
+    /// bytes goes back unused. **A length above [`FRAME_BYTES`] ends the driver**, so a driver must
+    /// check the length that a card reports.
     #[inline]
     pub fn give_received(&mut self, frame: RxFrame, len_bytes: usize) {
-        // There is room: the ring holds all frames.
+        // There is room: the ring has an entry for every frame.
         let _ = self.received.put(&self.memory, entry(frame.number() as u32, len_bytes as u32));
     }
 }

@@ -1,7 +1,8 @@
-//! Registers by name: each has a width and an offset, which the compiler checks against the length
-//! of the BAR, and a name by which traces know it.
+//! Registers by name. Each register has a width, an offset, and a name for traces. The compiler
+//! checks the offset against the declared length of the BAR.
 //!
-//! The BAR's real length is checked once, when it is mapped; an access is nothing but the access.
+//! The BAR's real length is checked once, when the BAR is mapped. After that an access needs no
+//! check.
 //!
 //! ```rust,no_run
 //! use ringfence_sdk::register::Registers;
@@ -23,7 +24,7 @@
 //! }
 //! ```
 //!
-//! One that does not lie in the BAR does not compile:
+//! A register outside the BAR does not compile:
 //!
 //! ```compile_fail
 //! ringfence_sdk::registers! {
@@ -39,14 +40,14 @@ use ringfence_abi::manifest::field;
 pub use ringfence_abi::register::RegisterName;
 use ringfence_abi::service::Refusal;
 
-/// Registers that a device has in one BAR; of some devices in one of memory or one of ports, with
-/// the same offsets.
+/// A device's registers in one BAR. Some devices have the same registers at the same offsets in a
+/// memory BAR and in an I/O BAR.
 pub trait Bank: 'static {
-    /// The BAR of memory, if there is one.
+    /// The memory BAR, if the device has one.
     const MEMORY: Option<u8>;
-    /// The BAR of ports, if there is one; of a device at fixed ports their run.
+    /// The I/O BAR, if the device has one; for a device at fixed ports, the number of the run.
     const PORTS: Option<u8>;
-    /// Length of what the driver uses, in bytes.
+    /// Length of the part of the BAR that the driver uses, in bytes.
     const LEN_BYTES: usize;
     /// Names for traces.
     const NAMES: &'static [RegisterName];
@@ -67,8 +68,8 @@ impl<B, T> Clone for Register<B, T> {
 impl<B, T> Copy for Register<B, T> {}
 
 impl<B: Bank, T: Width> Register<B, T> {
-    /// The one at `offset`. Panics, which in a constant is an error of the compiler's, if it is not
-    /// inside the bank and at a multiple of its length.
+    /// Returns the register at `offset`. Panics if the register is not inside the bank, or its
+    /// offset is not a multiple of its length. In a constant, the panic is a compile error.
     pub const fn new(offset: usize) -> Register<B, T> {
         assert!(offset.is_multiple_of(size_of::<T>()), "a register is at a multiple of its length");
         assert!(offset <= B::LEN_BYTES && size_of::<T>() <= B::LEN_BYTES - offset, "a register is inside its bank");
@@ -76,18 +77,18 @@ impl<B: Bank, T: Width> Register<B, T> {
         Register { offset, of: PhantomData }
     }
 
-    /// Its offset in bytes, as the recipe of a reset has it.
+    /// Returns the register's offset in bytes, for the recipe of a reset.
     pub const fn offset(self) -> u32 {
         self.offset as u32
     }
 
-    /// Its name for traces.
+    /// Returns the register's name for traces.
     pub const fn named(self, name: &str) -> RegisterName {
         named::<B>(name, self.offset, size_of::<T>(), 1)
     }
 }
 
-/// So many registers of bank `B` that hold a `T` each, one behind the other.
+/// `N` consecutive registers of bank `B` that hold a `T` each.
 pub struct RegisterArray<B, T, const N: usize> {
     first: Register<B, T>,
 }
@@ -101,13 +102,13 @@ impl<B, T, const N: usize> Clone for RegisterArray<B, T, N> {
 impl<B, T, const N: usize> Copy for RegisterArray<B, T, N> {}
 
 impl<B: Bank, T: Width, const N: usize> RegisterArray<B, T, N> {
-    /// Those from `offset` on, as [`Register::new`].
+    /// Returns the registers from `offset` on. Panics as [`Register::new`] does.
     pub const fn new(offset: usize) -> RegisterArray<B, T, N> {
         let _last: Register<B, T> = Register::new(offset + (N - 1) * size_of::<T>());
         RegisterArray { first: Register::new(offset) }
     }
 
-    /// The one of this number. Panics if there is none.
+    /// Returns the register with this number. Panics if `number` is not below `N`.
     #[inline]
     #[track_caller]
     pub const fn at(self, number: usize) -> Register<B, T> {
@@ -115,12 +116,12 @@ impl<B: Bank, T: Width, const N: usize> RegisterArray<B, T, N> {
         Register { offset: self.first.offset + number * size_of::<T>(), of: PhantomData }
     }
 
-    /// All of them.
+    /// Returns all registers of the array.
     pub fn all(self) -> impl Iterator<Item = Register<B, T>> {
         (0..N).map(move |number| self.at(number))
     }
 
-    /// Their name for traces.
+    /// Returns the array's name for traces.
     pub const fn named(self, name: &str) -> RegisterName {
         named::<B>(name, self.first.offset, size_of::<T>(), N)
     }
@@ -137,7 +138,7 @@ const fn named<B: Bank>(name: &str, offset: usize, width_bytes: usize, count: us
     name
 }
 
-/// What a register holds: 8, 16, 32 or 64 bits.
+/// The type of a register's value: 8, 16, 32 or 64 bits.
 pub trait Width: Copy + sealed::Width {}
 
 mod sealed {
@@ -145,10 +146,10 @@ mod sealed {
 
     pub trait Width: Sized {
         /// # Safety
-        /// It must lie inside, at a multiple of its length.
+        /// The register must be inside `from`, at a multiple of its length.
         unsafe fn read_memory(from: &Mmio, offset: usize) -> Self;
         /// # Safety
-        /// The same.
+        /// The register must be inside `to`, at a multiple of its length.
         unsafe fn write_memory(self, to: &Mmio, offset: usize);
         fn read_port(from: &Ports, offset: u16) -> Self;
         fn write_port(self, to: &Ports, offset: u16);
@@ -162,13 +163,13 @@ macro_rules! width {
         impl sealed::Width for $type {
             #[inline(always)]
             unsafe fn read_memory(from: &Mmio, offset: usize) -> $type {
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps the contract.
                 unsafe { from.$read(offset) }
             }
 
             #[inline(always)]
             unsafe fn write_memory(self, to: &Mmio, offset: usize) {
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps the contract.
                 unsafe { to.$write(offset, self) }
             }
 
@@ -186,7 +187,7 @@ macro_rules! width {
 width!(u8, read8_inside, write8_inside, |ports, offset| ports.read8(offset), |value| ports.write8(offset, value));
 width!(u16, read16_inside, write16_inside, |ports, offset| ports.read16(offset), |value| ports.write16(offset, value));
 width!(u32, read32_inside, write32_inside, |ports, offset| ports.read32(offset), |value| ports.write32(offset, value));
-// No bank with ports has one ([`Register::new`]).
+// No bank with ports has a 64-bit register ([`Register::new`] checks that).
 width!(u64, read64_inside, write64_inside, |_ports, _offset| 0, |_value| ());
 
 /// The registers of bank `B`, mapped.
@@ -210,14 +211,14 @@ enum Space {
 }
 
 impl<B: Bank> Registers<B> {
-    /// Maps them: the BAR of memory, or if that is not to be had (another device has registers on
-    /// its page, say), opens the ports.
+    /// Maps the registers. If the memory BAR cannot be mapped (for example because another device
+    /// has registers on the same page), opens the ports.
     ///
     /// # Errors
-    /// Those of [`Mmio::map`] and [`Ports::open`]; [`Refusal::Invalid`] if the BAR is shorter than
-    /// the bank, with a line in the log.
+    /// The refusals of [`Mmio::map`] and [`Ports::open`]; [`Refusal::Invalid`] if the BAR is
+    /// shorter than the bank, with a line in the log.
     pub fn map() -> Result<Registers<B>> {
-        // The linker keeps what is asked for.
+        // This use makes the linker keep the names.
         core::hint::black_box(B::NAMES);
         let memory =
             B::MEMORY.map(|bar| Mmio::map(bar.into()).map(|memory| (Space::Memory(memory), memory.len_bytes())));
@@ -240,10 +241,10 @@ impl<B: Bank> Registers<B> {
     pub fn read<T: Width>(&self, register: Register<B, T>) -> T {
         match &self.space {
             Space::Ports(ports) if B::PORTS.is_some() => T::read_port(ports, register.offset as u16),
-            // SAFETY: every register is inside the bank, and the BAR is at least as long. A bank
-            // without a BAR of memory is of ports.
+            // SAFETY: every register is inside the bank, and the BAR is at least as long as the
+            // bank. Only a bank with a memory BAR is mapped as memory.
             Space::Memory(memory) => unsafe { T::read_memory(memory, register.offset) },
-            // SAFETY: `map` opens the ports of banks that have some.
+            // SAFETY: `map` opens ports only for a bank that has some.
             Space::Ports(_) => unsafe { core::hint::unreachable_unchecked() },
         }
     }
@@ -255,19 +256,19 @@ impl<B: Bank> Registers<B> {
             Space::Ports(ports) if B::PORTS.is_some() => value.write_port(ports, register.offset as u16),
             // SAFETY: as for `read`.
             Space::Memory(memory) => unsafe { value.write_memory(memory, register.offset) },
-            // SAFETY: `map` opens the ports of banks that have some.
+            // SAFETY: `map` opens ports only for a bank that has some.
             Space::Ports(_) => unsafe { core::hint::unreachable_unchecked() },
         }
     }
 
-    /// Sets the bits `mask` of a register, and leaves the others.
+    /// Sets the bits `mask` of a register, and leaves the other bits unchanged.
     pub fn set<T: Width + core::ops::BitOr<Output = T>>(&self, register: Register<B, T>, mask: T) {
         self.write(register, self.read(register) | mask);
     }
 }
 
-/// Declares the registers of a BAR: `NAME: WIDTH = OFFSET;` each, or `NAME: [WIDTH; COUNT] =
-/// OFFSET;`. See [`register`](crate::register).
+/// Declares the registers of a BAR, each as `NAME: WIDTH = OFFSET;` or as
+/// `NAME: [WIDTH; COUNT] = OFFSET;`. See [`register`](crate::register).
 #[macro_export]
 macro_rules! registers {
     ($(#[$bank_attribute:meta])* $vis:vis $bank:ident: memory $memory:literal or ports $ports:literal, $len:literal bytes;

@@ -1,4 +1,4 @@
-//! SCSI host drivers.
+//! Drivers of SCSI host bus adapters.
 //!
 //! [`Queues::take`](crate::class::Requests::take) hands out commands, of which [`REQUESTS`] can be
 //! under way. A driver that says in [`ScsiInfo::functions`] that it can abort commands or reset
@@ -30,7 +30,7 @@ pub struct Scsi;
 pub type Queues = Requests<Scsi>;
 /// The right to complete a request.
 pub type Ticket = class::Ticket<Scsi>;
-/// Makes a driver of an adapter.
+/// The driver of an adapter.
 pub type ScsiDriver<H> = ClassDriver<H, Scsi>;
 
 impl Class for Scsi {

@@ -1,5 +1,5 @@
-//! Adapters of a parallel SCSI bus that carry out one command after the other, and leave it to the
-//! driver to fetch sense data, as those of the 1990s do.
+//! Adapters of a parallel SCSI bus that carry out one command at a time and leave it to the driver
+//! to fetch sense data, as adapters of the 1990s do.
 
 use crate::class::Device;
 use crate::dma::Dma;
@@ -12,17 +12,16 @@ use ringfence_abi::scsi::{MAX_CDB, REQUESTS};
 
 /// The adapter's own number on the bus.
 pub const OWN_ID: u8 = 7;
-/// Targets and logical units that can be addressed: the highest number of a target is the adapter's
-/// own.
+/// Number of targets and of logical units that can be addressed. Target 7 is the adapter itself.
 const TARGETS: u32 = 7;
 const UNITS: u32 = 8;
 /// SCSI status (SAM-5, 5.3.1).
 const CHECK_CONDITION: u8 = 0x02;
 
-/// Which way data moves.
+/// The direction of a data transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// There is none.
+    /// There is no data.
     None,
     /// From the target.
     In,
@@ -39,16 +38,16 @@ pub struct Command {
     pub identify: u8,
     cdb: [u8; MAX_CDB],
     cdb_len: usize,
-    /// Where its data is for the device.
+    /// The address of the command's data for the device.
     pub data: u32,
-    /// Its length in bytes.
+    /// The length of the data in bytes.
     pub data_len: u32,
-    /// Which way it moves.
+    /// The direction of the data.
     pub direction: Direction,
 }
 
 impl Command {
-    /// What `request` asks for, if a bus like this one can do it.
+    /// Translates `request`; `None` if this kind of bus cannot carry it out.
     fn new(request: &Request) -> Option<Command> {
         let direction = match (request.direction, request.data_len) {
             (_, 0) => Direction::None,
@@ -69,8 +68,8 @@ impl Command {
         is_there.then_some(command)
     }
 
-    /// REQUEST SENSE (SPC-4, 6.39) for the unit of another command, into `len_bytes` bytes at the
-    /// device's address `data`.
+    /// Returns REQUEST SENSE (SPC-4, 6.39) for the target and unit of another command, which reads
+    /// [`MAX_SENSE`] bytes to the device's address `data`.
     fn sense(of: &Command, data: u32) -> Command {
         let mut cdb = [0; MAX_CDB];
         cdb[0] = 0x03;
@@ -78,45 +77,45 @@ impl Command {
         Command { cdb, cdb_len: 6, data, data_len: MAX_SENSE as u32, direction: Direction::In, ..*of }
     }
 
-    /// The command descriptor block.
+    /// Returns the command descriptor block.
     pub fn cdb(&self) -> &[u8] {
         &self.cdb[..self.cdb_len]
     }
 }
 
-/// IDENTIFY, with the right to disconnect, for a logical unit.
+/// Returns the message IDENTIFY for a logical unit, with the right to disconnect.
 fn identify(lun: u8) -> u8 {
     0xc0 | lun
 }
 
-/// What became of a command.
+/// The result of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending {
     /// A `HOST_*` code.
     pub host: u32,
     /// The SCSI status, if the target gave one.
     pub status: u8,
-    /// Bytes of data that were not moved.
+    /// Number of bytes of data that were not transferred.
     pub residual: u32,
 }
 
 impl Ending {
-    /// It failed before there was a status.
+    /// Returns the result of a command that failed before the target gave a status.
     pub fn failed(host: u32) -> Ending {
         Ending { host, status: 0, residual: 0 }
     }
 }
 
-/// An adapter with one command under way at most.
+/// An adapter with at most one command in progress.
 pub trait BusAdapter: Sized + 'static {
     /// Takes the adapter into service, and resets the bus.
     fn init() -> Result<Self>;
 
-    /// Begins a command. None is under way.
+    /// Begins a command. The caller makes sure that no other command is in progress.
     fn start(&mut self, command: &Command);
 
-    /// What became of the command that is under way, if it is over. `interrupted` says whether the
-    /// device has interrupted.
+    /// Returns the result of the command in progress, if it has ended. `interrupted` says whether
+    /// the device has interrupted.
     fn poll(&mut self, interrupted: bool) -> Option<Ending>;
 
     /// Resets the bus, and gives up the current command, if there is one.
@@ -126,18 +125,18 @@ pub trait BusAdapter: Sized + 'static {
     fn exit(&mut self);
 }
 
-/// What is under way.
+/// The command in progress.
 struct Current {
     ticket: Ticket,
     command: Command,
-    /// How it ended, once its sense data is being fetched.
+    /// The result of the original command, while its sense data is being fetched.
     ended: Option<Ending>,
 }
 
-/// Makes a driver of a [`BusAdapter`].
+/// The driver of a [`BusAdapter`].
 pub type BusDriver<A> = ScsiDriver<BusHost<A>>;
 
-/// A host bus adapter that is a [`BusAdapter`].
+/// A host bus adapter made from a [`BusAdapter`].
 pub struct BusHost<A> {
     adapter: A,
     current: Option<Current>,
@@ -201,7 +200,7 @@ impl<A: BusAdapter> BusHost<A> {
         }
     }
 
-    /// Goes on with what has ended: sense data is fetched, or all is done.
+    /// Continues after a command has ended: fetches sense data, or completes the request.
     fn go_on(&mut self, current: Current, ending: Ending, queues: &mut Queues) {
         let Current { ticket, command, ended } = current;
         match ended {
@@ -246,7 +245,7 @@ impl<A: BusAdapter> Device<Scsi> for BusHost<A> {
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
         let mut interrupted = events.contains(Events::INTERRUPT);
         self.start_next(queues);
-        // Some commands are over at once.
+        // Some commands end at once.
         while let Some(ending) = self.adapter.poll(interrupted) {
             interrupted = false;
             if let Some(current) = self.current.take() {

@@ -6,26 +6,26 @@ use log::{Log, Metadata, Record};
 use ringfence_abi::for_each_service;
 use ringfence_abi::service::Refusal;
 
-/// An argument of a service as a driver has it, by the kind that the ABI's table names.
+/// The types of a service's arguments in the SDK, named after the kinds in the ABI's table.
 mod argument {
     pub type Number = u64;
     pub type Length = u64;
     pub type Address = u64;
     pub use crate::dma::GivenBack;
     pub use log::Level;
-    /// UTF-8, which the kernel makes of it what it can.
+    /// Text; the kernel replaces bytes that are not valid UTF-8.
     pub type Text<'a> = &'a [u8];
     pub type Bytes<'a> = &'a [u8];
 }
 
-/// A service as it is: parameters are collected, two for what is passed in two registers.
+/// Declares one service with its raw arguments: a text or bytes take two parameters.
 macro_rules! declare {
     ($what:literal $symbol:ident [$($parameter:ident)*]) => {
         #[cfg(feature = "fake")]
         #[doc = $what]
         ///
         /// # Safety
-        /// What the arguments point to must be there.
+        /// The memory that the arguments point to must be valid.
         pub unsafe fn $symbol($($parameter: u64),*) -> i64 {
             crate::fake::serve(stringify!($symbol), &[$($parameter),*])
         }
@@ -35,8 +35,8 @@ macro_rules! declare {
             #[doc = $what]
             ///
             /// # Safety
-            /// The kernel checks all arguments and believes none, so a call cannot hurt it. It may
-            /// change what the arguments point to.
+            /// The kernel checks all arguments and trusts none, so a call cannot harm it. The call
+            /// may change the memory that the arguments point to.
             pub fn $symbol($($parameter: u64),*) -> i64;
         }
     };
@@ -51,11 +51,11 @@ macro_rules! declare {
     };
 }
 
-/// A call of a service: what goes into registers is collected.
+/// Calls one service, with each argument spread over its registers.
 macro_rules! call {
     ($symbol:ident [$($word:expr,)*]) => {
-        // SAFETY: what is pointed to lives until the call returns, and a service writes to nothing
-        // of it. What is given back is not used any more ([`GivenBack`]).
+        // SAFETY: the memory that the arguments point to lives until the call returns, and no
+        // service writes to it. Memory that is given back is no longer used ([`GivenBack`]).
         answer(unsafe { raw::$symbol($($word),*) })
     };
     ($symbol:ident [$($word:expr,)*] $argument:ident: Text, $($rest:tt)*) => {
@@ -77,7 +77,7 @@ macro_rules! call {
 
 macro_rules! declare_services {
     ($($number:literal $symbol:ident($($argument:ident: $kind:ident),*) $what:literal => $value:literal, $refuses:literal;)*) => {
-        /// The services as they are: the loader answers each one that is used with a stub.
+        /// The raw services: the loader links each service that the module uses to a stub.
         pub mod raw {
             $(declare!($what $symbol [] $($argument: $kind,)*);)*
         }
@@ -103,38 +103,38 @@ macro_rules! declare_services {
 }
 for_each_service!(declare_services);
 
-/// The value of a service's result, or its refusal.
+/// Returns the value of a service's result, or its refusal.
 fn answer(result: i64) -> Result<u64> {
     u64::try_from(result).map_err(|_| Refusal::from_result(result).unwrap_or(Refusal::Invalid))
 }
 
-/// Nanoseconds since boot.
+/// Returns the nanoseconds since boot.
 pub fn time_ns() -> u64 {
-    // It is never refused.
+    // The kernel never refuses this service.
     safe::rf_time_ns().unwrap_or(0)
 }
 
-/// Does nothing, in the kernel: the cost of a crossing.
+/// Calls the kernel's empty service, to measure the cost of a crossing.
 pub fn null() {
-    // It is never refused.
+    // The kernel never refuses this service.
     let _ = safe::rf_null();
 }
 
-/// A reading of the time stamp counter.
+/// Reads the time stamp counter.
 pub fn tsc() -> u64 {
     #[cfg(feature = "fake")]
     return time_ns();
     #[cfg(not(feature = "fake"))]
-    // SAFETY: every x86-64 CPU has it.
+    // SAFETY: every x86-64 CPU has the instruction RDTSC.
     unsafe {
         core::arch::x86_64::_rdtsc()
     }
 }
 
-/// Longest line in bytes: what it needs of a driver's stack is little.
+/// The longest line in bytes; it is short, to use little of the driver's stack.
 const LINE_BYTES: usize = 256;
 
-/// A line in the making; what does not fit is cut off.
+/// A buffer in which a line is put together; text that does not fit is cut off.
 pub(crate) struct LineBuffer {
     bytes: [u8; LINE_BYTES],
     len: usize,
@@ -145,12 +145,12 @@ impl LineBuffer {
         LineBuffer { bytes: [0; LINE_BYTES], len: 0 }
     }
 
-    /// Bytes that fit yet.
+    /// Returns how many more bytes fit.
     pub(crate) fn room(&self) -> usize {
         LINE_BYTES - self.len
     }
 
-    /// What is there.
+    /// Returns the text written so far.
     pub(crate) fn text(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
@@ -178,7 +178,7 @@ impl Log for Logger {
         let mut line = LineBuffer::new();
         // A line that is too long is cut off, not refused.
         let _ = line.write_fmt(*record.args());
-        // One that is refused is one of too many, and there is nobody to be told.
+        // The kernel refuses a line when there are too many; no caller could be told.
         let _ = safe::rf_log(record.level(), line.text());
     }
 
@@ -188,7 +188,7 @@ impl Log for Logger {
 /// Connects `log`'s macros to the kernel's log.
 pub(crate) fn start_logging() {
     static LOGGER: Logger = Logger;
-    // It fails if there is a logger already, which is this one.
+    // This fails only if a logger is set already, and that is this logger.
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }

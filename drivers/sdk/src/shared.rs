@@ -1,4 +1,4 @@
-//! Memory that the kernel shares with the driver: queues and the mailbox page.
+//! Memory that the kernel shares with the driver: the queues and the mailbox page.
 
 use crate::Result;
 use alloc::string::String;
@@ -7,7 +7,7 @@ use ringfence_abi::layout::{MAILBOX, PAGE_SIZE, SLOT_SIZE};
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
 
-/// Queue memory that the kernel mapped.
+/// Queue memory that the kernel has mapped.
 #[derive(Clone, Copy)]
 pub(crate) struct QueueMemory {
     start: *mut u64,
@@ -16,7 +16,7 @@ pub(crate) struct QueueMemory {
 
 impl QueueMemory {
     /// # Safety
-    /// The kernel must have mapped `len_bytes` bytes at `start`, for good.
+    /// The kernel must have mapped `len_bytes` bytes at `start`, and must never unmap them.
     pub(crate) unsafe fn new(start: u64, len_bytes: usize) -> QueueMemory {
         QueueMemory { start: start as *mut u64, words: len_bytes / 8 }
     }
@@ -27,7 +27,8 @@ impl Words for QueueMemory {
         if index >= self.words {
             return 0;
         }
-        // SAFETY: inside the memory; the kernel may write it too, hence volatile.
+        // SAFETY: the word is inside the memory. The kernel may write it too, so the access is
+        // volatile.
         unsafe { self.start.add(index).read_volatile() }
     }
 
@@ -39,12 +40,12 @@ impl Words for QueueMemory {
     }
 }
 
-/// The first `len_bytes` bytes of the mailbox page, as text.
+/// Returns the first `len_bytes` bytes of the mailbox page, as text.
 pub(crate) fn mailbox(len_bytes: u64) -> Result<String> {
     if len_bytes > PAGE_SIZE {
         return Err(Refusal::Invalid);
     }
-    // Any address of this module tells which slot it is in.
+    // The slot follows from any address of this module.
     let slot = mailbox as *const () as u64 & !(SLOT_SIZE - 1);
     let page = (slot + MAILBOX) as *const u8;
     // SAFETY: the kernel maps the page before it enters the driver.
@@ -53,9 +54,9 @@ pub(crate) fn mailbox(len_bytes: u64) -> Result<String> {
     text.ok_or(Refusal::Invalid)
 }
 
-/// Bytes as UTF-8 (RFC 3629); `None` if they are not. Not `from_utf8`, nor anything else of `core`
-/// that decodes it: their code happens to look like what is refused under QEMU 10.0
-/// (docs/threat-model.md).
+/// Decodes UTF-8 (RFC 3629); `None` if the bytes are not valid. This does not use `from_utf8` or
+/// any other decoder of `core`: their machine code happens to contain byte sequences that are
+/// refused under QEMU 10.0 (docs/threat-model.md).
 pub(crate) fn text_of(bytes: &[u8]) -> Option<String> {
     let mut text = String::new();
     let mut rest = bytes.iter().copied();
@@ -71,7 +72,7 @@ pub(crate) fn text_of(bytes: &[u8]) -> Option<String> {
         for _ in 0..more {
             code = code << 6 | u32::from(rest.next().filter(|byte| byte & 0xc0 == 0x80)? & 0x3f);
         }
-        // What could be shorter is no UTF-8.
+        // An encoding that is longer than necessary is not valid UTF-8.
         let decoded = char::from_u32(code).filter(|decoded| decoded.len_utf8() == more + 1)?;
         text.push(decoded);
     }

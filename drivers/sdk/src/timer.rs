@@ -1,8 +1,9 @@
-//! The driver's timer: it is polled with [`Events::TIMER`](crate::Events::TIMER) when time has gone
-//! by. Or it sleeps until then, in the middle of what it does.
+//! The driver's timer. When the time has passed, the kernel polls the driver with
+//! [`Events::TIMER`](crate::Events::TIMER). A driver can also sleep in the middle of an upcall.
 //!
-//! The kernel's clock ticks 250 times a second, and a poll comes at a tick. There is one timer: who
-//! waits for several things keeps what each waits for, and sets it for the nearest.
+//! The kernel's clock ticks 250 times a second, and a poll comes at a tick. Each driver has one
+//! timer. A driver that waits for several deadlines keeps them itself, and sets the timer to the
+//! nearest one.
 //!
 #![doc = "```rust,ignore"]
 #![doc = include_str!("../../watchman/src/lib.rs")]
@@ -12,14 +13,14 @@ use crate::Result;
 use crate::service::safe::{rf_sleep, rf_timer};
 use core::time::Duration;
 
-/// Has the driver polled once, when `delay` has gone by. What the timer was set to before is
-/// forgotten.
+/// Has the driver polled once, after `delay`. Replaces the timer's previous setting.
 pub fn once(delay: Duration) {
-    // No delay is one of a nanosecond: 0 would turn it off. It is never refused without a period.
+    // A delay of 0 would turn the timer off, so at least a nanosecond is passed. The kernel does
+    // not refuse a call without a period.
     let _ = rf_timer(nanoseconds(delay).max(1), 0);
 }
 
-/// Has the driver polled each time that `period` has gone by.
+/// Has the driver polled once each `period`.
 ///
 /// # Errors
 /// [`crate::Refusal::Invalid`] if `period` is shorter than 100 us.
@@ -27,9 +28,9 @@ pub fn every(period: Duration) -> Result<()> {
     rf_timer(0, nanoseconds(period).max(1)).map(|_| ())
 }
 
-/// Has the driver not polled for that any more.
+/// Turns the timer off.
 pub fn off() {
-    // It is never refused without a period.
+    // The kernel does not refuse a call without a period.
     let _ = rf_timer(0, 0);
 }
 
@@ -37,12 +38,13 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Leaves the upcall for so long, and goes on here: others run meanwhile, and the time counts
-/// against no budget. The driver is not entered while it sleeps; what it is to be polled for waits.
+/// Leaves the upcall for `time`, then continues. Other drivers and the kernel run meanwhile, and
+/// the time counts against no budget. The kernel does not enter the driver while it sleeps; new
+/// events wait.
 ///
-/// Who asked for the upcall waits as well, so a driver that sleeps for more than five seconds in
-/// one (`limits sleep-ms`) is ended.
+/// The caller of the upcall waits too. A driver that sleeps for more than five seconds in one
+/// upcall (`limits sleep-ms`) is therefore ended.
 pub fn sleep(time: Duration) {
-    // It is never refused.
+    // The kernel never refuses this service.
     let _ = rf_sleep(nanoseconds(time));
 }

@@ -1,9 +1,8 @@
-//! A disk that is a part of another one: the blocks of `disk0` from the 2048th on, as a disk of its
-//! own. What is below that, which is where partition tables and boot loaders are, cannot be reached
-//! through it.
+//! A disk that is a part of another disk: the blocks of `disk0` from block 2048 on. The blocks
+//! below, where partition tables and boot loaders are, cannot be reached through this disk.
 //!
-//! It has no device: it uses what another driver offers, whichever that is, and offers something
-//! itself.
+//! The driver has no device. It uses the disk of another driver, whichever driver that is, and
+//! offers a disk itself.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -21,17 +20,17 @@ driver!(
     Manifest::new("slice", env!("CARGO_PKG_VERSION")).kind(Kind::Block).uses(Kind::Block).heap_kib(128).restart()
 );
 
-/// What it is a part of, and from which block on.
+/// The disk below, and the first of its blocks that belongs to this disk.
 const DISK: &str = "disk0";
 const FIRST_BLOCK: u64 = 2048;
-/// Most bytes of a request.
+/// The largest number of bytes in a request.
 const MOST_BYTES: usize = 65536;
 
 struct Slice {
     disk: Disk,
-    /// What is under way below, by its number there.
+    /// The requests in flight, indexed by the number of the request to the disk below.
     under_way: [Option<(Ticket, BlockRequest, Asked)>; BLOCK_REQUESTS],
-    /// Data on its way from one to the other.
+    /// Data on its way between the two disks.
     buffer: Box<[u8]>,
 }
 
@@ -47,7 +46,7 @@ impl Device<Block> for Slice {
     }
 
     fn info(&self) -> BlockInfo {
-        // Part of another disk is another disk: it says of which.
+        // The model names the disk below.
         let below = self.disk.info();
         let mut model = [0; 24];
         let text = b"part of ".iter().chain(&below.model);
@@ -88,7 +87,7 @@ impl Device<Block> for Slice {
                     let number = asked.number();
                     self.under_way[number] = Some((ticket, request, asked));
                 }
-                // As many are under way below as above.
+                // The disk below has as many requests as this disk, so this does not happen.
                 None => queues.complete(ticket, &BLOCK_ERROR),
             }
         }

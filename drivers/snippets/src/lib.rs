@@ -1,6 +1,6 @@
-//! Machine code that nobody would write, to see what becomes of it in ring 1: `tell snippets N`
-//! jumps to snippet N. As it is built each does nothing but an invalid instruction;
-//! `cargo run -- snippets` makes copies of the file with others in their place.
+//! Machine code that no compiler would emit, to see its effect in ring 1: `tell snippets N` jumps
+//! to snippet N. As built, each snippet is only invalid instructions. `cargo run -- snippets` makes
+//! copies of the module's file with other snippets in their place.
 #![no_std]
 
 use core::arch::asm;
@@ -8,11 +8,11 @@ use ringfence_sdk::{Driver, Manifest, Refusal, Result, driver};
 
 driver!(Snippets, Manifest::new("snippets", env!("CARGO_PKG_VERSION")).stack_kib(16).upcall_ms(20));
 
-/// Snippets in a module, and bytes of each (the runner finds them by their first bytes and counts
-/// on both).
+/// The number of snippets in a module, and the bytes of each. The runner finds the snippets by
+/// their first bytes, and relies on both values.
 const COUNT: usize = 512;
 const BYTES: usize = 64;
-/// What the place of the first snippet begins with, as it is built.
+/// The first bytes of the first snippet, as built.
 const MARK: [u8; 16] = *b"RF-SNIPPETS-HERE";
 
 #[repr(C, align(64))]
@@ -20,7 +20,7 @@ struct Code {
     snippets: [[u8; BYTES]; COUNT],
 }
 
-/// UD2, over and over, but for the mark.
+/// UD2 repeated, except for the mark.
 #[unsafe(link_section = ".text.snippets")]
 #[used]
 static CODE: Code = {
@@ -38,7 +38,7 @@ static CODE: Code = {
     Code { snippets }
 };
 
-/// Memory that snippets may do with what they like.
+/// Memory that the snippets may overwrite.
 static mut SCRATCH: [u64; 64] = [0; 64];
 
 struct Snippets;
@@ -51,8 +51,8 @@ impl Driver for Snippets {
     fn command(&mut self, text: &str) -> Result<u64> {
         let number: usize = text.parse().map_err(|_| Refusal::Invalid)?;
         let code = CODE.snippets.get(number).ok_or(Refusal::NotFound)?.as_ptr();
-        // SAFETY: none; that is the point. Registers hold small numbers, addresses of the driver's
-        // own and of others' memory.
+        // SAFETY: none; that is the point. The registers hold small numbers, addresses of the
+        // driver's own memory, and addresses of memory that is not the driver's.
         unsafe {
             asm!(
                 "mov rax, 1",

@@ -1,5 +1,4 @@
-//! What a driver does is tested on the host, with a kernel that is made up: `cargo test -p
-//! rf-template --lib`.
+//! The driver is tested on the host, with a simulated kernel: `cargo test -p rf-template --lib`.
 
 use super::Template;
 use ringfence_sdk::Driver;
@@ -7,7 +6,8 @@ use ringfence_sdk::fake::Kernel;
 
 #[test]
 fn it_says_hello_and_counts_letters() {
-    // It has no device. One that has brings a model of that, or a script of what that is asked.
+    // This driver has no device. A driver with a device passes a model of the device, or a script
+    // of the accesses to it.
     let mut kernel = Kernel::new(());
     let mut template = kernel.run(Template::init).unwrap();
     assert_eq!(kernel.log, ["hello from a driver that does not know its ring"]);

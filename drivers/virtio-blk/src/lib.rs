@@ -1,8 +1,8 @@
 //! virtio block device over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4
 //! (virtqueues), 4.1 (PCI) and 5.2 (block device).
 //!
-//! One request queue with three fixed descriptors for each request the kernel can have under way:
-//! header, data, status.
+//! There is one request queue, with three fixed descriptors for each request that the kernel can
+//! have in flight: header, data, status.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -27,17 +27,17 @@ driver!(
         .reset(Reset::virtio().within_us(100_000))
 );
 
-/// Number of the virtqueue (5.2.2), and of its interrupt, if the device can have one of its own.
+/// Number of the virtqueue (5.2.2), and of the queue's own interrupt, if the device can have one.
 const REQUEST_QUEUE: u16 = 0;
 const REQUEST_VECTOR: u16 = 0;
-/// Descriptors a request takes: header, status, data.
+/// Descriptors for one request: header, status, data.
 const DESCRIPTORS: u16 = 3;
-/// Each request's header and status get a cache line of their own.
+/// The header and the status of each request have a cache line of their own.
 const SLOT_BYTES: usize = 64;
-/// Header (5.2.6): type, reserved, sector; and a byte of status behind it.
+/// The header (5.2.6): type, reserved, sector. The status byte follows in the same slot.
 const HEADER_BYTES: usize = 16;
 const STATUS_OFFSET: usize = 32;
-/// Unit of the sector in a header and of the capacity, whatever a block's length is (5.2.4).
+/// The unit of the sector in a header and of the capacity, whatever the length of a block (5.2.4).
 const SECTOR_BYTES: u64 = 512;
 
 /// Features (5.2.3).
@@ -53,7 +53,7 @@ mod config {
     pub const BLOCK_SIZE: usize = 20;
 }
 
-/// Types of requests, and what became of one (5.2.6).
+/// Types of requests, and results of a request (5.2.6).
 mod kind {
     pub const IN: u32 = 0;
     pub const OUT: u32 = 1;
@@ -62,7 +62,7 @@ mod kind {
 mod status {
     pub const OK: u8 = 0;
     pub const UNSUPPORTED: u8 = 2;
-    /// What is there before the device has said anything.
+    /// The status byte's value before the device writes it.
     pub const NONE: u8 = 0xff;
 }
 
@@ -71,16 +71,16 @@ struct VirtioBlk {
     requests: Virtqueue,
     /// Headers and status bytes.
     slots: Dma,
-    /// What the device has, by number.
+    /// The requests that the device has, by their number.
     under_way: [Option<Ticket>; BLOCK_REQUESTS],
     info: BlockInfo,
-    /// Whether the device has a cache that is to be flushed.
+    /// Whether the device has a cache to flush.
     flushes: bool,
 }
 
 impl Device<Block> for VirtioBlk {
     fn init() -> Result<VirtioBlk> {
-        // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
+        // 3.1.1: reset, acknowledge, negotiate, set up the queues, start.
         let mut transport = Transport::find()?;
         let has = transport.begin(features::READ_ONLY | features::BLOCK_SIZE | features::FLUSH)?;
         let config = transport.config()?;
@@ -96,7 +96,7 @@ impl Device<Block> for VirtioBlk {
         transport.ask_for_vectors(1)?;
         let size = (BLOCK_REQUESTS as u16 * DESCRIPTORS).next_power_of_two();
         let requests = transport.queue(REQUEST_QUEUE, size, REQUEST_VECTOR)?;
-        // A device with a smaller queue has fewer requests under way.
+        // A device with a smaller queue has fewer requests in flight.
         let depth = usize::from(requests.size() / DESCRIPTORS).min(BLOCK_REQUESTS);
         if depth == 0 {
             log::error!("the request queue has only {} descriptors", requests.size());
@@ -164,7 +164,8 @@ impl Device<Block> for VirtioBlk {
 }
 
 impl VirtioBlk {
-    /// Fills in what never changes: where each request's header and status are.
+    /// Writes the constant part of the descriptors: the addresses of each request's header and
+    /// status.
     fn describe_slots(&mut self) {
         let (requests, slots) = (&mut self.requests, &self.slots);
         for number in 0..self.info.queue_depth as u16 {
@@ -175,8 +176,8 @@ impl VirtioBlk {
         }
     }
 
-    /// Apart: in the loop that calls it, a jump would look like what is refused under QEMU 10
-    /// (docs/threat-model.md).
+    /// Hands a request to the device. Not inlined: in the loop that calls this function, a jump
+    /// would look like an instruction that is refused under QEMU 10 (docs/threat-model.md).
     #[inline(never)]
     fn submit(&mut self, ticket: Ticket, request: &BlockRequest) {
         let number = ticket.number();
@@ -190,7 +191,7 @@ impl VirtioBlk {
         self.slots.write(slot + 4, 0_u32);
         self.slots.write(slot + 8, sector);
         self.slots.write(slot + STATUS_OFFSET, status::NONE);
-        // 2.4.4.2: what the device reads comes before what it writes.
+        // 2.4.4.2: buffers that the device reads come before buffers that it writes.
         let head = number as u16 * DESCRIPTORS;
         let (status, data) = (head + 1, head + 2);
         self.requests.describe(data, request.data_address, request.data_len);

@@ -1,8 +1,9 @@
 //! virtio network device over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4
 //! (virtqueues), 4.1 (PCI) and 5.1 (network device).
 //!
-//! One queue for each direction, and two descriptors for each frame in it: the header, which says
-//! nothing here and is one for all, and the frame where it lies.
+//! There is one queue for each direction, and each frame takes two descriptors: the header and the
+//! frame itself, which is not copied. The header carries no information here, so all frames of a
+//! direction share one.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -25,26 +26,27 @@ driver!(
         .reset(Reset::virtio().within_us(100_000))
 );
 
-/// Numbers of the virtqueues (5.1.2), and of their interrupts, with that for what has changed.
+/// Numbers of the virtqueues (5.1.2), which are also the numbers of their interrupts.
+/// `CONFIGURATION` is the interrupt for changes of the configuration.
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const CONTROL: u16 = 2;
 const CONFIGURATION: u16 = 2;
-/// Most frames that a queue has at a time, and its descriptors.
+/// The largest number of frames in a queue, and the number of descriptors of a frame.
 const MOST: usize = 128;
 const DESCRIPTORS: u16 = 2;
-/// Length of the header in front of each frame (5.1.6), and where the two are.
+/// Length of the header in front of each frame (5.1.6), and the offsets of the two headers.
 const HEADER_BYTES: usize = 12;
 const RX_HEADER: usize = 64;
 const TX_HEADER: usize = 0;
-/// Where a command for the control queue is, and behind it what becomes of it.
+/// Offset of a command for the control queue, and of the acknowledgement that the device writes.
 const COMMAND: usize = 128;
 const ACKNOWLEDGEMENT: usize = COMMAND + 8;
-/// Commands of what it takes (5.1.6.5.1): a class, the command, on or off.
+/// Commands that set the receive filter (5.1.6.5.1): a class, the command, on or off.
 const TAKE: u8 = 0;
 const PROMISCUOUS: u8 = 0;
 const ALL_MULTICAST: u8 = 1;
-/// How long that may take.
+/// The longest time that a command may take.
 const LIMIT: Duration = Duration::from_millis(100);
 
 /// Features (5.1.3).
@@ -62,27 +64,28 @@ struct VirtioNet {
     has_status: bool,
     is_up: bool,
     mac: [u8; 6],
-    /// A header that the device reads with each frame, which is zero, and one that it writes.
+    /// Memory for the header that the device reads with each frame to send, which is zero, the
+    /// header that it writes with each received frame, and a command with its acknowledgement.
     headers: Dma,
     receive: Lane<RxFrame>,
     transmit: Lane<TxFrame>,
-    /// For commands, if the device takes that to filter frames.
+    /// The queue for commands, if the device can be told which frames to filter.
     control: Option<Virtqueue>,
-    /// Whether the device is to interrupt when it has sent.
+    /// Whether the device is to interrupt after it has sent a frame.
     tx_interrupt: bool,
 }
 
-/// A virtqueue and the frames in it, by the descriptors that they have.
+/// A virtqueue and its frames, indexed by the number of their pair of descriptors.
 struct Lane<F> {
     queue: Virtqueue,
     frames: [Option<F>; MOST],
-    /// Places without a frame.
+    /// Pairs of descriptors without a frame.
     free: [u16; MOST],
     free_count: usize,
 }
 
 impl<F> Lane<F> {
-    /// The queue of this number, each place with its header at `header`.
+    /// Sets up queue `number`. All its frames share the header at `header`.
     fn new(transport: &mut Transport, number: u16, header: u64) -> Result<Lane<F>> {
         let mut queue = transport.queue(number, MOST as u16 * DESCRIPTORS, number)?;
         let count = usize::from(queue.size() / DESCRIPTORS);
@@ -98,17 +101,17 @@ impl<F> Lane<F> {
         Ok(Lane { queue, frames: [const { None }; MOST], free, free_count: count })
     }
 
-    /// Whether a frame can be put in.
+    /// Returns whether there is room for a frame.
     fn has_room(&self) -> bool {
         self.free_count > 0
     }
 
-    /// Whether the device has frames.
+    /// Returns whether the device has frames.
     fn is_busy(&self) -> bool {
         self.free_count < usize::from(self.queue.size() / DESCRIPTORS)
     }
 
-    /// Puts a frame in, which lies at `address`; whether the device writes it.
+    /// Puts a frame at `address` into the queue. `device_writes` says whether the device writes it.
     fn put(&mut self, frame: F, address: u64, len_bytes: usize, device_writes: bool) {
         self.free_count -= 1;
         let place = self.free[self.free_count];
@@ -119,12 +122,12 @@ impl<F> Lane<F> {
         self.frames[usize::from(place)] = Some(frame);
     }
 
-    /// The next frame that the device is done with, and how much of it was written.
+    /// Takes the next frame that the device has finished, with the number of bytes written to it.
     fn take(&mut self) -> Option<(F, usize)> {
         loop {
             let (head, written) = self.queue.take_used()?;
             let place = head / DESCRIPTORS;
-            // One that the device does not have is passed over.
+            // A descriptor without a frame is skipped.
             if let Some(frame) = self.frames.get_mut(usize::from(place)).and_then(Option::take) {
                 self.free[self.free_count] = place;
                 self.free_count += 1;
@@ -133,7 +136,7 @@ impl<F> Lane<F> {
         }
     }
 
-    /// Shows the device what was put in. Once for a batch, and apart: it is compiled once.
+    /// Shows the device the new frames. Once for a batch, and apart: it is compiled once.
     #[inline(never)]
     fn publish(&mut self, transport: &Transport, number: u16) {
         self.queue.publish();
@@ -145,7 +148,7 @@ impl<F> Lane<F> {
 
 impl Device<Nic> for VirtioNet {
     fn init() -> Result<VirtioNet> {
-        // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
+        // 3.1.1: reset, acknowledge, negotiate, set up the queues, start.
         let mut transport = Transport::find()?;
         let has = transport.begin(HAS_MAC | HAS_STATUS | HAS_CONTROL | HAS_FILTER)?;
         let config = transport.config()?;
@@ -200,7 +203,7 @@ impl Device<Nic> for VirtioNet {
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
         let mut reply = Reply::ACKNOWLEDGED;
         if events.contains(Events::INTERRUPT) && self.transport.configuration_changed(events) && self.has_status {
-            // Other interrupts may be the same one.
+            // The interrupt may have had another cause, so the status is compared.
             let up = self.config.read16(STATUS) & STATUS_LINK_UP != 0;
             if core::mem::replace(&mut self.is_up, up) != up {
                 log::info!("link {}", if up { "up" } else { "down" });
@@ -212,7 +215,7 @@ impl Device<Nic> for VirtioNet {
         }
         self.send(queues);
         while let Some((frame, len_bytes)) = self.receive.take() {
-            // What the device says of it may not be.
+            // The length that the device reports may be impossible.
             queues.give_received(frame, if len_bytes > FRAME_BYTES { 0 } else { len_bytes });
         }
         self.refill(queues);
@@ -225,14 +228,14 @@ impl Device<Nic> for VirtioNet {
 }
 
 impl VirtioNet {
-    /// Has the device take what it is to hear. Without a filter it takes what it gets.
+    /// Tells the device which frames to receive. A device without a filter receives all frames.
     fn set_hearing(&mut self, hearing: Hearing) {
         for (command, what) in [(PROMISCUOUS, Hearing::PROMISCUOUS), (ALL_MULTICAST, Hearing::ALL_MULTICAST)] {
             self.command([TAKE, command, hearing.contains(what).into()]);
         }
     }
 
-    /// Gives the device a command.
+    /// Gives the device a command, and waits until the device has carried it out.
     fn command(&mut self, command: [u8; 3]) {
         let Some(control) = &mut self.control else { return };
         control.want_interrupts(false);
@@ -248,13 +251,14 @@ impl VirtioNet {
         }
     }
 
-    /// Takes back what the device has sent, and hands it new frames, all with one notification.
+    /// Takes back the sent frames, and hands new frames to the device, with one notification for
+    /// each batch.
     fn send(&mut self, queues: &mut Queues) {
         self.reclaim(queues);
         while self.hand_over(queues) {
             self.reclaim(queues);
         }
-        // An interrupt is wanted only while something is left to be taken back.
+        // An interrupt is wanted only while sent frames are left to be taken back.
         let left = self.transmit.is_busy();
         if left != self.tx_interrupt {
             self.tx_interrupt = left;
@@ -263,7 +267,7 @@ impl VirtioNet {
         self.reclaim(queues);
     }
 
-    /// Hands over as many frames as there is room for; whether there were any.
+    /// Hands over as many frames as there is room for. Returns whether there was any frame.
     fn hand_over(&mut self, queues: &mut Queues) -> bool {
         let mut any = false;
         while self.transmit.has_room()

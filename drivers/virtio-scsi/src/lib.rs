@@ -44,11 +44,11 @@ const REQUEST_QUEUE: u16 = 2;
 const VECTORS: u64 = 2;
 const REQUEST_VECTOR: u16 = 0;
 const OTHER_VECTOR: u16 = 1;
-/// Descriptors a request takes: header, response, data.
+/// Descriptors for one request: header, response, data.
 const DESCRIPTORS: u16 = 3;
-/// Events that can wait.
+/// Number of events that can be pending.
 const EVENTS: u16 = 8;
-/// Each request's header and response get a cache line's multiple of their own.
+/// The header and the response of each request have cache lines of their own.
 const SLOT_BYTES: usize = 256;
 const RESPONSE_OFFSET: usize = 64;
 /// Bytes from one task management function in memory to the next; the response is behind it.
@@ -63,9 +63,9 @@ struct VirtioScsi {
     events: Virtqueue,
     /// Headers and responses.
     slots: Dma,
-    /// Where the device puts events.
+    /// Buffers into which the device writes events.
     event_buffers: Dma,
-    /// What the device has, by number.
+    /// The requests that the device has, by their number.
     under_way: [Option<Ticket>; REQUESTS],
     /// The identifiers of the requests by number, and the highest identifier so far. The device
     /// gets a new identifier with each request.
@@ -79,7 +79,7 @@ struct VirtioScsi {
 
 impl Device<Scsi> for VirtioScsi {
     fn init() -> Result<VirtioScsi> {
-        // 3.1.1: reset, acknowledge, negotiate, set up the queues, go.
+        // 3.1.1: reset, acknowledge, negotiate, set up the queues, start.
         let mut transport = Transport::find()?;
         transport.begin(features::HOTPLUG | features::CHANGE)?;
         let config = transport.config()?;
@@ -87,7 +87,7 @@ impl Device<Scsi> for VirtioScsi {
         transport.ask_for_vectors(VECTORS)?;
         let size = (REQUESTS as u16 * DESCRIPTORS).next_power_of_two();
         let requests = transport.queue(REQUEST_QUEUE, size, REQUEST_VECTOR)?;
-        // A device with a smaller queue has fewer requests under way.
+        // A device with a smaller queue has fewer requests in flight.
         let depth = usize::from(requests.size() / DESCRIPTORS).min(REQUESTS);
         if depth == 0 {
             log::error!("the request queue has only {} descriptors", requests.size());
@@ -172,7 +172,8 @@ impl Device<Scsi> for VirtioScsi {
 }
 
 impl VirtioScsi {
-    /// Fills in what never changes: where each request's header and response are.
+    /// Writes the constant part of the descriptors: the addresses of each request's header and
+    /// response.
     fn describe_slots(&mut self) {
         let (requests, slots) = (&mut self.requests, &self.slots);
         for number in 0..self.info.queue_depth as u16 {
@@ -190,7 +191,7 @@ impl VirtioScsi {
         self.ids[number] = self.last_id;
         let header = RequestHeader::new(request.target as u8, request.lun, self.last_id, &request.cdb);
         self.slots.write_bytes(slot, header.as_bytes());
-        // 2.4.4.2: what the device reads comes before what it writes.
+        // 2.4.4.2: buffers that the device reads come before buffers that it writes.
         let head = number as u16 * DESCRIPTORS;
         let (response, data) = (head + 1, head + 2);
         self.requests.describe(data, request.data_address, request.data_len);
@@ -278,14 +279,14 @@ impl VirtioScsi {
         self.events.publish();
     }
 
-    /// Takes in what has happened; whether units may have come, gone or changed.
+    /// Takes the events from the queue. Returns whether units may have come, gone or changed.
     fn take_events(&mut self) -> bool {
         let mut changed = false;
         while let Some((index, _)) = self.events.take_used() {
             let index = index % EVENTS;
             let event: Event = self.event_buffers.read(usize::from(index) * size_of::<Event>());
             let kind = event.event.get();
-            // 5.6.6.3: those that were missed may have been anything.
+            // 5.6.6.3: the events that were missed may have been of any kind.
             changed |=
                 kind & event::MISSED != 0 || [event::TRANSPORT_RESET, event::CHANGE].contains(&(kind & !event::MISSED));
             log::info!("event {kind:#x} of target {}, reason {:#x}", event.lun[1], event.reason.get());

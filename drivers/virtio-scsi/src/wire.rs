@@ -1,4 +1,4 @@
-//! What goes over the queues (VIRTIO 1.0, 5.6.6). All fields little-endian.
+//! The structures in the queues (VIRTIO 1.0, 5.6.6). All fields are little-endian.
 
 use ringfence_sdk::abi::scsi::MAX_CDB;
 use zerocopy::little_endian::{U32, U64};
@@ -12,15 +12,15 @@ pub mod config {
     pub const MAX_LUN: usize = 32;
 }
 
-/// Sense data that the device returns unless told otherwise (5.6.4).
+/// Length of the sense data that the device returns by default (5.6.4).
 pub const SENSE_BYTES: usize = 96;
 /// Length of a request's header in bytes.
 pub const REQUEST_BYTES: usize = size_of::<RequestHeader>();
-/// Length of a response in bytes, and of what is before its sense data.
+/// Length of the part of a response before its sense data, and of a whole response, in bytes.
 pub const RESPONSE_HEAD_BYTES: usize = 12;
 pub const RESPONSE_BYTES: usize = RESPONSE_HEAD_BYTES + SENSE_BYTES;
 
-/// What the device reads of a request (5.6.6.1).
+/// The part of a request that the device reads (5.6.6.1).
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct RequestHeader {
@@ -77,11 +77,11 @@ fn address(target: u8, lun: u16) -> [u8; 8] {
     [1, target, high, low, 0, 0, 0, 0]
 }
 
-/// What the device writes of a request, but for the sense data, which is behind that.
+/// The part of a request that the device writes, without the sense data that follows it.
 pub struct Response {
     /// Length of the sense data in bytes.
     pub sense_len: u32,
-    /// Bytes that were not moved.
+    /// Number of bytes of data that were not transferred.
     pub residual: u32,
     /// SCSI status.
     pub status: u8,
@@ -91,29 +91,29 @@ pub struct Response {
 
 impl From<[u32; RESPONSE_HEAD_BYTES / 4]> for Response {
     fn from([sense_len, residual, rest]: [u32; RESPONSE_HEAD_BYTES / 4]) -> Response {
-        // Two bytes of a status qualifier are not looked at.
+        // The two bytes of the status qualifier are ignored.
         let [_, _, status, response] = rest.to_le_bytes();
         Response { sense_len: u32::from_le(sense_len), residual: u32::from_le(residual), status, response }
     }
 }
 
-/// What became of a request.
+/// Results of a request.
 pub mod response {
     /// It reached the device; a function is complete.
     pub const OK: u8 = 0;
-    /// It was aborted.
+    /// The request was aborted.
     pub const ABORTED: u8 = 2;
-    /// There is no such target.
+    /// The target does not exist.
     pub const BAD_TARGET: u8 = 3;
     /// The device was reset.
     pub const RESET: u8 = 4;
     /// A function was carried out.
     pub const SUCCEEDED: u8 = 10;
-    /// There is no such logical unit.
+    /// The logical unit does not exist.
     pub const INCORRECT_LUN: u8 = 12;
 }
 
-/// Features (5.6.3): the device says when units come and go, and when they change.
+/// Features (5.6.3): the device reports units that come, go or change.
 pub mod features {
     /// VIRTIO_SCSI_F_HOTPLUG.
     pub const HOTPLUG: u32 = 1 << 1;
@@ -123,22 +123,22 @@ pub mod features {
 
 /// Kinds of events (5.6.6.3).
 pub mod event {
-    /// A bit beside the kind: others before were lost.
+    /// A flag in addition to the kind: earlier events were lost.
     pub const MISSED: u32 = 1 << 31;
     /// A unit came, went, or was reset.
     pub const TRANSPORT_RESET: u32 = 1;
-    /// Something of a unit changed, its capacity say.
+    /// A property of a unit changed, for example its capacity.
     pub const CHANGE: u32 = 3;
 }
 
-/// What the device puts into the event queue (5.6.6.3).
+/// An event, as the device puts it into the event queue (5.6.6.3).
 #[derive(Clone, Copy, FromBytes)]
 #[repr(C)]
 pub struct Event {
-    /// What happened.
+    /// The kind of event.
     pub event: U32,
-    /// To which unit.
+    /// The unit to which the event happened.
     pub lun: [u8; 8],
-    /// Why.
+    /// The reason for the event.
     pub reason: U32,
 }

@@ -1,7 +1,8 @@
-//! A sample of what a driver has besides a device: parameters, a timer, and commands with answers.
+//! A sample of a driver's features besides a device: parameters, a timer, and commands with
+//! answers.
 //!
-//! `insmod watchman period-ms=200 place=harbour` has it look around five times a second, and
-//! `tell watchman rounds` asks what it has seen.
+//! `insmod watchman period-ms=200 place=harbour` makes the driver look around five times a second.
+//! `tell watchman rounds` shows how many rounds it has made.
 #![no_std]
 #![forbid(unsafe_code)]
 

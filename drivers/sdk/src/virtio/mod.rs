@@ -1,11 +1,11 @@
-//! Virtio devices on PCI (*Virtual I/O Device (VIRTIO) Version 1.0*): the transport, which finds a
-//! device's structures through its vendor capabilities (4.1), and [`queue`], the virtqueues. What
-//! goes over the queues is each driver's own.
+//! Virtio devices on PCI (*Virtual I/O Device (VIRTIO) Version 1.0*). [`Transport`] finds a
+//! device's structures through its vendor capabilities (4.1); [`queue`] has the virtqueues. The
+//! format of the requests in the queues is up to each driver.
 //!
-//! A driver gives its device's ids in its manifest, and the recipe for a reset,
-//! `.reset(Reset::virtio().within_us(100_000))`. Then:
-//! [`Transport::find`], [`Transport::begin`], [`Transport::queue`] for each queue,
-//! [`device::enable_dma`], [`Transport::finish`].
+//! A driver's manifest names the ids of its device and the recipe for a reset,
+//! `.reset(Reset::virtio().within_us(100_000))`. The driver then calls [`Transport::find`],
+//! [`Transport::begin`], [`Transport::queue`] for each queue, [`device::enable_dma`],
+//! [`Transport::finish`].
 
 use crate::device::{self, Mmio};
 use crate::{Events, Refusal, Result};
@@ -46,15 +46,16 @@ mod status {
     pub const FEATURES_OK: u8 = 8;
 }
 
-/// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM, in the upper half of the features. The second
-/// says that the device reaches memory as the platform lets it, by way of an IOMMU.
+/// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM, in the upper half of the features.
+/// VIRTIO_F_ACCESS_PLATFORM means that the device accesses memory as the platform permits, through
+/// an IOMMU.
 const VERSION_1: u32 = 1;
 const ACCESS_PLATFORM: u32 = 2;
-/// No interrupt (4.1.4.3).
+/// The vector number that means "no interrupt" (4.1.4.3).
 const NO_VECTOR: u16 = 0xffff;
-/// How long a reset may take.
+/// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(100);
-/// Queues whose notification address is kept.
+/// Number of queues whose notification address is kept.
 const QUEUES: usize = 3;
 
 /// A virtio device on PCI.
@@ -65,12 +66,12 @@ pub struct Transport {
     isr: Mmio,
     config: Option<Mmio>,
     notify_offsets: [usize; QUEUES],
-    /// Interrupts that the device has of its own; with none it has a line.
+    /// The number of the device's own interrupts; with 0 the device uses its line.
     vectors: u64,
 }
 
 impl Transport {
-    /// Finds the structures and maps the BARs that hold them.
+    /// Finds the device's structures and maps the BARs that hold them.
     pub fn find() -> Result<Transport> {
         let (mut common, mut notify, mut isr, mut config) = (None, None, None, None);
         let mut notify_multiplier = 0;
@@ -91,7 +92,7 @@ impl Transport {
                 DEVICE => &mut config,
                 _ => continue,
             };
-            // The first of each kind is the preferred one.
+            // The first structure of each kind is the preferred one.
             if place.is_none() {
                 *place = Some(Mmio::map(bar.into())?.part(offset as usize, len_bytes as usize)?);
             }
@@ -112,8 +113,8 @@ impl Transport {
         })
     }
 
-    /// Resets the device and negotiates: version 1, and of `wanted`, features of the device's own
-    /// kind, what it has, which is returned.
+    /// Resets the device and negotiates version 1 and those features of `wanted`, which are
+    /// specific to the kind of device, that the device has. Returns those features.
     pub fn begin(&mut self, wanted: u32) -> Result<u32> {
         self.reset();
         device::wait_until(RESET, || self.common.read8(common::DEVICE_STATUS) == 0)
@@ -140,27 +141,27 @@ impl Transport {
         Ok(own)
     }
 
-    /// Asks for `wanted` interrupts of the device's own: one for each queue that
-    /// [`Transport::queue`] sets up with a number. If they are not to be had, all share the line.
+    /// Asks for `wanted` interrupts of the device's own, which [`Transport::queue`] assigns to
+    /// queues by their number. If the device gets none, all queues share the line.
     pub fn ask_for_vectors(&mut self, wanted: u64) -> Result<()> {
         self.vectors = device::vectors(wanted)?;
         if self.vectors > 0 {
-            // Changes of the configuration are not looked at.
+            // The driver does not watch for changes of the configuration, unless it asks for that.
             self.common.write16(common::CONFIG_VECTOR, NO_VECTOR);
         }
         Ok(())
     }
 
-    /// Has the device interrupt, with `vector` or the last one that there is, when its
-    /// configuration changes.
+    /// Has the device interrupt when its configuration changes, with `vector`, or with the last one
+    /// if there are fewer.
     pub fn watch_configuration(&mut self, vector: u16) {
         if self.vectors > 0 {
             self.common.write16(common::CONFIG_VECTOR, vector.min(self.vectors as u16 - 1));
         }
     }
 
-    /// Whether the configuration has changed: what a device with a line says when it is asked,
-    /// which lowers the line (4.1.4.5).
+    /// Returns whether the configuration has changed. A device that uses its line is asked through
+    /// its ISR status; reading that lowers the line (4.1.4.5).
     pub fn configuration_changed(&self, events: Events) -> bool {
         const CHANGED: u8 = 1 << 1;
         match self.vectors {
@@ -169,7 +170,8 @@ impl Transport {
         }
     }
 
-    /// Whether interrupt `vector`, or the line that all share, is why the driver is polled.
+    /// Returns whether the driver is polled because of interrupt `vector`, or of the line that all
+    /// queues share.
     pub fn has_fired(&self, events: Events, vector: u16) -> bool {
         match self.vectors {
             0 => events.contains(Events::INTERRUPT),
@@ -177,13 +179,13 @@ impl Transport {
         }
     }
 
-    /// The device's own configuration.
+    /// Returns the registers of the device-specific configuration.
     pub fn config(&self) -> Result<Mmio> {
         self.config.ok_or(Refusal::NotFound)
     }
 
-    /// Sets up queue `number` with at most `size` descriptors, a power of two, and interrupt
-    /// `vector`, or the last one that there is.
+    /// Sets up queue `number` with at most `size` descriptors, a power of two. The queue interrupts
+    /// with `vector`, or with the last one if there are fewer.
     pub fn queue(&mut self, number: u16, size: u16, vector: u16) -> Result<Virtqueue> {
         self.common.write16(common::QUEUE_SELECT, number);
         let most = self.common.read16(common::QUEUE_SIZE);
@@ -191,11 +193,11 @@ impl Transport {
             log::error!("the device has no queue {number}");
             return Err(Refusal::NotFound);
         }
-        // A power of two, as the device's own is (2.4).
+        // The size must be a power of two; the device's own size is one already (2.4).
         let queue = Virtqueue::new(size.min(1 << most.ilog2()))?;
         self.common.write16(common::QUEUE_SIZE, queue.size());
         for (index, address) in queue.addresses().into_iter().enumerate() {
-            // 4.1.3.1: two 32-bit accesses.
+            // Each address is written with two 32-bit accesses (4.1.3.1).
             let at = common::QUEUE_DESC + 8 * index;
             self.common.write32(at, address as u32);
             self.common.write32(at + 4, (address >> 32) as u32);
@@ -210,20 +212,20 @@ impl Transport {
         Ok(queue)
     }
 
-    /// The device may go.
+    /// Tells the device that the driver is ready; the device begins to work.
     pub fn finish(&mut self) {
         let before = self.common.read8(common::DEVICE_STATUS);
         self.common.write8(common::DEVICE_STATUS, before | status::DRIVER_OK);
     }
 
-    /// Tells the device that there is something in queue `number`.
+    /// Tells the device that queue `number` has new entries.
     pub fn notify(&self, number: u16) {
         if let Some(offset) = self.notify_offsets.get(usize::from(number)) {
             self.notify.write16(*offset, number);
         }
     }
 
-    /// Lowers the interrupt line, if that is what it has.
+    /// Lowers the interrupt line, if the device uses its line.
     pub fn acknowledge(&self) {
         if self.vectors == 0 {
             self.isr.read8(0);

@@ -12,19 +12,21 @@ const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
 const DESCRIPTOR: usize = 16;
 
-/// A split virtqueue, seen from the driver. Which descriptor serves what is the caller's affair.
+/// The driver's side of a split virtqueue. The caller decides which descriptor serves which
+/// purpose.
 pub struct Virtqueue {
     memory: Dma,
     size: u16,
     available: usize,
     used: usize,
-    /// Entries offered, and how many of those the device knows of.
+    /// Number of entries offered, and the number of those that the device has finished and the
+    /// driver has taken.
     offered: u16,
     taken: u16,
 }
 
 impl Virtqueue {
-    /// A queue of `size` descriptors, a power of two.
+    /// Creates a queue of `size` descriptors, a power of two.
     pub fn new(size: u16) -> Result<Virtqueue> {
         let available = usize::from(size) * DESCRIPTOR;
         let used = (available + 6 + 2 * usize::from(size)).next_multiple_of(4);
@@ -32,24 +34,26 @@ impl Virtqueue {
         Ok(Virtqueue { memory, size, available, used, offered: 0, taken: 0 })
     }
 
-    /// Number of descriptors.
+    /// Returns the number of descriptors.
     pub fn size(&self) -> u16 {
         self.size
     }
 
-    /// Addresses for the device of descriptor table, available ring and used ring.
+    /// Returns the device's addresses of the descriptor table, the available ring and the used
+    /// ring.
     pub fn addresses(&self) -> [u64; 3] {
         [0, self.available, self.used].map(|offset| self.memory.address(offset))
     }
 
-    /// Says where the buffer of a descriptor is.
+    /// Sets the address and the length of a descriptor's buffer.
     pub fn describe(&mut self, descriptor: u16, address: u64, len_bytes: u32) {
         let at = usize::from(descriptor) * DESCRIPTOR;
         self.memory.write(at, address);
         self.memory.write(at + 8, len_bytes);
     }
 
-    /// Chains descriptors; for each, whether the device writes its buffer.
+    /// Chains descriptors. The second value of each pair says whether the device writes the
+    /// descriptor's buffer.
     #[inline(always)]
     pub fn chain<const LEN: usize>(&mut self, chain: [(u16, bool); LEN]) {
         for index in 0..LEN {
@@ -62,36 +66,37 @@ impl Virtqueue {
         }
     }
 
-    /// Puts a chain into the available ring; the device sees it after [`Virtqueue::publish`].
+    /// Puts a chain into the available ring. The device sees the chain after
+    /// [`Virtqueue::publish`].
     pub fn offer(&mut self, head: u16) {
         let entry = self.available + 4 + 2 * usize::from(self.offered % self.size);
         self.memory.write(entry, head);
         self.offered = self.offered.wrapping_add(1);
     }
 
-    /// Shows the device what was offered.
+    /// Shows the device the offered chains.
     pub fn publish(&mut self) {
         dma::write_barrier();
         self.memory.write(self.available + 2, self.offered);
     }
 
-    /// Whether the device wants to be told.
+    /// Returns whether the device wants to be notified.
     pub fn wants_notification(&self) -> bool {
         // 2.4.8.1: the index must be visible before the flag is read.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         self.memory.read::<u16>(self.used) & NO_NOTIFY == 0
     }
 
-    /// Says whether the device is to interrupt when it has finished something. It may have finished
-    /// the last of it meanwhile.
+    /// Says whether the device is to interrupt when it has finished a chain. The device may have
+    /// finished its last chain meanwhile, so look at the used ring afterwards.
     pub fn want_interrupts(&mut self, wanted: bool) {
         self.memory.write(self.available, if wanted { 0 } else { NO_INTERRUPT });
         // 2.4.7.1: the flag must be visible before the used ring is read.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
     }
 
-    /// The head of the next chain that the device has finished, and how many bytes it has written
-    /// into that.
+    /// Takes the next chain that the device has finished. Returns its head, and the number of bytes
+    /// that the device has written into its buffers.
     pub fn take_used(&mut self) -> Option<(u16, usize)> {
         let index: u16 = self.memory.read(self.used + 2);
         if index == self.taken {

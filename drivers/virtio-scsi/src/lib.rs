@@ -2,7 +2,7 @@
 //! 4.1 (PCI) and 5.6 (SCSI host).
 //!
 //! One request queue with three fixed descriptors for each request the kernel can have under way;
-//! the control queue, for task management functions; and the event queue, whose events the kernel
+//! the control queue, for resets; and the event queue, whose events the kernel
 //! is told of.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -13,9 +13,8 @@ use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::scsi::{
-    CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, DIRECTION_IN, DIRECTION_OUT, FUNCTION_ABORT_TASK, FUNCTION_COMMAND,
-    FUNCTIONS, HOST_ABORTED, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, HOST_RESET, MAX_SENSE, Outcome, Queues, REQUESTS,
-    Request, Scsi, ScsiDriver, ScsiInfo, TASK_MANAGEMENT, Ticket,
+    CAN_RESET_LOGICAL_UNIT, DIRECTION_IN, DIRECTION_OUT, FUNCTION_COMMAND, HOST_ABORTED, HOST_ERROR, HOST_NO_DEVICE,
+    HOST_OK, HOST_RESET, MAX_SENSE, Outcome, Queues, REQUESTS, Request, Scsi, ScsiDriver, ScsiInfo, Ticket,
 };
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
@@ -51,9 +50,6 @@ const EVENTS: u16 = 8;
 /// The header and the response of each request have cache lines of their own.
 const SLOT_BYTES: usize = 256;
 const RESPONSE_OFFSET: usize = 64;
-/// Bytes from one task management function in memory to the next; the response is behind it.
-const FUNCTION_SLOT: usize = 32;
-const _: () = assert!(FUNCTION_BYTES < FUNCTION_SLOT);
 const _: () = assert!(REQUEST_BYTES <= RESPONSE_OFFSET && RESPONSE_OFFSET + RESPONSE_BYTES <= SLOT_BYTES);
 
 struct VirtioScsi {
@@ -67,13 +63,9 @@ struct VirtioScsi {
     event_buffers: Dma,
     /// The requests that the device has, by their number.
     under_way: [Option<Ticket>; REQUESTS],
-    /// The identifiers of the requests by number, and the highest identifier so far. The device
-    /// gets a new identifier with each request.
-    ids: [u64; REQUESTS],
-    last_id: u64,
-    /// The task management functions that the device has, and their memory.
-    managing: [Option<Ticket>; FUNCTIONS],
-    functions: Dma,
+    /// The reset of a logical unit that the device has, and its memory.
+    reset: Option<Ticket>,
+    function: Dma,
     info: ScsiInfo,
 }
 
@@ -97,9 +89,11 @@ impl Device<Scsi> for VirtioScsi {
             max_targets: u32::from(config.read16(wire::config::MAX_TARGET)).min(255) + 1,
             max_luns: limit(wire::config::MAX_LUN, 255) + 1,
             queue_depth: depth as u32,
-            functions: CAN_ABORT_TASK | CAN_RESET_LOGICAL_UNIT,
+            // Not ABORT TASK: QEMU 10.0 waits for ever for a lock that it holds when it gets that
+            // for a request under way.
+            functions: CAN_RESET_LOGICAL_UNIT,
         };
-        let control = transport.queue(CONTROL_QUEUE, 2 * FUNCTIONS as u16, OTHER_VECTOR)?;
+        let control = transport.queue(CONTROL_QUEUE, 2, OTHER_VECTOR)?;
         let events = transport.queue(EVENT_QUEUE, EVENTS, OTHER_VECTOR)?;
         let slots = Dma::new(REQUESTS * SLOT_BYTES)?;
         let event_buffers = Dma::new(usize::from(EVENTS) * size_of::<Event>())?;
@@ -111,10 +105,8 @@ impl Device<Scsi> for VirtioScsi {
             slots,
             event_buffers,
             under_way: [const { None }; REQUESTS],
-            ids: [0; REQUESTS],
-            last_id: 0,
-            managing: [const { None }; FUNCTIONS],
-            functions: Dma::new(FUNCTIONS * FUNCTION_SLOT)?,
+            reset: None,
+            function: Dma::new(FUNCTION_BYTES + 1)?,
             info,
         };
         host.describe_slots();
@@ -148,7 +140,7 @@ impl Device<Scsi> for VirtioScsi {
                 self.submit(ticket, &request);
                 submitted = true;
             } else {
-                self.manage(ticket, (request.target as u8, request.lun), request.managed);
+                self.begin_reset(ticket, request.target as u8, request.lun);
             }
         }
         if submitted {
@@ -159,8 +151,8 @@ impl Device<Scsi> for VirtioScsi {
         }
         // The device completes a task management function behind the requests that it is about. To
         // keep that order, the control queue is read first, and completed last.
-        let mut function = if self.managing.iter().any(Option::is_some) { self.take_function() } else { None };
-        while let Some((ticket, outcome)) = self.take_done().or_else(|| function.take()) {
+        let mut reset = if self.reset.is_some() { self.take_reset() } else { None };
+        while let Some((ticket, outcome)) = self.take_done().or_else(|| reset.take()) {
             queues.complete(ticket, &outcome);
         }
         reply
@@ -187,9 +179,7 @@ impl VirtioScsi {
     fn submit(&mut self, ticket: Ticket, request: &Request) {
         let number = ticket.number();
         let slot = number * SLOT_BYTES;
-        self.last_id += 1;
-        self.ids[number] = self.last_id;
-        let header = RequestHeader::new(request.target as u8, request.lun, self.last_id, &request.cdb);
+        let header = RequestHeader::new(request.target as u8, request.lun, number as u64, &request.cdb);
         self.slots.write_bytes(slot, header.as_bytes());
         // 2.4.4.2: buffers that the device reads come before buffers that it writes.
         let head = number as u16 * DESCRIPTORS;
@@ -204,23 +194,17 @@ impl VirtioScsi {
         self.under_way[number] = Some(ticket);
     }
 
-    /// Begins a task management function. An identifier names the request that is meant, and never
-    /// a later one with the same number.
+    /// Begins the reset of a logical unit.
     #[cold]
-    fn manage(&mut self, ticket: Ticket, (target, lun): (u8, u16), managed: u16) {
-        let which = ticket.number() - TASK_MANAGEMENT;
-        let is_abort = which == usize::from(FUNCTION_ABORT_TASK - 1);
-        let aborts = self.ids.get(usize::from(managed)).copied().filter(|_| is_abort);
-        let (slot, head) = (which * FUNCTION_SLOT, which as u16 * 2);
-        let function = Function::new(target, lun, aborts);
-        self.functions.write_bytes(slot, function.as_bytes());
-        self.control.describe(head, self.functions.address(slot), FUNCTION_BYTES as u32);
-        self.control.describe(head + 1, self.functions.address(slot + FUNCTION_BYTES), 1);
-        self.control.chain([(head, false), (head + 1, true)]);
-        self.control.offer(head);
+    fn begin_reset(&mut self, ticket: Ticket, target: u8, lun: u16) {
+        self.function.write_bytes(0, Function::reset(target, lun).as_bytes());
+        self.control.describe(0, self.function.address(0), FUNCTION_BYTES as u32);
+        self.control.describe(1, self.function.address(FUNCTION_BYTES), 1);
+        self.control.chain([(0, false), (1, true)]);
+        self.control.offer(0);
         self.control.publish();
         self.transport.notify(CONTROL_QUEUE);
-        self.managing[which] = Some(ticket);
+        self.reset = Some(ticket);
     }
 
     /// Returns a command that the device has completed, with its outcome.
@@ -235,13 +219,12 @@ impl VirtioScsi {
         None
     }
 
-    /// Returns a task management function that the device has completed, with its outcome.
+    /// Returns the reset, if the device has completed it, with its outcome.
     #[cold]
-    fn take_function(&mut self) -> Option<(Ticket, Outcome)> {
-        let (head, _) = self.control.take_used()?;
-        let which = usize::from(head / 2);
-        let ticket = self.managing.get_mut(which)?.take()?;
-        let host = match self.functions.read(which * FUNCTION_SLOT + FUNCTION_BYTES) {
+    fn take_reset(&mut self) -> Option<(Ticket, Outcome)> {
+        self.control.take_used()?;
+        let ticket = self.reset.take()?;
+        let host = match self.function.read(FUNCTION_BYTES) {
             response::OK | response::SUCCEEDED => HOST_OK,
             response::BAD_TARGET | response::INCORRECT_LUN => HOST_NO_DEVICE,
             _ => HOST_ERROR,

@@ -60,14 +60,12 @@ pub struct Function {
 pub const FUNCTION_BYTES: usize = size_of::<Function>();
 
 impl Function {
-    /// ABORT TASK of the request with this identifier, or LOGICAL UNIT RESET.
-    pub fn new(target: u8, lun: u16, aborts: Option<u64>) -> Function {
+    /// LOGICAL UNIT RESET.
+    pub fn reset(target: u8, lun: u16) -> Function {
         const TASK_MANAGEMENT: u32 = 0;
-        const ABORT_TASK: u32 = 0;
         const LOGICAL_UNIT_RESET: u32 = 5;
-        let (subtype, id) = aborts.map_or((LOGICAL_UNIT_RESET, 0), |id| (ABORT_TASK, id));
-        let (kind, subtype) = (U32::new(TASK_MANAGEMENT), U32::new(subtype));
-        Function { kind, subtype, lun: address(target, lun), id: U64::new(id) }
+        let (kind, subtype) = (U32::new(TASK_MANAGEMENT), U32::new(LOGICAL_UNIT_RESET));
+        Function { kind, subtype, lun: address(target, lun), id: U64::new(0) }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The Ringfence kernel: loads driver modules into ring 1, where they cannot hurt it, and into ring
 //! 0 once they have earned it.
 //!
-//! Here is what nothing else imports: the way up, the shell, the benchmark, and the kernel's own
-//! end. Where to read on: [`host::domain`] is what a loaded driver is; `hw/src/arch/entry.S` with
-//! [`hw::upcall`] is how it is entered and left; [`host::service`] is what it may ask for;
-//! [`host::module`] is how it gets in. `docs/architecture.md` has the map.
+//! This crate is the top: it has the start of the kernel, the shell, the benchmark, and the panic
+//! handler. Where to read on: [`host::domain`] has the loaded driver; `hw/src/arch/entry.S` and
+//! [`hw::upcall`] enter and leave it; [`host::service`] has the services that it calls;
+//! [`host::module`] loads it. `docs/architecture.md` has the map.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -41,7 +41,7 @@ const CONFIG: BootloaderConfig = {
 };
 entry_point!(kernel_main, config = &CONFIG);
 
-/// What the CPU's part asks of those above it.
+/// The functions that the CPU's part calls in the layers above it.
 static HANDLERS: Handlers = Handlers {
     services: &service::ENTRIES,
     timer_tick: tick,
@@ -67,10 +67,10 @@ fn drain() {
     console::drain();
 }
 
-/// The classes of devices, which nothing else names to those below them.
+/// The classes of devices. The layers below them learn of them from this table only.
 static CLASSES: [&dyn Class; 3] = [&net::CLASS, &scsi::CLASS, &block::CLASS];
 
-/// What looks for disks.
+/// The searches for disks.
 static SEARCHES: [&dyn Search; 1] = [&scsi::scan::SEARCH];
 
 /// Brings the machine up, one step a line.

@@ -25,7 +25,7 @@ fn report(info: &core::panic::PanicInfo) {
         println!("    at {location}");
     }
     let (rbp, rsp) = backtrace::here();
-    // What is in the others is the panic's own by now.
+    // The other registers already hold values of the panic itself.
     use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
     println!("    rsp={rsp:016x} rbp={rbp:016x} flg={:016x}", x86_64::registers::rflags::read_raw());
     println!("    cr0={:016x} cr2={:016x} cr4={:016x}", Cr0::read_raw(), Cr2::read_raw(), Cr4::read_raw());
@@ -47,7 +47,7 @@ pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
 fn tell(message: fmt::Arguments) {
     const MOST: usize = 512;
     let mut text = heapless::String::<MOST>::new();
-    // What does not fit is on the console.
+    // Text that does not fit here is still on the console.
     let _ = text.write_fmt(message);
     link::tell_last(&Event::Panic { message: text.as_str().into() });
 }

@@ -17,39 +17,39 @@ use hw::memory::{frames, stray};
 use hw::symbols;
 use ringfence_abi::manifest::Policy;
 
-/// What became of a changed module.
+/// The outcome of a trial with a changed module.
 #[derive(Debug)]
 pub struct Outcome {
     /// Whether the changed instruction was executed.
     pub activated: bool,
-    /// One word: the kind of the fault that ended it ([`fault::kind`]); `refused` if its `init`
-    /// failed after a service had refused something, `init-failed` if it did without, or it did not
-    /// come to that; `wrong` if the work failed though it still ran; or `fine`.
+    /// One word. The kind of the fault that ended the changed module ([`fault::kind`]); `refused`:
+    /// `init` failed after a service had refused a request; `init-failed`: `init` failed for
+    /// another reason, or was not reached; `wrong`: the driver ran on, and the work failed; `fine`.
     pub kind: &'static str,
-    /// The fault's first line, or what failed.
+    /// The first line of the fault, or the error.
     pub why: String,
     /// Whether the good module did the work afterwards; if not, why.
     pub restored: Result<(), String>,
-    /// From the fault of the changed module, if it had one, until the good one had done all that it
-    /// must do, in microseconds.
+    /// Time from the fault of the changed module, if it had one, until the good module had done all
+    /// of its work, in microseconds.
     pub restore_us: Option<u64>,
-    /// Checksum of what of the kernel must never change.
+    /// The checksum of the kernel's memory that must never change.
     pub checksum: u64,
     /// Free frames.
     pub free: u64,
-    /// Frames that were written to though nobody had them: what a device was told to, if the
-    /// changed module is sandboxed.
+    /// The number of free frames that were written to. If the changed module is sandboxed, a device
+    /// wrote there because the module told it to.
     pub stray: u64,
 }
 
-/// A changed module in the place of a good one, which takes its place again, at the latest because
-/// this goes: a person's Ctrl-C drops a trial that is half done.
+/// A changed module in the place of a good one. The good module takes its place again at the latest
+/// when this is dropped: Ctrl-C drops a trial that is half done.
 struct Mutant<'a> {
     handle: Handle,
     good: &'a File,
-    /// What was to become of the good one when it was ended.
+    /// The good module's policy for its end.
     policy: Policy,
-    /// Whether the good one is to take its place yet.
+    /// Whether the changed module is still in the good one's place.
     in_place: bool,
 }
 
@@ -58,7 +58,7 @@ impl Mutant<'_> {
     async fn put_back(&mut self) -> Result<(), String> {
         self.handle.lock().end(Cause::Killed);
         self.handle = module::replace(&self.handle, self.good, Ring::Sandboxed, None).await.map_err(|error| {
-            // It is the good one that is to be tried again, and not the changed one.
+            // The good module must be tried again, and not the changed one.
             self.leave_to_supervision();
             error.to_string()
         })?;
@@ -97,8 +97,8 @@ impl Drop for Mutant<'_> {
 /// That is done, too, if the future is dropped before it is ready.
 ///
 /// `watched` is the offset in the image of the instruction that was changed. The lists of commands
-/// are: the work for the changed module; what the good one checks of that work, if it seemed to be
-/// done; and what the good one must do after all. `run_all` runs one.
+/// are: the work for the changed module; the check of that work by the good module, if the work
+/// seemed to succeed; and the work that the good module must do in the end. `run_all` runs a list.
 pub async fn run(
     handle: Handle,
     good: &File,
@@ -112,7 +112,7 @@ pub async fn run(
     let policy = {
         let mut driver = handle.lock();
         driver.end(Cause::Killed);
-        // Nobody else is to replace the changed one.
+        // No other task may replace the changed module.
         driver.life.set_policy(Policy::Stop)
     };
     let mut mutant = Mutant { handle, good, policy, in_place: true };
@@ -142,7 +142,7 @@ pub async fn run(
     let mut restore_us = None;
     let mut kind = fault.as_ref().map(|fault| fault.kind).or(failed).unwrap_or("fine");
     if restored.is_ok() {
-        // What looked right may have been wrong in the same way twice.
+        // A result that looked right may have been wrong in the same way twice.
         if kind == "fine"
             && let Err(error) = run_all(check).await
         {

@@ -1,13 +1,13 @@
-//! What runs drivers, whatever they drive.
+//! Runs drivers of all classes.
 //!
 //! * [`domain`]: a loaded driver
-//! * [`service`]: what it may ask the kernel for
-//! * [`poll`]: when it runs; [`requests`]: what it is asked to carry out, for classes of which that
-//!   is so
-//! * [`module`]: how it is loaded and unloaded; [`file`], [`ramdisk`]: from what
-//! * [`supervise`]: what becomes of it when it was ended
+//! * [`service`]: the services that a driver calls
+//! * [`poll`]: runs drivers when they have work
+//! * [`requests`]: requests to drivers, for the classes that have requests
+//! * [`module`]: loads and unloads drivers; [`file`], [`ramdisk`]: the files of modules
+//! * [`supervise`]: restarts drivers that were ended
 //!
-//! Nothing here knows what a driver drives: that is what [`domain::offer`] is for.
+//! Nothing here knows a class of devices: the classes plug into [`domain::offer`].
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -41,27 +41,27 @@ use hw::arch::{interrupts, time};
 use hw::{iommu, pci};
 use ringfence_abi::upcall::{Events, INIT, POLL, Reply};
 
-/// Until when drivers that have had too much rest: a reading of the TSC.
+/// The end of the rest of drivers that have had too much of the CPU: a reading of the TSC.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
-/// The same for drivers for which the kernel has done too much, as long as others have something to
-/// do.
+/// The end of the rest of drivers for which the kernel has worked too much. It counts only while
+/// the CPU has other work.
 static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
 static ON_IDLE: AtomicWaker = AtomicWaker::new();
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 /// Lines that have fired, and are masked until their drivers are polled.
 static TO_UNMASK: AtomicU64 = AtomicU64::new(0);
 
-/// Whether `domain` is to wait for its next turn.
+/// Returns whether `domain` must wait for its next turn.
 fn rests(domain: &Domain) -> bool {
     domain.turn.owes_too_much() && time::tsc() < rest_until()
 }
 
-/// Until when drivers rest that owe too much.
+/// Returns the end of the rest of drivers that owe too much.
 fn rest_until() -> u64 {
     REST_UNTIL.load(Ordering::Relaxed).max(WORK_UNTIL.load(Ordering::Relaxed))
 }
 
-/// Has a driver pay for what was done for it since [`free_clock`] was `since`.
+/// Adds the kernel's work for a driver since [`free_clock`] was `since` to the driver's debt.
 pub fn charge_work(handle: &Handle, since: u64) {
     let ticks = free_clock().saturating_sub(since);
     let rest = handle.lock().turn.charge_work(ticks, since);
@@ -71,7 +71,8 @@ pub fn charge_work(handle: &Handle, since: u64) {
     }
 }
 
-/// Has a driver pay for each step of what is done for it, as long as there is one.
+/// Adds each step of the kernel's work for a driver to the driver's debt, as long as there is a
+/// driver.
 pub async fn charged<T>(handle: impl Fn() -> Option<Handle>, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     poll_fn(|context| {
@@ -85,8 +86,8 @@ pub async fn charged<T>(handle: impl Fn() -> Option<Handle>, work: impl Future<O
     .await
 }
 
-/// The CPU has nothing to do: who rests only because much was done for it need not. Whether
-/// somebody goes on now.
+/// Called when the CPU has nothing to do: drivers that rest only because of the kernel's work for
+/// them need not rest. Returns whether a driver goes on now.
 pub fn idle() -> bool {
     let rests = WORK_UNTIL.swap(0, Ordering::Relaxed) > time::tsc();
     if rests {
@@ -95,19 +96,19 @@ pub fn idle() -> bool {
     rests
 }
 
-/// What became of a poll.
+/// The outcome of a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polled {
     /// The driver had its turn.
     Now,
-    /// It rests or sleeps, and has its turn later.
+    /// The driver rests or sleeps, and has its turn later.
     Later,
-    /// It was ended, by this or before.
+    /// The driver was ended, by this poll or before.
     Ended,
 }
 
-/// Lets a driver look after its device and its queues, and passes on what it left there. One that
-/// rests does that later.
+/// Lets a driver look after its device and its queues, and passes on the entries that it left in
+/// the queues. A driver that rests is polled later.
 pub fn poll(handle: &Handle, events: Events) -> Polled {
     let mut domain = handle.lock();
     if !domain.life.is_running() || rests(&domain) {
@@ -117,19 +118,19 @@ pub fn poll(handle: &Handle, events: Events) -> Polled {
     if domain.is_alive() { Polled::Now } else { Polled::Ended }
 }
 
-/// What [`poll`] does with one that is not to be entered now.
+/// The part of [`poll`] for a driver that must not be entered now.
 #[cold]
 fn wait_if_alive(domain: &mut Domain, events: Events) -> Polled {
     if domain.is_alive() {
         wait(domain, events);
         return Polled::Later;
     }
-    // Its device is stopped by that, if it is not yet.
+    // This stops its device, if that is still to be done.
     after(domain);
     Polled::Ended
 }
 
-/// Notes that `domain` is to be polled when it has rested, or has slept.
+/// Notes that `domain` must be polled when it has rested, or has slept.
 fn wait(domain: &mut Domain, events: Events) {
     let sleeps = domain.life.asleep_until().is_some();
     trace::note(domain, || if sleeps { What::Sleeps(events) } else { What::Rests(events) });
@@ -140,7 +141,7 @@ fn wait(domain: &mut Domain, events: Events) {
     ON_WAITING.wake();
 }
 
-/// Polls a driver that runs, also for what it has waited for.
+/// Polls a driver that runs, also for the events that it has waited for.
 #[inline(always)]
 fn run(domain: &mut Domain, mut events: Events) {
     let mut waited = Events::empty();
@@ -154,8 +155,8 @@ fn run(domain: &mut Domain, mut events: Events) {
     take_reply(domain, reply, events, waited);
 }
 
-/// What is to be done when a driver has been polled for `events`, of which some had waited. One
-/// that sleeps has not acknowledged anything yet.
+/// Acts on the end of a poll for `events`, some of which had waited. A driver that sleeps has not
+/// acknowledged an interrupt yet.
 #[inline(always)]
 fn take_reply(domain: &mut Domain, reply: Result<u64, UpcallError>, events: Events, waited: Events) {
     if let Ok(reply) = reply
@@ -175,7 +176,7 @@ fn take_reply(domain: &mut Domain, reply: Result<u64, UpcallError>, events: Even
     after(domain);
 }
 
-/// Ends a driver whose device reached beyond its fence, and has others be looked at for that.
+/// Ends a driver whose device reached beyond its fence. The other devices are checked for the same.
 #[cold]
 fn blame_for_dma(domain: &mut Domain) {
     if domain.is_alive()
@@ -186,7 +187,8 @@ fn blame_for_dma(domain: &mut Domain) {
     ON_DMA_FAULT.wake();
 }
 
-/// Takes what was recorded of its device, and notes what lies where that has reached.
+/// Takes the records about the domain's device, and notes the owner of the memory that the device
+/// reached for.
 fn dma_fault(domain: &mut Domain) -> Option<Cause> {
     let cause = domain.take_dma_fault()?;
     if let Cause::Dma { address, .. } = cause {
@@ -198,7 +200,7 @@ fn dma_fault(domain: &mut Domain) -> Option<Cause> {
 /// Woken when a device other than that of the driver that was polled last has reached beyond its
 /// fence.
 static ON_DMA_FAULT: AtomicWaker = AtomicWaker::new();
-/// How often it is looked whether one has, beside after each poll.
+/// The interval between two checks for that. Each poll is followed by a check as well.
 const LOOK_MS: u64 = 50;
 
 /// The task that ends drivers whose devices reach beyond their fences.
@@ -234,11 +236,11 @@ pub async fn serve_dma_faults() {
     }
 }
 
-/// What a driver may have to tell beside how it dealt with its interrupt: its class knows what that
-/// means.
+/// The news in a driver's reply, besides its answer to the interrupt. The driver's class knows
+/// their meaning.
 const NEWS: Reply = Reply::all().difference(Reply::ACKNOWLEDGED);
 
-/// Hands on what a driver has told.
+/// Passes on the news of a driver.
 #[cold]
 fn note_news(domain: &mut Domain, news: Reply) {
     if let Some(offer) = &mut domain.offer {
@@ -246,7 +248,8 @@ fn note_news(domain: &mut Domain, news: Reply) {
     }
 }
 
-/// Has a driver pay for an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`.
+/// Adds an upcall that took `tsc_ticks`, and began when [`poll_clock`] was `began`, to the driver's
+/// debt.
 #[inline(always)]
 fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
     let rest = domain.turn.charge(tsc_ticks, began);
@@ -256,15 +259,15 @@ fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
     }
 }
 
-/// Has a driver that came in place of `dead` pay for its start, and for what that one owed and did
-/// not rest for; a rest was waited for before ([`rest_ns`]).
+/// Adds the start of a driver that replaces `dead` to its debt, and the debt of `dead` that was not
+/// rested for. The restart waits for a rest before ([`rest_ns`]).
 pub fn succeed(fresh: &mut Domain, dead: &Domain) {
     fresh.turn.take_over(&dead.turn);
     let ticks = fresh.turn.all_ticks;
     charge(fresh, ticks, poll_clock().saturating_sub(ticks));
 }
 
-/// How long a driver rests yet, in nanoseconds.
+/// Returns the time that a driver still has to rest, in nanoseconds.
 pub fn rest_ns(domain: &Domain) -> u64 {
     match rests(domain) {
         true => time::nanoseconds(rest_until().saturating_sub(time::tsc())),
@@ -272,9 +275,9 @@ pub fn rest_ns(domain: &Domain) -> u64 {
     }
 }
 
-/// After an upcall: takes what the driver put into its queues, and stops its device if it was
-/// ended, by the upcall or for that. What a driver says that ended in the same upcall is not
-/// believed: its requests are as if they were under way still.
+/// Called after an upcall: takes the entries that the driver put into its queues. Stops the device
+/// if the driver was ended, by the upcall or because of these entries. The entries of a driver that
+/// was ended in the same upcall are not believed: its requests count as still under way.
 #[inline]
 pub fn after(domain: &mut Domain) {
     if iommu::note_faults() {
@@ -294,7 +297,7 @@ pub fn after(domain: &mut Domain) {
     }
 }
 
-/// Takes what a driver has asked for of what it uses.
+/// Takes the requests that a driver has made to the device that it uses.
 #[inline(never)]
 fn take_asked(domain: &mut Domain) {
     if domain.is_alive()
@@ -305,14 +308,14 @@ fn take_asked(domain: &mut Domain) {
     }
 }
 
-/// A driver has left something in its queues that cannot be true.
+/// Ends a driver that has left an entry in its queues that cannot be true.
 #[cold]
 fn condemn(domain: &mut Domain, cause: Cause) {
     domain.condemn(cause);
 }
 
-/// The task that polls drivers whose devices raised their line. Others have their turn after each
-/// of them.
+/// The task that polls drivers whose devices raised their line. Other tasks have their turn after
+/// each driver.
 pub async fn serve_interrupts() {
     loop {
         let fired = poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
@@ -321,7 +324,7 @@ pub async fn serve_interrupts() {
         })
         .await;
         TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
-        // One that is ended meanwhile is not kept from being freed.
+        // This must not keep a driver from being freed that is ended meanwhile.
         let waiting: Vec<(Weak<_>, Events)> =
             on_lines(fired).map(|(handle, events)| (Arc::downgrade(&handle), events)).collect();
         for (waiting, events) in waiting {
@@ -344,7 +347,8 @@ pub fn lines(fired: u64) {
     unmask();
 }
 
-/// The drivers of all devices on the lines in `fired`, and why each is polled.
+/// Returns the drivers of all devices on the lines in `fired`, with the events that each is polled
+/// for.
 fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
     let on = move |handle: Handle| {
         let events = handle.lock().device.as_ref().filter(|device| device.active_lines() & fired != 0)?.events(fired);
@@ -366,7 +370,7 @@ pub async fn serve_timers() {
             let domain = handle.lock();
             domain.timer.due_ns().filter(|_| domain.is_alive())
         };
-        // Nobody is kept from being freed while this waits.
+        // This must not keep a driver from being freed while it waits.
         let next = registry::all().iter().filter_map(due).min();
         match next {
             Some(at_ns) => {
@@ -410,7 +414,7 @@ pub async fn serve_sleepers() {
     }
 }
 
-/// Has a driver that sleeps go on with its upcall. One that owes too much of the CPU sleeps on
+/// Continues the upcall of a driver that sleeps. A driver that owes too much of the CPU sleeps on
 /// until it has rested.
 fn wake(handle: &Handle) {
     let mut domain = handle.lock();
@@ -432,7 +436,7 @@ fn wake(handle: &Handle) {
         take_reply(&mut domain, result, events, events);
         end::note();
     } else if result != Err(UpcallError::Asleep) {
-        // Who waits for it may have given that up.
+        // The task that waits for the upcall may have given up.
         if domain.upcall != INIT {
             after(&mut domain);
         }
@@ -443,7 +447,7 @@ fn wake(handle: &Handle) {
     }
 }
 
-/// The task that polls drivers that have rested, whoever has waited longest first.
+/// The task that polls drivers that have rested; the driver that has waited longest is the first.
 pub async fn serve_rested() {
     loop {
         let handle = poll_fn(|context| {
@@ -465,14 +469,14 @@ pub async fn serve_rested() {
             .await;
             continue;
         }
-        // What it waits for is noted.
+        // The events that it waits for are noted.
         poll_waiting(&mut handle.lock());
         drop(handle);
         yield_now().await;
     }
 }
 
-/// Polls a driver that has rested; one that was ended meanwhile waits no more.
+/// Polls a driver that has rested. A driver that was ended meanwhile waits no more.
 fn poll_waiting(domain: &mut Domain) {
     if domain.life.is_running() {
         run(domain, Events::empty());

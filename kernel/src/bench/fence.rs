@@ -14,7 +14,7 @@ const SAMPLES: usize = 200;
 /// Pages in each batch.
 const BATCHES: [u64; 2] = [1, 32];
 
-/// Maps and unmaps pages for a device that nobody drives.
+/// Maps and unmaps pages for a device without a driver.
 pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     if !iommu::is_on() {
         return Err("the machine has no IOMMU".to_string());

@@ -1,15 +1,15 @@
-//! What protection costs: measured on this machine, in this boot, with the same loaded drivers in
+//! Measures the cost of protection: on this machine, in this boot, with the same loaded drivers in
 //! both rings.
 //!
 //! * [`calls`]: single crossings
 //! * [`nic`], [`scsi`]: whole operations
 //! * [`recovery`]: how long a driver that was ended is away
 //! * [`off`]: how long interrupts are off
-//! * [`fence`]: what is mapped for a device and taken from it
+//! * [`fence`]: mapping memory for a device, and taking it away
 //!
 //! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats
-//! exactly. What is compared is alternated sample by sample, so that what disturbs one disturbs the
-//! other.
+//! exactly. The samples of rows that are compared alternate, so that a disturbance meets all of
+//! them.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -118,7 +118,7 @@ pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
         printed = true;
         row.print();
     };
-    // What cannot be measured is said, and the others are measured all the same.
+    // A row that cannot be measured is reported, and the other rows are measured all the same.
     let mut failed: Vec<String> = Vec::new();
     let mut note = |family: &str, result: Result<(), String>| {
         if let Err(error) = result {
@@ -218,10 +218,10 @@ fn wait_for_interrupt(mode: Mode, since: &Stopwatch) -> bool {
     }
 }
 
-/// What a row of whole operations says.
+/// The values in a row of whole operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Operations a second, or what the operation is measured in.
+    /// Operations a second, or the unit of one operation.
     Time,
     /// TSC ticks of an operation in which the CPU was not halted: instructions, under
     /// `-icount shift=0`.
@@ -248,7 +248,7 @@ impl Mode {
     }
 }
 
-/// What a number of operations cost.
+/// The cost of a number of operations.
 struct Cost {
     count: usize,
     ticks: u64,

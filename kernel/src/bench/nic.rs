@@ -53,7 +53,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     Ok(())
 }
 
-/// An ARP request for the router's address (RFC 826), or a frame of a type that nobody knows.
+/// An ARP request for the router's address (RFC 826), or a frame of a type that no host knows.
 fn frame(handle: &Handle, request: bool) -> [u8; SHORTEST_FRAME] {
     let mac = handle.lock().offered::<Queues>().map(|queues| queues.mac).unwrap_or_default();
     let mut frame = net::arp_request(mac, Ipv4Address::new(10, 0, 2, 15), Ipv4Address::new(10, 0, 2, 2));

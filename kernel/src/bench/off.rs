@@ -1,4 +1,4 @@
-//! How long interrupts are off while a service does the most that a driver can ask of it.
+//! Measures how long interrupts are off while a service does the most that a driver can ask for.
 
 use super::Row;
 use alloc::string::{String, ToString};
@@ -28,7 +28,7 @@ fn make_queues(domain: &mut Domain) {
 /// Measures the longest time without an interrupt in each, and in all of them.
 pub async fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     let file = module::file(MODULE).map_err(|error| error.to_string())?;
-    // A quarter of what is free, as a module may have at most.
+    // A quarter of the free memory: a module can have no more.
     let len_bytes = frames::most_of_one().min(frames::count().0 / 2) * PAGE_SIZE;
     let mut longest = Row::new("off/longest", unit);
     type Service = fn(&mut Domain, u64);

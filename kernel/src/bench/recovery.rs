@@ -22,7 +22,7 @@ const SAMPLES: usize = 15;
 /// Longest time that it may be away.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Who is served first.
+/// The client that is served first.
 enum Client {
     Router,
     Reader(Arc<Disk>),
@@ -46,7 +46,7 @@ impl Client {
 enum End {
     /// As `kill` does it.
     Killed,
-    /// Its device reaches for what was mapped for it, and no longer is.
+    /// The driver's device accesses memory that was mapped for it, and no longer is.
     DmaFault,
 }
 
@@ -78,9 +78,9 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     Ok(())
 }
 
-/// Ends a driver so often; returns the last one of those that came after it. The `rows` are, from
-/// behind, until somebody was served, what stopping the device took of that, and until the next one
-/// was in its place.
+/// Ends a driver again and again; returns the last of its successors. The `rows` are, from the last
+/// one on: the time until the client was served, the part of it for stopping the device, and the
+/// time until the successor was in its place.
 async fn measure(
     mut handle: Handle,
     client: &Client,

@@ -335,7 +335,8 @@ fn names() -> Vec<String> {
     all().map(|command| command.name.to_string()).collect()
 }
 
-/// What can come behind `before`: commands, or what the usage of the last command in it names.
+/// Returns the words that can follow `before`: commands, or the words that the usage of the last
+/// command in it names.
 pub fn words_behind(before: &str) -> Vec<String> {
     let typed: Vec<&str> = before.split_whitespace().collect();
     if let [.., "tell", name] = typed[..]

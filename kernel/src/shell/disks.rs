@@ -54,7 +54,7 @@ pub async fn rescan(arguments: Arguments<'_>) -> Outcome {
 
 async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
     let find = || disk::all().into_iter().find(|disk| disk.name() == name);
-    // One that is known already need not wait for others.
+    // A disk that is known already need not wait for the others.
     let found = match find() {
         Some(disk) if !disk.is_in_doubt() => Some(disk),
         _ => {

@@ -1,4 +1,4 @@
-//! Reads lines from the console, and completes what a command's usage names.
+//! Reads lines from the console, and completes the words that a command's usage names.
 
 use super::commands;
 use alloc::string::String;
@@ -9,7 +9,7 @@ use hw::{console, println};
 use ringfence_core::command_line;
 use ringfence_core::line_editor::{Event, MAX_LINE};
 
-/// What was typed.
+/// The input of a person.
 pub enum Line {
     /// A line, without white space at its ends.
     Command(String),
@@ -56,7 +56,7 @@ pub async fn read_line(prompt: &str) -> Line {
     line
 }
 
-/// Puts in what the word that is being typed can only be, or says what it can be.
+/// Completes the word that is being typed as far as it is certain, or prints the candidates.
 fn complete() {
     let typed = console::typed();
     let (before, word) = command_line::last_word(&typed);

@@ -16,14 +16,14 @@ use hw::{console, link, println};
 use ringfence_core::command_line;
 use ringfence_link::event::Event;
 
-/// What a command takes of the kernel's heap at most, beside buffers that it asks for.
+/// The most memory of the kernel's heap that a command takes, besides buffers that it asks for.
 const COMMAND_BYTES: usize = 128 << 10;
 /// Commands that can run beside others.
 const MAX_JOBS: usize = 64;
 
 /// A command that runs beside others.
 struct Job {
-    /// What a person calls it.
+    /// The job's number for a person.
     number: usize,
     line: String,
     future: Pin<Box<dyn Future<Output = Outcome>>>,
@@ -33,12 +33,13 @@ struct Job {
 pub struct Jobs {
     running: Vec<Job>,
     failed: usize,
-    /// Whether nobody types them.
+    /// Whether the commands come from a script, and not from a person.
     scripted: bool,
 }
 
 impl Jobs {
-    /// None run. `scripted` says whether nobody types them.
+    /// Returns the jobs of a shell that runs nothing yet. `scripted` says whether its commands come
+    /// from a script.
     pub fn new(scripted: bool) -> Jobs {
         Jobs { running: Vec::new(), failed: 0, scripted }
     }
@@ -48,7 +49,7 @@ impl Jobs {
         self.failed
     }
 
-    /// Runs one command; Ctrl-C gives it up. One that ends with `&` goes on beside those that
+    /// Runs one command; Ctrl-C ends it. A command that ends with `&` runs beside the commands that
     /// follow.
     pub async fn execute(&mut self, line: &str) {
         let ends = ["shutdown", "exit", "reboot", "wait", "jobs"].contains(&line) || line.starts_with("kill %");
@@ -69,7 +70,7 @@ impl Jobs {
             return;
         }
         match line {
-            // A person has seen what failed.
+            // A person has seen the error.
             "shutdown" | "exit" => finish(if self.scripted { self.failed } else { 0 }).await,
             "reboot" if !self.scripted => reboot().await,
             "jobs" => {
@@ -138,7 +139,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// Waits for all that run.
+    /// Waits for all jobs.
     pub async fn finish(&mut self) {
         poll_fn(|context| {
             self.poll(context);
@@ -147,7 +148,7 @@ impl Jobs {
         .await;
     }
 
-    /// Waits for all that run; `false` if Ctrl-C came first.
+    /// Waits for all jobs. Returns `false` if Ctrl-C came first.
     async fn finish_or_interrupted(&mut self) -> bool {
         poll_fn(|context| {
             self.poll(context);
@@ -182,7 +183,7 @@ impl Jobs {
         ended.into_iter().for_each(|(line, outcome)| self.count(&line, outcome));
     }
 
-    /// Says what went wrong with a command, if anything did, and keeps count.
+    /// Prints the error of a command, if there is one, and counts it.
     pub fn count(&mut self, line: &str, outcome: Outcome) {
         let error = outcome.as_ref().err().map(|reason| reason.as_str().into());
         link::tell(&Event::Command { line: line.into(), error });

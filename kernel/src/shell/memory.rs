@@ -62,7 +62,7 @@ pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
     let mut rows: Vec<Row> = Vec::new();
     match name {
         None => {
-            // Physical memory is mapped with large pages, whose rights nobody needs to look up.
+            // Physical memory is mapped with large pages. Their rights are of no interest here.
             let of_first = |start| kernel_page(start).map_or("rw-", |(_, flags)| rights(flags));
             let mapped = map::parts().chain([map::physical_memory()]).filter(|part| part.extent.len_bytes > 0);
             rows.extend(mapped.map(|part| Row {
@@ -97,7 +97,7 @@ pub async fn vmmap(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Prints what a driver can reach that is no memory.
+/// Prints the things besides memory that a driver can reach.
 fn print_ports_and_gates(domain: &Domain) {
     if let Some(device) = &domain.device {
         println!("device {}, {}", device.which(), fence_in_words(device));

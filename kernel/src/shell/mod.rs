@@ -1,8 +1,8 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
 //! * [`commands`]: the table of commands, and `help`; [`machine`], [`modules`], [`disks`],
-//!   [`memory`], [`network`], [`snippets`], [`trace`], [`trials`] have those that are about these,
-//!   [`scripting`] those that run others
+//!   [`memory`], [`network`], [`snippets`], [`trace`], [`trials`] have the commands about these;
+//!   [`scripting`] has the commands that run others
 //! * [`editor`]: lines that are typed, and their completion; [`pager`]: output a page at a time
 //! * [`jobs`]: commands that run beside others
 //!
@@ -37,13 +37,13 @@ mod trace;
 #[cfg(feature = "campaign")]
 mod trials;
 
-/// A command's end: nothing, or what went wrong, in words for a person.
+/// The end of a command: success, or an error in words for a person.
 pub type Outcome = Result<(), String>;
 
 /// The line before each command.
 pub const PROMPT: &str = "ringfence> ";
 
-/// Loads drivers, then runs the commands in the ramdisk, or those that are typed.
+/// Loads drivers, then runs the commands in the ramdisk, or the commands that a person types.
 pub async fn run() {
     let options = ramdisk::text("options").unwrap_or("");
     if let Some(columns) = options.lines().find_map(|option| option.strip_prefix("columns ")?.parse().ok()) {
@@ -85,7 +85,7 @@ pub async fn run() {
                 jobs.count("", Err(refusal.unwrap_or_default()));
             }
             Line::Cancelled => println!("^C"),
-            // As a person leaves who has typed all there is; what still runs is waited for.
+            // Leaves as a person does at the end of the input: jobs that still run are waited for.
             Line::End => {
                 println!();
                 jobs.finish().await;
@@ -122,7 +122,7 @@ fn print_sum(sum: &[u8; 32], bytes: u64) {
     link::tell(&Event::Data { bytes, sha256 });
 }
 
-/// What a failed operation says to a person.
+/// Returns the message of a failed operation for a person.
 fn said(error: impl ToString) -> String {
     error.to_string()
 }

@@ -19,7 +19,7 @@ async fn host(arguments: &mut Arguments<'_>) -> Result<Ipv4Addr, String> {
     let word = arguments.word("the host's address or name")?;
     match word.parse() {
         Ok(address) => Ok(address),
-        // What has digits and dots only is no name.
+        // A word of digits and dots only is not a name.
         Err(_) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
             arguments.wrong(&format!("'{word}' is not an IPv4 address"))
         }
@@ -39,7 +39,7 @@ pub async fn ip(mut arguments: Arguments<'_>) -> Outcome {
     }
 }
 
-/// Waits for an address, and shows what there is.
+/// Waits for an address, and shows all interfaces.
 async fn show() -> Outcome {
     let outcome = net::wait_for_address().await;
     for status in net::status() {
@@ -172,7 +172,7 @@ fn seconds(arguments: &Arguments, word: &str) -> Result<Duration, String> {
     }
 }
 
-/// What became of pings.
+/// The results of pings.
 #[derive(Default)]
 struct Trips {
     sent: u64,
@@ -180,7 +180,7 @@ struct Trips {
 }
 
 impl Trips {
-    /// Times that are kept: what is beyond only counts.
+    /// The number of times that are kept. Further answers are only counted.
     const KEPT: usize = 65536;
 
     fn print(&self) {
@@ -219,7 +219,7 @@ pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
     for sequence in 1..=count {
         let next = Instant::now() + interval;
         let trip = client::ping(host, sequence, len_bytes, limit).await;
-        // What cannot be sent now cannot be sent later, either: its driver is gone for good, say.
+        // If this ping cannot be sent, the next one cannot either: its driver may be gone for good.
         let Ok(trip) = trip else {
             if trips.sent > 0 {
                 trips.print();

@@ -1,4 +1,4 @@
-//! Shows what a command prints a page at a time (`COMMAND | more`).
+//! Shows the output of a command a page at a time (`COMMAND | more`).
 
 use super::{Outcome, commands};
 use core::future::poll_fn;
@@ -6,17 +6,17 @@ use core::task::Poll;
 use hw::console::{self, Captured};
 use hw::println;
 
-/// Rows of a page: those of the smallest terminal (VT100), but for the one that asks.
+/// Rows of a page: the rows of the smallest terminal (VT100), less one for the question.
 const ROWS: usize = 23;
 
-/// What a person wants to see next.
+/// The part of the output that a person wants to see next.
 enum Next {
     Page,
     Row,
     Nothing,
 }
 
-/// Runs a command and shows what it printed.
+/// Runs a command and shows its output.
 pub async fn run(line: &str) -> Outcome {
     if console::is_piped() {
         return commands::run(line).await;
@@ -43,7 +43,7 @@ pub async fn run(line: &str) -> Outcome {
     outcome
 }
 
-/// Waits for a key, and takes back what asked for it.
+/// Asks for a key, waits for it, and erases the question.
 async fn ask() -> Next {
     const QUESTION: &[u8] = b"-- more: Space a page, Enter a line, q enough --";
     const TAKE_BACK: &[u8] = b"\r\x1b[K";

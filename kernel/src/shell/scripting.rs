@@ -1,4 +1,4 @@
-//! Commands that run others, wait, or say something: what scripts are made of.
+//! Commands for scripts: they run other commands, wait, or print text.
 
 use super::commands::run;
 use super::{Outcome, let_drivers_return, run_all};
@@ -68,7 +68,8 @@ pub async fn clear(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// What only the shell itself can do, and only as a line of its own: it never gets here then.
+/// Stands for commands that the shell itself carries out, and only as a line of their own: such a
+/// line never gets here.
 pub async fn alone(arguments: Arguments<'_>) -> Outcome {
     arguments.wrong("it takes nothing, and only a line of its own does it; 'reboot' only one that is typed")
 }

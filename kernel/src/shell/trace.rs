@@ -1,4 +1,4 @@
-//! `trace`: what passes a driver's boundary while a command runs.
+//! `trace`: shows the calls across a driver's boundary while a command runs.
 
 use super::{Outcome, commands, said};
 use alloc::boxed::Box;
@@ -28,7 +28,7 @@ impl Drop for Tracing<'_> {
     }
 }
 
-/// Has a driver traced, or not; one that is not loaded (any more) is not.
+/// Turns the trace of a driver on or off. A driver that is not loaded, or no longer, is not traced.
 fn mark(name: &str, traced: bool) {
     if let Ok(handle) = module::find(name) {
         handle.lock().traced = traced;
@@ -72,8 +72,8 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     outcome
 }
 
-/// What of a driver is to be watched: an address in its slot, or a register by its name, with its
-/// number behind it if there are several (`MTA.3`).
+/// Returns the memory that `word` names: an address in the driver's slot, or a register's name,
+/// with a number behind it if there are several (`MTA.3`).
 fn parse_watched(word: &str, domain: &Domain) -> Result<Extent, String> {
     let slot = domain.slot_extent();
     if is_register(word) {
@@ -88,7 +88,7 @@ fn parse_watched(word: &str, domain: &Domain) -> Result<Extent, String> {
     }
 }
 
-/// Whether what is to be watched is the name of a register, and no address.
+/// Returns whether `word` is the name of a register, and not an address.
 fn is_register(word: &str) -> bool {
     word.starts_with(|first: char| first.is_ascii_uppercase())
 }
@@ -116,8 +116,8 @@ fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
 }
 
 /// Prints an event and when it was, in microseconds, or several that are the same and when the
-/// first one was. `register` is what is watched, if that is one: what is in it is not read, as that
-/// may do something.
+/// first one was. `register` is the name of the watched register, if a register is watched. Its
+/// value is not read, because a read may have an effect.
 fn print(name: &str, register: Option<&str>, same: &[Event]) {
     let Some(event) = same.first() else { return };
     let at_us = time::nanoseconds(event.at) / 1000;

@@ -1,4 +1,4 @@
-//! Commands that change the code of drivers, to see what comes of it.
+//! Commands that change the code of drivers, to see the effect.
 
 use super::run_all;
 use super::{Outcome, said};
@@ -16,7 +16,7 @@ fn parse_patch(arguments: &Arguments, word: &str) -> Result<Patch, alloc::string
     Patch::parse(word).map_or_else(|| arguments.wrong(&format!("'{word}' is no OFFSET:BYTES in hexadecimal")), Ok)
 }
 
-/// Says what became of it, and tells programs; nothing else is printed meanwhile.
+/// Prints the outcome of a trial, and tells programs. Nothing else is printed meanwhile.
 pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let word = arguments.word("the change")?;

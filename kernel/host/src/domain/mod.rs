@@ -3,16 +3,16 @@
 //! Its root, slot, capability table and I/O bitmap are a [`hw::space::Space`].
 //!
 //! * [`memory`]: the only way to open a pointer that it passed
-//! * [`upcall`]: running it, which is a call that returns a reason
-//! * [`cause`], [`fault`]: why it was ended; [`report`]: that in words for a person; [`calls`]:
-//!   what it had asked the kernel for
-//! * [`device`]: the PCI function it drives; [`reset`]: how that is stopped; [`virtio`]: what it
-//!   was told of queues, if it is one; [`messages`]: the interrupts that it sends by itself
-//! * [`offer`]: what it offers to the rest of the kernel; [`turn`]: what it has had of the CPU;
-//!   [`trace`]: what happens at its boundary
-//! * [`life`], [`end`]: what becomes of it; [`trust`]: whether it may run in ring 0
-//! * [`timer`], [`sleep`]: what happens because time has gone by
-//! * [`registry`]: all that are loaded; [`whose`]: which of them has some memory
+//! * [`upcall`]: runs the driver: a call that returns a reason
+//! * [`cause`], [`fault`]: the reason of its end; [`report`]: the reason in words for a person;
+//!   [`calls`]: its last calls of services
+//! * [`device`]: the device that it drives; [`reset`]: stops the device; [`virtio`]: the queues of
+//!   a virtio device
+//! * [`offer`]: the device that it offers to the rest of the kernel; [`turn`]: its share of the
+//!   CPU; [`trace`]: the record of the calls across its boundary
+//! * [`life`], [`end`]: its states and its end; [`trust`]: whether it may run in ring 0
+//! * [`timer`], [`sleep`]: its timer and its sleeps
+//! * [`registry`]: all loaded domains; [`whose`]: the owner of an address
 
 use crate::file::File;
 use alloc::boxed::Box;
@@ -64,9 +64,9 @@ pub struct Domain {
     pub name: String,
     /// The module file it was loaded from.
     pub file: File,
-    /// What the module says about itself.
+    /// The module's manifest.
     pub manifest: Manifest,
-    /// What a person has given it, each as `name=value`: a successor has the same.
+    /// Its parameters, each as `name=value`; a successor has the same.
     pub parameters: alloc::vec::Vec<String>,
     /// The services it asked for and was granted.
     pub imports: Imports,
@@ -78,64 +78,65 @@ pub struct Domain {
     pub image_bytes: u64,
     /// The device it drives.
     pub device: Option<device::Device>,
-    /// Which one that is, also when it was ended: a successor drives that one.
+    /// The identity of the device, also after the driver's end: a successor drives the same device.
     pub drives: Option<hardware::Which>,
     /// Length of its heap in bytes.
     pub heap_bytes: u64,
-    /// DMA memory that it asked for, and may give back. Queues' memory is not among it: that is the
-    /// kernel's to free.
+    /// DMA memory that it asked for, and may give back. The memory of queues is not among it: the
+    /// kernel frees that.
     pub dma: alloc::vec::Vec<DmaRegion>,
-    /// DMA memory that it has given back. Its device may write there still: it is nobody else's
-    /// until that is stopped.
+    /// DMA memory that it has given back. Its device may still write there, so that no other domain
+    /// gets the memory until the device is stopped.
     pub dma_kept: alloc::vec::Vec<DmaRegion>,
-    /// Where its next DMA region goes.
+    /// The offset of its next DMA region.
     pub dma_next: u64,
-    /// What it offers.
+    /// The device that it offers.
     pub offer: Option<Box<dyn offer::Offer>>,
-    /// What it uses.
+    /// Another driver's device that it uses.
     pub used: Option<Box<dyn offer::Use>>,
     /// The upcall that is under way, or was last.
     pub upcall: u64,
-    /// What that is for, if it is a poll.
+    /// The events of that upcall, if it is a poll.
     pub events: Events,
     /// Its last calls of services.
     pub calls: calls::CallLog,
-    /// Whether what it does is noted ([`crate::domain::trace`]).
+    /// Whether its calls are recorded ([`crate::domain::trace`]).
     pub traced: bool,
-    /// Whether it runs, why it was ended if it was, and what becomes of it.
+    /// Its state: running, asleep, or ended for a reason and to be restarted or not.
     pub life: Life<Arc<fault::Fault>>,
-    /// How often it was entered.
+    /// The number of upcalls.
     pub upcalls: u64,
-    /// How many instances were in its place before.
+    /// The number of instances that were in its place before.
     pub restarts: u64,
     /// Why it gave up, if it did.
     pub last_words: String,
-    /// What lies where its device reached beyond its fence, if it was ended for that.
+    /// The owner of the memory that its device reached for beyond its fence, if it was ended for
+    /// that.
     pub lies_there: String,
-    /// What it has had of the CPU.
+    /// Its share of the CPU.
     pub turn: turn::Turn,
-    /// When it is polled because time has gone by.
+    /// Its timer.
     pub timer: Timer,
-    /// What it has slept in the upcall under way, and what came of one in which it slept.
+    /// Its sleep in the upcall under way, and the outcome of an upcall in which it slept.
     pub sleep: sleep::Sleep,
-    /// What it has said in answer to the command under way.
+    /// Its answer to the command under way.
     pub answer: String,
-    /// The commands that it understands, each with what it is for.
+    /// The commands that it understands, each with its help.
     pub commands: alloc::vec::Vec<String>,
-    /// Lines that it may still log in the upcall under way, and lines that were dropped.
+    /// The number of lines that it may still log in the upcall under way, and of dropped lines.
     pub log_left: u32,
     /// See `log_left`.
     pub log_dropped: u32,
-    /// How long it took to stop its device, in TSC ticks.
+    /// The time that stopping its device took, in TSC ticks.
     pub stop_ticks: u64,
-    /// Frames that are kept for it ([`hw::memory::frames::promise`]).
+    /// The number of frames that are reserved for it ([`hw::memory::frames::promise`]).
     pub promised: u64,
 }
 
 /// DMA memory of a domain.
 #[derive(Debug, Clone)]
 pub struct DmaRegion {
-    /// Where the driver sees it.
+    /// Its extent for the driver.
     pub extent: Extent,
     /// The memory, which is the domain's and its device's.
     pub memory: Lent,
@@ -157,10 +158,9 @@ impl Domain {
         self.space.ring()
     }
 
-    /// Moves it between rings. Nothing of it runs right now, because whoever calls this holds its
-    /// lock: its memory, its state and what its device is doing stay as they are. One that sleeps
-    /// is moved when the upcall that it sleeps in has ended: on its stack is what belongs to a
-    /// ring.
+    /// Moves the driver between rings. It does not run now, because the caller holds its lock. Its
+    /// memory, its state and the work of its device stay as they are. A driver that sleeps is moved
+    /// at the end of the upcall that it sleeps in: its stack has values that belong to a ring.
     pub fn set_ring(&mut self, ring: Ring) {
         if self.space.is_asleep() {
             self.sleep.ring = Some(ring);
@@ -188,8 +188,8 @@ impl Domain {
         Ok(region)
     }
 
-    /// Takes away what [`Domain::map_dma`] has mapped. What its device may reach all the same is
-    /// never anybody else's.
+    /// Takes away a region that [`Domain::map_dma`] has mapped. If its device may still reach the
+    /// region, no other domain ever gets that memory.
     pub fn unmap_dma(&mut self, region: &DmaRegion) {
         if self.keep_device_from(region) {
             self.space.unmap(region.extent.start, region.extent.len_bytes);
@@ -225,7 +225,8 @@ impl Domain {
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        // The device first: what it may still write must not be somebody else's by then.
+        // The device is stopped first: it may write its memory until then, and no other owner may
+        // have that.
         self.stop_device();
         // What is set aside is never free again.
         if !self.space.is_set_aside() {

@@ -1,8 +1,8 @@
-//! What drivers offer: the extension point for classes of devices. **No file below the classes
-//! imports one**: all that is done with an offer there goes through the traits here.
+//! The extension point for classes of devices. **No file below the classes imports a class**: the
+//! code there handles an offer through the traits of this file only.
 //!
-//! A class is one row of [`install`]'s table. A driver's offer is what the class keeps of it: its
-//! end of the queues, and what it has in hand.
+//! A class is one row of [`install`]'s table. A driver's offer is the class's record of the driver:
+//! the kernel's end of the queues, and the work that the driver has in hand.
 
 use super::cause::Cause;
 use super::{Domain, Handle};
@@ -15,32 +15,32 @@ use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use spin::Once;
 
-/// What a driver offers.
+/// A device that a driver offers.
 pub trait Offer: Any + Send {
-    /// After an upcall of a driver that runs still: takes what it has put into its queues. A lie
-    /// that is found there ends it.
+    /// Called after an upcall of a driver that still runs: takes the entries that it has put into
+    /// its queues. A lie among them ends the driver.
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
-    /// Takes down what a driver told beside how it dealt with its interrupt.
+    /// Notes the news in a driver's reply, besides its answer to the interrupt.
     fn take_news(&mut self, news: Reply);
 
-    /// The driver has been ended, and its device stopped.
+    /// Called when the driver has been ended, and its device stopped.
     fn driver_ended(&mut self);
 
-    /// How many things the driver has in hand, and what they are called, for reports.
+    /// Returns the number of things that the driver has in hand, and their name, for reports.
     fn in_hand(&self) -> (usize, &'static str);
 }
 
-/// What a driver uses, which is another driver's.
+/// Another driver's device that a driver uses.
 pub trait Use: Any + Send {
-    /// After an upcall of a driver that runs still: takes what it has asked for. A lie that is
-    /// found there ends it.
+    /// Called after an upcall of a driver that still runs: takes its requests to the device that it
+    /// uses. A lie among them ends the driver.
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
-    /// The driver has been ended: nobody waits any more for what it asked for.
+    /// Called when the driver has been ended: no one waits for its requests any more.
     fn driver_ended(&mut self);
 
-    /// How many things it waits for, and what they are called, for reports.
+    /// Returns the number of things that the driver waits for, and their name, for reports.
     fn in_hand(&self) -> (usize, &'static str);
 }
 
@@ -49,37 +49,37 @@ pub trait Class: Sync {
     /// Which drivers can offer this.
     fn kind(&self) -> Kind;
 
-    /// Bytes of what a driver says about what it offers.
+    /// Returns the length of a driver's description of its device in bytes.
     fn info_bytes(&self) -> usize;
 
-    /// Whether what a driver says about what it offers can be.
+    /// Checks a driver's description of its device.
     fn check(&self, info: &[u8]) -> Result<(), Refusal>;
 
-    /// Makes queues for `domain`, which has no offer yet; `info` is what it says about what it
-    /// offers, and was checked.
+    /// Makes queues for `domain`, which has no offer yet. `info` is the driver's description of its
+    /// device, and was checked.
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal>;
 
-    /// What is meant when it refuses an offer with [`Refusal::Full`], for a person.
+    /// Returns the meaning of a refusal with [`Refusal::Full`], for a person.
     fn full(&self) -> &'static str {
         "there are as many of these as there can be"
     }
 
-    /// Opens what is called `name` for `domain`, which uses nothing yet.
+    /// Opens the device called `name` for `domain`, which uses no device yet.
     fn open(&self, domain: &mut Domain, name: &str) -> Result<Box<dyn Use>, Refusal> {
         let _ = (domain, name);
         Err(Refusal::NotFound)
     }
 
-    /// A driver that offers this is loaded.
+    /// Called when a driver of the class is loaded.
     fn attach(&self, handle: &Handle);
 
-    /// A driver has come in the place of one that was ended: what is above that goes on with it.
+    /// Called when `fresh` has replaced a driver that was ended: the layers above go on with it.
     fn replace(&self, dead: &Handle, fresh: &Handle);
 
-    /// A driver is about to be unloaded.
+    /// Called before a driver is unloaded.
     fn detach(&self, handle: &Handle);
 
-    /// Has those who wait for a driver look again whether one will come.
+    /// Wakes the tasks that wait for a driver, so that they check again whether one will come.
     fn wake_waiting(&self);
 }
 
@@ -95,58 +95,59 @@ pub fn classes() -> impl Iterator<Item = &'static dyn Class> {
     CLASSES.get().into_iter().flat_map(|classes| classes.iter().copied())
 }
 
-/// Has all look again who wait for a driver that was ended: one will come, or none.
+/// Wakes all tasks that wait for a successor of a driver, so that they check again whether one will
+/// come.
 pub fn wake_waiting() {
     classes().for_each(|class| class.wake_waiting());
 }
 
-/// The class of what drivers of this kind offer, if they offer anything.
+/// Returns the class of the devices that drivers of this kind offer, if they offer any.
 pub fn class(kind: Kind) -> Option<&'static dyn Class> {
     classes().find(|class| class.kind() == kind)
 }
 
-/// The shared memory of a driver's queues, `len_bytes` bytes that begin where all queues do.
+/// Maps the shared memory of a driver's queues, `len_bytes` bytes, at the address of all queues.
 pub fn map_queues(domain: &mut Domain, len_bytes: usize) -> Result<Lent, Refusal> {
     let len_bytes = len_bytes.next_multiple_of(PAGE_SIZE as usize);
     Ok(domain.space.map_lent(domain.base() + QUEUE, len_bytes as u64)?)
 }
 
-/// The shared memory of what a driver uses, `len_bytes` bytes.
+/// Maps the shared memory for the device that a driver uses, `len_bytes` bytes.
 pub fn map_used(domain: &mut Domain, len_bytes: usize) -> Result<Lent, Refusal> {
     let len_bytes = len_bytes.next_multiple_of(PAGE_SIZE as usize);
     Ok(domain.space.map_lent(domain.base() + USED, len_bytes as u64)?)
 }
 
-/// Takes away what [`map_queues`] has mapped.
+/// Unmaps the memory that [`map_queues`] has mapped.
 pub fn unmap_queues(domain: &mut Domain, queues: &Lent) {
     domain.space.unmap(domain.base() + QUEUE, queues.len_bytes() as u64);
 }
 
 impl Domain {
-    /// The class of what it can offer.
+    /// Returns the class of the devices that it can offer.
     pub fn class(&self) -> Option<&'static dyn Class> {
         class(self.manifest.kind().ok()?)
     }
 
-    /// The class of what it offers.
+    /// Returns the class of the device that it offers.
     pub fn offered_class(&self) -> Option<&'static dyn Class> {
         self.class().filter(|_| self.offer.is_some())
     }
 
-    /// What it uses, if that is a `T`.
+    /// Returns the device that it uses, if that is a `T`.
     pub fn used_mut<T: Use>(&mut self) -> Option<&mut T> {
         let used: &mut dyn Any = &mut **self.used.as_mut()?;
         used.downcast_mut()
     }
 
-    /// What it offers, if that is a `T`.
+    /// Returns its offer, if that is a `T`.
     #[inline]
     pub fn offered<T: Offer>(&self) -> Option<&T> {
         let offer: &dyn Any = &**self.offer.as_ref()?;
         offer.downcast_ref()
     }
 
-    /// The same, to be changed.
+    /// Returns its offer to be changed, if that is a `T`.
     #[inline]
     pub fn offered_mut<T: Offer>(&mut self) -> Option<&mut T> {
         let offer: &mut dyn Any = &mut **self.offer.as_mut()?;

@@ -1,15 +1,15 @@
-//! Drivers that sleep in a service: the upcall is left there, and gone on with when the time has
-//! come. [`crate::poll`] wakes them.
+//! Drivers that sleep in a service: the upcall is left there, and continued when the time has come.
+//! [`crate::poll`] wakes them.
 //!
-//! A driver that sleeps is alive and cannot be entered: polls for it are noted, as for one that
-//! rests, and everything else waits ([`awake`]). What it may sleep in one upcall is limited, since
-//! somebody may be waiting for the upcall's end.
+//! A driver that sleeps is alive and cannot be entered. Polls for it are noted, as for a driver
+//! that rests, and all other upcalls wait ([`awake`]). The time that a driver may sleep in one
+//! upcall is limited, because a person or a task may wait for the upcall's end.
 //!
 //! Not taken:
 //! * *A stack of the kernel's for each driver.* It would be there for a service in the middle of
 //!   which a driver sleeps; but nothing of that service is left to do, so the driver's own
 //!   registers are enough, and those are kept where the next gate call does not overwrite them.
-//! * *A sleep that holds the CPU.* It is what a driver can do by itself, by its budget.
+//! * *A sleep that holds the CPU.* A driver can do that by itself, within its budget.
 
 use super::cause::{Cause, UpcallError};
 use super::upcall::{put_current_to_sleep, with_current};
@@ -24,10 +24,10 @@ use hw::arch::time;
 use ringfence_core::limits::SLEEP_MS;
 use spin::Mutex;
 
-/// Who sleeps, and until when in nanoseconds since boot. One that was ended meanwhile is here
-/// still.
+/// The drivers that sleep, and the end of each sleep in nanoseconds since boot. A driver that was
+/// ended meanwhile is still here.
 static ASLEEP: Mutex<Vec<(u64, Weak<Mutex<Domain>>)>> = Mutex::new(Vec::new());
-/// Wakes the task that waits for the first of them.
+/// Wakes the task that waits for the first sleep to end.
 static ON_SLEEP: AtomicWaker = AtomicWaker::new();
 
 /// A driver's sleep.
@@ -35,28 +35,28 @@ static ON_SLEEP: AtomicWaker = AtomicWaker::new();
 pub struct Sleep {
     /// The domain itself, once it is one that several know.
     pub this: Weak<Mutex<Domain>>,
-    /// How long it has slept in the upcall under way, in nanoseconds.
+    /// The time that the driver has slept in the upcall under way, in nanoseconds.
     slept_ns: u64,
     /// Timer ticks that it may yet see in the upcall that it sleeps in.
     pub ticks_left: u32,
-    /// To which ring it moves when that has ended.
+    /// The ring to which the driver moves at the end of that upcall.
     pub ring: Option<Ring>,
-    /// What came of an upcall in which it slept, for whoever waits for that.
+    /// The outcome of an upcall in which the driver slept, for the task that waits for it.
     done: Option<Done>,
 }
 
-/// What came of an upcall in which a driver slept.
+/// The outcome of an upcall in which a driver slept.
 #[derive(Debug)]
 struct Done {
-    /// Which upcall it was: who has waited for it may have given that up.
+    /// The number of the upcall: the task that waited for it may have given up.
     upcall: u64,
     result: Result<u64, UpcallError>,
-    /// What it has said in answer to a command.
+    /// The driver's answer to a command.
     answer: String,
 }
 
 impl Domain {
-    /// Has it sleep from now on, in the upcall that is under way.
+    /// Puts the driver to sleep from now on, in the upcall under way.
     pub fn begin_sleep(&mut self, delay_ns: u64) -> Result<(), Cause> {
         let slept_ns = self.sleep.slept_ns.saturating_add(delay_ns);
         if slept_ns > SLEEP_MS.get().saturating_mul(1_000_000) {
@@ -67,12 +67,12 @@ impl Domain {
         Ok(())
     }
 
-    /// The ring in which it is entered next.
+    /// Returns the ring in which the driver is entered next.
     pub fn next_ring(&self) -> Ring {
         self.sleep.ring.unwrap_or(self.ring())
     }
 
-    /// An upcall in which it slept has ended.
+    /// Notes that an upcall in which the driver slept has ended.
     pub fn end_sleep(&mut self) {
         self.sleep.slept_ns = 0;
         if let Some(ring) = self.sleep.ring.take() {
@@ -81,8 +81,8 @@ impl Domain {
     }
 }
 
-/// Has the driver whose upcall is under way sleep, as [`Domain::begin_sleep`] says. A trusted one
-/// goes on behind this.
+/// Puts the driver whose upcall is under way to sleep ([`Domain::begin_sleep`]). A trusted driver
+/// goes on behind this call.
 #[cold]
 #[inline(never)]
 pub fn sleep_current() {
@@ -93,19 +93,19 @@ pub fn sleep_current() {
     put_current_to_sleep();
 }
 
-/// Notes when one is to wake; of those that are gone nothing is kept.
+/// Notes when a driver must wake. Entries of drivers that are gone are dropped.
 fn note(until_ns: u64, domain: Weak<Mutex<Domain>>) {
     let mut asleep = ASLEEP.lock();
     asleep.retain(|(_, domain)| domain.strong_count() > 0);
     asleep.push((until_ns, domain));
 }
 
-/// When the first of those that sleep is to wake.
+/// Returns when the first sleeping driver must wake.
 pub fn first_due_ns() -> Option<u64> {
     ASLEEP.lock().iter().map(|(until, _)| *until).min()
 }
 
-/// Takes out who is to wake by `now_ns`.
+/// Takes out the drivers that must wake by `now_ns`.
 pub fn take_due(now_ns: u64) -> Vec<Handle> {
     let mut due = Vec::new();
     ASLEEP.lock().retain(|(until, domain)| {
@@ -116,7 +116,7 @@ pub fn take_due(now_ns: u64) -> Vec<Handle> {
     due
 }
 
-/// Has one that was taken out wake at `until_ns`.
+/// Puts a driver back that was taken out: it wakes at `until_ns`.
 pub fn put_off(handle: &Handle, until_ns: u64) {
     note(until_ns, Arc::downgrade(handle));
 }
@@ -130,20 +130,20 @@ pub async fn changed(first: Option<u64>) {
     .await;
 }
 
-/// Keeps what came of an upcall in which `domain` slept, and tells who waits for that, or for it to
-/// be awake.
+/// Keeps the outcome of an upcall in which `domain` slept, and wakes the tasks that wait for the
+/// outcome, or for the driver to be awake.
 pub fn woke(domain: &mut Domain, result: Result<u64, UpcallError>) {
     domain.sleep.done = Some(Done { upcall: domain.upcalls, result, answer: core::mem::take(&mut domain.answer) });
     end::note();
 }
 
-/// Waits until a driver does not sleep: it is ended, if it does not run.
+/// Waits until a driver does not sleep: then it runs, or was ended.
 pub async fn awake(handle: &Handle) {
     end::changed(|| handle.lock().life.asleep_until().is_none().then_some(())).await;
 }
 
-/// Runs an upcall other than a poll to its end, however often the driver sleeps in it: what came of
-/// it, and what the driver has said in answer. `begin` enters the driver.
+/// Runs an upcall other than a poll to its end, however often the driver sleeps in it. Returns the
+/// outcome, and the driver's answer. `begin` enters the driver.
 pub async fn finish(
     handle: &Handle,
     begin: impl FnOnce(&mut Domain) -> Result<u64, UpcallError>,
@@ -173,7 +173,7 @@ pub async fn upcall(handle: &Handle, operation: u64) -> Result<u64, UpcallError>
 }
 
 /// Hands `text` to the driver's command entry, as [`Domain::command`] does, and waits for its end:
-/// what came of it, and what the driver has said, also if it was ended.
+/// returns the outcome, and the driver's answer, also if the driver was ended.
 pub async fn command(handle: &Handle, text: &str) -> (Result<u64, UpcallError>, String) {
     finish(handle, |domain| domain.command(text)).await
 }

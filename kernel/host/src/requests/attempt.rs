@@ -1,8 +1,8 @@
-//! Sends a request to a server's driver, and again to the next one if that is ended meanwhile.
+//! Sends a request to a server's driver, and to its successor if the driver is ended meanwhile.
 //!
-//! A driver that does not carry a request out in time is asked for the remedies that its class
-//! knows ([`Protocol::remedies`]) before it is ended: it may know its device better, and what else
-//! is under way goes on.
+//! A driver that does not carry out a request in time is asked for the remedies of its class
+//! ([`Protocol::remedies`]) before it is ended. The driver may be able to put its device right, and
+//! its other requests go on.
 
 use super::queue::{Moves, Queues, Ticket};
 use super::{Lost, Protocol, Server};
@@ -22,31 +22,30 @@ use ringfence_abi::upcall::Events;
 use ringfence_core::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
 use ringfence_core::requests::repeat::Place;
 
-/// One request of a server, with its place in the order, from when it is first sent until it is
-/// over.
+/// A request of a server, with its place in the order, from its first sending to its end.
 pub struct Attempt<'a, P> {
     server: &'a Server,
     number: u64,
     place: Place<'a>,
-    /// Whether it is to be sent again, and whether a driver had it.
+    /// Whether the request must be sent again, and whether a driver had it.
     again: bool,
     was_sent: bool,
-    /// How often it was sent, and how long it has waited for drivers.
+    /// The number of drivers that had it, and the time that it has waited for drivers.
     sent: u64,
     waited: Duration,
     protocol: PhantomData<P>,
 }
 
-/// What came of a request.
+/// The outcome of a request.
 pub enum Done<O> {
     /// A driver has carried it out.
     Now(O),
-    /// A driver that was ended had carried it out before.
+    /// A driver that was ended meanwhile had carried it out.
     Before,
 }
 
 impl<'a, P: Protocol> Attempt<'a, P> {
-    /// The next request of `server`.
+    /// Returns the next request of `server`.
     pub fn new(server: &'a Server) -> Attempt<'a, P> {
         let number = server.count.fetch_add(1, Ordering::Relaxed);
         Attempt {
@@ -61,16 +60,16 @@ impl<'a, P: Protocol> Attempt<'a, P> {
         }
     }
 
-    /// How many drivers were ended meanwhile.
+    /// Returns the number of drivers that were ended meanwhile.
     pub fn drivers_lost(&self) -> u64 {
         self.sent
     }
 
     /// Sends `request` and waits for its outcome; data that comes in goes to `data_in`.
     ///
-    /// If the driver is ended meanwhile and comes back, what was under way is sent again in its
-    /// order: nobody was told that it was done. It may have been, all the same: `is_done` is asked
-    /// before it is sent again, and no other request of the server's order is sent meanwhile.
+    /// If the driver is ended meanwhile and comes back, the requests under way are sent again in
+    /// their order. A request may have been done without an answer, so `is_done` is asked before it
+    /// is sent again. No other request of the server's order is sent meanwhile.
     pub async fn outcome(
         &mut self,
         request: &P::Request,
@@ -94,7 +93,7 @@ impl<'a, P: Protocol> Attempt<'a, P> {
         }
     }
 
-    /// Those that were under way go again in the order in which they were first sent.
+    /// Requests that were under way are sent again in the order in which they were first sent.
     async fn wait_for_another(&mut self, old: &Handle) -> Result<(), Lost> {
         self.place.join();
         self.again = true;
@@ -102,7 +101,7 @@ impl<'a, P: Protocol> Attempt<'a, P> {
         let since = Instant::now();
         let is_back = self.server.another_than(old).await;
         self.waited += since.elapsed();
-        // A request that ends whatever driver has it comes to an end itself.
+        // A request that ends each driver that has it must end itself some time.
         let is_over = !is_back || self.waited.as_millis() > PAUSE_MS.get() || self.sent > RESTARTS.get();
         if is_over { Err(Lost) } else { Ok(()) }
     }
@@ -124,8 +123,9 @@ impl<P: Protocol> Drop for Waiting<'_, P> {
 }
 
 /// Sends a request to one driver and waits for its outcome; data that comes in goes to `data_in`.
-/// `number` is its place in the order, if it has one. The place is left when it is sent, unless it
-/// writes: what comes next may read that. The flag beside is set when a driver has it.
+/// `number` is its place in the order, if it has one. A request that writes keeps its `place` after
+/// it is sent, because the next request may read the data; other requests leave it. The flag beside
+/// is set when a driver has the request.
 pub async fn send<P: Protocol>(
     handle: &Handle,
     number: Option<u64>,
@@ -158,10 +158,10 @@ pub async fn send<P: Protocol>(
             }
         }
     });
-    // Mostly there is room, and the time is of no interest.
+    // Mostly there is room at once, and no time limit is needed.
     let at_once = poll_fn(|context| Poll::Ready(Pin::new(&mut begun).poll(context)));
-    // As long as the driver gets on with what it was given first, others were before this one, no
-    // more. If not, what fills the queue is stuck, and maybe nobody waits for it any more.
+    // As long as the driver gets on with its oldest request, this request only waits for its turn.
+    // If not, the requests in the queue are stuck, and maybe no task waits for them any more.
     let oldest = || handle.lock().offered::<Queues<P>>().and_then(|queues| queues.oldest());
     let ticket = match at_once.await {
         Poll::Ready(begun) => begun?,
@@ -255,18 +255,20 @@ async fn remedy<P: Protocol, T>(
     None
 }
 
-/// Waits for what a driver is to do. One that has not done it in time, nor in a few turns since, is
-/// ended, with its device, and both are begun anew, if the policy is to restart. One that rests is
-/// not to blame: its turns come later. Nor is one that `is_at` something else by then; and one that
-/// waits for another driver has as long again, as the time of what it waits for began later. A
-/// driver that has been `given` a request is asked for the remedies first.
+/// Waits until a driver is `done`. A driver that is late, and has had a few turns since, is ended,
+/// and restarted if its policy says so.
+///
+/// A driver that rests is not to blame: its turns come later. A driver that `is_at` another point
+/// by then is not to blame either. A driver that waits for another driver has the time once more,
+/// because the other driver's time began later. A driver that was `given` a request is asked for
+/// the remedies first.
 async fn in_time<P: Protocol, T>(
     handle: &Handle,
     done: impl Future<Output = Result<T, Lost>>,
     is_at: impl Fn() -> Option<u64>,
     given: Option<(&P::Request, Ticket)>,
 ) -> Result<T, Lost> {
-    // One to see the request, one when the device has done it, and one to spare.
+    // One turn to see the request, one when the device has done it, and one to spare.
     const TURNS: u64 = 3;
     const LOOK_AGAIN: Duration = Duration::from_millis(1);
     let mut done = pin!(done);

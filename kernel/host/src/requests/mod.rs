@@ -1,14 +1,15 @@
-//! Requests that a driver carries out, whatever they are about: a class says what one looks like
-//! ([`Protocol`]), and gets queues, an account of what the driver has
-//! ([`ringfence_core::requests`]), and **the promise that what was under way when a driver ended is
-//! sent again to its successor, in order**.
+//! Requests to drivers, of any class. A class defines its requests ([`Protocol`]), and gets queues,
+//! an account of the requests that the driver has ([`ringfence_core::requests`]), and **the promise
+//! that requests under way at the end of a driver are sent again to its successor, in order**.
 //!
 //! * [`queue`]: the kernel's end of a driver's queues
 //! * [`attempt`]: sends one request until some driver has carried it out
 //!
-//! Each request has a number, and all of one server's share an order. Sending them again one by
-//! one, in that order, was taken and not a log of what they wrote: what a request means (which
-//! blocks it overlaps) is its class's to know.
+//! Each request has a number, which is its place in the order of its server. Requests are sent
+//! again one by one in that order.
+//!
+//! Not taken: *a log of written data.* It has to know the meaning of a request, such as the blocks
+//! that it overlaps, and only the class knows that.
 
 use crate::domain::{Domain, Handle, life};
 use alloc::sync::{Arc, Weak};
@@ -27,21 +28,21 @@ pub mod queue;
 
 pub use ringfence_core::requests::{Direction, Lost, Protocol, Transfer};
 
-/// A driver, and whatever comes in its place when it was ended.
+/// A driver, and its successors after its end.
 pub struct Server {
     current: Mutex<Handle>,
-    /// Set when it was unloaded.
+    /// Set when the driver was unloaded.
     gone: AtomicBool,
-    /// Who waits for another driver.
+    /// The wakers of the tasks that wait for another driver.
     waiting: Mutex<Vec<Waker>>,
-    /// Requests so far: each one's number is its place among those that are sent again.
+    /// The number of requests so far: the number of the next request.
     count: AtomicU64,
     /// Requests that are to be sent again.
     repeats: Arc<Repeats>,
 }
 
 impl Server {
-    /// The one of a driver that offers queues of `P`; `None` if it does not.
+    /// Returns the server of a driver that offers queues of `P`; `None` if it does not.
     pub fn new<P: Protocol>(handle: &Handle) -> Option<Server> {
         let repeats = handle.lock().offered::<queue::Queues<P>>().map(|queues| queues.repeats().clone())?;
         Some(Server {
@@ -53,28 +54,28 @@ impl Server {
         })
     }
 
-    /// The driver that it has right now.
+    /// Returns the current driver.
     pub fn handle(&self) -> Handle {
         self.current.lock().clone()
     }
 
-    /// The driver that it has right now, for [`Server::has_other_than`]: it is not kept from being
-    /// freed.
+    /// Returns the current driver for [`Server::has_other_than`]. This does not keep the driver
+    /// from being freed.
     pub fn driver(&self) -> Weak<Mutex<Domain>> {
         Arc::downgrade(&self.current.lock())
     }
 
-    /// Whether it has another driver than `driver` by now.
+    /// Returns whether the current driver is another one than `driver`.
     pub fn has_other_than(&self, driver: &Weak<Mutex<Domain>>) -> bool {
         !core::ptr::eq(Arc::as_ptr(&self.current.lock()), driver.as_ptr())
     }
 
-    /// Whether it was unloaded.
+    /// Returns whether the driver was unloaded.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// It has another driver: what waits for one goes on.
+    /// Sets the driver's successor: tasks that wait for it go on.
     pub fn replace<P: Protocol>(&self, fresh: &Handle) {
         if let Some(queues) = fresh.lock().offered_mut::<queue::Queues<P>>() {
             queues.set_repeats(&self.repeats);
@@ -83,13 +84,13 @@ impl Server {
         self.wake();
     }
 
-    /// It is unloaded.
+    /// Notes that the driver is unloaded.
     pub fn set_gone(&self) {
         self.gone.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Has those who wait for a driver look again whether one will come.
+    /// Wakes the tasks that wait for a driver, so that they check again whether one will come.
     pub fn wake(&self) {
         core::mem::take(&mut *self.waiting.lock()).into_iter().for_each(Waker::wake);
     }

@@ -14,12 +14,12 @@ pub use ringfence_core::requests::{Moves, Ticket};
 
 /// The kernel's end of a driver's queues.
 pub struct Queues<P: Protocol> {
-    /// What the driver says of itself, checked.
+    /// The driver's description of its device, checked.
     pub info: P::Info,
     account: Account<P, Lent>,
     /// The server's requests that are to be sent again.
     repeats: Arc<Repeats>,
-    /// What the driver has told.
+    /// The news of the driver.
     news: Reply,
 }
 
@@ -79,7 +79,7 @@ impl<P: Protocol> Queues<P> {
         Ok(Queues { info, account, repeats: Arc::default(), news: Reply::empty() })
     }
 
-    /// What the driver has told since this was asked last.
+    /// Returns the news of the driver since the last call.
     pub fn take_news(&mut self) -> Reply {
         core::mem::replace(&mut self.news, Reply::empty())
     }

@@ -34,7 +34,7 @@ const CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
     config.kernel_stack_size = 256 << 10;
     config.mappings.physical_memory = Some(Mapping::FixedAddress(0xffff_8000_0000_0000));
-    // The lower half is the domains'.
+    // The lower half belongs to the domains.
     config.mappings.dynamic_range_start = Some(0xffff_b000_0000_0000);
     config.mappings.dynamic_range_end = Some(0xffff_feff_ffff_ffff);
     config
@@ -57,7 +57,7 @@ fn tick() {
     link::pump();
 }
 
-/// When no task can go on. Whether to look for one again at once.
+/// Runs when no task can go on. Returns whether to look for a task again at once.
 fn idle() -> bool {
     poll::idle() || link::pump()
 }
@@ -73,7 +73,7 @@ static CLASSES: [&dyn Class; 3] = [&net::CLASS, &scsi::CLASS, &block::CLASS];
 /// The searches for disks.
 static SEARCHES: [&dyn Search; 1] = [&scsi::scan::SEARCH];
 
-/// Brings the machine up, one step a line.
+/// Brings the machine up, one step per line.
 fn kernel_main(info: &'static mut BootInfo) -> ! {
     arch::handlers::install(&HANDLERS);
     console::init();
@@ -121,7 +121,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     task::run(start, idle)
 }
 
-/// The machine will not do.
+/// Prints why the machine cannot be used, and ends it.
 fn give_up(reason: &str) -> ! {
     console::screen::take_over();
     println!("boot failed: {reason}");

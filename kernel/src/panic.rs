@@ -1,4 +1,4 @@
-//! The kernel's own end: message, registers, backtrace, and a status that no orderly end has.
+//! The kernel panic: message, registers, backtrace, and an exit status that no orderly end has.
 
 use core::fmt::{self, Write};
 use host::domain::whose::Owner;
@@ -10,7 +10,7 @@ use hw::{link, println};
 use ringfence_abi::layout::slot_of;
 use ringfence_link::event::Event;
 
-/// Most frames of a backtrace.
+/// The maximum number of frames in a backtrace.
 const MAX_FRAMES: usize = 32;
 
 #[panic_handler]
@@ -33,7 +33,7 @@ fn report(info: &core::panic::PanicInfo) {
     print_backtrace(rbp);
 }
 
-/// An exception that hit the kernel, or a driver that the kernel trusts.
+/// Handles an exception that hit the kernel, or a driver that the kernel trusts.
 pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
     end_kernel(|| {
         print_headline(name, frame, address);
@@ -43,7 +43,7 @@ pub fn exception(name: &str, frame: &TrapFrame, address: Option<u64>) -> ! {
     })
 }
 
-/// Tells programs. Nothing is allocated: the heap's lock may be held for good.
+/// Sends the panic to programs. Allocates nothing: the heap's lock may be held for good.
 fn tell(message: fmt::Arguments) {
     const MOST: usize = 512;
     let mut text = heapless::String::<MOST>::new();
@@ -67,7 +67,8 @@ fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
 fn print_backtrace(rbp: u64) {
     println!("    backtrace:");
     for return_address in backtrace::from(rbp).take(MAX_FRAMES) {
-        // A call at a function's very end returns behind it.
+        // The call may be a function's last instruction, so look up the byte before the return
+        // address.
         let at = return_address - 1;
         match slot_of(at) {
             Some(_) => println!("        {} ({})", Location(at), Owner(at)),

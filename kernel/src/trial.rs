@@ -1,5 +1,6 @@
-//! Trials: a module whose code was changed takes the place of a running driver, is put to work, and
-//! the good one takes its place again. What a fault-injection campaign does, one change at a time.
+//! Trials: a module with changed code takes the place of a running driver and is put to work. Then
+//! the good module takes its place again. A fault-injection campaign consists of such trials, with
+//! one change each.
 
 use alloc::string::{String, ToString};
 use core::pin::pin;
@@ -28,14 +29,14 @@ pub struct Outcome {
     pub kind: &'static str,
     /// The first line of the fault, or the error.
     pub why: String,
-    /// Whether the good module did the work afterwards; if not, why.
+    /// Whether the good module did its work afterwards, or the reason why not.
     pub restored: Result<(), String>,
     /// Time from the fault of the changed module, if it had one, until the good module had done all
     /// of its work, in microseconds.
     pub restore_us: Option<u64>,
     /// The checksum of the kernel's memory that must never change.
     pub checksum: u64,
-    /// Free frames.
+    /// The number of free frames.
     pub free: u64,
     /// The number of free frames that were written to. If the changed module is sandboxed, a device
     /// wrote there because the module told it to.
@@ -54,7 +55,7 @@ struct Mutant<'a> {
 }
 
 impl Mutant<'_> {
-    /// Ends it, and puts the good one in its place.
+    /// Ends the changed module, and puts the good one in its place.
     async fn put_back(&mut self) -> Result<(), String> {
         self.handle.lock().end(Cause::Killed);
         self.handle = module::replace(&self.handle, self.good, Ring::Sandboxed, None).await.map_err(|error| {
@@ -67,7 +68,7 @@ impl Mutant<'_> {
         Ok(())
     }
 
-    /// Has whoever restarts drivers put the good one in its place, if the policy says so.
+    /// Leaves it to the supervisor to put the good module in its place, if the policy says so.
     fn leave_to_supervision(&mut self) {
         self.in_place = false;
         let mut driver = self.handle.lock();
@@ -86,7 +87,7 @@ impl Drop for Mutant<'_> {
             match done {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => log::error!("the driver that was changed has no successor: {error}"),
-                // It sleeps in its `init`, and nobody can wait for that here.
+                // The good module sleeps in its `init`, and `drop` cannot wait for it.
                 Poll::Pending => self.leave_to_supervision(),
             }
         }
@@ -123,7 +124,7 @@ pub async fn run(
     let (failed, mut why) = match replaced {
         Ok(handle) => {
             mutant.handle = handle;
-            // When it is ended, what is left of its work is the good one's.
+            // If the changed module is ended, the rest of its work is left to the good module.
             let error = match select(run_all(work), end::of(&mutant.handle)).await {
                 Either::First(done) => done.err(),
                 Either::Second(()) => None,
@@ -152,7 +153,7 @@ pub async fn run(
         restore_us = fault.as_ref().map(|fault| (time::uptime_ns() - fault.at_ns) / 1000);
     }
     let why = fault.map(|fault| fault.headline().to_string()).or(why).unwrap_or_default();
-    // Its memory goes with it.
+    // Free the driver's memory before the free frames are counted.
     drop(mutant);
     Outcome {
         activated,

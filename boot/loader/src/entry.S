@@ -79,13 +79,13 @@ entry_multiboot2:
     lgdt boot_gdt_pointer
     ljmp $8, $entry_64
 
-/* Says on COM1 that the CPU will not do, and ends QEMU as after a panic. */
+/* Prints on COM1 that the CPU lacks a feature, and ends QEMU with the status of a panic. */
 too_old:
     movl $too_old_text, %esi
 4:  movb (%esi), %bl
     testb %bl, %bl
     jz 6f
-    movl $100000, %ecx          /* a port that is not there is never ready */
+    movl $100000, %ecx          /* limits the wait: a missing port is never ready */
 5:  movw $0x3fd, %dx            /* line status: bit 5, ready for a byte */
     inb %dx, %al
     testb $1 << 5, %al
@@ -124,7 +124,7 @@ enter_kernel:
     movq %rdi, %rax
     movq %rcx, %rdi
     xorl %ebp, %ebp
-    pushq %rbp                  /* as after a call: RSP is 8 below a multiple of 16 */
+    pushq %rbp                  /* RSP as after a call: 8 below a multiple of 16 */
     jmp *%rax
 
 .align 8

@@ -1,12 +1,12 @@
-//! What whoever started us says about the machine. Everything is copied out at once: GRUB may put
-//! its information into memory that is handed out later.
+//! The description of the machine, as the PVH or multiboot2 loader passes it. All values are copied
+//! out at once: GRUB may put its information into memory that is handed out later.
 
 use crate::BootError;
 use bootloader_api::info::{FrameBufferInfo, PixelFormat};
 use multiboot2::{BootInformation, FramebufferTag, FramebufferType, MemoryAreaType};
 use pvh::start_info::{MemmapType, reader::StartInfoReader};
 
-/// Most regions of memory that are looked at.
+/// The maximum number of memory regions; further regions are ignored.
 const MAX_REGIONS: usize = 64;
 
 /// A region of physical memory.
@@ -27,7 +27,7 @@ pub struct Screen {
     pub info: FrameBufferInfo,
 }
 
-/// What is known of the machine.
+/// The description of the machine.
 pub struct Firmware {
     regions: [Region; MAX_REGIONS],
     count: usize,
@@ -35,9 +35,10 @@ pub struct Firmware {
     pub ramdisk: &'static [u8],
     /// Physical address of the RSDP.
     pub rsdp: Option<u64>,
-    /// A screen that shows pixels.
+    /// A frame buffer with pixels, if the loader has set one up.
     pub screen: Option<Screen>,
-    /// Memory that holds the RSDP's copy and so must stay.
+    /// The memory of the multiboot2 information, which contains a copy of the RSDP and must stay.
+    /// Empty for PVH.
     pub information: (u64, u64),
 }
 
@@ -72,7 +73,7 @@ impl Firmware {
 /// (xen/include/public/arch-x86/hvm/start_info.h).
 pub fn pvh(information: u32) -> Result<Firmware, BootError> {
     let mut firmware = Firmware::new();
-    // SAFETY: the first 4 GiB are identity-mapped and nothing of them has been handed out yet.
+    // SAFETY: the first 4 GiB are identity-mapped, and none of this memory has been handed out yet.
     let reader = unsafe { StartInfoReader::from_paddr_identity(information) }
         .ok_or(BootError::Firmware("no PVH start information"))?;
     for entry in reader.memmap() {
@@ -81,8 +82,8 @@ pub fn pvh(information: u32) -> Result<Firmware, BootError> {
     firmware.rsdp = Some(reader.raw().rsdp_paddr).filter(|address| *address != 0);
     let (list, count) = (reader.raw().modlist_paddr, reader.raw().nr_modules);
     if count > 0 && list != 0 {
-        // The first two words of an entry. Not every firmware aligns them: qboot's are at a
-        // multiple of 4. SAFETY: as above.
+        // Read the first two words of the entry: address and length. Not every firmware aligns
+        // them: qboot's are at a multiple of 4. SAFETY: as above.
         let [start, len_bytes] = unsafe { (list as *const [u64; 2]).read_unaligned() };
         let is_mapped = start != 0 && start.checked_add(len_bytes).is_some_and(|end| end <= 1 << 32);
         if !is_mapped {
@@ -98,7 +99,7 @@ pub fn pvh(information: u32) -> Result<Firmware, BootError> {
 /// specification 3.6).
 pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
     let mut firmware = Firmware::new();
-    // SAFETY: the first 4 GiB are identity-mapped and nothing of them has been handed out yet.
+    // SAFETY: the first 4 GiB are identity-mapped, and none of this memory has been handed out yet.
     let info = unsafe { BootInformation::load(information as usize as *const _) }
         .map_err(|_| BootError::Firmware("no multiboot2 information"))?;
     let map = info.memory_map_tag().ok_or(BootError::Firmware("no memory map"))?;
@@ -107,7 +108,7 @@ pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
         firmware.add(area.start_address(), area.size(), kind == MemoryAreaType::Available, u32::from(kind));
     }
     firmware.information = (info.start_address() as u64, info.end_address() as u64);
-    // The RSDP is a copy behind the tag's 8-byte header.
+    // The tag contains a copy of the RSDP, after an 8-byte header.
     let after_header = |tag: *const u8| tag as u64 + 8;
     firmware.rsdp = info
         .rsdp_v2_tag()
@@ -125,7 +126,7 @@ pub fn multiboot2(information: u32) -> Result<Firmware, BootError> {
     firmware.finish()
 }
 
-/// A frame buffer, if its pixels are whole bytes.
+/// Returns the frame buffer, if it has RGB pixels of whole bytes and plausible dimensions.
 fn screen(tag: &FramebufferTag) -> Option<Screen> {
     let bytes_per_pixel = match tag.buffer_type() {
         Ok(FramebufferType::RGB { .. }) => usize::from(tag.bpp() / 8),

@@ -1,5 +1,5 @@
-//! Hands out physical memory from the bottom up, and tells the kernel afterwards which memory is
-//! still free.
+//! The allocator of physical memory. It hands out frames from the bottom up, and afterwards tells
+//! the kernel which memory is still free.
 
 use crate::BootError;
 use crate::firmware::{Firmware, Region};
@@ -7,9 +7,10 @@ use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 
 /// Bytes in a frame.
 pub const FRAME: u64 = 4096;
-/// Below this the firmware and real-mode code keep things that no memory map mentions.
+/// The lowest address that is handed out. Below it, the firmware and real-mode code keep data that
+/// no memory map mentions.
 const LOWEST: u64 = 1 << 20;
-/// Only what the loader has mapped can be handed out by it.
+/// The end of the memory that the loader has mapped, and so can hand out.
 const HIGHEST: u64 = 4 << 30;
 
 unsafe extern "C" {
@@ -17,12 +18,12 @@ unsafe extern "C" {
     static __loader_end: u8;
 }
 
-/// Hands out frames of the identity-mapped memory.
+/// The allocator of frames in identity-mapped memory.
 pub struct Frames<'a> {
     firmware: &'a Firmware,
-    /// What must not be handed out: this loader, the ramdisk, the loader's information.
+    /// Ranges that must not be handed out: this loader, the ramdisk, the loader's information.
     kept: [(u64, u64); 3],
-    /// Every usable frame below this that is not kept has been handed out.
+    /// The address at which allocation continues. No frame below it is handed out any more.
     next: u64,
 }
 
@@ -40,13 +41,14 @@ impl<'a> Frames<'a> {
         self.firmware.regions().iter().filter(|region| region.usable)
     }
 
-    /// Physical address of `count` zeroed frames in a row.
+    /// Returns the physical address of `count` contiguous zeroed frames.
     pub fn allocate(&mut self, count: u64) -> Result<u64, BootError> {
         let len_bytes = count * FRAME;
         let mut start = self.next;
         for region in self.firmware.regions().iter().filter(|region| region.usable) {
             start = start.max(region.start.next_multiple_of(FRAME));
-            // The kept ranges are sorted: stepping over one never leads back into an earlier one.
+            // The kept ranges are sorted, so skipping one range never leads back into an earlier
+            // range.
             for (kept_start, kept_end) in self.kept {
                 if start < kept_end && kept_start < start + len_bytes {
                     start = kept_end;
@@ -54,7 +56,7 @@ impl<'a> Frames<'a> {
             }
             if start + len_bytes <= region.end.min(HIGHEST) {
                 self.next = start + len_bytes;
-                // SAFETY: the memory is usable, identity-mapped, and nobody else's.
+                // SAFETY: the memory is usable, identity-mapped, and was not handed out before.
                 unsafe { core::ptr::write_bytes(start as *mut u8, 0, len_bytes as usize) };
                 return Ok(start);
             }
@@ -62,13 +64,13 @@ impl<'a> Frames<'a> {
         Err(BootError::TooLittleMemory { usable_bytes: self.usable().map(|region| region.end - region.start).sum() })
     }
 
-    /// How many memory regions [`Frames::write_map`] may write.
+    /// Returns the maximum number of memory regions that [`Frames::write_map`] writes.
     pub fn map_len(&self) -> usize {
         self.firmware.regions().len() * (2 * self.kept.len() + 3)
     }
 
     /// Writes the memory map for the kernel into `map`, which has room for [`Frames::map_len`]
-    /// regions; returns how many it wrote. Nothing may be allocated afterwards.
+    /// regions. Returns the number of regions written. No frame may be allocated afterwards.
     pub fn write_map(&self, map: *mut MemoryRegion) -> usize {
         let mut written = 0;
         let mut push = |start: u64, end: u64, kind: MemoryRegionKind| {
@@ -84,8 +86,8 @@ impl<'a> Frames<'a> {
                 push(region.start, region.end, MemoryRegionKind::UnknownBios(region.kind));
                 continue;
             }
-            // Low memory is left alone; then, up to `next`, all is taken; then all but the kept
-            // ranges is free.
+            // Memory below `LOWEST` is reported as the firmware's. Memory up to `next` counts as
+            // taken. The rest is free, except for the kept ranges.
             let low = region.end.min(LOWEST);
             push(region.start, low, MemoryRegionKind::UnknownBios(region.kind));
             let mut at = region.start.max(LOWEST);

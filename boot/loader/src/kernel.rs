@@ -1,4 +1,4 @@
-//! Loads the kernel's ELF file, makes its address space, and jumps into it.
+//! Loads the kernel's ELF file, builds the kernel's address space, and jumps into the kernel.
 
 use crate::BootError;
 use crate::firmware::{Firmware, Region};
@@ -24,7 +24,7 @@ unsafe extern "C" {
     fn enter_kernel(entry: u64, stack: u64, page_tables: u64, boot_info: u64) -> !;
 }
 
-/// Loads `file` and starts it.
+/// Loads the ELF file `file` and starts it.
 pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<Infallible, BootError> {
     let bad = |what| move |_| BootError::Kernel(what);
     let elf = ElfBytes::<LittleEndian>::minimal_parse(file).map_err(bad("it is not an ELF file"))?;
@@ -45,8 +45,8 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
         space.map_segment(frames, &segment, bytes)?;
     }
 
-    // What the kernel's configuration asks for. Fixed addresses first, so that dynamic ones avoid
-    // them.
+    // Map everything that the kernel's configuration asks for. Fixed addresses are reserved first,
+    // so that dynamic addresses avoid them.
     let mappings = &config.mappings;
     for mapping in [Some(mappings.kernel_stack), Some(mappings.boot_info), mappings.physical_memory] {
         if let Some(Mapping::FixedAddress(address)) = mapping {
@@ -72,7 +72,7 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
         Some(mapping) => Some(space.map_recursive(mapping)?),
     };
 
-    // The lowest page of the stack's range stays unmapped: an overflow faults.
+    // The lowest page of the stack's range stays unmapped, so that a stack overflow faults.
     let stack_bottom = space.choose(mappings.kernel_stack)? + FRAME;
     let stack_len = config.kernel_stack_size.next_multiple_of(FRAME);
     let stack = frames.allocate(stack_len / FRAME)?;
@@ -89,15 +89,16 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
         Some(base + (ramdisk - page))
     };
 
-    // The boot information, and behind it the memory map, which is written last because writing it
-    // allocates nothing.
+    // The boot information, followed by the memory map. Write the map last: allocations after it
+    // would be missing from it.
     let info_va = space.choose(mappings.boot_info)?;
     let map_offset = (size_of::<BootInfo>() as u64).next_multiple_of(align_of::<MemoryRegion>() as u64);
     let info_len = (map_offset + (frames.map_len() * size_of::<MemoryRegion>()) as u64).next_multiple_of(FRAME);
     let info_pa = frames.allocate(info_len / FRAME)?;
     space.map(frames, info_va, info_pa, info_len, DATA)?;
     let map_len = frames.write_map((info_pa + map_offset) as *mut MemoryRegion);
-    // SAFETY: `map_len` regions were written there, and the kernel finds them at this address.
+    // SAFETY: `map_len` regions were written to these frames, and the kernel finds them at this
+    // address.
     let regions: &'static mut [MemoryRegion] =
         unsafe { core::slice::from_raw_parts_mut((info_va + map_offset) as *mut MemoryRegion, map_len) };
 
@@ -113,16 +114,16 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
     info.kernel_len = file.len() as u64;
     info.kernel_stack_bottom = stack_bottom;
     info.kernel_stack_len = stack_len;
-    // SAFETY: the frames hold it, and are identity-mapped here.
+    // SAFETY: the frames have room for the boot information, and are identity-mapped here.
     unsafe { (info_pa as *mut BootInfo).write(info) };
 
-    // SAFETY: the new tables map the kernel, its stack, the boot information and, identically, this
-    // code.
+    // SAFETY: the new tables map the kernel, its stack and the boot information. They also map this
+    // code at the same address.
     unsafe { enter_kernel(elf.ehdr.e_entry, stack_bottom + stack_len, space.root, info_va) }
 }
 
-/// The screen as the kernel sees it, if it lies within the physical memory that is mapped, which
-/// ends at `top`.
+/// Returns the screen as the kernel sees it, if the screen lies below `top`, the end of the mapped
+/// physical memory.
 fn frame_buffer(firmware: &Firmware, physical_memory_offset: Option<u64>, top: u64) -> Option<FrameBuffer> {
     let screen = firmware.screen.as_ref()?;
     let end = screen.start.checked_add(screen.info.byte_len as u64)?;
@@ -130,7 +131,7 @@ fn frame_buffer(firmware: &Firmware, physical_memory_offset: Option<u64>, top: u
     if end > top || firmware.regions().iter().any(|region| is_memory(&region)) {
         return None;
     }
-    // SAFETY: it is mapped there, and nobody's memory.
+    // SAFETY: the frame buffer is mapped there, and overlaps no usable memory.
     Some(unsafe { FrameBuffer::new(physical_memory_offset? + screen.start, screen.info) })
 }
 
@@ -138,9 +139,9 @@ fn frame_buffer(firmware: &Firmware, physical_memory_offset: Option<u64>, top: u
 struct AddressSpace {
     /// Physical address of the top-level table.
     root: u64,
-    /// Which top-level entries are spoken for.
+    /// Which top-level entries are in use or reserved.
     used: [bool; 512],
-    /// Where dynamic addresses may lie.
+    /// The range that dynamic addresses must lie in.
     range: (u64, u64),
 }
 
@@ -148,8 +149,8 @@ impl AddressSpace {
     fn new(frames: &mut Frames) -> Result<AddressSpace, BootError> {
         let root = frames.allocate(1)?;
         let mut space = AddressSpace { root, used: [false; 512], range: (0, u64::MAX) };
-        // This code must stay mapped until it has jumped. The kernel drops the entry.
-        // SAFETY: only read; `entry.S` filled it in before any Rust ran.
+        // This code must stay mapped until it has jumped into the kernel, which drops the entry.
+        // SAFETY: this only reads the table, which `entry.S` filled in before any Rust code ran.
         let identity = unsafe { boot_pml4[0].clone() };
         table(root)[0] = identity;
         space.used[0] = true;
@@ -160,7 +161,8 @@ impl AddressSpace {
         self.used[index(address, 4)] = true;
     }
 
-    /// The address that `mapping` asks for: the fixed one, or a top-level entry that nobody uses.
+    /// Returns the address for `mapping`: the fixed address, or the start of an unused top-level
+    /// entry.
     fn choose(&mut self, mapping: Mapping) -> Result<u64, BootError> {
         if let Mapping::FixedAddress(address) = mapping {
             return Ok(address);
@@ -231,7 +233,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// The table of `level` that maps `va`, with all above it made.
+    /// Returns the table of `level` that maps `va`. Allocates the missing tables on the way.
     fn walk(&mut self, frames: &mut Frames, va: u64, level: u8) -> Result<&'static mut PageTable, BootError> {
         let mut current = table(self.root);
         for above in (level + 1..=4).rev() {
@@ -251,7 +253,7 @@ fn index(va: u64, level: u8) -> usize {
 }
 
 fn table(pa: u64) -> &'static mut PageTable {
-    // SAFETY: tables are frames of this loader, identity-mapped, and used through one reference at
-    // a time.
+    // SAFETY: page tables are frames of this loader, identity-mapped, and used through one
+    // reference at a time.
     unsafe { &mut *(pa as *mut PageTable) }
 }

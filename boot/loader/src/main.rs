@@ -1,15 +1,15 @@
 //! The boot loader: one ELF that QEMU starts directly (PVH) and that GRUB starts from a disk
 //! (multiboot2).
 //!
-//! It finds the kernel in the ramdisk, maps it with W^X in the higher half, and starts it with the
-//! boot information of `bootloader_api`, honouring the kernel's `BootloaderConfig`. The kernel
-//! cannot tell it from rust-osdev's bootloader.
+//! It finds the kernel in the ramdisk and maps it with W^X in the higher half. It starts the kernel
+//! with the boot information of `bootloader_api`, and honours the kernel's `BootloaderConfig`. The
+//! kernel cannot distinguish this loader from rust-osdev's bootloader.
 //!
 //! * `entry.S`: from 32-bit protected mode to 64-bit Rust
-//! * [`firmware`]: memory map, ramdisk and RSDP from whoever started us
-//! * [`frames`]: hands out physical memory and accounts for it
-//! * [`kernel`]: loads the kernel's ELF file and makes its address space
-//! * [`console`]: says what went wrong
+//! * [`firmware`]: memory map, ramdisk and RSDP, as the PVH or multiboot2 loader passes them
+//! * [`frames`]: hands out physical memory and keeps account of it
+//! * [`kernel`]: loads the kernel's ELF file and builds its address space
+//! * [`console`]: reports a failed boot
 #![no_std]
 #![no_main]
 
@@ -23,7 +23,7 @@ mod kernel;
 
 global_asm!(include_str!("entry.S"), options(att_syntax));
 
-/// Why the kernel cannot be started: said on the console, for a person.
+/// The reason why the kernel cannot be started, printed on the console for a person.
 enum BootError {
     Firmware(&'static str),
     Ramdisk(&'static str),
@@ -62,7 +62,8 @@ fn boot(multiboot2: bool, information: u32) -> Result<core::convert::Infallible,
     kernel::start(&firmware, &mut frames, file)
 }
 
-/// The file `kernel` in the ramdisk, a tar archive. Checksums are verified on the way.
+/// Returns the file `kernel` of the ramdisk, which is a tar archive. Checksums are verified on the
+/// way.
 fn find_kernel(ramdisk: &'static [u8]) -> Result<&'static [u8], BootError> {
     if ramdisk.is_empty() {
         return Err(BootError::Ramdisk("there is none"));

@@ -1,4 +1,4 @@
-//! A module file, wherever it is from.
+//! Module files, from the ramdisk or made by the kernel.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -15,9 +15,9 @@ pub struct File {
 /// The content of a module file.
 #[derive(Debug, Clone)]
 pub enum Content {
-    /// As it is in the ramdisk.
+    /// A slice of the ramdisk.
     Ramdisk(&'static [u8]),
-    /// Made by the kernel.
+    /// A copy made by the kernel.
     Made(Arc<[u8]>),
 }
 

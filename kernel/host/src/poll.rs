@@ -1,26 +1,26 @@
-//! When drivers run: each is polled when its device has interrupted, or when there is something for
-//! it in its queues.
+//! The scheduling of drivers: each is polled when its device has interrupted, or when its queues
+//! have work for it.
 //!
-//! **Throttled drivers share one half of the CPU, all of them together.** Nobody else runs during a
-//! poll, a driver may use its whole budget in each, and a device may interrupt for ever. So the
-//! time of each poll is added to the driver's debt ([`ringfence_core::debt`]), and time in which no
+//! **All throttled drivers together share one half of the CPU.** Nothing else runs during a poll, a
+//! driver may use its whole budget in each poll, and a device may interrupt for ever. So the time
+//! of each poll is added to the driver's debt ([`ringfence_core::debt`]), and time in which no
 //! driver runs pays it off. A driver that owes more than
 //! [`TURN_MS`](ringfence_core::limits::TURN_MS) is throttled (`resting` in `lsmod`): its interrupts
 //! are held back, and it is not polled until as much time has gone by.
 //!
-//! Work of the kernel for a driver is added to its debt as well ([`charge_work`]): the network
-//! stack's work on its frames, the search for its units. Somebody may want that work done, so this
+//! The kernel's work for a driver is added to its debt as well ([`charge_work`]): the network
+//! stack's work on its frames, the search for its units. A client may want that work done, so this
 //! part of the debt is dropped when the CPU is idle ([`idle`]).
 //!
 //! Not taken:
 //! * *Interrupts that run driver code.* A driver could be entered at any instruction of the kernel,
-//!   and a driver that never returns would hold up whatever it interrupted. Here an interrupt only
-//!   notes its line.
+//!   and a driver that never returns would hold up the code that it interrupted. Here an interrupt
+//!   only notes its line.
 //! * *A time slice for each driver, by priority.* It needs a second context for each driver, and a
 //!   driver could be stopped while it holds a queue half written. Upcalls run to their end; the
 //!   budget ends those that do not.
 //! * *A limit on interrupts a second* (as Linux' `irqpoll` and NAPI have). It says nothing about
-//!   how long each takes.
+//!   how long each interrupt takes.
 
 use crate::domain::cause::{Cause, UpcallError};
 use crate::domain::hardware::Which;
@@ -48,7 +48,7 @@ static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
 static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
 static ON_IDLE: AtomicWaker = AtomicWaker::new();
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
-/// Lines that have fired, and are masked until their drivers are polled.
+/// Lines that have fired, and stay masked until their drivers are polled.
 static TO_UNMASK: AtomicU64 = AtomicU64::new(0);
 
 /// Returns whether `domain` must wait for its next turn.
@@ -197,8 +197,7 @@ fn dma_fault(domain: &mut Domain) -> Option<Cause> {
     Some(cause)
 }
 
-/// Woken when a device other than that of the driver that was polled last has reached beyond its
-/// fence.
+/// Woken when a device may have reached beyond its fence other than that of the driver polled last.
 static ON_DMA_FAULT: AtomicWaker = AtomicWaker::new();
 /// The interval between two checks for that. Each poll is followed by a check as well.
 const LOOK_MS: u64 = 50;
@@ -357,8 +356,8 @@ fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
     registry::all().into_iter().filter_map(on)
 }
 
-/// Unmasks the lines of drivers that were polled, or are about to be: a line that is raised still
-/// is masked again at once.
+/// Unmasks the lines of drivers that were polled or are about to be. A line that is still raised is
+/// masked again at once.
 pub fn unmask() {
     interrupts::unmask(TO_UNMASK.swap(0, Ordering::Relaxed));
 }
@@ -395,7 +394,7 @@ pub async fn serve_timers() {
     }
 }
 
-/// The task that wakes drivers that sleep, each when it is time.
+/// The task that wakes sleeping drivers, each at its time.
 pub async fn serve_sleepers() {
     loop {
         let first = sleep::first_due_ns();

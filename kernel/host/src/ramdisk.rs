@@ -1,5 +1,5 @@
-//! The ramdisk: a tar archive with the kernel, the modules (`NAME.rfm`) and what the runner wants
-//! said (`exec`, `options`).
+//! The ramdisk: a tar archive with the kernel, the modules (`NAME.rfm`) and the runner's files
+//! (`exec`, `options`).
 
 use crate::file::{Content, File};
 use alloc::string::{String, ToString};
@@ -7,15 +7,16 @@ use alloc::vec::Vec;
 use spin::Once;
 use tar_no_std::TarArchiveRef;
 
-/// Names and contents. They are looked up once, when the archive has been checked: where nothing
-/// fences devices, one may write to it later, and headers that are not what they were would be read
-/// as such.
+/// The names and contents of the files. They are looked up once, when the archive has been checked.
+/// A device without a fence may overwrite the archive later, and damaged headers would then be
+/// taken for valid ones.
 static FILES: Once<Vec<(String, &'static [u8])>> = Once::new();
 
-/// Ending of a module file's name.
+/// The suffix of a module file's name.
 const MODULE_ENDING: &str = ".rfm";
 
-/// Remembers the files of the ramdisk. If that is damaged, it has none, and an error is logged.
+/// Remembers the files of the ramdisk. If the archive is damaged, logs an error and goes on without
+/// files.
 pub fn init(bytes: &'static [u8]) {
     match TarArchiveRef::new(bytes) {
         Ok(archive) => {
@@ -29,12 +30,12 @@ pub fn init(bytes: &'static [u8]) {
     }
 }
 
-/// Names and contents of all files.
+/// Returns the names and contents of all files.
 pub fn files() -> impl Iterator<Item = (&'static str, &'static [u8])> {
     FILES.get().into_iter().flatten().map(|(name, bytes)| (name.as_str(), *bytes))
 }
 
-/// All module files.
+/// Returns all module files.
 pub fn modules() -> impl Iterator<Item = File> {
     files().filter_map(|(name, bytes)| {
         let name = name.strip_suffix(MODULE_ENDING)?.to_string();
@@ -42,7 +43,7 @@ pub fn modules() -> impl Iterator<Item = File> {
     })
 }
 
-/// The text of file `name`.
+/// Returns the text of file `name`.
 pub fn text(name: &str) -> Option<&'static str> {
     let (_, bytes) = files().find(|(other, _)| *other == name)?;
     core::str::from_utf8(bytes).ok()

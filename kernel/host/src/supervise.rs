@@ -40,11 +40,11 @@ use ringfence_core::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
 use ringfence_link::event::Event;
 use spin::{Mutex, MutexGuard};
 
-/// How long the last driver that was restarted was away, and how long it took of that to stop its
-/// device, in TSC ticks.
+/// The time in TSC ticks that the last restarted driver was away, and the part of it that stopping
+/// its device took.
 static LAST: Mutex<[u64; 2]> = Mutex::new([0; 2]);
 
-/// See [`LAST`].
+/// Returns the two times of [`LAST`].
 pub fn last_restart() -> [u64; 2] {
     *LAST.lock()
 }
@@ -87,13 +87,13 @@ pub async fn run() {
     }
 }
 
-/// A restart whose driver sleeps in its `init`: others are restarted meanwhile.
+/// A restart whose driver sleeps in its `init`. Other drivers are restarted meanwhile.
 struct Restart {
     dead: Handle,
     done: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// Waits until a restart is done, and takes it out.
+/// Waits until a restart is done, and takes it off the list.
 async fn first_done(under_way: &mut Vec<Restart>) {
     poll_fn(|context| {
         let done = under_way.iter_mut().position(|restart| restart.done.as_mut().poll(context).is_ready());
@@ -108,7 +108,7 @@ async fn first_done(under_way: &mut Vec<Restart>) {
     .await;
 }
 
-/// Moves what is in ring 0 and not trusted any more to ring 1: other instances of a module that
+/// Moves drivers in ring 0 that are no longer trusted to ring 1: other instances of a module that
 /// faulted.
 fn demote() {
     for handle in registry::all() {
@@ -124,12 +124,12 @@ fn demote() {
     }
 }
 
-/// When a driver that was ended is to be restarted, in nanoseconds since boot. Counts the attempt
-/// when it is planned; `None` if it was one too many.
+/// Returns when a driver that was ended is to be restarted, in nanoseconds since boot. Counts the
+/// attempt when it is planned. Returns `None` if there were too many attempts.
 fn plan(dead: &Handle) -> Option<u64> {
     let mut domain = dead.lock();
     if domain.space.is_set_aside() {
-        // Its device is, too ([`Domain::stop_device`] has said so).
+        // The device is set aside too ([`Domain::stop_device`] has logged that).
         give_up(domain, "it was given up: its device did not stop, and is set aside with its memory".into());
         return None;
     }
@@ -173,7 +173,7 @@ async fn revive(dead: Handle) {
             fault.set_done(done);
         }
     };
-    // It may have been unloaded, or its policy changed, in the meantime.
+    // The driver may have been unloaded, or its policy changed, in the meantime.
     if !life::will_be_back(dead) {
         offer::wake_waiting();
         return;

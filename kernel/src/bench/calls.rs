@@ -1,4 +1,4 @@
-//! Single crossings.
+//! The cost of single crossings.
 
 use super::{Row, alternate};
 use alloc::format;
@@ -11,7 +11,7 @@ use hw::arch::time;
 use ringfence_abi::layout::MAX_DOMAINS;
 use ringfence_abi::upcall::NULL;
 
-/// Crossings in one sample, and samples.
+/// The number of crossings in one sample, and the number of samples.
 const EACH: u64 = 200;
 const SAMPLES: usize = 51;
 /// The service that does nothing.
@@ -19,7 +19,7 @@ const NULL_SERVICE: usize = 0;
 /// The module that does nothing.
 const MODULE: &str = "null";
 
-/// Measures crossings with one domain of its own loaded, and with all slots taken.
+/// Measures crossings with one domain loaded for the measurement, and with all slots taken.
 pub async fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     print(&near_call(unit));
     print(&cr3_write(unit));
@@ -41,7 +41,7 @@ async fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Ro
         let [mut trusted, mut gate] = alternate(handle, SAMPLES, || calls(handle), || Row::new("call/gate", unit))?;
         trusted.name = "call/trusted";
         let mut bare = Row::new("call/bare", unit).ring(Ring::Sandboxed);
-        // The two are compared, so they alternate.
+        // The two rows are compared, so their samples alternate.
         gate.samples.clear();
         for number in 0..=SAMPLES {
             let ours = calls(handle)?;
@@ -75,7 +75,7 @@ async fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Ro
     };
     upcalls(print)?;
 
-    // The same with every slot taken.
+    // Measure the same crossings with every slot taken.
     let mut others = Vec::new();
     while registry::count() < MAX_DOMAINS {
         others.push(load().await?);
@@ -88,13 +88,13 @@ async fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Ro
     result
 }
 
-/// TSC ticks of one call of the empty service by the driver.
+/// Returns the TSC ticks of one call of the empty service by the driver.
 fn calls(handle: &Handle) -> Result<f64, String> {
     let ticks = handle.lock().command(&format!("calls {EACH}")).map_err(|error| error.to_string())?;
     Ok(ticks as f64 / EACH as f64)
 }
 
-/// The same by another way.
+/// Returns the TSC ticks of the same call when it crosses by another way.
 fn calls_by(handle: &Handle, crossing: Crossing) -> Result<f64, String> {
     let changed = handle.lock().space.cross_by(NULL_SERVICE, crossing).map_err(|error| error.to_string())?;
     let ticks = calls(handle);
@@ -104,7 +104,7 @@ fn calls_by(handle: &Handle, crossing: Crossing) -> Result<f64, String> {
     ticks
 }
 
-/// TSC ticks of one empty upcall.
+/// Returns the TSC ticks of one empty upcall.
 fn upcalls(handle: &Handle) -> Result<f64, String> {
     let mut domain = handle.lock();
     let start = time::tsc();

@@ -1,5 +1,5 @@
-//! What the fence around devices costs when memory is given to a device and taken from it: not
-//! while it is used, which is free.
+//! The cost of the fence around devices when memory is given to a device and taken away again.
+//! Using the memory costs nothing.
 
 use super::{Row, Stopwatch};
 use alloc::string::{String, ToString};
@@ -9,9 +9,9 @@ use hw::memory::frames::Lent;
 use hw::{iommu, pci};
 use ringfence_abi::layout::{DMA, PAGE_SIZE};
 
-/// Samples of each.
+/// The number of samples of each row.
 const SAMPLES: usize = 200;
-/// Pages in each batch.
+/// The numbers of pages in a batch.
 const BATCHES: [u64; 2] = [1, 32];
 
 /// Maps and unmaps pages for a device without a driver.
@@ -41,7 +41,7 @@ pub fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), Strin
                 return Err("the IOMMU does not do as it is told".to_string());
             }
             let invalidated = watch.stop(1).ticks;
-            // The first time makes tables.
+            // Discard the first sample, in which tables are allocated.
             if number > 0 {
                 rows.iter_mut()
                     .zip([mapped, unmapped, invalidated])

@@ -29,9 +29,9 @@ mod off;
 mod recovery;
 mod scsi;
 
-/// Seconds of the CPU that waiting may take: a device may interrupt for ever and have no answer.
+/// The CPU time in seconds that a wait may take: a device may interrupt for ever and never answer.
 const BUSY_SECONDS: u64 = 2;
-/// Longer than any driver's budget.
+/// A limit that is longer than any driver's budget.
 const LONGEST_TURN_MS: u64 = 1_000_000;
 
 /// One line of results.
@@ -41,7 +41,7 @@ pub struct Row {
     batch: Option<usize>,
     domains: usize,
     unit: &'static str,
-    /// One value a sample.
+    /// One value for each sample.
     samples: Vec<f64>,
 }
 
@@ -60,7 +60,7 @@ impl Row {
         self
     }
 
-    /// The smallest sample that so many percent of all do not exceed.
+    /// Returns the smallest sample that `percent` percent of all samples do not exceed.
     fn percentile(&self, percent: usize) -> f64 {
         let mut sorted = self.samples.clone();
         sorted.sort_by(f64::total_cmp);
@@ -68,12 +68,12 @@ impl Row {
         sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
     }
 
-    /// The worse end of the samples: for rates that is the low one.
+    /// Returns the 99th percentile at the worse end of the samples; for rates this is the low end.
     fn p99(&self) -> f64 {
         self.percentile(if self.unit.ends_with("/s") { 1 } else { 99 })
     }
 
-    /// Prints the row, and tells programs of it.
+    /// Prints the row, and sends it to programs.
     fn print(&self) {
         let (median, p99) = (self.percentile(50), self.p99());
         let ring = self.ring.map(|ring| ring.to_string());
@@ -96,7 +96,7 @@ impl Row {
             median,
             p99,
         }));
-        // What waited would be sent while the next row is measured.
+        // Send pending events now, so that they are not sent while the next row is measured.
         while link::pump() {}
     }
 }
@@ -135,7 +135,7 @@ pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
         note("off", off::run(mode.unit("us"), &mut print).await);
     }
     yield_now().await;
-    // A machine without is no failure, unless that is what was asked for.
+    // A machine without an IOMMU is not a failure, unless the fence benchmark was asked for.
     if wanted("fence/") && (iommu::is_on() || prefix.starts_with("fence")) {
         note("fence", fence::run(mode.unit("ticks"), &mut print));
     }
@@ -161,8 +161,8 @@ pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
 /// The rings in the order in which samples alternate.
 const RINGS: [Ring; 2] = [Ring::Trusted, Ring::Sandboxed];
 
-/// Says that a driver is about to run in ring 0, where nothing of it is fenced: nobody else has
-/// said that it is trusted.
+/// Logs that a driver is about to run in ring 0, where it is not confined: no person has said that
+/// it is trusted.
 fn announce(handle: &Handle) {
     let domain = handle.lock();
     if trust::distrust(&domain).is_none() {
@@ -181,12 +181,14 @@ fn alternate(
     if let Some(why) = trust::distrust(&handle.lock()) {
         return Err(format!("the driver cannot be measured in ring 0: {why}"));
     }
-    // Nobody else runs meanwhile whom a driver could leave no time.
+    // Suspend throttling: meanwhile no other task runs that a driver could starve.
     let _no_rests = TURN_MS.for_now(LONGEST_TURN_MS);
-    // What waits for interrupts here does not let the task go on that was about to unmask some.
+    // Unmask pending lines now: the task that was about to do so does not run while this one waits
+    // for interrupts.
     poll::unmask();
     let mut rows = RINGS.map(|ring| row().ring(ring));
-    // The first of each is thrown away: it fills caches, QEMU's of translated code among them.
+    // Discard the first sample of each ring: it fills caches, among them QEMU's cache of translated
+    // code.
     for number in 0..=count {
         for (ring, row) in RINGS.into_iter().zip(&mut rows) {
             handle.lock().set_ring(ring);
@@ -200,8 +202,8 @@ fn alternate(
     Ok(rows)
 }
 
-/// Waits for a device's interrupt and has its driver polled; `false` when it has been waited
-/// `since` then for longer than is waited in this mode, however many interrupts came.
+/// Waits for a device's interrupt and polls its driver. Returns `false` if the time since `since`
+/// is longer than the mode allows, however many interrupts came.
 fn wait_for_interrupt(mode: Mode, since: &Stopwatch) -> bool {
     loop {
         let Cost { ticks, busy, .. } = since.stop(1);
@@ -223,13 +225,13 @@ fn wait_for_interrupt(mode: Mode, since: &Stopwatch) -> bool {
 pub enum Mode {
     /// Operations a second, or the unit of one operation.
     Time,
-    /// TSC ticks of an operation in which the CPU was not halted: instructions, under
-    /// `-icount shift=0`.
+    /// TSC ticks per operation in which the CPU was not halted. Under `-icount shift=0` these are
+    /// instructions.
     Instructions,
 }
 
 impl Mode {
-    /// The unit of a row that is measured in `unit` when it is about time.
+    /// Returns the unit of a row, which is `unit` if the mode is [`Mode::Time`].
     fn unit(self, unit: &'static str) -> &'static str {
         match self {
             Mode::Time => unit,
@@ -237,9 +239,9 @@ impl Mode {
         }
     }
 
-    /// How long a device may take to answer, in seconds of the guest's clock. With `-icount` QEMU
-    /// skips what the CPU is halted for, so an hour is over in seconds, while a disk still answers
-    /// when the host has read it.
+    /// Returns how long a device may take to answer, in seconds of the guest's clock. With
+    /// `-icount`, QEMU skips the time in which the CPU is halted. An hour is then over in seconds,
+    /// while a disk still answers only when the host has read its data.
     fn patience_seconds(self) -> u64 {
         match self {
             Mode::Time => 10,
@@ -256,7 +258,8 @@ struct Cost {
 }
 
 impl Cost {
-    /// What a row says of it: `factor` times operations a second, or instructions an operation.
+    /// Returns the value for a row: `factor` times the operations per second, or the instructions
+    /// per operation.
     fn value(&self, mode: Mode, factor: f64) -> f64 {
         match mode {
             Mode::Time => factor * self.count as f64 * time::tsc_per_second() as f64 / self.ticks.max(1) as f64,
@@ -265,7 +268,7 @@ impl Cost {
     }
 }
 
-/// Measures the cost of operations.
+/// A stopwatch for the cost of operations.
 struct Stopwatch {
     tsc: u64,
     idle: u64,

@@ -1,4 +1,4 @@
-//! Frames through a network driver: ARP requests to the router, which answers each at once.
+//! Frames through a network driver: ARP requests to the router, which answers each request at once.
 
 use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
 use alloc::string::{String, ToString};
@@ -13,16 +13,16 @@ use ringfence_abi::net::FRAME_BYTES;
 use ringfence_abi::upcall::Events;
 use smoltcp::wire::Ipv4Address;
 
-/// Frames in one sample, and samples.
+/// The number of frames in one sample, and the number of samples.
 const EACH: usize = 256;
 const SAMPLES: usize = 15;
-/// Frames handed over in one crossing.
+/// The numbers of frames handed over in one crossing.
 const BATCHES: [usize; 3] = [1, 8, 32];
 
-/// Measures frames a second, if there is a network interface.
+/// Measures frames per second, if there is a network interface.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     if net::first_driver().is_some() {
-        // Frames go and come without one, too.
+        // Go on even without an address: frames can be sent and received without one.
         let _ = net::wait_for_address().await;
     }
     let Some(handle) = net::first_driver() else { return Ok(()) };
@@ -32,7 +32,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
         let sample = || Ok(send(mode, &handle, &unknown, batch)?.value(mode, 1.0));
         let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/tx", mode.unit("frames/s")).batch(batch))?;
         rows.iter().for_each(&mut *print);
-        // Ctrl-C may have been typed.
+        // Let other tasks see a Ctrl-C.
         yield_now().await;
     }
     let request = frame(&handle, true);
@@ -64,7 +64,7 @@ fn frame(handle: &Handle, request: bool) -> [u8; SHORTEST_FRAME] {
     frame
 }
 
-/// Looks into a driver's queues; a lie that is found there ends the driver.
+/// Runs `look` with a driver's queues. A lie that it finds there ends the driver.
 fn with_queues<T>(handle: &Handle, look: impl FnOnce(&mut Queues) -> Result<T, Cause>) -> Result<T, String> {
     let result = look(handle.lock().offered_mut::<Queues>().ok_or("the driver is gone")?);
     result.map_err(|cause| {
@@ -73,8 +73,8 @@ fn with_queues<T>(handle: &Handle, look: impl FnOnce(&mut Queues) -> Result<T, C
     })
 }
 
-/// Puts a batch into the driver's hands and has it sent. Where there is no room for all, the device
-/// is waited for: it may have fewer descriptors than a batch has frames.
+/// Hands a batch of frames to the driver to be sent. If the queue has no room for all frames, waits
+/// for the device: it may have fewer descriptors than the batch has frames.
 fn hand_over(mode: Mode, handle: &Handle, frame: &[u8], batch: usize) -> Result<(), String> {
     let mut left = batch;
     loop {

@@ -12,9 +12,9 @@ use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::net::NetInfo;
 use ringfence_abi::scsi::{REQUESTS, ScsiInfo};
 
-/// The module that the services are called for, in its name.
+/// The services are called in the name of this module.
 const MODULE: &str = "null";
-/// Samples of each.
+/// The number of samples of each row.
 const SAMPLES: usize = 5;
 
 /// Makes the queues of a network interface and of a SCSI host.
@@ -25,7 +25,7 @@ fn make_queues(domain: &mut Domain) {
     drop((nic, host));
 }
 
-/// Measures the longest time without an interrupt in each, and in all of them.
+/// Measures the longest time without interrupts for each service, and for all of them.
 pub async fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     let file = module::file(MODULE).map_err(|error| error.to_string())?;
     // A quarter of the free memory: a module can have no more.

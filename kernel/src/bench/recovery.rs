@@ -1,6 +1,7 @@
-//! How long a driver that was ended is away: until another instance has started its device, is in
-//! its place, and has the frames that the one before did not send; and until it has served
-//! somebody: the router has answered, or a block was read.
+//! The time that a driver that was ended is away. The first time ends when its successor has
+//! started the device, is in its place, and has the frames that the old driver did not send. The
+//! second ends when the successor has served a client: the router has answered, or a block was
+//! read.
 
 use super::{Mode, Row, Stopwatch, nic};
 use alloc::string::{String, ToString};
@@ -17,9 +18,9 @@ use ringfence_abi::manifest::Policy;
 use ringfence_core::limits::RESTART_WAIT_MS;
 use scsi::disk::Disk;
 
-/// Ends of each driver.
+/// The number of times that each driver is ended, and counted.
 const SAMPLES: usize = 15;
-/// Longest time that it may be away.
+/// The maximum time that a driver may be away.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The client that is served first.
@@ -29,7 +30,7 @@ enum Client {
 }
 
 impl Client {
-    /// Has `handle` serve once.
+    /// Lets `handle` serve the client once.
     async fn is_served(&self, handle: &Handle, mode: Mode) -> Result<(), String> {
         match self {
             Client::Router => nic::ask_router(mode, handle),
@@ -41,16 +42,16 @@ impl Client {
     }
 }
 
-/// How a driver is ended.
+/// The way in which a driver is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// As `kill` does it.
+    /// As the command `kill` does.
     Killed,
     /// The driver's device accesses memory that was mapped for it, and no longer is.
     DmaFault,
 }
 
-/// Ends the drivers of the first interface and of the first disk over and over, if there are some.
+/// Repeatedly ends the drivers of the first interface and of the first disk, if they exist.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::scan::settled().await;
     let nic = ["recovery/nic", "recovery/nic-reset", "recovery/nic-served", "recovery/nic-dma"];
@@ -64,12 +65,12 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
         let is_fenced = handle.lock().fence().is_some();
         let mut rows = names.map(|name| Row::new(name, mode.unit("us")));
         let [killed @ .., fault] = &mut rows;
-        // Nothing is printed meanwhile: that takes longer than a restart.
+        // Print nothing meanwhile: printing takes longer than a restart.
         let mute = console::mute();
         let at_once = RESTART_WAIT_MS.for_now(0);
         let handle = measure(handle, &client, mode, End::Killed, killed).await?;
         if is_fenced {
-            // From the fault on nothing can be told apart but when somebody is served.
+            // After a DMA fault, only the time until a client is served can be measured.
             measure(handle, &client, mode, End::DmaFault, core::slice::from_mut(fault)).await?;
         }
         drop((mute, at_once));
@@ -89,17 +90,17 @@ async fn measure(
     rows: &mut [Row],
 ) -> Result<Handle, String> {
     let name = handle.lock().name.clone();
-    // The first one is thrown away, as everywhere.
+    // Discard the first sample, as everywhere.
     for number in 0..=SAMPLES {
-        // It is not to be given up for this.
+        // Forgive the driver, so that it is not given up for these ends.
         handle.lock().life.forgive();
         let watch = Stopwatch::start();
         match end {
             End::Killed => end::condemn(&handle, Cause::Killed),
             End::DmaFault => {
                 handle.lock().cut_device_off();
-                // Who asks now is served by the next one, or not at all; its device finds nothing
-                // where it was told to look.
+                // A client that asks now is served by the successor or not at all: the device finds
+                // no memory at the addresses that it was given.
                 let _ = client.is_served(&handle, mode).await;
             }
         }

@@ -15,15 +15,15 @@ use scsi::command::{ScsiError, check_outcome};
 use scsi::disk::Disk;
 use scsi::queues::{Asked, Queues};
 
-/// Reads in one sample, and samples.
+/// The number of reads in one sample, and the number of samples.
 const EACH: usize = 128;
 const SAMPLES: usize = 15;
-/// Requests handed over in one crossing, with 32 under way.
+/// The numbers of requests handed over in one crossing, with up to 32 requests under way.
 const BATCHES: [usize; 3] = [1, 8, 32];
 const DEPTH: usize = 32;
 const SMALL: usize = 4096;
 
-/// Measures reads a second, if there is a disk.
+/// Measures reads per second, if there is a disk.
 pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
@@ -34,7 +34,8 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
         return Err("the disk is too small".to_string());
     }
     let mut next = move |_| {
-        // xorshift64: where a read goes only must not be where the last one went.
+        // xorshift64. The only requirement is that a read does not go to the place of the previous
+        // one.
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -50,7 +51,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
         let row = || Row::new("scsi/read4k/depth32", mode.unit("reads/s")).batch(batch);
         let rows = alternate(&disk.handle(), SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
-        // Ctrl-C may have been typed.
+        // Let other tasks see a Ctrl-C.
         yield_now().await;
     }
     let large_blocks = (MAX_DATA / disk.block_bytes()) as u64;
@@ -66,7 +67,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     Ok(())
 }
 
-/// Requests under way, which are given up when a measurement ends early.
+/// Requests under way, which are abandoned when a measurement ends early.
 struct UnderWay<'a> {
     handle: &'a Handle,
     tickets: Vec<Ticket>,
@@ -80,8 +81,8 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Reads `count` times `len_bytes` bytes with up to `depth` under way, handed over `batch` at a
-/// time.
+/// Reads `len_bytes` bytes `count` times, with up to `depth` requests under way, handed over in
+/// batches of `batch`.
 fn read(
     mode: Mode,
     disk: &Disk,
@@ -98,7 +99,7 @@ fn read(
     let watch = Stopwatch::start();
     let mut since = Stopwatch::start();
     while done < count {
-        // A batch goes out when there is room for all of it.
+        // A batch is sent only when the whole batch fits into the depth.
         while begun < count && under_way.tickets.len() + batch.min(count - begun) <= depth {
             {
                 let mut domain = handle.lock();

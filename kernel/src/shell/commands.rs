@@ -1,4 +1,4 @@
-//! The table of commands, with the help of each, and how one is found and run.
+//! The table of commands with their help, and the functions that find and run a command.
 
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkreset, blkverify, blkwrite, lsblk, rescan};
@@ -40,7 +40,7 @@ struct Command {
     run: for<'a> fn(Arguments<'a>) -> Running<'a>,
 }
 
-/// Commands about one thing.
+/// A group of related commands.
 struct Group {
     name: &'static str,
     commands: &'static [Command],
@@ -330,7 +330,7 @@ fn all() -> impl Iterator<Item = &'static Command> {
     GROUPS.iter().flat_map(|group| group.commands)
 }
 
-/// Names of all commands.
+/// Returns the names of all commands.
 fn names() -> Vec<String> {
     all().map(|command| command.name.to_string()).collect()
 }
@@ -378,7 +378,7 @@ pub async fn run(line: &str) -> Outcome {
     (command.run)(Arguments::new(arguments, command.usage)).await
 }
 
-/// Runs commands with commas in between, up to the first that fails.
+/// Runs a comma-separated list of commands, up to the first command that fails.
 pub async fn run_all(commands: &str) -> Outcome {
     for command in command_line::list(commands) {
         Box::pin(run(command)).await?;

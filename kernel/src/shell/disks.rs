@@ -11,7 +11,7 @@ use ringfence_core::arguments::Arguments;
 use ringfence_link::event::{self, Event};
 use sha2::{Digest, Sha256};
 
-/// Columns that a row takes at most: one less than the narrowest usual terminal has.
+/// The maximum number of columns in a row: one less than the narrowest usual terminal has.
 const ROW: usize = 79;
 
 pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
@@ -20,7 +20,8 @@ pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     let row = |cells: [&str; 7]| {
         let [name, driver, target, unit, blocks, bytes, model] = cells;
         let row = format!("{name:<8} {driver:<16} {target:>6} {unit:>4} {blocks:>10} {bytes:>6}  {model}");
-        // Wider, a terminal would begin its next row with words of the device's.
+        // A longer row would wrap, and the next terminal row would begin with text that the device
+        // chose.
         println!("{}", row.chars().take(ROW).collect::<String>().trim_end());
     };
     row(["DISK", "DRIVER", "TARGET", "UNIT", "BLOCKS", "BYTES", "MODEL"]);
@@ -65,10 +66,11 @@ async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
     found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))
 }
 
-/// Bytes that are moved at once.
+/// The number of bytes that are moved at once.
 const PIECE: usize = 256 << 10;
 
-/// Calls for each piece of `blocks` blocks from `lba`: its first block, and its length in bytes.
+/// Splits `blocks` blocks from `lba` into pieces. Returns the first block and the length in bytes
+/// of each piece.
 fn pieces(disk: &dyn Disk, lba: u64, blocks: u64) -> impl Iterator<Item = (u64, usize)> {
     let block_bytes = disk.block_bytes();
     let each = (PIECE / block_bytes) as u64;
@@ -85,7 +87,7 @@ fn check_range(disk: &dyn Disk, lba: u64, blocks: u64) -> Outcome {
     }
 }
 
-/// Fills `data` with a pattern that differs with the seed and the block's address (xorshift64*).
+/// Fills `data` with a pattern that depends on the seed and the block's address (xorshift64*).
 fn fill(data: &mut [u8], lba: u64, seed: u64) {
     let mut state = (seed << 1 ^ lba.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
     for word in data.chunks_mut(8) {
@@ -113,7 +115,7 @@ pub async fn blkread(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Disk, first block, count and seed, as the commands about patterns take them.
+/// Parses the arguments of the commands about patterns: disk, first block, count and seed.
 async fn pattern_arguments(mut arguments: Arguments<'_>) -> Result<(Arc<dyn Disk>, u64, u64, u64), String> {
     let disk = find_disk(arguments.word("the disk")?).await?;
     let (lba, blocks) = (arguments.number("the first block")?, arguments.number("the count")?);
@@ -123,7 +125,7 @@ async fn pattern_arguments(mut arguments: Arguments<'_>) -> Result<(Arc<dyn Disk
     Ok((disk, lba, blocks, seed))
 }
 
-/// Writes the pattern of `seed` and waits until the disk has it for good; returns its checksum.
+/// Writes the pattern of `seed` and flushes the disk. Returns the pattern's checksum.
 async fn write_pattern(disk: &dyn Disk, lba: u64, blocks: u64, seed: u64) -> Result<Sha256, String> {
     let mut sum = Sha256::new();
     let mut buffer = buffer(PIECE)?;

@@ -13,23 +13,23 @@ use ringfence_core::line_editor::{Event, MAX_LINE};
 pub enum Line {
     /// A line, without white space at its ends.
     Command(String),
-    /// A line that is longer than any may be.
+    /// A line that is longer than allowed.
     TooLong,
     /// Ctrl-C.
     Cancelled,
-    /// Ctrl-D: there is no more to come.
+    /// Ctrl-D: there is no more input.
     End,
 }
 
 impl Line {
-    /// Why a line is not run, if it is not.
+    /// Returns the reason why the line is not run, if it is refused.
     pub fn refusal(&self) -> Option<String> {
         matches!(self, Line::TooLong)
             .then(|| alloc::format!("the line was not run: it has more than {MAX_LINE} characters"))
     }
 }
 
-/// Reads a line behind `prompt`.
+/// Prints `prompt` and reads a line.
 pub async fn read_line(prompt: &str) -> Line {
     console::begin_line(prompt);
     let line = poll_fn(|context| {

@@ -1,5 +1,5 @@
-//! Runs commands, one at a time and beside others (`&`), until they end or Ctrl-C or `kill %N`
-//! gives them up.
+//! Runs commands, one at a time and in the background (`&`), until they end or are abandoned by
+//! Ctrl-C or `kill %N`.
 
 use super::{Outcome, commands, finish, pager, reboot};
 use alloc::boxed::Box;
@@ -18,10 +18,10 @@ use ringfence_link::event::Event;
 
 /// The most memory of the kernel's heap that a command takes, besides buffers that it asks for.
 const COMMAND_BYTES: usize = 128 << 10;
-/// Commands that can run beside others.
+/// The maximum number of commands in the background.
 const MAX_JOBS: usize = 64;
 
-/// A command that runs beside others.
+/// A command in the background.
 struct Job {
     /// The job's number for a person.
     number: usize,
@@ -29,7 +29,7 @@ struct Job {
     future: Pin<Box<dyn Future<Output = Outcome>>>,
 }
 
-/// Commands that were started with `&` and still run, and how many commands failed.
+/// The commands that were started with `&` and still run, and the number of commands that failed.
 pub struct Jobs {
     running: Vec<Job>,
     failed: usize,
@@ -44,7 +44,7 @@ impl Jobs {
         Jobs { running: Vec::new(), failed: 0, scripted }
     }
 
-    /// How many commands failed.
+    /// Returns the number of commands that failed.
     pub fn failed(&self) -> usize {
         self.failed
     }
@@ -113,7 +113,7 @@ impl Jobs {
         let_drivers_return().await;
     }
 
-    /// Has a command run beside others.
+    /// Starts a command in the background.
     fn start(&mut self, line: &str) -> Outcome {
         if self.running.len() >= MAX_JOBS {
             return Err(format!("{MAX_JOBS} commands run already; 'wait' waits for them"));
@@ -130,7 +130,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// Gives up a command that runs beside others.
+    /// Abandons a command in the background.
     fn kill(&mut self, number: &str) -> Outcome {
         let place = self.running.iter().position(|job| number.parse() == Ok(job.number));
         let place = place.ok_or_else(|| format!("there is no job %{number}; 'jobs' lists them"))?;
@@ -161,7 +161,7 @@ impl Jobs {
         .await
     }
 
-    /// Waits for `future` while the others go on.
+    /// Waits for `future` while the commands in the background go on.
     pub async fn beside<T>(&mut self, future: impl Future<Output = T>) -> T {
         let mut future = core::pin::pin!(future);
         poll_fn(|context| {
@@ -194,8 +194,9 @@ impl Jobs {
     }
 }
 
-/// Between two commands: a driver that the first one ended is back before the next. Who became
-/// ready last is next (embassy-executor's queue), which after one turn may be this task again.
+/// Lets a driver that the last command ended come back before the next command. The executor next
+/// runs the task that became ready last (embassy-executor's queue), so after one turn this task may
+/// run again; yield twice.
 pub async fn let_drivers_return() {
     yield_now().await;
     yield_now().await;

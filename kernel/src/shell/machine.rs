@@ -1,4 +1,4 @@
-//! Commands about the machine as a whole: its functions, its interrupts, the log, measurements.
+//! Commands about the machine as a whole: its PCI functions, its interrupts, the log, measurements.
 
 use super::Outcome;
 #[cfg(feature = "bench")]
@@ -27,8 +27,7 @@ pub fn device_name(vendor: u16, device: u16) -> String {
     format!("{vendor_name} {device_name}")
 }
 
-/// What can be read of a function: its command register, line, BARs and capabilities, and who
-/// drives it.
+/// Prints the details of a function: its command register, line, BARs, capabilities, and driver.
 fn show_function(function: &'static Function) {
     const COMMAND: u16 = 4;
     const BUS_MASTER: u32 = 4;
@@ -68,7 +67,7 @@ fn show_function(function: &'static Function) {
     }
 }
 
-/// Whether a device is kept within its driver's memory, and if not, why.
+/// Returns whether a device is confined to its driver's memory and, if not, the reason.
 pub fn fence_in_words(device: &Device) -> String {
     match device.fence() {
         None => "it reaches no memory by itself".to_string(),
@@ -80,7 +79,7 @@ pub fn fence_in_words(device: &Device) -> String {
     }
 }
 
-/// A capability's name by its id (PCI Code and ID Assignment 1.11, 2).
+/// Returns a capability's name by its id (PCI Code and ID Assignment 1.11, 2).
 fn capability_name(id: u8) -> String {
     match id {
         0x01 => "power".to_string(),
@@ -144,15 +143,14 @@ pub async fn dmesg(mut arguments: Arguments<'_>) -> Outcome {
         return Err(format!("the log has nothing that '{driver}' said or had said"));
     }
     if goes_on {
-        // Lines appear as they come, until Ctrl-C ends this, or there is no more to come from a
-        // pipe.
+        // Lines appear as they come, until Ctrl-C ends this command, or a pipe has no more input.
         let _watch = console::watch(wanted);
         console::end_of_pipe().await;
     }
     Ok(())
 }
 
-/// The driver's name, if its device's interrupts come on `line`.
+/// Returns the driver's name, if its device's interrupts come on `line`.
 fn driver_on(handle: &Handle, line: u8) -> Option<String> {
     let domain = handle.lock();
     let is_on = domain.device.as_ref().is_some_and(|device| device.active_lines() & 1 << line != 0);

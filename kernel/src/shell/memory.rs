@@ -1,4 +1,4 @@
-//! Commands about memory: how much, where, and whether it is as it should be.
+//! Commands about memory: its amount, its layout, and its integrity.
 
 use super::machine::fence_in_words;
 use super::{Outcome, said};

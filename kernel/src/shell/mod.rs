@@ -40,7 +40,7 @@ mod trials;
 /// The end of a command: success, or an error in words for a person.
 pub type Outcome = Result<(), String>;
 
-/// The line before each command.
+/// The prompt before each command.
 pub const PROMPT: &str = "ringfence> ";
 
 /// Loads drivers, then runs the commands in the ramdisk, or the commands that a person types.
@@ -95,14 +95,14 @@ pub async fn run() {
     }
 }
 
-/// Stops all drivers and starts the machine again.
+/// Stops all drivers and reboots the machine.
 async fn reboot() -> ! {
     module::unload_all().await;
     fault::print_pending();
     power::end(Ending::Reboot)
 }
 
-/// Ends the machine in order, and says so in the last line.
+/// Stops all drivers and ends the machine. The last line says whether commands failed.
 async fn finish(failed: usize) -> ! {
     module::unload_all().await;
     fault::print_pending();
@@ -115,7 +115,7 @@ async fn finish(failed: usize) -> ! {
     power::end(Ending::CommandFailed)
 }
 
-/// Prints a SHA-256 and of how many bytes it is.
+/// Prints a SHA-256 and the number of bytes that it covers.
 fn print_sum(sum: &[u8; 32], bytes: u64) {
     let sha256 = Sha256(*sum);
     println!("{sha256}  {bytes} bytes");

@@ -1,4 +1,4 @@
-//! Commands about modules and the drivers that run.
+//! Commands about modules and running drivers.
 
 use super::machine::{device_name, fence_in_words};
 use super::{Outcome, said};
@@ -173,7 +173,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     let ring = parse_ring(&arguments, word)?;
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
-    // One that sleeps is not moved at once.
+    // A sleeping driver is not moved at once, so wait until it is awake.
     sleep::awake(&handle).await;
     let mut domain = handle.lock();
     if !domain.is_alive() {
@@ -188,7 +188,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Most lines of a driver's answer to a command that are shown.
+/// The maximum number of lines that are shown of a driver's answer to a command.
 const ANSWER_LINES: usize = 64;
 
 pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
@@ -208,7 +208,7 @@ pub async fn tell(mut arguments: Arguments<'_>) -> Outcome {
     }
     let (answer, text) = sleep::command(&handle, &text).await;
     poll::after(&mut handle.lock());
-    // What it said before it was ended, or refused, is shown as well.
+    // Show the text also if the driver was ended or refused.
     text.lines().take(ANSWER_LINES).for_each(|line| println!("{name}| {}", console::printable(line)));
     if let Some(more) = text.lines().count().checked_sub(ANSWER_LINES).filter(|more| *more > 0) {
         println!("{name}: {more} more lines are not shown");
@@ -254,8 +254,7 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
             trust::never_trust(&file);
         }
     }
-    // One that was ended already is restarted now, or those who wait for that need not wait any
-    // longer.
+    // Restart a driver that was ended already, or release the tasks that wait for its restart.
     end::note();
     offer::wake_waiting();
     show_policy(&handle)

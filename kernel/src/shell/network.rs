@@ -14,7 +14,7 @@ use ringfence_core::arguments::Arguments;
 use ringfence_link::event::Event;
 use smoltcp::wire::Ipv4Cidr;
 
-/// A host's address: itself, or that of the host of this name.
+/// Parses a host's address, or looks up the address of a host name.
 async fn host(arguments: &mut Arguments<'_>) -> Result<Ipv4Addr, String> {
     let word = arguments.word("the host's address or name")?;
     match word.parse() {
@@ -92,7 +92,7 @@ async fn show() -> Outcome {
     outcome
 }
 
-/// `add A/N dev ethX [via R]` and `del A[/N] dev ethX`.
+/// Runs `add A/N dev ethX [via R]` and `del A[/N] dev ethX`.
 async fn address(mut arguments: Arguments<'_>) -> Outcome {
     let verb = arguments.optional();
     if matches!(verb, None | Some("show")) {
@@ -159,7 +159,7 @@ fn set_link(mut arguments: Arguments<'_>) -> Outcome {
     net::set_hearing(interface, what, on)
 }
 
-/// Seconds, with up to three digits behind the point.
+/// Parses a time in seconds, with up to three digits after the point.
 fn seconds(arguments: &Arguments, word: &str) -> Result<Duration, String> {
     const MOST_S: u64 = 86_400;
     let (whole, part) = word.split_once('.').unwrap_or((word, ""));

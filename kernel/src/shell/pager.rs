@@ -54,7 +54,7 @@ async fn ask() -> Next {
             match byte {
                 b' ' | b'f' => return Poll::Ready(Next::Page),
                 b'\r' | b'\n' | b'j' => return Poll::Ready(Next::Row),
-                // Ctrl-C, Ctrl-D and Esc as well.
+                // Ctrl-C, Ctrl-D and Esc also end the output.
                 b'q' | b'Q' | 3 | 4 | 0x1b => return Poll::Ready(Next::Nothing),
                 _ => {}
             }

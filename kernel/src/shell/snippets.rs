@@ -1,5 +1,5 @@
-//! Runs machine code that the runner has made up (`drivers/snippets`), and tells programs how each
-//! snippet ended.
+//! Runs machine code that the runner has made up (`drivers/snippets`), and sends programs the
+//! result of each snippet.
 
 use super::{Outcome, said};
 use alloc::format;
@@ -15,14 +15,16 @@ use ringfence_abi::manifest::Policy;
 use ringfence_core::arguments::Arguments;
 use ringfence_link::event::{Event, Snippet, Trap};
 
-/// Tells a driver so many numbers, beginning with one, and puts a fresh instance in its place each
-/// time that ends it. What became of each is told on the link, and at last how the kernel is.
+/// Tells a driver the numbers of `count` snippets, beginning with `first`. When a snippet ends the
+/// driver, puts a fresh instance in its place. Sends the result of each snippet over the link, and
+/// finally the kernel's checksum and count of stray writes.
 pub async fn snippets(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let (first, count): (u64, u64) = (arguments.number("the first snippet")?, arguments.number("the count")?);
     arguments.end()?;
     let mut handle = module::find(name).map_err(said)?;
-    // Its report is not to be printed: that is for somebody who brings it back.
+    // With this policy the report is not printed at once: it is left to the code that restarts the
+    // driver.
     handle.lock().life.set_policy(Policy::Restart);
     let mut ended = 0_u64;
     for number in first..first.saturating_add(count) {

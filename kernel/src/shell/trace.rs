@@ -63,7 +63,7 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
         if trace.record.lost > 0 {
             println!("{:>10}  {} earlier events were not kept", "", trace.record.lost);
         }
-        // The same call over and over is one line.
+        // Repetitions of one call are printed as one line.
         let same = |a: &Event, b: &Event| matches!((a.what, b.what), (What::Call(a), What::Call(b)) if a == b);
         let events: Vec<Event> = trace.record.events().copied().collect();
         events.chunk_by(same).for_each(|same| print(name, register, same));
@@ -93,7 +93,7 @@ fn is_register(word: &str) -> bool {
     word.starts_with(|first: char| first.is_ascii_uppercase())
 }
 
-/// Where a driver sees the register that its module calls `word`.
+/// Returns the range at which a driver sees the register that its module calls `word`.
 fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
     let module = Module::parse(&domain.file.bytes).map_err(said)?;
     let (name, number) = word.split_once('.').unwrap_or((word, "0"));
@@ -110,7 +110,7 @@ fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
     let mapped = domain.region_start(found.bar.into()).ok_or(format!("{} has not mapped {name}", domain.name))?;
     let start = mapped + u64::from(found.offset) + width_bytes * u64::from(number);
     let extent = Extent::new(start, width_bytes);
-    // A port's number is no address.
+    // A port number is not an address.
     let is_memory = domain.slot_extent().encloses(extent) && start.is_multiple_of(width_bytes);
     is_memory.then_some(extent).ok_or(format!("{name} is a port, which the CPU does not watch"))
 }

@@ -49,7 +49,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     restored.map_err(|why| format!("{name} is not restored: {why}"))
 }
 
-/// Changes the code of a driver where it lies.
+/// Changes the code of a driver in its slot.
 pub async fn poke(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let word = arguments.word("the change")?;

@@ -1,10 +1,10 @@
-//! The calls of services that a driver made last: what it did before it went wrong.
+//! The last service calls of a driver: a record of its actions before it failed.
 
 use core::fmt;
 use ringfence_abi::service::{REGISTERS, Refusal, SERVICES, Service};
 use ringfence_link::event;
 
-/// A service's symbol.
+/// Returns the symbol of a service.
 pub fn service_name(service: usize) -> &'static str {
     SERVICES.get(service).map_or("?", |service| service.symbol)
 }
@@ -14,14 +14,15 @@ pub fn service_name(service: usize) -> &'static str {
 pub struct Call {
     /// The service's number.
     pub service: usize,
-    /// The registers that it takes; the others are 0.
+    /// The registers that the service takes; the others are 0.
     pub arguments: [u64; REGISTERS],
-    /// What it returned, or [`Call::RUNS`].
+    /// The result of the call, or [`Call::RUNS`].
     result: i64,
 }
 
-/// A call's place, in which registers that the service does not take are what was there before. Of
-/// a power of two bytes, so that it is found by a shift: that is on the path of every gate.
+/// A place for a call in the log. Registers that the service does not take keep the values of
+/// earlier calls. The size is a power of two, so that indexing is a shift: this is on the path of
+/// every gate.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(64))]
 struct Kept(Call);
@@ -36,22 +37,23 @@ impl Kept {
 }
 
 impl Call {
-    /// In place of a result, while it runs, and if it ended the driver. No service returns that.
+    /// Stands for the result while the call is under way, and if the call ended the driver. No
+    /// service returns this value.
     const RUNS: i64 = i64::MIN;
 
-    /// What it returned; `None` while it runs, and if it ended the driver.
+    /// Returns the result of the call, or `None` if the call is under way or ended the driver.
     pub fn result(&self) -> Option<i64> {
         (self.result != Self::RUNS).then_some(self.result)
     }
 
-    /// The same for programs.
+    /// Returns the call in the form that programs receive.
     pub fn event(&self) -> event::Call<'static> {
         let taken = SERVICES.get(self.service).map_or(0, |service| service.registers().count());
         let arguments = self.arguments.iter().copied().take(taken).collect();
         event::Call { service: service_name(self.service).into(), arguments, result: self.result() }
     }
 
-    /// Whether it was to offer something.
+    /// Returns whether this is a call of `rf_offer`.
     pub fn offers(&self) -> bool {
         service_name(self.service) == "rf_offer"
     }
@@ -60,16 +62,17 @@ impl Call {
 /// The last calls of services, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct CallLog {
-    /// Each at its number, modulo their number; those that were not made yet mean nothing.
+    /// Call number `n` is at index `n` modulo [`CallLog::LEN`]. Places that were never used have no
+    /// meaning.
     calls: [Kept; CallLog::LEN],
     made: usize,
 }
 
 impl CallLog {
-    /// How many are kept.
+    /// The number of calls that are kept.
     pub const LEN: usize = 32;
 
-    /// Notes that a service is called that takes so many registers.
+    /// Notes the call of a service that takes `TAKEN` registers.
     #[inline(always)]
     pub fn begin<const TAKEN: usize>(&mut self, service: usize, registers: [u64; REGISTERS]) {
         self.made = self.made.wrapping_add(1);
@@ -79,17 +82,17 @@ impl CallLog {
         call.result = Call::RUNS;
     }
 
-    /// Notes what it returned.
+    /// Notes the result of the last call.
     pub fn end(&mut self, result: i64) {
         self.calls[self.made % Self::LEN].0.result = result;
     }
 
-    /// The last call.
+    /// Returns the last call.
     pub fn last(&self) -> Option<Call> {
         (self.made > 0).then(|| self.calls[self.made % Self::LEN].call())
     }
 
-    /// All calls that are kept, oldest first.
+    /// Returns all calls that are kept, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = Call> {
         let kept = self.made.min(Self::LEN);
         (self.made - kept + 1..=self.made).map(|number| self.calls[number % Self::LEN].call())
@@ -114,7 +117,8 @@ impl fmt::Display for Call {
     }
 }
 
-/// The last so many calls of a log, oldest first, in words for a person.
+/// The last calls of a log, at most as many as the number says, oldest first, in words for a
+/// person.
 pub struct Last<'a>(pub &'a CallLog, pub usize);
 
 impl fmt::Display for Last<'_> {

@@ -1,5 +1,5 @@
-//! Where a driver was when it was ended, and why an upcall has no value. [`ringfence_core::fault`]
-//! has the causes.
+//! The place at which a driver was ended, and the reasons why an upcall returns no value.
+//! [`ringfence_core::fault`] has the causes.
 
 use hw::arch::Caller;
 use hw::arch::frame::TrapFrame;
@@ -7,19 +7,19 @@ use ringfence_abi::service::Refusal;
 pub use ringfence_core::fault::Cause;
 use ringfence_core::fault::Exception;
 
-/// Where a driver was when it was ended.
+/// The place at which a driver was ended.
 #[derive(Debug, Clone, Copy)]
 pub enum Site<'a> {
-    /// It ran, and these were its registers.
+    /// The driver was running, and these were its registers.
     Trap(&'a TrapFrame),
-    /// It had called a service, with these in its registers.
+    /// The driver had called a service, with these values in its registers.
     Gate(Caller),
-    /// It did not run.
+    /// The driver was not running.
     Nowhere,
 }
 
 impl Site<'_> {
-    /// What the CPU says, if it was ended by a trap.
+    /// Returns the CPU's exception, if a trap ended the driver.
     pub fn exception(&self) -> Option<Exception> {
         match self {
             Site::Trap(frame) => Some(frame.exception()),
@@ -28,14 +28,14 @@ impl Site<'_> {
     }
 }
 
-/// Why an upcall has no value.
+/// The reason why an upcall returns no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpcallError {
     /// The driver refused.
     Refused(Refusal),
     /// The driver returned a negative value that is no refusal.
     Nonsense(i64),
-    /// The driver sleeps: in this upcall, or in one that is under way.
+    /// The driver sleeps, in this upcall or in an earlier one that is still under way.
     Asleep,
     /// The driver was ended: its [`Domain::fault`] says why.
     Ended,

@@ -1,9 +1,9 @@
-//! The device that a domain drives: it has this one and no other.
+//! The device that a domain drives. A domain has at most one device.
 //!
 //! **Memory of a driver whose device may still write to it is never used for anything else.** When
-//! a driver ends, its device's interrupts and bus mastering go off, then the kernel resets the
-//! device ([`super::reset`]); only then is the memory freed. A device that does not come to rest is
-//! set aside for good, and the memory with it.
+//! a driver ends, its device's interrupts and bus mastering are turned off, then the kernel resets
+//! the device ([`super::reset`]). Only then is the memory freed. A device that does not come to
+//! rest is set aside for good. If it may still reach memory, the driver's memory is set aside too.
 
 use super::cause::Cause;
 use super::hardware::{Hardware, MOST_REGIONS, Region, Which};
@@ -22,10 +22,10 @@ use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
 use ringfence_core::port_bitmap::Ports;
 
-/// A device that does not come to rest.
+/// The error for a device that does not come to rest.
 pub struct NotStopped {
     why: NotReset,
-    /// Whether it reaches no memory all the same.
+    /// Whether the device can reach no memory although it does not come to rest.
     is_detached: bool,
 }
 
@@ -34,13 +34,13 @@ pub struct Device {
     hardware: Box<dyn Hardware>,
     /// Whether its interrupts reach the driver.
     pub interrupts: bool,
-    /// Its regions that are mapped: where the driver sees them, or the first port.
+    /// The mapped regions: for each its address in the driver's slot, or its first port.
     pub mapped: [Option<u64>; MOST_REGIONS],
-    /// Where the next region goes, from the start of the slot's MMIO region.
+    /// Where the next region is mapped, as an offset into the slot's MMIO region.
     next: u64,
-    /// Whether it has been a bus master.
+    /// Whether the device has ever been a bus master.
     used_dma: bool,
-    /// How it is reset, found before it became a bus master.
+    /// How the device is reset. This is looked up before the device becomes a bus master.
     reset: Option<ResetRegister>,
 }
 
@@ -49,33 +49,34 @@ impl Device {
         Device { hardware, interrupts: false, mapped: [None; MOST_REGIONS], next: 0, used_dma: false, reset: None }
     }
 
-    /// Which one it is.
+    /// Returns which device this is.
     pub fn which(&self) -> Which {
         self.hardware.which()
     }
 
-    /// What keeps it within its driver's memory, or why nothing does, if it can reach memory at
-    /// all.
+    /// Returns the fence that confines the device to its driver's memory, or the reason why there
+    /// is no fence. Returns `None` if the device cannot reach memory at all.
     pub fn fence(&self) -> Option<&Result<Fence, Unfenced>> {
         self.hardware.fence()
     }
 
-    /// The PCI function that it is, if it is one.
+    /// Returns the PCI function, if the device is one.
     pub fn function(&self) -> Option<&'static Function> {
         self.hardware.function()
     }
 
-    /// The lines on which its interrupts are to reach the driver, as a set of bits.
+    /// Returns the lines on which the device's interrupts are to reach the driver, as a set of
+    /// bits.
     pub fn active_lines(&self) -> u64 {
         if self.interrupts { self.hardware.lines() } else { 0 }
     }
 
-    /// Why its driver is polled when these lines have fired.
+    /// Returns the events that the driver is polled for when the lines in `fired` have fired.
     pub fn events(&self, fired: u64) -> Events {
         self.hardware.events(fired)
     }
 
-    /// Has its interrupts reach the driver; `false` if it can have none.
+    /// Enables the device's interrupts. Returns `false` if the device can have none.
     pub fn enable_interrupts(&mut self) -> bool {
         self.hardware.prepare_interrupts();
         self.interrupts = self.hardware.lines() != 0;
@@ -85,29 +86,31 @@ impl Device {
         self.interrupts
     }
 
-    /// Whether it has interrupts of its own.
+    /// Returns whether the device has interrupts of its own (messages).
     pub fn has_messages(&self) -> bool {
         self.hardware.has_messages()
     }
 
-    /// Gives it up to `wanted` interrupts of its own, in place of its line; how many.
+    /// Gives the device up to `wanted` interrupts of its own, in place of its line. Returns how
+    /// many it has now.
     pub fn give_messages(&mut self, wanted: u8) -> u8 {
         self.hardware.give_messages(wanted)
     }
 
-    /// Lets its interrupts through.
+    /// Lets the device's interrupts through.
     pub fn unmask(&self) {
         self.hardware.let_through();
     }
 
-    /// Holds its interrupts back.
+    /// Holds the device's interrupts back.
     pub fn mask(&self) {
         self.hardware.hold_back();
     }
 
-    /// Stops its interrupts and its DMA, resets it if it ever used DMA, and gives it back: from
-    /// here on it writes to no memory. If it does not come to rest nobody gets it any more. Its
-    /// registers are in `space`, which one needs that has used DMA.
+    /// Stops the device's interrupts and DMA, resets it if it ever used DMA, and gives it back.
+    /// From then on the device writes to no memory. If it does not come to rest, it is set aside
+    /// and no domain gets it any more. `space` maps the device's registers; it is needed only for a
+    /// device that has used DMA.
     pub fn stop(mut self, space: Option<&Space>) -> Result<(), NotStopped> {
         self.hardware.quiet();
         let stopped = match (&self.reset, self.used_dma) {
@@ -115,19 +118,19 @@ impl Device {
             (Some(reset), true) => space.map_or(Err(NotReset::NoRecipe), |space| reset.run(space)),
             (None, true) => Err(NotReset::NoRecipe),
         };
-        // Behind its reset: what it did until then was its driver's. From here on it reaches
-        // nothing.
+        // Detach after the reset: until then, the device's accesses are its driver's. From here on
+        // the device reaches no memory.
         let is_detached = self.hardware.detach();
         self.which().give_back(stopped.is_ok());
         stopped.map_err(|why| NotStopped { why, is_detached })
     }
 
-    /// Region `index` of its registers.
+    /// Returns region `index` of the device's registers.
     pub fn region(&self, index: u64) -> Result<Region, Refusal> {
         self.hardware.region(usize::try_from(index).map_err(|_| Refusal::NotFound)?)
     }
 
-    /// The I/O ports that its driver may use.
+    /// Returns the I/O ports that the driver may use.
     pub fn ports(&self) -> impl Iterator<Item = Ports> {
         let mapped = self.mapped.iter().enumerate().filter(|(_, mapped)| mapped.is_some());
         mapped.filter_map(|(index, _)| match self.hardware.region(index) {
@@ -138,7 +141,7 @@ impl Device {
 }
 
 impl Domain {
-    /// What keeps its device within its memory.
+    /// Returns the fence that confines the device to the domain's memory.
     pub fn fence(&self) -> Option<&Fence> {
         self.device.as_ref()?.fence()?.as_ref().ok()
     }
@@ -147,7 +150,7 @@ impl Domain {
         self.device.as_mut()?.hardware.fence_mut()
     }
 
-    /// Lets its device reach `region`, and write there if `is_written`.
+    /// Lets the domain's device reach `region`, and write to it if `is_written`.
     pub fn let_device_reach(&mut self, region: &DmaRegion, is_written: bool) -> Result<(), OutOfMemory> {
         let start = self.device_address(region);
         match self.fence_mut() {
@@ -156,27 +159,28 @@ impl Domain {
         }
     }
 
-    /// Lets its device reach `region` no more; `false` if it may all the same, as the IOMMU does
-    /// not do as it is told.
+    /// Takes `region` out of the device's reach. Returns `false` if the device may still reach it
+    /// because the IOMMU does not obey.
     pub fn keep_device_from(&mut self, region: &DmaRegion) -> bool {
         let start = self.device_address(region);
         self.fence_mut().is_none_or(|fence| fence.unmap(start, region.extent.len_bytes))
     }
 
-    /// Lets its device reach nothing any more of the memory that the driver has asked for, where
-    /// its descriptors are, so that it faults: to measure what comes of that.
+    /// Takes all DMA memory that the driver has asked for out of its device's reach. The device's
+    /// descriptors are in this memory, so the device faults. This serves to measure the handling of
+    /// a DMA fault.
     pub fn cut_device_off(&mut self) {
         let regions = core::mem::take(&mut self.dma);
         for region in &regions {
-            // If the IOMMU does not do as it is told, there will be no fault.
+            // If the IOMMU does not obey, there will be no fault.
             let _ = self.keep_device_from(region);
         }
         self.dma = regions;
     }
 
-    /// Where its device sees `region`: at the same place in its slot as the driver does, counted
-    /// from the start of that; a device without a fence sees physical memory, and one that reaches
-    /// no memory sees it nowhere: 0.
+    /// Returns the address at which the domain's device sees `region`. A fenced device sees the
+    /// region at its offset in the slot. A device without a fence sees physical memory. For a
+    /// device that reaches no memory the address is 0.
     pub fn device_address(&self, region: &DmaRegion) -> u64 {
         match self.device.as_ref().and_then(Device::fence) {
             Some(Ok(_)) => region.extent.start - self.base(),
@@ -185,19 +189,19 @@ impl Domain {
         }
     }
 
-    /// Why its device was ended by its fence, if something was recorded.
+    /// Takes the fault that the fence has recorded for the domain's device, if there is one.
     pub fn take_dma_fault(&self) -> Option<Cause> {
         let fence = self.fence()?;
         let iommu::Fault { address, writes, reason, .. } = fence.take_fault()?;
-        // It goes on until it is stopped.
+        // The device goes on until it is stopped; its further faults are not recorded.
         fence.silence();
         Some(Cause::Dma { address, writes, reason })
     }
 
-    /// Maps region `index` of its device's registers and returns where, or opens its ports and
-    /// returns the first.
+    /// Maps region `index` of the device's registers and returns its address, or opens the region's
+    /// ports and returns the first port.
     ///
-    /// A region whose pages hold another device's registers as well is refused.
+    /// A region whose pages also hold another device's registers is refused.
     pub fn map_region(&mut self, index: u64) -> Result<u64, Refusal> {
         let base = self.base() + MMIO;
         let device = self.device.as_mut().ok_or(Refusal::NotFound)?;
@@ -227,18 +231,20 @@ impl Domain {
         Ok(mapped)
     }
 
-    /// Where region `index` of its device's registers is mapped, if the driver has asked for that.
+    /// Returns the address of region `index` of the device's registers, if the driver has had it
+    /// mapped.
     pub fn region_start(&self, index: usize) -> Option<u64> {
         self.device.as_ref()?.mapped.get(index).copied().flatten()
     }
 
-    /// Length of region `index` of its device's registers in bytes, or in ports.
+    /// Returns the length of region `index` of the device's registers, in bytes or in ports.
     pub fn region_len(&self, index: u64) -> Result<u64, Refusal> {
         let device = self.device.as_ref().ok_or(Refusal::NotFound)?;
         device.hardware.region_len(usize::try_from(index).map_err(|_| Refusal::NotFound)?)
     }
 
-    /// Lets its device be a bus master, or not any more. How to reset it must be known by then.
+    /// Turns the device's bus mastering on or off. Before it is first turned on, the way to reset
+    /// the device is looked up.
     pub fn set_bus_master(&mut self, on: bool) -> Result<(), Refusal> {
         if self.device.as_ref().and_then(Device::fence).is_none() {
             return Err(Refusal::NotFound);
@@ -264,12 +270,12 @@ impl Domain {
         device.hardware.set_bus_master(on)
     }
 
-    /// Looks whether its device has made itself a bus master, as QEMU's virtio does for drivers of
-    /// before 1.0, which forget to; it is reset like any other then. To be called before bus
-    /// mastering is turned off.
+    /// Notices a device that has made itself a bus master, and looks up how to reset it. QEMU's
+    /// virtio devices do this for drivers written before virtio 1.0, which forget to enable bus
+    /// mastering. Must be called before bus mastering is turned off.
     fn notice_bus_master(&mut self) {
         if self.device.as_ref().is_some_and(|device| !device.used_dma && device.hardware.is_bus_master()) {
-            // A recipe that does not fit the device is none.
+            // A recipe that does not fit the device counts as no recipe.
             let reset = ResetRegister::find(self).ok().flatten();
             if let Some(device) = &mut self.device {
                 (device.reset, device.used_dma) = (reset, true);
@@ -277,8 +283,8 @@ impl Domain {
         }
     }
 
-    /// Stops its device and gives it back. If it does not stop, all memory of the domain is set
-    /// aside with it.
+    /// Stops the domain's device and gives it back. If the device does not stop and can still reach
+    /// memory, all memory of the domain is set aside.
     pub fn stop_device(&mut self) {
         self.notice_bus_master();
         let Some(device) = self.device.take() else { return };

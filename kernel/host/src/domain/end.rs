@@ -1,4 +1,4 @@
-//! The end of a driver that does not run right now, and those who wait for one.
+//! The end of a driver that is not running, and the tasks that wait for it.
 
 use super::cause::Cause;
 use super::{Domain, Handle};
@@ -10,21 +10,21 @@ use embassy_sync::waitqueue::AtomicWaker;
 use hw::task::wait_in;
 use spin::Mutex;
 
-/// Who brings drivers back: woken, and told that there may be something to do.
+/// The supervisor's waker, and whether there may be work for it.
 static ON_NEXT: AtomicWaker = AtomicWaker::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
-/// Who waits for the end of a certain driver, or for it to wake.
+/// The wakers of all tasks that wait for a driver to be ended or to wake.
 static ON_END: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
-/// Ends a driver that does not run right now: for what it left in a queue or undone, or because a
-/// person says so.
+/// Ends a driver that is not running: for an entry in a queue, for something it left undone, or
+/// because a person said so.
 pub fn condemn(handle: &Handle, cause: Cause) {
     let mut domain = handle.lock();
     domain.condemn(cause);
     quiesce(&mut domain);
 }
 
-/// Stops the device of a driver that was ended, and tells those who wait for it.
+/// Stops the device of a driver that was ended, and tells all tasks that wait for the driver.
 #[cold]
 pub fn quiesce(domain: &mut Domain) {
     domain.stop_device();
@@ -37,14 +37,15 @@ pub fn quiesce(domain: &mut Domain) {
     note();
 }
 
-/// A driver may have been ended or have woken, or what is to become of one may have changed.
+/// Notes that a driver may have been ended or have woken, or that a driver's future may have
+/// changed.
 pub fn note() {
     PENDING.store(true, Ordering::Release);
     ON_NEXT.wake();
     core::mem::take(&mut *ON_END.lock()).into_iter().for_each(Waker::wake);
 }
 
-/// Waits until one may have been, since this was waited for last. For one task.
+/// Waits until [`note`] has been called since the last wait. For one task only.
 pub async fn next() {
     poll_fn(|context| {
         ON_NEXT.register(context.waker());
@@ -58,7 +59,7 @@ pub async fn of(handle: &Handle) {
     changed(|| (!handle.lock().is_alive()).then_some(())).await;
 }
 
-/// Waits until `look` finds something: it looks whenever a driver was ended, or has woken.
+/// Waits until `look` returns a value. Calls it again whenever [`note`] is called.
 pub async fn changed<T>(mut look: impl FnMut() -> Option<T>) -> T {
     poll_fn(|context| {
         wait_in(&mut ON_END.lock(), context.waker());

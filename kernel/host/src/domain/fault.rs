@@ -1,4 +1,4 @@
-//! Why drivers were ended: the causes, and the record of each. [`super::report`] has the words.
+//! The record of each driver's fault, and the history of faults. [`super::report`] has the words.
 
 use super::calls::{CallLog, Last};
 use super::cause::{Cause, Site};
@@ -19,27 +19,29 @@ use ringfence_core::fault::kind;
 use ringfence_link::event::Event;
 use spin::{Mutex, Once};
 
-/// Faults that are kept.
+/// The number of faults that are kept.
 const KEPT: usize = 32;
 
-/// The last faults of all drivers, oldest first, and how many there were in all.
+/// The last faults of all drivers, oldest first, and the number of faults since boot.
 static HISTORY: Mutex<(VecDeque<Arc<Fault>>, usize)> = Mutex::new((VecDeque::new(), 0));
 
-/// Faults whose report is still to be printed, and whether the driver is to be restarted before.
+/// Faults whose report is still to be printed. The flag says whether the driver is to be restarted
+/// first.
 static PENDING: Mutex<Vec<(Arc<Fault>, bool)>> = Mutex::new(Vec::new());
 
-/// The last report of each of a few drivers, and how often it came in a row.
+/// For each of the last few drivers: its name, its last report, and how often that report came in a
+/// row.
 static LAST: Mutex<VecDeque<(String, String, u32)>> = Mutex::new(VecDeque::new());
-/// Drivers whose last report is kept.
+/// The number of drivers whose last report is kept.
 const LAST_KEPT: usize = 16;
 
-/// Prints all reports that are still to be printed.
+/// Prints all pending reports.
 pub fn print_pending() {
     let pending = core::mem::take(&mut *PENDING.lock());
     pending.iter().for_each(|(fault, _)| fault.print());
 }
 
-/// Prints the reports of drivers that are not to be restarted first.
+/// Prints the pending reports of drivers that are not to be restarted first.
 pub fn print_due() {
     let due: Vec<Arc<Fault>> = {
         let mut pending = PENDING.lock();
@@ -50,12 +52,13 @@ pub fn print_due() {
     due.iter().for_each(|fault| fault.print());
 }
 
-/// A driver of this name is loaded anew: its next report is printed in full.
+/// Forgets the last report of a driver that is loaded anew, so that its next report is printed in
+/// full.
 pub fn forget_last(driver: &str) {
     LAST.lock().retain(|(name, ..)| name != driver);
 }
 
-/// How often in a row a driver has had a fault of these words, this one included.
+/// Counts the faults that a driver has had in a row with these words, including this one.
 fn in_a_row(driver: &str, words: &str) -> u32 {
     let mut last = LAST.lock();
     let before = last.iter().position(|(name, ..)| name == driver).and_then(|at| last.remove(at));
@@ -67,58 +70,59 @@ fn in_a_row(driver: &str, words: &str) -> u32 {
     count
 }
 
-/// Forgets the reports of drivers that were to be restarted first.
+/// Discards the pending reports, of drivers that were to be restarted first.
 pub fn discard_pending() {
     PENDING.lock().clear();
 }
 
-/// The faults that are kept, each with its number, which counts from 1 since boot.
+/// Returns the faults that are kept, each with its number since boot, counted from 1.
 pub fn history() -> Vec<(usize, Arc<Fault>)> {
     let history = HISTORY.lock();
     let first = history.1 - history.0.len() + 1;
     (first..).zip(history.0.iter().cloned()).collect()
 }
 
-/// How many faults there were since boot.
+/// Returns the number of faults since boot.
 pub fn count() -> usize {
     HISTORY.lock().1
 }
 
-/// The first fault of `driver` behind the first `before` faults of all, if there was one and it is
-/// kept.
+/// Returns the first fault of `driver` after the first `before` faults of all drivers, if it is
+/// still kept.
 pub fn since(before: usize, driver: &str) -> Option<Arc<Fault>> {
     history().into_iter().find(|(number, fault)| *number > before && fault.driver == driver).map(|(_, fault)| fault)
 }
 
-/// A record of why a driver was ended.
+/// The record of a fault, for which a driver was ended.
 #[derive(Debug)]
 pub struct Fault {
-    /// Whose it was.
+    /// The driver's name.
     pub driver: String,
-    /// When, in nanoseconds since boot.
+    /// The time of the fault, in nanoseconds since boot.
     pub at_ns: u64,
-    /// When, as a reading of the TSC.
+    /// The time of the fault, as a reading of the TSC.
     pub at_tsc: u64,
-    /// What kind of fault it was, in one word: see [`ringfence_core::fault::kind`].
+    /// The kind of the fault, in one word: see [`ringfence_core::fault::kind`].
     pub kind: &'static str,
-    /// Whether nobody had asked it for anything when it was ended: it was polled.
+    /// Whether the driver was ended in or after a poll, in which no person had asked it for
+    /// anything.
     by_itself: bool,
-    /// The registers, if it was ended by a trap.
+    /// The registers, if a trap ended the driver.
     pub trap: Option<TrapFrame>,
-    /// What there is to say, until it is said for the first time.
+    /// The material for the report, until the report's words are first needed.
     scene: Mutex<Option<Scene>>,
     words: Once<Words>,
-    /// Its last calls of services.
+    /// The driver's last service calls.
     calls: CallLog,
-    /// What was done about it.
+    /// The kernel's reaction to the fault, in words.
     done: Mutex<String>,
 }
 
-/// Calls that a report shows; [`Fault::in_full`] has all that are kept.
+/// The number of calls that a report shows; [`Fault::in_full`] has all kept calls.
 const CALLS_SHOWN: usize = 8;
 
 impl Fault {
-    /// Records what `domain` did in the gate call that is under way.
+    /// Records a fault of `domain` in the gate call that is under way.
     pub fn at_gate(domain: &Domain, cause: Cause) -> Fault {
         let site = match domain.ring() {
             Ring::Sandboxed => hw::arch::caller().map_or(Site::Nowhere, Site::Gate),
@@ -127,12 +131,12 @@ impl Fault {
         Fault::new(domain, cause, site)
     }
 
-    /// Records what `domain` did.
+    /// Records a fault of `domain`.
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         let (at_ns, at_tsc) = (time::uptime_ns(), time::tsc());
         trust::record_fault(domain, cause);
         let kind = kind(cause, site.exception());
-        // The call that it was ended in, if it was in one.
+        // Trace the call in which the driver was ended, if it was in a call.
         if let Site::Gate(_) = site {
             trace::note_call(domain);
         }
@@ -157,9 +161,9 @@ impl Fault {
         }
     }
 
-    /// Keeps the report. It is printed by [`print_due`]; or, if the driver is to be restarted, by
-    /// [`print_pending`]: finding the words and printing them takes longer than a restart, and may
-    /// not be done where interrupts are off.
+    /// Keeps the report for printing. [`print_due`] prints it, or [`print_pending`] if the driver
+    /// is to be restarted first: composing and printing a report takes longer than a restart. Nor
+    /// can it be done here, where interrupts may be off.
     pub fn report(self, restart: bool) -> Arc<Fault> {
         let fault = Arc::new(self);
         PENDING.lock().push((fault.clone(), restart));
@@ -172,12 +176,13 @@ impl Fault {
         fault
     }
 
-    /// One that is like the one before it is a line, with how many there were.
+    /// Prints the report. A report that repeats the driver's previous report is cut to one line
+    /// with a count.
     fn print(&self) {
         self.tell();
         let Words { headline, details, .. } = self.words();
-        // Where it was is the first of the details, if it was anywhere; what else is there is never
-        // the same.
+        // The first detail line gives the place, if there is one. The other details differ each
+        // time.
         let place = details.lines().next().filter(|line| line.starts_with("    at ")).unwrap_or("");
         let done = self.done.lock().clone();
         let text = match in_a_row(&self.driver, &format!("{headline} {place}")) {
@@ -187,7 +192,7 @@ impl Fault {
         console::report(&self.driver, self.by_itself, text);
     }
 
-    /// Tells programs of it.
+    /// Sends the fault to programs.
     fn tell(&self) {
         let Some(facts) = &self.words().facts else { return };
         let mut fault = facts.clone();
@@ -198,12 +203,12 @@ impl Fault {
         link::tell(&Event::Fault(fault));
     }
 
-    /// The report with all calls that are kept.
+    /// Returns the report with all calls that are kept.
     pub fn in_full(&self) -> String {
         self.text(CallLog::LEN)
     }
 
-    /// The first line of the report: driver, what, during what.
+    /// Returns the first line of the report: driver, fault, upcall.
     pub fn headline(&self) -> &str {
         &self.words().headline
     }
@@ -212,7 +217,7 @@ impl Fault {
         self.words.call_once(|| self.scene.lock().take().as_ref().map(Words::new).unwrap_or_default())
     }
 
-    /// Notes what was done about it.
+    /// Notes the kernel's reaction to the fault.
     pub fn set_done(&self, done: String) {
         *self.done.lock() = done;
     }

@@ -1,4 +1,4 @@
-//! What is to become of a driver, in words. [`ringfence_core::life`] has the logic.
+//! The state of a driver, in words. [`ringfence_core::life`] has the logic.
 
 use super::{Domain, Handle};
 use alloc::format;
@@ -8,7 +8,7 @@ use ringfence_core::life::State;
 use ringfence_link::event;
 
 impl Domain {
-    /// What it is and how it is, for programs.
+    /// Returns the driver's identity and state, for programs.
     pub fn event(&self) -> event::Driver<'_> {
         event::Driver {
             name: self.name.as_str().into(),
@@ -23,7 +23,7 @@ impl Domain {
         }
     }
 
-    /// What becomes of it, in a word or a few.
+    /// Returns the driver's state, in a few words.
     pub fn state(&self) -> String {
         match self.life.state() {
             State::Running if self.turn.is_due() => "resting".into(),
@@ -39,7 +39,7 @@ impl Domain {
     }
 }
 
-/// Whether a driver that was ended will be back.
+/// Returns whether a driver that was ended will be restarted.
 pub fn will_be_back(handle: &Handle) -> bool {
     handle.lock().life.will_be_back()
 }

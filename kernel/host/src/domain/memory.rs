@@ -1,4 +1,5 @@
-//! A pointer that a driver passed is an allegation: it is opened here or nowhere.
+//! Pointers that drivers pass. Such a pointer is only an allegation, and is opened here and nowhere
+//! else.
 
 use super::Domain;
 use super::cause::Cause;
@@ -9,31 +10,31 @@ use ringfence_abi::layout::{self, Region};
 use ringfence_core::extent::Extent;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-/// Memory that a driver says is its own.
+/// A range of memory that a driver says is its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Allegation(Extent);
 
 impl Allegation {
-    /// What a driver said: nothing is checked yet.
+    /// Takes an address and a length from a driver, without any check.
     pub const fn new(address: u64, len_bytes: u64) -> Allegation {
         Allegation(Extent::new(address, len_bytes))
     }
 
-    /// How long it is said to be, in bytes.
+    /// Returns the alleged length in bytes.
     pub const fn len_bytes(self) -> u64 {
         self.0.len_bytes
     }
 
-    /// Its first so many bytes, if it is longer.
+    /// Returns the first `len_bytes` bytes of the range, or all of it if it is shorter.
     pub fn first(self, len_bytes: u64) -> Allegation {
         Allegation::new(self.0.start, self.0.len_bytes.min(len_bytes))
     }
 
-    /// Copies it in, if all of it is mapped in the driver's own slot; otherwise the driver is at
-    /// fault.
+    /// Copies the range in, if all of it is mapped in the driver's own slot. Otherwise the driver
+    /// is at fault.
     ///
-    /// The caller bounds the length first. The copy is the kernel's: what the driver or its device
-    /// write afterwards does not change it.
+    /// The caller must bound the length first. The copy is the kernel's own: later writes by the
+    /// driver or its device do not change it.
     pub fn copy_in(self, domain: &Domain) -> Result<Vec<u8>, Cause> {
         let bad = Cause::BadPointer { address: self.0.start, len_bytes: self.0.len_bytes };
         if !domain.slot_extent().encloses(self.0) {
@@ -44,7 +45,7 @@ impl Allegation {
     }
 }
 
-/// What lies at an address, seen from `domain`: in words for a person.
+/// Describes the memory at an address as seen from `domain`, in words for a person.
 pub fn describe(domain: &Domain, address: u64) -> &'static str {
     const FIRST_PAGE: u64 = 0x1000;
     if address < FIRST_PAGE {
@@ -60,7 +61,7 @@ pub fn describe(domain: &Domain, address: u64) -> &'static str {
     }
 }
 
-/// What lies at an address of the domain's own slot.
+/// Describes the memory at an address in the domain's own slot.
 fn own(domain: &Domain, address: u64) -> &'static str {
     let offset = address % layout::SLOT_SIZE;
     let Some((_, flags)) = domain.space.translate(address) else {

@@ -1,6 +1,6 @@
 //! A domain: a loaded driver module, its memory, its grants, and the ring it runs in.
 //!
-//! Its root, slot, capability table and I/O bitmap are a [`hw::space::Space`].
+//! Its page-table root, slot, capability table and I/O bitmap are a [`hw::space::Space`].
 //!
 //! * [`memory`]: the only way to open a pointer that it passed
 //! * [`upcall`]: runs the driver: a call that returns a reason
@@ -52,15 +52,15 @@ pub mod whose;
 
 pub use hw::space::Ring;
 
-/// A domain that several parts of the kernel know.
+/// A domain that is shared by several parts of the kernel.
 ///
-/// It is locked while it runs. Services reach it through the CPU's state, never through the lock;
-/// everything else in the kernel runs between upcalls.
+/// It is locked while it runs. Services reach it through the CPU's state, never through the lock.
+/// Everything else in the kernel runs between upcalls.
 pub type Handle = Arc<Mutex<Domain>>;
 
 /// A loaded driver module.
 pub struct Domain {
-    /// Its name: the module's, with a number behind it if there are several.
+    /// Its name: the module's name, followed by a number if several domains have that name.
     pub name: String,
     /// The module file it was loaded from.
     pub file: File,
@@ -68,19 +68,19 @@ pub struct Domain {
     pub manifest: Manifest,
     /// Its parameters, each as `name=value`; a successor has the same.
     pub parameters: alloc::vec::Vec<String>,
-    /// The services it asked for and was granted.
+    /// The services that it asked for and was granted.
     pub imports: Imports,
     /// Its address space.
     pub space: hw::space::Space,
-    /// Offset of its entry point in the image.
+    /// The offset of its entry point in the image.
     pub entry: u64,
-    /// Length of its image in bytes.
+    /// The length of its image in bytes.
     pub image_bytes: u64,
-    /// The device it drives.
+    /// The device that it drives, until the device is stopped.
     pub device: Option<device::Device>,
     /// The identity of the device, also after the driver's end: a successor drives the same device.
     pub drives: Option<hardware::Which>,
-    /// Length of its heap in bytes.
+    /// The length of its heap in bytes.
     pub heap_bytes: u64,
     /// DMA memory that it asked for, and may give back. The memory of queues is not among it: the
     /// kernel frees that.
@@ -94,11 +94,11 @@ pub struct Domain {
     pub offer: Option<Box<dyn offer::Offer>>,
     /// Another driver's device that it uses.
     pub used: Option<Box<dyn offer::Use>>,
-    /// The upcall that is under way, or was last.
+    /// The operation of the upcall that is under way, or of the last one.
     pub upcall: u64,
     /// The events of that upcall, if it is a poll.
     pub events: Events,
-    /// Its last calls of services.
+    /// Its last service calls.
     pub calls: calls::CallLog,
     /// Whether its calls are recorded ([`crate::domain::trace`]).
     pub traced: bool,
@@ -108,7 +108,7 @@ pub struct Domain {
     pub upcalls: u64,
     /// The number of instances that were in its place before.
     pub restarts: u64,
-    /// Why it gave up, if it did.
+    /// Its message when it gave up, if it did.
     pub last_words: String,
     /// The owner of the memory that its device reached for beyond its fence, if it was ended for
     /// that.
@@ -125,7 +125,7 @@ pub struct Domain {
     pub commands: alloc::vec::Vec<String>,
     /// The number of lines that it may still log in the upcall under way, and of dropped lines.
     pub log_left: u32,
-    /// See `log_left`.
+    /// The number of lines that were dropped for lack of `log_left`.
     pub log_dropped: u32,
     /// The time that stopping its device took, in TSC ticks.
     pub stop_ticks: u64,
@@ -138,22 +138,22 @@ pub struct Domain {
 pub struct DmaRegion {
     /// Its extent for the driver.
     pub extent: Extent,
-    /// The memory, which is the domain's and its device's.
+    /// The memory, shared by the domain and its device.
     pub memory: Lent,
 }
 
 impl Domain {
-    /// First address of its slot.
+    /// Returns the first address of the domain's slot.
     pub fn base(&self) -> u64 {
         layout::slot_base(self.space.slot())
     }
 
-    /// The extent of its slot.
+    /// Returns the extent of the domain's slot.
     pub fn slot_extent(&self) -> Extent {
         Extent::new(self.base(), layout::SLOT_SIZE)
     }
 
-    /// The ring it runs in.
+    /// Returns the ring that the domain runs in.
     pub fn ring(&self) -> Ring {
         self.space.ring()
     }
@@ -169,8 +169,8 @@ impl Domain {
         }
     }
 
-    /// Maps physically contiguous zeroed memory of `len_bytes` bytes (whole pages) that it can use
-    /// for DMA; its device can write there if `is_written`.
+    /// Maps `len_bytes` bytes (whole pages) of physically contiguous zeroed memory, which the
+    /// domain can use for DMA. Its device can write there if `is_written`.
     pub fn map_dma(&mut self, len_bytes: u64, is_written: bool) -> Result<DmaRegion, OutOfMemory> {
         let start = self.base() + layout::DMA + self.dma_next;
         let next = self.dma_next.checked_add(len_bytes + PAGE_SIZE).ok_or(OutOfMemory)?;
@@ -178,7 +178,7 @@ impl Domain {
             return Err(OutOfMemory);
         }
         let memory = self.space.map_lent(start, len_bytes)?;
-        // A page is left out behind each region, so that running off its end faults.
+        // Leave out a page after each region, so that an access past the region's end faults.
         self.dma_next = next;
         let region = DmaRegion { extent: Extent::new(start, len_bytes), memory };
         if let Err(error) = self.let_device_reach(&region, is_written) {
@@ -198,12 +198,12 @@ impl Domain {
         }
     }
 
-    /// Bytes of DMA memory that count against its budget.
+    /// Returns the number of bytes of DMA memory that count against the domain's budget.
     pub fn dma_bytes(&self) -> u64 {
         self.dma.iter().chain(&self.dma_kept).map(|region| region.extent.len_bytes).sum()
     }
 
-    /// Because of whom a line of the log is said, in or behind its last upcall.
+    /// Returns the source to which a log line is attributed, in or after the domain's last upcall.
     pub fn source(&self) -> Source {
         let was_killed = self.life.fault().is_some_and(|fault| fault.kind == "killed");
         match self.upcall == POLL && !was_killed {
@@ -212,12 +212,12 @@ impl Domain {
         }
     }
 
-    /// Whether an upcall of it is under way.
+    /// Returns whether an upcall of the domain is under way.
     pub fn is_running(&self) -> bool {
         self.space.is_entered()
     }
 
-    /// Whether it was not ended. It can be run then, unless it sleeps.
+    /// Returns whether the domain has not been ended. It can be entered then, unless it sleeps.
     pub fn is_alive(&self) -> bool {
         self.life.is_alive()
     }
@@ -228,7 +228,7 @@ impl Drop for Domain {
         // The device is stopped first: it may write its memory until then, and no other owner may
         // have that.
         self.stop_device();
-        // What is set aside is never free again.
+        // Memory that is set aside is never free again.
         if !self.space.is_set_aside() {
             hw::memory::frames::take_back_promise(self.promised);
         }

@@ -46,7 +46,7 @@ pub trait Use: Any + Send {
 
 /// A class of devices.
 pub trait Class: Sync {
-    /// Which drivers can offer this.
+    /// Returns the kind of drivers that can make offers of this class.
     fn kind(&self) -> Kind;
 
     /// Returns the length of a driver's description of its device in bytes.
@@ -90,7 +90,7 @@ pub fn install(classes: &'static [&'static dyn Class]) {
     CLASSES.call_once(|| classes);
 }
 
-/// All classes.
+/// Returns all classes.
 pub fn classes() -> impl Iterator<Item = &'static dyn Class> {
     CLASSES.get().into_iter().flat_map(|classes| classes.iter().copied())
 }

@@ -1,4 +1,4 @@
-//! All domains that are loaded.
+//! The registry of loaded domains.
 
 use super::{Domain, Handle};
 use alloc::sync::{Arc, Weak};
@@ -7,50 +7,50 @@ use spin::Mutex;
 
 static LOADED: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
 
-/// Those that were mapped and are not loaded yet: their `init` may sleep.
+/// Domains that are mapped and not loaded yet: their `init` may sleep.
 static BEGUN: Mutex<Vec<Weak<Mutex<Domain>>>> = Mutex::new(Vec::new());
 
-/// All of them, those that were loaded first in front.
+/// Returns all loaded domains, in the order in which they were loaded.
 pub fn all() -> Vec<Handle> {
     LOADED.lock().clone()
 }
 
-/// How many there are.
+/// Returns the number of loaded domains.
 pub fn count() -> usize {
     LOADED.lock().len()
 }
 
-/// The one called `name`.
+/// Returns the loaded domain called `name`.
 pub fn find(name: &str) -> Option<Handle> {
     all().into_iter().find(|handle| handle.lock().name == name)
 }
 
-/// Whether one is called `name`, or will be.
+/// Returns whether a domain called `name` is loaded or is being loaded.
 pub fn is_taken(name: &str) -> bool {
     let begun: Vec<Handle> = BEGUN.lock().iter().filter_map(Weak::upgrade).collect();
     all().into_iter().chain(begun).any(|handle| handle.lock().name == name)
 }
 
-/// One is mapped, and has its name from now on.
+/// Registers a domain that is mapped, and whose name is taken from now on.
 pub fn begin(handle: &Handle) {
     let mut begun = BEGUN.lock();
-    // A domain's memory goes with the last who knows of it.
+    // Drop the entries of freed domains: a weak reference keeps the domain's allocation alive.
     begun.retain(|other| other.strong_count() > 0);
     begun.push(Arc::downgrade(handle));
 }
 
-/// One is loaded.
+/// Takes a domain off the list of domains that are being loaded.
 fn end_beginning(handle: &Handle) {
     BEGUN.lock().retain(|other| other.as_ptr() != Arc::as_ptr(handle));
 }
 
-/// Whether `handle` is one of them.
+/// Returns whether `handle` is a loaded domain.
 pub fn has(handle: &Handle) -> bool {
     LOADED.lock().iter().any(|other| Arc::ptr_eq(other, handle))
 }
 
-/// Looks at one after the other until `look` finds something; for a panic, which takes no lock that
-/// may be held: those that are locked are left out.
+/// Calls `look` on one domain after the other until it returns a value. It is for a panic, which
+/// must not wait for a lock: locked domains are left out.
 pub fn find_unlocked<T>(mut look: impl FnMut(&Domain) -> Option<T>) -> Option<T> {
     LOADED.try_lock()?.iter().find_map(|handle| look(&*handle.try_lock()?))
 }
@@ -69,7 +69,7 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
     }
 }
 
-/// Takes a domain out.
+/// Removes a domain.
 pub fn remove(handle: &Handle) {
     LOADED.lock().retain(|other| !Arc::ptr_eq(other, handle));
 }

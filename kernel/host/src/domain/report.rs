@@ -1,7 +1,8 @@
-//! How a fault is said to a person: what, where, with what in hand.
+//! The report of a fault for a person: the fault, its place, and the resources that the driver
+//! held.
 //!
-//! A [`Scene`] is all that is needed for that, taken when the driver is ended; it is put into words
-//! ([`Words`]) when the driver is back, because finding the words takes longer than bringing a
+//! A [`Scene`] has all the data for the report. It is taken when the driver is ended, and is put
+//! into words ([`Words`]) when the driver is back: finding the words takes longer than bringing a
 //! driver back.
 
 use super::cause::{Cause, Site};
@@ -33,14 +34,14 @@ use ringfence_core::port_bitmap::Ports;
 use ringfence_link::event;
 use x86_64::VirtAddr;
 
-/// Words of the stack that are shown, and that are searched for return addresses.
+/// The number of stack words that are shown, and the number that are searched for return addresses.
 const STACK_SHOWN: usize = 8;
 const STACK_COLUMNS: usize = 3;
 const STACK_SEARCHED: u64 = 64;
-/// Return addresses that are shown.
+/// The number of return addresses that are shown.
 const CALLERS: usize = 4;
 
-/// An address, and what lay there.
+/// An address, and a description of the memory there at the time.
 #[derive(Debug, Clone, Copy)]
 struct Spot {
     address: u64,
@@ -59,39 +60,39 @@ impl fmt::Display for Spot {
     }
 }
 
-/// A driver when it was ended: what it did, where it was, and what it had.
+/// The state of a driver when it was ended: its action, its place, and its resources.
 #[derive(Debug)]
 pub struct Scene {
     name: String,
     file: File,
     manifest: Manifest,
-    /// Where its image was.
+    /// The address of its image.
     image: u64,
     image_bytes: u64,
     slot: usize,
     ring: u64,
     upcall: u64,
     events: Events,
-    /// Whether it was in that upcall, and not between two.
+    /// Whether that upcall was under way, or had returned.
     was_running: bool,
     upcalls: u64,
     at_us: u64,
     cause: Cause,
-    /// Why it gave up, if it did.
+    /// The driver's message when it gave up, if it did.
     last_words: String,
-    /// After a DMA fault: what lies there, words in its DMA memory that name the place, and the
-    /// part of a queue that is there.
+    /// After a DMA fault: a description of the memory at the address, words in the driver's DMA
+    /// memory that name it, and the part of a queue that is there.
     lies_there: String,
     names: Vec<(Spot, u64)>,
     queue_part: Option<QueuePart>,
-    /// What the cause names, if it names an address.
+    /// The address that the cause names, if it names one.
     accused: Option<Spot>,
     frame: Option<TrapFrame>,
-    /// What it had called a service with, and what else was in its registers.
+    /// The arguments of the service call, and the caller's other registers.
     call: Option<([u64; 3], Caller)>,
-    /// Where it ran, or called from.
+    /// The address at which the driver ran, or from which it called.
     rip: Option<Spot>,
-    /// Where the functions were called that it was in when it gave up, the last one first.
+    /// The call sites of the functions that the driver was in when it gave up, innermost first.
     callers: Vec<Spot>,
     code: Vec<u8>,
     rsp: Option<Spot>,
@@ -100,12 +101,12 @@ pub struct Scene {
     held: Held,
 }
 
-/// What a driver has, and gives back when it is ended.
+/// The resources that a driver has, and gives back when it is ended.
 #[derive(Debug)]
 struct Held {
     device: Option<HeldDevice>,
     gates: usize,
-    /// What it has of what it offers: how many, and what they are called.
+    /// The items of its offer that are in hand: how many, and their name.
     offered: Option<(usize, &'static str)>,
     heap_bytes: u64,
     dma_bytes: u64,
@@ -114,10 +115,10 @@ struct Held {
 #[derive(Debug)]
 struct HeldDevice {
     which: Which,
-    /// How many regions of its registers are mapped.
+    /// The number of register regions that are mapped.
     regions: usize,
     ports: Vec<Ports>,
-    /// The lines on which its interrupts reach the driver, as a set of bits.
+    /// The lines on which the device's interrupts reach the driver, as a set of bits.
     lines: u64,
 }
 
@@ -136,7 +137,7 @@ impl fmt::Display for HeldDevice {
     }
 }
 
-/// Where a device reached beyond its fence, if that is the cause.
+/// Returns the address that a device reached for beyond its fence, if that is the cause.
 fn dma_address(cause: Cause) -> Option<u64> {
     match cause {
         Cause::Dma { address, .. } => Some(address),
@@ -144,8 +145,8 @@ fn dma_address(cause: Cause) -> Option<u64> {
     }
 }
 
-/// Words in the driver's DMA memory that are addresses in the page at `address`, where a descriptor
-/// of its device may be: where, and the word.
+/// Finds words in the driver's DMA memory that are addresses in the page at `address`: a descriptor
+/// of its device may be there. Returns the place and the value of each word.
 fn places_that_name(domain: &Domain, address: u64) -> Vec<(Spot, u64)> {
     const MOST_PAGES: usize = 256;
     const MOST_PLACES: usize = 3;
@@ -180,7 +181,7 @@ fn places_that_name(domain: &Domain, address: u64) -> Vec<(Spot, u64)> {
 }
 
 impl Scene {
-    /// Takes down what `domain` did, and where.
+    /// Records the fault of `domain` and its place.
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Scene {
         let word = |address: u64| {
             let mut bytes = [0; 8];
@@ -189,8 +190,9 @@ impl Scene {
         let (frame, rip, rsp) = match site {
             Site::Trap(frame) => (Some(*frame), Some(frame.rip), Some(frame.rsp)),
             Site::Gate(Caller { rip, rsp, .. }) => {
-                // If the stub was called, its return address is right there. Where RSP points is
-                // the driver's affair; what the CPU has pushed is not.
+                // If the driver called the stub, the stub's return address is on top of the stack.
+                // RSP may point anywhere, as the driver pleases; the RIP that the CPU pushed cannot
+                // be forged.
                 let stubs = Extent::new(domain.base() + STUBS, PAGE_SIZE);
                 let returns_to = if stubs.contains(rip) { word(rsp) } else { Some(rip) };
                 (None, returns_to.map(|returns_to| call_site(domain, returns_to)), Some(rsp))
@@ -206,7 +208,7 @@ impl Scene {
                 address.or_else(|| frame.as_ref().and_then(|frame| not_canonical(domain, frame)))
             }
             Cause::BadPointer { address, .. } => Some(address),
-            // Its addresses are the driver's, counted from the start of the slot.
+            // The device's addresses are the driver's, counted from the start of the slot.
             Cause::Dma { address, .. } if address < SLOT_SIZE => Some(domain.base() + address),
             _ => None,
         };
@@ -258,7 +260,7 @@ impl Scene {
         }
     }
 
-    /// What happened, without where. `reason` is the fence's.
+    /// Returns the description of the fault, without its place. `reason` is the fence's reason.
     fn happened<'a>(&'a self, reason: &'a str) -> Happened<'a> {
         Happened {
             cause: self.cause,
@@ -271,9 +273,9 @@ impl Scene {
         }
     }
 
-    /// Where it happened, the registers, the stack, and what the driver had.
+    /// Writes the place, the registers, the stack, and the driver's resources.
     fn write_details(&self, out: &mut String) -> fmt::Result {
-        // What a library did is its caller's doing.
+        // Blame the caller of a library for the library's actions.
         let blamed = self.callers.iter().find(|caller| !self.is_library(caller.address));
         if let Some(rip) = blamed.copied().or(self.rip) {
             let place = match entry_area::is_text(rip.address) {
@@ -309,7 +311,7 @@ impl Scene {
         if let Some(frame) = &self.frame {
             writeln!(out, "{frame}")?;
         }
-        // What a call leaves of the registers (System V).
+        // The call's arguments, and the registers that a call preserves (System V).
         if let Some(([rdi, rsi, rdx], Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp })) = &self.call {
             writeln!(out, "    rdi={rdi:016x} rsi={rsi:016x} rdx={rdx:016x}")?;
             writeln!(out, "    rbx={rbx:016x} rbp={rbp:016x} rsp={rsp:016x}")?;
@@ -320,7 +322,7 @@ impl Scene {
         self.write_held(out)
     }
 
-    /// The words on the stack, and those further up that look like return addresses.
+    /// Writes the words on the stack, and the words further up that look like return addresses.
     fn write_stack(&self, out: &mut String) -> fmt::Result {
         let Some(rsp) = self.rsp else { return Ok(()) };
         if self.stack.is_empty() {
@@ -335,14 +337,16 @@ impl Scene {
             write!(out, "{lead} {word:016x}")?;
         }
         writeln!(out)?;
-        // Behind a call inside a function: where a function begins nothing returns to.
+        // Look up the byte before the address, which belongs to the call: no call returns to a
+        // function's first byte.
         let call = |word: &u64| word.checked_sub(1).filter(|call| self.symbol(*call).is_some());
         let mut calls = self.stack.iter().filter_map(call).take(CALLERS).peekable();
         if calls.peek().is_some() {
             writeln!(out, "    words that may be return addresses:")?;
         }
         for address in calls {
-            // A call at a function's very end returns behind it.
+            // The call may be the last instruction of a function, so print its place and not the
+            // return address.
             if let Some(place) = self.place(address) {
                 writeln!(out, "        {place}")?;
             }
@@ -363,7 +367,8 @@ impl Scene {
         writeln!(out, "{}, image {image} KiB, heap {heap} KiB, DMA {dma} KiB", others.join(", "))
     }
 
-    /// For programs. Its kind, its calls, and what becomes of it are not a scene's.
+    /// Returns the report for programs. The kind, the calls and the kernel's reaction are not part
+    /// of a scene.
     fn facts(&self, headline: &str) -> event::Fault<'static> {
         let symbol = self.rip.and_then(|rip| self.symbol(rip.address));
         let offset = |address: u64| address.checked_sub(self.image).filter(|offset| *offset < self.image_bytes);
@@ -401,7 +406,8 @@ impl Scene {
         place_name(&self.file, self.symbol(address))
     }
 
-    /// Whether a function of Rust's libraries, or of the SDK, is at `address`.
+    /// Returns whether the function at `address` belongs to Rust's libraries or to the SDK. An
+    /// address without a symbol counts as such.
     fn is_library(&self, address: u64) -> bool {
         const LIBRARIES: [&str; 6] = ["core::", "alloc::", "ringfence_sdk::", "__rust", "rust_", "compiler_builtins::"];
         let name = self.symbol(address).map(|(name, ..)| format!("{}", symbols::Demangled(name)));
@@ -413,8 +419,8 @@ impl Scene {
     }
 }
 
-/// The address that the instruction at a #GP or #SS wanted, if no such address can be: the CPU does
-/// not tell it.
+/// Returns the address that the instruction at a #GP or #SS tried to access, if that address is not
+/// canonical: the CPU does not report it.
 fn not_canonical(domain: &Domain, frame: &TrapFrame) -> Option<u64> {
     if ![vector::STACK_FAULT, vector::GENERAL_PROTECTION].contains(&frame.vector) || frame.error_code != 0 {
         return None;
@@ -423,40 +429,42 @@ fn not_canonical(domain: &Domain, frame: &TrapFrame) -> Option<u64> {
     VirtAddr::try_new(address).is_err().then_some(address)
 }
 
-/// The function that `address` lies in, how far into it, and how far into the image.
+/// Returns the name of the function at `address`, the offset in the function, and the offset in the
+/// image.
 fn symbol(file: &File, image: u64, image_bytes: u64, address: u64) -> Option<(&[u8], u64, u64)> {
     let offset = address.checked_sub(image).filter(|offset| *offset < image_bytes)?;
     let (name, into) = symbol_at(&file.bytes, offset)?;
     Some((name, into, offset))
 }
 
-/// Where the instruction is behind which a trap came at `rip`. If it was a jump, only where it led
-/// is known.
+/// Describes the place of the instruction after which a trap came at `rip`. If the instruction was
+/// a jump, only its target is known.
 pub fn before(domain: &Domain, rip: u64) -> String {
     let address = rip.wrapping_sub(1);
     let found = symbol(&domain.file, domain.base() + IMAGE, domain.image_bytes, address);
     match place_name(&domain.file, found) {
         Some(place) => format!("at {place}"),
-        // Held back until a gate was entered.
+        // The trap was held back until the driver had entered a gate.
         None if symbols::is_kernel_text(rip) => format!("before {}", symbols::Location(rip)),
         None => format!("before {}", Spot::new(domain, rip)),
     }
 }
 
-/// The place in a file's image that is not loaded.
+/// Describes a place in the image of a file that is not loaded.
 pub fn place_in(file: &File, offset: u64) -> String {
     let found = symbol_at(&file.bytes, offset).map(|(name, into)| (name, into, offset));
     place_name(file, found).unwrap_or_else(|| format!("{}+{offset:#x}", file.name))
 }
 
-/// The words for what [`symbol`] found.
+/// Returns the words for a place that [`symbol`] found.
 fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
     let (name, into, offset) = found?;
     Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.name))
 }
 
-/// Calls that a panic is in, from its frame pointer on: what is on the stack is the driver's word,
-/// and so is followed as far as it goes up, and for some frames only.
+/// Returns the call sites that a panic is in, found by frame pointers. The stack's content is under
+/// the driver's control, so frame pointers are followed only as long as they go up, and for a
+/// limited number of frames.
 fn callers(domain: &Domain, mut rbp: u64, word: impl Fn(u64) -> Option<u64>) -> Vec<Spot> {
     const MOST: usize = 24;
     let mut callers = Vec::new();
@@ -472,8 +480,8 @@ fn callers(domain: &Domain, mut rbp: u64, word: impl Fn(u64) -> Option<u64>) -> 
     callers
 }
 
-/// Where the call is that returns to `returns_to`; if none is seen there, the last byte before
-/// that.
+/// Returns the address of the call that returns to `returns_to`. If no call is recognised there,
+/// returns the address of the last byte before it.
 fn call_site(domain: &Domain, returns_to: u64) -> u64 {
     let mut code = [0; MAX_INSTRUCTION];
     let start = returns_to.wrapping_sub(code.len() as u64);
@@ -481,11 +489,11 @@ fn call_site(domain: &Domain, returns_to: u64) -> u64 {
     returns_to.wrapping_sub(len.unwrap_or(1) as u64)
 }
 
-/// The bytes of the instruction at `rip`, and maybe some behind it, as far as that is the driver's
-/// own memory.
+/// Returns the bytes at `rip` that may belong to its instruction, as far as they are in the
+/// driver's own memory. Bytes of later instructions may follow.
 fn code(domain: &Domain, rip: u64) -> Vec<u8> {
     let mut code = [0; MAX_INSTRUCTION];
-    // It may be the last one of its page.
+    // The instruction may be the last one of its page, and the next page may not be readable.
     let readable = |&len: &usize| code.get_mut(..len).is_some_and(|code| domain.space.read(rip, code));
     let len = (1..=MAX_INSTRUCTION).rev().find(readable).unwrap_or(0);
     code.iter().copied().take(len).collect()
@@ -494,11 +502,11 @@ fn code(domain: &Domain, rip: u64) -> Vec<u8> {
 /// A scene in words for a person.
 #[derive(Debug, Default)]
 pub struct Words {
-    /// Driver, what, during what.
+    /// The driver, the fault, and the upcall.
     pub headline: String,
-    /// Where, registers, stack, and what it had: lines.
+    /// The place, the registers, the stack and the driver's resources, in lines.
     pub details: String,
-    /// The same for programs, if one may listen: what a scene tells of that.
+    /// The report for programs, if a program may listen, as far as the scene has its data.
     pub facts: Option<Box<event::Fault<'static>>>,
 }
 

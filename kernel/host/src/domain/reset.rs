@@ -1,8 +1,7 @@
-//! Carries out the recipe by which a manifest says how a device is reset
-//! ([`ringfence_abi::reset`]).
+//! The reset of a device, by the recipe in its driver's manifest ([`ringfence_abi::reset`]).
 //!
-//! The register is looked up while the driver is well: before its device may use DMA. Nothing can
-//! go wrong any more when the driver has ended, but that the device does not do as it is told.
+//! The register is looked up while the driver is well, before its device may use DMA. Once the
+//! driver has ended, only one thing can still go wrong: the device does not obey.
 
 use super::Domain;
 use super::hardware::Region;
@@ -14,12 +13,12 @@ use ringfence_abi::reset::{NO_REGISTER, Reset, ResetMethod};
 use ringfence_abi::service::Refusal;
 use ringfence_core::pci::virtio_common;
 
-/// Why a device is not reset.
+/// The reason why a device is not reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotReset {
     /// The manifest has no recipe.
     NoRecipe,
-    /// The register does not say that it is done within so many microseconds.
+    /// The register does not signal the end of the reset within this number of microseconds.
     TimedOut(u32),
 }
 
@@ -48,13 +47,13 @@ pub struct ResetRegister {
 
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// Where the driver sees it.
+    /// The address at which the driver sees the register.
     Memory(u64),
     Port(DevicePort),
 }
 
 impl ResetRegister {
-    /// The register that the recipe of `domain`'s manifest names; its BAR is mapped for that.
+    /// Finds the register that the recipe of `domain`'s manifest names, and maps its BAR. Returns
     /// `None` if there is no recipe. A recipe that does not fit the device is refused.
     pub fn find(domain: &mut Domain) -> Result<Option<ResetRegister>, Refusal> {
         /// Offset of the device status in the common configuration, and its width (VIRTIO 1.0,
@@ -79,7 +78,7 @@ impl ResetRegister {
         }
         let mapped = domain.map_region(bar.into())?;
         let region = domain.device.as_ref().ok_or(Refusal::NotFound)?.region(bar.into())?;
-        // Pages of a BAR that say where messages go are not mapped, and no driver's to write.
+        // A BAR's pages with the MSI-X table are not mapped: no driver may write to them.
         let at = |offset: u32, width_bytes: u32| -> Result<Place, Refusal> {
             if let Region::Ports(ports) = &region {
                 let offset = u16::try_from(offset).map_err(|_| Refusal::Invalid)?;
@@ -100,7 +99,7 @@ impl ResetRegister {
             place: at(offset, register.width_bytes)?,
             zero,
             width_bytes: register.width_bytes,
-            // virtio's is written as a whole.
+            // The status register of virtio is written as a whole.
             clear: if recipe.method() == Some(ResetMethod::Virtio) { u32::MAX } else { 0 },
             set: register.set,
             wait_mask: register.wait_mask,
@@ -109,8 +108,8 @@ impl ResetRegister {
         }))
     }
 
-    /// Resets the device, whose registers are in `space`, and waits for that, which takes no longer
-    /// than the recipe says.
+    /// Resets the device, whose registers are in `space`, and waits until the reset is done, at
+    /// most for the time that the recipe allows.
     pub fn run(&self, space: &Space) -> Result<(), NotReset> {
         let start = time::tsc();
         for place in self.zero.into_iter().flatten() {
@@ -129,7 +128,8 @@ impl ResetRegister {
     }
 }
 
-/// Reads a register; ones if it is not there any more, as those of a device are that is gone.
+/// Reads a register. Returns all ones if the register is gone, as a read from a removed device
+/// does.
 fn read(space: &Space, place: Place, width_bytes: u32) -> u32 {
     match place {
         Place::Memory(address) => space
@@ -139,11 +139,11 @@ fn read(space: &Space, place: Place, width_bytes: u32) -> u32 {
     }
 }
 
-/// What this does to the device is what its driver's manifest asked for.
+/// Writes a register. The effect on the device is the one that its driver's manifest asks for.
 fn write(space: &Space, place: Place, width_bytes: u32, value: u32) {
     match place {
         Place::Memory(address) => {
-            // One that is not there is read as ones: the reset is not done then.
+            // A register that is gone reads as all ones, so the reset then counts as not done.
             let _ = space.with_registers(address, width_bytes.into(), |window, offset| {
                 window.write(offset, width_bytes, value);
             });

@@ -33,11 +33,11 @@ static ON_SLEEP: AtomicWaker = AtomicWaker::new();
 /// A driver's sleep.
 #[derive(Debug, Default)]
 pub struct Sleep {
-    /// The domain itself, once it is one that several know.
+    /// The domain itself, once it has a [`Handle`].
     pub this: Weak<Mutex<Domain>>,
     /// The time that the driver has slept in the upcall under way, in nanoseconds.
     slept_ns: u64,
-    /// Timer ticks that it may yet see in the upcall that it sleeps in.
+    /// The timer ticks left of the budget of the upcall that the driver sleeps in.
     pub ticks_left: u32,
     /// The ring to which the driver moves at the end of that upcall.
     pub ring: Option<Ring>,
@@ -121,7 +121,7 @@ pub fn put_off(handle: &Handle, until_ns: u64) {
     note(until_ns, Arc::downgrade(handle));
 }
 
-/// Waits until somebody falls asleep, if `first` is when the first is to wake still. For one task.
+/// Waits until the first wake-up time is no longer `first`. For one task only.
 pub async fn changed(first: Option<u64>) {
     poll_fn(|context| {
         ON_SLEEP.register(context.waker());
@@ -167,7 +167,7 @@ pub async fn finish(
     .await
 }
 
-/// Runs an upcall other than a poll to its end.
+/// Runs an upcall other than a poll to its end, and returns its result.
 pub async fn upcall(handle: &Handle, operation: u64) -> Result<u64, UpcallError> {
     finish(handle, |domain| domain.upcall(operation, [0; 3])).await.0
 }

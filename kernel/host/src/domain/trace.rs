@@ -1,8 +1,8 @@
-//! Traces: what one driver is asked, and asks for, while a command runs (`trace NAME COMMAND`).
+//! Traces: the calls between one driver and the kernel while a command runs (`trace NAME COMMAND`).
 //!
-//! **A trace takes no more than [`EVENTS`] places, whatever the driver does**: the oldest go, and
-//! are counted. Nothing is allocated while it runs. A driver that is not traced pays one look at
-//! [`Domain::traced`] for each crossing.
+//! **A trace keeps at most [`EVENTS`] events, whatever the driver does**: the oldest are dropped,
+//! and counted. Nothing is allocated while the trace runs. A driver that is not traced pays one
+//! check of [`Domain::traced`] for each crossing.
 
 use super::Domain;
 use super::calls::Call;
@@ -14,50 +14,51 @@ use ringfence_core::extent::Extent;
 use ringfence_core::trace::Record;
 use spin::Mutex;
 
-/// Events that are kept.
+/// The number of events that are kept.
 pub const EVENTS: usize = 512;
 
-/// Something that happened at a driver's boundary.
+/// An event at a driver's boundary.
 #[derive(Debug, Clone, Copy)]
 pub enum What {
-    /// The kernel entered it: the operation and its arguments.
+    /// The kernel entered the driver: the operation and its arguments.
     Enter(u64, [u64; 3]),
-    /// It returned, after so many TSC ticks.
+    /// The driver returned: the result, and the TSC ticks that it took.
     Leave(Result<u64, UpcallError>, u64),
-    /// It called a service.
+    /// The driver called a service.
     Call(Call),
-    /// It was ended: the kind of the fault.
+    /// The driver was ended: the kind of the fault.
     Ended(&'static str),
-    /// It read or wrote what is watched: the address behind the instruction, and what is there now.
+    /// The watched memory was read or written: the address after the instruction, and the value
+    /// there now.
     Access(u64, Option<u64>),
-    /// It is to be polled for these, but rests ([`crate::poll`]).
+    /// The driver is to be polled for these events, but rests ([`crate::poll`]).
     Rests(Events),
-    /// It is to be polled for these, but sleeps ([`super::sleep`]).
+    /// The driver is to be polled for these events, but sleeps ([`super::sleep`]).
     Sleeps(Events),
-    /// Another instance was put in its place.
+    /// Another instance was put in the driver's place.
     Replaced,
 }
 
-/// When, in TSC ticks since the trace began, and what.
+/// An event, with its time in TSC ticks since the trace began.
 pub type Event = ringfence_core::trace::Event<What>;
 
-/// What was traced.
+/// A trace.
 #[derive(Debug)]
 pub struct Trace {
-    /// The driver's name: a successor has the same.
+    /// The driver's name. A successor has the same name.
     name: String,
-    /// The memory that is watched, if some is: an address in the driver's slot, and a length of 1,
-    /// 2, 4 or 8 bytes.
+    /// The watched memory, if there is any: an address in the driver's slot, and a length of 1, 2,
+    /// 4 or 8 bytes.
     watched: Option<Extent>,
-    /// What happened.
+    /// The events.
     pub record: Record<What>,
 }
 
 /// The trace that is under way.
 static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
 
-/// Begins to trace the driver called `name`, and who reads or writes the memory `watched`; `false`
-/// if a trace is under way, or there is no memory for one.
+/// Begins to trace the driver called `name`, and the accesses to the memory `watched`. Returns
+/// `false` if a trace is under way, or there is no memory for one.
 pub fn begin(name: &str, watched: Option<Extent>) -> bool {
     let mut trace = TRACE.lock();
     let Some(record) = Record::new(EVENTS, time::tsc()).filter(|_| trace.is_none()) else { return false };
@@ -68,18 +69,18 @@ pub fn begin(name: &str, watched: Option<Extent>) -> bool {
     true
 }
 
-/// Ends the trace that is under way.
+/// Ends the trace that is under way, and returns it.
 pub fn end() -> Option<Trace> {
     watch::end_access();
     TRACE.lock().take()
 }
 
-/// Whether the driver called `name` is traced.
+/// Returns whether the driver called `name` is traced.
 pub fn traces(name: &str) -> bool {
     TRACE.lock().as_ref().is_some_and(|trace| trace.name == name)
 }
 
-/// Notes what happened to `domain`, if it is traced.
+/// Notes an event of `domain`, if it is traced.
 #[inline]
 pub fn note(domain: &Domain, what: impl FnOnce() -> What) {
     if domain.traced {
@@ -87,7 +88,7 @@ pub fn note(domain: &Domain, what: impl FnOnce() -> What) {
     }
 }
 
-/// Notes the last call of a service by `domain`, if it is traced.
+/// Notes the last service call of `domain`, if it is traced.
 #[cold]
 #[inline(never)]
 pub fn note_call(domain: &Domain) {
@@ -96,17 +97,17 @@ pub fn note_call(domain: &Domain) {
     }
 }
 
-/// Notes that what is watched was read or written: by the driver whose upcall is under way, or by
-/// the kernel when it resets the driver's device between two, which says no value. `rip` is behind
-/// the instruction.
+/// Notes an access to the watched memory. The driver whose upcall is under way made it, or the
+/// kernel when it resets the driver's device between two upcalls; in that case no value is noted.
+/// `rip` is the address after the instruction.
 pub fn note_access(rip: u64) {
-    // A service that a trusted driver calls runs on its stack: it may be this module that has
-    // touched what is watched.
+    // A service that a trusted driver calls runs on the driver's stack. So this module itself may
+    // have touched the watched memory, while it held the lock.
     let Some(mut trace) = TRACE.try_lock() else { return };
     let Some(trace) = trace.as_mut() else { return };
     let value = trace.watched.and_then(|watched| {
         let mut bytes = [0; 8];
-        // That service has the domain in hand.
+        // The running service already holds the domain, so read the entered address space.
         let read = hw::space::read_entered(watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
         read.then(|| u64::from_le_bytes(bytes))
     });

@@ -1,5 +1,5 @@
-//! Which module files may run in ring 0: not one that has faulted in ring 1, until a person
-//! forgives it with `policy`.
+//! The module files that may run in ring 0. A file that has faulted in ring 1 may not, until a
+//! person forgives it with `policy`.
 
 use super::cause::Cause;
 use super::{Domain, Ring, registry};
@@ -9,20 +9,20 @@ use alloc::string::String;
 use ringfence_abi::manifest::RING1_ONLY;
 use spin::Mutex;
 
-/// How often each module file faulted in ring 1 since boot, or since a person forgave it.
+/// The number of faults of each module file in ring 1, since boot or since a person forgave it.
 static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
-/// Module files that a person has said are never to run in ring 0.
+/// Module files that a person has banned from ring 0.
 static NEVER: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Counts a fault against the module of `domain`. Being killed by a person is none.
+/// Counts a fault of the module of `domain`. Being killed by a person does not count.
 pub fn record_fault(domain: &Domain, cause: Cause) {
     if domain.ring() == Ring::Sandboxed && cause != Cause::Killed {
         *FAULTED.lock().entry(domain.file.name.clone()).or_insert(0) += 1;
     }
 }
 
-/// How often the module of `domain` faulted in ring 1 since a person forgave it.
+/// Returns how often the module of `domain` faulted in ring 1 since a person forgave it.
 pub fn fault_count(domain: &Domain) -> u32 {
     FAULTED.lock().get(&domain.file.name).copied().unwrap_or(0)
 }
@@ -32,8 +32,8 @@ pub fn forgive(domain: &Domain) {
     FAULTED.lock().remove(&domain.file.name);
 }
 
-/// Has the module file `name` never run in ring 0 again, until the machine ends. What of it runs
-/// there is moved to ring 1.
+/// Bans the module file `name` from ring 0 until the machine ends. Its domains in ring 0 are moved
+/// to ring 1.
 pub fn never_trust(name: &str) {
     NEVER.lock().insert(name.into());
     for handle in registry::all() {
@@ -44,7 +44,7 @@ pub fn never_trust(name: &str) {
     }
 }
 
-/// Why `domain` may not run in ring 0, if it may not.
+/// Returns the reason why `domain` may not run in ring 0, if there is one.
 pub fn distrust(domain: &Domain) -> Option<String> {
     if domain.manifest.flags & RING1_ONLY != 0 || NEVER.lock().contains(&domain.file.name) {
         return Some("it is for ring 1 only".into());

@@ -1,4 +1,4 @@
-//! Running a driver: a call that returns a reason.
+//! Upcalls: entering a driver is a call that returns a reason.
 
 use super::Domain;
 use super::cause::{Cause, Site, UpcallError};
@@ -15,11 +15,11 @@ use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{self, Events, POLL};
 
-/// Lines that a driver may log in one upcall.
+/// The number of lines that a driver may log in one upcall.
 const LOG_LINES: u32 = 64;
 
 impl Domain {
-    /// Enters the driver and returns what it answers, 0 or more.
+    /// Enters the driver and returns its answer, 0 or more.
     pub fn upcall(&mut self, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
         if !self.life.is_running() {
             return Err(if self.is_alive() { UpcallError::Asleep } else { UpcallError::Ended });
@@ -27,7 +27,7 @@ impl Domain {
         self.upcall_running(operation, arguments)
     }
 
-    /// The same for one of which that is known: it runs, and does not sleep.
+    /// Enters a driver that is known to run and not to sleep.
     #[inline]
     pub(crate) fn upcall_running(&mut self, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
         self.log_left = LOG_LINES;
@@ -43,7 +43,7 @@ impl Domain {
         self.leave(exit, budget)
     }
 
-    /// Has the driver go on with the upcall in which it sleeps, and returns what it answers.
+    /// Lets a sleeping driver go on with its upcall, and returns its answer.
     pub fn wake(&mut self) -> Result<u64, UpcallError> {
         if !self.life.wake() {
             return Err(UpcallError::Ended);
@@ -59,7 +59,7 @@ impl Domain {
         result
     }
 
-    /// What came of a driver that was entered with a budget of so many ticks of the timer.
+    /// Finds the result of an upcall that was entered with a budget of `budget` timer ticks.
     #[inline(always)]
     fn leave(&mut self, exit: Exit, budget: u32) -> Result<u64, UpcallError> {
         self.turn.count(exit.tsc_ticks, || budget - exit.ticks_left);
@@ -114,10 +114,11 @@ impl Domain {
     }
 }
 
-/// At least one whole tick more than asked for: the first one may come at once.
+/// Returns the budget in timer ticks, with one tick more than asked for: the first tick may come at
+/// once.
 ///
 /// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame.
-/// What a service takes is counted as far as that goes ([`time::charged`]).
+/// The time of a service is counted as far as [`time::charged`] does so.
 fn budget_ticks(milliseconds: u32) -> u32 {
     (u64::from(milliseconds) * u64::from(TICK_HZ)).div_ceil(1000) as u32 + 1
 }
@@ -125,20 +126,20 @@ fn budget_ticks(milliseconds: u32) -> u32 {
 /// The domain whose upcall is under way.
 static CURRENT: Current<Domain> = Current::new();
 
-/// Runs `then` with the domain whose upcall is under way, unless that has been handed out already:
-/// a service has it then.
+/// Runs `then` with the domain whose upcall is under way. Returns `None` if no upcall is under way,
+/// or if a service already holds the domain.
 #[inline]
 pub fn with_current<T>(then: impl FnOnce(&mut Domain) -> T) -> Option<T> {
     CURRENT.with(then)
 }
 
-/// Leaves the upcall that is under way for now: its `upcall` returns [`UpcallError::Asleep`]. A
-/// trusted driver goes on behind this when it is woken.
+/// Leaves the upcall that is under way for now: [`Domain::upcall`] returns [`UpcallError::Asleep`].
+/// A trusted driver continues after this call when it is woken.
 pub fn put_current_to_sleep() {
     CURRENT.sleep(|domain| &domain.space);
 }
 
-/// Ends the driver whose upcall is under way: its `upcall` returns [`UpcallError::Ended`].
+/// Ends the driver whose upcall is under way: [`Domain::upcall`] returns [`UpcallError::Ended`].
 pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
@@ -148,7 +149,7 @@ pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     terminate()
 }
 
-/// Ends the driver whose upcall is under way because of a trap.
+/// Ends the driver whose upcall is under way, because of a trap.
 pub fn end_by_trap(why: DriverTrap, frame: TrapFrame) -> ! {
     let cause = match why {
         DriverTrap::Exception { address } => Cause::Exception { address },

@@ -1,5 +1,5 @@
-//! What a virtio device was told of its queues, for reports: its registers are the same whoever
-//! drives it (VIRTIO 1.0, 4.1.4.3).
+//! The queues of a virtio device, for reports. All virtio devices have the same registers,
+//! whichever driver they have (VIRTIO 1.0, 4.1.4.3).
 
 use super::Domain;
 use hw::memory::registers::Window;
@@ -16,7 +16,7 @@ const QUEUE_DESC: u64 = 32;
 const QUEUE_DRIVER: u64 = 40;
 const QUEUE_DEVICE: u64 = 48;
 const COMMON_BYTES: u64 = 56;
-/// More queues are not asked for.
+/// The maximum number of queues that are examined.
 const MOST_QUEUES: u16 = 64;
 
 /// A part of a queue.
@@ -24,12 +24,12 @@ const MOST_QUEUES: u16 = 64;
 pub struct QueuePart {
     /// The queue's number.
     pub queue: u16,
-    /// What of it.
+    /// The name of the part.
     pub part: &'static str,
 }
 
-/// The part of a queue that the device of `domain` was told is in the page at `address`. The driver
-/// must not run any more: which queue is selected changes.
+/// Returns the part of a queue that the device of `domain` was told to find in the page at
+/// `address`. The driver must not run any more, because this changes which queue is selected.
 pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
     let device = domain.device.as_ref()?;
     if domain.manifest.reset.method() != Some(ResetMethod::Virtio) {
@@ -42,12 +42,12 @@ pub fn queue_part(domain: &Domain, address: u64) -> Option<QueuePart> {
         return None;
     }
     let common = device.mapped.get(bar as usize).copied().flatten()? + u64::from(offset);
-    // Pages of a BAR may be left out.
+    // Pages of a BAR may be left unmapped.
     domain.space.with_registers(common, COMMON_BYTES, |window, first| find(window, first, address)).flatten()
 }
 
-/// The part of a queue that is in the page at `address`, by the common configuration at `first` of
-/// `window`.
+/// Finds the part of a queue in the page at `address`, according to the common configuration at
+/// `first` of `window`.
 fn find(window: &Window, first: u64, address: u64) -> Option<QueuePart> {
     let read16 = |at: u64| window.read(first + at, 2) as u16;
     let read32 = |at: u64| window.read(first + at, 4);
@@ -56,7 +56,7 @@ fn find(window: &Window, first: u64, address: u64) -> Option<QueuePart> {
     for queue in 0..read16(NUM_QUEUES).min(MOST_QUEUES) {
         window.write(first + QUEUE_SELECT, 2, queue.into());
         let size = u64::from(read16(QUEUE_SIZE));
-        // Lengths: 2.4.
+        // Lengths of the parts: VIRTIO 1.0, 2.4.
         let parts = [
             ("descriptor table", QUEUE_DESC, 16 * size),
             ("available ring", QUEUE_DRIVER, 6 + 2 * size),

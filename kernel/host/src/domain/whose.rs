@@ -1,5 +1,5 @@
-//! Whose a physical address is, in words for a person: what a device reached for that was kept from
-//! it.
+//! The owner of a physical address, in words for a person: for reports of accesses that a device's
+//! fence blocked.
 
 use super::memory::describe;
 use super::upcall::with_current;
@@ -13,11 +13,11 @@ use hw::{iommu, pci};
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE};
 use ringfence_core::extent::Extent;
 
-/// Where a device's write is an interrupt (SDM vol. 3A, 11.11.1).
+/// The addresses at which a device's write is an interrupt (SDM vol. 3A, 11.11.1).
 const INTERRUPTS: Extent = Extent::new(0xfee0_0000, 0x10_0000);
 
-/// Whose the byte at physical address `pa` is. `own` is a domain that is locked; others that are
-/// locked are left out.
+/// Describes the owner of the byte at physical address `pa`. `own` is a domain that the caller has
+/// locked. Other locked domains are left out.
 pub fn whose(pa: u64, own: &Domain) -> String {
     let page = pa & !(PAGE_SIZE - 1);
     if INTERRUPTS.contains(pa) {
@@ -29,7 +29,7 @@ pub fn whose(pa: u64, own: &Domain) -> String {
     if let Some(what) = of_domain(own, page) {
         return what;
     }
-    // Its own handle is locked, and does not count twice.
+    // The handle of `own` is locked, so it is skipped here.
     let others = registry::all();
     let of_other = |handle: &Handle| handle.try_lock().and_then(|domain| of_domain(&domain, page));
     if let Some(what) = others.iter().find_map(of_other) {
@@ -51,7 +51,7 @@ pub fn whose(pa: u64, own: &Domain) -> String {
     }
 }
 
-/// What of `domain` lies in the frame at `page`.
+/// Describes the part of `domain` that lies in the frame at `page`.
 fn of_domain(domain: &Domain, page: u64) -> Option<String> {
     let mut found = None;
     domain.space.for_each_page(&mut |address, _| {
@@ -70,11 +70,11 @@ fn of_domain(domain: &Domain, page: u64) -> Option<String> {
     Some(format!("{what} of {}", domain.name))
 }
 
-/// Whether a page of `part` lies in the frame at `page`.
+/// Returns whether a page of `part` lies in the frame at `page`.
 fn has_page(part: &map::Part, page: u64) -> bool {
     let Extent { start, len_bytes } = part.extent;
     let is_there = |offset: u64| kernel_page(start + offset).is_some_and(|(pa, _)| pa == page);
-    // All of physical memory is mapped in one place, part of which are some parts.
+    // All of physical memory is mapped in one place, and some parts are ranges of this mapping.
     let direct = start.wrapping_sub(physical_start());
     match is_ram(Extent::new(direct, 1)) {
         true => Extent::new(direct & !(PAGE_SIZE - 1), len_bytes).contains(page),
@@ -82,9 +82,9 @@ fn has_page(part: &map::Part, page: u64) -> bool {
     }
 }
 
-/// The first physical address of a part of the kernel, or, with a driver's name and a colon before
-/// it, of a part of that driver: names are those of `vmmap`, with hyphens for spaces and without
-/// `own`.
+/// Returns the first physical address of a part of the kernel or, if the name begins with a
+/// driver's name and a colon, of a part of that driver. The names are those of `vmmap`, with
+/// hyphens for spaces and without `own`.
 pub fn physical(name: &str) -> Option<u64> {
     let Some((driver, part)) = name.split_once(':') else {
         let Extent { start, .. } = map::find(name)?.extent;
@@ -119,17 +119,17 @@ pub fn physical(name: &str) -> Option<u64> {
     found
 }
 
-/// Which domain an address belongs to, and where in its image it is, for a panic.
+/// The domain that an address belongs to, and the offset in its image, for a panic.
 pub struct Owner(pub u64);
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Nothing is allocated: the heap's lock may be held for good.
+        // Allocate nothing: the heap's lock may be held for good.
         let mut write = |domain: &Domain| {
             let is_in = domain.slot_extent().contains(self.0);
             is_in.then(|| write!(f, "{}+{:#x}", domain.file.name, self.0.wrapping_sub(domain.base() + IMAGE)))
         };
-        // The one that runs is locked by who runs it.
+        // The running domain is locked by its caller, so look at it separately.
         let found = registry::find_unlocked(&mut write).or_else(|| with_current(|domain| write(domain)).flatten());
         found.unwrap_or_else(|| f.write_str("nobody's"))
     }

@@ -1,5 +1,5 @@
-//! What is not even loaded, though it is a module: what would be taken for another one, and what
-//! QEMU would let out.
+//! Checks that a module must pass before it is loaded. It must not pass for another module, and
+//! must not have code that can break out under QEMU.
 
 use super::error::LoadError;
 use crate::domain::{Domain, report};
@@ -15,13 +15,15 @@ use ringfence_core::module::Module;
 use ringfence_core::tcg::{Hole, MAX_INSTRUCTION, holes};
 use x86_64::structures::paging::PageTableFlags;
 
-/// What of that is asked for, worst first.
+/// The kinds of code that are refused, worst first.
 const HOLES: [Hole; 3] = [Hole::LocksBitTest, Hole::LoadsNoSegment, Hole::LoadsSs];
 
 /// Refuses a file whose module has another name: two files could pass for one module, and one of
-/// them for trusted. And one that has what QEMU's TCG takes for more than it is
-/// ([`ringfence_core::tcg`]), at more places than a person allows, if this is what it runs on.
-/// Every file is asked for once, before it is loaded for the first time.
+/// them for trusted.
+///
+/// On QEMU's TCG, also refuses a file with code that TCG mishandles ([`ringfence_core::tcg`]) at
+/// more places than a person allows. Every file must be admitted before it is loaded for the first
+/// time.
 pub fn admit(file: &File) -> Result<(), LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     if module.manifest.name() != file.name {
@@ -36,13 +38,12 @@ pub fn admit(file: &File) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Refuses a change of a running driver's image which gives it such a place, as [`admit`] does a
-/// file that has one.
+/// Refuses a change of a running driver's image that adds code which [`admit`] refuses in a file.
 pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
     if !HOLES.into_iter().any(tcg::has) {
         return Ok(());
     }
-    // An instruction may begin before the change, or end behind it.
+    // An instruction may begin before the change, or end after it.
     let start = patch.at.saturating_sub(MAX_INSTRUCTION);
     let address = |index: usize| domain.base() + IMAGE + (start + index) as u64;
     let changed = patch.at - start..patch.at - start + patch.bytes.len();
@@ -67,7 +68,7 @@ pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
     }
 }
 
-/// At how many places a module may have it.
+/// Returns at how many places a module may have such code.
 fn allowed(hole: Hole) -> usize {
     let limit = match hole {
         Hole::LoadsSs => &SS_LOADS,

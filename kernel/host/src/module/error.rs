@@ -1,4 +1,4 @@
-//! Why a module is not loaded.
+//! The reasons why a module is not loaded.
 
 use crate::domain::calls::Call;
 use crate::domain::cause::UpcallError;
@@ -10,34 +10,35 @@ use ringfence_core::limits::{LOCK_BTS, SEG_LOADS, SS_LOADS};
 use ringfence_core::module::ModuleError;
 use ringfence_core::tcg::Hole;
 
-/// Why a module is not loaded, or not unloaded.
+/// The reason why a module is not loaded, or not unloaded.
 #[derive(Debug)]
 pub enum LoadError {
-    /// There is no such file in the ramdisk.
+    /// The ramdisk has no such file.
     NoFile(String),
     /// The file is refused.
     Refused(ModuleError),
-    /// It says that it is called this, and its file is called otherwise.
+    /// The module's name, given here, is not the file's name.
     Misnamed(String),
-    /// Its code has what QEMU's TCG takes for more than it is, at this place.
+    /// The module has code that QEMU's TCG mishandles, at this place.
     Hole(Hole, String),
-    /// What a person gave it is not for it: why.
+    /// A parameter from a person does not fit the module: the reason.
     Parameter(String),
     /// All slots are taken.
     NoSlot,
     /// There is not enough memory.
     NoMemory,
-    /// Its budgets come to so many frames, more than one module may have here.
+    /// The module's budgets add up to this number of frames, more than one module may have here.
     Budget(u64),
-    /// No PCI function that it drives is free.
+    /// No device that the module drives is free.
     NoDevice,
-    /// Its `init` failed; the last call of a service that was refused it by then.
+    /// The module's `init` failed. The call is the last one before that which a service refused, if
+    /// any.
     Init(UpcallError, Option<Call>),
-    /// Its `init` failed, because its class has enough of what it offers.
+    /// The module's `init` failed because its class takes no more offers.
     Full(&'static str),
     /// The instruction to watch does not lie in the image.
     Outside,
-    /// It does not offer what the driver before it offered.
+    /// The module does not offer the same class as the driver before it.
     Different,
     /// No domain of this name is loaded.
     NotLoaded(String),

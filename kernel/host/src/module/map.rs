@@ -1,4 +1,4 @@
-//! From a module's file to a domain that has it mapped, and has not run.
+//! From a module's file to a domain that is mapped and has not run yet.
 
 use super::error::LoadError;
 use crate::domain::calls::CallLog;
@@ -22,8 +22,9 @@ use ringfence_core::parameter::{self, Declared};
 use ringfence_core::timer::Timer;
 use zerocopy::IntoBytes;
 
-/// Maps a module: image, stack, mailbox, stubs and gates. It takes over what it can of a driver
-/// that was ended, if one is given. What a person gives it is in `parameters`, as `name=value`.
+/// Maps a module: image, stack, mailbox, stubs and gates. If `dead` is given, the domain takes over
+/// the name, the slot and the read-only pages of that ended driver. `parameters` come from a
+/// person, each as `name=value`.
 pub fn map(
     file: &File,
     module: Module,
@@ -41,7 +42,7 @@ pub fn map(
         space: match Space::new(dead.as_mut().map(|dead| &mut dead.space)) {
             Ok(Some(space)) => space,
             refused => {
-                // It has not been a bus master, so it does stop.
+                // The device has not been a bus master, so it does stop.
                 let _ = device.map(|device| device.stop(None));
                 return Err(if refused.is_err() { LoadError::NoMemory } else { LoadError::NoSlot });
             }
@@ -97,8 +98,8 @@ pub fn map(
     Ok(domain)
 }
 
-/// Maps the image and relocates it. What is never written is taken over from a driver that was
-/// ended, if it has that still.
+/// Maps the image and relocates it. Segments that are never written are taken over from a driver
+/// that was ended, if it still has them.
 fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Result<(), LoadError> {
     let image = slot_base(space.slot()) + IMAGE;
     for segment in &module.segments {
@@ -132,15 +133,15 @@ fn fill(space: &mut Space, module: &Module, mut dead: Option<&mut Space>) -> Res
     Ok(())
 }
 
-/// Frames that a module can have: all that its manifest allows it, its kind's queues, and its
-/// image.
+/// Returns the number of frames that a module can have: for its manifest's budgets, its kind's
+/// queues, and its image.
 pub fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
     let queues = manifest.kind().map_or(0, Kind::queue_bytes) + manifest.uses().map_or(0, Kind::used_bytes);
     let bytes = [manifest.heap_bytes, manifest.dma_bytes, manifest.stack_bytes].map(u64::from);
     bytes.iter().chain(&[queues, image_bytes]).map(|bytes| bytes.div_ceil(PAGE_SIZE)).sum()
 }
 
-/// `name`, or `name.2`, `name.3`... if it is taken.
+/// Returns `name`, or `name.2`, `name.3`... if that is taken.
 fn free_name(name: &str) -> String {
     let numbered = (2..).map(|number| format!("{name}.{number}"));
     core::iter::once(name.to_string())

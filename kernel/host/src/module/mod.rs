@@ -1,4 +1,4 @@
-//! Loaded modules: from a file to a running driver, and back to free memory.
+//! Loading and unloading: from a file to a running driver, and back to free memory.
 
 use crate::domain::calls::Call;
 use crate::domain::cause::UpcallError;
@@ -34,33 +34,34 @@ mod map;
 pub use admission::{admit, admit_change};
 pub use error::LoadError;
 
-/// The loaded module called `name`.
+/// Returns the loaded domain called `name`.
 pub fn find(name: &str) -> Result<Handle, LoadError> {
     registry::find(name).ok_or_else(|| LoadError::NotLoaded(name.to_string()))
 }
 
-/// The module file `name` in the ramdisk.
+/// Returns the module file `name` of the ramdisk.
 pub fn file(name: &str) -> Result<File, LoadError> {
     ramdisk::modules().find(|file| file.name == name).ok_or_else(|| LoadError::NoFile(name.to_string()))
 }
 
-/// Loads a module into `ring` and runs its `init`. What a person gives it is in `parameters`, each
-/// as `name=value`. On any error nothing of it stays.
+/// Loads a module into `ring` and runs its `init`. `parameters` come from a person, each as
+/// `name=value`. On any error nothing of the module stays.
 pub async fn load(file: &File, ring: Ring, parameters: &[String]) -> Result<Handle, LoadError> {
     load_for(file, ring, parameters, None).await
 }
 
-/// What a module takes of the kernel's heap at most, while it is loaded and from then on.
+/// The maximum amount of the kernel's heap that loading a module and running it takes.
 const HEAP_BYTES: usize = 1 << 20;
 
-/// The same, for `which` device if one is given: any that it drives otherwise.
+/// Loads a module as [`load`] does, for the device `which` if one is given, or else for any device
+/// that the module drives.
 async fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<Which>) -> Result<Handle, LoadError> {
     if !memory::has_room(HEAP_BYTES) {
         return Err(LoadError::NoMemory);
     }
     admit(file)?;
     fault::forget_last(&file.name);
-    // A driver that nobody knows yet is not restarted: its report is due now.
+    // No other task knows the driver yet, so it is not restarted: its report is due now.
     let started = start(file, ring, parameters, which, None, None).await;
     let handle = started.inspect_err(|_| fault::print_pending())?;
     registry::add(handle.clone());
@@ -73,9 +74,9 @@ async fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<
     Ok(handle)
 }
 
-/// Maps a module, in the place of a driver that was ended if one is given, and runs its `init`;
-/// nobody knows it yet. On any error nothing of it stays, nor if nobody waits any more while it
-/// sleeps there.
+/// Maps a module and runs its `init`. If `dead` is given, the module is mapped in the place of that
+/// ended driver. The driver is not registered as loaded yet. Nothing of it stays after an error, or
+/// if the future is dropped while the driver sleeps in `init`.
 async fn start(
     file: &File,
     ring: Ring,
@@ -121,10 +122,12 @@ async fn start(
     Ok(handle)
 }
 
-/// Puts an instance of `file` in place of a driver that was ended; what is above the old one is
-/// above the new one then. On an error the old one stays where it was, with all it has but the
-/// pages that the successor had taken over. `file` must have been admitted ([`admit`]). `watched`
-/// is the offset in the image of an instruction to watch from the start ([`watch`]).
+/// Puts an instance of `file` in place of a driver that was ended. The users of the old driver go
+/// on with the new one. On an error the old driver stays where it was, with everything except the
+/// pages that the successor took over.
+///
+/// `file` must have been admitted ([`admit`]). `watched` is the offset in the image of an
+/// instruction to watch from the start ([`watch`]).
 pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
     if !registry::has(dead) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
@@ -140,7 +143,7 @@ pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64
     let offers = |handle: &Handle| handle.lock().offered_class().map(|class| class.kind());
     let fresh = start(file, ring, &parameters, drives, Some(dead), watched).await.and_then(|fresh| {
         if !registry::has(dead) {
-            // It was unloaded while its successor slept.
+            // The driver was unloaded while its successor slept.
             return Err(LoadError::NotLoaded(dead.lock().name.clone()));
         }
         if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) }
@@ -151,14 +154,15 @@ pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64
         if domain.space.is_set_aside() {
             return;
         }
-        // What was taken back, if nobody else has asked for it while the successor slept.
+        // Renew the promise that was taken back, unless other domains took the frames while the
+        // successor slept.
         let frames = map::budget(&domain.manifest, domain.image_bytes);
         domain.promised = frames::promise(frames).map_or(0, |()| frames);
     })?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         new.restarts = old.restarts + 1;
-        // The first fault in a while is an accident.
+        // The first fault in a while is treated as an accident: the debt is not taken over.
         if new.life.succeed(&mut old.life) {
             poll::succeed(&mut new, &old);
         }
@@ -173,7 +177,8 @@ pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64
     Ok(fresh)
 }
 
-/// Takes what a driver has put into its queues in `init`: what it uses can be asked from there.
+/// Takes the entries that a driver has put into its queues in `init`, where it may already make
+/// requests to the driver that it uses.
 fn look_at(handle: &Handle) {
     poll::after(&mut handle.lock());
 }
@@ -182,7 +187,7 @@ fn needs_fence(manifest: &Manifest) -> bool {
     manifest.flags & NEEDS_FENCE != 0
 }
 
-/// Takes a free device that `manifest` names; none if it names none.
+/// Takes a free device that `manifest` names. Returns `None` if it names none.
 fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     if !manifest.has_device() {
         return Ok(None);
@@ -191,13 +196,13 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     devices.find_map(|which| which.take(needs_fence(manifest))).map(Some).ok_or(LoadError::NoDevice)
 }
 
-/// Stops a driver and frees all it had.
+/// Stops a driver and frees all of its resources.
 pub async fn unload(name: &str) -> Result<(), LoadError> {
     let handle = find(name)?;
-    // One that sleeps has what it does done first, unless it falls asleep again and again.
+    // Let a sleeping driver finish its upcall first, unless it falls asleep again and again.
     let limit = Duration::from_millis(SLEEP_MS.get());
     let _ = with_timeout(limit, sleep::awake(&handle)).await;
-    // Another one may be in its place by now.
+    // Look the name up again: a successor may be in the driver's place by now.
     let handle = find(name)?;
     let class = handle.lock().offered_class();
     if let Some(class) = class {
@@ -212,7 +217,7 @@ pub async fn unload(name: &str) -> Result<(), LoadError> {
     } else if is_alive {
         let exit = sleep::finish(&handle, |domain| {
             domain.upcall(EXIT, [0; 3]).inspect_err(|error| {
-                // Nobody else is to unload it while it sleeps.
+                // Remove it now, so that no other task unloads it while it sleeps.
                 if *error == UpcallError::Asleep {
                     registry::remove(&handle);
                 }
@@ -241,10 +246,10 @@ pub async fn unload_all() {
     }
 }
 
-/// Loads, into ring 1, a driver for each device that a module in the ramdisk drives and no domain
-/// has: the first one by name, those called `first` before the others, but for those that only a
-/// person loads. Says which files are no modules, and which devices of a kind that drivers exist
-/// for nobody drives.
+/// Loads a driver into ring 1 for each free device that a module in the ramdisk drives. If several
+/// modules drive the device, it takes the first by name, and prefers the modules called `first`.
+/// Modules that only a person loads are left out. Logs the files that are not modules, and the
+/// devices of known kinds that no module drives.
 pub async fn autoload(first: &[&str]) {
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
@@ -270,15 +275,15 @@ pub async fn autoload(first: &[&str]) {
         };
         match load_for(file, Ring::Sandboxed, &[], Some(which)).await {
             Ok(handle) => log::info!("{}: loaded into ring 1 for {which}", handle.lock().name),
-            // No bus tells of it: only its driver finds out that there is no disk on a channel,
-            // say.
+            // Not an error: no bus reports such a device. For example, only the driver can find out
+            // that a channel has no disk.
             Err(LoadError::Init(UpcallError::Refused(Refusal::NotFound), _)) if which.function().is_none() => {}
             Err(error) => log::error!("{} for {which}: {error}", console::printable(&file.name)),
         }
     }
 }
 
-/// What a function is, if it is of a kind that drivers can be of (PCI Code and ID Assignment 1.11,
+/// Returns the kind of a function, if drivers exist for that kind (PCI Code and ID Assignment 1.11,
 /// 1.2 and 1.3).
 fn kind_of(function: &Function) -> Option<&'static str> {
     match function.class {

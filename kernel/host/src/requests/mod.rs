@@ -37,7 +37,7 @@ pub struct Server {
     waiting: Mutex<Vec<Waker>>,
     /// The number of requests so far: the number of the next request.
     count: AtomicU64,
-    /// Requests that are to be sent again.
+    /// The requests that are to be sent again.
     repeats: Arc<Repeats>,
 }
 
@@ -95,7 +95,7 @@ impl Server {
         core::mem::take(&mut *self.waiting.lock()).into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until another driver is in place of `old`; `false` if none will be.
+    /// Waits until another driver is in place of `old`. Returns `false` if none will come.
     async fn another_than(&self, old: &Handle) -> bool {
         let another = poll_fn(|context| {
             let current = self.handle();

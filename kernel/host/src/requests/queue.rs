@@ -84,12 +84,12 @@ impl<P: Protocol> Queues<P> {
         core::mem::replace(&mut self.news, Reply::empty())
     }
 
-    /// The server's requests that are to be sent again.
+    /// Returns the server's requests that are to be sent again.
     pub fn repeats(&self) -> &Arc<Repeats> {
         &self.repeats
     }
 
-    /// Makes this a part of another driver's server.
+    /// Makes these queues part of another driver's server.
     pub fn set_repeats(&mut self, repeats: &Arc<Repeats>) {
         self.repeats = repeats.clone();
     }

@@ -1,17 +1,17 @@
-//! What a driver has passed in registers, as each service takes it. A type for each kind of the
-//! ABI's table, by the same name ([`ringfence_abi::service::Kind`]).
+//! The arguments of services, taken from a driver's registers. There is one type for each kind in
+//! the ABI's table, with the same name ([`ringfence_abi::service::Kind`]).
 
 use crate::domain::memory::Allegation;
 use log::Level as LogLevel;
 use ringfence_abi::service::{REGISTERS, Refusal};
 
-/// Registers of which arguments are taken, one after the other.
+/// The registers from which arguments are taken, and the index of the next one.
 pub struct Registers(pub [u64; REGISTERS], pub usize);
 
 impl Registers {
     #[inline(always)]
     fn next(&mut self) -> u64 {
-        // The ABI's table has no service with more.
+        // No service in the ABI's table takes more registers.
         let value = self.0.get(self.1).copied().unwrap_or(0);
         self.1 += 1;
         value
@@ -20,10 +20,10 @@ impl Registers {
 
 /// A kind of arguments.
 pub trait Argument {
-    /// What a service gets.
+    /// The type that a service gets.
     type Value;
 
-    /// Takes one. What cannot be is refused.
+    /// Takes one argument. Impossible values are refused.
     fn take(registers: &mut Registers) -> Result<Self::Value, Refusal>;
 }
 
@@ -62,7 +62,7 @@ impl Argument for Level {
     }
 }
 
-/// Nothing of it is checked yet, and nothing copied.
+/// Arguments that are ranges of memory. The range is not checked and not copied yet.
 macro_rules! memory {
     ($($kind:ident)*) => {
         $(

@@ -3,13 +3,13 @@
 use super::Answer;
 use crate::domain::Domain;
 
-/// Maps region `bar` of its device's registers (a PCI function's BAR) and returns where, or opens
-/// the ports that it is and returns the first.
+/// Maps region `bar` of the device's registers (a PCI function's BAR) and returns its address, or
+/// opens the region's ports and returns the first port.
 pub fn rf_bar_map(domain: &mut Domain, bar: u64) -> Answer {
     Ok(domain.map_region(bar)?)
 }
 
-/// Length of region `bar` in bytes, or in ports.
+/// Returns the length of region `bar` in bytes, or in ports.
 pub fn rf_bar_len(domain: &mut Domain, bar: u64) -> Answer {
     Ok(domain.region_len(bar)?)
 }

@@ -8,7 +8,7 @@ use ringfence_abi::layout::{HEAP, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
 use ringfence_core::extent::align_up;
 
-/// Maps `len_bytes` bytes, rounded up to pages, behind the heap; returns where they begin.
+/// Maps `len_bytes` bytes, rounded up to pages, at the end of the heap. Returns their address.
 pub fn rf_heap_grow(domain: &mut Domain, len_bytes: u64) -> Answer {
     let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
     let total = domain.heap_bytes.checked_add(len_bytes).ok_or(Refusal::NoMemory)?;

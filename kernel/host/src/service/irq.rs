@@ -5,7 +5,7 @@ use crate::domain::Domain;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::MAX_VECTORS;
 
-/// Lets the device's interrupts through: from now on, one polls the driver.
+/// Enables the device's interrupts: from now on an interrupt polls the driver.
 pub fn rf_irq_enable(domain: &mut Domain) -> Answer {
     let device = domain.device.as_mut().ok_or(Refusal::NotFound)?;
     if !device.enable_interrupts() {
@@ -14,7 +14,7 @@ pub fn rf_irq_enable(domain: &mut Domain) -> Answer {
     Ok(0)
 }
 
-/// Lets them through again, for a driver that did not acknowledge when it was polled.
+/// Lets the device's interrupts through again, for a driver that did not acknowledge in its poll.
 pub fn rf_irq_ack(domain: &mut Domain) -> Answer {
     let device = domain.device.as_ref().ok_or(Refusal::NotFound)?;
     if device.active_lines() == 0 {
@@ -24,8 +24,9 @@ pub fn rf_irq_ack(domain: &mut Domain) -> Answer {
     Ok(0)
 }
 
-/// Gives the device interrupts of its own in place of its line, up to `wanted`; how many, 0 if it
-/// or the machine can have none. Only before they are let through, and once.
+/// Gives the device up to `wanted` interrupts of its own, in place of its line. Returns how many,
+/// or 0 if the device or the machine supports none. Allowed once, and only before interrupts are
+/// enabled.
 pub fn rf_irq_vectors(domain: &mut Domain, wanted: u64) -> Answer {
     let device = domain.device.as_mut().ok_or(Refusal::NotFound)?;
     if !(1..=MAX_VECTORS).contains(&wanted) {

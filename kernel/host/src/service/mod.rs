@@ -1,10 +1,10 @@
-//! What a driver may ask of the kernel: one file a group of services, one gate and one function
-//! each.
+//! The services that a driver may call. Each group of services has a file; each service has a gate
+//! and a function.
 //!
-//! A service is a safe function from the caller's domain and its arguments to an answer. A request
-//! that cannot be granted is refused, and the driver goes on; what no correct driver asks is a
-//! fault, and ends it. **Nothing that a driver passes can panic the kernel.** Interrupts are off
-//! while a sandboxed driver's service runs, so services are short and bounded.
+//! A service is a safe function from the calling domain and the arguments to an answer. A request
+//! that cannot be granted is refused, and the driver goes on. A request that no correct driver
+//! makes is a fault, and ends the driver. **Nothing that a driver passes can panic the kernel.**
+//! Interrupts are off while a sandboxed driver's service runs, so services are short and bounded.
 
 use crate::domain::Domain;
 use crate::domain::cause::Cause;
@@ -44,7 +44,7 @@ use pci::{rf_pci_read, rf_pci_write};
 use time::{rf_sleep, rf_time_ns, rf_timer};
 use used::rf_use;
 
-/// Services as `bench` calls them, for a driver whose budgets it has changed for that.
+/// Services for `bench`, called with a driver whose budgets are changed for the measurement.
 pub mod measured {
     use crate::domain::Domain;
 
@@ -52,7 +52,7 @@ pub mod measured {
     pub fn dma(domain: &mut Domain, len_bytes: u64) {
         domain.manifest.dma_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
         if let Ok(start) = super::rf_dma_alloc(domain, len_bytes) {
-            // It began there a moment ago.
+            // The region was allocated just above, so this finds it.
             let _ = super::rf_dma_free(domain, start);
         }
     }
@@ -60,21 +60,21 @@ pub mod measured {
     /// Grows the heap.
     pub fn heap(domain: &mut Domain, len_bytes: u64) {
         domain.manifest.heap_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
-        // What it answers is nobody's business here.
+        // The result does not matter for the measurement.
         let _ = super::rf_heap_grow(domain, len_bytes);
     }
 }
 
-/// What a service has to say: a value below 2^63, or why not.
+/// The answer of a service: a value below 2^63, or the reason why there is none.
 type Answer = Result<u64, No>;
 
-/// Why a service has no value.
+/// The reason why a service has no value.
 enum No {
-    /// The driver may go on.
+    /// The request is refused; the driver goes on.
     Refused(Refusal),
     /// The driver is ended.
     Fault(Cause),
-    /// The driver sleeps, and has 0 for an answer when it wakes.
+    /// The driver sleeps. The call returns 0 when the driver wakes.
     Sleeps,
 }
 
@@ -96,8 +96,8 @@ impl From<hw::memory::frames::OutOfMemory> for No {
     }
 }
 
-/// Runs a service that takes so many registers, for the domain whose upcall is under way.
-/// Everything it used is dropped before a driver is ended.
+/// Runs a service that takes `TAKEN` registers, for the domain whose upcall is under way. All
+/// values of the service are dropped before a driver is ended.
 #[inline(always)]
 fn serve<const TAKEN: usize>(
     number: usize,
@@ -119,7 +119,7 @@ fn serve<const TAKEN: usize>(
         Some(Ok((result, false))) => result,
         Some(Ok((result, true))) => traced(result),
         Some(Err(Some(cause))) => end_current(|domain| Fault::at_gate(domain, cause)),
-        // A sandboxed driver goes on by itself: its registers are all that there is to go back to.
+        // A sandboxed driver goes on without returning here: only its registers are restored.
         Some(Err(None)) => {
             sleep_current();
             0
@@ -128,8 +128,8 @@ fn serve<const TAKEN: usize>(
     }
 }
 
-/// Notes the call that has just returned `result`. Apart, so that a call that is not traced keeps
-/// nothing for this.
+/// Notes the call that has just returned `result`. This is a separate function, so that the path of
+/// an untraced call saves nothing for it.
 #[cold]
 #[inline(never)]
 fn traced(result: i64) -> i64 {
@@ -139,8 +139,8 @@ fn traced(result: i64) -> i64 {
 
 macro_rules! define_entries {
     ($($number:literal $symbol:ident($($argument:ident: $kind:ident),*) $what:literal => $value:literal, $refuses:literal;)*) => {
-        /// What gates call in ring 0, and trusted drivers directly: from the ABI's registers to a
-        /// Rust function.
+        /// The entry points that gates call in ring 0, and that trusted drivers call directly. Each
+        /// converts the ABI's registers to the arguments of a Rust function.
         mod entry {
             use super::arguments::{self, Argument as _};
             use ringfence_abi::service::Kind;
@@ -156,7 +156,7 @@ macro_rules! define_entries {
             )*
         }
 
-        /// The functions behind the gates, by number.
+        /// The functions behind the gates, by service number.
         pub static ENTRIES: Services = [$(entry::$symbol),*];
     };
 }

@@ -1,4 +1,4 @@
-//! `rf_null`: the cost of a crossing.
+//! `rf_null`: does nothing, to measure the cost of a crossing.
 
 use super::Answer;
 use crate::domain::Domain;

@@ -1,4 +1,4 @@
-//! `rf_offer`: a driver offers what its class is about.
+//! `rf_offer`: a driver makes the offer of its class.
 
 use super::Answer;
 use crate::domain::Domain;
@@ -6,8 +6,9 @@ use crate::domain::memory::Allegation;
 use ringfence_abi::layout::QUEUE;
 use ringfence_abi::service::Refusal;
 
-/// Maps the queues and returns where they are. `info` says what is offered, as the class of the
-/// module's kind has it: a [`ringfence_abi::net::NetInfo`] or a [`ringfence_abi::scsi::ScsiInfo`].
+/// Maps the queues and returns their address. `info` describes the offer, in the format of the
+/// class of the module's kind: a [`ringfence_abi::net::NetInfo`] or a
+/// [`ringfence_abi::scsi::ScsiInfo`].
 pub fn rf_offer(domain: &mut Domain, info: Allegation) -> Answer {
     let class = domain.class().ok_or(Refusal::Denied)?;
     if info.len_bytes() != class.info_bytes() as u64 {

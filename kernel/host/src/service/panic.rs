@@ -7,10 +7,10 @@ use crate::domain::memory::Allegation;
 use hw::console;
 use log::Level;
 
-/// Longest message in bytes; the rest is cut off.
+/// The maximum length of the message in bytes; the rest is cut off.
 const MAX_MESSAGE: u64 = 512;
 
-/// Longest part of it that a report repeats.
+/// The maximum length of the message in a report.
 const MAX_LAST_WORDS: usize = 160;
 
 /// Logs the message and ends the driver.

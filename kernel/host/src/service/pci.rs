@@ -1,4 +1,4 @@
-//! `rf_pci_*`: configuration space of the domain's own device, as far as it is harmless.
+//! `rf_pci_*`: the configuration space of the domain's own device, as far as access is harmless.
 
 use super::Answer;
 use crate::domain::Domain;
@@ -20,17 +20,17 @@ pub fn rf_pci_read(domain: &mut Domain, offset: u64, width_bytes: u64) -> Answer
     Ok(u64::from(word & mask))
 }
 
-/// Writes `width_bytes` bytes at `offset`. Only bus mastering, in the command register, is the
-/// driver's to change; everything else is denied: decoding and interrupts are the kernel's, and a
-/// BAR that moves would let the device answer for somebody else's addresses. Refused as invalid if
-/// the manifest's recipe for a reset does not fit the device.
+/// Writes `width_bytes` bytes at `offset`. The driver may only change bus mastering, in the command
+/// register; everything else is denied. Decoding and interrupts are the kernel's, and a moved BAR
+/// would let the device answer for addresses that are not its own. Refused as invalid if the
+/// manifest's reset recipe does not fit the device.
 pub fn rf_pci_write(domain: &mut Domain, offset: u64, width_bytes: u64, value: u64) -> Answer {
     domain.device.as_ref().and_then(Device::function).ok_or(Refusal::NotFound)?;
     check_place(offset, width_bytes)?;
     if offset != COMMAND || width_bytes != 2 {
         return Err(Refusal::Denied.into());
     }
-    // All but one of the bits are ignored, and so are those beyond the register.
+    // Ignore all bits except bus mastering, and the bits beyond the register.
     let wanted = CommandRegister::from_bits_truncate(value as u16);
     domain.set_bus_master(wanted.contains(CommandRegister::BUS_MASTER_ENABLE))?;
     Ok(0)

@@ -1,15 +1,16 @@
-//! `rf_time_ns`, `rf_timer`, `rf_sleep`: what time it is, a poll when some has gone by, and a wait.
+//! `rf_time_ns`, `rf_timer`, `rf_sleep`: the time, polls by a timer, and sleep.
 
 use super::{Answer, No};
 use crate::domain::Domain;
 use hw::arch::time;
 
-/// Nanoseconds since boot.
+/// Returns the nanoseconds since boot.
 pub fn rf_time_ns(_domain: &mut Domain) -> Answer {
     Ok(time::uptime_ns() & i64::MAX as u64)
 }
 
-/// Has the driver polled in `delay_ns` nanoseconds, and from then on every `period_ns`.
+/// Sets the driver's timer: the driver is polled in `delay_ns` nanoseconds, and then every
+/// `period_ns`.
 pub fn rf_timer(domain: &mut Domain, delay_ns: u64, period_ns: u64) -> Answer {
     domain.set_timer(delay_ns, period_ns)?;
     Ok(0)

@@ -1,4 +1,4 @@
-//! `rf_use`: a driver uses what another one offers.
+//! `rf_use`: a driver uses another driver's offer.
 
 use super::Answer;
 use super::log::read_text;
@@ -7,11 +7,11 @@ use crate::domain::{Domain, offer};
 use ringfence_abi::layout::USED;
 use ringfence_abi::service::Refusal;
 
-/// Longest name in bytes.
+/// The maximum length of a name in bytes.
 const MAX_NAME: u64 = 32;
 
-/// Opens what is called `name`, of the kind that the manifest says is used, and maps the queues;
-/// returns where they are.
+/// Opens the offer called `name`, of the kind that the manifest uses, and maps its queues. Returns
+/// their address.
 pub fn rf_use(domain: &mut Domain, name: Allegation) -> Answer {
     if name.len_bytes() > MAX_NAME {
         return Err(Refusal::Invalid.into());

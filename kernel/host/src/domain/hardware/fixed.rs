@@ -1,4 +1,4 @@
-//! A device at fixed ports: it has them and its line, and reaches no memory by itself.
+//! A device at fixed I/O ports. It has its ports and its line, and cannot reach memory by itself.
 
 use super::{Hardware, Region, Which};
 use hw::arch::interrupts;
@@ -6,11 +6,11 @@ use hw::fixed::Fixed;
 use hw::space::device::DriverPorts;
 use ringfence_abi::service::Refusal;
 
-/// One that a domain has.
+/// A device at fixed ports that a domain has.
 pub struct AtPorts(&'static Fixed);
 
 impl AtPorts {
-    /// Takes `device`, which no domain has.
+    /// Takes `device`, which no other domain has.
     pub fn take(device: &'static Fixed) -> AtPorts {
         device.confine();
         AtPorts(device)
@@ -42,7 +42,7 @@ impl Hardware for AtPorts {
         interrupts::release(self.lines());
     }
 
-    /// Nobody else interrupts by its line, which can be masked therefore.
+    /// Masks the line: no other device uses it.
     fn hold_back(&self) {
         interrupts::hold(self.lines());
     }

@@ -1,8 +1,8 @@
-//! Interrupts that a device sends by itself, as messages (MSI-X: PCI 3.0, 6.8.2), where the IOMMU
-//! checks whose they are.
+//! Interrupts that a device sends as messages (MSI-X: PCI 3.0, 6.8.2). They need an IOMMU, which
+//! checks which device a message comes from.
 //!
-//! **No driver writes an entry of the table**, which says where a message goes: the pages that hold
-//! it are mapped into no slot.
+//! **No driver writes an entry of the MSI-X table**, which says where a message goes: the pages
+//! that hold the table are mapped into no slot.
 
 use hw::arch::{interrupts, line};
 use hw::iommu::Fence;
@@ -14,12 +14,12 @@ use ringfence_core::pci::MsiX;
 /// Bits of the message control, which is the upper half of the capability's first word.
 const ENABLE: u32 = 1 << 31;
 const MASK_ALL: u32 = 1 << 30;
-/// Words of an entry.
+/// Offsets of the words of a table entry.
 const ADDRESS: u64 = 0;
 const ADDRESS_HIGH: u64 = 4;
 const DATA: u64 = 8;
 const ENTRY_BYTES: u64 = 16;
-/// Most that a device has.
+/// The maximum number of messages that a device is given.
 const MOST: usize = MAX_VECTORS as usize;
 
 /// The messages that a device may send.
@@ -29,8 +29,8 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Gives `function` up to `wanted` of them, all masked, and turns its line off. `None` if it,
-    /// its fence or the machine can have none.
+    /// Gives `function` up to `wanted` messages, all masked, and turns its line off. Returns `None`
+    /// if the function, its fence or the machine supports none.
     pub fn new(function: &Function, fence: &Fence, wanted: u8) -> Option<Messages> {
         let capability = MsiX::find(|offset| function.read(offset))?;
         let count = wanted.min(MOST as u8).min(u8::try_from(capability.entries).unwrap_or(u8::MAX));
@@ -57,24 +57,24 @@ impl Messages {
         Some(messages)
     }
 
-    /// How many there are.
+    /// Returns the number of messages.
     pub fn count(&self) -> u8 {
         self.count
     }
 
-    /// The lines that they are, as a set of bits.
+    /// Returns the lines of the messages, as a set of bits.
     pub fn lines(&self) -> u64 {
         ((1 << self.count) - 1) << self.first
     }
 
-    /// Which of the device's messages are in a set of lines: bit 0 is its first.
+    /// Returns the device's messages that are in a set of lines; bit 0 is its first message.
     pub fn in_lines(&self, lines: u64) -> u64 {
         (lines & self.lines()) >> self.first
     }
 
-    /// Takes them away: all are masked, and lead nowhere. MSI-X stays on until somebody wants the
-    /// line ([`turn_off`]): QEMU's e1000e ends QEMU if it is off when a message comes that was put
-    /// off.
+    /// Takes the messages away: all are masked, and their routes end. MSI-X stays on until the line
+    /// is needed ([`turn_off`]): QEMU's e1000e ends QEMU if MSI-X is off when a deferred message
+    /// comes.
     pub fn remove(self, function: &Function, fence: &Fence) {
         control(function, MASK_ALL | ENABLE);
         for line in (self.first..).take(self.count.into()) {
@@ -85,11 +85,11 @@ impl Messages {
 }
 
 fn control(function: &Function, bits: u32) {
-    // Whatever the device sends, the unit lets pass what it was given.
+    // Whatever the device sends, the IOMMU passes only the messages that the device was given.
     function.control_messages(ENABLE | MASK_ALL, bits);
 }
 
-/// Has `function` interrupt by its line.
+/// Turns MSI-X off, so that `function` interrupts by its line.
 pub fn turn_off(function: &Function) {
     if let Some(MsiX { at, .. }) = MsiX::find(|offset| function.read(offset))
         && function.read(at) & ENABLE != 0

@@ -1,10 +1,10 @@
-//! What a driver drives: the extension point for kinds of hardware.
+//! The hardware that a driver drives: the extension point for kinds of hardware.
 //!
 //! * [`pci`]: a PCI function
 //! * [`fixed`]: a device at fixed ports
 //!
-//! The third kind is none at all: a driver's device is an `Option`. What all have in common, which
-//! is what drivers ask for, is in [`super::device`].
+//! The third kind is no hardware at all: a driver's device is an `Option`. The operations that
+//! drivers ask for, and that all kinds have in common, are in [`super::device`].
 
 use super::device::Device;
 use alloc::boxed::Box;
@@ -23,35 +23,36 @@ mod fixed;
 mod messages;
 mod pci;
 
-/// Regions of registers that a device has at most: base address registers of a PCI function.
+/// The maximum number of register regions of a device: the base address registers of a PCI
+/// function.
 pub const MOST_REGIONS: usize = pci_types::MAX_BARS;
 
-/// Registers of a device.
+/// A region of a device's registers.
 pub enum Region {
-    /// They are memory.
+    /// The registers are in memory.
     Memory(BarPages),
-    /// They are ports.
+    /// The registers are I/O ports.
     Ports(DriverPorts),
 }
 
-/// What a driver drives.
+/// A piece of hardware that a driver drives.
 ///
-/// It belongs to one domain, which is what makes it safe to have it do as the driver says. By
-/// itself it interrupts and reaches memory only when it was let, and not any more when it is quiet.
+/// It belongs to one domain, so it is safe to let the driver control it. The hardware interrupts
+/// and reaches memory only after it was allowed to, and no longer once it is quiet.
 pub trait Hardware: Send {
-    /// Which one it is.
+    /// Returns which hardware this is.
     fn which(&self) -> Which;
 
-    /// Region `index` of its registers. One that holds anything else is refused.
+    /// Returns region `index` of the registers. A region that holds anything else is refused.
     fn region(&self, index: usize) -> Result<Region, Refusal>;
 
-    /// Its length in bytes, or in ports.
+    /// Returns the region's length in bytes, or in ports.
     fn region_len(&self, index: usize) -> Result<u64, Refusal>;
 
-    /// The lines by which it interrupts, as a set of bits.
+    /// Returns the lines by which the hardware interrupts, as a set of bits.
     fn lines(&self) -> u64;
 
-    /// Why its driver is polled when these lines have fired.
+    /// Returns the events that the driver is polled for when the lines in `fired` have fired.
     fn events(&self, fired: u64) -> Events {
         let _ = fired;
         Events::INTERRUPT
@@ -60,56 +61,58 @@ pub trait Hardware: Send {
     /// Prepares for [`Hardware::let_through`], once.
     fn prepare_interrupts(&mut self) {}
 
-    /// Lets its interrupts through.
+    /// Lets the interrupts through.
     fn let_through(&self);
 
-    /// Holds them back.
+    /// Holds the interrupts back.
     fn hold_back(&self);
 
-    /// Whether it can reach memory by itself right now.
+    /// Returns whether the hardware can reach memory by itself right now.
     fn is_bus_master(&self) -> bool {
         false
     }
 
-    /// Lets it reach memory by itself, or not any more. Hardware that cannot do that refuses.
+    /// Allows or forbids the hardware to reach memory by itself. Hardware that cannot reach memory
+    /// refuses.
     fn set_bus_master(&self, on: bool) -> Result<(), Refusal>;
 
-    /// Ends its interrupts, and its reach for memory by itself.
+    /// Stops the interrupts and the access to memory.
     fn quiet(&self);
 
-    /// Takes away what it was given: interrupts of its own, and memory that it reaches. Whether it
-    /// reaches none for certain from now on.
+    /// Takes away the interrupts of its own and the memory that the hardware reaches. Returns
+    /// whether it is certain to reach no memory from now on.
     fn detach(&mut self) -> bool;
 
-    /// The PCI function that it is, if it is one.
+    /// Returns the PCI function, if the hardware is one.
     fn function(&self) -> Option<&'static Function> {
         None
     }
 
-    /// What keeps it within its driver's memory, or why nothing does, if it can reach memory at
-    /// all.
+    /// Returns the fence that confines the hardware to its driver's memory, or the reason why there
+    /// is no fence. Returns `None` if the hardware cannot reach memory at all.
     fn fence(&self) -> Option<&Result<Fence, Unfenced>> {
         None
     }
 
-    /// The same, to change what it reaches.
+    /// Returns the fence, to change the memory that the hardware reaches.
     fn fence_mut(&mut self) -> Option<&mut Fence> {
         None
     }
 
-    /// Gives it up to `wanted` interrupts of its own, in place of its line; how many.
+    /// Gives the hardware up to `wanted` interrupts of its own, in place of its line. Returns how
+    /// many it has now.
     fn give_messages(&mut self, wanted: u8) -> u8 {
         let _ = wanted;
         0
     }
 
-    /// Whether it has interrupts of its own.
+    /// Returns whether the hardware has interrupts of its own.
     fn has_messages(&self) -> bool {
         false
     }
 }
 
-/// Names a piece of hardware that drivers can have.
+/// The name of a piece of hardware that drivers can have.
 #[derive(Debug, Clone, Copy)]
 pub enum Which {
     /// A PCI function.
@@ -137,14 +140,14 @@ impl fmt::Display for Which {
     }
 }
 
-/// Who has a piece of hardware.
+/// The state of a piece of hardware: who has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Nobody.
+    /// No domain has it.
     Free,
-    /// A domain.
+    /// A domain has it.
     Driven,
-    /// Nobody, and nobody will: it could not be stopped.
+    /// No domain has it or will get it: it could not be stopped.
     SetAside,
 }
 
@@ -152,12 +155,12 @@ pub enum State {
 static TAKEN: Mutex<Vec<(Which, State)>> = Mutex::new(Vec::new());
 
 impl Which {
-    /// All that there is in this machine.
+    /// Returns all hardware in this machine.
     pub fn all() -> impl Iterator<Item = Which> {
         hw::pci::functions().iter().map(Which::Pci).chain(hw::fixed::all().map(Which::Fixed))
     }
 
-    /// Whether `manifest` says that its driver drives it.
+    /// Returns whether `manifest` says that its driver drives this hardware.
     pub fn is_driven_by(self, manifest: &Manifest) -> bool {
         match self {
             Which::Pci(function) => manifest.pci_ids().any(|id| id == function.id),
@@ -165,7 +168,7 @@ impl Which {
         }
     }
 
-    /// The PCI function that it is, if it is one.
+    /// Returns the PCI function, if the hardware is one.
     pub fn function(self) -> Option<&'static Function> {
         match self {
             Which::Pci(function) => Some(function),
@@ -173,13 +176,14 @@ impl Which {
         }
     }
 
-    /// Who has it.
+    /// Returns whether a domain has the hardware.
     pub fn state(self) -> State {
         TAKEN.lock().iter().find(|(taken, _)| *taken == self).map_or(State::Free, |(_, state)| *state)
     }
 
-    /// Takes it, if no domain has it, and a driver can have it at all. [`Device::stop`] gives it
-    /// back. One that `needs_fence` gets none that reaches memory by itself and is not fenced.
+    /// Takes the hardware, if no domain has it and drivers can have it at all. [`Device::stop`]
+    /// gives it back. With `needs_fence`, hardware that reaches memory by itself is taken only if
+    /// it is fenced.
     pub fn take(self, needs_fence: bool) -> Option<Device> {
         let mut taken = TAKEN.lock();
         if taken.iter().any(|(other, _)| *other == self) {
@@ -193,7 +197,7 @@ impl Which {
         Some(Device::new(hardware))
     }
 
-    /// Gives it back, or sets it aside for good.
+    /// Gives the hardware back, or sets it aside for good.
     pub(super) fn give_back(self, is_stopped: bool) {
         let mut taken = TAKEN.lock();
         match is_stopped {

@@ -1,4 +1,4 @@
-//! A PCI function, and what keeps it within its driver's memory.
+//! A PCI function, and the fence that confines it to its driver's memory.
 
 use super::messages::{self, Messages};
 use super::{Hardware, Region, Which};
@@ -14,27 +14,29 @@ use ringfence_core::limits::UNFENCED;
 /// A function that a domain has.
 pub struct Pci {
     function: &'static Function,
-    /// What keeps it within its driver's memory, or why nothing does.
+    /// The fence that confines the function to its driver's memory, or the reason why there is
+    /// none.
     fence: Result<Fence, Unfenced>,
-    /// The interrupts that it sends by itself, in place of its line.
+    /// The interrupts that the function sends as messages, in place of its line.
     messages: Option<Messages>,
 }
 
 impl Pci {
-    /// Takes `function`, which no domain has, if a driver can have it: what is behind a bridge
-    /// would go with that. One that `needs_fence` gets none that is not fenced.
+    /// Takes `function`, which no domain has, if a driver can have it. A bridge cannot be taken:
+    /// the devices behind it would go with it. With `needs_fence`, the function is taken only if it
+    /// is fenced.
     pub fn take(function: &'static Function, needs_fence: bool) -> Option<Pci> {
         if !function.is_device || hw::fixed::is_one(function) {
             return None;
         }
-        // Memory and I/O decoding on; no DMA and no interrupts until the driver asks.
+        // Turn memory and I/O decoding on; no DMA and no interrupts until the driver asks for them.
         function.change_command(
             CommandRegister::MEMORY_ENABLE | CommandRegister::IO_ENABLE | CommandRegister::INTERRUPT_DISABLE,
             CommandRegister::BUS_MASTER_ENABLE,
         );
         let fence = Fence::new(function);
         if let Err(why @ (Unfenced::Shared | Unfenced::Bypasses | Unfenced::Reserved | Unfenced::Failed)) = fence {
-            // It reaches nothing, so that no driver would be of use, or too much.
+            // The function reaches either nothing, so that no driver could use it, or too much.
             log::warn!("{}: no driver can have it: {why}", function.address);
             return None;
         }
@@ -50,8 +52,8 @@ impl Pci {
         if let (Some(who), Some(why)) = (who, why) {
             log::warn!("{}: {who}: {why}", function.address);
             if let Ok(fence) = fence {
-                // If the unit does not do as it is told, the device reaches nothing all the same:
-                // nothing is mapped for it.
+                // If the IOMMU does not obey, the device still reaches nothing: nothing is mapped
+                // for it.
                 let _ = fence.remove();
             }
             return None;
@@ -101,8 +103,8 @@ impl Hardware for Pci {
         }
     }
 
-    /// What holds back a device whose driver has not acknowledged is the device's own
-    /// interrupt-disable bit, not the line's mask: other devices may share the line.
+    /// Lets the interrupts through. A device whose driver has not acknowledged is held back by its
+    /// own interrupt-disable bit, not by the line's mask: other devices may share the line.
     fn let_through(&self) {
         if let Some(messages) = &self.messages {
             interrupts::release(messages.lines());
@@ -142,7 +144,7 @@ impl Hardware for Pci {
     }
 
     fn detach(&mut self) -> bool {
-        // There is none any more.
+        // From here on the function has no fence.
         let fence = core::mem::replace(&mut self.fence, Err(Unfenced::Failed));
         if let (Some(messages), Ok(fence)) = (self.messages.take(), &fence) {
             messages.remove(self.function, fence);

@@ -287,12 +287,6 @@ async fn in_time<P: Protocol, T>(
         }
         before = now;
     }
-    if let Some(given) = given {
-        let limit = Duration::from_millis(limit_ms);
-        if let Some(done) = remedy::<P, _>(handle, given, done.as_mut(), limit).await {
-            return done;
-        }
-    }
     let upcalls = handle.lock().upcalls;
     loop {
         poll::poll(handle, Events::QUEUE);
@@ -301,6 +295,12 @@ async fn in_time<P: Protocol, T>(
             return done;
         }
         if turns >= TURNS {
+            let limit = Duration::from_millis(limit_ms);
+            if let Some(given) = given
+                && let Some(done) = remedy::<P, _>(handle, given, done.as_mut(), limit).await
+            {
+                return done;
+            }
             let [what, _] = P::NAMES;
             end::condemn(handle, Cause::Stuck { what, limit_ms });
             return Err(Lost);

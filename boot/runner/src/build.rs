@@ -154,6 +154,11 @@ pub fn module(folder: &Path) -> Result<Module> {
     let toolchain = Toolchain::find()?;
     let package = package_name(&manifest)?;
     let name = package.strip_prefix("rf-").unwrap_or(&package).to_string();
+    // Cargo takes packages of the same name and version in two folders for one, and would not build
+    // the second. It does where the arguments for the compiler differ.
+    let mut hasher = DefaultHasher::new();
+    manifest.hash(&mut hasher);
+    let metadata = format!("metadata={:x}", hasher.finish());
     let compile = |way: Option<&Way>| {
         let dir = outside().join(if way.is_none() { "usual" } else { "otherwise" });
         let mut cargo = toolchain.cargo("rustc", &dir);
@@ -169,7 +174,8 @@ pub fn module(folder: &Path) -> Result<Module> {
             cargo.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
         }
         cargo.args(["--release", "--lib", "--crate-type", "staticlib", "--manifest-path"]).arg(&manifest);
-        run(cargo.args(way.map_or(Vec::new(), |way| vec!["--", "-C", way.rust])), way.is_some())?;
+        cargo.args(["--", "-C", &metadata]).args(way.map_or(Vec::new(), |way| vec!["-C", way.rust]));
+        run(&mut cargo, way.is_some())?;
         Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
     };
     link(&toolchain, &name, &outside(), &compile(None)?, |way| compile(Some(way)))

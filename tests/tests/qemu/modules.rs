@@ -667,7 +667,7 @@ fn a_driver_in_a_folder_of_ones_own_is_a_module() {
             }
         }
     "#;
-    std::fs::write(own.join("Cargo.toml"), manifest).unwrap();
+    std::fs::write(own.join("Cargo.toml"), &manifest).unwrap();
     std::fs::write(own.join("src/lib.rs"), SOURCE).unwrap();
     let runner = |folder: &std::path::Path, commands: &str| {
         let mut command = std::process::Command::new(ringfence_tests::runner());
@@ -680,6 +680,19 @@ fn a_driver_in_a_folder_of_ones_own_is_a_module() {
         runner(&own, "insmod own; tell own x; ring own 0; tell own x; ring own 1; fails tell own panic");
     assert_eq!((status, said.matches("own: 7 (0x7)").count()), (Some(0), 2), "{said}");
     assert!(said.contains("gave up, in command: panicked at src/lib.rs:12: as asked for"), "{said}");
+    // A copy is another module, though it has the same name, version and times.
+    let copy = folder.path().join("copy");
+    for (file, text) in [("Cargo.toml", manifest.clone()), ("src/lib.rs", SOURCE.replace("Ok(7)", "Ok(8)"))] {
+        let (from, to) = (own.join(file), copy.join(file));
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::write(&to, text).unwrap();
+        let modified = std::fs::metadata(from).unwrap().modified().unwrap();
+        std::fs::File::options().write(true).open(to).unwrap().set_modified(modified).unwrap();
+    }
+    for (folder, answer) in [(&copy, "own: 8 (0x8)"), (&own, "own: 7 (0x7)")] {
+        let (status, said) = runner(folder, "insmod own; tell own x");
+        assert!(status == Some(0) && said.contains(answer), "{said}");
+    }
     let upcall = said.lines().find(|line| line.starts_with("        rf_upcall+"));
     assert!(upcall.is_some_and(|line| line.contains("src/lib.rs:")), "{said}");
     // A manifest that the kernel would refuse does not compile.

@@ -18,8 +18,8 @@ use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use ringfence_abi::queue::{Place, Words};
 pub use ringfence_abi::scsi::{
     CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, FUNCTION_ABORT_TASK,
-    FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, FUNCTIONS, HOST_ABORTED, HOST_ERROR, HOST_NO_DEVICE, HOST_OK,
-    HOST_RESET, MAX_SENSE, Outcome, REQUESTS, Request, ScsiInfo, SenseKey, TASK_MANAGEMENT,
+    FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, HOST_ABORTED, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, HOST_RESET,
+    MAX_SENSE, Outcome, REQUESTS, Request, ScsiInfo, SenseKey, TASK_MANAGEMENT,
 };
 use ringfence_abi::scsi::{COMPLETE, NUMBERS, QUEUE_BYTES, SUBMIT, read_request, write_outcome};
 

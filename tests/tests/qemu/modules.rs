@@ -468,7 +468,7 @@ fn the_c_header_is_c99_and_cpp17() {
         int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
         {
             static RfRequests requests;
-            RfScsiInfo scsi = {1, 1, 1, 0};
+            RfScsiInfo scsi = {1, 1, 1, RF_CAN_ALL & (RF_CAN_ABORT_TASK | RF_CAN_RESET_LOGICAL_UNIT)};
             RfBlockInfo block;
             RfRequest request;
             RfBlockRequest block_request;
@@ -479,7 +479,11 @@ fn the_c_header_is_c99_and_cpp17() {
             const uint8_t mac[6] = {0x52, 0x54, 0, 0, 0, 1};
             memset(&block, 0, sizeof block), memset(&outcome, 0, sizeof outcome);
             if (operation == RF_INIT && rf_scsi_offer(&requests, &scsi) < 0) return -RF_REFUSED_BUSY;
-            if (rf_scsi_take(&requests, &number, &request)) rf_scsi_complete(&requests, number, &outcome);
+            if (rf_scsi_take(&requests, &number, &request)) {
+                if (number >= RF_TASK_MANAGEMENT && request.function == RF_FUNCTION_ABORT_TASK)
+                    outcome.host = RF_HOST_ABORTED;
+                rf_scsi_complete(&requests, number, &outcome);
+            }
             if (rf_block_offer(&requests, &block) < 0) return -RF_REFUSED_NO_MEMORY;
             if (rf_block_take(&requests, &number, &block_request)) rf_block_complete(&requests, number, RF_BLOCK_OK);
             if (rf_net_offer(&net, mac) < 0) return -RF_REFUSED_FULL;

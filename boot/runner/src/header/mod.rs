@@ -19,7 +19,8 @@ const SOURCES: [&str; 9] =
     ["lib.rs", "layout.rs", "manifest.rs", "parameter.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
 
 /// Constants of the ABI that C has under another name or does not need.
-const LEFT_OUT: [&str; 6] = ["QUEUE_BYTES", "HEARING", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS"];
+const LEFT_OUT: [&str; 8] =
+    ["QUEUE_BYTES", "HEARING", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS", "FUNCTIONS", "NUMBERS"];
 
 /// Types that drivers need although no exported function names them.
 const TYPES: [&str; 14] = [
@@ -67,9 +68,7 @@ pub fn write() -> Result<PathBuf> {
     }
     let mut header = Vec::new();
     builder.generate().context("generating the C header")?.write(&mut header);
-    // C constants are in upper case, in their definitions and where they are the length of an
-    // array.
-    let header = String::from_utf8(header)?.replace("#define Rf", "#define RF_").replace("[Rf", "[RF_");
+    let header = constants_in_upper_case(&String::from_utf8(header)?);
     let folder = target().join("include");
     write_if_changed(&folder.join("ringfence.h"), &header)?;
     Ok(folder)
@@ -137,6 +136,19 @@ fn services() -> Result<String> {
     text += "\n#ifdef __cplusplus\n}\n#endif\n";
     text += include_str!("driver.h");
     Ok(text)
+}
+
+/// Gives constants the prefix `RF_`, wherever they are named: cbindgen gives them that of types.
+fn constants_in_upper_case(header: &str) -> String {
+    let mut parts = header.split("Rf");
+    let mut renamed = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        // A type has a small letter behind its first one, and so has an enumeration's value.
+        let is_constant = part.chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').count() > 1;
+        renamed += if is_constant { "RF_" } else { "Rf" };
+        renamed += part;
+    }
+    renamed
 }
 
 /// Converts `LikeThis` to `LIKE_THIS`.

@@ -230,3 +230,27 @@ pub fn read_outcome(words: &impl Words, number: usize) -> Option<Outcome> {
     let head = load(0..HEAD_WORDS)?;
     if head.sense_len == 0 { Some(head) } else { load(HEAD_WORDS..OUTCOME_WORDS) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_says_what_it_was_made_of() {
+        assert_eq!((Outcome::failed(HOST_RESET).host, Outcome::failed(HOST_RESET).sense_len), (HOST_RESET, 0));
+        let answered = Outcome::answered(8, 512);
+        assert_eq!((answered.host, answered.status, answered.residual, answered.sense_len), (HOST_OK, 8, 512, 0));
+        // More than there is room for is cut off.
+        let long = answered.with_sense(&[7; MAX_SENSE + 1]);
+        assert_eq!((long.sense_len as usize, long.sense), (MAX_SENSE, [7; MAX_SENSE]));
+    }
+
+    /// LOGICAL BLOCK ADDRESS OUT OF RANGE, as SPC-4 has it in the fixed format.
+    #[test]
+    fn a_check_condition_has_sense_data_in_the_fixed_format() {
+        let outcome = Outcome::check_condition(SenseKey::IllegalRequest, 0x21, 0, 4096);
+        assert_eq!((outcome.host, outcome.status, outcome.residual), (HOST_OK, 2, 4096));
+        let sense = &outcome.sense[..outcome.sense_len as usize];
+        assert_eq!(sense, [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0]);
+    }
+}

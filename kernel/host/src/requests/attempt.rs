@@ -20,6 +20,7 @@ use hw::console;
 use log::Level;
 use ringfence_abi::upcall::Events;
 use ringfence_core::limits::{COMMAND_MS, PAUSE_MS, RESTARTS};
+use ringfence_core::requests::Wrong;
 use ringfence_core::requests::repeat::Place;
 
 /// A request of a server, with its place in the order, from its first sending to its end.
@@ -134,29 +135,14 @@ pub async fn send<P: Protocol>(
     data_in: &mut [u8],
     place: Option<(&Place<'_>, &mut bool)>,
 ) -> Result<P::Outcome, Lost> {
-    let mut begun = poll_fn(|context| {
-        let mut domain = handle.lock();
-        if !domain.is_alive() {
-            return Poll::Ready(Err(Lost));
-        }
-        let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
-        let moves = match (data_out.is_empty(), data_in.is_empty()) {
+    let in_bytes = data_in.len();
+    let mut begun = begun::<P>(handle, |queues| {
+        let moves = match (data_out.is_empty(), in_bytes) {
             (false, _) => Moves::Out(data_out),
-            (true, false) => Moves::In(data_in.len()),
-            (true, true) => Moves::None,
+            (true, 1..) => Moves::In(in_bytes),
+            (true, 0) => Moves::None,
         };
-        match queues.begin(number, request, moves) {
-            Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
-            Ok(None) => {
-                queues.wake_when_free(context.waker());
-                Poll::Pending
-            }
-            Err(wrong) => {
-                domain.condemn(wrong.into());
-                end::quiesce(&mut domain);
-                Poll::Ready(Err(Lost))
-            }
-        }
+        queues.begin(number, request, moves)
     });
     // Mostly there is room at once, and no time limit is needed.
     let at_once = poll_fn(|context| Poll::Ready(Pin::new(&mut begun).poll(context)));
@@ -181,6 +167,33 @@ pub async fn send<P: Protocol>(
     Ok(outcome)
 }
 
+/// Waits until `begin` has put a request into the driver's queue. A lie of the driver that shows
+/// then ends it.
+fn begun<P: Protocol>(
+    handle: &Handle,
+    mut begin: impl FnMut(&mut Queues<P>) -> Result<Option<Ticket>, Wrong>,
+) -> impl Future<Output = Result<Ticket, Lost>> {
+    poll_fn(move |context| {
+        let mut domain = handle.lock();
+        if !domain.is_alive() {
+            return Poll::Ready(Err(Lost));
+        }
+        let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
+        match begin(queues) {
+            Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
+            Ok(None) => {
+                queues.wake_when_free(context.waker());
+                Poll::Pending
+            }
+            Err(wrong) => {
+                domain.condemn(wrong.into());
+                end::quiesce(&mut domain);
+                Poll::Ready(Err(Lost))
+            }
+        }
+    })
+}
+
 /// Waits for the outcome of a request; data that comes in goes to `data_in`.
 fn finished<P: Protocol>(
     handle: &Handle,
@@ -201,26 +214,7 @@ fn finished<P: Protocol>(
 /// Sends an urgent request, which is about other requests, and waits for its outcome without a time
 /// limit. `which` is its place among the urgent requests.
 pub async fn send_urgent<P: Protocol>(handle: &Handle, which: usize, request: &P::Request) -> Result<P::Outcome, Lost> {
-    let ticket = poll_fn(|context| {
-        let mut domain = handle.lock();
-        if !domain.is_alive() {
-            return Poll::Ready(Err(Lost));
-        }
-        let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
-        match queues.begin_urgent(which, request) {
-            Ok(Some(ticket)) => Poll::Ready(Ok(ticket)),
-            Ok(None) => {
-                queues.wake_when_free(context.waker());
-                Poll::Pending
-            }
-            Err(wrong) => {
-                domain.condemn(wrong.into());
-                end::quiesce(&mut domain);
-                Poll::Ready(Err(Lost))
-            }
-        }
-    });
-    let ticket = ticket.await?;
+    let ticket = begun::<P>(handle, |queues| queues.begin_urgent(which, request)).await?;
     let mut waiting = Waiting::<P> { handle, ticket: Some(ticket), protocol: PhantomData };
     poll::poll(handle, Events::QUEUE);
     let outcome = finished::<P>(handle, ticket, &mut []).await?;

@@ -115,7 +115,9 @@ impl NetInfo {
 
     /// The same of a card that takes frames of up to `max_frame` bytes, at most [`FRAME_BYTES`].
     pub const fn longest(self, max_frame: usize) -> NetInfo {
-        NetInfo { max_frame: max_frame as u16, ..self }
+        // What does not fit is too long, and refused.
+        let max_frame = if max_frame < u16::MAX as usize { max_frame as u16 } else { u16::MAX };
+        NetInfo { max_frame, ..self }
     }
 }
 

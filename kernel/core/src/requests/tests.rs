@@ -177,7 +177,9 @@ fn an_urgent_request_gets_through_when_all_others_are_under_way() {
     // A write that nobody waits for holds back what comes after it, but for this.
     let held = pair.begin(0, Moves::Out(b"data")).unwrap();
     pair.account.abandon(held);
-    let tickets: Vec<Ticket> = (1..4).map(|request| pair.begin(10 * request, Moves::None).unwrap()).collect();
+    for request in 1..4 {
+        pair.begin(10 * request, Moves::None).unwrap();
+    }
     assert_eq!(pair.begin(4, Moves::None), None);
     let urgent = pair.account.begin_urgent(1, &99).unwrap().expect("it has a number of its own");
     assert_eq!(urgent.number(), REQUESTS + 1);
@@ -200,7 +202,6 @@ fn an_urgent_request_gets_through_when_all_others_are_under_way() {
     pair.account.fail_all(|number| repeated.push(number));
     assert_eq!(repeated, [10, 20, 30], "it is about requests that go as well");
     assert_eq!(pair.account.finish(other, &mut [], None), Some(Err(Lost)));
-    assert_eq!(tickets.len(), 3);
 }
 
 #[test]

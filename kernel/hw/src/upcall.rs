@@ -3,7 +3,7 @@
 //! During an upcall, [`Current`] remembers the domain that was entered, so that services and traps
 //! find it.
 
-use crate::arch::gates::{self, Asleep, UpcallEnd, UpcallFrame};
+use crate::arch::gates::{self, Asleep, Caller, UpcallFrame};
 use crate::arch::{cpu, power};
 use crate::space::{Ring, Space};
 use core::cell::Cell;
@@ -41,6 +41,16 @@ pub struct Exit {
     pub ticks_left: u32,
     /// Duration of the upcall, in TSC ticks.
     pub tsc_ticks: u64,
+}
+
+/// A way into a driver.
+enum Way {
+    /// At the first instruction that the frame names.
+    Start(Ring, UpcallFrame),
+    /// Back into the service in which a sandboxed driver fell asleep, with its root.
+    ResumeSandboxed(Caller, u64),
+    /// Back into the service in which a trusted driver fell asleep, with its RSP.
+    ResumeTrusted(u64),
 }
 
 /// The `T` whose upcall is under way.
@@ -89,18 +99,12 @@ impl<T: Send> Current<T> {
         let of = space(value);
         let can_be_entered = of.can_be_entered(entry.rip);
         let frame = UpcallFrame { cr3: of.cr3(), rip: entry.rip, rsp: of.first_rsp(), args: entry.arguments };
-        let enter = match of.ring() {
-            Ring::Sandboxed => {
-                of.set_return();
-                gates::enter_sandboxed
-            }
-            // The domain is trusted, so the kernel's root may execute its slot.
-            Ring::Trusted => gates::enter_trusted,
-        };
+        let ring = of.ring();
+        if ring == Ring::Sandboxed {
+            of.set_return();
+        }
         assert!(can_be_entered, "a driver was to be entered where it is not, or while it sleeps");
-        // SAFETY: the frame and the CPU state belong to one address space, and every address space
-        // maps the entry area.
-        self.run(value, space, entry.ticks, || unsafe { enter(&frame) })
+        self.run(value, space, entry.ticks, &Way::Start(ring, frame))
     }
 
     /// Resumes a driver that sleeps: the service in which it fell asleep returns 0. The driver may
@@ -114,18 +118,17 @@ impl<T: Send> Current<T> {
         if ring == Ring::Sandboxed {
             of.set_return();
         }
-        Some(self.run(value, space, ticks, || match (&resume, ring) {
-            // SAFETY: the driver fell asleep in this address space, with these registers.
-            (Asleep::Sandboxed(caller), Ring::Sandboxed) => unsafe { gates::resume_sandboxed(caller, cr3) },
-            // SAFETY: as above; the driver's memory is still the space's, and its stack is its own.
-            (Asleep::Trusted(rsp), Ring::Trusted) => unsafe { gates::resume_trusted(*rsp) },
+        let way = match (resume, ring) {
+            (Asleep::Sandboxed(caller), Ring::Sandboxed) => Way::ResumeSandboxed(caller, cr3),
+            (Asleep::Trusted(rsp), Ring::Trusted) => Way::ResumeTrusted(rsp),
             _ => panic!("a driver was moved between rings while it slept"),
-        }))
+        };
+        Some(self.run(value, space, ticks, &way))
     }
 
-    /// Runs `enter`, which enters a driver, with the CPU state of the driver's address space.
+    /// Enters a driver by `way`, with the CPU state of the driver's address space.
     #[inline(always)]
-    fn run(&self, value: &mut T, space: impl Fn(&T) -> &Space, ticks: u32, enter: impl FnOnce() -> UpcallEnd) -> Exit {
+    fn run(&self, value: &mut T, space: impl Fn(&T) -> &Space, ticks: u32, way: &Way) -> Exit {
         let [cr3, stacks] = [space(value).cr3(), space(value).stacks_alias()];
         let cpu = cpu::this();
         assert!(cpu.domain_cr3.get() == 0, "a driver was to be entered while one runs");
@@ -136,7 +139,18 @@ impl<T: Send> Current<T> {
         cpu.domain_stacks.set(stacks);
         cpu.ticks_left.store(ticks, Ordering::Relaxed);
         let began = crate::latency::tsc();
-        let end = enter();
+        // SAFETY: the frame, or the driver that sleeps, and the CPU state belong to one address
+        // space, and every address space maps the entry area. A trusted domain's slot may be
+        // executed in the kernel's root. A driver that sleeps has the memory and the stack that it
+        // fell asleep with.
+        let end = unsafe {
+            match way {
+                Way::Start(Ring::Sandboxed, frame) => gates::enter_sandboxed(frame),
+                Way::Start(Ring::Trusted, frame) => gates::enter_trusted(frame),
+                Way::ResumeSandboxed(caller, cr3) => gates::resume_sandboxed(caller, *cr3),
+                Way::ResumeTrusted(rsp) => gates::resume_trusted(*rsp),
+            }
+        };
         let tsc_ticks = crate::latency::tsc().wrapping_sub(began);
         let ticks_left = cpu.ticks_left.load(Ordering::Relaxed);
         cpu.domain_cr3.set(0);
@@ -170,13 +184,15 @@ impl<T: Send> Current<T> {
             }
             space.ring()
         });
-        match ring {
-            // SAFETY: an upcall is under way, as its value was handed out. As for `terminate`.
-            Some(Ring::Sandboxed) => unsafe { gates::leave_asleep() },
-            // SAFETY: as above. This stack is the driver's, and stays unchanged until the driver
-            // goes on.
-            Some(Ring::Trusted) => unsafe { gates::sleep_trusted() },
-            None => panic!("a driver was to be put to sleep, but none runs"),
+        let Some(ring) = ring else { panic!("a driver was to be put to sleep, but none runs") };
+        // SAFETY: an upcall is under way, as its value was handed out. For a sandboxed driver, as
+        // for `terminate`. For a trusted driver, this stack is the driver's, and stays unchanged
+        // until the driver goes on.
+        unsafe {
+            match ring {
+                Ring::Sandboxed => gates::leave_asleep(),
+                Ring::Trusted => gates::sleep_trusted(),
+            }
         }
     }
 }

@@ -113,8 +113,8 @@ fn in_hand(address: u64, count: usize) -> SharedMemory {
     unsafe { SharedMemory::new(address, count * PAGE_SIZE as usize) }
 }
 
-/// Returns a frame without an owner, for a moment.
-fn nobodys(frame: usize) -> SharedMemory {
+/// Returns a frame without an owner, for a moment: a free one, or one of conventional memory.
+pub(super) fn nobodys(frame: usize) -> SharedMemory {
     in_hand(frame as u64 * PAGE_SIZE, 1)
 }
 

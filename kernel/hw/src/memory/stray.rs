@@ -14,8 +14,8 @@ use spin::Mutex;
 
 /// The word that free frames are filled with. Ones allow a check by one AND per word.
 const FILL: u64 = u64::MAX;
-/// Conventional memory, which has no owner ([`super::init`]).
-const CONVENTIONAL_BYTES: usize = 640 << 10;
+/// Frames of conventional memory, which have no owner ([`super::init`]).
+const CONVENTIONAL_FRAMES: usize = (640 << 10) / PAGE_SIZE as usize;
 
 static ON: AtomicBool = AtomicBool::new(false);
 /// Changed free frames, and changes of [`constant_sum`], that were found since the last count.
@@ -85,9 +85,9 @@ pub fn watch(bytes: &'static [u8]) {
 fn constant_sum() -> u64 {
     let mut sum: u64 = 0;
     let mut add = |word: u64| sum = sum.rotate_left(1).wrapping_add(word);
-    // SAFETY: the memory has no owner, as `init` leaves it out, and it is only read.
-    let conventional = unsafe { SharedMemory::new(0, CONVENTIONAL_BYTES) };
-    words(&conventional).for_each(&mut add);
+    for frame in 0..CONVENTIONAL_FRAMES {
+        words(&frames::nobodys(frame)).for_each(&mut add);
+    }
     for bytes in CONSTANT.lock().iter() {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|word| add(u64::from_le_bytes(*word)));

@@ -8,12 +8,12 @@ run: setup
 test: setup
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
 	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
-	cargo test
+	RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake -p rf-template -p rf-ne2k-pci --lib
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake --doc
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
-	RINGFENCE_MACHINE=pc cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
+	RINGFENCE_MACHINE=pc RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
 
 setup:
 	@boot/setup.sh

@@ -69,6 +69,23 @@ pub fn datagram(ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
     packet(17, &[&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes(), &len, &[0, 0], payload].concat())
 }
 
+/// Computes the checksum of a TCP segment or UDP datagram between the peer and the guest, with the
+/// pseudo-header of its protocol (RFC 9293, 3.1). It is 0 for a whole payload with its checksum.
+pub fn transport_checksum(protocol: u8, payload: &[u8]) -> [u8; 2] {
+    let len = (payload.len() as u16).to_be_bytes();
+    checksum(&[&PEER, &GUEST, &[0, protocol, len[0], len[1]][..], payload].concat())
+}
+
+/// Builds a TCP segment that asks the guest for a connection (RFC 9293, 3.5). `error` is added to
+/// the right checksum.
+pub fn syn(ports: [u16; 2], error: u16) -> Vec<u8> {
+    let mut segment = [&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes()].concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0x10, 0, 0, 0, 0, 0]);
+    let sum = u16::from_be_bytes(transport_checksum(6, &segment)).wrapping_add(error);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    packet(6, &segment)
+}
+
 /// Builds an ICMP message of type `kind` about an echo of `data` (RFC 792).
 pub fn icmp(kind: u8, id: &[u8], sequence: &[u8], data: &[u8]) -> Vec<u8> {
     let mut message = [&[kind, 0, 0, 0], id, sequence, data].concat();
@@ -93,5 +110,7 @@ mod tests {
         for request in [echo_request(b"even"), echo_request(b"odd")] {
             assert_eq!((checksum(&request[..20]), checksum(&request[20..])), ([0, 0], [0, 0]));
         }
+        assert_eq!(transport_checksum(6, &syn([1, 2], 0)[20..]), [0, 0]);
+        assert_ne!(transport_checksum(6, &syn([1, 2], 1)[20..]), [0, 0]);
     }
 }

@@ -3,8 +3,7 @@
 //! Developer's Manual*, 317453-006, unless the 82574's datasheet is named.
 //!
 //! The card uses legacy descriptors in two DMA rings, one descriptor for each frame. Interrupts for
-//! transmission are on only while sent frames are left to be reclaimed. The rings are longer than
-//! the number of frames, so they never fill up.
+//! transmission are on only while sent frames are left to be reclaimed.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -14,12 +13,13 @@ use core::time::Duration;
 use registers::{self as reg, Card, ctrl, eerd, int, rctl, rxd, tctl, txd};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
-use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::dma;
 use ringfence_sdk::net::{
-    FRAME_BYTES, Hearing, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame,
+    FRAME_BYTES, Hearing, NetInfo, Nic, NicDriver, Offload, Queues, RX_FRAMES, Received, RxFrame, Sum, TX_FRAMES,
+    TxFrame,
 };
 use ringfence_sdk::register::Registers;
-use ringfence_sdk::ring::Ring;
+use ringfence_sdk::ring::FrameRing;
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
 driver!(
@@ -43,7 +43,7 @@ driver!(
 /// ring has work.
 const TX_RING: usize = 2 * TX_FRAMES;
 const RX_RING: usize = 2 * RX_FRAMES;
-/// Bytes in a descriptor.
+/// Bytes in a descriptor (3.2.3, 3.3.3).
 const DESCRIPTOR: usize = 16;
 /// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(10);
@@ -55,14 +55,13 @@ const EEPROM: Duration = Duration::from_millis(10);
 struct E1000 {
     registers: Registers<Card>,
     mac: [u8; 6],
-    tx: Ring,
-    rx: Ring,
-    /// The frame of each descriptor.
-    tx_frames: [Option<TxFrame>; TX_RING],
-    rx_frames: [Option<RxFrame>; RX_RING],
-    /// Whether the device is to interrupt after it has sent a frame: only while sent frames are
-    /// left to be reclaimed.
-    tx_interrupt: bool,
+    tx: FrameRing<TxFrame, TX_RING, DESCRIPTOR>,
+    rx: FrameRing<RxFrame, RX_RING, DESCRIPTOR>,
+    /// Whether the descriptor that the card finishes next goes on with a frame that is longer than
+    /// its buffers.
+    is_long: bool,
+    /// The checksum that the card was told of last.
+    sum: Option<Sum>,
     causes: Causes,
 }
 
@@ -86,10 +85,6 @@ const WITH_OWN: Causes =
 /// The third of the card's own interrupts, for all causes but reception and transmission.
 const OTHER_VECTOR: u32 = 2;
 const ID_82574L: u16 = 0x10d3;
-
-fn ring(len: usize) -> Result<Ring> {
-    Ok(Ring::new(Dma::new(len * DESCRIPTOR)?, len))
-}
 
 /// Returns a card's name by its PCI device id.
 fn card_name(id: u16) -> &'static str {
@@ -137,20 +132,12 @@ impl Device<Nic> for E1000 {
         // Only the 82574L has interrupts of its own.
         let causes = if id == ID_82574L { own_interrupts(&registers)? } else { ON_LINE };
         log::info!("{name} at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-        Ok(E1000 {
-            registers,
-            mac,
-            tx: ring(TX_RING)?,
-            rx: ring(RX_RING)?,
-            tx_frames: [const { None }; TX_RING],
-            rx_frames: [const { None }; RX_RING],
-            tx_interrupt: false,
-            causes,
-        })
+        Ok(E1000 { registers, mac, tx: FrameRing::new()?, rx: FrameRing::new()?, is_long: false, sum: None, causes })
     }
 
     fn info(&self) -> NetInfo {
-        NetInfo::new(self.mac).hears(Hearing::all()).longest(FRAME_BYTES)
+        let offload = if self.checks() { Offload::all() } else { Offload::TX_CHECKSUM };
+        NetInfo::new(self.mac).hears(Hearing::all()).longest(FRAME_BYTES).offloads(offload)
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
@@ -159,16 +146,19 @@ impl Device<Nic> for E1000 {
         for entry in reg::MTA.all() {
             registers.write(entry, 0);
         }
-        let begin = |ring: &Ring, [low, high, len, head, tail]: [_; 5]| {
-            let address = ring.memory.address(0);
+        let begin = |address: u64, len_bytes: usize, [low, high, len, head, tail]: [_; 5]| {
             registers.write(low, address as u32);
             registers.write(high, (address >> 32) as u32);
-            registers.write(len, (ring.len * DESCRIPTOR) as u32);
+            registers.write(len, len_bytes as u32);
             registers.write(head, 0);
             registers.write(tail, 0);
         };
-        begin(&self.rx, [reg::RDBAL, reg::RDBAH, reg::RDLEN, reg::RDH, reg::RDT]);
-        begin(&self.tx, [reg::TDBAL, reg::TDBAH, reg::TDLEN, reg::TDH, reg::TDT]);
+        let (rx, tx) = (&self.rx, &self.tx);
+        begin(rx.address(), rx.len_bytes(), [reg::RDBAL, reg::RDBAH, reg::RDLEN, reg::RDH, reg::RDT]);
+        begin(tx.address(), tx.len_bytes(), [reg::TDBAL, reg::TDBAH, reg::TDLEN, reg::TDH, reg::TDT]);
+        if self.checks() {
+            registers.write(reg::RXCSUM, reg::RXCSUM_TUOFLD);
+        }
         device::enable_dma()?;
         // 14.5: transmit initialization, with the inter-packet gap for copper (table 13-77).
         registers.write(reg::TIPG, 10 | 8 << 10 | 6 << 20);
@@ -252,98 +242,71 @@ impl E1000 {
     /// Hands new frames to the device, with one write of the tail, and takes back the sent frames
     /// (3.3).
     fn transmit(&mut self, queues: &mut Queues) {
-        let before = self.tx.next;
-        while let Some(frame) = queues.take_transmit() {
-            let index = self.tx.next;
-            let command = u64::from(txd::EOP | txd::IFCS | txd::RS);
-            let descriptor = [queues.tx_address(&frame), frame.len_bytes() as u64 | command << 24];
-            self.tx.memory.write(index * DESCRIPTOR, descriptor);
-            self.tx_frames[index] = Some(frame);
-            self.tx.next = self.tx.after(index);
+        const COMMAND: u64 = ((txd::EOP | txd::IFCS | txd::RS) as u64) << 24;
+        let before = self.tx.tail();
+        // A frame may need two descriptors.
+        while self.tx.room() > 1
+            && let Some(frame) = queues.take_transmit()
+        {
+            let (address, mut command) = (queues.tx_address(&frame), frame.len_bytes() as u64 | COMMAND);
+            if let Some(sum) = frame.sum() {
+                self.describe(sum);
+                command |= txd::WITH_SUM;
+            }
+            let _ = self.tx.push(Some(frame), |descriptor| descriptor.write(0, [address, command]));
         }
-        if self.tx.next != before {
+        if self.tx.tail() != before {
             dma::write_barrier();
-            self.registers.write(reg::TDT, self.tx.next as u32);
+            self.registers.write(reg::TDT, self.tx.tail() as u32);
         }
-        while self.tx.done != self.tx.next {
-            let status: u8 = self.tx.memory.read(self.tx.done * DESCRIPTOR + 12);
-            if status & txd::DD == 0 {
-                break;
-            }
-            if let Some(frame) = self.tx_frames[self.tx.done].take() {
-                queues.give_transmitted(frame);
-            }
-            self.tx.done = self.tx.after(self.tx.done);
+        self.tx.reclaim(queues, |descriptor| descriptor.read::<u8>(12) & txd::DD != 0);
+        if let Some(is_on) = self.tx.interrupt_changes() {
+            self.registers.write(if is_on { reg::IMS } else { reg::IMC }, self.causes.transmit);
         }
-        let left = self.tx.done != self.tx.next;
-        if left != self.tx_interrupt {
-            self.tx_interrupt = left;
-            self.registers.write(if left { reg::IMS } else { reg::IMC }, self.causes.transmit);
+    }
+
+    /// Returns whether the card checks the checksums of received frames. QEMU's model of the older
+    /// cards says of each frame that it has not.
+    fn checks(&self) -> bool {
+        self.causes.have_own
+    }
+
+    /// Tells the card which checksum to complete in the frames after this, in a descriptor of its
+    /// own (3.3.5). The card remembers it.
+    #[inline(never)]
+    fn describe(&mut self, sum: Sum) {
+        if self.sum.replace(sum) != Some(sum) {
+            let (start, place) = (u64::from(sum.start), u64::from(sum.start) + u64::from(sum.offset));
+            let context = [start << 32 | place << 40, txd::CONTEXT];
+            let _ = self.tx.push(None, |descriptor| descriptor.write(0, context));
         }
     }
 
     /// Delivers the received frames and gives the device new frames (3.2).
     fn receive(&mut self, queues: &mut Queues) {
-        while self.rx.done != self.rx.next {
+        // No descriptor has this value if the card does not check.
+        let checked = if self.checks() { rxd::CHECKED } else { 1 };
+        let is_long = &mut self.is_long;
+        self.rx.receive(queues, |descriptor| {
             // One read returns length, checksum, status and errors.
-            let written: u64 = self.rx.memory.read(self.rx.done * DESCRIPTOR + 8);
-            let [len_low, len_high, _, _, status, errors, ..] = written.to_le_bytes();
-            if status & rxd::DD == 0 {
-                break;
+            let written: u64 = descriptor.read(8);
+            if written & rxd::DD == 0 {
+                return None;
             }
-            dma::read_barrier();
-            let len_bytes = u16::from_le_bytes([len_low, len_high]);
-            if status & rxd::EOP == 0 {
-                match self.skip_long(queues) {
-                    true => continue,
-                    false => break,
-                }
-            }
-            // A frame that is damaged is delivered empty: the buffer goes back.
-            let good = errors & rxd::ERRORS == 0;
-            if let Some(frame) = self.rx_frames[self.rx.done].take() {
-                queues.give_received(frame, if good { len_bytes.into() } else { 0 });
-            }
-            self.rx.done = self.rx.after(self.rx.done);
-        }
+            // A frame that is damaged, or longer than one buffer, is delivered empty: each buffer
+            // goes back.
+            let is_end = written & rxd::EOP != 0;
+            let was_long = core::mem::replace(is_long, !is_end);
+            let is_good = is_end && !was_long && written & rxd::ERRORS == 0;
+            let len_bytes = if is_good { usize::from(written as u16) } else { 0 };
+            Some(Received { len_bytes, queue: 0, is_checked: written & rxd::CHECK == checked })
+        });
         self.refill(queues);
     }
 
-    /// Gives back the buffers of a frame that is longer than one buffer. Returns `false` if the
-    /// device has not received the whole frame yet.
-    #[cold]
-    fn skip_long(&mut self, queues: &mut Queues) -> bool {
-        let mut end = self.rx.done;
-        loop {
-            let status: u8 = self.rx.memory.read(end * DESCRIPTOR + 12);
-            if end == self.rx.next || status & rxd::DD == 0 {
-                return false;
-            }
-            end = self.rx.after(end);
-            if status & rxd::EOP != 0 {
-                break;
-            }
-        }
-        while self.rx.done != end {
-            if let Some(frame) = self.rx_frames[self.rx.done].take() {
-                queues.give_received(frame, 0);
-            }
-            self.rx.done = self.rx.after(self.rx.done);
-        }
-        true
-    }
-
     fn refill(&mut self, queues: &mut Queues) {
-        let before = self.rx.next;
-        while let Some(frame) = queues.take_empty() {
-            let index = self.rx.next;
-            self.rx.memory.write(index * DESCRIPTOR, [queues.rx_address(&frame), 0]);
-            self.rx_frames[index] = Some(frame);
-            self.rx.next = self.rx.after(index);
-        }
-        if self.rx.next != before {
-            dma::write_barrier();
-            self.registers.write(reg::RDT, self.rx.next as u32);
+        if self.rx.refill(queues, |descriptor, address| descriptor.write(0, [address, 0])) {
+            self.registers.write(reg::RDT, self.rx.tail() as u32);
         }
     }
 }

@@ -159,15 +159,28 @@ pub mod txd {
     pub const RS: u8 = 1 << 3;
     /// Status: done.
     pub const DD: u8 = 1 << 0;
+    /// An extended data descriptor (3.3.6: type 1, DEXT) whose TCP or UDP checksum is completed
+    /// (TXSM).
+    pub const WITH_SUM: u64 = 1 << 20 | 1 << 29 | 1 << 41;
+    /// The upper half of a context descriptor (3.3.5: type 0, DEXT) whose status is reported.
+    pub const CONTEXT: u64 = 1 << 29 | 1 << 27;
 }
 
-/// Receive descriptors (3.2.3).
+/// RXCSUM: check TCP and UDP checksums (13.4.36).
+pub const RXCSUM_TUOFLD: u32 = 1 << 9;
+
+/// Receive descriptors (3.2.3): the second word, in which length, checksum, status and errors are.
 pub mod rxd {
     /// Status: done.
-    pub const DD: u8 = 1 << 0;
+    pub const DD: u64 = 1 << 32;
     /// Status: end of packet.
-    pub const EOP: u8 = 1 << 1;
+    pub const EOP: u64 = 1 << 33;
+    /// Status: ignore what is said about checksums (IXSM); a TCP or UDP checksum was looked at
+    /// (TCPCS). Errors: the checksum is wrong (TCPE).
+    pub const CHECK: u64 = 1 << 34 | 1 << 37 | 1 << 45;
+    /// The value of these bits when the checksum is right.
+    pub const CHECKED: u64 = 1 << 37;
     /// Errors that make the frame invalid: CRC or alignment, symbol, sequence, carrier extension,
     /// receive data.
-    pub const ERRORS: u8 = 0b1001_0111;
+    pub const ERRORS: u64 = 0b1001_0111 << 40;
 }

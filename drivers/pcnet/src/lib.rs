@@ -2,8 +2,7 @@
 //! 19436.
 //!
 //! The driver reaches the card through ports alone. It uses descriptors of the 32-bit style in two
-//! DMA rings, one descriptor for each frame. The rings are longer than the number of frames, so
-//! they never fill up.
+//! DMA rings, one descriptor for each frame.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -14,9 +13,9 @@ use registers::{self as reg, csr0};
 use ringfence_sdk::abi::reset::NO_REGISTER;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
-use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::dma::Dma;
 use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
-use ringfence_sdk::ring::Ring;
+use ringfence_sdk::ring::{Descriptor, FrameRing};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
 driver!(
@@ -36,8 +35,7 @@ driver!(
         )
 );
 
-/// Descriptors in each ring, powers of two (table 43). There are more than frames, so that the two
-/// ends of a ring never meet.
+/// Descriptors in each ring, powers of two (table 43), with room for all frames.
 const TX_RING: usize = 2 * TX_FRAMES;
 const RX_RING: usize = 2 * RX_FRAMES;
 const _: () = assert!(TX_RING.is_power_of_two() && RX_RING.is_power_of_two() && TX_RING <= 512 && RX_RING <= 512);
@@ -52,43 +50,20 @@ struct Pcnet {
     ports: Ports,
     mac: [u8; 6],
     init: Dma,
-    tx: Ring,
-    rx: Ring,
-    /// The frame of each descriptor.
-    tx_frames: [Option<TxFrame>; TX_RING],
-    rx_frames: [Option<RxFrame>; RX_RING],
-    /// Whether the card is to interrupt after it has sent a frame: only while sent frames are left
-    /// to be reclaimed.
-    tx_interrupt: bool,
+    tx: FrameRing<TxFrame, TX_RING, DESCRIPTOR>,
+    rx: FrameRing<RxFrame, RX_RING, DESCRIPTOR>,
 }
 
-fn ring(len: usize) -> Result<Ring> {
-    Ok(Ring::new(Dma::within_4_gib(len * DESCRIPTOR)?, len))
+/// Fills a descriptor and hands it to the card.
+fn fill(descriptor: Descriptor, address: u64, len_bytes: usize, flags: u32) {
+    descriptor.write(0, address as u32);
+    descriptor.write(8, 0u32);
+    descriptor.hand_over(4, reg::OWN | flags | reg::length(len_bytes as u32));
 }
 
-/// Hands the next descriptor of a ring to the card, with the buffer at `address`. Returns the
-/// descriptor's number.
-fn give(ring: &mut Ring, address: u64, len_bytes: u32, flags: u32) -> usize {
-    let index = ring.next;
-    let at = index * DESCRIPTOR;
-    ring.memory.write(at, address as u32);
-    ring.memory.write(at + 8, 0u32);
-    dma::write_barrier();
-    ring.memory.write(at + 4, reg::OWN | flags | reg::length(len_bytes));
-    ring.next = ring.after(index);
-    index
-}
-
-/// Returns the number and the status of the next descriptor, if the card has finished it.
-fn finished(ring: &Ring) -> Option<(usize, u32)> {
-    if ring.done == ring.next {
-        return None;
-    }
-    let status: u32 = ring.memory.read(ring.done * DESCRIPTOR + 4);
-    (status & reg::OWN == 0).then(|| {
-        dma::read_barrier();
-        (ring.done, status)
-    })
+/// Returns a descriptor's status, if the card has finished it.
+fn status(descriptor: Descriptor) -> Option<u32> {
+    Some(descriptor.read(4)).filter(|status| status & reg::OWN == 0)
 }
 
 impl Device<Nic> for Pcnet {
@@ -105,11 +80,8 @@ impl Device<Nic> for Pcnet {
             ports,
             mac: [a, b, c, d, e, f],
             init: Dma::within_4_gib(INIT_BLOCK)?,
-            tx: ring(TX_RING)?,
-            rx: ring(RX_RING)?,
-            tx_frames: [const { None }; TX_RING],
-            rx_frames: [const { None }; RX_RING],
-            tx_interrupt: false,
+            tx: FrameRing::within_4_gib()?,
+            rx: FrameRing::within_4_gib()?,
         };
         card.write(reg::CSR0, csr0::STOP);
         ports.write32(reg::RAP, reg::BCR20);
@@ -168,57 +140,39 @@ impl Pcnet {
     /// Fills in the initialization block of the 32-bit style: mode, lengths of the rings, Ethernet
     /// address, no multicast, addresses of the rings.
     fn fill_init_block(&mut self) {
-        self.init.write(0, self.rx.len.ilog2() << 20 | self.tx.len.ilog2() << 28);
+        self.init.write(0, RX_RING.ilog2() << 20 | TX_RING.ilog2() << 28);
         self.init.write_bytes(4, &self.mac);
-        self.init.write(20, self.rx.memory.address(0) as u32);
-        self.init.write(24, self.tx.memory.address(0) as u32);
+        self.init.write(20, self.rx.address() as u32);
+        self.init.write(24, self.tx.address() as u32);
     }
 
     /// Hands new frames to the card, and takes back the sent frames.
     fn transmit(&mut self, queues: &mut Queues) {
-        let before = self.tx.next;
-        while let Some(frame) = queues.take_transmit() {
-            let flags = reg::START_OF_PACKET | reg::END_OF_PACKET;
-            let index = give(&mut self.tx, queues.tx_address(&frame), frame.len_bytes() as u32, flags);
-            self.tx_frames[index] = Some(frame);
-        }
-        if self.tx.next != before {
+        const WHOLE: u32 = reg::START_OF_PACKET | reg::END_OF_PACKET;
+        if self.tx.send(queues, |descriptor, address, len_bytes| fill(descriptor, address, len_bytes, WHOLE)) {
             self.write(reg::CSR0, csr0::TRANSMIT_DEMAND | csr0::INTERRUPTS);
         }
-        while let Some((index, _)) = finished(&self.tx) {
-            if let Some(frame) = self.tx_frames[index].take() {
-                queues.give_transmitted(frame);
-            }
-            self.tx.done = self.tx.after(index);
-        }
-        let left = self.tx.done != self.tx.next;
-        if left != self.tx_interrupt {
-            self.tx_interrupt = left;
-            self.write(reg::CSR3, csr0::INIT_DONE | if left { 0 } else { csr0::TRANSMITTED });
+        self.tx.reclaim(queues, |descriptor| status(descriptor).is_some());
+        if let Some(is_on) = self.tx.interrupt_changes() {
+            self.write(reg::CSR3, csr0::INIT_DONE | if is_on { 0 } else { csr0::TRANSMITTED });
         }
     }
 
     /// Delivers the received frames and gives the card new frames.
     fn receive(&mut self, queues: &mut Queues) {
-        while let Some((index, status)) = finished(&self.rx) {
-            let len_bytes: u32 = self.rx.memory.read::<u32>(index * DESCRIPTOR + 8) & 0xfff;
-            let whole = reg::START_OF_PACKET | reg::END_OF_PACKET;
+        const WHOLE: u32 = reg::START_OF_PACKET | reg::END_OF_PACKET;
+        self.rx.receive(queues, |descriptor| {
+            let status = status(descriptor)?;
+            let len_bytes = descriptor.read::<u32>(8) & 0xfff;
             // A frame that is damaged, or longer than the buffer, is delivered empty, so that the
             // kernel gets its buffer back.
-            let good = status & reg::ERROR == 0 && status & whole == whole;
-            let len_bytes = if good { len_bytes.saturating_sub(reg::CHECK_BYTES) } else { 0 };
-            if let Some(frame) = self.rx_frames[index].take() {
-                queues.give_received(frame, len_bytes as usize);
-            }
-            self.rx.done = self.rx.after(index);
-        }
+            let is_good = status & (reg::ERROR | WHOLE) == WHOLE;
+            Some(if is_good { len_bytes.saturating_sub(reg::CHECK_BYTES) as usize } else { 0 })
+        });
         self.refill(queues);
     }
 
     fn refill(&mut self, queues: &mut Queues) {
-        while let Some(frame) = queues.take_empty() {
-            let index = give(&mut self.rx, queues.rx_address(&frame), FRAME_BYTES as u32, 0);
-            self.rx_frames[index] = Some(frame);
-        }
+        self.rx.refill(queues, |descriptor, address| fill(descriptor, address, FRAME_BYTES, 0));
     }
 }

@@ -14,7 +14,7 @@ mod virtio;
 use core::arch::asm;
 use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE};
 use ringfence_sdk::abi::net::{
-    EMPTY, FRAME_BYTES, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES, entry,
+    EMPTY, Entry, FRAME_BYTES, MAX_QUEUES, NetInfo, RECEIVED, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_FRAMES,
 };
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, Place, TAKEN};
 use ringfence_sdk::service::raw;
@@ -138,64 +138,85 @@ impl Driver for RogueNic {
     }
 
     fn command(&mut self, text: &str) -> Result<u64> {
-        let refusal = |result: i64| if result < 0 { -result as u64 } else { 0 };
-        if let Some((verb, numbers)) = text.split_once(' ')
-            && let Some((address, len_bytes)) = numbers.split_once(' ')
-        {
-            let (address, len_bytes) = (ringfence_sdk::number(address)?, ringfence_sdk::number(len_bytes)?);
-            return Ok(match verb {
-                "dma-write" => {
-                    dma::Card::looped_back(self.queues)?.write(address, len_bytes);
-                    0
+        match text.split_once(' ') {
+            Some((verb, numbers)) => match numbers.split_once(' ') {
+                Some((first, second)) => {
+                    self.with_two(verb, ringfence_sdk::number(first)?, ringfence_sdk::number(second)?)
                 }
-                // With a changed manifest, the device is a virtio device. The numbers are a part of
-                // its queue, and that part's address.
-                "virtio-queue" => virtio::queue_at(address as usize, len_bytes, self.queues)?,
-                "log-at" => refusal(unsafe { raw::rf_log(3, address, len_bytes) }),
-                "answer-at" => refusal(unsafe { raw::rf_answer(address, len_bytes) }),
-                "command-at" => refusal(unsafe { raw::rf_command(address, len_bytes) }),
-                "panic-at" => refusal(unsafe { raw::rf_panic(address, len_bytes) }),
-                _ => return Err(Refusal::NotFound),
-            });
+                None => self.with_number(verb, ringfence_sdk::number(numbers)?),
+            },
+            None => self.alone(text),
         }
-        if let Some((verb, number)) = text.split_once(' ') {
-            let number = ringfence_sdk::number(number)?;
-            let slot = self.slot();
-            return Ok(match verb {
-                "extremes" => gates::all_extremes(slot, number),
-                "random" => gates::at_random(slot, number, &mut self.random),
-                "dma-read" => dma::Card::looped_back(self.queues)?.read(number),
-                "device-writes" => {
-                    device_writes(number)?;
-                    0
-                }
-                // The device interrupts without end, and each poll takes the given number of
-                // milliseconds.
-                "hog" => {
-                    self.poll_ms = number;
-                    self.interrupt(Reply::ACKNOWLEDGED);
-                    0
-                }
-                // The driver sleeps in each poll, and its timer polls it every millisecond.
-                "nap" => {
-                    self.nap_ns = number;
-                    refusal(unsafe { raw::rf_timer(0, 1_000_000) })
-                }
-                // `sleep` takes nanoseconds; `doze` sleeps for a millisecond, the given number of
-                // times.
-                "sleep" => refusal(unsafe { raw::rf_sleep(number) }),
-                "doze" => (0..number).map(|_| refusal(unsafe { raw::rf_sleep(1_000_000) })).sum(),
-                "map-bar" => refusal(unsafe { raw::rf_bar_map(number) }),
-                // Reads a register in BAR 0, which must be a memory BAR.
-                "read-register" => {
-                    let registers = unsafe { raw::rf_bar_map(0) } as u64;
-                    unsafe { ((registers + number) as *const u32).read_volatile() }.into()
-                }
-                "register-at" => offer(number, INFO_BYTES) as u64,
-                "register-length" => refusal(offer(&raw const INFO as u64, number)),
-                _ => return Err(Refusal::NotFound),
-            });
-        }
+    }
+}
+
+/// Returns a service's refusal as a number; 0 if it has not refused.
+fn refusal(result: i64) -> u64 {
+    if result < 0 { -result as u64 } else { 0 }
+}
+
+/// The commands. Each kind is a function of its own: one large function would have jumps whose
+/// bytes the kernel refuses.
+impl RogueNic {
+    #[inline(never)]
+    fn with_two(&mut self, verb: &str, address: u64, len_bytes: u64) -> Result<u64> {
+        Ok(match verb {
+            "dma-write" => {
+                dma::Card::looped_back(self.queues)?.write(address, len_bytes);
+                0
+            }
+            // With a changed manifest, the device is a virtio device. The numbers are a part of
+            // its queue, and that part's address.
+            "virtio-queue" => virtio::queue_at(address as usize, len_bytes, self.queues)?,
+            "log-at" => refusal(unsafe { raw::rf_log(3, address, len_bytes) }),
+            "answer-at" => refusal(unsafe { raw::rf_answer(address, len_bytes) }),
+            "command-at" => refusal(unsafe { raw::rf_command(address, len_bytes) }),
+            "panic-at" => refusal(unsafe { raw::rf_panic(address, len_bytes) }),
+            _ => return Err(Refusal::NotFound),
+        })
+    }
+
+    #[inline(never)]
+    fn with_number(&mut self, verb: &str, number: u64) -> Result<u64> {
+        let slot = self.slot();
+        Ok(match verb {
+            "extremes" => gates::all_extremes(slot, number),
+            "random" => gates::at_random(slot, number, &mut self.random),
+            "dma-read" => dma::Card::looped_back(self.queues)?.read(number),
+            "device-writes" => {
+                device_writes(number)?;
+                0
+            }
+            // The device interrupts without end, and each poll takes the given number of
+            // milliseconds.
+            "hog" => {
+                self.poll_ms = number;
+                self.interrupt(Reply::ACKNOWLEDGED);
+                0
+            }
+            // The driver sleeps in each poll, and its timer polls it every millisecond.
+            "nap" => {
+                self.nap_ns = number;
+                refusal(unsafe { raw::rf_timer(0, 1_000_000) })
+            }
+            // `sleep` takes nanoseconds; `doze` sleeps for a millisecond, the given number of
+            // times.
+            "sleep" => refusal(unsafe { raw::rf_sleep(number) }),
+            "doze" => (0..number).map(|_| refusal(unsafe { raw::rf_sleep(1_000_000) })).sum(),
+            "map-bar" => refusal(unsafe { raw::rf_bar_map(number) }),
+            // Reads a register in BAR 0, which must be a memory BAR.
+            "read-register" => {
+                let registers = unsafe { raw::rf_bar_map(0) } as u64;
+                unsafe { ((registers + number) as *const u32).read_volatile() }.into()
+            }
+            "register-at" => offer(number, INFO_BYTES) as u64,
+            "register-length" => refusal(offer(&raw const INFO as u64, number)),
+            _ => return Err(Refusal::NotFound),
+        })
+    }
+
+    #[inline(never)]
+    fn alone(&mut self, text: &str) -> Result<u64> {
         if let Some(answer) = reach::reach(text, self.queues as u64) {
             return Ok(answer);
         }
@@ -220,6 +241,14 @@ impl Driver for RogueNic {
             }
             "register-long" => {
                 let info = INFO.longest(FRAME_BYTES + 1);
+                refusal(offer(&raw const info as u64, INFO_BYTES))
+            }
+            "register-queues" => {
+                let info = INFO.queues(MAX_QUEUES + 1);
+                refusal(offer(&raw const info as u64, INFO_BYTES))
+            }
+            "register-offload" => {
+                let info = NetInfo { offload: 1 << 15, ..INFO };
                 refusal(offer(&raw const info as u64, INFO_BYTES))
             }
             // Parts of configuration space that only the kernel may change: BAR 0 and the interrupt
@@ -281,7 +310,7 @@ impl Driver for RogueNic {
             "received-backwards" => {
                 self.backwards = true;
                 self.set(EMPTY, TAKEN, 1);
-                self.put(RECEIVED, entry(0, 60));
+                self.put(RECEIVED, Entry::new(0, 60).0);
                 0
             }
             "transmitted-ahead" => {
@@ -290,44 +319,55 @@ impl Driver for RogueNic {
             }
             "empty-ahead" => {
                 self.set(EMPTY, TAKEN, u64::MAX);
-                self.put(RECEIVED, entry(0, 60));
+                self.put(RECEIVED, Entry::new(0, 60).0);
                 0
             }
             // Entries that the driver has no right to give.
             "no-such-frame" => {
-                self.put(RECEIVED, entry(u32::MAX, 60));
+                self.put(RECEIVED, Entry::new(u16::MAX, 60).0);
                 0
             }
             "huge-frame" => {
-                self.put(RECEIVED, entry(0, u32::MAX));
+                self.put(RECEIVED, Entry::new(0, u16::MAX).0);
+                0
+            }
+            // The driver has declared one queue, and no card that checks checksums.
+            "no-such-queue" => {
+                self.set(EMPTY, TAKEN, 1);
+                self.put(RECEIVED, Entry::new(0, 60).in_queue(1).0);
+                0
+            }
+            "not-checked" => {
+                self.set(EMPTY, TAKEN, 1);
+                self.put(RECEIVED, Entry::new(0, 60).checked(true).0);
                 0
             }
             "no-such-frame-sent" => {
-                self.put(TRANSMITTED, entry(200, 0));
+                self.put(TRANSMITTED, Entry::new(200, 0).0);
                 0
             }
             // The last frame that the kernel would use.
             "frame-not-lent" => {
-                self.put(TRANSMITTED, entry(TX_FRAMES as u32 - 1, 0));
+                self.put(TRANSMITTED, Entry::new(TX_FRAMES as u16 - 1, 0).0);
                 0
             }
             // Delivers a valid frame, and ends the driver at once.
             "deliver-last" => {
                 self.set(EMPTY, TAKEN, 1);
-                self.put(RECEIVED, entry(0, 60));
+                self.put(RECEIVED, Entry::new(0, 60).0);
                 panic!("with a frame delivered");
             }
             "frame-twice" => {
                 self.set(EMPTY, TAKEN, 1);
-                self.set(RECEIVED, ENTRIES, entry(0, 60));
-                self.set(RECEIVED, ENTRIES + 1, entry(0, 60));
+                self.set(RECEIVED, ENTRIES, Entry::new(0, 60).0);
+                self.set(RECEIVED, ENTRIES + 1, Entry::new(0, 60).0);
                 self.set(RECEIVED, PUT, 2);
                 0
             }
             // The driver has taken frame 0, and gives back frame 1.
             "neighbour-frame" => {
                 self.set(EMPTY, TAKEN, 1);
-                self.put(RECEIVED, entry(1, 60));
+                self.put(RECEIVED, Entry::new(1, 60).0);
                 0
             }
             // The device interrupts, and the driver does not clear the cause. With `interrupt`, the

@@ -13,7 +13,7 @@
 #![doc = "```"]
 
 use crate::Refusal;
-use ringfence_abi::net::{self, FRAME_BYTES, NetInfo, RX_FRAMES, TX_FRAMES, entry, split};
+use ringfence_abi::net::{self, Entry, FRAME_BYTES, NetInfo, RX_FRAMES, TX_FRAMES};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -328,7 +328,7 @@ impl Net {
             // SAFETY: the byte is inside the frame.
             unsafe { (place as *mut u8).add(index).write(*byte) };
         }
-        assert_eq!(self.transmit.put(&self.memory, entry(number as u32, frame.len() as u32)), Ok(true));
+        assert_eq!(self.transmit.put(&self.memory, Entry::new(number as u16, frame.len() as u16).0), Ok(true));
     }
 
     /// Takes the frames that the driver has sent and given back, and returns their number.
@@ -340,7 +340,7 @@ impl Net {
     pub fn lend(&mut self, first: usize, count: usize) {
         for number in first..first + count {
             assert!(number < RX_FRAMES);
-            assert_eq!(self.empty.put(&self.memory, entry(number as u32, 0)), Ok(true));
+            assert_eq!(self.empty.put(&self.memory, number as u64), Ok(true));
         }
     }
 
@@ -353,12 +353,11 @@ impl Net {
     pub fn take_received(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         while let Some(delivered) = self.received.take(&self.memory).expect("a position that can be") {
-            let (number, len_bytes) = split(delivered);
-            assert!((number as usize) < RX_FRAMES && (len_bytes as usize) <= FRAME_BYTES);
-            let place = self.memory.load(net::RX_START) + u64::from(number) * FRAME_BYTES as u64;
+            let (number, len_bytes) = (Entry(delivered).frame(), Entry(delivered).len_bytes());
+            assert!(number < RX_FRAMES && len_bytes <= FRAME_BYTES);
+            let place = self.memory.load(net::RX_START) + (number * FRAME_BYTES) as u64;
             // SAFETY: the byte is inside the frame.
-            frames
-                .push((0..len_bytes as usize).map(|index| unsafe { (place as *const u8).add(index).read() }).collect());
+            frames.push((0..len_bytes).map(|index| unsafe { (place as *const u8).add(index).read() }).collect());
         }
         frames
     }

@@ -8,7 +8,7 @@
 //! * [`parameter`]: values that a person gives the driver when it is loaded
 //! * [`timer`]: polls after a delay or at intervals; [`command`]: commands that a person gives the
 //!   driver
-//! * [`dma::Dma`]: memory shared with the device; [`ring::Ring`]: descriptors in it
+//! * [`dma::Dma`]: memory shared with the device; [`ring::FrameRing`]: descriptors in it
 //! * [`virtio`]: the parts that all virtio devices have in common
 //! * `fake`, a feature: a simulated kernel and a simulated device, for tests on the host
 //! * the macros of `log` and the collections of `alloc` work as usual

@@ -8,14 +8,14 @@ use crate::Result;
 use crate::class::{self, Class, ClassDriver};
 use crate::dma::Bytes;
 use crate::shared::QueueMemory;
-use core::num::NonZeroU16;
+use core::num::{NonZeroU16, NonZeroU64};
 use core::ptr::NonNull;
 use ringfence_abi::net::{
-    COUNTERS, EMPTY, HEARING, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS, TX_START,
-    entry, split,
+    COUNTERS, EMPTY, Entry, HEARING, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS,
+    TX_START,
 };
-pub use ringfence_abi::net::{Counter, FRAME_BYTES, MAX_FRAME, MIN_FRAME, RX_FRAMES, TX_FRAMES};
-pub use ringfence_abi::net::{Hearing, NetInfo};
+pub use ringfence_abi::net::{Counter, FRAME_BYTES, MAX_FRAME, MAX_QUEUES, MIN_FRAME, RX_FRAMES, TX_FRAMES};
+pub use ringfence_abi::net::{Hearing, NetInfo, Offload, Sum};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Network interfaces.
@@ -39,8 +39,8 @@ impl Class for Nic {
 #[must_use = "the kernel waits for it"]
 #[derive(Debug)]
 pub struct TxFrame {
-    number: Number,
-    len_bytes: u16,
+    /// The ring's entry, with one bit always set ([`Number`]).
+    entry: NonZeroU64,
 }
 
 impl TxFrame {
@@ -48,13 +48,32 @@ impl TxFrame {
     /// has this number.
     #[inline]
     pub fn number(&self) -> usize {
-        self.number.get()
+        self.place().get()
     }
 
     /// Returns the number of bytes to send, with the header and without the check sequence.
     #[inline]
     pub fn len_bytes(&self) -> usize {
-        self.len_bytes.into()
+        Entry(self.entry.get()).len_bytes()
+    }
+
+    /// Returns the queue of the card that is to send the frame: below the number of queues that the
+    /// driver has declared ([`NetInfo::queues`]). All frames of a connection have the same queue.
+    #[inline]
+    pub fn queue(&self) -> usize {
+        Entry(self.entry.get()).queue()
+    }
+
+    /// Returns the checksum that the card is to complete, if the driver has declared that it does
+    /// ([`Offload::TX_CHECKSUM`]).
+    #[inline]
+    pub fn sum(&self) -> Option<Sum> {
+        Entry(self.entry.get()).sum()
+    }
+
+    #[inline]
+    fn place(&self) -> Number {
+        Number(Number::TAKEN | self.entry.get() as u16)
     }
 }
 
@@ -75,6 +94,27 @@ impl RxFrame {
     }
 }
 
+/// The result of receiving into a frame: a length in bytes, or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The number of received bytes, without the check sequence; 0 if the frame goes back unused.
+    /// **A length above [`FRAME_BYTES`] ends the driver**, so a driver must check the length that a
+    /// card reports.
+    pub len_bytes: usize,
+    /// The card's queue that has received the frame.
+    pub queue: usize,
+    /// Whether the card has checked the TCP or UDP checksum, and found it right. Only a driver that
+    /// has declared [`Offload::RX_CHECKSUM`] may say so.
+    pub is_checked: bool,
+}
+
+impl From<usize> for Received {
+    #[inline]
+    fn from(len_bytes: usize) -> Received {
+        Received { len_bytes, queue: 0, is_checked: false }
+    }
+}
+
 /// A frame that the driver has; an argument of [`Queues::read`] and [`Queues::write`].
 pub trait Frame: sealed::Frame {}
 
@@ -91,7 +131,7 @@ mod sealed {
 
     impl Frame for TxFrame {
         fn bytes(&self, queues: &Queues) -> Bytes {
-            self.number.bytes(queues.memory.load(TX_START), TX_FRAMES, self.len_bytes())
+            self.place().bytes(queues.memory.load(TX_START), TX_FRAMES, self.len_bytes())
         }
     }
 
@@ -110,7 +150,7 @@ impl Number {
     const TAKEN: NonZeroU16 = NonZeroU16::MIN.saturating_add(0x7fff);
 
     #[inline]
-    fn new(number: u32) -> Number {
+    fn new(number: usize) -> Number {
         Number(Number::TAKEN | number as u16)
     }
 
@@ -197,14 +237,14 @@ impl Queues {
     /// Takes the next frame to send.
     #[inline]
     pub fn take_transmit(&mut self) -> Option<TxFrame> {
-        let (number, len_bytes) = split(self.transmit.take(&self.memory).ok()??);
-        Some(TxFrame { number: Number::new(number), len_bytes: len_bytes as u16 })
+        let entry = self.transmit.take(&self.memory).ok()??;
+        Some(TxFrame { entry: NonZeroU64::from(Number::TAKEN) | entry })
     }
 
     /// Returns the device's address of a frame to send.
     #[inline]
     pub fn tx_address(&self, frame: &TxFrame) -> u64 {
-        frame.number.place(self.tx_address)
+        frame.place().place(self.tx_address)
     }
 
     /// Copies bytes of a frame into `to`, from the byte at `offset` on. Panics if they are not
@@ -226,7 +266,8 @@ impl Queues {
     pub fn pad(&mut self, frame: &mut TxFrame) {
         let had = frame.len_bytes();
         if let Some(zeros) = [0; MIN_FRAME].get(had..) {
-            frame.len_bytes = (had + zeros.len()) as u16;
+            // The length becomes `MIN_FRAME`, so that nothing is carried beyond it.
+            frame.entry = frame.entry.saturating_add((zeros.len() as u64) << 32);
             self.write(frame, had, zeros);
         }
     }
@@ -237,7 +278,7 @@ impl Queues {
     #[inline]
     pub fn give_transmitted(&mut self, frame: TxFrame) {
         // There is room: the ring has an entry for every frame.
-        let _ = self.transmitted.put(&self.memory, entry(frame.number() as u32, 0));
+        let _ = self.transmitted.put(&self.memory, frame.number() as u64);
     }
 
     /// Takes the next frame to receive into. A driver that has at most a quarter of the largest
@@ -245,8 +286,8 @@ impl Queues {
     /// [`Events::QUEUE`](crate::Events::QUEUE), so that it takes the frames that came back.
     #[inline]
     pub fn take_empty(&mut self) -> Option<RxFrame> {
-        let (number, _) = split(self.empty.take(&self.memory).ok()??);
-        Some(RxFrame { number: Number::new(number) })
+        let entry = Entry(self.empty.take(&self.memory).ok()??);
+        Some(RxFrame { number: Number::new(entry.frame()) })
     }
 
     /// Returns the device's address of a frame to receive into.
@@ -255,12 +296,14 @@ impl Queues {
         frame.number.place(self.rx_address)
     }
 
-    /// Delivers a frame with `len_bytes` received bytes, without the check sequence. A frame with 0
-    /// bytes goes back unused. **A length above [`FRAME_BYTES`] ends the driver**, so a driver must
-    /// check the length that a card reports.
+    /// Delivers a frame: with its length in bytes, or with a [`Received`].
     #[inline]
-    pub fn give_received(&mut self, frame: RxFrame, len_bytes: usize) {
+    pub fn give_received(&mut self, frame: RxFrame, received: impl Into<Received>) {
+        let Received { len_bytes, queue, is_checked } = received.into();
+        // A length that does not fit is too long in any case.
+        let entry = Entry::new(frame.number() as u16, len_bytes.min(u16::MAX.into()) as u16);
+        let entry = entry.in_queue(queue as u16).checked(is_checked);
         // There is room: the ring has an entry for every frame.
-        let _ = self.received.put(&self.memory, entry(frame.number() as u32, len_bytes as u32));
+        let _ = self.received.put(&self.memory, entry.0);
     }
 }

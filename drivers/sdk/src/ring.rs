@@ -1,30 +1,272 @@
-//! Rings of descriptors that the driver and the device share.
+//! Rings of descriptors that the driver and a card share, with the frame of each descriptor.
+//!
+//! The driver fills the descriptors in order, and the card finishes them in the same order. A ring
+//! needs no lock and no count: [`FrameRing::send`] and [`FrameRing::refill`] stop when it is full,
+//! and the rest stays in the driver's queue until a later poll.
+//!
+//! ```no_run
+//! # #![forbid(unsafe_code)]
+//! use ringfence_sdk::net::{Queues, TX_FRAMES, TxFrame};
+//! use ringfence_sdk::ring::FrameRing;
+//!
+//! /// The first word of a descriptor of eight bytes: the card has it; a frame's length.
+//! const OWN: u32 = 1 << 31;
+//!
+//! fn transmit(ring: &mut FrameRing<TxFrame, { 2 * TX_FRAMES }, 8>, queues: &mut Queues) {
+//!     let has_new = ring.send(queues, |descriptor, address, len_bytes| {
+//!         descriptor.write(4, address as u32);
+//!         descriptor.hand_over(0, OWN | len_bytes as u32);
+//!     });
+//!     if has_new {
+//!         // Tell the card here.
+//!     }
+//!     ring.reclaim(queues, |descriptor| descriptor.read::<u32>(0) & OWN == 0);
+//!     if let Some(_is_on) = ring.interrupt_changes() {
+//!         // Turn the card's interrupt for sent frames on or off here.
+//!     }
+//! }
+//! ```
 
-use crate::dma::Dma;
+use crate::Result;
+use crate::dma::{self, Dma};
+use crate::net::{Queues, Received, RxFrame, TxFrame};
+use alloc::boxed::Box;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A ring of descriptors. The driver fills the descriptors in order, and the device finishes them
-/// in the same order.
-pub struct Ring {
-    /// The descriptors.
-    pub memory: Dma,
-    /// Number of descriptors.
-    pub len: usize,
+/// A ring of `N` descriptors of `BYTES` bytes each. At most `N - 1` are under way at once, so that
+/// a full ring differs from an empty one.
+pub struct FrameRing<F, const N: usize, const BYTES: usize> {
+    memory: Dma,
+    /// The frame of each descriptor. It is apart, so that the other fields of a driver are near
+    /// each other.
+    frames: Box<[Option<F>; N]>,
     /// The descriptor that the driver fills next.
-    pub next: usize,
-    /// The descriptor that the device finishes next.
-    pub done: usize,
+    next: usize,
+    /// The descriptor that the card finishes next.
+    done: usize,
+    /// Descriptors that can be filled.
+    room: usize,
+    interrupt_is_on: bool,
 }
 
-impl Ring {
-    /// Creates an empty ring of `len` descriptors, at least 1. `memory` must have room for all of
-    /// them.
-    pub fn new(memory: Dma, len: usize) -> Ring {
-        Ring { memory, len, next: 0, done: 0 }
+/// A descriptor in a ring. The card may write it at any moment.
+#[derive(Clone, Copy)]
+pub struct Descriptor<'a> {
+    memory: &'a Dma,
+    /// Bytes from the start of the ring.
+    start: usize,
+    is_last: bool,
+}
+
+impl Descriptor<'_> {
+    /// Returns whether the descriptor is the last one of the ring, which some cards want marked.
+    #[inline]
+    pub fn is_last(&self) -> bool {
+        self.is_last
     }
 
-    /// Returns the descriptor after `index`; the first one follows the last one.
+    /// Reads a value `offset` bytes from the start of the descriptor.
     #[inline]
-    pub fn after(&self, index: usize) -> usize {
-        (index + 1) % self.len
+    pub fn read<T: FromBytes>(&self, offset: usize) -> T {
+        self.memory.read(self.start + offset)
+    }
+
+    /// Writes a value `offset` bytes from the start of the descriptor.
+    #[inline]
+    pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
+        self.memory.write(self.start + offset, value);
+    }
+
+    /// Writes the word that makes the descriptor the card's, after all that was written before.
+    #[inline]
+    pub fn hand_over<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
+        dma::write_barrier();
+        self.write(offset, value);
+    }
+}
+
+impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
+    /// Allocates an empty ring of zeroed descriptors.
+    pub fn new() -> Result<Self> {
+        Ok(Self::in_memory(Dma::new(N * BYTES)?))
+    }
+
+    /// Allocates the same for a card whose addresses have 32 bits.
+    ///
+    /// # Errors
+    /// Those of [`Dma::within_4_gib`].
+    pub fn within_4_gib() -> Result<Self> {
+        Ok(Self::in_memory(Dma::within_4_gib(N * BYTES)?))
+    }
+
+    fn in_memory(memory: Dma) -> Self {
+        FrameRing {
+            memory,
+            frames: Box::new([const { None }; N]),
+            next: 0,
+            done: 0,
+            room: N - 1,
+            interrupt_is_on: false,
+        }
+    }
+
+    /// Returns the card's address of the first descriptor.
+    pub fn address(&self) -> u64 {
+        self.memory.address(0)
+    }
+
+    /// Returns the number of descriptors.
+    pub const fn len(&self) -> usize {
+        N
+    }
+
+    /// Returns the length of all descriptors, in bytes.
+    pub const fn len_bytes(&self) -> usize {
+        N * BYTES
+    }
+
+    /// Returns the index of the descriptor that is filled next, for a card that is told the ring's
+    /// tail.
+    #[inline]
+    pub fn tail(&self) -> usize {
+        self.next
+    }
+
+    /// Returns whether the card has finished all descriptors.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.done == self.next
+    }
+
+    /// Returns the number of descriptors that can be filled.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    #[inline]
+    fn descriptor(&self, index: usize) -> Descriptor<'_> {
+        Descriptor { memory: &self.memory, start: index * BYTES, is_last: index == N - 1 }
+    }
+
+    /// Fills the next descriptor, which belongs to `frame`; a descriptor with a command for the
+    /// card has none. If the ring is full, the frame comes back.
+    #[inline]
+    pub fn push(&mut self, frame: Option<F>, fill: impl FnOnce(Descriptor)) -> core::result::Result<(), Option<F>> {
+        if self.room == 0 {
+            return Err(frame);
+        }
+        self.put(frame, fill);
+        Ok(())
+    }
+
+    #[inline]
+    fn put(&mut self, frame: Option<F>, fill: impl FnOnce(Descriptor)) {
+        let index = self.next;
+        fill(self.descriptor(index));
+        self.frames[index] = frame;
+        self.next = after::<N>(index);
+        self.room = self.room.wrapping_sub(1);
+    }
+
+    /// Takes back the descriptor that the card finishes next, if `is_done` says that it has. It
+    /// may have no frame.
+    #[inline]
+    pub fn pop(&mut self, is_done: impl FnOnce(Descriptor) -> bool) -> Option<Option<F>> {
+        self.finished(|descriptor| is_done(descriptor).then_some(())).map(|(frame, ())| frame)
+    }
+
+    #[inline]
+    fn finished<T>(&mut self, result: impl FnOnce(Descriptor) -> Option<T>) -> Option<(Option<F>, T)> {
+        let index = self.done;
+        if index == self.next {
+            return None;
+        }
+        let result = result(self.descriptor(index))?;
+        dma::read_barrier();
+        self.done = after::<N>(index);
+        self.room = self.room.wrapping_add(1);
+        Some((self.frames[index].take(), result))
+    }
+}
+
+/// Returns the descriptor after `index`; the first one follows the last one.
+#[inline]
+fn after<const N: usize>(index: usize) -> usize {
+    let next = index.wrapping_add(1);
+    if next < N { next } else { 0 }
+}
+
+impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
+    /// Takes the frames to send, as long as there is room. `fill` fills the descriptor of a frame
+    /// with this address for the card and this length in bytes. Returns whether there was a frame:
+    /// then tell the card.
+    #[inline]
+    pub fn send(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor, u64, usize)) -> bool {
+        let before = self.next;
+        while self.room > 0
+            && let Some(frame) = queues.take_transmit()
+        {
+            let (address, len_bytes) = (queues.tx_address(&frame), frame.len_bytes());
+            self.put(Some(frame), |descriptor| fill(descriptor, address, len_bytes));
+        }
+        dma::write_barrier();
+        self.next != before
+    }
+
+    /// Gives back the frames whose descriptors the card has finished, up to the first one of which
+    /// `is_sent` says that it has not.
+    #[inline]
+    pub fn reclaim(&mut self, queues: &mut Queues, mut is_sent: impl FnMut(Descriptor) -> bool) {
+        while let Some(frame) = self.pop(&mut is_sent) {
+            if let Some(frame) = frame {
+                queues.give_transmitted(frame);
+            }
+        }
+    }
+
+    /// Returns whether the card is to interrupt after it has sent a frame, if that has changed
+    /// since the last call: only while sent frames are left to be reclaimed. At first, it is not.
+    #[inline]
+    pub fn interrupt_changes(&mut self) -> Option<bool> {
+        let is_on = !self.is_empty();
+        if is_on == self.interrupt_is_on {
+            return None;
+        }
+        self.interrupt_is_on = is_on;
+        Some(is_on)
+    }
+}
+
+impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
+    /// Gives the card the empty frames, as long as there is room. `fill` fills the descriptor of a
+    /// frame with this address for the card. Returns whether there was a frame: then tell the card.
+    #[inline]
+    pub fn refill(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor, u64)) -> bool {
+        let before = self.next;
+        while self.room > 0
+            && let Some(frame) = queues.take_empty()
+        {
+            let address = queues.rx_address(&frame);
+            self.put(Some(frame), |descriptor| fill(descriptor, address));
+        }
+        dma::write_barrier();
+        self.next != before
+    }
+
+    /// Delivers the received frames. `received` returns the length in bytes of a descriptor's
+    /// frame, 0 for a frame that is damaged, or a [`Received`]; and `None` if the card has not
+    /// finished the descriptor.
+    #[inline]
+    pub fn receive<R: Into<Received>>(
+        &mut self,
+        queues: &mut Queues,
+        mut received: impl FnMut(Descriptor) -> Option<R>,
+    ) {
+        while let Some((frame, received)) = self.finished(&mut received) {
+            if let Some(frame) = frame {
+                queues.give_received(frame, received);
+            }
+        }
     }
 }

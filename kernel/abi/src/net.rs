@@ -1,10 +1,10 @@
 //! The memory that a network driver shares with the kernel: four rings of frame numbers, and the
 //! frames themselves in DMA memory.
 //!
-//! A ring's entry is a frame number in its low half and a length in bytes in its high half. A frame
-//! belongs to one side at a time. The kernel lends transmit frames through `transmit` and gets them
-//! back through `transmitted`. It lends receive frames through `empty` and gets them back, filled,
-//! through `received`.
+//! A ring's entry names a frame, its length, the queue of the card, and what the card has to do
+//! with the checksum ([`Entry`]). A frame belongs to one side at a time. The kernel lends transmit
+//! frames through `transmit` and gets them back through `transmitted`. It lends receive frames
+//! through `empty` and gets them back, filled, through `received`.
 
 use crate::queue::Place;
 use bitflags::bitflags;
@@ -87,6 +87,21 @@ bitflags! {
     }
 }
 
+bitflags! {
+    /// Work on checksums that a card does in place of the kernel.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Offload: u16 {
+        /// The card completes the checksum of a frame to send, where [`Entry::sum`] asks for it.
+        const TX_CHECKSUM = 1 << 0;
+        /// The card checks the TCP or UDP checksum of frames that it receives. The driver says so
+        /// of each such frame ([`Entry::is_checked`]); the kernel checks the others.
+        const RX_CHECKSUM = 1 << 1;
+    }
+}
+
+/// The most queues in each direction that a card can use.
+pub const MAX_QUEUES: usize = 4;
+
 /// The description of a network interface that its driver passes to `rf_offer`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -98,14 +113,18 @@ pub struct NetInfo {
     /// The longest frame that the card sends and receives, in bytes without the check sequence:
     /// from [`MAX_FRAME`] to [`FRAME_BYTES`], or 0 for [`MAX_FRAME`].
     pub max_frame: u16,
+    /// Work that the card does in place of the kernel, as bits of [`Offload`].
+    pub offload: u16,
+    /// Queues of the card in each direction, up to [`MAX_QUEUES`]; 0 means one.
+    pub queues: u16,
     /// Must be zero.
-    pub reserved: [u16; 3],
+    pub reserved: u16,
 }
 
 impl NetInfo {
     /// Describes an interface with this Ethernet address.
     pub const fn new(mac: [u8; 6]) -> NetInfo {
-        NetInfo { mac, can_hear: 0, max_frame: 0, reserved: [0; 3] }
+        NetInfo { mac, can_hear: 0, max_frame: 0, offload: 0, queues: 0, reserved: 0 }
     }
 
     /// Adds the frames that the card can be set to receive.
@@ -119,14 +138,90 @@ impl NetInfo {
         let max_frame = if max_frame < u16::MAX as usize { max_frame as u16 } else { u16::MAX };
         NetInfo { max_frame, ..self }
     }
+
+    /// The same of a card that does this work in place of the kernel.
+    pub const fn offloads(self, offload: Offload) -> NetInfo {
+        NetInfo { offload: offload.bits(), ..self }
+    }
+
+    /// The same of a card with `queues` queues in each direction, at most [`MAX_QUEUES`].
+    pub const fn queues(self, queues: usize) -> NetInfo {
+        let queues = if queues < u16::MAX as usize { queues as u16 } else { u16::MAX };
+        NetInfo { queues, ..self }
+    }
 }
 
-/// Makes a ring entry for `len_bytes` bytes in frame `frame`.
-pub const fn entry(frame: u32, len_bytes: u32) -> u64 {
-    frame as u64 | (len_bytes as u64) << 32
+/// An Internet checksum (RFC 1071) that the card completes: it adds up the bytes from `start` to
+/// the end of the frame, and writes the complement of the sum `offset` bytes after `start`. The
+/// frame has the sum of the pseudo-header there (RFC 9293, 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sum {
+    /// The first byte that is added up, counted from the start of the frame; never 0.
+    pub start: u8,
+    /// The place of the sum, in bytes after `start`.
+    pub offset: u8,
 }
 
-/// Splits a ring entry into frame number and length in bytes.
-pub const fn split(entry: u64) -> (u32, u32) {
-    (entry as u32, (entry >> 32) as u32)
+/// An entry of the rings. In its word, the frame's number has bits 0 to 15, the queue bits 16 to
+/// 31, and the length bits 32 to 47. In an entry of `transmit`, [`Sum::start`] has bits 48 to 55,
+/// 0 for no sum, and [`Sum::offset`] bits 56 to 63. In an entry of `received`, bit 48 says that the
+/// card has checked the frame's checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry(pub u64);
+
+impl Entry {
+    /// Returns the entry for `len_bytes` bytes in frame `frame`, of the card's first queue.
+    #[inline]
+    pub const fn new(frame: u16, len_bytes: u16) -> Entry {
+        Entry(frame as u64 | (len_bytes as u64) << 32)
+    }
+
+    /// The same of another queue.
+    #[inline]
+    pub const fn in_queue(self, queue: u16) -> Entry {
+        Entry(self.0 | (queue as u64) << 16)
+    }
+
+    /// The same of a frame whose sum the card completes.
+    #[inline]
+    pub const fn with_sum(self, sum: Sum) -> Entry {
+        Entry(self.0 | (sum.start as u64) << 48 | (sum.offset as u64) << 56)
+    }
+
+    /// The same of a frame whose checksum the card has checked, or has not.
+    #[inline]
+    pub const fn checked(self, is_checked: bool) -> Entry {
+        Entry(self.0 | (is_checked as u64) << 48)
+    }
+
+    /// Returns the frame's number.
+    #[inline]
+    pub const fn frame(self) -> usize {
+        self.0 as u16 as usize
+    }
+
+    /// Returns the number of the card's queue.
+    #[inline]
+    pub const fn queue(self) -> usize {
+        (self.0 >> 16) as u16 as usize
+    }
+
+    /// Returns the length in bytes.
+    #[inline]
+    pub const fn len_bytes(self) -> usize {
+        (self.0 >> 32) as u16 as usize
+    }
+
+    /// Returns the sum that the card has to complete.
+    #[inline]
+    pub const fn sum(self) -> Option<Sum> {
+        let [.., start, offset] = self.0.to_le_bytes();
+        if start == 0 { None } else { Some(Sum { start, offset }) }
+    }
+
+    /// Returns whether the card has checked the frame's checksum.
+    #[inline]
+    pub const fn is_checked(self) -> bool {
+        self.0 >> 48 & 1 != 0
+    }
 }

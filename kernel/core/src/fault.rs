@@ -5,7 +5,7 @@ use crate::disassembly;
 use crate::requests::Wrong;
 use crate::vector;
 use core::fmt;
-use ringfence_abi::net;
+use ringfence_abi::net::Entry;
 use ringfence_abi::queue::Lie;
 use ringfence_abi::service::SERVICES;
 
@@ -144,9 +144,16 @@ impl fmt::Display for Happened<'_> {
             }
             (Cause::QueueEntry { queue, entry }, _) => {
                 write!(f, "bad entry {entry:#x} in the {queue} queue")?;
-                match (queue, net::split(entry)) {
-                    ("received", (frame, len_bytes)) => write!(f, " (frame {frame}, {len_bytes} bytes)"),
-                    ("transmitted", (frame, _)) => write!(f, " (frame {frame})"),
+                let frame = Entry(entry);
+                match queue {
+                    "received" => {
+                        write!(f, " (frame {}, {} bytes", frame.frame(), frame.len_bytes())?;
+                        if frame.queue() != 0 {
+                            write!(f, ", queue {}", frame.queue())?;
+                        }
+                        f.write_str(if frame.is_checked() { ", checked)" } else { ")" })
+                    }
+                    "transmitted" => write!(f, " (frame {})", frame.frame()),
                     _ => Ok(()),
                 }
             }
@@ -257,7 +264,7 @@ mod tests {
     fn queues_and_pointers_are_named() {
         let lie = Cause::lie("received")(Lie { claimed: 1000, own: 3 });
         assert_eq!(happened(lie).to_string(), "lied about the received queue: position 0x3e8, but 0x3 is counted");
-        let entry = Cause::QueueEntry { queue: "received", entry: net::entry(1, 60) };
+        let entry = Cause::QueueEntry { queue: "received", entry: Entry::new(1, 60).0 };
         assert_eq!(happened(entry).to_string(), "bad entry 0x3c00000001 in the received queue (frame 1, 60 bytes)");
         let entry = Cause::QueueEntry { queue: "complete", entry: 7 };
         assert_eq!(happened(entry).to_string(), "bad entry 0x7 in the complete queue");

@@ -5,13 +5,14 @@
 //! not taken yet, is [`Wrong`]. Frames are lent by number and not by address, so that a driver
 //! cannot name memory that is no frame.
 
+use crate::checksum;
 use crate::limits::TRANSMIT_MS;
 use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ringfence_abi::net::{
-    COUNTER_COUNT, COUNTERS, EMPTY, FRAME_BYTES, HEARING, Hearing, RECEIVED, RX_FRAMES, TRANSMIT, TRANSMITTED,
-    TX_FRAMES, entry, split,
+    COUNTER_COUNT, COUNTERS, EMPTY, Entry, FRAME_BYTES, HEARING, Hearing, MAX_FRAME, MAX_QUEUES, NetInfo, Offload,
+    RECEIVED, RX_FRAMES, Sum, TRANSMIT, TRANSMITTED, TX_FRAMES,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -29,8 +30,7 @@ pub struct Frames<M> {
     rx: M,
     /// Returns the nanoseconds since boot.
     clock: fn() -> u64,
-    /// The longest frame that the driver takes, in bytes.
-    max_frame: usize,
+    card: Card,
     transmit: Producer,
     transmitted: Consumer,
     empty: Producer,
@@ -54,11 +54,11 @@ pub struct Frames<M> {
     /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since
     /// boot.
     progress_ns: u64,
-    /// Number and length of the frames to send that the driver has, in the order in which it got
-    /// them.
-    order: VecDeque<(usize, usize)>,
-    /// Frames that the driver before this one had delivered when it was ended.
-    inherited: VecDeque<Vec<u8>>,
+    /// The frames to send that the driver has, in the order in which it got them.
+    order: VecDeque<Entry>,
+    /// Frames that the driver before this one had delivered when it was ended, and whether its card
+    /// had checked them.
+    inherited: VecDeque<(Vec<u8>, bool)>,
     /// Counters for `ip`.
     pub counts: Counts,
     /// Whether there is a link, as far as the driver has said.
@@ -67,15 +67,56 @@ pub struct Frames<M> {
     link_came_up: bool,
 }
 
+/// The abilities of a driver's card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Card {
+    /// The longest frame that the card takes, in bytes.
+    pub max_frame: usize,
+    /// Work that it does in place of the kernel.
+    pub offload: Offload,
+    /// Queues in each direction, from 1 to [`MAX_QUEUES`].
+    pub queues: usize,
+}
+
+impl Card {
+    /// Returns the abilities that a driver describes; `None` if they make no sense.
+    pub fn new(info: &NetInfo) -> Option<Card> {
+        let max_frame = usize::from(info.max_frame);
+        let queues = usize::from(info.queues);
+        let offload = Offload::from_bits(info.offload)?;
+        let is_right = (max_frame == 0 || (MAX_FRAME..=FRAME_BYTES).contains(&max_frame)) && queues <= MAX_QUEUES;
+        is_right.then(|| Card { max_frame: max_frame.max(MAX_FRAME), offload, queues: queues.max(1) })
+    }
+}
+
+/// A received frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Its length in bytes.
+    pub len_bytes: usize,
+    /// Whether the card has checked its TCP or UDP checksum.
+    pub is_checked: bool,
+}
+
 /// Counts of the frames that went through an interface.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
-    /// Frames handed to the driver.
-    pub sent: u64,
-    /// Frames that it delivered.
-    pub received: u64,
+    /// Frames handed to the driver, and delivered by it, for each queue of the card.
+    pub by_queue: [(u64, u64); MAX_QUEUES],
     /// Errors that the driver has counted, by [`Counter`](ringfence_abi::net::Counter).
     pub errors: [u64; COUNTER_COUNT],
+}
+
+impl Counts {
+    /// Returns the number of frames handed to the driver.
+    pub fn sent(&self) -> u64 {
+        self.by_queue.iter().map(|(sent, _)| sent).sum()
+    }
+
+    /// Returns the number of frames that it delivered.
+    pub fn received(&self) -> u64 {
+        self.by_queue.iter().map(|(_, received)| received).sum()
+    }
 }
 
 impl<M: Words + Data> Frames<M> {
@@ -115,36 +156,42 @@ impl<M: Words + Data> Frames<M> {
     pub fn take_over(&mut self, other: &mut Frames<M>) {
         let mut frame = [0; FRAME_BYTES];
         // The other driver was ended: its ring gets no new frames, so that the loop ends.
-        while let Ok(Some(len_bytes)) = other.receive(&mut frame) {
+        while let Ok(Some(received)) = other.receive(&mut frame) {
             let mut kept = Vec::new();
-            if let Some(frame) = frame.get(..len_bytes)
+            if let Some(frame) = frame.get(..received.len_bytes)
                 && self.inherited.len() < RX_FRAMES
-                && kept.try_reserve_exact(len_bytes).is_ok()
+                && kept.try_reserve_exact(frame.len()).is_ok()
                 && self.inherited.try_reserve(1).is_ok()
             {
                 kept.extend_from_slice(frame);
-                self.inherited.push_back(kept);
+                self.inherited.push_back((kept, received.is_checked));
             }
         }
         // A lie of the ended driver ends this early. All frames that were not taken back by then
         // are sent again.
         let _ = other.reclaim();
-        for (number, len_bytes) in core::mem::take(&mut other.order) {
+        for entry in core::mem::take(&mut other.order) {
             // The other driver may have taken longer frames than this one does.
-            let Some(frame) = frame.get_mut(..len_bytes).filter(|frame| frame.len() <= self.max_frame) else {
+            let Some(frame) = frame.get_mut(..entry.len_bytes()).filter(|frame| frame.len() <= self.card.max_frame)
+            else {
                 continue;
             };
-            if other.tx.read(number * FRAME_BYTES, frame) {
+            if other.tx.read(entry.frame() * FRAME_BYTES, frame) {
+                let sum = entry.sum().filter(|_| self.card.offload.contains(Offload::TX_CHECKSUM));
+                if entry.sum().is_some() && sum.is_none() {
+                    checksum::complete(frame);
+                }
                 // The new driver's queue has the same length, and is still empty.
-                let _ = self.send(frame);
+                let _ = self.send(frame, sum);
             }
         }
         // The inherited frames are counted when they are received here.
         self.has_link = other.has_link;
-        let received = other.counts.received.saturating_sub(self.inherited.len() as u64);
+        let mut by_queue = other.counts.by_queue;
+        by_queue[0].1 = by_queue[0].1.saturating_sub(self.inherited.len() as u64);
         // The counters of the new driver are in its own memory. Those of the other one are saved
         // here, because its memory is freed soon.
-        self.counts = Counts { received, errors: other.all_counts().errors, ..other.counts };
+        self.counts = Counts { by_queue, errors: other.all_counts().errors };
     }
 
     /// Returns the counts of the interface, with the errors that its drivers have counted.
@@ -157,15 +204,14 @@ impl<M: Words + Data> Frames<M> {
     }
 
     /// Returns an account in which the driver has all frames to receive into, and none to send.
-    /// `memory` holds the rings, `tx` and `rx` the frames; the driver sends frames of `max_frame`
-    /// bytes at most.
-    pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64, max_frame: usize) -> Frames<M> {
+    /// `memory` holds the rings, `tx` and `rx` the frames.
+    pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64, card: Card) -> Frames<M> {
         let mut frames = Frames {
             memory,
             tx,
             rx,
             clock,
-            max_frame,
+            card,
             transmit: Producer::new(TRANSMIT),
             transmitted: Consumer::new(TRANSMITTED),
             empty: Producer::new(EMPTY),
@@ -198,7 +244,11 @@ impl<M: Words + Data> Frames<M> {
 
     fn lend(&mut self, frame: usize) -> Result<(), Wrong> {
         let position = self.empty.position();
-        if self.empty.put(&self.memory, entry(frame as u32, FRAME_BYTES as u32)).map_err(Wrong::position("empty"))? {
+        if self
+            .empty
+            .put(&self.memory, Entry::new(frame as u16, FRAME_BYTES as u16).0)
+            .map_err(Wrong::position("empty"))?
+        {
             self.rx_lent[frame] = Some(position);
             self.handed_back += 1;
         }
@@ -231,15 +281,16 @@ impl<M: Words + Data> Frames<M> {
     fn reclaim(&mut self) -> Result<(), Wrong> {
         let mut progress = false;
         while let Some(taken) = self.transmitted.take(&self.memory).map_err(Wrong::position("transmitted"))? {
-            let (frame, _) = split(taken);
-            match self.tx_lent.get_mut(frame as usize) {
+            // The entry has a frame's number, and nothing else.
+            let frame = usize::try_from(taken).unwrap_or(TX_FRAMES);
+            match self.tx_lent.get_mut(frame) {
                 Some(lent) if *lent => *lent = false,
                 _ => return Err(Wrong::Entry("transmitted", taken)),
             }
             // Devices send in order. If this device did not, the frame is searched for.
             match self.order.front() {
-                Some((number, _)) if *number == frame as usize => drop(self.order.pop_front()),
-                _ => self.order.retain(|(number, _)| *number != frame as usize),
+                Some(entry) if entry.frame() == frame => drop(self.order.pop_front()),
+                _ => self.order.retain(|entry| entry.frame() != frame),
             }
             progress = true;
         }
@@ -266,31 +317,39 @@ impl<M: Words + Data> Frames<M> {
         Ok(self.tx_lent.iter().position(is_free))
     }
 
-    /// Returns the longest frame that the driver sends, in bytes.
-    pub fn max_frame(&self) -> usize {
-        self.max_frame
+    /// Returns the abilities of the driver's card.
+    #[inline]
+    pub fn card(&self) -> Card {
+        self.card
     }
 
-    /// Submits a frame of at most [`Frames::max_frame`] bytes, which the caller sees to; `false` if
-    /// there is no room. The driver looks at it when it is polled.
-    pub fn send(&mut self, frame: &[u8]) -> Result<bool, Wrong> {
+    /// Submits a frame of at most [`Card::max_frame`] bytes, which the caller sees to; `false` if
+    /// there is no room. The driver looks at it when it is polled. With `sum`, the card completes
+    /// the frame's checksum; the caller sees to it that the card can.
+    pub fn send(&mut self, frame: &[u8], sum: Option<Sum>) -> Result<bool, Wrong> {
         if frame.len() > FRAME_BYTES {
             return Ok(false);
         }
         let Some(number) = self.free_frame()? else { return Ok(false) };
         self.tx.write(number * FRAME_BYTES, frame);
-        let put = self
-            .transmit
-            .put(&self.memory, entry(number as u32, frame.len() as u32))
-            .map_err(Wrong::position("transmit"))?;
+        let mut entry = Entry::new(number as u16, frame.len() as u16);
+        let mut queue = 0;
+        if self.card.queues > 1 {
+            queue = checksum::flow(frame) % self.card.queues;
+            entry = entry.in_queue(queue as u16);
+        }
+        if let Some(sum) = sum {
+            entry = entry.with_sum(sum);
+        }
+        let put = self.transmit.put(&self.memory, entry.0).map_err(Wrong::position("transmit"))?;
         if put {
             if self.order.is_empty() {
                 self.progress_ns = (self.clock)();
             }
             self.tx_lent[number] = true;
-            self.order.push_back((number, frame.len()));
+            self.order.push_back(entry);
             self.unsent += 1;
-            self.counts.sent += 1;
+            self.counts.by_queue[queue].0 += 1;
         }
         Ok(put)
     }
@@ -307,32 +366,37 @@ impl<M: Words + Data> Frames<M> {
         (!self.order.is_empty()).then_some(self.look_again_at)
     }
 
-    /// Copies the next received frame into `to` and returns its length in bytes.
-    pub fn receive(&mut self, to: &mut [u8; FRAME_BYTES]) -> Result<Option<usize>, Wrong> {
-        if let Some(frame) = self.inherited.pop_front()
+    /// Copies the next received frame into `to`.
+    pub fn receive(&mut self, to: &mut [u8; FRAME_BYTES]) -> Result<Option<Received>, Wrong> {
+        if let Some((frame, is_checked)) = self.inherited.pop_front()
             && let Some(room) = to.get_mut(..frame.len())
         {
             room.copy_from_slice(&frame);
-            self.counts.received += 1;
-            return Ok(Some(frame.len()));
+            self.counts.by_queue[0].1 += 1;
+            return Ok(Some(Received { len_bytes: frame.len(), is_checked }));
         }
         loop {
             let Some(taken) = self.received.take(&self.memory).map_err(Wrong::position("received"))? else {
                 return Ok(None);
             };
-            let (frame, len_bytes) = split(taken);
-            let (frame, len_bytes) = (frame as usize, len_bytes as usize);
             let bad = Wrong::Entry("received", taken);
-            let position = self.rx_lent.get_mut(frame).and_then(Option::take).ok_or(bad)?;
+            let entry = Entry(taken);
+            let (number, len_bytes) = (entry.frame(), entry.len_bytes());
+            let position = self.rx_lent.get_mut(number).and_then(Option::take).ok_or(bad)?;
             if position >= self.empty.taken(&self.memory).map_err(Wrong::position("empty"))? {
                 return Err(bad);
             }
+            let may_be_checked = self.card.offload.contains(Offload::RX_CHECKSUM);
+            let above = taken >> 48;
+            if entry.queue() >= self.card.queues || above > u64::from(may_be_checked) {
+                return Err(bad);
+            }
             let room = to.get_mut(..len_bytes).ok_or(bad)?;
-            self.rx.read(frame * FRAME_BYTES, room);
-            self.lend(frame)?;
+            self.rx.read(number * FRAME_BYTES, room);
+            self.lend(number)?;
             if len_bytes >= MIN_FRAME {
-                self.counts.received += 1;
-                return Ok(Some(len_bytes));
+                self.counts.by_queue[entry.queue()].1 += 1;
+                return Ok(Some(Received { len_bytes, is_checked: entry.is_checked() }));
             }
         }
     }
@@ -341,7 +405,7 @@ impl<M: Words + Data> Frames<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfence_abi::net::{MAX_FRAME, QUEUE_BYTES};
+    use ringfence_abi::net::QUEUE_BYTES;
     use ringfence_abi::queue::{ENTRIES, PUT, Place, TAKEN};
     use std::cell::RefCell;
     use std::rc::Rc;
@@ -391,7 +455,7 @@ mod tests {
         }
 
         fn give_back(&mut self, number: u32) {
-            self.put(TRANSMITTED, self.transmitted, entry(number, 0));
+            self.put(TRANSMITTED, self.transmitted, u64::from(number));
             self.transmitted += 1;
         }
 
@@ -401,49 +465,58 @@ mod tests {
 
         fn deliver(&mut self, number: u32, bytes: &[u8]) {
             Data::write(&self.rx, number as usize * FRAME_BYTES, bytes);
-            self.put(RECEIVED, self.received, entry(number, bytes.len() as u32));
+            self.put(RECEIVED, self.received, Entry::new(number as u16, bytes.len() as u16).0);
             self.received += 1;
         }
     }
 
+    fn plain(len_bytes: usize) -> Received {
+        Received { len_bytes, is_checked: false }
+    }
+
     fn pair() -> (Frames<Memory>, Driver) {
+        with(NetInfo::new([2; 6]))
+    }
+
+    fn with(info: NetInfo) -> (Frames<Memory>, Driver) {
+        let card = Card::new(&info).unwrap();
         let (rings, tx, rx) =
             (Memory::new(QUEUE_BYTES), Memory::new(TX_FRAMES * FRAME_BYTES), Memory::new(RX_FRAMES * FRAME_BYTES));
         let driver = Driver { rings: rings.clone(), rx: rx.clone(), transmitted: 0, received: 0 };
-        (Frames::new([rings, tx, rx], || 5, MAX_FRAME), driver)
+        (Frames::new([rings, tx, rx], || 5, card), driver)
     }
 
     #[test]
     fn a_frame_is_sent_and_comes_back_once() {
         let (mut frames, mut driver) = pair();
-        assert_eq!(frames.send(&[1; FRAME_BYTES + 1]), Ok(false));
+        assert_eq!(frames.send(&[1; FRAME_BYTES + 1], None), Ok(false));
         for number in 0..TX_FRAMES {
-            assert_eq!(frames.send(&[number as u8; 60]), Ok(true), "{number}");
+            assert_eq!(frames.send(&[number as u8; 60], None), Ok(true), "{number}");
         }
         assert_eq!((frames.can_send(), frames.in_hand(), frames.unsent()), (Ok(false), TX_FRAMES, TX_FRAMES));
         driver.give_back(0);
         assert_eq!((frames.can_send(), frames.in_hand()), (Ok(true), TX_FRAMES - 1));
         driver.give_back(0);
-        assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", entry(0, 0))));
+        assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", 0)));
     }
 
     #[test]
     fn what_the_driver_never_had_is_wrong() {
         let (mut frames, mut driver) = pair();
         driver.give_back(TX_FRAMES as u32);
-        assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", entry(TX_FRAMES as u32, 0))));
+        assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", TX_FRAMES as u64)));
         let mut to = [0; FRAME_BYTES];
         let (mut frames, mut driver) = pair();
         // The frame is lent, but the driver has not taken it yet.
         driver.deliver(0, &[7; 60]);
-        assert_eq!(frames.receive(&mut to), Err(Wrong::Entry("received", entry(0, 60))));
+        assert_eq!(frames.receive(&mut to), Err(Wrong::Entry("received", Entry::new(0, 60).0)));
         let (mut frames, mut driver) = pair();
         driver.takes_empty(2);
         driver.deliver(RX_FRAMES as u32, &[]);
         assert!(matches!(frames.receive(&mut to), Err(Wrong::Entry("received", _))));
         let (mut frames, driver) = pair();
         driver.takes_empty(2);
-        driver.put(RECEIVED, 0, entry(0, FRAME_BYTES as u32 + 1));
+        driver.put(RECEIVED, 0, Entry::new(0, FRAME_BYTES as u16 + 1).0);
         assert!(matches!(frames.receive(&mut to), Err(Wrong::Entry("received", _))));
         let (mut frames, driver) = pair();
         driver.takes_empty(RX_FRAMES as u64 + 1);
@@ -459,9 +532,9 @@ mod tests {
         driver.deliver(1, &[9; 60]);
         // A frame shorter than a header is dropped.
         driver.deliver(0, &[1; 13]);
-        assert_eq!(frames.receive(&mut to), Ok(Some(60)));
+        assert_eq!(frames.receive(&mut to), Ok(Some(plain(60))));
         assert_eq!(to[..60], [9; 60]);
-        assert_eq!((frames.receive(&mut to), frames.counts.received), (Ok(None), 1));
+        assert_eq!((frames.receive(&mut to), frames.counts.received()), (Ok(None), 1));
         // Both frames are at the end of the queue now.
         driver.deliver(1, &[9; 60]);
         assert!(matches!(frames.receive(&mut to), Err(Wrong::Entry("received", _))), "it is not taken again yet");
@@ -476,7 +549,7 @@ mod tests {
         driver.takes_empty(64);
         for number in 0..49 {
             driver.deliver(number, &[2; 60]);
-            assert_eq!(frames.receive(&mut to), Ok(Some(60)));
+            assert_eq!(frames.receive(&mut to), Ok(Some(plain(60))));
             assert_eq!(frames.is_starved(), Ok(number == 48), "{number}");
         }
     }
@@ -485,7 +558,7 @@ mod tests {
     fn a_successor_sends_what_was_not_and_receives_what_was() {
         let (mut old, mut driver) = pair();
         for byte in [1, 2, 3] {
-            old.send(&[byte; 60]).unwrap();
+            old.send(&[byte; 60], None).unwrap();
         }
         driver.give_back(1);
         driver.takes_empty(1);
@@ -495,24 +568,24 @@ mod tests {
         let sent: Vec<u8> = fresh
             .order
             .iter()
-            .map(|(number, _)| {
+            .map(|entry| {
                 let mut byte = [0];
-                Data::read(&fresh.tx, number * FRAME_BYTES, &mut byte);
+                Data::read(&fresh.tx, entry.frame() * FRAME_BYTES, &mut byte);
                 byte[0]
             })
             .collect();
         assert_eq!(sent, [1, 3]);
         let mut to = [0; FRAME_BYTES];
-        assert_eq!((fresh.receive(&mut to), to[0], fresh.receive(&mut to)), (Ok(Some(60)), 8, Ok(None)));
+        assert_eq!((fresh.receive(&mut to), to[0], fresh.receive(&mut to)), (Ok(Some(plain(60))), 8, Ok(None)));
     }
 
     #[test]
     fn a_successor_is_given_no_frame_that_is_too_long_for_it() {
         let ((mut old, _), (mut fresh, _)) = (pair(), pair());
-        old.send(&[1; MAX_FRAME]).unwrap();
-        old.send(&[2; MAX_FRAME + 1]).unwrap();
+        old.send(&[1; MAX_FRAME], None).unwrap();
+        old.send(&[2; MAX_FRAME + 1], None).unwrap();
         fresh.take_over(&mut old);
-        assert_eq!(fresh.order.iter().map(|(_, len_bytes)| *len_bytes).collect::<Vec<_>>(), [MAX_FRAME]);
+        assert_eq!(fresh.order.iter().map(|entry| entry.len_bytes()).collect::<Vec<_>>(), [MAX_FRAME]);
     }
 
     /// The counters may have any values, because they are only shown.
@@ -532,7 +605,7 @@ mod tests {
     fn nobody_is_to_blame_without_a_link() {
         let (mut frames, _) = pair();
         assert_eq!(frames.deadline_ns(), Ok(None));
-        frames.send(&[1; 60]).unwrap();
+        frames.send(&[1; 60], None).unwrap();
         assert_eq!(frames.deadline_ns(), Ok(Some(5 + TRANSMIT_MS.get() * 1_000_000)));
         frames.link_is(false, true);
         assert_eq!((frames.has_link(), frames.deadline_ns(), frames.take_link_up()), (false, Ok(None), false));
@@ -547,17 +620,99 @@ mod tests {
     fn one_that_gives_nothing_back_is_looked_after_less_and_less() {
         let (mut frames, mut driver) = pair();
         assert_eq!(frames.look_again_ns(), None);
-        frames.send(&[1; 60]).unwrap();
+        frames.send(&[1; 60], None).unwrap();
         let mut waits = Vec::new();
         for _ in 0..8 {
             frames.before_poll(1000);
             waits.push((frames.look_again_ns().unwrap() - 1000) / 1_000_000);
         }
         assert_eq!(waits, [20, 40, 80, 160, 320, 640, 1000, 1000]);
-        frames.send(&[1; 60]).unwrap();
+        frames.send(&[1; 60], None).unwrap();
         driver.give_back(0);
         frames.deadline_ns().unwrap();
         frames.before_poll(1000);
         assert_eq!(frames.look_again_ns(), Some(1000 + LOOK_AGAIN_NS));
+    }
+
+    #[test]
+    fn a_card_that_makes_no_sense_is_none() {
+        let info = NetInfo::new([2; 6]);
+        let card = Card::new(&info);
+        assert_eq!(card, Some(Card { max_frame: MAX_FRAME, offload: Offload::empty(), queues: 1 }));
+        let most = info.longest(FRAME_BYTES).offloads(Offload::all()).queues(MAX_QUEUES);
+        let card = Card::new(&most);
+        assert_eq!(card, Some(Card { max_frame: FRAME_BYTES, offload: Offload::all(), queues: MAX_QUEUES }));
+        assert_eq!(Card::new(&info.longest(MAX_FRAME - 1)), None);
+        assert_eq!(Card::new(&info.longest(FRAME_BYTES + 1)), None);
+        assert_eq!(Card::new(&info.queues(MAX_QUEUES + 1)), None);
+        assert_eq!(Card::new(&info.queues(1 << 16)), None);
+        assert_eq!(Card::new(&NetInfo { offload: 1 << 2, ..info }), None);
+    }
+
+    /// Returns a TCP segment from `port` in a frame.
+    fn segment(port: u8) -> Vec<u8> {
+        let mut frame = vec![2; 54];
+        frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]);
+        frame[34..54].copy_from_slice(&[0, port, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 0, 9, 0, 0, 0, 0]);
+        frame
+    }
+
+    #[test]
+    fn a_connection_has_one_queue_of_the_card() {
+        let (mut frames, _) = with(NetInfo::new([2; 6]).queues(2));
+        let queue = |frames: &mut Frames<Memory>, port| {
+            assert_eq!(frames.send(&segment(port), None), Ok(true));
+            frames.order.back().unwrap().queue()
+        };
+        let queues: Vec<usize> = (0..16).map(|port| queue(&mut frames, port)).collect();
+        let again: Vec<usize> = (0..16).map(|port| queue(&mut frames, port)).collect();
+        assert_eq!(queues, again);
+        let second = queues.iter().sum::<usize>() as u64 * 2;
+        assert_eq!(frames.counts.by_queue[..2], [(32 - second, 0), (second, 0)]);
+        assert!((2..32).contains(&second), "{second}");
+    }
+
+    #[test]
+    fn a_queue_or_a_check_that_the_card_does_not_have_is_wrong() {
+        let deliver = |info, entry: Entry| {
+            let (mut frames, driver) = with(info);
+            driver.takes_empty(1);
+            driver.put(RECEIVED, 0, entry.0);
+            (frames.receive(&mut [0; FRAME_BYTES]), frames.counts.by_queue[1].1)
+        };
+        let (info, entry) = (NetInfo::new([2; 6]), Entry::new(0, 60));
+        let wrong = |entry: Entry| (Err(Wrong::Entry("received", entry.0)), 0);
+        assert_eq!(deliver(info, entry.in_queue(1)), wrong(entry.in_queue(1)));
+        assert_eq!(deliver(info.queues(2), entry.in_queue(1)), (Ok(Some(plain(60))), 1));
+        assert_eq!(deliver(info.queues(2), entry.in_queue(2)), wrong(entry.in_queue(2)));
+        assert_eq!(deliver(info, entry.checked(true)), wrong(entry.checked(true)));
+        let checks = info.offloads(Offload::RX_CHECKSUM);
+        assert_eq!(deliver(checks, entry.checked(true)), (Ok(Some(Received { len_bytes: 60, is_checked: true })), 0));
+        let sum = entry.with_sum(Sum { start: 2, offset: 0 });
+        assert_eq!(deliver(checks, sum), wrong(sum));
+        // A frame that was sent comes back with its number, and nothing else.
+        let (mut frames, driver) = pair();
+        assert_eq!(frames.send(&[1; 60], None), Ok(true));
+        driver.put(TRANSMITTED, 0, Entry::new(0, 60).0);
+        assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", Entry::new(0, 60).0)));
+    }
+
+    #[test]
+    fn a_successor_completes_the_sums_that_its_card_does_not() {
+        let sent = |frames: &Frames<Memory>| {
+            let entry = *frames.order.front().unwrap();
+            let mut frame = vec![0; entry.len_bytes()];
+            assert!(frames.tx.read(entry.frame() * FRAME_BYTES, &mut frame));
+            (entry.sum(), checksum::is_right(&frame))
+        };
+        let offers = NetInfo::new([2; 6]).offloads(Offload::TX_CHECKSUM);
+        for (info, completed) in [(offers, false), (NetInfo::new([2; 6]), true)] {
+            let ((mut old, _), (mut fresh, _)) = (with(offers), with(info));
+            let mut frame = segment(7);
+            let sum = checksum::prepare(&mut frame);
+            old.send(&frame, sum).unwrap();
+            fresh.take_over(&mut old);
+            assert_eq!(sent(&fresh), (sum.filter(|_| !completed), completed));
+        }
     }
 }

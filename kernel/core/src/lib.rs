@@ -15,7 +15,8 @@
 //!   that describe the machine
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
-//! * [`frames`]: the frames that a network driver has to send, and has received
+//! * [`frames`]: the frames that a network driver has to send, and has received; [`checksum`]: the
+//!   work on them that a card may do
 //! * [`requests`]: requests to a driver, which are repeated to its successor
 //! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
@@ -30,6 +31,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod arguments;
 pub mod cdb;
+pub mod checksum;
 pub mod command_line;
 pub mod debt;
 pub mod descriptor;

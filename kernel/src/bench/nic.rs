@@ -79,7 +79,7 @@ fn hand_over(mode: Mode, handle: &Handle, frame: &[u8], batch: usize) -> Result<
     let mut left = batch;
     loop {
         with_queues(handle, |queues| {
-            while left > 0 && queues.send(frame)? {
+            while left > 0 && queues.send(frame, None)? {
                 left -= 1;
             }
             queues.before_poll(0);

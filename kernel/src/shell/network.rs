@@ -9,7 +9,7 @@ use embassy_time::{Duration, Instant, Timer, with_timeout};
 use hw::{link, println};
 use net::client::{self, MAX_PING};
 use net::{self, Status};
-use ringfence_abi::net::Hearing;
+use ringfence_abi::net::{Hearing, Offload};
 use ringfence_core::arguments::Arguments;
 use ringfence_link::event::Event;
 use smoltcp::wire::Ipv4Cidr;
@@ -57,6 +57,7 @@ async fn show() -> Outcome {
             is_static,
             router,
             dns,
+            card,
             counts,
             ..
         } = status;
@@ -81,7 +82,22 @@ async fn show() -> Outcome {
         let from = if is_static { ", static" } else { "" };
         let mtu = if mtu == net::MTU { String::new() } else { format!(", MTU {mtu}") };
         let dns = if dns.is_empty() { String::new() } else { format!(", names from {}", dns.join(" ")) };
-        println!("      {mac}, {} frames out, {} in{from}{mtu}{dns}", counts.sent, counts.received);
+        println!("      {mac}, {} frames out, {} in{from}{mtu}{dns}", counts.sent(), counts.received());
+        if let Some(card) = card.filter(|card| card.queues > 1) {
+            let by_queue = counts.by_queue.iter().take(card.queues).enumerate();
+            let by_queue: Vec<String> =
+                by_queue.map(|(queue, (sent, received))| format!("{queue}: {sent} out, {received} in")).collect();
+            println!("      queues {}", by_queue.join("; "));
+        }
+        let sums = [(Offload::TX_CHECKSUM, "completes"), (Offload::RX_CHECKSUM, "checks")];
+        let sums: Vec<&str> = sums
+            .into_iter()
+            .filter(|(offload, _)| card.is_some_and(|card| card.offload.contains(*offload)))
+            .map(|(_, verb)| verb)
+            .collect();
+        if !sums.is_empty() {
+            println!("      the card {} checksums", sums.join(" and "));
+        }
         let errors = ["missed", "damaged", "not sent", "collisions"].into_iter().zip(counts.errors);
         let errors: Vec<String> =
             errors.filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect();

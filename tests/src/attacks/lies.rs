@@ -12,6 +12,8 @@ const REFUSED: &[(&str, u64)] = &[
     ("register-twice", 4),
     ("register-group", 1),
     ("register-long", 1),
+    ("register-queues", 1),
+    ("register-offload", 1),
     ("register-length 0", 1),
     ("register-length 8", 1),
     ("move-bar", 5),
@@ -35,13 +37,18 @@ pub fn refused() -> Vec<Attack> {
 
 /// Commands of `rogue-nic`, and the fault of each, at once or at the kernel's next check.
 const NIC_FAULTS: &[(&str, &str)] = &[
-    ("dma-freed", "rogue-nic: #PF reading 0x10010* (own slot, unmapped), in command, at rf_upcall+"),
+    (
+        "dma-freed",
+        "rogue-nic: #PF reading 0x10010* (own slot, unmapped), in command, at rf_rogue_nic::RogueNic::alone+",
+    ),
     ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x10020000000 (own device's registers), in command"),
     ("received-ahead", "lied about the received queue: position 0x3e8, but 0x0 is counted"),
     ("empty-ahead", "lied about the empty queue: position 0xffffffffffffffff, but 0x80 is counted"),
     ("transmitted-ahead", "lied about the transmitted queue: position 0xffffffffffffffff, but 0x0 is counted"),
-    ("no-such-frame", "bad entry 0x3cffffffff in the received queue"),
-    ("huge-frame", "bad entry 0xffffffff00000000 in the received queue"),
+    ("no-such-frame", "bad entry 0x3c0000ffff in the received queue"),
+    ("huge-frame", "bad entry 0xffff00000000 in the received queue"),
+    ("no-such-queue", "bad entry 0x3c00010000 in the received queue (frame 0, 60 bytes, queue 1)"),
+    ("not-checked", "bad entry 0x1003c00000000 in the received queue (frame 0, 60 bytes, checked)"),
     ("no-such-frame-sent", "bad entry 0xc8 in the transmitted queue"),
     ("frame-not-lent", "bad entry 0x3f in the transmitted queue"),
     ("log-freed", "bad pointer to rf_log: 0x10 bytes at 0x10010* (own slot, unmapped), in command"),

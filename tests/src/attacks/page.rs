@@ -244,6 +244,10 @@ fn explain(verb: &str) -> (String, &'static str) {
         "no-such-frame" | "no-such-frame-sent" | "huge-frame" | "beyond" => {
             ("puts an entry into a queue that cannot exist", "checked")
         }
+        "no-such-queue" | "not-checked" => (
+            "says more of a frame than its card can: a queue, or a check, that it never declared",
+            "checked against the offer",
+        ),
         "frame-not-lent" | "neighbour-frame" | "frame-twice" | "twice" | "another" | "unasked" | "abort-twice"
         | "unasked-abort" => {
             ("gives back what it has not, or not any more", "the kernel keeps its own account of what it has lent")
@@ -273,9 +277,8 @@ fn explain(verb: &str) -> (String, &'static str) {
         "log-freed" => ("has the kernel read memory that it gave back", "it is not mapped any more"),
         "log-registers" => ("has the kernel read its device's registers", "they are not memory"),
         "free-frames" | "phys-frames" => ("asks for the queues' memory as if it were its own", "it is the kernel's"),
-        "register-twice" | "register-group" | "register-long" | "register-huge" | "register-length" => {
-            ("registers what cannot be", "checked")
-        }
+        "register-twice" | "register-group" | "register-long" | "register-queues" | "register-offload"
+        | "register-huge" | "register-length" => ("registers what cannot be", "checked"),
         "move-bar" | "move-line" => ("writes configuration registers that are the kernel's", "checked"),
         "beyond-config" | "odd-config" => ("reads outside configuration space, or across registers", "checked"),
         "no-such-bar" | "huge-bar" => ("maps a BAR that does not exist", "checked"),

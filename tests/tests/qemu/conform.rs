@@ -5,8 +5,12 @@ use ringfence::machine::Machine;
 use ringfence_tests::system;
 
 fn outcomes(name: &str, only: Option<&str>, ring: Option<u8>) -> Vec<Outcome> {
-    let (name, only) = (name.to_string(), only.map(String::from));
-    let options = Options { name, device: None, only, ring, machine: Machine::default(), json: false };
+    with_device(name, None, only, ring)
+}
+
+fn with_device(name: &str, device: Option<&str>, only: Option<&str>, ring: Option<u8>) -> Vec<Outcome> {
+    let (name, only, device) = (name.to_string(), only.map(String::from), device.map(String::from));
+    let options = Options { name, device, only, ring, machine: Machine::default(), json: false };
     conform::outcomes(system(), &options, |_| ()).unwrap()
 }
 
@@ -18,7 +22,7 @@ fn assert_passes(outcomes: &[Outcome]) {
 #[test]
 fn a_network_driver_passes_all() {
     let outcomes = outcomes("ne2k-pci", None, None);
-    assert_eq!(outcomes.len(), 32);
+    assert_eq!(outcomes.len(), 34);
     assert_passes(&outcomes);
 }
 
@@ -36,12 +40,20 @@ fn drivers_of_disks_pass_all() {
 #[test]
 fn the_others_filter_and_come_back() {
     for name in ["e1000", "pcnet", "rtl8139", "rtl8139-c", "virtio-net"] {
-        for test in ["others", "restart-in"] {
+        for test in ["others", "restart-in", "sums"] {
             assert_passes(&outcomes(name, Some(test), Some(1)));
         }
     }
     for name in ["lsi53c895a", "am53c974", "virtio-blk"] {
         assert_passes(&outcomes(name, Some("restart"), Some(1)));
+    }
+}
+
+/// The 82574L checks the checksums of what it receives; the driver says so of each frame.
+#[test]
+fn a_card_that_checks_checksums_drops_nothing_that_is_right() {
+    for test in ["sums", "restart-in"] {
+        assert_passes(&with_device("e1000", Some("e1000e"), Some(test), None));
     }
 }
 

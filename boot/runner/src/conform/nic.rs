@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::peer::Peer;
-use crate::wire::{BROADCAST, IPV4, echo_request, frame, tagged};
+use crate::wire::{BROADCAST, IPV4, echo_request, frame, syn, tagged, transport_checksum};
 use anyhow::{Context, Result, bail};
 use ringfence_link::event::Event;
 
@@ -22,6 +22,7 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("others", "a frame for another card is not delivered", others),
     ("hearing", "a card that is to hear all does, and then not any more; or the driver says that it cannot", hearing),
     ("mtu", "packets are as long as the interface is told, up to the longest that the driver takes", mtu),
+    ("sums", "a segment with a wrong checksum is dropped, and those that go out have right ones", sums),
     ("link", "a cable that is pulled and put back is noticed, or does no harm", link),
     ("restart-in", "a driver that is ended under frames that come is back, and hears", restart_in),
     ("restart-out", "a driver that is ended under frames that go is back, and each frame was sent", restart_out),
@@ -189,6 +190,33 @@ fn mtu(bench: &mut Bench, peer: &Peer) -> Result<()> {
         peer.echo(&mac, &pattern(mtu - HEADERS))?;
         bench.end_driver()?;
         peer.echo(&mac, &pattern(mtu - HEADERS))?;
+    }
+    Ok(())
+}
+
+/// Asks for connections, some with a wrong checksum. An answer to the right one after a wrong one
+/// shows that the wrong one is not answered any more: a cable keeps the order.
+fn sums(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    const DISCARD: u16 = 9;
+    let mac = set_up(bench, peer)?;
+    for wrong in (4000..4020).step_by(2) {
+        peer.send(&frame(&mac, IPV4, &syn([wrong, DISCARD], 1)));
+        let right = wrong + 1;
+        let request = frame(&mac, IPV4, &syn([right, DISCARD], 0));
+        // The port that is answered, and the segment of the answer.
+        let (port, segment) = peer.wait("an answer to a TCP segment", &request, |frame| {
+            let is_tcp = frame.get(12..14)? == IPV4.to_be_bytes() && frame.get(14)? == &0x45 && frame.get(23)? == &6;
+            let len = usize::from(u16::from_be_bytes(frame.get(16..18)?.try_into().ok()?));
+            let segment = frame.get(34..14 + len).filter(|_| is_tcp)?;
+            let port = u16::from_be_bytes(segment.get(2..4)?.try_into().ok()?);
+            (port == wrong || port == right).then(|| (port, segment.to_vec()))
+        })?;
+        if port == wrong {
+            bail!("a segment with a wrong checksum is answered");
+        }
+        if transport_checksum(6, &segment) != [0, 0] {
+            bail!("a segment comes with a wrong checksum");
+        }
     }
     Ok(())
 }

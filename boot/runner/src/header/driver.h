@@ -210,8 +210,8 @@ static inline int rf_net_take_transmit(RfNet *net, RfFrame *frame)
     uint64_t entry;
     if (!rf_ring_take(net->memory, &net->transmit, &entry))
         return 0;
-    frame->number = (uint32_t)entry;
-    frame->len_bytes = (uint32_t)(entry >> 32);
+    frame->number = (uint16_t)entry;
+    frame->len_bytes = (uint16_t)(entry >> 32);
     frame->address = net->memory[RF_TX_ADDRESS] + (uint64_t)frame->number * RF_FRAME_BYTES;
     frame->bytes = (uint8_t *)(uintptr_t)net->memory[RF_TX_START] + (uint64_t)frame->number * RF_FRAME_BYTES;
     return 1;
@@ -238,7 +238,7 @@ static inline int rf_net_take_empty(RfNet *net, RfFrame *frame)
     uint64_t entry;
     if (!rf_ring_take(net->memory, &net->empty, &entry))
         return 0;
-    frame->number = (uint32_t)entry;
+    frame->number = (uint16_t)entry;
     frame->len_bytes = RF_FRAME_BYTES;
     frame->address = net->memory[RF_RX_ADDRESS] + (uint64_t)frame->number * RF_FRAME_BYTES;
     frame->bytes = (uint8_t *)(uintptr_t)net->memory[RF_RX_START] + (uint64_t)frame->number * RF_FRAME_BYTES;

@@ -3,10 +3,11 @@
 
 use super::queues::Queues;
 use host::domain::cause::Cause;
-use ringfence_abi::net::FRAME_BYTES;
+use ringfence_abi::net::{FRAME_BYTES, Offload};
+use ringfence_core::checksum;
 use ringfence_core::dhcp::{self, Change, Client};
 use ringfence_core::servers::is_harmless;
-use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
 
@@ -17,6 +18,8 @@ pub const ETHERNET_HEADER: usize = 14;
 pub struct Adapter<'a> {
     /// The longest IP packet that is sent, in bytes.
     pub mtu: usize,
+    /// The checksums that the stack leaves out.
+    pub offload: Offload,
     pub queues: &'a mut Queues,
     /// The driver's fault, if it committed one.
     pub cause: &'a mut Option<Cause>,
@@ -36,6 +39,15 @@ pub struct Received {
 pub struct Sending<'a> {
     queues: &'a mut Queues,
     cause: &'a mut Option<Cause>,
+    /// Whether the stack has left out the checksum.
+    without_sum: bool,
+}
+
+impl Adapter<'_> {
+    fn sending(&mut self) -> Sending<'_> {
+        let without_sum = self.offload.contains(Offload::TX_CHECKSUM);
+        Sending { queues: self.queues, cause: self.cause, without_sum }
+    }
 }
 
 impl phy::Device for Adapter<'_> {
@@ -53,27 +65,36 @@ impl phy::Device for Adapter<'_> {
         self.transmit(now)?;
         let mut received = Received { frame: [0; FRAME_BYTES], len_bytes: 0 };
         loop {
-            match self.queues.receive(&mut received.frame) {
-                Ok(len_bytes) => received.len_bytes = len_bytes?,
+            let is_checked = match self.queues.receive(&mut received.frame) {
+                Ok(given) => {
+                    let given = given?;
+                    received.len_bytes = given.len_bytes;
+                    given.is_checked
+                }
                 Err(cause) => {
                     *self.cause = Some(cause.into());
                     return None;
                 }
+            };
+            let frame = received.frame.get_mut(..received.len_bytes)?;
+            if is_checked {
+                checksum::remove_udp(frame);
+            } else if self.offload.contains(Offload::RX_CHECKSUM) && !checksum::is_right(frame) {
+                continue;
             }
-            let frame = received.frame.get(..received.len_bytes)?;
             if let Some(client) = &mut self.dhcp
                 && dhcp::is_reply(frame, EthernetAddress(self.queues.mac))
             {
                 *self.change = client.receive(now, frame).or(self.change.take());
             } else if is_harmless(frame) {
-                return Some((received, Sending { queues: self.queues, cause: self.cause }));
+                return Some((received, self.sending()));
             }
         }
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
         match self.queues.can_send() {
-            Ok(true) => Some(Sending { queues: self.queues, cause: self.cause }),
+            Ok(true) => Some(self.sending()),
             Ok(false) => None,
             Err(cause) => {
                 *self.cause = Some(cause.into());
@@ -87,6 +108,13 @@ impl phy::Device for Adapter<'_> {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = ETHERNET_HEADER + self.mtu;
         capabilities.checksum = ChecksumCapabilities::default();
+        let (tx, rx) = (Offload::TX_CHECKSUM, Offload::RX_CHECKSUM);
+        capabilities.checksum.tcp = match (self.offload.contains(tx), self.offload.contains(rx)) {
+            (false, false) => Checksum::Both,
+            (false, true) => Checksum::Tx,
+            (true, false) => Checksum::Rx,
+            (true, true) => Checksum::None,
+        };
         capabilities
     }
 }
@@ -103,7 +131,13 @@ impl phy::TxToken for Sending<'_> {
         // smoltcp keeps to the size that `capabilities` names.
         let frame = &mut frame[..len_bytes.min(FRAME_BYTES)];
         let result = f(frame);
-        if let Err(cause) = self.queues.send(frame) {
+        let mut sum = self.without_sum.then(|| checksum::prepare(frame)).flatten();
+        if sum.is_some() && !self.queues.card().offload.contains(Offload::TX_CHECKSUM) {
+            // The driver's successor does less than the driver did.
+            checksum::complete(frame);
+            sum = None;
+        }
+        if let Err(cause) = self.queues.send(frame, sum) {
             *self.cause = Some(cause.into());
         }
         result

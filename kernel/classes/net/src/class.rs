@@ -12,9 +12,10 @@ use host::domain::{Domain, Handle};
 use host::poll;
 use hw::memory;
 use ringfence_abi::manifest::Kind;
-use ringfence_abi::net::{FRAME_BYTES, Hearing, MAX_FRAME, NetInfo};
+use ringfence_abi::net::{Hearing, NetInfo};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
+use ringfence_core::frames::Card;
 use ringfence_core::servers;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 use zerocopy::FromBytes;
@@ -43,9 +44,7 @@ impl Class for Nics {
         let info = NetInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         // A group address is no interface's own (IEEE 802.3, 3.2.3).
         let is_wrong = info.mac[0] & 1 != 0 || info.mac == [0; 6];
-        let max_frame = usize::from(info.max_frame);
-        let is_wrong = is_wrong || max_frame != 0 && !(MAX_FRAME..=FRAME_BYTES).contains(&max_frame);
-        let is_wrong = is_wrong || info.reserved != [0; 3];
+        let is_wrong = is_wrong || Card::new(&info).is_none() || info.reserved != 0;
         if is_wrong || Hearing::from_bits(info.can_hear).is_none() { Err(Refusal::Invalid) } else { Ok(()) }
     }
 
@@ -86,14 +85,14 @@ impl Class for Nics {
                     for address in interface.addresses() {
                         // If the queue is full of the old driver's frames, the announcement is left
                         // out.
-                        let _ = new.send(&arp_request(mac, address.address(), address.address()));
+                        let _ = new.send(&arp_request(mac, address.address(), address.address()), None);
                     }
                 }
             }
             drop((old, new));
             let mac = EthernetAddress(mac);
             interface.stack.set_hardware_addr(HardwareAddress::Ethernet(mac));
-            interface.fit_mtu(fresh);
+            interface.fit(fresh);
             if let Addressing::Dhcp(client) = &mut interface.addressing {
                 client.set_mac(mac);
             }

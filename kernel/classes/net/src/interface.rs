@@ -15,7 +15,7 @@ use hw::console;
 use hw::console::Source;
 use hw::memory::has_room;
 use log::Level;
-use ringfence_abi::net::Hearing;
+use ringfence_abi::net::{Hearing, Offload};
 use ringfence_core::dhcp::{Change, Client};
 use ringfence_core::servers::{Echoed, Servers, is_host};
 use ringfence_link::event::Event;
@@ -67,6 +67,8 @@ pub struct Interface {
     /// The longest IP packet that the interface sends, in bytes: a person's wish, limited by the
     /// driver.
     pub mtu: usize,
+    /// The checksums that the stack leaves to the driver.
+    offload: Offload,
     pub servers: Servers,
     /// The addresses that programs were told last.
     told: Vec<Ipv4Cidr>,
@@ -103,38 +105,46 @@ impl Interface {
         let mut config = Config::new(HardwareAddress::Ethernet(mac));
         config.random_seed = hw::arch::time::tsc();
         let client = Client::new(mac, config.random_seed as u32, now());
+        let offload = queues.card().offload;
         let stack = stack_above(queues, config, MTU);
-        Some(Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client)))
+        let interface = Interface::with(number, name, Link::Driver(handle.clone()), stack, Addressing::Dhcp(client));
+        Some(Interface { offload, ..interface })
     }
 
-    /// Sets the longest IP packet that is sent, at least [`MIN_MTU`] bytes. A stack has a fixed
-    /// MTU, so that a new stack is made; the addresses, the router and the sockets stay.
+    /// Sets the longest IP packet that is sent, at least [`MIN_MTU`] bytes.
     ///
     /// # Errors
     /// The longest that the driver takes, if `mtu` is longer.
     pub fn set_mtu(&mut self, queues: &mut Queues, mtu: usize) -> Result<(), usize> {
-        let most = queues.max_frame() - ETHERNET_HEADER;
+        let most = queues.card().max_frame - ETHERNET_HEADER;
         if mtu > most {
             return Err(most);
         }
-        if mtu != self.mtu {
+        self.rebuild(queues, mtu);
+        Ok(())
+    }
+
+    /// Makes a stack for this MTU and for the driver's checksums, which a stack cannot change. The
+    /// addresses, the router and the sockets stay.
+    fn rebuild(&mut self, queues: &mut Queues, mtu: usize) {
+        let offload = queues.card().offload;
+        if (mtu, offload) != (self.mtu, self.offload) {
             let (addresses, router): (Vec<_>, _) = (self.addresses().collect(), self.router());
             let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(queues.mac)));
             config.random_seed = hw::arch::time::tsc();
             self.stack = stack_above(queues, config, mtu);
-            self.mtu = mtu;
+            (self.mtu, self.offload) = (mtu, offload);
             self.set_addresses(&addresses);
             self.set_router(router);
         }
-        Ok(())
     }
 
-    /// Lowers the MTU to the longest packet that `fresh`, the interface's new driver, takes.
-    pub fn fit_mtu(&mut self, fresh: &Handle) {
+    /// Fits the stack to `fresh`, the interface's new driver: the MTU is lowered to the longest
+    /// packet that the driver takes.
+    pub fn fit(&mut self, fresh: &Handle) {
         if let Some(queues) = fresh.lock().offered_mut::<Queues>() {
-            let most = queues.max_frame() - ETHERNET_HEADER;
-            // The driver takes this MTU, so that there is no error.
-            let _ = self.set_mtu(queues, self.mtu.min(most));
+            let most = queues.card().max_frame - ETHERNET_HEADER;
+            self.rebuild(queues, self.mtu.min(most));
         }
     }
 
@@ -159,6 +169,7 @@ impl Interface {
             is_up: true,
             hearing: Hearing::empty(),
             mtu: MTU,
+            offload: Offload::empty(),
             servers,
             told: Vec::new(),
             told_at: None,
@@ -295,7 +306,8 @@ impl Interface {
                 Addressing::Dhcp(client) => Some(client),
                 Addressing::Static => None,
             };
-            let mut device = Adapter { mtu: self.mtu, queues, cause: &mut cause, dhcp, change: &mut change };
+            let (mtu, offload) = (self.mtu, self.offload);
+            let mut device = Adapter { mtu, offload, queues, cause: &mut cause, dhcp, change: &mut change };
             let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
             if let Some(cause) = cause {
                 return Err(cause);
@@ -312,7 +324,7 @@ impl Interface {
                 let (frame, due) = client.poll(now());
                 change = due;
                 if let Some(frame) = &frame {
-                    queues.send(frame)?;
+                    queues.send(frame, None)?;
                 }
                 if frame.is_none() && change.is_none() {
                     break;
@@ -400,9 +412,11 @@ impl Interface {
     }
 }
 
-/// Returns a stack above a driver's queues that sends IP packets of `mtu` bytes at most.
+/// Returns a stack above a driver's queues that sends IP packets of `mtu` bytes at most, and leaves
+/// the checksums to the driver that the driver offers to do.
 fn stack_above(queues: &mut Queues, config: Config, mtu: usize) -> Stack {
-    let mut adapter = Adapter { mtu, queues, cause: &mut None, dhcp: None, change: &mut None };
+    let offload = queues.card().offload;
+    let mut adapter = Adapter { mtu, offload, queues, cause: &mut None, dhcp: None, change: &mut None };
     let mut stack = Stack::new(config, &mut adapter, now());
     // There is room for a few fragmented packets only. A packet whose remaining fragments do not
     // come makes room for others soon.

@@ -34,8 +34,7 @@ use hw::memory;
 use hw::task::wait_in;
 pub use interface::MTU;
 use interface::{Addressing, Interface, MAX_ADDRESSES, MIN_MTU};
-use queues::Counts;
-use queues::Queues;
+use queues::{Card, Counts, Queues};
 use ringfence_abi::net::Hearing;
 use ringfence_abi::upcall::Events;
 use ringfence_core::limits::TRANSMIT_MS;
@@ -235,6 +234,8 @@ pub struct Status {
     pub router: Option<Ipv4Addr>,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
+    /// The abilities of the card.
+    pub card: Option<Card>,
     /// Counts of frames.
     pub counts: Counts,
     /// The last stream that the echo server received to its end.
@@ -252,8 +253,8 @@ impl Status {
             is_up: self.is_up,
             has_link: self.has_link,
             mtu: self.mtu as u32,
-            sent: self.counts.sent,
-            received: self.counts.received,
+            sent: self.counts.sent(),
+            received: self.counts.received(),
             errors: self.counts.errors,
         }
     }
@@ -264,11 +265,14 @@ pub fn status() -> Vec<Status> {
     let describe = |interface: &mut Interface| {
         let counts = interface.counts();
         let (mut driver, mut is_alive, mut has_link, mut mac) = (String::new(), true, true, String::new());
+        let mut card = None;
         if let Some(handle) = interface.handle() {
             let domain = handle.lock();
             (driver, is_alive) = (domain.name.clone(), domain.is_alive());
-            has_link = domain.offered::<Queues>().is_none_or(|queues| queues.has_link());
-            mac = domain.offered::<Queues>().map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default();
+            let queues = domain.offered::<Queues>();
+            has_link = queues.is_none_or(|queues| queues.has_link());
+            card = queues.map(|queues| queues.card());
+            mac = queues.map(|queues| EthernetAddress(queues.mac).to_string()).unwrap_or_default();
         }
         Status {
             name: interface.name.clone(),
@@ -283,6 +287,7 @@ pub fn status() -> Vec<Status> {
             is_static: matches!(interface.addressing, Addressing::Static),
             router: interface.router(),
             dns: interface.dns.clone(),
+            card,
             counts,
             echoed: interface.echoed(),
         }

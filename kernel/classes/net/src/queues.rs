@@ -8,14 +8,13 @@ use host::domain::offer::{self, Offer};
 use hw::arch::time;
 use hw::memory::frames::Lent;
 use ringfence_abi::net::{
-    FRAME_BYTES, Hearing, MAX_FRAME, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES,
-    TX_START,
+    FRAME_BYTES, Hearing, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES, TX_START,
 };
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
-pub use ringfence_core::frames::Counts;
 use ringfence_core::frames::Frames;
+pub use ringfence_core::frames::{Card, Counts};
 
 /// The kernel's end of a network driver's queues.
 pub struct Queues {
@@ -68,6 +67,7 @@ impl Offer for Queues {
 impl Queues {
     /// Maps queues and frames into `domain`, and lends the driver all receive frames.
     pub fn new(domain: &mut Domain, info: NetInfo) -> Result<Queues, Refusal> {
+        let card = Card::new(&info).ok_or(Refusal::Invalid)?;
         let memory = offer::map_queues(domain, QUEUE_BYTES)?;
         // On an error, the regions that are mapped already are unmapped again. The device only
         // reads frames that are sent.
@@ -85,10 +85,8 @@ impl Queues {
         memory.store(RX_ADDRESS, domain.device_address(&rx));
         memory.store(TX_START, tx.extent.start);
         memory.store(RX_START, rx.extent.start);
-        let NetInfo { mac, can_hear, max_frame, .. } = info;
-        let max_frame = usize::from(max_frame).max(MAX_FRAME);
-        let frames = Frames::new([memory, tx.memory, rx.memory], time::uptime_ns, max_frame);
-        Ok(Queues { mac, can_hear: Hearing::from_bits_truncate(can_hear), frames })
+        let frames = Frames::new([memory, tx.memory, rx.memory], time::uptime_ns, card);
+        Ok(Queues { mac: info.mac, can_hear: Hearing::from_bits_truncate(info.can_hear), frames })
     }
 
     /// Tells the driver which frames its card is to receive besides: those of `wanted` that it can.

@@ -153,7 +153,7 @@ fn unit_of(module: &Module) -> Module {
     module[..len.min(module.len())].to_vec()
 }
 
-/// Returns the imports from a layer above, and those from or to a module outside all layers.
+/// Returns the imports from a layer above, and the imports from or to a module outside all layers.
 fn upward(arrows: &BTreeSet<(Module, Module)>) -> Vec<String> {
     let units = units();
     let layer = |module: &Module| units.iter().position(|unit| *unit == unit_of(module));

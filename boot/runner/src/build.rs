@@ -342,8 +342,7 @@ fn show_warnings(compiler: &mut Command) -> Result<()> {
 
 /// Number of orders of a module's functions that are tried.
 const ORDERS: u32 = 64;
-/// After this many orders, a hole that was at the same place in all of them is taken for one that
-/// no order removes.
+/// If a hole is at the same place in each of this many orders, no order is expected to remove it.
 const ORDERS_TO_TELL: u32 = 6;
 /// Another way to compile a module: the code does the same, but has other displacements in its
 /// functions.

@@ -1,6 +1,6 @@
 //! The runner's output: results on standard output, progress and errors on standard error.
 //!
-//! The reader of the output may stop reading (`| head -1`). Then the runner ends as a program does
+//! The reader of the output may stop reading (`| head -1`). Then the runner ends like a program
 //! that SIGPIPE ends, and QEMU ends with it ([`crate::machine::qemu::command`]).
 
 use std::fmt::Arguments;

@@ -110,7 +110,7 @@ const SHORT: [&[u8]; 4] = [
     &[0xcc],       // int3
     &[0xeb, 0xfe], // jmp to itself
 ];
-/// Code for the entry point, into whose middle no jump leads.
+/// Code for the entry point. It may be long, because no jump leads into the middle of it.
 const LONG: [&[u8]; 4] = [
     &[0x31, 0xc0, 0x48, 0x89, 0x00],                      // xor eax, eax; mov [rax], rax
     &[0x48, 0xc7, 0xc0, 0, 0, 0, 0x80, 0x48, 0x89, 0x00], // mov rax, 0xffffffff80000000; mov [rax], rax

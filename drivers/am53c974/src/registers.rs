@@ -17,7 +17,7 @@ ringfence_sdk::registers! {
     /// Read: why the core interrupts, which clears it. Written: how long a target may take to
     /// answer to its selection.
     INTERRUPT: u8 = 0x14;
-    /// The adapter's own number, and what is an interrupt.
+    /// The adapter's own number, and the events that interrupt.
     CONTROL1: u8 = 0x20;
     /// The length of the transfer count.
     CONTROL2: u8 = 0x2c;

@@ -101,7 +101,8 @@ fn card_name(id: u16) -> &'static str {
 impl Device<Nic> for E1000 {
     fn init() -> Result<E1000> {
         let registers = Registers::map()?;
-        // 14.3: reset, then disable all interrupts, and clear those that the reset has caused.
+        // 14.3: reset, then disable all interrupts, and clear the interrupts that the reset has
+        // caused.
         registers.write(reg::IMC, u32::MAX);
         registers.set(reg::CTRL, ctrl::RST);
         device::wait_until(RESET, || registers.read(reg::CTRL) & ctrl::RST == 0)

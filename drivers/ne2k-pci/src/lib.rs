@@ -34,7 +34,7 @@ const RING_END: u8 = reg::END_PAGE;
 /// Bytes in front of a received frame: its status, the page of the next frame, and the frame's
 /// length in bytes including this header.
 const HEADER: usize = 4;
-/// The causes that always interrupt: all that the driver handles, except for sent frames.
+/// The causes that always interrupt: all causes that the driver handles, except for sent frames.
 const CAUSES: u8 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::OVERWRITE;
 /// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(10);

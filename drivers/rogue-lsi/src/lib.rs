@@ -155,19 +155,19 @@ impl Driver for RogueLsi {
                 let (address, value) = (argument()?, argument()?);
                 self.write(address, value)
             }
-            // Runs a program at that address.
+            // Runs a program at the given address.
             "fetch" => {
                 let address = argument()?;
                 self.run(address)
             }
-            // Runs a move whose length and address are in a table at that address.
+            // Runs a move whose length and address are in a table at the given address.
             "table" => {
                 let address = argument()?;
                 self.registers.write32(DSA, address);
                 self.script().instruction([0x1900_0000, 0]).stop();
                 self.start()
             }
-            // Runs a move whose address is in a word at that address.
+            // Runs a move whose address is in a word at the given address.
             "indirect" => {
                 let address = argument()?;
                 self.script().instruction([0x2900_0004, address]).stop();
@@ -197,13 +197,13 @@ impl Driver for RogueLsi {
                 let start = self.at(0);
                 self.read(start - 32)
             }
-            // Runs three moves; the one in the middle reads from that address.
+            // Runs three moves; the one in the middle reads from the given address.
             "scatter" => {
                 let address = argument()?;
                 self.script().copy(data, data + 64, 64).copy(address, data, 64).copy(data, data + 128, 64).stop();
                 self.start()
             }
-            // Runs a program that overwrites its next instruction with one that reads from that
+            // Runs a program that overwrites its next instruction with a read from the given
             // address.
             "rewrite" => {
                 let address = argument()?;

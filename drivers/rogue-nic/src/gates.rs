@@ -35,7 +35,7 @@ fn import_all() -> [u64; 19] {
 }
 
 /// Calls service `number` through its gate. The kernel defines the layout of the LDT; it is no
-/// secret. All registers except RSP are set, those that could be arguments and all others.
+/// secret. All registers except RSP are set, not only the registers that could be arguments.
 /// Registers that a call preserves must have their old values afterwards.
 fn call(number: u64, arguments: [u64; 3]) -> i64 {
     let target = [0u16, 0, ((6 + 2 * number) << 3 | 5) as u16];

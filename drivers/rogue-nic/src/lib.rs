@@ -221,8 +221,8 @@ impl RogueNic {
             return Ok(answer);
         }
         Ok(match text {
-            // To be used a second before `dma-write` and `dma-read`, as the card receives nothing
-            // for that time.
+            // To be used a second before `dma-write` and `dma-read`, because the card receives
+            // nothing during that second.
             "loop-back" => {
                 dma::Card::looped_back(self.queues)?;
                 0
@@ -266,7 +266,7 @@ impl RogueNic {
                 }
                 regions
             }
-            // The driver gives memory back whose address its device may know. The kernel must give
+            // The driver gives back memory whose address its device may know. The kernel must give
             // this memory only to the same driver again, and cleared.
             "dma-again" | "dma-freed" => {
                 const LEN_BYTES: u64 = 8192;

@@ -1,5 +1,5 @@
-//! Accesses memory and ports beyond the ends of those that the driver was given, or executes such
-//! memory: registers, ports, DMA memory, queues.
+//! Accesses memory and ports beyond the ends of the ranges that the driver was given (registers,
+//! ports, DMA memory, queues), or executes such memory.
 
 use core::arch::asm;
 use ringfence_sdk::abi::layout::PAGE_SIZE;

@@ -407,8 +407,8 @@ fn gate_at_page_end(_: u64) -> u64 {
     result
 }
 
-/// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID. After a gate call, a driver has only IF of
-/// these set, whatever it has changed.
+/// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID. After a gate call, only IF of these flags is
+/// set, whatever the driver has changed.
 const NOT_THE_DRIVERS: u64 = 0x3f_7700;
 
 /// IF, IOPL, VM, VIF, VIP.
@@ -430,8 +430,8 @@ fn clear_flag(bit: u64) -> u64 {
     pop_flags(0, 1 << (bit & 63))
 }
 
-/// Changes flags, and returns those that the driver must not be able to change: their values right
-/// away, and after a gate call.
+/// Changes flags, and returns the flags that the driver must not be able to change: their values
+/// right away, and after a gate call.
 fn pop_flags(set: u64, cleared: u64) -> u64 {
     let (at_once, after): (u64, u64);
     // SAFETY: none.

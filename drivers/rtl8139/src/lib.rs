@@ -39,7 +39,7 @@ const RING_BYTES: usize = reg::RING_BYTES + 16;
 /// Bytes in front of a received frame: its status, and its length including the check sequence.
 const HEADER: usize = 4;
 const CHECK: usize = 4;
-/// The causes that always interrupt: all that the driver handles, except for sent frames.
+/// The causes that always interrupt: all causes that the driver handles, except for sent frames.
 const CAUSES: u16 = cause::RECEIVED | cause::RECEIVE_ERROR | cause::RING_FULL | cause::LINK | cause::FIFO_FULL;
 /// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(10);
@@ -57,8 +57,8 @@ struct Rtl8139 {
     done: usize,
     /// Whether the card is to interrupt after it has sent a frame.
     tx_interrupt: bool,
-    /// The frames that the card receives besides those to itself and to all, as bits of the receive
-    /// configuration.
+    /// The frames that the card receives besides frames to itself and to all, as bits of the
+    /// receive configuration.
     hears: u32,
 }
 

@@ -44,8 +44,8 @@ impl Dma {
         Ok(Dma { bytes: unsafe { Bytes::new(start, len_bytes) }, address, given })
     }
 
-    /// The same for a device whose addresses have 32 bits. The kernel takes memory below 4 GiB for
-    /// all devices, as long as there is any.
+    /// Allocates as [`Dma::new`] does, for a device whose addresses have 32 bits. The kernel takes
+    /// memory below 4 GiB for all devices, as long as there is any.
     ///
     /// # Errors
     /// [`crate::Refusal::NoMemory`] if there is none, with a line in the log.

@@ -1,9 +1,9 @@
 //! virtio SCSI host over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4 (virtqueues),
 //! 4.1 (PCI) and 5.6 (SCSI host).
 //!
-//! One request queue with three fixed descriptors for each request the kernel can have under way;
-//! the control queue, for resets; and the event queue, whose events the kernel
-//! is told of.
+//! There is one request queue, with three fixed descriptors for each request that the kernel can
+//! have under way; the control queue, for resets; and the event queue, whose events the driver
+//! reports to the kernel.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -42,7 +42,7 @@ pub struct Parameter {
     pub least: i64,
     /// Greatest value of a number.
     pub most: i64,
-    /// The value of a number; 1 for a flag that is on, 0 for one that is off.
+    /// The value of a number; 1 for a flag that is on, 0 for a flag that is off.
     pub value: i64,
     /// The value of a text.
     pub text: [u8; TEXT_BYTES],

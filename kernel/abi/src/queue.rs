@@ -117,7 +117,7 @@ impl Producer {
         self.put
     }
 
-    /// Returns how many of those entries the other side has taken.
+    /// Returns how many of this end's entries the other side has taken.
     pub fn taken(&mut self, words: &impl Words) -> Result<u64, Lie> {
         self.room(words)?;
         Ok(self.taken)

@@ -44,7 +44,7 @@ pub struct Reset {
     pub set: u32,
     /// Bits of the register that are waited for.
     pub wait_mask: u32,
-    /// The value of those bits when the device has been reset.
+    /// The value of the bits in `wait_mask` when the device has been reset.
     pub wait_value: u32,
     /// Offsets of 32-bit registers in the same BAR that are set to 0 first; [`NO_REGISTER`] stands
     /// for none.

@@ -1,4 +1,4 @@
-//! How a command reads its arguments, and the messages when they are wrong.
+//! Reads the arguments of a command, and makes the messages for wrong arguments.
 
 use alloc::format;
 use alloc::string::String;

@@ -17,8 +17,8 @@ pub fn commands(text: &str) -> impl Iterator<Item = &str> {
     text.split([';', '\n']).map(str::trim).filter(|command| !command.is_empty())
 }
 
-/// Returns the command without the `&` behind it, if it has one: it is to run beside those that
-/// follow.
+/// Returns the command without the `&` after it, if there is one: the command then runs beside the
+/// commands after it.
 pub fn in_background(command: &str) -> Option<&str> {
     command.strip_suffix('&').map(str::trim)
 }
@@ -85,8 +85,8 @@ pub fn last_word(typed: &str) -> (&str, &str) {
     command.rsplit_once(' ').unwrap_or(("", command))
 }
 
-/// Returns the candidate that is most like `word`, if one is like it: with one or two letters more,
-/// less, or other ones (Levenshtein).
+/// Returns the candidate that is most like `word`, if their edit distance (Levenshtein) is at most
+/// 2; at most 1 for a word of up to three letters.
 pub fn most_like<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word: Vec<char> = word.chars().take(32).collect();
     let distance = |candidate: &str| {
@@ -106,13 +106,15 @@ pub fn most_like<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) 
     found.filter(|(distance, _)| *distance <= most).map(|(_, candidate)| candidate)
 }
 
-/// Returns the command before `| more`, if it ends so: its output is then shown a page at a time.
+/// Returns the command before `| more`, if the text ends with that: its output is then shown a page
+/// at a time.
 pub fn in_pages(command: &str) -> Option<&str> {
     command.strip_suffix("more")?.trim_end().strip_suffix('|').map(str::trim)
 }
 
-/// Returns the text that Tab adds to `word`: the common part of `candidates`, which begin with it,
-/// and a space if there is only one. Empty if they differ at once; `None` if there are none.
+/// Returns the text that Tab adds to `word`: the common part of `candidates`, which begin with
+/// `word`, and a space if there is only one candidate. Empty if the candidates differ at once;
+/// `None` if there are none.
 pub fn completion(word: &str, candidates: &[&str]) -> Option<String> {
     let (first, others) = candidates.split_first()?;
     let common = others.iter().fold(first.len(), |common, other| {

@@ -2,11 +2,11 @@
 //!
 //! The time of each poll is added to the driver's debt; time in which no driver is polled reduces
 //! it. A driver whose debt is beyond the limit rests, and its rest pays for the whole debt. The
-//! kernel's work for a driver is a debt as well. Only time in which the kernel works for no driver
-//! reduces that.
+//! kernel's work for a driver is a second debt. Only time in which the kernel works for no driver
+//! reduces the second debt.
 //!
-//! A share of each second was not taken for a limit: a driver that has work to do now and then,
-//! much of it at once, would wait for no reason.
+//! Not taken: a limit on the driver's share of each second. A driver that now and then has much
+//! work at once would wait for no reason.
 
 /// The debt of a driver.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,8 +17,8 @@ pub struct Debt {
     /// Debt for the kernel's work, and the time at which it was noted, by the clock that reduces
     /// it: the time in which the kernel works for no driver.
     for_work: (u64, u64),
-    /// The debt after the driver's last poll, or after the kernel's last work for it, if that was
-    /// later.
+    /// The debt after the driver's last poll, or after the kernel's last work for the driver,
+    /// whichever was later.
     last: u64,
 }
 

@@ -1,6 +1,6 @@
-//! A DHCP client (RFC 2131, 2132): it takes in and sends frames, and tells which lease it has.
-//! Parts of a server's answer that cannot be true are ignored. Parts that servers in the field
-//! leave out are filled in as other clients do.
+//! A DHCP client (RFC 2131, 2132): it takes in and sends frames, and reports its lease. Parts of a
+//! server's answer that cannot be true are ignored. Parts that servers in the field leave out are
+//! filled in as other clients do.
 
 use crate::servers::is_host;
 use alloc::vec;
@@ -36,7 +36,7 @@ const REQUESTS: u32 = 4;
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// Length of a lease in seconds if the server does not say.
 const USUAL_LEASE_S: u32 = 3600;
-/// Length of a lease in seconds at least, whatever the server says.
+/// Shortest length of a lease in seconds, whatever the server says.
 const SHORTEST_LEASE_S: u32 = 10;
 /// Shortest wait while a lease is being renewed (RFC 2131, 4.4.5).
 const RENEW_RETRY: Duration = Duration::from_secs(60);
@@ -84,7 +84,7 @@ pub struct Lease {
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// What a frame or the passing of time has changed.
+/// A change that a frame or the passing of time has caused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The client has a new address, or the same address with other settings.
@@ -93,7 +93,7 @@ pub enum Change {
     Lost,
 }
 
-/// A lease, the server that gave it, and for how long.
+/// A lease, the server that gave it, and the times at which it is rebound and expires.
 #[derive(Debug, Clone)]
 struct Bound {
     lease: Lease,
@@ -226,8 +226,8 @@ impl Client {
         Duration::from_millis(wait.min(LAST_RETRY.total_millis()) + jitter - 1000)
     }
 
-    /// Does what is due at `now`. Returns a frame to send, if there is one, and the change that the
-    /// passing of time has caused.
+    /// Does the work that is due at `now`. Returns a frame to send, if there is one, and the change
+    /// that the passing of time has caused.
     pub fn poll(&mut self, now: Instant) -> (Option<Vec<u8>>, Option<Change>) {
         if self.expires().is_some_and(|expires| now >= expires) {
             self.restart(now);
@@ -338,7 +338,7 @@ impl Client {
         bytes
     }
 
-    /// Takes in a frame for the client ([`is_reply`]). Returns what it has changed.
+    /// Takes in a frame for the client ([`is_reply`]). Returns the change that it has caused.
     pub fn receive(&mut self, now: Instant, frame: &[u8]) -> Option<Change> {
         let (from, source, body) = reply(frame)?;
         let answer = Answer::parse(body)?;
@@ -387,7 +387,7 @@ impl Client {
         before: Option<&Lease>,
     ) -> Option<Change> {
         // If the server grants another address than the client asked for, that address counts. If
-        // it names none, it grants the one that the client asked for.
+        // the server names no address, it grants the address that the client asked for.
         let address = if is_host(answer.address) { answer.address } else { asked };
         let same = before.filter(|before| before.address == address);
         let prefix_len = answer.prefix_len.or(same.map(|same| same.prefix_len)).unwrap_or(usual_prefix_len(address));
@@ -689,7 +689,7 @@ mod tests {
         assert_eq!(client.receive(seconds(51), &answer(&renewal, message::ACK, OWN, &[LEASE])), None);
         assert_eq!(Some(&change), client.lease().cloned().map(Change::Got).as_ref());
         assert_eq!(client.due(), seconds(101));
-        // Nor does the lease end when the address is left out, too.
+        // The lease does not end either when the address is left out as well.
         let renewal = client.poll(seconds(101)).0.unwrap();
         assert_eq!(client.receive(seconds(102), &answer(&renewal, message::ACK, Ipv4Addr::UNSPECIFIED, &[])), None);
         assert_eq!(client.lease().unwrap().address, OWN);

@@ -50,7 +50,7 @@ pub struct Reserved {
     pub scopes: Vec<Scope>,
 }
 
-/// What a scope names (8.3.1).
+/// The kind of device that a scope names (8.3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScopeKind {
     /// A PCI function.

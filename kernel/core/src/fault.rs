@@ -37,7 +37,7 @@ pub enum Cause {
     },
     /// The driver did not finish in time something that it had been given.
     Stuck {
-        /// The name of what it was given.
+        /// The name of the thing that it was given.
         what: &'static str,
         /// The time limit in milliseconds.
         limit_ms: u64,
@@ -101,7 +101,7 @@ pub struct Happened<'a> {
     pub cause: Cause,
     /// The CPU's report, if the CPU noticed the fault.
     pub exception: Option<Exception>,
-    /// The address that the fault is about, and a description of what lies there.
+    /// The address that the fault is about, and a description of the memory there.
     pub accused: Option<(u64, &'a str)>,
     /// The bytes of the instruction, if there was one.
     pub code: &'a [u8],

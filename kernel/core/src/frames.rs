@@ -120,7 +120,7 @@ impl Counts {
 }
 
 impl<M: Words + Data> Frames<M> {
-    /// Tells the driver which frames the card is to receive besides those to itself and to all.
+    /// Tells the driver which frames the card is to receive besides frames to itself and to all.
     pub fn say_hearing(&self, hearing: Hearing) {
         self.memory.store(HEARING, hearing.bits().into());
     }
@@ -143,16 +143,17 @@ impl<M: Words + Data> Frames<M> {
         core::mem::take(&mut self.link_came_up)
     }
 
-    /// Takes back the frames that were sent. Returns when the driver counts as stuck unless it
-    /// sends another frame, in nanoseconds since boot; `None` if it has no frame or no link.
+    /// Takes back the frames that were sent. Returns the time, in nanoseconds since boot, at which
+    /// the driver counts as stuck unless it sends another frame; `None` if it has no frame or no
+    /// link.
     pub fn deadline_ns(&mut self) -> Result<Option<u64>, Wrong> {
         self.reclaim()?;
         Ok((self.has_link && !self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
     }
 
-    /// Takes over the frames of another driver, which was ended: keeps the frames that it had
-    /// delivered, and sends those again that it had not given back. A frame that it had sent, but
-    /// not given back, is sent twice; networks may duplicate frames as well.
+    /// Takes over the frames of another driver, which was ended: keeps the frames that the driver
+    /// had delivered, and sends again the frames that it had not given back. A frame that it had
+    /// sent, but not given back, is sent twice; networks may duplicate frames as well.
     pub fn take_over(&mut self, other: &mut Frames<M>) {
         let mut frame = [0; FRAME_BYTES];
         // The other driver was ended: its ring gets no new frames, so that the loop ends.
@@ -189,8 +190,8 @@ impl<M: Words + Data> Frames<M> {
         self.has_link = other.has_link;
         let mut by_queue = other.counts.by_queue;
         by_queue[0].1 = by_queue[0].1.saturating_sub(self.inherited.len() as u64);
-        // The counters of the new driver are in its own memory. Those of the other one are saved
-        // here, because its memory is freed soon.
+        // The counters of the new driver are in its own memory. The counters of the other driver
+        // are saved here, because its memory is freed soon.
         self.counts = Counts { by_queue, errors: other.all_counts().errors };
     }
 

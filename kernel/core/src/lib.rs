@@ -4,11 +4,11 @@
 //! * [`descriptor`]: segment, gate and system descriptors in the CPU's format
 //! * [`module`]: reads a module file, and refuses a malformed one with the reason; [`parameter`]:
 //!   reads the values that a person gives for a module's parameters
-//! * [`fault`]: why drivers are ended, and in which words; [`vector`], [`disassembly`]: exceptions
-//!   and machine code in words; [`trace`]: the last events
+//! * [`fault`]: the reasons why drivers are ended, and their texts; [`vector`], [`disassembly`]:
+//!   exceptions and machine code in words; [`trace`]: the last events
 //! * [`command_line`], [`arguments`]: the shell's grammar, and how a command reads its arguments
 //! * [`life`]: the states of a driver; [`debt`]: the CPU time that it owes
-//! * [`timer`]: when a driver is polled because time has gone by
+//! * [`timer`]: a driver's timer, which says when the driver is polled
 //! * [`limits`]: numbers that a person can change while the system runs
 //! * [`line_editor`]: a line editor for a terminal
 //! * [`pci`]: the configuration space of a PCI function; [`acpi`], [`dmar`]: the firmware's tables

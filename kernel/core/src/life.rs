@@ -24,7 +24,7 @@ pub struct Life<F> {
     stage: Stage,
     fault: Option<F>,
     policy: Policy,
-    /// When faults lately ended this driver, or those in its place before it.
+    /// The times of the recent faults of this driver and of the drivers that it has replaced.
     faults_at: Vec<u64>,
 }
 
@@ -44,7 +44,7 @@ enum Stage {
     Retired,
 }
 
-/// How patient restarts are.
+/// How often and how soon a driver is restarted.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// Faults are counted over a window of this length.
@@ -170,9 +170,9 @@ impl<F> Life<F> {
         }
     }
 
-    /// Plans a restart, now that it is `now`, and returns its time: the first restart is at once,
-    /// each further one after a wait that doubles. A restart counts from when it is planned. One
-    /// too many, and the driver is given up.
+    /// Plans a restart at the time `now`, and returns when the driver is to be restarted. The first
+    /// restart is due at once; the wait doubles with each further restart. A restart counts from
+    /// the time at which it is planned. If there are too many, the driver is given up.
     pub fn plan(&mut self, now: u64, patience: Patience) -> Result<u64, TooOften> {
         if let Stage::Planned(at) = self.stage {
             return Ok(at);
@@ -204,7 +204,7 @@ impl<F> Life<F> {
     }
 
     /// Begins the restart whose time has come. Returns how many restarts are within the window,
-    /// this one included. If it fails, another restart is planned.
+    /// including this one. If the restart fails, another restart is planned.
     pub fn begin_restart(&mut self) -> usize {
         if let Stage::Planned(_) = self.stage {
             self.stage = Stage::Ended;
@@ -212,8 +212,8 @@ impl<F> Life<F> {
         self.faults_at.len()
     }
 
-    /// Forgets the driver's faults. If it was given up, or its restart is planned, a restart is
-    /// planned anew.
+    /// Forgets the driver's faults. If the driver was given up, or its restart is planned, another
+    /// restart can be planned.
     pub fn forgive(&mut self) {
         self.faults_at.clear();
         if matches!(self.stage, Stage::GivenUp | Stage::Planned(_)) {
@@ -221,8 +221,8 @@ impl<F> Life<F> {
         }
     }
 
-    /// Takes the place of `dead`, with its policy and the count of its faults. Returns whether
-    /// there were several.
+    /// Takes the place of `dead`, with its policy and its recent faults. Returns whether there were
+    /// several faults.
     pub fn succeed(&mut self, dead: &mut Life<F>) -> bool {
         self.faults_at = core::mem::take(&mut dead.faults_at);
         self.policy = dead.policy;

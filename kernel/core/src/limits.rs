@@ -70,7 +70,7 @@ pub static TRANSMIT_MS: Limit = Limit::new("transmit-ms", "ms that a frame may t
 
 /// How long a driver may sleep in one upcall in total.
 pub static SLEEP_MS: Limit = Limit::new("sleep-ms", "ms that a driver may sleep in one upcall", [0, 5_000, 600_000]);
-/// How far a driver's CPU time may be ahead of all others' together before it rests.
+/// The debt of CPU time beyond which a driver rests ([`crate::debt`]).
 pub static TURN_MS: Limit = Limit::new("turn-ms", "ms a driver may be ahead of others, then it rests", [0, 10, 1000]);
 
 /// Rows a second of log output on the console that a driver may have without having been asked.

@@ -117,7 +117,7 @@ impl Imports {
         number < SERVICE_COUNT && self.0 & 1 << number != 0
     }
 
-    /// Adds service `number`; one that does not exist is ignored.
+    /// Adds service `number`, if there is a service of that number.
     pub fn insert(&mut self, number: usize) {
         if number < SERVICE_COUNT {
             self.0 |= 1 << number;
@@ -225,7 +225,7 @@ impl fmt::Display for ModuleError {
     }
 }
 
-/// Returns whether a module with `manifest` is granted service `number` if it asks.
+/// Returns whether a module with `manifest` may have service `number`.
 fn grantable(manifest: &Manifest, number: usize) -> bool {
     let has_device = manifest.has_device();
     match SERVICES.get(number).map(|service| service.symbol) {
@@ -333,14 +333,14 @@ fn name(strings: Option<&[u8]>, offset: u32, most: usize) -> Option<&[u8]> {
     rest.get(..rest.iter().take(most + 1).position(|byte| *byte == 0)?)
 }
 
-/// The places to patch, and the services that this asks for.
+/// The places to patch, and the services that the relocations ask for.
 struct Patches {
     relocations: Vec<Relocation>,
     zeros: Vec<u64>,
     imports: Imports,
 }
 
-/// Reads the relocations: the places to patch, and the services that this asks for.
+/// Reads the relocations: the places to patch, and the services to ask for.
 fn relocations<'a>(
     sections: &Sections<'a>,
     file: &'a [u8],
@@ -419,7 +419,7 @@ fn symbol_value(
     let rest = strings.and_then(|strings| strings.get(offset as usize..)).ok_or(missing)?;
     let number = name(*strings, offset, MAX_NAME).and_then(service::by_symbol);
     if number.is_none() && symbol.st_bind() == elf::STB_WEAK && entry.r_addend(LE) == 0 {
-        // No service has this name, and the module can do without.
+        // No service has this name. The symbol is weak, so the module can do without it.
         return Ok(None);
     }
     let number = number.ok_or_else(|| unknown_service(rest))?;
@@ -442,7 +442,7 @@ fn entry_point<'a>(sections: &Sections<'a>, file: &'a [u8], image: &Image) -> Re
 
 impl Module<'_> {
     /// Returns the places in the image where the code has an instruction that TCG handles as no CPU
-    /// does, and which one ([`tcg`]).
+    /// does, each with the kind of the instruction ([`tcg`]).
     pub fn holes(&self) -> impl Iterator<Item = (u64, Hole)> {
         let executable = self.segments.iter().filter(|segment| segment.executable);
         executable.flat_map(|segment| tcg::holes(segment.bytes).map(|(at, hole)| (segment.start + at as u64, hole)))

@@ -40,7 +40,7 @@ struct Listener {
     port: u16,
     /// Whether the socket is removed when its connection ends.
     is_extra: bool,
-    /// Whether the socket was listening when it was looked at last.
+    /// Whether the socket was listening when it was last looked at.
     was_listening: bool,
     /// The character generator's position in its pattern.
     generated: usize,
@@ -190,7 +190,7 @@ impl Servers {
         }
     }
 
-    /// Moves all data that can be moved. Returns whether any was.
+    /// Moves all data that can be moved. Returns whether any data was moved.
     pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let mut moved = false;
         // A socket that was made for a connection is removed with it.
@@ -320,9 +320,9 @@ pub fn is_harmless(frame: &[u8]) -> bool {
     if packet.next_header() != IpProtocol::Tcp {
         return true;
     }
-    // Only a whole segment can be checked. No peer needs to fragment one: its segments are no
-    // longer than it was told. Overlapping fragments would be put together to another segment than
-    // the one that was checked (RFC 3128).
+    // Only a whole segment can be checked. No peer needs to fragment a segment: the peer was told
+    // how long its segments may be. Overlapping fragments could be put together into a segment
+    // other than the one that was checked (RFC 3128).
     if packet.more_frags() || packet.frag_offset() != 0 {
         return false;
     }

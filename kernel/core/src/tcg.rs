@@ -1,5 +1,5 @@
-//! Finds instructions in a module's code that QEMU's TCG executes in another way than a CPU does,
-//! or aborts on.
+//! Finds instructions in a module's code that QEMU's TCG executes differently from a CPU, or aborts
+//! on.
 //!
 //! A module's code never changes, and nothing else of the module is executable: one search is
 //! enough. It looks **at every offset**, because a driver can jump into the middle of an
@@ -41,9 +41,10 @@ const GS: u8 = 5 << 3;
 const REX_R: u8 = 0b0100;
 const LOCK: u8 = 0xf0;
 
-/// Returns the offsets in `code` at which such an instruction could begin, and which one; for a
-/// load, its opcode's offset, or that of a REX prefix with REX.R. An instruction that is cut off at
-/// the end counts, because the bytes after it are not known here.
+/// Returns the offsets in `code` at which an instruction that TCG mishandles could begin, each with
+/// the kind of the instruction. For a load, this is the offset of its opcode, or of a REX prefix
+/// with REX.R. An instruction that is cut off at the end counts, because the bytes after it are not
+/// known here.
 pub fn holes(code: &[u8]) -> impl Iterator<Item = (usize, Hole)> {
     code.iter().enumerate().filter_map(move |(at, first)| {
         let rest = code.get(at + 1..).unwrap_or(&[]);
@@ -70,13 +71,13 @@ fn behind_prefixes(rest: &[u8]) -> Option<&[u8]> {
     let rest = rest.get(..MAX_INSTRUCTION - 1).unwrap_or(rest);
     let prefixes = rest.iter().take_while(|byte| is_prefix(byte)).count();
     let behind = rest.get(prefixes..)?;
-    // Nothing may be behind the prefixes only if the code ends there, not if the instruction is too
-    // long.
+    // `behind` may be empty only because the code ends there, and not because the instruction is
+    // too long.
     (!behind.is_empty() || rest.len() < MAX_INSTRUCTION - 1).then_some(behind)
 }
 
-/// Returns whether a MOV to a segment register may follow a REX prefix. QEMU accepts a REX prefix
-/// that is not the last prefix, too.
+/// Returns whether a MOV to a segment register may follow a REX prefix. QEMU also accepts a REX
+/// prefix that is not the last prefix.
 fn is_mov_to_segment(rest: &[u8]) -> bool {
     behind_prefixes(rest).is_some_and(|behind| matches!(behind, [] | [MOV, ..]))
 }

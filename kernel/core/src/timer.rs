@@ -1,4 +1,4 @@
-//! A driver's timer: the driver is polled when it goes off.
+//! A driver's timer: the driver is polled when the timer goes off.
 
 /// Shortest period in nanoseconds. Each expiry costs an upcall; shorter periods would take the
 /// whole CPU.

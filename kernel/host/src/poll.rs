@@ -17,8 +17,8 @@
 //!   and a driver that never returns would hold up the code that it interrupted. Here an interrupt
 //!   only notes its line.
 //! * *A time slice for each driver, by priority.* It needs a second context for each driver, and a
-//!   driver could be stopped while it holds a queue half written. Upcalls run to their end; the
-//!   budget ends those that do not.
+//!   driver could be stopped in the middle of a write to a queue. Here an upcall runs to its end,
+//!   and a driver that uses up the upcall's budget is ended.
 //! * *A limit on interrupts a second* (as Linux' `irqpoll` and NAPI have). It says nothing about
 //!   how long each interrupt takes.
 
@@ -41,10 +41,10 @@ use hw::arch::{interrupts, time};
 use hw::{iommu, pci};
 use ringfence_abi::upcall::{Events, INIT, POLL, Reply};
 
-/// The end of the rest of drivers that have had too much of the CPU: a reading of the TSC.
+/// The TSC reading until which a driver that has used too much of the CPU rests.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
-/// The end of the rest of drivers for which the kernel has worked too much. It counts only while
-/// the CPU has other work.
+/// The TSC reading until which a driver rests because the kernel has worked too much for it. It
+/// counts only while the CPU has other work.
 static WORK_UNTIL: AtomicU64 = AtomicU64::new(0);
 static ON_IDLE: AtomicWaker = AtomicWaker::new();
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
@@ -197,9 +197,11 @@ fn dma_fault(domain: &mut Domain) -> Option<Cause> {
     Some(cause)
 }
 
-/// Woken when a device may have reached beyond its fence other than that of the driver polled last.
+/// Woken when a device may have reached beyond its fence, other than the device of the driver
+/// polled last.
 static ON_DMA_FAULT: AtomicWaker = AtomicWaker::new();
-/// The interval between two checks for that. Each poll is followed by a check as well.
+/// The interval in milliseconds between two checks for faults of devices. Each poll is followed by
+/// a check as well.
 const LOOK_MS: u64 = 50;
 
 /// The task that ends drivers whose devices reach beyond their fences.
@@ -323,7 +325,7 @@ pub async fn serve_interrupts() {
         })
         .await;
         TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
-        // This must not keep a driver from being freed that is ended meanwhile.
+        // The references are weak: a driver that is ended meanwhile must be freed.
         let waiting: Vec<(Weak<_>, Events)> =
             on_lines(fired).map(|(handle, events)| (Arc::downgrade(&handle), events)).collect();
         for (waiting, events) in waiting {
@@ -369,7 +371,7 @@ pub async fn serve_timers() {
             let domain = handle.lock();
             domain.timer.due_ns().filter(|_| domain.is_alive())
         };
-        // This must not keep a driver from being freed while it waits.
+        // Take only the time: a handle would keep a driver from being freed during the wait.
         let next = registry::all().iter().filter_map(due).min();
         match next {
             Some(at_ns) => {

@@ -1,21 +1,21 @@
 //! Restarts drivers that were ended by a fault, if their policy says so, and moves drivers that
 //! have lost their trust out of ring 0.
 //!
-//! The same file is loaded anew, into ring 1 whatever ring it was in, in the same slot and under
-//! the same name. The layers above keep their state: an interface keeps its address and its
-//! sockets, a SCSI host its disks and the commands that wait for it. The first restart comes at
-//! once, each further one waits twice as long, and too many in a minute are the last
+//! The same file is loaded anew, in the same slot and under the same name, and always into ring 1.
+//! The layers above keep their state: an interface keeps its address and its sockets, a SCSI host
+//! its disks and the commands that wait for it. The first restart comes at once, and each further
+//! restart waits twice as long. After too many restarts in a minute, the driver is given up
 //! ([`ringfence_core::limits`]). A module that faulted in ring 1 is not trusted until a person
 //! forgives it with `policy`.
 //!
 //! Not taken:
-//! * *Checkpoints of a driver's state* (as Membrane has). The state is what was wrong: a successor
-//!   that starts from it faults again. Here a driver has no state that its successor needs;
+//! * *Checkpoints of a driver's state* (as Membrane has). That state led to the fault: a successor
+//!   that starts from it faults again. Here a driver has no state that its successor needs, because
 //!   requests are with the kernel ([`crate::requests`]).
 //! * *A shadow driver that answers meanwhile* (Swift et al.). It has to know each class's
 //!   semantics; a restart takes milliseconds, and clients can wait so long.
-//! * *A supervisor outside of the kernel* (MINIX' reincarnation server). It would be one more thing
-//!   that can end, and the kernel has to hold what was under way in any case.
+//! * *A supervisor outside of the kernel* (MINIX' reincarnation server). It would be one more
+//!   component that can end, and the kernel has to hold the requests under way in any case.
 
 use crate::domain::fault;
 use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
@@ -65,7 +65,7 @@ pub async fn run() {
                 if poll_once(&mut restart.done).is_pending() {
                     under_way.push(restart);
                 } else {
-                    // Its memory is free before another task runs.
+                    // Free the memory of the restart before another task runs.
                     drop(restart);
                     fault::print_pending();
                 }
@@ -151,7 +151,7 @@ fn plan(dead: &Handle) -> Option<u64> {
     }
 }
 
-/// Tells all who wait for a driver that was ended not to wait any longer.
+/// Gives a driver up, and wakes the tasks that wait for it, so that they wait no longer.
 fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
     link::tell(&Event::GivenUp { name: domain.name.as_str().into(), why: done.as_str().into() });
     if let Some(fault) = domain.life.fault() {

@@ -20,8 +20,8 @@ pub struct Firmware {
 }
 
 impl Firmware {
-    /// Reads the tables that the one at `root` leads to. `bytes` returns the bytes at a physical
-    /// address, if they belong to firmware.
+    /// Reads the tables that the root pointer at physical address `root` leads to. `bytes` returns
+    /// the bytes at a physical address, if they belong to firmware.
     pub(crate) fn read(root: Option<u64>, bytes: impl Fn(u64, usize) -> Option<&'static [u8]>) -> Firmware {
         let tables = root.and_then(|at| Tables::at(at, bytes));
         let Some(tables) = tables else { return Firmware::default() };

@@ -9,7 +9,7 @@
 //! * [`space`]: the address space of a domain; [`upcall`]: entering it, and leaving it
 //! * [`pci`], [`fixed`], [`iommu`]: devices, and the fence that keeps them to their driver's memory
 //! * [`symbols`]: addresses in words
-//! * [`console`]: serial line and screen; [`link`]: the same for programs; [`panic`]: the kernel's
+//! * [`console`]: serial line and screen; [`link`]: events for programs; [`panic`]: the kernel's
 //!   own end; [`task`]: tasks and the time they wait for; [`latency`]: how long interrupts are off
 //! * [`boot`], [`firmware`]: the descriptions of the machine from the loader and from ACPI
 #![no_std]

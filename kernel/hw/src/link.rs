@@ -18,25 +18,25 @@ use ringfence_link::frame::{Encoder, MAX_ENCODED};
 use x86_64::instructions::interrupts::without_interrupts;
 
 const PORT: Uart = Uart::SECOND;
-/// Bytes that can wait: several of the largest frames.
+/// The most bytes that can wait: enough for several of the largest frames.
 const QUEUE_BYTES: usize = 64 << 10;
 const _: () = assert!(QUEUE_BYTES > 2 * MAX_ENCODED);
-/// If more bytes than this wait, a sender sends some first. The rest is for when the port takes
-/// nothing for a while.
+/// If more bytes than this wait, a sender sends some first. The rest of the queue is for times when
+/// the port takes nothing.
 const MOST_WAITING: usize = QUEUE_BYTES / 4;
 /// Bytes that go into the queue at once, with interrupts off.
 const PIECE_BYTES: usize = 64;
-/// How often in a row the port is asked until it takes a byte: a second or so under QEMU.
+/// The number of times in a row that the port is asked to take a byte: a second or so under QEMU.
 const TRIES: u32 = 1_000_000;
 
 static IS_THERE: AtomicBool = AtomicBool::new(false);
-/// Makes frames. Only tasks do so, and the kernel's panic.
+/// Encodes frames. Only tasks and the kernel's panic use it.
 static ENCODER: Lock<Encoder> = Lock::new(Encoder::new());
-/// Bytes that wait. Locked with interrupts off: the timer's handler sends some.
+/// The bytes that wait. Locked with interrupts off, because the timer's handler sends some of them.
 static QUEUE: Lock<Deque<u8, QUEUE_BYTES>> = Lock::new(Deque::new());
 /// Whether bytes wait.
 static WAITS: AtomicBool = AtomicBool::new(false);
-/// Whether a sender has waited for the port in vain, and the port has taken nothing since.
+/// Whether a sender has waited for the port in vain, and the port has taken no byte since.
 static IS_DEAF: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port, if there is one.

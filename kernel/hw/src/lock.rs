@@ -1,4 +1,4 @@
-//! Locks that a kernel panic breaks: the panic must print its report, whoever holds the locks.
+//! Locks that a kernel panic breaks: the panic must print its report even if the locks are held.
 
 use crate::arch::power;
 use core::sync::atomic::{AtomicBool, Ordering};

@@ -130,8 +130,8 @@ pub fn buses_below(address: PciAddress) -> Option<RangeInclusive<u8>> {
 }
 
 /// Returns the requester of accesses by the function at `address`: the function itself, or a
-/// conventional bridge above it. Of several bridges the one nearest to the root counts (PCI Express
-/// to PCI/PCI-X Bridge Specification 1.0, 2.3).
+/// conventional bridge above it. If there are several such bridges, the bridge nearest to the root
+/// counts (PCI Express to PCI/PCI-X Bridge Specification 1.0, 2.3).
 pub fn requester(address: PciAddress) -> PciAddress {
     let is_conventional = |bridge: &&Bridge| bridge.express.is_none_or(|kind| !EXPRESS_PORTS.contains(&kind));
     let above = BRIDGES.get().into_iter().flatten().filter(|bridge| bridge.below.contains(&address.bus()));

@@ -1,7 +1,7 @@
-//! The time that a driver that was ended is away. The first time ends when its successor has
-//! started the device, is in its place, and has the frames that the old driver did not send. The
-//! second ends when the successor has served a client: the router has answered, or a block was
-//! read.
+//! Measures how long a driver that was ended is away, by two times. The first time ends when its
+//! successor has started the device, is in its place, and has the frames that the old driver did
+//! not send. The second ends when the successor has served a client: the router has answered, or a
+//! block was read.
 
 use super::{Mode, Row, Stopwatch, nic};
 use alloc::string::{String, ToString};

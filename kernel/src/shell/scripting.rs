@@ -68,8 +68,8 @@ pub async fn clear(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Stands for commands that the shell itself carries out, and only as a line of their own: such a
-/// line never gets here.
+/// Refuses a command that the shell itself carries out, and only as a line of its own. Such a line
+/// never gets here.
 pub async fn alone(arguments: Arguments<'_>) -> Outcome {
     arguments.wrong("it takes nothing, and only a line of its own does it; 'reboot' only one that is typed")
 }

@@ -381,9 +381,9 @@ pub fn bad_pointers() -> Vec<Attack> {
     attacks
 }
 
-/// Returns attacks by devices that interrupt for ever, with a driver that reports the interrupt,
-/// one that says that its device is quiet, and one that takes long each time. Other drivers must go
-/// on.
+/// Returns attacks by devices that interrupt for ever: with a driver that reports the interrupt,
+/// with a driver that says that its device is quiet, and with a driver that takes long each time.
+/// Other drivers must go on.
 pub fn endless_interrupts() -> Vec<Attack> {
     let attack = |verb| {
         Attack::answer("rogue-nic", verb, None).then("sleep 100; tell template busy").says(&["template: 4 (0x4)"])

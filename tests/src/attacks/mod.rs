@@ -4,7 +4,7 @@
 //! * [`rogue`]: attacks on the CPU and on memory
 //! * [`lies`]: attacks on services and queues, by drivers of a network card, of a SCSI adapter and
 //!   of an ATA channel
-//! * [`fence`]: attacks on memory and on others, by devices
+//! * [`fence`]: attacks on the fence around devices
 //! * [`page`]: the document
 
 pub mod fence;

@@ -642,7 +642,7 @@ fn far_call_fault(selector: u16) -> Option<String> {
     match descriptor::describe_selector(u64::from(selector & !3)) {
         SelectorName::Gate(number) if selector & 3 <= 1 && is_gate(selector) && granted(SERVICES[number].symbol) => {
             match SERVICES[number].symbol {
-                // The null address belongs to nobody, even with a length of zero bytes.
+                // The null address belongs to no driver, even with a length of zero bytes.
                 "rf_panic" => Some("bad pointer to rf_panic: 0x0 bytes at 0x0 (null), in command".into()),
                 // The other granted services answer or refuse.
                 _ => None,

@@ -164,7 +164,7 @@ fn a_driver_uses_a_disk() {
     }
 }
 
-/// The disk that a driver uses goes away: the driver's requests fail, and nobody waits for ever.
+/// The disk that a driver uses goes away: the driver's requests fail, and no task waits for ever.
 #[test]
 fn a_disk_that_is_used_can_go() {
     let directory = TempDir::new().unwrap();

@@ -125,7 +125,7 @@ fn devices_behind_a_port_have_fences_of_their_own() {
 }
 
 /// A card that is plugged in while the machine runs belongs to no driver. It reaches nothing,
-/// whatever it is told, and the kernel logs that once.
+/// whatever orders it gets, and the kernel logs the attempt once.
 #[test]
 fn a_card_that_is_plugged_in_reaches_nothing() {
     const CONFIG: u64 = 0xb000_0000;

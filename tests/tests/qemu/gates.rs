@@ -43,7 +43,7 @@ fn pointers_to_what_is_not_its_own_end_the_driver() {
 }
 
 /// A masked device does not stop the others. A device whose driver wrongly says that it is quiet
-/// costs time, but stops nobody either.
+/// costs time, but it does not stop the other drivers either.
 #[test]
 fn interrupts_that_never_end_stop_nobody() {
     assert_all(&lies::endless_interrupts());

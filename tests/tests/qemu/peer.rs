@@ -11,7 +11,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// IEEE 802 local experimental ethertype 1, which nobody answers.
+/// IEEE 802 local experimental ethertype 1, which no host answers.
 const EXPERIMENTAL: u16 = 0x88b5;
 
 /// The other end of the cable. Each datagram on its socket is one frame.
@@ -181,7 +181,7 @@ const OPTIONS: [(u8, &[u8]); 5] =
     [(1, &[255, 255, 255, 0]), (3, &PEER), (6, &PEER), (51, &[0, 0, 0, 20]), (58, &[0, 0, 0, 2])];
 
 /// RFC 2131, 4.1 and 4.4.5: a lost message is sent again, and a command that needs the address
-/// waits for that. A renewal that has only a time changes nothing else.
+/// waits for it. A renewal that has only a time changes nothing else.
 #[test]
 fn a_lost_discover_is_sent_again_and_a_bare_renewal_changes_nothing() {
     let (peer, machine) = Peer::new();

@@ -60,7 +60,7 @@ fn what_a_driver_says_as_it_ends_is_not_believed() {
 }
 
 /// A write whose driver is ended may be on the disk or not. The kernel reads the blocks back, and
-/// writes only those that were not written.
+/// writes only the blocks that were not written.
 #[test]
 fn a_write_that_may_be_done_is_looked_up() {
     // The disk of `rogue-scsi` always has zeros, even after a write.

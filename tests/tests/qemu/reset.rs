@@ -1,5 +1,5 @@
-//! Devices whose drivers were ended. They are stopped before anybody else gets the memory, or set
-//! aside.
+//! Devices whose drivers were ended. Each device is stopped before its memory gets another owner,
+//! or is set aside.
 
 use crate::changed::*;
 use ringfence::machine::BOARD;

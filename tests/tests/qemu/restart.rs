@@ -170,7 +170,8 @@ fn what_is_wrong_with_a_driver_s_code_is_not_inherited() {
     assert_says(&text, "template: 2 (0x2)");
 }
 
-/// A driver whose restart failed still has its slot and its memory, and touches no other driver's.
+/// A driver whose restart failed still has its slot and its memory, and touches no memory of other
+/// drivers.
 #[test]
 fn a_restart_that_fails_leaves_all_as_it_was() {
     let (machine, _directory, _) = with_late(

@@ -124,8 +124,8 @@ fn the_parts_are_written_for_other_bootloaders() {
     assert!(ramdisk.len() > kernel.len() && ramdisk.windows(5).any(|bytes| bytes == b"e1000"));
 }
 
-/// gdb finds a module's functions in the slot that it is told. If gdb is not installed, only the
-/// script is checked.
+/// gdb finds a module's functions in the given slot. If gdb is not installed, only the script is
+/// checked.
 #[test]
 fn gdb_finds_the_functions_of_a_module() {
     let system = ringfence_tests::system();

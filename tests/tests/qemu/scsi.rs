@@ -243,7 +243,7 @@ fn a_disk_that_is_reset_again_and_again_loses_nothing() {
         assert_eq!(text.data(), [sum(&path, 0, 8192)], "{hba}");
         let resets = text.matches("disk0 was reset; what it had not done is sent again").count();
         assert_eq!(resets, RESETS, "{hba}: {text}");
-        // Some came while it was written.
+        // At least one reset came while the disk was written.
         let (before, _) = text.split_once("8192 blocks were written and read back").expect("it was checked");
         assert!(before.contains("disk0 was reset"), "{hba}: {text}");
         assert!(text.faults(driver).is_empty(), "{hba}: {text}");
@@ -251,7 +251,7 @@ fn a_disk_that_is_reset_again_and_again_loses_nothing() {
 }
 
 /// The driver of a disk that takes longer than a command may is asked to abort the command or to
-/// reset the disk. It goes on, and so does the disk beside.
+/// reset the disk. The driver goes on, and so does the disk beside.
 #[test]
 fn a_disk_that_is_too_slow_ends_no_driver() {
     for hba in ["virtio-scsi-pci", "lsi53c895a"] {

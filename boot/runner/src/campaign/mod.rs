@@ -39,7 +39,8 @@ use trials::{Boot, Setting};
 pub struct Options {
     /// The machine.
     pub machine: Machine,
-    /// The modules to change. If empty, those that drive the machine's network card and disks.
+    /// The modules to change. If empty, the modules that drive the machine's network card and
+    /// disks.
     pub modules: Vec<String>,
     /// The number of changes.
     pub mutants: usize,

@@ -55,11 +55,11 @@ pub fn outcome(activated: bool, kind: &str) -> &'static str {
     }
 }
 
-/// The outcomes of this run, stored as they come, and those of an earlier run in the other ring
-/// from the same folder.
+/// The outcomes of this run, stored as they come, and the outcomes of an earlier run in the other
+/// ring from the same folder.
 pub struct Results {
     own: Option<(File, PathBuf)>,
-    /// The outcomes of both rings; those of the other ring come first.
+    /// The outcomes of both rings; the outcomes of the other ring come first.
     all: Vec<Outcome>,
     others: usize,
 }

@@ -132,7 +132,7 @@ fn others(bench: &mut Bench, peer: &Peer) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the card delivers frames for others while it is told to, and only then.
+/// Checks that the card delivers frames to other addresses while it is asked to, and only then.
 fn hearing(bench: &mut Bench, peer: &Peer) -> Result<()> {
     const COUNT: u64 = 30;
     let mac = set_up(bench, peer)?;

@@ -1,5 +1,4 @@
-//! The runner's end of the link, over which the kernel tells programs of events on its second
-//! serial port.
+//! The runner's end of the link: the kernel reports events to programs over its second serial port.
 //!
 //! QEMU connects that port to a socket. The runner listens on the socket before QEMU starts, so
 //! that nothing is lost at the beginning.

@@ -89,8 +89,8 @@ impl Snippets {
         for attempt in 0..TRIES {
             let mut random = random(attempt);
             let code = match number % 4 {
-                // If the code has a hole whatever bytes follow, random bytes replace it after half
-                // the tries.
+                // If the code has a hole with any bytes after it, random bytes replace it after
+                // half the tries.
                 0 | 2 if attempt < TRIES / 2 => {
                     let place = number / 2 * STEP + self.seed as usize % SYSTEMATIC;
                     systematic(place % SYSTEMATIC, &mut random)

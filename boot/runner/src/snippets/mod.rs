@@ -112,8 +112,8 @@ fn progress(count: usize, of: usize, start: Instant) {
     output::progress(format_args!("snippets: {count} of {of}, {left:.0} s to go    {end}"));
 }
 
-/// Runs `batch` in one boot. Returns the number of finished snippets: all, or those up to and
-/// including the snippet that ended the machine.
+/// Runs `batch` in one boot. Returns the number of finished snippets: all, or the snippets up to
+/// and including the one that ended the machine.
 fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> Result<usize> {
     let directory = TempDir::new()?;
     let log = directory.path().join("int.log");

@@ -146,7 +146,7 @@ impl Transport {
     pub fn ask_for_vectors(&mut self, wanted: u64) -> Result<()> {
         self.vectors = device::vectors(wanted)?;
         if self.vectors > 0 {
-            // The driver does not watch for changes of the configuration, unless it asks for that.
+            // The driver does not watch for changes of the configuration, unless it asks to.
             self.common.write16(common::CONFIG_VECTOR, NO_VECTOR);
         }
         Ok(())

@@ -57,8 +57,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Opens the disk called `name` for `domain`. A driver cannot open its own disk, which a
-    /// restarted driver may find: its requests would wait for itself.
+    /// Opens the disk called `name` for `domain`. A driver cannot open its own disk, although a
+    /// restarted driver may find it: the driver's requests would wait for the driver itself.
     pub fn open(domain: &mut Domain, name: &str) -> Result<Client, Refusal> {
         let is_anothers =
             |disk: &Arc<dyn Disk>| disk.handle().try_lock().is_some_and(|below| below.name != domain.name);
@@ -119,8 +119,8 @@ struct Work {
     done: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// Carries out the requests of drivers, for ever. Each request has its own future, so that one that
-/// waits holds up no other.
+/// Carries out the requests of drivers, for ever. Each request has its own future, so that a
+/// waiting request holds up no other.
 pub async fn run() {
     let mut works: Vec<Work> = Vec::new();
     poll_fn(|context| {

@@ -33,8 +33,8 @@ impl Device {
         Device { name, server, info, blocks: AtomicU64::new(info.blocks), gone: AtomicBool::new(false) }
     }
 
-    /// Takes over the description that a new driver gives of the device. Returns `false` if it is
-    /// another device: its blocks are not those of the old one.
+    /// Takes over the description that a new driver gives of the device. Returns `false` if it
+    /// describes another device, whose blocks are not those of this one.
     pub(super) fn is_still(&self, info: &BlockInfo) -> bool {
         let before = self.info;
         let is_same = (before.block_bytes, before.model, before.flags) == (info.block_bytes, info.model, info.flags);

@@ -44,7 +44,7 @@ pub trait Disk: Send + Sync {
     fn write<'a>(&'a self, lba: u64, data: &'a [u8]) -> Doing<'a, Outcome>;
     /// Waits until everything written is on the medium.
     fn flush(&self) -> Doing<'_, Outcome>;
-    /// Has the device give up what it does, and begin anew; nothing that waits for it is lost.
+    /// Resets the device, which gives up its requests and begins anew. No waiting request is lost.
     fn reset(&self) -> Doing<'_, Outcome> {
         Box::pin(async { Err(String::from("its driver cannot reset it")) })
     }

@@ -114,7 +114,7 @@ impl Interface {
     /// Sets the longest IP packet that is sent, at least [`MIN_MTU`] bytes.
     ///
     /// # Errors
-    /// The longest that the driver takes, if `mtu` is longer.
+    /// The longest packet that the driver takes, in bytes, if `mtu` is longer.
     pub fn set_mtu(&mut self, queues: &mut Queues, mtu: usize) -> Result<(), usize> {
         let most = queues.card().max_frame - ETHERNET_HEADER;
         if mtu > most {
@@ -226,9 +226,9 @@ impl Interface {
         router
     }
 
-    /// Returns how good a way to `host` the interface is: the prefix length of its network that
-    /// contains `host`, or 0 if `host` is behind the router. `None` if the interface does not lead
-    /// there.
+    /// Returns how good the way to `host` by this interface is: the prefix length of its network
+    /// that contains `host`, or 0 if `host` is behind the router. `None` if the interface does not
+    /// lead there.
     pub fn route_to(&mut self, host: Ipv4Addr) -> Option<u8> {
         let shared = self.addresses().filter(|own| own.contains_addr(&host)).map(|own| own.prefix_len()).max();
         let router = self.router();

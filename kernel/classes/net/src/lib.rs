@@ -95,8 +95,9 @@ fn wake_task() {
 /// Length of the shortest frame without its check sequence, in bytes (IEEE 802.3).
 pub const SHORTEST_FRAME: usize = 60;
 
-/// Returns an ARP request for `target` by `sender`, who has `mac` (RFC 826). If both addresses are
-/// the same, it announces to all hosts who has the address now (RFC 5227, 3).
+/// Returns an ARP request for `target` by `sender`, whose Ethernet address is `mac` (RFC 826). If
+/// `sender` and `target` are the same, the request announces to all hosts that `mac` has the
+/// address now (RFC 5227, 3).
 pub fn arp_request(mac: [u8; 6], sender: Ipv4Address, target: Ipv4Address) -> [u8; SHORTEST_FRAME] {
     let mac = EthernetAddress(mac);
     let mut bytes = [0; SHORTEST_FRAME];
@@ -220,7 +221,7 @@ pub struct Status {
     pub is_up: bool,
     /// Whether the card has a link, as far as the driver has said.
     pub has_link: bool,
-    /// The frames that the card is to receive besides those to itself and to all.
+    /// The frames that the card is to receive besides frames to itself and to all.
     pub hearing: Hearing,
     /// The longest IP packet that it sends, in bytes.
     pub mtu: usize,
@@ -303,8 +304,8 @@ pub fn first_driver() -> Option<Handle> {
 /// Longest wait for an address: three of a DHCP client's messages may be lost.
 pub const LEASE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Waits until `found` finds something in the interfaces. Waits for at most [`LEASE_LIMIT`], and
-/// only as long as an interface may still get an address. The error says what is missing.
+/// Waits until `found` returns a value. Waits for at most [`LEASE_LIMIT`], and only as long as an
+/// interface may still get an address. The error says what is missing.
 async fn wait_for<T>(mut found: impl FnMut(&mut Vec<Interface>) -> Option<T>) -> Result<T, String> {
     let outcome = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
@@ -341,8 +342,9 @@ pub async fn wait_for_address() -> Result<(), String> {
     wait_for(|interfaces| interfaces.iter().any(has_address).then_some(())).await
 }
 
-/// Returns the number of the interface that leads to `host`, and waits if one may come to. The
-/// host's own addresses, and those of no network (127.0.0.0/8), are behind the loopback interface.
+/// Returns the number of the interface that leads to `host`. If there is none, waits as long as one
+/// may come. The host's own addresses, and the addresses of 127.0.0.0/8, are behind the loopback
+/// interface.
 async fn route(host: Ipv4Addr) -> Result<u64, String> {
     wait_for(|interfaces| {
         if host.is_loopback() || interfaces.iter().any(|interface| interface.is_own(host)) {
@@ -471,8 +473,8 @@ pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes the card of an interface receive other frames than those to itself and to all, or no
-/// longer.
+/// Makes the card of an interface receive frames besides those to itself and to all, or stop
+/// receiving them.
 pub fn set_hearing(name: &str, what: Hearing, on: bool) -> Result<(), String> {
     let handle = named(name)?.with(|interface| {
         let handle = interface.handle().cloned().ok_or("it has no driver")?;

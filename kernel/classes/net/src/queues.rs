@@ -89,8 +89,9 @@ impl Queues {
         Ok(Queues { mac: info.mac, can_hear: Hearing::from_bits_truncate(info.can_hear), frames })
     }
 
-    /// Tells the driver which frames its card is to receive besides: those of `wanted` that it can.
-    /// Returns whether there are any; the driver must be polled to see them.
+    /// Tells the driver which frames its card is to receive besides frames to itself and to all:
+    /// the kinds of `wanted` that the card can receive. Returns whether there are any; the driver
+    /// must be polled to see them.
     pub fn hear(&mut self, wanted: Hearing) -> bool {
         let hears = wanted & self.can_hear;
         self.frames.say_hearing(hears);

@@ -1,5 +1,5 @@
-//! The class of SCSI hosts: acts when a driver offers one, takes the place of another driver, or
-//! goes.
+//! The class of SCSI hosts: the kernel's work when a driver offers one, takes the place of another
+//! driver, or goes.
 
 use super::queues::{Queues, Scsi};
 use super::{HOSTS, Host, host_of, scan};

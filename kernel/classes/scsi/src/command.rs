@@ -1,5 +1,5 @@
-//! SCSI commands: each is sent to a host's driver, and again to the next driver if that one is
-//! ended in the meantime.
+//! SCSI commands. Each command is sent to a host's driver, and again to the driver's successor if
+//! the driver is ended in the meantime.
 
 use super::queues::{Asked, Queues, RESET, Scsi};
 use super::{Host, scan};

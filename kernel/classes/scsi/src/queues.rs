@@ -13,7 +13,7 @@ use ringfence_core::cdb::Cdb;
 /// The protocol of requests for logical units.
 pub struct Scsi;
 
-/// Which of the urgent requests a reset is: the one behind those of a lower function.
+/// The index of a reset among the urgent requests, which are in the order of their functions.
 pub const RESET: usize = (FUNCTION_LOGICAL_UNIT_RESET - FUNCTION_ABORT_TASK) as usize;
 
 /// The kernel's end of a SCSI driver's queues.

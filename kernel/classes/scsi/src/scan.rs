@@ -37,7 +37,7 @@ static TO_SCAN: Mutex<VecDeque<Arc<Host>>> = Mutex::new(VecDeque::new());
 static ON_TO_SCAN: AtomicWaker = AtomicWaker::new();
 static ON_SETTLED: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
 
-/// Has the units of `host` searched for, after those of other hosts that wait.
+/// Queues a search for the units of `host`, behind the searches that wait already.
 pub fn look_at(host: Arc<Host>) {
     let mut to_scan = TO_SCAN.lock();
     if !to_scan.iter().any(|other| Arc::ptr_eq(other, &host)) {
@@ -54,7 +54,7 @@ pub fn forget(host: &Arc<Host>) {
     TO_SCAN.lock().retain(|other| !Arc::ptr_eq(other, host));
 }
 
-/// Waits until all hosts have been looked at that are waiting for that right now. Later ones do not
+/// Waits until the searches that are in the queue right now have ended. Later searches do not
 /// count, because a device may cause searches again and again.
 pub async fn settled() {
     note_said();
@@ -77,7 +77,7 @@ pub fn disks() -> Vec<Arc<Disk>> {
     DISKS.lock().clone()
 }
 
-/// Scans hosts, for ever; this is the task that does so.
+/// The task that scans hosts, for ever.
 pub async fn run() {
     loop {
         let (host, is_whole) = poll_fn(|context| {
@@ -119,12 +119,12 @@ pub fn look_again(host: &Arc<Host>, target: u32, lun: u32) {
     }
 }
 
-/// Has all units of all hosts looked at again.
+/// Queues a new search for all units of all hosts.
 pub fn look_at_all() {
     super::hosts().into_iter().for_each(look_at);
 }
 
-/// Has all units of those hosts looked at again whose drivers have reported changes.
+/// Queues a new search for all units of each host whose driver has reported changes.
 fn note_said() {
     for host in super::hosts() {
         let said =
@@ -215,7 +215,7 @@ struct Search<'a> {
 enum Stop {
     /// The driver was ended.
     NoDriver,
-    /// There is too much of something; the log says of what.
+    /// There are too many errors or too many disks; the log says which.
     Enough,
 }
 

@@ -53,8 +53,8 @@ impl<M: Words> Asked<M> {
         let Some(is_asked) = self.under_way.get_mut(number).filter(|is_asked| **is_asked) else { return Ok(()) };
         *is_asked = false;
         write(&self.queues);
-        // The ring has room for all requests, unless the driver says that it has not taken
-        // completions that it was given. It misses this one then.
+        // The ring has room for all requests, unless the driver claims not to have taken
+        // completions that it was given. Such a driver misses this completion.
         self.complete.put(&self.queues, number as u64).map_err(Wrong::position("complete"))?;
         Ok(())
     }

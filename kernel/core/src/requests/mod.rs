@@ -76,7 +76,7 @@ pub trait Protocol: Send + Sized + 'static {
     /// unit.**
     type Unit: PartialEq + Copy + Send;
 
-    /// The name of a request, and of several that a driver has.
+    /// The name of a request, in the singular and in the plural.
     const NAMES: [&'static str; 2];
     /// The two rings: numbers of requests to carry out, and of completed requests.
     const RINGS: [Place; 2];
@@ -105,12 +105,12 @@ pub trait Protocol: Send + Sized + 'static {
     /// shows it.
     fn read(memory: &impl Words, number: usize) -> Result<Self::Outcome, u64>;
 
-    /// Is called when a driver has told news.
+    /// Called when a driver has reported news.
     fn news_came() {}
 
     /// Returns the urgent requests for a driver that has not done `request`, which has `number`, in
     /// time; each with its name. They are sent one after the other until the request is done. The
-    /// place of each decides its own number.
+    /// index of each decides the number under which it is sent.
     fn remedies(
         info: &Self::Info,
         request: &Self::Request,
@@ -121,7 +121,7 @@ pub trait Protocol: Send + Sized + 'static {
     }
 }
 
-/// The error of a request without an outcome: its driver was ended, and no other came.
+/// The error of a request without an outcome: its driver was ended, and no successor came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost;
 
@@ -185,7 +185,7 @@ pub struct Account<P: Protocol, M> {
     requests: Vec<State<P>>,
     /// The free requests among those that the driver takes at once; the last one is used next.
     free: Vec<usize>,
-    /// How many requests the driver has that were abandoned.
+    /// The number of abandoned requests that the driver still has.
     abandoned: usize,
     /// Wakers of the tasks that wait for a free request.
     on_free: Vec<Waker>,
@@ -241,8 +241,9 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         Ok(Some(Ticket(slot)))
     }
 
-    /// The same for a request about others, which nothing holds back; `None` if the one before it
-    /// is still under way. `which` of [`Protocol::URGENT`] it is decides under what number it goes.
+    /// Submits an urgent request, which nothing holds back. Returns `None` if the one before it
+    /// with the same `which` is still under way. `which` is less than [`Protocol::URGENT`], and
+    /// decides the request's number.
     #[cold]
     pub fn begin_urgent(&mut self, which: usize, request: &P::Request) -> Result<Option<Ticket>, Wrong> {
         let slot = P::REQUESTS + which;
@@ -341,8 +342,9 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         repeat::wait_in(&mut self.on_free, waker);
     }
 
-    /// Returns the outcome of a request that is complete, copies its data to `data` as far as that
-    /// reaches, and frees the request. `None` if it is not complete; `waker` is woken when it is.
+    /// Returns the outcome of a request that is complete, copies as much of its data as fits to
+    /// `data`, and frees the request. Returns `None` if the request is not complete; `waker` is
+    /// woken when it is.
     #[inline]
     pub fn finish(
         &mut self,

@@ -8,7 +8,7 @@
 //! Not taken:
 //! * *Sending all at once.* A device may carry them out in any order, and two writes to one block
 //!   would change places.
-//! * *A log of all writes,* to send again only those that are missing. Only a class can know which
+//! * *A log of all writes,* to send again only the missing ones. Only a class can know which
 //!   requests overlap; this module does not.
 //! * *Failing the requests that were under way,* and leaving the repetition to the client. Every
 //!   user of a disk would need this module then.
@@ -38,7 +38,8 @@ impl Repeats {
     }
 }
 
-/// A request's place among those that are sent again. It is left when this is dropped.
+/// A request's place in the order of the requests that are sent again. Dropping it leaves the
+/// place.
 pub struct Place<'a> {
     repeats: &'a Repeats,
     number: u64,
@@ -76,8 +77,8 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Adds a waker to those that wait, once: a task may be polled any number of times before it is
-/// woken.
+/// Adds `waker` to the waiting wakers, unless it is among them: a task may be polled any number of
+/// times before it is woken.
 pub fn wait_in(waiting: &mut Vec<Waker>, waker: &Waker) {
     if !waiting.iter().any(|other| other.will_wake(waker)) {
         waiting.push(waker.clone());
@@ -113,7 +114,7 @@ mod tests {
     fn requests_are_sent_again_in_the_order_in_which_they_were_first_sent() {
         let (repeats, count) = (Repeats::default(), Arc::new(Count::default()));
         let places: Vec<Place> = [4, 9, 7].map(|number| repeats.place(number)).into();
-        // They are noted in the order in which the driver had them.
+        // The requests are noted in the order in which the driver had them.
         [9, 4, 7].into_iter().for_each(|number| repeats.add(number));
         let order = |which: [bool; 3]| assert_eq!([0, 1, 2].map(|place| is_next(&places[place], &count)), which);
         order([true, false, false]);
@@ -132,7 +133,7 @@ mod tests {
         assert!(!is_next(&second, &count) && !is_next(&second, &count));
         first.leave();
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        // It has left already.
+        // The first request has left its place already.
         first.leave();
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
     }

@@ -165,7 +165,7 @@ fn there_are_as_many_requests_as_there_are() {
         pair.complete(number, 0);
     }
     pair.account.collect().unwrap();
-    // A request that is done, and whose outcome was not fetched, is not free.
+    // A request that is done is not free until its outcome was fetched.
     assert_eq!(pair.begin(4, Moves::None), None);
     pair.account.finish(tickets[2], &mut [], None);
     assert!(pair.begin(4, Moves::None).is_some());
@@ -174,7 +174,7 @@ fn there_are_as_many_requests_as_there_are() {
 #[test]
 fn an_urgent_request_gets_through_when_all_others_are_under_way() {
     let mut pair = Pair::new();
-    // A write that nobody waits for holds back what comes after it, but for this.
+    // A write that was abandoned holds back later requests to its unit, but no urgent request.
     let held = pair.begin(0, Moves::Out(b"data")).unwrap();
     pair.account.abandon(held);
     for request in 1..4 {
@@ -188,14 +188,14 @@ fn an_urgent_request_gets_through_when_all_others_are_under_way() {
     assert_eq!(pair.account.begin_urgent(URGENT, &96).unwrap(), None, "there is no such kind");
     let taken: Vec<usize> = core::iter::from_fn(|| pair.take()).collect();
     assert_eq!(taken[4..], [REQUESTS + 1, REQUESTS], "in their order, behind the others");
-    // It has no data, neither there nor back.
+    // The urgent request has no data, neither there nor back.
     assert_eq!(pair.queues.load(COMPLETE.end() + REQUESTS + 1), 99 << 32);
     pair.complete(REQUESTS + 1, 7);
     assert_eq!(pair.account.collect(), Ok(()));
     let mut data = [5; 4];
     assert_eq!(pair.account.finish(urgent, &mut data, None), Some(Ok(7)));
     assert_eq!(data, [5; 4]);
-    // Its number is its own: nothing else gets it.
+    // The number of an urgent request is its own: no other request gets it.
     assert_eq!(pair.begin(5, Moves::None), None);
     assert!(pair.account.begin_urgent(1, &98).unwrap().is_some());
     let mut repeated = Vec::new();

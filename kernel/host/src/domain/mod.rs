@@ -3,7 +3,8 @@
 //! Its page-table root, slot, capability table and I/O bitmap are a [`hw::space::Space`].
 //!
 //! * [`memory`]: the only way to open a pointer that it passed
-//! * [`upcall`]: runs the driver: a call that returns a reason
+//! * [`upcall`]: runs the driver; a call that returns the driver's answer, or the reason for having
+//!   none
 //! * [`cause`], [`fault`]: the reason of its end; [`report`]: the reason in words for a person;
 //!   [`calls`]: its last calls of services
 //! * [`device`]: the device that it drives; [`reset`]: stops the device; [`virtio`]: the queues of
@@ -110,8 +111,8 @@ pub struct Domain {
     pub restarts: u64,
     /// Its message when it gave up, if it did.
     pub last_words: String,
-    /// The owner of the memory that its device reached for beyond its fence, if it was ended for
-    /// that.
+    /// The owner of the memory that its device reached for beyond its fence, if the driver was
+    /// ended because of that access.
     pub lies_there: String,
     /// Its share of the CPU.
     pub turn: turn::Turn,
@@ -225,8 +226,8 @@ impl Domain {
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        // The device is stopped first: it may write its memory until then, and no other owner may
-        // have that.
+        // Stop the device first: until then it may write to the domain's memory, so the memory must
+        // have no other owner.
         self.stop_device();
         // Memory that is set aside is never free again.
         if !self.space.is_set_aside() {

@@ -1,14 +1,14 @@
-//! Drivers that sleep in a service: the upcall is left there, and continued when the time has come.
-//! [`crate::poll`] wakes them.
+//! Drivers that sleep in a service: the upcall is left in the middle of the service, and continued
+//! when the time has come. [`crate::poll`] wakes the drivers.
 //!
 //! A driver that sleeps is alive and cannot be entered. Polls for it are noted, as for a driver
 //! that rests, and all other upcalls wait ([`awake`]). The time that a driver may sleep in one
 //! upcall is limited, because a person or a task may wait for the upcall's end.
 //!
 //! Not taken:
-//! * *A stack of the kernel's for each driver.* It would be there for a service in the middle of
-//!   which a driver sleeps; but nothing of that service is left to do, so the driver's own
-//!   registers are enough, and those are kept where the next gate call does not overwrite them.
+//! * *A kernel stack for each driver.* It would keep the service in the middle of which the driver
+//!   sleeps. But that service has nothing left to do, so the driver's registers are enough. They
+//!   are kept where the next gate call does not overwrite them.
 //! * *A sleep that holds the CPU.* A driver can do that by itself, within its budget.
 
 use super::cause::{Cause, UpcallError};
@@ -82,7 +82,7 @@ impl Domain {
 }
 
 /// Puts the driver whose upcall is under way to sleep ([`Domain::begin_sleep`]). A trusted driver
-/// goes on behind this call.
+/// continues after this call when it is woken.
 #[cold]
 #[inline(never)]
 pub fn sleep_current() {

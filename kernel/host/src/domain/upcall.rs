@@ -1,4 +1,5 @@
-//! Upcalls: entering a driver is a call that returns a reason.
+//! Upcalls. Entering a driver is a call that returns the driver's answer, or the reason for having
+//! none.
 
 use super::Domain;
 use super::cause::{Cause, Site, UpcallError};

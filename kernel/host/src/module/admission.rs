@@ -18,8 +18,8 @@ use x86_64::structures::paging::PageTableFlags;
 /// The kinds of code that are refused, worst first.
 const HOLES: [Hole; 3] = [Hole::LocksBitTest, Hole::LoadsNoSegment, Hole::LoadsSs];
 
-/// Refuses a file whose module has another name: two files could pass for one module, and one of
-/// them for trusted.
+/// Refuses a file whose module has another name: otherwise two files could pass for one module, and
+/// a file that is not trusted for one that is.
 ///
 /// On QEMU's TCG, also refuses a file with code that TCG mishandles ([`ringfence_core::tcg`]) at
 /// more places than a person allows. Every file must be admitted before it is loaded for the first
@@ -68,7 +68,7 @@ pub fn admit_change(domain: &Domain, patch: &Patch) -> Result<(), LoadError> {
     }
 }
 
-/// Returns at how many places a module may have such code.
+/// Returns the number of places at which a module may have code of this kind.
 fn allowed(hole: Hole) -> usize {
     let limit = match hole {
         Hole::LoadsSs => &SS_LOADS,

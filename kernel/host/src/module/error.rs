@@ -31,8 +31,8 @@ pub enum LoadError {
     Budget(u64),
     /// No device that the module drives is free.
     NoDevice,
-    /// The module's `init` failed. The call is the last one before that which a service refused, if
-    /// any.
+    /// The module's `init` failed. The call is the last one that a service refused before the
+    /// failure, if there is one.
     Init(UpcallError, Option<Call>),
     /// The module's `init` failed because its class takes no more offers.
     Full(&'static str),

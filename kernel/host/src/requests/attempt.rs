@@ -28,10 +28,11 @@ pub struct Attempt<'a, P> {
     server: &'a Server,
     number: u64,
     place: Place<'a>,
-    /// Whether the request must be sent again, and whether a driver had it.
+    /// Whether the request must be sent again, and whether a driver had the request.
     again: bool,
     was_sent: bool,
-    /// The number of drivers that had it, and the time that it has waited for drivers.
+    /// The number of drivers that were ended while they had the request, and the time that it has
+    /// waited for drivers.
     sent: u64,
     waited: Duration,
     protocol: PhantomData<P>,
@@ -102,7 +103,7 @@ impl<'a, P: Protocol> Attempt<'a, P> {
         let since = Instant::now();
         let is_back = self.server.another_than(old).await;
         self.waited += since.elapsed();
-        // A request that ends each driver that has it must end itself some time.
+        // A request that ends each driver that takes it must be given up in the end.
         let is_over = !is_back || self.waited.as_millis() > PAUSE_MS.get() || self.sent > RESTARTS.get();
         if is_over { Err(Lost) } else { Ok(()) }
     }
@@ -124,9 +125,9 @@ impl<P: Protocol> Drop for Waiting<'_, P> {
 }
 
 /// Sends a request to one driver and waits for its outcome; data that comes in goes to `data_in`.
-/// `number` is its place in the order, if it has one. A request that writes keeps its `place` after
-/// it is sent, because the next request may read the data; other requests leave it. The flag beside
-/// is set when a driver has the request.
+/// `number` is the request's place in the order, if it has one. A request that writes keeps its
+/// `place` after it is sent, because the next request may read the data; other requests leave it.
+/// The flag in `place` is set when a driver has the request.
 pub async fn send<P: Protocol>(
     handle: &Handle,
     number: Option<u64>,
@@ -144,7 +145,7 @@ pub async fn send<P: Protocol>(
         };
         queues.begin(number, request, moves)
     });
-    // Mostly there is room at once, and no time limit is needed.
+    // There is room at once most of the time, and no time limit is needed then.
     let at_once = poll_fn(|context| Poll::Ready(Pin::new(&mut begun).poll(context)));
     // As long as the driver gets on with its oldest request, this request only waits for its turn.
     // If not, the requests in the queue are stuck, and maybe no task waits for them any more.
@@ -167,8 +168,8 @@ pub async fn send<P: Protocol>(
     Ok(outcome)
 }
 
-/// Waits until `begin` has put a request into the driver's queue. A lie of the driver that shows
-/// then ends it.
+/// Waits until `begin` has put a request into the driver's queue. If `begin` finds a lie of the
+/// driver, the driver is ended.
 fn begun<P: Protocol>(
     handle: &Handle,
     mut begin: impl FnMut(&mut Queues<P>) -> Result<Option<Ticket>, Wrong>,

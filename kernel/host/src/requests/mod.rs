@@ -65,7 +65,7 @@ impl Server {
         Arc::downgrade(&self.current.lock())
     }
 
-    /// Returns whether the current driver is another one than `driver`.
+    /// Returns whether the current driver is not `driver`.
     pub fn has_other_than(&self, driver: &Weak<Mutex<Domain>>) -> bool {
         !core::ptr::eq(Arc::as_ptr(&self.current.lock()), driver.as_ptr())
     }

@@ -1,19 +1,22 @@
-/* Every way into the kernel and out of it: gates, traps, upcalls. All of it lies in the entry area, because all of it
-   runs, at least for an instruction, with a domain's root in CR3.
+/* Every way into the kernel and out of it: gates, traps, upcalls. This code lies in the entry area, because
+   gates, traps and sandboxed upcalls execute at least one instruction with a domain's root in CR3.
 
-   What holds at every label reached from ring 1:
-     - CPL is 0, but CR3 is the domain's and all registers are the driver's. Where a trap came from is decided by CR3.
-     - A call gate clears nothing: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ.
-     - RSP points into the stacks' page of the loaded root. It has the same address in every root but is another frame,
-       so nothing survives on it across a write to CR3: values cross in registers.
-   Driver arguments: RDI, RSI, RDX (System V). Free for us: RAX, R9, R10, R11.
+   At every label that is reached from ring 1:
+     - CPL is 0, but CR3 is the domain's and all registers are the driver's. So CR3, and not the ring, tells whether a
+       trap belongs to a domain or to the kernel.
+     - A call gate clears no flags: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ.
+     - RSP points into the stacks' page of the loaded root. Each root maps a frame of its own at that address, so a value
+       on the stack is out of reach after a write to CR3: values cross in registers.
+   Driver arguments: RDI, RSI, RDX (System V). Free for this code: RAX, R9, R10, R11.
 
    Not taken:
-     - SYSCALL: it goes from any ring to ring 0 and back to ring 3 only. Ring 1 has no way back by it.
-     - INT n: the CPU pushes and checks more than a call gate does, and one IDT would have a vector for each service, or
-       one vector and a number that a driver may forge; a gate that is not in the domain's LDT is not there.
-     - One gate and a number in a register: then which services a domain has would be checked by code, on each call.
-     - The kernel mapped in the domain's root: no write of CR3, but a speculative or a wrong read away. */
+     - SYSCALL: it enters ring 0 from any ring, but SYSRET returns to ring 3 only, never to ring 1.
+     - INT n: the CPU pushes and checks more than for a call gate. All domains share one IDT. It would have a vector for
+       each service, or one vector and a number in a register, which a driver may forge. With call gates, a driver
+       cannot call a gate that is not present in its own domain's LDT.
+     - One gate, and a number in a register: code would check on each call whether the domain has the service.
+     - The kernel mapped in each domain's root: a call would not write CR3, but the kernel's memory would be only one
+       speculative or wrong read away from the driver. */
 
 .section .entry.text, "ax"
 
@@ -28,7 +31,7 @@ gate_\number:
     /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS        (SDM 5.8.5.1) */
     push 2
     popfq                               /* IF, TF, DF, AC, NT = 0 */
-    /* Load it only now: an interrupt saves the registers where the driver can read them. */
+    /* Load the address only now: an interrupt would have saved it where the driver can read it. */
     mov rax, qword ptr [{services} + 8 * \number] /* service_entry_N */
     jmp gate_enter
 .endm
@@ -84,7 +87,7 @@ gate_enter:
     push r15
 .endm
 
-/* Begins an upcall: saves state for `leave_upcall`, and sets the stack of services and traps. */
+/* Begins an upcall: saves state for `leave_upcall`, and sets the stack for services and traps. */
 .macro BEGIN_UPCALL
     PUSH_KEPT
     pushfq
@@ -135,8 +138,8 @@ into_driver:
     /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
     iretq
 
-/* extern "C" fn enter_trusted(&UpcallFrame) -> as above. The driver runs on its own stack, in the kernel's root; the
-   services that it calls run right there. */
+/* extern "C" fn enter_trusted(&UpcallFrame) -> as above. The driver runs on its own stack, in the kernel's root. The
+   services that it calls run on the same stack. */
 .p2align 4
 .global enter_trusted
 enter_trusted:
@@ -163,7 +166,8 @@ gate_return:
     xor edx, edx
     jmp leave_upcall
 
-/* extern "C" fn abort_upcall() -> !   Ends the upcall that is under way, whatever runs on top of it. Kernel root. */
+/* extern "C" fn abort_upcall() -> !   Ends the upcall that is under way. Called with
+   the kernel's root in CR3. The service or trap handler that runs on top of the upcall never continues. */
 .p2align 4
 .global abort_upcall
 abort_upcall:
@@ -259,7 +263,8 @@ trap_enter:
     add rsp, 16                         /* vector, error code */
     iretq
 
-/* Selects the stack for a trap from the kernel: for interrupts, exceptions, or traps that can hit those. */
+/* Selects the stack for a trap from the kernel. RDI: the TrapFrame. There is one stack for interrupts, one for
+   exceptions, and one for NMI, double fault and machine check, which can hit the other handlers. */
 trap_stack:
     pop rax
     mov rsp, [rip + {cpu} + {cpu_interrupt_stack}]
@@ -278,8 +283,8 @@ trap_stack:
 
 /* ---- sleep: an upcall is left in the middle of a service, and resumed later --------------------------------------- */
 
-/* extern "C" fn sleep_trusted()   Leaves the upcall of a trusted driver. RAX: the RSP with which resume_trusted has this
-   return. */
+/* extern "C" fn sleep_trusted()   Leaves the upcall of a trusted driver. RAX: an RSP; resume_trusted with this RSP makes
+   sleep_trusted return. */
 .p2align 4
 .global sleep_trusted
 sleep_trusted:
@@ -287,7 +292,8 @@ sleep_trusted:
     /* driver's stack, from RSP up:  R15-R12 | RBX | RBP | return address */
     mov rax, rsp
 
-/* extern "C" fn leave_asleep() -> !   Leaves the upcall of a sandboxed driver, whose Caller was saved. Kernel root. */
+/* extern "C" fn leave_asleep() -> !   Leaves the upcall of a sandboxed driver. Its Caller was saved before.
+   Called with the kernel's root in CR3. */
 .global leave_asleep
 leave_asleep:
     mov edx, 2

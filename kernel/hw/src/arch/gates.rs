@@ -119,8 +119,9 @@ unsafe extern "C" {
     /// Goes on with a trusted driver that sleeps in a service.
     ///
     /// # Safety
-    /// `rsp` must be the value that came of [`sleep_trusted`], and must be used only once. The
-    /// driver's memory must be as it was then, and executable.
+    /// `rsp` must be the value with which the upcall ended when the driver fell asleep
+    /// ([`sleep_trusted`]), and must be used only once. The driver's memory must be as it was then,
+    /// and executable.
     pub fn resume_trusted(rsp: u64) -> UpcallEnd;
 }
 

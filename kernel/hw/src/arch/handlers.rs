@@ -1,5 +1,5 @@
-//! Functions of the parts of the kernel above this one, which the CPU's part calls. It cannot
-//! import those parts, so they pass their functions to [`install`] once, before anything else.
+//! Functions of the layers above, which this layer calls. It cannot import those layers, so they
+//! pass their functions to [`install`] once, before anything else.
 //!
 //! Each trap and each tick costs an indirect call; the path of gates has none.
 
@@ -25,7 +25,7 @@ pub type Service = extern "C" fn(u64, u64, u64) -> i64;
 /// The function for each service, by number.
 pub type Services = [Service; SERVICE_COUNT];
 
-/// Functions of the parts above. Interrupts are off when they are called.
+/// Functions of the layers above. Interrupts are off when they are called.
 pub struct Handlers {
     /// The functions behind the gates.
     pub services: &'static Services,

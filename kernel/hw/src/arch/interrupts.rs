@@ -222,8 +222,8 @@ fn fire(line: u8) {
     ON_FIRED.wake();
 }
 
-/// Handles an interrupt of the local APIC: from its timer, from a device's message, or one that no
-/// device was told to send.
+/// Handles an interrupt of the local APIC: from its timer, from a device's message, or from a
+/// message that no device was told to send.
 fn take_message(vector: u8) {
     // A device can send this vector as well; its interrupt must then be ended.
     if vector == SPURIOUS && !super::local_apic::is_in_service(vector) {

@@ -6,7 +6,7 @@
 //!   registers that they save, and their numbers
 //! * [`cpu`], [`trap_stacks`]: per-CPU state and control registers; stacks for traps that hit the
 //!   kernel
-//! * [`handlers`]: the functions that the parts above provide for this one
+//! * [`handlers`]: the functions of the layers above, which this layer calls
 //! * [`port`], [`msr`]: I/O ports and model-specific registers
 //! * [`interrupts`], [`line`], [`pic`], [`io_apic`], [`local_apic`]: interrupt lines, the 8259s,
 //!   the I/O APIC, and the CPU's own controller

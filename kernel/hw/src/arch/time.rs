@@ -13,7 +13,7 @@ static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
 static TSC_PER_TICK: AtomicU64 = AtomicU64::new(u64::MAX);
 static TSC_AT_START: AtomicU64 = AtomicU64::new(0);
 
-/// A rate of a TSC, in Hz, slower than that of any CPU, or any model of one.
+/// A TSC rate in Hz below that of any CPU, real or emulated. A slower measurement is not believed.
 const SLOWEST_TSC: u64 = 1_000_000;
 
 /// Measures the TSC and starts the tick: by the 8254, or where it is missing by the local APIC. The

@@ -20,14 +20,15 @@ use x86_64::instructions::interrupts::without_interrupts;
 
 /// Handles a trap that hit the kernel, or a trusted driver, which is part of the kernel by choice.
 pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
-    // A copy: another trap of the same kind reuses the place.
+    // Copy the frame: another trap of the same kind reuses its place.
     let frame = *frame;
     match frame.vector {
         vector::FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
         // The kernel never sends an NMI, and an NMI can come while any lock is held: it is not even
         // logged.
         vector::NMI => {}
-        // A trusted driver caused it, or a service that it called, which runs on its stack.
+        // A trusted driver hit the watch, or a service that it called: the service runs on the
+        // driver's stack.
         vector::DEBUG if watch::noticed(frame.rip) => {}
         vector => end_kernel(vector::name(vector), &frame, fault_address(vector)),
     }

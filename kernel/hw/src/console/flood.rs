@@ -1,5 +1,5 @@
-//! Limits how much a driver may print on the console that no person has asked for: as much as a
-//! person can read. The log keeps the last of it.
+//! Limits the output that a driver may print on the console without being asked: to as much as a
+//! person can read. The log keeps the last lines of it.
 
 use crate::arch::time;
 use alloc::string::{String, ToString};

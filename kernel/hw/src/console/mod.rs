@@ -5,7 +5,7 @@
 //!
 //! * [`kernel_log`]: the lines that the kernel and drivers write by themselves
 //! * [`flood`]: how much of that is shown
-//! * [`screen`]: the last rows of the log on a screen
+//! * [`flood`]: limits how many of a driver's lines are shown
 
 use crate::arch::uart::Uart;
 use crate::lock::Lock;
@@ -103,8 +103,7 @@ pub fn drain() {
     PORT.drain();
 }
 
-/// Prepares for a panic's output: from here on all that is printed is shown, whatever was under
-/// way.
+/// Prepares for a panic's output: from here on all output is shown, whatever was under way.
 pub(crate) fn take_over() {
     MUTED.store(0, Ordering::Relaxed);
     // The values are not dropped, as that takes the heap's lock. The typed line is not shown again,

@@ -2,8 +2,8 @@
 //! so.
 //!
 //! A screen is a VGA in text mode, as BIOS firmware leaves it, or a frame buffer from the loader. A
-//! task draws it, so that no caller of the log waits for it. When the machine ends badly, all that
-//! is printed goes to the screen as well.
+//! task draws it, so that no caller of the log waits for it. When the machine ends badly, all
+//! output goes to the screen as well.
 
 use super::kernel_log;
 
@@ -39,7 +39,7 @@ struct Screen {
     rows: usize,
     /// The text of each row.
     shown: Vec<String>,
-    /// Column and row of the next character, while all that is printed goes to the screen.
+    /// Column and row of the next character, while all output goes to the screen.
     cursor: Option<(usize, usize)>,
 }
 
@@ -122,7 +122,7 @@ pub async fn run() {
     }
 }
 
-/// Clears the screen and shows all that is printed from now on: the machine ends.
+/// Clears the screen and shows all output from now on: the machine ends.
 pub fn take_over() {
     if let Some(screen) = SCREEN.lock().as_mut() {
         screen.cursor.get_or_insert((0, 1));
@@ -130,7 +130,7 @@ pub fn take_over() {
     }
 }
 
-/// Prints text on the screen, if the screen shows all that is printed.
+/// Prints text on the screen, if the screen shows all output.
 pub(super) fn mirror(text: &str) {
     if let Some(screen) = SCREEN.try_lock().as_mut().and_then(|screen| screen.as_mut())
         && screen.cursor.is_some()

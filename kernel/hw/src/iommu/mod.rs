@@ -172,7 +172,7 @@ impl Fence {
         };
         let attached = unit.attach(source, domain);
         drop(watchers);
-        // Faults that the device caused before it had a driver are not this driver's.
+        // Faults that the device caused before it had a driver must not count against this driver.
         forget_source(source);
         SAID.lock().retain(|said| *said != source);
         let fence = Fence { watcher, source, domain, mapped: ManuallyDrop::default() };
@@ -207,8 +207,8 @@ impl Fence {
         mapped.and_then(Result::ok).ok_or(OutOfMemory)
     }
 
-    /// Lets the device reach `len_bytes` bytes at `start` no more; `false` if the unit does not do
-    /// as it is told.
+    /// Takes `len_bytes` bytes at `start` out of the device's reach. Returns `false` if the unit
+    /// does not obey.
     #[must_use]
     pub fn unmap(&mut self, start: u64, len_bytes: u64) -> bool {
         let is_done = self.with(|unit| unit.unmap(self.domain, start, len_bytes)).is_some_and(|done| done.is_ok())
@@ -220,8 +220,8 @@ impl Fence {
         is_done
     }
 
-    /// Makes the unit forget its cached entries for the device; `false` if it does not do as it is
-    /// told.
+    /// Makes the unit forget its cached entries for the device. Returns `false` if the unit does
+    /// not obey.
     #[must_use]
     pub fn flush(&self) -> bool {
         self.with(|unit| unit.flush(self.domain)).is_some_and(|done| done.is_ok())
@@ -243,8 +243,8 @@ impl Fence {
         fault
     }
 
-    /// Lets the device reach nothing any more. Returns `false` if the unit does not do as it is
-    /// told: the device may then still reach all that it did.
+    /// Takes all memory out of the device's reach. Returns `false` if the unit does not obey: the
+    /// device may then still reach all memory that it reached before.
     #[must_use]
     pub fn remove(self) -> bool {
         let is_done = self.with(|unit| unit.detach(self.source, self.domain)).is_some_and(|done| done.is_ok());
@@ -254,7 +254,7 @@ impl Fence {
             give_back_domain(domain);
             give_back_source(source);
         }
-        // Faults that the device caused until now are no later driver's.
+        // Faults that the device caused until now must not count against a later driver.
         forget_source(source);
         is_done
     }
@@ -380,8 +380,8 @@ pub fn forget(requester: PciAddress) {
     forget_source(source_of(requester));
 }
 
-/// Forgets the recorded faults of a requester whose devices have no driver. The first fault since a
-/// driver had one of them is logged.
+/// Forgets the recorded faults of a requester whose devices have no driver. Logs the first of them,
+/// and further ones only after a driver has had one of the devices.
 pub fn forget_unowned(requester: PciAddress) {
     const MOST_SAID: usize = 64;
     let source = source_of(requester);

@@ -31,8 +31,8 @@ pub trait Iommu: Send {
     /// Stops the recording of further faults of `source`, when it has caused a flood of them.
     fn silence(&mut self, source: u16, domain: u16) -> Result<(), Unusable>;
 
-    /// Detaches the source, and frees what the domain needed. On an error the source may still
-    /// reach all that it did before, and nothing is freed.
+    /// Detaches the source, and frees the domain's tables. On an error the source may still reach
+    /// all memory that it reached before, and nothing is freed.
     fn detach(&mut self, source: u16, domain: u16) -> Result<(), Unusable>;
 
     /// Returns the word that tells whether the IOMMU has recorded a fault: it is read after each
@@ -64,14 +64,14 @@ pub trait Remapper {
     fn set_route(&mut self, table: &InterruptTable, index: u8, entry: [u64; 2]) -> Result<(), Unusable>;
 }
 
-/// The reason why an IOMMU is not used, or did not do as it was told.
+/// The reason why an IOMMU is not used, or has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unusable {
     /// The registers are not where the kernel can reach them.
     NoRegisters,
     /// The kernel does not know this way of translation.
     Unknown,
-    /// The IOMMU does not do as it is told.
+    /// The IOMMU does not obey.
     Silent,
     /// There is no memory for the tables.
     NoMemory,

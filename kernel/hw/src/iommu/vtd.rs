@@ -47,7 +47,7 @@ const LOST: u32 = 1;
 const RECORDED: u32 = 1 << 1;
 const BAD_INVALIDATION: u32 = 0b111 << 4;
 
-/// How often a register is read until a unit has done as it was told.
+/// The number of reads of a register after which a unit counts as not obeying.
 const PATIENCE: u32 = 10_000_000;
 
 /// Entries of a table, and of the queue.
@@ -138,7 +138,8 @@ impl Unit {
         Ok(unit)
     }
 
-    /// Gives an order, or turns something on: one bit at a time, beside the bits that are on.
+    /// Writes one more bit to the command register: it gives an order, or turns something on.
+    /// Everything that is on stays on.
     fn command(&self, bit: u32) {
         let on = self.registers.read32(reg::STATUS) & bit::KEPT;
         self.registers.write32(reg::COMMAND, on | bit);
@@ -170,7 +171,8 @@ impl Unit {
         store(table, index, value, self.reads_past_caches);
     }
 
-    /// Makes the unit forget the cached entries that `descriptors` name, and waits until it has.
+    /// Makes the unit forget the cached entries that `descriptors` name, and waits until it has
+    /// done so.
     fn invalidate(&mut self, descriptors: &[[u64; 2]]) -> Result<(), Unusable> {
         /// Invalidation wait descriptor (6.5.2.8) with a status write.
         const WAIT: u64 = 5 | 1 << 5;

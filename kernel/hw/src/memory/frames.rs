@@ -190,8 +190,8 @@ pub struct Lent {
 }
 
 impl Lent {
-    /// `count` zeroed frames in a row, below 4 GiB as long as there are any: a device may be one
-    /// of those that have them.
+    /// Allocates `count` zeroed frames in a row, below 4 GiB as long as there are such frames: they
+    /// may be for a device with 32-bit addresses.
     pub fn new(count: usize) -> Result<Lent, OutOfMemory> {
         Ok(Lent { frames: Arc::new(Frames::for_needs(count, Needs::Device)?) })
     }

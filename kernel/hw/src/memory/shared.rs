@@ -26,8 +26,8 @@ impl SharedMemory {
     /// Makes a value of `len_bytes` bytes from physical address `pa`, a multiple of 8.
     ///
     /// # Safety
-    /// They must be memory that stays allocated to the caller as long as the value is used, and no
-    /// reference may lead there.
+    /// The bytes must be memory that stays allocated to the caller as long as the value is used,
+    /// and no reference may lead there.
     pub(super) unsafe fn new(pa: u64, len_bytes: usize) -> SharedMemory {
         SharedMemory { start: at_physical(pa & !7), len_bytes }
     }
@@ -73,8 +73,8 @@ impl SharedMemory {
         eights.iter().flatten().chain(rest).for_each(|word| word.store(value, Ordering::Relaxed));
     }
 
-    /// Returns the memory as words. Others may write there, but each word read is one that was
-    /// written.
+    /// Returns the memory as words. A driver or a device may write to them at any moment, but a
+    /// word is always read as it was written, never in parts.
     #[inline(always)]
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: the memory exists as long as this value and is aligned, and any bits are a

@@ -174,8 +174,8 @@ impl Space {
         })
     }
 
-    /// Takes the slot back, if the space has given it up and no other space has it: the attempt to
-    /// make a successor has failed.
+    /// Takes the slot back, if the space has given it up and no other space has it. This is for
+    /// when a successor could not be made.
     pub fn return_to_slot(&mut self) {
         let mut slots = SLOTS.lock();
         if let Some(taken) = slots.get_mut(self.slot).filter(|taken| !self.has_slot && !**taken) {
@@ -440,8 +440,8 @@ impl Space {
     }
 
     /// Copies bytes from `start` into `to`. Returns `false` if some of them are outside the slot,
-    /// or a page is not the domain's own memory. Device registers are not: reading them has side
-    /// effects, and they may lie where the kernel has no physical memory mapped.
+    /// or a page is not the domain's own memory. Device registers do not count as memory: reading
+    /// them has side effects, and they may lie where the kernel has no physical memory mapped.
     pub fn read(&self, start: u64, to: &mut [u8]) -> bool {
         self.is_in_slot(start, to.len() as u64) && read(self.table(), start, to)
     }

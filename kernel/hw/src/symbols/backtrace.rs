@@ -13,7 +13,7 @@ pub fn here() -> (u64, u64) {
     (rbp, rsp)
 }
 
-/// Returns the return addresses of the frames from the one at `rbp` on. They end at the first
+/// Returns the return addresses of the frames, from the frame at `rbp` on. They end at the first
 /// broken frame pointer.
 pub fn from(rbp: u64) -> impl Iterator<Item = u64> {
     let frame = move |rbp: u64| {

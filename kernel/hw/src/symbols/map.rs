@@ -39,7 +39,7 @@ pub fn physical_memory() -> Part {
     part(at_physical(0) as u64, ram_end(), "physical memory")
 }
 
-/// Finds the part that is called `name`: as [`Part::what`] has it, in lower case, with hyphens for
+/// Finds the part that is called `name`: the text of [`Part::what`] in lower case, with hyphens for
 /// spaces and without slashes.
 pub fn find(name: &str) -> Option<Part> {
     let is_called = |part: &Part| {

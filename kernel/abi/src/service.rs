@@ -3,7 +3,7 @@
 //!
 //! A module asks for a service by leaving its symbol undefined. The loader resolves the symbol of
 //! each granted service to a stub: `lcall *gate` in ring 1, `jmp service` in ring 0. Arguments go
-//! in RDI, RSI, RDX, RCX, R8 (System V); the result comes back in RAX. A result of 0 or more is the
+//! in RDI, RSI, RDX (System V); the result comes back in RAX. A result of 0 or more is the
 //! value, a negative one is the negated number of a [`Refusal`].
 
 use core::fmt;
@@ -33,11 +33,11 @@ macro_rules! for_each_service {
             6 rf_dma_free(address: GivenBack) "gives DMA memory back"
                 => "0; the address faults from then on. The memory stays the driver's, within its budget, for its next request of that length",
                    "any other address, the queues' memory among them";
-            7 rf_dma_address(address: Address) "where the device sees DMA memory"
+            7 rf_dma_address(address: Address) "the address at which the device sees DMA memory"
                 => "behind an IOMMU its offset in the slot, otherwise its physical address",
                    "any other address; a device that reaches no memory";
             8 rf_bar_map(bar: Number) "maps a memory BAR, or opens a run of ports"
-                => "address of the registers, or the first port; of a device at fixed ports the BAR is a run of them; pages that hold the MSI-X table, or what is pending, are left out",
+                => "address of the registers, or the first port; of a device at fixed ports the BAR is a run of them; pages that hold the MSI-X table or the pending bits are left out",
                    "no such BAR; a BAR of such pages alone, pages shared with another device, addresses that are memory, ports below 0x400 (denied)";
             9 rf_bar_len(bar: Number) "the length of a BAR" => "its length in bytes, or in ports", "no such BAR";
             10 rf_pci_read(offset: Number, width_bytes: Number) "reads the device's PCI configuration space"
@@ -47,25 +47,25 @@ macro_rules! for_each_service {
                    "other registers (denied); a recipe for the reset that does not fit the device";
             12 rf_irq_enable() "lets the device's interrupt line through" => "0", "a device without an interrupt line";
             13 rf_irq_ack() "lets it through again after an interrupt" => "0", "interrupts that were not enabled";
-            14 rf_offer(info: Bytes) "offers what its class is about and maps the queues"
+            14 rf_offer(info: Bytes) "offers a device of the module's class, and maps the queues"
                 => "address of the queues; info is a NetInfo, a ScsiInfo, or a BlockInfo",
                    "another length; numbers out of range; a second time (busy); more than 4 network interfaces (full)";
             15 rf_irq_vectors(wanted: Number) "gives the device interrupts of its own (MSI-X)"
-                => "how many it has from then on, in place of its line; 0 if it has no MSI-X, or nothing checks whose they are: the IOMMU does",
+                => "how many it has from then on, in place of its line; 0 if it has no MSI-X, or if no IOMMU checks which device sent a message",
                    "none, or more than 8; after rf_irq_enable, or a second time (busy)";
             16 rf_use(name: Text) "opens what the manifest says that it uses, by its name: a disk"
                 => "address of the queues",
                    "no such thing; a name of more than 32 bytes; a second time (busy)";
             17 rf_timer(delay_ns: Number, period_ns: Number)
                 "has the driver polled after a delay, and from then on once a period, in nanoseconds"
-                => "0; without a period it is polled once, without a delay after a period, without both not any more",
+                => "0; without a period it is polled once, without a delay after a period; with neither, the timer stops",
                    "a period below 100000";
-            18 rf_answer(text: Text) "says something to whoever typed the command that is under way"
-                => "0; what is shown are lines of text, besides the command's value",
+            18 rf_answer(text: Text) "prints text for the person who typed the command that is under way"
+                => "0; the text is shown in lines, besides the command's value",
                    "other upcalls than commands; more than 4096 bytes in all (full)";
             19 rf_command(text: Text) "names a command that the driver understands, for help and completion"
-                => "0; the text is the command as it is typed, a tab, and what it is for",
-                   "other upcalls than init; a text that is not so, or of more than 160 bytes; more than 32 (full)";
+                => "0; the text is the command as it is typed, a tab, and its description",
+                   "other upcalls than init; a text in another format, or of more than 160 bytes; more than 32 (full)";
             20 rf_sleep(delay_ns: Number) "leaves the upcall, and goes on later"
                 => "0, at a tick of the clock; a driver that sleeps for longer than the limit sleep-ms in one upcall is ended",
                    "never";

@@ -7,8 +7,8 @@ use ringfence_abi::layout::QUEUE;
 use ringfence_abi::service::Refusal;
 
 /// Maps the queues and returns their address. `info` describes the offer, in the format of the
-/// class of the module's kind: a [`ringfence_abi::net::NetInfo`] or a
-/// [`ringfence_abi::scsi::ScsiInfo`].
+/// class of the module's kind: a [`ringfence_abi::net::NetInfo`], a
+/// [`ringfence_abi::scsi::ScsiInfo`] or a [`ringfence_abi::block::BlockInfo`].
 pub fn rf_offer(domain: &mut Domain, info: Allegation) -> Answer {
     let class = domain.class().ok_or(Refusal::Denied)?;
     if info.len_bytes() != class.info_bytes() as u64 {

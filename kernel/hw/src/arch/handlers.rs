@@ -1,7 +1,8 @@
 //! Functions of the layers above, which this layer calls. It cannot import those layers, so they
 //! pass their functions to [`install`] once, before anything else.
 //!
-//! Each trap and each tick costs an indirect call; the path of gates has none.
+//! Each trap and each tick costs an indirect call. A gate takes its service's address from the page
+//! of constants, into which [`super::entry_area`] has copied it.
 
 use super::frame::TrapFrame;
 use ringfence_abi::service::SERVICE_COUNT;

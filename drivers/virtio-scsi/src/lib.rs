@@ -1,14 +1,20 @@
 //! virtio SCSI host over PCI: *Virtual I/O Device (VIRTIO) Version 1.0*, sections 2.4 (virtqueues),
 //! 4.1 (PCI) and 5.6 (SCSI host).
 //!
-//! There is one request queue, with three fixed descriptors for each request that the kernel can
-//! have under way; the control queue, for resets; and the event queue, whose events the driver
-//! reports to the kernel.
+//! There are up to four request queues, one for each group of units, so that a slow unit holds up
+//! only its own group. Each has three fixed descriptors for each request that the kernel can have
+//! under way. The control queue is for resets, and the driver reports the event queue's events to
+//! the kernel.
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod wire;
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
@@ -39,6 +45,8 @@ driver!(
 const CONTROL_QUEUE: u16 = 0;
 const EVENT_QUEUE: u16 = 1;
 const REQUEST_QUEUE: u16 = 2;
+/// The most request queues that are used; the first of them has number [`REQUEST_QUEUE`].
+const MOST_QUEUES: u32 = 4;
 /// Interrupts of the device's own, if it can have them: one for requests, and one for the rest.
 const VECTORS: u64 = 2;
 const REQUEST_VECTOR: u16 = 0;
@@ -54,7 +62,7 @@ const _: () = assert!(REQUEST_BYTES <= RESPONSE_OFFSET && RESPONSE_OFFSET + RESP
 
 struct VirtioScsi {
     transport: Transport,
-    requests: Virtqueue,
+    requests: Vec<Virtqueue>,
     control: Virtqueue,
     events: Virtqueue,
     /// Headers and responses.
@@ -78,11 +86,16 @@ impl Device<Scsi> for VirtioScsi {
         let limit = |offset, most: u32| config.read32(offset).min(most);
         transport.ask_for_vectors(VECTORS)?;
         let size = (REQUESTS as u16 * DESCRIPTORS).next_power_of_two();
-        let requests = transport.queue(REQUEST_QUEUE, size, REQUEST_VECTOR)?;
+        let count = limit(wire::config::QUEUES, MOST_QUEUES).max(1) as u16;
+        let mut requests = Vec::with_capacity(count.into());
+        for index in 0..count {
+            requests.push(transport.queue(REQUEST_QUEUE + index, size, REQUEST_VECTOR)?);
+        }
         // A device with a smaller queue has fewer requests in flight.
-        let depth = usize::from(requests.size() / DESCRIPTORS).min(REQUESTS);
+        let descriptors = requests.iter().map(Virtqueue::size).min().unwrap_or(0);
+        let depth = usize::from(descriptors / DESCRIPTORS).min(REQUESTS);
         if depth == 0 {
-            log::error!("the request queue has only {} descriptors", requests.size());
+            log::error!("a request queue has only {descriptors} descriptors");
             return Err(Refusal::NotFound);
         }
         let info = ScsiInfo {
@@ -117,7 +130,8 @@ impl Device<Scsi> for VirtioScsi {
         }
         host.transport.notify(EVENT_QUEUE);
         device::enable_interrupts()?;
-        log::info!("{} targets, {} requests at once", host.info.max_targets, host.info.queue_depth);
+        let queues = if count > 1 { format!(" in {count} queues") } else { String::new() };
+        log::info!("{} targets, {} requests at once{queues}", host.info.max_targets, host.info.queue_depth);
         Ok(host)
     }
 
@@ -134,25 +148,34 @@ impl Device<Scsi> for VirtioScsi {
                 reply |= Reply::UNITS_CHANGED;
             }
         }
-        let mut submitted = false;
+        let mut submitted = 0u32;
         while let Some((ticket, request)) = queues.take() {
             if request.function == FUNCTION_COMMAND {
-                self.submit(ticket, &request);
-                submitted = true;
+                submitted |= 1 << self.submit(ticket, &request);
             } else {
                 self.begin_reset(ticket, request.target as u8, request.lun);
             }
         }
-        if submitted {
-            self.requests.publish();
-            if self.requests.wants_notification() {
-                self.transport.notify(REQUEST_QUEUE);
+        for (index, requests) in (0..).zip(&mut self.requests) {
+            if submitted >> index & 1 != 0 {
+                requests.publish();
+                if requests.wants_notification() {
+                    self.transport.notify(REQUEST_QUEUE + index);
+                }
             }
         }
         // The device completes a task management function behind the requests that it is about. To
         // keep that order, the control queue is read first, and completed last.
-        let mut reset = if self.reset.is_some() { self.take_reset() } else { None };
-        while let Some((ticket, outcome)) = self.take_done().or_else(|| reset.take()) {
+        let reset = if self.reset.is_some() { self.take_reset() } else { None };
+        for index in 0..self.requests.len() {
+            while let Some((head, _)) = self.requests[index].take_used() {
+                let number = usize::from(head / DESCRIPTORS);
+                if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
+                    queues.complete(ticket, &self.outcome(number));
+                }
+            }
+        }
+        if let Some((ticket, outcome)) = reset {
             queues.complete(ticket, &outcome);
         }
         reply
@@ -167,16 +190,21 @@ impl VirtioScsi {
     /// Writes the constant part of the descriptors: the addresses of each request's header and
     /// response.
     fn describe_slots(&mut self) {
-        let (requests, slots) = (&mut self.requests, &self.slots);
-        for number in 0..self.info.queue_depth as u16 {
-            let slot = usize::from(number) * SLOT_BYTES;
-            let head = number * DESCRIPTORS;
-            requests.describe(head, slots.address(slot), REQUEST_BYTES as u32);
-            requests.describe(head + 1, slots.address(slot + RESPONSE_OFFSET), RESPONSE_BYTES as u32);
+        for requests in &mut self.requests {
+            for number in 0..self.info.queue_depth as u16 {
+                let slot = usize::from(number) * SLOT_BYTES;
+                let head = number * DESCRIPTORS;
+                requests.describe(head, self.slots.address(slot), REQUEST_BYTES as u32);
+                requests.describe(head + 1, self.slots.address(slot + RESPONSE_OFFSET), RESPONSE_BYTES as u32);
+            }
         }
     }
 
-    fn submit(&mut self, ticket: Ticket, request: &Request) {
+    /// Puts a command into the queue of its unit. Returns the queue's index.
+    fn submit(&mut self, ticket: Ticket, request: &Request) -> usize {
+        // A device has at least one queue.
+        let index = (request.target as usize + usize::from(request.lun)) % self.requests.len().max(1);
+        let requests = &mut self.requests[index];
         let number = ticket.number();
         let slot = number * SLOT_BYTES;
         let header = RequestHeader::new(request.target as u8, request.lun, number as u64, &request.cdb);
@@ -184,14 +212,15 @@ impl VirtioScsi {
         // 2.4.4.2: buffers that the device reads come before buffers that it writes.
         let head = number as u16 * DESCRIPTORS;
         let (response, data) = (head + 1, head + 2);
-        self.requests.describe(data, request.data_address, request.data_len);
+        requests.describe(data, request.data_address, request.data_len);
         match request.direction {
-            DIRECTION_OUT => self.requests.chain([(head, false), (data, false), (response, true)]),
-            DIRECTION_IN => self.requests.chain([(head, false), (response, true), (data, true)]),
-            _ => self.requests.chain([(head, false), (response, true)]),
+            DIRECTION_OUT => requests.chain([(head, false), (data, false), (response, true)]),
+            DIRECTION_IN => requests.chain([(head, false), (response, true), (data, true)]),
+            _ => requests.chain([(head, false), (response, true)]),
         }
-        self.requests.offer(head);
+        requests.offer(head);
         self.under_way[number] = Some(ticket);
+        index
     }
 
     /// Begins the reset of a logical unit.
@@ -205,18 +234,6 @@ impl VirtioScsi {
         self.control.publish();
         self.transport.notify(CONTROL_QUEUE);
         self.reset = Some(ticket);
-    }
-
-    /// Returns a command that the device has completed, with its outcome.
-    #[inline]
-    fn take_done(&mut self) -> Option<(Ticket, Outcome)> {
-        while let Some((head, _)) = self.requests.take_used() {
-            let number = usize::from(head / DESCRIPTORS);
-            if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
-                return Some((ticket, self.outcome(number)));
-            }
-        }
-        None
     }
 
     /// Returns the reset, if the device has completed it, with its outcome.

@@ -6,6 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Offsets into the device's configuration (5.6.4).
 pub mod config {
+    /// Number of request queues.
+    pub const QUEUES: usize = 0;
     /// Highest target number.
     pub const MAX_TARGET: usize = 30;
     /// Highest logical unit number.

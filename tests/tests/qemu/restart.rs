@@ -59,6 +59,26 @@ fn a_copy_survives_its_driver() {
     assert_eq!(disks, [first.clone(), second.clone(), first, second]);
 }
 
+/// Each unit of a host with several queues has one of them; the copy reads through one and writes
+/// through another, in both rings.
+#[test]
+fn units_share_the_queues_of_a_host() {
+    const BYTES: usize = 8 << 20;
+    let directory = TempDir::new().unwrap();
+    let (first, second) = (directory.path().join("first.img"), directory.path().join("second.img"));
+    std::fs::write(&first, pattern(BYTES)).unwrap();
+    std::fs::write(&second, vec![0; BYTES]).unwrap();
+    let mut machine = machine(
+        "blkcopy disk0 0 disk1 0 16384 &; sleep 50; kill virtio-scsi; wait; ring virtio-scsi 0; blkcopy disk0 0 disk1 0 1024",
+    );
+    machine.hba = "virtio-scsi-pci,num_queues=3".into();
+    machine.disks = vec![first.clone().into(), second.clone().into()];
+    let text = boot_well(&machine);
+    assert_says(&text, "32 requests at once in 3 queues");
+    assert_eq!(text.restarts("virtio-scsi"), 1, "{text}");
+    assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap(), "the copy differs");
+}
+
 /// Restarts do not take memory of the kernel's heap either, once the stores of reports and lines
 /// are full.
 #[test]

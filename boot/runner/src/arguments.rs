@@ -173,6 +173,10 @@ pub struct MachineArguments {
     /// QEMU's accelerator.
     #[arg(long, default_value = "tcg", value_parser = ["tcg", "kvm"])]
     accel: String,
+    /// The network behind the card, as QEMU's -netdev takes it, such as
+    /// tap,ifname=tap0,script=no,downscript=no.
+    #[arg(long, value_name = "NETDEV", default_value = "user")]
+    network: String,
     /// Write the frames that the network card sends and receives to a file, as tcpdump does.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
@@ -256,7 +260,7 @@ impl MachineArguments {
         }
         let board = self.machine;
         let iommu = self.iommu.map_or_else(|| can_have_iommu(&board), |word| word == "on");
-        let names = [("--nic", &self.nic), ("--hba", &self.hba), ("--machine", &board)];
+        let names = [("--nic", &self.nic), ("--hba", &self.hba), ("--network", &self.network), ("--machine", &board)];
         for (option, value) in names.into_iter().chain(self.cpu.iter().map(|cpu| ("--cpu", cpu))) {
             if value.is_empty() {
                 bail!("{option} needs a name");
@@ -273,6 +277,7 @@ impl MachineArguments {
             contents: Contents { modules, autoload: true, ..Contents::default() },
             scratch: true,
             nic: self.nic,
+            network: Some(self.network),
             hba: self.hba,
             memory: self.memory,
             board,

@@ -3,7 +3,7 @@
 use ringfence::machine::{Machine, Protocol, Running};
 use ringfence_link::event::{self, Event};
 use ringfence_tests::{
-    TIME_LIMIT, assert_says, boot_badly, boot_well, leave, machine, run_well, system, wait_for_address,
+    TIME_LIMIT, assert_says, at_prompt, boot_badly, boot_well, leave, machine, run_well, system, wait_for_address,
 };
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -242,4 +242,73 @@ fn the_cards_of_one_family_are_called_what_they_are() {
         (machine.nic, machine.hba) = (card.into(), "none".into());
         assert_says(&boot_well(&machine), &format!("e1000| {name} at 52:54:00:12:34:56"));
     }
+}
+
+/// A network of the host and one guest, in which a card can have several queues: QEMU offers none
+/// to a card on its user network. Dropping it removes it.
+struct Tap(String);
+
+impl Tap {
+    /// Returns `None` where the test may not make one.
+    fn new() -> Option<Tap> {
+        let name = format!("rf{}", std::process::id() % 1_000_000);
+        let ip = |line: &str| {
+            let words = line.split(' ');
+            std::process::Command::new("ip").args(words).output().is_ok_and(|output| output.status.success())
+        };
+        if !ip(&format!("tuntap add dev {name} mode tap multi_queue")) {
+            return None;
+        }
+        let tap = Tap(name);
+        let name = &tap.0;
+        let is_up = ip(&format!("addr add 10.77.0.1/24 dev {name}")) && ip(&format!("link set {name} up"));
+        is_up.then_some(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["link", "del", &self.0]).status();
+    }
+}
+
+/// Connections are spread over the queues, in both rings and after a restart, and the card does the
+/// checksums.
+#[test]
+fn connections_share_the_queues_of_a_card() {
+    let Some(tap) = Tap::new() else {
+        eprintln!("skipped: only root can make a network with several queues (ip tuntap add)");
+        return;
+    };
+    let mut machine = machine("");
+    (machine.nic, machine.hba) = ("virtio-net-pci,mq=on,vectors=5".into(), "none".into());
+    machine.network = Some(format!("tap,ifname={},script=no,downscript=no,queues=4", tap.0));
+    let mut running = at_prompt(machine);
+    for line in ["ip addr add 10.77.0.2/24 dev eth0", "ring virtio-net 0", "kill virtio-net"] {
+        run_well(&mut running, line);
+        let echo = |seed: u8| {
+            let mut stream = TcpStream::connect("10.77.0.2:7").unwrap();
+            stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
+            let data: Vec<u8> = (0..100_000).map(|index| (index as u8).wrapping_mul(seed)).collect();
+            let mut writing = stream.try_clone().unwrap();
+            let mut came = vec![0; data.len()];
+            std::thread::scope(|scope| {
+                scope.spawn(|| writing.write_all(&data).unwrap());
+                stream.read_exact(&mut came).unwrap();
+            });
+            assert!(came == data, "the echo differs");
+        };
+        std::thread::scope(|scope| (1..=16).for_each(|seed| drop(scope.spawn(move || echo(seed)))));
+    }
+    running.type_line("ip").unwrap();
+    running.type_line("shutdown").unwrap();
+    let text = running.finish(|_| ()).unwrap().text();
+    assert_says(&text, "the card completes and checks checksums");
+    let queues = text.lines().find_map(|line| line.trim().strip_prefix("queues ")).expect("the queues are shown");
+    let counts: Vec<u64> = queues.split([' ', ';', ':', ',']).filter_map(|word| word.parse().ok()).collect();
+    // The number of a queue, the frames that it has sent, and those that it has received.
+    let (queues, []) = counts.as_chunks::<3>() else { panic!("{queues}") };
+    assert_eq!(queues.iter().map(|[queue, ..]| *queue).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert!(queues.iter().all(|[_, sent, _]| *sent > 100), "{queues:?}");
+    assert!(queues.iter().filter(|[.., received]| *received > 100).count() > 1, "{queues:?}");
 }

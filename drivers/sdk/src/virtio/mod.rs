@@ -55,8 +55,6 @@ const ACCESS_PLATFORM: u32 = 2;
 const NO_VECTOR: u16 = 0xffff;
 /// The longest time that a reset may take.
 const RESET: Duration = Duration::from_millis(100);
-/// Number of queues whose notification address is kept.
-const QUEUES: usize = 3;
 
 /// A virtio device on PCI.
 pub struct Transport {
@@ -65,12 +63,15 @@ pub struct Transport {
     notify_multiplier: usize,
     isr: Mmio,
     config: Option<Mmio>,
-    notify_offsets: [usize; QUEUES],
+    notify_offsets: [usize; Transport::QUEUES as usize],
     /// The number of the device's own interrupts; with 0 the device uses its line.
     vectors: u64,
 }
 
 impl Transport {
+    /// Queues have numbers below this one: a network device with 31 pairs has 63 queues.
+    pub const QUEUES: u16 = 64;
+
     /// Finds the device's structures and maps the BARs that hold them.
     pub fn find() -> Result<Transport> {
         let (mut common, mut notify, mut isr, mut config) = (None, None, None, None);
@@ -108,7 +109,7 @@ impl Transport {
             notify_multiplier,
             isr: isr.ok_or(Refusal::NotFound)?,
             config,
-            notify_offsets: [0; QUEUES],
+            notify_offsets: [0; Transport::QUEUES as usize],
             vectors: 0,
         })
     }

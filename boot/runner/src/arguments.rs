@@ -128,10 +128,10 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Check module files as the kernel will. Exit status 0 if it takes all of them, 1 if not.
+    /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
-        /// The module files.
-        #[arg(required = true, value_name = "FILE")]
+        /// Module files, or folders with the sources of modules, which are built.
+        #[arg(required = true, value_name = "FILE|FOLDER")]
         files: Vec<PathBuf>,
         /// Print one JSON object per file.
         #[arg(long)]

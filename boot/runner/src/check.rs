@@ -2,6 +2,7 @@
 //! kernel refuses the module, with function and source line where they are known. Also warns of
 //! code that the kernel accepts but that will not work as it looks.
 
+use crate::build;
 use crate::output;
 use crate::source::Sources;
 use anyhow::{Context, Result};
@@ -135,11 +136,20 @@ impl Places<'_> {
     }
 }
 
-/// Checks files and prints the findings; returns whether the kernel takes all files.
-pub fn run(files: &[PathBuf], json: bool) -> Result<bool> {
+/// Checks files, or the modules whose sources are in folders, and prints the findings; returns
+/// whether the kernel takes all of them.
+pub fn run(paths: &[PathBuf], json: bool) -> Result<bool> {
     let mut all_good = true;
-    for file in files {
-        let findings = findings(file, file)?;
+    for path in paths {
+        let (file, debug) = match path.is_dir() {
+            true => {
+                let module = build::module(path)?;
+                (module.packed, module.debug)
+            }
+            false => (path.clone(), path.clone()),
+        };
+        let file = &file;
+        let findings = findings(file, &debug)?;
         let is_refused = findings.iter().any(|finding| finding.is_refusal);
         all_good &= !is_refused;
         if json {

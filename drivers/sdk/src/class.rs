@@ -45,7 +45,9 @@ pub trait Device<C: Class>: Sized + 'static {
     fn info(&self) -> C::Info;
 
     /// Does the part of the initialization that needs the channel. Called once, after the channel
-    /// was opened.
+    /// was opened. The usual order is: tell the device where its memory is;
+    /// [`enable_dma`](crate::device::enable_dma); give the device what it fills; start the device;
+    /// [`enable_interrupts`](crate::device::enable_interrupts).
     fn start(&mut self, channel: &mut C::Channel) -> Result<()> {
         let _ = channel;
         Ok(())

@@ -1,5 +1,6 @@
 //! Modules are loaded, unloaded, moved between rings and refused.
 
+use crate::changed::{DMA_BYTES, OFFSET, with_other_manifest};
 use object::{Object, ObjectSymbol};
 use ringfence_abi::parameter::Parameter;
 use ringfence_tests::{Ran, assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine, system};
@@ -630,6 +631,11 @@ fn a_finished_file_is_checked() {
     let (status, said) = check(&[&halts], false);
     assert_eq!(status, Some(0));
     assert!(said.contains("warning: 'hlt' ends the driver in ring 1\n    at rf_upcall+0x"), "{said}");
+    // A folder with sources can be checked in place of a file.
+    let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../drivers/hello-c");
+    let (status, said) = check(&[&sources], false);
+    assert_eq!(status, Some(0));
+    assert!(said.contains("hello-c.rfm: the kernel takes it"), "{said}");
     let other = folder.path().join("other.rfm");
     std::fs::copy(&halts, &other).unwrap();
     let (status, said) = check(&[&other], true);
@@ -781,4 +787,41 @@ fn what_a_network_driver_counts_is_shown() {
     let text = boot_well(&machine);
     assert_says(&text, "counts says: 1 missed, 3 damaged, 18446744073709551615 not sent");
     assert_says(&text, "counts says: 2 missed, 6 damaged, 18446744073709551615 not sent");
+}
+
+/// What an author forgets most easily is said where it shows, and not as a number only.
+#[test]
+fn forgotten_steps_are_named() {
+    const SOURCE: &str = r#"
+        #include <ringfence.h>
+        RF_MANIFEST = { RF_VERSIONS, .kind = RfKind_Nic, .name = "forgets", .version = "1",
+            .pci_ids = {{0x8086, 0x100e}, {0xffff, 0xffff}}, .dma_bytes = 4096,
+            .stack_bytes = 16384, .upcall_ms = 200, .policy = RfPolicy_Restart };
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c) {
+            static RfNet net;
+            const uint8_t mac[6] = {0x52, 0x54, 0, 0, 0, 1};
+            if (operation != RF_INIT) return (int64_t)(0 * (a + b + c));
+            return rf_dma_alloc(4096) < 0 ? -1 : rf_net_offer(&net, mac);
+        }
+    "#;
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("forgets.c");
+    std::fs::write(&source, SOURCE).unwrap();
+    let mut machine = machine("insmod forgets");
+    machine.contents.autoload = false;
+    machine.contents.modules.push(ringfence::build::module_in_c(&source).unwrap().packed);
+    let text = boot_well(&machine);
+    assert_says(&text, "warning: forgets: its init has not enabled the device's interrupts (enable_interrupts)");
+    assert_says(&text, "warning: forgets: its init has not enabled the device's DMA (enable_dma)");
+    let (machine, _kept) = with_other_manifest("e1000", "little", &[(DMA_BYTES, 4096)], "insmod little");
+    let text = boot_badly(&machine, 1);
+    assert_says(&text, "warning: little: 8 KiB of DMA memory are more than the manifest's budget of 4 KiB (dma_kib)");
+    let (machine, _kept) = with_other_manifest("e1000", "else", &[(OFFSET, 0x20000)], "insmod else");
+    let text = boot_badly(&machine, 1);
+    let why = "the manifest's recipe for a reset does not fit the device: it names BAR 0, offset 0x20000";
+    assert_says(&text, &format!("error: else: {why}"));
+    // Drivers that have done it all are not warned.
+    let text = boot_well(&ringfence_tests::machine("lsmod"));
+    assert!(!text.contains("its init"), "{text}");
 }

@@ -18,6 +18,7 @@ use hw::pci::Function;
 use hw::space::Space;
 use log::Level;
 use ringfence_abi::layout::{MMIO, MMIO_MAX, PAGE_SIZE};
+use ringfence_abi::reset::Reset;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
 use ringfence_core::port_bitmap::Ports;
@@ -250,7 +251,17 @@ impl Domain {
             return Err(Refusal::NotFound);
         }
         if on && self.device.as_ref().is_some_and(|device| !device.used_dma) {
-            let reset = ResetRegister::find(self)?;
+            let reset = match ResetRegister::find(self) {
+                Ok(reset) => reset,
+                Err(refusal) => {
+                    let Reset { bar, offset, .. } = self.manifest.reset;
+                    let text = format_args!(
+                        "the manifest's recipe for a reset does not fit the device: it names BAR {bar}, offset {offset:#x}"
+                    );
+                    console::say_about(&self.source(), Level::Error, text);
+                    return Err(refusal);
+                }
+            };
             if reset.is_none() {
                 console::say_about(
                     &self.source(),
@@ -268,6 +279,19 @@ impl Domain {
         self.notice_bus_master();
         let device = self.device.as_ref().ok_or(Refusal::NotFound)?;
         device.hardware.set_bus_master(on)
+    }
+
+    /// Warns of what the `init` of a driver that offers something seems to have forgotten.
+    pub fn warn_of_omissions(&self) {
+        let Some(device) = self.device.as_ref() else { return };
+        let warn = |text: &str| console::say_about(&self.source(), Level::Warn, format_args!("{text}"));
+        if !device.interrupts {
+            warn("its init has not enabled the device's interrupts (enable_interrupts): only its queues poll it");
+        }
+        let has_dma = !self.dma.is_empty() && device.fence().is_some();
+        if has_dma && !device.used_dma && !device.hardware.is_bus_master() {
+            warn("its init has not enabled the device's DMA (enable_dma): the device does not reach the DMA memory");
+        }
     }
 
     /// Notices a device that has made itself a bus master, and looks up how to reset it. QEMU's

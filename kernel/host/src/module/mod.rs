@@ -68,6 +68,7 @@ async fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<
     let class = handle.lock().offered_class();
     if let Some(class) = class {
         class.attach(&handle);
+        handle.lock().warn_of_omissions();
     }
     look_at(&handle);
     link::tell(&Event::Loaded(handle.lock().event()));

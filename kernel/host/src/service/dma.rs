@@ -4,7 +4,9 @@ use super::Answer;
 use crate::domain::device::Device;
 use crate::domain::{DmaRegion, Domain};
 use hw::arch::time;
+use hw::console;
 use hw::space::rights;
+use log::Level;
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::Refusal;
 use ringfence_core::extent::{Extent, align_up};
@@ -17,12 +19,23 @@ const MAX_REGIONS: usize = 256;
 pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     let len_bytes = align_up(len_bytes, PAGE_SIZE).filter(|len| *len > 0).ok_or(Refusal::Invalid)?;
     if len_bytes > u64::from(domain.manifest.dma_bytes) {
+        say_budget(domain, len_bytes);
         return Err(Refusal::NoMemory.into());
     }
     let region = time::charged(len_bytes, || allocate(domain, len_bytes))?;
     let start = region.extent.start;
     domain.dma.push(region);
     Ok(start)
+}
+
+/// Says that the manifest's budget is too small for `total` bytes.
+fn say_budget(domain: &Domain, total: u64) {
+    let budget = u64::from(domain.manifest.dma_bytes) >> 10;
+    let text = format_args!(
+        "{} KiB of DMA memory are more than the manifest's budget of {budget} KiB (dma_kib)",
+        total.div_ceil(1024)
+    );
+    console::say_about(&domain.source(), Level::Warn, text);
 }
 
 /// Returns a region of `len_bytes` bytes: a region that was given back, or a fresh one.
@@ -43,7 +56,11 @@ fn allocate(domain: &mut Domain, len_bytes: u64) -> Result<DmaRegion, Refusal> {
         None => {
             let total = domain.dma_bytes().checked_add(len_bytes).ok_or(Refusal::NoMemory)?;
             let regions = domain.dma.len() + domain.dma_kept.len();
-            if total > u64::from(domain.manifest.dma_bytes) || regions >= MAX_REGIONS {
+            if total > u64::from(domain.manifest.dma_bytes) {
+                say_budget(domain, total);
+                return Err(Refusal::NoMemory);
+            }
+            if regions >= MAX_REGIONS {
                 return Err(Refusal::NoMemory);
             }
             domain.map_dma(len_bytes, true).map_err(|_| Refusal::NoMemory)?

@@ -1,6 +1,6 @@
 //! Attacks on the fence around devices. The attackers' drivers tell their devices where to reach:
-//! an LSI 53C895A, which copies anything to anywhere below 4 GiB, and an e1000, which has 64-bit
-//! addresses.
+//! an LSI 53C895A, which copies anything to anywhere below 4 GiB; an e1000, which has 64-bit
+//! addresses; an RTL8139, which takes addresses from registers; and a virtio network device.
 
 use super::Attack;
 
@@ -94,6 +94,20 @@ const WIDE: &[(&str, &str)] = &[
     ("device-writes 0x1000", "reading 0x1000 (own slot, unmapped): it may not read there"),
 ];
 
+/// Accesses by the cards of the other network drivers: the module, its command, the access in the
+/// report, and the place in the report.
+const CARDS: &[(&str, &str, &str, &str)] = &[
+    ("rogue-rtl8139", "transmit-from %kernel-text", "reading", "kernel text"),
+    ("rogue-rtl8139", "transmit-from %kernel-heap", "reading", "kernel heap"),
+    ("rogue-rtl8139", "receive-to %kernel-data", "writing", "kernel data"),
+    ("rogue-rtl8139", "receive-to %idt", "writing", "IDT"),
+    ("rogue-virtio-net", "send %kernel-text", "reading", "kernel text"),
+    ("rogue-virtio-net", "send %page-tables", "reading", "page tables"),
+    ("rogue-virtio-net", "header %kernel-heap", "reading", "kernel heap"),
+    ("rogue-virtio-net", "acknowledge %gdt", "writing", "GDT"),
+    ("rogue-virtio-net", "acknowledge %kernel-data", "writing", "kernel data"),
+];
+
 fn fault(module: &'static str, tell: String, what: &str) -> Attack {
     Attack::fault(module, tell, format!("{module}: DMA fault: its device {what}"))
 }
@@ -134,11 +148,17 @@ pub fn wide() -> Vec<Attack> {
     core::iter::once(first).chain(rest).collect()
 }
 
+/// Returns the accesses by the other cards.
+pub fn cards() -> Vec<Attack> {
+    CARDS.iter().map(|(module, tell, does, there)| fault(module, tell.to_string(), &at(does, there))).collect()
+}
+
 /// Returns accesses that are stopped before they fault, or that are to the device's own memory.
 pub fn harmless() -> Vec<Attack> {
     const UNTOUCHED: u64 = 0x5555_5555_5555_5555;
     vec![
         Attack::answer("rogue-lsi", "own", Some(0x1234)),
+        Attack::answer("rogue-rtl8139", "own-frame 0", Some(0)),
         Attack::answer("rogue-lsi", "read-before-dma %kernel-text", Some(UNTOUCHED)),
         Attack::fault("rogue-lsi", "panic-while-it-runs %kernel-text", "rogue-lsi: gave up, in command: "),
     ]
@@ -180,7 +200,7 @@ pub fn messages() -> Vec<Attack> {
 
 /// Returns all attacks by devices.
 pub fn all() -> Vec<Attack> {
-    [places(), ways(), wide(), messages(), harmless()].concat()
+    [places(), ways(), wide(), cards(), messages(), harmless()].concat()
 }
 
 /// Describes the attempt of an attack in words.
@@ -209,6 +229,12 @@ pub fn explain(tell: &str) -> String {
         "write-freed" => "writes memory that the driver has given back, and that it has written before",
         "dma-write-read-only" => "writes frames that are to be sent, which it only reads",
         "device-writes" => "takes what lies at ARG for its descriptors",
+        "transmit-from" => "sends a frame from ARG",
+        "receive-to" => "receives frames into a ring at ARG",
+        "send" => "sends a frame whose descriptor says ARG",
+        "header" => "sends a frame whose header is at ARG",
+        "acknowledge" => "acknowledges a command at ARG",
+        "own-frame" => "sends its own frame",
         "loop-back" => "sends to itself",
         "own" => "moves its own memory to and fro",
         "read-before-dma" => "reads ARG before the driver has asked for DMA",

@@ -80,6 +80,24 @@ pub fn reaches() -> Vec<Attack> {
     REACHES.iter().map(|(verb, fault)| Attack::fault("rogue-nic", *verb, *fault)).collect()
 }
 
+/// Commands of `rogue-ne2k` for ports beside those of its card, and the function that faults.
+const PORTS: &[(&str, &str)] = &[
+    ("before", "read8"),
+    ("behind", "read8"),
+    ("over-the-end", "read32"),
+    ("write-behind", "write8"),
+    ("string-behind", "read_words"),
+    ("keyboard", "read8"),
+    ("configuration", "read32"),
+];
+
+/// Returns the accesses of `rogue-ne2k` to ports that are not its card's.
+pub fn ports() -> Vec<Attack> {
+    let fault = |function: &str| format!("#GP general protection, in command, at rf_rogue_ne2k::{function}+");
+    let own = Attack::answer("rogue-ne2k", "own", None);
+    [own].into_iter().chain(PORTS.iter().map(|(verb, at)| Attack::fault("rogue-ne2k", *verb, fault(at)))).collect()
+}
+
 /// Returns an endless loop when the device interrupts.
 pub fn endless_poll() -> Attack {
     Attack::fault("rogue-nic", "hog 0xffffffffffffffff", "took longer than 1000 ms, in poll (interrupt), at rf_upcall+")

@@ -32,7 +32,7 @@ pub fn page() -> String {
     section("sandbox::every_instruction_that_ring_1_does_not_have_faults", &rogue::instructions());
     section("sandbox::floods_take_no_more_than_their_share", &rogue::floods());
     section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
-    section("lies::nothing_but_what_it_was_given", &lies::reaches());
+    section("lies::nothing_but_what_it_was_given", &[lies::reaches(), lies::ports()].concat());
     section("lies::a_sleep_has_an_end", &lies::sleeps());
     section("gates::interrupts_that_never_end_stop_nobody", &[lies::endless_poll()]);
     section(
@@ -170,6 +170,10 @@ fn explain(verb: &str) -> (String, &'static str) {
         "execute-dma" | "execute-queues" | "execute-registers" => ("executes what it was given", "mapped NX"),
         "over-dma" | "over-registers" | "before-registers" => {
             ("reads over the end of what it was given", "unmapped addresses on both sides")
+        }
+        "own" => ("reads a port of its own card", "allowed: it is its own"),
+        "before" | "behind" | "over-the-end" | "write-behind" | "string-behind" | "keyboard" | "configuration" => {
+            ("uses a port beside those of its card", "the I/O permission bitmap")
         }
         "over-ports" | "before-ports" | "behind-ports" | "other-ports" => {
             ("uses ports beside those it was given", "the I/O bitmap")

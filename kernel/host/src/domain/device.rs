@@ -258,7 +258,10 @@ impl Domain {
                     let text = format_args!(
                         "the manifest's recipe for a reset does not fit the device: it names BAR {bar}, offset {offset:#x}"
                     );
-                    console::say_about(&self.source(), Level::Error, text);
+                    // Once, as a driver can ask again and again.
+                    if !core::mem::replace(&mut self.manifest_blamed, true) {
+                        console::say_about(&self.source(), Level::Error, text);
+                    }
                     return Err(refusal);
                 }
             };

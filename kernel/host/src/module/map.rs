@@ -54,6 +54,7 @@ pub fn map(
         heap_bytes: 0,
         dma: Vec::new(),
         dma_kept: Vec::new(),
+        manifest_blamed: false,
         dma_next: 0,
         offer: None,
         used: None,

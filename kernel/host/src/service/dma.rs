@@ -28,8 +28,12 @@ pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
     Ok(start)
 }
 
-/// Says that the manifest's budget is too small for `total` bytes.
-fn say_budget(domain: &Domain, total: u64) {
+/// Says, once for each instance of a driver, that the manifest's budget is too small for `total`
+/// bytes.
+fn say_budget(domain: &mut Domain, total: u64) {
+    if core::mem::replace(&mut domain.manifest_blamed, true) {
+        return;
+    }
     let budget = u64::from(domain.manifest.dma_bytes) >> 10;
     let text = format_args!(
         "{} KiB of DMA memory are more than the manifest's budget of {budget} KiB (dma_kib)",

@@ -162,17 +162,16 @@ typedef struct {
     uint8_t *bytes;     /* the frame's address for the driver */
     uint32_t number;    /* below RF_TX_FRAMES or RF_RX_FRAMES */
     uint32_t len_bytes; /* bytes to be sent, or RF_FRAME_BYTES of room */
+    uint16_t queue;     /* the card's queue, if the driver has declared several; set it for a received frame */
+    uint8_t sum_start;  /* with RF_OFFLOAD_TX_CHECKSUM: the first byte of the sum to complete, or 0 for none */
+    uint8_t sum_offset; /* and the sum's place, in bytes after it */
 } RfFrame;
 
-/** Offers an interface whose card can also hear the frames in can_hear (RF_HEARS_...). Returns 0,
- * or the refusal. */
-static inline int64_t rf_net_offer_hearing(RfNet *net, const uint8_t mac[6], uint16_t can_hear)
+/** Offers an interface with the abilities in info, which is zero but for them and the address:
+ * can_hear (RF_HEARS_...), max_frame, offload (RF_OFFLOAD_...), queues. Returns 0, or the refusal. */
+static inline int64_t rf_net_offer_info(RfNet *net, const RfNetInfo *info)
 {
-    RfNetInfo info;
-    memset(&info, 0, sizeof info);
-    memcpy(info.mac, mac, 6);
-    info.can_hear = can_hear;
-    int64_t start = rf_offer(&info, sizeof info);
+    int64_t start = rf_offer(info, sizeof *info);
     if (start < 0)
         return start;
     const RfRing transmit = RF_NET_TRANSMIT, transmitted = RF_NET_TRANSMITTED;
@@ -185,7 +184,10 @@ static inline int64_t rf_net_offer_hearing(RfNet *net, const uint8_t mac[6], uin
 /** Offers an interface. Returns 0, or the refusal. */
 static inline int64_t rf_net_offer(RfNet *net, const uint8_t mac[6])
 {
-    return rf_net_offer_hearing(net, mac, 0);
+    RfNetInfo info;
+    memset(&info, 0, sizeof info);
+    memcpy(info.mac, mac, 6);
+    return rf_net_offer_info(net, &info);
 }
 
 /** Returns the extra frames that the card is to hear (RF_HEARS_...). RF_EVENT_HEARING tells of a
@@ -212,6 +214,9 @@ static inline int rf_net_take_transmit(RfNet *net, RfFrame *frame)
         return 0;
     frame->number = (uint16_t)entry;
     frame->len_bytes = (uint16_t)(entry >> 32);
+    frame->queue = (uint16_t)(entry >> 16);
+    frame->sum_start = (uint8_t)(entry >> 48);
+    frame->sum_offset = (uint8_t)(entry >> 56);
     frame->address = net->memory[RF_TX_ADDRESS] + (uint64_t)frame->number * RF_FRAME_BYTES;
     frame->bytes = (uint8_t *)(uintptr_t)net->memory[RF_TX_START] + (uint64_t)frame->number * RF_FRAME_BYTES;
     return 1;
@@ -240,16 +245,31 @@ static inline int rf_net_take_empty(RfNet *net, RfFrame *frame)
         return 0;
     frame->number = (uint16_t)entry;
     frame->len_bytes = RF_FRAME_BYTES;
+    frame->queue = 0, frame->sum_start = 0, frame->sum_offset = 0;
     frame->address = net->memory[RF_RX_ADDRESS] + (uint64_t)frame->number * RF_FRAME_BYTES;
     frame->bytes = (uint8_t *)(uintptr_t)net->memory[RF_RX_START] + (uint64_t)frame->number * RF_FRAME_BYTES;
     return 1;
+}
+
+/* The entry for a received frame. A length that has no room in it is too long in any case. */
+static inline uint64_t rf_net_received(const RfFrame *frame, uint32_t len_bytes)
+{
+    uint64_t len = len_bytes < 0xffff ? len_bytes : 0xffff;
+    return frame->number | (uint64_t)frame->queue << 16 | len << 32;
 }
 
 /** Delivers a frame of len_bytes received bytes, without the check sequence. With a length of 0 the
  * frame goes back empty. */
 static inline void rf_net_give_received(RfNet *net, const RfFrame *frame, uint32_t len_bytes)
 {
-    rf_ring_put(net->memory, &net->received, frame->number | (uint64_t)len_bytes << 32);
+    rf_ring_put(net->memory, &net->received, rf_net_received(frame, len_bytes));
+}
+
+/** The same of a frame whose TCP or UDP checksum the card has found right: of a driver that has
+ * declared RF_OFFLOAD_RX_CHECKSUM. */
+static inline void rf_net_give_checked(RfNet *net, const RfFrame *frame, uint32_t len_bytes)
+{
+    rf_ring_put(net->memory, &net->received, rf_net_received(frame, len_bytes) | 1ull << 48);
 }
 
 /** Adds a number of frames to a counter of errors for 'ip'; counter is RfCounter_.... */

@@ -91,6 +91,13 @@ fn services() -> Result<String> {
     for (name, reply) in Reply::all().iter_names() {
         writeln!(text, "/** What RF_POLL answers. */\n#define RF_REPLY_{name} {:#x}", reply.bits())?;
     }
+    for (name, offload) in net::Offload::all().iter_names() {
+        writeln!(
+            text,
+            "/** What a card does in the kernel's place. */\n#define RF_OFFLOAD_{name} {:#x}",
+            offload.bits()
+        )?;
+    }
     for (name, hearing) in net::Hearing::all().iter_names() {
         writeln!(text, "/** What a card hears besides. */\n#define RF_HEARS_{name} {:#x}", hearing.bits())?;
     }

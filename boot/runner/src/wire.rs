@@ -86,6 +86,14 @@ pub fn syn(ports: [u16; 2], error: u16) -> Vec<u8> {
     packet(6, &segment)
 }
 
+/// Builds a UDP datagram to the guest with a checksum. `error` is added to the right one.
+pub fn datagram_with_sum(ports: [u16; 2], payload: &[u8], error: u16) -> Vec<u8> {
+    let mut whole = datagram(ports, payload);
+    let sum = u16::from_be_bytes(transport_checksum(17, &whole[20..])).wrapping_add(error);
+    whole[26..28].copy_from_slice(&sum.to_be_bytes());
+    whole
+}
+
 /// Builds an ICMP message of type `kind` about an echo of `data` (RFC 792).
 pub fn icmp(kind: u8, id: &[u8], sequence: &[u8], data: &[u8]) -> Vec<u8> {
     let mut message = [&[kind, 0, 0, 0], id, sequence, data].concat();
@@ -112,5 +120,6 @@ mod tests {
         }
         assert_eq!(transport_checksum(6, &syn([1, 2], 0)[20..]), [0, 0]);
         assert_ne!(transport_checksum(6, &syn([1, 2], 1)[20..]), [0, 0]);
+        assert_eq!(transport_checksum(17, &datagram_with_sum([1, 2], b"odd", 0)[20..]), [0, 0]);
     }
 }

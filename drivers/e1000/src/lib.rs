@@ -2,8 +2,10 @@
 //! table numbers are those of the *PCI/PCI-X Family of Gigabit Ethernet Controllers Software
 //! Developer's Manual*, 317453-006, unless the 82574's datasheet is named.
 //!
-//! The card uses legacy descriptors in two DMA rings, one descriptor for each frame. Interrupts for
-//! transmission are on only while sent frames are left to be reclaimed.
+//! The card uses descriptors in two DMA rings: a legacy one for each frame, or an extended one for
+//! a frame whose checksum the card completes. A context descriptor says which checksum that is,
+//! when it is not the same as before. Interrupts for transmission are on only while sent frames are
+//! left to be reclaimed.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -162,11 +162,12 @@ pub mod txd {
     /// An extended data descriptor (3.3.6: type 1, DEXT) whose TCP or UDP checksum is completed
     /// (TXSM).
     pub const WITH_SUM: u64 = 1 << 20 | 1 << 29 | 1 << 41;
-    /// The upper half of a context descriptor (3.3.5: type 0, DEXT) whose status is reported.
-    pub const CONTEXT: u64 = 1 << 29 | 1 << 27;
+    /// The upper half of a context descriptor (3.3.5: type 0, DEXT) for TCP, the only protocol that
+    /// the kernel asks for, whose status is reported.
+    pub const CONTEXT: u64 = 1 << 29 | 1 << 27 | 1 << 24;
 }
 
-/// RXCSUM: check TCP and UDP checksums (13.4.36).
+/// RXCSUM: check TCP and UDP checksums (13.4.32).
 pub const RXCSUM_TUOFLD: u32 = 1 << 9;
 
 /// Receive descriptors (3.2.3): the second word, in which length, checksum, status and errors are.

@@ -13,7 +13,7 @@ use registers::{self as reg, csr0};
 use ringfence_sdk::abi::reset::NO_REGISTER;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Ports};
-use ringfence_sdk::dma::Dma;
+use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
 use ringfence_sdk::ring::{Descriptor, FrameRing};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
@@ -63,7 +63,9 @@ fn fill(descriptor: Descriptor, address: u64, len_bytes: usize, flags: u32) {
 
 /// Returns a descriptor's status, if the card has finished it.
 fn status(descriptor: Descriptor) -> Option<u32> {
-    Some(descriptor.read(4)).filter(|status| status & reg::OWN == 0)
+    let status = descriptor.read(4);
+    dma::read_barrier();
+    Some(status).filter(|status| status & reg::OWN == 0)
 }
 
 impl Device<Nic> for Pcnet {
@@ -149,7 +151,7 @@ impl Pcnet {
     /// Hands new frames to the card, and takes back the sent frames.
     fn transmit(&mut self, queues: &mut Queues) {
         const WHOLE: u32 = reg::START_OF_PACKET | reg::END_OF_PACKET;
-        if self.tx.send(queues, |descriptor, address, len_bytes| fill(descriptor, address, len_bytes, WHOLE)) {
+        if self.tx.send(queues, |descriptor, address, frame| fill(descriptor, address, frame.len_bytes(), WHOLE)) {
             self.write(reg::CSR0, csr0::TRANSMIT_DEMAND | csr0::INTERRUPTS);
         }
         self.tx.reclaim(queues, |descriptor| status(descriptor).is_some());

@@ -127,7 +127,7 @@ impl Driver for RogueNic {
             let word = |word: usize| unsafe { self.queues.add(word).read_volatile() };
             while sent != word(TRANSMIT.base + PUT) {
                 let place = ENTRIES + sent as usize % TRANSMIT.capacity;
-                self.set(TRANSMITTED, place, word(TRANSMIT.base + place));
+                self.set(TRANSMITTED, place, Entry(word(TRANSMIT.base + place)).frame() as u64);
                 sent += 1;
                 self.set(TRANSMIT, TAKEN, sent);
                 self.set(TRANSMITTED, PUT, sent);

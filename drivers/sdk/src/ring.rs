@@ -13,9 +13,9 @@
 //! const OWN: u32 = 1 << 31;
 //!
 //! fn transmit(ring: &mut FrameRing<TxFrame, { 2 * TX_FRAMES }, 8>, queues: &mut Queues) {
-//!     let has_new = ring.send(queues, |descriptor, address, len_bytes| {
+//!     let has_new = ring.send(queues, |descriptor, address, frame| {
 //!         descriptor.write(4, address as u32);
-//!         descriptor.hand_over(0, OWN | len_bytes as u32);
+//!         descriptor.hand_over(0, OWN | frame.len_bytes() as u32);
 //!     });
 //!     if has_new {
 //!         // Tell the card here.
@@ -164,6 +164,12 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     fn put(&mut self, frame: Option<F>, fill: impl FnOnce(Descriptor)) {
         let index = self.next;
         fill(self.descriptor(index));
+        self.hold(index, frame);
+    }
+
+    /// Notes that descriptor `index`, the next one, is filled, and has this frame.
+    #[inline]
+    fn hold(&mut self, index: usize, frame: Option<F>) {
         self.frames[index] = frame;
         self.next = after::<N>(index);
         self.room = self.room.wrapping_sub(1);
@@ -199,16 +205,19 @@ fn after<const N: usize>(index: usize) -> usize {
 
 impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     /// Takes the frames to send, as long as there is room. `fill` fills the descriptor of a frame
-    /// with this address for the card and this length in bytes. Returns whether there was a frame:
-    /// then tell the card.
+    /// with this address for the card. Returns whether there was a frame: then tell the card.
+    ///
+    /// A driver whose card has several queues, or needs a descriptor of its own for a checksum,
+    /// takes the frames itself and uses [`FrameRing::push`].
     #[inline]
-    pub fn send(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor, u64, usize)) -> bool {
+    pub fn send(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor, u64, &TxFrame)) -> bool {
         let before = self.next;
         while self.room > 0
             && let Some(frame) = queues.take_transmit()
         {
-            let (address, len_bytes) = (queues.tx_address(&frame), frame.len_bytes());
-            self.put(Some(frame), |descriptor| fill(descriptor, address, len_bytes));
+            let index = self.next;
+            fill(self.descriptor(index), queues.tx_address(&frame), &frame);
+            self.hold(index, Some(frame));
         }
         dma::write_barrier();
         self.next != before
@@ -256,7 +265,8 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
 
     /// Delivers the received frames. `received` returns the length in bytes of a descriptor's
     /// frame, 0 for a frame that is damaged, or a [`Received`]; and `None` if the card has not
-    /// finished the descriptor.
+    /// finished the descriptor. If `received` reads more than the word that says so, it calls
+    /// [`dma::read_barrier`] in between.
     #[inline]
     pub fn receive<R: Into<Received>>(
         &mut self,

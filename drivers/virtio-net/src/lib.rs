@@ -346,7 +346,10 @@ impl VirtioNet {
         {
             let index = frame.queue();
             // The kernel names a queue that was declared.
-            let Some(pair) = self.pairs.get_mut(index) else { continue };
+            let Some(pair) = self.pairs.get_mut(index) else {
+                queues.give_transmitted(frame);
+                continue;
+            };
             if has_sums {
                 pair.transmit.say(frame.sum());
             }

@@ -86,17 +86,21 @@ pub fn remove_udp(frame: &mut [u8]) {
     }
 }
 
-/// Returns a number that all frames of a connection have in common, in each direction: a card with
-/// several queues keeps the order only within one.
+/// Returns a number that all frames of a TCP connection have in common, and so do all other packets
+/// between two hosts: a card with several queues keeps the order only within one. Only some
+/// fragments of a datagram have its ports, so that these do not count.
 pub fn flow(frame: &[u8]) -> usize {
-    let Some(found) = find(frame) else { return 0 };
-    let (IpAddress::Ipv4(source), IpAddress::Ipv4(destination)) = (found.source, found.destination);
-    let ports = match found.protocol {
-        IpProtocol::Tcp | IpProtocol::Udp => frame.get(found.start..found.start + 4),
-        _ => None,
+    let addresses = |frame: &[u8]| {
+        let ethernet = EthernetFrame::new_checked(frame).ok()?;
+        let packet = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
+        let is_ip = ethernet.ethertype() == EthernetProtocol::Ipv4;
+        is_ip.then(|| (u32::from(packet.src_addr()), u32::from(packet.dst_addr())))
     };
-    let ports = ports.and_then(|ports| ports.try_into().ok()).map_or(0, u32::from_be_bytes);
-    let mixed = (u32::from(source) ^ u32::from(destination).rotate_left(8) ^ ports).wrapping_mul(0x9e37_79b1);
+    let Some((source, destination)) = addresses(frame) else { return 0 };
+    let segment = find(frame).filter(|found| found.protocol == IpProtocol::Tcp);
+    let ports = segment.and_then(|found| frame.get(found.start..found.start + 4)?.try_into().ok());
+    let ports = ports.map_or(0, u32::from_be_bytes);
+    let mixed = (source ^ destination.rotate_left(8) ^ ports).wrapping_mul(0x9e37_79b1);
     (mixed >> 24) as usize
 }
 
@@ -200,5 +204,10 @@ mod tests {
             .collect();
         assert_eq!(flows.len(), 2, "sixteen connections use both queues");
         assert_eq!(flow(&[]), 0);
+        // A datagram has the queue of its fragments.
+        let mut fragment = frame(17, &[0, 7, 0, 7, 0, 9, 0, 0, 1]);
+        let whole = flow(&fragment);
+        fragment[20] = 0x20;
+        assert_eq!(flow(&fragment), whole);
     }
 }

@@ -151,9 +151,12 @@ impl fmt::Display for Happened<'_> {
                         if frame.queue() != 0 {
                             write!(f, ", queue {}", frame.queue())?;
                         }
+                        if entry >> 49 != 0 {
+                            f.write_str(", and more than an entry has")?;
+                        }
                         f.write_str(if frame.is_checked() { ", checked)" } else { ")" })
                     }
-                    "transmitted" => write!(f, " (frame {})", frame.frame()),
+                    "transmitted" if entry <= u16::MAX.into() => write!(f, " (frame {entry})"),
                     _ => Ok(()),
                 }
             }

@@ -186,13 +186,10 @@ impl<M: Words + Data> Frames<M> {
                 let _ = self.send(frame, sum);
             }
         }
-        // The inherited frames are counted when they are received here.
         self.has_link = other.has_link;
-        let mut by_queue = other.counts.by_queue;
-        by_queue[0].1 = by_queue[0].1.saturating_sub(self.inherited.len() as u64);
         // The counters of the new driver are in its own memory. The counters of the other driver
         // are saved here, because its memory is freed soon.
-        self.counts = Counts { by_queue, errors: other.all_counts().errors };
+        self.counts = Counts { errors: other.all_counts().errors, ..other.counts };
     }
 
     /// Returns the counts of the interface, with the errors that its drivers have counted.
@@ -258,7 +255,8 @@ impl<M: Words + Data> Frames<M> {
 
     /// Returns whether the driver must be polled so that it takes the receive frames that were
     /// handed back: it has at most a quarter of the most that it has had. **A device without an
-    /// empty frame raises no interrupt, and would never receive again.**
+    /// empty frame raises no interrupt, and would never receive again.** The frames may all have
+    /// come from one of several queues, which has only its share: then half of a share is enough.
     pub fn is_starved(&mut self) -> Result<bool, Wrong> {
         if self.handed_back == 0 {
             return Ok(false);
@@ -267,7 +265,8 @@ impl<M: Words + Data> Frames<M> {
         let filled = self.received.put(&self.memory).map_err(Wrong::position("received"))?;
         let has = taken.saturating_sub(filled);
         self.most_empty = self.most_empty.max(has);
-        Ok(has * 4 <= self.most_empty)
+        let queues = self.card.queues;
+        Ok(has * 4 <= self.most_empty || queues > 1 && (2 * queues * self.handed_back) as u64 >= self.most_empty)
     }
 
     /// Notes that the driver is about to be polled at `now_ns` since boot. It sees all frames that
@@ -373,7 +372,7 @@ impl<M: Words + Data> Frames<M> {
             && let Some(room) = to.get_mut(..frame.len())
         {
             room.copy_from_slice(&frame);
-            self.counts.by_queue[0].1 += 1;
+            // It was counted when the other driver delivered it.
             return Ok(Some(Received { len_bytes: frame.len(), is_checked }));
         }
         loop {
@@ -696,6 +695,33 @@ mod tests {
         assert_eq!(frames.send(&[1; 60], None), Ok(true));
         driver.put(TRANSMITTED, 0, Entry::new(0, 60).0);
         assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", Entry::new(0, 60).0)));
+    }
+
+    /// What one queue has lost of its share does not show in the sum.
+    #[test]
+    fn one_of_several_queues_runs_dry_alone() {
+        for (queues, is_starved) in [(1, false), (4, true)] {
+            let (mut frames, mut driver) = with(NetInfo::new([2; 6]).queues(queues));
+            frames.before_poll(0);
+            driver.takes_empty(RX_FRAMES as u64);
+            for number in 0..RX_FRAMES as u32 / 4 {
+                driver.deliver(number, &[2; 60]);
+                assert_eq!(frames.receive(&mut [0; FRAME_BYTES]), Ok(Some(plain(60))));
+            }
+            assert_eq!(frames.is_starved(), Ok(is_starved), "{queues}");
+        }
+    }
+
+    #[test]
+    fn a_successor_delivers_what_was_received_and_counts_it_once() {
+        let info = NetInfo::new([2; 6]).queues(2).offloads(Offload::RX_CHECKSUM);
+        let ((mut old, driver), (mut fresh, _)) = (with(info), with(info));
+        driver.takes_empty(1);
+        driver.put(RECEIVED, 0, Entry::new(0, 60).in_queue(1).checked(true).0);
+        fresh.take_over(&mut old);
+        let received = Ok(Some(Received { len_bytes: 60, is_checked: true }));
+        assert_eq!(fresh.receive(&mut [0; FRAME_BYTES]), received);
+        assert_eq!(fresh.counts.by_queue[..2], [(0, 0), (0, 1)]);
     }
 
     #[test]

@@ -825,3 +825,44 @@ fn forgotten_steps_are_named() {
     let text = boot_well(&ringfence_tests::machine("lsmod"));
     assert!(!text.contains("its init"), "{text}");
 }
+
+/// A driver in C declares queues and checksums, and delivers a checked frame of its second queue.
+#[test]
+fn a_driver_in_c_has_queues_and_checksums() {
+    const SOURCE: &str = r#"
+        #include <ringfence.h>
+        RF_MANIFEST = {
+            RF_VERSIONS, .kind = RfKind_Nic, .name = "checks", .version = "1", .pci_ids = RF_NO_PCI_IDS,
+            .stack_bytes = 16384, .upcall_ms = 100, .policy = RfPolicy_Restart,
+        };
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {
+            static RfNet net;
+            RfNetInfo info;
+            RfFrame frame;
+            if (operation != RF_INIT) return (int64_t)(0 * (a + b + c));
+            memset(&info, 0, sizeof info);
+            info.mac[0] = 2;
+            info.offload = RF_OFFLOAD_TX_CHECKSUM | RF_OFFLOAD_RX_CHECKSUM;
+            info.queues = 2;
+            int64_t result = rf_net_offer_info(&net, &info);
+            if (result < 0 || !rf_net_take_empty(&net, &frame)) return -1;
+            memset(frame.bytes, 0, 60);
+            frame.queue = 1;
+            rf_net_give_checked(&net, &frame, 60);
+            return 0;
+        }
+    "#;
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("checks.c");
+    std::fs::write(&source, SOURCE).unwrap();
+    let mut machine = bare("insmod checks; ip addr add 10.7.0.2/24 dev eth0; sleep 50; ip");
+    machine.contents.modules.push(ringfence::build::module_in_c(&source).unwrap().packed);
+    let text = boot_well(&machine);
+    // What the kernel asks DHCP for goes out of either queue.
+    let queues = text.lines().find_map(|line| line.trim().strip_prefix("queues ")).expect("the queues are shown");
+    let received: Vec<&str> = queues.split("; ").filter_map(|queue| queue.split(", ").nth(1)).collect();
+    assert_eq!(received, ["0 in", "1 in"], "{text}");
+    assert_says(&text, "the card completes and checks checksums");
+}

@@ -284,7 +284,7 @@ fn connections_share_the_queues_of_a_card() {
     (machine.nic, machine.hba) = ("virtio-net-pci,mq=on,vectors=5".into(), "none".into());
     machine.network = Some(format!("tap,ifname={},script=no,downscript=no,queues=4", tap.0));
     let mut running = at_prompt(machine);
-    for line in ["ip addr add 10.77.0.2/24 dev eth0", "ring virtio-net 0", "kill virtio-net"] {
+    for line in ["ip addr add 10.77.0.2/24 dev eth0", "ring virtio-net 0", "kill virtio-net", "ip"] {
         run_well(&mut running, line);
         let echo = |seed: u8| {
             let mut stream = TcpStream::connect("10.77.0.2:7").unwrap();
@@ -299,6 +299,12 @@ fn connections_share_the_queues_of_a_card() {
             assert!(came == data, "the echo differs");
         };
         std::thread::scope(|scope| (1..=16).for_each(|seed| drop(scope.spawn(move || echo(seed)))));
+        // Frames that nobody answers, all to one queue, take the buffers of that queue alone.
+        let socket = UdpSocket::bind("10.77.0.1:0").unwrap();
+        socket.set_broadcast(true).unwrap();
+        for _ in 0..500 {
+            socket.send_to(b"to nobody", "10.77.0.255:4").unwrap();
+        }
     }
     running.type_line("ip").unwrap();
     running.type_line("shutdown").unwrap();

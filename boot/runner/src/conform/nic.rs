@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::peer::Peer;
-use crate::wire::{BROADCAST, IPV4, echo_request, frame, syn, tagged, transport_checksum};
+use crate::wire::{BROADCAST, IPV4, datagram_with_sum, echo_request, frame, syn, tagged, transport_checksum};
 use anyhow::{Context, Result, bail};
 use ringfence_link::event::Event;
 
@@ -22,7 +22,7 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("others", "a frame for another card is not delivered", others),
     ("hearing", "a card that is to hear all does, and then not any more; or the driver says that it cannot", hearing),
     ("mtu", "packets are as long as the interface is told, up to the longest that the driver takes", mtu),
-    ("sums", "a segment with a wrong checksum is dropped, and those that go out have right ones", sums),
+    ("sums", "a packet with a wrong checksum is dropped, and those that go out have right ones", sums),
     ("link", "a cable that is pulled and put back is noticed, or does no harm", link),
     ("restart-in", "a driver that is ended under frames that come is back, and hears", restart_in),
     ("restart-out", "a driver that is ended under frames that go is back, and each frame was sent", restart_out),
@@ -194,28 +194,39 @@ fn mtu(bench: &mut Bench, peer: &Peer) -> Result<()> {
     Ok(())
 }
 
-/// Asks for connections, some with a wrong checksum. An answer to the right one after a wrong one
-/// shows that the wrong one is not answered any more: a cable keeps the order.
+/// Asks for connections, and for echoes of datagrams, some with a wrong checksum. An answer to the
+/// right one after the wrong ones shows that these are not answered any more: the last of them came
+/// just before.
 fn sums(bench: &mut Bench, peer: &Peer) -> Result<()> {
     const DISCARD: u16 = 9;
+    const ECHO: u16 = 7;
+    type Build = fn(u16, u16) -> Vec<u8>;
+    const KINDS: [(u8, Build); 2] = [
+        (6, |port, error| syn([port, DISCARD], error)),
+        (17, |port, error| datagram_with_sum([port, ECHO], &pattern(usize::from(port % 64)), error)),
+    ];
     let mac = set_up(bench, peer)?;
-    for wrong in (4000..4020).step_by(2) {
-        peer.send(&frame(&mac, IPV4, &syn([wrong, DISCARD], 1)));
+    for wrong in (4000..4040u16).step_by(2) {
+        let (protocol, build) = KINDS[usize::from(wrong / 2 % 2)];
+        for _ in 0..3 {
+            peer.send(&frame(&mac, IPV4, &build(wrong, 1)));
+        }
         let right = wrong + 1;
-        let request = frame(&mac, IPV4, &syn([right, DISCARD], 0));
-        // The port that is answered, and the segment of the answer.
-        let (port, segment) = peer.wait("an answer to a TCP segment", &request, |frame| {
-            let is_tcp = frame.get(12..14)? == IPV4.to_be_bytes() && frame.get(14)? == &0x45 && frame.get(23)? == &6;
+        let request = frame(&mac, IPV4, &build(right, 0));
+        // The port that is answered, and the segment or datagram of the answer.
+        let (port, answer) = peer.wait("an answer", &request, |frame| {
+            let is_it =
+                frame.get(12..14)? == IPV4.to_be_bytes() && frame.get(14)? == &0x45 && frame.get(23)? == &protocol;
             let len = usize::from(u16::from_be_bytes(frame.get(16..18)?.try_into().ok()?));
-            let segment = frame.get(34..14 + len).filter(|_| is_tcp)?;
-            let port = u16::from_be_bytes(segment.get(2..4)?.try_into().ok()?);
-            (port == wrong || port == right).then(|| (port, segment.to_vec()))
+            let answer = frame.get(34..14 + len).filter(|_| is_it)?;
+            let port = u16::from_be_bytes(answer.get(2..4)?.try_into().ok()?);
+            (port == wrong || port == right).then(|| (port, answer.to_vec()))
         })?;
         if port == wrong {
-            bail!("a segment with a wrong checksum is answered");
+            bail!("a packet of protocol {protocol} with a wrong checksum is answered");
         }
-        if transport_checksum(6, &segment) != [0, 0] {
-            bail!("a segment comes with a wrong checksum");
+        if transport_checksum(protocol, &answer) != [0, 0] {
+            bail!("a packet of protocol {protocol} comes with a wrong checksum");
         }
     }
     Ok(())

@@ -258,8 +258,8 @@ static inline uint64_t rf_net_received(const RfFrame *frame, uint32_t len_bytes)
     return frame->number | (uint64_t)frame->queue << 16 | len << 32;
 }
 
-/** Delivers a frame of len_bytes received bytes, without the check sequence. With a length of 0 the
- * frame goes back empty. */
+/** Delivers a frame that came from rf_net_take_empty, of len_bytes received bytes, without the
+ * check sequence. With a length of 0 the frame goes back empty. */
 static inline void rf_net_give_received(RfNet *net, const RfFrame *frame, uint32_t len_bytes)
 {
     rf_ring_put(net->memory, &net->received, rf_net_received(frame, len_bytes));

@@ -244,6 +244,9 @@ impl Machine {
             return Ok(());
         }
         let mut network = self.network.clone().unwrap_or_else(|| "user".to_string()) + ",id=net0";
+        if !self.forwards.is_empty() && !network.starts_with("user") {
+            bail!("--forward needs QEMU's user network, but --network is {}", network.trim_end_matches(",id=net0"));
+        }
         for (protocol, host, guest) in &self.forwards {
             let protocol = match protocol {
                 Protocol::Tcp => "tcp",

@@ -131,12 +131,7 @@ impl phy::TxToken for Sending<'_> {
         // smoltcp keeps to the size that `capabilities` names.
         let frame = &mut frame[..len_bytes.min(FRAME_BYTES)];
         let result = f(frame);
-        let mut sum = self.without_sum.then(|| checksum::prepare(frame)).flatten();
-        if sum.is_some() && !self.queues.card().offload.contains(Offload::TX_CHECKSUM) {
-            // The driver's successor does less than the driver did.
-            checksum::complete(frame);
-            sum = None;
-        }
+        let sum = self.without_sum.then(|| checksum::prepare(frame)).flatten();
         if let Err(cause) = self.queues.send(frame, sum) {
             *self.cause = Some(cause.into());
         }

@@ -259,7 +259,7 @@ impl Domain {
                         "the manifest's recipe for a reset does not fit the device: it names BAR {bar}, offset {offset:#x}"
                     );
                     // Once, as a driver can ask again and again.
-                    if !core::mem::replace(&mut self.manifest_blamed, true) {
+                    if !core::mem::replace(&mut self.recipe_blamed, true) {
                         console::say_about(&self.source(), Level::Error, text);
                     }
                     return Err(refusal);
@@ -288,7 +288,8 @@ impl Domain {
     pub fn warn_of_omissions(&self) {
         let Some(device) = self.device.as_ref() else { return };
         let warn = |text: &str| console::say_about(&self.source(), Level::Warn, format_args!("{text}"));
-        if !device.interrupts {
+        let is_polled = self.timer.due_ns().is_some() || device.hardware.lines() == 0;
+        if !device.interrupts && !is_polled {
             warn("its init has not enabled the device's interrupts (enable_interrupts): only its queues poll it");
         }
         let has_dma = !self.dma.is_empty() && device.fence().is_some();

@@ -89,8 +89,10 @@ pub struct Domain {
     /// DMA memory that it has given back. Its device may still write there, so that no other domain
     /// gets the memory until the device is stopped.
     pub dma_kept: alloc::vec::Vec<DmaRegion>,
-    /// Whether a person was told where the manifest falls short of what the driver does.
-    pub manifest_blamed: bool,
+    /// Whether a person was told that the budget of DMA memory is too small.
+    pub budget_blamed: bool,
+    /// Whether a person was told that the recipe for a reset does not fit the device.
+    pub recipe_blamed: bool,
     /// The offset of its next DMA region.
     pub dma_next: u64,
     /// The device that it offers.

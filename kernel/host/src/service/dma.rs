@@ -31,7 +31,7 @@ pub fn rf_dma_alloc(domain: &mut Domain, len_bytes: u64) -> Answer {
 /// Says, once for each instance of a driver, that the manifest's budget is too small for `total`
 /// bytes.
 fn say_budget(domain: &mut Domain, total: u64) {
-    if core::mem::replace(&mut domain.manifest_blamed, true) {
+    if core::mem::replace(&mut domain.budget_blamed, true) {
         return;
     }
     let budget = u64::from(domain.manifest.dma_bytes) >> 10;

@@ -4,8 +4,8 @@
 //! printed while a person types a line appears above that line.
 //!
 //! * [`kernel_log`]: the lines that the kernel and drivers write by themselves
-//! * [`flood`]: how much of that is shown
 //! * [`flood`]: limits how many of a driver's lines are shown
+//! * [`screen`]: the last rows of the log on a screen
 
 use crate::arch::uart::Uart;
 use crate::lock::Lock;

@@ -3,10 +3,12 @@
 //!
 //! The card sends up to four frames at a time, directly from their memory. It writes received
 //! frames into one ring, one after the other, and the driver copies them from there.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod registers;
+#[cfg(test)]
+mod tests;
 
 use core::time::Duration;
 use registers::{self as reg, Card, cause, command, tx};

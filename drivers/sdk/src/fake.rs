@@ -13,7 +13,7 @@
 #![doc = "```"]
 
 use crate::Refusal;
-use ringfence_abi::net::{self, Entry, FRAME_BYTES, NetInfo, RX_FRAMES, TX_FRAMES};
+use ringfence_abi::net::{self, Entry, FRAME_BYTES, NetInfo, RX_FRAMES, Sum, TX_FRAMES};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -318,8 +318,14 @@ impl Words for Memory {
 }
 
 impl Net {
-    /// Queues a frame for the driver to send.
+    /// Queues a frame for the driver to send through the card's first queue.
     pub fn transmit(&mut self, frame: &[u8]) {
+        self.transmit_as(frame, 0, None);
+    }
+
+    /// Queues a frame for the driver to send through queue `queue` of the card. With `sum`, the
+    /// card is to complete its checksum.
+    pub fn transmit_as(&mut self, frame: &[u8], queue: u16, sum: Option<Sum>) {
         let number = self.next % TX_FRAMES as u64;
         self.next += 1;
         let place = self.memory.load(net::TX_START) + number * FRAME_BYTES as u64;
@@ -328,7 +334,9 @@ impl Net {
             // SAFETY: the byte is inside the frame.
             unsafe { (place as *mut u8).add(index).write(*byte) };
         }
-        assert_eq!(self.transmit.put(&self.memory, Entry::new(number as u16, frame.len() as u16).0), Ok(true));
+        let entry = Entry::new(number as u16, frame.len() as u16).in_queue(queue);
+        let entry = sum.map_or(entry, |sum| entry.with_sum(sum));
+        assert_eq!(self.transmit.put(&self.memory, entry.0), Ok(true));
     }
 
     /// Takes the frames that the driver has sent and given back, and returns their number.
@@ -351,13 +359,20 @@ impl Net {
 
     /// Takes the frames that the driver has delivered.
     pub fn take_received(&mut self) -> Vec<Vec<u8>> {
+        self.take_entries().into_iter().map(|(_, frame)| frame).collect()
+    }
+
+    /// Takes the frames that the driver has delivered, each with its entry: the number, the card's
+    /// queue, and whether the card has checked the frame.
+    pub fn take_entries(&mut self) -> Vec<(Entry, Vec<u8>)> {
         let mut frames = Vec::new();
         while let Some(delivered) = self.received.take(&self.memory).expect("a position that can be") {
             let (number, len_bytes) = (Entry(delivered).frame(), Entry(delivered).len_bytes());
             assert!(number < RX_FRAMES && len_bytes <= FRAME_BYTES);
             let place = self.memory.load(net::RX_START) + (number * FRAME_BYTES) as u64;
             // SAFETY: the byte is inside the frame.
-            frames.push((0..len_bytes).map(|index| unsafe { (place as *const u8).add(index).read() }).collect());
+            let bytes = (0..len_bytes).map(|index| unsafe { (place as *const u8).add(index).read() }).collect();
+            frames.push((Entry(delivered), bytes));
         }
         frames
     }

@@ -4,10 +4,13 @@
 //! There are up to four pairs of queues, one queue for each direction (5.1.6.5.5), and each frame
 //! takes two descriptors: the header and the frame itself, which is not copied. The header says
 //! which checksum the device has to complete, or has checked (5.1.6.2, 5.1.6.4).
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 use core::time::Duration;

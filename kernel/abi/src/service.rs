@@ -47,7 +47,7 @@ macro_rules! for_each_service {
                    "other registers (denied); a recipe for the reset that does not fit the device";
             12 rf_irq_enable() "lets the device's interrupt line through" => "0", "a device without an interrupt line";
             13 rf_irq_ack() "lets it through again after an interrupt" => "0", "interrupts that were not enabled";
-            14 rf_offer(info: Bytes) "offers a device of the module's class, and maps the queues"
+            14 rf_offer(info: Bytes) "offers a device of its class and maps the queues"
                 => "address of the queues; info is a NetInfo, a ScsiInfo, or a BlockInfo",
                    "another length; numbers out of range; a second time (busy); more than 4 network interfaces (full)";
             15 rf_irq_vectors(wanted: Number) "gives the device interrupts of its own (MSI-X)"

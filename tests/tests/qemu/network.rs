@@ -286,8 +286,7 @@ fn connections_share_the_queues_of_a_card() {
     let mut running = at_prompt(machine);
     for line in ["ip addr add 10.77.0.2/24 dev eth0", "ring virtio-net 0", "kill virtio-net", "ip"] {
         run_well(&mut running, line);
-        let echo = |seed: u8| {
-            let mut stream = TcpStream::connect("10.77.0.2:7").unwrap();
+        let echo = |seed: u8, mut stream: TcpStream| {
             stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
             let data: Vec<u8> = (0..100_000).map(|index| (index as u8).wrapping_mul(seed)).collect();
             let mut writing = stream.try_clone().unwrap();
@@ -298,7 +297,11 @@ fn connections_share_the_queues_of_a_card() {
             });
             assert!(came == data, "the echo differs");
         };
-        std::thread::scope(|scope| (1..=16).for_each(|seed| drop(scope.spawn(move || echo(seed)))));
+        // The server has a socket for the next connection when it has answered the last one.
+        let streams: Vec<TcpStream> = (0..16).map(|_| TcpStream::connect("10.77.0.2:7").unwrap()).collect();
+        std::thread::scope(|scope| {
+            (1..).zip(streams).for_each(|(seed, stream)| drop(scope.spawn(move || echo(seed, stream))));
+        });
         // Frames that nobody answers, all to one queue, take the buffers of that queue alone.
         let socket = UdpSocket::bind("10.77.0.1:0").unwrap();
         socket.set_broadcast(true).unwrap();

@@ -3,10 +3,10 @@
 
 use super::registers::{self as reg, cause, command};
 use super::{Ne2k, RING, RING_END};
+use ringfence_sdk::Driver;
 use ringfence_sdk::class::Device as _;
 use ringfence_sdk::fake::{Device, Kernel, Recorder, Register, Script};
 use ringfence_sdk::net::{Counter, MIN_FRAME, NicDriver};
-use ringfence_sdk::{Driver, Events};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::string::String;
@@ -122,17 +122,13 @@ fn started(card: &Rc<RefCell<Card>>) -> (Kernel, Nic) {
     (kernel, nic)
 }
 
-fn poll(kernel: &mut Kernel, nic: &mut Nic) {
-    kernel.run(|| nic.poll(Events::INTERRUPT | Events::QUEUE));
-}
-
 #[test]
 fn frames_are_sent_and_short_ones_filled_up() {
     let card = Card::new();
     let (mut kernel, mut nic) = started(&card);
     let frames = [vec![1; 43], vec![2; 101], vec![3; 1514]];
     frames.iter().for_each(|frame| kernel.net.as_mut().unwrap().transmit(frame));
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_transmitted(), 3);
     let short = [&[1; 43][..], &[0; MIN_FRAME - 43]].concat();
     assert_eq!(card.borrow().sent, [short, frames[1].clone(), frames[2].clone()]);
@@ -148,13 +144,13 @@ fn a_frame_that_takes_its_time_is_waited_for() {
     let masked = || card.borrow().page_0[usize::from(reg::MASK)] & cause::TRANSMITTED;
     kernel.net.as_mut().unwrap().transmit(&[1; 60]);
     kernel.net.as_mut().unwrap().transmit(&[2; 60]);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!((kernel.net.as_mut().unwrap().take_transmitted(), card.borrow().sent.len(), masked()), (0, 1, 2));
     card.borrow_mut().command &= !command::TRANSMIT;
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!((kernel.net.as_mut().unwrap().take_transmitted(), card.borrow().sent.len(), masked()), (1, 2, 2));
     card.borrow_mut().command &= !command::TRANSMIT;
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!((kernel.net.as_mut().unwrap().take_transmitted(), masked()), (1, 0));
 }
 
@@ -166,7 +162,7 @@ fn frames_come_out_of_the_ring_over_its_end_and_damaged_ones_do_not() {
         let frame: Vec<u8> = (0..1001 + round).map(|index| (index * 7) as u8).collect();
         card.borrow_mut().receive(&frame, reg::RECEIVED_WELL);
         card.borrow_mut().receive(&frame, 0);
-        poll(&mut kernel, &mut nic);
+        kernel.poll(&mut nic);
         let net = kernel.net.as_mut().unwrap();
         assert_eq!(net.take_received(), [frame, Vec::new()]);
         net.lend(2 * round % 64, 2);
@@ -180,11 +176,11 @@ fn a_ring_that_is_damaged_is_set_up_anew() {
     let (mut kernel, mut nic) = started(&card);
     card.borrow_mut().receive(&[1; 60], reg::RECEIVED_WELL);
     card.borrow_mut().memory[usize::from(RING + 1) * 256 + 1] = 0xff;
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [Vec::new()]);
     assert!(kernel.log[1].contains("is damaged"), "{:?}", kernel.log);
     card.borrow_mut().receive(&[2; 60], reg::RECEIVED_WELL);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![2; 60]]);
 }
 
@@ -198,7 +194,7 @@ fn an_overflow_is_recovered_from() {
     card.borrow_mut().causes |= cause::OVERWRITE;
     let mask = std::mem::replace(&mut card.borrow_mut().page_0[usize::from(reg::MISSED)], 3);
     let before = kernel.time_ns;
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert!(kernel.time_ns - before >= 1_600_000);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![1; 60]]);
     assert_eq!(kernel.net.as_mut().unwrap().counted(Counter::RxMissed), 3);

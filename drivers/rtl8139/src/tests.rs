@@ -3,9 +3,9 @@
 
 use super::registers::{self as reg, cause, command, tx};
 use super::{CHECK, HEADER, Rtl8139, SENDING};
+use ringfence_sdk::Driver;
 use ringfence_sdk::fake::{Device, Kernel, Register, dma_read, dma_write};
 use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NicDriver};
-use ringfence_sdk::{Driver, Events};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec;
@@ -117,17 +117,13 @@ fn started(card: &Rc<RefCell<Card>>) -> (Kernel, Nic) {
     (kernel, nic)
 }
 
-fn poll(kernel: &mut Kernel, nic: &mut Nic) {
-    kernel.run(|| nic.poll(Events::INTERRUPT | Events::QUEUE));
-}
-
 #[test]
 fn frames_are_sent_and_short_ones_filled_up() {
     let card = Card::new();
     let (mut kernel, mut nic) = started(&card);
     let frames = [vec![1; 43], vec![2; 101], vec![3; MAX_FRAME]];
     frames.iter().for_each(|frame| kernel.net.as_mut().unwrap().transmit(frame));
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_transmitted(), 3);
     let short = [&[1; 43][..], &[0; MIN_FRAME - 43]].concat();
     assert_eq!(card.borrow().sent, [short, frames[1].clone(), frames[2].clone()]);
@@ -141,16 +137,16 @@ fn a_card_has_no_more_frames_than_it_takes() {
     let (mut kernel, mut nic) = started(&card);
     let masked = || card.borrow().get(reg::MASK.offset(), 2) as u16 & cause::TRANSMITTED != 0;
     (0..6).for_each(|byte| kernel.net.as_mut().unwrap().transmit(&[byte; 60]));
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!((kernel.net.as_mut().unwrap().take_transmitted(), card.borrow().sent.len(), masked()), (0, 4, true));
     card.borrow_mut().finish(0, tx::SENT);
     // A frame that was given up is counted, and comes back as well.
     card.borrow_mut().finish(1, tx::GIVEN_UP);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!((kernel.net.as_mut().unwrap().take_transmitted(), card.borrow().sent.len(), masked()), (2, 6, true));
     assert_eq!(kernel.net.as_mut().unwrap().counted(Counter::TxErrors), 1);
     [2, 3, 0, 1].into_iter().for_each(|slot| card.borrow_mut().finish(slot, tx::SENT));
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!((kernel.net.as_mut().unwrap().take_transmitted(), masked()), (4, false));
     let sent: Vec<u8> = card.borrow().sent.iter().map(|frame| frame[0]).collect();
     assert_eq!(sent, [0, 1, 2, 3, 4, 5]);
@@ -163,7 +159,7 @@ fn frames_come_out_of_the_ring_over_its_end() {
     for round in 0..120 {
         let frame: Vec<u8> = (0..1001 + round).map(|index| (index * 7) as u8).collect();
         card.borrow_mut().receive(&frame, reg::RECEIVED_WELL);
-        poll(&mut kernel, &mut nic);
+        kernel.poll(&mut nic);
         let net = kernel.net.as_mut().unwrap();
         assert_eq!(net.take_received(), [frame]);
         net.lend(round % 64, 1);
@@ -177,10 +173,10 @@ fn a_frame_waits_in_the_ring_for_room() {
     let mut kernel = Kernel::new(card.clone());
     let mut nic = kernel.run(Nic::init).unwrap();
     card.borrow_mut().receive(&[1; 60], reg::RECEIVED_WELL);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), Vec::<Vec<u8>>::new());
     kernel.net.as_mut().unwrap().lend(0, 1);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![1; 60]]);
 }
 
@@ -192,12 +188,12 @@ fn a_damaged_frame_sets_the_ring_up_anew() {
     card.borrow_mut().receive(&[1; 60], reg::RECEIVED_WELL);
     card.borrow_mut().receive(&[2; 60], 0);
     card.borrow_mut().receive(&[3; 60], reg::RECEIVED_WELL);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![1; 60], Vec::new()]);
     assert_eq!(kernel.net.as_mut().unwrap().counted(Counter::RxErrors), 1);
     assert!(kernel.log[1].ends_with("the receive ring is set up anew"), "{:?}", kernel.log);
     card.borrow_mut().receive(&[4; 60], reg::RECEIVED_WELL);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![4; 60]]);
 }
 
@@ -207,7 +203,7 @@ fn a_frame_that_is_too_long_is_delivered_empty() {
     let (mut kernel, mut nic) = started(&card);
     for (len, delivered) in [(MAX_FRAME, MAX_FRAME), (MAX_FRAME + 1, 0), (4000, 0), (60, 60)] {
         card.borrow_mut().receive(&vec![5; len], reg::RECEIVED_WELL);
-        poll(&mut kernel, &mut nic);
+        kernel.poll(&mut nic);
         assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![5; delivered]], "{len}");
     }
 }
@@ -219,7 +215,7 @@ fn frames_without_room_are_counted_and_the_link_is_told() {
     card.borrow_mut().set(reg::MISSED.offset(), 4, 7);
     card.borrow_mut().set(reg::MEDIA_STATUS.offset(), 1, reg::NO_LINK.into());
     card.borrow_mut().raise(cause::RING_FULL | cause::LINK);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().counted(Counter::RxMissed), 7);
     assert_eq!((card.borrow().get(reg::MISSED.offset(), 4), kernel.log[1].as_str()), (0, "link down"));
     assert_eq!(card.borrow().get(reg::CAUSES.offset(), 2), 0);

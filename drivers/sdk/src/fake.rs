@@ -227,6 +227,11 @@ impl Kernel {
         result
     }
 
+    /// Polls a driver for an interrupt and for its queues.
+    pub fn poll(&mut self, driver: &mut impl crate::Driver) {
+        self.run(|| driver.poll(crate::Events::INTERRUPT | crate::Events::QUEUE));
+    }
+
     /// Allocates memory for the driver, and returns its address for the driver.
     fn allocate(len_bytes: u64) -> i64 {
         let mut memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512];

@@ -115,11 +115,6 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
         self.memory.address(0)
     }
 
-    /// Returns the number of descriptors.
-    pub const fn len(&self) -> usize {
-        N
-    }
-
     /// Returns the length of all descriptors, in bytes.
     pub const fn len_bytes(&self) -> usize {
         N * BYTES

@@ -2,9 +2,9 @@
 //! one has several queues, completes and checks checksums, and lies.
 
 use super::{HEADER_BYTES, IS_VALID, NEEDS_SUM, PAIRS, SET_PAIRS, STATUS_LINK_UP, VirtioNet, WANTED};
+use ringfence_sdk::Driver;
 use ringfence_sdk::fake::{Device, Kernel, Register, dma_read, dma_write};
 use ringfence_sdk::net::{FRAME_BYTES, NicDriver, Sum};
-use ringfence_sdk::{Driver, Events};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec;
@@ -182,12 +182,8 @@ fn started(card: &Rc<RefCell<Card>>) -> (Kernel, Nic) {
     assert_eq!(kernel.log, ["virtio network device at 52:54:00:12:34:56"]);
     assert!(kernel.has_interrupts && kernel.uses_dma);
     kernel.net.as_mut().unwrap().lend(0, 96);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     (kernel, nic)
-}
-
-fn poll(kernel: &mut Kernel, nic: &mut Nic) {
-    kernel.run(|| nic.poll(Events::INTERRUPT | Events::QUEUE));
 }
 
 #[test]
@@ -200,7 +196,7 @@ fn frames_go_through_their_queue_with_their_sum() {
     net.transmit_as(&[2; 1514], 0, Some(Sum { start: 34, offset: 16 }));
     // The header of a frame says nothing of another frame that has had its place.
     net.transmit_as(&[3; 61], 0, None);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(kernel.net.as_mut().unwrap().take_transmitted(), 3);
     let plain = vec![0; HEADER_BYTES];
     let with_sum = vec![NEEDS_SUM, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0];
@@ -208,7 +204,7 @@ fn frames_go_through_their_queue_with_their_sum() {
     sent.sort();
     assert_eq!(sent, [(0, plain.clone(), vec![3; 61]), (0, with_sum, vec![2; 1514]), (2, plain, vec![1; 60])]);
     kernel.net.as_mut().unwrap().transmit(&[4; 60]);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(card.borrow().sent[3], (0, vec![0; HEADER_BYTES], vec![4; 60]));
 }
 
@@ -220,7 +216,7 @@ fn received_frames_have_their_queue_and_what_was_checked() {
     for (pair, flags) in [(1, 0), (2, IS_VALID), (0, NEEDS_SUM)] {
         card.borrow_mut().receive(pair, flags, &[pair as u8; 60]);
     }
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     let entries = kernel.net.as_mut().unwrap().take_entries();
     let said: Vec<_> =
         entries.iter().map(|(entry, frame)| (entry.queue(), entry.is_checked(), frame[0], frame.len())).collect();
@@ -233,12 +229,12 @@ fn empty_frames_go_where_they_are_missing() {
     let card = Card::new(WANTED);
     let (mut kernel, mut nic) = started(&card);
     (0..20).for_each(|_| card.borrow_mut().receive(1, 0, &[5; 60]));
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!([0, 1, 2].map(|pair| card.borrow().buffers(pair)), [32, 12, 32]);
     let net = kernel.net.as_mut().unwrap();
     let numbers: Vec<usize> = net.take_entries().iter().map(|(entry, _)| entry.frame()).collect();
     numbers.into_iter().for_each(|number| net.lend(number, 1));
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!([0, 1, 2].map(|pair| card.borrow().buffers(pair)), [32; 3]);
 }
 
@@ -252,7 +248,7 @@ fn a_simple_device_has_one_pair_and_no_sums() {
     assert_eq!((card.borrow().buffers(0), card.borrow().queues[2].is_enabled), (96, false));
     kernel.net.as_mut().unwrap().transmit(&[1; 60]);
     card.borrow_mut().receive(0, IS_VALID, &[2; 60]);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     assert_eq!(card.borrow().sent, [(0, vec![0; HEADER_BYTES], vec![1; 60])]);
     let entries = kernel.net.as_mut().unwrap().take_entries();
     assert_eq!(entries.iter().map(|(entry, _)| entry.is_checked()).collect::<Vec<_>>(), [false]);
@@ -268,7 +264,7 @@ fn a_device_that_lies_is_not_believed() {
     card.borrow_mut().give(0, head, HEADER_BYTES + FRAME_BYTES + 1);
     card.borrow_mut().give(0, head, 100);
     card.borrow_mut().give(0, u16::MAX, 100);
-    poll(&mut kernel, &mut nic);
+    kernel.poll(&mut nic);
     let entries = kernel.net.as_mut().unwrap().take_entries();
     assert_eq!(entries.iter().map(|(_, frame)| frame.len()).collect::<Vec<_>>(), [0]);
 }

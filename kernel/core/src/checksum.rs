@@ -7,8 +7,6 @@
 use ringfence_abi::net::Sum;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPacket};
 
-/// Bytes of an Ethernet header.
-const ETHERNET_HEADER: usize = 14;
 /// Place of the checksum in a TCP header (RFC 9293, 3.1).
 const CHECKSUM: usize = 16;
 
@@ -32,9 +30,10 @@ fn find(frame: &[u8]) -> Option<Found> {
     if packet.more_frags() || packet.frag_offset() != 0 {
         return None;
     }
+    let first = EthernetFrame::<&[u8]>::header_len();
     Some(Found {
-        start: ETHERNET_HEADER + usize::from(packet.header_len()),
-        end: ETHERNET_HEADER + usize::from(packet.total_len()),
+        start: first + usize::from(packet.header_len()),
+        end: first + usize::from(packet.total_len()),
         source: packet.src_addr().into(),
         destination: packet.dst_addr().into(),
         protocol: packet.next_header(),

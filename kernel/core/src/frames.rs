@@ -178,7 +178,7 @@ impl<M: Words + Data> Frames<M> {
                 continue;
             };
             if other.tx.read(entry.frame() * FRAME_BYTES, frame) {
-                let sum = entry.sum().filter(|_| self.card.offload.contains(Offload::TX_CHECKSUM));
+                let sum = entry.sum().filter(|_| self.offloads(Offload::TX_CHECKSUM));
                 if entry.sum().is_some() && sum.is_none() {
                     checksum::complete(frame);
                 }
@@ -323,6 +323,11 @@ impl<M: Words + Data> Frames<M> {
         self.card
     }
 
+    /// Returns whether the card does all of this work.
+    pub fn offloads(&self, offload: Offload) -> bool {
+        self.card.offload.contains(offload)
+    }
+
     /// Submits a frame of at most [`Card::max_frame`] bytes, which the caller sees to; `false` if
     /// there is no room. The driver looks at it when it is polled. With `sum`, the card completes
     /// the frame's checksum; the caller sees to it that the card can.
@@ -386,7 +391,7 @@ impl<M: Words + Data> Frames<M> {
             if position >= self.empty.taken(&self.memory).map_err(Wrong::position("empty"))? {
                 return Err(bad);
             }
-            let may_be_checked = self.card.offload.contains(Offload::RX_CHECKSUM);
+            let may_be_checked = self.offloads(Offload::RX_CHECKSUM);
             let above = taken >> 48;
             if entry.queue() >= self.card.queues || above > u64::from(may_be_checked) {
                 return Err(bad);

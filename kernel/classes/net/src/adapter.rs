@@ -18,8 +18,6 @@ pub const ETHERNET_HEADER: usize = 14;
 pub struct Adapter<'a> {
     /// The longest IP packet that is sent, in bytes.
     pub mtu: usize,
-    /// The checksums that the stack leaves out.
-    pub offload: Offload,
     pub queues: &'a mut Queues,
     /// The driver's fault, if it committed one.
     pub cause: &'a mut Option<Cause>,
@@ -39,15 +37,6 @@ pub struct Received {
 pub struct Sending<'a> {
     queues: &'a mut Queues,
     cause: &'a mut Option<Cause>,
-    /// Whether the stack has left out the checksum.
-    without_sum: bool,
-}
-
-impl Adapter<'_> {
-    fn sending(&mut self) -> Sending<'_> {
-        let without_sum = self.offload.contains(Offload::TX_CHECKSUM);
-        Sending { queues: self.queues, cause: self.cause, without_sum }
-    }
 }
 
 impl phy::Device for Adapter<'_> {
@@ -79,7 +68,7 @@ impl phy::Device for Adapter<'_> {
             let frame = received.frame.get_mut(..received.len_bytes)?;
             if is_checked {
                 checksum::remove_udp(frame);
-            } else if self.offload.contains(Offload::RX_CHECKSUM) && !checksum::is_right(frame) {
+            } else if self.queues.offloads(Offload::RX_CHECKSUM) && !checksum::is_right(frame) {
                 continue;
             }
             if let Some(client) = &mut self.dhcp
@@ -87,14 +76,14 @@ impl phy::Device for Adapter<'_> {
             {
                 *self.change = client.receive(now, frame).or(self.change.take());
             } else if is_harmless(frame) {
-                return Some((received, self.sending()));
+                return Some((received, Sending { queues: self.queues, cause: self.cause }));
             }
         }
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
         match self.queues.can_send() {
-            Ok(true) => Some(self.sending()),
+            Ok(true) => Some(Sending { queues: self.queues, cause: self.cause }),
             Ok(false) => None,
             Err(cause) => {
                 *self.cause = Some(cause.into());
@@ -108,8 +97,8 @@ impl phy::Device for Adapter<'_> {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = ETHERNET_HEADER + self.mtu;
         capabilities.checksum = ChecksumCapabilities::default();
-        let (tx, rx) = (Offload::TX_CHECKSUM, Offload::RX_CHECKSUM);
-        capabilities.checksum.tcp = match (self.offload.contains(tx), self.offload.contains(rx)) {
+        let does = |offload| self.queues.offloads(offload);
+        capabilities.checksum.tcp = match (does(Offload::TX_CHECKSUM), does(Offload::RX_CHECKSUM)) {
             (false, false) => Checksum::Both,
             (false, true) => Checksum::Tx,
             (true, false) => Checksum::Rx,
@@ -131,7 +120,8 @@ impl phy::TxToken for Sending<'_> {
         // smoltcp keeps to the size that `capabilities` names.
         let frame = &mut frame[..len_bytes.min(FRAME_BYTES)];
         let result = f(frame);
-        let sum = self.without_sum.then(|| checksum::prepare(frame)).flatten();
+        // The stack has left the checksum to the card, if the card completes it.
+        let sum = if self.queues.offloads(Offload::TX_CHECKSUM) { checksum::prepare(frame) } else { None };
         if let Err(cause) = self.queues.send(frame, sum) {
             *self.cause = Some(cause.into());
         }

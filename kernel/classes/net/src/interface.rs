@@ -67,7 +67,7 @@ pub struct Interface {
     /// The longest IP packet that the interface sends, in bytes: a person's wish, limited by the
     /// driver.
     pub mtu: usize,
-    /// The checksums that the stack leaves to the driver.
+    /// The checksums that the stack was made to leave to the driver.
     offload: Offload,
     pub servers: Servers,
     /// The addresses that programs were told last.
@@ -306,8 +306,7 @@ impl Interface {
                 Addressing::Dhcp(client) => Some(client),
                 Addressing::Static => None,
             };
-            let (mtu, offload) = (self.mtu, self.offload);
-            let mut device = Adapter { mtu, offload, queues, cause: &mut cause, dhcp, change: &mut change };
+            let mut device = Adapter { mtu: self.mtu, queues, cause: &mut cause, dhcp, change: &mut change };
             let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
             if let Some(cause) = cause {
                 return Err(cause);
@@ -415,8 +414,7 @@ impl Interface {
 /// Returns a stack above a driver's queues that sends IP packets of `mtu` bytes at most, and leaves
 /// the checksums to the driver that the driver offers to do.
 fn stack_above(queues: &mut Queues, config: Config, mtu: usize) -> Stack {
-    let offload = queues.card().offload;
-    let mut adapter = Adapter { mtu, offload, queues, cause: &mut None, dhcp: None, change: &mut None };
+    let mut adapter = Adapter { mtu, queues, cause: &mut None, dhcp: None, change: &mut None };
     let mut stack = Stack::new(config, &mut adapter, now());
     // There is room for a few fragmented packets only. A packet whose remaining fragments do not
     // come makes room for others soon.

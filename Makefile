@@ -1,5 +1,5 @@
 # make run: sets up what is missing and boots to the shell.  make test: sets up and passes every test.
-# make miri: runs the tests of drivers' logic in Miri, where a nightly toolchain has it: four minutes.
+# make miri: runs the tests of drivers' logic in Miri, where a nightly toolchain has it: three minutes.
 .PHONY: run test setup lint miri
 
 run: setup

@@ -4,6 +4,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+use core::time::Duration;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::virtio::Transport;
@@ -30,6 +31,8 @@ const HEADER: u32 = 12;
 const FRAME: u32 = 64;
 /// A command that changes nothing: the receive filter is as it was, off (5.1.6.5.1).
 const COMMAND: [u8; 3] = [0, 0, 0];
+/// The longest that the device may take.
+const LIMIT: Duration = Duration::from_secs(10);
 
 struct RogueVirtioNet {
     transport: Transport,
@@ -69,6 +72,10 @@ impl Driver for RogueVirtioNet {
         queue.offer(0);
         queue.publish();
         self.transport.notify(number);
+        // The device works when its host gets to it, so the driver waits for it: what the device
+        // does is part of the command.
+        let transport = &self.transport;
+        device::wait_until(LIMIT, || queue.take_used().is_some() || transport.needs_reset())?;
         Ok(0)
     }
 

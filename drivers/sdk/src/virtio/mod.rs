@@ -44,6 +44,7 @@ mod status {
     pub const DRIVER: u8 = 2;
     pub const DRIVER_OK: u8 = 4;
     pub const FEATURES_OK: u8 = 8;
+    pub const NEEDS_RESET: u8 = 64;
 }
 
 /// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM, in the upper half of the features.
@@ -224,6 +225,11 @@ impl Transport {
         if let Some(offset) = self.notify_offsets.get(usize::from(number)) {
             self.notify.write16(*offset, number);
         }
+    }
+
+    /// Returns whether the device met an error after which it does nothing until it is reset.
+    pub fn needs_reset(&self) -> bool {
+        self.common.read8(common::DEVICE_STATUS) & status::NEEDS_RESET != 0
     }
 
     /// Lowers the interrupt line, if the device uses its line.

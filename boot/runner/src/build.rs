@@ -127,8 +127,9 @@ pub fn lint() -> Result<()> {
     let bare_kernel = ["ringfence-kernel", "--no-default-features"];
     // The SDK's examples are checked because its documentation shows them.
     let examples = ["ringfence-sdk", "--examples"];
+    let recording = ["ringfence-sdk", "--features=record"];
     let each = packages.chain(modules).map(|package| vec![package]);
-    for package in each.chain([bare_kernel, examples].map(|package| package.map(String::from).to_vec())) {
+    for package in each.chain([bare_kernel, examples, recording].map(|package| package.map(String::from).to_vec())) {
         let mut cargo = toolchain.cargo("clippy", &bare());
         run(cargo.args(["--quiet", "--release", "-p"]).args(&package).args(["--", "-D", "warnings"]), false)?;
     }
@@ -146,11 +147,26 @@ pub fn lint() -> Result<()> {
 /// Builds the module in a folder outside the project's drivers: a Rust package that depends on the
 /// SDK by its path, or files in C and C++.
 pub fn module(folder: &Path) -> Result<Module> {
-    let manifest = folder.join("Cargo.toml");
-    if !manifest.is_file() {
-        return module_in_c(folder);
+    match folder.join("Cargo.toml").is_file() {
+        true => module_in_rust(folder, &outside(), &[]),
+        false => module_in_c(folder),
     }
-    let manifest = manifest.canonicalize()?;
+}
+
+/// Builds the Rust module called `source`, or in the folder `source`, with the SDK's feature that
+/// records what the driver does.
+pub fn recording(source: &str) -> Result<Module> {
+    let own = project().join("drivers").join(source);
+    let folder = if own.is_dir() && !source.contains('/') { own } else { PathBuf::from(source) };
+    if !folder.join("Cargo.toml").is_file() {
+        bail!("{source} is neither a driver of this project in Rust nor a folder with one");
+    }
+    module_in_rust(&folder, &target().join("recording"), &["--features", "ringfence-sdk/record"])
+}
+
+/// Builds the Rust module in `folder` into the folder `to`, with these arguments for cargo.
+fn module_in_rust(folder: &Path, to: &Path, arguments: &[&str]) -> Result<Module> {
+    let manifest = folder.join("Cargo.toml").canonicalize()?;
     let toolchain = Toolchain::find()?;
     let package = package_name(&manifest)?;
     let name = package.strip_prefix("rf-").unwrap_or(&package).to_string();
@@ -160,7 +176,7 @@ pub fn module(folder: &Path) -> Result<Module> {
     manifest.hash(&mut hasher);
     let metadata = format!("metadata={:x}", hasher.finish());
     let compile = |way: Option<&Way>| {
-        let dir = outside().join(if way.is_none() { "usual" } else { "otherwise" });
+        let dir = to.join(if way.is_none() { "usual" } else { "otherwise" });
         let mut cargo = toolchain.cargo("rustc", &dir);
         // The same settings as for the project's own packages.
         for (setting, value) in [
@@ -174,11 +190,12 @@ pub fn module(folder: &Path) -> Result<Module> {
             cargo.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
         }
         cargo.args(["--release", "--lib", "--crate-type", "staticlib", "--manifest-path"]).arg(&manifest);
+        cargo.args(arguments);
         cargo.args(["--", "-C", &metadata]).args(way.map_or(Vec::new(), |way| vec!["-C", way.rust]));
         run(&mut cargo, way.is_some())?;
         Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
     };
-    link(&toolchain, &name, &outside(), &compile(None)?, |way| compile(Some(way)))
+    link(&toolchain, &name, to, &compile(None)?, |way| compile(Some(way)))
 }
 
 /// Returns the folder for modules from outside the project, whose names may equal those of the

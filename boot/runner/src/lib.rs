@@ -12,7 +12,7 @@
 //! * [`bochs`]: another emulator, for a second opinion
 //! * [`bench`]: measures the cost of protection
 //! * [`campaign`]: changes drivers' code and observes the outcome
-//! * [`drivers`]: the drivers of a machine
+//! * [`drivers`]: the drivers of a machine; [`record`]: records what one of them does
 //! * [`echo`]: an echo server; `page`: tables and charts
 //! * [`gdb`]: scripts for gdb
 //! * [`output`]: the runner's output
@@ -41,6 +41,7 @@ pub mod machine;
 pub mod output;
 mod page;
 pub mod ramdisk;
+pub mod record;
 pub mod snippets;
 pub mod soak;
 pub mod source;

@@ -4,7 +4,7 @@
 use super::registers::{self as reg, cause, command, tx};
 use super::{CHECK, HEADER, Rtl8139, SENDING};
 use ringfence_sdk::Driver;
-use ringfence_sdk::fake::{Device, Kernel, Register, dma_read, dma_write};
+use ringfence_sdk::fake::{Device, Kernel, Register, dma_read, dma_write, replay};
 use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NicDriver};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -229,4 +229,23 @@ fn a_driver_that_goes_stops_the_card() {
     kernel.run(|| nic.exit());
     let card = card.borrow();
     assert_eq!((card.get(reg::MASK.offset(), 2), card.get(reg::COMMAND.offset(), 1)), (0, 0));
+}
+
+/// `ping.recording` is from a run on QEMU's card: `cargo run -- record rtl8139`.
+#[test]
+fn it_does_again_what_it_did_in_a_real_run() {
+    assert_eq!(replay::<Nic>(include_str!("ping.recording")), 15);
+}
+
+/// A driver that does something else than in the recording does not pass.
+#[test]
+#[should_panic(expected = "is set to 0x10; the script has")]
+fn a_replay_notices_another_value() {
+    replay::<Nic>(&include_str!("ping.recording").replace("w 1 37 1 10", "w 1 37 1 11"));
+}
+
+#[test]
+#[should_panic(expected = "the received frames of upcall 1")]
+fn a_replay_notices_another_frame() {
+    replay::<Nic>(&include_str!("ping.recording").replacen("\nreceived ", "\nreceived 1", 1));
 }

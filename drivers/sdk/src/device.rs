@@ -15,7 +15,10 @@ use volatile::VolatilePtr;
 
 /// Reads `width_bytes` (1, 2 or 4) bytes of configuration space at `offset`.
 pub fn pci_read(offset: u64, width_bytes: u64) -> Result<u32> {
-    safe::rf_pci_read(offset, width_bytes).map(|value| value as u32)
+    let value = safe::rf_pci_read(offset, width_bytes)?;
+    #[cfg(feature = "record")]
+    crate::record::line(format_args!("c {offset:x} {width_bytes:x} {value:x}"));
+    Ok(value as u32)
 }
 
 /// Lets the device read and write memory.
@@ -36,7 +39,10 @@ pub fn enable_interrupts() -> Result<()> {
 /// before [`enable_interrupts`]. The driver itself tells the device which interrupt serves which
 /// purpose.
 pub fn vectors(wanted: u64) -> Result<u64> {
-    safe::rf_irq_vectors(wanted)
+    let given = safe::rf_irq_vectors(wanted)?;
+    #[cfg(feature = "record")]
+    crate::record::line(format_args!("vectors {wanted:x} {given:x}"));
+    Ok(given)
 }
 
 /// Lets interrupts through again, for a driver whose reply to the poll did not acknowledge the
@@ -131,7 +137,11 @@ macro_rules! mmio_access {
             return crate::fake::read(register.addr().get() as u64, size_of::<$type>()) as $type;
             #[cfg(not(feature = "fake"))]
             // SAFETY: the register is inside the BAR, which stays mapped; the access is volatile.
-            unsafe { VolatilePtr::new(register) }.read()
+            let value = unsafe { VolatilePtr::new(register) }.read();
+            #[cfg(all(feature = "record", not(feature = "fake")))]
+            self.record('r', register.addr().get(), size_of::<$type>(), value.into());
+            #[cfg(not(feature = "fake"))]
+            value
         }
 
         /// Writes the register at `offset`.
@@ -146,6 +156,8 @@ macro_rules! mmio_access {
             #[cfg(not(feature = "fake"))]
             // SAFETY: as for the read.
             unsafe { VolatilePtr::new(register) }.write(value);
+            #[cfg(feature = "record")]
+            self.record('w', register.addr().get(), size_of::<$type>(), value.into());
         }
     };
 }
@@ -165,6 +177,8 @@ impl Mmio {
             log::error!("BAR {bar} has ports: Ports::open is for those");
         }
         let start = NonNull::new(start as *mut u8).filter(|_| is_memory).ok_or(Refusal::Invalid)?;
+        #[cfg(feature = "record")]
+        crate::record::bar(bar, "memory", start.addr().get() as u64, len);
         Ok(Mmio { start, len_bytes: len as usize, bar })
     }
 
@@ -187,6 +201,11 @@ impl Mmio {
         let is_inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= len_bytes);
         assert!(is_inside, "register {offset:#x} outside BAR {bar} ({len_bytes:#x} bytes)");
         assert!(offset.is_multiple_of(size_of::<T>()), "register {offset:#x} of BAR {bar} is not aligned");
+    }
+
+    #[cfg(feature = "record")]
+    fn record(&self, way: char, address: usize, width_bytes: usize, value: u64) {
+        crate::record::access(way, self.bar, address as u64, width_bytes, value);
     }
 
     /// Returns the address of the register at `offset`, which must be inside the BAR.
@@ -224,6 +243,8 @@ macro_rules! port_access {
                 core::arch::asm!(concat!("in ", $register, ", dx"), in("dx") port, out($register) value,
                     options(nomem, nostack, preserves_flags));
             }
+            #[cfg(all(feature = "record", not(feature = "fake")))]
+            self.record('r', port, size_of::<$type>(), value.into());
             #[cfg(not(feature = "fake"))]
             value
         }
@@ -240,6 +261,8 @@ macro_rules! port_access {
                 core::arch::asm!(concat!("out dx, ", $register), in("dx") port, in($register) value,
                     options(nostack, preserves_flags));
             }
+            #[cfg(feature = "record")]
+            self.record('w', port, size_of::<$type>(), value.into());
         }
     };
 }
@@ -256,7 +279,22 @@ impl Ports {
             log::error!("BAR {bar} has memory: Mmio::map is for that");
             Refusal::Invalid
         })?;
+        #[cfg(feature = "record")]
+        crate::record::bar(bar, "ports", first.into(), count);
         Ok(Ports { first, count: count as u16, bar })
+    }
+
+    #[cfg(feature = "record")]
+    fn record(&self, way: char, port: u16, width_bytes: usize, value: u64) {
+        crate::record::access(way, self.bar, port.into(), width_bytes, value);
+    }
+
+    /// Records accesses of 16 bits, the low byte first.
+    #[cfg(feature = "record")]
+    fn record_words(&self, way: char, port: u16, bytes: &[u8]) {
+        for pair in bytes.chunks_exact(2) {
+            self.record(way, port, 2, u16::from_le_bytes([pair[0], pair[1]]).into());
+        }
     }
 
     /// Returns the number of ports.
@@ -288,6 +326,8 @@ impl Ports {
             core::arch::asm!("rep insw", in("dx") port, inout("rdi") to.as_mut_ptr() => _,
                 inout("rcx") to.len() / 2 => _, options(nostack, preserves_flags));
         }
+        #[cfg(feature = "record")]
+        self.record_words('r', port, to);
     }
 
     /// Writes `from` to port `offset` with 16-bit writes, the low byte first. If the length of
@@ -306,6 +346,8 @@ impl Ports {
             core::arch::asm!("rep outsw", in("dx") port, inout("rsi") from.as_ptr() => _,
                 inout("rcx") from.len() / 2 => _, options(nostack, preserves_flags, readonly));
         }
+        #[cfg(feature = "record")]
+        self.record_words('w', port, from);
     }
 
     port_access!(read8, write8, u8, "al");

@@ -66,9 +66,14 @@ impl Dma {
     /// Copies a value out. Panics if the value is not inside the memory.
     #[track_caller]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
+        #[cfg(feature = "fake")]
+        crate::fake::before_read(self.address(offset), size_of::<T>());
         let place = self.bytes.place(offset, size_of::<T>()).cast::<T>();
         // SAFETY: the value is inside the memory, and any bytes are a valid `T`.
-        unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } }
+        let value = unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } };
+        #[cfg(feature = "record")]
+        self.record(offset, value_bytes(&value));
+        value
     }
 
     /// Copies a value in. Panics if the value does not fit.
@@ -82,7 +87,11 @@ impl Dma {
     /// Copies bytes out. Panics if they are not inside the memory.
     #[track_caller]
     pub fn read_bytes(&self, offset: usize, to: &mut [u8]) {
+        #[cfg(feature = "fake")]
+        crate::fake::before_read(self.address(offset), to.len());
         self.bytes.read(offset, to);
+        #[cfg(feature = "record")]
+        self.record(offset, to);
     }
 
     /// Copies bytes in. Panics if they do not fit.
@@ -90,6 +99,18 @@ impl Dma {
     pub fn write_bytes(&self, offset: usize, from: &[u8]) {
         self.bytes.write(offset, from);
     }
+
+    #[cfg(feature = "record")]
+    fn record(&self, offset: usize, read: &[u8]) {
+        crate::record::bytes(format_args!("m {:x} ", self.address(offset)), read);
+    }
+}
+
+/// Returns the bytes of a value that was read from memory.
+#[cfg(feature = "record")]
+fn value_bytes<T: FromBytes>(value: &T) -> &[u8] {
+    // SAFETY: the value is as long, and lives as long; all of its bytes come from memory.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
 impl Drop for Dma {

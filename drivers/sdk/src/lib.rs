@@ -10,7 +10,8 @@
 //!   driver
 //! * [`dma::Dma`]: memory shared with the device; [`ring::FrameRing`]: descriptors in it
 //! * [`virtio`]: the parts that all virtio devices have in common
-//! * `fake`, a feature: a simulated kernel and a simulated device, for tests on the host
+//! * `fake`, a feature: a simulated kernel and a simulated device, for tests on the host; `record`,
+//!   a feature: the recording of a real run, for the same tests
 //! * the macros of `log` and the collections of `alloc` work as usual
 #![cfg_attr(not(feature = "fake"), no_std)]
 
@@ -32,6 +33,8 @@ pub mod net;
 #[cfg(not(feature = "fake"))]
 mod panic;
 pub mod parameter;
+#[cfg(feature = "record")]
+mod record;
 pub mod register;
 pub mod ring;
 pub mod scsi;
@@ -146,11 +149,21 @@ impl<D: Driver> Instance<D> {
         use ringfence_abi::upcall;
         // SAFETY: see `Sync`: no other reference exists while this one lives.
         let instance = unsafe { &mut *self.0.get() };
+        #[cfg(feature = "record")]
+        match operation {
+            upcall::INIT => record::line(format_args!("init")),
+            upcall::POLL => record::line(format_args!("poll {a:x}")),
+            _ => {}
+        }
         let result = match (operation, instance) {
             (upcall::INIT, instance) => start(instance),
             (upcall::NULL, _) => Ok(0),
             (upcall::POLL, Some(driver)) => Ok(driver.poll(Events::from_bits_truncate(a)).bits()),
-            (upcall::COMMAND, Some(driver)) => shared::mailbox(a).and_then(|text| driver.command(&text)),
+            (upcall::COMMAND, Some(driver)) => shared::mailbox(a).and_then(|text| match &*text {
+                #[cfg(feature = "record")]
+                "recording" => record::tell(),
+                text => driver.command(text),
+            }),
             (upcall::EXIT, Some(driver)) => {
                 driver.exit();
                 Ok(0)

@@ -120,7 +120,11 @@ impl Manifest {
 
     /// Returns the manifest as the module's file holds it. Panics if the kernel would refuse the
     /// manifest; the panic is a compile error.
-    pub const fn build(self) -> Raw {
+    pub const fn build(#[allow(unused_mut, reason = "a recording needs room")] mut self) -> Raw {
+        #[cfg(feature = "record")]
+        {
+            self.0.heap_bytes = self.0.heap_bytes.saturating_add(2 * crate::record::ROOM as u32);
+        }
         if let Err(error) = self.0.check() {
             panic!("{}", error.what());
         }

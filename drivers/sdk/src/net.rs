@@ -225,7 +225,10 @@ impl Queues {
     /// receive more. The driver is polled with [`Events::HEARING`](crate::Events::HEARING) when
     /// this has changed.
     pub fn hearing(&self) -> Hearing {
-        Hearing::from_bits_truncate(self.memory.load(HEARING) as u16)
+        let bits = self.memory.load(HEARING);
+        #[cfg(feature = "record")]
+        crate::record::line(format_args!("hearing {bits:x}"));
+        Hearing::from_bits_truncate(bits as u16)
     }
 
     /// Adds `frames` to an error counter, which the command `ip` shows.
@@ -238,7 +241,10 @@ impl Queues {
     #[inline]
     pub fn take_transmit(&mut self) -> Option<TxFrame> {
         let entry = self.transmit.take(&self.memory).ok()??;
-        Some(TxFrame { entry: NonZeroU64::from(Number::TAKEN) | entry })
+        let frame = TxFrame { entry: NonZeroU64::from(Number::TAKEN) | entry };
+        #[cfg(feature = "record")]
+        self.record_frame(&frame, entry);
+        Some(frame)
     }
 
     /// Returns the device's address of a frame to send.
@@ -258,7 +264,19 @@ impl Queues {
     /// the card does not compute. Panics if they do not fit.
     #[track_caller]
     pub fn write(&mut self, frame: &mut impl Frame, offset: usize, from: &[u8]) {
+        #[cfg(feature = "fake")]
+        crate::fake::frame_written(offset, from);
+        #[cfg(feature = "record")]
+        crate::record::bytes(format_args!("f {offset:x} "), from);
         frame.bytes(self).write(offset, from);
+    }
+
+    #[cfg(feature = "record")]
+    fn record_frame(&self, frame: &TxFrame, entry: u64) {
+        let mut bytes = [0; FRAME_BYTES];
+        let bytes = &mut bytes[..frame.len_bytes().min(FRAME_BYTES)];
+        self.read(frame, 0, bytes);
+        crate::record::bytes(format_args!("transmit {entry:x} "), bytes);
     }
 
     /// Pads a frame that is shorter than [`MIN_FRAME`] with zeros, for a card that does not do
@@ -278,6 +296,8 @@ impl Queues {
     #[inline]
     pub fn give_transmitted(&mut self, frame: TxFrame) {
         // There is room: the ring has an entry for every frame.
+        #[cfg(feature = "record")]
+        crate::record::line(format_args!("transmitted {:x}", frame.number()));
         let _ = self.transmitted.put(&self.memory, frame.number() as u64);
     }
 
@@ -287,6 +307,8 @@ impl Queues {
     #[inline]
     pub fn take_empty(&mut self) -> Option<RxFrame> {
         let entry = Entry(self.empty.take(&self.memory).ok()??);
+        #[cfg(feature = "record")]
+        crate::record::line(format_args!("empty {:x}", entry.frame()));
         Some(RxFrame { number: Number::new(entry.frame()) })
     }
 
@@ -303,6 +325,8 @@ impl Queues {
         // A length that does not fit is too long in any case.
         let entry = Entry::new(frame.number() as u16, len_bytes.min(u16::MAX.into()) as u16);
         let entry = entry.in_queue(queue as u16).checked(is_checked);
+        #[cfg(feature = "record")]
+        crate::record::line(format_args!("received {:x}", entry.0));
         // There is room: the ring has an entry for every frame.
         let _ = self.received.put(&self.memory, entry.0);
     }

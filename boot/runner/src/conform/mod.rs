@@ -9,10 +9,9 @@ use crate::build::System;
 use crate::drivers;
 use crate::machine::{Disk, End, Machine, Monitor, Running};
 use crate::output;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use peer::Peer;
-use ringfence_abi::manifest::{Kind, Manifest, RING1_ONLY};
-use ringfence_core::module::Module;
+use ringfence_abi::manifest::Kind;
 use ringfence_link::event::Event;
 use serde_json::json;
 use std::fs::File;
@@ -20,23 +19,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// QEMU's devices by their PCI IDs. A driver is tested on the first of its devices that is listed
-/// here.
-const DEVICES: [(u16, u16, &str); 13] = [
-    (0x8086, 0x100e, "e1000"),
-    (0x8086, 0x10d3, "e1000e"),
-    (0x1022, 0x2000, "pcnet"),
-    (0x10ec, 0x8139, "rtl8139"),
-    (0x10ec, 0x8029, "ne2k_pci"),
-    (0x1af4, 0x1041, "virtio-net-pci"),
-    (0x1af4, 0x1000, "virtio-net-pci"),
-    (0x1011, 0x0019, "tulip"),
-    (0x8086, 0x1229, "i82557b"),
-    (0x1af4, 0x1048, "virtio-scsi-pci"),
-    (0x1000, 0x0012, "lsi53c895a"),
-    (0x1022, 0x2020, "am53c974"),
-    (0x1af4, 0x1042, "virtio-blk-pci"),
-];
 /// Longest time for a test.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -179,14 +161,6 @@ fn signal(process: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns QEMU's name of a device that a module drives.
-fn device_of(manifest: &Manifest) -> Option<&'static str> {
-    let of_pci = manifest.pci_ids().find_map(|id| {
-        DEVICES.iter().find(|(vendor, device, _)| (*vendor, *device) == (id.vendor, id.device)).map(|(.., name)| *name)
-    });
-    of_pci.or_else(|| manifest.fixed_ports().any(|port| port == 0x1f0).then_some("isa-ide"))
-}
-
 /// A test of a network or a disk driver.
 #[derive(Clone, Copy)]
 enum Test {
@@ -213,26 +187,17 @@ pub fn meanings(kind: Kind) -> impl Iterator<Item = (&'static str, &'static str)
 /// Tests the driver; returns the outcome of each test.
 pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
     let driver = drivers::find(system, &options.machine, &options.name)?;
-    let bytes = std::fs::read(&driver.file)?;
-    let module = Module::parse(&bytes).map_err(|error| anyhow::anyhow!("{}: {error}", driver.file.display()))?;
     let tests = tests_of(driver.kind);
     if tests.is_empty() {
         bail!("{} offers nothing that there are tests for", options.name);
     }
-    let device = match &options.device {
-        Some(device) => device.clone(),
-        None => device_of(&module.manifest)
-            .with_context(|| {
-                format!("which of QEMU's devices {} drives is not known: --device names one", options.name)
-            })?
-            .to_string(),
-    };
+    let device = driver.device(options.device.as_deref())?;
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     if !tests.iter().any(|(name, ..)| wanted(name)) {
         let names: Vec<&str> = tests.iter().map(|(name, ..)| *name).collect();
         bail!("there is no such test; there are: {}", names.join(", "));
     }
-    let is_allowed = |ring: &u8| *ring == 1 || module.manifest.flags & RING1_ONLY == 0;
+    let is_allowed = |ring: &u8| *ring == 1 || !driver.is_ring1_only;
     let is_wanted = |ring: &u8| options.ring.is_none_or(|only| only == *ring);
     let rings: Vec<u8> = [1, 0].into_iter().filter(is_allowed).filter(is_wanted).collect();
     let mut outcomes = Vec::new();
@@ -240,7 +205,7 @@ pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcom
         for &ring in &rings {
             let began = Instant::now();
             let failure =
-                attempt(system, options, (driver.kind, &device), test, ring).err().map(|error| format!("{error:#}"));
+                attempt(system, options, (driver.kind, device), test, ring).err().map(|error| format!("{error:#}"));
             let outcome = Outcome { test: name, meaning, ring, failure, time: began.elapsed() };
             show(&outcome);
             outcomes.push(outcome);

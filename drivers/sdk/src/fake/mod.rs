@@ -1,23 +1,26 @@
 //! A simulated kernel and a simulated device, to test a driver's logic on the host. This is the
 //! feature `fake`, for `[dev-dependencies]` alone.
 //!
-//! A test gives [`Kernel::new`] a model of the driver's device ([`Device`]), or a [`Script`] of the
-//! accesses to the device. The test calls the driver's own functions in [`Kernel::run`]. There, all
-//! services, registers, ports and DMA memory belong to the simulation. The model reads and writes
-//! the driver's memory with [`dma_read`] and [`dma_write`], at the addresses that the driver has
-//! given to the device. The time advances by a microsecond with each request for it, so that every
-//! loop with a deadline ends.
+//! A test gives [`Kernel::new`] a model of the driver's device ([`Device`]), or a [`Script`] of
+//! the accesses to the device; [`replay`] has a driver repeat a recorded run. The test calls the
+//! driver's own functions in [`Kernel::run`]. There, all services, registers, ports and DMA memory
+//! belong to the simulation. The model reads and writes the driver's memory with [`dma_read`] and
+//! [`dma_write`], at the addresses that the driver has given to the device. The time advances by a
+//! microsecond with each request for it, so that every loop with a deadline ends.
 //!
 #![doc = "```rust,ignore"]
-#![doc = include_str!("../../template/src/tests.rs")]
+#![doc = include_str!("../../../template/src/tests.rs")]
 #![doc = "```"]
 
+mod script;
+
+pub use script::{Recorder, Script, replay};
+
 use crate::Refusal;
+use ringfence_abi::layout::{DMA, PAGE_SIZE};
 use ringfence_abi::net::{self, Entry, FRAME_BYTES, NetInfo, RX_FRAMES, Sum, TX_FRAMES};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
-use std::format;
 use std::string::{String, ToString};
 use std::sync::Mutex;
 use std::vec;
@@ -49,6 +52,24 @@ pub trait Device {
     fn configuration(&self, offset: u64, width_bytes: u64) -> u64 {
         let _ = (offset, width_bytes);
         0
+    }
+
+    /// Returns how many interrupts of its own the device has, of `wanted`.
+    fn vectors(&self, wanted: u64) -> u64 {
+        let _ = wanted;
+        0
+    }
+
+    /// Returns `len` bytes that the device has written to the driver's memory at `address`, or
+    /// `None` if it leaves the memory as it is. The driver reads the memory next.
+    fn memory(&mut self, address: u64, len: usize) -> Option<Vec<u8>> {
+        let _ = (address, len);
+        None
+    }
+
+    /// Notices that the driver has written bytes into a frame, from `offset` on.
+    fn frame_written(&mut self, offset: usize, from: &[u8]) {
+        let _ = (offset, from);
     }
 }
 
@@ -84,107 +105,17 @@ impl<D: Device> Device for std::rc::Rc<RefCell<D>> {
     fn configuration(&self, offset: u64, width_bytes: u64) -> u64 {
         self.borrow().configuration(offset, width_bytes)
     }
-}
 
-/// A device that expects exactly these accesses, in this order. A person or a [`Recorder`] writes
-/// the script. Each line is `r BAR OFFSET WIDTH VALUE` or `w BAR OFFSET WIDTH VALUE` with numbers
-/// in hexadecimal. Before these lines, `bar BAR ports|memory LENGTH` declares each BAR.
-pub struct Script {
-    bars: BTreeMap<u64, (bool, u64)>,
-    lines: VecDeque<(bool, Register, u64)>,
-}
-
-impl Script {
-    /// Reads a script. Panics if the text is not a script.
-    pub fn new(text: &str) -> Script {
-        let mut script = Script { bars: BTreeMap::new(), lines: VecDeque::new() };
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let number = |word: &str| u64::from_str_radix(word, 16).unwrap_or_else(|_| panic!("no number: {line}"));
-            match words[..] {
-                ["bar", bar, kind, len] => {
-                    script.bars.insert(number(bar), (kind == "ports", number(len)));
-                }
-                [way @ ("r" | "w"), bar, offset, width, value] => {
-                    let (bar, offset, width_bytes) = (number(bar), number(offset), number(width) as usize);
-                    script.lines.push_back((way == "w", Register { bar, offset, width_bytes }, number(value)));
-                }
-                _ => panic!("no line of a script: {line}"),
-            }
-        }
-        script
+    fn vectors(&self, wanted: u64) -> u64 {
+        self.borrow().vectors(wanted)
     }
 
-    /// Returns the number of accesses that have not happened yet.
-    pub fn left(&self) -> usize {
-        self.lines.len()
+    fn memory(&mut self, address: u64, len: usize) -> Option<Vec<u8>> {
+        self.borrow_mut().memory(address, len)
     }
 
-    fn next(&mut self, is_write: bool, register: Register) -> u64 {
-        let way = if is_write { "written" } else { "read" };
-        let (writes, wanted, value) =
-            self.lines.pop_front().unwrap_or_else(|| panic!("{register:x?} is {way} behind the script's end"));
-        assert!(
-            (writes, wanted) == (is_write, register),
-            "{register:x?} is {way}; the script has {wanted:x?}, {}",
-            if writes { "written" } else { "read" }
-        );
-        value
-    }
-}
-
-impl Device for Script {
-    fn read(&mut self, register: Register) -> u64 {
-        self.next(false, register)
-    }
-
-    fn write(&mut self, register: Register, value: u64) {
-        let wanted = self.next(true, register);
-        assert!(value == wanted, "{register:x?} is set to {value:#x}; the script has {wanted:#x}");
-    }
-
-    fn bar(&self, bar: u64) -> (bool, u64) {
-        self.bars.get(&bar).copied().unwrap_or((false, 0))
-    }
-}
-
-/// A device that records the accesses to another device as a [`Script`].
-pub struct Recorder<D> {
-    /// The device whose accesses are recorded.
-    pub device: D,
-    /// The script so far.
-    pub script: String,
-}
-
-impl<D: Device> Recorder<D> {
-    /// Creates a recorder with an empty script.
-    pub fn new(device: D) -> Recorder<D> {
-        Recorder { device, script: String::new() }
-    }
-
-    fn note(&mut self, way: char, Register { bar, offset, width_bytes }: Register, value: u64) {
-        self.script += &format!("{way} {bar:x} {offset:x} {width_bytes:x} {value:x}\n");
-    }
-}
-
-impl<D: Device> Device for Recorder<D> {
-    fn read(&mut self, register: Register) -> u64 {
-        let value = self.device.read(register);
-        self.note('r', register, value);
-        value
-    }
-
-    fn write(&mut self, register: Register, value: u64) {
-        self.device.write(register, value);
-        self.note('w', register, value);
-    }
-
-    fn bar(&self, bar: u64) -> (bool, u64) {
-        self.device.bar(bar)
-    }
-
-    fn configuration(&self, offset: u64, width_bytes: u64) -> u64 {
-        self.device.configuration(offset, width_bytes)
+    fn frame_written(&mut self, offset: usize, from: &[u8]) {
+        self.borrow_mut().frame_written(offset, from);
     }
 }
 
@@ -206,6 +137,9 @@ pub struct Kernel {
     pub has_interrupts: bool,
     /// The kernel's end of the driver's network interface, if the driver offers one.
     pub net: Option<Net>,
+    /// The empty frames that the driver is lent, and the bits of [`Hearing`](net::Hearing), as soon
+    /// as the driver offers a network interface.
+    at_start: (Vec<u64>, u64),
 }
 
 thread_local! {
@@ -232,28 +166,32 @@ impl Kernel {
         self.run(|| driver.poll(crate::Events::INTERRUPT | crate::Events::QUEUE));
     }
 
-    /// Allocates memory for the driver, and returns its address for the driver.
-    fn allocate(len_bytes: u64) -> i64 {
+    /// Allocates memory for the driver, and returns its address for the driver: a multiple of the
+    /// page size.
+    fn allocate(len_bytes: u64) -> u64 {
         let mut memory = vec![0u64; (len_bytes as usize).div_ceil(8) + 512];
-        // The start is a multiple of the page size, as the device's address is.
         let start = (memory.as_mut_ptr() as usize).next_multiple_of(4096) as u64;
         MEMORY.lock().unwrap().push(memory);
+        start
+    }
+
+    /// Allocates memory for the driver and its device, and returns its address for the driver.
+    fn allocate_dma(len_bytes: u64) -> u64 {
+        let start = Kernel::allocate(len_bytes);
         REGIONS.with(|regions| {
             let mut regions = regions.borrow_mut();
-            let end = regions.last().map_or(FIRST_ADDRESS, |region| region.address + region.len_bytes);
-            regions.push(Region { start, address: end.next_multiple_of(ALIGNED), len_bytes });
+            // As in a slot of the kernel's, a page is left out after each region.
+            let end = |region: &Region| (region.address + region.len_bytes).next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
+            let address = regions.last().map_or(DMA, end);
+            regions.push(Region { start, address, len_bytes });
         });
-        start as i64
+        start
     }
 }
 
 /// All memory that drivers were given. It is never freed: a driver may have it for longer than
 /// there is a kernel.
 static MEMORY: Mutex<Vec<Vec<u64>>> = Mutex::new(Vec::new());
-
-/// The device's address of the first memory that a driver allocates.
-const FIRST_ADDRESS: u64 = 0x1000_0000;
-const ALIGNED: u64 = 0x1_0000;
 
 /// Memory that a driver has allocated.
 #[derive(Clone, Copy)]
@@ -333,27 +271,42 @@ impl Net {
     pub fn transmit_as(&mut self, frame: &[u8], queue: u16, sum: Option<Sum>) {
         let number = self.next % TX_FRAMES as u64;
         self.next += 1;
-        let place = self.memory.load(net::TX_START) + number * FRAME_BYTES as u64;
+        let entry = Entry::new(number as u16, frame.len() as u16).in_queue(queue);
+        self.put(sum.map_or(entry, |sum| entry.with_sum(sum)), frame);
+    }
+
+    /// Queues a frame with this entry for the driver to send.
+    fn put(&mut self, entry: Entry, frame: &[u8]) {
+        assert!(entry.frame() < TX_FRAMES);
+        let place = self.memory.load(net::TX_START) + (entry.frame() * FRAME_BYTES) as u64;
         for (index, byte) in frame.iter().enumerate() {
             assert!(index < FRAME_BYTES);
             // SAFETY: the byte is inside the frame.
             unsafe { (place as *mut u8).add(index).write(*byte) };
         }
-        let entry = Entry::new(number as u16, frame.len() as u16).in_queue(queue);
-        let entry = sum.map_or(entry, |sum| entry.with_sum(sum));
         assert_eq!(self.transmit.put(&self.memory, entry.0), Ok(true));
     }
 
     /// Takes the frames that the driver has sent and given back, and returns their number.
     pub fn take_transmitted(&mut self) -> usize {
-        std::iter::from_fn(|| self.transmitted.take(&self.memory).expect("a position that can be")).count()
+        self.take_sent().len()
+    }
+
+    /// Takes the numbers of the frames that the driver has sent and given back.
+    fn take_sent(&mut self) -> Vec<u64> {
+        std::iter::from_fn(|| self.transmitted.take(&self.memory).expect("a position that can be")).collect()
     }
 
     /// Lends the driver `count` empty frames, from number `first` on.
     pub fn lend(&mut self, first: usize, count: usize) {
-        for number in first..first + count {
-            assert!(number < RX_FRAMES);
-            assert_eq!(self.empty.put(&self.memory, number as u64), Ok(true));
+        let numbers: Vec<u64> = (first..first + count).map(|number| number as u64).collect();
+        self.lend_each(&numbers);
+    }
+
+    fn lend_each(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            assert!(*number < RX_FRAMES as u64);
+            assert_eq!(self.empty.put(&self.memory, *number), Ok(true));
         }
     }
 
@@ -407,6 +360,23 @@ pub(crate) fn write(address: u64, width_bytes: usize, value: u64) {
     with_device(|device| device.write(Register { bar, offset, width_bytes }, value));
 }
 
+/// Has the device write the memory that the driver reads next.
+pub(crate) fn before_read(address: u64, len: usize) {
+    let written = KERNEL.with(|kernel| kernel.borrow_mut().device.as_deref_mut()?.memory(address, len));
+    if let Some(written) = written {
+        dma_write(address, &written);
+    }
+}
+
+/// Tells the device about bytes that the driver has written into a frame.
+pub(crate) fn frame_written(offset: usize, from: &[u8]) {
+    KERNEL.with(|kernel| {
+        if let Some(device) = kernel.borrow_mut().device.as_deref_mut() {
+            device.frame_written(offset, from);
+        }
+    });
+}
+
 fn port(port: u16, width_bytes: usize) -> Register {
     Register { bar: u64::from(port >> 8 & 0x3f), offset: u64::from(port & 0xff), width_bytes }
 }
@@ -444,7 +414,7 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
                 kernel.time_ns += 1000;
                 return kernel.time_ns as i64;
             }
-            "rf_dma_alloc" => return Kernel::allocate(argument(0)),
+            "rf_dma_alloc" => return Kernel::allocate_dma(argument(0)) as i64,
             "rf_dma_address" => return seen_by_device(argument(0)) as i64,
             "rf_bar_map" | "rf_bar_len" => {
                 let (is_ports, len) = bar(kernel);
@@ -459,6 +429,7 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
                 return device.map_or(0, |device| device.configuration(argument(0), argument(1))) as i64;
             }
             "rf_pci_write" => kernel.uses_dma = argument(2) & 4 != 0,
+            "rf_irq_vectors" => return kernel.device.as_deref().map_or(0, |device| device.vectors(argument(0))) as i64,
             "rf_irq_enable" => kernel.has_interrupts = true,
             "rf_sleep" => kernel.time_ns = kernel.time_ns.saturating_add(argument(0)),
             "rf_timer" => kernel.timer = Some((argument(0), argument(1))),
@@ -481,22 +452,26 @@ fn seen_by_device(start: u64) -> u64 {
 /// Creates the queues of a network interface.
 fn offer_net(kernel: &mut Kernel) -> i64 {
     let start = Kernel::allocate(net::QUEUE_BYTES as u64);
-    let tx = Kernel::allocate((TX_FRAMES * FRAME_BYTES) as u64);
-    let rx = Kernel::allocate((RX_FRAMES * FRAME_BYTES) as u64);
+    let tx = Kernel::allocate_dma((TX_FRAMES * FRAME_BYTES) as u64);
+    let rx = Kernel::allocate_dma((RX_FRAMES * FRAME_BYTES) as u64);
     let memory = Memory(start as *mut u64);
     for (address, start, place) in [(net::TX_ADDRESS, net::TX_START, tx), (net::RX_ADDRESS, net::RX_START, rx)] {
-        memory.store(address, seen_by_device(place as u64));
-        memory.store(start, place as u64);
+        memory.store(address, seen_by_device(place));
+        memory.store(start, place);
     }
-    kernel.net = Some(Net {
+    let mut net = Net {
         memory,
         transmit: Producer::new(net::TRANSMIT),
         transmitted: Consumer::new(net::TRANSMITTED),
         empty: Producer::new(net::EMPTY),
         received: Consumer::new(net::RECEIVED),
         next: 0,
-    });
-    start
+    };
+    let (empty, hearing) = std::mem::take(&mut kernel.at_start);
+    net.lend_each(&empty);
+    memory.store(net::HEARING, hearing);
+    kernel.net = Some(net);
+    start as i64
 }
 
 #[cfg(test)]
@@ -538,13 +513,5 @@ mod tests {
     #[should_panic(expected = "4 bytes at 0x62 outside DMA memory (0x64 bytes)")]
     fn what_is_outside_of_dma_memory_is_not_reached() {
         Kernel::new(()).run(|| Dma::new(100).unwrap().write(98, 0_u32));
-    }
-
-    #[test]
-    #[should_panic(expected = "is read; the script has")]
-    fn a_script_is_followed_to_the_letter() {
-        let mut script = Script::new("bar 0 memory 100\nr 0 10 4 1\nr 0 14 4 2");
-        assert_eq!(script.read(Register { bar: 0, offset: 0x10, width_bytes: 4 }), 1);
-        script.read(Register { bar: 0, offset: 0x14, width_bytes: 2 });
     }
 }

@@ -10,8 +10,8 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv4Packet, IpCidr, IpProtocol,
-    Ipv4Address, Ipv4Cidr, Ipv4Packet, TcpPacket, UdpPacket,
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv4Packet, IgmpPacket, IpCidr,
+    IpProtocol, Ipv4Address, Ipv4Cidr, Ipv4Packet, TcpPacket, UdpPacket,
 };
 use std::collections::VecDeque;
 use wire::{Received, Sending};
@@ -21,6 +21,9 @@ mod wire;
 const OWN: (EthernetAddress, Ipv4Address) = (EthernetAddress([0x52, 0x54, 0, 0, 0, 1]), Ipv4Address::new(10, 0, 2, 15));
 const PEER: (EthernetAddress, Ipv4Address) = (EthernetAddress([0x52, 0x54, 0, 0, 0, 2]), Ipv4Address::new(10, 0, 2, 2));
 const SERVER: u16 = 8080;
+/// The groups that the stack is in, and the group that all hosts are in (RFC 1112, 4).
+const GROUPS: [Ipv4Address; 2] = [Ipv4Address::new(224, 0, 0, 251), Ipv4Address::new(239, 255, 255, 250)];
+const ALL_HOSTS: Ipv4Address = Ipv4Address::new(224, 0, 0, 1);
 
 #[test]
 fn nothing_that_a_peer_sends_panics_the_stack() {
@@ -135,6 +138,7 @@ impl Conversation {
             let own = Ipv4Cidr::new(OWN.1, 24);
             addresses.push(IpCidr::Ipv4(own)).expect("there is room for one");
         });
+        GROUPS.iter().for_each(|group| stack.join_multicast_group(*group).expect("there is room for two"));
         let mut sockets = SocketSet::new(Vec::new());
         let mut servers = Servers::new(&mut sockets, |_| true);
         self.wire.dhcp = self.has_leases.then(|| Client::new(OWN.0, 1, now));
@@ -217,6 +221,7 @@ impl Conversation {
             }
             2 => self.long(),
             3 => self.lease(),
+            4 => self.membership(),
             _ => self.segment(),
         };
         if self.random.u8(..50) == 0 {
@@ -241,6 +246,19 @@ impl Conversation {
         }
         message[..6].copy_from_slice(&[0x13, 0x88, 0, 7, (len_bytes >> 8) as u8, len_bytes as u8]);
         self.packet(IpProtocol::Udp, &message)
+    }
+
+    /// Returns a message about groups (RFC 2236): a query, a report, or that a host leaves a group.
+    fn membership(&mut self) -> Vec<u8> {
+        let group = match self.random.u8(..3) {
+            0 => Ipv4Address::UNSPECIFIED,
+            1 => GROUPS[self.random.usize(..2)],
+            _ => Ipv4Address::from_bits(self.random.u32(..)),
+        };
+        let mut message = vec![[0x11, 0x11, 0x12, 0x16, 0x17][self.random.usize(..5)], self.random.u8(..), 0, 0];
+        message.extend(group.octets());
+        IgmpPacket::new_unchecked(&mut message[..]).fill_checksum();
+        self.packet(IpProtocol::Igmp, &message)
     }
 
     /// Returns a message of a DHCP server (RFC 2131): an offer, an acknowledgement or a refusal,
@@ -343,7 +361,13 @@ impl Conversation {
         } else {
             PEER.1
         });
-        packet.set_dst_addr(if self.random.u8(..30) == 0 { Ipv4Address::BROADCAST } else { OWN.1 });
+        let is_for_all = protocol == IpProtocol::Igmp && self.random.bool();
+        packet.set_dst_addr(match self.random.u8(..30) {
+            0 => Ipv4Address::BROADCAST,
+            1 => GROUPS[self.random.usize(..2)],
+            _ if is_for_all => ALL_HOSTS,
+            _ => OWN.1,
+        });
         if self.random.u8(..12) == 0 {
             // A fragment, which may fit earlier fragments or not.
             packet.set_ident(self.random.u16(..3));

@@ -146,9 +146,6 @@ impl Device<Nic> for E1000 {
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
         let registers = &self.registers;
         // 14.4: receive initialization.
-        for entry in reg::MTA.all() {
-            registers.write(entry, 0);
-        }
         let begin = |address: u64, len_bytes: usize, [low, high, len, head, tail]: [_; 5]| {
             registers.write(low, address as u32);
             registers.write(high, (address >> 32) as u32);
@@ -166,7 +163,7 @@ impl Device<Nic> for E1000 {
         // 14.5: transmit initialization, with the inter-packet gap for copper (table 13-77).
         registers.write(reg::TIPG, 10 | 8 << 10 | 6 << 20);
         registers.write(reg::TCTL, tctl::EN | tctl::PSP | 0xf << tctl::CT | 0x40 << tctl::COLD);
-        self.set_hearing(queues.hearing());
+        self.set_hearing(queues);
         self.refill(queues);
         self.registers.write(reg::IMS, self.causes.receive);
         device::enable_interrupts()
@@ -189,7 +186,7 @@ impl Device<Nic> for E1000 {
             }
         }
         if events.contains(Events::HEARING) {
-            self.set_hearing(queues.hearing());
+            self.set_hearing(queues);
         }
         self.transmit(queues);
         self.receive(queues);
@@ -226,8 +223,23 @@ fn eeprom(registers: &Registers<Card>, id: u16, address: u32) -> Result<[u8; 2]>
 }
 
 impl E1000 {
+    /// Sets the groups to receive: a table of 4096 bits, one for each value of the upper 12 bits of
+    /// a group's address (13.5.1).
+    #[inline(never)]
+    fn set_groups(&self, queues: &Queues) {
+        for register in reg::MTA.all() {
+            self.registers.write(register, 0);
+        }
+        for [.., low, high] in queues.groups() {
+            let bit = usize::from(u16::from_le_bytes([low, high]) >> 4);
+            self.registers.set(reg::MTA.at(bit / 32), 1 << (bit % 32));
+        }
+    }
+
     /// Tells the receiver which frames to receive (13.4.22).
-    fn set_hearing(&self, hearing: Hearing) {
+    fn set_hearing(&self, queues: &Queues) {
+        let hearing = queues.hearing();
+        self.set_groups(queues);
         let mut receive = rctl::EN | rctl::LPE | rctl::BAM | rctl::SECRC;
         if hearing.contains(Hearing::PROMISCUOUS) {
             receive |= rctl::UPE | rctl::MPE;

@@ -52,6 +52,8 @@ struct Ne2k {
     next: u8,
     /// The frames that the card receives, as a value of the receive configuration.
     takes: u8,
+    /// The groups among them, as the chip's hash filter.
+    filter: [u8; 8],
 }
 
 impl Device<Nic> for Ne2k {
@@ -63,7 +65,8 @@ impl Device<Nic> for Ne2k {
         ports.write8(reg::RESET, ports.read8(reg::RESET));
         device::wait_until(RESET, || ports.read8(reg::CAUSES) & cause::IN_RESET != 0)
             .inspect_err(|_| log::error!("the card does not come out of reset"))?;
-        let mut card = Ne2k { ports, mac: [0; 6], sending: None, tx_interrupt: false, next: RING, takes: 0 };
+        let mac = [0; 6];
+        let mut card = Ne2k { ports, mac, sending: None, tx_interrupt: false, next: RING, takes: 0, filter: [0; 8] };
         card.stop();
         ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
         // The Ethernet address is in front of the card's memory, each byte twice.
@@ -82,7 +85,7 @@ impl Device<Nic> for Ne2k {
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
-        self.set_hearing(queues.hearing());
+        self.set_hearing(queues);
         let ports = &self.ports;
         ports.write8(reg::MASK, CAUSES);
         device::enable_interrupts()?;
@@ -92,7 +95,10 @@ impl Device<Nic> for Ne2k {
 
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
         if events.contains(Events::HEARING) {
-            self.set_hearing(queues.hearing());
+            self.set_hearing(queues);
+            self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::PAGE_1);
+            self.write_filter();
+            self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
             self.ports.write8(reg::RECEIVE_CONFIGURATION, self.takes);
         }
         // The line stays raised as long as an unmasked cause is set.
@@ -136,11 +142,7 @@ impl Ne2k {
         for (index, byte) in (0..).zip(self.mac) {
             ports.write8(reg::ADDRESS + index, byte);
         }
-        // The filter accepts all groups; the receive configuration decides whether group frames are
-        // received.
-        for index in 0..8 {
-            ports.write8(reg::MULTICAST + index, 0xff);
-        }
+        self.write_filter();
         // The boundary is one page behind the next frame to read. If the two were equal, the chip
         // would take the ring for full.
         self.next = RING + 1;
@@ -150,13 +152,23 @@ impl Ne2k {
         ports.write8(reg::RECEIVE_CONFIGURATION, self.takes);
     }
 
-    fn set_hearing(&mut self, hearing: Hearing) {
-        self.takes = reg::TAKE_BROADCAST;
+    /// Decides which frames the chip receives: the filter says to which groups, and the receive
+    /// configuration whether to any (10.3).
+    fn set_hearing(&mut self, queues: &Queues) {
+        let hearing = queues.hearing();
+        self.takes = reg::TAKE_BROADCAST | if hearing.is_empty() { 0 } else { reg::TAKE_GROUPS };
+        self.filter = [0xff; 8];
         if hearing.contains(Hearing::PROMISCUOUS) {
-            self.takes |= reg::TAKE_ALL | reg::TAKE_GROUPS;
+            self.takes |= reg::TAKE_ALL;
+        } else if hearing == Hearing::GROUPS {
+            self.filter = queues.group_filter();
         }
-        if hearing.contains(Hearing::ALL_MULTICAST) {
-            self.takes |= reg::TAKE_GROUPS;
+    }
+
+    /// Writes the filter, which is on page 1. Page 0 is selected afterwards by the caller.
+    fn write_filter(&self) {
+        for (index, byte) in (0..).zip(self.filter) {
+            self.ports.write8(reg::MULTICAST + index, byte);
         }
     }
 

@@ -3,10 +3,10 @@
 
 use super::registers::{self as reg, cause, command};
 use super::{Ne2k, RING, RING_END};
-use ringfence_sdk::Driver;
 use ringfence_sdk::class::Device as _;
 use ringfence_sdk::fake::{Device, Kernel, Recorder, Register, Script};
-use ringfence_sdk::net::{Counter, MIN_FRAME, NicDriver};
+use ringfence_sdk::net::{Counter, Hearing, MIN_FRAME, NicDriver};
+use ringfence_sdk::{Driver, Events};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::string::String;
@@ -233,4 +233,25 @@ fn a_card_that_stays_in_reset_is_not_driven() {
     let mut kernel = Kernel::new(card);
     assert!(kernel.run(Ne2k::init).is_err());
     assert_eq!(kernel.log, ["the card does not come out of reset"]);
+}
+
+/// A frame to a group passes the filter if the bit of the group's check sequence is set (10.4).
+#[test]
+fn the_filter_lets_groups_through_one_by_one() {
+    const ONE: [u8; 6] = [0x01, 0, 0x5e, 0, 0, 0xfb];
+    let card = Card::new();
+    let (mut kernel, mut nic) = started(&card);
+    for (hearing, takes, filter) in [
+        (Hearing::empty(), 0, [0xff; 8]),
+        (Hearing::GROUPS, reg::TAKE_GROUPS, [0, 0x80, 0, 0, 0, 0, 0, 0]),
+        (Hearing::GROUPS | Hearing::ALL_MULTICAST, reg::TAKE_GROUPS, [0xff; 8]),
+        (Hearing::PROMISCUOUS, reg::TAKE_GROUPS | reg::TAKE_ALL, [0xff; 8]),
+    ] {
+        kernel.net.as_mut().unwrap().hear(hearing, &[ONE]);
+        kernel.run(|| nic.poll(Events::HEARING));
+        let card = card.borrow();
+        assert!(!card.is_on_page_1() && card.command & command::START != 0);
+        assert_eq!(card.page_1[usize::from(reg::MULTICAST)..], filter, "{hearing:?}");
+        assert_eq!(card.page_0[usize::from(reg::RECEIVE_CONFIGURATION)], reg::TAKE_BROADCAST | takes, "{hearing:?}");
+    }
 }

@@ -62,6 +62,8 @@ struct Rtl8139 {
     /// The frames that the card receives besides frames to itself and to all, as bits of the
     /// receive configuration.
     hears: u32,
+    /// The groups among them, as the card's hash filter.
+    filter: [u32; 2],
 }
 
 impl Device<Nic> for Rtl8139 {
@@ -87,6 +89,7 @@ impl Device<Nic> for Rtl8139 {
             done: 0,
             tx_interrupt: false,
             hears: 0,
+            filter: [0; 2],
         })
     }
 
@@ -97,7 +100,7 @@ impl Device<Nic> for Rtl8139 {
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
         queues.check_within_4_gib()?;
         device::enable_dma()?;
-        self.set_hearing(queues.hearing());
+        self.set_hearing(queues);
         self.start_receiver();
         self.registers.write(reg::TX_CONFIGURATION, reg::TX_NORMAL);
         self.registers.write(reg::MASK, CAUSES);
@@ -120,8 +123,8 @@ impl Device<Nic> for Rtl8139 {
             }
         }
         if events.contains(Events::HEARING) {
-            self.set_hearing(queues.hearing());
-            self.registers.write(reg::RX_CONFIGURATION, reg::RX_NORMAL | self.hears);
+            self.set_hearing(queues);
+            self.tell_hearing();
         }
         self.transmit(queues);
         self.receive(queues);
@@ -141,25 +144,31 @@ impl Rtl8139 {
         let registers = &self.registers;
         registers.write(reg::COMMAND, command::TRANSMIT);
         registers.write(reg::RING, self.ring.address(0) as u32);
-        // The filter accepts all groups; the receive configuration decides whether group frames are
-        // received.
-        for register in reg::MULTICAST.all() {
-            registers.write(register, u32::MAX);
-        }
         registers.write(reg::COMMAND, command::TRANSMIT | command::RECEIVE);
-        registers.write(reg::RX_CONFIGURATION, reg::RX_NORMAL | self.hears);
+        self.tell_hearing();
         self.at = 0;
         self.tell_position();
     }
 
-    fn set_hearing(&mut self, hearing: Hearing) {
-        self.hears = 0;
+    /// Decides which frames the card receives: the filter says to which groups, and the receive
+    /// configuration whether to any (6.1 and 6.6).
+    fn set_hearing(&mut self, queues: &Queues) {
+        let hearing = queues.hearing();
+        self.hears = if hearing.is_empty() { 0 } else { reg::RX_GROUPS };
+        self.filter = [u32::MAX; 2];
         if hearing.contains(Hearing::PROMISCUOUS) {
-            self.hears |= reg::RX_ALL | reg::RX_GROUPS;
+            self.hears |= reg::RX_ALL;
+        } else if hearing == Hearing::GROUPS {
+            let [a, b, c, d, e, f, g, h] = queues.group_filter();
+            self.filter = [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])];
         }
-        if hearing.contains(Hearing::ALL_MULTICAST) {
-            self.hears |= reg::RX_GROUPS;
+    }
+
+    fn tell_hearing(&self) {
+        for (register, half) in reg::MULTICAST.all().zip(self.filter) {
+            self.registers.write(register, half);
         }
+        self.registers.write(reg::RX_CONFIGURATION, reg::RX_NORMAL | self.hears);
     }
 
     /// Tells the card how far the driver has read the ring (5.8: minus 16).

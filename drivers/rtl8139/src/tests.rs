@@ -3,9 +3,9 @@
 
 use super::registers::{self as reg, cause, command, tx};
 use super::{CHECK, HEADER, Rtl8139, SENDING};
-use ringfence_sdk::Driver;
 use ringfence_sdk::fake::{Device, Kernel, Register, dma_read, dma_write, replay};
-use ringfence_sdk::net::{Counter, MAX_FRAME, MIN_FRAME, NicDriver};
+use ringfence_sdk::net::{Counter, Hearing, MAX_FRAME, MIN_FRAME, NicDriver};
+use ringfence_sdk::{Driver, Events};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec;
@@ -248,4 +248,26 @@ fn a_replay_notices_another_value() {
 #[should_panic(expected = "the received frames of upcall 1")]
 fn a_replay_notices_another_frame() {
     replay::<Nic>(&include_str!("ping.recording").replacen("\nreceived ", "\nreceived 1", 1));
+}
+
+/// A frame to a group passes the filter if the bit of the group's check sequence is set (5.8).
+#[test]
+fn the_filter_lets_groups_through_one_by_one() {
+    const ONE: [u8; 6] = [0x01, 0, 0x5e, 0, 0, 0xfb];
+    const ALL: u32 = u32::MAX;
+    let card = Card::new();
+    let (mut kernel, mut nic) = started(&card);
+    for (hearing, takes, filter) in [
+        (Hearing::empty(), 0, [ALL, ALL]),
+        (Hearing::GROUPS, reg::RX_GROUPS, [1 << 15, 0]),
+        (Hearing::GROUPS | Hearing::ALL_MULTICAST, reg::RX_GROUPS, [ALL, ALL]),
+        (Hearing::PROMISCUOUS, reg::RX_GROUPS | reg::RX_ALL, [ALL, ALL]),
+    ] {
+        kernel.net.as_mut().unwrap().hear(hearing, &[ONE]);
+        kernel.run(|| nic.poll(Events::HEARING));
+        let get = |register: u32| card.borrow().get(register, 4) as u32;
+        let multicast = reg::MULTICAST.at(0).offset();
+        let told = (get(reg::RX_CONFIGURATION.offset()), [get(multicast), get(multicast + 4)]);
+        assert_eq!(told, (reg::RX_NORMAL | takes, filter), "{hearing:?}");
+    }
 }

@@ -11,10 +11,12 @@ use crate::shared::QueueMemory;
 use core::num::{NonZeroU16, NonZeroU64};
 use core::ptr::NonNull;
 use ringfence_abi::net::{
-    COUNTERS, EMPTY, Entry, HEARING, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED, TX_ADDRESS,
-    TX_START,
+    COUNTERS, EMPTY, Entry, GROUPS, HEARING, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED,
+    TX_ADDRESS, TX_START,
 };
-pub use ringfence_abi::net::{Counter, FRAME_BYTES, MAX_FRAME, MAX_QUEUES, MIN_FRAME, RX_FRAMES, TX_FRAMES};
+pub use ringfence_abi::net::{
+    Counter, FRAME_BYTES, MAX_FRAME, MAX_GROUPS, MAX_QUEUES, MIN_FRAME, RX_FRAMES, TX_FRAMES,
+};
 pub use ringfence_abi::net::{Hearing, NetInfo, Offload, Sum};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -231,6 +233,36 @@ impl Queues {
         Hearing::from_bits_truncate(bits as u16)
     }
 
+    /// Returns the Ethernet addresses of the groups to hear ([`Hearing::GROUPS`]), at most
+    /// [`MAX_GROUPS`].
+    pub fn groups(&self) -> impl Iterator<Item = [u8; 6]> {
+        (0..MAX_GROUPS).map_while(|index| self.group(index))
+    }
+
+    // Not inlined: a loop that is unrolled eight times would be no faster, and much longer.
+    #[inline(never)]
+    fn group(&self, index: usize) -> Option<[u8; 6]> {
+        let word = self.memory.load(GROUPS + index);
+        let [a, b, c, d, e, f, ..] = word.to_le_bytes();
+        let group = (word != 0).then_some([a, b, c, d, e, f]);
+        #[cfg(feature = "record")]
+        if let Some(group) = group {
+            crate::record::bytes(format_args!("group "), &group);
+        }
+        group
+    }
+
+    /// Returns the hash filter of 64 bits that many cards have for groups: bit `n % 8` of byte
+    /// `n / 8` is set if `n` is the upper six bits of a group's check sequence.
+    pub fn group_filter(&self) -> [u8; 8] {
+        let mut filter = [0; 8];
+        for group in self.groups() {
+            let bit = check_sequence(&group) >> 26;
+            filter[bit as usize / 8] |= 1 << (bit % 8);
+        }
+        filter
+    }
+
     /// Adds `frames` to an error counter, which the command `ip` shows.
     pub fn count(&mut self, counter: Counter, frames: u64) {
         let word = COUNTERS + counter as usize;
@@ -329,5 +361,28 @@ impl Queues {
         crate::record::line(format_args!("received {:x}", entry.0));
         // There is room: the ring has an entry for every frame.
         let _ = self.received.put(&self.memory, entry.0);
+    }
+}
+
+/// Returns the check sequence of Ethernet (IEEE 802.3, 3.2.9) before its complement is taken, with
+/// the first bit on the left, as cards compute it for their filters.
+fn check_sequence(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x04c1_1db7;
+    bytes.iter().fold(u32::MAX, |check, byte| {
+        (0..8).fold(check, |check, bit| {
+            let is_odd = (check >> 31) ^ u32::from(byte >> bit & 1) != 0;
+            (check << 1) ^ if is_odd { POLYNOMIAL } else { 0 }
+        })
+    })
+}
+
+#[cfg(all(test, feature = "fake"))]
+mod tests {
+    use super::*;
+
+    /// The complement is the well-known CRC-32, bits mirrored: 0xcbf43926 for these digits.
+    #[test]
+    fn the_check_sequence_is_that_of_ethernet() {
+        assert_eq!(!check_sequence(b"123456789").reverse_bits(), 0xcbf4_3926);
     }
 }

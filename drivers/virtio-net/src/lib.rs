@@ -18,7 +18,8 @@ use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::net::{
-    FRAME_BYTES, Hearing, MAX_QUEUES, NetInfo, Nic, NicDriver, Offload, Queues, Received, RxFrame, Sum, TxFrame,
+    FRAME_BYTES, Hearing, MAX_GROUPS, MAX_QUEUES, NetInfo, Nic, NicDriver, Offload, Queues, Received, RxFrame, Sum,
+    TxFrame,
 };
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
@@ -44,12 +45,14 @@ const HEADER: usize = 16;
 const NEEDS_SUM: u8 = 1 << 0;
 const IS_VALID: u8 = 1 << 1;
 /// Offset of the acknowledgement that the device writes behind a command for the control queue.
-const ACKNOWLEDGEMENT: usize = 8;
-/// Commands (5.1.6.5): a class, the command, its data. They set the receive filter, on or off, and
-/// the number of pairs of queues.
+const ACKNOWLEDGEMENT: usize = 64;
+/// Commands (5.1.6.5): a class, the command, its data. They set the receive filter, on or off, the
+/// groups that it lets through, and the number of pairs of queues.
 const FILTER: u8 = 0;
 const PROMISCUOUS: u8 = 0;
 const ALL_MULTICAST: u8 = 1;
+const ADDRESSES: u8 = 1;
+const SET_TABLE: u8 = 0;
 const PAIRS: u8 = 4;
 const SET_PAIRS: u8 = 0;
 /// The longest time that a command may take.
@@ -247,9 +250,9 @@ impl Device<Nic> for VirtioNet {
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
         device::enable_dma()?;
         self.transport.finish();
-        self.set_hearing(queues.hearing());
+        self.set_hearing(queues);
         if let count @ 2.. = self.pairs.len() {
-            self.command([PAIRS, SET_PAIRS, count as u8, 0])?;
+            self.command(&[PAIRS, SET_PAIRS, count as u8, 0])?;
         }
         let has_status = self.has & HAS_STATUS != 0;
         self.is_up = !has_status || self.config.read16(STATUS) & STATUS_LINK_UP != 0;
@@ -271,7 +274,7 @@ impl Device<Nic> for VirtioNet {
             }
         }
         if events.contains(Events::HEARING) {
-            self.set_hearing(queues.hearing());
+            self.set_hearing(queues);
         }
         self.send(queues);
         self.receive(queues);
@@ -286,12 +289,26 @@ impl Device<Nic> for VirtioNet {
 
 impl VirtioNet {
     /// Tells the device which frames to receive. A device without a filter receives all frames.
-    fn set_hearing(&mut self, hearing: Hearing) {
+    fn set_hearing(&mut self, queues: &Queues) {
         if self.has & HAS_FILTER == 0 || self.control.is_none() {
             return;
         }
+        let hearing = queues.hearing();
+        // Two tables, each behind its length: no other hosts, and the groups.
+        let mut table = [0; 2 + 4 + 4 + 6 * MAX_GROUPS];
+        table[..2].copy_from_slice(&[ADDRESSES, SET_TABLE]);
+        let (head, addresses) = table.split_at_mut(10);
+        let mut count = 0;
+        for (place, group) in addresses.chunks_exact_mut(6).zip(queues.groups()) {
+            place.copy_from_slice(&group);
+            count += 1;
+        }
+        head[6] = count;
+        if self.command(&table[..10 + 6 * usize::from(count)]).is_err() {
+            log::warn!("the device lets the groups through that it did");
+        }
         for (command, what) in [(PROMISCUOUS, Hearing::PROMISCUOUS), (ALL_MULTICAST, Hearing::ALL_MULTICAST)] {
-            if self.command([FILTER, command, hearing.contains(what).into()]).is_err() {
+            if self.command(&[FILTER, command, hearing.contains(what).into()]).is_err() {
                 log::warn!("the device filters frames as it did");
             }
         }
@@ -299,12 +316,12 @@ impl VirtioNet {
 
     /// Gives the device a command, and waits until the device has carried it out.
     #[inline(never)]
-    fn command<const LEN: usize>(&mut self, command: [u8; LEN]) -> Result<()> {
+    fn command(&mut self, command: &[u8]) -> Result<()> {
         let Some((number, control)) = &mut self.control else { return Err(Refusal::NotFound) };
         control.want_interrupts(false);
-        self.commands.write_bytes(0, &command);
+        self.commands.write_bytes(0, command);
         self.commands.write(ACKNOWLEDGEMENT, u8::MAX);
-        control.describe(0, self.commands.address(0), LEN as u32);
+        control.describe(0, self.commands.address(0), command.len() as u32);
         control.describe(1, self.commands.address(ACKNOWLEDGEMENT), 1);
         control.chain([(0, false), (1, true)]);
         control.offer(0);

@@ -2,9 +2,9 @@
 //! one has several queues, completes and checks checksums, and lies.
 
 use super::{HEADER_BYTES, IS_VALID, NEEDS_SUM, PAIRS, SET_PAIRS, STATUS_LINK_UP, VirtioNet, WANTED};
-use ringfence_sdk::Driver;
 use ringfence_sdk::fake::{Device, Kernel, Register, dma_read, dma_write};
-use ringfence_sdk::net::{FRAME_BYTES, NicDriver, Sum};
+use ringfence_sdk::net::{FRAME_BYTES, Hearing, NicDriver, Sum};
+use ringfence_sdk::{Driver, Events};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec;
@@ -274,4 +274,18 @@ fn a_device_without_an_address_is_not_driven() {
     let mut kernel = Kernel::new(Card::new(0));
     assert!(kernel.run(Nic::init).is_err());
     assert_eq!(kernel.log, ["the device has no address"]);
+}
+
+/// The device is told two tables, each behind its length (5.1.6.5.2): no other hosts, and the
+/// groups.
+#[test]
+fn the_filter_lets_groups_through_one_by_one() {
+    const GROUPS: [[u8; 6]; 2] = [[0x01, 0, 0x5e, 0, 0, 0xfb], [0x01, 0, 0x5e, 1, 2, 3]];
+    let card = Card::new(WANTED);
+    let (mut kernel, mut nic) = started(&card);
+    card.borrow_mut().commands.clear();
+    kernel.net.as_mut().unwrap().hear(Hearing::GROUPS, &GROUPS);
+    kernel.run(|| nic.poll(Events::HEARING));
+    let table = [&[1, 0][..], &[0; 4], &[2, 0, 0, 0], GROUPS.as_flattened()].concat();
+    assert_eq!(card.borrow().commands, [table, vec![0, 0, 0], vec![0, 1, 0]]);
 }

@@ -71,8 +71,15 @@ const _: () = assert!(COUNTERS + COUNTER_COUNT <= TRANSMIT.base);
 /// Word of the queue memory in which the kernel requests additional frames: [`Hearing`].
 pub const HEARING: usize = RECEIVED.end();
 
+/// First of the words of the queue memory in which the kernel lists the groups of
+/// [`Hearing::GROUPS`]. A word has a group's Ethernet address, its first byte in the lowest bits,
+/// or is 0 behind the last group.
+pub const GROUPS: usize = HEARING + 1;
+/// The most groups that the kernel lists.
+pub const MAX_GROUPS: usize = 8;
+
 /// Length of the queue memory in bytes.
-pub const QUEUE_BYTES: usize = (HEARING + 1) * 8;
+pub const QUEUE_BYTES: usize = (GROUPS + MAX_GROUPS) * 8;
 
 bitflags! {
     /// The frames that a card receives besides those to its own address and to the broadcast
@@ -84,6 +91,9 @@ bitflags! {
         /// Frames to all groups (IEEE 802.3, 3.2.3: the first bit of an address tells whether it is
         /// a group address).
         const ALL_MULTICAST = 1 << 1;
+        /// Frames to the groups that the kernel lists ([`GROUPS`]). A card may hear some others
+        /// too, as many filters are hash tables.
+        const GROUPS = 1 << 2;
     }
 }
 

@@ -11,8 +11,8 @@ use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ringfence_abi::net::{
-    COUNTER_COUNT, COUNTERS, EMPTY, Entry, FRAME_BYTES, HEARING, Hearing, MAX_FRAME, MAX_QUEUES, NetInfo, Offload,
-    RECEIVED, RX_FRAMES, Sum, TRANSMIT, TRANSMITTED, TX_FRAMES,
+    COUNTER_COUNT, COUNTERS, EMPTY, Entry, FRAME_BYTES, GROUPS, HEARING, Hearing, MAX_FRAME, MAX_GROUPS, MAX_QUEUES,
+    NetInfo, Offload, RECEIVED, RX_FRAMES, Sum, TRANSMIT, TRANSMITTED, TX_FRAMES,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -120,8 +120,12 @@ impl Counts {
 }
 
 impl<M: Words + Data> Frames<M> {
-    /// Tells the driver which frames the card is to receive besides frames to itself and to all.
-    pub fn say_hearing(&self, hearing: Hearing) {
+    /// Tells the driver which frames the card is to receive besides frames to itself and to all,
+    /// and the groups, of which the first [`MAX_GROUPS`] are listed.
+    pub fn say_hearing(&self, hearing: Hearing, groups: impl Iterator<Item = [u8; 6]>) {
+        let word = |[a, b, c, d, e, f]: [u8; 6]| u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let words = groups.map(word).chain(core::iter::repeat(0));
+        words.take(MAX_GROUPS).enumerate().for_each(|(index, word)| self.memory.store(GROUPS + index, word));
         self.memory.store(HEARING, hearing.bits().into());
     }
 

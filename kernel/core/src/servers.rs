@@ -320,6 +320,10 @@ pub fn is_harmless(frame: &[u8]) -> bool {
     if packet.next_header() != IpProtocol::Tcp {
         return true;
     }
+    // A segment to a group, or to all, is nobody's (RFC 9293, 3.10.7). smoltcp would answer it.
+    if !is_host(packet.dst_addr()) {
+        return false;
+    }
     // Only a whole segment can be checked. No peer needs to fragment a segment: the peer was told
     // how long its segments may be. Overlapping fragments could be put together into a segment
     // other than the one that was checked (RFC 3128).
@@ -341,6 +345,7 @@ mod tests {
         frame[12..14].copy_from_slice(&[8, 0]);
         frame[14..24].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]);
         frame[26..30].copy_from_slice(&source);
+        frame[30..34].copy_from_slice(&[10, 0, 2, 15]);
         frame[36..38].copy_from_slice(&port.to_be_bytes());
         frame[46..48].copy_from_slice(&[0x50, flags]);
         frame
@@ -355,6 +360,11 @@ mod tests {
         assert!(!is_harmless(&frame([10, 0, 2, 2], FIRST_CLIENT_PORT, SYN)));
         for source in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
             assert!(!is_harmless(&frame(source, 7, ACK)), "{source:?}");
+        }
+        for destination in [[255; 4], [224, 0, 0, 251]] {
+            let mut to_many = frame([10, 0, 2, 2], 7, SYN);
+            to_many[30..34].copy_from_slice(&destination);
+            assert!(!is_harmless(&to_many), "{destination:?}");
         }
         // The frame that is changed or cut off below.
         let whole = frame([10, 0, 2, 2], 7, ACK);

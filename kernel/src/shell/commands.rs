@@ -125,7 +125,7 @@ static GROUPS: &[Group] = &[
         commands: &[
             command!(
                 "ip",
-                "ip [addr add A/N dev ethX [via R] | addr del A dev ethX | link set ethX WHAT]",
+                "ip [addr|maddr add|del A[/N] dev ethX [via R] | link set ethX WHAT]",
                 "shows interfaces, or changes one: up, down, mtu 1400, promisc on, allmulticast off",
                 "ip addr add 192.168.1.2/24 dev eth0 via 192.168.1.1",
                 ip

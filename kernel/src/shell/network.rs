@@ -35,6 +35,7 @@ pub async fn ip(mut arguments: Arguments<'_>) -> Outcome {
         None => show().await,
         Some("addr" | "address" | "a") => address(arguments).await,
         Some("link") => set_link(arguments),
+        Some("maddr" | "maddress") => group(arguments),
         Some(other) => arguments.wrong(&format!("'{other}' is not known")),
     }
 }
@@ -51,6 +52,7 @@ async fn show() -> Outcome {
             is_up,
             has_link,
             hearing,
+            groups,
             mtu,
             mac,
             addresses,
@@ -98,6 +100,10 @@ async fn show() -> Outcome {
         if !sums.is_empty() {
             println!("      the card {} checksums", sums.join(" and "));
         }
+        if !groups.is_empty() {
+            let groups: Vec<String> = groups.iter().map(|group| group.to_string()).collect();
+            println!("      in groups {}", groups.join(" "));
+        }
         let errors = ["missed", "damaged", "not sent", "collisions"].into_iter().zip(counts.errors);
         let errors: Vec<String> =
             errors.filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect();
@@ -143,6 +149,25 @@ async fn address(mut arguments: Arguments<'_>) -> Outcome {
         Some("del") => net::remove_address(&interface, address),
         other => arguments.wrong(&format!("'{}' is not known", other.unwrap_or_default())),
     }
+}
+
+/// Runs `add GROUP dev ethX` and `del GROUP dev ethX`.
+fn group(mut arguments: Arguments<'_>) -> Outcome {
+    let verb = arguments.word("add or del")?;
+    if !matches!(verb, "add" | "del") {
+        return arguments.wrong(&format!("it must be add or del, not '{verb}'"));
+    }
+    let word = arguments.word("the group")?;
+    let Ok(group) = word.parse::<Ipv4Addr>() else {
+        return arguments.wrong(&format!("'{word}' is not an IPv4 address"));
+    };
+    match arguments.word("dev")? {
+        "dev" => {}
+        other => return arguments.wrong(&format!("'{other}' is not known")),
+    }
+    let interface = arguments.word("the interface")?;
+    arguments.end()?;
+    if verb == "add" { net::join(interface, group) } else { net::leave(interface, group) }
 }
 
 /// `set ethX up|down`, `set ethX mtu BYTES`, `set ethX promisc|allmulticast on|off`.

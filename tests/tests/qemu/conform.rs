@@ -22,7 +22,7 @@ fn assert_passes(outcomes: &[Outcome]) {
 #[test]
 fn a_network_driver_passes_all() {
     let outcomes = outcomes("ne2k-pci", None, None);
-    assert_eq!(outcomes.len(), 34);
+    assert_eq!(outcomes.len(), 36);
     assert_passes(&outcomes);
 }
 

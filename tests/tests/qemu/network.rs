@@ -10,20 +10,27 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
 
-/// The conformance test `hearing` really runs on these cards: four of their drivers can set the
-/// mode, and one says that it cannot.
+/// The conformance tests `hearing` and `groups` really run on these cards: four of their drivers
+/// can set the mode, and one says that it cannot.
 #[test]
 fn cards_are_told_what_to_hear() {
-    let told = |nic: &str, what: &[&str]| {
-        let lines: Vec<String> = what.iter().map(|what| format!("ip link set eth0 {what}")).collect();
-        let mut machine = machine(&lines.join("; "));
+    let told = |nic: &str, what: &[&str], more: &str| {
+        let lines: Vec<String> = what.iter().map(|what| format!("ip link set eth0 {what}; ")).collect();
+        let mut machine = machine(&(lines.concat() + more));
         (machine.nic, machine.hba) = (nic.into(), "none".into());
         machine
     };
     for nic in ["e1000", "rtl8139", "ne2k_pci", "virtio-net-pci"] {
-        boot_well(&told(nic, &["promisc on", "allmulticast on", "promisc off"]));
+        let join = "ip maddr add 224.0.0.251 dev eth0; ip; ip maddr del 224.0.0.251 dev eth0; \
+                    fails ip maddr del 224.0.0.251 dev eth0; fails ip maddr add 10.0.0.1 dev eth0";
+        let text = boot_well(&told(nic, &["promisc on", "allmulticast on", "promisc off"], join));
+        assert_says(&text, "in groups 224.0.0.251");
+        assert_says(&text, "as expected: eth0 is not in 224.0.0.251");
+        assert_says(&text, "as expected: 10.0.0.1 is not a group: those are 224.0.0.0 to 239.255.255.255");
     }
-    let text = boot_badly(&told("pcnet", &["promisc off", "promisc on", "allmulticast maybe"]), 2);
+    let wrong = ["promisc off", "promisc on", "allmulticast maybe"];
+    let text = boot_badly(&told("pcnet", &wrong, "fails ip maddr add 224.0.0.251 dev eth0"), 2);
+    assert_says(&text, "as expected: pcnet cannot have its card hear that");
     assert_says(&text, "error: pcnet cannot have its card hear that");
     assert_says(&text, "error: it must be on or off, not 'maybe'");
 }

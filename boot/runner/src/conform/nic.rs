@@ -21,6 +21,7 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("vlan", "a frame with a VLAN tag hurts nobody", vlan),
     ("others", "a frame for another card is not delivered", others),
     ("hearing", "a card that is to hear all does, and then not any more; or the driver says that it cannot", hearing),
+    ("groups", "a card hears a group while its interface is in it; or the driver says that it cannot", groups),
     ("mtu", "packets are as long as the interface is told, up to the longest that the driver takes", mtu),
     ("sums", "a packet with a wrong checksum is dropped, and those that go out have right ones", sums),
     ("link", "a cable that is pulled and put back is noticed, or does no harm", link),
@@ -134,35 +135,73 @@ fn others(bench: &mut Bench, peer: &Peer) -> Result<()> {
 
 /// Checks that the card delivers frames to other addresses while it is asked to, and only then.
 fn hearing(bench: &mut Bench, peer: &Peer) -> Result<()> {
-    const COUNT: u64 = 30;
     let mac = set_up(bench, peer)?;
     let other = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5] ^ 0x55];
     let group = [0x01, 0, 0x5e, 0, 0, 0xfb];
     for (what, address) in [("promisc", other), ("allmulticast", group)] {
         // A driver that does not offer this is not at fault.
         match bench.try_to(&format!("ip link set eth0 {what} on"))? {
-            Some(error) if error.ends_with("cannot have its card hear that") => continue,
+            Some(error) if error.ends_with(CANNOT_HEAR) => continue,
             Some(error) => bail!("{what}: {error}"),
             None => {}
         }
         for (on, restarts) in [(true, false), (true, true), (false, false)] {
-            bench.run(&format!("ip link set eth0 {what} {}", if on { "on" } else { "off" }))?;
+            let is = if on { "on" } else { "off" };
+            bench.run(&format!("ip link set eth0 {what} {is}"))?;
             if restarts {
                 bench.end_driver()?;
             }
-            // Waits until the card receives again: QEMU's model may receive nothing for a second.
-            peer.echo(&mac, &pattern(37))?;
-            let before = received(bench)?;
-            (0..COUNT).for_each(|_| peer.send(&frame(&address, 0x88b5, &[0; 46])));
-            peer.echo(&mac, &pattern(38))?;
-            let more = received(bench)? - before;
-            if on != (more > COUNT) {
-                let is = if on { "on" } else { "off" };
-                bail!("{what} is {is}, and of {COUNT} frames for others and one for the card {more} were delivered");
+            let of = frames_heard(bench, peer, &mac, &address)?;
+            if on != (of > FRAMES_FOR_OTHERS) {
+                bail!("{what} is {is}, and of {FRAMES_FOR_OTHERS} frames for others and one for the card {of} came");
             }
         }
     }
     Ok(())
+}
+
+/// Checks that the card delivers frames to a group while the interface is in it, and only then.
+fn groups(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    let mac = set_up(bench, peer)?;
+    let group = [0x01, 0, 0x5e, 0, 0, 0xfb];
+    match bench.try_to("ip maddr add 224.0.0.251 dev eth0")? {
+        // A driver that does not offer this is not at fault.
+        Some(error) if error.ends_with(CANNOT_HEAR) => return Ok(()),
+        Some(error) => bail!("{error}"),
+        None => {}
+    }
+    for step in ["", "a restart", "another group", "ip maddr del 224.0.0.251 dev eth0"] {
+        match step {
+            "" => {}
+            "a restart" => bench.end_driver()?,
+            "another group" => bench.run("ip maddr add 239.255.255.250 dev eth0")?,
+            command => bench.run(command)?,
+        }
+        let is_in = !step.starts_with("ip");
+        let of = frames_heard(bench, peer, &mac, &group)?;
+        if is_in != (of > FRAMES_FOR_OTHERS) {
+            bail!(
+                "it is {} 224.0.0.251, and of {FRAMES_FOR_OTHERS} frames for that group and one for the card {of} came",
+                if is_in { "in" } else { "no longer in" }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The end of the kernel's error if a driver does not set its card's filter.
+const CANNOT_HEAR: &str = "cannot have its card hear that";
+const FRAMES_FOR_OTHERS: u64 = 30;
+
+/// Sends [`FRAMES_FOR_OTHERS`] frames to `address` and then one to the card. Returns how many of
+/// them were delivered.
+fn frames_heard(bench: &mut Bench, peer: &Peer, mac: &[u8; 6], address: &[u8; 6]) -> Result<u64> {
+    // Waits until the card receives again: QEMU's model may receive nothing for a second.
+    peer.echo(mac, &pattern(37))?;
+    let before = received(bench)?;
+    (0..FRAMES_FOR_OTHERS).for_each(|_| peer.send(&frame(address, 0x88b5, &[0; 46])));
+    peer.echo(mac, &pattern(38))?;
+    Ok(received(bench)? - before)
 }
 
 /// Checks that packets are cut into as many fragments as the MTU demands, and that a driver that

@@ -197,6 +197,16 @@ static inline uint64_t rf_net_hearing(const RfNet *net)
     return net->memory[RF_NET_HEARING];
 }
 
+/** Copies the Ethernet address of a group to hear (RF_HEARS_GROUPS). Returns 1 if there is a group of
+ * this number, or 0; the numbers begin at 0. */
+static inline int rf_net_group(const RfNet *net, unsigned number, uint8_t group[6])
+{
+    uint64_t word = number < RF_NET_MAX_GROUPS ? net->memory[RF_NET_GROUPS + number] : 0;
+    for (unsigned byte = 0; byte < 6; byte++)
+        group[byte] = (uint8_t)(word >> 8 * byte);
+    return word != 0;
+}
+
 /** Returns the end address of the highest frame for the device. Some devices cannot reach all of
  * memory. */
 static inline uint64_t rf_net_end(const RfNet *net)

@@ -19,8 +19,18 @@ const SOURCES: [&str; 9] =
     ["lib.rs", "layout.rs", "manifest.rs", "parameter.rs", "reset.rs", "upcall.rs", "net.rs", "scsi.rs", "block.rs"];
 
 /// Constants of the ABI that C has under another name or does not need.
-const LEFT_OUT: [&str; 8] =
-    ["QUEUE_BYTES", "HEARING", "USED_BYTES", "USED_DATA", "FIRST_REQUEST", "REQUEST_WORDS", "FUNCTIONS", "NUMBERS"];
+const LEFT_OUT: [&str; 10] = [
+    "QUEUE_BYTES",
+    "HEARING",
+    "GROUPS",
+    "MAX_GROUPS",
+    "USED_BYTES",
+    "USED_DATA",
+    "FIRST_REQUEST",
+    "REQUEST_WORDS",
+    "FUNCTIONS",
+    "NUMBERS",
+];
 
 /// Types that drivers need although no exported function names them.
 const TYPES: [&str; 14] = [
@@ -102,6 +112,8 @@ fn services() -> Result<String> {
         writeln!(text, "/** What a card hears besides. */\n#define RF_HEARS_{name} {:#x}", hearing.bits())?;
     }
     writeln!(text, "/** The word of the queue memory that says so. */\n#define RF_NET_HEARING {}", net::HEARING)?;
+    writeln!(text, "/** The first of the words with groups to hear. */\n#define RF_NET_GROUPS {}", net::GROUPS)?;
+    writeln!(text, "/** The most groups to hear. */\n#define RF_NET_MAX_GROUPS {}", net::MAX_GROUPS)?;
     for refusal in Refusal::ALL {
         let name = shouted(&format!("{refusal:?}"));
         writeln!(

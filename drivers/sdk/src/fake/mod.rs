@@ -18,7 +18,7 @@ pub use script::{Recorder, Script, replay};
 
 use crate::Refusal;
 use ringfence_abi::layout::{DMA, PAGE_SIZE};
-use ringfence_abi::net::{self, Entry, FRAME_BYTES, NetInfo, RX_FRAMES, Sum, TX_FRAMES};
+use ringfence_abi::net::{self, Entry, FRAME_BYTES, Hearing, NetInfo, RX_FRAMES, Sum, TX_FRAMES};
 use ringfence_abi::queue::{Consumer, Producer, Words};
 use std::cell::RefCell;
 use std::string::{String, ToString};
@@ -137,9 +137,9 @@ pub struct Kernel {
     pub has_interrupts: bool,
     /// The kernel's end of the driver's network interface, if the driver offers one.
     pub net: Option<Net>,
-    /// The empty frames that the driver is lent, and the bits of [`Hearing`](net::Hearing), as soon
-    /// as the driver offers a network interface.
-    at_start: (Vec<u64>, u64),
+    /// The empty frames that the driver is lent, and what its card is to hear, as soon as the
+    /// driver offers a network interface.
+    at_start: (Vec<u64>, Hearing, Vec<[u8; 6]>),
 }
 
 thread_local! {
@@ -301,6 +301,15 @@ impl Net {
     pub fn lend(&mut self, first: usize, count: usize) {
         let numbers: Vec<u64> = (first..first + count).map(|number| number as u64).collect();
         self.lend_each(&numbers);
+    }
+
+    /// Sets what the driver's card is to hear, and to which groups. The driver sees it when it is
+    /// polled with [`Events::HEARING`](crate::Events::HEARING).
+    pub fn hear(&mut self, hearing: Hearing, groups: &[[u8; 6]]) {
+        let word = |[a, b, c, d, e, f]: [u8; 6]| u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let words = groups.iter().copied().map(word).chain(std::iter::repeat(0));
+        words.take(net::MAX_GROUPS).enumerate().for_each(|(index, word)| self.memory.store(net::GROUPS + index, word));
+        self.memory.store(net::HEARING, hearing.bits().into());
     }
 
     fn lend_each(&mut self, numbers: &[u64]) {
@@ -467,9 +476,9 @@ fn offer_net(kernel: &mut Kernel) -> i64 {
         received: Consumer::new(net::RECEIVED),
         next: 0,
     };
-    let (empty, hearing) = std::mem::take(&mut kernel.at_start);
+    let (empty, hearing, groups) = std::mem::take(&mut kernel.at_start);
     net.lend_each(&empty);
-    memory.store(net::HEARING, hearing);
+    net.hear(hearing, &groups);
     kernel.net = Some(net);
     start as i64
 }

@@ -2,8 +2,7 @@
 
 use super::{Device, Kernel, REGIONS, Register};
 use crate::{Driver, Events};
-use ringfence_abi::net::{self, Entry};
-use ringfence_abi::queue::Words;
+use ringfence_abi::net::{Entry, Hearing};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::format;
@@ -29,7 +28,7 @@ use std::vec::Vec;
 ///
 /// A recording also has a line for each upcall (`init` or `poll EVENTS`), and lines with what went
 /// through the queues of a network interface in it: `transmit ENTRY BYTES`, `transmitted NUMBER`,
-/// `empty NUMBER`, `received ENTRY` and `hearing BITS`.
+/// `empty NUMBER`, `received ENTRY`, `hearing BITS` and `group ADDRESS`.
 #[derive(Default, Clone)]
 pub struct Script {
     bars: BTreeMap<u64, (bool, u64)>,
@@ -57,7 +56,8 @@ struct Upcall {
     lines: VecDeque<Line>,
     transmit: Vec<(Entry, Vec<u8>)>,
     empty: Vec<u64>,
-    hearing: Option<u64>,
+    hearing: Option<Hearing>,
+    groups: Vec<[u8; 6]>,
     transmitted: Vec<u64>,
     received: Vec<u64>,
 }
@@ -118,7 +118,10 @@ impl Script {
                 }
                 ["transmit", entry, ref frame @ ..] => now.transmit.push((Entry(number(entry)), bytes(frame, line))),
                 ["empty", frame] => now.empty.push(number(frame)),
-                ["hearing", bits] => now.hearing = Some(number(bits)),
+                ["hearing", bits] => now.hearing = Some(Hearing::from_bits_retain(number(bits) as u16)),
+                ["group", ref group @ ..] => {
+                    now.groups.push(bytes(group, line).try_into().unwrap_or_else(|_| panic!("no address: {line}")));
+                }
                 ["transmitted", frame] => now.transmitted.push(number(frame)),
                 ["received", entry] => now.received.push(number(entry)),
                 _ => panic!("no line of a script: {line}"),
@@ -208,12 +211,12 @@ pub fn replay<D: Driver>(recording: &str) -> usize {
         let script = Rc::new(RefCell::new(Script { lines: upcall.lines.clone(), ..device.clone() }));
         kernel.device = Some(Box::new(script.clone()));
         match &mut kernel.net {
-            None => kernel.at_start = (upcall.empty.clone(), upcall.hearing.unwrap_or(0)),
+            None => kernel.at_start = (upcall.empty.clone(), upcall.hearing.unwrap_or_default(), upcall.groups.clone()),
             Some(net) => {
                 upcall.transmit.iter().for_each(|(entry, frame)| net.put(*entry, frame));
                 net.lend_each(&upcall.empty);
-                if let Some(bits) = upcall.hearing {
-                    net.memory.store(net::HEARING, bits);
+                if let Some(hearing) = upcall.hearing {
+                    net.hear(hearing, &upcall.groups);
                 }
             }
         }

@@ -78,7 +78,7 @@ impl Class for Nics {
             let (mut old, mut new) = (dead.lock(), fresh.lock());
             if let (Some(old), Some(new)) = (old.offered_mut::<Queues>(), new.offered_mut::<Queues>()) {
                 new.take_over(old);
-                hears_more = new.hear(interface.hearing);
+                hears_more = new.hear(interface.hearing, &interface.groups);
                 // Other hosts would send to the old driver's Ethernet address for a while, so the
                 // new one is announced.
                 if new.mac != old.mac {

@@ -5,6 +5,7 @@ use super::adapter::{Adapter, ETHERNET_HEADER};
 use super::queues::Counts;
 use super::queues::Queues;
 use super::{now, wake};
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -15,7 +16,7 @@ use hw::console;
 use hw::console::Source;
 use hw::memory::has_room;
 use log::Level;
-use ringfence_abi::net::{Hearing, Offload};
+use ringfence_abi::net::{Hearing, MAX_GROUPS, Offload};
 use ringfence_core::dhcp::{Change, Client};
 use ringfence_core::servers::{Echoed, Servers, is_host};
 use ringfence_link::event::Event;
@@ -64,6 +65,8 @@ pub struct Interface {
     pub is_up: bool,
     /// The other frames that a person wants its card to receive.
     pub hearing: Hearing,
+    /// The groups of hosts that the interface is in.
+    pub groups: Vec<Ipv4Addr>,
     /// The longest IP packet that the interface sends, in bytes: a person's wish, limited by the
     /// driver.
     pub mtu: usize,
@@ -125,7 +128,7 @@ impl Interface {
     }
 
     /// Makes a stack for this MTU and for the driver's checksums, which a stack cannot change. The
-    /// addresses, the router and the sockets stay.
+    /// addresses, the router, the groups and the sockets stay.
     fn rebuild(&mut self, queues: &mut Queues, mtu: usize) {
         let offload = queues.card().offload;
         if (mtu, offload) != (self.mtu, self.offload) {
@@ -136,6 +139,10 @@ impl Interface {
             (self.mtu, self.offload) = (mtu, offload);
             self.set_addresses(&addresses);
             self.set_router(router);
+            for group in &self.groups {
+                // A new stack has room: the old one had the same groups.
+                let _ = self.stack.join_multicast_group(*group);
+            }
         }
     }
 
@@ -168,6 +175,7 @@ impl Interface {
             dns: Vec::new(),
             is_up: true,
             hearing: Hearing::empty(),
+            groups: Vec::new(),
             mtu: MTU,
             offload: Offload::empty(),
             servers,
@@ -175,6 +183,33 @@ impl Interface {
             told_at: None,
             told_link: ToldLink { is_up: true, since: None, count: 0 },
         }
+    }
+
+    /// Joins a group of hosts: other hosts are told (IGMP, RFC 2236). Whether the card hears the
+    /// group is the caller's concern.
+    ///
+    /// # Errors
+    /// A text, if `group` is none, or the interface is in as many groups as it can be.
+    pub fn join(&mut self, group: Ipv4Addr) -> Result<(), String> {
+        use smoltcp::iface::MulticastError::{GroupTableFull, Unaddressable};
+        let joined = self.stack.join_multicast_group(group);
+        joined.map_err(|error| match error {
+            GroupTableFull => format!("{} is in {MAX_GROUPS} groups already", self.name),
+            Unaddressable => format!("{group} is not a group: those are 224.0.0.0 to 239.255.255.255"),
+        })?;
+        if !self.groups.contains(&group) {
+            self.groups.push(group);
+        }
+        Ok(())
+    }
+
+    /// Leaves a group of hosts. Returns whether the interface was in it.
+    pub fn leave(&mut self, group: Ipv4Addr) -> bool {
+        let was_in = self.groups.contains(&group);
+        self.groups.retain(|other| *other != group);
+        // The stack is in the same groups.
+        let _ = self.stack.leave_multicast_group(group);
+        was_in
     }
 
     /// Returns the interface's driver.

@@ -223,6 +223,8 @@ pub struct Status {
     pub has_link: bool,
     /// The frames that the card is to receive besides frames to itself and to all.
     pub hearing: Hearing,
+    /// The groups of hosts that it is in.
+    pub groups: Vec<Ipv4Addr>,
     /// The longest IP packet that it sends, in bytes.
     pub mtu: usize,
     /// Ethernet address.
@@ -282,6 +284,7 @@ pub fn status() -> Vec<Status> {
             is_up: interface.is_up,
             has_link,
             hearing: interface.hearing,
+            groups: interface.groups.clone(),
             mtu: interface.mtu,
             mac,
             addresses: interface.addresses().map(|cidr| cidr.to_string()).collect(),
@@ -476,20 +479,52 @@ pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), String> {
 /// Makes the card of an interface receive frames besides those to itself and to all, or stop
 /// receiving them.
 pub fn set_hearing(name: &str, what: Hearing, on: bool) -> Result<(), String> {
+    change_hearing(name, |interface, queues| {
+        let can = !on || queues.can_hear.contains(what);
+        if can {
+            interface.hearing.set(what, on);
+        }
+        Ok(can)
+    })
+}
+
+/// Makes an interface join a group of hosts, and has its card hear the group.
+pub fn join(name: &str, group: Ipv4Addr) -> Result<(), String> {
+    change_hearing(name, |interface, queues| match queues.hears_groups_by() {
+        Some(_) => interface.join(group).map(|()| true),
+        None => Ok(false),
+    })
+}
+
+/// Makes an interface leave a group of hosts.
+pub fn leave(name: &str, group: Ipv4Addr) -> Result<(), String> {
+    let was_in = |interface: &mut Interface, _: &Queues| match interface.leave(group) {
+        true => Ok(true),
+        false => Err(format!("{name} is not in {group}")),
+    };
+    change_hearing(name, was_in)
+}
+
+/// Changes what an interface's card is to receive, and tells the driver. `change` returns whether
+/// the card can do it.
+fn change_hearing(
+    name: &str,
+    change: impl FnOnce(&mut Interface, &Queues) -> Result<bool, String>,
+) -> Result<(), String> {
     let handle = named(name)?.with(|interface| {
         let handle = interface.handle().cloned().ok_or("it has no driver")?;
         let mut domain = handle.lock();
         let driver = domain.name.clone();
         let queues = domain.offered_mut::<Queues>().ok_or("its driver was ended")?;
-        if on && !queues.can_hear.contains(what) {
+        if !change(interface, queues)? {
             return Err(format!("{driver} cannot have its card hear that"));
         }
-        interface.hearing.set(what, on);
-        queues.hear(interface.hearing);
+        queues.hear(interface.hearing, &interface.groups);
         drop(domain);
-        Ok(handle)
+        Ok::<Handle, String>(handle)
     })?;
     poll::poll(&handle, Events::HEARING);
+    wake();
     Ok(())
 }
 

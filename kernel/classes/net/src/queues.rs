@@ -1,6 +1,7 @@
 //! The kernel's end of a network driver's queues, as a part of a domain. The account is in
 //! [`ringfence_core::frames`].
 
+use core::net::Ipv4Addr;
 use core::ops::{Deref, DerefMut};
 use host::domain::Domain;
 use host::domain::cause::Cause;
@@ -89,12 +90,26 @@ impl Queues {
         Ok(Queues { mac: info.mac, can_hear: Hearing::from_bits_truncate(info.can_hear), frames })
     }
 
+    /// Returns how the card hears groups: those alone, or all groups, or all frames; `None` if it
+    /// cannot.
+    pub fn hears_groups_by(&self) -> Option<Hearing> {
+        let ways = [Hearing::GROUPS, Hearing::ALL_MULTICAST, Hearing::PROMISCUOUS];
+        ways.into_iter().find(|way| self.can_hear.contains(*way))
+    }
+
     /// Tells the driver which frames its card is to receive besides frames to itself and to all:
-    /// the kinds of `wanted` that the card can receive. Returns whether there are any; the driver
-    /// must be polled to see them.
-    pub fn hear(&mut self, wanted: Hearing) -> bool {
-        let hears = wanted & self.can_hear;
-        self.frames.say_hearing(hears);
+    /// the kinds of `wanted` that the card can receive, and frames to `groups`. Returns whether
+    /// there are any; the driver must be polled to see them.
+    pub fn hear(&mut self, wanted: Hearing, groups: &[Ipv4Addr]) -> bool {
+        let by = if groups.is_empty() { None } else { self.hears_groups_by() };
+        let hears = (wanted & self.can_hear) | by.unwrap_or_default();
+        self.frames.say_hearing(hears, groups.iter().map(ethernet_group));
         !hears.is_empty()
     }
+}
+
+/// Returns the Ethernet address of a group of hosts (RFC 1112, 6.4).
+fn ethernet_group(group: &Ipv4Addr) -> [u8; 6] {
+    let [_, b, c, d] = group.octets();
+    [0x01, 0x00, 0x5e, b & 0x7f, c, d]
 }

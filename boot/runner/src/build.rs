@@ -7,11 +7,8 @@
 
 use crate::check::{self, Finding};
 use crate::toolchain::{BUILT_AS, TARGET, Toolchain};
-use crate::{output, project, target};
+use crate::{holes, output, project, target};
 use anyhow::{Context, Result, bail};
-use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
-use ringfence_core::tcg;
-use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -357,10 +354,6 @@ fn show_warnings(compiler: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Number of orders of a module's functions that are tried.
-const ORDERS: u32 = 64;
-/// If a hole is at the same place in each of this many orders, no order is expected to remove it.
-const ORDERS_TO_TELL: u32 = 6;
 /// Another way to compile a module: the code does the same, but has other displacements in its
 /// functions.
 struct Way {
@@ -381,17 +374,15 @@ const WAYS: [Way; 8] = [
     Way { rust: "opt-level=s", c: "-Os" },
     Way { rust: "opt-level=1", c: "-O1" },
 ];
-/// Modules for which no other way is tried: one loads SS on purpose, the other has a hole in every
-/// way.
-const LEFT_ALONE: [&str; 2] = ["rogue-ss", "rogue-peer"];
+/// Modules that keep their holes: one loads SS on purpose.
+const LEFT_ALONE: [&str; 1] = ["rogue-ss"];
 
 /// Links a module in `folder`: a shared object that exports only its entry point.
 ///
-/// The bytes of a displacement may happen to form code that the kernel refuses under QEMU's TCG
-/// ([`tcg`]), above all a load of SS. Another order of the functions gives other displacements
-/// between functions. If the displacement is within a function, the module is compiled in another
-/// way (`compile_otherwise`). A hole that stays in every way is an error: the kernel would refuse
-/// the module.
+/// The bytes of a displacement may happen to form code that the kernel refuses under QEMU's TCG,
+/// above all a load of SS. Such an instruction is moved and encoded otherwise ([`holes`]). If one
+/// cannot be moved, the module is compiled in another way (`compile_otherwise`). A hole that stays
+/// in every way is an error: the kernel would refuse the module.
 fn link(
     toolchain: &Toolchain,
     name: &str,
@@ -410,32 +401,25 @@ fn link(
     }
     let exports = target().join("module.exports");
     write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
+    let room = target().join("moved.o");
+    replace(&room, |to| Ok(fs::write(to, holes::room()?)?))?;
     let is_clean = |objects: &[PathBuf]| {
-        let mut stays: Option<BTreeSet<(String, u64)>> = None;
-        for order in 0..ORDERS {
-            let mut linker = toolchain.linker();
-            if order > 0 {
-                linker.arg(format!("--shuffle-sections=.text*={order}"));
-            }
-            link_once(linker, &exports, objects, &debug)?;
-            let found = holes(&debug)?;
-            if found.is_empty() {
-                return Ok(true);
-            }
-            let stay = match stays.take() {
-                Some(stays) => stays.intersection(&found).cloned().collect(),
-                None => found,
-            };
-            if order >= ORDERS_TO_TELL && !stay.is_empty() {
-                break;
-            }
-            stays = Some(stay);
+        link_once(toolchain.linker(), &exports, objects, &debug)?;
+        if holes::count(&debug)? == 0 || LEFT_ALONE.contains(&name) {
+            return anyhow::Ok(true);
         }
-        anyhow::Ok(false)
+        let mut linker = toolchain.linker();
+        linker.arg(&room).arg(holes::KEEP_ROOM);
+        link_once(linker, &exports, objects, &debug)?;
+        Ok(holes::fill(&debug)? == 0)
     };
-    if !is_clean(objects)? && !LEFT_ALONE.contains(&name) {
+    if !is_clean(objects)? {
         for way in &WAYS {
             if is_clean(&compile_otherwise(way)?)? {
+                output::complain(&format!(
+                    "ringfence: {name} is compiled with {}, or {} for C: code that QEMU misreads could not be moved",
+                    way.rust, way.c
+                ));
                 break;
             }
         }
@@ -458,41 +442,16 @@ fn refuse_refused(name: &str, module: &Module) -> Result<()> {
 }
 
 /// Returns a hash of the objects and of the rules for linking. It tells whether a module must be
-/// linked again, because the search for a good order takes long.
+/// linked again.
 fn stamp(objects: &[PathBuf]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
-    [include_str!("build.rs"), include_str!("../../../kernel/core/src/tcg.rs")].hash(&mut hasher);
+    [include_str!("build.rs"), include_str!("holes.rs"), include_str!("../../../kernel/core/src/tcg.rs")]
+        .hash(&mut hasher);
     for object in objects {
         let file = fs::metadata(object).with_context(|| format!("reading {}", object.display()))?;
         (object, file.len(), file.modified()?).hash(&mut hasher);
     }
     Ok(format!("{:016x}", hasher.finish()))
-}
-
-/// Returns the places of code that the kernel refuses under TCG in an ELF file: functions, and
-/// offsets in them.
-fn holes(path: &Path) -> Result<BTreeSet<(String, u64)>> {
-    let bytes = fs::read(path)?;
-    let file = object::File::parse(&*bytes)?;
-    let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
-    let places = code.flat_map(|section| {
-        let start = section.address();
-        tcg::holes(section.data().unwrap_or_default()).map(move |(at, _)| start + at as u64)
-    });
-    let places: Vec<u64> = places.collect();
-    // Most files have no such place, and then need no list of functions.
-    let functions: Vec<_> = match places.is_empty() {
-        true => Vec::new(),
-        false => file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text).collect(),
-    };
-    let function = |place: u64| {
-        let before = functions.iter().filter(|symbol| symbol.address() <= place);
-        let symbol = before.max_by_key(|symbol| symbol.address());
-        symbol.map_or((String::new(), place), |symbol| {
-            (symbol.name().unwrap_or_default().to_string(), place - symbol.address())
-        })
-    };
-    Ok(places.into_iter().map(function).collect())
 }
 
 fn link_once(mut linker: Command, exports: &Path, objects: &[PathBuf], to: &Path) -> Result<()> {

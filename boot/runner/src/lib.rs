@@ -4,6 +4,7 @@
 //!
 //! * [`toolchain`]: the compiler for the bare machine
 //! * [`build`]: builds the loader, the kernel and the modules
+//! * [`holes`]: moves instructions whose bytes happen to form others
 //! * [`header`]: the C header for modules
 //! * [`check`]: checks a module as the kernel would; [`conform`]: tests that any driver must pass;
 //!   [`wire`]: a cable, and frames for it
@@ -36,6 +37,7 @@ pub mod drivers;
 pub mod echo;
 pub mod gdb;
 pub mod header;
+pub mod holes;
 pub mod iso;
 pub mod machine;
 pub mod output;

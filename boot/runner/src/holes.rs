@@ -1,0 +1,506 @@
+//! Moves instructions of a linked module whose bytes happen to form code that the kernel refuses
+//! under QEMU's TCG ([`tcg`]), above all a load of SS.
+//!
+//! Most such bytes are displacements. A moved instruction gets another encoding of the same meaning
+//! in a section of its own ([`room`]); a jump leads there, and another one back. An instruction
+//! that cannot be moved stays, and its module must be compiled in another way.
+
+use anyhow::{Context, Result};
+use iced_x86::Mnemonic::{
+    self, Adc, Add, And, Cmp, Dec, Inc, Lea, Mov, Movsx, Movsxd, Movzx, Neg, Not, Or, Sbb, Sub, Test, Xor,
+};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use object::write::{Object as Writer, Symbol, SymbolSection};
+use object::{
+    Architecture, BinaryFormat, Endianness, Object, ObjectSection, ObjectSymbol, SectionKind, SymbolFlags, SymbolKind,
+    SymbolScope,
+};
+use ringfence_core::tcg;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+
+/// The symbol of the section for moved instructions.
+const ROOM: &str = "rf_moved";
+/// The length of that section, in bytes: room for some 60 instructions.
+const ROOM_BYTES: usize = 2048;
+/// INT3, which is nowhere executed.
+const FILLER: u8 = 0xcc;
+/// JMP rel32, and the length of the instruction.
+const JMP: u8 = 0xe9;
+const JMP_BYTES: usize = 5;
+
+/// Returns an object file with the section for moved instructions.
+pub fn room() -> Result<Vec<u8>> {
+    let mut object = Writer::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let section = object.add_section(Vec::new(), b".text.rf_moved".to_vec(), SectionKind::Text);
+    object.append_section_data(section, &[FILLER; ROOM_BYTES], 16);
+    object.add_symbol(Symbol {
+        name: ROOM.into(),
+        value: 0,
+        size: ROOM_BYTES as u64,
+        kind: SymbolKind::Text,
+        scope: SymbolScope::Linkage,
+        weak: false,
+        section: SymbolSection::Section(section),
+        flags: SymbolFlags::None,
+    });
+    Ok(object.write()?)
+}
+
+/// The arguments with which the linker keeps [`room`].
+pub const KEEP_ROOM: &str = "--undefined=rf_moved";
+
+/// Returns the number of holes in an ELF file's code.
+pub fn count(path: &Path) -> Result<usize> {
+    let bytes = std::fs::read(path)?;
+    let file = object::File::parse(&*bytes)?;
+    let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
+    Ok(code.map(|section| tcg::holes(section.data().unwrap_or_default()).count()).sum())
+}
+
+/// Moves the instructions with holes of a linked module that has [`room`]; returns the number of
+/// holes that are left.
+pub fn fill(path: &Path) -> Result<usize> {
+    let mut bytes = std::fs::read(path)?;
+    let mut code = Text::of(&bytes).with_context(|| format!("in {}", path.display()))?;
+    let mut from = 0;
+    while let Some(at) = code.hole_from(from) {
+        if !code.mend(at) {
+            // This one stays; the others are moved nevertheless.
+            from = at + 1;
+        }
+    }
+    bytes[code.offset..code.offset + code.bytes.len()].copy_from_slice(&code.bytes);
+    std::fs::write(path, &bytes)?;
+    Ok(tcg::holes(&code.bytes).count())
+}
+
+/// The section with a module's code.
+struct Text {
+    bytes: Vec<u8>,
+    /// The offset of the section in its file, and its address.
+    offset: usize,
+    address: u64,
+    /// The functions, as ranges of offsets in the section.
+    functions: Vec<Range<usize>>,
+    /// The rest of the room, as offsets in the section.
+    room: Range<usize>,
+    /// The sections of constants, with their addresses.
+    constants: Vec<(u64, Vec<u8>)>,
+}
+
+impl Text {
+    fn of(file: &[u8]) -> Result<Text> {
+        let file = object::File::parse(file)?;
+        let of_room = |symbol: &object::Symbol| symbol.name() == Ok(ROOM);
+        let room = file.symbols().find(of_room).context("there is no room for instructions")?;
+        let index = room.section_index().context("the room has no section")?;
+        let section = file.section_by_index(index)?;
+        let (offset, _) = section.file_range().context("the code is not in the file")?;
+        let (bytes, address) = (section.data()?.to_vec(), section.address());
+        let place = |symbol: &object::Symbol| {
+            let start = (symbol.address() - address) as usize;
+            start..(start + symbol.size() as usize).min(bytes.len())
+        };
+        let is_function = |symbol: &object::Symbol| {
+            symbol.kind() == SymbolKind::Text && symbol.section_index() == Some(index) && symbol.size() > 0
+        };
+        let functions = file.symbols().filter(|symbol| is_function(symbol) && !of_room(symbol)).map(|f| place(&f));
+        let of_constants = |section: &object::Section| {
+            matches!(section.kind(), SectionKind::ReadOnlyData | SectionKind::ReadOnlyDataWithRel)
+        };
+        let constants = file.sections().filter(of_constants);
+        Ok(Text {
+            functions: functions.collect(),
+            room: place(&room),
+            constants: constants.filter_map(|one| Some((one.address(), one.data().ok()?.to_vec()))).collect(),
+            offset: offset as usize,
+            address,
+            bytes,
+        })
+    }
+
+    /// Returns the offset of the first hole at `from` or behind.
+    fn hole_from(&self, from: usize) -> Option<usize> {
+        tcg::holes(&self.bytes).map(|(at, _)| at).find(|at| *at >= from)
+    }
+
+    /// Decodes the instructions of a function; `None` if not all of its bytes are instructions.
+    fn decode(&self, function: &Range<usize>) -> Option<Vec<Instruction>> {
+        let code = self.bytes.get(function.clone())?;
+        let mut decoder = Decoder::with_ip(64, code, self.address + function.start as u64, DecoderOptions::NONE);
+        let instructions: Vec<Instruction> = decoder.iter().collect();
+        instructions.iter().all(|instruction| !instruction.is_invalid()).then_some(instructions)
+    }
+
+    /// Moves the instruction with the hole at `at`, with its neighbours if it is short. Returns
+    /// whether there is a hole less.
+    fn mend(&mut self, at: usize) -> bool {
+        let Some(function) = self.functions.iter().find(|function| function.contains(&at)).cloned() else {
+            return false;
+        };
+        let Some(instructions) = self.decode(&function) else { return false };
+        let ip = self.address + at as u64;
+        let Some(index) = instructions.iter().position(|one| (one.ip()..one.next_ip()).contains(&ip)) else {
+            return false;
+        };
+        let targets = self.targets(&function, &instructions);
+        groups(&instructions, index, &targets).any(|group| self.move_away(&instructions[group]))
+    }
+
+    /// Returns the addresses in a function that its jumps lead to. Those of an indirect jump are in
+    /// a table of distances from the table, whose address the function loads.
+    fn targets(&self, function: &Range<usize>, instructions: &[Instruction]) -> BTreeSet<u64> {
+        let own = self.address + function.start as u64..self.address + function.end as u64;
+        let mut targets: BTreeSet<u64> =
+            instructions.iter().filter(|one| is_branch(one)).map(Instruction::near_branch_target).collect();
+        for table in instructions.iter().filter(|one| one.is_ip_rel_memory_operand()) {
+            let table = table.ip_rel_memory_address();
+            let holds = |(start, bytes): &&(u64, Vec<u8>)| (*start..start + bytes.len() as u64).contains(&table);
+            let Some((start, bytes)) = self.constants.iter().find(holds) else { continue };
+            let entries = bytes[(table - start) as usize..].as_chunks::<4>().0;
+            let targets_of = entries.iter().map(|entry| table.wrapping_add_signed(i32::from_le_bytes(*entry).into()));
+            targets.extend(targets_of.take_while(|target| own.contains(target)));
+        }
+        targets
+    }
+
+    /// Moves a group of instructions, if that leaves fewer holes.
+    fn move_away(&mut self, group: &[Instruction]) -> bool {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { return false };
+        let start = (first.ip() - self.address) as usize;
+        let end = (last.next_ip() - self.address) as usize;
+        let before = tcg::holes(&self.bytes).count();
+        for skipped in 0..16 {
+            for variant in 0..VARIANTS {
+                let to = self.room.start + skipped;
+                let Some(moved) = self.moved(group, to, variant) else { continue };
+                if to + moved.len() > self.room.end {
+                    return false;
+                }
+                let kept = (self.bytes[start..end].to_vec(), self.bytes[to..to + moved.len()].to_vec());
+                self.bytes[start..end].fill(FILLER);
+                self.bytes[start..start + JMP_BYTES].copy_from_slice(&jump(start, to));
+                self.bytes[to..to + moved.len()].copy_from_slice(&moved);
+                if tcg::holes(&self.bytes).count() < before {
+                    self.room.start = to + moved.len();
+                    return true;
+                }
+                self.bytes[start..end].copy_from_slice(&kept.0);
+                self.bytes[to..to + moved.len()].copy_from_slice(&kept.1);
+            }
+        }
+        false
+    }
+
+    /// Returns the code of a group at offset `to`: each instruction in encoding `variant`, and the
+    /// jump back. `None` if an instruction has no such encoding.
+    fn moved(&self, group: &[Instruction], to: usize, variant: usize) -> Option<Vec<u8>> {
+        let mut code = Vec::new();
+        for instruction in group {
+            let from = (instruction.ip() - self.address) as usize;
+            let bytes = self.bytes.get(from..from + instruction.len())?;
+            let at = self.address + (to + code.len()) as u64;
+            let plain = || encode(instruction, bytes, at, 0);
+            code.extend(encode(instruction, bytes, at, variant).or_else(plain)?);
+            if variant == 1 {
+                code.extend(NOP);
+            }
+        }
+        let back = (group.last()?.next_ip() - self.address) as usize;
+        let end = to + code.len();
+        code.extend(jump(end, back));
+        Some(code)
+    }
+}
+
+/// Returns the groups of instructions to move, the smallest first: each contains number `index`,
+/// and is long enough for a jump. No jump leads into the middle of a group.
+fn groups(instructions: &[Instruction], index: usize, targets: &BTreeSet<u64>) -> impl Iterator<Item = Range<usize>> {
+    const MOST: usize = 4;
+    let candidates =
+        (1..=MOST).flat_map(move |len| (index.saturating_sub(len - 1)..=index).map(move |first| first..first + len));
+    candidates.filter(move |group| {
+        let Some([first, rest @ ..]) = instructions.get(group.clone()) else { return false };
+        let bytes: usize = first.len() + rest.iter().map(Instruction::len).sum::<usize>();
+        bytes >= JMP_BYTES && rest.iter().all(|one| !targets.contains(&one.ip()))
+    })
+}
+
+fn is_branch(instruction: &Instruction) -> bool {
+    instruction.op_count() > 0 && instruction.op0_kind() == OpKind::NearBranch64
+}
+
+/// Returns a jump at offset `from` to offset `to`.
+fn jump(from: usize, to: usize) -> [u8; JMP_BYTES] {
+    let [a, b, c, d] = (to.wrapping_sub(from + JMP_BYTES) as u32).to_le_bytes();
+    [JMP, a, b, c, d]
+}
+
+/// The encodings that are tried: as it is; with a [`NOP`] behind it; with a SIB byte; with other
+/// displacements.
+const VARIANTS: usize = 3 + STEPS.len();
+/// A no-operation of two bytes.
+const NOP: [u8; 2] = [0x66, 0x90];
+/// What a base register is lowered by, so that the displacement grows. A lower stack pointer is
+/// harmless; a higher one would give up bytes that are in use.
+const STEPS: [u32; 6] = [0x08, 0x40, 0x51, 0x100, 0x1122, 0x2040];
+
+/// Encodes an instruction for address `at`.
+fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> Option<Vec<u8>> {
+    if is_branch(instruction) {
+        return encode_branch(instruction, at);
+    }
+    if instruction.is_ip_rel_memory_operand() {
+        let displacement = displacement_of(instruction, bytes)?;
+        let target = instruction.ip_rel_memory_address();
+        let relative = i32::try_from(target.wrapping_sub(at + bytes.len() as u64) as i64).ok()?;
+        let mut code = bytes.to_vec();
+        code.get_mut(displacement..displacement + 4)?.copy_from_slice(&relative.to_le_bytes());
+        return Some(code);
+    }
+    match variant {
+        0 | 1 => Some(bytes.to_vec()),
+        2 => with_sib(instruction, bytes),
+        _ => with_step(instruction, bytes, *STEPS.get(variant - 3)?),
+    }
+}
+
+/// Encodes a branch with a distance of 32 bits.
+fn encode_branch(instruction: &Instruction, at: u64) -> Option<Vec<u8>> {
+    let opcode: Vec<u8> = match instruction.flow_control() {
+        FlowControl::UnconditionalBranch => vec![JMP],
+        FlowControl::Call => vec![0xe8],
+        FlowControl::ConditionalBranch if instruction.is_jcc_short_or_near() => {
+            vec![0x0f, 0x80 | (instruction.condition_code() as u8 - 1)]
+        }
+        _ => return None,
+    };
+    let next = at + opcode.len() as u64 + 4;
+    let distance = i32::try_from(instruction.near_branch_target().wrapping_sub(next) as i64).ok()?;
+    Some([opcode, distance.to_le_bytes().to_vec()].concat())
+}
+
+/// Returns the offset of an instruction's displacement of 32 bits.
+fn displacement_of(instruction: &Instruction, bytes: &[u8]) -> Option<usize> {
+    let mut decoder = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NONE);
+    let decoded = decoder.decode();
+    let offsets = decoder.get_constant_offsets(&decoded);
+    (offsets.displacement_size() == 4).then(|| offsets.displacement_offset())
+}
+
+/// Encodes a memory operand with a SIB byte that names no index, in place of a base register alone.
+fn with_sib(instruction: &Instruction, bytes: &[u8]) -> Option<Vec<u8>> {
+    let (modrm, displacement_bytes) = modrm_of(instruction, bytes)?;
+    let byte = *bytes.get(modrm)?;
+    let has_sib = byte & 7 == 4;
+    if has_sib || displacement_bytes == 0 {
+        return None;
+    }
+    let sib = 4 << 3 | byte & 7;
+    Some([&bytes[..modrm], &[byte & !7 | 4, sib], &bytes[modrm + 1..]].concat())
+}
+
+/// Returns the offset of the ModRM byte of an instruction whose memory operand has a base register
+/// and a displacement, and the length of the displacement.
+fn modrm_of(instruction: &Instruction, bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut decoder = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NONE);
+    let decoded = decoder.decode();
+    let offsets = decoder.get_constant_offsets(&decoded);
+    let displacement = offsets.has_displacement().then(|| offsets.displacement_offset())?;
+    let has_base = instruction.memory_base().is_gpr64();
+    // The ModRM byte is in front of the displacement, or one byte further in front with a SIB byte.
+    [displacement.checked_sub(1), displacement.checked_sub(2)].into_iter().flatten().find_map(|at| {
+        let byte = *bytes.get(at)?;
+        let has_sib = byte & 7 == 4;
+        let is_it = has_base && matches!(byte >> 6, 1 | 2) && has_sib == (displacement - at == 2);
+        is_it.then_some((at, offsets.displacement_size()))
+    })
+}
+
+/// Encodes an instruction with its base register lowered by `step`, and its displacement larger by
+/// as much. LEA changes no flags.
+fn with_step(instruction: &Instruction, bytes: &[u8], step: u32) -> Option<Vec<u8>> {
+    let (modrm, displacement_bytes) = modrm_of(instruction, bytes)?;
+    let base = instruction.memory_base();
+    // The base register must be nothing but the base, or else the register that is loaded as a
+    // whole.
+    let is_base = |register: Register| register != Register::None && register.full_register() == base;
+    let named = |op: u32| instruction.op_kind(op) == OpKind::Register && is_base(instruction.op_register(op));
+    let loads = matches!(instruction.mnemonic(), Mov | Movzx | Movsx | Movsxd | Lea)
+        && named(0)
+        && instruction.op_register(0).size() >= 4;
+    let is_used_otherwise = is_base(instruction.memory_index()) || named(1) || named(0) && !loads;
+    if !names_all_registers(instruction.mnemonic()) || instruction.op_count() > 2 || is_used_otherwise {
+        return None;
+    }
+    let displacement = (instruction.memory_displacement64() as i32).checked_add(i32::try_from(step).ok()?)?;
+    let has_sib = bytes.get(modrm)? & 7 == 4;
+    let operand_end = modrm + 1 + usize::from(has_sib);
+    let mut wide = bytes[..operand_end].to_vec();
+    wide[modrm] = wide[modrm] & 0x3f | 0x80;
+    wide.extend(displacement.to_le_bytes());
+    wide.extend(bytes.get(operand_end + displacement_bytes..)?);
+    let lea = |step: i32| -> Vec<u8> {
+        let number = base.number() as u8;
+        let rex = 0x48 | if number >= 8 { 5 } else { 0 };
+        let low = number & 7;
+        let sib: &[u8] = if low == 4 { &[0x24] } else { &[] };
+        [&[rex, 0x8d, 0x80 | low << 3 | low][..], sib, &step.to_le_bytes()].concat()
+    };
+    let restored = if loads { Vec::new() } else { lea(step as i32) };
+    Some([lea(-(step as i32)), wide, restored].concat())
+}
+
+/// Returns whether instructions with this mnemonic and at most two operands use no register that is
+/// not named. These are the ones that compilers use most.
+fn names_all_registers(mnemonic: Mnemonic) -> bool {
+    let is_plain = matches!(
+        mnemonic,
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Lea
+            | Add
+            | Adc
+            | Sub
+            | Sbb
+            | Cmp
+            | Test
+            | And
+            | Or
+            | Xor
+            | Inc
+            | Dec
+            | Not
+            | Neg
+    );
+    is_plain || format!("{mnemonic:?}").starts_with("Cmov") || format!("{mnemonic:?}").starts_with("Set")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::Formatter;
+
+    fn decoded(bytes: &[u8]) -> Vec<Instruction> {
+        Decoder::with_ip(64, bytes, 0x1000, DecoderOptions::NONE).iter().collect()
+    }
+
+    fn text(bytes: &[u8]) -> Vec<String> {
+        let text_of = |instruction: &Instruction| {
+            let mut text = String::new();
+            iced_x86::IntelFormatter::new().format(instruction, &mut text);
+            text
+        };
+        decoded(bytes).iter().map(text_of).collect()
+    }
+
+    fn encoded(bytes: &[u8], variant: usize) -> Option<Vec<String>> {
+        encode(&decoded(bytes)[0], bytes, 0x9000, variant).map(|code| text(&code))
+    }
+
+    #[test]
+    fn another_encoding_means_the_same() {
+        // mov rcx,[r14+0B10h]: ModRM and displacement form a load of CS.
+        const LOAD: [u8; 7] = [0x49, 0x8b, 0x8e, 0x10, 0x0b, 0, 0];
+        assert_eq!(tcg::holes(&LOAD).count(), 1);
+        let with_sib = encode(&decoded(&LOAD)[0], &LOAD, 0x9000, 2).unwrap();
+        assert_eq!((text(&with_sib), tcg::holes(&with_sib).count()), (text(&LOAD), 0));
+        assert_eq!(with_sib, [0x49, 0x8b, 0x8c, 0x26, 0x10, 0x0b, 0, 0]);
+        // mov [rbp-72h],rax with a short displacement, which becomes a long one.
+        assert_eq!(
+            encoded(&[0x48, 0x89, 0x45, 0x8e], 3).unwrap(),
+            ["lea rbp,[rbp-8]", "mov [rbp-6Ah],rax", "lea rbp,[rbp+8]"]
+        );
+        // The stack pointer becomes lower, never higher.
+        assert_eq!(
+            encoded(&[0x48, 0x8b, 0x84, 0x24, 0x8e, 0xd0, 0, 0], 3).unwrap(),
+            ["lea rsp,[rsp-8]", "mov rax,[rsp+0D096h]", "lea rsp,[rsp+8]"]
+        );
+        // A base register that is loaded is not restored.
+        assert_eq!(
+            encoded(&[0x4d, 0x8b, 0xb6, 0x8e, 0xd0, 0, 0], 3).unwrap(),
+            ["lea r14,[r14-8]", "mov r14,[r14+0D096h]"]
+        );
+    }
+
+    #[test]
+    fn a_base_that_is_used_otherwise_is_not_changed() {
+        for bytes in [
+            // mov [rbp-72h],rbp; mov [rax+rax+8Eh],ecx; mov [rax+8Eh],al
+            &[0x48u8, 0x89, 0x6d, 0x8e] as &[u8],
+            &[0x89, 0x8c, 0x00, 0x8e, 0, 0, 0],
+            &[0x88, 0x80, 0x8e, 0, 0, 0],
+            // A part of the register stays: mov ax,[rax+8Eh]. RAX is not named: mul qword
+            // [rax+8Eh].
+            &[0x66, 0x8b, 0x80, 0x8e, 0, 0, 0],
+            &[0x48, 0xf7, 0xa0, 0x8e, 0, 0, 0],
+            // push qword [rsp+8Eh] moves the stack pointer.
+            &[0xff, 0xb4, 0x24, 0x8e, 0, 0, 0],
+        ] {
+            assert_eq!(encoded(bytes, 3), None, "{:?}", text(bytes));
+        }
+    }
+
+    #[test]
+    fn distances_follow_the_instruction() {
+        // A short conditional jump, a call, and an operand at a distance, from 1000h to 9000h.
+        let placed = |bytes: &[u8]| encode(&decoded(bytes)[0], bytes, 0x9000, 0).unwrap();
+        let at = |bytes: &[u8]| Decoder::with_ip(64, bytes, 0x9000, DecoderOptions::NONE).decode();
+        assert_eq!(at(&placed(&[0x77, 0x8e])).near_branch_target(), 0x1000 + 2 - 0x72);
+        assert_eq!(at(&placed(&[0xe8, 0x8e, 0xd0, 0, 0])).near_branch_target(), 0x1005 + 0xd08e);
+        let operand = [0x48, 0x8d, 0x3d, 0x8e, 0xd0, 0, 0];
+        assert_eq!(at(&placed(&operand)).ip_rel_memory_address(), 0x1007 + 0xd08e);
+        // LOOP has no long form.
+        assert_eq!(encode(&decoded(&[0xe2, 0x8e])[0], &[0xe2, 0x8e], 0x9000, 0), None);
+    }
+
+    /// Returns code with one function and some room behind it.
+    fn code(function: &[u8], constants: Vec<(u64, Vec<u8>)>) -> Text {
+        let bytes = [function, &[FILLER; 256]].concat();
+        let room = function.len()..bytes.len();
+        let functions = std::iter::once(0..function.len()).collect();
+        Text { bytes, offset: 0, address: 0x1000, functions, room, constants }
+    }
+
+    #[test]
+    fn a_short_instruction_is_moved_with_its_neighbours() {
+        // 8e at the end of a short jump, and d0 behind it. Another jump leads to the one of 90 90.
+        let function = [0x77, 0x04, 0x77, 0x8e, 0xd0, 0xc8, 0x90, 0x90, 0xc3];
+        let mut text = code(&function, Vec::new());
+        assert!(text.mend(3) && text.hole_from(0).is_none());
+        assert_eq!((text.bytes[0], &text.bytes[6..9]), (JMP, &function[6..9]));
+        let moved = Decoder::with_ip(64, &text.bytes[9..], 0x1009, DecoderOptions::NONE).into_iter().take(4);
+        let targets: Vec<u64> = moved.filter(is_branch).map(|one| one.near_branch_target()).collect();
+        assert_eq!(targets, [0x1006, 0xf92, 0x1006]);
+    }
+
+    #[test]
+    fn what_a_jump_leads_to_stays_in_its_place() {
+        // lea rsi,[rip+...] loads the address of a table; its only entry leads to the third
+        // instruction, so that the short one with the hole cannot be moved together with that one.
+        let function = [0x48, 0x8d, 0x35, 0xf9, 0x0f, 0, 0, 0x77, 0x8e, 0xd0, 0xc8, 0xc3];
+        let to = |offset: i32| (0x2000, (0x1000 + offset - 0x2000).to_le_bytes().to_vec());
+        let mut free = code(&function, vec![to(0)]);
+        let targets = free.targets(&(0..12), &free.decode(&(0..12)).unwrap());
+        assert!(targets.contains(&0x1000), "{targets:x?}");
+        assert!(free.mend(8));
+        let table = code(&function, vec![to(9)]);
+        let targets = table.targets(&(0..12), &table.decode(&(0..12)).unwrap());
+        let groups: Vec<Range<usize>> = groups(&table.decode(&(0..12)).unwrap(), 1, &targets).collect();
+        assert!(groups.iter().all(|group| group.end <= 2), "{groups:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_moved_stays() {
+        // An immediate, and a function that is too short.
+        for function in [&[0x81u8, 0xfa, 0x8e, 0xd0, 0, 0, 0xc3] as &[u8], &[0x77, 0x8e, 0xd0, 0xc8]] {
+            let mut text = code(function, Vec::new());
+            let at = text.hole_from(0).unwrap();
+            assert!(!text.mend(at));
+            assert_eq!(text.bytes[..function.len()], *function);
+        }
+    }
+}

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use ringfence_abi::manifest::Manifest;
-use ringfence_abi::queue::{Consumer, Place, Producer, Words};
+use ringfence_abi::queue::{Consumer, Place, Producer, Ring, Words};
 use ringfence_abi::scsi as commands;
 use ringfence_core::arguments::{Arguments, Patch};
 use ringfence_core::line_editor::{Event, LineEditor, MAX_LINE};
@@ -116,22 +116,26 @@ impl Words for Changing<'_> {
 /// during one.
 pub fn queue(data: &[u8]) {
     const CAPACITY: usize = 8;
-    let place = Place::new(0, CAPACITY);
+    const PLACE: Place = Place::new(0, CAPACITY);
+    struct Tested;
+    impl Ring for Tested {
+        const PLACE: Place = PLACE;
+    }
     let changing = Changing(RefCell::new(data.chunks_exact(8)));
-    let (mut producer, mut consumer) = (Producer::new(place), Consumer::new(place));
+    let (mut producer, mut consumer) = (Producer::<Tested>::new(), Consumer::<Tested>::new());
     while changing.0.borrow().len() > 0 {
         let _ = (consumer.take(&changing), producer.put(&changing, 1));
         assert!(consumer.len(&changing).unwrap_or(0) <= CAPACITY);
         assert!(producer.room(&changing).unwrap_or(0) <= CAPACITY);
         let _ = commands::read_outcome(&changing, 0);
     }
-    let memory = Memory(RefCell::new(vec![0; place.end()]));
-    let (mut producer, mut consumer) = (Producer::new(place), Consumer::new(place));
+    let memory = Memory(RefCell::new(vec![0; PLACE.end()]));
+    let (mut producer, mut consumer) = (Producer::<Tested>::new(), Consumer::<Tested>::new());
     let mut steps = data.chunks_exact(10);
     for step in &mut steps {
         let value = u64::from_le_bytes(step[2..].try_into().unwrap_or_default());
         match step[0] % 4 {
-            0 => memory.store(usize::from(step[1]) % place.end(), value),
+            0 => memory.store(usize::from(step[1]) % PLACE.end(), value),
             1 => {
                 let _ = producer.put(&memory, value);
             }

@@ -71,7 +71,7 @@ impl Driver for RogueVirtioNet {
         queue.chain([(0, false), (1, device_writes)]);
         queue.offer(0);
         queue.publish();
-        self.transport.notify(number);
+        self.transport.notify(queue);
         // The device works when its host gets to it, so the driver waits for it: what the device
         // does is part of the command.
         let transport = &self.transport;

@@ -3,7 +3,7 @@
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use crate::dma::Bytes;
 use crate::service::safe::rf_use;
-use crate::shared::QueueMemory;
+use crate::shared::{HasQueues, QueueMemory};
 use crate::{Refusal, Result};
 use core::ptr::NonNull;
 pub use ringfence_abi::block::{
@@ -14,7 +14,7 @@ use ringfence_abi::block::{
     BLOCK_MAX_DATA, COMPLETE, QUEUE_BYTES, SUBMIT, USED_BYTES, USED_DATA, read_request, read_status, read_used,
     write_request, write_status,
 };
-use ringfence_abi::queue::{Consumer, Place, Producer, Words};
+use ringfence_abi::queue::{Complete, Consumer, Place, Producer, Rings, Submit, Words};
 
 /// Block devices.
 pub struct Block;
@@ -36,12 +36,15 @@ impl Class for Block {
     }
 }
 
+impl Rings for Block {
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+}
+
 impl Protocol for Block {
     type Info = BlockInfo;
     type Request = BlockRequest;
     type Outcome = u32;
 
-    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = QUEUE_BYTES;
     const NUMBERS: usize = BLOCK_REQUESTS;
 
@@ -60,12 +63,16 @@ impl Protocol for Block {
 
 /// A disk of another driver that this driver uses.
 pub struct Disk {
-    memory: QueueMemory,
+    memory: QueueMemory<Disk>,
     data: Bytes,
     info: BlockInfo,
-    submit: Producer,
-    complete: Consumer,
+    submit: Producer<Submit<Block>>,
+    complete: Consumer<Complete<Block>>,
     free: [bool; BLOCK_REQUESTS],
+}
+
+impl HasQueues for Disk {
+    const WORDS: usize = USED_BYTES / 8;
 }
 
 /// A request that this driver has made; [`Disk::finish`] takes it and returns its status.
@@ -95,10 +102,10 @@ impl Disk {
         // never unmaps them.
         let (memory, data) = unsafe {
             let data = NonNull::new((start + USED_DATA as u64) as *mut u8).ok_or(Refusal::NoMemory)?;
-            (QueueMemory::new(start, USED_BYTES), Bytes::new(data, USED_BYTES - USED_DATA))
+            (QueueMemory::new(start), Bytes::new(data, USED_BYTES - USED_DATA))
         };
         let info = read_used(&memory).ok_or(Refusal::NotFound)?;
-        let (submit, complete) = (Producer::new(SUBMIT), Consumer::new(COMPLETE));
+        let (submit, complete) = (Producer::new(), Consumer::new());
         Ok(Disk { memory, data, info, submit, complete, free: [true; BLOCK_REQUESTS] })
     }
 

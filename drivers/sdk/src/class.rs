@@ -10,12 +10,12 @@
 
 use crate::dma::Bytes;
 use crate::service::safe::rf_offer;
-use crate::shared::QueueMemory;
+use crate::shared::{HasQueues, QueueMemory};
 use crate::{Command, Driver, Events, Refusal, Reply, Result};
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
-use ringfence_abi::queue::{Consumer, Place, Producer, Words};
+use ringfence_abi::queue::{Complete, Consumer, Producer, Rings, Submit, Words};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A class of devices.
@@ -95,15 +95,15 @@ impl<C: Class + 'static, D: Device<C>> Driver for ClassDriver<D, C> {
     }
 }
 
-/// Passes `info` to the kernel, which maps `len_bytes` bytes of queues.
-pub(crate) fn open<I: IntoBytes + Immutable>(info: &I, len_bytes: usize) -> Result<QueueMemory> {
+/// Passes `info` to the kernel, which maps the queues of `Q`.
+pub(crate) fn open<Q: HasQueues>(info: &(impl IntoBytes + Immutable)) -> Result<QueueMemory<Q>> {
     let start = rf_offer(info.as_bytes())?;
-    // SAFETY: the kernel has mapped `len_bytes` bytes at `start`, and never unmaps them.
-    Ok(unsafe { QueueMemory::new(start, len_bytes) })
+    // SAFETY: the kernel has mapped the queues at `start`, and never unmaps them.
+    Ok(unsafe { QueueMemory::new(start) })
 }
 
 /// The format of the requests of a class.
-pub trait Protocol {
+pub trait Protocol: Rings {
     /// The description of the device that the driver gives to the kernel.
     type Info: IntoBytes + Immutable;
     /// A request of the kernel.
@@ -111,8 +111,6 @@ pub trait Protocol {
     /// The driver's answer to a request.
     type Outcome;
 
-    /// The two rings: the numbers of the requests to carry out, and of the completed requests.
-    const RINGS: [Place; 2];
     /// Length of the memory that holds the rings and the requests, in bytes.
     const QUEUE_BYTES: usize;
     /// How many numbers requests have, from 0 on.
@@ -130,23 +128,20 @@ pub trait Protocol {
 
 /// A channel of requests.
 pub struct Requests<P> {
-    memory: QueueMemory,
-    submit: Consumer,
-    complete: Producer,
-    protocol: PhantomData<fn() -> P>,
+    memory: QueueMemory<Requests<P>>,
+    submit: Consumer<Submit<P>>,
+    complete: Producer<Complete<P>>,
+}
+
+impl<P: Protocol> HasQueues for Requests<P> {
+    const WORDS: usize = P::QUEUE_BYTES / 8;
 }
 
 // The driver trusts the ring positions that the kernel writes. If they were false, it could do
 // nothing about it.
 impl<P: Protocol> Requests<P> {
     pub(crate) fn offer(info: &P::Info) -> Result<Requests<P>> {
-        let [submit, complete] = P::RINGS;
-        Ok(Requests {
-            memory: open(info, P::QUEUE_BYTES)?,
-            submit: Consumer::new(submit),
-            complete: Producer::new(complete),
-            protocol: PhantomData,
-        })
+        Ok(Requests { memory: open(info)?, submit: Consumer::new(), complete: Producer::new() })
     }
 
     /// Takes the next request to carry out, and the right to complete it.

@@ -7,12 +7,11 @@
 use crate::Result;
 use crate::class::{self, Class, ClassDriver};
 use crate::dma::Bytes;
-use crate::shared::QueueMemory;
+use crate::shared::{HasQueues, QueueMemory};
 use core::num::{NonZeroU16, NonZeroU64};
 use core::ptr::NonNull;
 use ringfence_abi::net::{
-    COUNTERS, EMPTY, Entry, GROUPS, HEARING, QUEUE_BYTES, RECEIVED, RX_ADDRESS, RX_START, TRANSMIT, TRANSMITTED,
-    TX_ADDRESS, TX_START,
+    self, COUNTERS, Entry, GROUPS, HEARING, QUEUE_BYTES, RX_ADDRESS, RX_START, TX_ADDRESS, TX_START,
 };
 pub use ringfence_abi::net::{
     Counter, FRAME_BYTES, MAX_FRAME, MAX_GROUPS, MAX_QUEUES, MIN_FRAME, RX_FRAMES, TX_FRAMES,
@@ -179,28 +178,32 @@ impl Number {
 
 /// The driver's end of the queues.
 pub struct Queues {
-    memory: QueueMemory,
-    transmit: Consumer,
-    transmitted: Producer,
-    empty: Consumer,
-    received: Producer,
+    memory: QueueMemory<Queues>,
+    transmit: Consumer<net::Transmit>,
+    transmitted: Producer<net::Transmitted>,
+    empty: Consumer<net::Empty>,
+    received: Producer<net::Received>,
     tx_address: u64,
     rx_address: u64,
+}
+
+impl HasQueues for Queues {
+    const WORDS: usize = QUEUE_BYTES / 8;
 }
 
 // The driver trusts the ring positions that the kernel writes. If they were false, it could do
 // nothing about it.
 impl Queues {
     fn offer(info: &NetInfo) -> Result<Queues> {
-        let memory = class::open(info, QUEUE_BYTES)?;
+        let memory: QueueMemory<Queues> = class::open(info)?;
         Ok(Queues {
-            memory,
-            transmit: Consumer::new(TRANSMIT),
-            transmitted: Producer::new(TRANSMITTED),
-            empty: Consumer::new(EMPTY),
-            received: Producer::new(RECEIVED),
             tx_address: memory.load(TX_ADDRESS),
             rx_address: memory.load(RX_ADDRESS),
+            memory,
+            transmit: Consumer::new(),
+            transmitted: Producer::new(),
+            empty: Consumer::new(),
+            received: Producer::new(),
         })
     }
 

@@ -15,7 +15,7 @@
 
 use crate::Result;
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
-use ringfence_abi::queue::{Place, Words};
+use ringfence_abi::queue::{Place, Rings, Words};
 pub use ringfence_abi::scsi::{
     CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, FUNCTION_ABORT_TASK,
     FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, HOST_ABORTED, HOST_ERROR, HOST_NO_DEVICE, HOST_OK, HOST_RESET,
@@ -42,12 +42,15 @@ impl Class for Scsi {
     }
 }
 
+impl Rings for Scsi {
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+}
+
 impl Protocol for Scsi {
     type Info = ScsiInfo;
     type Request = Request;
     type Outcome = Outcome;
 
-    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = QUEUE_BYTES;
     const NUMBERS: usize = NUMBERS;
 

@@ -3,28 +3,37 @@
 use crate::Result;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::marker::PhantomData;
 use ringfence_abi::layout::{MAILBOX, PAGE_SIZE, SLOT_SIZE};
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
 
-/// Queue memory that the kernel has mapped.
-#[derive(Clone, Copy)]
-pub(crate) struct QueueMemory {
-    start: *mut u64,
-    words: usize,
+/// One end of queues.
+pub(crate) trait HasQueues {
+    /// The number of words of the queue memory. As it is known when the driver is compiled, the
+    /// checks of most indices are left out.
+    const WORDS: usize;
 }
 
-impl QueueMemory {
+/// Queue memory of `Q`, which the kernel has mapped.
+pub(crate) struct QueueMemory<Q> {
+    start: *mut u64,
+    of: PhantomData<fn() -> Q>,
+}
+
+impl<Q: HasQueues> QueueMemory<Q> {
     /// # Safety
-    /// The kernel must have mapped `len_bytes` bytes at `start`, and must never unmap them.
-    pub(crate) unsafe fn new(start: u64, len_bytes: usize) -> QueueMemory {
-        QueueMemory { start: start as *mut u64, words: len_bytes / 8 }
+    /// The kernel must have mapped [`HasQueues::WORDS`] words at `start`, and must never unmap
+    /// them.
+    pub(crate) unsafe fn new(start: u64) -> QueueMemory<Q> {
+        QueueMemory { start: start as *mut u64, of: PhantomData }
     }
 }
 
-impl Words for QueueMemory {
+impl<Q: HasQueues> Words for QueueMemory<Q> {
+    #[inline]
     fn load(&self, index: usize) -> u64 {
-        if index >= self.words {
+        if index >= Q::WORDS {
             return 0;
         }
         // SAFETY: the word is inside the memory. The kernel may write it too, so the access is
@@ -32,8 +41,9 @@ impl Words for QueueMemory {
         unsafe { self.start.add(index).read_volatile() }
     }
 
+    #[inline]
     fn store(&self, index: usize, value: u64) {
-        if index < self.words {
+        if index < Q::WORDS {
             // SAFETY: as above.
             unsafe { self.start.add(index).write_volatile(value) };
         }

@@ -152,7 +152,7 @@ impl Device<Block> for VirtioBlk {
         if submitted {
             self.requests.publish();
             if self.requests.wants_notification() {
-                self.transport.notify(REQUEST_QUEUE);
+                self.transport.notify(&self.requests);
             }
         }
         Reply::ACKNOWLEDGED

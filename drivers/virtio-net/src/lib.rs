@@ -83,7 +83,7 @@ struct VirtioNet {
     /// The pairs of queues, at least one.
     pairs: Vec<Pair>,
     /// The queue for commands with its number, and memory for a command and its acknowledgement.
-    control: Option<(u16, Virtqueue)>,
+    control: Option<Virtqueue>,
     commands: Dma,
 }
 
@@ -98,7 +98,6 @@ struct Pair {
 /// A virtqueue and its frames, indexed by the number of their pair of descriptors.
 struct Lane<F> {
     queue: Virtqueue,
-    number: u16,
     /// A header for each frame.
     headers: Dma,
     frames: [Option<F>; MOST],
@@ -123,7 +122,7 @@ impl<F> Lane<F> {
             let header = headers.address(usize::from(place) * HEADER);
             queue.describe(place * DESCRIPTORS, header, HEADER_BYTES as u32);
         }
-        Ok(Lane { queue, number, headers, frames: [const { None }; MOST], free, free_count: count })
+        Ok(Lane { queue, headers, frames: [const { None }; MOST], free, free_count: count })
     }
 
     /// Returns how many frames the device has.
@@ -178,7 +177,7 @@ impl<F> Lane<F> {
     fn publish(&mut self, transport: &Transport) {
         self.queue.publish();
         if self.queue.wants_notification() {
-            transport.notify(self.number);
+            transport.notify(&self.queue);
         }
     }
 }
@@ -219,7 +218,7 @@ impl Device<Nic> for VirtioNet {
         }
         // The control queue is behind all queues that the device has, whether they are used or not.
         let most = if has & HAS_PAIRS != 0 { config.read16(MOST_PAIRS).clamp(1, 0x4000) } else { 1 };
-        let has_control = has & HAS_CONTROL != 0 && 2 * most < Transport::QUEUES;
+        let has_control = has & HAS_CONTROL != 0;
         let count = if has_control { most.min(MAX_QUEUES as u16) } else { 1 };
         let vectors = if count == 1 { 3 } else { count + 1 };
         transport.ask_for_vectors(vectors.into())?;
@@ -229,7 +228,7 @@ impl Device<Nic> for VirtioNet {
             pairs.push(Pair::new(&mut transport, index, count == 1)?);
         }
         let control = match has_control {
-            true => Some((2 * most, transport.queue(2 * most, DESCRIPTORS, vectors - 1)?)),
+            true => Some(transport.queue(2 * most, DESCRIPTORS, vectors - 1)?),
             false => None,
         };
         let [a, b, c, d, e, f] = mac;
@@ -317,7 +316,7 @@ impl VirtioNet {
     /// Gives the device a command, and waits until the device has carried it out.
     #[inline(never)]
     fn command(&mut self, command: &[u8]) -> Result<()> {
-        let Some((number, control)) = &mut self.control else { return Err(Refusal::NotFound) };
+        let Some(control) = &mut self.control else { return Err(Refusal::NotFound) };
         control.want_interrupts(false);
         self.commands.write_bytes(0, command);
         self.commands.write(ACKNOWLEDGEMENT, u8::MAX);
@@ -326,7 +325,7 @@ impl VirtioNet {
         control.chain([(0, false), (1, true)]);
         control.offer(0);
         control.publish();
-        self.transport.notify(*number);
+        self.transport.notify(control);
         let answered = device::wait_until(LIMIT, || control.take_used().is_some());
         if answered.is_err() || self.commands.read::<u8>(ACKNOWLEDGEMENT) != 0 {
             log::warn!("the device does not carry out command {command:?}");

@@ -128,7 +128,7 @@ impl Device<Scsi> for VirtioScsi {
         for index in 0..host.events.size() {
             host.offer_event_buffer(index);
         }
-        host.transport.notify(EVENT_QUEUE);
+        host.transport.notify(&host.events);
         device::enable_interrupts()?;
         let queues = if count > 1 { format!(" in {count} queues") } else { String::new() };
         log::info!("{} targets, {} requests at once{queues}", host.info.max_targets, host.info.queue_depth);
@@ -160,7 +160,7 @@ impl Device<Scsi> for VirtioScsi {
             if submitted >> index & 1 != 0 {
                 requests.publish();
                 if requests.wants_notification() {
-                    self.transport.notify(REQUEST_QUEUE + index);
+                    self.transport.notify(requests);
                 }
             }
         }
@@ -232,7 +232,7 @@ impl VirtioScsi {
         self.control.chain([(0, false), (1, true)]);
         self.control.offer(0);
         self.control.publish();
-        self.transport.notify(CONTROL_QUEUE);
+        self.transport.notify(&self.control);
         self.reset = Some(ticket);
     }
 
@@ -291,7 +291,7 @@ impl VirtioScsi {
                 kind & event::MISSED != 0 || [event::TRANSPORT_RESET, event::CHANGE].contains(&(kind & !event::MISSED));
             log::info!("event {kind:#x} of target {}, reason {:#x}", event.lun[1], event.reason.get());
             self.offer_event_buffer(index);
-            self.transport.notify(EVENT_QUEUE);
+            self.transport.notify(&self.events);
         }
         changed
     }

@@ -6,7 +6,7 @@
 //! frames through `transmit` and gets them back through `transmitted`. It lends receive frames
 //! through `empty` and gets them back, filled, through `received`.
 
-use crate::queue::Place;
+use crate::queue::{Place, Ring};
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -33,6 +33,26 @@ pub const TRANSMITTED: Place = Place::new(TRANSMIT.end(), TX_FRAMES);
 pub const EMPTY: Place = Place::new(TRANSMITTED.end(), RX_FRAMES);
 /// Frames that were filled: driver to kernel.
 pub const RECEIVED: Place = Place::new(EMPTY.end(), RX_FRAMES);
+
+/// Declares the type of each ring.
+macro_rules! rings {
+    ($($place:ident $ring:ident,)*) => {
+        $(
+            #[doc = concat!("The ring [`", stringify!($place), "`].")]
+            pub struct $ring;
+
+            impl Ring for $ring {
+                const PLACE: Place = $place;
+            }
+        )*
+    };
+}
+rings! {
+    TRANSMIT Transmit,
+    TRANSMITTED Transmitted,
+    EMPTY Empty,
+    RECEIVED Received,
+}
 
 /// Word of the queue memory that holds the address of transmit frame 0 as the device sees it; the
 /// other transmit frames follow frame 0.

@@ -6,6 +6,7 @@
 //! same on both sides and never forms a reference to the shared memory: all access goes through
 //! [`Words`], which either side implements with volatile loads and stores.
 
+use core::marker::PhantomData;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Shared memory as 64-bit words.
@@ -78,6 +79,32 @@ impl Place {
     }
 }
 
+/// A ring whose place is known when the code is compiled. Both ends of a ring take its place from
+/// its type, so that no end spends an instruction on it.
+pub trait Ring {
+    /// The place.
+    const PLACE: Place;
+}
+
+/// Two rings of requests.
+pub trait Rings {
+    /// The two rings: the numbers of the requests to carry out, and of the completed requests.
+    const RINGS: [Place; 2];
+}
+
+/// The requests to carry out, of the rings `R`.
+pub struct Submit<R>(PhantomData<R>);
+/// The completed requests, of the rings `R`.
+pub struct Complete<R>(PhantomData<R>);
+
+impl<R: Rings> Ring for Submit<R> {
+    const PLACE: Place = R::RINGS[0];
+}
+
+impl<R: Rings> Ring for Complete<R> {
+    const PLACE: Place = R::RINGS[1];
+}
+
 /// The other side's position cannot be true: it went backwards, or ahead by more than the ring
 /// holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,27 +116,28 @@ pub struct Lie {
 }
 
 /// The end that puts entries into a ring.
-#[derive(Debug, Clone, Copy)]
-pub struct Producer {
-    place: Place,
+pub struct Producer<R> {
     put: u64,
     taken: u64,
+    ring: PhantomData<fn() -> R>,
 }
 
-impl Producer {
+impl<R: Ring> Producer<R> {
     /// Makes the producer's end of an empty ring.
-    pub const fn new(place: Place) -> Producer {
-        Producer { place, put: 0, taken: 0 }
+    #[allow(clippy::new_without_default, reason = "an end is made once, beside the memory of its ring")]
+    pub const fn new() -> Producer<R> {
+        Producer { put: 0, taken: 0, ring: PhantomData }
     }
 
     /// Returns how many more entries fit into the ring.
+    #[inline]
     pub fn room(&mut self, words: &impl Words) -> Result<usize, Lie> {
-        let taken = words.load(self.place.base + TAKEN);
+        let taken = words.load(R::PLACE.base + TAKEN);
         if taken < self.taken || taken > self.put {
             return Err(Lie { claimed: taken, own: self.put });
         }
         self.taken = taken;
-        Ok(self.place.capacity - (self.put - taken) as usize)
+        Ok(R::PLACE.capacity - (self.put - taken) as usize)
     }
 
     /// Returns how many entries this end has put since the ring was made.
@@ -124,36 +152,38 @@ impl Producer {
     }
 
     /// Puts `entry` into the ring; `Ok(false)` if the ring is full.
+    #[inline]
     pub fn put(&mut self, words: &impl Words, entry: u64) -> Result<bool, Lie> {
         // Only read the other side's position (and its cache line) when the ring looks full.
-        if (self.put - self.taken) as usize == self.place.capacity && self.room(words)? == 0 {
+        if (self.put - self.taken) as usize == R::PLACE.capacity && self.room(words)? == 0 {
             return Ok(false);
         }
-        words.store(self.place.entry(self.put), entry);
+        words.store(R::PLACE.entry(self.put), entry);
         self.put += 1;
-        words.store(self.place.base + PUT, self.put);
+        words.store(R::PLACE.base + PUT, self.put);
         Ok(true)
     }
 }
 
 /// The end that takes entries out of a ring.
-#[derive(Debug, Clone, Copy)]
-pub struct Consumer {
-    place: Place,
+pub struct Consumer<R> {
     taken: u64,
     put: u64,
+    ring: PhantomData<fn() -> R>,
 }
 
-impl Consumer {
+impl<R: Ring> Consumer<R> {
     /// Makes the consumer's end of an empty ring.
-    pub const fn new(place: Place) -> Consumer {
-        Consumer { place, taken: 0, put: 0 }
+    #[allow(clippy::new_without_default, reason = "an end is made once, beside the memory of its ring")]
+    pub const fn new() -> Consumer<R> {
+        Consumer { taken: 0, put: 0, ring: PhantomData }
     }
 
     /// Returns how many entries can be taken.
+    #[inline]
     pub fn len(&mut self, words: &impl Words) -> Result<usize, Lie> {
-        let put = words.load(self.place.base + PUT);
-        if put < self.put || put - self.taken > self.place.capacity as u64 {
+        let put = words.load(R::PLACE.base + PUT);
+        if put < self.put || put - self.taken > R::PLACE.capacity as u64 {
             return Err(Lie { claimed: put, own: self.taken });
         }
         self.put = put;
@@ -167,13 +197,14 @@ impl Consumer {
     }
 
     /// Takes the oldest entry, if there is one.
+    #[inline]
     pub fn take(&mut self, words: &impl Words) -> Result<Option<u64>, Lie> {
         if self.taken == self.put && self.len(words)? == 0 {
             return Ok(None);
         }
-        let entry = words.load(self.place.entry(self.taken));
+        let entry = words.load(R::PLACE.entry(self.taken));
         self.taken += 1;
-        words.store(self.place.base + TAKEN, self.taken);
+        words.store(R::PLACE.base + TAKEN, self.taken);
         Ok(Some(entry))
     }
 }
@@ -206,10 +237,16 @@ mod tests {
 
     const PLACE: Place = Place::new(3, 8);
 
+    struct Tested;
+
+    impl Ring for Tested {
+        const PLACE: Place = PLACE;
+    }
+
     #[test]
     fn a_full_ring_takes_no_more_and_an_empty_one_gives_nothing() {
         let memory = Memory::new(PLACE.end());
-        let (mut producer, mut consumer) = (Producer::new(PLACE), Consumer::new(PLACE));
+        let (mut producer, mut consumer) = (Producer::<Tested>::new(), Consumer::<Tested>::new());
         assert_eq!(consumer.take(&memory), Ok(None));
         for entry in 0..8 {
             assert_eq!(producer.put(&memory, entry), Ok(true));
@@ -223,7 +260,7 @@ mod tests {
     #[test]
     fn lies_are_seen() {
         let memory = Memory::new(PLACE.end());
-        let mut consumer = Consumer::new(PLACE);
+        let mut consumer = Consumer::<Tested>::new();
         memory.store(PLACE.base, 9);
         assert_eq!(consumer.take(&memory), Err(Lie { claimed: 9, own: 0 }));
         memory.store(PLACE.base, 2);
@@ -232,7 +269,7 @@ mod tests {
         assert_eq!(consumer.len(&memory), Err(Lie { claimed: 1, own: 0 }));
 
         let memory = Memory::new(PLACE.end());
-        let mut producer = Producer::new(PLACE);
+        let mut producer = Producer::<Tested>::new();
         assert_eq!(producer.put(&memory, 1), Ok(true));
         memory.store(PLACE.base + TAKEN, 2);
         assert_eq!(producer.room(&memory), Err(Lie { claimed: 2, own: 1 }));
@@ -245,7 +282,7 @@ mod tests {
         #[test]
         fn behaves_like_a_queue(steps in proptest::collection::vec(any::<Option<u64>>(), 0..400)) {
             let memory = Memory::new(PLACE.end());
-            let (mut producer, mut consumer) = (Producer::new(PLACE), Consumer::new(PLACE));
+            let (mut producer, mut consumer) = (Producer::<Tested>::new(), Consumer::<Tested>::new());
             let mut model = VecDeque::new();
             for step in steps {
                 match step {
@@ -264,7 +301,7 @@ mod tests {
         #[test]
         fn a_lying_producer_gains_nothing(claims in proptest::collection::vec(any::<u64>(), 0..50)) {
             let memory = Memory::new(PLACE.end());
-            let mut consumer = Consumer::new(PLACE);
+            let mut consumer = Consumer::<Tested>::new();
             for claim in claims {
                 memory.store(PLACE.base, claim);
                 if let Ok(len) = consumer.len(&memory) { prop_assert!(len <= PLACE.capacity); }

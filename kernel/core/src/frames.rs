@@ -11,8 +11,8 @@ use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ringfence_abi::net::{
-    COUNTER_COUNT, COUNTERS, EMPTY, Entry, FRAME_BYTES, GROUPS, HEARING, Hearing, MAX_FRAME, MAX_GROUPS, MAX_QUEUES,
-    NetInfo, Offload, RECEIVED, RX_FRAMES, Sum, TRANSMIT, TRANSMITTED, TX_FRAMES,
+    self, COUNTER_COUNT, COUNTERS, Entry, FRAME_BYTES, GROUPS, HEARING, Hearing, MAX_FRAME, MAX_GROUPS, MAX_QUEUES,
+    NetInfo, Offload, RX_FRAMES, Sum, TX_FRAMES,
 };
 use ringfence_abi::queue::{Consumer, Producer, Words};
 
@@ -31,10 +31,10 @@ pub struct Frames<M> {
     /// Returns the nanoseconds since boot.
     clock: fn() -> u64,
     card: Card,
-    transmit: Producer,
-    transmitted: Consumer,
-    empty: Producer,
-    received: Consumer,
+    transmit: Producer<net::Transmit>,
+    transmitted: Consumer<net::Transmitted>,
+    empty: Producer<net::Empty>,
+    received: Consumer<net::Received>,
     /// The frames to send that the driver has.
     tx_lent: [bool; TX_FRAMES],
     /// The receive frames that the driver has, by their position in the queue of empty frames. The
@@ -214,10 +214,10 @@ impl<M: Words + Data> Frames<M> {
             rx,
             clock,
             card,
-            transmit: Producer::new(TRANSMIT),
-            transmitted: Consumer::new(TRANSMITTED),
-            empty: Producer::new(EMPTY),
-            received: Consumer::new(RECEIVED),
+            transmit: Producer::new(),
+            transmitted: Consumer::new(),
+            empty: Producer::new(),
+            received: Consumer::new(),
             tx_lent: [false; TX_FRAMES],
             rx_lent: [None; RX_FRAMES],
             handed_back: 0,
@@ -414,7 +414,7 @@ impl<M: Words + Data> Frames<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfence_abi::net::QUEUE_BYTES;
+    use ringfence_abi::net::{EMPTY, QUEUE_BYTES, RECEIVED, TRANSMITTED};
     use ringfence_abi::queue::{ENTRIES, PUT, Place, TAKEN};
     use std::cell::RefCell;
     use std::rc::Rc;

@@ -235,10 +235,10 @@ pub fn dma_write(address: u64, from: &[u8]) {
 /// The kernel's end of a network interface.
 pub struct Net {
     memory: Memory,
-    transmit: Producer,
-    transmitted: Consumer,
-    empty: Producer,
-    received: Consumer,
+    transmit: Producer<net::Transmit>,
+    transmitted: Consumer<net::Transmitted>,
+    empty: Producer<net::Empty>,
+    received: Consumer<net::Received>,
     next: u64,
 }
 
@@ -470,10 +470,10 @@ fn offer_net(kernel: &mut Kernel) -> i64 {
     }
     let mut net = Net {
         memory,
-        transmit: Producer::new(net::TRANSMIT),
-        transmitted: Consumer::new(net::TRANSMITTED),
-        empty: Producer::new(net::EMPTY),
-        received: Consumer::new(net::RECEIVED),
+        transmit: Producer::new(),
+        transmitted: Consumer::new(),
+        empty: Producer::new(),
+        received: Consumer::new(),
         next: 0,
     };
     let (empty, hearing, groups) = std::mem::take(&mut kernel.at_start);

@@ -61,18 +61,14 @@ const RESET: Duration = Duration::from_millis(100);
 pub struct Transport {
     common: Mmio,
     notify: Mmio,
-    notify_multiplier: usize,
+    notify_multiplier: u32,
     isr: Mmio,
     config: Option<Mmio>,
-    notify_offsets: [usize; Transport::QUEUES as usize],
     /// The number of the device's own interrupts; with 0 the device uses its line.
     vectors: u64,
 }
 
 impl Transport {
-    /// Queues have numbers below this one: a network device with 31 pairs has 63 queues.
-    pub const QUEUES: u16 = 64;
-
     /// Finds the device's structures and maps the BARs that hold them.
     pub fn find() -> Result<Transport> {
         let (mut common, mut notify, mut isr, mut config) = (None, None, None, None);
@@ -87,7 +83,7 @@ impl Transport {
             let place = match kind {
                 COMMON => &mut common,
                 NOTIFY => {
-                    notify_multiplier = device::pci_read(at + 16, 4)? as usize;
+                    notify_multiplier = device::pci_read(at + 16, 4)?;
                     &mut notify
                 }
                 ISR => &mut isr,
@@ -110,7 +106,6 @@ impl Transport {
             notify_multiplier,
             isr: isr.ok_or(Refusal::NotFound)?,
             config,
-            notify_offsets: [0; Transport::QUEUES as usize],
             vectors: 0,
         })
     }
@@ -196,7 +191,9 @@ impl Transport {
             return Err(Refusal::NotFound);
         }
         // The size must be a power of two; the device's own size is one already (2.4).
-        let queue = Virtqueue::new(size.min(1 << most.ilog2()))?;
+        let offset = u32::from(self.common.read16(common::QUEUE_NOTIFY_OFF));
+        let notification = offset.checked_mul(self.notify_multiplier).ok_or(Refusal::Invalid)?;
+        let queue = Virtqueue::new(number, size.min(1 << most.ilog2()), notification)?;
         self.common.write16(common::QUEUE_SIZE, queue.size());
         for (index, address) in queue.addresses().into_iter().enumerate() {
             // Each address is written with two 32-bit accesses (4.1.3.1).
@@ -207,9 +204,6 @@ impl Transport {
         if self.vectors > 0 {
             self.common.write16(common::QUEUE_VECTOR, vector.min(self.vectors as u16 - 1));
         }
-        let offset = self.common.read16(common::QUEUE_NOTIFY_OFF);
-        let kept = self.notify_offsets.get_mut(usize::from(number)).ok_or(Refusal::Invalid)?;
-        *kept = usize::from(offset) * self.notify_multiplier;
         self.common.write16(common::QUEUE_ENABLE, 1);
         Ok(queue)
     }
@@ -220,11 +214,10 @@ impl Transport {
         self.common.write8(common::DEVICE_STATUS, before | status::DRIVER_OK);
     }
 
-    /// Tells the device that queue `number` has new entries.
-    pub fn notify(&self, number: u16) {
-        if let Some(offset) = self.notify_offsets.get(usize::from(number)) {
-            self.notify.write16(*offset, number);
-        }
+    /// Tells the device that a queue has new entries.
+    pub fn notify(&self, queue: &Virtqueue) {
+        let (number, place) = queue.notification();
+        self.notify.write16(place as usize, number);
     }
 
     /// Returns whether the device met an error after which it does nothing until it is reset.

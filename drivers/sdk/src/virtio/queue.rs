@@ -16,6 +16,9 @@ const DESCRIPTOR: usize = 16;
 /// purpose.
 pub struct Virtqueue {
     memory: Dma,
+    /// The queue's number, and the place of its notification in the structure for those.
+    number: u16,
+    notification: u32,
     size: u16,
     available: usize,
     used: usize,
@@ -26,12 +29,18 @@ pub struct Virtqueue {
 }
 
 impl Virtqueue {
-    /// Creates a queue of `size` descriptors, a power of two.
-    pub fn new(size: u16) -> Result<Virtqueue> {
+    /// Creates queue `number` of `size` descriptors, a power of two. Its notifications are
+    /// `notification` bytes into the structure for those.
+    pub(super) fn new(number: u16, size: u16, notification: u32) -> Result<Virtqueue> {
         let available = usize::from(size) * DESCRIPTOR;
         let used = (available + 6 + 2 * usize::from(size)).next_multiple_of(4);
         let memory = Dma::new(used + 6 + 8 * usize::from(size))?;
-        Ok(Virtqueue { memory, size, available, used, offered: 0, taken: 0 })
+        Ok(Virtqueue { memory, number, notification, size, available, used, offered: 0, taken: 0 })
+    }
+
+    /// Returns the queue's number, and the place of its notification.
+    pub(super) fn notification(&self) -> (u16, u32) {
+        (self.number, self.notification)
     }
 
     /// Returns the number of descriptors.

@@ -8,6 +8,7 @@
 //! would not know the requests to its predecessor.
 
 use super::disk::{self, Disk};
+use super::request::Blocks;
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -25,8 +26,7 @@ use hw::memory::buffer;
 use hw::memory::frames::Lent;
 use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED,
-    BLOCK_WRITE, BlockInfo, BlockRequest, COMPLETE, SUBMIT, USED_BYTES, USED_DATA, read_request, write_status,
-    write_used,
+    BLOCK_WRITE, BlockInfo, BlockRequest, USED_BYTES, USED_DATA, read_request, write_status, write_used,
 };
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
@@ -45,7 +45,7 @@ static ON_WORK: AtomicWaker = AtomicWaker::new();
 pub struct Client {
     /// A weak reference: neither the disk nor its driver is kept for its users.
     disk: Weak<dyn Disk>,
-    asked: Asked<Lent>,
+    asked: Asked<Blocks, Lent>,
     /// Rings, requests and data.
     memory: Lent,
     /// Requests that are not being carried out yet.
@@ -76,7 +76,7 @@ impl Client {
                 model: model_of(&*disk),
             },
         );
-        let asked = Asked::new(memory.clone(), [SUBMIT, COMPLETE], BLOCK_REQUESTS);
+        let asked = Asked::new(memory.clone(), BLOCK_REQUESTS);
         let disk = Arc::downgrade(&disk);
         Ok(Client { disk, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
     }

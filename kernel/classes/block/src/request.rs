@@ -5,7 +5,7 @@ use ringfence_abi::block::{
     BLOCK_MAX_DATA, BLOCK_OK, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BlockInfo, BlockRequest, COMPLETE, QUEUE_BYTES,
     SUBMIT, read_status, write_request,
 };
-use ringfence_abi::queue::{Place, Words};
+use ringfence_abi::queue::{Place, Rings, Words};
 use ringfence_abi::upcall::Reply;
 
 /// The protocol of requests to a block device.
@@ -23,6 +23,10 @@ pub struct Request {
     pub lba: u64,
 }
 
+impl Rings for Blocks {
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+}
+
 impl Protocol for Blocks {
     type Info = BlockInfo;
     type Request = Request;
@@ -31,7 +35,6 @@ impl Protocol for Blocks {
     type Unit = ();
 
     const NAMES: [&'static str; 2] = ["block request", "block requests"];
-    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = QUEUE_BYTES;
     const REQUESTS: usize = BLOCK_REQUESTS;
     const MAX_DATA: usize = BLOCK_MAX_DATA;

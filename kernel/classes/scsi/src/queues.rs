@@ -1,7 +1,7 @@
 //! Requests to a SCSI driver ([`ringfence_abi::scsi`]).
 
 use host::requests::{self, Direction, Protocol, Transfer};
-use ringfence_abi::queue::{Place, Words};
+use ringfence_abi::queue::{Place, Rings, Words};
 use ringfence_abi::scsi::{
     CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, COMPLETE, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, FUNCTION_ABORT_TASK,
     FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, FUNCTIONS, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request,
@@ -61,6 +61,10 @@ impl Asked {
     }
 }
 
+impl Rings for Scsi {
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+}
+
 impl Protocol for Scsi {
     type Info = ScsiInfo;
     type Request = Asked;
@@ -68,7 +72,6 @@ impl Protocol for Scsi {
     type Unit = (u32, u32);
 
     const NAMES: [&'static str; 2] = ["SCSI command", "SCSI requests"];
-    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = QUEUE_BYTES;
     const REQUESTS: usize = REQUESTS;
     const URGENT: usize = FUNCTIONS;

@@ -6,22 +6,21 @@
 
 use super::Wrong;
 use alloc::vec::Vec;
-use ringfence_abi::queue::{Consumer, Place, Producer, Words};
+use ringfence_abi::queue::{Complete, Consumer, Producer, Rings, Submit, Words};
 
 /// The requests of a driver that are not answered yet.
-pub struct Asked<M> {
+pub struct Asked<R, M> {
     queues: M,
-    submit: Consumer,
-    complete: Producer,
+    submit: Consumer<Submit<R>>,
+    complete: Producer<Complete<R>>,
     under_way: Vec<bool>,
 }
 
-impl<M: Words> Asked<M> {
-    /// Returns an account of up to `requests` requests, none of which is under way, on two rings:
-    /// numbers of requests to carry out, and of completed requests.
-    pub fn new(queues: M, [submit, complete]: [Place; 2], requests: usize) -> Asked<M> {
+impl<R: Rings, M: Words> Asked<R, M> {
+    /// Returns an account of up to `requests` requests, none of which is under way.
+    pub fn new(queues: M, requests: usize) -> Asked<R, M> {
         let under_way = (0..requests).map(|_| false).collect();
-        Asked { queues, submit: Consumer::new(submit), complete: Producer::new(complete), under_way }
+        Asked { queues, submit: Consumer::new(), complete: Producer::new(), under_way }
     }
 
     /// Returns the memory with rings and requests.
@@ -63,7 +62,7 @@ impl<M: Words> Asked<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfence_abi::queue::{ENTRIES, PUT};
+    use ringfence_abi::queue::{ENTRIES, PUT, Place};
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -84,13 +83,19 @@ mod tests {
     const SUBMIT: Place = Place::new(0, 4);
     const COMPLETE: Place = Place::new(SUBMIT.end(), 4);
 
-    fn asked(entries: &[u64]) -> (Memory, Asked<Memory>) {
+    struct Tested;
+
+    impl Rings for Tested {
+        const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+    }
+
+    fn asked(entries: &[u64]) -> (Memory, Asked<Tested, Memory>) {
         let memory = Memory(Rc::new((0..COMPLETE.end()).map(|_| Cell::new(0)).collect()));
         for (index, entry) in entries.iter().enumerate() {
             memory.store(SUBMIT.base + ENTRIES + index % 4, *entry);
         }
         memory.store(SUBMIT.base + PUT, entries.len() as u64);
-        (memory.clone(), Asked::new(memory, [SUBMIT, COMPLETE], 4))
+        (memory.clone(), Asked::new(memory, 4))
     }
 
     #[test]

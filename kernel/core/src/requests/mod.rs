@@ -10,7 +10,7 @@
 
 use alloc::vec::Vec;
 use core::task::Waker;
-use ringfence_abi::queue::{Consumer, Lie, Place, Producer, Words};
+use ringfence_abi::queue::{Complete, Consumer, Lie, Producer, Rings, Submit, Words};
 use ringfence_abi::upcall::Reply;
 
 pub mod client;
@@ -65,7 +65,7 @@ pub enum Direction {
 }
 
 /// The types and formats of a class's requests.
-pub trait Protocol: Send + Sized + 'static {
+pub trait Protocol: Rings + Send + Sized + 'static {
     /// A driver's description of itself, checked.
     type Info: Copy + Send;
     /// The content of a request.
@@ -78,8 +78,6 @@ pub trait Protocol: Send + Sized + 'static {
 
     /// The name of a request, in the singular and in the plural.
     const NAMES: [&'static str; 2];
-    /// The two rings: numbers of requests to carry out, and of completed requests.
-    const RINGS: [Place; 2];
     /// Length of the memory with rings and requests, in bytes.
     const QUEUE_BYTES: usize;
     /// Number of requests.
@@ -180,8 +178,8 @@ pub struct Memory<M> {
 /// The requests that the driver has, and the outcomes of the others.
 pub struct Account<P: Protocol, M> {
     memory: Memory<M>,
-    submit: Producer,
-    complete: Consumer,
+    submit: Producer<Submit<P>>,
+    complete: Consumer<Complete<P>>,
     requests: Vec<State<P>>,
     /// The free requests among those that the driver takes at once; the last one is used next.
     free: Vec<usize>,
@@ -194,11 +192,10 @@ pub struct Account<P: Protocol, M> {
 impl<P: Protocol, M: Words + Data> Account<P, M> {
     /// Returns an account with empty queues for a driver that takes `depth` requests at once.
     pub fn new(memory: Memory<M>, depth: usize) -> Account<P, M> {
-        let [submit, complete] = P::RINGS;
         Account {
             memory,
-            submit: Producer::new(submit),
-            complete: Consumer::new(complete),
+            submit: Producer::new(),
+            complete: Consumer::new(),
             requests: (0..P::REQUESTS + P::URGENT).map(|_| State::Free).collect(),
             free: (0..depth.min(P::REQUESTS)).rev().collect(),
             abandoned: 0,

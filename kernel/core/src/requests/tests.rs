@@ -2,6 +2,7 @@ use super::*;
 use alloc::rc::Rc;
 use core::cell::RefCell;
 use proptest::prelude::*;
+use ringfence_abi::queue::Place;
 
 /// Memory that both sides see.
 #[derive(Clone)]
@@ -51,13 +52,16 @@ const NUMBERS: usize = REQUESTS + URGENT;
 const SUBMIT: Place = Place::new(0, NUMBERS.next_power_of_two());
 const COMPLETE: Place = Place::new(SUBMIT.end(), SUBMIT.capacity);
 
+impl Rings for Numbers {
+    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
+}
+
 impl Protocol for Numbers {
     type Info = ();
     type Request = u64;
     type Outcome = u64;
     type Unit = u64;
     const NAMES: [&'static str; 2] = ["number", "numbers"];
-    const RINGS: [Place; 2] = [SUBMIT, COMPLETE];
     const QUEUE_BYTES: usize = (COMPLETE.end() + 2 * NUMBERS) * 8;
     const REQUESTS: usize = REQUESTS;
     const URGENT: usize = URGENT;
@@ -89,8 +93,8 @@ struct Pair {
     account: Account<Numbers, Shared>,
     queues: Shared,
     data: Shared,
-    submit: Consumer,
-    complete: Producer,
+    submit: Consumer<Submit<Numbers>>,
+    complete: Producer<Complete<Numbers>>,
 }
 
 impl Pair {
@@ -98,7 +102,7 @@ impl Pair {
         let (queues, data) = (Shared::new(Numbers::QUEUE_BYTES), Shared::new(REQUESTS * Numbers::MAX_DATA));
         let memory = Memory { queues: queues.clone(), data: data.clone(), data_address: 0x100, data_start: 0x200 };
         let account = Account::new(memory, REQUESTS);
-        Pair { account, queues, data, submit: Consumer::new(SUBMIT), complete: Producer::new(COMPLETE) }
+        Pair { account, queues, data, submit: Consumer::new(), complete: Producer::new() }
     }
 
     /// Takes a request as the driver.

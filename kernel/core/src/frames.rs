@@ -18,6 +18,8 @@ use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Shortest frame that is passed on: an Ethernet header.
 const MIN_FRAME: usize = 14;
+/// The kernel keeps one bit for each frame to send.
+const _: () = assert!(TX_FRAMES == u64::BITS as usize);
 /// Shortest time from a poll to the next one that looks for sent frames, in nanoseconds.
 const LOOK_AGAIN_NS: u64 = 20_000_000;
 /// Longest time from a poll to the next one that looks for sent frames, in nanoseconds.
@@ -35,8 +37,8 @@ pub struct Frames<M> {
     transmitted: Consumer<net::Transmitted>,
     empty: Producer<net::Empty>,
     received: Consumer<net::Received>,
-    /// The frames to send that the driver has.
-    tx_lent: [bool; TX_FRAMES],
+    /// The frames to send that the driver does not have, one bit for each.
+    tx_free: u64,
     /// The receive frames that the driver has, by their position in the queue of empty frames. The
     /// driver cannot give a frame back before it has taken that position.
     rx_lent: [Option<u64>; RX_FRAMES],
@@ -218,7 +220,7 @@ impl<M: Words + Data> Frames<M> {
             transmitted: Consumer::new(),
             empty: Producer::new(),
             received: Consumer::new(),
-            tx_lent: [false; TX_FRAMES],
+            tx_free: u64::MAX,
             rx_lent: [None; RX_FRAMES],
             handed_back: 0,
             most_empty: 0,
@@ -286,11 +288,12 @@ impl<M: Words + Data> Frames<M> {
         let mut progress = false;
         while let Some(taken) = self.transmitted.take(&self.memory).map_err(Wrong::position("transmitted"))? {
             // The entry has a frame's number, and nothing else.
-            let frame = usize::try_from(taken).unwrap_or(TX_FRAMES);
-            match self.tx_lent.get_mut(frame) {
-                Some(lent) if *lent => *lent = false,
-                _ => return Err(Wrong::Entry("transmitted", taken)),
+            let bit = if taken < TX_FRAMES as u64 { 1 << taken } else { 0 };
+            if bit == 0 || self.tx_free & bit != 0 {
+                return Err(Wrong::Entry("transmitted", taken));
             }
+            self.tx_free |= bit;
+            let frame = taken as usize;
             // Devices send in order. If this device did not, the frame is searched for.
             match self.order.front() {
                 Some(entry) if entry.frame() == frame => drop(self.order.pop_front()),
@@ -313,12 +316,10 @@ impl<M: Words + Data> Frames<M> {
     /// Returns a free frame to send, if there is one.
     #[inline]
     fn free_frame(&mut self) -> Result<Option<usize>, Wrong> {
-        let is_free = |lent: &bool| !*lent;
-        if let Some(number) = self.tx_lent.iter().position(is_free) {
-            return Ok(Some(number));
+        if self.tx_free == 0 {
+            self.reclaim()?;
         }
-        self.reclaim()?;
-        Ok(self.tx_lent.iter().position(is_free))
+        Ok((self.tx_free != 0).then(|| self.tx_free.trailing_zeros() as usize))
     }
 
     /// Returns the abilities of the driver's card.
@@ -355,7 +356,7 @@ impl<M: Words + Data> Frames<M> {
             if self.order.is_empty() {
                 self.progress_ns = (self.clock)();
             }
-            self.tx_lent[number] = true;
+            self.tx_free &= !(1 << number);
             self.order.push_back(entry);
             self.unsent += 1;
             self.counts.by_queue[queue].0 += 1;

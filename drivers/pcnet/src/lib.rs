@@ -55,14 +55,14 @@ struct Pcnet {
 }
 
 /// Fills a descriptor and hands it to the card.
-fn fill(descriptor: Descriptor, address: u64, len_bytes: usize, flags: u32) {
+fn fill(descriptor: Descriptor<DESCRIPTOR>, address: u64, len_bytes: usize, flags: u32) {
     descriptor.write(0, address as u32);
     descriptor.write(8, 0u32);
     descriptor.hand_over(4, reg::OWN | flags | reg::length(len_bytes as u32));
 }
 
 /// Returns a descriptor's status, if the card has finished it.
-fn status(descriptor: Descriptor) -> Option<u32> {
+fn status(descriptor: Descriptor<DESCRIPTOR>) -> Option<u32> {
     let status = descriptor.read(4);
     dma::read_barrier();
     Some(status).filter(|status| status & reg::OWN == 0)

@@ -66,10 +66,22 @@ impl Dma {
     /// Copies a value out. Panics if the value is not inside the memory.
     #[track_caller]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
+        self.bytes.place(offset, size_of::<T>());
+        // SAFETY: `place` has checked that the value is inside the memory.
+        unsafe { self.read_inside(offset) }
+    }
+
+    /// Copies a value out.
+    ///
+    /// # Safety
+    /// The value must be inside the memory.
+    #[inline(always)]
+    pub(crate) unsafe fn read_inside<T: FromBytes>(&self, offset: usize) -> T {
         #[cfg(feature = "fake")]
         crate::fake::before_read(self.address(offset), size_of::<T>());
-        let place = self.bytes.place(offset, size_of::<T>()).cast::<T>();
-        // SAFETY: the value is inside the memory, and any bytes are a valid `T`.
+        // SAFETY: the value is inside the memory.
+        let place = unsafe { self.bytes.start.add(offset) }.cast::<T>();
+        // SAFETY: as above, and any bytes are a valid `T`.
         let value = unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } };
         #[cfg(feature = "record")]
         self.record(offset, value_bytes(&value));
@@ -79,8 +91,20 @@ impl Dma {
     /// Copies a value in. Panics if the value does not fit.
     #[track_caller]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
-        let place = self.bytes.place(offset, size_of::<T>()).cast::<T>();
+        self.bytes.place(offset, size_of::<T>());
+        // SAFETY: `place` has checked that the value is inside the memory.
+        unsafe { self.write_inside(offset, value) }
+    }
+
+    /// Copies a value in.
+    ///
+    /// # Safety
+    /// The value must be inside the memory.
+    #[inline(always)]
+    pub(crate) unsafe fn write_inside<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
         // SAFETY: the value is inside the memory.
+        let place = unsafe { self.bytes.start.add(offset) }.cast::<T>();
+        // SAFETY: as above.
         unsafe { if place.is_aligned() { place.write_volatile(value) } else { place.write_unaligned(value) } }
     }
 

@@ -51,30 +51,47 @@ pub struct FrameRing<F, const N: usize, const BYTES: usize> {
 
 /// A descriptor in a ring. The card may write it at any moment.
 #[derive(Clone, Copy)]
-pub struct Descriptor<'a> {
+pub struct Descriptor<'a, const BYTES: usize> {
     memory: &'a Dma,
-    /// Bytes from the start of the ring.
+    /// Bytes from the start of the ring, in which all of the descriptor lies.
     start: usize,
     is_last: bool,
 }
 
-impl Descriptor<'_> {
+impl<const BYTES: usize> Descriptor<'_, BYTES> {
     /// Returns whether the descriptor is the last one of the ring, which some cards want marked.
     #[inline]
     pub fn is_last(&self) -> bool {
         self.is_last
     }
 
-    /// Reads a value `offset` bytes from the start of the descriptor.
+    /// Reads a value `offset` bytes from the start of the descriptor. Panics if the value is not
+    /// inside the descriptor.
     #[inline]
+    #[track_caller]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
-        self.memory.read(self.start + offset)
+        self.check::<T>(offset);
+        // SAFETY: the value is inside the descriptor, which is inside the ring.
+        unsafe { self.memory.read_inside(self.start + offset) }
     }
 
-    /// Writes a value `offset` bytes from the start of the descriptor.
+    /// Writes a value `offset` bytes from the start of the descriptor. Panics if the value does not
+    /// fit into the descriptor.
     #[inline]
+    #[track_caller]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
-        self.memory.write(self.start + offset, value);
+        self.check::<T>(offset);
+        // SAFETY: the value is inside the descriptor, which is inside the ring.
+        unsafe { self.memory.write_inside(self.start + offset, value) };
+    }
+
+    /// Panics if a value at `offset` does not lie in the descriptor. With an offset that is known
+    /// when the driver is compiled, nothing is left of this check.
+    #[inline(always)]
+    #[track_caller]
+    fn check<T>(&self, offset: usize) {
+        let inside = offset <= BYTES && size_of::<T>() <= BYTES - offset;
+        assert!(inside, "{} bytes at {offset:#x} outside a descriptor of {BYTES} bytes", size_of::<T>());
     }
 
     /// Writes the word that makes the descriptor the card's, after all that was written before.
@@ -140,14 +157,20 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     }
 
     #[inline]
-    fn descriptor(&self, index: usize) -> Descriptor<'_> {
+    fn descriptor(&self, index: usize) -> Descriptor<'_, BYTES> {
+        // `next` and `done` are below `N` ([`after`]); this costs less than a check with a panic.
+        let index = if index < N { index } else { 0 };
         Descriptor { memory: &self.memory, start: index * BYTES, is_last: index == N - 1 }
     }
 
     /// Fills the next descriptor, which belongs to `frame`; a descriptor with a command for the
     /// card has none. If the ring is full, the frame comes back.
     #[inline]
-    pub fn push(&mut self, frame: Option<F>, fill: impl FnOnce(Descriptor)) -> core::result::Result<(), Option<F>> {
+    pub fn push(
+        &mut self,
+        frame: Option<F>,
+        fill: impl FnOnce(Descriptor<BYTES>),
+    ) -> core::result::Result<(), Option<F>> {
         if self.room == 0 {
             return Err(frame);
         }
@@ -156,7 +179,7 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     }
 
     #[inline]
-    fn put(&mut self, frame: Option<F>, fill: impl FnOnce(Descriptor)) {
+    fn put(&mut self, frame: Option<F>, fill: impl FnOnce(Descriptor<BYTES>)) {
         let index = self.next;
         fill(self.descriptor(index));
         self.hold(index, frame);
@@ -173,12 +196,12 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     /// Takes back the descriptor that the card finishes next, if `is_done` says that it has. It
     /// may have no frame.
     #[inline]
-    pub fn pop(&mut self, is_done: impl FnOnce(Descriptor) -> bool) -> Option<Option<F>> {
+    pub fn pop(&mut self, is_done: impl FnOnce(Descriptor<BYTES>) -> bool) -> Option<Option<F>> {
         self.finished(|descriptor| is_done(descriptor).then_some(())).map(|(frame, ())| frame)
     }
 
     #[inline]
-    fn finished<T>(&mut self, result: impl FnOnce(Descriptor) -> Option<T>) -> Option<(Option<F>, T)> {
+    fn finished<T>(&mut self, result: impl FnOnce(Descriptor<BYTES>) -> Option<T>) -> Option<(Option<F>, T)> {
         let index = self.done;
         if index == self.next {
             return None;
@@ -205,7 +228,7 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     /// A driver whose card has several queues, or needs a descriptor of its own for a checksum,
     /// takes the frames itself and uses [`FrameRing::push`].
     #[inline]
-    pub fn send(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor, u64, &TxFrame)) -> bool {
+    pub fn send(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor<BYTES>, u64, &TxFrame)) -> bool {
         let before = self.next;
         while self.room > 0
             && let Some(frame) = queues.take_transmit()
@@ -221,7 +244,7 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     /// Gives back the frames whose descriptors the card has finished, up to the first one of which
     /// `is_sent` says that it has not.
     #[inline]
-    pub fn reclaim(&mut self, queues: &mut Queues, mut is_sent: impl FnMut(Descriptor) -> bool) {
+    pub fn reclaim(&mut self, queues: &mut Queues, mut is_sent: impl FnMut(Descriptor<BYTES>) -> bool) {
         while let Some(frame) = self.pop(&mut is_sent) {
             if let Some(frame) = frame {
                 queues.give_transmitted(frame);
@@ -246,7 +269,7 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
     /// Gives the card the empty frames, as long as there is room. `fill` fills the descriptor of a
     /// frame with this address for the card. Returns whether there was a frame: then tell the card.
     #[inline]
-    pub fn refill(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor, u64)) -> bool {
+    pub fn refill(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor<BYTES>, u64)) -> bool {
         let before = self.next;
         while self.room > 0
             && let Some(frame) = queues.take_empty()
@@ -266,7 +289,7 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
     pub fn receive<R: Into<Received>>(
         &mut self,
         queues: &mut Queues,
-        mut received: impl FnMut(Descriptor) -> Option<R>,
+        mut received: impl FnMut(Descriptor<BYTES>) -> Option<R>,
     ) {
         while let Some((frame, received)) = self.finished(&mut received) {
             if let Some(frame) = frame {

@@ -115,7 +115,7 @@ pub struct Lie {
     pub own: u64,
 }
 
-/// The end that puts entries into a ring.
+/// The end that puts entries into a ring. Its positions do not wrap: no machine puts 2^64 entries.
 pub struct Producer<R> {
     put: u64,
     taken: u64,
@@ -155,11 +155,11 @@ impl<R: Ring> Producer<R> {
     #[inline]
     pub fn put(&mut self, words: &impl Words, entry: u64) -> Result<bool, Lie> {
         // Only read the other side's position (and its cache line) when the ring looks full.
-        if (self.put - self.taken) as usize == R::PLACE.capacity && self.room(words)? == 0 {
+        if self.put.wrapping_sub(self.taken) as usize == R::PLACE.capacity && self.room(words)? == 0 {
             return Ok(false);
         }
         words.store(R::PLACE.entry(self.put), entry);
-        self.put += 1;
+        self.put = self.put.wrapping_add(1);
         words.store(R::PLACE.base + PUT, self.put);
         Ok(true)
     }
@@ -203,7 +203,7 @@ impl<R: Ring> Consumer<R> {
             return Ok(None);
         }
         let entry = words.load(R::PLACE.entry(self.taken));
-        self.taken += 1;
+        self.taken = self.taken.wrapping_add(1);
         words.store(R::PLACE.base + TAKEN, self.taken);
         Ok(Some(entry))
     }

@@ -56,8 +56,8 @@ pub struct Frames<M> {
     /// When the driver last gave a frame back, or got one while it had none, in nanoseconds since
     /// boot.
     progress_ns: u64,
-    /// The frames to send that the driver has, in the order in which it got them.
-    order: VecDeque<Entry>,
+    /// The entries of the frames to send that the driver has, each with its position in `transmit`.
+    tx_entries: [(u64, Entry); TX_FRAMES],
     /// Frames that the driver before this one had delivered when it was ended, and whether its card
     /// had checked them.
     inherited: VecDeque<(Vec<u8>, bool)>,
@@ -154,7 +154,7 @@ impl<M: Words + Data> Frames<M> {
     /// link.
     pub fn deadline_ns(&mut self) -> Result<Option<u64>, Wrong> {
         self.reclaim()?;
-        Ok((self.has_link && !self.order.is_empty()).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
+        Ok((self.has_link && self.in_hand() > 0).then(|| self.progress_ns + TRANSMIT_MS.get() * 1_000_000))
     }
 
     /// Takes over the frames of another driver, which was ended: keeps the frames that the driver
@@ -177,7 +177,9 @@ impl<M: Words + Data> Frames<M> {
         // A lie of the ended driver ends this early. All frames that were not taken back by then
         // are sent again.
         let _ = other.reclaim();
-        for entry in core::mem::take(&mut other.order) {
+        let unsent = other.entries();
+        other.tx_free = u64::MAX;
+        for entry in unsent {
             // The other driver may have taken longer frames than this one does.
             let Some(frame) = frame.get_mut(..entry.len_bytes()).filter(|frame| frame.len() <= self.card.max_frame)
             else {
@@ -228,7 +230,7 @@ impl<M: Words + Data> Frames<M> {
             look_again_at: 0,
             look_again_in: LOOK_AGAIN_NS,
             progress_ns: 0,
-            order: VecDeque::with_capacity(TX_FRAMES),
+            tx_entries: [(0, Entry(0)); TX_FRAMES],
             inherited: VecDeque::new(),
             counts: Counts::default(),
             has_link: true,
@@ -243,7 +245,17 @@ impl<M: Words + Data> Frames<M> {
 
     /// Returns how many frames to send the driver has.
     pub fn in_hand(&self) -> usize {
-        self.order.len()
+        self.tx_free.count_zeros() as usize
+    }
+
+    /// Returns the entries of the frames to send that the driver has, in the order in which it got
+    /// them.
+    fn entries(&self) -> Vec<Entry> {
+        let is_lent = |number: &usize| self.tx_free >> number & 1 == 0;
+        let mut lent: Vec<(u64, Entry)> =
+            (0..TX_FRAMES).filter(is_lent).filter_map(|number| self.tx_entries.get(number).copied()).collect();
+        lent.sort_unstable_by_key(|(position, _)| *position);
+        lent.into_iter().map(|(_, entry)| entry).collect()
     }
 
     fn lend(&mut self, frame: usize) -> Result<(), Wrong> {
@@ -293,12 +305,6 @@ impl<M: Words + Data> Frames<M> {
                 return Err(Wrong::Entry("transmitted", taken));
             }
             self.tx_free |= bit;
-            let frame = taken as usize;
-            // Devices send in order. If this device did not, the frame is searched for.
-            match self.order.front() {
-                Some(entry) if entry.frame() == frame => drop(self.order.pop_front()),
-                _ => self.order.retain(|entry| entry.frame() != frame),
-            }
             progress = true;
         }
         if progress {
@@ -351,15 +357,16 @@ impl<M: Words + Data> Frames<M> {
         if let Some(sum) = sum {
             entry = entry.with_sum(sum);
         }
+        let position = self.transmit.position();
         let put = self.transmit.put(&self.memory, entry.0).map_err(Wrong::position("transmit"))?;
         if put {
-            if self.order.is_empty() {
+            if self.in_hand() == 0 {
                 self.progress_ns = (self.clock)();
             }
             self.tx_free &= !(1 << number);
-            self.order.push_back(entry);
-            self.unsent += 1;
-            self.counts.by_queue[queue].0 += 1;
+            self.tx_entries[number] = (position, entry);
+            self.unsent = self.unsent.wrapping_add(1);
+            count_up(&mut self.counts.by_queue[queue].0);
         }
         Ok(put)
     }
@@ -373,7 +380,7 @@ impl<M: Words + Data> Frames<M> {
     /// Returns when to poll the driver for frames that it has sent but not given back, in
     /// nanoseconds since boot: its device may raise no interrupt for them.
     pub fn look_again_ns(&self) -> Option<u64> {
-        (!self.order.is_empty()).then_some(self.look_again_at)
+        (self.in_hand() > 0).then_some(self.look_again_at)
     }
 
     /// Copies the next received frame into `to`.
@@ -405,11 +412,17 @@ impl<M: Words + Data> Frames<M> {
             self.rx.read(number * FRAME_BYTES, room);
             self.lend(number)?;
             if len_bytes >= MIN_FRAME {
-                self.counts.by_queue[entry.queue()].1 += 1;
+                count_up(&mut self.counts.by_queue[entry.queue()].1);
                 return Ok(Some(Received { len_bytes, is_checked: entry.is_checked() }));
             }
         }
     }
+}
+
+/// Counts a frame. No machine carries 2^64 frames.
+#[inline]
+fn count_up(frames: &mut u64) {
+    *frames = frames.wrapping_add(1);
 }
 
 #[cfg(test)]
@@ -576,7 +589,7 @@ mod tests {
         let (mut fresh, _) = pair();
         fresh.take_over(&mut old);
         let sent: Vec<u8> = fresh
-            .order
+            .entries()
             .iter()
             .map(|entry| {
                 let mut byte = [0];
@@ -589,13 +602,27 @@ mod tests {
         assert_eq!((fresh.receive(&mut to), to[0], fresh.receive(&mut to)), (Ok(Some(plain(60))), 8, Ok(None)));
     }
 
+    /// A frame that was sent has a low number again, behind older frames.
+    #[test]
+    fn a_successor_sends_frames_in_their_order() {
+        let (mut old, mut driver) = pair();
+        [1, 2, 3].into_iter().for_each(|byte| assert_eq!(old.send(&[byte; 60], None), Ok(true)));
+        driver.give_back(0);
+        old.reclaim().unwrap();
+        assert_eq!(old.send(&[4; 60], None), Ok(true));
+        assert_eq!(old.entries().iter().map(|entry| entry.frame()).collect::<Vec<_>>(), [1, 2, 0]);
+        let (mut fresh, _) = pair();
+        fresh.take_over(&mut old);
+        assert_eq!((fresh.in_hand(), old.in_hand()), (3, 0));
+    }
+
     #[test]
     fn a_successor_is_given_no_frame_that_is_too_long_for_it() {
         let ((mut old, _), (mut fresh, _)) = (pair(), pair());
         old.send(&[1; MAX_FRAME], None).unwrap();
         old.send(&[2; MAX_FRAME + 1], None).unwrap();
         fresh.take_over(&mut old);
-        assert_eq!(fresh.order.iter().map(|entry| entry.len_bytes()).collect::<Vec<_>>(), [MAX_FRAME]);
+        assert_eq!(fresh.entries().iter().map(|entry| entry.len_bytes()).collect::<Vec<_>>(), [MAX_FRAME]);
     }
 
     /// The counters may have any values, because they are only shown.
@@ -672,7 +699,7 @@ mod tests {
         let (mut frames, _) = with(NetInfo::new([2; 6]).queues(2));
         let queue = |frames: &mut Frames<Memory>, port| {
             assert_eq!(frames.send(&segment(port), None), Ok(true));
-            frames.order.back().unwrap().queue()
+            frames.entries().last().unwrap().queue()
         };
         let queues: Vec<usize> = (0..16).map(|port| queue(&mut frames, port)).collect();
         let again: Vec<usize> = (0..16).map(|port| queue(&mut frames, port)).collect();
@@ -737,7 +764,7 @@ mod tests {
     #[test]
     fn a_successor_completes_the_sums_that_its_card_does_not() {
         let sent = |frames: &Frames<Memory>| {
-            let entry = *frames.order.front().unwrap();
+            let entry = frames.entries()[0];
             let mut frame = vec![0; entry.len_bytes()];
             assert!(frames.tx.read(entry.frame() * FRAME_BYTES, &mut frame));
             (entry.sum(), checksum::is_right(&frame))

@@ -128,6 +128,22 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
+    /// Print where the instructions of an operation go, by function, kernel and drivers apart.
+    Profile {
+        /// The row of `bench`, such as nic/tx or scsi/read4k/depth32.
+        name: String,
+        /// The driver's ring.
+        #[arg(long, value_name = "0|1", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+        ring: u8,
+        /// The number of operations that one crossing hands over, if the row has several.
+        #[arg(long, value_name = "COUNT")]
+        batch: Option<u16>,
+        /// Print one JSON object per function.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        machine: MachineArguments,
+    },
     /// Record what a network driver is asked, what it reads from its device and tells its device,
     /// while it serves a machine. A test on the host repeats the recording
     /// (ringfence_sdk::fake::replay).

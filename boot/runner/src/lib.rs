@@ -11,7 +11,7 @@
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
 //! * [`bochs`]: another emulator, for a second opinion
-//! * [`bench`]: measures the cost of protection
+//! * [`bench`]: measures the cost of protection; [`profile`]: where its instructions go
 //! * [`campaign`]: changes drivers' code and observes the outcome
 //! * [`drivers`]: the drivers of a machine; [`record`]: records what one of them does
 //! * [`echo`]: an echo server; `page`: tables and charts
@@ -42,6 +42,7 @@ pub mod iso;
 pub mod machine;
 pub mod output;
 mod page;
+pub mod profile;
 pub mod ramdisk;
 pub mod record;
 pub mod snippets;

@@ -8,7 +8,9 @@ use arguments::{Cli, RunArguments, Verb};
 use clap::Parser;
 use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
-use ringfence::{bench, build, campaign, check, conform, gdb, iso, output, ramdisk, record, snippets, soak, target};
+use ringfence::{
+    bench, build, campaign, check, conform, gdb, iso, output, profile, ramdisk, record, snippets, soak, target,
+};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -50,6 +52,11 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Verb::Conform { name, device, only, ring, json, machine }) => {
             let options = conform::Options { name, device, only, ring, json, machine: machine.machine()? };
             Ok(u8::from(!conform::run(&build::system(true)?, &options)?))
+        }
+        Some(Verb::Profile { name, ring, batch, json, machine }) => {
+            let options = profile::Options { name, ring, batch, json, machine: machine.machine()? };
+            profile::run(&build::system(true)?, &options)?;
+            Ok(0)
         }
         Some(Verb::Record { name, file, exec, device, machine }) => {
             let options = record::Options { name, file, exec, device, machine: machine.machine()? };

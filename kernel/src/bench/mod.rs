@@ -101,8 +101,41 @@ impl Row {
     }
 }
 
-/// Runs the benchmarks whose names begin with `prefix`.
-pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
+/// The rows to measure.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// The beginning of their names.
+    pub prefix: &'a str,
+    /// The unit of whole operations.
+    pub mode: Mode,
+    /// The only ring, if not both. Only rows of whole operations can do without the other one.
+    pub ring: Option<Ring>,
+    /// The only batch of whole operations, if not all.
+    pub batch: Option<usize>,
+}
+
+impl Plan<'_> {
+    /// Returns whether a row of whole operations is measured.
+    fn wants(&self, name: &str, batch: usize) -> bool {
+        name.starts_with(self.prefix) && self.batch.is_none_or(|only| only == batch)
+    }
+
+    /// Measures a row of whole operations in each ring.
+    fn measure(
+        &self,
+        handle: &Handle,
+        count: usize,
+        sample: impl FnMut() -> Result<f64, String>,
+        row: impl Fn() -> Row,
+    ) -> Result<Vec<Row>, String> {
+        let rings: Vec<Ring> = RINGS.into_iter().filter(|ring| self.ring.is_none_or(|only| only == *ring)).collect();
+        alternate_in(&rings, handle, count, sample, row)
+    }
+}
+
+/// Runs the benchmarks of a plan.
+pub async fn run(plan: Plan<'_>) -> Result<(), String> {
+    let Plan { prefix, mode, .. } = plan;
     let wanted = |family: &str| family.starts_with(prefix) || prefix.starts_with(family);
     let mut printed = false;
     let mut print = |row: &Row| {
@@ -141,11 +174,11 @@ pub async fn run(prefix: &str, mode: Mode) -> Result<(), String> {
     }
     yield_now().await;
     if wanted("nic/") {
-        note("nic", nic::run(mode, &mut print).await);
+        note("nic", nic::run(plan, &mut print).await);
     }
     yield_now().await;
     if wanted("scsi/") {
-        note("scsi", scsi::run(mode, &mut print).await);
+        note("scsi", scsi::run(plan, &mut print).await);
     }
     if wanted("recovery/") {
         note("recovery", recovery::run(mode, &mut print).await);
@@ -174,9 +207,33 @@ fn announce(handle: &Handle) {
 fn alternate(
     handle: &Handle,
     count: usize,
-    mut sample: impl FnMut() -> Result<f64, String>,
+    sample: impl FnMut() -> Result<f64, String>,
     row: impl Fn() -> Row,
 ) -> Result<[Row; 2], String> {
+    let rows = alternate_in(&RINGS, handle, count, sample, row)?;
+    rows.try_into().map_err(|_| "each ring has a row".to_string())
+}
+
+/// The runner's profile counts the instructions between these two functions, which it finds by
+/// their names.
+#[inline(never)]
+fn sample_begins() {
+    core::hint::black_box("begins");
+}
+
+#[inline(never)]
+fn sample_ends() {
+    core::hint::black_box("ends");
+}
+
+/// Takes `count` samples of `sample` in each of `rings`, alternating, and returns a row for each.
+fn alternate_in(
+    rings: &[Ring],
+    handle: &Handle,
+    count: usize,
+    mut sample: impl FnMut() -> Result<f64, String>,
+    row: impl Fn() -> Row,
+) -> Result<Vec<Row>, String> {
     let before = handle.lock().ring();
     if let Some(why) = trust::distrust(&handle.lock()) {
         return Err(format!("the driver cannot be measured in ring 0: {why}"));
@@ -186,13 +243,15 @@ fn alternate(
     // Unmask pending lines now: the task that was about to do so does not run while this one waits
     // for interrupts.
     poll::unmask();
-    let mut rows = RINGS.map(|ring| row().ring(ring));
+    let mut rows: Vec<Row> = rings.iter().map(|ring| row().ring(*ring)).collect();
     // Discard the first sample of each ring: it fills caches, among them QEMU's cache of translated
     // code.
     for number in 0..=count {
-        for (ring, row) in RINGS.into_iter().zip(&mut rows) {
-            handle.lock().set_ring(ring);
+        for (ring, row) in rings.iter().zip(&mut rows) {
+            handle.lock().set_ring(*ring);
+            sample_begins();
             let value = sample().inspect_err(|_| handle.lock().set_ring(before))?;
+            sample_ends();
             if number > 0 {
                 row.samples.push(value);
             }

@@ -1,6 +1,6 @@
 //! Frames through a network driver: ARP requests to the router, which answers each request at once.
 
-use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
+use super::{Cost, Mode, Plan, Row, Stopwatch, announce, wait_for_interrupt};
 use alloc::string::{String, ToString};
 use embassy_futures::yield_now;
 use host::domain::cause::Cause;
@@ -20,7 +20,8 @@ const SAMPLES: usize = 15;
 const BATCHES: [usize; 3] = [1, 8, 32];
 
 /// Measures frames per second, if there is a network interface.
-pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let mode = plan.mode;
     if net::first_driver().is_some() {
         // Go on even without an address: frames can be sent and received without one.
         let _ = net::wait_for_address().await;
@@ -28,18 +29,23 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
     let Some(handle) = net::first_driver() else { return Ok(()) };
     announce(&handle);
     let unknown = frame(&handle, false);
-    for batch in BATCHES {
+    for batch in BATCHES.into_iter().filter(|batch| plan.wants("nic/tx", *batch)) {
         let sample = || Ok(send(mode, &handle, &unknown, batch)?.value(mode, 1.0));
-        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/tx", mode.unit("frames/s")).batch(batch))?;
+        let row = || Row::new("nic/tx", mode.unit("frames/s")).batch(batch);
+        let rows = plan.measure(&handle, SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
         // Let other tasks see a Ctrl-C.
         yield_now().await;
     }
     let request = frame(&handle, true);
-    for batch in BATCHES {
+    for batch in BATCHES.into_iter().filter(|batch| plan.wants("nic/rx", *batch)) {
         let sample = || Ok(exchange(mode, &handle, &request, batch, EACH)?.value(mode, 1.0));
-        let rows = alternate(&handle, SAMPLES, sample, || Row::new("nic/rx", mode.unit("frames/s")).batch(batch))?;
+        let row = || Row::new("nic/rx", mode.unit("frames/s")).batch(batch);
+        let rows = plan.measure(&handle, SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
+    }
+    if !plan.wants("nic/rtt", 1) {
+        return Ok(());
     }
     let sample = || {
         let cost = exchange(mode, &handle, &request, 1, 1)?;
@@ -48,7 +54,7 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
             Mode::Instructions => cost.value(mode, 1.0),
         })
     };
-    let rows = alternate(&handle, 101, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?;
+    let rows = plan.measure(&handle, 101, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?;
     rows.iter().for_each(&mut *print);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Reads through a SCSI driver.
 
-use super::{Cost, Mode, Row, Stopwatch, alternate, announce, wait_for_interrupt};
+use super::{Cost, Mode, Plan, Row, Stopwatch, announce, wait_for_interrupt};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -24,7 +24,8 @@ const DEPTH: usize = 32;
 const SMALL: usize = 4096;
 
 /// Measures reads per second, if there is a disk.
-pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let mode = plan.mode;
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
     announce(&disk.handle());
@@ -42,26 +43,28 @@ pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String>
         random % places
     };
     let blocks = SMALL / disk.block_bytes();
-    let sample = || Ok(read(mode, &disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64)?.value(mode, 1.0));
-    let rows =
-        alternate(&disk.handle(), SAMPLES, sample, || Row::new("scsi/read4k/depth1", mode.unit("reads/s")).batch(1))?;
-    rows.iter().for_each(&mut *print);
-    for batch in BATCHES {
+    if plan.wants("scsi/read4k/depth1", 1) {
+        let sample = || Ok(read(mode, &disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64)?.value(mode, 1.0));
+        let row = || Row::new("scsi/read4k/depth1", mode.unit("reads/s")).batch(1);
+        plan.measure(&disk.handle(), SAMPLES, sample, row)?.iter().for_each(&mut *print);
+    }
+    for batch in BATCHES.into_iter().filter(|batch| plan.wants("scsi/read4k/depth32", *batch)) {
         let sample = || Ok(read(mode, &disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64)?.value(mode, 1.0));
         let row = || Row::new("scsi/read4k/depth32", mode.unit("reads/s")).batch(batch);
-        let rows = alternate(&disk.handle(), SAMPLES, sample, row)?;
+        let rows = plan.measure(&disk.handle(), SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
         // Let other tasks see a Ctrl-C.
         yield_now().await;
     }
     let large_blocks = (MAX_DATA / disk.block_bytes()) as u64;
     let large_places = disk.capacity().blocks / large_blocks;
-    if large_places > 0 {
+    if large_places > 0 && plan.wants("scsi/seq", 8) {
         let sample = || {
             let cost = read(mode, &disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
             Ok(cost.value(mode, MAX_DATA as f64 / 1e6))
         };
-        let rows = alternate(&disk.handle(), SAMPLES, sample, || Row::new("scsi/seq", mode.unit("MB/s")).batch(8))?;
+        let row = || Row::new("scsi/seq", mode.unit("MB/s")).batch(8);
+        let rows = plan.measure(&disk.handle(), SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
     }
     Ok(())

@@ -232,7 +232,7 @@ static GROUPS: &[Group] = &[
             #[cfg(feature = "bench")]
             command!(
                 "bench",
-                "bench [NAME] [--instructions]",
+                "bench [NAME] [--instructions] [--ring 0|1] [--batch N]",
                 "what protection costs, in both rings: all, or names that begin so",
                 "bench gate",
                 bench

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 #[cfg(feature = "bench")]
-use crate::bench::Mode;
+use crate::bench::{Mode, Plan};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -185,14 +185,19 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
 
 #[cfg(feature = "bench")]
 pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
-    let (mut prefix, mut mode) = ("", Mode::Time);
+    let mut plan = Plan { prefix: "", mode: Mode::Time, ring: None, batch: None };
     while let Some(word) = arguments.optional() {
         match word {
-            "--instructions" => mode = Mode::Instructions,
-            word => prefix = word,
+            "--instructions" => plan.mode = Mode::Instructions,
+            "--ring" => {
+                let word = arguments.word("the ring")?;
+                plan.ring = Some(super::modules::parse_ring(&arguments, word)?);
+            }
+            "--batch" => plan.batch = Some(arguments.number::<u16>("the batch")?.into()),
+            word => plan.prefix = word,
         }
     }
-    crate::bench::run(prefix, mode).await
+    crate::bench::run(plan).await
 }
 
 #[cfg(feature = "campaign")]

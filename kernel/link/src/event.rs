@@ -317,6 +317,8 @@ pub struct Row<'a> {
     pub median: f64,
     /// The 99th percentile: 99 of 100 samples are no worse than this value.
     pub p99: f64,
+    /// The smallest and the largest sample.
+    pub range: [f64; 2],
 }
 
 /// The result of a trial of a changed module.
@@ -421,6 +423,7 @@ mod tests {
             count: 100,
             median: 58.1,
             p99: 60.0,
+            range: [57.0, 61.0],
         };
         let events = [
             Event::Fault(Box::new(fault)),

@@ -95,6 +95,7 @@ impl Row {
             count: self.samples.len() as u64,
             median,
             p99,
+            range: [self.percentile(0), self.percentile(100)],
         }));
         // Send pending events now, so that they are not sent while the next row is measured.
         while link::pump() {}

@@ -126,6 +126,11 @@ impl Text {
         tcg::holes(&self.bytes).map(|(at, _)| at).find(|at| *at >= from)
     }
 
+    /// Returns the offsets of all holes.
+    fn holes(&self) -> BTreeSet<usize> {
+        tcg::holes(&self.bytes).map(|(at, _)| at).collect()
+    }
+
     /// Decodes the instructions of a function; `None` if not all of its bytes are instructions.
     fn decode(&self, function: &Range<usize>) -> Option<Vec<Instruction>> {
         let code = self.bytes.get(function.clone())?;
@@ -166,12 +171,12 @@ impl Text {
         targets
     }
 
-    /// Moves a group of instructions, if that leaves fewer holes.
+    /// Moves a group of instructions, if that removes its holes.
     fn move_away(&mut self, group: &[Instruction]) -> bool {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { return false };
         let start = (first.ip() - self.address) as usize;
         let end = (last.next_ip() - self.address) as usize;
-        let before = tcg::holes(&self.bytes).count();
+        let before = self.holes();
         for skipped in 0..16 {
             for variant in 0..VARIANTS {
                 let to = self.room.start + skipped;
@@ -183,7 +188,8 @@ impl Text {
                 self.bytes[start..end].fill(FILLER);
                 self.bytes[start..start + JMP_BYTES].copy_from_slice(&jump(start, to));
                 self.bytes[to..to + moved.len()].copy_from_slice(&moved);
-                if tcg::holes(&self.bytes).count() < before {
+                // The group's holes are gone, and no new one has come.
+                if self.holes().iter().all(|at| before.contains(at) && !(start..end).contains(at)) {
                     self.room.start = to + moved.len();
                     return true;
                 }
@@ -239,8 +245,8 @@ fn jump(from: usize, to: usize) -> [u8; JMP_BYTES] {
 }
 
 /// The encodings that are tried: as it is; with a [`NOP`] behind it; with a SIB byte; with other
-/// displacements.
-const VARIANTS: usize = 3 + STEPS.len();
+/// displacements; with both.
+const VARIANTS: usize = 3 + 2 * STEPS.len();
 /// A no-operation of two bytes.
 const NOP: [u8; 2] = [0x66, 0x90];
 /// What a base register is lowered by, so that the displacement grows. A lower stack pointer is
@@ -263,7 +269,14 @@ fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> O
     match variant {
         0 | 1 => Some(bytes.to_vec()),
         2 => with_sib(instruction, bytes),
-        _ => with_step(instruction, bytes, *STEPS.get(variant - 3)?),
+        _ => match STEPS.get(variant - 3) {
+            Some(step) => with_step(instruction, bytes, *step),
+            None => {
+                let bytes = with_sib(instruction, bytes)?;
+                let instruction = Decoder::with_ip(64, &bytes, instruction.ip(), DecoderOptions::NONE).decode();
+                with_step(&instruction, &bytes, *STEPS.get(variant - 3 - STEPS.len())?)
+            }
+        },
     }
 }
 
@@ -475,6 +488,17 @@ mod tests {
         let moved = Decoder::with_ip(64, &text.bytes[9..], 0x1009, DecoderOptions::NONE).into_iter().take(4);
         let targets: Vec<u64> = moved.filter(is_branch).map(|one| one.near_branch_target()).collect();
         assert_eq!(targets, [0x1006, 0xf92, 0x1006]);
+    }
+
+    /// An encoding that removes one hole and leaves another is not taken.
+    #[test]
+    fn two_holes_in_one_instruction_are_both_removed() {
+        // mov rcx,[r14+108Eh]: a load of CS at ModRM, and a load of SS in the displacement.
+        let function = [0x49, 0x8b, 0x8e, 0x8e, 0x10, 0, 0, 0xc3];
+        let mut text = code(&function, Vec::new());
+        assert_eq!(text.holes(), BTreeSet::from([2, 3]));
+        assert!(text.mend(2) && text.holes().is_empty());
+        assert_eq!(text.bytes[0], JMP);
     }
 
     #[test]

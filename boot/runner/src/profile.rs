@@ -89,6 +89,7 @@ pub fn measure(system: &System, options: &Options) -> Result<Profile> {
     let folder = TempDir::new()?;
     let (socket, log) = (folder.path().join("qmp"), folder.path().join("log"));
     let mut machine = Machine { scratch: true, icount: true, timeout: Some(TIME_LIMIT), ..options.machine.clone() };
+    machine.contents.exec = None;
     machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
     machine.extra.extend(["-D".into(), log.clone().into()]);
     let mut running = machine.start(system)?;

@@ -15,6 +15,15 @@ pub trait Words {
     fn load(&self, index: usize) -> u64;
     /// Writes word `index`; an index outside the memory is ignored.
     fn store(&self, index: usize, value: u64);
+
+    /// Writes the whole words of `bytes`, from word `first` on. The range is checked once; if it is
+    /// not inside the memory, nothing is written.
+    #[inline]
+    fn store_bytes(&self, first: usize, bytes: &[u8]) {
+        for (index, word) in bytes.as_chunks().0.iter().enumerate() {
+            self.store(first + index, u64::from_le_bytes(*word));
+        }
+    }
 }
 
 impl<W: Words + ?Sized> Words for &W {
@@ -23,6 +32,9 @@ impl<W: Words + ?Sized> Words for &W {
     }
     fn store(&self, index: usize, value: u64) {
         (**self).store(index, value)
+    }
+    fn store_bytes(&self, first: usize, bytes: &[u8]) {
+        (**self).store_bytes(first, bytes);
     }
 }
 
@@ -34,11 +46,8 @@ pub fn read_value<const WORDS: usize, T: FromBytes>(words: &impl Words, first: u
 
 /// Writes the first `count` words of a value into shared memory, from word `first` on.
 pub fn write_value<T: IntoBytes + Immutable>(words: &impl Words, first: usize, value: &T, count: usize) {
-    for (index, chunk) in value.as_bytes().chunks_exact(8).take(count).enumerate() {
-        if let Ok(bytes) = chunk.try_into() {
-            words.store(first + index, u64::from_le_bytes(bytes));
-        }
-    }
+    let bytes = value.as_bytes();
+    words.store_bytes(first, bytes.get(..8 * count).unwrap_or(bytes));
 }
 
 /// The place of a ring in shared memory: `base` is the index of its first word, `capacity` is the

@@ -1,7 +1,8 @@
 //! `cargo run -- bench` prints every row that it promises. The measured times are not checked here.
 
+use ringfence::profile::{Options, measure};
 use ringfence_link::event::Row;
-use ringfence_tests::{boot_badly, boot_well, machine};
+use ringfence_tests::{boot_badly, boot_well, machine, system};
 use std::process::Command;
 
 /// The benchmark does not wait for ever for a device that keeps interrupting and delivers nothing.
@@ -52,7 +53,7 @@ const INSTRUCTIONS: [(&str, Option<u64>, f64); 10] = [
     ("nic/rx", Some(8), 492.1),
     ("nic/rx", Some(32), 429.3),
     ("nic/rtt", Some(1), 1079.0),
-    ("scsi/read4k/depth32", Some(32), 1561.4),
+    ("scsi/read4k/depth32", Some(32), 1533.0),
 ];
 
 /// A change that makes an operation longer by more than 3 % is noticed here. One that makes it
@@ -77,6 +78,26 @@ fn no_operation_needs_more_instructions_than_it_did() {
         })
         .collect();
     assert!(off.is_empty(), "instructions of an operation:\n{}", off.join("\n"));
+}
+
+#[test]
+fn a_profile_has_the_functions_of_kernel_and_driver() {
+    let profile = |name: &str, batch| {
+        let options = Options { name: name.to_string(), ring: 1, batch, json: false, machine: machine("") };
+        measure(system(), &options)
+    };
+    let found = profile("nic/tx", Some(32)).unwrap();
+    assert_eq!((found.name.as_str(), found.batch), ("nic/tx", 32));
+    let share = |program: &str, part: &str| -> f64 {
+        let is_it = |one: &&(String, String, f64)| one.0 == program && one.1.contains(part);
+        found.shares.iter().filter(is_it).map(|(.., share)| share).sum()
+    };
+    assert!((share("kernel", "") + share("e1000", "") - 1.0).abs() < 0.01, "{:?}", found.shares);
+    // Both do a part of the work that is worth the name, and inlined functions have their names.
+    assert!(share("kernel", "hand_over") > 0.1 && share("e1000", "FrameRing") > 0.05, "{:?}", found.shares);
+    let refused = |name: &str, batch| profile(name, batch).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused("nic/tx", None).contains("'nic/tx' is more than one row: nic/tx --batch 1, nic/tx --batch 8"));
+    assert!(refused("nope", None).contains("no row was measured whose name begins with 'nope'"));
 }
 
 #[test]

@@ -330,7 +330,9 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
                 self.free.push(number);
             }
         }
-        core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
+        if !self.on_free.is_empty() {
+            core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
+        }
     }
 
     /// Wakes `waker` when a request becomes free. All waiting tasks are woken then, because the

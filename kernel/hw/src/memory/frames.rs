@@ -226,6 +226,11 @@ impl Words for Lent {
     fn store(&self, index: usize, value: u64) {
         self.frames.memory.store(index, value);
     }
+
+    #[inline(always)]
+    fn store_bytes(&self, first: usize, bytes: &[u8]) {
+        self.frames.memory.store_bytes(first, bytes);
+    }
 }
 
 /// Gives back `count` frames in a row from physical address `address` on, which came from

@@ -117,4 +117,13 @@ impl Words for SharedMemory {
             word.store(value, Ordering::Relaxed);
         }
     }
+
+    #[inline(always)]
+    fn store_bytes(&self, first: usize, bytes: &[u8]) {
+        let values = bytes.as_chunks().0;
+        let words = self.words().get(first..).and_then(|words| words.get(..values.len()));
+        for (word, value) in words.unwrap_or(&[]).iter().zip(values) {
+            word.store(u64::from_le_bytes(*value), Ordering::Relaxed);
+        }
+    }
 }

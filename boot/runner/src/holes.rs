@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use iced_x86::Mnemonic::{
     self, Adc, Add, And, Cmp, Dec, Inc, Lea, Mov, Movsx, Movsxd, Movzx, Neg, Not, Or, Sbb, Sub, Test, Xor,
 };
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use object::SectionKind::{ReadOnlyData, ReadOnlyDataWithRel, ReadOnlyString};
 use object::write::{Object as Writer, Symbol, SymbolSection};
 use object::{
     Architecture, BinaryFormat, Endianness, Object, ObjectSection, ObjectSymbol, SectionKind, SymbolFlags, SymbolKind,
@@ -73,7 +74,7 @@ pub fn fill(path: &Path) -> Result<usize> {
     }
     bytes[code.offset..code.offset + code.bytes.len()].copy_from_slice(&code.bytes);
     std::fs::write(path, &bytes)?;
-    Ok(tcg::holes(&code.bytes).count())
+    count(path)
 }
 
 /// The section with a module's code.
@@ -86,8 +87,14 @@ struct Text {
     functions: Vec<Range<usize>>,
     /// The rest of the room, as offsets in the section.
     room: Range<usize>,
-    /// The sections of constants, with their addresses.
-    constants: Vec<(u64, Vec<u8>)>,
+    /// The addresses in the section that something leads to: jumps, tables of jumps, symbols,
+    /// loaded addresses. They are of the code as it was linked, and of jumps back. An address too
+    /// many does no harm.
+    targets: BTreeSet<u64>,
+    /// The functions with jumps to addresses that are not known.
+    unknown: Vec<Range<usize>>,
+    /// The places that instructions were moved away from.
+    left: Vec<Range<usize>>,
 }
 
 impl Text {
@@ -107,18 +114,54 @@ impl Text {
             symbol.kind() == SymbolKind::Text && symbol.section_index() == Some(index) && symbol.size() > 0
         };
         let functions = file.symbols().filter(|symbol| is_function(symbol) && !of_room(symbol)).map(|f| place(&f));
-        let of_constants = |section: &object::Section| {
-            matches!(section.kind(), SectionKind::ReadOnlyData | SectionKind::ReadOnlyDataWithRel)
-        };
+        let functions: Vec<Range<usize>> = functions.collect();
+        let of_constants =
+            |section: &object::Section| matches!(section.kind(), ReadOnlyData | ReadOnlyDataWithRel | ReadOnlyString);
         let constants = file.sections().filter(of_constants);
-        Ok(Text {
-            functions: functions.collect(),
+        let constants: Vec<(u64, &[u8])> =
+            constants.filter_map(|one| Some((one.address(), one.data().ok()?))).collect();
+        let mut text = Text {
+            functions,
             room: place(&room),
-            constants: constants.filter_map(|one| Some((one.address(), one.data().ok()?.to_vec()))).collect(),
+            targets: file.symbols().map(|symbol| symbol.address()).collect(),
+            unknown: Vec::new(),
+            left: Vec::new(),
             offset: offset as usize,
             address,
             bytes,
-        })
+        };
+        text.find_targets(&constants);
+        Ok(text)
+    }
+
+    /// Finds what leads where. The addresses of indirect jumps are in tables of distances from the
+    /// table, whose address the function loads.
+    fn find_targets(&mut self, constants: &[(u64, &[u8])]) {
+        let own = self.address..self.address + self.bytes.len() as u64;
+        for function in self.functions.clone() {
+            let Some(instructions) = self.decode(&function) else { continue };
+            let mut has_table = false;
+            for instruction in &instructions {
+                if is_branch(instruction) {
+                    self.targets.insert(instruction.near_branch_target());
+                }
+                if !instruction.is_ip_rel_memory_operand() {
+                    continue;
+                }
+                let loaded = instruction.ip_rel_memory_address();
+                self.targets.insert(loaded);
+                let table =
+                    constants.iter().find_map(|(start, bytes)| bytes.get(loaded.checked_sub(*start)? as usize..));
+                let entries = table.unwrap_or(&[]).as_chunks::<4>().0.iter();
+                let places = entries.map(|entry| loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()));
+                let places: Vec<u64> = places.filter(|place| own.contains(place)).collect();
+                has_table |= !places.is_empty();
+                self.targets.extend(places);
+            }
+            if instructions.iter().any(|one| one.flow_control() == FlowControl::IndirectBranch) && !has_table {
+                self.unknown.push(function);
+            }
+        }
     }
 
     /// Returns the offset of the first hole at `from` or behind.
@@ -150,25 +193,20 @@ impl Text {
         let Some(index) = instructions.iter().position(|one| (one.ip()..one.next_ip()).contains(&ip)) else {
             return false;
         };
-        let targets = self.targets(&function, &instructions);
-        groups(&instructions, index, &targets).any(|group| self.move_away(&instructions[group]))
+        let may_hold = |group: &Range<usize>| self.may_move(&instructions[group.clone()], &function);
+        let groups: Vec<Range<usize>> = groups(instructions.len(), index).filter(may_hold).collect();
+        groups.into_iter().any(|group| self.move_away(&instructions[group]))
     }
 
-    /// Returns the addresses in a function that its jumps lead to. Those of an indirect jump are in
-    /// a table of distances from the table, whose address the function loads.
-    fn targets(&self, function: &Range<usize>, instructions: &[Instruction]) -> BTreeSet<u64> {
-        let own = self.address + function.start as u64..self.address + function.end as u64;
-        let mut targets: BTreeSet<u64> =
-            instructions.iter().filter(|one| is_branch(one)).map(Instruction::near_branch_target).collect();
-        for table in instructions.iter().filter(|one| one.is_ip_rel_memory_operand()) {
-            let table = table.ip_rel_memory_address();
-            let holds = |(start, bytes): &&(u64, Vec<u8>)| (*start..start + bytes.len() as u64).contains(&table);
-            let Some((start, bytes)) = self.constants.iter().find(holds) else { continue };
-            let entries = bytes[(table - start) as usize..].as_chunks::<4>().0;
-            let targets_of = entries.iter().map(|entry| table.wrapping_add_signed(i32::from_le_bytes(*entry).into()));
-            targets.extend(targets_of.take_while(|target| own.contains(target)));
-        }
-        targets
+    /// Returns whether a group is long enough for a jump, nothing leads into its middle, and it is
+    /// as it was linked.
+    fn may_move(&self, group: &[Instruction], function: &Range<usize>) -> bool {
+        let Some([first, rest @ ..]) = Some(group) else { return false };
+        let bytes: usize = group.iter().map(Instruction::len).sum();
+        let start = (first.ip() - self.address) as usize;
+        let is_whole = self.left.iter().all(|left| left.end <= start || start + bytes <= left.start);
+        let is_known = rest.is_empty() || !self.unknown.contains(function);
+        bytes >= JMP_BYTES && is_whole && is_known && rest.iter().all(|one| !self.targets.contains(&one.ip()))
     }
 
     /// Moves a group of instructions, if that removes its holes.
@@ -191,6 +229,8 @@ impl Text {
                 // The group's holes are gone, and no new one has come.
                 if self.holes().iter().all(|at| before.contains(at) && !(start..end).contains(at)) {
                     self.room.start = to + moved.len();
+                    self.targets.insert(self.address + end as u64);
+                    self.left.push(start..end);
                     return true;
                 }
                 self.bytes[start..end].copy_from_slice(&kept.0);
@@ -221,17 +261,13 @@ impl Text {
     }
 }
 
-/// Returns the groups of instructions to move, the smallest first: each contains number `index`,
-/// and is long enough for a jump. No jump leads into the middle of a group.
-fn groups(instructions: &[Instruction], index: usize, targets: &BTreeSet<u64>) -> impl Iterator<Item = Range<usize>> {
+/// Returns the groups of up to four instructions of `count` that contain number `index`, the
+/// smallest first.
+fn groups(count: usize, index: usize) -> impl Iterator<Item = Range<usize>> {
     const MOST: usize = 4;
-    let candidates =
-        (1..=MOST).flat_map(move |len| (index.saturating_sub(len - 1)..=index).map(move |first| first..first + len));
-    candidates.filter(move |group| {
-        let Some([first, rest @ ..]) = instructions.get(group.clone()) else { return false };
-        let bytes: usize = first.len() + rest.iter().map(Instruction::len).sum::<usize>();
-        bytes >= JMP_BYTES && rest.iter().all(|one| !targets.contains(&one.ip()))
-    })
+    let all =
+        (1..=MOST).flat_map(move |len| (0..len).filter_map(move |before| Some((index.checked_sub(before)?, len))));
+    all.map(|(first, len)| first..first + len).filter(move |group| group.end <= count)
 }
 
 fn is_branch(instruction: &Instruction) -> bool {
@@ -249,6 +285,8 @@ fn jump(from: usize, to: usize) -> [u8; JMP_BYTES] {
 const VARIANTS: usize = 3 + 2 * STEPS.len();
 /// A no-operation of two bytes.
 const NOP: [u8; 2] = [0x66, 0x90];
+/// The most that the stack pointer is lowered by.
+const MOST_OF_STACK: u32 = 0x51;
 /// What a base register is lowered by, so that the displacement grows. A lower stack pointer is
 /// harmless; a higher one would give up bytes that are in use.
 const STEPS: [u32; 6] = [0x08, 0x40, 0x51, 0x100, 0x1122, 0x2040];
@@ -266,17 +304,45 @@ fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> O
         code.get_mut(displacement..displacement + 4)?.copy_from_slice(&relative.to_le_bytes());
         return Some(code);
     }
-    match variant {
-        0 | 1 => Some(bytes.to_vec()),
-        2 => with_sib(instruction, bytes),
+    let (code, step) = match variant {
+        0 | 1 => (bytes.to_vec(), 0),
+        2 => (with_sib(instruction, bytes)?, 0),
         _ => match STEPS.get(variant - 3) {
-            Some(step) => with_step(instruction, bytes, *step),
+            Some(step) => (with_step(instruction, bytes, *step, false)?, *step),
             None => {
-                let bytes = with_sib(instruction, bytes)?;
-                let instruction = Decoder::with_ip(64, &bytes, instruction.ip(), DecoderOptions::NONE).decode();
-                with_step(&instruction, &bytes, *STEPS.get(variant - 3 - STEPS.len())?)
+                let step = *STEPS.get(variant - 3 - STEPS.len())?;
+                (with_step(instruction, &with_sib(instruction, bytes)?, step, true)?, step)
             }
         },
+    };
+    means_the_same(instruction, &code, step).then_some(code)
+}
+
+/// Returns whether code, as the decoder understands it, does the same as an instruction: the same
+/// operation on the same operands, with a base register that is lowered by `step` before and raised
+/// by as much afterwards.
+fn means_the_same(instruction: &Instruction, code: &[u8], step: u32) -> bool {
+    let decoded: Vec<Instruction> =
+        Decoder::with_ip(64, code, instruction.ip(), DecoderOptions::NONE).into_iter().collect();
+    let moves = |one: &Instruction, by: i64| {
+        let base = instruction.memory_base();
+        (one.code(), one.op0_register(), one.memory_base(), one.memory_index(), one.memory_displacement64() as i64)
+            == (Code::Lea_r64_m, base, base, Register::None, by)
+    };
+    let is_it = |one: &Instruction| {
+        // Everything else of the two, the encoding of the operand aside, is compared by the
+        // decoder.
+        let mut same = *one;
+        same.set_memory_displacement64(one.memory_displacement64().wrapping_sub(step.into()));
+        same.set_memory_displ_size(instruction.memory_displ_size());
+        same == *instruction
+    };
+    let step = i64::from(step);
+    match &decoded[..] {
+        [one] => step == 0 && is_it(one),
+        [before, one] => moves(before, -step) && is_it(one) && one.op0_register().full_register() == one.memory_base(),
+        [before, one, after] => moves(before, -step) && is_it(one) && moves(after, step),
+        _ => false,
     }
 }
 
@@ -305,7 +371,7 @@ fn displacement_of(instruction: &Instruction, bytes: &[u8]) -> Option<usize> {
 
 /// Encodes a memory operand with a SIB byte that names no index, in place of a base register alone.
 fn with_sib(instruction: &Instruction, bytes: &[u8]) -> Option<Vec<u8>> {
-    let (modrm, displacement_bytes) = modrm_of(instruction, bytes)?;
+    let (modrm, displacement_bytes) = modrm_of(instruction, bytes, false)?;
     let byte = *bytes.get(modrm)?;
     let has_sib = byte & 7 == 4;
     if has_sib || displacement_bytes == 0 {
@@ -316,27 +382,31 @@ fn with_sib(instruction: &Instruction, bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Returns the offset of the ModRM byte of an instruction whose memory operand has a base register
-/// and a displacement, and the length of the displacement.
-fn modrm_of(instruction: &Instruction, bytes: &[u8]) -> Option<(usize, usize)> {
+/// and a displacement, and the length of the displacement. `sib` says that there is a SIB byte even
+/// if the operand needs none.
+fn modrm_of(instruction: &Instruction, bytes: &[u8], sib: bool) -> Option<(usize, usize)> {
     let mut decoder = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NONE);
     let decoded = decoder.decode();
     let offsets = decoder.get_constant_offsets(&decoded);
     let displacement = offsets.has_displacement().then(|| offsets.displacement_offset())?;
-    let has_base = instruction.memory_base().is_gpr64();
-    // The ModRM byte is in front of the displacement, or one byte further in front with a SIB byte.
-    [displacement.checked_sub(1), displacement.checked_sub(2)].into_iter().flatten().find_map(|at| {
-        let byte = *bytes.get(at)?;
-        let has_sib = byte & 7 == 4;
-        let is_it = has_base && matches!(byte >> 6, 1 | 2) && has_sib == (displacement - at == 2);
-        is_it.then_some((at, offsets.displacement_size()))
-    })
+    let base = instruction.memory_base();
+    // An index needs a SIB byte, and so do the base registers 4 and 12.
+    let has_sib = sib || instruction.memory_index() != Register::None || base.number() & 7 == 4;
+    let at = displacement.checked_sub(1 + usize::from(has_sib))?;
+    let byte = *bytes.get(at)?;
+    let is_it = base.is_gpr64() && matches!(byte >> 6, 1 | 2) && (byte & 7 == 4) == has_sib;
+    is_it.then_some((at, offsets.displacement_size()))
 }
 
 /// Encodes an instruction with its base register lowered by `step`, and its displacement larger by
 /// as much. LEA changes no flags.
-fn with_step(instruction: &Instruction, bytes: &[u8], step: u32) -> Option<Vec<u8>> {
-    let (modrm, displacement_bytes) = modrm_of(instruction, bytes)?;
+fn with_step(instruction: &Instruction, bytes: &[u8], step: u32, sib: bool) -> Option<Vec<u8>> {
+    let (modrm, displacement_bytes) = modrm_of(instruction, bytes, sib)?;
     let base = instruction.memory_base();
+    // An interrupt in ring 0 uses the driver's stack, which may be nearly full.
+    if base == Register::RSP && step > MOST_OF_STACK {
+        return None;
+    }
     // The base register must be nothing but the base, or else the register that is loaded as a
     // whole.
     let is_base = |register: Register| register != Register::None && register.full_register() == base;
@@ -470,19 +540,22 @@ mod tests {
         assert_eq!(encode(&decoded(&[0xe2, 0x8e])[0], &[0xe2, 0x8e], 0x9000, 0), None);
     }
 
-    /// Returns code with one function and some room behind it.
-    fn code(function: &[u8], constants: Vec<(u64, Vec<u8>)>) -> Text {
+    /// Returns code with one function and some room behind it, and constants.
+    fn code(function: &[u8], constants: &[(u64, &[u8])]) -> Text {
         let bytes = [function, &[FILLER; 256]].concat();
         let room = function.len()..bytes.len();
         let functions = std::iter::once(0..function.len()).collect();
-        Text { bytes, offset: 0, address: 0x1000, functions, room, constants }
+        let (targets, unknown, left) = Default::default();
+        let mut text = Text { bytes, offset: 0, address: 0x1000, functions, room, targets, unknown, left };
+        text.find_targets(constants);
+        text
     }
 
     #[test]
     fn a_short_instruction_is_moved_with_its_neighbours() {
         // 8e at the end of a short jump, and d0 behind it. Another jump leads to the one of 90 90.
         let function = [0x77, 0x04, 0x77, 0x8e, 0xd0, 0xc8, 0x90, 0x90, 0xc3];
-        let mut text = code(&function, Vec::new());
+        let mut text = code(&function, &[]);
         assert!(text.mend(3) && text.hole_from(0).is_none());
         assert_eq!((text.bytes[0], &text.bytes[6..9]), (JMP, &function[6..9]));
         let moved = Decoder::with_ip(64, &text.bytes[9..], 0x1009, DecoderOptions::NONE).into_iter().take(4);
@@ -495,33 +568,101 @@ mod tests {
     fn two_holes_in_one_instruction_are_both_removed() {
         // mov rcx,[r14+108Eh]: a load of CS at ModRM, and a load of SS in the displacement.
         let function = [0x49, 0x8b, 0x8e, 0x8e, 0x10, 0, 0, 0xc3];
-        let mut text = code(&function, Vec::new());
+        let mut text = code(&function, &[]);
         assert_eq!(text.holes(), BTreeSet::from([2, 3]));
         assert!(text.mend(2) && text.holes().is_empty());
         assert_eq!(text.bytes[0], JMP);
     }
 
+    /// A short instruction with a hole, and another short one behind it.
+    const SHORT: [u8; 4] = [0x77, 0x8e, 0xd0, 0xc8];
+
     #[test]
     fn what_a_jump_leads_to_stays_in_its_place() {
-        // lea rsi,[rip+...] loads the address of a table; its only entry leads to the third
-        // instruction, so that the short one with the hole cannot be moved together with that one.
-        let function = [0x48, 0x8d, 0x35, 0xf9, 0x0f, 0, 0, 0x77, 0x8e, 0xd0, 0xc8, 0xc3];
-        let to = |offset: i32| (0x2000, (0x1000 + offset - 0x2000).to_le_bytes().to_vec());
-        let mut free = code(&function, vec![to(0)]);
-        let targets = free.targets(&(0..12), &free.decode(&(0..12)).unwrap());
-        assert!(targets.contains(&0x1000), "{targets:x?}");
-        assert!(free.mend(8));
-        let table = code(&function, vec![to(9)]);
-        let targets = table.targets(&(0..12), &table.decode(&(0..12)).unwrap());
-        let groups: Vec<Range<usize>> = groups(&table.decode(&(0..12)).unwrap(), 1, &targets).collect();
-        assert!(groups.iter().all(|group| group.end <= 2), "{groups:?}");
+        // lea rsi,[rip+...] loads the address of a table, whose second entry leads to the
+        // instruction behind the hole. The first one leads to another function.
+        let function = [&[0x48, 0x8d, 0x35, 0xf9, 0x0f, 0, 0][..], &SHORT, &[0xff, 0xe0]].concat();
+        let table = |place: i32| [0x7777, 0x1000 + place - 0x2000].map(i32::to_le_bytes).concat();
+        let with = |place: i32| code(&function, &[(0x2000, &table(place))]);
+        let mut free = with(0);
+        assert!(free.unknown.is_empty() && free.mend(8));
+        let mut behind = with(9);
+        assert!(behind.targets.contains(&0x1009));
+        // The group may end before the target, and no longer reach beyond it.
+        assert!(behind.mend(8));
+        assert_eq!((behind.left.len(), &behind.left[0]), (1, &(0..9)));
+        // Without a table, nobody knows what the jump leads to.
+        let mut unknown = code(&function, &[]);
+        assert_eq!((unknown.unknown.len(), &unknown.unknown[0]), (1, &(0..13)));
+        assert!(!unknown.mend(8));
+    }
+
+    #[test]
+    fn a_place_that_was_left_is_not_moved_again() {
+        // mov rcx,[r14+0C8h], whose seven bytes become a jump and two fillers; then a short
+        // instruction with a hole, which must not be moved together with a filler.
+        let function =
+            [&[0x49, 0x8b, 0x8e, 0xc8, 0, 0, 0][..], &[0x48, 0x89, 0x45, 0x8e, 0x48, 0x89, 0xc8, 0xc3]].concat();
+        let mut text = code(&function, &[]);
+        assert!(text.mend(2));
+        assert_eq!((text.left.len(), &text.left[0]), (1, &(0..7)));
+        assert!(text.targets.contains(&0x1007));
+        assert!(text.mend(10) && text.holes().is_empty());
+        assert_eq!((text.left[1].start, text.bytes[7]), (7, JMP));
+    }
+
+    #[test]
+    fn the_second_branch_of_two_still_leads_to_its_target() {
+        // jle with a distance of d0: moved first. Its target is in the middle of the next group.
+        let function = [&[0x0f, 0x8e, 0x03, 0, 0, 0][..], &SHORT, &SHORT, &[0x90, 0x90, 0xc3]].concat();
+        let text = code(&function, &[]);
+        assert!(text.targets.contains(&0x1009));
+    }
+
+    /// A SIB byte with a scale looks like a ModRM byte.
+    #[test]
+    fn an_index_is_kept() {
+        // mov eax,[r14+rcx*4+10h] and mov rax,[rax+rcx*2+8Eh]
+        for bytes in [&[0x41u8, 0x8b, 0x44, 0x8e, 0x10] as &[u8], &[0x48, 0x8b, 0x84, 0x48, 0x8e, 0, 0, 0]] {
+            assert_eq!(encoded(bytes, 2), None);
+            let [instruction] = decoded(bytes)[..] else { panic!("one") };
+            for variant in 0..VARIANTS {
+                if let Some(code) = encode(&instruction, bytes, 0x9000, variant) {
+                    let text = text(&code);
+                    assert!(text.iter().any(|line| line.contains("+rcx*")), "{text:?}");
+                }
+            }
+        }
+        assert_eq!(
+            encoded(&[0x41, 0x8b, 0x44, 0x8e, 0x10], 3).unwrap(),
+            ["lea r14,[r14-8]", "mov eax,[r14+rcx*4+18h]", "lea r14,[r14+8]"]
+        );
+    }
+
+    #[test]
+    fn other_code_is_noticed() {
+        let load = decoded(&[0x49, 0x8b, 0x8e, 0x10, 0x0b, 0, 0])[0];
+        assert!(means_the_same(&load, &[0x49, 0x8b, 0x8c, 0x26, 0x10, 0x0b, 0, 0], 0));
+        // Another register, base, displacement, operation, or one more instruction.
+        for wrong in [
+            &[0x49u8, 0x8b, 0x86, 0x10, 0x0b, 0, 0] as &[u8],
+            &[0x48, 0x8b, 0x8e, 0x10, 0x0b, 0, 0],
+            &[0x49, 0x8b, 0x8e, 0x11, 0x0b, 0, 0],
+            &[0x49, 0x03, 0x8e, 0x10, 0x0b, 0, 0],
+            &[0x49, 0x8b, 0x8e, 0x10, 0x0b, 0, 0, 0x90],
+        ] {
+            assert!(!means_the_same(&load, wrong, 0), "{:?}", text(wrong));
+        }
+        // A base register that is not restored.
+        let step = with_step(&load, &[0x49, 0x8b, 0x8e, 0x10, 0x0b, 0, 0], 8, false).unwrap();
+        assert!(means_the_same(&load, &step, 8) && !means_the_same(&load, &step[..14], 8));
     }
 
     #[test]
     fn what_cannot_be_moved_stays() {
         // An immediate, and a function that is too short.
         for function in [&[0x81u8, 0xfa, 0x8e, 0xd0, 0, 0, 0xc3] as &[u8], &[0x77, 0x8e, 0xd0, 0xc8]] {
-            let mut text = code(function, Vec::new());
+            let mut text = code(function, &[]);
             let at = text.hole_from(0).unwrap();
             assert!(!text.mend(at));
             assert_eq!(text.bytes[..function.len()], *function);

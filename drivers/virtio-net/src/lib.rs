@@ -82,7 +82,7 @@ struct VirtioNet {
     mac: [u8; 6],
     /// The pairs of queues, at least one.
     pairs: Vec<Pair>,
-    /// The queue for commands with its number, and memory for a command and its acknowledgement.
+    /// The queue for commands, and memory for a command and its acknowledgement.
     control: Option<Virtqueue>,
     commands: Dma,
 }

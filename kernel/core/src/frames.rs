@@ -250,12 +250,15 @@ impl<M: Words + Data> Frames<M> {
 
     /// Returns the entries of the frames to send that the driver has, in the order in which it got
     /// them.
-    fn entries(&self) -> Vec<Entry> {
-        let is_lent = |number: &usize| self.tx_free >> number & 1 == 0;
-        let mut lent: Vec<(u64, Entry)> =
-            (0..TX_FRAMES).filter(is_lent).filter_map(|number| self.tx_entries.get(number).copied()).collect();
-        lent.sort_unstable_by_key(|(position, _)| *position);
-        lent.into_iter().map(|(_, entry)| entry).collect()
+    fn entries(&self) -> impl Iterator<Item = Entry> + use<M> {
+        let is_lent = |number: usize| self.tx_free >> number & 1 == 0;
+        let mut entries = self.tx_entries;
+        for (_, (position, _)) in entries.iter_mut().enumerate().filter(|(number, _)| !is_lent(*number)) {
+            // The free frames come last.
+            *position = u64::MAX;
+        }
+        entries.sort_unstable_by_key(|(position, _)| *position);
+        entries.into_iter().map(|(_, entry)| entry).take(self.in_hand())
     }
 
     fn lend(&mut self, frame: usize) -> Result<(), Wrong> {
@@ -590,7 +593,6 @@ mod tests {
         fresh.take_over(&mut old);
         let sent: Vec<u8> = fresh
             .entries()
-            .iter()
             .map(|entry| {
                 let mut byte = [0];
                 Data::read(&fresh.tx, entry.frame() * FRAME_BYTES, &mut byte);
@@ -610,7 +612,7 @@ mod tests {
         driver.give_back(0);
         old.reclaim().unwrap();
         assert_eq!(old.send(&[4; 60], None), Ok(true));
-        assert_eq!(old.entries().iter().map(|entry| entry.frame()).collect::<Vec<_>>(), [1, 2, 0]);
+        assert_eq!(old.entries().map(|entry| entry.frame()).collect::<Vec<_>>(), [1, 2, 0]);
         let (mut fresh, _) = pair();
         fresh.take_over(&mut old);
         assert_eq!((fresh.in_hand(), old.in_hand()), (3, 0));
@@ -622,7 +624,7 @@ mod tests {
         old.send(&[1; MAX_FRAME], None).unwrap();
         old.send(&[2; MAX_FRAME + 1], None).unwrap();
         fresh.take_over(&mut old);
-        assert_eq!(fresh.entries().iter().map(|entry| entry.len_bytes()).collect::<Vec<_>>(), [MAX_FRAME]);
+        assert_eq!(fresh.entries().map(|entry| entry.len_bytes()).collect::<Vec<_>>(), [MAX_FRAME]);
     }
 
     /// The counters may have any values, because they are only shown.
@@ -764,7 +766,7 @@ mod tests {
     #[test]
     fn a_successor_completes_the_sums_that_its_card_does_not() {
         let sent = |frames: &Frames<Memory>| {
-            let entry = frames.entries()[0];
+            let entry = frames.entries().next().unwrap();
             let mut frame = vec![0; entry.len_bytes()];
             assert!(frames.tx.read(entry.frame() * FRAME_BYTES, &mut frame));
             (entry.sum(), checksum::is_right(&frame))

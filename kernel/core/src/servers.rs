@@ -320,7 +320,8 @@ pub fn is_harmless(frame: &[u8]) -> bool {
     if packet.next_header() != IpProtocol::Tcp {
         return true;
     }
-    // A segment to a group, or to all, is nobody's (RFC 9293, 3.10.7). smoltcp would answer it.
+    // A segment to a group, or to 255.255.255.255, is nobody's (RFC 9293, 3.10.7). smoltcp would
+    // answer it.
     if !is_host(packet.dst_addr()) {
         return false;
     }

@@ -43,7 +43,7 @@ fn a_device_at_fixed_ports_has_those_and_nothing_else() {
 fn a_hostile_host_at_the_other_end_hurts_nobody() {
     for (verb, frames) in [("burst", 60), ("ask-for-ever", 100)] {
         let attack = format!(
-            "limits seg-loads 10; insmod rogue-peer; ip; tell rogue-peer {verb}; ping 10.9.9.1 -c 1 -W 300; \
+            "insmod rogue-peer; ip; tell rogue-peer {verb}; ping 10.9.9.1 -c 1 -W 300; \
              tell rogue-peer quiet; sleep 10; ip; rmmod rogue-peer"
         );
         let script = format!("insmod template; tell template x; {attack}; {HEALTH}; {attack}; {HEALTH}");

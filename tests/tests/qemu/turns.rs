@@ -97,7 +97,7 @@ fn a_driver_that_rests_and_does_nothing_is_stuck() {
 fn what_is_done_for_a_driver_counts_as_its_own() {
     let work = "repeat 1 mute repeat 3000 tell template x";
     let mut machine = bare(&format!(
-        "limits seg-loads 10; insmod template; insmod rogue-peer; ip; {work}; {work}; tell rogue-peer flood; \
+        "insmod template; insmod rogue-peer; ip; {work}; {work}; tell rogue-peer flood; \
          ping 10.9.9.1 -c 1 -W 60000 &; sleep 20; lsmod; {work}; lsmod; kill %1; shutdown"
     ));
     machine.icount = true;

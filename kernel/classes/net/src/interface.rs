@@ -139,10 +139,6 @@ impl Interface {
             (self.mtu, self.offload) = (mtu, offload);
             self.set_addresses(&addresses);
             self.set_router(router);
-            for group in &self.groups {
-                // A new stack has room: the old one had the same groups.
-                let _ = self.stack.join_multicast_group(*group);
-            }
         }
     }
 
@@ -191,16 +187,29 @@ impl Interface {
     /// # Errors
     /// A text, if `group` is none, or the interface is in as many groups as it can be.
     pub fn join(&mut self, group: Ipv4Addr) -> Result<(), String> {
-        use smoltcp::iface::MulticastError::{GroupTableFull, Unaddressable};
-        let joined = self.stack.join_multicast_group(group);
-        joined.map_err(|error| match error {
-            GroupTableFull => format!("{} is in {MAX_GROUPS} groups already", self.name),
-            Unaddressable => format!("{group} is not a group: those are 224.0.0.0 to 239.255.255.255"),
-        })?;
-        if !self.groups.contains(&group) {
-            self.groups.push(group);
+        if !group.is_multicast() {
+            return Err(format!("{group} is not a group: those are 224.0.0.0 to 239.255.255.255"));
         }
+        if self.groups.contains(&group) {
+            return Ok(());
+        }
+        if self.groups.len() >= MAX_GROUPS {
+            return Err(format!("{} is in {MAX_GROUPS} groups already", self.name));
+        }
+        self.groups.push(group);
+        self.tell_groups();
         Ok(())
+    }
+
+    /// Has the stack join the interface's groups. A stack without an address tells nobody, and
+    /// would not do so later.
+    fn tell_groups(&mut self) {
+        if self.addresses().next().is_some() {
+            for group in &self.groups {
+                // The stack has room for as many groups, and joins no group twice.
+                let _ = self.stack.join_multicast_group(*group);
+            }
+        }
     }
 
     /// Leaves a group of hosts. Returns whether the interface was in it.
@@ -237,6 +246,7 @@ impl Interface {
             // The stack has room for more addresses than callers pass.
             own.extend(addresses.iter().take(own.capacity()).map(|cidr| IpCidr::Ipv4(*cidr)));
         });
+        self.tell_groups();
     }
 
     /// Sets the router to other networks, or none.
@@ -430,7 +440,9 @@ impl Interface {
             Addressing::Dhcp(client) => Some(client.due()),
             Addressing::Static => None,
         };
-        let at = self.stack.poll_at(now(), &self.sockets).into_iter().chain(due).min();
+        // The stack does not say when it has to answer a router's query about groups (RFC 2236, 3).
+        let in_groups = (!self.groups.is_empty()).then(|| now() + smoltcp::time::Duration::from_secs(1));
+        let at = self.stack.poll_at(now(), &self.sockets).into_iter().chain(due).chain(in_groups).min();
         at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64))
     }
 

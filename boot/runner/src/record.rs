@@ -33,12 +33,16 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     let upcalls = text.lines().filter(|line| *line == "init" || line.starts_with("poll ")).count();
     let file = options.file.clone().unwrap_or_else(|| Path::new(&name).with_extension("recording"));
     std::fs::write(&file, &text).with_context(|| format!("cannot write {}", file.display()))?;
-    output::line(format_args!("{}: {upcalls} upcalls, {} KiB", file.display(), text.len().div_ceil(1024)));
+    let end = if text.ends_with("# full\n") { "; the driver's memory was full, and the rest is missing" } else { "" };
+    output::line(format_args!("{}: {upcalls} upcalls, {} KiB{end}", file.display(), text.len().div_ceil(1024)));
     Ok(())
 }
 
 /// Records the driver. Returns the recording, and the driver's name.
 pub fn record(system: &System, options: &Options) -> Result<(String, String)> {
+    if !options.machine.iommu {
+        bail!("without an IOMMU the device's addresses differ from run to run, and no test can repeat the run");
+    }
     let module = build::recording(&options.name)?;
     let name = module.name;
     let mut machine = options.machine.clone();

@@ -81,11 +81,18 @@ impl Dma {
         crate::fake::before_read(self.address(offset), size_of::<T>());
         // SAFETY: the value is inside the memory.
         let place = unsafe { self.bytes.start.add(offset) }.cast::<T>();
-        // SAFETY: as above, and any bytes are a valid `T`.
-        let value = unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } };
         #[cfg(feature = "record")]
-        self.record(offset, value_bytes(&value));
-        value
+        {
+            // SAFETY: the bytes of the value are inside the memory.
+            let copy = unsafe { copy_of(place.cast(), size_of::<T>()) };
+            crate::record::bytes(format_args!("m {:x} ", self.address(offset)), &copy);
+            // There are as many bytes as the value needs.
+            if let Ok(value) = T::read_from_bytes(&copy) {
+                return value;
+            }
+        }
+        // SAFETY: as above, and any bytes are a valid `T`.
+        unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } }
     }
 
     /// Copies a value in. Panics if the value does not fit.
@@ -115,7 +122,7 @@ impl Dma {
         crate::fake::before_read(self.address(offset), to.len());
         self.bytes.read(offset, to);
         #[cfg(feature = "record")]
-        self.record(offset, to);
+        crate::record::bytes(format_args!("m {:x} ", self.address(offset)), to);
     }
 
     /// Copies bytes in. Panics if they do not fit.
@@ -123,18 +130,31 @@ impl Dma {
     pub fn write_bytes(&self, offset: usize, from: &[u8]) {
         self.bytes.write(offset, from);
     }
-
-    #[cfg(feature = "record")]
-    fn record(&self, offset: usize, read: &[u8]) {
-        crate::record::bytes(format_args!("m {:x} ", self.address(offset)), read);
-    }
 }
 
-/// Returns the bytes of a value that was read from memory.
+/// Copies bytes out of memory that the device may write: aligned values of up to eight bytes as a
+/// whole.
+///
+/// # Safety
+/// The bytes must be inside the memory.
 #[cfg(feature = "record")]
-fn value_bytes<T: FromBytes>(value: &T) -> &[u8] {
-    // SAFETY: the value is as long, and lives as long; all of its bytes come from memory.
-    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
+unsafe fn copy_of(place: NonNull<u8>, len_bytes: usize) -> alloc::vec::Vec<u8> {
+    let mut copy = alloc::vec::Vec::with_capacity(len_bytes);
+    while copy.len() < len_bytes {
+        // SAFETY: the byte is inside the memory.
+        let next = unsafe { place.add(copy.len()) };
+        let fits = |width: usize| width <= len_bytes - copy.len() && next.addr().get().is_multiple_of(width);
+        // SAFETY: the value is inside the memory, and aligned.
+        unsafe {
+            match () {
+                () if fits(8) => copy.extend(next.cast::<u64>().read_volatile().to_ne_bytes()),
+                () if fits(4) => copy.extend(next.cast::<u32>().read_volatile().to_ne_bytes()),
+                () if fits(2) => copy.extend(next.cast::<u16>().read_volatile().to_ne_bytes()),
+                () => copy.push(next.read_volatile()),
+            }
+        }
+    }
+    copy
 }
 
 impl Drop for Dma {

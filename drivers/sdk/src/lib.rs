@@ -162,7 +162,11 @@ impl<D: Driver> Instance<D> {
             (upcall::COMMAND, Some(driver)) => shared::mailbox(a).and_then(|text| match &*text {
                 #[cfg(feature = "record")]
                 "recording" => record::tell(),
-                text => driver.command(text),
+                text => {
+                    #[cfg(feature = "record")]
+                    record::line(format_args!("command"));
+                    driver.command(text)
+                }
             }),
             (upcall::EXIT, Some(driver)) => {
                 driver.exit();

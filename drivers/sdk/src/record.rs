@@ -14,6 +14,8 @@ use core::fmt::{self, Arguments, Write};
 
 /// Room for a recording, in bytes.
 pub(crate) const ROOM: usize = 192 << 10;
+/// The last line of a recording that has filled its memory.
+const FULL: &str = "\n# full";
 /// The most bytes of a recording that one command answers with.
 const PART: usize = 4000;
 /// More BARs than a device has.
@@ -45,10 +47,18 @@ impl Write for Recording {
         if self.text.capacity() == 0 {
             self.text.reserve_exact(ROOM);
         }
-        self.has_ended |= self.text.len() + text.len() > self.text.capacity();
-        if !self.has_ended {
-            self.text.extend_from_slice(text.as_bytes());
+        if self.has_ended {
+            return Ok(());
         }
+        if self.text.len() + text.len() + FULL.len() > self.text.capacity() {
+            // The line that does not fit is left out as a whole.
+            let whole = self.text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+            self.text.truncate(whole);
+            self.text.extend_from_slice(FULL.as_bytes());
+            self.has_ended = true;
+            return Ok(());
+        }
+        self.text.extend_from_slice(text.as_bytes());
         Ok(())
     }
 }

@@ -16,8 +16,8 @@ pub trait Words {
     /// Writes word `index`; an index outside the memory is ignored.
     fn store(&self, index: usize, value: u64);
 
-    /// Writes the whole words of `bytes`, from word `first` on. The range is checked once; if it is
-    /// not inside the memory, nothing is written.
+    /// Writes the whole words of `bytes`, from word `first` on. Words outside the memory are
+    /// ignored, or else nothing is written.
     #[inline]
     fn store_bytes(&self, first: usize, bytes: &[u8]) {
         for (index, word) in bytes.as_chunks().0.iter().enumerate() {

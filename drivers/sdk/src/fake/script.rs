@@ -102,6 +102,7 @@ impl Script {
                     script.vectors.insert(number(wanted), number(given));
                 }
                 ["init"] => upcalls.push(std::mem::take(&mut now)),
+                ["command"] => panic!("the driver was given a command, which a replay does not repeat"),
                 ["poll", events] => {
                     let events = Some(Events::from_bits_retain(number(events)));
                     upcalls.push(std::mem::replace(&mut now, Upcall { events, ..Upcall::default() }));
@@ -193,7 +194,8 @@ impl Device for Script {
 /// the same events, frames, and values of registers and of memory. It must do the same: write the
 /// same values to the same registers, in the same order, and give back the same frames.
 ///
-/// The time is not the recorded one; a driver that decides by it may do something else.
+/// The time is not the recorded one, and a register of configuration space has its last value: a
+/// driver that decides by them may do something else. A recording with commands is not repeated.
 ///
 /// # Panics
 /// At the first difference, which it names.

@@ -187,6 +187,9 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
     match (failed.len(), printed) {
         (0, true) => Ok(()),
         (1, _) => Err(failed.remove(0)),
+        (0, false) if let Some(batch) = plan.batch => {
+            Err(format!("no row was measured whose name begins with '{prefix}' and whose batch is {batch}"))
+        }
         (0, false) => Err(format!("no row was measured whose name begins with '{prefix}': is its driver loaded?")),
         (failed, _) => Err(format!("{failed} of the measurements failed")),
     }

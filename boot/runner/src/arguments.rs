@@ -42,6 +42,10 @@ pub enum Verb {
         /// Folder for a page with tables and charts.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// Measure the same work by Debian's stock kernel beside Ringfence, in alternating boots.
+        /// The kernel's package is downloaded with apt-get.
+        #[arg(long, value_name = "SYSTEM", value_parser = ["linux"])]
+        peer: Option<String>,
         /// Print one JSON object per line.
         #[arg(long)]
         json: bool,

@@ -65,8 +65,8 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint) => build::lint().map(|()| 0),
-        Some(Verb::Bench { name, out, json, machine }) => {
-            let options = bench::Options { name, json, out, machine: machine.machine()? };
+        Some(Verb::Bench { name, out, peer, json, machine }) => {
+            let options = bench::Options { name, json, peer: peer.is_some(), out, machine: machine.machine()? };
             bench::run(&build::system(true)?, &options)?;
             Ok(0)
         }

@@ -5,10 +5,12 @@
 //! with `-icount` counts their instructions. A third moves TCP streams between host and guest.
 //! Values that are derived from other rows (losses, ratios) are rows as well.
 //!
+//! * [`peer`]: the same work by another system
 //! * [`host`]: keeps the host's CPUs awake, so that a guest that waits does not lose time
 //! * [`report`]: the tables, for the terminal and as a page
 
 mod host;
+mod peer;
 mod report;
 
 use crate::build::System;
@@ -48,6 +50,9 @@ pub struct Row {
     /// The value that 99 of 100 samples reach or better.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99: Option<f64>,
+    /// The smallest and the largest sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<[f64; 2]>,
 }
 
 impl Row {
@@ -67,11 +72,12 @@ impl Row {
             count: samples.len() as u64,
             median: at(50),
             p99: Some(at(worst)),
+            range: Some([at(0), at(100)]),
         }
     }
 
     fn derived(name: &str, unit: &str, value: f64) -> Row {
-        Row { count: 1, p99: None, ..Row::of(name, unit, vec![value]) }
+        Row { count: 1, p99: None, range: None, ..Row::of(name, unit, vec![value]) }
     }
 }
 
@@ -83,6 +89,8 @@ pub struct Options {
     pub name: String,
     /// Whether to print each row as a JSON object.
     pub json: bool,
+    /// Whether to measure Linux beside Ringfence, and nothing else.
+    pub peer: bool,
     /// Folder for a page with tables and charts.
     pub out: Option<PathBuf>,
 }
@@ -108,6 +116,17 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     let awake = host::Awake::new();
     let progress = |what: &str| output::complain(&format!("bench: {what}"));
     let machine = Machine { scratch: true, timeout: Some(TIME_LIMIT), ..options.machine.clone() };
+    if options.peer {
+        let rows = peer::rows(system, &machine, &awake)?;
+        if options.json {
+            for row in &rows {
+                output::line(format_args!("{}", serde_json::to_string(row)?));
+            }
+        } else {
+            output::text(format_args!("{}", report::peer(&rows)));
+        }
+        return Ok(());
+    }
 
     // The kernel also takes only the beginning of a name.
     let is_wanted = |name: &str| name.starts_with(&options.name) || options.name.starts_with(name);
@@ -224,6 +243,7 @@ fn row(event: Event) -> Option<Row> {
         count: row.count,
         median: tenths(row.median),
         p99: Some(tenths(row.p99)),
+        range: Some(row.range.map(tenths)),
     })
 }
 
@@ -234,16 +254,17 @@ pub fn has_address(event: Event) -> Option<()> {
 
 /// Measures the time from QEMU's start to the shell's prompt.
 fn boots(system: &System, machine: &Machine) -> Result<Row> {
+    let samples: Result<Vec<f64>> = (0..BOOTS).map(|_| boot_to_prompt(system, machine)).collect();
+    Ok(Row::of("boot/prompt", "ms", samples?))
+}
+
+/// Boots once; returns the time until the prompt, in milliseconds.
+fn boot_to_prompt(system: &System, machine: &Machine) -> Result<f64> {
     let mut machine = machine.clone();
     machine.contents.exec = Some("help help".to_string());
-    let mut samples = Vec::new();
-    for _ in 0..BOOTS {
-        let start = Instant::now();
-        let mut running = machine.start(system)?;
-        running.wait_for("ringfence> ")?;
-        samples.push(start.elapsed().as_secs_f64() * 1000.0);
-    }
-    Ok(Row::of("boot/prompt", "ms", samples))
+    let start = Instant::now();
+    machine.start(system)?.wait_for("ringfence> ")?;
+    Ok(start.elapsed().as_secs_f64() * 1000.0)
 }
 
 /// Measures TCP streams to and from the guest and UDP round trips, with the driver in each ring in
@@ -261,7 +282,7 @@ fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     for round in 0..=STREAMS {
         for ring in [0, 1] {
             change_ring(&mut running, &driver.name, ring)?;
-            let values = [to_guest(discard)?, from_guest(chargen)?, round_trip(udp)?];
+            let values = once([discard, chargen, udp])?;
             if round > 0 {
                 for (samples, value) in samples[ring].iter_mut().zip(values) {
                     samples.push(value);
@@ -272,13 +293,33 @@ fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     running.type_line("shutdown")?;
     let mut rows = Vec::new();
     for (ring, samples) in (0..).zip(samples) {
-        for ((name, unit), samples) in
-            [("tcp/in", "MB/s"), ("tcp/out", "MB/s"), ("udp/rtt", "us")].into_iter().zip(samples)
-        {
+        for ((name, unit), samples) in STREAM_ROWS.into_iter().zip(samples) {
             rows.push(Row { ring: Some(ring), ..Row::of(name, unit, samples) });
         }
     }
     Ok(rows)
+}
+
+/// The names and units of streams.
+const STREAM_ROWS: [(&str, &str); 3] = [("tcp/in", "MB/s"), ("tcp/out", "MB/s"), ("udp/rtt", "us")];
+
+/// Moves a stream to the guest and one from it, and measures round trips, through these ports.
+fn once([discard, chargen, udp]: [u16; 3]) -> Result<[f64; 3]> {
+    Ok([to_guest(discard)?, from_guest(chargen)?, round_trip(udp)?])
+}
+
+/// Measures streams through these ports; returns names, units and medians.
+fn streams_of(ports: [u16; 3]) -> Result<Vec<(&'static str, &'static str, f64)>> {
+    let mut samples: [Vec<f64>; 3] = Default::default();
+    for round in 0..=STREAMS {
+        for (samples, value) in samples.iter_mut().zip(once(ports)?) {
+            if round > 0 {
+                samples.push(value);
+            }
+        }
+    }
+    let rows = STREAM_ROWS.into_iter().zip(samples);
+    Ok(rows.map(|((name, unit), samples)| (name, unit, Row::of(name, unit, samples).median)).collect())
 }
 
 fn change_ring(running: &mut Running, name: &str, ring: usize) -> Result<()> {

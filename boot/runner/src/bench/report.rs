@@ -104,6 +104,33 @@ pub fn text(rows: &[Row]) -> String {
     out
 }
 
+/// Formats the comparison with another system: medians, and the ratio in which more is better.
+pub fn peer(rows: &[Row]) -> String {
+    let head = ["operation", "batch", "Ringfence", "Linux", "ratio", "from", "to", "unit"];
+    let widths = [22, 6, 10, 10, 6, 6, 6, 9];
+    let mut out = line(head.map(String::from), widths);
+    for ratio in rows {
+        let Some(name) = ratio.name.strip_prefix("peer/") else { continue };
+        let of =
+            |system: &str| rows.iter().find(|row| row.name == format!("{system}/{name}") && row.batch == ratio.batch);
+        let (Some(ours), Some(theirs)) = (of("ringfence"), of("linux")) else { continue };
+        let [least, most] = ratio.range.unwrap_or([ratio.median; 2]);
+        let times = |value: f64| format!("{value:.2}");
+        let cells = [
+            name.to_string(),
+            optional(ratio.batch),
+            number(ours.median),
+            number(theirs.median),
+            times(ratio.median),
+            times(least),
+            times(most),
+            ours.unit.clone(),
+        ];
+        out += &line(cells, widths);
+    }
+    out
+}
+
 /// Formats a row of a table: names and units to the left, numbers to the right.
 fn line<const N: usize>(cells: [String; N], widths: [usize; N]) -> String {
     let cell = |(index, (cell, width)): (usize, (&String, usize))| match index == 0 || index == N - 1 {

@@ -66,6 +66,17 @@ pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Another system than Ringfence, to compare with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its first filesystem.
+    pub initrd: PathBuf,
+    /// Its options.
+    pub command_line: String,
+}
+
 /// A machine to boot.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -73,6 +84,8 @@ pub struct Machine {
     pub contents: Contents,
     /// How the machine boots.
     pub boot: Boot,
+    /// The system that QEMU starts in place of Ringfence.
+    pub other: Option<Other>,
     /// QEMU's name of the mainboard.
     pub board: String,
     /// Whether an IOMMU (Intel VT-d) fences devices. Only the mainboard `q35` can have one.
@@ -128,6 +141,7 @@ impl Default for Machine {
         Machine {
             contents: Contents { autoload: true, ..Contents::default() },
             boot: Boot::Direct,
+            other: None,
             board: BOARD.to_string(),
             iommu: true,
             cpu: None,
@@ -196,12 +210,16 @@ impl Machine {
         let best = if self.accel == "kvm" { "host" } else { "max" };
         qemu.args(["-cpu", self.cpu.as_deref().unwrap_or(best), "-smp", &self.smp.to_string()]);
         qemu.args(["-m", &format!("{}M", self.memory), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
-        match &self.boot {
-            Boot::Direct => {
+        match (&self.boot, &self.other) {
+            (_, Some(other)) => {
+                qemu.arg("-kernel").arg(&other.kernel).arg("-initrd").arg(&other.initrd);
+                qemu.args(["-append", &other.command_line]);
+            }
+            (Boot::Direct, None) => {
                 let ramdisk = files.write("ramdisk.tar", &ramdisk::pack(system, &self.contents)?)?;
                 qemu.arg("-kernel").arg(&system.loader).arg("-initrd").arg(ramdisk);
             }
-            Boot::Iso(image) => {
+            (Boot::Iso(image), None) => {
                 let image = Disk { path: image.clone(), read_only: true };
                 qemu.arg("-drive").arg(image.drive("cd0", ",media=cdrom", Opened::Raw)?).args(["-boot", "d"]);
                 qemu.args(["-device", "ide-cd,drive=cd0"]);

@@ -97,7 +97,12 @@ fn a_profile_has_the_functions_of_kernel_and_driver() {
     assert!(share("kernel", "hand_over") > 0.1 && share("e1000", "FrameRing") > 0.05, "{:?}", found.shares);
     let refused = |name: &str, batch| profile(name, batch).err().map(|error| error.to_string()).unwrap_or_default();
     assert!(refused("nic/tx", None).contains("'nic/tx' is more than one row: nic/tx --batch 1, nic/tx --batch 8"));
-    assert!(refused("nope", None).contains("no row was measured whose name begins with 'nope'"));
+    assert!(
+        refused("nic/tx", Some(7)).contains("no row was measured whose name begins with 'nic/tx' and whose batch is 7")
+    );
+    for name in ["nope", "call/gate"] {
+        assert!(refused(name, None).contains(&format!("'{name}' is no whole operation")));
+    }
 }
 
 #[test]

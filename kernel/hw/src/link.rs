@@ -26,8 +26,12 @@ const _: () = assert!(QUEUE_BYTES > 2 * MAX_ENCODED);
 const MOST_WAITING: usize = QUEUE_BYTES / 4;
 /// Bytes that go into the queue at once, with interrupts off.
 const PIECE_BYTES: usize = 64;
-/// The number of times in a row that the port is asked to take a byte: a second or so under QEMU.
-const TRIES: u32 = 1_000_000;
+/// The number of times in a row that the port is asked to take a byte: two seconds or so under
+/// QEMU.
+const TRIES: u32 = 200_000;
+/// Steps of the pause between two of these. A guest that asks without a pause keeps QEMU's global
+/// lock so busy that QEMU itself, which passes the bytes on, gets it too rarely.
+const PAUSE: u32 = 2_000;
 
 static IS_THERE: AtomicBool = AtomicBool::new(false);
 /// Encodes frames. Only tasks and the kernel's panic use it.
@@ -124,6 +128,8 @@ fn wait_until(is_enough: impl Fn() -> bool) {
             tries = 0;
         } else if tries < TRIES {
             tries += 1;
+            // PAUSE would take the lock as well.
+            (0..PAUSE).for_each(|step| _ = core::hint::black_box(step));
         } else {
             return IS_DEAF.store(true, Ordering::Relaxed);
         }

@@ -83,6 +83,11 @@ impl Script<'_> {
 }
 
 impl RogueLsi {
+    fn reset(&self) {
+        self.registers.write8(ISTAT, RESET);
+        self.registers.write8(ISTAT, 0);
+    }
+
     fn script(&mut self) -> Script<'_> {
         Script { memory: &mut self.memory, at: SCRIPT }
     }
@@ -136,9 +141,9 @@ impl RogueLsi {
 impl Driver for RogueLsi {
     fn init() -> Result<RogueLsi> {
         let registers = Mmio::map(1)?;
-        registers.write8(ISTAT, RESET);
-        registers.write8(ISTAT, 0);
-        Ok(RogueLsi { registers, memory: Dma::new(MEMORY)?, has_dma: false, at_exit: None })
+        let lsi = RogueLsi { registers, memory: Dma::new(MEMORY)?, has_dma: false, at_exit: None };
+        lsi.reset();
+        Ok(lsi)
     }
 
     fn command(&mut self, text: &str) -> Result<u64> {
@@ -230,7 +235,11 @@ impl Driver for RogueLsi {
                 let address = argument()?;
                 self.memory.write(DATA, UNTOUCHED);
                 self.script().copy(address, data, 64).stop();
-                self.run_without_dma(script)
+                let read = self.run_without_dma(script);
+                // The program that the device cannot read is no program with an end: QEMU 10 goes
+                // on with it by a timer, into what the next command lets it read.
+                self.reset();
+                read
             }
             // Accesses memory that the driver has given back.
             "read-freed" | "write-freed" => {

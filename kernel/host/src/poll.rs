@@ -170,10 +170,23 @@ fn take_reply(domain: &mut Domain, reply: Result<u64, UpcallError>, events: Even
         if !reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED)) {
             device.mask();
         } else if waited.contains(Events::INTERRUPT) && device.active_lines() != 0 {
+            if domain.turn.note_line(device.raises_its_line()) {
+                say_line_stays_raised(domain);
+            }
             device.unmask();
         }
     }
     after(domain);
+}
+
+/// Tells the author of a driver why it rests.
+#[cold]
+fn say_line_stays_raised(domain: &Domain) {
+    log::warn!(
+        "{}: acknowledges its interrupts, and its device's line stays raised: it leaves a cause set, or does less than \
+         the device asks for",
+        domain.name
+    );
 }
 
 /// Ends a driver whose device reached beyond its fence. The other devices are checked for the same.

@@ -72,6 +72,15 @@ impl Device {
         if self.interrupts { self.hardware.lines() } else { 0 }
     }
 
+    /// Returns whether a PCI function holds its line up (*PCI Local Bus 3.0*, 6.2.3, Interrupt
+    /// Status). Of a device that sends messages, or is at fixed ports, this is not known.
+    pub fn raises_its_line(&self) -> bool {
+        const COMMAND_AND_STATUS: u16 = 0x04;
+        const INTERRUPT_STATUS: u32 = 1 << (16 + 3);
+        let function = self.function().filter(|_| !self.has_messages());
+        function.is_some_and(|function| function.read(COMMAND_AND_STATUS) & INTERRUPT_STATUS != 0)
+    }
+
     /// Returns the events that the driver is polled for when the lines in `fired` have fired.
     pub fn events(&self, fired: u64) -> Events {
         self.hardware.events(fired)

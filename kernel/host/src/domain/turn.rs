@@ -22,9 +22,25 @@ pub struct Turn {
     debt: Debt,
     /// The events that it waits to be polled for, and the TSC reading at which it began to wait.
     waits: Option<(u64, Events)>,
+    /// How often in a row the device's line was still raised when the driver had acknowledged its
+    /// interrupt, after a rest.
+    raised: u8,
 }
 
+/// After so many times it is said that the line stays raised.
+const RAISED_TOO_OFTEN: u8 = 4;
+
 impl Turn {
+    /// Notes whether the device's line is raised after the driver has acknowledged its interrupt.
+    /// Returns `true` once, when that has been so too often in a row.
+    pub fn note_line(&mut self, is_raised: bool) -> bool {
+        if self.raised == RAISED_TOO_OFTEN {
+            return false;
+        }
+        self.raised = if is_raised { self.raised + 1 } else { 0 };
+        self.raised == RAISED_TOO_OFTEN
+    }
+
     /// Returns whether the driver is to be polled as soon as it has rested.
     pub fn is_due(&self) -> bool {
         self.waits.is_some()

@@ -5,6 +5,7 @@
 //! * [`Driver`]: the trait of every driver; [`class::Device`]: the trait of a driver that offers a
 //!   device to the kernel; [`net`], [`scsi`] and [`block`]: the classes of such devices
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
+//! * [`eeprom`]: serial EEPROMs, in which cards keep their addresses
 //! * [`parameter`]: values that a person gives the driver when it is loaded
 //! * [`timer`]: polls after a delay or at intervals; [`command`]: commands that a person gives the
 //!   driver
@@ -24,6 +25,7 @@ pub mod class;
 pub mod command;
 pub mod device;
 pub mod dma;
+pub mod eeprom;
 #[cfg(feature = "fake")]
 pub mod fake;
 #[cfg(not(feature = "fake"))]

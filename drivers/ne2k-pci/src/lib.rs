@@ -12,10 +12,11 @@ mod registers;
 mod tests;
 
 use core::time::Duration;
-use registers::{self as reg, cause, command};
+use registers::{self as reg, Card, cause, command};
 use ringfence_sdk::class::Device;
-use ringfence_sdk::device::{self, Ports};
+use ringfence_sdk::device;
 use ringfence_sdk::net::{Counter, Hearing, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::register::{RegisterArray, Registers};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
 driver!(
@@ -42,7 +43,7 @@ const RESET: Duration = Duration::from_millis(10);
 const STOP: Duration = Duration::from_micros(1600);
 
 struct Ne2k {
-    ports: Ports,
+    registers: Registers<Card>,
     mac: [u8; 6],
     /// The frame that the card is sending.
     sending: Option<TxFrame>,
@@ -58,17 +59,18 @@ struct Ne2k {
 
 impl Device<Nic> for Ne2k {
     fn init() -> Result<Ne2k> {
-        let ports = Ports::open(0)?;
+        let registers = Registers::map()?;
         // QEMU's model keeps the selected page over a reset, and an earlier driver may have
         // selected page 1.
-        ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
-        ports.write8(reg::RESET, ports.read8(reg::RESET));
-        device::wait_until(RESET, || ports.read8(reg::CAUSES) & cause::IN_RESET != 0)
+        registers.write(reg::COMMAND, command::STOP | command::NO_REMOTE);
+        registers.write(reg::RESET, registers.read(reg::RESET));
+        device::wait_until(RESET, || registers.read(reg::CAUSES) & cause::IN_RESET != 0)
             .inspect_err(|_| log::error!("the card does not come out of reset"))?;
         let mac = [0; 6];
-        let mut card = Ne2k { ports, mac, sending: None, tx_interrupt: false, next: RING, takes: 0, filter: [0; 8] };
+        let mut card =
+            Ne2k { registers, mac, sending: None, tx_interrupt: false, next: RING, takes: 0, filter: [0; 8] };
         card.stop();
-        ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
+        registers.write(reg::DATA_CONFIG, reg::WORDS);
         // The Ethernet address is in front of the card's memory, each byte twice.
         let mut twice = [0; 12];
         card.read(0, &mut twice);
@@ -86,8 +88,8 @@ impl Device<Nic> for Ne2k {
 
     fn start(&mut self, queues: &mut Queues) -> Result<()> {
         self.set_hearing(queues);
-        let ports = &self.ports;
-        ports.write8(reg::MASK, CAUSES);
+        let registers = &self.registers;
+        registers.write(reg::MASK, CAUSES);
         device::enable_interrupts()?;
         self.receive_from_start();
         Ok(())
@@ -96,28 +98,28 @@ impl Device<Nic> for Ne2k {
     fn poll(&mut self, events: Events, queues: &mut Queues) -> Reply {
         if events.contains(Events::HEARING) {
             self.set_hearing(queues);
-            self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::PAGE_1);
+            self.registers.write(reg::COMMAND, command::START | command::NO_REMOTE | command::PAGE_1);
             self.write_filter();
-            self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
-            self.ports.write8(reg::RECEIVE_CONFIGURATION, self.takes);
+            self.registers.write(reg::COMMAND, command::START | command::NO_REMOTE);
+            self.registers.write(reg::RECEIVE_CONFIG, self.takes);
         }
         // The line stays raised as long as an unmasked cause is set.
-        let causes = self.ports.read8(reg::CAUSES);
-        self.ports.write8(reg::CAUSES, causes & !cause::IN_RESET);
+        let causes = self.registers.read(reg::CAUSES);
+        self.registers.write(reg::CAUSES, causes & !cause::IN_RESET);
         self.transmit(queues);
         self.receive(queues);
         if causes & cause::RECEIVE_ERROR != 0 {
             queues.count(Counter::RxErrors, 1);
         }
         if causes & cause::OVERWRITE != 0 {
-            queues.count(Counter::RxMissed, self.ports.read8(reg::MISSED).into());
+            queues.count(Counter::RxMissed, self.registers.read(reg::MISSED).into());
             self.recover(queues);
         }
         Reply::ACKNOWLEDGED
     }
 
     fn exit(&mut self) {
-        self.ports.write8(reg::MASK, 0);
+        self.registers.write(reg::MASK, 0);
         self.stop();
     }
 }
@@ -125,31 +127,31 @@ impl Device<Nic> for Ne2k {
 impl Ne2k {
     /// Stops the chip. It receives nothing until it is started again.
     fn stop(&self) {
-        self.ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
-        self.ports.write8(reg::RECEIVE_CONFIGURATION, reg::MONITOR);
-        self.ports.write8(reg::TRANSMIT_CONFIGURATION, reg::LOOPBACK);
+        self.registers.write(reg::COMMAND, command::STOP | command::NO_REMOTE);
+        self.registers.write(reg::RECEIVE_CONFIG, reg::MONITOR);
+        self.registers.write(reg::TRANSMIT_CONFIG, reg::LOOPBACK);
     }
 
     /// Sets up an empty ring and starts the chip, in the order that 9.0 requires.
     fn receive_from_start(&mut self) {
-        let ports = &self.ports;
+        let registers = &self.registers;
         self.stop();
-        ports.write8(reg::DATA_CONFIGURATION, reg::WORDS);
-        ports.write8(reg::RING_START, RING);
-        ports.write8(reg::RING_STOP, RING_END);
-        ports.write8(reg::BOUNDARY, RING);
-        ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE | command::PAGE_1);
-        for (index, byte) in (0..).zip(self.mac) {
-            ports.write8(reg::ADDRESS + index, byte);
+        registers.write(reg::DATA_CONFIG, reg::WORDS);
+        registers.write(reg::RING_START, RING);
+        registers.write(reg::RING_STOP, RING_END);
+        registers.write(reg::BOUNDARY, RING);
+        registers.write(reg::COMMAND, command::STOP | command::NO_REMOTE | command::PAGE_1);
+        for (register, byte) in reg::ADDRESS.all().zip(self.mac) {
+            registers.write(register, byte);
         }
         self.write_filter();
         // The boundary is one page behind the next frame to read. If the two were equal, the chip
         // would take the ring for full.
         self.next = RING + 1;
-        ports.write8(reg::CURRENT, self.next);
-        ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
-        ports.write8(reg::TRANSMIT_CONFIGURATION, 0);
-        ports.write8(reg::RECEIVE_CONFIGURATION, self.takes);
+        registers.write(reg::CURRENT, self.next);
+        registers.write(reg::COMMAND, command::START | command::NO_REMOTE);
+        registers.write(reg::TRANSMIT_CONFIG, 0);
+        registers.write(reg::RECEIVE_CONFIG, self.takes);
     }
 
     /// Decides which frames the chip receives: the filter says to which groups, and the receive
@@ -167,41 +169,43 @@ impl Ne2k {
 
     /// Writes the filter, which is on page 1. Page 0 is selected afterwards by the caller.
     fn write_filter(&self) {
-        for (index, byte) in (0..).zip(self.filter) {
-            self.ports.write8(reg::MULTICAST + index, byte);
+        for (register, byte) in reg::MULTICAST.all().zip(self.filter) {
+            self.registers.write(register, byte);
+        }
+    }
+
+    /// Sets a pair of registers, the low byte first.
+    fn set(&self, pair: RegisterArray<Card, u8, 2>, value: u16) {
+        for (register, byte) in pair.all().zip(value.to_le_bytes()) {
+            self.registers.write(register, byte);
         }
     }
 
     /// Starts a transfer of `len_bytes` bytes at `address` of the card's memory through the data
     /// port.
     fn remote(&self, address: u16, len_bytes: usize, direction: u8) {
-        let set = |registers: [u16; 2], value: u16| {
-            for (register, byte) in registers.into_iter().zip(value.to_le_bytes()) {
-                self.ports.write8(register, byte);
-            }
-        };
-        set(reg::REMOTE_BYTES, len_bytes.next_multiple_of(2) as u16);
-        set(reg::REMOTE_ADDRESS, address);
-        self.ports.write8(reg::COMMAND, command::START | direction);
+        self.set(reg::REMOTE_BYTES, len_bytes.next_multiple_of(2) as u16);
+        self.set(reg::REMOTE_ADDRESS, address);
+        self.registers.write(reg::COMMAND, command::START | direction);
     }
 
     /// Copies bytes out of the card's memory.
     fn read(&self, address: u16, to: &mut [u8]) {
         self.remote(address, to.len(), command::REMOTE_READ);
-        self.ports.read_words(reg::DATA, to);
+        self.registers.read_words(reg::DATA, to);
         if !to.len().is_multiple_of(2)
             && let Some(last) = to.last_mut()
         {
-            *last = self.ports.read16(reg::DATA) as u8;
+            *last = self.registers.read(reg::DATA) as u8;
         }
-        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+        self.registers.write(reg::COMMAND, command::START | command::NO_REMOTE);
     }
 
     /// Sends one frame after another, as long as the card takes them.
     fn transmit(&mut self, queues: &mut Queues) {
         loop {
             // 10.2: the chip clears the bit when it has sent the frame, or given it up.
-            let is_busy = self.ports.read8(reg::COMMAND) & command::TRANSMIT != 0;
+            let is_busy = self.registers.read(reg::COMMAND) & command::TRANSMIT != 0;
             if !is_busy && let Some(frame) = self.sending.take() {
                 queues.give_transmitted(frame);
             }
@@ -220,30 +224,28 @@ impl Ne2k {
         if waits != self.tx_interrupt {
             self.tx_interrupt = waits;
             let sent = if waits { cause::TRANSMITTED | cause::TRANSMIT_ERROR } else { 0 };
-            self.ports.write8(reg::MASK, CAUSES | sent);
+            self.registers.write(reg::MASK, CAUSES | sent);
         }
     }
 
     fn send(&self, bytes: &[u8]) {
         let page = reg::FIRST_PAGE;
         self.remote(u16::from(page) * reg::PAGE, bytes.len(), command::REMOTE_WRITE);
-        self.ports.write_words(reg::DATA, bytes);
+        self.registers.write_words(reg::DATA, bytes);
         if let [last] = bytes.chunks_exact(2).remainder() {
-            self.ports.write16(reg::DATA, u16::from(*last));
+            self.registers.write(reg::DATA, u16::from(*last));
         }
-        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
-        self.ports.write8(reg::TRANSMIT_PAGE, page);
-        for (register, byte) in reg::TRANSMIT_BYTES.into_iter().zip((bytes.len() as u16).to_le_bytes()) {
-            self.ports.write8(register, byte);
-        }
-        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::TRANSMIT);
+        self.registers.write(reg::COMMAND, command::START | command::NO_REMOTE);
+        self.registers.write(reg::TRANSMIT_PAGE, page);
+        self.set(reg::TRANSMIT_BYTES, bytes.len() as u16);
+        self.registers.write(reg::COMMAND, command::START | command::NO_REMOTE | command::TRANSMIT);
     }
 
     /// Returns the page into which the next frame is received.
     fn current(&self) -> u8 {
-        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE | command::PAGE_1);
-        let page = self.ports.read8(reg::CURRENT);
-        self.ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+        self.registers.write(reg::COMMAND, command::START | command::NO_REMOTE | command::PAGE_1);
+        let page = self.registers.read(reg::CURRENT);
+        self.registers.write(reg::COMMAND, command::START | command::NO_REMOTE);
         page
     }
 
@@ -271,7 +273,7 @@ impl Ne2k {
             queues.give_received(frame, if status & reg::RECEIVED_WELL != 0 { len_bytes } else { 0 });
             self.next = next;
             let boundary = if next == RING { RING_END - 1 } else { next - 1 };
-            self.ports.write8(reg::BOUNDARY, boundary);
+            self.registers.write(reg::BOUNDARY, boundary);
         }
     }
 
@@ -288,16 +290,14 @@ impl Ne2k {
     /// Recovers from an overflow of the ring (7.0): stops the chip, empties the ring, and starts
     /// the chip again.
     fn recover(&mut self, queues: &mut Queues) {
-        let ports = &self.ports;
-        ports.write8(reg::COMMAND, command::STOP | command::NO_REMOTE);
+        let registers = &self.registers;
+        registers.write(reg::COMMAND, command::STOP | command::NO_REMOTE);
         device::pause(STOP);
-        for register in reg::REMOTE_BYTES {
-            ports.write8(register, 0);
-        }
-        ports.write8(reg::TRANSMIT_CONFIGURATION, reg::LOOPBACK);
-        ports.write8(reg::COMMAND, command::START | command::NO_REMOTE);
+        self.set(reg::REMOTE_BYTES, 0);
+        registers.write(reg::TRANSMIT_CONFIG, reg::LOOPBACK);
+        registers.write(reg::COMMAND, command::START | command::NO_REMOTE);
         self.receive(queues);
-        self.ports.write8(reg::CAUSES, cause::OVERWRITE);
-        self.ports.write8(reg::TRANSMIT_CONFIGURATION, 0);
+        self.registers.write(reg::CAUSES, cause::OVERWRITE);
+        self.registers.write(reg::TRANSMIT_CONFIG, 0);
     }
 }

@@ -1,8 +1,46 @@
 //! Ports of an NE2000, and their bits: *DP8390D/NS32490D NIC* data sheet, TL/F/8582, section 10.
 //! Ports 0x10 and 0x1f belong to the board (*AN-475*, TL/F/9162).
 
-/// The command register, which is on all pages.
-pub const COMMAND: u16 = 0x00;
+ringfence_sdk::registers! {
+    /// The card's ports.
+    pub Card: ports 0, 0x20 bytes;
+    /// The command register, which is on all pages.
+    COMMAND: u8 = 0x00;
+
+    /// Page 0. The first page of the receive ring, and the page behind its last one.
+    RING_START: u8 = 0x01;
+    RING_STOP: u8 = 0x02;
+    /// The last page of the ring that the driver has read.
+    BOUNDARY: u8 = 0x03;
+    /// Page and length in bytes of the frame to send.
+    TRANSMIT_PAGE: u8 = 0x04;
+    TRANSMIT_BYTES: [u8; 2] = 0x05;
+    /// Causes of interrupts; writing a 1 clears a cause.
+    CAUSES: u8 = 0x07;
+    /// Address and length in bytes of a transfer through the data port.
+    REMOTE_ADDRESS: [u8; 2] = 0x08;
+    REMOTE_BYTES: [u8; 2] = 0x0a;
+    RECEIVE_CONFIG: u8 = 0x0c;
+    TRANSMIT_CONFIG: u8 = 0x0d;
+    DATA_CONFIG: u8 = 0x0e;
+    /// The causes that interrupt, when written.
+    MASK: u8 = 0x0f;
+    /// The number of frames lost for lack of room, when read; reading clears it.
+    MISSED: u8 = 0x0f;
+
+    /// Page 1. The Ethernet address.
+    ADDRESS: [u8; 6] = 0x01;
+    /// The page into which the next frame is received.
+    CURRENT: u8 = 0x07;
+    /// Multicast filter.
+    MULTICAST: [u8; 8] = 0x08;
+
+    /// The data port.
+    DATA: u16 = 0x10;
+    /// Reading this port resets the card.
+    RESET: u8 = 0x1f;
+}
+
 /// Bits of the command register. One of the three bits for the remote DMA is always set.
 pub mod command {
     pub const STOP: u8 = 1 << 0;
@@ -14,39 +52,6 @@ pub mod command {
     pub const NO_REMOTE: u8 = 4 << 3;
     pub const PAGE_1: u8 = 1 << 6;
 }
-
-/// Page 0. The first page of the receive ring, and the page behind its last one.
-pub const RING_START: u16 = 0x01;
-pub const RING_STOP: u16 = 0x02;
-/// The last page of the ring that the driver has read.
-pub const BOUNDARY: u16 = 0x03;
-/// Page and length in bytes of the frame to send.
-pub const TRANSMIT_PAGE: u16 = 0x04;
-pub const TRANSMIT_BYTES: [u16; 2] = [0x05, 0x06];
-/// Causes of interrupts; writing a 1 clears a cause.
-pub const CAUSES: u16 = 0x07;
-/// Address and length in bytes of a transfer through the data port.
-pub const REMOTE_ADDRESS: [u16; 2] = [0x08, 0x09];
-pub const REMOTE_BYTES: [u16; 2] = [0x0a, 0x0b];
-pub const RECEIVE_CONFIGURATION: u16 = 0x0c;
-pub const TRANSMIT_CONFIGURATION: u16 = 0x0d;
-pub const DATA_CONFIGURATION: u16 = 0x0e;
-/// The causes that interrupt, when written.
-pub const MASK: u16 = 0x0f;
-/// The number of frames lost for lack of room, when read; reading clears it.
-pub const MISSED: u16 = 0x0f;
-
-/// Page 1. The Ethernet address, 6 bytes.
-pub const ADDRESS: u16 = 0x01;
-/// The page into which the next frame is received.
-pub const CURRENT: u16 = 0x07;
-/// Multicast filter, 8 bytes.
-pub const MULTICAST: u16 = 0x08;
-
-/// The data port, 16 bits wide.
-pub const DATA: u16 = 0x10;
-/// Reading this port resets the card.
-pub const RESET: u16 = 0x1f;
 
 /// Causes of interrupts.
 pub mod cause {

@@ -6,6 +6,7 @@ use super::{Ne2k, RING, RING_END};
 use ringfence_sdk::class::Device as _;
 use ringfence_sdk::fake::{Device, Kernel, Recorder, Register, Script};
 use ringfence_sdk::net::{Counter, Hearing, MIN_FRAME, NicDriver};
+use ringfence_sdk::register::RegisterArray;
 use ringfence_sdk::{Driver, Events};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -28,6 +29,11 @@ struct Card {
     sent: Vec<Vec<u8>>,
 }
 
+const COMMAND: u32 = reg::COMMAND.offset();
+const CAUSES: u32 = reg::CAUSES.offset();
+const DATA: u32 = reg::DATA.offset();
+const RESET: u32 = reg::RESET.offset();
+
 impl Card {
     fn new() -> Rc<RefCell<Card>> {
         let mut memory = vec![0; 0x8000];
@@ -42,7 +48,7 @@ impl Card {
 
     /// Puts a frame with status `status` into the ring, as a card does when it receives a frame.
     fn receive(&mut self, frame: &[u8], status: u8) {
-        let page = self.page_1[usize::from(reg::CURRENT)];
+        let page = self.page_1[reg::CURRENT.offset() as usize];
         let pages = (frame.len() + 4).div_ceil(256) as u8;
         let next = if page + pages >= RING_END { page + pages - RING_END + RING } else { page + pages };
         let [low, high] = (frame.len() as u16 + 4).to_le_bytes();
@@ -52,8 +58,13 @@ impl Card {
             let at = usize::from(page) * 256 + index;
             self.memory[if at < end { at } else { at - end + ring }] = byte;
         }
-        self.page_1[usize::from(reg::CURRENT)] = next;
+        self.page_1[reg::CURRENT.offset() as usize] = next;
         self.causes |= cause::RECEIVED;
+    }
+
+    /// Returns the value in two registers of page 0, the low byte first.
+    fn pair(&self, registers: RegisterArray<reg::Card, u8, 2>) -> u16 {
+        u16::from_le_bytes([0, 1].map(|number| self.page_0[registers.at(number).offset() as usize]))
     }
 
     fn is_on_page_1(&self) -> bool {
@@ -63,31 +74,30 @@ impl Card {
 
 impl Device for Card {
     fn read(&mut self, Register { offset, .. }: Register) -> u64 {
-        match offset as u16 {
-            reg::COMMAND => self.command.into(),
-            reg::DATA => {
+        match offset as u32 {
+            COMMAND => self.command.into(),
+            DATA => {
                 let pair = [self.memory[self.remote], self.memory[self.remote + 1]];
                 self.remote += 2;
                 u16::from_le_bytes(pair).into()
             }
-            reg::CAUSES if !self.is_on_page_1() => self.causes.into(),
-            reg::RESET => 0,
-            port if self.is_on_page_1() => self.page_1[usize::from(port)].into(),
-            port => self.page_0[usize::from(port)].into(),
+            CAUSES if !self.is_on_page_1() => self.causes.into(),
+            RESET => 0,
+            port if self.is_on_page_1() => self.page_1[port as usize].into(),
+            port => self.page_0[port as usize].into(),
         }
     }
 
     fn write(&mut self, Register { offset, .. }: Register, value: u64) {
-        match offset as u16 {
-            reg::COMMAND => {
+        match offset as u32 {
+            COMMAND => {
                 self.command = value as u8;
-                let [low, high] = reg::REMOTE_ADDRESS.map(|port| self.page_0[usize::from(port)]);
                 if value as u8 & (command::REMOTE_READ | command::REMOTE_WRITE) != 0 {
-                    self.remote = u16::from_le_bytes([low, high]).into();
+                    self.remote = self.pair(reg::REMOTE_ADDRESS).into();
                 }
                 if value as u8 & command::TRANSMIT != 0 {
-                    let page = usize::from(self.page_0[usize::from(reg::TRANSMIT_PAGE)]);
-                    let len = u16::from_le_bytes(reg::TRANSMIT_BYTES.map(|port| self.page_0[usize::from(port)]));
+                    let page = usize::from(self.page_0[reg::TRANSMIT_PAGE.offset() as usize]);
+                    let len = self.pair(reg::TRANSMIT_BYTES);
                     self.sent.push(self.memory[page * 256..][..usize::from(len)].to_vec());
                     if self.is_quick {
                         self.command &= !command::TRANSMIT;
@@ -95,14 +105,14 @@ impl Device for Card {
                     }
                 }
             }
-            reg::DATA => {
+            DATA => {
                 self.memory[self.remote..][..2].copy_from_slice(&(value as u16).to_le_bytes());
                 self.remote += 2;
             }
-            reg::CAUSES if !self.is_on_page_1() => self.causes &= !(value as u8),
-            reg::RESET => {}
-            port if self.is_on_page_1() => self.page_1[usize::from(port)] = value as u8,
-            port => self.page_0[usize::from(port)] = value as u8,
+            CAUSES if !self.is_on_page_1() => self.causes &= !(value as u8),
+            RESET => {}
+            port if self.is_on_page_1() => self.page_1[port as usize] = value as u8,
+            port => self.page_0[port as usize] = value as u8,
         }
     }
 
@@ -141,7 +151,7 @@ fn a_frame_that_takes_its_time_is_waited_for() {
     let card = Card::new();
     card.borrow_mut().is_quick = false;
     let (mut kernel, mut nic) = started(&card);
-    let masked = || card.borrow().page_0[usize::from(reg::MASK)] & cause::TRANSMITTED;
+    let masked = || card.borrow().page_0[reg::MASK.offset() as usize] & cause::TRANSMITTED;
     kernel.net.as_mut().unwrap().transmit(&[1; 60]);
     kernel.net.as_mut().unwrap().transmit(&[2; 60]);
     kernel.poll(&mut nic);
@@ -192,15 +202,15 @@ fn an_overflow_is_recovered_from() {
     let (mut kernel, mut nic) = started(&card);
     card.borrow_mut().receive(&[1; 60], reg::RECEIVED_WELL);
     card.borrow_mut().causes |= cause::OVERWRITE;
-    let mask = std::mem::replace(&mut card.borrow_mut().page_0[usize::from(reg::MISSED)], 3);
+    let mask = std::mem::replace(&mut card.borrow_mut().page_0[reg::MISSED.offset() as usize], 3);
     let before = kernel.time_ns;
     kernel.poll(&mut nic);
     assert!(kernel.time_ns - before >= 1_600_000);
     assert_eq!(kernel.net.as_mut().unwrap().take_received(), [vec![1; 60]]);
     assert_eq!(kernel.net.as_mut().unwrap().counted(Counter::RxMissed), 3);
-    card.borrow_mut().page_0[usize::from(reg::MASK)] = mask;
+    card.borrow_mut().page_0[reg::MASK.offset() as usize] = mask;
     let card = card.borrow();
-    assert_eq!((card.causes & cause::OVERWRITE, card.page_0[usize::from(reg::TRANSMIT_CONFIGURATION)]), (0, 0));
+    assert_eq!((card.causes & cause::OVERWRITE, card.page_0[reg::TRANSMIT_CONFIG.offset() as usize]), (0, 0));
     assert_ne!(card.command & command::START, 0);
 }
 
@@ -251,7 +261,7 @@ fn the_filter_lets_groups_through_one_by_one() {
         kernel.run(|| nic.poll(Events::HEARING));
         let card = card.borrow();
         assert!(!card.is_on_page_1() && card.command & command::START != 0);
-        assert_eq!(card.page_1[usize::from(reg::MULTICAST)..], filter, "{hearing:?}");
-        assert_eq!(card.page_0[usize::from(reg::RECEIVE_CONFIGURATION)], reg::TAKE_BROADCAST | takes, "{hearing:?}");
+        assert_eq!(card.page_1[reg::MULTICAST.at(0).offset() as usize..], filter, "{hearing:?}");
+        assert_eq!(card.page_0[reg::RECEIVE_CONFIG.offset() as usize], reg::TAKE_BROADCAST | takes, "{hearing:?}");
     }
 }

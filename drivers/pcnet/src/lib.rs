@@ -9,12 +9,13 @@
 mod registers;
 
 use core::time::Duration;
-use registers::{self as reg, csr0};
+use registers::{self as reg, Card, csr0};
 use ringfence_sdk::abi::reset::NO_REGISTER;
 use ringfence_sdk::class::Device;
-use ringfence_sdk::device::{self, Ports};
+use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
 use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
+use ringfence_sdk::register::Registers;
 use ringfence_sdk::ring::{Descriptor, FrameRing};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
@@ -26,9 +27,9 @@ driver!(
         .dma_kib(64)
         .restart()
         .reset(
-            Reset::register(0, reg::RDP as u32, 4)
+            Reset::register(0, reg::RDP.offset(), 4)
                 // With 0, RAP names CSR0, whose bit STOP stops the card.
-                .zeroes([reg::RAP as u32, NO_REGISTER])
+                .zeroes([reg::RAP.offset(), NO_REGISTER])
                 .sets(csr0::STOP)
                 .waits_for(csr0::INIT | csr0::START | csr0::RECEIVER_ON, 0)
                 .within_us(10_000)
@@ -47,7 +48,7 @@ const INIT_BLOCK: usize = 28;
 const INIT: Duration = Duration::from_millis(10);
 
 struct Pcnet {
-    ports: Ports,
+    registers: Registers<Card>,
     mac: [u8; 6],
     init: Dma,
     tx: FrameRing<TxFrame, TX_RING, DESCRIPTOR>,
@@ -70,24 +71,24 @@ fn status(descriptor: Descriptor<DESCRIPTOR>) -> Option<u32> {
 
 impl Device<Nic> for Pcnet {
     fn init() -> Result<Pcnet> {
-        let ports = Ports::open(0)?;
+        let registers = Registers::map()?;
         // One of these reads resets the card, whichever mode it is in. The first 32-bit write sets
         // the 32-bit mode.
-        ports.read32(reg::RESET);
-        ports.read16(reg::RESET_16);
-        ports.write32(reg::RDP, 0);
-        let [a, b, c, d] = ports.read32(reg::APROM).to_le_bytes();
-        let [e, f, ..] = ports.read32(reg::APROM + 4).to_le_bytes();
+        registers.read(reg::RESET);
+        registers.read(reg::RESET_16);
+        registers.write(reg::RDP, 0);
+        let [a, b, c, d] = registers.read(reg::APROM.at(0)).to_le_bytes();
+        let [e, f, ..] = registers.read(reg::APROM.at(1)).to_le_bytes();
         let card = Pcnet {
-            ports,
+            registers,
             mac: [a, b, c, d, e, f],
             init: Dma::within_4_gib(INIT_BLOCK)?,
             tx: FrameRing::within_4_gib()?,
             rx: FrameRing::within_4_gib()?,
         };
         card.write(reg::CSR0, csr0::STOP);
-        ports.write32(reg::RAP, reg::BCR20);
-        ports.write32(reg::BDP, reg::STYLE_32_BITS);
+        registers.write(reg::RAP, reg::BCR20);
+        registers.write(reg::BDP, reg::STYLE_32_BITS);
         log::info!("PCnet-PCI II at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         Ok(card)
     }
@@ -130,13 +131,13 @@ impl Device<Nic> for Pcnet {
 
 impl Pcnet {
     fn read(&self, csr: u32) -> u32 {
-        self.ports.write32(reg::RAP, csr);
-        self.ports.read32(reg::RDP)
+        self.registers.write(reg::RAP, csr);
+        self.registers.read(reg::RDP)
     }
 
     fn write(&self, csr: u32, value: u32) {
-        self.ports.write32(reg::RAP, csr);
-        self.ports.write32(reg::RDP, value);
+        self.registers.write(reg::RAP, csr);
+        self.registers.write(reg::RDP, value);
     }
 
     /// Fills in the initialization block of the 32-bit style: mode, lengths of the rings, Ethernet

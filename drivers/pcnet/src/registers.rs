@@ -1,17 +1,21 @@
 //! Ports, registers and descriptor bits of the Am79C970A (*PCnet-PCI II Data Sheet*, 19436). The
 //! ports are those of the 32-bit mode.
 
-/// The Ethernet address, 6 bytes.
-pub const APROM: u16 = 0x00;
-/// Data of the CSR whose number is in RAP.
-pub const RDP: u16 = 0x10;
-/// Number of the CSR or BCR to access.
-pub const RAP: u16 = 0x14;
-/// Reading this port resets the card; `RESET_16` is its place in the 16-bit mode.
-pub const RESET: u16 = 0x18;
-pub const RESET_16: u16 = 0x14;
-/// Data of the BCR whose number is in RAP.
-pub const BDP: u16 = 0x1c;
+ringfence_sdk::registers! {
+    /// The card's ports.
+    pub Card: ports 0, 0x20 bytes;
+    /// The Ethernet address, 6 bytes.
+    APROM: [u32; 2] = 0x00;
+    /// Data of the CSR whose number is in RAP.
+    RDP: u32 = 0x10;
+    /// Number of the CSR or BCR to access.
+    RAP: u32 = 0x14;
+    /// Reading this port resets the card; RESET_16 is its place in the 16-bit mode.
+    RESET: u32 = 0x18;
+    RESET_16: u16 = 0x14;
+    /// Data of the BCR whose number is in RAP.
+    BDP: u32 = 0x1c;
+}
 
 /// Controller status. Its bits are in [`csr0`].
 pub const CSR0: u32 = 0;

@@ -261,6 +261,29 @@ impl<B: Bank> Registers<B> {
         }
     }
 
+    /// Fills `to` with 16-bit reads of one register, the low byte first. If the length of `to` is
+    /// odd, its last byte is left unchanged.
+    pub fn read_words(&self, register: Register<B, u16>, to: &mut [u8]) {
+        match &self.space {
+            Space::Ports(ports) => ports.read_words(register.offset as u16, to),
+            Space::Memory(_) => {
+                to.chunks_exact_mut(2).for_each(|pair| pair.copy_from_slice(&self.read(register).to_le_bytes()));
+            }
+        }
+    }
+
+    /// Writes `from` to one register with 16-bit writes, the low byte first. If the length of
+    /// `from` is odd, its last byte is not written.
+    pub fn write_words(&self, register: Register<B, u16>, from: &[u8]) {
+        match &self.space {
+            Space::Ports(ports) => ports.write_words(register.offset as u16, from),
+            Space::Memory(_) => {
+                let words = from.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+                words.for_each(|word| self.write(register, word));
+            }
+        }
+    }
+
     /// Sets the bits `mask` of a register, and leaves the other bits unchanged.
     pub fn set<T: Width + core::ops::BitOr<Output = T>>(&self, register: Register<B, T>, mask: T) {
         self.write(register, self.read(register) | mask);

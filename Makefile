@@ -2,6 +2,9 @@
 # make miri: runs the tests of drivers' logic in Miri, where a nightly toolchain has it: three minutes.
 .PHONY: run test setup lint miri
 
+# The drivers whose logic has tests on the host.
+HOST_TESTED = $(addprefix -p rf-,am53c974 ide ne2k-pci rtl8139 template virtio-net)
+
 run: setup
 	cargo run
 
@@ -10,7 +13,7 @@ test: setup
 	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
 	RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
-	cargo test -p ringfence-sdk --features ringfence-sdk/fake -p rf-template -p rf-ne2k-pci -p rf-rtl8139 -p rf-virtio-net --lib
+	cargo test -p ringfence-sdk --features ringfence-sdk/fake $(HOST_TESTED) --lib
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake --doc
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
 	RINGFENCE_MACHINE=pc RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
@@ -20,12 +23,12 @@ setup:
 
 miri:
 	MIRIFLAGS=-Zmiri-permissive-provenance cargo +nightly miri test -p ringfence-sdk --features ringfence-sdk/fake \
-		-p rf-template -p rf-ne2k-pci -p rf-rtl8139 -p rf-virtio-net --lib
+		$(HOST_TESTED) --lib
 
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
-	cargo clippy -p rf-template -p rf-ne2k-pci -p rf-rtl8139 -p rf-virtio-net --lib --profile test -- -D warnings
+	cargo clippy $(HOST_TESTED) --lib --profile test -- -D warnings
 	cargo run -- lint
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
 	else echo "lint: cargo-deny is not installed ('cargo install cargo-deny'): licences and sources are not checked"; fi

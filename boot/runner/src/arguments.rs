@@ -148,17 +148,18 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Record what a network driver is asked, what it reads from its device and tells its device,
-    /// while it serves a machine. A test on the host repeats the recording
+    /// Record what the driver of a network card or of disks is asked, what it reads from its device
+    /// and tells its device, while it serves a machine. A test on the host repeats the recording
     /// (ringfence_sdk::fake::replay).
     Record {
         /// The module: a driver of this project in Rust, or a folder with one.
         name: String,
         /// Where to write the recording [default: NAME.recording].
         file: Option<PathBuf>,
-        /// Shell commands that the driver is to be recorded under, separated by ';'.
-        #[arg(long, value_name = "CMD; CMD", default_value = "ping 10.0.2.2 -c 3")]
-        exec: String,
+        /// Shell commands that the driver is to be recorded under, separated by ';' [default: a
+        /// ping, or blocks that are written and read].
+        #[arg(long, value_name = "CMD; CMD")]
+        exec: Option<String>,
         /// QEMU's name of the driver's device, if Ringfence does not know it.
         #[arg(long, value_name = "DEVICE")]
         device: Option<String>,

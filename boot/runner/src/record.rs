@@ -16,8 +16,8 @@ pub struct Options {
     pub name: String,
     /// Where to write the recording.
     pub file: Option<PathBuf>,
-    /// The shell commands that the driver is recorded under.
-    pub exec: String,
+    /// The shell commands that the driver is recorded under, if not those for its kind.
+    pub exec: Option<String>,
     /// QEMU's name of the device, if not the module's first ID in the list of known devices.
     pub device: Option<String>,
     /// The machine.
@@ -48,11 +48,21 @@ pub fn record(system: &System, options: &Options) -> Result<(String, String)> {
     let mut machine = options.machine.clone();
     machine.contents.modules.push(module.packed);
     let driver = drivers::find(system, &machine, &name)?;
-    if driver.kind != Kind::Nic {
-        bail!("{name} drives no network card, and a recording has the frames of one, not the requests of a disk");
-    }
-    machine.nic = driver.device(options.device.as_deref())?.to_string();
-    machine.contents.exec = Some(format!("{}; repeat {PARTS} tell {name} recording", options.exec));
+    let exec = match driver.kind {
+        Kind::Nic => {
+            machine.nic = driver.device(options.device.as_deref())?.to_string();
+            "ping 10.0.2.2 -c 1"
+        }
+        Kind::Scsi | Kind::Block => {
+            machine.hba = driver.device(options.device.as_deref())?.to_string();
+            machine.scratch = true;
+            // A disk of the user's may be read-only.
+            if machine.disks.is_empty() { "blkcheck disk0 0 8 1" } else { "blkread disk0 0 8" }
+        }
+        Kind::Other => bail!("{name} drives neither a network card nor a disk, and a recording has their queues"),
+    };
+    let exec = options.exec.as_deref().unwrap_or(exec);
+    machine.contents.exec = Some(format!("{exec}; repeat {PARTS} tell {name} recording"));
     let run = machine.run(system, |_| ())?;
     if run.end != End::Done {
         bail!("the run to record failed ({}):\n{}", run.end.description(), run.text());

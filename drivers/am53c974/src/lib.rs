@@ -5,10 +5,12 @@
 //! family, and a DMA engine that moves one contiguous range below 4 GiB at a time. The message and
 //! the command go through that engine too, because together they can be longer than the core's
 //! FIFO.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod registers;
+#[cfg(test)]
+mod tests;
 
 use registers::{self as reg, Adapter, command, dma, int, phase};
 use ringfence_sdk::device;

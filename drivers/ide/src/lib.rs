@@ -4,17 +4,22 @@
 //! One command is in progress at a time. The device interrupts when it has a part of the data, or
 //! wants one. The driver then moves the data itself, so the device never accesses memory. A channel
 //! has two devices: **the first device that is a disk is driven, the other one is not**.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod tests;
 
 use core::fmt::Arguments;
 use core::time::Duration;
+use registers::{self as reg, CONTROL, CommandBlock, ControlBlock};
 use ringfence_sdk::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_UNSUPPORTED, BLOCK_WRITE, Block, BlockDriver, BlockInfo,
     BlockRequest, Queues, Ticket,
 };
 use ringfence_sdk::class::Device;
-use ringfence_sdk::device::{self, Ports, pause};
+use ringfence_sdk::device::{self, pause};
+use ringfence_sdk::register::{Register, Registers};
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver, service};
 
 driver!(
@@ -22,22 +27,29 @@ driver!(
     Manifest::new("ide", env!("CARGO_PKG_VERSION")).kind(Kind::Block).fixed(&[0x1f0, 0x170]).upcall_ms(1000).restart()
 );
 
-/// Registers of the command block (7, table 6).
-mod register {
-    pub const DATA: u16 = 0;
-    pub const ERROR: u16 = 1;
-    pub const SECTOR_COUNT: u16 = 2;
-    pub const LBA_LOW: u16 = 3;
-    pub const LBA_MID: u16 = 4;
-    pub const LBA_HIGH: u16 = 5;
-    pub const DEVICE: u16 = 6;
-    /// Reading this register lowers the interrupt.
-    pub const STATUS: u16 = 7;
-    pub const COMMAND: u16 = 7;
+mod registers {
+    ringfence_sdk::registers! {
+        /// The command block (7, table 6), the first run of ports.
+        pub CommandBlock: ports 0, 8 bytes;
+        DATA: u16 = 0;
+        ERROR: u8 = 1;
+        SECTOR_COUNT: u8 = 2;
+        LBA_LOW: u8 = 3;
+        LBA_MID: u8 = 4;
+        LBA_HIGH: u8 = 5;
+        DEVICE: u8 = 6;
+        /// Reading this register lowers the interrupt.
+        STATUS: u8 = 7;
+        COMMAND: u8 = 7;
+    }
+
+    ringfence_sdk::registers! {
+        /// The control block, the second run of ports.
+        pub ControlBlock: ports 1, 1 bytes;
+        /// Device control (7.5) when written, alternate status (7.2) when read.
+        CONTROL: u8 = 0;
+    }
 }
-/// Device control (7.5) when written, alternate status (7.2) when read: the only port of the second
-/// run.
-const CONTROL: u16 = 0;
 const NO_INTERRUPT: u8 = 1 << 1;
 const SOFTWARE_RESET: u8 = 1 << 2;
 
@@ -106,19 +118,19 @@ struct Doing {
 
 /// The registers of a channel, and the device that is selected.
 struct Channel {
-    command: Ports,
-    control: Ports,
+    command: Registers<CommandBlock>,
+    control: Registers<ControlBlock>,
     device: u8,
 }
 
 impl Channel {
-    fn write(&self, register: u16, value: u8) {
-        self.command.write8(register, value);
+    fn write(&self, register: Register<CommandBlock, u8>, value: u8) {
+        self.command.write(register, value);
     }
 
     /// Reads the alternate status, which does not lower the interrupt.
     fn peek(&self) -> u8 {
-        self.control.read8(CONTROL)
+        self.control.read(CONTROL)
     }
 
     /// Waits until the device is not busy. Returns its status, or `None` if it is still busy at
@@ -143,7 +155,7 @@ impl Channel {
 
     /// Gives the device a command, and waits until the status is valid (9).
     fn command(&self, command: u8) {
-        self.write(register::COMMAND, command);
+        self.write(reg::COMMAND, command);
         pause(SELECT);
     }
 
@@ -151,29 +163,29 @@ impl Channel {
     /// accepts that (8, SET MULTIPLE MODE).
     fn set_multiple(&self, blocks: usize, end: u64) -> bool {
         let [blocks, ..] = blocks.to_le_bytes();
-        self.write(register::SECTOR_COUNT, blocks);
+        self.write(reg::SECTOR_COUNT, blocks);
         self.command(command::SET_MULTIPLE_MODE);
         self.wait(end).is_some_and(|found| found & (status::ERROR | status::DEVICE_FAULT) == 0)
     }
 
     /// Lets the device interrupt from now on. Clears an interrupt that is pending.
     fn allow_interrupts(&self) {
-        self.command.read8(register::STATUS);
-        self.control.write8(CONTROL, 0);
+        self.command.read(reg::STATUS);
+        self.control.write(CONTROL, 0);
     }
 
     /// Selects the device with the bit `device`, which is 0 or `SECOND`.
     fn select(&mut self, device: u8) {
         self.device = device;
-        self.write(register::DEVICE, LBA | device);
+        self.write(reg::DEVICE, LBA | device);
         pause(SELECT);
     }
 
     /// Resets both devices, which ends their commands, also those of an earlier driver.
     fn reset(&self) {
-        self.control.write8(CONTROL, NO_INTERRUPT | SOFTWARE_RESET);
+        self.control.write(CONTROL, NO_INTERRUPT | SOFTWARE_RESET);
         pause(RESET);
-        self.control.write8(CONTROL, NO_INTERRUPT);
+        self.control.write(CONTROL, NO_INTERRUPT);
         pause(AFTER_RESET);
     }
 
@@ -181,7 +193,7 @@ impl Channel {
     fn identify(&self, end: u64) -> Option<[u8; BLOCK_BYTES]> {
         let found = self.wait(end)?;
         // A packet device has a signature in these registers after a reset (9.12).
-        let is_disk = (self.command.read8(register::LBA_MID), self.command.read8(register::LBA_HIGH)) == (0, 0);
+        let is_disk = (self.command.read(reg::LBA_MID), self.command.read(reg::LBA_HIGH)) == (0, 0);
         if found == 0 || found == status::NOBODY || !is_disk {
             return None;
         }
@@ -191,7 +203,7 @@ impl Channel {
             return None;
         }
         let mut words = [0; BLOCK_BYTES];
-        self.command.read_words(register::DATA, &mut words);
+        self.command.read_words(reg::DATA, &mut words);
         Some(words)
     }
 }
@@ -203,7 +215,7 @@ fn word(words: &[u8; BLOCK_BYTES], number: usize) -> u16 {
 
 impl Device<Block> for Ide {
     fn init() -> Result<Ide> {
-        let mut channel = Channel { command: Ports::open(0)?, control: Ports::open(1)?, device: 0 };
+        let mut channel = Channel { command: Registers::map()?, control: Registers::map()?, device: 0 };
         let now = service::time_ns();
         let end = now + INIT_NS;
         channel.reset();
@@ -291,17 +303,17 @@ impl Ide {
         // A device with 48-bit addresses takes two bytes in each register, the higher byte first
         // (6.20).
         if self.is_large {
-            channel.write(register::SECTOR_COUNT, count_high);
-            channel.write(register::LBA_LOW, third);
-            channel.write(register::LBA_MID, fourth);
-            channel.write(register::LBA_HIGH, fifth);
+            channel.write(reg::SECTOR_COUNT, count_high);
+            channel.write(reg::LBA_LOW, third);
+            channel.write(reg::LBA_MID, fourth);
+            channel.write(reg::LBA_HIGH, fifth);
         }
-        channel.write(register::SECTOR_COUNT, count_low);
-        channel.write(register::LBA_LOW, low);
-        channel.write(register::LBA_MID, mid);
-        channel.write(register::LBA_HIGH, high);
+        channel.write(reg::SECTOR_COUNT, count_low);
+        channel.write(reg::LBA_LOW, low);
+        channel.write(reg::LBA_MID, mid);
+        channel.write(reg::LBA_HIGH, high);
         let rest = if self.is_large { 0 } else { third & 0x0f };
-        channel.write(register::DEVICE, LBA | channel.device | rest);
+        channel.write(reg::DEVICE, LBA | channel.device | rest);
         channel.command(command);
         // The device asks for the first part of a write without an interrupt (9.7).
         let is_asked = |found| found & (status::DATA_REQUEST | status::ERROR | status::DEVICE_FAULT) != 0;
@@ -339,16 +351,16 @@ impl Ide {
     fn go_on(&mut self, queues: &mut Queues) {
         let Some(mut doing) = self.now.take() else {
             // No request is in progress. Reading the status lowers the interrupt.
-            self.channel.command.read8(register::STATUS);
+            self.channel.command.read(reg::STATUS);
             return;
         };
-        let found = self.channel.command.read8(register::STATUS);
+        let found = self.channel.command.read(reg::STATUS);
         if found & status::BUSY != 0 {
             self.now = Some(doing);
             return;
         }
         if found & (status::ERROR | status::DEVICE_FAULT) != 0 {
-            let error = self.channel.command.read8(register::ERROR);
+            let error = self.channel.command.read(reg::ERROR);
             let why = format_args!("status {found:#x}, error {error:#x}");
             return self.fail(doing.ticket, &doing.request, queues, why);
         }
@@ -365,9 +377,9 @@ impl Ide {
             let mut block = [0; BLOCK_BYTES];
             if is_write {
                 queues.read_data(&doing.ticket, doing.moved, &mut block);
-                self.channel.command.write_words(register::DATA, &block);
+                self.channel.command.write_words(reg::DATA, &block);
             } else {
-                self.channel.command.read_words(register::DATA, &mut block);
+                self.channel.command.read_words(reg::DATA, &mut block);
                 queues.write_data(&doing.ticket, doing.moved, &block);
             }
             doing.moved += BLOCK_BYTES;

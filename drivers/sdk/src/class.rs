@@ -97,6 +97,8 @@ impl<C: Class + 'static, D: Device<C>> Driver for ClassDriver<D, C> {
 
 /// Passes `info` to the kernel, which maps the queues of `Q`.
 pub(crate) fn open<Q: HasQueues>(info: &(impl IntoBytes + Immutable)) -> Result<QueueMemory<Q>> {
+    #[cfg(feature = "fake")]
+    crate::fake::offers(8 * Q::WORDS);
     let start = rf_offer(info.as_bytes())?;
     // SAFETY: the kernel has mapped the queues at `start`, and never unmaps them.
     Ok(unsafe { QueueMemory::new(start) })
@@ -107,9 +109,9 @@ pub trait Protocol: Rings {
     /// The description of the device that the driver gives to the kernel.
     type Info: IntoBytes + Immutable;
     /// A request of the kernel.
-    type Request: FromBytes;
+    type Request: FromBytes + IntoBytes + Immutable;
     /// The driver's answer to a request.
-    type Outcome;
+    type Outcome: IntoBytes + Immutable;
 
     /// Length of the memory that holds the rings and the requests, in bytes.
     const QUEUE_BYTES: usize;
@@ -152,12 +154,16 @@ impl<P: Protocol> Requests<P> {
             return None;
         }
         let request = P::read(&self.memory, number)?;
+        #[cfg(feature = "record")]
+        crate::record::bytes(format_args!("request {number:x} "), request.as_bytes());
         Some((Ticket::new(number)?, request))
     }
 
     /// Completes a request.
     #[inline]
     pub fn complete(&mut self, ticket: Ticket<P>, outcome: &P::Outcome) {
+        #[cfg(feature = "record")]
+        crate::record::bytes(format_args!("completed {:x} ", ticket.number()), outcome.as_bytes());
         P::write(&self.memory, ticket.number(), outcome);
         // There is room: the ring has an entry for every request.
         let _ = self.complete.put(&self.memory, ticket.number() as u64);
@@ -175,12 +181,16 @@ impl<P: Protocol> Requests<P> {
     #[track_caller]
     pub fn read_data(&self, ticket: &Ticket<P>, offset: usize, to: &mut [u8]) {
         self.data(ticket).read(offset, to);
+        #[cfg(feature = "record")]
+        crate::record::bytes(format_args!("out {:x} {offset:x} ", ticket.number()), to);
     }
 
     /// Copies `from` into the data of a request that reads from the device, from the byte at
     /// `offset` on. Panics if `from` does not fit.
     #[track_caller]
     pub fn write_data(&mut self, ticket: &Ticket<P>, offset: usize, from: &[u8]) {
+        #[cfg(feature = "record")]
+        crate::record::bytes(format_args!("in {:x} {offset:x} ", ticket.number()), from);
         self.data(ticket).write(offset, from);
     }
 }

@@ -12,15 +12,22 @@
 #![doc = include_str!("../../../template/src/tests.rs")]
 #![doc = "```"]
 
+mod network;
+mod requests;
 mod script;
 
+pub use network::Net;
+pub use requests::{Asks, Data, Requests};
 pub use script::{Recorder, Script, replay};
 
 use crate::Refusal;
+use crate::block::Block;
+use crate::scsi::Scsi;
 use ringfence_abi::layout::{DMA, PAGE_SIZE};
-use ringfence_abi::net::{self, Entry, FRAME_BYTES, Hearing, NetInfo, RX_FRAMES, Sum, TX_FRAMES};
-use ringfence_abi::queue::{Consumer, Producer, Words};
-use std::cell::RefCell;
+use ringfence_abi::net::Hearing;
+use ringfence_abi::queue::Words;
+use ringfence_abi::{block, net, scsi};
+use std::cell::{Cell, RefCell};
 use std::string::{String, ToString};
 use std::sync::Mutex;
 use std::vec;
@@ -137,6 +144,10 @@ pub struct Kernel {
     pub has_interrupts: bool,
     /// The kernel's end of the driver's network interface, if the driver offers one.
     pub net: Option<Net>,
+    /// The kernel's end of the driver's SCSI adapter, if the driver offers one.
+    pub scsi: Option<Requests<Scsi>>,
+    /// The kernel's end of the driver's block device, if the driver offers one.
+    pub block: Option<Requests<Block>>,
     /// The empty frames that the driver is lent, and what its card is to hear, as soon as the
     /// driver offers a network interface.
     at_start: (Vec<u64>, Hearing, Vec<[u8; 6]>),
@@ -232,116 +243,30 @@ pub fn dma_write(address: u64, from: &[u8]) {
     }
 }
 
-/// The kernel's end of a network interface.
-pub struct Net {
-    memory: Memory,
-    transmit: Producer<net::Transmit>,
-    transmitted: Consumer<net::Transmitted>,
-    empty: Producer<net::Empty>,
-    received: Consumer<net::Received>,
-    next: u64,
-}
-
 /// Queue memory.
 #[derive(Clone, Copy)]
-struct Memory(*mut u64);
+struct Memory {
+    start: *mut u64,
+    words: usize,
+}
+
+impl Memory {
+    fn new(start: u64, len_bytes: usize) -> Memory {
+        Memory { start: start as *mut u64, words: len_bytes / 8 }
+    }
+}
 
 impl Words for Memory {
     fn load(&self, index: usize) -> u64 {
-        assert!(index < net::QUEUE_BYTES / 8);
+        assert!(index < self.words);
         // SAFETY: the word is inside the allocated memory, which is never freed.
-        unsafe { self.0.add(index).read_volatile() }
+        unsafe { self.start.add(index).read_volatile() }
     }
 
     fn store(&self, index: usize, value: u64) {
-        assert!(index < net::QUEUE_BYTES / 8);
+        assert!(index < self.words);
         // SAFETY: as above.
-        unsafe { self.0.add(index).write_volatile(value) };
-    }
-}
-
-impl Net {
-    /// Queues a frame for the driver to send through the card's first queue.
-    pub fn transmit(&mut self, frame: &[u8]) {
-        self.transmit_as(frame, 0, None);
-    }
-
-    /// Queues a frame for the driver to send through queue `queue` of the card. With `sum`, the
-    /// card is to complete its checksum.
-    pub fn transmit_as(&mut self, frame: &[u8], queue: u16, sum: Option<Sum>) {
-        let number = self.next % TX_FRAMES as u64;
-        self.next += 1;
-        let entry = Entry::new(number as u16, frame.len() as u16).in_queue(queue);
-        self.put(sum.map_or(entry, |sum| entry.with_sum(sum)), frame);
-    }
-
-    /// Queues a frame with this entry for the driver to send.
-    fn put(&mut self, entry: Entry, frame: &[u8]) {
-        assert!(entry.frame() < TX_FRAMES);
-        let place = self.memory.load(net::TX_START) + (entry.frame() * FRAME_BYTES) as u64;
-        for (index, byte) in frame.iter().enumerate() {
-            assert!(index < FRAME_BYTES);
-            // SAFETY: the byte is inside the frame.
-            unsafe { (place as *mut u8).add(index).write(*byte) };
-        }
-        assert_eq!(self.transmit.put(&self.memory, entry.0), Ok(true));
-    }
-
-    /// Takes the frames that the driver has sent and given back, and returns their number.
-    pub fn take_transmitted(&mut self) -> usize {
-        self.take_sent().len()
-    }
-
-    /// Takes the numbers of the frames that the driver has sent and given back.
-    fn take_sent(&mut self) -> Vec<u64> {
-        std::iter::from_fn(|| self.transmitted.take(&self.memory).expect("a position that can be")).collect()
-    }
-
-    /// Lends the driver `count` empty frames, from number `first` on.
-    pub fn lend(&mut self, first: usize, count: usize) {
-        let numbers: Vec<u64> = (first..first + count).map(|number| number as u64).collect();
-        self.lend_each(&numbers);
-    }
-
-    /// Sets what the driver's card is to hear, and to which groups. The driver sees it when it is
-    /// polled with [`Events::HEARING`](crate::Events::HEARING).
-    pub fn hear(&mut self, hearing: Hearing, groups: &[[u8; 6]]) {
-        let word = |[a, b, c, d, e, f]: [u8; 6]| u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
-        let words = groups.iter().copied().map(word).chain(std::iter::repeat(0));
-        words.take(net::MAX_GROUPS).enumerate().for_each(|(index, word)| self.memory.store(net::GROUPS + index, word));
-        self.memory.store(net::HEARING, hearing.bits().into());
-    }
-
-    fn lend_each(&mut self, numbers: &[u64]) {
-        for number in numbers {
-            assert!(*number < RX_FRAMES as u64);
-            assert_eq!(self.empty.put(&self.memory, *number), Ok(true));
-        }
-    }
-
-    /// Returns the value of one of the driver's counters.
-    pub fn counted(&self, counter: net::Counter) -> u64 {
-        self.memory.load(net::COUNTERS + counter as usize)
-    }
-
-    /// Takes the frames that the driver has delivered.
-    pub fn take_received(&mut self) -> Vec<Vec<u8>> {
-        self.take_entries().into_iter().map(|(_, frame)| frame).collect()
-    }
-
-    /// Takes the frames that the driver has delivered, each with its entry: the number, the card's
-    /// queue, and whether the card has checked the frame.
-    pub fn take_entries(&mut self) -> Vec<(Entry, Vec<u8>)> {
-        let mut frames = Vec::new();
-        while let Some(delivered) = self.received.take(&self.memory).expect("a position that can be") {
-            let (number, len_bytes) = (Entry(delivered).frame(), Entry(delivered).len_bytes());
-            assert!(number < RX_FRAMES && len_bytes <= FRAME_BYTES);
-            let place = self.memory.load(net::RX_START) + (number * FRAME_BYTES) as u64;
-            // SAFETY: the byte is inside the frame.
-            let bytes = (0..len_bytes).map(|index| unsafe { (place as *const u8).add(index).read() }).collect();
-            frames.push((Entry(delivered), bytes));
-        }
-        frames
+        unsafe { self.start.add(index).write_volatile(value) };
     }
 }
 
@@ -406,6 +331,19 @@ fn bytes(address: u64, len_bytes: u64) -> Vec<u8> {
     (0..len_bytes as usize).map(|index| unsafe { (address as *const u8).add(index).read() }).collect()
 }
 
+thread_local! {
+    /// Length of the queues that the driver is about to offer, in bytes. The real kernel knows the
+    /// class by the manifest; here the length tells it.
+    static OFFERED: Cell<usize> = const { Cell::new(0) };
+}
+
+const _: () = assert!(net::QUEUE_BYTES != scsi::QUEUE_BYTES && scsi::QUEUE_BYTES != block::QUEUE_BYTES);
+
+/// Notes that the driver is about to offer queues of this length.
+pub(crate) fn offers(len_bytes: usize) {
+    OFFERED.set(len_bytes);
+}
+
 /// Carries out a service.
 pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
     let argument = |index: usize| arguments.get(index).copied().unwrap_or(0);
@@ -443,8 +381,13 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
             "rf_sleep" => kernel.time_ns = kernel.time_ns.saturating_add(argument(0)),
             "rf_timer" => kernel.timer = Some((argument(0), argument(1))),
             "rf_answer" => kernel.answer += &text(0),
-            "rf_offer" if argument(1) as usize == size_of::<NetInfo>() => return offer_net(kernel),
-            "rf_offer" | "rf_use" => return refused(Refusal::Denied),
+            "rf_offer" => match OFFERED.get() {
+                net::QUEUE_BYTES => return network::offer(kernel),
+                scsi::QUEUE_BYTES => return kernel.scsi.insert(Requests::new()).start(),
+                block::QUEUE_BYTES => return kernel.block.insert(Requests::new()).start(),
+                _ => return refused(Refusal::Denied),
+            },
+            "rf_use" => return refused(Refusal::Denied),
             _ => {}
         }
         0
@@ -456,31 +399,6 @@ fn seen_by_device(start: u64) -> u64 {
     let holds = |region: &&Region| (region.start..region.start + region.len_bytes.max(1)).contains(&start);
     let region = REGIONS.with(|regions| regions.borrow().iter().find(holds).copied());
     region.map_or(0, |region| region.address + (start - region.start))
-}
-
-/// Creates the queues of a network interface.
-fn offer_net(kernel: &mut Kernel) -> i64 {
-    let start = Kernel::allocate(net::QUEUE_BYTES as u64);
-    let tx = Kernel::allocate_dma((TX_FRAMES * FRAME_BYTES) as u64);
-    let rx = Kernel::allocate_dma((RX_FRAMES * FRAME_BYTES) as u64);
-    let memory = Memory(start as *mut u64);
-    for (address, start, place) in [(net::TX_ADDRESS, net::TX_START, tx), (net::RX_ADDRESS, net::RX_START, rx)] {
-        memory.store(address, seen_by_device(place));
-        memory.store(start, place);
-    }
-    let mut net = Net {
-        memory,
-        transmit: Producer::new(),
-        transmitted: Consumer::new(),
-        empty: Producer::new(),
-        received: Consumer::new(),
-        next: 0,
-    };
-    let (empty, hearing, groups) = std::mem::take(&mut kernel.at_start);
-    net.lend_each(&empty);
-    net.hear(hearing, &groups);
-    kernel.net = Some(net);
-    start as i64
 }
 
 #[cfg(test)]

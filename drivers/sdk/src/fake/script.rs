@@ -1,6 +1,6 @@
 //! Scripts: what a device is asked and answers, from a person or from a recording.
 
-use super::{Device, Kernel, REGIONS, Register};
+use super::{Asks, Device, Kernel, REGIONS, Register, Requests};
 use crate::{Driver, Events};
 use ringfence_abi::net::{Entry, Hearing};
 use std::cell::RefCell;
@@ -9,6 +9,7 @@ use std::format;
 use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
+use zerocopy::{Immutable, IntoBytes};
 
 /// A device that expects exactly these accesses, in this order. A person, a [`Recorder`], or a real
 /// run (`cargo run -- record NAME`) writes the script. Numbers are hexadecimal. Empty lines, and
@@ -28,7 +29,10 @@ use std::vec::Vec;
 ///
 /// A recording also has a line for each upcall (`init` or `poll EVENTS`), and lines with what went
 /// through the queues of a network interface in it: `transmit ENTRY BYTES`, `transmitted NUMBER`,
-/// `empty NUMBER`, `received ENTRY`, `hearing BITS` and `group ADDRESS`.
+/// `empty NUMBER`, `received ENTRY`, `hearing BITS` and `group ADDRESS`; or through the channel of
+/// a SCSI adapter or a block device: `request NUMBER BYTES`, `out NUMBER OFFSET BYTES` (the driver
+/// reads the request's data), `in NUMBER OFFSET BYTES` (the driver writes it) and `completed NUMBER
+/// BYTES`.
 #[derive(Default, Clone)]
 pub struct Script {
     bars: BTreeMap<u64, (bool, u64)>,
@@ -60,6 +64,11 @@ struct Upcall {
     groups: Vec<[u8; 6]>,
     transmitted: Vec<u64>,
     received: Vec<u64>,
+    requests: Vec<(usize, Vec<u8>)>,
+    /// Data of requests (number, offset, bytes) that the driver reads, and that it writes.
+    out: Vec<(usize, usize, Vec<u8>)>,
+    written: Vec<(usize, usize, Vec<u8>)>,
+    completed: Vec<(usize, Vec<u8>)>,
 }
 
 /// Parses a hexadecimal number. Panics if `word` is none.
@@ -125,6 +134,16 @@ impl Script {
                 }
                 ["transmitted", frame] => now.transmitted.push(number(frame)),
                 ["received", entry] => now.received.push(number(entry)),
+                ["request", request, ref rest @ ..] => {
+                    now.requests.push((number(request) as usize, bytes(rest, line)));
+                }
+                ["completed", request, ref rest @ ..] => {
+                    now.completed.push((number(request) as usize, bytes(rest, line)));
+                }
+                [way @ ("in" | "out"), request, offset, ref rest @ ..] => {
+                    let data = (number(request) as usize, number(offset) as usize, bytes(rest, line));
+                    if way == "in" { now.written.push(data) } else { now.out.push(data) }
+                }
                 _ => panic!("no line of a script: {line}"),
             }
         }
@@ -222,6 +241,8 @@ pub fn replay<D: Driver>(recording: &str) -> usize {
                 }
             }
         }
+        ask_again(kernel.scsi.as_mut(), upcall);
+        ask_again(kernel.block.as_mut(), upcall);
         match (upcall.events, &mut driver) {
             (None, driver) => *driver = Some(kernel.run(D::init).expect("init succeeds, as it did in the recording")),
             (Some(events), Some(driver)) => _ = kernel.run(|| driver.poll(events)),
@@ -234,8 +255,35 @@ pub fn replay<D: Driver>(recording: &str) -> usize {
             assert_eq!(received, upcall.received, "the received frames of upcall {number}");
             assert_eq!(net.take_sent(), upcall.transmitted, "the sent frames of upcall {number}");
         }
+        compare(kernel.scsi.as_mut(), upcall, number);
+        compare(kernel.block.as_mut(), upcall, number);
     }
     upcalls.len() - 2
+}
+
+/// Gives the driver the requests of a recorded upcall.
+fn ask_again<P: Asks>(channel: Option<&mut Requests<P>>, upcall: &Upcall) {
+    let Some(channel) = channel else { return };
+    upcall.requests.iter().for_each(|(number, request)| channel.ask_again(*number, request));
+    upcall.out.iter().for_each(|(number, offset, data)| channel.set_data(*number, *offset, data));
+}
+
+/// Compares what the driver did with its requests with what it did when it was recorded.
+fn compare<P: Asks>(channel: Option<&mut Requests<P>>, upcall: &Upcall, number: usize)
+where
+    P::Outcome: IntoBytes + Immutable,
+{
+    let Some(channel) = channel else { return };
+    let completed = channel.take_completed().into_iter();
+    let completed: Vec<_> = completed.map(|(number, outcome)| (number, outcome.as_bytes().to_vec())).collect();
+    assert_eq!(completed, upcall.completed, "the completed requests of upcall {number}");
+    for (request, offset, data) in &upcall.written {
+        assert_eq!(
+            channel.data(*request, *offset, data.len()),
+            *data,
+            "the data of request {request}, upcall {number}"
+        );
+    }
 }
 
 /// A device that records the accesses to another device as a [`Script`].

@@ -274,6 +274,13 @@ impl<M: Words + Data> Frames<M> {
         Ok(())
     }
 
+    /// Returns whether the driver has left something in its queues, be it a lie, and the stack must
+    /// look.
+    #[inline]
+    pub fn has_news(&mut self) -> bool {
+        self.received.len(&self.memory) != Ok(0) || self.transmitted.len(&self.memory) != Ok(0)
+    }
+
     /// Returns whether the driver must be polled so that it takes the receive frames that were
     /// handed back: it has at most a quarter of the most that it has had. **A device without an
     /// empty frame raises no interrupt, and would never receive again.** The frames may all have

@@ -271,20 +271,39 @@ fn discard(socket: &mut tcp::Socket) -> bool {
     moved
 }
 
-/// Generates lines of 72 printable characters, each line beginning one character later (RFC 864).
+/// Length of a generated line: 72 printable characters and its end.
+const LINE: usize = 74;
+/// The number of printable characters, after which the lines begin again.
+const PRINTABLE: usize = 95;
+/// The generated lines, each beginning one character later (RFC 864, 2). A table, because the
+/// generator is to be as fast as its connection.
+static PATTERN: [u8; LINE * PRINTABLE] = {
+    let mut pattern = [0; LINE * PRINTABLE];
+    let mut place = 0;
+    while place < pattern.len() {
+        let (line, column) = (place / LINE, place % LINE);
+        pattern[place] = match column {
+            72 => b'\r',
+            73 => b'\n',
+            column => b' ' + ((line + column) % PRINTABLE) as u8,
+        };
+        place += 1;
+    }
+    pattern
+};
+
+/// Generates lines.
 fn generate(socket: &mut tcp::Socket, generated: &mut usize) -> bool {
-    const LINE: usize = 74;
     let mut moved = false;
     while socket.can_send() {
         let filled = socket.send(|buffer| {
-            for byte in buffer.iter_mut() {
-                let (line, column) = (*generated / LINE, *generated % LINE);
-                *byte = match column {
-                    72 => b'\r',
-                    73 => b'\n',
-                    column => b' ' + ((line + column) % 95) as u8,
-                };
-                *generated = (*generated + 1) % (LINE * 95);
+            let mut rest = &mut *buffer;
+            while !rest.is_empty() {
+                let next = PATTERN.get(*generated..).unwrap_or_default();
+                let (room, behind) = rest.split_at_mut(rest.len().min(next.len()));
+                room.copy_from_slice(&next[..room.len()]);
+                *generated = (*generated + room.len()) % PATTERN.len();
+                rest = behind;
             }
             (buffer.len(), buffer.len())
         });

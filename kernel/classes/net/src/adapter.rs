@@ -2,6 +2,7 @@
 //! frames for the DHCP client.
 
 use super::queues::Queues;
+use alloc::boxed::Box;
 use host::domain::cause::Cause;
 use ringfence_abi::net::{FRAME_BYTES, Offload};
 use ringfence_core::checksum;
@@ -19,6 +20,8 @@ pub struct Adapter<'a> {
     /// The longest IP packet that is sent, in bytes.
     pub mtu: usize,
     pub queues: &'a mut Queues,
+    /// Room for a frame that is received, and for one that is sent.
+    pub room: &'a mut Room,
     /// The driver's fault, if it committed one.
     pub cause: &'a mut Option<Cause>,
     /// The DHCP client, if the interface has one.
@@ -27,21 +30,32 @@ pub struct Adapter<'a> {
     pub change: &'a mut Option<Change>,
 }
 
-/// A received frame: a copy that the driver cannot change any more.
-pub struct Received {
-    frame: [u8; FRAME_BYTES],
-    len_bytes: usize,
+/// Copies of frames, which the driver cannot change. They are kept for the next frames: to make new
+/// ones would cost as much as the frames.
+pub struct Room {
+    received: [u8; FRAME_BYTES],
+    sent: [u8; FRAME_BYTES],
 }
+
+impl Room {
+    pub fn new() -> Box<Room> {
+        Box::new(Room { received: [0; FRAME_BYTES], sent: [0; FRAME_BYTES] })
+    }
+}
+
+/// A received frame.
+pub struct Received<'a>(&'a [u8]);
 
 /// A frame to be sent.
 pub struct Sending<'a> {
     queues: &'a mut Queues,
+    room: &'a mut [u8; FRAME_BYTES],
     cause: &'a mut Option<Cause>,
 }
 
 impl phy::Device for Adapter<'_> {
     type RxToken<'a>
-        = Received
+        = Received<'a>
     where
         Self: 'a;
     type TxToken<'a>
@@ -49,24 +63,19 @@ impl phy::Device for Adapter<'_> {
     where
         Self: 'a;
 
-    fn receive(&mut self, now: Instant) -> Option<(Received, Sending<'_>)> {
+    fn receive(&mut self, now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
         // A received frame may need an answer at once, so a frame is taken only if one can be sent.
         self.transmit(now)?;
-        let mut received = Received { frame: [0; FRAME_BYTES], len_bytes: 0 };
-        loop {
-            let is_checked = match self.queues.receive(&mut received.frame) {
-                Ok(given) => {
-                    let given = given?;
-                    received.len_bytes = given.len_bytes;
-                    given.is_checked
-                }
+        let len_bytes = loop {
+            let given = match self.queues.receive(&mut self.room.received) {
+                Ok(given) => given?,
                 Err(cause) => {
                     *self.cause = Some(cause.into());
                     return None;
                 }
             };
-            let frame = received.frame.get_mut(..received.len_bytes)?;
-            if is_checked {
+            let frame = self.room.received.get_mut(..given.len_bytes)?;
+            if given.is_checked {
                 checksum::remove_udp(frame);
             } else if self.queues.offloads(Offload::RX_CHECKSUM) && !checksum::is_right(frame) {
                 continue;
@@ -76,14 +85,16 @@ impl phy::Device for Adapter<'_> {
             {
                 *self.change = client.receive(now, frame).or(self.change.take());
             } else if is_harmless(frame) {
-                return Some((received, Sending { queues: self.queues, cause: self.cause }));
+                break given.len_bytes;
             }
-        }
+        };
+        let Room { received, sent } = self.room;
+        Some((Received(received.get(..len_bytes)?), Sending { queues: self.queues, room: sent, cause: self.cause }))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
         match self.queues.can_send() {
-            Ok(true) => Some(Sending { queues: self.queues, cause: self.cause }),
+            Ok(true) => Some(Sending { queues: self.queues, room: &mut self.room.sent, cause: self.cause }),
             Ok(false) => None,
             Err(cause) => {
                 *self.cause = Some(cause.into());
@@ -108,17 +119,21 @@ impl phy::Device for Adapter<'_> {
     }
 }
 
-impl phy::RxToken for Received {
+impl phy::RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.frame.get(..self.len_bytes).unwrap_or(&[]))
+        f(self.0)
     }
 }
 
+/// More than the headers of a frame, in bytes. The stack sets their fields one by one.
+const HEADERS: usize = 128;
+
 impl phy::TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
-        let mut frame = [0; FRAME_BYTES];
         // smoltcp keeps to the size that `capabilities` names.
-        let frame = &mut frame[..len_bytes.min(FRAME_BYTES)];
+        let frame = &mut self.room[..len_bytes.min(FRAME_BYTES)];
+        // What it leaves as it is must not be of the frame before. It writes all data.
+        frame.iter_mut().take(HEADERS).for_each(|byte| *byte = 0);
         let result = f(frame);
         // The stack has left the checksum to the card, if the card completes it.
         let sum = if self.queues.offloads(Offload::TX_CHECKSUM) { checksum::prepare(frame) } else { None };

@@ -1,10 +1,10 @@
 //! A network interface: a driver, the stack above it, and its address. The loopback interface has
 //! no driver.
 
-use super::adapter::{Adapter, ETHERNET_HEADER};
-use super::queues::Counts;
-use super::queues::Queues;
+use super::adapter::{Adapter, ETHERNET_HEADER, Room};
+use super::queues::{Counts, Queues};
 use super::{now, wake};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -18,6 +18,7 @@ use hw::memory::has_room;
 use log::Level;
 use ringfence_abi::net::{Hearing, MAX_GROUPS, Offload};
 use ringfence_core::dhcp::{Change, Client};
+use ringfence_core::requests::Wrong;
 use ringfence_core::servers::{Echoed, Servers, is_host};
 use ringfence_link::event::Event;
 use smoltcp::iface::{Config, Interface as Stack, SocketSet};
@@ -33,6 +34,9 @@ pub const MTU: usize = 1500;
 /// The least MTU that a person can set, in bytes: every host takes packets of this length (RFC 791,
 /// 3.1).
 pub const MIN_MTU: usize = 576;
+
+/// The longest time between two looks of the servers after their sockets.
+const SERVE_EVERY: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1);
 
 /// The thing below an interface.
 pub enum Link {
@@ -72,7 +76,10 @@ pub struct Interface {
     pub mtu: usize,
     /// The checksums that the stack was made to leave to the driver.
     offload: Offload,
+    room: Box<Room>,
     pub servers: Servers,
+    /// When the servers look after their sockets, although no socket has changed.
+    serve_at: smoltcp::time::Instant,
     /// The addresses that programs were told last.
     told: Vec<Ipv4Cidr>,
     /// When programs were told an address last.
@@ -97,6 +104,17 @@ pub struct Wishes {
     pub deadline: Option<Instant>,
     /// When to poll the driver again because it may have sent frames.
     pub look_again: Option<Instant>,
+}
+
+impl Wishes {
+    /// Returns what the state of the queues asks for.
+    pub fn of(queues: &mut Queues) -> Result<Wishes, Wrong> {
+        Ok(Wishes {
+            poll: queues.unsent() > 0 || queues.is_starved()?,
+            deadline: queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000)),
+            look_again: queues.look_again_ns().map(|at| Instant::from_micros(at / 1000)),
+        })
+    }
 }
 
 impl Interface {
@@ -174,7 +192,9 @@ impl Interface {
             groups: Vec::new(),
             mtu: MTU,
             offload: Offload::empty(),
+            room: Room::new(),
             servers,
+            serve_at: smoltcp::time::Instant::ZERO,
             told: Vec::new(),
             told_at: None,
             told_link: ToldLink { is_up: true, since: None, count: 0 },
@@ -315,7 +335,6 @@ impl Interface {
                 if !domain.is_alive() {
                     return Ok(Wishes::default());
                 }
-                let name = domain.name.clone();
                 let Some(queues) = domain.offered_mut::<Queues>() else { return Ok(Wishes::default()) };
                 if !self.is_up {
                     return drop_all(queues);
@@ -324,7 +343,7 @@ impl Interface {
                 let has_link = queues.has_link();
                 drop(domain);
                 self.tell_link(has_link);
-                self.tell(&name);
+                self.tell(&handle);
                 Ok(wishes)
             }
             Link::Loopback(loopback) => {
@@ -351,13 +370,18 @@ impl Interface {
                 Addressing::Dhcp(client) => Some(client),
                 Addressing::Static => None,
             };
-            let mut device = Adapter { mtu: self.mtu, queues, cause: &mut cause, dhcp, change: &mut change };
+            let mut device =
+                Adapter { mtu: self.mtu, queues, room: &mut self.room, cause: &mut cause, dhcp, change: &mut change };
             let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
             if let Some(cause) = cause {
                 return Err(cause);
             }
-            let served = self.servers.serve(&mut self.sockets);
-            if !changed && !served {
+            // Only a socket that has changed can have something for its server, or has timed out.
+            if !changed && now() < self.serve_at {
+                break;
+            }
+            self.serve_at = now() + SERVE_EVERY;
+            if !self.servers.serve(&mut self.sockets) {
                 break;
             }
         }
@@ -390,11 +414,7 @@ impl Interface {
                 None => {}
             }
         }
-        Ok(Wishes {
-            poll: queues.unsent() > 0 || queues.is_starved()?,
-            deadline: queues.deadline_ns()?.map(|at| Instant::from_micros(at / 1000)),
-            look_again: queues.look_again_ns().map(|at| Instant::from_micros(at / 1000)),
-        })
+        Ok(Wishes::of(queues)?)
     }
 
     /// Tells programs of the link, ten times a second at most: a driver can report changes as often
@@ -416,16 +436,15 @@ impl Interface {
 
     /// Tells programs and the log of a new address from DHCP, once a second at most: a driver can
     /// cause a new address as often as it likes.
-    fn tell(&mut self, driver: &str) {
-        let addresses: Vec<Ipv4Cidr> = self.addresses().collect();
-        let is_due = addresses != self.told && self.told_at.is_none_or(|at| at.elapsed().as_secs() >= 1);
-        if !is_due {
+    fn tell(&mut self, driver: &Handle) {
+        let is_told = self.addresses().eq(self.told.iter().copied());
+        if is_told || self.told_at.is_some_and(|at| at.elapsed().as_secs() < 1) {
             return;
         }
-        self.told = addresses;
+        self.told = self.addresses().collect();
         if let (Some(address), Addressing::Dhcp(_)) = (self.told.first(), &self.addressing) {
             let text = format_args!("{}: address {address} from DHCP", self.name);
-            console::say_because_of(&Source::by_itself(driver), Level::Info, text);
+            console::say_because_of(&Source::by_itself(&driver.lock().name), Level::Info, text);
             hw::link::tell(&Event::Address { name: self.name.as_str().into(), address: address.address().octets() });
             self.told_at = Some(Instant::now());
         }
@@ -461,7 +480,8 @@ impl Interface {
 /// Returns a stack above a driver's queues that sends IP packets of `mtu` bytes at most, and leaves
 /// the checksums to the driver that the driver offers to do.
 fn stack_above(queues: &mut Queues, config: Config, mtu: usize) -> Stack {
-    let mut adapter = Adapter { mtu, queues, cause: &mut None, dhcp: None, change: &mut None };
+    let mut room = Room::new();
+    let mut adapter = Adapter { mtu, queues, room: &mut room, cause: &mut None, dhcp: None, change: &mut None };
     let mut stack = Stack::new(config, &mut adapter, now());
     // There is room for a few fragmented packets only. A packet whose remaining fragments do not
     // come makes room for others soon.

@@ -33,7 +33,7 @@ use host::poll::{self, Polled};
 use hw::memory;
 use hw::task::wait_in;
 pub use interface::MTU;
-use interface::{Addressing, Interface, MAX_ADDRESSES, MIN_MTU};
+use interface::{Addressing, Interface, MAX_ADDRESSES, MIN_MTU, Wishes};
 use queues::{Card, Counts, Queues};
 use ringfence_abi::net::Hearing;
 use ringfence_abi::upcall::Events;
@@ -79,10 +79,15 @@ fn note_address() {
 /// Makes the network task look whether there is something to do.
 #[inline(always)]
 pub fn wake() {
-    // If `PENDING` is set, the task was woken already, and has not looked yet.
-    if !PENDING.load(core::sync::atomic::Ordering::Acquire) {
+    if !is_woken() {
         wake_task();
     }
+}
+
+/// Returns whether the task was woken, and has not looked yet.
+#[inline(always)]
+pub fn is_woken() -> bool {
+    PENDING.load(core::sync::atomic::Ordering::Acquire)
 }
 
 #[cold]
@@ -177,13 +182,20 @@ fn step(index: usize) -> Option<Instant> {
         return None;
     }
     let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+    let Wishes { mut deadline, mut look_again, .. } = wishes;
     // A driver is to blame only if it was polled just now.
-    let had_its_turn =
-        (wishes.poll || is_due(wishes.look_again) || is_due(wishes.deadline)) && poll(&handle) == Polled::Now;
-    if had_its_turn && is_due(wishes.deadline) {
-        blame(&handle);
+    if (wishes.poll || is_due(look_again) || is_due(deadline)) && poll(&handle) == Polled::Now {
+        if is_due(deadline) {
+            blame(&handle);
+        }
+        // If the driver has left something in its queues, this task is woken, and finds lies too.
+        if let Some(queues) = handle.lock().offered_mut::<Queues>()
+            && let Ok(wishes) = Wishes::of(queues)
+        {
+            (deadline, look_again) = (wishes.deadline, wishes.look_again);
+        }
     }
-    [at, wishes.deadline, wishes.look_again].into_iter().flatten().min()
+    [at, deadline, look_again].into_iter().flatten().min()
 }
 
 /// Polls a driver, so that it looks into its queues.

@@ -44,7 +44,9 @@ impl DerefMut for Queues {
 
 impl Offer for Queues {
     fn after_upcall(&mut self) -> Result<(), Cause> {
-        super::wake();
+        if !super::is_woken() {
+            self.wake_for_news();
+        }
         Ok(())
     }
 
@@ -66,6 +68,15 @@ impl Offer for Queues {
 }
 
 impl Queues {
+    /// Wakes the network task, unless it has nothing to look at: an interrupt often comes when an
+    /// earlier poll has seen to everything.
+    #[inline(never)]
+    fn wake_for_news(&mut self) {
+        if self.frames.has_news() {
+            super::wake();
+        }
+    }
+
     /// Maps queues and frames into `domain`, and lends the driver all receive frames.
     pub fn new(domain: &mut Domain, info: NetInfo) -> Result<Queues, Refusal> {
         let card = Card::new(&info).ok_or(Refusal::Invalid)?;

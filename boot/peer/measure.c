@@ -10,7 +10,9 @@
  *     @PEER done                          all is measured; the servers go on
  *     @PEER error TEXT
  *
- * Times are of CLOCK_MONOTONIC. A library is not needed but libc, linked statically.
+ * Times are of CLOCK_MONOTONIC. With 'instructions=1' in the environment (the kernel's command line),
+ * the guest runs under 'qemu -icount shift=0', where a nanosecond in which the CPU is not idle is an
+ * instruction; rows have these. A library is not needed but libc, linked statically.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -41,6 +43,9 @@
  */
 enum { EACH = 256, SENT = 16 * EACH, SAMPLES = 15, TRIPS = 101, MOST = 32, SMALL = 4096, LARGE = 65536 };
 
+/* Whether to count instructions, and how many samples there are: counts hardly differ. */
+static int counts, samples = SAMPLES, trips = TRIPS;
+
 static void fail(const char *what)
 {
 	printf("@PEER error %s: %s\n", what, strerror(errno));
@@ -60,6 +65,59 @@ static void row(const char *name, int batch, const char *unit, double value)
 {
 	printf("@PEER row %s %d %s %.3f\n", name, batch, unit, value);
 	fflush(stdout);
+}
+
+/*
+ * Returns the seconds in which the CPU was idle since boot, to the nanosecond. Linux counts those in
+ * which a task waits for a disk apart.
+ */
+static double idle(void)
+{
+	static const char *const fields[] = { ".idle_sleeptime", ".iowait_sleeptime" };
+	char line[256];
+	FILE *list = fopen("/proc/timer_list", "r");
+	double sum = 0;
+	int found = 0;
+	if (!list)
+		fail("/proc/timer_list");
+	while (found < 2 && fgets(line, sizeof line, list)) {
+		char *at = strstr(line, fields[found]);
+		if (at && (at = strchr(at, ':')))
+			sum += atof(at + 1) * 1e-9, found++;
+	}
+	fclose(list);
+	if (found < 2)
+		errno = ENOSYS, fail("the kernel does not count its idle time");
+	return sum;
+}
+
+/* A stopwatch; where instructions are counted, it stands still while the CPU is idle. */
+static double started_at, idle_at_start;
+
+static void start(void)
+{
+	idle_at_start = counts ? idle() : 0;
+	started_at = now();
+}
+
+static double elapsed(void)
+{
+	double stopped_at = now();
+	return stopped_at - started_at - (counts ? idle() - idle_at_start : 0);
+}
+
+/* Reports 'count' operations in 'seconds': as a rate of 'factor' units each, or as instructions. */
+static void rate(const char *name, int batch, const char *unit, double factor, long count, double seconds)
+{
+	if (counts)
+		row(name, batch, "instructions", seconds * 1e9 / count);
+	else
+		row(name, batch, unit, factor * count / seconds);
+}
+
+static void trip(const char *name, double seconds)
+{
+	row(name, 1, counts ? "instructions" : "us", seconds * (counts ? 1e9 : 1e6));
 }
 
 /* ---- start ---- */
@@ -237,19 +295,21 @@ static void send_batch(uint8_t *frame, size_t len, int batch)
 static void measure_tx(const char *name, size_t len, int batch)
 {
 	static uint8_t frame[1514];
+	int count = counts ? EACH : SENT;
 	make_frame(frame, 0);
-	for (int sample = 0; sample <= SAMPLES; sample++) {
+	for (int sample = 0; sample <= samples; sample++) {
 		long before = read_number("/sys/class/net/eth0/statistics/tx_packets");
-		double start = now();
-		for (int i = 0; i < SENT / batch; i++)
+		start();
+		for (int i = 0; i < count / batch; i++)
 			send_batch(frame, len, batch);
-		double sent = now();
-		while (read_number("/sys/class/net/eth0/statistics/tx_packets") < before + SENT) {
+		/* Waiting for the file would cost instructions; the card has all when it is asked. */
+		double seconds = counts ? elapsed() : 0, sent = now();
+		while (read_number("/sys/class/net/eth0/statistics/tx_packets") < before + count) {
 			if (now() - sent > 5)
 				fail("the card does not send");
 		}
 		if (sample)
-			row(name, batch, "frames/s", SENT / (now() - start));
+			rate(name, batch, "frames/s", 1, count, counts ? seconds : elapsed());
 	}
 }
 
@@ -269,21 +329,54 @@ static void measure_rx(int batch)
 {
 	uint8_t frame[60];
 	make_frame(frame, 1);
-	for (int sample = 0; sample <= SAMPLES; sample++) {
-		double start = now();
+	for (int sample = 0; sample <= samples; sample++) {
+		start();
 		for (int i = 0; i < EACH / batch; i++) {
 			send_batch(frame, sizeof frame, batch);
 			receive_answers(batch);
 		}
+		double seconds = elapsed();
 		if (sample)
-			row("nic/rx", batch, "frames/s", EACH / (now() - start));
+			rate("nic/rx", batch, "frames/s", 1, EACH, seconds);
 	}
-	for (int trip = 0; batch == 1 && trip < TRIPS; trip++) {
-		double start = now();
+	for (int i = 0; batch == 1 && i < trips; i++) {
+		start();
 		send_batch(frame, sizeof frame, 1);
 		receive_answers(1);
-		row("nic/rtt", 1, "us", (now() - start) * 1e6);
+		trip("nic/rtt", elapsed());
 	}
+}
+
+/* Round trips of ICMP echo requests to the router (RFC 792), through the network stack. */
+static void measure_echo(void)
+{
+	enum { ECHO_BYTES = 56, HEADER = 8, IP_HEADER = 20 };
+	struct sockaddr_in router = address("10.0.2.2", 0);
+	struct timeval patience = { 5, 0 };
+	int s = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
+	if (s < 0)
+		fail("an ICMP socket");
+	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	for (int i = 0; i <= trips; i++) {
+		uint8_t packet[HEADER + ECHO_BYTES] = { 8, 0, 0, 0, 'R', 'F', i >> 8, i }, in[2048];
+		unsigned sum = 0;
+		start();
+		for (size_t at = 0; at < sizeof packet; at += 2)
+			sum += packet[at] << 8 | packet[at + 1];
+		sum = (sum & 0xffff) + (sum >> 16);
+		sum = ~(sum + (sum >> 16));
+		packet[2] = sum >> 8, packet[3] = sum;
+		if (sendto(s, packet, sizeof packet, 0, (struct sockaddr *)&router, sizeof router) < 0)
+			fail("an echo request");
+		do {
+			if (recv(s, in, sizeof in, 0) < IP_HEADER + HEADER)
+				fail("the router does not answer an echo request");
+		} while (in[IP_HEADER] != 0 || memcmp(in + IP_HEADER + 4, packet + 4, 4));
+		double seconds = elapsed();
+		if (i)
+			trip("icmp/rtt", seconds);
+	}
+	close(s);
 }
 
 /* ---- the disk ---- */
@@ -302,17 +395,20 @@ static uint64_t place(size_t len, int is_random, long number)
 	return (is_random ? random_state % places : (uint64_t)number % places) * len;
 }
 
-static double read_one_by_one(char *buffer)
+/* One transfer after the other, one system call for each. */
+static double one_by_one(char *buffer, int writes)
 {
-	double start = now();
-	for (int i = 0; i < EACH; i++)
-		if (pread(disk, buffer, SMALL, place(SMALL, 1, i)) != SMALL)
-			fail("read");
-	return now() - start;
+	start();
+	for (int i = 0; i < EACH; i++) {
+		uint64_t at = place(SMALL, 1, i);
+		if ((writes ? pwrite(disk, buffer, SMALL, at) : pread(disk, buffer, SMALL, at)) != SMALL)
+			fail(writes ? "write" : "read");
+	}
+	return elapsed();
 }
 
-/* Up to 'depth' reads are under way; as many as can be are submitted with one system call. */
-static double read_at_once(char *buffer, size_t len, int is_random, int depth)
+/* Up to 'depth' transfers are under way; as many as can be are submitted with one system call. */
+static double at_once(char *buffer, int writes, size_t len, int is_random, int depth)
 {
 	aio_context_t context = 0;
 	struct iocb blocks[MOST], *list[MOST];
@@ -324,14 +420,14 @@ static double read_at_once(char *buffer, size_t len, int is_random, int depth)
 	memset(blocks, 0, sizeof blocks);
 	for (int i = 0; i < depth; i++)
 		free_blocks[i] = i;
-	double start = now();
+	start();
 	while (done < EACH) {
 		int count = 0;
 		for (; free_count && begun < EACH; begun++) {
 			int i = free_blocks[--free_count];
 			blocks[i].aio_data = i;
 			blocks[i].aio_fildes = disk;
-			blocks[i].aio_lio_opcode = IOCB_CMD_PREAD;
+			blocks[i].aio_lio_opcode = writes ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD;
 			blocks[i].aio_buf = (uintptr_t)(buffer + len * i);
 			blocks[i].aio_nbytes = len;
 			blocks[i].aio_offset = place(len, is_random, begun);
@@ -346,19 +442,23 @@ static double read_at_once(char *buffer, size_t len, int is_random, int depth)
 		long n = syscall(SYS_io_getevents, context, 1L, (long)depth, events, NULL);
 		for (long i = 0; i < n; i++) {
 			if (events[i].res != (long long)len)
-				fail("read");
+				fail(writes ? "write" : "read");
 			free_blocks[free_count++] = events[i].data;
 		}
 		done += n > 0 ? n : 0;
 	}
-	double time = now() - start;
+	double seconds = elapsed();
 	syscall(SYS_io_destroy, context);
-	return time;
+	return seconds;
 }
 
 static void measure_disk(void)
 {
-	for (int tries = 0; (disk = open("/dev/sda", O_RDONLY | O_DIRECT)) < 0; tries++) {
+	static const char *const one[] = { "scsi/read4k/depth1", "scsi/write4k/depth1" };
+	static const char *const many[] = { "scsi/read4k/depth32", "scsi/write4k/depth32" };
+	static const char *const large[] = { "scsi/seq", "scsi/seq-write" };
+	static const char *const units[] = { "reads/s", "writes/s" };
+	for (int tries = 0; (disk = open("/dev/sda", O_RDWR | O_DIRECT)) < 0; tries++) {
 		if (tries == 3000)
 			fail("/dev/sda");
 		usleep(10000);
@@ -367,14 +467,17 @@ static void measure_disk(void)
 	char *buffer;
 	if (posix_memalign((void **)&buffer, SMALL, MOST * LARGE))
 		fail("memory");
-	for (int sample = 0; sample <= SAMPLES; sample++) {
-		double one = read_one_by_one(buffer), many = read_at_once(buffer, SMALL, 1, 32);
-		double large = read_at_once(buffer, LARGE, 0, 8);
-		if (!sample)
-			continue;
-		row("scsi/read4k/depth1", 1, "reads/s", EACH / one);
-		row("scsi/read4k/depth32", 32, "reads/s", EACH / many);
-		row("scsi/seq", 8, "MB/s", EACH * (LARGE / 1e6) / large);
+	memset(buffer, 0x52, MOST * LARGE);
+	for (int writes = 0; writes < 2; writes++) {
+		for (int sample = 0; sample <= samples; sample++) {
+			double alone = one_by_one(buffer, writes), deep = at_once(buffer, writes, SMALL, 1, 32);
+			double sequential = at_once(buffer, writes, LARGE, 0, 8);
+			if (!sample)
+				continue;
+			rate(one[writes], 1, units[writes], 1, EACH, alone);
+			rate(many[writes], 32, units[writes], 1, EACH, deep);
+			rate(large[writes], 8, "MB/s", LARGE / 1e6, EACH, sequential);
+		}
 	}
 }
 
@@ -382,6 +485,9 @@ int main(void)
 {
 	puts("@PEER user");
 	fflush(stdout);
+	counts = getenv("instructions") != NULL;
+	if (counts)
+		samples = 3, trips = 11;
 	mkdir("/proc", 0755), mkdir("/sys", 0755), mkdir("/dev", 0755);
 	mount("proc", "/proc", "proc", 0, NULL);
 	mount("sys", "/sys", "sysfs", 0, NULL);
@@ -401,7 +507,10 @@ int main(void)
 	for (int i = 0; i < 3; i++)
 		measure_tx("nic/tx", 60, batches[i]);
 	for (int i = 0; i < 3; i++)
+		measure_tx("nic/tx-1514", 1514, batches[i]);
+	for (int i = 0; i < 3; i++)
 		measure_rx(batches[i]);
+	measure_echo();
 	measure_disk();
 	puts("@PEER done");
 	fflush(stdout);

@@ -86,8 +86,8 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
 
 /// Measures a row.
 pub fn measure(system: &System, options: &Options) -> Result<Profile> {
-    if !["nic/", "scsi/"].iter().any(|family| options.name.starts_with(family)) {
-        bail!("'{}' is no whole operation: rows that begin with nic/ and scsi/ have profiles", options.name);
+    if !["nic/", "icmp/", "scsi/"].iter().any(|family| options.name.starts_with(family)) {
+        bail!("'{}' is no whole operation: rows that begin with nic/, icmp/ or scsi/ have profiles", options.name);
     }
     let folder = TempDir::new()?;
     let (socket, log) = (folder.path().join("qmp"), folder.path().join("log"));

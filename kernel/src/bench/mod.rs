@@ -116,9 +116,11 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Returns whether a row of whole operations is measured.
+    /// Returns whether a row of whole operations is measured. A row's whole name does not stand for
+    /// its variants: `nic/tx` is not `nic/tx-1514`.
     fn wants(&self, name: &str, batch: usize) -> bool {
-        name.starts_with(self.prefix) && self.batch.is_none_or(|only| only == batch)
+        let rest = name.strip_prefix(self.prefix);
+        rest.is_some_and(|rest| !rest.starts_with('-')) && self.batch.is_none_or(|only| only == batch)
     }
 
     /// Measures a row of whole operations in each ring.
@@ -129,8 +131,14 @@ impl Plan<'_> {
         sample: impl FnMut() -> Result<f64, String>,
         row: impl Fn() -> Row,
     ) -> Result<Vec<Row>, String> {
-        let rings: Vec<Ring> = RINGS.into_iter().filter(|ring| self.ring.is_none_or(|only| only == *ring)).collect();
+        let rings: Vec<Ring> = self.rings().collect();
         alternate_in(&rings, handle, count, sample, row)
+    }
+
+    /// Returns the rings to measure, in the order in which samples alternate.
+    fn rings(&self) -> impl Iterator<Item = Ring> + use<> {
+        let only = self.ring;
+        RINGS.into_iter().filter(move |ring| only.is_none_or(|only| only == *ring))
     }
 }
 
@@ -176,6 +184,10 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
     yield_now().await;
     if wanted("nic/") {
         note("nic", nic::run(plan, &mut print).await);
+    }
+    yield_now().await;
+    if wanted("icmp/") {
+        note("icmp", nic::echo(plan, &mut print).await);
     }
     yield_now().await;
     if wanted("scsi/") {

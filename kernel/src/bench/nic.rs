@@ -1,8 +1,11 @@
-//! Frames through a network driver: ARP requests to the router, which answers each request at once.
+//! Frames through a network driver: to nobody, and ARP requests to the router, which answers each
+//! request at once. Through the network stack too: ICMP echo requests.
 
-use super::{Cost, Mode, Plan, Row, Stopwatch, announce, wait_for_interrupt};
+use super::{Cost, Mode, Plan, Row, Stopwatch, announce, sample_begins, sample_ends, wait_for_interrupt};
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use embassy_futures::yield_now;
+use embassy_time::Duration;
 use host::domain::cause::Cause;
 use host::domain::{Handle, end};
 use host::poll::{self, Polled};
@@ -16,6 +19,13 @@ use smoltcp::wire::Ipv4Address;
 /// The number of frames in one sample, and the number of samples.
 const EACH: usize = 256;
 const SAMPLES: usize = 15;
+/// The number of round trips.
+const TRIPS: usize = 101;
+/// The router of QEMU's user network, and the data of an echo request in bytes.
+const ROUTER: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
+const ECHO_BYTES: usize = 56;
+/// The longest frame without its check sequence, in bytes.
+const LONGEST_FRAME: usize = 1514;
 /// The numbers of frames handed over in one crossing.
 const BATCHES: [usize; 3] = [1, 8, 32];
 
@@ -28,15 +38,13 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
     }
     let Some(handle) = net::first_driver() else { return Ok(()) };
     announce(&handle);
-    let unknown = frame(&handle, false);
-    for batch in BATCHES.into_iter().filter(|batch| plan.wants("nic/tx", *batch)) {
-        let sample = || Ok(send(mode, &handle, &unknown, batch)?.value(mode, 1.0));
-        let row = || Row::new("nic/tx", mode.unit("frames/s")).batch(batch);
-        let rows = plan.measure(&handle, SAMPLES, sample, row)?;
-        rows.iter().for_each(&mut *print);
-        // Let other tasks see a Ctrl-C.
-        yield_now().await;
+    let short = frame(&handle, false);
+    let mut long = [0; LONGEST_FRAME];
+    for (to, byte) in long.iter_mut().zip(short) {
+        *to = byte;
     }
+    sends(plan, &handle, "nic/tx", &short, print).await?;
+    sends(plan, &handle, "nic/tx-1514", &long, print).await?;
     let request = frame(&handle, true);
     for batch in BATCHES.into_iter().filter(|batch| plan.wants("nic/rx", *batch)) {
         let sample = || Ok(exchange(mode, &handle, &request, batch, EACH)?.value(mode, 1.0));
@@ -44,25 +52,81 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
         let rows = plan.measure(&handle, SAMPLES, sample, row)?;
         rows.iter().for_each(&mut *print);
     }
-    if !plan.wants("nic/rtt", 1) {
+    if plan.wants("nic/rtt", 1) {
+        let sample = || Ok(trip(mode, &exchange(mode, &handle, &request, 1, 1)?));
+        let rows = plan.measure(&handle, TRIPS, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?;
+        rows.iter().for_each(&mut *print);
+    }
+    Ok(())
+}
+
+/// Measures frames out.
+async fn sends(
+    plan: Plan<'_>,
+    handle: &Handle,
+    name: &'static str,
+    frame: &[u8],
+    print: &mut impl FnMut(&Row),
+) -> Result<(), String> {
+    for batch in BATCHES.into_iter().filter(|batch| plan.wants(name, *batch)) {
+        let sample = || Ok(send(plan.mode, handle, frame, batch)?.value(plan.mode, 1.0));
+        let row = || Row::new(name, plan.mode.unit("frames/s")).batch(batch);
+        let rows = plan.measure(handle, SAMPLES, sample, row)?;
+        rows.iter().for_each(&mut *print);
+        // Let other tasks see a Ctrl-C.
+        yield_now().await;
+    }
+    Ok(())
+}
+
+/// Returns the value of one round trip.
+fn trip(mode: Mode, cost: &Cost) -> f64 {
+    match mode {
+        Mode::Time => time::nanoseconds(cost.ticks) as f64 / 1000.0,
+        Mode::Instructions => cost.value(mode, 1.0),
+    }
+}
+
+/// Measures the round trips of ICMP echo requests to the router, if there is a network interface.
+/// Unlike frames, they go through the network stack and its task.
+pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    if net::first_driver().is_none() || !plan.wants("icmp/rtt", 1) {
         return Ok(());
     }
-    let sample = || {
-        let cost = exchange(mode, &handle, &request, 1, 1)?;
-        Ok(match mode {
-            Mode::Time => time::nanoseconds(cost.ticks) as f64 / 1000.0,
-            Mode::Instructions => cost.value(mode, 1.0),
-        })
-    };
-    let rows = plan.measure(&handle, 101, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?;
-    rows.iter().for_each(&mut *print);
-    Ok(())
+    net::wait_for_address().await?;
+    let Some(handle) = net::first_driver() else { return Ok(()) };
+    announce(&handle);
+    let before = handle.lock().ring();
+    let mut rows: Vec<Row> =
+        plan.rings().map(|ring| Row::new("icmp/rtt", plan.mode.unit("us")).batch(1).ring(ring)).collect();
+    let mut result = Ok(());
+    'samples: for number in 0..=TRIPS {
+        for (ring, row) in plan.rings().zip(&mut rows) {
+            handle.lock().set_ring(ring);
+            sample_begins();
+            let watch = Stopwatch::start();
+            let answered = net::client::ping(ROUTER, number as u16, ECHO_BYTES, Duration::from_secs(5)).await;
+            let cost = watch.stop(1);
+            sample_ends();
+            if !matches!(answered, Ok(Some(_))) {
+                result = Err("the router does not answer an echo request".to_string());
+                break 'samples;
+            }
+            // The first sample fills caches, as elsewhere.
+            if number > 0 {
+                row.samples.push(trip(plan.mode, &cost));
+            }
+        }
+    }
+    handle.lock().set_ring(before);
+    rows.iter().filter(|_| result.is_ok()).for_each(&mut *print);
+    result
 }
 
 /// An ARP request for the router's address (RFC 826), or a frame of a type that no host knows.
 fn frame(handle: &Handle, request: bool) -> [u8; SHORTEST_FRAME] {
     let mac = handle.lock().offered::<Queues>().map(|queues| queues.mac).unwrap_or_default();
-    let mut frame = net::arp_request(mac, Ipv4Address::new(10, 0, 2, 15), Ipv4Address::new(10, 0, 2, 2));
+    let mut frame = net::arp_request(mac, Ipv4Address::new(10, 0, 2, 15), ROUTER);
     if !request {
         // An experimental type (IEEE 802, 9.2.3).
         [frame[12], frame[13]] = [0x88, 0xb5];

@@ -1,4 +1,4 @@
-//! Reads through a SCSI driver.
+//! Reads and writes through a SCSI driver.
 
 use super::{Cost, Mode, Plan, Row, Stopwatch, announce, wait_for_interrupt};
 use alloc::string::{String, ToString};
@@ -8,6 +8,7 @@ use embassy_futures::yield_now;
 use host::domain::Handle;
 use host::poll::{self, Polled};
 use host::requests::queue::{Moves, Ticket};
+use hw::println;
 use ringfence_abi::scsi::MAX_DATA;
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
@@ -15,58 +16,127 @@ use scsi::command::{ScsiError, check_outcome};
 use scsi::disk::Disk;
 use scsi::queues::{Asked, Queues};
 
-/// The number of reads in one sample, and the number of samples.
+/// The number of transfers in one sample, and the number of samples.
 const EACH: usize = 128;
 const SAMPLES: usize = 15;
 /// The numbers of requests handed over in one crossing, with up to 32 requests under way.
 const BATCHES: [usize; 3] = [1, 8, 32];
 const DEPTH: usize = 32;
 const SMALL: usize = 4096;
+/// The number of places that sequential writes go to.
+const LARGE_PLACES: usize = 16;
 
-/// Measures reads per second, if there is a disk.
+/// The work of a sample.
+struct Work<'a> {
+    len_bytes: usize,
+    /// The number of requests that can be under way, and how many are handed over in one crossing.
+    depth: usize,
+    batch: usize,
+    /// The block where each transfer begins. They are used one after the other, again and again.
+    places: &'a [u64],
+    /// For writes, what is at these places: `len_bytes` for each.
+    content: Option<&'a [u8]>,
+}
+
+/// Measures transfers per second, if there is a disk.
 pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    let mode = plan.mode;
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
     announce(&disk.handle());
-    let mut random = 0x2545_f491_4f6c_dd1du64;
-    let places = disk.capacity().blocks / (SMALL / disk.block_bytes()) as u64;
-    if places == 0 {
+    let places = |len_bytes: usize| disk.capacity().blocks / (len_bytes / disk.block_bytes()) as u64;
+    if places(MAX_DATA) == 0 {
         return Err("the disk is too small".to_string());
     }
-    let mut next = move |_| {
-        // xorshift64. The only requirement is that a read does not go to the place of the previous
-        // one.
+    // The only requirement is that a transfer does not go to the place of the previous one.
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let mut anywhere = || {
+        // xorshift64
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        random % places
+        random % places(SMALL) * (SMALL / disk.block_bytes()) as u64
     };
-    let blocks = SMALL / disk.block_bytes();
-    if plan.wants("scsi/read4k/depth1", 1) {
-        let sample = || Ok(read(mode, &disk, EACH, SMALL, 1, 1, |n| next(n) * blocks as u64)?.value(mode, 1.0));
-        let row = || Row::new("scsi/read4k/depth1", mode.unit("reads/s")).batch(1);
-        plan.measure(&disk.handle(), SAMPLES, sample, row)?.iter().for_each(&mut *print);
+    let small: Vec<u64> = (0..EACH * SAMPLES).map(|_| anywhere()).collect();
+    let large: Vec<u64> =
+        (0..EACH as u64).map(|place| place % places(MAX_DATA) * (MAX_DATA / disk.block_bytes()) as u64).collect();
+    for (name, depth) in [("scsi/read4k/depth1", 1), ("scsi/read4k/depth32", DEPTH)] {
+        for batch in BATCHES.into_iter().filter(|batch| *batch <= depth) {
+            let work = Work { len_bytes: SMALL, depth, batch, places: &small, content: None };
+            measure(plan, &disk, name, &work, print)?;
+            // Let other tasks see a Ctrl-C.
+            yield_now().await;
+        }
     }
-    for batch in BATCHES.into_iter().filter(|batch| plan.wants("scsi/read4k/depth32", *batch)) {
-        let sample = || Ok(read(mode, &disk, EACH, SMALL, DEPTH, batch, |n| next(n) * blocks as u64)?.value(mode, 1.0));
-        let row = || Row::new("scsi/read4k/depth32", mode.unit("reads/s")).batch(batch);
-        let rows = plan.measure(&disk.handle(), SAMPLES, sample, row)?;
-        rows.iter().for_each(&mut *print);
-        // Let other tasks see a Ctrl-C.
+    let work = Work { len_bytes: MAX_DATA, depth: 8, batch: 8, places: &large, content: None };
+    measure(plan, &disk, "scsi/seq", &work, print)?;
+    yield_now().await;
+    if ["scsi/write4k/depth1", "scsi/write4k/depth32", "scsi/seq-write"]
+        .iter()
+        .any(|name| name.starts_with(plan.prefix))
+    {
+        writes(plan, &disk, &small, &large, print).await?;
+    }
+    Ok(())
+}
+
+/// Measures writes. **Everything is overwritten with what was there**, so that nobody loses data.
+async fn writes(
+    plan: Plan<'_>,
+    disk: &Disk,
+    small: &[u64],
+    large: &[u64],
+    print: &mut impl FnMut(&Row),
+) -> Result<(), String> {
+    let small = small.get(..EACH).unwrap_or(small);
+    let large = large.get(..LARGE_PLACES).unwrap_or(large);
+    let content = read_all(disk, small, SMALL).await?;
+    // QEMU opens a disk of the user's for reading, unless it is told otherwise.
+    if let (Some(first), Some(bytes)) = (small.first(), content.get(..SMALL))
+        && let Err(error) = disk.write(*first, bytes).await
+    {
+        println!("writes are not measured: {error}");
+        return Ok(());
+    }
+    for (name, depth, batch) in [("scsi/write4k/depth1", 1, 1), ("scsi/write4k/depth32", DEPTH, DEPTH)] {
+        let work = Work { len_bytes: SMALL, depth, batch, places: small, content: Some(&content) };
+        measure(plan, disk, name, &work, print)?;
         yield_now().await;
     }
-    let large_blocks = (MAX_DATA / disk.block_bytes()) as u64;
-    let large_places = disk.capacity().blocks / large_blocks;
-    if large_places > 0 && plan.wants("scsi/seq", 8) {
-        let sample = || {
-            let cost = read(mode, &disk, EACH, MAX_DATA, 8, 8, |n| n as u64 % large_places * large_blocks)?;
-            Ok(cost.value(mode, MAX_DATA as f64 / 1e6))
-        };
-        let row = || Row::new("scsi/seq", mode.unit("MB/s")).batch(8);
-        let rows = plan.measure(&disk.handle(), SAMPLES, sample, row)?;
-        rows.iter().for_each(&mut *print);
+    let content = read_all(disk, large, MAX_DATA).await?;
+    let work = Work { len_bytes: MAX_DATA, depth: 8, batch: 8, places: large, content: Some(&content) };
+    measure(plan, disk, "scsi/seq-write", &work, print)
+}
+
+/// Returns what is at these places.
+async fn read_all(disk: &Disk, places: &[u64], len_bytes: usize) -> Result<Vec<u8>, String> {
+    let mut content = hw::memory::buffer(places.len() * len_bytes)?;
+    for (place, bytes) in places.iter().zip(content.chunks_mut(len_bytes)) {
+        disk.read(*place, bytes).await.map_err(|error| error.to_string())?;
     }
+    Ok(content)
+}
+
+/// Measures one row, if it is wanted.
+fn measure(
+    plan: Plan<'_>,
+    disk: &Disk,
+    name: &'static str,
+    work: &Work,
+    print: &mut impl FnMut(&Row),
+) -> Result<(), String> {
+    if !plan.wants(name, work.batch) {
+        return Ok(());
+    }
+    // Long transfers are counted in bytes.
+    let (unit, factor) = match work.len_bytes {
+        SMALL if work.content.is_some() => ("writes/s", 1.0),
+        SMALL => ("reads/s", 1.0),
+        len_bytes => ("MB/s", len_bytes as f64 / 1e6),
+    };
+    let mut places = work.places.iter().copied().enumerate().cycle();
+    let sample = || Ok(transfer(plan.mode, disk, work, &mut places)?.value(plan.mode, factor));
+    let row = || Row::new(name, plan.mode.unit(unit)).batch(work.batch);
+    plan.measure(&disk.handle(), SAMPLES, sample, row)?.iter().for_each(print);
     Ok(())
 }
 
@@ -84,33 +154,37 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Reads `len_bytes` bytes `count` times, with up to `depth` requests under way, handed over in
-/// batches of `batch`.
-fn read(
+/// Makes [`EACH`] transfers.
+fn transfer(
     mode: Mode,
     disk: &Disk,
-    count: usize,
-    len_bytes: usize,
-    depth: usize,
-    batch: usize,
-    mut place: impl FnMut(usize) -> u64,
+    work: &Work,
+    places: &mut impl Iterator<Item = (usize, u64)>,
 ) -> Result<Cost, String> {
     let handle = &disk.handle();
-    let mut buffer = vec![0; len_bytes];
-    let mut under_way = UnderWay { handle, tickets: Vec::with_capacity(depth) };
+    let len_bytes = work.len_bytes;
+    // What a write moves is not copied back.
+    let mut buffer = vec![0; if work.content.is_some() { 0 } else { len_bytes }];
+    let mut under_way = UnderWay { handle, tickets: Vec::with_capacity(work.depth) };
     let (mut begun, mut done) = (0, 0);
     let watch = Stopwatch::start();
     let mut since = Stopwatch::start();
-    while done < count {
+    while done < EACH {
         // A batch is sent only when the whole batch fits into the depth.
-        while begun < count && under_way.tickets.len() + batch.min(count - begun) <= depth {
+        while begun < EACH && under_way.tickets.len() + work.batch.min(EACH - begun) <= work.depth {
             {
                 let mut domain = handle.lock();
                 let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
-                for _ in 0..batch.min(count - begun) {
-                    let cdb = cdb::read(place(begun), (len_bytes / disk.block_bytes()) as u32);
-                    let asked = Asked::command(disk.target, disk.lun, cdb);
-                    let ticket = queues.begin(None, &asked, Moves::In(len_bytes));
+                for (number, place) in places.take(work.batch.min(EACH - begun)) {
+                    let blocks = (len_bytes / disk.block_bytes()) as u32;
+                    let (cdb, moves) = match work.content {
+                        None => (cdb::read(place, blocks), Moves::In(len_bytes)),
+                        Some(content) => {
+                            let bytes = content.get(number * len_bytes..).and_then(|rest| rest.get(..len_bytes));
+                            (cdb::write(place, blocks), Moves::Out(bytes.unwrap_or_default()))
+                        }
+                    };
+                    let ticket = queues.begin(None, &Asked::command(disk.target, disk.lun, cdb), moves);
                     under_way.tickets.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
                     begun += 1;
                 }
@@ -124,11 +198,12 @@ fn read(
             let mut domain = handle.lock();
             let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
             let mut failed = None;
+            let name = if work.content.is_some() { "WRITE" } else { "READ" };
             under_way.tickets.retain(|ticket| match queues.finish(*ticket, &mut buffer, None) {
                 None => true,
                 Some(outcome) => {
                     let outcome = outcome.map_err(ScsiError::from);
-                    failed = outcome.and_then(|outcome| check_outcome(&outcome, "READ", len_bytes)).err().or(failed);
+                    failed = outcome.and_then(|outcome| check_outcome(&outcome, name, len_bytes)).err().or(failed);
                     done += 1;
                     false
                 }
@@ -143,5 +218,5 @@ fn read(
             return Err("the disk does not answer".to_string());
         }
     }
-    Ok(watch.stop(count))
+    Ok(watch.stop(EACH))
 }

@@ -5,6 +5,7 @@
 //! such priority or no pinning, the benchmark runs without it.
 
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Spinning processes, killed when this is dropped.
 pub struct Awake(Vec<Child>);
@@ -40,6 +41,16 @@ impl Awake {
             }
         }
     }
+}
+
+/// Returns the CPU time of a process so far: its fields 14 and 15 in `proc(5)`, in ticks of 10 ms.
+pub fn cpu_time(process: u32) -> Option<Duration> {
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in front may have spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let ticks = |field: usize| fields.get(field)?.parse::<u32>().ok();
+    Some(TICK * (ticks(11)? + ticks(12)?))
 }
 
 impl Drop for Awake {

@@ -107,23 +107,36 @@ pub fn text(rows: &[Row]) -> String {
 /// Formats the comparison with another system: medians, and the ratio in which more is better.
 pub fn peer(rows: &[Row]) -> String {
     let head = ["operation", "batch", "Ringfence", "Linux", "ratio", "from", "to", "unit"];
-    let widths = [22, 6, 10, 10, 6, 6, 6, 9];
+    let widths = [22, 6, 10, 10, 6, 6, 6, 12];
     let mut out = line(head.map(String::from), widths);
     for ratio in rows {
-        let Some(name) = ratio.name.strip_prefix("peer/") else { continue };
-        let of =
-            |system: &str| rows.iter().find(|row| row.name == format!("{system}/{name}") && row.batch == ratio.batch);
+        let Some((prefix, name)) = ratio.name.split_once('/').filter(|(prefix, _)| prefix.starts_with("peer")) else {
+            continue;
+        };
+        let counts = prefix == "peer-instructions";
+        let of = |system: &str| {
+            let is_it = |row: &&Row| {
+                row.batch == ratio.batch
+                    && (row.unit == "instructions") == counts
+                    && row.name.strip_prefix(system).and_then(|rest| rest.strip_prefix('/')) == Some(name)
+            };
+            rows.iter().find(is_it)
+        };
         let (Some(ours), Some(theirs)) = (of("ringfence"), of("linux")) else { continue };
-        let [least, most] = ratio.range.unwrap_or([ratio.median; 2]);
         let times = |value: f64| format!("{value:.2}");
+        // A count is of one boot.
+        let [least, most] = match ratio.range.filter(|_| !counts) {
+            Some(range) => range.map(times),
+            None => ["", ""].map(String::from),
+        };
         let cells = [
             name.to_string(),
             optional(ratio.batch),
             number(ours.median),
             number(theirs.median),
             times(ratio.median),
-            times(least),
-            times(most),
+            least,
+            most,
             ours.unit.clone(),
         ];
         out += &line(cells, widths);

@@ -79,7 +79,8 @@ impl Linux {
         })
     }
 
-    /// Returns `machine` with this kernel, and with the modules for its devices.
+    /// Returns `machine` with this kernel, and with the modules for its devices. On a machine that
+    /// counts instructions, the guest reports these.
     pub fn on(&self, machine: &Machine) -> Result<Machine> {
         let mut order = Vec::new();
         for device in [&machine.nic, &machine.hba] {
@@ -93,7 +94,11 @@ impl Linux {
         let other = Other {
             kernel: self.kernel.clone(),
             initrd,
-            command_line: "console=ttyS0 panic=-1 ipv6.disable=1 quiet".to_string(),
+            // What the kernel does not know it puts into the program's environment.
+            command_line: format!(
+                "console=ttyS0 panic=-1 ipv6.disable=1 quiet{}",
+                if machine.icount { " instructions=1" } else { "" }
+            ),
         };
         Ok(Machine { other: Some(other), memory: MEMORY_MIB.max(machine.memory), ..machine.clone() })
     }

@@ -5,7 +5,7 @@
 mod linux;
 
 use super::host::Awake;
-use super::{Row, TIME_LIMIT, in_guest, streams_of};
+use super::{BOOT_ROWS, Row, TIME_LIMIT, boot_times, boot_to_prompt, in_guest, streams_of};
 use crate::build::System;
 use crate::machine::{Machine, Protocol, Running, Said, free_port};
 use crate::output;
@@ -44,30 +44,55 @@ pub fn rows(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<Row
     for (key, unit) in units {
         let (Some(ours), Some(theirs)) = (ours.get(&key), theirs.get(&key)) else { continue };
         let (name, batch) = key;
-        let with = |row: Row, ring| Row { ring, batch: Some(batch), ..row };
-        rows.push(with(Row::of(&format!("ringfence/{name}"), &unit, ours.clone()), Some(1)));
-        rows.push(with(Row::of(&format!("linux/{name}"), &unit, theirs.clone()), Some(0)));
-        // A rate is better if it is higher, a time if it is lower: in the ratio, more is better.
-        let is_time = !unit.ends_with("/s");
-        let ratio = |(ours, theirs): (&f64, &f64)| if is_time { theirs / ours } else { ours / theirs };
-        rows.push(with(Row::of(&format!("peer/{name}"), "ratio", ours.iter().zip(theirs).map(ratio).collect()), None));
+        rows.extend(compared(&name, batch, &unit, "peer", ours, theirs));
+    }
+    output::complain("bench: instructions, in a boot of each with -icount");
+    let machine = Machine { icount: true, ..machine };
+    let mut theirs = measured_by(&mut linux.on(&machine)?.start(system)?, Instant::now())?;
+    for ((name, batch), unit, value) in in_ring_1(system, &machine, " --instructions", &mut |_| ())? {
+        if let Some(samples) = theirs.remove(&(name.clone(), batch)) {
+            let theirs = Row::of("", &unit, samples).median;
+            rows.extend(compared(&name, batch, &unit, "peer-instructions", &[value], &[theirs]));
+        }
     }
     Ok(rows)
 }
 
-/// Measures one boot of Ringfence, with drivers in ring 1.
-fn of_ringfence(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<(Key, String, f64)>> {
+/// Returns the rows of both systems, and of their ratio.
+fn compared(name: &str, batch: u64, unit: &str, prefix: &str, ours: &[f64], theirs: &[f64]) -> [Row; 3] {
+    let with = |row: Row, ring| Row { ring, batch: Some(batch), ..row };
+    // A rate is better if it is higher, a cost if it is lower: in the ratio, more is better.
+    let is_cost = !unit.ends_with("/s");
+    let ratio = |(ours, theirs): (&f64, &f64)| if is_cost { theirs / ours } else { ours / theirs };
+    [
+        with(Row::of(&format!("ringfence/{name}"), unit, ours.to_vec()), Some(1)),
+        with(Row::of(&format!("linux/{name}"), unit, theirs.to_vec()), Some(0)),
+        with(Row::of(&format!("{prefix}/{name}"), "ratio", ours.iter().zip(theirs).map(ratio).collect()), None),
+    ]
+}
+
+/// Has Ringfence measure itself, with drivers in ring 1. Returns keys, units and medians.
+fn in_ring_1(
+    system: &System,
+    machine: &Machine,
+    option: &str,
+    pin: &mut dyn FnMut(u32),
+) -> Result<Vec<(Key, String, f64)>> {
     let mut failures = 0;
-    let mut pin = |process| awake.pin(process);
-    let mut rows = in_guest(system, machine, "bench nic --ring 1", &mut pin, &mut failures)?;
-    rows.extend(in_guest(system, machine, "bench scsi --ring 1", &mut pin, &mut failures)?);
+    let commands = ["nic", "icmp", "scsi"].map(|family| format!("bench {family} --ring 1{option}"));
+    let rows = in_guest(system, machine, &commands.join("; "), pin, &mut failures)?;
     if failures > 0 {
         bail!("{failures} of Ringfence's rows failed");
     }
-    let mut found: Vec<_> =
-        rows.into_iter().map(|row| ((row.name, row.batch.unwrap_or(1)), row.unit, row.median)).collect();
-    let prompt = super::boot_to_prompt(system, machine)?;
-    found.push((("boot/prompt".to_string(), 1), "ms".to_string(), prompt));
+    Ok(rows.into_iter().map(|row| ((row.name, row.batch.unwrap_or(1)), row.unit, row.median)).collect())
+}
+
+/// Measures one boot of Ringfence.
+fn of_ringfence(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<(Key, String, f64)>> {
+    let mut found = in_ring_1(system, machine, "", &mut |process| awake.pin(process))?;
+    for (name, time) in BOOT_ROWS.into_iter().zip(boot_to_prompt(system, machine)?) {
+        found.push(((name.to_string(), 1), "ms".to_string(), time));
+    }
     let (machine, ports) = with_ports(machine)?;
     let mut running = machine.start(system)?;
     awake.pin(running.process());
@@ -84,9 +109,18 @@ fn of_linux(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<(Ke
     let started = Instant::now();
     let mut running = machine.start(system)?;
     awake.pin(running.process());
+    let mut samples = measured_by(&mut running, started)?;
+    for (name, _, value) in streams_of(ports)? {
+        samples.insert((name.to_string(), 1), vec![value]);
+    }
+    Ok(samples.into_iter().map(|(key, samples)| (key, Row::of("", "", samples).median)).collect())
+}
+
+/// Reads the samples that a guest reports.
+fn measured_by(running: &mut Running, started: Instant) -> Result<BTreeMap<Key, Vec<f64>>> {
     let mut samples: BTreeMap<Key, Vec<f64>> = BTreeMap::new();
     loop {
-        let line = next_line(&mut running)?;
+        let line = next_line(running)?;
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["row", name, batch, _, value] => {
@@ -94,18 +128,15 @@ fn of_linux(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<(Ke
                 samples.entry((name.to_string(), batch)).or_default().push(value);
             }
             ["ready"] => {
-                let time = started.elapsed().as_secs_f64() * 1000.0;
-                samples.insert(("boot/prompt".to_string(), 1), vec![time]);
+                for (name, time) in BOOT_ROWS.into_iter().zip(boot_times(started, running.process())) {
+                    samples.insert((name.to_string(), 1), vec![time]);
+                }
             }
             ["user"] => {}
-            ["done"] => break,
+            ["done"] => return Ok(samples),
             _ => bail!("Linux: {line}"),
         }
     }
-    for (name, _, value) in streams_of(ports)? {
-        samples.insert((name.to_string(), 1), vec![value]);
-    }
-    Ok(samples.into_iter().map(|(key, samples)| (key, Row::of("", "", samples).median)).collect())
 }
 
 /// Returns the guest's next line for the runner, without the mark.

@@ -115,7 +115,7 @@ pub enum Verb {
     /// Test a driver against the rules for all drivers of its class, in each ring. Exit status 0 if
     /// it passes all tests.
     Conform {
-        /// The module.
+        /// The module, or a folder with its sources, which is built.
         name: String,
         /// QEMU's name of the driver's device, if Ringfence does not know it.
         #[arg(long, value_name = "DEVICE")]

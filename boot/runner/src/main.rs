@@ -39,6 +39,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Returns the name of a module that was named, or whose folder was: a path, with a `/`. The module
+/// in the folder is built, and put into the machine's ramdisk.
+fn named(name: String, machine: &mut Machine) -> Result<String> {
+    if !name.contains('/') {
+        return Ok(name);
+    }
+    let folder = Path::new(&name);
+    if !folder.is_dir() {
+        bail!("there is no folder {name}");
+    }
+    let module = build::module(folder)?;
+    machine.contents.modules.push(module.packed);
+    Ok(module.name)
+}
+
 fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         None => boot(cli.run),
@@ -50,7 +65,9 @@ fn run(cli: Cli) -> Result<u8> {
             Ok(0)
         }
         Some(Verb::Conform { name, device, only, ring, json, machine }) => {
-            let options = conform::Options { name, device, only, ring, json, machine: machine.machine()? };
+            let mut machine = machine.machine()?;
+            let name = named(name, &mut machine)?;
+            let options = conform::Options { name, device, only, ring, json, machine };
             Ok(u8::from(!conform::run(&build::system(true)?, &options)?))
         }
         Some(Verb::Profile { name, ring, batch, json, machine }) => {

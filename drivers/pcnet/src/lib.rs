@@ -10,14 +10,13 @@ mod registers;
 
 use core::time::Duration;
 use registers::{self as reg, Card, csr0};
-use ringfence_sdk::abi::reset::NO_REGISTER;
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
-use ringfence_sdk::dma::{self, Dma};
+use ringfence_sdk::dma::Dma;
 use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
 use ringfence_sdk::register::Registers;
 use ringfence_sdk::ring::{Descriptor, FrameRing};
-use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
+use ringfence_sdk::{Events, Kind, Manifest, NO_REGISTER, Reply, Reset, Result, driver};
 
 driver!(
     NicDriver<Pcnet>,
@@ -64,9 +63,7 @@ fn fill(descriptor: Descriptor<DESCRIPTOR>, address: u64, len_bytes: usize, flag
 
 /// Returns a descriptor's status, if the card has finished it.
 fn status(descriptor: Descriptor<DESCRIPTOR>) -> Option<u32> {
-    let status = descriptor.read(4);
-    dma::read_barrier();
-    Some(status).filter(|status| status & reg::OWN == 0)
+    descriptor.finished(4, reg::OWN)
 }
 
 impl Device<Nic> for Pcnet {

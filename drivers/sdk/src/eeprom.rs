@@ -46,6 +46,13 @@ pub fn read(address: u16, address_bits: u32, mut set: impl FnMut(Pins), get: imp
     word
 }
 
+/// Reads an Ethernet address: three words from `first` on, the low byte of each first. The other
+/// arguments are those of [`read`].
+pub fn ethernet_address(first: u16, address_bits: u32, mut set: impl FnMut(Pins), get: impl Fn() -> bool) -> [u8; 6] {
+    let [[a, b], [c, d], [e, f]] = [0, 1, 2].map(|word| read(first + word, address_bits, &mut set, &get).to_le_bytes());
+    [a, b, c, d, e, f]
+}
+
 #[cfg(all(test, feature = "fake"))]
 mod tests {
     use super::*;
@@ -94,6 +101,12 @@ mod tests {
                 };
                 let found: Vec<u16> = (0..words.len() as u16).map(read).collect();
                 assert_eq!(found, words);
+                let set = |pins| eeprom.borrow_mut().set(pins);
+                let address = ethernet_address(7, address_bits as u32, set, || eeprom.borrow().out);
+                assert_eq!(
+                    address.to_vec(),
+                    words[7..10].iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>()
+                );
             });
             assert_eq!(eeprom.borrow().pins, Pins::default());
         }

@@ -2,7 +2,9 @@
 //!
 //! The driver fills the descriptors in order, and the card finishes them in the same order. A ring
 //! needs no lock and no count: [`FrameRing::send`] and [`FrameRing::refill`] stop when it is full,
-//! and the rest stays in the driver's queue until a later poll.
+//! and the rest stays in the driver's queue until a later poll. A card without a register for the
+//! length of its ring wants the last descriptor marked ([`Descriptor::is_last`]): without the mark
+//! it goes on behind the ring.
 //!
 //! ```no_run
 //! # #![forbid(unsafe_code)]
@@ -20,7 +22,7 @@
 //!     if has_new {
 //!         // Tell the card here.
 //!     }
-//!     ring.reclaim(queues, |descriptor| descriptor.read::<u32>(0) & OWN == 0);
+//!     ring.reclaim(queues, |descriptor| descriptor.finished(0, OWN).is_some());
 //!     if let Some(_is_on) = ring.interrupt_changes() {
 //!         // Turn the card's interrupt for sent frames on or off here.
 //!     }
@@ -92,6 +94,15 @@ impl<const BYTES: usize> Descriptor<'_, BYTES> {
     fn check<T>(&self, offset: usize) {
         let inside = offset <= BYTES && size_of::<T>() <= BYTES - offset;
         assert!(inside, "{} bytes at {offset:#x} outside a descriptor of {BYTES} bytes", size_of::<T>());
+    }
+
+    /// Returns the word at `offset`, if the card has cleared the bits `own` in it: then the card
+    /// has finished the descriptor, and all that it has written can be read.
+    #[inline]
+    pub fn finished(&self, offset: usize, own: u32) -> Option<u32> {
+        let word: u32 = self.read(offset);
+        dma::read_barrier();
+        (word & own == 0).then_some(word)
     }
 
     /// Writes the word that makes the descriptor the card's, after all that was written before.

@@ -169,19 +169,26 @@ fn take_reply(domain: &mut Domain, reply: Result<u64, UpcallError>, events: Even
     {
         if !reply.is_ok_and(|reply| Reply::from_bits_truncate(reply).contains(Reply::ACKNOWLEDGED)) {
             device.mask();
-        } else if waited.contains(Events::INTERRUPT) && device.active_lines() != 0 {
-            if domain.turn.note_line(device.raises_its_line()) {
-                say_line_stays_raised(domain);
+        } else {
+            if waited.contains(Events::INTERRUPT) && device.active_lines() != 0 {
+                device.unmask();
             }
-            device.unmask();
+            if domain.turn.acknowledge() {
+                look_at_line(domain);
+            }
         }
     }
     after(domain);
 }
 
-/// Tells the author of a driver why it rests.
+/// Tells the author of a driver that it is polled again and again because of a line that stays
+/// raised.
 #[cold]
-fn say_line_stays_raised(domain: &Domain) {
+fn look_at_line(domain: &mut Domain) {
+    let is_raised = domain.device.as_ref().is_some_and(|device| device.raises_its_line());
+    if !domain.turn.note_line(is_raised) {
+        return;
+    }
     log::warn!(
         "{}: acknowledges its interrupts, and its device's line stays raised: it leaves a cause set, or does less than \
          the device asks for",

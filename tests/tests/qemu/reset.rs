@@ -49,7 +49,9 @@ fn a_device_that_does_not_stop_is_set_aside_with_its_memory() {
         ".0 is set aside for good, and the driver's memory with it: its reset was not done within 10000 us",
     );
     assert_says(&text, "[set aside]");
-    assert_says(&text, "error: e1000: no free device that it drives");
+    // Boards differ in the number of the slot.
+    assert_says(&text, "error: e1000: no free device that it drives: 0000:00:");
+    assert_says(&text, ".0 is set aside, as it could not be stopped before");
     let free = text.free_frames();
     // The image, the stack, the frames in both directions and the rings.
     assert!(free[0] - free[1] > 100, "only {} frames were set aside", free[0] - free[1]);

@@ -22,15 +22,27 @@ pub struct Turn {
     debt: Debt,
     /// The events that it waits to be polled for, and the TSC reading at which it began to wait.
     waits: Option<(u64, Events)>,
-    /// How often in a row the device's line was still raised when the driver had acknowledged its
-    /// interrupt, after a rest.
+    /// How many interrupts it has acknowledged.
+    acknowledged: u32,
+    /// How often in a row its device's line was still raised then, of the times that were looked
+    /// at.
     raised: u8,
 }
 
+/// One of so many acknowledged interrupts is looked at.
+const LOOK_AT: u32 = 256;
 /// After so many times it is said that the line stays raised.
-const RAISED_TOO_OFTEN: u8 = 4;
+const RAISED_TOO_OFTEN: u8 = 16;
 
 impl Turn {
+    /// Counts an acknowledged interrupt. Returns whether [`Turn::note_line`] is to be told of the
+    /// device's line now.
+    #[inline(always)]
+    pub fn acknowledge(&mut self) -> bool {
+        self.acknowledged = self.acknowledged.wrapping_add(1);
+        self.acknowledged.is_multiple_of(LOOK_AT)
+    }
+
     /// Notes whether the device's line is raised after the driver has acknowledged its interrupt.
     /// Returns `true` once, when that has been so too often in a row.
     pub fn note_line(&mut self, is_raised: bool) -> bool {

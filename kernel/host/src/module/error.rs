@@ -2,6 +2,7 @@
 
 use crate::domain::calls::Call;
 use crate::domain::cause::UpcallError;
+use crate::domain::hardware::Which;
 use alloc::string::String;
 use core::fmt;
 use hw::memory::frames::{self, OutOfMemory};
@@ -31,6 +32,9 @@ pub enum LoadError {
     Budget(u64),
     /// No device that the module drives is free.
     NoDevice,
+    /// The only device that the module drives is set aside for good: it could not be stopped when
+    /// an earlier driver ended.
+    SetAside(Which),
     /// The module's `init` failed. The call is the last one that a service refused before the
     /// failure, if there is one.
     Init(UpcallError, Option<Call>),
@@ -78,6 +82,9 @@ impl fmt::Display for LoadError {
                 write!(f, "refused: its budgets come to {has} KiB, and a module may have {most} KiB of this memory")
             }
             LoadError::NoDevice => write!(f, "no free device that it drives"),
+            LoadError::SetAside(which) => {
+                write!(f, "no free device that it drives: {which} is set aside, as it could not be stopped before")
+            }
             LoadError::Full(why) => write!(f, "init: refused: {why}"),
             LoadError::Init(error, None) => write!(f, "init: {error}"),
             LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),

@@ -193,8 +193,12 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     if !manifest.has_device() {
         return Ok(None);
     }
-    let mut devices = Which::all().filter(|which| which.is_driven_by(manifest));
-    devices.find_map(|which| which.take(needs_fence(manifest))).map(Some).ok_or(LoadError::NoDevice)
+    let devices = || Which::all().filter(|which| which.is_driven_by(manifest));
+    let taken = devices().find_map(|which| which.take(needs_fence(manifest)));
+    taken.map(Some).ok_or_else(|| match devices().find(|which| which.state() == State::SetAside) {
+        Some(which) => LoadError::SetAside(which),
+        None => LoadError::NoDevice,
+    })
 }
 
 /// Stops a driver and frees all of its resources.

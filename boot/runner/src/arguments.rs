@@ -46,6 +46,10 @@ pub enum Verb {
         /// The kernel's package is downloaded with apt-get.
         #[arg(long, value_name = "SYSTEM", value_parser = ["linux"])]
         peer: Option<String>,
+        /// Count what operations execute, and say what that would take on hardware, as ranges from
+        /// published measurements.
+        #[arg(long, conflicts_with = "peer")]
+        model: bool,
         /// Print one JSON object per line.
         #[arg(long)]
         json: bool,

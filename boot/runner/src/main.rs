@@ -82,8 +82,13 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint) => build::lint().map(|()| 0),
-        Some(Verb::Bench { name, out, peer, json, machine }) => {
-            let options = bench::Options { name, json, peer: peer.is_some(), out, machine: machine.machine()? };
+        Some(Verb::Bench { name, out, peer, model, json, machine }) => {
+            let way = match (peer, model) {
+                (Some(_), _) => bench::Way::BesideLinux,
+                (None, true) => bench::Way::Model,
+                (None, false) => bench::Way::Measure,
+            };
+            let options = bench::Options { name, json, way, out, machine: machine.machine()? };
             bench::run(&build::system(true)?, &options)?;
             Ok(0)
         }

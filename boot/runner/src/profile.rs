@@ -42,6 +42,12 @@ const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// The functions of the kernel that mark a sample.
 const BEGINS: &str = "ringfence_kernel::bench::sample_begins";
 const ENDS: &str = "ringfence_kernel::bench::sample_ends";
+/// Where the kernel's handling of an interrupt or exception begins (`kernel/hw/src/arch/entry.S`).
+const TRAP: &str = "trap_enter";
+/// The beginning of QEMU's trace events for accesses to registers.
+const ACCESS: &str = "memory_region_ops_";
+/// The beginning of its trace events for invalidations of the IOMMU's cache of translations.
+const INVALIDATION: &str = "vtd_inv_desc_iotlb";
 /// Functions with a smaller share are summed up.
 const LEAST_SHARE: f64 = 0.005;
 
@@ -86,6 +92,43 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
 
 /// Measures a row.
 pub fn measure(system: &System, options: &Options) -> Result<Profile> {
+    let executed = execute(system, options)?;
+    let Executed { name, batch, total, .. } = &executed;
+    let places = Places::new(system, &executed.loaded)?;
+    Ok(Profile { name: name.clone(), batch: *batch, total: *total, shares: places.shares(&executed.instructions) })
+}
+
+/// What was executed in the samples of a row.
+pub struct Executed {
+    /// The row's name.
+    pub name: String,
+    /// The number of operations that one crossing hands over.
+    pub batch: u64,
+    /// The instructions of an operation, the median of the samples.
+    pub total: f64,
+    /// The instructions by their addresses.
+    pub instructions: HashMap<u64, Instruction>,
+    /// How often registers of devices were accessed, in memory or by ports.
+    pub accesses: u64,
+    /// Invalidations of the IOMMU's cache of translations.
+    pub invalidations: u64,
+    /// Interrupts and exceptions.
+    pub interrupts: u64,
+    /// The modules and their slots.
+    loaded: Vec<(String, usize)>,
+}
+
+/// An instruction, and how often it was executed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Instruction {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// How often it was executed.
+    pub times: u64,
+}
+
+/// Has the kernel measure a row, and QEMU log what is executed meanwhile.
+pub fn execute(system: &System, options: &Options) -> Result<Executed> {
     if !["nic/", "icmp/", "scsi/"].iter().any(|family| options.name.starts_with(family)) {
         bail!("'{}' is no whole operation: rows that begin with nic/, icmp/ or scsi/ have profiles", options.name);
     }
@@ -103,11 +146,11 @@ pub fn measure(system: &System, options: &Options) -> Result<Profile> {
         Event::Drivers(_) => Some(drivers::listed(&[event])),
         _ => None,
     })?;
-    let mut log_what = |what: &str| {
+    let mut command = |what: &str| {
         let command = json!({ "execute": "human-monitor-command", "arguments": { "command-line": what } });
         monitor.execute(&command.to_string())
     };
-    log_what("log exec,nochain,in_asm")?;
+    command(&format!("log exec,nochain,in_asm,trace:{ACCESS}*,trace:{INVALIDATION}*"))?;
     let batch = options.batch.map(|batch| format!(" --batch {batch}")).unwrap_or_default();
     let line = format!("bench {} --instructions --ring {}{batch}", options.name, options.ring);
     running.type_line(&line)?;
@@ -120,7 +163,7 @@ pub fn measure(system: &System, options: &Options) -> Result<Profile> {
         Event::Command { line: ended, error } if ended == line => Some(error.map(|error| error.to_string())),
         _ => None,
     })?;
-    log_what("log none")?;
+    command("log none")?;
     running.type_line("shutdown")?;
     running.finish(|_| ())?;
     if let Some(failure) = failure {
@@ -130,27 +173,77 @@ pub fn measure(system: &System, options: &Options) -> Result<Profile> {
         let found: Vec<String> = rows.iter().map(|(name, batch, _)| format!("{name} --batch {batch}")).collect();
         bail!("'{}' is more than one row: {}", options.name, found.join(", "));
     };
-    let places = Places::new(system, &loaded)?;
-    let counts = counts(BufReader::new(File::open(&log)?), places.address_of(BEGINS)?, places.address_of(ENDS)?)?;
-    Ok(Profile { name: name.clone(), batch: *batch, total: *total, shares: places.shares(&counts) })
+    let marks = symbols(&system.kernel)?;
+    let mark = |function: &str| {
+        let found = marks.get(function).copied();
+        found.with_context(|| format!("the kernel has no function {function}: it was built without 'bench'"))
+    };
+    let log = BufReader::new(File::open(&log)?);
+    let (instructions, [accesses, invalidations]) = read(log, mark(BEGINS)?, mark(ENDS)?)?;
+    let interrupts = instructions.get(&mark(TRAP)?).map_or(0, |first| first.times);
+    Ok(Executed {
+        name: name.clone(),
+        batch: *batch,
+        total: *total,
+        instructions,
+        accesses,
+        invalidations,
+        interrupts,
+        loaded,
+    })
 }
 
-/// Reads QEMU's log. Returns how often the instruction at each address was executed in the samples.
+#[cfg(test)]
+impl Executed {
+    /// An operation of `total` instructions, as which these were executed so often.
+    pub fn made_up(total: f64, executed: &[(&[u8], u64)]) -> Executed {
+        let instruction = |(address, (bytes, times)): (usize, &(&[u8], u64))| {
+            (address as u64, Instruction { bytes: bytes.to_vec(), times: *times })
+        };
+        let instructions = executed.iter().enumerate().map(instruction).collect();
+        let (accesses, invalidations, interrupts, loaded) = (0, 0, 0, Vec::new());
+        Executed {
+            name: "nic/tx".to_string(),
+            batch: 1,
+            total,
+            instructions,
+            accesses,
+            invalidations,
+            interrupts,
+            loaded,
+        }
+    }
+}
+
+/// Reads QEMU's log. Returns the instructions that were executed in the samples, and the numbers of
+/// accesses to registers of devices and of invalidations by the IOMMU.
 ///
 /// The log has the instructions of a block when QEMU has translated it, and a line for each block
-/// that is executed.
-fn counts(mut log: impl BufRead, begins: u64, ends: u64) -> Result<HashMap<u64, u64>> {
-    let mut blocks: HashMap<u64, Vec<u64>> = HashMap::new();
+/// that is executed, and for each access.
+fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, Instruction>, [u64; 2])> {
+    let mut blocks: HashMap<u64, Vec<(u64, Vec<u8>)>> = HashMap::new();
     let mut executed: HashMap<u64, u64> = HashMap::new();
-    let (mut block, mut counting) = (Vec::new(), false);
+    let mut block: Vec<(u64, Vec<u8>)> = Vec::new();
+    let (mut counting, mut traced) = (false, [0, 0]);
     let mut line = Vec::new();
     let number = |digits: &str| u64::from_str_radix(digits, 16).context("an address in QEMU's log");
     while log.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line);
-        if let Some((address, _)) = text.strip_prefix("0x").and_then(|rest| rest.split_once(':')) {
-            block.push(number(address)?);
-        } else if let Some(first) = block.first() {
+        if let Some((address, rest)) = text.strip_prefix("0x").and_then(|rest| rest.split_once(':')) {
+            let words: Vec<&str> = rest.split_whitespace().collect();
+            let is_byte = |word: &&&str| word.len() == 2 && word.bytes().all(|digit| digit.is_ascii_hexdigit());
+            let bytes: Vec<u8> =
+                words.iter().take_while(is_byte).filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+            match block.last_mut() {
+                // The rest of a long instruction has a line of its own.
+                Some((_, before)) if bytes.len() == words.len() => before.extend(bytes),
+                _ => block.push((number(address)?, bytes)),
+            }
+        } else if let Some((first, _)) = block.first() {
             blocks.insert(*first, std::mem::take(&mut block));
+        }
+        for (count, event) in traced.iter_mut().zip([ACCESS, INVALIDATION]) {
+            *count += u64::from(counting && text.contains(event));
         }
         // Trace 0: HOST [CS_BASE/PC/FLAGS/CFLAGS] SYMBOL
         if let Some(place) = text.strip_prefix("Trace ").and_then(|rest| rest.split('/').nth(1)) {
@@ -162,22 +255,23 @@ fn counts(mut log: impl BufRead, begins: u64, ends: u64) -> Result<HashMap<u64, 
         }
         line.clear();
     }
-    let mut counts = HashMap::new();
+    let mut instructions: HashMap<u64, Instruction> = HashMap::new();
     for (block, times) in executed {
-        for instruction in blocks.get(&block).map(Vec::as_slice).unwrap_or(&[block]) {
-            *counts.entry(*instruction).or_default() += times;
+        for (address, bytes) in blocks.get(&block).map(Vec::as_slice).unwrap_or(&[(block, Vec::new())]) {
+            let instruction = instructions.entry(*address).or_default();
+            instruction.bytes.clone_from(bytes);
+            instruction.times += times;
         }
     }
-    if counts.is_empty() {
+    if instructions.is_empty() {
         bail!("QEMU's log has no block of a sample");
     }
-    Ok(counts)
+    Ok((instructions, traced))
 }
 
 /// The functions of the kernel and of the loaded modules.
 struct Places {
     kernel: Loader,
-    symbols: HashMap<String, u64>,
     modules: HashMap<usize, (String, Loader)>,
 }
 
@@ -190,12 +284,7 @@ impl Places {
                 modules.insert(*slot, (name.clone(), open(&module.debug)?));
             }
         }
-        Ok(Places { kernel: open(&system.kernel)?, symbols: symbols(&system.kernel)?, modules })
-    }
-
-    fn address_of(&self, function: &str) -> Result<u64> {
-        let found = self.symbols.get(function).copied();
-        found.with_context(|| format!("the kernel has no function {function}: it was built without 'bench'"))
+        Ok(Places { kernel: open(&system.kernel)?, modules })
     }
 
     /// Returns the program and the function that an instruction belongs to.
@@ -213,11 +302,11 @@ impl Places {
     }
 
     /// Returns the share of each function, the largest first.
-    fn shares(&self, counts: &HashMap<u64, u64>) -> Vec<(String, String, f64)> {
-        let total: u64 = counts.values().sum();
+    fn shares(&self, instructions: &HashMap<u64, Instruction>) -> Vec<(String, String, f64)> {
+        let total: u64 = instructions.values().map(|instruction| instruction.times).sum();
         let mut by_place: BTreeMap<(String, String), u64> = BTreeMap::new();
-        for (address, count) in counts {
-            *by_place.entry(self.place(*address)).or_default() += count;
+        for (address, instruction) in instructions {
+            *by_place.entry(self.place(*address)).or_default() += instruction.times;
         }
         let share = |count: u64| count as f64 / total.max(1) as f64;
         let mut shares: Vec<_> =
@@ -246,13 +335,20 @@ mod tests {
     fn instructions_are_counted_between_the_marks() {
         const LOG: &str = "----------------\nIN: sample_begins\n0x00000010:  c3  retq\n\n\
             Trace 0: 0x7f00 [0000/0000000000000010/00c0/ff00] sample_begins\n\
-            ----------------\nIN:\n0x00000020:  90  nop\n0x00000021:  eb fd  jmp 0x20\n\n\
+            ----------------\nIN:\n0x00000020:  48 b8 01 02 03 04 05 06  movabsq $0x807060504030201, %rax\n0x00000028:  07 08\n\
+            0x0000002a:  eb f4  jmp 0x20\n\n\
             Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff00]\n\
+            memory_region_ops_write cpu 0 mr 0x55 addr 0xfebc0000 value 0x1 size 4 name 'e1000-mmio'\n\
             Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff00]\n\
             Trace 0: 0x7f20 [0000/0000000000000030/00c0/ff00] sample_ends\n\
+            memory_region_ops_write cpu 0 mr 0x55 addr 0xfebc0000 value 0x1 size 4 name 'e1000-mmio'\n\
             Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff00]\n";
-        let counts = counts(LOG.as_bytes(), 0x10, 0x30).unwrap();
-        assert_eq!(counts, HashMap::from([(0x20, 2), (0x21, 2)]));
-        assert!(super::counts(LOG.as_bytes(), 0x11, 0x30).is_err());
+        let (instructions, accesses) = read(LOG.as_bytes(), 0x10, 0x30).unwrap();
+        let twice = |bytes: &[u8]| Instruction { bytes: bytes.to_vec(), times: 2 };
+        // A long instruction takes two lines.
+        let long = [0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(instructions, HashMap::from([(0x20, twice(&long)), (0x2a, twice(&[0xeb, 0xf4]))]));
+        assert_eq!(accesses, [1, 0]);
+        assert!(read(LOG.as_bytes(), 0x11, 0x30).is_err());
     }
 }

@@ -165,6 +165,7 @@ fn a_request_that_fails_is_the_only_one() {
 
 /// The driver waits for the disk no longer than an upcall may take.
 #[test]
+#[cfg_attr(miri, ignore = "a wait of many thousand steps")]
 fn a_disk_that_never_asks_for_data_ends_its_request() {
     let channel = Channel::new();
     let (mut kernel, mut disk) = started(&channel);
@@ -190,6 +191,7 @@ fn what_is_beyond_the_disk_is_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a wait of many thousand steps")]
 fn where_nothing_answers_there_is_no_disk() {
     for status in [status::NOBODY, status::BUSY] {
         let channel = Channel::new();

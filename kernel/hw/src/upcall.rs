@@ -98,13 +98,14 @@ impl<T: Send> Current<T> {
     pub fn enter(&self, value: &mut T, space: impl Fn(&T) -> &Space, entry: &Entry) -> Exit {
         let of = space(value);
         let can_be_entered = of.can_be_entered(entry.rip);
-        let frame = UpcallFrame { cr3: of.cr3(), rip: entry.rip, rsp: of.first_rsp(), args: entry.arguments };
+        let (cr3, stacks) = (of.cr3(), of.stacks_alias());
+        let frame = UpcallFrame { cr3, rip: entry.rip, rsp: of.first_rsp(), args: entry.arguments };
         let ring = of.ring();
         if ring == Ring::Sandboxed {
             of.set_return();
         }
         assert!(can_be_entered, "a driver was to be entered where it is not, or while it sleeps");
-        self.run(value, space, entry.ticks, &Way::Start(ring, frame))
+        self.run(value, space, [cr3, stacks], entry.ticks, &Way::Start(ring, frame))
     }
 
     /// Resumes a driver that sleeps: the service in which it fell asleep returns 0. The driver may
@@ -113,7 +114,7 @@ impl<T: Send> Current<T> {
     /// Panics if an upcall is under way, and if the driver fell asleep in the other ring.
     pub fn wake(&self, value: &mut T, space: impl Fn(&T) -> &Space, ticks: u32) -> Option<Exit> {
         let of = space(value);
-        let (cr3, ring) = (of.cr3(), of.ring());
+        let (cr3, stacks, ring) = (of.cr3(), of.stacks_alias(), of.ring());
         let resume = of.wake()?;
         if ring == Ring::Sandboxed {
             of.set_return();
@@ -123,13 +124,13 @@ impl<T: Send> Current<T> {
             (Asleep::Trusted(rsp), Ring::Trusted) => Way::ResumeTrusted(rsp),
             _ => panic!("a driver was moved between rings while it slept"),
         };
-        Some(self.run(value, space, ticks, &way))
+        Some(self.run(value, space, [cr3, stacks], ticks, &way))
     }
 
-    /// Enters a driver by `way`, with the CPU state of the driver's address space.
+    /// Enters a driver by `way`, with the CPU state of the driver's address space: its root, and
+    /// where the kernel sees its stacks' page.
     #[inline(always)]
-    fn run(&self, value: &mut T, space: impl Fn(&T) -> &Space, ticks: u32, way: &Way) -> Exit {
-        let [cr3, stacks] = [space(value).cr3(), space(value).stacks_alias()];
+    fn run(&self, value: &mut T, space: impl Fn(&T) -> &Space, [cr3, stacks]: [u64; 2], ticks: u32, way: &Way) -> Exit {
         let cpu = cpu::this();
         assert!(cpu.domain_cr3.get() == 0, "a driver was to be entered while one runs");
         let entered: *mut T = value;

@@ -45,15 +45,15 @@ fn no_service_keeps_interrupts_off_for_a_million_instructions() {
 /// `cargo run -- profile ROW --batch N` says where they go.
 const INSTRUCTIONS: [(&str, Option<u64>, f64); 11] = [
     ("call/gate", None, 58.1),
-    ("upcall", None, 268.0),
-    ("nic/tx", Some(1), 828.2),
-    ("nic/tx", Some(8), 290.9),
-    ("nic/tx", Some(32), 233.4),
-    ("nic/rx", Some(1), 1109.4),
-    ("nic/rx", Some(8), 509.1),
-    ("nic/rx", Some(32), 444.8),
-    ("nic/rtt", Some(1), 1111.0),
-    ("icmp/rtt", Some(1), 15351.0),
+    ("upcall", None, 245.0),
+    ("nic/tx", Some(1), 805.2),
+    ("nic/tx", Some(8), 288.1),
+    ("nic/tx", Some(32), 232.7),
+    ("nic/rx", Some(1), 1086.4),
+    ("nic/rx", Some(8), 506.3),
+    ("nic/rx", Some(32), 444.1),
+    ("nic/rtt", Some(1), 1088.0),
+    ("icmp/rtt", Some(1), 15300.0),
     ("scsi/read4k/depth32", Some(32), 1563.0),
 ];
 

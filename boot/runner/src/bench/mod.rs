@@ -6,10 +6,12 @@
 //! Values that are derived from other rows (losses, ratios) are rows as well.
 //!
 //! * [`peer`]: the same work by another system
+//! * [`model`]: what hardware would take, from what is executed and from published cycles
 //! * [`host`]: keeps the host's CPUs awake, so that a guest that waits does not lose time
 //! * [`report`]: the tables, for the terminal and as a page
 
 mod host;
+mod model;
 mod peer;
 mod report;
 
@@ -81,6 +83,17 @@ impl Row {
     }
 }
 
+/// What a benchmark does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It measures Ringfence.
+    Measure,
+    /// It measures Linux beside Ringfence.
+    BesideLinux,
+    /// It counts what operations execute, and says what that would take on hardware.
+    Model,
+}
+
 /// The settings of a benchmark.
 pub struct Options {
     /// The machine.
@@ -89,8 +102,8 @@ pub struct Options {
     pub name: String,
     /// Whether to print each row as a JSON object.
     pub json: bool,
-    /// Whether to measure Linux beside Ringfence, and nothing else.
-    pub peer: bool,
+    /// What to do.
+    pub way: Way,
     /// Folder for a page with tables and charts.
     pub out: Option<PathBuf>,
 }
@@ -116,16 +129,16 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     let awake = host::Awake::new();
     let progress = |what: &str| output::complain(&format!("bench: {what}"));
     let machine = Machine { scratch: true, timeout: Some(TIME_LIMIT), ..options.machine.clone() };
-    if options.peer {
-        let rows = peer::rows(system, &machine, &awake)?;
-        if options.json {
-            for row in &rows {
-                output::line(format_args!("{}", serde_json::to_string(row)?));
-            }
-        } else {
-            output::text(format_args!("{}", report::peer(&rows)));
+    match options.way {
+        Way::Measure => {}
+        Way::BesideLinux => {
+            let rows = peer::rows(system, &machine, &awake)?;
+            return print(options, &rows, || report::peer(&rows));
         }
-        return Ok(());
+        Way::Model => {
+            let operations = model::operations(system, &machine, &options.name)?;
+            return print(options, &model::rows(&operations), || model::text(&operations));
+        }
     }
 
     // The kernel also takes only the beginning of a name.
@@ -138,9 +151,13 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
         progress("times, in one boot");
         let command = format!("bench {}", options.name);
         rows.extend(in_guest(system, &machine, &command, &mut |process| awake.pin(process), &mut failures)?);
-        progress("instructions, in a boot with -icount");
-        let counting = Machine { icount: true, ..machine.clone() };
-        rows.extend(in_guest(system, &counting, &(command + " --instructions"), &mut |_| (), &mut failures)?);
+        if machine.accel == "tcg" {
+            progress("instructions, in a boot with -icount");
+            let counting = Machine { icount: true, ..machine.clone() };
+            rows.extend(in_guest(system, &counting, &(command + " --instructions"), &mut |_| (), &mut failures)?);
+        } else {
+            progress("no instructions: only TCG counts them");
+        }
     }
     if ["tcp/in", "tcp/out", "udp/rtt"].into_iter().any(is_wanted) && machine.nic != "none" {
         progress("streams between host and guest");
@@ -162,13 +179,11 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
         bail!("no row that is measured has a name that begins with '{}'", options.name);
     }
 
-    if options.json {
-        for row in &rows {
-            output::line(format_args!("{}", serde_json::to_string(row)?));
-        }
-    } else {
-        output::text(format_args!("{}", report::text(&rows)));
-    }
+    print(options, &rows, || {
+        // A tick of the TSC is about a cycle there, and the events of the model are measured.
+        let events = if machine.accel == "tcg" { String::new() } else { format!("\n{}", model::events(&rows)) };
+        report::text(&rows) + &events
+    })?;
     if let Some(out) = &options.out {
         let page = out.join("bench.html");
         std::fs::write(&page, report::html(&rows, &conditions(options)?)?)
@@ -177,6 +192,18 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     }
     if failures > 0 {
         bail!("{failures} of the measurements failed");
+    }
+    Ok(())
+}
+
+/// Prints rows for programs, or `text` for a person.
+fn print(options: &Options, rows: &[Row], text: impl FnOnce() -> String) -> Result<()> {
+    if !options.json {
+        output::text(format_args!("{}", text()));
+        return Ok(());
+    }
+    for row in rows {
+        output::line(format_args!("{}", serde_json::to_string(row)?));
     }
     Ok(())
 }

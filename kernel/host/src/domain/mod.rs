@@ -73,8 +73,10 @@ pub struct Domain {
     pub imports: Imports,
     /// Its address space.
     pub space: hw::space::Space,
-    /// The offset of its entry point in the image.
+    /// The address of its entry point.
     pub entry: u64,
+    /// The timer ticks that an upcall may use, from the manifest's milliseconds.
+    pub budget: u32,
     /// The length of its image in bytes.
     pub image_bytes: u64,
     /// The device that it drives, until the device is stopped.

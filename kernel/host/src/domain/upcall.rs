@@ -12,7 +12,7 @@ use hw::arch::time::TICK_HZ;
 use hw::console;
 use hw::upcall::{Current, Entry, Exit, Left, terminate};
 use log::Level;
-use ringfence_abi::layout::{IMAGE, MAILBOX, PAGE_SIZE};
+use ringfence_abi::layout::{MAILBOX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{self, Events, POLL};
 
@@ -37,9 +37,8 @@ impl Domain {
         self.events = if operation == POLL { Events::from_bits_truncate(a) } else { Events::empty() };
         self.upcalls += 1;
         trace::note(self, || What::Enter(operation, arguments));
-        let budget = budget_ticks(self.manifest.upcall_ms);
-        let rip = self.base() + IMAGE + self.entry;
-        let entry = Entry { rip, arguments: [operation, a, b, c], ticks: budget };
+        let budget = self.budget;
+        let entry = Entry { rip: self.entry, arguments: [operation, a, b, c], ticks: budget };
         let exit = CURRENT.enter(self, |domain| &domain.space, &entry);
         self.leave(exit, budget)
     }
@@ -120,7 +119,7 @@ impl Domain {
 ///
 /// Ticks are counted, not time: when the host stalls, a driver that did not run is not to blame.
 /// The time of a service is counted as far as [`time::charged`] does so.
-fn budget_ticks(milliseconds: u32) -> u32 {
+pub fn budget_ticks(milliseconds: u32) -> u32 {
     (u64::from(milliseconds) * u64::from(TICK_HZ)).div_ceil(1000) as u32 + 1
 }
 

@@ -5,6 +5,7 @@ use crate::domain::calls::CallLog;
 use crate::domain::device::Device;
 use crate::domain::sleep::Sleep;
 use crate::domain::turn::Turn;
+use crate::domain::upcall::budget_ticks;
 use crate::domain::{Domain, Ring, registry};
 use crate::file::File;
 use alloc::format;
@@ -47,7 +48,8 @@ pub fn map(
                 return Err(if refused.is_err() { LoadError::NoMemory } else { LoadError::NoSlot });
             }
         },
-        entry: module.entry,
+        entry: 0,
+        budget: budget_ticks(module.manifest.upcall_ms),
         image_bytes: module.len_bytes,
         drives: device.as_ref().map(Device::which),
         device,
@@ -78,6 +80,7 @@ pub fn map(
         stop_ticks: 0,
         promised: 0,
     };
+    domain.entry = domain.base() + IMAGE + module.entry;
     let frames = budget(&domain.manifest, domain.image_bytes);
     if frames > frames::most_of_one() {
         return Err(LoadError::Budget(frames));

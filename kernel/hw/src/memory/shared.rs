@@ -34,7 +34,13 @@ impl SharedMemory {
 
     /// Returns the physical address of the memory.
     pub fn physical(&self) -> u64 {
-        self.start as u64 - physical_start()
+        // No memory that the kernel sees lies below physical address 0.
+        (self.start as u64).wrapping_sub(physical_start())
+    }
+
+    /// Returns the address at which the kernel sees the memory.
+    pub(crate) fn seen_at(&self) -> u64 {
+        self.start as u64
     }
 
     /// Returns the length of the memory in bytes.

@@ -15,9 +15,9 @@ pub use bench::Changed;
 use crate::arch::entry_area;
 use crate::arch::gates::{self, Asleep};
 use crate::memory::frames::{Frames, Lent, OutOfMemory};
+use crate::memory::pages;
 use crate::memory::registers::{Registers, Window};
 use crate::memory::tables::{self, Leaf, Root};
-use crate::memory::{at_physical, pages};
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
@@ -240,7 +240,7 @@ impl Space {
 
     /// Returns the address at which the kernel sees the stacks' page.
     pub fn stacks_alias(&self) -> u64 {
-        at_physical(self.stacks.physical()) as u64
+        self.stacks.seen_at()
     }
 
     /// Maps the driver's stack, of `len_bytes` bytes (whole pages).

@@ -1,0 +1,288 @@
+//! `cargo run -- bench --model`: what the rings would cost on hardware, as ranges. Under TCG a time
+//! says nothing about that; what is executed does. QEMU logs the instructions of an operation, those
+//! that a CPU takes long for are counted, and each has its cycles from published measurements.
+
+use super::Row;
+use crate::build::System;
+use crate::machine::Machine;
+use crate::output;
+use crate::profile::{self, Executed, Instruction};
+use anyhow::{Result, bail};
+use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, Register};
+use std::fmt::Write;
+
+/// Something that costs more than an instruction.
+struct Event {
+    /// Its name in rows and tables.
+    name: &'static str,
+    /// The fewest and the most cycles.
+    cycles: [f64; 2],
+    /// Where the cycles are from.
+    source: &'static str,
+    /// The row of `bench call` that measures it, with the parts of that row that are not the
+    /// event's.
+    measured: Option<(&'static str, &'static [&'static str])>,
+}
+
+/// The events, in the order of [`count`].
+const EVENTS: [Event; 7] = [
+    Event {
+        name: "far calls",
+        cycles: [51.0, 237.0],
+        source: "half of a far call and return: 102 on a Zen 4 in one ring; 473 between rings, Intel (blitz, kernel_entry_benchmark)",
+        measured: Some(("call/bare", &["call/cr3", "call/cr3"])),
+    },
+    Event {
+        name: "far returns",
+        cycles: [51.0, 237.0],
+        source: "the other half; 220 for both on a Skylake in one ring",
+        measured: None,
+    },
+    Event {
+        name: "interrupts",
+        cycles: [497.0, 497.0],
+        source: "610 for an interrupt gate and IRETQ between rings, Intel (blitz), without the IRETQ",
+        measured: Some(("call/int", &["call/cr3", "call/cr3"])),
+    },
+    Event { name: "iretq", cycles: [113.0, 113.0], source: "a Zen 4", measured: None },
+    Event {
+        name: "cr3 writes",
+        cycles: [100.0, 186.0],
+        source: "Linux, Documentation/arch/x86/pti.rst; Skylake (SkyBridge, EuroSys 2019). Without PCID the TLB is refilled too",
+        measured: Some(("call/cr3", &[])),
+    },
+    Event { name: "segment loads", cycles: [1.0, 118.0], source: "a null selector; 118 on a Zen 4", measured: None },
+    Event {
+        name: "iotlb flushes",
+        cycles: [2000.0, 2000.0],
+        source: "queued, and waited for (rIOMMU, ASPLOS 2015)",
+        measured: None,
+    },
+];
+/// The places among them of what is no instruction.
+const INTERRUPTS: usize = 2;
+const INVALIDATIONS: usize = 6;
+/// Cycles of any other instruction: between four in a cycle and one.
+const INSTRUCTION: [f64; 2] = [0.25, 1.0];
+
+/// The rows of `bench` that are modelled, with their batches.
+const OPERATIONS: [(&str, u16); 8] = [
+    ("nic/tx", 1),
+    ("nic/tx", 32),
+    ("nic/rx", 1),
+    ("nic/rx", 32),
+    ("nic/rtt", 1),
+    ("scsi/read4k/depth1", 1),
+    ("scsi/read4k/depth32", 32),
+    ("scsi/write4k/depth32", 32),
+];
+
+/// What an operation consists of.
+pub struct Operation {
+    name: String,
+    ring: u8,
+    batch: u64,
+    instructions: f64,
+    events: [f64; EVENTS.len()],
+    /// Accesses to registers of devices, which take as long as the device does.
+    accesses: f64,
+}
+
+impl Operation {
+    fn of(executed: &Executed, ring: u8) -> Operation {
+        let all: u64 = executed.instructions.values().map(|instruction| instruction.times).sum();
+        // The first sample of a row is not in its median: a part of all that was executed is an
+        // operation.
+        let each = |count: u64| count as f64 * executed.total / all.max(1) as f64;
+        Operation {
+            name: executed.name.clone(),
+            ring,
+            batch: executed.batch,
+            instructions: executed.total,
+            events: {
+                let mut events = count(executed.instructions.values());
+                (events[INTERRUPTS], events[INVALIDATIONS]) = (executed.interrupts, executed.invalidations);
+                events.map(each)
+            },
+            accesses: each(executed.accesses),
+        }
+    }
+
+    /// Returns the fewest and the most cycles.
+    fn cycles(&self) -> [f64; 2] {
+        let counted: f64 = self.events.iter().sum::<f64>() - self.events[INTERRUPTS] - self.events[INVALIDATIONS];
+        let others = (self.instructions - counted).max(0.0);
+        [0, 1].map(|end| {
+            let events = EVENTS.iter().zip(self.events).map(|(event, count)| event.cycles[end] * count);
+            others * INSTRUCTION[end] + events.sum::<f64>()
+        })
+    }
+}
+
+/// Counts the events among instructions.
+fn count<'a>(instructions: impl Iterator<Item = &'a Instruction>) -> [u64; EVENTS.len()] {
+    let mut counts = [0; EVENTS.len()];
+    for Instruction { bytes, times } in instructions {
+        let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+        let is_segment = |register| matches!(register, Register::DS | Register::ES | Register::FS | Register::GS);
+        let event = match (instruction.code(), instruction.mnemonic()) {
+            (Code::Call_m1664 | Code::Call_m1632 | Code::Call_m1616, _) => 0,
+            (_, Mnemonic::Retf) => 1,
+            // Each interrupt ends with one; an upcall begins with one.
+            (Code::Iretq, _) => 3,
+            (Code::Mov_cr_r64, _) if instruction.op0_register() == Register::CR3 => 4,
+            (_, Mnemonic::Mov) if is_segment(instruction.op0_register()) => 5,
+            _ => continue,
+        };
+        counts[event] += times;
+    }
+    counts
+}
+
+/// Models the operations whose names begin with `name`.
+pub fn operations(system: &System, machine: &Machine, name: &str) -> Result<Vec<Operation>> {
+    if machine.accel != "tcg" {
+        bail!("only TCG tells what it executes: 'bench call --accel {}' measures the events", machine.accel);
+    }
+    let wanted: Vec<(&str, u16)> = OPERATIONS.into_iter().filter(|(row, _)| row.starts_with(name)).collect();
+    if wanted.is_empty() {
+        let names = OPERATIONS.map(|(row, _)| row).join(", ");
+        bail!("no operation that is modelled has a name that begins with '{name}': {names}");
+    }
+    let mut operations = Vec::new();
+    for (row, batch) in wanted {
+        for ring in [0, 1] {
+            output::complain(&format!("bench: what {row} executes in ring {ring}, batch {batch}"));
+            let options = profile::Options {
+                name: row.to_string(),
+                ring,
+                batch: Some(batch),
+                json: false,
+                machine: machine.clone(),
+            };
+            operations.push(Operation::of(&profile::execute(system, &options)?, ring));
+        }
+    }
+    Ok(operations)
+}
+
+/// Returns the rows of operations, for programs.
+pub fn rows(operations: &[Operation]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for operation in operations {
+        let row = |what: &str, unit: &str, value: f64| Row {
+            ring: Some(operation.ring),
+            batch: Some(operation.batch),
+            ..Row::derived(&format!("model/{}{what}", operation.name), unit, value)
+        };
+        let range = operation.cycles();
+        rows.push(Row { range: Some(range), ..row("", "cycles", (range[0] + range[1]) / 2.0) });
+        rows.push(row("/instructions", "instructions", operation.instructions));
+        for (event, count) in EVENTS.iter().zip(operation.events) {
+            rows.push(row(&format!("/{}", event.name.replace(' ', "-")), "events", count));
+        }
+        rows.push(row("/register-accesses", "events", operation.accesses));
+    }
+    rows
+}
+
+/// Formats the model for a terminal.
+pub fn text(operations: &[Operation]) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{:<20} {:>5} {:>4} {:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>13}",
+        "operation",
+        "batch",
+        "ring",
+        "instr.",
+        "calls",
+        "rets",
+        "ints",
+        "iretq",
+        "cr3",
+        "segs",
+        "iotlb",
+        "regs",
+        "cycles"
+    );
+    for operation in operations {
+        let [least, most] = operation.cycles();
+        let _ = write!(out, "{:<20} {:>5} {:>4} ", operation.name, operation.batch, operation.ring);
+        let _ = write!(out, "{:>6.0} ", operation.instructions);
+        operation.events.iter().for_each(|count| _ = write!(out, "{count:>5.2} "));
+        let _ = writeln!(out, "{:>5.2} {:>13}", operation.accesses, format!("{least:.0} to {most:.0}"));
+    }
+    let _ = writeln!(out);
+    for pair in operations.chunks(2) {
+        let [trusted, sandboxed] = pair else { continue };
+        let ([a, b], [c, d]) = (trusted.cycles(), sandboxed.cycles());
+        let added = [c - a, d - b];
+        let _ = writeln!(
+            out,
+            "{:<20} {:>5}  ring 1 adds {:.0} to {:.0} cycles: {:.0} % to {:.0} %",
+            sandboxed.name,
+            sandboxed.batch,
+            added[0],
+            added[1],
+            100.0 * (added[0] / b).min(added[1] / b).max(0.0),
+            100.0 * (added[1] / a).max(added[0] / a),
+        );
+    }
+    out + "\n" + &events(&[])
+}
+
+/// Formats the events: their published cycles, and those that were measured here, if any.
+pub fn events(measured: &[Row]) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{:<14} {:>10} {:>9}  from", "event", "cycles", "here");
+    let of = |name: &str| measured.iter().find(|row| row.name == name && row.unit == "ticks").map(|row| row.median);
+    for event in &EVENTS {
+        let here = event.measured.and_then(|(row, parts)| {
+            let parts: Option<f64> = parts.iter().map(|part| of(part)).sum();
+            Some(of(row)? - parts?)
+        });
+        let [least, most] = event.cycles;
+        let range = if least == most { format!("{least:.0}") } else { format!("{least:.0} to {most:.0}") };
+        let here = here.map_or("-".to_string(), |cycles| format!("{cycles:.0}"));
+        let _ = writeln!(out, "{:<14} {range:>10} {here:>9}  {}", event.name, event.source);
+    }
+    let [least, most] = INSTRUCTION;
+    let _ =
+        writeln!(out, "{:<14} {:>10} {:>9}  four in a cycle to one", "instructions", format!("{least} to {most}"), "-");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_known_by_their_bytes() {
+        let instruction = |bytes: &[u8], times| Instruction { bytes: bytes.to_vec(), times };
+        let executed = [
+            // call far qword [rax], retfq, iretq, mov cr3, rax, mov ds, eax, mov gs, eax
+            instruction(&[0x48, 0xff, 0x18], 1),
+            instruction(&[0x48, 0xcb], 2),
+            instruction(&[0x48, 0xcf], 3),
+            instruction(&[0x0f, 0x22, 0xd8], 4),
+            instruction(&[0x8e, 0xd8], 5),
+            instruction(&[0x8e, 0xe8], 6),
+            // mov cr0, rax; call qword [rax]; ret; mov eax, ds; nothing
+            instruction(&[0x0f, 0x22, 0xc0], 100),
+            instruction(&[0xff, 0x10], 100),
+            instruction(&[0xc3], 100),
+            instruction(&[0x8c, 0xd8], 100),
+            instruction(&[], 100),
+        ];
+        assert_eq!(count(executed.iter()), [1, 2, 0, 3, 4, 11, 0]);
+    }
+
+    #[test]
+    fn an_operation_costs_its_events_and_its_other_instructions() {
+        let executed = Executed::made_up(100.0, &[(&[0x0f, 0x22, 0xd8], 2), (&[0x90], 98)]);
+        let operation = Operation::of(&executed, 1);
+        assert_eq!(operation.events[4], 2.0);
+        assert_eq!(operation.cycles(), [98.0 * 0.25 + 200.0, 98.0 + 372.0]);
+    }
+}

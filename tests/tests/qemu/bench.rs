@@ -44,7 +44,7 @@ fn no_service_keeps_interrupts_off_for_a_million_instructions() {
 /// Instructions of an operation by a driver in ring 1: the row of `bench`, its batch, the count.
 /// `cargo run -- profile ROW --batch N` says where they go.
 const INSTRUCTIONS: [(&str, Option<u64>, f64); 11] = [
-    ("call/gate", None, 58.1),
+    ("call/gate", None, 54.1),
     ("upcall", None, 245.0),
     ("nic/tx", Some(1), 805.2),
     ("nic/tx", Some(8), 288.1),

@@ -19,9 +19,9 @@ bench_gate_shared:
     push 2
     popfq
     mov rax, qword ptr [{services}]     /* service_entry_0 */
-    pop r10
-    pop r11
-    pop r11
+    mov qword ptr [rsp + 24], {driver_stack}
+    mov r10, [rsp]
+    mov r11, [rsp + 16]
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
     push r11
     push r10
@@ -32,19 +32,15 @@ bench_gate_shared:
     push r14
     push r15
     call rax
-    mov r10, [rsp + 48]
-    mov r11, [rsp + 56]
-    mov rsp, {entry_stack_top}
-    push {driver_stack}
-    push r11
-    push {driver_code}
-    push r10
+    mov rsp, {entry_stack_top} - 32
     xor ecx, ecx
     xor edx, edx
     xor esi, esi
     xor edi, edi
     xor r8d, r8d
     xor r9d, r9d
+    xor r10d, r10d
+    xor r11d, r11d
     sti
     retfq
 

@@ -13,7 +13,6 @@ global_asm!(
     kernel_cr3 = const entry_area::KERNEL_CR3 as i64,
     services = const entry_area::SERVICES as i64,
     entry_stack_top = const entry_area::ENTRY_STACK_TOP as i64,
-    driver_code = const descriptor::DRIVER_CODE,
     driver_stack = const descriptor::DRIVER_STACK,
     cpu = sym CPU,
     cpu_upcall_rsp = const offset_of!(Cpu, upcall_rsp),

@@ -39,9 +39,9 @@ gate_\number:
 .p2align 4
 gate_enter:
     /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS */
-    pop r10                             /* driver RIP */
-    pop r11                             /* CS: only DRIVER_CODE can have called */
-    pop r11                             /* driver RSP */
+    mov qword ptr [rsp + 24], {driver_stack} /* the driver may have loaded another; CS can only be DRIVER_CODE */
+    mov r10, [rsp]                      /* driver RIP */
+    mov r11, [rsp + 16]                 /* driver RSP */
     mov r9, qword ptr [{kernel_cr3}]
     mov cr3, r9
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
@@ -56,22 +56,20 @@ gate_enter:
     push r15
     call rax                            /* service_entry_N: does not return if the driver is ended */
     /* kernel stack, from RSP up:  Caller (arch/gates.rs): R15-R12 | RBP | RBX | driver RIP | driver RSP | continuation */
-    mov r10, [rsp + 48]                 /* driver RIP */
-    mov r11, [rsp + 56]                 /* driver RSP */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rcx
-    mov rsp, {entry_stack_top}
-    push {driver_stack}
-    push r11
-    push {driver_code}
-    push r10
+    /* What the call pushed is still in the stacks' page: nothing enters another upcall of the domain during a service,
+       and traps use the kernel's stack. A service that sleeps returns through `resume_sandboxed`. */
+    mov rsp, {entry_stack_top} - 32
     xor ecx, ecx                        /* clear registers that may hold kernel values */
     xor edx, edx
     xor esi, esi
     xor edi, edi
     xor r8d, r8d
     xor r9d, r9d
-    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | SS;   RAX: result */
+    xor r10d, r10d
+    xor r11d, r11d
+    /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | DRIVER_STACK;   RAX: result */
     sti                                 /* takes effect after the return */
     retfq
 

@@ -81,6 +81,29 @@ fn no_operation_needs_more_instructions_than_it_did() {
     assert!(off.is_empty(), "instructions of an operation:\n{}", off.join("\n"));
 }
 
+/// An unbatched frame takes one upcall: in ring 1 that is an IRETQ, a far call through the return
+/// gate and two writes of CR3, and no load of a segment register that is null already.
+#[test]
+fn the_model_counts_what_a_crossing_executes() {
+    ringfence_tests::system();
+    let output =
+        Command::new(ringfence_tests::runner()).args(["bench", "nic/tx", "--model", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let count = |what: &str, ring: u64| {
+        let is_it = |row: &&serde_json::Value| row["name"] == what && row["ring"] == ring && row["batch"] == 1;
+        rows.iter().find(is_it).unwrap_or_else(|| panic!("no {what} in\n{text}"))["median"].as_f64().unwrap()
+    };
+    for (event, in_ring_1) in [("far-calls", 1.0), ("iretq", 1.0), ("cr3-writes", 2.0), ("segment-loads", 0.0)] {
+        let event = format!("model/nic/tx/{event}");
+        // An interrupt may come in between.
+        assert!(count(&event, 0) < 0.1, "{event}: {}", count(&event, 0));
+        assert!((count(&event, 1) - in_ring_1).abs() < 0.1, "{event}: {}", count(&event, 1));
+    }
+    assert!(count("model/nic/tx", 1) > count("model/nic/tx", 0));
+}
+
 #[test]
 fn a_profile_has_the_functions_of_kernel_and_driver() {
     let profile = |name: &str, batch| {

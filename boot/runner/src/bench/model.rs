@@ -1,6 +1,8 @@
-//! `cargo run -- bench --model`: what the rings would cost on hardware, as ranges. Under TCG a time
-//! says nothing about that; what is executed does. QEMU logs the instructions of an operation, those
-//! that a CPU takes long for are counted, and each has its cycles from published measurements.
+//! `cargo run -- bench --model`: what the rings would cost on hardware, as ranges.
+//!
+//! Under TCG a time says nothing about that; what is executed does. QEMU logs the instructions of
+//! an operation. Those that a CPU takes long for are counted, and each has its cycles from
+//! published measurements.
 
 use super::Row;
 use crate::build::System;

@@ -51,7 +51,7 @@ pub fn record(system: &System, options: &Options) -> Result<(String, String)> {
     let exec = match driver.kind {
         Kind::Nic => {
             machine.nic = driver.device(options.device.as_deref())?.to_string();
-            "ping 10.0.2.2 -c 1"
+            "ping 10.0.2.2 -c 3"
         }
         Kind::Scsi | Kind::Block => {
             machine.hba = driver.device(options.device.as_deref())?.to_string();

@@ -16,7 +16,7 @@ const DISK: &str = include_str!("disk.recording");
 
 #[test]
 fn it_does_again_what_it_did_in_a_real_run() {
-    assert_eq!(replay::<Host>(DISK), 19);
+    assert_eq!(replay::<Host>(DISK), 21);
 }
 
 #[test]
@@ -26,9 +26,9 @@ fn a_replay_notices_another_outcome() {
 }
 
 #[test]
-#[should_panic(expected = "is set to 0x10000000; the script has")]
+#[should_panic(expected = "is set to 0x100c0000; the script has")]
 fn a_replay_notices_another_command() {
-    replay::<Host>(&DISK.replacen("w 0 48 4 10000000", "w 0 48 4 10000004", 1));
+    replay::<Host>(&DISK.replacen("w 0 48 4 100c0000", "w 0 48 4 100c0004", 1));
 }
 
 /// What the recording has until the first command, and the beginning of that command.

@@ -69,11 +69,11 @@ const WAYS: &[(&str, &str, &str)] = &[
 
 /// Accesses at the ends of the device's own memory, or to places where nothing lies.
 const EDGES: &[(&str, &str)] = &[
-    ("straddle-read", "reading 0x10002000 (own slot, unmapped)"),
-    ("straddle-write", "writing 0x10002000 (own slot, unmapped)"),
+    ("straddle-read", "reading 0x100c2000 (own slot, unmapped)"),
+    ("straddle-write", "writing 0x100c2000 (own slot, unmapped)"),
     ("straddle-start", "reading 0xffff000 (own slot, unmapped)"),
-    ("read-freed", "reading 0x10003000 (own slot, unmapped)"),
-    ("write-freed", "writing 0x10003000 (own slot, unmapped)"),
+    ("read-freed", "reading 0x100c3000 (own slot, unmapped)"),
+    ("write-freed", "writing 0x100c3000 (own slot, unmapped)"),
     ("read 0xfffffff0", "reading 0xfffff000 (own slot, unmapped)"),
     ("write 0x80000000 1", "writing 0x80000000 (own slot, unmapped)"),
 ];
@@ -83,7 +83,7 @@ const WIDE: &[(&str, &str)] = &[
     ("dma-read %kernel-text", "reading 0x* (own slot, unmapped): it may not read there"),
     ("dma-write %kernel-text 1", "writing 0x* (own slot, unmapped): it may not write there"),
     ("dma-write %entry-text 1", "writing 0x* (own slot, unmapped): it may not write there"),
-    ("dma-write-read-only", "writing 0x10001000 (own DMA memory): it may not write there"),
+    ("dma-write-read-only", "writing 0x100c1000 (own DMA memory): it may not write there"),
     ("dma-read 0x100000000", "reading 0x100000000 (own slot, unmapped): it may not read there"),
     ("dma-write 0x7ffffff000 1", "writing 0x7ffffff000 (own slot, unmapped): it may not write there"),
     ("dma-read 0x8000000000", "reading 0x8000000000 (no address of its own): no address is as long"),

@@ -34,7 +34,7 @@ const OTHER_PLACES: &[(&str, &str)] = &[
     ("0xffff8000feb80000", "device registers"),
     ("0xffffa00000000000", "guard below a kernel stack"),
     // The first page and the stack of the second driver, which is in slot 0, and a free slot.
-    ("0x8000400000", "another domain's slot"),
+    ("0x8000430000", "another domain's slot"),
     ("0x80017ff000", "another domain's slot"),
     ("0x200000400000", "unmapped"),
 ];
@@ -262,7 +262,7 @@ const FAULTS: &[(&str, &str)] = &[
     ),
     ("log-pointer @kernel-stack", "bad pointer to rf_log: 0x10 bytes at @ (kernel stack)"),
     ("log-pointer @entry-stacks", "bad pointer to rf_log: 0x10 bytes at @ (entry stacks)"),
-    ("log-pointer 0x8000400000", "bad pointer to rf_log: 0x10 bytes at 0x8000400000 (another domain's slot)"),
+    ("log-pointer 0x8000430000", "bad pointer to rf_log: 0x10 bytes at 0x8000430000 (another domain's slot)"),
     ("panic", "gave up, in command"),
     ("loop", "took longer than 100 ms, in command, at rf_rogue::attacks::endless+"),
     ("loop-df", "took longer than 100 ms, in command, at rf_rogue::attacks::endless_df+"),

@@ -61,7 +61,7 @@ fn no_address_leads_beyond_the_fence() {
     for (address, expected) in [
         ("0x1000", "reading 0x1000 (own slot, unmapped): it may not read there"),
         ("0x2000000", "reading 0x2000000 (own queues): it may not read there"),
-        ("0x400000", "reading 0x400000 (own "),
+        ("0x430000", "reading 0x430000 (own "),
         ("0x8000000000", "reading 0x8000000000 (no address of its own): "),
         ("0xfed90000", "reading 0xfed90000 (own slot, unmapped): it may not read there"),
     ] {
@@ -222,7 +222,7 @@ fn behind_the_fence_each_move_beyond_it_ends_its_driver() {
         ("dma-write 0x2800000 0x1234", "writing 0x2800000 (own slot, unmapped): it may not write there"),
         ("dma-read 0x2800000", "reading 0x2800000 (own slot, unmapped): it may not read there"),
         // Memory that the device may only read: frames to be sent.
-        ("dma-write-read-only", "writing 0x10001000 (own DMA memory): it may not write there"),
+        ("dma-write-read-only", "writing 0x100c1000 (own DMA memory): it may not write there"),
         ("dma-write 0xfed90000 1", "writing 0xfed90000 (own slot, unmapped): it may not write there"),
         ("dma-write 0xffffffffff000 1", "writing 0xffffffffff000 (no address of its own): no address is as long"),
     ] {
@@ -266,8 +266,8 @@ fn a_device_that_goes_past_the_fence_has_no_driver() {
 fn a_queue_that_lies_elsewhere_ends_its_driver() {
     const VIRTIO_SCSI: (usize, u32) = (PCI_ID, 0x1048_1af4);
     for (part, address, name) in [
-        (0, "0x310004000", "descriptor table"),
-        (1, "0x1001000010002000", "available ring"),
+        (0, "0x3100c4000", "descriptor table"),
+        (1, "0x10010000100c2000", "available ring"),
         (2, "0x4000", "used ring"),
     ] {
         let script = format!(

@@ -39,6 +39,7 @@ use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Instant, Timer};
 use hw::arch::{interrupts, time};
 use hw::{iommu, pci};
+use ringfence_abi::layout::MAX_DOMAINS;
 use ringfence_abi::upcall::{Events, INIT, POLL, Reply};
 
 /// The TSC reading until which a driver that has used too much of the CPU rests.
@@ -346,11 +347,11 @@ pub async fn serve_interrupts() {
         .await;
         TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
         // The references are weak: a driver that is ended meanwhile must be freed.
-        let waiting: Vec<(Weak<_>, Events)> =
-            on_lines(fired).map(|(handle, events)| (Arc::downgrade(&handle), events)).collect();
-        for (waiting, events) in waiting {
+        let waiting = on_lines(fired, Arc::downgrade);
+        // The list is not moved into a loop: it has room for all domains.
+        for (waiting, events) in &waiting {
             if let Some(handle) = waiting.upgrade() {
-                poll(&handle, events);
+                poll(&handle, *events);
             }
             yield_now().await;
         }
@@ -362,20 +363,19 @@ pub async fn serve_interrupts() {
 /// lines.
 pub fn lines(fired: u64) {
     TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
-    for (handle, events) in on_lines(fired) {
-        poll(&handle, events);
+    for (handle, events) in &on_lines(fired, Handle::clone) {
+        poll(handle, *events);
     }
     unmask();
 }
 
-/// Returns the drivers of all devices on the lines in `fired`, with the events that each is polled
-/// for.
-fn on_lines(fired: u64) -> impl Iterator<Item = (Handle, Events)> {
-    let on = move |handle: Handle| {
-        let events = handle.lock().device.as_ref().filter(|device| device.active_lines() & fired != 0)?.events(fired);
-        Some((handle, events))
-    };
-    registry::all().into_iter().filter_map(on)
+/// Returns the drivers of all devices on the lines in `fired`, as `refer` refers to them, with the
+/// events that each is polled for.
+fn on_lines<T>(fired: u64, refer: impl Fn(&Handle) -> T) -> heapless::Vec<(T, Events), MAX_DOMAINS> {
+    registry::select(|handle, domain| {
+        let device = domain.device.as_ref().filter(|device| device.active_lines() & fired != 0)?;
+        Some((refer(handle), device.events(fired)))
+    })
 }
 
 /// Unmasks the lines of drivers that were polled or are about to be. A line that is still raised is

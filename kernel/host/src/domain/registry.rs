@@ -3,6 +3,7 @@
 use super::{Domain, Handle};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use ringfence_abi::layout::MAX_DOMAINS;
 use spin::Mutex;
 
 static LOADED: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
@@ -13,6 +14,19 @@ static BEGUN: Mutex<Vec<Weak<Mutex<Domain>>>> = Mutex::new(Vec::new());
 /// Returns all loaded domains, in the order in which they were loaded.
 pub fn all() -> Vec<Handle> {
     LOADED.lock().clone()
+}
+
+/// Returns what `select` finds among the loaded domains, in the order in which they were loaded.
+/// Unlike [`all`], this allocates nothing: it runs for each interrupt. No domain may be locked.
+pub fn select<T>(mut select: impl FnMut(&Handle, &mut Domain) -> Option<T>) -> heapless::Vec<T, MAX_DOMAINS> {
+    let mut found = heapless::Vec::new();
+    for handle in LOADED.lock().iter() {
+        if let Some(one) = select(handle, &mut handle.lock()) {
+            // There is room: no more domains can be loaded.
+            let _ = found.push(one);
+        }
+    }
+    found
 }
 
 /// Returns the number of loaded domains.

@@ -11,6 +11,7 @@ use host::domain::{Handle, end};
 use host::poll::{self, Polled};
 use hw::arch::time;
 use net::SHORTEST_FRAME;
+use net::client::Pinger;
 use net::queues::Queues;
 use ringfence_abi::net::FRAME_BYTES;
 use ringfence_abi::upcall::Events;
@@ -99,13 +100,14 @@ pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), St
     let before = handle.lock().ring();
     let mut rows: Vec<Row> =
         plan.rings().map(|ring| Row::new("icmp/rtt", plan.mode.unit("us")).batch(1).ring(ring)).collect();
+    let mut pinger = Pinger::open(ROUTER, ECHO_BYTES).await?;
     let mut result = Ok(());
     'samples: for number in 0..=TRIPS {
         for (ring, row) in plan.rings().zip(&mut rows) {
             handle.lock().set_ring(ring);
             sample_begins();
             let watch = Stopwatch::start();
-            let answered = net::client::ping(ROUTER, number as u16, ECHO_BYTES, Duration::from_secs(5)).await;
+            let answered = pinger.ping(number as u16, Duration::from_secs(5)).await;
             let cost = watch.stop(1);
             sample_ends();
             if !matches!(answered, Ok(Some(_))) {

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use hw::{link, println};
-use net::client::{self, MAX_PING};
+use net::client::{self, MAX_PING, Pinger};
 use net::{self, Status};
 use ringfence_abi::net::{Hearing, Offload};
 use ringfence_core::arguments::Arguments;
@@ -257,9 +257,10 @@ pub async fn ping(mut arguments: Arguments<'_>) -> Outcome {
         return arguments.wrong(&format!("the size is {MAX_PING} bytes at most"));
     }
     let mut trips = Trips::default();
+    let mut pinger = Pinger::open(host, len_bytes).await?;
     for sequence in 1..=count {
         let next = Instant::now() + interval;
-        let trip = client::ping(host, sequence, len_bytes, limit).await;
+        let trip = pinger.ping(sequence, limit).await;
         // If this ping cannot be sent, the next one cannot either: its driver may be gone for good.
         let Ok(trip) = trip else {
             if trips.sent > 0 {

@@ -66,20 +66,22 @@ impl Drop for OwnSocket {
     }
 }
 
-/// Sends one ICMP echo request with `len_bytes` bytes (at most [`MAX_PING`]) to `host` and waits
-/// for the answer. Returns the round trip time, or `None` after `limit`. The error says why no
-/// request can be sent.
-pub async fn ping(
+/// A sender of ICMP echo requests to one host.
+pub struct Pinger {
     host: Ipv4Addr,
-    sequence: u16,
-    len_bytes: usize,
-    limit: Duration,
-) -> Result<Option<Duration>, String> {
-    let number = route(host).await?;
-    let started = Instant::now();
-    // Each ping has its own identifier, so that a late answer is not taken for the next ping's.
-    let ident = NEXT_IDENT.fetch_add(1, Ordering::Relaxed);
-    let own = {
+    data: Vec<u8>,
+    own: OwnSocket,
+    /// The identifier of its requests. Each pinger has its own, so that no answer is taken for
+    /// another's.
+    ident: u16,
+}
+
+impl Pinger {
+    /// Makes a sender of requests with `len_bytes` bytes, at most [`MAX_PING`]. The error says why
+    /// no request can be sent.
+    pub async fn open(host: Ipv4Addr, len_bytes: usize) -> Result<Pinger, String> {
+        let number = route(host).await?;
+        let ident = NEXT_IDENT.fetch_add(1, Ordering::Relaxed);
         let packet_bytes = ICMP_HEADER + len_bytes;
         // A host that pings itself receives its own requests as well.
         let buffer = |packets: usize| {
@@ -88,35 +90,58 @@ pub async fn ping(
         };
         let mut socket = icmp::Socket::new(buffer(4)?, buffer(1)?);
         socket.bind(icmp::Endpoint::Ident(ident)).map_err(|_| "the ICMP socket is in use")?;
-        let data: Vec<u8> = (0..len_bytes).map(pattern).collect();
-        let request = Icmpv4Repr::EchoRequest { ident, seq_no: sequence, data: &data };
-        let packet = socket.send(request.buffer_len(), IpAddress::Ipv4(host)).map_err(|_| "no request can be sent")?;
-        request.emit(&mut Icmpv4Packet::new_unchecked(packet), &ChecksumCapabilities::default());
-        OwnSocket::open(number, socket)?
-    };
-    wake();
-    let answered = poll_fn(|context| {
-        let mut interfaces = INTERFACES.lock();
-        let Some(socket) = own.get::<icmp::Socket>(&mut interfaces) else {
-            return Poll::Ready(Err("the interface is gone".to_string()));
-        };
-        while let Ok((packet, from)) = socket.recv() {
-            let Ok(packet) = Icmpv4Packet::new_checked(packet) else { continue };
-            let reply = Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default());
-            if let Ok(Icmpv4Repr::EchoReply { seq_no, data, .. }) = reply
-                && seq_no == sequence
-                && from == IpAddress::Ipv4(host)
-                && data.iter().copied().eq((0..len_bytes).map(pattern))
-            {
-                return Poll::Ready(Ok(()));
+        let data = (0..len_bytes).map(pattern).collect();
+        Ok(Pinger { host, data, own: OwnSocket::open(number, socket)?, ident })
+    }
+
+    /// Sends a request, and waits for its answer. Returns the round trip time, or `None` after
+    /// `limit`. The error says why no request can be sent.
+    pub async fn ping(&mut self, sequence: u16, limit: Duration) -> Result<Option<Duration>, String> {
+        let started = Instant::now();
+        if !self.send(sequence) {
+            // The interface is gone, or has not sent an earlier request.
+            *self = Pinger::open(self.host, self.data.len()).await?;
+            if !self.send(sequence) {
+                return Err("no request can be sent".to_string());
             }
         }
-        socket.register_recv_waker(context.waker());
-        Poll::Pending
-    });
-    match with_timeout(limit, answered).await {
-        Ok(answered) => answered.map(|()| Some(started.elapsed())),
-        Err(_) => Ok(None),
+        wake();
+        let answered = poll_fn(|context| {
+            let mut interfaces = INTERFACES.lock();
+            let Some(socket) = self.own.get::<icmp::Socket>(&mut interfaces) else {
+                return Poll::Ready(Err("the interface is gone".to_string()));
+            };
+            while let Ok((packet, from)) = socket.recv() {
+                let Ok(packet) = Icmpv4Packet::new_checked(packet) else { continue };
+                let reply = Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default());
+                if let Ok(Icmpv4Repr::EchoReply { seq_no, data, .. }) = reply
+                    && seq_no == sequence
+                    && from == IpAddress::Ipv4(self.host)
+                    && data == self.data
+                {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            socket.register_recv_waker(context.waker());
+            Poll::Pending
+        });
+        match with_timeout(limit, answered).await {
+            Ok(answered) => answered.map(|()| Some(started.elapsed())),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Queues a request; `false` if it cannot be.
+    fn send(&self, sequence: u16) -> bool {
+        let request = Icmpv4Repr::EchoRequest { ident: self.ident, seq_no: sequence, data: &self.data };
+        let mut interfaces = INTERFACES.lock();
+        let socket = self.own.get::<icmp::Socket>(&mut interfaces);
+        let Some(Ok(packet)) = socket.map(|socket| socket.send(request.buffer_len(), IpAddress::Ipv4(self.host)))
+        else {
+            return false;
+        };
+        request.emit(&mut Icmpv4Packet::new_unchecked(packet), &ChecksumCapabilities::default());
+        true
     }
 }
 

@@ -35,9 +35,6 @@ pub const MTU: usize = 1500;
 /// 3.1).
 pub const MIN_MTU: usize = 576;
 
-/// The longest time between two looks of the servers after their sockets.
-const SERVE_EVERY: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1);
-
 /// The thing below an interface.
 pub enum Link {
     /// A driver.
@@ -78,8 +75,8 @@ pub struct Interface {
     offload: Offload,
     room: Box<Room>,
     pub servers: Servers,
-    /// When the servers look after their sockets, although no socket has changed.
-    serve_at: smoltcp::time::Instant,
+    /// When the stack has something to do by itself, as it said last.
+    stack_at: Option<smoltcp::time::Instant>,
     /// The addresses that programs were told last.
     told: Vec<Ipv4Cidr>,
     /// When programs were told an address last.
@@ -194,7 +191,8 @@ impl Interface {
             offload: Offload::empty(),
             room: Room::new(),
             servers,
-            serve_at: smoltcp::time::Instant::ZERO,
+            // At first the servers begin to listen.
+            stack_at: Some(smoltcp::time::Instant::ZERO),
             told: Vec::new(),
             told_at: None,
             told_link: ToldLink { is_up: true, since: None, count: 0 },
@@ -376,12 +374,10 @@ impl Interface {
             if let Some(cause) = cause {
                 return Err(cause);
             }
-            // Only a socket that has changed can have something for its server, or has timed out.
-            if !changed && now() < self.serve_at {
-                break;
-            }
-            self.serve_at = now() + SERVE_EVERY;
-            if !self.servers.serve(&mut self.sockets) {
+            // A socket has something for its server, or is to listen again, only if it has changed: by
+            // a frame, or because its time was over, of which the stack does not tell.
+            let is_due = self.stack_at.take().is_some_and(|at| at <= now());
+            if !(changed || is_due) || !self.servers.serve(&mut self.sockets) {
                 break;
             }
         }
@@ -461,7 +457,8 @@ impl Interface {
         };
         // The stack does not say when it has to answer a router's query about groups (RFC 2236, 3).
         let in_groups = (!self.groups.is_empty()).then(|| now() + smoltcp::time::Duration::from_secs(1));
-        let at = self.stack.poll_at(now(), &self.sockets).into_iter().chain(due).chain(in_groups).min();
+        self.stack_at = self.stack.poll_at(now(), &self.sockets);
+        let at = self.stack_at.into_iter().chain(due).chain(in_groups).min();
         at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64))
     }
 

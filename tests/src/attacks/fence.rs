@@ -71,7 +71,7 @@ const WAYS: &[(&str, &str, &str)] = &[
 const EDGES: &[(&str, &str)] = &[
     ("straddle-read", "reading 0x100c2000 (own slot, unmapped)"),
     ("straddle-write", "writing 0x100c2000 (own slot, unmapped)"),
-    ("straddle-start", "reading 0xffff000 (own slot, unmapped)"),
+    ("straddle-start", "reading 0x100bf000 (own slot, unmapped)"),
     ("read-freed", "reading 0x100c3000 (own slot, unmapped)"),
     ("write-freed", "writing 0x100c3000 (own slot, unmapped)"),
     ("read 0xfffffff0", "reading 0xfffff000 (own slot, unmapped)"),
@@ -90,7 +90,7 @@ const WIDE: &[(&str, &str)] = &[
     ("dma-write 0xffffffffff000 1", "writing 0xffffffffff000 (no address of its own): no address is as long"),
     ("dma-read 0xffffffffffffffe0", "reading 0xfffffffffffff000 (no address of its own): no address is as long"),
     ("device-writes %kernel-text", "reading 0x* (own slot, unmapped): it may not read there"),
-    ("device-writes 0x2000000", "reading 0x2000000 (own queues): it may not read there"),
+    ("device-writes 0x2060000", "reading 0x2060000 (own queues): it may not read there"),
     ("device-writes 0x1000", "reading 0x1000 (own slot, unmapped): it may not read there"),
 ];
 

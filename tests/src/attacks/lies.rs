@@ -41,7 +41,7 @@ const NIC_FAULTS: &[(&str, &str)] = &[
         "dma-freed",
         "rogue-nic: #PF reading 0x10010* (own slot, unmapped), in command, at rf_rogue_nic::RogueNic::alone+",
     ),
-    ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x10020000000 (own device's registers), in command"),
+    ("log-registers", "bad pointer to rf_log: 0x10 bytes at 0x100201a0000 (own device's registers), in command"),
     ("received-ahead", "lied about the received queue: position 0x3e8, but 0x0 is counted"),
     ("empty-ahead", "lied about the empty queue: position 0xffffffffffffffff, but 0x80 is counted"),
     ("transmitted-ahead", "lied about the transmitted queue: position 0xffffffffffffffff, but 0x0 is counted"),
@@ -60,14 +60,14 @@ const NIC_FAULTS: &[(&str, &str)] = &[
 /// data, and the fault of each.
 const REACHES: &[(&str, &str)] = &[
     ("execute-dma", "#PF executing 0x10010* (own DMA memory), in command, at 0x10010* (own DMA memory)"),
-    ("execute-queues", "#PF executing 0x10002000000 (own queues), in command, at 0x10002000000 (own queues)"),
+    ("execute-queues", "#PF executing 0x10002060000 (own queues), in command, at 0x10002060000 (own queues)"),
     (
         "execute-registers",
-        "#PF executing 0x10020000000 (own device's registers), in command, at 0x10020000000 (own device's registers)",
+        "#PF executing 0x100201a0000 (own device's registers), in command, at 0x100201a0000 (own device's registers)",
     ),
     ("over-dma", "#PF reading 0x10010* (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
-    ("over-registers", "#PF reading 0x10020020000 (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
-    ("before-registers", "#PF reading 0x1001ffffffc (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
+    ("over-registers", "#PF reading 0x100201c0000 (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
+    ("before-registers", "#PF reading 0x1002019fffc (own slot, unmapped), in command, at rf_rogue_nic::reach::read+"),
     ("over-ports", "#GP general protection, in command, at rf_rogue_nic::reach::port_in32+"),
     ("before-ports", "#GP general protection, in command, at rf_rogue_nic::reach::port_in8+"),
     ("behind-ports", "#GP general protection, in command, at rf_rogue_nic::reach::port_in8+"),

@@ -36,7 +36,7 @@ const OTHER_PLACES: &[(&str, &str)] = &[
     // The first page and the stack of the second driver, which is in slot 0, and a free slot.
     ("0x8000430000", "another domain's slot"),
     ("0x80017ff000", "another domain's slot"),
-    ("0x200000400000", "unmapped"),
+    ("0x200000430000", "unmapped"),
 ];
 
 /// Returns every kind of access to everything that is not the driver's.
@@ -190,7 +190,7 @@ const FAULTS: &[(&str, &str)] = &[
     // The kernel's own entry code, run in ring 1.
     ("execute @entry-text", "#GP general protection, in command, at gate_enter+0x* (entry text)"),
     // The driver's own stubs, mailbox and stack.
-    ("write 0x10000200000", "#PF writing 0x10000200000 (own service stubs), in command, at rf_rogue::attacks::write+"),
+    ("write 0x10000220000", "#PF writing 0x10000220000 (own service stubs), in command, at rf_rogue::attacks::write+"),
     ("execute 0x10001f00000", "#PF executing 0x10001f00000 (own mailbox), in command, at 0x10001f00000"),
     (
         "read 0x10001700000",
@@ -206,9 +206,9 @@ const FAULTS: &[(&str, &str)] = &[
         "rogue: #PF writing 0x100017b* (guard below own stack), in command, at rf_rogue::attacks::big_frame+",
     ),
     // The driver's own heap, its last word, and the first word after it.
-    ("execute 0x10004000000", "#PF executing 0x10004000000 (own heap), in command, at 0x10004000000 (own heap)"),
-    ("read 0x10004003ffc", "#PF reading 0x10004004000 (own slot, unmapped), in command, at rf_rogue::attacks::read+"),
-    ("write 0x10004003ffc", "#PF writing 0x10004004000 (own slot, unmapped), in command, at rf_rogue::attacks::write+"),
+    ("execute 0x10004080000", "#PF executing 0x10004080000 (own heap), in command, at 0x10004080000 (own heap)"),
+    ("read 0x10004083ffc", "#PF reading 0x10004084000 (own slot, unmapped), in command, at rf_rogue::attacks::read+"),
+    ("write 0x10004083ffc", "#PF writing 0x10004084000 (own slot, unmapped), in command, at rf_rogue::attacks::write+"),
     ("cli", "#GP general protection, in command, at rf_rogue::attacks::cli+"),
     ("hlt", "#GP general protection, in command, at rf_rogue::attacks::hlt+"),
     ("lidt", "#GP general protection, in command, at rf_rogue::attacks::lidt+"),

@@ -131,7 +131,7 @@ fn a_killed_driver_leaves_memory_as_it_was() {
 #[test]
 fn all_that_a_driver_can_reach_is_shown() {
     let text = boot_well(&bare("insmod template; vmmap template"));
-    assert_says(&text, "0000008000200000  0000008000201000       4  r-x     own service stubs");
+    assert_says(&text, "0000008000220000  0000008000221000       4  r-x     own service stubs");
     assert_says(&text, "entry stacks");
     let gates: Vec<&str> = text.lines().filter(|line| line.starts_with("gates  ")).collect();
     assert_eq!(gates, ["gates  rf_log rf_panic rf_heap_grow"], "{text}");

@@ -4,7 +4,13 @@ use ringfence::record::{Options, record};
 use ringfence_tests::{machine, system};
 
 fn recorded(name: &str) -> Result<(String, String), String> {
-    let options = Options { name: name.to_string(), file: None, exec: None, device: None, machine: machine("") };
+    let options = Options {
+        name: name.to_string(),
+        file: None,
+        exec: Some("ping 10.0.2.2 -c 1".into()),
+        device: None,
+        machine: machine(""),
+    };
     record(system(), &options).map_err(|error| format!("{error:#}"))
 }
 

@@ -374,8 +374,8 @@ impl Interface {
             if let Some(cause) = cause {
                 return Err(cause);
             }
-            // A socket has something for its server, or is to listen again, only if it has changed: by
-            // a frame, or because its time was over, of which the stack does not tell.
+            // A socket has something for its server, or is to listen again, only if it has changed:
+            // by a frame, or because its time was over, of which the stack does not tell.
             let is_due = self.stack_at.take().is_some_and(|at| at <= now());
             if !(changed || is_due) || !self.servers.serve(&mut self.sockets) {
                 break;

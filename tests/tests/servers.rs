@@ -5,7 +5,7 @@ use ringfence_abi::net::MAX_FRAME;
 use ringfence_core::servers::{CONNECTIONS, Servers};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium};
-use smoltcp::socket::tcp;
+use smoltcp::socket::{Socket, tcp};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address};
 use std::collections::VecDeque;
@@ -69,26 +69,29 @@ impl Net {
         Net { now, guest, clients, servers, is_connected: true }
     }
 
+    /// Lets both sides do what they can, and carries their frames over. Returns `false` if there
+    /// were none.
+    fn exchange(&mut self) -> bool {
+        let (end, stack, sockets) = &mut self.guest;
+        self.servers.serve(sockets);
+        self.servers.poll(stack, self.now, end, sockets);
+        let (client_end, client_stack, client_sockets) = &mut self.clients;
+        client_stack.poll(self.now, client_end, client_sockets);
+        let (from_guest, from_client) = (std::mem::take(&mut end.sent), std::mem::take(&mut client_end.sent));
+        let any = !from_guest.is_empty() || !from_client.is_empty();
+        if self.is_connected {
+            client_end.received.extend(from_guest);
+            end.received.extend(from_client);
+        }
+        any
+    }
+
     /// Lets `time` pass, in steps of a tenth of a second.
     fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while self.now < until {
             self.now += Duration::from_millis(100);
-            loop {
-                let (end, stack, sockets) = &mut self.guest;
-                self.servers.serve(sockets);
-                self.servers.poll(stack, self.now, end, sockets);
-                let (client_end, client_stack, client_sockets) = &mut self.clients;
-                client_stack.poll(self.now, client_end, client_sockets);
-                if end.sent.is_empty() && client_end.sent.is_empty() {
-                    break;
-                }
-                let (from_guest, from_client) = (std::mem::take(&mut end.sent), std::mem::take(&mut client_end.sent));
-                if self.is_connected {
-                    client_end.received.extend(from_guest);
-                    end.received.extend(from_client);
-                }
-            }
+            while self.exchange() {}
         }
     }
 
@@ -114,6 +117,31 @@ impl Net {
     fn vanish(&mut self) {
         self.clients.2 = SocketSet::new(Vec::new());
     }
+}
+
+/// The last acknowledgement of a connection and the SYNs of two others are received one after the
+/// other, before the servers have their turn.
+#[test]
+fn who_comes_when_another_leaves_is_not_refused() {
+    let mut net = Net::new();
+    net.pass(Duration::from_secs(1));
+    let first = net.connect(2000);
+    net.pass(Duration::from_secs(1));
+    assert!(net.echoes(first));
+    net.clients.2.get_mut::<tcp::Socket>(first).close();
+    let leaves = |net: &Net| {
+        let state = |socket: &Socket| match socket {
+            Socket::Tcp(socket) => Some(socket.state()),
+            _ => None,
+        };
+        net.guest.2.iter().any(|(_, socket)| state(socket) == Some(tcp::State::LastAck))
+    };
+    while !leaves(&net) {
+        assert!(net.exchange(), "the guest does not close");
+    }
+    let others = [3000, 3001].map(|port| net.connect(port));
+    net.pass(Duration::from_secs(1));
+    assert!(others.into_iter().all(|talk| net.echoes(talk)));
 }
 
 /// RFC 1122, 4.2.3.6: a client that does not answer keep-alive probes has vanished.

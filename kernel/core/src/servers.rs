@@ -113,11 +113,20 @@ impl Servers {
     /// way.
     fn keep_listening(&mut self, sockets: &mut SocketSet<'static>) {
         for port in [ECHO, DISCARD, CHARGEN] {
-            let of_port = self.tcp.iter().filter(|listener| listener.port == port);
-            let state = |listener: &&Listener| sockets.get::<tcp::Socket>(listener.handle).state();
-            if of_port.clone().any(|listener| matches!(state(&listener), tcp::State::Listen | tcp::State::Closed)) {
+            let is_in = |listener: &Listener, sockets: &SocketSet<'static>, state: tcp::State| {
+                listener.port == port && sockets.get::<tcp::Socket>(listener.handle).state() == state
+            };
+            if self.tcp.iter().any(|listener| is_in(listener, sockets, tcp::State::Listen)) {
                 continue;
             }
+            // A connection has just ended, and the next frame may be the SYN of another one.
+            if let Some(closed) = self.tcp.iter_mut().find(|listener| is_in(listener, sockets, tcp::State::Closed)) {
+                (closed.generated, closed.echoed) = (0, Echoed::default());
+                closed.listen(sockets);
+                continue;
+            }
+            let of_port = self.tcp.iter().filter(|listener| listener.port == port);
+            let state = |listener: &&Listener| sockets.get::<tcp::Socket>(listener.handle).state();
             // One socket more than connections: a port still listens when all its connections are
             // taken.
             if of_port.clone().count() <= CONNECTIONS && (self.has_room)(2 * LITTLE_BYTES) {
@@ -190,7 +199,8 @@ impl Servers {
         }
     }
 
-    /// Moves all data that can be moved. Returns whether any data was moved.
+    /// Moves all data that can be moved, and closes what is to be closed. Returns whether the stack
+    /// has something to send for that.
     pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let mut moved = false;
         // A socket that was made for a connection is removed with it.
@@ -220,7 +230,9 @@ impl Servers {
                 _ => generate(socket, &mut listener.generated),
             };
             if !socket.may_recv() && socket.may_send() && (listener.port != ECHO || !socket.can_recv()) {
+                // There is a FIN to send.
                 socket.close();
+                moved = true;
                 if listener.port == ECHO {
                     self.last_echoed = Some(core::mem::take(&mut listener.echoed));
                 }

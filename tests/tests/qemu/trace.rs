@@ -100,7 +100,7 @@ fn a_register_is_watched_by_its_name() {
 fn a_register_that_a_reset_touches_can_be_watched() {
     // virtio's device status, in the slot of the second driver.
     let text = boot_well(&machine(
-        "lsblk; trace virtio-scsi --watch 0x10020000014:1 repeat 1 kill virtio-scsi, sleep 50; lsmod",
+        "lsblk; trace virtio-scsi --watch 0x100201a0014:1 repeat 1 kill virtio-scsi, sleep 50; lsmod",
     ));
     assert_says(&text, " us    * ?");
     assert!(text.restarts("virtio-scsi") > 0, "{text}");

@@ -457,7 +457,8 @@ impl Interface {
         };
         // The stack does not say when it has to answer a router's query about groups (RFC 2236, 3).
         let in_groups = (!self.groups.is_empty()).then(|| now() + smoltcp::time::Duration::from_secs(1));
-        self.stack_at = self.stack.poll_at(now(), &self.sockets);
+        // A time that was not seen to, because the driver was gone, is kept.
+        self.stack_at = self.stack_at.into_iter().chain(self.stack.poll_at(now(), &self.sockets)).min();
         let at = self.stack_at.into_iter().chain(due).chain(in_groups).min();
         at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64))
     }

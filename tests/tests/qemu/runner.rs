@@ -137,7 +137,7 @@ fn gdb_finds_the_functions_of_a_module() {
     std::fs::write(file.path(), ask + "info address rf_upcall\n").unwrap();
     let Ok(output) = Command::new("gdb").args(["-q", "-batch", "-x"]).arg(file.path()).output() else { return };
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("with all sections offset by 0x10000400000"), "{text}");
+    assert!(text.contains("with all sections offset by 0x10000430000"), "{text}");
     assert!(text.contains("rf_upcall in section .text"), "{text}");
 }
 

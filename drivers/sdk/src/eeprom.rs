@@ -1,6 +1,5 @@
 //! Serial EEPROMs with the Microwire interface, of the 93C46 family: many cards keep their Ethernet
-//! address in one, and give the driver its four pins as bits of a register (data sheet of the
-//! *NM93C46*, figures 1 and 2).
+//! address in one, and give the driver its four pins as bits of a register (*NM93C46* data sheet).
 
 use crate::device::pause;
 use core::time::Duration;
@@ -16,7 +15,7 @@ pub struct Pins {
     pub data: bool,
 }
 
-/// Half of a clock period; the slowest of the family take 250 kHz.
+/// Half of a clock period, with which the clock has 250 kHz.
 const HALF: Duration = Duration::from_micros(2);
 /// READ: the start bit, and the operation.
 const READ: u32 = 0b110;

@@ -87,6 +87,7 @@ impl Listener {
 
     /// Listens. A peer that connects has a limited time to finish its handshake.
     fn listen(&mut self, sockets: &mut SocketSet<'static>) {
+        (self.generated, self.echoed) = (0, Echoed::default());
         let socket = sockets.get_mut::<tcp::Socket>(self.handle);
         socket.set_timeout(Some(HANDSHAKE));
         socket.set_keep_alive(None);
@@ -121,7 +122,6 @@ impl Servers {
             }
             // A connection has just ended, and the next frame may be the SYN of another one.
             if let Some(closed) = self.tcp.iter_mut().find(|listener| is_in(listener, sockets, tcp::State::Closed)) {
-                (closed.generated, closed.echoed) = (0, Echoed::default());
                 closed.listen(sockets);
                 continue;
             }
@@ -214,8 +214,6 @@ impl Servers {
         for listener in &mut self.tcp {
             let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
             if !socket.is_open() {
-                listener.generated = 0;
-                listener.echoed = Echoed::default();
                 listener.listen(sockets);
                 continue;
             }

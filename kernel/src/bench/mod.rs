@@ -212,11 +212,17 @@ const RINGS: [Ring; 2] = [Ring::Trusted, Ring::Sandboxed];
 
 /// Logs that a driver is about to run in ring 0, where it is not confined: no person has said that
 /// it is trusted.
-fn announce(handle: &Handle) {
+fn announce(plan: &Plan<'_>, handle: &Handle) {
     let domain = handle.lock();
-    if trust::distrust(&domain).is_none() {
+    if plan.ring != Some(Ring::Sandboxed) && trust::distrust(&domain).is_none() {
         log::info!("{}: is in ring 0 for every other sample while it is measured", domain.name);
     }
+}
+
+/// Refuses a driver that must not run in ring 0.
+fn check_trust(handle: &Handle) -> Result<(), String> {
+    let why = trust::distrust(&handle.lock());
+    why.map_or(Ok(()), |why| Err(format!("the driver cannot be measured in ring 0: {why}")))
 }
 
 /// Takes `count` samples of `sample` in each ring, alternating, and returns a row for each.
@@ -251,9 +257,7 @@ fn alternate_in(
     row: impl Fn() -> Row,
 ) -> Result<Vec<Row>, String> {
     let before = handle.lock().ring();
-    if let Some(why) = trust::distrust(&handle.lock()) {
-        return Err(format!("the driver cannot be measured in ring 0: {why}"));
-    }
+    check_trust(handle)?;
     // Suspend throttling: meanwhile no other task runs that a driver could starve.
     let _no_rests = TURN_MS.for_now(LONGEST_TURN_MS);
     // Unmask pending lines now: the task that was about to do so does not run while this one waits

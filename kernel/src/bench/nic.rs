@@ -1,13 +1,13 @@
 //! Frames through a network driver: to nobody, and ARP requests to the router, which answers each
 //! request at once. Through the network stack too: ICMP echo requests.
 
-use super::{Cost, Mode, Plan, Row, Stopwatch, announce, sample_begins, sample_ends, wait_for_interrupt};
+use super::{Cost, Mode, Plan, Row, Stopwatch, announce, check_trust, sample_begins, sample_ends, wait_for_interrupt};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use embassy_futures::yield_now;
 use embassy_time::Duration;
 use host::domain::cause::Cause;
-use host::domain::{Handle, end};
+use host::domain::{Handle, Ring, end};
 use host::poll::{self, Polled};
 use hw::arch::time;
 use net::SHORTEST_FRAME;
@@ -38,7 +38,7 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
         let _ = net::wait_for_address().await;
     }
     let Some(handle) = net::first_driver() else { return Ok(()) };
-    announce(&handle);
+    announce(&plan, &handle);
     let short = frame(&handle, false);
     let mut long = [0; LONGEST_FRAME];
     for (to, byte) in long.iter_mut().zip(short) {
@@ -88,6 +88,18 @@ fn trip(mode: Mode, cost: &Cost) -> f64 {
     }
 }
 
+/// Moves a driver back into its ring when it is dropped, also if a person stops the measurement.
+struct Back<'a> {
+    handle: &'a Handle,
+    ring: Ring,
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        self.handle.lock().set_ring(self.ring);
+    }
+}
+
 /// Measures the round trips of ICMP echo requests to the router, if there is a network interface.
 /// Unlike frames, they go through the network stack and its task.
 pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
@@ -96,13 +108,13 @@ pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), St
     }
     net::wait_for_address().await?;
     let Some(handle) = net::first_driver() else { return Ok(()) };
-    announce(&handle);
-    let before = handle.lock().ring();
+    announce(&plan, &handle);
+    check_trust(&handle)?;
     let mut rows: Vec<Row> =
         plan.rings().map(|ring| Row::new("icmp/rtt", plan.mode.unit("us")).batch(1).ring(ring)).collect();
     let mut pinger = Pinger::open(ROUTER, ECHO_BYTES).await?;
-    let mut result = Ok(());
-    'samples: for number in 0..=TRIPS {
+    let _back = Back { handle: &handle, ring: handle.lock().ring() };
+    for number in 0..=TRIPS {
         for (ring, row) in plan.rings().zip(&mut rows) {
             handle.lock().set_ring(ring);
             sample_begins();
@@ -110,9 +122,12 @@ pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), St
             let answered = pinger.ping(number as u16, Duration::from_secs(5)).await;
             let cost = watch.stop(1);
             sample_ends();
-            if !matches!(answered, Ok(Some(_))) {
-                result = Err("the router does not answer an echo request".to_string());
-                break 'samples;
+            // A successor would answer in another ring.
+            if !handle.lock().is_alive() {
+                return Err("the driver was ended".to_string());
+            }
+            if answered?.is_none() {
+                return Err("the router does not answer an echo request".to_string());
             }
             // The first sample fills caches, as elsewhere.
             if number > 0 {
@@ -120,9 +135,8 @@ pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), St
             }
         }
     }
-    handle.lock().set_ring(before);
-    rows.iter().filter(|_| result.is_ok()).for_each(&mut *print);
-    result
+    rows.iter().for_each(print);
+    Ok(())
 }
 
 /// An ARP request for the router's address (RFC 826), or a frame of a type that no host knows.

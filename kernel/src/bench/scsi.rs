@@ -9,7 +9,7 @@ use host::domain::Handle;
 use host::poll::{self, Polled};
 use host::requests::queue::{Moves, Ticket};
 use hw::println;
-use ringfence_abi::scsi::MAX_DATA;
+use ringfence_abi::scsi::{MAX_DATA, SenseKey};
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
 use scsi::command::{ScsiError, check_outcome};
@@ -23,6 +23,10 @@ const SAMPLES: usize = 15;
 const BATCHES: [usize; 3] = [1, 8, 32];
 const DEPTH: usize = 32;
 const SMALL: usize = 4096;
+/// The rows of writes, with their depths and batches.
+const SEQUENTIAL: &str = "scsi/seq-write";
+const WRITES: [(&str, usize, usize); 3] =
+    [("scsi/write4k/depth1", 1, 1), ("scsi/write4k/depth32", DEPTH, DEPTH), (SEQUENTIAL, 8, 8)];
 /// The number of places that sequential writes go to.
 const LARGE_PLACES: usize = 16;
 
@@ -42,8 +46,11 @@ struct Work<'a> {
 pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
-    announce(&disk.handle());
-    let places = |len_bytes: usize| disk.capacity().blocks / (len_bytes / disk.block_bytes()) as u64;
+    announce(&plan, &disk.handle());
+    // In blocks: the length of a transfer, and how many places for one the disk has.
+    let blocks = |len_bytes: usize| (len_bytes / disk.block_bytes()) as u64;
+    let capacity = disk.capacity().blocks;
+    let places = |len_bytes: usize| capacity / blocks(len_bytes);
     if places(MAX_DATA) == 0 {
         return Err("the disk is too small".to_string());
     }
@@ -54,11 +61,10 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        random % places(SMALL) * (SMALL / disk.block_bytes()) as u64
+        random % places(SMALL) * blocks(SMALL)
     };
     let small: Vec<u64> = (0..EACH * SAMPLES).map(|_| anywhere()).collect();
-    let large: Vec<u64> =
-        (0..EACH as u64).map(|place| place % places(MAX_DATA) * (MAX_DATA / disk.block_bytes()) as u64).collect();
+    let large: Vec<u64> = (0..EACH as u64).map(|place| place % places(MAX_DATA) * blocks(MAX_DATA)).collect();
     for (name, depth) in [("scsi/read4k/depth1", 1), ("scsi/read4k/depth32", DEPTH)] {
         for batch in BATCHES.into_iter().filter(|batch| *batch <= depth) {
             let work = Work { len_bytes: SMALL, depth, batch, places: &small, content: None };
@@ -70,10 +76,7 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
     let work = Work { len_bytes: MAX_DATA, depth: 8, batch: 8, places: &large, content: None };
     measure(plan, &disk, "scsi/seq", &work, print)?;
     yield_now().await;
-    if ["scsi/write4k/depth1", "scsi/write4k/depth32", "scsi/seq-write"]
-        .iter()
-        .any(|name| name.starts_with(plan.prefix))
-    {
+    if WRITES.into_iter().any(|(name, _, batch)| plan.wants(name, batch)) {
         writes(plan, &disk, &small, &large, print).await?;
     }
     Ok(())
@@ -90,21 +93,25 @@ async fn writes(
     let small = small.get(..EACH).unwrap_or(small);
     let large = large.get(..LARGE_PLACES).unwrap_or(large);
     let content = read_all(disk, small, SMALL).await?;
-    // QEMU opens a disk of the user's for reading, unless it is told otherwise.
+    // A disk that a person wants only read is no failure. One that fails is.
     if let (Some(first), Some(bytes)) = (small.first(), content.get(..SMALL))
         && let Err(error) = disk.write(*first, bytes).await
     {
+        let is_protected =
+            matches!(error, ScsiError::Status { sense: Some(sense), .. } if sense.key == SenseKey::DataProtect as u8);
         println!("writes are not measured: {error}");
-        return Ok(());
+        return if is_protected { Ok(()) } else { Err(error.to_string()) };
     }
-    for (name, depth, batch) in [("scsi/write4k/depth1", 1, 1), ("scsi/write4k/depth32", DEPTH, DEPTH)] {
-        let work = Work { len_bytes: SMALL, depth, batch, places: small, content: Some(&content) };
+    let large_content = read_all(disk, large, MAX_DATA).await?;
+    for (name, depth, batch) in WRITES {
+        let work = match name {
+            SEQUENTIAL => Work { len_bytes: MAX_DATA, depth, batch, places: large, content: Some(&large_content) },
+            _ => Work { len_bytes: SMALL, depth, batch, places: small, content: Some(&content) },
+        };
         measure(plan, disk, name, &work, print)?;
         yield_now().await;
     }
-    let content = read_all(disk, large, MAX_DATA).await?;
-    let work = Work { len_bytes: MAX_DATA, depth: 8, batch: 8, places: large, content: Some(&content) };
-    measure(plan, disk, "scsi/seq-write", &work, print)
+    Ok(())
 }
 
 /// Returns what is at these places.

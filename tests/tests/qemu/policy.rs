@@ -84,6 +84,17 @@ fn a_module_can_be_for_ring_1_only() {
     assert_says(&text, "modest: 1 (0x1)");
 }
 
+/// A measurement moves a driver between the rings, and is no way into ring 0.
+#[test]
+fn a_module_for_ring_1_only_is_not_measured_in_ring_0() {
+    let script = "insmod modest; fails bench icmp/rtt; fails bench nic/rtt; lsmod";
+    let (machine, _directory) = with_other_manifest("e1000", "modest", &[(FLAGS, RING1_ONLY)], script);
+    let text = boot_well(&machine);
+    let refused = "as expected: the driver cannot be measured in ring 0: it is for ring 1 only";
+    assert_eq!(text.matches(refused).count(), 2, "{text}");
+    assert_eq!(text.drivers("modest")[0].ring, 1, "{text}");
+}
+
 /// The first restart comes at once; each further one waits twice as long. Time counts instructions.
 #[test]
 fn each_restart_waits_twice_as_long() {

@@ -298,13 +298,13 @@ fn boot_to_prompt(system: &System, machine: &Machine) -> Result<[f64; 2]> {
     let start = Instant::now();
     let mut running = machine.start(system)?;
     running.wait_for("ringfence> ")?;
-    Ok(boot_times(start, running.process()))
+    boot_times(start, running.process())
 }
 
 /// Returns the times of a boot until now, in milliseconds, as [`BOOT_ROWS`] has them.
-fn boot_times(start: Instant, process: u32) -> [f64; 2] {
-    let cpu = host::cpu_time(process).unwrap_or_default();
-    [start.elapsed(), cpu].map(|time| time.as_secs_f64() * 1000.0)
+fn boot_times(start: Instant, process: u32) -> Result<[f64; 2]> {
+    let cpu = host::cpu_time(process).context("/proc does not say how much CPU time QEMU has used")?;
+    Ok([start.elapsed(), cpu].map(|time| time.as_secs_f64() * 1000.0))
 }
 
 /// Measures TCP streams to and from the guest and UDP round trips, with the driver in each ring in

@@ -58,8 +58,8 @@ gate_enter:
     /* kernel stack, from RSP up:  Caller (arch/gates.rs): R15-R12 | RBP | RBX | driver RIP | driver RSP | continuation */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rcx
-    /* What the call pushed is still in the stacks' page: nothing enters another upcall of the domain during a service,
-       and traps use the kernel's stack. A service that sleeps returns through `resume_sandboxed`. */
+    /* What the call pushed is still in the domain's stacks' page: during a service no upcall enters the domain, and a
+       trap pushes into the page of the kernel's root. A service that slept returns through `resume_sandboxed`. */
     mov rsp, {entry_stack_top} - 32
     xor ecx, ecx                        /* clear registers that may hold kernel values */
     xor edx, edx
@@ -116,8 +116,8 @@ enter_sandboxed:
     xor r14d, r14d
     xor r15d, r15d
 into_driver:
-    /* RAX: root; R10, R11: driver RIP, RSP; RBX, RBP, RCX, RDX, RSI, RDI, R12-R15: the driver's. Interrupts are off. */
-    /* No driver finds a selector of another's there. A null selector that is there already is not loaded again: a load
+    /* RAX: root; R10, R11: driver RIP, RSP; RBX, RBP, RCX, RDX, RSI, RDI, R12-R15: the driver's. Interrupts are off.
+       No driver finds a selector of another's there. A null selector that is there already is not loaded again: a load
        takes as long as a hundred instructions. */
     mov r8d, ds
     mov r9d, es

@@ -128,7 +128,7 @@ fn measured_by(running: &mut Running, started: Instant) -> Result<BTreeMap<Key, 
                 samples.entry((name.to_string(), batch)).or_default().push(value);
             }
             ["ready"] => {
-                for (name, time) in BOOT_ROWS.into_iter().zip(boot_times(started, running.process())) {
+                for (name, time) in BOOT_ROWS.into_iter().zip(boot_times(started, running.process())?) {
                     samples.insert((name.to_string(), 1), vec![time]);
                 }
             }

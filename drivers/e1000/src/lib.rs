@@ -17,8 +17,8 @@ use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma;
 use ringfence_sdk::net::{
-    FRAME_BYTES, Hearing, NetInfo, Nic, NicDriver, Offload, Queues, RX_FRAMES, Received, RxFrame, Sum, TX_FRAMES,
-    TxFrame,
+    EthernetAddress, FRAME_BYTES, Hearing, NetInfo, Nic, NicDriver, Offload, Queues, RX_FRAMES, Received, RxFrame, Sum,
+    TX_FRAMES, TxFrame,
 };
 use ringfence_sdk::register::Registers;
 use ringfence_sdk::ring::FrameRing;
@@ -134,7 +134,7 @@ impl Device<Nic> for E1000 {
         let name = card_name(id);
         // Only the 82574L has interrupts of its own.
         let causes = if id == ID_82574L { own_interrupts(&registers)? } else { ON_LINE };
-        log::info!("{name} at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        log::info!("{name} at {}", EthernetAddress(mac));
         Ok(E1000 { registers, mac, tx: FrameRing::new()?, rx: FrameRing::new()?, is_long: false, sum: None, causes })
     }
 
@@ -293,7 +293,7 @@ impl E1000 {
         if self.sum.replace(sum) != Some(sum) {
             let (start, place) = (u64::from(sum.start), u64::from(sum.start) + u64::from(sum.offset));
             let context = [start << 32 | place << 40, txd::CONTEXT];
-            let _ = self.tx.push(None, |descriptor| descriptor.write(0, context));
+            self.tx.push_command(|descriptor| descriptor.write(0, context));
         }
     }
 

@@ -15,7 +15,7 @@ use core::time::Duration;
 use registers::{self as reg, Card, cause, command};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
-use ringfence_sdk::net::{Counter, Hearing, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, EthernetAddress, Hearing, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::register::{RegisterArray, Registers};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
@@ -77,8 +77,7 @@ impl Device<Nic> for Ne2k {
         for (byte, pair) in card.mac.iter_mut().zip(twice.chunks(2)) {
             *byte = pair[0];
         }
-        let [a, b, c, d, e, f] = card.mac;
-        log::info!("NE2000 at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        log::info!("NE2000 at {}", EthernetAddress(card.mac));
         Ok(card)
     }
 

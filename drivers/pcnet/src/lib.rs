@@ -13,7 +13,9 @@ use registers::{self as reg, Card, csr0};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::Dma;
-use ringfence_sdk::net::{FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame};
+use ringfence_sdk::net::{
+    EthernetAddress, FRAME_BYTES, NetInfo, Nic, NicDriver, Queues, RX_FRAMES, RxFrame, TX_FRAMES, TxFrame,
+};
 use ringfence_sdk::register::Registers;
 use ringfence_sdk::ring::{Descriptor, FrameRing};
 use ringfence_sdk::{Events, Kind, Manifest, NO_REGISTER, Reply, Reset, Result, driver};
@@ -86,7 +88,7 @@ impl Device<Nic> for Pcnet {
         card.write(reg::CSR0, csr0::STOP);
         registers.write(reg::RAP, reg::BCR20);
         registers.write(reg::BDP, reg::STYLE_32_BITS);
-        log::info!("PCnet-PCI II at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        log::info!("PCnet-PCI II at {}", EthernetAddress(card.mac));
         Ok(card)
     }
 

@@ -15,7 +15,7 @@ use registers::{self as reg, Card, cause, command, tx};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
 use ringfence_sdk::dma::{self, Dma};
-use ringfence_sdk::net::{Counter, Hearing, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
+use ringfence_sdk::net::{Counter, EthernetAddress, Hearing, MAX_FRAME, NetInfo, Nic, NicDriver, Queues, TxFrame};
 use ringfence_sdk::register::Registers;
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Reset, Result, driver};
 
@@ -77,8 +77,7 @@ impl Device<Nic> for Rtl8139 {
         for (byte, register) in mac.iter_mut().zip(reg::ADDRESS.all()) {
             *byte = registers.read(register);
         }
-        let [a, b, c, d, e, f] = mac;
-        log::info!("RTL8139 at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        log::info!("RTL8139 at {}", EthernetAddress(mac));
         Ok(Rtl8139 {
             registers,
             mac,

@@ -59,14 +59,14 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 /// slower one the driver sleeps between two checks ([`timer::sleep`]).
 ///
 /// # Errors
-/// [`Refusal::NotFound`] when `limit` has passed. The caller logs which device does not answer.
+/// [`Refusal::NoAnswer`] when `limit` has passed. The caller logs what the device does not do.
 pub fn wait_until(limit: Duration, mut is_done: impl FnMut() -> bool) -> Result<()> {
     let began = service::time_ns();
     let deadline = began.saturating_add(limit.as_nanos() as u64);
     while !is_done() {
         let now = service::time_ns();
         if now > deadline {
-            return Err(Refusal::NotFound);
+            return Err(Refusal::NoAnswer);
         }
         if now - began > AT_ONCE.as_nanos() as u64 {
             timer::sleep(AT_ONCE);

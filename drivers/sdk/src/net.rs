@@ -8,6 +8,7 @@ use crate::Result;
 use crate::class::{self, Class, ClassDriver};
 use crate::dma::Bytes;
 use crate::shared::{HasQueues, QueueMemory};
+use core::fmt;
 use core::num::{NonZeroU16, NonZeroU64};
 use core::ptr::NonNull;
 use ringfence_abi::net::{
@@ -21,6 +22,21 @@ use ringfence_abi::queue::{Consumer, Producer, Words};
 
 /// Network interfaces.
 pub struct Nic;
+
+/// The most addresses that [`Queues::addresses`] returns.
+pub const MAX_ADDRESSES: usize = 2 + MAX_GROUPS;
+
+/// An Ethernet address, to be written with colons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EthernetAddress(pub [u8; 6]);
+
+impl fmt::Display for EthernetAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, rest @ ..] = self.0;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|byte| write!(f, ":{byte:02x}"))
+    }
+}
 
 /// The driver of a network interface.
 pub type NicDriver<N> = ClassDriver<N, Nic>;
@@ -242,6 +258,13 @@ impl Queues {
         (0..MAX_GROUPS).map_while(|index| self.group(index))
     }
 
+    /// Returns all addresses that a card with the address `mac` is to receive frames for: its own,
+    /// the broadcast address, and those of the groups, at most [`MAX_ADDRESSES`]. This is for a
+    /// card whose filter is a list of addresses.
+    pub fn addresses(&self, mac: [u8; 6]) -> impl Iterator<Item = [u8; 6]> {
+        [mac, [0xff; 6]].into_iter().chain(self.groups())
+    }
+
     // Not inlined: a loop that is unrolled eight times would be no faster, and much longer.
     #[inline(never)]
     fn group(&self, index: usize) -> Option<[u8; 6]> {
@@ -382,10 +405,28 @@ fn check_sequence(bytes: &[u8]) -> u32 {
 #[cfg(all(test, feature = "fake"))]
 mod tests {
     use super::*;
+    use crate::fake::Kernel;
+    use std::string::ToString;
+
+    #[test]
+    fn an_address_is_written_with_colons() {
+        assert_eq!(EthernetAddress([0, 0x52, 0xab, 3, 0x40, 0xff]).to_string(), "00:52:ab:03:40:ff");
+    }
 
     /// The complement is the well-known CRC-32, bits mirrored: 0xcbf43926 for these digits.
     #[test]
     fn the_check_sequence_is_that_of_ethernet() {
         assert_eq!(!check_sequence(b"123456789").reverse_bits(), 0xcbf4_3926);
+    }
+
+    /// A list of addresses for a card's filter: its own, the broadcast address, the groups.
+    #[test]
+    fn a_filter_lists_own_address_broadcast_and_groups() {
+        let mut kernel = Kernel::new(());
+        let queues = kernel.run(|| Nic::offer(NetInfo::new([0, 1, 2, 3, 4, 5]))).expect("queues");
+        let group = [1, 0, 0x5e, 0, 0, 9];
+        kernel.net.as_mut().expect("an interface").hear(Hearing::GROUPS, &[group]);
+        let addresses = queues.addresses([0, 1, 2, 3, 4, 5]);
+        assert!(addresses.eq([[0, 1, 2, 3, 4, 5], [0xff; 6], group]));
     }
 }

@@ -31,7 +31,7 @@
 
 use crate::Result;
 use crate::dma::{self, Dma};
-use crate::net::{Queues, Received, RxFrame, TxFrame};
+use crate::net::{Counter, Queues, Received, RxFrame, TxFrame};
 use alloc::boxed::Box;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -204,6 +204,13 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
         self.room = self.room.wrapping_sub(1);
     }
 
+    /// Fills the next descriptor with a command for the card, which belongs to no frame. Returns
+    /// whether there was room for it.
+    #[inline]
+    pub fn push_command(&mut self, fill: impl FnOnce(Descriptor<BYTES>)) -> bool {
+        self.push(None, fill).is_ok()
+    }
+
     /// Takes back the descriptor that the card finishes next, if `is_done` says that it has. It
     /// may have no frame.
     #[inline]
@@ -236,8 +243,8 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     /// Takes the frames to send, as long as there is room. `fill` fills the descriptor of a frame
     /// with this address for the card. Returns whether there was a frame: then tell the card.
     ///
-    /// A driver whose card has several queues, or needs a descriptor of its own for a checksum,
-    /// takes the frames itself and uses [`FrameRing::push`].
+    /// A driver whose card has several queues, needs a descriptor of its own for a checksum, or
+    /// does not pad ([`Queues::pad`]), takes the frames itself and uses [`FrameRing::push`].
     #[inline]
     pub fn send(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor<BYTES>, u64, &TxFrame)) -> bool {
         let before = self.next;
@@ -253,7 +260,8 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     }
 
     /// Gives back the frames whose descriptors the card has finished, up to the first one of which
-    /// `is_sent` says that it has not.
+    /// `is_sent` says that it has not. A driver adds up in a variable what `is_sent` finds out
+    /// about errors, and counts it afterwards ([`Queues::count`]).
     #[inline]
     pub fn reclaim(&mut self, queues: &mut Queues, mut is_sent: impl FnMut(Descriptor<BYTES>) -> bool) {
         while let Some(frame) = self.pop(&mut is_sent) {
@@ -293,9 +301,9 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
     }
 
     /// Delivers the received frames. `received` returns the length in bytes of a descriptor's
-    /// frame, 0 for a frame that is damaged, or a [`Received`]; and `None` if the card has not
-    /// finished the descriptor. If `received` reads more than the word that says so, it calls
-    /// [`dma::read_barrier`] in between.
+    /// frame, or a [`Received`]; and `None` if the card has not finished the descriptor. A frame
+    /// with the length 0 is damaged: its memory goes back, and the error is counted. If `received`
+    /// reads more than the word that says so, it calls [`dma::read_barrier`] in between.
     #[inline]
     pub fn receive<R: Into<Received>>(
         &mut self,
@@ -304,8 +312,67 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
     ) {
         while let Some((frame, received)) = self.finished(&mut received) {
             if let Some(frame) = frame {
+                let received = received.into();
+                if received.len_bytes == 0 {
+                    queues.count(Counter::RxErrors, 1);
+                }
                 queues.give_received(frame, received);
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "fake"))]
+mod tests {
+    use super::*;
+    use crate::class::Class;
+    use crate::fake::Kernel;
+    use crate::net::{NetInfo, Nic};
+    use std::vec::Vec;
+
+    /// The word of a descriptor that says whose it is: the driver's, once the model has cleared it.
+    const OWN: u32 = 1;
+
+    fn offered(kernel: &mut Kernel) -> Queues {
+        kernel.run(|| Nic::offer(NetInfo::new([0, 1, 2, 3, 4, 5]))).expect("queues")
+    }
+
+    /// Of three received frames the second is damaged: its memory goes back, and it is counted.
+    #[test]
+    fn a_damaged_frame_is_counted_and_goes_back() {
+        let mut kernel = Kernel::new(());
+        let mut queues = offered(&mut kernel);
+        kernel.net.as_mut().expect("an interface").lend(0, 3);
+        kernel.run(|| {
+            let mut ring: FrameRing<RxFrame, 4, 8> = FrameRing::new().expect("memory");
+            assert!(ring.refill(&mut queues, |descriptor, _| descriptor.hand_over(0, OWN)));
+            assert_eq!(ring.room(), 0);
+            let mut lens = [60, 0, 1514].into_iter();
+            ring.receive(&mut queues, |_| lens.next());
+            assert!(ring.is_empty());
+        });
+        let net = kernel.net.as_mut().expect("an interface");
+        let lens: Vec<usize> = net.take_received().iter().map(Vec::len).collect();
+        assert_eq!(lens, [60, 0, 1514]);
+        assert_eq!(net.counted(Counter::RxErrors), 1);
+    }
+
+    /// A command takes a descriptor, in the order of the ring, and no frame comes back for it.
+    #[test]
+    fn a_command_belongs_to_no_frame() {
+        let mut kernel = Kernel::new(());
+        let mut queues = offered(&mut kernel);
+        kernel.net.as_mut().expect("an interface").transmit(&[7; 60]);
+        kernel.run(|| {
+            let mut ring: FrameRing<TxFrame, 3, 8> = FrameRing::new().expect("memory");
+            assert!(ring.push_command(|descriptor| descriptor.hand_over(0, OWN)));
+            assert!(ring.send(&mut queues, |descriptor, _, _| descriptor.hand_over(0, OWN)));
+            assert!(!ring.push_command(|_| panic!("the ring is full")));
+            ring.reclaim(&mut queues, |descriptor| descriptor.finished(0, OWN).is_some());
+            assert_eq!(ring.room(), 0);
+            ring.reclaim(&mut queues, |_| true);
+            assert_eq!(ring.room(), 2);
+        });
+        assert_eq!(kernel.net.as_mut().expect("an interface").take_transmitted(), 1);
     }
 }

@@ -18,8 +18,8 @@ use ringfence_sdk::class::Device;
 use ringfence_sdk::device::{self, Mmio};
 use ringfence_sdk::dma::Dma;
 use ringfence_sdk::net::{
-    FRAME_BYTES, Hearing, MAX_GROUPS, MAX_QUEUES, NetInfo, Nic, NicDriver, Offload, Queues, Received, RxFrame, Sum,
-    TxFrame,
+    EthernetAddress, FRAME_BYTES, Hearing, MAX_GROUPS, MAX_QUEUES, NetInfo, Nic, NicDriver, Offload, Queues, Received,
+    RxFrame, Sum, TxFrame,
 };
 use ringfence_sdk::virtio::Transport;
 use ringfence_sdk::virtio::queue::Virtqueue;
@@ -231,8 +231,7 @@ impl Device<Nic> for VirtioNet {
             true => Some(transport.queue(2 * most, DESCRIPTORS, vectors - 1)?),
             false => None,
         };
-        let [a, b, c, d, e, f] = mac;
-        log::info!("virtio network device at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        log::info!("virtio network device at {}", EthernetAddress(mac));
         let commands = Dma::new(ACKNOWLEDGEMENT + 1)?;
         Ok(VirtioNet { transport, config, has, is_up: true, mac, pairs, control, commands })
     }

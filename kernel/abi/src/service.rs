@@ -212,12 +212,22 @@ pub enum Refusal {
     Denied = 5,
     /// The limit on objects of this kind is reached.
     Full = 6,
+    /// The device has not done in time what its driver waits for. No service says so: it is for a
+    /// driver's own results.
+    NoAnswer = 7,
 }
 
 impl Refusal {
     /// All refusals.
-    pub const ALL: [Refusal; 6] =
-        [Refusal::Invalid, Refusal::NoMemory, Refusal::NotFound, Refusal::Busy, Refusal::Denied, Refusal::Full];
+    pub const ALL: [Refusal; 7] = [
+        Refusal::Invalid,
+        Refusal::NoMemory,
+        Refusal::NotFound,
+        Refusal::Busy,
+        Refusal::Denied,
+        Refusal::Full,
+        Refusal::NoAnswer,
+    ];
 
     /// Returns the result for RAX that stands for this refusal: it is negative.
     pub const fn to_result(self) -> i64 {
@@ -239,6 +249,7 @@ impl fmt::Display for Refusal {
             Refusal::Busy => "busy",
             Refusal::Denied => "denied",
             Refusal::Full => "there are as many as there can be",
+            Refusal::NoAnswer => "the device does not answer",
         })
     }
 }

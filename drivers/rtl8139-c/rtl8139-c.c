@@ -77,7 +77,7 @@ static int64_t init(void)
     int64_t deadline = rf_time_ns() + 10000000;
     while (rf_in8(ports, COMMAND) & RESET) {
         if (rf_time_ns() > deadline)
-            return -RF_REFUSED_NOT_FOUND;
+            return -RF_REFUSED_NO_ANSWER;
     }
     uint8_t mac[6];
     for (unsigned i = 0; i < 6; i++)

@@ -15,6 +15,7 @@ extern crate alloc;
 #[cfg(feature = "bench")]
 mod bench;
 mod panic;
+mod remote;
 mod shell;
 #[cfg(feature = "campaign")]
 mod trial;
@@ -46,6 +47,7 @@ static HANDLERS: Handlers = Handlers {
     services: &service::ENTRIES,
     timer_tick: tick,
     serial_input: console::receive,
+    link_input: link::receive,
     watchpoint_hit: domain::trace::note_access,
     driver_trapped: domain::upcall::end_by_trap,
     kernel_trapped: panic::exception,
@@ -116,6 +118,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, block::client::run);
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
+        task::spawn(spawner, remote::run);
         task::spawn(spawner, console::screen::run);
     };
     task::run(start, idle)

@@ -19,11 +19,15 @@ const LAYERS: [(&str, &str, &[&str]); 6] = [
             "task", "firmware", "boot", "space", "upcall",
         ],
     ),
-    ("host", "kernel/host/src", &["file", "ramdisk", "domain", "service", "poll", "requests", "module", "supervise"]),
+    (
+        "host",
+        "kernel/host/src",
+        &["file", "ramdisk", "pushed", "domain", "service", "poll", "requests", "module", "reload", "supervise"],
+    ),
     ("block", "kernel/classes/block/src", &[]),
     ("net", "kernel/classes/net/src", &[]),
     ("scsi", "kernel/classes/scsi/src", &[]),
-    ("kernel", "kernel/src", &["trial", "bench", "panic", "shell"]),
+    ("kernel", "kernel/src", &["trial", "bench", "panic", "shell", "remote"]),
 ];
 
 /// Largest number of files that may import each other in a circle.

@@ -170,6 +170,22 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
+    /// Build one module and bring it into a system that runs: it is loaded, or takes the place of
+    /// its running driver, whose users go on. If it does not start or soon faults, the build before
+    /// it comes back. Exit status 0 if the module serves.
+    Push {
+        /// The module, or a folder with its sources.
+        name: String,
+        /// Parameters for a module that is not loaded yet.
+        #[arg(value_name = "KEY=VALUE")]
+        parameters: Vec<String>,
+        /// The system, if several run.
+        #[arg(long, value_name = "SYSTEM")]
+        system: Option<String>,
+        /// Print the outcome as a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
         /// Module files, or folders with the sources of modules, which are built.

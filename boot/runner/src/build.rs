@@ -91,16 +91,22 @@ pub fn system(quiet: bool) -> Result<System> {
 
 /// Builds the project's modules.
 fn modules(toolchain: &Toolchain, quiet: bool) -> Result<Vec<Module>> {
-    let names = module_sources()?;
+    some_modules(toolchain, &module_sources()?, quiet)
+}
+
+/// Builds these modules of the project.
+fn some_modules(toolchain: &Toolchain, names: &[(String, Source)], quiet: bool) -> Result<Vec<Module>> {
     let dir = bare_modules();
     let mut cargo = toolchain.cargo("build", &dir);
     cargo.arg("--release");
     for package in names.iter().filter_map(|(_, source)| source.package()) {
         cargo.args(["-p", package]);
     }
-    run(&mut cargo, quiet)?;
+    if names.iter().any(|(_, source)| source.package().is_some()) {
+        run(&mut cargo, quiet)?;
+    }
     let mut modules = Vec::new();
-    for (name, source) in &names {
+    for (name, source) in names {
         let objects = match source {
             Source::Package(package) => vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))],
             Source::C(folder) => compile_c(name, folder, &target(), None)?,
@@ -150,6 +156,21 @@ pub fn module(folder: &Path) -> Result<Module> {
         true => module_in_rust(folder, &outside(), &[]),
         false => module_in_c(folder),
     }
+}
+
+/// Builds the project's module called `source`, or the module in the folder `source`, whose path
+/// has a `/`. Shows the compiler's messages.
+pub fn one(source: &str) -> Result<Module> {
+    if source.contains('/') {
+        let folder = Path::new(source);
+        if !folder.is_dir() {
+            bail!("there is no folder {source}");
+        }
+        return module(folder);
+    }
+    let sources = module_sources()?.into_iter().filter(|(name, _)| name == source).collect::<Vec<_>>();
+    let built = some_modules(&Toolchain::find()?, &sources, false)?;
+    built.into_iter().next().with_context(|| format!("there is no module '{source}' in drivers/"))
 }
 
 /// Builds the Rust module called `source`, or in the folder `source`, with the SDK's feature that

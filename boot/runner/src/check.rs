@@ -41,7 +41,7 @@ pub fn findings(file: &Path, debug: &Path) -> Result<Vec<Finding>> {
         let name = module.manifest.name();
         findings.push(refused(format!("the module in this file is called '{name}': its file must be {name}.rfm")));
     }
-    let sources = Sources::new([(stem.clone(), debug.to_path_buf())]);
+    let sources = Sources::new([(stem.clone(), debug.to_path_buf())], PathBuf::new());
     let mut places = Places { file: &bytes, name: stem, sources };
     for (offset, hole) in module.holes() {
         let what = match hole {

@@ -16,6 +16,7 @@
 //! * [`drivers`]: the drivers of a machine; [`record`]: records what one of them does
 //! * [`echo`]: an echo server; `page`: tables and charts
 //! * [`gdb`]: scripts for gdb
+//! * [`session`]: a connection to a running system; [`push`]: brings it a new build of a driver
 //! * [`output`]: the runner's output
 //! * [`source`]: source lines for fault reports
 //! * [`snippets`]: runs generated machine code in ring 1
@@ -43,8 +44,10 @@ pub mod machine;
 pub mod output;
 mod page;
 pub mod profile;
+pub mod push;
 pub mod ramdisk;
 pub mod record;
+pub mod session;
 pub mod snippets;
 pub mod soak;
 pub mod source;

@@ -9,7 +9,7 @@ use clap::Parser;
 use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
 use ringfence::{
-    bench, build, campaign, check, conform, gdb, iso, output, profile, ramdisk, record, snippets, soak, target,
+    bench, build, campaign, check, conform, gdb, iso, output, profile, push, ramdisk, record, snippets, soak, target,
 };
 use serde_json::json;
 use std::io::IsTerminal;
@@ -79,6 +79,9 @@ fn run(cli: Cli) -> Result<u8> {
             let options = record::Options { name, file, exec, device, machine: machine.machine()? };
             record::run(&build::system(true)?, &options)?;
             Ok(0)
+        }
+        Some(Verb::Push { name, parameters, system, json }) => {
+            Ok(u8::from(!push::run(&push::Options { name, parameters, system, json })?))
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint) => build::lint().map(|()| 0),

@@ -13,14 +13,16 @@ use std::path::{Path, PathBuf};
 /// The modules' debug information, read when it is first needed.
 pub struct Sources {
     files: HashMap<String, PathBuf>,
+    /// The folder with the debug information of modules that were pushed, each as `NAME#BUILD`.
+    pushed: PathBuf,
     loaded: HashMap<String, Option<Loader>>,
 }
 
 impl Sources {
     /// Remembers the modules' files by the modules' names. A file without debug information does no
     /// harm.
-    pub fn new(files: impl IntoIterator<Item = (String, PathBuf)>) -> Sources {
-        Sources { files: files.into_iter().collect(), loaded: HashMap::new() }
+    pub fn new(files: impl IntoIterator<Item = (String, PathBuf)>, pushed: PathBuf) -> Sources {
+        Sources { files: files.into_iter().collect(), pushed, loaded: HashMap::new() }
     }
 
     /// Returns the text to add to a line of the console: `, FILE:LINE` if the line names an address
@@ -35,7 +37,9 @@ impl Sources {
         let loader = match self.loaded.get(name) {
             Some(loaded) => loaded,
             None => {
-                let loader = self.files.get(name).and_then(|path| Loader::new(path).ok());
+                let pushed = || self.pushed.join(name.replace('/', "_"));
+                let path = self.files.get(name).cloned().unwrap_or_else(pushed);
+                let loader = Loader::new(path).ok();
                 self.loaded.entry(name.to_string()).or_insert(loader)
             }
         };

@@ -128,6 +128,9 @@ impl PciId {
     pub const NONE: PciId = PciId { vendor: 0xffff, device: 0xffff };
 }
 
+/// Room for a module's name in a manifest, with at least one zero at its end.
+pub const NAME_BYTES: usize = 32;
+
 /// A module's description of itself.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -139,7 +142,7 @@ pub struct Manifest {
     /// A [`Kind`].
     pub kind: u32,
     /// Name in ASCII, filled up with zeros.
-    pub name: [u8; 32],
+    pub name: [u8; NAME_BYTES],
     /// Version in ASCII, filled up with zeros.
     pub version: [u8; 16],
     /// The PCI functions that the module drives, ended by [`PciId::NONE`] if there are fewer.

@@ -158,6 +158,11 @@ impl<F> Life<F> {
         !self.is_alive() && self.fault.is_some() && self.restarts()
     }
 
+    /// Returns whether the driver was ended, and another one may take its place.
+    pub fn can_be_replaced(&self) -> bool {
+        matches!(self.stage, Stage::Ended | Stage::Planned(_)) && self.fault.is_some()
+    }
+
     /// Returns the driver's state.
     pub fn state(&self) -> State {
         match self.stage {

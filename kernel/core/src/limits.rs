@@ -58,6 +58,8 @@ pub static RESTART_WINDOW_S: Limit = Limit::new("restart-window-s", "seconds the
 /// Wait before the second restart; it doubles with each further restart.
 pub static RESTART_WAIT_MS: Limit =
     Limit::new("restart-wait-ms", "ms before the second restart, doubled for each one", [0, 10, 1000]);
+/// How long a driver that was reloaded is on probation: a fault brings the build before it back.
+pub static RELOAD_S: Limit = Limit::new("reload-s", "seconds in which a fault undoes a reload", [0, 10, 3600]);
 /// How long a command waits for a driver to come back.
 pub static PAUSE_MS: Limit =
     Limit::new("pause-ms", "ms that a command waits for its driver to be back", [1, 10_000, 600_000]);
@@ -93,10 +95,11 @@ pub static LOCK_BTS: Limit = Limit::new("lock-bts", "places in a module that LOC
 pub static UNFENCED: Limit = Limit::new("unfenced", "whether devices without a fence have drivers", [0, 1, 1]);
 
 /// All limits.
-pub static ALL: [&Limit; 14] = [
+pub static ALL: [&Limit; 15] = [
     &RESTARTS,
     &RESTART_WINDOW_S,
     &RESTART_WAIT_MS,
+    &RELOAD_S,
     &PAUSE_MS,
     &COMMAND_MS,
     &SCAN_MS,

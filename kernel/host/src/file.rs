@@ -2,12 +2,16 @@
 
 use alloc::string::String;
 use alloc::sync::Arc;
+use core::fmt;
 
 /// A module file.
 #[derive(Debug, Clone)]
 pub struct File {
     /// Its name without `.rfm`.
     pub name: String,
+    /// The number of its build: pushed files are numbered from 1 as they come, and files of the
+    /// ramdisk have 0.
+    pub build: u32,
     /// Its content.
     pub bytes: Content,
 }
@@ -19,6 +23,22 @@ pub enum Content {
     Ramdisk(&'static [u8]),
     /// A copy made by the kernel.
     Made(Arc<[u8]>),
+}
+
+impl File {
+    /// Returns whether `other` is the same build.
+    pub fn is_same(&self, other: &File) -> bool {
+        (&self.name, self.build) == (&other.name, other.build)
+    }
+
+    /// Returns the name by which addresses in the file are shown: with the build's number, as
+    /// builds differ.
+    pub fn label(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| match self.build {
+            0 => f.write_str(&self.name),
+            build => write!(f, "{}#{build}", self.name),
+        })
+    }
 }
 
 impl core::ops::Deref for Content {

@@ -4,8 +4,9 @@
 //! * [`service`]: the services that a driver calls
 //! * [`poll`]: runs drivers when they have work
 //! * [`requests`]: requests to drivers, for the classes that have requests
-//! * [`module`]: loads and unloads drivers; [`file`], [`ramdisk`]: the files of modules
-//! * [`supervise`]: restarts drivers that were ended
+//! * [`module`]: loads and unloads drivers; [`file`], [`ramdisk`], [`pushed`]: the files of modules
+//! * [`supervise`]: restarts drivers that were ended; [`reload`]: puts another build in a driver's
+//!   place
 //!
 //! Nothing here knows a class of devices: the classes plug into [`domain::offer`].
 #![no_std]
@@ -18,7 +19,9 @@ pub mod domain;
 pub mod file;
 pub mod module;
 pub mod poll;
+pub mod pushed;
 pub mod ramdisk;
+pub mod reload;
 pub mod requests;
 pub mod service;
 pub mod supervise;

@@ -39,7 +39,7 @@ pub fn files() -> impl Iterator<Item = (&'static str, &'static [u8])> {
 pub fn modules() -> impl Iterator<Item = File> {
     files().filter_map(|(name, bytes)| {
         let name = name.strip_suffix(MODULE_ENDING)?.to_string();
-        Some(File { name, bytes: Content::Ramdisk(bytes) })
+        Some(File { name, build: 0, bytes: Content::Ramdisk(bytes) })
     })
 }
 

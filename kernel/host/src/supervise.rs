@@ -19,7 +19,7 @@
 
 use crate::domain::fault;
 use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
-use crate::{module, poll};
+use crate::{module, poll, pushed, reload};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -55,20 +55,18 @@ pub async fn run() {
     loop {
         demote();
         let is_under_way = |dead: &Handle| under_way.iter().any(|restart| Arc::ptr_eq(&restart.dead, dead));
+        for order in reload::take(|handle| !is_under_way(handle)) {
+            let dead = order.handle.clone();
+            begin(&mut under_way, dead, Box::pin(reload::carry_out(order)));
+        }
+        let is_under_way = |dead: &Handle| under_way.iter().any(|restart| Arc::ptr_eq(&restart.dead, dead));
         let mut dead: Vec<Handle> = registry::all().into_iter().filter(life::will_be_back).collect();
         dead.retain(|dead| !is_under_way(dead));
         let due = dead.iter().filter_map(|dead| Some((plan(dead)?, dead.clone()))).min_by_key(|(at, _)| *at);
         drop(dead);
         match due {
             Some((at, dead)) if at <= time::uptime_ns() => {
-                let mut restart = Restart { done: Box::pin(revive(dead.clone())), dead };
-                if poll_once(&mut restart.done).is_pending() {
-                    under_way.push(restart);
-                } else {
-                    // Free the memory of the restart before another task runs.
-                    drop(restart);
-                    fault::print_pending();
-                }
+                begin(&mut under_way, dead.clone(), Box::pin(revive(dead)));
                 yield_now().await;
             }
             due => {
@@ -87,10 +85,24 @@ pub async fn run() {
     }
 }
 
-/// A restart whose driver sleeps in its `init`. Other drivers are restarted meanwhile.
+/// A restart or a reload whose driver sleeps in its `init`. Other drivers are restarted meanwhile.
 struct Restart {
     dead: Handle,
-    done: Pin<Box<dyn Future<Output = ()>>>,
+    done: Work,
+}
+
+/// The future of a restart or of a reload.
+type Work = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Begins a restart or a reload of `dead`, and notes it if it is not done at once.
+fn begin(under_way: &mut Vec<Restart>, dead: Handle, mut done: Work) {
+    if poll_once(&mut done).is_pending() {
+        under_way.push(Restart { dead, done });
+    } else {
+        // Free its memory before another task runs.
+        drop(done);
+        fault::print_pending();
+    }
 }
 
 /// Waits until a restart is done, and takes it off the list.
@@ -151,6 +163,14 @@ fn plan(dead: &Handle) -> Option<u64> {
     }
 }
 
+/// Reports that the build before a reload is back, because of the fault of `dead`.
+fn undone(dead: &Handle) {
+    let domain = dead.lock();
+    let why = domain.life.fault().map_or("", |fault| fault.headline());
+    link::tell(&Event::ReloadUndone { name: domain.name.as_str().into(), why: why.into() });
+    console::say_about(&domain.source(), Level::Warn, format_args!("the reload is undone, as the new build faulted"));
+}
+
 /// Gives a driver up, and wakes the tasks that wait for it, so that they wait no longer.
 fn give_up(mut domain: MutexGuard<'_, Domain>, done: String) {
     link::tell(&Event::GivenUp { name: domain.name.as_str().into(), why: done.as_str().into() });
@@ -178,12 +198,22 @@ async fn revive(dead: Handle) {
         offer::wake_waiting();
         return;
     }
-    let (file, since) = {
+    let (file, back, since) = {
         let domain = dead.lock();
-        (domain.file.clone(), domain.life.fault().map_or(0, |fault| fault.at_tsc))
+        let back = domain.goes_back_to().cloned();
+        (domain.file.clone(), back, domain.life.fault().map_or(0, |fault| fault.at_tsc))
     };
-    match module::replace(dead, &file, Ring::Sandboxed, None).await {
-        Ok(_) => {
+    match module::replace(dead, back.as_ref().unwrap_or(&file), Ring::Sandboxed, None).await {
+        Ok(fresh) => {
+            fresh.lock().restarts += 1;
+            match back {
+                Some(before) => {
+                    pushed::go_back_to(&before);
+                    undone(dead);
+                }
+                // The build was not to blame, and is still on probation.
+                None => fresh.lock().probation = dead.lock().probation.take(),
+            }
             let ticks = [time::tsc().saturating_sub(since), dead.lock().stop_ticks];
             *LAST.lock() = ticks;
             let [total, stop] = ticks.map(|ticks| time::nanoseconds(ticks) / 1000);

@@ -1,5 +1,5 @@
 //! The link to the runner on the second serial port: it reports events to programs
-//! ([`ringfence_link::event`]).
+//! ([`ringfence_link::event`]), and takes their requests ([`ringfence_link::request`]).
 //!
 //! Events go into a queue, which is sent when there is nothing else to do ([`pump`]): so a driver
 //! that was ended is back before its fault has been sent. A sender that finds much in the queue
@@ -8,9 +8,13 @@
 //! not fit are lost. Frames are numbered, so that the receiver notices. Without a second port no
 //! event is reported; everything else is the same.
 
-use crate::arch::uart::{FIFO_BYTES, Uart};
+use crate::arch::interrupts;
+use crate::arch::uart::{FIFO_BYTES, Listens, Uart};
 use crate::lock::Lock;
+use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Poll;
+use embassy_sync::waitqueue::AtomicWaker;
 use heapless::Deque;
 use ringfence_link::EVENTS;
 use ringfence_link::event::Event;
@@ -33,6 +37,13 @@ const TRIES: u32 = 200_000;
 /// lock so busy that QEMU itself, which passes the bytes on, gets it too rarely.
 const PAUSE: u32 = 2_000;
 
+/// The bytes of input that can wait. More stay in the port, which then takes no more.
+const INPUT_BYTES: usize = 16 << 10;
+
+/// The bytes that have come. Locked with interrupts off.
+static INPUT: Lock<Deque<u8, INPUT_BYTES>> = Lock::new(Deque::new());
+static ON_INPUT: AtomicWaker = AtomicWaker::new();
+
 static IS_THERE: AtomicBool = AtomicBool::new(false);
 /// Encodes frames. Only tasks and the kernel's panic use it.
 static ENCODER: Lock<Encoder> = Lock::new(Encoder::new());
@@ -45,12 +56,57 @@ static IS_DEAF: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port, if there is one.
 pub fn init() {
-    let is_there = PORT.set_up(false).is_some();
+    let is_there = PORT.set_up(Listens::ForMany).is_some();
     IS_THERE.store(is_there, Ordering::Relaxed);
     if is_there {
         // Ends a frame that firmware's output may have begun.
         put(&[0]);
     }
+}
+
+/// Lets programs send requests: from now on input interrupts. The interrupt controllers must be
+/// ready.
+pub fn listen() {
+    if is_there() {
+        interrupts::use_link();
+        // The controllers may have forgotten an interrupt that came before.
+        without_interrupts(receive);
+    }
+}
+
+/// Handles the port's interrupt: moves input into the queue.
+pub fn receive() {
+    fill(&mut INPUT.lock());
+    ON_INPUT.wake();
+}
+
+/// Moves as much input into the queue as there is room for. What stays in the port is fetched when
+/// there is room again, because the port interrupts only for bytes that come.
+fn fill(input: &mut Deque<u8, INPUT_BYTES>) {
+    while !input.is_full()
+        && let Some(byte) = PORT.receive()
+    {
+        // The loop has checked that there is room.
+        let _ = input.push_back(byte);
+    }
+}
+
+/// Waits for input, and moves it into `room`. Returns the number of bytes. For one task only.
+pub async fn read(room: &mut [u8]) -> usize {
+    poll_fn(|context| {
+        ON_INPUT.register(context.waker());
+        let count = without_interrupts(|| {
+            let mut input = INPUT.lock();
+            let count =
+                room.iter_mut().zip(core::iter::from_fn(|| input.pop_front())).map(|(to, byte)| *to = byte).count();
+            if count > 0 {
+                fill(&mut input);
+            }
+            count
+        });
+        if count > 0 { Poll::Ready(count) } else { Poll::Pending }
+    })
+    .await
 }
 
 /// Returns whether a program may listen. If not, events that are costly to make can be left out.

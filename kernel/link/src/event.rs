@@ -53,6 +53,22 @@ pub enum Event<'a> {
         /// The part of that time that was spent on stopping the device, in microseconds.
         reset_us: u64,
     },
+    /// Another build has taken the place of a running driver.
+    Reloaded {
+        /// The driver.
+        driver: Driver<'a>,
+        /// The version of its module.
+        version: Text<'a>,
+        /// Time from the end of the build before it, in microseconds.
+        away_us: u64,
+    },
+    /// A new build did not start, or faulted soon, and the build before it is in its place again.
+    ReloadUndone {
+        /// The driver's name.
+        name: Text<'a>,
+        /// The reason, for a person.
+        why: Text<'a>,
+    },
     /// No more successors are loaded for a driver that was ended.
     GivenUp {
         /// The driver's name.
@@ -125,6 +141,13 @@ pub enum Event<'a> {
     Trial(Trial<'a>),
     /// The result of a piece of made-up code.
     Snippet(Snippet<'a>),
+    /// A request was carried out ([`crate::request`]).
+    Answered {
+        /// The request's id.
+        id: u64,
+        /// What was done, or the reason why it was not, for a person.
+        result: Result<Text<'a>, Text<'a>>,
+    },
     /// A command has ended.
     Command {
         /// The line that was typed.
@@ -177,6 +200,8 @@ pub struct Driver<'a> {
     pub name: Text<'a>,
     /// Name of the module that the driver was loaded from.
     pub module: Text<'a>,
+    /// The number of the module's build, if it was pushed; 0 for a file of the ramdisk.
+    pub build: u32,
     /// The ring that the driver runs in.
     pub ring: u8,
     /// The driver's slot.
@@ -202,6 +227,8 @@ pub struct Fault<'a> {
     pub module: Text<'a>,
     /// See `module`.
     pub version: Text<'a>,
+    /// The number of the module's build, if it was pushed; 0 for a file of the ramdisk.
+    pub build: u32,
     /// The ring that the driver ran in.
     pub ring: u8,
     /// The driver's slot.
@@ -395,6 +422,7 @@ mod tests {
             driver: "e1000".into(),
             module: "e1000".into(),
             version: "0.1.0".into(),
+            build: 2,
             ring: 1,
             slot: 3,
             kind: "page-fault".into(),

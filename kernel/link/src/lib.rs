@@ -3,6 +3,7 @@
 //!
 //! * [`frame`]: pieces of bytes on numbered channels, on a line that may lose or garble some
 //! * [`event`]: the events that the kernel reports on channel [`EVENTS`]
+//! * [`request`]: the requests that programs send on channel [`REQUESTS`]
 //!
 //! Kernel and runner both use this crate, so that they agree. Lines of text or JSON
 //! would need no crate. But a driver could print any such text, too, and a number
@@ -15,6 +16,10 @@ extern crate alloc;
 
 pub mod event;
 pub mod frame;
+pub mod request;
 
-/// The channel of events, from the kernel to the runner. The others are free.
+/// The channel of events, from the kernel to the runner.
 pub const EVENTS: u8 = 0;
+
+/// The channel of requests, from the runner to the kernel. The other channels are free.
+pub const REQUESTS: u8 = 1;

@@ -3,7 +3,7 @@
 //!
 //! * [`calls`]: single crossings
 //! * [`nic`], [`scsi`]: whole operations
-//! * [`recovery`]: how long a driver that was ended is away
+//! * [`recovery`]: how long a driver that was ended or reloaded is away
 //! * [`off`]: how long interrupts are off
 //! * [`fence`]: mapping memory for a device, and taking it away
 //!
@@ -195,6 +195,9 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
     }
     if wanted("recovery/") {
         note("recovery", recovery::run(mode, &mut print).await);
+    }
+    if wanted("reload/") {
+        note("reload", recovery::reloads(mode, &mut print).await);
     }
     match (failed.len(), printed) {
         (0, true) => Ok(()),

@@ -1,7 +1,7 @@
-//! Measures how long a driver that was ended is away, by two times. The first time ends when its
-//! successor has started the device, is in its place, and has the frames that the old driver did
-//! not send. The second ends when the successor has served a client: the router has answered, or a
-//! block was read.
+//! Measures how long a driver that was ended or reloaded is away, by two times. The first time ends
+//! when its successor has started the device, is in its place, and has the frames that the old
+//! driver did not send. The second ends when the successor has served a client: the router has
+//! answered, or a block was read.
 
 use super::{Mode, Row, Stopwatch, nic};
 use alloc::string::{String, ToString};
@@ -11,7 +11,7 @@ use embassy_futures::yield_now;
 use embassy_time::{Duration, with_timeout};
 use host::domain::cause::Cause;
 use host::domain::{Handle, end};
-use host::{module, supervise};
+use host::{module, reload, supervise};
 use hw::arch::time;
 use hw::console;
 use ringfence_abi::manifest::Policy;
@@ -51,14 +51,64 @@ enum End {
     DmaFault,
 }
 
-/// Repeatedly ends the drivers of the first interface and of the first disk, if they exist.
-pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+/// The drivers that are measured, with their clients: those of the first interface and of the first
+/// disk, if they exist.
+struct Served {
+    handle: Handle,
+    client: Client,
+    /// The names of the rows about ends, and of those about reloads.
+    rows: ([&'static str; 4], [&'static str; 2]),
+}
+
+async fn all_served() -> impl Iterator<Item = Served> {
     scsi::scan::settled().await;
     let nic = ["recovery/nic", "recovery/nic-reset", "recovery/nic-served", "recovery/nic-dma"];
-    let interface = net::first_driver().map(|handle| (nic, handle, Client::Router));
     let scsi = ["recovery/scsi", "recovery/scsi-reset", "recovery/scsi-served", "recovery/scsi-dma"];
-    let disk = scsi::scan::disks().into_iter().next().map(|disk| (scsi, disk.handle(), Client::Reader(disk)));
-    for (names, handle, client) in interface.into_iter().chain(disk) {
+    let rows = (nic, ["reload/nic", "reload/nic-served"]);
+    let interface = net::first_driver().map(|handle| Served { handle, client: Client::Router, rows });
+    let rows = (scsi, ["reload/scsi", "reload/scsi-served"]);
+    let disk = scsi::scan::disks().into_iter().next();
+    let disk = disk.map(|disk| Served { handle: disk.handle(), client: Client::Reader(disk), rows });
+    interface.into_iter().chain(disk)
+}
+
+/// Repeatedly reloads the drivers. The rows are the time until the new build was in place, and the
+/// time until a client was served.
+pub async fn reloads(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    for Served { mut handle, client, rows: (_, names) } in all_served().await {
+        let name = handle.lock().name.clone();
+        let mut rows = names.map(|name| Row::new(name, mode.unit("us")));
+        let mute = console::mute();
+        // Discard the first sample, as everywhere.
+        for number in 0..=SAMPLES {
+            let file = handle.lock().file.clone();
+            let watch = Stopwatch::start();
+            let reloaded = reload::reload(&handle, file).await.map_err(|error| error.to_string())?;
+            handle = module::find(&name).map_err(|error| error.to_string())?;
+            client.is_served(&handle, mode).await?;
+            let served = watch.stop(1);
+            let served = if mode == Mode::Time { served.ticks } else { served.busy };
+            for (row, ticks) in rows.iter_mut().zip([reloaded.away_ticks, served]).filter(|_| number > 0) {
+                row.samples.push(in_unit(mode, ticks));
+            }
+        }
+        drop(mute);
+        rows.iter().for_each(&mut *print);
+    }
+    Ok(())
+}
+
+/// Returns `ticks` in the unit of the rows.
+fn in_unit(mode: Mode, ticks: u64) -> f64 {
+    match mode {
+        Mode::Time => time::nanoseconds(ticks) as f64 / 1000.0,
+        Mode::Instructions => ticks as f64,
+    }
+}
+
+/// Repeatedly ends the drivers.
+pub async fn run(mode: Mode, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    for Served { handle, client, rows: (names, _) } in all_served().await {
         if handle.lock().life.policy() != Policy::Restart {
             return Err("the driver's policy must be to restart".to_string());
         }
@@ -122,10 +172,7 @@ async fn measure(
         let [back, reset] = supervise::last_restart();
         let served = if mode == Mode::Time { served.ticks } else { served.busy };
         for (row, ticks) in rows.iter_mut().rev().zip([served, reset, back]).filter(|_| number > 0) {
-            row.samples.push(match mode {
-                Mode::Time => time::nanoseconds(ticks) as f64 / 1000.0,
-                Mode::Instructions => ticks as f64,
-            });
+            row.samples.push(in_unit(mode, ticks));
         }
     }
     handle.lock().life.forgive();

@@ -8,7 +8,7 @@ use super::machine::bench;
 use super::machine::panic;
 use super::machine::{dmesg, irqs, lspci};
 use super::memory::{integrity, mem, vmmap};
-use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, ring, rmmod, tell};
+use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, reload, ring, rmmod, tell};
 use super::network::{echoed, ip, nslookup, ping, tcpecho};
 use super::scripting::{alone, clear, echo, fails, mute, repeat, sleep};
 #[cfg(feature = "campaign")]
@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
 use host::domain::registry;
-use host::ramdisk;
+use host::module;
 use hw::println;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
@@ -79,6 +79,13 @@ static GROUPS: &[Group] = &[
                 "load a module, into ring 1 unless told otherwise; modinfo lists its keys",
                 "insmod e1000",
                 insmod
+            ),
+            command!(
+                "reload",
+                "reload NAME [FILE]",
+                "put its newest build, or another module, in a running driver's place; its users go on",
+                "reload rtl8139 rtl8139-c",
+                reload
             ),
             command!("rmmod", "rmmod NAME", "stop a driver and free all it had", "rmmod e1000", rmmod),
             command!("ring", "ring NAME 0|1", "move a running driver to another ring", "ring e1000 0", ring),
@@ -346,12 +353,12 @@ pub fn words_behind(before: &str) -> Vec<String> {
         return driver.lock().commands.iter().filter_map(first_word).collect();
     }
     let Some(command) = typed.into_iter().rev().find_map(|word| find(word).ok()) else { return names() };
+    let files = || module::files().into_iter().map(|file| file.name);
     let mut words = Vec::new();
     for word in command.usage.split([' ', '|', '[', ']']).skip(1) {
         match word {
-            "NAME" if ["insmod", "modinfo"].contains(&command.name) => {
-                words.extend(ramdisk::modules().map(|file| file.name));
-            }
+            "FILE" => words.extend(files()),
+            "NAME" if ["insmod", "modinfo"].contains(&command.name) => words.extend(files()),
             "NAME" if command.name == "limits" => words.extend(limits::ALL.map(|limit| limit.name.to_string())),
             "NAME" => words.extend(registry::all().iter().map(|handle| handle.lock().name.clone())),
             "DISK" | "FROM" | "TO" => words.extend(block::disk::all().iter().map(|disk| disk.name().to_string())),

@@ -165,6 +165,7 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
         let who: Vec<String> = match line {
             line::TIMER => alloc::vec!["timer".to_string()],
             line::SERIAL => alloc::vec!["serial port".to_string()],
+            line::LINK if hw::link::is_there() => alloc::vec!["link".to_string()],
             line => registry::all().iter().filter_map(|handle| driver_on(handle, line)).collect(),
         };
         let sent = if line < line::WIRES { "" } else { "  (MSI-X)" };

@@ -27,7 +27,7 @@ mod editor;
 mod jobs;
 mod machine;
 mod memory;
-mod modules;
+pub mod modules;
 mod network;
 mod pager;
 mod scripting;

@@ -8,7 +8,8 @@ use alloc::vec::Vec;
 use host::domain::cause::Cause;
 use host::domain::fault::history;
 use host::domain::{Handle, Ring, end, offer, registry, sleep, trust, whose};
-use host::{module, poll, ramdisk};
+use host::file::File;
+use host::{module, poll, pushed, reload as replacing};
 use hw::arch::time;
 use hw::symbols::map;
 use hw::{console, link, println};
@@ -49,7 +50,8 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
         );
         if in_full {
             println!(
-                "                 {} restarts, {} faults, heap {} KiB, DMA {} KiB, image {} KiB",
+                "                 {}: {} restarts, {} faults, heap {} KiB, DMA {} KiB, image {} KiB",
+                domain.file.label(),
                 domain.restarts,
                 trust::fault_count(domain),
                 domain.heap_bytes / 1024,
@@ -70,7 +72,7 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
 pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
     let Some(name) = arguments.optional() else {
         println!("{:<16} {:>8}  {}", "FILE", "BYTES", "DRIVES");
-        for file in ramdisk::modules() {
+        for file in module::files() {
             let drives = match Module::parse(&file.bytes) {
                 Ok(module) => {
                     let ids = module.manifest.pci_ids().map(|id| format!("{:04x}:{:04x}", id.vendor, id.device));
@@ -79,7 +81,7 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
                 }
                 Err(error) => format!("refused: {error}"),
             };
-            println!("{:<16} {:>8}  {drives}", console::printable(&file.name), file.bytes.len());
+            println!("{:<16} {:>8}  {drives}", console::printable(&file.label().to_string()), file.bytes.len());
         }
         return Ok(());
     };
@@ -154,9 +156,58 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let handle = module::load(&module::file(name).map_err(said)?, ring, &parameters).await;
     let handle = handle.map_err(|error| format!("{name}: {error}"))?;
     block::disk::settled().await;
-    let domain = handle.lock();
-    println!("{}: loaded into ring {}, slot {}", domain.name, domain.ring(), domain.space.slot());
+    println!("{}", in_place(&handle));
     Ok(())
+}
+
+pub async fn reload(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the domain's name")?;
+    let file = arguments.optional();
+    arguments.end()?;
+    let handle = module::find(name).map_err(said)?;
+    let file = file.map_or_else(|| handle.lock().file.name.clone(), ToString::to_string);
+    let file = module::file(&file).map_err(said)?;
+    println!("{}", reload_one(&handle, file).await?);
+    Ok(())
+}
+
+/// Puts a build from `file` in the place of a driver. Returns what was done, for a person.
+async fn reload_one(handle: &Handle, file: File) -> Result<String, String> {
+    let name = handle.lock().name.clone();
+    let reloaded = replacing::reload(handle, file).await.map_err(|error| format!("{name}: {error}"))?;
+    let handle = module::find(&name).map_err(said)?;
+    let domain = handle.lock();
+    let (file, version) = (domain.file.label(), domain.manifest.version());
+    let away_us = time::nanoseconds(reloaded.away_ticks) / 1000;
+    Ok(format!("{name}: {file} {version} serves in ring {}, after {away_us} us", domain.ring()))
+}
+
+/// Puts `file` in the place of all drivers that were loaded from a file of its name, or loads it if
+/// there are none. Then it is the file of that name. Returns what was done, for a person.
+pub async fn load_or_reload(file: File, parameters: &[String]) -> Result<String, String> {
+    let name = file.name.clone();
+    let loaded: Vec<Handle> = registry::all().into_iter().filter(|handle| handle.lock().file.name == name).collect();
+    if !loaded.is_empty() && !parameters.is_empty() {
+        return Err(format!("{name} is loaded, and a reload keeps its parameters; rmmod unloads it"));
+    }
+    let mut done = Vec::new();
+    for handle in &loaded {
+        done.push(reload_one(handle, file.clone()).await?);
+    }
+    if loaded.is_empty() {
+        let handle = module::load(&file, Ring::Sandboxed, parameters).await;
+        let handle = handle.map_err(|error| format!("{name}: {error}"))?;
+        block::disk::settled().await;
+        done.push(in_place(&handle));
+    }
+    pushed::keep(file);
+    Ok(done.join("; "))
+}
+
+/// Returns where a driver was loaded to, for a person.
+fn in_place(handle: &Handle) -> String {
+    let domain = handle.lock();
+    format!("{}: loaded into ring {}, slot {}", domain.name, domain.ring(), domain.space.slot())
 }
 
 pub async fn rmmod(mut arguments: Arguments<'_>) -> Outcome {

@@ -29,7 +29,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let handle = module::find(name).map_err(said)?;
     let good = module::file(name).map_err(said)?;
     let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
-    let patched = File { name: good.name.clone(), bytes: Content::Made(patched.into()) };
+    let patched = File { name: good.name.clone(), build: good.build, bytes: Content::Made(patched.into()) };
     let mute = console::mute();
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists, run_all).await;
     drop(mute);

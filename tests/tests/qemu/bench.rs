@@ -16,18 +16,18 @@ fn a_driver_without_answers_does_not_hold_the_benchmark() {
     assert_eq!(errors, ["the router does not answer", nope]);
 }
 
-/// Both drivers serve again within five million instructions after their end. At one instruction
-/// per nanosecond, as QEMU counts, these are 5 ms.
+/// Both drivers serve again within five million instructions after their end, and after a reload.
+/// At one instruction per nanosecond, as QEMU counts, these are 5 ms.
 #[test]
 fn drivers_serve_again_within_five_million_instructions() {
-    let mut machine = machine("ip; lsblk; bench recovery --instructions");
+    let mut machine = machine("ip; lsblk; bench recovery --instructions; bench reload --instructions");
     machine.icount = true;
     let disk = ringfence::machine::empty_disk().unwrap();
     machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_well(&machine);
     let rows = text.rows();
     let served: Vec<_> = rows.iter().filter(|row| row.name.ends_with("-served")).collect();
-    assert_eq!(served.len(), 2, "{text}");
+    assert_eq!(served.len(), 4, "{text}");
     assert!(served.iter().all(|row| (10_000.0..5_000_000.0).contains(&row.p99)), "{served:?}");
 }
 
@@ -190,6 +190,10 @@ fn every_row_is_there() {
         for part in ["", "-reset", "-served", "-dma"] {
             expect(&format!("recovery/{driver}{part}"), None, None, "us");
             expect(&format!("recovery/{driver}{part}"), None, None, "instructions");
+        }
+        for part in ["", "-served"] {
+            expect(&format!("reload/{driver}{part}"), None, None, "us");
+            expect(&format!("reload/{driver}{part}"), None, None, "instructions");
         }
     }
     for unit in ["ticks", "instructions"] {

@@ -18,6 +18,7 @@ mod modules;
 mod network;
 mod peer;
 mod policy;
+mod push;
 mod record;
 mod repeat;
 mod report;

@@ -119,7 +119,7 @@ const STREAMS: usize = 3;
 const ROUND_TRIPS: usize = 200;
 
 /// The families of measurements that the kernel makes.
-const IN_GUEST: [&str; 8] = ["call", "upcall", "off", "fence", "nic", "icmp", "scsi", "recovery"];
+const IN_GUEST: [&str; 9] = ["call", "upcall", "off", "fence", "nic", "icmp", "scsi", "recovery", "reload"];
 
 /// Measures everything, or only the rows that were asked for.
 pub fn run(system: &System, options: &Options) -> Result<()> {

@@ -78,7 +78,7 @@ fn row_cells(row: &Row) -> [String; 7] {
 /// Returns the rows that are not shown side by side.
 fn singles(rows: &[Row]) -> Vec<&Row> {
     let single = |row: &&Row| {
-        ["call/", "upcall", "off/", "fence/", "recovery/", "boot/", "ratio/", "loss/", "crossings/"]
+        ["call/", "upcall", "off/", "fence/", "recovery/", "reload/", "boot/", "ratio/", "loss/", "crossings/"]
             .iter()
             .any(|prefix| row.name.starts_with(prefix))
     };

@@ -1,28 +1,66 @@
-//! The runner's end of the link: the kernel reports events to programs over its second serial port.
+//! The runner's end of the link, the machine's second serial port: the kernel reports events to
+//! programs over it, and takes their requests.
 //!
 //! QEMU connects that port to a socket. The runner listens on the socket before QEMU starts, so
-//! that nothing is lost at the beginning.
+//! that nothing is lost at the beginning. Other programs connect to a second socket, `session`
+//! ([`crate::session`]): each of them gets all events, and its requests go to the kernel.
 
 use super::files::RunFiles;
 use anyhow::{Context, Result};
-use ringfence_link::EVENTS;
 use ringfence_link::event::Event;
-use ringfence_link::frame::Decoder;
+use ringfence_link::frame::{Decoder, Encoder, Frame};
+use ringfence_link::{EVENTS, REQUESTS};
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Longest path of a socket, its terminating zero included (Linux: `sun_path`).
 const MOST_PATH: usize = 108;
+/// The name of the socket for other programs, in the folder of a run.
+pub const SESSION: &str = "session";
+/// How long a program may take no events before it is dropped.
+const SLOW: Duration = Duration::from_secs(5);
 
-/// A socket to which QEMU will connect the link.
+/// A socket to which QEMU will connect the link, and one for other programs.
 pub struct Link {
+    kernel: Socket,
+    session: Socket,
+}
+
+/// A socket that is listened on.
+struct Socket {
     listener: UnixListener,
     path: PathBuf,
     /// A temporary folder for the socket, if the path of the run's own folder is too long.
     folder: Option<tempfile::TempDir>,
+}
+
+impl Socket {
+    /// Listens on the socket `name` in the folder of a run. If that path is too long for a socket,
+    /// it is a symbolic link to the socket.
+    fn listen(files: &RunFiles, name: &str) -> Result<Socket> {
+        let wanted = files.path().join(name);
+        let (mut path, mut folder) = (wanted.clone(), None);
+        if path.as_os_str().as_bytes().len() >= MOST_PATH {
+            let other = tempfile::tempdir().context("cannot make a folder for the link")?;
+            path = other.path().join(name);
+            folder = Some(other);
+            std::os::unix::fs::symlink(&path, &wanted)
+                .with_context(|| format!("cannot make a link at {}", wanted.display()))?;
+        }
+        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        Ok(Socket { listener, path, folder })
+    }
+}
+
+/// Connects to a socket whose path may be a symbolic link to a shorter one.
+pub fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    UnixStream::connect(std::fs::read_link(path).unwrap_or_else(|_| path.to_path_buf()))
 }
 
 /// A message from the link.
@@ -36,66 +74,158 @@ pub enum Told {
     Damaged,
 }
 
-impl Link {
-    /// Listens on a socket in the folder of a run.
-    pub fn listen(files: &RunFiles) -> Result<Link> {
-        const NAME: &str = "link";
-        let mut path = files.path().join(NAME);
-        let mut folder = None;
-        if path.as_os_str().as_bytes().len() >= MOST_PATH {
-            let other = tempfile::tempdir().context("cannot make a folder for the link")?;
-            path = other.path().join(NAME);
-            folder = Some(other);
+/// One direction of a connection.
+struct Sender {
+    encoder: Box<Encoder>,
+    stream: UnixStream,
+}
+
+impl Sender {
+    fn new(stream: &UnixStream) -> std::io::Result<Sender> {
+        Ok(Sender { encoder: Box::default(), stream: stream.try_clone()? })
+    }
+
+    /// Sends a frame. Returns `false` if the other side takes none any more.
+    fn send(&mut self, frame: &Frame) -> bool {
+        let fill = |room: &mut [u8]| {
+            room.get_mut(..frame.payload.len())?.copy_from_slice(&frame.payload);
+            Some(frame.payload.len())
+        };
+        // A frame that was received fits.
+        self.encoder.frame(frame.channel, fill).is_none_or(|bytes| self.stream.write_all(bytes).is_ok())
+    }
+}
+
+/// What the threads of a link share.
+#[derive(Default)]
+struct Hub {
+    kernel: Mutex<Option<Sender>>,
+    programs: Mutex<Vec<Sender>>,
+    /// Whether the machine has ended.
+    is_closed: Mutex<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// Ends the connections of all programs.
+    fn close(&self) {
+        *lock(&self.is_closed) = true;
+        lock(&self.programs).drain(..).for_each(|program| _ = program.stream.shutdown(Shutdown::Both));
+    }
+
+    /// Takes the connections of programs, until the machine has ended.
+    fn serve_programs(self: &Arc<Hub>, listener: &UnixListener) {
+        while let Ok((stream, _)) = listener.accept() {
+            if *lock(&self.is_closed) {
+                return;
+            }
+            let Ok(program) = Sender::new(&stream) else { continue };
+            let _ = stream.set_write_timeout(Some(SLOW));
+            lock(&self.programs).push(program);
+            let hub = self.clone();
+            std::thread::spawn(move || {
+                let _ = each_frame(stream, |frame| {
+                    if let Ok(frame) = frame
+                        && frame.channel == REQUESTS
+                        && let Some(kernel) = lock(&hub.kernel).as_mut()
+                    {
+                        // If the kernel is gone, the program gets no answer.
+                        kernel.send(&frame);
+                    }
+                    true
+                });
+            });
         }
-        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        Ok(Link { listener, path, folder })
+    }
+}
+
+impl Link {
+    /// Listens on sockets in the folder of a run.
+    pub fn listen(files: &RunFiles) -> Result<Link> {
+        Ok(Link { kernel: Socket::listen(files, "link")?, session: Socket::listen(files, SESSION)? })
     }
 
     /// Returns QEMU's arguments that connect its next serial port to the socket.
     pub fn arguments(&self) -> [OsString; 4] {
         let mut chardev = OsString::from("socket,id=link,path=");
-        chardev.push(super::in_option(&self.path));
+        chardev.push(super::in_option(&self.kernel.path));
         ["-chardev".into(), chardev, "-serial".into(), "chardev:link".into()]
     }
 
-    /// Starts a thread that calls `take` for each message, until `take` returns `false` or QEMU
-    /// closes the connection. The caller must call the returned function once QEMU has ended: QEMU
-    /// may have ended before it connected, and the thread would wait for a connection for ever.
+    /// Starts threads that serve other programs and call `take` for each message, until `take`
+    /// returns `false` or QEMU closes the connection. The caller must call the returned function
+    /// once QEMU has ended: QEMU may have ended before it connected, and the thread would wait for
+    /// a connection for ever.
     pub fn read(self, mut take: impl FnMut(Told) -> bool + Send + 'static) -> impl FnOnce() + Send + 'static {
-        let path = self.path.clone();
-        std::thread::spawn(move || {
-            // The folder must exist until a connection is accepted.
-            let Link { listener, folder, .. } = self;
-            let accepted = listener.accept();
-            drop(folder);
-            if let Ok((stream, _)) = accepted {
-                read_all(stream, &mut take);
+        let Link { kernel, session } = self;
+        let hub = Arc::new(Hub::default());
+        let paths = [kernel.path.clone(), session.path.clone()];
+        std::thread::spawn({
+            let hub = hub.clone();
+            move || hub.serve_programs(&session.listener)
+        });
+        std::thread::spawn({
+            let hub = hub.clone();
+            move || {
+                // The folder must exist until a connection is accepted.
+                let Socket { listener, folder, .. } = kernel;
+                let accepted = listener.accept();
+                drop(folder);
+                if let Ok((stream, _)) = accepted {
+                    *lock(&hub.kernel) = Sender::new(&stream).ok();
+                    tell_all(stream, &hub, &mut take);
+                }
             }
         });
-        // If QEMU connected before, its connection is accepted first, and this one has no effect.
-        move || drop(UnixStream::connect(path))
+        move || {
+            hub.close();
+            // If QEMU connected before, its connection is accepted first, and this one has no
+            // effect.
+            paths.iter().for_each(|path| drop(UnixStream::connect(path)));
+            drop(session.folder);
+        }
     }
 }
 
-fn read_all(mut stream: UnixStream, take: &mut impl FnMut(Told) -> bool) {
+/// Calls `take` for each frame, until it returns `false` or the connection ends.
+fn each_frame(
+    mut stream: UnixStream,
+    mut take: impl FnMut(Result<Frame, ringfence_link::frame::Damaged>) -> bool,
+) -> std::io::Result<()> {
     let mut decoder = Decoder::default();
     let mut bytes = [0; 4096];
-    // Before the kernel begins, firmware may write to the port as well.
-    let mut has_begun = false;
-    while let Ok(count @ 1..) = stream.read(&mut bytes) {
-        for frame in bytes[..count].iter().filter_map(|byte| decoder.push(*byte)) {
-            let told = match frame {
-                Ok(frame) if frame.missing > 0 && !take(Told::Missing(frame.missing)) => return,
-                // Frames of other channels are not for the runner.
-                Ok(frame) if frame.channel != EVENTS => continue,
-                Ok(frame) => Event::read(&frame.payload).map_or(Told::Damaged, Told::Event),
-                Err(_) if !has_begun => continue,
-                Err(_) => Told::Damaged,
-            };
-            has_begun = true;
-            if !take(told) {
-                return;
-            }
+    loop {
+        let count = stream.read(&mut bytes)?;
+        if count == 0 || !bytes[..count].iter().filter_map(|byte| decoder.push(*byte)).all(&mut take) {
+            return Ok(());
         }
     }
+}
+
+/// Passes the kernel's frames on to the programs and to `take`.
+fn tell_all(stream: UnixStream, hub: &Hub, take: &mut impl FnMut(Told) -> bool) {
+    // Before the kernel begins, firmware may write to the port as well.
+    let mut has_begun = false;
+    let _ = each_frame(stream, |frame| {
+        let told = match frame {
+            Ok(frame) => {
+                lock(&hub.programs).retain_mut(|program| program.send(&frame));
+                if frame.missing > 0 && !take(Told::Missing(frame.missing)) {
+                    return false;
+                }
+                // Frames of other channels are not for the runner.
+                if frame.channel != EVENTS {
+                    return true;
+                }
+                Event::read(&frame.payload).map_or(Told::Damaged, Told::Event)
+            }
+            Err(_) if !has_begun => return true,
+            Err(_) => Told::Damaged,
+        };
+        has_begun = true;
+        take(told)
+    });
 }

@@ -20,7 +20,7 @@ mod terminal;
 pub use disk::{Disk, Opened};
 pub use end::{End, FINAL_LINE};
 pub use files::DISK_BYTES;
-pub use link::Told;
+pub use link::{SESSION, Told, connect};
 pub use monitor::{Bus, Monitor};
 pub use running::{Run, Running, Said};
 
@@ -174,13 +174,13 @@ pub fn empty_disk() -> Result<NamedTempFile> {
 
 impl Machine {
     /// Returns the source lines of all modules that the machine can load.
-    fn sources(&self, system: &System) -> Sources {
+    fn sources(&self, system: &System, files: &RunFiles) -> Sources {
         let own = system.modules.iter().map(|module| (module.name.clone(), module.debug.clone()));
         // The runner puts the debug information of the modules that it builds beside them.
         let with_debug = |path: &PathBuf| Some(path.with_extension("debug")).filter(|debug| debug.is_file());
         let file = |path: &PathBuf| with_debug(path).unwrap_or_else(|| path.clone());
         let others = self.contents.modules.iter().map(|path| (ramdisk::file_name(path), file(path)));
-        Sources::new(own.chain(others))
+        Sources::new(own.chain(others), files.path().to_path_buf())
     }
 
     /// Changes the mainboard, and adds an IOMMU if the mainboard can have one.

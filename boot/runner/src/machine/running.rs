@@ -11,6 +11,7 @@ use crate::source::Sources;
 use anyhow::{Context, Result, bail};
 use ringfence_link::event::Event;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -65,7 +66,7 @@ pub struct Running {
     sources: Sources,
     deadline: Option<Instant>,
     errors: Errors,
-    _files: RunFiles,
+    files: RunFiles,
 }
 
 impl Machine {
@@ -98,7 +99,7 @@ impl Machine {
             }
             end_link();
         });
-        let sources = self.sources(system);
+        let sources = self.sources(system, &files);
         Ok(Running {
             child,
             heard,
@@ -109,7 +110,7 @@ impl Machine {
             sources,
             deadline: self.deadline(),
             errors,
-            _files: files,
+            files,
         })
     }
 
@@ -120,6 +121,11 @@ impl Machine {
 }
 
 impl Running {
+    /// Returns the socket for programs that send requests ([`crate::session`]).
+    pub fn session(&self) -> PathBuf {
+        self.files.path().join(super::SESSION)
+    }
+
     /// Returns the next line or event; `None` when there are no more or `deadline` has passed.
     fn next_until(&mut self, deadline: Option<Instant>) -> Option<Said> {
         loop {

@@ -2,6 +2,7 @@
 
 use super::errors::Errors;
 use super::files::RunFiles;
+use super::link::Link;
 use super::qemu::Farewell;
 use super::{End, Machine, start};
 use crate::build::System;
@@ -28,21 +29,24 @@ impl Machine {
         let mut machine = self.clone();
         machine.contents.piped = !is_typed;
         let mut qemu = machine.command(system, &files, if is_typed { Farewell::Terminate } else { Farewell::Kill })?;
+        let link = Link::listen(&files)?;
         // The guest gets Ctrl-C.
         qemu.args(["-serial", "mon:stdio", "-echr", ESCAPE]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        qemu.args(link.arguments());
         if !is_typed {
             qemu.stdin(Stdio::piped());
         }
         let mut child = start(&mut qemu)?;
+        let end_link = link.read(|_| true);
         if let Some(to) = child.stdin.take() {
             std::thread::spawn(move || feed(to));
         }
         let mut errors = Errors::listen(child.stderr.take().context("QEMU has no standard error")?);
         let from = child.stdout.take().context("QEMU has no output")?;
-        let sources = self.sources(system);
+        let sources = self.sources(system, &files);
         let shown = std::thread::spawn(move || show(from, sources));
         let deadline = self.deadline();
-        loop {
+        let end = loop {
             if let Some(status) = child.try_wait()? {
                 // The last line of the console; empty if the thread that shows the console has
                 // panicked.
@@ -50,15 +54,17 @@ impl Machine {
                 // QEMU exits with status 0 after a triple fault, too. The last line tells whether
                 // the user left or typed 'quit' at QEMU's monitor.
                 let left = status.code() == Some(0) && (last.contains("QEMU: Terminated") || last.contains("(qemu)"));
-                return Ok(if left { End::Left } else { End::of(status, true, errors.signal()) });
+                break if left { End::Left } else { End::of(status, true, errors.signal()) };
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 child.kill()?;
                 child.wait()?;
-                return Ok(End::TimeLimit);
+                break End::TimeLimit;
             }
             std::thread::sleep(Duration::from_millis(20));
-        }
+        };
+        end_link();
+        Ok(end)
     }
 }
 

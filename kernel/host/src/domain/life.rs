@@ -1,6 +1,7 @@
 //! The state of a driver, in words. [`ringfence_core::life`] has the logic.
 
 use super::{Domain, Handle};
+use crate::file::File;
 use alloc::format;
 use alloc::string::{String, ToString};
 use hw::arch::time;
@@ -13,6 +14,7 @@ impl Domain {
         event::Driver {
             name: self.name.as_str().into(),
             module: self.file.name.as_str().into(),
+            build: self.file.build,
             ring: self.ring() as u8,
             slot: self.space.slot() as u64,
             device: self.device.as_ref().map(|device| device.which().to_string().into()),
@@ -30,6 +32,7 @@ impl Domain {
             State::Running => "running".into(),
             State::Asleep => "asleep".into(),
             State::GivenUp => "given up".into(),
+            State::Ended if self.goes_back_to().is_some() => "ended, to be back".into(),
             State::Ended => "ended".into(),
             State::Back(None) => "ended, to be back".into(),
             State::Back(Some(at)) => {
@@ -37,9 +40,25 @@ impl Domain {
             }
         }
     }
+
+    /// Returns whether a successor follows if the driver is ended by a fault now.
+    pub fn has_successor(&self) -> bool {
+        let probation = self.probation.as_ref();
+        self.life.restarts() || probation.is_some_and(|probation| time::uptime_ns() < probation.until_ns)
+    }
+
+    /// Returns the file of the build that takes the place of a driver that was ended, if that is
+    /// not its own: the one before a reload, when the new build has faulted while it was on
+    /// probation. Then its policy does not matter.
+    pub fn goes_back_to(&self) -> Option<&File> {
+        let probation = self.probation.as_ref()?;
+        let fault = self.life.fault()?;
+        (fault.kind != "killed" && fault.at_ns < probation.until_ns).then_some(&probation.before)
+    }
 }
 
 /// Returns whether a driver that was ended will be restarted.
 pub fn will_be_back(handle: &Handle) -> bool {
-    handle.lock().life.will_be_back()
+    let domain = handle.lock();
+    domain.life.will_be_back() || domain.life.can_be_replaced() && domain.goes_back_to().is_some()
 }

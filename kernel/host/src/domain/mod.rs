@@ -113,8 +113,10 @@ pub struct Domain {
     pub life: Life<Arc<fault::Fault>>,
     /// The number of upcalls.
     pub upcalls: u64,
-    /// The number of instances that were in its place before.
+    /// The number of instances that were in its place before because of faults.
     pub restarts: u64,
+    /// The build that was in its place before, as long as a fault brings that one back.
+    pub probation: Option<Probation>,
     /// Its message when it gave up, if it did.
     pub last_words: String,
     /// The owner of the memory that its device reached for beyond its fence, if the driver was
@@ -138,6 +140,15 @@ pub struct Domain {
     pub stop_ticks: u64,
     /// The number of frames that are reserved for it ([`hw::memory::frames::promise`]).
     pub promised: u64,
+}
+
+/// What a driver must prove after a reload: to run for a while without a fault.
+#[derive(Debug, Clone)]
+pub struct Probation {
+    /// The file of the build before.
+    pub before: File,
+    /// The end of the time, in nanoseconds since boot.
+    pub until_ns: u64,
 }
 
 /// DMA memory of a domain.

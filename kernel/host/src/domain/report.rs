@@ -301,8 +301,9 @@ impl Scene {
         }
         writeln!(
             out,
-            "    version {}, ring {}, slot {}, upcall {}, up {} us",
+            "    version {}{}, ring {}, slot {}, upcall {}, up {} us",
             self.manifest.version(),
+            if self.file.build > 0 { format!(", build {}", self.file.build) } else { String::new() },
             self.ring,
             self.slot,
             self.upcalls,
@@ -375,6 +376,7 @@ impl Scene {
         event::Fault {
             driver: self.name.clone().into(),
             module: self.file.name.clone().into(),
+            build: self.file.build,
             version: self.manifest.version().to_string().into(),
             ring: self.ring as u8,
             slot: self.slot as u64,
@@ -453,13 +455,13 @@ pub fn before(domain: &Domain, rip: u64) -> String {
 /// Describes a place in the image of a file that is not loaded.
 pub fn place_in(file: &File, offset: u64) -> String {
     let found = symbol_at(&file.bytes, offset).map(|(name, into)| (name, into, offset));
-    place_name(file, found).unwrap_or_else(|| format!("{}+{offset:#x}", file.name))
+    place_name(file, found).unwrap_or_else(|| format!("{}+{offset:#x}", file.label()))
 }
 
 /// Returns the words for a place that [`symbol`] found.
 fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
     let (name, into, offset) = found?;
-    Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.name))
+    Some(format!("{}+{into:#x} ({}+{offset:#x})", symbols::Demangled(name), file.label()))
 }
 
 /// Returns the call sites that a panic is in, found by frame pointers. The stack's content is under

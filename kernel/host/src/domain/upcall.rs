@@ -108,7 +108,7 @@ impl Domain {
     pub fn condemn(&mut self, cause: Cause) {
         if self.is_alive() {
             let fault = Fault::new(self, cause, Site::Nowhere);
-            self.life.end(fault.report(self.life.restarts()));
+            self.life.end(fault.report(self.has_successor()));
             fault::print_due();
         }
     }
@@ -143,7 +143,7 @@ pub fn put_current_to_sleep() {
 pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
-        domain.life.end(fault.report(domain.life.restarts()));
+        domain.life.end(fault.report(domain.has_successor()));
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");
     terminate()

@@ -127,7 +127,7 @@ impl fmt::Display for Owner {
         // Allocate nothing: the heap's lock may be held for good.
         let mut write = |domain: &Domain| {
             let is_in = domain.slot_extent().contains(self.0);
-            is_in.then(|| write!(f, "{}+{:#x}", domain.file.name, self.0.wrapping_sub(domain.base() + IMAGE)))
+            is_in.then(|| write!(f, "{}+{:#x}", domain.file.label(), self.0.wrapping_sub(domain.base() + IMAGE)))
         };
         // The running domain is locked by its caller, so look at it separately.
         let found = registry::find_unlocked(&mut write).or_else(|| with_current(|domain| write(domain)).flatten());

@@ -2,7 +2,7 @@
 //! must not have code that can break out under QEMU.
 
 use super::error::LoadError;
-use crate::domain::{Domain, report};
+use crate::domain::{Domain, Handle, report};
 use crate::file::File;
 use alloc::string::ToString;
 use alloc::vec;
@@ -36,6 +36,15 @@ pub fn admit(file: &File) -> Result<(), LoadError> {
         }
     }
     Ok(())
+}
+
+/// Refuses a file that cannot take the place of a loaded driver: it must drive the same device.
+pub fn admit_for(handle: &Handle, file: &File) -> Result<(), LoadError> {
+    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
+    match handle.lock().drives {
+        Some(which) if !which.is_driven_by(&module.manifest) => Err(LoadError::OtherDevice(which)),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a change of a running driver's image that adds code which [`admit`] refuses in a file.

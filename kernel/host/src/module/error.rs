@@ -42,6 +42,8 @@ pub enum LoadError {
     Full(&'static str),
     /// The instruction to watch does not lie in the image.
     Outside,
+    /// The module does not drive the device of the driver before it.
+    OtherDevice(Which),
     /// The module does not offer the same class as the driver before it.
     Different,
     /// No domain of this name is loaded.
@@ -89,6 +91,7 @@ impl fmt::Display for LoadError {
             LoadError::Init(error, None) => write!(f, "init: {error}"),
             LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),
             LoadError::Outside => write!(f, "the instruction to watch does not lie in the image"),
+            LoadError::OtherDevice(which) => write!(f, "refused: it does not drive {which}"),
             LoadError::Different => write!(f, "it does not offer what the driver before it offered"),
             LoadError::NotLoaded(name) => write!(f, "no domain '{name}' is loaded"),
         }

@@ -67,6 +67,7 @@ pub fn map(
         traced: false,
         upcalls: 0,
         restarts: 0,
+        probation: None,
         last_words: String::new(),
         lies_there: String::new(),
         turn: Turn::default(),

@@ -8,7 +8,7 @@ use crate::domain::hardware::{State, Which};
 use crate::domain::trace::{self, What};
 use crate::domain::{Handle, Ring, end, registry, sleep, trust};
 use crate::file::File;
-use crate::{poll, ramdisk};
+use crate::{poll, pushed, ramdisk};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -31,7 +31,7 @@ mod admission;
 mod error;
 mod map;
 
-pub use admission::{admit, admit_change};
+pub use admission::{admit, admit_change, admit_for};
 pub use error::LoadError;
 
 /// Returns the loaded domain called `name`.
@@ -39,9 +39,18 @@ pub fn find(name: &str) -> Result<Handle, LoadError> {
     registry::find(name).ok_or_else(|| LoadError::NotLoaded(name.to_string()))
 }
 
-/// Returns the module file `name` of the ramdisk.
+/// Returns the module file `name`: the one that was pushed last, or else that of the ramdisk.
 pub fn file(name: &str) -> Result<File, LoadError> {
-    ramdisk::modules().find(|file| file.name == name).ok_or_else(|| LoadError::NoFile(name.to_string()))
+    let of_ramdisk = || ramdisk::modules().find(|file| file.name == name);
+    pushed::find(name).or_else(of_ramdisk).ok_or_else(|| LoadError::NoFile(name.to_string()))
+}
+
+/// Returns all module files, by name.
+pub fn files() -> Vec<File> {
+    let mut names: Vec<String> = ramdisk::modules().map(|file| file.name).chain(pushed::names()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.iter().filter_map(|name| file(name).ok()).collect()
 }
 
 /// Loads a module into `ring` and runs its `init`. `parameters` come from a person, each as
@@ -162,7 +171,7 @@ pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64
     })?;
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
-        new.restarts = old.restarts + 1;
+        new.restarts = old.restarts;
         // The first fault in a while is treated as an accident: the debt is not taken over.
         if new.life.succeed(&mut old.life) {
             poll::succeed(&mut new, &old);

@@ -32,8 +32,10 @@ pub struct Handlers {
     pub services: &'static Services,
     /// Called when the timer has ticked.
     pub timer_tick: fn(),
-    /// Called when the serial port has input.
+    /// Called when the first serial port has input.
     pub serial_input: fn(),
+    /// Called when the second serial port has input.
+    pub link_input: fn(),
     /// Called when watched memory was read or written, by the instruction before this address.
     pub watchpoint_hit: fn(u64),
     /// Called when a trap ends the driver whose upcall is under way.

@@ -5,12 +5,12 @@
 //! masked until the device's driver was polled. If the driver did not acknowledge the interrupt,
 //! the device itself is held back (`domain/device.rs`).
 
-use super::handlers;
+use super::handlers::{self, Handlers};
 use super::io_apic::{self, Pin};
-use super::line::{CASCADE, FIRST_OF_IO_APIC, FIRST_VECTOR, LINES, OWN_TIMER, SERIAL, SPURIOUS, TIMER, WIRES};
+use super::line::{CASCADE, FIRST_OF_IO_APIC, FIRST_VECTOR, LINES, LINK, OWN_TIMER, SERIAL, SPURIOUS, TIMER, WIRES};
 use super::pic;
 use crate::memory::registers::Registers;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use embassy_sync::waitqueue::AtomicWaker;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
@@ -35,6 +35,15 @@ pub fn init() -> Result<(), &'static str> {
         true => Ok(()),
         false => Err("there are no 8259 interrupt controllers (PIC), and without them no device is heard"),
     }
+}
+
+/// Whether the line of the second serial port is that port's, and no device's.
+static HAS_LINK: AtomicBool = AtomicBool::new(false);
+
+/// Lets the second serial port interrupt.
+pub fn use_link() {
+    HAS_LINK.store(true, Ordering::Relaxed);
+    set_masked(LINK, false);
 }
 
 /// For each message line that is in use: the entry of a device's MSI-X table that sends it.
@@ -67,6 +76,9 @@ pub(crate) fn use_io_apic(registers: u64, levels: u16, mut pin: impl FnMut(u8, b
             pic::write_masks(u16::MAX);
             super::local_apic::keep_external_out();
             [TIMER, SERIAL].into_iter().for_each(|line| set_masked(line, false));
+            if HAS_LINK.load(Ordering::Relaxed) {
+                set_masked(LINK, false);
+            }
         }
         is_used
     })
@@ -206,12 +218,15 @@ fn note(line: u8) {
 fn serve(line: u8) {
     match line {
         TIMER => super::time::tick(),
-        SERIAL => {
-            if let Some(handlers) = handlers::installed() {
-                (handlers.serial_input)();
-            }
-        }
+        SERIAL => call(|handlers| handlers.serial_input),
+        LINK if HAS_LINK.load(Ordering::Relaxed) => call(|handlers| handlers.link_input),
         _ => fire(line),
+    }
+}
+
+fn call(handler: fn(&Handlers) -> fn()) {
+    if let Some(handlers) = handlers::installed() {
+        handler(handlers)();
     }
 }
 

@@ -17,5 +17,7 @@ pub const SPURIOUS: u8 = 0xff;
 pub const TIMER: u8 = 0;
 /// Line of the first controller that the second one is connected to.
 pub const CASCADE: u8 = 2;
-/// Line of the serial port.
+/// Line of the first serial port.
 pub const SERIAL: u8 = 4;
+/// Line of the second serial port.
+pub const LINK: u8 = 3;

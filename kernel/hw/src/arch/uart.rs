@@ -18,6 +18,15 @@ const ALL_SENT: u8 = 1 << 6;
 /// Bytes that can be sent at once when the port reports that it can send.
 pub const FIFO_BYTES: usize = 16;
 
+/// What input a port expects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listens {
+    /// A person's keys: none may be lost.
+    ForKeys,
+    /// Many bytes in a row, with checksums.
+    ForMany,
+}
+
 /// A serial port.
 #[derive(Debug, Clone, Copy)]
 pub struct Uart {
@@ -38,14 +47,16 @@ impl Uart {
         IoPort::new(self.base + register).write(value);
     }
 
-    /// Sets the port up: 115,200 baud, 8 bits, no parity, an interrupt for input if it `listens`.
-    /// **Input that has come before is not lost**: it is returned. If there is any and the port
-    /// listens, more may be on its way, so the FIFOs are left off: turning them on would empty
-    /// them. `None` if there is no port.
-    pub fn set_up(self, listens: bool) -> Option<heapless::Vec<u8, 64>> {
+    /// Sets the port up: 115,200 baud, 8 bits, no parity, an interrupt for input. **Input that has
+    /// come before is not lost**: it is returned. If there is any, more may be on its way, so the
+    /// FIFOs are left off unless many bytes are to come: turning them on would empty them. `None`
+    /// if there is no port.
+    pub fn set_up(self, listens: Listens) -> Option<heapless::Vec<u8, 64>> {
         const EIGHT_BITS: u8 = 3;
         const DIVISOR_LATCH: u8 = 1 << 7;
         const FIFO_ON: u8 = 1;
+        /// An interrupt for 14 bytes, or when no more come for the time of four.
+        const TRIGGER_14: u8 = 3 << 6;
         const RECEIVE_INTERRUPT: u8 = 1;
         /// DTR, RTS, and OUT2, which lets the interrupt out.
         const READY: u8 = 0b1011;
@@ -64,7 +75,9 @@ impl Uart {
             // The loop has checked that there is room.
             let _ = early.push(self.read(DATA));
         }
-        if early.is_empty() || !listens {
+        if listens == Listens::ForMany {
+            self.write(FIFO, FIFO_ON | TRIGGER_14);
+        } else if early.is_empty() {
             self.write(FIFO, FIFO_ON);
         }
         self.write(LINE, EIGHT_BITS | DIVISOR_LATCH);
@@ -72,7 +85,7 @@ impl Uart {
         self.write(INTERRUPTS, 0);
         self.write(LINE, EIGHT_BITS);
         self.write(MODEM, READY);
-        self.write(INTERRUPTS, if listens { RECEIVE_INTERRUPT } else { 0 });
+        self.write(INTERRUPTS, RECEIVE_INTERRUPT);
         Some(early)
     }
 

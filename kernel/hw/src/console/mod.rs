@@ -7,7 +7,7 @@
 //! * [`flood`]: limits how many of a driver's lines are shown
 //! * [`screen`]: the last rows of the log on a screen
 
-use crate::arch::uart::Uart;
+use crate::arch::uart::{Listens, Uart};
 use crate::lock::Lock;
 use alloc::string::String;
 use core::fmt::{self, Write};
@@ -61,7 +61,7 @@ enum Shown {
 
 /// Opens the port and the log. Without a port all output is dropped.
 pub fn init() {
-    let early = PORT.set_up(true);
+    let early = PORT.set_up(Listens::ForKeys);
     HAS_PORT.store(early.is_some(), Ordering::Relaxed);
     {
         let mut input = INPUT.lock();

@@ -1,0 +1,151 @@
+//! A connection to a running system: any program on this host can send its kernel requests, and
+//! gets all events.
+//!
+//! A runner that has booted a system offers a socket for that in the folder of its run
+//! ([`crate::machine`]). The name of the folder names the system.
+
+use crate::machine::connect;
+use crate::target;
+use anyhow::{Context, Result, anyhow, bail};
+use ringfence_link::event::Event;
+use ringfence_link::frame::{Decoder, Encoder};
+use ringfence_link::request::{MAX_PIECE, Request, What};
+use ringfence_link::{EVENTS, REQUESTS};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// After this time without an answer, a request is sent again: it may have been lost.
+const AGAIN: Duration = Duration::from_secs(2);
+/// After this time without an answer, nobody waits any more.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A connection to a running system.
+pub struct Session {
+    /// The folder of the system's run.
+    folder: PathBuf,
+    stream: UnixStream,
+    encoder: Box<Encoder>,
+    events: mpsc::Receiver<Event<'static>>,
+}
+
+/// Returns the systems that run, by name, with their sockets.
+fn running() -> Vec<(String, PathBuf)> {
+    let runs = std::fs::read_dir(target().join("runs")).into_iter().flatten().flatten();
+    let mut found: Vec<(String, PathBuf)> = runs
+        .map(|run| (run.file_name().to_string_lossy().into_owned(), run.path().join(crate::machine::SESSION)))
+        // The socket of a runner that was killed is still there, and nobody listens.
+        .filter(|(_, path)| connect(path).is_ok())
+        .collect();
+    found.sort();
+    found
+}
+
+impl Session {
+    /// Connects to the system called `name`, or to the only one that runs.
+    pub fn find(name: Option<&str>) -> Result<Session> {
+        let found = running();
+        let names = || found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        let (_, path) = match (name, found.as_slice()) {
+            (_, []) => bail!("no system runs: start one with 'cargo run' in another terminal"),
+            (Some(name), _) => found
+                .iter()
+                .find(|(other, _)| other == name)
+                .ok_or_else(|| anyhow!("no system '{name}' runs, but {}", names()))?,
+            (None, [only]) => only,
+            (None, _) => bail!("several systems run: name one with --system: {}", names()),
+        };
+        Session::connect(path)
+    }
+
+    /// Connects to the system with this socket.
+    pub fn connect(path: &Path) -> Result<Session> {
+        let stream = connect(path).with_context(|| format!("cannot connect to {}", path.display()))?;
+        let mut from = stream.try_clone()?;
+        let (sender, events) = mpsc::channel();
+        std::thread::spawn(move || {
+            let (mut decoder, mut bytes) = (Decoder::default(), [0; 4096]);
+            while let Ok(count @ 1..) = from.read(&mut bytes) {
+                for frame in bytes[..count].iter().filter_map(|byte| decoder.push(*byte)).flatten() {
+                    let event = Some(frame).filter(|frame| frame.channel == EVENTS);
+                    if event
+                        .and_then(|frame| Event::read(&frame.payload))
+                        .is_some_and(|event| sender.send(event).is_err())
+                    {
+                        return;
+                    }
+                }
+            }
+        });
+        let folder = path.parent().unwrap_or(Path::new(".")).to_path_buf();
+        Ok(Session { folder, stream, encoder: Box::default(), events })
+    }
+
+    /// Returns the next event; `None` if none comes within `limit`.
+    ///
+    /// # Errors
+    /// When the system has ended.
+    pub fn event(&self, limit: Duration) -> Result<Option<Event<'static>>> {
+        match self.events.recv_timeout(limit) {
+            Ok(event) => Ok(Some(event)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => bail!("the system has ended"),
+        }
+    }
+
+    /// Sends a request, and waits for the answer. `seen` is called with the events that come before
+    /// it. Returns what the kernel has done, or the reason why it has not.
+    pub fn request(&mut self, what: What, mut seen: impl FnMut(Event<'static>)) -> Result<Result<String, String>> {
+        let request = Request { id: fastrand::u64(..), what };
+        let end = Instant::now() + LIMIT;
+        while Instant::now() < end {
+            let frame = self.encoder.frame(REQUESTS, |room| request.write(room)).context("the request is too long")?;
+            self.stream.write_all(frame).context("the system has ended")?;
+            let again = Instant::now() + AGAIN;
+            while let Some(event) = self.event(again.saturating_duration_since(Instant::now()))? {
+                match event {
+                    Event::Answered { id, result } if id == request.id => {
+                        return Ok(result.map(|text| text.into_owned()).map_err(|text| text.into_owned()));
+                    }
+                    event => seen(event),
+                }
+            }
+        }
+        bail!("the kernel has not answered for {} s", LIMIT.as_secs())
+    }
+
+    /// Sends a module's file. The runner that has booted the system finds source lines for the
+    /// module in `debug`. `parameters` are for a module that is loaded. `seen` is called with the
+    /// events that come meanwhile. Returns what the kernel has done, or the reason why it has not.
+    pub fn push(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        debug: Option<&Path>,
+        parameters: &[String],
+        mut seen: impl FnMut(Event<'static>),
+    ) -> Result<Result<String, String>> {
+        let file = fastrand::u64(..);
+        let len_bytes = u32::try_from(bytes.len()).context("the file is too long")?;
+        let begin = What::File { file, name: name.into(), len_bytes };
+        let build = match self.request(begin, &mut seen)? {
+            Ok(build) => build,
+            Err(why) => return Ok(Err(why)),
+        };
+        if let Some(debug) = debug {
+            let kept = self.folder.join(format!("{name}#{build}"));
+            std::fs::copy(debug, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+        }
+        let pieces = (0..).step_by(MAX_PIECE).zip(bytes.chunks(MAX_PIECE));
+        let pieces = pieces.map(|(offset, bytes)| What::Piece { file, offset, bytes: bytes.into() });
+        for what in pieces {
+            if let Err(why) = self.request(what, &mut seen)? {
+                return Ok(Err(why));
+            }
+        }
+        let parameters = parameters.iter().map(|parameter| parameter.as_str().into()).collect();
+        self.request(What::Load { file, parameters }, seen)
+    }
+}

@@ -1,0 +1,100 @@
+//! The requests that programs send to the kernel.
+//!
+//! Each request has an id that its sender chooses, and is answered by one
+//! [`Answered`](crate::event::Event::Answered) with that id. A sender that gets no answer sends the
+//! request again: a request, or its answer, may be lost on the line. So a request must have no
+//! effect when it comes a second time, and the kernel answers the last one of a sender again.
+
+use crate::event::Text;
+use alloc::borrow::Cow;
+use serde::{Deserialize, Serialize};
+
+/// The most bytes of a [`Request::Piece`].
+pub const MAX_PIECE: usize = 4096;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request<'a> {
+    /// A number that no other request of this run has; senders choose it at random.
+    pub id: u64,
+    /// What is to be done.
+    pub what: What<'a>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What<'a> {
+    /// A module file comes, in pieces. The answer is the number of its build.
+    File {
+        /// A number for the file, chosen at random, by which the requests that follow name it.
+        file: u64,
+        /// The module's name.
+        name: Text<'a>,
+        /// The file's length in bytes.
+        len_bytes: u32,
+    },
+    /// A piece of a file.
+    Piece {
+        /// The file.
+        file: u64,
+        /// The offset of the first byte in the file. Pieces come in order.
+        offset: u32,
+        /// The bytes, at most [`MAX_PIECE`].
+        bytes: Cow<'a, [u8]>,
+    },
+    /// The file is complete: keep it, and put the module in the place of the drivers that were
+    /// loaded from a file of this name. If there are none, load it.
+    Load {
+        /// The file.
+        file: u64,
+        /// Parameters for a module that is loaded, each as `name=value`.
+        parameters: alloc::vec::Vec<Text<'a>>,
+    },
+}
+
+impl Request<'_> {
+    /// Writes the request into `room`. Returns the number of bytes written, or `None` if `room` is
+    /// too small.
+    pub fn write(&self, room: &mut [u8]) -> Option<usize> {
+        Some(postcard::to_slice(self, room).ok()?.len())
+    }
+}
+
+impl Request<'static> {
+    /// Reads the request that a payload holds; `None` if it holds no request.
+    pub fn read(payload: &[u8]) -> Option<Request<'static>> {
+        let (request, rest) = postcard::take_from_bytes(payload).ok()?;
+        rest.is_empty().then_some(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::MAX_PAYLOAD;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_written_is_read_and_the_longest_piece_fits_a_frame() {
+        let bytes = [0xa5; MAX_PIECE];
+        let requests = [
+            What::File { file: 7, name: "e1000".into(), len_bytes: u32::MAX },
+            What::Piece { file: u64::MAX, offset: u32::MAX, bytes: (&bytes[..]).into() },
+            What::Load { file: 7, parameters: ["a=1".into(), "b=".into()].into() },
+        ];
+        for what in requests {
+            let request = Request { id: u64::MAX, what };
+            let mut room = [0; MAX_PAYLOAD];
+            let len = request.write(&mut room).unwrap();
+            assert_eq!(Request::read(&room[..len]), Some(request));
+            assert_eq!(Request::read(&room[..=len]), None, "one with something behind it");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Request::read(&bytes);
+        }
+    }
+}

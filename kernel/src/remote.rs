@@ -1,0 +1,133 @@
+//! Carries out the requests that programs send over the link: `cargo run -- push` sends a module's
+//! file in pieces, and has it loaded or put in the place of its running drivers.
+//!
+//! A request that comes again, because its answer was lost, has no second effect. **Whoever reaches
+//! the second serial port can load modules into ring 1**, as whoever reaches the console can.
+
+use crate::shell::modules::load_or_reload;
+use alloc::borrow::Cow;
+use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use host::file::{Content, File};
+use host::pushed;
+use hw::link;
+use ringfence_abi::manifest::NAME_BYTES;
+use ringfence_link::REQUESTS;
+use ringfence_link::event::Event;
+use ringfence_link::frame::Decoder;
+use ringfence_link::request::{Request, What};
+
+/// The most files that come at the same time. Beyond that, the oldest is dropped.
+const MAX_INCOMING: usize = 4;
+/// The answers that are kept for requests that come again.
+const KEPT_ANSWERS: usize = 16;
+
+/// A file that comes in pieces.
+struct Incoming {
+    number: u64,
+    name: String,
+    build: u32,
+    len_bytes: usize,
+    bytes: Vec<u8>,
+}
+
+/// What was done, or the reason why it was not.
+type Result = core::result::Result<String, String>;
+
+/// The task that carries out requests.
+pub async fn run() {
+    let mut remote = Remote::default();
+    let (mut decoder, mut room) = (Decoder::default(), [0; 512]);
+    link::listen();
+    loop {
+        let count = link::read(&mut room).await;
+        for byte in room.iter().take(count) {
+            // A damaged frame is not answered, so that it is sent again.
+            if let Some(Ok(frame)) = decoder.push(*byte)
+                && frame.channel == REQUESTS
+                && let Some(request) = Request::read(&frame.payload)
+            {
+                remote.answer(request).await;
+            }
+        }
+    }
+}
+
+/// The state between requests.
+#[derive(Default)]
+struct Remote {
+    incoming: VecDeque<Incoming>,
+    answered: VecDeque<(u64, Result)>,
+}
+
+impl Remote {
+    async fn answer(&mut self, Request { id, what }: Request<'static>) {
+        let before = self.answered.iter().find(|(other, _)| *other == id).map(|(_, result)| result.clone());
+        let result = match before {
+            Some(result) => result,
+            None => {
+                let result = self.carry_out(what).await;
+                self.answered.truncate(KEPT_ANSWERS - 1);
+                self.answered.push_front((id, result.clone()));
+                result
+            }
+        };
+        link::tell(&Event::Answered { id, result: result.map(Cow::Owned).map_err(Cow::Owned) });
+    }
+
+    async fn carry_out(&mut self, what: What<'static>) -> Result {
+        match what {
+            What::File { file, name, len_bytes } => self.begin(file, &name, len_bytes as usize),
+            What::Piece { file, offset, bytes } => self.add(file, offset as usize, &bytes),
+            What::Load { file, parameters } => {
+                let place = self.place(file)?;
+                let incoming = self.incoming.remove(place).ok_or("the file is gone")?;
+                if incoming.bytes.len() < incoming.len_bytes {
+                    return Err(alloc::format!("{} of {} bytes came", incoming.bytes.len(), incoming.len_bytes));
+                }
+                let Incoming { name, build, bytes, .. } = incoming;
+                let file = File { name, build, bytes: Content::Made(bytes.into()) };
+                let parameters: Vec<String> = parameters.into_iter().map(Cow::into_owned).collect();
+                load_or_reload(file, &parameters).await.inspect(|done| log::info!("push: {done}"))
+            }
+        }
+    }
+
+    /// Returns the place of a file among those that come.
+    fn place(&self, number: u64) -> core::result::Result<usize, String> {
+        let place = self.incoming.iter().position(|incoming| incoming.number == number);
+        place.ok_or_else(|| "the file is not known: others have come since".to_string())
+    }
+
+    fn begin(&mut self, number: u64, name: &str, len_bytes: usize) -> Result {
+        if name.is_empty() || name.len() >= NAME_BYTES {
+            return Err(alloc::format!("a module's name has 1 to {} bytes", NAME_BYTES - 1));
+        }
+        pushed::check(name, len_bytes).map_err(|refused| refused.to_string())?;
+        self.incoming.retain(|incoming| incoming.number != number);
+        if self.incoming.len() >= MAX_INCOMING {
+            self.incoming.pop_front();
+        }
+        let bytes = Vec::with_capacity(len_bytes);
+        let build = pushed::next_build();
+        self.incoming.push_back(Incoming { number, name: name.to_string(), build, len_bytes, bytes });
+        Ok(build.to_string())
+    }
+
+    /// Adds a piece. A piece that came before is left out.
+    fn add(&mut self, number: u64, offset: usize, bytes: &[u8]) -> Result {
+        let place = self.place(number)?;
+        let incoming = self.incoming.get_mut(place).ok_or("the file is gone")?;
+        let has = incoming.bytes.len();
+        if offset > has {
+            return Err(alloc::format!("a piece is missing between bytes {has} and {offset}"));
+        }
+        let fresh = bytes.get(has - offset..).unwrap_or_default();
+        if fresh.len() > incoming.len_bytes - has {
+            return Err(alloc::format!("more than {} bytes came", incoming.len_bytes));
+        }
+        incoming.bytes.extend_from_slice(fresh);
+        Ok(String::new())
+    }
+}

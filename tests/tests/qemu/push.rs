@@ -1,0 +1,416 @@
+//! Modules that are pushed into a running system: loaded, put in the place of running drivers, and
+//! taken back if they are no good.
+
+use ringfence::machine::{Running, connect};
+use ringfence::session::Session;
+use ringfence_link::event::Event;
+use ringfence_link::frame::Encoder;
+use ringfence_link::request::{MAX_PIECE, Request, What};
+use ringfence_link::{EVENTS, REQUESTS};
+use ringfence_tests::{
+    TIME_LIMIT, assert_says, at_prompt, bare, boot_well, leave, machine, outcome, run_well, runner, system,
+    wait_for_address,
+};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+
+/// Returns a module in C: its answers to commands are the version and what `body` does before.
+fn answering(name: &str, version: u32, body: &str) -> Vec<u8> {
+    let source = format!(
+        r#"#include <ringfence.h>
+        RF_MANIFEST = {{
+            RF_VERSIONS, .kind = RfKind_Other, .name = "{name}", .version = "{version}", .pci_ids = RF_NO_PCI_IDS,
+            .stack_bytes = 16384, .upcall_ms = 100,
+        }};
+        RF_PARAMETER size = {{
+            .name = "size", .what = "some number", .kind = RfParameterKind_Number,
+            .value = 5, .least = 1, .most = 9,
+        }};
+        int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
+        {{
+            (void)a, (void)b, (void)c;
+            {body}
+            return operation == RF_COMMAND ? {version} + 100 * (int64_t)RF_READ(size.value) : 0;
+        }}
+        "#
+    );
+    built(name, &source).0
+}
+
+/// Builds a module in C called `name`. Returns its file, and its debug information.
+fn built(name: &str, source: &str) -> (Vec<u8>, PathBuf, tempfile::TempDir) {
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(format!("{name}.c"));
+    std::fs::write(&path, source).unwrap();
+    // Modules of one name are built in one place.
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE.lock();
+    let module = ringfence::build::module_in_c(&path).unwrap();
+    let debug = folder.path().join("debug");
+    std::fs::copy(module.debug, &debug).unwrap();
+    (std::fs::read(module.packed).unwrap(), debug, folder)
+}
+
+/// Returns a build of the driver rtl8139-c whose source was changed.
+fn changed_nic(from: &str, to: &str) -> (Vec<u8>, PathBuf, tempfile::TempDir) {
+    let path = ringfence::project().join("drivers/rtl8139-c/rtl8139-c.c");
+    let source = std::fs::read_to_string(path).unwrap();
+    assert!(source.contains(from));
+    built("rtl8139-c", &source.replace(from, to))
+}
+
+/// Returns the number of the line that has `part`.
+fn source_line(source: &str, part: &str) -> usize {
+    source.lines().position(|line| line.contains(part)).unwrap() + 1
+}
+
+/// Pushes a module; returns what the kernel has done, or the reason why it has not.
+fn push(running: &Running, name: &str, bytes: &[u8]) -> Result<String, String> {
+    let mut session = Session::connect(&running.session()).unwrap();
+    session.push(name, bytes, None, &[], |_| ()).unwrap()
+}
+
+/// Types `tell NAME x`, and returns the driver's answer.
+fn answer(running: &mut Running, name: &str) -> u64 {
+    running.type_line(&format!("tell {name} x")).unwrap();
+    running
+        .wait_for_event("an answer", |event| match event {
+            Event::Answer { value, .. } => Some(value),
+            _ => None,
+        })
+        .unwrap()
+}
+
+/// Waits until a reload is undone; returns the reason.
+fn undone(running: &mut Running, wanted: &str) -> String {
+    running
+        .wait_for_event("a reload that is undone", |event| match event {
+            Event::ReloadUndone { name, why } if name == wanted => Some(why.into_owned()),
+            _ => None,
+        })
+        .unwrap()
+}
+
+/// A new module is loaded, a second build takes the first one's place with its parameters, and is
+/// what `insmod` loads from then on.
+#[test]
+fn a_push_loads_a_module_or_replaces_it() {
+    let mut running = at_prompt(bare(""));
+    let mut session = Session::connect(&running.session()).unwrap();
+    let parameters = ["size=7".to_string()];
+    let one = answering("greets", 1, "");
+    let loaded = session.push("greets", &one, None, &parameters, |_| ()).unwrap();
+    assert_eq!(loaded, Ok("greets: loaded into ring 1, slot 0".to_string()));
+    assert_eq!(answer(&mut running, "greets"), 701);
+    run_well(&mut running, "insmod greets");
+    assert_eq!(answer(&mut running, "greets.2"), 501);
+    let two = answering("greets", 2, "");
+    let both = push(&running, "greets", &two).unwrap();
+    let both: Vec<&str> = both.split("; ").map(|one| one.split(", after").next().unwrap()).collect();
+    assert_eq!(both, ["greets: greets#2 2 serves in ring 1", "greets.2: greets#2 2 serves in ring 1"]);
+    assert_eq!((answer(&mut running, "greets"), answer(&mut running, "greets.2")), (702, 502));
+    let refused = session.push("greets", &one, None, &parameters, |_| ()).unwrap();
+    let why = "greets is loaded, and a reload keeps its parameters; rmmod unloads it";
+    assert_eq!(refused, Err(why.to_string()));
+    ["rmmod greets", "rmmod greets.2", "insmod greets"].iter().for_each(|line| run_well(&mut running, line));
+    assert_eq!(answer(&mut running, "greets"), 502);
+    leave(running);
+}
+
+/// Echoes `count` bytes over a connection that stays open.
+fn echo(stream: &mut TcpStream, count: usize) {
+    let data: Vec<u8> = (0..count).map(|index| (index * 7) as u8).collect();
+    let mut came = vec![0; count];
+    let mut writing = stream.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| writing.write_all(&data).unwrap());
+        stream.read_exact(&mut came).unwrap();
+    });
+    assert!(came == data, "the echo differs");
+}
+
+/// One connection lives through builds in two languages, a build that refuses to start, and one
+/// that faults as soon as it serves. The last two are undone, with their reasons.
+#[test]
+fn a_connection_outlives_good_and_bad_builds() {
+    let mut machine = machine("");
+    let port = ringfence::machine::free_port().unwrap();
+    (machine.nic, machine.hba) = ("rtl8139".into(), "none".into());
+    machine.forwards = vec![(ringfence::machine::Protocol::Tcp, port, 7)];
+    let mut running = at_prompt(machine);
+    wait_for_address(&mut running, [10, 0, 2, 15]);
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
+    echo(&mut stream, 100_000);
+    run_well(&mut running, "reload rtl8139 rtl8139-c");
+    echo(&mut stream, 100_000);
+    let good = changed_nic("\"RTL8139, in C\"", "\"a new build\"");
+    let done = push(&running, "rtl8139-c", &good.0).unwrap();
+    assert!(done.starts_with("rtl8139: rtl8139-c#1 0.1.0 serves in ring 1, after "), "{done}");
+    echo(&mut stream, 100_000);
+
+    let refuses = changed_nic("    return rf_irq_enable();", "    return -RF_REFUSED_NO_ANSWER;");
+    let why = push(&running, "rtl8139-c", &refuses.0).unwrap_err();
+    let expected = "rtl8139: the new build does not start, and the one before it serves again: \
+                    init: refused: the device does not answer";
+    assert_eq!(why.lines().next(), Some(expected));
+    assert_says(&undone(&mut running, "rtl8139"), "the device does not answer");
+    echo(&mut stream, 100_000);
+
+    let faults = changed_nic(
+        "    transmit();\n",
+        "    if (done > 5) { volatile uintptr_t at = 16; *(volatile int *)at = 1; }\n    transmit();\n",
+    );
+    let mut session = Session::connect(&running.session()).unwrap();
+    session.push("rtl8139-c", &faults.0, Some(&faults.1), &[], |_| ()).unwrap().unwrap();
+    // The connection's frames make it fault.
+    echo(&mut stream, 100_000);
+    assert_says(&undone(&mut running, "rtl8139"), "#PF writing 0x10");
+    echo(&mut stream, 100_000);
+    // What was undone is not loaded again, and a later fault restarts the good build.
+    run_well(&mut running, "reload rtl8139");
+    echo(&mut stream, 100_000);
+    run_well(&mut running, "kill rtl8139");
+    echo(&mut stream, 100_000);
+    running.type_line("shutdown").unwrap();
+    let text = running.finish(|_| ()).unwrap().text();
+    // The source line is that of the build that faulted.
+    let line = source_line(&std::fs::read_to_string(faults.2.path().join("rtl8139-c.c")).unwrap(), "if (done > 5)");
+    let place = text.lines().find(|line| line.contains("(rtl8139-c#3+0x")).expect("a place in the build");
+    assert!(place.ends_with(&format!("rtl8139-c.c:{line}")), "{place}");
+    assert_says(&text, "version 0.1.0, build 3, ring 1");
+}
+
+/// A copy and its check go on while the driver of both disks is reloaded again and again.
+#[test]
+fn disks_and_their_commands_outlive_reloads() {
+    for hba in ["virtio-scsi-pci", "lsi53c895a", "virtio-blk-pci"] {
+        let driver = hba.trim_end_matches("-pci");
+        let reload = format!("repeat 10 reload {driver}");
+        let commands = format!("blkcheck disk0 0 2000 1 &; {reload}; wait; lsmod");
+        let mut machine = machine(&commands);
+        (machine.nic, machine.hba) = ("none".into(), hba.into());
+        let disk = ringfence::machine::empty_disk().unwrap();
+        machine.disks = vec![disk.path().to_path_buf().into()];
+        let ran = boot_well(&machine);
+        let times = ran.events().iter().filter(|event| matches!(event, Event::Reloaded { .. })).count();
+        assert_eq!((times, ran.restarts(driver)), (10, 0), "{hba}");
+    }
+}
+
+/// A fault in the time of probation brings the build before back, whatever the policy is. After
+/// that time, the policy decides. A driver that a person kills has not failed its probation.
+#[test]
+fn a_build_that_faults_soon_is_undone() {
+    let faulty = |version| {
+        answering(
+            "greets",
+            version,
+            "if (operation == RF_COMMAND) { volatile uintptr_t at = 16; *(volatile int *)at = 1; }",
+        )
+    };
+    let mut running = at_prompt(bare(""));
+    push(&running, "greets", &answering("greets", 1, "")).unwrap();
+    push(&running, "greets", &faulty(2)).unwrap();
+    assert_says(&outcome(&mut running, "tell greets x").unwrap(), "the driver was ended");
+    assert_says(&undone(&mut running, "greets"), "greets: #PF writing 0x10");
+    assert_eq!(answer(&mut running, "greets"), 501);
+    run_well(&mut running, "rmmod greets");
+    run_well(&mut running, "insmod greets");
+    assert_eq!(answer(&mut running, "greets"), 501);
+
+    // The policy of this module is to stay ended.
+    run_well(&mut running, "limits reload-s 0");
+    push(&running, "greets", &faulty(3)).unwrap();
+    assert_says(&outcome(&mut running, "tell greets x").unwrap(), "the driver was ended");
+    assert_says(&outcome(&mut running, "tell greets x").unwrap(), "greets was ended before");
+    // A reload is possible after that.
+    push(&running, "greets", &answering("greets", 4, "")).unwrap();
+    assert_eq!(answer(&mut running, "greets"), 504);
+
+    for line in ["limits reload-s 100", "policy greets restart"] {
+        run_well(&mut running, line);
+    }
+    push(&running, "greets", &answering("greets", 5, "")).unwrap();
+    run_well(&mut running, "kill greets");
+    assert_eq!(answer(&mut running, "greets"), 505);
+    push(&running, "greets", &faulty(6)).unwrap();
+    run_well(&mut running, "kill greets");
+    assert_says(&outcome(&mut running, "tell greets x").unwrap(), "the driver was ended");
+    assert_says(&undone(&mut running, "greets"), "#PF");
+    assert_eq!(answer(&mut running, "greets"), 505);
+    leave(running);
+}
+
+/// A new build starts in ring 1, as nobody knows it. If it does not start, the old one is in its
+/// ring again.
+#[test]
+fn a_new_build_starts_in_ring_1() {
+    let mut running = at_prompt(bare(""));
+    push(&running, "greets", &answering("greets", 1, "")).unwrap();
+    run_well(&mut running, "ring greets 0");
+    let refuses = answering("greets", 2, "if (operation == RF_INIT) return -RF_REFUSED_BUSY;");
+    assert_says(&push(&running, "greets", &refuses).unwrap_err(), "init: refused: busy");
+    running.type_line("lsmod").unwrap();
+    let ring = |event: Event<'static>| match event {
+        Event::Drivers(drivers) => Some(drivers[0].ring),
+        _ => None,
+    };
+    assert_eq!(running.wait_for_event("the drivers", ring).unwrap(), 0);
+    push(&running, "greets", &answering("greets", 3, "")).unwrap();
+    running.type_line("lsmod").unwrap();
+    assert_eq!(running.wait_for_event("the drivers", ring).unwrap(), 1);
+    leave(running);
+}
+
+/// What cannot take a driver's place is refused before the driver is touched, with the reason, and
+/// no file is kept.
+#[test]
+fn what_does_not_fit_is_refused_and_nothing_changes() {
+    let mut machine = machine("");
+    machine.hba = "none".into();
+    let mut running = at_prompt(machine);
+    let commands = [
+        ("reload e1000 virtio-net", "e1000: refused: it does not drive 0000:00:01.0"),
+        ("reload e1000 nope", "there is no module 'nope' in the ramdisk"),
+        ("reload nope", "no domain 'nope' is loaded"),
+        ("reload", "the domain's name is missing; usage: reload NAME [FILE]"),
+        ("reload e1000 e1000 e1000", "'e1000' is one too many; usage: reload NAME [FILE]"),
+    ];
+    for (line, why) in commands {
+        assert_eq!(outcome(&mut running, line).as_deref(), Some(why), "{line}");
+    }
+    let greets = answering("greets", 1, "");
+    let long = vec![0; (1 << 20) + 1];
+    let pushes: [(&str, &[u8], &str); 6] = [
+        ("e1000", b"no module", "e1000: refused: not a well-formed ELF file"),
+        ("e1000", b"", "e1000: refused: not a well-formed ELF file"),
+        (
+            "e1000",
+            &greets,
+            "e1000: refused: the module in this file is called 'greets', and what is trusted goes by the file's name",
+        ),
+        ("", &greets, "a module's name has 1 to 31 bytes"),
+        ("a-name-that-no-manifest-has-room-for", &greets, "a module's name has 1 to 31 bytes"),
+        ("long", &long, "a module file may have 1048576 bytes"),
+    ];
+    for (name, bytes, why) in pushes {
+        assert_eq!(push(&running, name, bytes), Err(why.to_string()), "{name}");
+    }
+    // The driver is the one that was loaded at boot, and so is its file.
+    run_well(&mut running, "reload e1000");
+    run_well(&mut running, "ping 10.0.2.2 -c 1 -W 5000");
+    leave(running);
+}
+
+/// Whoever sends garbage, too much, or the same again, gets answers to what can be answered, and
+/// loads nothing twice.
+#[test]
+fn a_hostile_sender_harms_nobody() {
+    let mut running = at_prompt(bare(""));
+    let mut raw = connect(&running.session()).unwrap();
+    // Garbage, endless frames, frames that hold no request, and channels that do not exist.
+    let mut encoder = Box::new(Encoder::new());
+    for round in 0..200u32 {
+        let noise: Vec<u8> = (0..997).map(|index: u32| ((index * (round + 1)) >> 3) as u8).collect();
+        raw.write_all(&noise).unwrap();
+        for channel in [REQUESTS, EVENTS, 200] {
+            let frame = encoder.frame(channel, |room| {
+                room[..noise.len()].copy_from_slice(&noise);
+                Some(noise.len())
+            });
+            raw.write_all(frame.unwrap()).unwrap();
+        }
+    }
+    drop(raw);
+    let mut session = Session::connect(&running.session()).unwrap();
+    let mut ask = |what| session.request(what, |_| ()).unwrap();
+    let piece = |file, offset, bytes: &'static [u8]| What::Piece { file, offset, bytes: bytes.into() };
+    let load = |file| What::Load { file, parameters: Vec::new() };
+    let unknown = Err("the file is not known: others have come since".to_string());
+    assert_eq!(ask(piece(1, 0, b"x")), unknown);
+    assert_eq!(ask(load(1)), unknown);
+    assert_eq!(ask(What::File { file: 1, name: "one".into(), len_bytes: 4 }), Ok("1".to_string()));
+    assert_eq!(ask(piece(1, 1, b"x")), Err("a piece is missing between bytes 0 and 1".to_string()));
+    assert_eq!(ask(piece(1, 0, b"ab")), Ok(String::new()));
+    assert_eq!(ask(piece(1, 1, b"bcde")), Err("more than 4 bytes came".to_string()));
+    assert_eq!(ask(piece(1, u32::MAX, b"")), Err("a piece is missing between bytes 2 and 4294967295".to_string()));
+    assert_eq!(ask(load(1)), Err("2 of 4 bytes came".to_string()));
+    // Each of many files that are begun and never sent takes memory only until others come.
+    for file in 10..40 {
+        let build = (file - 8).to_string();
+        assert_eq!(ask(What::File { file, name: "many".into(), len_bytes: 1 << 20 }), Ok(build));
+    }
+    assert_eq!(push(&running, "greets", &answering("greets", 1, "")).unwrap(), "greets: loaded into ring 1, slot 0");
+    assert_eq!(answer(&mut running, "greets"), 501);
+    leave(running);
+}
+
+/// A request that comes again, because its answer was lost, is answered again and has no second
+/// effect.
+#[test]
+fn a_request_that_comes_twice_is_carried_out_once() {
+    let running = at_prompt(bare(""));
+    let bytes = answering("greets", 1, "");
+    let mut session = Session::connect(&running.session()).unwrap();
+    let mut raw = connect(&running.session()).unwrap();
+    let mut encoder = Box::new(Encoder::new());
+    let mut send_twice = |id, what: What| {
+        for _ in 0..2 {
+            let request = Request { id, what: what.clone() };
+            raw.write_all(encoder.frame(REQUESTS, |room| request.write(room)).unwrap()).unwrap();
+        }
+    };
+    send_twice(1, What::File { file: 1, name: "greets".into(), len_bytes: bytes.len() as u32 });
+    for (index, piece) in bytes.chunks(MAX_PIECE).enumerate() {
+        send_twice(index as u64 + 2, What::Piece { file: 1, offset: (index * MAX_PIECE) as u32, bytes: piece.into() });
+    }
+    send_twice(1000, What::Load { file: 1, parameters: Vec::new() });
+    let mut answers = Vec::new();
+    while answers.len() < 2 {
+        match session.event(TIME_LIMIT).unwrap().expect("an answer") {
+            Event::Answered { id: 1000, result } => answers.push(result.unwrap()),
+            Event::Answered { id: 1, result } => assert_eq!(result, Ok("1".into())),
+            Event::Answered { result, .. } => assert_eq!(result, Ok("".into())),
+            _ => {}
+        }
+    }
+    assert_eq!(answers, ["greets: loaded into ring 1, slot 0"; 2]);
+    assert!(session.request(What::Load { file: 1, parameters: Vec::new() }, |_| ()).unwrap().is_err());
+    leave(running);
+}
+
+/// The command, as a person uses it: which system, which module, and what came of it.
+#[test]
+fn the_command_finds_the_system_and_says_what_happened() {
+    let push = |arguments: &[&str]| {
+        let output = std::process::Command::new(runner()).arg("push").args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let mut running = at_prompt(bare(""));
+    let name = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let (status, out, err) = push(&["null", "--system", &name]);
+    assert_eq!(status, Some(0), "{err}");
+    assert!(out.starts_with("null: loaded into ring 1, slot 0 ("), "{out}");
+    let (status, out, _) = push(&["null", "--system", &name, "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((status, &object["module"], &object["error"]), (Some(0), &"null".into(), &serde_json::Value::Null));
+    assert_says(object["done"].as_str().unwrap(), "null: null#2 0.1.0 serves in ring 1");
+    assert!(object["times"]["all_ms"].as_u64().unwrap() >= object["times"]["build_ms"].as_u64().unwrap());
+    let (status, _, err) = push(&["null", "size=4", "--system", &name]);
+    assert_eq!(status, Some(1));
+    assert_says(&err, "null is loaded, and a reload keeps its parameters");
+    for (module, why) in [("nope", "there is no module 'nope' in drivers/"), ("./nope", "there is no folder ./nope")] {
+        let (status, _, err) = push(&[module, "--system", &name]);
+        assert_eq!(status, Some(4), "{err}");
+        assert_says(&err, why);
+    }
+    let (status, _, err) = push(&["null", "--system", "nope"]);
+    assert_eq!(status, Some(4));
+    assert_says(&err, "no system 'nope' runs, but ");
+    run_well(&mut running, "lsmod");
+    leave(running);
+}

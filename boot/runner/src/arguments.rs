@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use ringfence::build;
 use ringfence::machine::{BOARD, Disk, Machine, Opened, Protocol, can_have_iommu};
 use ringfence::ramdisk::Contents;
+use ringfence::{build, new};
 use ringfence_core::module::Module;
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
@@ -170,6 +170,18 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
+    /// Make the sources of a driver that builds and loads, with a test on the host.
+    New {
+        /// The name of a driver in the project's drivers/, or the path of a folder outside, with a
+        /// '/'.
+        name: String,
+        /// What the driver offers.
+        #[arg(long, value_enum, default_value = "other")]
+        kind: new::Kind,
+        /// The PCI function that it drives, as lspci shows it.
+        #[arg(long, value_name = "VENDOR:DEVICE", value_parser = new::parse_pci)]
+        pci: Option<(u16, u16)>,
+    },
     /// Build one module and bring it into a system that runs: it is loaded, or takes the place of
     /// its running driver, whose users go on. If it does not start or soon faults, the build before
     /// it comes back. Exit status 0 if the module serves.
@@ -185,6 +197,15 @@ pub enum Verb {
         /// Print the outcome as a JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Push a module into a system that runs at each save of its sources, and show the compiler's
+    /// errors, the driver's log, its faults and restarts.
+    Dev {
+        /// The module, or a folder with its sources.
+        name: String,
+        /// The system, if several run.
+        #[arg(long, value_name = "SYSTEM")]
+        system: Option<String>,
     },
     /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {

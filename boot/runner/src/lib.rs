@@ -16,7 +16,9 @@
 //! * [`drivers`]: the drivers of a machine; [`record`]: records what one of them does
 //! * [`echo`]: an echo server; `page`: tables and charts
 //! * [`gdb`]: scripts for gdb
-//! * [`session`]: a connection to a running system; [`push`]: brings it a new build of a driver
+//! * [`new`]: makes the sources of a driver
+//! * [`session`]: a connection to a running system; [`push`]: brings it a new build of a driver,
+//!   and [`dev`] does so at each save
 //! * [`output`]: the runner's output
 //! * [`source`]: source lines for fault reports
 //! * [`snippets`]: runs generated machine code in ring 1
@@ -34,6 +36,7 @@ pub mod build;
 pub mod campaign;
 pub mod check;
 pub mod conform;
+pub mod dev;
 pub mod drivers;
 pub mod echo;
 pub mod gdb;
@@ -41,6 +44,7 @@ pub mod header;
 pub mod holes;
 pub mod iso;
 pub mod machine;
+pub mod new;
 pub mod output;
 mod page;
 pub mod profile;

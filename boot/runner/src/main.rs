@@ -9,7 +9,8 @@ use clap::Parser;
 use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
 use ringfence::{
-    bench, build, campaign, check, conform, gdb, iso, output, profile, push, ramdisk, record, snippets, soak, target,
+    bench, build, campaign, check, conform, dev, gdb, iso, new, output, profile, push, ramdisk, record, snippets, soak,
+    target,
 };
 use serde_json::json;
 use std::io::IsTerminal;
@@ -78,6 +79,14 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Verb::Record { name, file, exec, device, machine }) => {
             let options = record::Options { name, file, exec, device, machine: machine.machine()? };
             record::run(&build::system(true)?, &options)?;
+            Ok(0)
+        }
+        Some(Verb::New { name, kind, pci }) => {
+            new::run(&new::Options { name, kind, pci })?;
+            Ok(0)
+        }
+        Some(Verb::Dev { name, system }) => {
+            dev::run(&dev::Options { name, system })?;
             Ok(0)
         }
         Some(Verb::Push { name, parameters, system, json }) => {

@@ -83,6 +83,11 @@ impl Session {
         Ok(Session { folder, stream, encoder: Box::default(), events })
     }
 
+    /// Returns the folder of the system's run.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Returns the next event; `None` if none comes within `limit`.
     ///
     /// # Errors

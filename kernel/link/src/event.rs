@@ -40,6 +40,18 @@ pub enum Event<'a> {
         /// The ring that the driver runs in now.
         ring: u8,
     },
+    /// A driver has logged a line. Lines that the console does not show, because the driver says
+    /// too much, are not reported either.
+    Log {
+        /// The driver's name.
+        driver: Text<'a>,
+        /// Name of the module that the driver was loaded from.
+        module: Text<'a>,
+        /// The line's level: `error`, `warn` or `info`.
+        level: Text<'a>,
+        /// The line.
+        text: Text<'a>,
+    },
     /// A driver was ended.
     Fault(Box<Fault<'a>>),
     /// A successor has taken the place of a driver that was ended.

@@ -88,6 +88,11 @@ static GROUPS: &[Group] = &[
                 reload
             ),
             command!("rmmod", "rmmod NAME", "stop a driver and free all it had", "rmmod e1000", rmmod),
+        ],
+    },
+    Group {
+        name: "drivers",
+        commands: &[
             command!("ring", "ring NAME 0|1", "move a running driver to another ring", "ring e1000 0", ring),
             command!(
                 "tell",

@@ -11,9 +11,11 @@ use ringfence_tests::{
     TIME_LIMIT, assert_says, at_prompt, bare, boot_well, leave, machine, outcome, run_well, runner, system,
     wait_for_address,
 };
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 
 /// Returns a module in C: its answers to commands are the version and what `body` does before.
 fn answering(name: &str, version: u32, body: &str) -> Vec<u8> {
@@ -299,6 +301,9 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     for (name, bytes, why) in pushes {
         assert_eq!(push(&running, name, bytes), Err(why.to_string()), "{name}");
     }
+    let insmod = outcome(&mut running, "insmod e1000").unwrap();
+    let hint = "no free device that it drives, as e1000 has it; 'reload e1000 e1000' replaces that";
+    assert_eq!(insmod, format!("e1000: {hint}"));
     // The driver is the one that was loaded at boot, and so is its file.
     run_well(&mut running, "reload e1000");
     run_well(&mut running, "ping 10.0.2.2 -c 1 -W 5000");
@@ -386,7 +391,7 @@ fn a_request_that_comes_twice_is_carried_out_once() {
 #[test]
 fn the_command_finds_the_system_and_says_what_happened() {
     let push = |arguments: &[&str]| {
-        let output = std::process::Command::new(runner()).arg("push").args(arguments).output().unwrap();
+        let output = Command::new(runner()).arg("push").args(arguments).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
@@ -413,4 +418,98 @@ fn the_command_finds_the_system_and_says_what_happened() {
     assert_says(&err, "no system 'nope' runs, but ");
     run_well(&mut running, "lsmod");
     leave(running);
+}
+
+/// What `new` makes builds, loads, passes its test and the linters, and is formatted, in and
+/// outside of the project's folder of drivers.
+#[test]
+fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    let mut running = at_prompt(bare(""));
+    let run = |program: &mut Command| {
+        let output = program.output().unwrap();
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        assert!(output.status.success(), "{program:?}: {said}");
+        said
+    };
+    for kind in ["nic", "scsi", "block", "other"] {
+        let path = folder.path().join(format!("new-{kind}"));
+        let made = Command::new(runner()).args(["new", "--kind", kind]).arg(&path).output().unwrap();
+        assert_eq!(made.status.code(), Some(0), "{}", String::from_utf8_lossy(&made.stderr));
+        let target = ringfence::target().join("new");
+        let cargo = |arguments: &[&str]| {
+            run(Command::new("cargo").args(arguments).current_dir(&path).env("CARGO_TARGET_DIR", &target))
+        };
+        cargo(&["test", "-q", "--lib"]);
+        cargo(&["clippy", "-q", "--lib", "--profile", "test", "--", "-D", "warnings"]);
+        let config = ringfence::project().join("rustfmt.toml");
+        cargo(&["fmt", "--check", "--", "--config-path", config.to_str().unwrap()]);
+        let module = ringfence::build::module(&path).unwrap();
+        let bytes = std::fs::read(module.packed).unwrap();
+        assert_says(&push(&running, &module.name, &bytes).unwrap(), &format!("new-{kind}: loaded into ring 1"));
+        let again = Command::new(runner()).args(["new", "--kind", kind]).arg(&path).output().unwrap();
+        assert_eq!(again.status.code(), Some(4));
+        assert_says(&String::from_utf8_lossy(&again.stderr), "is there already");
+    }
+    for line in [
+        "ip addr add 10.9.0.1/24 dev eth0",
+        "ip",
+        "blkcheck disk0 0 256 1",
+        "tell new-other x",
+        "reload new-nic",
+        "reload new-block",
+    ] {
+        run_well(&mut running, line);
+    }
+    leave(running);
+}
+
+/// `dev` pushes at each save, and shows the compiler's errors, the driver's log, its faults with
+/// their source lines, and what becomes of them.
+#[test]
+fn each_save_is_pushed_and_what_comes_of_it_is_shown() {
+    let path = ringfence::project().join("drivers/hello-c/hello-c.c");
+    let source = std::fs::read_to_string(path).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("hello-c");
+    std::fs::create_dir(&own).unwrap();
+    let save = |source: &str| std::fs::write(own.join("hello-c.c"), source).unwrap();
+    save(&source);
+    let mut running = at_prompt(bare(""));
+    let name = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let mut dev = Command::new(runner());
+    dev.arg("dev").arg(&own).args(["--system", &name]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut dev = dev.spawn().unwrap();
+    let (said, heard) = mpsc::channel();
+    for output in [Box::new(dev.stdout.take().unwrap()) as Box<dyn Read + Send>, Box::new(dev.stderr.take().unwrap())] {
+        let said = said.clone();
+        std::thread::spawn(move || {
+            BufReader::new(output).lines().map_while(Result::ok).all(|line| said.send(line).is_ok())
+        });
+    }
+    let wait = |part: &str| loop {
+        let line = heard.recv_timeout(TIME_LIMIT).unwrap_or_else(|_| panic!("'{part}' is not shown"));
+        if line.contains(part) {
+            return line;
+        }
+    };
+    wait("hello-c: loaded into ring 1, slot 0 (");
+    save(&source.replace("int64_t rf_upcall(", "int64_t rf_upcal("));
+    wait("not pushed: ");
+    let faulty = source
+        .replace("case RF_COMMAND:", "case RF_COMMAND: { volatile uintptr_t at = 16; *(volatile int *)at = 1; }\n");
+    assert_ne!(faulty, source);
+    save(&faulty);
+    wait("hello-c#2 ");
+    assert_says(&outcome(&mut running, "tell hello-c x").unwrap(), "the driver was ended");
+    wait("hello-c: the reload is undone");
+    let line = source_line(&faulty, "volatile uintptr_t at");
+    wait("fault: hello-c: #PF writing 0x10");
+    let place = wait("    at rf_upcall (hello-c#2+0x");
+    assert!(place.ends_with(&format!("hello-c.c:{line}")), "{place}");
+    run_well(&mut running, "tell hello-c x");
+    leave(running);
+    wait("the system has ended");
+    assert_eq!(dev.wait().unwrap().code(), Some(4));
 }

@@ -30,8 +30,9 @@ pub enum LoadError {
     NoMemory,
     /// The module's budgets add up to this number of frames, more than one module may have here.
     Budget(u64),
-    /// No device that the module drives is free.
-    NoDevice,
+    /// No device that the module drives is free. The names are those of the driver that has one, if
+    /// one has, and of the module.
+    NoDevice(Option<(String, String)>),
     /// The only device that the module drives is set aside for good: it could not be stopped when
     /// an earlier driver ended.
     SetAside(Which),
@@ -83,7 +84,10 @@ impl fmt::Display for LoadError {
                 let [has, most] = [*frames, frames::most_of_one()].map(|frames| frames * PAGE_SIZE / 1024);
                 write!(f, "refused: its budgets come to {has} KiB, and a module may have {most} KiB of this memory")
             }
-            LoadError::NoDevice => write!(f, "no free device that it drives"),
+            LoadError::NoDevice(None) => write!(f, "no free device that it drives"),
+            LoadError::NoDevice(Some((driver, module))) => {
+                write!(f, "no free device that it drives, as {driver} has it; 'reload {driver} {module}' replaces that")
+            }
             LoadError::SetAside(which) => {
                 write!(f, "no free device that it drives: {which} is set aside, as it could not be stopped before")
             }

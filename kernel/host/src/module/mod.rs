@@ -97,7 +97,7 @@ async fn start(
 ) -> Result<Handle, LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     let device = match which {
-        Some(which) => Some(which.take(needs_fence(&module.manifest)).ok_or(LoadError::NoDevice)?),
+        Some(which) => Some(which.take(needs_fence(&module.manifest)).ok_or(LoadError::NoDevice(None))?),
         None => take_device(&module.manifest)?,
     };
     let mut domain = map::map(file, module, parameters, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
@@ -206,7 +206,15 @@ fn take_device(manifest: &Manifest) -> Result<Option<Device>, LoadError> {
     let taken = devices().find_map(|which| which.take(needs_fence(manifest)));
     taken.map(Some).ok_or_else(|| match devices().find(|which| which.state() == State::SetAside) {
         Some(which) => LoadError::SetAside(which),
-        None => LoadError::NoDevice,
+        None => LoadError::NoDevice(driver_of(manifest).map(|driver| (driver, manifest.name().to_string()))),
+    })
+}
+
+/// Returns the name of the first driver that has a device which `manifest` names.
+fn driver_of(manifest: &Manifest) -> Option<String> {
+    registry::all().into_iter().find_map(|handle| {
+        let domain = handle.lock();
+        domain.drives.filter(|which| which.is_driven_by(manifest)).map(|_| domain.name.clone())
     })
 }
 

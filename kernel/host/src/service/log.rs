@@ -5,9 +5,10 @@ use crate::domain::Domain;
 use crate::domain::memory::Allegation;
 use alloc::string::String;
 use hw::arch::time;
-use hw::console;
+use hw::{console, link};
 use log::Level;
 use ringfence_abi::service::Refusal;
+use ringfence_link::event::Event;
 
 /// The maximum length of a line in bytes.
 const MAX_LINE: u64 = 512;
@@ -26,7 +27,14 @@ pub fn rf_log(domain: &mut Domain, level: Level, text: Allegation) -> Answer {
     // Copy the text even if it is not shown: a bad pointer is a fault at any level.
     let text = read_text(domain, text)?;
     // The time of a slow serial port is charged to the driver.
-    time::charged_for_words(|| console::quote(|| domain.source(), level, &text));
+    time::charged_for_words(|| {
+        let shown = console::quote(|| domain.source(), level, &text);
+        if let Some(text) = shown.filter(|_| link::is_there()) {
+            let (driver, module) = (domain.name.as_str().into(), domain.file.name.as_str().into());
+            let level = level.as_str().to_ascii_lowercase().into();
+            link::tell(&Event::Log { driver, module, level, text: text.into() });
+        }
+    });
     Ok(0)
 }
 

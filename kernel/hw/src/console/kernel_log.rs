@@ -110,10 +110,14 @@ fn level_name(level: Level) -> &'static str {
 }
 
 /// Adds a driver's line. It is quoted, so that no part of it looks like the kernel's own words.
-pub fn quote(source: impl FnOnce() -> Source, level: Level, text: &str) {
-    if level <= log::max_level() {
-        add(Some(source()), Manner::Quote, level, printable(text));
+/// Returns the line as it is shown, unless it is kept from view: for its level, or because the
+/// driver says too much.
+pub fn quote(source: impl FnOnce() -> Source, level: Level, text: &str) -> Option<String> {
+    if level > log::max_level() {
+        return None;
     }
+    let text = printable(text);
+    add(Some(source()), Manner::Quote, level, text.clone()).then_some(text)
 }
 
 /// Returns the text with only printable ASCII: other characters could control a terminal.
@@ -160,15 +164,17 @@ impl Source {
 
 /// Prints a line and keeps it. Of each driver only the last lines are kept, so that no driver takes
 /// more than its share. Lines that no person has asked for are printed only as fast as a person can
-/// read them.
-fn add(source: Option<Source>, manner: Manner, level: Level, text: String) {
+/// read them. Returns whether this one may be printed.
+fn add(source: Option<Source>, manner: Manner, level: Level, text: String) -> bool {
     let micros = time::uptime_ns() / 1000;
     let stamp = format!("[{:4}.{:06}] ", micros / 1_000_000, micros % 1_000_000);
     let driver = source.as_ref().map(|source| source.driver.clone());
     let line = Line { stamp, driver, manner, level, text };
     let is_watched = WATCHED.lock().as_ref().is_none_or(|wanted| wanted.has(&line));
-    match source.filter(|source| source.by_itself).map(|source| flood::allow(&source.driver, line.text.lines().count()))
-    {
+    let rows = line.text.lines().count();
+    let allowed = source.filter(|source| source.by_itself).map(|source| flood::allow(&source.driver, rows));
+    let may_be_shown = matches!(allowed, None | Some(Allowed::Yes | Allowed::AfterSilence(_)));
+    match allowed {
         _ if !is_watched => {}
         None | Some(Allowed::Yes) => println!("{line}"),
         Some(Allowed::AfterSilence(rows)) => {
@@ -203,6 +209,7 @@ fn add(source: Option<Source>, manner: Manner, level: Level, text: String) {
         lines.push_back(line);
     });
     screen::changed();
+    may_be_shown
 }
 
 /// Returns the last `count` rows of the log on a screen with so many columns, oldest first.

@@ -63,11 +63,6 @@ fn fill(descriptor: Descriptor<DESCRIPTOR>, address: u64, len_bytes: usize, flag
     descriptor.hand_over(4, reg::OWN | flags | reg::length(len_bytes as u32));
 }
 
-/// Returns a descriptor's status, if the card has finished it.
-fn status(descriptor: Descriptor<DESCRIPTOR>) -> Option<u32> {
-    descriptor.finished(4, reg::OWN)
-}
-
 impl Device<Nic> for Pcnet {
     fn init() -> Result<Pcnet> {
         let registers = Registers::map()?;
@@ -154,7 +149,7 @@ impl Pcnet {
         if self.tx.send(queues, |descriptor, address, frame| fill(descriptor, address, frame.len_bytes(), WHOLE)) {
             self.write(reg::CSR0, csr0::TRANSMIT_DEMAND | csr0::INTERRUPTS);
         }
-        self.tx.reclaim(queues, |descriptor| status(descriptor).is_some());
+        self.tx.reclaim(queues, |descriptor| descriptor.is_finished(4, reg::OWN));
         if let Some(is_on) = self.tx.interrupt_changes() {
             self.write(reg::CSR3, csr0::INIT_DONE | if is_on { 0 } else { csr0::TRANSMITTED });
         }
@@ -164,7 +159,7 @@ impl Pcnet {
     fn receive(&mut self, queues: &mut Queues) {
         const WHOLE: u32 = reg::START_OF_PACKET | reg::END_OF_PACKET;
         self.rx.receive(queues, |descriptor| {
-            let status = status(descriptor)?;
+            let status = descriptor.finished(4, reg::OWN)?;
             let len_bytes = descriptor.read::<u32>(8) & 0xfff;
             // A frame that is damaged, or longer than the buffer, is delivered empty, so that the
             // kernel gets its buffer back.

@@ -15,6 +15,15 @@ pub struct Pins {
     pub data: bool,
 }
 
+impl Pins {
+    /// Returns the bits of a card's register: `select`, `clock` and `data`, as far as the pins are
+    /// set.
+    pub fn bits(self, select: u32, clock: u32, data: u32) -> u32 {
+        let bits = [(self.select, select), (self.clock, clock), (self.data, data)];
+        bits.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, bit)| all | bit)
+    }
+}
+
 /// Half of a clock period, with which the clock has 250 kHz.
 const HALF: Duration = Duration::from_micros(2);
 /// READ: the start bit, and the operation.
@@ -84,6 +93,14 @@ mod tests {
                 self.out = moved.is_some_and(|moved| (1..17).contains(&moved) && word >> (16 - moved) & 1 != 0);
             }
         }
+    }
+
+    #[test]
+    fn pins_are_bits_where_the_card_has_them() {
+        let pins = |select, clock, data| Pins { select, clock, data }.bits(1, 0x10, 1 << 31);
+        assert_eq!(pins(false, false, false), 0);
+        assert_eq!([pins(true, false, false), pins(false, true, false), pins(false, false, true)], [1, 0x10, 1 << 31]);
+        assert_eq!(pins(true, true, true), 0x8000_0011);
     }
 
     #[test]

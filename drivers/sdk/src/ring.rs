@@ -22,7 +22,7 @@
 //!     if has_new {
 //!         // Tell the card here.
 //!     }
-//!     ring.reclaim(queues, |descriptor| descriptor.finished(0, OWN).is_some());
+//!     ring.reclaim(queues, |descriptor| descriptor.is_finished(0, OWN));
 //!     if let Some(_is_on) = ring.interrupt_changes() {
 //!         // Turn the card's interrupt for sent frames on or off here.
 //!     }
@@ -103,6 +103,12 @@ impl<const BYTES: usize> Descriptor<'_, BYTES> {
         let word: u32 = self.read(offset);
         dma::read_barrier();
         (word & own == 0).then_some(word)
+    }
+
+    /// Returns whether the card has [finished](Descriptor::finished) the descriptor.
+    #[inline]
+    pub fn is_finished(&self, offset: usize, own: u32) -> bool {
+        self.finished(offset, own).is_some()
     }
 
     /// Writes the word that makes the descriptor the card's, after all that was written before.
@@ -368,7 +374,7 @@ mod tests {
             assert!(ring.push_command(|descriptor| descriptor.hand_over(0, OWN)));
             assert!(ring.send(&mut queues, |descriptor, _, _| descriptor.hand_over(0, OWN)));
             assert!(!ring.push_command(|_| panic!("the ring is full")));
-            ring.reclaim(&mut queues, |descriptor| descriptor.finished(0, OWN).is_some());
+            ring.reclaim(&mut queues, |descriptor| descriptor.is_finished(0, OWN));
             assert_eq!(ring.room(), 0);
             ring.reclaim(&mut queues, |_| true);
             assert_eq!(ring.room(), 2);

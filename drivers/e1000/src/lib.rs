@@ -310,10 +310,12 @@ impl E1000 {
             }
             // A frame that is damaged, or longer than one buffer, is delivered empty: each buffer
             // goes back.
-            let is_end = written & rxd::EOP != 0;
-            let was_long = core::mem::replace(is_long, !is_end);
-            let is_good = is_end && !was_long && written & rxd::ERRORS == 0;
-            let len_bytes = if is_good { usize::from(written as u16) } else { 0 };
+            let len_bytes = if written & (rxd::EOP | rxd::ERRORS) == rxd::EOP && !*is_long {
+                usize::from(written as u16)
+            } else {
+                *is_long = written & rxd::EOP == 0;
+                0
+            };
             Some(Received { len_bytes, queue: 0, is_checked: written & rxd::CHECK == checked })
         });
         self.refill(queues);

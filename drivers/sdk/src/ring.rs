@@ -238,6 +238,11 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     }
 }
 
+#[cold]
+fn count_damaged(queues: &mut Queues) {
+    queues.count(Counter::RxErrors, 1);
+}
+
 /// Returns the descriptor after `index`; the first one follows the last one.
 #[inline]
 fn after<const N: usize>(index: usize) -> usize {
@@ -320,7 +325,7 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
             if let Some(frame) = frame {
                 let received = received.into();
                 if received.len_bytes == 0 {
-                    queues.count(Counter::RxErrors, 1);
+                    count_damaged(queues);
                 }
                 queues.give_received(frame, received);
             }

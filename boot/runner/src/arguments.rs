@@ -217,7 +217,11 @@ pub enum Verb {
         json: bool,
     },
     /// Run clippy over kernel, loader and modules, with warnings denied.
-    Lint,
+    Lint {
+        /// Folders with the sources of modules, which are checked instead.
+        #[arg(value_name = "FOLDER")]
+        folders: Vec<PathBuf>,
+    },
 }
 
 /// The machine that is booted, the same options for all subcommands.

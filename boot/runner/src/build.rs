@@ -149,6 +149,22 @@ pub fn lint() -> Result<()> {
     Ok(())
 }
 
+/// Checks the module in a folder outside the project's drivers as [`lint`] checks those of the
+/// project: clippy's and the C compiler's warnings are errors.
+pub fn lint_module(folder: &Path) -> Result<()> {
+    let manifest = folder.join("Cargo.toml");
+    if manifest.is_file() {
+        let mut cargo = Toolchain::find()?.cargo("clippy", &outside().join("lint"));
+        cargo.args(["--quiet", "--release", "--lib", "--manifest-path"]).arg(manifest.canonicalize()?);
+        return run(cargo.args(["--", "-D", "warnings"]), false);
+    }
+    let source = CSource(folder.to_path_buf());
+    for file in source.files()? {
+        run(source.compiler(&file)?.args(["-Werror", "-fsyntax-only"]), false)?;
+    }
+    Ok(())
+}
+
 /// Builds the module in a folder outside the project's drivers: a Rust package that depends on the
 /// SDK by its path, or files in C and C++.
 pub fn module(folder: &Path) -> Result<Module> {

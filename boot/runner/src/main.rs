@@ -93,7 +93,16 @@ fn run(cli: Cli) -> Result<u8> {
             Ok(u8::from(!push::run(&push::Options { name, parameters, system, json })?))
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
-        Some(Verb::Lint) => build::lint().map(|()| 0),
+        Some(Verb::Lint { folders }) if folders.is_empty() => build::lint().map(|()| 0),
+        Some(Verb::Lint { folders }) => {
+            for folder in folders {
+                if !folder.is_dir() {
+                    bail!("there is no folder {}", folder.display());
+                }
+                build::lint_module(&folder).with_context(|| folder.display().to_string())?;
+            }
+            Ok(0)
+        }
         Some(Verb::Bench { name, out, peer, model, json, machine }) => {
             let way = match (peer, model) {
                 (Some(_), _) => bench::Way::BesideLinux,

@@ -12,6 +12,7 @@ use crate::dma::Bytes;
 use crate::service::safe::rf_offer;
 use crate::shared::{HasQueues, QueueMemory};
 use crate::{Command, Driver, Events, Refusal, Reply, Result};
+use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
@@ -62,6 +63,21 @@ pub trait Device<C: Class>: Sized + 'static {
         Err(Refusal::NotFound)
     }
 
+    /// The version of the state that [`Device::save`] returns ([`Driver::STATE_VERSION`]).
+    const STATE_VERSION: u32 = 0;
+
+    /// Returns the state that the next build is to have ([`Driver::save`]).
+    fn save(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over the state that the build before has saved, after [`Device::start`]
+    /// ([`Driver::restore`]).
+    fn restore(&mut self, version: u32, state: &[u8]) -> Result<()> {
+        let _ = (version, state);
+        Err(Refusal::Invalid)
+    }
+
     /// Stops the device.
     fn exit(&mut self);
 }
@@ -88,6 +104,16 @@ impl<C: Class + 'static, D: Device<C>> Driver for ClassDriver<D, C> {
 
     fn command(&mut self, text: &str) -> Result<u64> {
         self.device.command(text)
+    }
+
+    const STATE_VERSION: u32 = D::STATE_VERSION;
+
+    fn save(&mut self) -> Vec<u8> {
+        self.device.save()
+    }
+
+    fn restore(&mut self, version: u32, state: &[u8]) -> Result<()> {
+        self.device.restore(version, state)
     }
 
     fn exit(&mut self) {

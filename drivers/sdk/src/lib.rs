@@ -18,6 +18,7 @@
 
 extern crate alloc;
 
+use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 
 pub mod block;
@@ -79,6 +80,23 @@ pub trait Driver: Sized + 'static {
         Err(Refusal::NotFound)
     }
 
+    /// The version of the state that [`Driver::save`] returns. It changes with the format.
+    const STATE_VERSION: u32 = 0;
+
+    /// Returns the state that the next build is to have, at most a page, before a reload; nothing
+    /// if it is to start afresh. Unless it sleeps, nothing else is called afterwards. What the
+    /// device and the queues hold need not be saved: the kernel has the requests under way.
+    fn save(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over the state that the build before has saved, after [`Driver::init`]. Its version
+    /// may be that of an older or of a newer build. After a refusal the driver goes on without it.
+    fn restore(&mut self, version: u32, state: &[u8]) -> Result<()> {
+        let _ = (version, state);
+        Err(Refusal::Invalid)
+    }
+
     /// Stops the device.
     fn exit(&mut self) {}
 }
@@ -101,8 +119,8 @@ macro_rules! driver {
 
             #[unsafe(no_mangle)]
             extern "C" fn rf_upcall(operation: u64, a: u64, b: u64, c: u64) -> i64 {
-                let _ = (b, c);
-                INSTANCE.enter(operation, a)
+                let _ = c;
+                INSTANCE.enter(operation, a, b)
             }
         };
     };
@@ -139,6 +157,20 @@ fn start<D: Driver>(instance: &mut Option<D>) -> Result<u64> {
     Ok(0)
 }
 
+#[cold]
+#[inline(never)]
+fn save<D: Driver>(driver: &mut D) -> Result<u64> {
+    let state = driver.save();
+    shared::put_into_mailbox(&state)?;
+    Ok(ringfence_abi::upcall::saved(state.len() as u32, D::STATE_VERSION))
+}
+
+#[cold]
+#[inline(never)]
+fn restore<D: Driver>(driver: &mut D, len_bytes: u64, version: u32) -> Result<u64> {
+    driver.restore(version, &shared::mailbox(len_bytes)?).map(|()| 0)
+}
+
 impl<D: Driver> Instance<D> {
     #[doc(hidden)]
     #[allow(clippy::new_without_default, reason = "only the macro makes one")]
@@ -147,7 +179,7 @@ impl<D: Driver> Instance<D> {
     }
 
     #[doc(hidden)]
-    pub fn enter(&self, operation: u64, a: u64) -> i64 {
+    pub fn enter(&self, operation: u64, a: u64, b: u64) -> i64 {
         use ringfence_abi::upcall;
         // SAFETY: see `Sync`: no other reference exists while this one lives.
         let instance = unsafe { &mut *self.0.get() };
@@ -161,7 +193,7 @@ impl<D: Driver> Instance<D> {
             (upcall::INIT, instance) => start(instance),
             (upcall::NULL, _) => Ok(0),
             (upcall::POLL, Some(driver)) => Ok(driver.poll(Events::from_bits_truncate(a)).bits()),
-            (upcall::COMMAND, Some(driver)) => shared::mailbox(a).and_then(|text| match &*text {
+            (upcall::COMMAND, Some(driver)) => shared::typed(a).and_then(|text| match &*text {
                 #[cfg(feature = "record")]
                 "recording" => record::tell(),
                 text => {
@@ -170,6 +202,8 @@ impl<D: Driver> Instance<D> {
                     driver.command(text)
                 }
             }),
+            (upcall::SAVE, Some(driver)) => save(driver),
+            (upcall::RESTORE, Some(driver)) => restore(driver, a, b as u32),
             (upcall::EXIT, Some(driver)) => {
                 driver.exit();
                 Ok(0)

@@ -50,18 +50,39 @@ impl<Q: HasQueues> Words for QueueMemory<Q> {
     }
 }
 
-/// Returns the first `len_bytes` bytes of the mailbox page, as text.
-pub(crate) fn mailbox(len_bytes: u64) -> Result<String> {
+/// Returns the address of the mailbox page.
+fn mailbox_page() -> *mut u8 {
+    // The slot follows from any address of this module.
+    let slot = mailbox_page as *const () as u64 & !(SLOT_SIZE - 1);
+    (slot + MAILBOX) as *mut u8
+}
+
+/// Returns the first `len_bytes` bytes of the mailbox page.
+pub(crate) fn mailbox(len_bytes: u64) -> Result<Vec<u8>> {
     if len_bytes > PAGE_SIZE {
         return Err(Refusal::Invalid);
     }
-    // The slot follows from any address of this module.
-    let slot = mailbox as *const () as u64 & !(SLOT_SIZE - 1);
-    let page = (slot + MAILBOX) as *const u8;
+    let page = mailbox_page();
     // SAFETY: the kernel maps the page before it enters the driver.
-    let bytes: Vec<u8> = (0..len_bytes as usize).map(|index| unsafe { page.add(index).read_volatile() }).collect();
-    let text = text_of(&bytes);
-    text.ok_or(Refusal::Invalid)
+    Ok((0..len_bytes as usize).map(|index| unsafe { page.add(index).read_volatile() }).collect())
+}
+
+/// Returns the first `len_bytes` bytes of the mailbox page, as text.
+pub(crate) fn typed(len_bytes: u64) -> Result<String> {
+    text_of(&mailbox(len_bytes)?).ok_or(Refusal::Invalid)
+}
+
+/// Writes `bytes` to the start of the mailbox page.
+pub(crate) fn put_into_mailbox(bytes: &[u8]) -> Result<()> {
+    if bytes.len() as u64 > PAGE_SIZE {
+        return Err(Refusal::Invalid);
+    }
+    let page = mailbox_page();
+    for (index, byte) in bytes.iter().enumerate() {
+        // SAFETY: the kernel maps the page before it enters the driver, and reads it afterwards.
+        unsafe { page.add(index).write_volatile(*byte) };
+    }
+    Ok(())
 }
 
 /// Decodes UTF-8 (RFC 3629); `None` if the bytes are not valid. This does not use `from_utf8` or

@@ -6,6 +6,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+use alloc::vec::Vec;
 use core::time::Duration;
 use ringfence_sdk::{Command, Driver, Events, Manifest, Refusal, Reply, Result};
 use ringfence_sdk::{answer, driver, parameters, service, timer};
@@ -23,6 +26,9 @@ struct Watchman {
     rounds: u64,
 }
 
+/// The version of the state that is kept over a reload: the rounds, in eight bytes.
+const ROUNDS: u32 = 1;
+
 impl Driver for Watchman {
     const COMMANDS: &'static [Command] = &[
         Command::new("rounds", "how often it has looked around"),
@@ -38,6 +44,18 @@ impl Driver for Watchman {
             timer::every(period())?;
         }
         Ok(Watchman { rounds: 0 })
+    }
+
+    const STATE_VERSION: u32 = ROUNDS;
+
+    fn save(&mut self) -> Vec<u8> {
+        self.rounds.to_le_bytes().to_vec()
+    }
+
+    fn restore(&mut self, version: u32, state: &[u8]) -> Result<()> {
+        let rounds = <[u8; 8]>::try_from(state).ok().filter(|_| version == ROUNDS);
+        self.rounds = u64::from_le_bytes(rounds.ok_or(Refusal::Invalid)?);
+        Ok(())
     }
 
     fn poll(&mut self, events: Events) -> Reply {

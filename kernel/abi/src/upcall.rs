@@ -25,6 +25,26 @@ pub const COMMAND: u64 = 3;
 /// Return at once: measures the cost of a crossing.
 pub const NULL: u64 = 4;
 
+/// Write the state that the next build is to have into the mailbox page, before a reload. The
+/// result is a [`saved`] state; 0 if there is none. Unless the driver sleeps in it, no upcall
+/// follows.
+pub const SAVE: u64 = 5;
+/// Take over the state that the build before has saved: `a` bytes in the mailbox page, of version
+/// `b`. It comes once, after [`INIT`]. A driver that refuses goes on without that state.
+pub const RESTORE: u64 = 6;
+
+/// Returns the result of [`SAVE`] for a state of `len_bytes` bytes, at most a page, and of this
+/// version.
+pub const fn saved(len_bytes: u32, version: u32) -> u64 {
+    // A result must not be negative.
+    (len_bytes as u64) | (version as u64 & 0x7fff_ffff) << 32
+}
+
+/// Returns the length and the version of a saved state.
+pub const fn length_and_version(saved: u64) -> (u64, u32) {
+    (saved & 0xffff_ffff, (saved >> 32) as u32)
+}
+
 /// Returns the name of an operation, for a person.
 pub fn name(operation: u64) -> &'static str {
     match operation {
@@ -33,6 +53,8 @@ pub fn name(operation: u64) -> &'static str {
         EXIT => "exit",
         COMMAND => "command",
         NULL => "null",
+        SAVE => "save",
+        RESTORE => "restore",
         _ => "unknown upcall",
     }
 }

@@ -9,6 +9,7 @@
 //! before it back, whatever the policy is.
 
 use crate::domain::cause::Cause;
+use crate::domain::saved::SavedState;
 use crate::domain::{Handle, Probation, Ring, end, registry, sleep};
 use crate::file::File;
 use crate::module::{self, LoadError};
@@ -121,6 +122,7 @@ async fn replace(handle: &Handle, file: &File) -> Result<Reloaded, ReloadError> 
     // Let a sleeping driver finish its upcall first, unless it falls asleep again and again.
     let _ = with_timeout(Duration::from_millis(SLEEP_MS.get()), sleep::awake(handle)).await;
     let began = time::tsc();
+    let state = SavedState::of(handle).await;
     let (before, probation, ring, policy, is_changed) = {
         let mut domain = handle.lock();
         domain.end(Cause::Killed);
@@ -129,7 +131,7 @@ async fn replace(handle: &Handle, file: &File) -> Result<Reloaded, ReloadError> 
         let is_changed = domain.manifest.policy().ok() != Some(policy);
         (domain.file.clone(), domain.probation.take(), domain.next_ring(), policy, is_changed)
     };
-    let error = match module::replace(handle, file, Ring::Sandboxed, None).await {
+    let error = match module::replace_with(handle, file, Ring::Sandboxed, None, state.as_ref()).await {
         Ok(fresh) => {
             let away_ticks = time::tsc().saturating_sub(began);
             let mut domain = fresh.lock();
@@ -146,7 +148,7 @@ async fn replace(handle: &Handle, file: &File) -> Result<Reloaded, ReloadError> 
         }
         Err(error) => error,
     };
-    match module::replace(handle, &before, ring, None).await {
+    match module::replace_with(handle, &before, ring, None, state.as_ref()).await {
         Ok(fresh) => {
             let mut domain = fresh.lock();
             domain.life.set_policy(policy);

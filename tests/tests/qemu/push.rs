@@ -76,7 +76,12 @@ fn push(running: &Running, name: &str, bytes: &[u8]) -> Result<String, String> {
 
 /// Types `tell NAME x`, and returns the driver's answer.
 fn answer(running: &mut Running, name: &str) -> u64 {
-    running.type_line(&format!("tell {name} x")).unwrap();
+    answer_to(running, &format!("tell {name} x"))
+}
+
+/// Types a command, and returns the driver's answer.
+fn answer_to(running: &mut Running, line: &str) -> u64 {
+    running.type_line(line).unwrap();
     running
         .wait_for_event("an answer", |event| match event {
             Event::Answer { value, .. } => Some(value),
@@ -267,6 +272,70 @@ fn a_new_build_starts_in_ring_1() {
     leave(running);
 }
 
+/// A driver that saves its state has it after a reload, and after one that is undone. A build that
+/// refuses the state, or says nonsense about its own, starts afresh; one that faults over it is
+/// undone. After a fault there is no state.
+#[test]
+fn a_state_outlives_a_reload() {
+    let keeps = |version, more: &str| {
+        let body = format!(
+            r#"static uint32_t kept = 7;
+            if (operation == RF_COMMAND) return ++kept;
+            if (operation == RF_SAVE) {{ memcpy(rf_mailbox(), &kept, 4); return rf_saved(4, {version}); }}
+            if (operation == RF_RESTORE && b == 3) return -RF_REFUSED_INVALID;
+            if (operation == RF_RESTORE && a == 4) {{ memcpy(&kept, rf_mailbox(), 4); kept += 1000 * (uint32_t)b; }}
+            {more}"#
+        );
+        answering("greets", version, &body)
+    };
+    let mut running = at_prompt(bare(""));
+    push(&running, "greets", &keeps(1, "")).unwrap();
+    assert_eq!(answer(&mut running, "greets"), 8);
+    push(&running, "greets", &keeps(2, "")).unwrap();
+    assert_eq!(answer(&mut running, "greets"), 1009, "the state has the version of the build that saved it");
+    let faults = "if (operation == RF_RESTORE) { volatile uintptr_t at = 16; *(volatile int *)at = 1; }";
+    let why = push(&running, "greets", &keeps(3, faults)).unwrap_err();
+    assert_says(
+        &why,
+        "the new build does not start, and the one before it serves again: restore: the driver was ended",
+    );
+    assert_eq!(answer(&mut running, "greets"), 3010);
+    let why = push(&running, "greets", &keeps(4, "if (operation == RF_INIT) return -RF_REFUSED_BUSY;")).unwrap_err();
+    assert_says(&why, "init: refused: busy");
+    assert_eq!(answer(&mut running, "greets"), 5011);
+    push(&running, "greets", &keeps(3, "")).unwrap();
+    assert_eq!(answer(&mut running, "greets"), 7012);
+    // The state is of version 3 now, which the builds refuse.
+    push(&running, "greets", &keeps(5, "")).unwrap();
+    assert_eq!(answer(&mut running, "greets"), 8);
+    for nonsense in ["return 4097;", "return -RF_REFUSED_BUSY;", "return INT64_MIN;", "return rf_saved(0, 3);"] {
+        let body = format!("if (operation == RF_SAVE) {nonsense}");
+        push(&running, "greets", &answering("greets", 6, &body)).unwrap();
+        push(&running, "greets", &keeps(7, "")).unwrap();
+        assert_eq!(answer(&mut running, "greets"), 8, "{nonsense}");
+    }
+    for line in ["limits reload-s 0", "reload greets", "policy greets restart", "kill greets"] {
+        run_well(&mut running, line);
+    }
+    assert_eq!(answer(&mut running, "greets"), 8);
+    leave(running);
+}
+
+/// The sample driver keeps its rounds.
+#[test]
+fn the_sample_keeps_its_rounds() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod watchman period-ms=10");
+    run_well(&mut running, "sleep 300");
+    run_well(&mut running, "tell watchman stop");
+    let rounds = answer_to(&mut running, "tell watchman rounds");
+    assert!(rounds > 10, "{rounds}");
+    run_well(&mut running, "reload watchman");
+    run_well(&mut running, "tell watchman stop");
+    assert!((rounds..rounds + 50).contains(&answer_to(&mut running, "tell watchman rounds")));
+    leave(running);
+}
+
 /// What cannot take a driver's place is refused before the driver is touched, with the reason, and
 /// no file is kept.
 #[test]
@@ -443,6 +512,7 @@ fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
         };
         cargo(&["test", "-q", "--lib"]);
         cargo(&["clippy", "-q", "--lib", "--profile", "test", "--", "-D", "warnings"]);
+        run(Command::new(runner()).arg("lint").arg(&path));
         let config = ringfence::project().join("rustfmt.toml");
         cargo(&["fmt", "--check", "--", "--config-path", config.to_str().unwrap()]);
         let module = ringfence::build::module(&path).unwrap();
@@ -451,6 +521,19 @@ fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
         let again = Command::new(runner()).args(["new", "--kind", kind]).arg(&path).output().unwrap();
         assert_eq!(again.status.code(), Some(4));
         assert_says(&String::from_utf8_lossy(&again.stderr), "is there already");
+    }
+    // A warning in a folder of one's own is an error, in Rust as in C.
+    let path = folder.path().join("new-other");
+    let file = path.join("src/lib.rs");
+    let source = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, source.replace("Ok(NewOther)", "return Ok(NewOther);")).unwrap();
+    let c = folder.path().join("in-c");
+    std::fs::create_dir(&c).unwrap();
+    std::fs::write(c.join("in-c.c"), "#include <ringfence.h>\nint f(void) { int unused; return 0; }\n").unwrap();
+    for (path, why) in [(path, "needless_return"), (c, "unused-variable")] {
+        let output = Command::new(runner()).arg("lint").arg(&path).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{}", path.display());
+        assert_says(&String::from_utf8_lossy(&output.stderr), why);
     }
     for line in [
         "ip addr add 10.9.0.1/24 dev eth0",

@@ -22,8 +22,8 @@ RF_C const RfManifest rf_manifest;
 /** Reads memory that somebody else may write. */
 #define RF_READ(place) (*(const volatile __typeof__(place) *)&(place))
 
-/** The one function that the kernel calls. operation is RF_INIT, RF_POLL, RF_EXIT, RF_COMMAND or
- * RF_NULL. It returns 0 or more, or -RF_REFUSED_...; for RF_POLL it returns bits RF_REPLY_.... */
+/** The one function that the kernel calls. operation is RF_INIT, RF_POLL, RF_EXIT, RF_COMMAND,
+ * RF_NULL, RF_SAVE or RF_RESTORE. It returns 0 or more, or -RF_REFUSED_...; for RF_POLL it returns bits RF_REPLY_.... */
 RF_C int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c);
 
 /* ---- text --------------------------------------------------------------------------------------------------------- */
@@ -56,12 +56,25 @@ static inline int64_t rf_command_text(const char *text)
     return rf_command(text, rf_length(text));
 }
 
+/** Returns the mailbox page, RF_PAGE_SIZE bytes. In RF_RESTORE its first a bytes are the state of
+ * the build before, of version b; in RF_SAVE the driver writes its state there. */
+static inline void *rf_mailbox(void)
+{
+    uint64_t here = (uint64_t)(uintptr_t)&rf_manifest;
+    return (void *)(uintptr_t)((here & ~(uint64_t)(RF_SLOT_SIZE - 1)) + RF_MAILBOX);
+}
+
+/** Returns the result of RF_SAVE for a state of so many bytes, and of this version. */
+static inline int64_t rf_saved(uint32_t len_bytes, uint32_t version)
+{
+    return (int64_t)(len_bytes | (uint64_t)(version & 0x7fffffff) << 32);
+}
+
 /** Returns the text that was typed after "tell NAME", in RF_COMMAND. It is a bytes long, where a is
  * rf_upcall's argument, and has no terminating zero. */
 static inline const char *rf_typed(void)
 {
-    uint64_t here = (uint64_t)(uintptr_t)&rf_manifest;
-    return (const char *)(uintptr_t)((here & ~(uint64_t)(RF_SLOT_SIZE - 1)) + RF_MAILBOX);
+    return (const char *)rf_mailbox();
 }
 
 /** Returns whether the typed text is this text. */

@@ -12,7 +12,7 @@
 //! * [`offer`]: the device that it offers to the rest of the kernel; [`turn`]: its share of the
 //!   CPU; [`trace`]: the record of the calls across its boundary
 //! * [`life`], [`end`]: its states and its end; [`trust`]: whether it may run in ring 0
-//! * [`timer`], [`sleep`]: its timer and its sleeps
+//! * [`timer`], [`sleep`]: its timer and its sleeps; [`saved`]: its state over a reload
 //! * [`registry`]: all loaded domains; [`whose`]: the owner of an address
 
 use crate::file::File;
@@ -42,6 +42,7 @@ pub mod offer;
 pub mod registry;
 pub mod report;
 pub mod reset;
+pub mod saved;
 pub mod sleep;
 pub mod timer;
 pub mod trace;

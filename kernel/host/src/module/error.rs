@@ -39,6 +39,8 @@ pub enum LoadError {
     /// The module's `init` failed. The call is the last one that a service refused before the
     /// failure, if there is one.
     Init(UpcallError, Option<Call>),
+    /// The module failed when it was given the state of the build before.
+    Restore(UpcallError),
     /// The module's `init` failed because its class takes no more offers.
     Full(&'static str),
     /// The instruction to watch does not lie in the image.
@@ -94,6 +96,7 @@ impl fmt::Display for LoadError {
             LoadError::Full(why) => write!(f, "init: refused: {why}"),
             LoadError::Init(error, None) => write!(f, "init: {error}"),
             LoadError::Init(error, Some(call)) => write!(f, "init: {error}\n    after {call}"),
+            LoadError::Restore(error) => write!(f, "restore: {error}"),
             LoadError::Outside => write!(f, "the instruction to watch does not lie in the image"),
             LoadError::OtherDevice(which) => write!(f, "refused: it does not drive {which}"),
             LoadError::Different => write!(f, "it does not offer what the driver before it offered"),

@@ -5,6 +5,7 @@ use crate::domain::cause::UpcallError;
 use crate::domain::device::Device;
 use crate::domain::fault;
 use crate::domain::hardware::{State, Which};
+use crate::domain::saved::SavedState;
 use crate::domain::trace::{self, What};
 use crate::domain::{Handle, Ring, end, registry, sleep, trust};
 use crate::file::File;
@@ -139,6 +140,17 @@ async fn start(
 /// `file` must have been admitted ([`admit`]). `watched` is the offset in the image of an
 /// instruction to watch from the start ([`watch`]).
 pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64>) -> Result<Handle, LoadError> {
+    replace_with(dead, file, ring, watched, None).await
+}
+
+/// Replaces a driver as [`replace`] does. The new one is given the `state` of the build before.
+pub async fn replace_with(
+    dead: &Handle,
+    file: &File,
+    ring: Ring,
+    watched: Option<u64>,
+    state: Option<&SavedState>,
+) -> Result<Handle, LoadError> {
     if !registry::has(dead) {
         return Err(LoadError::NotLoaded(dead.lock().name.clone()));
     }
@@ -158,6 +170,10 @@ pub async fn replace(dead: &Handle, file: &File, ring: Ring, watched: Option<u64
         }
         if offers(dead) == offers(&fresh) { Ok(fresh) } else { Err(LoadError::Different) }
     });
+    let fresh = match (fresh, state) {
+        (Ok(fresh), Some(state)) => state.restore(&fresh).await.map(|()| fresh).map_err(LoadError::Restore),
+        (fresh, _) => fresh,
+    };
     let fresh = fresh.inspect_err(|_| {
         let mut domain = dead.lock();
         domain.space.return_to_slot();

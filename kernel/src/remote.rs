@@ -11,7 +11,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use host::file::{Content, File};
 use host::pushed;
-use hw::link;
+use hw::{link, memory};
 use ringfence_abi::manifest::NAME_BYTES;
 use ringfence_link::REQUESTS;
 use ringfence_link::event::Event;
@@ -20,6 +20,9 @@ use ringfence_link::request::{Request, What};
 
 /// The most files that come at the same time. Beyond that, the oldest is dropped.
 const MAX_INCOMING: usize = 4;
+/// The most memory of the kernel's heap that reading a request takes, besides a file: a frame may
+/// hold a list of thousands of empty texts.
+const REQUEST_BYTES: usize = 512 << 10;
 /// The answers that are kept for requests that come again.
 const KEPT_ANSWERS: usize = 16;
 
@@ -43,9 +46,11 @@ pub async fn run() {
     loop {
         let count = link::read(&mut room).await;
         for byte in room.iter().take(count) {
-            // A damaged frame is not answered, so that it is sent again.
+            // A damaged frame is not answered, so that it is sent again. So is a frame that comes
+            // when there is no memory to read it.
             if let Some(Ok(frame)) = decoder.push(*byte)
                 && frame.channel == REQUESTS
+                && memory::has_room(REQUEST_BYTES)
                 && let Some(request) = Request::read(&frame.payload)
             {
                 remote.answer(request).await;
@@ -87,6 +92,10 @@ impl Remote {
                     return Err(alloc::format!("{} of {} bytes came", incoming.bytes.len(), incoming.len_bytes));
                 }
                 let Incoming { name, build, bytes, .. } = incoming;
+                // The bytes are copied.
+                if !memory::has_room(bytes.len() + REQUEST_BYTES) {
+                    return Err(pushed::Refused::NoMemory.to_string());
+                }
                 let file = File { name, build, bytes: Content::Made(bytes.into()) };
                 let parameters: Vec<String> = parameters.into_iter().map(Cow::into_owned).collect();
                 load_or_reload(file, &parameters).await.inspect(|done| log::info!("push: {done}"))

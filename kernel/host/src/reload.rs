@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use embassy_time::{Duration, with_timeout};
 use hw::arch::time;
-use hw::link;
+use hw::{link, memory};
 use ringfence_abi::manifest::Policy;
 use ringfence_core::limits::{RELOAD_S, SLEEP_MS};
 use ringfence_link::event::Event;
@@ -118,6 +118,9 @@ async fn replace(handle: &Handle, file: &File) -> Result<Reloaded, ReloadError> 
     // An earlier reload or a restart may have replaced the driver.
     let name = handle.lock().name.clone();
     let handle = &registry::find(&name).ok_or(ReloadError::Refused(LoadError::NotLoaded(name)))?;
+    if !memory::has_room(module::HEAP_BYTES) {
+        return Err(ReloadError::Refused(LoadError::NoMemory));
+    }
     module::admit(file).and_then(|()| module::admit_for(handle, file)).map_err(ReloadError::Refused)?;
     // Let a sleeping driver finish its upcall first, unless it falls asleep again and again.
     let _ = with_timeout(Duration::from_millis(SLEEP_MS.get()), sleep::awake(handle)).await;

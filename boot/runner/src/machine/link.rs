@@ -43,8 +43,8 @@ struct Socket {
 impl Socket {
     /// Listens on the socket `name` in the folder of a run. If that path is too long for a socket,
     /// it is a symbolic link to the socket.
-    fn listen(files: &RunFiles, name: &str) -> Result<Socket> {
-        let wanted = files.path().join(name);
+    fn listen(folder: &Path, name: &str) -> Result<Socket> {
+        let wanted = folder.join(name);
         let (mut path, mut folder) = (wanted.clone(), None);
         if path.as_os_str().as_bytes().len() >= MOST_PATH {
             let other = tempfile::tempdir().context("cannot make a folder for the link")?;
@@ -145,7 +145,7 @@ impl Hub {
 impl Link {
     /// Listens on sockets in the folder of a run.
     pub fn listen(files: &RunFiles) -> Result<Link> {
-        Ok(Link { kernel: Socket::listen(files, "link")?, session: Socket::listen(files, SESSION)? })
+        Ok(Link { kernel: Socket::listen(files.path(), "link")?, session: Socket::listen(files.path(), SESSION)? })
     }
 
     /// Returns QEMU's arguments that connect its next serial port to the socket.
@@ -228,4 +228,25 @@ fn tell_all(stream: UnixStream, hub: &Hub, take: &mut impl FnMut(Told) -> bool) 
         has_begun = true;
         take(told)
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_found_at_a_path_of_any_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("a".repeat(MOST_PATH));
+        std::fs::create_dir(&long).unwrap();
+        for folder in [folder.path(), &long] {
+            let socket = Socket::listen(folder, SESSION).unwrap();
+            let mut program = connect(&folder.join(SESSION)).unwrap();
+            let (mut own, _) = socket.listener.accept().unwrap();
+            own.write_all(b"x").unwrap();
+            let mut came = [0];
+            program.read_exact(&mut came).unwrap();
+            assert_eq!(came, *b"x");
+        }
+    }
 }

@@ -61,7 +61,7 @@ pub async fn load(file: &File, ring: Ring, parameters: &[String]) -> Result<Hand
 }
 
 /// The maximum amount of the kernel's heap that loading a module and running it takes.
-const HEAP_BYTES: usize = 1 << 20;
+pub const HEAP_BYTES: usize = 1 << 20;
 
 /// Loads a module as [`load`] does, for the device `which` if one is given, or else for any device
 /// that the module drives.

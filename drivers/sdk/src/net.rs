@@ -242,8 +242,9 @@ impl Queues {
     }
 
     /// Returns which frames the card is to receive besides those to its own address and to all.
-    /// Only frames that the driver has declared are asked for ([`NetInfo::hears`]). The card may
-    /// receive more. The driver is polled with [`Events::HEARING`](crate::Events::HEARING) when
+    /// Only frames that the driver has declared are asked for ([`NetInfo::hears`]). Several kinds
+    /// may be set: they add up, and with [`Hearing::PROMISCUOUS`] the others add nothing. The card
+    /// may receive more. The driver is polled with [`Events::HEARING`](crate::Events::HEARING) when
     /// this has changed.
     pub fn hearing(&self) -> Hearing {
         let bits = self.memory.load(HEARING);

@@ -272,7 +272,8 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
 
     /// Gives back the frames whose descriptors the card has finished, up to the first one of which
     /// `is_sent` says that it has not. A driver adds up in a variable what `is_sent` finds out
-    /// about errors, and counts it afterwards ([`Queues::count`]).
+    /// about errors, and counts it afterwards ([`Queues::count`]). Descriptors of commands are
+    /// asked about as well.
     #[inline]
     pub fn reclaim(&mut self, queues: &mut Queues, mut is_sent: impl FnMut(Descriptor<BYTES>) -> bool) {
         while let Some(frame) = self.pop(&mut is_sent) {

@@ -23,8 +23,8 @@ use std::time::Duration;
 const MOST_PATH: usize = 108;
 /// The name of the socket for other programs, in the folder of a run.
 pub const SESSION: &str = "session";
-/// How long a program may take no events before it is dropped.
-const SLOW: Duration = Duration::from_secs(5);
+/// How long a program may take no events before it is dropped: the kernel waits for that long.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// A socket to which QEMU will connect the link, and one for other programs.
 pub struct Link {

@@ -20,8 +20,8 @@ use ringfence_link::request::{Request, What};
 
 /// The most files that come at the same time. Beyond that, the oldest is dropped.
 const MAX_INCOMING: usize = 4;
-/// The most memory of the kernel's heap that reading a request takes, besides a file: a frame may
-/// hold a list of thousands of empty texts.
+/// The most memory of the kernel's heap that reading a request takes: a frame may hold a list of
+/// thousands of empty texts.
 const REQUEST_BYTES: usize = 512 << 10;
 /// The answers that are kept for requests that come again.
 const KEPT_ANSWERS: usize = 16;
@@ -92,10 +92,8 @@ impl Remote {
                     return Err(alloc::format!("{} of {} bytes came", incoming.bytes.len(), incoming.len_bytes));
                 }
                 let Incoming { name, build, bytes, .. } = incoming;
-                // The bytes are copied.
-                if !memory::has_room(bytes.len() + REQUEST_BYTES) {
-                    return Err(pushed::Refused::NoMemory.to_string());
-                }
+                // The bytes are copied, and other files may have come meanwhile.
+                pushed::check(&name, bytes.len()).map_err(|refused| refused.to_string())?;
                 let file = File { name, build, bytes: Content::Made(bytes.into()) };
                 let parameters: Vec<String> = parameters.into_iter().map(Cow::into_owned).collect();
                 load_or_reload(file, &parameters).await.inspect(|done| log::info!("push: {done}"))

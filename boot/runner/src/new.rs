@@ -22,6 +22,9 @@ pub enum Kind {
     Other,
 }
 
+/// The smallest driver.
+const SMALLEST: &str = include_str!("../../../drivers/template/src/lib.rs");
+
 /// The settings of a new driver.
 pub struct Options {
     /// Its name, for a driver of the project; or the path of its folder, with a `/`.
@@ -56,14 +59,15 @@ pub fn run(options: &Options) -> Result<()> {
         Kind::Nic => (include_str!("../templates/nic.rs"), include_str!("../templates/nic_tests.rs")),
         Kind::Scsi => (include_str!("../templates/scsi.rs"), include_str!("../templates/scsi_tests.rs")),
         Kind::Block => (include_str!("../templates/block.rs"), include_str!("../templates/block_tests.rs")),
-        Kind::Other => (include_str!("../templates/other.rs"), include_str!("../templates/other_tests.rs")),
+        Kind::Other => (SMALLEST, include_str!("../../../drivers/template/src/tests.rs")),
     };
     let pci = options.pci.map(|(vendor, device)| format!(".pci(&[({vendor:#06x}, {device:#06x})])"));
+    let version = r#"env!("CARGO_PKG_VERSION"))"#;
+    // The smallest driver has real names, as it is built, too.
     let fill = |template: &str| {
-        template
-            .replace("NAME", &name)
-            .replace("TYPE", &type_name(&name))
-            .replace("/*PCI*/", pci.as_deref().unwrap_or(""))
+        let named = template.replace("NAME", &name).replace("TYPE", &type_name(&name));
+        let named = named.replace("template", &name).replace("Template", &type_name(&name));
+        named.replace(version, &format!("{version}{}", pci.as_deref().unwrap_or("")))
     };
     let manifest = if is_own { manifest_inside(&name) } else { manifest_outside(&name) };
     let files = [("Cargo.toml", manifest), ("src/lib.rs", fill(library)), ("src/tests.rs", fill(tests))];

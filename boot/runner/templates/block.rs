@@ -17,7 +17,7 @@ use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
 driver!(
     BlockDriver<TYPE>,
-    Manifest::new("NAME", env!("CARGO_PKG_VERSION")).kind(Kind::Block).heap_kib(256).restart()/*PCI*/
+    Manifest::new("NAME", env!("CARGO_PKG_VERSION")).kind(Kind::Block).heap_kib(256).restart()
 );
 
 /// Bytes of a block, and number of blocks.

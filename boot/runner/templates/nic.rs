@@ -9,7 +9,7 @@ use ringfence_sdk::class::Device;
 use ringfence_sdk::net::{NetInfo, Nic, NicDriver, Queues};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
-driver!(NicDriver<TYPE>, Manifest::new("NAME", env!("CARGO_PKG_VERSION")).kind(Kind::Nic).restart()/*PCI*/);
+driver!(NicDriver<TYPE>, Manifest::new("NAME", env!("CARGO_PKG_VERSION")).kind(Kind::Nic).restart());
 
 /// An Ethernet address for local use. A card has its own.
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];

@@ -9,7 +9,7 @@ use ringfence_sdk::class::Device;
 use ringfence_sdk::scsi::{HOST_NO_DEVICE, Outcome, Queues, Scsi, ScsiDriver, ScsiInfo};
 use ringfence_sdk::{Events, Kind, Manifest, Reply, Result, driver};
 
-driver!(ScsiDriver<TYPE>, Manifest::new("NAME", env!("CARGO_PKG_VERSION")).kind(Kind::Scsi).restart()/*PCI*/);
+driver!(ScsiDriver<TYPE>, Manifest::new("NAME", env!("CARGO_PKG_VERSION")).kind(Kind::Scsi).restart());
 
 struct TYPE;
 

@@ -1,4 +1,4 @@
-//! The smallest driver: it logs. Copy this folder, rename it, and read `docs/writing-a-driver.md`.
+//! The smallest driver: it logs. `docs/writing-a-driver.md` leads on from here.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

@@ -42,18 +42,18 @@ impl fmt::Display for Refused {
 /// Returns the number of the next build.
 pub fn next_build() -> u32 {
     static LAST: AtomicU32 = AtomicU32::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed) + 1
+    LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
 }
 
-/// Checks whether a file called `name` of `len_bytes` bytes can be kept.
+/// Checks whether a file called `name` of `len_bytes` bytes can be kept, and whether there is
+/// memory for one copy of it.
 pub fn check(name: &str, len_bytes: usize) -> Result<(), Refused> {
     let files = FILES.lock();
     if len_bytes > MAX_BYTES {
         Err(Refused::TooLong)
     } else if files.len() >= MAX_FILES && files.iter().all(|file| file.name != name) {
         Err(Refused::TooMany)
-    // The file is there twice for a moment: as it came, and as it is kept.
-    } else if !memory::has_room(2 * len_bytes + SPARE_BYTES) {
+    } else if !memory::has_room(len_bytes + SPARE_BYTES) {
         Err(Refused::NoMemory)
     } else {
         Ok(())

@@ -13,7 +13,7 @@ use crate::domain::saved::SavedState;
 use crate::domain::{Handle, Probation, Ring, end, registry, sleep};
 use crate::file::File;
 use crate::module::{self, LoadError};
-use alloc::string::String;
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -156,7 +156,7 @@ async fn replace(handle: &Handle, file: &File) -> Result<Reloaded, ReloadError> 
             let mut domain = fresh.lock();
             domain.life.set_policy(policy);
             domain.probation = probation;
-            link::tell(&Event::ReloadUndone { name: domain.name.as_str().into(), why: told(&error) });
+            link::tell(&Event::ReloadUndone { name: domain.name.as_str().into(), why: error.to_string().into() });
             Err(ReloadError::Undone(error))
         }
         Err(second) => {
@@ -165,9 +165,4 @@ async fn replace(handle: &Handle, file: &File) -> Result<Reloaded, ReloadError> 
             Err(ReloadError::Lost(error, second))
         }
     }
-}
-
-fn told(error: &LoadError) -> alloc::borrow::Cow<'static, str> {
-    let why: String = alloc::format!("{error}");
-    why.into()
 }

@@ -208,7 +208,10 @@ async fn revive(dead: Handle) {
             fresh.lock().restarts += 1;
             match back {
                 Some(before) => {
-                    pushed::go_back_to(&before);
+                    // Another module's file is as good as before.
+                    if before.name == file.name {
+                        pushed::go_back_to(&before);
+                    }
                     undone(dead);
                 }
                 // The build was not to blame, and is still on probation.

@@ -7,6 +7,7 @@
 //! [`Words`], which either side implements with volatile loads and stores.
 
 use core::marker::PhantomData;
+use core::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Shared memory as 64-bit words.
@@ -154,6 +155,11 @@ impl<R: Ring> Producer<R> {
         self.put
     }
 
+    /// Returns the entry that was put at `position`. **The other side can change it.**
+    pub fn entry(words: &impl Words, position: u64) -> u64 {
+        words.load(R::PLACE.entry(position))
+    }
+
     /// Returns how many of this end's entries the other side has taken.
     pub fn taken(&mut self, words: &impl Words) -> Result<u64, Lie> {
         self.room(words)?;
@@ -203,6 +209,19 @@ impl<R: Ring> Consumer<R> {
     pub fn put(&mut self, words: &impl Words) -> Result<u64, Lie> {
         self.len(words)?;
         Ok(self.put)
+    }
+
+    /// Returns the positions of the entries that can be taken, from `position` on. There are none
+    /// if the other side lies about its position.
+    pub fn ahead(&mut self, words: &impl Words, position: u64) -> Range<u64> {
+        let end = if self.len(words).is_ok() { self.put } else { self.taken };
+        position.max(self.taken)..end
+    }
+
+    /// Returns the entry at `position`, and leaves it there. **The other side can change it until
+    /// it is taken.**
+    pub fn entry(words: &impl Words, position: u64) -> u64 {
+        words.load(R::PLACE.entry(position))
     }
 
     /// Takes the oldest entry, if there is one.

@@ -209,6 +209,43 @@ pub fn read_request(words: &impl Words, number: usize) -> Option<Request> {
     read_value::<{ size_of::<Request>() / 8 }, Request>(words, request_at(number))
 }
 
+/// The part of a [`Request`] that says what is asked for, with the first bytes of the command
+/// descriptor block: all bytes of the commands that disks know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Asked {
+    /// See [`Request::target`].
+    pub target: u16,
+    /// See [`Request::lun`].
+    pub lun: u16,
+    /// See [`Request::cdb_len`].
+    pub cdb_len: u16,
+    /// See [`Request::function`].
+    pub function: u16,
+    /// The beginning of [`Request::cdb`].
+    pub cdb: [u8; 16],
+}
+
+/// Reads the words of request `number` (below [`NUMBERS`]) that an [`Asked`] is made of, and the
+/// length of its data, from shared memory.
+pub fn read_asked(words: &impl Words, number: usize) -> ([u64; 3], u32) {
+    const LENGTH: usize = offset_of!(Request, data_len) / 8;
+    const FIRST: usize = offset_of!(Request, target) / 8;
+    const _: () = assert!(offset_of!(Request, data_len) % 8 == 0 && offset_of!(Request, target) % 8 == 0);
+    const _: () = assert!(offset_of!(Request, cdb) - offset_of!(Request, target) == offset_of!(Asked, cdb));
+    let first = request_at(number);
+    let asked = [FIRST, FIRST + 1, FIRST + 2].map(|word| words.load(first + word));
+    (asked, words.load(first + LENGTH) as u32)
+}
+
+/// Reads host code and status of the outcome of request `number` (below [`NUMBERS`]) from shared
+/// memory.
+pub fn read_host_and_status(words: &impl Words, number: usize) -> (u32, u32) {
+    const _: () = assert!(offset_of!(Outcome, host) == 0 && offset_of!(Outcome, status) == 4);
+    let word = words.load(request_at(number) + OUTCOME_OFFSET);
+    (word as u32, (word >> 32) as u32)
+}
+
 /// Words of an outcome, and the number of words before its sense data, which few outcomes have.
 const OUTCOME_WORDS: usize = size_of::<Outcome>() / 8;
 const HEAD_WORDS: usize = offset_of!(Outcome, sense) / 8;
@@ -234,6 +271,45 @@ pub fn read_outcome(words: &impl Words, number: usize) -> Option<Outcome> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Memory(core::cell::RefCell<[u64; 4096]>);
+
+    impl Words for Memory {
+        fn load(&self, index: usize) -> u64 {
+            self.0.borrow()[index]
+        }
+
+        fn store(&self, index: usize, value: u64) {
+            self.0.borrow_mut()[index] = value;
+        }
+    }
+
+    #[test]
+    fn a_trace_reads_what_was_written() {
+        let memory = Memory(core::cell::RefCell::new([0; 4096]));
+        let mut cdb = [0; MAX_CDB];
+        cdb[..3].copy_from_slice(&[0x28, 7, 9]);
+        let (target, lun, function) = (3, 5, FUNCTION_COMMAND);
+        let request = Request {
+            data_address: u64::MAX,
+            data: u64::MAX,
+            data_len: 4096,
+            direction: DIRECTION_IN,
+            managed: 0,
+            target,
+            lun,
+            cdb_len: 10,
+            function,
+            cdb,
+        };
+        write_request(&memory, 6, &request);
+        let (words, len_bytes) = read_asked(&memory, 6);
+        let asked = Asked::read_from_bytes(words.as_bytes()).unwrap();
+        assert_eq!(asked, Asked { target, lun, cdb_len: 10, function, cdb: *cdb.first_chunk().unwrap() });
+        assert_eq!(len_bytes, 4096);
+        write_outcome(&memory, 6, &Outcome { host: HOST_RESET, ..Outcome::answered(2, 0) });
+        assert_eq!(read_host_and_status(&memory, 6), (HOST_RESET, 2));
+    }
 
     #[test]
     fn an_outcome_says_what_it_was_made_of() {

@@ -9,6 +9,7 @@
 //! negative one is the negated number of a [`Refusal`](crate::service::Refusal).
 
 use bitflags::bitflags;
+use core::fmt;
 
 /// The symbol of a module's entry point.
 pub const ENTRY: &str = "rf_upcall";
@@ -94,6 +95,42 @@ bitflags! {
     }
 }
 
+impl fmt::Display for Events {
+    /// Names the events, for a person.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [(Events, &str); 4] = [
+            (Events::INTERRUPT, "interrupt"),
+            (Events::QUEUE, "queue"),
+            (Events::TIMER, "timer"),
+            (Events::HEARING, "hearing"),
+        ];
+        let names = NAMES.into_iter().filter(|(event, _)| self.contains(*event)).map(|(_, name)| name);
+        write_list(f, names)?;
+        let mut vectors = (0..MAX_VECTORS as u32).filter(|number| self.has_vector(*number));
+        vectors.try_for_each(|number| write!(f, ", vector {number}"))
+    }
+}
+
+impl fmt::Display for Reply {
+    /// Names what the driver replies, for a person.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [(Reply, &str); 4] = [
+            (Reply::ACKNOWLEDGED, "acknowledged"),
+            (Reply::UNITS_CHANGED, "units changed"),
+            (Reply::LINK_UP, "link up"),
+            (Reply::LINK_DOWN, "link down"),
+        ];
+        let names = NAMES.into_iter().filter(|(reply, _)| self.contains(*reply)).map(|(_, name)| name);
+        write_list(f, names)
+    }
+}
+
+/// Writes names with commas between them, or that there are none.
+fn write_list(f: &mut fmt::Formatter<'_>, mut names: impl Iterator<Item = &'static str>) -> fmt::Result {
+    f.write_str(names.next().unwrap_or("nothing"))?;
+    names.try_for_each(|name| write!(f, ", {name}"))
+}
+
 /// Most interrupts of its own that a device can have.
 pub const MAX_VECTORS: u64 = 8;
 
@@ -101,5 +138,20 @@ impl Events {
     /// Returns whether the device's own interrupt `number` has come.
     pub fn has_vector(self, number: u32) -> bool {
         u64::from(number) < MAX_VECTORS && self.bits() & Events::VECTOR_0.bits() << number != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn events_and_replies_have_names() {
+        let events = Events::INTERRUPT | Events::QUEUE | Events::from_bits_retain(1 << 17);
+        assert_eq!(events.to_string(), "interrupt, queue, vector 1");
+        assert_eq!([Events::empty().to_string(), Reply::empty().to_string()], ["nothing"; 2]);
+        assert_eq!((Reply::ACKNOWLEDGED | Reply::LINK_UP).to_string(), "acknowledged, link up");
     }
 }

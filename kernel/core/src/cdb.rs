@@ -1,6 +1,7 @@
 //! SCSI command descriptor blocks, and the data that some of the commands return (SPC-4, SBC-3).
 //! All fields are big-endian.
 
+use alloc::format;
 use alloc::string::{String, ToString};
 use ringfence_abi::scsi::MAX_CDB;
 
@@ -51,19 +52,42 @@ impl Cdb {
 
     /// Returns the command's name.
     pub fn name(&self) -> &'static str {
-        match self.bytes[0] {
-            0x00 => "TEST UNIT READY",
-            0x12 => "INQUIRY",
-            0x25 => "READ CAPACITY(10)",
-            READ_10 => "READ(10)",
-            WRITE_10 => "WRITE(10)",
-            0x35 => "SYNCHRONIZE CACHE(10)",
-            READ_16 => "READ(16)",
-            WRITE_16 => "WRITE(16)",
-            0x9e => "READ CAPACITY(16)",
-            0xa0 => "REPORT LUNS",
-            _ => "command",
+        name(self.bytes[0])
+    }
+}
+
+/// Returns the name of a command by its operation code.
+fn name(operation: u8) -> &'static str {
+    match operation {
+        0x00 => "TEST UNIT READY",
+        0x12 => "INQUIRY",
+        0x25 => "READ CAPACITY(10)",
+        READ_10 => "READ(10)",
+        WRITE_10 => "WRITE(10)",
+        0x35 => "SYNCHRONIZE CACHE(10)",
+        READ_16 => "READ(16)",
+        WRITE_16 => "WRITE(16)",
+        0x9e => "READ CAPACITY(16)",
+        0xa0 => "REPORT LUNS",
+        _ => "command",
+    }
+}
+
+/// Describes a command for a person: its name, and the blocks that it moves.
+pub fn words(cdb: &[u8]) -> String {
+    let Some(operation) = cdb.first() else { return String::new() };
+    let name = name(*operation);
+    let blocks = match *operation {
+        READ_10 | WRITE_10 => be32(cdb, 2).zip(be16(cdb, 7)).map(|(lba, blocks)| (lba.into(), blocks.into())),
+        READ_16 | WRITE_16 => {
+            let lba = be32(cdb, 2).zip(be32(cdb, 6)).map(|(high, low)| u64::from(high) << 32 | u64::from(low));
+            lba.zip(be32(cdb, 10))
         }
+        _ => None,
+    };
+    match blocks {
+        Some((lba, blocks)) => format!("{name} of {blocks} blocks from {lba}"),
+        None => name.to_string(),
     }
 }
 
@@ -127,6 +151,10 @@ pub struct Capacity {
     pub blocks: u64,
     /// Length of a block in bytes.
     pub block_bytes: u32,
+}
+
+fn be16(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(data.get(at..at.checked_add(2)?)?.try_into().ok()?))
 }
 
 fn be32(data: &[u8], at: usize) -> Option<u32> {
@@ -221,6 +249,15 @@ mod tests {
         assert_eq!(long.len_bytes(), 16);
         assert_eq!(long.bytes[..16], [0x8a, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0]);
         assert_eq!(read(0, 0x1_0000).len_bytes(), 16);
+    }
+
+    #[test]
+    fn commands_are_named_with_their_blocks() {
+        let words = |cdb: Cdb| words(&cdb.bytes[..cdb.len_bytes]);
+        assert_eq!(words(read(4096, 8)), "READ(10) of 8 blocks from 4096");
+        assert_eq!(words(write(1 << 40, 1)), "WRITE(16) of 1 blocks from 1099511627776");
+        assert_eq!(words(inquiry(36)), "INQUIRY");
+        assert_eq!([super::words(&[READ_10, 0]), super::words(&[])], ["READ(10)", ""]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use crate::checksum;
 use crate::limits::TRANSMIT_MS;
+use crate::passed::{Content, Passed, Seen, Side};
 use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -67,6 +68,8 @@ pub struct Frames<M> {
     has_link: bool,
     /// Whether a link came up since [`Frames::take_link_up`] was called last.
     link_came_up: bool,
+    /// The frames that a trace has seen.
+    seen: Seen,
 }
 
 /// The abilities of a driver's card.
@@ -235,6 +238,7 @@ impl<M: Words + Data> Frames<M> {
             counts: Counts::default(),
             has_link: true,
             link_came_up: false,
+            seen: Seen::default(),
         };
         for frame in 0..RX_FRAMES {
             // The ring is empty, and has room for all frames.
@@ -251,6 +255,11 @@ impl<M: Words + Data> Frames<M> {
     /// Returns the entries of the frames to send that the driver has, in the order in which it got
     /// them.
     fn entries(&self) -> impl Iterator<Item = Entry> + use<M> {
+        self.entries_at().map(|(_, entry)| entry)
+    }
+
+    /// Returns the same entries as [`Frames::entries`], each with its position in `transmit`.
+    fn entries_at(&self) -> impl Iterator<Item = (u64, Entry)> + use<M> {
         let is_lent = |number: usize| self.tx_free >> number & 1 == 0;
         let mut entries = self.tx_entries;
         for (_, (position, _)) in entries.iter_mut().enumerate().filter(|(number, _)| !is_lent(*number)) {
@@ -258,7 +267,51 @@ impl<M: Words + Data> Frames<M> {
             *position = u64::MAX;
         }
         entries.sort_unstable_by_key(|(position, _)| *position);
-        entries.into_iter().map(|(_, entry)| entry).take(self.in_hand())
+        entries.into_iter().take(self.in_hand())
+    }
+
+    /// Calls `note` for each frame that one side has passed to the other since the last call for
+    /// that side, with at most `most` bytes of the frame. Believes nothing: a lie is found when the
+    /// entry is taken.
+    pub fn passed(&mut self, side: Side, most: usize, note: &mut dyn FnMut(&Passed)) {
+        /// Copies the beginning of the frame `entry` to `room`.
+        fn first<'a>(from: &impl Data, entry: Entry, most: usize, room: &'a mut [u8; FRAME_BYTES]) -> &'a [u8] {
+            let room = room.get_mut(..entry.len_bytes().min(most)).unwrap_or_default();
+            if from.read(entry.frame() * FRAME_BYTES, room) { room } else { &[] }
+        }
+        let mut room = [0; FRAME_BYTES];
+        match side {
+            Side::Kernel => {
+                let end = self.transmit.position();
+                if self.seen.given < end {
+                    for (position, entry) in self.entries_at().filter(|(position, _)| *position >= self.seen.given) {
+                        let content = Content::Frame(first(&self.tx, entry, most, &mut room));
+                        let (place, len_bytes) = (entry.frame(), entry.len_bytes() as u32);
+                        note(&Passed::Given { number: position, place, len_bytes, content });
+                    }
+                    self.seen.given = end;
+                }
+            }
+            Side::Driver => {
+                let ahead = self.transmitted.ahead(&self.memory, self.seen.done);
+                self.seen.done = ahead.end;
+                for position in ahead {
+                    let place = Consumer::<net::Transmitted>::entry(&self.memory, position);
+                    if let Some((number, _)) = self.tx_entries.get(place as usize) {
+                        note(&Passed::Done { number: *number, place: place as usize, result: 0 });
+                    }
+                }
+                let ahead = self.received.ahead(&self.memory, self.seen.received);
+                self.seen.received = ahead.end;
+                for position in ahead {
+                    let entry = Entry(Consumer::<net::Received>::entry(&self.memory, position));
+                    if entry.len_bytes() <= FRAME_BYTES {
+                        let frame = first(&self.rx, entry, most, &mut room);
+                        note(&Passed::Received { number: position, len_bytes: entry.len_bytes() as u32, frame });
+                    }
+                }
+            }
+        }
     }
 
     fn lend(&mut self, frame: usize) -> Result<(), Wrong> {
@@ -531,6 +584,42 @@ mod tests {
         assert_eq!((frames.can_send(), frames.in_hand()), (Ok(true), TX_FRAMES - 1));
         driver.give_back(0);
         assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", 0)));
+    }
+
+    #[test]
+    fn a_trace_sees_each_frame_once_on_each_side() {
+        fn passed(frames: &mut Frames<Memory>, side: Side) -> Vec<String> {
+            let mut seen = Vec::new();
+            frames.passed(side, 2, &mut |passed| seen.push(format!("{passed:?}")));
+            seen
+        }
+        let given = |number: u8, place: usize, len_bytes: u32, byte: u8| {
+            let content = Content::Frame(&[byte; 2]);
+            format!("{:?}", Passed::Given { number: number.into(), place, len_bytes, content })
+        };
+        let (mut frames, mut driver) = pair();
+        for number in 0..2 {
+            frames.send(&[number; 60], None).unwrap();
+        }
+        assert_eq!(passed(&mut frames, Side::Kernel), [given(0, 0, 60, 0), given(1, 1, 60, 1)]);
+        assert!(passed(&mut frames, Side::Kernel).is_empty());
+        driver.takes_empty(2);
+        driver.give_back(1);
+        driver.deliver(0, &[7; 61]);
+        let done = Passed::Done { number: 1, place: 1, result: 0 };
+        let received = Passed::Received { number: 0, len_bytes: 61, frame: &[7; 2] };
+        assert_eq!(passed(&mut frames, Side::Driver), [done, received].map(|passed| format!("{passed:?}")));
+        assert!(passed(&mut frames, Side::Driver).is_empty());
+        // The entries are still there for those that they are for.
+        assert_eq!(frames.receive(&mut [0; FRAME_BYTES]), Ok(Some(plain(61))));
+        assert_eq!((frames.deadline_ns().is_ok(), frames.in_hand()), (true, 1));
+        frames.send(&[9; 62], None).unwrap();
+        assert_eq!(passed(&mut frames, Side::Kernel), [given(2, 1, 62, 9)]);
+        // A lie is not seen here.
+        driver.give_back(TX_FRAMES as u32 + 1);
+        driver.put(RECEIVED, 1, Entry::new(1, FRAME_BYTES as u16 + 1).0);
+        assert!(passed(&mut frames, Side::Driver).is_empty());
+        assert!(frames.deadline_ns().is_err() && frames.receive(&mut [0; FRAME_BYTES]).is_err());
     }
 
     #[test]

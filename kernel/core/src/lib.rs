@@ -5,7 +5,9 @@
 //! * [`module`]: reads a module file, and refuses a malformed one with the reason; [`parameter`]:
 //!   reads the values that a person gives for a module's parameters
 //! * [`fault`]: the reasons why drivers are ended, and their texts; [`vector`], [`disassembly`]:
-//!   exceptions and machine code in words; [`trace`]: the last events
+//!   exceptions and machine code in words
+//! * [`trace`]: the last events; [`histogram`]: how long things took; [`passed`]: the frames and
+//!   requests that a trace notes
 //! * [`command_line`], [`arguments`]: the shell's grammar, and how a command reads its arguments
 //! * [`life`]: the states of a driver; [`debt`]: the CPU time that it owes
 //! * [`timer`]: a driver's timer, which says when the driver is polled
@@ -16,7 +18,7 @@
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`frames`]: the frames that a network driver has to send, and has received; [`checksum`]: the
-//!   work on them that a card may do
+//!   work on them that a card may do; [`packet`]: what is in a frame, in words
 //! * [`requests`]: requests to a driver, which are repeated to its successor
 //! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
@@ -41,11 +43,14 @@ pub mod dmar;
 pub mod extent;
 pub mod fault;
 pub mod frames;
+pub mod histogram;
 pub mod life;
 pub mod limits;
 pub mod line_editor;
 pub mod module;
+pub mod packet;
 pub mod parameter;
+pub mod passed;
 pub mod pci;
 pub mod port_bitmap;
 pub mod requests;

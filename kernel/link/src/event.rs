@@ -153,6 +153,13 @@ pub enum Event<'a> {
     Trial(Trial<'a>),
     /// The result of a piece of made-up code.
     Snippet(Snippet<'a>),
+    /// How long things took that went across a driver's boundary, as `stats` shows it.
+    Times {
+        /// The driver's name.
+        name: Text<'a>,
+        /// What took time.
+        of: Vec<Times<'a>>,
+    },
     /// A request was carried out ([`crate::request`]).
     Answered {
         /// The request's id.
@@ -177,6 +184,29 @@ pub enum Event<'a> {
         /// How many commands failed.
         failed: u64,
     },
+}
+
+/// How long something took that happened several times.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Times<'a> {
+    /// `upcall`, `service`, or `in hand`: a frame or a request, from when the driver got it until
+    /// it gave it back.
+    pub kind: Text<'a>,
+    /// Its name.
+    pub name: Text<'a>,
+    /// How often it happened.
+    pub count: u64,
+    /// The sum of all times, in nanoseconds.
+    pub total_ns: u64,
+    /// Half of the times were no longer than this, to an eighth.
+    pub median_ns: u64,
+    /// 99 of 100 times were no longer than this, to an eighth.
+    pub p99_ns: u64,
+    /// The longest time.
+    pub longest_ns: u64,
+    /// The histogram: how many times were at least as long as the first number of nanoseconds, and
+    /// shorter than the second. Steps without any are left out.
+    pub steps: Vec<(u64, u64, u32)>,
 }
 
 /// A network interface.

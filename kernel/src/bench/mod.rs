@@ -193,6 +193,10 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
     if wanted("scsi/") {
         note("scsi", scsi::run(plan, &mut print).await);
     }
+    yield_now().await;
+    if wanted("trace/") {
+        note("trace", scsi::traced(plan, &mut print).await);
+    }
     if wanted("recovery/") {
         note("recovery", recovery::run(mode, &mut print).await);
     }
@@ -251,6 +255,16 @@ fn sample_ends() {
     core::hint::black_box("ends");
 }
 
+/// Prepares for samples between which no other task runs. What it returns must live as long as they
+/// are taken.
+fn alone() -> impl Drop {
+    // Unmask pending lines now: the task that was about to do so does not run while this one waits
+    // for interrupts.
+    poll::unmask();
+    // Suspend throttling: no other task runs that a driver could starve.
+    TURN_MS.for_now(LONGEST_TURN_MS)
+}
+
 /// Takes `count` samples of `sample` in each of `rings`, alternating, and returns a row for each.
 fn alternate_in(
     rings: &[Ring],
@@ -261,11 +275,7 @@ fn alternate_in(
 ) -> Result<Vec<Row>, String> {
     let before = handle.lock().ring();
     check_trust(handle)?;
-    // Suspend throttling: meanwhile no other task runs that a driver could starve.
-    let _no_rests = TURN_MS.for_now(LONGEST_TURN_MS);
-    // Unmask pending lines now: the task that was about to do so does not run while this one waits
-    // for interrupts.
-    poll::unmask();
+    let _alone = alone();
     let mut rows: Vec<Row> = rings.iter().map(|ring| row().ring(*ring)).collect();
     // Discard the first sample of each ring: it fills caches, among them QEMU's cache of translated
     // code.

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use embassy_futures::yield_now;
-use host::domain::Handle;
+use host::domain::{Handle, trace};
 use host::poll::{self, Polled};
 use host::requests::queue::{Moves, Ticket};
 use hw::println;
@@ -79,6 +79,43 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
     if WRITES.into_iter().any(|(name, _, batch)| plan.wants(name, batch)) {
         writes(plan, &disk, &small, &large, print).await?;
     }
+    Ok(())
+}
+
+/// Measures reads with and without a trace of the driver ([`trace`]), alternating.
+pub async fn traced(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    const ROWS: [&str; 2] = ["trace/off", "trace/on"];
+    const BATCH: usize = 8;
+    scsi::scan::settled().await;
+    let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
+    let blocks = (SMALL / disk.block_bytes()) as u64;
+    let places: Vec<u64> = (0..disk.capacity().blocks / blocks).take(EACH).map(|place| place * blocks).collect();
+    if places.is_empty() {
+        return Err("the disk is too small".to_string());
+    }
+    let work = Work { len_bytes: SMALL, depth: DEPTH, batch: BATCH, places: &places, content: None };
+    let mut next = work.places.iter().copied().enumerate().cycle();
+    let handle = disk.handle();
+    let (driver, ring) = {
+        let domain = handle.lock();
+        (domain.name.clone(), domain.ring())
+    };
+    let mut rows = ROWS.map(|name| Row::new(name, plan.mode.unit("reads/s")).batch(BATCH).ring(ring));
+    let _alone = super::alone();
+    // Discard the first samples: they fill caches.
+    for number in 0..=SAMPLES {
+        for (name, row) in ROWS.into_iter().zip(&mut rows) {
+            if name == ROWS[1] {
+                trace::begin(&driver, &trace::Wish::default()).map_err(|error| error.to_string())?;
+            }
+            let cost = transfer(plan.mode, &disk, &work, &mut next);
+            trace::forget(&driver);
+            if number > 0 {
+                row.samples.push(cost?.value(plan.mode, 1.0));
+            }
+        }
+    }
+    rows.iter().filter(|row| plan.wants(row.name, BATCH)).for_each(print);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use super::network::{echoed, ip, nslookup, ping, tcpecho};
 use super::scripting::{alone, clear, echo, fails, mute, repeat, sleep};
 #[cfg(feature = "campaign")]
 use super::snippets::snippets;
-use super::trace::trace;
+use super::trace::{stats, trace};
 #[cfg(feature = "campaign")]
 use super::trials::{poke, trial};
 use alloc::boxed::Box;
@@ -75,8 +75,8 @@ static GROUPS: &[Group] = &[
             ),
             command!(
                 "insmod",
-                "insmod NAME [--ring 0|1] [KEY=VALUE]",
-                "load a module, into ring 1 unless told otherwise; modinfo lists its keys",
+                "insmod NAME [--ring 0|1 --trace K=V]",
+                "load a module, into ring 1 unless told otherwise; modinfo lists its keys K; --trace: trace it from init on",
                 "insmod e1000",
                 insmod
             ),
@@ -125,10 +125,17 @@ static GROUPS: &[Group] = &[
             command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", "faults 1", faults),
             command!(
                 "trace",
-                "trace NAME [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
-                "what a driver is asked and asks for while a command runs",
+                "trace NAME on|off|show | [-c] [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
+                "what a driver is asked and asks for, from on to off or while a command runs; -c: counts",
                 "trace e1000 ping 10.0.2.2 -c 1",
                 trace
+            ),
+            command!(
+                "stats",
+                "stats NAME [SECONDS|COMMAND]",
+                "how long upcalls, services and requests take, for a time or while a command runs",
+                "stats e1000 ping 10.0.2.2",
+                stats
             ),
         ],
     },

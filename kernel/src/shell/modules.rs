@@ -7,6 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use host::domain::cause::Cause;
 use host::domain::fault::history;
+use host::domain::trace::{self, Wish};
 use host::domain::{Handle, Ring, end, offer, registry, sleep, trust, whose};
 use host::file::File;
 use host::{module, poll, pushed, reload as replacing};
@@ -140,9 +141,10 @@ pub fn parse_ring(arguments: &Arguments, word: &str) -> Result<Ring, String> {
 
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let (mut ring, mut parameters) = (None, Vec::new());
+    let (mut ring, mut parameters, mut is_traced) = (None, Vec::new(), false);
     while let Some(word) = arguments.optional() {
         match word {
+            "--trace" => is_traced = true,
             "--ring" if ring.is_some() => return arguments.wrong("the ring is given twice"),
             "--ring" => {
                 let word = arguments.word("the ring")?;
@@ -153,7 +155,12 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
         }
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
-    let handle = module::load(&module::file(name).map_err(said)?, ring, &parameters).await;
+    let file = module::file(name).map_err(said)?;
+    if is_traced {
+        // The trace stays if the module does not start, as it may show why.
+        trace::begin(&module::name_for(&file).map_err(said)?, &Wish::default()).map_err(said)?;
+    }
+    let handle = module::load(&file, ring, &parameters).await;
     let handle = handle.map_err(|error| format!("{name}: {error}"))?;
     block::disk::settled().await;
     println!("{}", in_place(&handle));

@@ -1,75 +1,214 @@
-//! `trace`: shows the calls across a driver's boundary while a command runs.
+//! `trace` and `stats`: what goes across a driver's boundary, and how long it takes.
 
 use super::{Outcome, commands, said};
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use embassy_time::Timer;
 use host::domain::Domain;
+use host::domain::calls::{WithText, service_name};
+use host::domain::cause::UpcallError;
 use host::domain::report::before;
-use host::domain::trace::{self, Event, What};
+use host::domain::trace::{self, Event, Kept, KeptContent, NotBegun, Timed, Trace, What, Wish};
 use host::module;
 use hw::arch::time;
-use hw::println;
+use hw::{console, link, println};
 use ringfence_abi::register::RegisterName;
-use ringfence_abi::upcall;
+use ringfence_abi::upcall::{self, COMMAND, Events, POLL, RESTORE, Reply};
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 use ringfence_core::extent::Extent;
+use ringfence_core::histogram::Histogram;
 use ringfence_core::module::Module;
+use ringfence_core::passed::Content;
+use ringfence_link::event;
 
-/// Ends the trace when the command ends, or when Ctrl-C drops it.
+/// Ends and drops a trace when its command ends, or when Ctrl-C drops this.
 struct Tracing<'a>(&'a str);
 
 impl Drop for Tracing<'_> {
     fn drop(&mut self) {
-        trace::end();
-        mark(self.0, false);
-    }
-}
-
-/// Turns the trace of a driver on or off. A driver that is not loaded, or no longer, is not traced.
-fn mark(name: &str, traced: bool) {
-    if let Ok(handle) = module::find(name) {
-        handle.lock().traced = traced;
+        trace::forget(self.0);
     }
 }
 
 pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the driver's name")?;
     let usage = arguments.wrong("the command is missing");
-    let handle = module::find(name).map_err(said)?;
+    let unknown = arguments.wrong("there is no such option");
     let mut command = arguments.rest();
-    let (mut watched, mut register) = (None, None);
-    if let Some(rest) = command.strip_prefix("--watch ") {
-        let (word, rest) = rest.trim_start().split_once(' ').unwrap_or((rest, ""));
-        watched = Some(parse_watched(word, &handle.lock())?);
-        register = Some(word).filter(|word| is_register(word));
+    match command {
+        "on" => {
+            module::find(name).map_err(said)?;
+            return trace::begin(name, &Wish::default()).map_err(said);
+        }
+        "off" if trace::end(name) => return Ok(()),
+        "off" => return Err(format!("{name} is not traced")),
+        "show" => {
+            let trace = known(name)?;
+            show(&trace, None);
+            return Ok(());
+        }
+        _ => {}
+    }
+    let handle = module::find(name).map_err(said)?;
+    let (mut watched, mut register, mut counts) = (None, None, false);
+    while let Some(rest) = command.strip_prefix('-') {
+        let (option, rest) = rest.split_once(' ').unwrap_or((rest, ""));
         command = rest.trim_start();
+        match option {
+            "c" => counts = true,
+            "-watch" => {
+                let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
+                watched = Some(parse_watched(word, &handle.lock())?);
+                register = Some(word).filter(|word| is_register(word));
+                command = rest.trim_start();
+            }
+            _ => return unknown,
+        }
     }
     if command.is_empty() {
         return usage;
     }
-    if !trace::begin(name, watched) {
-        return Err("a trace is under way already, or there is no memory for one".into());
-    }
     drop(handle);
+    trace::begin(name, &Wish { watched, times: counts, ..Wish::default() }).map_err(said)?;
     let tracing = Tracing(name);
-    mark(name, true);
     let outcome = Box::pin(commands::run(command)).await;
-    let trace = trace::end();
+    let trace = trace::of(name);
     drop(tracing);
     if let Some(trace) = trace {
-        if trace.record.lost > 0 {
-            println!("{:>10}  {} earlier events were not kept", "", trace.record.lost);
+        match counts {
+            true => print_counts(&trace.kept()),
+            false => show(&trace, register),
         }
-        // Repetitions of one call are printed as one line.
-        let same = |a: &Event, b: &Event| matches!((a.what, b.what), (What::Call(a), What::Call(b)) if a == b);
-        let events: Vec<Event> = trace.record.events().copied().collect();
-        events.chunk_by(same).for_each(|same| print(name, register, same));
-        println!("{:>10}  {} events", "", trace.record.lost + trace.record.events().len() as u64);
     }
     outcome
+}
+
+/// Returns the last trace of a driver.
+fn known(name: &str) -> Result<Arc<Trace>, String> {
+    trace::of(name).ok_or_else(|| match module::find(name) {
+        Ok(_) => format!("{name} was not traced; 'trace {name} on' begins that"),
+        Err(error) => error.to_string(),
+    })
+}
+
+/// Measures how long things take, until this is dropped: in the trace that is under way, or in one
+/// of its own.
+struct Measuring {
+    trace: Arc<Trace>,
+    is_own: bool,
+}
+
+impl Measuring {
+    fn begin(name: &str) -> Result<Measuring, String> {
+        module::find(name).map_err(said)?;
+        let running = trace::of(name).filter(|trace| trace.is_on());
+        let is_own = running.is_none();
+        match running {
+            Some(running) if !running.kept().measure() => return Err(NotBegun::NoMemory.to_string()),
+            Some(_) => {}
+            None => trace::begin(name, &Wish { times: true, ..Wish::default() }).map_err(said)?,
+        }
+        Ok(Measuring { trace: known(name)?, is_own })
+    }
+}
+
+impl Drop for Measuring {
+    fn drop(&mut self) {
+        match self.is_own {
+            true => trace::forget(&self.trace.name),
+            false => self.trace.kept().end_measure(),
+        }
+    }
+}
+
+/// How long times are measured if nobody says how long, in seconds.
+const SHORT: u64 = 1;
+/// The longest that a person can ask for.
+const LONGEST: u64 = 86_400;
+
+pub async fn stats(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the driver's name")?;
+    let command = arguments.rest();
+    let measuring = Measuring::begin(name)?;
+    let mut outcome = Ok(());
+    match (command, command.parse()) {
+        ("", _) => Timer::after_secs(SHORT).await,
+        (_, Ok(seconds @ 1..=LONGEST)) => Timer::after_secs(seconds).await,
+        (_, Ok(_)) => return Err(format!("the time must be 1 to {LONGEST} seconds, not {command}")),
+        (command, Err(_)) => outcome = Box::pin(commands::run(command)).await,
+    }
+    let kept = measuring.trace.kept();
+    kept.times().for_each(|(what, times)| print_histogram(&kept, what, times));
+    if kept.times().next().is_none() {
+        println!("{name}: nothing went across its boundary");
+    }
+    let of = kept.times().map(|one| times_event(&kept, one)).collect();
+    drop(kept);
+    link::tell(&event::Event::Times { name: name.into(), of });
+    outcome
+}
+
+/// Returns the kind and the name of what took time.
+fn name_of(kept: &Kept, what: Timed) -> (&'static str, &'static str) {
+    match what {
+        Timed::Upcall(operation) => ("upcall", upcall::name(operation)),
+        Timed::Service(service) => ("service", service_name(service)),
+        Timed::Passed => ("in hand", noun(kept)),
+    }
+}
+
+/// Returns a time in microseconds, with one decimal.
+fn us(ticks: u64) -> String {
+    let ns = time::nanoseconds(ticks);
+    format!("{}.{}", ns / 1000, ns % 1000 / 100)
+}
+
+/// Prints how often things happened, and how long they took.
+fn print_counts(kept: &Kept) {
+    println!("{:<8} {:<18} {:>9} {:>12} {:>10} {:>10}", "KIND", "NAME", "COUNT", "TOTAL US", "MEDIAN US", "LONGEST US");
+    for (what, times) in kept.times() {
+        let (kind, name) = name_of(kept, what);
+        let [total, median, longest] = [times.total, times.percentile(50), times.longest].map(us);
+        println!("{kind:<8} {name:<18} {:>9} {total:>12} {median:>10} {longest:>10}", times.count());
+    }
+}
+
+/// Prints a histogram: a row for each range of times, with a bar as long as the number of times in
+/// it.
+fn print_histogram(kept: &Kept, what: Timed, times: &Histogram) {
+    const ROWS: usize = 10;
+    const WIDTH: u64 = 40;
+    let (kind, name) = name_of(kept, what);
+    let [median, p99, longest] = [times.percentile(50), times.percentile(99), times.longest].map(us);
+    println!("{kind} {name}: {} in all; us: median {median}, 99 % {p99}, longest {longest}", times.count());
+    let rows = times.rows(ROWS);
+    let most = rows.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
+    for (range, count) in &rows {
+        let bar = "#".repeat((count * WIDTH).div_ceil(most) as usize);
+        let row = format!("{:>10} to {:<10} {count:>8} {bar}", us(*range.start()), us(*range.end() + 1));
+        println!("{}", row.trim_end());
+    }
+}
+
+/// Returns the times in the form for programs.
+fn times_event(kept: &Kept, (what, times): (Timed, &Histogram)) -> event::Times<'static> {
+    let (kind, name) = name_of(kept, what);
+    let ns = time::nanoseconds;
+    event::Times {
+        kind: kind.into(),
+        name: name.into(),
+        count: times.count(),
+        total_ns: ns(times.total),
+        median_ns: ns(times.percentile(50)),
+        p99_ns: ns(times.percentile(99)),
+        longest_ns: ns(times.longest),
+        steps: times.steps().map(|(range, count)| (ns(*range.start()), ns(*range.end() + 1), count)).collect(),
+    }
 }
 
 /// Returns the memory that `word` names: an address in the driver's slot, or a register's name,
@@ -115,41 +254,126 @@ fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
     is_memory.then_some(extent).ok_or(format!("{name} is a port, which the CPU does not watch"))
 }
 
+/// Prints the events of a trace. `register` is the name of the watched register, if a register is
+/// watched.
+fn show(trace: &Trace, register: Option<&str>) {
+    let kept = trace.kept();
+    let count = kept.record.count();
+    if kept.record.lost() > 0 {
+        println!("{:>10}  {} earlier events were not kept", "", kept.record.lost());
+    }
+    // Repetitions of one call are printed as one line.
+    let same = |a: &Event, b: &Event| matches!((a.what, b.what), (What::Call(a, ..), What::Call(b, ..)) if a == b);
+    let events: Vec<Event> = kept.record.after(0).copied().collect();
+    // When the driver was given what it still has, by number.
+    let mut given = BTreeMap::new();
+    for same in events.chunk_by(same) {
+        let mut took = None;
+        match same.first().map(|event| (event.at, event.what)) {
+            Some((at, What::Given { number, .. })) => drop(given.insert(number, at)),
+            Some((at, What::Done { number, .. })) => took = given.remove(&number).map(|given| at.saturating_sub(given)),
+            // A successor begins to count anew.
+            Some((_, What::Replaced)) => given.clear(),
+            _ => {}
+        }
+        print(trace, &kept, register, same, took);
+    }
+    println!("{:>10}  {count} events", "");
+}
+
 /// Prints an event and when it was, in microseconds, or several that are the same and when the
-/// first one was. `register` is the name of the watched register, if a register is watched. Its
-/// value is not read, because a read may have an effect.
-fn print(name: &str, register: Option<&str>, same: &[Event]) {
+/// first one was. `took` is the time that the driver had what it gives back.
+fn print(trace: &Trace, kept: &Kept, register: Option<&str>, same: &[Event], took: Option<u64>) {
     let Some(event) = same.first() else { return };
     let at_us = time::nanoseconds(event.at) / 1000;
+    let text = |span| kept.bytes.get(span).map(|text| console::printable(&String::from_utf8_lossy(text)).to_string());
     match event.what {
-        What::Enter(operation, [a, b, c]) => {
-            println!("{at_us:>7} us  > {}({a:#x}, {b:#x}, {c:#x})", upcall::name(operation));
+        What::Enter(operation, arguments, span) => {
+            println!(
+                "{at_us:>7} us  > {}({})",
+                upcall::name(operation),
+                entered_with(operation, arguments, text(span))
+            );
         }
-        What::Leave(result, ticks) => {
-            let us = time::nanoseconds(ticks) / 1000;
-            match result {
-                Ok(value) => println!("{at_us:>7} us  < {value:#x}  after {us} us"),
-                Err(error) => println!("{at_us:>7} us  < {error}  after {us} us"),
+        What::Leave(operation, result, ticks) => {
+            println!("{at_us:>7} us  < {}  after {} us", left_with(operation, result), us(ticks));
+        }
+        What::Call(call, span, ticks) => {
+            let text = text(span);
+            let call = WithText(&call, text.as_deref());
+            match same.len() {
+                1 => println!("{at_us:>7} us      {call}  in {} us", us(ticks)),
+                times => println!("{at_us:>7} us      {call}  {times} times"),
             }
         }
-        What::Call(call) if same.len() > 1 => println!("{at_us:>7} us      {call}  {} times", same.len()),
-        What::Call(call) => println!("{at_us:>7} us      {call}"),
+        What::Given { number, len_bytes, content } => {
+            let (noun, words) = (noun(kept), in_words(kept, content));
+            println!("{at_us:>7} us    gets {noun} {number}, {len_bytes} bytes{words}");
+        }
+        What::Received { number, len_bytes, frame } => {
+            let (noun, words) = (noun(kept), in_words(kept, KeptContent::Frame(frame)));
+            println!("{at_us:>7} us    receives {noun} {number}, {len_bytes} bytes{words}");
+        }
+        What::Done { number, result } => {
+            let after = took.map(|ticks| format!(" after {} us", us(ticks))).unwrap_or_default();
+            let words = after_colon(kept.class().map(|class| class.result_words(result)));
+            println!("{at_us:>7} us    has done {} {number}{after}{words}", noun(kept));
+        }
         What::Ended(kind) => println!("{at_us:>7} us  ! ended: {kind}"),
         What::Access(rip, value) => {
+            // The value of a register is not read, because a read may have an effect.
             let what = match (register, value) {
                 (Some(register), _) => register.to_string(),
                 (None, Some(value)) => format!("{value:#x}"),
                 (None, None) => "?".to_string(),
             };
             println!("{at_us:>7} us    * {what}");
-            if let Ok(handle) = module::find(name) {
+            if let Ok(handle) = module::find(&trace.name) {
                 println!("              {}", before(&handle.lock(), rip));
             }
         }
-        What::Sleeps(events) => println!("{at_us:>7} us    sleeps; waits for poll({:#x})", events.bits()),
+        What::Woken => println!("{at_us:>7} us  > goes on after its sleep"),
+        What::Sleeps(events) => println!("{at_us:>7} us    sleeps; waits for poll({events})"),
         What::Rests(events) => {
-            println!("{at_us:>7} us    rests, as it has had too much of the CPU; waits for poll({:#x})", events.bits())
+            println!("{at_us:>7} us    rests, as it has had too much of the CPU; waits for poll({events})")
         }
         What::Replaced => println!("{at_us:>7} us  ! replaced"),
     }
+}
+
+/// Returns the arguments of an upcall, for a person.
+fn entered_with(operation: u64, [a, b, _]: [u64; 3], text: Option<String>) -> String {
+    match operation {
+        POLL => Events::from_bits_retain(a).to_string(),
+        COMMAND => text.map_or("...".to_string(), |text| format!("{text:?}")),
+        RESTORE => format!("{a} bytes, version {b}"),
+        _ => String::new(),
+    }
+}
+
+/// Returns what a driver has left an upcall with, for a person.
+fn left_with(operation: u64, result: Result<u64, UpcallError>) -> String {
+    match result {
+        Ok(reply) if operation == POLL => Reply::from_bits_truncate(reply).to_string(),
+        Ok(value) => format!("{value:#x}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Returns the name of what a driver is passed.
+fn noun(kept: &Kept) -> &'static str {
+    kept.class().map_or("request", |class| class.noun())
+}
+
+/// Describes what was passed, after a colon, if there is something to be said.
+fn in_words(kept: &Kept, content: KeptContent) -> String {
+    let content = match content {
+        KeptContent::Frame(span) => Content::Frame(kept.bytes.get(span).unwrap_or_default()),
+        KeptContent::Request(request) => Content::Request(request),
+    };
+    after_colon(kept.class().map(|class| class.content_words(&content)))
+}
+
+fn after_colon(words: Option<String>) -> String {
+    words.filter(|words| !words.is_empty()).map(|words| format!(": {words}")).unwrap_or_default()
 }

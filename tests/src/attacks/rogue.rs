@@ -93,7 +93,7 @@ pub fn floods() -> Vec<Attack> {
         Attack::answer(MODULE, "gate-flood", None).under("trace rogue ").says(&[
             "rogue: took longer than 100 ms, in command",
             " earlier events were not kept",
-            "rf_null() = 0x0  511 times",
+            "rf_null() = 0x0  1023 times",
             "! ended: overrun",
         ]),
     ]

@@ -83,6 +83,21 @@ fn no_operation_needs_more_instructions_than_it_did() {
     assert!(off.is_empty(), "instructions of an operation:\n{}", off.join("\n"));
 }
 
+/// The documents promise less than 15 % of the instructions of reads. The fastest sample with a
+/// trace is compared: a guest that waits for the disk of a busy host takes interrupts meanwhile.
+#[test]
+fn a_trace_costs_a_seventh_at_most() {
+    let mut machine = machine("bench trace/ --instructions");
+    machine.icount = true;
+    let disk = ringfence::machine::empty_disk().unwrap();
+    machine.disks = vec![disk.path().to_path_buf().into()];
+    let text = boot_well(&machine);
+    let rows = text.rows();
+    let row = |name: &str| *rows.iter().find(|row| row.name == name && row.ring == Some(1)).unwrap();
+    let cost = row("trace/on").range[0] / row("trace/off").median;
+    assert!(cost < 1.15, "{cost}");
+}
+
 /// An unbatched frame takes one upcall: in ring 1 that is an IRETQ, a far call through the return
 /// gate and two writes of CR3, and no load of a segment register that is null already.
 #[test]
@@ -181,6 +196,10 @@ fn every_row_is_there() {
         for (name, unit) in [("tcp/in", "MB/s"), ("tcp/out", "MB/s"), ("udp/rtt", "us")] {
             expect(name, Some(ring), None, unit);
         }
+    }
+    for trace in ["trace/off", "trace/on"] {
+        expect(trace, Some(1), Some(8), "reads/s");
+        expect(trace, Some(1), Some(8), "instructions");
     }
     for batch in [1, 8, 32] {
         expect("loss/nic", None, Some(batch), "%");

@@ -1,13 +1,17 @@
 //! The output of `trace` about a driver's boundary. A traced driver cannot take more than its share
 //! of memory.
 
+use ringfence_link::event::{Event, Times};
 use ringfence_tests::{
     HEALTH, assert_says, assert_unharmed, at_prompt, bare, boot_badly, boot_well, leave, machine, run_well,
 };
 
 /// Returns the events of the traces in `text`, without their times.
 fn events(text: &str) -> Vec<&str> {
-    text.lines().filter_map(|line| line.split_once(" us  ")).map(|(_, event)| event.trim()).collect()
+    let events = text.lines().filter_map(|line| line.split_once(" us  ")).map(|(_, event)| event.trim());
+    events
+        .map(|event| ["  after ", "  in "].iter().fold(event, |event, end| event.split(end).next().unwrap()))
+        .collect()
 }
 
 #[test]
@@ -17,10 +21,116 @@ fn a_trace_shows_upcalls_and_calls_in_both_rings() {
     let events = events(&text);
     assert_eq!(events.len(), 6, "{text}");
     for ring in events.chunks(3) {
-        assert_eq!(ring[0], "> command(0x1, 0x0, 0x0)");
-        assert!(ring[1].starts_with("rf_log(info, 0x80017f") && ring[1].ends_with(", 0xc) = 0x0"), "{ring:?}");
-        assert!(ring[2].starts_with("< 0x1  after "), "{ring:?}");
+        assert_eq!(ring, ["> command(\"x\")", "rf_log(info, \"was told 'x'\") = 0x0", "< 0x1"]);
     }
+}
+
+/// From the first upcall on, until it is turned off; what it has kept can be shown after that.
+#[test]
+fn a_trace_goes_on_until_it_is_turned_off() {
+    let run = boot_badly(
+        &bare(
+            "insmod template --trace; tell template x; trace template off; tell template y; trace template show; \
+             trace template off; trace template on; trace template show; trace template help; trace null show; \
+             trace template off; trace template -x help; trace template on; rmmod template; trace template show; trace none show; trace none on",
+        ),
+        6,
+    );
+    let text = run.to_string();
+    let log = |text: &str| format!("rf_log(info, \"{text}\") = 0x0");
+    let hello = log("hello from a driver that does not know its ring");
+    let shown = events(&text);
+    let heap = "rf_heap_grow(0x4000) = 0x8004080000";
+    let first = ["> init()", &hello, "< 0x0", "> command(\"x\")", heap, &log("was told 'x'"), "< 0x1"];
+    assert_eq!(shown[..7], first, "{text}");
+    // The second trace has only the end of the driver.
+    assert_eq!(shown[7..], ["> exit()", &log("good-bye"), "< 0x0"], "{text}");
+    for error in [
+        "template is not traced",
+        "a trace of it is under way already",
+        "no domain 'null' is loaded",
+        "no domain 'none' is loaded",
+        "there is no such option; usage: trace NAME on|off|show | [-c]",
+    ] {
+        assert_says(&text, &format!("error: {error}"));
+    }
+}
+
+/// A module that does not start is shown what it did.
+#[test]
+fn the_trace_of_a_driver_that_does_not_start_is_there() {
+    let text = boot_badly(&bare("insmod e1000 --trace; trace e1000 show"), 1).to_string();
+    assert_says(&text, "           0 events");
+}
+
+/// Frames and requests have numbers, and words for what is in them.
+#[test]
+fn a_trace_shows_what_is_passed() {
+    let mut machine =
+        machine("ping 10.0.2.2 -c 1; trace e1000 ping 10.0.2.2 -c 1; lsblk; trace virtio-scsi blkread disk0 8 16");
+    let disk = ringfence::machine::empty_disk().unwrap();
+    machine.disks = vec![disk.path().to_path_buf().into()];
+    let text = boot_well(&machine).to_string();
+    let shown = events(&text);
+    let number = |event: &str| event.split_whitespace().find_map(|word| word.trim_end_matches(',').parse::<u64>().ok());
+    let find = |part: &str| {
+        let found = shown.iter().position(|event| event.contains(part));
+        found.unwrap_or_else(|| panic!("no '{part}' in {text}"))
+    };
+    let sent = find("98 bytes: ICMP echo request, 10.0.2.15 to 10.0.2.2");
+    let received = find("98 bytes: ICMP echo reply, 10.0.2.2 to 10.0.2.15");
+    assert!(shown[sent].starts_with("gets frame ") && shown[received].starts_with("receives frame "));
+    let done = find(&format!("has done frame {}", number(shown[sent]).unwrap()));
+    assert!(sent < done && shown[sent + 1] == "> poll(queue)", "{text}");
+    let given = find("8192 bytes: READ(10) of 16 blocks from 8, to 0:0");
+    let done = format!("has done SCSI command {} after ", number(shown[given]).unwrap());
+    // The helper has cut the time off.
+    assert!(text.lines().any(|line| line.contains(&done) && line.ends_with(" us: GOOD")), "{text}");
+    assert!(shown.iter().any(|event| event.starts_with("> poll(interrupt")), "{text}");
+    assert!(shown.contains(&"< acknowledged"), "{text}");
+}
+
+/// Each time is counted once, in words and for programs, also beside a trace that is under way.
+#[test]
+fn times_are_counted_by_kind() {
+    let command = "tell template x";
+    let run = boot_badly(
+        &bare(&format!(
+            "insmod template; {command}; stats template repeat 5 {command}; trace template on; stats template {command}; \
+             trace template -c {command}; stats template 1; stats template 0; trace template off; \
+             trace template -c {command}; stats none"
+        )),
+        3,
+    );
+    let text = run.to_string();
+    let told: Vec<(&str, &[Times])> = run
+        .events()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Times { name, of } => Some((name.as_ref(), &of[..])),
+            _ => None,
+        })
+        .collect();
+    let counts = |of: &[Times]| -> Vec<(String, u64)> {
+        of.iter().map(|times| (format!("{} {}", times.kind, times.name), times.count)).collect()
+    };
+    let calls = |count| [("upcall command".to_string(), count), ("service rf_log".to_string(), count)];
+    let [("template", five), ("template", one), ("template", [])] = told[..] else { panic!("{told:?}\n{text}") };
+    assert_eq!((counts(five), counts(one)), (calls(5).to_vec(), calls(1).to_vec()), "{text}");
+    for times in five {
+        assert_eq!(times.steps.iter().map(|(.., count)| u64::from(*count)).sum::<u64>(), times.count);
+        assert!(
+            times.median_ns <= times.p99_ns && times.p99_ns <= times.longest_ns && times.longest_ns <= times.total_ns
+        );
+        let (from, to, _) = times.steps.last().unwrap();
+        assert!((from..to).contains(&&times.longest_ns), "{times:?}");
+    }
+    assert_says(&text, "upcall command: 5 in all; us: median ");
+    assert_says(&text, "template: nothing went across its boundary");
+    let row = |kind: &str| text.lines().any(|line| line.split_whitespace().take(3).eq(kind.split(' ')));
+    assert!(row("upcall command 1") && row("service rf_log 1"), "{text}");
+    assert_says(&text, "error: a trace of it is under way already");
+    assert_says(&text, "error: the time must be 1 to 86400 seconds, not 0");
 }
 
 #[test]
@@ -33,11 +143,14 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
     );
     let text = run.to_string();
     let events = events(&text);
-    assert_eq!(events[..2], ["! ended: killed", "> init(0x0, 0x0, 0x0)"], "{text}");
+    assert_eq!(events[..2], ["! ended: killed", "> init()"], "{text}");
     assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
-    assert_says(&text, "error: the command is missing; usage: trace NAME [--watch ADDRESS[:BYTES]|REGISTER] COMMAND");
+    assert_says(
+        &text,
+        "error: the command is missing; usage: trace NAME on|off|show | [-c] [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
+    );
     assert_says(&text, "error: no domain 'nope' is loaded");
-    assert_says(&text, "error: a trace is under way already");
+    assert_says(&text, "error: a trace of it is under way already");
 }
 
 /// The CPU's debug registers see each access, in both rings.
@@ -125,7 +238,7 @@ fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let text = run.to_string();
     assert_eq!(text.matches(" earlier events were not kept").count(), 3, "{text}");
     let events = events(&text);
-    assert_eq!(events, ["rf_null() = 0x0  511 times", "! ended: overrun"].repeat(3), "{text}");
+    assert_eq!(events, ["rf_null() = 0x0  1023 times", "! ended: overrun"].repeat(3), "{text}");
     assert_unharmed(&text, 3);
     // The stored report stays in the kernel's heap, and the trace does not.
     let used = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();

@@ -4,18 +4,20 @@
 use super::client::Client;
 use super::device::Device;
 use super::disk::{self, Disk};
-use super::request::{Blocks, Queues};
+use super::request::{self, Blocks, Queues};
 use alloc::boxed::Box;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use host::domain::offer::{Class, Offer, Use};
 use host::domain::{Domain, Handle};
-use host::requests::Server;
+use host::requests::{Protocol, Server};
 use hw::console::{self, Source};
 use log::Level;
 use ringfence_abi::block::{BLOCK_READ_ONLY, BLOCK_REQUESTS, BlockInfo};
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::Refusal;
+use ringfence_core::passed::Content;
 use spin::Mutex;
 use zerocopy::FromBytes;
 
@@ -79,6 +81,18 @@ impl Class for Devices {
 
     fn open(&self, domain: &mut Domain, name: &str) -> Result<Box<dyn Use>, Refusal> {
         Ok(Box::new(Client::open(domain, name)?))
+    }
+
+    fn noun(&self) -> &'static str {
+        Blocks::NAMES[0]
+    }
+
+    fn content_words(&self, content: &Content) -> String {
+        request::content_words(content)
+    }
+
+    fn result_words(&self, result: u32) -> String {
+        request::result_words(result).to_string()
     }
 
     fn attach(&self, handle: &Handle) {

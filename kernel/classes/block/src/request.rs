@@ -1,12 +1,15 @@
 //! Requests to a block device ([`ringfence_abi::block`]).
 
+use alloc::format;
+use alloc::string::{String, ToString};
 use host::requests::{self, Protocol, Transfer};
 use ringfence_abi::block::{
-    BLOCK_MAX_DATA, BLOCK_OK, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BlockInfo, BlockRequest, COMPLETE, QUEUE_BYTES,
-    SUBMIT, read_status, write_request,
+    BLOCK_ERROR, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE, BlockInfo,
+    BlockRequest, COMPLETE, QUEUE_BYTES, SUBMIT, read_request, read_status, write_request,
 };
 use ringfence_abi::queue::{Place, Rings, Words};
 use ringfence_abi::upcall::Reply;
+use ringfence_core::passed::{self, Content};
 
 /// The protocol of requests to a block device.
 pub struct Blocks;
@@ -21,6 +24,25 @@ pub struct Request {
     pub operation: u32,
     /// The first block.
     pub lba: u64,
+}
+
+/// Describes a request for a trace.
+pub fn content_words(content: &Content) -> String {
+    match content {
+        Content::Request([operation, lba, _]) if *operation == BLOCK_READ.into() => format!("read from block {lba}"),
+        Content::Request([operation, lba, _]) if *operation == BLOCK_WRITE.into() => format!("write from block {lba}"),
+        Content::Request(_) => "flush".to_string(),
+        Content::Frame(_) => String::new(),
+    }
+}
+
+/// Describes the result of a request for a trace.
+pub fn result_words(result: u32) -> &'static str {
+    match result {
+        BLOCK_OK => "done",
+        BLOCK_ERROR => "failed",
+        _ => "not supported",
+    }
 }
 
 impl Rings for Blocks {
@@ -61,5 +83,15 @@ impl Protocol for Blocks {
             Ok(known @ BLOCK_OK..=BLOCK_UNSUPPORTED) => Ok(known),
             _ => Err(status),
         }
+    }
+
+    /// The operation, and the first block.
+    fn describe(memory: &impl Words, number: usize) -> (passed::Request, u32) {
+        let Some(request) = read_request(memory, number) else { return Default::default() };
+        ([request.operation.into(), request.lba, 0], request.data_len)
+    }
+
+    fn result(memory: &impl Words, number: usize) -> u32 {
+        read_status(memory, number) as u32
     }
 }

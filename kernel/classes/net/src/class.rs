@@ -6,6 +6,7 @@ use super::queues::Queues;
 use super::{INTERFACES, arp_request, next_number, note_address, wake};
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use host::domain::offer::{Class, Offer};
 use host::domain::{Domain, Handle};
@@ -16,6 +17,8 @@ use ringfence_abi::net::{Hearing, NetInfo};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Events;
 use ringfence_core::frames::Card;
+use ringfence_core::packet;
+use ringfence_core::passed::Content;
 use ringfence_core::servers;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 use zerocopy::FromBytes;
@@ -57,6 +60,17 @@ impl Class for Nics {
     fn full(&self) -> &'static str {
         const { assert!(MAX_INTERFACES == 4) };
         "there can be 4 network interfaces (four at most)"
+    }
+
+    fn noun(&self) -> &'static str {
+        "frame"
+    }
+
+    fn content_words(&self, content: &Content) -> String {
+        match content {
+            Content::Frame(frame) => packet::describe(frame),
+            Content::Request(_) => String::new(),
+        }
     }
 
     fn attach(&self, handle: &Handle) {

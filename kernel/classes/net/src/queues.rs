@@ -16,6 +16,7 @@ use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::frames::Frames;
 pub use ringfence_core::frames::{Card, Counts};
+use ringfence_core::passed::{Passed, Side};
 
 /// The kernel's end of a network driver's queues.
 pub struct Queues {
@@ -60,6 +61,10 @@ impl Offer for Queues {
 
     fn driver_ended(&mut self) {
         super::wake();
+    }
+
+    fn passed(&mut self, side: Side, most: usize, note: &mut dyn FnMut(&Passed)) {
+        self.frames.passed(side, most, note);
     }
 
     fn in_hand(&self) -> (usize, &'static str) {

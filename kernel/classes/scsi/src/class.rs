@@ -2,16 +2,18 @@
 //! driver, or goes.
 
 use super::queues::{Queues, Scsi};
-use super::{HOSTS, Host, host_of, scan};
+use super::{HOSTS, Host, host_of, queues, scan};
 use alloc::boxed::Box;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use host::domain::offer::{Class, Offer};
 use host::domain::{Domain, Handle};
-use host::requests::Server;
+use host::requests::{Protocol, Server};
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::scsi::{CAN_ALL, REQUESTS, ScsiInfo};
 use ringfence_abi::service::Refusal;
+use ringfence_core::passed::Content;
 use zerocopy::FromBytes;
 
 /// The most targets, and the most logical units of a target.
@@ -48,6 +50,18 @@ impl Class for Hosts {
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
         let info = ScsiInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
         Ok(Box::new(Queues::new(domain, info)?))
+    }
+
+    fn noun(&self) -> &'static str {
+        Scsi::NAMES[0]
+    }
+
+    fn content_words(&self, content: &Content) -> String {
+        queues::content_words(content)
+    }
+
+    fn result_words(&self, result: u32) -> String {
+        queues::result_words(result).to_string()
     }
 
     /// Adds the host, and searches for its units.

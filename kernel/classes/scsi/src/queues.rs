@@ -1,14 +1,19 @@
 //! Requests to a SCSI driver ([`ringfence_abi::scsi`]).
 
+use alloc::format;
+use alloc::string::{String, ToString};
 use host::requests::{self, Direction, Protocol, Transfer};
 use ringfence_abi::queue::{Place, Rings, Words};
 use ringfence_abi::scsi::{
-    CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, COMPLETE, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, FUNCTION_ABORT_TASK,
-    FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, FUNCTIONS, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request,
-    SUBMIT, ScsiInfo, read_outcome, write_request,
+    self, CAN_ABORT_TASK, CAN_RESET_LOGICAL_UNIT, COMPLETE, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT,
+    FUNCTION_ABORT_TASK, FUNCTION_COMMAND, FUNCTION_LOGICAL_UNIT_RESET, FUNCTIONS, HOST_ABORTED, HOST_NO_DEVICE,
+    HOST_OK, HOST_RESET, MAX_DATA, Outcome, QUEUE_BYTES, REQUESTS, Request, SUBMIT, ScsiInfo, read_outcome,
+    write_request,
 };
 use ringfence_abi::upcall::Reply;
-use ringfence_core::cdb::Cdb;
+use ringfence_core::cdb::{self, Cdb};
+use ringfence_core::passed::{self, Content};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The protocol of requests for logical units.
 pub struct Scsi;
@@ -58,6 +63,33 @@ impl Asked {
     /// What the command is called.
     pub fn name(&self) -> &'static str {
         self.cdb.name()
+    }
+}
+
+/// Describes a request for a trace.
+pub fn content_words(content: &Content) -> String {
+    let Content::Request(request) = content else { return String::new() };
+    let Ok(asked) = scsi::Asked::read_from_bytes(request.as_bytes()) else { return String::new() };
+    let what = match asked.function {
+        FUNCTION_COMMAND => cdb::words(asked.cdb.get(..asked.cdb_len.into()).unwrap_or(&asked.cdb)),
+        FUNCTION_ABORT_TASK => "ABORT TASK".to_string(),
+        _ => "LOGICAL UNIT RESET".to_string(),
+    };
+    format!("{what}, to {}:{}", asked.target, asked.lun)
+}
+
+/// Describes the result of a request for a trace.
+pub fn result_words(result: u32) -> &'static str {
+    match (result >> 8, result & 0xff) {
+        (HOST_OK, 0x00) => "GOOD",
+        (HOST_OK, 0x02) => "CHECK CONDITION",
+        (HOST_OK, 0x08) => "BUSY",
+        (HOST_OK, 0x28) => "TASK SET FULL",
+        (HOST_OK, _) => "another status",
+        (HOST_NO_DEVICE, _) => "no device",
+        (HOST_RESET, _) => "reset",
+        (HOST_ABORTED, _) => "aborted",
+        _ => "the adapter failed",
     }
 }
 
@@ -113,6 +145,16 @@ impl Protocol for Scsi {
     fn read(memory: &impl Words, number: usize) -> Result<Outcome, u64> {
         let outcome = read_outcome(memory, number).ok_or(number as u64)?;
         if outcome.status > u8::MAX.into() { Err(outcome.status.into()) } else { Ok(outcome) }
+    }
+
+    /// The words of a [`scsi::Asked`].
+    fn describe(memory: &impl Words, number: usize) -> (passed::Request, u32) {
+        scsi::read_asked(memory, number)
+    }
+
+    fn result(memory: &impl Words, number: usize) -> u32 {
+        let (host, status) = scsi::read_host_and_status(memory, number);
+        host << 8 | status
     }
 
     fn news_came() {

@@ -8,6 +8,7 @@
 //! **This side believes only its own account.** A number that was not lent, or that the driver has
 //! not taken yet, is [`Wrong`].
 
+use crate::passed::{self, Content, Passed, Seen, Side};
 use alloc::vec::Vec;
 use core::task::Waker;
 use ringfence_abi::queue::{Complete, Consumer, Lie, Producer, Rings, Submit, Words};
@@ -103,6 +104,12 @@ pub trait Protocol: Rings + Send + Sized + 'static {
     /// shows it.
     fn read(memory: &impl Words, number: usize) -> Result<Self::Outcome, u64>;
 
+    /// Returns what request `number` asks for, for a trace, and the length of its data in bytes.
+    fn describe(memory: &impl Words, number: usize) -> (passed::Request, u32);
+
+    /// Returns a number for the outcome of request `number`, for a trace: 0 for success.
+    fn result(memory: &impl Words, number: usize) -> u32;
+
     /// Called when a driver has reported news.
     fn news_came() {}
 
@@ -187,6 +194,8 @@ pub struct Account<P: Protocol, M> {
     abandoned: usize,
     /// Wakers of the tasks that wait for a free request.
     on_free: Vec<Waker>,
+    /// The requests that a trace has seen.
+    seen: Seen,
 }
 
 impl<P: Protocol, M: Words + Data> Account<P, M> {
@@ -200,6 +209,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
             free: (0..depth.min(P::REQUESTS)).rev().collect(),
             abandoned: 0,
             on_free: Vec::new(),
+            seen: Seen::default(),
         }
     }
 
@@ -295,6 +305,38 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
             self.settle(number, State::Done(outcome));
         }
         Ok(())
+    }
+
+    /// Calls `note` for each request that one side has passed to the other since the last call for
+    /// that side. Believes nothing: a lie is found by [`Account::collect`].
+    pub fn passed(&mut self, side: Side, note: &mut dyn FnMut(&Passed)) {
+        let queues = &self.memory.queues;
+        let sent_at = |place: usize| match self.requests.get(place) {
+            Some(State::Sent { position, .. }) => Some(*position),
+            _ => None,
+        };
+        match side {
+            Side::Kernel => {
+                let end = self.submit.position();
+                for number in core::mem::replace(&mut self.seen.given, end)..end {
+                    let place = Producer::<Submit<P>>::entry(queues, number) as usize;
+                    if sent_at(place) == Some(number) {
+                        let (request, len_bytes) = P::describe(queues, place);
+                        note(&Passed::Given { number, place, len_bytes, content: Content::Request(request) });
+                    }
+                }
+            }
+            Side::Driver => {
+                let ahead = self.complete.ahead(queues, self.seen.done);
+                self.seen.done = ahead.end;
+                for position in ahead {
+                    let place = Consumer::<Complete<P>>::entry(queues, position) as usize;
+                    if let Some(number) = sent_at(place) {
+                        note(&Passed::Done { number, place, result: P::result(queues, place) });
+                    }
+                }
+            }
+        }
     }
 
     /// Ends all requests under way, because the driver was ended. Passes the numbers of those that

@@ -86,6 +86,15 @@ impl Protocol for Numbers {
             outcome => Ok(outcome),
         }
     }
+
+    fn describe(memory: &impl Words, number: usize) -> (passed::Request, u32) {
+        let word = memory.load(COMPLETE.end() + number);
+        ([word >> 32, 0, 0], u32::from(word as u8))
+    }
+
+    fn result(memory: &impl Words, number: usize) -> u32 {
+        memory.load(COMPLETE.end() + NUMBERS + number) as u32
+    }
 }
 
 /// The kernel's account, and the driver's end of the queues.
@@ -139,6 +148,38 @@ fn a_request_goes_there_and_back_with_its_data() {
     assert_eq!(&data, b"back!");
     assert_eq!(pair.account.finish(ticket, &mut data, None), None, "it is over");
     assert_eq!(pair.account.count(), 0);
+}
+
+#[test]
+fn a_trace_sees_each_request_once_on_each_side() {
+    fn passed(pair: &mut Pair, side: Side) -> Vec<Passed<'static>> {
+        let mut seen = Vec::new();
+        pair.account.passed(side, &mut |passed| match *passed {
+            Passed::Given { number, place, len_bytes, content: Content::Request(request) } => {
+                seen.push(Passed::Given { number, place, len_bytes, content: Content::Request(request) });
+            }
+            Passed::Done { number, place, result } => seen.push(Passed::Done { number, place, result }),
+            other => panic!("{other:?}"),
+        });
+        seen
+    }
+    let given = |number, len_bytes, request| {
+        let content = Content::Request([request, 0, 0]);
+        Passed::Given { number, place: number as usize, len_bytes, content }
+    };
+    let mut pair = Pair::new();
+    pair.begin(7, Moves::Out(b"there")).unwrap();
+    pair.begin(8, Moves::None).unwrap();
+    assert_eq!(passed(&mut pair, Side::Kernel), [given(0, 5, 7), given(1, 0, 8)]);
+    assert_eq!(passed(&mut pair, Side::Kernel), []);
+    let (_, second) = (pair.take().unwrap(), pair.take().unwrap());
+    pair.complete(second, 5);
+    // Lies: a request that the driver does not have, and an outcome that cannot be true.
+    pair.complete(REQUESTS - 1, 0);
+    pair.complete(NUMBERS, 0);
+    assert_eq!(passed(&mut pair, Side::Driver), [Passed::Done { number: 1, place: 1, result: 5 }]);
+    assert_eq!(passed(&mut pair, Side::Driver), []);
+    assert!(pair.account.collect().is_err());
 }
 
 #[test]

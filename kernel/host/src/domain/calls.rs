@@ -1,7 +1,7 @@
 //! The last service calls of a driver: a record of its actions before it failed.
 
 use core::fmt;
-use ringfence_abi::service::{REGISTERS, Refusal, SERVICES, Service};
+use ringfence_abi::service::{Kind, REGISTERS, Refusal, SERVICES};
 use ringfence_link::event;
 
 /// Returns the symbol of a service.
@@ -101,13 +101,38 @@ impl CallLog {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}(", service_name(self.service))?;
-        let kinds = SERVICES.get(self.service).into_iter().flat_map(Service::registers);
-        for (index, (argument, kind)) in self.arguments.iter().zip(kinds).enumerate() {
-            f.write_str(if index > 0 { ", " } else { "" })?;
-            kind.write(f, *argument)?;
+        WithText(self, None).fmt(f)
+    }
+}
+
+/// A call, for a person. If its text is known, the text stands in the place of its address and
+/// length.
+pub struct WithText<'a>(pub &'a Call, pub Option<&'a str>);
+
+impl fmt::Display for WithText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WithText(call, text) = self;
+        write!(f, "{}(", service_name(call.service))?;
+        let mut values = call.arguments.iter();
+        let mut separator = "";
+        for argument in SERVICES.get(call.service).map_or(&[][..], |service| service.arguments) {
+            let (first, second) = argument.kind.of_registers();
+            let registers = values.by_ref().take(argument.kind.registers());
+            match (argument.kind, text) {
+                (Kind::Text, Some(text)) => {
+                    registers.for_each(drop);
+                    write!(f, "{separator}{text:?}")?;
+                }
+                _ => {
+                    for (kind, value) in core::iter::once(first).chain(second).zip(registers) {
+                        f.write_str(core::mem::replace(&mut separator, ", "))?;
+                        kind.write(f, *value)?;
+                    }
+                }
+            }
+            separator = ", ";
         }
-        match self.result() {
+        match call.result() {
             None => write!(f, ") did not return"),
             Some(result) => match Refusal::from_result(result) {
                 Some(refusal) => write!(f, ") = {refusal}"),

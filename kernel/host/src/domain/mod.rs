@@ -108,8 +108,8 @@ pub struct Domain {
     pub events: Events,
     /// Its last service calls.
     pub calls: calls::CallLog,
-    /// Whether its calls are recorded ([`crate::domain::trace`]).
-    pub traced: bool,
+    /// The trace of it that is under way ([`trace`]).
+    pub trace: Option<Arc<trace::Trace>>,
     /// Its state: running, asleep, or ended for a reason and to be restarted or not.
     pub life: Life<Arc<fault::Fault>>,
     /// The number of upcalls.

@@ -7,12 +7,14 @@
 use super::cause::Cause;
 use super::{Domain, Handle};
 use alloc::boxed::Box;
+use alloc::string::String;
 use core::any::Any;
 use hw::memory::frames::Lent;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE, USED};
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
+use ringfence_core::passed::{Content, Passed, Side};
 use spin::Once;
 
 /// A device that a driver offers.
@@ -26,6 +28,10 @@ pub trait Offer: Any + Send {
 
     /// Called when the driver has been ended, and its device stopped.
     fn driver_ended(&mut self);
+
+    /// Calls `note` for each frame or request that one side has passed to the other since the last
+    /// call for that side, with at most `most` bytes of a frame. For traces.
+    fn passed(&mut self, side: Side, most: usize, note: &mut dyn FnMut(&Passed));
 
     /// Returns the number of things that the driver has in hand, and their name, for reports.
     fn in_hand(&self) -> (usize, &'static str);
@@ -68,6 +74,18 @@ pub trait Class: Sync {
     fn open(&self, domain: &mut Domain, name: &str) -> Result<Box<dyn Use>, Refusal> {
         let _ = (domain, name);
         Err(Refusal::NotFound)
+    }
+
+    /// Returns the name of one of the things that kernel and driver pass to each other.
+    fn noun(&self) -> &'static str;
+
+    /// Describes what was passed, for a person, as far as a trace has kept it.
+    fn content_words(&self, content: &Content) -> String;
+
+    /// Describes a driver's result for it, for a person.
+    fn result_words(&self, result: u32) -> String {
+        let _ = result;
+        String::new()
     }
 
     /// Called when a driver of the class is loaded.

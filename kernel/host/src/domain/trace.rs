@@ -1,31 +1,77 @@
-//! Traces: the calls between one driver and the kernel while a command runs (`trace NAME COMMAND`).
+//! Traces: what goes across a driver's boundary, and how long each part of it takes. The shell's
+//! `trace` and `stats` show them, and the runner collects them over the link.
 //!
-//! **A trace keeps at most [`EVENTS`] events, whatever the driver does**: the oldest are dropped,
+//! **A trace keeps a fixed number of events, whatever the driver does**: the oldest are dropped,
 //! and counted. Nothing is allocated while the trace runs. A driver that is not traced pays one
-//! check of [`Domain::traced`] for each crossing.
+//! check of [`Domain::trace`] for each crossing.
+//!
+//! A trace belongs to a name: a driver that takes the place of another one is traced as well, from
+//! its `init` on.
 
-use super::Domain;
 use super::calls::Call;
 use super::cause::UpcallError;
+use super::{Domain, offer, registry};
 use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use hw::arch::{time, watch};
-use ringfence_abi::upcall::Events;
+use hw::memory;
+use ringfence_abi::layout::MAILBOX;
+use ringfence_abi::manifest;
+use ringfence_abi::service::{Kind, SERVICE_COUNT, SERVICES};
+use ringfence_abi::upcall::{self, COMMAND, Events};
 use ringfence_core::extent::Extent;
-use ringfence_core::trace::Record;
-use spin::Mutex;
+use ringfence_core::histogram::Histogram;
+use ringfence_core::passed::{Content, Passed, Request, Side};
+use ringfence_core::trace::{Bytes, Record, Span};
+use spin::{Mutex, MutexGuard};
 
-/// The number of events that are kept.
-pub const EVENTS: usize = 512;
+/// The most traces that are kept at a time.
+pub const MOST: usize = 8;
+/// The most bytes of a text that are kept.
+const TEXT_BYTES: usize = 96;
+/// Places of what the driver has, for the times between it was given and given back.
+const PLACES: usize = 128;
 
 /// An event at a driver's boundary.
 #[derive(Debug, Clone, Copy)]
 pub enum What {
-    /// The kernel entered the driver: the operation and its arguments.
-    Enter(u64, [u64; 3]),
-    /// The driver returned: the result, and the TSC ticks that it took.
-    Leave(Result<u64, UpcallError>, u64),
-    /// The driver called a service.
-    Call(Call),
+    /// The kernel entered the driver: the operation, its arguments, and the command's text.
+    Enter(u64, [u64; 3], Span),
+    /// The driver returned: the operation, its result, and the TSC ticks that it took.
+    Leave(u64, Result<u64, UpcallError>, u64),
+    /// The driver slept in a service, and the kernel has entered it again.
+    Woken,
+    /// The driver called a service: the call, its text if it has one, and the TSC ticks that it
+    /// took.
+    Call(Call, Span, u64),
+    /// The driver was given a frame to send, or a request.
+    Given {
+        /// How many of its kind came before it.
+        number: u64,
+        /// Bytes of the frame, or of the request's data.
+        len_bytes: u32,
+        /// What it is.
+        content: KeptContent,
+    },
+    /// The driver has given back what it was given.
+    Done {
+        /// How many of its kind came before it.
+        number: u64,
+        /// The driver's result for it.
+        result: u32,
+    },
+    /// The driver has received a frame.
+    Received {
+        /// How many it had received before.
+        number: u64,
+        /// The frame's length in bytes.
+        len_bytes: u32,
+        /// Its first bytes.
+        frame: Span,
+    },
     /// The driver was ended: the kind of the fault.
     Ended(&'static str),
     /// The watched memory was read or written: the address after the instruction, and the value
@@ -39,62 +85,411 @@ pub enum What {
     Replaced,
 }
 
+/// What was passed, as a trace keeps it.
+#[derive(Debug, Clone, Copy)]
+pub enum KeptContent {
+    /// The first bytes of a frame.
+    Frame(Span),
+    /// A request.
+    Request(Request),
+}
+
 /// An event, with its time in TSC ticks since the trace began.
 pub type Event = ringfence_core::trace::Event<What>;
 
+/// What takes time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timed {
+    /// An upcall with this operation.
+    Upcall(u64),
+    /// A call of this service.
+    Service(usize),
+    /// A frame or a request, from when the driver gets it until it gives it back.
+    Passed,
+}
+
+/// The operations of upcalls.
+const OPERATIONS: usize = upcall::RESTORE as usize + 1;
+
+impl Timed {
+    /// Returns everything that takes time.
+    fn all() -> impl Iterator<Item = Timed> {
+        let upcalls = (0..OPERATIONS as u64).map(Timed::Upcall);
+        upcalls.chain((0..SERVICE_COUNT).map(Timed::Service)).chain([Timed::Passed])
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Timed::Upcall(operation) => operation as usize,
+            Timed::Service(service) => OPERATIONS + service,
+            Timed::Passed => OPERATIONS + SERVICE_COUNT,
+        }
+    }
+}
+
+/// The memory that times take, or somewhat less.
+const TIMES_BYTES: usize = 64 << 10;
+
+/// What a trace is to keep.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish {
+    /// The number of events.
+    pub events: usize,
+    /// The bytes of texts, frames and requests in all.
+    pub content_bytes: usize,
+    /// The most bytes of one frame.
+    pub frame_bytes: usize,
+    /// Whether times are measured.
+    pub times: bool,
+    /// Memory to watch: an address in the driver's slot, and a length of 1, 2, 4 or 8 bytes.
+    pub watched: Option<Extent>,
+}
+
+impl Default for Wish {
+    fn default() -> Wish {
+        Wish { events: 1024, content_bytes: 32 << 10, frame_bytes: 64, times: false, watched: None }
+    }
+}
+
+/// The reason why a trace is not begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotBegun {
+    /// The driver is traced.
+    Already,
+    /// Another trace watches memory, and the CPU watches one word for traces.
+    Watching,
+    /// There are as many as there can be.
+    TooMany,
+    /// There is no memory for it.
+    NoMemory,
+}
+
+impl fmt::Display for NotBegun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotBegun::Already => write!(f, "a trace of it is under way already"),
+            NotBegun::Watching => write!(f, "another trace watches memory already"),
+            NotBegun::TooMany => write!(f, "{MOST} drivers are traced already"),
+            NotBegun::NoMemory => write!(f, "there is no memory for a trace"),
+        }
+    }
+}
+
 /// A trace.
-#[derive(Debug)]
 pub struct Trace {
     /// The driver's name. A successor has the same name.
-    name: String,
-    /// The watched memory, if there is any: an address in the driver's slot, and a length of 1, 2,
-    /// 4 or 8 bytes.
+    pub name: String,
     watched: Option<Extent>,
+    frame_bytes: usize,
+    is_on: AtomicBool,
+    kept: Mutex<Kept>,
+}
+
+/// What a trace has kept.
+pub struct Kept {
     /// The events.
     pub record: Record<What>,
+    /// The texts and contents of the events.
+    pub bytes: Bytes,
+    /// How long things take, if that is measured.
+    times: Option<Times>,
+    /// What the driver offers.
+    kind: Option<manifest::Kind>,
+    /// The TSC reading at the beginning of the call that is under way.
+    call_began: u64,
 }
 
-/// The trace that is under way.
-static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
+/// How long things take.
+struct Times {
+    /// For each [`Timed`], in TSC ticks.
+    of: Vec<Histogram>,
+    /// The TSC reading when the driver was given what has this place; 0 if that was not seen.
+    given: [u64; PLACES],
+}
 
-/// Begins to trace the driver called `name`, and the accesses to the memory `watched`. Returns
-/// `false` if a trace is under way, or there is no memory for one.
-pub fn begin(name: &str, watched: Option<Extent>) -> bool {
-    let mut trace = TRACE.lock();
-    let Some(record) = Record::new(EVENTS, time::tsc()).filter(|_| trace.is_none()) else { return false };
-    *trace = Some(Trace { name: name.into(), watched, record });
-    if let Some(watched) = watched {
+impl Times {
+    fn new() -> Option<Times> {
+        let mut of = Vec::new();
+        of.try_reserve_exact(Timed::all().count()).ok()?;
+        for _ in Timed::all() {
+            of.push(Histogram::new()?);
+        }
+        Some(Times { of, given: [0; PLACES] })
+    }
+}
+
+impl Kept {
+    fn new(wish: &Wish) -> Option<Kept> {
+        let times = if wish.times { Some(Times::new()?) } else { None };
+        let (record, bytes) = (Record::new(wish.events, time::tsc(), What::Replaced)?, Bytes::new(wish.content_bytes)?);
+        Some(Kept { record, bytes, times, kind: None, call_began: 0 })
+    }
+
+    /// Begins to measure times. Returns `false` if there is no memory for them.
+    pub fn measure(&mut self) -> bool {
+        self.times = Some(()).filter(|()| memory::has_room(TIMES_BYTES)).and_then(|()| Times::new());
+        self.times.is_some()
+    }
+
+    /// Measures no times any more, and drops those that there are.
+    pub fn end_measure(&mut self) {
+        self.times = None;
+    }
+
+    /// Returns the times of all that happened, as far as they were measured.
+    pub fn times(&self) -> impl Iterator<Item = (Timed, &Histogram)> {
+        let times = self.times.iter().flat_map(|times| Timed::all().zip(&times.of));
+        times.filter(|(_, times)| times.count() > 0)
+    }
+
+    /// Returns the class of what is passed, if the driver offers something.
+    pub fn class(&self) -> Option<&'static dyn offer::Class> {
+        offer::class(self.kind?)
+    }
+
+    #[inline]
+    fn took(&mut self, what: Timed, ticks: u64) {
+        if let Some(times) = self.times.as_mut().and_then(|times| times.of.get_mut(what.index())) {
+            times.add(ticks);
+        }
+    }
+
+    /// Notes a frame or a request that was passed. Requests come by the hundred thousand, so that
+    /// for them the path calls no other function.
+    #[inline(always)]
+    fn pass(&mut self, now: u64, passed: &Passed) {
+        match *passed {
+            Passed::Given { number, len_bytes, content: Content::Request(request), .. } if self.times.is_none() => {
+                self.record.add(now, What::Given { number, len_bytes, content: KeptContent::Request(request) });
+            }
+            Passed::Done { number, result, .. } if self.times.is_none() => {
+                self.record.add(now, What::Done { number, result });
+            }
+            _ => self.pass_any(now, passed),
+        }
+    }
+
+    /// Does the same for all that is passed.
+    #[inline(never)]
+    fn pass_any(&mut self, now: u64, passed: &Passed) {
+        match *passed {
+            Passed::Given { number, place, len_bytes, content } => {
+                if let Some(times) = &mut self.times
+                    && let Some(given) = times.given.get_mut(place)
+                {
+                    *given = now;
+                }
+                let content = match content {
+                    Content::Request(request) => KeptContent::Request(request),
+                    Content::Frame(frame) => KeptContent::Frame(self.bytes.keep(frame)),
+                };
+                self.record.add(now, What::Given { number, len_bytes, content });
+            }
+            Passed::Done { number, place, result } => {
+                self.record.add(now, What::Done { number, result });
+                if let Some(times) = &mut self.times
+                    && let Some(given) = times.given.get_mut(place).filter(|given| **given > 0)
+                {
+                    let ticks = now.saturating_sub(core::mem::take(given));
+                    self.took(Timed::Passed, ticks);
+                }
+            }
+            Passed::Received { number, len_bytes, frame } => {
+                let frame = self.bytes.keep(frame);
+                self.record.add(now, What::Received { number, len_bytes, frame });
+            }
+        }
+    }
+}
+
+impl Trace {
+    /// Returns whether it is under way.
+    pub fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::Relaxed)
+    }
+
+    /// Returns what it has kept. The driver must not run as long as the caller has that.
+    pub fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock()
+    }
+
+    fn turn_off(&self) {
+        self.is_on.store(false, Ordering::Relaxed);
+        if self.watched.is_some() {
+            watch::end_access();
+        }
+    }
+}
+
+/// All traces, the oldest first.
+static TRACES: Mutex<Vec<Arc<Trace>>> = Mutex::new(Vec::new());
+
+/// Begins to trace the driver called `name`, which may not be loaded yet. An earlier trace of it is
+/// dropped.
+pub fn begin(name: &str, wish: &Wish) -> Result<(), NotBegun> {
+    let mut traces = TRACES.lock();
+    let is_on = |trace: &Arc<Trace>| trace.is_on();
+    if traces.iter().any(|trace| trace.name == name && trace.is_on()) {
+        return Err(NotBegun::Already);
+    }
+    if wish.watched.is_some() && traces.iter().any(|trace| trace.watched.is_some() && trace.is_on()) {
+        return Err(NotBegun::Watching);
+    }
+    traces.retain(|trace| trace.name != name);
+    if traces.len() >= MOST {
+        let ended = traces.iter().position(|trace| !is_on(trace)).ok_or(NotBegun::TooMany)?;
+        traces.remove(ended);
+    }
+    let bytes = wish.events * size_of::<Event>() + wish.content_bytes + if wish.times { TIMES_BYTES } else { 0 };
+    let kept = Some(()).filter(|()| memory::has_room(bytes)).and_then(|()| Kept::new(wish));
+    let trace = Arc::new(Trace {
+        name: name.into(),
+        watched: wish.watched,
+        frame_bytes: wish.frame_bytes,
+        is_on: AtomicBool::new(true),
+        kept: Mutex::new(kept.ok_or(NotBegun::NoMemory)?),
+    });
+    if let Some(watched) = wish.watched {
         watch::set_access(watched.start, watched.len_bytes);
     }
-    true
+    traces.push(trace);
+    drop(traces);
+    set(name);
+    Ok(())
 }
 
-/// Ends the trace that is under way, and returns it.
-pub fn end() -> Option<Trace> {
-    watch::end_access();
-    TRACE.lock().take()
+/// Ends the trace of the driver called `name`. What it has kept stays. Returns `false` if the
+/// driver is not traced.
+pub fn end(name: &str) -> bool {
+    let ended = of(name).filter(|trace| trace.is_on());
+    if let Some(trace) = &ended {
+        trace.turn_off();
+        set(name);
+    }
+    ended.is_some()
 }
 
-/// Returns whether the driver called `name` is traced.
-pub fn traces(name: &str) -> bool {
-    TRACE.lock().as_ref().is_some_and(|trace| trace.name == name)
+/// Ends the trace of the driver called `name`, and drops what it has kept.
+pub fn forget(name: &str) {
+    end(name);
+    TRACES.lock().retain(|trace| trace.name != name);
+}
+
+/// Returns the last trace of a driver, be it under way or not.
+pub fn of(name: &str) -> Option<Arc<Trace>> {
+    TRACES.lock().iter().find(|trace| trace.name == name).cloned()
+}
+
+/// Tells the driver called `name` whether it is traced. A driver that is not loaded is told when it
+/// is mapped ([`trace_from_start`]).
+fn set(name: &str) {
+    if let Some(handle) = registry::find(name) {
+        trace_from_start(&mut handle.lock());
+    }
+}
+
+/// Has a driver traced, if it is to be.
+pub fn trace_from_start(domain: &mut Domain) {
+    domain.trace = of(&domain.name).filter(|trace| trace.is_on());
+    let Some(trace) = &domain.trace else { return };
+    trace.kept().kind = domain.manifest.kind().ok();
+    // What it has in hand already is not given to it now.
+    if let Some(offer) = &mut domain.offer {
+        [Side::Kernel, Side::Driver].into_iter().for_each(|side| offer.passed(side, 0, &mut |_| ()));
+    }
 }
 
 /// Notes an event of `domain`, if it is traced.
 #[inline]
 pub fn note(domain: &Domain, what: impl FnOnce() -> What) {
-    if domain.traced {
-        record(what());
+    if let Some(trace) = &domain.trace {
+        record(trace, what());
     }
 }
 
-/// Notes the last service call of `domain`, if it is traced.
+#[cold]
+#[inline(never)]
+fn record(trace: &Trace, what: What) {
+    trace.kept().record.add(time::tsc(), what);
+}
+
+/// Notes that a traced driver is entered for `operation`.
+#[cold]
+#[inline(never)]
+pub fn note_enter(domain: &mut Domain, operation: u64, arguments: [u64; 3]) {
+    let base = domain.base();
+    let Some(trace) = &domain.trace else { return };
+    let mut kept = trace.kept();
+    let now = time::tsc();
+    if let Some(offer) = &mut domain.offer {
+        offer.passed(Side::Kernel, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
+    }
+    let mut text = Span::default();
+    if operation == COMMAND {
+        let mut room = [0; TEXT_BYTES];
+        let [len_bytes, ..] = arguments;
+        let room = room.get_mut(..(len_bytes as usize).min(TEXT_BYTES)).unwrap_or_default();
+        if domain.space.read(base + MAILBOX, room) {
+            text = kept.bytes.keep(room);
+        }
+    }
+    kept.record.add(now, What::Enter(operation, arguments, text));
+}
+
+/// Notes that a traced driver has left its upcall.
+#[cold]
+#[inline(never)]
+pub fn note_leave(domain: &mut Domain, result: Result<u64, UpcallError>) {
+    let (operation, ticks) = (domain.upcall, domain.turn.last_ticks);
+    let Some(trace) = &domain.trace else { return };
+    let mut kept = trace.kept();
+    let now = time::tsc();
+    if let Some(offer) = &mut domain.offer {
+        offer.passed(Side::Driver, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
+    }
+    kept.took(Timed::Upcall(operation), ticks);
+    kept.record.add(now, What::Leave(operation, result, ticks));
+}
+
+/// Notes that a traced driver calls a service.
+pub fn begin_call(domain: &Domain) {
+    if let Some(trace) = &domain.trace {
+        trace.kept().call_began = time::tsc();
+    }
+}
+
+/// Notes the last service call of `domain`, if it is traced: the call is over, or the driver was
+/// ended in it.
 #[cold]
 #[inline(never)]
 pub fn note_call(domain: &Domain) {
-    if let Some(call) = domain.calls.last().filter(|_| domain.traced) {
-        record(What::Call(call));
+    let (Some(trace), Some(call)) = (&domain.trace, domain.calls.last()) else { return };
+    let mut room = [0; TEXT_BYTES];
+    let text = text_of(domain, &call, &mut room);
+    let mut kept = trace.kept();
+    let now = time::tsc();
+    let ticks = now.saturating_sub(kept.call_began);
+    kept.took(Timed::Service(call.service), ticks);
+    let text = kept.bytes.keep(text);
+    kept.record.add(now, What::Call(call, text, ticks));
+}
+
+/// Copies the text that a call has passed to `room`, as much of it as fits. Returns no bytes if the
+/// call passes no text, or a text that is not the driver's own.
+fn text_of<'a>(domain: &Domain, call: &Call, room: &'a mut [u8; TEXT_BYTES]) -> &'a [u8] {
+    let mut register = 0;
+    for argument in SERVICES.get(call.service).map_or(&[][..], |service| service.arguments) {
+        if argument.kind == Kind::Text
+            && let Some([start, len_bytes]) = call.arguments.get(register..register + 2)
+        {
+            let extent = Extent::new(*start, (*len_bytes).min(TEXT_BYTES as u64));
+            let room = room.get_mut(..extent.len_bytes as usize).unwrap_or_default();
+            let is_own = domain.slot_extent().encloses(extent);
+            return if is_own && domain.space.read(extent.start, room) { room } else { &[] };
+        }
+        register += argument.kind.registers();
     }
+    &[]
 }
 
 /// Notes an access to the watched memory. The driver whose upcall is under way made it, or the
@@ -102,22 +497,14 @@ pub fn note_call(domain: &Domain) {
 /// `rip` is the address after the instruction.
 pub fn note_access(rip: u64) {
     // A service that a trusted driver calls runs on the driver's stack. So this module itself may
-    // have touched the watched memory, while it held the lock.
-    let Some(mut trace) = TRACE.try_lock() else { return };
-    let Some(trace) = trace.as_mut() else { return };
-    let value = trace.watched.and_then(|watched| {
-        let mut bytes = [0; 8];
-        // The running service already holds the domain, so read the entered address space.
-        let read = hw::space::read_entered(watched.start, bytes.get_mut(..watched.len_bytes as usize)?);
-        read.then(|| u64::from_le_bytes(bytes))
-    });
-    trace.record.add(time::tsc(), What::Access(rip, value));
-}
-
-#[cold]
-#[inline(never)]
-fn record(what: What) {
-    if let Some(trace) = TRACE.lock().as_mut() {
-        trace.record.add(time::tsc(), what);
-    }
+    // have touched the watched memory, while it held a lock.
+    let Some(traces) = TRACES.try_lock() else { return };
+    let watching = traces.iter().find_map(|trace| Some((trace, trace.watched.filter(|_| trace.is_on())?)));
+    let Some((trace, watched)) = watching else { return };
+    let Some(mut kept) = trace.kept.try_lock() else { return };
+    let mut bytes = [0; 8];
+    // The running service already holds the domain, so read the entered address space.
+    let read =
+        bytes.get_mut(..watched.len_bytes as usize).is_some_and(|bytes| hw::space::read_entered(watched.start, bytes));
+    kept.record.add(time::tsc(), What::Access(rip, read.then(|| u64::from_le_bytes(bytes))));
 }

@@ -36,7 +36,9 @@ impl Domain {
         let [a, b, c] = arguments;
         self.events = if operation == POLL { Events::from_bits_truncate(a) } else { Events::empty() };
         self.upcalls += 1;
-        trace::note(self, || What::Enter(operation, arguments));
+        if self.trace.is_some() {
+            trace::note_enter(self, operation, arguments);
+        }
         let budget = self.budget;
         let entry = Entry { rip: self.entry, arguments: [operation, a, b, c], ticks: budget };
         let exit = CURRENT.enter(self, |domain| &domain.space, &entry);
@@ -49,6 +51,7 @@ impl Domain {
             return Err(UpcallError::Ended);
         }
         self.calls.end(0);
+        trace::note(self, || What::Woken);
         trace::note_call(self);
         let budget = self.sleep.ticks_left;
         let exit = CURRENT.wake(self, |domain| &domain.space, budget).ok_or(UpcallError::Ended)?;
@@ -76,6 +79,7 @@ impl Domain {
             }
             Left::Asleep => {
                 self.sleep.ticks_left = exit.ticks_left;
+                trace::note(self, || What::Leave(self.upcall, Err(UpcallError::Asleep), self.turn.last_ticks));
                 return Err(UpcallError::Asleep);
             }
         };
@@ -83,7 +87,9 @@ impl Domain {
             Ok(value) => Ok(value),
             Err(_) => Err(Refusal::from_result(value).map_or(UpcallError::Nonsense(value), UpcallError::Refused)),
         };
-        trace::note(self, || What::Leave(result, self.turn.last_ticks));
+        if self.trace.is_some() {
+            trace::note_leave(self, result);
+        }
         result
     }
 

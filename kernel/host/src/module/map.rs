@@ -64,7 +64,7 @@ pub fn map(
         upcall: INIT,
         events: Events::empty(),
         calls: CallLog::default(),
-        traced: false,
+        trace: None,
         upcalls: 0,
         restarts: 0,
         probation: None,
@@ -148,7 +148,7 @@ pub fn budget(manifest: &Manifest, image_bytes: u64) -> u64 {
 }
 
 /// Returns `name`, or `name.2`, `name.3`... if that is taken.
-fn free_name(name: &str) -> String {
+pub(super) fn free_name(name: &str) -> String {
     let numbered = (2..).map(|number| format!("{name}.{number}"));
     core::iter::once(name.to_string())
         .chain(numbered)

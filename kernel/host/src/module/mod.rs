@@ -60,6 +60,12 @@ pub async fn load(file: &File, ring: Ring, parameters: &[String]) -> Result<Hand
     load_for(file, ring, parameters, None).await
 }
 
+/// Returns the name that a driver will have that is loaded from `file` next.
+pub fn name_for(file: &File) -> Result<String, LoadError> {
+    let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
+    Ok(map::free_name(module.manifest.name()))
+}
+
 /// The maximum amount of the kernel's heap that loading a module and running it takes.
 pub const HEAP_BYTES: usize = 1 << 20;
 
@@ -114,7 +120,7 @@ async fn start(
         }
         watch::set(domain.base() + IMAGE + offset);
     }
-    domain.traced = trace::traces(&domain.name);
+    trace::trace_from_start(&mut domain);
     let handle = Arc::new(Mutex::new(domain));
     handle.lock().sleep.this = Arc::downgrade(&handle);
     registry::begin(&handle);

@@ -13,6 +13,7 @@ use crate::domain::sleep::sleep_current;
 use crate::domain::trace;
 use crate::domain::upcall::{end_current, with_current};
 use arguments::Registers;
+use core::hint::black_box;
 use hw::arch::handlers::Services;
 use ringfence_abi::for_each_service;
 use ringfence_abi::service::{REGISTERS, Refusal};
@@ -96,45 +97,86 @@ impl From<hw::memory::frames::OutOfMemory> for No {
     }
 }
 
-/// Runs a service that takes `TAKEN` registers, for the domain whose upcall is under way. All
-/// values of the service are dropped before a driver is ended.
+/// Runs a service that takes `TAKEN` registers, for the domain whose upcall is under way. Returns
+/// what the driver finds in RAX.
 #[inline(always)]
 fn serve<const TAKEN: usize>(
     number: usize,
     registers: [u64; REGISTERS],
-    service: impl FnOnce(&mut Domain, &mut Registers) -> Answer,
+    service: impl Fn(&mut Domain, &mut Registers) -> Answer,
 ) -> i64 {
-    let answer = with_current(|domain| {
-        domain.calls.begin::<TAKEN>(number, registers);
-        let result = match service(domain, &mut Registers(registers, 0)) {
-            Ok(value) => value as i64,
-            Err(No::Refused(refusal)) => refusal.to_result(),
-            Err(No::Fault(cause)) => return Err(Some(cause)),
-            Err(No::Sleeps) => return Err(None),
-        };
-        domain.calls.end(result);
-        Ok((result, domain.traced))
+    let done = with_current(|domain| match domain.trace {
+        None => Some(carry_out::<TAKEN>(domain, number, registers, &service)),
+        Some(_) => None,
     });
-    match answer {
-        Some(Ok((result, false))) => result,
-        Some(Ok((result, true))) => traced(result),
-        Some(Err(Some(cause))) => end_current(|domain| Fault::at_gate(domain, cause)),
-        // A sandboxed driver goes on without returning here: only its registers are restored.
-        Some(Err(None)) => {
-            sleep_current();
-            0
+    match done {
+        Some(Some(done)) => finish(done),
+        Some(None) => {
+            let [first, second, third] = registers;
+            // This is no call in tail position, so that it has a stack frame of its own, and the
+            // path above needs none.
+            black_box(serve_traced::<TAKEN>(number, first, second, third, service))
         }
         None => Refusal::Denied.to_result(),
     }
 }
 
-/// Notes the call that has just returned `result`. This is a separate function, so that the path of
-/// an untraced call saves nothing for it.
+/// Does the same for a driver that is traced. This is a separate function, and its arguments are no
+/// array, so that the path of an untraced call saves nothing for it.
 #[cold]
 #[inline(never)]
-fn traced(result: i64) -> i64 {
-    with_current(|domain| trace::note_call(domain));
-    result
+fn serve_traced<const TAKEN: usize>(
+    number: usize,
+    first: u64,
+    second: u64,
+    third: u64,
+    service: impl Fn(&mut Domain, &mut Registers) -> Answer,
+) -> i64 {
+    let registers = [first, second, third];
+    let done = with_current(|domain| {
+        trace::begin_call(domain);
+        let done = carry_out::<TAKEN>(domain, number, registers, &service);
+        if done.is_ok() {
+            trace::note_call(domain);
+        }
+        done
+    });
+    done.map_or(Refusal::Denied.to_result(), finish)
+}
+
+/// Runs a service and notes its result. The error is the cause that ends the driver, or `None` if
+/// the driver sleeps.
+#[inline(always)]
+fn carry_out<const TAKEN: usize>(
+    domain: &mut Domain,
+    number: usize,
+    registers: [u64; REGISTERS],
+    service: impl Fn(&mut Domain, &mut Registers) -> Answer,
+) -> Result<i64, Option<Cause>> {
+    domain.calls.begin::<TAKEN>(number, registers);
+    let result = match service(domain, &mut Registers(registers, 0)) {
+        Ok(value) => value as i64,
+        Err(No::Refused(refusal)) => refusal.to_result(),
+        Err(No::Fault(cause)) => return Err(Some(cause)),
+        Err(No::Sleeps) => return Err(None),
+    };
+    domain.calls.end(result);
+    Ok(result)
+}
+
+/// Returns to the driver, unless the service has ended it or put it to sleep. All values of the
+/// service are dropped by now.
+#[inline(always)]
+fn finish(done: Result<i64, Option<Cause>>) -> i64 {
+    match done {
+        Ok(result) => result,
+        Err(Some(cause)) => end_current(|domain| Fault::at_gate(domain, cause)),
+        // A sandboxed driver goes on without returning here: only its registers are restored.
+        Err(None) => {
+            sleep_current();
+            0
+        }
+    }
 }
 
 macro_rules! define_entries {

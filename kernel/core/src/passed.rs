@@ -1,0 +1,72 @@
+//! The frames and requests that kernel and driver pass to each other, as a trace notes them.
+//!
+//! The accounts of a class note nothing while a driver runs untraced. A trace asks an account
+//! before and after each upcall for what it has not seen yet ([`Seen`]), so that it costs nothing
+//! when it is off.
+
+/// What a request asks for, in words of a class's own format.
+pub type Request = [u64; 3];
+
+/// What was passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// A frame: its first bytes.
+    Frame(&'a [u8]),
+    /// A request.
+    Request(Request),
+}
+
+/// A frame or a request that was passed. `number` says how many of its kind came before it; a frame
+/// that is received is of another kind than one that is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passed<'a> {
+    /// The kernel gave it to the driver.
+    Given {
+        /// Its number.
+        number: u64,
+        /// Its place among those that the driver has.
+        place: usize,
+        /// Bytes of the frame, or of the request's data.
+        len_bytes: u32,
+        /// What it is.
+        content: Content<'a>,
+    },
+    /// The driver has given it back: it is sent, or carried out.
+    Done {
+        /// Its number.
+        number: u64,
+        /// Its place among those that the driver has.
+        place: usize,
+        /// The driver's result for it, if it has one: 0 is success.
+        result: u32,
+    },
+    /// The driver has received a frame.
+    Received {
+        /// Its number.
+        number: u64,
+        /// Its length in bytes.
+        len_bytes: u32,
+        /// Its first bytes.
+        frame: &'a [u8],
+    },
+}
+
+/// The side that has passed something on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The kernel, before an upcall.
+    Kernel,
+    /// The driver, in an upcall.
+    Driver,
+}
+
+/// How much of an account a trace has seen: positions in the queues.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    /// What the kernel has given.
+    pub given: u64,
+    /// What the driver has given back.
+    pub done: u64,
+    /// What the driver has received.
+    pub received: u64,
+}

@@ -7,7 +7,7 @@
 
 use crate::checksum;
 use crate::limits::TRANSMIT_MS;
-use crate::passed::{Content, Passed, Seen, Side};
+use crate::passed::{Content, Moved, Passed, Seen, Side};
 use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -110,6 +110,8 @@ pub struct Counts {
     pub by_queue: [(u64, u64); MAX_QUEUES],
     /// Errors that the driver has counted, by [`Counter`](ringfence_abi::net::Counter).
     pub errors: [u64; COUNTER_COUNT],
+    /// Bytes of all frames in both directions.
+    pub bytes: u64,
 }
 
 impl Counts {
@@ -210,6 +212,11 @@ impl<M: Words + Data> Frames<M> {
             *errors = errors.saturating_add(self.memory.load(COUNTERS + index));
         }
         counts
+    }
+
+    /// Returns how many frames went through the interface, and how many bytes.
+    pub fn moved(&self) -> Moved {
+        Moved { count: self.counts.sent() + self.counts.received(), bytes: self.counts.bytes }
     }
 
     /// Returns an account in which the driver has all frames to receive into, and none to send.
@@ -430,6 +437,7 @@ impl<M: Words + Data> Frames<M> {
             self.tx_entries[number] = (position, entry);
             self.unsent = self.unsent.wrapping_add(1);
             count_up(&mut self.counts.by_queue[queue].0);
+            self.counts.bytes = self.counts.bytes.wrapping_add(frame.len() as u64);
         }
         Ok(put)
     }
@@ -476,6 +484,7 @@ impl<M: Words + Data> Frames<M> {
             self.lend(number)?;
             if len_bytes >= MIN_FRAME {
                 count_up(&mut self.counts.by_queue[entry.queue()].1);
+                self.counts.bytes = self.counts.bytes.wrapping_add(len_bytes as u64);
                 return Ok(Some(Received { len_bytes, is_checked: entry.is_checked() }));
             }
         }
@@ -612,6 +621,7 @@ mod tests {
         assert!(passed(&mut frames, Side::Driver).is_empty());
         // The entries are still there for those that they are for.
         assert_eq!(frames.receive(&mut [0; FRAME_BYTES]), Ok(Some(plain(61))));
+        assert_eq!(frames.moved(), Moved { count: 3, bytes: 60 + 60 + 61 });
         assert_eq!((frames.deadline_ns().is_ok(), frames.in_hand()), (true, 1));
         frames.send(&[9; 62], None).unwrap();
         assert_eq!(passed(&mut frames, Side::Kernel), [given(2, 1, 62, 9)]);

@@ -60,6 +60,15 @@ pub enum Side {
     Driver,
 }
 
+/// How much has gone through a driver.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Frames or requests.
+    pub count: u64,
+    /// Bytes of the frames, or of the requests' data.
+    pub bytes: u64,
+}
+
 /// How much of an account a trace has seen: positions in the queues.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Seen {

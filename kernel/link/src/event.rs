@@ -153,6 +153,15 @@ pub enum Event<'a> {
     Trial(Trial<'a>),
     /// The result of a piece of made-up code.
     Snippet(Snippet<'a>),
+    /// What the drivers do, as `top` shows it.
+    Activity {
+        /// The time that the rates are about, in microseconds.
+        interval_us: u64,
+        /// The share of it in which the CPU was halted, in percent.
+        idle_percent: f64,
+        /// The drivers.
+        drivers: Vec<Activity<'a>>,
+    },
     /// How long things took that went across a driver's boundary, as `stats` shows it.
     Times {
         /// The driver's name.
@@ -184,6 +193,35 @@ pub enum Event<'a> {
         /// How many commands failed.
         failed: u64,
     },
+}
+
+/// What a driver does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Activity<'a> {
+    /// The driver's name.
+    pub name: Text<'a>,
+    /// What it offers: `nic`, `scsi`, `block` or `other`.
+    pub kind: Text<'a>,
+    /// The ring that it runs in.
+    pub ring: u8,
+    /// The share of the CPU that it uses, in percent.
+    pub cpu_percent: f64,
+    /// Upcalls a second.
+    pub upcalls: f64,
+    /// Calls of services a second.
+    pub calls: f64,
+    /// Frames or requests a second.
+    pub operations: f64,
+    /// Bytes of these a second.
+    pub bytes: f64,
+    /// Interrupts of its device a second.
+    pub interrupts: f64,
+    /// Faults of its module since boot.
+    pub faults: u64,
+    /// How many drivers came before it in the same place.
+    pub restarts: u64,
+    /// Its memory in bytes.
+    pub memory_bytes: u64,
 }
 
 /// How long something took that happened several times.

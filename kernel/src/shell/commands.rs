@@ -13,6 +13,7 @@ use super::network::{echoed, ip, nslookup, ping, tcpecho};
 use super::scripting::{alone, clear, echo, fails, mute, repeat, sleep};
 #[cfg(feature = "campaign")]
 use super::snippets::snippets;
+use super::top::top;
 use super::trace::{stats, trace};
 #[cfg(feature = "campaign")]
 use super::trials::{poke, trial};
@@ -232,6 +233,13 @@ static GROUPS: &[Group] = &[
                 "the kernel's log: all, as bad as that, or a driver's; -w goes on",
                 "dmesg warning e1000",
                 dmesg
+            ),
+            command!(
+                "top",
+                "top [-d SECONDS] [-n COUNT]",
+                "what each driver does and takes, a second; q ends it",
+                "top -n 1",
+                top
             ),
             command!("mem", "mem", "memory: free, kernel, domains", "mem", mem),
             command!(

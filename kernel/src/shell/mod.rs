@@ -1,7 +1,7 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
 //! * [`commands`]: the table of commands, and `help`; [`machine`], [`modules`], [`disks`],
-//!   [`memory`], [`network`], [`snippets`], [`trace`], [`trials`] have the commands about these;
+//!   [`memory`], [`network`], [`snippets`], [`top`], [`trace`], [`trials`] have the commands about these;
 //!   [`scripting`] has the commands that run others
 //! * [`editor`]: lines that are typed, and their completion; [`pager`]: output a page at a time
 //! * [`jobs`]: commands that run beside others
@@ -33,6 +33,7 @@ mod pager;
 mod scripting;
 #[cfg(feature = "campaign")]
 mod snippets;
+mod top;
 mod trace;
 #[cfg(feature = "campaign")]
 mod trials;

@@ -31,6 +31,7 @@ mod scsi;
 mod shell;
 mod snippets;
 mod soak;
+mod top;
 mod trace;
 mod trial;
 mod turns;

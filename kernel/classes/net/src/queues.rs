@@ -16,7 +16,7 @@ use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::frames::Frames;
 pub use ringfence_core::frames::{Card, Counts};
-use ringfence_core::passed::{Passed, Side};
+use ringfence_core::passed::{Moved, Passed, Side};
 
 /// The kernel's end of a network driver's queues.
 pub struct Queues {
@@ -61,6 +61,10 @@ impl Offer for Queues {
 
     fn driver_ended(&mut self) {
         super::wake();
+    }
+
+    fn moved(&self) -> Moved {
+        self.frames.moved()
     }
 
     fn passed(&mut self, side: Side, most: usize, note: &mut dyn FnMut(&Passed)) {

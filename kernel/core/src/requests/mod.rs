@@ -8,7 +8,7 @@
 //! **This side believes only its own account.** A number that was not lent, or that the driver has
 //! not taken yet, is [`Wrong`].
 
-use crate::passed::{self, Content, Passed, Seen, Side};
+use crate::passed::{self, Content, Moved, Passed, Seen, Side};
 use alloc::vec::Vec;
 use core::task::Waker;
 use ringfence_abi::queue::{Complete, Consumer, Lie, Producer, Rings, Submit, Words};
@@ -194,6 +194,8 @@ pub struct Account<P: Protocol, M> {
     abandoned: usize,
     /// Wakers of the tasks that wait for a free request.
     on_free: Vec<Waker>,
+    /// The bytes of the data of all requests.
+    bytes: u64,
     /// The requests that a trace has seen.
     seen: Seen,
 }
@@ -209,8 +211,14 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
             free: (0..depth.min(P::REQUESTS)).rev().collect(),
             abandoned: 0,
             on_free: Vec::new(),
+            bytes: 0,
             seen: Seen::default(),
         }
+    }
+
+    /// Returns how many requests the driver was given, and how many bytes of data they have.
+    pub fn moved(&self) -> Moved {
+        Moved { count: self.submit.position(), bytes: self.bytes }
     }
 
     /// Returns how many requests the driver has.
@@ -289,6 +297,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         if let Some(state) = self.requests.get_mut(slot) {
             *state = State::Sent { number, waker: None, abandoned: false, position, writes };
         }
+        self.bytes = self.bytes.wrapping_add(len_bytes as u64);
         Ok(true)
     }
 

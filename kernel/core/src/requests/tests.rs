@@ -170,6 +170,7 @@ fn a_trace_sees_each_request_once_on_each_side() {
     let mut pair = Pair::new();
     pair.begin(7, Moves::Out(b"there")).unwrap();
     pair.begin(8, Moves::None).unwrap();
+    assert_eq!(pair.account.moved(), Moved { count: 2, bytes: 5 });
     assert_eq!(passed(&mut pair, Side::Kernel), [given(0, 5, 7), given(1, 0, 8)]);
     assert_eq!(passed(&mut pair, Side::Kernel), []);
     let (_, second) = (pair.take().unwrap(), pair.take().unwrap());

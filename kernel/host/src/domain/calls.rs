@@ -87,6 +87,11 @@ impl CallLog {
         self.calls[self.made % Self::LEN].0.result = result;
     }
 
+    /// Returns how many calls there were.
+    pub fn count(&self) -> usize {
+        self.made
+    }
+
     /// Returns the last call.
     pub fn last(&self) -> Option<Call> {
         (self.made > 0).then(|| self.calls[self.made % Self::LEN].call())

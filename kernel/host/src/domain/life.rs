@@ -8,6 +8,23 @@ use hw::arch::time;
 use ringfence_core::life::State;
 use ringfence_link::event;
 
+/// What a driver has done since it was loaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Activity {
+    /// TSC ticks of CPU time.
+    pub cpu_ticks: u64,
+    /// Upcalls.
+    pub upcalls: u64,
+    /// Calls of services.
+    pub calls: u64,
+    /// Frames or requests.
+    pub operations: u64,
+    /// Bytes of the frames, or of the requests' data.
+    pub bytes: u64,
+    /// Interrupts of its device.
+    pub interrupts: u64,
+}
+
 impl Domain {
     /// Returns the driver's identity and state, for programs.
     pub fn event(&self) -> event::Driver<'_> {
@@ -23,6 +40,24 @@ impl Domain {
             cpu_ms: time::nanoseconds(self.turn.all_ticks) / 1_000_000,
             restarts: self.restarts,
         }
+    }
+
+    /// Returns what the driver has done since it was loaded.
+    pub fn activity(&self) -> Activity {
+        let moved = self.offer.as_ref().map(|offer| offer.moved()).unwrap_or_default();
+        Activity {
+            cpu_ticks: self.turn.all_ticks,
+            upcalls: self.upcalls,
+            calls: self.calls.count() as u64,
+            operations: moved.count,
+            bytes: moved.bytes,
+            interrupts: self.turn.acknowledged,
+        }
+    }
+
+    /// Returns the memory that the driver has, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.image_bytes + self.heap_bytes + self.dma_bytes() + u64::from(self.manifest.stack_bytes)
     }
 
     /// Returns the driver's state, in a few words.

@@ -14,7 +14,7 @@ use ringfence_abi::layout::{PAGE_SIZE, QUEUE, USED};
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
-use ringfence_core::passed::{Content, Passed, Side};
+use ringfence_core::passed::{Content, Moved, Passed, Side};
 use spin::Once;
 
 /// A device that a driver offers.
@@ -28,6 +28,10 @@ pub trait Offer: Any + Send {
 
     /// Called when the driver has been ended, and its device stopped.
     fn driver_ended(&mut self);
+
+    /// Returns how much has gone through the driver, and through those in its place before it if
+    /// their users went on.
+    fn moved(&self) -> Moved;
 
     /// Calls `note` for each frame or request that one side has passed to the other since the last
     /// call for that side, with at most `most` bytes of a frame. For traces.

@@ -23,14 +23,14 @@ pub struct Turn {
     /// The events that it waits to be polled for, and the TSC reading at which it began to wait.
     waits: Option<(u64, Events)>,
     /// How many interrupts it has acknowledged.
-    acknowledged: u32,
+    pub acknowledged: u64,
     /// How often in a row its device's line was still raised then, of the times that were looked
     /// at.
     raised: u8,
 }
 
 /// One of so many acknowledged interrupts is looked at.
-const LOOK_AT: u32 = 256;
+const LOOK_AT: u64 = 256;
 /// After so many times it is said that the line stays raised.
 const RAISED_TOO_OFTEN: u8 = 16;
 

@@ -8,7 +8,7 @@ use core::ops::{Deref, DerefMut};
 use hw::memory::frames::Lent;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
-use ringfence_core::passed::{Passed, Side};
+use ringfence_core::passed::{Moved, Passed, Side};
 use ringfence_core::requests::repeat::Repeats;
 use ringfence_core::requests::{Account, Memory, Protocol};
 pub use ringfence_core::requests::{Moves, Ticket};
@@ -54,6 +54,10 @@ impl<P: Protocol> Offer for Queues<P> {
 
     fn driver_ended(&mut self) {
         self.account.fail_all(|number| self.repeats.add(number));
+    }
+
+    fn moved(&self) -> Moved {
+        self.account.moved()
     }
 
     fn passed(&mut self, side: Side, _: usize, note: &mut dyn FnMut(&Passed)) {

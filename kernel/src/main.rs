@@ -17,6 +17,8 @@ mod bench;
 mod panic;
 mod remote;
 mod shell;
+mod streams;
+mod traced;
 #[cfg(feature = "campaign")]
 mod trial;
 

@@ -1,14 +1,19 @@
 //! Carries out the requests that programs send over the link: `cargo run -- push` sends a module's
-//! file in pieces, and has it loaded or put in the place of its running drivers.
+//! file in pieces, and has it loaded or put in the place of its running drivers; `cargo run --
+//! trace` asks for traces ([`crate::streams`]).
 //!
 //! A request that comes again, because its answer was lost, has no second effect. **Whoever reaches
 //! the second serial port can load modules into ring 1**, as whoever reaches the console can.
 
 use crate::shell::modules::load_or_reload;
+use crate::streams::Streams;
 use alloc::borrow::Cow;
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::future::pending;
+use embassy_futures::select::{Either, select};
+use embassy_time::Timer;
 use host::file::{Content, File};
 use host::pushed;
 use hw::{link, memory};
@@ -25,6 +30,9 @@ const MAX_INCOMING: usize = 4;
 const REQUEST_BYTES: usize = 512 << 10;
 /// The answers that are kept for requests that come again.
 const KEPT_ANSWERS: usize = 16;
+
+/// How often the traces that are sent are looked at, in milliseconds.
+const LOOK_MS: u64 = 10;
 
 /// A file that comes in pieces.
 struct Incoming {
@@ -44,7 +52,18 @@ pub async fn run() {
     let (mut decoder, mut room) = (Decoder::default(), [0; 512]);
     link::listen();
     loop {
-        let count = link::read(&mut room).await;
+        // While traces are sent, look for their events now and then.
+        let looks_again = async {
+            match remote.streams.is_empty() {
+                true => pending().await,
+                false => Timer::after_millis(LOOK_MS).await,
+            }
+        };
+        let count = match select(link::read(&mut room), looks_again).await {
+            Either::First(count) => count,
+            Either::Second(()) => 0,
+        };
+        remote.streams.send();
         for byte in room.iter().take(count) {
             // A damaged frame is not answered, so that it is sent again. So is a frame that comes
             // when there is no memory to read it.
@@ -64,6 +83,7 @@ pub async fn run() {
 struct Remote {
     incoming: VecDeque<Incoming>,
     answered: VecDeque<(u64, Result)>,
+    streams: Streams,
 }
 
 impl Remote {
@@ -85,6 +105,8 @@ impl Remote {
         match what {
             What::File { file, name, len_bytes } => self.begin(file, &name, len_bytes as usize),
             What::Piece { file, offset, bytes } => self.add(file, offset as usize, &bytes),
+            What::Trace { driver, frame_bytes } => self.streams.begin(&driver, frame_bytes),
+            What::EndTrace { driver } => self.streams.end(&driver),
             What::Load { file, parameters } => {
                 let place = self.place(file)?;
                 let incoming = self.incoming.remove(place).ok_or("the file is gone")?;

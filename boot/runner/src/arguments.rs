@@ -207,6 +207,28 @@ pub enum Verb {
         #[arg(long, value_name = "SYSTEM")]
         system: Option<String>,
     },
+    /// Collect the traces of drivers of a system that runs, and show them, or write them to files
+    /// for other tools. Exit status 0 if no event is missing.
+    Trace {
+        /// The drivers.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Write a trace for ui.perfetto.dev.
+        #[arg(long, value_name = "FILE.pftrace")]
+        out: Option<PathBuf>,
+        /// Write the frames and the SCSI commands to a capture for Wireshark.
+        #[arg(long, value_name = "FILE.pcapng")]
+        pcap: Option<PathBuf>,
+        /// How long to trace [default: until this is interrupted, or the system ends].
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: Option<u64>,
+        /// The system, if several run.
+        #[arg(long, value_name = "SYSTEM")]
+        system: Option<String>,
+        /// Print one JSON object per event.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
         /// Module files, or folders with the sources of modules, which are built.

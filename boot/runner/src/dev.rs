@@ -5,7 +5,7 @@
 use crate::build;
 use crate::output::{self, printable};
 use crate::project;
-use crate::session::Session;
+use crate::session::{Heard, Session};
 use crate::source::Sources;
 use anyhow::{Context, Result};
 use ringfence_link::event::{Driver, Event, Fault};
@@ -44,7 +44,7 @@ pub fn run(options: &Options) -> Result<()> {
             while saves.recv_timeout(QUIET).is_ok() {}
             push(options, &mut session, &mut view)?;
         }
-        if let Some(event) = session.event(LOOK)? {
+        if let Some(event) = session.hear(LOOK)?.and_then(Heard::event) {
             view.show(event);
         }
     }

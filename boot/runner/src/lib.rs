@@ -18,7 +18,7 @@
 //! * [`gdb`]: scripts for gdb
 //! * [`new`]: makes the sources of a driver
 //! * [`session`]: a connection to a running system; [`push`]: brings it a new build of a driver,
-//!   and [`dev`] does so at each save
+//!   and [`dev`] does so at each save; [`trace`]: collects what goes across drivers' boundaries
 //! * [`output`]: the runner's output
 //! * [`source`]: source lines for fault reports
 //! * [`snippets`]: runs generated machine code in ring 1
@@ -56,6 +56,7 @@ pub mod snippets;
 pub mod soak;
 pub mod source;
 pub mod toolchain;
+pub mod trace;
 pub mod wire;
 
 /// Returns the project's folder.

@@ -10,7 +10,7 @@ use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
 use ringfence::{
     bench, build, campaign, check, conform, dev, gdb, iso, new, output, profile, push, ramdisk, record, snippets, soak,
-    target,
+    target, trace,
 };
 use serde_json::json;
 use std::io::IsTerminal;
@@ -91,6 +91,10 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Some(Verb::Push { name, parameters, system, json }) => {
             Ok(u8::from(!push::run(&push::Options { name, parameters, system, json })?))
+        }
+        Some(Verb::Trace { names, out, pcap, seconds, system, json }) => {
+            trace::run(&trace::Options { names, out, pcap, seconds, system, json })?;
+            Ok(0)
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint { folders }) if folders.is_empty() => build::lint().map(|()| 0),

@@ -8,9 +8,10 @@ use crate::machine::connect;
 use crate::target;
 use anyhow::{Context, Result, anyhow, bail};
 use ringfence_link::event::Event;
-use ringfence_link::frame::{Decoder, Encoder};
+use ringfence_link::frame::{Decoder, Encoder, Frame};
 use ringfence_link::request::{MAX_PIECE, Request, What};
-use ringfence_link::{EVENTS, REQUESTS};
+use ringfence_link::trace::Piece;
+use ringfence_link::{EVENTS, REQUESTS, TRACES};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,36 @@ pub struct Session {
     folder: PathBuf,
     stream: UnixStream,
     encoder: Box<Encoder>,
-    events: mpsc::Receiver<Event<'static>>,
+    heard: mpsc::Receiver<Heard>,
+}
+
+/// What a running system says.
+pub enum Heard {
+    /// An event.
+    Event(Event<'static>),
+    /// A piece of a trace.
+    Piece(Piece<'static>),
+}
+
+impl Heard {
+    /// Returns what a frame holds.
+    fn of(frame: &Frame) -> Option<Heard> {
+        match frame.channel {
+            EVENTS => Event::read(&frame.payload).map(Heard::Event),
+            TRACES => Piece::read(&frame.payload).map(Heard::Piece),
+            _ => None,
+        }
+    }
+
+    /// Returns the event, if it is one.
+    pub fn event(self) -> Option<Event<'static>> {
+        if let Heard::Event(event) = self { Some(event) } else { None }
+    }
+
+    /// Returns the piece of a trace, if it is one.
+    pub fn piece(self) -> Option<Piece<'static>> {
+        if let Heard::Piece(piece) = self { Some(piece) } else { None }
+    }
 }
 
 /// Returns the systems that run, by name, with their sockets.
@@ -64,23 +94,19 @@ impl Session {
     pub fn connect(path: &Path) -> Result<Session> {
         let stream = connect(path).with_context(|| format!("cannot connect to {}", path.display()))?;
         let mut from = stream.try_clone()?;
-        let (sender, events) = mpsc::channel();
+        let (sender, heard) = mpsc::channel();
         std::thread::spawn(move || {
             let (mut decoder, mut bytes) = (Decoder::default(), [0; 4096]);
             while let Ok(count @ 1..) = from.read(&mut bytes) {
                 for frame in bytes[..count].iter().filter_map(|byte| decoder.push(*byte)).flatten() {
-                    let event = Some(frame).filter(|frame| frame.channel == EVENTS);
-                    if event
-                        .and_then(|frame| Event::read(&frame.payload))
-                        .is_some_and(|event| sender.send(event).is_err())
-                    {
+                    if Heard::of(&frame).is_some_and(|heard| sender.send(heard).is_err()) {
                         return;
                     }
                 }
             }
         });
         let folder = path.parent().unwrap_or(Path::new(".")).to_path_buf();
-        Ok(Session { folder, stream, encoder: Box::default(), events })
+        Ok(Session { folder, stream, encoder: Box::default(), heard })
     }
 
     /// Returns the folder of the system's run.
@@ -88,33 +114,33 @@ impl Session {
         &self.folder
     }
 
-    /// Returns the next event; `None` if none comes within `limit`.
+    /// Returns what the system says next; `None` if it says nothing within `limit`.
     ///
     /// # Errors
     /// When the system has ended.
-    pub fn event(&self, limit: Duration) -> Result<Option<Event<'static>>> {
-        match self.events.recv_timeout(limit) {
-            Ok(event) => Ok(Some(event)),
+    pub fn hear(&self, limit: Duration) -> Result<Option<Heard>> {
+        match self.heard.recv_timeout(limit) {
+            Ok(heard) => Ok(Some(heard)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => bail!("the system has ended"),
         }
     }
 
-    /// Sends a request, and waits for the answer. `seen` is called with the events that come before
+    /// Sends a request, and waits for the answer. `seen` is called with what the system says before
     /// it. Returns what the kernel has done, or the reason why it has not.
-    pub fn request(&mut self, what: What, mut seen: impl FnMut(Event<'static>)) -> Result<Result<String, String>> {
+    pub fn request(&mut self, what: What, mut seen: impl FnMut(Heard)) -> Result<Result<String, String>> {
         let request = Request { id: fastrand::u64(..), what };
         let end = Instant::now() + LIMIT;
         while Instant::now() < end {
             let frame = self.encoder.frame(REQUESTS, |room| request.write(room)).context("the request is too long")?;
             self.stream.write_all(frame).context("the system has ended")?;
             let again = Instant::now() + AGAIN;
-            while let Some(event) = self.event(again.saturating_duration_since(Instant::now()))? {
-                match event {
-                    Event::Answered { id, result } if id == request.id => {
+            while let Some(heard) = self.hear(again.saturating_duration_since(Instant::now()))? {
+                match heard {
+                    Heard::Event(Event::Answered { id, result }) if id == request.id => {
                         return Ok(result.map(|text| text.into_owned()).map_err(|text| text.into_owned()));
                     }
-                    event => seen(event),
+                    heard => seen(heard),
                 }
             }
         }
@@ -134,6 +160,8 @@ impl Session {
     ) -> Result<Result<String, String>> {
         let file = fastrand::u64(..);
         let len_bytes = u32::try_from(bytes.len()).context("the file is too long")?;
+        // Pieces of traces are for other programs.
+        let mut seen = |heard: Heard| heard.event().into_iter().for_each(&mut seen);
         let begin = What::File { file, name: name.into(), len_bytes };
         let build = match self.request(begin, &mut seen)? {
             Ok(build) => build,

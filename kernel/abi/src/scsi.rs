@@ -226,6 +226,13 @@ pub struct Asked {
     pub cdb: [u8; 16],
 }
 
+impl Asked {
+    /// Returns what these words say, which [`read_asked`] has read.
+    pub fn of_words(words: [u64; 3]) -> Asked {
+        zerocopy::transmute!(words)
+    }
+}
+
 /// Reads the words of request `number` (below [`NUMBERS`]) that an [`Asked`] is made of, and the
 /// length of its data, from shared memory.
 pub fn read_asked(words: &impl Words, number: usize) -> ([u64; 3], u32) {
@@ -304,7 +311,7 @@ mod tests {
         };
         write_request(&memory, 6, &request);
         let (words, len_bytes) = read_asked(&memory, 6);
-        let asked = Asked::read_from_bytes(words.as_bytes()).unwrap();
+        let asked = Asked::of_words(words);
         assert_eq!(asked, Asked { target, lun, cdb_len: 10, function, cdb: *cdb.first_chunk().unwrap() });
         assert_eq!(len_bytes, 4096);
         write_outcome(&memory, 6, &Outcome { host: HOST_RESET, ..Outcome::answered(2, 0) });

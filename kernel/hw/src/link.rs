@@ -116,11 +116,23 @@ pub fn is_there() -> bool {
 
 /// Reports `event`.
 pub fn tell(event: &Event) {
+    send(EVENTS, |room| event.write(room));
+}
+
+/// Returns whether a frame would find room in the queue without a wait. If not, some of the queue
+/// is sent first.
+pub fn has_room() -> bool {
+    while waiting() > MOST_WAITING && pump() {}
+    is_there() && room() >= MAX_ENCODED
+}
+
+/// Sends a frame on `channel`. `fill` writes its payload and returns the length.
+pub fn send(channel: u8, fill: impl FnOnce(&mut [u8]) -> Option<usize>) {
     if !is_there() {
         return;
     }
     let mut encoder = ENCODER.lock();
-    let Some(frame) = encoder.frame(EVENTS, |room| event.write(room)) else { return };
+    let Some(frame) = encoder.frame(channel, fill) else { return };
     while waiting() > MOST_WAITING && pump() {}
     if room() < frame.len() {
         wait_until(|| room() >= frame.len());

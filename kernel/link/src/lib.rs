@@ -4,6 +4,7 @@
 //! * [`frame`]: pieces of bytes on numbered channels, on a line that may lose or garble some
 //! * [`event`]: the events that the kernel reports on channel [`EVENTS`]
 //! * [`request`]: the requests that programs send on channel [`REQUESTS`]
+//! * [`trace`]: the traces that the kernel sends on channel [`TRACES`]
 //!
 //! Kernel and runner both use this crate, so that they agree. Lines of text or JSON
 //! would need no crate. But a driver could print any such text, too, and a number
@@ -17,9 +18,13 @@ extern crate alloc;
 pub mod event;
 pub mod frame;
 pub mod request;
+pub mod trace;
 
 /// The channel of events, from the kernel to the runner.
 pub const EVENTS: u8 = 0;
 
-/// The channel of requests, from the runner to the kernel. The other channels are free.
+/// The channel of requests, from the runner to the kernel.
 pub const REQUESTS: u8 = 1;
+
+/// The channel of traces, from the kernel to the runner. The other channels are free.
+pub const TRACES: u8 = 2;

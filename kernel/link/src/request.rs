@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// The most bytes of a [`Request::Piece`].
 pub const MAX_PIECE: usize = 4096;
 
+/// How long a trace goes on that nobody asks for again.
+pub const TRACE_SECONDS: u64 = 10;
+
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request<'a> {
@@ -41,6 +44,19 @@ pub enum What<'a> {
         offset: u32,
         /// The bytes, at most [`MAX_PIECE`].
         bytes: Cow<'a, [u8]>,
+    },
+    /// Trace a driver, and send its events on channel [`TRACES`](crate::TRACES) for
+    /// [`TRACE_SECONDS`] from now on: whoever wants more asks again before.
+    Trace {
+        /// The driver's name.
+        driver: Text<'a>,
+        /// The most bytes of a frame that are sent.
+        frame_bytes: u32,
+    },
+    /// End the trace of a driver that was asked for, once all its events are sent.
+    EndTrace {
+        /// The driver's name.
+        driver: Text<'a>,
     },
     /// The file is complete: keep it, and put the module in the place of the drivers that were
     /// loaded from a file of this name. If there are none, load it.

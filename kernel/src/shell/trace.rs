@@ -1,6 +1,7 @@
 //! `trace` and `stats`: what goes across a driver's boundary, and how long it takes.
 
 use super::{Outcome, commands, said};
+use crate::traced::{in_words, noun};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -9,22 +10,21 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use embassy_time::Timer;
 use host::domain::Domain;
-use host::domain::calls::{WithText, service_name};
-use host::domain::cause::UpcallError;
+use host::domain::calls::service_name;
 use host::domain::report::before;
-use host::domain::trace::{self, Event, Kept, KeptContent, NotBegun, Timed, Trace, What, Wish};
+use host::domain::trace::{self, Event, Kept, NotBegun, Timed, Trace, What, Wish};
 use host::module;
 use hw::arch::time;
-use hw::{console, link, println};
+use hw::{link, println};
 use ringfence_abi::register::RegisterName;
-use ringfence_abi::upcall::{self, COMMAND, Events, POLL, RESTORE, Reply};
+use ringfence_abi::upcall;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 use ringfence_core::extent::Extent;
 use ringfence_core::histogram::Histogram;
 use ringfence_core::module::Module;
-use ringfence_core::passed::Content;
 use ringfence_link::event;
+use ringfence_link::trace as told;
 
 /// Ends and drops a trace when its command ends, or when Ctrl-C drops this.
 struct Tracing<'a>(&'a str);
@@ -164,7 +164,10 @@ fn name_of(kept: &Kept, what: Timed) -> (&'static str, &'static str) {
 
 /// Returns a time in microseconds, with one decimal.
 fn us(ticks: u64) -> String {
-    let ns = time::nanoseconds(ticks);
+    us_of(time::nanoseconds(ticks))
+}
+
+fn us_of(ns: u64) -> String {
     format!("{}.{}", ns / 1000, ns % 1000 / 100)
 }
 
@@ -286,94 +289,45 @@ fn show(trace: &Trace, register: Option<&str>) {
 fn print(trace: &Trace, kept: &Kept, register: Option<&str>, same: &[Event], took: Option<u64>) {
     let Some(event) = same.first() else { return };
     let at_us = time::nanoseconds(event.at) / 1000;
-    let text = |span| kept.bytes.get(span).map(|text| console::printable(&String::from_utf8_lossy(text)).to_string());
-    match event.what {
-        What::Enter(operation, arguments, span) => {
-            println!(
-                "{at_us:>7} us  > {}({})",
-                upcall::name(operation),
-                entered_with(operation, arguments, text(span))
-            );
+    if let What::Access(rip, value) = event.what {
+        // The value of a register is not read, because a read may have an effect.
+        let what = match (register, value) {
+            (Some(register), _) => register.to_string(),
+            (None, Some(value)) => format!("{value:#x}"),
+            (None, None) => "?".to_string(),
+        };
+        println!("{at_us:>7} us    * {what}");
+        if let Ok(handle) = module::find(&trace.name) {
+            println!("              {}", before(&handle.lock(), rip));
         }
-        What::Leave(operation, result, ticks) => {
-            println!("{at_us:>7} us  < {}  after {} us", left_with(operation, result), us(ticks));
+        return;
+    }
+    let noun = noun(kept);
+    let what = match in_words(kept, &event.what) {
+        told::What::Enter { upcall, words } => format!("> {upcall}({words})"),
+        told::What::Leave { words, took_ns } => format!("< {words}  after {} us", us_of(took_ns)),
+        told::What::Woken => "> goes on after its sleep".to_string(),
+        told::What::Call { words, took_ns, .. } => match same.len() {
+            1 => format!("    {words}  in {} us", us_of(took_ns)),
+            times => format!("    {words}  {times} times"),
+        },
+        told::What::Given { number, len_bytes, words, .. } => {
+            format!("  gets {noun} {number}, {len_bytes} bytes{}", after_colon(&words))
         }
-        What::Call(call, span, ticks) => {
-            let text = text(span);
-            let call = WithText(&call, text.as_deref());
-            match same.len() {
-                1 => println!("{at_us:>7} us      {call}  in {} us", us(ticks)),
-                times => println!("{at_us:>7} us      {call}  {times} times"),
-            }
+        told::What::Received { number, len_bytes, words, .. } => {
+            format!("  receives {noun} {number}, {len_bytes} bytes{}", after_colon(&words))
         }
-        What::Given { number, len_bytes, content } => {
-            let (noun, words) = (noun(kept), in_words(kept, content));
-            println!("{at_us:>7} us    gets {noun} {number}, {len_bytes} bytes{words}");
-        }
-        What::Received { number, len_bytes, frame } => {
-            let (noun, words) = (noun(kept), in_words(kept, KeptContent::Frame(frame)));
-            println!("{at_us:>7} us    receives {noun} {number}, {len_bytes} bytes{words}");
-        }
-        What::Done { number, result } => {
+        told::What::Done { number, words, .. } => {
             let after = took.map(|ticks| format!(" after {} us", us(ticks))).unwrap_or_default();
-            let words = after_colon(kept.class().map(|class| class.result_words(result)));
-            println!("{at_us:>7} us    has done {} {number}{after}{words}", noun(kept));
+            format!("  has done {noun} {number}{after}{}", after_colon(&words))
         }
-        What::Ended(kind) => println!("{at_us:>7} us  ! ended: {kind}"),
-        What::Access(rip, value) => {
-            // The value of a register is not read, because a read may have an effect.
-            let what = match (register, value) {
-                (Some(register), _) => register.to_string(),
-                (None, Some(value)) => format!("{value:#x}"),
-                (None, None) => "?".to_string(),
-            };
-            println!("{at_us:>7} us    * {what}");
-            if let Ok(handle) = module::find(&trace.name) {
-                println!("              {}", before(&handle.lock(), rip));
-            }
-        }
-        What::Woken => println!("{at_us:>7} us  > goes on after its sleep"),
-        What::Sleeps(events) => println!("{at_us:>7} us    sleeps; waits for poll({events})"),
-        What::Rests(events) => {
-            println!("{at_us:>7} us    rests, as it has had too much of the CPU; waits for poll({events})")
-        }
-        What::Replaced => println!("{at_us:>7} us  ! replaced"),
-    }
-}
-
-/// Returns the arguments of an upcall, for a person.
-fn entered_with(operation: u64, [a, b, _]: [u64; 3], text: Option<String>) -> String {
-    match operation {
-        POLL => Events::from_bits_retain(a).to_string(),
-        COMMAND => text.map_or("...".to_string(), |text| format!("{text:?}")),
-        RESTORE => format!("{a} bytes, version {b}"),
-        _ => String::new(),
-    }
-}
-
-/// Returns what a driver has left an upcall with, for a person.
-fn left_with(operation: u64, result: Result<u64, UpcallError>) -> String {
-    match result {
-        Ok(reply) if operation == POLL => Reply::from_bits_truncate(reply).to_string(),
-        Ok(value) => format!("{value:#x}"),
-        Err(error) => error.to_string(),
-    }
-}
-
-/// Returns the name of what a driver is passed.
-fn noun(kept: &Kept) -> &'static str {
-    kept.class().map_or("request", |class| class.noun())
-}
-
-/// Describes what was passed, after a colon, if there is something to be said.
-fn in_words(kept: &Kept, content: KeptContent) -> String {
-    let content = match content {
-        KeptContent::Frame(span) => Content::Frame(kept.bytes.get(span).unwrap_or_default()),
-        KeptContent::Request(request) => Content::Request(request),
+        told::What::Ended { kind } => format!("! ended: {kind}"),
+        told::What::Replaced => "! replaced".to_string(),
+        told::What::Note { words } => format!("  {words}"),
     };
-    after_colon(kept.class().map(|class| class.content_words(&content)))
+    println!("{at_us:>7} us  {what}");
 }
 
-fn after_colon(words: Option<String>) -> String {
-    words.filter(|words| !words.is_empty()).map(|words| format!(": {words}")).unwrap_or_default()
+fn after_colon(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!(": {words}") }
 }

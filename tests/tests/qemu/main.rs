@@ -7,6 +7,7 @@ mod boot;
 mod campaign;
 mod changed;
 mod checkout;
+mod collect;
 mod conform;
 mod devices;
 mod fence;

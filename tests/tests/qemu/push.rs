@@ -2,7 +2,7 @@
 //! taken back if they are no good.
 
 use ringfence::machine::{Running, connect};
-use ringfence::session::Session;
+use ringfence::session::{Heard, Session};
 use ringfence_link::event::Event;
 use ringfence_link::frame::Encoder;
 use ringfence_link::request::{MAX_PIECE, Request, What};
@@ -444,7 +444,7 @@ fn a_request_that_comes_twice_is_carried_out_once() {
     send_twice(1000, What::Load { file: 1, parameters: Vec::new() });
     let mut answers = Vec::new();
     while answers.len() < 2 {
-        match session.event(TIME_LIMIT).unwrap().expect("an answer") {
+        match session.hear(TIME_LIMIT).unwrap().and_then(Heard::event).expect("an answer") {
             Event::Answered { id: 1000, result } => answers.push(result.unwrap()),
             Event::Answered { id: 1, result } => assert_eq!(result, Ok("1".into())),
             Event::Answered { result, .. } => assert_eq!(result, Ok("".into())),

@@ -13,7 +13,6 @@ use ringfence_abi::scsi::{
 use ringfence_abi::upcall::Reply;
 use ringfence_core::cdb::{self, Cdb};
 use ringfence_core::passed::{self, Content};
-use zerocopy::{FromBytes, IntoBytes};
 
 /// The protocol of requests for logical units.
 pub struct Scsi;
@@ -69,7 +68,7 @@ impl Asked {
 /// Describes a request for a trace.
 pub fn content_words(content: &Content) -> String {
     let Content::Request(request) = content else { return String::new() };
-    let Ok(asked) = scsi::Asked::read_from_bytes(request.as_bytes()) else { return String::new() };
+    let asked = scsi::Asked::of_words(*request);
     let what = match asked.function {
         FUNCTION_COMMAND => cdb::words(asked.cdb.get(..asked.cdb_len.into()).unwrap_or(&asked.cdb)),
         FUNCTION_ABORT_TASK => "ABORT TASK".to_string(),

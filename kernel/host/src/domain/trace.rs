@@ -11,6 +11,7 @@
 use super::calls::Call;
 use super::cause::UpcallError;
 use super::{Domain, offer, registry};
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -240,6 +241,11 @@ impl Kept {
     pub fn times(&self) -> impl Iterator<Item = (Timed, &Histogram)> {
         let times = self.times.iter().flat_map(|times| Timed::all().zip(&times.of));
         times.filter(|(_, times)| times.count() > 0)
+    }
+
+    /// Returns the name of what the driver offers: `nic`, `scsi`, `block` or `other`.
+    pub fn kind_name(&self) -> String {
+        self.kind.map(|kind| format!("{kind:?}").to_lowercase()).unwrap_or_default()
     }
 
     /// Returns the class of what is passed, if the driver offers something.

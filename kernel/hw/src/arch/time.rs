@@ -60,7 +60,12 @@ pub fn nanoseconds(ticks: u64) -> u64 {
 
 /// Returns the nanoseconds since [`init`].
 pub fn uptime_ns() -> u64 {
-    nanoseconds(tsc().saturating_sub(TSC_AT_START.load(Ordering::Relaxed)))
+    uptime_ns_at(tsc())
+}
+
+/// Returns the nanoseconds from [`init`] until the TSC had this reading.
+pub fn uptime_ns_at(tsc: u64) -> u64 {
+    nanoseconds(tsc.saturating_sub(TSC_AT_START.load(Ordering::Relaxed)))
 }
 
 /// Does long work for the driver whose upcall is under way: on `len_bytes` bytes of memory, in

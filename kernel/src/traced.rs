@@ -1,0 +1,100 @@
+//! The events of a trace in words, as the shell prints them and the link carries them.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use host::domain::calls::{WithText, service_name};
+use host::domain::cause::UpcallError;
+use host::domain::trace::{Kept, KeptContent, What};
+use hw::arch::time;
+use hw::console;
+use ringfence_abi::upcall::{self, COMMAND, Events, POLL, RESTORE, Reply};
+use ringfence_core::passed::Content;
+use ringfence_core::trace::Span;
+use ringfence_link::trace as told;
+
+/// Returns the name of what a driver is passed.
+pub fn noun(kept: &Kept) -> &'static str {
+    kept.class().map_or("request", |class| class.noun())
+}
+
+/// Returns an event in words, with the bytes of frames that the trace has kept.
+pub fn in_words<'a>(kept: &'a Kept, what: &What) -> told::What<'a> {
+    match *what {
+        What::Enter(operation, arguments, span) => told::What::Enter {
+            upcall: upcall::name(operation).into(),
+            words: entered_with(operation, arguments, text(kept, span)).into(),
+        },
+        What::Leave(operation, result, ticks) => {
+            told::What::Leave { words: left_with(operation, result).into(), took_ns: time::nanoseconds(ticks) }
+        }
+        What::Woken => told::What::Woken,
+        What::Call(call, span, ticks) => told::What::Call {
+            service: service_name(call.service).into(),
+            words: WithText(&call, text(kept, span).as_deref()).to_string().into(),
+            took_ns: time::nanoseconds(ticks),
+        },
+        What::Given { number, len_bytes, content } => {
+            let (content, words) = content_in_words(kept, content);
+            told::What::Given { number, len_bytes, content, words: words.into() }
+        }
+        What::Done { number, result } => {
+            let words = kept.class().map(|class| class.result_words(result)).unwrap_or_default();
+            told::What::Done { number, result, words: words.into() }
+        }
+        What::Received { number, len_bytes, frame } => {
+            let (_, words) = content_in_words(kept, KeptContent::Frame(frame));
+            let frame = kept.bytes.get(frame).unwrap_or_default().into();
+            told::What::Received { number, len_bytes, frame, words: words.into() }
+        }
+        What::Ended(kind) => told::What::Ended { kind: kind.into() },
+        What::Replaced => told::What::Replaced,
+        What::Access(rip, value) => {
+            let value = value.map_or("?".to_string(), |value| format!("{value:#x}"));
+            told::What::Note { words: format!("watched memory has {value}, before {rip:#x}").into() }
+        }
+        What::Sleeps(events) => told::What::Note { words: format!("sleeps; waits for poll({events})").into() },
+        What::Rests(events) => {
+            let words = format!("rests, as it has had too much of the CPU; waits for poll({events})");
+            told::What::Note { words: words.into() }
+        }
+    }
+}
+
+/// Returns a text that a trace has kept, if it is still there.
+fn text(kept: &Kept, span: Span) -> Option<String> {
+    let text = kept.bytes.get(span)?;
+    Some(console::printable(&String::from_utf8_lossy(text)).to_string())
+}
+
+/// Returns the arguments of an upcall, for a person.
+fn entered_with(operation: u64, [a, b, _]: [u64; 3], text: Option<String>) -> String {
+    match operation {
+        POLL => Events::from_bits_retain(a).to_string(),
+        COMMAND => text.map_or("...".to_string(), |text| format!("{text:?}")),
+        RESTORE => format!("{a} bytes, version {b}"),
+        _ => String::new(),
+    }
+}
+
+/// Returns what a driver has left an upcall with, for a person.
+fn left_with(operation: u64, result: Result<u64, UpcallError>) -> String {
+    match result {
+        Ok(reply) if operation == POLL => Reply::from_bits_truncate(reply).to_string(),
+        Ok(value) => format!("{value:#x}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Returns what was passed, and the same in words.
+fn content_in_words(kept: &Kept, content: KeptContent) -> (told::Content<'_>, String) {
+    let content = match content {
+        KeptContent::Frame(span) => Content::Frame(kept.bytes.get(span).unwrap_or_default()),
+        KeptContent::Request(request) => Content::Request(request),
+    };
+    let words = kept.class().map(|class| class.content_words(&content)).unwrap_or_default();
+    let told = match content {
+        Content::Frame(frame) => told::Content::Frame(frame.into()),
+        Content::Request(request) => told::Content::Request(request),
+    };
+    (told, words)
+}

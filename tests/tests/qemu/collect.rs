@@ -1,0 +1,211 @@
+//! Traces that the runner collects over the link, and the files that it writes for other tools.
+
+use perfetto_protos::trace::Trace;
+use perfetto_protos::track_event::TrackEvent;
+use perfetto_protos::track_event::track_event::Type;
+use protobuf::Message;
+use ringfence::machine::Running;
+use ringfence::session::Session;
+use ringfence_link::request::{TRACE_SECONDS, What};
+use ringfence_tests::{TIME_LIMIT, at_prompt, bare, leave, machine, outcome, run_well, runner};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Starts `cargo run -- trace` with these arguments, and waits until the drivers are traced.
+fn collect(running: &Running, arguments: &[&str]) -> Child {
+    let system = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let mut child = Command::new(runner())
+        .arg("trace")
+        .args(arguments)
+        .args(["--system", &system])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("tracing ") && line.ends_with(": Ctrl-C ends\n"), "{line}");
+    child
+}
+
+/// Calls `read` until it returns a value.
+fn until<T>(what: &str, mut read: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + TIME_LIMIT;
+    loop {
+        if let Some(value) = read() {
+            return value;
+        }
+        assert!(Instant::now() < end, "{what}");
+        // The files grow as events come: there is nothing else to wait for.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Returns the lines that tshark prints of a capture, after its number and time.
+fn tshark(path: &Path, arguments: &[&str]) -> Vec<String> {
+    let output =
+        Command::new("tshark").arg("-r").arg(path).args(arguments).output().expect("boot/setup.sh installs it");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// Returns the events of a trace by the names of their tracks, and checks the rest of the trace.
+fn tracks(bytes: &[u8]) -> BTreeMap<String, Vec<(u64, TrackEvent)>> {
+    let trace = Trace::parse_from_bytes(bytes).unwrap();
+    let mut names = BTreeMap::new();
+    let mut tracks: BTreeMap<String, Vec<(u64, TrackEvent)>> = BTreeMap::new();
+    for packet in &trace.packet {
+        if packet.has_track_descriptor() {
+            let track = packet.track_descriptor();
+            let is_new = names.insert(track.uuid(), track.name().to_string()).is_none();
+            assert!(is_new, "{track}");
+        } else {
+            let event = packet.track_event();
+            let name = names.get(&event.track_uuid()).expect("a track is declared before its events");
+            tracks.entry(name.clone()).or_default().push((packet.timestamp(), event.clone()));
+        }
+    }
+    for (name, events) in &tracks {
+        let mut depth = 0;
+        for (_, event) in events {
+            match event.type_() {
+                Type::TYPE_SLICE_BEGIN => depth += 1,
+                Type::TYPE_SLICE_END => depth -= 1,
+                _ => {}
+            }
+            assert!((0..=1).contains(&depth), "{name}: {event}");
+        }
+        assert!(events.is_sorted_by_key(|(at, _)| *at), "{name}");
+    }
+    tracks
+}
+
+/// What people's own tools make of the files: frames, commands and the end of a driver.
+#[test]
+fn perfetto_and_wireshark_open_what_is_collected() {
+    let folder = tempfile::tempdir().unwrap();
+    let [out, pcap] = ["t.pftrace", "t.pcapng"].map(|name| folder.path().join(name));
+    let mut machine = machine("");
+    let disk = ringfence::machine::empty_disk().unwrap();
+    machine.disks = vec![disk.path().to_path_buf().into()];
+    let mut running = at_prompt(machine);
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    run_well(&mut running, "lsblk");
+    let arguments = ["e1000", "virtio-scsi", "--out", out.to_str().unwrap(), "--pcap", pcap.to_str().unwrap()];
+    let child = collect(&running, &arguments);
+    for line in ["ping 10.0.2.2 -c 1", "blkcheck disk0 8 16 1", "kill e1000", "ping 10.0.2.2 -c 2"] {
+        run_well(&mut running, line);
+    }
+    let packets = until("three answers", || {
+        let packets = tshark(&pcap, &[]);
+        (packets.iter().filter(|packet| packet.contains("Echo (ping) reply")).count() == 3).then_some(packets)
+    });
+    let has = |text: &str| packets.iter().any(|packet| packet.contains(text));
+    for text in [
+        "10.0.2.15 → 10.0.2.2 ICMP 98 Echo (ping) request",
+        "10.0.2.2 → 10.0.2.15 ICMP 98 Echo (ping) reply",
+        "SCSI: Write(10) LUN: 0x00 (LBA: 0x00000008, Len: 16)",
+        "SCSI: Response LUN: 0x00 (Write(10)) (Good)",
+        "SCSI: Read(10) LUN: 0x00 (LBA: 0x00000008, Len: 16)",
+        "SCSI: Response LUN: 0x00 (Read(10)) (Good)",
+    ] {
+        assert!(has(text), "no '{text}' in {packets:#?}");
+    }
+    assert!(!has("Malformed"), "{packets:#?}");
+    let fields = ["-Y", "frame.comment", "-T", "fields", "-e", "frame.interface_name", "-e", "frame.comment"];
+    let comment = "e1000 the driver was ended before this: killed, a successor has taken its place";
+    assert_eq!(tshark(&pcap, &fields), [comment]);
+
+    let tracks = tracks(&std::fs::read(&out).unwrap());
+    let slices = |track: &str| tracks[track].iter().filter(|(_, event)| event.type_() == Type::TYPE_SLICE_BEGIN);
+    let init = slices("e1000").find(|(_, event)| event.name() == "init").expect("the successor's init");
+    let called: Vec<&str> = slices("kernel: services")
+        .filter(|(_, event)| event.flow_ids == init.1.flow_ids)
+        .map(|(_, event)| event.name())
+        .collect();
+    assert!(
+        called.contains(&"rf_log") && called.contains(&"rf_offer") && called.contains(&"rf_irq_enable"),
+        "{called:?}"
+    );
+    assert!(slices("virtio-scsi").any(|(_, event)| event.name() == "poll"));
+    let instants: Vec<&str> = tracks["e1000"].iter().map(|(_, event)| event.name()).collect();
+    let place = |name: &str| instants.iter().position(|instant| *instant == name).unwrap_or_else(|| panic!("{name}"));
+    assert!(place("ended") < place("init") && place("init") < place("replaced"), "{instants:?}");
+    let counts: Vec<i64> = tracks["virtio-scsi: in hand"].iter().map(|(_, event)| event.counter_value()).collect();
+    assert!(counts.chunks(2).all(|two| two == [1, 0]), "{counts:?}");
+
+    leave(running);
+    let output = child.wait_with_output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{said}{errors}");
+    assert!(said.contains("t.pftrace: ") && said.contains("t.pcapng: "), "{said}");
+}
+
+/// Programs get each event as an object; mistakes are said.
+#[test]
+fn events_come_as_json() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod template");
+    run_well(&mut running, "tell template x");
+    let system = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let mut child = Command::new(runner())
+        .args(["trace", "template", "--json", "--system", &system])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // It is traced as soon as the shell cannot trace it.
+    until("the driver is traced", || outcome(&mut running, "trace template help"));
+    run_well(&mut running, "tell template y");
+    let events: Vec<serde_json::Value> =
+        (0..3).map(|_| serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()).collect();
+    assert_eq!(events[0]["what"]["Enter"]["upcall"], "command");
+    assert_eq!(events[0]["what"]["Enter"]["words"], "\"y\"");
+    assert_eq!(events[1]["what"]["Call"]["words"], "rf_log(info, \"was told 'y'\") = 0x0");
+    assert_eq!(events[2]["what"]["Leave"]["words"], "0x1");
+    assert!(events.iter().all(|event| event["driver"] == "template"));
+    assert!(events.is_sorted_by_key(|event| event["at_ns"].as_u64().unwrap()));
+    for (driver, why) in [
+        ("nope", "ringfence: no domain 'nope' is loaded\n"),
+        ("null", "ringfence: null: a trace of it is under way already\n"),
+    ] {
+        if driver == "null" {
+            run_well(&mut running, "insmod null");
+            run_well(&mut running, "trace null on");
+        }
+        let output = Command::new(runner()).args(["trace", driver, "--system", &system]).output().unwrap();
+        assert_eq!((output.status.code(), &*String::from_utf8_lossy(&output.stderr)), (Some(4), why));
+    }
+    leave(running);
+    assert!(child.wait().unwrap().success());
+}
+
+/// A trace that no program asks for any more ends by itself.
+#[test]
+fn a_program_that_is_gone_is_forgotten() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod template");
+    let mut session = Session::connect(&running.session()).unwrap();
+    let trace = What::Trace { driver: "template".into(), frame_bytes: 64 };
+    let began = Instant::now();
+    assert_eq!(session.request(trace.clone(), |_| ()).unwrap(), Ok("template is traced".to_string()));
+    drop(session);
+    assert!(outcome(&mut running, "trace template help").is_some());
+    until("the trace ends", || outcome(&mut running, "trace template help").is_none().then_some(()));
+    assert!(began.elapsed() >= Duration::from_secs(TRACE_SECONDS) - Duration::from_secs(1));
+    // Whoever has not asked cannot end one.
+    let mut session = Session::connect(&running.session()).unwrap();
+    let end = What::EndTrace { driver: "template".into() };
+    let why = "template is not traced for a program".to_string();
+    assert_eq!(session.request(end.clone(), |_| ()).unwrap(), Err(why));
+    assert!(session.request(trace, |_| ()).unwrap().is_ok());
+    run_well(&mut running, "tell template x");
+    let mut count = 0;
+    let ended = session.request(end, |heard| count += heard.piece().map_or(0, |piece| piece.events.len())).unwrap();
+    assert_eq!(ended, Ok(format!("{count} events")));
+    assert!(count >= 3);
+    leave(running);
+}

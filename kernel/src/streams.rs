@@ -1,4 +1,4 @@
-//! Sends the traces that programs have asked for, over the link.
+//! Sends the traces that programs have asked for, or that a person wants saved, over the link.
 //!
 //! A trace is sent in pieces, whenever the link has room for one. If it has none for long, the
 //! trace drops its oldest events, and says how many. **A program that is gone asks no more, and its
@@ -15,6 +15,7 @@ use host::module;
 use hw::arch::time;
 use hw::link;
 use ringfence_link::TRACES;
+use ringfence_link::event::Event;
 use ringfence_link::request::TRACE_SECONDS;
 use ringfence_link::trace::{Content, Piece, Traced, What};
 
@@ -37,6 +38,8 @@ struct Stream {
     /// How many of its events are sent or lost.
     sent: u64,
     until: Instant,
+    /// Whether it is sent for a person who wants it saved.
+    is_saved: bool,
 }
 
 /// The traces that are sent.
@@ -62,7 +65,7 @@ impl Streams {
         trace::begin(name, &wish).map_err(|error| format!("{name}: {error}"))?;
         let trace = trace::of(name).ok_or("the trace is gone")?;
         self.0.retain(|stream| stream.trace.name != name);
-        self.0.push(Stream { trace, sent: 0, until });
+        self.0.push(Stream { trace, sent: 0, until, is_saved: false });
         Ok(format!("{name} is traced"))
     }
 
@@ -92,6 +95,20 @@ impl Streams {
     }
 }
 
+/// Sends all that a trace has kept, for the runner to save. Returns how many events that are;
+/// `None` if nobody listens.
+pub fn save(trace: &Arc<Trace>) -> Option<u64> {
+    let sent = trace.kept().record.lost();
+    let mut stream = Stream { trace: trace.clone(), sent, until: Instant::now(), is_saved: true };
+    while stream.send_piece() {}
+    let is_all_sent = stream.sent >= trace.kept().record.count();
+    if is_all_sent && link::is_there() {
+        link::tell(&Event::TraceSaved { name: trace.name.as_str().into() });
+        return Some(stream.sent - sent);
+    }
+    None
+}
+
 impl Stream {
     /// Sends a piece of the trace. Returns `false` if there is nothing to send, or no room.
     fn send_piece(&mut self) -> bool {
@@ -100,8 +117,8 @@ impl Stream {
         }
         let kept = self.trace.kept();
         let lost = kept.record.lost().saturating_sub(self.sent);
-        let mut piece =
-            Piece { driver: self.trace.name.as_str().into(), kind: kept.kind_name().into(), lost, events: Vec::new() };
+        let (driver, kind) = (self.trace.name.as_str().into(), kept.kind_name().into());
+        let mut piece = Piece { driver, kind, is_saved: self.is_saved, lost, events: Vec::new() };
         let mut len_bytes = 0;
         for event in kept.record.after(self.sent) {
             let what = in_words(&kept, &event.what);

@@ -203,6 +203,10 @@ pub enum Verb {
     Dev {
         /// The module, or a folder with its sources.
         name: String,
+        /// Trace the module's drivers too: a build that takes another's place from its first upcall
+        /// on.
+        #[arg(long)]
+        trace: bool,
         /// The system, if several run.
         #[arg(long, value_name = "SYSTEM")]
         system: Option<String>,

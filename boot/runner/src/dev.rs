@@ -7,8 +7,10 @@ use crate::output::{self, printable};
 use crate::project;
 use crate::session::{Heard, Session};
 use crate::source::Sources;
+use crate::trace::Source;
 use anyhow::{Context, Result};
 use ringfence_link::event::{Driver, Event, Fault};
+use ringfence_link::request::{TRACE_SECONDS, What};
 use rustix::fs::inotify::Reader;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use std::collections::BTreeSet;
@@ -21,6 +23,8 @@ use std::time::{Duration, Instant};
 pub struct Options {
     /// The module, or a folder with its sources.
     pub name: String,
+    /// Whether to trace the module's drivers.
+    pub trace: bool,
     /// The system, if several run.
     pub system: Option<String>,
 }
@@ -39,15 +43,35 @@ pub fn run(options: &Options) -> Result<()> {
     output::line(format_args!("watching {name}: each save is built and pushed; Ctrl-C ends"));
     let mut view = View { module: String::new(), drivers: BTreeSet::new(), sources: None };
     push(options, &mut session, &mut view)?;
+    let mut asked = None;
     loop {
+        if options.trace && asked.is_none_or(|asked: Instant| asked.elapsed() > AGAIN) {
+            asked = Some(Instant::now());
+            for driver in view.drivers.clone() {
+                trace(&mut session, &mut view, &driver)?;
+            }
+        }
         if saves.try_recv().is_ok() {
             while saves.recv_timeout(QUIET).is_ok() {}
             push(options, &mut session, &mut view)?;
         }
-        if let Some(event) = session.hear(LOOK)?.and_then(Heard::event) {
-            view.show(event);
+        if let Some(heard) = session.hear(LOOK)? {
+            view.show(heard);
         }
     }
+}
+
+/// After this time the kernel is asked for the traces again.
+const AGAIN: Duration = Duration::from_secs(TRACE_SECONDS / 3);
+
+/// Asks for the trace of a driver. Says why there is none, but for a driver that is gone.
+fn trace(session: &mut Session, view: &mut View, driver: &str) -> Result<()> {
+    let request = What::Trace { driver: driver.into(), frame_bytes: 64 };
+    if let Err(why) = session.request(request, |heard| view.show(heard))? {
+        view.drivers.remove(driver);
+        output::complain(&format!("not traced: {}", printable(&why)));
+    }
+    Ok(())
 }
 
 /// Returns the folder with the sources of a module.
@@ -70,7 +94,7 @@ fn push(options: &Options, session: &mut Session, view: &mut View) -> Result<()>
     view.module.clone_from(&module.name);
     let loaded = [(module.name.clone(), module.debug.clone())];
     view.sources = Some(Sources::new(loaded, session.folder().to_path_buf()));
-    let done = session.push(&module.name, &bytes, Some(&module.debug), &[], |event| view.show(event))?;
+    let done = session.push(&module.name, &bytes, Some(&module.debug), &[], |event| view.show_event(event))?;
     let time = began.elapsed().as_secs_f64();
     match done {
         Ok(done) => output::line(format_args!("{done} ({time:.1} s since the save)")),
@@ -88,7 +112,18 @@ struct View {
 }
 
 impl View {
-    fn show(&mut self, event: Event) {
+    fn show(&mut self, heard: Heard) {
+        match heard {
+            Heard::Event(event) => self.show_event(event),
+            Heard::Piece(piece) if self.drivers.contains(&*piece.driver) => {
+                let source = Source { driver: piece.driver.into_owned(), kind: piece.kind.into_owned() };
+                piece.events.iter().for_each(|event| crate::trace::show(&source, event, false));
+            }
+            Heard::Piece(_) => {}
+        }
+    }
+
+    fn show_event(&mut self, event: Event) {
         match event {
             Event::Loaded(driver) | Event::Reloaded { driver, .. } => self.note(&driver),
             Event::Drivers(drivers) => drivers.iter().for_each(|driver| self.note(driver)),

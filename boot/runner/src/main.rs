@@ -85,8 +85,8 @@ fn run(cli: Cli) -> Result<u8> {
             new::run(&new::Options { name, kind, pci })?;
             Ok(0)
         }
-        Some(Verb::Dev { name, system }) => {
-            dev::run(&dev::Options { name, system })?;
+        Some(Verb::Dev { name, trace, system }) => {
+            dev::run(&dev::Options { name, trace, system })?;
             Ok(0)
         }
         Some(Verb::Push { name, parameters, system, json }) => {

@@ -162,6 +162,11 @@ pub enum Event<'a> {
         /// The drivers.
         drivers: Vec<Activity<'a>>,
     },
+    /// All events of a trace that a person wants saved were sent ([`crate::trace`]).
+    TraceSaved {
+        /// The driver's name.
+        name: Text<'a>,
+    },
     /// How long things took that went across a driver's boundary, as `stats` shows it.
     Times {
         /// The driver's name.

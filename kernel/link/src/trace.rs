@@ -13,6 +13,8 @@ pub struct Piece<'a> {
     pub driver: Text<'a>,
     /// What it offers: `nic`, `scsi`, `block` or `other`.
     pub kind: Text<'a>,
+    /// Whether a person has asked for these events to be saved (`trace NAME save`), and no program.
+    pub is_saved: bool,
     /// How many events before these are missing: there was no room for them.
     pub lost: u64,
     /// The events.
@@ -141,7 +143,7 @@ mod tests {
             What::Replaced,
         ];
         let events = whats.into_iter().map(|what| Traced { at_ns: u64::MAX, what }).collect();
-        let piece = Piece { driver: "e1000".into(), kind: "nic".into(), lost: 3, events };
+        let piece = Piece { driver: "e1000".into(), kind: "nic".into(), is_saved: false, lost: 3, events };
         let mut room = [0; 1024];
         let len = piece.write(&mut room).unwrap();
         assert_eq!(Piece::read(&room[..len]), Some(piece));

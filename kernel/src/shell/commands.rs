@@ -126,7 +126,7 @@ static GROUPS: &[Group] = &[
             command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", "faults 1", faults),
             command!(
                 "trace",
-                "trace NAME on|off|show | [-c] [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
+                "trace NAME on|off|show|save | [-c] [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
                 "what a driver is asked and asks for, from on to off or while a command runs; -c: counts",
                 "trace e1000 ping 10.0.2.2 -c 1",
                 trace

@@ -1,6 +1,7 @@
 //! `trace` and `stats`: what goes across a driver's boundary, and how long it takes.
 
 use super::{Outcome, commands, said};
+use crate::streams;
 use crate::traced::{in_words, noun};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -50,6 +51,11 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
         "show" => {
             let trace = known(name)?;
             show(&trace, None);
+            return Ok(());
+        }
+        "save" => {
+            let count = streams::save(&known(name)?).ok_or("nobody listens on the second serial port")?;
+            println!("{name}: {count} events; the runner saves them as traces/{name}.pftrace");
             return Ok(());
         }
         _ => {}

@@ -183,6 +183,21 @@ fn events_come_as_json() {
     assert!(child.wait().unwrap().success());
 }
 
+/// What a person saves in the shell is a file for Perfetto.
+#[test]
+fn a_saved_trace_is_a_file() {
+    let path = ringfence::trace::saved_folder().join("null.pftrace");
+    let _ = std::fs::remove_file(&path);
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod null --trace");
+    run_well(&mut running, "trace null save");
+    let text = outcome(&mut running, "trace template save").unwrap();
+    assert_eq!(text, "no domain 'template' is loaded");
+    let tracks = tracks(&until("the file", || std::fs::read(&path).ok().filter(|bytes| bytes.len() > 200)));
+    assert_eq!(tracks["null"].iter().filter(|(_, event)| event.name() == "init").count(), 1);
+    leave(running);
+}
+
 /// A trace that no program asks for any more ends by itself.
 #[test]
 fn a_program_that_is_gone_is_forgotten() {

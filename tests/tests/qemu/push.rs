@@ -562,7 +562,7 @@ fn each_save_is_pushed_and_what_comes_of_it_is_shown() {
     let mut running = at_prompt(bare(""));
     let name = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
     let mut dev = Command::new(runner());
-    dev.arg("dev").arg(&own).args(["--system", &name]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    dev.arg("dev").arg(&own).args(["--trace", "--system", &name]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut dev = dev.spawn().unwrap();
     let (said, heard) = mpsc::channel();
     for output in [Box::new(dev.stdout.take().unwrap()) as Box<dyn Read + Send>, Box::new(dev.stderr.take().unwrap())] {
@@ -591,7 +591,8 @@ fn each_save_is_pushed_and_what_comes_of_it_is_shown() {
     wait("fault: hello-c: #PF writing 0x10");
     let place = wait("    at rf_upcall (hello-c#2+0x");
     assert!(place.ends_with(&format!("hello-c.c:{line}")), "{place}");
-    run_well(&mut running, "tell hello-c x");
+    run_well(&mut running, "tell hello-c last");
+    wait("> command(\"last\")");
     leave(running);
     wait("the system has ended");
     assert_eq!(dev.wait().unwrap().code(), Some(4));

@@ -50,7 +50,7 @@ fn a_trace_goes_on_until_it_is_turned_off() {
         "a trace of it is under way already",
         "no domain 'null' is loaded",
         "no domain 'none' is loaded",
-        "there is no such option; usage: trace NAME on|off|show | [-c]",
+        "there is no such option; usage: trace NAME on|off|show|save | [-c]",
     ] {
         assert_says(&text, &format!("error: {error}"));
     }
@@ -147,7 +147,7 @@ fn a_trace_goes_on_with_a_driver_that_comes_back() {
     assert!(events.contains(&"rf_irq_enable() = 0x0") && events.contains(&"! replaced"), "{text}");
     assert_says(
         &text,
-        "error: the command is missing; usage: trace NAME on|off|show | [-c] [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
+        "error: the command is missing; usage: trace NAME on|off|show|save | [-c] [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",
     );
     assert_says(&text, "error: no domain 'nope' is loaded");
     assert_says(&text, "error: a trace of it is under way already");

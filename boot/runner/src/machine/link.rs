@@ -6,10 +6,11 @@
 //! ([`crate::session`]): each of them gets all events, and its requests go to the kernel.
 
 use super::files::RunFiles;
+use crate::trace::Saved;
 use anyhow::{Context, Result};
 use ringfence_link::event::Event;
 use ringfence_link::frame::{Decoder, Encoder, Frame};
-use ringfence_link::{EVENTS, REQUESTS};
+use ringfence_link::{EVENTS, REQUESTS, TRACES};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -209,6 +210,7 @@ fn each_frame(
 fn tell_all(stream: UnixStream, hub: &Hub, take: &mut impl FnMut(Told) -> bool) {
     // Before the kernel begins, firmware may write to the port as well.
     let mut has_begun = false;
+    let mut saved = Saved::default();
     let _ = each_frame(stream, |frame| {
         let told = match frame {
             Ok(frame) => {
@@ -216,15 +218,22 @@ fn tell_all(stream: UnixStream, hub: &Hub, take: &mut impl FnMut(Told) -> bool) 
                 if frame.missing > 0 && !take(Told::Missing(frame.missing)) {
                     return false;
                 }
-                // Frames of other channels are not for the runner.
-                if frame.channel != EVENTS {
-                    return true;
+                match frame.channel {
+                    EVENTS => Event::read(&frame.payload).map_or(Told::Damaged, Told::Event),
+                    TRACES => {
+                        saved.take(&frame);
+                        return true;
+                    }
+                    // Frames of other channels are not for the runner.
+                    _ => return true,
                 }
-                Event::read(&frame.payload).map_or(Told::Damaged, Told::Event)
             }
             Err(_) if !has_begun => return true,
             Err(_) => Told::Damaged,
         };
+        if let Told::Event(Event::TraceSaved { name }) = &told {
+            saved.save(name);
+        }
         has_begun = true;
         take(told)
     });

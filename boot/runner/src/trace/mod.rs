@@ -8,9 +8,11 @@
 
 use crate::output::{self, printable};
 use crate::session::{Heard, Session};
+use crate::target;
 use anyhow::{Context, Result, anyhow, bail};
 use pcapng::Pcapng;
 use perfetto::Perfetto;
+use ringfence_link::frame::Frame;
 use ringfence_link::request::{TRACE_SECONDS, What as Request};
 use ringfence_link::trace::{Piece, Traced, What};
 use serde_json::json;
@@ -159,6 +161,42 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The pieces of traces that a person wants saved (`trace NAME save`).
+#[derive(Default)]
+pub struct Saved(Vec<Piece<'static>>);
+
+impl Saved {
+    /// Keeps the piece in `frame`, if it is to be saved.
+    pub fn take(&mut self, frame: &Frame) {
+        self.0.extend(Piece::read(&frame.payload).filter(|piece| piece.is_saved));
+    }
+
+    /// Writes the trace of the driver called `name` to a file, and says so if that fails.
+    pub fn save(&mut self, name: &str) {
+        let (mine, others) = self.0.drain(..).partition(|piece| piece.driver == name);
+        self.0 = others;
+        if let Err(error) = write(name, mine) {
+            output::complain(&format!("the trace of {} is not saved: {error:#}", printable(name)));
+        }
+    }
+}
+
+/// Writes a trace for Perfetto to the folder of saved traces.
+fn write(name: &str, pieces: Vec<Piece<'static>>) -> Result<()> {
+    let folder = saved_folder();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join(format!("{}.pftrace", name.replace('/', "_")));
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut collected = Collected::default();
+    pieces.into_iter().for_each(|piece| collected.add(piece));
+    collected.pass_on(Duration::ZERO, &mut [(path, Box::new(Perfetto::new(BufWriter::new(file))?))])
+}
+
+/// Returns the folder of saved traces.
+pub fn saved_folder() -> PathBuf {
+    target().join("traces")
+}
+
 /// How long to wait for a piece before looking at the time again.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -192,7 +230,7 @@ fn ask(session: &mut Session, options: &Options, collected: &mut Collected) -> R
 }
 
 /// Prints an event.
-fn show(source: &Source, event: &Traced, json: bool) {
+pub fn show(source: &Source, event: &Traced, json: bool) {
     if json {
         return output::line(format_args!(
             "{}",
@@ -205,7 +243,7 @@ fn show(source: &Source, event: &Traced, json: bool) {
 }
 
 /// Returns an event in words.
-pub fn in_words(source: &Source, what: &What) -> String {
+fn in_words(source: &Source, what: &What) -> String {
     let noun = match source.kind.as_str() {
         "nic" => "frame",
         "scsi" => "SCSI command",

@@ -164,7 +164,8 @@ impl<W: Write> Perfetto<W> {
 
 /// Returns an event's name, and its words as a note on it.
 fn named(name: &str, words: &str) -> Message {
-    let named = Message::default().text(field::EVENT_NAME, name);
+    // The end of a slice has no name.
+    let named = if name.is_empty() { Message::default() } else { Message::default().text(field::EVENT_NAME, name) };
     if words.is_empty() {
         return named;
     }

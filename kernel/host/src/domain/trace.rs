@@ -408,15 +408,23 @@ pub fn trace_from_start(domain: &mut Domain) {
 /// Notes an event of `domain`, if it is traced.
 #[inline]
 pub fn note(domain: &Domain, what: impl FnOnce() -> What) {
-    if let Some(trace) = &domain.trace {
-        record(trace, what());
+    if domain.trace.is_some() {
+        record(domain, what());
     }
 }
 
 #[cold]
 #[inline(never)]
-fn record(trace: &Trace, what: What) {
-    trace.kept().record.add(time::tsc(), what);
+fn record(domain: &Domain, what: What) {
+    if let Some(trace) = under_way(domain) {
+        trace.kept().record.add(time::tsc(), what);
+    }
+}
+
+/// Returns the trace of `domain` that is under way. One that was ended while the driver was not
+/// loaded yet is none.
+fn under_way(domain: &Domain) -> Option<&Trace> {
+    domain.trace.as_deref().filter(|trace| trace.is_on())
 }
 
 /// Notes that a traced driver is entered for `operation`.
@@ -424,7 +432,7 @@ fn record(trace: &Trace, what: What) {
 #[inline(never)]
 pub fn note_enter(domain: &mut Domain, operation: u64, arguments: [u64; 3]) {
     let base = domain.base();
-    let Some(trace) = &domain.trace else { return };
+    let Some(trace) = domain.trace.as_deref().filter(|trace| trace.is_on()) else { return };
     let mut kept = trace.kept();
     let now = time::tsc();
     if let Some(offer) = &mut domain.offer {
@@ -447,7 +455,7 @@ pub fn note_enter(domain: &mut Domain, operation: u64, arguments: [u64; 3]) {
 #[inline(never)]
 pub fn note_leave(domain: &mut Domain, result: Result<u64, UpcallError>) {
     let (operation, ticks) = (domain.upcall, domain.turn.last_ticks);
-    let Some(trace) = &domain.trace else { return };
+    let Some(trace) = domain.trace.as_deref().filter(|trace| trace.is_on()) else { return };
     let mut kept = trace.kept();
     let now = time::tsc();
     if let Some(offer) = &mut domain.offer {
@@ -459,7 +467,7 @@ pub fn note_leave(domain: &mut Domain, result: Result<u64, UpcallError>) {
 
 /// Notes that a traced driver calls a service.
 pub fn begin_call(domain: &Domain) {
-    if let Some(trace) = &domain.trace {
+    if let Some(trace) = under_way(domain) {
         trace.kept().call_began = time::tsc();
     }
 }
@@ -469,7 +477,7 @@ pub fn begin_call(domain: &Domain) {
 #[cold]
 #[inline(never)]
 pub fn note_call(domain: &Domain) {
-    let (Some(trace), Some(call)) = (&domain.trace, domain.calls.last()) else { return };
+    let (Some(trace), Some(call)) = (under_way(domain), domain.calls.last()) else { return };
     let mut room = [0; TEXT_BYTES];
     let text = text_of(domain, &call, &mut room);
     let mut kept = trace.kept();

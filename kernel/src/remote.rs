@@ -13,6 +13,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::future::pending;
 use embassy_futures::select::{Either, select};
+use embassy_futures::yield_now;
 use embassy_time::Timer;
 use host::file::{Content, File};
 use host::pushed;
@@ -53,17 +54,21 @@ pub async fn run() {
     link::listen();
     loop {
         // While traces are sent, look for their events now and then.
+        let has_more = remote.streams.send();
         let looks_again = async {
-            match remote.streams.is_empty() {
-                true => pending().await,
-                false => Timer::after_millis(LOOK_MS).await,
+            match (remote.streams.is_empty(), has_more) {
+                (true, _) => pending().await,
+                (_, true) => yield_now().await,
+                (_, false) => Timer::after_millis(LOOK_MS).await,
             }
         };
         let count = match select(link::read(&mut room), looks_again).await {
             Either::First(count) => count,
-            Either::Second(()) => 0,
+            Either::Second(()) => {
+                remote.streams.expire();
+                0
+            }
         };
-        remote.streams.send();
         for byte in room.iter().take(count) {
             // A damaged frame is not answered, so that it is sent again. So is a frame that comes
             // when there is no memory to read it.
@@ -106,7 +111,7 @@ impl Remote {
             What::File { file, name, len_bytes } => self.begin(file, &name, len_bytes as usize),
             What::Piece { file, offset, bytes } => self.add(file, offset as usize, &bytes),
             What::Trace { driver, frame_bytes } => self.streams.begin(&driver, frame_bytes),
-            What::EndTrace { driver } => self.streams.end(&driver),
+            What::EndTrace { driver } => self.streams.end(&driver).await,
             What::Load { file, parameters } => {
                 let place = self.place(file)?;
                 let incoming = self.incoming.remove(place).ok_or("the file is gone")?;

@@ -9,7 +9,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use embassy_time::{Duration, Instant};
+use embassy_futures::yield_now;
+use embassy_time::{Duration, Instant, Timer};
 use host::domain::trace::{self, Trace, Wish};
 use host::module;
 use hw::arch::time;
@@ -28,9 +29,9 @@ const FRAME_BYTES: u32 = 2048;
 /// A piece with so many bytes is sent: one more event fits into a frame of the link for sure.
 const PIECE_BYTES: usize = 4096;
 /// More bytes than the parts of an event besides its texts and its frame.
-const EVENT_BYTES: usize = 48;
-/// The pieces that are sent before other tasks have their turn.
-const PIECES: usize = 4;
+const EVENT_BYTES: usize = 64;
+/// How long the link may take nothing before no one waits for it any more.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A trace that is sent.
 struct Stream {
@@ -62,58 +63,92 @@ impl Streams {
         module::find(name).map_err(|error| error.to_string())?;
         let frame_bytes = frame_bytes.min(FRAME_BYTES) as usize;
         let wish = Wish { events: EVENTS, content_bytes: CONTENT_BYTES, frame_bytes, ..Wish::default() };
-        trace::begin(name, &wish).map_err(|error| format!("{name}: {error}"))?;
-        let trace = trace::of(name).ok_or("the trace is gone")?;
+        let trace = trace::begin(name, &wish).map_err(|error| format!("{name}: {error}"))?;
         self.0.retain(|stream| stream.trace.name != name);
         self.0.push(Stream { trace, sent: 0, until, is_saved: false });
         Ok(format!("{name} is traced"))
     }
 
-    /// Ends the trace of the driver called `name`. Returns how many events there were.
-    pub fn end(&mut self, name: &str) -> Result<String, String> {
+    /// Ends the trace of the driver called `name`, and sends what there is. Returns how many events
+    /// there were.
+    pub async fn end(&mut self, name: &str) -> Result<String, String> {
         let place = self.0.iter().position(|stream| stream.trace.name == name);
         let mut stream = self.0.remove(place.ok_or_else(|| format!("{name} is not traced for a program"))?);
-        trace::forget(name);
-        // As long as there is something to send, and the link takes it.
-        while stream.send_piece() {}
+        trace::forget(&stream.trace);
+        stream.send_all().await?;
         Ok(format!("{} events", stream.trace.kept().record.count()))
     }
 
-    /// Sends what there is and fits, and ends the traces that nobody asks for any more.
-    pub fn send(&mut self) {
+    /// Sends a piece of each trace, if there is something and it fits. Returns whether there may be
+    /// more to send.
+    pub fn send(&mut self) -> bool {
+        let mut has_more = false;
         for stream in &mut self.0 {
-            let _ = (0..PIECES).all(|_| stream.send_piece());
+            has_more |= stream.send_piece() == Sent::Piece;
         }
+        has_more
+    }
+
+    /// Ends the traces that nobody asks for any more. Requests that have come must have been read
+    /// before: one of them may ask.
+    pub fn expire(&mut self) {
         let now = Instant::now();
         self.0.retain(|stream| {
             let goes_on = stream.until > now && stream.trace.is_on();
-            if !goes_on {
-                trace::forget(&stream.trace.name);
+            if !goes_on && stream.trace.is_on() {
+                trace::forget(&stream.trace);
             }
             goes_on
         });
     }
 }
 
-/// Sends all that a trace has kept, for the runner to save. Returns how many events that are;
-/// `None` if nobody listens.
-pub fn save(trace: &Arc<Trace>) -> Option<u64> {
-    let sent = trace.kept().record.lost();
-    let mut stream = Stream { trace: trace.clone(), sent, until: Instant::now(), is_saved: true };
-    while stream.send_piece() {}
-    let is_all_sent = stream.sent >= trace.kept().record.count();
-    if is_all_sent && link::is_there() {
-        link::tell(&Event::TraceSaved { name: trace.name.as_str().into() });
-        return Some(stream.sent - sent);
+/// Sends all that a trace has kept, for the runner to save. Returns how many events that are.
+pub async fn save(trace: &Arc<Trace>) -> Result<u64, String> {
+    if !link::is_there() {
+        return Err("there is no second serial port".to_string());
     }
-    None
+    let mut stream = Stream { trace: trace.clone(), sent: 0, until: Instant::now(), is_saved: true };
+    let count = stream.send_all().await?;
+    link::tell(&Event::TraceSaved { name: trace.name.as_str().into() });
+    Ok(count)
+}
+
+/// The outcome of an attempt to send a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Piece,
+    /// There is nothing to send.
+    Nothing,
+    /// The link has no room.
+    NoRoom,
 }
 
 impl Stream {
-    /// Sends a piece of the trace. Returns `false` if there is nothing to send, or no room.
-    fn send_piece(&mut self) -> bool {
+    /// Sends all that there is at the moment. Other tasks have their turn meanwhile. Returns how
+    /// many events were sent.
+    async fn send_all(&mut self) -> Result<u64, String> {
+        let end = self.trace.kept().record.count();
+        let lost = self.trace.kept().record.lost().max(self.sent);
+        let mut patient_until = Instant::now() + PATIENCE;
+        while self.sent < end {
+            match self.send_piece() {
+                Sent::Piece => patient_until = Instant::now() + PATIENCE,
+                Sent::Nothing => break,
+                Sent::NoRoom if Instant::now() > patient_until => {
+                    return Err("nobody takes what the second serial port sends".to_string());
+                }
+                Sent::NoRoom => Timer::after_millis(1).await,
+            }
+            yield_now().await;
+        }
+        Ok(end - lost)
+    }
+
+    /// Sends a piece of the trace.
+    fn send_piece(&mut self) -> Sent {
         if !link::has_room() {
-            return false;
+            return Sent::NoRoom;
         }
         let kept = self.trace.kept();
         let lost = kept.record.lost().saturating_sub(self.sent);
@@ -130,10 +165,10 @@ impl Stream {
         }
         self.sent += lost + piece.events.len() as u64;
         if piece.events.is_empty() {
-            return false;
+            return Sent::Nothing;
         }
         link::send(TRACES, |room| piece.write(room));
-        true
+        Sent::Piece
     }
 }
 

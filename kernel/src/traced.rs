@@ -60,9 +60,10 @@ pub fn in_words<'a>(kept: &'a Kept, what: &What) -> told::What<'a> {
     }
 }
 
-/// Returns a text that a trace has kept, if it is still there.
+/// Returns a text that a trace has kept, if it is still there. There is none of a call whose text
+/// is empty or is not the driver's own: its address and length tell more.
 fn text(kept: &Kept, span: Span) -> Option<String> {
-    let text = kept.bytes.get(span)?;
+    let text = kept.bytes.get(span).filter(|text| !text.is_empty())?;
     Some(console::printable(&String::from_utf8_lossy(text)).to_string())
 }
 
@@ -70,6 +71,7 @@ fn text(kept: &Kept, span: Span) -> Option<String> {
 fn entered_with(operation: u64, [a, b, _]: [u64; 3], text: Option<String>) -> String {
     match operation {
         POLL => Events::from_bits_retain(a).to_string(),
+        COMMAND if a == 0 => "\"\"".to_string(),
         COMMAND => text.map_or("...".to_string(), |text| format!("{text:?}")),
         RESTORE => format!("{a} bytes, version {b}"),
         _ => String::new(),

@@ -62,6 +62,8 @@ pub struct Frames<M> {
     /// Frames that the driver before this one had delivered when it was ended, and whether its card
     /// had checked them.
     inherited: VecDeque<(Vec<u8>, bool)>,
+    /// What had gone through the drivers before this one.
+    moved_before: Moved,
     /// Counters for `ip`.
     pub counts: Counts,
     /// Whether there is a link, as far as the driver has said.
@@ -118,6 +120,11 @@ impl Counts {
     /// Returns the number of frames handed to the driver.
     pub fn sent(&self) -> u64 {
         self.by_queue.iter().map(|(sent, _)| sent).sum()
+    }
+
+    /// Returns how much has gone through in both directions.
+    fn moved(&self) -> Moved {
+        Moved { count: self.sent().wrapping_add(self.received()), bytes: self.bytes }
     }
 
     /// Returns the number of frames that it delivered.
@@ -203,6 +210,7 @@ impl<M: Words + Data> Frames<M> {
         // The counters of the new driver are in its own memory. The counters of the other driver
         // are saved here, because its memory is freed soon.
         self.counts = Counts { errors: other.all_counts().errors, ..other.counts };
+        self.moved_before = other.counts.moved();
     }
 
     /// Returns the counts of the interface, with the errors that its drivers have counted.
@@ -214,9 +222,11 @@ impl<M: Words + Data> Frames<M> {
         counts
     }
 
-    /// Returns how many frames went through the interface, and how many bytes.
+    /// Returns how many frames went through this driver, and how many bytes.
     pub fn moved(&self) -> Moved {
-        Moved { count: self.counts.sent() + self.counts.received(), bytes: self.counts.bytes }
+        let all = self.counts.moved();
+        let Moved { count, bytes } = self.moved_before;
+        Moved { count: all.count.wrapping_sub(count), bytes: all.bytes.wrapping_sub(bytes) }
     }
 
     /// Returns an account in which the driver has all frames to receive into, and none to send.
@@ -242,6 +252,7 @@ impl<M: Words + Data> Frames<M> {
             progress_ns: 0,
             tx_entries: [(0, Entry(0)); TX_FRAMES],
             inherited: VecDeque::new(),
+            moved_before: Moved::default(),
             counts: Counts::default(),
             has_link: true,
             link_came_up: false,
@@ -301,15 +312,17 @@ impl<M: Words + Data> Frames<M> {
             }
             Side::Driver => {
                 let ahead = self.transmitted.ahead(&self.memory, self.seen.done);
-                self.seen.done = ahead.end;
+                // After a lie, the end may lie before what was seen.
+                self.seen.done = self.seen.done.max(ahead.end);
                 for position in ahead {
                     let place = Consumer::<net::Transmitted>::entry(&self.memory, position);
-                    if let Some((number, _)) = self.tx_entries.get(place as usize) {
+                    let is_lent = place < TX_FRAMES as u64 && self.tx_free >> place & 1 == 0;
+                    if let Some((number, _)) = self.tx_entries.get(place as usize).filter(|_| is_lent) {
                         note(&Passed::Done { number: *number, place: place as usize, result: 0 });
                     }
                 }
                 let ahead = self.received.ahead(&self.memory, self.seen.received);
-                self.seen.received = ahead.end;
+                self.seen.received = self.seen.received.max(ahead.end);
                 for position in ahead {
                     let entry = Entry(Consumer::<net::Received>::entry(&self.memory, position));
                     if entry.len_bytes() <= FRAME_BYTES {

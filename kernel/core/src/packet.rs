@@ -35,7 +35,9 @@ fn ipv4(bytes: &[u8]) -> Option<String> {
     // Only the first bytes of the packet may be there, so what is read is checked here.
     let packet = Ipv4Packet::new_unchecked(bytes.get(..IPV4_HEADER)?);
     let (from, to, protocol) = (packet.src_addr(), packet.dst_addr(), packet.next_header());
-    let inside = bytes.get(packet.header_len().into()..).unwrap_or_default();
+    // A later fragment has no ports.
+    let is_first = packet.frag_offset() == 0;
+    let inside = bytes.get(packet.header_len().into()..).filter(|_| is_first).unwrap_or_default();
     let port = |at: usize| inside.get(at..at + 2).map(|port| u16::from_be_bytes([port[0], port[1]]));
     Some(match (protocol, port(0), port(2)) {
         (IpProtocol::Icmp, Some(first), _) => {
@@ -66,6 +68,8 @@ mod tests {
         assert_eq!(describe(&frame[..60]), "ARP 10.0.2.15 is at 00-00-00-00-00-00");
         frame[12..14].copy_from_slice(&[8, 0]);
         frame[14] = 0x45;
+        // No fragment.
+        frame[20..22].fill(0);
         frame[23] = 1;
         frame[26..34].copy_from_slice(&[10, 0, 2, 15, 10, 0, 2, 2]);
         frame[34] = 8;
@@ -74,6 +78,8 @@ mod tests {
         frame[34..38].copy_from_slice(&[0, 68, 0, 67]);
         assert_eq!(describe(&frame), "UDP 10.0.2.15:68 to 10.0.2.2:67");
         assert_eq!(describe(&frame[..34]), "UDP 10.0.2.15 to 10.0.2.2");
+        frame[21] = 2;
+        assert_eq!(describe(&frame), "UDP 10.0.2.15 to 10.0.2.2", "a later fragment");
         assert_eq!([describe(&frame[..33]), describe(&frame[..13])], ["IPv4", ""]);
     }
 

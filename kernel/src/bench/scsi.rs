@@ -1,6 +1,7 @@
 //! Reads and writes through a SCSI driver.
 
 use super::{Cost, Mode, Plan, Row, Stopwatch, announce, wait_for_interrupt};
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -100,16 +101,20 @@ pub async fn traced(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), 
         let domain = handle.lock();
         (domain.name.clone(), domain.ring())
     };
+    if trace::of(&driver).is_some() {
+        return Err(format!("{driver} was traced, and what that has kept would be lost"));
+    }
     let mut rows = ROWS.map(|name| Row::new(name, plan.mode.unit("reads/s")).batch(BATCH).ring(ring));
     let _alone = super::alone();
     // Discard the first samples: they fill caches.
     for number in 0..=SAMPLES {
         for (name, row) in ROWS.into_iter().zip(&mut rows) {
-            if name == ROWS[1] {
-                trace::begin(&driver, &trace::Wish::default()).map_err(|error| error.to_string())?;
-            }
+            let tracing = match name == ROWS[1] {
+                true => Some(trace::begin(&driver, &trace::Wish::default()).map_err(|error| error.to_string())?),
+                false => None,
+            };
             let cost = transfer(plan.mode, &disk, &work, &mut next);
-            trace::forget(&driver);
+            tracing.iter().for_each(trace::forget);
             if number > 0 {
                 row.samples.push(cost?.value(plan.mode, 1.0));
             }

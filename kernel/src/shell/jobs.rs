@@ -118,6 +118,9 @@ impl Jobs {
         if self.running.len() >= MAX_JOBS {
             return Err(format!("{MAX_JOBS} commands run already; 'wait' waits for them"));
         }
+        if line.split_whitespace().next() == Some("top") && !line.contains("-n") {
+            return Err("top reads keys; with -n it runs beside other commands".to_string());
+        }
         let number = (1..).find(|number| self.running.iter().all(|job| job.number != *number)).unwrap_or(1);
         let line = line.to_string();
         let shown = line.clone();

@@ -139,6 +139,21 @@ pub fn parse_ring(arguments: &Arguments, word: &str) -> Result<Ring, String> {
     }
 }
 
+/// Ends the trace of a driver that is not loaded in the end. What it has kept stays, as it may show
+/// why.
+struct UntilLoaded {
+    name: String,
+    is_loaded: bool,
+}
+
+impl Drop for UntilLoaded {
+    fn drop(&mut self) {
+        if !self.is_loaded {
+            trace::end(&self.name);
+        }
+    }
+}
+
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
     let (mut ring, mut parameters, mut is_traced) = (None, Vec::new(), false);
@@ -156,12 +171,15 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
     let file = module::file(name).map_err(said)?;
+    let mut tracing = None;
     if is_traced {
-        // The trace stays if the module does not start, as it may show why.
-        trace::begin(&module::name_for(&file).map_err(said)?, &Wish::default()).map_err(said)?;
+        let name = module::name_for(&file).map_err(said)?;
+        trace::begin(&name, &Wish::default()).map_err(said)?;
+        tracing = Some(UntilLoaded { name, is_loaded: false });
     }
     let handle = module::load(&file, ring, &parameters).await;
     let handle = handle.map_err(|error| format!("{name}: {error}"))?;
+    tracing.iter_mut().for_each(|tracing| tracing.is_loaded = true);
     block::disk::settled().await;
     println!("{}", in_place(&handle));
     Ok(())

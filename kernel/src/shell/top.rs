@@ -1,21 +1,22 @@
 //! `top`: what the drivers do, again and again.
 
 use super::Outcome;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::Poll;
 use embassy_futures::select::{Either, select};
 use embassy_time::{Duration, Instant, Timer};
 use host::domain::life::Activity;
-use host::domain::{registry, trust};
+use host::domain::{Domain, Handle, registry, trust};
 use host::ramdisk;
 use hw::arch::{interrupts, time};
 use hw::{console, link, println};
 use ringfence_core::arguments::Arguments;
 use ringfence_link::event;
+use spin::Mutex;
 
 /// The time between two tables if nobody says so, and the longest that a person can ask for, in
 /// seconds.
@@ -26,23 +27,19 @@ const MOST_SECONDS: u64 = 3600;
 struct Snapshot {
     at: u64,
     idle: u64,
-    /// By driver: how many were in its place before, and what it had done.
-    drivers: BTreeMap<String, (u64, Activity)>,
+    /// The drivers, which may be gone by now, and what they had done.
+    drivers: Vec<(Weak<Mutex<Domain>>, Activity)>,
 }
 
 impl Snapshot {
     fn take() -> Snapshot {
-        let drivers = registry::all().into_iter().map(|handle| {
-            let domain = handle.lock();
-            (domain.name.clone(), (domain.restarts, domain.activity()))
-        });
+        let drivers = registry::all().into_iter().map(|handle| (Arc::downgrade(&handle), handle.lock().activity()));
         Snapshot { at: time::tsc(), idle: interrupts::idle_ticks(), drivers: drivers.collect() }
     }
 
-    /// Returns what the driver `name` had done. A driver that is in another one's place since had
-    /// done nothing.
-    fn of(&self, name: &str, restarts: u64) -> Activity {
-        let known = self.drivers.get(name).filter(|(before, _)| *before == restarts);
+    /// Returns what a driver had done. One that is in another one's place since had done nothing.
+    fn of(&self, handle: &Handle) -> Activity {
+        let known = self.drivers.iter().find(|(known, _)| core::ptr::eq(known.as_ptr(), Arc::as_ptr(handle)));
         known.map(|(_, activity)| *activity).unwrap_or_default()
     }
 
@@ -53,7 +50,7 @@ impl Snapshot {
         let percent = |part: u64| (100.0 * part as f64 / ticks as f64).min(100.0);
         let drivers = registry::all().into_iter().map(|handle| {
             let domain = handle.lock();
-            let (before, now) = (self.of(&domain.name, domain.restarts), domain.activity());
+            let (before, now) = (self.of(&handle), domain.activity());
             let rate = |of: fn(&Activity) -> u64| of(&now).saturating_sub(of(&before)) as f64 / seconds;
             event::Activity {
                 name: domain.name.clone().into(),
@@ -79,26 +76,28 @@ impl Snapshot {
 }
 
 pub async fn top(mut arguments: Arguments<'_>) -> Outcome {
-    // A script has one table unless it asks for more, and a person as many as they like to see.
-    let is_for_person = ramdisk::text("exec").is_none() && !console::is_piped();
-    let (mut seconds, mut count) = (SECONDS, if is_for_person { u64::MAX } else { 1 });
+    let (mut seconds, mut count) = (SECONDS, None);
     while let Some(word) = arguments.optional() {
         match word {
             "-d" => seconds = arguments.number("the seconds between two tables")?,
-            "-n" => count = arguments.number("the number of tables")?,
+            "-n" => count = Some(arguments.number("the number of tables")?),
             other => return arguments.wrong(&format!("'{other}' is not known")),
         }
     }
     if !(1..=MOST_SECONDS).contains(&seconds) {
         return Err(format!("the time between tables must be 1 to {MOST_SECONDS} seconds, not {seconds}"));
     }
+    // A person sees as many tables as they like, and a script one, unless they say how many.
+    let is_for_person = count.is_none() && ramdisk::text("exec").is_none() && !console::is_piped();
+    let count: u64 = count.unwrap_or(if is_for_person { u64::MAX } else { 1 });
     if count == 0 {
         return Err("there must be one table at least".into());
     }
     let mut before = Snapshot::take();
     let mut next = Instant::now();
     for _ in 0..count {
-        next += Duration::from_secs(seconds);
+        // After a stall there is one table, and not those that were missed.
+        next = (next + Duration::from_secs(seconds)).max(Instant::now());
         let is_ended = match is_for_person {
             true => matches!(select(Timer::at(next), quit()).await, Either::Second(())),
             false => {

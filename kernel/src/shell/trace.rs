@@ -13,10 +13,10 @@ use embassy_time::Timer;
 use host::domain::Domain;
 use host::domain::calls::service_name;
 use host::domain::report::before;
-use host::domain::trace::{self, Event, Kept, NotBegun, Timed, Trace, What, Wish};
+use host::domain::trace::{self, Event, Kept, Timed, Trace, What, Wish};
 use host::module;
 use hw::arch::time;
-use hw::{link, println};
+use hw::{link, memory, println};
 use ringfence_abi::register::RegisterName;
 use ringfence_abi::upcall;
 use ringfence_core::arguments::Arguments;
@@ -28,11 +28,11 @@ use ringfence_link::event;
 use ringfence_link::trace as told;
 
 /// Ends and drops a trace when its command ends, or when Ctrl-C drops this.
-struct Tracing<'a>(&'a str);
+struct Tracing(Arc<Trace>);
 
-impl Drop for Tracing<'_> {
+impl Drop for Tracing {
     fn drop(&mut self) {
-        trace::forget(self.0);
+        trace::forget(&self.0);
     }
 }
 
@@ -44,17 +44,17 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     match command {
         "on" => {
             module::find(name).map_err(said)?;
-            return trace::begin(name, &Wish::default()).map_err(said);
+            return trace::begin(name, &Wish::default()).map(|_| ()).map_err(said);
         }
         "off" if trace::end(name) => return Ok(()),
         "off" => return Err(format!("{name} is not traced")),
         "show" => {
             let trace = known(name)?;
-            show(&trace, None);
-            return Ok(());
+            return show(&trace, None);
         }
         "save" => {
-            let count = streams::save(&known(name)?).ok_or("nobody listens on the second serial port")?;
+            let trace = known(name)?;
+            let count = streams::save(&trace).await?;
             println!("{name}: {count} events; the runner saves them as traces/{name}.pftrace");
             return Ok(());
         }
@@ -80,16 +80,14 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
         return usage;
     }
     drop(handle);
-    trace::begin(name, &Wish { watched, times: counts, ..Wish::default() }).map_err(said)?;
-    let tracing = Tracing(name);
+    let wish = Wish { watched, times: counts, ..Wish::default() };
+    let Tracing(trace) = &Tracing(trace::begin(name, &wish).map_err(said)?);
     let outcome = Box::pin(commands::run(command)).await;
-    let trace = trace::of(name);
-    drop(tracing);
-    if let Some(trace) = trace {
-        match counts {
-            true => print_counts(&trace.kept()),
-            false => show(&trace, register),
-        }
+    // What is shown is not traced.
+    trace::end(name);
+    match counts {
+        true => print_counts(&trace.kept()),
+        false => show(trace, register)?,
     }
     outcome
 }
@@ -112,21 +110,19 @@ struct Measuring {
 impl Measuring {
     fn begin(name: &str) -> Result<Measuring, String> {
         module::find(name).map_err(said)?;
-        let running = trace::of(name).filter(|trace| trace.is_on());
-        let is_own = running.is_none();
-        match running {
-            Some(running) if !running.kept().measure() => return Err(NotBegun::NoMemory.to_string()),
-            Some(_) => {}
-            None => trace::begin(name, &Wish { times: true, ..Wish::default() }).map_err(said)?,
+        if let Some(trace) = trace::of(name).filter(|trace| trace.is_on()) {
+            trace.kept().measure().map_err(said)?;
+            return Ok(Measuring { trace, is_own: false });
         }
-        Ok(Measuring { trace: known(name)?, is_own })
+        let trace = trace::begin(name, &Wish { times: true, ..Wish::default() }).map_err(said)?;
+        Ok(Measuring { trace, is_own: true })
     }
 }
 
 impl Drop for Measuring {
     fn drop(&mut self) {
         match self.is_own {
-            true => trace::forget(&self.trace.name),
+            true => trace::forget(&self.trace),
             false => self.trace.kept().end_measure(),
         }
     }
@@ -265,9 +261,14 @@ fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
 
 /// Prints the events of a trace. `register` is the name of the watched register, if a register is
 /// watched.
-fn show(trace: &Trace, register: Option<&str>) {
+fn show(trace: &Trace, register: Option<&str>) -> Outcome {
     let kept = trace.kept();
     let count = kept.record.count();
+    // The list is copied, and grows by doubling.
+    let list_bytes = 2 * (count - kept.record.lost()) as usize * size_of::<Event>();
+    if !memory::has_room(list_bytes) {
+        return Err("there is no memory to show the trace; save writes it".into());
+    }
     if kept.record.lost() > 0 {
         println!("{:>10}  {} earlier events were not kept", "", kept.record.lost());
     }
@@ -288,6 +289,7 @@ fn show(trace: &Trace, register: Option<&str>) {
         print(trace, &kept, register, same, took);
     }
     println!("{:>10}  {count} events", "");
+    Ok(())
 }
 
 /// Prints an event and when it was, in microseconds, or several that are the same and when the

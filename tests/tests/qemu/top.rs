@@ -19,11 +19,11 @@ fn tables<'a>(events: &'a [Event<'static>]) -> Vec<(u64, &'a [Activity<'static>]
 fn the_rates_are_those_of_the_last_moment() {
     let mut machine = machine(
         "lsblk; ping 10.0.2.2 -c 1; repeat 20 blkread disk0 0 8; top; \
-         repeat 20 blkread disk0 0 8 &; top -n 2 -d 1; kill virtio-scsi; top; top -d 0; top -n 0; top x",
+         repeat 20 blkread disk0 0 8 &; top -n 2 -d 1; kill virtio-scsi; top; top -d 0; top -n 0; top x; top &",
     );
     let disk = ringfence::machine::empty_disk().unwrap();
     machine.disks = vec![disk.path().to_path_buf().into()];
-    let text = boot_badly(&machine, 3);
+    let text = boot_badly(&machine, 4);
     let tables = tables(text.events());
     assert_eq!(tables.len(), 4, "{text}");
     let scsi = |table: usize| {
@@ -42,6 +42,7 @@ fn the_rates_are_those_of_the_last_moment() {
     assert_says(&text, "error: the time between tables must be 1 to 3600 seconds, not 0");
     assert_says(&text, "error: there must be one table at least");
     assert_says(&text, "error: 'x' is not known");
+    assert_says(&text, "error: top reads keys; with -n it runs beside other commands");
 }
 
 /// A person sees tables until they press a key, and goes on.

@@ -59,8 +59,12 @@ fn a_trace_goes_on_until_it_is_turned_off() {
 /// A module that does not start is shown what it did.
 #[test]
 fn the_trace_of_a_driver_that_does_not_start_is_there() {
-    let text = boot_badly(&bare("insmod e1000 --trace; trace e1000 show"), 1).to_string();
+    let script = "insmod e1000 --trace; insmod e1000 --trace; trace e1000 show; trace e1000 off";
+    let text = boot_badly(&bare(script), 3).to_string();
     assert_says(&text, "           0 events");
+    // It has ended, so that another one can begin.
+    assert!(!text.contains("under way"), "{text}");
+    assert_says(&text, "error: e1000 is not traced");
 }
 
 /// Frames and requests have numbers, and words for what is in them.
@@ -97,10 +101,10 @@ fn times_are_counted_by_kind() {
     let run = boot_badly(
         &bare(&format!(
             "insmod template; {command}; stats template repeat 5 {command}; trace template on; stats template {command}; \
-             trace template -c {command}; stats template 1; stats template 0; trace template off; \
-             trace template -c {command}; stats none"
+             trace template -c {command}; stats template 1; stats template 0; stats template stats template 1; \
+             trace template off; trace template -c {command}; stats none"
         )),
-        3,
+        4,
     );
     let text = run.to_string();
     let told: Vec<(&str, &[Times])> = run
@@ -115,7 +119,9 @@ fn times_are_counted_by_kind() {
         of.iter().map(|times| (format!("{} {}", times.kind, times.name), times.count)).collect()
     };
     let calls = |count| [("upcall command".to_string(), count), ("service rf_log".to_string(), count)];
-    let [("template", five), ("template", one), ("template", [])] = told[..] else { panic!("{told:?}\n{text}") };
+    let [("template", five), ("template", one), ("template", []), ("template", [])] = told[..] else {
+        panic!("{told:?}\n{text}")
+    };
     assert_eq!((counts(five), counts(one)), (calls(5).to_vec(), calls(1).to_vec()), "{text}");
     for times in five {
         assert_eq!(times.steps.iter().map(|(.., count)| u64::from(*count)).sum::<u64>(), times.count);
@@ -130,6 +136,7 @@ fn times_are_counted_by_kind() {
     let row = |kind: &str| text.lines().any(|line| line.split_whitespace().take(3).eq(kind.split(' ')));
     assert!(row("upcall command 1") && row("service rf_log 1"), "{text}");
     assert_says(&text, "error: a trace of it is under way already");
+    assert_says(&text, "error: its times are measured already");
     assert_says(&text, "error: the time must be 1 to 86400 seconds, not 0");
 }
 

@@ -92,6 +92,6 @@ impl Protocol for Blocks {
     }
 
     fn result(memory: &impl Words, number: usize) -> u32 {
-        read_status(memory, number) as u32
+        u32::try_from(read_status(memory, number)).unwrap_or(u32::MAX)
     }
 }

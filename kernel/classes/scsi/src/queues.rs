@@ -153,7 +153,8 @@ impl Protocol for Scsi {
 
     fn result(memory: &impl Words, number: usize) -> u32 {
         let (host, status) = scsi::read_host_and_status(memory, number);
-        host << 8 | status
+        // A code that is too long stays one that is wrong.
+        host.min(0xff_ffff) << 8 | status.min(0xff)
     }
 
     fn news_came() {

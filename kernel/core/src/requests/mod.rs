@@ -11,7 +11,7 @@
 use crate::passed::{self, Content, Moved, Passed, Seen, Side};
 use alloc::vec::Vec;
 use core::task::Waker;
-use ringfence_abi::queue::{Complete, Consumer, Lie, Producer, Rings, Submit, Words};
+use ringfence_abi::queue::{Complete, Consumer, Lie, Place, Producer, Rings, Submit, Words};
 use ringfence_abi::upcall::Reply;
 
 pub mod client;
@@ -327,7 +327,10 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         match side {
             Side::Kernel => {
                 let end = self.submit.position();
-                for number in core::mem::replace(&mut self.seen.given, end)..end {
+                // Whoever has requests has the last ones.
+                let [Place { capacity, .. }, _] = P::RINGS;
+                let from = core::mem::replace(&mut self.seen.given, end).max(end.saturating_sub(capacity as u64));
+                for number in from..end {
                     let place = Producer::<Submit<P>>::entry(queues, number) as usize;
                     if sent_at(place) == Some(number) {
                         let (request, len_bytes) = P::describe(queues, place);
@@ -337,7 +340,8 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
             }
             Side::Driver => {
                 let ahead = self.complete.ahead(queues, self.seen.done);
-                self.seen.done = ahead.end;
+                // After a lie, the end may lie before what was seen.
+                self.seen.done = self.seen.done.max(ahead.end);
                 for position in ahead {
                     let place = Consumer::<Complete<P>>::entry(queues, position) as usize;
                     if let Some(number) = sent_at(place) {

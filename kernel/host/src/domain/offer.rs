@@ -29,8 +29,7 @@ pub trait Offer: Any + Send {
     /// Called when the driver has been ended, and its device stopped.
     fn driver_ended(&mut self);
 
-    /// Returns how much has gone through the driver, and through those in its place before it if
-    /// their users went on.
+    /// Returns how much has gone through the driver.
     fn moved(&self) -> Moved;
 
     /// Calls `note` for each frame or request that one side has passed to the other since the last

@@ -157,6 +157,8 @@ impl Default for Wish {
 pub enum NotBegun {
     /// The driver is traced.
     Already,
+    /// Its times are measured.
+    Measured,
     /// Another trace watches memory, and the CPU watches one word for traces.
     Watching,
     /// There are as many as there can be.
@@ -169,6 +171,7 @@ impl fmt::Display for NotBegun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NotBegun::Already => write!(f, "a trace of it is under way already"),
+            NotBegun::Measured => write!(f, "its times are measured already"),
             NotBegun::Watching => write!(f, "another trace watches memory already"),
             NotBegun::TooMany => write!(f, "{MOST} drivers are traced already"),
             NotBegun::NoMemory => write!(f, "there is no memory for a trace"),
@@ -196,8 +199,10 @@ pub struct Kept {
     times: Option<Times>,
     /// What the driver offers.
     kind: Option<manifest::Kind>,
-    /// The TSC reading at the beginning of the call that is under way.
+    /// The TSC reading at the beginning of the call that is under way, or of the trace.
     call_began: u64,
+    /// The TSC ticks of the upcall that is under way, before the driver last slept in it.
+    upcall_ticks: u64,
 }
 
 /// How long things take.
@@ -223,13 +228,16 @@ impl Kept {
     fn new(wish: &Wish) -> Option<Kept> {
         let times = if wish.times { Some(Times::new()?) } else { None };
         let (record, bytes) = (Record::new(wish.events, time::tsc(), What::Replaced)?, Bytes::new(wish.content_bytes)?);
-        Some(Kept { record, bytes, times, kind: None, call_began: 0 })
+        Some(Kept { record, bytes, times, kind: None, call_began: time::tsc(), upcall_ticks: 0 })
     }
 
-    /// Begins to measure times. Returns `false` if there is no memory for them.
-    pub fn measure(&mut self) -> bool {
+    /// Begins to measure times, which are not measured yet.
+    pub fn measure(&mut self) -> Result<(), NotBegun> {
+        if self.times.is_some() {
+            return Err(NotBegun::Measured);
+        }
         self.times = Some(()).filter(|()| memory::has_room(TIMES_BYTES)).and_then(|()| Times::new());
-        self.times.is_some()
+        self.times.as_ref().map(|_| ()).ok_or(NotBegun::NoMemory)
     }
 
     /// Measures no times any more, and drops those that there are.
@@ -331,8 +339,8 @@ impl Trace {
 static TRACES: Mutex<Vec<Arc<Trace>>> = Mutex::new(Vec::new());
 
 /// Begins to trace the driver called `name`, which may not be loaded yet. An earlier trace of it is
-/// dropped.
-pub fn begin(name: &str, wish: &Wish) -> Result<(), NotBegun> {
+/// dropped first, and so is the oldest one that has ended if there are too many: they make room.
+pub fn begin(name: &str, wish: &Wish) -> Result<Arc<Trace>, NotBegun> {
     let mut traces = TRACES.lock();
     let is_on = |trace: &Arc<Trace>| trace.is_on();
     if traces.iter().any(|trace| trace.name == name && trace.is_on()) {
@@ -358,10 +366,10 @@ pub fn begin(name: &str, wish: &Wish) -> Result<(), NotBegun> {
     if let Some(watched) = wish.watched {
         watch::set_access(watched.start, watched.len_bytes);
     }
-    traces.push(trace);
+    traces.push(trace.clone());
     drop(traces);
     set(name);
-    Ok(())
+    Ok(trace)
 }
 
 /// Ends the trace of the driver called `name`. What it has kept stays. Returns `false` if the
@@ -375,10 +383,13 @@ pub fn end(name: &str) -> bool {
     ended.is_some()
 }
 
-/// Ends the trace of the driver called `name`, and drops what it has kept.
-pub fn forget(name: &str) {
-    end(name);
-    TRACES.lock().retain(|trace| trace.name != name);
+/// Ends this trace, if it is under way, and drops what it has kept.
+pub fn forget(trace: &Arc<Trace>) {
+    if trace.is_on() {
+        trace.turn_off();
+        set(&trace.name);
+    }
+    TRACES.lock().retain(|other| !Arc::ptr_eq(other, trace));
 }
 
 /// Returns the last trace of a driver, be it under way or not.
@@ -386,11 +397,20 @@ pub fn of(name: &str) -> Option<Arc<Trace>> {
     TRACES.lock().iter().find(|trace| trace.name == name).cloned()
 }
 
-/// Tells the driver called `name` whether it is traced. A driver that is not loaded is told when it
-/// is mapped ([`trace_from_start`]).
+/// Tells the driver called `name` whether it is traced. A driver that is not registered yet is told
+/// when it is mapped ([`trace_from_start`]), and again when it is registered ([`keep_up`]).
 fn set(name: &str) {
     if let Some(handle) = registry::find(name) {
         trace_from_start(&mut handle.lock());
+    }
+}
+
+/// Tells a driver whether it is traced, if that has changed while it slept in its `init`.
+pub fn keep_up(domain: &mut Domain) {
+    let current = of(&domain.name).filter(|trace| trace.is_on());
+    let address = |trace: &Option<Arc<Trace>>| trace.as_ref().map(Arc::as_ptr);
+    if address(&current) != address(&domain.trace) {
+        trace_from_start(domain);
     }
 }
 
@@ -461,8 +481,33 @@ pub fn note_leave(domain: &mut Domain, result: Result<u64, UpcallError>) {
     if let Some(offer) = &mut domain.offer {
         offer.passed(Side::Driver, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
     }
-    kept.took(Timed::Upcall(operation), ticks);
+    // An upcall in which the driver sleeps takes as long as its parts.
+    let all = core::mem::take(&mut kept.upcall_ticks).wrapping_add(ticks);
+    match result {
+        Err(UpcallError::Asleep) => kept.upcall_ticks = all,
+        _ => kept.took(Timed::Upcall(operation), all),
+    }
     kept.record.add(now, What::Leave(operation, result, ticks));
+}
+
+/// Notes that a traced driver is entered again, after its sleep.
+#[cold]
+#[inline(never)]
+pub fn note_woken(domain: &mut Domain) {
+    note_passed(domain, Side::Kernel);
+    record(domain, What::Woken);
+}
+
+/// Notes what one side has passed to the other.
+#[cold]
+#[inline(never)]
+pub fn note_passed(domain: &mut Domain, side: Side) {
+    let Some(trace) = domain.trace.as_deref().filter(|trace| trace.is_on()) else { return };
+    let mut kept = trace.kept();
+    let now = time::tsc();
+    if let Some(offer) = &mut domain.offer {
+        offer.passed(side, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
+    }
 }
 
 /// Notes that a traced driver calls a service.

@@ -4,7 +4,7 @@
 use super::Domain;
 use super::cause::{Cause, Site, UpcallError};
 use super::fault::{self, Fault};
-use super::trace::{self, What};
+use super::trace;
 use alloc::sync::Arc;
 use hw::arch::frame::TrapFrame;
 use hw::arch::handlers::DriverTrap;
@@ -15,6 +15,7 @@ use log::Level;
 use ringfence_abi::layout::{MAILBOX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{self, Events, POLL};
+use ringfence_core::passed::Side;
 
 /// The number of lines that a driver may log in one upcall.
 const LOG_LINES: u32 = 64;
@@ -51,8 +52,10 @@ impl Domain {
             return Err(UpcallError::Ended);
         }
         self.calls.end(0);
-        trace::note(self, || What::Woken);
-        trace::note_call(self);
+        if self.trace.is_some() {
+            trace::note_woken(self);
+            trace::note_call(self);
+        }
         let budget = self.sleep.ticks_left;
         let exit = CURRENT.wake(self, |domain| &domain.space, budget).ok_or(UpcallError::Ended)?;
         let result = self.leave(exit, budget);
@@ -74,12 +77,17 @@ impl Domain {
         let value = match exit.left {
             Left::Returned(value) => value,
             Left::Terminated => {
+                if self.trace.is_some() {
+                    trace::note_passed(self, Side::Driver);
+                }
                 fault::print_due();
                 return Err(UpcallError::Ended);
             }
             Left::Asleep => {
                 self.sleep.ticks_left = exit.ticks_left;
-                trace::note(self, || What::Leave(self.upcall, Err(UpcallError::Asleep), self.turn.last_ticks));
+                if self.trace.is_some() {
+                    trace::note_leave(self, Err(UpcallError::Asleep));
+                }
                 return Err(UpcallError::Asleep);
             }
         };

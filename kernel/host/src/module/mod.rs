@@ -81,6 +81,7 @@ async fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<
     let started = start(file, ring, parameters, which, None, None).await;
     let handle = started.inspect_err(|_| fault::print_pending())?;
     registry::add(handle.clone());
+    trace::keep_up(&mut handle.lock());
     let class = handle.lock().offered_class();
     if let Some(class) = class {
         class.attach(&handle);
@@ -201,6 +202,7 @@ pub async fn replace_with(
         trace::note(&new, || What::Replaced);
     }
     registry::replace(dead, &fresh);
+    trace::keep_up(&mut fresh.lock());
     let class = fresh.lock().offered_class();
     if let Some(class) = class {
         class.replace(dead, &fresh);

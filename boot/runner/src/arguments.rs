@@ -212,7 +212,7 @@ pub enum Verb {
         system: Option<String>,
     },
     /// Collect the traces of drivers of a system that runs, and show them, or write them to files
-    /// for other tools. Exit status 0 if no event is missing.
+    /// for other tools. Exit status 0 if all events are there, 1 if some are missing.
     Trace {
         /// The drivers.
         #[arg(required = true)]
@@ -224,13 +224,13 @@ pub enum Verb {
         #[arg(long, value_name = "FILE.pcapng")]
         pcap: Option<PathBuf>,
         /// How long to trace [default: until this is interrupted, or the system ends].
-        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
         seconds: Option<u64>,
         /// The system, if several run.
         #[arg(long, value_name = "SYSTEM")]
         system: Option<String>,
         /// Print one JSON object per event.
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["out", "pcap"])]
         json: bool,
     },
     /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.

@@ -41,15 +41,18 @@ pub fn run(options: &Options) -> Result<()> {
     let saves = watch(&folder)?;
     let name = printable(&folder.display().to_string());
     output::line(format_args!("watching {name}: each save is built and pushed; Ctrl-C ends"));
-    let mut view = View { module: String::new(), drivers: BTreeSet::new(), sources: None };
+    let mut view = View {
+        module: String::new(),
+        drivers: BTreeSet::new(),
+        traced: options.trace.then(BTreeSet::new),
+        sources: None,
+    };
     push(options, &mut session, &mut view)?;
-    let mut asked = None;
+    let mut asked = Instant::now();
     loop {
-        if options.trace && asked.is_none_or(|asked: Instant| asked.elapsed() > AGAIN) {
-            asked = Some(Instant::now());
-            for driver in view.drivers.clone() {
-                trace(&mut session, &mut view, &driver)?;
-            }
+        if asked.elapsed() > AGAIN {
+            asked = Instant::now();
+            trace(&mut session, &mut view)?;
         }
         if saves.try_recv().is_ok() {
             while saves.recv_timeout(QUIET).is_ok() {}
@@ -64,13 +67,20 @@ pub fn run(options: &Options) -> Result<()> {
 /// After this time the kernel is asked for the traces again.
 const AGAIN: Duration = Duration::from_secs(TRACE_SECONDS / 3);
 
-/// Asks for the trace of a driver. Says why there is none, but for a driver that is gone.
-fn trace(session: &mut Session, view: &mut View, driver: &str) -> Result<()> {
-    let request = What::Trace { driver: driver.into(), frame_bytes: 64 };
-    if let Err(why) = session.request(request, |heard| view.show(heard))? {
-        view.drivers.remove(driver);
-        output::complain(&format!("not traced: {}", printable(&why)));
+/// Asks for the traces of the module's drivers, if they are to be traced.
+fn trace(session: &mut Session, view: &mut View) -> Result<()> {
+    let Some(refused) = view.traced.take() else { return Ok(()) };
+    let mut still = BTreeSet::new();
+    for driver in view.drivers.clone() {
+        let request = What::Trace { driver: driver.as_str().into(), frame_bytes: 64 };
+        if let Err(why) = session.request(request, |heard| view.show(heard))? {
+            if !refused.contains(&driver) {
+                output::complain(&printable(&format!("not traced: {why}")));
+            }
+            still.insert(driver);
+        }
     }
+    view.traced = Some(still);
     Ok(())
 }
 
@@ -94,7 +104,11 @@ fn push(options: &Options, session: &mut Session, view: &mut View) -> Result<()>
     view.module.clone_from(&module.name);
     let loaded = [(module.name.clone(), module.debug.clone())];
     view.sources = Some(Sources::new(loaded, session.folder().to_path_buf()));
-    let done = session.push(&module.name, &bytes, Some(&module.debug), &[], |event| view.show_event(event))?;
+    // The build may have taken longer than a trace goes on by itself.
+    trace(session, view)?;
+    let done = session.push(&module.name, &bytes, Some(&module.debug), &[], |heard| view.show(heard))?;
+    // A driver that is new is traced from now on.
+    trace(session, view)?;
     let time = began.elapsed().as_secs_f64();
     match done {
         Ok(done) => output::line(format_args!("{done} ({time:.1} s since the save)")),
@@ -108,6 +122,9 @@ struct View {
     module: String,
     /// The drivers that were loaded from the module.
     drivers: BTreeSet<String>,
+    /// If they are to be traced: those whose trace the kernel has refused, for which it was said
+    /// why.
+    traced: Option<BTreeSet<String>>,
     sources: Option<Sources>,
 }
 
@@ -115,7 +132,12 @@ impl View {
     fn show(&mut self, heard: Heard) {
         match heard {
             Heard::Event(event) => self.show_event(event),
-            Heard::Piece(piece) if self.drivers.contains(&*piece.driver) => {
+            Heard::Piece(piece)
+                if self.traced.is_some() && !piece.is_saved && self.drivers.contains(&*piece.driver) =>
+            {
+                if piece.lost > 0 {
+                    output::complain(&format!("{}: {} events are missing", printable(&piece.driver), piece.lost));
+                }
                 let source = Source { driver: piece.driver.into_owned(), kind: piece.kind.into_owned() };
                 piece.events.iter().for_each(|event| crate::trace::show(&source, event, false));
             }

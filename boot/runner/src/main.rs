@@ -93,8 +93,7 @@ fn run(cli: Cli) -> Result<u8> {
             Ok(u8::from(!push::run(&push::Options { name, parameters, system, json })?))
         }
         Some(Verb::Trace { names, out, pcap, seconds, system, json }) => {
-            trace::run(&trace::Options { names, out, pcap, seconds, system, json })?;
-            Ok(0)
+            Ok(u8::from(!trace::run(&trace::Options { names, out, pcap, seconds, system, json })?))
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint { folders }) if folders.is_empty() => build::lint().map(|()| 0),

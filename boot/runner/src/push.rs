@@ -3,7 +3,7 @@
 
 use crate::build;
 use crate::output;
-use crate::session::Session;
+use crate::session::{Heard, Session};
 use anyhow::{Context, Result};
 use ringfence_link::event::Event;
 use serde_json::json;
@@ -30,8 +30,8 @@ pub fn run(options: &Options) -> Result<bool> {
     let built = started.elapsed();
     let bytes = std::fs::read(&module.packed).with_context(|| format!("cannot read {}", module.packed.display()))?;
     let mut faults = Vec::new();
-    let done = session.push(&module.name, &bytes, Some(&module.debug), &options.parameters, |event| {
-        if let Event::Fault(fault) = event
+    let done = session.push(&module.name, &bytes, Some(&module.debug), &options.parameters, |heard| {
+        if let Heard::Event(Event::Fault(fault)) = heard
             && fault.module == module.name
         {
             faults.push(fault);

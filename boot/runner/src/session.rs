@@ -156,12 +156,10 @@ impl Session {
         bytes: &[u8],
         debug: Option<&Path>,
         parameters: &[String],
-        mut seen: impl FnMut(Event<'static>),
+        mut seen: impl FnMut(Heard),
     ) -> Result<Result<String, String>> {
         let file = fastrand::u64(..);
         let len_bytes = u32::try_from(bytes.len()).context("the file is too long")?;
-        // Pieces of traces are for other programs.
-        let mut seen = |heard: Heard| heard.event().into_iter().for_each(&mut seen);
         let begin = What::File { file, name: name.into(), len_bytes };
         let build = match self.request(begin, &mut seen)? {
             Ok(build) => build,

@@ -68,7 +68,8 @@ fn tracks(bytes: &[u8]) -> BTreeMap<String, Vec<(u64, TrackEvent)>> {
             tracks.entry(name.clone()).or_default().push((packet.timestamp(), event.clone()));
         }
     }
-    for (name, events) in &tracks {
+    for (name, events) in &mut tracks {
+        events.sort_by_key(|(at, _)| *at);
         let mut depth = 0;
         for (_, event) in events {
             match event.type_() {
@@ -78,7 +79,6 @@ fn tracks(bytes: &[u8]) -> BTreeMap<String, Vec<(u64, TrackEvent)>> {
             }
             assert!((0..=1).contains(&depth), "{name}: {event}");
         }
-        assert!(events.is_sorted_by_key(|(at, _)| *at), "{name}");
     }
     tracks
 }
@@ -119,6 +119,12 @@ fn perfetto_and_wireshark_open_what_is_collected() {
     let comment = "e1000 the driver was ended before this: killed, a successor has taken its place";
     assert_eq!(tshark(&pcap, &fields), [comment]);
 
+    leave(running);
+    let output = child.wait_with_output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{said}{errors}");
+    assert!(said.contains("t.pftrace: ") && said.contains("t.pcapng: "), "{said}");
+
     let tracks = tracks(&std::fs::read(&out).unwrap());
     let slices = |track: &str| tracks[track].iter().filter(|(_, event)| event.type_() == Type::TYPE_SLICE_BEGIN);
     let init = slices("e1000").find(|(_, event)| event.name() == "init").expect("the successor's init");
@@ -136,12 +142,6 @@ fn perfetto_and_wireshark_open_what_is_collected() {
     assert!(place("ended") < place("init") && place("init") < place("replaced"), "{instants:?}");
     let counts: Vec<i64> = tracks["virtio-scsi: in hand"].iter().map(|(_, event)| event.counter_value()).collect();
     assert!(counts.chunks(2).all(|two| two == [1, 0]), "{counts:?}");
-
-    leave(running);
-    let output = child.wait_with_output().unwrap();
-    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(0), "{said}{errors}");
-    assert!(said.contains("t.pftrace: ") && said.contains("t.pcapng: "), "{said}");
 }
 
 /// Programs get each event as an object; mistakes are said.
@@ -195,6 +195,26 @@ fn a_saved_trace_is_a_file() {
     assert_eq!(text, "no domain 'template' is loaded");
     let tracks = tracks(&until("the file", || std::fs::read(&path).ok().filter(|bytes| bytes.len() > 200)));
     assert_eq!(tracks["null"].iter().filter(|(_, event)| event.name() == "init").count(), 1);
+    leave(running);
+}
+
+/// Ctrl-C ends the collection in order, and another program's trace is not shown.
+#[test]
+fn an_interrupt_ends_it_with_all_that_has_come() {
+    let mut running = at_prompt(bare(""));
+    ["insmod template", "insmod null"].iter().for_each(|line| run_well(&mut running, line));
+    let [child, other] = ["template", "null"].map(|name| collect(&running, &[name]));
+    run_well(&mut running, "tell template x");
+    run_well(&mut running, "trace template save");
+    let interrupt = |child: &Child| Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    [&child, &other].iter().for_each(|child| assert!(interrupt(child).success()));
+    let [mine, others] = [child, other].map(|child| child.wait_with_output().unwrap());
+    assert_eq!([mine.status.code(), others.status.code()], [Some(0); 2]);
+    let text = String::from_utf8_lossy(&mine.stdout).into_owned();
+    assert_eq!(text.matches("> command(\"x\")").count(), 1, "{text}");
+    assert_eq!((text.matches("< 0x1 ").count(), others.stdout.len()), (1, 0), "{text}");
+    // The kernel traces neither of them any more.
+    run_well(&mut running, "trace template help");
     leave(running);
 }
 

@@ -32,10 +32,13 @@ fn the_rates_are_those_of_the_last_moment() {
         drivers.iter().find(|driver| driver.name == "virtio-scsi").unwrap()
     };
     let count = |rate: f64, table: usize| (rate * tables[table].0 as f64 / 1e6).round() as u64;
-    // What came before the table, and after the reads, is not in it.
-    assert_eq!([count(scsi(0).operations, 0), count(scsi(2).operations, 2)], [0, 0], "{text}");
-    assert_eq!((count(scsi(1).operations, 1), count(scsi(1).bytes, 1)), (20, 20 * 4096), "{text}");
-    assert!(scsi(1).upcalls >= 20.0 && scsi(1).cpu_percent > 0.0 && scsi(1).interrupts > 0.0, "{text}");
+    // What came before the table is not in it.
+    assert_eq!(count(scsi(0).operations, 0), 0, "{text}");
+    // On a busy host, some of the reads are in the next table.
+    let both = |of: fn(&Activity) -> f64| count(of(scsi(1)), 1) + count(of(scsi(2)), 2);
+    assert_eq!([both(|scsi| scsi.operations), both(|scsi| scsi.bytes)], [20, 20 * 4096], "{text}");
+    assert!(both(|scsi| scsi.upcalls) >= 20 && both(|scsi| scsi.interrupts) > 0, "{text}");
+    assert!(scsi(1).cpu_percent > 0.0, "{text}");
     assert_eq!((&*scsi(1).kind, scsi(1).ring, scsi(1).restarts, scsi(3).restarts), ("scsi", 1, 0, 1));
     assert!(scsi(1).memory_bytes > 0);
     assert_says(&text, "DOMAIN          KIND  RING CPU % UPC/S CALL/S  OP/S  KB/S IRQ/S FLTS RSTS    KIB");

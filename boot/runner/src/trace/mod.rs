@@ -3,13 +3,13 @@
 //!
 //! * [`perfetto`]: a file for ui.perfetto.dev; [`pcapng`]: a file for Wireshark
 //!
-//! Each event is in the files as soon as it has come, so that they are whole whenever this is
-//! interrupted.
+//! Ctrl-C ends this in order. If it is killed, the files end with a whole event, and may lack those
+//! of the last moment.
 
 use crate::output::{self, printable};
 use crate::session::{Heard, Session};
 use crate::target;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use pcapng::Pcapng;
 use perfetto::Perfetto;
 use ringfence_link::frame::Frame;
@@ -18,9 +18,10 @@ use ringfence_link::trace::{Piece, Traced, What};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 mod pcapng;
@@ -57,8 +58,11 @@ pub struct Source {
 
 /// A place for events.
 trait Sink {
-    /// Adds an event.
-    fn add(&mut self, source: &Source, event: &Traced<'static>) -> std::io::Result<()>;
+    /// Adds an event. Returns whether it has a place there.
+    fn add(&mut self, source: &Source, event: &Traced<'static>) -> std::io::Result<bool>;
+
+    /// Notes that events of a driver are missing here.
+    fn lost(&mut self, source: &Source, at_ns: u64, count: u64) -> std::io::Result<()>;
 
     /// Writes what was added.
     fn flush(&mut self) -> std::io::Result<()>;
@@ -70,8 +74,12 @@ struct Terminal {
 }
 
 impl Sink for Terminal {
-    fn add(&mut self, source: &Source, event: &Traced<'static>) -> std::io::Result<()> {
+    fn add(&mut self, source: &Source, event: &Traced<'static>) -> std::io::Result<bool> {
         show(source, event, self.json);
+        Ok(true)
+    }
+
+    fn lost(&mut self, _: &Source, _: u64, _: u64) -> std::io::Result<()> {
         Ok(())
     }
 
@@ -80,15 +88,54 @@ impl Sink for Terminal {
     }
 }
 
+/// A file that grows by whole pieces: if this is interrupted, the file ends with the last one.
+struct Whole {
+    file: File,
+    added: Vec<u8>,
+}
+
+impl Write for Whole {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.added.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.write_all(&std::mem::take(&mut self.added))
+    }
+}
+
+impl Whole {
+    fn create(path: &Path) -> Result<Whole> {
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Whole { file, added: Vec::new() })
+    }
+}
+
+/// A file, or the output, and how many events it has.
+struct Place {
+    path: PathBuf,
+    sink: Box<dyn Sink>,
+    count: u64,
+}
+
 /// How long an event waits for earlier ones: the kernel sends the drivers' events one driver after
 /// the other.
 const WAIT: Duration = Duration::from_millis(300);
+
+/// An event that waits for earlier ones.
+struct Waiting {
+    source: Arc<Source>,
+    event: Traced<'static>,
+    /// How many events are missing before it.
+    lost: u64,
+    since: Instant,
+}
 
 /// The events that have come, in the order of their times.
 #[derive(Default)]
 struct Collected {
     /// By time, and by the order in which they came.
-    waiting: BTreeMap<(u64, u64), (Arc<Source>, Traced<'static>, Instant)>,
+    waiting: BTreeMap<(u64, u64), Waiting>,
     count: u64,
     lost: u64,
 }
@@ -101,64 +148,111 @@ impl Collected {
         }
         let source = Source { driver: piece.driver.into_owned(), kind: piece.kind.into_owned() };
         let (source, now) = (Arc::new(source), Instant::now());
+        let mut lost = piece.lost;
         for event in piece.events {
-            self.waiting.insert((event.at_ns, self.count), (source.clone(), event, now));
+            let lost = std::mem::take(&mut lost);
+            let key = (event.at_ns, self.count);
+            self.waiting.insert(key, Waiting { source: source.clone(), event, lost, since: now });
             self.count += 1;
         }
     }
 
     /// Passes the events on that have waited for `wait`.
-    fn pass_on(&mut self, wait: Duration, sinks: &mut [(PathBuf, Box<dyn Sink>)]) -> Result<()> {
+    fn pass_on(&mut self, wait: Duration, places: &mut [Place]) -> Result<()> {
         let mut due = Vec::new();
-        while let Some(first) = self.waiting.first_entry().filter(|first| first.get().2.elapsed() >= wait) {
+        while let Some(first) = self.waiting.first_entry().filter(|first| first.get().since.elapsed() >= wait) {
             due.push(first.remove());
         }
-        for (path, sink) in sinks {
-            let added = due.iter().try_for_each(|(source, event, _)| sink.add(source, event));
-            added.and_then(|()| sink.flush()).with_context(|| format!("cannot write {}", path.display()))?;
+        for Place { path, sink, count } in places {
+            let mut add = || -> std::io::Result<()> {
+                for Waiting { source, event, lost, .. } in &due {
+                    if *lost > 0 {
+                        sink.lost(source, event.at_ns, *lost)?;
+                    }
+                    *count += u64::from(sink.add(source, event)?);
+                }
+                sink.flush()
+            };
+            add().with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }
 }
 
-/// Collects traces until the time is over, the system ends, or this is interrupted.
-pub fn run(options: &Options) -> Result<()> {
+/// Set by Ctrl-C.
+static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Collects traces until the time is over, the system ends, or this is interrupted. Returns whether
+/// all events are there.
+pub fn run(options: &Options) -> Result<bool> {
     let mut session = Session::find(options.system.as_deref())?;
-    let mut sinks = sinks(options)?;
     let mut collected = Collected::default();
-    ask(&mut session, options, &mut collected)?;
-    let mut asked = Instant::now();
-    let end = options.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    // A name that is wrong must not cost an earlier file.
+    ask(&mut session, options, &mut collected)??;
+    let mut places = places(options)?;
+    // Without the handler, Ctrl-C ends this all the same, but for the last events.
+    let _ = ctrlc::set_handler(|| IS_INTERRUPTED.store(true, Ordering::Relaxed));
+    let began = Instant::now();
     if !options.json {
         let until = options.seconds.map_or("Ctrl-C ends".to_string(), |seconds| format!("{seconds} s"));
         output::complain(&format!("tracing {}: {until}", options.names.join(", ")));
     }
-    let mut has_ended = false;
-    while !has_ended && end.is_none_or(|end| Instant::now() < end) {
+    let collecting = collect(&mut session, options, &mut collected, &mut places, began);
+    // What has come is kept, whatever has happened since.
+    collected.pass_on(Duration::ZERO, &mut places)?;
+    collecting?;
+    for Place { path, count, .. } in places.iter().filter(|_| options.out.is_some() || options.pcap.is_some()) {
+        output::line(format_args!("{}: {count} events", path.display()));
+    }
+    if collected.lost > 0 {
+        let lost = collected.lost;
+        output::complain(&format!("{lost} events are missing: they came faster than the link took them"));
+    }
+    Ok(collected.lost == 0)
+}
+
+/// Collects until the end, and has the kernel end the traces.
+fn collect(
+    session: &mut Session,
+    options: &Options,
+    collected: &mut Collected,
+    places: &mut [Place],
+    began: Instant,
+) -> Result<()> {
+    let is_over = || {
+        let is_late = options.seconds.is_some_and(|seconds| began.elapsed().as_secs() >= seconds);
+        is_late || IS_INTERRUPTED.load(Ordering::Relaxed)
+    };
+    let mut asked = began;
+    while !is_over() {
         if asked.elapsed() > Duration::from_secs(TRACE_SECONDS / 3) {
-            ask(&mut session, options, &mut collected)?;
+            match ask(session, options, collected) {
+                Ok(refused) => refused?,
+                // The system has ended.
+                Err(_) => return Ok(()),
+            }
             asked = Instant::now();
         }
         match session.hear(LOOK) {
-            Ok(heard) => heard.and_then(Heard::piece).into_iter().for_each(|piece| collected.add(piece)),
-            // The system has ended.
-            Err(_) => has_ended = true,
+            Ok(heard) => heard.into_iter().for_each(|heard| take(options, collected, heard)),
+            Err(_) => return Ok(()),
         }
-        collected.pass_on(WAIT, &mut sinks)?;
+        collected.pass_on(WAIT, places)?;
     }
-    for name in options.names.iter().filter(|_| !has_ended) {
+    for name in &options.names {
         let request = Request::EndTrace { driver: name.as_str().into() };
-        // If the driver is traced no more, what has come is kept all the same.
-        let _ = session.request(request, |heard| heard.piece().into_iter().for_each(|piece| collected.add(piece)))?;
-    }
-    collected.pass_on(Duration::ZERO, &mut sinks)?;
-    for path in options.out.iter().chain(&options.pcap) {
-        output::line(format_args!("{}: {} events", path.display(), collected.count));
-    }
-    if collected.lost > 0 {
-        bail!("{} events are missing: they came faster than the link took them", collected.lost);
+        // The driver may be traced no more, or the system may have ended.
+        if session.request(request, |heard| take(options, collected, heard)).is_err() {
+            break;
+        }
     }
     Ok(())
+}
+
+/// Takes what the system says, if it is a piece of a trace that was asked for.
+fn take(options: &Options, collected: &mut Collected, heard: Heard) {
+    let piece = heard.piece().filter(|piece| !piece.is_saved && options.names.iter().any(|name| *name == piece.driver));
+    piece.into_iter().for_each(|piece| collected.add(piece));
 }
 
 /// The pieces of traces that a person wants saved (`trace NAME save`).
@@ -171,12 +265,12 @@ impl Saved {
         self.0.extend(Piece::read(&frame.payload).filter(|piece| piece.is_saved));
     }
 
-    /// Writes the trace of the driver called `name` to a file, and says so if that fails.
+    /// Writes the trace of the driver called `name` to a file, and says so if that fails. A trace
+    /// whose end has not come, because nobody waited for it, is dropped.
     pub fn save(&mut self, name: &str) {
-        let (mine, others) = self.0.drain(..).partition(|piece| piece.driver == name);
-        self.0 = others;
-        if let Err(error) = write(name, mine) {
-            output::complain(&format!("the trace of {} is not saved: {error:#}", printable(name)));
+        let pieces = std::mem::take(&mut self.0).into_iter().filter(|piece| piece.driver == name).collect();
+        if let Err(error) = write(name, pieces) {
+            output::complain(&printable(&format!("the trace of {name} is not saved: {error:#}")));
         }
     }
 }
@@ -186,10 +280,10 @@ fn write(name: &str, pieces: Vec<Piece<'static>>) -> Result<()> {
     let folder = saved_folder();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join(format!("{}.pftrace", name.replace('/', "_")));
-    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let sink = Box::new(Perfetto::new(Whole::create(&path)?)?);
     let mut collected = Collected::default();
     pieces.into_iter().for_each(|piece| collected.add(piece));
-    collected.pass_on(Duration::ZERO, &mut [(path, Box::new(Perfetto::new(BufWriter::new(file))?))])
+    collected.pass_on(Duration::ZERO, &mut [Place { path, sink, count: 0 }])
 }
 
 /// Returns the folder of saved traces.
@@ -201,32 +295,35 @@ pub fn saved_folder() -> PathBuf {
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Returns the places that events go to.
-fn sinks(options: &Options) -> Result<Vec<(PathBuf, Box<dyn Sink>)>> {
-    let create = |path: &Path| -> Result<BufWriter<File>> {
-        Ok(BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?))
-    };
-    let mut sinks: Vec<(PathBuf, Box<dyn Sink>)> = Vec::new();
+fn places(options: &Options) -> Result<Vec<Place>> {
+    let mut places = Vec::new();
     if let Some(path) = &options.out {
-        sinks.push((path.clone(), Box::new(Perfetto::new(create(path)?)?)));
+        let sink = Box::new(Perfetto::new(Whole::create(path)?)?);
+        places.push(Place { path: path.clone(), sink, count: 0 });
     }
     if let Some(path) = &options.pcap {
-        sinks.push((path.clone(), Box::new(Pcapng::new(create(path)?)?)));
+        let sink = Box::new(Pcapng::new(Whole::create(path)?)?);
+        places.push(Place { path: path.clone(), sink, count: 0 });
     }
-    if sinks.is_empty() {
-        sinks.push((PathBuf::from("the output"), Box::new(Terminal { json: options.json })));
+    if places.is_empty() {
+        let sink = Box::new(Terminal { json: options.json });
+        places.push(Place { path: PathBuf::from("the output"), sink, count: 0 });
     }
-    Ok(sinks)
+    Ok(places)
 }
 
-/// Asks for the traces, or for more of them.
-fn ask(session: &mut Session, options: &Options, collected: &mut Collected) -> Result<()> {
+/// Asks for the traces, or for more of them. The inner error is the kernel's refusal; the outer one
+/// says that the system has ended.
+fn ask(session: &mut Session, options: &Options, collected: &mut Collected) -> Result<Result<()>> {
     let frame_bytes = if options.pcap.is_some() { WHOLE_FRAME } else { FRAME_START };
     for name in &options.names {
         let request = Request::Trace { driver: name.as_str().into(), frame_bytes };
-        let answer = session.request(request, |heard| heard.piece().into_iter().for_each(|piece| collected.add(piece)));
-        answer?.map_err(|why| anyhow!("{}", printable(&why)))?;
+        let answer = session.request(request, |heard| take(options, collected, heard));
+        if let Err(why) = answer? {
+            return Ok(Err(anyhow!("{}", printable(&why))));
+        }
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// Prints an event.

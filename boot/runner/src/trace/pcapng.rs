@@ -2,10 +2,10 @@
 //! cards, and SCSI commands in the way that iSCSI has them (RFC 7143), which Wireshark dissects. A
 //! comment stands where a driver was ended or replaced.
 
-use super::{Sink, Source, Traced, What};
+use super::{Sink, Source, Traced, WAIT, What};
 use ringfence_abi::scsi::{Asked, FUNCTION_COMMAND};
 use ringfence_link::trace::Content;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Result, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -45,6 +45,8 @@ pub struct Pcapng<W> {
     to: W,
     /// The interface of each driver, by name, and what is to be said with its next packet.
     interfaces: BTreeMap<String, (u32, Option<String>)>,
+    /// The commands that are under way: driver and number.
+    commands: BTreeSet<(String, u64)>,
     /// The time of the system's boot, in nanoseconds since 1970, once an event has come.
     boot_ns: Option<u64>,
 }
@@ -61,7 +63,7 @@ fn option(code: u16, value: &[u8]) -> Vec<u8> {
 impl<W: Write> Pcapng<W> {
     /// Begins a capture.
     pub fn new(to: W) -> Result<Pcapng<W>> {
-        let mut capture = Pcapng { to, interfaces: BTreeMap::new(), boot_ns: None };
+        let mut capture = Pcapng { to, interfaces: BTreeMap::new(), commands: BTreeSet::new(), boot_ns: None };
         let mut body = 0x1a2b_3c4d_u32.to_le_bytes().to_vec();
         // Version 1.0, and a section of unknown length.
         body.extend([1, 0, 0, 0]);
@@ -102,7 +104,8 @@ impl<W: Write> Pcapng<W> {
     fn packet(&mut self, source: &Source, at_ns: u64, flags: u32, bytes: &[u8], len_bytes: u32) -> Result<()> {
         let number = self.interface(source)?;
         let boot_ns = *self.boot_ns.get_or_insert_with(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            // The first event has waited for others.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(WAIT);
             (now.as_nanos() as u64).saturating_sub(at_ns)
         });
         let at = boot_ns.saturating_add(at_ns);
@@ -177,26 +180,39 @@ fn response(result: u32, number: u64) -> [u8; HEADER] {
 }
 
 impl<W: Write> Sink for Pcapng<W> {
-    fn add(&mut self, source: &Source, event: &Traced<'static>) -> Result<()> {
+    fn add(&mut self, source: &Source, event: &Traced<'static>) -> Result<bool> {
         let at_ns = event.at_ns;
         match &event.what {
             What::Given { content: Content::Frame(frame), len_bytes, .. } => {
-                self.packet(source, at_ns, OUTBOUND, frame, *len_bytes)
+                self.packet(source, at_ns, OUTBOUND, frame, *len_bytes)?;
             }
-            What::Received { frame, len_bytes, .. } => self.packet(source, at_ns, INBOUND, frame, *len_bytes),
+            What::Received { frame, len_bytes, .. } => self.packet(source, at_ns, INBOUND, frame, *len_bytes)?,
             What::Given { content: Content::Request(request), number, len_bytes, .. } if source.kind == "scsi" => {
-                match command(*request, *number, *len_bytes) {
-                    Some(header) => self.pdu(source, at_ns, OUTBOUND, header),
-                    None => Ok(()),
-                }
+                let Some(header) = command(*request, *number, *len_bytes) else { return Ok(false) };
+                self.commands.insert((source.driver.clone(), *number));
+                self.pdu(source, at_ns, OUTBOUND, header)?;
             }
-            What::Done { result, number, .. } if source.kind == "scsi" => {
-                self.pdu(source, at_ns, INBOUND, response(*result, *number))
+            // A response to a command that was seen.
+            What::Done { result, number, .. } if self.commands.remove(&(source.driver.clone(), *number)) => {
+                self.pdu(source, at_ns, INBOUND, response(*result, *number))?;
             }
-            What::Ended { kind } => self.comment(source, format!("the driver was ended before this: {kind}")),
-            What::Replaced => self.comment(source, "a successor has taken its place".to_string()),
-            _ => Ok(()),
+            What::Ended { kind } => {
+                self.commands.retain(|(driver, _)| *driver != source.driver);
+                self.comment(source, format!("the driver was ended before this: {kind}"))?;
+                return Ok(false);
+            }
+            What::Replaced => {
+                self.comment(source, "a successor has taken its place".to_string())?;
+                return Ok(false);
+            }
+            _ => return Ok(false),
         }
+        Ok(true)
+    }
+
+    fn lost(&mut self, source: &Source, _: u64, count: u64) -> Result<()> {
+        self.commands.retain(|(driver, _)| *driver != source.driver);
+        self.comment(source, format!("{count} events are missing before this"))
     }
 
     fn flush(&mut self) -> Result<()> {

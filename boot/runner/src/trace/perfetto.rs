@@ -1,7 +1,7 @@
 //! A trace in Perfetto's own format, a protocol buffer (perfetto.dev, "Trace packet reference"): a
 //! track for each driver with its upcalls, one for the kernel with the services that it carries out
-//! for them, arrows from an upcall to the services that it calls, and a counter of what each driver
-//! has in hand.
+//! for them, arrows from an upcall through the services that it calls, and a counter of what each
+//! driver has in hand.
 
 use super::{Sink, Source, Traced, What};
 use std::collections::{BTreeMap, BTreeSet};
@@ -174,7 +174,40 @@ fn named(name: &str, words: &str) -> Message {
 }
 
 impl<W: Write> Sink for Perfetto<W> {
-    fn add(&mut self, source: &Source, event: &Traced<'static>) -> Result<()> {
+    fn add(&mut self, source: &Source, event: &Traced<'static>) -> Result<bool> {
+        self.add_any(source, event).map(|()| true)
+    }
+
+    fn lost(&mut self, source: &Source, at_ns: u64, count: u64) -> Result<()> {
+        self.know(&source.driver)?;
+        self.begin_anew(source, at_ns)?;
+        let Some(driver) = self.drivers.get(&source.driver) else { return Ok(()) };
+        let track = driver.track;
+        self.event(at_ns, track, INSTANT, named(&format!("{count} events are missing"), ""))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.to.flush()
+    }
+}
+
+impl<W: Write> Perfetto<W> {
+    /// Ends the driver's upcall, if one is under way, and takes what it has in hand: it was ended,
+    /// or what it did is not known.
+    fn begin_anew(&mut self, source: &Source, at_ns: u64) -> Result<()> {
+        let Some(driver) = self.drivers.get_mut(&source.driver) else { return Ok(()) };
+        let (track, was_running) = (driver.track, driver.upcall.take().is_some());
+        let had_some = !std::mem::take(&mut driver.in_hand).is_empty();
+        if was_running {
+            self.event(at_ns, track, SLICE_END, Message::default())?;
+        }
+        if had_some {
+            self.event(at_ns, track + 1, COUNT, Message::default().number(field::COUNTER_VALUE, 0))?;
+        }
+        Ok(())
+    }
+
+    fn add_any(&mut self, source: &Source, event: &Traced<'static>) -> Result<()> {
         self.know(&source.driver)?;
         let Some(driver) = self.drivers.get_mut(&source.driver) else { return Ok(()) };
         let (at_ns, track) = (event.at_ns, driver.track);
@@ -187,9 +220,10 @@ impl<W: Write> Sink for Perfetto<W> {
                 self.event(at_ns, track, SLICE_BEGIN, rest)
             }
             What::Woken => {
-                driver.upcall = Some(self.next_flow);
+                let flow = self.next_flow;
                 self.next_flow += 1;
-                self.event(at_ns, track, SLICE_BEGIN, named("goes on", ""))
+                driver.upcall = Some(flow);
+                self.event(at_ns, track, SLICE_BEGIN, named("goes on", "").fixed(field::FLOW, flow))
             }
             // If the beginning was not seen, there is no slice to end.
             What::Leave { words, .. } if driver.upcall.take().is_some() => {
@@ -197,6 +231,7 @@ impl<W: Write> Sink for Perfetto<W> {
                 self.event(at_ns, track, SLICE_END, rest)
             }
             What::Leave { .. } => Ok(()),
+            // A service in which the driver has slept takes longer than the upcall has run since.
             What::Call { service, words, took_ns } => {
                 let mut rest = named(service, words);
                 if let Some(flow) = driver.upcall {
@@ -221,17 +256,11 @@ impl<W: Write> Sink for Perfetto<W> {
                 self.event(at_ns, track, INSTANT, named(&format!("receives {number}"), words))
             }
             What::Ended { kind } => {
-                let was_running = driver.upcall.take().is_some();
-                driver.in_hand.clear();
                 self.event(at_ns, track, INSTANT, named("ended", kind))?;
-                if was_running { self.event(at_ns, track, SLICE_END, Message::default()) } else { Ok(()) }
+                self.begin_anew(source, at_ns)
             }
             What::Replaced => self.event(at_ns, track, INSTANT, named("replaced", "")),
             What::Note { words } => self.event(at_ns, track, INSTANT, named("note", words)),
         }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.to.flush()
     }
 }

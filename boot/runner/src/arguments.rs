@@ -212,7 +212,7 @@ pub enum Verb {
         system: Option<String>,
     },
     /// Collect the traces of drivers of a system that runs, and show them, or write them to files
-    /// for other tools. Exit status 0 if all events are there, 1 if some are missing.
+    /// for other tools. Exit status 1 if events were lost because they came too fast.
     Trace {
         /// The drivers.
         #[arg(required = true)]

@@ -10,7 +10,7 @@ use core::task::Poll;
 use embassy_futures::select::{Either, select};
 use embassy_time::{Duration, Instant, Timer};
 use host::domain::life::Activity;
-use host::domain::{Domain, Handle, registry, trust};
+use host::domain::{Domain, Handle, offer, registry, trust};
 use host::ramdisk;
 use hw::arch::{interrupts, time};
 use hw::{console, link, println};
@@ -54,7 +54,7 @@ impl Snapshot {
             let rate = |of: fn(&Activity) -> u64| of(&now).saturating_sub(of(&before)) as f64 / seconds;
             event::Activity {
                 name: domain.name.clone().into(),
-                kind: domain.manifest.kind().map_or(String::new(), |kind| format!("{kind:?}").to_lowercase()).into(),
+                kind: domain.manifest.kind().map(offer::kind_name).unwrap_or_default().into(),
                 ring: domain.ring() as u8,
                 cpu_percent: percent(now.cpu_ticks.saturating_sub(before.cpu_ticks)),
                 upcalls: rate(|activity| activity.upcalls),

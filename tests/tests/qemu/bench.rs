@@ -17,8 +17,9 @@ fn a_driver_without_answers_does_not_hold_the_benchmark() {
 }
 
 /// Both drivers serve again within five million instructions after their end, and after a reload.
-/// At one instruction per nanosecond, as QEMU counts, these are 5 ms. A guest that waits for the
-/// disk of a busy host takes interrupts of its clock meanwhile, so the median is compared.
+/// At one instruction per nanosecond, as QEMU counts, these are 5 ms. A reload takes 4.7 million on
+/// QEMU 10. A guest that waits for the disk of a busy host takes interrupts of its clock meanwhile,
+/// so that the median of the reloads is compared, and the slowest of the restarts.
 #[test]
 fn drivers_serve_again_within_five_million_instructions() {
     let mut machine = machine("ip; lsblk; bench recovery --instructions; bench reload --instructions");
@@ -29,7 +30,8 @@ fn drivers_serve_again_within_five_million_instructions() {
     let rows = text.rows();
     let served: Vec<_> = rows.iter().filter(|row| row.name.ends_with("-served")).collect();
     assert_eq!(served.len(), 4, "{text}");
-    assert!(served.iter().all(|row| (10_000.0..5_000_000.0).contains(&row.median)), "{served:?}");
+    let most = |row: &Row| if row.name.starts_with("reload/") { row.median } else { row.p99 };
+    assert!(served.iter().all(|row| (10_000.0..5_000_000.0).contains(&most(row))), "{served:?}");
 }
 
 /// At one instruction per nanosecond, this is a millisecond.

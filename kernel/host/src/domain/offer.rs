@@ -7,6 +7,7 @@
 use super::cause::Cause;
 use super::{Domain, Handle};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use core::any::Any;
 use hw::memory::frames::Lent;
@@ -120,6 +121,12 @@ pub fn classes() -> impl Iterator<Item = &'static dyn Class> {
 /// come.
 pub fn wake_waiting() {
     classes().for_each(|class| class.wake_waiting());
+}
+
+/// Returns the name of what drivers of this kind offer, for programs: `nic`, `scsi`, `block` or
+/// `other`.
+pub fn kind_name(kind: Kind) -> String {
+    format!("{kind:?}").to_lowercase()
 }
 
 /// Returns the class of the devices that drivers of this kind offer, if they offer any.

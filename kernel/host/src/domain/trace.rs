@@ -11,7 +11,7 @@
 use super::calls::Call;
 use super::cause::UpcallError;
 use super::{Domain, offer, registry};
-use alloc::format;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -253,7 +253,7 @@ impl Kept {
 
     /// Returns the name of what the driver offers: `nic`, `scsi`, `block` or `other`.
     pub fn kind_name(&self) -> String {
-        self.kind.map(|kind| format!("{kind:?}").to_lowercase()).unwrap_or_default()
+        self.kind.map(offer::kind_name).unwrap_or_default()
     }
 
     /// Returns the class of what is passed, if the driver offers something.
@@ -452,12 +452,7 @@ fn under_way(domain: &Domain) -> Option<&Trace> {
 #[inline(never)]
 pub fn note_enter(domain: &mut Domain, operation: u64, arguments: [u64; 3]) {
     let base = domain.base();
-    let Some(trace) = domain.trace.as_deref().filter(|trace| trace.is_on()) else { return };
-    let mut kept = trace.kept();
-    let now = time::tsc();
-    if let Some(offer) = &mut domain.offer {
-        offer.passed(Side::Kernel, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
-    }
+    let Some((mut kept, now)) = kept_with_passed(&domain.trace, &mut domain.offer, Side::Kernel) else { return };
     let mut text = Span::default();
     if operation == COMMAND {
         let mut room = [0; TEXT_BYTES];
@@ -475,12 +470,7 @@ pub fn note_enter(domain: &mut Domain, operation: u64, arguments: [u64; 3]) {
 #[inline(never)]
 pub fn note_leave(domain: &mut Domain, result: Result<u64, UpcallError>) {
     let (operation, ticks) = (domain.upcall, domain.turn.last_ticks);
-    let Some(trace) = domain.trace.as_deref().filter(|trace| trace.is_on()) else { return };
-    let mut kept = trace.kept();
-    let now = time::tsc();
-    if let Some(offer) = &mut domain.offer {
-        offer.passed(Side::Driver, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
-    }
+    let Some((mut kept, now)) = kept_with_passed(&domain.trace, &mut domain.offer, Side::Driver) else { return };
     // An upcall in which the driver sleeps takes as long as its parts.
     let all = core::mem::take(&mut kept.upcall_ticks).wrapping_add(ticks);
     match result {
@@ -502,12 +492,23 @@ pub fn note_woken(domain: &mut Domain) {
 #[cold]
 #[inline(never)]
 pub fn note_passed(domain: &mut Domain, side: Side) {
-    let Some(trace) = domain.trace.as_deref().filter(|trace| trace.is_on()) else { return };
-    let mut kept = trace.kept();
-    let now = time::tsc();
-    if let Some(offer) = &mut domain.offer {
+    kept_with_passed(&domain.trace, &mut domain.offer, side);
+}
+
+/// Notes what one side has passed to the other, if the trace is under way. Returns what it has
+/// kept, and the time at which it was noted.
+#[inline(always)]
+fn kept_with_passed<'a>(
+    trace: &'a Option<Arc<Trace>>,
+    offer: &mut Option<Box<dyn offer::Offer>>,
+    side: Side,
+) -> Option<(MutexGuard<'a, Kept>, u64)> {
+    let trace = trace.as_deref().filter(|trace| trace.is_on())?;
+    let (mut kept, now) = (trace.kept(), time::tsc());
+    if let Some(offer) = offer {
         offer.passed(side, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
     }
+    Some((kept, now))
 }
 
 /// Notes that a traced driver calls a service.

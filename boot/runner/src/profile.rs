@@ -44,6 +44,8 @@ const BEGINS: &str = "ringfence_kernel::bench::sample_begins";
 const ENDS: &str = "ringfence_kernel::bench::sample_ends";
 /// Where the kernel's handling of an interrupt or exception begins (`kernel/hw/src/arch/entry.S`).
 const TRAP: &str = "trap_enter";
+/// The bits of a block's flags with its number of instructions, if that was asked for (CF_COUNT_MASK).
+const LENGTH: u64 = 0x1ff;
 /// The beginning of QEMU's trace events for accesses to registers.
 const ACCESS: &str = "memory_region_ops_";
 /// The beginning of its trace events for invalidations of the IOMMU's cache of translations.
@@ -219,10 +221,22 @@ impl Executed {
 /// accesses to registers of devices and of invalidations by the IOMMU.
 ///
 /// The log has the instructions of a block when QEMU has translated it, and a line for each block
-/// that is executed, and for each access.
+/// that is executed, and for each access. A block is told from others by where its translation is on
+/// the host: near an interrupt, QEMU translates a part of a block again, which begins at the same
+/// address and is shorter.
+///
+/// A block is left before an instruction that accesses a register of a device, and that instruction
+/// follows as a block of its own. Such a block has its number of instructions in its flags, so what
+/// the block before it did not come to is not counted.
 fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, Instruction>, [u64; 2])> {
-    let mut blocks: HashMap<u64, Vec<(u64, Vec<u8>)>> = HashMap::new();
-    let mut executed: HashMap<u64, u64> = HashMap::new();
+    // The blocks whose translations have not been executed yet, by their addresses in the guest.
+    let mut translated: HashMap<u64, Vec<(u64, Vec<u8>)>> = HashMap::new();
+    // The others and how often they were executed, and which one is at an address on the host.
+    let mut blocks: Vec<(Vec<(u64, Vec<u8>)>, u64)> = Vec::new();
+    let mut at: HashMap<(u64, u64), usize> = HashMap::new();
+    // How often an instruction was logged and not executed.
+    let mut left_out: HashMap<u64, u64> = HashMap::new();
+    let mut before: Option<usize> = None;
     let mut block: Vec<(u64, Vec<u8>)> = Vec::new();
     let (mut counting, mut traced) = (false, [0, 0]);
     let mut line = Vec::new();
@@ -240,28 +254,49 @@ fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, I
                 _ => block.push((number(address)?, bytes)),
             }
         } else if let Some((first, _)) = block.first() {
-            blocks.insert(*first, std::mem::take(&mut block));
+            translated.insert(*first, std::mem::take(&mut block));
         }
         for (count, event) in traced.iter_mut().zip([ACCESS, INVALIDATION]) {
             *count += u64::from(counting && text.contains(event));
         }
         // Trace 0: HOST [CS_BASE/PC/FLAGS/CFLAGS] SYMBOL
-        if let Some(place) = text.strip_prefix("Trace ").and_then(|rest| rest.split('/').nth(1)) {
-            let address = number(place)?;
-            if counting && address != ends {
-                *executed.entry(address).or_default() += 1;
+        if let Some((host, rest)) = text.strip_prefix("Trace 0: 0x").and_then(|rest| rest.split_once(' ')) {
+            let mut fields = rest.split(['/', ']']);
+            let address = number(fields.nth(1).unwrap_or_default())?;
+            let flags = number(fields.nth(1).unwrap_or_default())?;
+            if let Some(block) = before.filter(|_| counting && flags & LENGTH != 0) {
+                let instructions = blocks[block].0.iter().map(|(address, _)| *address);
+                for rest in instructions.skip_while(|before| *before != address) {
+                    *left_out.entry(rest).or_default() += 1;
+                }
+            }
+            let place = (number(host)?, address);
+            let unknown = || vec![(address, Vec::new())];
+            let translated = translated.remove(&address);
+            let known = at.get(&place).copied().filter(|_| translated.is_none());
+            let index = known.unwrap_or_else(|| {
+                blocks.push((translated.unwrap_or_else(unknown), 0));
+                at.insert(place, blocks.len() - 1);
+                blocks.len() - 1
+            });
+            before = (counting && address != ends).then_some(index);
+            if before.is_some() {
+                blocks[index].1 += 1;
             }
             counting = address == begins || counting && address != ends;
         }
         line.clear();
     }
     let mut instructions: HashMap<u64, Instruction> = HashMap::new();
-    for (block, times) in executed {
-        for (address, bytes) in blocks.get(&block).map(Vec::as_slice).unwrap_or(&[(block, Vec::new())]) {
-            let instruction = instructions.entry(*address).or_default();
-            instruction.bytes.clone_from(bytes);
+    for (block, times) in blocks.into_iter().filter(|(_, times)| *times > 0) {
+        for (address, bytes) in block {
+            let instruction = instructions.entry(address).or_default();
+            instruction.bytes = bytes;
             instruction.times += times;
         }
+    }
+    for (address, times) in left_out {
+        instructions.entry(address).and_modify(|instruction| instruction.times -= times.min(instruction.times));
     }
     if instructions.is_empty() {
         bail!("QEMU's log has no block of a sample");
@@ -334,15 +369,15 @@ mod tests {
     #[test]
     fn instructions_are_counted_between_the_marks() {
         const LOG: &str = "----------------\nIN: sample_begins\n0x00000010:  c3  retq\n\n\
-            Trace 0: 0x7f00 [0000/0000000000000010/00c0/ff00] sample_begins\n\
+            Trace 0: 0x7f00 [0000/0000000000000010/00c0/ff000] sample_begins\n\
             ----------------\nIN:\n0x00000020:  48 b8 01 02 03 04 05 06  movabsq $0x807060504030201, %rax\n0x00000028:  07 08\n\
             0x0000002a:  eb f4  jmp 0x20\n\n\
-            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff00]\n\
+            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff000]\n\
             memory_region_ops_write cpu 0 mr 0x55 addr 0xfebc0000 value 0x1 size 4 name 'e1000-mmio'\n\
-            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff00]\n\
-            Trace 0: 0x7f20 [0000/0000000000000030/00c0/ff00] sample_ends\n\
+            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff000]\n\
+            Trace 0: 0x7f20 [0000/0000000000000030/00c0/ff000] sample_ends\n\
             memory_region_ops_write cpu 0 mr 0x55 addr 0xfebc0000 value 0x1 size 4 name 'e1000-mmio'\n\
-            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff00]\n";
+            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff000]\n";
         let (instructions, accesses) = read(LOG.as_bytes(), 0x10, 0x30).unwrap();
         let twice = |bytes: &[u8]| Instruction { bytes: bytes.to_vec(), times: 2 };
         // A long instruction takes two lines.
@@ -350,5 +385,21 @@ mod tests {
         assert_eq!(instructions, HashMap::from([(0x20, twice(&long)), (0x2a, twice(&[0xeb, 0xf4]))]));
         assert_eq!(accesses, [1, 0]);
         assert!(read(LOG.as_bytes(), 0x11, 0x30).is_err());
+    }
+
+    #[test]
+    fn a_block_of_which_a_part_is_translated_again_is_counted_as_it_was_executed() {
+        const LOG: &str = "IN: sample_begins\n0x00000010:  c3  retq\n\n\
+            Trace 0: 0x7f00 [0000/0000000000000010/00c0/ff000] sample_begins\n\
+            IN:\n0x00000020:  90  nop\n0x00000021:  c3  retq\n\n\
+            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff000]\n\
+            IN:\n0x00000020:  90  nop\n\n\
+            Trace 0: 0x7f20 [0000/0000000000000020/00c0/ff001]\n\
+            Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff000]\n\
+            IN:\n0x00000021:  c3  retq\n\n\
+            Trace 0: 0x7f28 [0000/0000000000000021/00c0/ff001]\n\
+            Trace 0: 0x7f30 [0000/0000000000000030/00c0/ff000] sample_ends\n";
+        let (instructions, _) = read(LOG.as_bytes(), 0x10, 0x30).unwrap();
+        assert_eq!([0x20, 0x21].map(|address| instructions[&address].times), [2, 1]);
     }
 }

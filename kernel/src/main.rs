@@ -51,6 +51,7 @@ static HANDLERS: Handlers = Handlers {
     serial_input: console::receive,
     link_input: link::receive,
     watchpoint_hit: domain::trace::note_access,
+    driver_excepted: domain::upcall::judge,
     driver_trapped: domain::upcall::end_by_trap,
     kernel_trapped: panic::exception,
     before_power_off: drain,

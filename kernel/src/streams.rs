@@ -183,6 +183,7 @@ fn content_bytes(what: &What) -> usize {
         What::Leave { words, .. } | What::Given { words, .. } | What::Done { words, .. } | What::Note { words } => {
             words.len()
         }
+        What::Access { register, words, place, .. } => register.len() + words.len() + place.len(),
         What::Ended { kind } => kind.len(),
         What::Woken | What::Replaced => 0,
     }

@@ -8,6 +8,7 @@ use host::domain::trace::{Kept, KeptContent, What};
 use hw::arch::time;
 use hw::console;
 use ringfence_abi::upcall::{self, COMMAND, Events, POLL, RESTORE, Reply};
+use ringfence_core::access::{Access, Direction};
 use ringfence_core::passed::Content;
 use ringfence_core::trace::Span;
 use ringfence_link::trace as told;
@@ -51,6 +52,23 @@ pub fn in_words<'a>(kept: &'a Kept, what: &What) -> told::What<'a> {
         What::Access(rip, value) => {
             let value = value.map_or("?".to_string(), |value| format!("{value:#x}"));
             told::What::Note { words: format!("watched memory has {value}, before {rip:#x}").into() }
+        }
+        What::Register { at, bar, offset, access } => {
+            let Access { direction, width_bytes, value, before } = access;
+            let register = kept.register(bar, offset);
+            let (verb, reads, writes) = match direction {
+                Direction::Reads => ("reads", true, false),
+                Direction::Writes => ("writes", false, true),
+                Direction::Changes => ("changes", true, true),
+            };
+            let number = match (before, value) {
+                (Some(before), Some(value)) => format!(" from {before:#x} to {value:#x}"),
+                (_, Some(value)) => format!(" {value:#x}"),
+                (_, None) => String::new(),
+            };
+            let words = format!("{verb} {register}{number}").into();
+            let place = kept.place(at).into();
+            told::What::Access { register: register.into(), reads, writes, width_bytes, value, words, place }
         }
         What::Sleeps(events) => told::What::Note { words: format!("sleeps; waits for poll({events})").into() },
         What::Rests(events) => {

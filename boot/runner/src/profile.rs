@@ -44,7 +44,8 @@ const BEGINS: &str = "ringfence_kernel::bench::sample_begins";
 const ENDS: &str = "ringfence_kernel::bench::sample_ends";
 /// Where the kernel's handling of an interrupt or exception begins (`kernel/hw/src/arch/entry.S`).
 const TRAP: &str = "trap_enter";
-/// The bits of a block's flags with its number of instructions, if that was asked for (CF_COUNT_MASK).
+/// The bits of a block's flags with its number of instructions, if that was asked for
+/// (CF_COUNT_MASK).
 const LENGTH: u64 = 0x1ff;
 /// The beginning of QEMU's trace events for accesses to registers.
 const ACCESS: &str = "memory_region_ops_";
@@ -217,27 +218,30 @@ impl Executed {
     }
 }
 
+/// The instructions of a block: their addresses and bytes.
+type Block = Vec<(u64, Vec<u8>)>;
+
 /// Reads QEMU's log. Returns the instructions that were executed in the samples, and the numbers of
 /// accesses to registers of devices and of invalidations by the IOMMU.
 ///
 /// The log has the instructions of a block when QEMU has translated it, and a line for each block
-/// that is executed, and for each access. A block is told from others by where its translation is on
-/// the host: near an interrupt, QEMU translates a part of a block again, which begins at the same
-/// address and is shorter.
+/// that is executed, and for each access. A block is told from others by where its translation is
+/// on the host: near an interrupt, QEMU translates a part of a block again, which begins at the
+/// same address and is shorter.
 ///
 /// A block is left before an instruction that accesses a register of a device, and that instruction
 /// follows as a block of its own. Such a block has its number of instructions in its flags, so what
 /// the block before it did not come to is not counted.
 fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, Instruction>, [u64; 2])> {
     // The blocks whose translations have not been executed yet, by their addresses in the guest.
-    let mut translated: HashMap<u64, Vec<(u64, Vec<u8>)>> = HashMap::new();
+    let mut translated: HashMap<u64, Block> = HashMap::new();
     // The others and how often they were executed, and which one is at an address on the host.
-    let mut blocks: Vec<(Vec<(u64, Vec<u8>)>, u64)> = Vec::new();
+    let mut blocks: Vec<(Block, u64)> = Vec::new();
     let mut at: HashMap<(u64, u64), usize> = HashMap::new();
     // How often an instruction was logged and not executed.
     let mut left_out: HashMap<u64, u64> = HashMap::new();
     let mut before: Option<usize> = None;
-    let mut block: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut block = Block::new();
     let (mut counting, mut traced) = (false, [0, 0]);
     let mut line = Vec::new();
     let number = |digits: &str| u64::from_str_radix(digits, 16).context("an address in QEMU's log");

@@ -8,6 +8,8 @@ use ringfence_sdk::service::raw;
 /// BARs of the e1000: the registers, and the ports.
 const REGISTERS: u64 = 0;
 const PORTS: u64 = 1;
+/// The selector of the gate of `rf_time_ns`, service 4.
+const TIME_GATE: u16 = (6 + 2 * 4) << 3 | 5;
 
 /// Carries out `verb`, if it is one of this file's verbs. If the attack returns, its result is
 /// shown.
@@ -40,6 +42,8 @@ pub fn reach(verb: &str, queues: u64) -> Option<u64> {
             first_port();
             write(IO_BITMAP)
         }
+        "step-registers" => step(registers()),
+        "call-registers" => call_through(registers()),
         _ => return None,
     })
 }
@@ -47,6 +51,31 @@ pub fn reach(verb: &str, queues: u64) -> Option<u64> {
 #[inline(never)]
 fn read(address: u64) -> u64 {
     unsafe { (address as *const u64).read_unaligned() }
+}
+
+/// Reads a register while the trap flag is set.
+#[inline(never)]
+fn step(address: u64) -> u64 {
+    const TRAP_FLAG: u64 = 1 << 8;
+    unsafe {
+        asm!("pushfq", "or qword ptr [rsp], {flag}", "popfq", "mov eax, [{address}]",
+            flag = const TRAP_FLAG, address = in(reg) address, out("eax") _);
+    }
+    0
+}
+
+/// Calls the gate of `rf_time_ns` through a far pointer that lies in two of the device's registers.
+#[inline(never)]
+fn call_through(registers: u64) -> u64 {
+    const RECEIVE_RING_LOW: u64 = 0x2800;
+    let time: u64;
+    unsafe {
+        let pointer = (registers + RECEIVE_RING_LOW) as *mut u32;
+        pointer.write_volatile(0);
+        pointer.add(1).write_volatile(TIME_GATE.into());
+        asm!("lcall fword ptr [{pointer}]", pointer = in(reg) pointer, out("rax") time, clobber_abi("C"));
+    }
+    u64::from(time == 0)
 }
 
 #[inline(never)]

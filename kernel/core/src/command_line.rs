@@ -78,6 +78,30 @@ pub fn watched(word: &str) -> Option<Extent> {
     ([1, 2, 4, 8].contains(&len_bytes) && address.is_multiple_of(len_bytes)).then_some(Extent::new(address, len_bytes))
 }
 
+/// All offsets that a BAR can have.
+pub const WHOLE_BAR: Extent = Extent::new(0, u32::MAX as u64 + 1);
+
+/// Reads `BAR` or `BAR:FROM-TO`: the number of a region of registers, and the offsets in it from
+/// FROM to TO, in hexadecimal. `None` if `word` does not begin like that.
+pub fn bar(word: &str) -> Option<Result<(u8, Extent), String>> {
+    let (number, part) = word.split_once(':').map_or((word, None), |(number, part)| (number, Some(part)));
+    let number: u8 = number.parse().ok()?;
+    let offset = |word: &str| u32::from_str_radix(word.strip_prefix("0x")?, 16).ok().map(u64::from);
+    let read = |part: &str| {
+        let (from, to) = part.split_once('-')?;
+        let (from, to) = (offset(from)?, offset(to)?);
+        (from <= to).then(|| Extent::new(from, to - from + 1))
+    };
+    Some(match part {
+        _ if number > 5 => Err(format!("there are BARs 0 to 5, and not {number}")),
+        None => Ok((number, WHOLE_BAR)),
+        Some(part) => match read(part) {
+            Some(part) => Ok((number, part)),
+            None => Err(format!("'{part}' is no first and last offset, as in 0x0-0x1f")),
+        },
+    })
+}
+
 /// Splits typed text for the Tab key: returns the last command up to its last word, and that word,
 /// as far as it is typed.
 pub fn last_word(typed: &str) -> (&str, &str) {

@@ -6,6 +6,7 @@
 //!   reads the values that a person gives for a module's parameters
 //! * [`fault`]: the reasons why drivers are ended, and their texts; [`vector`], [`disassembly`]:
 //!   exceptions and machine code in words
+//! * [`access`]: an access to a register, from its instruction
 //! * [`trace`]: the last events; [`histogram`]: how long things took; [`passed`]: the frames and
 //!   requests that a trace notes
 //! * [`command_line`], [`arguments`]: the shell's grammar, and how a command reads its arguments
@@ -30,6 +31,7 @@
 
 extern crate alloc;
 
+pub mod access;
 pub mod acpi;
 pub mod arguments;
 pub mod cdb;

@@ -18,6 +18,11 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// Returns whether `port` is one of these.
+    pub fn has(self, port: u16) -> bool {
+        port.checked_sub(self.first).is_some_and(|offset| offset < self.count)
+    }
+
     /// Returns the words of the bitmap, 64 ports each, that contain some of these ports, with the
     /// bits of these ports set. Ports beyond the last are ignored.
     pub fn words(self) -> impl Iterator<Item = (usize, u64)> {
@@ -42,6 +47,7 @@ mod tests {
             for port in 0..=u16::MAX {
                 let open = bitmap[usize::from(port) / 64] & 1 << (port % 64) == 0;
                 prop_assert_eq!(open, port >= first && u32::from(port) < u32::from(first) + u32::from(count));
+                prop_assert_eq!(open, Ports { first, count }.has(port));
             }
         }
     }

@@ -89,6 +89,23 @@ pub enum What<'a> {
         /// The same in words.
         words: Text<'a>,
     },
+    /// The driver has accessed a register of its device.
+    Access {
+        /// The register's name, or its region and its offset there.
+        register: Text<'a>,
+        /// Whether it was read.
+        reads: bool,
+        /// Whether it was written.
+        writes: bool,
+        /// The bytes that were accessed.
+        width_bytes: u8,
+        /// The value that was read or written, if that is known.
+        value: Option<u64>,
+        /// The access in words.
+        words: Text<'a>,
+        /// The place of the instruction in the driver.
+        place: Text<'a>,
+    },
     /// The driver was ended.
     Ended {
         /// The kind of the fault.

@@ -17,6 +17,7 @@ use super::top::top;
 use super::trace::{stats, trace};
 #[cfg(feature = "campaign")]
 use super::trials::{poke, trial};
+use super::watch::watch;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -130,6 +131,13 @@ static GROUPS: &[Group] = &[
                 "what a driver is asked and asks for, from on to off or while a command runs; -c: counts",
                 "trace e1000 ping 10.0.2.2 -c 1",
                 trace
+            ),
+            command!(
+                "watch",
+                "watch NAME mmio|ports [BAR[:FROM-TO]] [COMMAND]",
+                "each access to its device's registers, until Ctrl-C or while a command runs",
+                "watch e1000 mmio 0:0x0-0xff ping 10.0.2.2 -c 1",
+                watch
             ),
             command!(
                 "stats",

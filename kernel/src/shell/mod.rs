@@ -37,6 +37,7 @@ mod top;
 mod trace;
 #[cfg(feature = "campaign")]
 mod trials;
+mod watch;
 
 /// The end of a command: success, or an error in words for a person.
 pub type Outcome = Result<(), String>;

@@ -19,6 +19,7 @@ use hw::arch::time;
 use hw::{link, memory, println};
 use ringfence_abi::register::RegisterName;
 use ringfence_abi::upcall;
+use ringfence_core::access::Access;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 use ringfence_core::extent::Extent;
@@ -259,6 +260,23 @@ fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
     is_memory.then_some(extent).ok_or(format!("{name} is a port, which the CPU does not watch"))
 }
 
+/// Returns whether two events are shown as one that came twice: calls, and accesses to a register.
+fn is_repeated(one: &Event, other: &Event) -> bool {
+    match (one.what, other.what) {
+        (What::Call(one, ..), What::Call(other, ..)) => one == other,
+        (What::Register { at, bar, offset, .. }, What::Register { at: next, bar: b, offset: o, .. }) => {
+            (at, bar, offset) == (next, b, o)
+        }
+        _ => false,
+    }
+}
+
+/// Prints those of `events` that `is_shown` holds for. Repetitions are printed as one line.
+pub fn print_some(trace: &Trace, kept: &Kept, events: &[Event], is_shown: fn(&What) -> bool) {
+    let shown: Vec<Event> = events.iter().filter(|event| is_shown(&event.what)).copied().collect();
+    shown.chunk_by(is_repeated).for_each(|same| print(trace, kept, None, same, None));
+}
+
 /// Prints the events of a trace. `register` is the name of the watched register, if a register is
 /// watched.
 fn show(trace: &Trace, register: Option<&str>) -> Outcome {
@@ -272,12 +290,10 @@ fn show(trace: &Trace, register: Option<&str>) -> Outcome {
     if kept.record.lost() > 0 {
         println!("{:>10}  {} earlier events were not kept", "", kept.record.lost());
     }
-    // Repetitions of one call are printed as one line.
-    let same = |a: &Event, b: &Event| matches!((a.what, b.what), (What::Call(a, ..), What::Call(b, ..)) if a == b);
     let events: Vec<Event> = kept.record.after(0).copied().collect();
     // When the driver was given what it still has, by number.
     let mut given = BTreeMap::new();
-    for same in events.chunk_by(same) {
+    for same in events.chunk_by(is_repeated) {
         let mut took = None;
         match same.first().map(|event| (event.at, event.what)) {
             Some((at, What::Given { number, .. })) => drop(given.insert(number, at)),
@@ -329,11 +345,35 @@ fn print(trace: &Trace, kept: &Kept, register: Option<&str>, same: &[Event], too
             let after = took.map(|ticks| format!(" after {} us", us(ticks))).unwrap_or_default();
             format!("  has done {noun} {number}{after}{}", after_colon(&words))
         }
+        told::What::Access { words, place, .. } if same.len() == 1 => {
+            println!("{at_us:>7} us    * {words}");
+            println!("              at {place}");
+            return;
+        }
+        told::What::Access { register, reads, place, .. } => {
+            let verb = if reads { "reads" } else { "writes" };
+            println!("{at_us:>7} us    * {verb} {register}, {} times", same.len());
+            print_values(same);
+            println!("              at {place}");
+            return;
+        }
         told::What::Ended { kind } => format!("! ended: {kind}"),
         told::What::Replaced => "! replaced".to_string(),
         told::What::Note { words } => format!("  {words}"),
     };
     println!("{at_us:>7} us  {what}");
+}
+
+/// Prints the values of accesses to one register, in the order in which they came.
+fn print_values(same: &[Event]) {
+    const IN_A_LINE: usize = 8;
+    for line in same.chunks(IN_A_LINE) {
+        let value = |event: &Event| match event.what {
+            What::Register { access: Access { value: Some(value), .. }, .. } => format!(" {value:#x}"),
+            _ => " ?".to_string(),
+        };
+        println!("             {}", line.iter().map(value).collect::<String>());
+    }
 }
 
 fn after_colon(words: &str) -> String {

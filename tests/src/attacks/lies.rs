@@ -80,6 +80,27 @@ pub fn reaches() -> Vec<Attack> {
     REACHES.iter().map(|(verb, fault)| Attack::fault("rogue-nic", *verb, *fault)).collect()
 }
 
+/// Returns accesses of `rogue-nic` while the registers of its device are watched. Nothing more is
+/// open to it, nor does it notice.
+pub fn watched() -> Vec<Attack> {
+    const IN_MEMORY: &str = "watch rogue-nic mmio ";
+    let is_about = |what: &'static str| move |(verb, _): &&(&str, &str)| verb.ends_with(what);
+    let fault =
+        |under| move |(verb, fault): &(&'static str, &str)| Attack::fault("rogue-nic", *verb, *fault).under(under);
+    let in_memory = REACHES.iter().filter(is_about("-registers")).map(fault(IN_MEMORY));
+    let ports = REACHES.iter().filter(is_about("-ports")).map(fault("watch rogue-nic ports "));
+    let step = ("step-registers", "#DB debug exception, in command, at rf_rogue_nic::reach::step+");
+    // The watch lets one access through, and the debug exception behind it is in the gate.
+    let call = Attack::answer("rogue-nic", "call-registers", None).under(IN_MEMORY).says(&[
+        "rogue-nic: 0 (0x0)",
+        "* writes bar0+0x2800 0x0",
+        "* writes bar0+0x2804 0x75",
+        "* reads bar0+0x2800",
+    ]);
+    let steps = [fault("")(&step), fault(IN_MEMORY)(&step)];
+    in_memory.chain(ports).chain(steps).chain([call]).collect()
+}
+
 /// Commands of `rogue-ne2k` for ports beside those of its card, and the function that faults.
 const PORTS: &[(&str, &str)] = &[
     ("before", "read8"),

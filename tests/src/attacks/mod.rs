@@ -204,6 +204,7 @@ fn others() -> Vec<Attack> {
         lies::nic_faults(),
         lies::sleeps(),
         lies::reaches(),
+        lies::watched(),
         lies::ports(),
         lies::scsi_answers(),
         lies::scsi_faults(),

@@ -32,7 +32,7 @@ pub fn page() -> String {
     section("sandbox::every_instruction_that_ring_1_does_not_have_faults", &rogue::instructions());
     section("sandbox::floods_take_no_more_than_their_share", &rogue::floods());
     section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
-    section("lies::nothing_but_what_it_was_given", &[lies::reaches(), lies::ports()].concat());
+    section("lies::nothing_but_what_it_was_given", &[lies::reaches(), lies::ports(), lies::watched()].concat());
     section("lies::a_sleep_has_an_end", &lies::sleeps());
     section("gates::interrupts_that_never_end_stop_nobody", &[lies::endless_poll()]);
     section(
@@ -171,6 +171,13 @@ fn explain(verb: &str) -> (String, &'static str) {
         "over-dma" | "over-registers" | "before-registers" => {
             ("reads over the end of what it was given", "unmapped addresses on both sides")
         }
+        "step-registers" => {
+            ("reads a register of its device with the trap flag set", "the debug exception is the driver's")
+        }
+        "call-registers" => (
+            "calls a gate through a pointer in registers of its device",
+            "the debug exception is attributed by CR3, and the watch's own",
+        ),
         "own" => ("reads a port of its own card", "allowed: it is its own"),
         "before" | "behind" | "over-the-end" | "write-behind" | "string-behind" | "keyboard" | "configuration" => {
             ("uses a port beside those of its card", "the I/O permission bitmap")

@@ -13,7 +13,7 @@ fn what_is_not_its_own_is_refused() {
 
 #[test]
 fn nothing_but_what_it_was_given() {
-    assert_all(&[lies::reaches(), lies::ports()].concat());
+    assert_all(&[lies::reaches(), lies::ports(), lies::watched()].concat());
 }
 
 #[test]

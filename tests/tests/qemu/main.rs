@@ -37,3 +37,4 @@ mod trace;
 mod trial;
 mod turns;
 mod walk;
+mod watch;

@@ -359,6 +359,7 @@ fn in_words(source: &Source, what: &What) -> String {
         What::Received { number, len_bytes, words, .. } => {
             format!("  receives {noun} {number}, {len_bytes} bytes{}", after_colon(words))
         }
+        What::Access { words, place, .. } => format!("    * {words}  at {place}"),
         What::Ended { kind } => format!("! ended: {kind}"),
         What::Replaced => "! replaced".to_string(),
         What::Note { words } => format!("  {words}"),

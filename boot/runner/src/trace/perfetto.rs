@@ -255,6 +255,7 @@ impl<W: Write> Perfetto<W> {
             What::Received { number, words, .. } => {
                 self.event(at_ns, track, INSTANT, named(&format!("receives {number}"), words))
             }
+            What::Access { words, place, .. } => self.event(at_ns, track, INSTANT, named(words, place)),
             What::Ended { kind } => {
                 self.event(at_ns, track, INSTANT, named("ended", kind))?;
                 self.begin_anew(source, at_ns)

@@ -238,6 +238,7 @@ impl Domain {
         if let Some(slot) = device.mapped.get_mut(place) {
             *slot = Some(mapped);
         }
+        self.watch_region(place);
         Ok(mapped)
     }
 
@@ -324,6 +325,7 @@ impl Domain {
     /// memory, all memory of the domain is set aside.
     pub fn stop_device(&mut self) {
         self.notice_bus_master();
+        self.space.end_watch();
         let Some(device) = self.device.take() else { return };
         let which = device.which();
         let start = time::tsc();

@@ -10,7 +10,8 @@
 //! * [`device`]: the device that it drives; [`reset`]: stops the device; [`virtio`]: the queues of
 //!   a virtio device
 //! * [`offer`]: the device that it offers to the rest of the kernel; [`turn`]: its share of the
-//!   CPU; [`trace`]: the record of the calls across its boundary
+//!   CPU; [`trace`]: the record of the calls across its boundary; [`accesses`]: its accesses to its
+//!   device's registers
 //! * [`life`], [`end`]: its states and its end; [`trust`]: whether it may run in ring 0
 //! * [`timer`], [`sleep`]: its timer and its sleeps; [`saved`]: its state over a reload
 //! * [`registry`]: all loaded domains; [`whose`]: the owner of an address
@@ -30,6 +31,7 @@ use ringfence_core::module::Imports;
 use ringfence_core::timer::Timer;
 use spin::Mutex;
 
+pub mod accesses;
 pub mod calls;
 pub mod cause;
 pub mod device;
@@ -185,6 +187,7 @@ impl Domain {
             self.sleep.ring = Some(ring);
         } else {
             self.space.set_ring(ring, self.imports);
+            self.watch_registers();
         }
     }
 

@@ -10,8 +10,12 @@
 
 use super::calls::Call;
 use super::cause::UpcallError;
-use super::{Domain, offer, registry};
+use super::report::place_in;
+use super::{Domain, accesses, offer, registry};
+use crate::file::File;
+use accesses::Registers;
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -21,10 +25,13 @@ use hw::arch::{time, watch};
 use hw::memory;
 use ringfence_abi::layout::MAILBOX;
 use ringfence_abi::manifest;
+use ringfence_abi::register::RegisterName;
 use ringfence_abi::service::{Kind, SERVICE_COUNT, SERVICES};
 use ringfence_abi::upcall::{self, COMMAND, Events};
+use ringfence_core::access::Access;
 use ringfence_core::extent::Extent;
 use ringfence_core::histogram::Histogram;
+use ringfence_core::module::Module;
 use ringfence_core::passed::{Content, Passed, Request, Side};
 use ringfence_core::trace::{Bytes, Record, Span};
 use spin::{Mutex, MutexGuard};
@@ -82,6 +89,17 @@ pub enum What {
     Rests(Events),
     /// The driver is to be polled for these events, but sleeps ([`super::sleep`]).
     Sleeps(Events),
+    /// The driver has accessed a register of its device.
+    Register {
+        /// Where the instruction is in the driver's image.
+        at: u64,
+        /// The region that the register is in.
+        bar: u8,
+        /// Its offset there.
+        offset: u32,
+        /// The access.
+        access: Access,
+    },
     /// Another instance was put in the driver's place.
     Replaced,
 }
@@ -144,11 +162,13 @@ pub struct Wish {
     pub times: bool,
     /// Memory to watch: an address in the driver's slot, and a length of 1, 2, 4 or 8 bytes.
     pub watched: Option<Extent>,
+    /// Registers of the device whose accesses are noted.
+    pub registers: Option<Registers>,
 }
 
 impl Default for Wish {
     fn default() -> Wish {
-        Wish { events: 1024, content_bytes: 32 << 10, frame_bytes: 64, times: false, watched: None }
+        Wish { events: 1024, content_bytes: 32 << 10, frame_bytes: 64, times: false, watched: None, registers: None }
     }
 }
 
@@ -159,6 +179,8 @@ pub enum NotBegun {
     Already,
     /// Its times are measured.
     Measured,
+    /// The registers of its device are watched.
+    Watched,
     /// Another trace watches memory, and the CPU watches one word for traces.
     Watching,
     /// There are as many as there can be.
@@ -172,6 +194,7 @@ impl fmt::Display for NotBegun {
         match self {
             NotBegun::Already => write!(f, "a trace of it is under way already"),
             NotBegun::Measured => write!(f, "its times are measured already"),
+            NotBegun::Watched => write!(f, "its registers are watched already"),
             NotBegun::Watching => write!(f, "another trace watches memory already"),
             NotBegun::TooMany => write!(f, "{MOST} drivers are traced already"),
             NotBegun::NoMemory => write!(f, "there is no memory for a trace"),
@@ -185,6 +208,8 @@ pub struct Trace {
     pub name: String,
     watched: Option<Extent>,
     frame_bytes: usize,
+    /// The registers that are watched.
+    registers: Mutex<Option<Registers>>,
     is_on: AtomicBool,
     kept: Mutex<Kept>,
 }
@@ -199,6 +224,9 @@ pub struct Kept {
     times: Option<Times>,
     /// What the driver offers.
     kind: Option<manifest::Kind>,
+    /// The module's file, and the names of its registers.
+    file: Option<File>,
+    registers: Vec<RegisterName>,
     /// The TSC reading at the beginning of the call that is under way, or of the trace.
     call_began: u64,
     /// The TSC ticks of the upcall that is under way, before the driver last slept in it.
@@ -228,7 +256,16 @@ impl Kept {
     fn new(wish: &Wish) -> Option<Kept> {
         let times = if wish.times { Some(Times::new()?) } else { None };
         let (record, bytes) = (Record::new(wish.events, time::tsc(), What::Replaced)?, Bytes::new(wish.content_bytes)?);
-        Some(Kept { record, bytes, times, kind: None, call_began: time::tsc(), upcall_ticks: 0 })
+        Some(Kept {
+            record,
+            bytes,
+            times,
+            kind: None,
+            file: None,
+            registers: Vec::new(),
+            call_began: time::tsc(),
+            upcall_ticks: 0,
+        })
     }
 
     /// Begins to measure times, which are not measured yet.
@@ -259,6 +296,25 @@ impl Kept {
     /// Returns the class of what is passed, if the driver offers something.
     pub fn class(&self) -> Option<&'static dyn offer::Class> {
         offer::class(self.kind?)
+    }
+
+    /// Returns a place in the driver's image, in words.
+    pub fn place(&self, at: u64) -> String {
+        self.file.as_ref().map(|file| place_in(file, at)).unwrap_or_default()
+    }
+
+    /// Returns the name of a register, or the region that it is in and its offset there.
+    pub fn register(&self, bar: u8, offset: u32) -> String {
+        let found = self.registers.iter().find_map(|register| {
+            let number = offset.checked_sub(register.offset)? / u32::from(register.width_bytes).max(1);
+            let is_it = register.bar == bar && number < register.count.into();
+            let into = (offset - register.offset) % u32::from(register.width_bytes).max(1);
+            let name = register.name().filter(|_| is_it)?;
+            let number = if register.count > 1 { format!(".{number}") } else { String::new() };
+            let into = if into > 0 { format!("+{into}") } else { String::new() };
+            Some(format!("{name}{number}{into}"))
+        });
+        found.unwrap_or_else(|| format!("bar{bar}+{offset:#x}"))
     }
 
     #[inline]
@@ -327,6 +383,11 @@ impl Trace {
         self.kept.lock()
     }
 
+    /// Returns the registers that are watched.
+    pub fn registers(&self) -> Option<Registers> {
+        *self.registers.lock()
+    }
+
     fn turn_off(&self) {
         self.is_on.store(false, Ordering::Relaxed);
         if self.watched.is_some() {
@@ -360,6 +421,7 @@ pub fn begin(name: &str, wish: &Wish) -> Result<Arc<Trace>, NotBegun> {
         name: name.into(),
         watched: wish.watched,
         frame_bytes: wish.frame_bytes,
+        registers: Mutex::new(wish.registers),
         is_on: AtomicBool::new(true),
         kept: Mutex::new(kept.ok_or(NotBegun::NoMemory)?),
     });
@@ -381,6 +443,22 @@ pub fn end(name: &str) -> bool {
         set(name);
     }
     ended.is_some()
+}
+
+/// Has a trace that is under way note the accesses to `registers`.
+pub fn watch(trace: &Trace, registers: Registers) -> Result<(), NotBegun> {
+    if trace.registers().is_some() {
+        return Err(NotBegun::Watched);
+    }
+    *trace.registers.lock() = Some(registers);
+    set(&trace.name);
+    Ok(())
+}
+
+/// Has a trace note no accesses to registers any more.
+pub fn end_watch(trace: &Trace) {
+    *trace.registers.lock() = None;
+    set(&trace.name);
 }
 
 /// Ends this trace, if it is under way, and drops what it has kept.
@@ -417,8 +495,16 @@ pub fn keep_up(domain: &mut Domain) {
 /// Has a driver traced, if it is to be.
 pub fn trace_from_start(domain: &mut Domain) {
     domain.trace = of(&domain.name).filter(|trace| trace.is_on());
+    domain.watch_registers();
     let Some(trace) = &domain.trace else { return };
-    trace.kept().kind = domain.manifest.kind().ok();
+    let mut kept = trace.kept();
+    kept.kind = domain.manifest.kind().ok();
+    if trace.registers().is_some() {
+        let module = Module::parse(&domain.file.bytes);
+        kept.registers = module.map(|module| module.registers.to_vec()).unwrap_or_default();
+        kept.file = Some(domain.file.clone());
+    }
+    drop(kept);
     // What it has in hand already is not given to it now.
     if let Some(offer) = &mut domain.offer {
         [Side::Kernel, Side::Driver].into_iter().for_each(|side| offer.passed(side, 0, &mut |_| ()));

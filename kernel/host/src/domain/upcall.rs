@@ -4,10 +4,10 @@
 use super::Domain;
 use super::cause::{Cause, Site, UpcallError};
 use super::fault::{self, Fault};
-use super::trace;
+use super::{accesses, trace};
 use alloc::sync::Arc;
 use hw::arch::frame::TrapFrame;
-use hw::arch::handlers::DriverTrap;
+use hw::arch::handlers::{DriverTrap, Verdict};
 use hw::arch::time::TICK_HZ;
 use hw::console;
 use hw::upcall::{Current, Entry, Exit, Left, terminate};
@@ -161,6 +161,11 @@ pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     });
     assert!(recorded.is_some(), "a driver was to be ended, but none runs");
     terminate()
+}
+
+/// Decides about the driver whose upcall is under way, which an exception has hit.
+pub fn judge(frame: &mut TrapFrame, address: Option<u64>) -> Verdict {
+    with_current(|domain| accesses::judge(domain, frame, address)).unwrap_or(Verdict::Ends)
 }
 
 /// Ends the driver whose upcall is under way, because of a trap.

@@ -20,6 +20,15 @@ pub enum DriverTrap {
     Overrun,
 }
 
+/// What becomes of a driver that an exception has hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The exception ends it.
+    Ends,
+    /// It goes on, with the registers in the frame.
+    GoesOn,
+}
+
 /// The function behind a service's gate. It takes the driver's RDI, RSI and RDX, and returns the
 /// driver's RAX.
 pub type Service = extern "C" fn(u64, u64, u64) -> i64;
@@ -38,6 +47,9 @@ pub struct Handlers {
     pub link_input: fn(),
     /// Called when watched memory was read or written, by the instruction before this address.
     pub watchpoint_hit: fn(u64),
+    /// Called when an exception hit the driver whose upcall is under way, or the first instructions
+    /// of a gate that the driver has called, with CR2 for a page fault. It may change the frame.
+    pub driver_excepted: fn(&mut TrapFrame, Option<u64>) -> Verdict,
     /// Called when a trap ends the driver whose upcall is under way.
     pub driver_trapped: fn(DriverTrap, TrapFrame) -> !,
     /// Called when an exception of this name hit the kernel, with CR2 for a page fault.
@@ -63,6 +75,11 @@ pub(super) fn halt() -> ! {
     loop {
         x86_64::instructions::hlt();
     }
+}
+
+/// Decides about a driver that an exception has hit.
+pub(super) fn judge(frame: &mut TrapFrame, address: Option<u64>) -> Verdict {
+    installed().map_or(Verdict::Ends, |handlers| (handlers.driver_excepted)(frame, address))
 }
 
 /// Ends the driver whose upcall is under way.

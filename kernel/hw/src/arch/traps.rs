@@ -8,7 +8,7 @@
 use super::cpu;
 use super::entry_area;
 use super::frame::TrapFrame;
-use super::handlers::{DriverTrap, end_driver, end_kernel};
+use super::handlers::{DriverTrap, Verdict, end_driver, end_kernel, judge};
 use super::interrupts;
 use super::vector;
 use super::watch;
@@ -49,7 +49,12 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         vector::NMI => {}
         vector::DEBUG if watch::noticed(copy.rip) => {}
         vector::MACHINE_CHECK => end_kernel(vector::name(vector::MACHINE_CHECK), &copy, None),
-        vector => end_driver(DriverTrap::Exception { address: fault_address(vector) }, copy),
+        vector => {
+            let address = fault_address(vector);
+            if judge(&mut copy, address) == Verdict::Ends {
+                end_driver(DriverTrap::Exception { address }, copy);
+            }
+        }
     }
     // The driver goes on. Its frame is written anew from values that are known to be right, as the
     // driver may have changed the frame in its page.

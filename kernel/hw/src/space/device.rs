@@ -16,7 +16,6 @@ use crate::pci::{self, Function, memory_extent};
 use alloc::vec::Vec;
 use pci_types::Bar;
 use ringfence_abi::layout::PAGE_SIZE;
-use ringfence_abi::queue::Words;
 use ringfence_abi::service::Refusal;
 use ringfence_core::extent::{Extent, align_up};
 use ringfence_core::pci::MsiX;
@@ -143,10 +142,7 @@ impl Space {
                 self.table().map(entry_area::IO_BITMAP + offset, Leaf::Lent(bitmap, offset), rights::READ)?;
             }
         }
-        // No domain can write the bitmap.
-        if let Some(bitmap) = &self.io_bitmap {
-            ports.0.words().for_each(|(index, open)| bitmap.store(index, bitmap.load(index) & !open));
-        }
+        self.open(ports.0);
         Ok(())
     }
 }

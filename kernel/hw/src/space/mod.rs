@@ -8,6 +8,7 @@
 mod bench;
 pub mod device;
 mod inherit;
+pub mod watched;
 
 #[cfg(feature = "bench")]
 pub use bench::Changed;
@@ -90,6 +91,8 @@ pub struct Space {
     asleep: Cell<Option<Asleep>>,
     /// The slot in which the driver can be entered: its own, or none while the driver sleeps.
     enters: Cell<usize>,
+    /// The registers of its device whose accesses are seen.
+    watched: watched::Watched,
 }
 
 /// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
@@ -121,6 +124,7 @@ impl Space {
             set_aside: false,
             asleep: Cell::new(None),
             enters: Cell::new(slot),
+            watched: watched::Watched::default(),
         };
         let root = Root::of(&space.root);
         root.set_top(slot_base(slot), Some((&space.slot_table, Flags::empty())));
@@ -294,6 +298,9 @@ impl Space {
 
     /// Writes the stubs for `ring`, and lets the kernel's root execute the slot if `ring` is 0.
     pub fn set_ring(&mut self, ring: Ring, granted: Imports) {
+        if ring == Ring::Trusted {
+            self.end_watch();
+        }
         let services = gates::service_functions();
         for (number, service) in services.into_iter().enumerate() {
             let stub = match ring {
@@ -428,15 +435,17 @@ impl Space {
     /// mapped.
     pub fn with_registers<R>(&self, start: u64, len_bytes: u64, with: impl FnOnce(&Window, u64) -> R) -> Option<R> {
         let (first, end) = (start & !7, start.checked_add(len_bytes)?);
-        let is_device = |page: u64| self.translate(page).is_some_and(|(_, flags)| flags.contains(rights::DEVICE));
-        let mut pages = (first & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize);
-        if !self.has_slot || slot_of(first) != Some(self.slot) || !pages.all(is_device) {
-            return None;
-        }
-        // SAFETY: all pages are registers of the domain's device, and the kernel's root maps the
-        // slot through the same tables until `with` returns.
-        let registers = unsafe { Registers::mapped(first, end - first) };
-        Some(with(&Window::new(registers), start - first))
+        let pages = (first & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize);
+        self.unwatched(pages.clone(), || {
+            let is_device = |page: u64| self.translate(page).is_some_and(|(_, flags)| flags.contains(rights::DEVICE));
+            if !self.has_slot || slot_of(first) != Some(self.slot) || !pages.clone().all(is_device) {
+                return None;
+            }
+            // SAFETY: all pages are registers of the domain's device, and the kernel's root maps
+            // the slot through the same tables until `with` returns.
+            let registers = unsafe { Registers::mapped(first, end - first) };
+            Some(with(&Window::new(registers), start - first))
+        })
     }
 
     /// Copies bytes from `start` into `to`. Returns `false` if some of them are outside the slot,

@@ -15,6 +15,7 @@ extern crate alloc;
 #[cfg(feature = "bench")]
 mod bench;
 mod panic;
+mod debugger;
 mod remote;
 mod shell;
 mod streams;
@@ -51,8 +52,9 @@ static HANDLERS: Handlers = Handlers {
     serial_input: console::receive,
     link_input: link::receive,
     watchpoint_hit: domain::trace::note_access,
-    driver_excepted: domain::upcall::judge,
-    driver_trapped: domain::upcall::end_by_trap,
+    driver_trapped: domain::upcall::judge,
+    driver_ends: domain::upcall::end_by_trap,
+    driver_stands: domain::upcall::stand,
     kernel_trapped: panic::exception,
     before_power_off: drain,
 };
@@ -122,6 +124,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
         task::spawn(spawner, remote::run);
+        task::spawn(spawner, debugger::run);
         task::spawn(spawner, console::screen::run);
     };
     task::run(start, idle)

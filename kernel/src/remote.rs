@@ -1,10 +1,12 @@
 //! Carries out the requests that programs send over the link: `cargo run -- push` sends a module's
 //! file in pieces, and has it loaded or put in the place of its running drivers; `cargo run --
-//! trace` asks for traces ([`crate::streams`]).
+//! trace` asks for traces ([`crate::streams`]); `cargo run -- gdb` speaks gdb's protocol
+//! ([`crate::debugger`]).
 //!
 //! A request that comes again, because its answer was lost, has no second effect. **Whoever reaches
 //! the second serial port can load modules into ring 1**, as whoever reaches the console can.
 
+use crate::debugger;
 use crate::shell::modules::load_or_reload;
 use crate::streams::Streams;
 use alloc::borrow::Cow;
@@ -111,6 +113,13 @@ impl Remote {
             What::File { file, name, len_bytes } => self.begin(file, &name, len_bytes as usize),
             What::Piece { file, offset, bytes } => self.add(file, offset as usize, &bytes),
             What::Trace { driver, frame_bytes } => self.streams.begin(&driver, frame_bytes),
+            What::Debug { session, driver, bytes } => {
+                debugger::receive(session, driver.as_deref(), &bytes).map(|()| String::new())
+            }
+            What::EndDebug { session } => {
+                debugger::end(session);
+                Ok(String::new())
+            }
             What::EndTrace { driver } => self.streams.end(&driver).await,
             What::Load { file, parameters } => {
                 let place = self.place(file)?;

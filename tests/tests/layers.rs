@@ -22,12 +22,12 @@ const LAYERS: [(&str, &str, &[&str]); 6] = [
     (
         "host",
         "kernel/host/src",
-        &["file", "ramdisk", "pushed", "domain", "service", "poll", "requests", "module", "reload", "supervise"],
+        &["file", "ramdisk", "pushed", "domain", "service", "poll", "debugger", "requests", "module", "reload", "supervise"],
     ),
     ("block", "kernel/classes/block/src", &[]),
     ("net", "kernel/classes/net/src", &[]),
     ("scsi", "kernel/classes/scsi/src", &[]),
-    ("kernel", "kernel/src", &["trial", "bench", "panic", "traced", "streams", "shell", "remote"]),
+    ("kernel", "kernel/src", &["trial", "bench", "panic", "traced", "streams", "shell", "debugger", "remote"]),
 ];
 
 /// Largest number of files that may import each other in a circle.

@@ -233,6 +233,25 @@ pub enum Verb {
         #[arg(long, conflicts_with_all = ["out", "pcap"])]
         json: bool,
     },
+    /// Debug drivers of a system that runs with gdb. Only the driver stands that meets a
+    /// breakpoint; everything else runs on. A driver that faults stands at the faulting
+    /// instruction, until it is told to go on.
+    Gdb {
+        /// The driver to look at first, and the only one that stands when it faults.
+        name: Option<String>,
+        /// The system, if several run.
+        #[arg(long, value_name = "SYSTEM")]
+        system: Option<String>,
+        /// Pass the bytes of a gdb that runs on, for its command 'target remote | ...'.
+        #[arg(long)]
+        pipe: bool,
+        /// Print the commands that connect gdb, and do not start it.
+        #[arg(long, conflicts_with = "pipe")]
+        print: bool,
+        /// Further arguments for gdb.
+        #[arg(last = true, value_name = "ARGUMENTS")]
+        arguments: Vec<OsString>,
+    },
     /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
         /// Module files, or folders with the sources of modules, which are built.

@@ -141,7 +141,7 @@ impl View {
                 let source = Source { driver: piece.driver.into_owned(), kind: piece.kind.into_owned() };
                 piece.events.iter().for_each(|event| crate::trace::show(&source, event, false));
             }
-            Heard::Piece(_) => {}
+            Heard::Piece(_) | Heard::Debugger(..) => {}
         }
     }
 

@@ -95,6 +95,9 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Verb::Trace { names, out, pcap, seconds, system, json }) => {
             Ok(u8::from(!trace::run(&trace::Options { names, out, pcap, seconds, system, json })?))
         }
+        Some(Verb::Gdb { name, system, pipe, print, arguments }) => {
+            gdb::drivers::run(&gdb::drivers::Options { name, system, pipe, print, arguments })
+        }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint { folders }) if folders.is_empty() => build::lint().map(|()| 0),
         Some(Verb::Lint { folders }) => {
@@ -206,7 +209,7 @@ fn script(machine: &Machine, system: &build::System, json: bool) -> Result<u8> {
 /// loaded module's symbols.
 fn explain_gdb(system: &build::System) -> Result<()> {
     let path = target().join("gdb.script");
-    build::write_if_changed(&path, &gdb::script(system))?;
+    build::write_if_changed(&path, &gdb::machine::script(system))?;
     output::line(format_args!("gdb -x {}", path.display()));
     output::line(format_args!("then, once a module is loaded: rf-symbols {}/NAME.debug SLOT", target().display()));
     Ok(())

@@ -11,7 +11,7 @@ use ringfence_link::event::Event;
 use ringfence_link::frame::{Decoder, Encoder, Frame};
 use ringfence_link::request::{MAX_PIECE, Request, What};
 use ringfence_link::trace::Piece;
-use ringfence_link::{EVENTS, REQUESTS, TRACES};
+use ringfence_link::{DEBUGGER, EVENTS, REQUESTS, TRACES};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ pub enum Heard {
     Event(Event<'static>),
     /// A piece of a trace.
     Piece(Piece<'static>),
+    /// Bytes for a debugger, with the number of its session.
+    Debugger(u64, Vec<u8>),
 }
 
 impl Heard {
@@ -46,6 +48,10 @@ impl Heard {
         match frame.channel {
             EVENTS => Event::read(&frame.payload).map(Heard::Event),
             TRACES => Piece::read(&frame.payload).map(Heard::Piece),
+            DEBUGGER => {
+                let (number, bytes) = frame.payload.split_first_chunk()?;
+                Some(Heard::Debugger(u64::from_le_bytes(*number), bytes.to_vec()))
+            }
             _ => None,
         }
     }

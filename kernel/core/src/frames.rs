@@ -151,6 +151,11 @@ impl<M: Words + Data> Frames<M> {
         self.progress_ns = (self.clock)();
     }
 
+    /// Begins the time anew that the driver has to send a frame.
+    pub fn excuse(&mut self) {
+        self.progress_ns = (self.clock)();
+    }
+
     /// Returns whether there is a link, as far as the driver has said.
     pub fn has_link(&self) -> bool {
         self.has_link

@@ -7,6 +7,7 @@
 //! * [`module`]: loads and unloads drivers; [`file`], [`ramdisk`], [`pushed`]: the files of modules
 //! * [`supervise`]: restarts drivers that were ended; [`reload`]: puts another build in a driver's
 //!   place
+//! * [`debugger`]: lets drivers go on that stand still for a debugger
 //!
 //! Nothing here knows a class of devices: the classes plug into [`domain::offer`].
 #![no_std]
@@ -15,6 +16,7 @@
 
 extern crate alloc;
 
+pub mod debugger;
 pub mod domain;
 pub mod file;
 pub mod module;

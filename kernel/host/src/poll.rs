@@ -448,6 +448,13 @@ fn wake(handle: &Handle) {
         sleep::put_off(handle, until_ns);
         return;
     }
+    drop(domain);
+    go_on(handle);
+}
+
+/// Continues the upcall of a driver that slept, or stood still for a debugger.
+pub fn go_on(handle: &Handle) {
+    let mut domain = handle.lock();
     let (began, before) = (poll_clock(), domain.turn.all_ticks);
     let result = domain.wake();
     let ticks = domain.turn.all_ticks.wrapping_sub(before);

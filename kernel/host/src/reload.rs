@@ -125,7 +125,9 @@ async fn replace(handle: &Handle, file: &File) -> Result<Reloaded, ReloadError> 
     // Let a sleeping driver finish its upcall first, unless it falls asleep again and again.
     let _ = with_timeout(Duration::from_millis(SLEEP_MS.get()), sleep::awake(handle)).await;
     let began = time::tsc();
-    let state = SavedState::of(handle).await;
+    // A driver that stands still for a debugger saves nothing.
+    let stands = handle.lock().stands();
+    let state = if stands { None } else { SavedState::of(handle).await };
     let (before, probation, ring, policy, is_changed) = {
         let mut domain = handle.lock();
         domain.end(Cause::Killed);

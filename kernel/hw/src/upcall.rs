@@ -3,6 +3,7 @@
 //! During an upcall, [`Current`] remembers the domain that was entered, so that services and traps
 //! find it.
 
+use crate::arch::frame::TrapFrame;
 use crate::arch::gates::{self, Asleep, Caller, UpcallFrame};
 use crate::arch::{cpu, power};
 use crate::space::{Ring, Space};
@@ -28,7 +29,7 @@ pub enum Left {
     Returned(i64),
     /// The driver was terminated ([`terminate`]).
     Terminated,
-    /// The driver sleeps ([`Current::sleep`]).
+    /// The driver sleeps ([`Current::sleep`]), or stands ([`Current::stand`]).
     Asleep,
 }
 
@@ -49,6 +50,8 @@ enum Way {
     Start(Ring, UpcallFrame),
     /// Back into the service in which a sandboxed driver fell asleep, with its root.
     ResumeSandboxed(Caller, u64),
+    /// Back to the instruction at which a sandboxed driver stands, by the frame at this address.
+    ResumeTrapped(u64),
     /// Back into the service in which a trusted driver fell asleep, with its RSP.
     ResumeTrusted(u64),
 }
@@ -121,6 +124,7 @@ impl<T: Send> Current<T> {
         }
         let way = match (resume, ring) {
             (Asleep::Sandboxed(caller), Ring::Sandboxed) => Way::ResumeSandboxed(caller, cr3),
+            (Asleep::Trapped(frame), Ring::Sandboxed) => Way::ResumeTrapped(of.place_frame(frame)),
             (Asleep::Trusted(rsp), Ring::Trusted) => Way::ResumeTrusted(rsp),
             _ => panic!("a driver was moved between rings while it slept"),
         };
@@ -149,6 +153,7 @@ impl<T: Send> Current<T> {
                 Way::Start(Ring::Sandboxed, frame) => gates::enter_sandboxed(frame),
                 Way::Start(Ring::Trusted, frame) => gates::enter_trusted(frame),
                 Way::ResumeSandboxed(caller, cr3) => gates::resume_sandboxed(caller, *cr3),
+                Way::ResumeTrapped(frame) => gates::resume_trapped(*frame),
                 Way::ResumeTrusted(rsp) => gates::resume_trusted(*rsp),
             }
         };
@@ -195,6 +200,18 @@ impl<T: Send> Current<T> {
                 Ring::Trusted => gates::sleep_trusted(),
             }
         }
+    }
+}
+
+impl<T: Send> Current<T> {
+    /// Leaves the upcall that is under way, of a sandboxed driver which a trap has hit:
+    /// [`Current::enter`] or [`Current::wake`] returns, and [`Current::wake`] goes on with `frame`.
+    /// **The values on the kernel's stack above are not dropped.**
+    pub fn stand(&self, space: impl FnOnce(&T) -> &Space, frame: TrapFrame) -> ! {
+        let kept = self.with(|value| space(value).fall_asleep(Asleep::Trapped(frame)));
+        assert!(kept.is_some(), "a driver was to stand still, but none runs");
+        // SAFETY: an upcall is under way, as its value was handed out; and as for `terminate`.
+        unsafe { gates::leave_asleep() }
     }
 }
 

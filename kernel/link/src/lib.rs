@@ -26,5 +26,10 @@ pub const EVENTS: u8 = 0;
 /// The channel of requests, from the runner to the kernel.
 pub const REQUESTS: u8 = 1;
 
-/// The channel of traces, from the kernel to the runner. The other channels are free.
+/// The channel of traces, from the kernel to the runner.
 pub const TRACES: u8 = 2;
+
+/// The channel of what the kernel says to a debugger, from the kernel to the runner: the number of
+/// the session in 8 bytes, the lowest first, and bytes of gdb's remote protocol. The other channels
+/// are free.
+pub const DEBUGGER: u8 = 3;

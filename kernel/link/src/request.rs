@@ -15,6 +15,9 @@ pub const MAX_PIECE: usize = 4096;
 /// How long a trace goes on that nobody asks for again.
 pub const TRACE_SECONDS: u64 = 10;
 
+/// How long a session with gdb goes on in which nobody says anything.
+pub const DEBUG_SECONDS: u64 = 10;
+
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request<'a> {
@@ -57,6 +60,21 @@ pub enum What<'a> {
     EndTrace {
         /// The driver's name.
         driver: Text<'a>,
+    },
+    /// Bytes of gdb's remote protocol. The first ones begin a session, which ends
+    /// [`DEBUG_SECONDS`] after the last ones: whoever has nothing to say sends none now and then.
+    Debug {
+        /// A number for the session, chosen at random.
+        session: u64,
+        /// The driver that the session is about, if not all drivers.
+        driver: Option<Text<'a>>,
+        /// The bytes, at most [`MAX_PIECE`].
+        bytes: Cow<'a, [u8]>,
+    },
+    /// End a session with gdb.
+    EndDebug {
+        /// The session.
+        session: u64,
     },
     /// The file is complete: keep it, and put the module in the place of the drivers that were
     /// loaded from a file of this name. If there are none, load it.

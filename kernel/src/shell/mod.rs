@@ -21,7 +21,7 @@ use jobs::{Jobs, let_drivers_return};
 use ringfence_core::command_line;
 use ringfence_link::event::{Event, Sha256};
 
-mod commands;
+pub mod commands;
 mod disks;
 mod editor;
 mod jobs;

@@ -129,7 +129,7 @@ fn the_parts_are_written_for_other_bootloaders() {
 #[test]
 fn gdb_finds_the_functions_of_a_module() {
     let system = ringfence_tests::system();
-    let script = ringfence::gdb::symbols(system);
+    let script = ringfence::gdb::machine::symbols(system);
     assert!(script.contains("  add-symbol-file $arg0 -o 0x8000430000+($arg1)*0x8000000000\n"), "{script}");
     let module = system.modules.iter().find(|module| module.name == "e1000").unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -180,7 +180,12 @@ impl Machine {
         let with_debug = |path: &PathBuf| Some(path.with_extension("debug")).filter(|debug| debug.is_file());
         let file = |path: &PathBuf| with_debug(path).unwrap_or_else(|| path.clone());
         let others = self.contents.modules.iter().map(|path| (ramdisk::file_name(path), file(path)));
-        Sources::new(own.chain(others), files.path().to_path_buf())
+        let all: Vec<(String, PathBuf)> = own.chain(others).collect();
+        for (name, debug) in &all {
+            // gdb looks for symbols there. Without the link, it has none for the module.
+            let _ = std::os::unix::fs::symlink(debug, files.path().join(format!("{name}#0")));
+        }
+        Sources::new(all.into_iter(), files.path().to_path_buf())
     }
 
     /// Changes the mainboard, and adds an IOMMU if the mainboard can have one.

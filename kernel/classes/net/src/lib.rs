@@ -208,7 +208,14 @@ fn poll(handle: &Handle) -> Polled {
 
 /// Ends a driver if it has left a frame unsent for too long.
 fn blame(handle: &Handle) {
-    let again = handle.lock().offered_mut::<Queues>().map(|queues| queues.deadline_ns());
+    let again = {
+        let mut domain = handle.lock();
+        let stands = domain.stands();
+        if stands && let Some(queues) = domain.offered_mut::<Queues>() {
+            queues.excuse();
+        }
+        domain.offered_mut::<Queues>().map(|queues| queues.deadline_ns())
+    };
     let cause = match again {
         Some(Ok(Some(at))) if Instant::from_micros(at / 1000) <= Instant::now() => {
             Some(Cause::Stuck { what: "frame", limit_ms: TRANSMIT_MS.get() })

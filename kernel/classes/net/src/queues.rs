@@ -44,6 +44,10 @@ impl DerefMut for Queues {
 }
 
 impl Offer for Queues {
+    fn excuse(&mut self) {
+        self.frames.excuse();
+    }
+
     fn after_upcall(&mut self) -> Result<(), Cause> {
         if !super::is_woken() {
             self.wake_for_news();

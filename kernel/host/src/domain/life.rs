@@ -65,6 +65,7 @@ impl Domain {
         match self.life.state() {
             State::Running if self.turn.is_due() => "resting".into(),
             State::Running => "running".into(),
+            State::Asleep if self.stands() => "in the debugger".into(),
             State::Asleep => "asleep".into(),
             State::GivenUp => "given up".into(),
             State::Ended if self.goes_back_to().is_some() => "ended, to be back".into(),

@@ -12,6 +12,7 @@
 //! * [`offer`]: the device that it offers to the rest of the kernel; [`turn`]: its share of the
 //!   CPU; [`trace`]: the record of the calls across its boundary; [`accesses`]: its accesses to its
 //!   device's registers
+//! * [`debug`]: a debugger's breakpoints, and drivers that stand still for it
 //! * [`life`], [`end`]: its states and its end; [`trust`]: whether it may run in ring 0
 //! * [`timer`], [`sleep`]: its timer and its sleeps; [`saved`]: its state over a reload
 //! * [`registry`]: all loaded domains; [`whose`]: the owner of an address
@@ -34,6 +35,7 @@ use spin::Mutex;
 pub mod accesses;
 pub mod calls;
 pub mod cause;
+pub mod debug;
 pub mod device;
 pub mod end;
 pub mod fault;
@@ -125,6 +127,8 @@ pub struct Domain {
     /// The owner of the memory that its device reached for beyond its fence, if the driver was
     /// ended because of that access.
     pub lies_there: String,
+    /// What a debugger does with it.
+    pub debugged: debug::Debugged,
     /// Its share of the CPU.
     pub turn: turn::Turn,
     /// Its timer.

@@ -30,6 +30,9 @@ pub trait Offer: Any + Send {
     /// Called when the driver has been ended, and its device stopped.
     fn driver_ended(&mut self);
 
+    /// Called when a driver goes on that a debugger had stopped: it is not to blame for that time.
+    fn excuse(&mut self) {}
+
     /// Returns how much has gone through the driver.
     fn moved(&self) -> Moved;
 

@@ -49,6 +49,9 @@ pub fn distrust(domain: &Domain) -> Option<String> {
     if domain.manifest.flags & RING1_ONLY != 0 || NEVER.lock().contains(&domain.file.name) {
         return Some("it is for ring 1 only".into());
     }
+    if domain.is_debugged() {
+        return Some("a debugger has breakpoints in it, or has stopped it".into());
+    }
     let faults = FAULTED.lock().get(&domain.file.name).copied()?;
     let times = if faults == 1 { "once".into() } else { format!("{faults} times") };
     Some(format!("it faulted {times} in ring 1; 'policy {} restart' or 'stop' forgives that", domain.name))

@@ -4,7 +4,7 @@
 use super::Domain;
 use super::cause::{Cause, Site, UpcallError};
 use super::fault::{self, Fault};
-use super::{accesses, trace};
+use super::{accesses, debug, trace};
 use alloc::sync::Arc;
 use hw::arch::frame::TrapFrame;
 use hw::arch::handlers::{DriverTrap, Verdict};
@@ -51,10 +51,15 @@ impl Domain {
         if !self.life.wake() {
             return Err(UpcallError::Ended);
         }
-        self.calls.end(0);
+        let is_in_service = self.space.standing().is_none();
+        if is_in_service {
+            self.calls.end(0);
+        }
         if self.trace.is_some() {
             trace::note_woken(self);
-            trace::note_call(self);
+            if is_in_service {
+                trace::note_call(self);
+            }
         }
         let budget = self.sleep.ticks_left;
         let exit = CURRENT.wake(self, |domain| &domain.space, budget).ok_or(UpcallError::Ended)?;
@@ -163,9 +168,23 @@ pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     terminate()
 }
 
-/// Decides about the driver whose upcall is under way, which an exception has hit.
-pub fn judge(frame: &mut TrapFrame, address: Option<u64>) -> Verdict {
-    with_current(|domain| accesses::judge(domain, frame, address)).unwrap_or(Verdict::Ends)
+/// Decides about the driver whose upcall is under way, which a trap has hit.
+pub fn judge(why: DriverTrap, frame: &mut TrapFrame) -> Verdict {
+    let judge = |domain: &mut Domain| {
+        if let DriverTrap::Exception { address } = why
+            && accesses::judge(domain, frame, address) == Verdict::GoesOn
+        {
+            return Verdict::GoesOn;
+        }
+        debug::judge(domain, why, frame)
+    };
+    with_current(judge).unwrap_or(Verdict::Ends)
+}
+
+/// Leaves the upcall of a driver that stands still for a debugger, until [`Domain::wake`].
+pub fn stand(frame: TrapFrame) -> ! {
+    with_current(|domain| domain.life.sleep(u64::MAX));
+    CURRENT.stand(|domain| &domain.space, frame)
 }
 
 /// Ends the driver whose upcall is under way, because of a trap.

@@ -69,6 +69,7 @@ pub fn map(
         restarts: 0,
         probation: None,
         last_words: String::new(),
+        debugged: Default::default(),
         lies_there: String::new(),
         turn: Turn::default(),
         timer: Timer::default(),

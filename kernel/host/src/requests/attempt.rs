@@ -270,13 +270,24 @@ async fn in_time<P: Protocol, T>(
     let limit_ms = COMMAND_MS.get();
     let mut may_wait = true;
     let mut before = is_at();
+    // A driver that a debugger stops is slow, and not to blame.
+    let stops = || {
+        let domain = handle.lock();
+        (domain.debugged.stops, domain.stands())
+    };
     loop {
+        let (stopped, _) = stops();
         if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
             return done;
         }
         let now = is_at();
         let waits = || handle.lock().used.as_ref().is_some_and(|used| used.in_hand().0 > 0);
         let is_excused = core::mem::take(&mut may_wait) && waits();
+        let (stopped_now, stands) = stops();
+        if stands || stopped_now != stopped {
+            (before, may_wait) = (now, true);
+            continue;
+        }
         if now.is_some() && now == before && !is_excused {
             break;
         }

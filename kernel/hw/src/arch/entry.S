@@ -95,6 +95,25 @@ gate_enter:
     mov [rip + {cpu} + {cpu_upcall_rsp}], rsp
 .endm
 
+/* Makes DS, ES, FS and GS null: no driver finds a selector of another's there. A null selector that is there already is
+   not loaded again: a load takes as long as a hundred instructions. R8 and R9 are used. */
+.macro NULL_SEGMENTS
+    mov r8d, ds
+    mov r9d, es
+    or r8d, r9d
+    mov r9d, fs
+    or r8d, r9d
+    mov r9d, gs
+    or r8d, r9d
+    jz 1f
+    xor r9d, r9d
+    mov ds, r9d
+    mov es, r9d
+    mov fs, r9d
+    mov gs, r9d
+1:
+.endm
+
 /* extern "C" fn enter_sandboxed(&UpcallFrame) -> (rax: value, rdx: 0 if the driver returned, 1 if it was ended, 2 if it
    sleeps) */
 .p2align 4
@@ -116,23 +135,9 @@ enter_sandboxed:
     xor r14d, r14d
     xor r15d, r15d
 into_driver:
-    /* RAX: root; R10, R11: driver RIP, RSP; RBX, RBP, RCX, RDX, RSI, RDI, R12-R15: the driver's. Interrupts are off.
-       No driver finds a selector of another's there. A null selector that is there already is not loaded again: a load
-       takes as long as a hundred instructions. */
-    mov r8d, ds
-    mov r9d, es
-    or r8d, r9d
-    mov r9d, fs
-    or r8d, r9d
-    mov r9d, gs
-    or r8d, r9d
-    jz 1f
-    xor r9d, r9d
-    mov ds, r9d
-    mov es, r9d
-    mov fs, r9d
-    mov gs, r9d
-1:  mov cr3, rax
+    /* RAX: root; R10, R11: driver RIP, RSP; RBX, RBP, RCX, RDX, RSI, RDI, R12-R15: the driver's. Interrupts are off. */
+    NULL_SEGMENTS
+    mov cr3, rax
     mov rsp, {entry_stack_top}
     push {driver_stack}
     push r11
@@ -249,6 +254,8 @@ trap_enter:
     add rdi, [rip + {cpu} + {cpu_domain_stacks}]
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
     call qword ptr [{traps} + 8]        /* trap_from_driver: returns, with a sanitized frame, only if the driver goes on */
+into_frame:
+    /* RBP: a sanitized TrapFrame in the domain's stacks' page, at its address there. Interrupts are off. */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rcx
 
@@ -300,8 +307,8 @@ sleep_trusted:
     /* driver's stack, from RSP up:  R15-R12 | RBX | RBP | return address */
     mov rax, rsp
 
-/* extern "C" fn leave_asleep() -> !   Leaves the upcall of a sandboxed driver. Its Caller was saved before.
-   Called with the kernel's root in CR3. */
+/* extern "C" fn leave_asleep() -> !   Leaves the upcall of a sandboxed driver, from a service or a trap. Its Caller, or its
+   TrapFrame, was saved before. Called with the kernel's root in CR3. */
 .global leave_asleep
 leave_asleep:
     mov edx, 2
@@ -328,6 +335,17 @@ resume_sandboxed:
     xor edi, edi
     jmp into_driver
 
+/* extern "C" fn resume_trapped(&TrapFrame) -> as enter_sandboxed. The driver goes on behind the trap in which its upcall
+   was left. The frame is sanitized, and lies in the domain's stacks' page, at its address there. */
+.p2align 4
+.global resume_trapped
+resume_trapped:
+    BEGIN_UPCALL
+    cli
+    NULL_SEGMENTS
+    mov rbp, rdi
+    jmp into_frame
+
 /* extern "C" fn resume_trusted(RSP) -> as enter_trusted */
 .p2align 4
 .global resume_trusted
@@ -343,4 +361,5 @@ resume_trusted:
 .endr
 .endm
 FUNCTIONS gate_enter, gate_return, trap_vectors, trap_enter, trap_stack
-FUNCTIONS enter_sandboxed, enter_trusted, abort_upcall, leave_asleep, resume_sandboxed, sleep_trusted, resume_trusted
+FUNCTIONS enter_sandboxed, enter_trusted, abort_upcall, leave_asleep, resume_sandboxed, resume_trapped
+FUNCTIONS sleep_trusted, resume_trusted

@@ -63,6 +63,9 @@ pub mod ist {
 }
 const IST_BYTES: u64 = 512;
 
+/// Offset of the top of the stack for exceptions in the stacks' page.
+pub(crate) const EXCEPTION_STACK_TOP: usize = ist::EXCEPTION as usize * IST_BYTES as usize;
+
 /// Task state segment in 64-bit mode (SDM vol. 3A, 7.7, figure 7-11).
 #[repr(C, packed(4))]
 struct TaskState {

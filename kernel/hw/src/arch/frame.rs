@@ -1,9 +1,10 @@
 //! The registers at a trap.
 
+use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK};
 use ringfence_core::fault::Exception;
 
 /// The registers that `entry.S` pushes, and those that the CPU has pushed before.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the fields are registers")]
 pub struct TrapFrame {
@@ -31,7 +32,54 @@ pub struct TrapFrame {
     pub ss: u64,
 }
 
+/// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: the flags that a driver may set. Not IOPL, not
+/// VM.
+const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
+/// IF and the bit that is always 1.
+const RFLAGS_ALWAYS: u64 = 0x202;
+
 impl TrapFrame {
+    /// Gives the segments and flags the values with which a driver goes on in ring 1, whatever they
+    /// were.
+    pub(crate) fn sanitize(&mut self) {
+        self.cs = u64::from(DRIVER_CODE);
+        self.ss = u64::from(DRIVER_STACK);
+        self.rflags = self.rflags & RFLAGS_DRIVER | RFLAGS_ALWAYS;
+    }
+
+    /// Returns whether the trap hit the driver's own code, and not a gate that it has called.
+    pub fn is_in_driver(&self) -> bool {
+        self.cs == u64::from(DRIVER_CODE)
+    }
+
+    /// Returns the words of the frame, in their order in memory.
+    pub(crate) fn words(&self) -> [u64; size_of::<TrapFrame>() / 8] {
+        [
+            self.r15,
+            self.r14,
+            self.r13,
+            self.r12,
+            self.r11,
+            self.r10,
+            self.r9,
+            self.r8,
+            self.rbp,
+            self.rdi,
+            self.rsi,
+            self.rdx,
+            self.rcx,
+            self.rbx,
+            self.rax,
+            self.vector,
+            self.error_code,
+            self.rip,
+            self.cs,
+            self.rflags,
+            self.rsp,
+            self.ss,
+        ]
+    }
+
     /// Returns the trap's vector and error code.
     pub fn exception(&self) -> Exception {
         Exception { vector: self.vector, error_code: self.error_code }

@@ -94,8 +94,9 @@ unsafe extern "C" {
     /// An upcall must be under way, and nothing on the stack above it may need to be dropped.
     pub fn abort_upcall() -> !;
 
-    /// Leaves the upcall that is under way, from a service that a sandboxed driver has called:
-    /// [`enter_sandboxed`] returns. [`resume_sandboxed`] goes on with the upcall.
+    /// Leaves the upcall that is under way, from a service that a sandboxed driver has called, or
+    /// from a trap: [`enter_sandboxed`] returns. [`resume_sandboxed`] or [`resume_trapped`] goes on
+    /// with the upcall.
     ///
     /// # Safety
     /// As for [`abort_upcall`].
@@ -107,6 +108,14 @@ unsafe extern "C" {
     /// `caller` must be the value of [`caller`] from when the driver fell asleep. `cr3` and
     /// [`super::cpu::this`] must be those of the same domain, which must still be sandboxed.
     pub fn resume_sandboxed(caller: &Caller, cr3: u64) -> UpcallEnd;
+
+    /// Goes on with a sandboxed driver that stands behind a trap.
+    ///
+    /// # Safety
+    /// `frame` must be the address, in the stacks' page, of a frame that is sanitized
+    /// ([`super::frame::TrapFrame::sanitize`]), and [`super::cpu::this`] that of the same domain,
+    /// which must still be sandboxed.
+    pub fn resume_trapped(frame: u64) -> UpcallEnd;
 
     /// Leaves the upcall that is under way, from a service that a trusted driver has called:
     /// [`enter_trusted`] returns, with an RSP as its value. This function returns when
@@ -170,11 +179,13 @@ pub struct Caller {
     pub rsp: u64,
 }
 
-/// The state that resumes a driver which sleeps in a service.
+/// The state that resumes a driver which sleeps in a service, or stands behind a trap.
 #[derive(Debug)]
 pub enum Asleep {
-    /// The driver's registers.
+    /// The driver's registers in a service.
     Sandboxed(Caller),
+    /// The driver's registers at the trap.
+    Trapped(TrapFrame),
     /// The address on the driver's stack of the kernel's registers, saved in the middle of the
     /// service.
     Trusted(u64),

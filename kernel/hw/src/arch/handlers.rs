@@ -8,7 +8,7 @@ use super::frame::TrapFrame;
 use ringfence_abi::service::SERVICE_COUNT;
 use spin::Once;
 
-/// The reason why a trap ends a driver.
+/// The reason why a trap may end a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverTrap {
     /// The CPU raised an exception; `address` is the address that a page fault names.
@@ -27,6 +27,8 @@ pub enum Verdict {
     Ends,
     /// It goes on, with the registers in the frame.
     GoesOn,
+    /// It stands still, and its upcall is left. Not for a trap that hit a gate.
+    Stands,
 }
 
 /// The function behind a service's gate. It takes the driver's RDI, RSI and RDX, and returns the
@@ -47,11 +49,13 @@ pub struct Handlers {
     pub link_input: fn(),
     /// Called when watched memory was read or written, by the instruction before this address.
     pub watchpoint_hit: fn(u64),
-    /// Called when an exception hit the driver whose upcall is under way, or the first instructions
-    /// of a gate that the driver has called, with CR2 for a page fault. It may change the frame.
-    pub driver_excepted: fn(&mut TrapFrame, Option<u64>) -> Verdict,
-    /// Called when a trap ends the driver whose upcall is under way.
-    pub driver_trapped: fn(DriverTrap, TrapFrame) -> !,
+    /// Called when a trap may end the driver whose upcall is under way. It hit the driver, or the
+    /// first instructions of a gate that the driver has called. It may change the frame.
+    pub driver_trapped: fn(DriverTrap, &mut TrapFrame) -> Verdict,
+    /// Called when the trap ends that driver.
+    pub driver_ends: fn(DriverTrap, TrapFrame) -> !,
+    /// Called when the driver stands still, with the registers with which it is to go on.
+    pub driver_stands: fn(TrapFrame) -> !,
     /// Called when an exception of this name hit the kernel, with CR2 for a page fault.
     pub kernel_trapped: fn(&'static str, &TrapFrame, Option<u64>) -> !,
     /// Called when the machine is about to end.
@@ -77,16 +81,14 @@ pub(super) fn halt() -> ! {
     }
 }
 
-/// Decides about a driver that an exception has hit.
-pub(super) fn judge(frame: &mut TrapFrame, address: Option<u64>) -> Verdict {
-    installed().map_or(Verdict::Ends, |handlers| (handlers.driver_excepted)(frame, address))
-}
-
-/// Ends the driver whose upcall is under way.
-pub(super) fn end_driver(why: DriverTrap, frame: TrapFrame) -> ! {
-    match installed() {
-        Some(handlers) => (handlers.driver_trapped)(why, frame),
-        None => halt(),
+/// Decides about the driver whose upcall is under way, which a trap has hit. Returns if the driver
+/// goes on.
+pub(super) fn decide(why: DriverTrap, frame: &mut TrapFrame) {
+    let Some(handlers) = installed() else { halt() };
+    match (handlers.driver_trapped)(why, frame) {
+        Verdict::GoesOn => {}
+        Verdict::Stands if frame.is_in_driver() => (handlers.driver_stands)(*frame),
+        Verdict::Ends | Verdict::Stands => (handlers.driver_ends)(why, *frame),
     }
 }
 

@@ -8,13 +8,13 @@
 use super::cpu;
 use super::entry_area;
 use super::frame::TrapFrame;
-use super::handlers::{DriverTrap, Verdict, end_driver, end_kernel, judge};
+use super::handlers::{DriverTrap, decide, end_kernel};
 use super::interrupts;
 use super::vector;
 use super::watch;
 use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::FnvIndexMap;
-use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK, KERNEL_CODE};
+use ringfence_core::descriptor::KERNEL_CODE;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
@@ -29,7 +29,7 @@ pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
         vector::NMI => {}
         // A trusted driver hit the watch, or a service that it called: the service runs on the
         // driver's stack.
-        vector::DEBUG if watch::noticed(frame.rip) => {}
+        vector::DEBUG if watch::noticed(frame.rip) || watch::take_met().is_some() => {}
         vector => end_kernel(vector::name(vector), &frame, fault_address(vector)),
     }
 }
@@ -43,18 +43,13 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         vector::FIRST_INTERRUPT.. => {
             interrupts::handle(copy.vector as u8);
             if cpu::this().ticks_left.load(Ordering::Relaxed) == 0 {
-                end_driver(DriverTrap::Overrun, copy);
+                decide(DriverTrap::Overrun, &mut copy);
             }
         }
         vector::NMI => {}
         vector::DEBUG if watch::noticed(copy.rip) => {}
         vector::MACHINE_CHECK => end_kernel(vector::name(vector::MACHINE_CHECK), &copy, None),
-        vector => {
-            let address = fault_address(vector);
-            if judge(&mut copy, address) == Verdict::Ends {
-                end_driver(DriverTrap::Exception { address }, copy);
-            }
-        }
+        vector => decide(DriverTrap::Exception { address: fault_address(vector) }, &mut copy),
     }
     // The driver goes on. Its frame is written anew from values that are known to be right, as the
     // driver may have changed the frame in its page.
@@ -68,9 +63,7 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         }
     } else {
         IN_DRIVERS.fetch_add(1, Ordering::Relaxed);
-        copy.cs = u64::from(DRIVER_CODE);
-        copy.ss = u64::from(DRIVER_STACK);
-        copy.rflags = copy.rflags & RFLAGS_DRIVER | RFLAGS_ALWAYS;
+        copy.sanitize();
     }
     *frame = copy;
 }
@@ -86,12 +79,6 @@ static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
 pub fn interrupt_counts() -> (u64, OnGates) {
     without_interrupts(|| (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.lock().clone()))
 }
-
-/// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: the flags that a driver may set. Not IOPL, not
-/// VM.
-const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
-/// IF and the bit that is always 1.
-const RFLAGS_ALWAYS: u64 = 0x202;
 
 fn fault_address(vector: u64) -> Option<u64> {
     (vector == vector::PAGE_FAULT).then(x86_64::registers::control::Cr2::read_raw)

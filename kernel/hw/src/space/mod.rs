@@ -14,6 +14,7 @@ pub mod watched;
 pub use bench::Changed;
 
 use crate::arch::entry_area;
+use crate::arch::frame::TrapFrame;
 use crate::arch::gates::{self, Asleep};
 use crate::memory::frames::{Frames, Lent, OutOfMemory};
 use crate::memory::pages;
@@ -223,6 +224,41 @@ impl Space {
     pub(crate) fn wake(&self) -> Option<Asleep> {
         self.enters.set(self.slot);
         self.asleep.take()
+    }
+
+    /// Returns the registers with which the driver goes on, if it stands behind a trap.
+    pub fn standing(&self) -> Option<TrapFrame> {
+        let asleep = self.asleep.take();
+        let frame = if let Some(Asleep::Trapped(frame)) = &asleep { Some(*frame) } else { None };
+        self.asleep.set(asleep);
+        frame
+    }
+
+    /// Changes the registers with which the driver goes on, if it stands behind a trap. Segments
+    /// and the flags that are not the driver's stay as they must be.
+    pub fn set_standing(&self, frame: TrapFrame) {
+        if self.standing().is_some() {
+            self.asleep.set(Some(Asleep::Trapped(frame)));
+        }
+    }
+
+    /// Returns the address to which the gate returns that the driver has just called. `rsp` is the
+    /// stack pointer at the gate's first instruction.
+    pub fn gate_returns_to(&self, rsp: u64) -> Option<u64> {
+        let offset = rsp.checked_sub(entry_area::STACKS)? as usize;
+        let mut bytes = [0; size_of::<u64>()];
+        // The CPU has pushed it last.
+        self.stacks.read(offset, &mut bytes).then(|| u64::from_le_bytes(bytes))
+    }
+
+    /// Puts a sanitized frame into the stacks' page, where the stack for exceptions is. Returns its
+    /// address there. No trap uses the page before the driver runs.
+    pub(crate) fn place_frame(&self, mut frame: TrapFrame) -> u64 {
+        frame.sanitize();
+        let words = frame.words();
+        let offset = entry_area::EXCEPTION_STACK_TOP - size_of_val(&words);
+        words.iter().zip(offset / 8..).for_each(|(word, index)| self.stacks.store(index, *word));
+        entry_area::STACKS + offset as u64
     }
 
     fn table(&self) -> Root<'_> {

@@ -1,0 +1,425 @@
+//! Drivers under a debugger: breakpoints, steps, and drivers that stand still.
+//!
+//! A driver that meets a breakpoint leaves its upcall as a driver does that sleeps
+//! ([`super::sleep`]), only behind a trap: everything else runs on, polls for the driver are noted,
+//! and its budget stands still. It goes on when the debugger says so. A driver that faults stands
+//! at the faulting instruction, before it is ended.
+//!
+//! **What the debugger has changed is gone with its session** ([`end`]): breakpoints and watches
+//! are taken back, and a driver that stands goes on with the registers that it had, or is ended by
+//! the fault that it had. A driver in ring 0 is not stopped, as its traps are the kernel's.
+
+use super::cause::{Cause, Site};
+use super::fault::Fault;
+use super::{Domain, Handle, Ring, registry};
+use crate::file::File;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::task::Poll;
+use embassy_sync::waitqueue::AtomicWaker;
+use hw::arch::frame::TrapFrame;
+use hw::arch::handlers::{DriverTrap, Verdict};
+use hw::arch::watch;
+use ringfence_abi::layout::slot_of;
+use ringfence_core::extent::Extent;
+use ringfence_core::vector::{BREAKPOINT, DEBUG};
+use spin::Mutex;
+
+/// RFLAGS.TF: a debug exception follows each instruction.
+const TRAP_FLAG: u64 = 1 << 8;
+/// INT3.
+const INT3: u8 = 0xcc;
+/// The most breakpoints that a debugger has.
+const MOST_BREAKPOINTS: usize = 256;
+/// The most stops that wait to be told. A driver has one at a time.
+const MOST_STOPS: usize = 64;
+
+/// Why a driver stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It met a breakpoint.
+    Breakpoint,
+    /// It has done a step.
+    Step,
+    /// It has accessed watched memory at this address.
+    Watch {
+        /// The first address of that memory.
+        address: u64,
+        /// Whether reads count as well as writes.
+        reads: bool,
+    },
+    /// It would be ended for this.
+    Fault(Cause),
+    /// It does not stand: it was loaded, or has a successor.
+    New,
+}
+
+/// A driver that stands, or is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// Its slot.
+    pub slot: usize,
+    /// Why.
+    pub why: Why,
+}
+
+/// What a debugger does with one driver.
+#[derive(Debug, Default)]
+pub struct Debugged {
+    /// Why it stands, and the registers that it had then.
+    standing: Option<(Why, TrapFrame)>,
+    /// How often it has stood.
+    pub stops: u64,
+    /// The range of addresses in which it steps: it stands at the first instruction outside.
+    steps: Option<(u64, u64)>,
+    /// A breakpoint that ends a step over a gate, and the byte that is there.
+    behind_gate: Option<(u64, u8)>,
+}
+
+/// A breakpoint.
+struct Breakpoint {
+    address: u64,
+    /// The byte that is there, and the driver in whose memory the breakpoint is; none, if the
+    /// driver is gone.
+    placed: Option<(u8, Weak<Mutex<Domain>>)>,
+    /// The build in which the address makes sense.
+    file: File,
+}
+
+/// A debugger's session.
+#[derive(Default)]
+struct Session {
+    /// The only driver that stands when it faults, if the debugger has named one.
+    only: Option<String>,
+    breakpoints: Vec<Breakpoint>,
+    watches: [Option<(Extent, bool)>; watch::FOR_DEBUGGER],
+    stops: VecDeque<Stop>,
+}
+
+static SESSION: Mutex<Option<Session>> = Mutex::new(None);
+static ON_STOP: AtomicWaker = AtomicWaker::new();
+
+/// The reason why something is not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// No debugger is there.
+    NoSession,
+    /// The address is in no driver's memory.
+    NotADrivers,
+    /// The driver runs in ring 0.
+    Trusted,
+    /// There are as many as there can be.
+    Full,
+}
+
+impl Domain {
+    /// Returns whether the driver stands still for a debugger.
+    pub fn stands(&self) -> bool {
+        self.debugged.standing.is_some()
+    }
+
+    /// Returns why the driver stands.
+    pub fn why_it_stands(&self) -> Option<Why> {
+        self.debugged.standing.map(|(why, _)| why)
+    }
+
+    /// Returns whether a debugger has changed the driver, so that it must stay in ring 1.
+    pub fn is_debugged(&self) -> bool {
+        let is_here = |address: u64| slot_of(address) == Some(self.space.slot());
+        let session = SESSION.lock();
+        let changes = |session: &Session| {
+            session.breakpoints.iter().any(|breakpoint| is_here(breakpoint.address))
+                || session.watches.iter().flatten().any(|(watched, _)| is_here(watched.start))
+        };
+        self.stands() || session.as_ref().is_some_and(changes)
+    }
+}
+
+/// Begins a session. If `only` names a driver, no other driver stands when it faults. Returns
+/// `false` if there is a session already.
+pub fn begin(only: Option<&str>) -> bool {
+    let mut session = SESSION.lock();
+    let is_free = session.is_none();
+    if is_free {
+        *session = Some(Session { only: only.map(String::from), ..Session::default() });
+    }
+    is_free
+}
+
+/// Ends the session, and takes back what the debugger has changed in drivers that run. Those that
+/// stand have the registers again that they had, and must still go on.
+pub fn end() {
+    let Some(session) = SESSION.lock().take() else { return };
+    session.breakpoints.iter().for_each(take_away);
+    (0..watch::FOR_DEBUGGER).for_each(watch::end_for_debugger);
+    for handle in registry::all() {
+        let mut domain = handle.lock();
+        if let Some((_, before)) = domain.debugged.standing {
+            domain.space.set_standing(before);
+        }
+        take_behind_gate(&mut domain);
+        domain.debugged.steps = None;
+    }
+}
+
+/// Returns whether the debugger has named the driver called `name`.
+pub fn is_about(name: &str) -> bool {
+    SESSION.lock().as_ref().and_then(|session| session.only.as_deref()) == Some(name)
+}
+
+/// Returns whether there is a session.
+pub fn is_on() -> bool {
+    SESSION.lock().is_some()
+}
+
+/// Tells the debugger of a driver that was loaded or replaced, and puts the breakpoints of its
+/// build into it.
+pub fn adopt(handle: &Handle) {
+    let mut guard = SESSION.lock();
+    let Some(session) = guard.as_mut() else { return };
+    let domain = handle.lock();
+    let slot = domain.space.slot();
+    for breakpoint in session.breakpoints.iter_mut().filter(|breakpoint| slot_of(breakpoint.address) == Some(slot)) {
+        let is_here = breakpoint.placed.as_ref().is_some_and(|(_, weak)| weak.ptr_eq(&Arc::downgrade(handle)));
+        if !is_here && breakpoint.file.is_same(&domain.file) && domain.ring() == Ring::Sandboxed {
+            breakpoint.placed = place(&domain, breakpoint.address).map(|byte| (byte, Arc::downgrade(handle)));
+        }
+    }
+    note(session, Stop { slot, why: Why::New });
+}
+
+/// Puts a breakpoint into a driver that starts: it stands at its first instruction.
+pub fn stop_at_start(domain: &mut Domain) -> Result<(), Refused> {
+    if !is_on() {
+        return Err(Refused::NoSession);
+    }
+    if domain.ring() == Ring::Trusted {
+        return Err(Refused::Trusted);
+    }
+    let byte = place(domain, domain.entry).ok_or(Refused::NotADrivers)?;
+    domain.debugged.behind_gate = Some((domain.entry, byte));
+    Ok(())
+}
+
+/// Returns the driver in whose slot `address` is.
+pub fn driver_at(address: u64) -> Option<Handle> {
+    let slot = slot_of(address)?;
+    registry::all().into_iter().find(|handle| handle.lock().space.slot() == slot)
+}
+
+/// Adds a breakpoint. One that is there already is left alone.
+pub fn add_breakpoint(address: u64) -> Result<(), Refused> {
+    let handle = driver_at(address).ok_or(Refused::NotADrivers)?;
+    let mut guard = SESSION.lock();
+    let session = guard.as_mut().ok_or(Refused::NoSession)?;
+    let domain = handle.lock();
+    if domain.ring() == Ring::Trusted || domain.next_ring() == Ring::Trusted {
+        return Err(Refused::Trusted);
+    }
+    if session.breakpoints.iter().any(|breakpoint| breakpoint.address == address) {
+        return Ok(());
+    }
+    if session.breakpoints.len() >= MOST_BREAKPOINTS {
+        return Err(Refused::Full);
+    }
+    let byte = place(&domain, address).ok_or(Refused::NotADrivers)?;
+    let placed = Some((byte, Arc::downgrade(&handle)));
+    session.breakpoints.push(Breakpoint { address, placed, file: domain.file.clone() });
+    Ok(())
+}
+
+/// Removes a breakpoint. Returns `false` if there is none.
+pub fn remove_breakpoint(address: u64) -> bool {
+    let mut guard = SESSION.lock();
+    let Some(session) = guard.as_mut() else { return false };
+    let place = session.breakpoints.iter().position(|breakpoint| breakpoint.address == address);
+    let removed = place.map(|place| session.breakpoints.remove(place));
+    drop(guard);
+    removed.as_ref().map(take_away).is_some()
+}
+
+/// Watches a word of a driver's memory; `reads` says whether reads count as well as writes.
+pub fn add_watch(watched: Extent, reads: bool) -> Result<(), Refused> {
+    let handle = driver_at(watched.start).ok_or(Refused::NotADrivers)?;
+    let mut guard = SESSION.lock();
+    let session = guard.as_mut().ok_or(Refused::NoSession)?;
+    {
+        let domain = handle.lock();
+        if domain.ring() == Ring::Trusted || domain.next_ring() == Ring::Trusted {
+            return Err(Refused::Trusted);
+        }
+        if !domain.slot_extent().encloses(watched) {
+            return Err(Refused::NotADrivers);
+        }
+    }
+    let number = session.watches.iter().position(Option::is_none).ok_or(Refused::Full)?;
+    if let Some(free) = session.watches.get_mut(number) {
+        *free = Some((watched, reads));
+    }
+    watch::set_for_debugger(number, watched.start, watched.len_bytes, reads);
+    Ok(())
+}
+
+/// Removes a watch. Returns `false` if there is none.
+pub fn remove_watch(watched: Extent, reads: bool) -> bool {
+    let mut guard = SESSION.lock();
+    let Some(session) = guard.as_mut() else { return false };
+    let number = session.watches.iter().position(|other| *other == Some((watched, reads)));
+    if let Some(number) = number
+        && let Some(place) = session.watches.get_mut(number)
+    {
+        *place = None;
+        watch::end_for_debugger(number);
+    }
+    number.is_some()
+}
+
+/// Writes a breakpoint. Returns the byte that is there; `None` if there is no memory.
+fn place(domain: &Domain, address: u64) -> Option<u8> {
+    let mut byte = [0];
+    (domain.space.read(address, &mut byte) && domain.space.write(address, &[INT3])).then_some(byte[0])
+}
+
+/// Takes a breakpoint out of its driver's memory.
+fn take_away(breakpoint: &Breakpoint) {
+    let Some((byte, weak)) = &breakpoint.placed else { return };
+    if let Some(handle) = weak.upgrade() {
+        restore(&handle.lock(), breakpoint.address, *byte);
+    }
+}
+
+/// Writes the byte back that was at a breakpoint, if the breakpoint is still there.
+fn restore(domain: &Domain, address: u64, byte: u8) {
+    let mut now = [0];
+    if domain.space.read(address, &mut now) && now == [INT3] {
+        domain.space.write(address, &[byte]);
+    }
+}
+
+fn take_behind_gate(domain: &mut Domain) -> Option<u64> {
+    let (address, byte) = domain.debugged.behind_gate.take()?;
+    restore(domain, address, byte);
+    Some(address)
+}
+
+/// Decides about a driver that a trap has hit, in ring 1 or at a gate that it has called.
+pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Verdict {
+    let met = if frame.vector == DEBUG { watch::take_met() } else { None };
+    let mut guard = SESSION.lock();
+    let Some(session) = guard.as_mut() else { return Verdict::Ends };
+    if domain.ring() == Ring::Trusted {
+        return Verdict::Ends;
+    }
+    let is_exception = matches!(why, DriverTrap::Exception { .. });
+    let is_debug = is_exception && frame.vector == DEBUG && (domain.debugged.steps.is_some() || met.is_some());
+    if is_debug && !frame.is_in_driver() {
+        // A step into a gate ends behind it. The CPU has pushed the driver's RIP last.
+        frame.rflags &= !TRAP_FLAG;
+        take_behind_gate(domain);
+        let returns_to = domain.space.gate_returns_to(frame.rsp);
+        domain.debugged.behind_gate = returns_to.and_then(|rip| Some((rip, place(domain, rip)?)));
+        return Verdict::GoesOn;
+    }
+    if !frame.is_in_driver() {
+        return Verdict::Ends;
+    }
+    // The rest of a range of steps.
+    if is_debug && met.is_none() && domain.debugged.steps.is_some_and(|(start, end)| (start..end).contains(&frame.rip)) {
+        return Verdict::GoesOn;
+    }
+    let at = frame.rip.wrapping_sub(1);
+    let is_int3 = is_exception && frame.vector == BREAKPOINT;
+    let stop = if is_debug {
+        let watched = met.and_then(|number| session.watches.get(number).copied().flatten());
+        match watched {
+            Some((watched, reads)) => Why::Watch { address: watched.start, reads },
+            None => Why::Step,
+        }
+    } else if is_int3 && domain.debugged.behind_gate.is_some_and(|(address, _)| address == at) {
+        take_behind_gate(domain);
+        frame.rip = at;
+        Why::Step
+    } else if is_int3 && session.breakpoints.iter().any(|breakpoint| breakpoint.address == at) {
+        frame.rip = at;
+        Why::Breakpoint
+    } else if session.only.as_ref().is_none_or(|only| *only == domain.name) {
+        let cause = match why {
+            DriverTrap::Exception { address } => Cause::Exception { address },
+            DriverTrap::Overrun => Cause::Overrun,
+        };
+        Why::Fault(cause)
+    } else {
+        return Verdict::Ends;
+    };
+    frame.rflags &= !TRAP_FLAG;
+    domain.debugged.steps = None;
+    domain.debugged.stops += 1;
+    domain.debugged.standing = Some((stop, *frame));
+    note(session, Stop { slot: domain.space.slot(), why: stop });
+    Verdict::Stands
+}
+
+fn note(session: &mut Session, stop: Stop) {
+    if session.stops.len() < MOST_STOPS {
+        session.stops.push_back(stop);
+    }
+    ON_STOP.wake();
+}
+
+/// Waits for a driver that stands, or is new. For one task only.
+pub async fn next_stop() -> Stop {
+    poll_fn(|context| {
+        ON_STOP.register(context.waker());
+        let stop = SESSION.lock().as_mut().and_then(|session| session.stops.pop_front());
+        stop.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+/// How a driver goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Go {
+    /// It runs.
+    On,
+    /// It executes one instruction, and more as long as they are between these addresses (the
+    /// second one is outside), and stands again.
+    Step(u64, u64),
+    /// It is ended by the fault for which it stands, or runs if it stands for no fault.
+    Fault,
+}
+
+impl Domain {
+    /// Prepares a driver that stands to go on. Returns `false` if it is not to be entered: it does
+    /// not stand, or is ended now.
+    pub fn leave_debugger(&mut self, go: Go) -> bool {
+        let Some((why, frame)) = self.debugged.standing.take() else { return false };
+        if !self.is_alive() {
+            return false;
+        }
+        if let (Why::Fault(cause), Go::Fault) = (why, go) {
+            let fault = Fault::new(self, cause, Site::Trap(&frame));
+            let has_successor = self.has_successor();
+            self.life.end(fault.report(has_successor));
+            super::end::quiesce(self);
+            return false;
+        }
+        if let Some(mut frame) = self.space.standing() {
+            self.debugged.steps = if let Go::Step(start, end) = go { Some((start, end)) } else { None };
+            frame.rflags &= !TRAP_FLAG;
+            if self.debugged.steps.is_some() {
+                frame.rflags |= TRAP_FLAG;
+            }
+            self.space.set_standing(frame);
+        }
+        if self.sleep.ticks_left == 0 {
+            self.sleep.ticks_left = self.budget;
+        }
+        if let Some(offer) = &mut self.offer {
+            offer.excuse();
+        }
+        true
+    }
+}

@@ -58,6 +58,7 @@ command -v bochs >/dev/null 2>&1 || missing+=(bochs bochs-term)
 [ -e /usr/share/bochs/VGABIOS-lgpl-latest ] || missing+=(vgabios)
 need mformat mtools
 need tshark tshark
+need gdb gdb
 need grub-mkrescue grub-common
 [ -d /usr/lib/grub/i386-pc ] || missing+=(grub-pc-bin)
 [ -d /usr/lib/grub/x86_64-efi ] || missing+=(grub-efi-amd64-bin)

@@ -14,8 +14,8 @@ extern crate alloc;
 
 #[cfg(feature = "bench")]
 mod bench;
-mod panic;
 mod debugger;
+mod panic;
 mod remote;
 mod shell;
 mod streams;
@@ -124,6 +124,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
         task::spawn(spawner, remote::run);
+        task::spawn(spawner, remote::load);
         task::spawn(spawner, debugger::run);
         task::spawn(spawner, console::screen::run);
     };

@@ -13,18 +13,21 @@ use alloc::borrow::Cow;
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::future::pending;
+use core::future::{pending, poll_fn};
+use core::task::Poll;
 use embassy_futures::select::{Either, select};
 use embassy_futures::yield_now;
+use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::Timer;
 use host::file::{Content, File};
 use host::pushed;
 use hw::{link, memory};
 use ringfence_abi::manifest::NAME_BYTES;
 use ringfence_link::REQUESTS;
-use ringfence_link::event::Event;
+use ringfence_link::event::{Event, Text};
 use ringfence_link::frame::Decoder;
 use ringfence_link::request::{Request, What};
+use spin::Mutex;
 
 /// The most files that come at the same time. Beyond that, the oldest is dropped.
 const MAX_INCOMING: usize = 4;
@@ -85,27 +88,82 @@ pub async fn run() {
     }
 }
 
+/// A module that is to be loaded, and the request that asks for it.
+struct Load {
+    id: u64,
+    file: File,
+    parameters: Vec<String>,
+    stops: bool,
+}
+
+/// The most modules that wait to be loaded.
+const MOST_LOADS: usize = 4;
+
+/// The modules that are to be loaded; the first one is being loaded. A task of its own does that: a
+/// driver may stand in its `init` for a debugger, whose requests come meanwhile.
+static LOADS: Mutex<VecDeque<Load>> = Mutex::new(VecDeque::new());
+static ON_LOAD: AtomicWaker = AtomicWaker::new();
+
+/// The last answers, by their requests.
+static ANSWERED: Mutex<VecDeque<(u64, Result)>> = Mutex::new(VecDeque::new());
+
+fn answered(id: u64) -> Option<Result> {
+    ANSWERED.lock().iter().find(|(other, _)| *other == id).map(|(_, result)| result.clone())
+}
+
+fn keep_answer(id: u64, result: &Result) {
+    let mut answered = ANSWERED.lock();
+    answered.truncate(KEPT_ANSWERS - 1);
+    answered.push_front((id, result.clone()));
+}
+
+fn tell(id: u64, result: &Result) {
+    let result = result.as_ref().map(|text| text.as_str().into()).map_err(|text| text.as_str().into());
+    link::tell(&Event::Answered { id, result });
+}
+
+/// The task that loads the modules that were pushed, one after the other.
+pub async fn load() {
+    loop {
+        let (id, file, parameters, stops) = poll_fn(|context| {
+            ON_LOAD.register(context.waker());
+            let loads = LOADS.lock();
+            let first = loads.front().map(|load| (load.id, load.file.clone(), load.parameters.clone(), load.stops));
+            first.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await;
+        let result = load_or_reload(file, &parameters, stops).await.inspect(|done| log::info!("push: {done}"));
+        keep_answer(id, &result);
+        LOADS.lock().pop_front();
+        tell(id, &result);
+    }
+}
+
 /// The state between requests.
 #[derive(Default)]
 struct Remote {
     incoming: VecDeque<Incoming>,
-    answered: VecDeque<(u64, Result)>,
     streams: Streams,
 }
 
 impl Remote {
     async fn answer(&mut self, Request { id, what }: Request<'static>) {
-        let before = self.answered.iter().find(|(other, _)| *other == id).map(|(_, result)| result.clone());
-        let result = match before {
-            Some(result) => result,
-            None => {
-                let result = self.carry_out(what).await;
-                self.answered.truncate(KEPT_ANSWERS - 1);
-                self.answered.push_front((id, result.clone()));
-                result
-            }
+        if let Some(result) = answered(id) {
+            return tell(id, &result);
+        }
+        // The task that loads modules answers.
+        if LOADS.lock().iter().any(|load| load.id == id) {
+            return;
+        }
+        let result = match what {
+            What::Load { file, parameters, stops } => match self.load(id, file, parameters, stops) {
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
+            what => self.carry_out(what).await,
         };
-        link::tell(&Event::Answered { id, result: result.map(Cow::Owned).map_err(Cow::Owned) });
+        keep_answer(id, &result);
+        tell(id, &result);
     }
 
     async fn carry_out(&mut self, what: What<'static>) -> Result {
@@ -113,6 +171,7 @@ impl Remote {
             What::File { file, name, len_bytes } => self.begin(file, &name, len_bytes as usize),
             What::Piece { file, offset, bytes } => self.add(file, offset as usize, &bytes),
             What::Trace { driver, frame_bytes } => self.streams.begin(&driver, frame_bytes),
+            What::EndTrace { driver } => self.streams.end(&driver).await,
             What::Debug { session, driver, bytes } => {
                 debugger::receive(session, driver.as_deref(), &bytes).map(|()| String::new())
             }
@@ -120,21 +179,35 @@ impl Remote {
                 debugger::end(session);
                 Ok(String::new())
             }
-            What::EndTrace { driver } => self.streams.end(&driver).await,
-            What::Load { file, parameters } => {
-                let place = self.place(file)?;
-                let incoming = self.incoming.remove(place).ok_or("the file is gone")?;
-                if incoming.bytes.len() < incoming.len_bytes {
-                    return Err(alloc::format!("{} of {} bytes came", incoming.bytes.len(), incoming.len_bytes));
-                }
-                let Incoming { name, build, bytes, .. } = incoming;
-                // The bytes are copied, and other files may have come meanwhile.
-                pushed::check(&name, bytes.len()).map_err(|refused| refused.to_string())?;
-                let file = File { name, build, bytes: Content::Made(bytes.into()) };
-                let parameters: Vec<String> = parameters.into_iter().map(Cow::into_owned).collect();
-                load_or_reload(file, &parameters).await.inspect(|done| log::info!("push: {done}"))
-            }
+            What::Load { .. } => Err("modules are loaded elsewhere".into()),
         }
+    }
+
+    /// Has a module loaded whose file is complete.
+    fn load(
+        &mut self,
+        id: u64,
+        file: u64,
+        parameters: Vec<Text<'static>>,
+        stops: bool,
+    ) -> core::result::Result<(), String> {
+        let place = self.place(file)?;
+        let incoming = self.incoming.remove(place).ok_or("the file is gone")?;
+        if incoming.bytes.len() < incoming.len_bytes {
+            return Err(alloc::format!("{} of {} bytes came", incoming.bytes.len(), incoming.len_bytes));
+        }
+        let Incoming { name, build, bytes, .. } = incoming;
+        // The bytes are copied, and other files may have come meanwhile.
+        pushed::check(&name, bytes.len()).map_err(|refused| refused.to_string())?;
+        let file = File { name, build, bytes: Content::Made(bytes.into()) };
+        let parameters: Vec<String> = parameters.into_iter().map(Cow::into_owned).collect();
+        let mut loads = LOADS.lock();
+        if loads.len() >= MOST_LOADS {
+            return Err(alloc::format!("{MOST_LOADS} modules wait to be loaded already"));
+        }
+        loads.push_back(Load { id, file, parameters, stops });
+        ON_LOAD.wake();
+        Ok(())
     }
 
     /// Returns the place of a file among those that come.

@@ -191,6 +191,10 @@ pub enum Verb {
         /// Parameters for a module that is not loaded yet.
         #[arg(value_name = "KEY=VALUE")]
         parameters: Vec<String>,
+        /// Build the driver's own code without optimization, and have it stand for gdb, which must
+        /// be there, at its first instruction.
+        #[arg(long)]
+        debug: bool,
         /// The system, if several run.
         #[arg(long, value_name = "SYSTEM")]
         system: Option<String>,

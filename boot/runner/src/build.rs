@@ -169,7 +169,7 @@ pub fn lint_module(folder: &Path) -> Result<()> {
 /// SDK by its path, or files in C and C++.
 pub fn module(folder: &Path) -> Result<Module> {
     match folder.join("Cargo.toml").is_file() {
-        true => module_in_rust(folder, &outside(), &[]),
+        true => module_in_rust(folder, &outside(), &[], &[]),
         false => module_in_c(folder),
     }
 }
@@ -197,11 +197,30 @@ pub fn recording(source: &str) -> Result<Module> {
     if !folder.join("Cargo.toml").is_file() {
         bail!("{source} is neither a driver of this project in Rust nor a folder with one");
     }
-    module_in_rust(&folder, &target().join("recording"), &["--features", "ringfence-sdk/record"])
+    module_in_rust(&folder, &target().join("recording"), &["--features", "ringfence-sdk/record"], &[])
 }
 
-/// Builds the Rust module in `folder` into the folder `to`, with these arguments for cargo.
-fn module_in_rust(folder: &Path, to: &Path, arguments: &[&str]) -> Result<Module> {
+/// Builds the module called `source`, or in the folder `source`, without optimization, so that a
+/// debugger finds all variables.
+pub fn for_debugger(source: &str) -> Result<Module> {
+    let own = project().join("drivers").join(source);
+    let folder = if own.is_dir() && !source.contains('/') { own } else { PathBuf::from(source) };
+    let to = target().join("debugger");
+    if folder.join("Cargo.toml").is_file() {
+        return module_in_rust(&folder, &to, &[], &[("OPT_LEVEL", "0"), ("LTO", "false")]);
+    }
+    if !folder.is_dir() {
+        bail!("{source} is neither a driver of this project nor a folder with one");
+    }
+    let name = folder.file_stem().context("the folder has no name")?.to_string_lossy().into_owned();
+    let way = Way { rust: "opt-level=0", c: "-Og" };
+    let objects = compile_c(&name, &CSource(folder), &to, Some(&way))?;
+    link(&Toolchain::find()?, &name, &to, &objects, |_| Ok(objects.clone()))
+}
+
+/// Builds the Rust module in `folder` into the folder `to`, with these arguments for cargo, and
+/// with these settings of the profile in the place of the usual ones.
+fn module_in_rust(folder: &Path, to: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Result<Module> {
     let manifest = folder.join("Cargo.toml").canonicalize()?;
     let toolchain = Toolchain::find()?;
     let package = package_name(&manifest)?;
@@ -222,7 +241,10 @@ fn module_in_rust(folder: &Path, to: &Path, arguments: &[&str]) -> Result<Module
             ("LTO", "true"),
             ("CODEGEN_UNITS", "1"),
             ("OVERFLOW_CHECKS", "true"),
-        ] {
+        ]
+        .into_iter()
+        .chain(settings.iter().copied())
+        {
             cargo.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
         }
         cargo.args(["--release", "--lib", "--crate-type", "staticlib", "--manifest-path"]).arg(&manifest);

@@ -106,7 +106,7 @@ fn push(options: &Options, session: &mut Session, view: &mut View) -> Result<()>
     view.sources = Some(Sources::new(loaded, session.folder().to_path_buf()));
     // The build may have taken longer than a trace goes on by itself.
     trace(session, view)?;
-    let done = session.push(&module.name, &bytes, Some(&module.debug), &[], |heard| view.show(heard))?;
+    let done = session.push(&module.name, &bytes, Some(&module.debug), &[], false, |heard| view.show(heard))?;
     // A driver that is new is traced from now on.
     trace(session, view)?;
     let time = began.elapsed().as_secs_f64();

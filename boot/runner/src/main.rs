@@ -89,8 +89,8 @@ fn run(cli: Cli) -> Result<u8> {
             dev::run(&dev::Options { name, trace, system })?;
             Ok(0)
         }
-        Some(Verb::Push { name, parameters, system, json }) => {
-            Ok(u8::from(!push::run(&push::Options { name, parameters, system, json })?))
+        Some(Verb::Push { name, parameters, debug, system, json }) => {
+            Ok(u8::from(!push::run(&push::Options { name, parameters, debug, system, json })?))
         }
         Some(Verb::Trace { names, out, pcap, seconds, system, json }) => {
             Ok(u8::from(!trace::run(&trace::Options { names, out, pcap, seconds, system, json })?))

@@ -17,6 +17,9 @@ pub struct Options {
     pub parameters: Vec<String>,
     /// The system, if several run.
     pub system: Option<String>,
+    /// Whether the driver's own code is not optimized, and the driver stands for the debugger at
+    /// its first instruction.
+    pub debug: bool,
     /// Whether to print JSON.
     pub json: bool,
 }
@@ -26,17 +29,21 @@ pub fn run(options: &Options) -> Result<bool> {
     // Fail before the build if no system runs.
     let mut session = Session::find(options.system.as_deref())?;
     let started = Instant::now();
-    let module = build::one(&options.name)?;
+    let module = if options.debug { build::for_debugger(&options.name)? } else { build::one(&options.name)? };
     let built = started.elapsed();
     let bytes = std::fs::read(&module.packed).with_context(|| format!("cannot read {}", module.packed.display()))?;
+    if options.debug {
+        output::complain(&format!("{} stands at its first instruction; 'continue' in gdb lets it start", module.name));
+    }
     let mut faults = Vec::new();
-    let done = session.push(&module.name, &bytes, Some(&module.debug), &options.parameters, |heard| {
-        if let Heard::Event(Event::Fault(fault)) = heard
-            && fault.module == module.name
-        {
-            faults.push(fault);
-        }
-    })?;
+    let done =
+        session.push(&module.name, &bytes, Some(&module.debug), &options.parameters, options.debug, |heard| {
+            if let Heard::Event(Event::Fault(fault)) = heard
+                && fault.module == module.name
+            {
+                faults.push(fault);
+            }
+        })?;
     let all = started.elapsed();
     if options.json {
         let (done, error) = (done.as_ref().ok(), done.as_ref().err());

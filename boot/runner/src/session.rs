@@ -23,6 +23,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// After this time without an answer, nobody waits any more.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The same while a person decides when a driver goes on.
+const FOR_A_PERSON: Duration = Duration::from_secs(24 * 3600);
+
 /// A connection to a running system.
 pub struct Session {
     /// The folder of the system's run.
@@ -134,9 +137,18 @@ impl Session {
 
     /// Sends a request, and waits for the answer. `seen` is called with what the system says before
     /// it. Returns what the kernel has done, or the reason why it has not.
-    pub fn request(&mut self, what: What, mut seen: impl FnMut(Heard)) -> Result<Result<String, String>> {
+    pub fn request(&mut self, what: What, seen: impl FnMut(Heard)) -> Result<Result<String, String>> {
+        self.request_within(LIMIT, what, seen)
+    }
+
+    fn request_within(
+        &mut self,
+        limit: Duration,
+        what: What,
+        mut seen: impl FnMut(Heard),
+    ) -> Result<Result<String, String>> {
         let request = Request { id: fastrand::u64(..), what };
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + limit;
         while Instant::now() < end {
             let frame = self.encoder.frame(REQUESTS, |room| request.write(room)).context("the request is too long")?;
             self.stream.write_all(frame).context("the system has ended")?;
@@ -150,18 +162,20 @@ impl Session {
                 }
             }
         }
-        bail!("the kernel has not answered for {} s", LIMIT.as_secs())
+        bail!("the kernel has not answered for {} s", limit.as_secs())
     }
 
     /// Sends a module's file. The runner that has booted the system finds source lines for the
-    /// module in `debug`. `parameters` are for a module that is loaded. `seen` is called with the
-    /// events that come meanwhile. Returns what the kernel has done, or the reason why it has not.
+    /// module in `debug`. `parameters` are for a module that is loaded. If `stops`, the driver
+    /// stands for the debugger at its first instruction. `seen` is called with the events that come
+    /// meanwhile. Returns what the kernel has done, or the reason why it has not.
     pub fn push(
         &mut self,
         name: &str,
         bytes: &[u8],
         debug: Option<&Path>,
         parameters: &[String],
+        stops: bool,
         mut seen: impl FnMut(Heard),
     ) -> Result<Result<String, String>> {
         let file = fastrand::u64(..);
@@ -183,6 +197,8 @@ impl Session {
             }
         }
         let parameters = parameters.iter().map(|parameter| parameter.as_str().into()).collect();
-        self.request(What::Load { file, parameters }, seen)
+        // A person lets the driver go on that stands.
+        let limit = if stops { FOR_A_PERSON } else { LIMIT };
+        self.request_within(limit, What::Load { file, parameters, stops }, seen)
     }
 }

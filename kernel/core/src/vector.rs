@@ -1,13 +1,11 @@
 //! The CPU's interrupt vectors (SDM vol. 3A, table 6-1).
 
-/// Breakpoints and single steps.
+/// A quotient that does not fit, or a division by zero.
 pub const DIVIDE_ERROR: u64 = 0;
-/// #DB: single steps and debug registers.
+/// Breakpoints and single steps.
 pub const DEBUG: u64 = 1;
 /// Non-maskable interrupt.
 pub const NMI: u64 = 2;
-/// #BP: the breakpoint that INT3 raises.
-pub const BREAKPOINT: u64 = 3;
 /// An undefined instruction.
 pub const INVALID_OPCODE: u64 = 6;
 /// An exception while another one was being delivered.

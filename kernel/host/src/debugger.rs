@@ -17,7 +17,7 @@ pub fn go_on(handle: &Handle, go: Go) {
 /// by the fault that they had.
 pub fn end() {
     debug::end();
-    for handle in registry::all() {
+    for handle in registry::in_slots() {
         let why = handle.lock().why_it_stands();
         match why {
             Some(Why::Fault(..)) => go_on(&handle, Go::Fault),

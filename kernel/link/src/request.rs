@@ -83,6 +83,8 @@ pub enum What<'a> {
         file: u64,
         /// Parameters for a module that is loaded, each as `name=value`.
         parameters: alloc::vec::Vec<Text<'a>>,
+        /// Whether the driver is to stand for the debugger at its first instruction.
+        stops: bool,
     },
 }
 
@@ -114,7 +116,7 @@ mod tests {
         let requests = [
             What::File { file: 7, name: "e1000".into(), len_bytes: u32::MAX },
             What::Piece { file: u64::MAX, offset: u32::MAX, bytes: (&bytes[..]).into() },
-            What::Load { file: 7, parameters: ["a=1".into(), "b=".into()].into() },
+            What::Load { file: 7, parameters: ["a=1".into(), "b=".into()].into(), stops: true },
         ];
         for what in requests {
             let request = Request { id: u64::MAX, what };

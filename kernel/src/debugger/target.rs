@@ -32,7 +32,7 @@ use host::domain::{Handle, registry};
 use hw::arch::frame::TrapFrame;
 use ringfence_abi::layout::IMAGE;
 use ringfence_core::extent::Extent;
-use ringfence_core::vector::{BREAKPOINT, DEBUG, DIVIDE_ERROR, INVALID_OPCODE};
+use ringfence_core::vector::{DEBUG, DIVIDE_ERROR, INVALID_OPCODE};
 
 type Reason = MultiThreadStopReason<u64>;
 
@@ -58,7 +58,7 @@ fn thread(slot: usize) -> Tid {
 
 /// Returns the driver that is a thread.
 fn driver(thread: Tid) -> Option<Handle> {
-    registry::all().into_iter().find(|handle| handle.lock().space.slot() + 1 == thread.get())
+    registry::in_slots().into_iter().find(|handle| handle.lock().space.slot() + 1 == thread.get())
 }
 
 /// Returns the driver in whose slot `start` is, and how many of `len` bytes from there are in that
@@ -107,8 +107,8 @@ impl Drivers {
             Why::Fault(Cause::Overrun) => signal(Signal::SIGXCPU),
             Why::Fault(_) => signal(match vector {
                 DIVIDE_ERROR => Signal::SIGFPE,
-                DEBUG | BREAKPOINT => Signal::SIGTRAP,
-                INVALID_OPCODE => Signal::SIGILL,
+                // SIGTRAP is for breakpoints and steps.
+                DEBUG | INVALID_OPCODE => Signal::SIGILL,
                 _ => Signal::SIGSEGV,
             }),
         })
@@ -117,7 +117,7 @@ impl Drivers {
     /// Returns what gdb is told when a person interrupts it. No driver stands for that: between its
     /// upcalls a driver executes nothing.
     pub fn interrupted(&self) -> Reason {
-        let first = registry::all().first().map(|handle| thread(handle.lock().space.slot()));
+        let first = registry::in_slots().first().map(|handle| thread(handle.lock().space.slot()));
         let told = self.told.first().map(|slot| thread(*slot));
         Reason::SignalWithThread { tid: told.or(first).unwrap_or(NO_DRIVER), signal: Signal::SIGINT }
     }
@@ -164,7 +164,25 @@ impl MultiThreadBase for Drivers {
         let [rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15] = registers.regs;
         let (rip, rflags) = (registers.rip, u64::from(registers.eflags));
         domain.space.set_standing(TrapFrame {
-            rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, ..frame
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rbp,
+            rsp,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
+            rflags,
+            ..frame
         });
         Ok(())
     }
@@ -183,17 +201,23 @@ impl MultiThreadBase for Drivers {
             }
             done += here;
         }
+        drop(domain);
+        debug::hide_breakpoints(start, data.get_mut(..done).unwrap_or_default());
         if done == 0 && len > 0 { Err(TargetError::NonFatal) } else { Ok(done) }
     }
 
     fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
         let (handle, len) = part(start, data.len()).ok_or(TargetError::NonFatal)?;
-        let is_written = len == data.len() && handle.lock().space.write(start, data);
-        if is_written { Ok(()) } else { Err(TargetError::NonFatal) }
+        let domain = handle.lock();
+        if len < data.len() || !domain.space.write(start, data) {
+            return Err(TargetError::NonFatal);
+        }
+        debug::keep_breakpoints(&domain, start, data);
+        Ok(())
     }
 
     fn list_active_threads(&mut self, is_active: &mut dyn FnMut(Tid)) -> Result<(), Infallible> {
-        let mut drivers = registry::all();
+        let mut drivers = registry::in_slots();
         // gdb looks at the first one when it connects.
         drivers.sort_by_key(|handle| !debug::is_about(&handle.lock().name));
         drivers.iter().for_each(|handle| is_active(thread(handle.lock().space.slot())));
@@ -232,7 +256,7 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
 
 /// Returns how a driver goes on to which gdb passes this signal.
 fn passes(signal: Option<Signal>) -> Go {
-    if signal.is_some_and(|signal| signal != Signal::SIGTRAP) { Go::Fault } else { Go::On }
+    if signal.is_some() { Go::Fault } else { Go::On }
 }
 
 impl MultiThreadResume for Drivers {
@@ -335,7 +359,7 @@ impl Libraries for Drivers {
     /// Each driver is a library: the runner has a file of that name with its symbols.
     fn get_libraries(&self, offset: u64, len: usize, room: &mut [u8]) -> TargetResult<usize, Self> {
         let mut list = String::from("<library-list version=\"1.0\">");
-        for handle in registry::all() {
+        for handle in registry::in_slots() {
             let domain = handle.lock();
             let (name, build, start) = (&domain.file.name, domain.file.build, domain.base() + IMAGE);
             list += &format!("<library name=\"{name}#{build}\"><segment address=\"{start:#x}\"/></library>");

@@ -77,8 +77,8 @@ static GROUPS: &[Group] = &[
             ),
             command!(
                 "insmod",
-                "insmod NAME [--ring 0|1 --trace K=V]",
-                "load a module, into ring 1 unless told otherwise; modinfo lists its keys K; --trace: trace it from init on",
+                "insmod NAME [OPTIONS] [K=V]",
+                "load a module with values for its keys (modinfo); --ring 0|1: into that ring; --trace: from init on; --debug: gdb stops it there",
                 "insmod e1000",
                 insmod
             ),

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use host::domain::cause::Cause;
 use host::domain::fault::history;
 use host::domain::trace::{self, Wish};
-use host::domain::{Handle, Ring, end, offer, registry, sleep, trust, whose};
+use host::domain::{Handle, Ring, debug, end, offer, registry, sleep, trust, whose};
 use host::file::File;
 use host::{module, poll, pushed, reload as replacing};
 use hw::arch::time;
@@ -154,12 +154,33 @@ impl Drop for UntilLoaded {
     }
 }
 
+/// Has a driver stand for the debugger at its first instruction. Dropped, the wish is forgotten if
+/// the driver has not started.
+pub struct Stopping(String);
+
+impl Stopping {
+    /// Has the driver called `name` stand when it starts next.
+    pub fn begin(name: String) -> Result<Stopping, String> {
+        if !debug::stop_next(&name) {
+            return Err("no debugger is there; 'cargo run -- gdb' starts one".into());
+        }
+        Ok(Stopping(name))
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        debug::stop_next_no_more(&self.0);
+    }
+}
+
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let (mut ring, mut parameters, mut is_traced) = (None, Vec::new(), false);
+    let (mut ring, mut parameters, mut is_traced, mut stops) = (None, Vec::new(), false, false);
     while let Some(word) = arguments.optional() {
         match word {
             "--trace" => is_traced = true,
+            "--debug" => stops = true,
             "--ring" if ring.is_some() => return arguments.wrong("the ring is given twice"),
             "--ring" => {
                 let word = arguments.word("the ring")?;
@@ -171,6 +192,10 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
     let file = module::file(name).map_err(said)?;
+    let stopping = if stops { Some(Stopping::begin(module::name_for(&file).map_err(said)?)?) } else { None };
+    if stopping.is_some() && ring == Ring::Trusted {
+        return Err("a debugger stops drivers in ring 1 only".into());
+    }
     let mut tracing = None;
     if is_traced {
         let name = module::name_for(&file).map_err(said)?;
@@ -209,11 +234,19 @@ async fn reload_one(handle: &Handle, file: File) -> Result<String, String> {
 
 /// Puts `file` in the place of all drivers that were loaded from a file of its name, or loads it if
 /// there are none. Then it is the file of that name. Returns what was done, for a person.
-pub async fn load_or_reload(file: File, parameters: &[String]) -> Result<String, String> {
+pub async fn load_or_reload(file: File, parameters: &[String], stops: bool) -> Result<String, String> {
     let name = file.name.clone();
     let loaded: Vec<Handle> = registry::all().into_iter().filter(|handle| handle.lock().file.name == name).collect();
     if !loaded.is_empty() && !parameters.is_empty() {
         return Err(format!("{name} is loaded, and a reload keeps its parameters; rmmod unloads it"));
+    }
+    let mut stopping = Vec::new();
+    if stops {
+        let names: Vec<String> = loaded.iter().map(|handle| handle.lock().name.clone()).collect();
+        let names = if names.is_empty() { [module::name_for(&file).map_err(said)?].into() } else { names };
+        for name in names {
+            stopping.push(Stopping::begin(name)?);
+        }
     }
     let mut done = Vec::new();
     for handle in &loaded {

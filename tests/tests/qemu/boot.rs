@@ -135,7 +135,7 @@ fn a_line_that_is_being_typed_stays_whole() {
     // The half-typed line appears again, with the cursor where it was.
     let line = running.wait_for("help xx\x1b[2Di").unwrap();
     assert!(line.starts_with("ringfence> "), "{line:?}");
-    running.wait_for("insmod NAME [--ring 0|1 --trace K=V]").unwrap();
+    running.wait_for("insmod NAME [OPTIONS] [K=V]").unwrap();
     leave(running);
 }
 

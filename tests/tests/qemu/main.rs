@@ -9,6 +9,7 @@ mod changed;
 mod checkout;
 mod collect;
 mod conform;
+mod debug;
 mod devices;
 mod fence;
 mod gates;

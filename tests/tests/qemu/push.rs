@@ -71,7 +71,7 @@ fn source_line(source: &str, part: &str) -> usize {
 /// Pushes a module; returns what the kernel has done, or the reason why it has not.
 fn push(running: &Running, name: &str, bytes: &[u8]) -> Result<String, String> {
     let mut session = Session::connect(&running.session()).unwrap();
-    session.push(name, bytes, None, &[], |_| ()).unwrap()
+    session.push(name, bytes, None, &[], false, |_| ()).unwrap()
 }
 
 /// Types `tell NAME x`, and returns the driver's answer.
@@ -108,7 +108,7 @@ fn a_push_loads_a_module_or_replaces_it() {
     let mut session = Session::connect(&running.session()).unwrap();
     let parameters = ["size=7".to_string()];
     let one = answering("greets", 1, "");
-    let loaded = session.push("greets", &one, None, &parameters, |_| ()).unwrap();
+    let loaded = session.push("greets", &one, None, &parameters, false, |_| ()).unwrap();
     assert_eq!(loaded, Ok("greets: loaded into ring 1, slot 0".to_string()));
     assert_eq!(answer(&mut running, "greets"), 701);
     run_well(&mut running, "insmod greets");
@@ -118,7 +118,7 @@ fn a_push_loads_a_module_or_replaces_it() {
     let both: Vec<&str> = both.split("; ").map(|one| one.split(", after").next().unwrap()).collect();
     assert_eq!(both, ["greets: greets#2 2 serves in ring 1", "greets.2: greets#2 2 serves in ring 1"]);
     assert_eq!((answer(&mut running, "greets"), answer(&mut running, "greets.2")), (702, 502));
-    let refused = session.push("greets", &one, None, &parameters, |_| ()).unwrap();
+    let refused = session.push("greets", &one, None, &parameters, false, |_| ()).unwrap();
     let why = "greets is loaded, and a reload keeps its parameters; rmmod unloads it";
     assert_eq!(refused, Err(why.to_string()));
     ["rmmod greets", "rmmod greets.2", "insmod greets"].iter().for_each(|line| run_well(&mut running, line));
@@ -171,7 +171,7 @@ fn a_connection_outlives_good_and_bad_builds() {
         "    if (done > 5) { volatile uintptr_t at = 16; *(volatile int *)at = 1; }\n    transmit();\n",
     );
     let mut session = Session::connect(&running.session()).unwrap();
-    session.push("rtl8139-c", &faults.0, Some(&faults.1), &[], |_| ()).unwrap().unwrap();
+    session.push("rtl8139-c", &faults.0, Some(&faults.1), &[], false, |_| ()).unwrap().unwrap();
     // The connection's frames make it fault.
     echo(&mut stream, 100_000);
     assert_says(&undone(&mut running, "rtl8139"), "#PF writing 0x10");
@@ -402,7 +402,7 @@ fn a_hostile_sender_harms_nobody() {
     let mut session = Session::connect(&running.session()).unwrap();
     let mut ask = |what| session.request(what, |_| ()).unwrap();
     let piece = |file, offset, bytes: &'static [u8]| What::Piece { file, offset, bytes: bytes.into() };
-    let load = |file| What::Load { file, parameters: Vec::new() };
+    let load = |file| What::Load { file, parameters: Vec::new(), stops: false };
     let unknown = Err("the file is not known: others have come since".to_string());
     assert_eq!(ask(piece(1, 0, b"x")), unknown);
     assert_eq!(ask(load(1)), unknown);
@@ -441,7 +441,7 @@ fn a_request_that_comes_twice_is_carried_out_once() {
     for (index, piece) in bytes.chunks(MAX_PIECE).enumerate() {
         send_twice(index as u64 + 2, What::Piece { file: 1, offset: (index * MAX_PIECE) as u32, bytes: piece.into() });
     }
-    send_twice(1000, What::Load { file: 1, parameters: Vec::new() });
+    send_twice(1000, What::Load { file: 1, parameters: Vec::new(), stops: false });
     let mut answers = Vec::new();
     while answers.len() < 2 {
         match session.hear(TIME_LIMIT).unwrap().and_then(Heard::event).expect("an answer") {
@@ -452,7 +452,7 @@ fn a_request_that_comes_twice_is_carried_out_once() {
         }
     }
     assert_eq!(answers, ["greets: loaded into ring 1, slot 0"; 2]);
-    assert!(session.request(What::Load { file: 1, parameters: Vec::new() }, |_| ()).unwrap().is_err());
+    assert!(session.request(What::Load { file: 1, parameters: Vec::new(), stops: false }, |_| ()).unwrap().is_err());
     leave(running);
 }
 

@@ -185,7 +185,7 @@ impl Machine {
             // gdb looks for symbols there. Without the link, it has none for the module.
             let _ = std::os::unix::fs::symlink(debug, files.path().join(format!("{name}#0")));
         }
-        Sources::new(all.into_iter(), files.path().to_path_buf())
+        Sources::new(all, files.path().to_path_buf())
     }
 
     /// Changes the mainboard, and adds an IOMMU if the mainboard can have one.

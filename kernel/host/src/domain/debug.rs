@@ -25,7 +25,7 @@ use hw::arch::handlers::{DriverTrap, Verdict};
 use hw::arch::watch;
 use ringfence_abi::layout::slot_of;
 use ringfence_core::extent::Extent;
-use ringfence_core::vector::{BREAKPOINT, DEBUG};
+use ringfence_core::vector::{DEBUG, GENERAL_PROTECTION};
 use spin::Mutex;
 
 /// RFLAGS.TF: a debug exception follows each instruction.
@@ -75,8 +75,9 @@ pub struct Debugged {
     pub stops: u64,
     /// The range of addresses in which it steps: it stands at the first instruction outside.
     steps: Option<(u64, u64)>,
-    /// A breakpoint that ends a step over a gate, and the byte that is there.
-    behind_gate: Option<(u64, u8)>,
+    /// A breakpoint that is met once, where a step over a gate ends or the driver starts, and the
+    /// byte that is there.
+    once: Option<(u64, u8)>,
 }
 
 /// A breakpoint.
@@ -96,6 +97,8 @@ struct Session {
     only: Option<String>,
     breakpoints: Vec<Breakpoint>,
     watches: [Option<(Extent, bool)>; watch::FOR_DEBUGGER],
+    /// The names of drivers that are to stand when they start.
+    starts: Vec<String>,
     stops: VecDeque<Stop>,
 }
 
@@ -155,12 +158,12 @@ pub fn end() {
     let Some(session) = SESSION.lock().take() else { return };
     session.breakpoints.iter().for_each(take_away);
     (0..watch::FOR_DEBUGGER).for_each(watch::end_for_debugger);
-    for handle in registry::all() {
+    for handle in registry::in_slots() {
         let mut domain = handle.lock();
         if let Some((_, before)) = domain.debugged.standing {
             domain.space.set_standing(before);
         }
-        take_behind_gate(&mut domain);
+        take_once(&mut domain);
         domain.debugged.steps = None;
     }
 }
@@ -175,39 +178,50 @@ pub fn is_on() -> bool {
     SESSION.lock().is_some()
 }
 
-/// Tells the debugger of a driver that was loaded or replaced, and puts the breakpoints of its
-/// build into it.
+/// Tells the debugger of a driver that starts, and puts the breakpoints of its build into it. If
+/// the driver is to stand when it starts, it gets one at its first instruction.
 pub fn adopt(handle: &Handle) {
     let mut guard = SESSION.lock();
     let Some(session) = guard.as_mut() else { return };
-    let domain = handle.lock();
+    let mut domain = handle.lock();
+    if domain.ring() == Ring::Trusted {
+        return;
+    }
     let slot = domain.space.slot();
     for breakpoint in session.breakpoints.iter_mut().filter(|breakpoint| slot_of(breakpoint.address) == Some(slot)) {
-        let is_here = breakpoint.placed.as_ref().is_some_and(|(_, weak)| weak.ptr_eq(&Arc::downgrade(handle)));
-        if !is_here && breakpoint.file.is_same(&domain.file) && domain.ring() == Ring::Sandboxed {
+        if breakpoint.file.is_same(&domain.file) {
             breakpoint.placed = place(&domain, breakpoint.address).map(|byte| (byte, Arc::downgrade(handle)));
         }
+    }
+    if let Some(at) = session.starts.iter().position(|name| *name == domain.name) {
+        session.starts.remove(at);
+        domain.debugged.once = place(&domain, domain.entry).map(|byte| (domain.entry, byte));
     }
     note(session, Stop { slot, why: Why::New });
 }
 
-/// Puts a breakpoint into a driver that starts: it stands at its first instruction.
-pub fn stop_at_start(domain: &mut Domain) -> Result<(), Refused> {
-    if !is_on() {
-        return Err(Refused::NoSession);
+/// Has the driver called `name` stand at its first instruction when it starts next. Returns `false`
+/// if no debugger is there.
+pub fn stop_next(name: &str) -> bool {
+    let mut guard = SESSION.lock();
+    let Some(session) = guard.as_mut() else { return false };
+    if !session.starts.iter().any(|other| other == name) {
+        session.starts.push(String::from(name));
     }
-    if domain.ring() == Ring::Trusted {
-        return Err(Refused::Trusted);
+    true
+}
+
+/// Takes back what [`stop_next`] has asked for, if the driver has not started since.
+pub fn stop_next_no_more(name: &str) {
+    if let Some(session) = SESSION.lock().as_mut() {
+        session.starts.retain(|other| other != name);
     }
-    let byte = place(domain, domain.entry).ok_or(Refused::NotADrivers)?;
-    domain.debugged.behind_gate = Some((domain.entry, byte));
-    Ok(())
 }
 
 /// Returns the driver in whose slot `address` is.
 pub fn driver_at(address: u64) -> Option<Handle> {
     let slot = slot_of(address)?;
-    registry::all().into_iter().find(|handle| handle.lock().space.slot() == slot)
+    registry::in_slots().into_iter().find(|handle| handle.lock().space.slot() == slot)
 }
 
 /// Adds a breakpoint. One that is there already is left alone.
@@ -219,8 +233,15 @@ pub fn add_breakpoint(address: u64) -> Result<(), Refused> {
     if domain.ring() == Ring::Trusted || domain.next_ring() == Ring::Trusted {
         return Err(Refused::Trusted);
     }
-    if session.breakpoints.iter().any(|breakpoint| breakpoint.address == address) {
-        return Ok(());
+    let known = session.breakpoints.iter().position(|breakpoint| breakpoint.address == address);
+    if let Some(known) = known {
+        let weak = Arc::downgrade(&handle);
+        let is_here = |breakpoint: &Breakpoint| breakpoint.placed.as_ref().is_some_and(|(_, at)| at.ptr_eq(&weak));
+        if session.breakpoints.get(known).is_some_and(is_here) {
+            return Ok(());
+        }
+        // The driver in which it was is gone.
+        session.breakpoints.remove(known);
     }
     if session.breakpoints.len() >= MOST_BREAKPOINTS {
         return Err(Refused::Full);
@@ -239,6 +260,29 @@ pub fn remove_breakpoint(address: u64) -> bool {
     let removed = place.map(|place| session.breakpoints.remove(place));
     drop(guard);
     removed.as_ref().map(take_away).is_some()
+}
+
+/// Puts the driver's own bytes into `data`, read from `start` on, where breakpoints are.
+pub fn hide_breakpoints(start: u64, data: &mut [u8]) {
+    let session = SESSION.lock();
+    for breakpoint in session.iter().flat_map(|session| &session.breakpoints) {
+        let offset = breakpoint.address.checked_sub(start).and_then(|offset| usize::try_from(offset).ok());
+        if let (Some((byte, _)), Some(place)) = (&breakpoint.placed, offset.and_then(|offset| data.get_mut(offset))) {
+            *place = *byte;
+        }
+    }
+}
+
+/// Keeps breakpoints in place where `data` was written, from `start` on.
+pub fn keep_breakpoints(domain: &Domain, start: u64, data: &[u8]) {
+    let mut session = SESSION.lock();
+    for breakpoint in session.iter_mut().flat_map(|session| &mut session.breakpoints) {
+        let offset = breakpoint.address.checked_sub(start).and_then(|offset| usize::try_from(offset).ok());
+        if let (Some((byte, _)), Some(written)) = (&mut breakpoint.placed, offset.and_then(|offset| data.get(offset))) {
+            *byte = *written;
+            domain.space.write(breakpoint.address, &[INT3]);
+        }
+    }
 }
 
 /// Watches a word of a driver's memory; `reads` says whether reads count as well as writes.
@@ -299,8 +343,8 @@ fn restore(domain: &Domain, address: u64, byte: u8) {
     }
 }
 
-fn take_behind_gate(domain: &mut Domain) -> Option<u64> {
-    let (address, byte) = domain.debugged.behind_gate.take()?;
+fn take_once(domain: &mut Domain) -> Option<u64> {
+    let (address, byte) = domain.debugged.once.take()?;
     restore(domain, address, byte);
     Some(address)
 }
@@ -318,32 +362,32 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
     if is_debug && !frame.is_in_driver() {
         // A step into a gate ends behind it. The CPU has pushed the driver's RIP last.
         frame.rflags &= !TRAP_FLAG;
-        take_behind_gate(domain);
+        take_once(domain);
         let returns_to = domain.space.gate_returns_to(frame.rsp);
-        domain.debugged.behind_gate = returns_to.and_then(|rip| Some((rip, place(domain, rip)?)));
+        domain.debugged.once = returns_to.and_then(|rip| Some((rip, place(domain, rip)?)));
         return Verdict::GoesOn;
     }
     if !frame.is_in_driver() {
         return Verdict::Ends;
     }
     // The rest of a range of steps.
-    if is_debug && met.is_none() && domain.debugged.steps.is_some_and(|(start, end)| (start..end).contains(&frame.rip)) {
+    if is_debug && met.is_none() && domain.debugged.steps.is_some_and(|(start, end)| (start..end).contains(&frame.rip))
+    {
         return Verdict::GoesOn;
     }
-    let at = frame.rip.wrapping_sub(1);
-    let is_int3 = is_exception && frame.vector == BREAKPOINT;
+    // The gate of #BP is for ring 0, so that INT3 raises #GP, at the instruction itself.
+    let at = frame.rip;
+    let is_int3 = is_exception && frame.vector == GENERAL_PROTECTION;
     let stop = if is_debug {
         let watched = met.and_then(|number| session.watches.get(number).copied().flatten());
         match watched {
             Some((watched, reads)) => Why::Watch { address: watched.start, reads },
             None => Why::Step,
         }
-    } else if is_int3 && domain.debugged.behind_gate.is_some_and(|(address, _)| address == at) {
-        take_behind_gate(domain);
-        frame.rip = at;
+    } else if is_int3 && domain.debugged.once.is_some_and(|(address, _)| address == at) {
+        take_once(domain);
         Why::Step
     } else if is_int3 && session.breakpoints.iter().any(|breakpoint| breakpoint.address == at) {
-        frame.rip = at;
         Why::Breakpoint
     } else if session.only.as_ref().is_none_or(|only| *only == domain.name) {
         let cause = match why {

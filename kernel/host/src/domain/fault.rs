@@ -142,8 +142,8 @@ impl Fault {
         }
         trace::note(domain, || What::Ended(kind));
         let done = match (domain.life.policy(), domain.upcall) {
-            (_, INIT) if domain.is_running() => "it is not loaded",
-            (_, EXIT) if domain.is_running() => "it is unloaded all the same",
+            (_, INIT) if domain.is_in_upcall() => "it is not loaded",
+            (_, EXIT) if domain.is_in_upcall() => "it is unloaded all the same",
             (Policy::Restart, _) => "it will be restarted",
             (Policy::Stop, _) => "it stays ended: its policy is to stop",
         };

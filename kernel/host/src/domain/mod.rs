@@ -243,6 +243,12 @@ impl Domain {
         self.space.is_entered()
     }
 
+    /// Returns whether the driver was left in the middle of an upcall by a trap: it runs, or stands
+    /// for a debugger and is ended now.
+    pub fn is_in_upcall(&self) -> bool {
+        self.is_running() || self.space.standing().is_some()
+    }
+
     /// Returns whether the domain has not been ended. It can be entered then, unless it sleeps.
     pub fn is_alive(&self) -> bool {
         self.life.is_alive()

@@ -16,6 +16,13 @@ pub fn all() -> Vec<Handle> {
     LOADED.lock().clone()
 }
 
+/// Returns all domains that are loaded or being loaded and have their slots. A domain whose
+/// successor is being loaded is not among them.
+pub fn in_slots() -> Vec<Handle> {
+    let begun: Vec<Handle> = BEGUN.lock().iter().filter_map(Weak::upgrade).collect();
+    all().into_iter().chain(begun).filter(|handle| handle.lock().space.has_slot()).collect()
+}
+
 /// Returns what `select` finds among the loaded domains, in the order in which they were loaded.
 /// Unlike [`all`], this allocates nothing: it runs for each interrupt. No domain may be locked.
 pub fn select<T>(mut select: impl FnMut(&Handle, &mut Domain) -> Option<T>) -> heapless::Vec<T, MAX_DOMAINS> {

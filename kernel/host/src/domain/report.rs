@@ -228,7 +228,7 @@ impl Scene {
             ring: if domain.ring() == Ring::Sandboxed { 1 } else { 0 },
             upcall: domain.upcall,
             events: domain.events,
-            was_running: domain.is_running(),
+            was_running: domain.is_in_upcall(),
             upcalls: domain.upcalls,
             at_us: time::uptime_ns() / 1000,
             cause,

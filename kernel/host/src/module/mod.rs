@@ -2,6 +2,7 @@
 
 use crate::domain::calls::Call;
 use crate::domain::cause::UpcallError;
+use crate::domain::debug;
 use crate::domain::device::Device;
 use crate::domain::fault;
 use crate::domain::hardware::{State, Which};
@@ -125,6 +126,7 @@ async fn start(
     let handle = Arc::new(Mutex::new(domain));
     handle.lock().sleep.this = Arc::downgrade(&handle);
     registry::begin(&handle);
+    debug::adopt(&handle);
     let result = sleep::upcall(&handle, INIT).await;
     result.map_err(|error| {
         let domain = handle.lock();

@@ -90,12 +90,15 @@ pub(super) fn init() {
 }
 
 impl Log for Logger {
-    fn enabled(&self, _: &Metadata) -> bool {
-        true
+    /// A library's lines are shown only if they are warnings.
+    fn enabled(&self, line: &Metadata) -> bool {
+        line.level() <= Level::Warn || line.target().starts_with("ringfence")
     }
 
     fn log(&self, record: &Record) {
-        add(None, Manner::Plain, record.level(), record.args().to_string());
+        if self.enabled(record.metadata()) {
+            add(None, Manner::Plain, record.level(), record.args().to_string());
+        }
     }
 
     fn flush(&self) {}

@@ -154,6 +154,11 @@ impl Space {
         self.slot
     }
 
+    /// Returns whether the space has its slot: a successor takes it over.
+    pub fn has_slot(&self) -> bool {
+        self.has_slot
+    }
+
     /// Returns the ring whose stubs are in place.
     pub fn ring(&self) -> Ring {
         self.ring

@@ -1,0 +1,410 @@
+//! Drivers under gdb: the real one, connected to the stub in the kernel.
+
+use ringfence::machine::Running;
+use ringfence::session::Session;
+use ringfence_abi::layout::{STUBS, slot_base};
+use ringfence_abi::service::SERVICES;
+use ringfence_link::event::{Driver, Event};
+use ringfence_tests::{
+    TIME_LIMIT, assert_says, at_prompt, bare, boot_badly, leave, machine, outcome, run_well, runner,
+};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
+
+/// A gdb that reads commands.
+struct Gdb {
+    child: Child,
+    input: ChildStdin,
+    lines: mpsc::Receiver<String>,
+    /// How many commands were given.
+    given: usize,
+    /// The name of the system.
+    system: String,
+}
+
+/// Returns the processes of this host: their numbers, and their command lines.
+fn processes() -> Vec<(String, String)> {
+    let folders = std::fs::read_dir("/proc").unwrap().flatten();
+    let line = |folder: &std::fs::DirEntry| {
+        let line = String::from_utf8_lossy(&std::fs::read(folder.path().join("cmdline")).ok()?).replace('\0', " ");
+        let number = folder.file_name().to_string_lossy().into_owned();
+        number.parse::<u32>().ok().map(|_| (number, line))
+    };
+    let mut found: Vec<(String, String)> = folders.filter_map(|folder| line(&folder)).collect();
+    // The pipe before gdb, which would have it end in order.
+    found.sort_by_key(|(_, line)| line.contains("target remote"));
+    found
+}
+
+impl Gdb {
+    /// Starts gdb for all drivers of a system, or for the one called `name`.
+    fn start(running: &Running, name: Option<&str>) -> Gdb {
+        let system = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+        // Errors in their order among the rest.
+        let (hears, said) = std::io::pipe().unwrap();
+        let mut child = Command::new(runner())
+            .arg("gdb")
+            .args(name)
+            .args(["--system", &system, "--", "-nx", "-ex", "set width 0", "-ex", "set confirm off"])
+            .args(["-ex", "set prompt "])
+            .stdin(Stdio::piped())
+            .stdout(said.try_clone().unwrap())
+            .stderr(said)
+            .spawn()
+            .unwrap();
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(hears).lines().map_while(Result::ok);
+            lines.for_each(|line| _ = sender.send(line));
+        });
+        let input = child.stdin.take().unwrap();
+        let mut gdb = Gdb { child, input, lines, given: 0, system };
+        gdb.run("set pagination off");
+        gdb
+    }
+
+    /// Gives a command, and does not wait for its end.
+    fn give(&mut self, command: &str) {
+        self.given += 1;
+        writeln!(self.input, "{command}\necho \\n<<{}>>\\n", self.given).unwrap();
+    }
+
+    /// Waits for the end of the command that was given, and returns what gdb said since.
+    fn wait(&mut self) -> String {
+        let mark = format!("<<{}>>", self.given);
+        let (mut said, end) = (String::new(), Instant::now() + TIME_LIMIT);
+        loop {
+            let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()));
+            let line = line.unwrap_or_else(|_| panic!("gdb has not ended {}:\n{said}", self.given));
+            if line.contains(&mark) {
+                return said;
+            }
+            said += &line;
+            said.push('\n');
+        }
+    }
+
+    /// Gives a command, and returns what gdb says.
+    fn run(&mut self, command: &str) -> String {
+        self.give(command);
+        self.wait()
+    }
+
+    /// Kills gdb, and first the runner that passes its bytes on.
+    fn kill(mut self) {
+        for process in processes().into_iter().filter(|(_, line)| line.contains(&self.system)) {
+            if process.1.contains("--pipe") || process.1.contains("target remote") {
+                let _ = Command::new("kill").args(["-9", &process.0]).status();
+            }
+        }
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Detaches, and ends gdb.
+    fn leave(mut self) {
+        self.run("detach");
+        writeln!(self.input, "quit").unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Returns the driver called `name`, as `lsmod` tells of it.
+fn driver(running: &mut Running, name: &str) -> Driver<'static> {
+    running.type_line("lsmod").unwrap();
+    running
+        .wait_for_event(name, |event| match event {
+            Event::Drivers(drivers) => drivers.into_iter().find(|driver| driver.name == name),
+            _ => None,
+        })
+        .unwrap()
+}
+
+/// Returns the hash that the next command prints which reads blocks.
+fn data(running: &mut Running) -> String {
+    running
+        .wait_for_event("data", |event| match event {
+            Event::Data { sha256, .. } => Some(sha256.to_string()),
+            _ => None,
+        })
+        .unwrap()
+}
+
+/// The SCSI driver stands with a request, whose fields have their names. Meanwhile the network
+/// driver works, and the kernel does not take the SCSI driver for stuck. Then the read has its
+/// data.
+#[test]
+fn a_driver_stands_while_everything_else_goes_on() {
+    let mut machine = machine("");
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(disk.path(), vec![0x5a; 1 << 20]).unwrap();
+    machine.disks = vec![disk.path().to_path_buf().into()];
+    let mut running = at_prompt(machine);
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    run_well(&mut running, "limits command-ms 100");
+    running.type_line("blkread disk0 8 8").unwrap();
+    let right = data(&mut running);
+    let mut gdb = Gdb::start(&running, Some("virtio-scsi"));
+    // Without optimization every variable has a place.
+    let module = ringfence::build::for_debugger("virtio-scsi").unwrap();
+    let mut session = Session::connect(&running.session()).unwrap();
+    gdb.give("continue");
+    let pushed = std::thread::spawn(move || {
+        let bytes = std::fs::read(&module.packed).unwrap();
+        session.push("virtio-scsi", &bytes, Some(&module.debug), &[], true, |_| ()).unwrap()
+    });
+    let stopped = gdb.wait();
+    assert!(stopped.contains("SIGTRAP") && stopped.contains("rf_upcall (operation="), "{stopped}");
+    let set = gdb.run("break rf_virtio_scsi::VirtioScsi::submit");
+    assert!(set.contains("Breakpoint 1 at 0x100"), "{set}");
+    gdb.give("continue");
+    assert!(pushed.join().unwrap().unwrap().contains("serves in ring 1"));
+    running.type_line("blkread disk0 8 8 &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("hit Breakpoint 1, rf_virtio_scsi::VirtioScsi::submit"), "{stopped}");
+    assert_eq!(driver(&mut running, "virtio-scsi").state, "in the debugger");
+    let threads = gdb.run("info threads");
+    assert!(threads.contains("(virtio-scsi, ring 1, in the debugger)"), "{threads}");
+    assert!(threads.contains("(e1000, ring 1, running)"), "{threads}");
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    // READ(10) of 8 blocks from 8.
+    let request = gdb.run("print/x request.cdb");
+    assert!(request.contains("= [0x28, 0x0, 0x0, 0x0, 0x0, 0x8, 0x0, 0x0, 0x8, 0x0"), "{request}");
+    assert!(gdb.run("print request.data_len").contains("= 4096"));
+    let line = |said: &str| said.lines().find_map(|line| line.split_whitespace().next()?.parse::<u32>().ok()).unwrap();
+    let [first, second] = [gdb.run("next"), gdb.run("next")].map(|said| line(&said));
+    assert_eq!(second, first + 1);
+    // gdb sees the driver's own code where its breakpoint is.
+    let code = gdb.run("x/i rf_virtio_scsi::VirtioScsi::submit+0");
+    let [here, there] = [gdb.run("info symbol $pc"), code].map(|said| said.contains("int3"));
+    assert!(!here && !there);
+    let caller = gdb.run("backtrace");
+    assert!(caller.contains("rf_virtio_scsi::{impl#0}::poll"), "{caller}");
+    // Several times the time after which a driver is ended that leaves a command undone.
+    run_well(&mut running, "sleep 1");
+    gdb.run("delete");
+    gdb.give("continue");
+    assert_eq!(data(&mut running), right);
+    let now = driver(&mut running, "virtio-scsi");
+    assert_eq!((&*now.state, now.restarts), ("running", 0));
+    // gdb waits for a driver that stands.
+    gdb.kill();
+    leave(running);
+}
+
+/// A step into a gate ends behind it, when the service has done its work.
+#[test]
+fn a_step_goes_through_a_gate() {
+    let mut running = at_prompt(bare(""));
+    let mut gdb = Gdb::start(&running, None);
+    gdb.give("continue");
+    running.type_line("insmod template --debug &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("rf_upcall (operation=0"), "{stopped}");
+    let log = SERVICES.iter().position(|service| service.symbol == "rf_log").unwrap() as u64;
+    let stub = slot_base(0) + STUBS + 32 * log;
+    gdb.run(&format!("tbreak *{stub:#x}"));
+    gdb.run("continue");
+    assert!(gdb.run("x/i $pc").contains("lcall"));
+    let before = gdb.run("info registers rbx rsp rbp r12 r13 r14 r15");
+    gdb.run("stepi");
+    running.wait_for("hello from a driver that does not know its ring").unwrap();
+    let code = gdb.run("x/i $pc");
+    assert!(code.contains("ret") && code.contains(&format!("{:x}", stub + 6)), "{code}");
+    assert_eq!(gdb.run("info registers rbx rsp rbp r12 r13 r14 r15"), before);
+    assert!(gdb.run("print $rax").contains("= 0"), "the service's result");
+    gdb.run("stepi");
+    assert!(gdb.run("x/i $pc").contains("rf_template") || gdb.run("backtrace 1").contains("ringfence_sdk"));
+    gdb.give("continue");
+    running.wait_for("template: loaded into ring 1").unwrap();
+    gdb.kill();
+    leave(running);
+}
+
+/// A driver that faults stands at the faulting instruction. It is ended by that fault when gdb
+/// passes the signal on, and goes on if a person has mended its registers.
+#[test]
+fn a_driver_that_faults_stands_before_it_is_ended() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod rogue");
+    let mut gdb = Gdb::start(&running, Some("rogue"));
+    gdb.give("continue");
+    running.type_line("tell rogue write 0xffff800000000000 &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("received signal SIGSEGV"), "{stopped}");
+    assert!(stopped.contains("rf_rogue::attacks::write"), "{stopped}");
+    assert_eq!(driver(&mut running, "rogue").state, "in the debugger");
+    let code = gdb.run("x/i $pc");
+    assert!(code.contains("movq   $0x41,(%rdi)"), "{code}");
+    // Its own mailbox.
+    gdb.run("set $rdi = 0x8001f00000");
+    gdb.give("signal 0");
+    running.wait_for("rogue: 0 (0x0)").unwrap();
+    running.type_line("tell rogue write 0xffff800000000000 &").unwrap();
+    assert!(gdb.wait().contains("SIGSEGV"));
+    gdb.give("continue");
+    running.wait_for("fault: rogue: #PF writing 0xffff800000000000").unwrap();
+    running.wait_for("at rf_rogue::attacks::write+").unwrap();
+    gdb.kill();
+    leave(running);
+}
+
+/// What gdb has changed is gone when it dies: a driver that stands goes on with the registers that
+/// it had, and meets no breakpoint any more.
+#[test]
+fn nothing_stays_of_a_debugger_that_dies() {
+    let mut machine = machine("");
+    let disk = ringfence::machine::empty_disk().unwrap();
+    machine.disks = vec![disk.path().to_path_buf().into()];
+    let mut running = at_prompt(machine);
+    running.type_line("blkread disk0 0 8").unwrap();
+    let right = data(&mut running);
+    let mut gdb = Gdb::start(&running, None);
+    gdb.run("break rf_virtio_scsi::_::rf_upcall");
+    gdb.run("watch *(0x10001f00000 as *mut u64)");
+    assert_eq!(
+        outcome(&mut running, "ring virtio-scsi 0").as_deref(),
+        Some("virtio-scsi stays in ring 1: a debugger has breakpoints in it, or has stopped it")
+    );
+    gdb.give("continue");
+    running.type_line("blkread disk0 0 8 &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("hit Breakpoint 1"), "{stopped}");
+    gdb.run("set $rip = 0");
+    gdb.run("set $rsp = 8");
+    assert!(gdb.run("print $rip").contains("0x0"));
+    // Nobody tells the kernel, which notices after a while.
+    gdb.kill();
+    assert_eq!(data(&mut running), right);
+    running.type_line("blkread disk0 0 8").unwrap();
+    assert_eq!(data(&mut running), right);
+    run_well(&mut running, "ring virtio-scsi 0");
+    assert_eq!(driver(&mut running, "virtio-scsi").restarts, 0);
+    leave(running);
+}
+
+/// gdb sees the memory of drivers, and nothing of the kernel, and no registers of devices.
+#[test]
+fn the_kernel_and_devices_are_out_of_reach() {
+    let mut running = at_prompt(machine(""));
+    let mut gdb = Gdb::start(&running, Some("e1000"));
+    assert!(gdb.run("x/1bx 0x8000430000").contains("0x7f"), "the driver's ELF header");
+    for address in ["0xffffffff80200000", "0xffff800000000000", "0xffffffffc0000000", "0x802_01a_0000", "0"] {
+        let address = address.replace('_', "");
+        let read = gdb.run(&format!("x/8bx {address}"));
+        assert!(read.contains("Cannot access memory at address"), "{address}: {read}");
+        let written = gdb.run(&format!("set *({address} as *mut u8) = 1"));
+        assert!(written.contains("Cannot access memory at address"), "{address}: {written}");
+    }
+    let modules = gdb.run("monitor lsmod");
+    assert!(modules.contains("e1000            1    0") && !modules.contains("error"), "{modules}");
+    assert!(gdb.run("monitor nope").contains("error: there is no command 'nope'"));
+    gdb.leave();
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    leave(running);
+}
+
+/// The debug registers watch a driver's memory.
+#[test]
+fn a_watchpoint_stops_the_driver_that_writes() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod rogue");
+    let mut gdb = Gdb::start(&running, None);
+    // The driver's mailbox.
+    let set = gdb.run("watch *(0x8001f00008 as *mut u64)");
+    assert!(set.contains("Hardware watchpoint 1"), "{set}");
+    gdb.give("continue");
+    running.type_line("tell rogue write 0x8001f00008 &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("Hardware watchpoint 1") && stopped.contains("New value = 65"), "{stopped}");
+    assert!(stopped.contains("rf_rogue::attacks::write"), "{stopped}");
+    gdb.run("delete");
+    gdb.give("continue");
+    running.wait_for("rogue: 0 (0x0)").unwrap();
+    gdb.kill();
+    leave(running);
+}
+
+/// With a debugger that stops at each fault and passes it on, hostile drivers are ended as ever.
+#[test]
+fn the_debugger_is_no_help_to_a_hostile_driver() {
+    let mut running = at_prompt(bare("limits restarts 100"));
+    run_well(&mut running, "insmod rogue");
+    let mut gdb = Gdb::start(&running, None);
+    gdb.run("handle all pass nostop noprint");
+    gdb.run("break rf_rogue::attacks::divide");
+    gdb.give("continue");
+    for (tell, fault) in [
+        ("flag 8", "#DB debug exception, in command"),
+        ("trap-flag-gate", "#DB debug exception, in command"),
+        ("trap-flag-return", "#DB debug exception, in command"),
+        ("int-n 3", "#GP general protection on int 0x3, in command"),
+        ("icebp", "#UD invalid opcode, in command"),
+        ("loop", "took longer than 100 ms, in command"),
+        ("write @kernel-text", "#PF writing"),
+    ] {
+        running.type_line(&format!("tell rogue {tell}")).unwrap();
+        let fault_of = |event| match event {
+            Event::Fault(fault) if fault.driver == "rogue" => Some(fault.headline.into_owned()),
+            _ => None,
+        };
+        let headline = running.wait_for_event(tell, fault_of).unwrap();
+        assert!(headline.contains(fault), "{tell}: {headline}");
+        run_well(&mut running, "rmmod rogue");
+        run_well(&mut running, "insmod rogue");
+    }
+    gdb.kill();
+    run_well(&mut running, "integrity");
+    leave(running);
+}
+
+/// Visual Studio Code's debugger speaks with gdb in its machine interface.
+#[test]
+fn what_vs_code_says_to_gdb_connects_it() {
+    let mut running = at_prompt(machine(""));
+    let project = ringfence::project();
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(project.join(".vscode").join(name)).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let (launch, tasks) = (read("launch.json"), read("tasks.json"));
+    let launch = &launch["configurations"][0];
+    let task = tasks["tasks"].as_array().unwrap().iter().find(|task| task["label"] == launch["preLaunchTask"]).unwrap();
+    let task = task["command"].as_str().unwrap().strip_prefix("cargo run -q -- ").unwrap();
+    // The task names no system, as a person has only one; here other tests run as well.
+    let (arguments, file) = task.split_once(" > ").unwrap();
+    let system = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let made = Command::new(runner()).args(arguments.split(' ')).args(["--system", &system]).output().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("target")).unwrap();
+    std::fs::write(folder.path().join(file), made.stdout).unwrap();
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-nx", "--interpreter=mi"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut gdb = gdb.spawn().unwrap();
+    let mut input = gdb.stdin.take().unwrap();
+    for command in launch["customLaunchSetupCommands"].as_array().unwrap() {
+        let text = command["text"].as_str().unwrap();
+        writeln!(input, "{}", text.replace("${workspaceFolder}", &folder.path().to_string_lossy())).unwrap();
+    }
+    writeln!(input, "-break-insert -f rf_e1000::_::rf_upcall\n-exec-continue").unwrap();
+    let mut lines = BufReader::new(gdb.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.starts_with("^running")), "gdb does not run the drivers");
+    running.type_line("ping 10.0.2.2 -c 1 &").unwrap();
+    let stopped = lines.find(|line| line.starts_with("*stopped")).unwrap();
+    assert!(stopped.contains("breakpoint-hit") && stopped.contains("rf_e1000"), "{stopped}");
+    assert_eq!(driver(&mut running, "e1000").state, "in the debugger");
+    writeln!(input, "-target-detach\n-gdb-exit").unwrap();
+    gdb.wait().unwrap();
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    leave(running);
+}
+
+#[test]
+fn what_needs_a_debugger_says_so() {
+    let text = boot_badly(&bare("insmod template --debug; insmod template --debug --ring 0"), 2).to_string();
+    assert_says(&text, "error: no debugger is there; 'cargo run -- gdb' starts one");
+    let output = Command::new(runner()).args(["gdb", "--system", "none"]).output().unwrap();
+    assert!(!output.status.success());
+}

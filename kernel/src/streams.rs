@@ -15,10 +15,10 @@ use host::domain::trace::{self, Trace, Wish};
 use host::module;
 use hw::arch::time;
 use hw::link;
-use ringfence_link::TRACES;
 use ringfence_link::event::Event;
 use ringfence_link::request::TRACE_SECONDS;
 use ringfence_link::trace::{Content, Piece, Traced, What};
+use ringfence_link::{FILES, TRACES, file};
 
 /// What a trace keeps until it is sent.
 const EVENTS: usize = 4096;
@@ -101,6 +101,28 @@ impl Streams {
             goes_on
         });
     }
+}
+
+/// Sends a file, for the runner to keep as `name`.
+pub async fn send_file(name: &str, bytes: &[u8]) -> Result<(), String> {
+    if !link::is_there() {
+        return Err("there is no second serial port".to_string());
+    }
+    let mut patient_until = Instant::now() + PATIENCE;
+    for (number, piece) in bytes.chunks(file::PIECE_BYTES).enumerate() {
+        while !link::has_room() {
+            if Instant::now() > patient_until {
+                return Err("nobody takes what the second serial port sends".to_string());
+            }
+            Timer::after_millis(1).await;
+        }
+        patient_until = Instant::now() + PATIENCE;
+        let offset = (number * file::PIECE_BYTES) as u32;
+        let piece = file::Piece { name: name.into(), len_bytes: bytes.len() as u32, offset, bytes: piece.into() };
+        link::send(FILES, |room| piece.write(room));
+        yield_now().await;
+    }
+    Ok(())
 }
 
 /// Sends all that a trace has kept, for the runner to save. Returns how many events that are.

@@ -252,6 +252,9 @@ pub enum Verb {
         /// Print the commands that connect gdb, and do not start it.
         #[arg(long, conflicts_with = "pipe")]
         print: bool,
+        /// Look at a driver that was ended: a file that 'faults NUMBER --core FILE' has written.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "pipe", "print"])]
+        core: Option<PathBuf>,
         /// Further arguments for gdb.
         #[arg(last = true, value_name = "ARGUMENTS")]
         arguments: Vec<OsString>,

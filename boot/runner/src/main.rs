@@ -95,8 +95,8 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Verb::Trace { names, out, pcap, seconds, system, json }) => {
             Ok(u8::from(!trace::run(&trace::Options { names, out, pcap, seconds, system, json })?))
         }
-        Some(Verb::Gdb { name, system, pipe, print, arguments }) => {
-            gdb::drivers::run(&gdb::drivers::Options { name, system, pipe, print, arguments })
+        Some(Verb::Gdb { name, system, pipe, print, core, arguments }) => {
+            gdb::drivers::run(&gdb::drivers::Options { name, system, pipe, print, core, arguments })
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint { folders }) if folders.is_empty() => build::lint().map(|()| 0),

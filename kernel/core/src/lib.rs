@@ -7,6 +7,7 @@
 //! * [`fault`]: the reasons why drivers are ended, and their texts; [`vector`], [`disassembly`]:
 //!   exceptions and machine code in words
 //! * [`access`]: an access to a register, from its instruction
+//! * [`elf_core`]: core files of drivers that were ended
 //! * [`trace`]: the last events; [`histogram`]: how long things took; [`passed`]: the frames and
 //!   requests that a trace notes
 //! * [`command_line`], [`arguments`]: the shell's grammar, and how a command reads its arguments
@@ -42,6 +43,7 @@ pub mod descriptor;
 pub mod dhcp;
 pub mod disassembly;
 pub mod dmar;
+pub mod elf_core;
 pub mod extent;
 pub mod fault;
 pub mod frames;

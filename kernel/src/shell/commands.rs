@@ -124,7 +124,13 @@ static GROUPS: &[Group] = &[
                 "limits turn-ms 20",
                 modules::limits
             ),
-            command!("faults", "faults [NUMBER]", "why drivers were ended: a list, or one in full", "faults 1", faults),
+            command!(
+                "faults",
+                "faults [NUMBER [--core FILE]]",
+                "why drivers were ended: a list, or one in full; --core: what stays of the driver, for gdb",
+                "faults 1 --core wild-write",
+                faults
+            ),
             command!(
                 "trace",
                 "trace NAME on|off|show|save | [-c] [--watch ADDRESS[:BYTES]|REGISTER] COMMAND",

@@ -2,11 +2,12 @@
 
 use super::machine::{device_name, fence_in_words};
 use super::{Outcome, said};
+use crate::streams;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use host::domain::cause::Cause;
-use host::domain::fault::history;
+use host::domain::fault::{Fault, history};
 use host::domain::trace::{self, Wish};
 use host::domain::{Handle, Ring, debug, end, offer, registry, sleep, trust, whose};
 use host::file::File;
@@ -403,6 +404,11 @@ pub async fn faults(mut arguments: Arguments<'_>) -> Outcome {
         Some(word) => Some(arguments.as_number::<usize>("the fault", word)?),
         None => None,
     };
+    let core = match arguments.optional() {
+        Some("--core") => Some(arguments.word("the core file's name")?),
+        Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
+        None => None,
+    };
     arguments.end()?;
     let kept = history();
     let Some(wanted) = wanted else {
@@ -421,6 +427,26 @@ pub async fn faults(mut arguments: Arguments<'_>) -> Outcome {
         return Ok(());
     };
     let (_, fault) = kept.iter().find(|(number, _)| *number == wanted).ok_or(format!("fault {wanted} is not kept"))?;
-    println!("{}", fault.in_full());
+    match core {
+        Some(name) => save_core(fault, name).await,
+        None => {
+            println!("{}", fault.in_full());
+            Ok(())
+        }
+    }
+}
+
+/// Sends the core file of a driver that was ended to the runner, which keeps it as `name`.
+async fn save_core(fault: &Fault, name: &str) -> Outcome {
+    const MOST_NAME: usize = 64;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '#');
+    if name.len() > MOST_NAME || name.starts_with('.') || !name.chars().all(is_plain) {
+        return Err(format!(
+            "a core file's name has up to {MOST_NAME} letters, digits, '.', '-', '_' and '#', not '{name}'"
+        ));
+    }
+    let file = fault.core().ok_or("no memory of the driver is kept: it was ended between upcalls, or long ago")?;
+    streams::send_file(name, &file).await?;
+    println!("{} bytes; the runner saves them as cores/{name}", file.len());
     Ok(())
 }

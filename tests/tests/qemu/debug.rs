@@ -401,6 +401,42 @@ fn what_vs_code_says_to_gdb_connects_it() {
     leave(running);
 }
 
+/// The registers, the memory and the source line of a driver that is long gone: a fault in its own
+/// code, and one in a service.
+#[test]
+fn a_core_file_shows_a_driver_that_is_gone() {
+    let script = "insmod rogue; tell rogue write @kernel-text; rmmod rogue; insmod rogue; tell rogue panic; rmmod rogue; \
+                  faults 1 --core test-wild; faults 2 --core test-panic; faults 1 --core ../test; faults 9 --core a; \
+                  insmod rogue; kill rogue; faults 3 --core a; faults 1 b";
+    let text = boot_badly(&bare(script), 6).to_string();
+    for error in [
+        "a core file's name has up to 64 letters, digits, '.', '-', '_' and '#', not '../test'",
+        "fault 9 is not kept",
+        "no memory of the driver is kept: it was ended between upcalls, or long ago",
+    ] {
+        assert_says(&text, &format!("error: {error}"));
+    }
+    let gdb = |file: &str, commands: &[&str]| {
+        let mut gdb = Command::new(runner());
+        gdb.args(["gdb", "--core", file, "--", "-nx", "-batch", "-ex", "set width 0"]);
+        commands.iter().for_each(|command| _ = gdb.args(["-ex", command]));
+        String::from_utf8_lossy(&gdb.output().unwrap().stdout).into_owned()
+    };
+    let said = gdb("test-wild", &["backtrace", "x/i $pc", "p/x $rdi"]);
+    assert_says(&said, "Program terminated with signal SIGSEGV");
+    assert_says(&said, "#0  rf_rogue::attacks::write (address=");
+    assert_says(&said, "at drivers/rogue/src/attacks.rs:");
+    // Its caller is found by the stack's content.
+    assert_says(&said, "rf_rogue::{impl#0}::command");
+    assert_says(&said, "movq   $0x41,(%rdi)");
+    assert_says(&said, "= 0xffffffff8");
+    let said = gdb("test-panic", &["backtrace"]);
+    assert_says(&said, "Program terminated with signal SIGABRT");
+    assert_says(&said, "rf_rogue::{impl#0}::command");
+    let none = Command::new(runner()).args(["gdb", "--core", "no-such-core"]).output().unwrap();
+    assert!(!none.status.success() && String::from_utf8_lossy(&none.stderr).contains("no-such-core"));
+}
+
 #[test]
 fn what_needs_a_debugger_says_so() {
     let text = boot_badly(&bare("insmod template --debug; insmod template --debug --ring 0"), 2).to_string();

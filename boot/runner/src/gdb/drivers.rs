@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use ringfence_link::request::{DEBUG_SECONDS, MAX_PIECE, What};
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ pub struct Options {
     pub pipe: bool,
     /// Whether to print the commands for gdb, and not to start it.
     pub print: bool,
+    /// The core file of a driver that was ended, instead of a system.
+    pub core: Option<PathBuf>,
     /// Further arguments for gdb.
     pub arguments: Vec<OsString>,
 }
@@ -34,6 +36,9 @@ pub struct Options {
 /// Starts gdb and waits for its end, or does its part for a gdb that runs. Returns gdb's exit
 /// status.
 pub fn run(options: &Options) -> Result<u8> {
+    if let Some(core) = &options.core {
+        return super::core::run(core, &options.arguments);
+    }
     // Fail before gdb starts if no system runs.
     let session = Session::find(options.system.as_deref())?;
     if options.pipe {
@@ -55,6 +60,11 @@ pub fn run(options: &Options) -> Result<u8> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
+/// Returns the command by which gdb finds the sources.
+pub fn sources() -> String {
+    format!("set substitute-path {BUILT_AS} {}", project().display())
+}
+
 /// Returns the commands that connect gdb.
 fn script(folder: &Path, options: &Options) -> Result<Vec<String>> {
     let runner = std::env::current_exe().context("cannot find this program")?;
@@ -71,7 +81,7 @@ fn script(folder: &Path, options: &Options) -> Result<Vec<String>> {
         "set architecture i386:x86-64".to_string(),
         "set sysroot".to_string(),
         format!("set solib-search-path {}", folder.display()),
-        format!("set substitute-path {BUILT_AS} {}", project().display()),
+        sources(),
         // Other drivers run while one stands, and are to meet their breakpoints.
         "set breakpoint always-inserted on".to_string(),
         // What is new in a driver that was pushed has another place.

@@ -6,11 +6,12 @@
 //! ([`crate::session`]): each of them gets all events, and its requests go to the kernel.
 
 use super::files::RunFiles;
+use crate::gdb::core::Incoming;
 use crate::trace::Saved;
 use anyhow::{Context, Result};
 use ringfence_link::event::Event;
 use ringfence_link::frame::{Decoder, Encoder, Frame};
-use ringfence_link::{EVENTS, REQUESTS, TRACES};
+use ringfence_link::{EVENTS, FILES, REQUESTS, TRACES};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -31,6 +32,8 @@ const SLOW: Duration = Duration::from_millis(200);
 pub struct Link {
     kernel: Socket,
     session: Socket,
+    /// The folder of the run.
+    folder: PathBuf,
 }
 
 /// A socket that is listened on.
@@ -146,7 +149,9 @@ impl Hub {
 impl Link {
     /// Listens on sockets in the folder of a run.
     pub fn listen(files: &RunFiles) -> Result<Link> {
-        Ok(Link { kernel: Socket::listen(files.path(), "link")?, session: Socket::listen(files.path(), SESSION)? })
+        let folder = files.path();
+        let [kernel, session] = [Socket::listen(folder, "link")?, Socket::listen(folder, SESSION)?];
+        Ok(Link { kernel, session, folder: folder.to_path_buf() })
     }
 
     /// Returns QEMU's arguments that connect its next serial port to the socket.
@@ -161,7 +166,7 @@ impl Link {
     /// once QEMU has ended: QEMU may have ended before it connected, and the thread would wait for
     /// a connection for ever.
     pub fn read(self, mut take: impl FnMut(Told) -> bool + Send + 'static) -> impl FnOnce() + Send + 'static {
-        let Link { kernel, session } = self;
+        let Link { kernel, session, folder: run } = self;
         let hub = Arc::new(Hub::default());
         let paths = [kernel.path.clone(), session.path.clone()];
         std::thread::spawn({
@@ -177,7 +182,7 @@ impl Link {
                 drop(folder);
                 if let Ok((stream, _)) = accepted {
                     *lock(&hub.kernel) = Sender::new(&stream).ok();
-                    tell_all(stream, &hub, &mut take);
+                    tell_all(stream, &hub, &run, &mut take);
                 }
             }
         });
@@ -207,10 +212,10 @@ fn each_frame(
 }
 
 /// Passes the kernel's frames on to the programs and to `take`.
-fn tell_all(stream: UnixStream, hub: &Hub, take: &mut impl FnMut(Told) -> bool) {
+fn tell_all(stream: UnixStream, hub: &Hub, run: &Path, take: &mut impl FnMut(Told) -> bool) {
     // Before the kernel begins, firmware may write to the port as well.
     let mut has_begun = false;
-    let mut saved = Saved::default();
+    let (mut saved, mut incoming) = (Saved::default(), Incoming::default());
     let _ = each_frame(stream, |frame| {
         let told = match frame {
             Ok(frame) => {
@@ -222,6 +227,10 @@ fn tell_all(stream: UnixStream, hub: &Hub, take: &mut impl FnMut(Told) -> bool) 
                     EVENTS => Event::read(&frame.payload).map_or(Told::Damaged, Told::Event),
                     TRACES => {
                         saved.take(&frame);
+                        return true;
+                    }
+                    FILES => {
+                        incoming.take(&frame, run);
                         return true;
                     }
                     // Frames of other channels are not for the runner.

@@ -2,6 +2,7 @@
 
 use super::calls::{CallLog, Last};
 use super::cause::{Cause, Site};
+use super::remains::{self, Remains};
 use super::report::{Scene, Words};
 use super::trace::{self, What};
 use super::{Domain, Ring, trust};
@@ -112,6 +113,8 @@ pub struct Fault {
     /// The material for the report, until the report's words are first needed.
     scene: Mutex<Option<Scene>>,
     words: Once<Words>,
+    /// What stays of the driver's memory, while it is kept.
+    remains: Mutex<Option<Remains>>,
     /// The driver's last service calls.
     calls: CallLog,
     /// The kernel's reaction to the fault, in words.
@@ -156,6 +159,7 @@ impl Fault {
             trap: if let Site::Trap(frame) = site { Some(*frame) } else { None },
             scene: Mutex::new(Some(Scene::new(domain, cause, site))),
             words: Once::new(),
+            remains: Mutex::new(Remains::of(domain, cause, site)),
             calls: domain.calls.clone(),
             done: Mutex::new(done.to_string()),
         }
@@ -172,6 +176,9 @@ impl Fault {
             history.0.pop_front();
         }
         history.0.push_back(fault.clone());
+        for older in history.0.iter().rev().filter(|fault| fault.remains.lock().is_some()).skip(remains::KEPT) {
+            *older.remains.lock() = None;
+        }
         history.1 += 1;
         fault
     }
@@ -201,6 +208,11 @@ impl Fault {
         fault.calls = self.calls.iter().skip(count.saturating_sub(CALLS_SHOWN)).map(|call| call.event()).collect();
         fault.then = self.done.lock().clone().into();
         link::tell(&Event::Fault(fault));
+    }
+
+    /// Returns the core file of the driver, if what stays of it is kept.
+    pub fn core(&self) -> Option<Vec<u8>> {
+        self.remains.lock().as_ref().map(Remains::core)
     }
 
     /// Returns the report with all calls that are kept.

@@ -6,6 +6,7 @@
 //! * [`upcall`]: runs the driver; a call that returns the driver's answer, or the reason for having
 //!   none
 //! * [`cause`], [`fault`]: the reason of its end; [`report`]: the reason in words for a person;
+//!   [`remains`]: its registers and its memory, for a core file;
 //!   [`calls`]: its last calls of services
 //! * [`device`]: the device that it drives; [`reset`]: stops the device; [`virtio`]: the queues of
 //!   a virtio device
@@ -44,6 +45,7 @@ pub mod life;
 pub mod memory;
 pub mod offer;
 pub mod registry;
+pub mod remains;
 pub mod report;
 pub mod reset;
 pub mod saved;

@@ -4,7 +4,7 @@
 //! ([`crate::debugger`]).
 //!
 //! A request that comes again, because its answer was lost, has no second effect. **Whoever reaches
-//! the second serial port can load modules into ring 1**, as whoever reaches the console can.
+//! the second serial port can do what a person at the console can.**
 
 use crate::debugger;
 use crate::shell::modules::load_or_reload;
@@ -144,17 +144,21 @@ pub async fn load() {
 struct Remote {
     incoming: VecDeque<Incoming>,
     streams: Streams,
+    /// The answer to the last bytes of a debugger.
+    debugged: Option<(u64, Result)>,
 }
 
 impl Remote {
     async fn answer(&mut self, Request { id, what }: Request<'static>) {
-        if let Some(result) = answered(id) {
+        let debugged = self.debugged.as_ref().filter(|(other, _)| *other == id).map(|(_, result)| result.clone());
+        if let Some(result) = answered(id).or(debugged) {
             return tell(id, &result);
         }
         // The task that loads modules answers.
         if LOADS.lock().iter().any(|load| load.id == id) {
             return;
         }
+        let is_debug = matches!(what, What::Debug { .. });
         let result = match what {
             What::Load { file, parameters, stops } => match self.load(id, file, parameters, stops) {
                 Ok(()) => return,
@@ -162,7 +166,11 @@ impl Remote {
             },
             what => self.carry_out(what).await,
         };
-        keep_answer(id, &result);
+        // They come all the time, one by one, and would push out all other answers.
+        match is_debug {
+            true => self.debugged = Some((id, result.clone())),
+            false => keep_answer(id, &result),
+        }
         tell(id, &result);
     }
 

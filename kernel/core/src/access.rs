@@ -77,12 +77,22 @@ pub fn to_memory(code: &[u8], registers: [u64; 16], address: u64) -> Access {
         true if changes(instruction.mnemonic()) => Direction::Changes,
         _ => Direction::Reads,
     };
+    // What else an instruction does is not known: nothing stands in for the register.
+    let is_known = moves || sets || only_reads(instruction.mnemonic()) || changes(instruction.mnemonic());
+    let width_bytes = if is_known { width_bytes } else { 0 };
     let value = match instruction.op_kind(u32::from(is_target)) {
         OpKind::Register => value(instruction.op_register(u32::from(is_target)), registers),
         _ => instruction.try_immediate(u32::from(is_target)).ok(),
     };
     let mask = u64::MAX.checked_shr(64 - 8 * u32::from(width_bytes)).unwrap_or(0);
     Access { direction, width_bytes, value: value.filter(|_| moves).map(|value| value & mask), before: None }
+}
+
+/// Returns whether an instruction reads its operand in memory, whichever it is, and does not write
+/// it.
+fn only_reads(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::{Bt, Cmp, Div, Idiv, Imul, Mul, Push, Test};
+    matches!(mnemonic, Bt | Cmp | Div | Idiv | Imul | Mul | Push | Test)
 }
 
 /// Returns whether an instruction reads its first operand and then writes it.
@@ -190,7 +200,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore)]
     fn an_access_to_memory_is_what_its_instruction_says() {
-        let cases: [(&[u8], _, _, _); 15] = [
+        let cases: [(&[u8], _, _, _); 16] = [
             // MOV [RDI], EAX; AL; AH; SIL; R9D; MOV dword [RDI], 5.
             (&[0x89, 0x07], Writes, 4, Some(0x3333_4a5b)),
             (&[0x88, 0x07], Writes, 1, Some(0x5b)),
@@ -209,6 +219,8 @@ mod tests {
             (&[0x0f, 0xba, 0x27, 3], Reads, 4, None),
             (&[0xff, 0x37], Reads, 8, None),
             (&[0x0f, 0x94, 0x07], Writes, 1, None),
+            // MOVBE [RDI], EAX, of which only the direction is not known.
+            (&[0x0f, 0x38, 0xf1, 0x07], Reads, 0, None),
             // LCALL [RDI].
             (&[0xff, 0x1f], Reads, 0, None),
         ];
@@ -222,7 +234,7 @@ mod tests {
         for (address, direction) in [(0x8877, Reads), (0x5000, Writes)] {
             let mut registers = registers();
             registers[7] = 0x5000;
-            let copied = Access { direction, width_bytes: 2, value: None, before: None };
+            let copied = Access { direction, width_bytes: 0, value: None, before: None };
             assert_eq!(to_memory(&[0x66, 0xa5], registers, address), copied);
         }
     }

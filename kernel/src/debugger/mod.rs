@@ -121,7 +121,32 @@ async fn next_byte() -> Option<u8> {
     }
 }
 
-/// Bytes for gdb, which are sent when a packet is complete.
+/// Waits until a person interrupts gdb, or the session is over.
+async fn interrupted() {
+    const CTRL_C: u8 = 0x03;
+    loop {
+        let Some(until) = SESSION.lock().as_ref().map(|session| session.until) else { return };
+        let stopped = poll_fn(|context| {
+            ON_BYTES.register(context.waker());
+            match SESSION.lock().as_mut() {
+                Some(session) if !session.is_over => {
+                    let place = session.bytes.iter().position(|byte| *byte == CTRL_C);
+                    place.and_then(|place| session.bytes.remove(place)).map_or(Poll::Pending, |_| Poll::Ready(()))
+                }
+                _ => Poll::Ready(()),
+            }
+        });
+        match select(stopped, Timer::at(until)).await {
+            Either::First(()) => return,
+            Either::Second(()) if SESSION.lock().as_ref().is_none_or(|session| session.until <= Instant::now()) => {
+                return;
+            }
+            Either::Second(()) => {}
+        }
+    }
+}
+
+/// Bytes for gdb, which are sent when a packet is complete, or there are as many as fit a frame.
 struct Output {
     number: u64,
     bytes: Vec<u8>,
@@ -132,7 +157,7 @@ impl Connection for Output {
 
     fn write(&mut self, byte: u8) -> Result<(), Infallible> {
         self.bytes.push(byte);
-        Ok(())
+        if self.bytes.len() < MAX_PAYLOAD - NUMBER_BYTES { Ok(()) } else { self.flush() }
     }
 
     fn flush(&mut self) -> Result<(), Infallible> {
@@ -190,7 +215,10 @@ impl Input {
     /// Runs a command for the shell, and sends what it has printed.
     async fn monitor(&mut self, text: &str) {
         let capture = console::capture();
-        let outcome = Box::pin(commands::run(text.trim())).await;
+        let outcome = match select(Box::pin(commands::run(text.trim())), interrupted()).await {
+            Either::First(outcome) => outcome,
+            Either::Second(()) => Err("interrupted".into()),
+        };
         let mut said = capture.take().text;
         if let Err(error) = outcome {
             said += &format!("error: {error}\n");
@@ -198,11 +226,16 @@ impl Input {
         if self.acknowledges {
             let _ = self.output.write(b'+');
         }
-        for piece in said.as_bytes().chunks(PACKET_BYTES / 4) {
+        self.say(&said);
+        self.send("OK");
+    }
+
+    /// Has gdb print a text. gdb must wait for an answer.
+    fn say(&mut self, text: &str) {
+        for piece in text.as_bytes().chunks(PACKET_BYTES / 4) {
             let hex: String = piece.iter().map(|byte| format!("{byte:02x}")).collect();
             self.send(&format!("O{hex}"));
         }
-        self.send("OK");
     }
 
     fn send(&mut self, content: &str) {
@@ -229,12 +262,14 @@ async fn serve(number: u64) {
     let Ok(stub) = GdbStubBuilder::new(output()).packet_buffer_size(PACKET_BYTES).build() else { return };
     let Ok(mut machine) = stub.run_state_machine(&mut drivers) else { return };
     loop {
+        drivers.begin_packet();
         let next = match machine {
             GdbStubStateMachine::Idle(idle) => match input.next().await {
                 Some(byte) => idle.incoming_data(&mut drivers, byte),
                 None => return,
             },
             GdbStubStateMachine::Running(running) => {
+                core::mem::take(&mut drivers.warnings).iter().for_each(|text| input.say(text));
                 drivers.let_go();
                 match select(input.next(), debug::next_stop()).await {
                     Either::First(Some(byte)) => running.incoming_data(&mut drivers, byte),

@@ -27,7 +27,7 @@ use gdbstub_arch::x86::X86_64_SSE;
 use gdbstub_arch::x86::reg::X86_64CoreRegs;
 use host::debugger::go_on;
 use host::domain::cause::Cause;
-use host::domain::debug::{self, Go, Stop, Why};
+use host::domain::debug::{self, Go, Refused, Stop, Why};
 use host::domain::{Handle, registry};
 use hw::arch::frame::TrapFrame;
 use ringfence_abi::layout::IMAGE;
@@ -39,11 +39,18 @@ type Reason = MultiThreadStopReason<u64>;
 /// The thread that gdb sees when no driver is loaded: it wants one.
 const NO_DRIVER: Tid = Tid::new(1_000_000).expect("it is not zero");
 
+/// The most bytes of memory that one packet reads.
+const MOST_READ: usize = 64 << 10;
+
 /// The drivers, and what gdb wants of them.
 #[derive(Default)]
 pub struct Drivers {
-    /// The slots of drivers that stand, and of which gdb was told.
-    told: Vec<usize>,
+    /// The slots of drivers that stand and of which gdb was told, and the numbers of their stops.
+    told: Vec<(usize, u64)>,
+    /// What a person is to know: gdb says nothing of a breakpoint that is refused in a library.
+    pub warnings: Vec<String>,
+    /// How many bytes of memory a packet may still read.
+    readable: usize,
     /// How the drivers in these slots go on, if not as the others.
     actions: BTreeMap<usize, Go>,
     /// Whether only those go on.
@@ -61,6 +68,14 @@ fn driver(thread: Tid) -> Option<Handle> {
     registry::in_slots().into_iter().find(|handle| handle.lock().space.slot() + 1 == thread.get())
 }
 
+/// Returns the driver in a slot, if it stands for the stop with this number.
+fn standing(slot: usize, number: u64) -> Option<Handle> {
+    driver(thread(slot)).filter(|handle| {
+        let domain = handle.lock();
+        domain.stands() && domain.debugged.stops == number
+    })
+}
+
 /// Returns the driver in whose slot `start` is, and how many of `len` bytes from there are in that
 /// slot.
 fn part(start: u64, len: usize) -> Option<(Handle, usize)> {
@@ -76,14 +91,20 @@ impl Drivers {
             return;
         }
         let (actions, is_locked) = (core::mem::take(&mut self.actions), core::mem::take(&mut self.is_locked));
-        let goes = |slot: &usize| !is_locked || actions.contains_key(slot);
-        let (go, stay): (Vec<usize>, Vec<usize>) = self.told.iter().partition(|slot| goes(slot));
+        let goes = |(slot, _): &(usize, u64)| !is_locked || actions.contains_key(slot);
+        let (go, stay): (Vec<_>, Vec<_>) = self.told.iter().copied().partition(goes);
         self.told = stay;
-        for slot in go {
-            if let Some(handle) = driver(thread(slot)) {
+        for (slot, number) in go {
+            // A successor may stand for another reason, of which gdb is told first.
+            if let Some(handle) = standing(slot, number) {
                 go_on(&handle, actions.get(&slot).copied().unwrap_or(Go::On));
             }
         }
+    }
+
+    /// Begins to serve another packet.
+    pub fn begin_packet(&mut self) {
+        self.readable = MOST_READ;
     }
 
     /// Returns what gdb is told of a driver that stands; `None` if it does not any more.
@@ -91,9 +112,9 @@ impl Drivers {
         let tid = thread(stop.slot);
         let mut vector = 0;
         if stop.why != Why::New {
-            let handle = driver(tid).filter(|handle| handle.lock().stands())?;
-            vector = handle.lock().space.standing()?.vector;
-            self.told.push(stop.slot);
+            vector = standing(stop.slot, stop.number)?.lock().space.standing()?.vector;
+            self.told.retain(|(slot, _)| *slot != stop.slot);
+            self.told.push((stop.slot, stop.number));
         }
         let signal = |signal| Reason::SignalWithThread { tid, signal };
         Some(match stop.why {
@@ -118,7 +139,7 @@ impl Drivers {
     /// upcalls a driver executes nothing.
     pub fn interrupted(&self) -> Reason {
         let first = registry::in_slots().first().map(|handle| thread(handle.lock().space.slot()));
-        let told = self.told.first().map(|slot| thread(*slot));
+        let told = self.told.first().map(|(slot, _)| thread(*slot));
         Reason::SignalWithThread { tid: told.or(first).unwrap_or(NO_DRIVER), signal: Signal::SIGINT }
     }
 }
@@ -188,7 +209,7 @@ impl MultiThreadBase for Drivers {
     }
 
     fn read_addrs(&mut self, start: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
-        let (handle, len) = part(start, data.len()).ok_or(TargetError::NonFatal)?;
+        let (handle, len) = part(start, data.len().min(self.readable)).ok_or(TargetError::NonFatal)?;
         let domain = handle.lock();
         // As many as there are up to the next page that cannot be read.
         const PAGE: u64 = ringfence_abi::layout::PAGE_SIZE;
@@ -201,18 +222,17 @@ impl MultiThreadBase for Drivers {
             }
             done += here;
         }
-        drop(domain);
-        debug::hide_breakpoints(start, data.get_mut(..done).unwrap_or_default());
-        if done == 0 && len > 0 { Err(TargetError::NonFatal) } else { Ok(done) }
+        self.readable -= done;
+        debug::hide_breakpoints(&domain, start, data.get_mut(..done).unwrap_or_default());
+        if done == 0 { Err(TargetError::NonFatal) } else { Ok(done) }
     }
 
     fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
         let (handle, len) = part(start, data.len()).ok_or(TargetError::NonFatal)?;
-        let domain = handle.lock();
-        if len < data.len() || !domain.space.write(start, data) {
+        let mut domain = handle.lock();
+        if len < data.len() || !debug::write(&mut domain, start, data) {
             return Err(TargetError::NonFatal);
         }
-        debug::keep_breakpoints(&domain, start, data);
         Ok(())
     }
 
@@ -325,7 +345,16 @@ impl Breakpoints for Drivers {
 
 impl SwBreakpoint for Drivers {
     fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        Ok(debug::add_breakpoint(address).is_ok())
+        let added = debug::add_breakpoint(address);
+        if added == Err(Refused::Trusted)
+            && let Some(handle) = debug::driver_at(address)
+        {
+            let name = handle.lock().name.clone();
+            self.warnings.push(format!(
+                "{name} runs in ring 0, where no breakpoint stops it; 'monitor ring {name} 1' moves it to ring 1\n"
+            ));
+        }
+        Ok(added.is_ok())
     }
 
     fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {

@@ -306,6 +306,66 @@ fn the_kernel_and_devices_are_out_of_reach() {
     leave(running);
 }
 
+/// A driver that stands in its `exit` is unloaded when it goes on.
+#[test]
+fn a_driver_can_stand_in_its_exit() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod template");
+    let mut gdb = Gdb::start(&running, None);
+    gdb.run("break rf_template::_::rf_upcall");
+    gdb.give("continue");
+    running.type_line("rmmod template &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("Breakpoint 1, rf_template::_::rf_upcall (operation=2"), "{stopped}");
+    gdb.give("continue");
+    running.wait_for("template| good-bye").unwrap();
+    running.wait_for("template: unloaded").unwrap();
+    gdb.kill();
+    leave(running);
+}
+
+/// A driver whose registers are watched can be debugged: both see what they are to see.
+#[test]
+fn a_driver_is_watched_and_debugged_at_once() {
+    let mut running = at_prompt(machine(""));
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    let mut gdb = Gdb::start(&running, Some("e1000"));
+    // The writes of registers, which are stepped over.
+    gdb.run("break drivers/sdk/src/device.rs:158");
+    gdb.run("commands\nsilent\nstepi\nstepi\ncontinue\nend");
+    gdb.give("continue");
+    running.type_line("watch e1000 mmio ping 10.0.2.2 -c 1").unwrap();
+    for said in ["1 sent, 1 answered", "* writes TDT 0x", "* reads ICR 0x"] {
+        running.wait_for(said).unwrap();
+    }
+    gdb.kill();
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    leave(running);
+}
+
+/// A command for the shell that waits for the driver that stands does not keep the session for
+/// ever. A driver in ring 0 is neither stopped nor written to.
+#[test]
+fn a_session_ends_in_the_middle_of_a_command() {
+    let mut running = at_prompt(bare(""));
+    ["insmod template", "insmod rogue", "ring rogue 0"].into_iter().for_each(|line| run_well(&mut running, line));
+    let mut gdb = Gdb::start(&running, None);
+    let rogue = gdb.run("info threads").lines().position(|line| line.contains("(rogue, ring 0, running)"));
+    assert!(rogue.is_some());
+    gdb.run("break rf_rogue::_::rf_upcall");
+    assert!(gdb.run("set *(0x10001f00000 as *mut u64) = 1").contains("Cannot access memory"));
+    gdb.run("break rf_template::_::rf_upcall");
+    gdb.give("continue");
+    running.type_line("tell template x &").unwrap();
+    let said = gdb.wait();
+    assert!(said.contains("rogue runs in ring 0, where no breakpoint stops it; 'monitor ring rogue 1'"), "{said}");
+    gdb.give("monitor tell template y");
+    gdb.kill();
+    running.wait_for("template: 1 (0x1)").unwrap();
+    run_well(&mut running, "tell template z");
+    leave(running);
+}
+
 /// The debug registers watch a driver's memory.
 #[test]
 fn a_watchpoint_stops_the_driver_that_writes() {

@@ -18,6 +18,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::poll_fn;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
 use hw::arch::frame::TrapFrame;
@@ -34,8 +35,6 @@ const TRAP_FLAG: u64 = 1 << 8;
 const INT3: u8 = 0xcc;
 /// The most breakpoints that a debugger has.
 const MOST_BREAKPOINTS: usize = 256;
-/// The most stops that wait to be told. A driver has one at a time.
-const MOST_STOPS: usize = 64;
 
 /// Why a driver stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +61,8 @@ pub enum Why {
 pub struct Stop {
     /// Its slot.
     pub slot: usize,
+    /// The number of the stop: that of [`Debugged::stops`].
+    pub number: u64,
     /// Why.
     pub why: Why,
 }
@@ -71,8 +72,10 @@ pub struct Stop {
 pub struct Debugged {
     /// Why it stands, and the registers that it had then.
     standing: Option<(Why, TrapFrame)>,
-    /// How often it has stood.
+    /// The number of its last stop, among those of all drivers.
     pub stops: u64,
+    /// Whether the debugger has written to its memory.
+    was_written: bool,
     /// The range of addresses in which it steps: it stands at the first instruction outside.
     steps: Option<(u64, u64)>,
     /// A breakpoint that is met once, where a step over a gate ends or the driver starts, and the
@@ -90,6 +93,14 @@ struct Breakpoint {
     file: File,
 }
 
+impl Breakpoint {
+    /// Returns the byte that is in its place, if it is in the memory of `domain`.
+    fn byte_in(&self, domain: &Domain) -> Option<u8> {
+        let (byte, weak) = self.placed.as_ref()?;
+        weak.ptr_eq(&domain.sleep.this).then_some(*byte)
+    }
+}
+
 /// A debugger's session.
 #[derive(Default)]
 struct Session {
@@ -104,6 +115,8 @@ struct Session {
 
 static SESSION: Mutex<Option<Session>> = Mutex::new(None);
 static ON_STOP: AtomicWaker = AtomicWaker::new();
+/// The number of stops.
+static STOPS: AtomicU64 = AtomicU64::new(0);
 
 /// The reason why something is not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,10 +147,10 @@ impl Domain {
         let is_here = |address: u64| slot_of(address) == Some(self.space.slot());
         let session = SESSION.lock();
         let changes = |session: &Session| {
-            session.breakpoints.iter().any(|breakpoint| is_here(breakpoint.address))
+            session.breakpoints.iter().any(|breakpoint| breakpoint.byte_in(self).is_some())
                 || session.watches.iter().flatten().any(|(watched, _)| is_here(watched.start))
         };
-        self.stands() || session.as_ref().is_some_and(changes)
+        self.stands() || self.debugged.was_written || session.as_ref().is_some_and(changes)
     }
 }
 
@@ -189,15 +202,16 @@ pub fn adopt(handle: &Handle) {
     }
     let slot = domain.space.slot();
     for breakpoint in session.breakpoints.iter_mut().filter(|breakpoint| slot_of(breakpoint.address) == Some(slot)) {
-        if breakpoint.file.is_same(&domain.file) {
-            breakpoint.placed = place(&domain, breakpoint.address).map(|byte| (byte, Arc::downgrade(handle)));
-        }
+        // In another build the address is something else.
+        let is_same = breakpoint.file.is_same(&domain.file);
+        let byte = if is_same { place(&domain, breakpoint.address) } else { None };
+        breakpoint.placed = byte.map(|byte| (byte, Arc::downgrade(handle)));
     }
     if let Some(at) = session.starts.iter().position(|name| *name == domain.name) {
         session.starts.remove(at);
         domain.debugged.once = place(&domain, domain.entry).map(|byte| (domain.entry, byte));
     }
-    note(session, Stop { slot, why: Why::New });
+    note(session, Stop { slot, number: 0, why: Why::New });
 }
 
 /// Has the driver called `name` stand at its first instruction when it starts next. Returns `false`
@@ -262,27 +276,39 @@ pub fn remove_breakpoint(address: u64) -> bool {
     removed.as_ref().map(take_away).is_some()
 }
 
-/// Puts the driver's own bytes into `data`, read from `start` on, where breakpoints are.
-pub fn hide_breakpoints(start: u64, data: &mut [u8]) {
+/// Puts the driver's own bytes into `data`, read from `start` on in `domain`, where breakpoints
+/// are.
+pub fn hide_breakpoints(domain: &Domain, start: u64, data: &mut [u8]) {
     let session = SESSION.lock();
     for breakpoint in session.iter().flat_map(|session| &session.breakpoints) {
         let offset = breakpoint.address.checked_sub(start).and_then(|offset| usize::try_from(offset).ok());
-        if let (Some((byte, _)), Some(place)) = (&breakpoint.placed, offset.and_then(|offset| data.get_mut(offset))) {
-            *place = *byte;
+        if let (Some(byte), Some(place)) = (breakpoint.byte_in(domain), offset.and_then(|offset| data.get_mut(offset)))
+        {
+            *place = byte;
         }
     }
 }
 
-/// Keeps breakpoints in place where `data` was written, from `start` on.
-pub fn keep_breakpoints(domain: &Domain, start: u64, data: &[u8]) {
+/// Writes to the memory of a driver, which stays in ring 1 from then on. Breakpoints stay in place.
+/// Returns `false` if the driver is in ring 0, or the memory is not its own.
+pub fn write(domain: &mut Domain, start: u64, data: &[u8]) -> bool {
+    let is_trusted = domain.ring() == Ring::Trusted || domain.next_ring() == Ring::Trusted;
+    if is_trusted || !domain.space.write(start, data) {
+        return false;
+    }
+    domain.debugged.was_written = true;
     let mut session = SESSION.lock();
     for breakpoint in session.iter_mut().flat_map(|session| &mut session.breakpoints) {
         let offset = breakpoint.address.checked_sub(start).and_then(|offset| usize::try_from(offset).ok());
-        if let (Some((byte, _)), Some(written)) = (&mut breakpoint.placed, offset.and_then(|offset| data.get(offset))) {
+        if breakpoint.byte_in(domain).is_some()
+            && let Some(written) = offset.and_then(|offset| data.get(offset))
+            && let Some((byte, _)) = &mut breakpoint.placed
+        {
             *byte = *written;
             domain.space.write(breakpoint.address, &[INT3]);
         }
     }
+    true
 }
 
 /// Watches a word of a driver's memory; `reads` says whether reads count as well as writes.
@@ -387,7 +413,9 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
     } else if is_int3 && domain.debugged.once.is_some_and(|(address, _)| address == at) {
         take_once(domain);
         Why::Step
-    } else if is_int3 && session.breakpoints.iter().any(|breakpoint| breakpoint.address == at) {
+    } else if is_int3
+        && session.breakpoints.iter().any(|breakpoint| breakpoint.address == at && breakpoint.byte_in(domain).is_some())
+    {
         Why::Breakpoint
     } else if session.only.as_ref().is_none_or(|only| *only == domain.name) {
         let cause = match why {
@@ -400,16 +428,21 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
     };
     frame.rflags &= !TRAP_FLAG;
     domain.debugged.steps = None;
-    domain.debugged.stops += 1;
+    // An access that was let through has not been made: it begins anew when the driver goes on.
+    domain.space.hide_again();
+    let number = STOPS.fetch_add(1, Ordering::Relaxed) + 1;
+    domain.debugged.stops = number;
     domain.debugged.standing = Some((stop, *frame));
-    note(session, Stop { slot: domain.space.slot(), why: stop });
+    note(session, Stop { slot: domain.space.slot(), number, why: stop });
     Verdict::Stands
 }
 
+/// Has the debugger told of a stop. Of a slot it is told of one stop, and once that there is a new
+/// driver.
 fn note(session: &mut Session, stop: Stop) {
-    if session.stops.len() < MOST_STOPS {
-        session.stops.push_back(stop);
-    }
+    let is_new = |stop: &Stop| stop.why == Why::New;
+    session.stops.retain(|other| other.slot != stop.slot || is_new(other) != is_new(&stop));
+    session.stops.push_back(stop);
     ON_STOP.wake();
 }
 

@@ -478,7 +478,7 @@ pub fn of(name: &str) -> Option<Arc<Trace>> {
 /// Tells the driver called `name` whether it is traced. A driver that is not registered yet is told
 /// when it is mapped ([`trace_from_start`]), and again when it is registered ([`keep_up`]).
 fn set(name: &str) {
-    if let Some(handle) = registry::find(name) {
+    for handle in registry::in_slots().into_iter().filter(|handle| handle.lock().name == name) {
         trace_from_start(&mut handle.lock());
     }
 }

@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use hw::arch::frame::TrapFrame;
 use hw::arch::handlers::{DriverTrap, Verdict};
 use hw::arch::time::TICK_HZ;
+use hw::arch::watch;
 use hw::console;
 use hw::upcall::{Current, Entry, Exit, Left, terminate};
 use log::Level;
@@ -173,6 +174,7 @@ pub fn judge(why: DriverTrap, frame: &mut TrapFrame) -> Verdict {
     let judge = |domain: &mut Domain| {
         if let DriverTrap::Exception { address } = why
             && accesses::judge(domain, frame, address) == Verdict::GoesOn
+            && !watch::is_met()
         {
             return Verdict::GoesOn;
         }

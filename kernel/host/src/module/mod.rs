@@ -268,6 +268,8 @@ pub async fn unload(name: &str) -> Result<(), LoadError> {
                 // Remove it now, so that no other task unloads it while it sleeps.
                 if *error == UpcallError::Asleep {
                     registry::remove(&handle);
+                    // A debugger still finds it, if it stands.
+                    registry::begin(&handle);
                 }
             })
         });

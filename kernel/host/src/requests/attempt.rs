@@ -275,37 +275,51 @@ async fn in_time<P: Protocol, T>(
         let domain = handle.lock();
         (domain.debugged.stops, domain.stands())
     };
-    loop {
+    'again: loop {
+        loop {
+            let (stopped, _) = stops();
+            if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
+                return done;
+            }
+            let now = is_at();
+            let waits = || handle.lock().used.as_ref().is_some_and(|used| used.in_hand().0 > 0);
+            let is_excused = core::mem::take(&mut may_wait) && waits();
+            let (stopped_now, stands) = stops();
+            if stands || stopped_now != stopped {
+                (before, may_wait) = (now, true);
+                continue;
+            }
+            if now.is_some() && now == before && !is_excused {
+                break;
+            }
+            before = now;
+        }
+        let upcalls = handle.lock().upcalls;
         let (stopped, _) = stops();
-        if let Ok(done) = with_timeout(Duration::from_millis(limit_ms), done.as_mut()).await {
-            return done;
-        }
-        let now = is_at();
-        let waits = || handle.lock().used.as_ref().is_some_and(|used| used.in_hand().0 > 0);
-        let is_excused = core::mem::take(&mut may_wait) && waits();
-        let (stopped_now, stands) = stops();
-        if stands || stopped_now != stopped {
-            (before, may_wait) = (now, true);
-            continue;
-        }
-        if now.is_some() && now == before && !is_excused {
-            break;
-        }
-        before = now;
-    }
-    let upcalls = handle.lock().upcalls;
-    loop {
-        poll::poll(handle, Events::QUEUE);
-        let turns = handle.lock().upcalls - upcalls;
-        if let Ok(done) = with_timeout(LOOK_AGAIN, done.as_mut()).await {
-            return done;
-        }
-        if turns >= TURNS {
+        let was_stopped = || {
+            let (now, stands) = stops();
+            stands || now != stopped
+        };
+        loop {
+            poll::poll(handle, Events::QUEUE);
+            let turns = handle.lock().upcalls - upcalls;
+            if let Ok(done) = with_timeout(LOOK_AGAIN, done.as_mut()).await {
+                return done;
+            }
+            if turns < TURNS {
+                continue;
+            }
+            if was_stopped() {
+                continue 'again;
+            }
             let limit = Duration::from_millis(limit_ms);
             if let Some(given) = given
                 && let Some(done) = remedy::<P, _>(handle, given, done.as_mut(), limit).await
             {
                 return done;
+            }
+            if was_stopped() {
+                continue 'again;
             }
             let [what, _] = P::NAMES;
             end::condemn(handle, Cause::Stuck { what, limit_ms });

@@ -112,6 +112,11 @@ pub fn end_for_debugger(number: usize) {
     turn_off(all);
 }
 
+/// Returns whether a breakpoint of a debugger was met that nobody has taken.
+pub fn is_met() -> bool {
+    MET.load(Ordering::Relaxed) != 0
+}
+
 /// Returns the breakpoint of a debugger that was met since the last call, if one was.
 pub fn take_met() -> Option<usize> {
     match MET.swap(0, Ordering::Relaxed) {

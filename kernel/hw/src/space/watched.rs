@@ -212,6 +212,21 @@ impl Space {
         accesses
     }
 
+    /// Closes what is open for an instruction that was not executed.
+    pub fn hide_again(&mut self) {
+        let Accesses { all, .. } = core::mem::take(&mut self.watched.open);
+        self.watched.stands_in = None;
+        for (place, _) in &all {
+            match *place {
+                Place::Memory(address) => self.show(page_of(address), hidden()),
+                Place::Port(_) => self.watched.ports.iter().for_each(|ports| self.close(*ports)),
+            }
+        }
+        if !all.is_empty() {
+            x86_64::instructions::tlb::flush_all();
+        }
+    }
+
     /// Takes the value from the memory that stood in for the registers at `address`, and writes it
     /// to the device if the instruction has written it.
     fn take_value(&mut self, address: u64, access: &mut Access) {

@@ -37,5 +37,6 @@ mod top;
 mod trace;
 mod trial;
 mod turns;
+mod tutorial;
 mod walk;
 mod watch;

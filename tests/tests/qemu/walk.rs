@@ -3,30 +3,47 @@
 use ringfence::project;
 use std::process::Command;
 
-/// Returns the code blocks of the document: their languages and contents.
-fn blocks(document: &str) -> Vec<(&str, String)> {
-    let mut blocks: Vec<(&str, String)> = Vec::new();
-    let mut inside = false;
-    for line in document.lines() {
+/// A code block of a document.
+pub struct Block<'a> {
+    /// Its language.
+    pub language: &'a str,
+    /// Its content.
+    pub text: String,
+    /// The offset of the content in the document.
+    pub at: usize,
+}
+
+/// Returns the code blocks of the document.
+pub fn blocks(document: &str) -> Vec<Block<'_>> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let (mut inside, mut at) = (false, 0);
+    for line in document.split_inclusive('\n') {
+        at += line.len();
         match line.strip_prefix("```") {
             Some(language) if !inside => {
-                blocks.push((language, String::new()));
+                blocks.push(Block { language: language.trim_end(), text: String::new(), at });
                 inside = true;
             }
             Some(_) => inside = false,
-            None if inside => {
-                let (_, text) = blocks.last_mut().unwrap();
-                *text += &format!("{line}\n");
-            }
+            None if inside => blocks.last_mut().unwrap().text += line,
             None => {}
         }
     }
     blocks
 }
 
-/// Returns a line without the parts that differ from run to run: numbers and amounts of space.
-fn normal(line: &str) -> String {
-    let without = line.replace(|c: char| c.is_ascii_digit(), " 0 ");
+/// Returns a line without the parts that differ from run to run: numbers, addresses and amounts of
+/// space.
+pub fn normal(line: &str) -> String {
+    let hex = |rest: &str| rest.chars().take_while(char::is_ascii_hexdigit).count();
+    let mut parts = line.split("0x");
+    let mut plain = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let count = hex(part);
+        plain += if count > 2 { "0" } else { "0x" };
+        plain += if count > 2 { &part[count..] } else { part };
+    }
+    let without = plain.replace(|c: char| c.is_ascii_digit(), " 0 ");
     without.split_whitespace().fold(String::new(), |line, word| match line.ends_with('0') && word == "0" {
         true => line,
         false => line + word,
@@ -43,7 +60,7 @@ fn the_walk_to_a_driver_is_as_it_is_written() {
     let own = folder.path().join("my-ne2k").display().to_string();
     let source = std::fs::read_to_string(project().join("drivers/ne2k-pci/src/lib.rs")).unwrap();
     let mut said = String::new();
-    for (language, text) in blocks(&document) {
+    for Block { language, text, .. } in blocks(&document) {
         match language {
             "sh" => {
                 let mut shell = Command::new("bash");

@@ -168,6 +168,15 @@ pub fn copied(code: &[u8], registers: [u64; 16]) -> Option<u64> {
     }
 }
 
+/// Returns whether the first instruction of `code` is repeated and has no repetition left, so that
+/// it accesses nothing. Some versions of QEMU check its access all the same. `registers` are the
+/// general registers before it.
+pub fn is_over(code: &[u8], registers: [u64; 16]) -> bool {
+    let instruction = decode(code);
+    let [_, rcx, ..] = registers;
+    (instruction.has_rep_prefix() || instruction.has_repne_prefix()) && rcx == 0
+}
+
 /// Returns the value of a general register, or of a part of one.
 fn value(register: Register, registers: [u64; 16]) -> Option<u64> {
     let at = |first: Register| (register as usize).checked_sub(first as usize);
@@ -260,6 +269,9 @@ mod tests {
         }
         let mut registers = registers();
         registers[7] = 0x5000;
+        assert!(!is_over(&[0xf3, 0x66, 0x6d], registers));
+        registers[1] = 0;
+        assert!(is_over(&[0xf3, 0x66, 0x6d], registers) && !is_over(&[0x66, 0x6d], registers));
         let copies = [&[0xf3, 0x66, 0x6d][..], &[0x6e], &[0xec], &[]].map(|code| copied(code, registers));
         assert_eq!(copies, [Some(0x5000), Some(0x8877), None, None]);
     }
@@ -268,7 +280,7 @@ mod tests {
         #[test]
         #[cfg_attr(miri, ignore)]
         fn no_bytes_make_it_panic(code in prop::collection::vec(any::<u8>(), 0..20), word in any::<u64>()) {
-            let _ = (to_memory(&code, [word; 16], word), to_port(&code, [word; 16]), copied(&code, [word; 16]));
+            let _ = (to_memory(&code, [word; 16], word), to_port(&code, [word; 16]), copied(&code, [word; 16]), is_over(&code, [word; 16]));
         }
     }
 }

@@ -33,6 +33,7 @@ pub fn page() -> String {
     section("sandbox::floods_take_no_more_than_their_share", &rogue::floods());
     section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
     section("lies::nothing_but_what_it_was_given", &[lies::reaches(), lies::ports(), lies::watched()].concat());
+    section("debug::the_debugger_is_no_help_to_a_hostile_driver", &rogue::under_debugger());
     section("lies::a_sleep_has_an_end", &lies::sleeps());
     section("gates::interrupts_that_never_end_stop_nobody", &[lies::endless_poll()]);
     section(
@@ -162,6 +163,7 @@ fn explain(verb: &str) -> (String, &'static str) {
         "write" => ("writes ARG", "the domain's root does not map it writable"),
         "execute" if argument == "@entry-text" => ("jumps to ARG", "it may, but the instructions there are privileged"),
         "execute" => ("jumps to ARG", "the domain's root does not map it executable"),
+        "int-n" => ("executes `int ARG`", "the gates of interrupts are for ring 0"),
         "write-text" => ("writes its own text", "mapped read-only"),
         "execute-data" => ("executes its own stack", "mapped NX"),
         "execute-static" => ("executes its own data", "mapped NX"),

@@ -99,6 +99,21 @@ pub fn floods() -> Vec<Attack> {
     ]
 }
 
+/// Returns attacks by means that a debugger uses: breakpoints, single steps, and drivers that it
+/// stops. A debugger is there that passes each fault on.
+pub fn under_debugger() -> Vec<Attack> {
+    [
+        ("flag 8", "#DB debug exception, in command"),
+        ("trap-flag-gate", "#DB debug exception, in command"),
+        ("trap-flag-return", "#DB debug exception, in command"),
+        ("int-n 3", "#GP general protection on int 0x3, in command"),
+        ("loop", "took longer than 100 ms, in command"),
+        ("write-text", "#PF writing 0x"),
+    ]
+    .map(|(tell, fault)| Attack::fault(MODULE, tell, fault))
+    .to_vec()
+}
+
 /// Returns every `int n`.
 pub fn interrupts() -> Vec<Attack> {
     let fault =

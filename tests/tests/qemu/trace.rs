@@ -241,16 +241,19 @@ fn the_stack_of_a_trusted_driver_can_be_watched() {
 #[test]
 fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let attack = format!("insmod rogue; trace rogue tell rogue gate-flood; rmmod rogue; {HEALTH}");
-    let run = boot_badly(&bare(&format!("insmod template; tell template x; {attack}; {attack}; {attack}")), 3);
+    // The kernel keeps what stays of the last four drivers that were ended, for core files.
+    const TIMES: usize = 6;
+    let script = vec![attack; TIMES].join("; ");
+    let run = boot_badly(&bare(&format!("insmod template; tell template x; {script}")), TIMES);
     let text = run.to_string();
-    assert_eq!(text.matches(" earlier events were not kept").count(), 3, "{text}");
+    assert_eq!(text.matches(" earlier events were not kept").count(), TIMES, "{text}");
     let events = events(&text);
-    assert_eq!(events, ["rf_null() = 0x0  1023 times", "! ended: overrun"].repeat(3), "{text}");
-    assert_unharmed(&text, 3);
+    assert_eq!(events, ["rf_null() = 0x0  1023 times", "! ended: overrun"].repeat(TIMES), "{text}");
+    assert_unharmed(&text, TIMES);
     // The stored report stays in the kernel's heap, and the trace does not.
     let used = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
     let used: Vec<u64> = text.lines().filter_map(used).collect();
-    assert!(used[2] - used[1] < 16 << 10, "{used:?}");
+    assert!(used[TIMES - 1].saturating_sub(used[TIMES - 2]) < 16 << 10, "{used:?}");
 }
 
 #[test]

@@ -101,6 +101,9 @@ fn note_accesses(domain: &mut Domain, frame: &mut TrapFrame) -> Verdict {
     // A driver that steps by itself is ended, watched or not.
     let verdict = if steps || all.is_empty() { Verdict::Ends } else { Verdict::GoesOn };
     let code = code(domain, rip);
+    if access::is_over(&code, registers) {
+        return verdict;
+    }
     for (place, before) in all {
         let value = match place {
             Place::Memory(address) => access::to_memory(&code, frame.general(), address).value,

@@ -25,6 +25,8 @@ use hw::arch::frame::TrapFrame;
 use hw::arch::handlers::{DriverTrap, Verdict};
 use hw::arch::watch;
 use ringfence_abi::layout::slot_of;
+use ringfence_abi::service::SERVICE_COUNT;
+use ringfence_core::disassembly::MAX_INSTRUCTION;
 use ringfence_core::extent::Extent;
 use ringfence_core::vector::{DEBUG, GENERAL_PROTECTION};
 use spin::Mutex;
@@ -386,10 +388,15 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
     let is_exception = matches!(why, DriverTrap::Exception { .. });
     let is_debug = is_exception && frame.vector == DEBUG && (domain.debugged.steps.is_some() || met.is_some());
     if is_debug && !frame.is_in_driver() {
-        // A step into a gate ends behind it. The CPU has pushed the driver's RIP last.
+        // A step into a gate ends behind it, and one that ends the upcall where the next one
+        // begins.
         frame.rflags &= !TRAP_FLAG;
         take_once(domain);
-        let returns_to = domain.space.gate_returns_to(frame.rsp);
+        let last_stub = Extent::new(domain.space.stub(SERVICE_COUNT), MAX_INSTRUCTION as u64);
+        let returns_to = domain
+            .space
+            .gate_returns_to(frame.rsp)
+            .map(|rip| if last_stub.encloses(Extent::new(rip, 1)) { domain.entry } else { rip });
         domain.debugged.once = returns_to.and_then(|rip| Some((rip, place(domain, rip)?)));
         return Verdict::GoesOn;
     }

@@ -259,6 +259,20 @@ pub enum Verb {
         #[arg(last = true, value_name = "ARGUMENTS")]
         arguments: Vec<OsString>,
     },
+    /// Exercises for a course (docs/labs.md). Without a number, list them. Exit status 0 if the
+    /// folder passes, 1 if not.
+    Lab {
+        /// The exercise.
+        number: Option<u8>,
+        /// The folder with your work [default: ../lab-NUMBER].
+        folder: Option<PathBuf>,
+        /// Make the folder to begin with.
+        #[arg(long, requires = "number")]
+        start: bool,
+        /// Run one of the tests for drivers of a class, in labs that have them ('conform').
+        #[arg(long, value_name = "TEST")]
+        only: Option<String>,
+    },
     /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
         /// Module files, or folders with the sources of modules, which are built.

@@ -15,8 +15,8 @@
 //! * [`campaign`]: changes drivers' code and observes the outcome
 //! * [`drivers`]: the drivers of a machine; [`record`]: records what one of them does
 //! * [`echo`]: an echo server; `page`: tables and charts
-//! * [`gdb`]: scripts for gdb
-//! * [`new`]: makes the sources of a driver
+//! * [`gdb`]: gdb for one driver, for the whole machine, and for core files
+//! * [`new`]: makes the sources of a driver; [`lab`]: exercises, and their checkers
 //! * [`session`]: a connection to a running system; [`push`]: brings it a new build of a driver,
 //!   and [`dev`] does so at each save; [`trace`]: collects what goes across drivers' boundaries
 //! * [`output`]: the runner's output
@@ -43,6 +43,7 @@ pub mod gdb;
 pub mod header;
 pub mod holes;
 pub mod iso;
+pub mod lab;
 pub mod machine;
 pub mod new;
 pub mod output;

@@ -9,8 +9,8 @@ use clap::Parser;
 use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
 use ringfence::{
-    bench, build, campaign, check, conform, dev, gdb, iso, new, output, profile, push, ramdisk, record, snippets, soak,
-    target, trace,
+    bench, build, campaign, check, conform, dev, gdb, iso, lab, new, output, profile, push, ramdisk, record, snippets,
+    soak, target, trace,
 };
 use serde_json::json;
 use std::io::IsTerminal;
@@ -97,6 +97,9 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Some(Verb::Gdb { name, system, pipe, print, core, arguments }) => {
             gdb::drivers::run(&gdb::drivers::Options { name, system, pipe, print, core, arguments })
+        }
+        Some(Verb::Lab { number, folder, start, only }) => {
+            Ok(u8::from(!lab::run(&lab::Options { number, folder, start, only })?))
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint { folders }) if folders.is_empty() => build::lint().map(|()| 0),

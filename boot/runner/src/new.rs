@@ -123,7 +123,8 @@ fn manifest_inside(name: &str) -> String {
     template.replace("rf-template", &format!("rf-{name}")).replace("The smallest driver: copy it", "A new driver")
 }
 
-fn manifest_outside(name: &str) -> String {
+/// Returns the Cargo.toml of a driver outside of the project.
+pub fn manifest_outside(name: &str) -> String {
     let sdk = project().join("drivers/sdk");
     let sdk = toml_string(&sdk.to_string_lossy());
     format!(

@@ -14,6 +14,7 @@ mod devices;
 mod fence;
 mod gates;
 mod hotplug;
+mod labs;
 mod lies;
 mod link;
 mod modules;

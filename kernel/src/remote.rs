@@ -159,13 +159,7 @@ impl Remote {
             return;
         }
         let is_debug = matches!(what, What::Debug { .. });
-        let result = match what {
-            What::Load { file, parameters, stops } => match self.load(id, file, parameters, stops) {
-                Ok(()) => return,
-                Err(error) => Err(error),
-            },
-            what => self.carry_out(what).await,
-        };
+        let Some(result) = self.carry_out(id, what).await else { return };
         // They come all the time, one by one, and would push out all other answers.
         match is_debug {
             true => self.debugged = Some((id, result.clone())),
@@ -174,8 +168,9 @@ impl Remote {
         tell(id, &result);
     }
 
-    async fn carry_out(&mut self, what: What<'static>) -> Result {
-        match what {
+    /// Carries out a request; `None` if another task does, and answers.
+    async fn carry_out(&mut self, id: u64, what: What<'static>) -> Option<Result> {
+        Some(match what {
             What::File { file, name, len_bytes } => self.begin(file, &name, len_bytes as usize),
             What::Piece { file, offset, bytes } => self.add(file, offset as usize, &bytes),
             What::Trace { driver, frame_bytes } => self.streams.begin(&driver, frame_bytes),
@@ -187,8 +182,8 @@ impl Remote {
                 debugger::end(session);
                 Ok(String::new())
             }
-            What::Load { .. } => Err("modules are loaded elsewhere".into()),
-        }
+            What::Load { file, parameters, stops } => return self.load(id, file, parameters, stops).err().map(Err),
+        })
     }
 
     /// Has a module loaded whose file is complete.
@@ -199,6 +194,9 @@ impl Remote {
         parameters: Vec<Text<'static>>,
         stops: bool,
     ) -> core::result::Result<(), String> {
+        if LOADS.lock().len() >= MOST_LOADS {
+            return Err(alloc::format!("{MOST_LOADS} modules wait to be loaded already"));
+        }
         let place = self.place(file)?;
         let incoming = self.incoming.remove(place).ok_or("the file is gone")?;
         if incoming.bytes.len() < incoming.len_bytes {
@@ -209,11 +207,7 @@ impl Remote {
         pushed::check(&name, bytes.len()).map_err(|refused| refused.to_string())?;
         let file = File { name, build, bytes: Content::Made(bytes.into()) };
         let parameters: Vec<String> = parameters.into_iter().map(Cow::into_owned).collect();
-        let mut loads = LOADS.lock();
-        if loads.len() >= MOST_LOADS {
-            return Err(alloc::format!("{MOST_LOADS} modules wait to be loaded already"));
-        }
-        loads.push_back(Load { id, file, parameters, stops });
+        LOADS.lock().push_back(Load { id, file, parameters, stops });
         ON_LOAD.wake();
         Ok(())
     }

@@ -101,6 +101,7 @@ impl Core<'_> {
             out.segment(PT_LOAD, READ | WRITE, offset, *address, bytes.len());
             offset += bytes.len();
         }
+        out.0.reserve_exact(offset - out.0.len());
         out.0.extend(notes.0);
         self.memory.iter().for_each(|(_, bytes)| out.0.extend(bytes));
         out.0

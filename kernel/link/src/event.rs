@@ -483,16 +483,14 @@ impl Event<'_> {
     /// Writes the event into `room`. Returns the number of bytes written, or `None` if `room` is
     /// too small.
     pub fn write(&self, room: &mut [u8]) -> Option<usize> {
-        Some(postcard::to_slice(self, room).ok()?.len())
+        crate::write(self, room)
     }
 }
 
 impl Event<'static> {
     /// Reads the event that a payload holds; `None` if it holds no event.
     pub fn read(payload: &[u8]) -> Option<Event<'static>> {
-        // A payload is exactly one event: bytes after it would have no meaning.
-        let (event, rest) = postcard::take_from_bytes(payload).ok()?;
-        rest.is_empty().then_some(event)
+        crate::read(payload)
     }
 }
 

@@ -16,11 +16,27 @@
 
 extern crate alloc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 pub mod event;
 pub mod file;
 pub mod frame;
 pub mod request;
 pub mod trace;
+
+/// Writes `message` into `room`. Returns the number of bytes written, or `None` if `room` is too
+/// small.
+fn write<T: Serialize>(message: &T, room: &mut [u8]) -> Option<usize> {
+    Some(postcard::to_slice(message, room).ok()?.len())
+}
+
+/// Reads the message that a payload holds; `None` if it holds none. A payload is exactly one
+/// message: bytes after it would have no meaning.
+fn read<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
+    let (message, rest) = postcard::take_from_bytes(payload).ok()?;
+    rest.is_empty().then_some(message)
+}
 
 /// The channel of events, from the kernel to the runner.
 pub const EVENTS: u8 = 0;

@@ -92,15 +92,14 @@ impl Request<'_> {
     /// Writes the request into `room`. Returns the number of bytes written, or `None` if `room` is
     /// too small.
     pub fn write(&self, room: &mut [u8]) -> Option<usize> {
-        Some(postcard::to_slice(self, room).ok()?.len())
+        crate::write(self, room)
     }
 }
 
 impl Request<'static> {
     /// Reads the request that a payload holds; `None` if it holds no request.
     pub fn read(payload: &[u8]) -> Option<Request<'static>> {
-        let (request, rest) = postcard::take_from_bytes(payload).ok()?;
-        rest.is_empty().then_some(request)
+        crate::read(payload)
     }
 }
 

@@ -133,15 +133,14 @@ impl Piece<'_> {
     /// Writes the piece into `room`. Returns the number of bytes written, or `None` if `room` is
     /// too small.
     pub fn write(&self, room: &mut [u8]) -> Option<usize> {
-        Some(postcard::to_slice(self, room).ok()?.len())
+        crate::write(self, room)
     }
 }
 
 impl Piece<'static> {
     /// Reads the piece that a payload holds; `None` if it holds none.
     pub fn read(payload: &[u8]) -> Option<Piece<'static>> {
-        let (piece, rest) = postcard::take_from_bytes(payload).ok()?;
-        rest.is_empty().then_some(piece)
+        crate::read(payload)
     }
 }
 

@@ -350,9 +350,12 @@ impl SwBreakpoint for Drivers {
             && let Some(handle) = debug::driver_at(address)
         {
             let name = handle.lock().name.clone();
-            self.warnings.push(format!(
+            let warning = format!(
                 "{name} runs in ring 0, where no breakpoint stops it; 'monitor ring {name} 1' moves it to ring 1\n"
-            ));
+            );
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
         }
         Ok(added.is_ok())
     }

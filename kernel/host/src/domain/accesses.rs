@@ -4,6 +4,7 @@
 //! instruction says what the access was.
 
 use super::hardware::Region;
+use super::report::code;
 use super::trace::{What, note};
 use super::{Domain, Ring};
 use hw::arch::frame::TrapFrame;
@@ -11,8 +12,6 @@ use hw::arch::handlers::Verdict;
 use hw::space::watched::{Accesses, Place};
 use ringfence_abi::layout::IMAGE;
 use ringfence_core::access::{self, Access, Direction};
-use ringfence_core::descriptor::DRIVER_CODE;
-use ringfence_core::disassembly::MAX_INSTRUCTION;
 use ringfence_core::extent::Extent;
 use ringfence_core::vector::{DEBUG, GENERAL_PROTECTION, PAGE_FAULT};
 
@@ -76,7 +75,7 @@ impl Domain {
 pub fn judge(domain: &mut Domain, frame: &mut TrapFrame, address: Option<u64>) -> Verdict {
     let place = match (frame.vector, address) {
         (DEBUG, _) => return note_accesses(domain, frame),
-        _ if frame.cs != u64::from(DRIVER_CODE) || domain.ring() == Ring::Trusted => None,
+        _ if !frame.is_in_driver() || domain.ring() == Ring::Trusted => None,
         (PAGE_FAULT, Some(address)) if frame.error_code & PRESENT == 0 => {
             let access = access::to_memory(&code(domain, frame.rip), frame.general(), address);
             Some((Place::Memory(address), access))
@@ -143,18 +142,4 @@ impl OrCopied for Access {
         });
         Access { value: self.value.or(read.map(|_| u64::from_le_bytes(bytes))), ..self }
     }
-}
-
-/// Returns the bytes at `rip`, which may belong to an instruction. They are in the driver's own
-/// memory, or zeros.
-fn code(domain: &Domain, rip: u64) -> [u8; MAX_INSTRUCTION] {
-    let mut code = [0; MAX_INSTRUCTION];
-    let len = (1..=MAX_INSTRUCTION).rev().find(|len| {
-        let mut room = [0; MAX_INSTRUCTION];
-        room.get_mut(..*len).is_some_and(|room| domain.space.read(rip, room))
-    });
-    if let Some(room) = code.get_mut(..len.unwrap_or(0)) {
-        domain.space.read(rip, room);
-    }
-    code
 }

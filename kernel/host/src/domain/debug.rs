@@ -21,7 +21,7 @@ use core::future::poll_fn;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
-use hw::arch::frame::TrapFrame;
+use hw::arch::frame::{TRAP_FLAG, TrapFrame};
 use hw::arch::handlers::{DriverTrap, Verdict};
 use hw::arch::watch;
 use ringfence_abi::layout::slot_of;
@@ -31,8 +31,6 @@ use ringfence_core::extent::Extent;
 use ringfence_core::vector::{DEBUG, GENERAL_PROTECTION};
 use spin::Mutex;
 
-/// RFLAGS.TF: a debug exception follows each instruction.
-const TRAP_FLAG: u64 = 1 << 8;
 /// INT3.
 const INT3: u8 = 0xcc;
 /// The most breakpoints that a debugger has.
@@ -186,11 +184,6 @@ pub fn end() {
 /// Returns whether the debugger has named the driver called `name`.
 pub fn is_about(name: &str) -> bool {
     SESSION.lock().as_ref().and_then(|session| session.only.as_deref()) == Some(name)
-}
-
-/// Returns whether there is a session.
-pub fn is_on() -> bool {
-    SESSION.lock().is_some()
 }
 
 /// Tells the debugger of a driver that starts, and puts the breakpoints of its build into it. If

@@ -210,9 +210,9 @@ impl Fault {
         link::tell(&Event::Fault(fault));
     }
 
-    /// Returns the core file of the driver, if what stays of it is kept.
+    /// Returns the core file of the driver, if what stays of it is kept and there is room for it.
     pub fn core(&self) -> Option<Vec<u8>> {
-        self.remains.lock().as_ref().map(Remains::core)
+        self.remains.lock().as_ref().and_then(Remains::core)
     }
 
     /// Returns the report with all calls that are kept.

@@ -63,14 +63,17 @@ impl Remains {
         let mut pages: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut left = MOST_BYTES / PAGE_SIZE;
         for page in parts.iter().flatten().flat_map(|part| pages_of(*part)) {
-            let mut bytes = alloc::vec![0; PAGE_SIZE as usize];
-            if left == 0 || !domain.space.read(page, &mut bytes) {
+            let mut bytes = [0; PAGE_SIZE as usize];
+            if left == 0 {
+                break;
+            }
+            if !domain.space.read(page, &mut bytes) {
                 continue;
             }
             left -= 1;
             match pages.last_mut() {
                 Some((start, before)) if *start + before.len() as u64 == page => before.extend(bytes),
-                _ => pages.push((page, bytes)),
+                _ => pages.push((page, bytes.to_vec())),
             }
         }
         pages.sort_by_key(|(start, _)| *start);
@@ -78,11 +81,14 @@ impl Remains {
         Some(Remains { frame, signal, note, memory: pages })
     }
 
-    /// Returns the core file.
-    pub fn core(&self) -> Vec<u8> {
+    /// Returns the core file; `None` if there is no room for it.
+    pub fn core(&self) -> Option<Vec<u8>> {
+        if !memory::has_room(2 * self.memory.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()) {
+            return None;
+        }
         let TrapFrame { rip, rflags, .. } = self.frame;
         let (general, signal) = (self.frame.general(), self.signal);
-        Core { general, rip, rflags, signal, note: &self.note, memory: &self.memory }.file()
+        Some(Core { general, rip, rflags, signal, note: &self.note, memory: &self.memory }.file())
     }
 }
 

@@ -493,7 +493,7 @@ fn call_site(domain: &Domain, returns_to: u64) -> u64 {
 
 /// Returns the bytes at `rip` that may belong to its instruction, as far as they are in the
 /// driver's own memory. Bytes of later instructions may follow.
-fn code(domain: &Domain, rip: u64) -> Vec<u8> {
+pub(super) fn code(domain: &Domain, rip: u64) -> Vec<u8> {
     let mut code = [0; MAX_INSTRUCTION];
     // The instruction may be the last one of its page, and the next page may not be readable.
     let readable = |&len: &usize| code.get_mut(..len).is_some_and(|code| domain.space.read(rip, code));

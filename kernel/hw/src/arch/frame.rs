@@ -32,6 +32,8 @@ pub struct TrapFrame {
     pub ss: u64,
 }
 
+/// RFLAGS.TF: a debug exception follows each instruction.
+pub const TRAP_FLAG: u64 = 1 << 8;
 /// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: the flags that a driver may set. Not IOPL, not
 /// VM.
 const RFLAGS_DRIVER: u64 = 0x0025_4dd5;

@@ -14,7 +14,7 @@
 
 use super::device::DriverPorts;
 use super::{Ring, Space, rights};
-use crate::arch::frame::TrapFrame;
+use crate::arch::frame::{TRAP_FLAG, TrapFrame};
 use crate::memory::frames::Frames;
 use crate::memory::pages;
 use crate::memory::tables::{DevicePage, Leaf};
@@ -69,9 +69,6 @@ impl Watched {
         self.pages.iter().find(|(address, _)| *address == page).map(|(_, registers)| *registers)
     }
 }
-
-/// RFLAGS.TF: a debug exception follows each instruction.
-const TRAP_FLAG: u64 = 1 << 8;
 
 /// Returns the rights of a page of registers that is watched: those that it has, but for being
 /// there.

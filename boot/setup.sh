@@ -57,6 +57,9 @@ command -v bochs >/dev/null 2>&1 || missing+=(bochs bochs-term)
 [ -e /usr/share/bochs/BIOS-bochs-latest ] || missing+=(bochsbios)
 [ -e /usr/share/bochs/VGABIOS-lgpl-latest ] || missing+=(vgabios)
 need mformat mtools
+# Their folder may not be in the PATH of one who is not root.
+[ -e /usr/sbin/fsck.fat ] || command -v fsck.fat >/dev/null 2>&1 || missing+=(dosfstools)
+[ -e /usr/sbin/e2fsck ] || command -v e2fsck >/dev/null 2>&1 || missing+=(e2fsprogs)
 need tshark tshark
 need gdb gdb
 need grub-mkrescue grub-common

@@ -75,7 +75,7 @@ fn drain() {
 }
 
 /// The classes of devices. The layers below them learn of them from this table only.
-static CLASSES: [&dyn Class; 3] = [&net::CLASS, &scsi::CLASS, &block::CLASS];
+static CLASSES: [&dyn Class; 4] = [&net::CLASS, &scsi::CLASS, &block::CLASS, &fs::CLASS];
 
 /// The searches for disks.
 static SEARCHES: [&dyn Search; 1] = [&scsi::scan::SEARCH];

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attacks;
+pub mod filesystem;
 pub mod gdb;
 
 use ringfence::build::{self, System};

@@ -10,7 +10,7 @@ use std::path::Path;
 /// The crates of the kernel, from bottom to top, and the folders and files right below their roots,
 /// also from bottom to top. Each class is one layer. `docs/architecture.md` describes the layers.
 /// Cargo enforces the order of the crates; this test enforces the order within them.
-const LAYERS: [(&str, &str, &[&str]); 6] = [
+const LAYERS: [(&str, &str, &[&str]); 7] = [
     (
         "hw",
         "kernel/hw/src",
@@ -39,6 +39,7 @@ const LAYERS: [(&str, &str, &[&str]); 6] = [
     ("block", "kernel/classes/block/src", &[]),
     ("net", "kernel/classes/net/src", &[]),
     ("scsi", "kernel/classes/scsi/src", &[]),
+    ("fs", "kernel/classes/fs/src", &[]),
     ("kernel", "kernel/src", &["trial", "bench", "panic", "traced", "streams", "shell", "debugger", "remote"]),
 ];
 

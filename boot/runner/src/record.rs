@@ -59,7 +59,9 @@ pub fn record(system: &System, options: &Options) -> Result<(String, String)> {
             // A disk of the user's may be read-only.
             if machine.disks.is_empty() { "blkcheck disk0 0 8 1" } else { "blkread disk0 0 8" }
         }
-        Kind::Other => bail!("{name} drives neither a network card nor a disk, and a recording has their queues"),
+        Kind::Fs | Kind::Other => {
+            bail!("{name} drives neither a network card nor a disk, and a recording has their queues")
+        }
     };
     let exec = options.exec.as_deref().unwrap_or(exec);
     machine.contents.exec = Some(format!("{exec}; repeat {PARTS} tell {name} recording"));

@@ -2,7 +2,7 @@
 
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use crate::dma::Bytes;
-use crate::service::safe::rf_use;
+use crate::service::safe::{rf_use, rf_wait};
 use crate::shared::{HasQueues, QueueMemory};
 use crate::{Refusal, Result};
 use core::ptr::NonNull;
@@ -159,5 +159,53 @@ impl Disk {
         let status = read_status(&self.memory, asked.number);
         self.free[asked.number] = true;
         status as u32
+    }
+
+    /// Waits for a request, and for no other. The driver must have no other request in flight.
+    fn finish_now(&mut self, asked: Option<Asked>, to: &mut [u8]) -> Result<()> {
+        let asked = asked.ok_or(Refusal::Busy)?;
+        while self.next_done() != Some(asked.number) {
+            rf_wait()?;
+        }
+        match self.finish(asked, to) {
+            BLOCK_OK => Ok(()),
+            _ => Err(Refusal::NoAnswer),
+        }
+    }
+
+    /// Reads whole blocks from `lba` on, and waits for them: the upcall is left meanwhile, and
+    /// other drivers run. The driver must have no request in flight.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`] if the disk has failed.
+    pub fn read_now(&mut self, lba: u64, to: &mut [u8]) -> Result<()> {
+        let step = BLOCK_MAX_DATA / self.info.block_bytes as usize;
+        for (piece, lba) in to.chunks_mut(BLOCK_MAX_DATA).zip((lba..).step_by(step)) {
+            let asked = self.read(lba, piece.len());
+            self.finish_now(asked, piece)?;
+        }
+        Ok(())
+    }
+
+    /// Writes whole blocks from `lba` on, and waits until that is done, as [`Disk::read_now`] does.
+    ///
+    /// # Errors
+    /// As [`Disk::read_now`].
+    pub fn write_now(&mut self, lba: u64, from: &[u8]) -> Result<()> {
+        let step = BLOCK_MAX_DATA / self.info.block_bytes as usize;
+        for (piece, lba) in from.chunks(BLOCK_MAX_DATA).zip((lba..).step_by(step)) {
+            let asked = self.write(lba, piece);
+            self.finish_now(asked, &mut [])?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all written data has reached the medium, as [`Disk::read_now`] does.
+    ///
+    /// # Errors
+    /// As [`Disk::read_now`].
+    pub fn flush_now(&mut self) -> Result<()> {
+        let asked = self.flush();
+        self.finish_now(asked, &mut [])
     }
 }

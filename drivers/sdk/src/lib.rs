@@ -4,6 +4,7 @@
 //! * [`driver!`]: the manifest and the entry point
 //! * [`Driver`]: the trait of every driver; [`class::Device`]: the trait of a driver that offers a
 //!   device to the kernel; [`net`], [`scsi`] and [`block`]: the classes of such devices
+//! * [`fs`]: filesystems, which use a disk and offer files
 //! * [`device`]: PCI configuration, interrupts, [`device::Mmio`], [`device::Ports`]
 //! * [`eeprom`]: serial EEPROMs, in which cards keep their addresses
 //! * [`parameter`]: values that a person gives the driver when it is loaded
@@ -29,6 +30,7 @@ pub mod dma;
 pub mod eeprom;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod fs;
 #[cfg(not(feature = "fake"))]
 mod heap;
 pub mod manifest;

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod fs;
 pub mod layout;
 pub mod manifest;
 pub mod net;

@@ -3,7 +3,7 @@
 
 use crate::layout::PAGE_SIZE;
 use crate::reset::Reset;
-use crate::{block, net, scsi};
+use crate::{block, fs, net, scsi};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Name of the ELF section that holds the [`Manifest`].
@@ -32,6 +32,7 @@ macro_rules! for_each_class {
                 net::QUEUE_BYTES + (net::TX_FRAMES + net::RX_FRAMES) * net::FRAME_BYTES;
             2 Scsi "a SCSI host bus adapter" "ScsiInfo" scsi::QUEUE_BYTES + scsi::REQUESTS * scsi::MAX_DATA;
             3 Block "a block device" "BlockInfo" block::QUEUE_BYTES + block::BLOCK_REQUESTS * block::BLOCK_MAX_DATA;
+            4 Fs "a filesystem" "FsInfo" fs::QUEUE_BYTES + fs::FS_REQUESTS * fs::FS_MAX_DATA;
         }
     };
 }

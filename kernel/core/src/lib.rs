@@ -22,6 +22,8 @@
 //! * [`frames`]: the frames that a network driver has to send, and has received; [`checksum`]: the
 //!   work on them that a card may do; [`packet`]: what is in a frame, in words
 //! * [`requests`]: requests to a driver, which are repeated to its successor
+//! * [`path`], [`directory`], [`date`]: paths of files, the entries of directories, and their
+//!   dates; [`signature`]: which filesystem is on a disk
 //! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and a filter for the network stack below them
@@ -38,9 +40,11 @@ pub mod arguments;
 pub mod cdb;
 pub mod checksum;
 pub mod command_line;
+pub mod date;
 pub mod debt;
 pub mod descriptor;
 pub mod dhcp;
+pub mod directory;
 pub mod disassembly;
 pub mod dmar;
 pub mod elf_core;
@@ -55,11 +59,13 @@ pub mod module;
 pub mod packet;
 pub mod parameter;
 pub mod passed;
+pub mod path;
 pub mod pci;
 pub mod port_bitmap;
 pub mod requests;
 pub mod sense;
 pub mod servers;
+pub mod signature;
 pub mod tcg;
 pub mod timer;
 pub mod trace;

@@ -435,6 +435,18 @@ pub async fn serve_sleepers() {
     }
 }
 
+/// Tells a driver that the device which it uses has answered: a driver that waits for that in an
+/// upcall continues, another is polled.
+pub fn answered(handle: &Handle) {
+    let waits = handle.lock().end_wait();
+    if waits {
+        wake(handle);
+    } else {
+        // If the driver was ended, it needs no poll.
+        let _ = poll(handle, Events::QUEUE);
+    }
+}
+
 /// Continues the upcall of a driver that sleeps. A driver that owes too much of the CPU sleeps on
 /// until it has rested.
 fn wake(handle: &Handle) {

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkreset, blkverify, blkwrite, lsblk, rescan};
+use super::files::{cat, cp, df, du, hexdump, ls, mkdir, mount, mv, rm, sha256sum, sync, umount};
 #[cfg(feature = "bench")]
 use super::machine::bench;
 #[cfg(feature = "campaign")]
@@ -229,6 +230,30 @@ static GROUPS: &[Group] = &[
                 "blkreset disk0",
                 blkreset
             ),
+        ],
+    },
+    Group {
+        name: "files",
+        commands: &[
+            command!(
+                "mount",
+                "mount [DISK PATH [-t FORMAT] [-o ro]]",
+                "put the filesystem on a disk at a path, by a driver of its own; or list them",
+                "mount disk0 /mnt",
+                mount
+            ),
+            command!("umount", "umount PATH", "write all, and unload the filesystem's driver", "umount /mnt", umount),
+            command!("df", "df", "how full filesystems are", "df", df),
+            command!("sync", "sync", "have all that was written put on the disks", "sync", sync),
+            command!("ls", "ls [-l] [PATH]", "what is in a directory; -l: with lengths and dates", "ls -l /mnt", ls),
+            command!("cat", "cat FILE", "print a file as text", "cat /mnt/readme.txt", cat),
+            command!("hexdump", "hexdump FILE [COUNT]", "print a file's bytes", "hexdump /mnt/readme.txt 64", hexdump),
+            command!("sha256sum", "sha256sum FILE", "a file's SHA-256 and length", "sha256sum /mnt/a", sha256sum),
+            command!("cp", "cp FROM TO", "copy a file", "cp /mnt/a /mnt/b", cp),
+            command!("mv", "mv FROM TO", "give a file or a directory another path", "mv /mnt/a /mnt/b", mv),
+            command!("rm", "rm [-r] PATH", "remove a file or an empty directory; -r: with all in it", "rm /mnt/a", rm),
+            command!("mkdir", "mkdir PATH", "make a directory", "mkdir /mnt/d", mkdir),
+            command!("du", "du PATH", "how much is in a directory and below", "du /mnt", du),
         ],
     },
     Group {

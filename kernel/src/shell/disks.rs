@@ -4,6 +4,7 @@ use super::{Outcome, print_sum};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use block::client::filesystem_on;
 use block::disk::{self, Disk};
 use hw::memory::buffer;
 use hw::{link, println};
@@ -53,7 +54,8 @@ pub async fn rescan(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
+/// Returns the disk called `name`; the searches for disks that are due end first.
+pub async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
     let find = || disk::all().into_iter().find(|disk| disk.name() == name);
     // A disk that is known already need not wait for the others.
     let found = match find() {
@@ -64,6 +66,15 @@ async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
         }
     };
     found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))
+}
+
+/// Returns a disk that a person may write to: not one with a filesystem, whose driver would not
+/// know of it.
+fn to_write(disk: Arc<dyn Disk>) -> Result<Arc<dyn Disk>, String> {
+    match filesystem_on(&*disk) {
+        Some(driver) => Err(format!("{} is in use by {driver}", disk.name())),
+        None => Ok(disk),
+    }
 }
 
 /// The number of bytes that are moved at once.
@@ -141,6 +152,7 @@ async fn write_pattern(disk: &dyn Disk, lba: u64, blocks: u64, seed: u64) -> Res
 
 pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
+    let disk = to_write(disk)?;
     let sum = write_pattern(&*disk, lba, blocks, seed).await?;
     print_sum(&sum.finalize().into(), blocks * disk.block_bytes() as u64);
     Ok(())
@@ -157,7 +169,7 @@ pub async fn blkreset(mut arguments: Arguments<'_>) -> Outcome {
 pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
     let from = find_disk(arguments.word("the disk to read")?).await?;
     let from_lba = arguments.number("the first block to read")?;
-    let to = find_disk(arguments.word("the disk to write")?).await?;
+    let to = to_write(find_disk(arguments.word("the disk to write")?).await?)?;
     let to_lba = arguments.number("the first block to write")?;
     let blocks = arguments.number("the count")?;
     arguments.end()?;
@@ -203,6 +215,7 @@ pub async fn blkverify(arguments: Arguments<'_>) -> Outcome {
 
 pub async fn blkcheck(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
+    let disk = to_write(disk)?;
     write_pattern(&*disk, lba, blocks, seed).await?;
     verify(&*disk, lba, blocks, seed).await?;
     println!("{blocks} blocks were written and read back");

@@ -1,8 +1,8 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
 //! * [`commands`]: the table of commands, and `help`; [`machine`], [`modules`], [`disks`],
-//!   [`memory`], [`network`], [`snippets`], [`top`], [`trace`], [`trials`] have the commands about
-//!   these; [`scripting`] has the commands that run others
+//!   [`files`], [`memory`], [`network`], [`snippets`], [`top`], [`trace`], [`trials`] have the
+//!   commands about these; [`scripting`] has the commands that run others
 //! * [`editor`]: lines that are typed, and their completion; [`pager`]: output a page at a time
 //! * [`jobs`]: commands that run beside others
 //!
@@ -24,6 +24,7 @@ use ringfence_link::event::{Event, Sha256};
 pub mod commands;
 mod disks;
 mod editor;
+mod files;
 mod jobs;
 mod machine;
 mod memory;

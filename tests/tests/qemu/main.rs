@@ -12,6 +12,7 @@ mod conform;
 mod debug;
 mod devices;
 mod fence;
+mod files;
 mod gates;
 mod hotplug;
 mod labs;

@@ -216,13 +216,13 @@ fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
             format!("blkverify disk0 {place} {BLOCKS} {number}"),
             format!("limits command-ms 30000, blkcheck disk0 {place} 8 {number}, limits command-ms {COMMAND_MS}"),
         ],
-        Kind::Other => bail!("there is no work for a module that drives neither a network card nor disks"),
+        Kind::Fs | Kind::Other => bail!("there is no work for a module that drives neither a network card nor disks"),
     })
 }
 
 /// Returns the drivers whose modules are changed.
 fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Driver]) -> Result<Vec<Driver>> {
-    let has_work = |driver: &&Driver| driver.kind != Kind::Other;
+    let has_work = |driver: &&Driver| !matches!(driver.kind, Kind::Fs | Kind::Other);
     let changed: Vec<Driver> = match options.modules.is_empty() {
         true => drivers.iter().filter(has_work).cloned().collect(),
         false => options.modules.iter().map(|name| drivers::find(system, machine, name)).collect::<Result<_>>()?,

@@ -175,7 +175,7 @@ fn tests_of(kind: Kind) -> Vec<(&'static str, &'static str, Test)> {
         Kind::Scsi | Kind::Block => {
             disk::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Disk(*test))).collect()
         }
-        Kind::Other => Vec::new(),
+        Kind::Fs | Kind::Other => Vec::new(),
     }
 }
 

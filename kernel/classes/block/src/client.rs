@@ -10,6 +10,7 @@
 use super::disk::{self, Disk};
 use super::request::Blocks;
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
@@ -28,8 +29,8 @@ use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED,
     BLOCK_WRITE, BlockInfo, BlockRequest, USED_BYTES, USED_DATA, read_request, write_status, write_used,
 };
+use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::Refusal;
-use ringfence_abi::upcall::Events;
 use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
 use spin::Mutex;
@@ -64,6 +65,10 @@ impl Client {
             |disk: &Arc<dyn Disk>| disk.handle().try_lock().is_some_and(|below| below.name != domain.name);
         let disk = disk::all().into_iter().find(|disk| disk.name() == name).filter(is_anothers);
         let disk = disk.ok_or(Refusal::NotFound)?;
+        let is_filesystem = domain.manifest.kind() == Ok(Kind::Fs);
+        if is_filesystem && filesystem_on(&*disk).is_some() {
+            return Err(Refusal::Busy);
+        }
         let memory = map_used(domain, USED_BYTES)?;
         write_used(
             &memory,
@@ -80,6 +85,17 @@ impl Client {
         let disk = Arc::downgrade(&disk);
         Ok(Client { disk, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
     }
+}
+
+/// Returns the name of the driver whose filesystem is on a disk: it alone changes the disk's
+/// blocks.
+pub fn filesystem_on(disk: &dyn Disk) -> Option<String> {
+    let is_used = |domain: &Domain| {
+        let client = domain.used::<Client>().filter(|_| domain.is_alive())?;
+        let is_this = client.disk.upgrade().is_some_and(|other| other.name() == disk.name());
+        (is_this && domain.manifest.kind() == Ok(Kind::Fs)).then(|| domain.name.clone())
+    };
+    registry::find_unlocked(is_used)
 }
 
 /// Returns a disk's description of itself, cut off where there is no more room.
@@ -128,7 +144,8 @@ pub async fn run() {
         // Drop the requests of ended drivers first, so that none of them comes after the requests
         // of a successor.
         works.retain(|work| !work.is_over.load(Ordering::Acquire));
-        registry::all().iter().for_each(|handle| works.extend(taken_from(handle)));
+        // A driver may already use its disk while it starts.
+        registry::in_slots().iter().for_each(|handle| works.extend(taken_from(handle)));
         works.retain_mut(|work| work.done.as_mut().poll(context) == Poll::Pending);
         Poll::<()>::Pending
     })
@@ -178,10 +195,7 @@ async fn serve(domain: Weak<Mutex<Domain>>, disk: Weak<dyn Disk>, memory: Lent, 
     };
     match cause {
         Some(wrong) => end::condemn(&handle, wrong.into()),
-        None => {
-            // If the driver was ended, it needs no poll.
-            let _ = poll::poll(&handle, Events::QUEUE);
-        }
+        None => poll::answered(&handle),
     }
 }
 

@@ -171,6 +171,12 @@ impl Domain {
         used.downcast_mut()
     }
 
+    /// Returns the device that it uses, if that is a `T`, to look at.
+    pub fn used<T: Use>(&self) -> Option<&T> {
+        let used: &dyn Any = &**self.used.as_ref()?;
+        used.downcast_ref()
+    }
+
     /// Returns its offer, if that is a `T`.
     #[inline]
     pub fn offered<T: Offer>(&self) -> Option<&T> {

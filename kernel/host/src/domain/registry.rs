@@ -70,8 +70,9 @@ pub fn has(handle: &Handle) -> bool {
     LOADED.lock().iter().any(|other| Arc::ptr_eq(other, handle))
 }
 
-/// Calls `look` on one domain after the other until it returns a value. It is for a panic, which
-/// must not wait for a lock: locked domains are left out.
+/// Calls `look` on one domain after the other until it returns a value. Locked domains are left
+/// out: it is for a panic, which must not wait for a lock, and for a service, whose domain is
+/// locked.
 pub fn find_unlocked<T>(mut look: impl FnMut(&Domain) -> Option<T>) -> Option<T> {
     LOADED.try_lock()?.iter().find_map(|handle| look(&*handle.try_lock()?))
 }

@@ -37,6 +37,10 @@ pub struct Sleep {
     pub this: Weak<Mutex<Domain>>,
     /// The time that the driver has slept in the upcall under way, in nanoseconds.
     slept_ns: u64,
+    /// Whether the driver waits for the device that it uses.
+    waits: bool,
+    /// How often such a wait has ended.
+    pub answers: u64,
     /// The timer ticks left of the budget of the upcall that the driver sleeps in.
     pub ticks_left: u32,
     /// The ring to which the driver moves at the end of that upcall.
@@ -67,6 +71,20 @@ impl Domain {
         Ok(())
     }
 
+    /// Puts the driver to sleep until the device that it uses has answered, in the upcall under
+    /// way.
+    pub fn begin_wait(&mut self) {
+        self.sleep.waits = true;
+        self.life.sleep(u64::MAX);
+    }
+
+    /// Ends a wait that [`Domain::begin_wait`] has begun. Returns `false` if there is none.
+    pub fn end_wait(&mut self) -> bool {
+        let waits = core::mem::take(&mut self.sleep.waits);
+        self.sleep.answers += u64::from(waits);
+        waits
+    }
+
     /// Returns the ring in which the driver is entered next.
     pub fn next_ring(&self) -> Ring {
         self.sleep.ring.unwrap_or(self.ring())
@@ -87,8 +105,10 @@ impl Domain {
 #[inline(never)]
 pub fn sleep_current() {
     with_current(|domain| {
-        note(domain.life.asleep_until().unwrap_or(0), domain.sleep.this.clone());
-        ON_SLEEP.wake();
+        // A driver that waits for a device is woken by the device's answer.
+        if !domain.sleep.waits {
+            note(domain.life.asleep_until().unwrap_or(0), domain.sleep.this.clone());
+        }
     });
     put_current_to_sleep();
 }
@@ -98,6 +118,7 @@ fn note(until_ns: u64, domain: Weak<Mutex<Domain>>) {
     let mut asleep = ASLEEP.lock();
     asleep.retain(|(_, domain)| domain.strong_count() > 0);
     asleep.push((until_ns, domain));
+    ON_SLEEP.wake();
 }
 
 /// Returns when the first sleeping driver must wake.

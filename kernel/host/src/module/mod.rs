@@ -286,9 +286,9 @@ pub async fn unload(name: &str) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Stops all drivers.
+/// Stops all drivers, the last that was loaded first: it may use the device of one before.
 pub async fn unload_all() {
-    for handle in registry::all() {
+    for handle in registry::all().into_iter().rev() {
         let name = handle.lock().name.clone();
         if let Err(error) = unload(&name).await {
             log::warn!("{error}");

@@ -255,7 +255,8 @@ async fn remedy<P: Protocol, T>(
 ///
 /// A driver that rests is not to blame: its turns come later. A driver that `is_at` another point
 /// by then is not to blame either. A driver that waits for another driver has the time once more,
-/// because the other driver's time began later. A driver that was `given` a request is asked for
+/// because the other driver's time began later; and a few times more, if the other driver has
+/// answered it meanwhile. A driver that was `given` a request is asked for
 /// the remedies first.
 async fn in_time<P: Protocol, T>(
     handle: &Handle,
@@ -266,9 +267,13 @@ async fn in_time<P: Protocol, T>(
     // One turn to see the request, one when the device has done it, and one to spare.
     const TURNS: u64 = 3;
     const LOOK_AGAIN: Duration = Duration::from_millis(1);
+    // One request may need several of another driver, one after the other.
+    const EXCUSES: u32 = 6;
     let mut done = pin!(done);
     let limit_ms = COMMAND_MS.get();
-    let mut may_wait = true;
+    let (mut may_wait, mut excuses) = (true, EXCUSES);
+    let answers = || handle.lock().sleep.answers;
+    let mut answers_before = answers();
     let mut before = is_at();
     // A driver that a debugger stops is slow, and not to blame.
     let stops = || {
@@ -283,7 +288,10 @@ async fn in_time<P: Protocol, T>(
             }
             let now = is_at();
             let waits = || handle.lock().used.as_ref().is_some_and(|used| used.in_hand().0 > 0);
-            let is_excused = core::mem::take(&mut may_wait) && waits();
+            let was_answered = core::mem::replace(&mut answers_before, answers()) != answers();
+            let gets_on = was_answered && excuses > 0;
+            excuses -= u32::from(gets_on);
+            let is_excused = (core::mem::take(&mut may_wait) || gets_on) && waits();
             let (stopped_now, stands) = stops();
             if stands || stopped_now != stopped {
                 (before, may_wait) = (now, true);

@@ -43,7 +43,7 @@ use offer::rf_offer;
 use panic::rf_panic;
 use pci::{rf_pci_read, rf_pci_write};
 use time::{rf_sleep, rf_time_ns, rf_timer};
-use used::rf_use;
+use used::{rf_use, rf_wait};
 
 /// Services for `bench`, called with a driver whose budgets are changed for the measurement.
 pub mod measured {

@@ -1,7 +1,7 @@
-//! `rf_use`: a driver uses another driver's offer.
+//! `rf_use`, `rf_wait`: a driver uses another driver's offer, and waits for it.
 
-use super::Answer;
 use super::log::read_text;
+use super::{Answer, No};
 use crate::domain::memory::Allegation;
 use crate::domain::{Domain, offer};
 use ringfence_abi::layout::USED;
@@ -23,4 +23,16 @@ pub fn rf_use(domain: &mut Domain, name: Allegation) -> Answer {
     }
     domain.used = Some(class.open(domain, &name)?);
     Ok(domain.base() + USED)
+}
+
+/// Leaves the driver's upcall until the device that it uses has answered one of its requests.
+pub fn rf_wait(domain: &mut Domain) -> Answer {
+    let used = domain.used.as_mut().ok_or(Refusal::Invalid)?;
+    // Takes the requests that the driver has made since it was entered: it waits for these too.
+    used.after_upcall()?;
+    if used.in_hand().0 == 0 {
+        return Err(Refusal::Invalid.into());
+    }
+    domain.begin_wait();
+    Err(No::Sleeps)
 }

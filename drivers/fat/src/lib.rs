@@ -1,0 +1,274 @@
+//! FAT12, FAT16 and FAT32 (Microsoft's "FAT File System Specification" 1.03), with long names, by
+//! the crate `hadris-fat`: `insmod fat disk=disk0`, or `mount disk0 /mnt`.
+//!
+//! The crate orders its writes so that what an end between two of them leaves is what a power cut
+//! leaves: clusters that belong to no file, or a file under two names. Everything it changes goes
+//! to the disk at once, except the length of an open file; [`Fat::write`] has it written as well.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod disk;
+
+use disk::{Blocks, Failed};
+use hadris_fat::sync::FatFs;
+use hadris_fat::{CacheOptions, FatKind};
+use hadris_fs::{
+    DirCursor, Error, ErrorKind, FileType, Metadata, MountOptions, Name, NodeId, OpenMode, RenameMode, Resolve, SetAttr,
+};
+use ringfence_sdk::block::Disk;
+use ringfence_sdk::fs::{
+    Entries, FS_READ_ONLY, FileKind, Filesystem, FsDriver, FsError, FsInfo, How, Outcome, Space, Stat, field,
+};
+use ringfence_sdk::{Kind, Manifest, Refusal, Result, driver, parameters};
+
+driver!(
+    FsDriver<Fat>,
+    Manifest::new("fat", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Fs)
+        .uses(Kind::Block)
+        .heap_kib(2048)
+        .stack_kib(256)
+        .upcall_ms(1000)
+        .restart()
+);
+
+parameters! {
+    DISK: Text("disk", "the disk that the filesystem is on", "disk0");
+    READ_ONLY: Flag("ro", "whether it is only read", false);
+}
+
+/// The most files and directories that the crate keeps in memory.
+const MOST_NODES: usize = 512;
+/// What the crate remembers of the disk: blocks of the FAT and of directories, and places in the
+/// chains of clusters.
+const CACHE: CacheOptions = CacheOptions::new().with_chain_positions(64).with_blocks(32);
+
+struct Fat {
+    volume: FatFs<Blocks>,
+}
+
+impl Filesystem for Fat {
+    type Node = NodeId;
+
+    fn mount() -> Result<Fat> {
+        let mut options = MountOptions::new().with_node_limit(MOST_NODES);
+        if READ_ONLY.get() {
+            options = options.read_only();
+        }
+        match FatFs::mount(Blocks::new(Disk::open(&DISK.get())?)?, options) {
+            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE) }),
+            Err(error) => {
+                log::error!("{}: {error}", DISK.get());
+                Err(Refusal::Invalid)
+            }
+        }
+    }
+
+    fn info(&mut self) -> FsInfo {
+        let format = match self.volume.info().kind() {
+            FatKind::Fat12 => "FAT12",
+            FatKind::Fat16 => "FAT16",
+            _ => "FAT32",
+        };
+        let mut label = [0; 384];
+        let label = self.volume.label(&mut label).ok().flatten().unwrap_or("");
+        FsInfo {
+            format: field(format),
+            label: field(label),
+            disk: field(&DISK.get()),
+            flags: if self.volume.is_read_only() { FS_READ_ONLY } else { 0 },
+            reserved: 0,
+        }
+    }
+
+    fn space(&mut self) -> Outcome<Space> {
+        let space = self.volume.statfs().map_err(said)?;
+        Ok(Space { total: space.total_bytes(), free: space.free_bytes() })
+    }
+
+    fn stat(&mut self, path: &str) -> Outcome<Stat> {
+        let node = self.find(path)?;
+        let stat = self.volume.stat(node).map_err(said);
+        self.volume.forget(node, 1);
+        Ok(described(&stat?))
+    }
+
+    fn open(&mut self, path: &str, how: How) -> Outcome<(NodeId, Stat)> {
+        let node = match self.find(path) {
+            Err(FsError::NotFound) if how.create => {
+                self.within(path, |volume, parent, name| volume.create(parent, name, &SetAttr::new()))?
+            }
+            found => found?,
+        };
+        match self.opened(node, how) {
+            Ok(stat) => Ok((node, stat)),
+            Err(error) => {
+                self.volume.forget(node, 1);
+                Err(error)
+            }
+        }
+    }
+
+    fn close(&mut self, node: NodeId) {
+        // Its length was written when it changed.
+        let _ = self.volume.close(node);
+        self.volume.forget(node, 1);
+    }
+
+    fn read(&mut self, node: &mut NodeId, offset: u64, to: &mut [u8]) -> Outcome<usize> {
+        self.volume.read(*node, offset, to).map_err(said)
+    }
+
+    fn list(&mut self, node: &mut NodeId, from: u64, entries: &mut Entries<'_>) -> Outcome<u64> {
+        let mut cursor = DirCursor::from_raw(from);
+        while let Some(entry) = self.volume.readdir(*node, cursor).map_err(said)? {
+            if !entries.add(entry.name().as_bytes(), &described(entry.metadata())) {
+                return Ok(cursor.into_raw());
+            }
+            cursor = entry.next_cursor();
+        }
+        Ok(0)
+    }
+
+    fn write(&mut self, node: &mut NodeId, offset: u64, from: &[u8]) -> Outcome<()> {
+        let mut done = 0;
+        while done < from.len() {
+            match self.volume.write(*node, offset + done as u64, &from[done..]).map_err(said)? {
+                0 => return Err(FsError::TooLarge),
+                len_bytes => done += len_bytes,
+            }
+        }
+        self.publish(*node)
+    }
+
+    fn truncate(&mut self, node: &mut NodeId, len_bytes: u64) -> Outcome<()> {
+        self.volume.truncate(*node, len_bytes).map_err(said)?;
+        self.publish(*node)
+    }
+
+    fn make_directory(&mut self, path: &str) -> Outcome<()> {
+        let node = self.within(path, |volume, parent, name| volume.mkdir(parent, name, &SetAttr::new()))?;
+        self.volume.forget(node, 1);
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str) -> Outcome<()> {
+        let is_directory = self.stat(path)?.kind == FileKind::Directory;
+        self.within(
+            path,
+            |volume, parent, name| {
+                if is_directory { volume.rmdir(parent, name) } else { volume.unlink(parent, name) }
+            },
+        )
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Outcome<()> {
+        let (to_parent, to_name) = split(to)?;
+        let to_parent = self.find(to_parent)?;
+        let done = self.within(from, |volume, parent, name| {
+            volume.rename(parent, name, to_parent, Name::new(to_name), RenameMode::Replace)
+        });
+        self.volume.forget(to_parent, 1);
+        done
+    }
+
+    fn sync(&mut self) -> Outcome<()> {
+        self.volume.sync().map_err(said)
+    }
+}
+
+impl Fat {
+    /// Returns the node at `path`, which is pinned and must be forgotten.
+    fn find(&mut self, path: &str) -> Outcome<NodeId> {
+        self.volume.resolve(path.as_bytes(), Resolve::Lexical).map_err(said)
+    }
+
+    /// Does something with the name that `path` ends with, in the directory where it is.
+    fn within<T>(
+        &mut self,
+        path: &str,
+        act: impl FnOnce(&mut FatFs<Blocks>, NodeId, &Name) -> core::result::Result<T, Error<Failed>>,
+    ) -> Outcome<T> {
+        let (parent, name) = split(path)?;
+        let parent = self.find(parent)?;
+        let done = act(&mut self.volume, parent, Name::new(name));
+        self.volume.forget(parent, 1);
+        done.map_err(said)
+    }
+
+    /// Opens a node, and describes it.
+    fn opened(&mut self, node: NodeId, how: How) -> Outcome<Stat> {
+        let stat = described(&self.volume.stat(node).map_err(said)?);
+        if stat.kind != FileKind::File {
+            return if how.truncate { Err(FsError::IsADirectory) } else { Ok(stat) };
+        }
+        self.volume.open(node, self.mode()).map_err(said)?;
+        if !how.truncate || stat.len_bytes == 0 {
+            return Ok(stat);
+        }
+        if let Err(error) = self.volume.truncate(node, 0).map_err(said).and_then(|()| self.publish(node)) {
+            let _ = self.volume.close(node);
+            return Err(error);
+        }
+        Ok(Stat { len_bytes: 0, ..stat })
+    }
+
+    fn mode(&self) -> OpenMode {
+        if self.volume.is_read_only() { OpenMode::Read } else { OpenMode::Write }
+    }
+
+    /// Has the length and the time of an open file written, which the crate does when it is closed.
+    fn publish(&mut self, node: NodeId) -> Outcome<()> {
+        self.volume.close(node).map_err(said)?;
+        self.volume.open(node, self.mode()).map_err(said)
+    }
+}
+
+/// Splits a path into the directory and the name in it.
+fn split(path: &str) -> Outcome<(&str, &str)> {
+    match path.rsplit_once('/') {
+        Some((_, "")) | None => Err(FsError::Busy),
+        Some(("", name)) => Ok(("/", name)),
+        Some(parts) => Ok(parts),
+    }
+}
+
+fn described(metadata: &Metadata) -> Stat {
+    Stat {
+        kind: match metadata.file_type() {
+            FileType::File => FileKind::File,
+            FileType::Dir => FileKind::Directory,
+            _ => FileKind::Other,
+        },
+        len_bytes: metadata.len(),
+        modified: metadata.modified().map_or(0, |time| time.unix_seconds().unsigned_abs()),
+    }
+}
+
+/// Returns the kernel's word for an error of the crate. An error of the disk, or a damaged
+/// filesystem, is logged in full.
+fn said(error: Error<Failed>) -> FsError {
+    match error.kind() {
+        ErrorKind::NotFound => FsError::NotFound,
+        ErrorKind::AlreadyExists => FsError::Exists,
+        ErrorKind::NotADirectory => FsError::NotADirectory,
+        ErrorKind::IsADirectory => FsError::IsADirectory,
+        ErrorKind::DirectoryNotEmpty => FsError::NotEmpty,
+        ErrorKind::NoSpace => FsError::NoSpace,
+        ErrorKind::ReadOnly => FsError::ReadOnly,
+        ErrorKind::InvalidInput | ErrorKind::NameTooLong => FsError::Name,
+        ErrorKind::LimitExceeded => FsError::TooMany,
+        ErrorKind::FileTooLarge => FsError::TooLarge,
+        ErrorKind::Busy => FsError::Busy,
+        ErrorKind::InvalidHandle => FsError::Stale,
+        ErrorKind::Corrupt | ErrorKind::NotRecognized => {
+            log::error!("{}: {error}", DISK.get());
+            FsError::Corrupt
+        }
+        ErrorKind::Io => {
+            log::error!("{}: {error}", DISK.get());
+            FsError::Device
+        }
+        _ => FsError::Unsupported,
+    }
+}

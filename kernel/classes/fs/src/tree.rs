@@ -1,0 +1,106 @@
+//! The tree of files: where filesystems are mounted, and what a path leads to.
+
+use super::error::{Error, Outcome};
+use super::file::{File, How};
+use super::volume::Volume;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use ringfence_abi::fs::FsError;
+use ringfence_core::directory::{FileKind, Stat};
+use ringfence_core::path::Path;
+use spin::Mutex;
+
+/// A mounted filesystem.
+#[derive(Clone)]
+pub struct Mount {
+    /// Where.
+    pub at: Path,
+    /// What.
+    pub volume: Arc<Volume>,
+}
+
+static MOUNTS: Mutex<Vec<Mount>> = Mutex::new(Vec::new());
+
+/// Returns all mounted filesystems, by path.
+pub fn mounts() -> Vec<Mount> {
+    let mut mounts = MOUNTS.lock().clone();
+    mounts.sort_by(|one, other| one.at.cmp(&other.at));
+    mounts
+}
+
+/// Returns whether a filesystem is mounted at `path` itself.
+pub fn is_mounted_at(path: &Path) -> bool {
+    MOUNTS.lock().iter().any(|mount| mount.at == *path)
+}
+
+/// Mounts a filesystem. Returns `false` if there is one at `at`.
+pub fn mount(at: Path, volume: Arc<Volume>) -> bool {
+    let mut mounts = MOUNTS.lock();
+    let is_free = mounts.iter().all(|mount| mount.at != at);
+    if is_free {
+        mounts.push(Mount { at, volume });
+    }
+    is_free
+}
+
+/// Takes a filesystem out of the tree.
+pub(crate) fn forget(volume: &Arc<Volume>) {
+    MOUNTS.lock().retain(|mount| !Arc::ptr_eq(&mount.volume, volume));
+}
+
+/// Returns the filesystem that `path` is in, and the path there.
+pub fn find(path: &Path) -> Outcome<(Mount, Path)> {
+    let mounts = MOUNTS.lock();
+    let inside = mounts.iter().filter_map(|mount| Some((mount, path.below(&mount.at)?)));
+    let nearest = inside.max_by_key(|(mount, _)| mount.at.as_str().len());
+    nearest.map(|(mount, inner)| (mount.clone(), inner)).ok_or(Error::NotMounted)
+}
+
+/// Describes what is at `path`.
+pub async fn stat(path: &Path) -> Outcome<Stat> {
+    let (mount, inner) = find(path)?;
+    mount.volume.stat(&inner).await
+}
+
+/// Opens the file or directory at `path`.
+pub async fn open(path: &Path, how: How) -> Outcome<File> {
+    let (mount, inner) = find(path)?;
+    File::open(mount.volume, inner, how).await
+}
+
+/// Opens the regular file at `path`.
+pub async fn open_file(path: &Path, how: How) -> Outcome<File> {
+    let file = open(path, how).await?;
+    match file.stat().kind {
+        FileKind::File => Ok(file),
+        FileKind::Directory => Err(FsError::IsADirectory.into()),
+        FileKind::Other => Err(FsError::Unsupported.into()),
+    }
+}
+
+/// Makes a directory.
+pub async fn make_directory(path: &Path) -> Outcome<()> {
+    let (mount, inner) = find(path)?;
+    mount.volume.make_directory(&inner).await
+}
+
+/// Removes a file or an empty directory.
+pub async fn remove(path: &Path) -> Outcome<()> {
+    let (mount, inner) = find(path)?;
+    if inner.is_root() {
+        return Err(FsError::Busy.into());
+    }
+    mount.volume.remove(&inner).await
+}
+
+/// Gives what is at `from` the path `to`, in the same filesystem.
+pub async fn rename(from: &Path, to: &Path) -> Outcome<()> {
+    let ((mount, from), (other, to)) = (find(from)?, find(to)?);
+    if !Arc::ptr_eq(&mount.volume, &other.volume) {
+        return Err(Error::Across);
+    }
+    if from.is_root() || to.is_root() {
+        return Err(FsError::Busy.into());
+    }
+    mount.volume.rename(&from, &to).await
+}

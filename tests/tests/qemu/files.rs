@@ -1,0 +1,177 @@
+//! Filesystems: a driver that uses a disk, above a driver that has it.
+
+use ringfence::machine::Machine;
+use ringfence_tests::filesystem::Fat;
+use ringfence_tests::{assert_fault, assert_says, boot_badly, boot_well, machine};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+/// Returns a machine that runs `script`, with this image as its disk.
+fn with_image(script: &str, path: &str) -> Machine {
+    let mut machine = machine(script);
+    machine.nic = "none".into();
+    machine.disks = vec![std::path::PathBuf::from(path).into()];
+    machine
+}
+
+/// Bytes without a pattern that a filesystem or a copy could get right by chance.
+fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..len_bytes).map(|_| random.u8(..)).collect()
+}
+
+fn sum(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// Writes files with the host's tools and reads them here, writes files here and reads them with
+/// the host's tools, in both rings.
+fn agrees_with_the_hosts_tools(kib: u64, bits: u32) {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), kib, bits);
+    let content = noise(200_123, bits.into());
+    image.put("big", &content);
+    image.put("A Long Name.txt", b"short\n");
+    let script = "mount disk0 /mnt; mount; ls -l /mnt; sha256sum /mnt/big; mkdir /mnt/d; cp /mnt/big /mnt/d; \
+                  ring fat 0; sha256sum /mnt/d/big; mkdir /mnt/d/e; cp /mnt/d/big /mnt/d/e/Grüße; ring fat 1; \
+                  mv /mnt/d/e/Grüße /mnt/moved; rm /mnt/d/big; cp /mnt/moved /mnt/again; rm /mnt/again; \
+                  ls /mnt/d; du /mnt; df; umount /mnt; mount";
+    let text = boot_well(&with_image(script, image.path()));
+    assert_says(&text, &format!("disk0    FAT{bits}"));
+    assert_says(&text, "A Long Name.txt");
+    let data: Vec<(u64, String)> = text.data();
+    assert_eq!(data, vec![(200_123, sum(&content)); 2]);
+    assert_says(&text, "400252 bytes in 3 files and 3 directories");
+    image.assert_clean();
+    assert!(image.get("moved") == content && image.get("big") == content);
+    assert_eq!(image.get("A Long Name.txt"), b"short\n");
+}
+
+#[test]
+fn a_small_fat_agrees_with_the_hosts_tools() {
+    agrees_with_the_hosts_tools(1440, 12);
+}
+
+#[test]
+fn a_middle_fat_agrees_with_the_hosts_tools() {
+    agrees_with_the_hosts_tools(8 << 10, 16);
+}
+
+#[test]
+fn a_large_fat_agrees_with_the_hosts_tools() {
+    agrees_with_the_hosts_tools(40 << 10, 32);
+}
+
+/// Ends both drivers again and again while files are copied: a copy is whole, and its filesystem is
+/// as after a power cut at worst.
+#[test]
+fn files_stay_open_while_both_drivers_are_ended() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 40 << 10, 32);
+    let content = noise(1_500_000, 7);
+    image.put("big", &content);
+    let mut script =
+        String::from("limits restarts 1000; limits restart-wait-ms 0; mount disk0 /mnt; cp /mnt/big /mnt/copy &; ");
+    for round in 0..30 {
+        // A list waits until both drivers are there.
+        let driver = if round % 5 == 4 { "virtio-scsi" } else { "fat" };
+        script += &format!("mute ls /mnt; sleep {}; kill {driver}; ", round * 7 % 23);
+    }
+    script += "wait; sha256sum /mnt/copy; umount /mnt";
+    let text = boot_well(&with_image(&script, image.path()));
+    assert_eq!(text.data(), [(1_500_000, sum(&content))]);
+    assert_eq!((text.restarts("fat"), text.restarts("virtio-scsi")), (24, 6), "{text}");
+    image.assert_as_after_a_power_cut();
+    assert!(image.get("copy") == content);
+}
+
+/// A rename, a removal and a new directory whose driver is ended are done once, not twice.
+#[test]
+fn what_changes_names_is_done_once() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let content = noise(40_000, 3);
+    image.put("a", &content);
+    let mut script = String::from("limits restarts 1000; limits restart-wait-ms 0; mount disk0 /mnt; ");
+    for round in 0..20 {
+        let (from, to) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        // The command begins, and its driver is ended before, amid or behind it.
+        script += &format!("mv /mnt/{from} /mnt/{to} &; sleep {}; kill fat; wait; mute ls /mnt; ", round % 7);
+        for command in ["mkdir", "rm"] {
+            script += &format!("{command} /mnt/d{round} &; kill fat; wait; mute ls /mnt; ");
+        }
+    }
+    script += "ls /mnt; sha256sum /mnt/a; umount /mnt";
+    let text = boot_well(&with_image(&script, image.path()));
+    assert_eq!(text.data(), [(40_000, sum(&content))]);
+    assert_eq!(text.restarts("fat"), 60, "{text}");
+    image.assert_as_after_a_power_cut();
+    assert!(image.get("a") == content);
+}
+
+#[test]
+fn what_is_wrong_about_a_path_is_said() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    image.put("a", b"a");
+    let wrong = [
+        ("cat /mnt/a", "/mnt/a: no filesystem is mounted there; 'mount' lists them"),
+        ("mount disk7 /mnt", "there is no disk 'disk7'; 'lsblk' lists them"),
+        ("mount disk0 /", "a filesystem is mounted below the root: /mnt, for example"),
+        ("umount /mnt", "no filesystem is mounted at /mnt"),
+    ];
+    let wrong_mounted = [
+        ("mount disk0 /other", "disk0 has the filesystem of fat already"),
+        ("mount disk0 /mnt", "there is a filesystem at /mnt already"),
+        ("cat /mnt/none", "/mnt/none: no such file or directory"),
+        ("cat /mnt", "/mnt: is a directory"),
+        ("ls /mnt/a/b", "/mnt/a/b: not a directory"),
+        ("mkdir /mnt/a", "/mnt/a: there is one of this name already"),
+        ("mkdir /mnt/x/y", "/mnt/x/y: no such file or directory"),
+        ("mkdir /mnt/a:b", "/mnt/a:b: the filesystem cannot have such a name"),
+        ("rm /mnt/none", "/mnt/none: no such file or directory"),
+        ("rm /mnt", "/mnt: it is in use"),
+        ("mv /mnt/d /mnt/d/e", "/mnt/d/e is /mnt/d itself, or inside"),
+        ("rm /mnt/d", "/mnt/d: the directory is not empty"),
+        ("cp /mnt/a /mnt/a", "a file cannot be copied onto itself"),
+        ("blkwrite disk0 0 1 1", "disk0 is in use by fat"),
+    ];
+    let list = |wrong: &[(&str, &str)]| wrong.iter().map(|(command, _)| format!("{command}; ")).collect::<String>();
+    let script =
+        format!("{}mount disk0 /mnt; mkdir /mnt/d; mkdir /mnt/d/f; {}umount /mnt", list(&wrong), list(&wrong_mounted));
+    let text = boot_badly(&with_image(&script, image.path()), wrong.len() + wrong_mounted.len());
+    let expected: Vec<(&str, &str)> = wrong.iter().chain(&wrong_mounted).copied().collect();
+    assert_eq!(text.errors(), expected);
+    image.assert_clean();
+}
+
+/// A filesystem that is only read stays as it is, to the last byte.
+#[test]
+fn a_read_only_mount_writes_nothing() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    image.put("a", b"content\n");
+    let before = std::fs::read(image.path()).unwrap();
+    let script =
+        "mount disk0 /mnt -o ro; cat /mnt/a; fails mkdir /mnt/d; fails rm /mnt/a; fails cp /mnt/a /mnt/b; umount /mnt";
+    let text = boot_well(&with_image(script, image.path()));
+    assert_says(&text, "content");
+    assert_eq!(text.matches("the filesystem cannot be written").count(), 3, "{text}");
+    assert!(std::fs::read(image.path()).unwrap() == before);
+}
+
+/// Unloading the driver under a mounted filesystem closes its files, and says so.
+#[test]
+fn a_filesystem_can_go_away() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    image.put("big", &noise(1 << 20, 1));
+    let script = "mount disk0 /mnt; policy fat stop; sha256sum /mnt/big &; sleep 1; kill fat; wait; cat /mnt/big; \
+                  rmmod fat; mount; cat /mnt/big; mount disk0 /mnt; sha256sum /mnt/big; rmmod virtio-scsi; cat /mnt/big";
+    let text = boot_badly(&with_image(script, image.path()), 4);
+    assert_fault(&text, "fat", "killed");
+    let reasons: Vec<&str> = text.errors().into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(reasons[..2], ["/mnt/big: the filesystem is gone"; 2]);
+    assert_eq!(reasons[2], "/mnt/big: no filesystem is mounted there; 'mount' lists them");
+    assert_eq!(reasons[3], "/mnt/big: the disk failed");
+}

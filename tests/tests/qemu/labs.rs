@@ -36,6 +36,20 @@ fn solve(number: &str, only: &[&str], fails: &[&str], solution: impl FnOnce(&Pat
     assert!(!again && said.contains("is there already"), "{said}");
 }
 
+/// Checks that a mend which is none is noticed: text of a lab's library is replaced, and the
+/// checker must say this.
+fn is_noticed(number: &str, from: &str, to: &str, says: &str) {
+    ringfence_tests::system();
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join(format!("lab-{number}"));
+    let path = own.to_str().unwrap();
+    let (made, said) = lab(&[number, path, "--start"]);
+    assert!(made, "{said}");
+    change(&own, from, to);
+    let (passes, said) = lab(&[number, path]);
+    assert!(!passes && said.contains(says), "{to}: {said}");
+}
+
 /// Replaces text in the folder's library.
 fn change(folder: &Path, from: &str, to: &str) {
     let path = folder.join("src/lib.rs");
@@ -62,8 +76,10 @@ fn lab_2_is_about_an_index() {
 
 #[test]
 fn lab_3_is_about_batches() {
-    let measured =
-        Command::new(runner()).args(["--icount", "--json", "--exec", "bench nic/tx --instructions"]).output().unwrap();
+    let measured = Command::new(runner())
+        .args(["--icount", "--json", "--nic", "rtl8139", "--exec", "bench nic/tx --instructions"])
+        .output()
+        .unwrap();
     let rows: Vec<serde_json::Value> =
         String::from_utf8_lossy(&measured.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     solve("3", &[], &["batch 1, ring 1", "batch 32, ring 0"], |folder| {
@@ -103,13 +119,18 @@ fn lab_5_is_about_a_start_and_a_length() {
 
 #[test]
 fn lab_6_is_about_a_reset() {
-    solve("6", &[], &["its device is reset each time", "the network works after that"], |folder| {
-        change(
-            folder,
-            ".waits_for(command::RESET as u32, command::RESET as u32)",
-            ".waits_for(command::RESET as u32, 0)",
-        );
-    });
+    solve(
+        "6",
+        &[],
+        &["its recipe resets the card", "it comes back each time", "the network works after that"],
+        |folder| {
+            change(
+                folder,
+                ".waits_for(command::RESET as u32, command::RESET as u32)",
+                ".waits_for(command::RESET as u32, 0)",
+            );
+        },
+    );
 }
 
 #[test]
@@ -119,5 +140,40 @@ fn the_labs_are_listed() {
     let (there, said) = lab(&["7"]);
     assert!(!there && said.contains("there are labs 1 to 6, and not 7"), "{said}");
     let (there, said) = lab(&["2", "/nowhere"]);
-    assert!(!there && said.contains("there is no folder /nowhere: 'lab 2 --start' makes it"), "{said}");
+    assert!(!there && said.contains("there is no folder /nowhere: 'lab 2 /nowhere --start' makes it"), "{said}");
+}
+
+#[test]
+fn half_a_mend_of_lab_2_is_noticed() {
+    let index = "let cell = unsafe { &mut *self.cells.as_mut_ptr().add(number()?) };";
+    let only = |check: &str| {
+        format!("let index = number()?;\n{check}\nlet cell = unsafe {{ &mut *self.cells.as_mut_ptr().add(index) }};")
+    };
+    for check in ["index > CELLS", "index.wrapping_mul(8) >= 8 * CELLS", "index >= CELLS && verb == \"set\""] {
+        let to = only(&format!("if {check} {{ return Err(Refusal::Invalid); }}"));
+        is_noticed("2", index, &to, "FAILED  each wrong index is refused");
+    }
+    let last = only("if index >= CELLS - 1 { return Err(Refusal::Invalid); }");
+    is_noticed("2", index, &last, "FAILED  all 16 cells can be used");
+}
+
+#[test]
+fn what_is_no_mend_of_lab_5_is_noticed() {
+    let begins = "    let offset = (start - memory.start) as usize;\n";
+    let with = |line: &str| format!("    {line}\n{begins}");
+    is_noticed("5", begins, &with("std::process::exit(0);"), "the kernel ends: ");
+    is_noticed("5", begins, &with("while len_bytes > MOST {}"), "it does not return: ");
+    let caught = with(
+        "if len_bytes > MOST || std::panic::catch_unwind(|| memory.bytes[start as usize]).is_err() { return None; }",
+    );
+    is_noticed("5", begins, &caught, "the kernel ends: ");
+    is_noticed("5", begins, &with("if memory.start > 0 { return None; }"), "None instead of Some of ");
+}
+
+#[test]
+fn what_is_no_mend_of_lab_6_is_noticed() {
+    let waits = ".waits_for(command::RESET as u32, command::RESET as u32)";
+    for none in ["", ".waits_for(0, 0)"] {
+        is_noticed("6", waits, none, "it does not wait for the end of the reset");
+    }
 }

@@ -18,6 +18,7 @@
 //!   component that can end, and the kernel has to hold the requests under way in any case.
 
 use crate::domain::fault;
+use crate::domain::hardware::State;
 use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
 use crate::{module, poll, pushed, reload};
 use alloc::boxed::Box;
@@ -140,9 +141,11 @@ fn demote() {
 /// attempt when it is planned. Returns `None` if there were too many attempts.
 fn plan(dead: &Handle) -> Option<u64> {
     let mut domain = dead.lock();
-    if domain.space.is_set_aside() {
-        // The device is set aside too ([`Domain::stop_device`] has logged that).
-        give_up(domain, "it was given up: its device did not stop, and is set aside with its memory".into());
+    // [`Domain::stop_device`] has logged that.
+    let memory = domain.space.is_set_aside();
+    if memory || domain.drives.is_some_and(|which| which.state() == State::SetAside) {
+        let with = if memory { " with its memory" } else { "" };
+        give_up(domain, format!("it was given up: its device did not stop, and is set aside{with}"));
         return None;
     }
     let patience = Patience {

@@ -59,6 +59,7 @@ command -v bochs >/dev/null 2>&1 || missing+=(bochs bochs-term)
 need mformat mtools
 # Their folder may not be in the PATH of one who is not root.
 [ -e /usr/sbin/fsck.fat ] || command -v fsck.fat >/dev/null 2>&1 || missing+=(dosfstools)
+[ -e /usr/sbin/sfdisk ] || command -v sfdisk >/dev/null 2>&1 || missing+=(fdisk)
 [ -e /usr/sbin/e2fsck ] || command -v e2fsck >/dev/null 2>&1 || missing+=(e2fsprogs)
 need tshark tshark
 need gdb gdb

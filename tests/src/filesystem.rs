@@ -19,6 +19,26 @@ pub fn tool_well(name: &str, arguments: &[&str]) -> String {
     text
 }
 
+/// Makes an image of `kib` KiB with the tables and partitions that `script` describes to `sfdisk`.
+pub fn partitioned(directory: &Path, kib: u64, script: &str) -> PathBuf {
+    let (path, lines) = (directory.join("disk.img"), directory.join("disk.sfdisk"));
+    std::fs::File::create(&path).and_then(|file| file.set_len(kib << 10)).unwrap();
+    std::fs::write(&lines, script).unwrap();
+    let [path_text, lines] = [&path, &lines].map(|path| path.to_str().unwrap());
+    tool_well("sh", &["-c", &format!("sfdisk -q {path_text} < {lines}")]);
+    path
+}
+
+/// Makes an image of `kib` KiB with a filesystem of this kind (`ext2`, `ext3` or `ext4`) that has
+/// everything in `content`.
+pub fn ext(directory: &Path, kib: u64, kind: &str, content: &Path) -> PathBuf {
+    let path = directory.join(format!("{kind}.img"));
+    std::fs::File::create(&path).and_then(|file| file.set_len(kib << 10)).unwrap();
+    let (path_text, content) = (path.to_str().unwrap(), content.to_str().unwrap());
+    tool_well("mke2fs", &["-q", "-t", kind, "-L", "TESTS", "-d", content, path_text]);
+    path
+}
+
 /// An image with a FAT filesystem.
 pub struct Fat(pub PathBuf);
 

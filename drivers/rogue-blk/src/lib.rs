@@ -227,6 +227,12 @@ impl Driver for RogueBlk {
             "ask-beyond" => return ask(&[BLOCK_REQUESTS as u64], 1),
             "ask-twice" => return ask(&[3, 3], 2),
             "ask-ahead" => return ask(&[], 1000),
+            // Waits for what was never asked for, and asks for what cannot be in the same breath.
+            "wait" => return Ok(refusal(unsafe { raw::rf_wait() })),
+            "wait-beyond" => {
+                ask(&[u64::MAX], 1)?;
+                return Ok(refusal(unsafe { raw::rf_wait() }));
+            }
             "offer-twice" => return Ok(refusal(offer(|_| {}))),
             // Services for devices with DMA.
             "be-bus-master" => return Ok(refusal(unsafe { raw::rf_pci_write(4, 2, 4) })),

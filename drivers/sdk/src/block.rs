@@ -8,7 +8,7 @@ use crate::{Refusal, Result};
 use core::ptr::NonNull;
 pub use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE,
-    BlockInfo, BlockRequest,
+    BlockInfo, BlockRequest, USED_REQUESTS,
 };
 use ringfence_abi::block::{
     BLOCK_MAX_DATA, COMPLETE, QUEUE_BYTES, SUBMIT, USED_BYTES, USED_DATA, read_request, read_status, read_used,
@@ -68,7 +68,7 @@ pub struct Disk {
     info: BlockInfo,
     submit: Producer<Submit<Block>>,
     complete: Consumer<Complete<Block>>,
-    free: [bool; BLOCK_REQUESTS],
+    free: [bool; USED_REQUESTS],
 }
 
 impl HasQueues for Disk {
@@ -82,7 +82,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Returns the request's number, below [`BLOCK_REQUESTS`].
+    /// Returns the request's number, below [`USED_REQUESTS`].
     pub fn number(&self) -> usize {
         self.number
     }
@@ -106,7 +106,7 @@ impl Disk {
         };
         let info = read_used(&memory).ok_or(Refusal::NotFound)?;
         let (submit, complete) = (Producer::new(), Consumer::new());
-        Ok(Disk { memory, data, info, submit, complete, free: [true; BLOCK_REQUESTS] })
+        Ok(Disk { memory, data, info, submit, complete, free: [true; USED_REQUESTS] })
     }
 
     /// Returns the description of the disk, with the number and the length of its blocks.

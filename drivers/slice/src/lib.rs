@@ -7,8 +7,8 @@
 #![forbid(unsafe_code)]
 
 use ringfence_sdk::block::{
-    Asked, BLOCK_ERROR, BLOCK_FLUSH, BLOCK_READ, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE, Block, BlockDriver,
-    BlockInfo, BlockRequest, Disk, Queues, Ticket,
+    Asked, BLOCK_ERROR, BLOCK_FLUSH, BLOCK_READ, BLOCK_UNSUPPORTED, BLOCK_WRITE, Block, BlockDriver, BlockInfo,
+    BlockRequest, Disk, Queues, Ticket, USED_REQUESTS,
 };
 use ringfence_sdk::class::Device;
 use ringfence_sdk::{Events, Kind, Manifest, Refusal, Reply, Result, driver};
@@ -29,7 +29,7 @@ const MOST_BYTES: usize = 65536;
 struct Slice {
     disk: Disk,
     /// The requests in flight, indexed by the number of the request to the disk below.
-    under_way: [Option<(Ticket, BlockRequest, Asked)>; BLOCK_REQUESTS],
+    under_way: [Option<(Ticket, BlockRequest, Asked)>; USED_REQUESTS],
     /// Data on its way between the two disks.
     buffer: Box<[u8]>,
 }
@@ -41,7 +41,7 @@ impl Device<Block> for Slice {
             log::error!("{DISK} has no more than {FIRST_BLOCK} blocks");
             return Err(Refusal::Invalid);
         }
-        let under_way = [const { None }; BLOCK_REQUESTS];
+        let under_way = [const { None }; USED_REQUESTS];
         Ok(Slice { disk, under_way, buffer: alloc::vec![0; MOST_BYTES].into_boxed_slice() })
     }
 
@@ -87,7 +87,7 @@ impl Device<Block> for Slice {
                     let number = asked.number();
                     self.under_way[number] = Some((ticket, request, asked));
                 }
-                // The disk below has as many requests as this disk, so this does not happen.
+                // This disk has the depth of the disk below, so this does not happen.
                 None => queues.complete(ticket, &BLOCK_ERROR),
             }
         }

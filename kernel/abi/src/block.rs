@@ -93,11 +93,15 @@ pub fn write_request(words: &impl Words, number: usize, request: &BlockRequest) 
 /// Word where the description of a disk begins ([`BlockInfo`]), for a driver that uses the disk:
 /// right behind all requests.
 const USED_INFO: usize = QUEUE_BYTES / 8;
+/// Requests that a driver which uses a disk can have under way at once. With the page before it,
+/// their data takes a little less than 512 KiB, a power of two: frames come in such blocks, and
+/// what a larger number would leave of the next one is soon in pieces.
+pub const USED_REQUESTS: usize = 7;
 /// Byte where the data begins, for a driver that uses a disk: [`BLOCK_MAX_DATA`] bytes for each
 /// request.
 pub const USED_DATA: usize = (QUEUE_BYTES + size_of::<BlockInfo>()).next_multiple_of(crate::layout::PAGE_SIZE as usize);
 /// Bytes that a driver shares with the kernel to use a disk.
-pub const USED_BYTES: usize = USED_DATA + BLOCK_REQUESTS * BLOCK_MAX_DATA;
+pub const USED_BYTES: usize = USED_DATA + USED_REQUESTS * BLOCK_MAX_DATA;
 
 /// Writes the description of a disk into shared memory.
 pub fn write_used(words: &impl Words, info: &BlockInfo) {

@@ -23,7 +23,7 @@
 //!   work on them that a card may do; [`packet`]: what is in a frame, in words
 //! * [`requests`]: requests to a driver, which are repeated to its successor
 //! * [`path`], [`directory`], [`date`]: paths of files, the entries of directories, and their
-//!   dates; [`signature`]: which filesystem is on a disk
+//!   dates; [`signature`], [`partition`]: what is on a disk
 //! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and a filter for the network stack below them
@@ -58,6 +58,7 @@ pub mod line_editor;
 pub mod module;
 pub mod packet;
 pub mod parameter;
+pub mod partition;
 pub mod passed;
 pub mod path;
 pub mod pci;

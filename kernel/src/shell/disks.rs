@@ -6,6 +6,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use block::client::filesystem_on;
 use block::disk::{self, Disk};
+use block::partition;
 use hw::memory::buffer;
 use hw::{link, println};
 use ringfence_core::arguments::Arguments;
@@ -18,6 +19,7 @@ const ROW: usize = 79;
 pub async fn lsblk(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     disk::settled().await;
+    partition::look().await;
     let row = |cells: [&str; 7]| {
         let [name, driver, target, unit, blocks, bytes, model] = cells;
         let row = format!("{name:<8} {driver:<16} {target:>6} {unit:>4} {blocks:>10} {bytes:>6}  {model}");
@@ -62,6 +64,9 @@ pub async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
         Some(disk) if !disk.is_in_doubt() => Some(disk),
         _ => {
             disk::settled().await;
+            if find().is_none() {
+                partition::look().await;
+            }
             find()
         }
     };

@@ -252,11 +252,13 @@ pub fn block() -> Vec<Attack> {
         ("ask-beyond", "bad entry 0x20 in the submit queue"),
         ("ask-twice", "bad entry 0x3 in the submit queue"),
         ("ask-ahead", "lied about the submit queue: position 0x3e8, but 0x0 is counted"),
+        ("wait-beyond", "bad entry 0xffffffffffffffff in the submit queue"),
     ];
     let asked = asked.map(|(verb, fault)| Attack::fault("rogue-blk", verb, fault).beside("virtio-scsi"));
+    let waits = Attack::answer("rogue-blk", "wait", Some(1));
     // The driver's own ports are open, but no disk answers.
     let own = Attack::answer("rogue-blk", "port 0x1f7", Some(0));
-    refused.chain(ports).chain(faults).chain([unsupported, own]).chain(used).chain(asked).collect()
+    refused.chain(ports).chain(faults).chain([unsupported, waits, own]).chain(used).chain(asked).collect()
 }
 
 /// Services without pointers, and the number of calls that they do not refuse out of 22 * 22 * 22

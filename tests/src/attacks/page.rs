@@ -267,7 +267,8 @@ fn explain(verb: &str) -> (String, &'static str) {
         }
         "use" if argument == "disk0" => ("uses a disk", "nothing: its manifest says so"),
         "use" | "use-twice" => ("uses what there is not, or a second disk", "checked"),
-        "ask-beyond" | "ask-twice" | "ask-ahead" => {
+        "wait" => ("waits for a disk that it has asked for nothing", "refused"),
+        "ask-beyond" | "ask-twice" | "ask-ahead" | "wait-beyond" => {
             ("asks a disk for what cannot be asked", "the kernel keeps its own account")
         }
         "offer-twice" => ("offers a second disk", "checked"),

@@ -1,7 +1,7 @@
 //! Filesystems: a driver that uses a disk, above a driver that has it.
 
 use ringfence::machine::Machine;
-use ringfence_tests::filesystem::Fat;
+use ringfence_tests::filesystem::{Fat, ext, partitioned};
 use ringfence_tests::{assert_fault, assert_says, boot_badly, boot_well, machine};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -174,4 +174,93 @@ fn a_filesystem_can_go_away() {
     assert_eq!(reasons[..2], ["/mnt/big: the filesystem is gone"; 2]);
     assert_eq!(reasons[2], "/mnt/big: no filesystem is mounted there; 'mount' lists them");
     assert_eq!(reasons[3], "/mnt/big: the disk failed");
+}
+
+/// Reads what the host's tools have put into an ext filesystem, in both rings and over a restart,
+/// and leaves every byte of it as it is.
+fn ext_agrees_with_the_hosts_tools(kind: &str) {
+    let directory = TempDir::new().unwrap();
+    let content = directory.path().join("content");
+    std::fs::create_dir_all(content.join("sub")).unwrap();
+    let big = noise(700_001, 5);
+    std::fs::write(content.join("big"), &big).unwrap();
+    // A file with a hole. The crate does not read one as large as a whole indirect block of ext2.
+    let hole = if kind == "ext4" { 3 << 20 } else { 200 << 10 };
+    let holed = [vec![0; hole], b"end".to_vec()].concat();
+    let mut file = std::fs::File::create(content.join("holed")).unwrap();
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(hole as u64)).unwrap();
+    std::io::Write::write_all(&mut file, b"end").unwrap();
+    std::os::unix::fs::symlink("sub/7", content.join("link")).unwrap();
+    std::os::unix::fs::symlink("loop", content.join("loop")).unwrap();
+    for number in 0..300 {
+        std::fs::write(content.join(format!("sub/{number}")), format!("number {number}\n")).unwrap();
+    }
+    let image = ext(directory.path(), 16 << 10, kind, &content);
+    let before = std::fs::read(&image).unwrap();
+    let script = "mount disk0 /mnt; mount; sha256sum /mnt/big; sha256sum /mnt/holed; cat /mnt/link; cat /mnt/sub/299; \
+                  du /mnt/sub; fails cat /mnt/loop; fails mkdir /mnt/d; kill ext; sha256sum /mnt/big; ring ext 0; \
+                  sha256sum /mnt/big; df; umount /mnt";
+    let text = boot_well(&with_image(script, image.to_str().unwrap()));
+    let expected = [(700_001, sum(&big)), (holed.len() as u64, sum(&holed))];
+    let [big, holed] = &expected;
+    assert_eq!(text.data(), [big, holed, big, big].map(|data| data.clone()));
+    for line in ["number 7", "number 299", "3190 bytes in 300 files and 1 directories"] {
+        assert_says(&text, line);
+    }
+    assert_says(&text, "as expected: /mnt/loop: the filesystem cannot do that");
+    assert_says(&text, "as expected: /mnt/d: the filesystem cannot be written");
+    assert_eq!(text.restarts("ext"), 1);
+    assert!(std::fs::read(&image).unwrap() == before);
+}
+
+#[test]
+fn ext2_agrees_with_the_hosts_tools() {
+    ext_agrees_with_the_hosts_tools("ext2");
+}
+
+#[test]
+fn ext4_agrees_with_the_hosts_tools() {
+    ext_agrees_with_the_hosts_tools("ext4");
+}
+
+/// Finds partitions, uses one, and leaves the others and all between them as they are.
+fn has_partitions(label: &str, line: &str) {
+    const START: usize = 1 << 20;
+    const LEN: usize = 8 << 20;
+    let directory = TempDir::new().unwrap();
+    let script = format!("label: {label}\n\nstart=2048, size=16384{line}\nstart=24576, size=4096\n");
+    let path = partitioned(directory.path(), 20 << 10, &script);
+    let fat = Fat::new(directory.path(), LEN as u64 >> 10, 16);
+    fat.put("a", b"in a partition\n");
+    let mut disk = std::fs::read(&path).unwrap();
+    disk[START..START + LEN].copy_from_slice(&std::fs::read(fat.path()).unwrap());
+    std::fs::write(&path, &disk).unwrap();
+    let script = "lsblk; mount disk0p1 /mnt; cat /mnt/a; cp /mnt/a /mnt/b; fails blkwrite disk0 0 1 1; \
+                  fails mount disk0 /other; fails blkread disk0p1 16384 1; kill fat; umount /mnt; \
+                  fails mount disk0p3 /mnt; mount disk0p1 /mnt; cat /mnt/b; umount /mnt; lsblk";
+    let text = boot_well(&with_image(script, path.to_str().unwrap()));
+    let names: Vec<(&str, u64)> = text.disks().iter().map(|disk| (&*disk.name, disk.blocks)).collect();
+    let expected = [("disk0", 40960), ("disk0p1", 16384), ("disk0p2", 4096)];
+    assert_eq!(names, [expected, expected].concat());
+    assert_eq!(text.matches("\nin a partition").count(), 2, "{text}");
+    for reason in
+        ["disk0 is in use by fat", "disk0p1 has only 16384 blocks", "there is no disk 'disk0p3'; 'lsblk' lists them"]
+    {
+        assert_says(&text, &format!("as expected: {reason}"));
+    }
+    let after = std::fs::read(&path).unwrap();
+    assert!(after[..START] == disk[..START] && after[START + LEN..] == disk[START + LEN..]);
+    std::fs::write(fat.path(), &after[START..START + LEN]).unwrap();
+    fat.assert_as_after_a_power_cut();
+    assert_eq!(fat.get("b"), b"in a partition\n");
+}
+
+#[test]
+fn a_gpt_has_partitions() {
+    has_partitions("gpt", ", name=\"first\"");
+}
+
+#[test]
+fn an_mbr_has_partitions() {
+    has_partitions("dos", ", type=6");
 }

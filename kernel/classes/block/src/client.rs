@@ -26,8 +26,8 @@ use host::poll;
 use hw::memory::buffer;
 use hw::memory::frames::Lent;
 use ringfence_abi::block::{
-    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED,
-    BLOCK_WRITE, BlockInfo, BlockRequest, USED_BYTES, USED_DATA, read_request, write_status, write_used,
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_UNSUPPORTED, BLOCK_WRITE,
+    BlockInfo, BlockRequest, USED_BYTES, USED_DATA, USED_REQUESTS, read_request, write_status, write_used,
 };
 use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::Refusal;
@@ -81,10 +81,17 @@ impl Client {
                 model: model_of(&*disk),
             },
         );
-        let asked = Asked::new(memory.clone(), BLOCK_REQUESTS);
+        let asked = Asked::new(memory.clone(), USED_REQUESTS);
         let disk = Arc::downgrade(&disk);
         Ok(Client { disk, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
     }
+}
+
+/// Returns whether two disks have blocks in common: they are the same, or one is a part of the
+/// other.
+fn overlaps(one: &dyn Disk, other: &dyn Disk) -> bool {
+    let is_part = |part: &dyn Disk, whole: &dyn Disk| part.whole().is_some_and(|of| of.name() == whole.name());
+    one.name() == other.name() || is_part(one, other) || is_part(other, one)
 }
 
 /// Returns the name of the driver whose filesystem is on a disk: it alone changes the disk's
@@ -92,7 +99,7 @@ impl Client {
 pub fn filesystem_on(disk: &dyn Disk) -> Option<String> {
     let is_used = |domain: &Domain| {
         let client = domain.used::<Client>().filter(|_| domain.is_alive())?;
-        let is_this = client.disk.upgrade().is_some_and(|other| other.name() == disk.name());
+        let is_this = client.disk.upgrade().is_some_and(|other| overlaps(disk, &*other));
         (is_this && domain.manifest.kind() == Ok(Kind::Fs)).then(|| domain.name.clone())
     };
     registry::find_unlocked(is_used)

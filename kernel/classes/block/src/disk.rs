@@ -1,5 +1,6 @@
 //! The interface of a disk, and the list of all disks.
 
+use super::partition::Partition;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -19,6 +20,15 @@ pub type Outcome = Result<(), String>;
 pub trait Disk: Send + Sync {
     /// Returns the disk's name in the shell.
     fn name(&self) -> &str;
+    /// Returns the disk that this one is a part of, if it is a partition.
+    fn whole(&self) -> Option<&Arc<dyn Disk>> {
+        None
+    }
+    /// Returns whether the disk is this partition.
+    fn is_partition(&self, partition: &Partition) -> bool {
+        let _ = partition;
+        false
+    }
     /// Returns the driver that the disk is behind right now.
     fn handle(&self) -> Handle;
     /// Returns the disk's target and unit, if the driver can have several disks.
@@ -80,9 +90,27 @@ pub fn add<D: Disk + 'static>(make: impl FnOnce(String) -> D) -> Arc<D> {
     disk
 }
 
-/// Forgets the disks for which `is_gone` returns `true`.
+/// Forgets the disks for which `is_gone` returns `true`, with their partitions.
 pub fn forget(is_gone: impl Fn(&dyn Disk) -> bool) {
-    DISKS.lock().retain(|disk| !is_gone(&**disk));
+    DISKS.lock().retain(|disk| !is_gone(&**disk) && !disk.whole().is_some_and(|whole| is_gone(&**whole)));
+}
+
+/// Replaces the partitions of `whole`, if that is still among the disks. A partition that stays the
+/// same is left alone: a driver may use it.
+pub(crate) fn set_partitions(whole: &Arc<dyn Disk>, partitions: Vec<Partition>) {
+    let mut disks = DISKS.lock();
+    let is_its = |disk: &Arc<dyn Disk>| disk.whole().is_some_and(|other| Arc::ptr_eq(other, whole));
+    let fresh: Vec<Arc<dyn Disk>> = partitions
+        .into_iter()
+        .map(|partition| {
+            let same = disks.iter().filter(|disk| is_its(disk)).find(|disk| disk.is_partition(&partition));
+            same.cloned().unwrap_or_else(|| Arc::new(partition))
+        })
+        .collect();
+    disks.retain(|disk| !is_its(disk));
+    if let Some(at) = disks.iter().position(|disk| Arc::ptr_eq(disk, whole)) {
+        disks.splice(at + 1..at + 1, fresh);
+    }
 }
 
 /// Returns all known disks.

@@ -2,6 +2,7 @@
 //! disk.
 //!
 //! * [`disk`]: the interface of a disk, and the list of all disks
+//! * [`partition`]: disks that are parts of other disks
 //! * [`client`]: drivers that use a disk
 //! * [`class`]: the entry in the kernel's table of classes; [`request`]: requests to a block
 //!   device; [`device`]: the disk of a block device
@@ -18,6 +19,7 @@ mod class;
 pub mod client;
 mod device;
 pub mod disk;
+pub mod partition;
 pub mod request;
 
 pub use class::CLASS;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! text        command ; command ; ...            also a line each
-//! command     name arguments                     with & behind it: beside those that follow
+//! command     name arguments                     with & behind it: beside those that follow;
+//!                                                with > FILE or >> FILE: its output goes there
 //! arguments   words, @PART among them            for repeat and trial, commands and commas
 //! ```
 
@@ -21,6 +22,14 @@ pub fn commands(text: &str) -> impl Iterator<Item = &str> {
 /// commands after it.
 pub fn in_background(command: &str) -> Option<&str> {
     command.strip_suffix('&').map(str::trim)
+}
+
+/// Returns the command before `> PATH` or `>> PATH`, the path, and whether the output goes behind
+/// what the file has; `None` if the command does not end with that.
+pub fn into_file(command: &str) -> Option<(&str, &str, bool)> {
+    let (rest, path) = command.trim_end().rsplit_once(char::is_whitespace)?;
+    let (command, arrow) = rest.trim_end().rsplit_once(char::is_whitespace)?;
+    matches!(arrow, ">" | ">>").then_some((command.trim_end(), path, arrow == ">>"))
 }
 
 /// Returns a command's name and its arguments.
@@ -154,6 +163,15 @@ pub fn completion(word: &str, candidates: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_goes_into_a_file() {
+        assert_eq!(into_file("ls -l /mnt > /mnt/list"), Some(("ls -l /mnt", "/mnt/list", false)));
+        assert_eq!(into_file("echo  a >>  b "), Some(("echo  a", "b", true)));
+        for other in ["", ">", "> a", "a > ", "a >b", "a > b c", "echo a>b"] {
+            assert_eq!(into_file(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn what_was_meant_is_found() {

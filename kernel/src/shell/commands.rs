@@ -11,7 +11,7 @@ use super::machine::{dmesg, irqs, lspci};
 use super::memory::{integrity, mem, vmmap};
 use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, reload, ring, rmmod, tell};
 use super::network::{echoed, ip, nslookup, ping, tcpecho};
-use super::scripting::{alone, clear, echo, fails, mute, repeat, sleep};
+use super::scripting::{alone, clear, echo, fails, into_file, mute, repeat, sleep, source};
 #[cfg(feature = "campaign")]
 use super::snippets::snippets;
 use super::top::top;
@@ -325,6 +325,13 @@ static GROUPS: &[Group] = &[
                 "repeat 3 rmmod e1000, insmod e1000",
                 repeat
             ),
+            command!(
+                "source",
+                "source FILE",
+                "run the commands in a file, up to the first that fails; # begins a comment",
+                "source /mnt/setup",
+                source
+            ),
             command!("echo", "echo [TEXT]", "print a text", "echo first", echo),
             command!("clear", "clear", "clear the screen", "clear", clear),
             command!("sleep", "sleep MILLISECONDS", "wait", "sleep 500", sleep),
@@ -435,6 +442,9 @@ pub fn words_behind(before: &str) -> Vec<String> {
 
 /// Runs one line.
 pub async fn run(line: &str) -> Outcome {
+    if let Some((command, path, appends)) = command_line::into_file(line) {
+        return Box::pin(into_file(command, path, appends)).await;
+    }
     let (name, arguments) = command_line::name_and_arguments(line);
     let command = find(name)?;
     if arguments.split_whitespace().last().is_some_and(|last| ["--help", "-h"].contains(&last)) {

@@ -28,11 +28,12 @@ const MOST_ENTRIES: usize = 4096;
 const DEEPEST: usize = 32;
 
 /// Says what went wrong with a path.
-fn about(path: &Path) -> impl Fn(Error) -> String {
+pub fn about(path: &Path) -> impl Fn(Error) -> String {
     move |error| format!("{path}: {error}")
 }
 
-fn path_of(text: &str) -> Result<Path, String> {
+/// Returns the path that a person has typed.
+pub fn path_of(text: &str) -> Result<Path, String> {
     Path::new(text).map_err(said)
 }
 
@@ -298,6 +299,24 @@ pub async fn sha256sum(mut arguments: Arguments<'_>) -> Outcome {
     let bytes = read_all(&path, |piece| sum.update(piece)).await?;
     print_sum(&sum.finalize().into(), bytes);
     Ok(())
+}
+
+/// Returns the content of a file of at most `most` bytes.
+pub async fn read_whole(path: &str, most: usize) -> Result<Vec<u8>, String> {
+    let path = path_of(path)?;
+    let len_bytes = tree::stat(&path).await.map_err(about(&path))?.len_bytes;
+    let Some(len_bytes) = usize::try_from(len_bytes).ok().filter(|len| *len <= most) else {
+        return Err(format!("{path} has {len_bytes} bytes, and {most} are the most"));
+    };
+    let mut content = buffer(len_bytes)?;
+    content.clear();
+    read_all(&path, |piece| {
+        // What was put behind its end meanwhile is left out.
+        let room = len_bytes - content.len();
+        content.extend_from_slice(piece.get(..room).unwrap_or(piece));
+    })
+    .await?;
+    Ok(content)
 }
 
 /// Returns where a file goes that is copied or moved to `to`: into it, if it is a directory.

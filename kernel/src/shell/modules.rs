@@ -1,5 +1,6 @@
 //! Commands about modules and running drivers.
 
+use super::files::read_whole;
 use super::machine::{device_name, fence_in_words};
 use super::{Outcome, said};
 use crate::streams;
@@ -10,7 +11,7 @@ use host::domain::cause::Cause;
 use host::domain::fault::{Fault, history};
 use host::domain::trace::{self, Wish};
 use host::domain::{Handle, Ring, debug, end, offer, registry, sleep, trust, whose};
-use host::file::File;
+use host::file::{Content, File};
 use host::{module, poll, pushed, reload as replacing};
 use hw::arch::time;
 use hw::symbols::map;
@@ -175,6 +176,22 @@ impl Drop for Stopping {
     }
 }
 
+/// Returns a module file by its name, or by its path in a filesystem. A file from there is kept,
+/// and hides others of its name, as if it was pushed.
+async fn file_of(name: &str) -> Result<File, String> {
+    let Some((_, last)) = name.rsplit_once('/') else { return module::file(name).map_err(said) };
+    let bytes = read_whole(name, pushed::MAX_BYTES).await?;
+    let module = Module::parse(&bytes).map_err(|error| format!("{name}: refused: {error}"))?;
+    let own = module.manifest.name();
+    if last.strip_suffix(".rfm") != Some(own) {
+        return Err(format!("{name}: the module is called '{own}': its file must be {own}.rfm"));
+    }
+    pushed::check(own, bytes.len()).map_err(said)?;
+    let file = File { name: own.to_string(), build: pushed::next_build(), bytes: Content::Made(bytes.into()) };
+    pushed::keep(file.clone());
+    Ok(file)
+}
+
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
     let (mut ring, mut parameters, mut is_traced, mut stops) = (None, Vec::new(), false, false);
@@ -192,7 +209,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
         }
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
-    let file = module::file(name).map_err(said)?;
+    let file = file_of(name).await?;
     let stopping = if stops { Some(Stopping::begin(module::name_for(&file).map_err(said)?)?) } else { None };
     if stopping.is_some() && ring == Ring::Trusted {
         return Err("a debugger stops drivers in ring 1 only".into());
@@ -217,7 +234,7 @@ pub async fn reload(mut arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
     let file = file.map_or_else(|| handle.lock().file.name.clone(), ToString::to_string);
-    let file = module::file(&file).map_err(said)?;
+    let file = file_of(&file).await?;
     println!("{}", reload_one(&handle, file).await?);
     Ok(())
 }

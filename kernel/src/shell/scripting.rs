@@ -1,13 +1,21 @@
-//! Commands for scripts: they run other commands, wait, or print text.
+//! Commands for scripts: they run other commands, wait, or print text; and output that goes into a
+//! file.
 
 use super::commands::run;
+use super::files::{about, path_of, read_whole};
 use super::{Outcome, let_drivers_return, run_all};
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
+use core::future::{Future, poll_fn};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use embassy_time::Timer;
+use fs::file::How;
+use fs::tree;
 use hw::arch::time;
 use hw::{console, println};
 use ringfence_core::arguments::Arguments;
+use ringfence_core::command_line;
 
 pub async fn repeat(mut arguments: Arguments<'_>) -> Outcome {
     let count: u32 = arguments.number("the count")?;
@@ -72,4 +80,61 @@ pub async fn clear(arguments: Arguments<'_>) -> Outcome {
 /// never gets here.
 pub async fn alone(arguments: Arguments<'_>) -> Outcome {
     arguments.wrong("it takes nothing, and only a line of its own does it; 'reboot' only one that is typed")
+}
+
+/// Runs a command whose output goes into a file.
+pub async fn into_file(command: &str, path: &str, appends: bool) -> Outcome {
+    /// The most bytes of output.
+    const MOST: usize = 1 << 20;
+    let path = path_of(path)?;
+    let file = tree::open_file(&path, if appends { How::Create } else { How::Empty }).await.map_err(about(&path))?;
+    let (mut output, mut lost_bytes) = (String::new(), 0);
+    let mut running = Box::pin(run(command));
+    let outcome = poll_fn(|context| {
+        // Only while this command has its turn: others print where they did.
+        let capture = console::capture();
+        let polled = running.as_mut().poll(context);
+        let captured = capture.take();
+        lost_bytes += captured.lost_bytes;
+        if output.len() + captured.text.len() > MOST || output.try_reserve(captured.text.len()).is_err() {
+            lost_bytes += captured.text.len();
+        } else {
+            output += &captured.text;
+        }
+        polled
+    })
+    .await;
+    let end = if appends { file.stat().len_bytes } else { 0 };
+    file.write(end, output.as_bytes()).await.map_err(about(&path))?;
+    match lost_bytes {
+        0 => outcome,
+        count => Err(format!("{count} bytes of its output are lost: it has more than {MOST}")),
+    }
+}
+
+pub async fn source(mut arguments: Arguments<'_>) -> Outcome {
+    /// The most bytes of a file of commands, and the most that run others.
+    const MOST: usize = 64 << 10;
+    const DEEPEST: usize = 4;
+    static DEPTH: AtomicUsize = AtomicUsize::new(0);
+    struct Level;
+    impl Drop for Level {
+        fn drop(&mut self) {
+            DEPTH.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let path = arguments.word("the file")?;
+    arguments.end()?;
+    let depth = DEPTH.fetch_add(1, Ordering::Relaxed);
+    let _level = Level;
+    if depth >= DEEPEST {
+        return Err(format!("more than {DEEPEST} files of commands run one another"));
+    }
+    let text = String::from_utf8(read_whole(path, MOST).await?).map_err(|_| format!("{path} is no text"))?;
+    for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        for command in command_line::commands(line) {
+            Box::pin(run(command)).await.map_err(|error| format!("{path}: {command}: {error}"))?;
+        }
+    }
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! Filesystems: a driver that uses a disk, above a driver that has it.
 
-use ringfence::machine::Machine;
-use ringfence_tests::filesystem::{Fat, ext, partitioned};
-use ringfence_tests::{assert_fault, assert_says, boot_badly, boot_well, machine};
+use ringfence::machine::{End, Machine};
+use ringfence_tests::filesystem::{Fat, ext, partitioned, tool_well};
+use ringfence_tests::{assert_fault, assert_intact, assert_says, boot, boot_badly, boot_well, machine};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -263,4 +263,108 @@ fn a_gpt_has_partitions() {
 #[test]
 fn an_mbr_has_partitions() {
     has_partitions("dos", ", type=6");
+}
+
+/// Damages a copy of an image in some places of its first `within` bytes, where its tables are, and
+/// mostly in bytes that are in use.
+fn damaged(image: &[u8], within: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut copy = image.to_vec();
+    let used: Vec<usize> = (0..within).filter(|at| image[*at] != 0).collect();
+    for _ in 0..random.usize(1..60) {
+        let at = if random.u8(..4) > 0 { used[random.usize(..used.len())] } else { random.usize(..within) };
+        copy[at] = if random.bool() { random.u8(..) } else { [0, 0xff][random.usize(..2)] };
+    }
+    // Sometimes a whole run is another's.
+    if random.bool() {
+        let (from, to, len_bytes) = (random.usize(..within), random.usize(..within), random.usize(1..2048));
+        copy.copy_within(from..(from + len_bytes).min(within), to.min(within - 2048));
+    }
+    copy
+}
+
+/// A damaged filesystem gets an error, or ends its driver: never the kernel, and never the files of
+/// another disk.
+#[test]
+fn a_damaged_filesystem_harms_nobody() {
+    const EACH: u64 = 14;
+    let directory = TempDir::new().unwrap();
+    let good = Fat::new(directory.path(), 8 << 10, 16);
+    let content = noise(100_000, 1);
+    good.put("big", &content);
+    let content_folder = directory.path().join("content");
+    std::fs::create_dir_all(content_folder.join("d/e")).unwrap();
+    std::fs::write(content_folder.join("big"), &content).unwrap();
+    std::fs::write(content_folder.join("d/e/a"), "a").unwrap();
+    let fat = {
+        let image = Fat::new(directory.path(), 1440, 12);
+        image.put("big", &content);
+        tool_well("mmd", &["-i", image.path(), "::d", "::d/e"]);
+        image.put("d/e/a", b"a");
+        std::fs::read(image.path()).unwrap()
+    };
+    let ext = std::fs::read(ext(directory.path(), 2 << 10, "ext2", &content_folder)).unwrap();
+    let mut machine = with_image("", good.path());
+    let mut script = String::from("limits restarts 2; limits restart-wait-ms 0; limits command-ms 600; ");
+    script += "integrity; mount disk0 /good; ";
+    for seed in 0..2 * EACH {
+        let (format, bytes) = match seed % 2 {
+            0 => ("fat", damaged(&fat, 24 << 10, seed)),
+            _ => ("ext", damaged(&ext, 96 << 10, seed)),
+        };
+        let path = directory.path().join(format!("{seed}.img"));
+        std::fs::write(&path, bytes).unwrap();
+        machine.disks.push(path.into());
+        let disk = seed + 1;
+        let name = if format == "fat" { "fat.2" } else { "ext" };
+        script += &format!("mount disk{disk} /m -t {format}; ls -l /m; du /m; cat /m/d/e/a; sha256sum /m/big; df; ");
+        script += &format!("cp /m/big /m/new; mkdir /m/d/f; rm -r /m/d; umount /m; rmmod {name}; ");
+    }
+    script += "sha256sum /good/big; integrity; umount /good; mem";
+    machine.contents.exec = Some(script);
+    let text = boot(&machine);
+    assert!([End::Done, End::CommandFailed].contains(&text.end()), "{text}");
+    assert_intact(&text);
+    assert_eq!(text.data().last(), Some(&(100_000, sum(&content))), "{text}");
+    good.assert_clean();
+}
+
+/// Output goes into files, and commands and modules come out of them.
+#[test]
+fn commands_use_files() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let modules = &ringfence_tests::system().modules;
+    let watchman = modules.iter().find(|module| module.name == "watchman").unwrap();
+    image.put("watchman.rfm", &std::fs::read(&watchman.packed).unwrap());
+    image.put("other.rfm", &std::fs::read(&watchman.packed).unwrap());
+    image.put("short.rfm", b"no module");
+    image.put("setup", b"# sets up\necho first > /mnt/made; mkdir /mnt/d\n\necho second >> /mnt/made\n");
+    image.put("wrong", b"echo begins\nrm /mnt/none\necho never\n");
+    image.put("loop", b"source /mnt/loop\n");
+    let script = "mount disk0 /mnt; echo one > /mnt/log; lsmod >> /mnt/log; echo two >> /mnt/log; ls /none > /mnt/empty; \
+                  insmod /mnt/watchman.rfm place=disk; tell watchman rounds; kill watchman; insmod /mnt/other.rfm; \
+                  insmod /mnt/short.rfm; insmod /mnt/none.rfm; source /mnt/setup; source /mnt/wrong; source /mnt/loop; \
+                  echo a > /nowhere/a; umount /mnt";
+    let text = boot_badly(&with_image(script, image.path()), 7);
+    let expected = [
+        "/none: no filesystem is mounted there; 'mount' lists them",
+        "/mnt/other.rfm: the module is called 'watchman': its file must be watchman.rfm",
+        "/mnt/short.rfm: refused: not a well-formed ELF file",
+        "/mnt/none.rfm: no such file or directory",
+        "/mnt/wrong: rm /mnt/none: /mnt/none: no such file or directory",
+        "more than 4 files of commands run one another",
+        "/nowhere/a: no filesystem is mounted there; 'mount' lists them",
+    ];
+    for ((_, reason), expected) in text.errors().into_iter().zip(expected) {
+        assert!(reason.ends_with(expected), "{reason}, not {expected}: {text}");
+    }
+    let log = String::from_utf8(image.get("log")).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!((lines[0], lines.last().copied()), ("one", Some("two")));
+    assert!(lines.iter().any(|line| line.starts_with("fat ")) && !text.contains("SLOT"), "{log}");
+    assert!(image.get("empty").is_empty());
+    assert_eq!(image.get("made"), b"first\nsecond\n");
+    assert_says(&text, "all is well at the disk, after 0 rounds");
+    image.assert_clean();
 }

@@ -126,6 +126,9 @@ impl Drivers {
                 Reason::Watch { tid, kind, addr: address }
             }
             Why::Fault(Cause::Overrun) => signal(Signal::SIGXCPU),
+            Why::Fault(Cause::Panic) => signal(Signal::SIGABRT),
+            // A service would end it.
+            Why::Fault(cause) if !matches!(cause, Cause::Exception { .. }) => signal(Signal::SIGSYS),
             Why::Fault(_) => signal(match vector {
                 DIVIDE_ERROR => Signal::SIGFPE,
                 // SIGTRAP is for breakpoints and steps.

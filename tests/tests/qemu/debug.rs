@@ -182,6 +182,36 @@ fn a_driver_that_faults_stands_before_it_is_ended() {
     leave(running);
 }
 
+/// A driver that a service would end stands behind its call, and so does a driver that panics.
+#[test]
+fn a_driver_that_a_service_ends_stands_before() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod rogue");
+    let mut gdb = Gdb::start(&running, Some("rogue"));
+    gdb.give("continue");
+    running.type_line("tell rogue log-pointer 0 &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("received signal SIGSYS"), "{stopped}");
+    let place = gdb.run("backtrace 4");
+    // The attack itself ended with the call.
+    assert!(place.starts_with("#0") && place.contains("::command (text=..."), "{place}");
+    assert_eq!(driver(&mut running, "rogue").state, "in the debugger");
+    gdb.give("continue");
+    running.wait_for("fault: rogue: bad pointer to rf_log: 0x10 bytes at 0x0").unwrap();
+    running.wait_for("did not return").unwrap();
+    run_well(&mut running, "rmmod rogue");
+    run_well(&mut running, "insmod rogue");
+    running.type_line("tell rogue panic &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("received signal SIGABRT"), "{stopped}");
+    let place = gdb.run("backtrace 12");
+    assert!(place.contains("ringfence_sdk::panic::"), "{place}");
+    gdb.kill();
+    // Without its debugger, it is ended as it would have been.
+    running.wait_for("fault: rogue: gave up, in command").unwrap();
+    leave(running);
+}
+
 /// What gdb has changed is gone when it dies: a driver that stands goes on with the registers that
 /// it had, and meets no breakpoint any more.
 #[test]

@@ -3,7 +3,8 @@
 //! A driver that meets a breakpoint leaves its upcall as a driver does that sleeps
 //! ([`super::sleep`]), only behind a trap: everything else runs on, polls for the driver are noted,
 //! and its budget stands still. It goes on when the debugger says so. A driver that faults stands
-//! at the faulting instruction, before it is ended.
+//! at the faulting instruction, before it is ended; one that a service would end, or that panics,
+//! stands behind its call.
 //!
 //! **What the debugger has changed is gone with its session** ([`end`]): breakpoints and watches
 //! are taken back, and a driver that stands goes on with the registers that it had, or is ended by
@@ -21,11 +22,12 @@ use core::future::poll_fn;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
+use hw::arch::Caller;
 use hw::arch::frame::{TRAP_FLAG, TrapFrame};
 use hw::arch::handlers::{DriverTrap, Verdict};
 use hw::arch::watch;
 use ringfence_abi::layout::slot_of;
-use ringfence_abi::service::SERVICE_COUNT;
+use ringfence_abi::service::{Refusal, SERVICE_COUNT};
 use ringfence_core::disassembly::MAX_INSTRUCTION;
 use ringfence_core::extent::Extent;
 use ringfence_core::vector::{DEBUG, GENERAL_PROTECTION};
@@ -72,6 +74,8 @@ pub struct Stop {
 pub struct Debugged {
     /// Why it stands, and the registers that it had then.
     standing: Option<(Why, TrapFrame)>,
+    /// The call in which it stands, if it would be ended in a service.
+    call: Option<Caller>,
     /// The number of its last stop, among those of all drivers.
     pub stops: u64,
     /// Whether the debugger has written to its memory.
@@ -427,14 +431,43 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
         return Verdict::Ends;
     };
     frame.rflags &= !TRAP_FLAG;
-    domain.debugged.steps = None;
     // An access that was let through has not been made: it begins anew when the driver goes on.
     domain.space.hide_again();
+    domain.debugged.call = None;
+    begin_stand(session, domain, stop, frame);
+    Verdict::Stands
+}
+
+/// Decides about a driver that is to be ended in the service that it has called. Returns the
+/// registers behind the call, which is refused, if the driver stands instead.
+pub fn judge_call(domain: &mut Domain, cause: Cause) -> Option<TrapFrame> {
+    let mut guard = SESSION.lock();
+    let session = guard.as_mut().filter(|session| session.only.as_ref().is_none_or(|only| *only == domain.name))?;
+    if domain.ring() == Ring::Trusted {
+        return None;
+    }
+    let caller = hw::arch::caller()?;
+    let mut frame = caller.behind_call(Refusal::Denied.to_result());
+    // Behind the stub's RET as well: gdb knows no stubs.
+    let mut word = [0; 8];
+    if domain.space.read(frame.rsp, &mut word) {
+        let returns_to = u64::from_le_bytes(word);
+        if domain.slot_extent().encloses(Extent::new(returns_to, 1)) {
+            (frame.rip, frame.rsp) = (returns_to, frame.rsp.wrapping_add(8));
+        }
+    }
+    domain.debugged.call = Some(caller);
+    begin_stand(session, domain, Why::Fault(cause), &frame);
+    Some(frame)
+}
+
+/// Notes that a driver stands from now on.
+fn begin_stand(session: &mut Session, domain: &mut Domain, why: Why, frame: &TrapFrame) {
+    domain.debugged.steps = None;
     let number = STOPS.fetch_add(1, Ordering::Relaxed) + 1;
     domain.debugged.stops = number;
-    domain.debugged.standing = Some((stop, *frame));
-    note(session, Stop { slot: domain.space.slot(), number, why: stop });
-    Verdict::Stands
+    domain.debugged.standing = Some((why, *frame));
+    note(session, Stop { slot: domain.space.slot(), number, why });
 }
 
 /// Has the debugger told of a stop. Of a slot it is told of one stop, and once that there is a new
@@ -477,7 +510,8 @@ impl Domain {
             return false;
         }
         if let (Why::Fault(cause), Go::Fault) = (why, go) {
-            let fault = Fault::new(self, cause, Site::Trap(&frame));
+            let site = self.debugged.call.take().map_or(Site::Trap(&frame), Site::Gate);
+            let fault = Fault::new(self, cause, site);
             let has_successor = self.has_successor();
             self.life.end(fault.report(has_successor));
             super::end::quiesce(self);

@@ -160,7 +160,7 @@ pub fn put_current_to_sleep() {
 }
 
 /// Ends the driver whose upcall is under way: [`Domain::upcall`] returns [`UpcallError::Ended`].
-pub fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
+fn end_current(fault: impl FnOnce(&mut Domain) -> Fault) -> ! {
     let recorded = with_current(|domain| {
         let fault = fault(domain);
         domain.life.end(fault.report(domain.has_successor()));
@@ -187,6 +187,17 @@ pub fn judge(why: DriverTrap, frame: &mut TrapFrame) -> Verdict {
 pub fn stand(frame: TrapFrame) -> ! {
     with_current(|domain| domain.life.sleep(u64::MAX));
     CURRENT.stand(|domain| &domain.space, frame)
+}
+
+/// Ends the driver whose upcall is under way, because of the service that it has called; or has it
+/// stand for a debugger instead.
+#[cold]
+#[inline(never)]
+pub fn end_in_call(cause: Cause) -> ! {
+    if let Some(frame) = with_current(|domain| debug::judge_call(domain, cause)).flatten() {
+        stand(frame)
+    }
+    end_current(|domain| Fault::at_gate(domain, cause))
 }
 
 /// Ends the driver whose upcall is under way, because of a trap.

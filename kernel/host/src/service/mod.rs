@@ -8,10 +8,9 @@
 
 use crate::domain::Domain;
 use crate::domain::cause::Cause;
-use crate::domain::fault::Fault;
 use crate::domain::sleep::sleep_current;
 use crate::domain::trace;
-use crate::domain::upcall::{end_current, with_current};
+use crate::domain::upcall::{end_in_call, with_current};
 use arguments::Registers;
 use core::hint::black_box;
 use hw::arch::handlers::Services;
@@ -170,7 +169,7 @@ fn carry_out<const TAKEN: usize>(
 fn finish(done: Result<i64, Option<Cause>>) -> i64 {
     match done {
         Ok(result) => result,
-        Err(Some(cause)) => end_current(|domain| Fault::at_gate(domain, cause)),
+        Err(Some(cause)) => end_in_call(cause),
         // A sandboxed driver goes on without returning here: only its registers are restored.
         Err(None) => {
             sleep_current();

@@ -179,6 +179,17 @@ pub struct Caller {
     pub rsp: u64,
 }
 
+impl Caller {
+    /// Returns the registers with which the driver goes on behind its call, which returns `result`.
+    pub fn behind_call(&self, result: i64) -> TrapFrame {
+        let Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp } = *self;
+        let rax = result as u64;
+        let mut frame = TrapFrame { r15, r14, r13, r12, rbp, rbx, rip, rsp, rax, ..TrapFrame::default() };
+        frame.sanitize();
+        frame
+    }
+}
+
 /// The state that resumes a driver which sleeps in a service, or stands behind a trap.
 #[derive(Debug)]
 pub enum Asleep {

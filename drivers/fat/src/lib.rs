@@ -7,8 +7,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod disk;
 
+use alloc::vec::Vec;
 use disk::{Blocks, Failed};
 use hadris_fat::sync::FatFs;
 use hadris_fat::{CacheOptions, FatKind};
@@ -45,6 +48,9 @@ const CACHE: CacheOptions = CacheOptions::new().with_chain_positions(64).with_bl
 
 struct Fat {
     volume: FatFs<Blocks>,
+    /// The files that are open, each as often as it is. A file has several names for FAT, which
+    /// does not tell `a` from `A`.
+    open: Vec<NodeId>,
 }
 
 impl Filesystem for Fat {
@@ -56,7 +62,7 @@ impl Filesystem for Fat {
             options = options.read_only();
         }
         match FatFs::mount(Blocks::new(Disk::open(&DISK.get())?)?, options) {
-            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE) }),
+            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE), open: Vec::new() }),
             Err(error) => {
                 log::error!("{}: {error}", DISK.get());
                 Err(Refusal::Invalid)
@@ -101,7 +107,10 @@ impl Filesystem for Fat {
             found => found?,
         };
         match self.opened(node, how) {
-            Ok(stat) => Ok((node, stat)),
+            Ok(stat) => {
+                self.open.push(node);
+                Ok((node, stat))
+            }
             Err(error) => {
                 self.volume.forget(node, 1);
                 Err(error)
@@ -110,6 +119,9 @@ impl Filesystem for Fat {
     }
 
     fn close(&mut self, node: NodeId) {
+        if let Some(at) = self.open.iter().position(|open| *open == node) {
+            self.open.swap_remove(at);
+        }
         // Its length was written when it changed.
         let _ = self.volume.close(node);
         self.volume.forget(node, 1);
@@ -201,6 +213,9 @@ impl Fat {
         let stat = described(&self.volume.stat(node).map_err(said)?);
         if stat.kind != FileKind::File {
             return if how.truncate { Err(FsError::IsADirectory) } else { Ok(stat) };
+        }
+        if how.truncate && self.open.contains(&node) {
+            return Err(FsError::Busy);
         }
         self.volume.open(node, self.mode()).map_err(said)?;
         if !how.truncate || stat.len_bytes == 0 {

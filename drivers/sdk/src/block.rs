@@ -165,7 +165,14 @@ impl Disk {
     fn finish_now(&mut self, asked: Option<Asked>, to: &mut [u8]) -> Result<()> {
         let asked = asked.ok_or(Refusal::Busy)?;
         while self.next_done() != Some(asked.number) {
-            rf_wait()?;
+            let Err(refusal) = rf_wait() else { continue };
+            // The kernel has answered already, while a debugger had the driver perhaps; or never
+            // will.
+            if self.next_done() == Some(asked.number) {
+                break;
+            }
+            self.free[asked.number] = true;
+            return Err(refusal);
         }
         match self.finish(asked, to) {
             BLOCK_OK => Ok(()),

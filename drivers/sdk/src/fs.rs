@@ -122,7 +122,8 @@ pub trait Filesystem: Sized + 'static {
     /// Describes what is at `path`.
     fn stat(&mut self, path: &str) -> Outcome<Stat>;
 
-    /// Opens the file or directory at `path`.
+    /// Opens the file or directory at `path`. A file that is open already is not made empty
+    /// ([`FsError::Busy`]), under whichever name.
     fn open(&mut self, path: &str, how: How) -> Outcome<(Self::Node, Stat)>;
 
     /// Closes a file or directory.

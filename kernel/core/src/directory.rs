@@ -62,7 +62,10 @@ pub fn entries(mut bytes: &[u8]) -> Result<Vec<Entry>, Malformed> {
         let (name, _) = rest.split_at_checked(len_bytes).ok_or(Malformed)?;
         bytes = rest.get(len_bytes.next_multiple_of(8)..).ok_or(Malformed)?;
         let stat = Stat { kind: FileKind::of(head.kind), len_bytes: head.len_bytes, modified: head.modified };
-        entries.push(Entry { name: String::from_utf8_lossy(name).into_owned(), stat });
+        let mut name = String::from_utf8_lossy(name).into_owned();
+        // What stands for a byte that is no UTF-8 is longer than the byte.
+        name.truncate(name.floor_char_boundary(FS_MAX_NAME));
+        entries.push(Entry { name, stat });
     }
     Ok(entries)
 }

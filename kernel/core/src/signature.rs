@@ -16,7 +16,9 @@ pub fn format(bytes: &[u8]) -> Option<&'static str> {
     let begins_with_a_jump = at(0) == 0xe9 || at(0) == 0xeb && at(2) == 0x90;
     let sector = u16::from_le_bytes([at(11), at(12)]);
     let has_lengths = matches!(sector, 512 | 1024 | 2048 | 4096) && at(13).is_power_of_two();
-    (begins_with_a_jump && has_lengths && (at(510), at(511)) == (0x55, 0xaa)).then_some("fat")
+    // NTFS begins like FAT.
+    let is_ntfs = bytes.get(3..8) == Some(b"NTFS ");
+    (begins_with_a_jump && has_lengths && !is_ntfs && (at(510), at(511)) == (0x55, 0xaa)).then_some("fat")
 }
 
 #[cfg(test)]
@@ -33,6 +35,9 @@ mod tests {
         assert_eq!(format(&fat), None);
         fat[510..512].copy_from_slice(&[0x55, 0xaa]);
         assert_eq!(format(&fat), Some("fat"));
+        fat[3..8].copy_from_slice(b"NTFS ");
+        assert_eq!(format(&fat), None);
+        fat[3..8].fill(0);
         fat[13] = 3;
         assert_eq!(format(&fat), None);
         assert_eq!(format(&[0xff; BYTES]), None);

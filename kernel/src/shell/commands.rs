@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkreset, blkverify, blkwrite, lsblk, rescan};
-use super::files::{cat, cp, df, du, hexdump, ls, mkdir, mount, mv, rm, sha256sum, sync, umount};
+use super::files::{cat, cp, df, du, hexdump, ls, mkdir, mount, mv, rm, sha256sum, sync, truncate, umount};
 #[cfg(feature = "bench")]
 use super::machine::bench;
 #[cfg(feature = "campaign")]
@@ -242,7 +242,13 @@ static GROUPS: &[Group] = &[
                 "mount disk0 /mnt",
                 mount
             ),
-            command!("umount", "umount PATH", "write all, and unload the filesystem's driver", "umount /mnt", umount),
+            command!(
+                "umount",
+                "umount [-f] PATH",
+                "write all, and unload the filesystem's driver; -f: also if the disk is gone",
+                "umount /mnt",
+                umount
+            ),
             command!("df", "df", "how full filesystems are", "df", df),
             command!("sync", "sync", "have all that was written put on the disks", "sync", sync),
             command!("ls", "ls [-l] [PATH]", "what is in a directory; -l: with lengths and dates", "ls -l /mnt", ls),
@@ -252,6 +258,13 @@ static GROUPS: &[Group] = &[
             command!("cp", "cp FROM TO", "copy a file", "cp /mnt/a /mnt/b", cp),
             command!("mv", "mv FROM TO", "give a file or a directory another path", "mv /mnt/a /mnt/b", mv),
             command!("rm", "rm [-r] PATH", "remove a file or an empty directory; -r: with all in it", "rm /mnt/a", rm),
+            command!(
+                "truncate",
+                "truncate FILE BYTES",
+                "make a file shorter, or longer by zeros",
+                "truncate /mnt/a 100",
+                truncate
+            ),
             command!("mkdir", "mkdir PATH", "make a directory", "mkdir /mnt/d", mkdir),
             command!("du", "du PATH", "how much is in a directory and below", "du /mnt", du),
         ],

@@ -76,7 +76,7 @@ pub async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
 /// Returns a disk that a person may write to: not one with a filesystem, whose driver would not
 /// know of it.
 fn to_write(disk: Arc<dyn Disk>) -> Result<Arc<dyn Disk>, String> {
-    match filesystem_on(&*disk) {
+    match filesystem_on(&*disk, "") {
         Some(driver) => Err(format!("{} is in use by {driver}", disk.name())),
         None => Ok(disk),
     }

@@ -5,8 +5,9 @@ use super::{Outcome, print_sum, said};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use block::client::filesystem_on;
 use fs::error::Error;
-use fs::file::{File, How, PIECE};
+use fs::file::{File, How, PIECE, cost};
 use fs::{tree, volume};
 use host::domain::Ring;
 use host::module;
@@ -69,8 +70,8 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
         return Err(format!("there is a filesystem at {at} already"));
     }
     let disk = find_disk(disk).await?;
-    if let Some(volume) = volume::all().into_iter().find(|volume| volume.disk() == disk.name()) {
-        return Err(format!("{} has the filesystem of {} already", disk.name(), volume.name()));
+    if let Some(driver) = filesystem_on(&*disk, "") {
+        return Err(format!("{} has the filesystem of {driver} already", disk.name()));
     }
     let format = match format {
         Some(format) => format,
@@ -119,7 +120,12 @@ fn list_mounts() -> Outcome {
 }
 
 pub async fn umount(mut arguments: Arguments<'_>) -> Outcome {
-    let at = path_of(arguments.word("the path")?)?;
+    let mut word = arguments.word("the path")?;
+    let is_forced = word == "-f";
+    if is_forced {
+        word = arguments.word("the path")?;
+    }
+    let at = path_of(word)?;
     arguments.end()?;
     let mount = tree::mounts().into_iter().find(|mount| mount.at == at);
     let mount = mount.ok_or_else(|| format!("no filesystem is mounted at {at}"))?;
@@ -130,7 +136,12 @@ pub async fn umount(mut arguments: Arguments<'_>) -> Outcome {
     // What cannot be written is said now: the driver's end is no place for an answer.
     match mount.volume.sync().await {
         Ok(()) | Err(Error::Gone) => {}
-        Err(error) => return Err(about(&at)(error)),
+        Err(_) if is_forced => {}
+        Err(error) => return Err(format!("{}; umount -f goes on without", about(&at)(error))),
+    }
+    // A command may have opened one meanwhile.
+    if mount.volume.open_files() > 0 {
+        return Err("some of its files are open".into());
     }
     let name = mount.volume.name().to_string();
     drop(mount);
@@ -371,14 +382,24 @@ pub async fn mv(mut arguments: Arguments<'_>) -> Outcome {
     }
 }
 
+pub async fn truncate(mut arguments: Arguments<'_>) -> Outcome {
+    let path = path_of(arguments.word("the file")?)?;
+    let len_bytes = arguments.number("the length in bytes")?;
+    arguments.end()?;
+    let file = tree::open_file(&path, How::Create).await.map_err(about(&path))?;
+    file.truncate(len_bytes).await.map_err(about(&path))
+}
+
 pub async fn mkdir(mut arguments: Arguments<'_>) -> Outcome {
     let path = path_of(arguments.word("the directory")?)?;
     arguments.end()?;
     tree::make_directory(&path).await.map_err(about(&path))
 }
 
-/// A directory that a command walks through: its path, what is left of its entries, and how deep it
-/// is.
+/// The most bytes of memory that the entries take which a command still has to walk through.
+const MOST_HELD: usize = 1 << 20;
+
+/// A directory that a command walks through: its path, and what is left of its entries.
 type Level = (Path, Vec<Entry>);
 
 /// Walks through everything below `path`, and calls `leaf` for each that is no directory, and for
@@ -403,7 +424,13 @@ async fn walk(path: &Path, mut each: impl AsyncFnMut(&Path, &Stat) -> Outcome) -
             FileKind::Directory if levels.len() >= DEEPEST => {
                 return Err(format!("{inner} is more than {DEEPEST} directories deep"));
             }
-            FileKind::Directory => levels.push((inner.clone(), whole(&inner).await?)),
+            FileKind::Directory => {
+                levels.push((inner.clone(), whole(&inner).await?));
+                let held: usize = levels.iter().flat_map(|(_, entries)| entries).map(cost).sum();
+                if held > MOST_HELD {
+                    return Err(format!("{inner} and the directories above it have too many entries"));
+                }
+            }
             _ => each(&inner, &entry.stat).await?,
         }
     }

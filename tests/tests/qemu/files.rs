@@ -134,6 +134,8 @@ fn what_is_wrong_about_a_path_is_said() {
         ("mv /mnt/d /mnt/d/e", "/mnt/d/e is /mnt/d itself, or inside"),
         ("rm /mnt/d", "/mnt/d: the directory is not empty"),
         ("cp /mnt/a /mnt/a", "a file cannot be copied onto itself"),
+        // FAT does not tell the two apart.
+        ("cp /mnt/a /mnt/A", "/mnt/A: it is in use"),
         ("blkwrite disk0 0 1 1", "disk0 is in use by fat"),
     ];
     let list = |wrong: &[(&str, &str)]| wrong.iter().map(|(command, _)| format!("{command}; ")).collect::<String>();
@@ -143,6 +145,29 @@ fn what_is_wrong_about_a_path_is_said() {
     let expected: Vec<(&str, &str)> = wrong.iter().chain(&wrong_mounted).copied().collect();
     assert_eq!(text.errors(), expected);
     image.assert_clean();
+    assert_eq!(image.get("a"), b"a");
+}
+
+/// Of two that mount a disk at once, one has it; and nobody takes the name of an open file away.
+#[test]
+fn one_has_a_disk_and_its_files() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let content = noise(2 << 20, 2);
+    image.put("big", &content);
+    let script = "mount disk0 /x &; mount disk0 /y &; wait; fails blkwrite disk0 0 1 1; mount; umount /x; umount /y; \
+                  mount disk0 /m; sha256sum /m/big &; mv /m/big /m/small; rm /m/big; wait; truncate /m/big 100; \
+                  truncate /m/big 5000; sha256sum /m/big; mv /m/big /m/small; umount /m";
+    let text = boot_badly(&with_image(script, image.path()), 4);
+    let errors = text.errors();
+    let refused = errors.iter().filter(|(line, _)| line.starts_with("mount "));
+    assert_eq!(refused.count(), 1, "{text}");
+    let open = errors.iter().filter(|(_, reason)| *reason == "/m/big: it is in use");
+    assert_eq!(open.count(), 2, "{text}");
+    let after = [&content[..100], &[0; 4900]].concat();
+    assert_eq!(text.data(), [(2 << 20, sum(&content)), (5000, sum(&after))]);
+    image.assert_clean();
+    assert!(image.get("small") == after);
 }
 
 /// A filesystem that is only read stays as it is, to the last byte.
@@ -236,16 +261,20 @@ fn has_partitions(label: &str, line: &str) {
     disk[START..START + LEN].copy_from_slice(&std::fs::read(fat.path()).unwrap());
     std::fs::write(&path, &disk).unwrap();
     let script = "lsblk; mount disk0p1 /mnt; cat /mnt/a; cp /mnt/a /mnt/b; fails blkwrite disk0 0 1 1; \
-                  fails mount disk0 /other; fails blkread disk0p1 16384 1; kill fat; umount /mnt; \
+                  fails mount disk0 /other; fails insmod fat disk=disk0; fails blkread disk0p1 16384 1; kill fat; umount /mnt; \
                   fails mount disk0p3 /mnt; mount disk0p1 /mnt; cat /mnt/b; umount /mnt; lsblk";
     let text = boot_well(&with_image(script, path.to_str().unwrap()));
     let names: Vec<(&str, u64)> = text.disks().iter().map(|disk| (&*disk.name, disk.blocks)).collect();
     let expected = [("disk0", 40960), ("disk0p1", 16384), ("disk0p2", 4096)];
     assert_eq!(names, [expected, expected].concat());
     assert_eq!(text.matches("\nin a partition").count(), 2, "{text}");
-    for reason in
-        ["disk0 is in use by fat", "disk0p1 has only 16384 blocks", "there is no disk 'disk0p3'; 'lsblk' lists them"]
-    {
+    for reason in [
+        "disk0 is in use by fat",
+        "disk0 has the filesystem of fat already",
+        "fat: init: refused: busy",
+        "disk0p1 has only 16384 blocks",
+        "there is no disk 'disk0p3'; 'lsblk' lists them",
+    ] {
         assert_says(&text, &format!("as expected: {reason}"));
     }
     let after = std::fs::read(&path).unwrap();
@@ -367,4 +396,43 @@ fn commands_use_files() {
     assert_eq!(image.get("made"), b"first\nsecond\n");
     assert_says(&text, "all is well at the disk, after 0 rounds");
     image.assert_clean();
+}
+
+/// A driver that lies about its files is ended for what cannot be, and everything else has an end.
+#[test]
+fn a_hostile_filesystem_harms_nobody() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let faults = [
+        ("more", "cat /m/file", "bad entry 0x10001 in the complete queue"),
+        ("more", "ls /m", "bad entry 0xffffffffffffffff in the complete queue"),
+        ("status", "ls /m", "bad entry 0x63 in the complete queue"),
+        ("empty", "ls /m", "bad entry 0x18 in the complete queue"),
+        ("long", "ls /m", "bad entry 0x20 in the complete queue"),
+    ];
+    let mut script = String::from("integrity; limits restarts 1000; limits restart-wait-ms 0; ");
+    script += "mount disk0 /m -t rogue-fs; mount; df; ls -l /m; cat /m/file; ";
+    for (lie, command, _) in faults {
+        // A request whose driver is ended for its status is sent again, to a successor that tells
+        // the truth.
+        let fails = if lie == "status" { "" } else { "fails " };
+        script += &format!("tell rogue-fs {lie}; {fails}{command}; ls /m; ");
+    }
+    script += "fails du /m; tell rogue-fs dots; ls /m; fails du /m; tell rogue-fs huge; mute ls /m; fails du /m; tell rogue-fs names; ls /m; fails rm -r /m; tell rogue-fs none; integrity; umount /m; mem";
+    let text = boot_well(&with_image(&script, image.path()));
+    let found: Vec<&str> = text.faults("rogue-fs").iter().map(|fault| &*fault.headline).collect();
+    assert_eq!(found.len(), faults.len(), "{text}");
+    for (found, (lie, command, expected)) in found.iter().zip(faults) {
+        assert!(found.contains(expected), "{lie}, {command}: {found}");
+    }
+    assert_eq!(text.matches("gave an answer that cannot be").count(), faults.len() - 1, "{text}");
+    assert_says(
+        &text,
+        "as expected: /m/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d is more than 32 directories deep",
+    );
+    for line in ["../up", "?[2J", "a?b", "... and more: a list ends after 4096 entries"] {
+        assert_says(&text, line);
+    }
+    assert!(!text.contains('\u{1b}'), "{text}");
+    assert_intact(&text);
 }

@@ -66,7 +66,7 @@ impl Client {
         let disk = disk::all().into_iter().find(|disk| disk.name() == name).filter(is_anothers);
         let disk = disk.ok_or(Refusal::NotFound)?;
         let is_filesystem = domain.manifest.kind() == Ok(Kind::Fs);
-        if is_filesystem && filesystem_on(&*disk).is_some() {
+        if is_filesystem && filesystem_on(&*disk, &domain.name).is_some() {
             return Err(Refusal::Busy);
         }
         let memory = map_used(domain, USED_BYTES)?;
@@ -87,22 +87,26 @@ impl Client {
     }
 }
 
-/// Returns whether two disks have blocks in common: they are the same, or one is a part of the
-/// other.
+/// Returns whether two disks have blocks in common: they are the same, or parts of the same disk.
 fn overlaps(one: &dyn Disk, other: &dyn Disk) -> bool {
-    let is_part = |part: &dyn Disk, whole: &dyn Disk| part.whole().is_some_and(|of| of.name() == whole.name());
-    one.name() == other.name() || is_part(one, other) || is_part(other, one)
+    fn whole(disk: &dyn Disk) -> &str {
+        disk.whole().map_or(disk.name(), |whole| whole.name())
+    }
+    let [(first, end), (other_first, other_end)] =
+        [one, other].map(|disk| (disk.first(), disk.first().saturating_add(disk.blocks())));
+    whole(one) == whole(other) && first < other_end && other_first < end
 }
 
-/// Returns the name of the driver whose filesystem is on a disk: it alone changes the disk's
-/// blocks.
-pub fn filesystem_on(disk: &dyn Disk) -> Option<String> {
+/// Returns the name of the driver whose filesystem is on a disk, or will be again: it alone changes
+/// the disk's blocks. A driver called `except` is left out: it may be one's own predecessor.
+pub fn filesystem_on(disk: &dyn Disk, except: &str) -> Option<String> {
     let is_used = |domain: &Domain| {
-        let client = domain.used::<Client>().filter(|_| domain.is_alive())?;
+        let stays = domain.is_alive() || domain.life.will_be_back();
+        let client = domain.used::<Client>().filter(|_| stays && domain.name != except)?;
         let is_this = client.disk.upgrade().is_some_and(|other| overlaps(disk, &*other));
         (is_this && domain.manifest.kind() == Ok(Kind::Fs)).then(|| domain.name.clone())
     };
-    registry::find_unlocked(is_used)
+    registry::find_in_service(is_used)
 }
 
 /// Returns a disk's description of itself, cut off where there is no more room.
@@ -110,6 +114,13 @@ fn model_of(disk: &dyn Disk) -> [u8; 24] {
     let mut model = [0; 24];
     model.iter_mut().zip(disk.model().bytes()).for_each(|(to, byte)| *to = byte);
     model
+}
+
+impl Client {
+    /// Returns whether two drivers use the same disk, and not just disks of the same name.
+    pub fn has_disk_of(&self, other: &Client) -> bool {
+        Weak::ptr_eq(&self.disk, &other.disk)
+    }
 }
 
 impl Use for Client {

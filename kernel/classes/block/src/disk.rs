@@ -24,6 +24,10 @@ pub trait Disk: Send + Sync {
     fn whole(&self) -> Option<&Arc<dyn Disk>> {
         None
     }
+    /// Returns the first of its blocks in the whole disk.
+    fn first(&self) -> u64 {
+        0
+    }
     /// Returns whether the disk is this partition.
     fn is_partition(&self, partition: &Partition) -> bool {
         let _ = partition;

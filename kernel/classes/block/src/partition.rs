@@ -54,6 +54,10 @@ impl Disk for Partition {
         Some(&self.whole)
     }
 
+    fn first(&self) -> u64 {
+        self.first
+    }
+
     fn is_partition(&self, other: &Partition) -> bool {
         (&self.name, self.first, self.blocks, &self.label) == (&other.name, other.first, other.blocks, &other.label)
     }

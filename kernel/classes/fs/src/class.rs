@@ -7,6 +7,7 @@ use super::volume::{self, Volume};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use block::client::Client;
 use host::domain::offer::{Class, Offer};
 use host::domain::{Domain, Handle};
 use host::requests::{Protocol, Server};
@@ -36,6 +37,15 @@ fn add(handle: &Handle) {
     let volume = volume::add(Volume::new(name, server, &info));
     let text = format_args!("{} on {}{}", volume.format(), volume.disk(), volume.label_words());
     console::say_about(&source, Level::Info, text);
+}
+
+/// Returns whether a driver and its successor use the same disk: another may have its name by now.
+fn have_one_disk(dead: &Handle, fresh: &Handle) -> bool {
+    let (dead, fresh) = (dead.lock(), fresh.lock());
+    match (dead.used::<Client>(), fresh.used::<Client>()) {
+        (Some(one), Some(other)) => one.has_disk_of(other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
 }
 
 fn remove(volume: &Arc<Volume>) {
@@ -83,7 +93,7 @@ impl Class for Filesystems {
     /// Goes on with the requests that wait for the driver, if the filesystem is still the same.
     fn replace(&self, dead: &Handle, fresh: &Handle) {
         let (Some(volume), Some(info)) = (volume::of(dead), info_of(fresh)) else { return };
-        if volume.is_still(&info) {
+        if volume.is_still(&info) && have_one_disk(dead, fresh) {
             volume.replace(fresh);
         } else {
             let source = Source::by_itself(&fresh.lock().name);

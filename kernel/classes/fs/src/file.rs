@@ -11,6 +11,16 @@ use ringfence_core::path::Path;
 /// The most bytes that one request moves.
 pub const PIECE: usize = FS_MAX_DATA;
 
+/// The most bytes of memory that a list of a directory takes, but for the entries of one request.
+const MOST_LISTED: usize = 512 << 10;
+/// The memory that must be free before entries are asked for: those of one request, and the list.
+const ROOM_FOR_A_LIST: usize = 2 << 20;
+
+/// Returns the bytes of memory that an entry takes.
+pub fn cost(entry: &Entry) -> usize {
+    size_of::<Entry>() + entry.name.len()
+}
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
@@ -94,20 +104,28 @@ impl File {
         self.with(async |volume, number| volume.truncate(number, len_bytes).await).await
     }
 
-    /// Returns all entries of a directory, but at most `most`; whether there are more; and leaves
+    /// Returns all entries of a directory, but at most `most`, and no more than fit into
+    /// [`MOST_LISTED`] bytes; whether there are more; and leaves
     /// out the directory itself and the one above.
     pub async fn list(&self, most: usize) -> Outcome<(Vec<Entry>, bool)> {
-        let mut buffer = hw::memory::buffer(PIECE).map_err(Error::Memory)?;
-        let (mut all, mut position) = (Vec::new(), Some(0));
+        let (mut all, mut position, mut seen, mut held) = (Vec::new(), Some(0), 0, 0);
         while let Some(from) = position {
+            if !hw::memory::has_room(ROOM_FOR_A_LIST) {
+                return Err(Error::Memory("out of memory: there is no room for a list right now".into()));
+            }
+            let mut buffer = hw::memory::buffer(PIECE).map_err(Error::Memory)?;
             let (entries, next) =
                 self.with(async |volume, number| volume.list(number, from, &mut buffer).await).await?;
             // A position that does not advance would be asked for again and again.
             if entries.is_empty() && next.is_some() {
                 return Err(FsError::Corrupt.into());
             }
+            // A driver may answer with the same entries for ever, those that are left out among
+            // them.
+            seen += entries.len();
+            held += entries.iter().map(cost).sum::<usize>();
             all.extend(entries.into_iter().filter(|entry| !matches!(entry.name.as_str(), "." | "..")));
-            if all.len() > most {
+            if seen > most + 2 || held > MOST_LISTED {
                 all.truncate(most);
                 return Ok((all, true));
             }

@@ -6,13 +6,13 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use embassy_futures::yield_now;
 use host::domain::cause::Cause;
 use host::domain::{Handle, end};
 use host::requests::Server;
 use host::requests::attempt::{self, Attempt, Done};
-use ringfence_abi::fs::{FS_READ_ONLY, FsError, FsInfo, FsOutcome, Operation};
+use ringfence_abi::fs::{FS_DIRECTORY, FS_READ_ONLY, FsError, FsInfo, FsOutcome, Operation};
 use ringfence_core::directory::{self, Entry, FileKind, Stat};
 use ringfence_core::path::{self, Path};
 use spin::Mutex;
@@ -59,10 +59,22 @@ pub struct Volume {
     server: Server,
     info: FsInfo,
     gone: AtomicBool,
-    /// The number of files that are open.
-    open: AtomicUsize,
+    /// The files that are open, with their paths.
+    open: Mutex<Vec<(u64, Path)>>,
     /// Numbers of files that nobody needs any more, and that the driver still has open.
     to_close: Mutex<Vec<u64>>,
+}
+
+/// A file that is being opened: the driver may have it open when nobody waits for that any more.
+struct Opening<'a> {
+    volume: &'a Volume,
+    node: u64,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.volume.close_later(self.node);
+    }
 }
 
 /// Returns the text of a field that is padded with zeros, harmless for a terminal.
@@ -82,7 +94,7 @@ impl Volume {
             server,
             info: *info,
             gone: AtomicBool::new(false),
-            open: AtomicUsize::new(0),
+            open: Mutex::default(),
             to_close: Mutex::default(),
         }
     }
@@ -119,7 +131,7 @@ impl Volume {
 
     /// Returns how many of its files are open.
     pub fn open_files(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.open.lock().len()
     }
 
     /// Returns the current driver.
@@ -225,12 +237,13 @@ impl Volume {
     pub async fn make_directory(&self, path: &Path) -> Outcome<()> {
         self.close_waiting().await;
         let request = Request { operation: Operation::MakeDirectory, node: 0, offset: 0, flags: 0 };
-        let is_done = async || self.is_there(path).await;
+        let is_done = async || matches!(self.look(path).await, Some(Ok(found)) if found.kind == FS_DIRECTORY);
         self.ask_unless(request, path.as_str().as_bytes(), &mut [], is_done).await.map(|_| ())
     }
 
     /// Removes a file or an empty directory.
     pub async fn remove(&self, path: &Path) -> Outcome<()> {
+        self.check_not_open(path)?;
         self.close_waiting().await;
         let request = Request { operation: Operation::Remove, node: 0, offset: 0, flags: 0 };
         let is_done = async || self.is_missing(path).await;
@@ -239,6 +252,8 @@ impl Volume {
 
     /// Gives what is at `from` the path `to`. A file that is there is replaced.
     pub async fn rename(&self, from: &Path, to: &Path) -> Outcome<()> {
+        self.check_not_open(from)?;
+        self.check_not_open(to)?;
         self.close_waiting().await;
         let offset = from.as_str().len() as u64;
         let request = Request { operation: Operation::Rename, node: 0, offset, flags: 0 };
@@ -251,9 +266,20 @@ impl Volume {
     pub(crate) async fn open(&self, path: &Path, flags: u32) -> Outcome<(u64, Stat)> {
         self.close_waiting().await;
         let node = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        self.open.lock().push((node, path.clone()));
+        let opening = Opening { volume: self, node };
         let stat = self.open_as(node, path, flags).await?;
-        self.open.fetch_add(1, Ordering::AcqRel);
+        core::mem::forget(opening);
         Ok((node, stat))
+    }
+
+    /// Refuses to take the name of a file away by which the file is opened again if its driver is
+    /// ended.
+    fn check_not_open(&self, path: &Path) -> Outcome<()> {
+        match self.open.lock().iter().any(|(_, open)| open.below(path).is_some()) {
+            true => Err(FsError::Busy.into()),
+            false => Ok(()),
+        }
     }
 
     /// Opens a path under this number.
@@ -265,14 +291,15 @@ impl Volume {
 
     /// Notes that nobody needs the file with this number any more.
     pub(crate) fn close_later(&self, node: u64) {
-        self.open.fetch_sub(1, Ordering::AcqRel);
+        self.open.lock().retain(|(open, _)| *open != node);
         self.to_close.lock().push(node);
     }
 
     /// Closes the files that nobody needs any more.
     async fn close_waiting(&self) {
-        let mut closing = core::mem::take(&mut *self.to_close.lock());
-        while let Some(node) = closing.pop() {
+        // One after the other: if this future is dropped, the others stay.
+        let next = || self.to_close.lock().pop();
+        while let Some(node) = next() {
             let request = Request { operation: Operation::Close, node, offset: 0, flags: 0 };
             // A driver that does not know the number has nothing to close.
             let _ = self.ask(request, &[], &mut []).await;
@@ -294,7 +321,8 @@ impl Volume {
     /// Makes an open file `len_bytes` bytes long.
     pub(crate) async fn truncate(&self, node: u64, len_bytes: u64) -> Outcome<()> {
         let request = Request { operation: Operation::Truncate, node, offset: len_bytes, flags: 0 };
-        self.ask(request, &[], &mut []).await.map(|_| ())
+        // With data, so that it keeps its place among the writes if it is sent again.
+        self.ask(request, &len_bytes.to_le_bytes(), &mut []).await.map(|_| ())
     }
 
     /// Returns entries of an open directory from a position on, and the next position, if there is

@@ -70,11 +70,17 @@ pub fn has(handle: &Handle) -> bool {
     LOADED.lock().iter().any(|other| Arc::ptr_eq(other, handle))
 }
 
-/// Calls `look` on one domain after the other until it returns a value. Locked domains are left
-/// out: it is for a panic, which must not wait for a lock, and for a service, whose domain is
-/// locked.
+/// Calls `look` on one domain after the other until it returns a value. It is for a panic, which
+/// must not wait for a lock: locked domains are left out.
 pub fn find_unlocked<T>(mut look: impl FnMut(&Domain) -> Option<T>) -> Option<T> {
     LOADED.try_lock()?.iter().find_map(|handle| look(&*handle.try_lock()?))
+}
+
+/// Calls `look` on one domain after the other that is loaded or being loaded, until it returns a
+/// value. Locked domains are left out: it is for services, whose own domain is locked.
+pub fn find_in_service<T>(mut look: impl FnMut(&Domain) -> Option<T>) -> Option<T> {
+    let begun: Vec<Handle> = BEGUN.lock().iter().filter_map(Weak::upgrade).collect();
+    all().iter().chain(&begun).find_map(|handle| look(&*handle.try_lock()?))
 }
 
 /// Adds a domain.

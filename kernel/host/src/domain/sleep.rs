@@ -3,7 +3,9 @@
 //!
 //! A driver that sleeps is alive and cannot be entered. Polls for it are noted, as for a driver
 //! that rests, and all other upcalls wait ([`awake`]). The time that a driver may sleep in one
-//! upcall is limited, because a person or a task may wait for the upcall's end.
+//! upcall is limited, because a person or a task may wait for the upcall's end. A driver may also
+//! wait for the device that it uses: [`crate::poll::answered`] wakes it, and the time is limited as
+//! well.
 //!
 //! Not taken:
 //! * *A kernel stack for each driver.* It would keep the service in the middle of which the driver
@@ -21,7 +23,7 @@ use core::future::poll_fn;
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
 use hw::arch::time;
-use ringfence_core::limits::SLEEP_MS;
+use ringfence_core::limits::{COMMAND_MS, SLEEP_MS};
 use spin::Mutex;
 
 /// The drivers that sleep, and the end of each sleep in nanoseconds since boot. A driver that was
@@ -30,6 +32,11 @@ static ASLEEP: Mutex<Vec<(u64, Weak<Mutex<Domain>>)>> = Mutex::new(Vec::new());
 /// Wakes the task that waits for the first sleep to end.
 static ON_SLEEP: AtomicWaker = AtomicWaker::new();
 
+/// For how many times the time for a request a driver may wait for its device in one upcall, and
+/// the most that one wait counts.
+const WAITS: u64 = 8;
+const MOST_OF_A_WAIT_NS: u64 = 1_000_000_000;
+
 /// A driver's sleep.
 #[derive(Debug, Default)]
 pub struct Sleep {
@@ -37,6 +44,10 @@ pub struct Sleep {
     pub this: Weak<Mutex<Domain>>,
     /// The time that the driver has slept in the upcall under way, in nanoseconds.
     slept_ns: u64,
+    /// The time that it has waited for the device that it uses, as far as that counts, and since
+    /// when it waits now.
+    waited_ns: u64,
+    since_ns: u64,
     /// Whether the driver waits for the device that it uses.
     waits: bool,
     /// How often such a wait has ended.
@@ -73,15 +84,26 @@ impl Domain {
 
     /// Puts the driver to sleep until the device that it uses has answered, in the upcall under
     /// way.
-    pub fn begin_wait(&mut self) {
+    pub fn begin_wait(&mut self) -> Result<(), Cause> {
+        let limit_ms = COMMAND_MS.get().saturating_mul(WAITS);
+        if self.sleep.waited_ns > limit_ms.saturating_mul(1_000_000) {
+            return Err(Cause::Overslept { limit_ms });
+        }
         self.sleep.waits = true;
+        self.sleep.since_ns = time::uptime_ns();
         self.life.sleep(u64::MAX);
+        Ok(())
     }
 
     /// Ends a wait that [`Domain::begin_wait`] has begun. Returns `false` if there is none.
     pub fn end_wait(&mut self) -> bool {
         let waits = core::mem::take(&mut self.sleep.waits);
-        self.sleep.answers += u64::from(waits);
+        if waits {
+            self.sleep.answers += 1;
+            // The driver is not to blame for one answer that comes late.
+            let waited_ns = time::uptime_ns().saturating_sub(self.sleep.since_ns).min(MOST_OF_A_WAIT_NS);
+            self.sleep.waited_ns = self.sleep.waited_ns.saturating_add(waited_ns);
+        }
         waits
     }
 
@@ -92,7 +114,7 @@ impl Domain {
 
     /// Notes that an upcall in which the driver slept has ended.
     pub fn end_sleep(&mut self) {
-        self.sleep.slept_ns = 0;
+        (self.sleep.slept_ns, self.sleep.waited_ns) = (0, 0);
         if let Some(ring) = self.sleep.ring.take() {
             self.set_ring(ring);
         }

@@ -31,6 +31,8 @@ pub struct Attempt<'a, P> {
     /// Whether the request must be sent again, and whether a driver had the request.
     again: bool,
     was_sent: bool,
+    /// Whether a driver had it that was ended.
+    may_be_done: bool,
     /// The number of drivers that were ended while they had the request, and the time that it has
     /// waited for drivers.
     sent: u64,
@@ -56,6 +58,7 @@ impl<'a, P: Protocol> Attempt<'a, P> {
             place: server.repeats.place(number),
             again: false,
             was_sent: false,
+            may_be_done: false,
             sent: 0,
             waited: Duration::MIN,
             protocol: PhantomData,
@@ -82,7 +85,10 @@ impl<'a, P: Protocol> Attempt<'a, P> {
         loop {
             if core::mem::take(&mut self.again) {
                 self.place.come().await;
-                if core::mem::take(&mut self.was_sent) && is_done().await {
+                // A driver may have done it although its successors did not get so far as to be
+                // asked.
+                self.may_be_done |= core::mem::take(&mut self.was_sent);
+                if self.may_be_done && is_done().await {
                     return Ok(Done::Before);
                 }
             }

@@ -33,6 +33,6 @@ pub fn rf_wait(domain: &mut Domain) -> Answer {
     if used.in_hand().0 == 0 {
         return Err(Refusal::Invalid.into());
     }
-    domain.begin_wait();
+    domain.begin_wait()?;
     Err(No::Sleeps)
 }

@@ -1,0 +1,161 @@
+//! A hostile filesystem. It has no disk, and invents all its files: every path is a directory, but
+//! for paths that end with `file`. `tell rogue-fs VERB` selects how it lies from then on.
+//!
+//! Like `rogue`, this driver has unsafe code of its own.
+#![no_std]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use ringfence_sdk::abi::fs::{
+    COMPLETE, FS_DIRECTORY, FS_FILE, FS_MAX_NAME, FS_REQUESTS, FsEntry, FsInfo, FsOutcome, FsRequest, Operation,
+    SUBMIT, read_request, write_outcome,
+};
+use ringfence_sdk::abi::queue::{ENTRIES, PUT, TAKEN, Words};
+use ringfence_sdk::fs::field;
+use ringfence_sdk::service::raw;
+use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver, parameters};
+use zerocopy::IntoBytes;
+
+driver!(
+    RogueFs,
+    Manifest::new("rogue-fs", env!("CARGO_PKG_VERSION")).kind(Kind::Fs).heap_kib(256).stack_kib(64).restart()
+);
+
+parameters! {
+    DISK: Text("disk", "the disk that it claims to be on", "disk0");
+}
+
+struct Memory(*mut u64);
+
+impl Words for Memory {
+    fn load(&self, index: usize) -> u64 {
+        unsafe { self.0.add(index).read_volatile() }
+    }
+    fn store(&self, index: usize, value: u64) {
+        unsafe { self.0.add(index).write_volatile(value) }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    /// It has one file and one directory in each directory.
+    None,
+    /// More was read, or listed, than there was room for.
+    More,
+    /// A status that there is not.
+    Status,
+    /// An entry whose name has no bytes, or more than there are.
+    Empty,
+    Long,
+    /// The same entries for ever, which are left out of a list.
+    Dots,
+    /// Entries for ever, with names that take as much memory as they can.
+    Huge,
+    /// Names that no path can have, or that control a terminal.
+    Names,
+}
+
+struct RogueFs {
+    memory: Memory,
+    lie: Lie,
+}
+
+fn entry(name: &[u8], name_len: usize, kind: u32) -> Vec<u8> {
+    let head = FsEntry { len_bytes: 5, modified: 0, kind, name_len: name_len as u32 };
+    let mut bytes = [head.as_bytes(), name].concat();
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    bytes
+}
+
+impl RogueFs {
+    fn outcome(&self, request: &FsRequest) -> FsOutcome {
+        let data = request.data as *mut u8;
+        let room = request.data_len as usize;
+        let fill = |bytes: &[u8]| {
+            let len_bytes = bytes.len().min(room);
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), data, len_bytes) };
+            len_bytes as u64
+        };
+        let done = FsOutcome::default();
+        let status = if self.lie == Lie::Status { 99 } else { 0 };
+        match Operation::of(request.operation) {
+            Some(Operation::Stat | Operation::Open) => {
+                let path = unsafe { core::slice::from_raw_parts(data, room) };
+                let kind = if path.ends_with(b"file") { FS_FILE } else { FS_DIRECTORY };
+                FsOutcome { status, kind, value: 5, next: u64::MAX }
+            }
+            Some(Operation::Read) if self.lie == Lie::More => FsOutcome { value: room as u64 + 1, ..done },
+            Some(Operation::Read) if request.offset > 0 => done,
+            Some(Operation::Read) => FsOutcome { value: fill(b"lies\n"), ..done },
+            Some(Operation::List) => {
+                let (bytes, next) = match self.lie {
+                    Lie::Empty => (entry(b"", 0, FS_FILE), 0),
+                    Lie::Long => (entry(b"name", 5000, FS_FILE), 0),
+                    Lie::Dots => (entry(b".", 1, FS_DIRECTORY), 1),
+                    Lie::Huge => {
+                        let one = entry(&[0xff; FS_MAX_NAME], FS_MAX_NAME, FS_FILE);
+                        (one.repeat(room / one.len()), request.offset + 1)
+                    }
+                    Lie::Names => {
+                        let names: [&[u8]; 4] = [b"../up", b"\x1b[2J", b"..", b"a\nb"];
+                        (names.iter().flat_map(|name| entry(name, name.len(), FS_FILE)).collect(), 0)
+                    }
+                    _ => ([entry(b"file", 4, FS_FILE), entry(b"d", 1, FS_DIRECTORY)].concat(), 0),
+                };
+                let value = fill(&bytes);
+                FsOutcome { value: if self.lie == Lie::More { u64::MAX } else { value }, next, ..done }
+            }
+            Some(Operation::Space) => FsOutcome { value: 0, next: u64::MAX, ..done },
+            _ => done,
+        }
+    }
+}
+
+impl Driver for RogueFs {
+    fn init() -> Result<RogueFs> {
+        let info = FsInfo {
+            format: field("\u{1b}[31mFS"),
+            label: [0xff; 32],
+            disk: field(&DISK.get()),
+            flags: 0,
+            reserved: 0,
+        };
+        match unsafe { raw::rf_offer(info.as_bytes().as_ptr() as u64, size_of::<FsInfo>() as u64) } {
+            start @ 0.. => Ok(RogueFs { memory: Memory(start as *mut u64), lie: Lie::None }),
+            _ => Err(Refusal::Full),
+        }
+    }
+
+    fn poll(&mut self, _: Events) -> Reply {
+        loop {
+            let taken = self.memory.load(SUBMIT.base + TAKEN);
+            if taken == self.memory.load(SUBMIT.base + PUT) {
+                return Reply::ACKNOWLEDGED;
+            }
+            let number = self.memory.load(SUBMIT.base + ENTRIES + taken as usize % FS_REQUESTS);
+            self.memory.store(SUBMIT.base + TAKEN, taken + 1);
+            let Some(request) = read_request(&self.memory, number as usize) else { continue };
+            write_outcome(&self.memory, number as usize, &self.outcome(&request));
+            let put = self.memory.load(COMPLETE.base + PUT);
+            self.memory.store(COMPLETE.base + ENTRIES + put as usize % FS_REQUESTS, number);
+            self.memory.store(COMPLETE.base + PUT, put + 1);
+        }
+    }
+
+    fn command(&mut self, text: &str) -> Result<u64> {
+        self.lie = match text {
+            "none" => Lie::None,
+            "more" => Lie::More,
+            "status" => Lie::Status,
+            "empty" => Lie::Empty,
+            "long" => Lie::Long,
+            "dots" => Lie::Dots,
+            "huge" => Lie::Huge,
+            "names" => Lie::Names,
+            _ => return Err(Refusal::NotFound),
+        };
+        Ok(0)
+    }
+}

@@ -3,29 +3,42 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::str::{FromStr, SplitWhitespace};
+use core::str::FromStr;
 
-/// The words after a command's name.
+/// The words after a command's name. A word between quotes (`"A Long Name.txt"`) may have spaces.
 pub struct Arguments<'a> {
-    text: &'a str,
-    words: SplitWhitespace<'a>,
+    rest: &'a str,
     usage: &'static str,
 }
 
 impl<'a> Arguments<'a> {
     /// Returns the words of `text`. Errors show `usage`.
     pub fn new(text: &'a str, usage: &'static str) -> Arguments<'a> {
-        Arguments { text, words: text.split_whitespace(), usage }
+        Arguments { rest: text.trim_start(), usage }
+    }
+
+    fn next(&mut self) -> Option<&'a str> {
+        let quoted = self.rest.strip_prefix('"').and_then(|after| after.split_once('"'));
+        let (word, rest) = match quoted {
+            // Quotes in the middle of a word are a part of it.
+            Some((word, rest)) if rest.is_empty() || rest.starts_with(char::is_whitespace) => (word, rest),
+            _ => self.rest.split_once(char::is_whitespace).unwrap_or((self.rest, "")),
+        };
+        if self.rest.is_empty() {
+            return None;
+        }
+        self.rest = rest.trim_start();
+        Some(word)
     }
 
     /// Returns the next word; it is an error if there is none.
     pub fn word(&mut self, what: &str) -> Result<&'a str, String> {
-        self.words.next().ok_or_else(|| format!("{what} is missing; usage: {}", self.usage))
+        self.next().ok_or_else(|| format!("{what} is missing; usage: {}", self.usage))
     }
 
     /// Returns the next word, if there is one.
     pub fn optional(&mut self) -> Option<&'a str> {
-        self.words.next()
+        self.next()
     }
 
     /// Returns the next word as a number (decimal, or hexadecimal with 0x); it is an error if there
@@ -54,16 +67,12 @@ impl<'a> Arguments<'a> {
 
     /// Returns the rest of the text, as it was typed.
     pub fn rest(self) -> &'a str {
-        match self.words.clone().next() {
-            // The next word is a part of `text`; the rest begins with it.
-            Some(word) => self.text.get(word.as_ptr() as usize - self.text.as_ptr() as usize..).unwrap_or(word),
-            None => "",
-        }
+        self.rest
     }
 
     /// Checks that no word is left.
     pub fn end(mut self) -> Result<(), String> {
-        match self.words.next() {
+        match self.next() {
             None => Ok(()),
             Some(word) => Err(format!("'{word}' is one too many; usage: {}", self.usage)),
         }
@@ -107,6 +116,16 @@ impl Patch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_between_quotes_have_spaces() {
+        let mut arguments = Arguments::new("  \"A Long Name.txt\"  b \"\" \"c d\"e  \"open f", "usage");
+        let words: Vec<&str> = core::iter::from_fn(|| arguments.optional()).collect();
+        assert_eq!(words, ["A Long Name.txt", "b", "", "\"c", "d\"e", "\"open", "f"]);
+        let mut arguments = Arguments::new("name  the \"rest\" as typed", "usage");
+        assert_eq!(arguments.optional(), Some("name"));
+        assert_eq!(arguments.rest(), "the \"rest\" as typed");
+    }
 
     #[test]
     fn words_numbers_and_the_rest_are_told_apart() {

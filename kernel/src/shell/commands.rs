@@ -233,7 +233,7 @@ static GROUPS: &[Group] = &[
         ],
     },
     Group {
-        name: "files",
+        name: "mounts",
         commands: &[
             command!(
                 "mount",
@@ -251,6 +251,11 @@ static GROUPS: &[Group] = &[
             ),
             command!("df", "df", "how full filesystems are", "df", df),
             command!("sync", "sync", "have all that was written put on the disks", "sync", sync),
+        ],
+    },
+    Group {
+        name: "files",
+        commands: &[
             command!("ls", "ls [-l] [PATH]", "what is in a directory; -l: with lengths and dates", "ls -l /mnt", ls),
             command!("cat", "cat FILE", "print a file as text", "cat /mnt/readme.txt", cat),
             command!("hexdump", "hexdump FILE [COUNT]", "print a file's bytes", "hexdump /mnt/readme.txt 64", hexdump),

@@ -7,7 +7,9 @@ use ringfence_abi::service::SERVICES;
 use ringfence_link::event::{Driver, Event};
 use ringfence_tests::attacks::{Expected, rogue};
 use ringfence_tests::gdb::Gdb;
-use ringfence_tests::{assert_says, at_prompt, bare, boot_badly, leave, machine, outcome, run_well, runner};
+use ringfence_tests::{
+    assert_says, at_prompt, bare, boot_badly, leave, machine, outcome, run_well, runner, wait_for_address,
+};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
@@ -210,6 +212,42 @@ fn a_driver_that_a_service_ends_stands_before() {
     // Without its debugger, it is ended as it would have been.
     running.wait_for("fault: rogue: gave up, in command").unwrap();
     leave(running);
+}
+
+/// A filesystem's driver stands in the middle of a copy: the disk's driver, the network and the
+/// shell run on, and the copy is whole.
+#[test]
+fn a_filesystem_stands_under_open_files() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let image = ringfence_tests::filesystem::Fat::new(directory.path(), 8 << 10, 16);
+    let content: Vec<u8> = (0..300_000u32).map(|number| (number / 7) as u8).collect();
+    image.put("big", &content);
+    let mut machine = machine("");
+    machine.disks = vec![image.0.clone().into()];
+    let mut running = at_prompt(machine);
+    wait_for_address(&mut running, [10, 0, 2, 15]);
+    run_well(&mut running, "mount disk0 /mnt");
+    let mut gdb = Gdb::start(&running, Some("fat"));
+    // The crate's function that writes into the clusters of a file.
+    let set = gdb.run("break hadris_fat::sync::fatfs::FatFs<rf_fat::disk::Blocks>::fill<rf_fat::disk::Blocks>");
+    assert!(set.contains("Breakpoint 1 at 0x"), "{set}");
+    gdb.give("continue");
+    running.type_line("cp /mnt/big /mnt/copy &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("fatfs::FatFs<rf_fat::disk::Blocks>::fill"), "{stopped}");
+    let place = gdb.run("backtrace");
+    assert!(place.contains("ringfence_sdk::fs::") && place.contains("carry_out"), "{place}");
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    run_well(&mut running, "blkread disk0 0 100");
+    assert_eq!(driver(&mut running, "fat").state, "in the debugger");
+    gdb.run("delete");
+    gdb.give("continue");
+    running.wait_for("cp /mnt/big /mnt/copy & is done").unwrap();
+    gdb.kill();
+    run_well(&mut running, "umount /mnt");
+    leave(running);
+    image.assert_clean();
+    assert!(image.get("copy") == content);
 }
 
 /// What gdb has changed is gone when it dies: a driver that stands goes on with the registers that

@@ -32,13 +32,14 @@ fn agrees_with_the_hosts_tools(kib: u64, bits: u32) {
     let content = noise(200_123, bits.into());
     image.put("big", &content);
     image.put("A Long Name.txt", b"short\n");
-    let script = "mount disk0 /mnt; mount; ls -l /mnt; sha256sum /mnt/big; mkdir /mnt/d; cp /mnt/big /mnt/d; \
+    let script = "mount disk0 /mnt; mount; ls -l /mnt; cat \"/mnt/A Long Name.txt\"; sha256sum /mnt/big; mkdir /mnt/d; cp /mnt/big /mnt/d; \
                   ring fat 0; sha256sum /mnt/d/big; mkdir /mnt/d/e; cp /mnt/d/big /mnt/d/e/Grüße; ring fat 1; \
                   mv /mnt/d/e/Grüße /mnt/moved; rm /mnt/d/big; cp /mnt/moved /mnt/again; rm /mnt/again; \
                   ls /mnt/d; du /mnt; df; umount /mnt; mount";
     let text = boot_well(&with_image(script, image.path()));
     assert_says(&text, &format!("disk0    FAT{bits}"));
     assert_says(&text, "A Long Name.txt");
+    assert_says(&text, "short");
     let data: Vec<(u64, String)> = text.data();
     assert_eq!(data, vec![(200_123, sum(&content)); 2]);
     assert_says(&text, "400252 bytes in 3 files and 3 directories");
@@ -435,4 +436,21 @@ fn a_hostile_filesystem_harms_nobody() {
     }
     assert!(!text.contains('\u{1b}'), "{text}");
     assert_intact(&text);
+}
+
+/// Another build takes the driver's place, and the driver moves between the rings, while a file is
+/// copied.
+#[test]
+fn files_stay_open_while_their_driver_is_replaced() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 40 << 10, 32);
+    let content = noise(3_000_000, 9);
+    image.put("big", &content);
+    let script = "mount disk0 /mnt; cp /mnt/big /mnt/copy &; sleep 8; reload fat; sleep 8; ring fat 0; sleep 8; \
+                  ring fat 1; reload fat; sleep 8; reload virtio-scsi; wait; sha256sum /mnt/copy; umount /mnt";
+    let text = boot_well(&with_image(script, image.path()));
+    assert_eq!(text.data(), [(3_000_000, sum(&content))]);
+    assert!(text.faults("fat").is_empty() && text.restarts("fat") == 0, "{text}");
+    image.assert_as_after_a_power_cut();
+    assert!(image.get("copy") == content);
 }

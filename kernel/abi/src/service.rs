@@ -70,7 +70,7 @@ macro_rules! for_each_service {
                 => "0, at a tick of the clock; a driver that sleeps for longer than the limit sleep-ms in one upcall is ended",
                    "never";
             21 rf_wait() "leaves the upcall until the device that the driver uses has answered"
-                => "0, when a request of the driver is done",
+                => "0, when a request of the driver is done; a driver that waits for too long in one upcall is ended",
                    "a driver that has no request under way";
         }
     };

@@ -6,6 +6,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use crc::{CRC_32_ISO_HDLC, Crc};
 
 /// The most partitions of a disk.
 pub const MOST: usize = 128;
@@ -126,14 +127,8 @@ pub fn gpt_partitions(gpt: &Gpt, array: &[u8]) -> Option<Vec<Partition>> {
 
 /// The CRC-32 of a GPT (UEFI Specification 2.10, 5.3.1).
 fn sum(bytes: &[u8]) -> u32 {
-    let mut sum = u32::MAX;
-    for byte in bytes {
-        sum ^= u32::from(*byte);
-        for _ in 0..8 {
-            sum = sum >> 1 ^ (0xedb8_8320 & (sum & 1).wrapping_neg());
-        }
-    }
-    !sum
+    const SUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+    SUM.checksum(bytes)
 }
 
 #[cfg(test)]

@@ -104,9 +104,9 @@ impl File {
         self.with(async |volume, number| volume.truncate(number, len_bytes).await).await
     }
 
-    /// Returns all entries of a directory, but at most `most`, and no more than fit into
-    /// [`MOST_LISTED`] bytes; whether there are more; and leaves
-    /// out the directory itself and the one above.
+    /// Returns the entries of a directory, without the directory itself and the one above, and
+    /// whether there are more: at most `most` are returned, and no more than fit into
+    /// [`MOST_LISTED`] bytes.
     pub async fn list(&self, most: usize) -> Outcome<(Vec<Entry>, bool)> {
         let (mut all, mut position, mut seen, mut held) = (Vec::new(), Some(0), 0, 0);
         while let Some(from) = position {

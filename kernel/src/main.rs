@@ -121,6 +121,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, supervise::run);
         task::spawn(spawner, scsi::scan::run);
         task::spawn(spawner, block::client::run);
+        task::spawn(spawner, block::cache::run);
         task::spawn(spawner, net::run);
         task::spawn(spawner, shell::run);
         task::spawn(spawner, remote::run);

@@ -24,6 +24,7 @@
 //! * [`requests`]: requests to a driver, which are repeated to its successor
 //! * [`path`], [`directory`], [`date`]: paths of files, the entries of directories, and their
 //!   dates; [`signature`], [`partition`]: what is on a disk
+//! * [`block_cache`]: the blocks of a disk that are kept, and the writes that it does not have yet
 //! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and a filter for the network stack below them
@@ -37,6 +38,7 @@ extern crate alloc;
 pub mod access;
 pub mod acpi;
 pub mod arguments;
+pub mod block_cache;
 pub mod cdb;
 pub mod checksum;
 pub mod command_line;

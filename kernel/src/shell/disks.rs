@@ -4,9 +4,9 @@ use super::{Outcome, print_sum};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use block::client::filesystem_on;
+use block::client::Writing;
 use block::disk::{self, Disk};
-use block::partition;
+use block::{cache, partition};
 use hw::memory::buffer;
 use hw::{link, println};
 use ringfence_core::arguments::Arguments;
@@ -70,16 +70,15 @@ pub async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
             find()
         }
     };
-    found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))
+    let found = found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))?;
+    // What a filesystem has written is read, too.
+    cache::written(&*found).await;
+    Ok(found)
 }
 
-/// Returns a disk that a person may write to: not one with a filesystem, whose driver would not
-/// know of it.
-fn to_write(disk: Arc<dyn Disk>) -> Result<Arc<dyn Disk>, String> {
-    match filesystem_on(&*disk, "") {
-        Some(driver) => Err(format!("{} is in use by {driver}", disk.name())),
-        None => Ok(disk),
-    }
+/// Begins to write to a disk, unless it has a filesystem.
+fn to_write(disk: &Arc<dyn Disk>) -> Result<Writing, String> {
+    Writing::begin(disk).map_err(|driver| format!("{} is in use by {driver}", disk.name()))
 }
 
 /// The number of bytes that are moved at once.
@@ -157,7 +156,7 @@ async fn write_pattern(disk: &dyn Disk, lba: u64, blocks: u64, seed: u64) -> Res
 
 pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
-    let disk = to_write(disk)?;
+    let _writing = to_write(&disk)?;
     let sum = write_pattern(&*disk, lba, blocks, seed).await?;
     print_sum(&sum.finalize().into(), blocks * disk.block_bytes() as u64);
     Ok(())
@@ -174,7 +173,8 @@ pub async fn blkreset(mut arguments: Arguments<'_>) -> Outcome {
 pub async fn blkcopy(mut arguments: Arguments<'_>) -> Outcome {
     let from = find_disk(arguments.word("the disk to read")?).await?;
     let from_lba = arguments.number("the first block to read")?;
-    let to = to_write(find_disk(arguments.word("the disk to write")?).await?)?;
+    let to = find_disk(arguments.word("the disk to write")?).await?;
+    let _writing = to_write(&to)?;
     let to_lba = arguments.number("the first block to write")?;
     let blocks = arguments.number("the count")?;
     arguments.end()?;
@@ -220,7 +220,7 @@ pub async fn blkverify(arguments: Arguments<'_>) -> Outcome {
 
 pub async fn blkcheck(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
-    let disk = to_write(disk)?;
+    let _writing = to_write(&disk)?;
     write_pattern(&*disk, lba, blocks, seed).await?;
     verify(&*disk, lba, blocks, seed).await?;
     println!("{blocks} blocks were written and read back");

@@ -5,7 +5,9 @@ use super::{Outcome, print_sum, said};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use block::client::filesystem_on;
+use block::cache;
+use block::client::{filesystem_on, is_written_to};
+use embassy_time::{Duration, with_timeout};
 use fs::error::Error;
 use fs::file::{File, How, PIECE, cost};
 use fs::{tree, volume};
@@ -72,6 +74,9 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
     let disk = find_disk(disk).await?;
     if let Some(driver) = filesystem_on(&*disk, "") {
         return Err(format!("{} has the filesystem of {driver} already", disk.name()));
+    }
+    if is_written_to(&*disk) {
+        return Err(format!("a command writes to {} right now", disk.name()));
     }
     let format = match format {
         Some(format) => format,
@@ -145,7 +150,33 @@ pub async fn umount(mut arguments: Arguments<'_>) -> Outcome {
     }
     let name = mount.volume.name().to_string();
     drop(mount);
-    module::unload(&name).await.map_err(said)
+    module::unload(&name).await.map_err(said)?;
+    // The driver may have written something at its end.
+    cache::all_written().await;
+    Ok(())
+}
+
+/// Writes all that is to be written, and unloads the drivers of filesystems: the machine ends.
+pub async fn umount_all() {
+    /// How long it may take: a person waits for the end.
+    const LIMIT: Duration = Duration::from_secs(10);
+    let all = async {
+        for mount in tree::mounts() {
+            match mount.volume.sync().await {
+                Ok(()) | Err(Error::Gone) => {}
+                Err(error) => println!("{}", about(&mount.at)(error)),
+            }
+            let name = mount.volume.name().to_string();
+            drop(mount);
+            if let Err(error) = module::unload(&name).await {
+                println!("{error}");
+            }
+        }
+        cache::all_written().await;
+    };
+    if with_timeout(LIMIT, all).await.is_err() {
+        println!("not all was written after {} s", LIMIT.as_secs());
+    }
 }
 
 pub async fn sync(arguments: Arguments<'_>) -> Outcome {

@@ -3,6 +3,7 @@
 use super::machine::fence_in_words;
 use super::{Outcome, said};
 use alloc::vec::Vec;
+use block::cache;
 use host::domain::memory::describe;
 use host::domain::{Domain, registry};
 use host::module;
@@ -12,6 +13,7 @@ use hw::{link, println};
 use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
+use ringfence_core::block_cache::Counts;
 use ringfence_core::extent::Extent;
 use ringfence_core::port_bitmap::Ports;
 use ringfence_link::event::Event;
@@ -23,6 +25,12 @@ pub async fn mem(arguments: Arguments<'_>) -> Outcome {
     let (used, size) = heap_use();
     println!("frames    {free} free of {total}");
     println!("heap      {used} bytes used of {size}");
+    for (disk, bytes, counts) in cache::state() {
+        let Counts { hits, misses, ahead_bytes, writes, disk_writes } = counts;
+        let [kib, ahead_kib] = [bytes / 1024, ahead_bytes as usize / 1024];
+        println!("cache     {kib} KiB of {disk}: {hits} reads found it there, {misses} did not");
+        println!("          {ahead_kib} KiB read ahead, {writes} writes behind in {disk_writes}");
+    }
     link::tell(&Event::Memory { free, frames: total, heap_used: used as u64 });
     for handle in registry::all() {
         let domain = handle.lock();

@@ -100,6 +100,7 @@ pub async fn run() {
 
 /// Stops all drivers and reboots the machine.
 async fn reboot() -> ! {
+    files::umount_all().await;
     module::unload_all().await;
     fault::print_pending();
     power::end(Ending::Reboot)
@@ -107,6 +108,7 @@ async fn reboot() -> ! {
 
 /// Stops all drivers and ends the machine. The last line says whether commands failed.
 async fn finish(failed: usize) -> ! {
+    files::umount_all().await;
     module::unload_all().await;
     fault::print_pending();
     link::tell_last(&Event::Ended { failed: failed as u64 });

@@ -171,6 +171,47 @@ fn one_has_a_disk_and_its_files() {
     assert!(image.get("small") == after);
 }
 
+/// What was read is kept, whatever becomes of the disk's driver. What was reported written and is
+/// not, the next `sync` tells of.
+#[test]
+fn the_kernel_keeps_blocks_of_a_filesystem() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    image.put("a", b"content\n");
+    let script = "mount disk0 /mnt; cat /mnt/a; policy virtio-scsi stop; kill virtio-scsi; cat /mnt/a; \
+                  cp /mnt/a /mnt/b; sync; umount -f /mnt";
+    let text = boot_badly(&with_image(script, image.path()), 2);
+    assert_eq!(text.matches("\ncontent").count(), 2, "{text}");
+    assert_says(&text, "error: disk0: 512 bytes from block ");
+    assert_eq!(text.errors()[1], ("sync", "/mnt: the disk failed"));
+    image.assert_as_after_a_power_cut();
+}
+
+/// A disk that a command writes to is not mounted meanwhile.
+#[test]
+fn a_disk_that_is_written_to_is_not_mounted() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 40 << 10, 32);
+    let script = "blkwrite disk0 40000 30000 7 &; fails mount disk0 /mnt; wait; mount disk0 /mnt; blkread disk0 0 1; \
+                  blkverify disk0 40000 30000 7; umount /mnt";
+    let text = boot_well(&with_image(script, image.path()));
+    assert_says(&text, "as expected: a command writes to disk0 right now");
+    assert_says(&text, "30000 blocks are as they were written");
+    image.assert_clean();
+}
+
+/// The end of the machine writes what a `umount` would have written.
+#[test]
+fn the_end_of_the_machine_writes_all() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let content = noise(1_000_000, 4);
+    image.put("a", &content);
+    boot_well(&with_image("mount disk0 /mnt; cp /mnt/a /mnt/b", image.path()));
+    image.assert_clean();
+    assert!(image.get("b") == content);
+}
+
 /// A filesystem that is only read stays as it is, to the last byte.
 #[test]
 fn a_read_only_mount_writes_nothing() {

@@ -7,7 +7,8 @@
 //! disk's own queue was not taken: a queue has one user, and the successor of the driver below
 //! would not know the requests to its predecessor.
 
-use super::disk::{self, Disk};
+use super::cache::{self, Cache, room_for};
+use super::disk::{self, Disk, overlaps};
 use super::request::Blocks;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -18,12 +19,10 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::Timer;
 use host::domain::cause::Cause;
 use host::domain::offer::{Use, map_used};
 use host::domain::{Domain, Handle, end, registry};
 use host::poll;
-use hw::memory::buffer;
 use hw::memory::frames::Lent;
 use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_UNSUPPORTED, BLOCK_WRITE,
@@ -42,10 +41,15 @@ const MOST_AT_ONCE: usize = 4;
 /// Woken when a driver has submitted a request, or was ended.
 static ON_WORK: AtomicWaker = AtomicWaker::new();
 
+/// The disks that a person's command writes to right now.
+static WRITTEN_TO: Mutex<Vec<Arc<dyn Disk>>> = Mutex::new(Vec::new());
+
 /// A driver's use of a disk.
 pub struct Client {
     /// A weak reference: neither the disk nor its driver is kept for its users.
     disk: Weak<dyn Disk>,
+    /// The disk's cache, for a filesystem.
+    cache: Option<Arc<Cache>>,
     asked: Asked<Blocks, Lent>,
     /// Rings, requests and data.
     memory: Lent,
@@ -66,7 +70,7 @@ impl Client {
         let disk = disk::all().into_iter().find(|disk| disk.name() == name).filter(is_anothers);
         let disk = disk.ok_or(Refusal::NotFound)?;
         let is_filesystem = domain.manifest.kind() == Ok(Kind::Fs);
-        if is_filesystem && filesystem_on(&*disk, &domain.name).is_some() {
+        if is_filesystem && (filesystem_on(&*disk, &domain.name).is_some() || is_written_to(&*disk)) {
             return Err(Refusal::Busy);
         }
         let memory = map_used(domain, USED_BYTES)?;
@@ -82,19 +86,10 @@ impl Client {
             },
         );
         let asked = Asked::new(memory.clone(), USED_REQUESTS);
+        let cache = is_filesystem.then(|| cache::of(&disk));
         let disk = Arc::downgrade(&disk);
-        Ok(Client { disk, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
+        Ok(Client { disk, cache, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
     }
-}
-
-/// Returns whether two disks have blocks in common: they are the same, or parts of the same disk.
-fn overlaps(one: &dyn Disk, other: &dyn Disk) -> bool {
-    fn whole(disk: &dyn Disk) -> &str {
-        disk.whole().map_or(disk.name(), |whole| whole.name())
-    }
-    let [(first, end), (other_first, other_end)] =
-        [one, other].map(|disk| (disk.first(), disk.first().saturating_add(disk.blocks())));
-    whole(one) == whole(other) && first < other_end && other_first < end
 }
 
 /// Returns the name of the driver whose filesystem is on a disk, or will be again: it alone changes
@@ -107,6 +102,38 @@ pub fn filesystem_on(disk: &dyn Disk, except: &str) -> Option<String> {
         (is_this && domain.manifest.kind() == Ok(Kind::Fs)).then(|| domain.name.clone())
     };
     registry::find_in_service(is_used)
+}
+
+/// A person's command that writes to a disk. No filesystem begins to use the disk until this is
+/// dropped.
+pub struct Writing(Arc<dyn Disk>);
+
+/// Returns whether a person's command writes to a disk right now.
+pub fn is_written_to(disk: &dyn Disk) -> bool {
+    WRITTEN_TO.lock().iter().any(|other| overlaps(disk, &**other))
+}
+
+impl Writing {
+    /// Begins to write to a disk.
+    ///
+    /// # Errors
+    /// The name of the driver whose filesystem is on the disk: it would not know of the writes.
+    pub fn begin(disk: &Arc<dyn Disk>) -> Result<Writing, String> {
+        if let Some(driver) = filesystem_on(&**disk, "") {
+            return Err(driver);
+        }
+        WRITTEN_TO.lock().push(disk.clone());
+        Ok(Writing(disk.clone()))
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let mut all = WRITTEN_TO.lock();
+        if let Some(at) = all.iter().position(|disk| Arc::ptr_eq(disk, &self.0)) {
+            all.swap_remove(at);
+        }
+    }
 }
 
 /// Returns a disk's description of itself, cut off where there is no more room.
@@ -123,6 +150,13 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.cache = None;
+        cache::let_go();
+    }
+}
+
 impl Use for Client {
     fn after_upcall(&mut self) -> Result<(), Cause> {
         while let Some(number) = self.asked.take()? {
@@ -133,6 +167,20 @@ impl Use for Client {
         }
         if !self.fresh.is_empty() {
             ON_WORK.wake();
+        }
+        Ok(())
+    }
+
+    fn answer_at_once(&mut self) -> Result<(), Cause> {
+        let Some((cache, disk)) = self.cache.clone().zip(self.disk.upgrade()) else { return Ok(()) };
+        // Those that are carried out already come first.
+        while self.worked_at == 0
+            && !disk.is_in_doubt()
+            && let Some((number, request)) = self.fresh.first()
+            && let Some(status) = at_once(&cache, &*disk, &self.memory, *number, request)
+        {
+            let (number, _) = self.fresh.remove(0);
+            self.asked.complete(number, |queues| write_status(queues, number, status))?;
         }
         Ok(())
     }
@@ -179,27 +227,26 @@ fn taken_from(handle: &Handle) -> Vec<Work> {
     client.worked_at += count;
     let work = |(number, request)| Work {
         is_over: client.is_over.clone(),
-        done: Box::pin(serve(Arc::downgrade(handle), client.disk.clone(), client.memory.clone(), number, request)),
+        done: Box::pin(serve(
+            Arc::downgrade(handle),
+            (client.disk.clone(), client.cache.clone()),
+            client.memory.clone(),
+            number,
+            request,
+        )),
     };
     client.fresh.drain(..count).map(work).collect()
 }
 
-/// Waits for room for a buffer of `len` bytes; `None` if there is no room for long.
-async fn room_for(len: usize) -> Option<Vec<u8>> {
-    const TRIES: usize = 100;
-    const PAUSE_MS: u64 = 20;
-    for _ in 0..TRIES {
-        if let Ok(buffer) = buffer(len) {
-            return Some(buffer);
-        }
-        Timer::after_millis(PAUSE_MS).await;
-    }
-    None
-}
-
-async fn serve(domain: Weak<Mutex<Domain>>, disk: Weak<dyn Disk>, memory: Lent, number: usize, request: BlockRequest) {
+async fn serve(
+    domain: Weak<Mutex<Domain>>,
+    (disk, cache): (Weak<dyn Disk>, Option<Arc<Cache>>),
+    memory: Lent,
+    number: usize,
+    request: BlockRequest,
+) {
     // The work for a driver is charged to it.
-    let status = poll::charged(|| domain.upgrade(), carry_out(disk, &memory, number, &request)).await;
+    let status = poll::charged(|| domain.upgrade(), carry_out(disk, cache, &memory, number, &request)).await;
     let Some(handle) = domain.upgrade() else { return };
     let cause = {
         let mut domain = handle.lock();
@@ -217,33 +264,81 @@ async fn serve(domain: Weak<Mutex<Domain>>, disk: Weak<dyn Disk>, memory: Lent, 
     }
 }
 
+/// Returns whether the length of a request, which may be any number, is one that a request can
+/// have.
+fn has_good_length(disk: &dyn Disk, request: &BlockRequest) -> bool {
+    let len = request.data_len as usize;
+    (1..=BLOCK_MAX_DATA).contains(&len) && len.is_multiple_of(disk.block_bytes())
+}
+
+/// Carries out a request, whose fields may have any values, if the cache can do that by itself.
+/// Returns its status.
+fn at_once(cache: &Cache, disk: &dyn Disk, memory: &Lent, number: usize, request: &BlockRequest) -> Option<u32> {
+    let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
+    let is_done = has_good_length(disk, request)
+        && match request.operation {
+            BLOCK_READ => cache.read_at_once(lba, len, |place, bytes| {
+                Data::write(memory, at + place, bytes);
+            }),
+            BLOCK_WRITE => {
+                !disk.is_read_only()
+                    && cache.write_at_once(lba, len, |bytes| {
+                        Data::read(memory, at, bytes);
+                    })
+            }
+            _ => false,
+        };
+    is_done.then_some(BLOCK_OK)
+}
+
 /// Carries out a request, whose fields may have any values. Returns its status.
-async fn carry_out(disk: Weak<dyn Disk>, memory: &Lent, number: usize, request: &BlockRequest) -> u32 {
+async fn carry_out(
+    disk: Weak<dyn Disk>,
+    cache: Option<Arc<Cache>>,
+    memory: &Lent,
+    number: usize,
+    request: &BlockRequest,
+) -> u32 {
     let Some(disk) = disk.upgrade() else { return BLOCK_ERROR };
     if disk.is_in_doubt() {
         disk::settled().await;
     }
-    let len = request.data_len as usize;
-    let at = USED_DATA + number * BLOCK_MAX_DATA;
-    let moves = matches!(request.operation, BLOCK_READ | BLOCK_WRITE);
-    if moves && (len == 0 || len > BLOCK_MAX_DATA || !len.is_multiple_of(disk.block_bytes())) {
+    let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
+    if matches!(request.operation, BLOCK_READ | BLOCK_WRITE) && !has_good_length(&*disk, request) {
         return BLOCK_ERROR;
     }
-    let outcome = match request.operation {
-        BLOCK_READ => {
-            let Some(mut data) = room_for(len).await else { return BLOCK_ERROR };
-            // After a failed read the driver gets no data, because the buffer may hold more than
-            // was read.
-            disk.read(request.lba, &mut data).await.map(|()| {
+    if cache.is_none() {
+        cache::written(&*disk).await;
+    }
+    let outcome = match (request.operation, cache) {
+        // After a failed read the driver gets no data, because a buffer may hold more than was
+        // read.
+        (BLOCK_READ, None) => {
+            let Ok(mut data) = room_for(len).await else { return BLOCK_ERROR };
+            disk.read(lba, &mut data).await.map(|()| {
                 Data::write(memory, at, &data);
             })
         }
-        BLOCK_WRITE => {
-            let Some(mut data) = room_for(len).await else { return BLOCK_ERROR };
-            Data::read(memory, at, &mut data);
-            disk.write(request.lba, &data).await
+        (BLOCK_READ, Some(cache)) => {
+            let read = cache.read(lba, len, |place, bytes| {
+                Data::write(memory, at + place, bytes);
+            });
+            read.await
         }
-        BLOCK_FLUSH => disk.flush().await,
+        (BLOCK_WRITE, None) => {
+            let Ok(mut data) = room_for(len).await else { return BLOCK_ERROR };
+            Data::read(memory, at, &mut data);
+            disk.write(lba, &data).await
+        }
+        (BLOCK_WRITE, Some(_)) if disk.is_read_only() => return BLOCK_ERROR,
+        (BLOCK_WRITE, Some(cache)) => {
+            let write = cache.write(lba, len, |bytes| {
+                Data::read(memory, at, bytes);
+            });
+            write.await
+        }
+        (BLOCK_FLUSH, None) => disk.flush().await,
+        (BLOCK_FLUSH, Some(cache)) => cache.flush().await,
         _ => return BLOCK_UNSUPPORTED,
     };
     if outcome.is_ok() { BLOCK_OK } else { BLOCK_ERROR }

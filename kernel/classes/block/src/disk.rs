@@ -64,6 +64,16 @@ pub trait Disk: Send + Sync {
     }
 }
 
+/// Returns whether two disks have blocks in common: they are the same, or parts of the same disk.
+pub(crate) fn overlaps(one: &dyn Disk, other: &dyn Disk) -> bool {
+    fn whole(disk: &dyn Disk) -> &str {
+        disk.whole().map_or(disk.name(), |whole| whole.name())
+    }
+    let [(first, end), (other_first, other_end)] =
+        [one, other].map(|disk| (disk.first(), disk.first().saturating_add(disk.blocks())));
+    whole(one) == whole(other) && first < other_end && other_first < end
+}
+
 /// A class whose disks must be searched for.
 pub trait Search: Sync {
     /// Waits until the searches that are due right now have ended.

@@ -3,7 +3,7 @@
 //!
 //! * [`disk`]: the interface of a disk, and the list of all disks
 //! * [`partition`]: disks that are parts of other disks
-//! * [`client`]: drivers that use a disk
+//! * [`client`]: drivers that use a disk; [`cache`]: what is kept of a filesystem's disk
 //! * [`class`]: the entry in the kernel's table of classes; [`request`]: requests to a block
 //!   device; [`device`]: the disk of a block device
 //!
@@ -15,6 +15,7 @@
 
 extern crate alloc;
 
+pub mod cache;
 mod class;
 pub mod client;
 mod device;

@@ -50,6 +50,11 @@ pub trait Use: Any + Send {
     /// uses. A lie among them ends the driver.
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
+    /// Called when the driver waits for its requests: answers those that need no waiting.
+    fn answer_at_once(&mut self) -> Result<(), Cause> {
+        Ok(())
+    }
+
     /// Called when the driver has been ended: no one waits for its requests any more.
     fn driver_ended(&mut self);
 

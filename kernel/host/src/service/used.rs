@@ -25,13 +25,18 @@ pub fn rf_use(domain: &mut Domain, name: Allegation) -> Answer {
     Ok(domain.base() + USED)
 }
 
-/// Leaves the driver's upcall until the device that it uses has answered one of its requests.
+/// Leaves the driver's upcall until the device that it uses has answered one of its requests. If
+/// all are answered at once, the upcall goes on.
 pub fn rf_wait(domain: &mut Domain) -> Answer {
     let used = domain.used.as_mut().ok_or(Refusal::Invalid)?;
     // Takes the requests that the driver has made since it was entered: it waits for these too.
     used.after_upcall()?;
     if used.in_hand().0 == 0 {
         return Err(Refusal::Invalid.into());
+    }
+    used.answer_at_once()?;
+    if used.in_hand().0 == 0 {
+        return Ok(0);
     }
     domain.begin_wait()?;
     Err(No::Sleeps)

@@ -1,0 +1,356 @@
+//! The caches of the disks that filesystems are on ([`ringfence_core::block_cache`]): what was read
+//! is kept and read ahead, what was written reaches the disk a moment later.
+//!
+//! A cache belongs to the disk, not to the driver that uses it: it outlives that driver, and gives
+//! the successor what the disk does not have yet. Only filesystems have one: nobody else writes to
+//! their disk meanwhile.
+
+use super::disk::{self, Disk, Outcome, overlaps};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::task::{Poll, Waker};
+use embassy_sync::waitqueue::AtomicWaker;
+use embassy_time::Timer;
+use hw::console::{self, Source};
+use hw::memory::{buffer, has_room, heap_use};
+use hw::task::wait_in;
+use log::Level;
+use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, PAGE_BYTES};
+use spin::Mutex;
+
+/// The most reads ahead of one disk that are under way, and that wait.
+const MOST_AHEAD: usize = 4;
+const MOST_AHEAD_WAITING: usize = 8;
+
+static CACHES: Mutex<Vec<Arc<Cache>>> = Mutex::new(Vec::new());
+/// Woken when there is something to write, or to read ahead.
+static ON_WORK: AtomicWaker = AtomicWaker::new();
+
+/// The cache of a disk.
+pub struct Cache {
+    name: String,
+    /// A weak reference: the disk is not kept for its cache.
+    disk: Weak<dyn Disk>,
+    block_bytes: usize,
+    pages: Mutex<block_cache::Cache>,
+    /// The tasks that wait for something to be read or written.
+    waiting: Mutex<Vec<Waker>>,
+    /// What is to be read ahead.
+    ahead: Mutex<VecDeque<(u64, usize)>>,
+    reads_ahead: AtomicUsize,
+    is_writing: AtomicBool,
+    /// Set when a write has failed that nobody was told of yet.
+    has_failed: AtomicBool,
+}
+
+/// A read of the disk that is under way. It is ended when this is dropped.
+struct Filling<'a> {
+    cache: &'a Cache,
+    fill: Option<Fill>,
+}
+
+impl Filling<'_> {
+    fn end(&mut self, bytes: Option<&mut [u8]>) {
+        if let Some(fill) = self.fill.take() {
+            self.cache.pages.lock().end_fill(&fill, bytes);
+            self.cache.wake();
+        }
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+/// Returns the cache of a disk that a filesystem begins to use.
+pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
+    let mut caches = CACHES.lock();
+    let len_bytes = disk.blocks().saturating_mul(disk.block_bytes() as u64);
+    let is_its = |cache: &Arc<Cache>| core::ptr::addr_eq(cache.disk.as_ptr(), Arc::as_ptr(disk));
+    if let Some(found) = caches.iter().find(|cache| is_its(cache)) {
+        // Since its last user has gone, others may have written to the disk.
+        if Arc::strong_count(found) == 1 {
+            found.pages.lock().shrink();
+        }
+        let pages = found.pages.lock();
+        if pages.len_bytes() == len_bytes || pages.is_dirty() {
+            return found.clone();
+        }
+    }
+    caches.retain(|cache| !is_its(cache));
+    let cache = Arc::new(Cache {
+        name: disk.name().into(),
+        disk: Arc::downgrade(disk),
+        block_bytes: disk.block_bytes(),
+        pages: Mutex::new(block_cache::Cache::new(len_bytes, heap_use().1 / 8 / PAGE_BYTES)),
+        waiting: Mutex::default(),
+        ahead: Mutex::default(),
+        reads_ahead: AtomicUsize::new(0),
+        is_writing: AtomicBool::new(false),
+        has_failed: AtomicBool::new(false),
+    });
+    caches.push(cache.clone());
+    cache
+}
+
+/// Returns all caches.
+fn all() -> Vec<Arc<Cache>> {
+    CACHES.lock().clone()
+}
+
+/// Returns how many bytes all caches have of disks, and what they have done.
+pub fn state() -> Vec<(String, usize, Counts)> {
+    let state = |cache: &Arc<Cache>| {
+        let pages = cache.pages.lock();
+        (cache.name.clone(), pages.pages() * PAGE_BYTES, pages.counts())
+    };
+    CACHES.lock().iter().map(state).collect()
+}
+
+/// Waits until all disks have what was written to them so far.
+pub async fn all_written() {
+    for cache in all() {
+        cache.written().await;
+    }
+}
+
+/// Waits until a disk has all that was written to it so far, under whatever name.
+pub async fn written(disk: &dyn Disk) {
+    for cache in all() {
+        if cache.disk.upgrade().is_some_and(|other| overlaps(disk, &*other)) {
+            cache.written().await;
+        }
+    }
+}
+
+/// Returns whether the heap has room for `len_bytes` bytes and the pages for as many; if not,
+/// before and after all caches have given up what they can.
+fn has_room_for(len_bytes: usize) -> bool {
+    let needed = 2 * len_bytes + 2 * PAGE_BYTES;
+    if !has_room(needed) {
+        CACHES.lock().iter().for_each(|cache| cache.pages.lock().shrink());
+    }
+    has_room(needed)
+}
+
+impl Cache {
+    /// Returns the place of `len_bytes` bytes from a block on; `None` if they are not all on the
+    /// disk.
+    fn place(&self, lba: u64, len_bytes: usize) -> Option<u64> {
+        let at = lba.checked_mul(self.block_bytes as u64)?;
+        let end = at.checked_add(len_bytes as u64)?;
+        (end <= self.pages.lock().len_bytes()).then_some(at)
+    }
+
+    fn wake(&self) {
+        core::mem::take(&mut *self.waiting.lock()).into_iter().for_each(Waker::wake);
+    }
+
+    async fn until(&self, is_so: impl Fn(&mut block_cache::Cache) -> bool) {
+        poll_fn(|context| {
+            if is_so(&mut self.pages.lock()) {
+                return Poll::Ready(());
+            }
+            wait_in(&mut self.waiting.lock(), context.waker());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Waits until the disk has all that was written so far.
+    async fn written(&self) {
+        let last = self.pages.lock().last();
+        self.until(|pages| pages.done() >= last).await;
+    }
+
+    /// Notes what to read ahead after a read.
+    fn note_read(&self, at: u64, len_bytes: usize) {
+        let Some((from, len_bytes)) = self.pages.lock().ahead(at, len_bytes) else { return };
+        let mut ahead = self.ahead.lock();
+        // In pieces, so that a reader of the first need not wait for the last.
+        for (from, done) in (from..).step_by(MOST_AT_ONCE).zip((0..len_bytes).step_by(MOST_AT_ONCE)) {
+            if ahead.len() < MOST_AHEAD_WAITING {
+                ahead.push_back((from, (len_bytes - done).min(MOST_AT_ONCE)));
+            }
+        }
+        ON_WORK.wake();
+    }
+
+    /// Reads from the cache, if it has it all: hands each piece to `to`, with its place.
+    pub(crate) fn read_at_once(&self, lba: u64, len_bytes: usize, to: impl FnMut(usize, &[u8])) -> bool {
+        let Some(at) = self.place(lba, len_bytes) else { return false };
+        let is_here = self.pages.lock().read(at, len_bytes, to);
+        if is_here {
+            self.note_read(at, len_bytes);
+        }
+        is_here
+    }
+
+    /// Takes a write, if there is room for it: `fill` puts its bytes in place.
+    pub(crate) fn write_at_once(&self, lba: u64, len_bytes: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+        let Some(at) = self.place(lba, len_bytes) else { return false };
+        let is_taken = has_room_for(len_bytes) && self.pages.lock().write(at, len_bytes, fill);
+        if is_taken {
+            ON_WORK.wake();
+        }
+        is_taken
+    }
+
+    /// Reads `len_bytes` bytes from a block on: hands each piece to `to`, with its place.
+    pub(crate) async fn read(&self, lba: u64, len_bytes: usize, mut to: impl FnMut(usize, &[u8])) -> Outcome {
+        let at = self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
+        self.until(|pages| !pages.is_coming(at, len_bytes)).await;
+        if self.read_at_once(lba, len_bytes, &mut to) {
+            return Ok(());
+        }
+        self.pages.lock().note_miss();
+        self.note_read(at, len_bytes);
+        let place = (at % PAGE_BYTES as u64) as usize;
+        self.fill(at, len_bytes, |bytes| to(0, bytes.get(place..place + len_bytes).unwrap_or(&[]))).await
+    }
+
+    /// Reads a range from the disk, in whole pages, and hands them to `to`.
+    async fn fill(&self, at: u64, len_bytes: usize, to: impl FnOnce(&[u8])) -> Outcome {
+        let keeps = has_room_for(len_bytes);
+        let fill = self.pages.lock().begin_fill(at, len_bytes, keeps);
+        let (at, len_bytes) = (fill.at, fill.len_bytes);
+        let mut filling = Filling { cache: self, fill: Some(fill) };
+        let mut bytes = room_for(len_bytes).await?;
+        let disk = self.disk().await?;
+        disk.read(at / self.block_bytes as u64, &mut bytes).await?;
+        filling.end(Some(&mut bytes));
+        to(&bytes);
+        Ok(())
+    }
+
+    /// Writes `len_bytes` bytes from a block on, which `fill` puts in place: waits until there is
+    /// room for them.
+    pub(crate) async fn write(&self, lba: u64, len_bytes: usize, fill: impl Fn(&mut [u8])) -> Outcome {
+        self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
+        let mut tries = TRIES;
+        while !self.write_at_once(lba, len_bytes, &fill) {
+            let (is_dirty, done) = {
+                let pages = self.pages.lock();
+                (pages.is_dirty(), pages.done())
+            };
+            if is_dirty {
+                // The next write that the disk has done makes room.
+                self.until(|pages| pages.done() != done).await;
+            } else if tries > 0 {
+                tries -= 1;
+                Timer::after_millis(PAUSE_MS).await;
+            } else {
+                return Err("out of memory: there is no room for a write right now".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was written so far is on the medium. A write that has failed since the
+    /// last time is told of here.
+    pub(crate) async fn flush(&self) -> Outcome {
+        self.written().await;
+        let flushed = self.disk().await?.flush().await;
+        match self.has_failed.swap(false, Ordering::AcqRel) {
+            true => Err("a write has failed".into()),
+            false => flushed,
+        }
+    }
+
+    async fn disk(&self) -> Result<Arc<dyn Disk>, String> {
+        let disk = self.disk.upgrade().ok_or("the disk is gone")?;
+        if disk.is_in_doubt() {
+            disk::settled().await;
+        }
+        Ok(disk)
+    }
+
+    /// Writes what waits to be written.
+    async fn write_behind(self: Arc<Cache>) {
+        loop {
+            let Some((at, bytes)) = self.pages.lock().next_write() else { break };
+            let lba = at / self.block_bytes as u64;
+            let outcome = match self.disk().await {
+                Ok(disk) => disk.write(lba, &bytes).await,
+                Err(gone) => Err(gone),
+            };
+            self.pages.lock().written(outcome.is_ok());
+            // The first tells of all: many may fail for one reason.
+            if let Err(error) = outcome
+                && !self.has_failed.swap(true, Ordering::AcqRel)
+            {
+                let text =
+                    format_args!("{}: {} bytes from block {lba} are not written: {error}", self.name, bytes.len());
+                console::say_because_of(&Source::by_itself(&self.name), Level::Error, text);
+            }
+            self.wake();
+        }
+        self.is_writing.store(false, Ordering::Release);
+    }
+
+    /// Reads a range ahead.
+    async fn read_ahead(self: Arc<Cache>, at: u64, len_bytes: usize) {
+        // The reader who needs it is told of an error.
+        let _ = self.fill(at, len_bytes, |_| ()).await;
+        self.reads_ahead.fetch_sub(1, Ordering::AcqRel);
+        ON_WORK.wake();
+    }
+
+    /// Returns the work that is to be begun.
+    fn work(self: &Arc<Cache>) -> Vec<Work> {
+        let mut works: Vec<Work> = Vec::new();
+        if self.pages.lock().is_dirty() && !self.is_writing.swap(true, Ordering::AcqRel) {
+            works.push(Box::pin(self.clone().write_behind()));
+        }
+        while self.reads_ahead.load(Ordering::Acquire) < MOST_AHEAD
+            && let Some((at, len_bytes)) = self.ahead.lock().pop_front()
+        {
+            self.reads_ahead.fetch_add(1, Ordering::AcqRel);
+            works.push(Box::pin(self.clone().read_ahead(at, len_bytes)));
+        }
+        works
+    }
+}
+
+type Work = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Notes that somebody has ceased to use a cache: one that nobody uses goes, when the disk has all.
+pub(crate) fn let_go() {
+    ON_WORK.wake();
+}
+
+/// Writes what waits to be written and reads ahead, for ever.
+pub async fn run() {
+    let mut works: Vec<Work> = Vec::new();
+    poll_fn(|context| {
+        ON_WORK.register(context.waker());
+        all().iter().for_each(|cache| works.extend(cache.work()));
+        works.retain_mut(|work| work.as_mut().poll(context) == Poll::Pending);
+        CACHES.lock().retain(|cache| Arc::strong_count(cache) > 1 || cache.pages.lock().is_dirty());
+        Poll::<()>::Pending
+    })
+    .await;
+}
+
+/// How often, and after which time, memory is asked for that there is no room for.
+const TRIES: usize = 100;
+const PAUSE_MS: u64 = 20;
+
+/// Waits for room for a buffer of `len_bytes` bytes.
+pub(crate) async fn room_for(len_bytes: usize) -> Result<Vec<u8>, String> {
+    for _ in 1..TRIES {
+        if let Ok(buffer) = buffer(len_bytes) {
+            return Ok(buffer);
+        }
+        Timer::after_millis(PAUSE_MS).await;
+    }
+    buffer(len_bytes)
+}

@@ -1,0 +1,618 @@
+//! The cache of a disk's blocks, and the queue of the writes that the disk does not have yet.
+//!
+//! **The disk gets writes one by one, in the order in which they were made**, so that a power cut
+//! leaves what a disk without a cache would have had a moment before. Two writes that follow each
+//! other become one if they are neighbours in the queue and on the disk.
+//!
+//! Blocks are kept in pages of 4 KiB, each of which knows which of its sectors are valid. A page is
+//! held, and not evicted, while a write of it waits or while it is being read from the disk: so the
+//! disk's older content never takes the place of newer content.
+//!
+//! Not taken: *writing each dirty page once, whenever.* It saves commands, but a filesystem without
+//! a journal relies on the order of its writes.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use core::ops::{Range, RangeInclusive};
+
+/// Length of a page in bytes.
+pub const PAGE_BYTES: usize = 4096;
+/// Length of a sector in bytes: all reads and writes begin and end at sectors.
+const SECTOR: usize = 512;
+/// The most bytes that one write to the disk has.
+pub const MOST_AT_ONCE: usize = 64 << 10;
+/// The most bytes that wait to be written.
+const MOST_WAITING: usize = 1 << 20;
+/// How many sequences of reads are told apart.
+const STREAMS: usize = 4;
+/// How far a sequence is read ahead, at first and at most, in bytes.
+const WINDOWS: [usize; 2] = [64 << 10, 256 << 10];
+
+struct Page {
+    bytes: Vec<u8>,
+    /// A bit for each sector.
+    valid: u8,
+    /// How many writes and reads are under way that need the page.
+    held: u32,
+    /// How many of them are reads of the disk.
+    coming: u32,
+    /// Whether it was used since the hand has passed by.
+    is_used: bool,
+}
+
+struct Write {
+    at: u64,
+    bytes: Vec<u8>,
+    /// The number of the last write in it.
+    number: u64,
+}
+
+impl Write {
+    fn end(&self) -> u64 {
+        self.at + self.bytes.len() as u64
+    }
+}
+
+/// Reads that follow one another.
+#[derive(Clone, Copy, Default)]
+struct Stream {
+    /// Where the next read begins.
+    next: u64,
+    /// How far the disk has been read, or is being read.
+    until: u64,
+    window: usize,
+}
+
+/// What has been done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Reads that the cache has answered.
+    pub hits: u64,
+    /// Reads that had to wait for the disk.
+    pub misses: u64,
+    /// Bytes read ahead.
+    pub ahead_bytes: u64,
+    /// Writes that the cache has taken.
+    pub writes: u64,
+    /// Writes that the disk has got.
+    pub disk_writes: u64,
+}
+
+/// A read of the disk that is under way. It must be ended ([`Cache::end_fill`]).
+#[derive(Debug)]
+pub struct Fill {
+    /// The byte where it begins.
+    pub at: u64,
+    /// Its length in bytes.
+    pub len_bytes: usize,
+    held: Vec<u64>,
+}
+
+/// The cache of one disk. Positions and lengths are in bytes, and multiples of 512.
+pub struct Cache {
+    len_bytes: u64,
+    most_pages: usize,
+    pages: BTreeMap<u64, Page>,
+    /// Where the search for a page to evict goes on.
+    hand: u64,
+    waiting: VecDeque<Write>,
+    waiting_bytes: usize,
+    /// The write that the disk has right now: where it begins, its length, and its number.
+    under_way: Option<(u64, usize, u64)>,
+    /// Pages that are held.
+    held_pages: usize,
+    /// The number of the last write, and of the last write that the disk has done.
+    last: u64,
+    done: u64,
+    streams: [Stream; STREAMS],
+    oldest_stream: usize,
+    counts: Counts,
+}
+
+/// Returns the pages that a range lies in.
+fn pages_of(at: u64, len_bytes: usize) -> RangeInclusive<u64> {
+    let page = PAGE_BYTES as u64;
+    at / page..=(at + len_bytes.max(1) as u64 - 1) / page
+}
+
+/// Returns the parts of a range by page: the page, where the part begins in it, and its place in
+/// the range.
+fn parts(at: u64, len_bytes: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
+    pages_of(at, len_bytes).map(move |page| {
+        let start = page * PAGE_BYTES as u64;
+        let from = at.max(start);
+        let to = (at + len_bytes as u64).min(start + PAGE_BYTES as u64);
+        (page, (from - start) as usize, (from - at) as usize..(to - at) as usize)
+    })
+}
+
+/// Returns the bits of the sectors of a part of a page.
+fn sectors(start: usize, len_bytes: usize) -> u8 {
+    let (first, end) = (start / SECTOR, (start + len_bytes).div_ceil(SECTOR));
+    (first..end).fold(0, |bits, sector| bits | 1 << sector)
+}
+
+/// Returns `length` bytes of a page from `start` on.
+fn part(bytes: &mut [u8], start: usize, len_bytes: usize) -> &mut [u8] {
+    bytes.get_mut(start..start + len_bytes).unwrap_or(&mut [])
+}
+
+/// Copies as much as both have.
+fn copy(to: &mut [u8], from: &[u8]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+}
+
+impl Cache {
+    /// Returns an empty cache of a disk of `len_bytes` bytes, which has up to `most_pages` pages.
+    pub fn new(len_bytes: u64, most_pages: usize) -> Cache {
+        Cache {
+            len_bytes,
+            most_pages,
+            pages: BTreeMap::new(),
+            hand: 0,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            under_way: None,
+            held_pages: 0,
+            last: 0,
+            done: 0,
+            streams: [Stream::default(); STREAMS],
+            oldest_stream: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Returns the length of the disk in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Returns what has been done so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Returns the number of pages.
+    pub fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Returns the number of the last write. When [`Cache::done`] has reached the number, the disk
+    /// has all that was written until now.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Returns the number of the last write that the disk has.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// Returns whether something waits to be written.
+    pub fn is_dirty(&self) -> bool {
+        self.under_way.is_some() || !self.waiting.is_empty()
+    }
+
+    fn hold(&mut self, page: u64) {
+        if let Some(page) = self.pages.get_mut(&page) {
+            self.held_pages += usize::from(page.held == 0);
+            page.held += 1;
+        }
+    }
+
+    fn release(&mut self, page: u64) {
+        if let Some(page) = self.pages.get_mut(&page) {
+            page.held = page.held.saturating_sub(1);
+            self.held_pages -= usize::from(page.held == 0);
+        }
+    }
+
+    /// Takes out a page that has not been used for a while, for its memory; `None` if all are held.
+    fn evicted(&mut self) -> Option<Vec<u8>> {
+        // Twice round: the first time may find that all were used.
+        for _ in 0..2 * self.pages.len() {
+            let Some((&number, page)) = self.pages.range_mut(self.hand..).next() else {
+                self.hand = 0;
+                continue;
+            };
+            self.hand = number + 1;
+            let is_used = core::mem::take(&mut page.is_used);
+            if page.held == 0 && !is_used {
+                return self.pages.remove(&number).map(|page| page.bytes);
+            }
+        }
+        None
+    }
+
+    fn new_page(&mut self) -> Option<Vec<u8>> {
+        if self.pages.len() >= self.most_pages {
+            return self.evicted();
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(PAGE_BYTES).ok()?;
+        bytes.resize(PAGE_BYTES, 0);
+        Some(bytes)
+    }
+
+    /// Makes room for a page. Returns `false` if there is none.
+    fn have(&mut self, number: u64) -> bool {
+        if self.pages.contains_key(&number) {
+            return true;
+        }
+        let Some(bytes) = self.new_page() else { return false };
+        self.pages.insert(number, Page { bytes, valid: 0, held: 0, coming: 0, is_used: true });
+        true
+    }
+
+    /// Drops all pages that are not held.
+    pub fn shrink(&mut self) {
+        self.pages.retain(|_, page| page.held > 0);
+    }
+
+    fn has(&self, at: u64, len_bytes: usize) -> bool {
+        parts(at, len_bytes).all(|(number, start, range)| {
+            let wanted = sectors(start, range.len());
+            self.pages.get(&number).is_some_and(|page| page.valid & wanted == wanted)
+        })
+    }
+
+    /// Hands the content of a range to `to`, piece by piece, each with its place in the range.
+    /// Returns `false`, and hands out nothing, if some of it is not here.
+    pub fn read(&mut self, at: u64, len_bytes: usize, mut to: impl FnMut(usize, &[u8])) -> bool {
+        if !self.has(at, len_bytes) {
+            return false;
+        }
+        self.counts.hits += 1;
+        for (number, start, range) in parts(at, len_bytes) {
+            let Some(page) = self.pages.get_mut(&number) else { continue };
+            page.is_used = true;
+            to(range.start, part(&mut page.bytes, start, range.len()));
+        }
+        true
+    }
+
+    /// Notes that a reader must wait for the disk.
+    pub fn note_miss(&mut self) {
+        self.counts.misses += 1;
+    }
+
+    /// Returns whether some of a range is not here, and all of that is being read from the disk.
+    pub fn is_coming(&self, at: u64, len_bytes: usize) -> bool {
+        let comes = |(number, start, range): (u64, usize, Range<usize>)| {
+            let wanted = sectors(start, range.len());
+            self.pages.get(&number).is_some_and(|page| page.valid & wanted == wanted || page.coming > 0)
+        };
+        !self.has(at, len_bytes) && parts(at, len_bytes).all(comes)
+    }
+
+    /// Begins to read a range from the disk, in whole pages. New pages are made only if it `keeps`
+    /// what it reads, and if there is room.
+    pub fn begin_fill(&mut self, at: u64, len_bytes: usize, keeps: bool) -> Fill {
+        let pages = pages_of(at, len_bytes);
+        let at = pages.start() * PAGE_BYTES as u64;
+        let end = ((pages.end() + 1) * PAGE_BYTES as u64).min(self.len_bytes);
+        let mut held = Vec::new();
+        for number in pages {
+            if self.pages.contains_key(&number) || keeps && self.have(number) {
+                self.hold(number);
+                if let Some(page) = self.pages.get_mut(&number) {
+                    page.coming += 1;
+                }
+                held.push(number);
+            }
+        }
+        Fill { at, len_bytes: end.saturating_sub(at) as usize, held }
+    }
+
+    /// Ends a read of the disk. `bytes` is what was read, if that went well: what is newer here
+    /// takes the place of it, and the rest is kept.
+    pub fn end_fill(&mut self, fill: &Fill, bytes: Option<&mut [u8]>) {
+        if let Some(bytes) = bytes {
+            for (number, start, range) in parts(fill.at, fill.len_bytes) {
+                let Some(page) = self.pages.get_mut(&number) else { continue };
+                let is_held = fill.held.contains(&number);
+                for (sector, at) in range.step_by(SECTOR).enumerate() {
+                    let place = start + sector * SECTOR;
+                    let (kept, read) = (part(&mut page.bytes, place, SECTOR), part(bytes, at, SECTOR));
+                    let bit = sectors(place, SECTOR);
+                    if page.valid & bit != 0 {
+                        copy(read, kept);
+                    } else if is_held {
+                        copy(kept, read);
+                        page.valid |= bit;
+                    }
+                }
+            }
+        }
+        for number in &fill.held {
+            if let Some(page) = self.pages.get_mut(number) {
+                page.coming = page.coming.saturating_sub(1);
+            }
+            self.release(*number);
+        }
+    }
+
+    /// Returns what to read ahead after a read: where it begins, and its length.
+    pub fn ahead(&mut self, at: u64, len_bytes: usize) -> Option<(u64, usize)> {
+        let next = at + len_bytes as u64;
+        let Some(stream) = self.streams.iter_mut().find(|stream| stream.next == at && stream.next > 0) else {
+            let oldest = self.streams.get_mut(self.oldest_stream)?;
+            *oldest = Stream { next, until: next, window: 0 };
+            self.oldest_stream = (self.oldest_stream + 1) % STREAMS;
+            return None;
+        };
+        let [least, most] = WINDOWS;
+        stream.next = next;
+        stream.window = (stream.window * 2).clamp(least, most);
+        let from = stream.until.max(next).next_multiple_of(PAGE_BYTES as u64);
+        let until = (next + stream.window as u64).min(self.len_bytes);
+        // Half a window at a time at least: a few commands do it.
+        if from >= until || from - next > stream.window as u64 / 2 {
+            return None;
+        }
+        stream.until = until;
+        let len_bytes = (until - from) as usize;
+        if self.has(from, len_bytes) {
+            return None;
+        }
+        self.counts.ahead_bytes += len_bytes as u64;
+        Some((from, len_bytes))
+    }
+
+    /// Takes a write; `fill` puts its bytes in place. Returns `false`, and takes nothing, if there
+    /// is no room for it now.
+    pub fn write(&mut self, at: u64, len_bytes: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+        let is_full = self.waiting_bytes + len_bytes > MOST_WAITING || self.held_pages > self.most_pages / 2;
+        if (is_full && self.is_dirty()) || !pages_of(at, len_bytes).all(|number| self.have(number)) {
+            return false;
+        }
+        // Of the pages that this has made, none may have been evicted for another.
+        if !pages_of(at, len_bytes).all(|number| self.pages.contains_key(&number)) {
+            return false;
+        }
+        let Some(mut bytes) = self.bytes_for(at, len_bytes) else { return false };
+        let place = bytes.len() - len_bytes;
+        let start = at - place as u64;
+        fill(part(&mut bytes, place, len_bytes));
+        for (number, start, range) in parts(at, len_bytes) {
+            let Some(page) = self.pages.get_mut(&number) else { continue };
+            page.is_used = true;
+            page.valid |= sectors(start, range.len());
+            copy(part(&mut page.bytes, start, range.len()), bytes.get(place + range.start..).unwrap_or(&[]));
+        }
+        // A page that the last write holds is held once for both.
+        let is_held = |number: &u64| place > 0 && pages_of(start, place).contains(number);
+        pages_of(at, len_bytes).filter(|number| !is_held(number)).for_each(|number| self.hold(number));
+        self.waiting_bytes += len_bytes;
+        self.last += 1;
+        self.counts.writes += 1;
+        self.waiting.push_back(Write { at: start, bytes, number: self.last });
+        true
+    }
+
+    /// Returns bytes with room for a write at their end: behind those of the last write that waits,
+    /// if this one continues it.
+    fn bytes_for(&mut self, at: u64, len_bytes: usize) -> Option<Vec<u8>> {
+        let continues = |last: &&mut Write| last.end() == at && last.bytes.len() + len_bytes <= MOST_AT_ONCE;
+        if let Some(last) = self.waiting.back_mut().filter(continues) {
+            last.bytes.try_reserve(len_bytes).ok()?;
+            let mut bytes = self.waiting.pop_back()?.bytes;
+            bytes.resize(bytes.len() + len_bytes, 0);
+            return Some(bytes);
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len_bytes).ok()?;
+        self.waiting.try_reserve(1).ok()?;
+        bytes.resize(len_bytes, 0);
+        Some(bytes)
+    }
+
+    /// Returns the next write for the disk: where it begins, and its bytes. There is none while the
+    /// disk has one.
+    pub fn next_write(&mut self) -> Option<(u64, Vec<u8>)> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        let Write { at, bytes, number } = self.waiting.pop_front()?;
+        self.under_way = Some((at, bytes.len(), number));
+        Some((at, bytes))
+    }
+
+    /// Notes that the disk has done the write that it had, or has failed to: then the cache does
+    /// not keep what the disk may not have.
+    pub fn written(&mut self, is_done: bool) {
+        let Some((at, len_bytes, number)) = self.under_way.take() else { return };
+        self.done = number;
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(len_bytes);
+        self.counts.disk_writes += 1;
+        for number in pages_of(at, len_bytes) {
+            self.release(number);
+            match self.pages.get_mut(&number) {
+                Some(page) if !is_done && page.held == 0 => page.valid = 0,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+
+    const BLOCK: u64 = 512;
+
+    fn put(cache: &mut Cache, at: u64, bytes: &[u8]) -> bool {
+        cache.write(at, bytes.len(), |to| to.copy_from_slice(bytes))
+    }
+
+    fn get(cache: &mut Cache, at: u64, len_bytes: usize) -> Option<Vec<u8>> {
+        let mut all = vec![0; len_bytes];
+        cache.read(at, len_bytes, |place, bytes| all[place..place + bytes.len()].copy_from_slice(bytes)).then_some(all)
+    }
+
+    /// Reads through the cache, as its user does.
+    fn read(cache: &mut Cache, disk: &[u8], at: u64, len_bytes: usize) -> Vec<u8> {
+        if let Some(found) = get(cache, at, len_bytes) {
+            return found;
+        }
+        let fill = cache.begin_fill(at, len_bytes, true);
+        let mut bytes = disk[fill.at as usize..fill.at as usize + fill.len_bytes].to_vec();
+        cache.end_fill(&fill, Some(&mut bytes));
+        let place = (at - fill.at) as usize;
+        bytes[place..place + len_bytes].to_vec()
+    }
+
+    #[test]
+    fn what_was_written_is_read_before_the_disk_has_it() {
+        let mut cache = Cache::new(1 << 20, 16);
+        assert!(put(&mut cache, 1024, &[7; 512]));
+        assert_eq!(get(&mut cache, 1024, 512), Some(vec![7; 512]));
+        assert_eq!(get(&mut cache, 512, 1024), None);
+        // The rest of the page comes from the disk, which has something older.
+        let disk = vec![1; 1 << 20];
+        assert_eq!(read(&mut cache, &disk, 512, 1024), [vec![1; 512], vec![7; 512]].concat());
+        assert_eq!(get(&mut cache, 0, 4096).map(|page| page[1024]), Some(7));
+    }
+
+    #[test]
+    fn neighbours_become_one_write_and_the_order_stays() {
+        let mut cache = Cache::new(1 << 20, 64);
+        for (at, byte) in [(0, 1), (512, 2), (8192, 3), (1024, 4), (0, 5)] {
+            assert!(put(&mut cache, at, &[byte; 512]));
+        }
+        let mut writes = vec![];
+        while let Some((at, bytes)) = cache.next_write() {
+            assert_eq!(cache.next_write(), None, "one at a time");
+            writes.push((at, bytes[0], bytes.len()));
+            cache.written(true);
+        }
+        assert_eq!(writes, [(0, 1, 1024), (8192, 3, 512), (1024, 4, 512), (0, 5, 512)]);
+        assert_eq!((cache.done(), cache.last(), cache.is_dirty(), cache.held_pages), (5, 5, false, 0));
+        assert_eq!(cache.counts().disk_writes, 4);
+    }
+
+    /// An old content that was on its way from the disk does not replace what was written
+    /// meanwhile, even if the disk has that by then.
+    #[test]
+    fn the_past_does_not_come_back() {
+        let mut cache = Cache::new(1 << 20, 1);
+        let fill = cache.begin_fill(0, 4096, true);
+        let mut old = vec![1; 4096];
+        assert!(put(&mut cache, 512, &[2; 512]));
+        cache.next_write().unwrap();
+        cache.written(true);
+        // There is no room for another page while this one is held.
+        let other = cache.begin_fill(4096, 4096, true);
+        cache.end_fill(&other, Some(&mut [9; 4096]));
+        assert_eq!(get(&mut cache, 4096, 4096), None);
+        cache.end_fill(&fill, Some(&mut old));
+        let expected = [vec![1; 512], vec![2; 512], vec![1; 3072]].concat();
+        assert_eq!((get(&mut cache, 0, 4096), old), (Some(expected.clone()), expected));
+    }
+
+    #[test]
+    fn one_reads_the_disk_for_all() {
+        let mut cache = Cache::new(1 << 20, 16);
+        let fill = cache.begin_fill(4096, 8192, true);
+        assert!(cache.is_coming(8192, 4096) && cache.is_coming(4608, 512));
+        assert!(!cache.is_coming(8192, 8192), "the next page was not asked for");
+        cache.end_fill(&fill, Some(&mut [3; 8192]));
+        assert!(!cache.is_coming(8192, 4096) && get(&mut cache, 4096, 8192).is_some());
+        // One that fails leaves nothing.
+        let fill = cache.begin_fill(0, 4096, true);
+        cache.end_fill(&fill, None);
+        assert!(!cache.is_coming(0, 4096) && get(&mut cache, 0, 512).is_none());
+        // Without room, nothing is kept.
+        let fill = cache.begin_fill(40960, 4096, false);
+        cache.end_fill(&fill, Some(&mut [3; 4096]));
+        assert_eq!((get(&mut cache, 40960, 512), cache.held_pages), (None, 0));
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut cache = Cache::new(1 << 30, 1024);
+        let taken = (0..1000u64).take_while(|number| put(&mut cache, number * (128 << 10), &[0; 65536])).count();
+        assert_eq!(taken, 16);
+        // One sector in each of many pages holds as many pages.
+        let mut cache = Cache::new(1 << 30, 64);
+        let taken = (0..1000u64).take_while(|number| put(&mut cache, number * 8192, &[0; 512])).count();
+        assert_eq!(taken, 33);
+        assert!(cache.pages() <= 64);
+        while cache.next_write().is_some() {
+            cache.written(true);
+        }
+        assert!(put(&mut cache, 1 << 20, &[0; 512]) && cache.pages() <= 64);
+    }
+
+    #[test]
+    fn a_write_that_fails_is_not_kept() {
+        let mut cache = Cache::new(1 << 20, 16);
+        assert!(put(&mut cache, 0, &[1; 512]));
+        cache.next_write().unwrap();
+        assert!(put(&mut cache, 4096, &[2; 512]));
+        cache.written(false);
+        assert_eq!((get(&mut cache, 0, 512), get(&mut cache, 4096, 512)), (None, Some(vec![2; 512])));
+    }
+
+    #[test]
+    fn only_sequences_are_read_ahead() {
+        let mut cache = Cache::new(1 << 20, 256);
+        for at in [0, 200 << 10, 40 << 10, 900 << 10] {
+            assert_eq!(cache.ahead(at, 4096), None);
+        }
+        assert_eq!(cache.ahead((40 << 10) + 4096, 4096), Some((48 << 10, 64 << 10)));
+        assert_eq!(cache.ahead(48 << 10, 4096), Some((112 << 10, 68 << 10)));
+        assert_eq!(cache.ahead(52 << 10, 4096), Some((180 << 10, 132 << 10)));
+        assert_eq!(cache.ahead(56 << 10, 4096), None);
+        // The disk's end is the end.
+        assert_eq!(cache.ahead((900 << 10) + 4096, 64 << 10), Some((968 << 10, 56 << 10)));
+        assert_eq!(cache.ahead(968 << 10, 56 << 10), None);
+    }
+
+    proptest! {
+        /// Reads see the last write, the pages stay few, and at each moment the disk is as it would
+        /// be with the first so many writes, whole.
+        #[test]
+        fn it_is_a_disk(steps in proptest::collection::vec((0u8..6, 0u64..120, 1usize..12, any::<u8>()), 1..200)) {
+            const LEN: usize = 64 << 10;
+            let mut cache = Cache::new(LEN as u64, 6);
+            let (mut disk, mut newest) = (vec![0u8; LEN], vec![0u8; LEN]);
+            let mut history = vec![newest.clone()];
+            let mut fill: Option<(Fill, Vec<u8>)> = None;
+            for (step, block, blocks, byte) in steps {
+                let blocks = blocks.min(128 - block as usize);
+                let (at, len_bytes) = (block * BLOCK, blocks * BLOCK as usize);
+                let range = at as usize..at as usize + len_bytes;
+                match step {
+                    0 | 1 => {
+                        if put(&mut cache, at, &vec![byte; len_bytes]) {
+                            newest[range].fill(byte);
+                            history.push(newest.clone());
+                        }
+                    }
+                    2 => prop_assert_eq!(&read(&mut cache, &disk, at, len_bytes), &newest[range]),
+                    3 => {
+                        if let Some((at, bytes)) = cache.next_write() {
+                            disk[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+                            cache.written(true);
+                            prop_assert!(disk == history[cache.done() as usize]);
+                        }
+                    }
+                    4 if fill.is_none() => {
+                        let begun = cache.begin_fill(at, len_bytes, true);
+                        let bytes = disk[begun.at as usize..begun.at as usize + begun.len_bytes].to_vec();
+                        fill = Some((begun, bytes));
+                    }
+                    _ => {
+                        if let Some((fill, mut bytes)) = fill.take() {
+                            cache.end_fill(&fill, Some(&mut bytes));
+                        }
+                    }
+                }
+                prop_assert!(cache.pages() <= 6);
+            }
+        }
+    }
+}

@@ -18,7 +18,7 @@ use core::task::{Poll, Waker};
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::Timer;
 use hw::console::{self, Source};
-use hw::memory::{buffer, has_room, heap_use};
+use hw::memory::{buffer, has_room, heap_use, reclaim};
 use hw::task::wait_in;
 use log::Level;
 use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, PAGE_BYTES};
@@ -131,14 +131,16 @@ pub async fn written(disk: &dyn Disk) {
     }
 }
 
-/// Returns whether the heap has room for `len_bytes` bytes and the pages for as many; if not,
-/// before and after all caches have given up what they can.
+/// Gives up all pages that can be read again.
+fn give_up() {
+    // Who holds a lock right now needs what is there.
+    let Some(caches) = CACHES.try_lock() else { return };
+    caches.iter().filter_map(|cache| cache.pages.try_lock()).for_each(|mut pages| pages.shrink());
+}
+
+/// Returns whether the heap has room for `len_bytes` bytes and the pages for as many.
 fn has_room_for(len_bytes: usize) -> bool {
-    let needed = 2 * len_bytes + 2 * PAGE_BYTES;
-    if !has_room(needed) {
-        CACHES.lock().iter().for_each(|cache| cache.pages.lock().shrink());
-    }
-    has_room(needed)
+    has_room(2 * len_bytes + 2 * PAGE_BYTES)
 }
 
 impl Cache {
@@ -246,6 +248,7 @@ impl Cache {
                 self.until(|pages| pages.done() != done).await;
             } else if tries > 0 {
                 tries -= 1;
+                reclaim();
                 Timer::after_millis(PAUSE_MS).await;
             } else {
                 return Err("out of memory: there is no room for a write right now".into());
@@ -329,6 +332,7 @@ pub(crate) fn let_go() {
 
 /// Writes what waits to be written and reads ahead, for ever.
 pub async fn run() {
+    hw::memory::install_reclaim(give_up);
     let mut works: Vec<Work> = Vec::new();
     poll_fn(|context| {
         ON_WORK.register(context.waker());

@@ -175,19 +175,48 @@ fn left(start: *const u8, len_bytes: usize) -> &'static [u8] {
 /// waiting tasks, lines of the log.
 const HEAP_RESERVE: usize = 1 << 20;
 
+/// Gives up memory of the heap that is of use, but not needed.
+static RECLAIM: Once<fn()> = Once::new();
+
+/// Installs what gives up memory that is not needed, when there is no room for something else. It
+/// must not wait for a lock.
+pub fn install_reclaim(reclaim: fn()) {
+    RECLAIM.call_once(|| reclaim);
+}
+
+/// Has memory given up that is not needed.
+pub fn reclaim() {
+    if let Some(reclaim) = RECLAIM.get() {
+        reclaim();
+    }
+}
+
 /// Returns whether the kernel's heap has room for `len_bytes` bytes besides the reserve.
 /// **Allocations that a person, a driver or a peer can cause again and again must be checked
 /// here**, or use memory that can be refused.
 pub fn has_room(len_bytes: usize) -> bool {
-    let (used, size) = heap_use();
-    size.saturating_sub(used).saturating_sub(HEAP_RESERVE) >= len_bytes
+    let is_there = || {
+        let (used, size) = heap_use();
+        size.saturating_sub(used).saturating_sub(HEAP_RESERVE) >= len_bytes
+    };
+    is_there() || {
+        reclaim();
+        is_there()
+    }
 }
 
 /// Returns `len_bytes` zeros in the kernel's heap; the error says that there is no room for them
 /// now.
 pub fn buffer(len_bytes: usize) -> Result<Vec<u8>, String> {
     let mut buffer = Vec::new();
-    if !has_room(len_bytes) || buffer.try_reserve_exact(len_bytes).is_err() {
+    // There may be room, but in pieces.
+    let mut is_reserved = || {
+        buffer.try_reserve_exact(len_bytes).is_ok() || {
+            reclaim();
+            buffer.try_reserve_exact(len_bytes).is_ok()
+        }
+    };
+    if !has_room(len_bytes) || !is_reserved() {
         let room = if len_bytes < 1024 { format!("{len_bytes} bytes") } else { format!("{} KiB", len_bytes / 1024) };
         return Err(format!("out of memory: there is no room for a buffer of {room} right now"));
     }

@@ -94,6 +94,12 @@ pub enum Verb {
         /// Seed of the random numbers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Work on files of an ext4 and a FAT filesystem, instead of a stream and disks.
+        #[arg(long)]
+        files: bool,
+        /// How often to cut the power afterwards, to compare.
+        #[arg(long, value_name = "N", default_value_t = 20, requires = "files")]
+        power_cuts: u64,
         /// Print the summary as a JSON object.
         #[arg(long)]
         json: bool,

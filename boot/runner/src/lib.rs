@@ -10,6 +10,7 @@
 //!   [`wire`]: a cable, and frames for it
 //! * [`ramdisk`]: the one file that the loader gets
 //! * [`machine`]: a QEMU machine, and how a run of it ended
+//! * [`images`]: images of filesystems, by the host's own tools
 //! * [`bochs`]: another emulator, for a second opinion
 //! * [`bench`]: measures the cost of protection; [`profile`]: where its instructions go
 //! * [`campaign`]: changes drivers' code and observes the outcome
@@ -42,6 +43,7 @@ pub mod echo;
 pub mod gdb;
 pub mod header;
 pub mod holes;
+pub mod images;
 pub mod iso;
 pub mod lab;
 pub mod machine;

@@ -128,13 +128,18 @@ fn run(cli: Cli) -> Result<u8> {
             let options = campaign::Options { modules, mutants, seed, only, ring, out, json, machine };
             Ok(u8::from(!campaign::run(&build::system(true)?, &options)?))
         }
-        Some(Verb::Soak { minutes, seed, json, machine }) => {
+        Some(Verb::Soak { minutes, seed, files, power_cuts, json, machine }) => {
             if !(0.0..=10_000.0).contains(&minutes) {
                 bail!("--minutes must be 0 to 10000, not {minutes}");
             }
             let time = Duration::from_secs_f64(minutes * 60.0);
             let options = soak::Options { time, seed, json, machine: machine.machine()? };
-            Ok(u8::from(!soak::run(&build::system(true)?, &options)?.is_good()))
+            let system = build::system(true)?;
+            let is_good = match files {
+                true => soak::files::run(&system, &options, power_cuts)?.is_good(),
+                false => soak::copies::run(&system, &options)?.is_good(),
+            };
+            Ok(u8::from(!is_good))
         }
         Some(Verb::Snippets { count, seed }) => {
             let options = snippets::Options { count: count as usize, seed };

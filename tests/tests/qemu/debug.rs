@@ -219,9 +219,9 @@ fn a_driver_that_a_service_ends_stands_before() {
 #[test]
 fn a_filesystem_stands_under_open_files() {
     let directory = tempfile::TempDir::new().unwrap();
-    let image = ringfence_tests::filesystem::Fat::new(directory.path(), 8 << 10, 16);
+    let image = ringfence_tests::filesystem::fat(directory.path(), 8 << 10, 16);
     let content: Vec<u8> = (0..300_000u32).map(|number| (number / 7) as u8).collect();
-    image.put("big", &content);
+    image.put("big", &content).unwrap();
     let mut machine = machine("");
     machine.disks = vec![image.0.clone().into()];
     let mut running = at_prompt(machine);
@@ -246,8 +246,8 @@ fn a_filesystem_stands_under_open_files() {
     gdb.kill();
     run_well(&mut running, "umount /mnt");
     leave(running);
-    image.assert_clean();
-    assert!(image.get("copy") == content);
+    ringfence_tests::filesystem::assert_clean(&image);
+    assert!(image.get("copy").unwrap() == content);
 }
 
 /// What gdb has changed is gone when it dies: a driver that stands goes on with the registers that

@@ -1,7 +1,8 @@
 //! Filesystems: a driver that uses a disk, above a driver that has it.
 
+use ringfence::images::{partitioned, tool_well};
 use ringfence::machine::{End, Machine};
-use ringfence_tests::filesystem::{Fat, ext, partitioned, tool_well};
+use ringfence_tests::filesystem::{assert_as_after_a_power_cut, assert_clean, ext, fat};
 use ringfence_tests::{assert_fault, assert_intact, assert_says, boot, boot_badly, boot_well, machine};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -28,24 +29,24 @@ fn sum(bytes: &[u8]) -> String {
 /// the host's tools, in both rings.
 fn agrees_with_the_hosts_tools(kib: u64, bits: u32) {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), kib, bits);
+    let image = fat(directory.path(), kib, bits);
     let content = noise(200_123, bits.into());
-    image.put("big", &content);
-    image.put("A Long Name.txt", b"short\n");
+    image.put("big", &content).unwrap();
+    image.put("A Long Name.txt", b"short\n").unwrap();
     let script = "mount disk0 /mnt; mount; ls -l /mnt; cat \"/mnt/A Long Name.txt\"; sha256sum /mnt/big; mkdir /mnt/d; cp /mnt/big /mnt/d; \
                   ring fat 0; sha256sum /mnt/d/big; mkdir /mnt/d/e; cp /mnt/d/big /mnt/d/e/Grüße; ring fat 1; \
                   mv /mnt/d/e/Grüße /mnt/moved; rm /mnt/d/big; cp /mnt/moved /mnt/again; rm /mnt/again; \
                   ls /mnt/d; du /mnt; df; umount /mnt; mount";
-    let text = boot_well(&with_image(script, image.path()));
+    let text = boot_well(&with_image(script, image.path().unwrap()));
     assert_says(&text, &format!("disk0    FAT{bits}"));
     assert_says(&text, "A Long Name.txt");
     assert_says(&text, "short");
     let data: Vec<(u64, String)> = text.data();
     assert_eq!(data, vec![(200_123, sum(&content)); 2]);
     assert_says(&text, "400252 bytes in 3 files and 3 directories");
-    image.assert_clean();
-    assert!(image.get("moved") == content && image.get("big") == content);
-    assert_eq!(image.get("A Long Name.txt"), b"short\n");
+    assert_clean(&image);
+    assert!(image.get("moved").unwrap() == content && image.get("big").unwrap() == content);
+    assert_eq!(image.get("A Long Name.txt").unwrap(), b"short\n");
 }
 
 #[test]
@@ -68,9 +69,9 @@ fn a_large_fat_agrees_with_the_hosts_tools() {
 #[test]
 fn files_stay_open_while_both_drivers_are_ended() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 40 << 10, 32);
+    let image = fat(directory.path(), 40 << 10, 32);
     let content = noise(1_500_000, 7);
-    image.put("big", &content);
+    image.put("big", &content).unwrap();
     let mut script =
         String::from("limits restarts 1000; limits restart-wait-ms 0; mount disk0 /mnt; cp /mnt/big /mnt/copy &; ");
     for round in 0..30 {
@@ -79,20 +80,20 @@ fn files_stay_open_while_both_drivers_are_ended() {
         script += &format!("mute ls /mnt; sleep {}; kill {driver}; ", round * 7 % 23);
     }
     script += "wait; sha256sum /mnt/copy; umount /mnt";
-    let text = boot_well(&with_image(&script, image.path()));
+    let text = boot_well(&with_image(&script, image.path().unwrap()));
     assert_eq!(text.data(), [(1_500_000, sum(&content))]);
     assert_eq!((text.restarts("fat"), text.restarts("virtio-scsi")), (24, 6), "{text}");
-    image.assert_as_after_a_power_cut();
-    assert!(image.get("copy") == content);
+    assert_as_after_a_power_cut(&image);
+    assert!(image.get("copy").unwrap() == content);
 }
 
 /// A rename, a removal and a new directory whose driver is ended are done once, not twice.
 #[test]
 fn what_changes_names_is_done_once() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let image = fat(directory.path(), 8 << 10, 16);
     let content = noise(40_000, 3);
-    image.put("a", &content);
+    image.put("a", &content).unwrap();
     let mut script = String::from("limits restarts 1000; limits restart-wait-ms 0; mount disk0 /mnt; ");
     for round in 0..20 {
         let (from, to) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
@@ -103,18 +104,18 @@ fn what_changes_names_is_done_once() {
         }
     }
     script += "ls /mnt; sha256sum /mnt/a; umount /mnt";
-    let text = boot_well(&with_image(&script, image.path()));
+    let text = boot_well(&with_image(&script, image.path().unwrap()));
     assert_eq!(text.data(), [(40_000, sum(&content))]);
     assert_eq!(text.restarts("fat"), 60, "{text}");
-    image.assert_as_after_a_power_cut();
-    assert!(image.get("a") == content);
+    assert_as_after_a_power_cut(&image);
+    assert!(image.get("a").unwrap() == content);
 }
 
 #[test]
 fn what_is_wrong_about_a_path_is_said() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
-    image.put("a", b"a");
+    let image = fat(directory.path(), 8 << 10, 16);
+    image.put("a", b"a").unwrap();
     let wrong = [
         ("cat /mnt/a", "/mnt/a: no filesystem is mounted there; 'mount' lists them"),
         ("mount disk7 /mnt", "there is no disk 'disk7'; 'lsblk' lists them"),
@@ -142,24 +143,24 @@ fn what_is_wrong_about_a_path_is_said() {
     let list = |wrong: &[(&str, &str)]| wrong.iter().map(|(command, _)| format!("{command}; ")).collect::<String>();
     let script =
         format!("{}mount disk0 /mnt; mkdir /mnt/d; mkdir /mnt/d/f; {}umount /mnt", list(&wrong), list(&wrong_mounted));
-    let text = boot_badly(&with_image(&script, image.path()), wrong.len() + wrong_mounted.len());
+    let text = boot_badly(&with_image(&script, image.path().unwrap()), wrong.len() + wrong_mounted.len());
     let expected: Vec<(&str, &str)> = wrong.iter().chain(&wrong_mounted).copied().collect();
     assert_eq!(text.errors(), expected);
-    image.assert_clean();
-    assert_eq!(image.get("a"), b"a");
+    assert_clean(&image);
+    assert_eq!(image.get("a").unwrap(), b"a");
 }
 
 /// Of two that mount a disk at once, one has it; and nobody takes the name of an open file away.
 #[test]
 fn one_has_a_disk_and_its_files() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let image = fat(directory.path(), 8 << 10, 16);
     let content = noise(2 << 20, 2);
-    image.put("big", &content);
+    image.put("big", &content).unwrap();
     let script = "mount disk0 /x &; mount disk0 /y &; wait; fails blkwrite disk0 0 1 1; mount; umount /x; umount /y; \
                   mount disk0 /m; sha256sum /m/big &; mv /m/big /m/small; rm /m/big; wait; truncate /m/big 100; \
                   truncate /m/big 5000; sha256sum /m/big; mv /m/big /m/small; umount /m";
-    let text = boot_badly(&with_image(script, image.path()), 4);
+    let text = boot_badly(&with_image(script, image.path().unwrap()), 4);
     let errors = text.errors();
     let refused = errors.iter().filter(|(line, _)| line.starts_with("mount "));
     assert_eq!(refused.count(), 1, "{text}");
@@ -167,8 +168,8 @@ fn one_has_a_disk_and_its_files() {
     assert_eq!(open.count(), 2, "{text}");
     let after = [&content[..100], &[0; 4900]].concat();
     assert_eq!(text.data(), [(2 << 20, sum(&content)), (5000, sum(&after))]);
-    image.assert_clean();
-    assert!(image.get("small") == after);
+    assert_clean(&image);
+    assert!(image.get("small").unwrap() == after);
 }
 
 /// What was read is kept, whatever becomes of the disk's driver. What was reported written and is
@@ -176,66 +177,89 @@ fn one_has_a_disk_and_its_files() {
 #[test]
 fn the_kernel_keeps_blocks_of_a_filesystem() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
-    image.put("a", b"content\n");
+    let image = fat(directory.path(), 8 << 10, 16);
+    image.put("a", b"content\n").unwrap();
     let script = "mount disk0 /mnt; cat /mnt/a; policy virtio-scsi stop; kill virtio-scsi; cat /mnt/a; \
                   cp /mnt/a /mnt/b; sync; umount -f /mnt";
-    let text = boot_badly(&with_image(script, image.path()), 2);
+    let text = boot_badly(&with_image(script, image.path().unwrap()), 2);
     assert_eq!(text.matches("\ncontent").count(), 2, "{text}");
     assert_says(&text, "error: disk0: 512 bytes from block ");
     assert_eq!(text.errors()[1], ("sync", "/mnt: the disk failed"));
-    image.assert_as_after_a_power_cut();
+    assert_as_after_a_power_cut(&image);
+}
+
+/// What is kept of disks makes room for what is needed.
+#[test]
+fn the_kernel_gives_up_blocks_for_other_things() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    let content = noise(3 << 20, 8);
+    image.put("big", &content).unwrap();
+    let mut machine = with_image("", image.path().unwrap());
+    let (mut mounts, mut uses) = (String::new(), String::new());
+    for number in 0..8 {
+        let copy = directory.path().join(format!("{number}.img"));
+        std::fs::copy(&image.0, &copy).unwrap();
+        machine.disks.push(copy.into());
+        mounts += &format!("mount disk{number} /m{number}; sha256sum /m{number}/big; ");
+        uses += &format!("ls /m{number}; umount /m{number}; ");
+    }
+    machine.contents.exec = Some(format!("{mounts} mem; {uses} mem"));
+    let text = boot_well(&machine);
+    assert_eq!(text.data(), vec![(3 << 20, sum(&content)); 8]);
+    assert_eq!(text.matches(" KiB of disk").count(), 8, "{text}");
+    assert_says(&text, "cache     0 KiB of disk0: ");
 }
 
 /// A disk that a command writes to is not mounted meanwhile.
 #[test]
 fn a_disk_that_is_written_to_is_not_mounted() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 40 << 10, 32);
+    let image = fat(directory.path(), 40 << 10, 32);
     let script = "blkwrite disk0 40000 30000 7 &; fails mount disk0 /mnt; wait; mount disk0 /mnt; blkread disk0 0 1; \
                   blkverify disk0 40000 30000 7; umount /mnt";
-    let text = boot_well(&with_image(script, image.path()));
+    let text = boot_well(&with_image(script, image.path().unwrap()));
     assert_says(&text, "as expected: a command writes to disk0 right now");
     assert_says(&text, "30000 blocks are as they were written");
-    image.assert_clean();
+    assert_clean(&image);
 }
 
 /// The end of the machine writes what a `umount` would have written.
 #[test]
 fn the_end_of_the_machine_writes_all() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let image = fat(directory.path(), 8 << 10, 16);
     let content = noise(1_000_000, 4);
-    image.put("a", &content);
-    boot_well(&with_image("mount disk0 /mnt; cp /mnt/a /mnt/b", image.path()));
-    image.assert_clean();
-    assert!(image.get("b") == content);
+    image.put("a", &content).unwrap();
+    boot_well(&with_image("mount disk0 /mnt; cp /mnt/a /mnt/b", image.path().unwrap()));
+    assert_clean(&image);
+    assert!(image.get("b").unwrap() == content);
 }
 
 /// A filesystem that is only read stays as it is, to the last byte.
 #[test]
 fn a_read_only_mount_writes_nothing() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
-    image.put("a", b"content\n");
-    let before = std::fs::read(image.path()).unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    image.put("a", b"content\n").unwrap();
+    let before = std::fs::read(image.path().unwrap()).unwrap();
     let script =
         "mount disk0 /mnt -o ro; cat /mnt/a; fails mkdir /mnt/d; fails rm /mnt/a; fails cp /mnt/a /mnt/b; umount /mnt";
-    let text = boot_well(&with_image(script, image.path()));
+    let text = boot_well(&with_image(script, image.path().unwrap()));
     assert_says(&text, "content");
     assert_eq!(text.matches("the filesystem cannot be written").count(), 3, "{text}");
-    assert!(std::fs::read(image.path()).unwrap() == before);
+    assert!(std::fs::read(image.path().unwrap()).unwrap() == before);
 }
 
 /// Unloading the driver under a mounted filesystem closes its files, and says so.
 #[test]
 fn a_filesystem_can_go_away() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
-    image.put("big", &noise(1 << 20, 1));
+    let image = fat(directory.path(), 8 << 10, 16);
+    image.put("big", &noise(1 << 20, 1)).unwrap();
     let script = "mount disk0 /mnt; policy fat stop; sha256sum /mnt/big &; sleep 1; kill fat; wait; cat /mnt/big; \
                   rmmod fat; mount; cat /mnt/big; mount disk0 /mnt; sha256sum /mnt/big; rmmod virtio-scsi; cat /mnt/big";
-    let text = boot_badly(&with_image(script, image.path()), 4);
+    let text = boot_badly(&with_image(script, image.path().unwrap()), 4);
     assert_fault(&text, "fat", "killed");
     let reasons: Vec<&str> = text.errors().into_iter().map(|(_, reason)| reason).collect();
     assert_eq!(reasons[..2], ["/mnt/big: the filesystem is gone"; 2]);
@@ -264,7 +288,7 @@ fn ext_agrees_with_the_hosts_tools(kind: &str) {
     }
     let image = ext(directory.path(), 16 << 10, kind, &content);
     let before = std::fs::read(&image).unwrap();
-    let script = "mount disk0 /mnt; mount; sha256sum /mnt/big; sha256sum /mnt/holed; cat /mnt/link; cat /mnt/sub/299; \
+    let script = "mount disk0 /mnt -o ro; mount; sha256sum /mnt/big; sha256sum /mnt/holed; cat /mnt/link; cat /mnt/sub/299; \
                   du /mnt/sub; fails cat /mnt/loop; fails mkdir /mnt/d; kill ext; sha256sum /mnt/big; ring ext 0; \
                   sha256sum /mnt/big; df; umount /mnt";
     let text = boot_well(&with_image(script, image.to_str().unwrap()));
@@ -296,11 +320,11 @@ fn has_partitions(label: &str, line: &str) {
     const LEN: usize = 8 << 20;
     let directory = TempDir::new().unwrap();
     let script = format!("label: {label}\n\nstart=2048, size=16384{line}\nstart=24576, size=4096\n");
-    let path = partitioned(directory.path(), 20 << 10, &script);
-    let fat = Fat::new(directory.path(), LEN as u64 >> 10, 16);
-    fat.put("a", b"in a partition\n");
+    let path = partitioned(directory.path(), 20 << 10, &script).unwrap();
+    let fat = fat(directory.path(), LEN as u64 >> 10, 16);
+    fat.put("a", b"in a partition\n").unwrap();
     let mut disk = std::fs::read(&path).unwrap();
-    disk[START..START + LEN].copy_from_slice(&std::fs::read(fat.path()).unwrap());
+    disk[START..START + LEN].copy_from_slice(&std::fs::read(fat.path().unwrap()).unwrap());
     std::fs::write(&path, &disk).unwrap();
     let script = "lsblk; mount disk0p1 /mnt; cat /mnt/a; cp /mnt/a /mnt/b; fails blkwrite disk0 0 1 1; \
                   fails mount disk0 /other; fails insmod fat disk=disk0; fails blkread disk0p1 16384 1; kill fat; umount /mnt; \
@@ -321,9 +345,9 @@ fn has_partitions(label: &str, line: &str) {
     }
     let after = std::fs::read(&path).unwrap();
     assert!(after[..START] == disk[..START] && after[START + LEN..] == disk[START + LEN..]);
-    std::fs::write(fat.path(), &after[START..START + LEN]).unwrap();
-    fat.assert_as_after_a_power_cut();
-    assert_eq!(fat.get("b"), b"in a partition\n");
+    std::fs::write(fat.path().unwrap(), &after[START..START + LEN]).unwrap();
+    assert_as_after_a_power_cut(&fat);
+    assert_eq!(fat.get("b").unwrap(), b"in a partition\n");
 }
 
 #[test]
@@ -360,22 +384,22 @@ fn damaged(image: &[u8], within: usize, seed: u64) -> Vec<u8> {
 fn a_damaged_filesystem_harms_nobody() {
     const EACH: u64 = 14;
     let directory = TempDir::new().unwrap();
-    let good = Fat::new(directory.path(), 8 << 10, 16);
+    let good = fat(directory.path(), 8 << 10, 16);
     let content = noise(100_000, 1);
-    good.put("big", &content);
+    good.put("big", &content).unwrap();
     let content_folder = directory.path().join("content");
     std::fs::create_dir_all(content_folder.join("d/e")).unwrap();
     std::fs::write(content_folder.join("big"), &content).unwrap();
     std::fs::write(content_folder.join("d/e/a"), "a").unwrap();
     let fat = {
-        let image = Fat::new(directory.path(), 1440, 12);
-        image.put("big", &content);
-        tool_well("mmd", &["-i", image.path(), "::d", "::d/e"]);
-        image.put("d/e/a", b"a");
-        std::fs::read(image.path()).unwrap()
+        let image = fat(directory.path(), 1440, 12);
+        image.put("big", &content).unwrap();
+        tool_well("mmd", &["-i", image.path().unwrap(), "::d", "::d/e"]).unwrap();
+        image.put("d/e/a", b"a").unwrap();
+        std::fs::read(image.path().unwrap()).unwrap()
     };
     let ext = std::fs::read(ext(directory.path(), 2 << 10, "ext2", &content_folder)).unwrap();
-    let mut machine = with_image("", good.path());
+    let mut machine = with_image("", good.path().unwrap());
     let mut script = String::from("limits restarts 2; limits restart-wait-ms 0; limits command-ms 600; ");
     script += "integrity; mount disk0 /good; ";
     for seed in 0..2 * EACH {
@@ -397,27 +421,27 @@ fn a_damaged_filesystem_harms_nobody() {
     assert!([End::Done, End::CommandFailed].contains(&text.end()), "{text}");
     assert_intact(&text);
     assert_eq!(text.data().last(), Some(&(100_000, sum(&content))), "{text}");
-    good.assert_clean();
+    assert_clean(&good);
 }
 
 /// Output goes into files, and commands and modules come out of them.
 #[test]
 fn commands_use_files() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let image = fat(directory.path(), 8 << 10, 16);
     let modules = &ringfence_tests::system().modules;
     let watchman = modules.iter().find(|module| module.name == "watchman").unwrap();
-    image.put("watchman.rfm", &std::fs::read(&watchman.packed).unwrap());
-    image.put("other.rfm", &std::fs::read(&watchman.packed).unwrap());
-    image.put("short.rfm", b"no module");
-    image.put("setup", b"# sets up\necho first > /mnt/made; mkdir /mnt/d\n\necho second >> /mnt/made\n");
-    image.put("wrong", b"echo begins\nrm /mnt/none\necho never\n");
-    image.put("loop", b"source /mnt/loop\n");
+    image.put("watchman.rfm", &std::fs::read(&watchman.packed).unwrap()).unwrap();
+    image.put("other.rfm", &std::fs::read(&watchman.packed).unwrap()).unwrap();
+    image.put("short.rfm", b"no module").unwrap();
+    image.put("setup", b"# sets up\necho first > /mnt/made; mkdir /mnt/d\n\necho second >> /mnt/made\n").unwrap();
+    image.put("wrong", b"echo begins\nrm /mnt/none\necho never\n").unwrap();
+    image.put("loop", b"source /mnt/loop\n").unwrap();
     let script = "mount disk0 /mnt; echo one > /mnt/log; lsmod >> /mnt/log; echo two >> /mnt/log; ls /none > /mnt/empty; \
                   insmod /mnt/watchman.rfm place=disk; tell watchman rounds; kill watchman; insmod /mnt/other.rfm; \
                   insmod /mnt/short.rfm; insmod /mnt/none.rfm; source /mnt/setup; source /mnt/wrong; source /mnt/loop; \
                   echo a > /nowhere/a; umount /mnt";
-    let text = boot_badly(&with_image(script, image.path()), 7);
+    let text = boot_badly(&with_image(script, image.path().unwrap()), 7);
     let expected = [
         "/none: no filesystem is mounted there; 'mount' lists them",
         "/mnt/other.rfm: the module is called 'watchman': its file must be watchman.rfm",
@@ -430,21 +454,21 @@ fn commands_use_files() {
     for ((_, reason), expected) in text.errors().into_iter().zip(expected) {
         assert!(reason.ends_with(expected), "{reason}, not {expected}: {text}");
     }
-    let log = String::from_utf8(image.get("log")).unwrap();
+    let log = String::from_utf8(image.get("log").unwrap()).unwrap();
     let lines: Vec<&str> = log.lines().collect();
     assert_eq!((lines[0], lines.last().copied()), ("one", Some("two")));
     assert!(lines.iter().any(|line| line.starts_with("fat ")) && !text.contains("SLOT"), "{log}");
-    assert!(image.get("empty").is_empty());
-    assert_eq!(image.get("made"), b"first\nsecond\n");
+    assert!(image.get("empty").unwrap().is_empty());
+    assert_eq!(image.get("made").unwrap(), b"first\nsecond\n");
     assert_says(&text, "all is well at the disk, after 0 rounds");
-    image.assert_clean();
+    assert_clean(&image);
 }
 
 /// A driver that lies about its files is ended for what cannot be, and everything else has an end.
 #[test]
 fn a_hostile_filesystem_harms_nobody() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 8 << 10, 16);
+    let image = fat(directory.path(), 8 << 10, 16);
     let faults = [
         ("more", "cat /m/file", "bad entry 0x10001 in the complete queue"),
         ("more", "ls /m", "bad entry 0xffffffffffffffff in the complete queue"),
@@ -461,7 +485,7 @@ fn a_hostile_filesystem_harms_nobody() {
         script += &format!("tell rogue-fs {lie}; {fails}{command}; ls /m; ");
     }
     script += "fails du /m; tell rogue-fs dots; ls /m; fails du /m; tell rogue-fs huge; mute ls /m; fails du /m; tell rogue-fs names; ls /m; fails rm -r /m; tell rogue-fs none; integrity; umount /m; mem";
-    let text = boot_well(&with_image(&script, image.path()));
+    let text = boot_well(&with_image(&script, image.path().unwrap()));
     let found: Vec<&str> = text.faults("rogue-fs").iter().map(|fault| &*fault.headline).collect();
     assert_eq!(found.len(), faults.len(), "{text}");
     for (found, (lie, command, expected)) in found.iter().zip(faults) {
@@ -484,14 +508,14 @@ fn a_hostile_filesystem_harms_nobody() {
 #[test]
 fn files_stay_open_while_their_driver_is_replaced() {
     let directory = TempDir::new().unwrap();
-    let image = Fat::new(directory.path(), 40 << 10, 32);
+    let image = fat(directory.path(), 40 << 10, 32);
     let content = noise(3_000_000, 9);
-    image.put("big", &content);
+    image.put("big", &content).unwrap();
     let script = "mount disk0 /mnt; cp /mnt/big /mnt/copy &; sleep 8; reload fat; sleep 8; ring fat 0; sleep 8; \
                   ring fat 1; reload fat; sleep 8; reload virtio-scsi; wait; sha256sum /mnt/copy; umount /mnt";
-    let text = boot_well(&with_image(script, image.path()));
+    let text = boot_well(&with_image(script, image.path().unwrap()));
     assert_eq!(text.data(), [(3_000_000, sum(&content))]);
     assert!(text.faults("fat").is_empty() && text.restarts("fat") == 0, "{text}");
-    image.assert_as_after_a_power_cut();
-    assert!(image.get("copy") == content);
+    assert_as_after_a_power_cut(&image);
+    assert!(image.get("copy").unwrap() == content);
 }

@@ -1,0 +1,153 @@
+//! Images of filesystems, made, read and checked by the host's own tools (mtools, dosfstools,
+//! e2fsprogs, fdisk): they know nothing of Ringfence, and so their word counts.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Runs a tool and returns what it did. Tools for filesystems may be outside of the PATH of one who
+/// is not root.
+pub fn tool(name: &str, arguments: &[&str]) -> Result<Output> {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let run = Command::new(name).args(arguments).env("PATH", path).env("MTOOLS_SKIP_CHECK", "1").output();
+    run.with_context(|| format!("cannot run {name}, which boot/setup.sh installs"))
+}
+
+fn text(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
+}
+
+/// Runs a tool that must succeed, and returns what it has printed.
+pub fn tool_well(name: &str, arguments: &[&str]) -> Result<String> {
+    let output = tool(name, arguments)?;
+    let text = text(&output);
+    if !output.status.success() {
+        bail!("{name} {}: {text}", arguments.join(" "));
+    }
+    Ok(text)
+}
+
+fn as_text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is no UTF-8", path.display()))
+}
+
+/// Makes an empty image of `kib` KiB.
+fn empty(path: &Path, kib: u64) -> Result<()> {
+    let made = std::fs::File::create(path).and_then(|file| file.set_len(kib << 10));
+    made.with_context(|| format!("cannot make {}", path.display()))
+}
+
+/// Makes an image of `kib` KiB with the tables and partitions that `script` describes to `sfdisk`.
+pub fn partitioned(directory: &Path, kib: u64, script: &str) -> Result<PathBuf> {
+    let (path, lines) = (directory.join("disk.img"), directory.join("disk.sfdisk"));
+    empty(&path, kib)?;
+    std::fs::write(&lines, script)?;
+    tool_well("sh", &["-c", "sfdisk -q \"$1\" < \"$2\"", "sh", as_text(&path)?, as_text(&lines)?])?;
+    Ok(path)
+}
+
+/// Makes an image of `kib` KiB with a filesystem of this kind (`ext2`, `ext3` or `ext4`) that has
+/// everything in `content`.
+pub fn ext(directory: &Path, kib: u64, kind: &str, content: &Path) -> Result<PathBuf> {
+    let path = directory.join(format!("{kind}.img"));
+    empty(&path, kib)?;
+    tool_well("mke2fs", &["-q", "-t", kind, "-L", "TESTS", "-d", as_text(content)?, as_text(&path)?])?;
+    Ok(path)
+}
+
+/// Returns the faults that `e2fsck` finds; none if it finds the filesystem clean.
+pub fn ext_faults(path: &Path) -> Result<Vec<String>> {
+    let output = tool("e2fsck", &["-fn", as_text(path)?])?;
+    match output.status.code() {
+        Some(0) => Ok(Vec::new()),
+        _ => Ok(text(&output).lines().map(str::to_string).collect()),
+    }
+}
+
+/// An image with a FAT filesystem.
+pub struct Fat(pub PathBuf);
+
+impl Fat {
+    /// Makes an image of `kib` KiB in `directory`, with a filesystem of `bits` bits.
+    pub fn new(directory: &Path, kib: u64, bits: u32) -> Result<Fat> {
+        let image = Fat(directory.join(format!("fat{bits}.img")));
+        empty(&image.0, kib)?;
+        tool_well("mkfs.fat", &["-F", &bits.to_string(), "-s", "1", "-n", "TESTS", image.path()?])?;
+        Ok(image)
+    }
+
+    /// Returns its path as text.
+    pub fn path(&self) -> Result<&str> {
+        as_text(&self.0)
+    }
+
+    /// Writes a file into the image.
+    pub fn put(&self, name: &str, content: &[u8]) -> Result<()> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), content)?;
+        tool_well("mcopy", &["-o", "-i", self.path()?, as_text(file.path())?, &format!("::{name}")])?;
+        Ok(())
+    }
+
+    /// Reads a file of the image.
+    pub fn get(&self, name: &str) -> Result<Vec<u8>> {
+        let output = tool("mtype", &["-i", self.path()?, &format!("::{name}")])?;
+        if !output.status.success() {
+            bail!("{name}: {}", text(&output));
+        }
+        Ok(output.stdout)
+    }
+
+    /// Returns the faults that `fsck.fat` finds; none if it finds the filesystem clean.
+    pub fn faults(&self) -> Result<Vec<String>> {
+        let output = tool("fsck.fat", &["-n", self.path()?])?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let is_fault = |line: &&str| {
+            let is_head = line.starts_with("fsck.fat ") || line.contains(" files, ");
+            !is_head && !line.is_empty() && !line.starts_with("Leaving filesystem unchanged")
+        };
+        let mut faults = Vec::new();
+        let mut of = String::new();
+        for line in text.lines().filter(is_fault).map(str::trim) {
+            // A line of its own says which file the next ones are about.
+            match line.strip_prefix('/') {
+                Some(path) => of = format!(" (/{path})"),
+                None => faults.push(format!("{line}{}", core::mem::take(&mut of))),
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Has `fsck.fat` mend what it finds.
+    pub fn mend(&self) -> Result<()> {
+        let output = tool("fsck.fat", &["-a", self.path()?])?;
+        // 1 says that it has mended something.
+        match output.status.code() {
+            Some(0 | 1) => Ok(()),
+            _ => bail!("fsck.fat -a: {}", text(&output)),
+        }
+    }
+}
+
+/// What `fsck.fat` says of a FAT filesystem after a power cut (`cargo run -- soak --files` cuts the
+/// power of some): the mark that the filesystem is in use, its count of free clusters, a second FAT
+/// that lags behind, clusters that belong to no file, a file that has more clusters than its length
+/// says yet, and a long name whose file has its short one not yet or no more.
+const AFTER_A_POWER_CUT: [&str; 11] = [
+    "Dirty bit is set",
+    "Automatically removing dirty bit",
+    "Free cluster summary",
+    "Auto-correcting.",
+    "FATs differ but appear to be intact",
+    "Using first FAT",
+    "Reclaimed ",
+    "File size is ",
+    "Truncating file to ",
+    "Orphaned long file name part",
+    "Auto-deleting.",
+];
+
+/// Returns the kind of a fault that a power cut leaves as well; `None` if it leaves none such.
+pub fn kind_after_a_power_cut(fault: &str) -> Option<&'static str> {
+    AFTER_A_POWER_CUT.into_iter().find(|known| fault.starts_with(known)).map(str::trim_end)
+}

@@ -1,0 +1,79 @@
+//! The drivers that a soak ends, and the ways to end them.
+
+use crate::build::System;
+use crate::campaign::{coverage, mutate};
+use crate::drivers::{self, Driver};
+use crate::machine::Machine;
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSymbol};
+use ringfence_abi::manifest::Kind;
+
+/// Code that stops at once and fits anywhere: it is never longer than the instruction that it
+/// replaces, so that no jump leads into its middle.
+const SHORT: [&[u8]; 4] = [
+    &[0x0f, 0x0b], // ud2
+    &[0xf4],       // hlt
+    &[0xcc],       // int3
+    &[0xeb, 0xfe], // jmp to itself
+];
+/// Code for the entry point. It may be long, because no jump leads into the middle of it.
+const LONG: [&[u8]; 4] = [
+    &[0x31, 0xc0, 0x48, 0x89, 0x00],                      // xor eax, eax; mov [rax], rax
+    &[0x48, 0xc7, 0xc0, 0, 0, 0, 0x80, 0x48, 0x89, 0x00], // mov rax, 0xffffffff80000000; mov [rax], rax
+    &[0x50, 0xeb, 0xfd],                                  // push rax, for ever
+    &[0x31, 0xd2, 0x31, 0xc9, 0xf7, 0xf1],                // xor edx, edx; xor ecx, ecx; div ecx
+];
+
+/// A driver, and the ways to end it.
+pub struct Victim {
+    /// The driver's name.
+    pub name: String,
+    entry: u64,
+    /// Offsets and lengths of the executed instructions.
+    sites: Vec<(u64, usize)>,
+}
+
+impl Victim {
+    fn new(driver: &Driver, executed: &[u64]) -> Result<Victim> {
+        let file = std::fs::read(&driver.file)?;
+        let elf = object::File::parse(&*file)?;
+        let entry = elf.symbols().find(|symbol| symbol.name() == Ok("rf_upcall"));
+        let entry = entry.with_context(|| format!("{} has no rf_upcall", driver.name))?.address();
+        // The text of a module has the same offsets in the file as in memory.
+        let bytes =
+            |offset: u64| file.get(offset as usize..).map_or(Vec::new(), |rest| rest[..rest.len().min(15)].to_vec());
+        let sites = mutate::sites(bytes, executed);
+        let sites = sites.into_iter().map(|site| (site.offset, site.bytes.len())).collect();
+        Ok(Victim { name: driver.name.clone(), entry, sites })
+    }
+
+    /// Returns a command that ends the driver, at once or when the changed place is next executed.
+    pub fn command(&self, random: &mut fastrand::Rng) -> String {
+        let (offset, code) = match random.u32(..8) {
+            0 => return format!("kill {}", self.name),
+            1..4 => (self.entry, LONG[random.usize(..LONG.len())]),
+            _ => {
+                let (offset, len) = self.sites[random.usize(..self.sites.len())];
+                let fitting: Vec<&[u8]> = SHORT.into_iter().filter(|code| code.len() <= len).collect();
+                (offset, fitting[random.usize(..fitting.len())])
+            }
+        };
+        let hex: String = code.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("poke {} {offset:x}:{hex}", self.name)
+    }
+}
+
+/// Returns the drivers that execute `work`, but for those that offer nothing.
+pub fn of(system: &System, machine: &Machine, work: &str) -> Result<Vec<Victim>> {
+    let mut victims = Vec::new();
+    for (name, offsets) in coverage::executed(system, machine, work)? {
+        let driver = drivers::find(system, machine, &name)?;
+        if driver.kind != Kind::Other {
+            victims.push(Victim::new(&driver, &offsets.into_iter().collect::<Vec<_>>())?);
+        }
+    }
+    if victims.is_empty() || victims.iter().any(|victim| victim.sites.is_empty()) {
+        bail!("QEMU does not say what code of the drivers it translated: is it built without a disassembler?");
+    }
+    Ok(victims)
+}

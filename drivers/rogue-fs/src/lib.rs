@@ -1,5 +1,6 @@
-//! A hostile filesystem. It has no disk, and invents all its files: every path is a directory, but
-//! for paths that end with `file`. `tell rogue-fs VERB` selects how it lies from then on.
+//! A hostile filesystem. It invents all its files: every path is a directory, but for paths that
+//! end with `file`. `tell rogue-fs VERB` selects how it lies from then on; with `write` it writes
+//! to its disk, although it says that it cannot.
 //!
 //! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
@@ -9,10 +10,11 @@ extern crate alloc;
 
 use alloc::vec::Vec;
 use ringfence_sdk::abi::fs::{
-    COMPLETE, FS_DIRECTORY, FS_FILE, FS_MAX_NAME, FS_REQUESTS, FsEntry, FsInfo, FsOutcome, FsRequest, Operation,
-    SUBMIT, read_request, write_outcome,
+    COMPLETE, FS_DIRECTORY, FS_FILE, FS_MAX_NAME, FS_READ_ONLY, FS_REQUESTS, FsEntry, FsInfo, FsOutcome, FsRequest,
+    Operation, SUBMIT, read_request, write_outcome,
 };
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, TAKEN, Words};
+use ringfence_sdk::block::Disk;
 use ringfence_sdk::fs::field;
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver, parameters};
@@ -20,11 +22,16 @@ use zerocopy::IntoBytes;
 
 driver!(
     RogueFs,
-    Manifest::new("rogue-fs", env!("CARGO_PKG_VERSION")).kind(Kind::Fs).heap_kib(256).stack_kib(64).restart()
+    Manifest::new("rogue-fs", env!("CARGO_PKG_VERSION"))
+        .kind(Kind::Fs)
+        .uses(Kind::Block)
+        .heap_kib(256)
+        .stack_kib(64)
+        .restart()
 );
 
 parameters! {
-    DISK: Text("disk", "the disk that it claims to be on", "disk0");
+    DISK: Text("disk", "the disk that it is on", "disk0");
 }
 
 struct Memory(*mut u64);
@@ -58,6 +65,7 @@ enum Lie {
 }
 
 struct RogueFs {
+    disk: Disk,
     memory: Memory,
     lie: Lie,
 }
@@ -119,11 +127,12 @@ impl Driver for RogueFs {
             format: field("\u{1b}[31mFS"),
             label: [0xff; 32],
             disk: field(&DISK.get()),
-            flags: 0,
+            flags: FS_READ_ONLY,
             reserved: 0,
         };
+        let disk = Disk::open(&DISK.get())?;
         match unsafe { raw::rf_offer(info.as_bytes().as_ptr() as u64, size_of::<FsInfo>() as u64) } {
-            start @ 0.. => Ok(RogueFs { memory: Memory(start as *mut u64), lie: Lie::None }),
+            start @ 0.. => Ok(RogueFs { disk, memory: Memory(start as *mut u64), lie: Lie::None }),
             _ => Err(Refusal::Full),
         }
     }
@@ -146,6 +155,7 @@ impl Driver for RogueFs {
 
     fn command(&mut self, text: &str) -> Result<u64> {
         self.lie = match text {
+            "write" => return self.disk.write_now(0, &[0xff; 4096]).map(|()| 0),
             "none" => Lie::None,
             "more" => Lie::More,
             "status" => Lie::Status,

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkreset, blkverify, blkwrite, lsblk, rescan};
-use super::files::{cat, cp, df, du, hexdump, ls, mkdir, mount, mv, rm, sha256sum, sync, truncate, umount};
+use super::files::{cat, cmp, cp, df, du, hexdump, ls, mkdir, mount, mv, rm, sha256sum, sync, truncate, umount};
 #[cfg(feature = "bench")]
 use super::machine::bench;
 #[cfg(feature = "campaign")]
@@ -259,6 +259,7 @@ static GROUPS: &[Group] = &[
             command!("ls", "ls [-l] [PATH]", "what is in a directory; -l: with lengths and dates", "ls -l /mnt", ls),
             command!("cat", "cat FILE", "print a file as text", "cat /mnt/readme.txt", cat),
             command!("hexdump", "hexdump FILE [COUNT]", "print a file's bytes", "hexdump /mnt/readme.txt 64", hexdump),
+            command!("cmp", "cmp FILE FILE", "compare two files", "cmp /mnt/a /mnt/b", cmp),
             command!("sha256sum", "sha256sum FILE", "a file's SHA-256 and length", "sha256sum /mnt/a", sha256sum),
             command!("cp", "cp FROM TO", "copy a file", "cp /mnt/a /mnt/b", cp),
             command!("mv", "mv FROM TO", "give a file or a directory another path", "mv /mnt/a /mnt/b", mv),

@@ -99,6 +99,10 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
         return Err(format!("{format} offers no filesystem"));
     };
     drop(handle);
+    if parameters.len() > 1 && !volume.is_read_only() {
+        module::unload(&name).await.map_err(said)?;
+        return Err(format!("{format} cannot leave a disk as it is"));
+    }
     if !tree::mount(at.clone(), volume) {
         module::unload(&name).await.map_err(said)?;
         return Err(format!("there is a filesystem at {at} already"));
@@ -341,6 +345,35 @@ pub async fn sha256sum(mut arguments: Arguments<'_>) -> Outcome {
     let bytes = read_all(&path, |piece| sum.update(piece)).await?;
     print_sum(&sum.finalize().into(), bytes);
     Ok(())
+}
+
+pub async fn cmp(mut arguments: Arguments<'_>) -> Outcome {
+    let paths = [path_of(arguments.word("the file")?)?, path_of(arguments.word("the other file")?)?];
+    arguments.end()?;
+    let [one, other] = &paths;
+    let files = (
+        tree::open_file(one, How::Existing).await.map_err(about(one))?,
+        tree::open_file(other, How::Existing).await.map_err(about(other))?,
+    );
+    let (mut first, mut second) = (buffer(PIECE)?, buffer(PIECE)?);
+    let mut offset = 0;
+    loop {
+        let len_bytes = files.0.read(offset, &mut first).await.map_err(about(one))?;
+        let other_len_bytes = files.1.read(offset, &mut second).await.map_err(about(other))?;
+        let pieces = (first.get(..len_bytes).unwrap_or(&[]), second.get(..other_len_bytes).unwrap_or(&[]));
+        if let Some(at) = pieces.0.iter().zip(pieces.1).position(|(one, other)| one != other) {
+            return Err(format!("{one} and {other} differ, first at byte {}", offset + at as u64));
+        }
+        if len_bytes != other_len_bytes {
+            let (shorter, end) = if len_bytes < other_len_bytes { (one, len_bytes) } else { (other, other_len_bytes) };
+            return Err(format!("{shorter} ends at byte {}, and the other goes on", offset + end as u64));
+        }
+        if len_bytes == 0 {
+            println!("{offset} bytes are the same");
+            return Ok(());
+        }
+        offset += len_bytes as u64;
+    }
 }
 
 /// Returns the content of a file of at most `most` bytes.

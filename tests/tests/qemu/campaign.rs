@@ -27,6 +27,21 @@ fn three_hundred_broken_drivers_hurt_nobody() {
     }
 }
 
+/// Filesystems' drivers, with files that are written and compared, and the host's own tools.
+#[test]
+fn broken_filesystems_hurt_nobody() {
+    let modules = ["fat", "ext"].map(String::from).to_vec();
+    let machine = Machine { nic: "none".into(), ..Machine::default() };
+    let outcomes = campaign::outcomes(system(), &Options { machine, modules, ..options(80, 1) }).unwrap();
+    let bad: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    for outcome in ["masked", "wrong result", "page fault", "driver panic"] {
+        assert!(outcomes.iter().any(|other| other.outcome == outcome), "there is no '{outcome}'");
+    }
+    // A file that was cut off at the wrong place is damage that the work itself may miss.
+    assert!(outcomes.iter().all(|outcome| outcome.module == "fat" || outcome.damage.is_empty()));
+}
+
 /// The control group: the same changes in ring 0 end kernels, and the campaign notices it.
 #[test]
 fn in_ring_0_they_hurt_the_kernel() {

@@ -115,7 +115,9 @@ fn what_changes_names_is_done_once() {
 fn what_is_wrong_about_a_path_is_said() {
     let directory = TempDir::new().unwrap();
     let image = fat(directory.path(), 8 << 10, 16);
-    image.put("a", b"a").unwrap();
+    for (name, content) in [("a", "a"), ("b", "ab"), ("c", "ab"), ("e", "ax")] {
+        image.put(name, content.as_bytes()).unwrap();
+    }
     let wrong = [
         ("cat /mnt/a", "/mnt/a: no filesystem is mounted there; 'mount' lists them"),
         ("mount disk7 /mnt", "there is no disk 'disk7'; 'lsblk' lists them"),
@@ -139,10 +141,15 @@ fn what_is_wrong_about_a_path_is_said() {
         // FAT does not tell the two apart.
         ("cp /mnt/a /mnt/A", "/mnt/A: it is in use"),
         ("blkwrite disk0 0 1 1", "disk0 is in use by fat"),
+        ("cmp /mnt/b /mnt/e", "/mnt/b and /mnt/e differ, first at byte 1"),
+        ("cmp /mnt/c /mnt/a", "/mnt/a ends at byte 1, and the other goes on"),
     ];
     let list = |wrong: &[(&str, &str)]| wrong.iter().map(|(command, _)| format!("{command}; ")).collect::<String>();
-    let script =
-        format!("{}mount disk0 /mnt; mkdir /mnt/d; mkdir /mnt/d/f; {}umount /mnt", list(&wrong), list(&wrong_mounted));
+    let script = format!(
+        "{}mount disk0 /mnt; mkdir /mnt/d; mkdir /mnt/d/f; cmp /mnt/b /mnt/c; {}umount /mnt",
+        list(&wrong),
+        list(&wrong_mounted)
+    );
     let text = boot_badly(&with_image(&script, image.path().unwrap()), wrong.len() + wrong_mounted.len());
     let expected: Vec<(&str, &str)> = wrong.iter().chain(&wrong_mounted).copied().collect();
     assert_eq!(text.errors(), expected);
@@ -469,6 +476,7 @@ fn commands_use_files() {
 fn a_hostile_filesystem_harms_nobody() {
     let directory = TempDir::new().unwrap();
     let image = fat(directory.path(), 8 << 10, 16);
+    let before = std::fs::read(&image.0).unwrap();
     let faults = [
         ("more", "cat /m/file", "bad entry 0x10001 in the complete queue"),
         ("more", "ls /m", "bad entry 0xffffffffffffffff in the complete queue"),
@@ -484,7 +492,7 @@ fn a_hostile_filesystem_harms_nobody() {
         let fails = if lie == "status" { "" } else { "fails " };
         script += &format!("tell rogue-fs {lie}; {fails}{command}; ls /m; ");
     }
-    script += "fails du /m; tell rogue-fs dots; ls /m; fails du /m; tell rogue-fs huge; mute ls /m; fails du /m; tell rogue-fs names; ls /m; fails rm -r /m; tell rogue-fs none; integrity; umount /m; mem";
+    script += "fails tell rogue-fs write; fails du /m; tell rogue-fs dots; ls /m; fails du /m; tell rogue-fs huge; mute ls /m; fails du /m; tell rogue-fs names; ls /m; fails rm -r /m; tell rogue-fs none; integrity; umount /m; mem";
     let text = boot_well(&with_image(&script, image.path().unwrap()));
     let found: Vec<&str> = text.faults("rogue-fs").iter().map(|fault| &*fault.headline).collect();
     assert_eq!(found.len(), faults.len(), "{text}");
@@ -500,6 +508,8 @@ fn a_hostile_filesystem_harms_nobody() {
         assert_says(&text, line);
     }
     assert!(!text.contains('\u{1b}'), "{text}");
+    assert_says(&text, "as expected: rogue-fs: refused: the device does not answer");
+    assert!(std::fs::read(&image.0).unwrap() == before);
     assert_intact(&text);
 }
 

@@ -9,13 +9,14 @@
 //! * [`pool`]: the changes
 //! * [`mutate`]: changes of one instruction
 //! * [`coverage`]: finds the instructions that the work executes
-//! * [`trials`]: a boot that tries changes
+//! * [`trials`]: a boot that tries changes; [`files`]: the work of filesystems' drivers
 //! * [`capture`]: finds the frames after which the host's network takes no more
 //! * [`qmp`]: questions to QEMU itself, for example where a silent machine is
 //! * [`report`]: the table, for the terminal and as a page
 
 mod capture;
 pub(crate) mod coverage;
+mod files;
 pub(crate) mod mutate;
 mod pool;
 mod qmp;
@@ -27,6 +28,7 @@ use crate::drivers::{self, Driver};
 use crate::machine::Machine;
 use crate::{echo, output};
 use anyhow::{Result, bail};
+use files::Files;
 use pool::Pool;
 use ringfence_abi::manifest::Kind;
 use serde::{Deserialize, Serialize};
@@ -40,7 +42,7 @@ pub struct Options {
     /// The machine.
     pub machine: Machine,
     /// The modules to change. If empty, the modules that drive the machine's network card and
-    /// disks.
+    /// disks. `fat` and `ext` come with disks of their own.
     pub modules: Vec<String>,
     /// The number of changes.
     pub mutants: usize,
@@ -87,6 +89,10 @@ pub struct Outcome {
     /// Whether the changed module sent a frame of length 0, after which QEMU's network takes no
     /// more frames until QEMU is paused. No driver can repair that, so the runner did.
     pub host_stopped: bool,
+    /// What the host's tools found on the filesystem after the work of a filesystem's module, but
+    /// for what a power cut leaves as well.
+    #[serde(default)]
+    pub damage: Vec<String>,
     /// Frames that were written to although they had no owner. If the module was in ring 1, the
     /// device wrote them.
     pub stray: u64,
@@ -98,6 +104,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Notes what the host's tools found on the filesystem. Work that seemed right was not, then.
+    fn note_damage(&mut self, damage: Vec<String>) {
+        if let Some(first) = damage.first()
+            && [report::MASKED, report::NOT_ACTIVATED].contains(&self.outcome.as_str())
+        {
+            self.outcome = report::WRONG_RESULT.to_string();
+            self.why = first.clone();
+        }
+        self.damage = damage;
+    }
+
     /// Returns whether the change harmed only its driver, and the good module restored the service.
     pub fn is_good(&self) -> bool {
         self.kernel_intact && self.restored
@@ -147,12 +164,17 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     let server = echo::Server::start()?;
     let port = server.port();
     // Flushed data need not reach the host's disk, which may be slow.
-    let machine = Machine { scratch: true, volatile_disks: true, ..options.machine.clone() };
+    let mut machine = Machine { scratch: true, volatile_disks: true, ..options.machine.clone() };
     output::complain("campaign: finding out what the work executes");
     let drivers = drivers::loaded(system, &machine)?;
     let changed = changed(system, &machine, options, &drivers)?;
+    let files = changed.iter().any(|driver| driver.kind == Kind::Fs).then(Files::new).transpose()?;
+    if let Some(files) = &files {
+        machine = files.machine(machine)?;
+    }
     let pools = pools(system, &machine, port, &changed)?;
-    let setting = Setting { system, machine: &machine, port, ring: options.ring, drivers: &drivers };
+    let setting =
+        Setting { system, machine: &machine, files: files.as_ref(), port, ring: options.ring, drivers: &drivers };
     let mutants = pool::mutants(&pools, options.seed, options.only.map_or(options.mutants, |only| only + 1))?;
     let mutants = mutants.get(options.only.unwrap_or(0)..).unwrap_or_default();
     let (mut done, mut dead) = (0, 0);
@@ -203,7 +225,7 @@ fn progress(count: usize, of: usize, dead: usize, start: Instant) {
 /// QEMU's e1000 receives nothing for a second after some mistakes, and QEMU's network drops the
 /// frames that it was sent while stopped. So the commands of the third list wait long, and TCP,
 /// which retransmits, comes first.
-fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
+fn work(kind: Kind, module: &str, port: u16, number: usize) -> Result<[String; 3]> {
     let place = 64 + number as u64 % 1000 * BLOCKS;
     Ok(match kind {
         Kind::Nic => [
@@ -216,7 +238,8 @@ fn work(kind: Kind, port: u16, number: usize) -> Result<[String; 3]> {
             format!("blkverify disk0 {place} {BLOCKS} {number}"),
             format!("limits command-ms 30000, blkcheck disk0 {place} 8 {number}, limits command-ms {COMMAND_MS}"),
         ],
-        Kind::Fs | Kind::Other => bail!("there is no work for a module that drives neither a network card nor disks"),
+        Kind::Fs => files::work(module, number)?,
+        Kind::Other => bail!("there is no work for '{module}', which drives no network card, disk or filesystem"),
     })
 }
 
@@ -227,7 +250,9 @@ fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Dri
         true => drivers.iter().filter(has_work).cloned().collect(),
         false => options.modules.iter().map(|name| drivers::find(system, machine, name)).collect::<Result<_>>()?,
     };
-    if let Some(idle) = changed.iter().find(|wanted| drivers.iter().all(|driver| driver.name != wanted.name)) {
+    // The work mounts the filesystems by itself.
+    let is_there = |wanted: &Driver| wanted.kind == Kind::Fs || drivers.iter().any(|driver| driver.name == wanted.name);
+    if let Some(idle) = changed.iter().find(|wanted| !is_there(wanted)) {
         bail!("no device of this machine is driven by '{}'", idle.name);
     }
     if changed.is_empty() {
@@ -239,8 +264,11 @@ fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Dri
 /// Returns a pool for each module, made of the instructions that the work executes.
 fn pools(system: &System, machine: &Machine, port: u16, changed: &[Driver]) -> Result<Vec<Pool>> {
     let mut commands = format!("limits command-ms {COMMAND_MS}");
+    if changed.iter().any(|driver| driver.kind == Kind::Fs) {
+        commands += &format!("; {}", files::MOUNT);
+    }
     for driver in changed {
-        commands += &format!("; repeat 2 {}", work(driver.kind, port, 0)?.join(", "));
+        commands += &format!("; repeat 2 {}", work(driver.kind, &driver.name, port, 0)?.join(", "));
     }
     let executed = coverage::executed(system, machine, &commands)?;
     let pool = |driver: &Driver| {

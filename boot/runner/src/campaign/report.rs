@@ -12,11 +12,19 @@ use std::path::PathBuf;
 /// The outcome of a change that ended the kernel.
 pub const KERNEL_DEATH: &str = "kernel death";
 
+/// The outcomes of changes that ended no driver: the instruction was not executed, the work was
+/// right, or it was not.
+pub const NOT_ACTIVATED: &str = "not activated";
+/// See [`NOT_ACTIVATED`].
+pub const MASKED: &str = "masked";
+/// See [`NOT_ACTIVATED`].
+pub const WRONG_RESULT: &str = "wrong result";
+
 /// All outcomes, from harmless to worst.
 pub const OUTCOMES: [&str; 17] = [
-    "not activated",
-    "masked",
-    "wrong result",
+    NOT_ACTIVATED,
+    MASKED,
+    WRONG_RESULT,
     "page fault",
     "#GP",
     "#UD",
@@ -36,9 +44,9 @@ pub const OUTCOMES: [&str; 17] = [
 /// Returns the outcome's name, from the kernel's description of a trial.
 pub fn outcome(activated: bool, kind: &str) -> &'static str {
     match kind {
-        "fine" if !activated => "not activated",
-        "fine" => "masked",
-        "wrong" => "wrong result",
+        "fine" if !activated => NOT_ACTIVATED,
+        "fine" => MASKED,
+        "wrong" => WRONG_RESULT,
         "page-fault" => "page fault",
         "general-protection" => "#GP",
         "invalid-opcode" => "#UD",
@@ -150,6 +158,11 @@ impl Column<'_> {
         self.outcomes.iter().filter(|outcome| outcome.stray > 0).count()
     }
 
+    /// Counts the changes after which the host's tools found a filesystem damaged.
+    fn damaged(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| !outcome.damage.is_empty()).count()
+    }
+
     /// Counts the changes after which the machine fell silent once.
     fn silent(&self) -> usize {
         self.outcomes.iter().filter(|outcome| outcome.fell_silent).count()
@@ -192,6 +205,9 @@ fn rows(columns: &[Column]) -> Vec<(String, Vec<String>)> {
     // In ring 1 the device wrote there, as its driver told it: the driver itself cannot.
     row("wrote to free memory", &|column| column.stray().to_string());
     row("QEMU network stopped", &|column| column.host_stopped().to_string());
+    if columns.iter().any(|column| column.damaged() > 0) {
+        row("filesystem damaged", &|column| column.damaged().to_string());
+    }
     row("service restored", &|column| percent(column.restored(), column.outcomes.len()));
     if columns.iter().any(|column| column.silent() > 0) {
         row("silent at first", &|column| column.silent().to_string());
@@ -260,7 +276,7 @@ fn html(outcomes: &[Outcome], options: &Options) -> Result<String> {
     for outcome in outcomes {
         let entry = kinds.entry((&outcome.change, outcome.ring)).or_default();
         entry.0 += 1;
-        entry.1 += usize::from(!["not activated", "masked"].contains(&outcome.outcome.as_str()));
+        entry.1 += usize::from(![NOT_ACTIVATED, MASKED].contains(&outcome.outcome.as_str()));
         entry.2 += usize::from(outcome.outcome == KERNEL_DEATH);
     }
     let mut cells = vec![["change", "ring", "changes", "with an effect", "kernel deaths"].map(String::from).to_vec()];

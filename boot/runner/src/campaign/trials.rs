@@ -1,5 +1,6 @@
 //! A boot in which the kernel tries changed modules, one after the other.
 
+use super::files::{self, Files};
 use super::pool::Mutant;
 use super::{COMMAND_MS, Outcome, capture, mutate, qmp, report, work};
 use crate::build::System;
@@ -39,6 +40,8 @@ pub struct Setting<'a> {
     pub system: &'a System,
     /// The machine.
     pub machine: &'a Machine,
+    /// The disks of filesystems, if drivers of such are changed.
+    pub files: Option<&'a Files>,
     /// Port of a TCP echo server on the host.
     pub port: u16,
     /// Ring of the changed modules.
@@ -50,7 +53,7 @@ pub struct Setting<'a> {
 /// Returns the command that tries a change.
 fn command(setting: &Setting, mutant: &Mutant) -> Result<String> {
     let ring = setting.ring;
-    let work = work(mutant.offers, setting.port, mutant.number)?.join(" | ");
+    let work = work(mutant.offers, &mutant.module, setting.port, mutant.number)?.join(" | ");
     Ok(format!("trial {} {} {:#x} {ring} {work}", mutant.module, mutant.patch(), mutant.site.offset))
 }
 
@@ -62,6 +65,9 @@ impl Boot {
         script += if has_network { "; ip" } else { "" };
         for driver in setting.drivers {
             script += &format!("; policy {} stop", driver.name);
+        }
+        if setting.files.is_some() {
+            script += &format!("; {}; policy fat stop; policy ext stop", files::MOUNT);
         }
         script += "; integrity";
         for mutant in mutants {
@@ -101,6 +107,7 @@ impl Boot {
             restored: false,
             restore_us: None,
             host_stopped: false,
+            damage: Vec::new(),
             stray: 0,
             kernel_intact: false,
             fell_silent: false,
@@ -120,6 +127,10 @@ impl Boot {
                     continue;
                 }
                 Said::Event(Event::Trial(trial)) => trial,
+                Said::Event(Event::Command { error: Some(error), .. }) => {
+                    self.seen.push(format!("error: {error}"));
+                    continue;
+                }
                 Said::Event(_) => continue,
                 Said::Line(line) => {
                     self.seen.push(line);
@@ -138,6 +149,9 @@ impl Boot {
             outcome.kernel_intact = self.checksum == Some(trial.checksum) && free == trial.free;
             if !outcome.kernel_intact {
                 outcome.why += &format!(" [checksum {:016x}, {} frames free, not {free}]", trial.checksum, trial.free);
+            }
+            if let Some(files) = setting.files.filter(|_| mutant.offers == Kind::Fs && outcome.restored) {
+                outcome.note_damage(files.damage(&mutant.module, mutant.number)?);
             }
             self.seen.clear();
             return Ok(outcome);

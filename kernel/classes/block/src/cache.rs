@@ -76,10 +76,6 @@ pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
     let len_bytes = disk.blocks().saturating_mul(disk.block_bytes() as u64);
     let is_its = |cache: &Arc<Cache>| core::ptr::addr_eq(cache.disk.as_ptr(), Arc::as_ptr(disk));
     if let Some(found) = caches.iter().find(|cache| is_its(cache)) {
-        // Since its last user has gone, others may have written to the disk.
-        if Arc::strong_count(found) == 1 {
-            found.pages.lock().shrink();
-        }
         let pages = found.pages.lock();
         if pages.len_bytes() == len_bytes || pages.is_dirty() {
             return found.clone();
@@ -122,13 +118,21 @@ pub async fn all_written() {
     }
 }
 
+/// Returns the caches of a disk, under whatever name.
+fn caches_of(disk: &dyn Disk) -> impl Iterator<Item = Arc<Cache>> {
+    all().into_iter().filter(|cache| cache.disk.upgrade().is_some_and(|other| overlaps(disk, &*other)))
+}
+
 /// Waits until a disk has all that was written to it so far, under whatever name.
 pub async fn written(disk: &dyn Disk) {
-    for cache in all() {
-        if cache.disk.upgrade().is_some_and(|other| overlaps(disk, &*other)) {
-            cache.written().await;
-        }
+    for cache in caches_of(disk) {
+        cache.written().await;
     }
+}
+
+/// Drops what was kept of a disk that somebody writes to who has no cache.
+pub(crate) fn changed(disk: &dyn Disk) {
+    caches_of(disk).for_each(|cache| cache.pages.lock().shrink());
 }
 
 /// Gives up all pages that can be read again.

@@ -50,6 +50,8 @@ pub struct Client {
     disk: Weak<dyn Disk>,
     /// The disk's cache, for a filesystem.
     cache: Option<Arc<Cache>>,
+    /// Whether it may not write.
+    is_read_only: bool,
     asked: Asked<Blocks, Lent>,
     /// Rings, requests and data.
     memory: Lent,
@@ -88,7 +90,16 @@ impl Client {
         let asked = Asked::new(memory.clone(), USED_REQUESTS);
         let cache = is_filesystem.then(|| cache::of(&disk));
         let disk = Arc::downgrade(&disk);
-        Ok(Client { disk, cache, asked, memory, fresh: Vec::new(), worked_at: 0, is_over: Arc::default() })
+        Ok(Client {
+            disk,
+            cache,
+            is_read_only: false,
+            asked,
+            memory,
+            fresh: Vec::new(),
+            worked_at: 0,
+            is_over: Arc::default(),
+        })
     }
 }
 
@@ -129,6 +140,7 @@ impl Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
+        cache::changed(&*self.0);
         let mut all = WRITTEN_TO.lock();
         if let Some(at) = all.iter().position(|disk| Arc::ptr_eq(disk, &self.0)) {
             all.swap_remove(at);
@@ -144,6 +156,11 @@ fn model_of(disk: &dyn Disk) -> [u8; 24] {
 }
 
 impl Client {
+    /// Refuses all writes from now on: the driver has said that it makes none.
+    pub fn set_read_only(&mut self) {
+        self.is_read_only = true;
+    }
+
     /// Returns whether two drivers use the same disk, and not just disks of the same name.
     pub fn has_disk_of(&self, other: &Client) -> bool {
         Weak::ptr_eq(&self.disk, &other.disk)
@@ -177,6 +194,7 @@ impl Use for Client {
         while self.worked_at == 0
             && !disk.is_in_doubt()
             && let Some((number, request)) = self.fresh.first()
+            && !(self.is_read_only && request.operation == BLOCK_WRITE)
             && let Some(status) = at_once(&cache, &*disk, &self.memory, *number, request)
         {
             let (number, _) = self.fresh.remove(0);
@@ -229,7 +247,7 @@ fn taken_from(handle: &Handle) -> Vec<Work> {
         is_over: client.is_over.clone(),
         done: Box::pin(serve(
             Arc::downgrade(handle),
-            (client.disk.clone(), client.cache.clone()),
+            (client.disk.clone(), client.cache.clone(), client.is_read_only),
             client.memory.clone(),
             number,
             request,
@@ -240,13 +258,16 @@ fn taken_from(handle: &Handle) -> Vec<Work> {
 
 async fn serve(
     domain: Weak<Mutex<Domain>>,
-    (disk, cache): (Weak<dyn Disk>, Option<Arc<Cache>>),
+    (disk, cache, is_read_only): (Weak<dyn Disk>, Option<Arc<Cache>>, bool),
     memory: Lent,
     number: usize,
     request: BlockRequest,
 ) {
     // The work for a driver is charged to it.
-    let status = poll::charged(|| domain.upgrade(), carry_out(disk, cache, &memory, number, &request)).await;
+    let status = match (is_read_only, request.operation) {
+        (true, BLOCK_WRITE) => BLOCK_ERROR,
+        _ => poll::charged(|| domain.upgrade(), carry_out(disk, cache, &memory, number, &request)).await,
+    };
     let Some(handle) = domain.upgrade() else { return };
     let cause = {
         let mut domain = handle.lock();
@@ -328,7 +349,9 @@ async fn carry_out(
         (BLOCK_WRITE, None) => {
             let Ok(mut data) = room_for(len).await else { return BLOCK_ERROR };
             Data::read(memory, at, &mut data);
-            disk.write(lba, &data).await
+            let outcome = disk.write(lba, &data).await;
+            cache::changed(&*disk);
+            outcome
         }
         (BLOCK_WRITE, Some(_)) if disk.is_read_only() => return BLOCK_ERROR,
         (BLOCK_WRITE, Some(cache)) => {

@@ -71,6 +71,15 @@ impl Class for Filesystems {
 
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
         let info = FsInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
+        // Whatever it does later: what it says here holds, so its disk must be open by now.
+        if info.flags & FS_READ_ONLY != 0 {
+            let uses = domain.manifest.uses();
+            match domain.used_mut::<Client>() {
+                Some(client) => client.set_read_only(),
+                None if uses == Ok(Kind::Block) => return Err(Refusal::Invalid),
+                None => {}
+            }
+        }
         Ok(Box::new(Queues::new(domain, info)?))
     }
 

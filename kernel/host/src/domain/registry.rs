@@ -97,7 +97,8 @@ pub fn replace(dead: &Handle, fresh: &Handle) {
     }
 }
 
-/// Removes a domain.
+/// Removes a domain, whose name is free from now on.
 pub fn remove(handle: &Handle) {
+    end_beginning(handle);
     LOADED.lock().retain(|other| !Arc::ptr_eq(other, handle));
 }

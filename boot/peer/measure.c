@@ -12,7 +12,7 @@
  *
  * Times are of CLOCK_MONOTONIC. With 'instructions=1' in the environment (the kernel's command line),
  * the guest runs under 'qemu -icount shift=0', where a nanosecond in which the CPU is not idle is an
- * instruction; rows have these. A library is not needed but libc, linked statically.
+ * instruction; rows have these. With 'filesystems=1', files are measured as well. A library is not needed but libc, linked statically.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -42,6 +42,7 @@
  * longer, because its end is read from a file.
  */
 enum { EACH = 256, SENT = 16 * EACH, SAMPLES = 15, TRIPS = 101, MOST = 32, SMALL = 4096, LARGE = 65536 };
+enum { FILE_BYTES = 4 << 20, FILES = 32, FILE_SAMPLES = 7 };
 
 /* Whether to count instructions, and how many samples there are: counts hardly differ. */
 static int counts, samples = SAMPLES, trips = TRIPS;
@@ -481,6 +482,112 @@ static void measure_disk(void)
 	}
 }
 
+/* ---- files: a FAT on the second disk, an ext4 on the third ---- */
+
+static void mount_disk(const char *device, const char *at, const char *type, unsigned long flags)
+{
+	mkdir(at, 0755);
+	for (int tries = 0; mount(device, at, type, flags, NULL); tries++) {
+		if (tries == 3000 || errno != ENOENT)
+			fail(at);
+		usleep(10000);
+	}
+}
+
+/* What is read is not in the kernel's cache before. */
+static void forget_files(void)
+{
+	int file = open("/proc/sys/vm/drop_caches", O_WRONLY);
+	sync();
+	if (file < 0 || write(file, "1", 1) != 1)
+		fail("drop_caches");
+	close(file);
+}
+
+static void read_file(const char *name, const char *path, char *buffer)
+{
+	for (int sample = 0; sample <= FILE_SAMPLES; sample++) {
+		int file = open(path, O_RDONLY), pieces = 0;
+		ssize_t n;
+		if (file < 0)
+			fail(path);
+		forget_files();
+		start();
+		while ((n = read(file, buffer, LARGE)) > 0)
+			pieces++;
+		double seconds = elapsed();
+		if (n || pieces != FILE_BYTES / LARGE)
+			fail(path);
+		close(file);
+		if (sample)
+			rate(name, 1, "MB/s", LARGE / 1e6, pieces, seconds);
+	}
+}
+
+/* What is written is on the disk afterwards. */
+static void write_file(const char *name, const char *path, char *buffer)
+{
+	for (int sample = 0; sample <= FILE_SAMPLES; sample++) {
+		int file = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+		if (file < 0)
+			fail(path);
+		sync();
+		start();
+		for (int at = 0; at < FILE_BYTES; at += LARGE)
+			if (write(file, buffer, LARGE) != LARGE)
+				fail(path);
+		if (syncfs(file))
+			fail(path);
+		double seconds = elapsed();
+		close(file);
+		if (sample)
+			rate(name, 1, "MB/s", LARGE / 1e6, FILE_BYTES / LARGE, seconds);
+	}
+}
+
+/* Makes files, describes them, and removes them. */
+static void name_files(const char *name, const char *folder)
+{
+	char path[64];
+	struct stat status;
+	for (int sample = 0; sample <= FILE_SAMPLES; sample++) {
+		int root = open(folder, O_RDONLY);
+		sync();
+		start();
+		for (int step = 0; step < 3; step++) {
+			for (int i = 0; i < FILES; i++) {
+				snprintf(path, sizeof path, "%s/file-%d", folder, i);
+				int file = step ? 0 : open(path, O_WRONLY | O_CREAT, 0644);
+				if (file < 0 || (step == 0 && close(file)) || (step == 1 && stat(path, &status)) ||
+				    (step == 2 && unlink(path)))
+					fail(path);
+			}
+		}
+		if (syncfs(root))
+			fail(folder);
+		double seconds = elapsed();
+		close(root);
+		if (sample)
+			rate(name, 1, "operations/s", 1, 3 * FILES, seconds);
+	}
+}
+
+static void measure_files(void)
+{
+	char *buffer;
+	if (posix_memalign((void **)&buffer, SMALL, LARGE))
+		fail("memory");
+	memset(buffer, 0x52, LARGE);
+	mount_disk("/dev/sdb", "/fat", "vfat", 0);
+	mount_disk("/dev/sdc", "/ext", "ext4", MS_RDONLY);
+	write_file("fs/fat/write", "/fat/bench", buffer);
+	read_file("fs/fat/read", "/fat/bench", buffer);
+	name_files("fs/fat/names", "/fat");
+	read_file("fs/ext/read", "/ext/bench", buffer);
+	if (umount("/fat") || umount("/ext"))
+		fail("umount");
+}
+
 int main(void)
 {
 	puts("@PEER user");
@@ -512,6 +619,8 @@ int main(void)
 		measure_rx(batches[i]);
 	measure_echo();
 	measure_disk();
+	if (getenv("filesystems"))
+		measure_files();
 	puts("@PEER done");
 	fflush(stdout);
 	for (;;)

@@ -2,7 +2,7 @@
 //! both rings.
 //!
 //! * [`calls`]: single crossings
-//! * [`nic`], [`scsi`]: whole operations
+//! * [`nic`], [`scsi`], [`files`]: whole operations
 //! * [`recovery`]: how long a driver that was ended or reloaded is away
 //! * [`off`]: how long interrupts are off
 //! * [`fence`]: mapping memory for a device, and taking it away
@@ -24,6 +24,7 @@ use ringfence_link::event::{self, Event};
 
 mod calls;
 mod fence;
+mod files;
 mod nic;
 mod off;
 mod recovery;
@@ -197,6 +198,10 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
     if wanted("trace/") {
         note("trace", scsi::traced(plan, &mut print).await);
     }
+    if wanted("fs/") {
+        note("fs", files::run(plan, &mut print).await);
+    }
+    yield_now().await;
     if wanted("recovery/") {
         note("recovery", recovery::run(mode, &mut print).await);
     }

@@ -6,10 +6,12 @@
 //! Values that are derived from other rows (losses, ratios) are rows as well.
 //!
 //! * [`peer`]: the same work by another system
+//! * [`files`]: the filesystems that are measured
 //! * [`model`]: what hardware would take, from what is executed and from published cycles
 //! * [`host`]: keeps the host's CPUs awake, so that a guest that waits does not lose time
 //! * [`report`]: the tables, for the terminal and as a page
 
+mod files;
 mod host;
 mod model;
 mod peer;
@@ -28,6 +30,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// A result.
 #[derive(Debug, Clone, Serialize)]
@@ -159,6 +162,16 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
             progress("no instructions: only TCG counts them");
         }
     }
+    if is_wanted("fs") && machine.hba != "none" {
+        progress("files on two filesystems");
+        match of_files(system, &machine, &options.name, &awake, &mut failures) {
+            Ok(found) => rows.extend(found),
+            Err(error) => {
+                output::complain(&format!("bench: failed: files: {error:#}"));
+                failures += 1;
+            }
+        }
+    }
     if ["tcp/in", "tcp/out", "udp/rtt"].into_iter().any(is_wanted) && machine.nic != "none" {
         progress("streams between host and guest");
         match streams(system, &machine) {
@@ -248,6 +261,26 @@ fn in_guest(
     }
     *failures += failed.len();
     Ok(run.events.into_iter().filter_map(row).collect())
+}
+
+/// Measures files, in a boot of their own: their drivers would be among the domains of other rows.
+fn of_files(
+    system: &System,
+    machine: &Machine,
+    name: &str,
+    awake: &host::Awake,
+    failures: &mut usize,
+) -> Result<Vec<Row>> {
+    let directory = TempDir::new()?;
+    let machine = files::add(machine, directory.path())?;
+    let name = if name.starts_with("fs") { name } else { "fs" };
+    let command = format!("{}; bench {name}", files::mount(&machine));
+    let mut rows = in_guest(system, &machine, &command, &mut |process| awake.pin(process), failures)?;
+    if machine.accel == "tcg" {
+        let counting = Machine { icount: true, ..machine };
+        rows.extend(in_guest(system, &counting, &(command + " --instructions"), &mut |_| (), failures)?);
+    }
+    Ok(rows)
 }
 
 fn failure(event: &Event) -> Option<String> {

@@ -24,7 +24,7 @@ struct Pair<'a> {
 
 /// Pairs the rows of whole operations.
 fn pairs(rows: &[Row]) -> Vec<Pair<'_>> {
-    let operations = ["nic/", "scsi/", "tcp/", "udp/"];
+    let operations = ["nic/", "icmp/", "scsi/", "fs/", "tcp/", "udp/"];
     let sandboxed = rows.iter().filter(|row| row.ring == Some(1));
     sandboxed
         .filter(|row| operations.iter().any(|prefix| row.name.starts_with(prefix)))

@@ -3,7 +3,7 @@
 //! own tools, and the next one begins with a fresh copy.
 
 use super::COMMAND_MS;
-use crate::images::{self, Fat, kind_after_a_power_cut};
+use crate::images::{self, Fat};
 use crate::machine::{Disk, Machine};
 use anyhow::{Result, bail};
 use std::fs::File;
@@ -100,6 +100,6 @@ impl Files {
             .read_exact_at(&mut bytes, number as u64 % KEPT * BLOCKS * 512)?;
         let image = Fat(self.directory.path().join("look.img"));
         std::fs::write(&image.0, bytes)?;
-        Ok(image.faults()?.into_iter().filter(|fault| kind_after_a_power_cut(fault).is_none()).collect())
+        Ok(images::sorted(image.faults()?).1)
     }
 }

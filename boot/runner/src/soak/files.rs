@@ -9,7 +9,7 @@ use super::attacked::{Attacked, Work};
 use super::victim::{self, Victim};
 use super::{Options, PATIENCE};
 use crate::build::System;
-use crate::images::{self, Fat, ext_faults, kind_after_a_power_cut};
+use crate::images::{self, Fat, ext_faults};
 use crate::machine::{Disk, Machine, Running};
 use crate::output;
 use anyhow::{Result, bail};
@@ -108,7 +108,7 @@ struct Images {
     fat: Fat,
     ext: PathBuf,
     content: Vec<u8>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Images {
@@ -120,7 +120,7 @@ impl Images {
         std::fs::write(folder.join("big"), &content)?;
         let ext = images::ext(directory.path(), EXT_KIB, "ext4", &folder)?;
         let fat = Fat::new(directory.path(), FAT_KIB, 32)?;
-        Ok(Images { fat, ext, content, _directory: directory })
+        Ok(Images { fat, ext, content, directory })
     }
 
     fn machine(&self, options: &Options) -> Machine {
@@ -135,14 +135,17 @@ impl Images {
         }
     }
 
+    /// Makes the FAT anew: it is empty then.
+    fn clear(&mut self) -> Result<()> {
+        self.fat = Fat::new(self.directory.path(), FAT_KIB, 32)?;
+        Ok(())
+    }
+
     /// Looks at both filesystems, which must not be mounted. Mends what a power cut leaves.
     fn look(&self, found: &mut Kinds, unexpected: &mut Vec<String>) -> Result<()> {
-        for fault in self.fat.faults()? {
-            match kind_after_a_power_cut(&fault) {
-                Some(kind) => *found.entry(kind).or_default() += 1,
-                None => unexpected.push(format!("fsck.fat: {fault}")),
-            }
-        }
+        let (kinds, others) = images::sorted(self.fat.faults()?);
+        kinds.into_iter().for_each(|kind| *found.entry(kind).or_default() += 1);
+        unexpected.extend(others.into_iter().map(|fault| format!("fsck.fat: {fault}")));
         unexpected.extend(ext_faults(&self.ext)?.into_iter().map(|fault| format!("e2fsck: {fault}")));
         self.fat.mend()
     }
@@ -343,16 +346,14 @@ fn rounds(
 fn cut_power(
     system: &System,
     options: &Options,
-    images: &Images,
+    images: &mut Images,
     random: &mut fastrand::Rng,
     summary: &mut Summary,
 ) -> Result<()> {
+    images.clear()?;
     let mut attacked = Attacked::new(images.machine(options).start(system)?)?;
     mount(&mut attacked)?;
     let mut files = Files::new(&images.content);
-    // Of earlier cuts, something may be left.
-    files.number = 1_000 * (1 + summary.power_cuts);
-    attacked.running.type_line(&format!("mkdir /fat/d{}", files.number - 1))?;
     files.begin(&mut attacked.running)?;
     let end = Instant::now() + Duration::from_millis(random.u64(POWER_MS));
     attacked.go_on_until(end, &mut files)?;
@@ -365,7 +366,7 @@ fn cut_power(
 /// times, and prints the result.
 pub fn run(system: &System, options: &Options, power_cuts: u64) -> Result<Summary> {
     let mut random = fastrand::Rng::with_seed(options.seed);
-    let images = Images::new(&mut random)?;
+    let mut images = Images::new(&mut random)?;
     let machine = images.machine(options);
     if machine.hba == "none" {
         bail!("the work of a soak with files is on disks: --hba must not be none");
@@ -391,7 +392,7 @@ pub fn run(system: &System, options: &Options, power_cuts: u64) -> Result<Summar
         (files.commands, files.compared_bytes, files.wrong_bytes);
     drop(attacked);
     while summary.failure.is_none() && summary.power_cuts < power_cuts {
-        if let Err(error) = cut_power(system, options, &images, &mut random, &mut summary) {
+        if let Err(error) = cut_power(system, options, &mut images, &mut random, &mut summary) {
             summary.failure = Some(format!("after a power cut: {error:#}"));
         }
     }

@@ -135,6 +135,11 @@ pub(crate) fn changed(disk: &dyn Disk) {
     caches_of(disk).for_each(|cache| cache.pages.lock().shrink());
 }
 
+/// Drops what was kept of all disks, so that it must be read again: for measurements.
+pub fn forget_all() {
+    all().iter().for_each(|cache| cache.pages.lock().shrink());
+}
+
 /// Gives up all pages that can be read again.
 fn give_up() {
     // Who holds a lock right now needs what is there.

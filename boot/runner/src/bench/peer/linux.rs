@@ -30,6 +30,9 @@ const MODULES: [(&str, &[&str]); 9] = [
     ("am53c974", &["am53c974", "sd_mod"]),
 ];
 
+/// The modules for the filesystems that are measured.
+const FILESYSTEMS: [&str; 5] = ["vfat", "nls_cp437", "nls_ascii", "crc32c_generic", "ext4"];
+
 /// A kernel that was fetched.
 pub struct Linux {
     kernel: PathBuf,
@@ -79,8 +82,9 @@ impl Linux {
         })
     }
 
-    /// Returns `machine` with this kernel, and with the modules for its devices. On a machine that
-    /// counts instructions, the guest reports these.
+    /// Returns `machine` with this kernel, and with the modules for its devices, and for the
+    /// filesystems on its second and third disk ([`super::super::files`]). On a machine that counts
+    /// instructions, the guest reports these.
     pub fn on(&self, machine: &Machine) -> Result<Machine> {
         let mut order = Vec::new();
         for device in [&machine.nic, &machine.hba] {
@@ -89,6 +93,7 @@ impl Linux {
             let (_, wanted) = found.with_context(|| format!("no driver of Linux is known for {device}"))?;
             wanted.iter().try_for_each(|module| self.add(module, &mut order))?;
         }
+        FILESYSTEMS.iter().try_for_each(|module| self.add(module, &mut order))?;
         let initrd = folder().join("initrd");
         fs::write(&initrd, archive(&compile()?, &order)?)?;
         let other = Other {
@@ -96,7 +101,7 @@ impl Linux {
             initrd,
             // What the kernel does not know it puts into the program's environment.
             command_line: format!(
-                "console=ttyS0 panic=-1 ipv6.disable=1 quiet{}",
+                "console=ttyS0 panic=-1 ipv6.disable=1 quiet filesystems=1{}",
                 if machine.icount { " instructions=1" } else { "" }
             ),
         };

@@ -5,7 +5,7 @@
 mod linux;
 
 use super::host::Awake;
-use super::{BOOT_ROWS, Row, TIME_LIMIT, boot_times, boot_to_prompt, in_guest, streams_of};
+use super::{BOOT_ROWS, Row, TIME_LIMIT, boot_times, boot_to_prompt, files, in_guest, streams_of};
 use crate::build::System;
 use crate::machine::{Machine, Protocol, Running, Said, free_port};
 use crate::output;
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use linux::Linux;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// Boots of each system.
 const BOOTS: usize = 3;
@@ -26,12 +27,15 @@ type Key = (String, u64);
 pub fn rows(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<Row>> {
     let linux = Linux::fetch()?;
     let machine = Machine { scratch: true, timeout: Some(TIME_LIMIT), ..machine.clone() };
-    let guest = linux.on(&machine)?;
+    // Boots of both use the same images, one after the other.
+    let directory = TempDir::new()?;
+    let with_files = files::add(&machine, directory.path())?;
+    let guest = linux.on(&with_files)?;
     let (mut ours, mut theirs): (BTreeMap<Key, Vec<f64>>, BTreeMap<Key, Vec<f64>>) = Default::default();
     let mut units = BTreeMap::new();
     for boot in 1..=BOOTS {
         output::complain(&format!("bench: Ringfence, boot {boot} of {BOOTS}"));
-        for (key, unit, value) in of_ringfence(system, &machine, awake)? {
+        for (key, unit, value) in of_ringfence(system, [&machine, &with_files], awake)? {
             units.insert(key.clone(), unit);
             ours.entry(key).or_default().push(value);
         }
@@ -47,9 +51,9 @@ pub fn rows(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<Row
         rows.extend(compared(&name, batch, &unit, "peer", ours, theirs));
     }
     output::complain("bench: instructions, in a boot of each with -icount");
-    let machine = Machine { icount: true, ..machine };
-    let mut theirs = measured_by(&mut linux.on(&machine)?.start(system)?, Instant::now())?;
-    for ((name, batch), unit, value) in in_ring_1(system, &machine, " --instructions", &mut |_| ())? {
+    let [machine, with_files] = [machine, with_files].map(|machine| Machine { icount: true, ..machine });
+    let mut theirs = measured_by(&mut linux.on(&with_files)?.start(system)?, Instant::now())?;
+    for ((name, batch), unit, value) in in_ring_1(system, [&machine, &with_files], " --instructions", &mut |_| ())? {
         if let Some(samples) = theirs.remove(&(name.clone(), batch)) {
             let theirs = Row::of("", &unit, samples).median;
             rows.extend(compared(&name, batch, &unit, "peer-instructions", &[value], &[theirs]));
@@ -74,13 +78,15 @@ fn compared(name: &str, batch: u64, unit: &str, prefix: &str, ours: &[f64], thei
 /// Has Ringfence measure itself, with drivers in ring 1. Returns keys, units and medians.
 fn in_ring_1(
     system: &System,
-    machine: &Machine,
+    [machine, with_files]: [&Machine; 2],
     option: &str,
     pin: &mut dyn FnMut(u32),
 ) -> Result<Vec<(Key, String, f64)>> {
     let mut failures = 0;
     let commands = ["nic", "icmp", "scsi"].map(|family| format!("bench {family} --ring 1{option}"));
-    let rows = in_guest(system, machine, &commands.join("; "), pin, &mut failures)?;
+    let mut rows = in_guest(system, machine, &commands.join("; "), pin, &mut failures)?;
+    let command = format!("{}; bench fs --ring 1{option}", files::mount(with_files));
+    rows.extend(in_guest(system, with_files, &command, pin, &mut failures)?);
     if failures > 0 {
         bail!("{failures} of Ringfence's rows failed");
     }
@@ -88,8 +94,9 @@ fn in_ring_1(
 }
 
 /// Measures one boot of Ringfence.
-fn of_ringfence(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<(Key, String, f64)>> {
-    let mut found = in_ring_1(system, machine, "", &mut |process| awake.pin(process))?;
+fn of_ringfence(system: &System, machines: [&Machine; 2], awake: &Awake) -> Result<Vec<(Key, String, f64)>> {
+    let mut found = in_ring_1(system, machines, "", &mut |process| awake.pin(process))?;
+    let [machine, _] = machines;
     for (name, time) in BOOT_ROWS.into_iter().zip(boot_to_prompt(system, machine)?) {
         found.push(((name.to_string(), 1), "ms".to_string(), time));
     }

@@ -1,0 +1,173 @@
+//! Measures files: what a filesystem and the driver of its disk do together, both in the same ring.
+//!
+//! The filesystems must be mounted (`mount disk1 /fat`), and one that cannot be written must have
+//! the file [`FILE`]. What is read is not in the kernel's cache before; what is written is on the
+//! disk afterwards.
+
+use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use block::{cache, disk};
+use embassy_futures::yield_now;
+use fs::error::Error;
+use fs::file::How;
+use fs::tree::{self, Mount};
+use host::domain::{Handle, Ring, sleep};
+use hw::memory::buffer;
+use ringfence_core::path::Path;
+
+/// The name of the file that is read and written, and its length in bytes.
+const FILE: &str = "bench";
+const LEN_BYTES: u64 = 4 << 20;
+/// How much one request moves, in bytes.
+const PIECE: usize = 64 << 10;
+/// Files that are made and removed for one sample.
+const FILES: usize = 32;
+/// Operations on each: make, describe, remove.
+const OPERATIONS: usize = 3;
+const SAMPLES: usize = 7;
+
+/// What is done with files.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Read,
+    Write,
+    Names,
+}
+
+/// The rows: the beginning of the format's name, the row, and its work.
+const ROWS: [(&str, &str, Work); 4] = [
+    // The file that is read is the one that was written.
+    ("FAT", "fs/fat/write", Work::Write),
+    ("FAT", "fs/fat/read", Work::Read),
+    ("FAT", "fs/fat/names", Work::Names),
+    ("ext", "fs/ext/read", Work::Read),
+];
+
+/// Measures the rows of a plan.
+pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let mounts = tree::mounts();
+    let mut announced = false;
+    for (format, name, work) in ROWS {
+        let mount = mounts.iter().find(|mount| mount.volume.format().starts_with(format));
+        let (Some(mount), true) = (mount, plan.wants(name, 1)) else { continue };
+        let disk = disk::all().into_iter().find(|disk| disk.name() == mount.volume.disk());
+        let disk = disk.ok_or("the disk is gone")?.handle();
+        let drivers = [mount.volume.handle(), disk];
+        if !core::mem::replace(&mut announced, true) {
+            drivers.iter().for_each(|handle| announce(&plan, handle));
+        }
+        measure(plan, name, work, mount, &drivers).await?.iter().for_each(&mut *print);
+        yield_now().await;
+    }
+    if mounts.is_empty() && plan.prefix.starts_with("fs") {
+        return Err("no filesystem is mounted".into());
+    }
+    Ok(())
+}
+
+/// Moves both drivers when they do not sleep.
+async fn set_rings(drivers: &[Handle], rings: &[Ring]) {
+    for (handle, ring) in drivers.iter().zip(rings) {
+        sleep::awake(handle).await;
+        handle.lock().set_ring(*ring);
+    }
+}
+
+/// Measures one row in each ring.
+async fn measure(
+    plan: Plan<'_>,
+    name: &'static str,
+    work: Work,
+    mount: &Mount,
+    drivers: &[Handle],
+) -> Result<Vec<Row>, String> {
+    let unit = if work == Work::Names { "operations/s" } else { "MB/s" };
+    let factor = if work == Work::Names { 1.0 } else { PIECE as f64 / 1e6 };
+    drivers.iter().try_for_each(check_trust)?;
+    let rings: Vec<Ring> = plan.rings().collect();
+    let mut rows: Vec<Row> =
+        rings.iter().map(|ring| Row::new(name, plan.mode.unit(unit)).batch(1).ring(*ring)).collect();
+    let before: Vec<Ring> = drivers.iter().map(|handle| handle.lock().ring()).collect();
+    let _alone = alone();
+    let mut outcome = Ok(());
+    // The first sample of each ring fills caches, and is left out.
+    'all: for number in 0..=SAMPLES {
+        for (ring, row) in rings.iter().zip(&mut rows) {
+            set_rings(drivers, &[*ring; 2]).await;
+            match sample(work, mount).await {
+                Ok(cost) if number > 0 => row.samples.push(cost.value(plan.mode, factor)),
+                Ok(_) => {}
+                Err(error) => {
+                    outcome = Err(error);
+                    break 'all;
+                }
+            }
+        }
+    }
+    set_rings(drivers, &before).await;
+    outcome.map(|()| rows)
+}
+
+/// Returns the path of a file on a filesystem.
+fn path(mount: &Mount, name: &str) -> Result<Path, String> {
+    mount.at.join(name).map_err(|bad| format!("{bad}"))
+}
+
+async fn sample(work: Work, mount: &Mount) -> Result<Cost, String> {
+    match work {
+        Work::Read => read(mount).await,
+        Work::Write => write(mount).await,
+        Work::Names => names(mount).await,
+    }
+    .map_err(|error| format!("{}: {error}", mount.at))
+}
+
+async fn read(mount: &Mount) -> Result<Cost, Error> {
+    let file = tree::open_file(&path(mount, FILE).map_err(Error::Memory)?, How::Existing).await?;
+    let mut bytes = buffer(PIECE).map_err(Error::Memory)?;
+    cache::all_written().await;
+    cache::forget_all();
+    let (mut pieces, mut offset) = (0, 0);
+    let watch = Stopwatch::start();
+    loop {
+        let len_bytes = file.read(offset, &mut bytes).await?;
+        if len_bytes == 0 {
+            return Ok(watch.stop(pieces));
+        }
+        pieces += 1;
+        offset += len_bytes as u64;
+    }
+}
+
+async fn write(mount: &Mount) -> Result<Cost, Error> {
+    let file = tree::open_file(&path(mount, FILE).map_err(Error::Memory)?, How::Empty).await?;
+    let mut bytes = buffer(PIECE).map_err(Error::Memory)?;
+    bytes.fill(0x52);
+    mount.volume.sync().await?;
+    let watch = Stopwatch::start();
+    for offset in (0..LEN_BYTES).step_by(PIECE) {
+        file.write(offset, &bytes).await?;
+    }
+    mount.volume.sync().await?;
+    Ok(watch.stop((LEN_BYTES / PIECE as u64) as usize))
+}
+
+async fn names(mount: &Mount) -> Result<Cost, Error> {
+    let paths: Result<Vec<Path>, String> = (0..FILES).map(|number| path(mount, &format!("file-{number}"))).collect();
+    let paths = paths.map_err(Error::Memory)?;
+    mount.volume.sync().await?;
+    let watch = Stopwatch::start();
+    for path in &paths {
+        drop(tree::open_file(path, How::Create).await?);
+    }
+    for path in &paths {
+        tree::stat(path).await?;
+    }
+    for path in &paths {
+        tree::remove(path).await?;
+    }
+    mount.volume.sync().await?;
+    Ok(watch.stop(FILES * OPERATIONS))
+}

@@ -6,6 +6,7 @@
 //! function was inlined. The kernel has no debug information, so there it is the symbol that
 //! counts.
 
+use crate::bench::files;
 use crate::build::System;
 use crate::drivers;
 use crate::machine::{Machine, Monitor};
@@ -132,17 +133,25 @@ pub struct Instruction {
 
 /// Has the kernel measure a row, and QEMU log what is executed meanwhile.
 pub fn execute(system: &System, options: &Options) -> Result<Executed> {
-    if !["nic/", "icmp/", "scsi/"].iter().any(|family| options.name.starts_with(family)) {
-        bail!("'{}' is no whole operation: rows that begin with nic/, icmp/ or scsi/ have profiles", options.name);
+    if !["nic/", "icmp/", "scsi/", "fs/"].iter().any(|family| options.name.starts_with(family)) {
+        let name = &options.name;
+        bail!("'{name}' is no whole operation: rows that begin with nic/, icmp/, scsi/ or fs/ have profiles");
     }
     let folder = TempDir::new()?;
     let (socket, log) = (folder.path().join("qmp"), folder.path().join("log"));
     let mut machine = Machine { scratch: true, icount: true, timeout: Some(TIME_LIMIT), ..options.machine.clone() };
     machine.contents.exec = None;
+    let has_files = options.name.starts_with("fs/");
+    if has_files {
+        machine = files::add(&machine, folder.path())?;
+    }
     machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
     machine.extra.extend(["-D".into(), log.clone().into()]);
     let mut running = machine.start(system)?;
     let mut monitor = Monitor::new(&socket)?;
+    if has_files {
+        running.type_line(&files::mount(&machine))?;
+    }
     // The shell runs when the drivers are loaded.
     running.type_line("lsmod")?;
     let loaded = running.wait_for_event("the drivers", |event| match event {

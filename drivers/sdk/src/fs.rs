@@ -11,6 +11,7 @@
 use crate::class::{self, Protocol, Requests};
 use crate::shared::text_of;
 use crate::{Driver, Events, Reply, Result};
+use alloc::vec;
 use alloc::vec::Vec;
 use ringfence_abi::fs::{
     COMPLETE, FS_CREATE, FS_MAX_DATA, FS_MAX_NAME, FS_REQUESTS, FS_TRUNCATE, FsEntry, FsOutcome, FsRequest, Operation,
@@ -209,7 +210,7 @@ pub struct FsDriver<F: Filesystem> {
     channel: Requests<Fs>,
     /// The open files and directories, by the kernel's numbers.
     open: Vec<(u64, F::Node)>,
-    /// Data on its way.
+    /// Room for the data of one request, [`FS_MAX_DATA`] bytes.
     buffer: Vec<u8>,
 }
 
@@ -217,7 +218,7 @@ impl<F: Filesystem> Driver for FsDriver<F> {
     fn init() -> Result<Self> {
         let mut filesystem = F::mount()?;
         let channel = Requests::offer(&filesystem.info())?;
-        Ok(FsDriver { filesystem, channel, open: Vec::new(), buffer: Vec::with_capacity(FS_MAX_DATA) })
+        Ok(FsDriver { filesystem, channel, open: Vec::new(), buffer: vec![0; FS_MAX_DATA] })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
@@ -249,13 +250,10 @@ impl<F: Filesystem> FsDriver<F> {
         let Self { filesystem, channel, open, buffer } = self;
         let find = |open: &Vec<(u64, F::Node)>| open.iter().position(|(number, _)| *number == request.node);
         let at = || find(open).ok_or(FsError::Stale);
-        let data = |buffer: &mut Vec<u8>| {
-            buffer.clear();
-            buffer.resize(request.data_len as usize, 0);
-            channel.read_data(ticket, 0, buffer);
-        };
+        let len_bytes = (request.data_len as usize).min(buffer.len());
+        let buffer = &mut buffer[..len_bytes];
         let mut path = || {
-            data(buffer);
+            channel.read_data(ticket, 0, buffer);
             text_of(buffer).ok_or(FsError::Name)
         };
         let done = FsOutcome::default();
@@ -283,23 +281,21 @@ impl<F: Filesystem> FsDriver<F> {
             }
             Operation::Read => {
                 let at = at()?;
-                buffer.clear();
-                buffer.resize(request.data_len as usize, 0);
                 let len_bytes = filesystem.read(&mut open[at].1, request.offset, buffer)?;
                 channel.write_data(ticket, 0, &buffer[..len_bytes]);
                 Ok(FsOutcome { value: len_bytes as u64, ..done })
             }
             Operation::List => {
                 let at = at()?;
-                buffer.clear();
-                let mut entries = Entries { bytes: buffer, room: request.data_len as usize };
+                let mut bytes = Vec::new();
+                let mut entries = Entries { bytes: &mut bytes, room: len_bytes };
                 let next = filesystem.list(&mut open[at].1, request.offset, &mut entries)?;
-                channel.write_data(ticket, 0, buffer);
-                Ok(FsOutcome { value: buffer.len() as u64, next, ..done })
+                channel.write_data(ticket, 0, &bytes);
+                Ok(FsOutcome { value: bytes.len() as u64, next, ..done })
             }
             Operation::Write => {
                 let at = at()?;
-                data(buffer);
+                channel.read_data(ticket, 0, buffer);
                 filesystem.write(&mut open[at].1, request.offset, buffer)?;
                 Ok(FsOutcome { value: buffer.len() as u64, ..done })
             }

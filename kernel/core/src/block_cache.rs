@@ -36,7 +36,8 @@ struct Page {
     held: u32,
     /// How many of them are reads of the disk.
     coming: u32,
-    /// Whether it was used since the hand has passed by.
+    /// Whether it was read since the hand has passed by: what is written or read once, and never
+    /// again, goes first.
     is_used: bool,
 }
 
@@ -97,6 +98,8 @@ pub struct Cache {
     hand: u64,
     waiting: VecDeque<Write>,
     waiting_bytes: usize,
+    /// Memory of a write that is done, for the next.
+    spare: Vec<u8>,
     /// The write that the disk has right now: where it begins, its length, and its number.
     under_way: Option<(u64, usize, u64)>,
     /// Pages that are held.
@@ -139,7 +142,10 @@ fn part(bytes: &mut [u8], start: usize, len_bytes: usize) -> &mut [u8] {
 
 /// Copies as much as both have.
 fn copy(to: &mut [u8], from: &[u8]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    let len_bytes = to.len().min(from.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..len_bytes), from.get(..len_bytes)) {
+        to.copy_from_slice(from);
+    }
 }
 
 impl Cache {
@@ -152,6 +158,7 @@ impl Cache {
             hand: 0,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            spare: Vec::new(),
             under_way: None,
             held_pages: 0,
             last: 0,
@@ -240,12 +247,13 @@ impl Cache {
             return true;
         }
         let Some(bytes) = self.new_page() else { return false };
-        self.pages.insert(number, Page { bytes, valid: 0, held: 0, coming: 0, is_used: true });
+        self.pages.insert(number, Page { bytes, valid: 0, held: 0, coming: 0, is_used: false });
         true
     }
 
     /// Drops all pages that are not held.
     pub fn shrink(&mut self) {
+        self.spare = Vec::new();
         self.pages.retain(|_, page| page.held > 0);
     }
 
@@ -293,11 +301,13 @@ impl Cache {
         let end = ((pages.end() + 1) * PAGE_BYTES as u64).min(self.len_bytes);
         let mut held = Vec::new();
         for number in pages {
-            if self.pages.contains_key(&number) || keeps && self.have(number) {
-                self.hold(number);
-                if let Some(page) = self.pages.get_mut(&number) {
-                    page.coming += 1;
-                }
+            if keeps {
+                self.have(number);
+            }
+            if let Some(page) = self.pages.get_mut(&number) {
+                self.held_pages += usize::from(page.held == 0);
+                page.held += 1;
+                page.coming += 1;
                 held.push(number);
             }
         }
@@ -310,7 +320,13 @@ impl Cache {
         if let Some(bytes) = bytes {
             for (number, start, range) in parts(fill.at, fill.len_bytes) {
                 let Some(page) = self.pages.get_mut(&number) else { continue };
-                let is_held = fill.held.contains(&number);
+                let is_held = fill.held.binary_search(&number).is_ok();
+                let read = part(bytes, range.start, range.len());
+                if page.valid == 0 && is_held {
+                    copy(part(&mut page.bytes, start, read.len()), read);
+                    page.valid = sectors(start, read.len());
+                    continue;
+                }
                 for (sector, at) in range.step_by(SECTOR).enumerate() {
                     let place = start + sector * SECTOR;
                     let (kept, read) = (part(&mut page.bytes, place, SECTOR), part(bytes, at, SECTOR));
@@ -376,7 +392,6 @@ impl Cache {
         fill(part(&mut bytes, place, len_bytes));
         for (number, start, range) in parts(at, len_bytes) {
             let Some(page) = self.pages.get_mut(&number) else { continue };
-            page.is_used = true;
             page.valid |= sectors(start, range.len());
             copy(part(&mut page.bytes, start, range.len()), bytes.get(place + range.start..).unwrap_or(&[]));
         }
@@ -400,9 +415,9 @@ impl Cache {
             bytes.resize(bytes.len() + len_bytes, 0);
             return Some(bytes);
         }
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len_bytes).ok()?;
         self.waiting.try_reserve(1).ok()?;
+        let mut bytes = if self.spare.len() >= len_bytes { core::mem::take(&mut self.spare) } else { Vec::new() };
+        bytes.try_reserve_exact(len_bytes.saturating_sub(bytes.len())).ok()?;
         bytes.resize(len_bytes, 0);
         Some(bytes)
     }
@@ -418,9 +433,12 @@ impl Cache {
         Some((at, bytes))
     }
 
-    /// Notes that the disk has done the write that it had, or has failed to: then the cache does
-    /// not keep what the disk may not have.
-    pub fn written(&mut self, is_done: bool) {
+    /// Notes that the disk has done the write that it had, with these `bytes`, or has failed to: then
+    /// the cache does not keep what the disk may not have.
+    pub fn written(&mut self, bytes: Vec<u8>, is_done: bool) {
+        if bytes.len() == MOST_AT_ONCE {
+            self.spare = bytes;
+        }
         let Some((at, len_bytes, number)) = self.under_way.take() else { return };
         self.done = number;
         self.waiting_bytes = self.waiting_bytes.saturating_sub(len_bytes);
@@ -486,7 +504,7 @@ mod tests {
         while let Some((at, bytes)) = cache.next_write() {
             assert_eq!(cache.next_write(), None, "one at a time");
             writes.push((at, bytes[0], bytes.len()));
-            cache.written(true);
+            cache.written(bytes, true);
         }
         assert_eq!(writes, [(0, 1, 1024), (8192, 3, 512), (1024, 4, 512), (0, 5, 512)]);
         assert_eq!((cache.done(), cache.last(), cache.is_dirty(), cache.held_pages), (5, 5, false, 0));
@@ -501,8 +519,8 @@ mod tests {
         let fill = cache.begin_fill(0, 4096, true);
         let mut old = vec![1; 4096];
         assert!(put(&mut cache, 512, &[2; 512]));
-        cache.next_write().unwrap();
-        cache.written(true);
+        let (_, bytes) = cache.next_write().unwrap();
+        cache.written(bytes, true);
         // There is no room for another page while this one is held.
         let other = cache.begin_fill(4096, 4096, true);
         cache.end_fill(&other, Some(&mut [9; 4096]));
@@ -540,8 +558,8 @@ mod tests {
         let taken = (0..1000u64).take_while(|number| put(&mut cache, number * 8192, &[0; 512])).count();
         assert_eq!(taken, 33);
         assert!(cache.pages() <= 64);
-        while cache.next_write().is_some() {
-            cache.written(true);
+        while let Some((_, bytes)) = cache.next_write() {
+            cache.written(bytes, true);
         }
         assert!(put(&mut cache, 1 << 20, &[0; 512]) && cache.pages() <= 64);
     }
@@ -550,9 +568,9 @@ mod tests {
     fn a_write_that_fails_is_not_kept() {
         let mut cache = Cache::new(1 << 20, 16);
         assert!(put(&mut cache, 0, &[1; 512]));
-        cache.next_write().unwrap();
+        let (_, bytes) = cache.next_write().unwrap();
         assert!(put(&mut cache, 4096, &[2; 512]));
-        cache.written(false);
+        cache.written(bytes, false);
         assert_eq!((get(&mut cache, 0, 512), get(&mut cache, 4096, 512)), (None, Some(vec![2; 512])));
     }
 
@@ -596,7 +614,7 @@ mod tests {
                     3 => {
                         if let Some((at, bytes)) = cache.next_write() {
                             disk[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
-                            cache.written(true);
+                            cache.written(bytes, true);
                             prop_assert!(disk == history[cache.done() as usize]);
                         }
                     }

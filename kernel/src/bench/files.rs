@@ -4,7 +4,7 @@
 //! the file [`FILE`]. What is read is not in the kernel's cache before; what is written is on the
 //! disk afterwards.
 
-use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust};
+use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust, sample_begins, sample_ends};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -38,7 +38,6 @@ enum Work {
 
 /// The rows: the beginning of the format's name, the row, and its work.
 const ROWS: [(&str, &str, Work); 4] = [
-    // The file that is read is the one that was written.
     ("FAT", "fs/fat/write", Work::Write),
     ("FAT", "fs/fat/read", Work::Read),
     ("FAT", "fs/fat/names", Work::Names),
@@ -90,6 +89,10 @@ async fn measure(
     let mut rows: Vec<Row> =
         rings.iter().map(|ring| Row::new(name, plan.mode.unit(unit)).batch(1).ring(*ring)).collect();
     let before: Vec<Ring> = drivers.iter().map(|handle| handle.lock().ring()).collect();
+    if work == Work::Read && !mount.volume.is_read_only() {
+        // There may be no such file yet.
+        sample(Work::Write, mount).await?;
+    }
     let _alone = alone();
     let mut outcome = Ok(());
     // The first sample of each ring fills caches, and is left out.
@@ -124,17 +127,33 @@ async fn sample(work: Work, mount: &Mount) -> Result<Cost, String> {
     .map_err(|error| format!("{}: {error}", mount.at))
 }
 
+/// A sample that is being taken.
+struct Sample(Stopwatch);
+
+impl Sample {
+    fn begin() -> Sample {
+        sample_begins();
+        Sample(Stopwatch::start())
+    }
+
+    fn end(self, count: usize) -> Cost {
+        let cost = self.0.stop(count);
+        sample_ends();
+        cost
+    }
+}
+
 async fn read(mount: &Mount) -> Result<Cost, Error> {
     let file = tree::open_file(&path(mount, FILE).map_err(Error::Memory)?, How::Existing).await?;
     let mut bytes = buffer(PIECE).map_err(Error::Memory)?;
     cache::all_written().await;
     cache::forget_all();
     let (mut pieces, mut offset) = (0, 0);
-    let watch = Stopwatch::start();
+    let sample = Sample::begin();
     loop {
         let len_bytes = file.read(offset, &mut bytes).await?;
         if len_bytes == 0 {
-            return Ok(watch.stop(pieces));
+            return Ok(sample.end(pieces));
         }
         pieces += 1;
         offset += len_bytes as u64;
@@ -146,19 +165,19 @@ async fn write(mount: &Mount) -> Result<Cost, Error> {
     let mut bytes = buffer(PIECE).map_err(Error::Memory)?;
     bytes.fill(0x52);
     mount.volume.sync().await?;
-    let watch = Stopwatch::start();
+    let sample = Sample::begin();
     for offset in (0..LEN_BYTES).step_by(PIECE) {
         file.write(offset, &bytes).await?;
     }
     mount.volume.sync().await?;
-    Ok(watch.stop((LEN_BYTES / PIECE as u64) as usize))
+    Ok(sample.end((LEN_BYTES / PIECE as u64) as usize))
 }
 
 async fn names(mount: &Mount) -> Result<Cost, Error> {
     let paths: Result<Vec<Path>, String> = (0..FILES).map(|number| path(mount, &format!("file-{number}"))).collect();
     let paths = paths.map_err(Error::Memory)?;
     mount.volume.sync().await?;
-    let watch = Stopwatch::start();
+    let sample = Sample::begin();
     for path in &paths {
         drop(tree::open_file(path, How::Create).await?);
     }
@@ -169,5 +188,5 @@ async fn names(mount: &Mount) -> Result<Cost, Error> {
         tree::remove(path).await?;
     }
     mount.volume.sync().await?;
-    Ok(watch.stop(FILES * OPERATIONS))
+    Ok(sample.end(FILES * OPERATIONS))
 }

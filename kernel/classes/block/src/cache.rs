@@ -294,13 +294,13 @@ impl Cache {
                 Ok(disk) => disk.write(lba, &bytes).await,
                 Err(gone) => Err(gone),
             };
-            self.pages.lock().written(outcome.is_ok());
+            let len_bytes = bytes.len();
+            self.pages.lock().written(bytes, outcome.is_ok());
             // The first tells of all: many may fail for one reason.
             if let Err(error) = outcome
                 && !self.has_failed.swap(true, Ordering::AcqRel)
             {
-                let text =
-                    format_args!("{}: {} bytes from block {lba} are not written: {error}", self.name, bytes.len());
+                let text = format_args!("{}: {len_bytes} bytes from block {lba} are not written: {error}", self.name);
                 console::say_because_of(&Source::by_itself(&self.name), Level::Error, text);
             }
             self.wake();

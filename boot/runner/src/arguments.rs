@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{BOARD, Disk, Machine, Opened, Protocol, can_have_iommu};
 use ringfence::ramdisk::Contents;
-use ringfence::{build, new};
+use ringfence::{build, images, new, output};
 use ringfence_core::module::Module;
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
@@ -356,6 +356,11 @@ pub struct RunArguments {
     /// 64 MiB, which is removed when the run ends.
     #[arg(long, value_name = "FILE[,ro][,raw|,image]")]
     disk: Vec<OsString>,
+    /// Settings that are carried out at boot: a text file with shell commands, or a disk image with
+    /// a filesystem, which is mounted at /etc, and to which 'save' writes. It is made if there is
+    /// none.
+    #[arg(long, value_name = "FILE")]
+    etc: Option<PathBuf>,
     /// Forward a TCP port of this host to a port of the guest (repeatable): 7 echoes, 9 discards,
     /// 19 sends characters.
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
@@ -447,6 +452,20 @@ impl MachineArguments {
     }
 }
 
+/// Returns the text file with settings, or the disk for `/etc`, that the user has named.
+fn settings(path: Option<PathBuf>) -> Result<(Option<PathBuf>, Option<Disk>)> {
+    const KIB: u64 = 1440;
+    let Some(path) = path else { return Ok((None, None)) };
+    if !path.exists() {
+        images::fat(&path, KIB, 12, 1, "ETC")?;
+        output::complain(&format!("{} is made, with an empty filesystem", path.display()));
+    }
+    // No filesystem begins with text: the first bytes of one are code, or zeros.
+    let is_text = path.is_file()
+        && std::fs::read(&path).is_ok_and(|bytes| std::str::from_utf8(&bytes).is_ok_and(|text| !text.contains('\0')));
+    Ok(if is_text { (Some(path), None) } else { (None, Some(Disk::from(path))) })
+}
+
 impl RunArguments {
     /// Returns the machine. `columns` is the width of the terminal, if the runner is on one.
     pub fn machine(self, columns: Option<u16>) -> Result<Machine> {
@@ -459,15 +478,18 @@ impl RunArguments {
             }
         }
         let machine = self.machine.machine()?;
+        let (settings, etc) = settings(self.etc)?;
         let ask_columns = columns.is_some() && self.exec.is_none() && std::io::stdin().is_terminal();
         Ok(Machine {
             contents: Contents {
                 exec: self.exec,
+                settings,
                 autoload: !self.no_autoload,
                 columns,
                 ask_columns,
                 ..machine.contents
             },
+            etc,
             disks,
             opened,
             forwards: self.forward.into_iter().map(|(host, guest)| (Protocol::Tcp, host, guest)).collect(),

@@ -64,6 +64,15 @@ pub fn ext_faults(path: &Path) -> Result<Vec<String>> {
     }
 }
 
+/// Makes an image of `kib` KiB with a FAT of `bits` bits called `label`, and with so many sectors
+/// in a cluster.
+pub fn fat(path: &Path, kib: u64, bits: u32, sectors: u32, label: &str) -> Result<()> {
+    empty(path, kib)?;
+    let [bits, sectors] = [bits, sectors].map(|number| number.to_string());
+    tool_well("mkfs.fat", &["-F", &bits, "-s", &sectors, "-n", label, as_text(path)?])?;
+    Ok(())
+}
+
 /// An image with a FAT filesystem.
 pub struct Fat(pub PathBuf);
 
@@ -76,11 +85,9 @@ impl Fat {
 
     /// Makes an image as [`Fat::new`] does, with so many sectors in a cluster.
     pub fn with_clusters(directory: &Path, kib: u64, bits: u32, sectors: u32) -> Result<Fat> {
-        let image = Fat(directory.join(format!("fat{bits}.img")));
-        empty(&image.0, kib)?;
-        let [bits, sectors] = [bits, sectors].map(|number| number.to_string());
-        tool_well("mkfs.fat", &["-F", &bits, "-s", &sectors, "-n", "TESTS", image.path()?])?;
-        Ok(image)
+        let path = directory.join(format!("fat{bits}.img"));
+        fat(&path, kib, bits, sectors, "TESTS")?;
+        Ok(Fat(path))
     }
 
     /// Returns its path as text.

@@ -18,6 +18,10 @@ pub struct Contents {
     pub modules: Vec<PathBuf>,
     /// Shell commands to run, separated by `;`.
     pub exec: Option<String>,
+    /// A file with settings that are carried out at boot: shell commands, one a line.
+    pub settings: Option<PathBuf>,
+    /// The kernel's name of the disk that is mounted at `/etc` at boot.
+    pub etc: Option<String>,
     /// Whether devices get their drivers at boot.
     pub autoload: bool,
     /// Columns of the terminal, if known.
@@ -42,6 +46,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
         add(&format!("{name}.rfm"), &read(&path)?)?;
     }
     let mut options = String::new();
+    if let Some(disk) = &contents.etc {
+        options += &format!("etc {disk}\n");
+    }
     if !contents.autoload {
         options += "no-autoload\n";
     }
@@ -60,6 +67,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     }
     if !options.is_empty() {
         add("options", options.as_bytes())?;
+    }
+    if let Some(settings) = &contents.settings {
+        add("settings", &read(settings)?)?;
     }
     if let Some(exec) = &contents.exec {
         add("exec", exec.as_bytes())?;

@@ -11,17 +11,23 @@ pub struct Limit {
     pub what: &'static str,
     least: u64,
     most: u64,
+    at_boot: u64,
     value: AtomicU64,
 }
 
 impl Limit {
     const fn new(name: &'static str, what: &'static str, [least, value, most]: [u64; 3]) -> Limit {
-        Limit { name, what, least, most, value: AtomicU64::new(value) }
+        Limit { name, what, least, most, at_boot: value, value: AtomicU64::new(value) }
     }
 
     /// Returns the limit's value.
     pub fn get(&self) -> u64 {
         self.value.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the value is another than at boot.
+    pub fn is_changed(&self) -> bool {
+        self.get() != self.at_boot
     }
 
     /// Changes the value until the returned guard is dropped.

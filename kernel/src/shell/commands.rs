@@ -12,6 +12,7 @@ use super::memory::{integrity, mem, vmmap};
 use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, reload, ring, rmmod, tell};
 use super::network::{echoed, ip, nslookup, ping, tcpecho};
 use super::scripting::{alone, clear, echo, fails, into_file, mute, repeat, sleep, source};
+use super::settings::save;
 #[cfg(feature = "campaign")]
 use super::snippets::snippets;
 use super::top::top;
@@ -350,6 +351,13 @@ static GROUPS: &[Group] = &[
                 "run the commands in a file, up to the first that fails; # begins a comment",
                 "source /mnt/setup",
                 source
+            ),
+            command!(
+                "save",
+                "save [FILE]",
+                "write limits, policies and addresses to a file, by default /etc/settings",
+                "save /mnt/settings",
+                save
             ),
             command!("echo", "echo [TEXT]", "print a text", "echo first", echo),
             command!("clear", "clear", "clear the screen", "clear", clear),

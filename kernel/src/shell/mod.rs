@@ -1,8 +1,8 @@
 //! The shell: a line editor on the console, and the commands behind it.
 //!
 //! * [`commands`]: the table of commands, and `help`; [`machine`], [`modules`], [`disks`],
-//!   [`files`], [`memory`], [`network`], [`snippets`], [`top`], [`trace`], [`trials`] have the
-//!   commands about these; [`scripting`] has the commands that run others
+//!   [`files`], [`memory`], [`network`], [`settings`], [`snippets`], [`top`], [`trace`], [`trials`]
+//!   have the commands about these; [`scripting`] has the commands that run others
 //! * [`editor`]: lines that are typed, and their completion; [`pager`]: output a page at a time
 //! * [`jobs`]: commands that run beside others
 //!
@@ -32,6 +32,7 @@ pub mod modules;
 mod network;
 mod pager;
 mod scripting;
+mod settings;
 #[cfg(feature = "campaign")]
 mod snippets;
 mod top;
@@ -62,6 +63,7 @@ pub async fn run() {
         let first: Vec<&str> = options.lines().filter_map(|option| option.strip_prefix("first ")).collect();
         module::autoload(&first).await;
     }
+    scripting::at_boot(options.lines().find_map(|option| option.strip_prefix("etc "))).await;
     if let Some(script) = ramdisk::text("exec") {
         let mut jobs = Jobs::new(true);
         for command in command_line::commands(script) {

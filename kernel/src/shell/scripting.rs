@@ -1,8 +1,9 @@
-//! Commands for scripts: they run other commands, wait, or print text; and output that goes into a
-//! file.
+//! Commands for scripts: they run other commands, wait, or print text; output that goes into a
+//! file; and the settings of a boot.
 
 use super::commands::run;
 use super::files::{about, path_of, read_whole};
+use super::settings::{FILE, FOLDER};
 use super::{Outcome, let_drivers_return, run_all};
 use alloc::boxed::Box;
 use alloc::format;
@@ -12,6 +13,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use embassy_time::Timer;
 use fs::file::How;
 use fs::tree;
+use host::ramdisk;
 use hw::arch::time;
 use hw::{console, println};
 use ringfence_core::arguments::Arguments;
@@ -113,8 +115,7 @@ pub async fn into_file(command: &str, path: &str, appends: bool) -> Outcome {
 }
 
 pub async fn source(mut arguments: Arguments<'_>) -> Outcome {
-    /// The most bytes of a file of commands, and the most that run others.
-    const MOST: usize = 64 << 10;
+    /// The most files of commands that run others.
     const DEEPEST: usize = 4;
     static DEPTH: AtomicUsize = AtomicUsize::new(0);
     struct Level;
@@ -130,11 +131,57 @@ pub async fn source(mut arguments: Arguments<'_>) -> Outcome {
     if depth >= DEEPEST {
         return Err(format!("more than {DEEPEST} files of commands run one another"));
     }
-    let text = String::from_utf8(read_whole(path, MOST).await?).map_err(|_| format!("{path} is no text"))?;
-    for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-        for command in command_line::commands(line) {
-            Box::pin(run(command)).await.map_err(|error| format!("{path}: {command}: {error}"))?;
-        }
+    for command in commands_in(&read_text(path).await?) {
+        Box::pin(run(command)).await.map_err(|error| format!("{path}: {command}: {error}"))?;
     }
     Ok(())
+}
+
+/// The most bytes of a file of commands.
+const MOST: usize = 64 << 10;
+
+async fn read_text(path: &str) -> Result<String, String> {
+    String::from_utf8(read_whole(path, MOST).await?).map_err(|_| format!("{path} is no text"))
+}
+
+/// Returns the commands in the text of a file.
+fn commands_in(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.starts_with('#')).flat_map(command_line::commands)
+}
+
+/// Carries out settings; one that is wrong is named, and the others are carried out.
+async fn set(text: &str, from: &str) {
+    let mut count = 0;
+    for command in commands_in(text) {
+        count += 1;
+        let muted = console::mute();
+        let outcome = Box::pin(run(command)).await;
+        drop(muted);
+        if let Err(error) = outcome {
+            println!("{from}: {command}: {error}");
+        }
+    }
+    println!("{count} settings from {from}");
+}
+
+/// Carries out the settings that the ramdisk has, then mounts the disk `etc`, if there is one, and
+/// carries out the settings there.
+pub async fn at_boot(etc: Option<&str>) {
+    if let Some(text) = ramdisk::text("settings") {
+        set(text, "the ramdisk").await;
+    }
+    let Some(disk) = etc else { return };
+    if let Err(error) = Box::pin(run(&format!("mount {disk} {FOLDER}"))).await {
+        println!("{FOLDER}: {error}");
+        return;
+    }
+    let Ok(path) = path_of(FILE) else { return };
+    // A new disk has no such file.
+    if tree::stat(&path).await.is_err() {
+        return;
+    }
+    match read_text(FILE).await {
+        Ok(text) => set(&text, FILE).await,
+        Err(error) => println!("{error}"),
+    }
 }

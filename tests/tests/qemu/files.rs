@@ -471,6 +471,63 @@ fn commands_use_files() {
     assert_clean(&image);
 }
 
+/// What `save` writes is in force after the next boot; what is wrong there is named, and stops
+/// nothing.
+#[test]
+fn settings_are_there_after_a_boot() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 1440, 12);
+    let boot = |script: &str| {
+        let mut machine = machine(script);
+        machine.etc = Some(image.0.clone().into());
+        machine
+    };
+    let first = "limits restarts 7; policy e1000 stop; policy virtio-scsi ring0-never; ip addr add 10.0.2.77/24 dev eth0 \
+                 via 10.0.2.2; ip link set eth0 mtu 1400; save; fails save /nowhere/a";
+    boot_well(&boot(first));
+    let saved = String::from_utf8(image.get("settings").unwrap()).unwrap();
+    let lines: Vec<&str> = saved.lines().skip(1).collect();
+    let expected = [
+        "limits restarts 7",
+        "policy e1000 stop",
+        "policy virtio-scsi ring0-never",
+        "ip addr add 10.0.2.77/24 dev eth0 via 10.0.2.2",
+        "ip link set eth0 mtu 1400",
+    ];
+    assert_eq!(lines, expected);
+    let text = boot_well(&boot("limits restarts; policy e1000; fails ring virtio-scsi 0; ip; save; umount /etc"));
+    assert_says(&text, "5 settings from /etc/settings");
+    assert_says(&text, "restarts                  7  restarts before");
+    assert_says(&text, "e1000: when it is ended it stays so");
+    assert_says(&text, "eth0: 10.0.2.77/24 via e1000, router 10.0.2.2");
+    assert_says(&text, ", static, MTU 1400");
+    assert_eq!(image.get("settings").unwrap(), saved.as_bytes());
+    assert_clean(&image);
+    // From the ramdisk, then from the disk: the last one counts.
+    let settings = directory.path().join("settings");
+    std::fs::write(&settings, "limits restarts 9; limits nothing 3\n\nlimits reload-s 77\n").unwrap();
+    image.put("settings", b"limits restarts 99999\nlimits restarts 8\n\xff").unwrap();
+    let mut third = boot("limits restarts; limits reload-s; umount /etc");
+    third.contents.settings = Some(settings);
+    let text = boot_well(&third);
+    for line in [
+        "the ramdisk: limits nothing 3: there is no limit 'nothing'; 'limits' lists them",
+        "3 settings from the ramdisk",
+        "/etc/settings is no text",
+        "restarts                  9  ",
+        "reload-s                 77  ",
+    ] {
+        assert_says(&text, line);
+    }
+    image.put("settings", b"limits restarts 99999\nlimits restarts 8\n").unwrap();
+    let text = boot_well(&boot("limits restarts"));
+    assert_says(&text, "/etc/settings: limits restarts 99999: restarts must be 1 to 1000, not 99999");
+    assert_says(&text, "restarts                  8  ");
+    // A disk without a filesystem is named, and the boot goes on.
+    std::fs::write(&image.0, vec![0; 1 << 20]).unwrap();
+    assert_says(&boot_well(&boot("limits restarts")), "/etc: disk0 has no filesystem that is known; -t names one of");
+}
+
 /// A driver that lies about its files is ended for what cannot be, and everything else has an end.
 #[test]
 fn a_hostile_filesystem_harms_nobody() {

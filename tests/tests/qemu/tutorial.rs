@@ -1,5 +1,5 @@
 //! Follows docs/tutorial.md: its commands for the project's folder, for the console and for gdb, in
-//! their order, in one running system.
+//! their order, in one running system after the other.
 
 use crate::walk::{Block, blocks, normal};
 use ringfence::machine::{Running, Said};
@@ -72,29 +72,38 @@ fn the_tutorial_is_as_it_is_written() {
     let document = std::fs::read_to_string(&path).unwrap();
     let is_blessed = std::env::var_os("RINGFENCE_BLESS").is_some();
     let folder = tempfile::tempdir().unwrap();
-    let own = folder.path().join("my-card").display().to_string();
-    let mut machine = machine("");
-    machine.nic = "rtl8139".to_string();
+    // What the document keeps beside the project.
+    let own = format!("{}/", folder.path().display());
+    let with_own = |text: &str| {
+        ["my-card", "files.img", "big", "copy"]
+            .iter()
+            .fold(text.to_string(), |text, name| text.replace(&format!("../{name}"), &format!("{own}{name}")))
+    };
+    let mut machine_of_the_first = machine("");
+    machine_of_the_first.nic = "rtl8139".to_string();
     assert!(document.contains("$ cargo run -q -- --nic rtl8139\n"), "the machine that is booted");
-    let mut running = at_prompt(machine);
-    let system = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let mut running = at_prompt(machine_of_the_first);
     let (mut blessed, mut said) = (document.clone(), String::new());
     for Block { language, text, at } in blocks(&document) {
         let mut made = String::new();
         let first = text.lines().next().unwrap_or_default();
         if language == "sh" {
             // Tests run side by side.
-            let script = text.replace("../my-card", &own).replace("push ", &format!("push --system {system} "));
+            let system = running.session().parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+            let script = with_own(&text).replace("push ", &format!("push --system {system} "));
             let mut shell = Command::new("bash");
+            let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+            shell.env("PATH", path);
             shell.current_dir(project()).args(["-euo", "pipefail", "-c", &script]);
             let output = shell.env("CARGO_TARGET_DIR", ringfence::target().parent().unwrap()).output().unwrap();
             said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
-            said = said.replace(&own, "../my-card");
+            said = said.replace(&own, "../");
             // A build that does not serve is told by the exit status.
             assert!(output.status.code().is_some_and(|code| code <= 1), "{text}\nfailed: {said}");
             continue;
         } else if text.contains(GDB) {
-            let mut gdb = Gdb::start(&running, Some("my-card"));
+            let name = first.strip_prefix("$ cargo run -q -- gdb ").expect("gdb for one driver");
+            let mut gdb = Gdb::start(&running, Some(name));
             for (command, shown) in commands(&text, GDB) {
                 let said = gdb.run(command);
                 assert_shown(command, if is_blessed { &[] } else { &shown }, &said);
@@ -103,8 +112,13 @@ fn the_tutorial_is_as_it_is_written() {
             gdb.leave();
             made = format!("{first}\n{made}");
         } else if text.contains(PROMPT) {
+            if first == "$ cargo run -q -- --disk ../files.img" {
+                let mut machine = machine("");
+                machine.disks = vec![folder.path().join("files.img").into()];
+                leave(std::mem::replace(&mut running, at_prompt(machine)));
+            }
             for (command, shown) in commands(&text, PROMPT) {
-                let said = console(&mut running, command).replace(&own, "../my-card");
+                let said = console(&mut running, command).replace(&own, "../");
                 assert_shown(command, if is_blessed { &[] } else { &shown }, &said);
                 let output = said.lines().filter(|line| !line.contains(PROMPT) && *line != "<<end>>");
                 made += &format!("{PROMPT}{command}\n{}", output.map(|line| format!("{line}\n")).collect::<String>());

@@ -100,6 +100,8 @@ pub struct Machine {
     pub opened: Vec<(PathBuf, Opened)>,
     /// Whether the run gets an empty disk if it has no other.
     pub scratch: bool,
+    /// A disk behind all others, which is mounted at `/etc` at boot.
+    pub etc: Option<Disk>,
     /// Whether data that the guest flushes may stay in the host's memory.
     pub volatile_disks: bool,
     /// QEMU's name of the network card, or `none`.
@@ -149,6 +151,7 @@ impl Default for Machine {
             disks: Vec::new(),
             opened: Vec::new(),
             scratch: false,
+            etc: None,
             volatile_disks: false,
             nic: "e1000".to_string(),
             hba: "virtio-scsi-pci".to_string(),
@@ -221,7 +224,10 @@ impl Machine {
                 qemu.args(["-append", &other.command_line]);
             }
             (Boot::Direct, None) => {
-                let ramdisk = files.write("ramdisk.tar", &ramdisk::pack(system, &self.contents)?)?;
+                let others = self.disks.len().max(usize::from(self.scratch));
+                let contents =
+                    Contents { etc: self.etc.as_ref().map(|_| format!("disk{others}")), ..self.contents.clone() };
+                let ramdisk = files.write("ramdisk.tar", &ramdisk::pack(system, &contents)?)?;
                 qemu.arg("-kernel").arg(&system.loader).arg("-initrd").arg(ramdisk);
             }
             (Boot::Iso(image), None) => {
@@ -300,7 +306,7 @@ impl Machine {
         }
         let scratch = if self.disks.is_empty() && self.scratch { Some(files.scratch_disk()?.into()) } else { None };
         if self.hba == IDE {
-            return self.attach_ide(qemu, scratch.as_ref());
+            return self.attach_ide(qemu, scratch.iter().chain(&self.etc));
         }
         let adapter = self.behind_fence(&self.hba);
         // Each block device has exactly one disk, unlike a SCSI adapter.
@@ -308,7 +314,7 @@ impl Machine {
         if !is_block {
             qemu.args(["-device", &format!("{adapter},id=hba0")]);
         }
-        for (index, disk) in self.disks.iter().chain(&scratch).enumerate() {
+        for (index, disk) in self.disks.iter().chain(&scratch).chain(&self.etc).enumerate() {
             self.add_drive(qemu, index, disk)?;
             let device = match is_block {
                 true => format!("{adapter},drive=disk{index}"),
@@ -331,10 +337,10 @@ impl Machine {
 
     /// Attaches each disk to one of the two channels that every PC has. Modern boards have no such
     /// channels of their own, so they are added.
-    fn attach_ide(&self, qemu: &mut Command, scratch: Option<&Disk>) -> Result<()> {
+    fn attach_ide<'a>(&'a self, qemu: &mut Command, more: impl Iterator<Item = &'a Disk>) -> Result<()> {
         const CHANNELS: [(&str, &str, u8); 2] = [("0x1f0", "0x3f6", 14), ("0x170", "0x376", 15)];
         let has_own = self.board.starts_with("pc");
-        let disks: Vec<&Disk> = self.disks.iter().chain(scratch).collect();
+        let disks: Vec<&Disk> = self.disks.iter().chain(more).collect();
         if disks.len() > CHANNELS.len() {
             bail!("--hba {IDE} has two channels, each for one --disk");
         }

@@ -44,9 +44,14 @@ pub fn never_trust(name: &str) {
     }
 }
 
+/// Returns whether a person has banned the module file `name` from ring 0.
+pub fn is_banned(name: &str) -> bool {
+    NEVER.lock().contains(name)
+}
+
 /// Returns the reason why `domain` may not run in ring 0, if there is one.
 pub fn distrust(domain: &Domain) -> Option<String> {
-    if domain.manifest.flags & RING1_ONLY != 0 || NEVER.lock().contains(&domain.file.name) {
+    if domain.manifest.flags & RING1_ONLY != 0 || is_banned(&domain.file.name) {
         return Some("it is for ring 1 only".into());
     }
     if domain.is_debugged() {

@@ -433,8 +433,8 @@ impl Cache {
         Some((at, bytes))
     }
 
-    /// Notes that the disk has done the write that it had, with these `bytes`, or has failed to: then
-    /// the cache does not keep what the disk may not have.
+    /// Notes that the disk has done the write that it had, with these `bytes`, or has failed to:
+    /// then the cache does not keep what the disk may not have.
     pub fn written(&mut self, bytes: Vec<u8>, is_done: bool) {
         if bytes.len() == MOST_AT_ONCE {
             self.spare = bytes;

@@ -84,7 +84,7 @@ impl Filesystem for Ext {
             FileKind::Directory => Ok((Node::Directory(path.into()), stat)),
             FileKind::File if how.truncate => Err(FsError::ReadOnly),
             FileKind::File => Ok((Node::File(Box::new(self.filesystem.open(path).map_err(said)?)), stat)),
-            FileKind::Other => Err(FsError::Unsupported),
+            FileKind::Link | FileKind::Other => Err(FsError::Unsupported),
         }
     }
 
@@ -125,6 +125,7 @@ fn described(metadata: &Metadata) -> Stat {
         kind: match metadata.file_type() {
             FileType::Regular => FileKind::File,
             FileType::Directory => FileKind::Directory,
+            FileType::Symlink => FileKind::Link,
             _ => FileKind::Other,
         },
         len_bytes: metadata.len(),

@@ -35,7 +35,9 @@ pub enum FileKind {
     Directory = ringfence_abi::fs::FS_DIRECTORY,
     /// A regular file.
     File = ringfence_abi::fs::FS_FILE,
-    /// Neither: a symbolic link, a device...
+    /// A symbolic link, in a list of entries.
+    Link = ringfence_abi::fs::FS_LINK,
+    /// None of the others: a device, a socket...
     Other = ringfence_abi::fs::FS_OTHER,
 }
 

@@ -181,8 +181,10 @@ pub struct FsRequest {
 pub const FS_DIRECTORY: u32 = 1;
 /// A regular file.
 pub const FS_FILE: u32 = 2;
-/// Neither.
+/// None of the others.
 pub const FS_OTHER: u32 = 3;
+/// A symbolic link: in a directory only, as a path leads to what the link leads to.
+pub const FS_LINK: u32 = 4;
 
 /// The driver's answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -226,7 +228,7 @@ pub struct FsEntry {
     pub len_bytes: u64,
     /// When the file was changed last, in seconds since 1970.
     pub modified: u64,
-    /// [`FS_DIRECTORY`], [`FS_FILE`] or [`FS_OTHER`].
+    /// [`FS_DIRECTORY`], [`FS_FILE`], [`FS_LINK`] or [`FS_OTHER`].
     pub kind: u32,
     /// Length of the name in bytes, at most [`FS_MAX_NAME`].
     pub name_len: u32,

@@ -3,7 +3,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use ringfence_abi::fs::{FS_DIRECTORY, FS_FILE, FS_MAX_NAME, FsEntry};
+use ringfence_abi::fs::{FS_DIRECTORY, FS_FILE, FS_LINK, FS_MAX_NAME, FsEntry};
 use zerocopy::FromBytes;
 
 /// What a path leads to.
@@ -13,16 +13,19 @@ pub enum FileKind {
     Directory,
     /// A regular file.
     File,
-    /// Neither.
+    /// A symbolic link.
+    Link,
+    /// None of the others.
     Other,
 }
 
 impl FileKind {
-    /// Returns the kind with this number; unknown numbers are neither.
+    /// Returns the kind with this number; unknown numbers are none of the others.
     pub fn of(number: u32) -> FileKind {
         match number {
             FS_DIRECTORY => FileKind::Directory,
             FS_FILE => FileKind::File,
+            FS_LINK => FileKind::Link,
             _ => FileKind::Other,
         }
     }

@@ -1,8 +1,8 @@
-//! Partition tables: the MBR's four primary partitions, and GPT (UEFI Specification 2.10, 5).
+//! Partition tables: the MBR's four primary partitions, the logical ones in a chain that begins in
+//! an extended one, and GPT (UEFI Specification 2.10, 5).
 //!
 //! A disk may have anything in the place of a table. What lies outside of the disk, or overlaps the
-//! table itself, is no partition. Logical partitions, in a chain that begins in an extended one,
-//! are left out.
+//! table itself, is no partition. A chain goes on only towards the disk's end, so that it has one.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -42,10 +42,49 @@ pub struct Gpt {
 pub enum Table {
     /// There is no table.
     None,
-    /// The partitions of the MBR.
-    Mbr(Vec<Partition>),
+    /// The partitions of the MBR, and the extended one if there is one.
+    Mbr(Vec<Partition>, Option<Extended>),
     /// A protective MBR: the table is a GPT, whose header is in block 1.
     Gpt,
+}
+
+/// An extended partition, which has logical ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extended {
+    /// Its first block, which has the first table of the chain.
+    pub first: u64,
+    /// How many blocks it has.
+    pub blocks: u64,
+}
+
+/// The number of the first logical partition, by convention.
+pub const FIRST_LOGICAL: u32 = 5;
+const ENTRIES: usize = 446;
+const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+
+/// Returns the kind of an entry of an MBR, its first block, and how many it has.
+fn entry(block: &[u8], number: usize) -> Option<(u8, u64, u64)> {
+    let entry = block.get(ENTRIES + 16 * number..ENTRIES + 16 * (number + 1))?;
+    Some((*entry.get(4)?, word(entry, 8)?.into(), word(entry, 12)?.into()))
+}
+
+/// Reads a table of the chain of logical partitions, which is in the block `at` of the disk.
+/// Returns its partition, which gets this `number`, and the block of the next table.
+pub fn logical(block: &[u8], at: u64, extended: &Extended, number: u32) -> (Option<Partition>, Option<u64>) {
+    if block.get(510..512) != Some(&[0x55, 0xaa]) {
+        return (None, None);
+    }
+    let end = extended.first + extended.blocks;
+    let partition = entry(block, 0).and_then(|(kind, first, blocks)| {
+        let first = at + first;
+        let is_good = kind != 0 && !EXTENDED.contains(&kind) && first > at && blocks > 0 && first + blocks <= end;
+        is_good.then_some(Partition { number, first, blocks, name: String::new() })
+    });
+    let next = entry(block, 1).and_then(|(kind, first, _)| {
+        let next = extended.first + first;
+        (EXTENDED.contains(&kind) && next > at && next < end).then_some(next)
+    });
+    (partition, next)
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -58,31 +97,31 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
 
 /// Returns the table in a disk's first block. The disk has `blocks` blocks.
 pub fn table(block: &[u8], blocks: u64) -> Table {
-    const FIRST: usize = 446;
     const PROTECTIVE: u8 = 0xee;
-    const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
     if block.get(510..512) != Some(&[0x55, 0xaa]) {
         return Table::None;
     }
-    let mut partitions = Vec::new();
+    let (mut partitions, mut extended) = (Vec::new(), None);
     for number in 0..4 {
-        let Some(entry) = block.get(FIRST + 16 * number..FIRST + 16 * (number + 1)) else { return Table::None };
-        let (status, kind) = (entry.first().copied().unwrap_or(0), entry.get(4).copied().unwrap_or(0));
+        let status = block.get(ENTRIES + 16 * number).copied().unwrap_or(0);
         // A boot sector of a filesystem has the same end, and code or text here.
         if status & 0x7f != 0 {
             return Table::None;
         }
+        let Some((kind, first, count)) = entry(block, number) else { return Table::None };
         if kind == PROTECTIVE {
             return Table::Gpt;
         }
-        let (Some(first), Some(count)) = (word(entry, 8), word(entry, 12)) else { continue };
-        let (first, count) = (u64::from(first), u64::from(count));
-        if kind == 0 || EXTENDED.contains(&kind) || first == 0 || count == 0 || first + count > blocks {
+        if kind == 0 || first == 0 || count == 0 || first + count > blocks {
+            continue;
+        }
+        if EXTENDED.contains(&kind) {
+            extended.get_or_insert(Extended { first, blocks: count });
             continue;
         }
         partitions.push(Partition { number: number as u32 + 1, first, blocks: count, name: String::new() });
     }
-    if partitions.is_empty() { Table::None } else { Table::Mbr(partitions) }
+    if partitions.is_empty() && extended.is_none() { Table::None } else { Table::Mbr(partitions, extended) }
 }
 
 /// Reads the header of a GPT, from block 1 of a disk with `blocks` blocks of `block.len()` bytes.
@@ -155,11 +194,28 @@ mod tests {
     fn the_partitions_of_an_mbr() {
         let block = mbr(&[(0x80, 0x0c, 2048, 1000), (0, 0x05, 4000, 10), (0, 0x83, 5000, 100), (0, 0, 9, 9)]);
         let expected = vec![partition(1, 2048, 1000, ""), partition(3, 5000, 100, "")];
-        assert_eq!(table(&block, 6000), Table::Mbr(expected));
+        assert_eq!(table(&block, 6000), Table::Mbr(expected, Some(Extended { first: 4000, blocks: 10 })));
         // What reaches beyond the end, covers the table or has no blocks, is none.
         let bad = mbr(&[(0, 0x83, 0, 10), (0, 0x83, 10, 0), (0, 0x83, 90, 11), (0, 0x83, u32::MAX, u32::MAX)]);
         assert_eq!(table(&bad, 100), Table::None);
         assert_eq!(table(&mbr(&[(0, 0xee, 1, u32::MAX)]), 100), Table::Gpt);
+    }
+
+    #[test]
+    fn the_logical_partitions_of_an_mbr() {
+        let extended = Extended { first: 1000, blocks: 500 };
+        let read = |at, entries: &[_]| logical(&mbr(entries), at, &extended, 6);
+        // The partition's place is counted from its own table, the next table's from the first.
+        let both = read(1100, &[(0, 0x83, 8, 50), (0, 0x05, 300, 60)]);
+        assert_eq!(both, (Some(partition(6, 1108, 50, "")), Some(1300)));
+        let last = read(1300, &[(0, 0x0c, 8, 192), (0, 0, 0, 0)]);
+        assert_eq!(last, (Some(partition(6, 1308, 192, "")), None));
+        // A chain that goes back, or out of the extended partition, ends, and so does a partition.
+        for (first, count, next) in [(8, 193, 300), (0, 10, 500), (8, 0, 0), (u32::MAX, u32::MAX, u32::MAX)] {
+            assert_eq!(read(1300, &[(0, 0x83, first, count), (0, 0x05, next, 10)]), (None, None));
+        }
+        assert_eq!(logical(&[0; 512], 1000, &extended, 5), (None, None));
+        assert_eq!(logical(&[], 1000, &extended, 5), (None, None));
     }
 
     #[test]

@@ -212,6 +212,7 @@ fn letter(kind: FileKind) -> char {
     match kind {
         FileKind::Directory => 'd',
         FileKind::File => '-',
+        FileKind::Link => 'l',
         FileKind::Other => '?',
     }
 }

@@ -296,7 +296,7 @@ fn ext_agrees_with_the_hosts_tools(kind: &str) {
     let image = ext(directory.path(), 16 << 10, kind, &content);
     let before = std::fs::read(&image).unwrap();
     let script = "mount disk0 /mnt -o ro; mount; sha256sum /mnt/big; sha256sum /mnt/holed; cat /mnt/link; cat /mnt/sub/299; \
-                  du /mnt/sub; fails cat /mnt/loop; fails mkdir /mnt/d; kill ext; sha256sum /mnt/big; ring ext 0; \
+                  ls -l /mnt; du /mnt/sub; fails cat /mnt/loop; fails mkdir /mnt/d; kill ext; sha256sum /mnt/big; ring ext 0; \
                   sha256sum /mnt/big; df; umount /mnt";
     let text = boot_well(&with_image(script, image.to_str().unwrap()));
     let expected = [(700_001, sum(&big)), (holed.len() as u64, sum(&holed))];
@@ -305,6 +305,8 @@ fn ext_agrees_with_the_hosts_tools(kind: &str) {
     for line in ["number 7", "number 299", "3190 bytes in 300 files and 1 directories"] {
         assert_says(&text, line);
     }
+    let link = text.lines().find(|line| line.ends_with(" link")).expect("the link");
+    assert!(link.starts_with("l            5 "), "{link}");
     assert_says(&text, "as expected: /mnt/loop: the filesystem cannot do that");
     assert_says(&text, "as expected: /mnt/d: the filesystem cannot be written");
     assert_eq!(text.restarts("ext"), 1);
@@ -355,6 +357,25 @@ fn has_partitions(label: &str, line: &str) {
     std::fs::write(fat.path().unwrap(), &after[START..START + LEN]).unwrap();
     assert_as_after_a_power_cut(&fat);
     assert_eq!(fat.get("b").unwrap(), b"in a partition\n");
+}
+
+/// Logical partitions, in a chain that begins in an extended one, are found and used.
+#[test]
+fn an_mbr_has_logical_partitions() {
+    let directory = TempDir::new().unwrap();
+    let script = "label: dos\n\nstart=2048, size=2048, type=83\nstart=4096, size=40000, type=5\n\
+                  start=6144, size=16384, type=6\nstart=24576, size=4096, type=83\n";
+    let path = partitioned(directory.path(), 24 << 10, script).unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    image.put("a", b"in a logical partition\n").unwrap();
+    let mut disk = std::fs::read(&path).unwrap();
+    disk[6144 << 9..(6144 + 16384) << 9].copy_from_slice(&std::fs::read(&image.0).unwrap());
+    std::fs::write(&path, &disk).unwrap();
+    let script = "lsblk; mount disk0p5 /mnt; cat /mnt/a; umount /mnt";
+    let text = boot_well(&with_image(script, path.to_str().unwrap()));
+    let names: Vec<(&str, u64)> = text.disks().iter().map(|disk| (&*disk.name, disk.blocks)).collect();
+    assert_eq!(names, [("disk0", 49152), ("disk0p1", 2048), ("disk0p5", 16384), ("disk0p6", 4096)]);
+    assert_says(&text, "in a logical partition");
 }
 
 #[test]

@@ -116,7 +116,18 @@ async fn read(disk: &dyn Disk) -> Result<Vec<partition::Partition>, String> {
     disk.read(0, &mut block).await?;
     match partition::table(&block, disk.blocks()) {
         Table::None => Ok(Vec::new()),
-        Table::Mbr(partitions) => Ok(partitions),
+        Table::Mbr(partitions, None) => Ok(partitions),
+        Table::Mbr(mut partitions, Some(extended)) => {
+            let mut next = Some(extended.first);
+            while let Some(at) = next.filter(|_| partitions.len() < partition::MOST) {
+                disk.read(at, &mut block).await?;
+                let number = partitions.iter().map(|partition| partition.number + 1).max().unwrap_or(0);
+                let (found, after) = partition::logical(&block, at, &extended, number.max(partition::FIRST_LOGICAL));
+                partitions.extend(found);
+                next = after;
+            }
+            Ok(partitions)
+        }
         Table::Gpt => {
             disk.read(1, &mut block).await?;
             let Some(gpt) = partition::gpt(&block, disk.blocks()) else { return Ok(Vec::new()) };

@@ -74,7 +74,7 @@ pub async fn open_file(path: &Path, how: How) -> Outcome<File> {
     match file.stat().kind {
         FileKind::File => Ok(file),
         FileKind::Directory => Err(FsError::IsADirectory.into()),
-        FileKind::Other => Err(FsError::Unsupported.into()),
+        FileKind::Link | FileKind::Other => Err(FsError::Unsupported.into()),
     }
 }
 

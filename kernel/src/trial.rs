@@ -139,19 +139,19 @@ pub async fn run(
     let activated = watch::take();
     let name = mutant.handle.lock().name.clone();
     let fault = fault::since(before, &name);
-    let mut restored = mutant.put_back().await;
-    let mut restore_us = None;
+    let put_back = mutant.put_back().await;
     let mut kind = fault.as_ref().map(|fault| fault.kind).or(failed).unwrap_or("fine");
-    if restored.is_ok() {
-        // A result that looked right may have been wrong in the same way twice.
-        if kind == "fine"
-            && let Err(error) = run_all(check).await
-        {
-            (kind, why) = ("wrong", Some(error));
-        }
-        restored = run_all(after).await;
-        restore_us = fault.as_ref().map(|fault| (time::uptime_ns() - fault.at_ns) / 1000);
+    // A result that looked right may have been wrong in the same way twice.
+    if kind == "fine"
+        && put_back.is_ok()
+        && let Err(error) = run_all(check).await
+    {
+        (kind, why) = ("wrong", Some(error));
     }
+    // A good module cannot come back that needs what the changed one has destroyed, such as a
+    // filesystem on its disk. The last list may put that right.
+    let restored = run_all(after).await.map_err(|error| put_back.err().unwrap_or(error));
+    let restore_us = fault.as_ref().filter(|_| restored.is_ok()).map(|fault| (time::uptime_ns() - fault.at_ns) / 1000);
     let why = fault.map(|fault| fault.headline().to_string()).or(why).unwrap_or_default();
     // Free the driver's memory before the free frames are counted.
     drop(mutant);

@@ -11,7 +11,7 @@ use ringfence_tests::{assert_says, at_prompt, boot_badly, boot_well, leave, mach
 fn a_trial_that_cannot_be_undone_leaves_no_changed_driver() {
     let (mut machine, _directory, latest) = with_late("");
     machine.contents.exec = Some(format!(
-        "insmod late; policy late restart; trial late {latest:x}:ffffffffffffffff 0 1 sleep 1500 | help | help; sleep 100; \
+        "insmod late; policy late restart; trial late {latest:x}:ffffffffffffffff 0 1 sleep 1500 | help | tell late on; sleep 100; \
          policy late restart; sleep 100; lsmod"
     ));
     let run = boot_badly(&machine, 1);

@@ -72,11 +72,20 @@ impl Files {
         let fat = Fat::new(directory.path(), FAT_KIB, 16)?;
         fat.put("big", &content)?;
         fat.put("cut", &content[..CUT_BYTES])?;
-        std::fs::copy(&fat.0, directory.path().join("work.img"))?;
         let kept = File::create(directory.path().join("kept.img"))?;
         kept.set_len(KEPT * FAT_KIB * 1024)?;
         let ext_content = std::fs::read(&ext)?;
-        Ok(Files { directory, ext, ext_content })
+        let files = Files { directory, ext, ext_content };
+        files.renew()?;
+        Ok(files)
+    }
+
+    /// Makes the disk afresh that changed drivers write to: the last boot may have ended in
+    /// between.
+    pub fn renew(&self) -> Result<()> {
+        let [template, work] = ["fat16.img", "work.img"].map(|name| self.directory.path().join(name));
+        std::fs::copy(template, work)?;
+        Ok(())
     }
 
     /// Returns the machine with these disks.

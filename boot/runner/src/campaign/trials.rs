@@ -66,7 +66,8 @@ impl Boot {
         for driver in setting.drivers {
             script += &format!("; policy {} stop", driver.name);
         }
-        if setting.files.is_some() {
+        if let Some(files) = setting.files {
+            files.renew()?;
             script += &format!("; {}; policy fat stop; policy ext stop", files::MOUNT);
         }
         script += "; integrity";

@@ -130,16 +130,19 @@ impl Fat {
                 None => faults.push(format!("{line} ({})", std::mem::take(&mut of).join(" "))),
             }
         }
+        // What it cannot read at all, it says elsewhere.
+        if !output.status.success() && faults.is_empty() {
+            faults.push(String::from_utf8_lossy(&output.stderr).trim().to_string());
+        }
         Ok(faults)
     }
 
-    /// Has `fsck.fat` mend what it finds.
+    /// Has `fsck.fat` mend what it finds. Nothing may be left.
     pub fn mend(&self) -> Result<()> {
         let output = tool("fsck.fat", &["-a", self.path()?])?;
-        // 1 says that it has mended something.
-        match output.status.code() {
-            Some(0 | 1) => Ok(()),
-            _ => bail!("fsck.fat -a: {}", text(&output)),
+        match self.faults()?.is_empty() {
+            true => Ok(()),
+            false => bail!("fsck.fat -a leaves faults: {}", text(&output)),
         }
     }
 }
@@ -165,17 +168,32 @@ const AFTER_A_POWER_CUT: [&str; 13] = [
     "Truncating second to 0 bytes.",
 ];
 
+/// Returns whether a fault is that a file has two names in one directory, as while it is renamed.
+fn has_two_names(fault: &str) -> bool {
+    let folder = |path: &str| path.trim().rsplit_once('/').map(|(folder, _)| folder.to_string());
+    let names = fault.strip_prefix("share clusters. (").and_then(|rest| rest.strip_suffix(')'));
+    let both = names.and_then(|names| names.split_once(" and "));
+    both.is_some_and(|(one, other)| folder(one).is_some() && folder(one) == folder(other))
+}
+
 /// Sorts the faults of a FAT: the kinds of those that a power cut leaves as well, and the others.
 pub fn sorted(faults: Vec<String>) -> (Vec<&'static str>, Vec<String>) {
-    let has_two_names = faults.iter().any(|fault| fault.starts_with("share clusters."));
+    let mut second_names = faults.iter().filter(|fault| has_two_names(fault)).count();
     let (mut kinds, mut others) = (Vec::new(), Vec::new());
     for fault in faults {
-        // A chain that is too short is a loss, but for the second name of a file, which fsck.fat
-        // takes the clusters from.
-        let is_longer = !fault.starts_with("File size is ") || fault.contains("cluster chain length is > ");
-        let is_second = has_two_names && fault.contains("cluster chain length is 0 bytes");
+        let is_harmless = if fault.starts_with("share clusters.") {
+            has_two_names(&fault)
+        } else if fault.starts_with("File size is ") && !fault.contains("cluster chain length is > ") {
+            // A chain that is too short is a loss, but for the second name of a file, which
+            // fsck.fat takes the clusters from.
+            let is_second = fault.contains("cluster chain length is 0 bytes") && second_names > 0;
+            second_names -= usize::from(is_second);
+            is_second
+        } else {
+            true
+        };
         let kind = AFTER_A_POWER_CUT.into_iter().find(|known| fault.starts_with(known));
-        match kind.filter(|_| is_longer || is_second) {
+        match kind.filter(|_| is_harmless) {
             Some(kind) => kinds.push(kind.trim_end()),
             None => others.push(fault),
         }
@@ -188,6 +206,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_destroyed_filesystem_is_not_clean() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = Fat::new(directory.path(), 1440, 12).unwrap();
+        assert_eq!(image.faults().unwrap(), Vec::<String>::new());
+        let mut bytes = std::fs::read(&image.0).unwrap();
+        bytes[..512].fill(0);
+        std::fs::write(&image.0, bytes).unwrap();
+        assert!(!sorted(image.faults().unwrap()).1.is_empty() && image.mend().is_err());
+    }
+
+    #[test]
     fn what_a_power_cut_does_not_leave_is_told_apart() {
         let lines = |lines: &[&str]| lines.iter().map(|line| line.to_string()).collect::<Vec<_>>();
         let longer = "File size is 512 bytes, cluster chain length is > 512 bytes. (/A)";
@@ -196,6 +225,9 @@ mod tests {
         assert_eq!(sorted(lines(&["Reclaimed 7 unused clusters (3584 bytes).", longer])).1, lines(&[]));
         assert_eq!(sorted(lines(&[shorter])).1, lines(&[shorter]));
         assert_eq!(sorted(lines(&[shared, shorter])).0, ["share clusters.", "File size is"]);
+        let others = "share clusters. (/A  and /D/B)";
+        assert_eq!(sorted(lines(&[others, shorter])).1, lines(&[others, shorter]));
+        assert_eq!(sorted(lines(&[shared, shorter, shorter])).1, lines(&[shorter]));
         assert_eq!(sorted(lines(&["Contains a free cluster (0). (/A)"])).1.len(), 1);
     }
 }

@@ -23,6 +23,8 @@ const SECTOR: usize = 512;
 pub const MOST_AT_ONCE: usize = 64 << 10;
 /// The most bytes that wait to be written.
 const MOST_WAITING: usize = 1 << 20;
+/// The longest disk, in bytes: sums of positions and lengths stay far from the end of 64 bits.
+const LONGEST: u64 = 1 << 62;
 /// How many sequences of reads are told apart.
 const STREAMS: usize = 4;
 /// How far a sequence is read ahead, at first and at most, in bytes.
@@ -36,6 +38,8 @@ struct Page {
     held: u32,
     /// How many of them are reads of the disk.
     coming: u32,
+    /// Whether what these read is old by now.
+    is_spoiled: bool,
     /// Whether it was read since the hand has passed by: what is written or read once, and never
     /// again, goes first.
     is_used: bool,
@@ -75,7 +79,7 @@ pub struct Counts {
     pub ahead_bytes: u64,
     /// Writes that the cache has taken.
     pub writes: u64,
-    /// Writes that the disk has got.
+    /// Writes that the disk has done.
     pub disk_writes: u64,
 }
 
@@ -150,9 +154,10 @@ fn copy(to: &mut [u8], from: &[u8]) {
 
 impl Cache {
     /// Returns an empty cache of a disk of `len_bytes` bytes, which has up to `most_pages` pages.
+    /// What a disk has beyond 2^62 bytes is not in its cache.
     pub fn new(len_bytes: u64, most_pages: usize) -> Cache {
         Cache {
-            len_bytes,
+            len_bytes: len_bytes.min(LONGEST),
             most_pages,
             pages: BTreeMap::new(),
             hand: 0,
@@ -247,7 +252,7 @@ impl Cache {
             return true;
         }
         let Some(bytes) = self.new_page() else { return false };
-        self.pages.insert(number, Page { bytes, valid: 0, held: 0, coming: 0, is_used: false });
+        self.pages.insert(number, Page { bytes, valid: 0, held: 0, coming: 0, is_spoiled: false, is_used: false });
         true
     }
 
@@ -255,6 +260,42 @@ impl Cache {
     pub fn shrink(&mut self) {
         self.spare = Vec::new();
         self.pages.retain(|_, page| page.held > 0);
+    }
+
+    /// Drops what is known of the disk, to which somebody else has written; what waits to be
+    /// written stays.
+    pub fn invalidate(&mut self) {
+        self.shrink();
+        let waiting = self.waiting.iter().map(|write| (write.at, write.bytes.len()));
+        let dirty: Vec<(u64, usize)> =
+            waiting.chain(self.under_way.map(|(at, len_bytes, _)| (at, len_bytes))).collect();
+        for page in self.pages.values_mut() {
+            page.is_spoiled = page.coming > 0;
+            page.valid = 0;
+        }
+        self.mark(&dirty, |page, sectors| page.valid |= sectors);
+    }
+
+    /// Calls `mark` for the pages of these ranges, with the sectors of each.
+    fn mark(&mut self, ranges: &[(u64, usize)], mark: impl Fn(&mut Page, u8)) {
+        for (number, start, range) in ranges.iter().flat_map(|(at, len_bytes)| parts(*at, *len_bytes)) {
+            if let Some(page) = self.pages.get_mut(&number) {
+                mark(page, sectors(start, range.len()));
+            }
+        }
+    }
+
+    /// Lays what is here of a range over `bytes`, which were read from the disk.
+    pub fn overlay(&mut self, at: u64, bytes: &mut [u8]) {
+        for (number, start, range) in parts(at, bytes.len()) {
+            let Some(page) = self.pages.get_mut(&number) else { continue };
+            for (sector, place) in range.step_by(SECTOR).enumerate() {
+                let from = start + sector * SECTOR;
+                if page.valid & sectors(from, SECTOR) != 0 {
+                    copy(part(bytes, place, SECTOR), part(&mut page.bytes, from, SECTOR));
+                }
+            }
+        }
     }
 
     fn has(&self, at: u64, len_bytes: usize) -> bool {
@@ -320,7 +361,7 @@ impl Cache {
         if let Some(bytes) = bytes {
             for (number, start, range) in parts(fill.at, fill.len_bytes) {
                 let Some(page) = self.pages.get_mut(&number) else { continue };
-                let is_held = fill.held.binary_search(&number).is_ok();
+                let is_held = fill.held.binary_search(&number).is_ok() && !page.is_spoiled;
                 let read = part(bytes, range.start, range.len());
                 if page.valid == 0 && is_held {
                     copy(part(&mut page.bytes, start, read.len()), read);
@@ -343,6 +384,7 @@ impl Cache {
         for number in &fill.held {
             if let Some(page) = self.pages.get_mut(number) {
                 page.coming = page.coming.saturating_sub(1);
+                page.is_spoiled &= page.coming > 0;
             }
             self.release(*number);
         }
@@ -433,23 +475,33 @@ impl Cache {
         Some((at, bytes))
     }
 
-    /// Notes that the disk has done the write that it had, with these `bytes`, or has failed to:
-    /// then the cache does not keep what the disk may not have.
-    pub fn written(&mut self, bytes: Vec<u8>, is_done: bool) {
+    /// Notes that the disk has done the write that it had, with these `bytes`.
+    pub fn written(&mut self, bytes: Vec<u8>) {
+        let Some((at, len_bytes, number)) = self.under_way.take() else { return };
         if bytes.len() == MOST_AT_ONCE {
             self.spare = bytes;
         }
-        let Some((at, len_bytes, number)) = self.under_way.take() else { return };
         self.done = number;
         self.waiting_bytes = self.waiting_bytes.saturating_sub(len_bytes);
         self.counts.disk_writes += 1;
-        for number in pages_of(at, len_bytes) {
-            self.release(number);
-            match self.pages.get_mut(&number) {
-                Some(page) if !is_done && page.held == 0 => page.valid = 0,
-                _ => {}
-            }
-        }
+        pages_of(at, len_bytes).for_each(|number| self.release(number));
+    }
+
+    /// Notes that the disk has failed to do the write that it had. Drops all that waits behind it,
+    /// so that nothing is on the disk without what was written before; and forgets its content.
+    /// Returns how many bytes are lost.
+    pub fn failed(&mut self) -> usize {
+        let under_way = self.under_way.take().map(|(at, len_bytes, _)| (at, len_bytes));
+        let waiting = core::mem::take(&mut self.waiting);
+        let lost: Vec<(u64, usize)> =
+            under_way.into_iter().chain(waiting.iter().map(|write| (write.at, write.bytes.len()))).collect();
+        self.mark(&lost, |page, sectors| {
+            page.valid &= !sectors;
+            page.is_spoiled = page.coming > 0;
+        });
+        lost.iter().flat_map(|(at, len_bytes)| pages_of(*at, *len_bytes)).for_each(|number| self.release(number));
+        self.done = self.last;
+        core::mem::take(&mut self.waiting_bytes)
     }
 }
 
@@ -504,7 +556,7 @@ mod tests {
         while let Some((at, bytes)) = cache.next_write() {
             assert_eq!(cache.next_write(), None, "one at a time");
             writes.push((at, bytes[0], bytes.len()));
-            cache.written(bytes, true);
+            cache.written(bytes);
         }
         assert_eq!(writes, [(0, 1, 1024), (8192, 3, 512), (1024, 4, 512), (0, 5, 512)]);
         assert_eq!((cache.done(), cache.last(), cache.is_dirty(), cache.held_pages), (5, 5, false, 0));
@@ -520,7 +572,7 @@ mod tests {
         let mut old = vec![1; 4096];
         assert!(put(&mut cache, 512, &[2; 512]));
         let (_, bytes) = cache.next_write().unwrap();
-        cache.written(bytes, true);
+        cache.written(bytes);
         // There is no room for another page while this one is held.
         let other = cache.begin_fill(4096, 4096, true);
         cache.end_fill(&other, Some(&mut [9; 4096]));
@@ -559,19 +611,65 @@ mod tests {
         assert_eq!(taken, 33);
         assert!(cache.pages() <= 64);
         while let Some((_, bytes)) = cache.next_write() {
-            cache.written(bytes, true);
+            cache.written(bytes);
         }
         assert!(put(&mut cache, 1 << 20, &[0; 512]) && cache.pages() <= 64);
     }
 
+    /// Nothing is on the disk without what was written before.
     #[test]
-    fn a_write_that_fails_is_not_kept() {
+    fn a_write_that_fails_takes_all_behind_it() {
         let mut cache = Cache::new(1 << 20, 16);
-        assert!(put(&mut cache, 0, &[1; 512]));
-        let (_, bytes) = cache.next_write().unwrap();
+        assert!(put(&mut cache, 512, &[1; 512]));
+        cache.next_write().unwrap();
+        assert!(put(&mut cache, 0, &[2; 512]) && put(&mut cache, 4096, &[3; 1024]));
+        assert_eq!(cache.failed(), 2048);
+        assert!((0..8).all(|block| get(&mut cache, block * 512, 512).is_none()), "what the disk may not have");
+        assert_eq!((cache.done(), cache.is_dirty(), cache.held_pages, cache.next_write()), (3, false, 0, None));
+        assert!(put(&mut cache, 512, &[4; 512]) && cache.next_write().is_some());
+    }
+
+    /// What somebody else writes to the disk is read again, and what waits is not lost.
+    #[test]
+    fn what_others_write_is_not_hidden() {
+        let mut cache = Cache::new(1 << 20, 16);
+        let old = cache.begin_fill(0, 4096, true);
+        cache.end_fill(&old, Some(&mut [1; 4096]));
         assert!(put(&mut cache, 4096, &[2; 512]));
-        cache.written(bytes, false);
-        assert_eq!((get(&mut cache, 0, 512), get(&mut cache, 4096, 512)), (None, Some(vec![2; 512])));
+        let coming = cache.begin_fill(8192, 4096, true);
+        let half = cache.begin_fill(4096, 4096, true);
+        cache.invalidate();
+        cache.end_fill(&coming, Some(&mut [1; 4096]));
+        let mut bytes = [1; 4096];
+        cache.end_fill(&half, Some(&mut bytes));
+        assert_eq!(
+            (get(&mut cache, 0, 512), get(&mut cache, 8192, 512), get(&mut cache, 4608, 512)),
+            (None, None, None)
+        );
+        assert_eq!((get(&mut cache, 4096, 512), bytes[0], bytes[512]), (Some(vec![2; 512]), 2, 1));
+        let mut read = [7; 1024];
+        cache.overlay(4096, &mut read);
+        assert_eq!((read[0], read[512]), (2, 7));
+        let fresh = cache.begin_fill(8192, 4096, true);
+        cache.end_fill(&fresh, Some(&mut [5; 4096]));
+        assert_eq!(get(&mut cache, 8192, 512), Some(vec![5; 512]));
+    }
+
+    /// A disk may claim any length.
+    #[test]
+    fn the_end_of_a_huge_disk_can_be_read() {
+        let mut cache = Cache::new(u64::MAX, 64);
+        let end = cache.len_bytes();
+        for _ in 0..2 {
+            for len_bytes in [512, 4096, 65536] {
+                let at = end - len_bytes as u64;
+                assert!(put(&mut cache, at, &vec![1; len_bytes]) && get(&mut cache, at, len_bytes).is_some());
+                cache.ahead(at - 65536, 65536);
+                cache.ahead(at, len_bytes);
+                let fill = cache.begin_fill(at, len_bytes, true);
+                cache.end_fill(&fill, None);
+            }
+        }
     }
 
     #[test]
@@ -591,46 +689,66 @@ mod tests {
 
     proptest! {
         /// Reads see the last write, the pages stay few, and at each moment the disk is as it would
-        /// be with the first so many writes, whole.
+        /// be with the first so many writes, whole: also while it has a write, and when one fails.
         #[test]
-        fn it_is_a_disk(steps in proptest::collection::vec((0u8..6, 0u64..120, 1usize..12, any::<u8>()), 1..200)) {
+        fn it_is_a_disk(steps in proptest::collection::vec((0u8..12, 0u64..120, 1usize..12, any::<u8>()), 1..300)) {
             const LEN: usize = 64 << 10;
             let mut cache = Cache::new(LEN as u64, 6);
             let (mut disk, mut newest) = (vec![0u8; LEN], vec![0u8; LEN]);
             let mut history = vec![newest.clone()];
-            let mut fill: Option<(Fill, Vec<u8>)> = None;
+            let mut fills: Vec<(Fill, Vec<u8>)> = vec![];
+            let mut under_way: Option<(u64, Vec<u8>)> = None;
             for (step, block, blocks, byte) in steps {
                 let blocks = blocks.min(128 - block as usize);
                 let (at, len_bytes) = (block * BLOCK, blocks * BLOCK as usize);
                 let range = at as usize..at as usize + len_bytes;
                 match step {
-                    0 | 1 => {
+                    0..3 => {
                         if put(&mut cache, at, &vec![byte; len_bytes]) {
                             newest[range].fill(byte);
                             history.push(newest.clone());
                         }
                     }
-                    2 => prop_assert_eq!(&read(&mut cache, &disk, at, len_bytes), &newest[range]),
-                    3 => {
-                        if let Some((at, bytes)) = cache.next_write() {
+                    3 | 4 => prop_assert_eq!(&read(&mut cache, &disk, at, len_bytes), &newest[range]),
+                    5 => under_way = under_way.take().or_else(|| cache.next_write()),
+                    6 | 7 => {
+                        if let Some((at, bytes)) = under_way.take() {
                             disk[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
-                            cache.written(bytes, true);
+                            cache.written(bytes);
                             prop_assert!(disk == history[cache.done() as usize]);
                         }
                     }
-                    4 if fill.is_none() => {
-                        let begun = cache.begin_fill(at, len_bytes, true);
-                        let bytes = disk[begun.at as usize..begun.at as usize + begun.len_bytes].to_vec();
-                        fill = Some((begun, bytes));
+                    8 if byte < 40 => {
+                        if under_way.take().is_some() {
+                            cache.failed();
+                            // The disk has what it had, and all else is forgotten.
+                            newest = disk.clone();
+                            history.resize(cache.done() as usize, vec![]);
+                            history.push(newest.clone());
+                        }
                     }
+                    9 if fills.len() < 2 => {
+                        let begun = cache.begin_fill(at, len_bytes, byte > 50);
+                        let bytes = disk[begun.at as usize..begun.at as usize + begun.len_bytes].to_vec();
+                        fills.push((begun, bytes));
+                    }
+                    10 if byte < 100 => if byte < 50 { cache.shrink() } else { cache.invalidate() },
                     _ => {
-                        if let Some((fill, mut bytes)) = fill.take() {
-                            cache.end_fill(&fill, Some(&mut bytes));
+                        if let Some((fill, mut bytes)) = fills.pop() {
+                            cache.end_fill(&fill, (byte > 30).then_some(&mut bytes));
                         }
                     }
                 }
                 prop_assert!(cache.pages() <= 6);
             }
+            for (fill, mut bytes) in fills {
+                cache.end_fill(&fill, Some(&mut bytes));
+            }
+            while let Some((at, bytes)) = under_way.take().or_else(|| cache.next_write()) {
+                disk[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+                cache.written(bytes);
+            }
+            prop_assert!(disk == newest && cache.held_pages == 0 && !cache.is_dirty());
         }
     }
 }

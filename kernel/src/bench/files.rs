@@ -146,8 +146,7 @@ impl Sample {
 async fn read(mount: &Mount) -> Result<Cost, Error> {
     let file = tree::open_file(&path(mount, FILE).map_err(Error::Memory)?, How::Existing).await?;
     let mut bytes = buffer(PIECE).map_err(Error::Memory)?;
-    cache::all_written().await;
-    cache::forget_all();
+    cache::forget_all().await;
     let (mut pieces, mut offset) = (0, 0);
     let sample = Sample::begin();
     loop {

@@ -56,8 +56,15 @@ pub async fn rescan(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Returns the disk called `name`; the searches for disks that are due end first.
+/// Returns the disk called `name`, when it has what a filesystem has written so far.
 pub async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
+    let found = look_up(name).await?;
+    cache::written(&*found).await;
+    Ok(found)
+}
+
+/// Returns the disk called `name`; the searches for disks that are due end first.
+async fn look_up(name: &str) -> Result<Arc<dyn Disk>, String> {
     let find = || disk::all().into_iter().find(|disk| disk.name() == name);
     // A disk that is known already need not wait for the others.
     let found = match find() {
@@ -70,10 +77,7 @@ pub async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
             find()
         }
     };
-    let found = found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))?;
-    // What a filesystem has written is read, too.
-    cache::written(&*found).await;
-    Ok(found)
+    found.ok_or_else(|| format!("there is no disk '{name}'; 'lsblk' lists them"))
 }
 
 /// Begins to write to a disk, unless it has a filesystem.
@@ -163,7 +167,7 @@ pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
 }
 
 pub async fn blkreset(mut arguments: Arguments<'_>) -> Outcome {
-    let disk = find_disk(arguments.word("the disk")?).await?;
+    let disk = look_up(arguments.word("the disk")?).await?;
     arguments.end()?;
     disk.reset().await?;
     println!("{} was reset; what it had not done is sent again", disk.name());

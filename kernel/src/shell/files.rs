@@ -72,7 +72,7 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
         return Err(format!("there is a filesystem at {at} already"));
     }
     let disk = find_disk(disk).await?;
-    if let Some(driver) = filesystem_on(&*disk, "") {
+    if let Some(driver) = filesystem_on(&*disk) {
         return Err(format!("{} has the filesystem of {driver} already", disk.name()));
     }
     if is_written_to(&*disk) {
@@ -143,52 +143,81 @@ pub async fn umount(mut arguments: Arguments<'_>) -> Outcome {
         count => return Err(format!("{count} of its files are open")),
     }
     // What cannot be written is said now: the driver's end is no place for an answer.
-    match mount.volume.sync().await {
-        Ok(()) | Err(Error::Gone) => {}
-        Err(_) if is_forced => {}
-        Err(error) => return Err(format!("{}; umount -f goes on without", about(&at)(error))),
+    let synced = sync_one(&mount).await;
+    match &synced {
+        Err(error) if !is_forced => return Err(format!("{error}; umount -f goes on without")),
+        _ => {}
     }
     // A command may have opened one meanwhile.
     if mount.volume.open_files() > 0 {
         return Err("some of its files are open".into());
     }
-    let name = mount.volume.name().to_string();
+    take_away(mount, synced.is_ok()).await
+}
+
+/// How long a filesystem may take to write all: a person waits.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Has a filesystem's content put on its disk.
+async fn sync_one(mount: &tree::Mount) -> Outcome {
+    let late = |_| Err(format!("{}: not all was written after {} s", mount.at, LIMIT.as_secs()));
+    let all = async {
+        match mount.volume.sync().await {
+            Ok(()) | Err(Error::Gone) => {}
+            Err(error) => {
+                // It is told of now.
+                tell_failure(mount).await.ok();
+                return Err(about(&mount.at)(error));
+            }
+        }
+        tell_failure(mount).await
+    };
+    with_timeout(LIMIT, all).await.unwrap_or_else(late)
+}
+
+/// Returns an error if a write to a filesystem's disk has failed that nobody has heard of.
+async fn tell_failure(mount: &tree::Mount) -> Outcome {
+    match cache::named(&mount.volume.disk()) {
+        Some(cache) => cache.settle().await.map_err(|error| format!("{}: {error}", mount.at)),
+        None => Ok(()),
+    }
+}
+
+/// Unloads a filesystem's driver, which may write something at its end. `tells` whether it is said
+/// that this failed: after an error, nothing else is expected.
+async fn take_away(mount: tree::Mount, tells: bool) -> Outcome {
+    let (name, at) = (mount.volume.name().to_string(), mount.at.clone());
+    let kept = cache::named(&mount.volume.disk()).filter(|_| tells);
     drop(mount);
     module::unload(&name).await.map_err(said)?;
-    // The driver may have written something at its end.
-    cache::all_written().await;
-    Ok(())
+    let settled = match kept {
+        Some(cache) => with_timeout(LIMIT, cache.settle()).await.unwrap_or(Ok(())),
+        None => Ok(()),
+    };
+    cache::let_go();
+    settled.map_err(|error| format!("{at}: {error}"))
 }
 
 /// Writes all that is to be written, and unloads the drivers of filesystems: the machine ends.
 pub async fn umount_all() {
-    /// How long it may take: a person waits for the end.
-    const LIMIT: Duration = Duration::from_secs(10);
-    let all = async {
-        for mount in tree::mounts() {
-            match mount.volume.sync().await {
-                Ok(()) | Err(Error::Gone) => {}
-                Err(error) => println!("{}", about(&mount.at)(error)),
-            }
-            let name = mount.volume.name().to_string();
-            drop(mount);
-            if let Err(error) = module::unload(&name).await {
-                println!("{error}");
-            }
+    for mount in tree::mounts() {
+        let synced = sync_one(&mount).await;
+        if let Err(error) = &synced {
+            println!("{error}");
         }
-        cache::all_written().await;
-    };
-    if with_timeout(LIMIT, all).await.is_err() {
-        println!("not all was written after {} s", LIMIT.as_secs());
+        if let Err(error) = take_away(mount, synced.is_ok()).await {
+            println!("{error}");
+        }
     }
 }
 
 pub async fn sync(arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
+    let mut errors = Vec::new();
     for mount in tree::mounts() {
-        mount.volume.sync().await.map_err(about(&mount.at))?;
+        errors.extend(sync_one(&mount).await.err());
     }
-    Ok(())
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 
 pub async fn df(arguments: Arguments<'_>) -> Outcome {
@@ -385,13 +414,16 @@ pub async fn read_whole(path: &str, most: usize) -> Result<Vec<u8>, String> {
         return Err(format!("{path} has {len_bytes} bytes, and {most} are the most"));
     };
     let mut content = buffer(len_bytes)?;
-    content.clear();
-    read_all(&path, |piece| {
-        // What was put behind its end meanwhile is left out.
-        let room = len_bytes - content.len();
-        content.extend_from_slice(piece.get(..room).unwrap_or(piece));
-    })
-    .await?;
+    let file = tree::open_file(&path, How::Existing).await.map_err(about(&path))?;
+    let mut done = 0;
+    // What is put behind its end meanwhile is left out.
+    while let Some(rest) = content.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read(done as u64, rest).await.map_err(about(&path))? {
+            0 => break,
+            len_bytes => done += len_bytes,
+        }
+    }
+    content.truncate(done);
     Ok(content)
 }
 

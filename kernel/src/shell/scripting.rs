@@ -11,11 +11,13 @@ use alloc::string::String;
 use core::future::{Future, poll_fn};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use embassy_time::Timer;
+use fs::error::Error;
 use fs::file::How;
 use fs::tree;
 use host::ramdisk;
 use hw::arch::time;
 use hw::{console, println};
+use ringfence_abi::fs::FsError;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 
@@ -153,12 +155,12 @@ fn commands_in(text: &str) -> impl Iterator<Item = &str> {
 async fn set(text: &str, from: &str) {
     let mut count = 0;
     for command in commands_in(text) {
-        count += 1;
         let muted = console::mute();
         let outcome = Box::pin(run(command)).await;
         drop(muted);
-        if let Err(error) = outcome {
-            println!("{from}: {command}: {error}");
+        match outcome {
+            Ok(()) => count += 1,
+            Err(error) => println!("{from}: {command}: {error}"),
         }
     }
     println!("{count} settings from {from}");
@@ -176,9 +178,14 @@ pub async fn at_boot(etc: Option<&str>) {
         return;
     }
     let Ok(path) = path_of(FILE) else { return };
-    // A new disk has no such file.
-    if tree::stat(&path).await.is_err() {
-        return;
+    match tree::stat(&path).await {
+        Ok(_) => {}
+        // A new disk has no such file.
+        Err(Error::Said(FsError::NotFound)) => return,
+        Err(error) => {
+            println!("{}", about(&path)(error));
+            return;
+        }
     }
     match read_text(FILE).await {
         Ok(text) => set(&text, FILE).await,

@@ -76,8 +76,10 @@ pub async fn save(mut arguments: Arguments<'_>) -> Outcome {
     let file = tree::open_file(&new, How::Empty).await.map_err(about(&new))?;
     file.write(0, text.as_bytes()).await.map_err(about(&new))?;
     drop(file);
-    tree::rename(&new, &path).await.map_err(about(&path))?;
     let (mount, _) = tree::find(&path).map_err(said)?;
+    // The content is on the medium before the name is.
+    mount.volume.sync().await.map_err(about(&new))?;
+    tree::rename(&new, &path).await.map_err(about(&path))?;
     mount.volume.sync().await.map_err(about(&path))?;
     println!("{} settings are in {path}", lines.len());
     Ok(())

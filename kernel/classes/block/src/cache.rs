@@ -45,8 +45,12 @@ pub struct Cache {
     ahead: Mutex<VecDeque<(u64, usize)>>,
     reads_ahead: AtomicUsize,
     is_writing: AtomicBool,
-    /// Set when a write has failed that nobody was told of yet.
+    /// Set when a write has failed, until the driver that uses the cache was told of it: until then
+    /// it can write nothing.
     has_failed: AtomicBool,
+    /// Set when a write has failed, until a person was told of it: the driver may be ended before
+    /// it has told.
+    is_untold: AtomicBool,
 }
 
 /// A read of the disk that is under way. It is ended when this is dropped.
@@ -76,6 +80,10 @@ pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
     let len_bytes = disk.blocks().saturating_mul(disk.block_bytes() as u64);
     let is_its = |cache: &Arc<Cache>| core::ptr::addr_eq(cache.disk.as_ptr(), Arc::as_ptr(disk));
     if let Some(found) = caches.iter().find(|cache| is_its(cache)) {
+        // Whoever comes after the last user is not to blame for its writes.
+        if Arc::strong_count(found) == 1 {
+            found.has_failed.store(false, Ordering::Release);
+        }
         let pages = found.pages.lock();
         if pages.len_bytes() == len_bytes || pages.is_dirty() {
             return found.clone();
@@ -92,6 +100,7 @@ pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
         reads_ahead: AtomicUsize::new(0),
         is_writing: AtomicBool::new(false),
         has_failed: AtomicBool::new(false),
+        is_untold: AtomicBool::new(false),
     });
     caches.push(cache.clone());
     cache
@@ -111,13 +120,6 @@ pub fn state() -> Vec<(String, usize, Counts)> {
     CACHES.lock().iter().map(state).collect()
 }
 
-/// Waits until all disks have what was written to them so far.
-pub async fn all_written() {
-    for cache in all() {
-        cache.written().await;
-    }
-}
-
 /// Returns the caches of a disk, under whatever name.
 fn caches_of(disk: &dyn Disk) -> impl Iterator<Item = Arc<Cache>> {
     all().into_iter().filter(|cache| cache.disk.upgrade().is_some_and(|other| overlaps(disk, &*other)))
@@ -130,14 +132,24 @@ pub async fn written(disk: &dyn Disk) {
     }
 }
 
-/// Drops what was kept of a disk that somebody writes to who has no cache.
-pub(crate) fn changed(disk: &dyn Disk) {
-    caches_of(disk).for_each(|cache| cache.pages.lock().shrink());
+/// Drops what was kept of a disk that somebody writes to who has no cache, or that another disk may
+/// be in the place of.
+pub fn changed(disk: &dyn Disk) {
+    caches_of(disk).for_each(|cache| cache.pages.lock().invalidate());
 }
 
-/// Drops what was kept of all disks, so that it must be read again: for measurements.
-pub fn forget_all() {
-    all().iter().for_each(|cache| cache.pages.lock().shrink());
+/// Returns the cache of the disk called `name`, for as long as somebody wants to hear of it.
+pub fn named(name: &str) -> Option<Arc<Cache>> {
+    all().into_iter().find(|cache| cache.name == name)
+}
+
+/// Writes what waits, and drops what was kept of all disks, so that it must be read again: for
+/// measurements.
+pub async fn forget_all() {
+    for cache in all() {
+        cache.written().await;
+        cache.pages.lock().shrink();
+    }
 }
 
 /// Gives up all pages that can be read again.
@@ -208,7 +220,9 @@ impl Cache {
     /// Takes a write, if there is room for it: `fill` puts its bytes in place.
     pub(crate) fn write_at_once(&self, lba: u64, len_bytes: usize, fill: impl FnOnce(&mut [u8])) -> bool {
         let Some(at) = self.place(lba, len_bytes) else { return false };
-        let is_taken = has_room_for(len_bytes) && self.pages.lock().write(at, len_bytes, fill);
+        let is_taken = !self.has_failed.load(Ordering::Acquire)
+            && has_room_for(len_bytes)
+            && self.pages.lock().write(at, len_bytes, fill);
         if is_taken {
             ON_WORK.wake();
         }
@@ -225,7 +239,16 @@ impl Cache {
         self.pages.lock().note_miss();
         self.note_read(at, len_bytes);
         let place = (at % PAGE_BYTES as u64) as usize;
-        self.fill(at, len_bytes, |bytes| to(0, bytes.get(place..place + len_bytes).unwrap_or(&[]))).await
+        let filled = self.fill(at, len_bytes, |bytes| to(0, bytes.get(place..place + len_bytes).unwrap_or(&[]))).await;
+        if filled.is_ok() {
+            return Ok(());
+        }
+        // The disk may have failed at a block beside those that were asked for.
+        let mut bytes = room_for(len_bytes).await?;
+        self.disk().await?.read(lba, &mut bytes).await?;
+        self.pages.lock().overlay(at, &mut bytes);
+        to(0, &bytes);
+        Ok(())
     }
 
     /// Reads a range from the disk, in whole pages, and hands them to `to`.
@@ -248,6 +271,9 @@ impl Cache {
         self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
         let mut tries = TRIES;
         while !self.write_at_once(lba, len_bytes, &fill) {
+            if self.has_failed.load(Ordering::Acquire) {
+                return Err("a write before has failed".into());
+            }
             let (is_dirty, done) = {
                 let pages = self.pages.lock();
                 (pages.is_dirty(), pages.done())
@@ -277,6 +303,23 @@ impl Cache {
         }
     }
 
+    /// Waits until all that was written is on the medium, and tells of a write that has failed
+    /// since this was asked last.
+    ///
+    /// # Errors
+    /// In words, what is not written.
+    pub async fn settle(&self) -> Outcome {
+        self.written().await;
+        let flushed = match self.disk().await {
+            Ok(disk) => disk.flush().await,
+            Err(gone) => Err(gone),
+        };
+        match self.is_untold.swap(false, Ordering::AcqRel) {
+            true => Err("some writes have failed, and are not on the disk".into()),
+            false => flushed,
+        }
+    }
+
     async fn disk(&self) -> Result<Arc<dyn Disk>, String> {
         let disk = self.disk.upgrade().ok_or("the disk is gone")?;
         if disk.is_in_doubt() {
@@ -294,14 +337,15 @@ impl Cache {
                 Ok(disk) => disk.write(lba, &bytes).await,
                 Err(gone) => Err(gone),
             };
-            let len_bytes = bytes.len();
-            self.pages.lock().written(bytes, outcome.is_ok());
-            // The first tells of all: many may fail for one reason.
-            if let Err(error) = outcome
-                && !self.has_failed.swap(true, Ordering::AcqRel)
-            {
-                let text = format_args!("{}: {len_bytes} bytes from block {lba} are not written: {error}", self.name);
-                console::say_because_of(&Source::by_itself(&self.name), Level::Error, text);
+            match outcome {
+                Ok(()) => self.pages.lock().written(bytes),
+                Err(error) => {
+                    let lost = self.pages.lock().failed();
+                    self.has_failed.store(true, Ordering::Release);
+                    self.is_untold.store(true, Ordering::Release);
+                    let text = format_args!("{}: {lost} bytes from block {lba} on are not written: {error}", self.name);
+                    console::say_because_of(&Source::by_itself(&self.name), Level::Error, text);
+                }
             }
             self.wake();
         }
@@ -335,7 +379,7 @@ impl Cache {
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Notes that somebody has ceased to use a cache: one that nobody uses goes, when the disk has all.
-pub(crate) fn let_go() {
+pub fn let_go() {
     ON_WORK.wake();
 }
 

@@ -1,6 +1,7 @@
 //! The class of block devices: acts when a driver offers one, takes the place of another driver, or
 //! goes.
 
+use super::cache;
 use super::client::Client;
 use super::device::Device;
 use super::disk::{self, Disk};
@@ -103,6 +104,8 @@ impl Class for Devices {
     fn replace(&self, dead: &Handle, fresh: &Handle) {
         let (Some(device), Some(info)) = (device_of(dead), info_of(fresh)) else { return };
         if device.is_still(&info) {
+            // Nothing tells one disk of a model from another.
+            cache::changed(&*device);
             device.server.replace::<Blocks>(fresh);
         } else {
             let source = Source::by_itself(&fresh.lock().name);

@@ -28,7 +28,7 @@ use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_UNSUPPORTED, BLOCK_WRITE,
     BlockInfo, BlockRequest, USED_BYTES, USED_DATA, USED_REQUESTS, read_request, write_status, write_used,
 };
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{Kind, ManifestError};
 use ringfence_abi::service::Refusal;
 use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
@@ -72,7 +72,10 @@ impl Client {
         let disk = disk::all().into_iter().find(|disk| disk.name() == name).filter(is_anothers);
         let disk = disk.ok_or(Refusal::NotFound)?;
         let is_filesystem = domain.manifest.kind() == Ok(Kind::Fs);
-        if is_filesystem && (filesystem_on(&*disk, &domain.name).is_some() || is_written_to(&*disk)) {
+        // The kernel holds a driver to what a person has asked it for, from its first request on.
+        let is_read_only = domain.parameters.iter().any(|parameter| parameter == "ro=true");
+        let is_used = user_of(&*disk, &domain.name, |kind| is_filesystem || kind == Ok(Kind::Fs)).is_some();
+        if is_used || is_filesystem && is_written_to(&*disk) {
             return Err(Refusal::Busy);
         }
         let memory = map_used(domain, USED_BYTES)?;
@@ -93,7 +96,7 @@ impl Client {
         Ok(Client {
             disk,
             cache,
-            is_read_only: false,
+            is_read_only,
             asked,
             memory,
             fresh: Vec::new(),
@@ -103,16 +106,22 @@ impl Client {
     }
 }
 
-/// Returns the name of the driver whose filesystem is on a disk, or will be again: it alone changes
-/// the disk's blocks. A driver called `except` is left out: it may be one's own predecessor.
-pub fn filesystem_on(disk: &dyn Disk, except: &str) -> Option<String> {
+/// Returns the name of a driver that uses a disk, or will again, if it is of a kind that `matters`.
+/// A driver called `except` is left out: it may be one's own predecessor.
+fn user_of(disk: &dyn Disk, except: &str, matters: impl Fn(Result<Kind, ManifestError>) -> bool) -> Option<String> {
     let is_used = |domain: &Domain| {
         let stays = domain.is_alive() || domain.life.will_be_back();
         let client = domain.used::<Client>().filter(|_| stays && domain.name != except)?;
         let is_this = client.disk.upgrade().is_some_and(|other| overlaps(disk, &*other));
-        (is_this && domain.manifest.kind() == Ok(Kind::Fs)).then(|| domain.name.clone())
+        (is_this && matters(domain.manifest.kind())).then(|| domain.name.clone())
     };
     registry::find_in_service(is_used)
+}
+
+/// Returns the name of the driver whose filesystem is on a disk, or will be again: it alone changes
+/// the disk's blocks.
+pub fn filesystem_on(disk: &dyn Disk) -> Option<String> {
+    user_of(disk, "", |kind| kind == Ok(Kind::Fs))
 }
 
 /// A person's command that writes to a disk. No filesystem begins to use the disk until this is
@@ -130,7 +139,7 @@ impl Writing {
     /// # Errors
     /// The name of the driver whose filesystem is on the disk: it would not know of the writes.
     pub fn begin(disk: &Arc<dyn Disk>) -> Result<Writing, String> {
-        if let Some(driver) = filesystem_on(&**disk, "") {
+        if let Some(driver) = filesystem_on(&**disk) {
             return Err(driver);
         }
         WRITTEN_TO.lock().push(disk.clone());

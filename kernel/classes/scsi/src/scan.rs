@@ -336,6 +336,8 @@ fn keep(disk: Disk, host: &Arc<Host>) {
     if let Some(known) = host.disks().find(|other| (other.target, other.lun) == (disk.target, disk.lun)) {
         let before = known.capacity();
         if known.identity == disk.identity && before.block_bytes == capacity.block_bytes {
+            // Nothing tells one medium from another.
+            block::cache::changed(&*known);
             if before.blocks != capacity.blocks {
                 known.set_blocks(capacity.blocks);
                 let text = format_args!("{}: {} blocks now, {} before", known.name, capacity.blocks, before.blocks);

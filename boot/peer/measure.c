@@ -382,6 +382,28 @@ static void measure_echo(void)
 
 /* ---- the disk ---- */
 
+/* Returns the disk with this SCSI target: Linux names disks in the order in which it gets to know them. */
+static const char *disk_of(int target)
+{
+	static char device[] = "/dev/sda";
+	for (int tries = 0; tries < 3000; tries++) {
+		for (char letter = 'a'; letter <= 'h'; letter++) {
+			char link[] = "/sys/block/sd?/device", to[256] = "";
+			int found;
+			strchr(link, '?')[0] = letter;
+			if (readlink(link, to, sizeof to - 1) < 0 || !strrchr(to, '/'))
+				continue;
+			if (sscanf(strrchr(to, '/'), "/%*d:%*d:%d:%*d", &found) == 1 && found == target) {
+				device[sizeof device - 2] = letter;
+				return device;
+			}
+		}
+		usleep(10000);
+	}
+	fail("a disk");
+	return NULL;
+}
+
 static int disk;
 static uint64_t disk_bytes, random_state = 0x2545f4914f6cdd1d;
 
@@ -459,9 +481,10 @@ static void measure_disk(void)
 	static const char *const many[] = { "scsi/read4k/depth32", "scsi/write4k/depth32" };
 	static const char *const large[] = { "scsi/seq", "scsi/seq-write" };
 	static const char *const units[] = { "reads/s", "writes/s" };
-	for (int tries = 0; (disk = open("/dev/sda", O_RDWR | O_DIRECT)) < 0; tries++) {
+	const char *device = disk_of(0);
+	for (int tries = 0; (disk = open(device, O_RDWR | O_DIRECT)) < 0; tries++) {
 		if (tries == 3000)
-			fail("/dev/sda");
+			fail(device);
 		usleep(10000);
 	}
 	disk_bytes = lseek(disk, 0, SEEK_END);
@@ -578,8 +601,8 @@ static void measure_files(void)
 	if (posix_memalign((void **)&buffer, SMALL, LARGE))
 		fail("memory");
 	memset(buffer, 0x52, LARGE);
-	mount_disk("/dev/sdb", "/fat", "vfat", 0);
-	mount_disk("/dev/sdc", "/ext", "ext4", MS_RDONLY);
+	mount_disk(disk_of(1), "/fat", "vfat", 0);
+	mount_disk(disk_of(2), "/ext", "ext4", MS_RDONLY);
 	write_file("fs/fat/write", "/fat/bench", buffer);
 	read_file("fs/fat/read", "/fat/bench", buffer);
 	name_files("fs/fat/names", "/fat");

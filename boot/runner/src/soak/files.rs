@@ -94,7 +94,12 @@ impl Summary {
         ];
         let besides = self.unexpected.iter().map(|fault| format!("found: {fault}\n"));
         let failure = self.failure.iter().map(|failure| format!("failed: {failure}\n"));
-        rows.map(|(name, value)| format!("{name:<30} {value}\n")).into_iter().chain(besides).chain(failure).collect()
+        // A list begins in the next line.
+        let row = |(name, value): (&str, String)| match value.starts_with('\n') {
+            true => format!("{name}{value}\n"),
+            false => format!("{name:<30} {value}\n"),
+        };
+        rows.map(row).into_iter().chain(besides).chain(failure).collect()
     }
 }
 

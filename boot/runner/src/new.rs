@@ -18,6 +18,8 @@ pub enum Kind {
     Scsi,
     /// A block device.
     Block,
+    /// A filesystem, on the disk of another driver.
+    Fs,
     /// Nothing: commands of its own.
     Other,
 }
@@ -59,6 +61,7 @@ pub fn run(options: &Options) -> Result<()> {
         Kind::Nic => (include_str!("../templates/nic.rs"), include_str!("../templates/nic_tests.rs")),
         Kind::Scsi => (include_str!("../templates/scsi.rs"), include_str!("../templates/scsi_tests.rs")),
         Kind::Block => (include_str!("../templates/block.rs"), include_str!("../templates/block_tests.rs")),
+        Kind::Fs => (include_str!("../templates/fs.rs"), include_str!("../templates/fs_tests.rs")),
         Kind::Other => (SMALLEST, include_str!("../../../drivers/template/src/tests.rs")),
     };
     let pci = options.pci.map(|(vendor, device)| format!(".pci(&[({vendor:#06x}, {device:#06x})])"));

@@ -512,7 +512,8 @@ fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
         assert!(output.status.success(), "{program:?}: {said}");
         said
     };
-    for kind in ["nic", "scsi", "block", "other"] {
+    // The filesystem is on the disk of the block device.
+    for kind in ["nic", "scsi", "block", "fs", "other"] {
         let path = folder.path().join(format!("new-{kind}"));
         let made = Command::new(runner()).args(["new", "--kind", kind]).arg(&path).output().unwrap();
         assert_eq!(made.status.code(), Some(0), "{}", String::from_utf8_lossy(&made.stderr));
@@ -548,6 +549,12 @@ fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
     for line in [
         "ip addr add 10.9.0.1/24 dev eth0",
         "ip",
+        "rmmod new-fs",
+        "mount disk0 /mnt -t new-fs -o ro",
+        "ls -l /mnt",
+        "sha256sum /mnt/first",
+        "reload new-fs",
+        "umount /mnt",
         "blkcheck disk0 0 256 1",
         "tell new-other x",
         "reload new-nic",

@@ -1,6 +1,6 @@
 //! A hostile filesystem. It invents all its files: every path is a directory, but for paths that
 //! end with `file`. `tell rogue-fs VERB` selects how it lies from then on; with `write` it writes
-//! to its disk, although it says that it cannot.
+//! to its disk, although it says that it cannot, or was told not to.
 //!
 //! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
@@ -32,6 +32,8 @@ driver!(
 
 parameters! {
     DISK: Text("disk", "the disk that it is on", "disk0");
+    CLAIMS: Flag("claims", "whether it says that it cannot be written", true);
+    READ_ONLY: Flag("ro", "what it does not care about", false);
 }
 
 struct Memory(*mut u64);
@@ -127,7 +129,7 @@ impl Driver for RogueFs {
             format: field("\u{1b}[31mFS"),
             label: [0xff; 32],
             disk: field(&DISK.get()),
-            flags: FS_READ_ONLY,
+            flags: if CLAIMS.get() { FS_READ_ONLY } else { 0 },
             reserved: 0,
         };
         let disk = Disk::open(&DISK.get())?;

@@ -102,7 +102,7 @@ pub struct Cache {
     hand: u64,
     waiting: VecDeque<Write>,
     waiting_bytes: usize,
-    /// Memory of a write that is done, for the next.
+    /// Memory of a write that is done, for the next of the same length.
     spare: Vec<u8>,
     /// The write that the disk has right now: where it begins, its length, and its number.
     under_way: Option<(u64, usize, u64)>,
@@ -458,7 +458,7 @@ impl Cache {
             return Some(bytes);
         }
         self.waiting.try_reserve(1).ok()?;
-        let mut bytes = if self.spare.len() >= len_bytes { core::mem::take(&mut self.spare) } else { Vec::new() };
+        let mut bytes = if self.spare.len() == len_bytes { core::mem::take(&mut self.spare) } else { Vec::new() };
         bytes.try_reserve_exact(len_bytes.saturating_sub(bytes.len())).ok()?;
         bytes.resize(len_bytes, 0);
         Some(bytes)

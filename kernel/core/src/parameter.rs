@@ -81,11 +81,7 @@ fn value(parameter: &mut Parameter, typed: &str) -> Option<()> {
             parameter.value = Some(number).filter(|number| (parameter.least..=parameter.most).contains(number))?;
         }
         ParameterKind::Flag => {
-            parameter.value = match typed {
-                "on" | "yes" | "true" | "1" => 1,
-                "off" | "no" | "false" | "0" => 0,
-                _ => return None,
-            };
+            parameter.value = flag(typed)?.into();
         }
         ParameterKind::Text => {
             let typed = Some(typed).filter(|typed| typed.bytes().all(|byte| (0x20..0x7f).contains(&byte)))?;
@@ -96,6 +92,15 @@ fn value(parameter: &mut Parameter, typed: &str) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Returns what a person means by a word for a flag; `None` if it is none.
+pub fn flag(typed: &str) -> Option<bool> {
+    match typed {
+        "on" | "yes" | "true" | "1" => Some(true),
+        "off" | "no" | "false" | "0" => Some(false),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

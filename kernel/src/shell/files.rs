@@ -4,9 +4,11 @@ use super::disks::find_disk;
 use super::{Outcome, print_sum, said};
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
-use block::cache;
-use block::client::{filesystem_on, is_written_to};
+use block::cache::{self, Cache};
+use block::client::{Client, filesystem_on, is_written_to};
 use embassy_time::{Duration, with_timeout};
 use fs::error::Error;
 use fs::file::{File, How, PIECE, cost};
@@ -53,13 +55,13 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
         return list_mounts();
     };
     let at = path_of(arguments.word("the path")?)?;
-    let (mut format, mut parameters) = (None, Vec::from([format!("disk={disk}")]));
+    let (mut format, mut reads_only) = (None, false);
     while let Some(word) = arguments.optional() {
         match word {
             "-t" => format = Some(arguments.word("the format")?),
             "-o" => match arguments.word("the option")? {
-                "ro" => parameters.push("ro=true".to_string()),
-                "rw" => {}
+                "ro" => reads_only = true,
+                "rw" => reads_only = false,
                 other => return arguments.wrong(&format!("'{other}' is not known; there are ro and rw")),
             },
             other => return arguments.wrong(&format!("'{other}' is not known")),
@@ -91,6 +93,8 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
         }
     };
     let file = module::file(format).map_err(said)?;
+    let disk_parameter = format!("disk={}", disk.name());
+    let parameters = if reads_only { vec![disk_parameter, "ro=true".into()] } else { vec![disk_parameter] };
     let handle = module::load(&file, Ring::Sandboxed, &parameters).await.map_err(said)?;
     let name = handle.lock().name.clone();
     let Some(volume) = volume::of(&handle) else {
@@ -99,7 +103,7 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
         return Err(format!("{format} offers no filesystem"));
     };
     drop(handle);
-    if parameters.len() > 1 && !volume.is_read_only() {
+    if reads_only && !volume.is_read_only() {
         module::unload(&name).await.map_err(said)?;
         return Err(format!("{format} cannot leave a disk as it is"));
     }
@@ -160,7 +164,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Has a filesystem's content put on its disk.
 async fn sync_one(mount: &tree::Mount) -> Outcome {
-    let late = |_| Err(format!("{}: not all was written after {} s", mount.at, LIMIT.as_secs()));
     let all = async {
         match mount.volume.sync().await {
             Ok(()) | Err(Error::Gone) => {}
@@ -172,12 +175,23 @@ async fn sync_one(mount: &tree::Mount) -> Outcome {
         }
         tell_failure(mount).await
     };
-    with_timeout(LIMIT, all).await.unwrap_or_else(late)
+    with_timeout(LIMIT, all).await.unwrap_or_else(|_| Err(format!("{}: {}", mount.at, late())))
+}
+
+fn late() -> String {
+    format!("not all was written after {} s", LIMIT.as_secs())
+}
+
+/// Returns the cache of a filesystem's disk.
+fn cache_of(mount: &tree::Mount) -> Option<Arc<Cache>> {
+    let handle = mount.volume.handle();
+    let driver = handle.lock();
+    driver.used::<Client>()?.cache()
 }
 
 /// Returns an error if a write to a filesystem's disk has failed that nobody has heard of.
 async fn tell_failure(mount: &tree::Mount) -> Outcome {
-    match cache::named(&mount.volume.disk()) {
+    match cache_of(mount) {
         Some(cache) => cache.settle().await.map_err(|error| format!("{}: {error}", mount.at)),
         None => Ok(()),
     }
@@ -187,11 +201,11 @@ async fn tell_failure(mount: &tree::Mount) -> Outcome {
 /// that this failed: after an error, nothing else is expected.
 async fn take_away(mount: tree::Mount, tells: bool) -> Outcome {
     let (name, at) = (mount.volume.name().to_string(), mount.at.clone());
-    let kept = cache::named(&mount.volume.disk()).filter(|_| tells);
+    let kept = cache_of(&mount).filter(|_| tells);
     drop(mount);
     module::unload(&name).await.map_err(said)?;
     let settled = match kept {
-        Some(cache) => with_timeout(LIMIT, cache.settle()).await.unwrap_or(Ok(())),
+        Some(cache) => with_timeout(LIMIT, cache.settle()).await.unwrap_or_else(|_| Err(late())),
         None => Ok(()),
     };
     cache::let_go();

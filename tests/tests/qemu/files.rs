@@ -574,7 +574,9 @@ fn a_hostile_filesystem_harms_nobody() {
         let fails = if lie == "status" { "" } else { "fails " };
         script += &format!("tell rogue-fs {lie}; {fails}{command}; ls /m; ");
     }
-    script += "fails tell rogue-fs write; fails du /m; tell rogue-fs dots; ls /m; fails du /m; tell rogue-fs huge; mute ls /m; fails du /m; tell rogue-fs names; ls /m; fails rm -r /m; tell rogue-fs none; integrity; umount /m; mem";
+    // What it says of itself is held against it, and so is what it was told.
+    script += "fails tell rogue-fs write; rmmod rogue-fs; insmod rogue-fs claims=off ro=yes; fails tell rogue-fs write; \
+               rmmod rogue-fs; mount disk0 /m -t rogue-fs; fails du /m; tell rogue-fs dots; ls /m; fails du /m; tell rogue-fs huge; mute ls /m; fails du /m; tell rogue-fs names; ls /m; fails rm -r /m; tell rogue-fs none; integrity; umount /m; mem";
     let text = boot_well(&with_image(&script, image.path().unwrap()));
     let found: Vec<&str> = text.faults("rogue-fs").iter().map(|fault| &*fault.headline).collect();
     assert_eq!(found.len(), faults.len(), "{text}");
@@ -590,7 +592,7 @@ fn a_hostile_filesystem_harms_nobody() {
         assert_says(&text, line);
     }
     assert!(!text.contains('\u{1b}'), "{text}");
-    assert_says(&text, "as expected: rogue-fs: refused: the device does not answer");
+    assert_eq!(text.matches("as expected: rogue-fs: refused: the device does not answer").count(), 2, "{text}");
     assert!(std::fs::read(&image.0).unwrap() == before);
     assert_intact(&text);
 }

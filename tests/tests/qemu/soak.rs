@@ -13,7 +13,7 @@ fn options() -> Options {
 fn nothing_is_lost_while_drivers_are_ended() {
     let summary = soak::copies::run(system(), &options()).unwrap();
     assert!(summary.is_good(), "{summary:?}");
-    assert!(summary.crashes >= 5 && summary.stream_bytes > 1 << 20 && summary.disk_bytes > 8 << 20, "{summary:?}");
+    assert!(summary.ends.crashes >= 5 && summary.stream_bytes > 1 << 20 && summary.disk_bytes > 8 << 20, "{summary:?}");
 }
 
 /// The host's own tools find nothing after crashes that they do not find after power cuts, and what
@@ -22,6 +22,6 @@ fn nothing_is_lost_while_drivers_are_ended() {
 fn no_file_is_lost_while_drivers_are_ended() {
     let summary = soak::files::run(system(), &options(), 2).unwrap();
     assert!(summary.is_good(), "{summary:?}");
-    assert!(summary.crashes >= 5 && summary.commands > 50 && summary.looks > 0, "{summary:?}");
+    assert!(summary.ends.crashes >= 5 && summary.commands > 50 && summary.looks > 0, "{summary:?}");
     assert_eq!(summary.power_cuts, 2);
 }

@@ -22,6 +22,34 @@ pub trait Work {
     fn note(&mut self, running: &mut Running, event: &Event) -> Result<bool>;
 }
 
+/// How many drivers were ended, and came back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Number of drivers that were ended.
+    pub crashes: u64,
+    /// Number of drivers that came back.
+    pub restarts: u64,
+    /// Median and longest time from the end of a driver until it was back, in microseconds.
+    pub restart_us: (u64, u64),
+}
+
+impl Ends {
+    /// Returns whether each driver came back.
+    pub fn all_are_back(&self) -> bool {
+        self.crashes == self.restarts
+    }
+
+    /// Returns the rows of a summary, each a name and a value.
+    pub fn rows(&self) -> [(&'static str, String); 4] {
+        [
+            ("crashes", self.crashes.to_string()),
+            ("restarts", self.restarts.to_string()),
+            ("restart, median", format!("{} us", self.restart_us.0)),
+            ("restart, longest", format!("{} us", self.restart_us.1)),
+        ]
+    }
+}
+
 /// A machine whose drivers are ended.
 pub struct Attacked {
     /// The machine.
@@ -49,14 +77,13 @@ impl Attacked {
         Ok(Attacked { running, crashes: 0, restarts: 0, times: Vec::new(), recent: VecDeque::new(), said })
     }
 
-    /// Returns the median and the longest time from the end of a driver until it was back, in
-    /// microseconds.
-    pub fn restart_us(&self) -> (u64, u64) {
+    /// Returns how many drivers were ended, and came back.
+    pub fn ends(&self) -> Ends {
         let mut times = self.times.clone();
         times.sort_unstable();
         let last = times.len().saturating_sub(1);
         let at = |index: usize| times.get(index).copied().unwrap_or(0);
-        (at(last / 2), at(last))
+        Ends { crashes: self.crashes, restarts: self.restarts, restart_us: (at(last / 2), at(last)) }
     }
 
     /// Returns an error with the last lines of the console.

@@ -1,6 +1,6 @@
 //! The work is a TCP stream, and copies from disk to disk.
 
-use super::attacked::{Attacked, Work};
+use super::attacked::{Attacked, Ends, Work};
 use super::stream::{Stopped, Stream};
 use super::victim::{self, Victim};
 use super::{Options, PATIENCE};
@@ -20,12 +20,8 @@ use tempfile::TempDir;
 /// The result of a soak.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Number of drivers that were ended.
-    pub crashes: u64,
-    /// Number of drivers that came back.
-    pub restarts: u64,
-    /// Median and longest time from the end of a driver until it was back, in microseconds.
-    pub restart_us: (u64, u64),
+    /// The ends of drivers.
+    pub ends: Ends,
     /// Bytes that went through the stream and back.
     pub stream_bytes: u64,
     /// Bytes that were written to disks.
@@ -48,15 +44,11 @@ impl Summary {
             && self.wrong_bytes == 0
             && self.lost_connections == 0
             && self.leaked_frames == 0
-            && self.crashes == self.restarts
+            && self.ends.all_are_back()
     }
 
     fn text(&self) -> String {
         let rows = [
-            ("crashes", self.crashes.to_string()),
-            ("restarts", self.restarts.to_string()),
-            ("restart, median", format!("{} us", self.restart_us.0)),
-            ("restart, longest", format!("{} us", self.restart_us.1)),
             ("through the stream and back", format!("{} bytes", self.stream_bytes)),
             ("written to disks", format!("{} bytes", self.disk_bytes)),
             ("bytes wrong", self.wrong_bytes.to_string()),
@@ -64,13 +56,15 @@ impl Summary {
             ("memory leaked", format!("{} frames", self.leaked_frames)),
         ];
         let failure = self.failure.iter().map(|failure| format!("failed: {failure}\n"));
-        rows.map(|(name, value)| format!("{name:<28} {value}\n")).into_iter().chain(failure).collect()
+        let rows = self.ends.rows().into_iter().chain(rows);
+        rows.map(|(name, value)| format!("{name:<28} {value}\n")).chain(failure).collect()
     }
 }
 
 /// Number of blocks that are written and copied, and their length in bytes.
 const BLOCKS: u64 = 16384;
 const BLOCK_BYTES: u64 = 512;
+
 /// Runs the work for the given time while drivers are ended, and prints the result.
 pub fn run(system: &System, options: &Options) -> Result<Summary> {
     let mut random = fastrand::Rng::with_seed(options.seed);
@@ -115,17 +109,16 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     if let Err(error) = done {
         summary.failure = Some(attacked.with_recent(&error));
     }
-    summary.crashes = attacked.crashes;
-    summary.restarts = attacked.restarts;
-    summary.restart_us = attacked.restart_us();
+    summary.ends = attacked.ends();
     summary.disk_bytes = copies.disk_bytes;
     summary.wrong_bytes += copies.wrong_bytes;
+    let ends = &summary.ends;
     if options.json {
         output::line(format_args!(
             "{}",
             json!({
-                "crashes": summary.crashes, "restarts": summary.restarts, "restart_us_median": summary.restart_us.0,
-                "restart_us_longest": summary.restart_us.1, "stream_bytes": summary.stream_bytes,
+                "crashes": ends.crashes, "restarts": ends.restarts, "restart_us_median": ends.restart_us.0,
+                "restart_us_longest": ends.restart_us.1, "stream_bytes": summary.stream_bytes,
                 "disk_bytes": summary.disk_bytes, "wrong_bytes": summary.wrong_bytes,
                 "lost_connections": summary.lost_connections, "leaked_frames": summary.leaked_frames,
                 "failure": summary.failure,

@@ -5,7 +5,7 @@
 //! **The control is the power cut**: the same work on the same images, and QEMU is killed in the
 //! middle. What `fsck.fat` finds after crashes must be of the kinds that a power cut leaves.
 
-use super::attacked::{Attacked, Work};
+use super::attacked::{Attacked, Ends, Work};
 use super::victim::{self, Victim};
 use super::{Options, PATIENCE};
 use crate::build::System;
@@ -38,12 +38,8 @@ type Kinds = BTreeMap<&'static str, u64>;
 /// The result of a soak.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Number of drivers that were ended.
-    pub crashes: u64,
-    /// Number of drivers that came back.
-    pub restarts: u64,
-    /// Median and longest time from the end of a driver until it was back, in microseconds.
-    pub restart_us: (u64, u64),
+    /// The ends of drivers.
+    pub ends: Ends,
     /// Commands that were carried out.
     pub commands: u64,
     /// Bytes of copies that were read again, here or by the host's tools.
@@ -73,15 +69,11 @@ impl Summary {
             && self.wrong_bytes == 0
             && self.unexpected.is_empty()
             && self.leaked_frames == 0
-            && self.crashes == self.restarts
+            && self.ends.all_are_back()
     }
 
     fn text(&self) -> String {
         let rows = [
-            ("crashes", self.crashes.to_string()),
-            ("restarts", self.restarts.to_string()),
-            ("restart, median", format!("{} us", self.restart_us.0)),
-            ("restart, longest", format!("{} us", self.restart_us.1)),
             ("commands about files", self.commands.to_string()),
             ("read again", format!("{} bytes", self.compared_bytes)),
             ("bytes wrong", self.wrong_bytes.to_string()),
@@ -99,7 +91,7 @@ impl Summary {
             true => format!("{name}{value}\n"),
             false => format!("{name:<30} {value}\n"),
         };
-        rows.map(row).into_iter().chain(besides).chain(failure).collect()
+        self.ends.rows().into_iter().chain(rows).map(row).chain(besides).chain(failure).collect()
     }
 }
 
@@ -390,9 +382,7 @@ pub fn run(system: &System, options: &Options, power_cuts: u64) -> Result<Summar
     if let Err(error) = done {
         summary.failure = Some(attacked.with_recent(&error));
     }
-    summary.crashes = attacked.crashes;
-    summary.restarts = attacked.restarts;
-    summary.restart_us = attacked.restart_us();
+    summary.ends = attacked.ends();
     (summary.commands, summary.compared_bytes, summary.wrong_bytes) =
         (files.commands, files.compared_bytes, files.wrong_bytes);
     drop(attacked);
@@ -401,10 +391,11 @@ pub fn run(system: &System, options: &Options, power_cuts: u64) -> Result<Summar
             summary.failure = Some(format!("after a power cut: {error:#}"));
         }
     }
+    let ends = &summary.ends;
     if options.json {
         let json = json!({
-            "crashes": summary.crashes, "restarts": summary.restarts, "restart_us_median": summary.restart_us.0,
-            "restart_us_longest": summary.restart_us.1, "commands": summary.commands,
+            "crashes": ends.crashes, "restarts": ends.restarts, "restart_us_median": ends.restart_us.0,
+            "restart_us_longest": ends.restart_us.1, "commands": summary.commands,
             "compared_bytes": summary.compared_bytes, "wrong_bytes": summary.wrong_bytes, "looks": summary.looks,
             "found": summary.found, "unexpected": summary.unexpected, "power_cuts": summary.power_cuts,
             "found_after_cuts": summary.found_after_cuts, "leaked_frames": summary.leaked_frames,

@@ -138,11 +138,6 @@ pub fn changed(disk: &dyn Disk) {
     caches_of(disk).for_each(|cache| cache.pages.lock().invalidate());
 }
 
-/// Returns the cache of the disk called `name`, for as long as somebody wants to hear of it.
-pub fn named(name: &str) -> Option<Arc<Cache>> {
-    all().into_iter().find(|cache| cache.name == name)
-}
-
 /// Writes what waits, and drops what was kept of all disks, so that it must be read again: for
 /// measurements.
 pub async fn forget_all() {

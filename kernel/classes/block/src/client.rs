@@ -30,6 +30,7 @@ use ringfence_abi::block::{
 };
 use ringfence_abi::manifest::{Kind, ManifestError};
 use ringfence_abi::service::Refusal;
+use ringfence_core::parameter::flag;
 use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
 use spin::Mutex;
@@ -73,7 +74,8 @@ impl Client {
         let disk = disk.ok_or(Refusal::NotFound)?;
         let is_filesystem = domain.manifest.kind() == Ok(Kind::Fs);
         // The kernel holds a driver to what a person has asked it for, from its first request on.
-        let is_read_only = domain.parameters.iter().any(|parameter| parameter == "ro=true");
+        let is_read_only =
+            domain.parameters.iter().filter_map(|given| given.strip_prefix("ro=")).any(|word| flag(word) == Some(true));
         let is_used = user_of(&*disk, &domain.name, |kind| is_filesystem || kind == Ok(Kind::Fs)).is_some();
         if is_used || is_filesystem && is_written_to(&*disk) {
             return Err(Refusal::Busy);
@@ -165,6 +167,11 @@ fn model_of(disk: &dyn Disk) -> [u8; 24] {
 }
 
 impl Client {
+    /// Returns the cache of its disk, if the driver is a filesystem's.
+    pub fn cache(&self) -> Option<Arc<Cache>> {
+        self.cache.clone()
+    }
+
     /// Refuses all writes from now on: the driver has said that it makes none.
     pub fn set_read_only(&mut self) {
         self.is_read_only = true;

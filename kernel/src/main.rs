@@ -27,7 +27,7 @@ use block::disk::Search;
 use bootloader_api::config::Mapping;
 use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
 use host::domain::offer::Class;
-use host::{domain, poll, ramdisk, service, supervise};
+use host::{domain, evidence, poll, ramdisk, service, supervise};
 use hw::arch::handlers::Handlers;
 use hw::boot::Boot;
 use hw::{arch, console, iommu, link, memory, pci, println, symbols, task};
@@ -53,6 +53,7 @@ static HANDLERS: Handlers = Handlers {
     link_input: link::receive,
     watchpoint_hit: domain::trace::note_access,
     driver_trapped: domain::upcall::judge,
+    trusted_is_to_blame: domain::upcall::is_trusted_to_blame,
     driver_ends: domain::upcall::end_by_trap,
     driver_stands: domain::upcall::stand,
     kernel_trapped: panic::exception,
@@ -92,12 +93,14 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     arch::interrupts::init().unwrap_or_else(|reason| give_up(reason));
     let firmware = boot.firmware();
     arch::time::init(&firmware.clocks).unwrap_or_else(|reason| give_up(reason));
+    arch::rtc::init();
     pci::init(&firmware.buses);
     let (kernel, files) = boot.files();
     symbols::init(kernel);
     if let Some(files) = files {
         ramdisk::init(files);
         ramdisk::files().for_each(|(_, bytes)| memory::stray::watch(bytes));
+        evidence::init();
     }
     let (_, frames) = memory::frames::count();
     log::info!("Ringfence {}: {} MiB free, {protections}", env!("CARGO_PKG_VERSION"), frames / 256);
@@ -123,6 +126,8 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, block::client::run);
         task::spawn(spawner, block::cache::run);
         task::spawn(spawner, net::run);
+        task::spawn(spawner, host::promote::run);
+        task::spawn(spawner, shell::earned::keep_record);
         task::spawn(spawner, shell::run);
         task::spawn(spawner, remote::run);
         task::spawn(spawner, remote::load);

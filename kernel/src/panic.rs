@@ -60,7 +60,7 @@ fn print_headline(name: &str, frame: &TrapFrame, address: Option<u64>) {
     if address == Some(frame.rip) && slot_of(frame.rip).is_some() {
         println!("    the kernel does not execute what is a driver's ({})", Owner(frame.rip));
     } else if slot_of(frame.rip).is_some() {
-        println!("    in a driver that runs trusted in ring 0 ({})", Owner(frame.rip));
+        println!("    in a driver in ring 0, which did not run ({})", Owner(frame.rip));
     }
 }
 

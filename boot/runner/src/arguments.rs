@@ -4,10 +4,10 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{BOARD, Disk, Machine, Opened, Protocol, can_have_iommu};
 use ringfence::ramdisk::Contents;
-use ringfence::{build, images, new, output};
+use ringfence::{build, images, keys, new, output};
 use ringfence_core::module::Module;
 use std::ffi::{OsStr, OsString};
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,8 +72,8 @@ pub enum Verb {
         /// Try only the change with this number, for example to repeat it.
         #[arg(long, value_name = "NUMBER")]
         only: Option<u32>,
-        /// Ring of the changed modules. Ring 0 is the control group, in which kernels die; it
-        /// succeeds once all changes were tried.
+        /// Ring of the changed modules. Ring 0 is the control group, in which kernels may
+        /// die; it succeeds once all changes were tried.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
         /// Folder for the results, and for a page with a chart of both rings' results.
@@ -279,6 +279,59 @@ pub enum Verb {
         #[arg(long, value_name = "TEST")]
         only: Option<String>,
     },
+    /// Make a key that signs modules, reports and policies, and the public key that checks what it
+    /// has signed.
+    Keygen {
+        /// Where to write the secret key; the public one is beside it, and ends in .pub.
+        #[arg(default_value = keys::KEY)]
+        file: PathBuf,
+    },
+    /// Sign a module, a report, a policy or a record. The signature is a line behind the content.
+    Sign {
+        /// The file.
+        file: PathBuf,
+        /// The secret key.
+        #[arg(long, value_name = "FILE", default_value = keys::KEY)]
+        key: PathBuf,
+    },
+    /// Gather evidence about a module that another machine can check: its code, random damage and
+    /// input, the tests of its class, a campaign of changes; and write it to a signed report. Exit
+    /// status 0 if it withstood all.
+    ///
+    /// For a file: check its signatures and print what it says. Exit status 0 if a key that is
+    /// named has signed it; without one, if all signatures fit.
+    Verify {
+        /// The module, or a folder with its sources; or a file: a module, a report, a policy, a
+        /// record.
+        #[arg(value_name = "NAME|FILE")]
+        what: String,
+        /// A public key that is to have signed the file (repeatable).
+        #[arg(long, value_name = "FILE.pub")]
+        key: Vec<PathBuf>,
+        /// The secret key that signs the report.
+        #[arg(long, value_name = "FILE", default_value = keys::KEY)]
+        sign: PathBuf,
+        /// Number of changes of the campaign.
+        #[arg(long, default_value_t = 300)]
+        changes: u32,
+        /// Number of random inputs.
+        #[arg(long, default_value_t = 500)]
+        inputs: u32,
+        /// Seed of the random numbers.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// QEMU's name of the driver's device, if Ringfence does not know it.
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<String>,
+        /// Where to write the report [default: NAME.report].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        machine: MachineArguments,
+    },
     /// Check modules as the kernel will. Exit status 0 if it takes all of them, 1 if not.
     Check {
         /// Module files, or folders with the sources of modules, which are built.
@@ -356,11 +409,13 @@ pub struct RunArguments {
     /// 64 MiB, which is removed when the run ends.
     #[arg(long, value_name = "FILE[,ro][,raw|,image]")]
     disk: Vec<OsString>,
-    /// Settings that are carried out at boot: a text file with shell commands, or a disk image with
-    /// a filesystem, which is mounted at /etc, and to which 'save' writes. It is made if there is
-    /// none.
-    #[arg(long, value_name = "FILE")]
-    etc: Option<PathBuf>,
+    /// What this machine is told (repeatable). A text file with shell commands: settings that are
+    /// carried out at boot. A disk image with a filesystem: it is mounted at /etc, and 'save' and
+    /// the record of modules are written to it; it is made if there is none. A folder: its
+    /// settings, policy.toml, keys/*.pub, reports/*.report, records/*.record and machine.key go
+    /// into the ramdisk.
+    #[arg(long, value_name = "FILE|FOLDER")]
+    etc: Vec<PathBuf>,
     /// Forward a TCP port of this host to a port of the guest (repeatable): 7 echoes, 9 discards,
     /// 19 sends characters.
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
@@ -452,10 +507,12 @@ impl MachineArguments {
     }
 }
 
-/// Returns the text file with settings, or the disk for `/etc`, that the user has named.
-fn settings(path: Option<PathBuf>) -> Result<(Option<PathBuf>, Option<Disk>)> {
+/// Adds the text file with settings, the disk for `/etc`, or the folder that the user has named.
+fn add_etc(path: PathBuf, files: &mut Vec<(String, PathBuf)>, disk: &mut Option<Disk>) -> Result<()> {
     const KIB: u64 = 1440;
-    let Some(path) = path else { return Ok((None, None)) };
+    if path.is_dir() {
+        return add_folder(&path, files);
+    }
     if !path.exists() {
         images::fat(&path, KIB, 12, 1, "ETC")?;
         output::complain(&format!("{} is made, with an empty filesystem", path.display()));
@@ -463,7 +520,43 @@ fn settings(path: Option<PathBuf>) -> Result<(Option<PathBuf>, Option<Disk>)> {
     // No filesystem begins with text: the first bytes of one are code, or zeros.
     let is_text = path.is_file()
         && std::fs::read(&path).is_ok_and(|bytes| std::str::from_utf8(&bytes).is_ok_and(|text| !text.contains('\0')));
-    Ok(if is_text { (Some(path), None) } else { (None, Some(Disk::from(path))) })
+    if is_text {
+        files.push(("settings".into(), path));
+    } else if disk.replace(Disk::from(path)).is_some() {
+        bail!("--etc names two disk images");
+    }
+    Ok(())
+}
+
+/// Adds the files of a folder that the kernel looks for in the ramdisk.
+fn add_folder(folder: &Path, files: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    let mut unknown = Vec::new();
+    for (within, names, ending) in [
+        ("", &["settings", "policy.toml", "machine.key"][..], ""),
+        ("keys/", &[], ".pub"),
+        ("reports/", &[], ".report"),
+        ("records/", &[], ".record"),
+    ] {
+        let place = folder.join(within);
+        let entries = match std::fs::read_dir(&place) {
+            Err(error) if error.kind() == ErrorKind::NotFound && !within.is_empty() => continue,
+            entries => entries.with_context(|| format!("cannot read {}", place.display()))?,
+        };
+        let paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+        for path in paths.into_iter().filter(|path| path.is_file()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_known = names.contains(&name.as_str()) || !ending.is_empty() && name.ends_with(ending);
+            match is_known {
+                true => files.push((format!("{within}{name}"), path)),
+                false => unknown.push(format!("{within}{name}")),
+            }
+        }
+    }
+    files.sort();
+    if !unknown.is_empty() {
+        output::complain(&format!("{}: not used: {}", folder.display(), unknown.join(", ")));
+    }
+    Ok(())
 }
 
 impl RunArguments {
@@ -478,12 +571,19 @@ impl RunArguments {
             }
         }
         let machine = self.machine.machine()?;
-        let (settings, etc) = settings(self.etc)?;
+        let (mut files, mut etc) = (Vec::new(), None);
+        for path in self.etc {
+            add_etc(path, &mut files, &mut etc)?;
+        }
+        // The record on the disk is signed by the machine.
+        if etc.is_some() && files.iter().all(|(name, _)| name != "machine.key") {
+            files.push(("machine.key".into(), keys::of_machine()?));
+        }
         let ask_columns = columns.is_some() && self.exec.is_none() && std::io::stdin().is_terminal();
         Ok(Machine {
             contents: Contents {
                 exec: self.exec,
-                settings,
+                etc_files: files,
                 autoload: !self.no_autoload,
                 columns,
                 ask_columns,

@@ -85,7 +85,7 @@ fn in_words(error: &ModuleError) -> String {
 }
 
 /// Returns the instructions that only ring 0 may execute, with their offsets.
-fn privileged(module: &Module) -> Vec<(u64, String)> {
+pub fn privileged(module: &Module) -> Vec<(u64, String)> {
     let mut found = Vec::new();
     for segment in module.segments.iter().filter(|segment| segment.executable) {
         let mut decoder = Decoder::with_ip(64, segment.bytes, segment.start, DecoderOptions::NONE);

@@ -20,6 +20,8 @@
 //! * [`new`]: makes the sources of a driver; [`lab`]: exercises, and their checkers
 //! * [`session`]: a connection to a running system; [`push`]: brings it a new build of a driver,
 //!   and [`dev`] does so at each save; [`trace`]: collects what goes across drivers' boundaries
+//! * [`keys`]: keys, signatures, and what a signed file says;
+//!   [`verify`]: evidence about a module, in a signed report
 //! * [`output`]: the runner's output
 //! * [`source`]: source lines for fault reports
 //! * [`snippets`]: runs generated machine code in ring 1
@@ -45,6 +47,7 @@ pub mod header;
 pub mod holes;
 pub mod images;
 pub mod iso;
+pub mod keys;
 pub mod lab;
 pub mod machine;
 pub mod new;
@@ -60,6 +63,7 @@ pub mod soak;
 pub mod source;
 pub mod toolchain;
 pub mod trace;
+pub mod verify;
 pub mod wire;
 
 /// Returns the project's folder.

@@ -9,8 +9,8 @@ use clap::Parser;
 use ringfence::machine::{End, Machine, Said};
 use ringfence::ramdisk::Contents;
 use ringfence::{
-    bench, build, campaign, check, conform, dev, gdb, iso, lab, new, output, profile, push, ramdisk, record, snippets,
-    soak, target, trace,
+    bench, build, campaign, check, conform, dev, gdb, iso, keys, lab, new, output, profile, push, ramdisk, record,
+    snippets, soak, target, trace, verify,
 };
 use serde_json::json;
 use std::io::IsTerminal;
@@ -100,6 +100,18 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Some(Verb::Lab { number, folder, start, only }) => {
             Ok(u8::from(!lab::run(&lab::Options { number, folder, start, only })?))
+        }
+        Some(Verb::Keygen { file }) => keys::keygen(&file).map(|()| 0),
+        Some(Verb::Sign { file, key }) => keys::sign(&file, &key).map(|()| 0),
+        Some(Verb::Verify { what, key, json, .. }) if Path::new(&what).is_file() => {
+            Ok(u8::from(!keys::verify(Path::new(&what), &key, json)?))
+        }
+        Some(Verb::Verify { what, sign, changes, inputs, seed, device, out, json, machine, .. }) => {
+            let mut machine = machine.machine()?;
+            let name = named(what, &mut machine)?;
+            let (changes, inputs) = (changes as usize, inputs as usize);
+            let options = verify::Options { name, device, changes, inputs, seed, key: sign, out, json, machine };
+            Ok(u8::from(!verify::run(&options)?))
         }
         Some(Verb::Check { files, json }) => Ok(u8::from(!check::run(&files, json)?)),
         Some(Verb::Lint { folders }) if folders.is_empty() => build::lint().map(|()| 0),

@@ -18,8 +18,9 @@ pub struct Contents {
     pub modules: Vec<PathBuf>,
     /// Shell commands to run, separated by `;`.
     pub exec: Option<String>,
-    /// A file with settings that are carried out at boot: shell commands, one a line.
-    pub settings: Option<PathBuf>,
+    /// What the machine is told, by names within the ramdisk's folder `etc`: settings that are
+    /// carried out at boot, and what decides about ring 0.
+    pub etc_files: Vec<(String, PathBuf)>,
     /// The kernel's name of the disk that is mounted at `/etc` at boot.
     pub etc: Option<String>,
     /// Whether devices get their drivers at boot.
@@ -68,8 +69,12 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     if !options.is_empty() {
         add("options", options.as_bytes())?;
     }
-    if let Some(settings) = &contents.settings {
-        add("settings", &read(settings)?)?;
+    let mut seen = HashSet::new();
+    for (name, path) in &contents.etc_files {
+        if !seen.insert(name) {
+            bail!("{}: there is another {name}", path.display());
+        }
+        add(&format!("etc/{name}"), &read(path)?)?;
     }
     if let Some(exec) = &contents.exec {
         add("exec", exec.as_bytes())?;

@@ -38,6 +38,45 @@ impl Date {
     }
 }
 
+/// Returns a date's seconds since the beginning of 1970; `None` for what is no date since then.
+pub fn unix_of(date: Date, second: u64) -> Option<u64> {
+    let Date { year, month, day, hour, minute } = date;
+    let is_date = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !is_date || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    // As in [`Date::of_unix`], a year begins with March.
+    let (year_from_march, month_from_march) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    let leap_days = year_from_march / 4 - year_from_march / 100 + year_from_march / 400;
+    let days = year_from_march * 365 + leap_days + day_of_year - 719_468;
+    let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
+    // Not so for the 31st of a month of 30 days.
+    (Date::of_unix(seconds) == date).then_some(seconds)
+}
+
+/// Returns the seconds since the beginning of 1970 that the real-time clock of a PC shows: its
+/// registers for second, minute, hour, day, month, year and century, and status register B
+/// (Motorola MC146818A data sheet, "Time, Calendar, and Alarm Locations"). A century that is none
+/// is taken for the 21st.
+pub fn unix_of_cmos(registers: [u8; 7], status_b: u8) -> Option<u64> {
+    const BINARY: u8 = 1 << 2;
+    const HOURS_24: u8 = 1 << 1;
+    const AFTERNOON: u8 = 1 << 7;
+    let number = |register: u8| match status_b & BINARY {
+        0 => u64::from(register >> 4) * 10 + u64::from(register & 0xf),
+        _ => u64::from(register),
+    };
+    let [second, minute, hour, day, month, year, century] = registers;
+    let hour = match status_b & HOURS_24 {
+        0 => number(hour & !AFTERNOON) % 12 + if hour & AFTERNOON == 0 { 0 } else { 12 },
+        _ => number(hour),
+    };
+    let century = if (19..=99).contains(&number(century)) { number(century) } else { 20 };
+    let [second, minute, day, month, year] = [second, minute, day, month, year].map(number);
+    unix_of(Date { year: century * 100 + year, month, day, hour, minute }, second)
+}
+
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Date { year, month, day, hour, minute } = self;
@@ -77,5 +116,29 @@ mod tests {
             assert!(is_next, "{before} {date}");
             before = date;
         }
+    }
+
+    #[test]
+    fn dates_come_back_from_their_seconds() {
+        for seconds in (0..253_402_300_799).step_by(7_654_321) {
+            assert_eq!(unix_of(Date::of_unix(seconds), seconds % 60), Some(seconds));
+        }
+        let date = |month, day| Date { year: 2026, month, day, hour: 0, minute: 0 };
+        for wrong in [date(2, 29), date(4, 31), date(0, 1), date(13, 1), date(1, 0), Date { year: 1969, ..date(1, 1) }]
+        {
+            assert_eq!(unix_of(wrong, 0), None, "{wrong:?}");
+        }
+    }
+
+    /// `date -u -d '2026-11-28 19:47:55' +%s`.
+    #[test]
+    fn the_clock_of_a_pc_has_four_formats() {
+        const EXPECTED: Option<u64> = Some(1_795_895_275);
+        assert_eq!(unix_of_cmos([0x55, 0x47, 0x19, 0x28, 0x11, 0x26, 0x20], 0b010), EXPECTED);
+        assert_eq!(unix_of_cmos([55, 47, 19, 28, 11, 26, 20], 0b110), EXPECTED);
+        assert_eq!(unix_of_cmos([0x55, 0x47, 0x87, 0x28, 0x11, 0x26, 0], 0b000), EXPECTED);
+        assert_eq!(unix_of_cmos([55, 47, 0x87, 28, 11, 26, 0xff], 0b100), EXPECTED);
+        // Nothing is there.
+        assert_eq!(unix_of_cmos([0xff; 7], 0xff), None);
     }
 }

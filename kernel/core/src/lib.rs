@@ -25,6 +25,7 @@
 //! * [`path`], [`directory`], [`date`]: paths of files, the entries of directories, and their
 //!   dates; [`signature`], [`partition`]: what is on a disk
 //! * [`block_cache`]: the blocks of a disk that are kept, and the writes that it does not have yet
+//! * [`evidence`]: what a module file can show to be admitted to ring 0
 //! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and a filter for the network stack below them
@@ -50,6 +51,7 @@ pub mod directory;
 pub mod disassembly;
 pub mod dmar;
 pub mod elf_core;
+pub mod evidence;
 pub mod extent;
 pub mod fault;
 pub mod frames;

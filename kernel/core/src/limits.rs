@@ -66,6 +66,9 @@ pub static RESTART_WAIT_MS: Limit =
     Limit::new("restart-wait-ms", "ms before the second restart, doubled for each one", [0, 10, 1000]);
 /// How long a driver that was reloaded is on probation: a fault brings the build before it back.
 pub static RELOAD_S: Limit = Limit::new("reload-s", "seconds in which a fault undoes a reload", [0, 10, 3600]);
+/// How often the record of what modules did is written to `/etc`.
+pub static RECORD_S: Limit =
+    Limit::new("record-s", "seconds between two writes of the record to /etc", [1, 60, 86_400]);
 /// How long a command waits for a driver to come back.
 pub static PAUSE_MS: Limit =
     Limit::new("pause-ms", "ms that a command waits for its driver to be back", [1, 10_000, 600_000]);
@@ -101,11 +104,12 @@ pub static LOCK_BTS: Limit = Limit::new("lock-bts", "places in a module that LOC
 pub static UNFENCED: Limit = Limit::new("unfenced", "whether devices without a fence have drivers", [0, 1, 1]);
 
 /// All limits.
-pub static ALL: [&Limit; 15] = [
+pub static ALL: [&Limit; 16] = [
     &RESTARTS,
     &RESTART_WINDOW_S,
     &RESTART_WAIT_MS,
     &RELOAD_S,
+    &RECORD_S,
     &PAUSE_MS,
     &COMMAND_MS,
     &SCAN_MS,

@@ -23,12 +23,19 @@ pub enum Content {
     Ramdisk(&'static [u8]),
     /// A copy made by the kernel.
     Made(Arc<[u8]>),
+    /// A copy that was changed, to see what the change does.
+    Changed(Arc<[u8]>),
 }
 
 impl File {
     /// Returns whether `other` is the same build.
     pub fn is_same(&self, other: &File) -> bool {
         (&self.name, self.build) == (&other.name, other.build)
+    }
+
+    /// Returns whether `other` has the same bytes in memory. Comparing them would take longer.
+    pub fn has_bytes_of(&self, other: &File) -> bool {
+        core::ptr::eq(&*self.bytes, &*other.bytes)
     }
 
     /// Returns the name by which addresses in the file are shown: with the build's number, as
@@ -47,7 +54,7 @@ impl core::ops::Deref for Content {
     fn deref(&self) -> &[u8] {
         match self {
             Content::Ramdisk(bytes) => bytes,
-            Content::Made(bytes) => bytes,
+            Content::Made(bytes) | Content::Changed(bytes) => bytes,
         }
     }
 }

@@ -5,6 +5,8 @@
 //! * [`poll`]: runs drivers when they have work
 //! * [`requests`]: requests to drivers, for the classes that have requests
 //! * [`module`]: loads and unloads drivers; [`file`], [`ramdisk`], [`pushed`]: the files of modules
+//! * [`evidence`]: what module files have shown, and whether that is enough for ring 0;
+//!   [`promote`]: moves drivers between rings
 //! * [`supervise`]: restarts drivers that were ended; [`reload`]: puts another build in a driver's
 //!   place
 //! * [`debugger`]: lets drivers go on that stand still for a debugger
@@ -18,9 +20,11 @@ extern crate alloc;
 
 pub mod debugger;
 pub mod domain;
+pub mod evidence;
 pub mod file;
 pub mod module;
 pub mod poll;
+pub mod promote;
 pub mod pushed;
 pub mod ramdisk;
 pub mod reload;

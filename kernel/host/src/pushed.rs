@@ -71,7 +71,7 @@ pub fn keep(file: File) {
 /// place here.
 pub fn go_back_to(file: &File) {
     match file.bytes {
-        Content::Made(_) => keep(file.clone()),
+        Content::Made(_) | Content::Changed(_) => keep(file.clone()),
         Content::Ramdisk(_) => FILES.lock().retain(|other| other.name != file.name),
     }
 }

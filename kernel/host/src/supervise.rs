@@ -128,7 +128,7 @@ fn demote() {
         let mut domain = handle.lock();
         if domain.next_ring() == Ring::Trusted
             && domain.is_alive()
-            && let Some(why) = trust::distrust(&domain)
+            && let Some(why) = trust::lost(&domain)
         {
             domain.set_ring(Ring::Sandboxed);
             console::say_about(&Source::by_itself(&domain.name), Level::Warn, format_args!("moved to ring 1: {why}"));

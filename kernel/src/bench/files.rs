@@ -84,8 +84,8 @@ async fn measure(
 ) -> Result<Vec<Row>, String> {
     let unit = if work == Work::Names { "operations/s" } else { "MB/s" };
     let factor = if work == Work::Names { 1.0 } else { PIECE as f64 / 1e6 };
-    drivers.iter().try_for_each(check_trust)?;
     let rings: Vec<Ring> = plan.rings().collect();
+    drivers.iter().try_for_each(|handle| check_trust(&rings, handle))?;
     let mut rows: Vec<Row> =
         rings.iter().map(|ring| Row::new(name, plan.mode.unit(unit)).batch(1).ring(*ring)).collect();
     let before: Vec<Ring> = drivers.iter().map(|handle| handle.lock().ring()).collect();

@@ -109,7 +109,7 @@ pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), St
     net::wait_for_address().await?;
     let Some(handle) = net::first_driver() else { return Ok(()) };
     announce(&plan, &handle);
-    check_trust(&handle)?;
+    check_trust(&plan.rings().collect::<Vec<Ring>>(), &handle)?;
     let mut rows: Vec<Row> =
         plan.rings().map(|ring| Row::new("icmp/rtt", plan.mode.unit("us")).batch(1).ring(ring)).collect();
     let mut pinger = Pinger::open(ROUTER, ECHO_BYTES).await?;

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::disks::{blkcheck, blkcopy, blkread, blkreset, blkverify, blkwrite, lsblk, rescan};
+use super::earned::{demote, promote, ring};
 use super::files::{cat, cmp, cp, df, du, hexdump, ls, mkdir, mount, mv, rm, sha256sum, sync, truncate, umount};
 #[cfg(feature = "bench")]
 use super::machine::bench;
@@ -9,7 +10,7 @@ use super::machine::bench;
 use super::machine::panic;
 use super::machine::{dmesg, irqs, lspci};
 use super::memory::{integrity, mem, vmmap};
-use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, reload, ring, rmmod, tell};
+use super::modules::{self, faults, insmod, kill, lsmod, modinfo, policy, reload, rmmod, tell};
 use super::network::{echoed, ip, nslookup, ping, tcpecho};
 use super::scripting::{alone, clear, echo, fails, into_file, mute, repeat, sleep, source};
 use super::settings::save;
@@ -80,7 +81,7 @@ static GROUPS: &[Group] = &[
             command!(
                 "insmod",
                 "insmod NAME [OPTIONS] [K=V]",
-                "load a module with values for its keys (modinfo); --ring 0|1: into that ring; --trace: from init on; --debug: gdb stops it there",
+                "load a module with values for its keys (modinfo); --ring 0|1: into that ring, --force: in any case; --trace: from init on; --debug: gdb stops it there",
                 "insmod e1000",
                 insmod
             ),
@@ -97,6 +98,14 @@ static GROUPS: &[Group] = &[
     Group {
         name: "drivers",
         commands: &[
+            command!(
+                "promote",
+                "promote NAME [--force] | --auto [on|off]",
+                "move a running driver into ring 0, if it has earned it; --auto: each as soon as it has",
+                "promote e1000",
+                promote
+            ),
+            command!("demote", "demote NAME", "move a running driver into ring 1", "demote e1000", demote),
             command!("ring", "ring NAME 0|1", "move a running driver to another ring", "ring e1000 0", ring),
             command!(
                 "tell",
@@ -114,8 +123,8 @@ static GROUPS: &[Group] = &[
             ),
             command!(
                 "policy",
-                "policy NAME [restart|stop|ring0-never]",
-                "what becomes of a driver that faulted; a new one forgives",
+                "policy [NAME [restart|stop|ring0-never]]",
+                "who may run in ring 0; or what becomes of a driver that faulted, where a new one forgives",
                 "policy e1000 stop",
                 policy
             ),

@@ -441,6 +441,19 @@ pub async fn read_whole(path: &str, most: usize) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
+/// Writes a file. One that is there is replaced when the new one is whole and on the medium.
+pub async fn replace_whole(path: &Path, bytes: &[u8]) -> Outcome {
+    let new = path_of(&format!("{path}.new"))?;
+    let file = tree::open_file(&new, How::Empty).await.map_err(about(&new))?;
+    file.write(0, bytes).await.map_err(about(&new))?;
+    drop(file);
+    let (mount, _) = tree::find(path).map_err(said)?;
+    // The content is on the medium before the name is.
+    mount.volume.sync().await.map_err(about(&new))?;
+    tree::rename(&new, path).await.map_err(about(path))?;
+    mount.volume.sync().await.map_err(about(path))
+}
+
 /// Returns where a file goes that is copied or moved to `to`: into it, if it is a directory.
 async fn target(from: &Path, to: Path) -> Result<Path, String> {
     match tree::stat(&to).await {

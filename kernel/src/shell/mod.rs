@@ -23,6 +23,7 @@ use ringfence_link::event::{Event, Sha256};
 
 pub mod commands;
 mod disks;
+pub mod earned;
 mod editor;
 mod files;
 mod jobs;
@@ -100,9 +101,17 @@ pub async fn run() {
     }
 }
 
+/// Saves the record, and takes all filesystems away.
+async fn end_files() {
+    if let Err(why) = earned::save_record().await {
+        println!("the record is not saved: {why}");
+    }
+    files::umount_all().await;
+}
+
 /// Stops all drivers and reboots the machine.
 async fn reboot() -> ! {
-    files::umount_all().await;
+    end_files().await;
     module::unload_all().await;
     fault::print_pending();
     power::end(Ending::Reboot)
@@ -110,7 +119,7 @@ async fn reboot() -> ! {
 
 /// Stops all drivers and ends the machine. The last line says whether commands failed.
 async fn finish(failed: usize) -> ! {
-    files::umount_all().await;
+    end_files().await;
     module::unload_all().await;
     fault::print_pending();
     link::tell_last(&Event::Ended { failed: failed as u64 });

@@ -1,5 +1,6 @@
 //! Commands about modules and running drivers.
 
+use super::earned::{into_ring_0, show_policy as show_policy_of_machine};
 use super::files::read_whole;
 use super::machine::{device_name, fence_in_words};
 use super::{Outcome, said};
@@ -12,15 +13,18 @@ use host::domain::fault::{Fault, history};
 use host::domain::trace::{self, Wish};
 use host::domain::{Handle, Ring, debug, end, offer, registry, sleep, trust, whose};
 use host::file::{Content, File};
-use host::{module, poll, pushed, reload as replacing};
+use host::{evidence, module, poll, pushed, reload as replacing};
 use hw::arch::time;
 use hw::symbols::map;
 use hw::{console, link, println};
-use ringfence_abi::manifest::Policy;
+use ringfence_abi::manifest::{Manifest, Policy};
 use ringfence_abi::register::RegisterName;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
+use ringfence_core::evidence::grouped;
+use ringfence_core::evidence::policy::Force;
+use ringfence_core::evidence::record::faults_in_words;
 use ringfence_core::limits;
 use ringfence_core::module::Module;
 use ringfence_link::event::Event;
@@ -130,7 +134,31 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
             println!("asks for  {:<18} {}", service.symbol, service.what);
         }
     }
+    show_evidence(&file, manifest);
     Ok(())
+}
+
+/// Prints what a module file has shown, and whether that is enough for ring 0.
+fn show_evidence(file: &File, manifest: &Manifest) {
+    // What its drivers do right now counts as well.
+    let loaded = registry::all().into_iter().filter(|handle| handle.lock().file.has_bytes_of(file));
+    loaded.for_each(|handle| handle.lock().witness());
+    let operations = offer::operations_noun(manifest);
+    let shown = evidence::in_words(file);
+    println!("sha256    {}", shown.hash);
+    println!("signed    {}", shown.signed);
+    let record = evidence::record_of(file);
+    println!(
+        "record    {} {operations} in {} s of ring 1 since its last fault{}",
+        grouped(record.operations),
+        grouped(record.ms / 1000),
+        faults_in_words(&record)
+    );
+    shown.report.iter().zip(["report    ", "          "]).for_each(|(line, before)| println!("{before}{line}"));
+    match evidence::decide(file, &operations, Force::NotGiven) {
+        Ok(admitted) => println!("ring 0    admitted: {admitted}"),
+        Err(why) => println!("ring 0    refused: {why}"),
+    }
 }
 
 pub fn parse_ring(arguments: &Arguments, word: &str) -> Result<Ring, String> {
@@ -194,11 +222,12 @@ async fn file_of(name: &str) -> Result<File, String> {
 
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
-    let (mut ring, mut parameters, mut is_traced, mut stops) = (None, Vec::new(), false, false);
+    let (mut ring, mut parameters, mut is_traced, mut stops, mut forced) = (None, Vec::new(), false, false, false);
     while let Some(word) = arguments.optional() {
         match word {
             "--trace" => is_traced = true,
             "--debug" => stops = true,
+            "--force" => forced = true,
             "--ring" if ring.is_some() => return arguments.wrong("the ring is given twice"),
             "--ring" => {
                 let word = arguments.word("the ring")?;
@@ -220,10 +249,19 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
         trace::begin(&name, &Wish::default()).map_err(said)?;
         tracing = Some(UntilLoaded { name, is_loaded: false });
     }
-    let handle = module::load(&file, ring, &parameters).await;
+    if forced && ring == Ring::Sandboxed {
+        return arguments.wrong("--force is for --ring 0");
+    }
+    // It is not forced before it is loaded: what forces it is a person's word about this driver.
+    let first = if forced { Ring::Sandboxed } else { ring };
+    let handle = module::load(&file, first, &parameters).await;
     let handle = handle.map_err(|error| format!("{name}: {error}"))?;
     tracing.iter_mut().for_each(|tracing| tracing.is_loaded = true);
     block::disk::settled().await;
+    if forced {
+        let name = handle.lock().name.clone();
+        into_ring_0(&name, true).await?;
+    }
     println!("{}", in_place(&handle));
     Ok(())
 }
@@ -294,27 +332,6 @@ pub async fn rmmod(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.word("the domain's name")?;
-    let word = arguments.word("the ring")?;
-    let ring = parse_ring(&arguments, word)?;
-    arguments.end()?;
-    let handle = module::find(name).map_err(said)?;
-    // A sleeping driver is not moved at once, so wait until it is awake.
-    sleep::awake(&handle).await;
-    let mut domain = handle.lock();
-    if !domain.is_alive() {
-        return Err(format!("{name} was ended; 'faults' says why"));
-    }
-    if let Some(why) = trust::distrust(&domain).filter(|_| ring == Ring::Trusted) {
-        return Err(format!("{name} stays in ring 1: {why}"));
-    }
-    domain.set_ring(ring);
-    println!("{name}: now in ring {ring}");
-    link::tell(&Event::RingChanged { name: name.into(), ring: ring as u8 });
-    Ok(())
-}
-
 /// The maximum number of lines that are shown of a driver's answer to a command.
 const ANSWER_LINES: usize = 64;
 
@@ -358,7 +375,10 @@ pub async fn kill(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
-    let name = arguments.word("the domain's name")?;
+    let Some(name) = arguments.optional() else {
+        show_policy_of_machine();
+        return Ok(());
+    };
     let word = arguments.optional();
     let policy = match word {
         Some("restart") => Some(Policy::Restart),
@@ -388,9 +408,9 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
 }
 
 fn show_policy(handle: &Handle) -> Outcome {
-    let domain = handle.lock();
+    let mut domain = handle.lock();
     let then = if domain.life.policy() == Policy::Restart { "is restarted" } else { "stays so" };
-    let ring0 = match trust::distrust(&domain) {
+    let ring0 = match trust::distrust(&mut domain) {
         None => "may run in ring 0".to_string(),
         Some(why) => format!("stays in ring 1: {why}"),
     };

@@ -2,6 +2,7 @@
 //! file; and the settings of a boot.
 
 use super::commands::run;
+use super::earned::take_from_etc;
 use super::files::{about, path_of, read_whole};
 use super::settings::{FILE, FOLDER};
 use super::{Outcome, let_drivers_return, run_all};
@@ -169,7 +170,7 @@ async fn set(text: &str, from: &str) {
 /// Carries out the settings that the ramdisk has, then mounts the disk `etc`, if there is one, and
 /// carries out the settings there.
 pub async fn at_boot(etc: Option<&str>) {
-    if let Some(text) = ramdisk::text("settings") {
+    if let Some(text) = ramdisk::text("etc/settings") {
         set(text, "the ramdisk").await;
     }
     let Some(disk) = etc else { return };
@@ -177,6 +178,7 @@ pub async fn at_boot(etc: Option<&str>) {
         println!("{FOLDER}: {error}");
         return;
     }
+    take_from_etc().await;
     let Ok(path) = path_of(FILE) else { return };
     match tree::stat(&path).await {
         Ok(_) => {}

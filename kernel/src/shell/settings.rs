@@ -2,14 +2,13 @@
 //!
 //! At boot they are carried out from the ramdisk and from `/etc` ([`super::scripting::at_boot`]).
 
-use super::files::{about, path_of};
-use super::{Outcome, said};
+use super::Outcome;
+use super::files::{path_of, replace_whole};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use fs::file::How;
-use fs::tree;
 use host::domain::{registry, trust};
+use host::promote;
 use hw::println;
 use net::Status;
 use ringfence_abi::manifest::Policy;
@@ -69,18 +68,12 @@ pub async fn save(mut arguments: Arguments<'_>) -> Outcome {
     arguments.end()?;
     let mut lines = of_limits();
     lines.extend(of_drivers());
+    if promote::is_automatic() {
+        lines.push("promote --auto".into());
+    }
     lines.extend(net::status().iter().filter(|status| !status.driver.is_empty()).flat_map(of_interface));
     let text = format!("# Settings, by 'save'. 'source' carries them out.\n{}\n", lines.join("\n"));
-    // The file that is there is replaced when the new one is whole.
-    let new = path_of(&format!("{path}.new"))?;
-    let file = tree::open_file(&new, How::Empty).await.map_err(about(&new))?;
-    file.write(0, text.as_bytes()).await.map_err(about(&new))?;
-    drop(file);
-    let (mount, _) = tree::find(&path).map_err(said)?;
-    // The content is on the medium before the name is.
-    mount.volume.sync().await.map_err(about(&new))?;
-    tree::rename(&new, &path).await.map_err(about(&path))?;
-    mount.volume.sync().await.map_err(about(&path))?;
+    replace_whole(&path, text.as_bytes()).await?;
     println!("{} settings are in {path}", lines.len());
     Ok(())
 }

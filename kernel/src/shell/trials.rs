@@ -29,7 +29,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let handle = module::find(name).map_err(said)?;
     let good = module::file(name).map_err(said)?;
     let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
-    let patched = File { name: good.name.clone(), build: good.build, bytes: Content::Made(patched.into()) };
+    let patched = File { name: good.name.clone(), build: good.build, bytes: Content::Changed(patched.into()) };
     let mute = console::mute();
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists, run_all).await;
     drop(mute);
@@ -56,14 +56,18 @@ pub async fn poke(mut arguments: Arguments<'_>) -> Outcome {
     let patch = parse_patch(&arguments, word)?;
     arguments.end()?;
     let handle = module::find(name).map_err(said)?;
-    let domain = handle.lock();
+    let mut domain = handle.lock();
     let end = patch.at.checked_add(patch.bytes.len()).map(|end| end as u64);
     if end.is_none_or(|end| end > domain.image_bytes) {
         return Err("the change does not lie inside the image".into());
     }
     module::admit_change(&domain, &patch).map_err(said)?;
-    match domain.space.write(domain.base() + IMAGE + patch.at as u64, &patch.bytes) {
-        true => Ok(()),
+    let at = domain.base() + IMAGE + patch.at as u64;
+    match domain.space.write(at, &patch.bytes) {
+        true => {
+            domain.witnessed.is_changed = true;
+            Ok(())
+        }
         false => Err("nothing is mapped there".into()),
     }
 }

@@ -42,11 +42,12 @@ fn broken_filesystems_hurt_nobody() {
     assert!(outcomes.iter().all(|outcome| outcome.module == "fat" || outcome.damage.is_empty()));
 }
 
-/// The control group: the same changes in ring 0 end kernels, and the campaign notices it.
+/// The control group: the same changes in ring 0. The kernel blames the driver for its traps there
+/// as well.
 #[test]
-fn in_ring_0_they_hurt_the_kernel() {
+fn in_ring_0_the_driver_is_blamed() {
     let trusted = outcomes(40, 0);
-    assert!(trusted.iter().any(|outcome| outcome.outcome == KERNEL_DEATH && !outcome.kernel_intact));
+    assert!(trusted.iter().any(|outcome| outcome.outcome == "page fault" && outcome.is_good()), "{trusted:#?}");
     // There is one page for both rings, so the results of an earlier run in the other ring are
     // kept.
     let directory = tempfile::tempdir().unwrap();

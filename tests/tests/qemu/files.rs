@@ -533,7 +533,7 @@ fn settings_are_there_after_a_boot() {
     std::fs::write(&settings, "limits restarts 9; limits nothing 3\n\nlimits reload-s 77\n").unwrap();
     image.put("settings", b"limits restarts 99999\nlimits restarts 8\n\xff").unwrap();
     let mut third = boot("limits restarts; limits reload-s; umount /etc");
-    third.contents.settings = Some(settings);
+    third.contents.etc_files = vec![("settings".into(), settings)];
     let text = boot_well(&third);
     for line in [
         "the ramdisk: limits nothing 3: there is no limit 'nothing'; 'limits' lists them",

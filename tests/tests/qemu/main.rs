@@ -11,6 +11,7 @@ mod collect;
 mod conform;
 mod debug;
 mod devices;
+mod earned;
 mod fence;
 mod files;
 mod gates;

@@ -35,7 +35,7 @@ fn a_policy_of_stop_leaves_it_ended_and_restart_brings_it_back() {
     assert_eq!(run.drivers("virtio-scsi")[0].state, "ended");
     assert_eq!(run.restarts("virtio-scsi"), 1);
     assert_eq!(run.data().len(), 2, "{run}");
-    assert_says(&run, "error: 'sometimes' is no policy; usage: policy NAME [restart|stop|ring0-never]");
+    assert_says(&run, "error: 'sometimes' is no policy; usage: policy [NAME [restart|stop|ring0-never]]");
 }
 
 #[test]
@@ -47,11 +47,11 @@ fn a_module_that_faulted_in_ring_1_is_not_trusted() {
     let text = run.to_string();
     assert_says(
         &text,
-        "rogue: loaded into ring 1: it faulted once in ring 1; 'policy rogue restart' or 'stop' forgives that",
+        "rogue: loaded into ring 1: it faulted once, in ring 1; 'policy rogue restart' or 'stop' forgives that",
     );
     assert_says(
         &text,
-        "error: rogue stays in ring 1: it faulted once in ring 1; 'policy rogue restart' or 'stop' forgives that",
+        "error: rogue stays in ring 1: it faulted once, in ring 1; 'policy rogue restart' or 'stop' forgives that",
     );
     assert_says(&text, "rogue: now in ring 0");
     assert_says(&text, "error: rogue stays in ring 1: it is for ring 1 only");
@@ -65,7 +65,7 @@ fn other_instances_lose_ring_0_as_well() {
     let text = boot_badly(&bare("insmod rogue --ring 0; insmod rogue; tell rogue.2 read 0; lsmod"), 1);
     assert_says(
         &text,
-        "rogue: moved to ring 1: it faulted once in ring 1; 'policy rogue restart' or 'stop' forgives that",
+        "rogue: moved to ring 1: it faulted once, in ring 1; 'policy rogue restart' or 'stop' forgives that",
     );
     assert_eq!(text.drivers("rogue")[0].ring, 1, "{text}");
 }

@@ -187,7 +187,7 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
             let mut outcome = boot.next(&setting, mutant)?;
             // A damaged kernel or service would spoil the following trials.
             let goes_on = outcome.is_good();
-            // In ring 0 nothing ends an endless loop, so the change is not tried again there.
+            // In ring 0 a driver can turn interrupts off, and then nothing ends it.
             if outcome.fell_silent && options.ring == 1 {
                 let alone = std::slice::from_ref(mutant);
                 let again = Boot::start(&setting, alone)?.next(&setting, mutant)?;

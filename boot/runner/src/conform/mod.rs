@@ -4,12 +4,14 @@
 mod disk;
 mod nic;
 mod peer;
+mod random;
 
 use crate::build::System;
-use crate::drivers;
+use crate::drivers::{self, Driver};
 use crate::machine::{Disk, End, Machine, Monitor, Running};
 use crate::output;
 use anyhow::{Result, bail};
+use fastrand::Rng;
 use peer::Peer;
 use ringfence_abi::manifest::Kind;
 use ringfence_link::event::Event;
@@ -60,6 +62,8 @@ pub struct Bench {
     name: String,
     /// How many times the test has ended the driver.
     kills: usize,
+    /// Whether faults of the driver are no failure.
+    may_fault: bool,
 }
 
 impl Bench {
@@ -99,6 +103,17 @@ impl Bench {
         self.running.wait_for_event("a restart", is_back)
     }
 
+    /// Returns how often the driver was ended, and is back.
+    fn restarts(&mut self) -> Result<u64> {
+        let name = self.name.clone();
+        self.running.type_line("lsmod")?;
+        let restarts = |event| match event {
+            Event::Drivers(drivers) => drivers.iter().find(|driver| driver.name == name).map(|driver| driver.restarts),
+            _ => None,
+        };
+        self.running.wait_for_event("the driver", restarts)
+    }
+
     fn free_frames(&mut self) -> Result<u64> {
         self.running.type_line("mem")?;
         let free = |event| if let Event::Memory { free, .. } = event { Some(free) } else { None };
@@ -131,7 +146,7 @@ impl Bench {
                 _ => None,
             })
             .collect();
-        if let Some(first) = faults.first() {
+        if let Some(first) = faults.first().filter(|_| !self.may_fault) {
             bail!("the driver was ended: {first}");
         }
         let is_back = |event: &&Event| matches!(event, Event::Restarted { name, .. } if *name == self.name);
@@ -214,8 +229,46 @@ pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcom
     Ok(outcomes)
 }
 
+/// Gives the driver `count` random inputs in ring 1. Returns how often that ended the driver; fails
+/// if it does not serve in the end.
+pub fn give_random(system: &System, options: &Options, driver: &Driver, count: usize, seed: u64) -> Result<u64> {
+    let device = match driver.kind {
+        Kind::Fs | Kind::Other => "none",
+        Kind::Nic | Kind::Scsi | Kind::Block => driver.device(options.device.as_deref())?,
+    };
+    let mut random = Rng::with_seed(seed);
+    let mut faults = 0;
+    on_bench(system, options, (driver.kind, device), 1, |bench, peer| {
+        match (driver.kind, peer) {
+            (Kind::Nic, Some(peer)) => random::frames(bench, peer, count, &mut random)?,
+            (Kind::Scsi | Kind::Block, _) => random::requests(bench, count, &mut random)?,
+            _ => random::texts(bench, count, &mut random)?,
+        }
+        faults = bench.restarts()?;
+        // They are counted, and are no failure of their own.
+        (bench.kills, bench.may_fault) = (faults as usize, true);
+        Ok(())
+    })?;
+    Ok(faults)
+}
+
 /// Boots a machine with the driver and runs one test on it.
-fn attempt(system: &System, options: &Options, (kind, device): (Kind, &str), test: Test, ring: u8) -> Result<()> {
+fn attempt(system: &System, options: &Options, device: (Kind, &str), test: Test, ring: u8) -> Result<()> {
+    on_bench(system, options, device, ring, |bench, peer| match (test, peer) {
+        (Test::Nic(test), Some(peer)) => test(bench, peer),
+        (Test::Disk(test), _) => test(bench),
+        (Test::Nic(_), None) => Ok(()),
+    })
+}
+
+/// Boots a machine with the driver in a ring, does something with it, and shuts it down in order.
+fn on_bench(
+    system: &System,
+    options: &Options,
+    (kind, device): (Kind, &str),
+    ring: u8,
+    then: impl FnOnce(&mut Bench, Option<&Peer>) -> Result<()>,
+) -> Result<()> {
     let folder = TempDir::new()?;
     let socket = folder.path().join("qmp");
     let mut machine = options.machine.clone();
@@ -224,24 +277,26 @@ fn attempt(system: &System, options: &Options, (kind, device): (Kind, &str), tes
     machine.timeout = Some(LIMIT);
     machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
     let mut peer = None;
-    match test {
-        Test::Nic(_) => {
+    (machine.nic, machine.hba) = ("none".to_string(), "none".to_string());
+    match kind {
+        Kind::Nic => {
             let (other, network) = Peer::new()?;
-            (machine.nic, machine.hba, machine.network) = (device.to_string(), "none".to_string(), Some(network));
+            (machine.nic, machine.network) = (device.to_string(), Some(network));
             peer = Some(other);
         }
-        Test::Disk(_) => {
-            (machine.nic, machine.hba) = ("none".to_string(), device.to_string());
+        Kind::Scsi | Kind::Block => {
+            machine.hba = device.to_string();
             for name in ["a.img", "b.img"] {
                 let path = folder.path().join(name);
                 File::create(&path)?.set_len(disk::BLOCKS * 512)?;
                 machine.disks.push(Disk::from(path));
             }
         }
+        Kind::Fs | Kind::Other => {}
     }
     let running = machine.start(system)?;
     let monitor = Monitor::new(&socket)?;
-    let mut bench = Bench { running, monitor, name: options.name.clone(), kills: 0 };
+    let mut bench = Bench { running, monitor, name: options.name.clone(), kills: 0, may_fault: false };
     bench.run("limits restarts 1000")?;
     bench.run("limits restart-wait-ms 0")?;
     bench.run(&format!("insmod {} --ring {ring}", options.name))?;
@@ -250,11 +305,7 @@ fn attempt(system: &System, options: &Options, (kind, device): (Kind, &str), tes
         // Each block device needs a driver instance of its own, also the second disk.
         bench.run(&format!("insmod {} --ring {ring}", options.name))?;
     }
-    match (test, &peer) {
-        (Test::Nic(test), Some(peer)) => test(&mut bench, peer)?,
-        (Test::Disk(test), _) => test(&mut bench)?,
-        (Test::Nic(_), None) => {}
-    }
+    then(&mut bench, peer.as_ref())?;
     bench.leave()
 }
 

@@ -292,6 +292,7 @@ pub fn hide_breakpoints(domain: &Domain, start: u64, data: &mut [u8]) {
 /// Returns `false` if the driver is in ring 0, or the memory is not its own.
 pub fn write(domain: &mut Domain, start: u64, data: &[u8]) -> bool {
     let is_trusted = domain.ring() == Ring::Trusted || domain.next_ring() == Ring::Trusted;
+    domain.witnessed.is_changed = true;
     if is_trusted || !domain.space.write(start, data) {
         return false;
     }

@@ -137,8 +137,8 @@ impl Fault {
     /// Records a fault of `domain`.
     pub fn new(domain: &Domain, cause: Cause, site: Site) -> Fault {
         let (at_ns, at_tsc) = (time::uptime_ns(), time::tsc());
-        trust::record_fault(domain, cause);
         let kind = kind(cause, site.exception());
+        trust::record_fault(domain, cause, kind);
         // Trace the call in which the driver was ended, if it was in a call.
         if let Site::Gate(_) = site {
             trace::note_call(domain);

@@ -14,7 +14,8 @@
 //!   CPU; [`trace`]: the record of the calls across its boundary; [`accesses`]: its accesses to its
 //!   device's registers
 //! * [`debug`]: a debugger's breakpoints, and drivers that stand still for it
-//! * [`life`], [`end`]: its states and its end; [`trust`]: whether it may run in ring 0
+//! * [`life`], [`end`]: its states and its end; [`trust`]: whether it may run in ring 0;
+//!   [`witness`]: what it does there counts for or against its file
 //! * [`timer`], [`sleep`]: its timer and its sleeps; [`saved`]: its state over a reload
 //! * [`registry`]: all loaded domains; [`whose`]: the owner of an address
 
@@ -57,6 +58,7 @@ pub mod turn;
 pub mod upcall;
 mod virtio;
 pub mod whose;
+pub mod witness;
 
 pub use hw::space::Ring;
 
@@ -149,6 +151,8 @@ pub struct Domain {
     pub stop_ticks: u64,
     /// The number of frames that are reserved for it ([`hw::memory::frames::promise`]).
     pub promised: u64,
+    /// What its file's record has of it.
+    pub witnessed: witness::Witnessed,
 }
 
 /// What a driver must prove after a reload: to run for a while without a fault.
@@ -192,6 +196,7 @@ impl Domain {
         if self.space.is_asleep() {
             self.sleep.ring = Some(ring);
         } else {
+            self.witness();
             self.space.set_ring(ring, self.imports);
             self.watch_registers();
         }

@@ -12,7 +12,7 @@ use alloc::string::String;
 use core::any::Any;
 use hw::memory::frames::Lent;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE, USED};
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{Kind, Manifest};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::passed::{Content, Moved, Passed, Side};
@@ -140,6 +140,12 @@ pub fn kind_name(kind: Kind) -> String {
 /// Returns the class of the devices that drivers of this kind offer, if they offer any.
 pub fn class(kind: Kind) -> Option<&'static dyn Class> {
     classes().find(|class| class.kind() == kind)
+}
+
+/// Returns what an operation of a module's drivers is called, in the plural.
+pub fn operations_noun(manifest: &Manifest) -> String {
+    let class = manifest.kind().ok().and_then(class);
+    class.map_or("upcalls".into(), |class| format!("{}s", class.noun()))
 }
 
 /// Maps the shared memory of a driver's queues, `len_bytes` bytes, at the address of all queues.

@@ -1,35 +1,54 @@
-//! The module files that may run in ring 0. A file that has faulted in ring 1 may not, until a
-//! person forgives it with `policy`.
+//! Whether a driver may run in ring 0: its file must have shown what this machine's policy demands
+//! ([`crate::evidence`]), and must not have faulted until a person forgives it with `policy`.
 
 use super::cause::Cause;
-use super::{Domain, Ring, registry};
+use super::{Domain, Ring, offer, registry};
+use crate::evidence;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use ringfence_abi::manifest::RING1_ONLY;
+use ringfence_core::evidence::policy::{Admitted, Force};
 use spin::Mutex;
 
-/// The number of faults of each module file in ring 1, since boot or since a person forgave it.
-static FAULTED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+/// The faults of a module file.
+#[derive(Debug, Clone, Copy, Default)]
+struct Faults {
+    count: u32,
+    /// The ring of the last fault.
+    ring: u8,
+}
+
+/// The faults of each module file, since boot or since a person forgave it.
+static FAULTED: Mutex<BTreeMap<String, Faults>> = Mutex::new(BTreeMap::new());
 
 /// Module files that a person has banned from ring 0.
 static NEVER: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Counts a fault of the module of `domain`. Being killed by a person does not count.
-pub fn record_fault(domain: &Domain, cause: Cause) {
-    if domain.ring() == Ring::Sandboxed && cause != Cause::Killed {
-        *FAULTED.lock().entry(domain.file.name.clone()).or_insert(0) += 1;
+/// Counts a fault of the module of `domain`, for which it is ended. Being killed by a person does
+/// not count.
+pub fn record_fault(domain: &Domain, cause: Cause, kind: &'static str) {
+    if cause == Cause::Killed {
+        return;
+    }
+    let ring = domain.ring() as u8;
+    let mut faulted = FAULTED.lock();
+    let faults = faulted.entry(domain.file.name.clone()).or_default();
+    *faults = Faults { count: faults.count.saturating_add(1), ring };
+    if !domain.witnessed.is_changed {
+        evidence::note_fault(&domain.file, kind, ring);
     }
 }
 
-/// Returns how often the module of `domain` faulted in ring 1 since a person forgave it.
+/// Returns how often the module of `domain` faulted since a person forgave it.
 pub fn fault_count(domain: &Domain) -> u32 {
-    FAULTED.lock().get(&domain.file.name).copied().unwrap_or(0)
+    FAULTED.lock().get(&domain.file.name).map_or(0, |faults| faults.count)
 }
 
-/// Forgets the faults of the module of `domain`.
+/// Forgets the faults of the module of `domain`. Its record keeps them.
 pub fn forgive(domain: &Domain) {
     FAULTED.lock().remove(&domain.file.name);
+    evidence::forgive(&domain.file);
 }
 
 /// Bans the module file `name` from ring 0 until the machine ends. Its domains in ring 0 are moved
@@ -49,15 +68,53 @@ pub fn is_banned(name: &str) -> bool {
     NEVER.lock().contains(name)
 }
 
-/// Returns the reason why `domain` may not run in ring 0, if there is one.
-pub fn distrust(domain: &Domain) -> Option<String> {
+/// Returns the reason why `domain` may not run in ring 0 whatever it shows, if there is one.
+fn barred(domain: &Domain) -> Option<String> {
     if domain.manifest.flags & RING1_ONLY != 0 || is_banned(&domain.file.name) {
         return Some("it is for ring 1 only".into());
     }
-    if domain.is_debugged() {
-        return Some("a debugger has breakpoints in it, or has stopped it".into());
+    domain.is_debugged().then(|| "a debugger has breakpoints in it, or has stopped it".into())
+}
+
+/// Returns the reason why `domain` must leave ring 0, if there is one.
+pub fn lost(domain: &Domain) -> Option<String> {
+    barred(domain).or_else(|| {
+        let Faults { count, ring } = FAULTED.lock().get(&domain.file.name).copied()?;
+        let times = if count == 1 { "once,".into() } else { format!("{count} times, last") };
+        (!domain.witnessed.is_forced).then(|| {
+            format!("it faulted {times} in ring {ring}; 'policy {} restart' or 'stop' forgives that", domain.name)
+        })
+    })
+}
+
+/// Decides whether `domain` may run in ring 0. The error is the reason why not.
+pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
+    let force = match (force, cfg!(feature = "force")) {
+        (false, _) => Force::NotGiven,
+        (true, true) => Force::Given,
+        (true, false) => Force::NotTaken,
+    };
+    domain.witness();
+    let why = if force == Force::Given { barred(domain) } else { lost(domain) };
+    if let Some(why) = why {
+        return Err(why);
     }
-    let faults = FAULTED.lock().get(&domain.file.name).copied()?;
-    let times = if faults == 1 { "once".into() } else { format!("{faults} times") };
-    Some(format!("it faulted {times} in ring 1; 'policy {} restart' or 'stop' forgives that", domain.name))
+    if domain.witnessed.is_changed && force != Force::Given && !evidence::is_for_development() {
+        return Err("its code or data were changed in memory, so it is not what its file says".into());
+    }
+    evidence::decide(&domain.file, &offer::operations_noun(&domain.manifest), force)
+}
+
+/// Moves a driver into ring 0, if it may run there; `force` is the word of a person that it may.
+/// Returns why it was admitted, or the reason why not.
+pub fn promote(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
+    let admitted = decide(domain, force)?;
+    domain.witnessed.is_forced = force;
+    domain.set_ring(Ring::Trusted);
+    Ok(admitted)
+}
+
+/// Returns the reason why `domain` may not run in ring 0, if there is one.
+pub fn distrust(domain: &mut Domain) -> Option<String> {
+    decide(domain, false).err()
 }

@@ -1,9 +1,9 @@
 //! Upcalls. Entering a driver is a call that returns the driver's answer, or the reason for having
 //! none.
 
-use super::Domain;
 use super::cause::{Cause, Site, UpcallError};
 use super::fault::{self, Fault};
+use super::{Domain, Ring};
 use super::{accesses, debug, trace};
 use alloc::sync::Arc;
 use hw::arch::frame::TrapFrame;
@@ -16,6 +16,7 @@ use log::Level;
 use ringfence_abi::layout::{MAILBOX, PAGE_SIZE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{self, Events, POLL};
+use ringfence_core::extent::Extent;
 use ringfence_core::passed::Side;
 
 /// The number of lines that a driver may log in one upcall.
@@ -119,6 +120,7 @@ impl Domain {
     /// Ends the driver from outside an upcall, without a report: it has done nothing wrong.
     pub fn end(&mut self, cause: Cause) {
         if self.is_alive() {
+            self.witness();
             let fault = Arc::new(Fault::new(self, cause, Site::Nowhere));
             self.life.end(fault);
         }
@@ -198,6 +200,22 @@ pub fn end_in_call(cause: Cause) -> ! {
         stand(frame)
     }
     end_current(|domain| Fault::at_gate(domain, cause))
+}
+
+/// Returns whether the driver whose upcall is under way runs in ring 0, and its own code was on top
+/// of the stack when a trap hit: at the instruction, or right below it, if what it jumped to cannot
+/// be executed. **In a service that it has called, the kernel's code is on top.**
+pub fn is_trusted_to_blame(why: DriverTrap, frame: &TrapFrame) -> bool {
+    let judge = |domain: &mut Domain| {
+        let is_own = |address: u64| domain.slot_extent().encloses(Extent::new(address, 1));
+        let jumped_to = DriverTrap::Exception { address: Some(frame.rip) };
+        if domain.ring() != Ring::Trusted || is_own(frame.rip) {
+            return domain.ring() == Ring::Trusted;
+        }
+        let mut caller = [0; size_of::<u64>()];
+        why == jumped_to && domain.space.read(frame.rsp, &mut caller) && is_own(u64::from_le_bytes(caller))
+    };
+    with_current(judge).unwrap_or(false)
 }
 
 /// Ends the driver whose upcall is under way, because of a trap.

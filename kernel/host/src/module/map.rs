@@ -6,6 +6,7 @@ use crate::domain::device::Device;
 use crate::domain::sleep::Sleep;
 use crate::domain::turn::Turn;
 use crate::domain::upcall::budget_ticks;
+use crate::domain::witness::Witnessed;
 use crate::domain::{Domain, Ring, registry};
 use crate::file::File;
 use alloc::format;
@@ -81,6 +82,7 @@ pub fn map(
         life: Life::new(module.manifest.policy().unwrap_or(Policy::Stop)),
         stop_ticks: 0,
         promised: 0,
+        witnessed: Witnessed::default(),
     };
     domain.entry = domain.base() + IMAGE + module.entry;
     let frames = budget(&domain.manifest, domain.image_bytes);

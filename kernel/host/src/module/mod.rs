@@ -110,11 +110,11 @@ async fn start(
         None => take_device(&module.manifest)?,
     };
     let mut domain = map::map(file, module, parameters, device, dead.map(|dead| dead.lock()).as_deref_mut())?;
-    match trust::distrust(&domain).filter(|_| ring == Ring::Trusted) {
-        Some(why) => {
-            console::say_about(&domain.source(), Level::Warn, format_args!("loaded into ring 1: {why}"));
-        }
-        None => domain.set_ring(ring),
+    domain.witness();
+    if ring == Ring::Trusted
+        && let Err(why) = trust::promote(&mut domain, false)
+    {
+        console::say_about(&domain.source(), Level::Warn, format_args!("loaded into ring 1: {why}"));
     }
     if let Some(offset) = watched {
         if offset >= domain.image_bytes {
@@ -197,6 +197,7 @@ pub async fn replace_with(
     {
         let (mut old, mut new) = (dead.lock(), fresh.lock());
         new.restarts = old.restarts;
+        new.witnessed.is_held = old.witnessed.is_held;
         // The first fault in a while is treated as an accident: the debt is not taken over.
         if new.life.succeed(&mut old.life) {
             poll::succeed(&mut new, &old);
@@ -278,6 +279,7 @@ pub async fn unload(name: &str) -> Result<(), LoadError> {
         }
     }
     let mut domain = handle.lock();
+    domain.witness();
     domain.life.retire();
     end::quiesce(&mut domain);
     drop(domain);

@@ -52,6 +52,9 @@ pub struct Handlers {
     /// Called when a trap may end the driver whose upcall is under way. It hit the driver, or the
     /// first instructions of a gate that the driver has called. It may change the frame.
     pub driver_trapped: fn(DriverTrap, &mut TrapFrame) -> Verdict,
+    /// Called when a trap hit ring 0 while the upcall of a trusted driver is under way. Returns
+    /// whether the driver's own code is on top of the stack, so that the driver is to blame.
+    pub trusted_is_to_blame: fn(DriverTrap, &TrapFrame) -> bool,
     /// Called when the trap ends that driver.
     pub driver_ends: fn(DriverTrap, TrapFrame) -> !,
     /// Called when the driver stands still, with the registers with which it is to go on.
@@ -89,6 +92,16 @@ pub(super) fn decide(why: DriverTrap, frame: &mut TrapFrame) {
         Verdict::GoesOn => {}
         Verdict::Stands if frame.is_in_driver() => (handlers.driver_stands)(*frame),
         Verdict::Ends | Verdict::Stands => (handlers.driver_ends)(why, *frame),
+    }
+}
+
+/// Ends the trusted driver whose upcall is under way if it is to blame for a trap. Returns if it is
+/// not.
+pub(super) fn blame_trusted(why: DriverTrap, frame: &TrapFrame) {
+    if let Some(handlers) = installed()
+        && (handlers.trusted_is_to_blame)(why, frame)
+    {
+        (handlers.driver_ends)(why, *frame)
     }
 }
 

@@ -35,6 +35,7 @@ mod msr;
 mod pic;
 pub mod port;
 pub mod power;
+pub mod rtc;
 pub mod tcg;
 pub mod time;
 pub mod trap_stacks;

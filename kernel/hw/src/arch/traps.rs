@@ -3,12 +3,14 @@
 //!
 //! **The rule of blame:** a trap with a domain's root in CR3 belongs to that domain, even in ring 0
 //! (a gate's first instructions run there with the driver's flags). A trap with the kernel's root
-//! belongs to the kernel.
+//! belongs to the kernel. A trusted driver is part of the kernel by choice: it is ended for a trap
+//! only if its own code was on top of the stack, so that nothing of the kernel's was under way.
+//! What it did to the kernel's memory before, nobody knows.
 
 use super::cpu;
 use super::entry_area;
 use super::frame::TrapFrame;
-use super::handlers::{DriverTrap, decide, end_kernel};
+use super::handlers::{DriverTrap, blame_trusted, decide, end_kernel};
 use super::interrupts;
 use super::vector;
 use super::watch;
@@ -18,19 +20,33 @@ use ringfence_core::descriptor::KERNEL_CODE;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
-/// Handles a trap that hit the kernel, or a trusted driver, which is part of the kernel by choice.
+/// Handles a trap that hit the kernel, or a trusted driver.
 pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
     // Copy the frame: another trap of the same kind reuses its place.
     let frame = *frame;
     match frame.vector {
-        vector::FIRST_INTERRUPT.. => interrupts::handle(frame.vector as u8),
+        vector::FIRST_INTERRUPT.. => {
+            interrupts::handle(frame.vector as u8);
+            let cpu = cpu::this();
+            if cpu.domain_cr3.get() != 0 && cpu.ticks_left.load(Ordering::Relaxed) == 0 {
+                blame_trusted(DriverTrap::Overrun, &frame);
+            }
+        }
         // The kernel never sends an NMI, and an NMI can come while any lock is held: it is not even
         // logged.
         vector::NMI => {}
         // A trusted driver hit the watch, or a service that it called: the service runs on the
         // driver's stack.
         vector::DEBUG if watch::noticed(frame.rip) || watch::take_met().is_some() => {}
-        vector => end_kernel(vector::name(vector), &frame, fault_address(vector)),
+        vector => {
+            let address = fault_address(vector);
+            // After a double fault or a machine check, the frame may be wrong.
+            let is_sure = ![vector::DOUBLE_FAULT, vector::MACHINE_CHECK].contains(&vector);
+            if is_sure && cpu::this().domain_cr3.get() != 0 {
+                blame_trusted(DriverTrap::Exception { address }, &frame);
+            }
+            end_kernel(vector::name(vector), &frame, address)
+        }
     }
 }
 

@@ -1,0 +1,177 @@
+//! Who may run in ring 0: the commands, and the record in `/etc` that outlives the machine.
+
+use super::files::{about, path_of, read_whole, replace_whole};
+use super::modules::parse_ring;
+use super::settings::FOLDER;
+use super::{Outcome, said};
+use alloc::format;
+use alloc::string::String;
+use embassy_futures::select::select;
+use embassy_time::Timer;
+use fs::file::How;
+use fs::tree;
+use host::domain::{Ring, registry};
+use host::{evidence, module, promote as moving};
+use hw::println;
+use ringfence_core::arguments::Arguments;
+use ringfence_core::evidence::{policy, record, report};
+use ringfence_core::limits::RECORD_S;
+
+/// The record of this machine.
+const RECORD: &str = "/etc/record";
+/// Where a record goes that is not believed.
+const DAMAGED: &str = "/etc/record.bad";
+const POLICY: &str = "/etc/policy.toml";
+const REPORTS: &str = "/etc/reports";
+const REPORT_ENDING: &str = ".report";
+/// The most files of a folder that are looked at.
+const MOST_FILES: usize = 256;
+
+pub async fn promote(mut arguments: Arguments<'_>) -> Outcome {
+    let word = arguments.word("the domain's name")?;
+    if word == "--auto" {
+        let on = match arguments.optional() {
+            None | Some("on") => true,
+            Some("off") => false,
+            Some(other) => return arguments.wrong(&format!("'{other}' is not known; there are on and off")),
+        };
+        arguments.end()?;
+        moving::set_automatic(on);
+        return Ok(());
+    }
+    let force = match arguments.optional() {
+        None => false,
+        Some("--force") => true,
+        Some(other) => return arguments.wrong(&format!("'{other}' is not known")),
+    };
+    arguments.end()?;
+    into_ring_0(word, force).await
+}
+
+/// Moves a driver into ring 0 for a person.
+pub async fn into_ring_0(name: &str, force: bool) -> Outcome {
+    let handle = module::find(name).map_err(said)?;
+    let admitted = moving::promote(&handle, force).await.map_err(|why| format!("{name} {why}"))?;
+    println!("{name}: now in ring 0: {admitted}");
+    Ok(())
+}
+
+pub async fn demote(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the domain's name")?;
+    arguments.end()?;
+    into_ring_1(name).await
+}
+
+async fn into_ring_1(name: &str) -> Outcome {
+    let handle = module::find(name).map_err(said)?;
+    moving::demote(&handle).await.map_err(|why| format!("{name} {why}"))?;
+    println!("{name}: now in ring 1");
+    Ok(())
+}
+
+pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
+    let name = arguments.word("the domain's name")?;
+    let word = arguments.word("the ring")?;
+    let ring = parse_ring(&arguments, word)?;
+    arguments.end()?;
+    match ring {
+        Ring::Trusted => into_ring_0(name, false).await,
+        Ring::Sandboxed => into_ring_1(name).await,
+    }
+}
+
+/// Prints who may run in ring 0 on this machine.
+pub fn show_policy() {
+    evidence::policy_in_words().iter().for_each(|line| println!("{line}"));
+    if moving::is_automatic() {
+        println!("automatic drivers are promoted as soon as they have earned it");
+    }
+}
+
+/// Returns whether there is something at a path.
+async fn is_there(path: &str) -> bool {
+    match path_of(path) {
+        Ok(path) => tree::stat(&path).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Takes the policy, the reports and the record from the disk at `/etc`.
+pub async fn take_from_etc() {
+    if is_there(POLICY).await {
+        let content = read_whole(POLICY, policy::MOST_BYTES).await;
+        if let Err(why) = evidence::set_policy_of_disk(POLICY, content) {
+            println!("{POLICY}: {why}");
+        }
+        moving::review();
+    }
+    for name in reports().await {
+        let path = format!("{REPORTS}/{name}");
+        let bytes = read_whole(&path, report::MOST_BYTES).await;
+        if let Err(why) = bytes.and_then(|bytes| evidence::add_report(&bytes)) {
+            println!("{path}: {why}");
+        }
+    }
+    if !is_there(RECORD).await {
+        return;
+    }
+    let restored = match read_whole(RECORD, record::MOST_BYTES).await {
+        Ok(bytes) => evidence::restore(&bytes).map_err(said),
+        Err(why) => Err(why),
+    };
+    match restored {
+        Ok(count) => println!("the record of {count} modules goes on"),
+        Err(why) => {
+            println!("{RECORD} does not count, and a new record begins: {why}");
+            if evidence::can_sign()
+                && let Err(why) = set_aside().await
+            {
+                println!("{why}");
+            }
+        }
+    }
+}
+
+/// Returns the names of the reports in `/etc`.
+async fn reports() -> alloc::vec::Vec<String> {
+    let Ok(path) = path_of(REPORTS) else { return Default::default() };
+    let Ok(folder) = tree::open(&path, How::Existing).await else { return Default::default() };
+    let Ok((entries, _)) = folder.list(MOST_FILES).await else { return Default::default() };
+    entries.into_iter().map(|entry| entry.name).filter(|name| name.ends_with(REPORT_ENDING)).collect()
+}
+
+/// Keeps a record that is not believed, out of the way of the new one.
+async fn set_aside() -> Outcome {
+    let (from, to) = (path_of(RECORD)?, path_of(DAMAGED)?);
+    tree::rename(&from, &to).await.map_err(about(&from))?;
+    println!("it is kept as {DAMAGED}");
+    Ok(())
+}
+
+/// Writes the record to `/etc`, if it has changed and there is a disk.
+pub async fn save_record() -> Outcome {
+    registry::all().iter().for_each(|handle| handle.lock().witness());
+    let Some(bytes) = evidence::unsaved() else { return Ok(()) };
+    if !tree::is_mounted_at(&path_of(FOLDER)?) {
+        return Ok(());
+    }
+    replace_whole(&path_of(RECORD)?, &bytes).await?;
+    evidence::saved();
+    Ok(())
+}
+
+/// The task that writes the record: now and then, and after each fault.
+pub async fn keep_record() {
+    let mut last = Ok(());
+    loop {
+        select(Timer::after_secs(RECORD_S.get()), evidence::urgent()).await;
+        let outcome = save_record().await;
+        // Each reason is logged once.
+        if let Err(why) = &outcome
+            && outcome != last
+        {
+            log::warn!("the record is not saved: {why}");
+        }
+        last = outcome;
+    }
+}

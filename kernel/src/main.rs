@@ -15,6 +15,7 @@ extern crate alloc;
 #[cfg(feature = "bench")]
 mod bench;
 mod debugger;
+mod page;
 mod panic;
 mod remote;
 mod shell;
@@ -128,6 +129,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, net::run);
         task::spawn(spawner, host::promote::run);
         task::spawn(spawner, shell::earned::keep_record);
+        task::spawn(spawner, page::run);
         task::spawn(spawner, shell::run);
         task::spawn(spawner, remote::run);
         task::spawn(spawner, remote::load);

@@ -13,7 +13,7 @@ fn documents() -> Vec<PathBuf> {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if entry.is_dir() {
                 below(&entry, found);
-            } else {
+            } else if entry.extension().is_some_and(|ending| ending == "md") {
                 found.push(entry);
             }
         }

@@ -42,7 +42,7 @@ const LAYERS: [(&str, &str, &[&str]); 7] = [
     ("net", "kernel/classes/net/src", &[]),
     ("scsi", "kernel/classes/scsi/src", &[]),
     ("fs", "kernel/classes/fs/src", &[]),
-    ("kernel", "kernel/src", &["trial", "bench", "panic", "traced", "streams", "shell", "debugger", "remote"]),
+    ("kernel", "kernel/src", &["trial", "bench", "panic", "traced", "streams", "shell", "page", "debugger", "remote"]),
 ];
 
 /// Largest number of files that may import each other in a circle.

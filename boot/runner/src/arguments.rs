@@ -2,12 +2,14 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use ringfence::machine::{BOARD, Disk, Machine, Opened, Protocol, can_have_iommu};
+use ringfence::machine::{BOARD, Disk, Http, Machine, Opened, Protocol, can_have_iommu};
 use ringfence::ramdisk::Contents;
 use ringfence::{build, images, keys, new, output};
+use ringfence_core::evidence::hex;
 use ringfence_core::module::Module;
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, IsTerminal};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -416,6 +418,10 @@ pub struct RunArguments {
     /// into the ramdisk.
     #[arg(long, value_name = "FILE|FOLDER")]
     etc: Vec<PathBuf>,
+    /// Serve a page that shows what the system does, at this port of the host's loopback, or at the
+    /// address before it. The console shows its URL, with a token for its buttons.
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_http)]
+    http: Option<(Ipv4Addr, u16)>,
     /// Forward a TCP port of this host to a port of the guest (repeatable): 7 echoes, 9 discards,
     /// 19 sends characters.
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
@@ -443,6 +449,15 @@ fn parse_forward(text: &str) -> Result<(u16, u16), String> {
         _ => Err(format!("'{text}' is not a port")),
     };
     Ok((port(host)?, port(guest)?))
+}
+
+fn parse_http(text: &str) -> Result<(Ipv4Addr, u16), String> {
+    let (address, port) = text.rsplit_once(':').unwrap_or(("127.0.0.1", text));
+    let address = address.parse().map_err(|_| format!("'{address}' is no IPv4 address"))?;
+    match port.parse() {
+        Ok(port @ 1..=u16::MAX) => Ok((address, port)),
+        _ => Err(format!("'{port}' is not a port")),
+    }
 }
 
 /// Fails if the file's name is not the module's, because the kernel would refuse the file. A file
@@ -579,6 +594,10 @@ impl RunArguments {
         if etc.is_some() && files.iter().all(|(name, _)| name != "machine.key") {
             files.push(("machine.key".into(), keys::of_machine()?));
         }
+        let http = match self.http {
+            Some((address, port)) => Some(Http { address, port, token: hex(&keys::random::<16>()?) }),
+            None => None,
+        };
         let ask_columns = columns.is_some() && self.exec.is_none() && std::io::stdin().is_terminal();
         Ok(Machine {
             contents: Contents {
@@ -592,6 +611,7 @@ impl RunArguments {
             etc,
             disks,
             opened,
+            http,
             forwards: self.forward.into_iter().map(|(host, guest)| (Protocol::Tcp, host, guest)).collect(),
             icount: self.icount,
             gdb: self.gdb,

@@ -19,13 +19,17 @@ pub const KEY: &str = "ringfence.key";
 /// The ending of a public key's file.
 const PUBLIC: &str = "pub";
 
+/// Returns random bytes that nobody can guess.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let read = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes));
+    read.context("cannot read /dev/urandom")?;
+    Ok(bytes)
+}
+
 /// Makes a key and writes it to `path`, which only its owner may read.
 fn make(path: &Path) -> Result<SecretKey> {
-    let mut seed = [0; 32];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut seed))
-        .context("cannot read /dev/urandom")?;
-    let key = SecretKey::from_seed(seed);
+    let key = SecretKey::from_seed(random()?);
     // A key that exists is never overwritten: what it has signed would be worth nothing.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| file.write_all(key.text().as_bytes()));

@@ -23,6 +23,10 @@ pub struct Contents {
     pub etc_files: Vec<(String, PathBuf)>,
     /// The kernel's name of the disk that is mounted at `/etc` at boot.
     pub etc: Option<String>,
+    /// Tables of the source lines of modules, by their names.
+    pub lines: Vec<(String, Vec<u8>)>,
+    /// The port that the kernel serves its page at, what a browser connects to, and a token.
+    pub http: Option<String>,
     /// Whether devices get their drivers at boot.
     pub autoload: bool,
     /// Columns of the terminal, if known.
@@ -50,6 +54,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     if let Some(disk) = &contents.etc {
         options += &format!("etc {disk}\n");
     }
+    if let Some(http) = &contents.http {
+        options += &format!("http {http}\n");
+    }
     if !contents.autoload {
         options += "no-autoload\n";
     }
@@ -75,6 +82,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
             bail!("{}: there is another {name}", path.display());
         }
         add(&format!("etc/{name}"), &read(path)?)?;
+    }
+    for (name, table) in &contents.lines {
+        add(&format!("lines/{name}"), table)?;
     }
     if let Some(exec) = &contents.exec {
         add("exec", exec.as_bytes())?;

@@ -7,6 +7,7 @@ use crate::output::printable;
 use crate::project;
 use crate::toolchain::BUILT_AS;
 use addr2line::Loader;
+use ringfence_core::lines::{address_in, table};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,28 @@ impl Sources {
     pub fn annotation(&mut self, line: &str) -> Option<String> {
         let (name, offset) = address_in(line)?;
         self.line(name, offset)
+    }
+
+    /// Returns the names of the modules whose files were [given](Sources::new).
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.files.keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Returns the table of the source lines of the module called `name`
+    /// ([`ringfence_core::lines`]), if it has debug information.
+    pub fn table(&self, name: &str) -> Option<Vec<u8>> {
+        let loader = Loader::new(self.files.get(name)?).ok()?;
+        let ranges: Vec<(u64, Option<(String, u32)>)> = loader
+            .find_location_range(0, u64::MAX)
+            .ok()?
+            .map(|(start, _, location)| {
+                let file = location.file.and_then(source_file);
+                (start, file.zip(location.line))
+            })
+            .collect();
+        Some(table(ranges.iter().map(|(at, place)| (*at, place.as_ref().map(|(file, line)| (file.as_str(), *line))))))
     }
 
     /// Returns `, FILE:LINE` of the instruction at `offset` in the module called `name`.
@@ -85,14 +108,6 @@ fn places_in_words(places: impl Iterator<Item = (String, u32)>) -> Option<String
     (!words.is_empty()).then_some(words)
 }
 
-/// Returns the module and the offset at the end of a report's line, as in ` at function+0x12
-/// (module+0x3456)`.
-fn address_in(line: &str) -> Option<(&str, u64)> {
-    let (_, inner) = line.strip_prefix("    ")?.strip_suffix(')')?.rsplit_once('(')?;
-    let (name, offset) = inner.rsplit_once("+0x")?;
-    Some((name, u64::from_str_radix(offset, 16).ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,14 +132,5 @@ mod tests {
         assert_eq!(source_file("/rustc/abc/library/core/src/ptr.rs"), None);
         assert_eq!(source_file("/root/.cargo/registry/src/x/y.rs"), None);
         assert_eq!(source_file("a\x1b[2J.c").as_deref(), Some("a?[2J.c"));
-    }
-
-    #[test]
-    fn only_places_of_reports_are_looked_up() {
-        assert_eq!(address_in("    at read+0x4 (rogue+0x3f84)"), Some(("rogue", 0x3f84)));
-        assert_eq!(address_in("        a::b+0x4 (virtio-scsi+0x10)"), Some(("virtio-scsi", 0x10)));
-        assert_eq!(address_in("at read+0x4 (rogue+0x3f84)"), None);
-        assert_eq!(address_in("    at 0x0 (null)"), None);
-        assert_eq!(address_in("    at 0x0 (null+0xzz)"), None);
     }
 }

@@ -6,6 +6,7 @@
 //!   reads the values that a person gives for a module's parameters
 //! * [`fault`]: the reasons why drivers are ended, and their texts; [`vector`], [`disassembly`]:
 //!   exceptions and machine code in words
+//! * [`lines`]: tables of source lines
 //! * [`access`]: an access to a register, from its instruction
 //! * [`elf_core`]: core files of drivers that were ended
 //! * [`trace`]: the last events; [`histogram`]: how long things took; [`passed`]: the frames and
@@ -59,6 +60,7 @@ pub mod histogram;
 pub mod life;
 pub mod limits;
 pub mod line_editor;
+pub mod lines;
 pub mod module;
 pub mod packet;
 pub mod parameter;

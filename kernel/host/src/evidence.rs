@@ -70,7 +70,7 @@ static STATE: Lazy<Mutex<State>> = Lazy::new(|| {
         keys: Vec::new(),
         machine: None,
         reports: Vec::new(),
-        chain: Chain::default(),
+        chain: Chain::of_sums(),
         is_unsaved: false,
         others: Vec::new(),
         known: VecDeque::new(),
@@ -338,7 +338,10 @@ pub fn init() {
     for (name, bytes) in files() {
         match name {
             "machine.key" => match SecretKey::parse(text(bytes)) {
-                Ok(key) => with(|state| state.machine = Some(Arc::new(key))),
+                Ok(key) => with(|state| {
+                    state.machine = Some(Arc::new(key));
+                    state.chain = Chain::default();
+                }),
                 Err(why) => log::warn!("the machine's key: {why}"),
             },
             "policy.toml" => {

@@ -21,6 +21,7 @@ use super::trace::{stats, trace};
 #[cfg(feature = "campaign")]
 use super::trials::{poke, trial};
 use super::watch::watch;
+use super::web::{get, http};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -195,6 +196,20 @@ static GROUPS: &[Group] = &[
                 "have a TCP server echo bytes, and compare",
                 "tcpecho 10.0.2.100 7 100000",
                 tcpecho
+            ),
+            command!(
+                "get",
+                "get URL [FILE]",
+                "fetch by HTTP, and show it or keep it",
+                "get http://10.0.2.2:8000/file /mnt/file",
+                get
+            ),
+            command!(
+                "http",
+                "http on [PORT] | off",
+                "serve the page that shows what the system does, and a token for its buttons",
+                "http on",
+                http
             ),
             command!("echoed", "echoed", "length and SHA-256 of the last TCP stream that was echoed", "echoed", echoed),
         ],

@@ -24,6 +24,8 @@ const DAMAGED: &str = "/etc/record.bad";
 const POLICY: &str = "/etc/policy.toml";
 const REPORTS: &str = "/etc/reports";
 const REPORT_ENDING: &str = ".report";
+/// The least time between two writes of the record, in seconds.
+const LEAST_S: u64 = 1;
 /// The most files of a folder that are looked at.
 const MOST_FILES: usize = 256;
 
@@ -173,5 +175,7 @@ pub async fn keep_record() {
             log::warn!("the record is not saved: {why}");
         }
         last = outcome;
+        // A driver may fault hundreds of times a second.
+        Timer::after_secs(LEAST_S).await;
     }
 }

@@ -27,20 +27,21 @@ pub mod earned;
 mod editor;
 mod files;
 mod jobs;
-mod machine;
+pub mod machine;
 mod memory;
 pub mod modules;
 mod network;
 mod pager;
-mod scripting;
+pub mod scripting;
 mod settings;
 #[cfg(feature = "campaign")]
 mod snippets;
-mod top;
+pub mod top;
 mod trace;
 #[cfg(feature = "campaign")]
 mod trials;
 mod watch;
+pub mod web;
 
 /// The end of a command: success, or an error in words for a person.
 pub type Outcome = Result<(), String>;
@@ -59,6 +60,11 @@ pub async fn run() {
     }
     if options.lines().any(|option| option == "piped") {
         console::set_piped();
+    }
+    if let Some(http) = options.lines().find_map(|option| option.strip_prefix("http "))
+        && let [port, host, token] = http.split(' ').collect::<Vec<_>>()[..]
+    {
+        web::turn_on(port.parse().unwrap_or(web::PORT), Some(token.into()), host);
     }
     if !options.lines().any(|option| option == "no-autoload") {
         let first: Vec<&str> = options.lines().filter_map(|option| option.strip_prefix("first ")).collect();

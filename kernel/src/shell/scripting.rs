@@ -93,15 +93,27 @@ pub async fn into_file(command: &str, path: &str, appends: bool) -> Outcome {
     const MOST: usize = 1 << 20;
     let path = path_of(path)?;
     let file = tree::open_file(&path, if appends { How::Create } else { How::Empty }).await.map_err(about(&path))?;
+    let (outcome, output, lost_bytes) = captured(run(command), MOST).await;
+    let end = if appends { file.stat().len_bytes } else { 0 };
+    file.write(end, output.as_bytes()).await.map_err(about(&path))?;
+    match lost_bytes {
+        0 => outcome,
+        count => Err(format!("{count} bytes of its output are lost: it has more than {MOST}")),
+    }
+}
+
+/// Runs a command; returns the outcome, up to `most` bytes of the output, and how many bytes it had
+/// more.
+pub async fn captured(running: impl Future<Output = Outcome>, most: usize) -> (Outcome, String, usize) {
     let (mut output, mut lost_bytes) = (String::new(), 0);
-    let mut running = Box::pin(run(command));
+    let mut running = Box::pin(running);
     let outcome = poll_fn(|context| {
         // Only while this command has its turn: others print where they did.
         let capture = console::capture();
         let polled = running.as_mut().poll(context);
         let captured = capture.take();
         lost_bytes += captured.lost_bytes;
-        if output.len() + captured.text.len() > MOST || output.try_reserve(captured.text.len()).is_err() {
+        if output.len() + captured.text.len() > most || output.try_reserve(captured.text.len()).is_err() {
             lost_bytes += captured.text.len();
         } else {
             output += &captured.text;
@@ -109,12 +121,7 @@ pub async fn into_file(command: &str, path: &str, appends: bool) -> Outcome {
         polled
     })
     .await;
-    let end = if appends { file.stat().len_bytes } else { 0 };
-    file.write(end, output.as_bytes()).await.map_err(about(&path))?;
-    match lost_bytes {
-        0 => outcome,
-        count => Err(format!("{count} bytes of its output are lost: it has more than {MOST}")),
-    }
+    (outcome, output, lost_bytes)
 }
 
 pub async fn source(mut arguments: Arguments<'_>) -> Outcome {

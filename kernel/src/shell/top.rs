@@ -24,7 +24,7 @@ const SECONDS: u64 = 1;
 const MOST_SECONDS: u64 = 3600;
 
 /// What the drivers had done at some moment.
-struct Snapshot {
+pub struct Snapshot {
     at: u64,
     idle: u64,
     /// The drivers, which may be gone by now, and what they had done.
@@ -32,7 +32,8 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn take() -> Snapshot {
+    /// Returns what the drivers have done until now.
+    pub fn take() -> Snapshot {
         let drivers = registry::all().into_iter().map(|handle| (Arc::downgrade(&handle), handle.lock().activity()));
         Snapshot { at: time::tsc(), idle: interrupts::idle_ticks(), drivers: drivers.collect() }
     }
@@ -44,7 +45,7 @@ impl Snapshot {
     }
 
     /// Returns what the drivers have done since.
-    fn rates(&self) -> event::Event<'static> {
+    pub fn rates(&self) -> event::Event<'static> {
         let ticks = time::tsc().saturating_sub(self.at).max(1);
         let seconds = time::nanoseconds(ticks) as f64 / 1e9;
         let percent = |part: u64| (100.0 * part as f64 / ticks as f64).min(100.0);

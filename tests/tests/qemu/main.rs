@@ -4,6 +4,7 @@
 mod bench;
 mod block;
 mod boot;
+mod browser;
 mod campaign;
 mod changed;
 mod checkout;
@@ -21,6 +22,7 @@ mod lies;
 mod link;
 mod modules;
 mod network;
+mod page;
 mod peer;
 mod policy;
 mod push;

@@ -105,6 +105,7 @@ fn no_more_memory_is_promised_than_there_is() {
     let stubborn = [(METHOD, 0), (DMA_BYTES, 7 * MIB)];
     let (other, _directory) = with_other_manifest("e1000", "stubborn", &stubborn, "");
     machine.contents.modules.extend(other.contents.modules);
+    machine.memory = 72;
     let text = boot_badly(&unfenced(machine), 1);
     assert_says(&text, ".0 is set aside for good");
     // Five of them would fit if nothing was set aside.

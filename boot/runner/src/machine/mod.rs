@@ -31,6 +31,7 @@ use anyhow::{Context, Result, bail};
 use disk::in_option;
 use files::RunFiles;
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::net::{TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -112,6 +113,8 @@ pub struct Machine {
     pub memory: u32,
     /// Forwarded ports: protocol, port of the host, port of the guest.
     pub forwards: Vec<(Protocol, u16, u16)>,
+    /// Where the host serves the guest's page.
+    pub http: Option<Http>,
     /// The network that the card is connected to, as QEMU's `-netdev` takes it; QEMU's user network
     /// if `None`.
     pub network: Option<String>,
@@ -138,6 +141,27 @@ pub enum Protocol {
     Udp,
 }
 
+/// Where the host serves the guest's page.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// The host's address.
+    pub address: Ipv4Addr,
+    /// The host's port.
+    pub port: u16,
+    /// What a request must have to do something.
+    pub token: String,
+}
+
+impl Http {
+    /// The guest's port.
+    const GUEST: u16 = 80;
+
+    /// Returns the kernel's option: the guest's port, what a browser connects to, and the token.
+    fn option(&self) -> String {
+        format!("{} {}:{} {}", Http::GUEST, self.address, self.port, self.token)
+    }
+}
+
 impl Default for Machine {
     fn default() -> Machine {
         Machine {
@@ -157,6 +181,7 @@ impl Default for Machine {
             hba: "virtio-scsi-pci".to_string(),
             memory: 64,
             forwards: Vec::new(),
+            http: None,
             network: None,
             pcap: None,
             accel: "tcg".to_string(),
@@ -225,8 +250,12 @@ impl Machine {
             }
             (Boot::Direct, None) => {
                 let others = self.disks.len().max(usize::from(self.scratch));
-                let contents =
-                    Contents { etc: self.etc.as_ref().map(|_| format!("disk{others}")), ..self.contents.clone() };
+                let contents = Contents {
+                    etc: self.etc.as_ref().map(|_| format!("disk{others}")),
+                    http: self.http.as_ref().map(Http::option),
+                    lines: if self.http.is_some() { self.lines(system, files) } else { Vec::new() },
+                    ..self.contents.clone()
+                };
                 let ramdisk = files.write("ramdisk.tar", &ramdisk::pack(system, &contents)?)?;
                 qemu.arg("-kernel").arg(&system.loader).arg("-initrd").arg(ramdisk);
             }
@@ -262,9 +291,20 @@ impl Machine {
         }
     }
 
+    /// Returns the tables of the source lines of all modules.
+    fn lines(&self, system: &System, files: &RunFiles) -> Vec<(String, Vec<u8>)> {
+        let sources = self.sources(system, files);
+        sources.names().into_iter().filter_map(|name| Some((name.clone(), sources.table(&name)?))).collect()
+    }
+
     fn attach_network(&self, qemu: &mut Command) -> Result<()> {
         if self.nic == "none" {
-            for (wanted, option) in [(!self.forwards.is_empty(), "--forward"), (self.pcap.is_some(), "--pcap")] {
+            let wanted = [
+                (!self.forwards.is_empty(), "--forward"),
+                (self.http.is_some(), "--http"),
+                (self.pcap.is_some(), "--pcap"),
+            ];
+            for (wanted, option) in wanted {
                 if wanted {
                     bail!("{option} needs a network card, but --nic is none");
                 }
@@ -273,8 +313,12 @@ impl Machine {
             return Ok(());
         }
         let mut network = self.network.clone().unwrap_or_else(|| "user".to_string()) + ",id=net0";
-        if !self.forwards.is_empty() && !network.starts_with("user") {
-            bail!("--forward needs QEMU's user network, but --network is {}", network.trim_end_matches(",id=net0"));
+        let forwards = !self.forwards.is_empty() || self.http.is_some();
+        if forwards && !network.starts_with("user") {
+            bail!(
+                "--forward and --http need QEMU's user network, but --network is {}",
+                network.trim_end_matches(",id=net0")
+            );
         }
         for (protocol, host, guest) in &self.forwards {
             let protocol = match protocol {
@@ -282,6 +326,9 @@ impl Machine {
                 Protocol::Udp => "udp",
             };
             network += &format!(",hostfwd={protocol}:127.0.0.1:{host}-:{guest}");
+        }
+        if let Some(Http { address, port, .. }) = &self.http {
+            network += &format!(",hostfwd=tcp:{address}:{port}-:{}", Http::GUEST);
         }
         // Where the device has an option for it, interrupts are not delayed by 130 microseconds
         // (QEMU 7.2 has this option, 10.0 does not).

@@ -33,14 +33,14 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
 /// A socket of one command, which is removed when this is dropped. Data that one command cannot
 /// send does not block other commands.
-struct OwnSocket {
+pub(crate) struct OwnSocket {
     /// Number of the socket's interface, which may go before the socket does.
     interface: u64,
-    handle: SocketHandle,
+    pub(crate) handle: SocketHandle,
 }
 
 impl OwnSocket {
-    fn open(number: u64, socket: impl AnySocket<'static>) -> Result<OwnSocket, String> {
+    pub(crate) fn open(number: u64, socket: impl AnySocket<'static>) -> Result<OwnSocket, String> {
         let mut interfaces = INTERFACES.lock();
         let interface = interfaces.iter_mut().find(|interface| interface.number == number);
         let interface = interface.ok_or("the interface is gone")?;
@@ -48,12 +48,12 @@ impl OwnSocket {
     }
 
     /// Finds the socket's interface.
-    fn interface<'a>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut Interface> {
+    pub(crate) fn interface<'a>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut Interface> {
         interfaces.iter_mut().find(|interface| interface.number == self.interface)
     }
 
     /// Returns the socket, unless its interface is gone.
-    fn get<'a, T: AnySocket<'static>>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut T> {
+    pub(crate) fn get<'a, T: AnySocket<'static>>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut T> {
         Some(self.interface(interfaces)?.sockets.get_mut(self.handle))
     }
 }
@@ -215,6 +215,29 @@ async fn ask(number: u64, server: Ipv4Addr, name: &str) -> Result<Answer, String
     Ok(with_timeout(SERVER_LIMIT, answered).await.unwrap_or(Answer::Silence))
 }
 
+/// Makes a TCP socket with buffers of its own at the interface `number`.
+pub(crate) fn open_tcp(number: u64) -> Result<OwnSocket, String> {
+    let buffer = || Ok::<_, String>(tcp::SocketBuffer::new(hw::memory::buffer(BUFFER_BYTES)?));
+    OwnSocket::open(number, tcp::Socket::new(buffer()?, buffer()?))
+}
+
+/// Begins to connect to `host` and `port`.
+pub(crate) async fn connect(host: Ipv4Addr, port: u16) -> Result<OwnSocket, String> {
+    let own = open_tcp(route(host).await?)?;
+    let local = FIRST_CLIENT_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
+    let mut interfaces = INTERFACES.lock();
+    let interface = own.interface(&mut interfaces).ok_or("the interface is gone");
+    let begun = interface.map(|interface| {
+        let socket = interface.sockets.get_mut::<tcp::Socket>(own.handle);
+        socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local)
+    });
+    // The lock must be released first: dropping the socket takes it.
+    drop(interfaces);
+    begun?.map_err(|_| "no connection can be made")?;
+    wake();
+    Ok(own)
+}
+
 /// Returns the byte at `offset` of the data that is sent.
 fn pattern(offset: usize) -> u8 {
     (offset.wrapping_mul(0x9e37_79b1) >> 16) as u8
@@ -223,23 +246,7 @@ fn pattern(offset: usize) -> u8 {
 /// Sends `len_bytes` bytes to the echo server at `host` and `port`, and compares the bytes that
 /// come back.
 pub async fn echo(host: Ipv4Addr, port: u16, len_bytes: usize) -> Result<(), String> {
-    let number = route(host).await?;
-    let own = {
-        let buffer = || Ok::<_, String>(tcp::SocketBuffer::new(hw::memory::buffer(BUFFER_BYTES)?));
-        let own = OwnSocket::open(number, tcp::Socket::new(buffer()?, buffer()?))?;
-        let local = FIRST_CLIENT_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
-        let mut interfaces = INTERFACES.lock();
-        let interface = own.interface(&mut interfaces).ok_or("the interface is gone");
-        let begun = interface.map(|interface| {
-            let socket = interface.sockets.get_mut::<tcp::Socket>(own.handle);
-            socket.connect(interface.stack.context(), (IpAddress::Ipv4(host), port), local)
-        });
-        // The lock must be released first: dropping the socket takes it.
-        drop(interfaces);
-        begun?.map_err(|_| "no connection can be made")?;
-        own
-    };
-    wake();
+    let own = connect(host, port).await?;
     let (mut sent, mut received) = (0, 0);
     let result = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();

@@ -4,6 +4,7 @@
 //! * [`interface`]: a driver, the stack above it, and its address
 //! * [`adapter`]: a driver's queues as the stack sees them; [`queues`]: frames to and from a driver
 //! * [`client`]: ping, name look-ups, and a TCP client that checks an echo server
+//! * [`stream`]: TCP connections for other parts of the kernel
 //!
 //! The servers are in `core/servers.rs`: echo (7), discard (9) and character generator (19). The
 //! DHCP client is in `core/dhcp.rs`.
@@ -52,6 +53,7 @@ mod class;
 pub mod client;
 mod interface;
 pub mod queues;
+pub mod stream;
 
 static INTERFACES: Mutex<Vec<Interface>> = Mutex::new(Vec::new());
 pub use class::CLASS;

@@ -129,6 +129,8 @@ pub fn faults_in_words(tally: &Tally) -> String {
 /// A record that goes on.
 #[derive(Debug, Clone)]
 pub struct Chain {
+    /// Whether it has lines, and not only sums.
+    has_text: bool,
     text: String,
     link: Hash,
     tallies: Tallies,
@@ -177,11 +179,17 @@ fn word(text: &str) -> String {
 
 impl Default for Chain {
     fn default() -> Chain {
-        Chain { text: format!("{FIRST}\n"), link: hash(FIRST.as_bytes()), tallies: Tallies::new() }
+        Chain { has_text: true, ..Chain::of_sums() }
     }
 }
 
 impl Chain {
+    /// Makes a record without lines, which nobody will sign.
+    pub fn of_sums() -> Chain {
+        let (text, link) = (format!("{FIRST}\n"), hash(FIRST.as_bytes()));
+        Chain { has_text: false, text, link, tallies: Tallies::new() }
+    }
+
     /// Returns what the record says.
     pub fn tallies(&self) -> &Tallies {
         &self.tallies
@@ -204,9 +212,13 @@ impl Chain {
         if !self.tallies.contains_key(file) && self.tallies.len() >= MOST_MODULES {
             let oldest = self.tallies.iter().min_by_key(|(_, tally)| tally.last).map(|(file, _)| *file);
             oldest.and_then(|oldest| self.tallies.remove(&oldest));
-            self.sum_up(at);
+            if self.has_text {
+                self.sum_up(at);
+            }
         }
-        self.line(&format!("{at} {} {name} {what}", hex(file)));
+        if self.has_text {
+            self.line(&format!("{at} {} {name} {what}", hex(file)));
+        }
         let tally = self.tallies.entry(*file).or_default();
         tally.name = name;
         tally.add(done, at);
@@ -256,7 +268,7 @@ impl Chain {
         let text = core::str::from_utf8(content).map_err(|_| Damaged::NoRecord)?;
         let mut lines = text.strip_suffix('\n').ok_or(Damaged::NoRecord)?.split('\n');
         let first = lines.next().filter(|first| first.starts_with(FIRST)).ok_or(Damaged::NoRecord)?;
-        let mut chain = Chain { text: text.to_string(), link: hash(first.as_bytes()), tallies: Tallies::new() };
+        let mut chain = Chain { text: text.to_string(), link: hash(first.as_bytes()), ..Chain::default() };
         for (line, number) in lines.zip(2..) {
             let (line, own) = line.rsplit_once(' ').ok_or(Damaged::Line(number))?;
             chain.link = link(&chain.link, line);

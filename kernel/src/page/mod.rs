@@ -1,0 +1,222 @@
+//! The page: what the system does, for a browser, over HTTP (RFC 9110) with picoserve.
+//!
+//! * `/`: a page that works without anything from outside ([`page.html`](../page.html))
+//! * `/api`: the same as JSON ([`state`])
+//! * `/metrics`: for Prometheus, in its text format ([`metrics`])
+//! * `POST /do/VERB/NAME`: what a button does ([`actions`])
+//!
+//! **Whoever reaches the port can look. Only who has the token can do something**, and nothing but
+//! what there is a button for. The token is in the URL that the console shows, behind `#`, so that
+//! a browser sends it to nobody; the page sends it in a header, which no page of another site can
+//! make a browser do.
+
+mod actions;
+mod metrics;
+mod state;
+
+use crate::shell::web;
+use alloc::string::{String, ToString};
+use embassy_futures::join::{join, join3};
+use embassy_futures::select::select;
+use embassy_time::Timer;
+use net::stream::{Half, Lost, Stream};
+use picoserve::extract::{FromRequestParts, Query};
+use picoserve::io::{ErrorType, Read, Socket, Write};
+use picoserve::mem::BorrowedBuffer;
+use picoserve::request::RequestParts;
+use picoserve::response::{ErrorWithStatusCode, IntoResponse, Response, StatusCode};
+use picoserve::routing::{get, get_service, parse_path_segment, post};
+use picoserve::time::Duration;
+use picoserve::{Config, Router, Server, Timeouts};
+
+/// The most bytes of a request's head.
+const REQUEST_BYTES: usize = 4096;
+/// Bytes of a response that are put together before they are sent.
+const PIECE_BYTES: usize = 1024;
+/// The wait for an interface.
+const RETRY_MS: u64 = 500;
+/// The header with the token.
+const TOKEN_HEADER: &str = "X-Ringfence-Token";
+
+/// The task that serves the page, and looks at the system meanwhile. Three connections are served
+/// at the same time: a browser may open one and say nothing.
+pub async fn run() {
+    let connections = join3(serve_one(), serve_one(), serve_one());
+    let sampled = async {
+        let Some(mut changed) = web::changes() else { return };
+        loop {
+            while web::served().is_none() {
+                changed.changed().await;
+            }
+            state::sample();
+            select(Timer::after_millis(state::SAMPLE_MS), changed.changed()).await;
+        }
+    };
+    join(connections, sampled).await;
+}
+
+/// Serves one connection after the other, for ever.
+async fn serve_one() {
+    let Some(mut changed) = web::changes() else { return };
+    let app = Router::new()
+        .route("/", get_service(picoserve::response::File::html(include_str!("page.html"))))
+        .route("/api", get(async |Query(asked): Query<Asked>| json(state::json(asked.since))))
+        .route("/metrics", get(async || text(metrics::text())))
+        .route(
+            ("/do", parse_path_segment::<String>(), parse_path_segment::<String>()),
+            post(async |(verb, name): (String, String), _: Allowed| json(actions::carry_out(&verb, &name).await)),
+        );
+    let timeouts = Timeouts {
+        start_read_request: Duration::from_secs(5),
+        persistent_start_read_request: Duration::from_secs(5),
+        read_request: Duration::from_secs(5),
+        write: Duration::from_secs(10),
+    };
+    let config = Config::new(timeouts);
+    loop {
+        let Some(port) = web::served() else {
+            changed.changed().await;
+            continue;
+        };
+        let one = async {
+            match Stream::accept(port).await {
+                Ok(stream) => {
+                    // A peer that leaves early, or speaks something else, is nobody's fault.
+                    let mut buffer = [0; REQUEST_BYTES];
+                    let _ = Server::custom(&app, Timing, &config, &mut buffer).serve(Connection(stream)).await;
+                }
+                Err(_) => Timer::after_millis(RETRY_MS).await,
+            }
+        };
+        select(one, changed.changed()).await;
+    }
+}
+
+fn json(text: String) -> impl IntoResponse {
+    Response::ok(text).with_header("Content-Type", "application/json").with_header("Cache-Control", "no-store")
+}
+
+fn text(text: String) -> impl IntoResponse {
+    Response::ok(text).with_header("Cache-Control", "no-store")
+}
+
+/// What the page asks for: what happened after this time, in milliseconds since boot.
+#[derive(serde::Deserialize)]
+struct Asked {
+    #[serde(default)]
+    since: u64,
+}
+
+/// A request that may do something.
+struct Allowed;
+
+/// A request that has no token, or another one.
+#[derive(Debug)]
+struct NotAllowed;
+
+impl core::fmt::Display for NotAllowed {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("this needs the token in the URL that the console shows")
+    }
+}
+
+impl ErrorWithStatusCode for NotAllowed {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::FORBIDDEN
+    }
+}
+
+impl IntoResponse for NotAllowed {
+    async fn write_to<R: Read, W: picoserve::response::ResponseWriter<Error = R::Error>>(
+        self,
+        connection: picoserve::response::Connection<'_, R>,
+        writer: W,
+    ) -> Result<picoserve::ResponseSent, W::Error> {
+        Response::new(StatusCode::FORBIDDEN, self.to_string()).write_to(connection, writer).await
+    }
+}
+
+impl<'r, State> FromRequestParts<'r, State> for Allowed {
+    type Rejection = NotAllowed;
+
+    async fn from_request_parts(_: &'r State, request: &RequestParts<'r>) -> Result<Allowed, NotAllowed> {
+        let given = request.headers().get(TOKEN_HEADER);
+        let is_allowed = given.is_some_and(|given| web::is_allowed(given.as_raw()));
+        is_allowed.then_some(Allowed).ok_or(NotAllowed)
+    }
+}
+
+/// The kernel's clock, for picoserve.
+struct Timing;
+/// The kernel's executor, for picoserve.
+struct Kernel;
+
+impl picoserve::time::Timer<Kernel> for Timing {
+    async fn delay(&self, duration: Duration) {
+        Timer::after_millis(duration.as_millis()).await;
+    }
+}
+
+/// A connection, for picoserve.
+struct Connection(Stream);
+
+struct Reader<'a>(Half<'a>);
+struct Writer<'a>(Half<'a>);
+
+impl ErrorType for Reader<'_> {
+    type Error = Lost;
+}
+
+impl Read for Reader<'_> {
+    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Lost> {
+        self.0.read(to).await
+    }
+}
+
+impl ErrorType for Writer<'_> {
+    type Error = Lost;
+}
+
+impl embedded_io_async::Write for Writer<'_> {
+    async fn write(&mut self, from: &[u8]) -> Result<usize, Lost> {
+        embedded_io_async::Write::write(&mut self.0, from).await
+    }
+
+    async fn flush(&mut self) -> Result<(), Lost> {
+        embedded_io_async::Write::flush(&mut self.0).await
+    }
+}
+
+impl Write for Writer<'_> {
+    async fn write_with<F: FnOnce(picoserve::mem::BorrowedCursor<'_>) -> R, R>(&mut self, then: F) -> Result<R, Lost> {
+        let mut room = [0; PIECE_BYTES];
+        let mut buffer = BorrowedBuffer::new(&mut room);
+        let result = then(buffer.unfilled());
+        embedded_io_async::Write::write_all(&mut self.0, buffer.filled()).await?;
+        Ok(result)
+    }
+}
+
+impl Socket<Kernel> for Connection {
+    type Error = Lost;
+    type ReadHalf<'a> = Reader<'a>;
+    type WriteHalf<'a> = Writer<'a>;
+
+    fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
+        let (reader, writer) = self.0.halves();
+        (Reader(reader), Writer(writer))
+    }
+
+    async fn abort<T: picoserve::time::Timer<Kernel>>(self, _: &Timeouts, _: &T) -> Result<(), picoserve::Error<Lost>> {
+        Ok(())
+    }
+
+    async fn shutdown<T: picoserve::time::Timer<Kernel>>(
+        self,
+        timeouts: &Timeouts,
+        timer: &T,
+    ) -> Result<(), picoserve::Error<Lost>> {
+        let closed = timer.run_with_timeout(timeouts.write, self.0.close()).await;
+        closed.map_err(picoserve::Error::WriteTimeout)?.map_err(picoserve::Error::Write)
+    }
+}

@@ -414,8 +414,8 @@ pub struct RunArguments {
     /// What this machine is told (repeatable). A text file with shell commands: settings that are
     /// carried out at boot. A disk image with a filesystem: it is mounted at /etc, and 'save' and
     /// the record of modules are written to it; it is made if there is none. A folder: its
-    /// settings, policy.toml, keys/*.pub, reports/*.report, records/*.record and machine.key go
-    /// into the ramdisk.
+    /// settings, policy.toml, keys/*.pub, machines/*.pub, reports/*.report, records/*.record and
+    /// machine.key go into the ramdisk.
     #[arg(long, value_name = "FILE|FOLDER")]
     etc: Vec<PathBuf>,
     /// Serve a page that shows what the system does, at this port of the host's loopback, or at the
@@ -549,6 +549,7 @@ fn add_folder(folder: &Path, files: &mut Vec<(String, PathBuf)>) -> Result<()> {
     for (within, names, ending) in [
         ("", &["settings", "policy.toml", "machine.key"][..], ""),
         ("keys/", &[], ".pub"),
+        ("machines/", &[], ".pub"),
         ("reports/", &[], ".report"),
         ("records/", &[], ".record"),
     ] {

@@ -66,6 +66,10 @@ pub static RESTART_WAIT_MS: Limit =
     Limit::new("restart-wait-ms", "ms before the second restart, doubled for each one", [0, 10, 1000]);
 /// How long a driver that was reloaded is on probation: a fault brings the build before it back.
 pub static RELOAD_S: Limit = Limit::new("reload-s", "seconds in which a fault undoes a reload", [0, 10, 3600]);
+/// The names of the limits that a disk's settings do not change: they let code and devices in that
+/// protection does not hold for.
+pub const PROTECTIVE: [&str; 4] = ["ss-loads", "seg-loads", "lock-bts", "unfenced"];
+
 /// How often the record of what modules did is written to `/etc`.
 pub static RECORD_S: Limit =
     Limit::new("record-s", "seconds between two writes of the record to /etc", [1, 60, 86_400]);

@@ -5,6 +5,7 @@
 //! the reason. It maps nothing and runs nothing. **It returns for any bytes**: it never panics, and
 //! takes no more memory than a small multiple of the file's length.
 
+use crate::evidence::signed::Signed;
 use crate::extent::{Extent, align_up};
 use crate::parameter::Declared;
 use crate::tcg::{self, Hole};
@@ -240,8 +241,10 @@ fn grantable(manifest: &Manifest, number: usize) -> bool {
 }
 
 impl<'a> Module<'a> {
-    /// Reads a module file and checks it.
+    /// Reads a module file and checks it. Signatures behind its content are no part of the module:
+    /// it is known by the hash of the rest.
     pub fn parse(file: &'a [u8]) -> Result<Module<'a>, ModuleError> {
+        let file = Signed::parse(file).map_or(file, |signed| signed.content);
         let header = Header::parse(file).map_err(|_| ModuleError::NotElf)?;
         if !header.is_little_endian() || header.e_machine(LE) != elf::EM_X86_64 || header.e_type(LE) != elf::ET_DYN {
             return Err(ModuleError::NotSharedObject);

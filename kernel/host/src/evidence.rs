@@ -54,12 +54,15 @@ struct State {
     /// Where the policy comes from, for a person, or what is wrong with it.
     from: String,
     keys: Vec<Trusted>,
+    /// Keys of machines, whose records count and nothing else.
+    machines: Vec<Trusted>,
     machine: Option<Arc<SecretKey>>,
     reports: Vec<About>,
     chain: Chain,
     /// Whether the chain has lines that are not saved.
     is_unsaved: bool,
-    others: Vec<Tallies>,
+    /// The records of other machines, by their keys.
+    others: Vec<(PublicKey, Tallies)>,
     known: VecDeque<Known>,
 }
 
@@ -68,6 +71,7 @@ static STATE: Lazy<Mutex<State>> = Lazy::new(|| {
         policy: Policy::for_development(),
         from: "built in".into(),
         keys: Vec::new(),
+        machines: Vec::new(),
         machine: None,
         reports: Vec::new(),
         chain: Chain::of_sums(),
@@ -145,9 +149,15 @@ fn add(notes: &mut Vec<Note>, file: &File, what: What) {
         return;
     }
     if notes.len() >= MOST_NOTES {
-        // What was served can be left out: nothing is admitted for what is not in its record.
-        let place = notes.iter().position(|note| matches!(note.what, What::Served { .. }));
-        notes.remove(place.unwrap_or(0));
+        // What was served can be left out: nothing is admitted for what is not in its record. A
+        // fault in ring 0 is left out last.
+        let weight = |note: &Note| match note.what {
+            What::Served { .. } => 0,
+            What::Fault(_, 1) => 1,
+            What::Fault(..) | What::Forgiven => 2,
+        };
+        let lightest = notes.iter().enumerate().min_by_key(|(_, note)| weight(note)).map(|(place, _)| place);
+        lightest.map(|place| notes.remove(place));
     }
     notes.push(Note { file: file.clone(), at: rtc::unix_seconds(), what });
     if notes.len() > MOST_NOTES / 2 {
@@ -201,7 +211,7 @@ impl State {
         let notes = NOTES.lock().clone();
         let own = notes.iter().filter(|note| self.known(&note.file).hash == *of);
         own.for_each(|note| tally.add(note.what.done(), note.at));
-        self.others.iter().filter_map(|tallies| tallies.get(of)).for_each(|other| tally.join(other));
+        self.others.iter().filter_map(|(_, tallies)| tallies.get(of)).for_each(|other| tally.join(other));
         tally
     }
 
@@ -226,7 +236,8 @@ impl State {
 pub fn decide(file: &File, operations: &str, force: Force) -> Result<Admitted, String> {
     with(|state| {
         // Nothing depends on the file then, and a file is not identified in vain.
-        if state.policy.development && state.chain.tallies().is_empty() && state.others.is_empty() {
+        let has_none = state.chain.tallies().is_empty() && state.others.is_empty() && NOTES.lock().is_empty();
+        if state.policy.development && has_none {
             return Ok(Admitted::Development);
         }
         let known = state.known(file);
@@ -302,9 +313,10 @@ pub fn policy_in_words() -> Vec<String> {
             Some(_) => line.to_string(),
             None => format!("          {line}"),
         }));
-        for Trusted { name, key } in &state.keys {
-            lines.push(format!("trusts    {name}, ed25519 key {}", short(key.bytes())));
-        }
+        let trusts =
+            |key: &Trusted, what| format!("trusts    {}, ed25519 key {}{what}", key.name, short(key.key.bytes()));
+        lines.extend(state.keys.iter().map(|key| trusts(key, "")));
+        lines.extend(state.machines.iter().map(|key| trusts(key, ", for records")));
         lines.push(match &state.machine {
             Some(key) => format!("machine   signs its records with ed25519 key {}", short(key.public().bytes())),
             None => "machine   has no key: records are kept until it ends".into(),
@@ -325,16 +337,18 @@ pub fn init() {
         files().filter_map(move |(name, bytes)| Some((name.strip_prefix(folder)?.strip_suffix(ending)?, bytes)))
     };
     let text = |bytes: &'static [u8]| core::str::from_utf8(bytes).unwrap_or_default();
-    for (name, bytes) in within("keys/", ".pub") {
-        match PublicKey::parse(text(bytes)) {
-            Ok(key) => with(|state| {
-                if state.keys.len() < MOST {
-                    state.keys.push(Trusted { name: name.to_string(), key });
-                }
-            }),
-            Err(why) => log::warn!("key {name} is not trusted: {why}"),
-        }
-    }
+    let read_keys = |folder| {
+        let read = |(name, bytes): (&str, _)| match PublicKey::parse(text(bytes)) {
+            Ok(key) => Some(Trusted { name: name.to_string(), key }),
+            Err(why) => {
+                log::warn!("key {name} is not trusted: {why}");
+                None
+            }
+        };
+        within(folder, ".pub").filter_map(read).take(MOST).collect::<Vec<Trusted>>()
+    };
+    let (keys, machines) = (read_keys("keys/"), read_keys("machines/"));
+    with(|state| (state.keys, state.machines) = (keys, machines));
     for (name, bytes) in files() {
         match name {
             "machine.key" => match SecretKey::parse(text(bytes)) {
@@ -390,6 +404,9 @@ pub fn set_policy_of_disk(path: &str, content: Result<Vec<u8>, String>) -> Resul
         signed.map_err(|why| {
             format!("only a policy that a trusted key has signed takes the place of the ramdisk's: {why}")
         })?;
+        if policy.development {
+            return Err("a policy for development does not take the place of the ramdisk's".into());
+        }
         state.policy = policy;
         state.from = format!("of {path}");
         Ok(())
@@ -417,14 +434,25 @@ pub fn add_record(bytes: &[u8]) -> Result<(), String> {
         if state.others.len() >= MOST {
             return Err(format!("there are {MOST} records already"));
         }
-        let (chain, _) = Chain::parse(bytes, &state.keys).map_err(|why| format!("it does not count: {why}"))?;
-        state.others.push(chain.tallies().clone());
+        let trusted: Vec<Trusted> = state.keys.iter().chain(&state.machines).cloned().collect();
+        let (chain, signer) = Chain::parse(bytes, &trusted).map_err(|why| format!("it does not count: {why}"))?;
+        if state.machine.as_ref().is_some_and(|machine| machine.public() == signer.key) {
+            return Err("it is this machine's own, which belongs on the disk at /etc".into());
+        }
+        // Of several records of a machine, the newest counts.
+        let newest = |tallies: &Tallies| tallies.values().map(|tally| tally.last).max();
+        let fresh = chain.tallies().clone();
+        match state.others.iter_mut().find(|(other, _)| *other == signer.key) {
+            Some((_, tallies)) if newest(tallies) >= newest(&fresh) => {}
+            Some((_, tallies)) => *tallies = fresh,
+            None => state.others.push((signer.key, fresh)),
+        }
         Ok(())
     })
 }
 
-/// Goes on with the record that this machine has saved. What it has noted since it started is
-/// added. Returns the number of module files in it.
+/// Goes on with the record that this machine has saved. What was noted since the machine started is
+/// added, as it is not settled before. Returns the number of module files in it.
 pub fn restore(bytes: &[u8]) -> Result<usize, Damaged> {
     with(|state| {
         let own = state.machine.as_ref().map(|key| Trusted { name: "this machine".into(), key: key.public() });
@@ -434,6 +462,11 @@ pub fn restore(bytes: &[u8]) -> Result<usize, Damaged> {
         state.chain = chain;
         Ok(count)
     })
+}
+
+/// Puts what was noted into the record.
+pub fn settle() {
+    with(State::settle);
 }
 
 /// Returns the signed record if it has changed since [`saved`] was called, and this machine has a

@@ -68,10 +68,10 @@ pub async fn demote(handle: &Handle) -> Result<(), String> {
 pub fn review() {
     for handle in registry::all() {
         let mut domain = handle.lock();
+        let is_forced = domain.witnessed.forced_after.is_some();
         if domain.next_ring() == Ring::Trusted
             && domain.is_alive()
-            && !domain.witnessed.is_forced
-            && let Err(why) = trust::decide(&mut domain, false)
+            && let Err(why) = trust::decide(&mut domain, is_forced)
         {
             domain.set_ring(Ring::Sandboxed);
             console::say_about(&Source::by_itself(&domain.name), Level::Warn, format_args!("moved to ring 1: {why}"));

@@ -5,7 +5,7 @@
 //! The layers above keep their state: an interface keeps its address and its sockets, a SCSI host
 //! its disks and the commands that wait for it. The first restart comes at once, and each further
 //! restart waits twice as long. After too many restarts in a minute, the driver is given up
-//! ([`ringfence_core::limits`]). A module that faulted in ring 1 is not trusted until a person
+//! ([`ringfence_core::limits`]). A module that faulted is not trusted until a person
 //! forgives it with `policy`.
 //!
 //! Not taken:

@@ -5,6 +5,7 @@ use crate::shell::scripting::captured;
 use alloc::format;
 use alloc::string::{String, ToString};
 use host::domain::registry;
+use ringfence_abi::manifest::Policy;
 use serde::Serialize;
 
 /// The most bytes of a command's output that are sent.
@@ -38,8 +39,7 @@ struct Outcome {
 fn commands_of(verb: &str, name: &str) -> Result<String, String> {
     if verb == "break" {
         let (_, attack) = ATTACKS.iter().find(|(known, _)| *known == name).ok_or("there is no such attack")?;
-        let load = if registry::find("rogue").is_none() { "insmod rogue, policy rogue restart, " } else { "" };
-        return Ok(format!("{load}tell rogue {attack}"));
+        return Ok(format!("tell rogue {attack}"));
     }
     if verb == "auto" {
         let on = ["on", "off"].into_iter().find(|word| *word == name).ok_or("it is on or off")?;
@@ -60,9 +60,21 @@ fn commands_of(verb: &str, name: &str) -> Result<String, String> {
     }
 }
 
+/// Loads `rogue` if it is not loaded. It is restarted when it was ended; its faults stay.
+async fn load_rogue() -> crate::shell::Outcome {
+    if registry::find("rogue").is_none() {
+        captured(commands::run_all("insmod rogue"), MOST_OUTPUT).await.0?;
+        if let Some(rogue) = registry::find("rogue") {
+            rogue.lock().life.set_policy(Policy::Restart);
+        }
+    }
+    Ok(())
+}
+
 /// Does what a button says. Returns the outcome as JSON.
 pub async fn carry_out(verb: &str, name: &str) -> String {
-    let outcome = match commands_of(verb, name) {
+    let loaded = if verb == "break" { load_rogue().await } else { Ok(()) };
+    let outcome = match loaded.and_then(|()| commands_of(verb, name)) {
         Err(error) => Outcome { command: String::new(), error: Some(error), output: String::new() },
         Ok(command) => {
             let (result, output, lost_bytes) = captured(commands::run_all(&command), MOST_OUTPUT).await;

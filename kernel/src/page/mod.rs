@@ -16,7 +16,7 @@ mod state;
 
 use crate::shell::web;
 use alloc::string::{String, ToString};
-use embassy_futures::join::{join, join3};
+use embassy_futures::join::{join, join4};
 use embassy_futures::select::select;
 use embassy_time::Timer;
 use net::stream::{Half, Lost, Stream};
@@ -38,10 +38,10 @@ const RETRY_MS: u64 = 500;
 /// The header with the token.
 const TOKEN_HEADER: &str = "X-Ringfence-Token";
 
-/// The task that serves the page, and looks at the system meanwhile. Three connections are served
+/// The task that serves the page, and looks at the system meanwhile. Four connections are served
 /// at the same time: a browser may open one and say nothing.
 pub async fn run() {
-    let connections = join3(serve_one(), serve_one(), serve_one());
+    let connections = join4(serve_one(), serve_one(), serve_one(), serve_one());
     let sampled = async {
         let Some(mut changed) = web::changes() else { return };
         loop {
@@ -60,7 +60,7 @@ async fn serve_one() {
     let Some(mut changed) = web::changes() else { return };
     let app = Router::new()
         .route("/", get_service(picoserve::response::File::html(include_str!("page.html"))))
-        .route("/api", get(async |Query(asked): Query<Asked>| json(state::json(asked.since))))
+        .route("/api", get(async |Query(asked): Query<Asked>| state::json(asked.since).map(json).ok_or(NoMemory)))
         .route("/metrics", get(async || text(metrics::text())))
         .route(
             ("/do", parse_path_segment::<String>(), parse_path_segment::<String>()),
@@ -98,6 +98,20 @@ fn json(text: String) -> impl IntoResponse {
 
 fn text(text: String) -> impl IntoResponse {
     Response::ok(text).with_header("Cache-Control", "no-store")
+}
+
+/// There is no memory for an answer.
+struct NoMemory;
+
+impl IntoResponse for NoMemory {
+    async fn write_to<R: Read, W: picoserve::response::ResponseWriter<Error = R::Error>>(
+        self,
+        connection: picoserve::response::Connection<'_, R>,
+        writer: W,
+    ) -> Result<picoserve::ResponseSent, W::Error> {
+        let answer = Response::new(StatusCode::SERVICE_UNAVAILABLE, "there is no memory for an answer");
+        answer.write_to(connection, writer).await
+    }
 }
 
 /// What the page asks for: what happened after this time, in milliseconds since boot.
@@ -213,10 +227,10 @@ impl Socket<Kernel> for Connection {
 
     async fn shutdown<T: picoserve::time::Timer<Kernel>>(
         self,
-        timeouts: &Timeouts,
-        timer: &T,
+        _: &Timeouts,
+        _: &T,
     ) -> Result<(), picoserve::Error<Lost>> {
-        let closed = timer.run_with_timeout(timeouts.write, self.0.close()).await;
-        closed.map_err(picoserve::Error::WriteTimeout)?.map_err(picoserve::Error::Write)
+        self.0.close();
+        Ok(())
     }
 }

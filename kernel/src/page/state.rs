@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use host::domain::{fault, offer, registry, trust};
 use host::{evidence, promote, ramdisk};
 use hw::arch::time;
-use hw::memory::frames;
+use hw::memory::{self, frames};
 use ringfence_core::lines;
 use ringfence_link::event;
 use serde::Serialize;
@@ -21,6 +21,8 @@ pub const SAMPLE_MS: u64 = 1000;
 const KEPT: usize = 180;
 /// The most drivers of a look that are kept.
 const MOST_DRIVERS: usize = 16;
+/// The most memory of the kernel's heap that this takes: the history, twice.
+const ROOM_BYTES: usize = 1 << 20;
 /// The faults that are shown.
 const FAULTS: usize = 8;
 
@@ -168,8 +170,12 @@ fn with_lines(report: &str) -> String {
     report.lines().map(with_line).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the state as JSON, with what was seen after `since_ms`.
-pub fn json(since_ms: u64) -> String {
+/// Returns the state as JSON, with what was seen after `since_ms`; `None` if there is no memory for
+/// it.
+pub fn json(since_ms: u64) -> Option<String> {
+    if !memory::has_room(ROOM_BYTES) {
+        return None;
+    }
     let seen = SEEN.lock();
     let (rates, idle_percent) = match &seen.rates {
         Some(event::Event::Activity { drivers, idle_percent, .. }) => (drivers.as_slice(), *idle_percent),
@@ -226,5 +232,5 @@ pub fn json(since_ms: u64) -> String {
         history: seen.history.iter().filter(|look| look.at_ms > since_ms).cloned().collect(),
         marks: seen.marks.iter().filter(|mark| mark.at_ms > since_ms).cloned().collect(),
     };
-    serde_json::to_string(&state).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    Some(serde_json::to_string(&state).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")))
 }

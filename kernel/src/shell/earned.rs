@@ -2,11 +2,13 @@
 
 use super::files::{about, path_of, read_whole, replace_whole};
 use super::modules::parse_ring;
-use super::settings::FOLDER;
+use super::settings::{FOLDER, ask_person};
 use super::{Outcome, said};
 use alloc::format;
 use alloc::string::String;
 use embassy_futures::select::select;
+use embassy_sync::blocking_mutex::raw::CriticalSectionRawMutex;
+use embassy_sync::mutex::Mutex as AsyncMutex;
 use embassy_time::Timer;
 use fs::file::How;
 use fs::tree;
@@ -16,6 +18,7 @@ use hw::println;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::evidence::{policy, record, report};
 use ringfence_core::limits::RECORD_S;
+use spin::Mutex;
 
 /// The record of this machine.
 const RECORD: &str = "/etc/record";
@@ -52,6 +55,9 @@ pub async fn promote(mut arguments: Arguments<'_>) -> Outcome {
 
 /// Moves a driver into ring 0 for a person.
 pub async fn into_ring_0(name: &str, force: bool) -> Outcome {
+    if force {
+        ask_person("--force")?;
+    }
     let handle = module::find(name).map_err(said)?;
     let admitted = moving::promote(&handle, force).await.map_err(|why| format!("{name} {why}"))?;
     println!("{name}: now in ring 0: {admitted}");
@@ -150,13 +156,39 @@ async fn set_aside() -> Outcome {
     Ok(())
 }
 
-/// Writes the record to `/etc`, if it has changed and there is a disk.
+/// Where the record is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// That is not known yet: nothing is settled before, or what was saved would be lost.
+    Unknown,
+    /// In memory.
+    InMemory,
+    /// On the disk that is mounted at `/etc` at boot.
+    OnDisk,
+}
+
+static KEPT: Mutex<Kept> = Mutex::new(Kept::Unknown);
+/// Held while the record is written.
+static WRITING: AsyncMutex<CriticalSectionRawMutex, ()> = AsyncMutex::new(());
+
+/// Says where the record is kept from now on.
+pub fn keep(kept: Kept) {
+    *KEPT.lock() = kept;
+}
+
+/// Writes the record to `/etc`, if it has changed and is kept there.
 pub async fn save_record() -> Outcome {
-    registry::all().iter().for_each(|handle| handle.lock().witness());
-    let Some(bytes) = evidence::unsaved() else { return Ok(()) };
-    if !tree::is_mounted_at(&path_of(FOLDER)?) {
+    let kept = *KEPT.lock();
+    if kept == Kept::Unknown {
         return Ok(());
     }
+    let _writing = WRITING.lock().await;
+    registry::all().iter().for_each(|handle| handle.lock().witness());
+    if kept == Kept::InMemory || !tree::is_mounted_at(&path_of(FOLDER)?) {
+        evidence::settle();
+        return Ok(());
+    }
+    let Some(bytes) = evidence::unsaved() else { return Ok(()) };
     replace_whole(&path_of(RECORD)?, &bytes).await?;
     evidence::saved();
     Ok(())

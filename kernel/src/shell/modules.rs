@@ -3,6 +3,7 @@
 use super::earned::{into_ring_0, show_policy as show_policy_of_machine};
 use super::files::read_whole;
 use super::machine::{device_name, fence_in_words};
+use super::settings::ask_person;
 use super::{Outcome, said};
 use crate::streams;
 use alloc::format;
@@ -393,8 +394,10 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
         Some(policy) => {
             let mut domain = handle.lock();
             domain.life.set_policy(policy);
-            domain.life.forgive();
-            trust::forgive(&domain);
+            if ask_person("forgiving").is_ok() {
+                domain.life.forgive();
+                trust::forgive(&domain);
+            }
         }
         None => {
             let file = handle.lock().file.name.clone();
@@ -433,6 +436,9 @@ pub async fn limits(mut arguments: Arguments<'_>) -> Outcome {
     };
     let value = arguments.as_number("the value", word)?;
     arguments.end()?;
+    if limits::PROTECTIVE.contains(&limit.name) {
+        ask_person(limit.name)?;
+    }
     limit.set(value).map_err(|(least, most)| format!("{name} must be {least} to {most}, not {value}"))
 }
 

@@ -2,9 +2,9 @@
 //! file; and the settings of a boot.
 
 use super::commands::run;
-use super::earned::take_from_etc;
+use super::earned::{Kept, keep, take_from_etc};
 use super::files::{about, path_of, read_whole};
-use super::settings::{FILE, FOLDER};
+use super::settings::{FILE, FOLDER, OfDisk};
 use super::{Outcome, let_drivers_return, run_all};
 use alloc::boxed::Box;
 use alloc::format;
@@ -180,12 +180,18 @@ pub async fn at_boot(etc: Option<&str>) {
     if let Some(text) = ramdisk::text("etc/settings") {
         set(text, "the ramdisk").await;
     }
-    let Some(disk) = etc else { return };
+    let Some(disk) = etc else {
+        keep(Kept::InMemory);
+        return;
+    };
     if let Err(error) = Box::pin(run(&format!("mount {disk} {FOLDER}"))).await {
         println!("{FOLDER}: {error}");
+        keep(Kept::InMemory);
         return;
     }
     take_from_etc().await;
+    keep(Kept::OnDisk);
+    let _of_disk = OfDisk::begin();
     let Ok(path) = path_of(FILE) else { return };
     match tree::stat(&path).await {
         Ok(_) => {}

@@ -7,6 +7,7 @@ use super::files::{path_of, replace_whole};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use host::domain::{registry, trust};
 use host::promote;
 use hw::println;
@@ -20,6 +21,35 @@ use ringfence_core::limits;
 pub const FOLDER: &str = "/etc";
 /// See [`FOLDER`].
 pub const FILE: &str = "/etc/settings";
+
+/// Whether settings of a disk are carried out.
+static ARE_OF_DISK: AtomicBool = AtomicBool::new(false);
+
+/// While this exists, settings of a disk are carried out. They have come through drivers, so they
+/// are no person's word.
+pub struct OfDisk(());
+
+impl OfDisk {
+    /// Begins.
+    pub fn begin() -> OfDisk {
+        ARE_OF_DISK.store(true, Ordering::Relaxed);
+        OfDisk(())
+    }
+}
+
+impl Drop for OfDisk {
+    fn drop(&mut self) {
+        ARE_OF_DISK.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Refuses what only a person may say, if it comes from a disk.
+pub fn ask_person(what: &str) -> Outcome {
+    match ARE_OF_DISK.load(Ordering::Relaxed) {
+        true => Err(format!("{what} is for a person, or for settings in the ramdisk: a disk's come through drivers")),
+        false => Ok(()),
+    }
+}
 
 fn of_limits() -> Vec<String> {
     let changed = limits::ALL.into_iter().filter(|limit| limit.is_changed());

@@ -1,11 +1,13 @@
 //! Commands that change the code of drivers, to see the effect.
 
 use super::run_all;
+use super::settings::ask_person;
 use super::{Outcome, said};
 use crate::trial;
 use alloc::format;
+use host::domain::Ring;
 use host::file::{Content, File};
-use host::module;
+use host::{evidence, module};
 use hw::{console, link, println};
 use ringfence_abi::layout::IMAGE;
 use ringfence_core::arguments::{Arguments, Patch};
@@ -51,6 +53,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
 
 /// Changes the code of a driver in its slot.
 pub async fn poke(mut arguments: Arguments<'_>) -> Outcome {
+    ask_person("poke")?;
     let name = arguments.word("the driver's name")?;
     let word = arguments.word("the change")?;
     let patch = parse_patch(&arguments, word)?;
@@ -62,6 +65,9 @@ pub async fn poke(mut arguments: Arguments<'_>) -> Outcome {
         return Err("the change does not lie inside the image".into());
     }
     module::admit_change(&domain, &patch).map_err(said)?;
+    if domain.ring() == Ring::Trusted && !evidence::is_for_development() {
+        return Err(format!("{name} runs in ring 0, which its file has earned, and not what would become of it"));
+    }
     let at = domain.base() + IMAGE + patch.at as u64;
     match domain.space.write(at, &patch.bytes) {
         true => {

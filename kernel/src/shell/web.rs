@@ -21,7 +21,7 @@ use spin::Mutex;
 /// The port of HTTP (RFC 9110, 4.2.1).
 pub const PORT: u16 = 80;
 /// The most tasks that wait for a change of [`CHANGED`].
-pub const WAITING: usize = 4;
+pub const WAITING: usize = 5;
 
 /// Told when the page is turned on or off.
 type Changed = Watch<CriticalSectionRawMutex, u16, WAITING>;
@@ -106,6 +106,8 @@ const MOST_SHOWN: usize = 64 << 10;
 /// The most bytes of a response's head, and the most lines.
 const MOST_HEAD: usize = 8 << 10;
 const MOST_HEADERS: usize = 64;
+/// The longest that a file takes.
+const LONGEST: Duration = Duration::from_secs(300);
 /// The longest silence of a server.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -176,7 +178,8 @@ pub async fn get(mut arguments: Arguments<'_>) -> Outcome {
     let url = Url::parse(arguments.word("the URL")?)?;
     let path = arguments.optional().map(path_of).transpose()?;
     arguments.end()?;
-    let content = fetch(&url).await?;
+    let fetched = with_timeout(LONGEST, fetch(&url)).await;
+    let content = fetched.map_err(|_| format!("the answer has no end after {} s", LONGEST.as_secs()))??;
     match path {
         Some(path) => {
             replace_whole(&path, &content).await?;

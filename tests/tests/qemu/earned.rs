@@ -12,6 +12,7 @@ use ringfence_tests::filesystem::fat;
 use ringfence_tests::{Ran, assert_says, bare, boot, boot_badly, boot_well, leave, machine, run_well, system};
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 const BY_SIGNATURE: &str = "admit = [[\"signature\"]]\n";
@@ -180,7 +181,7 @@ fn a_report_counts_for_its_file_if_a_trusted_key_has_signed_it() {
         (report.module.name, report.module.sha256) = ("template".into(), hex(&identity(of)));
         (report.campaign.changes, report.campaign.kernel_intact, report.campaign.restored) =
             (changes, changes, changes);
-        report.made.at = 4_000_000_000;
+        report.made.at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let text = toml::to_string(&report).unwrap();
         let mut told = Told::new(BY_REPORT);
         told.add("reports/template.report", &sign(text.as_bytes(), Purpose::Report, &key(number)).unwrap());
@@ -189,7 +190,7 @@ fn a_report_counts_for_its_file_if_a_trusted_key_has_signed_it() {
     let promote = "insmod template; promote template; modinfo template";
     let text = boot_well(&told_with(&template(), 1, 10).template(&template(), promote));
     assert_says(&text, "template: now in ring 0: by its report");
-    assert_says(&text, "report    2096-10-02 07:06, by boss");
+    assert!(text.lines().any(|line| line.starts_with("report    20") && line.ends_with(", by boss")), "{text}");
     let other = format!("its report is for another file ({}, not ", &hex(&identity(b"another"))[..12]);
     let cases = [
         (told_with(b"another", 1, 10), other.as_str()),
@@ -265,8 +266,13 @@ fn a_policy_on_a_disk_is_taken_if_it_cannot_be_weaker_or_is_signed() {
         ),
         (
             sign(development, Purpose::Policy, &key(1)).unwrap(),
-            0,
-            "e1000: now in ring 0: the policy is for development",
+            1,
+            "a policy for development does not take the place of the ramdisk's",
+        ),
+        (
+            sign(b"admit = [[\"force\"]]", Purpose::Policy, &key(1)).unwrap(),
+            1,
+            "e1000 stays in ring 1: --force is not given",
         ),
     ] {
         image.put("policy.toml", &bytes).unwrap();
@@ -274,6 +280,28 @@ fn a_policy_on_a_disk_is_taken_if_it_cannot_be_weaker_or_is_signed() {
         assert_eq!(run.errors().len(), failed, "{run}");
         assert_says(&run, says);
     }
+}
+
+/// Settings on a disk have come through drivers, so they are no person's word.
+#[test]
+fn settings_of_a_disk_force_and_forgive_nothing() {
+    let told = Told::new("admit = [[\"force\"]]");
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 1440, 12);
+    let fault = "insmod rogue --ring 0 --force; policy rogue restart; fails tell rogue read 0; sleep 300";
+    boot_well(&with_etc(&told, &image, fault));
+    let settings = "promote e1000 --force\nrepeat 1 promote e1000 --force\ninsmod template --ring 0 --force\n\
+                    limits ss-loads 9\npoke e1000 2000:90\ninsmod rogue\npolicy rogue restart\n";
+    image.put("settings", settings.as_bytes()).unwrap();
+    let run = boot_badly(&with_etc(&told, &image, "lsmod; limits ss-loads; promote rogue; promote rogue --force"), 1);
+    for driver in ["e1000", "template", "rogue"] {
+        assert_eq!(run.drivers(driver)[0].ring, 1, "{driver}: {run}");
+    }
+    assert_says(&run, "ss-loads                  0  ");
+    let why = refused(&run);
+    assert!(why[0].starts_with("rogue stays in ring 1: it faulted in ring 0 (20"), "{run}");
+    // A person can.
+    assert_says(&run, "rogue: now in ring 0: by force");
 }
 
 /// A driver whose own code is on top of the stack is to blame in ring 0, too: it is ended, and
@@ -350,4 +378,61 @@ fn drivers_move_under_load_and_nothing_is_lost() {
     let text = boot_well(&Machine { scratch: true, ..machine(script) });
     assert_eq!(text.matches("virtio-scsi: now in ring 0").count(), 30, "{text}");
     assert!(text.faults("virtio-scsi").is_empty(), "{text}");
+}
+
+/// Runs the runner; returns its status and what it has printed.
+fn run(folder: &std::path::Path, arguments: &[&str]) -> (i32, String) {
+    let output = std::process::Command::new(ringfence_tests::runner())
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .expect("the runner runs");
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    (output.status.code().unwrap_or(-1), text)
+}
+
+#[test]
+fn keys_are_made_and_files_signed_and_checked_at_the_terminal() {
+    let folder = TempDir::new().unwrap();
+    let run = |arguments: &[&str]| run(folder.path(), arguments);
+    std::fs::write(folder.path().join("template.rfm"), template()).unwrap();
+    assert_eq!(run(&["verify", "template.rfm"]).0, 1);
+    let (status, text) = run(&["sign", "template.rfm"]);
+    assert!(
+        status == 4 && text.contains("cannot read the key ringfence.key ('cargo run -- keygen' makes it)"),
+        "{text}"
+    );
+    assert_eq!(run(&["keygen"]).0, 0);
+    assert_eq!(run(&["keygen", "other.key"]).0, 0);
+    // A key is never overwritten, and nobody else can read it.
+    let secret = std::fs::read(folder.path().join("ringfence.key")).unwrap();
+    assert_eq!(run(&["keygen"]).0, 4);
+    assert_eq!(std::fs::read(folder.path().join("ringfence.key")).unwrap(), secret);
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&folder.path().join("ringfence.key").metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(run(&["sign", "template.rfm"]).0, 0);
+    let (status, text) = run(&["verify", "template.rfm", "--key", "ringfence.pub"]);
+    assert!(status == 0 && text.contains("signed by ringfence"), "{text}");
+    let (status, text) = run(&["verify", "template.rfm", "--key", "other.pub"]);
+    assert!(status == 1 && text.contains("which is not trusted"), "{text}");
+    let (status, text) = run(&["verify", "template.rfm", "--key", "ringfence.key"]);
+    assert!(status == 4 && text.contains("it is a secret key, which nobody else should have"), "{text}");
+    std::fs::write(folder.path().join("note"), "hello").unwrap();
+    let (status, text) = run(&["sign", "note"]);
+    assert!(status == 4 && text.contains("it is no policy (line 1: "), "{text}");
+}
+
+/// A report that 'verify' has written admits its module.
+#[test]
+fn a_report_of_verify_admits() {
+    let folder = TempDir::new().unwrap();
+    let arguments = ["verify", "template", "--inputs", "20", "--sign", "boss.key"];
+    std::fs::write(folder.path().join("boss.key"), key(1).text()).unwrap();
+    let (status, text) = run(folder.path(), &arguments);
+    assert!(status == 0 && text.contains("template.report: written and signed"), "{text}");
+    let mut told = Told::new("admit = [[\"report\"]]\n[report]\nchanges = 0\ninputs = 20\n");
+    told.add("reports/template.report", &std::fs::read(folder.path().join("template.report")).unwrap());
+    let text = boot_well(&told.template(&template(), "insmod template; promote template"));
+    assert_says(&text, "template: now in ring 0: by its report");
 }

@@ -4,7 +4,7 @@
 use crate::check;
 use anyhow::Result;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use ringfence_abi::manifest::{Kind, Manifest};
+use ringfence_abi::manifest::Kind;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::evidence::report::Static;
 use ringfence_core::module::{Module, Value};
@@ -17,7 +17,12 @@ pub fn look_at(file: &Path, debug: &Path, module: &Module) -> Result<Static> {
     let refusals = findings.iter().filter(|finding| finding.is_refusal).count() as u64;
     let services: Vec<String> =
         module.imports.iter().filter_map(|number| Some(SERVICES.get(number)?.symbol.to_string())).collect();
-    let unexpected = services.iter().filter(|service| !is_expected(service, &module.manifest)).cloned().collect();
+    let needs = Needs {
+        device: module.manifest.has_device(),
+        offer: module.manifest.kind() != Ok(Kind::Other),
+        used: module.manifest.uses().is_ok_and(|uses| uses != Kind::Other),
+    };
+    let unexpected = services.iter().filter(|service| !needs.expect(service)).cloned().collect();
     let stack = Code::new(module).and_then(|code| code.bound(module.entry));
     Ok(Static {
         refusals,
@@ -30,14 +35,27 @@ pub fn look_at(file: &Path, debug: &Path, module: &Module) -> Result<Static> {
     })
 }
 
-/// Returns whether a module that says this about itself can need the service.
-fn is_expected(service: &str, manifest: &Manifest) -> bool {
-    let of_device = ["rf_dma_", "rf_bar_", "rf_pci_", "rf_irq_"];
-    match service {
-        _ if of_device.iter().any(|prefix| service.starts_with(prefix)) => manifest.has_device(),
-        "rf_offer" => manifest.kind() != Ok(Kind::Other),
-        _ if service.starts_with("rf_use") => manifest.uses().is_ok_and(|uses| uses != Kind::Other),
-        _ => true,
+/// What a module says about itself.
+#[derive(Debug, Clone, Copy, Default)]
+struct Needs {
+    /// Whether it drives a device.
+    device: bool,
+    /// Whether it offers a device of a class.
+    offer: bool,
+    /// Whether it uses another driver's device.
+    used: bool,
+}
+
+impl Needs {
+    /// Returns whether a module that says this can need the service.
+    fn expect(self, service: &str) -> bool {
+        let of_device = ["rf_dma_", "rf_bar_", "rf_pci_", "rf_irq_"];
+        match service {
+            _ if of_device.iter().any(|prefix| service.starts_with(prefix)) => self.device,
+            "rf_offer" => self.offer,
+            "rf_use" => self.used,
+            _ => true,
+        }
     }
 }
 
@@ -177,4 +195,59 @@ impl Code {
 enum Callee {
     Function(u64),
     Service,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(parts: &[&[u8]], pointers: &[(u64, Value)]) -> Code {
+        let bytes = parts.concat();
+        let decoder = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE);
+        let instructions = decoder.into_iter().map(|instruction| (instruction.ip(), instruction)).collect();
+        Code { instructions, pointers: pointers.iter().copied().collect() }
+    }
+
+    /// sub rsp, 0x20; call the function behind; add rsp, 0x20; ret.
+    const CALLS: &[u8] = b"\x48\x83\xec\x20\xe8\x05\x00\x00\x00\x48\x83\xc4\x20\xc3";
+    /// push rbx; pop rbx; ret.
+    const PUSHES: &[u8] = b"\x53\x5b\xc3";
+    /// test edi, edi; je to the last instruction; push rbx; push rbx; add rsp, 16; ret.
+    const BRANCHES: &[u8] = b"\x85\xff\x74\x06\x53\x53\x48\x83\xc4\x10\xc3";
+
+    #[test]
+    fn the_bound_is_that_of_the_deepest_way() {
+        assert_eq!(code(&[PUSHES], &[]).bound(0), Ok(8));
+        assert_eq!(code(&[CALLS, PUSHES], &[]).bound(0), Ok(0x20 + 8 + 8));
+        assert_eq!(code(&[BRANCHES], &[]).bound(0), Ok(16));
+    }
+
+    #[test]
+    fn what_a_pointer_leads_to_counts_if_the_loader_writes_it() {
+        // call [rip + 0x10]; ret.
+        let calls = b"\xff\x15\x10\x00\x00\x00\xc3";
+        let place = 6 + 0x10;
+        assert_eq!(code(&[calls, PUSHES], &[(place, Value::Image(7))]).bound(0), Ok(8 + 8));
+        assert_eq!(code(&[calls], &[(place, Value::Stub(0))]).bound(0), Ok(8 + GATE_BYTES));
+        assert!(code(&[calls], &[]).bound(0).is_err_and(|why| why.contains("chosen when it runs")));
+    }
+
+    #[test]
+    fn what_has_no_bound_is_named() {
+        // call itself; ret.
+        assert_eq!(code(&[b"\xe8\xfb\xff\xff\xff\xc3"], &[]).bound(0), Err("the function at 0x0 calls itself".into()));
+        // push rbx; jmp back to it.
+        assert!(code(&[b"\x53\xeb\xfd"], &[]).bound(0).is_err_and(|why| why.contains("differs by the way there")));
+        // mov rsp, rax.
+        assert_eq!(code(&[b"\x48\x89\xc4\xc3"], &[]).bound(0), Err("the stack is moved at 0x0".into()));
+    }
+
+    #[test]
+    fn a_module_without_a_device_needs_nothing_of_one() {
+        for service in ["rf_dma_alloc", "rf_bar_map", "rf_pci_read", "rf_irq_enable", "rf_offer", "rf_use"] {
+            assert!(!Needs::default().expect(service), "{service}");
+            assert!(Needs { device: true, offer: true, used: true }.expect(service), "{service}");
+        }
+        assert!(Needs::default().expect("rf_log"));
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::client::{OwnSocket, connect, open_tcp};
 use super::{INTERFACES, wake};
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -21,29 +22,35 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// A TCP connection. Dropped, it is cut off, and the peer is told.
 pub struct Stream(Option<OwnSocket>);
 
-/// Sockets of connections that were cut off, until their peers are told.
-static CUT_OFF: Mutex<Vec<OwnSocket>> = Mutex::new(Vec::new());
+/// Sockets of connections that nobody uses any more, until their peers know.
+static ENDING: Mutex<VecDeque<OwnSocket>> = Mutex::new(VecDeque::new());
+/// The most sockets that wait for their peers. Beyond that, the oldest is forgotten.
+const MOST_ENDING: usize = 16;
 
-/// Removes the sockets in [`CUT_OFF`] whose peers are told.
+/// Removes the sockets in [`ENDING`] whose peers know.
 fn clean_up() {
-    let told = {
-        let mut cut_off = CUT_OFF.lock();
+    let done: Vec<OwnSocket> = {
+        let mut ending = ENDING.lock();
         let mut interfaces = INTERFACES.lock();
-        let is_told = |own: &mut OwnSocket| {
-            own.get::<tcp::Socket>(&mut interfaces).is_none_or(|socket| socket.remote_endpoint().is_none())
-        };
-        cut_off.extract_if(.., is_told).collect::<Vec<_>>()
+        let (mut left, mut done) = (VecDeque::new(), Vec::new());
+        for own in ending.drain(..) {
+            let is_done = own
+                .get::<tcp::Socket>(&mut interfaces)
+                .is_none_or(|socket| socket.remote_endpoint().is_none() || socket.state() == tcp::State::TimeWait);
+            if is_done { done.push(own) } else { left.push_back(own) }
+        }
+        done.extend((MOST_ENDING < left.len()).then(|| left.pop_front()).flatten());
+        *ending = left;
+        done
     };
     // The interfaces' lock must be released first: dropping a socket takes it.
-    drop(told);
+    drop(done);
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.with(|socket| socket.abort());
-        CUT_OFF.lock().extend(self.0.take());
-        wake();
-        clean_up();
+        self.end();
     }
 }
 
@@ -89,6 +96,8 @@ impl Stream {
         let stream = Stream(Some(open_tcp(number.ok_or("there is no network interface")?)?));
         let listens = stream.with(|socket| {
             socket.set_nagle_enabled(false);
+            // A peer that never ends its handshake is gone after that, too.
+            socket.set_timeout(Some(SILENCE));
             socket.listen(port).is_ok()
         });
         if listens != Some(true) {
@@ -99,7 +108,6 @@ impl Stream {
             _ => Some(()),
         });
         connected.await.map_err(|_| "the interface is gone")?;
-        stream.with(|socket| socket.set_timeout(Some(SILENCE)));
         Ok(stream)
     }
 
@@ -128,16 +136,18 @@ impl Stream {
         .await
     }
 
-    /// Tells the peer that nothing more comes, and waits until it has everything and has closed its
-    /// side as well.
-    pub async fn close(mut self) -> Result<(), Lost> {
+    /// Ends the connection in order: what was written is sent, and then its end. Does not wait for
+    /// that.
+    pub fn close(mut self) {
         self.with(|socket| socket.close());
+        self.end();
+    }
+
+    /// Leaves the socket to [`ENDING`].
+    fn end(&mut self) {
+        ENDING.lock().extend(self.0.take());
         wake();
-        self.when(|socket, _| matches!(socket.state(), tcp::State::TimeWait | tcp::State::Closed).then_some(()))
-            .await?;
-        // There is nothing to tell it any more.
-        drop(self.0.take());
-        Ok(())
+        clean_up();
     }
 
     /// Returns the two halves.

@@ -90,11 +90,12 @@ impl Tally {
                 (self.operations, self.ms) = (0, 0);
                 self.faults = self.faults.saturating_add(1);
                 self.last_fault = self.last_fault.max(at);
+                // A clock may go back, and what comes later counts as later all the same.
                 if ring == 0 {
-                    self.in_ring_0 = self.in_ring_0.max(at);
+                    self.in_ring_0 = at.max(self.in_ring_0).max(self.forgiven.saturating_add(1));
                 }
             }
-            Done::Forgiven => self.forgiven = self.forgiven.max(at),
+            Done::Forgiven => self.forgiven = at.max(self.in_ring_0),
         }
     }
 
@@ -104,14 +105,22 @@ impl Tally {
         (self.in_ring_0 > self.forgiven).then_some(self.in_ring_0)
     }
 
-    /// Adds the record of another machine.
+    /// Adds the record of another machine. What one of them has from before the other's last fault
+    /// does not count any more, and a fault in ring 0 that was not forgiven there counts here as
+    /// well.
     pub fn join(&mut self, other: &Tally) {
-        self.operations = self.operations.saturating_add(other.operations);
-        self.ms = self.ms.saturating_add(other.ms);
+        if self.last <= other.last_fault {
+            (self.operations, self.ms) = (0, 0);
+        }
+        if other.last > self.last_fault {
+            self.operations = self.operations.saturating_add(other.operations);
+            self.ms = self.ms.saturating_add(other.ms);
+        }
         self.faults = self.faults.saturating_add(other.faults);
         self.last_fault = self.last_fault.max(other.last_fault);
-        self.in_ring_0 = self.in_ring_0.max(other.in_ring_0);
-        self.forgiven = self.forgiven.max(other.forgiven);
+        if let Some(at) = other.faulted_in_ring_0().filter(|at| *at > self.forgiven) {
+            self.in_ring_0 = self.in_ring_0.max(at);
+        }
         self.last = self.last.max(other.last);
     }
 }
@@ -210,7 +219,9 @@ impl Chain {
             Done::Forgiven => "forgiven".into(),
         };
         if !self.tallies.contains_key(file) && self.tallies.len() >= MOST_MODULES {
-            let oldest = self.tallies.iter().min_by_key(|(_, tally)| tally.last).map(|(file, _)| *file);
+            // What must not run in ring 0 is forgotten last.
+            let age = |(_, tally): &(&Hash, &Tally)| (tally.faulted_in_ring_0().is_some(), tally.last);
+            let oldest = self.tallies.iter().min_by_key(age).map(|(file, _)| *file);
             oldest.and_then(|oldest| self.tallies.remove(&oldest));
             if self.has_text {
                 self.sum_up(at);
@@ -252,8 +263,8 @@ impl Chain {
         sign(self.text.as_bytes(), Purpose::Record, key).unwrap_or_default()
     }
 
-    /// Reads a record that one of `trusted` has signed. Returns also the name of that key.
-    pub fn parse<'t>(file: &[u8], trusted: &'t [Trusted]) -> Result<(Chain, &'t str), Damaged> {
+    /// Reads a record that one of `trusted` has signed. Returns also that key.
+    pub fn parse<'t>(file: &[u8], trusted: &'t [Trusted]) -> Result<(Chain, &'t Trusted), Damaged> {
         if file.len() > MOST_BYTES {
             return Err(Damaged::TooLong);
         }
@@ -261,7 +272,7 @@ impl Chain {
         // The chain first: it says which line was changed.
         let chain = Chain::read(signed.content)?;
         let signer = signed.signer(Purpose::Record, trusted).map_err(Damaged::Signature)?;
-        Ok((chain, &signer.name))
+        Ok((chain, signer))
     }
 
     fn read(content: &[u8]) -> Result<Chain, Damaged> {
@@ -333,7 +344,7 @@ mod tests {
     #[test]
     fn a_record_comes_back_and_counts_since_the_last_fault() {
         let (read, by) =
-            Chain::parse(&chain().signed(&key()), &trusted()).map(|(read, by)| (read, by.to_string())).unwrap();
+            Chain::parse(&chain().signed(&key()), &trusted()).map(|(read, by)| (read, by.name.clone())).unwrap();
         assert_eq!(by, "machine");
         assert_eq!(read.tallies(), chain().tallies());
         let expected = Tally {
@@ -419,13 +430,36 @@ mod tests {
         assert_eq!(read.tallies(), chain.tallies());
         chain.add(70, &[1; 32], "e1000", Done::Fault("#GP", 0));
         assert_eq!(chain.of(&[1; 32]).faulted_in_ring_0(), Some(70));
+        // Also if the clock goes back, or stands.
+        for at in [70, 5] {
+            chain.add(at, &[1; 32], "e1000", Done::Forgiven);
+            assert_eq!(chain.of(&[1; 32]).faulted_in_ring_0(), None);
+            chain.add(at, &[1; 32], "e1000", Done::Fault("#GP", 0));
+            assert!(chain.of(&[1; 32]).faulted_in_ring_0().is_some());
+        }
     }
 
     #[test]
     fn records_of_machines_are_joined() {
-        let mut tally = Tally { operations: 5, ms: 6, faults: 1, last_fault: 9, ..Tally::default() };
-        tally.join(&Tally { operations: 1, ms: 1, faults: 2, last_fault: 3, ..Tally::default() });
-        assert_eq!((tally.operations, tally.ms, tally.faults, tally.last_fault), (6, 7, 3, 9));
+        let one = Tally { operations: 5, ms: 6, faults: 1, last_fault: 9, last: 20, ..Tally::default() };
+        let joined = |other: Tally| {
+            let mut tally = one.clone();
+            tally.join(&other);
+            (tally.operations, tally.ms, tally.faults, tally.last_fault)
+        };
+        let other = Tally { operations: 1, ms: 1, faults: 2, last_fault: 3, last: 10, ..Tally::default() };
+        assert_eq!(joined(other.clone()), (6, 7, 3, 9));
+        // All of the other is from before the fault here, and the other way round.
+        assert_eq!(joined(Tally { last: 9, ..other.clone() }), (5, 6, 3, 9));
+        assert_eq!(joined(Tally { last_fault: 20, last: 30, ..other.clone() }), (1, 1, 3, 20));
+        // Forgiven there is not forgiven here.
+        let mut here = Tally { in_ring_0: 10, ..Tally::default() };
+        here.join(&Tally { in_ring_0: 12, forgiven: 12, ..other.clone() });
+        assert_eq!(here.faulted_in_ring_0(), Some(10));
+        here.join(&Tally { in_ring_0: 15, ..other });
+        assert_eq!(here.faulted_in_ring_0(), Some(15));
+        here.add(Done::Forgiven, 15);
+        assert_eq!(here.faulted_in_ring_0(), None);
     }
 
     proptest! {

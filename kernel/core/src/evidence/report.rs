@@ -161,11 +161,15 @@ impl ReportDemand {
         let Report { campaign, conformance, code, fuzzing, made, .. } = report;
         let mut lacks = Vec::new();
         let age_days = now.saturating_sub(made.at) / DAY_SECONDS;
+        if made.at > now.saturating_add(DAY_SECONDS) {
+            lacks.push("is from the future, or this machine's clock is wrong".into());
+        }
         if age_days > self.max_age_days {
             lacks.push(format!("is {age_days} days old, of at most {}", self.max_age_days));
         }
-        if code.refusals + code.privileged > 0 {
-            lacks.push(format!("has {} places of code that ring 1 forbids", code.refusals + code.privileged));
+        let forbidden = code.refusals.saturating_add(code.privileged);
+        if forbidden > 0 {
+            lacks.push(format!("has {forbidden} places of code that ring 1 forbids"));
         }
         if !code.unexpected.is_empty() {
             lacks.push(format!("has services that are not expected: {}", code.unexpected.join(", ")));
@@ -256,6 +260,9 @@ mod tests {
             assert!(lacks.contains(expected), "{lacks}");
         }
         assert!(demand.lacks(&good(), 366 * DAY_SECONDS).is_some_and(|lacks| lacks.contains("366 days old")));
+        let made = Made { at: 2 * DAY_SECONDS, ..Made::default() };
+        let lacks = demand.lacks(&Report { made, ..good() }, 0);
+        assert!(lacks.is_some_and(|lacks| lacks.contains("from the future")));
     }
 
     #[test]

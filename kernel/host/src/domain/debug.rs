@@ -292,11 +292,11 @@ pub fn hide_breakpoints(domain: &Domain, start: u64, data: &mut [u8]) {
 /// Returns `false` if the driver is in ring 0, or the memory is not its own.
 pub fn write(domain: &mut Domain, start: u64, data: &[u8]) -> bool {
     let is_trusted = domain.ring() == Ring::Trusted || domain.next_ring() == Ring::Trusted;
-    domain.witnessed.is_changed = true;
     if is_trusted || !domain.space.write(start, data) {
         return false;
     }
     domain.debugged.was_written = true;
+    domain.witnessed.is_changed = true;
     let mut session = SESSION.lock();
     for breakpoint in session.iter_mut().flat_map(|session| &mut session.breakpoints) {
         let offset = breakpoint.address.checked_sub(start).and_then(|offset| usize::try_from(offset).ok());

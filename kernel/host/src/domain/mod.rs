@@ -197,6 +197,9 @@ impl Domain {
             self.sleep.ring = Some(ring);
         } else {
             self.witness();
+            if ring == Ring::Sandboxed {
+                self.witnessed.forced_after = None;
+            }
             self.space.set_ring(ring, self.imports);
             self.watch_registers();
         }

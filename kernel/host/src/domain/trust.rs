@@ -81,7 +81,7 @@ pub fn lost(domain: &Domain) -> Option<String> {
     barred(domain).or_else(|| {
         let Faults { count, ring } = FAULTED.lock().get(&domain.file.name).copied()?;
         let times = if count == 1 { "once,".into() } else { format!("{count} times, last") };
-        (!domain.witnessed.is_forced).then(|| {
+        domain.witnessed.forced_after.is_none_or(|by_then| by_then < count).then(|| {
             format!("it faulted {times} in ring {ring}; 'policy {} restart' or 'stop' forgives that", domain.name)
         })
     })
@@ -108,8 +108,11 @@ pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
 /// Moves a driver into ring 0, if it may run there; `force` is the word of a person that it may.
 /// Returns why it was admitted, or the reason why not.
 pub fn promote(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
-    let admitted = decide(domain, force)?;
-    domain.witnessed.is_forced = force;
+    let (admitted, is_forced) = match decide(domain, false) {
+        Err(_) if force => (decide(domain, true)?, true),
+        earned => (earned?, false),
+    };
+    domain.witnessed.forced_after = is_forced.then(|| fault_count(domain));
     domain.set_ring(Ring::Trusted);
     Ok(admitted)
 }

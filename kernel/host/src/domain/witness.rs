@@ -14,8 +14,8 @@ pub struct Witnessed {
     pub is_changed: bool,
     /// Whether a person has moved it into ring 1, where it stays until a person moves it again.
     pub is_held: bool,
-    /// Whether a person has forced it into ring 0.
-    pub is_forced: bool,
+    /// The faults of its module when a person forced it into ring 0, if one has.
+    pub forced_after: Option<u32>,
 }
 
 impl Domain {
@@ -25,7 +25,9 @@ impl Domain {
         let (operations, now) = (self.operations(), time::uptime_ns());
         let Witnessed { operations: before, until_ns, is_changed, .. } = self.witnessed;
         (self.witnessed.operations, self.witnessed.until_ns) = (operations, now);
-        if until_ns > 0 && !is_changed && self.ring() == Ring::Sandboxed && self.is_alive() {
+        // A driver that stands for a debugger serves nobody.
+        let serves = self.is_alive() && !self.stands();
+        if until_ns > 0 && !is_changed && serves && self.ring() == Ring::Sandboxed {
             evidence::note_served(&self.file, operations.saturating_sub(before), now.saturating_sub(until_ns));
         }
     }

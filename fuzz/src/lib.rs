@@ -9,17 +9,21 @@ use ringfence_abi::manifest::Manifest;
 use ringfence_abi::queue::{Consumer, Place, Producer, Ring, Words};
 use ringfence_abi::scsi as commands;
 use ringfence_core::arguments::{Arguments, Patch};
+use ringfence_core::evidence::policy::Policy;
+use ringfence_core::evidence::record::Chain;
+use ringfence_core::evidence::report::Report;
+use ringfence_core::evidence::signed::{Purpose, SecretKey, Signed, Trusted, sign};
 use ringfence_core::line_editor::{Event, LineEditor, MAX_LINE};
 use ringfence_core::module::{Module, symbol_at};
 use ringfence_core::sense::Sense;
-use ringfence_core::{acpi as tables, cdb, command_line, disassembly, dmar, pci as space};
+use ringfence_core::{acpi as tables, cdb, command_line, disassembly, dmar, lines, pci as space};
 use std::cell::RefCell;
 
 /// A target's name and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("loader", loader),
     ("manifest", manifest),
     ("queue", queue),
@@ -27,6 +31,7 @@ pub const TARGETS: [Target; 7] = [
     ("acpi", acpi),
     ("scsi", scsi),
     ("shell", shell),
+    ("evidence", evidence),
 ];
 
 /// Parses a module file, and checks the segments and relocations of an accepted one.
@@ -58,6 +63,24 @@ pub fn loader(data: &[u8]) {
     // Reports look up symbols in accepted modules, and in the kernel.
     let _ = symbol_at(data, 0x2000);
     let _ = disassembly::instruction(data, 0x8000_0040_0000);
+}
+
+/// Reads a signed file as each kind that there is, and a table of source lines. What was signed is
+/// what is read back.
+pub fn evidence(data: &[u8]) {
+    let trusted = [Trusted { name: String::from("key"), key: SecretKey::from_seed([1; 32]).public() }];
+    let _ = Chain::parse(data, &trusted);
+    let _ = lines::find(data, 0x1000);
+    let Ok(signed) = Signed::parse(data) else { return };
+    let _ = signed.signer(Purpose::Module, &trusted);
+    if let Ok(text) = core::str::from_utf8(signed.content) {
+        let _ = Policy::parse(text);
+        let _ = Report::parse(text);
+    }
+    if let Ok(again) = sign(data, Purpose::Report, &SecretKey::from_seed([1; 32])) {
+        let again = Signed::parse(&again).expect("what was signed has signatures");
+        assert_eq!(again.content, signed.content);
+    }
 }
 
 /// Reads ACPI tables: firmware's memory from 0xf0000 on, which begins with the root pointer, and

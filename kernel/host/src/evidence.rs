@@ -203,6 +203,8 @@ impl State {
             self.chain.add(at, &known.hash, &file.name, what.done());
             self.is_unsaved = true;
         }
+        // Builds that nobody has any more are forgotten.
+        self.known.retain(|known| known.file.is_shared());
     }
 
     /// Returns the record of a file: this machine's, and that of machines whose keys are trusted.

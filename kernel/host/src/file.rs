@@ -38,6 +38,14 @@ impl File {
         core::ptr::eq(&*self.bytes, &*other.bytes)
     }
 
+    /// Returns whether somebody else has the bytes as well, or they stay in any case.
+    pub fn is_shared(&self) -> bool {
+        match &self.bytes {
+            Content::Ramdisk(_) => true,
+            Content::Made(bytes) | Content::Changed(bytes) => Arc::strong_count(bytes) > 1,
+        }
+    }
+
     /// Returns the name by which addresses in the file are shown: with the build's number, as
     /// builds differ.
     pub fn label(&self) -> impl fmt::Display {

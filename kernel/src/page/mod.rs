@@ -15,7 +15,7 @@ mod metrics;
 mod state;
 
 use crate::shell::web;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use embassy_futures::join::{join, join4};
 use embassy_futures::select::select;
 use embassy_time::Timer;
@@ -24,7 +24,7 @@ use picoserve::extract::{FromRequestParts, Query};
 use picoserve::io::{ErrorType, Read, Socket, Write};
 use picoserve::mem::BorrowedBuffer;
 use picoserve::request::RequestParts;
-use picoserve::response::{ErrorWithStatusCode, IntoResponse, Response, StatusCode};
+use picoserve::response::{IntoResponse, Response, StatusCode};
 use picoserve::routing::{get, get_service, parse_path_segment, post};
 use picoserve::time::Duration;
 use picoserve::{Config, Router, Server, Timeouts};
@@ -60,7 +60,7 @@ async fn serve_one() {
     let Some(mut changed) = web::changes() else { return };
     let app = Router::new()
         .route("/", get_service(picoserve::response::File::html(include_str!("page.html"))))
-        .route("/api", get(async |Query(asked): Query<Asked>| state::json(asked.since).map(json).ok_or(NoMemory)))
+        .route("/api", get(async |Query(asked): Query<Asked>| state::json(asked.since).map(json).ok_or(NO_MEMORY)))
         .route("/metrics", get(async || text(metrics::text())))
         .route(
             ("/do", parse_path_segment::<String>(), parse_path_segment::<String>()),
@@ -100,19 +100,21 @@ fn text(text: String) -> impl IntoResponse {
     Response::ok(text).with_header("Cache-Control", "no-store")
 }
 
-/// There is no memory for an answer.
-struct NoMemory;
+/// A request that is not carried out: the status, and the reason.
+struct Refused(StatusCode, &'static str);
 
-impl IntoResponse for NoMemory {
+impl IntoResponse for Refused {
     async fn write_to<R: Read, W: picoserve::response::ResponseWriter<Error = R::Error>>(
         self,
         connection: picoserve::response::Connection<'_, R>,
         writer: W,
     ) -> Result<picoserve::ResponseSent, W::Error> {
-        let answer = Response::new(StatusCode::SERVICE_UNAVAILABLE, "there is no memory for an answer");
-        answer.write_to(connection, writer).await
+        Response::new(self.0, self.1).write_to(connection, writer).await
     }
 }
+
+const NO_MEMORY: Refused = Refused(StatusCode::SERVICE_UNAVAILABLE, "there is no memory for an answer");
+const NOT_ALLOWED: Refused = Refused(StatusCode::FORBIDDEN, "this needs the token in the URL that the console shows");
 
 /// What the page asks for: what happened after this time, in milliseconds since boot.
 #[derive(serde::Deserialize)]
@@ -124,39 +126,13 @@ struct Asked {
 /// A request that may do something.
 struct Allowed;
 
-/// A request that has no token, or another one.
-#[derive(Debug)]
-struct NotAllowed;
-
-impl core::fmt::Display for NotAllowed {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("this needs the token in the URL that the console shows")
-    }
-}
-
-impl ErrorWithStatusCode for NotAllowed {
-    fn status_code(&self) -> StatusCode {
-        StatusCode::FORBIDDEN
-    }
-}
-
-impl IntoResponse for NotAllowed {
-    async fn write_to<R: Read, W: picoserve::response::ResponseWriter<Error = R::Error>>(
-        self,
-        connection: picoserve::response::Connection<'_, R>,
-        writer: W,
-    ) -> Result<picoserve::ResponseSent, W::Error> {
-        Response::new(StatusCode::FORBIDDEN, self.to_string()).write_to(connection, writer).await
-    }
-}
-
 impl<'r, State> FromRequestParts<'r, State> for Allowed {
-    type Rejection = NotAllowed;
+    type Rejection = Refused;
 
-    async fn from_request_parts(_: &'r State, request: &RequestParts<'r>) -> Result<Allowed, NotAllowed> {
+    async fn from_request_parts(_: &'r State, request: &RequestParts<'r>) -> Result<Allowed, Refused> {
         let given = request.headers().get(TOKEN_HEADER);
         let is_allowed = given.is_some_and(|given| web::is_allowed(given.as_raw()));
-        is_allowed.then_some(Allowed).ok_or(NotAllowed)
+        is_allowed.then_some(Allowed).ok_or(NOT_ALLOWED)
     }
 }
 

@@ -6,15 +6,18 @@ use super::settings::{FOLDER, ask_person};
 use super::{Outcome, said};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use embassy_futures::select::select;
 use embassy_sync::blocking_mutex::raw::CriticalSectionRawMutex;
 use embassy_sync::mutex::Mutex as AsyncMutex;
 use embassy_time::Timer;
+use fs::error::Error;
 use fs::file::How;
 use fs::tree;
 use host::domain::{Ring, registry};
 use host::{evidence, module, promote as moving};
 use hw::println;
+use ringfence_abi::fs::FsError;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::evidence::{policy, record, report};
 use ringfence_core::limits::RECORD_S;
@@ -97,17 +100,27 @@ pub fn show_policy() {
 }
 
 /// Returns whether there is something at a path.
-async fn is_there(path: &str) -> bool {
-    match path_of(path) {
-        Ok(path) => tree::stat(&path).await.is_ok(),
-        Err(_) => false,
+pub async fn is_there(path: &str) -> Result<bool, String> {
+    let path = path_of(path)?;
+    match tree::stat(&path).await {
+        Ok(_) => Ok(true),
+        Err(Error::Said(FsError::NotFound)) => Ok(false),
+        Err(error) => Err(about(&path)(error)),
     }
 }
 
-/// Takes the policy, the reports and the record from the disk at `/etc`.
+/// Reads a file of `/etc`; `None` if there is none.
+async fn read_there(path: &str, most: usize) -> Result<Option<Vec<u8>>, String> {
+    match is_there(path).await? {
+        true => read_whole(path, most).await.map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Takes the policy, the reports and the record from the disk at `/etc`, and says where the record
+/// is kept from now on.
 pub async fn take_from_etc() {
-    if is_there(POLICY).await {
-        let content = read_whole(POLICY, policy::MOST_BYTES).await;
+    if let Some(content) = read_there(POLICY, policy::MOST_BYTES).await.transpose() {
         if let Err(why) = evidence::set_policy_of_disk(POLICY, content) {
             println!("{POLICY}: {why}");
         }
@@ -120,28 +133,32 @@ pub async fn take_from_etc() {
             println!("{path}: {why}");
         }
     }
-    if !is_there(RECORD).await {
-        return;
-    }
-    let restored = match read_whole(RECORD, record::MOST_BYTES).await {
-        Ok(bytes) => evidence::restore(&bytes).map_err(said),
-        Err(why) => Err(why),
+    let kept = match restore().await {
+        Ok(()) if evidence::can_sign() => Kept::OnDisk,
+        Ok(()) => Kept::InMemory,
+        Err(why) => {
+            println!("{why}\n{RECORD} is left alone, and a record is kept in memory");
+            Kept::InMemory
+        }
     };
-    match restored {
+    keep(kept);
+}
+
+/// Goes on with the record on the disk. The error is the reason why the disk cannot be used.
+async fn restore() -> Outcome {
+    let Some(bytes) = read_there(RECORD, record::MOST_BYTES).await? else { return Ok(()) };
+    match evidence::restore(&bytes) {
         Ok(count) => println!("the record of {count} modules goes on"),
         Err(why) => {
             println!("{RECORD} does not count, and a new record begins: {why}");
-            if evidence::can_sign()
-                && let Err(why) = set_aside().await
-            {
-                println!("{why}");
-            }
+            set_aside().await?;
         }
     }
+    Ok(())
 }
 
 /// Returns the names of the reports in `/etc`.
-async fn reports() -> alloc::vec::Vec<String> {
+async fn reports() -> Vec<String> {
     let Ok(path) = path_of(REPORTS) else { return Default::default() };
     let Ok(folder) = tree::open(&path, How::Existing).await else { return Default::default() };
     let Ok((entries, _)) = folder.list(MOST_FILES).await else { return Default::default() };

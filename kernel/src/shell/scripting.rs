@@ -2,7 +2,7 @@
 //! file; and the settings of a boot.
 
 use super::commands::run;
-use super::earned::{Kept, keep, take_from_etc};
+use super::earned::{Kept, is_there, keep, take_from_etc};
 use super::files::{about, path_of, read_whole};
 use super::settings::{FILE, FOLDER, OfDisk};
 use super::{Outcome, let_drivers_return, run_all};
@@ -12,13 +12,11 @@ use alloc::string::String;
 use core::future::{Future, poll_fn};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use embassy_time::Timer;
-use fs::error::Error;
 use fs::file::How;
 use fs::tree;
 use host::ramdisk;
 use hw::arch::time;
 use hw::{console, println};
-use ringfence_abi::fs::FsError;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 
@@ -190,20 +188,14 @@ pub async fn at_boot(etc: Option<&str>) {
         return;
     }
     take_from_etc().await;
-    keep(Kept::OnDisk);
     let _of_disk = OfDisk::begin();
-    let Ok(path) = path_of(FILE) else { return };
-    match tree::stat(&path).await {
-        Ok(_) => {}
+    match is_there(FILE).await {
         // A new disk has no such file.
-        Err(Error::Said(FsError::NotFound)) => return,
-        Err(error) => {
-            println!("{}", about(&path)(error));
-            return;
-        }
-    }
-    match read_text(FILE).await {
-        Ok(text) => set(&text, FILE).await,
+        Ok(false) => {}
+        Ok(true) => match read_text(FILE).await {
+            Ok(text) => set(&text, FILE).await,
+            Err(error) => println!("{error}"),
+        },
         Err(error) => println!("{error}"),
     }
 }

@@ -88,6 +88,8 @@ fn only_who_has_the_token_can_do_something_and_only_what_has_a_button() {
     assert!(status == 200 && content.contains("virtio-scsi: now in ring 0"), "{status} {content}");
     assert_eq!(ring_of(port, "virtio-scsi"), 0);
     assert_eq!(get(port, "/nothing").0, 404);
+    // Another address of this host does not reach it.
+    assert!(TcpStream::connect(("127.0.0.2", port)).is_err());
     leave(running);
 }
 

@@ -57,7 +57,8 @@ command -v bochs >/dev/null 2>&1 || missing+=(bochs bochs-term)
 [ -e /usr/share/bochs/BIOS-bochs-latest ] || missing+=(bochsbios)
 [ -e /usr/share/bochs/VGABIOS-lgpl-latest ] || missing+=(vgabios)
 need mformat mtools
-need chromium chromium
+# Any of them will do for the tests of the page.
+command -v google-chrome >/dev/null 2>&1 || need chromium chromium
 # Their folder may not be in the PATH of one who is not root.
 [ -e /usr/sbin/fsck.fat ] || command -v fsck.fat >/dev/null 2>&1 || missing+=(dosfstools)
 [ -e /usr/sbin/sfdisk ] || command -v sfdisk >/dev/null 2>&1 || missing+=(fdisk)

@@ -325,7 +325,7 @@ pub fn policy_in_words() -> Vec<String> {
         });
         let (reports, others) = (state.reports.len(), state.others.len());
         if reports + others > 0 {
-            lines.push(format!("evidence  {reports} reports, records of {others} other machines"));
+            lines.push(format!("evidence  reports: {reports}, records of other machines: {others}"));
         }
         lines
     })

@@ -29,14 +29,16 @@ impl Browser {
         // for it.
         let switches = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
                         --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0";
-        let mut process = Command::new("chromium")
+        let is_there = |name: &&&str| Command::new(name).arg("--version").output().is_ok();
+        let program = ["chromium", "google-chrome"].iter().find(is_there).expect("'boot/setup.sh' installs Chromium");
+        let mut process = Command::new(program)
             .args(switches.split_whitespace())
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("Chromium starts ('boot/setup.sh' installs it)");
+            .expect("Chromium starts");
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
         let said = lines.find_map(|line| line.strip_prefix("DevTools listening on ").map(String::from));
         let address = said.expect("Chromium says where it listens");

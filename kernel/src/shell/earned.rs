@@ -133,6 +133,7 @@ pub async fn take_from_etc() {
             println!("{path}: {why}");
         }
     }
+    // A machine without a key can neither check the disk's record nor go on with it.
     let kept = match restore().await {
         Ok(()) if evidence::can_sign() => Kept::OnDisk,
         Ok(()) => Kept::InMemory,
@@ -146,6 +147,9 @@ pub async fn take_from_etc() {
 
 /// Goes on with the record on the disk. The error is the reason why the disk cannot be used.
 async fn restore() -> Outcome {
+    if !evidence::can_sign() {
+        return Ok(());
+    }
     let Some(bytes) = read_there(RECORD, record::MOST_BYTES).await? else { return Ok(()) };
     match evidence::restore(&bytes) {
         Ok(count) => println!("the record of {count} modules goes on"),

@@ -144,6 +144,12 @@ fn a_record_is_earned_kept_over_boots_and_lost_when_it_was_changed() {
         assert_says(&run, "it is kept as /etc/record.bad");
         assert_eq!(image.get("record.bad").unwrap(), bytes);
     }
+    // A machine without a key leaves the record of another one as it is.
+    image.put("record", &good).unwrap();
+    let mut keyless = Told::new(BY_RECORD);
+    keyless.files.retain(|(name, _)| name != "machine.key");
+    boot_badly(&with_etc(&keyless, &image, "promote e1000"), 1);
+    assert_eq!(image.get("record").unwrap(), good);
 }
 
 #[test]

@@ -246,7 +246,7 @@ fn the_oldest_rust_is_the_one_that_is_tested() {
 #[test]
 fn the_conformance_suite_is_documented() {
     let document = read(&ringfence::project().join("docs/conformance.md"));
-    for kind in [Kind::Nic, Kind::Scsi] {
+    for kind in [Kind::Nic, Kind::Scsi, Kind::Fs] {
         for (test, meaning) in ringfence::conform::meanings(kind) {
             assert!(document.contains(&format!("| `{test}` | {meaning} | ")), "{test}: {meaning}");
         }

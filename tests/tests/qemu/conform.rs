@@ -35,6 +35,30 @@ fn drivers_of_disks_pass_all() {
     }
 }
 
+#[test]
+fn a_filesystem_that_is_written_passes_all() {
+    let outcomes = outcomes("fat", None, None);
+    assert_eq!(outcomes.len(), 26);
+    assert_passes(&outcomes);
+}
+
+/// What writes is left out: `ext` only reads.
+#[test]
+fn a_filesystem_that_is_only_read_passes() {
+    for test in ["read", "list", "errors", "restart-disk"] {
+        assert_passes(&outcomes("ext", Some(test), None));
+    }
+}
+
+/// A driver of another format cannot serve this one.
+#[test]
+fn a_filesystem_that_its_driver_does_not_know_fails() {
+    let [outcome] = &with_device("ext", Some("fat16"), Some("read"), Some(1))[..] else {
+        panic!("one test in one ring")
+    };
+    assert_eq!(outcome.failure.as_deref(), Some("'mount disk0 /mnt -t ext': init: refused: invalid argument"));
+}
+
 /// The other drivers pass all tests as well (`cargo run -- conform NAME`). Here they run only the
 /// tests that find most errors.
 #[test]

@@ -2,6 +2,7 @@
 //! test has a machine of its own, in each ring; docs/conformance.md explains the tests.
 
 mod disk;
+mod files;
 mod nic;
 mod peer;
 mod random;
@@ -10,7 +11,7 @@ use crate::build::System;
 use crate::drivers::{self, Driver};
 use crate::machine::{Disk, End, Machine, Monitor, Running};
 use crate::output;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use peer::Peer;
 use ringfence_abi::manifest::Kind;
@@ -176,11 +177,21 @@ fn signal(process: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A test of a network or a disk driver.
+/// A test of a driver of some class.
 #[derive(Clone, Copy)]
 enum Test {
     Nic(nic::Test),
     Disk(disk::Test),
+    Files(files::Test),
+}
+
+/// What a driver under test works with, besides its device.
+enum Other {
+    /// The host at the other end of the cable.
+    Peer(Peer),
+    /// The filesystem.
+    Image(files::Image),
+    Nothing,
 }
 
 /// Returns the tests of a class: names, meanings and functions.
@@ -190,7 +201,22 @@ fn tests_of(kind: Kind) -> Vec<(&'static str, &'static str, Test)> {
         Kind::Scsi | Kind::Block => {
             disk::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Disk(*test))).collect()
         }
-        Kind::Fs | Kind::Other => Vec::new(),
+        Kind::Fs => files::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Files(*test))).collect(),
+        Kind::Other => Vec::new(),
+    }
+}
+
+/// Returns what the driver is tested on: QEMU's name of a device, or the name of a format.
+fn device<'a>(options: &'a Options, driver: &'a Driver) -> Result<&'a str> {
+    let wanted = options.device.as_deref();
+    match (driver.kind, &*driver.name) {
+        (Kind::Other, _) => Ok("none"),
+        (Kind::Fs, "fat") => Ok(wanted.unwrap_or("fat16")),
+        (Kind::Fs, "ext") => Ok(wanted.unwrap_or("ext4")),
+        (Kind::Fs, name) => {
+            wanted.with_context(|| format!("which format {name} drives is not known: --device names it"))
+        }
+        (Kind::Nic | Kind::Scsi | Kind::Block, _) => driver.device(wanted),
     }
 }
 
@@ -206,7 +232,7 @@ pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcom
     if tests.is_empty() {
         bail!("{} offers nothing that there are tests for", options.name);
     }
-    let device = driver.device(options.device.as_deref())?;
+    let device = device(options, &driver)?;
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     if !tests.iter().any(|(name, ..)| wanted(name)) {
         let names: Vec<&str> = tests.iter().map(|(name, ..)| *name).collect();
@@ -232,15 +258,16 @@ pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcom
 /// Gives the driver `count` random inputs in ring 1. Returns how often that ended the driver; fails
 /// if it does not serve in the end.
 pub fn give_random(system: &System, options: &Options, driver: &Driver, count: usize, seed: u64) -> Result<u64> {
-    let device = match driver.kind {
-        Kind::Fs | Kind::Other => "none",
-        Kind::Nic | Kind::Scsi | Kind::Block => driver.device(options.device.as_deref())?,
-    };
+    let device = device(options, driver)?;
     let mut random = Rng::with_seed(seed);
     let mut faults = 0;
-    on_bench(system, options, (driver.kind, device), 1, |bench, peer| {
-        match (driver.kind, peer) {
-            (Kind::Nic, Some(peer)) => random::frames(bench, peer, count, &mut random)?,
+    on_bench(system, options, (driver.kind, device), 1, |bench, other| {
+        match (driver.kind, other) {
+            (_, Other::Peer(peer)) => random::frames(bench, peer, count, &mut random)?,
+            (_, Other::Image(image)) => {
+                files::random(bench, image, count, &mut random)?;
+                random::texts(bench, count / random::INPUTS_PER_COMMAND, &mut random)?;
+            }
             (Kind::Scsi | Kind::Block, _) => random::requests(bench, count, &mut random)?,
             _ => random::texts(bench, count, &mut random)?,
         }
@@ -254,10 +281,11 @@ pub fn give_random(system: &System, options: &Options, driver: &Driver, count: u
 
 /// Boots a machine with the driver and runs one test on it.
 fn attempt(system: &System, options: &Options, device: (Kind, &str), test: Test, ring: u8) -> Result<()> {
-    on_bench(system, options, device, ring, |bench, peer| match (test, peer) {
-        (Test::Nic(test), Some(peer)) => test(bench, peer),
+    on_bench(system, options, device, ring, |bench, other| match (test, other) {
+        (Test::Nic(test), Other::Peer(peer)) => test(bench, peer),
+        (Test::Files(test), Other::Image(image)) => test(bench, image),
         (Test::Disk(test), _) => test(bench),
-        (Test::Nic(_), None) => Ok(()),
+        (Test::Nic(_) | Test::Files(_), _) => bail!("the machine does not have what the test is about"),
     })
 }
 
@@ -267,7 +295,7 @@ fn on_bench(
     options: &Options,
     (kind, device): (Kind, &str),
     ring: u8,
-    then: impl FnOnce(&mut Bench, Option<&Peer>) -> Result<()>,
+    then: impl FnOnce(&mut Bench, &Other) -> Result<()>,
 ) -> Result<()> {
     let folder = TempDir::new()?;
     let socket = folder.path().join("qmp");
@@ -276,13 +304,13 @@ fn on_bench(
     machine.contents.exec = None;
     machine.timeout = Some(LIMIT);
     machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
-    let mut peer = None;
+    let mut other = Other::Nothing;
     (machine.nic, machine.hba) = ("none".to_string(), "none".to_string());
     match kind {
         Kind::Nic => {
-            let (other, network) = Peer::new()?;
+            let (peer, network) = Peer::new()?;
             (machine.nic, machine.network) = (device.to_string(), Some(network));
-            peer = Some(other);
+            other = Other::Peer(peer);
         }
         Kind::Scsi | Kind::Block => {
             machine.hba = device.to_string();
@@ -292,20 +320,33 @@ fn on_bench(
                 machine.disks.push(Disk::from(path));
             }
         }
-        Kind::Fs | Kind::Other => {}
+        Kind::Fs => {
+            let image = files::Image::new(folder.path(), device)?;
+            machine.hba = Machine::default().hba;
+            machine.disks.push(Disk::from(image.path().to_path_buf()));
+            other = Other::Image(image);
+        }
+        Kind::Other => {}
     }
     let running = machine.start(system)?;
     let monitor = Monitor::new(&socket)?;
     let mut bench = Bench { running, monitor, name: options.name.clone(), kills: 0, may_fault: false };
     bench.run("limits restarts 1000")?;
     bench.run("limits restart-wait-ms 0")?;
-    bench.run(&format!("insmod {} --ring {ring}", options.name))?;
+    if kind == Kind::Fs {
+        bench.run(&format!("insmod {}", files::DISK_DRIVER))?;
+        bench.run(&format!("policy {} restart", files::DISK_DRIVER))?;
+        bench.run(&format!("mount disk0 {} -t {}", files::AT, options.name))?;
+        bench.run(&format!("ring {} {ring}", options.name))?;
+    } else {
+        bench.run(&format!("insmod {} --ring {ring}", options.name))?;
+    }
     bench.run(&format!("policy {} restart", options.name))?;
     if kind == Kind::Block {
         // Each block device needs a driver instance of its own, also the second disk.
         bench.run(&format!("insmod {} --ring {ring}", options.name))?;
     }
-    then(&mut bench, peer.as_ref())?;
+    then(&mut bench, &other)?;
     bench.leave()
 }
 

@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use fastrand::Rng;
 use ringfence_link::event::Event;
 
-/// A command for each so many frames.
-const FRAMES_PER_COMMAND: usize = 20;
+/// A command for each so many inputs of another kind.
+pub const INPUTS_PER_COMMAND: usize = 20;
 /// The longest random text of a command.
 const LONGEST_TEXT: usize = 200;
 
@@ -39,7 +39,7 @@ pub fn frames(bench: &mut Bench, peer: &Peer, count: usize, random: &mut Rng) ->
             frame[12..14].copy_from_slice(&IPV4.to_be_bytes());
         }
         peer.send(&frame);
-        if number % FRAMES_PER_COMMAND == 0 {
+        if number % INPUTS_PER_COMMAND == 0 {
             tell(bench, random)?;
         }
     }

@@ -87,7 +87,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let demand = ReportDemand {
         // What has no work to do cannot be seen to fail at it.
         changes: if driver.kind == Kind::Other { 0 } else { options.changes as u64 },
-        conformance: !matches!(driver.kind, Kind::Fs | Kind::Other),
+        conformance: driver.kind != Kind::Other,
         stack: false,
         inputs: options.inputs as u64,
         ..ReportDemand::default()
@@ -105,7 +105,7 @@ pub fn run(options: &Options) -> Result<bool> {
 
 /// Tests the driver by the suite of its class, in both rings, if its class has one.
 fn conformance(system: &System, options: &Options, driver: &Driver) -> Result<Conformance> {
-    if matches!(driver.kind, Kind::Fs | Kind::Other) {
+    if driver.kind == Kind::Other {
         return Ok(Conformance::default());
     }
     let machine = options.machine.clone();

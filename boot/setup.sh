@@ -3,13 +3,15 @@
 #
 #   1. host packages: QEMU, Bochs, a linker, the tools of the ISO (apt on Debian and Ubuntu, advice elsewhere)
 #   2. the Rust that rust-toolchain.toml names, where there is rustup
-#   3. `core` and `alloc` for x86_64-unknown-none: from rustup where it can, else built once from the
-#      distribution's rust-src into a cached sysroot (1 to 3 minutes)
+#   3. `core` and `alloc` for x86_64-unknown-none, and for the 32-bit code of segmented domains: from rustup
+#      where it can, else built once from the distribution's rust-src into a cached sysroot (1 to 3 minutes)
 #
 # `boot/setup.sh --print-sysroot` prints the sysroot that the target is built with, and does nothing else.
 set -euo pipefail
 
 target=x86_64-unknown-none
+# Without this one there are no modules for segmented domains, and all else works.
+target32=i586-unknown-linux-gnu
 host=x86_64-unknown-linux-gnu
 # Containers and services may have no HOME.
 home=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
@@ -20,6 +22,14 @@ say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 has_target() { [ -n "$1" ] && [ -d "$1/lib/rustlib/$target/lib" ]; }
+add_target32() {
+    [ -d "$1/lib/rustlib/$target32/lib" ] && return
+    if command -v rustup >/dev/null 2>&1 && timeout 120 rustup target add "$target32" >/dev/null 2>&1; then
+        say "rustup added $target32"
+    else
+        say "rustup cannot add $target32 here: no modules for segmented domains are built"
+    fi
+}
 
 distribution_sysroot() { # of the distribution's compiler, or nothing
     [ -x /usr/bin/rustc ] || return 0
@@ -100,11 +110,13 @@ fi
 # ---- 3. the target ---------------------------------------------------------------------------------
 found=$(find_sysroot)
 if has_target "$found"; then
+    add_target32 "$found"
     exit 0
 fi
 if command -v rustup >/dev/null 2>&1 && timeout 120 rustup target add "$target" >/dev/null 2>&1 &&
     has_target "$(rustc --print sysroot)"; then
     say "rustup added $target"
+    add_target32 "$(rustc --print sysroot)"
     exit 0
 fi
 
@@ -147,14 +159,17 @@ printf '#![no_std]\n' >"$work/seed/src/lib.rs"
     # Bootstrap is set for this one step only: everything after it is plain stable Rust.
     RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc __CARGO_TESTS_ONLY_SRC_ROOT="$library" \
         RUSTFLAGS="-C embed-bitcode=yes -C force-frame-pointers=yes --remap-path-prefix=$work=/rustc" \
-        /usr/bin/cargo build --release --target "$target" \
+        /usr/bin/cargo build --release --target "$target" --target "$target32" \
         -Zbuild-std=core,alloc -Zbuild-std-features=compiler-builtins-mem
 ) || die "building core for $target failed"
 
 part="$sysroot.part.$$"
 rm -rf "$part"
-mkdir -p "$part/lib/rustlib/$target/lib" "$part/lib/rustlib/$host/bin" "$part/bin"
-cp "$work"/seed/target/$target/release/deps/lib{core,alloc,compiler_builtins}-*.rlib "$part/lib/rustlib/$target/lib/"
+mkdir -p "$part/lib/rustlib/$host/bin" "$part/bin"
+for each in "$target" "$target32"; do
+    mkdir -p "$part/lib/rustlib/$each/lib"
+    cp "$work"/seed/target/$each/release/deps/lib{core,alloc,compiler_builtins}-*.rlib "$part/lib/rustlib/$each/lib/"
+done
 ln -s "/usr/lib/rustlib/$host/lib" "$part/lib/rustlib/$host/lib"
 ln -s "$lld" "$part/lib/rustlib/$host/bin/rust-lld"
 printf '#!/bin/sh\nexec /usr/bin/rustc --sysroot "%s" "$@"\n' "$sysroot" >"$part/bin/rustc"

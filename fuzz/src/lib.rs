@@ -14,7 +14,7 @@ use ringfence_core::evidence::record::Chain;
 use ringfence_core::evidence::report::Report;
 use ringfence_core::evidence::signed::{Purpose, SecretKey, Signed, Trusted, sign};
 use ringfence_core::line_editor::{Event, LineEditor, MAX_LINE};
-use ringfence_core::module::{Module, symbol_at};
+use ringfence_core::module::{DomainKind, Module, symbol_at};
 use ringfence_core::sense::Sense;
 use ringfence_core::{acpi as tables, cdb, command_line, disassembly, dmar, lines, pci as space};
 use std::cell::RefCell;
@@ -62,7 +62,9 @@ pub fn loader(data: &[u8]) {
     }
     // Reports look up symbols in accepted modules, and in the kernel.
     let _ = symbol_at(data, 0x2000);
-    let _ = disassembly::instruction(data, 0x8000_0040_0000);
+    for kind in [DomainKind::Paged, DomainKind::Segmented] {
+        let _ = disassembly::instruction(kind, data, 0x8000_0040_0000);
+    }
 }
 
 /// Reads a signed file as each kind that there is, and a table of source lines. What was signed is

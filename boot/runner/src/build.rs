@@ -6,9 +6,13 @@
 //! once.
 
 use crate::check::{self, Finding};
-use crate::toolchain::{BUILT_AS, TARGET, Toolchain};
+use crate::toolchain::{BUILT_AS, TARGET, TARGET_32, Toolchain};
 use crate::{holes, output, project, target};
 use anyhow::{Context, Result, bail};
+use ringfence_abi::layout::{IMAGE, STUB_BYTES, STUBS};
+use ringfence_abi::manifest::SEGMENTED_SUFFIX;
+use ringfence_abi::service::SERVICES;
+use ringfence_core::module::Module as Parsed;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -40,6 +44,14 @@ pub struct Module {
 
 /// Folders of `drivers/` that are not modules.
 const NOT_MODULES: [&str; 1] = ["sdk"];
+/// The modules that are built for segmented domains as well.
+const SEGMENTED: [&str; 5] = ["e1000", "null", "template", "virtio-scsi", "watchman"];
+/// The modules that are built for segmented domains only.
+const SEGMENTED_ONLY: [&str; 1] = ["rogue-segment"];
+/// The most orders of a segmented module's functions that are tried.
+const MOST_ORDERS: u32 = 16;
+/// Flags for the parts of a segmented module in C.
+const C_FLAGS_32: [&str; 2] = ["-m32", "-ffunction-sections"];
 /// Flags for loader and kernel. Modules use the target's defaults, with which code is
 /// position-independent.
 const KERNEL_FLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "code-model=kernel"];
@@ -105,19 +117,108 @@ fn some_modules(toolchain: &Toolchain, names: &[(String, Source)], quiet: bool) 
     if names.iter().any(|(_, source)| source.package().is_some()) {
         run(&mut cargo, quiet)?;
     }
-    let mut modules = Vec::new();
-    for (name, source) in names {
+    let mut modules = segmented_modules(toolchain, names, quiet)?;
+    for (name, source) in names.iter().filter(|(name, _)| !SEGMENTED_ONLY.contains(&name.as_str())) {
         let objects = match source {
             Source::Package(package) => vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))],
-            Source::C(folder) => compile_c(name, folder, &target(), None)?,
+            Source::C(folder) => compile_c(name, folder, &target(), &[])?,
         };
         let other = |way: &Way| match source {
             Source::Package(package) => compile_otherwise(toolchain, package, way),
-            Source::C(folder) => compile_c(name, folder, &target(), Some(way)),
+            Source::C(folder) => compile_c(name, folder, &target(), &[way.c]),
         };
         modules.push(link(toolchain, name, &target(), &objects, other)?);
     }
     Ok(modules)
+}
+
+/// Builds the project's modules for segmented domains that are among `names`, if the compiler has
+/// their target.
+fn segmented_modules(toolchain: &Toolchain, names: &[(String, Source)], quiet: bool) -> Result<Vec<Module>> {
+    let is_wanted = |name: &str| SEGMENTED.contains(&name) || SEGMENTED_ONLY.contains(&name);
+    let wanted: Vec<&(String, Source)> = names.iter().filter(|(name, _)| is_wanted(name)).collect();
+    if wanted.is_empty() || !toolchain.has_32() {
+        return Ok(Vec::new());
+    }
+    let packages: Vec<&str> = wanted.iter().filter_map(|(_, source)| source.package()).collect();
+    if !packages.is_empty() {
+        let mut cargo = toolchain.cargo_32("build", &segmented());
+        run(cargo.arg("--release").args(packages.iter().flat_map(|package| ["-p", package])), quiet)?;
+    }
+    wanted.into_iter().map(|(name, source)| segmented_module(toolchain, name, source)).collect()
+}
+
+/// Returns the folder for builds of modules for segmented domains.
+fn segmented() -> PathBuf {
+    target().join("bare-segmented")
+}
+
+/// Links a module for segmented domains, whose package is built: a 32-bit executable at its place
+/// in the slot. The addresses of the services' stubs are known, so that nothing is left to
+/// relocate; a symbol of a service is defined only if the module refers to it, and that is its
+/// request.
+fn segmented_module(toolchain: &Toolchain, name: &str, source: &Source) -> Result<Module> {
+    let archive = |dir: &Path, package: &str| {
+        vec![dir.join(TARGET_32).join("release").join(format!("lib{}.a", package.replace('-', "_")))]
+    };
+    let objects = match source {
+        Source::Package(package) => archive(&segmented(), package),
+        Source::C(source) => compile_c(name, source, &segmented(), &C_FLAGS_32)?,
+    };
+    let otherwise = |way: &Way| match source {
+        Source::Package(package) => {
+            let dir = target().join("segmented-otherwise");
+            let mut cargo = toolchain.cargo_32("rustc", &dir);
+            run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
+            Ok(archive(&dir, package))
+        }
+        Source::C(source) => compile_c(name, source, &segmented(), &[&C_FLAGS_32[..], &[way.c]].concat()),
+    };
+    let name = format!("{name}{SEGMENTED_SUFFIX}");
+    let [packed, debug, linked] = ["rfm", "debug", "linked"].map(|end| target().join(format!("{name}.{end}")));
+    let module = Module { name: name.clone(), debug: debug.clone(), packed: packed.clone() };
+    let stamped = stamp(&objects)?;
+    if debug.is_file() && packed.is_file() && fs::read_to_string(&linked).is_ok_and(|old| old == stamped) {
+        refuse_refused(&name, &module)?;
+        return Ok(module);
+    }
+    let stubs = target().join("stubs.ld");
+    let lines = SERVICES
+        .iter()
+        .enumerate()
+        .map(|(number, service)| format!("PROVIDE({} = {:#x});\n", service.symbol, STUBS + number as u64 * STUB_BYTES));
+    // `core` for this target can unwind, and no module does: a panic ends it.
+    let unwinding = ["_Unwind_Resume", "rust_eh_personality"].map(|symbol| format!("PROVIDE({symbol} = 0);\n"));
+    write_if_changed(&stubs, &lines.chain(unwinding).collect::<String>())?;
+    // Bytes of the code may happen to form an instruction that the kernel refuses under QEMU's TCG.
+    // In another order of the functions displacements are others, and what is compiled otherwise
+    // has other registers.
+    let is_clean = |objects: &[PathBuf], order: u32| {
+        replace(&debug, |to| {
+            let mut linker = toolchain.linker();
+            linker.args(["-m", "elf_i386", "-static", "-z", "norelro", "-z", "separate-code", "-z", "noexecstack"]);
+            linker.args(["--gc-sections", "--undefined=rf_manifest", "--build-id=none", "-e", "rf_upcall"]);
+            linker.arg(format!("--image-base={IMAGE:#x}")).args(objects).arg(&stubs);
+            if order > 0 {
+                linker.arg(format!("--shuffle-sections=.text*={order}"));
+            }
+            run(linker.arg("-o").arg(to), true)
+        })?;
+        strip(&debug, &packed)?;
+        let bytes = fs::read(&packed).with_context(|| format!("reading {}", packed.display()))?;
+        anyhow::Ok(Parsed::parse(&bytes).is_ok_and(|module| module.holes().next().is_none()))
+    };
+    'ways: for way in std::iter::once(None).chain(WAYS.iter().map(Some)) {
+        let objects = way.map_or_else(|| Ok(objects.clone()), &otherwise)?;
+        for order in 0..MOST_ORDERS {
+            if is_clean(&objects, order)? {
+                break 'ways;
+            }
+        }
+    }
+    refuse_refused(&name, &module)?;
+    replace(&linked, |to| Ok(fs::write(to, &stamped)?))?;
+    Ok(module)
 }
 
 /// Runs clippy over everything that is built for the bare machine, with warnings denied.
@@ -214,7 +315,7 @@ pub fn for_debugger(source: &str) -> Result<Module> {
     }
     let name = folder.file_stem().context("the folder has no name")?.to_string_lossy().into_owned();
     let way = Way { rust: "opt-level=0", c: "-Og" };
-    let objects = compile_c(&name, &CSource(folder), &to, Some(&way))?;
+    let objects = compile_c(&name, &CSource(folder), &to, &[way.c])?;
     link(&Toolchain::find()?, &name, &to, &objects, |_| Ok(objects.clone()))
 }
 
@@ -318,8 +419,8 @@ fn module_sources() -> Result<Vec<(String, Source)>> {
 pub fn module_in_c(source: &Path) -> Result<Module> {
     let name = source.file_stem().context("the file has no name")?.to_string_lossy().into_owned();
     let source = CSource(source.to_path_buf());
-    let compile = |way: Option<&Way>| compile_c(&name, &source, &outside(), way);
-    link(&Toolchain::find()?, &name, &outside(), &compile(None)?, |way| compile(Some(way)))
+    let compile = |flags: &[&str]| compile_c(&name, &source, &outside(), flags);
+    link(&Toolchain::find()?, &name, &outside(), &compile(&[])?, |way| compile(&[way.c]))
 }
 
 /// Compiles a Rust module in another way. The usual build of the module stays. Its dependencies are
@@ -392,14 +493,14 @@ fn is_cpp(file: &Path) -> bool {
     file.extension().is_some_and(|end| end == "cpp" || end == "cc" || end == "cxx")
 }
 
-/// Compiles a module's C and C++ files into folder `to`, in the usual or another way.
-fn compile_c(name: &str, source: &CSource, to: &Path, way: Option<&Way>) -> Result<Vec<PathBuf>> {
+/// Compiles a module's C and C++ files into folder `to`, with more flags than the usual ones.
+fn compile_c(name: &str, source: &CSource, to: &Path, flags: &[&str]) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(to)?;
     let mut objects = Vec::new();
     for file in source.files()? {
         let object = to.join(format!("{name}-{}.o", file.file_name().unwrap_or_default().to_string_lossy()));
         let mut compiler = source.compiler(&file)?;
-        compiler.arg("-c").args(way.map(|way| way.c));
+        compiler.arg("-c").args(flags);
         replace(&object, |to| show_warnings(compiler.arg("-o").arg(to)))?;
         objects.push(object);
     }

@@ -37,9 +37,10 @@ pub fn findings(file: &Path, debug: &Path) -> Result<Vec<Finding>> {
         Err(error) => return Ok(vec![refused(in_words(&error))]),
     };
     let mut findings = Vec::new();
-    if module.manifest.name() != stem {
-        let name = module.manifest.name();
-        findings.push(refused(format!("the module in this file is called '{name}': its file must be {name}.rfm")));
+    let name = module.file_name();
+    if name != stem {
+        let own = module.manifest.name();
+        findings.push(refused(format!("the module in this file is called '{own}': its file must be {name}.rfm")));
     }
     let sources = Sources::new([(stem.clone(), debug.to_path_buf())], PathBuf::new());
     let mut places = Places { file: &bytes, name: stem, sources };

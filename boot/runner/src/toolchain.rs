@@ -8,6 +8,21 @@ use std::process::Command;
 
 /// The target of everything except the runner.
 pub const TARGET: &str = "x86_64-unknown-none";
+/// The target of segmented modules. It has no SSE, and nothing of Linux or the GNU C library is
+/// linked.
+pub const TARGET_32: &str = "i586-unknown-linux-gnu";
+/// Flags for [`TARGET_32`]: a newer CPU's instructions, but for those on registers that drivers do
+/// not have.
+const FLAGS_32: [&str; 8] = [
+    "-C",
+    "target-cpu=pentium-m",
+    "-C",
+    "target-feature=-sse,-sse2",
+    "-C",
+    "relocation-model=static",
+    "-C",
+    "force-frame-pointers=yes",
+];
 
 /// The path of the project's folder in build outputs, the same wherever the checkout lies.
 pub const BUILT_AS: &str = "/ringfence";
@@ -51,8 +66,22 @@ impl Toolchain {
         Ok(Some(Toolchain { sysroot, foreign }))
     }
 
+    /// Returns whether it builds for [`TARGET_32`].
+    pub fn has_32(&self) -> bool {
+        self.sysroot.join("lib/rustlib").join(TARGET_32).join("lib").is_dir()
+    }
+
+    /// Returns a cargo command that builds for [`TARGET_32`] into `target_dir`.
+    pub fn cargo_32(&self, subcommand: &str, target_dir: &Path) -> Command {
+        self.cargo_for(TARGET_32, &FLAGS_32, subcommand, target_dir)
+    }
+
     /// Returns a cargo command that builds for [`TARGET`] into `target_dir`.
     pub fn cargo(&self, subcommand: &str, target_dir: &Path) -> Command {
+        self.cargo_for(TARGET, &[], subcommand, target_dir)
+    }
+
+    fn cargo_for(&self, target: &str, flags: &[&str], subcommand: &str, target_dir: &Path) -> Command {
         let mut command = Command::new("cargo");
         // Settings of an outer cargo for its own compiler must not leak into this one.
         for (name, _) in std::env::vars_os() {
@@ -68,8 +97,9 @@ impl Toolchain {
             command.env("PATH", prepend_path("/usr/bin"));
         }
         let remap = format!("--remap-path-prefix={}={BUILT_AS}", project().display());
-        command.args([subcommand, "--target", TARGET]);
-        command.arg("--config").arg(format!("target.{TARGET}.rustflags=[{remap:?}]"));
+        let flags: Vec<&str> = flags.iter().copied().chain([&*remap]).collect();
+        command.args([subcommand, "--target", target]);
+        command.arg("--config").arg(format!("target.{target}.rustflags={flags:?}"));
         command.arg("--target-dir").arg(target_dir);
         command
     }

@@ -323,8 +323,12 @@ impl Ports {
         // SAFETY: the port belongs to the driver's own device; the instruction writes only inside
         // `to`.
         unsafe {
+            #[cfg(target_arch = "x86_64")]
             core::arch::asm!("rep insw", in("dx") port, inout("rdi") to.as_mut_ptr() => _,
                 inout("rcx") to.len() / 2 => _, options(nostack, preserves_flags));
+            #[cfg(target_arch = "x86")]
+            core::arch::asm!("rep insw", in("dx") port, inout("edi") to.as_mut_ptr() => _,
+                inout("ecx") to.len() / 2 => _, options(nostack, preserves_flags));
         }
         #[cfg(feature = "record")]
         self.record_words('r', port, to);
@@ -343,8 +347,14 @@ impl Ports {
         // SAFETY: the port belongs to the driver's own device; the instruction reads only inside
         // `from`.
         unsafe {
+            #[cfg(target_arch = "x86_64")]
             core::arch::asm!("rep outsw", in("dx") port, inout("rsi") from.as_ptr() => _,
                 inout("rcx") from.len() / 2 => _, options(nostack, preserves_flags, readonly));
+            // The compiler keeps ESI for itself.
+            #[cfg(target_arch = "x86")]
+            core::arch::asm!("xchg esi, {from}", "rep outsw", "mov esi, {from}", in("dx") port,
+                from = inout(reg) from.as_ptr() => _, inout("ecx") from.len() / 2 => _,
+                options(nostack, preserves_flags, readonly));
         }
         #[cfg(feature = "record")]
         self.record_words('w', port, from);

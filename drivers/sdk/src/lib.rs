@@ -34,6 +34,8 @@ pub mod fs;
 #[cfg(not(feature = "fake"))]
 mod heap;
 pub mod manifest;
+#[cfg(all(target_arch = "x86", not(feature = "fake")))]
+mod mem;
 pub mod net;
 #[cfg(not(feature = "fake"))]
 mod panic;

@@ -40,7 +40,7 @@ impl Place {
 }
 
 // `Place::text` reads the text as aligned words.
-const _: () = assert!(core::mem::offset_of!(Raw, text).is_multiple_of(8) && align_of::<Raw>() == 8);
+const _: () = assert!(core::mem::offset_of!(Raw, text).is_multiple_of(8) && align_of::<Raw>() == align_of::<u64>());
 
 const fn named(name: &str, what: &str, kind: ParameterKind) -> Raw {
     let (name, what) = (field(name), field(what));

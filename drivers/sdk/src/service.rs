@@ -127,7 +127,11 @@ pub fn tsc() -> u64 {
     #[cfg(not(feature = "fake"))]
     // SAFETY: every x86-64 CPU has the instruction RDTSC.
     unsafe {
-        core::arch::x86_64::_rdtsc()
+        #[cfg(target_arch = "x86")]
+        use core::arch::x86::_rdtsc;
+        #[cfg(target_arch = "x86_64")]
+        use core::arch::x86_64::_rdtsc;
+        _rdtsc()
     }
 }
 

@@ -52,7 +52,7 @@ impl<Q: HasQueues> Words for QueueMemory<Q> {
 
 /// Returns the address of the mailbox page.
 fn mailbox_page() -> *mut u8 {
-    // The slot follows from any address of this module.
+    // The slot follows from any address of this module. That of a segmented driver begins at 0.
     let slot = mailbox_page as *const () as u64 & !(SLOT_SIZE - 1);
     (slot + MAILBOX) as *mut u8
 }

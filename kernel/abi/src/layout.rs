@@ -17,6 +17,8 @@ pub const PAGE_SIZE: u64 = 4096;
 /// Stubs through which the module calls services: written by the kernel, executable and read-only
 /// for the driver.
 pub const STUBS: u64 = 0x0022_0000;
+/// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
+pub const STUB_BYTES: u64 = 32;
 /// The module's segments, as linked from address 0.
 pub const IMAGE: u64 = 0x0043_0000;
 /// Largest extent of a module's segments, in bytes.

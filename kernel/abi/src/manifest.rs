@@ -6,6 +6,9 @@ use crate::reset::Reset;
 use crate::{block, fs, net, scsi};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// End of the name of a module's file for segmented domains, behind the module's name: `e1000.32`
+/// beside `e1000`.
+pub const SEGMENTED_SUFFIX: &str = ".32";
 /// Name of the ELF section that holds the [`Manifest`].
 pub const SECTION: &str = ".ringfence";
 /// First field of every manifest.
@@ -173,7 +176,7 @@ pub struct Manifest {
 }
 
 // The layout is part of the ABI.
-const _: () = assert!(size_of::<Manifest>() == 176 && align_of::<Manifest>() == 8);
+const _: () = assert!(size_of::<Manifest>() == 176 && align_of::<Manifest>() == align_of::<u64>());
 
 /// The errors that a manifest can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

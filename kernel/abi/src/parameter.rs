@@ -49,7 +49,7 @@ pub struct Parameter {
 }
 
 // The layout is part of the ABI.
-const _: () = assert!(size_of::<Parameter>() == 192 && align_of::<Parameter>() == 8);
+const _: () = assert!(size_of::<Parameter>() == 192 && align_of::<Parameter>() == align_of::<u64>());
 
 impl Parameter {
     /// Returns the parameter's kind, if it is a known one.

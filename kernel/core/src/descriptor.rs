@@ -94,6 +94,8 @@ const CODE: u64 = 1 << 43;
 const USER: u64 = 1 << 44;
 const PRESENT: u64 = 1 << 47;
 const LONG: u64 = 1 << 53;
+/// The segment's operands, addresses and stack are of 32 bits.
+const WIDE: u64 = 1 << 54;
 
 const fn privilege(ring: u64) -> u64 {
     ring << 45
@@ -103,6 +105,18 @@ const fn privilege(ring: u64) -> u64 {
 /// span everything for Bochs, and out of 32-bit habit.
 pub const fn code64(ring: u64) -> u64 {
     flat() | ACCESSED | WRITABLE | CODE | USER | PRESENT | LONG | privilege(ring)
+}
+
+/// Returns a 32-bit code segment for ring `ring`: in long mode the CPU runs it in compatibility
+/// mode (SDM vol. 3A, 5.2.1), and cuts each address off to 32 bits. It spans all of them, so that
+/// no return to it can go beyond its limit.
+pub const fn code32(ring: u64) -> u64 {
+    data32(ring) | CODE
+}
+
+/// Returns a data and stack segment for 32-bit code in ring `ring`.
+pub const fn data32(ring: u64) -> u64 {
+    data(ring) | WIDE
 }
 
 /// Returns a data segment for ring `ring`.

@@ -1,16 +1,25 @@
 //! Machine code in words, for fault reports.
 
+use crate::module::DomainKind;
 use alloc::string::String;
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, Mnemonic, OpKind, Register};
 
 /// Longest instruction in bytes (Intel SDM vol. 2A, 2.3.11).
 pub const MAX_INSTRUCTION: usize = 15;
 
-/// Returns the first instruction of `code`, which lies at `address`, in Intel syntax with its bytes
-/// before it. `None` if it is cut short or undefined.
-pub fn instruction(code: &[u8], address: u64) -> Option<String> {
+/// Returns the number of bits of the code in a domain of this kind.
+fn bits(kind: DomainKind) -> u32 {
+    match kind {
+        DomainKind::Paged => 64,
+        DomainKind::Segmented => 32,
+    }
+}
+
+/// Returns the first instruction of `code`, which lies at `address` in a domain of this kind, in
+/// Intel syntax with its bytes before it. `None` if it is cut short or undefined.
+pub fn instruction(kind: DomainKind, code: &[u8], address: u64) -> Option<String> {
     let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
-    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits(kind), code, address, DecoderOptions::NONE);
     let instruction = decoder.decode();
     if instruction.mnemonic() == Mnemonic::INVALID {
         return None;
@@ -91,11 +100,15 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore)]
     fn instructions_are_named_with_their_bytes() {
-        assert_eq!(instruction(&[0x48, 0x8b, 0x07, 0xc3], 0x1000).unwrap(), "488b07  mov rax, [rdi]");
-        assert_eq!(instruction(&[0xeb, 0xfe], 0x8000001000).unwrap(), "ebfe  jmp 0x8000001000");
-        assert_eq!(instruction(&[0x0f, 0x0b], 0).unwrap(), "0f0b  ud2");
-        assert_eq!(instruction(&[0x48, 0x8b], 0), None);
-        assert_eq!(instruction(&[], 0), None);
+        assert_eq!(
+            instruction(DomainKind::Paged, &[0x48, 0x8b, 0x07, 0xc3], 0x1000).unwrap(),
+            "488b07  mov rax, [rdi]"
+        );
+        assert_eq!(instruction(DomainKind::Paged, &[0xeb, 0xfe], 0x8000001000).unwrap(), "ebfe  jmp 0x8000001000");
+        assert_eq!(instruction(DomainKind::Paged, &[0x0f, 0x0b], 0).unwrap(), "0f0b  ud2");
+        assert_eq!(instruction(DomainKind::Paged, &[0x48, 0x8b], 0), None);
+        assert_eq!(instruction(DomainKind::Paged, &[], 0), None);
+        assert_eq!(instruction(DomainKind::Segmented, &[0x48, 0x8b, 0x07], 0).unwrap(), "48  dec eax");
     }
 
     #[test]
@@ -127,7 +140,7 @@ mod tests {
         #[test]
         #[cfg_attr(miri, ignore)]
         fn no_bytes_make_it_panic(code in proptest::collection::vec(any::<u8>(), 0..20), address in any::<u64>()) {
-            let _ = (instruction(&code, address), raises(&code), operand_address(&code, address, [address; 16]));
+            let _ = (instruction(DomainKind::Paged, &code, address), raises(&code), operand_address(&code, address, [address; 16]));
         }
     }
 }

@@ -1,5 +1,10 @@
-//! Reads a module file: an ELF64 shared object (`ET_DYN`). Its undefined symbols are its requests
-//! for services.
+//! Reads a module file. There are two kinds, one for each kind of domain:
+//!
+//! * *paged*: an ELF64 shared object (`ET_DYN`). Its undefined symbols are its requests for
+//!   services.
+//! * *segmented*: an ELF32 executable (`ET_EXEC`), linked at the image's place in a slot, without
+//!   relocations. Its requests for services are the absolute symbols with their names, whose values
+//!   are the addresses of their stubs.
 //!
 //! [`Module::parse`] checks everything that the loader later relies on, and refuses a bad file with
 //! the reason. It maps nothing and runs nothing. **It returns for any bytes**: it never panics, and
@@ -9,14 +14,15 @@ use crate::evidence::signed::Signed;
 use crate::extent::{Extent, align_up};
 use crate::parameter::Declared;
 use crate::tcg::{self, Hole};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use object::LittleEndian as LE;
 use object::elf;
 use object::read::SectionIndex;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym, SymbolTable};
-use ringfence_abi::layout::{IMAGE_MAX, PAGE_SIZE};
-use ringfence_abi::manifest::{self, Kind, Manifest, ManifestError};
+use ringfence_abi::layout::{IMAGE, IMAGE_MAX, PAGE_SIZE, STUB_BYTES, STUBS};
+use ringfence_abi::manifest::{self, Kind, Manifest, ManifestError, SEGMENTED_SUFFIX};
 use ringfence_abi::parameter::{self, MAX_PARAMETERS, Parameter};
 use ringfence_abi::register::{self, MAX_REGISTERS, RegisterName};
 use ringfence_abi::service::{self, SERVICE_COUNT, SERVICES};
@@ -24,6 +30,37 @@ use ringfence_abi::upcall::ENTRY;
 use zerocopy::FromBytes;
 
 type Header = elf::FileHeader64<LE>;
+type Header32 = elf::FileHeader32<LE>;
+
+/// The kind of domain that a module is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainKind {
+    /// 64-bit code in an address space without the kernel.
+    Paged,
+    /// 32-bit code, which cannot name an address of the kernel's.
+    Segmented,
+}
+
+impl fmt::Display for DomainKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            DomainKind::Paged => "paged",
+            DomainKind::Segmented => "segmented",
+        })
+    }
+}
+
+impl DomainKind {
+    /// Returns the kind of domain for a module file, by its ELF class. A file that is none is for
+    /// neither, and refused later.
+    pub fn of(file: &[u8]) -> DomainKind {
+        const CLASS: usize = 4;
+        match file.get(CLASS) {
+            Some(class) if *class == elf::ELFCLASS32.0 => DomainKind::Segmented,
+            _ => DomainKind::Paged,
+        }
+    }
+}
 
 /// The most `PT_LOAD` segments that a module may have.
 pub const MAX_SEGMENTS: usize = 16;
@@ -50,6 +87,8 @@ const MAX_FUNCTION_NAME: usize = 1024;
 /// A module file that may be loaded. Addresses are offsets from the image's base.
 #[derive(Debug)]
 pub struct Module<'a> {
+    /// The kind of domain that it is for.
+    pub domain: DomainKind,
     /// The module's description of itself.
     pub manifest: Manifest,
     /// The segments to map, in ascending order, no two on the same page.
@@ -136,8 +175,10 @@ impl Imports {
 pub enum ModuleError {
     /// The file is no ELF file, or its tables do not lie within it.
     NotElf,
-    /// The file is an ELF file, but not a 64-bit x86-64 shared object.
+    /// The file is an ELF file, but neither a 64-bit x86-64 shared object nor a 32-bit executable.
     NotSharedObject,
+    /// The symbol of service `.0` does not have its stub's address.
+    ServiceAddress(usize),
     /// The file has no `.ringfence` section.
     NoManifest,
     /// The manifest is wrong.
@@ -184,7 +225,13 @@ impl fmt::Display for ModuleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ModuleError::NotElf => write!(f, "not a well-formed ELF file"),
-            ModuleError::NotSharedObject => write!(f, "not a 64-bit x86-64 shared object"),
+            ModuleError::NotSharedObject => {
+                write!(f, "neither a 64-bit x86-64 shared object nor a 32-bit executable")
+            }
+            ModuleError::ServiceAddress(number) => {
+                let name = SERVICES.get(*number).map_or("?", |service| service.symbol);
+                write!(f, "is linked for another place of {name}")
+            }
             ModuleError::NoManifest => write!(f, "no {} section", manifest::SECTION),
             ModuleError::Manifest(error) => write!(f, "{error}"),
             ModuleError::SegmentCount(count) => write!(f, "{count} segments to load (1 to {MAX_SEGMENTS} are allowed)"),
@@ -245,31 +292,65 @@ impl<'a> Module<'a> {
     /// it is known by the hash of the rest.
     pub fn parse(file: &'a [u8]) -> Result<Module<'a>, ModuleError> {
         let file = Signed::parse(file).map_or(file, |signed| signed.content);
+        match DomainKind::of(file) {
+            DomainKind::Paged => Module::paged(file),
+            DomainKind::Segmented => Module::segmented(file),
+        }
+    }
+
+    fn paged(file: &'a [u8]) -> Result<Module<'a>, ModuleError> {
         let header = Header::parse(file).map_err(|_| ModuleError::NotElf)?;
         if !header.is_little_endian() || header.e_machine(LE) != elf::EM_X86_64 || header.e_type(LE) != elf::ET_DYN {
             return Err(ModuleError::NotSharedObject);
         }
-        let sections = header.sections(LE, file).map_err(|_| ModuleError::NotElf)?;
+        let parts = Parts::parse(header, file, 0)?;
+        let patches = relocations(&parts.sections, file, &parts.image, &parts.manifest)?;
+        let entry = entry_point(&parts.sections, file, &parts.image)?;
+        Ok(parts.module(DomainKind::Paged, patches, entry))
+    }
 
+    fn segmented(file: &'a [u8]) -> Result<Module<'a>, ModuleError> {
+        let header = Header32::parse(file).map_err(|_| ModuleError::NotElf)?;
+        if !header.is_little_endian() || header.e_machine(LE) != elf::EM_386 || header.e_type(LE) != elf::ET_EXEC {
+            return Err(ModuleError::NotSharedObject);
+        }
+        let parts = Parts::parse(header, file, IMAGE)?;
+        let imports = linked_services(&parts.sections, file, &parts.manifest)?;
+        let entry = u64::from(header.e_entry(LE)).checked_sub(IMAGE).filter(|entry| parts.image.has_code(*entry));
+        let patches = Patches { relocations: Vec::new(), zeros: Vec::new(), imports };
+        Ok(parts.module(DomainKind::Segmented, patches, entry.ok_or(ModuleError::NoEntry)?))
+    }
+}
+
+/// What both kinds of modules have.
+struct Parts<'a, Elf: FileHeader<Endian = LE>> {
+    sections: SectionTable<'a, Elf>,
+    manifest: Manifest,
+    image: Image<'a>,
+    parameters: Vec<Declared>,
+    registers: Vec<RegisterName>,
+}
+
+impl<'a, Elf: FileHeader<Endian = LE>> Parts<'a, Elf> {
+    /// Reads the parts of a file that is linked for the address `base`.
+    fn parse(header: &Elf, file: &'a [u8], base: u64) -> Result<Parts<'a, Elf>, ModuleError> {
+        let sections = header.sections(LE, file).map_err(|_| ModuleError::NotElf)?;
         few("sections", sections.len(), MAX_SECTIONS)?;
         let names = header.section_strings_index(LE, file).ok().and_then(|index| strings(&sections, file, index));
         let find = |wanted: &str| {
-            let is_wanted = |section: &&elf::SectionHeader64<LE>| {
-                name(names, section.sh_name(LE), MAX_NAME) == Some(wanted.as_bytes())
-            };
+            let is_wanted =
+                |section: &&Elf::SectionHeader| name(names, section.sh_name(LE), MAX_NAME) == Some(wanted.as_bytes());
             sections.iter().find(is_wanted)
         };
         let section = find(manifest::SECTION).ok_or(ModuleError::NoManifest)?;
         let manifest =
             Manifest::parse(section.data(LE, file).map_err(|_| ModuleError::NotElf)?).map_err(ModuleError::Manifest)?;
-
-        let image = Image::parse(header, file)?;
-        let Patches { relocations, zeros, imports } = relocations(&sections, file, &image, &manifest)?;
-        let entry = entry_point(&sections, file, &image)?;
+        let image = Image::parse(header, file, base)?;
         let parameters = match find(parameter::SECTION) {
             Some(section) => {
                 let bytes = section.data(LE, file).map_err(|_| ModuleError::NotElf)?;
-                parameters(bytes, section.sh_addr(LE), &image)?
+                let start: u64 = section.sh_addr(LE).into();
+                parameters(bytes, start.checked_sub(base).ok_or(ModuleError::Parameters)?, &image)?
             }
             None => Vec::new(),
         };
@@ -277,9 +358,50 @@ impl<'a> Module<'a> {
             Some(section) => registers(section.data(LE, file).map_err(|_| ModuleError::NotElf)?)?,
             None => Vec::new(),
         };
-        let Image { segments, relro, len_bytes } = image;
-        Ok(Module { manifest, segments, relocations, zeros, relro, len_bytes, entry, imports, parameters, registers })
+        Ok(Parts { sections, manifest, image, parameters, registers })
     }
+
+    fn module(self, domain: DomainKind, patches: Patches, entry: u64) -> Module<'a> {
+        let Parts { manifest, image: Image { segments, relro, len_bytes }, parameters, registers, .. } = self;
+        let Patches { relocations, zeros, imports } = patches;
+        Module {
+            domain,
+            manifest,
+            segments,
+            relocations,
+            zeros,
+            relro,
+            len_bytes,
+            entry,
+            imports,
+            parameters,
+            registers,
+        }
+    }
+}
+
+/// Returns the services whose stubs a 32-bit executable is linked with. The linker defines the
+/// symbol of a service only if the module refers to it.
+fn linked_services(
+    sections: &SectionTable<Header32>,
+    file: &[u8],
+    manifest: &Manifest,
+) -> Result<Imports, ModuleError> {
+    let symbols = sections.symbols(LE, file, elf::SHT_SYMTAB).map_err(|_| ModuleError::NotElf)?;
+    few("symbols", symbols.len(), MAX_FUNCTIONS)?;
+    let names = strings(sections, file, symbols.string_section());
+    let mut imports = Imports::default();
+    for symbol in symbols.iter().filter(|symbol| symbol.st_shndx(LE) == elf::SHN_ABS) {
+        let Some(number) = name(names, symbol.st_name(LE), MAX_NAME).and_then(service::by_symbol) else { continue };
+        if u64::from(symbol.st_value(LE)) != STUBS + number as u64 * STUB_BYTES {
+            return Err(ModuleError::ServiceAddress(number));
+        }
+        if !grantable(manifest, number) {
+            return Err(ModuleError::NotGranted(number));
+        }
+        imports.insert(number);
+    }
+    Ok(imports)
 }
 
 /// Reads the names of registers in `bytes`.
@@ -325,7 +447,11 @@ fn few(what: &'static str, count: usize, most: usize) -> Result<(), ModuleError>
 }
 
 /// Returns the bytes of the string table in section `index`.
-fn strings<'a>(sections: &Sections<'a>, file: &'a [u8], index: SectionIndex) -> Option<&'a [u8]> {
+fn strings<'a, Elf: FileHeader<Endian = LE>>(
+    sections: &SectionTable<'a, Elf>,
+    file: &'a [u8],
+    index: SectionIndex,
+) -> Option<&'a [u8]> {
     sections.section(index).ok()?.data(LE, file).ok()
 }
 
@@ -437,18 +563,38 @@ fn entry_point<'a>(sections: &Sections<'a>, file: &'a [u8], image: &Image) -> Re
     let is_entry = |symbol: &&elf::Sym64<LE>| {
         !symbol.is_undefined(LE) && name(names, symbol.st_name(LE), MAX_NAME) == Some(ENTRY.as_bytes())
     };
-    let is_code =
-        |entry: &u64| image.segments.iter().any(|segment| segment.executable && segment.pages.contains(*entry));
     let entry = symbols.iter().find(is_entry).map(|symbol| symbol.st_value(LE));
-    entry.filter(is_code).ok_or(ModuleError::NoEntry)
+    entry.filter(|entry| image.has_code(*entry)).ok_or(ModuleError::NoEntry)
 }
 
 impl Module<'_> {
+    /// Returns the name that the module's file must have, without `.rfm`: the module's own, and an
+    /// ending if it is for segmented domains.
+    pub fn file_name(&self) -> String {
+        let ending = match self.domain {
+            DomainKind::Paged => "",
+            DomainKind::Segmented => SEGMENTED_SUFFIX,
+        };
+        [self.manifest.name(), ending].concat()
+    }
+
     /// Returns the places in the image where the code has an instruction that TCG handles as no CPU
     /// does, each with the kind of the instruction ([`tcg`]).
+    /// A load of SS in the 32-bit code of a segmented module is none: TCG checks it as a CPU does.
+    /// Nor is a load behind a REX prefix, which is an instruction of its own there.
     pub fn holes(&self) -> impl Iterator<Item = (u64, Hole)> {
+        let domain = self.domain;
+        let counts = move |hole: Hole, first: Option<&u8>| match hole {
+            _ if domain == DomainKind::Paged => true,
+            Hole::LoadsSs => false,
+            Hole::LoadsNoSegment => !matches!(first, Some(0x40..=0x4f)),
+            Hole::LocksBitTest => true,
+        };
         let executable = self.segments.iter().filter(|segment| segment.executable);
-        executable.flat_map(|segment| tcg::holes(segment.bytes).map(|(at, hole)| (segment.start + at as u64, hole)))
+        executable.flat_map(move |segment| {
+            let found = tcg::holes(segment.bytes).filter(move |(at, hole)| counts(*hole, segment.bytes.get(*at)));
+            found.map(|(at, hole)| (segment.start + at as u64, hole))
+        })
     }
 }
 
@@ -467,7 +613,8 @@ struct Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    fn parse(header: &Header, file: &'a [u8]) -> Result<Image<'a>, ModuleError> {
+    /// Reads the segments of a file that is linked for the address `base`.
+    fn parse<Elf: FileHeader<Endian = LE>>(header: &Elf, file: &'a [u8], base: u64) -> Result<Image<'a>, ModuleError> {
         let headers = header.program_headers(LE, file).map_err(|_| ModuleError::NotElf)?;
         few("program headers", headers.len(), MAX_PROGRAM_HEADERS)?;
         let mut segments: Vec<Segment> = Vec::new();
@@ -483,7 +630,8 @@ impl<'a> Image<'a> {
                     continue;
                 }
                 elf::PT_GNU_RELRO => {
-                    relro = Some(Extent::new(header.p_vaddr(LE), header.p_memsz(LE)));
+                    let start: u64 = header.p_vaddr(LE).into();
+                    relro = start.checked_sub(base).map(|start| Extent::new(start, header.p_memsz(LE).into()));
                     continue;
                 }
                 _ => continue,
@@ -494,7 +642,8 @@ impl<'a> Image<'a> {
             }
             let bounds = ModuleError::SegmentBounds(index);
             let bytes = header.data(LE, file).map_err(|()| bounds)?;
-            let (start, memory) = (header.p_vaddr(LE), header.p_memsz(LE));
+            let (start, memory): (u64, u64) = (header.p_vaddr(LE).into(), header.p_memsz(LE).into());
+            let start = start.checked_sub(base).ok_or(bounds)?;
             if bytes.len() as u64 > memory {
                 return Err(bounds);
             }
@@ -529,6 +678,11 @@ impl<'a> Image<'a> {
         Ok(Image { segments, relro, len_bytes })
     }
 
+    /// Returns whether `offset` lies in code.
+    fn has_code(&self, offset: u64) -> bool {
+        self.segments.iter().any(|segment| segment.executable && segment.pages.contains(offset))
+    }
+
     fn value(&self, offset: u64) -> Result<Value, ModuleError> {
         if offset <= self.len_bytes { Ok(Value::Image(offset)) } else { Err(ModuleError::RelocationValue(offset)) }
     }
@@ -536,7 +690,7 @@ impl<'a> Image<'a> {
 
 /// Refuses entries that ask for more than the loader does: other shared objects, constructors and
 /// destructors, relocations of code.
-fn check_dynamic(header: &elf::ProgramHeader64<LE>, file: &[u8]) -> Result<(), ModuleError> {
+fn check_dynamic<Header: ProgramHeader<Endian = LE>>(header: &Header, file: &[u8]) -> Result<(), ModuleError> {
     for entry in header.dynamic(LE, file).map_err(|_| ModuleError::NotElf)?.unwrap_or(&[]) {
         match entry.tag(LE) {
             elf::DT_NEEDED => return Err(ModuleError::Unsupported("another shared object (DT_NEEDED)")),
@@ -553,18 +707,31 @@ fn check_dynamic(header: &elf::ProgramHeader64<LE>, file: &[u8]) -> Result<(), M
 /// Returns the name of the function in which `offset` from the image's base lies, and the offset
 /// into it, from the file's symbol table. A name that is too long is cut off.
 pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
-    let header = Header::parse(file).ok()?;
+    match DomainKind::of(file) {
+        DomainKind::Paged => function_at(Header::parse(file).ok()?, file, offset, 0),
+        DomainKind::Segmented => function_at(Header32::parse(file).ok()?, file, offset, IMAGE),
+    }
+}
+
+fn function_at<'a, Elf: FileHeader<Endian = LE>>(
+    header: &Elf,
+    file: &'a [u8],
+    offset: u64,
+    base: u64,
+) -> Option<(&'a [u8], u64)> {
     let sections = header.sections(LE, file).ok().filter(|sections| sections.len() <= MAX_SECTIONS)?;
     let symbols = sections.symbols(LE, file, elf::SHT_SYMTAB).ok()?;
+    let value = |symbol: &Elf::Sym| -> u64 { symbol.st_value(LE).into() };
+    let address = offset.checked_add(base)?;
     let symbol = symbols
         .iter()
         .take(MAX_FUNCTIONS)
         .filter(|symbol| symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(LE))
-        .filter(|symbol| symbol.st_value(LE) <= offset)
-        .max_by_key(|symbol| symbol.st_value(LE))?;
+        .filter(|symbol| value(symbol) <= address)
+        .max_by_key(|symbol| value(symbol))?;
     // Symbols of hand-written assembly have size 0: such a function reaches to the next one.
-    let into = offset - symbol.st_value(LE);
-    if symbol.st_size(LE) != 0 && into >= symbol.st_size(LE) {
+    let (into, size): (u64, u64) = (address - value(symbol), symbol.st_size(LE).into());
+    if size != 0 && into >= size {
         return None;
     }
     let rest = strings(&sections, file, symbols.string_section())?.get(symbol.st_name(LE) as usize..)?;

@@ -137,11 +137,13 @@ impl<T: Send> Current<T> {
     fn run(&self, value: &mut T, space: impl Fn(&T) -> &Space, [cr3, stacks]: [u64; 2], ticks: u32, way: &Way) -> Exit {
         let cpu = cpu::this();
         assert!(cpu.domain_cr3.get() == 0, "a driver was to be entered while one runs");
+        let lift = space(value).lift();
         let entered: *mut T = value;
         self.value.set(entered);
         self.entered.set(entered);
         cpu.domain_cr3.set(cr3);
         cpu.domain_stacks.set(stacks);
+        cpu.lift.set(lift);
         cpu.ticks_left.store(ticks, Ordering::Relaxed);
         let began = crate::latency::tsc();
         // SAFETY: the frame, or the driver that sleeps, and the CPU state belong to one address
@@ -150,9 +152,11 @@ impl<T: Send> Current<T> {
         // fell asleep with.
         let end = unsafe {
             match way {
-                Way::Start(Ring::Sandboxed, frame) => gates::enter_sandboxed(frame),
+                Way::Start(Ring::Sandboxed, frame) if lift == 0 => gates::enter_sandboxed(frame),
+                Way::Start(Ring::Sandboxed, frame) => gates::enter_segmented(frame),
                 Way::Start(Ring::Trusted, frame) => gates::enter_trusted(frame),
-                Way::ResumeSandboxed(caller, cr3) => gates::resume_sandboxed(caller, *cr3),
+                Way::ResumeSandboxed(caller, cr3) if lift == 0 => gates::resume_sandboxed(caller, *cr3),
+                Way::ResumeSandboxed(caller, cr3) => gates::resume_segmented(caller, *cr3),
                 Way::ResumeTrapped(frame) => gates::resume_trapped(*frame),
                 Way::ResumeTrusted(rsp) => gates::resume_trusted(*rsp),
             }

@@ -31,6 +31,7 @@ use host::domain::debug::{self, Go, Refused, Stop, Why};
 use host::domain::{Handle, registry};
 use hw::arch::frame::TrapFrame;
 use ringfence_abi::layout::IMAGE;
+use ringfence_abi::manifest::SEGMENTED_SUFFIX;
 use ringfence_core::extent::Extent;
 use ringfence_core::vector::{DEBUG, DIVIDE_ERROR, INVALID_OPCODE};
 
@@ -349,13 +350,16 @@ impl Breakpoints for Drivers {
 impl SwBreakpoint for Drivers {
     fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
         let added = debug::add_breakpoint(address);
-        if added == Err(Refused::Trusted)
+        if let Err(why @ (Refused::Trusted | Refused::Segmented)) = added
             && let Some(handle) = debug::driver_at(address)
         {
             let name = handle.lock().name.clone();
-            let warning = format!(
-                "{name} runs in ring 0, where no breakpoint stops it; 'monitor ring {name} 1' moves it to ring 1\n"
-            );
+            let file = handle.lock().file.name.clone();
+            let (is_where, mends) = match file.strip_suffix(SEGMENTED_SUFFIX).filter(|_| why == Refused::Segmented) {
+                Some(paged) => ("is segmented", format!("reload {name} {paged}' makes it paged")),
+                None => ("runs in ring 0", format!("ring {name} 1' moves it to ring 1")),
+            };
+            let warning = format!("{name} {is_where}, where no breakpoint stops it; 'monitor {mends}\n");
             if !self.warnings.contains(&warning) {
                 self.warnings.push(warning);
             }

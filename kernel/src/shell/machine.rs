@@ -176,6 +176,10 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
         strays => println!("{strays} messages that nobody was told to send"),
     }
     println!("{in_drivers} in drivers, {count} in entry code with a driver's root");
+    match traps::in_virtual_8086_mode() {
+        0 => {}
+        count => println!("{count} in virtual-8086 mode, which QEMU enters and no CPU has here"),
+    }
     let mut on_gates: Vec<(u64, u64)> = on_gates.into_iter().collect();
     on_gates.sort_unstable();
     for (at, count) in on_gates {

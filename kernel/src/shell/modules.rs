@@ -18,7 +18,7 @@ use host::{evidence, module, poll, pushed, reload as replacing};
 use hw::arch::time;
 use hw::symbols::map;
 use hw::{console, link, println};
-use ringfence_abi::manifest::{Manifest, Policy};
+use ringfence_abi::manifest::{Manifest, Policy, SEGMENTED_SUFFIX};
 use ringfence_abi::register::RegisterName;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
@@ -27,7 +27,7 @@ use ringfence_core::evidence::grouped;
 use ringfence_core::evidence::policy::Force;
 use ringfence_core::evidence::record::faults_in_words;
 use ringfence_core::limits;
-use ringfence_core::module::Module;
+use ringfence_core::module::{DomainKind, Module};
 use ringfence_link::event::Event;
 
 pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
@@ -46,9 +46,10 @@ pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
     link::tell(&Event::Drivers(locked.iter().map(|domain| domain.event()).collect()));
     for domain in &locked {
         let device = domain.device.as_ref().map(|device| device.which().to_string());
+        let kind = if domain.is_segmented() { ", segmented" } else { "" };
         let state = domain.state();
         println!(
-            "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {state}",
+            "{:<16} {:>4} {:>4} {:>9} {:>8} {:<12} {state}{kind}",
             domain.name,
             domain.ring(),
             domain.space.slot(),
@@ -99,6 +100,7 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
     let manifest = &module.manifest;
     println!("name      {}", manifest.name());
     println!("version   {}", manifest.version());
+    println!("kind      {}", module.domain);
     println!("file      {} bytes, {} bytes loaded", file.bytes.len(), module.len_bytes);
     for id in manifest.pci_ids() {
         println!("drives    {:04x}:{:04x}", id.vendor, id.device);
@@ -211,7 +213,7 @@ async fn file_of(name: &str) -> Result<File, String> {
     let Some((_, last)) = name.rsplit_once('/') else { return module::file(name).map_err(said) };
     let bytes = read_whole(name, pushed::MAX_BYTES).await?;
     let module = Module::parse(&bytes).map_err(|error| format!("{name}: refused: {error}"))?;
-    let own = module.manifest.name();
+    let own = &*module.file_name();
     if last.strip_suffix(".rfm") != Some(own) {
         return Err(format!("{name}: the module is called '{own}': its file must be {own}.rfm"));
     }
@@ -221,14 +223,36 @@ async fn file_of(name: &str) -> Result<File, String> {
     Ok(file)
 }
 
+/// Returns the name of a module's file for domains of this kind, if a kind was asked for.
+fn of_kind(name: &str, kind: Option<DomainKind>) -> String {
+    let own = name.strip_suffix(SEGMENTED_SUFFIX).unwrap_or(name);
+    match kind {
+        // Some modules have a segmented build only.
+        None if module::file(name).is_err() && module::file(&format!("{own}{SEGMENTED_SUFFIX}")).is_ok() => {
+            format!("{own}{SEGMENTED_SUFFIX}")
+        }
+        None => name.to_string(),
+        Some(DomainKind::Paged) => own.to_string(),
+        Some(DomainKind::Segmented) => format!("{own}{SEGMENTED_SUFFIX}"),
+    }
+}
+
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the module's name")?;
+    let mut kind = None;
     let (mut ring, mut parameters, mut is_traced, mut stops, mut forced) = (None, Vec::new(), false, false, false);
     while let Some(word) = arguments.optional() {
         match word {
             "--trace" => is_traced = true,
             "--debug" => stops = true,
             "--force" => forced = true,
+            "--kind" => {
+                kind = match arguments.word("the kind of domain")? {
+                    "paged" => Some(DomainKind::Paged),
+                    "segmented" => Some(DomainKind::Segmented),
+                    other => return arguments.wrong(&format!("'{other}' is no kind; there are paged and segmented")),
+                }
+            }
             "--ring" if ring.is_some() => return arguments.wrong("the ring is given twice"),
             "--ring" => {
                 let word = arguments.word("the ring")?;
@@ -239,7 +263,15 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
         }
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
+    let name = &*of_kind(name, kind);
     let file = file_of(name).await?;
+    let is_segmented = DomainKind::of(&file.bytes) == DomainKind::Segmented;
+    if is_segmented && stops {
+        return Err("gdb knows 64-bit code: a debugger stops paged drivers only".into());
+    }
+    if is_segmented && ring == Ring::Trusted {
+        return Err("ring 0 is for 64-bit code: a segmented driver runs in ring 1 only".into());
+    }
     let stopping = if stops { Some(Stopping::begin(module::name_for(&file).map_err(said)?)?) } else { None };
     if stopping.is_some() && ring == Ring::Trusted {
         return Err("a debugger stops drivers in ring 1 only".into());

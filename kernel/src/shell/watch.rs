@@ -14,6 +14,7 @@ use host::domain::trace::{self, Event, Trace, What, Wish};
 use host::domain::{Domain, Ring};
 use host::{module, ramdisk};
 use hw::{console, println};
+use ringfence_abi::manifest::SEGMENTED_SUFFIX;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 
@@ -100,6 +101,10 @@ fn check(domain: &Domain, registers: &Registers) -> Outcome {
     let name = &domain.name;
     if domain.ring() == Ring::Trusted {
         return Err(format!("{name} runs in ring 0, where nothing stops it; 'ring {name} 1' moves it to ring 1"));
+    }
+    if domain.is_segmented() {
+        let paged = domain.file.name.trim_end_matches(SEGMENTED_SUFFIX);
+        return Err(format!("{name} is segmented, where nothing is watched; 'reload {name} {paged}' makes it paged"));
     }
     let device = domain.device.as_ref().ok_or_else(|| format!("{name} has no device"))?;
     let bars = match registers.bar {

@@ -5,12 +5,14 @@
 //! * [`lies`]: attacks on services and queues, by drivers of a network card, of a SCSI adapter and
 //!   of an ATA channel
 //! * [`fence`]: attacks on the fence around devices
+//! * [`segment`]: attacks of 32-bit code
 //! * [`page`]: the document
 
 pub mod fence;
 pub mod lies;
 pub mod page;
 pub mod rogue;
+pub mod segment;
 
 use crate::{HEALTH, TIME_LIMIT, assert_unharmed, boot, machine};
 use ringfence::machine::End;

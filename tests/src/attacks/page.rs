@@ -1,7 +1,7 @@
 //! The document of the attacks, `docs/attacks.md`.
 
 use super::rogue::{BOCHS, HARMLESS, SINCE_9_1};
-use super::{Attack, Expected, fence, lies, rogue};
+use super::{Attack, Expected, fence, lies, rogue, segment};
 use ringfence_abi::service::Refusal;
 
 /// Returns the document, made from the tables.
@@ -57,6 +57,17 @@ pub fn page() -> String {
         let tries = fence::explain(&attack.tell);
         page += &format!("| `{}`{beside} | {tries} | {report} |\n", attack.tell);
     }
+    page += SEGMENT;
+    for attack in segment::all() {
+        let report = match &attack.expected {
+            Expected::Fault(fault) => fault.as_str(),
+            _ => "answers",
+        };
+        page += &format!("| `{}` | {report} |\n", attack.tell);
+    }
+    for (tell, fault, why) in segment::BOCHS {
+        page += &format!("| `{tell}`, under Bochs | {fault}: {why} |\n");
+    }
     page += "\n## `sandbox::what_does_no_harm_is_allowed`\n\n| what | answer | why |\n|---|---|---|\n";
     for (verb, answer, why) in HARMLESS {
         let answer = answer.map_or("any".into(), |answer| format!("{answer:#x}"));
@@ -72,6 +83,17 @@ pub fn page() -> String {
     }
     page
 }
+
+const SEGMENT: &str = "
+## `segments::every_attack_of_32_bit_code_ends_its_driver_with_the_exact_fault`
+
+By `drivers/rogue-segment`, whose file is for segmented domains; it is in slot 2, which begins at 0x18000000000. The
+instructions are in `rogue-segment.c`, by these names. `segments::an_interrupt_in_virtual_8086_mode_does_not_go_on_in_ring_0`
+has the race for virtual-8086 mode, which QEMU enters in long mode and no CPU does.
+
+| attack | report |
+|---|---|
+";
 
 const HEAD: &str = "\
 # Attacks

@@ -35,6 +35,7 @@ mod runner;
 mod sandbox;
 mod screen;
 mod scsi;
+mod segments;
 mod shell;
 mod snippets;
 mod soak;

@@ -47,7 +47,7 @@ fn no_selector_leads_anywhere_but_to_its_own_segments() {
 }
 
 /// Returns an attack with the outcome that is expected on the installed QEMU.
-fn by_this_qemu(attack: Attack) -> Attack {
+pub fn by_this_qemu(attack: Attack) -> Attack {
     let is_new = qemu::is_at_least(9, 1).expect("QEMU is there");
     match SINCE_9_1.iter().find(|(verb, ..)| is_new && *verb == attack.tell) {
         Some((_, Some(fault), _)) => {
@@ -62,7 +62,7 @@ fn by_this_qemu(attack: Attack) -> Attack {
 }
 
 /// Boots Bochs with a script; returns the lines of its console.
-fn under_bochs(script: &str) -> Vec<String> {
+pub fn under_bochs(script: &str) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("attacks.iso");
     let contents = ringfence::ramdisk::Contents { exec: Some(script.to_string()), ..Default::default() };

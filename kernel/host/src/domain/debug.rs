@@ -131,6 +131,8 @@ pub enum Refused {
     NotADrivers,
     /// The driver runs in ring 0.
     Trusted,
+    /// The driver is segmented: gdb knows the registers of 64-bit code.
+    Segmented,
     /// There are as many as there can be.
     Full,
 }
@@ -245,6 +247,9 @@ pub fn add_breakpoint(address: u64) -> Result<(), Refused> {
     let domain = handle.lock();
     if domain.ring() == Ring::Trusted || domain.next_ring() == Ring::Trusted {
         return Err(Refused::Trusted);
+    }
+    if domain.is_segmented() {
+        return Err(Refused::Segmented);
     }
     let known = session.breakpoints.iter().position(|breakpoint| breakpoint.address == address);
     if let Some(known) = known {
@@ -380,7 +385,7 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
     let met = if frame.vector == DEBUG { watch::take_met() } else { None };
     let mut guard = SESSION.lock();
     let Some(session) = guard.as_mut() else { return Verdict::Ends };
-    if domain.ring() == Ring::Trusted {
+    if domain.ring() == Ring::Trusted || domain.is_segmented() {
         return Verdict::Ends;
     }
     let is_exception = matches!(why, DriverTrap::Exception { .. });
@@ -444,7 +449,7 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
 pub fn judge_call(domain: &mut Domain, cause: Cause) -> Option<TrapFrame> {
     let mut guard = SESSION.lock();
     let session = guard.as_mut().filter(|session| session.only.as_ref().is_none_or(|only| *only == domain.name))?;
-    if domain.ring() == Ring::Trusted {
+    if domain.ring() == Ring::Trusted || domain.is_segmented() {
         return None;
     }
     let caller = hw::arch::caller()?;

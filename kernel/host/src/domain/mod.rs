@@ -30,7 +30,7 @@ use ringfence_abi::manifest::Manifest;
 use ringfence_abi::upcall::{Events, POLL};
 use ringfence_core::extent::Extent;
 use ringfence_core::life::Life;
-use ringfence_core::module::Imports;
+use ringfence_core::module::{DomainKind, Imports};
 use ringfence_core::timer::Timer;
 use spin::Mutex;
 
@@ -177,6 +177,11 @@ impl Domain {
     /// Returns the first address of the domain's slot.
     pub fn base(&self) -> u64 {
         layout::slot_base(self.space.slot())
+    }
+
+    /// Returns whether the domain is segmented: its driver is 32-bit code.
+    pub fn is_segmented(&self) -> bool {
+        self.space.kind() == DomainKind::Segmented
     }
 
     /// Returns the extent of the domain's slot.

@@ -29,7 +29,7 @@ use ringfence_abi::upcall::{self, Events};
 use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
 use ringfence_core::extent::Extent;
 use ringfence_core::fault::Happened;
-use ringfence_core::module::symbol_at;
+use ringfence_core::module::{DomainKind, symbol_at};
 use ringfence_core::port_bitmap::Ports;
 use ringfence_link::event;
 use x86_64::VirtAddr;
@@ -95,6 +95,7 @@ pub struct Scene {
     /// The call sites of the functions that the driver was in when it gave up, innermost first.
     callers: Vec<Spot>,
     code: Vec<u8>,
+    kind: DomainKind,
     rsp: Option<Spot>,
     stack: Vec<u64>,
     last_service: Option<usize>,
@@ -194,7 +195,13 @@ impl Scene {
                 // RSP may point anywhere, as the driver pleases; the RIP that the CPU pushed cannot
                 // be forged.
                 let stubs = Extent::new(domain.base() + STUBS, PAGE_SIZE);
-                let returns_to = if stubs.contains(rip) { word(rsp) } else { Some(rip) };
+                let is_stub = stubs.contains(rip);
+                let returns_to = match (is_stub, domain.space.lift()) {
+                    (false, _) => Some(rip),
+                    (true, 0) => word(rsp),
+                    // Such a stub has pushed two words of 32 bits.
+                    (true, lift) => word(rsp.wrapping_add(8)).map(|word| word & u64::from(u32::MAX) | lift),
+                };
                 (None, returns_to.map(|returns_to| call_site(domain, returns_to)), Some(rsp))
             }
             Site::Nowhere => (None, None, None),
@@ -238,6 +245,7 @@ impl Scene {
             queue_part: dma_address(cause).and_then(|address| virtio::queue_part(domain, address)),
             accused: accused.map(spot),
             code: rip.map_or(Vec::new(), |rip| code(domain, rip)),
+            kind: domain.space.kind(),
             frame,
             call,
             rip: rip.map(spot),
@@ -284,7 +292,7 @@ impl Scene {
             };
             writeln!(out, "    at {}", place.unwrap_or_else(|| format!("{rip}")))?;
             if blamed.is_none()
-                && let Some(instruction) = disassembly::instruction(&self.code, rip.address)
+                && let Some(instruction) = disassembly::instruction(self.kind, &self.code, rip.address)
             {
                 writeln!(out, "    {instruction}")?;
             }
@@ -424,7 +432,9 @@ impl Scene {
 /// Returns the address that the instruction at a #GP or #SS tried to access, if that address is not
 /// canonical: the CPU does not report it.
 fn not_canonical(domain: &Domain, frame: &TrapFrame) -> Option<u64> {
-    if ![vector::STACK_FAULT, vector::GENERAL_PROTECTION].contains(&frame.vector) || frame.error_code != 0 {
+    // 32-bit code has no such addresses.
+    let can_be = !domain.is_segmented() && frame.error_code == 0;
+    if !can_be || ![vector::STACK_FAULT, vector::GENERAL_PROTECTION].contains(&frame.vector) {
         return None;
     }
     let address = disassembly::operand_address(&code(domain, frame.rip), frame.rip, frame.general())?;

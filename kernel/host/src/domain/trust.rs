@@ -73,6 +73,11 @@ fn barred(domain: &Domain) -> Option<String> {
     if domain.manifest.flags & RING1_ONLY != 0 || is_banned(&domain.file.name) {
         return Some("it is for ring 1 only".into());
     }
+    if domain.is_segmented() {
+        return Some(
+            "it is segmented, and ring 0 is for 64-bit code: 'reload' puts its paged build in its place".into(),
+        );
+    }
     domain.is_debugged().then(|| "a debugger has breakpoints in it, or has stopped it".into())
 }
 

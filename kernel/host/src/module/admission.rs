@@ -4,7 +4,6 @@
 use super::error::LoadError;
 use crate::domain::{Domain, Handle, report};
 use crate::file::File;
-use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 use hw::arch::tcg;
@@ -26,8 +25,8 @@ const HOLES: [Hole; 3] = [Hole::LocksBitTest, Hole::LoadsNoSegment, Hole::LoadsS
 /// time.
 pub fn admit(file: &File) -> Result<(), LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
-    if module.manifest.name() != file.name {
-        return Err(LoadError::Misnamed(module.manifest.name().to_string()));
+    if module.file_name() != file.name {
+        return Err(LoadError::Misnamed(module.file_name()));
     }
     for wanted in HOLES.into_iter().filter(|hole| tcg::has(*hole)) {
         let mut found = module.holes().filter(|(_, hole)| *hole == wanted);

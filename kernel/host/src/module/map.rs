@@ -41,7 +41,7 @@ pub fn map(
         manifest: module.manifest,
         parameters: parameters.to_vec(),
         imports: module.imports,
-        space: match Space::new(dead.as_mut().map(|dead| &mut dead.space)) {
+        space: match Space::new(module.domain, dead.as_mut().map(|dead| &mut dead.space)) {
             Ok(Some(space)) => space,
             refused => {
                 // The device has not been a bus master, so it does stop.

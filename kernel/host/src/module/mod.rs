@@ -25,7 +25,7 @@ use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::limits::SLEEP_MS;
-use ringfence_core::module::Module;
+use ringfence_core::module::{DomainKind, Module};
 use ringfence_link::event::Event;
 use spin::Mutex;
 
@@ -306,7 +306,10 @@ pub async fn autoload(first: &[&str]) {
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
         match Module::parse(&file.bytes) {
-            Ok(module) if module.manifest.flags & BY_HAND == 0 => files.push((module.manifest, file)),
+            // A person or the policy chooses the other kind.
+            Ok(module) if module.manifest.flags & BY_HAND == 0 && module.domain == DomainKind::Paged => {
+                files.push((module.manifest, file))
+            }
             Ok(_) => {}
             Err(error) => log::warn!("{}.rfm is refused: {error}", console::printable(&file.name)),
         }

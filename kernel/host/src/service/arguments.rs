@@ -3,10 +3,12 @@
 
 use crate::domain::memory::Allegation;
 use log::Level as LogLevel;
+use ringfence_abi::layout::SLOT_SIZE;
 use ringfence_abi::service::{REGISTERS, Refusal};
 
-/// The registers from which arguments are taken, and the index of the next one.
-pub struct Registers(pub [u64; REGISTERS], pub usize);
+/// The registers from which arguments are taken, the index of the next one, and what is added to
+/// addresses ([`hw::space::Space::lift`]).
+pub struct Registers(pub [u64; REGISTERS], pub usize, pub u64);
 
 impl Registers {
     #[inline(always)]
@@ -15,6 +17,17 @@ impl Registers {
         let value = self.0.get(self.1).copied().unwrap_or(0);
         self.1 += 1;
         value
+    }
+
+    /// A segmented driver names its memory by addresses without those of its slot, or by those that
+    /// a service has returned.
+    #[inline(always)]
+    fn next_address(&mut self) -> u64 {
+        match (self.next(), self.2) {
+            (address, 0) => address,
+            (address, lift) if address < SLOT_SIZE => address | lift,
+            (address, _) => address,
+        }
     }
 }
 
@@ -28,7 +41,7 @@ pub trait Argument {
 }
 
 macro_rules! words {
-    ($($kind:ident)*) => {
+    ($next:ident: $($kind:ident)*) => {
         $(
             pub struct $kind;
 
@@ -37,13 +50,14 @@ macro_rules! words {
 
                 #[inline(always)]
                 fn take(registers: &mut Registers) -> Result<u64, Refusal> {
-                    Ok(registers.next())
+                    Ok(registers.$next())
                 }
             }
         )*
     };
 }
-words!(Number Length Address GivenBack);
+words!(next: Number Length);
+words!(next_address: Address GivenBack);
 
 pub struct Level;
 
@@ -73,7 +87,7 @@ macro_rules! memory {
 
                 #[inline(always)]
                 fn take(registers: &mut Registers) -> Result<Allegation, Refusal> {
-                    Ok(Allegation::new(registers.next(), registers.next()))
+                    Ok(Allegation::new(registers.next_address(), registers.next()))
                 }
             }
         )*

@@ -153,7 +153,8 @@ fn carry_out<const TAKEN: usize>(
     service: impl Fn(&mut Domain, &mut Registers) -> Answer,
 ) -> Result<i64, Option<Cause>> {
     domain.calls.begin::<TAKEN>(number, registers);
-    let result = match service(domain, &mut Registers(registers, 0)) {
+    let lift = domain.space.lift();
+    let result = match service(domain, &mut Registers(registers, 0, lift)) {
         Ok(value) => value as i64,
         Err(No::Refused(refusal)) => refusal.to_result(),
         Err(No::Fault(cause)) => return Err(Some(cause)),

@@ -23,6 +23,13 @@ pub(crate) struct Cpu {
     /// Top of the stack for traps that can hit the other two stacks: NMI, double fault, machine
     /// check.
     pub(crate) critical_stack: Cell<u64>,
+    /// What is added to the addresses in the registers of the driver that was entered last
+    /// ([`crate::space::Space::lift`]): not 0 if it is segmented.
+    pub(crate) lift: Cell<u64>,
+    /// Not 0 while a segmented driver runs, from right before the way out of ring 0 until right
+    /// behind the way in: a trap meanwhile belongs to the driver. The root says nothing, as the
+    /// kernel goes on with a segmented domain's root in CR3.
+    pub(crate) in_segment: Cell<u64>,
     /// Timer ticks that the upcall under way may still use.
     pub(crate) ticks_left: AtomicU32,
 }
@@ -40,6 +47,8 @@ pub(crate) static CPU: Cpu = Cpu {
     interrupt_stack: Cell::new(0),
     exception_stack: Cell::new(0),
     critical_stack: Cell::new(0),
+    lift: Cell::new(0),
+    in_segment: Cell::new(0),
     ticks_left: AtomicU32::new(0),
 };
 

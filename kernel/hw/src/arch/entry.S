@@ -3,7 +3,9 @@
 
    At every label that is reached from ring 1:
      - CPL is 0, but CR3 is the domain's and all registers are the driver's. So CR3, and not the ring, tells whether a
-       trap belongs to a domain or to the kernel.
+       trap belongs to a paged domain or to the kernel. The root of a segmented domain maps the kernel, which goes on with
+       it; there a word of the kernel's (`in_segment`) tells. CS tells nothing: QEMU enters virtual-8086 mode from
+       32-bit code, with whatever CS the driver likes.
      - A call gate clears no flags: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ.
      - RSP points into the stacks' page of the loaded root. Each root maps a frame of its own at that address, so a value
        on the stack is out of reach after a write to CR3: values cross in registers.
@@ -70,6 +72,76 @@ gate_enter:
     xor r10d, r10d
     xor r11d, r11d
     /* stacks' page, from RSP up:  driver RIP | DRIVER_CODE | driver RSP | DRIVER_STACK;   RAX: result */
+    sti                                 /* takes effect after the return */
+    retfq
+
+/* ---- gates of segmented drivers: the root stays ------------------------------------------------------------------ */
+
+/* Loads the root in `register`, if another one is loaded. RCX is used. */
+.macro LOAD_ROOT register
+    mov rcx, cr3
+    cmp rcx, \register
+    je 1f
+    mov cr3, \register
+1:
+.endm
+
+/* 32-bit code calls these. The kernel is mapped, so that no root is loaded, and its memory can be used at once. Upper
+   halves of registers are not the driver's: it cannot write them, and finds the kernel's own values there again.
+   Driver arguments: EBX:EAX, ESI:EDX, ECX; the driver's stub keeps what it had in EBX and ESI. */
+.macro GATE32 number
+.p2align 4
+.global gate32_\number
+.type gate32_\number, @function
+gate32_\number:
+    /* stacks' page, from RSP up:  driver EIP | DRIVER_CODE | driver ESP | DRIVER_DATA */
+    push 2
+    popfq
+    mov r8, qword ptr [{services} + 8 * \number]
+    jmp gate32_enter
+.endm
+
+.p2align 4
+gate32_enter:
+    mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0
+    /* stacks' page, from RSP up:  driver EIP | DRIVER_CODE | driver ESP | DRIVER_DATA */
+    mov r10d, [rsp]
+    mov r11d, [rsp + 16]
+    mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
+    mov ebx, ebx                        /* cut off the upper halves */
+    mov ebp, ebp
+    mov edi, edi
+    mov esi, esi
+    /* kernel stack, below the continuation of the upcall; 16-byte aligned */
+    push r11
+    push r10
+    push rbx
+    push rbp
+    push rdi
+    push rsi
+    push 0
+    push 0
+    mov edi, eax
+    mov r9d, edx
+    mov edx, ecx
+    shl rbx, 32
+    or rdi, rbx
+    shl rsi, 32
+    or rsi, r9
+    call r8                             /* service_entry_N: does not return if the driver is ended */
+    /* kernel stack, from RSP up:  Caller: 0 | 0 | RSI | RDI | RBP | RBX | driver EIP | driver ESP | continuation */
+    mov rsi, [rsp + 16]
+    mov rdi, [rsp + 24]
+    xor ebx, ebx
+    mov rdx, rax                        /* result: EDX:EAX */
+    shr rdx, 32
+    mov r8, [rip + {cpu} + {cpu_domain_cr3}]
+    LOAD_ROOT r8                        /* a service may have freed a space, with the kernel's root loaded */
+    /* What the call pushed is still there, for the reason that `gate_enter` gives; the driver cannot name the page. */
+    mov rsp, {entry_stack_top} - 32
+    xor ecx, ecx
+    /* stacks' page, from RSP up:  driver EIP | DRIVER_CODE | driver ESP | DRIVER_DATA;   EDX:EAX: result */
+    mov qword ptr [rip + {cpu} + {cpu_in_segment}], 1
     sti                                 /* takes effect after the return */
     retfq
 
@@ -151,12 +223,100 @@ into_driver:
     /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
     iretq
 
+/* Loads the segments of 32-bit code, those that are not there: DS and ES are the driver's data, FS and GS null. R8 and R9
+   are used. */
+.macro DATA_SEGMENTS
+    mov r8d, ds
+    mov r9d, es
+    cmp r8d, {driver_data}
+    jne 1f
+    cmp r9d, {driver_data}
+    jne 1f
+    mov r8d, fs
+    mov r9d, gs
+    or r8d, r9d
+    jz 2f
+1:  mov r9d, {driver_data}
+    mov ds, r9d
+    mov es, r9d
+    xor r9d, r9d
+    mov fs, r9d
+    mov gs, r9d
+2:
+.endm
+
+/* extern "C" fn enter_segmented(&UpcallFrame) -> as above. The root is loaded only if another one is there, and stays
+   when the upcall ends. The driver begins in the shim behind its stubs, which calls its entry point. */
+.p2align 4
+.global enter_segmented
+enter_segmented:
+    BEGIN_UPCALL
+    cli
+    mov rax, [rdi + {frame_cr3}]
+    LOAD_ROOT rax                       /* the LDT is the domain's from here on */
+    DATA_SEGMENTS
+    mov r10d, {shim}
+    mov r11d, [rdi + {frame_rsp}]
+    add r11d, 8                         /* the shim pushes the return address */
+    mov esi, [rdi + {frame_rip}]
+    mov eax, [rdi + {frame_args}]
+    mov edx, [rdi + {frame_args} + 8]
+    mov ecx, [rdi + {frame_args} + 16]
+    mov ebx, [rdi + {frame_args} + 24]
+    xor edi, edi
+    xor ebp, ebp
+into_segment:
+    /* R10, R11: driver EIP, ESP; EAX, EBX, ECX, EDX, ESI, EDI, EBP: the driver's. Interrupts are off. */
+    mov rsp, {entry_stack_top}
+    push {driver_data}
+    push r11
+    push 0x202                          /* IF; IOPL 0 */
+    push {driver_code}
+    push r10
+    mov qword ptr [rip + {cpu} + {cpu_in_segment}], 1
+    /* stacks' page, from RSP up:  EIP | CS | EFLAGS | ESP | SS */
+    iretq
+
+/* The gate at which a segmented upcall ends. EDX:EAX: the driver's value. */
+.p2align 4
+.global gate32_return
+gate32_return:
+    push 2
+    popfq
+    mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0
+    shl rdx, 32
+    mov eax, eax
+    or rax, rdx
+    xor edx, edx
+    jmp leave_upcall
+
+/* extern "C" fn resume_segmented(&Caller, root) -> as enter_segmented. The service has returned 0. */
+.p2align 4
+.global resume_segmented
+resume_segmented:
+    BEGIN_UPCALL
+    cli
+    LOAD_ROOT rsi
+    DATA_SEGMENTS
+    mov r10d, [rdi + 48]                /* driver EIP */
+    mov r11d, [rdi + 56]                /* driver ESP */
+    mov ebx, [rdi + 40]
+    mov ebp, [rdi + 32]
+    mov esi, [rdi + 16]
+    mov edi, [rdi + 24]
+    xor eax, eax
+    xor edx, edx
+    xor ecx, ecx
+    jmp into_segment
+
 /* extern "C" fn enter_trusted(&UpcallFrame) -> as above. The driver runs on its own stack, in the kernel's root. The
    services that it calls run on the same stack. */
 .p2align 4
 .global enter_trusted
 enter_trusted:
     BEGIN_UPCALL
+    mov rax, qword ptr [{kernel_cr3}]
+    LOAD_ROOT rax                       /* a segmented domain's root does not map other slots */
     mov rax, [rdi + {frame_rip}]
     mov rsi, [rdi + {frame_args} + 8]
     mov rdx, [rdi + {frame_args} + 16]
@@ -241,14 +401,30 @@ trap_enter:
     mov rax, cr3
     mov rcx, qword ptr [{kernel_cr3}]
     cmp rax, rcx
+    je 3f
+    cmp qword ptr [{root_kind}], {segmented_root}
     jne 1f
+    cmp qword ptr [rip + {cpu} + {cpu_in_segment}], 0
+    jne 4f
 
-    mov rdi, rbp                        /* from the kernel: its own stacks' page */
+3:  mov rdi, rbp                        /* from the kernel: the stacks' page is one that no driver reaches */
     call trap_stack                     /* RSP: a stack for the handler */
     call qword ptr [{traps}]            /* trap_from_kernel */
     jmp 2f
 
-1:  mov cr3, rcx                        /* from a driver: read the frame in its page through physical memory */
+4:  mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0
+    /* Virtual-8086 mode leaves segments whose selectors do not tell their bases: nobody may take them for the driver's. */
+    xor ecx, ecx
+    mov ds, ecx
+    mov es, ecx
+    mov fs, ecx
+    mov gs, ecx
+    mov rdi, rbp                        /* from a segmented driver: its page is mapped */
+    mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
+    call qword ptr [{traps} + 8]        /* trap_from_driver: as below */
+    jmp into_frame
+
+1:  mov cr3, rcx                        /* from a paged driver: read the frame in its page through physical memory */
     mov rdi, rbp
     sub rdi, {stacks}
     add rdi, [rip + {cpu} + {cpu_domain_stacks}]
@@ -257,7 +433,18 @@ trap_enter:
 into_frame:
     /* RBP: a sanitized TrapFrame in the domain's stacks' page, at its address there. Interrupts are off. */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
+    mov rax, [rip + {cpu} + {cpu_lift}]
+    test rax, rax
+    jnz 5f
     mov cr3, rcx
+    jmp 2f
+
+5:  mov rdx, rcx                        /* a segmented driver: its root is there, unless a handler has left it */
+    LOAD_ROOT rdx
+    mov ecx, {driver_data}
+    mov ds, ecx
+    mov es, ecx
+    mov [rip + {cpu} + {cpu_in_segment}], rax
 
 2:  mov rsp, rbp
     pop r15
@@ -351,6 +538,8 @@ resume_trapped:
 .global resume_trusted
 resume_trusted:
     BEGIN_UPCALL
+    mov rax, qword ptr [{kernel_cr3}]
+    LOAD_ROOT rax
     mov rsp, rdi
     jmp pop_kept
 
@@ -363,3 +552,4 @@ resume_trusted:
 FUNCTIONS gate_enter, gate_return, trap_vectors, trap_enter, trap_stack
 FUNCTIONS enter_sandboxed, enter_trusted, abort_upcall, leave_asleep, resume_sandboxed, resume_trapped
 FUNCTIONS sleep_trusted, resume_trusted
+FUNCTIONS gate32_enter, gate32_return, enter_segmented, into_segment, resume_segmented

@@ -40,6 +40,14 @@ pub const CONSTANTS: u64 = BASE + 0x2000;
 pub const IO_BITMAP: u64 = BASE + 0x5000;
 /// First address of the LDT's page.
 pub const LDT: u64 = BASE + 0x7000;
+/// Word of the LDT's page, behind the LDT, that says whose root is loaded: [`SEGMENTED_ROOT`], or
+/// 0. No driver can write there.
+pub const ROOT_KIND_WORD: usize = PAGE_SIZE as usize / 8 - 1;
+const _: () = assert!(descriptor::LDT_BYTES <= ROOT_KIND_WORD * 8);
+/// Address of that word, for `entry.S`.
+pub const ROOT_KIND: u64 = LDT + ROOT_KIND_WORD as u64 * 8;
+/// The root is that of a segmented domain: the kernel is mapped, and runs with it as well.
+pub const SEGMENTED_ROOT: u64 = 1;
 /// First address of the stacks' page.
 pub const STACKS: u64 = BASE + 0x8000;
 /// Top of the stack that a call gate switches to (TSS.RSP0). It grows down from here.

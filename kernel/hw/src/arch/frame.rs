@@ -1,6 +1,6 @@
 //! The registers at a trap.
 
-use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_STACK};
+use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_DATA, DRIVER_STACK, KERNEL_CODE};
 use ringfence_core::fault::Exception;
 
 /// The registers that `entry.S` pushes, and those that the CPU has pushed before.
@@ -37,16 +37,34 @@ pub const TRAP_FLAG: u64 = 1 << 8;
 /// CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID: the flags that a driver may set. Not IOPL, not
 /// VM.
 const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
+/// RFLAGS.VM.
+const VIRTUAL_8086: u64 = 1 << 17;
+/// The addresses that a segmented driver can name.
+pub(crate) const SEGMENT: u64 = 0xffff_ffff;
 /// IF and the bit that is always 1.
 const RFLAGS_ALWAYS: u64 = 0x202;
 
 impl TrapFrame {
     /// Gives the segments and flags the values with which a driver goes on in ring 1, whatever they
-    /// were.
-    pub(crate) fn sanitize(&mut self) {
+    /// were. A segmented driver's addresses are cut off.
+    pub(crate) fn sanitize(&mut self, is_segmented: bool) {
         self.cs = u64::from(DRIVER_CODE);
-        self.ss = u64::from(DRIVER_STACK);
+        self.ss = u64::from(if is_segmented { DRIVER_DATA } else { DRIVER_STACK });
         self.rflags = self.rflags & RFLAGS_DRIVER | RFLAGS_ALWAYS;
+        if is_segmented {
+            self.rip &= SEGMENT;
+            self.rsp &= SEGMENT;
+        }
+    }
+
+    /// Returns whether the trap did not hit a gate's first instructions: CS is not the kernel's, or
+    /// the CPU was in virtual-8086 mode, which QEMU enters from 32-bit code with any CS.
+    pub(crate) fn is_outside_ring_0(&self) -> bool {
+        self.cs != u64::from(KERNEL_CODE) || self.is_in_virtual_8086_mode()
+    }
+
+    pub(crate) fn is_in_virtual_8086_mode(&self) -> bool {
+        self.rflags & VIRTUAL_8086 != 0
     }
 
     /// Returns whether the trap hit the driver's own code, and not a gate that it has called.

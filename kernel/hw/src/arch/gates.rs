@@ -8,8 +8,13 @@ use super::traps::{trap_from_driver, trap_from_kernel};
 use core::arch::global_asm;
 use core::mem::offset_of;
 use ringfence_abi::for_each_service;
+use ringfence_abi::layout::{STUB_BYTES, STUBS};
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
+
+/// The address in a segmented domain of the code in which its upcalls begin and end, behind the
+/// stubs.
+const SHIM: u64 = STUBS + SERVICE_COUNT as u64 * STUB_BYTES;
 
 global_asm!(
     include_str!("entry.S"),
@@ -20,10 +25,16 @@ global_asm!(
     stacks = const entry_area::STACKS as i64,
     driver_code = const descriptor::DRIVER_CODE,
     driver_stack = const descriptor::DRIVER_STACK,
+    driver_data = const descriptor::DRIVER_DATA,
+    root_kind = const entry_area::ROOT_KIND as i64,
+    segmented_root = const entry_area::SEGMENTED_ROOT,
     cpu = sym CPU,
     cpu_upcall_rsp = const offset_of!(Cpu, upcall_rsp),
     cpu_domain_cr3 = const offset_of!(Cpu, domain_cr3),
     cpu_domain_stacks = const offset_of!(Cpu, domain_stacks),
+    cpu_lift = const offset_of!(Cpu, lift),
+    shim = const SHIM,
+    cpu_in_segment = const offset_of!(Cpu, in_segment),
     cpu_interrupt_stack = const offset_of!(Cpu, interrupt_stack),
     cpu_exception_stack = const offset_of!(Cpu, exception_stack),
     cpu_critical_stack = const offset_of!(Cpu, critical_stack),
@@ -39,8 +50,18 @@ macro_rules! define_gates {
         global_asm!(
             ".section .entry.text, \"ax\"",
             $(concat!("GATE ", $number),)*
+            $(concat!("GATE32 ", $number),)*
             ".text",
         );
+
+        mod segmented {
+            unsafe extern "C" {
+                $(
+                    #[link_name = concat!("gate32_", $number)]
+                    pub safe fn $symbol();
+                )*
+            }
+        }
 
         unsafe extern "C" {
             $(
@@ -52,6 +73,11 @@ macro_rules! define_gates {
         /// Returns the address of each service's gate entry, by number.
         pub fn gate_entries() -> [u64; SERVICE_COUNT] {
             [$($symbol as *const () as u64),*]
+        }
+
+        /// Returns the address of each service's gate entry for segmented drivers, by number.
+        pub fn gate32_entries() -> [u64; SERVICE_COUNT] {
+            [$(segmented::$symbol as *const () as u64),*]
         }
     };
 }
@@ -73,6 +99,19 @@ pub fn trap_functions() -> [u64; 2] {
 
 unsafe extern "C" {
     fn gate_return();
+    fn gate32_return();
+
+    /// Runs a segmented driver until it returns or is ended.
+    ///
+    /// # Safety
+    /// As for [`enter_sandboxed`], for a segmented domain.
+    pub fn enter_segmented(frame: *const UpcallFrame) -> UpcallEnd;
+
+    /// Goes on with a segmented driver that sleeps in a service, as if the service had returned 0.
+    ///
+    /// # Safety
+    /// As for [`resume_sandboxed`], for a segmented domain.
+    pub fn resume_segmented(caller: &Caller, cr3: u64) -> UpcallEnd;
 
     /// Runs a driver in ring 1 until it returns or is ended.
     ///
@@ -139,6 +178,11 @@ pub fn return_gate_entry() -> u64 {
     gate_return as *const () as u64
 }
 
+/// Returns the address of the return gate's entry for segmented drivers.
+pub fn return_gate32_entry() -> u64 {
+    gate32_return as *const () as u64
+}
+
 /// The state with which a driver is entered.
 #[repr(C)]
 pub struct UpcallFrame {
@@ -163,7 +207,7 @@ pub struct UpcallEnd {
 
 /// Registers of a driver in ring 1 when it called a gate, as `gate_enter` in `entry.S` pushes them.
 /// They are the registers that a service preserves (System V), so that they still have the driver's
-/// values.
+/// values. A segmented driver's EDI and ESI are in the places of R12 and R13.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the fields are registers")]
@@ -185,7 +229,7 @@ impl Caller {
         let Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp } = *self;
         let rax = result as u64;
         let mut frame = TrapFrame { r15, r14, r13, r12, rbp, rbx, rip, rsp, rax, ..TrapFrame::default() };
-        frame.sanitize();
+        frame.sanitize(false);
         frame
     }
 }
@@ -205,12 +249,13 @@ pub enum Asleep {
 /// Returns the registers of the driver in ring 1 whose gate call is under way. If no call is under
 /// way, they are left from the last call.
 pub fn caller() -> Option<Caller> {
+    let cpu = super::cpu::this();
     // The continuation of the upcall lies right above.
-    let above = super::cpu::this().upcall_rsp.get();
+    let above = cpu.upcall_rsp.get();
     let word = |below: u64| crate::memory::read_kernel(above.checked_sub(below * 8)?);
     Some(Caller {
-        rsp: word(1)?,
-        rip: word(2)?,
+        rsp: word(1)? | cpu.lift.get(),
+        rip: word(2)? | cpu.lift.get(),
         rbx: word(3)?,
         rbp: word(4)?,
         r12: word(5)?,

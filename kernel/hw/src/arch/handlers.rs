@@ -90,7 +90,10 @@ pub(super) fn decide(why: DriverTrap, frame: &mut TrapFrame) {
     let Some(handlers) = installed() else { halt() };
     match (handlers.driver_trapped)(why, frame) {
         Verdict::GoesOn => {}
-        Verdict::Stands if frame.is_in_driver() => (handlers.driver_stands)(*frame),
+        // The way back to where it stands is one for paged drivers.
+        Verdict::Stands if frame.is_in_driver() && super::cpu::this().lift.get() == 0 => {
+            (handlers.driver_stands)(*frame)
+        }
         Verdict::Ends | Verdict::Stands => (handlers.driver_ends)(why, *frame),
     }
 }

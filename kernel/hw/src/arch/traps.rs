@@ -9,14 +9,13 @@
 
 use super::cpu;
 use super::entry_area;
-use super::frame::TrapFrame;
+use super::frame::{SEGMENT, TrapFrame};
 use super::handlers::{DriverTrap, blame_trusted, decide, end_kernel};
 use super::interrupts;
 use super::vector;
 use super::watch;
 use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::FnvIndexMap;
-use ringfence_core::descriptor::KERNEL_CODE;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
@@ -55,8 +54,17 @@ pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
 /// while the driver does not run.
 pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
     let mut copy = *frame;
+    // What a driver and its report know by the addresses of its slot, its registers name without.
+    let lift = cpu::this().lift.get();
+    if lift != 0 && copy.is_outside_ring_0() {
+        copy.rip = copy.rip & SEGMENT | lift;
+        copy.rsp = copy.rsp & SEGMENT | lift;
+    }
     match copy.vector {
         vector::FIRST_INTERRUPT.. => {
+            if copy.is_in_virtual_8086_mode() {
+                IN_VIRTUAL_8086.fetch_add(1, Ordering::Relaxed);
+            }
             interrupts::handle(copy.vector as u8);
             if cpu::this().ticks_left.load(Ordering::Relaxed) == 0 {
                 decide(DriverTrap::Overrun, &mut copy);
@@ -65,11 +73,15 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         vector::NMI => {}
         vector::DEBUG if watch::noticed(copy.rip) => {}
         vector::MACHINE_CHECK => end_kernel(vector::name(vector::MACHINE_CHECK), &copy, None),
-        vector => decide(DriverTrap::Exception { address: fault_address(vector) }, &mut copy),
+        vector => {
+            let address =
+                fault_address(vector).map(|address| if address <= SEGMENT { address | lift } else { address });
+            decide(DriverTrap::Exception { address }, &mut copy)
+        }
     }
     // The driver goes on. Its frame is written anew from values that are known to be right, as the
     // driver may have changed the frame in its page.
-    let at_gate = copy.cs == u64::from(KERNEL_CODE) && entry_area::is_text(copy.rip);
+    let at_gate = !copy.is_outside_ring_0() && entry_area::is_text(copy.rip);
     if at_gate {
         let mut on_gates = ON_GATES.lock();
         match on_gates.get_mut(&copy.rip) {
@@ -79,12 +91,13 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         }
     } else {
         IN_DRIVERS.fetch_add(1, Ordering::Relaxed);
-        copy.sanitize();
+        copy.sanitize(lift != 0);
     }
     *frame = copy;
 }
 
 static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);
+static IN_VIRTUAL_8086: AtomicU64 = AtomicU64::new(0);
 /// Counts, for each instruction of the entry code, the interrupts that hit it while a domain's root
 /// was loaded.
 type OnGates = FnvIndexMap<u64, u64, 64>;
@@ -94,6 +107,11 @@ static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
 /// entry code while a domain's root was loaded.
 pub fn interrupt_counts() -> (u64, OnGates) {
     without_interrupts(|| (IN_DRIVERS.load(Ordering::Relaxed), ON_GATES.lock().clone()))
+}
+
+/// Returns how many interrupts hit a driver in virtual-8086 mode. No CPU has it in long mode.
+pub fn in_virtual_8086_mode() -> u64 {
+    IN_VIRTUAL_8086.load(Ordering::Relaxed)
 }
 
 fn fault_address(vector: u64) -> Option<u64> {

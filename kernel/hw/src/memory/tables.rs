@@ -9,7 +9,7 @@ use super::kernel_root;
 use super::shared::SharedMemory;
 use core::marker::PhantomData;
 use core::ops::Range;
-use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::layout::{PAGE_SIZE, SLOT_SIZE};
 use ringfence_abi::queue::Words;
 use ringfence_core::extent::Extent;
 use x86_64::structures::paging::PageTableFlags as Flags;
@@ -200,6 +200,8 @@ impl<'a> Root<'a> {
         let (pa, is_owned) = (entry.pa(), entry.flags().contains(OWNED));
         entry.set_bits(0);
         x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
+        // A segmented domain has the same page at the address without its slot.
+        x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address % SLOT_SIZE));
         // SAFETY: the mapping owned the frame, and the mapping is gone.
         is_owned.then(|| unsafe { Frames::from_raw(pa, 1) })
     }
@@ -249,17 +251,32 @@ impl<'a> Root<'a> {
     /// Calls `with` for each 4 KiB page that has a frame: its address, in ascending order, and its
     /// rights.
     pub fn for_each_page(self, with: &mut dyn FnMut(u64, Flags)) {
-        fn visit(table: Table, level: u8, base: u64, with: &mut dyn FnMut(u64, Flags)) {
+        self.for_each_page_where(&|_| true, with);
+    }
+
+    /// Calls `with` for the pages below the top-level entries that are `wanted`.
+    fn for_each_page_where(self, wanted: &dyn Fn(usize) -> bool, with: &mut dyn FnMut(u64, Flags)) {
+        fn visit(table: Table, level: u8, base: u64, wanted: &dyn Fn(usize) -> bool, with: &mut dyn FnMut(u64, Flags)) {
             for (index, entry) in table.entries().enumerate().filter(|(_, entry)| !entry.is_unused()) {
+                if !wanted(index) {
+                    continue;
+                }
                 let address = base | (index as u64) << (12 + 9 * (u64::from(level) - 1));
                 match entry.table() {
-                    Some(below) if level > 1 => visit(below, level - 1, address, with),
+                    Some(below) if level > 1 => visit(below, level - 1, address, &|_| true, with),
                     // Bit 47 is extended into the bits above it (canonical form).
                     _ => with(((address << 16) as i64 >> 16) as u64, entry.flags()),
                 }
             }
         }
-        visit(self.table, 4, 0, with);
+        visit(self.table, 4, 0, wanted, with);
+    }
+
+    /// Calls `with` as [`Root::for_each_page`] does, for the pages below the top-level entry of
+    /// `address` only.
+    pub fn for_each_page_around(self, address: u64, with: &mut dyn FnMut(u64, Flags)) {
+        let top = index(address, 4);
+        self.for_each_page_where(&|index| index == top, with);
     }
 
     /// Sets the top-level entry for `address` to the table of level 3 in `to`, which must stay as
@@ -270,6 +287,22 @@ impl<'a> Root<'a> {
             Some((table, flags)) => entry.set(table.physical(), TABLE | flags),
             None => entry.set_bits(0),
         }
+    }
+
+    /// Maps the kernel's half as in the kernel's root, except for the GiB around `address`, which
+    /// stays as it is in this root. The frame `between` becomes the table of level 3 that joins
+    /// them. The kernel's top-level entries never change once the first driver is loaded.
+    pub fn share_kernel(self, between: &Frames, address: u64) {
+        let top = index(address, 4);
+        let kernel = Root::kernel().table;
+        for number in (ENTRIES / 2..ENTRIES).filter(|number| *number != top) {
+            self.table.entry(number).set_bits(kernel.entry(number).bits());
+        }
+        let (Some(kernels), Some(own)) = (kernel.entry(top).table(), self.table.entry(top).table()) else { return };
+        let joined = Table(between.physical());
+        kernels.entries().zip(joined.entries()).for_each(|(from, to)| to.set_bits(from.bits()));
+        joined.entry(index(address, 3)).set_bits(own.entry(index(address, 3)).bits());
+        self.set_top(address, Some((between, Flags::empty())));
     }
 
     /// Fills this root with all mappings of the kernel's root, except that the GiB around `address`

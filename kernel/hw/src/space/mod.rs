@@ -3,6 +3,12 @@
 //! **A domain's root maps its slot and the entry area, nothing else.** The kernel's root maps the
 //! slot too, through the same tables below one top-level entry. That entry has NX set as long as
 //! the domain is sandboxed, so that ring 0 can never run the domain's code by mistake.
+//!
+//! **The root of a segmented domain maps the slot a second time, from address 0 on, and the kernel
+//! as well**: the domain's 32-bit code cannot name an address from 4 GiB on. The kernel goes on
+//! with this root in CR3 until it enters another domain. What the kernel knows of the domain's
+//! memory, it knows by the addresses in the slot, as those of any other; only registers hold the
+//! others.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -23,12 +29,12 @@ use crate::memory::tables::{self, Leaf, Root};
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
-use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, SLOT_SIZE, STACK_TOP, STUBS, slot_base, slot_of};
+use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, SLOT_SIZE, STACK_TOP, STUB_BYTES, STUBS, slot_base, slot_of};
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
 use ringfence_core::extent::Extent;
-use ringfence_core::module::Imports;
+use ringfence_core::module::{DomainKind, Imports};
 use spin::Mutex;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -74,6 +80,11 @@ pub struct Space {
     /// False once the space has a successor, which owns the slot from then on.
     has_slot: bool,
     ring: Ring,
+    /// What is added to the addresses in the driver's registers to get those that the kernel uses:
+    /// the address of the slot, which a segmented driver does not know, or 0.
+    lift: u64,
+    /// The table that joins a segmented domain's half of the top 512 GiB with the kernel's.
+    between: Option<Frames>,
     /// The root; the slot's table of level 3; the entry area's table of level 3.
     root: Frames,
     slot_table: Frames,
@@ -96,17 +107,16 @@ pub struct Space {
     watched: watched::Watched,
 }
 
-/// Bytes from one service's stub to the next. The stub behind the last service ends an upcall.
-const STUB_BYTES: u64 = 32;
 const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
 /// The word of the stack's last page that a driver's first RSP points to ([`Space::first_rsp`]).
 const FIRST_RSP_WORD: usize = (PAGE_SIZE as usize - 16) / size_of::<u64>() - 1;
 
 impl Space {
-    /// Makes an empty address space, sandboxed. It takes over the slot of `before`, which is never
-    /// entered again, or a free slot. Returns `None` if all slots are taken.
-    pub fn new(before: Option<&mut Space>) -> Result<Option<Space>, OutOfMemory> {
+    /// Makes an empty address space of this kind, sandboxed. It takes over the slot of `before`,
+    /// which is never entered again, or a free slot. Returns `None` if all slots are taken.
+    pub fn new(kind: DomainKind, before: Option<&mut Space>) -> Result<Option<Space>, OutOfMemory> {
         let frame = || Frames::new(1);
+        let between = if kind == DomainKind::Segmented { Some(frame()?) } else { None };
         let (root, slot_table, entry_table, ldt, stacks) = (frame()?, frame()?, frame()?, frame()?, frame()?);
         let Some(slot) = before.and_then(Space::leave_slot).or_else(take_slot) else { return Ok(None) };
         // On an error from here on, `space` is dropped, which frees everything that it has by then.
@@ -114,6 +124,8 @@ impl Space {
             slot,
             has_slot: true,
             ring: Ring::Sandboxed,
+            lift: if kind == DomainKind::Segmented { slot_base(slot) } else { 0 },
+            between,
             root,
             slot_table,
             entry_table,
@@ -128,7 +140,13 @@ impl Space {
             watched: watched::Watched::default(),
         };
         let root = Root::of(&space.root);
-        root.set_top(slot_base(slot), Some((&space.slot_table, Flags::empty())));
+        match kind {
+            DomainKind::Paged => root.set_top(slot_base(slot), Some((&space.slot_table, Flags::empty()))),
+            DomainKind::Segmented => {
+                root.set_top(slot_base(slot), Some((&space.slot_table, Flags::NO_EXECUTE)));
+                root.set_top(0, Some((&space.slot_table, Flags::empty())));
+            }
+        }
         Root::kernel().set_top(slot_base(slot), Some((&space.slot_table, Flags::NO_EXECUTE)));
         // An earlier space may have had the slot.
         x86_64::instructions::tlb::flush_all();
@@ -145,6 +163,10 @@ impl Space {
             };
             root.map(page, leaf, flags)?;
         }
+        if let Some(between) = &space.between {
+            root.share_kernel(between, entry_area::BASE);
+            space.ldt.store(entry_area::ROOT_KIND_WORD, entry_area::SEGMENTED_ROOT);
+        }
         space.map_fresh(slot_base(slot) + STUBS, PAGE_SIZE, rights::EXECUTE)?;
         Ok(Some(space))
     }
@@ -152,6 +174,20 @@ impl Space {
     /// Returns the slot's number.
     pub fn slot(&self) -> usize {
         self.slot
+    }
+
+    /// Returns the kind of the domain.
+    #[inline(always)]
+    pub fn kind(&self) -> DomainKind {
+        // Slot 0 does not begin at 0.
+        if self.lift == 0 { DomainKind::Paged } else { DomainKind::Segmented }
+    }
+
+    /// Returns what is added to the addresses in the driver's registers to get those that the
+    /// kernel uses: the address of a segmented domain's slot, or 0.
+    #[inline(always)]
+    pub fn lift(&self) -> u64 {
+        self.lift
     }
 
     /// Returns whether the space has its slot: a successor takes it over.
@@ -259,7 +295,7 @@ impl Space {
     /// Puts a sanitized frame into the stacks' page, where the stack for exceptions is. Returns its
     /// address there. No trap uses the page before the driver runs.
     pub(crate) fn place_frame(&self, mut frame: TrapFrame) -> u64 {
-        frame.sanitize();
+        frame.sanitize(self.kind() == DomainKind::Segmented);
         let words = frame.words();
         let offset = entry_area::EXCEPTION_STACK_TOP - size_of_val(&words);
         words.iter().zip(offset / 8..).for_each(|(word, index)| self.stacks.store(index, *word));
@@ -279,6 +315,7 @@ impl Space {
     pub fn has_table(&self, pa: u64) -> bool {
         pa == self.cr3()
             || pa == self.ldt.physical()
+            || self.between.as_ref().is_some_and(|between| pa == between.physical())
             || tables::is_below(&self.slot_table, pa)
             || tables::is_below(&self.entry_table, pa)
     }
@@ -322,9 +359,20 @@ impl Space {
     /// A service that was not granted has a gate that is not present, so that calling it faults
     /// with its selector.
     pub fn set_grants(&mut self, granted: Imports) {
-        self.set_ldt(1, [descriptor::code64(1), descriptor::data(1)]);
-        self.set_ldt(descriptor::return_gate_entry(), descriptor::call_gate(gates::return_gate_entry(), true));
-        for (number, entry) in gates::gate_entries().into_iter().enumerate() {
+        let (segments, end, entries) = match self.kind() {
+            DomainKind::Paged => {
+                let segments = [descriptor::code64(1), descriptor::data(1)];
+                (segments, gates::return_gate_entry(), gates::gate_entries())
+            }
+            // No 64-bit code segment: with one, the driver could name any address.
+            DomainKind::Segmented => {
+                let segments = [descriptor::code32(1), descriptor::data32(1)];
+                (segments, gates::return_gate32_entry(), gates::gate32_entries())
+            }
+        };
+        self.set_ldt(1, segments);
+        self.set_ldt(descriptor::return_gate_entry(), descriptor::call_gate(end, true));
+        for (number, entry) in entries.into_iter().enumerate() {
             self.set_ldt(descriptor::gate_entry(number), descriptor::call_gate(entry, granted.contains(number)));
         }
     }
@@ -338,7 +386,10 @@ impl Space {
     }
 
     /// Writes the stubs for `ring`, and lets the kernel's root execute the slot if `ring` is 0.
+    ///
+    /// A segmented domain stays in ring 1: in ring 0 its code would run as 64-bit code.
     pub fn set_ring(&mut self, ring: Ring, granted: Imports) {
+        let ring = if self.kind() == DomainKind::Segmented { Ring::Sandboxed } else { ring };
         if ring == Ring::Trusted {
             self.end_watch();
         }
@@ -346,13 +397,20 @@ impl Space {
         for (number, service) in services.into_iter().enumerate() {
             let stub = match ring {
                 _ if !granted.contains(number) => [0xcc; STUB_BYTES as usize], // int3
+                Ring::Sandboxed if self.kind() == DomainKind::Segmented => {
+                    far_call_stub32(descriptor::gate_selector(number))
+                }
                 Ring::Sandboxed => far_call_stub(descriptor::gate_selector(number)),
                 Ring::Trusted => jump_stub(service),
             };
             self.write_stub(number, stub);
         }
         // Only a sandboxed upcall returns through a gate; a trusted one returns to the kernel.
-        self.write_stub(SERVICE_COUNT, far_call_stub(descriptor::RETURN_GATE));
+        let end = match self.kind() {
+            DomainKind::Paged => far_call_stub(descriptor::RETURN_GATE),
+            DomainKind::Segmented => upcall_shim(),
+        };
+        self.write_stub(SERVICE_COUNT, end);
         let flags = match ring {
             Ring::Sandboxed => Flags::NO_EXECUTE,
             Ring::Trusted => Flags::empty(),
@@ -442,7 +500,11 @@ impl Space {
     /// Calls `with` for each page that has a frame: its address, in ascending order, and its
     /// rights.
     pub fn for_each_page(&self, with: &mut dyn FnMut(u64, Flags)) {
-        self.table().for_each_page(with);
+        match self.kind() {
+            DomainKind::Paged => self.table().for_each_page(with),
+            // The others are the kernel's, which the driver cannot name.
+            DomainKind::Segmented => self.table().for_each_page_around(slot_base(self.slot), with),
+        }
     }
 
     /// Returns the physical address and the rights of `address`, if the domain has it mapped.
@@ -475,6 +537,7 @@ impl Space {
     /// `start`, and with the offset of the first byte in them. Returns `None` if not all are
     /// mapped.
     pub fn with_registers<R>(&self, start: u64, len_bytes: u64, with: impl FnOnce(&Window, u64) -> R) -> Option<R> {
+        crate::memory::load_kernel_root();
         let (first, end) = (start & !7, start.checked_add(len_bytes)?);
         let pages = (first & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize);
         self.unwatched(pages.clone(), || {
@@ -529,10 +592,12 @@ impl Drop for Space {
         // lost.
         if self.set_aside || self.is_entered() {
             let own = [&self.root, &self.slot_table, &self.entry_table, &self.ldt, &self.stacks];
-            own.into_iter().chain(&self.io_bitmap).for_each(Frames::keep);
+            own.into_iter().chain(&self.io_bitmap).chain(&self.between).for_each(Frames::keep);
             self.lent.iter().for_each(|(_, memory)| memory.keep());
             return;
         }
+        // The kernel may still go on with this root.
+        crate::memory::load_kernel_root();
         if self.has_slot {
             Root::kernel().set_top(slot_base(self.slot), None);
             x86_64::instructions::tlb::flush_all();
@@ -565,6 +630,39 @@ fn far_call_stub(selector: u16) -> [u8; STUB_BYTES as usize] {
     let [low, high] = selector.to_le_bytes();
     let code = [0xff, 0x1d, 2, 0, 0, 0, 0xc3, 0xcc, 0, 0, 0, 0, low, high];
     stub[..code.len()].copy_from_slice(&code);
+    stub
+}
+
+/// Returns the stub of a service for a segmented driver: it takes the arguments from the stack,
+/// where the i386's calling convention has them as 64-bit words, and calls the gate. The first two
+/// are passed as they are, in EBX:EAX and ESI:EDX; no third argument has more than the 32 bits of
+/// ECX.
+fn far_call_stub32(selector: u16) -> [u8; STUB_BYTES as usize] {
+    let [low, high] = selector.to_le_bytes();
+    let push_ebx_esi = [0x53, 0x56];
+    // mov OFFSET(%esp) to EAX, EBX, EDX, ESI, ECX
+    let first = [0x8b, 0x44, 0x24, 12, 0x8b, 0x5c, 0x24, 16];
+    let second = [0x8b, 0x54, 0x24, 20, 0x8b, 0x74, 0x24, 24];
+    let third = [0x8b, 0x4c, 0x24, 28];
+    let lcall = [0x9a, 0, 0, 0, 0, low, high];
+    let pop_esi_ebx_ret = [0x5e, 0x5b, 0xc3];
+    stub_of(&[&push_ebx_esi, &first, &second, &third, &lcall, &pop_esi_ebx_ret])
+}
+
+/// Returns the code in which an upcall of a segmented driver begins and ends: it pushes EAX, EDX,
+/// ECX and EBX as four 64-bit arguments, the last one first, calls the entry point in ESI, and then
+/// the return gate.
+fn upcall_shim() -> [u8; STUB_BYTES as usize] {
+    let [low, high] = descriptor::RETURN_GATE.to_le_bytes();
+    let arguments = [0x6a, 0, 0x53, 0x6a, 0, 0x51, 0x6a, 0, 0x52, 0x6a, 0, 0x50];
+    stub_of(&[&arguments, &[0xff, 0xd6, 0x9a, 0, 0, 0, 0, low, high]])
+}
+
+/// Returns a stub with these parts, filled up with breakpoints.
+fn stub_of(parts: &[&[u8]]) -> [u8; STUB_BYTES as usize] {
+    let mut stub = [0xcc; STUB_BYTES as usize];
+    let bytes = parts.iter().copied().flatten();
+    stub.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
     stub
 }
 

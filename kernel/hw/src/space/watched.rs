@@ -24,6 +24,7 @@ use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_abi::queue::Words;
 use ringfence_core::access::{Access, Direction};
 use ringfence_core::extent::Extent;
+use ringfence_core::module::DomainKind;
 use ringfence_core::port_bitmap::Ports;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -82,9 +83,11 @@ fn page_of(address: u64) -> u64 {
 
 impl Space {
     /// Watches the registers in `extent`, which has whole pages of the slot. Pages without
-    /// registers stay as they are.
+    /// registers stay as they are. A segmented driver is not watched: its accesses are those of
+    /// 32-bit code.
     pub fn watch_registers(&mut self, extent: Extent) {
-        if self.ring == Ring::Trusted || !self.is_own(extent.start, extent.len_bytes) {
+        let can_be_seen = self.ring == Ring::Sandboxed && self.kind() == DomainKind::Paged;
+        if !can_be_seen || !self.is_own(extent.start, extent.len_bytes) {
             return;
         }
         // Without it, some values stay unknown.
@@ -103,7 +106,7 @@ impl Space {
 
     /// Watches ports that the driver may use.
     pub fn watch_ports(&mut self, ports: DriverPorts) {
-        if self.ring == Ring::Sandboxed {
+        if self.ring == Ring::Sandboxed && self.kind() == DomainKind::Paged {
             self.watched.ports.push(ports.ports());
             self.close(ports.ports());
         }

@@ -103,11 +103,15 @@ pub fn system(quiet: bool) -> Result<System> {
 
 /// Builds the project's modules.
 fn modules(toolchain: &Toolchain, quiet: bool) -> Result<Vec<Module>> {
-    some_modules(toolchain, &module_sources()?, quiet)
+    let sources = module_sources()?;
+    let paged: Vec<_> = sources.iter().filter(|(name, _)| !SEGMENTED_ONLY.contains(&name.as_str())).collect();
+    let mut modules = some_modules(toolchain, &paged, quiet)?;
+    modules.extend(segmented_modules(toolchain, &sources, quiet)?);
+    Ok(modules)
 }
 
 /// Builds these modules of the project.
-fn some_modules(toolchain: &Toolchain, names: &[(String, Source)], quiet: bool) -> Result<Vec<Module>> {
+fn some_modules(toolchain: &Toolchain, names: &[&(String, Source)], quiet: bool) -> Result<Vec<Module>> {
     let dir = bare_modules();
     let mut cargo = toolchain.cargo("build", &dir);
     cargo.arg("--release");
@@ -117,8 +121,8 @@ fn some_modules(toolchain: &Toolchain, names: &[(String, Source)], quiet: bool) 
     if names.iter().any(|(_, source)| source.package().is_some()) {
         run(&mut cargo, quiet)?;
     }
-    let mut modules = segmented_modules(toolchain, names, quiet)?;
-    for (name, source) in names.iter().filter(|(name, _)| !SEGMENTED_ONLY.contains(&name.as_str())) {
+    let mut modules = Vec::new();
+    for (name, source) in names {
         let objects = match source {
             Source::Package(package) => vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))],
             Source::C(folder) => compile_c(name, folder, &target(), &[])?,
@@ -285,8 +289,12 @@ pub fn one(source: &str) -> Result<Module> {
         }
         return module(folder);
     }
-    let sources = module_sources()?.into_iter().filter(|(name, _)| name == source).collect::<Vec<_>>();
-    let built = some_modules(&Toolchain::find()?, &sources, false)?;
+    let sources: Vec<_> = module_sources()?.into_iter().filter(|(name, _)| name == source).collect();
+    let toolchain = Toolchain::find()?;
+    let built = match SEGMENTED_ONLY.contains(&source) {
+        true => segmented_modules(&toolchain, &sources, false)?,
+        false => some_modules(&toolchain, &sources.iter().collect::<Vec<_>>(), false)?,
+    };
     built.into_iter().next().with_context(|| format!("there is no module '{source}' in drivers/"))
 }
 

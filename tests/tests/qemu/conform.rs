@@ -28,9 +28,9 @@ fn a_network_driver_passes_all() {
 
 #[test]
 fn drivers_of_disks_pass_all() {
-    for name in ["virtio-scsi", "ide"] {
+    for (name, tests) in [("virtio-scsi", 18), ("ide", 16)] {
         let outcomes = outcomes(name, None, None);
-        assert_eq!(outcomes.len(), 16);
+        assert_eq!(outcomes.len(), tests);
         assert_passes(&outcomes);
     }
 }
@@ -70,6 +70,9 @@ fn the_others_filter_and_come_back() {
     }
     for name in ["lsi53c895a", "am53c974", "virtio-blk"] {
         assert_passes(&outcomes(name, Some("restart"), Some(1)));
+    }
+    for name in ["lsi53c895a", "am53c974"] {
+        assert_passes(&outcomes(name, Some("hot-plug"), Some(1)));
     }
 }
 

@@ -22,6 +22,10 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("unload", "a driver that is unloaded and loaded again works, and no memory is gone", unload),
 ];
 
+/// The test for adapters only: a block device has one disk, for ever.
+pub const OF_ADAPTERS: (&str, &str, Test) =
+    ("hot-plug", "a disk that is plugged in is found by a rescan, and one that is pulled is gone", hot_plug);
+
 fn disks(bench: &mut Bench) -> Result<Vec<(String, u64)>> {
     bench.run("blkread disk0 0 1")?;
     bench.running.type_line("lsblk")?;
@@ -111,6 +115,33 @@ fn ring_change(bench: &mut Bench) -> Result<()> {
         bench.run(&format!("blkcopy disk0 0 disk1 0 {BLOCKS}"))?;
     }
     same(bench)
+}
+
+fn hot_plug(bench: &mut Bench) -> Result<()> {
+    const MORE: u64 = 2048;
+    let image = tempfile::NamedTempFile::new()?;
+    image.as_file().set_len(MORE * 512)?;
+    let mut tell = |command: &str, arguments: serde_json::Value| {
+        bench.monitor.execute(&serde_json::json!({ "execute": command, "arguments": arguments }).to_string())
+    };
+    let drive = serde_json::json!({ "driver": "file", "node-name": "more", "filename": image.path() });
+    tell("blockdev-add", drive)?;
+    let device =
+        serde_json::json!({ "driver": "scsi-hd", "drive": "more", "id": "hot", "bus": "hba0.0", "scsi-id": 5 });
+    tell("device_add", device)?;
+    bench.run("rescan")?;
+    let found = disks(bench)?;
+    let blocks: Vec<u64> = found.iter().map(|(_, blocks)| *blocks).collect();
+    if blocks != [BLOCKS, BLOCKS, MORE] {
+        bail!("two disks of {BLOCKS} blocks and one of {MORE} are there as {found:?}");
+    }
+    bench.run(&format!("blkcheck disk2 0 {MORE} 4"))?;
+    bench.end_driver()?;
+    bench.run(&format!("blkverify disk2 0 {MORE} 4")).context("after a restart")?;
+    bench.monitor.execute(r#"{"execute": "device_del", "arguments": {"id": "hot"}}"#)?;
+    bench.run("rescan")?;
+    bench.fail("blkread disk2 0 1")?;
+    bench.run("blkcheck disk1 0 64 5")
 }
 
 fn unload(bench: &mut Bench) -> Result<()> {

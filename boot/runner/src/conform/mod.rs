@@ -199,7 +199,9 @@ fn tests_of(kind: Kind) -> Vec<(&'static str, &'static str, Test)> {
     match kind {
         Kind::Nic => nic::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Nic(*test))).collect(),
         Kind::Scsi | Kind::Block => {
-            disk::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Disk(*test))).collect()
+            let of_adapters = (kind == Kind::Scsi).then_some(&disk::OF_ADAPTERS);
+            let tests = disk::TESTS.iter().chain(of_adapters);
+            tests.map(|(name, meaning, test)| (*name, *meaning, Test::Disk(*test))).collect()
         }
         Kind::Fs => files::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Files(*test))).collect(),
         Kind::Other => Vec::new(),

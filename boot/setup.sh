@@ -22,9 +22,9 @@ say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 has_target() { [ -n "$1" ] && [ -d "$1/lib/rustlib/$target/lib" ]; }
-add_target32() {
+add_target32() { # sysroot
     [ -d "$1/lib/rustlib/$target32/lib" ] && return
-    if command -v rustup >/dev/null 2>&1 && timeout 120 rustup target add "$target32" >/dev/null 2>&1; then
+    if [ "$1" = "$(rustc --print sysroot 2>/dev/null)" ] && command -v rustup >/dev/null 2>&1 && timeout 120 rustup target add "$target32" >/dev/null 2>&1; then
         say "rustup added $target32"
     else
         say "rustup cannot add $target32 here: no modules for segmented domains are built"
@@ -154,19 +154,25 @@ debug = 1
 panic = "abort"
 TOML
 printf '#![no_std]\n' >"$work/seed/src/lib.rs"
-(
+build_core() ( # target
     cd "$work/seed"
     # Bootstrap is set for this one step only: everything after it is plain stable Rust.
     RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc __CARGO_TESTS_ONLY_SRC_ROOT="$library" \
         RUSTFLAGS="-C embed-bitcode=yes -C force-frame-pointers=yes --remap-path-prefix=$work=/rustc" \
-        /usr/bin/cargo build --release --target "$target" --target "$target32" \
-        -Zbuild-std=core,alloc -Zbuild-std-features=compiler-builtins-mem
-) || die "building core for $target failed"
+        /usr/bin/cargo build --release --target "$1" -Zbuild-std=core,alloc -Zbuild-std-features=compiler-builtins-mem
+)
+built=("$target")
+build_core "$target" || die "building core for $target failed"
+if build_core "$target32"; then
+    built+=("$target32")
+else
+    say "building core for $target32 failed: no modules for segmented domains are built"
+fi
 
 part="$sysroot.part.$$"
 rm -rf "$part"
 mkdir -p "$part/lib/rustlib/$host/bin" "$part/bin"
-for each in "$target" "$target32"; do
+for each in "${built[@]}"; do
     mkdir -p "$part/lib/rustlib/$each/lib"
     cp "$work"/seed/target/$each/release/deps/lib{core,alloc,compiler_builtins}-*.rlib "$part/lib/rustlib/$each/lib/"
 done

@@ -85,7 +85,7 @@ static int is_called(const char *text, uint32_t len, const char *name, uint32_t 
     X("read-over-the-end", "mov 0xfffffffe, %%eax")                                                                   \
     X("write-over-the-end", "mov %%eax, 0xfffffffe")                                                                  \
     X("push-over-the-end", "mov $2, %%esp; push %%eax")                                                               \
-    X("jump-over-the-end", "jmp *%%eax")                                                                              \
+    X("jump-over-the-end", "jmp . - 0x500000")                                                                              \
     X("virtual-8086", "mov %%ss, %%eax; push %%eax; push %%esp; push $0x23202; push $" KERNEL_CODE "; push $0x1234; iret") \
     X("no-stack", "xor %%esp, %%esp; push %%eax")                                                                     \
     X("spin", "1: jmp 1b")

@@ -7,6 +7,8 @@ use crate::output::printable;
 use crate::project;
 use crate::toolchain::BUILT_AS;
 use addr2line::Loader;
+use ringfence_abi::layout::IMAGE;
+use ringfence_abi::manifest::SEGMENTED_SUFFIX;
 use ringfence_core::lines::{address_in, table};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -49,7 +51,7 @@ impl Sources {
             .ok()?
             .map(|(start, _, location)| {
                 let file = location.file.and_then(source_file);
-                (start, file.zip(location.line))
+                (start.saturating_sub(linked_at(name)), file.zip(location.line))
             })
             .collect();
         Some(table(ranges.iter().map(|(at, place)| (*at, place.as_ref().map(|(file, line)| (file.as_str(), *line))))))
@@ -66,7 +68,7 @@ impl Sources {
                 self.loaded.entry(name.to_string()).or_insert(loader)
             }
         };
-        let frames = loader.as_ref()?.find_frames(offset).ok()?;
+        let frames = loader.as_ref()?.find_frames(linked_at(name) + offset).ok()?;
         // The frames go from the innermost function out to the function that contains all inlined
         // ones.
         let places = std::iter::from_fn({
@@ -79,6 +81,11 @@ impl Sources {
         });
         places_in_words(places)
     }
+}
+
+/// Returns the address that the module called `name` is linked for.
+fn linked_at(name: &str) -> u64 {
+    if name.ends_with(SEGMENTED_SUFFIX) { IMAGE } else { 0 }
 }
 
 /// Returns the file of a source line as a person knows it; `None` for a file of a library.

@@ -315,6 +315,13 @@ impl<'a> Module<'a> {
             return Err(ModuleError::NotSharedObject);
         }
         let parts = Parts::parse(header, file, IMAGE)?;
+        let is_relocation = |section: &elf::SectionHeader32<LE>| {
+            let kinds = [elf::SHT_REL, elf::SHT_RELA, elf::SHT_RELR];
+            kinds.contains(&section.sh_type(LE)) && section.sh_flags(LE).contains(elf::SHF_ALLOC)
+        };
+        if parts.sections.iter().any(is_relocation) {
+            return Err(ModuleError::Unsupported("a relocation of a 32-bit executable"));
+        }
         let imports = linked_services(&parts.sections, file, &parts.manifest)?;
         let entry = u64::from(header.e_entry(LE)).checked_sub(IMAGE).filter(|entry| parts.image.has_code(*entry));
         let patches = Patches { relocations: Vec::new(), zeros: Vec::new(), imports };

@@ -223,6 +223,9 @@ async fn file_of(name: &str) -> Result<File, String> {
     Ok(file)
 }
 
+/// Why a segmented driver does not stop for a debugger.
+const NOT_DEBUGGED: &str = "gdb knows 64-bit code: a debugger stops paged drivers only";
+
 /// Returns the name of a module's file for domains of this kind, if a kind was asked for.
 fn of_kind(name: &str, kind: Option<DomainKind>) -> String {
     let own = name.strip_suffix(SEGMENTED_SUFFIX).unwrap_or(name);
@@ -267,7 +270,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     let file = file_of(name).await?;
     let is_segmented = DomainKind::of(&file.bytes) == DomainKind::Segmented;
     if is_segmented && stops {
-        return Err("gdb knows 64-bit code: a debugger stops paged drivers only".into());
+        return Err(NOT_DEBUGGED.into());
     }
     if is_segmented && ring == Ring::Trusted {
         return Err("ring 0 is for 64-bit code: a segmented driver runs in ring 1 only".into());
@@ -330,6 +333,9 @@ pub async fn load_or_reload(file: File, parameters: &[String], stops: bool) -> R
         return Err(format!("{name} is loaded, and a reload keeps its parameters; rmmod unloads it"));
     }
     let mut stopping = Vec::new();
+    if stops && DomainKind::of(&file.bytes) == DomainKind::Segmented {
+        return Err(NOT_DEBUGGED.into());
+    }
     if stops {
         let names: Vec<String> = loaded.iter().map(|handle| handle.lock().name.clone()).collect();
         let names = if names.is_empty() { [module::name_for(&file).map_err(said)?].into() } else { names };

@@ -220,6 +220,9 @@ fn times_event(kept: &Kept, (what, times): (Timed, &Histogram)) -> event::Times<
 /// Returns the memory that `word` names: an address in the driver's slot, or a register's name,
 /// with a number behind it if there are several (`MTA.3`).
 fn parse_watched(word: &str, domain: &Domain) -> Result<Extent, String> {
+    if domain.is_segmented() {
+        return Err(format!("{} is segmented, where no address is watched", domain.name));
+    }
     let slot = domain.slot_extent();
     if is_register(word) {
         return find_register(word, domain);

@@ -103,7 +103,7 @@ fn check(domain: &Domain, registers: &Registers) -> Outcome {
         return Err(format!("{name} runs in ring 0, where nothing stops it; 'ring {name} 1' moves it to ring 1"));
     }
     if domain.is_segmented() {
-        let paged = domain.file.name.trim_end_matches(SEGMENTED_SUFFIX);
+        let paged = domain.file.name.strip_suffix(SEGMENTED_SUFFIX).unwrap_or_default();
         return Err(format!("{name} is segmented, where nothing is watched; 'reload {name} {paged}' makes it paged"));
     }
     let device = domain.device.as_ref().ok_or_else(|| format!("{name} has no device"))?;

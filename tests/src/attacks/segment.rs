@@ -67,7 +67,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("write 220000", "#PF writing 0x18000220000 (own service stubs), in command"),
     ("run 1f00000", "#PF executing 0x18001f00000 (own mailbox), in command"),
     ("run 0", "#PF executing 0x18000000000 (own slot, unmapped), in command"),
-    ("jump-over-the-end", "#PF executing 0x18000000000 (own slot, unmapped), in command"),
+    ("jump-over-the-end", "#PF executing 0x180fff* (own slot, unmapped), in command"),
     ("step-into-a-gate", "#DB debug exception, in command, at gate32_0+0x0"),
     ("log-from 0", "bad pointer to rf_log: 0x10 bytes at 0x18000000000 (own slot, unmapped), in command"),
     ("log-from 3fffffff", "bad pointer to rf_log: 0x10 bytes at 0x1803fffffff (own slot, unmapped), in command"),

@@ -208,7 +208,8 @@ pub fn adopt(handle: &Handle) {
         let byte = if is_same { place(&domain, breakpoint.address) } else { None };
         breakpoint.placed = byte.map(|byte| (byte, Arc::downgrade(handle)));
     }
-    if let Some(at) = session.starts.iter().position(|name| *name == domain.name) {
+    let at = session.starts.iter().position(|name| *name == domain.name && !domain.is_segmented());
+    if let Some(at) = at {
         session.starts.remove(at);
         domain.debugged.once = place(&domain, domain.entry).map(|byte| (domain.entry, byte));
     }

@@ -33,8 +33,11 @@ pub struct Remains {
 
 impl Remains {
     /// Copies what is to stay of `domain`. Returns `None` if there are no registers, as the driver
-    /// was not in the middle of an upcall, or no room.
+    /// was not in the middle of an upcall, or no room; nor for 32-bit code.
     pub fn of(domain: &Domain, cause: Cause, site: Site) -> Option<Remains> {
+        if domain.is_segmented() {
+            return None;
+        }
         let (frame, signal) = match site {
             Site::Trap(frame) => (*frame, signal(cause, frame.vector)),
             Site::Gate(Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp }) => {

@@ -22,6 +22,7 @@ use hw::arch::frame::TrapFrame;
 use hw::arch::{entry_area, line, time, vector};
 use hw::link;
 use hw::memory;
+use hw::space::lifted;
 use hw::symbols;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
 use ringfence_abi::manifest::Manifest;
@@ -200,7 +201,7 @@ impl Scene {
                     (false, _) => Some(rip),
                     (true, 0) => word(rsp),
                     // Such a stub has pushed two words of 32 bits.
-                    (true, lift) => word(rsp.wrapping_add(8)).map(|word| word & u64::from(u32::MAX) | lift),
+                    (true, lift) => word(rsp.wrapping_add(8)).map(|word| lifted(word & u64::from(u32::MAX), lift)),
                 };
                 (None, returns_to.map(|returns_to| call_site(domain, returns_to)), Some(rsp))
             }
@@ -480,8 +481,13 @@ fn place_name(file: &File, found: Option<(&[u8], u64, u64)>) -> Option<String> {
 fn callers(domain: &Domain, mut rbp: u64, word: impl Fn(u64) -> Option<u64>) -> Vec<Spot> {
     const MOST: usize = 24;
     let mut callers = Vec::new();
+    // A segmented driver's words have 32 bits, and no slot.
+    let lift = domain.space.lift();
+    let (step, bits) = if lift == 0 { (8, u64::MAX) } else { (4, u32::MAX.into()) };
+    let word = |address: u64| word(address).map(|word| lifted(word & bits, lift));
+    rbp = lifted(rbp, lift);
     while callers.len() < MOST
-        && let Some(returns_to) = rbp.checked_add(8).and_then(&word)
+        && let Some(returns_to) = rbp.checked_add(step).and_then(word)
     {
         callers.push(Spot::new(domain, call_site(domain, returns_to)));
         match word(rbp) {

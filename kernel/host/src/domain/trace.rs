@@ -23,6 +23,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use hw::arch::{time, watch};
 use hw::memory;
+use hw::space::lifted;
 use ringfence_abi::layout::MAILBOX;
 use ringfence_abi::manifest;
 use ringfence_abi::register::RegisterName;
@@ -628,7 +629,7 @@ fn text_of<'a>(domain: &Domain, call: &Call, room: &'a mut [u8; TEXT_BYTES]) -> 
         if argument.kind == Kind::Text
             && let Some([start, len_bytes]) = call.arguments.get(register..register + 2)
         {
-            let extent = Extent::new(*start, (*len_bytes).min(TEXT_BYTES as u64));
+            let extent = Extent::new(lifted(*start, domain.space.lift()), (*len_bytes).min(TEXT_BYTES as u64));
             let room = room.get_mut(..extent.len_bytes as usize).unwrap_or_default();
             let is_own = domain.slot_extent().encloses(extent);
             return if is_own && domain.space.read(extent.start, room) { room } else { &[] };

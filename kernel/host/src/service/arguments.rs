@@ -2,8 +2,8 @@
 //! the ABI's table, with the same name ([`ringfence_abi::service::Kind`]).
 
 use crate::domain::memory::Allegation;
+use hw::space::lifted;
 use log::Level as LogLevel;
-use ringfence_abi::layout::SLOT_SIZE;
 use ringfence_abi::service::{REGISTERS, Refusal};
 
 /// The registers from which arguments are taken, the index of the next one, and what is added to
@@ -19,15 +19,9 @@ impl Registers {
         value
     }
 
-    /// A segmented driver names its memory by addresses without those of its slot, or by those that
-    /// a service has returned.
     #[inline(always)]
     fn next_address(&mut self) -> u64 {
-        match (self.next(), self.2) {
-            (address, 0) => address,
-            (address, lift) if address < SLOT_SIZE => address | lift,
-            (address, _) => address,
-        }
+        lifted(self.next(), self.2)
     }
 }
 

@@ -340,7 +340,7 @@ gate_return:
     jmp leave_upcall
 
 /* extern "C" fn abort_upcall() -> !   Ends the upcall that is under way. Called with
-   the kernel's root in CR3. The service or trap handler that runs on top of the upcall never continues. */
+   a root in CR3 that maps the kernel. The service or trap handler that runs on top of the upcall never continues. */
 .p2align 4
 .global abort_upcall
 abort_upcall:
@@ -419,7 +419,9 @@ trap_enter:
     mov es, ecx
     mov fs, ecx
     mov gs, ecx
-    mov rdi, rbp                        /* from a segmented driver: its page is mapped */
+    mov rdi, rbp                        /* from a segmented driver: the frame in its page, whatever root a handler loads */
+    sub rdi, {stacks}
+    add rdi, [rip + {cpu} + {cpu_domain_stacks}]
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
     call qword ptr [{traps} + 8]        /* trap_from_driver: as below */
     jmp into_frame
@@ -495,7 +497,7 @@ sleep_trusted:
     mov rax, rsp
 
 /* extern "C" fn leave_asleep() -> !   Leaves the upcall of a sandboxed driver, from a service or a trap. Its Caller, or its
-   TrapFrame, was saved before. Called with the kernel's root in CR3. */
+   TrapFrame, was saved before. Called with a root in CR3 that maps the kernel. */
 .global leave_asleep
 leave_asleep:
     mov edx, 2

@@ -1,8 +1,9 @@
 //! Exceptions and interrupts, after `entry.S` has saved the registers and found out whether the
 //! kernel or a driver was interrupted.
 //!
-//! **The rule of blame:** a trap with a domain's root in CR3 belongs to that domain, even in ring 0
-//! (a gate's first instructions run there with the driver's flags). A trap with the kernel's root
+//! **The rule of blame:** a trap with a paged domain's root in CR3 belongs to that domain, even in
+//! ring 0 (a gate's first instructions run there with the driver's flags). With a segmented
+//! domain's root, a word of the kernel's tells ([`super::cpu::Cpu::in_segment`]). Any other trap
 //! belongs to the kernel. A trusted driver is part of the kernel by choice: it is ended for a trap
 //! only if its own code was on top of the stack, so that nothing of the kernel's was under way.
 //! What it did to the kernel's memory before, nobody knows.
@@ -16,6 +17,7 @@ use super::vector;
 use super::watch;
 use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::FnvIndexMap;
+use ringfence_abi::service::SERVICE_COUNT;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
@@ -100,7 +102,9 @@ static IN_DRIVERS: AtomicU64 = AtomicU64::new(0);
 static IN_VIRTUAL_8086: AtomicU64 = AtomicU64::new(0);
 /// Counts, for each instruction of the entry code, the interrupts that hit it while a domain's root
 /// was loaded.
-type OnGates = FnvIndexMap<u64, u64, 64>;
+type OnGates = FnvIndexMap<u64, u64, GATE_PLACES>;
+/// Room for the first two instructions of each gate, of both kinds. The map needs a power of two.
+const GATE_PLACES: usize = (4 * (SERVICE_COUNT + 1)).next_power_of_two();
 static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
 
 /// Returns how many interrupts hit drivers in ring 1, and how many hit each instruction of the

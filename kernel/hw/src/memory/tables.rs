@@ -304,22 +304,6 @@ impl<'a> Root<'a> {
         joined.entry(index(address, 3)).set_bits(own.entry(index(address, 3)).bits());
         self.set_top(address, Some((between, Flags::empty())));
     }
-
-    /// Fills this root with all mappings of the kernel's root, except that the GiB around `address`
-    /// is mapped as in `domain`. The frame `between` becomes the table of level 3 that joins them.
-    #[cfg(feature = "bench")]
-    pub fn merge(self, between: &Frames, domain: Root, address: u64) {
-        let copy = |to: Table, from: Table| {
-            to.entries().zip(from.entries()).for_each(|(to, from)| to.set_bits(from.bits()));
-        };
-        copy(self.table, Root::kernel().table);
-        let below = |root: Root| root.table.entry(index(address, 4)).table();
-        let (Some(kernels), Some(domains)) = (below(Root::kernel()), below(domain)) else { return };
-        let joined = Table(between.physical());
-        copy(joined, kernels);
-        joined.entry(index(address, 3)).set_bits(domains.entry(index(address, 3)).bits());
-        self.set_top(address, Some((between, Flags::empty())));
-    }
 }
 
 impl Root<'static> {

@@ -60,7 +60,8 @@ impl Space {
     fn shared_root(&self) -> Result<(Frames, Frames), OutOfMemory> {
         let (root, table) = (Frames::new(1)?, Frames::new(1)?);
         let shared = Root::of(&root);
-        shared.merge(&table, self.table(), entry_area::BASE);
+        shared.set_top(entry_area::BASE, Some((&self.entry_table, Flags::empty())));
+        shared.share_kernel(&table, entry_area::BASE);
         shared.set_top(slot_base(self.slot), Some((&self.slot_table, Flags::empty())));
         Ok((root, table))
     }

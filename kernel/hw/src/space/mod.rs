@@ -111,6 +111,14 @@ const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
 /// The word of the stack's last page that a driver's first RSP points to ([`Space::first_rsp`]).
 const FIRST_RSP_WORD: usize = (PAGE_SIZE as usize - 16) / size_of::<u64>() - 1;
 
+/// Returns the address by which the kernel knows what a driver names by `address`. `lift` is the
+/// domain's ([`Space::lift`]). A segmented driver names its memory without the address of its slot,
+/// or as a service has returned it.
+#[inline(always)]
+pub fn lifted(address: u64, lift: u64) -> u64 {
+    if lift != 0 && address < SLOT_SIZE { address | lift } else { address }
+}
+
 impl Space {
     /// Makes an empty address space of this kind, sandboxed. It takes over the slot of `before`,
     /// which is never entered again, or a free slot. Returns `None` if all slots are taken.
@@ -293,7 +301,7 @@ impl Space {
     }
 
     /// Puts a sanitized frame into the stacks' page, where the stack for exceptions is. Returns its
-    /// address there. No trap uses the page before the driver runs.
+    /// address there. No trap uses that stack before the driver runs.
     pub(crate) fn place_frame(&self, mut frame: TrapFrame) -> u64 {
         frame.sanitize(self.kind() == DomainKind::Segmented);
         let words = frame.words();
@@ -343,7 +351,8 @@ impl Space {
     /// stack, where the driver may have overwritten it.
     #[inline]
     pub fn set_return(&self) {
-        if let Some(page) = &self.last_of_stack {
+        // The shim of a segmented driver pushes its own.
+        if let Some(page) = self.last_of_stack.as_ref().filter(|_| self.lift == 0) {
             page.store(FIRST_RSP_WORD, self.stub(SERVICE_COUNT));
         }
     }

@@ -151,10 +151,18 @@ fn from_to(command: &str, from: &str, to: &str) -> String {
     format!("{command} \"{AT}/{from}\" \"{AT}/{to}\"")
 }
 
-/// Waits for the next sum that a command tells, and compares it with that of `content`.
-fn same(bench: &mut Bench, name: &str, content: &[u8]) -> Result<()> {
-    let told = |event| if let Event::Data { bytes, sha256 } = event { Some((bytes, sha256.0)) } else { None };
-    let (bytes, sum) = bench.running.wait_for_event(&format!("the sum of {name}"), told)?;
+/// Waits for the next sum that a command tells, and for an event after which `is_over` holds, in
+/// any order. Compares the sum with that of `content`.
+fn same(bench: &mut Bench, name: &str, content: &[u8], is_over: impl Fn(&Event) -> bool) -> Result<()> {
+    let (mut told, mut over) = (None, false);
+    let both = |event| {
+        over |= is_over(&event);
+        if let Event::Data { bytes, sha256 } = event {
+            told = Some((bytes, sha256.0));
+        }
+        told.filter(|_| over)
+    };
+    let (bytes, sum) = bench.running.wait_for_event(&format!("the sum of {name}"), both)?;
     if bytes != content.len() as u64 || sum[..] != Sha256::digest(content)[..] {
         bail!("{name}: {bytes} bytes were read that are not the {} of the file", content.len());
     }
@@ -164,7 +172,19 @@ fn same(bench: &mut Bench, name: &str, content: &[u8]) -> Result<()> {
 /// Reads a file, and compares it with `content`.
 fn has(bench: &mut Bench, name: &str, content: &[u8]) -> Result<()> {
     bench.running.type_line(&at("sha256sum", name))?;
-    same(bench, name, content)
+    same(bench, name, content, |_| true)
+}
+
+/// Reads the longest file while `line` is carried out, until an event for which `is_over` holds.
+fn reads_amid(bench: &mut Bench, image: &Image, line: &str, is_over: impl Fn(&Event) -> bool) -> Result<()> {
+    bench.running.type_line(&format!("{} &", at("sha256sum", &of_length(BIG))))?;
+    bench.running.type_line(line)?;
+    same(bench, &of_length(BIG), image.big(), is_over)
+}
+
+/// Returns whether the driver called `name` has come back.
+fn is_back(name: &str) -> impl Fn(&Event) -> bool {
+    move |event| matches!(event, Event::Restarted { name: other, .. } if *other == name)
 }
 
 /// Returns whether the driver writes. One that does not says so.
@@ -345,10 +365,10 @@ fn full(bench: &mut Bench, image: &Image) -> Result<()> {
 }
 
 fn restart_read(bench: &mut Bench, image: &Image) -> Result<()> {
+    let name = bench.name.clone();
     for _ in 0..5 {
-        bench.running.type_line(&format!("{} &", at("sha256sum", &of_length(BIG))))?;
-        bench.end_driver()?;
-        same(bench, &of_length(BIG), image.big())?;
+        bench.kills += 1;
+        reads_amid(bench, image, &format!("kill {name}"), is_back(&name))?;
     }
     umount(bench)?;
     image.check(false)
@@ -388,18 +408,15 @@ fn restart_copy(bench: &mut Bench, image: &Image) -> Result<()> {
 }
 
 fn restart_disk(bench: &mut Bench, image: &Image) -> Result<()> {
-    let end = |bench: &mut Bench| {
-        bench.run(&format!("kill {DISK_DRIVER}"))?;
-        let is_back = |event| matches!(&event, Event::Restarted { name, .. } if *name == DISK_DRIVER).then_some(());
-        bench.running.wait_for_event("a restart of the disk's driver", is_back)
-    };
     for _ in 0..3 {
-        bench.running.type_line(&format!("{} &", at("sha256sum", &of_length(BIG))))?;
-        end(bench)?;
-        same(bench, &of_length(BIG), image.big())?;
+        reads_amid(bench, image, &format!("kill {DISK_DRIVER}"), is_back(DISK_DRIVER))?;
     }
     if writes(bench)? {
-        copies_amid(bench, image, |bench, _| end(bench))?;
+        copies_amid(bench, image, |bench, _| {
+            bench.run(&format!("kill {DISK_DRIVER}"))?;
+            let is_back = |event| is_back(DISK_DRIVER)(&event).then_some(());
+            bench.running.wait_for_event("a restart of the disk's driver", is_back)
+        })?;
     }
     umount(bench)?;
     image.check(false)
@@ -408,9 +425,9 @@ fn restart_disk(bench: &mut Bench, image: &Image) -> Result<()> {
 fn ring_change(bench: &mut Bench, image: &Image) -> Result<()> {
     let name = bench.name.clone();
     for ring in [0, 1, 0, 1] {
-        bench.running.type_line(&format!("{} &", at("sha256sum", &of_length(BIG))))?;
-        bench.run(&format!("ring {name} {ring}"))?;
-        same(bench, &of_length(BIG), image.big())?;
+        let line = format!("ring {name} {ring}");
+        let is_done = |event: &Event| matches!(event, Event::Command { line: ended, error: None } if *ended == line);
+        reads_amid(bench, image, &line, is_done)?;
     }
     if writes(bench)? {
         copies_amid(bench, image, |bench, round| bench.run(&format!("ring {name} {}", round % 2)))?;

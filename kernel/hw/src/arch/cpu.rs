@@ -1,9 +1,12 @@
 //! Per-CPU state, in one struct, and the CPU's own settings.
 
 use super::msr;
+use crate::memory::kernel_root;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
-use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
+use x86_64::PhysAddr;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr3Flags, Cr4, Cr4Flags, Efer, EferFlags};
+use x86_64::structures::paging::PhysFrame;
 
 /// The state that `entry.S` and upcalls need at once. There is one CPU; each further one would have
 /// its own.
@@ -23,6 +26,9 @@ pub(crate) struct Cpu {
     /// Top of the stack for traps that can hit the other two stacks: NMI, double fault, machine
     /// check.
     pub(crate) critical_stack: Cell<u64>,
+    /// The root with which the kernel goes on: that of the segmented domain that was entered last,
+    /// or 0 for its own. While a paged driver runs, that one's is loaded.
+    pub(crate) root: Cell<u64>,
     /// What is added to the addresses in the registers of the driver that was entered last
     /// ([`crate::space::Space::lift`]): not 0 if it is segmented.
     pub(crate) lift: Cell<u64>,
@@ -47,6 +53,7 @@ pub(crate) static CPU: Cpu = Cpu {
     interrupt_stack: Cell::new(0),
     exception_stack: Cell::new(0),
     critical_stack: Cell::new(0),
+    root: Cell::new(0),
     lift: Cell::new(0),
     in_segment: Cell::new(0),
     ticks_left: AtomicU32::new(0),
@@ -55,6 +62,18 @@ pub(crate) static CPU: Cpu = Cpu {
 /// Returns the state of the CPU that runs this.
 pub(crate) fn this() -> &'static Cpu {
     &CPU
+}
+
+/// Loads the kernel's root, if the kernel goes on with that of a segmented domain
+/// ([`super::entry_area::SEGMENTED_ROOT`]): other slots are mapped in the kernel's root only.
+pub(crate) fn load_kernel_root() {
+    if this().root.get() != 0
+        && let Ok(kernels) = PhysFrame::from_start_address(PhysAddr::new_truncate(kernel_root()))
+    {
+        // SAFETY: both roots map the kernel in the same way.
+        unsafe { Cr3::write(kernels, Cr3Flags::empty()) };
+        this().root.set(0);
+    }
 }
 
 /// The protections that this CPU has; the kernel does without the ones it lacks.

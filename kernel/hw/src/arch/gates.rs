@@ -32,6 +32,7 @@ global_asm!(
     cpu_upcall_rsp = const offset_of!(Cpu, upcall_rsp),
     cpu_domain_cr3 = const offset_of!(Cpu, domain_cr3),
     cpu_domain_stacks = const offset_of!(Cpu, domain_stacks),
+    cpu_root = const offset_of!(Cpu, root),
     cpu_lift = const offset_of!(Cpu, lift),
     shim = const SHIM,
     cpu_in_segment = const offset_of!(Cpu, in_segment),

@@ -60,20 +60,6 @@ pub fn kernel_root() -> u64 {
     KERNEL_ROOT.load(Ordering::Relaxed)
 }
 
-/// Loads the kernel's root, if the kernel goes on with that of a segmented domain
-/// ([`crate::arch::entry_area::SEGMENTED_ROOT`]): other slots are mapped in the kernel's root only.
-pub(crate) fn load_kernel_root() {
-    use x86_64::registers::control::Cr3;
-    let (root, flags) = Cr3::read();
-    if root.start_address().as_u64() != kernel_root()
-        && let Ok(kernels) =
-            x86_64::structures::paging::PhysFrame::from_start_address(x86_64::PhysAddr::new_truncate(kernel_root()))
-    {
-        // SAFETY: both roots map the kernel in the same way.
-        unsafe { Cr3::write(kernels, flags) };
-    }
-}
-
 /// Takes over memory from the loader. Returns the place of the kernel's heap. Called once, before
 /// any allocation.
 pub(crate) fn init(info: &BootInfo) -> Result<Extent, &'static str> {

@@ -546,7 +546,7 @@ impl Space {
     /// `start`, and with the offset of the first byte in them. Returns `None` if not all are
     /// mapped.
     pub fn with_registers<R>(&self, start: u64, len_bytes: u64, with: impl FnOnce(&Window, u64) -> R) -> Option<R> {
-        crate::memory::load_kernel_root();
+        crate::arch::cpu::load_kernel_root();
         let (first, end) = (start & !7, start.checked_add(len_bytes)?);
         let pages = (first & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize);
         self.unwatched(pages.clone(), || {
@@ -606,7 +606,7 @@ impl Drop for Space {
             return;
         }
         // The kernel may still go on with this root.
-        crate::memory::load_kernel_root();
+        crate::arch::cpu::load_kernel_root();
         if self.has_slot {
             Root::kernel().set_top(slot_base(self.slot), None);
             x86_64::instructions::tlb::flush_all();

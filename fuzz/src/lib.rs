@@ -5,6 +5,7 @@
 //! replays them.
 #![forbid(unsafe_code)]
 
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::queue::{Consumer, Place, Producer, Ring, Words};
 use ringfence_abi::scsi as commands;
@@ -14,7 +15,7 @@ use ringfence_core::evidence::record::Chain;
 use ringfence_core::evidence::report::Report;
 use ringfence_core::evidence::signed::{Purpose, SecretKey, Signed, Trusted, sign};
 use ringfence_core::line_editor::{Event, LineEditor, MAX_LINE};
-use ringfence_core::module::{DomainKind, Module, symbol_at};
+use ringfence_core::module::{Module, symbol_at};
 use ringfence_core::sense::Sense;
 use ringfence_core::{acpi as tables, cdb, command_line, disassembly, dmar, lines, pci as space};
 use std::cell::RefCell;

@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use ringfence::machine::{BOARD, Disk, Http, Machine, Opened, Protocol, can_have_iommu};
 use ringfence::ramdisk::Contents;
 use ringfence::{build, images, keys, new, output};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::evidence::hex;
 use ringfence_core::module::Module;
 use std::ffi::{OsStr, OsString};
@@ -151,6 +152,9 @@ pub enum Verb {
         /// The driver's ring.
         #[arg(long, value_name = "0|1", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
+        /// The kind of domain that the driver has in ring 1.
+        #[arg(long, value_name = "KIND", default_value = "paged", value_parser = parse_kind)]
+        kind: DomainKind,
         /// The number of operations that one crossing hands over, if the row has several.
         #[arg(long, value_name = "COUNT")]
         batch: Option<u16>,
@@ -440,6 +444,11 @@ pub struct RunArguments {
     pub json: bool,
     #[command(flatten)]
     machine: MachineArguments,
+}
+
+fn parse_kind(text: &str) -> Result<DomainKind, String> {
+    let known = DomainKind::ALL.into_iter().find(|kind| kind.name() == text);
+    known.ok_or_else(|| "there are paged and segmented".to_string())
 }
 
 fn parse_forward(text: &str) -> Result<(u16, u16), String> {

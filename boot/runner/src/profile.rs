@@ -14,7 +14,9 @@ use crate::output;
 use addr2line::Loader;
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSymbol};
-use ringfence_abi::layout::{IMAGE, slot_base, slot_of};
+use ringfence_abi::layout::{IMAGE, SLOT_SIZE, slot_base, slot_of};
+use ringfence_abi::manifest::{DomainKind, Kind};
+use ringfence_core::module::file_name;
 use ringfence_link::event::Event;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +32,8 @@ pub struct Options {
     pub name: String,
     /// The driver's ring.
     pub ring: u8,
+    /// The kind of domain that the driver has in ring 1.
+    pub kind: DomainKind,
     /// The number of operations that one crossing hands over, if the row has several.
     pub batch: Option<u16>,
     /// Whether to print each function as a JSON object.
@@ -74,7 +78,7 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     if options.json {
         for (program, function, share) in &shares {
             let instructions = share * total;
-            let object = json!({ "name": name, "ring": ring, "batch": batch, "program": program,
+            let object = json!({ "name": name, "ring": ring, "kind": options.kind.name(), "batch": batch, "program": program,
                 "function": function, "instructions": instructions, "share": share });
             output::line(format_args!("{object}"));
         }
@@ -83,6 +87,7 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
     let line = |share: f64, what: &str| {
         output::line(format_args!("{:>9.1} {:>5.1} %  {what}", share * total, share * 100.0));
     };
+    let ring = if options.kind == DomainKind::Segmented { format!("{ring}, segmented") } else { ring.to_string() };
     output::line(format_args!("{name}, ring {ring}, batch {batch}: {total:.1} instructions for each operation"));
     let mut programs: BTreeMap<&str, f64> = BTreeMap::new();
     shares.iter().for_each(|(program, _, share)| *programs.entry(program).or_default() += share);
@@ -98,7 +103,7 @@ pub fn run(system: &System, options: &Options) -> Result<()> {
 pub fn measure(system: &System, options: &Options) -> Result<Profile> {
     let executed = execute(system, options)?;
     let Executed { name, batch, total, .. } = &executed;
-    let places = Places::new(system, &executed.loaded)?;
+    let places = Places::new(system, &executed)?;
     Ok(Profile { name: name.clone(), batch: *batch, total: *total, shares: places.shares(&executed.instructions) })
 }
 
@@ -120,6 +125,8 @@ pub struct Executed {
     pub interrupts: u64,
     /// The modules and their slots.
     loaded: Vec<(String, usize)>,
+    /// The file of the driver that was measured, if its domain was segmented.
+    segmented: Option<String>,
 }
 
 /// An instruction, and how often it was executed.
@@ -164,7 +171,7 @@ pub fn execute(system: &System, options: &Options) -> Result<Executed> {
     };
     command(&format!("log exec,nochain,in_asm,trace:{ACCESS}*,trace:{INVALIDATION}*"))?;
     let batch = options.batch.map(|batch| format!(" --batch {batch}")).unwrap_or_default();
-    let line = format!("bench {} --instructions --ring {}{batch}", options.name, options.ring);
+    let line = format!("bench {} --instructions --ring {} --kind {}{batch}", options.name, options.ring, options.kind);
     running.type_line(&line)?;
     let mut rows = Vec::new();
     let failure = running.wait_for_event(&format!("the end of '{line}'"), |event| match event {
@@ -201,8 +208,18 @@ pub fn execute(system: &System, options: &Options) -> Result<Executed> {
         accesses,
         invalidations,
         interrupts,
+        segmented: segmented_driver(system, options, &loaded),
         loaded,
     })
+}
+
+/// Returns the file of the driver that is measured, if that is in a segmented domain.
+fn segmented_driver(system: &System, options: &Options, loaded: &[(String, usize)]) -> Option<String> {
+    let serves = if options.name.starts_with("scsi/") { Kind::Scsi } else { Kind::Nic };
+    let is_it =
+        |name: &&String| drivers::find(system, &options.machine, name).is_ok_and(|driver| driver.kind == serves);
+    let name = loaded.iter().map(|(name, _)| name).find(is_it)?;
+    (options.kind == DomainKind::Segmented).then(|| file_name(name, options.kind))
 }
 
 #[cfg(test)]
@@ -213,7 +230,7 @@ impl Executed {
             (address as u64, Instruction { bytes: bytes.to_vec(), times: *times })
         };
         let instructions = executed.iter().enumerate().map(instruction).collect();
-        let (accesses, invalidations, interrupts, loaded) = (0, 0, 0, Vec::new());
+        let (accesses, invalidations, interrupts, loaded, segmented) = (0, 0, 0, Vec::new(), None);
         Executed {
             name: "nic/tx".to_string(),
             batch: 1,
@@ -223,6 +240,7 @@ impl Executed {
             invalidations,
             interrupts,
             loaded,
+            segmented,
         }
     }
 }
@@ -321,32 +339,37 @@ fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, I
 struct Places {
     kernel: Loader,
     modules: HashMap<usize, (String, Loader)>,
+    /// The segmented driver that was measured.
+    segmented: Option<(String, Loader)>,
 }
 
 impl Places {
-    fn new(system: &System, loaded: &[(String, usize)]) -> Result<Places> {
+    fn new(system: &System, executed: &Executed) -> Result<Places> {
         let open = |path: &Path| Loader::new(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()));
+        let module = |name: &String| {
+            let module = system.modules.iter().find(|module| module.name == *name);
+            module.map(|module| anyhow::Ok((name.clone(), open(&module.debug)?))).transpose()
+        };
         let mut modules = HashMap::new();
-        for (name, slot) in loaded {
-            if let Some(module) = system.modules.iter().find(|module| module.name == *name) {
-                modules.insert(*slot, (name.clone(), open(&module.debug)?));
-            }
+        for (name, slot) in &executed.loaded {
+            modules.extend(module(name)?.map(|module| (*slot, module)));
         }
-        Ok(Places { kernel: open(&system.kernel)?, modules })
+        let segmented = executed.segmented.as_ref().map(module).transpose()?.flatten();
+        Ok(Places { kernel: open(&system.kernel)?, modules, segmented })
     }
 
     /// Returns the program and the function that an instruction belongs to.
     fn place(&self, address: u64) -> (String, String) {
+        if let Some((name, module)) = self.segmented.as_ref().filter(|_| address < SLOT_SIZE) {
+            // Its code is linked for the addresses at which it runs.
+            return (name.clone(), function_at(module, address));
+        }
         let Some(slot) = slot_of(address) else {
             let function = self.kernel.find_symbol(address).map(demangled);
             return ("kernel".into(), function.unwrap_or_else(|| "code without a name".into()));
         };
         let Some((name, module)) = self.modules.get(&slot) else { return (format!("slot {slot}"), "?".into()) };
-        let offset = address.wrapping_sub(slot_base(slot) + IMAGE);
-        let innermost = module.find_frames(offset).ok().and_then(|mut frames| frames.next().ok().flatten());
-        let inlined = innermost.and_then(|frame| Some(demangled(&frame.function?.raw_name().ok()?)));
-        let function = inlined.or_else(|| module.find_symbol(offset).map(demangled));
-        (name.clone(), function.unwrap_or_else(|| "stubs for services".into()))
+        (name.clone(), function_at(module, address.wrapping_sub(slot_base(slot) + IMAGE)))
     }
 
     /// Returns the share of each function, the largest first.
@@ -362,6 +385,15 @@ impl Places {
         shares.sort_by(|one, other| other.2.total_cmp(&one.2));
         shares
     }
+}
+
+/// Returns the function of a module that its debug information, or else its symbols, has at
+/// `address`.
+fn function_at(module: &Loader, address: u64) -> String {
+    let innermost = module.find_frames(address).ok().and_then(|mut frames| frames.next().ok().flatten());
+    let inlined = innermost.and_then(|frame| Some(demangled(&frame.function?.raw_name().ok()?)));
+    let function = inlined.or_else(|| module.find_symbol(address).map(demangled));
+    function.unwrap_or_else(|| "stubs for services".into())
 }
 
 /// Returns the addresses of an ELF file's symbols.

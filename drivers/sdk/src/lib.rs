@@ -54,7 +54,7 @@ pub mod virtio;
 pub use command::Command;
 pub use manifest::Manifest;
 pub use ringfence_abi as abi;
-pub use ringfence_abi::manifest::Kind;
+pub use ringfence_abi::manifest::{DomainKind, Kind};
 pub use ringfence_abi::reset::{NO_REGISTER, Reset};
 pub use ringfence_abi::service::Refusal;
 pub use ringfence_abi::upcall::{Events, Reply};

@@ -1,7 +1,7 @@
 //! Builds a module's manifest at compile time.
 
 use ringfence_abi::ABI_VERSION;
-use ringfence_abi::manifest::{self, Kind, MAGIC, Manifest as Raw, Policy};
+use ringfence_abi::manifest::{self, DomainKind, Kind, MAGIC, Manifest as Raw, Policy};
 use ringfence_abi::reset::Reset;
 
 /// A module's manifest under construction. Budgets that are not set are small.
@@ -107,6 +107,17 @@ impl Manifest {
     /// Allows the driver to be loaded only if an IOMMU confines its device to the driver's memory.
     pub const fn needs_fence(mut self) -> Manifest {
         self.0.flags |= manifest::NEEDS_FENCE;
+        self
+    }
+
+    /// Sets the kind of domain that the driver is loaded into, where its module is built for that
+    /// kind and nobody asks for another. Without it the machine's policy decides.
+    pub const fn kind_preferred(mut self, kind: DomainKind) -> Manifest {
+        self.0.flags &= !(manifest::PREFERS_PAGED | manifest::PREFERS_SEGMENTED);
+        self.0.flags |= match kind {
+            DomainKind::Paged => manifest::PREFERS_PAGED,
+            DomainKind::Segmented => manifest::PREFERS_SEGMENTED,
+        };
         self
     }
 

@@ -9,6 +9,43 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// End of the name of a module's file for segmented domains, behind the module's name: `e1000.32`
 /// beside `e1000`.
 pub const SEGMENTED_SUFFIX: &str = ".32";
+
+/// The kind of domain that a module is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainKind {
+    /// 64-bit code in an address space without the kernel.
+    Paged,
+    /// 32-bit code, which cannot name an address of the kernel's.
+    Segmented,
+}
+
+impl DomainKind {
+    /// The kinds.
+    pub const ALL: [DomainKind; 2] = [DomainKind::Paged, DomainKind::Segmented];
+
+    /// Returns the kind's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DomainKind::Paged => "paged",
+            DomainKind::Segmented => "segmented",
+        }
+    }
+
+    /// Returns what the names of modules' files for this kind end with.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            DomainKind::Paged => "",
+            DomainKind::Segmented => SEGMENTED_SUFFIX,
+        }
+    }
+}
+
+impl core::fmt::Display for DomainKind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// Name of the ELF section that holds the [`Manifest`].
 pub const SECTION: &str = ".ringfence";
 /// First field of every manifest.
@@ -106,6 +143,10 @@ pub const RING1_ONLY: u32 = 1;
 pub const BY_HAND: u32 = 2;
 /// Flag of a manifest: the module drives only a device that is fenced.
 pub const NEEDS_FENCE: u32 = 4;
+/// Flag of a manifest: the module prefers a paged domain.
+pub const PREFERS_PAGED: u32 = 8;
+/// Flag of a manifest: the module prefers a segmented domain. It cannot prefer both.
+pub const PREFERS_SEGMENTED: u32 = 16;
 
 /// The action that follows when a fault has ended a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +205,8 @@ pub struct Manifest {
     pub upcall_ms: u32,
     /// A [`Policy`].
     pub policy: u32,
-    /// [`RING1_ONLY`], [`BY_HAND`] and [`NEEDS_FENCE`], any of them, or 0.
+    /// [`RING1_ONLY`], [`BY_HAND`], [`NEEDS_FENCE`], and [`PREFERS_PAGED`] or
+    /// [`PREFERS_SEGMENTED`]; any of them, or 0.
     pub flags: u32,
     /// How the device is reset when its driver was ended.
     pub reset: Reset,
@@ -353,7 +395,9 @@ impl Manifest {
         check!(self.kind());
         check!(self.policy());
         check!(self.uses());
-        if self.flags & !(RING1_ONLY | BY_HAND | NEEDS_FENCE) != 0 {
+        const PREFERENCES: u32 = PREFERS_PAGED | PREFERS_SEGMENTED;
+        let is_known = self.flags & !(RING1_ONLY | BY_HAND | NEEDS_FENCE | PREFERENCES) == 0;
+        if !is_known || self.flags & PREFERENCES == PREFERENCES {
             return Err(ManifestError::Flags(self.flags));
         }
         if self.reset.method().is_none() {
@@ -398,6 +442,15 @@ impl Manifest {
         match Kind::of(self.uses) {
             Some(kind @ (Kind::Other | Kind::Block)) if self.reserved == 0 => Ok(kind),
             _ => Err(ManifestError::Uses(self.uses)),
+        }
+    }
+
+    /// Returns the kind of domain that the module prefers, if it prefers one.
+    pub const fn kind_preferred(&self) -> Option<DomainKind> {
+        match self.flags & (PREFERS_PAGED | PREFERS_SEGMENTED) {
+            PREFERS_PAGED => Some(DomainKind::Paged),
+            PREFERS_SEGMENTED => Some(DomainKind::Segmented),
+            _ => None,
         }
     }
 
@@ -541,7 +594,8 @@ mod tests {
         assert_eq!(refused(|m| m.uses = 1), ManifestError::Uses(1));
         assert_eq!(refused(|m| m.uses = 9), ManifestError::Uses(9));
         assert_eq!(refused(|m| m.reserved = 1), ManifestError::Uses(0));
-        assert_eq!(refused(|m| m.flags = 8), ManifestError::Flags(8));
+        assert_eq!(refused(|m| m.flags = 32), ManifestError::Flags(32));
+        assert_eq!(refused(|m| m.flags = 24), ManifestError::Flags(24));
         assert_eq!(refused(|m| m.reset.method = 9), ManifestError::Reset);
         assert_eq!(refused(|m| m.name = [0; 32]), ManifestError::Name);
         assert_eq!(refused(|m| m.name = [b'a'; 32]), ManifestError::Name);

@@ -1,8 +1,8 @@
 //! Machine code in words, for fault reports.
 
-use crate::module::DomainKind;
 use alloc::string::String;
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, Mnemonic, OpKind, Register};
+use ringfence_abi::manifest::DomainKind;
 
 /// Longest instruction in bytes (Intel SDM vol. 2A, 2.3.11).
 pub const MAX_INSTRUCTION: usize = 15;

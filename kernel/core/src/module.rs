@@ -22,7 +22,7 @@ use object::elf;
 use object::read::SectionIndex;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym, SymbolTable};
 use ringfence_abi::layout::{IMAGE, IMAGE_MAX, PAGE_SIZE, STUB_BYTES, STUBS};
-use ringfence_abi::manifest::{self, Kind, Manifest, ManifestError, SEGMENTED_SUFFIX};
+use ringfence_abi::manifest::{self, DomainKind, Kind, Manifest, ManifestError, SEGMENTED_SUFFIX};
 use ringfence_abi::parameter::{self, MAX_PARAMETERS, Parameter};
 use ringfence_abi::register::{self, MAX_REGISTERS, RegisterName};
 use ringfence_abi::service::{self, SERVICE_COUNT, SERVICES};
@@ -32,34 +32,24 @@ use zerocopy::FromBytes;
 type Header = elf::FileHeader64<LE>;
 type Header32 = elf::FileHeader32<LE>;
 
-/// The kind of domain that a module is built for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DomainKind {
-    /// 64-bit code in an address space without the kernel.
-    Paged,
-    /// 32-bit code, which cannot name an address of the kernel's.
-    Segmented,
-}
-
-impl fmt::Display for DomainKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            DomainKind::Paged => "paged",
-            DomainKind::Segmented => "segmented",
-        })
+/// Returns the kind of domain that a module file is for, by its ELF class. A file that is none is
+/// for neither, and refused later.
+pub fn kind_of(file: &[u8]) -> DomainKind {
+    const CLASS: usize = 4;
+    match file.get(CLASS) {
+        Some(class) if *class == elf::ELFCLASS32.0 => DomainKind::Segmented,
+        _ => DomainKind::Paged,
     }
 }
 
-impl DomainKind {
-    /// Returns the kind of domain for a module file, by its ELF class. A file that is none is for
-    /// neither, and refused later.
-    pub fn of(file: &[u8]) -> DomainKind {
-        const CLASS: usize = 4;
-        match file.get(CLASS) {
-            Some(class) if *class == elf::ELFCLASS32.0 => DomainKind::Segmented,
-            _ => DomainKind::Paged,
-        }
-    }
+/// Returns the kind of domain that a module's file of this name is for.
+pub fn kind_of_name(name: &str) -> DomainKind {
+    if name.ends_with(SEGMENTED_SUFFIX) { DomainKind::Segmented } else { DomainKind::Paged }
+}
+
+/// Returns the name of a module's file for domains of this kind, from that for either kind.
+pub fn file_name(name: &str, kind: DomainKind) -> String {
+    [name.strip_suffix(SEGMENTED_SUFFIX).unwrap_or(name), kind.suffix()].concat()
 }
 
 /// The most `PT_LOAD` segments that a module may have.
@@ -292,7 +282,7 @@ impl<'a> Module<'a> {
     /// it is known by the hash of the rest.
     pub fn parse(file: &'a [u8]) -> Result<Module<'a>, ModuleError> {
         let file = Signed::parse(file).map_or(file, |signed| signed.content);
-        match DomainKind::of(file) {
+        match kind_of(file) {
             DomainKind::Paged => Module::paged(file),
             DomainKind::Segmented => Module::segmented(file),
         }
@@ -578,11 +568,7 @@ impl Module<'_> {
     /// Returns the name that the module's file must have, without `.rfm`: the module's own, and an
     /// ending if it is for segmented domains.
     pub fn file_name(&self) -> String {
-        let ending = match self.domain {
-            DomainKind::Paged => "",
-            DomainKind::Segmented => SEGMENTED_SUFFIX,
-        };
-        [self.manifest.name(), ending].concat()
+        [self.manifest.name(), self.domain.suffix()].concat()
     }
 
     /// Returns the places in the image where the code has an instruction that TCG handles as no CPU
@@ -714,7 +700,7 @@ fn check_dynamic<Header: ProgramHeader<Endian = LE>>(header: &Header, file: &[u8
 /// Returns the name of the function in which `offset` from the image's base lies, and the offset
 /// into it, from the file's symbol table. A name that is too long is cut off.
 pub fn symbol_at(file: &[u8], offset: u64) -> Option<(&[u8], u64)> {
-    match DomainKind::of(file) {
+    match kind_of(file) {
         DomainKind::Paged => function_at(Header::parse(file).ok()?, file, offset, 0),
         DomainKind::Segmented => function_at(Header32::parse(file).ok()?, file, offset, IMAGE),
     }

@@ -17,6 +17,7 @@ use core::future::poll_fn;
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
 use hw::arch::rtc;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::evidence::policy::{Admitted, Force, Policy, Shown};
 use ringfence_core::evidence::record::{Chain, Damaged, Done, Tallies, Tally};
 use ringfence_core::evidence::report::Report;
@@ -262,6 +263,11 @@ pub fn decide(file: &File, operations: &str, force: Force) -> Result<Admitted, S
 /// Returns whether everything may run in ring 0 that has not faulted.
 pub fn is_for_development() -> bool {
     with(|state| state.policy.development)
+}
+
+/// Returns the kind of domain for modules that prefer none.
+pub fn usual_kind() -> DomainKind {
+    with(|state| state.policy.kind.into())
 }
 
 /// Returns the record of a file.

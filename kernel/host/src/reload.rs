@@ -39,7 +39,7 @@ pub struct Order {
 }
 
 /// The outcome of a reload, for the task that waits for it.
-type Outcome = Arc<Mutex<Option<Result<Reloaded, ReloadError>>>>;
+pub type Outcome = Arc<Mutex<Option<Result<Reloaded, ReloadError>>>>;
 
 /// A driver that was reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,16 +82,22 @@ impl fmt::Display for ReloadError {
 /// # Errors
 /// See [`ReloadError`].
 pub async fn reload(handle: &Handle, file: File) -> Result<Reloaded, ReloadError> {
+    let outcome = order(handle, file).ok_or(ReloadError::Busy)?;
+    end::changed(|| outcome.lock().take()).await
+}
+
+/// Asks for a reload, and does not wait for it. Returns `None` if too many wait already.
+pub fn order(handle: &Handle, file: File) -> Option<Outcome> {
     let outcome = Outcome::default();
     {
         let mut orders = ORDERS.lock();
         if orders.len() >= MOST_ORDERS {
-            return Err(ReloadError::Busy);
+            return None;
         }
         orders.push(Order { handle: handle.clone(), file, outcome: outcome.clone() });
     }
     end::note();
-    end::changed(|| outcome.lock().take()).await
+    Some(outcome)
 }
 
 /// Takes the reloads out that can begin: those of drivers that `is_free` says nobody replaces now.

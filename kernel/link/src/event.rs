@@ -207,6 +207,8 @@ pub struct Activity<'a> {
     pub name: Text<'a>,
     /// What it offers: `nic`, `scsi`, `block` or `other`.
     pub kind: Text<'a>,
+    /// The kind of its domain: `paged` or `segmented`.
+    pub domain_kind: Text<'a>,
     /// The ring that it runs in.
     pub ring: u8,
     /// The share of the CPU that it uses, in percent.
@@ -287,6 +289,8 @@ pub struct Driver<'a> {
     pub module: Text<'a>,
     /// The number of the module's build, if it was pushed; 0 for a file of the ramdisk.
     pub build: u32,
+    /// The kind of its domain: `paged` or `segmented`.
+    pub kind: Text<'a>,
     /// The ring that the driver runs in.
     pub ring: u8,
     /// The driver's slot.
@@ -314,6 +318,8 @@ pub struct Fault<'a> {
     pub version: Text<'a>,
     /// The number of the module's build, if it was pushed; 0 for a file of the ramdisk.
     pub build: u32,
+    /// The kind of its domain: `paged` or `segmented`.
+    pub domain_kind: Text<'a>,
     /// The ring that the driver ran in.
     pub ring: u8,
     /// The driver's slot.
@@ -417,6 +423,8 @@ pub struct Row<'a> {
     pub name: Text<'a>,
     /// The driver's ring.
     pub ring: Option<u8>,
+    /// The kind of domain that the driver has in ring 1: `paged` or `segmented`. `None` for ring 0.
+    pub kind: Option<Text<'a>>,
     /// Operations handed over in one crossing.
     pub batch: Option<u64>,
     /// Loaded domains.
@@ -506,6 +514,7 @@ mod tests {
             module: "e1000".into(),
             version: "0.1.0".into(),
             build: 2,
+            domain_kind: "segmented".into(),
             ring: 1,
             slot: 3,
             kind: "page-fault".into(),
@@ -528,6 +537,7 @@ mod tests {
         let row = Row {
             name: "call/gate".into(),
             ring: Some(1),
+            kind: Some("paged".into()),
             batch: None,
             domains: 2,
             unit: "ticks".into(),

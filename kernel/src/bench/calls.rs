@@ -1,15 +1,18 @@
 //! The cost of single crossings.
 
-use super::{Row, alternate};
+use super::{Plan, Row, alternate, alternate_in};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use host::domain::{Handle, Ring, registry};
+use host::file::File;
 use host::module;
 use hw::arch::bench::Crossing;
 use hw::arch::time;
 use ringfence_abi::layout::MAX_DOMAINS;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::upcall::NULL;
+use ringfence_core::module::file_name;
 
 /// The number of crossings in one sample, and the number of samples.
 const EACH: u64 = 200;
@@ -19,73 +22,121 @@ const NULL_SERVICE: usize = 0;
 /// The module that does nothing.
 const MODULE: &str = "null";
 
-/// Measures crossings with one domain loaded for the measurement, and with all slots taken.
-pub async fn run(unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+/// Measures crossings with one domain loaded for the measurement, and with all slots taken, for
+/// each kind of domain that the module is built for.
+pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let unit = plan.mode.unit("ticks");
     print(&near_call(unit));
     print(&cr3_write(unit));
-    let handle = load().await?;
-    let result = measure(&handle, unit, print).await;
-    let name = handle.lock().name.clone();
-    drop(handle);
-    module::unload(&name).await.map_err(|error| error.to_string())?;
-    result
+    for kind in DomainKind::ALL.into_iter().filter(|kind| plan.kind.is_none_or(|only| only == *kind)) {
+        let Ok(file) = module::file(&file_name(MODULE, kind)) else { continue };
+        let mut loaded = Loaded { file, handles: Vec::new() };
+        let measured = match loaded.to(1).await {
+            Ok(()) => measure(&mut loaded, unit, print).await,
+            Err(error) => Err(error),
+        };
+        loaded.unload().await.and(measured)?;
+    }
+    Ok(())
 }
 
-async fn load() -> Result<Handle, String> {
-    let file = module::file(MODULE).map_err(|error| error.to_string())?;
-    module::load(&file, Ring::Sandboxed, &[]).await.map_err(|error| error.to_string())
+/// The domains that are loaded for a measurement.
+struct Loaded {
+    file: File,
+    handles: Vec<Handle>,
 }
 
-async fn measure(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    let gates = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
-        let [mut trusted, mut gate] = alternate(handle, SAMPLES, || calls(handle), || Row::new("call/gate", unit))?;
-        trusted.name = "call/trusted";
-        let mut bare = Row::new("call/bare", unit).ring(Ring::Sandboxed);
-        // The two rows are compared, so their samples alternate.
-        gate.samples.clear();
-        for number in 0..=SAMPLES {
-            let ours = calls(handle)?;
-            let theirs = calls_by(handle, Crossing::Bare)?;
-            if number > 0 {
-                gate.samples.push(ours);
-                bare.samples.push(theirs);
-            }
+impl Loaded {
+    /// Loads more domains until there are `count`, or no more slots.
+    async fn to(&mut self, count: usize) -> Result<(), String> {
+        while self.handles.len() < count && registry::count() < MAX_DOMAINS {
+            let handle = module::load(&self.file, Ring::Sandboxed, &[]).await.map_err(|error| error.to_string())?;
+            self.handles.push(handle);
         }
-        [trusted, gate, bare].iter().for_each(print);
         Ok(())
-    };
-    gates(print)?;
-
-    let mut shared = Row::new("call/gate-shared", unit).ring(Ring::Sandboxed);
-    for _ in 0..SAMPLES {
-        shared.samples.push(calls_by(handle, Crossing::SharedRoot)?);
     }
-    print(&shared);
 
-    let mut interrupt = Row::new("call/int", unit).ring(Ring::Sandboxed);
-    for _ in 0..SAMPLES {
-        interrupt.samples.push(calls_by(handle, Crossing::Interrupt)?);
+    fn first(&self) -> Result<&Handle, String> {
+        self.handles.first().ok_or_else(|| "there is no slot for a domain".to_string())
     }
-    print(&interrupt);
 
-    let upcalls = |print: &mut dyn FnMut(&Row)| -> Result<(), String> {
-        let rows = alternate(handle, SAMPLES, || upcalls(handle), || Row::new("upcall", unit))?;
-        rows.iter().for_each(print);
+    async fn unload(self) -> Result<(), String> {
+        for handle in self.handles {
+            let name = handle.lock().name.clone();
+            module::unload(&name).await.map_err(|error| error.to_string())?;
+        }
         Ok(())
-    };
-    upcalls(print)?;
+    }
+}
 
-    // Measure the same crossings with every slot taken.
-    let mut others = Vec::new();
-    while registry::count() < MAX_DOMAINS {
-        others.push(load().await?);
+async fn measure(loaded: &mut Loaded, unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let handle = loaded.first()?.clone();
+    crossings(&handle, unit, print)?;
+    // Other ways to cross replace parts of a paged domain's way.
+    if handle.lock().space.kind() == DomainKind::Paged {
+        for (name, crossing) in [("call/gate-shared", Crossing::SharedRoot), ("call/int", Crossing::Interrupt)] {
+            let mut row = Row::new(name, unit).driver(&handle, Ring::Sandboxed);
+            for _ in 0..SAMPLES {
+                row.samples.push(calls_by(&handle, crossing)?);
+            }
+            print(&row);
+        }
     }
-    let result = gates(print).and_then(|()| upcalls(print));
-    for other in others {
-        let name = other.lock().name.clone();
-        module::unload(&name).await.map_err(|error| error.to_string())?;
+    // Two drivers that are busy in turn.
+    loaded.to(2).await?;
+    print(&in_turn(&loaded.handles, unit)?);
+    // The same crossings with every slot taken.
+    loaded.to(MAX_DOMAINS).await?;
+    crossings(&handle, unit, print)?;
+    print(&in_turn(&loaded.handles, unit)?);
+    Ok(())
+}
+
+/// Measures calls of a service and upcalls, in the rings that a domain of this kind can be in.
+fn crossings(handle: &Handle, unit: &'static str, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    if handle.lock().space.kind() == DomainKind::Segmented {
+        let only = [Ring::Sandboxed];
+        alternate_in(&only, true, handle, SAMPLES, || calls(handle), || Row::new("call/gate", unit))?
+            .iter()
+            .for_each(&mut *print);
+        alternate_in(&only, true, handle, SAMPLES, || upcalls(handle), || Row::new("upcall", unit))?
+            .iter()
+            .for_each(print);
+        return Ok(());
     }
-    result
+    let [mut trusted, mut gate] = alternate(handle, SAMPLES, || calls(handle), || Row::new("call/gate", unit))?;
+    trusted.name = "call/trusted";
+    let mut bare = Row::new("call/bare", unit).driver(handle, Ring::Sandboxed);
+    // The two rows are compared, so their samples alternate.
+    gate.samples.clear();
+    for number in 0..=SAMPLES {
+        let ours = calls(handle)?;
+        let theirs = calls_by(handle, Crossing::Bare)?;
+        if number > 0 {
+            gate.samples.push(ours);
+            bare.samples.push(theirs);
+        }
+    }
+    [trusted, gate, bare].iter().for_each(&mut *print);
+    alternate(handle, SAMPLES, || upcalls(handle), || Row::new("upcall", unit))?.iter().for_each(print);
+    Ok(())
+}
+
+/// Measures upcalls into all of these drivers, one after the other.
+fn in_turn(handles: &[Handle], unit: &'static str) -> Result<Row, String> {
+    let first = handles.first().ok_or("there is no slot for a domain")?;
+    let mut row = Row::new("upcall/in-turn", unit).driver(first, Ring::Sandboxed);
+    let count = EACH as usize / handles.len() * handles.len();
+    for number in 0..=SAMPLES {
+        let start = time::tsc();
+        for handle in handles.iter().cycle().take(count) {
+            handle.lock().upcall(NULL, [0; 3]).map_err(|error| error.to_string())?;
+        }
+        if number > 0 {
+            row.samples.push((time::tsc() - start) as f64 / count as f64);
+        }
+    }
+    Ok(row)
 }
 
 /// Returns the TSC ticks of one call of the empty service by the driver.
@@ -120,7 +171,7 @@ extern "C" fn nothing() {
 }
 
 fn near_call(unit: &'static str) -> Row {
-    let mut row = Row::new("call/near", unit).ring(Ring::Trusted);
+    let mut row = Row::new("call/near", unit).ring(Ring::Trusted, DomainKind::Paged);
     let call: extern "C" fn() = core::hint::black_box(nothing);
     for _ in 0..SAMPLES {
         let start = time::tsc();
@@ -131,7 +182,7 @@ fn near_call(unit: &'static str) -> Row {
 }
 
 fn cr3_write(unit: &'static str) -> Row {
-    let mut row = Row::new("call/cr3", unit).ring(Ring::Trusted);
+    let mut row = Row::new("call/cr3", unit).ring(Ring::Trusted, DomainKind::Paged);
     for _ in 0..SAMPLES {
         let start = time::tsc();
         (0..EACH).for_each(|_| x86_64::instructions::tlb::flush_all());

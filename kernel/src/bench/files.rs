@@ -15,6 +15,7 @@ use fs::file::How;
 use fs::tree::{self, Mount};
 use host::domain::{Handle, Ring, sleep};
 use hw::memory::buffer;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::path::Path;
 
 /// The name of the file that is read and written, and its length in bytes.
@@ -87,7 +88,7 @@ async fn measure(
     let rings: Vec<Ring> = plan.rings().collect();
     drivers.iter().try_for_each(|handle| check_trust(&rings, handle))?;
     let mut rows: Vec<Row> =
-        rings.iter().map(|ring| Row::new(name, plan.mode.unit(unit)).batch(1).ring(*ring)).collect();
+        rings.iter().map(|ring| Row::new(name, plan.mode.unit(unit)).batch(1).ring(*ring, DomainKind::Paged)).collect();
     let before: Vec<Ring> = drivers.iter().map(|handle| handle.lock().ring()).collect();
     if work == Work::Read && !mount.volume.is_read_only() {
         // There may be no such file yet.

@@ -4,12 +4,13 @@
 //! * [`calls`]: single crossings
 //! * [`nic`], [`scsi`], [`files`]: whole operations
 //! * [`recovery`]: how long a driver that was ended or reloaded is away
+//! * [`kinds`]: reloads a driver for each kind of domain that it is measured in
 //! * [`off`]: how long interrupts are off
 //! * [`fence`]: mapping memory for a device, and taking it away
 //!
 //! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats
-//! exactly. The samples of rows that are compared alternate, so that a disturbance meets all of
-//! them.
+//! exactly. The samples of the two rings alternate, so that a disturbance meets both. Those of the
+//! two kinds of domain follow each other, family by family: a driver is reloaded in between.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -19,12 +20,14 @@ use host::domain::{Handle, Ring, registry, trust};
 use host::poll;
 use hw::arch::{interrupts, time};
 use hw::{iommu, link, println};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::limits::TURN_MS;
 use ringfence_link::event::{self, Event};
 
 mod calls;
 mod fence;
 mod files;
+mod kinds;
 mod nic;
 mod off;
 mod recovery;
@@ -39,6 +42,8 @@ const LONGEST_TURN_MS: u64 = 1_000_000;
 pub struct Row {
     name: &'static str,
     ring: Option<Ring>,
+    /// The kind of domain that the driver has in ring 1.
+    kind: Option<DomainKind>,
     batch: Option<usize>,
     domains: usize,
     unit: &'static str,
@@ -48,12 +53,18 @@ pub struct Row {
 
 impl Row {
     fn new(name: &'static str, unit: &'static str) -> Row {
-        Row { name, ring: None, batch: None, domains: registry::count(), unit, samples: Vec::new() }
+        Row { name, ring: None, kind: None, batch: None, domains: registry::count(), unit, samples: Vec::new() }
     }
 
-    fn ring(mut self, ring: Ring) -> Row {
+    fn ring(mut self, ring: Ring, kind: DomainKind) -> Row {
         self.ring = Some(ring);
+        self.kind = (ring == Ring::Sandboxed).then_some(kind);
         self
+    }
+
+    /// Makes the row one about this driver in `ring`.
+    fn driver(self, handle: &Handle, ring: Ring) -> Row {
+        self.ring(ring, handle.lock().space.kind())
     }
 
     fn batch(mut self, batch: usize) -> Row {
@@ -77,7 +88,8 @@ impl Row {
     /// Prints the row, and sends it to programs.
     fn print(&self) {
         let (median, p99) = (self.percentile(50), self.p99());
-        let ring = self.ring.map(|ring| ring.to_string());
+        // A segmented driver has the ending of its file's name, as in `top`.
+        let ring = self.ring.map(|ring| format!("{ring}{}", self.kind.map_or("", DomainKind::suffix)));
         let batch = self.batch.map(|batch| batch.to_string());
         println!(
             "{:<20} {:>4} {:>5} {:>7} {median:>14.1} {p99:>14.1} {}",
@@ -90,6 +102,7 @@ impl Row {
         link::tell(&Event::Bench(event::Row {
             name: self.name.into(),
             ring: self.ring.map(|ring| ring as u8),
+            kind: self.kind.map(|kind| kind.name().into()),
             batch: self.batch.map(|batch| batch as u64),
             domains: self.domains as u64,
             unit: self.unit.into(),
@@ -112,8 +125,14 @@ pub struct Plan<'a> {
     pub mode: Mode,
     /// The only ring, if not both. Only rows of whole operations can do without the other one.
     pub ring: Option<Ring>,
+    /// The only kind of domain, if not all that the driver is built for.
+    pub kind: Option<DomainKind>,
     /// The only batch of whole operations, if not all.
     pub batch: Option<usize>,
+    /// Whether each sample follows one that is discarded. The samples of two rings alternate, and
+    /// the other ring's crossings empty QEMU's TLB. A kind of domain that is compared with them is
+    /// measured in the same way.
+    pub warms: bool,
 }
 
 impl Plan<'_> {
@@ -133,7 +152,7 @@ impl Plan<'_> {
         row: impl Fn() -> Row,
     ) -> Result<Vec<Row>, String> {
         let rings: Vec<Ring> = self.rings().collect();
-        alternate_in(&rings, handle, count, sample, row)
+        alternate_in(&rings, self.warms, handle, count, sample, row)
     }
 
     /// Returns the rings to measure, in the order in which samples alternate.
@@ -171,7 +190,7 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
         }
     };
     if wanted("call/") || wanted("upcall") {
-        note("call, upcall", calls::run(mode.unit("ticks"), &mut print).await);
+        note("call, upcall", calls::run(plan, &mut print).await);
     }
     yield_now().await;
     if wanted("off/") {
@@ -247,7 +266,7 @@ fn alternate(
     sample: impl FnMut() -> Result<f64, String>,
     row: impl Fn() -> Row,
 ) -> Result<[Row; 2], String> {
-    let rows = alternate_in(&RINGS, handle, count, sample, row)?;
+    let rows = alternate_in(&RINGS, true, handle, count, sample, row)?;
     rows.try_into().map_err(|_| "each ring has a row".to_string())
 }
 
@@ -274,8 +293,10 @@ fn alone() -> impl Drop {
 }
 
 /// Takes `count` samples of `sample` in each of `rings`, alternating, and returns a row for each.
+/// If it `warms`, each follows a sample that is discarded.
 fn alternate_in(
     rings: &[Ring],
+    warms: bool,
     handle: &Handle,
     count: usize,
     mut sample: impl FnMut() -> Result<f64, String>,
@@ -284,12 +305,15 @@ fn alternate_in(
     let before = handle.lock().ring();
     check_trust(rings, handle)?;
     let _alone = alone();
-    let mut rows: Vec<Row> = rings.iter().map(|ring| row().ring(*ring)).collect();
+    let mut rows: Vec<Row> = rings.iter().map(|ring| row().driver(handle, *ring)).collect();
     // Discard the first sample of each ring: it fills caches, among them QEMU's cache of translated
     // code.
     for number in 0..=count {
         for (ring, row) in rings.iter().zip(&mut rows) {
             handle.lock().set_ring(*ring);
+            if warms {
+                sample().inspect_err(|_| handle.lock().set_ring(before))?;
+            }
             sample_begins();
             let value = sample().inspect_err(|_| handle.lock().set_ring(before))?;
             sample_ends();

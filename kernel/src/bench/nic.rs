@@ -1,7 +1,9 @@
 //! Frames through a network driver: to nobody, and ARP requests to the router, which answers each
 //! request at once. Through the network stack too: ICMP echo requests.
 
-use super::{Cost, Mode, Plan, Row, Stopwatch, announce, check_trust, sample_begins, sample_ends, wait_for_interrupt};
+use super::{
+    Cost, Mode, Plan, Row, Stopwatch, announce, check_trust, kinds, sample_begins, sample_ends, wait_for_interrupt,
+};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use embassy_futures::yield_now;
@@ -32,12 +34,15 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 
 /// Measures frames per second, if there is a network interface.
 pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    let mode = plan.mode;
     if net::first_driver().is_some() {
         // Go on even without an address: frames can be sent and received without one.
         let _ = net::wait_for_address().await;
     }
-    let Some(handle) = net::first_driver() else { return Ok(()) };
+    kinds::each(plan, net::first_driver, async |plan, handle| of_driver(plan, handle, print).await).await
+}
+
+async fn of_driver(plan: Plan<'_>, handle: Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    let mode = plan.mode;
     announce(&plan, &handle);
     let short = frame(&handle, false);
     let mut long = [0; LONGEST_FRAME];
@@ -107,11 +112,14 @@ pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), St
         return Ok(());
     }
     net::wait_for_address().await?;
-    let Some(handle) = net::first_driver() else { return Ok(()) };
+    kinds::each(plan, net::first_driver, async |plan, handle| round_trips(plan, handle, print).await).await
+}
+
+async fn round_trips(plan: Plan<'_>, handle: Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     announce(&plan, &handle);
     check_trust(&plan.rings().collect::<Vec<Ring>>(), &handle)?;
     let mut rows: Vec<Row> =
-        plan.rings().map(|ring| Row::new("icmp/rtt", plan.mode.unit("us")).batch(1).ring(ring)).collect();
+        plan.rings().map(|ring| Row::new("icmp/rtt", plan.mode.unit("us")).batch(1).driver(&handle, ring)).collect();
     let mut pinger = Pinger::open(ROUTER, ECHO_BYTES).await?;
     let _back = Back { handle: &handle, ring: handle.lock().ring() };
     for number in 0..=TRIPS {

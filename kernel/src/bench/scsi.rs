@@ -1,6 +1,6 @@
 //! Reads and writes through a SCSI driver.
 
-use super::{Cost, Mode, Plan, Row, Stopwatch, announce, wait_for_interrupt};
+use super::{Cost, Mode, Plan, Row, Stopwatch, announce, kinds, wait_for_interrupt};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -47,7 +47,28 @@ struct Work<'a> {
 pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
-    announce(&plan, &disk.handle());
+    kinds::each(
+        plan,
+        || Some(disk.handle()),
+        async |plan, handle| {
+            announce(&plan, &handle);
+            of_disk(plan, &disk, print).await
+        },
+    )
+    .await
+}
+
+/// Waits until nobody else has requests for the disk's driver. A disk tells its next reader of a
+/// reset, such as that of a reload, and is looked at again then.
+async fn calm(disk: &Disk) -> Result<(), String> {
+    let mut block = vec![0; disk.block_bytes()];
+    disk.read(0, &mut block).await.map_err(|error| error.to_string())?;
+    scsi::scan::settled().await;
+    Ok(())
+}
+
+async fn of_disk(plan: Plan<'_>, disk: &Disk, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+    calm(disk).await?;
     // In blocks: the length of a transfer, and how many places for one the disk has.
     let blocks = |len_bytes: usize| (len_bytes / disk.block_bytes()) as u64;
     let capacity = disk.capacity().blocks;
@@ -69,16 +90,16 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
     for (name, depth) in [("scsi/read4k/depth1", 1), ("scsi/read4k/depth32", DEPTH)] {
         for batch in BATCHES.into_iter().filter(|batch| *batch <= depth) {
             let work = Work { len_bytes: SMALL, depth, batch, places: &small, content: None };
-            measure(plan, &disk, name, &work, print)?;
+            measure(plan, disk, name, &work, print)?;
             // Let other tasks see a Ctrl-C.
             yield_now().await;
         }
     }
     let work = Work { len_bytes: MAX_DATA, depth: 8, batch: 8, places: &large, content: None };
-    measure(plan, &disk, "scsi/seq", &work, print)?;
+    measure(plan, disk, "scsi/seq", &work, print)?;
     yield_now().await;
     if WRITES.into_iter().any(|(name, _, batch)| plan.wants(name, batch)) {
-        writes(plan, &disk, &small, &large, print).await?;
+        writes(plan, disk, &small, &large, print).await?;
     }
     Ok(())
 }
@@ -89,6 +110,7 @@ pub async fn traced(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), 
     const BATCH: usize = 8;
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
+    calm(&disk).await?;
     let blocks = (SMALL / disk.block_bytes()) as u64;
     let places: Vec<u64> = (0..disk.capacity().blocks / blocks).take(EACH).map(|place| place * blocks).collect();
     if places.is_empty() {
@@ -104,7 +126,7 @@ pub async fn traced(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), 
     if trace::of(&driver).is_some() {
         return Err(format!("{driver} was traced, and what that has kept would be lost"));
     }
-    let mut rows = ROWS.map(|name| Row::new(name, plan.mode.unit("reads/s")).batch(BATCH).ring(ring));
+    let mut rows = ROWS.map(|name| Row::new(name, plan.mode.unit("reads/s")).batch(BATCH).driver(&handle, ring));
     let _alone = super::alone();
     // Discard the first samples: they fill caches.
     for number in 0..=SAMPLES {

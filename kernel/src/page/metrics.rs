@@ -47,7 +47,8 @@ const OF_DRIVERS: [Metric<Numbers>; 10] = [
 fn numbers(domain: &Domain) -> (String, Numbers) {
     let kind = domain.manifest.kind().map(offer::kind_name).unwrap_or_default();
     // The loader takes only names of characters that need no escape.
-    let labels = format!("{{driver=\"{}\",kind=\"{kind}\"}}", domain.name);
+    let domain_kind = domain.space.kind();
+    let labels = format!("{{driver=\"{}\",kind=\"{kind}\",domain_kind=\"{domain_kind}\"}}", domain.name);
     let numbers = Numbers {
         activity: domain.activity(),
         ring: domain.ring() as u8,

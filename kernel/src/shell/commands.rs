@@ -82,14 +82,14 @@ static GROUPS: &[Group] = &[
             command!(
                 "insmod",
                 "insmod NAME [OPTIONS] [K=V]",
-                "load a module with values for its keys (modinfo); --ring 0|1: into that ring, --force: in any case; --trace: from init on; --debug: gdb stops it there",
+                "load a module with values for its keys (modinfo); --kind paged|segmented: into such a domain; --ring 0|1: into that ring, --force: in any case; --trace: from init on; --debug: gdb stops it there",
                 "insmod e1000",
                 insmod
             ),
             command!(
                 "reload",
-                "reload NAME [FILE]",
-                "put its newest build, or another module, in a running driver's place; its users go on",
+                "reload NAME [FILE] [OPTION]",
+                "put its newest build, or another module, in a running driver's place; its users go on; --kind paged|segmented: the build for such a domain",
                 "reload rtl8139 rtl8139-c",
                 reload
             ),
@@ -342,7 +342,7 @@ static GROUPS: &[Group] = &[
             #[cfg(feature = "bench")]
             command!(
                 "bench",
-                "bench [NAME] [--instructions] [--ring 0|1] [--batch N]",
+                "bench [NAME] [--instructions] [--ring 0|1] [--kind K] [--batch N]",
                 "what protection costs, in both rings: all, or names that begin so",
                 "bench gate",
                 bench

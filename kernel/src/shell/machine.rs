@@ -190,7 +190,7 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
 
 #[cfg(feature = "bench")]
 pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
-    let mut plan = Plan { prefix: "", mode: Mode::Time, ring: None, batch: None };
+    let mut plan = Plan { prefix: "", mode: Mode::Time, ring: None, kind: None, batch: None, warms: false };
     while let Some(word) = arguments.optional() {
         match word {
             "--instructions" => plan.mode = Mode::Instructions,
@@ -198,6 +198,7 @@ pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
                 let word = arguments.word("the ring")?;
                 plan.ring = Some(super::modules::parse_ring(&arguments, word)?);
             }
+            "--kind" => plan.kind = Some(super::modules::parse_kind(&mut arguments)?),
             "--batch" => plan.batch = Some(arguments.number::<u16>("the batch")?.into()),
             word => plan.prefix = word,
         }

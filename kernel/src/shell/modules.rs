@@ -18,7 +18,7 @@ use host::{evidence, module, poll, pushed, reload as replacing};
 use hw::arch::time;
 use hw::symbols::map;
 use hw::{console, link, println};
-use ringfence_abi::manifest::{Manifest, Policy, SEGMENTED_SUFFIX};
+use ringfence_abi::manifest::{DomainKind, Manifest, Policy, SEGMENTED_SUFFIX};
 use ringfence_abi::register::RegisterName;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::arguments::Arguments;
@@ -27,7 +27,7 @@ use ringfence_core::evidence::grouped;
 use ringfence_core::evidence::policy::Force;
 use ringfence_core::evidence::record::faults_in_words;
 use ringfence_core::limits;
-use ringfence_core::module::{DomainKind, Module};
+use ringfence_core::module::{Module, kind_of, kind_of_name};
 use ringfence_link::event::Event;
 
 pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
@@ -158,7 +158,11 @@ fn show_evidence(file: &File, manifest: &Manifest) {
         faults_in_words(&record)
     );
     shown.report.iter().zip(["report    ", "          "]).for_each(|(line, before)| println!("{before}{line}"));
-    match evidence::decide(file, &operations, Force::NotGiven) {
+    let decided = match kind_of(&file.bytes) {
+        DomainKind::Paged => evidence::decide(file, &operations, Force::NotGiven),
+        DomainKind::Segmented => Err("it is segmented, and ring 0 is for 64-bit code".into()),
+    };
+    match decided {
         Ok(admitted) => println!("ring 0    admitted: {admitted}"),
         Err(why) => println!("ring 0    refused: {why}"),
     }
@@ -208,14 +212,18 @@ impl Drop for Stopping {
 }
 
 /// Returns a module file by its name, or by its path in a filesystem. A file from there is kept,
-/// and hides others of its name, as if it was pushed.
-async fn file_of(name: &str) -> Result<File, String> {
-    let Some((_, last)) = name.rsplit_once('/') else { return module::file(name).map_err(said) };
+/// and hides others of its name, as if it was pushed. Of the files of a module in memory, it is the
+/// one for domains of the kind that is `wanted` ([`module::choose`]).
+async fn file_of(name: &str, wanted: Option<DomainKind>) -> Result<File, String> {
+    let Some((_, last)) = name.rsplit_once('/') else { return module::choose(name, wanted).map_err(said) };
     let bytes = read_whole(name, pushed::MAX_BYTES).await?;
     let module = Module::parse(&bytes).map_err(|error| format!("{name}: refused: {error}"))?;
     let own = &*module.file_name();
     if last.strip_suffix(".rfm") != Some(own) {
         return Err(format!("{name}: the module is called '{own}': its file must be {own}.rfm"));
+    }
+    if wanted.is_some_and(|kind| kind != module.domain) {
+        return Err(format!("{name} is for {} domains", module.domain));
     }
     pushed::check(own, bytes.len()).map_err(said)?;
     let file = File { name: own.to_string(), build: pushed::next_build(), bytes: Content::Made(bytes.into()) };
@@ -226,18 +234,11 @@ async fn file_of(name: &str) -> Result<File, String> {
 /// Why a segmented driver does not stop for a debugger.
 const NOT_DEBUGGED: &str = "gdb knows 64-bit code: a debugger stops paged drivers only";
 
-/// Returns the name of a module's file for domains of this kind, if a kind was asked for.
-fn of_kind(name: &str, kind: Option<DomainKind>) -> String {
-    let own = name.strip_suffix(SEGMENTED_SUFFIX).unwrap_or(name);
-    match kind {
-        // Some modules have a segmented build only.
-        None if module::file(name).is_err() && module::file(&format!("{own}{SEGMENTED_SUFFIX}")).is_ok() => {
-            format!("{own}{SEGMENTED_SUFFIX}")
-        }
-        None => name.to_string(),
-        Some(DomainKind::Paged) => own.to_string(),
-        Some(DomainKind::Segmented) => format!("{own}{SEGMENTED_SUFFIX}"),
-    }
+/// Reads a kind of domain.
+pub fn parse_kind(arguments: &mut Arguments) -> Result<DomainKind, String> {
+    let word = arguments.word("the kind of domain")?;
+    let known = DomainKind::ALL.into_iter().find(|kind| kind.name() == word);
+    known.map_or_else(|| arguments.wrong(&format!("'{word}' is no kind; there are paged and segmented")), Ok)
 }
 
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
@@ -249,13 +250,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
             "--trace" => is_traced = true,
             "--debug" => stops = true,
             "--force" => forced = true,
-            "--kind" => {
-                kind = match arguments.word("the kind of domain")? {
-                    "paged" => Some(DomainKind::Paged),
-                    "segmented" => Some(DomainKind::Segmented),
-                    other => return arguments.wrong(&format!("'{other}' is no kind; there are paged and segmented")),
-                }
-            }
+            "--kind" => kind = Some(parse_kind(&mut arguments)?),
             "--ring" if ring.is_some() => return arguments.wrong("the ring is given twice"),
             "--ring" => {
                 let word = arguments.word("the ring")?;
@@ -266,9 +261,13 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
         }
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
-    let name = &*of_kind(name, kind);
-    let file = file_of(name).await?;
-    let is_segmented = DomainKind::of(&file.bytes) == DomainKind::Segmented;
+    // What only paged drivers can do chooses as a person would.
+    if kind.is_none() && !name.ends_with(SEGMENTED_SUFFIX) && (stops || forced || ring == Ring::Trusted) {
+        kind = module::file(name).is_ok().then_some(DomainKind::Paged);
+    }
+    let file = file_of(name, kind).await?;
+    let name = &*file.name;
+    let is_segmented = kind_of(&file.bytes) == DomainKind::Segmented;
     if is_segmented && stops {
         return Err(NOT_DEBUGGED.into());
     }
@@ -304,11 +303,18 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
 
 pub async fn reload(mut arguments: Arguments<'_>) -> Outcome {
     let name = arguments.word("the domain's name")?;
-    let file = arguments.optional();
-    arguments.end()?;
+    let (mut file, mut kind) = (None, None);
+    while let Some(word) = arguments.optional() {
+        match word {
+            "--kind" => kind = Some(parse_kind(&mut arguments)?),
+            word if file.is_none() && !word.starts_with('-') => file = Some(word.to_string()),
+            other => return arguments.wrong(&format!("'{other}' is not known")),
+        }
+    }
     let handle = module::find(name).map_err(said)?;
-    let file = file.map_or_else(|| handle.lock().file.name.clone(), ToString::to_string);
-    let file = file_of(&file).await?;
+    let file = file.unwrap_or_else(|| handle.lock().file.name.clone());
+    // A reload keeps the kind of the driver, unless a person says otherwise.
+    let file = file_of(&file, kind.or_else(|| (!file.contains('/')).then(|| kind_of_name(&file)))).await?;
     println!("{}", reload_one(&handle, file).await?);
     Ok(())
 }
@@ -333,7 +339,7 @@ pub async fn load_or_reload(file: File, parameters: &[String], stops: bool) -> R
         return Err(format!("{name} is loaded, and a reload keeps its parameters; rmmod unloads it"));
     }
     let mut stopping = Vec::new();
-    if stops && DomainKind::of(&file.bytes) == DomainKind::Segmented {
+    if stops && kind_of(&file.bytes) == DomainKind::Segmented {
         return Err(NOT_DEBUGGED.into());
     }
     if stops {

@@ -14,6 +14,7 @@ use host::domain::{Domain, Handle, offer, registry, trust};
 use host::ramdisk;
 use hw::arch::{interrupts, time};
 use hw::{console, link, println};
+use ringfence_abi::manifest::{DomainKind, SEGMENTED_SUFFIX};
 use ringfence_core::arguments::Arguments;
 use ringfence_link::event;
 use spin::Mutex;
@@ -56,6 +57,7 @@ impl Snapshot {
             event::Activity {
                 name: domain.name.clone().into(),
                 kind: domain.manifest.kind().map(offer::kind_name).unwrap_or_default().into(),
+                domain_kind: domain.space.kind().name().into(),
                 ring: domain.ring() as u8,
                 cpu_percent: percent(now.cpu_ticks.saturating_sub(before.cpu_ticks)),
                 upcalls: rate(|activity| activity.upcalls),
@@ -151,7 +153,10 @@ fn print(rates: &event::Event) {
     let mut sorted: Vec<&event::Activity> = drivers.iter().collect();
     sorted.sort_by(|a, b| b.cpu_percent.total_cmp(&a.cpu_percent).then_with(|| a.name.cmp(&b.name)));
     for driver in sorted {
-        let event::Activity { name, kind, ring, cpu_percent, faults, restarts, memory_bytes, .. } = driver;
+        let event::Activity { name, kind, cpu_percent, faults, restarts, memory_bytes, .. } = driver;
+        // A segmented driver has the ending of its file's name.
+        let ending = if driver.domain_kind == DomainKind::Segmented.name() { SEGMENTED_SUFFIX } else { "" };
+        let ring = format!("{}{ending}", driver.ring);
         let [upcalls, calls, operations, bytes, interrupts] =
             [driver.upcalls, driver.calls, driver.operations, driver.bytes / 1000.0, driver.interrupts].map(short);
         let kib = memory_bytes / 1024;

@@ -1,6 +1,8 @@
 //! `cargo run -- bench` prints every row that it promises. The measured times are not checked here.
 
 use ringfence::profile::{Options, measure};
+use ringfence::toolchain::Toolchain;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_link::event::Row;
 use ringfence_tests::{boot_badly, boot_well, machine, system};
 use std::process::Command;
@@ -46,17 +48,24 @@ fn no_service_keeps_interrupts_off_for_a_million_instructions() {
 
 /// Instructions of an operation by a driver in ring 1: the row of `bench`, its batch, the count.
 /// `cargo run -- profile ROW --batch N` says where they go.
-const INSTRUCTIONS: [(&str, Option<u64>, f64); 10] = [
-    ("call/gate", None, 54.1),
-    ("upcall", None, 245.0),
-    ("nic/tx", Some(1), 805.2),
-    ("nic/tx", Some(8), 288.1),
-    ("nic/tx", Some(32), 232.7),
-    ("nic/rx", Some(1), 1086.4),
-    ("nic/rx", Some(8), 506.3),
-    ("nic/rx", Some(32), 444.1),
-    ("nic/rtt", Some(1), 1088.0),
-    ("scsi/read4k/depth32", Some(32), 1558.0),
+const INSTRUCTIONS: [(&str, &str, Option<u64>, f64); 17] = [
+    ("call/gate", "paged", None, 54.1),
+    ("upcall", "paged", None, 245.0),
+    ("nic/tx", "paged", Some(1), 805.2),
+    ("nic/tx", "paged", Some(8), 288.1),
+    ("nic/tx", "paged", Some(32), 232.7),
+    ("nic/rx", "paged", Some(1), 1086.4),
+    ("nic/rx", "paged", Some(8), 506.3),
+    ("nic/rx", "paged", Some(32), 444.1),
+    ("nic/rtt", "paged", Some(1), 1088.0),
+    ("scsi/read4k/depth32", "paged", Some(32), 1558.0),
+    ("call/gate", "segmented", None, 71.2),
+    ("upcall", "segmented", None, 250.0),
+    ("nic/tx", "segmented", Some(1), 910.4),
+    ("nic/tx", "segmented", Some(32), 271.9),
+    ("nic/rx", "segmented", Some(1), 1243.6),
+    ("nic/rx", "segmented", Some(32), 523.8),
+    ("scsi/read4k/depth32", "segmented", Some(32), 1958.0),
 ];
 
 /// A change that makes an operation longer by more than 3 % is noticed here. One that makes it
@@ -71,16 +80,18 @@ fn no_operation_needs_more_instructions_than_it_did() {
     machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_well(&machine);
     let rows = text.rows();
+    let has_32 = Toolchain::find().unwrap().has_32();
     let off: Vec<String> = INSTRUCTIONS
         .iter()
-        .filter_map(|(name, batch, before)| {
-            let is_it = |row: &&&Row| row.name == *name && row.batch == *batch && row.ring == Some(1);
+        .filter(|(_, kind, ..)| *kind == "paged" || has_32)
+        .filter_map(|(name, kind, batch, before)| {
+            let is_it = |row: &&&Row| row.name == *name && row.batch == *batch && row.kind.as_deref() == Some(kind);
             let now = rows.iter().find(is_it).map(|row| row.range[0]);
             // The busier the host is, the more reads are done at once, and the fewer interrupts
             // come.
             let least = if name.starts_with("scsi/") { 0.0 } else { before * 0.97 };
             let is_near = now.is_some_and(|now| (least..=before * 1.03).contains(&now));
-            (!is_near).then(|| format!("{name}, batch {batch:?}: {before} before, {now:?} now"))
+            (!is_near).then(|| format!("{name}, {kind}, batch {batch:?}: {before} before, {now:?} now"))
         })
         .collect();
     assert!(off.is_empty(), "instructions of an operation:\n{}", off.join("\n"));
@@ -127,7 +138,14 @@ fn the_model_counts_what_a_crossing_executes() {
 #[test]
 fn a_profile_has_the_functions_of_kernel_and_driver() {
     let profile = |name: &str, batch| {
-        let options = Options { name: name.to_string(), ring: 1, batch, json: false, machine: machine("") };
+        let options = Options {
+            name: name.to_string(),
+            ring: 1,
+            kind: DomainKind::Paged,
+            batch,
+            json: false,
+            machine: machine(""),
+        };
         measure(system(), &options)
     };
     let found = profile("nic/tx", Some(32)).unwrap();
@@ -230,6 +248,32 @@ fn every_row_is_there() {
     expect("boot/cpu", None, None, "ms");
     expect("ratio/gate-bare", None, None, "ratio");
     assert!(missing.is_empty(), "missing:\n{}", missing.join("\n"));
+    let has_of_kind = |name: &str, kind: &str, batch: Option<u64>, unit: &str| {
+        rows.iter().any(|row| {
+            row["name"] == name && row["kind"] == kind && row["batch"].as_u64() == batch && row["unit"] == unit
+        })
+    };
+    let kinds = if Toolchain::find().unwrap().has_32() { &["paged", "segmented"][..] } else { &["paged"] };
+    for kind in kinds {
+        for (name, batch, unit) in [
+            ("call/gate", None, "ticks"),
+            ("upcall", None, "instructions"),
+            ("upcall/in-turn", None, "ticks"),
+            ("nic/tx", Some(32), "frames/s"),
+            ("nic/rx", Some(1), "instructions"),
+            ("icmp/rtt", Some(1), "us"),
+            ("scsi/read4k/depth32", Some(32), "reads/s"),
+            ("scsi/seq-write", Some(8), "MB/s"),
+            ("tcp/out", None, "MB/s"),
+            ("loss/nic", Some(32), "%"),
+            ("loss/scsi", Some(1), "% instructions"),
+            ("crossings/nic-tx", Some(1), "1/s"),
+        ] {
+            assert!(has_of_kind(name, kind, batch, unit), "{name}, {kind}, {batch:?}, {unit}");
+        }
+        let ratio = if *kind == "paged" { "ratio/gate-bare" } else { "ratio/gate-shared" };
+        assert!(has_of_kind(ratio, kind, None, "ratio"), "{ratio}");
+    }
     // The rows exist for one domain and for all domains.
     for domains in [3, 64] {
         assert!(rows.iter().any(|row| row["name"] == "call/gate" && row["domains"] == domains));

@@ -114,9 +114,9 @@ fn metrics_are_in_prometheus_format_and_the_state_is_json() {
             }
         }
     }
-    let frames = text
-        .lines()
-        .find_map(|line| line.strip_prefix("ringfence_driver_operations_total{driver=\"e1000\",kind=\"nic\"} "));
+    let frames = text.lines().find_map(|line| {
+        line.strip_prefix("ringfence_driver_operations_total{driver=\"e1000\",kind=\"nic\",domain_kind=\"paged\"} ")
+    });
     assert!(frames.unwrap().parse::<f64>().unwrap() >= 6.0, "{text}");
     let state = state(port);
     assert_eq!(state["domains"][0]["name"], "e1000");

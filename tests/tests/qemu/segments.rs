@@ -2,8 +2,10 @@
 
 use crate::sandbox::{by_this_qemu, under_bochs};
 use ringfence::toolchain;
+use ringfence_abi::manifest::{MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED};
 use ringfence_tests::attacks::{carry_out, segment};
-use ringfence_tests::{assert_intact, assert_says, bare, boot, boot_well, machine};
+use ringfence_tests::{assert_intact, assert_says, bare, boot, boot_well, machine, system};
+use std::mem::offset_of;
 
 /// Returns whether there are modules for segmented domains: they need a target of the compiler that
 /// cannot be had everywhere (`boot/setup.sh` says so). Where `RINGFENCE_NEEDS_32` is set, there
@@ -64,6 +66,82 @@ fn a_running_driver_moves_between_the_kinds() {
     assert!(free.len() == 3 && free[1] == free[2], "{free:?}");
 }
 
+/// The policy says into which kind of domain modules go, at boot too. A module's manifest has
+/// precedence, and a person's word before both. What only a paged driver can do chooses that.
+#[test]
+fn policy_manifest_and_person_choose_the_kind() {
+    if !are_built() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy.toml");
+    std::fs::write(&policy, "kind = \"segmented\"\ndevelopment = true\n").unwrap();
+    let preferring = |flag: u32| {
+        let built = system().modules.iter().find(|module| module.name == "template").expect("the module");
+        let mut bytes = std::fs::read(&built.packed).unwrap();
+        let magic = bytes.windows(8).position(|bytes| bytes == MAGIC.to_le_bytes()).expect("a manifest");
+        let flags = magic + offset_of!(Manifest, flags);
+        bytes[flags..flags + 4].copy_from_slice(&flag.to_le_bytes());
+        std::fs::write(folder.path().join("template.rfm"), bytes).unwrap();
+        folder.path().join("template.rfm")
+    };
+    let mut machine = machine(
+        "insmod null; insmod null --kind paged; insmod null --ring 0; insmod template; policy; lsmod; \
+         reload template --kind segmented; reload null --kind paged; fails reload null --kind flat; lsmod",
+    );
+    machine.contents.modules.push(preferring(PREFERS_PAGED));
+    machine.contents.etc_files.push(("policy.toml".into(), policy));
+    let text = boot_well(&machine);
+    let kinds = |name: &str| text.drivers(name).iter().map(|driver| driver.kind.to_string()).collect::<Vec<_>>();
+    for (name, expected) in [
+        ("e1000", ["segmented", "segmented"]),
+        ("virtio-scsi", ["segmented", "segmented"]),
+        ("null", ["segmented", "paged"]),
+        ("null.2", ["paged", "paged"]),
+        ("null.3", ["paged", "paged"]),
+        ("template", ["paged", "segmented"]),
+    ] {
+        assert_eq!(kinds(name), expected, "{name}\n{text}");
+    }
+    assert_says(&text, "domains are segmented, unless a module or a person prefers others");
+    // Without a policy, what a module prefers is enough.
+    let mut machine = bare("insmod template; insmod null; lsmod");
+    machine.contents.modules.push(preferring(PREFERS_SEGMENTED));
+    let text = boot_well(&machine);
+    assert_eq!(text.drivers("template")[0].kind, "segmented");
+    assert_eq!(text.drivers("null")[0].kind, "paged");
+}
+
+/// `bench` measures both kinds of domain, and leaves the driver as it was.
+#[test]
+fn both_kinds_are_measured_in_one_run() {
+    if !are_built() {
+        return;
+    }
+    let mut machine = machine(
+        "bench nic/tx --batch 32; bench scsi/read4k/depth1; bench nic/tx --batch 8 --kind segmented; \
+         bench nic/tx --batch 8 --ring 0; lsmod; fails bench nic/tx --kind segmented --ring 0",
+    );
+    machine.scratch = true;
+    let text = boot_well(&machine);
+    let rows = text.rows().into_iter().map(|row| (&*row.name, row.batch.unwrap_or(0), row.ring, row.kind.as_deref()));
+    let all = |name, batch| {
+        [(Some(0), None), (Some(1), Some("paged")), (Some(1), Some("segmented"))]
+            .map(|(ring, kind)| (name, batch, ring, kind))
+    };
+    let only = [("nic/tx", 8, Some(1), Some("segmented")), ("nic/tx", 8, Some(0), None)];
+    let expected: Vec<_> = all("nic/tx", 32).into_iter().chain(all("scsi/read4k/depth1", 1)).chain(only).collect();
+    assert_eq!(rows.collect::<Vec<_>>(), expected, "{text}");
+    assert_eq!((&*text.drivers("e1000")[0].kind, &*text.drivers("virtio-scsi")[0].kind), ("paged", "paged"));
+    assert_says(&text, "a segmented driver is not in ring 0");
+    // Not every driver is built for both.
+    let mut other = ringfence_tests::machine("bench nic/tx --batch 8; fails bench nic/tx --kind segmented");
+    other.nic = "rtl8139".into();
+    let text = boot_well(&other);
+    assert_eq!(text.rows().len(), 2, "{text}");
+    assert_says(&text, "rtl8139 is not built for segmented domains");
+}
+
 /// A driver sleeps in a service and goes on behind it. A time has more than 32 bits.
 #[test]
 fn a_segmented_driver_sleeps_and_goes_on() {
@@ -83,10 +161,14 @@ fn reports_and_traces_know_32_bit_code() {
         return;
     }
     let text = boot_well(&bare(
-        "insmod rogue-segment; fails tell rogue-segment cli; insmod template.32; trace template tell template x",
+        "insmod rogue-segment; fails tell rogue-segment cli; insmod template.32; trace template tell template x; modinfo template.32; top",
     ));
     assert_says(&text, "), drivers/rogue-segment/rogue-segment.c:");
     assert_says(&text, "    fa  cli");
+    assert_says(&text, ", ring 1, segmented, slot 0, upcall ");
+    assert_eq!(text.faults("rogue-segment")[0].domain_kind, "segmented");
+    assert_says(&text, "ring 0    refused: it is segmented, and ring 0 is for 64-bit code");
+    assert_says(&text, "template        other 1.32 ");
     assert_says(&text, "rf_log(info, \"was told 'x'\") = 0x0");
 }
 

@@ -22,7 +22,8 @@ use crate::drivers;
 use crate::machine::{End, Machine, Protocol, Running, free_port, qemu};
 use crate::output;
 use anyhow::{Context, Result, bail};
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{DomainKind, Kind};
+use ringfence_core::module::file_name;
 use ringfence_link::event::Event;
 use serde::Serialize;
 use std::io::{Read, Write};
@@ -40,6 +41,9 @@ pub struct Row {
     /// The driver's ring.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ring: Option<u8>,
+    /// The kind of domain that the driver has in ring 1: `paged` or `segmented`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     /// Number of operations that one crossing hands over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<u64>,
@@ -71,6 +75,7 @@ impl Row {
         Row {
             name: name.to_string(),
             ring: None,
+            kind: None,
             batch: None,
             domains: None,
             unit: unit.to_string(),
@@ -297,6 +302,7 @@ fn row(event: Event) -> Option<Row> {
     Some(Row {
         name: row.name.into_owned(),
         ring: row.ring,
+        kind: row.kind.map(|kind| kind.into_owned()),
         batch: row.batch,
         domains: Some(row.domains),
         unit: row.unit.into_owned(),
@@ -340,8 +346,11 @@ fn boot_times(start: Instant, process: u32) -> Result<[f64; 2]> {
     Ok([start.elapsed(), cpu].map(|time| time.as_secs_f64() * 1000.0))
 }
 
-/// Measures TCP streams to and from the guest and UDP round trips, with the driver in each ring in
-/// turn.
+/// A ring, and the kind of domain that a driver has there.
+type Place = (u8, Option<DomainKind>);
+
+/// Measures TCP streams to and from the guest and UDP round trips, with the driver in each ring and
+/// each kind of domain in turn.
 fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     let Some(driver) = drivers::loaded(system, machine)?.into_iter().find(|driver| driver.kind == Kind::Nic) else {
         return Ok(Vec::new());
@@ -351,23 +360,31 @@ fn streams(system: &System, machine: &Machine) -> Result<Vec<Row>> {
     machine.forwards = vec![(Protocol::Tcp, discard, 9), (Protocol::Tcp, chargen, 19), (Protocol::Udp, udp, 7)];
     let mut running = machine.start(system)?;
     running.wait_for_event("an address", has_address)?;
-    let mut samples: [[Vec<f64>; 3]; 2] = Default::default();
+    let mut places: Vec<Place> = vec![(0, None), (1, Some(DomainKind::Paged))];
+    let is_built = drivers::find(system, &machine, &file_name(&driver.name, DomainKind::Segmented)).is_ok();
+    places.extend(is_built.then_some((1, Some(DomainKind::Segmented))));
+    let mut samples: Vec<[Vec<f64>; 3]> = vec![Default::default(); places.len()];
     for round in 0..=STREAMS {
-        for ring in [0, 1] {
-            change_ring(&mut running, &driver.name, ring)?;
+        for ((ring, kind), samples) in places.iter().zip(&mut samples) {
+            match kind {
+                Some(DomainKind::Segmented) => reload(&mut running, &driver.name, DomainKind::Segmented)?,
+                _ => change_ring(&mut running, &driver.name, (*ring).into())?,
+            }
             let values = once([discard, chargen, udp])?;
             if round > 0 {
-                for (samples, value) in samples[ring].iter_mut().zip(values) {
-                    samples.push(value);
-                }
+                samples.iter_mut().zip(values).for_each(|(samples, value)| samples.push(value));
+            }
+            if *kind == Some(DomainKind::Segmented) {
+                reload(&mut running, &driver.name, DomainKind::Paged)?;
             }
         }
     }
     running.type_line("shutdown")?;
     let mut rows = Vec::new();
-    for (ring, samples) in (0..).zip(samples) {
+    for ((ring, kind), samples) in places.into_iter().zip(samples) {
         for ((name, unit), samples) in STREAM_ROWS.into_iter().zip(samples) {
-            rows.push(Row { ring: Some(ring), ..Row::of(name, unit, samples) });
+            let kind = kind.map(|kind| kind.to_string());
+            rows.push(Row { ring: Some(ring), kind, ..Row::of(name, unit, samples) });
         }
     }
     Ok(rows)
@@ -399,6 +416,15 @@ fn change_ring(running: &mut Running, name: &str, ring: usize) -> Result<()> {
     running.type_line(&format!("ring {name} {ring}"))?;
     running.wait_for_event("another ring", |event| match event {
         Event::RingChanged { name: moved, ring: to } if moved == name && usize::from(to) == ring => Some(()),
+        _ => None,
+    })
+}
+
+/// Has a driver reloaded as one of this kind.
+fn reload(running: &mut Running, name: &str, kind: DomainKind) -> Result<()> {
+    running.type_line(&format!("reload {name} {} --kind {kind}", file_name(name, kind)))?;
+    running.wait_for_event("a reload", |event| match event {
+        Event::Reloaded { driver, .. } if driver.name == name && driver.kind == kind.name() => Some(()),
         _ => None,
     })
 }
@@ -459,8 +485,9 @@ fn find<'a>(rows: &'a [Row], name: &str, ring: u8, batch: Option<u64>, instructi
     })
 }
 
-/// Derives rows from others: the losses of ring 1 against ring 0, and the ratio of the kernel's
-/// gate to the bare crossing.
+/// Derives rows from others: the losses of ring 1 against ring 0 for each kind of domain, the ratio
+/// of the kernel's gate to the bare crossing, and that of a segmented driver's gate to one in a
+/// root that protects nothing.
 fn derive(rows: &[Row]) -> Vec<Row> {
     let mut derived = Vec::new();
     let parts = [
@@ -482,24 +509,30 @@ fn derive(rows: &[Row]) -> Vec<Row> {
                 true => sandboxed.median / trusted.median - 1.0,
             };
             let unit = if instructions { "% instructions" } else { "%" };
-            derived.push(Row { batch: sandboxed.batch, ..Row::derived(name, unit, loss * 100.0) });
+            let (batch, kind) = (sandboxed.batch, &sandboxed.kind);
+            derived.push(Row { batch, kind: kind.clone(), ..Row::derived(name, unit, loss * 100.0) });
             if ["frames/s", "reads/s"].contains(&sandboxed.unit.as_str()) {
                 // One upcall hands over one batch. Crossings for interrupts are not counted here.
                 let crossings = sandboxed.median / sandboxed.batch.unwrap_or(1) as f64;
                 let name = of.replace('/', "-");
                 derived.push(Row {
-                    batch: sandboxed.batch,
+                    batch,
+                    kind: kind.clone(),
                     ..Row::derived(&format!("crossings/{name}"), "1/s", crossings)
                 });
             }
         }
     }
     for gate in rows.iter().filter(|row| row.name == "call/gate" && row.unit == "ticks") {
-        let bare =
-            rows.iter().find(|row| row.name == "call/bare" && row.unit == "ticks" && row.domains == gate.domains);
-        if let Some(bare) = bare {
-            let ratio = gate.median / bare.median;
-            derived.push(Row { domains: gate.domains, ..Row::derived("ratio/gate-bare", "ratio", ratio) });
+        let is_paged = gate.kind.as_deref() == Some(DomainKind::Paged.name());
+        // The other way was measured with as many domains, or with few only.
+        let of =
+            |name, domains| rows.iter().find(|row| row.name == name && row.unit == "ticks" && row.domains >= domains);
+        let other = if is_paged { of("call/bare", gate.domains) } else { of("call/gate-shared", None) };
+        if let Some(other) = other {
+            let name = if is_paged { "ratio/gate-bare" } else { "ratio/gate-shared" };
+            let (kind, ratio) = (gate.kind.clone(), gate.median / other.median);
+            derived.push(Row { domains: gate.domains, kind, ..Row::derived(name, "ratio", ratio) });
         }
     }
     derived

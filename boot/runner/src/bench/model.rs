@@ -11,6 +11,7 @@ use crate::output;
 use crate::profile::{self, Executed, Instruction};
 use anyhow::{Result, bail};
 use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, Register};
+use ringfence_abi::manifest::DomainKind;
 use std::fmt::Write;
 
 /// Something that costs more than an instruction.
@@ -171,6 +172,7 @@ pub fn operations(system: &System, machine: &Machine, name: &str) -> Result<Vec<
             let options = profile::Options {
                 name: row.to_string(),
                 ring,
+                kind: DomainKind::Paged,
                 batch: Some(batch),
                 json: false,
                 machine: machine.clone(),

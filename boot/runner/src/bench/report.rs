@@ -3,6 +3,7 @@
 use super::Row;
 use crate::page;
 use anyhow::Result;
+use ringfence_abi::manifest::{DomainKind, SEGMENTED_SUFFIX};
 use std::fmt::Write;
 
 /// The loss in percent that was feared in 1997, when this design was first proposed.
@@ -20,22 +21,26 @@ fn optional(value: Option<impl ToString>) -> String {
 struct Pair<'a> {
     trusted: &'a Row,
     sandboxed: &'a Row,
+    /// The row of the same driver in a segmented domain, if it was measured.
+    segmented: Option<&'a Row>,
+}
+
+fn is_segmented(row: &Row) -> bool {
+    row.kind.as_deref() == Some(DomainKind::Segmented.name())
 }
 
 /// Pairs the rows of whole operations.
 fn pairs(rows: &[Row]) -> Vec<Pair<'_>> {
     let operations = ["nic/", "icmp/", "scsi/", "fs/", "tcp/", "udp/"];
-    let sandboxed = rows.iter().filter(|row| row.ring == Some(1));
+    let sandboxed = rows.iter().filter(|row| row.ring == Some(1) && !is_segmented(row));
     sandboxed
         .filter(|row| operations.iter().any(|prefix| row.name.starts_with(prefix)))
         .filter_map(|sandboxed| {
-            let same = |row: &&Row| {
-                row.ring == Some(0)
-                    && row.name == sandboxed.name
-                    && row.batch == sandboxed.batch
-                    && row.unit == sandboxed.unit
-            };
-            Some(Pair { trusted: rows.iter().find(same)?, sandboxed })
+            let same =
+                |row: &&Row| row.name == sandboxed.name && row.batch == sandboxed.batch && row.unit == sandboxed.unit;
+            let trusted = rows.iter().find(|row| row.ring == Some(0) && same(row))?;
+            let segmented = rows.iter().find(|row| is_segmented(row) && same(row));
+            Some(Pair { trusted, sandboxed, segmented })
         })
         .collect()
 }
@@ -43,22 +48,25 @@ fn pairs(rows: &[Row]) -> Vec<Pair<'_>> {
 impl Pair<'_> {
     /// Returns the loss in ring 1 in percent: the missing part of a rate, or the added part of a
     /// cost.
-    fn loss(&self) -> f64 {
-        let ratio = self.sandboxed.median / self.trusted.median;
-        100.0 * if self.sandboxed.unit.ends_with("/s") { 1.0 - ratio } else { ratio - 1.0 }
+    fn loss(&self, of: &Row) -> f64 {
+        let ratio = of.median / self.trusted.median;
+        100.0 * if of.unit.ends_with("/s") { 1.0 - ratio } else { ratio - 1.0 }
     }
 }
 
-const PAIR_HEAD: [&str; 6] = ["operation", "batch", "ring 0", "ring 1", "loss %", "unit"];
+const PAIR_HEAD: [&str; 8] = ["operation", "batch", "ring 0", "paged", "loss %", "segmented", "loss %", "unit"];
 const ROW_HEAD: [&str; 7] = ["name", "ring", "batch", "domains", "median", "p99", "unit"];
 
-fn pair_cells(pair: &Pair) -> [String; 6] {
+fn pair_cells(pair: &Pair) -> [String; 8] {
+    let loss = |of: &Row| format!("{:.1}", pair.loss(of));
     [
         pair.sandboxed.name.clone(),
         optional(pair.sandboxed.batch),
         number(pair.trusted.median),
         number(pair.sandboxed.median),
-        format!("{:.1}", pair.loss()),
+        loss(pair.sandboxed),
+        optional(pair.segmented.map(|row| number(row.median))),
+        optional(pair.segmented.map(loss)),
         pair.sandboxed.unit.clone(),
     ]
 }
@@ -66,7 +74,7 @@ fn pair_cells(pair: &Pair) -> [String; 6] {
 fn row_cells(row: &Row) -> [String; 7] {
     [
         row.name.clone(),
-        optional(row.ring),
+        optional(row.ring.map(|ring| format!("{ring}{}", if is_segmented(row) { SEGMENTED_SUFFIX } else { "" }))),
         optional(row.batch),
         optional(row.domains),
         if row.unit == "ratio" { format!("{:.2}", row.median) } else { number(row.median) },
@@ -90,7 +98,7 @@ pub fn text(rows: &[Row]) -> String {
     let mut out = String::new();
     let (pairs, singles) = (pairs(rows), singles(rows));
     if !pairs.is_empty() {
-        let widths = [22, 6, 9, 9, 7, 12];
+        let widths = [19, 5, 8, 8, 6, 9, 6, 12];
         out += &line(PAIR_HEAD.map(String::from), widths);
         pairs.iter().for_each(|pair| out += &line(pair_cells(pair), widths));
         out.push('\n');
@@ -106,16 +114,29 @@ pub fn text(rows: &[Row]) -> String {
 
 /// Formats the comparison with another system: medians, and the ratio in which more is better.
 pub fn peer(rows: &[Row]) -> String {
+    let of_kind = |kind: DomainKind| peer_of(rows, kind);
+    let head = |kind: DomainKind| format!("Ringfence's drivers in {kind} domains:\n");
+    let tables = DomainKind::ALL.map(|kind| (head(kind), of_kind(kind)));
+    tables
+        .into_iter()
+        .filter(|(_, table)| table.lines().count() > 1)
+        .map(|(head, table)| head + &table + "\n")
+        .collect()
+}
+
+/// Formats the comparison of Ringfence's drivers in domains of one kind.
+fn peer_of(rows: &[Row], kind: DomainKind) -> String {
     let head = ["operation", "batch", "Ringfence", "Linux", "ratio", "from", "to", "unit"];
     let widths = [22, 6, 10, 10, 6, 6, 6, 12];
     let mut out = line(head.map(String::from), widths);
-    for ratio in rows {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.kind.as_deref().is_none_or(|of| of == kind.name())).collect();
+    for ratio in rows.iter().filter(|row| row.kind.is_some()) {
         let Some((prefix, name)) = ratio.name.split_once('/').filter(|(prefix, _)| prefix.starts_with("peer")) else {
             continue;
         };
         let counts = prefix == "peer-instructions";
         let of = |system: &str| {
-            let is_it = |row: &&Row| {
+            let is_it = |row: &&&Row| {
                 row.batch == ratio.batch
                     && (row.unit == "instructions") == counts
                     && row.name.strip_prefix(system).and_then(|rest| rest.strip_prefix('/')) == Some(name)
@@ -167,12 +188,13 @@ pub fn html(rows: &[Row], conditions: &str) -> Result<String> {
             .filter(|pair| pair.sandboxed.unit.ends_with(unit))
             .map(|pair| {
                 let batch = pair.sandboxed.batch.map(|batch| format!(" \u{d7}{batch}")).unwrap_or_default();
-                (format!("{}{batch}", pair.sandboxed.name), vec![pair.loss()])
+                let losses = [Some(pair.sandboxed), pair.segmented].into_iter().flatten();
+                (format!("{}{batch}", pair.sandboxed.name), losses.map(|row| pair.loss(row)).collect())
             })
             .collect();
         if !bars.is_empty() {
             page += &format!("<h2>{title}</h2>\n");
-            page += &page::bars(&[title.to_string()], &bars, "%", Some(FEARED))?;
+            page += &page::bars(&DomainKind::ALL.map(|kind| format!("{title}, {kind}")), &bars, "%", Some(FEARED))?;
             page += &format!("<p>The red line: {FEARED} %, which was feared in 1997.</p>\n");
         }
     }

@@ -58,12 +58,13 @@ pub fn forget(host: &Arc<Host>) {
 /// count, because a device may cause searches again and again.
 pub async fn settled() {
     note_said();
-    let until =
-        DONE.load(Ordering::Acquire) + TO_SCAN.lock().len() as u64 + u64::from(SCANNING.load(Ordering::Acquire));
+    // Single units of a host are looked at in one go.
+    let stale = || super::hosts().into_iter().filter(|host| !host.stale.lock().is_empty()).count();
+    let waiting = || (TO_SCAN.lock().len() + stale()) as u64 + u64::from(SCANNING.load(Ordering::Acquire));
+    let until = DONE.load(Ordering::Acquire) + waiting();
     poll_fn(|context| {
         // A waiting host may be gone before it is looked at, and is not counted then.
-        let idle = TO_SCAN.lock().is_empty() && !SCANNING.load(Ordering::Acquire);
-        if idle || DONE.load(Ordering::Acquire) >= until {
+        if waiting() == 0 || DONE.load(Ordering::Acquire) >= until {
             return Poll::Ready(());
         }
         wait_in(&mut ON_SETTLED.lock(), context.waker());

@@ -1,6 +1,8 @@
 //! What a machine demands of a module file before the file may run in ring 0: a policy, in TOML.
 //!
 //! ```toml
+//! # The kind of domain for modules that prefer none: paged or segmented.
+//! kind = "paged"
 //! # Each list is a way to ring 0: a module needs all that the list names.
 //! admit = [["signature"], ["record", "report"], ["force"]]
 //!
@@ -21,6 +23,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
+use ringfence_abi::manifest::DomainKind;
 use serde::Deserialize;
 
 /// The most bytes of a policy.
@@ -58,10 +61,32 @@ impl Default for RecordDemand {
     }
 }
 
+/// The kind of domain that modules are loaded into which prefer none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UsualKind {
+    /// [`DomainKind::Paged`].
+    #[default]
+    Paged,
+    /// [`DomainKind::Segmented`].
+    Segmented,
+}
+
+impl From<UsualKind> for DomainKind {
+    fn from(kind: UsualKind) -> DomainKind {
+        match kind {
+            UsualKind::Paged => DomainKind::Paged,
+            UsualKind::Segmented => DomainKind::Segmented,
+        }
+    }
+}
+
 /// What a machine demands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
+    /// The kind of domain for modules that prefer none.
+    pub kind: UsualKind,
     /// Whether everything is admitted, for the development of drivers.
     pub development: bool,
     /// The ways to ring 0. Each names what a module needs together.
@@ -231,11 +256,14 @@ impl Policy {
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = format!("domains are {}, unless a module or a person prefers others", DomainKind::from(self.kind));
         if self.development {
-            return writeln!(f, "any module may run in ring 0 that has not faulted: this is for development");
+            writeln!(f, "any module may run in ring 0 that has not faulted: this is for development")?;
+            return writeln!(f, "{kind}");
         }
         if self.admit.is_empty() {
-            return writeln!(f, "no module may run in ring 0");
+            writeln!(f, "no module may run in ring 0")?;
+            return writeln!(f, "{kind}");
         }
         let ways: Vec<String> = self.admit.iter().map(|way| together(way)).collect();
         writeln!(f, "a module may run in ring 0 by {}", ways.join(", or by "))?;
@@ -248,7 +276,7 @@ impl fmt::Display for Policy {
         if asks_for(Evidence::Report) {
             writeln!(f, "report    {}", self.report)?;
         }
-        Ok(())
+        writeln!(f, "{kind}")
     }
 }
 
@@ -334,6 +362,15 @@ mod tests {
         let none =
             Policy::nothing().decide(&Shown { signer: Ok("boss"), force: Force::Given, ..shown(&tally, Err("")) });
         assert_eq!(none, Err("the policy admits nothing to ring 0".into()));
+    }
+
+    #[test]
+    fn the_usual_kind_of_domain_is_paged() {
+        let kind = |text: &str| DomainKind::from(Policy::parse(text).unwrap().kind);
+        assert_eq!(kind(STRICT), DomainKind::Paged);
+        assert_eq!(kind(&format!("kind = \"segmented\"\n{STRICT}")), DomainKind::Segmented);
+        assert_eq!(DomainKind::from(Policy::for_development().kind), DomainKind::Paged);
+        assert!(Policy::parse("kind = \"flat\"").unwrap_err().starts_with("line 1: unknown variant `flat`"));
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl Domain {
             name: self.name.as_str().into(),
             module: self.file.name.as_str().into(),
             build: self.file.build,
+            kind: self.space.kind().name().into(),
             ring: self.ring() as u8,
             slot: self.space.slot() as u64,
             device: self.device.as_ref().map(|device| device.which().to_string().into()),

@@ -26,11 +26,12 @@ use alloc::sync::Arc;
 use hw::console::Source;
 use hw::memory::frames::{Lent, OutOfMemory};
 use ringfence_abi::layout::{self, PAGE_SIZE};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::upcall::{Events, POLL};
 use ringfence_core::extent::Extent;
 use ringfence_core::life::Life;
-use ringfence_core::module::{DomainKind, Imports};
+use ringfence_core::module::Imports;
 use ringfence_core::timer::Timer;
 use spin::Mutex;
 

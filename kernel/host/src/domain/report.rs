@@ -25,12 +25,13 @@ use hw::memory;
 use hw::space::lifted;
 use hw::symbols;
 use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::upcall::{self, Events};
 use ringfence_core::disassembly::{self, MAX_INSTRUCTION};
 use ringfence_core::extent::Extent;
 use ringfence_core::fault::Happened;
-use ringfence_core::module::{DomainKind, symbol_at};
+use ringfence_core::module::symbol_at;
 use ringfence_core::port_bitmap::Ports;
 use ringfence_link::event;
 use x86_64::VirtAddr;
@@ -310,10 +311,11 @@ impl Scene {
         }
         writeln!(
             out,
-            "    version {}{}, ring {}, slot {}, upcall {}, up {} us",
+            "    version {}{}, ring {}{}, slot {}, upcall {}, up {} us",
             self.manifest.version(),
             if self.file.build > 0 { format!(", build {}", self.file.build) } else { String::new() },
             self.ring,
+            if self.kind == DomainKind::Segmented { ", segmented" } else { "" },
             self.slot,
             self.upcalls,
             self.at_us
@@ -387,6 +389,7 @@ impl Scene {
             module: self.file.name.clone().into(),
             build: self.file.build,
             version: self.manifest.version().to_string().into(),
+            domain_kind: self.kind.name().into(),
             ring: self.ring as u8,
             slot: self.slot as u64,
             kind: "".into(),

@@ -10,7 +10,7 @@ use crate::domain::saved::SavedState;
 use crate::domain::trace::{self, What};
 use crate::domain::{Handle, Ring, end, registry, sleep, trust};
 use crate::file::File;
-use crate::{poll, pushed, ramdisk};
+use crate::{evidence, poll, pushed, ramdisk};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -21,11 +21,11 @@ use hw::pci::Function;
 use hw::{console, link};
 use log::Level;
 use ringfence_abi::layout::IMAGE;
-use ringfence_abi::manifest::{BY_HAND, Manifest, NEEDS_FENCE};
+use ringfence_abi::manifest::{BY_HAND, DomainKind, Manifest, NEEDS_FENCE, SEGMENTED_SUFFIX};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
 use ringfence_core::limits::SLEEP_MS;
-use ringfence_core::module::{DomainKind, Module};
+use ringfence_core::module::{Module, file_name};
 use ringfence_link::event::Event;
 use spin::Mutex;
 
@@ -45,6 +45,23 @@ pub fn find(name: &str) -> Result<Handle, LoadError> {
 pub fn file(name: &str) -> Result<File, LoadError> {
     let of_ramdisk = || ramdisk::modules().find(|file| file.name == name);
     pushed::find(name).or_else(of_ramdisk).ok_or_else(|| LoadError::NoFile(name.to_string()))
+}
+
+/// Returns the file of module `name` for domains of the kind that is `wanted`. If nobody wants one,
+/// the file's name or the module's preference decides, and else the policy, as far as the module is
+/// built for that kind and this machine has it.
+pub fn choose(name: &str, wanted: Option<DomainKind>) -> Result<File, LoadError> {
+    let built = |kind| file(&file_name(name, kind));
+    if let Some(kind) = wanted {
+        return built(kind);
+    }
+    if name.ends_with(SEGMENTED_SUFFIX) {
+        return file(name);
+    }
+    let some = built(DomainKind::Paged).or_else(|_| built(DomainKind::Segmented))?;
+    let prefers = Module::parse(&some.bytes).ok().and_then(|module| module.manifest.kind_preferred());
+    let kind = prefers.unwrap_or_else(evidence::usual_kind);
+    Ok(built(kind).unwrap_or(some))
 }
 
 /// Returns all module files, by name.
@@ -306,16 +323,19 @@ pub async fn autoload(first: &[&str]) {
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
         match Module::parse(&file.bytes) {
-            // A person or the policy chooses the other kind.
-            Ok(module) if module.manifest.flags & BY_HAND == 0 && module.domain == DomainKind::Paged => {
-                files.push((module.manifest, file))
+            // Of two files of a module, the one for the right kind of domain is taken.
+            Ok(module) if module.manifest.flags & BY_HAND == 0 => {
+                let name = module.manifest.name();
+                if choose(name, None).is_ok_and(|chosen| chosen.name == file.name) {
+                    files.push((module.manifest, file));
+                }
             }
             Ok(_) => {}
             Err(error) => log::warn!("{}.rfm is refused: {error}", console::printable(&file.name)),
         }
     }
-    let place = |file: &File| (!first.contains(&file.name.as_str()), file.name.clone());
-    files.sort_by_cached_key(|(_, file)| place(file));
+    let place = |manifest: &Manifest| (!first.contains(&manifest.name()), manifest.name().to_string());
+    files.sort_by_cached_key(|(manifest, _)| place(manifest));
     for which in Which::all() {
         let can_be_had = which.function().is_none_or(|function| function.is_device);
         if !can_be_had || which.state() != State::Free {

@@ -30,11 +30,12 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 use ringfence_abi::layout::{MAX_DOMAINS, PAGE_SIZE, SLOT_SIZE, STACK_TOP, STUB_BYTES, STUBS, slot_base, slot_of};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::queue::Words;
 use ringfence_abi::service::SERVICE_COUNT;
 use ringfence_core::descriptor;
 use ringfence_core::extent::Extent;
-use ringfence_core::module::{DomainKind, Imports};
+use ringfence_core::module::Imports;
 use spin::Mutex;
 use x86_64::structures::paging::PageTableFlags as Flags;
 

@@ -21,10 +21,10 @@ use crate::memory::tables::{DevicePage, Leaf};
 use alloc::vec::Vec;
 use heapless::Vec as Few;
 use ringfence_abi::layout::PAGE_SIZE;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::queue::Words;
 use ringfence_core::access::{Access, Direction};
 use ringfence_core::extent::Extent;
-use ringfence_core::module::DomainKind;
 use ringfence_core::port_bitmap::Ports;
 use x86_64::structures::paging::PageTableFlags as Flags;
 

@@ -5,12 +5,14 @@
 mod linux;
 
 use super::host::Awake;
-use super::{BOOT_ROWS, Row, TIME_LIMIT, boot_times, boot_to_prompt, files, in_guest, streams_of};
+use super::{BOOT_ROWS, Row, TIME_LIMIT, boot_times, boot_to_prompt, files, in_guest, reload, streams_of};
 use crate::build::System;
 use crate::machine::{Machine, Protocol, Running, Said, free_port};
-use crate::output;
+use crate::{drivers, output};
 use anyhow::{Context, Result, bail};
 use linux::Linux;
+use ringfence_abi::manifest::{DomainKind, Kind};
+use ringfence_core::module::file_name;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -22,6 +24,8 @@ const MARK: &str = "@PEER ";
 
 /// A row's name and batch.
 type Key = (String, u64);
+/// The kind of domain of Ringfence's drivers, and the key.
+type OurKey = (&'static str, Key);
 
 /// Measures both systems; returns a row for each value, and one for each ratio.
 pub fn rows(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<Row>> {
@@ -31,13 +35,16 @@ pub fn rows(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<Row
     let directory = TempDir::new()?;
     let with_files = files::add(&machine, directory.path())?;
     let guest = linux.on(&with_files)?;
-    let (mut ours, mut theirs): (BTreeMap<Key, Vec<f64>>, BTreeMap<Key, Vec<f64>>) = Default::default();
+    let kinds = kinds(system, &machine)?;
+    let (mut ours, mut theirs): (BTreeMap<OurKey, Vec<f64>>, BTreeMap<Key, Vec<f64>>) = Default::default();
     let mut units = BTreeMap::new();
     for boot in 1..=BOOTS {
-        output::complain(&format!("bench: Ringfence, boot {boot} of {BOOTS}"));
-        for (key, unit, value) in of_ringfence(system, [&machine, &with_files], awake)? {
-            units.insert(key.clone(), unit);
-            ours.entry(key).or_default().push(value);
+        for kind in &kinds {
+            output::complain(&format!("bench: Ringfence, {kind}, boot {boot} of {BOOTS}"));
+            for (key, unit, value) in of_ringfence(system, [&machine, &with_files], *kind, awake)? {
+                units.insert((kind.name(), key.clone()), unit);
+                ours.entry((kind.name(), key)).or_default().push(value);
+            }
         }
         output::complain(&format!("bench: {}, boot {boot} of {BOOTS}", linux.version));
         for (key, value) in of_linux(system, &guest, awake)? {
@@ -46,25 +53,40 @@ pub fn rows(system: &System, machine: &Machine, awake: &Awake) -> Result<Vec<Row
     }
     let mut rows = Vec::new();
     for (key, unit) in units {
-        let (Some(ours), Some(theirs)) = (ours.get(&key), theirs.get(&key)) else { continue };
-        let (name, batch) = key;
-        rows.extend(compared(&name, batch, &unit, "peer", ours, theirs));
+        let (Some(ours), Some(theirs)) = (ours.get(&key), theirs.get(&key.1)) else { continue };
+        rows.extend(compared(&key, &unit, "peer", ours, theirs));
     }
     output::complain("bench: instructions, in a boot of each with -icount");
     let [machine, with_files] = [machine, with_files].map(|machine| Machine { icount: true, ..machine });
-    let mut theirs = measured_by(&mut linux.on(&with_files)?.start(system)?, Instant::now())?;
-    for ((name, batch), unit, value) in in_ring_1(system, [&machine, &with_files], " --instructions", &mut |_| ())? {
-        if let Some(samples) = theirs.remove(&(name.clone(), batch)) {
-            let theirs = Row::of("", &unit, samples).median;
-            rows.extend(compared(&name, batch, &unit, "peer-instructions", &[value], &[theirs]));
+    let theirs = measured_by(&mut linux.on(&with_files)?.start(system)?, Instant::now())?;
+    for kind in kinds {
+        let counted = in_ring_1(system, [&machine, &with_files], kind, " --instructions", &mut |_| ())?;
+        for (key, unit, value) in counted {
+            if let Some(samples) = theirs.get(&key) {
+                let theirs = Row::of("", &unit, samples.clone()).median;
+                rows.extend(compared(&(kind.name(), key), &unit, "peer-instructions", &[value], &[theirs]));
+            }
         }
     }
     Ok(rows)
 }
 
+/// Returns the kinds of domains that all drivers of the machine are built for.
+fn kinds(system: &System, machine: &Machine) -> Result<Vec<DomainKind>> {
+    let loaded = drivers::loaded(system, machine)?;
+    let is_built = |kind: &DomainKind| {
+        loaded.iter().all(|driver| drivers::find(system, machine, &file_name(&driver.name, *kind)).is_ok())
+    };
+    Ok(DomainKind::ALL.into_iter().filter(is_built).collect())
+}
+
 /// Returns the rows of both systems, and of their ratio.
-fn compared(name: &str, batch: u64, unit: &str, prefix: &str, ours: &[f64], theirs: &[f64]) -> [Row; 3] {
-    let with = |row: Row, ring| Row { ring, batch: Some(batch), ..row };
+fn compared((kind, (name, batch)): &OurKey, unit: &str, prefix: &str, ours: &[f64], theirs: &[f64]) -> [Row; 3] {
+    let with = |row: Row, ring| {
+        // Linux's drivers have no kind.
+        let kind = (ring != Some(0)).then(|| kind.to_string());
+        Row { ring, kind, batch: Some(*batch), ..row }
+    };
     // A rate is better if it is higher, a cost if it is lower: in the ratio, more is better.
     let is_cost = !unit.ends_with("/s");
     let ratio = |(ours, theirs): (&f64, &f64)| if is_cost { theirs / ours } else { ours / theirs };
@@ -79,14 +101,18 @@ fn compared(name: &str, batch: u64, unit: &str, prefix: &str, ours: &[f64], thei
 fn in_ring_1(
     system: &System,
     [machine, with_files]: [&Machine; 2],
+    kind: DomainKind,
     option: &str,
     pin: &mut dyn FnMut(u32),
 ) -> Result<Vec<(Key, String, f64)>> {
     let mut failures = 0;
-    let commands = ["nic", "icmp", "scsi"].map(|family| format!("bench {family} --ring 1{option}"));
+    let commands = ["nic", "icmp", "scsi"].map(|family| format!("bench {family} --ring 1 --kind {kind}{option}"));
     let mut rows = in_guest(system, machine, &commands.join("; "), pin, &mut failures)?;
-    let command = format!("{}; bench fs --ring 1{option}", files::mount(with_files));
-    rows.extend(in_guest(system, with_files, &command, pin, &mut failures)?);
+    // Filesystems are paged.
+    if kind == DomainKind::Paged {
+        let command = format!("{}; bench fs --ring 1{option}", files::mount(with_files));
+        rows.extend(in_guest(system, with_files, &command, pin, &mut failures)?);
+    }
     if failures > 0 {
         bail!("{failures} of Ringfence's rows failed");
     }
@@ -94,16 +120,28 @@ fn in_ring_1(
 }
 
 /// Measures one boot of Ringfence.
-fn of_ringfence(system: &System, machines: [&Machine; 2], awake: &Awake) -> Result<Vec<(Key, String, f64)>> {
-    let mut found = in_ring_1(system, machines, "", &mut |process| awake.pin(process))?;
+fn of_ringfence(
+    system: &System,
+    machines: [&Machine; 2],
+    kind: DomainKind,
+    awake: &Awake,
+) -> Result<Vec<(Key, String, f64)>> {
+    let mut found = in_ring_1(system, machines, kind, "", &mut |process| awake.pin(process))?;
     let [machine, _] = machines;
-    for (name, time) in BOOT_ROWS.into_iter().zip(boot_to_prompt(system, machine)?) {
-        found.push(((name.to_string(), 1), "ms".to_string(), time));
+    if kind == DomainKind::Paged {
+        for (name, time) in BOOT_ROWS.into_iter().zip(boot_to_prompt(system, machine)?) {
+            found.push(((name.to_string(), 1), "ms".to_string(), time));
+        }
     }
     let (machine, ports) = with_ports(machine)?;
     let mut running = machine.start(system)?;
     awake.pin(running.process());
     running.wait_for_event("an address", super::has_address)?;
+    if kind == DomainKind::Segmented
+        && let Some(nic) = drivers::loaded(system, &machine)?.iter().find(|driver| driver.kind == Kind::Nic)
+    {
+        reload(&mut running, &nic.name, kind)?;
+    }
     for (name, unit, value) in streams_of(ports)? {
         found.push(((name.to_string(), 1), unit.to_string(), value));
     }
